@@ -1,0 +1,28 @@
+"""The errors of the system and the process exit codes they become.
+
+Every message names the offending value, what was expected and the remedy.
+"""
+
+
+class S2VError(Exception):
+    """Base of all errors that the system raises on purpose."""
+
+    exit_code = 1
+
+
+class PermanentError(S2VError):
+    """The input is bad: the same call fails again, so it is never retried."""
+
+    exit_code = 65
+
+
+class ConfigurationError(PermanentError):
+    """The installation is wrong (setting, missing tool, missing weights): a person must change it."""
+
+    exit_code = 78
+
+
+class TransientError(S2VError):
+    """The outside world failed (network, storage, preemption): the same call may succeed later."""
+
+    exit_code = 75

@@ -1,0 +1,47 @@
+"""Structured logs: one event and its keys per line, on stderr, so that stdout carries only results.
+
+Bind what is constant for a process once (`bind(job_id=..., clip_index=...)`); pass the rest as keys.
+"""
+
+import logging
+import sys
+from typing import Any
+
+import structlog
+
+Logger = structlog.stdlib.BoundLogger
+
+
+def configure(*, json_lines: bool, level: str = "INFO") -> None:
+    """Set up logging for this process: readable lines for people, JSON lines for machines."""
+    renderer: Any = (
+        structlog.processors.JSONRenderer()
+        if json_lines
+        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=0)
+    )
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info if json_lines else _keep,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level]),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+
+
+def get_logger() -> Logger:
+    """The logger of this process; bound keys are added to every line."""
+    return structlog.get_logger()  # type: ignore[no-any-return]
+
+
+def bind(**keys: Any) -> None:
+    """Add keys to every later line of this process (job_id, clip_index, rank)."""
+    structlog.contextvars.bind_contextvars(**keys)
+
+
+def _keep(_: Any, __: str, event: Any) -> Any:
+    return event

@@ -1,0 +1,1 @@
+"""The vocabulary of the system: what a request, a plan, a manifest and a report are."""

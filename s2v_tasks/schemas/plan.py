@@ -1,0 +1,93 @@
+"""The plan of a job: every clip and every frame, fixed before a GPU starts."""
+
+from fractions import Fraction
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from s2v_tasks.schemas.request import Solver
+
+FPS = 16
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SpeechFacts(_Model):
+    """Length of the speech as decoded: exact, in samples of its own rate."""
+
+    num_samples: int
+    sample_rate: int
+
+    @property
+    def duration_seconds(self) -> Fraction:
+        return Fraction(self.num_samples, self.sample_rate)
+
+
+class Sampling(_Model):
+    """How each clip is denoised."""
+
+    sample_steps: int
+    sample_guide_scale: float
+    sample_shift: float
+    sample_solver: Solver
+    start_from_ref: bool
+
+
+class ClipPlan(_Model):
+    """One clip: renders `infer_frames` frames, of which [start_frame, end_frame) of the video are delivered."""
+
+    clip_index: int
+    chain_index: int
+    predecessor: int | None  # clip_index of the clip before it in its chain; None starts a chain from the picture
+    successor: int | None
+    infer_frames: int
+    start_frame: int
+    end_frame: int
+    seed: int
+    tokens: int
+    pflops: float
+
+    @property
+    def num_frames(self) -> int:
+        return self.end_frame - self.start_frame
+
+
+class Estimate(_Model):
+    """What the plan costs on the configured GPU."""
+
+    pflops: float
+    gpu: str
+    gpu_seconds: float
+    cost: float
+    currency: str
+    peak_gpu_memory_gib: float
+
+
+class Plan(_Model):
+    """All that the later steps need to know; no later step decides a number of frames or clips."""
+
+    schema_version: Literal[1] = 1
+    job_id: str
+    preset: str
+    model: str
+    fps: Literal[16] = 16
+    width: int
+    height: int
+    speech: SpeechFacts
+    num_frames: int  # delivered frames of the whole video
+    sampling: Sampling
+    base_seed: int
+    clips: tuple[ClipPlan, ...]
+    estimate: Estimate
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def duration_seconds(self) -> Fraction:
+        """Length of the delivered video."""
+        return Fraction(self.num_frames, self.fps)
+
+    @property
+    def num_clip(self) -> int:
+        return len(self.clips)

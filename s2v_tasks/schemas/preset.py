@@ -1,0 +1,46 @@
+"""Presets: named sets of defaults, read from config/presets.yaml."""
+
+from pathlib import Path
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from s2v_tasks.errors import ConfigurationError, PermanentError
+from s2v_tasks.schemas.request import Solver, parse_size
+
+
+class Preset(BaseModel):
+    """Defaults for the fields that a request leaves out."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    label: str
+    num_clip: int | None = Field(None, ge=1)
+    infer_frames: int = Field(ge=16, le=120, multiple_of=4)
+    sample_steps: int = Field(ge=2, le=100)
+    sample_guide_scale: float = Field(ge=1.0, le=20.0)
+    sample_shift: float = Field(ge=1.0, le=20.0)
+    sample_solver: Solver = "unipc"
+    size: str
+
+    @field_validator("size")
+    @classmethod
+    def _size_is_legal(cls, value: str) -> str:
+        parse_size(value)
+        return value
+
+
+def load_presets(config_dir: Path) -> dict[str, Preset]:
+    """All presets of `config_dir`/presets.yaml in file order; ConfigurationError when the file is bad."""
+    path = config_dir / "presets.yaml"
+    try:
+        return {name: Preset.model_validate(fields) for name, fields in yaml.safe_load(path.read_text()).items()}
+    except (OSError, yaml.YAMLError, ValidationError, AttributeError) as error:
+        raise ConfigurationError(f"{path} is not a valid preset file: {error}") from error
+
+
+def find_preset(presets: dict[str, Preset], name: str) -> Preset:
+    """The preset called `name`; PermanentError that lists the known ones."""
+    if name not in presets:
+        raise PermanentError(f"preset {name!r} is unknown: expected one of {', '.join(presets)}.")
+    return presets[name]

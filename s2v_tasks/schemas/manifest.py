@@ -1,4 +1,7 @@
-"""Manifests: what a step made, from what, by which program. Written last, so its presence means the outputs are whole."""
+"""Manifests: what a step made, from what, by which program.
+
+A manifest is written last, so its presence means that the outputs are whole.
+"""
 
 import hashlib
 import json

@@ -69,7 +69,11 @@ class Request(BaseModel):
         description="Frames that one clip renders at 16 fps: a multiple of 4 from 16 (1 s) to 120 (7.5 s).",
     )
     sample_steps: int | None = Field(
-        None, ge=2, le=100, title="Solver steps", description="Denoising steps of each clip; cost grows with it."
+        None,
+        ge=2,
+        le=100,
+        title="Solver steps",
+        description="Denoising steps of each clip; cost grows with it.",
     )
     sample_guide_scale: float | None = Field(
         None,
@@ -85,14 +89,12 @@ class Request(BaseModel):
         title="Schedule shift",
         description="Shift of the noise schedule. Empty: 3 up to 480*832 pixels, 5 from 1024*704 on.",
     )
-    sample_solver: Solver | None = Field(
-        None, title="Solver", description="unipc (default) or dpm++."
-    )
+    sample_solver: Solver | None = Field(None, title="Solver", description="unipc (default) or dpm++.")
     size: str | None = Field(
         None,
         pattern=SIZE_PATTERN,
         title="Size W*H",
-        description="Bounds the area of the picture; the aspect ratio follows the image. Sides are multiples of 32 from "
+        description="Bounds the area of the picture; the aspect ratio follows the image. Sides: multiples of 32 from "
         "128 to 1280, at most 1280*720 pixels in all. The 14B model was trained for 480*832 up to 1024*704 and 720p.",
     )
     base_seed: int = Field(
@@ -100,7 +102,7 @@ class Request(BaseModel):
         ge=-1,
         le=2**63 - 1001,
         title="Seed",
-        description="Seed of the first clip (clip k uses seed + k). -1: derived from the job id, so that a retry repeats it.",
+        description="Seed of the first clip (clip k uses seed + k). -1: derived from the job id; a retry repeats it.",
     )
     start_from_ref: bool = Field(
         False,
@@ -143,7 +145,9 @@ def parse_request(data: dict[str, Any]) -> Request:
     try:
         return Request.model_validate(data)
     except ValidationError as error:
-        raise PermanentError("Bad request: " + "; ".join(_sentence(e) for e in error.errors()) + ".") from None
+        raise PermanentError(
+            "Bad request: " + "; ".join(_sentence(e) for e in error.errors()) + "."
+        ) from None
 
 
 def _sentence(error: Any) -> str:
@@ -166,7 +170,9 @@ def _expected(field: str, message: str) -> str:
     if field == "infer_frames":
         return "expected a multiple of 4 from 16 to 120, for example 80"
     if field == "size":
-        return f"expected W*H such as 480*832, each side a multiple of {SIDE_STEP} from {MIN_SIDE} to {MAX_SIDE}"
+        return (
+            f"expected W*H such as 480*832, each side a multiple of {SIDE_STEP} from {MIN_SIDE} to {MAX_SIDE}"
+        )
     if field.endswith("_uri"):
         return "expected an S3 URI such as s3://bucket/folder/file"
     return message[0].lower() + message[1:]

@@ -25,30 +25,20 @@ class Settings(BaseSettings):
     home: Path = Field(
         Path(".s2v"), description="Folder of the embedded stack: its databases, objects, logs and snapshot."
     )
-    config_dir: Path | None = Field(
-        None, description="Folder with presets.yaml, models.yaml, validation.yaml."
-    )
+    config_dir: Path | None = Field(None, description="Folder with presets.yaml, models.yaml, validation.yaml.")
     execution: Literal["local", "kubernetes"] = Field("local", description="How Airflow runs a step.")
     nproc_per_node: int = Field(1, ge=1, le=8, description="Processes (GPUs) that render one clip.")
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="Where the engine runs; auto: a GPU if present."
-    )
-    snapshot_path: Path | None = Field(
-        None, description="Folder with the model weights in the official layout."
-    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the engine runs; auto: a GPU if present.")
+    snapshot_path: Path | None = Field(None, description="Folder with the model weights in the official layout.")
     model: str = Field(
         "wan2.2-s2v-14b", description="Entry of models.yaml that the snapshot is: dimensions for the plan."
     )
-    gpu: str = Field(
-        "h100-sxm", description="Entry of models.yaml that prices a plan: speed, memory, cost per hour."
-    )
+    gpu: str = Field("h100-sxm", description="Entry of models.yaml that prices a plan: speed, memory, cost per hour.")
 
     database_url: SecretStr | None = Field(None, description="PostgreSQL URL of the project's own database.")
     data_uri: str = Field("s3://s2v", description="Where jobs live: s3://bucket[/prefix].")
     output_uri: str = Field("s3://s2v/output", description="Where finished videos are published.")
-    s3_endpoint_url: str | None = Field(
-        None, description="Endpoint of an S3-compatible server; empty for AWS."
-    )
+    s3_endpoint_url: str | None = Field(None, description="Endpoint of an S3-compatible server; empty for AWS.")
     s3_region: str = Field("us-east-1", description="Region of the buckets.")
     s3_access_key_id: str | None = Field(None, description="Empty: the usual AWS credential chain.")
     s3_secret_access_key: SecretStr | None = Field(None, description="Empty: the usual AWS credential chain.")
@@ -57,16 +47,10 @@ class Settings(BaseSettings):
     max_audio_seconds: int = Field(1200, ge=1, description="Longest speech of one job.")
     max_input_bytes: int = Field(512 * 1024**2, ge=1, description="Largest input file.")
     work_dir: Path | None = Field(None, description="Scratch folder of the steps; empty: the system's.")
-    ffmpeg_path: Path | None = Field(
-        None, description="ffmpeg to use; empty: PATH, then the one installed by pip."
-    )
-    ffprobe_path: Path | None = Field(
-        None, description="ffprobe to use; empty: PATH, then the one installed by pip."
-    )
+    ffmpeg_path: Path | None = Field(None, description="ffmpeg to use; empty: PATH, then the one installed by pip.")
+    ffprobe_path: Path | None = Field(None, description="ffprobe to use; empty: PATH, then the one installed by pip.")
     log_json: bool = Field(False, description="Logs as JSON lines.")
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
-        "INFO", description="Least severe log line shown."
-    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least severe log line shown.")
 
 
 def stack_env_path() -> Path:
@@ -80,9 +64,7 @@ def load_settings() -> Settings:
     known = {PREFIX + name.upper() for name in Settings.model_fields}
     unknown = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
     if unknown:
-        raise ConfigurationError(
-            f"{', '.join(unknown)}: not a setting; see docs/configuration.md for the known names."
-        )
+        raise ConfigurationError(f"{', '.join(unknown)}: not a setting; see docs/configuration.md for the known names.")
     try:
         return Settings(_env_file=stack_env_path(), _env_file_encoding="utf-8")
     except ValidationError as error:
@@ -93,12 +75,8 @@ def load_settings() -> Settings:
 def config_dir(settings: Settings) -> Path:
     """The folder of the YAML configuration: the setting, else the checkout's, else the one in the package."""
     package = Path(__file__).parent
-    candidates = (
-        [settings.config_dir] if settings.config_dir else [package.parent / "config", package / "config"]
-    )
+    candidates = [settings.config_dir] if settings.config_dir else [package.parent / "config", package / "config"]
     for folder in candidates:
         if (folder / "presets.yaml").is_file():
             return folder
-    raise ConfigurationError(
-        f"No presets.yaml in {candidates[0]}: set S2V_CONFIG_DIR to the folder that has it."
-    )
+    raise ConfigurationError(f"No presets.yaml in {candidates[0]}: set S2V_CONFIG_DIR to the folder that has it.")

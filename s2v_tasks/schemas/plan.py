@@ -40,9 +40,7 @@ class ClipPlan(_Model):
 
     clip_index: int
     chain_index: int
-    predecessor: (
-        int | None
-    )  # clip_index of the clip before it in its chain; None starts a chain from the picture
+    predecessor: int | None  # clip_index of the clip before it in its chain; None starts a chain from the picture
     successor: int | None
     infer_frames: int
     start_frame: int

@@ -34,9 +34,7 @@ def load_presets(config_dir: Path) -> dict[str, Preset]:
     """All presets of `config_dir`/presets.yaml in file order; ConfigurationError when the file is bad."""
     path = config_dir / "presets.yaml"
     try:
-        return {
-            name: Preset.model_validate(fields) for name, fields in yaml.safe_load(path.read_text()).items()
-        }
+        return {name: Preset.model_validate(fields) for name, fields in yaml.safe_load(path.read_text()).items()}
     except (OSError, yaml.YAMLError, ValidationError, AttributeError) as error:
         raise ConfigurationError(f"{path} is not a valid preset file: {error}") from error
 

@@ -145,9 +145,7 @@ def parse_request(data: dict[str, Any]) -> Request:
     try:
         return Request.model_validate(data)
     except ValidationError as error:
-        raise PermanentError(
-            "Bad request: " + "; ".join(_sentence(e) for e in error.errors()) + "."
-        ) from None
+        raise PermanentError("Bad request: " + "; ".join(_sentence(e) for e in error.errors()) + ".") from None
 
 
 def _sentence(error: Any) -> str:
@@ -170,9 +168,7 @@ def _expected(field: str, message: str) -> str:
     if field == "infer_frames":
         return "expected a multiple of 4 from 16 to 120, for example 80"
     if field == "size":
-        return (
-            f"expected W*H such as 480*832, each side a multiple of {SIDE_STEP} from {MIN_SIDE} to {MAX_SIDE}"
-        )
+        return f"expected W*H such as 480*832, each side a multiple of {SIDE_STEP} from {MIN_SIDE} to {MAX_SIDE}"
     if field.endswith("_uri"):
         return "expected an S3 URI such as s3://bucket/folder/file"
     return message[0].lower() + message[1:]

@@ -1,0 +1,47 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`. Both create and use .venv.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+CONSTRAINTS := config/constraints-py311.txt
+INSTALLED := $(VENV)/.installed
+
+.PHONY: install demo up down status test lint docs clean
+
+help: ## Show this help.
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+# The stamp makes a second `make` start at once; a changed pyproject or constraints file installs again.
+$(INSTALLED): pyproject.toml $(CONSTRAINTS)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) torch -e '.[engine,airflow,embedded,dev]'
+	@touch $@
+
+install: $(INSTALLED) ## Create .venv with everything.
+
+DEMO_ARGS ?=
+demo: $(INSTALLED) ## Run the DAG on the sample inputs; leaves out/<job_id>.mp4. DEMO_ARGS="--audio a.wav ..." for yours.
+	@$(BIN)/s2v demo $(DEMO_ARGS)
+
+up: $(INSTALLED) ## Start PostgreSQL, S3 and Airflow with its UI on loopback.
+	@$(BIN)/s2v up
+
+down: $(INSTALLED) ## Stop what `make up` started; state stays in .s2v/.
+	@$(BIN)/s2v down
+
+status: $(INSTALLED) ## Say what of the embedded stack runs.
+	@$(BIN)/s2v status
+
+lint: $(INSTALLED) ## Format check, lint, types, import contracts.
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint ## Install what the tests need and run them all.
+	$(BIN)/pytest
+
+docs: $(INSTALLED) ## Refresh the generated references in docs/.
+	$(BIN)/python -m s2v_tasks.docs
+
+clean: ## Remove the virtual environment and all state of the embedded stack (stop it first).
+	rm -rf $(VENV) .s2v out

@@ -1,0 +1,106 @@
+"""Sound in the transformer: the causal encoder of speech features and the per-frame injection (spec b.4, c.8).
+
+Legend: B batch (1), K layers of speech features (25), C their width, F pixel frames, T latent frames, A sound tokens
+per frame, D model width, n patches per latent frame.
+"""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from s2v_tasks.engine.models.attention import CrossAttention
+from s2v_tasks.engine.models.layers import Fp32Linear, LayerNorm, Linear
+
+NUM_FEATURE_LAYERS = 25
+_ENCODER_EPS = 1e-6
+_ADAIN_EPS = 1e-5  # differs from every other norm of the network
+
+
+class CausalConv(nn.Module):
+    """A fp32 convolution over time that sees the past only; before the start, the first sample is repeated."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(in_channels, out_channels, kernel_size=3, stride=stride)
+
+    def forward(self, x_BCF: Tensor) -> Tensor:
+        padded = F.pad(x_BCF, (2, 0), mode="replicate")
+        return F.conv1d(padded, self.conv.weight.float(), self.conv.bias.float(), stride=self.conv.stride)  # type: ignore[union-attr]
+
+
+class MotionEncoder(nn.Module):
+    """Feature frames to sound tokens, four frames to one: local tokens in groups, and one global token."""
+
+    def __init__(self, audio_dim: int, dim: int, num_groups: int) -> None:
+        super().__init__()
+        self.num_groups = num_groups
+        self.conv1_local = CausalConv(audio_dim, num_groups * (dim // 4), stride=1)
+        self.conv1_global = CausalConv(audio_dim, dim // 4, stride=1)
+        self.conv2 = CausalConv(dim // 4, dim // 2, stride=2)
+        self.conv3 = CausalConv(dim // 2, dim, stride=2)
+        self.final_linear = Fp32Linear(dim, dim)
+        self.padding_tokens = nn.Parameter(torch.zeros(1, 1, 1, dim))
+
+    def forward(self, x_BCF: Tensor) -> tuple[Tensor, Tensor]:
+        """Return local tokens `[B, T, num_groups + 1, D]` and global tokens `[B, T, 1, D]`, fp32."""
+        grouped = rearrange(self.conv1_local(x_BCF), "b (g c) f -> (b g) c f", g=self.num_groups)
+        local = rearrange(self._tail(grouped), "(b g) t d -> b t g d", g=self.num_groups)
+        padding = self.padding_tokens.float().expand(*local.shape[:2], 1, -1)
+        local_BTAD = torch.cat([local, padding], dim=2)
+        global_BTD = self.final_linear(self._tail(self.conv1_global(x_BCF)))
+        return local_BTAD, global_BTD[:, :, None]
+
+    def _tail(self, x_BCF: Tensor) -> Tensor:
+        x_BFC = _norm_silu(x_BCF.transpose(1, 2))
+        x_BFC = _norm_silu(self.conv2(x_BFC.transpose(1, 2)).transpose(1, 2))
+        return _norm_silu(self.conv3(x_BFC.transpose(1, 2)).transpose(1, 2))
+
+
+class CausalAudioEncoder(nn.Module):
+    """Learned mix of the feature layers, then the causal encoder; all in fp32."""
+
+    def __init__(self, audio_dim: int, dim: int, num_groups: int) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(torch.ones(1, NUM_FEATURE_LAYERS, 1, 1))
+        self.encoder = MotionEncoder(audio_dim, dim, num_groups)
+
+    def forward(self, features_BKCF: Tensor) -> tuple[Tensor, Tensor]:
+        """`[1, 25, C, F]` to local `[1, ceil(F/4), A, D]` and global `[1, ceil(F/4), 1, D]`."""
+        gains = F.silu(self.weights.float())
+        mixed_BCF = (features_BKCF.float() * (gains / gains.sum(dim=1, keepdim=True))).sum(dim=1)
+        return self.encoder(mixed_BCF)  # type: ignore[no-any-return]
+
+
+class AdaptiveNorm(nn.Module):
+    """Layer norm whose scale and shift come from the global sound token of the frame."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.linear = Linear(dim, 2 * dim)
+        self.norm = LayerNorm(dim, _ADAIN_EPS)
+
+    def forward(self, x_TnD: Tensor, global_TD: Tensor) -> Tensor:
+        shift, scale = self.linear(F.silu(global_TD))[:, None].chunk(2, dim=-1)
+        return self.norm(x_TnD) * (1 + scale) + shift  # type: ignore[no-any-return]
+
+
+class AudioInjector(nn.Module):
+    """Cross attention of each latent frame's patches to that frame's sound tokens, one set per injected layer."""
+
+    def __init__(self, dim: int, num_heads: int, num_injections: int, eps: float) -> None:
+        super().__init__()
+        self.injector = nn.ModuleList(CrossAttention(dim, num_heads, eps) for _ in range(num_injections))
+        self.injector_adain_layers = nn.ModuleList(AdaptiveNorm(dim) for _ in range(num_injections))
+
+    def forward(self, index: int, video_BND: Tensor, tokens_TAD: Tensor, global_TD: Tensor) -> Tensor:
+        """The residual `[B, N, D]` that injection `index` adds to the video tokens."""
+        frames_TnD = rearrange(video_BND, "1 (t n) d -> t n d", t=tokens_TAD.shape[0])
+        adapted = self.injector_adain_layers[index](frames_TnD, global_TD)
+        residual_TnD = self.injector[index](adapted, tokens_TAD)
+        residual_BND: Tensor = rearrange(residual_TnD, "t n d -> 1 (t n) d")
+        return residual_BND
+
+
+def _norm_silu(x_BFC: Tensor) -> Tensor:
+    return F.silu(F.layer_norm(x_BFC, x_BFC.shape[-1:], eps=_ENCODER_EPS))

@@ -1,0 +1,71 @@
+"""Layers that carry the precision policy of spec c.10.
+
+With bf16 weights the wide matrix products run in bf16, everything that normalises, modulates or embeds time and sound
+runs in fp32, and the residual stream is fp32. The casts are explicit, so that the same code with fp32 weights is an
+all-fp32 forward.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Linear(nn.Linear):
+    """A linear layer computed in the dtype of its weight, whatever the dtype of its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
+
+
+class Fp32Linear(nn.Linear):
+    """A linear layer computed in fp32 from weights of any dtype."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x.float(), self.weight.float(), self.bias.float())
+
+
+class PatchConv(nn.Conv3d):
+    """Non-overlapping patches of `kernel` (t, y, x) to tokens, in the dtype of the weight.
+
+    `[1, C, F, h, w]` to `[1, F' * h' * w', D]`, ordered frame, row, column.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: tuple[int, int, int]) -> None:
+        super().__init__(in_channels, out_channels, kernel_size=kernel, stride=kernel)
+
+    def forward(self, x_BCFHW: Tensor) -> Tensor:
+        return super().forward(x_BCFHW.to(self.weight.dtype)).flatten(2).transpose(1, 2)
+
+
+class RMSNorm(nn.Module):
+    """Root mean square norm over the last axis: computed in fp32, cast back, then scaled by its weight."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        x32 = x.float()
+        normed = x32 * torch.rsqrt(x32.square().mean(dim=-1, keepdim=True) + self.eps)
+        return normed.to(x.dtype) * self.weight
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer norm over the last axis, computed in fp32 and returned in the dtype of its input."""
+
+    def __init__(self, dim: int, eps: float, *, affine: bool = False) -> None:
+        super().__init__(dim, eps=eps, elementwise_affine=affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight.float() if self.elementwise_affine else None
+        bias = self.bias.float() if self.elementwise_affine else None
+        return F.layer_norm(x.float(), self.normalized_shape, weight, bias, self.eps).to(x.dtype)
+
+
+def timestep_sinusoid(t: Tensor, width: int) -> Tensor:
+    """Sinusoidal embedding `[n] -> [n, width]`, cosines first, in float64 (spec c.5)."""
+    half = width // 2
+    exponents = torch.arange(half, dtype=torch.float64, device=t.device) / half
+    angles = torch.outer(t.double(), torch.pow(10000, -exponents))
+    return torch.cat([angles.cos(), angles.sin()], dim=1)

@@ -1,0 +1,90 @@
+"""Rotary position embedding: one (time, row, column) triple per token (spec c.3).
+
+Legend: L tokens, H heads, d head width, c = d/2 complex channels, B batch (1).
+Positions are integers, computed exactly; angles are float64; only the finished table is rounded to complex64.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+REFERENCE_TIME = 30
+_BASE = 10000.0
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A block of tokens, ordered time, row, column, by the positions of its axes."""
+
+    times: tuple[int, ...]
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the block."""
+        return len(self.times) * len(self.rows) * len(self.columns)
+
+
+def spread(count: int, extent: int) -> tuple[int, ...]:
+    """`count` positions spread over `0..extent-1`, both ends included, rounded down; a single one is at 0."""
+    if count == 1:
+        return (0,)
+    return tuple(k * (extent - 1) // (count - 1) for k in range(count))
+
+
+def video_grid(num_frames: int, rows: int, columns: int) -> Grid:
+    """Patches of the clip itself."""
+    return Grid(tuple(range(num_frames)), tuple(range(rows)), tuple(range(columns)))
+
+
+def reference_grid(rows: int, columns: int) -> Grid:
+    """Patches of the reference image: one frame at a time that lies behind the longest clip."""
+    return Grid((REFERENCE_TIME,), tuple(range(rows)), tuple(range(columns)))
+
+
+def motion_grids(height: int, width: int) -> tuple[Grid, Grid, Grid]:
+    """Patches of the motion history for latents of height x width: newest 1, the 2 before, the 16 before."""
+    rows, columns = height // 2, width // 2
+    newest = Grid((-1,), tuple(range(rows)), tuple(range(columns)))
+    middle = Grid((-3,), spread(height // 4, rows), spread(width // 4, columns))
+    oldest = Grid((-19, -14, -9, -4), spread(height // 8, rows), spread(width // 8, columns))
+    return newest, middle, oldest
+
+
+def rope_table(grids: list[Grid], head_dim: int) -> Tensor:
+    """The rotations `exp(i * angle)` of all tokens of `grids` in order: `[L, c]`, complex128, on the CPU."""
+    return torch.cat([_grid_table(grid, head_dim) for grid in grids])
+
+
+def rotate(x_BLHd: Tensor, rope_Lc: Tensor) -> Tensor:
+    """Rotate adjacent channel pairs of every head by the token's table row.
+
+    Multiplied in fp32: the table was made in float64, so this adds less than the rounding of the product to fp32 or
+    bf16, and spares the complex128 copies of queries and keys.
+    """
+    pairs = torch.view_as_complex(rearrange(x_BLHd.float(), "b l h (c pair) -> b l h c pair", pair=2))
+    return torch.view_as_real(pairs * rope_Lc[:, None, :]).flatten(-2)
+
+
+def _grid_table(grid: Grid, head_dim: int) -> Tensor:
+    side = 2 * (head_dim // 6)
+    bands = (head_dim - 2 * side, side, side)
+    angles = [_angles(axis, band) for axis, band in zip((grid.times, grid.rows, grid.columns), bands, strict=True)]
+    shape = (len(grid.times), len(grid.rows), len(grid.columns), -1)
+    views = [
+        axis_angles.reshape([-1 if i == axis else 1 for i in range(3)] + [axis_angles.shape[-1]]).expand(
+            *shape[:3], axis_angles.shape[-1]
+        )
+        for axis, axis_angles in enumerate(angles)
+    ]
+    table_Lc = torch.cat(views, dim=-1).flatten(0, 2)
+    return torch.polar(torch.ones_like(table_Lc), table_Lc)
+
+
+def _angles(positions: tuple[int, ...], band: int) -> Tensor:
+    """Angles `[len(positions), band / 2]` of a band of `band` real channels."""
+    exponents = torch.arange(0, band, 2, dtype=torch.float64) / band
+    return torch.outer(torch.tensor(positions, dtype=torch.float64), torch.pow(_BASE, -exponents))

@@ -1,0 +1,101 @@
+"""What a parity case reports, how golden files are read and how tensors are compared."""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+FORWARD_GATE = 2e-5
+LOOP_GATE = 1e-4
+SCHEDULER_GATE = 1e-5
+ROPE_GATE = 1e-12
+EXACT = 0.0
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """One row of the parity table; `max_abs_diff` is infinite where shapes differ or a case raised."""
+
+    name: str
+    max_abs_diff: float
+    gate: float
+    ok: bool
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Golden:
+    """A golden file in memory: its tensors and its metadata (every metadata value is JSON)."""
+
+    name: str
+    tensors: dict[str, Tensor]
+    metadata: dict[str, Any]
+
+    def __getitem__(self, key: str) -> Tensor:
+        return self.tensors[key]
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.tensors
+
+    def with_prefix(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors whose key starts with `prefix`, with the prefix removed."""
+        return {key.removeprefix(prefix): t for key, t in self.tensors.items() if key.startswith(prefix)}
+
+
+def load_golden(path: Path) -> Golden:
+    """Read a golden safetensors file."""
+    with safe_open(path, framework="pt") as file:
+        metadata = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+    return Golden(name=path.stem, tensors=tensors, metadata=metadata)
+
+
+def max_abs_diff(actual: Tensor, expected: Tensor) -> float:
+    """Largest absolute difference in float64; infinite for unequal shapes and for anything not finite."""
+    if actual.shape != expected.shape:
+        return math.inf
+    if expected.numel() == 0:
+        return 0.0
+    diff = (actual.detach().cpu().double() - expected.detach().cpu().double()).abs().max().item()
+    return diff if math.isfinite(diff) else math.inf
+
+
+def compare(name: str, actual: Tensor, expected: Tensor, gate: float) -> CaseResult:
+    """One row for one tensor; a gate of `EXACT` asks for equality."""
+    diff = max_abs_diff(actual, expected)
+    note = "" if actual.shape == expected.shape else f"shape {list(actual.shape)}, golden {list(expected.shape)}"
+    return CaseResult(name, diff, gate, diff <= gate, note)
+
+
+def compare_all(name: str, pairs: Iterable[tuple[str, Tensor, Tensor]], gate: float) -> CaseResult:
+    """One row for many (key, actual, expected): the worst one decides and is named in the note."""
+    rows = [compare(key, actual, expected, gate) for key, actual, expected in pairs]
+    if not rows:
+        return CaseResult(name, math.inf, gate, ok=False, note="nothing to compare")
+    worst = max(rows, key=lambda row: row.max_abs_diff)
+    note = f"{len(rows)} tensors, worst {worst.name} {worst.note}".rstrip()
+    return CaseResult(name, worst.max_abs_diff, gate, worst.ok, note)
+
+
+def failed(name: str, gate: float, note: str) -> CaseResult:
+    """A row for a case that could not be compared at all."""
+    return CaseResult(name, math.inf, gate, ok=False, note=note)
+
+
+def per_file(
+    paths: Iterable[Path], run_file: Callable[[Path], Iterable[CaseResult]], gate: float
+) -> Iterator[CaseResult]:
+    """The rows of each file; a file whose case raises becomes a failing row, so that the others still run."""
+    for path in paths:
+        try:
+            with torch.inference_mode():
+                rows = list(run_file(path))
+        except Exception as error:  # noqa: BLE001 - a crash is this case's result, reported as a failing row
+            rows = [failed(path.stem, gate, f"{type(error).__name__}: {error}")]
+        yield from rows

@@ -1,0 +1,196 @@
+"""Make for S3: a step's outputs are reused when its fingerprint is the same and they are whole, else written anew.
+
+Order is everything. The old manifest goes before the first new output is written and the new one comes after the
+last, so a kill at any point leaves either a manifest that tells the truth or none.
+"""
+
+import subprocess
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+import s2v_tasks
+from s2v_tasks.log import get_logger
+from s2v_tasks.schemas.manifest import Artifact, Manifest, Producer
+from s2v_tasks.settings import Settings
+from s2v_tasks.storage.layout import JobLayout
+from s2v_tasks.storage.s3 import ObjectMissingError, ObjectStore
+
+MANIFEST_NAME = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Work:
+    """A piece of work: what it is, what it reads, and where its manifest goes. Of a clip when `clip_index` is set."""
+
+    step: str
+    job_id: str
+    manifest_key: str
+    fingerprint: str
+    inputs: dict[str, Artifact]
+    clip_index: int | None = None
+
+
+@dataclass(frozen=True)
+class OutputFile:
+    """A finished local file and where it goes: a key of the job, or an `s3://` URI."""
+
+    path: Path
+    key: str
+    content_type: str
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a build made: its files by name, and small facts to keep in the manifest."""
+
+    outputs: dict[str, OutputFile]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Produced:
+    """The manifest of a piece of work, and whether it was there already."""
+
+    manifest: Manifest
+    reused: bool
+
+
+Build = Callable[[Path], Built]
+
+
+class ArtifactStore:
+    """Manifests and the objects they vouch for."""
+
+    def __init__(self, store: ObjectStore, work_dir: Path | None = None) -> None:
+        self.store = store
+        self._work_dir = work_dir
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> "ArtifactStore":
+        return cls(ObjectStore.from_settings(settings), settings.work_dir)
+
+    def produce(self, work: Work, build: Build) -> Produced:
+        """The outputs of `work`: reused, else made by `build` in a scratch folder that is removed afterwards."""
+        if manifest := self.find(work):
+            get_logger().info("reused", step=work.step, manifest_key=work.manifest_key)
+            return Produced(manifest, reused=True)
+        started_at = datetime.now(UTC)
+        if self._work_dir:
+            self._work_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f"s2v-{work.step}-", dir=self._work_dir) as folder:
+            return Produced(self.write(work, build(Path(folder)), started_at), reused=False)
+
+    def find(self, work: Work) -> Manifest | None:
+        """The manifest of `work` if it is done and whole. A clip that was superseded is put back."""
+        if manifest := self.reusable(work.manifest_key, work.fingerprint):
+            return manifest
+        return None if work.clip_index is None else self._restore(work, work.clip_index)
+
+    def write(self, work: Work, built: Built, started_at: datetime) -> Manifest:
+        """Store what was built, the manifest last; a clip with another fingerprint is kept aside first."""
+        self._retire(work)
+        outputs = {
+            name: self.store.upload(file.path, file.key, file.content_type) for name, file in built.outputs.items()
+        }
+        manifest = Manifest(
+            step=work.step,
+            job_id=work.job_id,
+            clip_index=work.clip_index,
+            fingerprint=work.fingerprint,
+            producer=producer(),
+            inputs=work.inputs,
+            outputs=outputs,
+            started_at=started_at,
+            finished_at=datetime.now(UTC),
+            facts=built.facts,
+        )
+        self._put_manifest(work.manifest_key, manifest)
+        return manifest
+
+    def reusable(self, manifest_key: str, fingerprint: str) -> Manifest | None:
+        """The manifest at `manifest_key` if it has this fingerprint and every output is there, of the same bytes."""
+        manifest = self.read_manifest(manifest_key)
+        if manifest and manifest.fingerprint == fingerprint and self._is_whole(manifest):
+            return manifest
+        return None
+
+    def read_manifest(self, manifest_key: str) -> Manifest | None:
+        """The manifest at `manifest_key`; None when there is none that can be read."""
+        try:
+            return Manifest.model_validate_json(self.store.get_bytes(manifest_key))
+        except ObjectMissingError:
+            return None
+        except ValidationError as error:
+            get_logger().warning("manifest_unreadable", manifest_key=manifest_key, problems=error.error_count())
+            return None
+
+    def fetch(self, artifact: Artifact, path: Path) -> Path:
+        """Download an artifact to `path` and verify its bytes."""
+        return self.store.download(artifact, path)
+
+    def _is_whole(self, manifest: Manifest) -> bool:
+        for artifact in manifest.outputs.values():
+            head = self.store.head(artifact.key)
+            if head is None or (head.size_bytes, head.sha256) != (artifact.size_bytes, artifact.sha256):
+                get_logger().warning("output_lost", key=artifact.key, step=manifest.step)
+                return False
+        return True
+
+    def _put_manifest(self, key: str, manifest: Manifest) -> None:
+        self.store.put_bytes(key, manifest.model_dump_json(indent=2).encode(), "application/json")
+
+    def _retire(self, work: Work) -> None:
+        """Remove the manifest that stands in the way; keep a whole clip under its superseded keys."""
+        old = self.read_manifest(work.manifest_key)
+        if old and old.clip_index is not None and old.fingerprint != work.fingerprint and self._is_whole(old):
+            folder = JobLayout(old.job_id).superseded_clip(old.clip_index, old.fingerprint, "")
+            self._copy_clip(old, folder)
+            get_logger().info("clip_superseded", clip_index=old.clip_index, fingerprint=old.fingerprint)
+        self.store.delete(work.manifest_key)
+
+    def _restore(self, work: Work, clip_index: int) -> Manifest | None:
+        kept_key = JobLayout(work.job_id).superseded_clip(clip_index, work.fingerprint, MANIFEST_NAME)
+        kept = self.reusable(kept_key, work.fingerprint)
+        if kept is None:
+            return None
+        self._retire(work)
+        get_logger().info("clip_restored", clip_index=clip_index, fingerprint=work.fingerprint)
+        return self._copy_clip(kept, work.manifest_key.removesuffix(MANIFEST_NAME))
+
+    def _copy_clip(self, manifest: Manifest, folder: str) -> Manifest:
+        """Copy the outputs of a clip into `folder` (a key that ends in /), then a manifest that says so."""
+        outputs = {}
+        for name, artifact in manifest.outputs.items():
+            key = folder + artifact.key.rpartition("/")[2]
+            self.store.copy(artifact.key, key)
+            outputs[name] = artifact.model_copy(update={"key": key})
+        copy = manifest.model_copy(update={"outputs": outputs})
+        self._put_manifest(folder + MANIFEST_NAME, copy)
+        return copy
+
+
+@cache
+def producer() -> Producer:
+    """This program: its version and, in a checkout, its git revision."""
+    root = Path(s2v_tasks.__file__).parent.parent
+    revision = None
+    if (root / ".git").exists():
+        try:
+            answer = subprocess.run(
+                ["git", "-C", str(root), "rev-parse", "HEAD"],  # noqa: S607 - git has no fixed place
+                capture_output=True,
+                text=True,
+                timeout=10,
+                check=False,
+            )
+            revision = answer.stdout.strip() or None
+        except (OSError, subprocess.TimeoutExpired) as error:
+            get_logger().warning("git_revision_unknown", reason=str(error))
+    return Producer(package_version=s2v_tasks.__version__, git_revision=revision)

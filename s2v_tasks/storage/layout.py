@@ -1,0 +1,124 @@
+"""Every key of a job, in one place (DESIGN.md section 5). Keys are relative to `Settings.data_uri`."""
+
+import re
+from dataclasses import dataclass
+
+from s2v_tasks.errors import PermanentError
+from s2v_tasks.schemas.request import JOB_ID_PATTERN
+from s2v_tasks.settings import Settings
+
+
+@dataclass(frozen=True)
+class JobLayout:
+    """The keys of one job; PermanentError when `job_id` is not one."""
+
+    job_id: str
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(JOB_ID_PATTERN, self.job_id):
+            raise PermanentError(
+                f"job id {self.job_id!r}: expected 3 to 63 lower-case letters, digits and dashes, not starting "
+                "with a dash, for example talk-2026-11-22."
+            )
+
+    def _key(self, name: str) -> str:
+        return f"jobs/{self.job_id}/{name}"
+
+    @property
+    def request(self) -> str:
+        return self._key("request.json")
+
+    @property
+    def input_manifest(self) -> str:
+        return self._key("inputs/manifest.json")
+
+    @property
+    def image(self) -> str:
+        return self._key("inputs/image.png")
+
+    def audio(self, extension: str) -> str:
+        """The speech as it was given; `extension` without the dot."""
+        return self._key(f"inputs/audio.{extension}")
+
+    @property
+    def audio_16k(self) -> str:
+        return self._key("inputs/audio_16k.wav")
+
+    @property
+    def pose(self) -> str:
+        return self._key("inputs/pose.mp4")
+
+    @property
+    def plan(self) -> str:
+        return self._key("plan.json")
+
+    @property
+    def plan_manifest(self) -> str:
+        return self._key("plan_manifest.json")
+
+    @property
+    def conditions(self) -> str:
+        return self._key("conditions/conditions.safetensors")
+
+    @property
+    def conditions_manifest(self) -> str:
+        return self._key("conditions/manifest.json")
+
+    def clip(self, clip_index: int) -> str:
+        return self._clip_key(clip_index, "clip.mp4")
+
+    def motion(self, clip_index: int) -> str:
+        return self._clip_key(clip_index, "motion.safetensors")
+
+    def clip_manifest(self, clip_index: int) -> str:
+        return self._clip_key(clip_index, "manifest.json")
+
+    def superseded_clip(self, clip_index: int, fingerprint: str, name: str) -> str:
+        """Where the file `name` of a clip is kept when a clip with another fingerprint takes its place."""
+        return self._clip_key(clip_index, f"superseded/{fingerprint}/{name}")
+
+    def _clip_key(self, clip_index: int, name: str) -> str:
+        return self._key(f"clips/{clip_index:04d}/{name}")
+
+    @property
+    def silent(self) -> str:
+        return self._key("assembly/silent.mp4")
+
+    @property
+    def silent_manifest(self) -> str:
+        return self._key("assembly/silent_manifest.json")
+
+    @property
+    def muxed(self) -> str:
+        return self._key("assembly/muxed.mp4")
+
+    @property
+    def mux_manifest(self) -> str:
+        return self._key("assembly/manifest.json")
+
+    @property
+    def report(self) -> str:
+        return self._key("report/report.json")
+
+    @property
+    def contact_sheet(self) -> str:
+        return self._key("report/contact_sheet.jpg")
+
+    @property
+    def report_manifest(self) -> str:
+        return self._key("report/manifest.json")
+
+    @property
+    def result(self) -> str:
+        """Written last of all: its presence is success."""
+        return self._key("result.json")
+
+
+def output_video_uri(settings: Settings, job_id: str) -> str:
+    """The S3 URI under which the finished video of a job is published."""
+    return f"{settings.output_uri.rstrip('/')}/{JobLayout(job_id).job_id}.mp4"
+
+
+def output_sidecar_uri(settings: Settings, job_id: str) -> str:
+    """The S3 URI of the JSON that describes the published video."""
+    return f"{settings.output_uri.rstrip('/')}/{JobLayout(job_id).job_id}.json"

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
@@ -21,13 +21,14 @@ from s2v_tasks.schemas.manifest import Artifact, Manifest, Producer
 from s2v_tasks.settings import Settings
 from s2v_tasks.storage.layout import JobLayout
 from s2v_tasks.storage.s3 import ObjectMissingError, ObjectStore
+from s2v_tasks.storage.s3 import file_sha256 as file_sha256
 
 MANIFEST_NAME = "manifest.json"
 
 
 @dataclass(frozen=True)
 class Work:
-    """A piece of work: what it is, what it reads, and where its manifest goes. Of a clip when `clip_index` is set."""
+    """A piece of work: what it is, what it reads, and where its manifest goes."""
 
     step: str
     job_id: str
@@ -54,8 +55,7 @@ class Built:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Produced:
+class Produced(NamedTuple):
     """The manifest of a piece of work, and whether it was there already."""
 
     manifest: Manifest
@@ -76,15 +76,30 @@ class ArtifactStore:
     def from_settings(cls, settings: Settings) -> "ArtifactStore":
         return cls(ObjectStore.from_settings(settings), settings.work_dir)
 
-    def produce(self, work: Work, build: Build) -> Produced:
-        """The outputs of `work`: reused, else made by `build` in a scratch folder that is removed afterwards."""
+    def produce(
+        self,
+        *,
+        step: str,
+        job_id: str,
+        manifest_key: str,
+        fingerprint: str,
+        inputs: dict[str, Artifact],
+        build: Build,
+        clip_index: int | None = None,
+    ) -> Produced:
+        """Reuse the outputs of a piece of work, else let `build` make them in a scratch folder and store them.
+
+        inputs: what the outputs are made from, for the manifest; what decides about reuse is `fingerprint` alone.
+        clip_index: names the work of one clip; a clip that gives way to another is kept, and put back when wanted again.
+        """
+        work = Work(step, job_id, manifest_key, fingerprint, inputs, clip_index)
         if manifest := self.find(work):
-            get_logger().info("reused", step=work.step, manifest_key=work.manifest_key)
+            get_logger().info("reused", step=step, manifest_key=manifest_key)
             return Produced(manifest, reused=True)
         started_at = datetime.now(UTC)
         if self._work_dir:
             self._work_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f"s2v-{work.step}-", dir=self._work_dir) as folder:
+        with tempfile.TemporaryDirectory(prefix=f"s2v-{step}-", dir=self._work_dir) as folder:
             return Produced(self.write(work, build(Path(folder)), started_at), reused=False)
 
     def find(self, work: Work) -> Manifest | None:

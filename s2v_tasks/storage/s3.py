@@ -49,6 +49,12 @@ _DENIED_CODES = {
 _CREDENTIAL_ERRORS = (NoCredentialsError, PartialCredentialsError, ProfileNotFound, InvalidConfigError)
 
 
+def file_sha256(path: Path) -> str:
+    """SHA-256 (hex) of the bytes of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 class ObjectMissingError(PermanentError):
     """The object does not exist."""
 
@@ -119,18 +125,15 @@ class ObjectStore:
 
     def upload(self, path: Path, address: str, content_type: str) -> Artifact:
         """Write a file, in parts when it is large; the object appears whole or not at all."""
-        with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            size_bytes = file.tell()
-            file.seek(0)
-            extra = {
-                "ContentType": content_type,
-                "Metadata": {SHA256_METADATA: sha256},
-                "ChecksumAlgorithm": "SHA256",
-            }
-            with self._translated("writing", address) as place:
-                self._client.upload_fileobj(file, place["Bucket"], place["Key"], ExtraArgs=extra, Config=self._transfer)
-        return Artifact(key=address, sha256=sha256, size_bytes=size_bytes)
+        sha256 = file_sha256(path)
+        extra = {
+            "ContentType": content_type,
+            "Metadata": {SHA256_METADATA: sha256},
+            "ChecksumAlgorithm": "SHA256",
+        }
+        with path.open("rb") as file, self._translated("writing", address) as place:
+            self._client.upload_fileobj(file, place["Bucket"], place["Key"], ExtraArgs=extra, Config=self._transfer)
+        return Artifact(key=address, sha256=sha256, size_bytes=path.stat().st_size)
 
     def download(self, source: Artifact | str, path: Path) -> Path:
         """Write an object to `path`. For an Artifact the bytes are verified: TransientError when they differ."""
@@ -147,8 +150,7 @@ class ObjectStore:
         return path
 
     def _verify(self, artifact: Artifact, path: Path) -> None:
-        with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        sha256 = file_sha256(path)
         if sha256 != artifact.sha256:
             raise TransientError(
                 f"{self.uri(artifact.key)} has {path.stat().st_size} bytes with SHA-256 {sha256}: expected "

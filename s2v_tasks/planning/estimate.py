@@ -1,0 +1,162 @@
+"""What a clip costs: tokens, floating point operations, seconds, money and memory.
+
+Operations are counted by formula (a multiply-add is two). The counts of the 14B model agree with spec f.1 to four
+digits. Symbols: D = dim, F = ffn_dim, N = video tokens, n = tokens of one latent frame, M = motion tokens,
+L = N + n + M = all tokens of a forward.
+"""
+
+from dataclasses import dataclass
+
+from s2v_tasks.planning.clips import FRAMES_PER_LATENT
+from s2v_tasks.schemas.model_card import GpuCard, ModelCard
+
+VAE_SCALE = 8  # pixels of a side per latent
+PATCH = 2  # latents of a side per token
+MOTION_FRAMES = 73  # pixel frames of the motion buffer
+MOTION_LATENTS = 19
+AUDIO_TOKENS_PER_LATENT_FRAME = 5
+GIB = 1024**3
+
+# Spec f.1 at 1024x704 with 96 channels. Both are linear in the latent frames; the first costs less because it stands
+# for one pixel frame, not four: encode 19 and 21 latents = 268 and 297 TFLOP, decode 21 and 39 = 499 and 941.
+VAE_PIXELS, VAE_BASE_DIM = 1024 * 704, 96
+ENCODE_FIRST, ENCODE_NEXT = 7.0e12, 14.5e12
+DECODE_FIRST, DECODE_NEXT = 7.9e12, 24.556e12
+
+# Rough peak bytes. Per token and unit of width: fp32 residual (4), modulated norm (4 + 2), q, k, v (6), rotated q and k
+# in fp32 (8), one of them in float64 while it is rotated (16). Per token and unit of FFN width: two bf16 tensors (4).
+# Decoding holds six fp32 buffers of four full-resolution frames with all channels, and the RGB frames twice.
+BYTES_PER_TOKEN_AND_DIM = 40
+BYTES_PER_TOKEN_AND_FFN_DIM = 4
+DECODER_BUFFERS = 6
+
+
+@dataclass(frozen=True)
+class ClipShape:
+    """What the cost of a clip depends on."""
+
+    width: int
+    height: int
+    infer_frames: int
+    with_motion: bool  # False: the first clip of a chain that does not start from the reference picture
+    starts_chain: bool
+    ends_chain: bool
+
+    @property
+    def latent_frames(self) -> int:
+        return self.infer_frames // FRAMES_PER_LATENT
+
+
+@dataclass(frozen=True)
+class ForwardFlops:
+    """Operations of one forward of the transformer, by part."""
+
+    linear: float  # projections and feed-forward layers of the blocks
+    self_attention: float
+    text_attention: float
+    injection: float
+    embeddings: float  # text projection and its keys and values, patches in and out
+
+    @property
+    def total(self) -> float:
+        return self.linear + self.self_attention + self.text_attention + self.injection + self.embeddings
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Operations of a clip: the transformer in bfloat16, the VAE in float32."""
+
+    transformer_flops: float
+    vae_flops: float
+
+    @property
+    def pflops(self) -> float:
+        return (self.transformer_flops + self.vae_flops) / 1e15
+
+
+def frame_tokens(shape: ClipShape) -> int:
+    """n: tokens of one latent frame."""
+    side = VAE_SCALE * PATCH
+    return (shape.height // side) * (shape.width // side)
+
+
+def clip_tokens(shape: ClipShape) -> int:
+    """L: tokens of one forward (spec c.2)."""
+    n = frame_tokens(shape)
+    h, w = shape.height // VAE_SCALE, shape.width // VAE_SCALE
+    motion = n + (h // 4) * (w // 4) + 4 * (h // 8) * (w // 8)
+    return shape.latent_frames * n + n + (motion if shape.with_motion else 0)
+
+
+def forward_flops(shape: ClipShape, model: ModelCard) -> ForwardFlops:
+    """Operations of one forward (spec f.1)."""
+    dim, layers, all_tokens = model.dim, model.num_layers, clip_tokens(shape)
+    video_tokens = shape.latent_frames * frame_tokens(shape)
+    audio_tokens = AUDIO_TOKENS_PER_LATENT_FRAME * shape.latent_frames
+    # self-attention q, k, v, o and cross-attention q, o; then the two feed-forward layers
+    linear = 2 * all_tokens * (6 * dim**2 + 2 * dim * model.ffn_dim) * layers
+    # q, o of the video tokens; k, v of the audio tokens; scale and shift of each frame; scores and values
+    injection = len(model.audio_inject_layers) * (
+        4 * video_tokens * dim**2
+        + 4 * audio_tokens * dim**2
+        + 4 * shape.latent_frames * dim**2
+        + 4 * video_tokens * AUDIO_TOKENS_PER_LATENT_FRAME * dim
+    )
+    patch_values = 64
+    text = 2 * model.text_len * (model.text_dim * dim + dim**2 + 2 * dim**2 * layers)
+    return ForwardFlops(
+        linear=linear,
+        self_attention=4 * all_tokens**2 * dim * layers,
+        text_attention=4 * all_tokens * model.text_len * dim * layers,
+        injection=injection,
+        embeddings=text + 4 * video_tokens * patch_values * dim,
+    )
+
+
+def vae_encode_flops(width: int, height: int, latent_frames: int, model: ModelCard) -> float:
+    """Operations to encode the pixel frames of `latent_frames`."""
+    return (ENCODE_FIRST + ENCODE_NEXT * (latent_frames - 1)) * _vae_scale(width, height, model)
+
+
+def vae_decode_flops(width: int, height: int, latent_frames: int, model: ModelCard) -> float:
+    """Operations to decode `latent_frames`."""
+    return (DECODE_FIRST + DECODE_NEXT * (latent_frames - 1)) * _vae_scale(width, height, model)
+
+
+def clip_cost(shape: ClipShape, model: ModelCard, *, sample_steps: int, guided: bool) -> Cost:
+    """Operations of a clip: all solver steps (two forwards each when guided), decoding, and the motion state."""
+    forwards = sample_steps * (2 if guided else 1)
+    encodes = (shape.starts_chain and shape.with_motion) + (not shape.ends_chain)
+    encode = vae_encode_flops(shape.width, shape.height, MOTION_LATENTS, model)
+    decode = vae_decode_flops(shape.width, shape.height, _decoded_latents(shape), model)
+    return Cost(forwards * forward_flops(shape, model).total, encodes * encode + decode)
+
+
+def gpu_seconds(cost: Cost, gpu: GpuCard, model: ModelCard) -> float:
+    """Expected seconds of one clip on `gpu`: computing, and loading the weights into its process."""
+    transformer = cost.transformer_flops / (gpu.bf16_tflops * 1e12)
+    vae = cost.vae_flops / (gpu.fp32_tflops * 1e12)
+    return (transformer + vae) / gpu.utilization + weight_bytes(model) / (gpu.load_gb_per_second * 1e9)
+
+
+def weight_bytes(model: ModelCard) -> int:
+    """Bytes of the weights that rendering keeps on the GPU."""
+    return 2 * model.transformer_parameters + 4 * model.vae_parameters
+
+
+def peak_memory_gib(shape: ClipShape, model: ModelCard) -> float:
+    """Rough peak of one GPU in GiB: the weights and the larger of one transformer block and decoding."""
+    per_token = BYTES_PER_TOKEN_AND_DIM * model.dim + BYTES_PER_TOKEN_AND_FFN_DIM * model.ffn_dim
+    pixels, fp32 = shape.width * shape.height, 4
+    decoder = DECODER_BUFFERS * FRAMES_PER_LATENT * model.vae_base_dim * pixels * fp32
+    frames = 2 * 3 * (FRAMES_PER_LATENT * _decoded_latents(shape) - 3) * pixels * fp32
+    return (weight_bytes(model) + max(clip_tokens(shape) * per_token, decoder + frames)) / GIB
+
+
+def _decoded_latents(shape: ClipShape) -> int:
+    """Latents that precede the clip in the decoder (the motion state, else the picture) and its own."""
+    return shape.latent_frames + (MOTION_LATENTS if shape.with_motion else 1)
+
+
+def _vae_scale(width: int, height: int, model: ModelCard) -> float:
+    return width * height / VAE_PIXELS * (model.vae_base_dim / VAE_BASE_DIM) ** 2

@@ -1,0 +1,101 @@
+"""The plan as people read it in a terminal: what is made, what it costs, clip by clip."""
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from s2v_tasks.planning.clips import FRAMES_PER_LATENT
+from s2v_tasks.planning.estimate import VAE_SCALE
+from s2v_tasks.schemas.plan import ClipPlan, Plan
+
+MOST_ROWS = 20
+SHOWN_AT_EACH_END = 8
+
+
+def plan_table(plan: Plan) -> RenderableType:
+    """Summary, one row per clip (the middle of more than 20 clips is folded into one row) and the warnings."""
+    warnings = [Text(f"Warning: {warning}", style="yellow") for warning in plan.warnings]
+    return Group(_summary(plan), _clips(plan), *warnings)
+
+
+def _summary(plan: Plan) -> Table:
+    sampling, estimate = plan.sampling, plan.estimate
+    speech, video = float(plan.speech.duration_seconds), float(plan.duration_seconds)
+    table = Table(title=f"Plan of {plan.job_id}", title_justify="left", box=None, show_header=False)
+    table.add_column(style="bold")
+    table.add_column()
+    table.add_row("Preset", f"{plan.preset} on {plan.model}")
+    table.add_row("Speech", f"{speech:.3f} s, {min(speech, video):.3f} s covered")
+    table.add_row("Video", f"{plan.num_frames} frames = {video:g} s at {plan.fps} fps")
+    table.add_row("Clips", f"{plan.num_clip}, {_rendered(plan)} frames rendered")
+    table.add_row(
+        "Size", f"{plan.width} x {plan.height} pixels, latents {plan.width // VAE_SCALE} x {plan.height // VAE_SCALE}"
+    )
+    table.add_row(
+        "Sampling",
+        f"{sampling.sample_steps} steps {sampling.sample_solver}, guidance {sampling.sample_guide_scale:g}, "
+        f"shift {sampling.sample_shift:g}, seed {plan.base_seed}"
+        + (", starts from the reference picture" if sampling.start_from_ref else ""),
+    )
+    table.add_row("Work", f"{_number(estimate.pflops)} PFLOPs")
+    table.add_row(
+        "Expected",
+        f"{_duration(estimate.gpu_seconds)} ({estimate.gpu_seconds:,.0f} GPU-seconds) on {estimate.gpu}, "
+        f"{estimate.cost:,.2f} {estimate.currency}",
+    )
+    table.add_row("Peak memory", f"about {estimate.peak_gpu_memory_gib:.1f} GiB on the GPU")
+    return table
+
+
+def _rendered(plan: Plan) -> int:
+    return sum(clip.infer_frames for clip in plan.clips)
+
+
+def _clips(plan: Plan) -> Table:
+    table = Table(box=box.SIMPLE_HEAD)
+    for header in ("Clip", "Frames", "Range", "Seconds", "Latent frames", "Tokens", "PFLOPs"):
+        table.add_column(header, justify="right")
+    at_end = SHOWN_AT_EACH_END if plan.num_clip > MOST_ROWS else plan.num_clip
+    for clip in plan.clips[:at_end]:
+        _add_clip(table, clip, plan)
+    if plan.num_clip > MOST_ROWS:
+        _add_folded(table, plan.clips[at_end:-at_end], plan)
+        for clip in plan.clips[-at_end:]:
+            _add_clip(table, clip, plan)
+    return table
+
+
+def _add_clip(table: Table, clip: ClipPlan, plan: Plan) -> None:
+    table.add_row(
+        f"{clip.clip_index + 1}/{plan.num_clip}",
+        str(clip.infer_frames),
+        f"{clip.start_frame}..{clip.end_frame}",
+        f"{clip.num_frames / plan.fps:g}",
+        str(clip.infer_frames // FRAMES_PER_LATENT),
+        f"{clip.tokens:,}",
+        _number(clip.pflops),
+    )
+
+
+def _add_folded(table: Table, clips: tuple[ClipPlan, ...], plan: Plan) -> None:
+    first, last = clips[0], clips[-1]
+    table.add_row(
+        f"{first.clip_index + 1}-{last.clip_index + 1}/{plan.num_clip}",
+        str(sum(clip.infer_frames for clip in clips)),
+        f"{first.start_frame}..{last.end_frame}",
+        f"{(last.end_frame - first.start_frame) / plan.fps:g}",
+        "",
+        "",
+        _number(sum(clip.pflops for clip in clips)),
+    )
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"

@@ -1,0 +1,57 @@
+"""Sentences of a plan that tell its reader what may surprise: legal, but perhaps not what was meant."""
+
+from collections.abc import Iterator
+
+from s2v_tasks.planning.resolution import cropped_share
+from s2v_tasks.schemas.model_card import GpuCard, ModelCard
+from s2v_tasks.schemas.plan import FPS, Estimate, SpeechFacts
+from s2v_tasks.schemas.request import parse_size
+
+NOTABLE_CROP = 0.10
+NOTABLE_SHORTFALL = 0.75  # sides are multiples of 64: a normal video of size 480*832 keeps 80 % of its pixels or more
+
+
+def clip_count_warnings(num_clip: int | None, needed: int, num_frames: int, speech: SpeechFacts) -> Iterator[str]:
+    """The wanted number of clips is not the needed one: a preview, or clips that are not made."""
+    seconds = float(speech.duration_seconds)
+    if num_clip is not None and num_clip < needed:
+        left_out = seconds - num_frames / FPS
+        yield (
+            f"This is a preview: num_clip {num_clip} covers {num_frames / FPS:.2f} s and leaves out the last "
+            f"{left_out:.2f} s of {seconds:.2f} s of speech, which needs {needed} clips."
+        )
+    if num_clip is not None and num_clip > needed:
+        yield f"num_clip {num_clip} is reduced to {needed}: {seconds:.2f} s of speech need no more."
+
+
+def picture_warnings(
+    image_size: tuple[int, int], video_size: tuple[int, int], size: str, model: ModelCard
+) -> Iterator[str]:
+    """The picture is small, the video is smaller than the model knows, or much of the picture is cut away."""
+    (image_width, image_height), (width, height) = image_size, video_size
+    size_width, size_height = parse_size(size)
+    if image_width * image_height < NOTABLE_SHORTFALL * size_width * size_height:
+        yield (
+            f"The picture has only {image_width} x {image_height} pixels, so the video has {width} x {height}: "
+            f"use a larger picture for size {size}."
+        )
+    if width * height < NOTABLE_SHORTFALL * model.smallest_trained_area:
+        yield (
+            f"A video of {width} x {height} pixels is smaller than what {model.name} was trained for "
+            f"({model.smallest_trained_area} pixels): expect a poor picture."
+        )
+    cut = cropped_share(image_width, image_height, width, height)
+    if cut > NOTABLE_CROP:
+        yield (
+            f"Filling {width} x {height} cuts {cut:.0%} of the picture away at its edges: "
+            "crop it to that shape to choose what stays."
+        )
+
+
+def memory_warnings(estimate: Estimate, gpu: GpuCard) -> Iterator[str]:
+    """The GPU that prices the plan is too small for it."""
+    if estimate.peak_gpu_memory_gib > gpu.memory_gib:
+        yield (
+            f"About {estimate.peak_gpu_memory_gib:.0f} GiB of GPU memory are expected but {gpu.name} has "
+            f"{gpu.memory_gib:g}: choose a smaller size, shorter clips or a larger GPU."
+        )

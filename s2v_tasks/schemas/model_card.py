@@ -1,0 +1,67 @@
+"""Cards: what the plan must know about a model and about a GPU, from config/models.yaml and config/gpus.yaml."""
+
+from pathlib import Path
+from typing import TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from s2v_tasks.errors import ConfigurationError
+
+
+class _Card(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+
+
+class ModelCard(_Card):
+    """Dimensions of a model; the names of its config.json where that has them."""
+
+    dim: int = Field(gt=0, description="Width of the transformer.")
+    ffn_dim: int = Field(gt=0, description="Width of its feed-forward layers.")
+    num_layers: int = Field(gt=0, description="Number of its blocks.")
+    text_dim: int = Field(gt=0, description="Width of the text encoder's output.")
+    text_len: int = Field(gt=0, description="Tokens of a prompt, padding included.")
+    audio_inject_layers: tuple[int, ...] = Field(description="Blocks after which speech is injected.")
+    transformer_parameters: int = Field(gt=0, description="Parameters of the transformer, kept in bfloat16.")
+    vae_parameters: int = Field(gt=0, description="Parameters of the VAE, kept in float32.")
+    vae_base_dim: int = Field(gt=0, description="Channels of the VAE at full resolution.")
+    smallest_trained_area: int = Field(ge=0, description="Pixels of the smallest video it was trained for.")
+
+
+class GpuCard(_Card):
+    """Speed, memory and price of a GPU."""
+
+    bf16_tflops: float = Field(gt=0, description="Dense bfloat16 peak, 1e12 operations a second: the transformer.")
+    fp32_tflops: float = Field(gt=0, description="Float32 peak, 1e12 operations a second: the VAE.")
+    utilization: float = Field(gt=0, le=1, description="Share of the peak that is assumed to be reached (MFU).")
+    load_gb_per_second: float = Field(gt=0, description="Speed at which weights reach the GPU, 1e9 bytes a second.")
+    memory_gib: float = Field(gt=0, description="Memory of one GPU.")
+    cost_per_hour: float = Field(ge=0, description="Price of one GPU for one hour.")
+    currency: str = Field(pattern=r"^[A-Z]{3}$", description="Currency of the price, ISO 4217.")
+
+
+def load_model_card(config_dir: Path, name: str) -> ModelCard:
+    """The model called `name` in `config_dir`/models.yaml; ConfigurationError when it is not there or not valid."""
+    return _load(config_dir / "models.yaml", name, ModelCard, setting="S2V_MODEL")
+
+
+def load_gpu_card(config_dir: Path, name: str) -> GpuCard:
+    """The GPU called `name` in `config_dir`/gpus.yaml; ConfigurationError when it is not there or not valid."""
+    return _load(config_dir / "gpus.yaml", name, GpuCard, setting="S2V_GPU")
+
+
+Card = TypeVar("Card", bound=_Card)
+
+
+def _load(path: Path, name: str, card: type[Card], *, setting: str) -> Card:
+    try:
+        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if name not in entries:
+            raise ConfigurationError(
+                f"{setting}={name!r} is not an entry of {path}: expected one of {', '.join(entries)}."
+            )
+        return card.model_validate({"name": name, **entries[name]})
+    except (OSError, yaml.YAMLError, ValidationError, TypeError) as error:
+        raise ConfigurationError(f"{path} is not a valid file of {card.__name__} entries: {error}") from error

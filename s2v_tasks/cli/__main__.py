@@ -1,0 +1,3 @@
+from s2v_tasks.cli import main
+
+main()

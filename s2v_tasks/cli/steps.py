@@ -1,0 +1,83 @@
+"""The steps of the road as commands: what Airflow runs, what a person can run by hand.
+
+Each prints one JSON object, the result, on stdout; logs go to stderr.
+"""
+
+import importlib
+import json
+from typing import Annotated, Any
+
+import typer
+
+from s2v_tasks.cli import app
+
+JobId = Annotated[str, typer.Option(help="The job: lower-case letters, digits and hyphens.")]
+STEPS = "Steps of the road"
+
+
+def _run(step: str, job_id: str, clip_index: int | None = None, **arguments: Any) -> None:
+    from s2v_tasks.steps.context import run_step
+
+    # A step module loads what its work needs (torch, ffmpeg, librosa): only the one that runs is imported.
+    body = importlib.import_module(f"s2v_tasks.steps.{step}").run
+    result = run_step(body, step=step, job_id=job_id, clip_index=clip_index, **arguments)
+    typer.echo(json.dumps({"job_id": job_id} | result))
+
+
+@app.command(rich_help_panel=STEPS)
+def stage_inputs(
+    job_id: JobId,
+    request_json: Annotated[str, typer.Option(help="The request as JSON; fields as in the UI form.")],
+) -> None:
+    """Check the request, fetch its files, bring them into one form under the job's prefix."""
+    _run("stage_inputs", job_id, request_json=request_json)
+
+
+@app.command(rich_help_panel=STEPS)
+def plan_clips(job_id: JobId) -> None:
+    """Fix every clip and every frame in plan.json."""
+    _run("plan_clips", job_id)
+
+
+@app.command(rich_help_panel=STEPS)
+def encode_conditions(job_id: JobId) -> None:
+    """Encode prompt and speech once for all clips."""
+    _run("encode_conditions", job_id)
+
+
+@app.command(rich_help_panel=STEPS)
+def render_clip(
+    job_id: JobId, clip_index: Annotated[int, typer.Option(min=0, help="Which clip of the plan, from 0.")]
+) -> None:
+    """Render one clip; run it under torchrun. A clip that is there already is reused."""
+    _run("render_clip", job_id, clip_index)
+
+
+@app.command(rich_help_panel=STEPS)
+def stitch(job_id: JobId) -> None:
+    """Join the clips by stream copy."""
+    _run("stitch", job_id)
+
+
+@app.command(rich_help_panel=STEPS)
+def mux_audio(job_id: JobId) -> None:
+    """Add the speech, in sync, to the joined clips."""
+    _run("mux_audio", job_id)
+
+
+@app.command(rich_help_panel=STEPS)
+def validate(job_id: JobId) -> None:
+    """Check the finished video against the plan; write the report and the contact sheet."""
+    _run("validate", job_id)
+
+
+@app.command(rich_help_panel=STEPS)
+def publish(job_id: JobId) -> None:
+    """Copy the validated video to the output and close the job."""
+    _run("publish", job_id)
+
+
+@app.command(rich_help_panel=STEPS)
+def close_job(job_id: JobId) -> None:
+    """Mark a job failed whose step died without a word."""
+    _run("close_job", job_id)

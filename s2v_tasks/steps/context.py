@@ -1,0 +1,121 @@
+"""What every step has at hand, and what happens around it: logs, events, the recorded reason of a failure."""
+
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from s2v_tasks import log
+from s2v_tasks.errors import PermanentError, S2VError, TransientError
+from s2v_tasks.metadata.repository import Ledger
+from s2v_tasks.metadata.session import engine_from_settings
+from s2v_tasks.schemas.manifest import Manifest
+from s2v_tasks.schemas.plan import Plan
+from s2v_tasks.schemas.request import Request, parse_request
+from s2v_tasks.settings import Settings, load_settings
+from s2v_tasks.storage.artifacts import ArtifactStore
+from s2v_tasks.storage.layout import JobLayout
+from s2v_tasks.storage.s3 import ObjectStore
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """The job at hand and the places where its data are."""
+
+    job_id: str
+    settings: Settings
+    layout: JobLayout
+    store: ObjectStore
+    artifacts: ArtifactStore
+    ledger: Ledger
+    work_dir: Path  # scratch: gone when the step ends
+
+    def request(self) -> Request:
+        return parse_request(json.loads(self._needed(self.layout.request, "stage-inputs")))
+
+    def plan(self) -> Plan:
+        return Plan.model_validate_json(self._needed(self.layout.plan, "plan-clips"))
+
+    def manifest(self, key: str, made_by: str) -> Manifest:
+        """The manifest at `key`; TransientError when the step that makes it has not finished."""
+        manifest = self.artifacts.read_manifest(key)
+        if manifest is None:
+            raise _not_there(key, made_by)
+        return manifest
+
+    def _needed(self, key: str, made_by: str) -> bytes:
+        if not self.store.exists(key):
+            raise _not_there(key, made_by)
+        return self.store.get_bytes(key)
+
+
+def _not_there(key: str, made_by: str) -> TransientError:
+    return TransientError(f"{key} is not there: run `s2v {made_by}` for this job first, or wait until it has finished.")
+
+
+@contextmanager
+def open_context(job_id: str, settings: Settings) -> Iterator[StepContext]:
+    """A context whose scratch folder is removed at the end."""
+    layout = JobLayout(job_id)
+    store = ObjectStore.from_settings(settings)
+    if settings.work_dir:
+        settings.work_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"s2v-{job_id}-", dir=settings.work_dir) as work_dir:
+        yield StepContext(
+            job_id=job_id,
+            settings=settings,
+            layout=layout,
+            store=store,
+            artifacts=ArtifactStore(store, settings.work_dir),
+            ledger=Ledger(engine_from_settings(settings)),
+            work_dir=Path(work_dir),
+        )
+
+
+def run_step(
+    body: Callable[..., dict[str, Any]], *, step: str, job_id: str, clip_index: int | None = None, **arguments: Any
+) -> dict[str, Any]:
+    """Run one step and record how it went.
+
+    A PermanentError ends the job: its sentence becomes the job's reason in Postgres. Anything else leaves the job
+    running, because another attempt may follow; `close-job` settles it when none does.
+    """
+    settings = load_settings()
+    log.bind(job_id=job_id, step=step, **({} if clip_index is None else {"clip_index": clip_index}))
+    logger = log.get_logger()
+    if clip_index is not None:
+        arguments["clip_index"] = clip_index
+    with open_context(job_id, settings) as context:
+        started = time.monotonic()
+        try:
+            result = body(context, **arguments)
+        except Exception as error:
+            logger.error("step_failed", error=str(error), kind=type(error).__name__)
+            _record_failure(context, step, clip_index, error)
+            raise
+        seconds = round(time.monotonic() - started, 3)
+        context.ledger.event(
+            job_id, step=step, event="step_finished", clip_index=clip_index, detail={"seconds": seconds} | result
+        )
+        logger.info("step_finished", seconds=seconds, **result)
+        return result
+
+
+def _record_failure(context: StepContext, step: str, clip_index: int | None, error: Exception) -> None:
+    """Write the failure down; a database that is away must not hide the error itself."""
+    try:
+        context.ledger.event(
+            context.job_id,
+            step=step,
+            event="step_failed",
+            clip_index=clip_index,
+            detail={"error": str(error), "kind": type(error).__name__},
+        )
+        if isinstance(error, PermanentError):
+            context.ledger.job_failed(context.job_id, f"{step}: {error}")
+    except S2VError as second:
+        log.get_logger().error("failure_not_recorded", error=str(second))

@@ -1,0 +1,71 @@
+"""encode_conditions: prompt, speech and picture become tensors, once for all clips of the job.
+
+Writes conditions/{conditions.safetensors, manifest.json}. A render process then needs neither the text encoder
+(11 GB) nor the audio encoder.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from safetensors.torch import save_file
+
+from s2v_tasks.engine.conditions import NEGATIVE_PROMPT, encode_conditions
+from s2v_tasks.engine.loading import Snapshot, snapshot_id
+from s2v_tasks.errors import ConfigurationError
+from s2v_tasks.media.audio import load_waveform
+from s2v_tasks.schemas.manifest import fingerprint
+from s2v_tasks.steps.context import StepContext
+from s2v_tasks.storage.artifacts import Built, OutputFile
+
+REVISION = 1  # raise it when the same inputs would be encoded differently
+
+
+def run(ctx: StepContext) -> dict[str, Any]:
+    plan, request = ctx.plan(), ctx.request()
+    inputs = ctx.manifest(ctx.layout.input_manifest, made_by="stage-inputs").outputs
+    if ctx.settings.snapshot_path is None:
+        raise ConfigurationError("S2V_SNAPSHOT_PATH is not set: expected the folder with the model weights.")
+    snapshot = Snapshot.open(ctx.settings.snapshot_path)
+    num_frames = max(clip.start_frame + clip.infer_frames for clip in plan.clips)
+
+    def build(folder: Path) -> Built:
+        image, speech = folder / "image.png", folder / "audio_16k.wav"
+        ctx.artifacts.fetch(inputs["image"], image)
+        ctx.artifacts.fetch(inputs["audio_16k"], speech)
+        tensors = encode_conditions(
+            snapshot,
+            prompt=request.prompt,
+            negative_prompt=NEGATIVE_PROMPT,
+            waveform=load_waveform(speech),
+            num_frames=num_frames,
+            image_u8=np.asarray(Image.open(image).convert("RGB")),
+            width=plan.width,
+            height=plan.height,
+        )
+        path = folder / "conditions.safetensors"
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+        shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
+        return Built(
+            {"conditions": OutputFile(path, ctx.layout.conditions, "application/octet-stream")},
+            facts={"shapes": shapes},
+        )
+
+    manifest, reused = ctx.artifacts.produce(
+        step="encode_conditions",
+        job_id=ctx.job_id,
+        manifest_key=ctx.layout.conditions_manifest,
+        fingerprint=fingerprint(
+            "encode_conditions",
+            REVISION,
+            snapshot_id(snapshot.path),
+            [request.prompt, NEGATIVE_PROMPT],
+            [inputs["image"].sha256, inputs["audio_16k"].sha256],
+            [plan.width, plan.height, num_frames],
+        ),
+        inputs={"image": inputs["image"], "audio_16k": inputs["audio_16k"]},
+        build=build,
+    )
+    ctx.ledger.record_artifacts(manifest)
+    return {"reused": reused}

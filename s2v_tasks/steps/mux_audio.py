@@ -1,0 +1,37 @@
+"""mux_audio: add the speech to the joined clips, in sync and of exactly their length. Writes assembly/muxed.mp4."""
+
+from pathlib import Path
+from typing import Any
+
+from s2v_tasks.media.mux import mux
+from s2v_tasks.schemas.manifest import fingerprint
+from s2v_tasks.steps.context import StepContext
+from s2v_tasks.storage.artifacts import Built, OutputFile
+
+REVISION = 1  # raise it when the same inputs would be muxed differently
+
+
+def run(ctx: StepContext) -> dict[str, Any]:
+    plan = ctx.plan()
+    inputs = {
+        "silent": ctx.manifest(ctx.layout.silent_manifest, made_by="stitch").outputs["silent"],
+        "audio": ctx.manifest(ctx.layout.input_manifest, made_by="stage-inputs").outputs["audio"],
+    }
+
+    def build(folder: Path) -> Built:
+        silent, audio = folder / "silent.mp4", folder / "audio"
+        ctx.artifacts.fetch(inputs["silent"], silent)
+        ctx.artifacts.fetch(inputs["audio"], audio)
+        mux(silent, audio, folder / "muxed.mp4", num_frames=plan.num_frames, fps=plan.fps)
+        return Built({"muxed": OutputFile(folder / "muxed.mp4", ctx.layout.muxed, "video/mp4")}, facts={})
+
+    manifest, reused = ctx.artifacts.produce(
+        step="mux_audio",
+        job_id=ctx.job_id,
+        manifest_key=ctx.layout.mux_manifest,
+        fingerprint=fingerprint("mux_audio", REVISION, plan.num_frames, [item.sha256 for item in inputs.values()]),
+        inputs=inputs,
+        build=build,
+    )
+    ctx.ledger.record_artifacts(manifest)
+    return {"reused": reused}

@@ -1,0 +1,76 @@
+"""plan_clips: fix the number of clips and every frame before anything is spent. Writes plan.json."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from s2v_tasks.planning.planner import make_plan
+from s2v_tasks.schemas.model_card import load_gpu_card, load_model_card
+from s2v_tasks.schemas.plan import Plan, SpeechFacts
+from s2v_tasks.schemas.preset import load_presets
+from s2v_tasks.schemas.request import Request, parse_request
+from s2v_tasks.settings import Settings, config_dir, load_settings
+from s2v_tasks.steps.context import StepContext
+
+
+def run(ctx: StepContext) -> dict[str, Any]:
+    facts = ctx.manifest(ctx.layout.input_manifest, made_by="stage-inputs").facts
+    plan = _plan(
+        ctx.settings,
+        ctx.request(),
+        job_id=ctx.job_id,
+        speech=SpeechFacts(num_samples=facts["speech"]["num_samples"], sample_rate=facts["speech"]["sample_rate"]),
+        image_size=(facts["image"]["width"], facts["image"]["height"]),
+    )
+    ctx.store.put_bytes(ctx.layout.plan, plan.model_dump_json(indent=2).encode(), "application/json")
+    ctx.ledger.job_planned(ctx.job_id, plan)
+    return {"num_frames": plan.num_frames, "warnings": list(plan.warnings), "clips": _clips(plan)}
+
+
+def plan_files(image: Path, audio: Path, fields: dict[str, Any]) -> Plan:
+    """The plan that local files would get, by the same checks and rules; nothing is stored."""
+    from s2v_tasks.media.audio import normalise_speech
+    from s2v_tasks.media.image import normalise_image
+
+    settings = load_settings()
+    unstored = {"image_uri": "s3://local/image", "audio_uri": "s3://local/audio", "prompt": "not needed for a plan"}
+    request = parse_request(unstored | fields)
+    with tempfile.TemporaryDirectory(prefix="s2v-plan-", dir=settings.work_dir) as folder:
+        picture = normalise_image(image, Path(folder) / "image.png")
+        speech = normalise_speech(audio, Path(folder) / "audio.wav", max_duration_seconds=settings.max_audio_seconds)
+    return _plan(
+        settings,
+        request,
+        job_id="plan-only",
+        speech=SpeechFacts(num_samples=speech.num_samples, sample_rate=speech.sample_rate),
+        image_size=(picture.width, picture.height),
+    )
+
+
+def _plan(
+    settings: Settings, request: Request, *, job_id: str, speech: SpeechFacts, image_size: tuple[int, int]
+) -> Plan:
+    folder = config_dir(settings)
+    return make_plan(
+        request,
+        job_id=job_id,
+        presets=load_presets(folder),
+        speech=speech,
+        image_size=image_size,
+        model=load_model_card(folder, settings.model),
+        gpu=load_gpu_card(folder, settings.gpu),
+        max_clips=settings.max_clips,
+    )
+
+
+def _clips(plan: Plan) -> list[dict[str, Any]]:
+    """What Airflow needs to know of each clip: small enough for XCom."""
+    return [
+        {
+            "clip_index": clip.clip_index,
+            "chain_index": clip.chain_index,
+            "predecessor": clip.predecessor,
+            "label": f"clip {clip.clip_index + 1}/{plan.num_clip} frames {clip.start_frame}..{clip.end_frame}",
+        }
+        for clip in plan.clips
+    ]

@@ -1,0 +1,50 @@
+"""publish: copy the validated video to the output, close the job.
+
+Writes <output>/<job_id>.mp4, its sidecar, result.json, which comes last: its presence is the success of the job.
+"""
+
+import json
+from typing import Any
+
+from s2v_tasks.schemas.manifest import Artifact
+from s2v_tasks.steps.context import StepContext
+from s2v_tasks.storage.artifacts import producer
+from s2v_tasks.storage.layout import output_sidecar_uri, output_video_uri
+
+
+def run(ctx: StepContext) -> dict[str, Any]:
+    plan = ctx.plan()
+    report = ctx.manifest(ctx.layout.report_manifest, made_by="validate")
+    video = report.inputs["video"]
+    video_uri = output_video_uri(ctx.settings, ctx.job_id)
+    path = ctx.work_dir / "video.mp4"
+    ctx.artifacts.fetch(video, path)
+    ctx.store.upload(path, video_uri, "video/mp4")
+    result = {
+        "schema_version": 1,
+        "job_id": ctx.job_id,
+        "video_uri": video_uri,
+        "sha256": video.sha256,
+        "size_bytes": video.size_bytes,
+        "num_frames": plan.num_frames,
+        "duration_seconds": float(plan.duration_seconds),
+        "width": plan.width,
+        "height": plan.height,
+        "report_key": report.outputs["report"].key,
+        "contact_sheet_key": report.outputs["contact_sheet"].key,
+        "clips": [_clip(ctx, clip.clip_index) for clip in plan.clips],
+        "request": ctx.request().model_dump(),
+        "producer": producer().model_dump(),
+    }
+    sidecar = ctx.work_dir / "result.json"
+    sidecar.write_text(json.dumps(result, indent=2, ensure_ascii=False), encoding="utf-8")
+    ctx.store.upload(sidecar, output_sidecar_uri(ctx.settings, ctx.job_id), "application/json")
+    ctx.store.put_bytes(ctx.layout.result, sidecar.read_bytes(), "application/json")
+    ctx.ledger.job_succeeded(ctx.job_id, video_uri=video_uri, sha256=video.sha256)
+    return {name: result[name] for name in ("video_uri", "sha256", "duration_seconds")}
+
+
+def _clip(ctx: StepContext, clip_index: int) -> dict[str, Any]:
+    manifest = ctx.manifest(ctx.layout.clip_manifest(clip_index), made_by=f"render-clip --clip-index {clip_index}")
+    clip: Artifact = manifest.outputs["clip"]
+    return {"clip_index": clip_index, "fingerprint": manifest.fingerprint, "key": clip.key, "sha256": clip.sha256}

@@ -1,0 +1,111 @@
+"""stage_inputs: check the request, fetch its files once, bring them into one form.
+
+Writes request.json, inputs/{image.png, audio.<ext>, audio_16k.wav, pose.mp4?} and inputs/manifest.json.
+"""
+
+import json
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from s2v_tasks.errors import PermanentError
+from s2v_tasks.media.audio import normalise_speech
+from s2v_tasks.media.image import normalise_image
+from s2v_tasks.media.pose import normalise_pose
+from s2v_tasks.schemas.manifest import Artifact, fingerprint
+from s2v_tasks.schemas.preset import find_preset, load_presets
+from s2v_tasks.schemas.request import Request, parse_request
+from s2v_tasks.settings import config_dir
+from s2v_tasks.steps.context import StepContext
+from s2v_tasks.storage.artifacts import Built, OutputFile, file_sha256
+
+REVISION = 1  # raise it when the same sources would be normalised differently
+
+
+def run(ctx: StepContext, *, request_json: str) -> dict[str, Any]:
+    request = _accept(ctx, request_json)
+    sources = _fetch(ctx, request)
+    inputs = {
+        name: Artifact(key=uri, sha256=file_sha256(path), size_bytes=path.stat().st_size)
+        for name, (uri, path) in sources.items()
+    }
+
+    def build(folder: Path) -> Built:
+        image = normalise_image(sources["image"][1], folder / "image.png")
+        speech = normalise_speech(
+            sources["audio"][1], folder / "audio_16k.wav", max_duration_seconds=ctx.settings.max_audio_seconds
+        )
+        extension = _extension(request.audio_uri)
+        outputs = {
+            "image": OutputFile(folder / "image.png", ctx.layout.image, "image/png"),
+            "audio": OutputFile(sources["audio"][1], ctx.layout.audio(extension), "application/octet-stream"),
+            "audio_16k": OutputFile(folder / "audio_16k.wav", ctx.layout.audio_16k, "audio/wav"),
+        }
+        if "pose" in sources:
+            normalise_pose(sources["pose"][1], folder / "pose.mp4", max_duration_seconds=ctx.settings.max_audio_seconds)
+            outputs["pose"] = OutputFile(folder / "pose.mp4", ctx.layout.pose, "video/mp4")
+        return Built(outputs, facts={"image": asdict(image), "speech": _json(asdict(speech))})
+
+    manifest, reused = ctx.artifacts.produce(
+        step="stage_inputs",
+        job_id=ctx.job_id,
+        manifest_key=ctx.layout.input_manifest,
+        fingerprint=fingerprint("stage_inputs", REVISION, {name: item.sha256 for name, item in inputs.items()}),
+        inputs=inputs,
+        build=build,
+    )
+    _keep_request(ctx, request)
+    ctx.ledger.record_artifacts(manifest)
+    return {"reused": reused}
+
+
+def _accept(ctx: StepContext, request_json: str) -> Request:
+    """The request, valid in itself and with a known preset. The job is on record before anything can be refused."""
+    try:
+        data = json.loads(request_json)
+    except json.JSONDecodeError as error:
+        data = {"text": request_json[:2000]}
+        problem = PermanentError(f'The request is not JSON ({error}): expected an object such as {{"prompt": ...}}.')
+        ctx.ledger.job_queued(ctx.job_id, data)
+        raise problem from error
+    ctx.ledger.job_queued(ctx.job_id, data if isinstance(data, dict) else {"request": data})
+    if not isinstance(data, dict):
+        raise PermanentError(f"The request is a JSON {type(data).__name__}: expected an object of request fields.")
+    request = parse_request({name: value for name, value in data.items() if value is not None})
+    find_preset(load_presets(config_dir(ctx.settings)), request.preset)
+    ctx.ledger.job_started(ctx.job_id)
+    return request
+
+
+def _keep_request(ctx: StepContext, request: Request) -> None:
+    """Write request.json. A changed request takes back the success of the one before."""
+    data = request.model_dump_json(indent=2).encode()
+    if not ctx.store.exists(ctx.layout.request) or ctx.store.get_bytes(ctx.layout.request) != data:
+        ctx.store.delete(ctx.layout.result)
+        ctx.store.put_bytes(ctx.layout.request, data, "application/json")
+
+
+def _fetch(ctx: StepContext, request: Request) -> dict[str, tuple[str, Path]]:
+    """Download what the request names into scratch: name → (URI, local path)."""
+    uris = {"image": request.image_uri, "audio": request.audio_uri}
+    if request.pose_video_uri:
+        uris["pose"] = request.pose_video_uri
+    sources = {}
+    for name, uri in uris.items():
+        path = ctx.work_dir / f"source_{name}"
+        ctx.store.fetch_uri(uri, path, max_bytes=ctx.settings.max_input_bytes)
+        sources[name] = (uri, path)
+    return sources
+
+
+def _extension(uri: str) -> str:
+    """The suffix of the uploaded file when it is a plain one: names are data, not paths."""
+    suffix = Path(uri).suffix.lower().lstrip(".")
+    return suffix if re.fullmatch(r"[a-z0-9]{1,5}", suffix) else "bin"
+
+
+def _json(facts: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: str(value) if not isinstance(value, int | float | str | None) else value for name, value in facts.items()
+    }

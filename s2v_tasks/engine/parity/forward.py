@@ -1,0 +1,288 @@
+"""Golden cases of the transformer: whole forwards with their traces, and its parts alone.
+
+Weights come from the `dit_*` file whose metadata has a `config`; every dimension is read from it or from the tensors.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import rearrange
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from s2v_tasks.engine.models.config import S2VConfig
+from s2v_tasks.engine.models.framepack import FramePacker
+from s2v_tasks.engine.models.layers import timestep_sinusoid
+from s2v_tasks.engine.models.rope import Grid, motion_grids, reference_grid, rope_table, video_grid
+from s2v_tasks.engine.models.transformer import Guidance, S2VTransformer, Scene
+from s2v_tasks.engine.parity.results import (
+    EXACT,
+    FORWARD_GATE,
+    ROPE_GATE,
+    CaseResult,
+    Golden,
+    compare,
+    compare_all,
+    load_golden,
+    per_file,
+)
+from s2v_tasks.errors import ConfigurationError
+
+PREFIXES = ("dit_", "framepack", "rope", "time_embedding", "audio_encoder")
+_ROPE_TABLE_FRAMES = 3
+_ROPE_ROW_STRIDE = 997
+# A sum over 14,000 float64 entries depends on the order of addition by about this much.
+_SUM_GATE = 1e-9
+# The forward gate was measured on outputs of this size.
+_GATED_ABSMAX = 6.0
+
+Pair = tuple[str, Tensor, Tensor]
+
+
+def cases(folder: Path) -> Iterator[CaseResult]:
+    """Run every golden file of the transformer in `folder`."""
+    paths = sorted(path for path in folder.iterdir() if path.name.startswith(PREFIXES))
+    for path in paths:
+        yield from per_file([path], partial(_run_file, folder), FORWARD_GATE)
+
+
+def load_transformer(folder: Path) -> S2VTransformer:
+    """The fp32 transformer of the folder's golden weights, loaded strictly.
+
+    Raises ConfigurationError when the folder has no such weights or when keys or shapes differ.
+    """
+    for path in sorted(folder.glob("dit_*.safetensors")):
+        if _is_weights(path):
+            golden = load_golden(path)
+            model = S2VTransformer(S2VConfig.from_json(golden.metadata["config"]))
+            try:
+                model.load_state_dict(golden.tensors)
+            except RuntimeError as error:
+                raise ConfigurationError(f"{path.name} does not fit its own config: {error}") from error
+            return model.requires_grad_(requires_grad=False)
+    raise ConfigurationError(f"{folder} has no dit_*.safetensors with a 'config' in its metadata; add the weights")
+
+
+def _is_weights(path: Path) -> bool:
+    with safe_open(path, framework="pt") as file:
+        return "config" in (file.metadata() or {})
+
+
+def _run_file(folder: Path, path: Path) -> Iterable[CaseResult]:
+    if path.name.startswith("rope"):
+        return _rope_positions(path) if path.suffix == ".json" else _rope_tables(load_golden(path))
+    model = load_transformer(folder)
+    if path.name.startswith("dit_"):
+        return _weights(model, path) if _is_weights(path) else _forward(model, load_golden(path))
+    run = {"framepack": _framepack, "time_embedding": _time_embedding, "audio_encoder": _audio_encoder}
+    return next(run_part for prefix, run_part in run.items() if path.name.startswith(prefix))(model, load_golden(path))
+
+
+def _weights(model: S2VTransformer, path: Path) -> Iterator[CaseResult]:
+    """The model gives back exactly the weights of the file, under the same keys."""
+    golden = load_golden(path)
+    state = model.state_dict()
+    yield compare_all(
+        path.stem, [(key, state.get(key, torch.empty(0)), value) for key, value in golden.tensors.items()], EXACT
+    )
+
+
+def _forward(model: S2VTransformer, golden: Golden) -> Iterator[CaseResult]:
+    if "scaled_keys" in golden.metadata:
+        state = model.state_dict()
+        for key in golden.metadata["scaled_keys"]:
+            state[key].mul_(golden.metadata["scale"])
+    dropped = golden.metadata["drop_motion_frames"]
+    motion = None if dropped else golden["in.motion_latents"]
+    features = rearrange(golden["in.audio_input"], "1 k c f -> f k c")
+    with Recorder(model) as recorder:
+        num_frames = golden["in.latents"].shape[1]
+        scene = model.prepare_scene(num_frames, golden["in.ref_latents"], motion, golden["in.cond_states"])
+        guidance = model.prepare_guidance(golden["in.context"], features)
+        velocity = model(golden["in.latents"][None], golden["in.timestep"], scene, guidance)
+    yield compare(golden.name, velocity[0], golden["out"], FORWARD_GATE)
+
+    traced = golden.with_prefix("trace.")
+    seen = recorder.seen | _prepared(scene, guidance) | _history(model, golden["in.motion_latents"])
+    exact = {"audio_enc.in_shape", "seg_idx", "seq_len_total"}
+    rope = {key for key in traced if key.endswith("rope_cos_sin")}
+    if close := [_scaled(key, seen[key], traced[key]) for key in sorted(traced.keys() - exact - rope)]:
+        yield compare_all(f"{golden.name}.trace", close, FORWARD_GATE)
+    if counted := [(key, seen[key], traced[key]) for key in sorted(traced.keys() & exact)]:
+        yield compare_all(f"{golden.name}.counts", counted, EXACT)
+    if rope:
+        grids = _token_grids(scene, dropped=dropped)
+        seen["rope_cos_sin"] = _cos_sin(rope_table(grids, model.config.head_dim))
+        pairs = [(key, seen[key], traced[key]) for key in sorted(rope)]
+        yield compare_all(f"{golden.name}.rope", pairs, ROPE_GATE)
+
+
+def _scaled(key: str, actual: Tensor, expected: Tensor) -> Pair:
+    """The residual stream grows with depth, and float noise with it: bring it to the size the gate was made for."""
+    scale = max(1.0, expected.abs().max().item() / _GATED_ABSMAX)
+    return key, actual / scale, expected / scale
+
+
+class Recorder:
+    """Notes what enters and leaves the modules of a transformer while it runs, under the names of the goldens."""
+
+    def __init__(self, model: S2VTransformer) -> None:
+        self.seen: dict[str, Tensor] = {}
+        self._handles: list[Any] = []
+        first = model.blocks[0]
+        self._watch(model.casual_audio_encoder, self._audio)
+        self._watch(model.time_projection, self._modulation)
+        self._watch(model.head, self._head)
+        for name in ("self_attn", "cross_attn", "ffn"):
+            self._watch(getattr(first, name), partial(self._in_out, f"block00.{name}", "out"))
+        for index, block in enumerate(model.blocks):
+            self._watch(block, partial(self._in_out, f"block{index:02}", "out_before_injection"))
+        for index, injector in enumerate(model.audio_injector.injector):
+            self._watch(injector, partial(self._injection, f"inject{index}"))
+
+    def __enter__(self) -> "Recorder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _watch(self, module: nn.Module, note: Any) -> None:
+        self._handles.append(module.register_forward_hook(lambda _, args, output: note(args, output)))
+
+    def _in_out(self, name: str, out: str, args: Any, output: Tensor) -> None:
+        self.seen |= {f"{name}.in": args[0], f"{name}.{out}": output}
+
+    def _injection(self, name: str, args: Any, output: Tensor) -> None:
+        self.seen |= {f"{name}.attn_in": args[0], f"{name}.residual": output}
+
+    def _audio(self, args: Any, output: Any) -> None:
+        self.seen |= {"audio_enc.in_shape": torch.tensor(args[0].shape)}
+        self.seen |= {"audio_enc.local": output[0], "audio_enc.global": output[1]}
+
+    def _modulation(self, _: Any, output: Tensor) -> None:
+        self.seen["e0"] = rearrange(output, "segment (six d) -> 1 six segment d", six=6)
+
+    def _head(self, args: Any, output: Tensor) -> None:
+        self.seen |= {"head.in": args[0], "head.e": args[1], "head.out": output}
+        self.seen["seg_idx"] = torch.tensor([args[0].shape[1]])
+
+
+def _prepared(scene: Scene, guidance: Guidance) -> dict[str, Tensor]:
+    return {
+        "context_emb": guidance.context_BSD,
+        "merged_audio_emb": guidance.audio_tokens_TAD[None],
+        "audio_emb_global": guidance.audio_global_TD[None, :, None],
+        "seq_len_total": torch.tensor([scene.rope_Lc.shape[0]]),
+    }
+
+
+def _history(model: S2VTransformer, motion_latents: Tensor) -> dict[str, Tensor]:
+    """The packed history, which the reference computes even where it is dropped."""
+    tokens, grids = model.frame_packer(motion_latents, 2)
+    table = rope_table(grids, model.config.head_dim)
+    return {"framepack.tokens": tokens, "framepack.rope_cos_sin": _cos_sin(table)}
+
+
+def _token_grids(scene: Scene, *, dropped: bool) -> list[Grid]:
+    num_frames, height, width = scene.latent_shape
+    rows, columns = height // 2, width // 2
+    history = () if dropped else motion_grids(height, width)
+    return [video_grid(num_frames, rows, columns), reference_grid(rows, columns), *history]
+
+
+def _cos_sin(table_Lc: Tensor) -> Tensor:
+    return torch.view_as_real(table_Lc)
+
+
+def _framepack(model: S2VTransformer, golden: Golden) -> Iterator[CaseResult]:
+    tokens_pairs: list[Pair] = []
+    rope_pairs: list[Pair] = []
+    for key in sorted(key for key in golden.tensors if key.endswith(".tokens")):
+        mode, last_motion, length, _ = key.split(".")
+        packer = FramePacker(model.config.in_dim, model.config.dim, mode)
+        packer.load_state_dict(model.frame_packer.state_dict())
+        tokens, grids = packer(golden[f"in.{length}"][None], int(last_motion.removeprefix("alm")))
+        tokens_pairs.append((key, tokens, golden[key]))
+        rope_key = key.replace(".tokens", ".rope_cos_sin")
+        rope_pairs.append((rope_key, _cos_sin(rope_table(grids, model.config.head_dim)), golden[rope_key]))
+    yield compare_all(f"{golden.name}.tokens", tokens_pairs, FORWARD_GATE)
+    yield compare_all(f"{golden.name}.rope", rope_pairs, ROPE_GATE)
+
+
+def _time_embedding(model: S2VTransformer, golden: Golden) -> Iterator[CaseResult]:
+    t = golden["t"]
+    sinusoids = [key for key in golden.tensors if key.startswith("sinusoid")]
+    pairs = [(key, timestep_sinusoid(t, golden[key].shape[1]), golden[key]) for key in sinusoids]
+    yield compare_all(f"{golden.name}.sinusoid", pairs, ROPE_GATE)
+    embedding = model.time_embedding(timestep_sinusoid(t, model.config.freq_dim).float())
+    projection = model.time_projection(embedding).unflatten(1, (6, -1))
+    outputs = [("time_embedding_out", embedding), ("time_projection_out", projection)]
+    yield compare_all(golden.name, [(key, actual, golden[key]) for key, actual in outputs], FORWARD_GATE)
+
+
+def _audio_encoder(model: S2VTransformer, golden: Golden) -> Iterator[CaseResult]:
+    pairs: list[Pair] = []
+    for key in sorted(key for key in golden.tensors if key.endswith(".in")):
+        name = key.removesuffix(".in")
+        local, global_ = model.encode_audio(golden[key])
+        pairs += [(f"{name}.local_all", local, golden[f"{name}.local_all"])]
+        pairs += [(f"{name}.global_all", global_, golden[f"{name}.global_all"])]
+        guidance = model.prepare_guidance(
+            torch.zeros(1, model.config.text_dim), rearrange(golden[key], "1 k c f -> f k c")
+        )
+        pairs += [(f"{name}.local", guidance.audio_tokens_TAD[None], golden[f"{name}.local"])]
+        pairs += [(f"{name}.global", guidance.audio_global_TD[None, :, None], golden[f"{name}.global"])]
+    yield compare_all(golden.name, pairs, FORWARD_GATE)
+
+
+def _rope_tables(golden: Golden) -> Iterator[CaseResult]:
+    exact: list[Pair] = []
+    sums: list[Pair] = []
+    for key, expected in golden.tensors.items():
+        if match := re.fullmatch(r"rope_params_table_\d+_head(\d+)_first(\d+)pos", key):
+            head_dim, count = int(match[1]), int(match[2])
+            # Every axis at the same position: one grid of a single token per position.
+            table = torch.cat([rope_table([Grid((p,), (p,), (p,))], head_dim) for p in range(count)])
+            exact.append((key, _cos_sin(table), expected))
+            continue
+        head_dim, height, width, what = _rope_key(key)
+        rows, columns = height // 2, width // 2
+        main = [video_grid(_ROPE_TABLE_FRAMES, rows, columns), reference_grid(rows, columns)]
+        grids = main if what.startswith("main_ref") else list(motion_grids(height, width))
+        table = _cos_sin(rope_table(grids, head_dim))
+        if what.endswith("sum_per_channel"):
+            sums.append((key, table.sum(dim=0), expected))
+        else:
+            exact.append((key, table[::_ROPE_ROW_STRIDE] if "rows_every" in what else table, expected))
+    yield compare_all(f"{golden.name}.tables", exact, ROPE_GATE)
+    yield compare_all(f"{golden.name}.sums", sums, _SUM_GATE)
+
+
+def _rope_positions(path: Path) -> Iterator[CaseResult]:
+    pairs: list[Pair] = []
+    for key, expected in json.loads(path.read_text()).items():
+        _, height, width, _ = _rope_key(key)
+        grids = motion_grids(height, width)
+        for grid, golden in zip(grids, expected["framepack_positions"], strict=True):
+            for axis, positions in (("f", grid.times), ("h", grid.rows), ("w", grid.columns)):
+                name = f"{key}{golden['name']}.{axis}"
+                pairs.append((name, torch.tensor(positions), torch.tensor(golden[axis])))
+        rows, columns = height // 2, width // 2
+        main = video_grid(_ROPE_TABLE_FRAMES, rows, columns).num_tokens + reference_grid(rows, columns).num_tokens
+        counts = [sum(grid.num_tokens for grid in grids), main]
+        golden_counts = [expected["framepack_tokens"], expected[f"main_ref_tokens_T{_ROPE_TABLE_FRAMES}"]]
+        pairs.append((f"{key}tokens", torch.tensor(counts), torch.tensor(golden_counts)))
+    yield compare_all(path.stem, pairs, EXACT)
+
+
+def _rope_key(key: str) -> tuple[int, int, int, str]:
+    match = re.fullmatch(r"hd(\d+)\.lat(\d+)x(\d+)\.(\w*)", key)
+    if match is None:
+        raise ConfigurationError(f"rope case {key!r} is not of the form hd<d>.lat<h>x<w>.<what>")
+    return int(match[1]), int(match[2]), int(match[3]), match[4]

@@ -1,0 +1,218 @@
+"""Golden cases of the clip loop: the real pipeline in reference mode, with the golden noise.
+
+The run starts where the goldens start: from the image as it came, the 30 Hz speech features and the raw pose frames.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from s2v_tasks.engine.audio_features import frame_features, reference_num_repeat
+from s2v_tasks.engine.encoders.vae import Vae
+from s2v_tasks.engine.images import fit_image, fit_pose, pad_pose, reference_pose_step
+from s2v_tasks.engine.models.transformer import MOTION_FRAMES
+from s2v_tasks.engine.parity.forward import load_transformer
+from s2v_tasks.engine.parity.results import (
+    EXACT,
+    LOOP_GATE,
+    CaseResult,
+    Golden,
+    compare,
+    compare_all,
+    load_golden,
+    per_file,
+)
+from s2v_tasks.engine.pipeline import ClipInputs, Codec, MotionState, S2VPipeline, Sampling
+from s2v_tasks.errors import ConfigurationError
+
+PREFIXES = ("loop_",)
+# A float difference within the loop gate can cross the border between two bytes.
+_BYTE_GATE = 1.0
+
+OutputSize = Callable[[int, int, int], tuple[int, int]]
+
+
+def cases(folder: Path, output_size: OutputSize) -> Iterator[CaseResult]:
+    """Run every golden loop in `folder`; `output_size(height, width, area)` gives (height, width)."""
+    paths = sorted(path for path in folder.iterdir() if path.name.startswith(PREFIXES))
+    yield from per_file(paths, partial(_run_file, folder, output_size), LOOP_GATE)
+
+
+class LinearCodec:
+    """The goldens' linear stand-in for the VAE: patches of 4 frames x 8 x 8 pixels times a matrix."""
+
+    def __init__(self, golden: Golden) -> None:
+        self._encode_ZP, self._encode_bias = golden["vae_E"], golden["vae_be"]
+        self._decode_PZ, self._decode_bias = golden["vae_D"], golden["vae_bd"]
+
+    def encode(self, pixels_BCTHW: Tensor, /) -> Tensor:
+        """Pixels to latents, with three copies of the first frame in front."""
+        used = pixels_BCTHW[:, :, : 1 + 4 * ((pixels_BCTHW.shape[2] - 1) // 4)]
+        padded = torch.cat([used[:, :, :1].expand(-1, -1, 3, -1, -1), used], dim=2)
+        patches = rearrange(padded, "b c (t f) (h y) (w x) -> b t h w (c f y x)", f=4, y=8, x=8)
+        return rearrange(F.linear(patches, self._encode_ZP, self._encode_bias), "b t h w z -> b z t h w")
+
+    def decode(self, latents_BCZhw: Tensor, /) -> Tensor:
+        """Latents to pixels, without the first three frames, clamped."""
+        latents = rearrange(latents_BCZhw, "b z t h w -> b t h w z")
+        patches = F.linear(latents, self._decode_PZ, self._decode_bias)
+        frames = rearrange(patches, "b t h w (c f y x) -> b c (t f) (h y) (w x)", c=3, f=4, y=8, x=8)
+        return frames[:, :, 3:].clamp(-1, 1)
+
+
+@dataclass
+class _Seen:
+    """What one clip put through the VAE and the transformer."""
+
+    encoded: list[Tensor] = field(default_factory=list)
+    decoder_input: Tensor = field(default_factory=lambda: torch.empty(0))
+    num_decoded: int = 0
+    latents: list[Tensor] = field(default_factory=list)
+    velocities: list[Tensor] = field(default_factory=list)
+    frames: Tensor = field(default_factory=lambda: torch.empty(0))
+
+
+class _ObservedCodec:
+    def __init__(self, codec: Codec) -> None:
+        self._codec = codec
+        self.seen = _Seen()
+
+    def encode(self, pixels_BCTHW: Tensor, /) -> Tensor:
+        latents = self._codec.encode(pixels_BCTHW)
+        self.seen.encoded.append(latents)
+        return latents
+
+    def decode(self, latents_BCZhw: Tensor, /) -> Tensor:
+        frames = self._codec.decode(latents_BCZhw)
+        self.seen.decoder_input, self.seen.num_decoded = latents_BCZhw, frames.shape[2]
+        return frames
+
+
+class _ObservedPipeline(S2VPipeline):
+    """The pipeline, with the frames noted before they become bytes."""
+
+    def __init__(self, folder: Path, golden: Golden) -> None:
+        self.observed = _ObservedCodec(_codec(folder, golden))
+        super().__init__(load_transformer(folder), self.observed, "cpu", torch.float32, compat="reference")
+        self.transformer.register_forward_hook(self._note_forward)
+
+    def _note_forward(self, _: Any, args: Any, output: Tensor) -> None:
+        self.observed.seen.latents.append(args[0])
+        self.observed.seen.velocities.append(output)
+
+    def _decode(self, latents: Tensor, clip: Any) -> Tensor:
+        frames = super()._decode(latents, clip)
+        self.observed.seen.latents.append(latents)
+        self.observed.seen.frames = frames
+        return frames
+
+
+def _codec(folder: Path, golden: Golden) -> Codec:
+    if golden.metadata["vae"] == "lin":
+        return LinearCodec(golden)
+    for path in sorted(folder.glob("vae_*.safetensors")):
+        return Vae.from_state_dict(load_golden(path).with_prefix("w."), "cpu")
+    raise ConfigurationError(f"{golden.name} needs the VAE weights of vae_*.safetensors; add that file to {folder}")
+
+
+def _run_file(folder: Path, output_size: OutputSize, path: Path) -> Iterator[CaseResult]:
+    golden = load_golden(path)
+    pipeline = _ObservedPipeline(folder, golden)
+    clips: list[_Seen] = []
+    motion_latents: list[Tensor] = []
+    videos: list[Tensor] = []
+    meta = golden.metadata
+    sampling = Sampling(meta["steps"], meta["guide_scale"], meta["shift"], meta["solver"])
+    motion: MotionState | None = None
+    for index, inputs in enumerate(_clip_inputs(golden, output_size)):
+        pipeline.observed.seen = _Seen()
+        output = pipeline.render_clip(
+            ClipInputs(**inputs, motion=motion), sampling, lambda _done, _total: None, golden[f"clip{index}.noise"]
+        )
+        motion = output.motion
+        clips.append(pipeline.observed.seen)
+        videos.append(torch.from_numpy(output.frames_u8))
+        motion_latents.append(pipeline.observed.seen.encoded[-1])
+    yield _counts(golden, clips)
+    yield compare_all(golden.name, _close(golden, clips, motion_latents), LOOP_GATE)
+    video = rearrange(torch.cat(videos), "f h w c -> c f h w")
+    yield compare(f"{golden.name}.bytes", video[:, [0, -1]], golden["frames_u8_first_last"], _BYTE_GATE)
+
+
+def _clip_inputs(golden: Golden, output_size: OutputSize) -> Iterable[dict[str, Any]]:
+    """The inputs of each clip of the loop, without the motion state."""
+    meta = golden.metadata
+    image = golden["image_u8"].numpy()
+    height, width = output_size(image.shape[0], image.shape[1], meta["max_area"])
+    num_frames, features = meta["infer_frames"], golden["audio_feat30"]
+    available = reference_num_repeat(features.shape[1], num_frames)
+    num_clips = min(meta["clips_requested"] or available, available)
+    audio = frame_features(features, available * num_frames)
+    pose = None
+    if meta["pose"]:
+        step = reference_pose_step(meta["pose"][3])
+        frames = golden["pose_frames_u8"][::step][: num_clips * num_frames].numpy()
+        pose = pad_pose(fit_pose(frames, width, height, compat="reference"), num_clips * num_frames)
+    reference = fit_image(image, width, height, compat="reference")
+    for index in range(num_clips):
+        part = slice(index * num_frames, (index + 1) * num_frames)
+        yield {
+            "reference_u8": reference,
+            "context": golden["context"],
+            "context_null": golden["context_null"],
+            "audio": audio[part],
+            "pose": None if pose is None else pose[:, :, part],
+            "seed": meta["seed"] + index,
+            "start_from_ref": meta["start_from_ref"],
+            "keep_motion_frames": MOTION_FRAMES,
+        }
+
+
+def _counts(golden: Golden, clips: list[_Seen]) -> CaseResult:
+    frames = sum(clip.frames.shape[2] for clip in clips)
+    height, width = clips[0].frames.shape[-2:]
+    meta = golden.metadata
+    actual = [len(clips), frames, height, width, *(clip.num_decoded for clip in clips)]
+    decoded = [golden[f"clip{index}.decode_frames"].item() for index in range(meta["clips_run"])]
+    expected = [meta["clips_run"], meta["frames"], meta["H"], meta["W"], *decoded]
+    return compare(f"{golden.name}.counts", torch.tensor(actual), torch.tensor(expected), EXACT)
+
+
+def _close(golden: Golden, clips: list[_Seen], motion_latents: list[Tensor]) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """All (key, actual, golden) of a loop that are compared within the loop gate."""
+    video = torch.cat([clip.frames for clip in clips], dim=2)[0]
+    found = {
+        "ref_latents": _first(clips[0].encoded, golden["ref_latents"]),
+        "video_sub4": video[:, :, ::4, ::4],
+        "video_frame_channel_mean": video.mean(dim=(2, 3)),
+        "video_frame_channel_std": video.std(dim=(2, 3)),
+        "video": video,
+    }
+    if golden.metadata["start_from_ref"]:
+        found["motion_latents_clip0"] = _first(clips[0].encoded, golden["motion_latents_clip0"])
+    guided = golden.metadata["guide_scale"] > 1
+    for index, clip in enumerate(clips):
+        calls = clip.latents[: -1 : 2 if guided else 1]
+        found[f"clip{index}.latents_per_step"] = torch.cat([*calls[1:], clip.latents[-1]])
+        found[f"clip{index}.pred_cond_step0"] = clip.velocities[0][0]
+        if guided:
+            found[f"clip{index}.pred_uncond_step0"] = clip.velocities[1][0]
+        found[f"clip{index}.decode_in_tail"] = clip.decoder_input[0, :, :2]
+        found[f"clip{index}.motion_latents_after"] = motion_latents[index]
+        if golden.metadata["pose"]:
+            found[f"cond_latents_full{index}"] = _first(clip.encoded, golden[f"cond_latents_full{index}"])
+    for key, actual in found.items():
+        if key in golden:
+            yield key, actual, golden[key]
+
+
+def _first(encoded: list[Tensor], like: Tensor) -> Tensor:
+    """The first tensor that was encoded to the shape of `like`."""
+    return next((latents for latents in encoded if latents.shape == like.shape), torch.empty(0))

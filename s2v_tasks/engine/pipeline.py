@@ -1,0 +1,253 @@
+"""One clip, from its conditions to its frames: encode, prepare, denoise, decode (spec d).
+
+Legend: B batch (1), C channels, F pixel frames, H W pixels, T latent frames, h = H/8, w = W/8.
+Pixels and everything of the VAE are fp32 in [-1, 1]; the transformer runs in the dtype of its weights.
+
+Clips of a chain follow each other through `MotionState`, the newest pixel frames and their latents. It holds full
+precision, so that a chain that continues from a saved state equals one that never stopped, bit for bit.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from einops import rearrange
+from numpy.typing import NDArray
+from torch import Tensor
+
+from s2v_tasks.engine.images import Compat, pad_pose, to_pixels
+from s2v_tasks.engine.models.transformer import MOTION_FRAMES, Guidance, S2VTransformer, Scene
+from s2v_tasks.engine.schedulers import make_scheduler
+from s2v_tasks.errors import PermanentError
+
+_LATENT_CHANNELS = 16
+_START_FROM_REF_FRAMES = 6
+# Decoding behind the reference latent instead of a history spoils this many frames at the start of a chain.
+_LOST_FRAMES = 3
+
+
+class Codec(Protocol):
+    """The VAE as the pipeline uses it; see `engine.encoders.vae.Vae`."""
+
+    def encode(self, pixels_BCTHW: Tensor, /) -> Tensor:
+        """Pixels `[1, 3, F, H, W]` to normalised latents `[1, 16, 1 + (F-1)//4, h, w]`."""
+        ...
+
+    def decode(self, latents_BCZhw: Tensor, /) -> Tensor:
+        """Normalised latents `[1, 16, T, h, w]` to pixels `[1, 3, 4T - 3, H, W]`, clamped."""
+        ...
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a clip is denoised; the names are those of the request."""
+
+    sample_steps: int
+    sample_guide_scale: float
+    sample_shift: float
+    sample_solver: str
+
+
+@dataclass(frozen=True)
+class MotionState:
+    """What a clip leaves to the next one of its chain."""
+
+    latents: Tensor  # [1, 16, 19, h, w], the newest 73 pixel frames encoded
+    frames: Tensor  # [1, 3, n, H, W], as many of the newest pixel frames as a later clip needs
+
+
+@dataclass(frozen=True)
+class ClipInputs:
+    """Everything that is particular to a clip."""
+
+    reference_u8: NDArray[np.uint8] | Tensor  # [H, W, 3], fitted
+    context: Tensor  # [len, text_dim], the prompt
+    context_null: Tensor  # [len, text_dim], the negative prompt
+    audio: Tensor  # [F, 25, audio_dim], one row per frame of this clip
+    pose: Tensor | None  # [1, 3, n, H, W] pixels of this clip, n <= F; None: no pose video
+    seed: int
+    motion: MotionState | None  # None: the first clip of its chain
+    start_from_ref: bool
+    keep_motion_frames: int | None  # `motion_frames_needed`; None: the last clip of its chain leaves no state
+
+
+@dataclass(frozen=True)
+class ClipOutput:
+    """A rendered clip."""
+
+    frames_u8: NDArray[np.uint8]  # [F, H, W, 3]
+    motion: MotionState | None
+
+
+@dataclass(frozen=True)
+class _ClipLatents:
+    reference: Tensor  # [1, 16, 1, h, w]
+    history: MotionState | None  # None: nothing precedes, the clip starts from noise alone
+    pose: Tensor | None  # [1, 16, T, h, w]
+    num_frames: int
+
+    @property
+    def noise_shape(self) -> tuple[int, int, int, int]:
+        height, width = self.reference.shape[-2:]
+        return (_LATENT_CHANNELS, self.num_frames // 4, height, width)
+
+
+def motion_frames_needed(later_infer_frames: Sequence[int]) -> int | None:
+    """How many newest pixel frames a clip's state must carry, given the frames of each later clip of its chain.
+
+    None where no clip follows. The next clip reads old frames only to fill up its own 73-frame history, and only if
+    another clip needs that history.
+    """
+    if not later_infer_frames:
+        return None
+    if len(later_infer_frames) == 1:
+        return 0
+    return max(0, MOTION_FRAMES - later_infer_frames[0])
+
+
+class S2VPipeline:
+    """Renders clips with one transformer and one VAE on one device.
+
+    `dtype` is that of the transformer's weights. `compat="reference"` repeats the reference where it is known to be
+    wrong: the first clip of a chain then has 3 frames fewer than asked for.
+    """
+
+    def __init__(
+        self,
+        transformer: S2VTransformer,
+        vae: Codec,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        *,
+        compat: Compat = "corrected",
+    ) -> None:
+        self.transformer = transformer
+        self.vae = vae
+        self.device = torch.device(device)
+        self.dtype = dtype
+        self.compat = compat
+
+    @torch.inference_mode()
+    def render_clip(
+        self,
+        inputs: ClipInputs,
+        sampling: Sampling,
+        on_step: Callable[[int, int], None],
+        noise: Tensor | None = None,
+    ) -> ClipOutput:
+        """Render a clip; `on_step(done, total)` is called after each solver step.
+
+        `noise` `[16, T, h, w]` replaces the draw from `inputs.seed`. Raises PermanentError for inputs that do not fit
+        each other.
+        """
+        clip = self._encode(inputs)
+        scene, guidances = self._prepare(inputs, clip, sampling)
+        start = self._draw_noise(inputs.seed, clip.noise_shape) if noise is None else noise
+        latents = self._denoise(start, scene, guidances, sampling, on_step)
+        frames = self._decode(latents, clip)
+        motion = None
+        if inputs.keep_motion_frames is not None:
+            motion = self._next_motion(clip.history, frames, inputs.keep_motion_frames)
+        if clip.history is None and self.compat == "corrected":
+            frames = torch.cat([frames[:, :, :1].expand(-1, -1, _LOST_FRAMES, -1, -1), frames], dim=2)
+        return ClipOutput(_to_u8(frames), motion)
+
+    def _encode(self, inputs: ClipInputs) -> _ClipLatents:
+        num_frames = inputs.audio.shape[0]
+        if num_frames < 4 or num_frames % 4:
+            raise PermanentError(f"a clip of {num_frames} frames cannot be rendered; infer_frames is a multiple of 4")
+        pixels = to_pixels(np.asarray(inputs.reference_u8)).to(self.device)
+        history = inputs.motion
+        if history is not None:
+            history = MotionState(history.latents.to(self.device), history.frames.to(self.device))
+        elif inputs.start_from_ref:
+            history = self._still_history(pixels)
+        pose = None if inputs.pose is None else self._encode_pose(inputs.pose, num_frames, pixels.shape)
+        return _ClipLatents(self.vae.encode(pixels), history, pose, num_frames)
+
+    def _still_history(self, reference_pixels: Tensor) -> MotionState:
+        """A history that ends in the reference picture, grey before it."""
+        still = reference_pixels.expand(-1, -1, _START_FROM_REF_FRAMES, -1, -1)
+        frames = torch.cat([_grey(still, MOTION_FRAMES - _START_FROM_REF_FRAMES), still], dim=2)
+        return MotionState(self.vae.encode(frames), frames)
+
+    def _encode_pose(self, pose: Tensor, num_frames: int, reference_shape: torch.Size) -> Tensor:
+        if pose.shape[-2:] != reference_shape[-2:] or pose.shape[2] > num_frames:
+            raise PermanentError(
+                f"the pose has {pose.shape[2]} frames of {list(pose.shape[-2:])}; expected at most {num_frames} frames "
+                f"of {list(reference_shape[-2:])}. Fit it to the clip first."
+            )
+        frames = pad_pose(pose.to(self.device), num_frames)
+        # The VAE's first latent sees a single frame; a copy of it in front gives each latent its four frames.
+        return self.vae.encode(torch.cat([frames[:, :, :1], frames], dim=2))[:, :, 1:]
+
+    def _prepare(
+        self, inputs: ClipInputs, clip: _ClipLatents, sampling: Sampling
+    ) -> tuple[Scene, tuple[Guidance, Guidance | None]]:
+        audio = inputs.audio.to(self.device, self.dtype)
+        motion = None if clip.history is None else clip.history.latents
+        scene = self.transformer.prepare_scene(clip.noise_shape[1], clip.reference, motion, clip.pose)
+        told = self.transformer.prepare_guidance(inputs.context.to(self.device), audio)
+        if sampling.sample_guide_scale <= 1:
+            return scene, (told, None)
+        silence = torch.zeros_like(audio)
+        return scene, (told, self.transformer.prepare_guidance(inputs.context_null.to(self.device), silence))
+
+    def _draw_noise(self, seed: int, shape: tuple[int, ...]) -> Tensor:
+        """Noise in the transformer's dtype from a generator on the device: other draws give other numbers."""
+        generator = torch.Generator(device=self.device).manual_seed(seed)
+        return torch.randn(shape, generator=generator, device=self.device, dtype=self.dtype)
+
+    def _denoise(
+        self,
+        noise: Tensor,
+        scene: Scene,
+        guidances: tuple[Guidance, Guidance | None],
+        sampling: Sampling,
+        on_step: Callable[[int, int], None],
+    ) -> Tensor:
+        latents = noise.to(self.device, self.dtype)[None]
+        scheduler = make_scheduler(
+            sampling.sample_solver, num_steps=sampling.sample_steps, shift=sampling.sample_shift, device=self.device
+        )
+        told, untold = guidances
+        for done, timestep in enumerate(scheduler.timesteps, start=1):
+            velocity = self.transformer(latents, timestep[None], scene, told)
+            if untold is not None:
+                base = self.transformer(latents, timestep[None], scene, untold)
+                velocity = base + sampling.sample_guide_scale * (velocity - base)
+            latents = scheduler.step(velocity, timestep, latents, return_dict=False)[0]
+            on_step(done, sampling.sample_steps)
+        return latents
+
+    def _decode(self, latents: Tensor, clip: _ClipLatents) -> Tensor:
+        """The clip's valid frames `[1, 3, n, H, W]`; n is 3 fewer at the start of a chain."""
+        before = clip.reference if clip.history is None else clip.history.latents
+        frames = self.vae.decode(torch.cat([before, latents.float()], dim=2))[:, :, -clip.num_frames :]
+        return frames[:, :, _LOST_FRAMES:] if clip.history is None else frames
+
+    def _next_motion(self, history: MotionState | None, frames: Tensor, keep: int) -> MotionState:
+        newest = frames[:, :, -MOTION_FRAMES:]
+        missing = MOTION_FRAMES - newest.shape[2]
+        old = _grey(newest, missing) if history is None else history.frames
+        if old.shape[2] < missing:
+            raise PermanentError(
+                f"the motion state carries {old.shape[2]} pixel frames, the next clip needs {missing}. "
+                "Render the previous clip again with the current plan."
+            )
+        buffer = torch.cat([old[:, :, old.shape[2] - missing :], newest], dim=2)
+        return MotionState(self.vae.encode(buffer), buffer[:, :, MOTION_FRAMES - keep :].clone())
+
+
+def _grey(like: Tensor, num_frames: int) -> Tensor:
+    """Mid grey frames, what precedes the first clip."""
+    return like.new_zeros(*like.shape[:2], num_frames, *like.shape[3:])
+
+
+def _to_u8(frames_BCFHW: Tensor) -> NDArray[np.uint8]:
+    """Pixels to bytes `[F, H, W, 3]`, truncated as the reference does (spec d.7)."""
+    bytes_BCFHW = ((frames_BCFHW.clamp(-1, 1) + 1) / 2 * 255).to(torch.uint8)
+    array: NDArray[Any] = rearrange(bytes_BCFHW, "1 c f h w -> f h w c").cpu().numpy()
+    return np.ascontiguousarray(array)

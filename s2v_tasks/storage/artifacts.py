@@ -90,7 +90,7 @@ class ArtifactStore:
         """Reuse the outputs of a piece of work, else let `build` make them in a scratch folder and store them.
 
         inputs: what the outputs are made from, for the manifest; what decides about reuse is `fingerprint` alone.
-        clip_index: names the work of one clip; a clip that gives way to another is kept, and put back when wanted again.
+        clip_index: set for the work of one clip; a clip that gives way to another is kept, and put back on demand.
         """
         work = Work(step, job_id, manifest_key, fingerprint, inputs, clip_index)
         if manifest := self.find(work):

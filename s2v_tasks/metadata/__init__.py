@@ -1,0 +1,1 @@
+"""What is known about every job, in PostgreSQL: status, clips, artifacts, events."""

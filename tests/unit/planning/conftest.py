@@ -1,0 +1,49 @@
+"""The shipped cards and presets, and plans made with them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from s2v_tasks.planning import make_plan
+from s2v_tasks.schemas.model_card import GpuCard, ModelCard, load_gpu_card, load_model_card
+from s2v_tasks.schemas.plan import Plan, SpeechFacts
+from s2v_tasks.schemas.preset import load_presets
+from s2v_tasks.schemas.request import parse_request
+
+CONFIG = Path(__file__).parents[3] / "config"
+
+PlanOf = Callable[..., Plan]
+
+
+@pytest.fixture(scope="session")
+def model_14b() -> ModelCard:
+    return load_model_card(CONFIG, "wan2.2-s2v-14b")
+
+
+@pytest.fixture(scope="session")
+def h100() -> GpuCard:
+    return load_gpu_card(CONFIG, "h100-sxm")
+
+
+@pytest.fixture(scope="session")
+def plan_of(model_14b: ModelCard, h100: GpuCard) -> PlanOf:
+    """Plan of a speech of so many samples at 16 kHz; keywords are fields of the request, or replace an input."""
+    presets = load_presets(CONFIG)
+
+    def plan(num_samples: int, **changes: Any) -> Plan:
+        inputs: dict[str, Any] = {
+            "job_id": "job-1",
+            "presets": presets,
+            "image_size": (832, 480),
+            "model": model_14b,
+            "gpu": h100,
+            "max_clips": 240,
+        }
+        inputs |= {name: changes.pop(name) for name in list(changes) if name in inputs}
+        fields = {"image_uri": "s3://bucket/a.png", "audio_uri": "s3://bucket/a.wav", "prompt": "A woman speaks."}
+        speech = SpeechFacts(num_samples=num_samples, sample_rate=16000)
+        return make_plan(parse_request(fields | changes), speech=speech, **inputs)
+
+    return plan

@@ -1,0 +1,102 @@
+"""Costs by formula."""
+
+import pytest
+
+from s2v_tasks.planning.estimate import (
+    ClipShape,
+    clip_cost,
+    clip_tokens,
+    forward_flops,
+    gpu_seconds,
+    peak_memory_gib,
+    vae_decode_flops,
+    vae_encode_flops,
+    weight_bytes,
+)
+from s2v_tasks.schemas.model_card import GpuCard, ModelCard
+
+
+def clip(width: int = 832, height: int = 480, *, with_motion: bool = True, **changes: int | bool) -> ClipShape:
+    fields = {"infer_frames": 80, "starts_chain": not with_motion, "ends_chain": False} | changes
+    return ClipShape(width=width, height=height, with_motion=with_motion, **fields)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("shape", "tokens", "linear", "attention", "text", "injection", "total"),
+    [
+        (clip(832, 480, with_motion=False), 32760, 783, 879, 13.7, 39, 1718),
+        (clip(832, 480), 35074, 839, 1008, 14.7, 39, 1903),
+        (clip(1024, 704, with_motion=False), 59136, 1414, 2865, 24.8, 71, 4377),
+        (clip(1024, 704), 63360, 1515, 3289, 26.6, 71, 4903),
+    ],
+)
+def test_forward_flops_equal_the_counted_ones(
+    model_14b: ModelCard,
+    shape: ClipShape,
+    tokens: int,
+    linear: float,
+    attention: float,
+    text: float,
+    injection: float,
+    total: float,
+) -> None:
+    """Tokens and operations of one forward of the 14B model agree with the counted table (spec f.1), in all digits."""
+    flops = forward_flops(shape, model_14b)
+    assert clip_tokens(shape) == tokens
+    assert round(flops.linear / 1e12) == linear
+    assert round(flops.self_attention / 1e12) == attention
+    assert round(flops.text_attention / 1e12, 1) == text
+    assert round(flops.injection / 1e12) == injection
+    assert round(flops.total / 1e12) == total
+
+
+def test_forty_steps_equal_the_counted_ones(model_14b: ModelCard) -> None:
+    """Guidance doubles the forwards: 40 steps of a first 480x832 clip are 137 PFLOPs, half of that without."""
+    shape = clip(with_motion=False)
+    guided = clip_cost(shape, model_14b, sample_steps=40, guided=True)
+    assert round(guided.transformer_flops / 1e15) == 137
+    unguided = clip_cost(shape, model_14b, sample_steps=40, guided=False)
+    assert unguided.transformer_flops * 2 == guided.transformer_flops
+    assert unguided.vae_flops == guided.vae_flops
+
+
+def test_vae_flops_equal_the_counted_ones(model_14b: ModelCard) -> None:
+    """Encoding 73 and 81 frames and decoding 21 and 39 latents at 1024x704 cost what was counted (spec f.1)."""
+    assert [round(vae_encode_flops(1024, 704, n, model_14b) / 1e12) for n in (19, 21)] == [268, 297]
+    assert [round(vae_decode_flops(1024, 704, n, model_14b) / 1e12) for n in (21, 39)] == [499, 941]
+
+
+def test_vae_work_of_a_clip(model_14b: ModelCard) -> None:
+    """The motion state is encoded for a successor only, and for a first clip that starts from the picture."""
+
+    def vae_tflops(**changes: bool) -> int:
+        shape = clip(1024, 704, **changes)
+        return round(clip_cost(shape, model_14b, sample_steps=2, guided=True).vae_flops / 1e12)
+
+    assert vae_tflops(with_motion=False, starts_chain=True) == 499 + 268
+    assert vae_tflops(with_motion=False, starts_chain=True, ends_chain=True) == 499
+    assert vae_tflops(with_motion=True) == 941 + 268
+    assert vae_tflops(with_motion=True, starts_chain=True) == 941 + 2 * 268
+
+
+def test_weights_of_the_14b_model(model_14b: ModelCard) -> None:
+    """The transformer in bfloat16 and the VAE in float32 take 32.59 + 0.51 GB (spec a)."""
+    assert weight_bytes(model_14b) == 32_591_511_218 + 507_570_124
+
+
+def test_seconds_follow_the_card(model_14b: ModelCard, h100: GpuCard) -> None:
+    """A GPU of twice the speed computes in half the time; loading the weights is paid for every clip."""
+    cost = clip_cost(clip(), model_14b, sample_steps=40, guided=True)
+    loading = weight_bytes(model_14b) / (h100.load_gb_per_second * 1e9)
+    fast = h100.model_copy(update={"bf16_tflops": h100.bf16_tflops * 2, "fp32_tflops": h100.fp32_tflops * 2})
+    computing = gpu_seconds(cost, h100, model_14b) - loading
+    assert gpu_seconds(cost, fast, model_14b) - loading == pytest.approx(computing / 2)
+    sampling = cost.transformer_flops / (h100.bf16_tflops * 1e12 * h100.utilization)
+    assert sampling < computing < 1.2 * sampling
+
+
+def test_peak_memory_is_plausible(model_14b: ModelCard) -> None:
+    """The 14B model needs more than its weights, more for larger videos, and fits an 80 GB GPU at 1024x704."""
+    weights = weight_bytes(model_14b) / 1024**3
+    small, large = peak_memory_gib(clip(), model_14b), peak_memory_gib(clip(1024, 704, infer_frames=112), model_14b)
+    assert weights < small < large < 79

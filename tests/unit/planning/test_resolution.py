@@ -1,0 +1,69 @@
+"""The size of the video."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from s2v_tasks.errors import PermanentError
+from s2v_tasks.planning.resolution import cropped_share, output_size, plan_size
+
+GOLDEN = Path(__file__).parents[2] / "golden" / "size_cases.json"
+SIDES = st.integers(32, 8000)
+SIZES = st.sampled_from(["128*128", "128*192", "256*256", "480*832", "832*480", "1024*704", "1280*704"])
+
+
+def test_output_size_equals_the_reference() -> None:
+    """Every row of the golden table, from the reference itself, is reproduced exactly."""
+    rows = json.loads(GOLDEN.read_text())["rows"]
+    assert len(rows) > 800
+    assert [list(output_size(height, width, area)) for height, width, area, _ in rows] == [row[3] for row in rows]
+
+
+def test_output_size_keeps_the_zero_of_the_reference() -> None:
+    """The rule itself is the reference's even where that yields a side of 0."""
+    assert output_size(1, 30000, 480 * 832) == (0, 29760)
+
+
+@pytest.mark.parametrize(
+    ("image", "size", "expected"),
+    [
+        ((832, 480), "480*832", (832, 448)),
+        ((480, 832), "832*480", (448, 832)),
+        ((4000, 3000), "1024*704", (960, 704)),
+        ((200, 200), "480*832", (256, 256)),
+        ((720, 1280), "1280*704", (704, 1280)),
+    ],
+)
+def test_plan_size_follows_the_picture(image: tuple[int, int], size: str, expected: tuple[int, int]) -> None:
+    """The order of the sides in `size` is not used: the picture decides whether the video is upright."""
+    assert plan_size(*image, size) == expected
+
+
+@settings(max_examples=2000, deadline=None)
+@given(SIDES, SIDES, SIZES)
+def test_plan_size_is_renderable(image_width: int, image_height: int, size: str) -> None:
+    """A picture up to four times as long as wide gets sides of 64 pixels or more, no larger in area than the size."""
+    assume(max(image_width, image_height) <= 4 * min(image_width, image_height))
+    width, height = plan_size(image_width, image_height, size)
+    bound = [int(side) for side in size.split("*")]
+    assert width % 64 == height % 64 == 0
+    assert min(width, height) >= 64
+    assert max(width, height) <= 5 * min(width, height)
+    assert width * height <= bound[0] * bound[1]
+    assert cropped_share(image_width, image_height, width, height) < 0.55
+
+
+@pytest.mark.parametrize("image", [(401, 100), (100, 401), (30000, 1)])
+def test_extreme_pictures_are_refused(image: tuple[int, int]) -> None:
+    """A picture more than four times as long as wide is refused with its size and the remedy."""
+    with pytest.raises(PermanentError, match=rf"{image[0]} x {image[1]} pixels.*crop the picture"):
+        plan_size(*image, "480*832")
+
+
+def test_cropped_share() -> None:
+    """Covering a square with a 2:1 picture cuts half of it away; the same shape cuts nothing, at any scale."""
+    assert cropped_share(200, 100, 640, 640) == pytest.approx(0.5)
+    assert cropped_share(300, 150, 640, 320) == pytest.approx(0.0)

@@ -1,0 +1,38 @@
+"""The plan in a terminal."""
+
+import io
+from typing import Any
+
+from rich.console import Console
+
+from s2v_tasks.planning.table import plan_table
+
+
+def text_of(plan: Any) -> str:
+    console = Console(width=160, file=io.StringIO())
+    console.print(plan_table(plan))
+    return console.file.getvalue()
+
+
+def test_table_states_every_clip_and_the_cost(plan_of: Any) -> None:
+    """The table has the frames, range, tokens and work of each clip, and the sums, price and warnings of the plan."""
+    plan = plan_of(80_320, num_clip=9, base_seed=7)
+    text = text_of(plan)
+    assert "81 frames = 5.0625 s at 16 fps" in text
+    assert "2, 84 frames rendered" in text
+    assert "832 x 448 pixels, latents 104 x 56" in text
+    assert "30 steps unipc, guidance 4.5, shift 3, seed 7" in text
+    assert f"({plan.estimate.gpu_seconds:,.0f} GPU-seconds) on h100-sxm, {plan.estimate.cost:.2f} USD" in text
+    assert ["2/2", "40", "44..81", "2.3125", "10", "18,200", f"{plan.clips[1].pflops:.4g}"] in [
+        line.split() for line in text.splitlines()
+    ]
+    assert "Warning: num_clip 9 is reduced to 2" in text
+
+
+def test_long_tables_are_folded(plan_of: Any) -> None:
+    """Up to 20 clips have a row each; of more, the middle is one row that keeps the sums."""
+    assert [f"{k}/20" in text_of(plan_of(16000 * 100)) for k in range(1, 21)] == [True] * 20
+    folded = text_of(plan_of(16000 * 600)).splitlines()
+    (row,) = [line.split() for line in folded if "9-112/120" in line]
+    assert row[1:4] == ["8320", "640..8960", "520"]
+    assert sum("/120 " in line for line in folded) == 17

@@ -1,0 +1,78 @@
+"""What a request accepts, and how it says no."""
+
+from typing import Any
+
+import pytest
+
+from s2v_tasks.errors import PermanentError
+from s2v_tasks.schemas.request import MAX_PROMPT_CHARACTERS, Request, parse_request, parse_size
+
+FIELDS = {"image_uri": "s3://bucket/in/a.png", "audio_uri": "s3://bucket/in/a.wav", "prompt": "A woman speaks."}
+
+
+def test_minimal_request_leaves_the_rest_to_the_preset() -> None:
+    """Picture, speech and prompt are enough; every field that a preset decides stays empty."""
+    request = parse_request(dict(FIELDS))
+    assert (request.preset, request.base_seed, request.start_from_ref) == ("balanced", -1, False)
+    assert (request.num_clip, request.infer_frames, request.size, request.sample_steps) == (None, None, None, None)
+
+
+def test_request_survives_json() -> None:
+    """A request written as JSON and read again is the same request."""
+    request = parse_request(FIELDS | {"size": "480*832", "num_clip": 2, "sample_solver": "dpm++"})
+    assert Request.model_validate_json(request.model_dump_json()) == request
+
+
+@pytest.mark.parametrize("size", ["128*128", "480*832", "1280*704", "704*1280", "1024*704"])
+def test_legal_sizes(size: str) -> None:
+    """Sides are multiples of 32 from 128 to 1280, at most 1280*720 pixels in all."""
+    assert "*".join(str(side) for side in parse_size(size)) == size
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"infer_frames": 50}, "infer_frames 50: expected a multiple of 4 from 16 to 120"),
+        ({"infer_frames": 124}, "infer_frames 124: expected a multiple of 4 from 16 to 120"),
+        ({"infer_frames": 12}, "infer_frames 12: expected a multiple of 4 from 16 to 120"),
+        ({"size": "100*100"}, "size '100*100': expected sides that are multiples of 32 from 128 to 1280"),
+        ({"size": "1280*1280"}, "size '1280*1280': has 1638400 pixels: expected at most 1280*720"),
+        ({"size": "480x832"}, "size '480x832': expected W*H such as 480*832"),
+        ({"image_uri": "/etc/passwd"}, "image_uri '/etc/passwd': expected an S3 URI"),
+        ({"audio_uri": "https://example.org/a.wav"}, "audio_uri 'https://example.org/a.wav': expected an S3 URI"),
+        ({"prompt": "  "}, "prompt '  ': is blank"),
+        ({"prompt": "x" * 10_000}, "(10000 characters)"),
+        ({"sample_steps": 1}, "sample_steps 1: input should be greater than or equal to 2"),
+        ({"sample_solver": "euler"}, "sample_solver 'euler': input should be 'unipc' or 'dpm++'"),
+        ({"num_clip": 0}, "num_clip 0: "),
+        ({"base_seed": -2}, "base_seed -2: "),
+        ({"steps": 4}, "steps is not a field of a request (known: image_uri, "),
+    ],
+)
+def test_bad_fields_are_refused_in_one_sentence(changes: dict[str, Any], message: str) -> None:
+    """The error names the field, a short form of its value and what was expected."""
+    with pytest.raises(PermanentError) as caught:
+        parse_request(FIELDS | changes)
+    sentence = str(caught.value)
+    assert message in sentence
+    assert sentence.startswith("Bad request: ")
+    assert len(sentence) < 500
+    assert "\n" not in sentence
+
+
+def test_all_bad_fields_are_named_at_once() -> None:
+    """A missing field and a bad one are reported together."""
+    with pytest.raises(PermanentError, match=r"prompt is missing; infer_frames 50: "):
+        parse_request({name: FIELDS[name] for name in ("image_uri", "audio_uri")} | {"infer_frames": 50})
+
+
+def test_longest_prompt_is_accepted() -> None:
+    """The bound on the prompt is inclusive."""
+    assert len(parse_request(FIELDS | {"prompt": "x" * MAX_PROMPT_CHARACTERS}).prompt) == MAX_PROMPT_CHARACTERS
+
+
+def test_largest_seed_leaves_room_for_the_last_clip() -> None:
+    """The largest seed plus the largest clip index still is a signed 64-bit number."""
+    assert parse_request(FIELDS | {"base_seed": 2**63 - 1001}).base_seed + 1000 < 2**63
+    with pytest.raises(PermanentError, match="base_seed"):
+        parse_request(FIELDS | {"base_seed": 2**63 - 1000})

@@ -1,0 +1,1 @@
+"""Pictures, sound and video: everything that ffmpeg and Pillow do for a job."""

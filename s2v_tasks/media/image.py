@@ -1,0 +1,83 @@
+"""The reference picture: from any uploaded photo to a plain 8-bit RGB PNG."""
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from s2v_tasks.errors import PermanentError
+
+DEFAULT_MAX_PIXELS = 64_000_000
+_FORMATS = ("PNG", "JPEG", "WEBP")
+_ACCEPTED = "PNG, JPEG or WebP"
+_MIN_SIDE = 32
+_MAX_ASPECT = 8
+
+
+@dataclass(frozen=True)
+class ImageInfo:
+    """Size in pixels after the camera's rotation was applied."""
+
+    width: int
+    height: int
+
+
+def normalise_image(source: Path, png: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> ImageInfo:
+    """Write `source` upright, opaque and in 8-bit RGB to `png`, with reproducible bytes and no metadata.
+
+    Transparency is laid over white: that is the page on which people see cut-out portraits. Raises PermanentError, in
+    one sentence, if the file is empty, no such picture, damaged, animated, or its size cannot be used.
+    """
+    if source.stat().st_size == 0:
+        raise PermanentError(f"The image {source.name} is empty (0 bytes): upload a {_ACCEPTED} picture.")
+    rgb = _decode(source, max_pixels)
+    # A fresh picture: the decoded one carries metadata (colour profile, comments) that Pillow would write.
+    plain = Image.new("RGB", rgb.size)
+    plain.paste(rgb)
+    plain.save(png, format="PNG")
+    return ImageInfo(*plain.size)
+
+
+def _decode(source: Path, max_pixels: int) -> Image.Image:
+    too_large = f"The image {source.name} has more than {max_pixels} pixels: make it smaller."
+    unreadable = f"The image {source.name} is not a readable picture (expected {_ACCEPTED})"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(source, formats=_FORMATS)
+        with image:
+            if image.width * image.height > max_pixels:
+                raise PermanentError(too_large)
+            _refuse_unusable(source.name, image)
+            image.load()
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise PermanentError(too_large) from None
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        # Pillow's decoders report damage with any of these.
+        raise PermanentError(f"{unreadable}: {str(error).replace(str(source), source.name)}.") from error
+
+
+def _refuse_unusable(name: str, image: Image.Image) -> None:
+    size = f"{image.width}x{image.height}"
+    if image.format in {"PNG", "WEBP"} and getattr(image, "is_animated", False):
+        raise PermanentError(f"The image {name} is animated: upload the one picture that shall speak.")
+    if min(image.size) < _MIN_SIDE:
+        raise PermanentError(f"The image {name} has {size} pixels, each side must have at least {_MIN_SIDE}.")
+    if max(image.size) > _MAX_ASPECT * min(image.size):
+        raise PermanentError(
+            f"The image {name} has {size} pixels, one side may be at most {_MAX_ASPECT} times the other: crop it."
+        )
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        # 16-bit grey: Pillow's own conversion clips to white instead of scaling.
+        image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        opaque = Image.new("RGBA", image.size, "white")
+        opaque.alpha_composite(image.convert("RGBA"))
+        image = opaque
+    return image.convert("RGB")

@@ -1,0 +1,150 @@
+"""Measuring a finished video by decoding every frame and every sample of it."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from math import log10, sqrt
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from s2v_tasks.errors import PermanentError
+from s2v_tasks.media.ffmpeg import own_input, read_chunks
+from s2v_tasks.media.probe import Stream, probe
+from s2v_tasks.schemas.report import VideoFacts
+
+# Mean absolute luma difference (0-255) under which two frames show the same picture: above what H.264 leaves between
+# repeated frames, below a blink.
+STILL_BELOW = 0.05
+_QUIETEST_DBFS = -120.0
+_AUDIO_CHUNK_BYTES = 1 << 20
+
+
+def measure(path: Path) -> VideoFacts:
+    """Facts of a video; damage inside it is reported in `decode_errors`, what lies behind it is not measured.
+
+    Raises PermanentError if the file cannot be opened or has no video stream.
+    """
+    found = probe(path, doing=f"reading {path.name}", error=PermanentError)
+    stream = found.video
+    if stream is None:
+        raise PermanentError(f"{path.name} has no video stream: assemble it again.")
+    errors: list[str] = []
+    picture, sound = _Picture(), _Sound()
+    _drain(lambda: _measure_picture(path, stream, picture), errors)
+    if found.audio is not None:
+        _drain(lambda: _measure_sound(path, sound), errors)
+    return VideoFacts(
+        size_bytes=path.stat().st_size,
+        streams=tuple(s.codec_type for s in found.streams),
+        video_codec=stream.codec_name,
+        pixel_format=stream.pix_fmt,
+        colour=(stream.color_space, stream.color_primaries, stream.color_transfer, stream.color_range),
+        width=stream.width,
+        height=stream.height,
+        fps=stream.r_frame_rate,
+        num_frames=picture.num_frames,
+        video_start_seconds=stream.start_time or Fraction(0),
+        video_duration_seconds=stream.duration or Fraction(0),
+        **_picture_facts(picture),
+        **_sound_facts(found.audio, sound),
+        decode_errors=tuple(errors),
+    )
+
+
+@dataclass
+class _Picture:
+    """Running sums over the frames."""
+
+    num_frames: int = 0
+    luma_sum: float = 0.0
+    std_sum: float = 0.0
+    darkest: float = 255.0
+    flattest: float = 255.0
+    run: int = 0
+    longest_run: int = 0
+
+
+@dataclass
+class _Sound:
+    """Running sums over the samples."""
+
+    num_values: int = 0
+    square_sum: float = 0.0
+    peak: float = 0.0
+
+
+def _drain(measuring: Callable[[], None], errors: list[str]) -> None:
+    try:
+        measuring()
+    except PermanentError as error:
+        errors.append(str(error))
+
+
+def _measure_picture(path: Path, stream: Stream, picture: _Picture) -> None:
+    previous: npt.NDArray[np.int16] | None = None
+    for luma in _luma_frames(path, stream):
+        mean, std = float(luma.mean()), float(luma.std())
+        picture.num_frames += 1
+        picture.luma_sum += mean
+        picture.std_sum += std
+        picture.darkest = min(picture.darkest, mean)
+        picture.flattest = min(picture.flattest, std)
+        still = previous is not None and float(np.abs(luma - previous).mean()) * 255 / 219 < STILL_BELOW
+        picture.run = picture.run + 1 if still else 1
+        picture.longest_run = max(picture.longest_run, picture.run)
+        previous = luma
+
+
+def _luma_frames(path: Path, stream: Stream) -> Iterator[npt.NDArray[np.int16]]:
+    # The stored plane (16-235) itself: how ffmpeg converts to grey differs between its versions.
+    plane = own_input(path).video.filter("extractplanes", "y")
+    raw = plane.output("pipe:1", format="rawvideo", pix_fmt="gray", fps_mode="passthrough")
+    size_bytes = stream.width * stream.height
+    for chunk in read_chunks(raw, size_bytes, doing=f"decoding the picture of {path.name}", error=PermanentError):
+        yield np.frombuffer(chunk, dtype=np.uint8).astype(np.int16)
+
+
+def _measure_sound(path: Path, sound: _Sound) -> None:
+    raw = own_input(path).audio.output("pipe:1", format="f32le", acodec="pcm_f32le")
+    doing = f"decoding the sound of {path.name}"
+    for chunk in read_chunks(raw, _AUDIO_CHUNK_BYTES, doing=doing, error=PermanentError):
+        values = np.frombuffer(chunk, dtype=np.float32).astype(np.float64)
+        sound.num_values += values.size
+        sound.square_sum += float(np.square(values).sum())
+        sound.peak = max(sound.peak, float(np.abs(values).max()))
+
+
+def _picture_facts(picture: _Picture) -> dict[str, float | int]:
+    num_frames = max(1, picture.num_frames)
+    return {
+        "mean_luma": _full_range(picture.luma_sum / num_frames),
+        "darkest_frame_luma": _full_range(picture.darkest if picture.num_frames else 16.0),
+        "luma_std": picture.std_sum / num_frames * 255 / 219,
+        "flattest_frame_luma_std": (picture.flattest if picture.num_frames else 0.0) * 255 / 219,
+        "longest_still_frames": picture.longest_run,
+    }
+
+
+def _sound_facts(stream: Stream | None, sound: _Sound) -> dict[str, str | int | float | Fraction | None]:
+    if stream is None:
+        names = ("codec", "sample_rate", "channels", "start_seconds", "duration_seconds", "rms_dbfs", "peak_dbfs")
+        return {f"audio_{name}": None for name in names}
+    return {
+        "audio_codec": stream.codec_name,
+        "audio_sample_rate": stream.sample_rate,
+        "audio_channels": stream.channels,
+        "audio_start_seconds": stream.start_time or Fraction(0),
+        "audio_duration_seconds": stream.duration or Fraction(0),
+        "audio_rms_dbfs": _dbfs(sqrt(sound.square_sum / max(1, sound.num_values))),
+        "audio_peak_dbfs": _dbfs(sound.peak),
+    }
+
+
+def _full_range(luma: float) -> float:
+    return min(255.0, max(0.0, (luma - 16) * 255 / 219))
+
+
+def _dbfs(amplitude: float) -> float:
+    return max(_QUIETEST_DBFS, 20 * log10(amplitude)) if amplitude > 0 else _QUIETEST_DBFS

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from s2v_tasks.engine.images import Compat, pad_pose, to_pixels
+from s2v_tasks.engine.loading.snapshot import Snapshot
 from s2v_tasks.engine.models.transformer import MOTION_FRAMES, Guidance, S2VTransformer, Scene
 from s2v_tasks.engine.schedulers import make_scheduler
 from s2v_tasks.errors import PermanentError
@@ -128,6 +129,12 @@ class S2VPipeline:
         self.device = torch.device(device)
         self.dtype = dtype
         self.compat = compat
+
+    @classmethod
+    def from_snapshot(cls, snapshot: Snapshot, device: torch.device | str) -> "S2VPipeline":
+        """Load transformer and VAE of a snapshot: bf16 on a GPU; fp32 on a CPU, where bf16 is emulated and slow."""
+        dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
+        return cls(snapshot.load_transformer(device, dtype), snapshot.load_vae(device), device, dtype)
 
     @torch.inference_mode()
     def render_clip(

@@ -7,6 +7,7 @@ all-fp32 forward.
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 
@@ -27,14 +28,19 @@ class Fp32Linear(nn.Linear):
 class PatchConv(nn.Conv3d):
     """Non-overlapping patches of `kernel` (t, y, x) to tokens, in the dtype of the weight.
 
-    `[1, C, F, h, w]` to `[1, F' * h' * w', D]`, ordered frame, row, column.
+    `[1, C, F, h, w]` to `[1, F' * h' * w', D]`, ordered frame, row, column. Stored as a convolution, computed as the
+    matrix product that it is.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel: tuple[int, int, int]) -> None:
         super().__init__(in_channels, out_channels, kernel_size=kernel, stride=kernel)
 
-    def forward(self, x_BCFHW: Tensor) -> Tensor:
-        return super().forward(x_BCFHW.to(self.weight.dtype)).flatten(2).transpose(1, 2)
+    def forward(self, x_BCFhw: Tensor) -> Tensor:
+        dt, dy, dx = self.kernel_size
+        patches = rearrange(
+            x_BCFhw.to(self.weight.dtype), "b c (f dt) (h dy) (w dx) -> b (f h w) (c dt dy dx)", dt=dt, dy=dy, dx=dx
+        )
+        return F.linear(patches, self.weight.flatten(1), self.bias)
 
 
 class RMSNorm(nn.Module):

@@ -38,8 +38,10 @@ _ROPE_TABLE_FRAMES = 3
 _ROPE_ROW_STRIDE = 997
 # A sum over 14,000 float64 entries depends on the order of addition by about this much.
 _SUM_GATE = 1e-9
-# The forward gate was measured on outputs of this size.
+# The forward gate was measured on outputs of this size. Inner activations are judged relative to it, and with more
+# room: right behind a norm of tiny values float noise is amplified, which the whole forward evens out again.
 _GATED_ABSMAX = 6.0
+_TRACE_GATE = 5e-5
 
 Pair = tuple[str, Tensor, Tensor]
 
@@ -112,14 +114,14 @@ def _forward(model: S2VTransformer, golden: Golden) -> Iterator[CaseResult]:
     exact = {"audio_enc.in_shape", "seg_idx", "seq_len_total"}
     rope = {key for key in traced if key.endswith("rope_cos_sin")}
     if close := [_scaled(key, seen[key], traced[key]) for key in sorted(traced.keys() - exact - rope)]:
-        yield compare_all(f"{golden.name}.trace", close, FORWARD_GATE)
+        yield compare_all(f"{golden.name} trace", close, _TRACE_GATE)
     if counted := [(key, seen[key], traced[key]) for key in sorted(traced.keys() & exact)]:
-        yield compare_all(f"{golden.name}.counts", counted, EXACT)
+        yield compare_all(f"{golden.name} counts", counted, EXACT)
     if rope:
         grids = _token_grids(scene, dropped=dropped)
         seen["rope_cos_sin"] = _cos_sin(rope_table(grids, model.config.head_dim))
         pairs = [(key, seen[key], traced[key]) for key in sorted(rope)]
-        yield compare_all(f"{golden.name}.rope", pairs, ROPE_GATE)
+        yield compare_all(f"{golden.name} rope", pairs, ROPE_GATE)
 
 
 def _scaled(key: str, actual: Tensor, expected: Tensor) -> Pair:
@@ -208,18 +210,18 @@ def _framepack(model: S2VTransformer, golden: Golden) -> Iterator[CaseResult]:
         packer = FramePacker(model.config.in_dim, model.config.dim, mode)
         packer.load_state_dict(model.frame_packer.state_dict())
         tokens, grids = packer(golden[f"in.{length}"][None], int(last_motion.removeprefix("alm")))
-        tokens_pairs.append((key, tokens, golden[key]))
+        tokens_pairs.append(_scaled(key, tokens, golden[key]))
         rope_key = key.replace(".tokens", ".rope_cos_sin")
         rope_pairs.append((rope_key, _cos_sin(rope_table(grids, model.config.head_dim)), golden[rope_key]))
-    yield compare_all(f"{golden.name}.tokens", tokens_pairs, FORWARD_GATE)
-    yield compare_all(f"{golden.name}.rope", rope_pairs, ROPE_GATE)
+    yield compare_all(f"{golden.name} tokens", tokens_pairs, FORWARD_GATE)
+    yield compare_all(f"{golden.name} rope", rope_pairs, ROPE_GATE)
 
 
 def _time_embedding(model: S2VTransformer, golden: Golden) -> Iterator[CaseResult]:
     t = golden["t"]
     sinusoids = [key for key in golden.tensors if key.startswith("sinusoid")]
     pairs = [(key, timestep_sinusoid(t, golden[key].shape[1]), golden[key]) for key in sinusoids]
-    yield compare_all(f"{golden.name}.sinusoid", pairs, ROPE_GATE)
+    yield compare_all(f"{golden.name} sinusoid", pairs, ROPE_GATE)
     embedding = model.time_embedding(timestep_sinusoid(t, model.config.freq_dim).float())
     projection = model.time_projection(embedding).unflatten(1, (6, -1))
     outputs = [("time_embedding_out", embedding), ("time_projection_out", projection)]
@@ -260,8 +262,8 @@ def _rope_tables(golden: Golden) -> Iterator[CaseResult]:
             sums.append((key, table.sum(dim=0), expected))
         else:
             exact.append((key, table[::_ROPE_ROW_STRIDE] if "rows_every" in what else table, expected))
-    yield compare_all(f"{golden.name}.tables", exact, ROPE_GATE)
-    yield compare_all(f"{golden.name}.sums", sums, _SUM_GATE)
+    yield compare_all(f"{golden.name} tables", exact, ROPE_GATE)
+    yield compare_all(f"{golden.name} sums", sums, _SUM_GATE)
 
 
 def _rope_positions(path: Path) -> Iterator[CaseResult]:

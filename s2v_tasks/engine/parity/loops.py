@@ -39,7 +39,7 @@ _BYTE_GATE = 1.0
 OutputSize = Callable[[int, int, int], tuple[int, int]]
 
 
-def cases(folder: Path, output_size: OutputSize) -> Iterator[CaseResult]:
+def cases(folder: Path, *, output_size: OutputSize) -> Iterator[CaseResult]:
     """Run every golden loop in `folder`; `output_size(height, width, area)` gives (height, width)."""
     paths = sorted(path for path in folder.iterdir() if path.name.startswith(PREFIXES))
     yield from per_file(paths, partial(_run_file, folder, output_size), LOOP_GATE)
@@ -143,7 +143,7 @@ def _run_file(folder: Path, output_size: OutputSize, path: Path) -> Iterator[Cas
     yield _counts(golden, clips)
     yield compare_all(golden.name, _close(golden, clips, motion_latents), LOOP_GATE)
     video = rearrange(torch.cat(videos), "f h w c -> c f h w")
-    yield compare(f"{golden.name}.bytes", video[:, [0, -1]], golden["frames_u8_first_last"], _BYTE_GATE)
+    yield compare(f"{golden.name} bytes", video[:, [0, -1]], golden["frames_u8_first_last"], _BYTE_GATE)
 
 
 def _clip_inputs(golden: Golden, output_size: OutputSize) -> Iterable[dict[str, Any]]:
@@ -182,7 +182,7 @@ def _counts(golden: Golden, clips: list[_Seen]) -> CaseResult:
     actual = [len(clips), frames, height, width, *(clip.num_decoded for clip in clips)]
     decoded = [golden[f"clip{index}.decode_frames"].item() for index in range(meta["clips_run"])]
     expected = [meta["clips_run"], meta["frames"], meta["H"], meta["W"], *decoded]
-    return compare(f"{golden.name}.counts", torch.tensor(actual), torch.tensor(expected), EXACT)
+    return compare(f"{golden.name} counts", torch.tensor(actual), torch.tensor(expected), EXACT)
 
 
 def _close(golden: Golden, clips: list[_Seen], motion_latents: list[Tensor]) -> Iterator[tuple[str, Tensor, Tensor]]:

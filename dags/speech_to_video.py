@@ -1,0 +1,94 @@
+"""# Speech to video
+
+Makes a talking video from a **reference image**, **speech** and a **prompt**. Everything lies in S3; the video gets as
+long as the speech. The form above shows every field with its bounds; a field left empty takes the value of the preset.
+
+```
+stage_inputs → plan_clips → encode_conditions → clip[0..n-1]: wait → render → stitch → mux_audio → validate → publish
+                                                                                                     record_failure ┘
+```
+
+| Task | What it does |
+|---|---|
+| `stage_inputs` | checks the request, copies image and speech under the job's prefix, refuses what is not usable |
+| `plan_clips` | fixes clips, frames, size and seeds before anything is paid for; its log shows time and cost |
+| `encode_conditions` | prompt and speech through their encoders, once for all clips |
+| `clip.wait` | waits for the clip that this one continues |
+| `clip.render` | renders one clip and stores it with its motion state |
+| `stitch`, `mux_audio` | joins the clips without loss and adds the speech in sync |
+| `validate` | checks the finished file against the plan; writes the report and the contact sheet |
+| `publish` | copies the video to the output prefix, updates the asset `talking_videos` |
+| `record_failure` | runs only when something failed: writes the reason to the job, if the step could not |
+
+An example, as run configuration (`Trigger` → `Advanced options` → JSON, or `conf` of the REST API). Its inputs and
+its size are those of the embedded stack; for the 14B model leave out `size` and `sample_steps`:
+
+```json
+{
+  "image_uri": "s3://s2v/samples/portrait.png",
+  "audio_uri": "s3://s2v/samples/speech.mp3",
+  "prompt": "A woman with dark hair looks into the camera and explains something with a friendly face.",
+  "preset": "balanced",
+  "size": "128*192",
+  "sample_steps": 4
+}
+```
+
+**When a run fails.** The reason is the last line of the failed task's log, and `s2v job <job id>` shows it. Bad input
+is not retried. After a passing fault clear the failed tasks, or trigger again with the same `job_id`: finished clips
+are reused and only what is missing is rendered.
+
+**What to look at.** Result of `publish`: `video_uri`, `sha256`, `duration_seconds`. The report and the contact sheet
+lie in the job's prefix, `jobs/<job id>/report/`.
+"""
+
+from datetime import timedelta
+from typing import Any
+
+from airflow.sdk import Asset, dag, task_group
+
+from s2v_tasks.orchestration.chain import ClipTurnSensor
+from s2v_tasks.orchestration.execution import RETRIES, step_task
+from s2v_tasks.orchestration.params import form_params
+from s2v_tasks.settings import load_settings
+
+CLIP_LABEL = "{{ task.clip['label'] }}"
+
+
+@dag(
+    dag_id="speech_to_video",
+    description="Reference image + speech + prompt → talking video, clip by clip.",
+    doc_md=__doc__,
+    schedule=None,
+    catchup=False,
+    max_active_runs=4,
+    dagrun_timeout=timedelta(days=7),
+    params=form_params(),
+    tags=["video", "wan2.2-s2v"],
+)
+def speech_to_video() -> None:
+    """The road of a job; see the manual above."""
+    stage_inputs = step_task("stage-inputs")
+    plan_clips = step_task("plan-clips", result_key="clips")
+    encode_conditions = step_task("encode-conditions")
+
+    @task_group(group_id="clip")
+    def render_in_turn(clip: dict[str, Any]) -> None:
+        wait = ClipTurnSensor(
+            task_id="wait", clip=clip, render_task_id="clip.render", map_index_template=CLIP_LABEL, **RETRIES
+        )
+        render = step_task("render-clip", task_id="render", clip=clip, map_index_template=CLIP_LABEL)
+        wait >> render
+
+    clips = render_in_turn.expand(clip=plan_clips.output)
+    stitch = step_task("stitch")
+    mux_audio = step_task("mux-audio")
+    validate = step_task("validate")
+    publish = step_task("publish", outlets=[Asset(name="talking_videos", uri=load_settings().output_uri)])
+    record_failure = step_task("close-job", task_id="record_failure", trigger_rule="one_failed")
+
+    stage_inputs >> plan_clips >> encode_conditions >> clips >> stitch >> mux_audio >> validate >> publish
+    publish >> record_failure
+
+
+speech_to_video()

@@ -1,0 +1,72 @@
+"""The operator that runs a step of the system as a local process."""
+
+import json
+import sys
+from typing import Any, ClassVar
+
+from airflow.sdk import BaseOperator, Context
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
+
+from s2v_tasks.orchestration.jobs import job_id_of, request_of
+from s2v_tasks.orchestration.process import StepFailedError, StepProcess
+from s2v_tasks.settings import load_settings
+
+FAILURE_KEY = "failure"
+_CLI = ("-m", "s2v_tasks.cli")
+
+
+class StepOperator(BaseOperator):  # type: ignore[misc]
+    """Runs `s2v <step>` for the job of this DAG run.
+
+    Its log is the step's stderr, its XCom the step's result (or the one value `result_key` of it). Bad input, bad
+    configuration and wrong usage fail the task for good; anything else, a killed process too, is retried. The failure
+    is also left as XCom `failure`: {"exit_code", "message"}.
+    """
+
+    template_fields = ("clip",)
+    ui_color: ClassVar[str] = "#e8eefc"
+
+    def __init__(
+        self,
+        *,
+        step: str,
+        clip: Any = None,
+        result_key: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.step = step
+        self.clip = clip
+        self.result_key = result_key
+        self._process: StepProcess | None = None
+
+    def execute(self, context: Context) -> Any:
+        """Run the step; AirflowFailException when a retry is pointless, AirflowException otherwise."""
+        self._process = StepProcess(self.command(context), self.log.info)
+        try:
+            result = self._process.run()
+        except StepFailedError as failure:
+            record = {"exit_code": failure.exit_code, "message": failure.message}
+            context["ti"].xcom_push(key=FAILURE_KEY, value=record)
+            raise (AirflowFailException if failure.is_permanent else AirflowException)(failure.message) from None
+        for asset in self.outlets:
+            context["outlet_events"][asset].extra = result
+        return result[self.result_key] if self.result_key else result
+
+    def on_kill(self) -> None:
+        """End the step with its task."""
+        if self._process is not None:
+            self._process.terminate()
+
+    def command(self, context: Any) -> list[str]:
+        """The argument list of the step; rendering goes through torchrun."""
+        launcher = [sys.executable]
+        if self.step == "render-clip":
+            nproc = str(load_settings().nproc_per_node)
+            launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", nproc]
+        arguments = [self.step, "--job-id", job_id_of(context)]
+        if self.step == "stage-inputs":
+            arguments += ["--request-json", json.dumps(request_of(context))]
+        if self.clip is not None:
+            arguments += ["--clip-index", str(self.clip["clip_index"])]
+        return [*launcher, *_CLI, *arguments]

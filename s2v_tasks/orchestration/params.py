@@ -1,0 +1,64 @@
+"""The form of the DAG, generated from the request schema: what a request is, is said once, in `schemas.request`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+from airflow.sdk import Param
+
+from s2v_tasks.schemas.preset import Preset, load_presets
+from s2v_tasks.schemas.request import JOB_ID_PATTERN, Request
+from s2v_tasks.settings import config_dir, load_settings
+
+INPUTS, WHAT_TO_MAKE, ADVANCED = "Inputs", "What to make", "Advanced"
+_SECTIONS = {
+    "image_uri": INPUTS,
+    "audio_uri": INPUTS,
+    "pose_video_uri": INPUTS,
+    "prompt": WHAT_TO_MAKE,
+    "preset": WHAT_TO_MAKE,
+    "size": WHAT_TO_MAKE,
+    "num_clip": WHAT_TO_MAKE,
+}
+
+
+def form_params() -> dict[str, Param]:
+    """The form of this installation. With the tiny snapshot it opens with a request that a CPU renders in seconds."""
+    settings = load_settings()
+    folder = config_dir(settings)
+    prefill = yaml.safe_load((folder / "demo.yaml").read_text()) if settings.model == "tiny" else {}
+    return request_params(load_presets(folder), prefill)
+
+
+def request_params(presets: Mapping[str, Preset], prefill: Mapping[str, Any]) -> dict[str, Param]:
+    """One Param for each field of a request, in its order and with its bounds, and `job_id`.
+
+    `prefill` replaces defaults so that a form can be sent as it opens; a required field without one opens empty.
+    """
+    properties: dict[str, dict[str, Any]] = Request.model_json_schema()["properties"]
+    params = {name: _param(name, schema, presets, prefill) for name, schema in properties.items()}
+    params["job_id"] = Param(
+        prefill.get("job_id"),
+        title="Job id",
+        description="Empty: made from the run id. An earlier job's id resumes it and reuses its finished clips.",
+        type=["null", "string"],
+        pattern=JOB_ID_PATTERN,
+        section=ADVANCED,
+    )
+    return params
+
+
+def _param(name: str, schema: dict[str, Any], presets: Mapping[str, Preset], prefill: Mapping[str, Any]) -> Param:
+    keywords = {key: value for key, value in schema.items() if key not in {"default", "anyOf"}}
+    for alternative in schema.get("anyOf", []):
+        if alternative["type"] != "null":
+            keywords |= alternative | {"type": ["null", alternative["type"]]}
+            if "enum" in alternative:  # JSON schema: null must be a member too
+                keywords["enum"] = [*alternative["enum"], None]
+    keywords["section"] = _SECTIONS.get(name, ADVANCED)
+    if name == "prompt":
+        keywords["format"] = "multiline"
+    if name == "preset":
+        keywords["enum"] = list(presets)
+        keywords["values_display"] = {key: preset.label for key, preset in presets.items()}
+    return Param(prefill.get(name, schema.get("default", "")), **keywords)

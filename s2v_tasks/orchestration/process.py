@@ -1,0 +1,159 @@
+"""Runs one step as a child process that never outlives its task, and says in one sentence why it failed."""
+
+import contextlib
+import ctypes
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+ERROR_FILE_VARIABLE = "STEP_ERROR_FILE"
+TERMINATION_GRACE_SECONDS = 10.0
+_PR_SET_PDEATHSIG = 1
+_POLL_SECONDS = 0.5
+# Exit codes after which the same call would fail again: usage (2), bad input (65), configuration (78).
+_PERMANENT_EXIT_CODES = frozenset({2, 65, 78})
+
+
+class StepFailedError(Exception):
+    """A step ended without success."""
+
+    def __init__(self, exit_code: int, message: str) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+        self.message = message
+
+    @property
+    def is_permanent(self) -> bool:
+        """Whether a retry is pointless."""
+        return self.exit_code in _PERMANENT_EXIT_CODES
+
+
+class StepProcess:
+    """One run of a step's command.
+
+    The child and everything that it starts carry the path of their error file in the environment. This marks them:
+    torchrun puts its workers into sessions of their own, out of reach of a signal to the process group.
+    """
+
+    def __init__(self, command: Sequence[str], log_line: Callable[[str], None]) -> None:
+        self._command = list(command)
+        self._log_line = log_line
+        self._process: subprocess.Popen[bytes] | None = None
+        self._error_file = Path()
+        self._last_line = ""
+
+    def run(self) -> dict[str, Any]:
+        """Run to the end; the JSON object on the last line of stdout. StepFailedError when it fails."""
+        with tempfile.TemporaryDirectory(prefix="step-") as folder, (Path(folder) / "stdout").open("w+b") as stdout:
+            self._error_file = Path(folder) / "error.json"
+            self._process = subprocess.Popen(
+                self._command,
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=subprocess.PIPE,
+                env=self._environment(),
+                start_new_session=True,
+                preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+            )
+            try:
+                self._stream_log(self._process)
+                return_code = self._process.wait()
+            finally:
+                self.terminate()
+            if return_code != 0:
+                raise self._failure(return_code)
+            stdout.seek(0)
+            return self._result(stdout.read().decode())
+
+    def terminate(self) -> None:
+        """End the child and all its descendants: politely first, by SIGKILL after the grace."""
+        if self._process is None:
+            return
+        if self._process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(TERMINATION_GRACE_SECONDS)
+        for pid in _marked_processes(f"{ERROR_FILE_VARIABLE}={self._error_file}".encode()):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        self._process.wait()
+
+    def _environment(self) -> dict[str, str]:
+        # A step needs none of Airflow's configuration, which holds the secrets of its database.
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("AIRFLOW__", "_AIRFLOW"))}
+        return inherited | {ERROR_FILE_VARIABLE: str(self._error_file)}
+
+    def _stream_log(self, process: subprocess.Popen[bytes]) -> None:
+        """Pass stderr on line by line until the child ends, even when an orphan of it keeps the pipe open."""
+        assert process.stderr is not None  # noqa: S101 - opened as a pipe above
+        descriptor, pending, ended_at = process.stderr.fileno(), b"", None
+        with selectors.DefaultSelector() as selector, process.stderr:
+            selector.register(descriptor, selectors.EVENT_READ)
+            while ended_at is None or time.monotonic() - ended_at < _POLL_SECONDS:
+                if selector.select(_POLL_SECONDS):
+                    chunk = os.read(descriptor, 65536)
+                    if not chunk:
+                        break
+                    *lines, pending = (pending + chunk).split(b"\n")
+                    for line in lines:
+                        self._pass_on(line)
+                if ended_at is None and process.poll() is not None:
+                    ended_at = time.monotonic()
+            self._pass_on(pending)
+
+    def _pass_on(self, line: bytes) -> None:
+        text = line.decode(errors="replace").rstrip()
+        if text:
+            self._last_line = text
+            self._log_line(text)
+
+    def _failure(self, return_code: int) -> StepFailedError:
+        """The failure in the step's own words, which torchrun would hide behind its exit code 1."""
+        try:
+            record = json.loads(self._error_file.read_text())
+            return StepFailedError(int(record["exit_code"]), str(record["message"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            pass  # it died before it could say why
+        if return_code < 0:
+            return StepFailedError(return_code, f"The step was killed by {signal.Signals(-return_code).name}.")
+        return StepFailedError(return_code, f"The step exited with code {return_code}: {self._last_line or 'no log'}")
+
+    def _result(self, stdout: str) -> dict[str, Any]:
+        lines = stdout.strip().splitlines()
+        try:
+            result = json.loads(lines[-1])
+        except (IndexError, ValueError):
+            result = None
+        if not isinstance(result, dict):
+            last = lines[-1] if lines else ""
+            raise StepFailedError(1, f"The step ended well but printed {last!r} instead of its JSON result.")
+        return result
+
+
+def _die_with_parent() -> None:
+    """In the child before exec: get SIGTERM when the task's process dies, also when that was killed."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+
+
+_libc = ctypes.CDLL(None)  # loaded before any fork: nothing may be imported between fork and exec
+
+
+def _marked_processes(mark: bytes) -> list[int]:
+    """Processes whose environment has the variable `mark` (NAME=value)."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark in (folder / "environ").read_bytes().split(b"\0"):
+                found.append(int(folder.name))
+        except OSError:  # it ended, or is another user's
+            continue
+    return found

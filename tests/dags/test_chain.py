@@ -1,0 +1,101 @@
+"""The order of clips: who may start, who waits how, and who never will."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from airflow.sdk.exceptions import AirflowFailException, AirflowRescheduleException, TaskDeferred
+
+from s2v_tasks.orchestration import chain
+from s2v_tasks.orchestration.chain import ClipTurnSensor, ClipTurnTrigger
+
+FIRST = {"clip_index": 0, "predecessor": None, "label": "clip 1/2 frames 0..80"}
+SECOND = {"clip_index": 1, "predecessor": 0, "label": "clip 2/2 frames 80..154"}
+
+
+class TaskInstance:
+    """The part of a running task instance that a rescheduled sensor asks for."""
+
+    def get_first_reschedule_date(self, context: Any) -> None:
+        return None
+
+
+CONTEXT: dict[str, Any] = {"run_id": "manual__1", "ti": TaskInstance()}
+
+
+def sensor(clip: dict[str, Any], *, deferrable: bool) -> ClipTurnSensor:
+    made = ClipTurnSensor(task_id="wait", clip=clip, render_task_id="clip.render")
+    made.deferrable = deferrable
+    return made
+
+
+@pytest.fixture
+def states(monkeypatch: pytest.MonkeyPatch) -> dict[int, str | None]:
+    """State of each rendered clip by map index, as Airflow would tell it."""
+    known: dict[int, str | None] = {}
+
+    def get_task_states(**query: Any) -> dict[str, Any]:
+        assert (query["run_ids"], query["task_ids"]) == (["manual__1"], ["clip.render"])
+        index = query["map_index"]
+        return {"manual__1": {f"clip.render_{index}": known[index]}} if index in known else {}
+
+    monkeypatch.setattr(chain.RuntimeTaskInstance, "get_task_states", staticmethod(get_task_states))
+    monkeypatch.setattr(ClipTurnSensor, "dag_id", "speech_to_video")
+    return known
+
+
+@pytest.mark.parametrize("deferrable", [True, False])
+def test_the_first_clip_of_a_chain_starts_at_once(deferrable: bool) -> None:
+    """A clip without predecessor asks nobody."""
+    sensor(FIRST, deferrable=deferrable).execute(CONTEXT)
+
+
+@pytest.mark.parametrize("deferrable", [True, False])
+def test_a_clip_starts_when_the_one_before_is_rendered(states: dict[int, str | None], deferrable: bool) -> None:
+    """No wait is added when the predecessor is there already."""
+    states[0] = "success"
+    sensor(SECOND, deferrable=deferrable).execute(CONTEXT)
+
+
+@pytest.mark.parametrize("state", ["failed", "upstream_failed", "skipped", "removed"])
+@pytest.mark.parametrize("deferrable", [True, False])
+def test_a_clip_fails_at_once_when_the_one_before_finally_failed(
+    states: dict[int, str | None], deferrable: bool, state: str
+) -> None:
+    """Waiting longer or trying again would not help; the message names both clips."""
+    states[0] = state
+    with pytest.raises(AirflowFailException, match=r"clip 2/2 .* clip 1"):
+        sensor(SECOND, deferrable=deferrable).execute(CONTEXT)
+
+
+@pytest.mark.parametrize("state", [None, "queued", "running", "up_for_retry"])
+def test_a_clip_waits_without_a_slot(states: dict[int, str | None], state: str | None) -> None:
+    """While the predecessor may still succeed, the sensor is rescheduled, or defers to its trigger."""
+    states[0] = state
+    with pytest.raises(AirflowRescheduleException):
+        sensor(SECOND, deferrable=False).execute(CONTEXT)
+    with pytest.raises(TaskDeferred) as deferred:
+        sensor(SECOND, deferrable=True).execute(CONTEXT)
+    path, arguments = deferred.value.trigger.serialize()
+    assert path == "s2v_tasks.orchestration.chain.ClipTurnTrigger"
+    assert ClipTurnTrigger(**arguments).target["map_index"] == 0
+
+
+def test_the_trigger_fires_when_the_clip_before_ends(
+    states: dict[int, str | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It polls until there is a final state and hands that on; the resumed sensor judges it."""
+    monkeypatch.setattr(chain, "DEFERRED_POLL_SECONDS", 0.01)
+    states[0] = "running"
+
+    async def first_event() -> dict[str, Any]:
+        trigger = ClipTurnTrigger("speech_to_video", "manual__1", "clip.render", 0)
+        asyncio.get_running_loop().call_later(0.05, states.update, {0: "failed"})
+        async for event in trigger.run():
+            return event.payload
+        raise AssertionError("the trigger ended without an event")
+
+    event = asyncio.run(first_event())
+    assert event == {"state": "failed"}
+    with pytest.raises(AirflowFailException):
+        sensor(SECOND, deferrable=True).resume(CONTEXT, event)

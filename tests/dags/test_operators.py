@@ -1,0 +1,86 @@
+"""The operator: its commands, its result, and what becomes of a failed step."""
+
+import sys
+from typing import Any
+
+import pytest
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
+
+from s2v_tasks.orchestration.operators import FAILURE_KEY, StepOperator
+
+
+class TaskInstance:
+    """Keeps what a task pushes, as the one of Airflow does."""
+
+    def __init__(self) -> None:
+        self.pushed: dict[str, Any] = {}
+
+    def xcom_push(self, key: str, value: Any) -> None:
+        self.pushed[key] = value
+
+
+@pytest.fixture
+def context() -> dict[str, Any]:
+    params = {"prompt": "Hello $(date); rm -rf /", "num_clip": None, "job_id": "my-job"}
+    return {"params": params, "run_id": "manual__1", "ti": TaskInstance()}
+
+
+def execute(operator: StepOperator, context: dict[str, Any], monkeypatch: pytest.MonkeyPatch, script: str) -> Any:
+    """Run the operator with a script in the place of the system's command line."""
+    monkeypatch.setattr(operator, "command", lambda _: [sys.executable, "-c", script])
+    return operator.execute(context)
+
+
+def test_a_step_is_run_by_command_with_the_job_id(context: dict[str, Any]) -> None:
+    """The command is an argument list for this interpreter."""
+    command = StepOperator(task_id="stitch", step="stitch").command(context)
+    assert command == [sys.executable, "-m", "s2v_tasks.cli", "stitch", "--job-id", "my-job"]
+
+
+def test_the_request_is_one_argument_whatever_it_says(context: dict[str, Any]) -> None:
+    """What a user types never meets a shell."""
+    command = StepOperator(task_id="stage_inputs", step="stage-inputs").command(context)
+    assert command[-2:] == ["--request-json", '{"prompt": "Hello $(date); rm -rf /", "num_clip": null}']
+
+
+def test_a_clip_is_rendered_under_torchrun(context: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rendering starts one process per configured GPU."""
+    from s2v_tasks.settings import load_settings
+
+    monkeypatch.setenv("S2V_NPROC_PER_NODE", "2")
+    load_settings.cache_clear()
+    command = StepOperator(task_id="render", step="render-clip", clip={"clip_index": 3}).command(context)
+    load_settings.cache_clear()
+    assert command[1:6] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    assert command[6:] == ["-m", "s2v_tasks.cli", "render-clip", "--job-id", "my-job", "--clip-index", "3"]
+
+
+def test_the_result_or_one_value_of_it_is_the_xcom(context: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """`result_key` picks the list that a later task is mapped over."""
+    script = 'print(\'{"job_id": "my-job", "clips": [1, 2]}\')'
+    plan = StepOperator(task_id="plan", step="plan-clips", result_key="clips")
+    assert execute(plan, context, monkeypatch, script) == [1, 2]
+    assert execute(StepOperator(task_id="x", step="x"), context, monkeypatch, script)["job_id"] == "my-job"
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "expected"),
+    [(65, AirflowFailException), (78, AirflowFailException), (2, AirflowFailException), (75, AirflowException)],
+)
+def test_bad_input_is_never_retried(
+    context: dict[str, Any], monkeypatch: pytest.MonkeyPatch, exit_code: int, expected: type[Exception]
+) -> None:
+    """The exit code decides between a final failure and a retry; both leave code and sentence as XCom."""
+    script = f"import sys; print('PermanentError: size 9*9.', file=sys.stderr); sys.exit({exit_code})"
+    with pytest.raises(AirflowException, match=r"size 9\*9") as caught:
+        execute(StepOperator(task_id="x", step="x"), context, monkeypatch, script)
+    assert type(caught.value) is expected
+    assert context["ti"].pushed[FAILURE_KEY]["exit_code"] == exit_code
+
+
+def test_a_killed_step_is_retried(context: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGKILL leads to a retry."""
+    script = "import os; os.kill(os.getpid(), 9)"
+    with pytest.raises(AirflowException, match="SIGKILL") as caught:
+        execute(StepOperator(task_id="x", step="x"), context, monkeypatch, script)
+    assert type(caught.value) is AirflowException

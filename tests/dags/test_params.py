@@ -1,0 +1,83 @@
+"""The form says what the request schema says."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.sdk import Param
+from airflow.sdk.exceptions import ParamValidationError
+
+from s2v_tasks.orchestration.params import form_params, request_params
+from s2v_tasks.schemas.preset import load_presets
+from s2v_tasks.schemas.request import JOB_ID_PATTERN, Request
+from s2v_tasks.settings import load_settings
+
+PRESETS = load_presets(Path(__file__).parents[2] / "config")
+PROPERTIES: dict[str, dict[str, Any]] = Request.model_json_schema()["properties"]
+BOUNDS = ["pattern", "minimum", "maximum", "multipleOf", "minLength", "maxLength"]
+
+
+@pytest.fixture(scope="module")
+def params() -> dict[str, Param]:
+    return request_params(PRESETS, prefill={})
+
+
+def test_the_form_has_exactly_the_fields_of_a_request_and_the_job_id(params: dict[str, Param]) -> None:
+    """No field is missing, none is invented, and they come in the order of the schema."""
+    assert list(params) == [*Request.model_fields, "job_id"]
+
+
+@pytest.mark.parametrize("name", PROPERTIES)
+def test_a_param_has_type_bounds_and_words_of_its_field(params: dict[str, Param], name: str) -> None:
+    """Type, nullability, bounds, title and description are those of the schema."""
+    field, form = PROPERTIES[name], params[name].schema
+    value = next((choice for choice in field.get("anyOf", []) if choice["type"] != "null"), field)
+    nullable = any(choice["type"] == "null" for choice in field.get("anyOf", []))
+    assert form["type"] == (["null", value["type"]] if nullable else value["type"])
+    assert {key: form.get(key) for key in BOUNDS} == {key: value.get(key) for key in BOUNDS}
+    assert (form["title"], params[name].description) == (field["title"], field["description"])
+    assert form["section"]
+    assert params[name].value == field.get("default", "")
+
+
+def test_solvers_are_a_list_that_may_stay_empty(params: dict[str, Param]) -> None:
+    """An optional choice accepts its members and null, nothing else."""
+    assert params["sample_solver"].resolve("dpm++") == "dpm++"
+    assert params["sample_solver"].resolve(None) is None
+    with pytest.raises(ParamValidationError):
+        params["sample_solver"].resolve("euler")
+
+
+def test_presets_are_a_list_with_readable_labels(params: dict[str, Param]) -> None:
+    """The form offers the configured presets by their labels."""
+    schema = params["preset"].schema
+    assert schema["enum"] == list(PRESETS)
+    assert schema["values_display"]["quick"] == PRESETS["quick"].label
+
+
+def test_the_form_refuses_what_the_schema_refuses(params: dict[str, Param]) -> None:
+    """A bad value is stopped in the form, before a run exists."""
+    for name, bad in [("infer_frames", 50), ("size", "wide"), ("prompt", "x" * 10_000), ("image_uri", "a.png")]:
+        with pytest.raises(ParamValidationError):
+            params[name].resolve(bad)
+
+
+def test_the_job_id_follows_the_pattern_of_the_system(params: dict[str, Param]) -> None:
+    """A job id is optional and must be one."""
+    assert params["job_id"].schema["pattern"] == JOB_ID_PATTERN
+    assert params["job_id"].resolve(None) is None
+    assert re.match(JOB_ID_PATTERN, params["job_id"].resolve("talk-2026"))
+
+
+def test_the_form_of_the_embedded_stack_can_be_sent_as_it_opens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the tiny snapshot the form is filled with a request for the sample inputs; otherwise inputs open empty."""
+    monkeypatch.setenv("S2V_MODEL", "tiny")
+    load_settings.cache_clear()
+    filled = {name: param.value for name, param in form_params().items()}
+    monkeypatch.setenv("S2V_MODEL", "wan2.2-s2v-14b")
+    load_settings.cache_clear()
+    empty = {name: param.value for name, param in form_params().items()}
+    load_settings.cache_clear()
+    assert Request.model_validate({k: v for k, v in filled.items() if k != "job_id"}).size == "128*192"
+    assert empty["image_uri"] == empty["prompt"] == ""

@@ -1,0 +1,145 @@
+"""A step's process: its result, its words when it fails, and that nothing of it survives."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from s2v_tasks.orchestration.process import StepFailedError, StepProcess
+
+
+def run_script(script: str, log: list[str] | None = None) -> dict[str, object]:
+    lines: list[str] = [] if log is None else log
+    return StepProcess([sys.executable, "-c", script], lines.append).run()
+
+
+def wait_until(condition: object, seconds: float = 10.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():  # type: ignore[operator]
+            return True
+        threading.Event().wait(0.02)
+    return False
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def failure_of(script: str) -> StepFailedError:
+    with pytest.raises(StepFailedError) as caught:
+        run_script(script)
+    return caught.value
+
+
+WRITE_ERROR = (
+    "import json, os, sys; "
+    "error = {{'exit_code': {code}, 'message': 'size 9*9: expected 480*832.'}}; "
+    "json.dump(error, open(os.environ['STEP_ERROR_FILE'], 'w')); "
+    "sys.exit({exit})"
+)
+# A stand-in for torchrun: a worker in a session of its own that holds the pipe of the log open.
+ORPHANING = (
+    "import subprocess, sys, os, signal; "
+    "worker = subprocess.Popen([sys.executable, '-c', 'import threading; threading.Event().wait(60)'],"
+    " start_new_session=True); "
+    "print('worker', worker.pid, file=sys.stderr, flush=True); "
+)
+
+
+def test_the_last_line_of_stdout_is_the_result_and_stderr_is_the_log() -> None:
+    """Chatter on stdout before the result is harmless, and log lines arrive whole and in order."""
+    log: list[str] = []
+    result = run_script(
+        "import sys; print('hello'); print('a\\nb', file=sys.stderr); print('{\"job_id\": \"j\"}')", log
+    )
+    assert result == {"job_id": "j"}
+    assert log == ["a", "b"]
+
+
+def test_a_step_without_result_is_a_failure() -> None:
+    """A step that ends well but prints no JSON object is not taken for a success."""
+    assert "instead of its JSON result" in failure_of("print('done')").message
+
+
+@pytest.mark.parametrize(("code", "permanent"), [(65, True), (78, True), (2, True), (75, False), (1, False)])
+def test_exit_codes_decide_whether_a_retry_makes_sense(code: int, permanent: bool) -> None:
+    """Bad input, bad configuration and wrong usage are permanent; all else may pass."""
+    failure = failure_of(f"import sys; print('why', file=sys.stderr); sys.exit({code})")
+    assert (failure.exit_code, failure.is_permanent) == (code, permanent)
+    assert "why" in failure.message
+
+
+def test_the_error_file_tells_what_torchrun_hides() -> None:
+    """The worker's own exit code and sentence win over the exit code 1 of the launcher."""
+    failure = failure_of(WRITE_ERROR.format(code=65, exit=1))
+    assert (failure.exit_code, str(failure)) == (65, "size 9*9: expected 480*832.")
+
+
+def test_a_killed_step_is_retried() -> None:
+    """SIGKILL, as the kernel sends it when memory is short, is not a permanent failure."""
+    failure = failure_of("import os; os.kill(os.getpid(), 9)")
+    assert not failure.is_permanent
+    assert "SIGKILL" in failure.message
+
+
+def test_workers_of_a_killed_launcher_do_not_survive() -> None:
+    """When torchrun is killed, its orphaned workers are ended at once instead of being waited for."""
+    log: list[str] = []
+    with pytest.raises(StepFailedError, match="SIGKILL"):
+        run_script(ORPHANING + "os.kill(os.getpid(), signal.SIGKILL)", log)
+    assert wait_until(lambda: not is_alive(int(log[0].split()[1])))
+
+
+def test_terminate_ends_a_running_step_with_its_workers() -> None:
+    """Cancelling a task ends the step and the sessions that it opened."""
+    log: list[str] = []
+    process = StepProcess([sys.executable, "-c", ORPHANING + "worker.wait()"], log.append)
+    outcome: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            process.run()
+        except StepFailedError as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert wait_until(lambda: bool(log))
+    process.terminate()
+    thread.join(20)
+    assert "SIGTERM" in str(outcome[0])
+    assert wait_until(lambda: not is_alive(int(log[0].split()[1])))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="parent death signals are Linux's")
+def test_a_step_ends_when_its_task_process_is_killed() -> None:
+    """When the Airflow worker dies by SIGKILL, the step that it ran does not go on alone."""
+    step = "import os, sys, threading; print(os.getpid(), file=sys.stderr, flush=True); threading.Event().wait(60)"
+    task = (
+        "import sys; from s2v_tasks.orchestration.process import StepProcess; "
+        f"StepProcess([sys.executable, '-c', {step!r}], lambda line: print(line, flush=True)).run()"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", task], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    step_pid = int(parent.stdout.readline())
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.wait()
+    parent.stdout.close()
+    assert wait_until(lambda: not is_alive(step_pid))
+
+
+def test_a_step_sees_nothing_of_airflows_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Airflow's variables, which hold the password of its database, are not handed to steps."""
+    monkeypatch.setenv("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", "postgresql://secret")
+    assert run_script("import os, json; print(json.dumps({'seen': [k for k in os.environ if 'AIRFLOW__' in k]}))") == {
+        "seen": []
+    }

@@ -1,8 +1,8 @@
 """Finding and running ffmpeg and ffprobe: argument lists only, bounded, and loud when they fail.
 
 Command lines are built with ffmpeg-python (`own_input(path).filter(...).output(...)`) and run here. Every input is
-opened with a protocol whitelist, so no file can make ffmpeg reach the network, and with a format whitelist, so playlists,
-concat scripts and vector graphics posing as media are refused.
+opened with a protocol whitelist, so no file can make ffmpeg reach the network, and with a format whitelist, so
+playlists, concat scripts and vector graphics posing as media are refused.
 """
 
 import re

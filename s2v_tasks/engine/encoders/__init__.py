@@ -1,0 +1,1 @@
+"""The frozen networks around the transformer: text encoder, audio encoder, VAE."""

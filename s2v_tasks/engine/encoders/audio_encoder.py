@@ -1,0 +1,93 @@
+"""Speech to hidden states at 50 Hz with wav2vec2-large-xlsr-53 (spec b.1).
+
+Shapes: P samples, S states (25), T50 samples at 50 Hz, C channels.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import Wav2Vec2Config, Wav2Vec2Model
+
+from s2v_tasks.engine.audio_features import num_states_at_50
+from s2v_tasks.engine.loading.weights import assign_weights
+from s2v_tasks.errors import ConfigurationError, PermanentError
+
+SAMPLES_PER_SECOND = 16000
+NUM_STATES = 25
+# The classifier on top is for speech recognition, and the mask embedding for training: neither is used here.
+_UNUSED_PREFIX = "lm_head."
+_UNUSED_IN_INFERENCE = "masked_spec_embed"
+
+
+class AudioEncoder:
+    """Computes in float32, without gradients."""
+
+    def __init__(self, model: Wav2Vec2Model) -> None:
+        if model.config.num_hidden_layers + 1 != NUM_STATES:
+            raise ConfigurationError(
+                f"the audio encoder has {model.config.num_hidden_layers} layers; the transformer reads "
+                f"{NUM_STATES - 1} of them: use the wav2vec2 folder that belongs to the snapshot"
+            )
+        self._model = model
+
+    @classmethod
+    def from_folder(cls, path: Path, device: torch.device | str) -> "AudioEncoder":
+        """Load a Hugging Face folder (config, safetensors or .bin weights).
+
+        Raises ConfigurationError when weights are missing or do not belong to the model.
+        """
+        model, info = Wav2Vec2Model.from_pretrained(
+            path, dtype=torch.float32, local_files_only=True, output_loading_info=True
+        )
+        wrong = {
+            "missing": sorted(set(info["missing_keys"]) - {_UNUSED_IN_INFERENCE}),
+            "unexpected": sorted(key for key in info["unexpected_keys"] if not key.startswith(_UNUSED_PREFIX)),
+            "of another shape": sorted(str(key) for key in info["mismatched_keys"]),
+        }
+        if any(wrong.values()):
+            raise ConfigurationError(f"the weights in {path} do not fit its config.json: {wrong}; download it again")
+        return cls(model.to(device).eval().requires_grad_(False))
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> "AudioEncoder":
+        """Build on the CPU from the values of a config.json and weights with the folder's keys (`wav2vec2.*`)."""
+        model = Wav2Vec2Model(Wav2Vec2Config(**config))
+        own = {key.removeprefix("wav2vec2."): value for key, value in state.items()}
+        assign_weights(
+            model,
+            {key: value for key, value in own.items() if not key.startswith(_UNUSED_PREFIX)},
+            source="the audio encoder",
+        )
+        return cls(model)
+
+    @torch.inference_mode()
+    def encode(self, waveform_P: NDArray[np.float32]) -> Tensor:
+        """Mono speech at 16 kHz to its hidden states, float32 [25, T50, C].
+
+        State 0 is the input of the first layer, 1..23 the outputs of layers 1..23, and 24 the last layer's output
+        after the final norm. Raises PermanentError when the waveform is not mono float32 of a usable length.
+        """
+        values = torch.from_numpy(normalise(waveform_P))[None].to(self._model.device)
+        output = self._model(values, output_hidden_states=True)
+        # The library's own last hidden state is the one before the final norm, and was the one after it in 4.x.
+        states = [*output.hidden_states[: NUM_STATES - 1], output.last_hidden_state]
+        return torch.cat(states)
+
+
+def normalise(waveform_P: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Zero mean and unit variance over the whole utterance, as the model was trained."""
+    if waveform_P.ndim != 1 or waveform_P.dtype != np.float32:
+        raise PermanentError(
+            f"speech of shape {list(waveform_P.shape)} and type {waveform_P.dtype}: convert it to mono float32"
+        )
+    if num_states_at_50(waveform_P.size) < 1 or not np.isfinite(waveform_P).all():
+        raise PermanentError(
+            f"speech of {waveform_P.size} samples; at least 400 samples (0.025 s at 16 kHz), all finite, are needed"
+        )
+    normalised: NDArray[np.float32] = (waveform_P - waveform_P.mean()) / np.sqrt(waveform_P.var() + 1e-7)
+    return normalised.astype(np.float32, copy=False)

@@ -1,0 +1,124 @@
+"""From pictures to the pixels that the VAE sees (spec d.2, d.4).
+
+`compat="corrected"` scales to cover and crops. `compat="reference"` repeats the reference: the shorter side is fitted
+to the shorter target side, so that about half of all pictures get borders, black for the image and grey for the pose.
+
+Shapes: B batch (1), C channels (3), T frames, H x W pixels. Pixels are float32 in [-1, 1]; u8 is uint8 in [0, 255].
+"""
+
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from s2v_tasks.errors import PermanentError
+
+Compat = Literal["corrected", "reference"]
+ImageU8 = NDArray[np.uint8]
+
+_BLACK_PIXEL = -1.0
+
+
+def fit_image(image_u8_HWC: ImageU8, width: int, height: int, *, compat: Compat) -> ImageU8:
+    """Fit an RGB image to [height, width, 3], antialiased bilinear.
+
+    Raises PermanentError when the array is not an RGB image of 8 bits.
+    """
+    _check_rgb(image_u8_HWC, dimensions=3)
+    image = Image.fromarray(image_u8_HWC)
+    if compat == "corrected":
+        box = _cover_box(image.width, image.height, width, height)
+        return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR, box=box))
+    resized = image.resize(_short_side_size(image.width, image.height, width, height), Image.Resampling.BILINEAR)
+    return _crop_or_pad(np.asarray(resized), width, height)
+
+
+def to_pixels(image_u8_HWC: ImageU8) -> Tensor:
+    """An image as the VAE wants it: [1, 3, 1, H, W] in [-1, 1]."""
+    return frames_to_pixels(image_u8_HWC[None])
+
+
+def frames_to_pixels(frames_u8_THWC: ImageU8) -> Tensor:
+    """Frames as the VAE wants them: [1, 3, T, H, W] in [-1, 1]."""
+    pixels_THWC = torch.tensor(frames_u8_THWC).to(torch.float32) / 255 * 2 - 1
+    return pixels_THWC.permute(3, 0, 1, 2)[None].contiguous()
+
+
+def fit_pose(frames_u8_THWC: ImageU8, width: int, height: int, *, compat: Compat) -> Tensor:
+    """Fit pose frames of any size to pixels [1, 3, T, height, width], without an 8-bit rounding in between.
+
+    The frames come at 16 fps. Raises PermanentError when the array is not RGB frames of 8 bits.
+    """
+    _check_rgb(frames_u8_THWC, dimensions=4)
+    source_height, source_width = frames_u8_THWC.shape[1:3]
+    pixels_TCHW = frames_to_pixels(frames_u8_THWC)[0].transpose(0, 1)
+    if compat == "corrected":
+        scale = max(width / source_width, height / source_height)
+        size = (max(width, round(source_width * scale)), max(height, round(source_height * scale)))
+    else:
+        size = _short_side_size(source_width, source_height, width, height)
+    if size != (source_width, source_height):
+        pixels_TCHW = F.interpolate(pixels_TCHW, size=size[::-1], mode="bilinear", antialias=True, align_corners=False)
+    left, right, top, bottom = _margins(size[0], size[1], width, height)
+    return F.pad(pixels_TCHW, (left, right, top, bottom)).transpose(0, 1)[None].contiguous()
+
+
+def pad_pose(pixels_BCTHW: Tensor, num_frames: int) -> Tensor:
+    """The first `num_frames` pose frames; a pose video that is too short ends in black."""
+    missing = max(0, num_frames - pixels_BCTHW.shape[2])
+    return F.pad(pixels_BCTHW[:, :, :num_frames], (0, 0, 0, 0, 0, missing), value=_BLACK_PIXEL)
+
+
+def reference_pose_step(frames_per_second: float) -> int:
+    """The integer step at which the reference samples a pose video; 25 fps then plays 1.28 times too fast."""
+    return max(1, round(frames_per_second / 16))
+
+
+def _cover_box(source_width: int, source_height: int, width: int, height: int) -> tuple[float, float, float, float]:
+    """The largest centred part of the source that has the target's aspect ratio, exact to fractions of a pixel."""
+    scale = max(width / source_width, height / source_height)
+    box_width = min(source_width, width / scale)
+    box_height = min(source_height, height / scale)
+    left, top = (source_width - box_width) / 2, (source_height - box_height) / 2
+    return left, top, left + box_width, top + box_height
+
+
+def _short_side_size(source_width: int, source_height: int, width: int, height: int) -> tuple[int, int]:
+    """The reference's (width, height) before its crop: shorter side = shorter target side, longer side truncated."""
+    short = min(width, height)
+    if source_width <= source_height:
+        return short, int(short * source_height / source_width)
+    return int(short * source_width / source_height), short
+
+
+def _margins(source_width: int, source_height: int, width: int, height: int) -> tuple[int, int, int, int]:
+    """What to add (negative: to cut) at left, right, top and bottom for a centred crop of the target size."""
+    left, right = _margin_pair(source_width, width)
+    top, bottom = _margin_pair(source_height, height)
+    return left, right, top, bottom
+
+
+def _margin_pair(source: int, target: int) -> tuple[int, int]:
+    before = (target - source) // 2 if source < target else -round((source - target) / 2)
+    return before, target - source - before
+
+
+def _crop_or_pad(image_u8_HWC: ImageU8, width: int, height: int) -> ImageU8:
+    source_height, source_width = image_u8_HWC.shape[:2]
+    left, right, top, bottom = _margins(source_width, source_height, width, height)
+    pad = [(max(0, top), max(0, bottom)), (max(0, left), max(0, right)), (0, 0)]
+    padded = np.pad(image_u8_HWC, pad)
+    y, x = max(0, -top), max(0, -left)
+    return padded[y : y + height, x : x + width]
+
+
+def _check_rgb(array: ImageU8, *, dimensions: int) -> None:
+    if array.ndim != dimensions or array.shape[-1] != 3 or array.dtype != np.uint8 or 0 in array.shape:
+        layout = "[height, width, 3]" if dimensions == 3 else "[frames, height, width, 3]"
+        raise PermanentError(
+            f"picture of shape {list(array.shape)} and type {array.dtype}: convert it to 8-bit RGB {layout}"
+        )

@@ -1,0 +1,138 @@
+"""A snapshot: the weights on disk in the official layout (spec a), from which each network is loaded when needed."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from s2v_tasks.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    import torch
+
+    from s2v_tasks.engine.encoders.audio_encoder import AudioEncoder
+    from s2v_tasks.engine.encoders.text_encoder import TextEncoder
+    from s2v_tasks.engine.encoders.vae import Vae
+    from s2v_tasks.engine.models.transformer import S2VTransformer
+
+CONFIG_FILE = "config.json"
+TRANSFORMER_FILE = "diffusion_pytorch_model.safetensors"
+TRANSFORMER_INDEX_FILE = "diffusion_pytorch_model.safetensors.index.json"
+TEXT_ENCODER_FILE = "models_t5_umt5-xxl-enc-bf16.pth"
+VAE_FILE = "Wan2.1_VAE.pth"
+TOKENIZER_FOLDER = "google/umt5-xxl"
+AUDIO_ENCODER_FOLDER = "wav2vec2-large-xlsr-53-english"
+_AUDIO_ENCODER_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+_REMEDY = "download the whole snapshot again, or make a tiny one with `s2v snapshot init-tiny`"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A complete folder of weights. Nothing is loaded before a `load_` method is called."""
+
+    path: Path
+
+    @classmethod
+    def open(cls, path: Path) -> "Snapshot":
+        """Check that every file is there.
+
+        Raises ConfigurationError that names all missing files.
+        """
+        if not path.is_dir():
+            raise ConfigurationError(f"snapshot {path} is not a folder; {_REMEDY}")
+        snapshot = cls(path)
+        expected = [CONFIG_FILE, TEXT_ENCODER_FILE, VAE_FILE, f"{AUDIO_ENCODER_FOLDER}/{CONFIG_FILE}"]
+        missing = [name for name in expected if not (path / name).is_file()]
+        if not any((path / AUDIO_ENCODER_FOLDER / name).is_file() for name in _AUDIO_ENCODER_WEIGHTS):
+            missing.append(f"{AUDIO_ENCODER_FOLDER}/{_AUDIO_ENCODER_WEIGHTS[0]}")
+        if not any((path / TOKENIZER_FOLDER).glob("tokenizer*")):
+            missing.append(f"{TOKENIZER_FOLDER}/tokenizer.json")
+        missing += [shard.name for shard in snapshot.transformer_shards() if not shard.is_file()]
+        if missing:
+            raise ConfigurationError(f"snapshot {path} lacks {', '.join(missing)}; {_REMEDY}")
+        return snapshot
+
+    def transformer_shards(self) -> list[Path]:
+        """The files with the transformer's weights: those of the index, or the single file where there is no index."""
+        index_path = self.path / TRANSFORMER_INDEX_FILE
+        if not index_path.is_file():
+            return [self.path / TRANSFORMER_FILE]
+        names = set(_read_json(index_path).get("weight_map", {}).values())
+        if not names or any(Path(name).name != name for name in names):
+            raise ConfigurationError(f"{index_path} names no weight files in its own folder; {_REMEDY}")
+        return [self.path / name for name in sorted(names)]
+
+    def weight_files(self) -> list[Path]:
+        """Every file that decides what the networks compute, sorted; documentation and assets do not."""
+        tokenizer = (path for path in (self.path / TOKENIZER_FOLDER).rglob("*") if not path.name.startswith("."))
+        audio_names = (CONFIG_FILE, "preprocessor_config.json", *_AUDIO_ENCODER_WEIGHTS)
+        single = (CONFIG_FILE, TRANSFORMER_INDEX_FILE, TEXT_ENCODER_FILE, VAE_FILE)
+        candidates = [
+            *(self.path / name for name in single),
+            *self.transformer_shards(),
+            *tokenizer,
+            *(self.path / AUDIO_ENCODER_FOLDER / name for name in audio_names),
+        ]
+        return sorted(path for path in candidates if path.is_file())
+
+    def load_transformer(self, device: "torch.device | str", dtype: "torch.dtype") -> "S2VTransformer":
+        """The transformer with its weights on `device` in `dtype`; each shard is read straight to the device.
+
+        Raises ConfigurationError when keys or shapes do not belong to config.json, or when a shard is damaged.
+        """
+        import torch
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        from s2v_tasks.engine.loading.weights import assign_weights
+        from s2v_tasks.engine.models.config import S2VConfig
+        from s2v_tasks.engine.models.transformer import S2VTransformer
+
+        config = S2VConfig.from_json(_read_json(self.path / CONFIG_FILE))
+        with torch.device("meta"):
+            transformer = S2VTransformer(config)
+        state: dict[str, torch.Tensor] = {}
+        for shard in self.transformer_shards():
+            try:
+                loaded = load_file(shard, device=str(device))
+            except SafetensorError as error:
+                raise ConfigurationError(f"{shard} cannot be read as weights ({error}); download it again") from error
+            state.update((key, value.to(dtype)) for key, value in loaded.items())
+        assign_weights(transformer, state, source=f"the transformer in {self.path}")
+        return transformer
+
+    def load_vae(self, device: "torch.device | str") -> "Vae":
+        """The VAE, float32."""
+        from s2v_tasks.engine.encoders.vae import Vae
+        from s2v_tasks.engine.loading.weights import read_pth
+
+        return Vae.from_state_dict(read_pth(self.path / VAE_FILE, device), device)
+
+    def load_text_encoder(self, device: "torch.device | str") -> "TextEncoder":
+        """The text encoder with its tokenizer, in the dtype of its file; on the CPU the weights stay mapped to it."""
+        from s2v_tasks.engine.encoders.text_encoder import TextEncoder
+        from s2v_tasks.engine.loading.weights import read_pth
+        from s2v_tasks.engine.models.config import S2VConfig
+
+        return TextEncoder.from_state_dict(
+            read_pth(self.path / TEXT_ENCODER_FILE, device),
+            self.path / TOKENIZER_FOLDER,
+            text_len=S2VConfig.from_json(_read_json(self.path / CONFIG_FILE)).text_len,
+            device=device,
+        )
+
+    def load_audio_encoder(self, device: "torch.device | str") -> "AudioEncoder":
+        """The audio encoder, float32."""
+        from s2v_tasks.engine.encoders.audio_encoder import AudioEncoder
+
+        return AudioEncoder.from_folder(self.path / AUDIO_ENCODER_FOLDER, device)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigurationError(f"{path} is not JSON ({error}); {_REMEDY}") from error
+    if not isinstance(content, dict):
+        raise ConfigurationError(f"{path} holds a {type(content).__name__} instead of an object; {_REMEDY}")
+    return content

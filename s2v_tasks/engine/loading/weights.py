@@ -1,0 +1,66 @@
+"""Putting weights into modules: everything must fit, nothing may be left over."""
+
+from collections.abc import Iterable, Mapping
+from itertools import chain
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from torch import Tensor, nn
+
+from s2v_tasks.errors import ConfigurationError
+
+_MAX_NAMES = 5
+
+
+def assign_weights(module: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
+    """Make `state` the weights of `module`, which may be on the meta device; tensors are taken over, not copied.
+
+    `source` names the weights in the error. Raises ConfigurationError that names missing and unexpected keys and
+    wrong shapes.
+    """
+    expected = {key: value.shape for key, value in module.state_dict().items()}
+    problems = [
+        *_named("missing", expected.keys() - state.keys()),
+        *_named("unexpected", state.keys() - expected.keys()),
+        *_named(
+            "of another shape",
+            (
+                f"{key} {list(state[key].shape)} instead of {list(shape)}"
+                for key, shape in expected.items()
+                if key in state and state[key].shape != shape
+            ),
+        ),
+    ]
+    if problems:
+        raise ConfigurationError(
+            f"the weights of {source} do not fit {type(module).__name__}: {'; '.join(problems)}; "
+            "download the snapshot again and check that config.json belongs to it"
+        )
+    module.load_state_dict(dict(state), strict=True, assign=True)
+    module.eval().requires_grad_(False)
+    left_over = [name for name, value in chain(module.named_parameters(), module.named_buffers()) if value.is_meta]
+    if left_over:
+        raise ConfigurationError(f"{type(module).__name__} has tensors that no file fills: {left_over[:_MAX_NAMES]}")
+
+
+def read_pth(path: Path, device: torch.device | str) -> dict[str, Tensor]:
+    """The plain state dict in a .pth file; on the CPU its tensors stay mapped to the file.
+
+    Raises ConfigurationError when the file is damaged or holds anything but tensors.
+    """
+    try:
+        state = torch.load(path, map_location=device, weights_only=True, mmap=True)
+    except (RuntimeError, OSError, ValueError, EOFError, UnpicklingError) as error:
+        raise ConfigurationError(f"{path} cannot be read as weights ({error}); download it again") from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ConfigurationError(f"{path} is not a plain dictionary of tensors; download it again")
+    return state
+
+
+def _named(problem: str, names: Iterable[str]) -> list[str]:
+    ordered = sorted(names)
+    if not ordered:
+        return []
+    more = f" and {len(ordered) - _MAX_NAMES} more" if len(ordered) > _MAX_NAMES else ""
+    return [f"{problem}: {', '.join(ordered[:_MAX_NAMES])}{more}"]

@@ -1,0 +1,144 @@
+"""Parity of everything around the networks: sound timing, solvers, output sizes, picture fitting."""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from s2v_tasks.engine.audio_features import (
+    feature_indices,
+    frame_features,
+    num_features_at_30,
+    num_states_at_50,
+    reference_num_repeat,
+    resample_50_to_30,
+)
+from s2v_tasks.engine.images import fit_image, to_pixels
+from s2v_tasks.engine.parity.results import (
+    EXACT,
+    FORWARD_GATE,
+    SCHEDULER_GATE,
+    CaseResult,
+    Golden,
+    compare,
+    compare_all,
+    load_golden,
+    per_file,
+)
+from s2v_tasks.engine.schedulers import make_scheduler
+
+OutputSize = Callable[[int, int, int], tuple[int, int]]
+PREFIXES = ("audio_bucket", "scheduler", "size", "image")
+
+
+def cases(folder: Path, *, output_size: OutputSize) -> Iterator[CaseResult]:
+    """Run every table golden of `folder`; `output_size(height, width, area)` gives the (height, width) to render."""
+
+    def run_file(path: Path) -> Iterator[CaseResult]:
+        if path.suffix == ".json":
+            return _audio_indices(path) if path.stem.startswith("audio") else _sizes(path, output_size)
+        golden = load_golden(path)
+        if golden.name.startswith("audio"):
+            return _audio_buckets(golden)
+        return _schedulers(golden) if golden.name.startswith("scheduler") else _images(golden, output_size)
+
+    paths = (path for path in folder.iterdir() if path.suffix in (".json", ".safetensors"))
+    return per_file(sorted(path for path in paths if path.stem.startswith(PREFIXES)), run_file, EXACT)
+
+
+def _audio_buckets(golden: Golden) -> Iterator[CaseResult]:
+    resampled: dict[int, Tensor] = {}
+    buckets: list[tuple[str, Tensor, Tensor]] = []
+    counts: list[tuple[str, int, int]] = []
+    for case in golden.metadata["cases"]:
+        length, infer_frames = case["T50"], case["batch_frames"]
+        features = resampled.setdefault(length, resample_50_to_30(golden[f"T{length}.feat50"]))
+        num_repeat = reference_num_repeat(features.shape[1], infer_frames)
+        bucket = frame_features(features, num_repeat * infer_frames)
+        key = f"T{length}.bf{infer_frames}"
+        counts.append((key, num_repeat, case["num_repeat"]))
+        buckets.append((key, bucket, golden[f"{key}.bucket"]))
+        if f"{key}.encode_audio" in golden:
+            expected = rearrange(golden[f"{key}.encode_audio"], "1 s c k -> k s c")
+            buckets.append((f"{key}.encode_audio", bucket, expected))
+    feat30 = [(f"T{length}", actual, golden[f"T{length}.feat30"]) for length, actual in resampled.items()]
+    yield compare_all(f"{golden.name} feat30", feat30, FORWARD_GATE)
+    yield compare_all(f"{golden.name} buckets", buckets, FORWARD_GATE)
+    yield _exact(f"{golden.name} num_repeat", counts)
+
+
+def _audio_indices(path: Path) -> Iterator[CaseResult]:
+    rows: list[tuple[str, object, object]] = []
+    for case in json.loads(path.read_text()):
+        name = f"{case['seconds']}s bf{case['batch_frames']}"
+        num_states = num_states_at_50(case["samples"])
+        num_features = num_features_at_30(num_states)
+        num_repeat = reference_num_repeat(num_features, case["batch_frames"])
+        indices = feature_indices(num_repeat * case["batch_frames"])
+        shown = torch.where(indices < num_features, indices, -1).tolist()
+        digest = hashlib.sha1(json.dumps(shown).encode(), usedforsecurity=False).hexdigest()
+        actual = (num_states, num_features, num_repeat, len(shown), digest)
+        rows.append((name, actual, tuple(case[key] for key in ("T50", "T30", "num_repeat", "n_indices", "sha1"))))
+    yield _exact(path.stem, rows)
+
+
+def _schedulers(golden: Golden) -> Iterator[CaseResult]:
+    for key in sorted(key.removesuffix(".traj") for key in golden.tensors if key.endswith(".traj")):
+        match = re.fullmatch(r"(.+)\.s(\d+)\.sh([\d.]+)", key)
+        if match is None:
+            raise ValueError(f"{key!r} does not name solver, steps and shift")
+        solver, num_steps, shift = match[1], int(match[2]), float(match[3])
+        scheduler = make_scheduler(solver, num_steps=num_steps, shift=shift, device="cpu")
+        sample, trajectory = golden[f"{key}.x0"], []
+        for timestep, velocity in zip(scheduler.timesteps, golden[f"{key}.v"], strict=True):
+            sample = scheduler.step(velocity, timestep, sample, return_dict=False)[0]
+            trajectory.append(sample)
+        yield compare(f"{golden.name} {key} timesteps", scheduler.timesteps, golden[f"{key}.timesteps"], EXACT)
+        yield compare_all(
+            f"{golden.name} {key}",
+            [
+                ("sigmas", scheduler.sigmas, golden[f"{key}.sigmas"]),
+                ("traj", torch.stack(trajectory), golden[f"{key}.traj"]),
+            ],
+            SCHEDULER_GATE,
+        )
+
+
+def _sizes(path: Path, output_size: OutputSize) -> Iterator[CaseResult]:
+    rows: list[tuple[str, object, object]] = []
+    for height, width, area, expected in json.loads(path.read_text())["rows"]:
+        try:
+            actual: object = list(output_size(height, width, area))
+        except Exception as error:  # noqa: BLE001 - the golden names the exception where the reference fails
+            actual = type(error).__name__
+        rows.append((f"{height}x{width} in {area}", actual, expected))
+    yield _exact(path.stem, rows)
+
+
+def _images(golden: Golden, output_size: OutputSize) -> Iterator[CaseResult]:
+    sizes: list[tuple[str, object, object]] = []
+    pictures: list[tuple[str, Tensor, Tensor]] = []
+    pixels: list[tuple[str, Tensor, Tensor]] = []
+    for key in sorted(key.removesuffix(".image_u8") for key in golden.tensors if key.endswith(".image_u8")):
+        image = golden[f"{key}.image_u8"]
+        height, width = golden[f"{key}.size_hw"].tolist()
+        area = int(golden[f"{key}.area"])
+        sizes.append((key, output_size(image.shape[0], image.shape[1], area), (height, width)))
+        fitted = fit_image(image.numpy(), width, height, compat="reference")
+        pictures.append((key, torch.tensor(fitted), golden[f"{key}.out_u8"]))
+        pixels.append((key, to_pixels(fitted), golden[f"{key}.ref_pixel_values"]))
+    yield _exact(f"{golden.name} sizes", sizes)
+    yield compare_all(f"{golden.name} uint8", pictures, EXACT)
+    yield compare_all(f"{golden.name} pixels", pixels, FORWARD_GATE)
+
+
+def _exact(name: str, rows: list[tuple[str, object, object]] | list[tuple[str, int, int]]) -> CaseResult:
+    """One row for a table of values that must be equal; the number of unequal ones is the difference."""
+    wrong = [f"{key}: {actual} instead of {expected}" for key, actual, expected in rows if actual != expected]
+    note = f"{len(rows)} rows" + (f", {len(wrong)} differ, first {wrong[0]}" if wrong else "")
+    return CaseResult(name, float(len(wrong)), EXACT, bool(rows) and not wrong, note)

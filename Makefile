@@ -41,7 +41,7 @@ test: lint ## Install what the tests need and run them all.
 	$(BIN)/pytest
 
 docs: $(INSTALLED) ## Refresh the generated references in docs/.
-	$(BIN)/python -m s2v_tasks.docs
+	$(BIN)/python docs/generate.py
 
 clean: ## Remove the virtual environment and all state of the embedded stack (stop it first).
 	rm -rf $(VENV) .s2v out

@@ -12,7 +12,8 @@ from s2v_tasks.cli import app
 from s2v_tasks.errors import ConfigurationError, PermanentError
 
 if TYPE_CHECKING:
-    from s2v_tasks.metadata.repository import Job, Ledger
+    from s2v_tasks.metadata.records import JobRecord
+    from s2v_tasks.metadata.repository import Ledger
 
 PEOPLE = "For people"
 console = Console()
@@ -108,7 +109,7 @@ def job(
     _print_job(found)
 
 
-def _print_job(found: "Job") -> None:
+def _print_job(found: "JobRecord") -> None:
     console.print(f"[bold]{found.job_id}[/bold]  {found.status}  {found.reason or found.video_uri or ''}")
     clips = Table("clip", "status", "frames", "step", "attempts", "reused", "render s", "fingerprint")
     for clip in found.clips:
@@ -116,7 +117,7 @@ def _print_job(found: "Job") -> None:
             str(clip.clip_index),
             clip.status,
             f"{clip.start_frame}..{clip.end_frame}",
-            f"{clip.step or 0}/{clip.num_steps or '?'}",
+            f"{clip.progress_step or 0}/{clip.progress_steps or '?'}",
             str(clip.attempts),
             "yes" if clip.reused else "no",
             f"{clip.render_seconds:.1f}" if clip.render_seconds is not None else "",
@@ -131,7 +132,7 @@ def _print_job(found: "Job") -> None:
     for event in found.events:
         clip_index = "" if event.clip_index is None else str(event.clip_index)
         detail = json.dumps(event.detail, ensure_ascii=False)
-        events.add_row(f"{event.at:%H:%M:%S}", event.step, clip_index, event.event, detail[:100])
+        events.add_row(f"{event.at:%H:%M:%S}", event.step or "", clip_index, event.event, detail[:100])
     console.print(events)
 
 
@@ -157,7 +158,7 @@ def parity(folder: Annotated[Path, typer.Argument(help="Folder with golden files
 @db.command("upgrade")
 def db_upgrade(revision: Annotated[str, typer.Argument(help="Alembic revision.")] = "head") -> None:
     """Bring the database to the newest schema."""
-    from s2v_tasks.metadata.migrations import upgrade
+    from s2v_tasks.metadata.migrate import upgrade
 
     upgrade(_database_url(), revision)
     typer.echo(f"database is at {revision}")

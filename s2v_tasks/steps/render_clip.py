@@ -17,7 +17,7 @@ from s2v_tasks.engine.pipeline import ClipInputs, MotionState, S2VPipeline, Samp
 from s2v_tasks.engine.worker import Worker, open_worker
 from s2v_tasks.errors import ConfigurationError, PermanentError, TransientError
 from s2v_tasks.media.encode import encode_clip
-from s2v_tasks.media.pose import read_frames
+from s2v_tasks.media.frames import read_frames
 from s2v_tasks.schemas.manifest import Artifact, Manifest, fingerprint
 from s2v_tasks.schemas.plan import FPS, ClipPlan, Plan
 from s2v_tasks.steps.context import StepContext
@@ -178,7 +178,7 @@ def _clip_inputs(plan: Plan, clip: ClipPlan, paths: dict[str, Path]) -> ClipInpu
         context=conditions["context"],
         context_null=conditions["context_null"],
         audio=conditions["audio"][clip.start_frame : rendered_end],
-        pose_u8=pose,
+        pose=pose,
         seed=clip.seed,
         motion=motion,
         start_from_ref=plan.sampling.start_from_ref,

@@ -1,0 +1,82 @@
+"""validate: check the finished video against the plan. Writes report/{report.json, contact_sheet.jpg}.
+
+A failed check fails the job: the report is stored for the person who looks, its manifest is not, and nothing is
+published.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from s2v_tasks.errors import PermanentError
+from s2v_tasks.media.audio import SPEECH_SAMPLE_RATE, load_waveform, rms_dbfs
+from s2v_tasks.media.contact_sheet import contact_sheet
+from s2v_tasks.media.measure import measure
+from s2v_tasks.schemas.manifest import fingerprint
+from s2v_tasks.schemas.plan import Plan
+from s2v_tasks.schemas.report import Expected
+from s2v_tasks.settings import config_dir
+from s2v_tasks.steps.context import StepContext
+from s2v_tasks.storage.artifacts import Built, OutputFile
+from s2v_tasks.validation import load_thresholds
+from s2v_tasks.validation import validate as judge
+
+REVISION = 1  # raise it when the checks change
+HELD_FRAMES = 4  # the fourth frame and the three before it, when a chain starts from the picture (DESIGN.md section 7)
+
+
+def run(ctx: StepContext) -> dict[str, Any]:
+    plan = ctx.plan()
+    inputs = {
+        "video": ctx.manifest(ctx.layout.mux_manifest, made_by="mux-audio").outputs["muxed"],
+        "audio_16k": ctx.manifest(ctx.layout.input_manifest, made_by="stage-inputs").outputs["audio_16k"],
+    }
+    thresholds = load_thresholds(config_dir(ctx.settings) / "validation.yaml")
+
+    def build(folder: Path) -> Built:
+        video, speech = folder / "video.mp4", folder / "audio_16k.wav"
+        ctx.artifacts.fetch(inputs["video"], video)
+        ctx.artifacts.fetch(inputs["audio_16k"], speech)
+        report = judge(measure(video), _expected(plan, speech), thresholds)
+        report_path, sheet_path = folder / "report.json", folder / "contact_sheet.jpg"
+        report_path.write_text(report.model_dump_json(indent=2), encoding="utf-8")
+        if not report.ok:
+            ctx.store.upload(report_path, ctx.layout.report, "application/json")
+            sentences = " ".join(check.message for check in report.failures)
+            raise PermanentError(f"The video failed {len(report.failures)} of {len(report.checks)} checks: {sentences}")
+        contact_sheet(video, [(clip.start_frame, clip.end_frame) for clip in plan.clips], sheet_path, fps=plan.fps)
+        return Built(
+            {
+                "report": OutputFile(report_path, ctx.layout.report, "application/json"),
+                "contact_sheet": OutputFile(sheet_path, ctx.layout.contact_sheet, "image/jpeg"),
+            },
+            facts={"checks": {check.name: check.ok for check in report.checks}},
+        )
+
+    manifest, reused = ctx.artifacts.produce(
+        step="validate",
+        job_id=ctx.job_id,
+        manifest_key=ctx.layout.report_manifest,
+        fingerprint=fingerprint(
+            "validate",
+            REVISION,
+            inputs["video"].sha256,
+            plan.model_dump(mode="json", exclude={"estimate"}),
+            thresholds.model_dump(),
+        ),
+        inputs=inputs,
+        build=build,
+    )
+    ctx.ledger.record_artifacts(manifest)
+    return {"reused": reused, "num_checks": len(manifest.facts["checks"])}
+
+
+def _expected(plan: Plan, speech: Path) -> Expected:
+    covered = load_waveform(speech)[: plan.num_frames * SPEECH_SAMPLE_RATE // plan.fps]
+    return Expected(
+        width=plan.width,
+        height=plan.height,
+        fps=plan.fps,
+        num_frames=plan.num_frames,
+        num_held_frames=0 if plan.sampling.start_from_ref else HELD_FRAMES,
+        speech_rms_dbfs=rms_dbfs(covered),
+    )

@@ -1,0 +1,53 @@
+"""What the tree promises to its reader."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "s2v_tasks"
+HEAVY = {"torch", "transformers", "diffusers", "accelerate", "librosa", "boto3", "sqlalchemy", "airflow"}
+
+
+def test_import_contracts_hold() -> None:
+    """Layers, siblings and the homes of torch and Airflow are as pyproject.toml says."""
+    linter = Path(sys.executable).parent / "lint-imports"
+    done = subprocess.run([linter, "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_no_module_has_a_name_that_says_nothing() -> None:
+    """No drawer where anything may lie: utils, helpers, common, misc."""
+    names = {path.stem for path in PACKAGE.rglob("*.py")} | {path.name for path in PACKAGE.rglob("*") if path.is_dir()}
+    assert not names & {"utils", "util", "helpers", "common", "misc", "part2"}
+
+
+def test_steps_and_commands_have_the_same_names() -> None:
+    """One step = one CLI command = one file in steps/."""
+    from s2v_tasks.cli import app, steps  # noqa: F401
+
+    commands = {command.callback.__name__ for command in app.registered_commands if command.callback}
+    files = {path.stem for path in (PACKAGE / "steps").glob("*.py")} - {"__init__", "context"}
+    assert files <= commands
+
+
+@pytest.mark.parametrize("module", ["s2v_tasks.cli", "s2v_tasks.cli.people", "s2v_tasks.cli.steps", "s2v_tasks.cli.stack"])
+def test_the_command_line_starts_without_heavy_libraries(module: str) -> None:
+    """`s2v --help` must not pay for torch or boto3."""
+    code = f"import sys, {module}; print(*sorted(set(sys.modules) & {HEAVY!r}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+def test_generated_references_are_fresh() -> None:
+    """docs/configuration.md, cli.md and dags.md say what the code says; `make docs` refreshes them."""
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    generate = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generate)
+    for path, text in generate.references().items():
+        assert path.read_text(encoding="utf-8") == text, f"{path.name} is stale: run `make docs`"

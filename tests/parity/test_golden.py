@@ -1,0 +1,128 @@
+"""The engine equals the reference, number by number."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from s2v_tasks.engine.models.config import S2VConfig
+from s2v_tasks.engine.models.transformer import S2VTransformer
+from s2v_tasks.engine.parity.results import CaseResult, load_golden
+from s2v_tasks.engine.parity.runner import run
+from s2v_tasks.errors import PermanentError
+from s2v_tasks.planning.resolution import output_size
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+ALL_GOLDEN = Path(__file__).parents[3] / "shared" / "golden"
+OTHER_DIMENSIONS = {
+    "dim": 96, "ffn_dim": 80, "num_heads": 2, "num_layers": 3, "freq_dim": 12, "text_dim": 10, "text_len": 9,
+    "audio_dim": 6, "audio_inject_layers": [1, 2], "num_audio_token": 2,
+}  # fmt: skip
+
+
+def rows_of(folder: Path) -> list[CaseResult]:
+    return run(folder, output_size=output_size)
+
+
+def failures(folder: Path) -> dict[str, CaseResult]:
+    return {row.name: row for row in rows_of(folder) if not row.ok}
+
+
+def rewrite(source: Path, target: Path, **changes: torch.Tensor) -> None:
+    """Copy a golden file with some of its tensors replaced."""
+    golden = load_golden(source)
+    with safe_open(source, framework="pt") as file:
+        metadata = file.metadata()
+    save_file(golden.tensors | changes, target, metadata=metadata)
+
+
+def test_every_golden_of_the_repository_is_reproduced() -> None:
+    """Forwards, loops, solvers and tables are within their gates."""
+    rows = rows_of(GOLDEN)
+    assert [row for row in rows if not row.ok] == []
+    assert {path.stem for path in GOLDEN.iterdir()} - {"README"} <= {row.name.split(" ")[0] for row in rows}
+
+
+@pytest.mark.skipif(not ALL_GOLDEN.is_dir(), reason="the complete golden set is not beside the repository")
+def test_every_golden_of_the_complete_set_is_reproduced() -> None:
+    """The larger set, with real VAE, pose video, images and wav2vec2, is within its gates."""
+    assert failures(ALL_GOLDEN) == {}
+
+
+@pytest.mark.parametrize("change", [1e-4, float("nan")])
+def test_a_changed_output_fails_its_case(tmp_path: Path, change: float) -> None:
+    """One element off by five gates, or not a number, is found."""
+    shutil.copy(GOLDEN / "dit_tiny.safetensors", tmp_path)
+    out = load_golden(GOLDEN / "dit_case_next.safetensors")["out"].clone()
+    out[0, 0, 0, 0] += change
+    rewrite(GOLDEN / "dit_case_next.safetensors", tmp_path / "dit_case_next.safetensors", out=out)
+    assert list(failures(tmp_path)) == ["dit_case_next"]
+
+
+def test_a_changed_weight_fails_the_forward(tmp_path: Path) -> None:
+    """A single wrong weight tensor of the last injection is seen in the output."""
+    key = "audio_injector.injector_adain_layers.2.linear.bias"
+    weight = load_golden(GOLDEN / "dit_tiny.safetensors")[key]
+    rewrite(GOLDEN / "dit_tiny.safetensors", tmp_path / "dit_tiny.safetensors", **{key: weight + 0.01})
+    shutil.copy(GOLDEN / "dit_case_next.safetensors", tmp_path)
+    assert "dit_case_next" in failures(tmp_path)
+
+
+def test_a_changed_loop_fails_at_the_clip_that_changed(tmp_path: Path) -> None:
+    """Other noise in the second clip is traced to its latents."""
+    shutil.copy(GOLDEN / "dit_tiny.safetensors", tmp_path)
+    source = GOLDEN / "loop_startref_nocfg.safetensors"
+    noise = load_golden(source)["clip1.noise"] * 1.001
+    rewrite(source, tmp_path / source.name, **{"clip1.noise": noise})
+    assert "worst clip1" in failures(tmp_path)["loop_startref_nocfg"].note
+
+
+def test_goldens_of_other_dimensions_run(tmp_path: Path) -> None:
+    """Nothing depends on the dimensions of the goldens at hand: a set with others is loaded and compared."""
+    write_case(tmp_path, OTHER_DIMENSIONS)
+    assert failures(tmp_path) == {}
+
+
+def test_what_cannot_be_run_is_a_failing_row(tmp_path: Path) -> None:
+    """An unknown file, missing weights and a damaged file are reported, and do not stop the others."""
+    (tmp_path / "surprise.safetensors").write_bytes(b"")
+    (tmp_path / "scheduler_cases.safetensors").write_bytes(b"damaged")
+    shutil.copy(GOLDEN / "dit_case_next.safetensors", tmp_path)
+    shutil.copy(GOLDEN / "size_cases.json", tmp_path)
+    found = failures(tmp_path)
+    assert set(found) == {"surprise", "scheduler_cases", "dit_case_next"}
+    assert "add the weights" in found["dit_case_next"].note
+
+
+def test_a_folder_without_goldens_is_an_error(tmp_path: Path) -> None:
+    """Nothing compared is not a success."""
+    (tmp_path / "README.md").write_text("only words")
+    with pytest.raises(PermanentError, match="holds no golden files"):
+        rows_of(tmp_path)
+
+
+def write_case(folder: Path, dimensions: dict[str, object]) -> None:
+    """A weights file and one forward of a random transformer in the golden format."""
+    torch.manual_seed(0)
+    config = S2VConfig.from_json(dimensions)
+    model = S2VTransformer(config)
+    inputs = {
+        "in.latents": torch.randn(16, 2, 8, 16),
+        "in.timestep": torch.tensor([7]),
+        "in.context": torch.randn(4, config.text_dim),
+        "in.ref_latents": torch.randn(1, 16, 1, 8, 16),
+        "in.motion_latents": torch.randn(1, 16, 19, 8, 16),
+        "in.cond_states": torch.randn(1, 16, 2, 8, 16),
+        "in.audio_input": torch.randn(1, 25, config.audio_dim, 8),
+    }
+    with torch.inference_mode():
+        scene = model.prepare_scene(2, inputs["in.ref_latents"], inputs["in.motion_latents"], inputs["in.cond_states"])
+        guidance = model.prepare_guidance(inputs["in.context"], inputs["in.audio_input"][0].permute(2, 0, 1))
+        out = model(inputs["in.latents"][None], inputs["in.timestep"], scene, guidance)[0]
+    traces = {"trace.merged_audio_emb": guidance.audio_tokens_TAD[None].clone()}
+    save_file(inputs | traces | {"out": out}, folder / "dit_case.safetensors", {"drop_motion_frames": "false"})
+    save_file(model.state_dict(), folder / "dit_weights.safetensors", {"config": json.dumps(dimensions)})

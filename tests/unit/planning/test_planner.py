@@ -159,12 +159,24 @@ def test_start_from_ref_gives_the_first_clip_motion_tokens(plan_of: Any) -> None
     assert [clip.tokens for clip in plan_of(seconds(10), start_from_ref=True).clips] == [32760, 32760]
 
 
+def test_guidance_of_1_halves_the_work(plan_of: Any) -> None:
+    """A guidance scale of 1 needs one forward a step instead of two."""
+    guided, unguided = plan_of(seconds(5), sample_guide_scale=1.1), plan_of(seconds(5), sample_guide_scale=1)
+    assert unguided.estimate.pflops == pytest.approx(guided.estimate.pflops / 2, rel=0.01)
+
+
 def test_estimate_sums_the_clips(plan_of: Any, h100: Any) -> None:
     """The estimate is the sum of the clips on the configured GPU, and its price follows from the seconds."""
     plan = plan_of(seconds(30))
     assert plan.estimate.pflops == pytest.approx(sum(clip.pflops for clip in plan.clips))
     assert plan.estimate.cost == pytest.approx(plan.estimate.gpu_seconds / 3600 * h100.cost_per_hour)
     assert (plan.estimate.gpu, plan.estimate.currency) == ("h100-sxm", "USD")
+
+
+def test_peak_memory_is_that_of_the_largest_clip(plan_of: Any) -> None:
+    """Later clips, with motion tokens, need more memory than the first; a preview of the first alone needs less."""
+    whole, first = plan_of(seconds(10)).estimate, plan_of(seconds(10), num_clip=1).estimate
+    assert whole.peak_gpu_memory_gib > first.peak_gpu_memory_gib
 
 
 @pytest.mark.parametrize(

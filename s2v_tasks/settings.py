@@ -25,7 +25,7 @@ class Settings(BaseSettings):
     home: Path = Field(
         Path(".s2v"), description="Folder of the embedded stack: its databases, objects, logs and snapshot."
     )
-    config_dir: Path | None = Field(None, description="Folder with presets.yaml, models.yaml, validation.yaml.")
+    config_dir: Path | None = Field(None, description="Folder with presets.yaml, models.yaml, gpus.yaml, validation.yaml.")
     execution: Literal["local", "kubernetes"] = Field("local", description="How Airflow runs a step.")
     nproc_per_node: int = Field(1, ge=1, le=8, description="Processes (GPUs) that render one clip.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the engine runs; auto: a GPU if present.")
@@ -33,7 +33,7 @@ class Settings(BaseSettings):
     model: str = Field(
         "wan2.2-s2v-14b", description="Entry of models.yaml that the snapshot is: dimensions for the plan."
     )
-    gpu: str = Field("h100-sxm", description="Entry of models.yaml that prices a plan: speed, memory, cost per hour.")
+    gpu: str = Field("h100-sxm", description="Entry of gpus.yaml that prices a plan: speed, memory, cost per hour.")
 
     database_url: SecretStr | None = Field(None, description="PostgreSQL URL of the project's own database.")
     data_uri: str = Field("s3://s2v", description="Where jobs live: s3://bucket[/prefix].")

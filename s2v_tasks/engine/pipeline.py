@@ -245,7 +245,9 @@ class S2VPipeline:
                 "Render the previous clip again with the current plan."
             )
         buffer = torch.cat([old[:, :, old.shape[2] - missing :], newest], dim=2)
-        return MotionState(self.vae.encode(buffer), buffer[:, :, MOTION_FRAMES - keep :].clone())
+        # The layout in memory decides which kernels run: a state must have the one that it has after a reload.
+        kept = buffer[:, :, MOTION_FRAMES - keep :].clone(memory_format=torch.contiguous_format)
+        return MotionState(self.vae.encode(buffer).contiguous(), kept)
 
 
 def _grey(like: Tensor, num_frames: int) -> Tensor:

@@ -1,0 +1,231 @@
+"""The clip loop: frame counts, the chain of motion states, and what a clip does not compute."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKLWan
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from s2v_tasks.engine.encoders.vae import Vae
+from s2v_tasks.engine.models.config import S2VConfig
+from s2v_tasks.engine.models.transformer import S2VTransformer
+from s2v_tasks.engine.parity.loops import LinearCodec
+from s2v_tasks.engine.parity.results import Golden
+from s2v_tasks.engine.pipeline import (
+    ClipInputs,
+    ClipOutput,
+    MotionState,
+    S2VPipeline,
+    Sampling,
+    motion_frames_needed,
+)
+from s2v_tasks.errors import PermanentError
+
+SMALL = {
+    "dim": 48, "ffn_dim": 64, "num_heads": 2, "num_layers": 2, "freq_dim": 16, "text_dim": 12, "text_len": 8,
+    "audio_dim": 6, "audio_inject_layers": [1],
+}  # fmt: skip
+SAMPLING = Sampling(sample_steps=2, sample_guide_scale=4.0, sample_shift=3.0, sample_solver="unipc")
+SIDE = 64
+
+
+class CountingCodec(LinearCodec):
+    """The linear stand-in for the VAE, counting what goes through it."""
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(5)
+        encode = torch.randn(16, 768, generator=generator) / 20
+        weights = {
+            "vae_E": encode,
+            "vae_be": torch.zeros(16),
+            "vae_D": encode.T.contiguous(),
+            "vae_bd": torch.zeros(768),
+        }
+        super().__init__(Golden("", weights, {}))
+        self.encoded_frames: list[int] = []
+
+    def encode(self, pixels_BCTHW: Tensor, /) -> Tensor:
+        self.encoded_frames.append(pixels_BCTHW.shape[2])
+        return super().encode(pixels_BCTHW)
+
+
+def make_pipeline(**options: Any) -> S2VPipeline:
+    torch.manual_seed(0)
+    transformer = S2VTransformer(S2VConfig.from_json(SMALL)).requires_grad_(requires_grad=False)
+    options = {"vae": CountingCodec(), "dtype": torch.float32} | options
+    return S2VPipeline(transformer.to(options["dtype"]), device="cpu", **options)
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> S2VPipeline:
+    return make_pipeline()
+
+
+def inputs(num_frames: int = 16, **changes: Any) -> ClipInputs:
+    generator = torch.Generator().manual_seed(7)
+    picture = torch.randint(0, 256, (SIDE, SIDE, 3), generator=generator).to(torch.uint8).numpy()
+    values = ClipInputs(
+        reference_u8=picture,
+        context=torch.randn(5, 12, generator=generator),
+        context_null=torch.randn(3, 12, generator=generator),
+        audio=torch.randn(num_frames, 25, 6, generator=generator),
+        pose=None,
+        seed=42,
+        motion=None,
+        start_from_ref=False,
+        keep_motion_frames=None,
+    )
+    return replace(values, **changes)
+
+
+def render(pipeline: S2VPipeline, clip: ClipInputs, sampling: Sampling = SAMPLING) -> ClipOutput:
+    return pipeline.render_clip(clip, sampling, lambda _done, _total: None)
+
+
+def render_chain(
+    pipeline: S2VPipeline, lengths: list[int], folder: Path | None = None, keep: int | None = None
+) -> list[np.ndarray]:
+    """Frames of each clip of a chain; with `folder`, each state takes the way over the disk."""
+    motion = None
+    frames = []
+    for index, length in enumerate(lengths):
+        needed = motion_frames_needed(lengths[index + 1 :])
+        kept = needed if keep is None or needed is None else keep
+        output = render(pipeline, inputs(length, seed=index, motion=motion, keep_motion_frames=kept))
+        motion = output.motion
+        frames.append(output.frames_u8)
+        if folder is not None and motion is not None:
+            path = folder / f"{index}.safetensors"
+            save_file({"latents": motion.latents, "frames": motion.frames}, path)
+            motion = MotionState(**load_file(path))
+    return frames
+
+
+def test_first_clip_holds_the_fourth_frame_over_the_three_that_are_lost(pipeline: S2VPipeline) -> None:
+    """The first clip has all its frames; the reference delivers three fewer, otherwise the same."""
+    corrected = render(pipeline, inputs(keep_motion_frames=0))
+    reference = render(make_pipeline(compat="reference"), inputs(keep_motion_frames=0))
+    assert corrected.frames_u8.shape == (16, SIDE, SIDE, 3)
+    assert corrected.frames_u8.dtype == np.uint8
+    assert np.array_equal(corrected.frames_u8[3:], reference.frames_u8)
+    assert all(np.array_equal(corrected.frames_u8[k], reference.frames_u8[0]) for k in range(3))
+    assert not np.array_equal(corrected.frames_u8[3], corrected.frames_u8[4])
+    assert corrected.motion is not None
+    assert reference.motion is not None
+    assert torch.equal(corrected.motion.latents, reference.motion.latents)
+
+
+def test_later_clips_have_all_their_frames(pipeline: S2VPipeline) -> None:
+    """Behind a motion state nothing is lost, so nothing is held."""
+    _, later = render_chain(pipeline, [16, 16])
+    assert later.shape[0] == 16
+    assert not np.array_equal(later[0], later[3])
+
+
+@pytest.mark.parametrize("lengths", [[16, 44, 80, 20, 16], [16, 16, 16, 16, 16, 16, 16], [80, 80, 76]])
+def test_a_chain_continued_from_disk_equals_one_that_never_stopped(
+    pipeline: S2VPipeline, tmp_path: Path, lengths: list[int]
+) -> None:
+    """With the fewest frames in the state or with all 73, from memory or from disk: the same bytes."""
+    expected = render_chain(pipeline, lengths, keep=73)
+    resumed = render_chain(pipeline, lengths, tmp_path)
+    assert all(np.array_equal(one, other) for one, other in zip(expected, resumed, strict=True))
+
+
+def test_a_chain_with_the_real_vae_continues_bit_for_bit(tmp_path: Path) -> None:
+    """The convolutional VAE gives the same bytes from a reloaded state too."""
+    torch.manual_seed(1)
+    vae = Vae(AutoencoderKLWan(base_dim=8).eval().requires_grad_(False), "cpu")
+    pipeline = make_pipeline(vae=vae)
+    expected, resumed = render_chain(pipeline, [16, 16]), render_chain(pipeline, [16, 16], tmp_path)
+    assert all(np.array_equal(one, other) for one, other in zip(expected, resumed, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("later", "needed"), [([], None), ([80], 0), ([80, 80], 0), ([16], 0), ([16, 80], 57), ([44, 16, 16], 29)]
+)
+def test_a_state_carries_no_more_frames_than_needed(later: list[int], needed: int | None) -> None:
+    """Old pixel frames are kept only where a later clip is too short to fill the history itself."""
+    assert motion_frames_needed(later) == needed
+
+
+def test_the_history_of_a_short_first_clip_starts_grey(pipeline: S2VPipeline) -> None:
+    """What precedes the first 13 valid frames of a 16-frame clip is mid grey."""
+    motion = render(pipeline, inputs(keep_motion_frames=73)).motion
+    assert motion is not None
+    assert motion.frames.shape[2] == 73
+    assert motion.frames[:, :, :60].abs().max() == 0
+    assert motion.frames[:, :, 60:].abs().amin(dim=(0, 1, 3, 4)).numel() == 13
+    assert torch.equal(pipeline.vae.encode(motion.frames), motion.latents)
+
+
+def test_start_from_ref_precedes_the_clip_with_the_picture(pipeline: S2VPipeline) -> None:
+    """Six frames of the picture stand before the first clip, which then loses no frames."""
+    output = render(pipeline, inputs(start_from_ref=True, keep_motion_frames=73))
+    assert output.motion is not None
+    picture = torch.from_numpy(np.asarray(inputs().reference_u8)).permute(2, 0, 1) / 255 * 2 - 1
+    assert output.frames_u8.shape[0] == 16
+    assert not np.array_equal(output.frames_u8[0], output.frames_u8[3])
+    assert torch.allclose(output.motion.frames[0, :, 51:57], picture[:, None].expand(-1, 6, -1, -1))
+    assert output.motion.frames[:, :, :51].abs().max() == 0
+
+
+def test_the_last_clip_leaves_no_state_and_encodes_none() -> None:
+    """Without a follower only the picture is encoded, neither the grey history nor the new one."""
+    codec = CountingCodec()
+    assert render(make_pipeline(vae=codec), inputs()).motion is None
+    assert codec.encoded_frames == [1]
+
+
+@pytest.mark.parametrize(("scale", "calls"), [(4.0, 4), (1.0, 2)])
+def test_guidance_costs_a_second_forward_and_steps_are_reported(scale: float, calls: int) -> None:
+    """Each step runs the transformer once, twice with guidance above 1, and is reported once."""
+    pipeline = make_pipeline()
+    forwards: list[int] = []
+    pipeline.transformer.register_forward_hook(lambda *_: forwards.append(1))
+    steps: list[tuple[int, int]] = []
+    sampling = replace(SAMPLING, sample_guide_scale=scale)
+    pipeline.render_clip(inputs(), sampling, lambda done, total: steps.append((done, total)))
+    assert len(forwards) == calls
+    assert steps == [(1, 2), (2, 2)]
+
+
+def test_the_seed_decides_the_clip(pipeline: S2VPipeline) -> None:
+    """The same seed gives the same bytes, another seed gives others."""
+    one, same, other = (render(pipeline, inputs(seed=seed)).frames_u8 for seed in (1, 1, 2))
+    assert np.array_equal(one, same)
+    assert not np.array_equal(one, other)
+
+
+def test_a_pose_that_ends_early_goes_on_in_black(pipeline: S2VPipeline) -> None:
+    """A short pose equals the same pose with black frames behind it, and differs from no pose."""
+    pose = torch.rand(1, 3, 5, SIDE, SIDE, generator=torch.Generator().manual_seed(9))
+    padded = torch.cat([pose, torch.full((1, 3, 11, SIDE, SIDE), -1.0)], dim=2)
+    short, full, none = (render(pipeline, inputs(pose=p)).frames_u8 for p in (pose, padded, None))
+    assert np.array_equal(short, full)
+    assert not np.array_equal(short, none)
+
+
+def test_bf16_weights_render_a_clip() -> None:
+    """With bf16 weights noise and latents are bf16, and the clip comes out whole."""
+    pipeline = make_pipeline(dtype=torch.bfloat16)
+    seen: list[torch.dtype] = []
+    pipeline.transformer.register_forward_hook(lambda _m, args, _o: seen.append(args[0].dtype))
+    assert render(pipeline, inputs()).frames_u8.shape[0] == 16
+    assert set(seen) == {torch.bfloat16}
+
+
+def test_inputs_that_do_not_fit_are_refused(pipeline: S2VPipeline) -> None:
+    """Frames that are no multiple of 4, a pose of another size and a state without the frames needed are named."""
+    with pytest.raises(PermanentError, match="a clip of 50 frames"):
+        render(pipeline, inputs(50))
+    with pytest.raises(PermanentError, match="the pose has 5 frames of"):
+        render(pipeline, inputs(pose=torch.zeros(1, 3, 5, SIDE, SIDE * 2)))
+    state = MotionState(torch.zeros(1, 16, 19, 8, 8), torch.zeros(1, 3, 5, SIDE, SIDE))
+    with pytest.raises(PermanentError, match="carries 5 pixel frames, the next clip needs 57"):
+        render(pipeline, inputs(motion=state, keep_motion_frames=0))

@@ -1,0 +1,155 @@
+"""The transformer: keys, precision, what it refuses, and the pieces that the goldens cannot single out."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from s2v_tasks.engine.models.config import S2VConfig
+from s2v_tasks.engine.models.rope import motion_grids, spread, video_grid
+from s2v_tasks.engine.models.transformer import Guidance, S2VTransformer, Scene
+from s2v_tasks.engine.parity.forward import Recorder
+from s2v_tasks.errors import ConfigurationError, PermanentError
+
+KEY_LIST = Path(__file__).with_name("s2v_14b_state_dict.tsv")
+SMALL = {
+    "dim": 48, "ffn_dim": 64, "num_heads": 2, "num_layers": 3, "freq_dim": 16, "text_dim": 12, "text_len": 8,
+    "audio_dim": 6, "audio_inject_layers": [0, 2],
+}  # fmt: skip
+T, SIDE = 2, 8
+
+
+@pytest.fixture(scope="module")
+def model() -> S2VTransformer:
+    torch.manual_seed(0)
+    return randomised(S2VTransformer(S2VConfig.from_json(SMALL))).requires_grad_(requires_grad=False)
+
+
+def randomised(model: S2VTransformer) -> S2VTransformer:
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+def prepare(model: S2VTransformer, cond: Tensor | None = None) -> tuple[Scene, Guidance]:
+    generator = torch.Generator().manual_seed(1)
+    reference, motion = (torch.randn(1, 16, n, SIDE, SIDE, generator=generator) for n in (1, 19))
+    scene = model.prepare_scene(T, reference, motion, cond)
+    context, audio = torch.randn(5, 12, generator=generator), torch.randn(4 * T, 25, 6, generator=generator)
+    return scene, model.prepare_guidance(context, audio)
+
+
+def latents() -> Tensor:
+    return torch.randn(1, 16, T, SIDE, SIDE, generator=torch.Generator().manual_seed(2))
+
+
+def test_keys_and_shapes_are_those_of_the_official_checkpoint() -> None:
+    """All 1260 keys of Wan2.2-S2V-14B, none missing and none more, with their shapes."""
+    with torch.device("meta"):
+        state = S2VTransformer(S2VConfig()).state_dict()
+    rows = [line.split("\t") for line in KEY_LIST.read_text().splitlines()[1:]]
+    expected = {key: tuple(int(side) for side in shape.split("x")) for key, shape, _ in rows}
+    assert {key: tuple(value.shape) for key, value in state.items()} == expected
+    assert sum(value.numel() for value in state.values()) == 16_295_755_609
+
+
+def test_released_config_gives_the_defaults() -> None:
+    """The config.json of the released checkpoint, with all its fields, is accepted and is the default."""
+    released = {
+        "_class_name": "WanModel_S2V", "_diffusers_version": "0.33.0", "model_type": "s2v", "dim": 5120,
+        "ffn_dim": 13824, "num_heads": 40, "num_layers": 40, "in_dim": 16, "out_dim": 16, "freq_dim": 256,
+        "text_len": 512, "eps": 1e-6, "add_last_motion": True, "motion_token_num": 1024, "enable_adain": True,
+        "adain_mode": "attn_norm", "audio_inject_layers": [0, 4, 8, 12, 16, 20, 24, 27, 30, 33, 36, 39],
+        "audio_dim": 1024, "num_audio_token": 4, "cond_dim": 16, "zero_init": True, "zero_timestep": True,
+        "enable_motioner": False, "enable_framepack": True, "framepack_drop_mode": "padd", "enable_tsm": False,
+        "trainable_token_pos_emb": False,
+    }  # fmt: skip
+    assert S2VConfig.from_json(released) == S2VConfig()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dimension": 1}, "unknown fields"),
+        ({"model_type": "t2v"}, "only 's2v' is supported"),
+        ({"enable_motioner": True}, "only False is supported"),
+        ({"audio_inject_layers": [0, 3]}, "are not layers 0..2"),
+        ({"num_heads": 5}, "not divisible by num_heads"),
+        ({"framepack_drop_mode": "pad"}, "'padd' or 'drop'"),
+    ],
+)
+def test_a_config_of_another_model_is_refused(change: dict[str, object], message: str) -> None:
+    """Unknown fields, other architectures and impossible dimensions are named."""
+    with pytest.raises(ConfigurationError, match=message):
+        S2VConfig.from_json(SMALL | change)
+
+
+def test_no_pose_equals_a_pose_of_zeros(model: S2VTransformer) -> None:
+    """Leaving the pose out is the same as embedding zeros, to the bit."""
+    with_zeros, without = (
+        model(latents(), torch.tensor([500]), *prepare(model, cond))
+        for cond in (torch.zeros(1, 16, T, SIDE, SIDE), None)
+    )
+    assert torch.equal(with_zeros, without)
+
+
+def test_bf16_weights_follow_the_precision_policy(model: S2VTransformer) -> None:
+    """Tokens enter in bf16, the residual stream and everything that modulates is fp32, products are bf16."""
+    half = S2VTransformer(model.config).to(torch.bfloat16)
+    half.load_state_dict(model.state_dict())
+    with torch.inference_mode(), Recorder(half) as recorder:
+        scene, guidance = prepare(half)
+        out = half(latents().bfloat16(), torch.tensor([500]), scene, guidance)
+    seen = {key: value.dtype for key, value in recorder.seen.items()}
+    wide, narrow = torch.float32, torch.bfloat16
+    assert out.dtype is wide
+    assert {key: seen[key] for key in ("block00.in", "block00.self_attn.out", "block00.ffn.out")} == {
+        "block00.in": narrow, "block00.self_attn.out": narrow, "block00.ffn.out": narrow,
+    }  # fmt: skip
+    assert {seen[key] for key in ("block01.in", "block02.in", "inject0.attn_in", "head.in", "e0")} == {wide}
+    assert (seen["inject0.residual"], seen["audio_enc.local"]) == (narrow, wide)
+    assert (scene.extra_BMD.dtype, guidance.context_BSD.dtype) == (narrow, narrow)
+
+
+def test_bf16_weights_stay_close_to_fp32(model: S2VTransformer) -> None:
+    """The policy costs well below 3 % of the output's norm."""
+    half = S2VTransformer(model.config).to(torch.bfloat16)
+    half.load_state_dict(model.state_dict())
+    exact = model(latents(), torch.tensor([500]), *prepare(model))
+    rounded = half(latents(), torch.tensor([500]), *prepare(half))
+    error = (rounded - exact).norm() / exact.norm()
+    assert 1e-4 < error < 0.03
+
+
+@pytest.mark.parametrize("frame", [0, 1, 2, 3, 7, 8, 11])
+def test_sound_reaches_the_latent_frames_that_may_hear_it(model: S2VTransformer, frame: int) -> None:
+    """Latent frame j hears the clip's frames 4j-5 to 4j+3, and the first frame also as the history before the clip."""
+    audio = torch.randn(12, 25, 6, generator=torch.Generator().manual_seed(3))
+    changed = audio.clone()
+    changed[frame] += 1
+    one, other = (model.prepare_guidance(torch.zeros(1, 12), x).audio_tokens_TAD for x in (audio, changed))
+    heard = [j for j in range(3) if not torch.equal(one[j], other[j])]
+    assert heard == [j for j in range(3) if 4 * j - 5 <= frame <= 4 * j + 3]
+
+
+def test_coarse_positions_cover_the_patch_grid() -> None:
+    """The coarse history grids run from the first to the last patch, rounded down; a single sample lies at 0."""
+    assert spread(7, 28) == (0, 4, 9, 13, 18, 22, 27)
+    assert spread(1, 4) == (0,)
+    newest, middle, oldest = motion_grids(8, 16)
+    assert (newest.times, middle.times, oldest.times) == ((-1,), (-3,), (-19, -14, -9, -4))
+    assert (newest.num_tokens, middle.num_tokens, oldest.num_tokens) == (32, 8, 8)
+    assert video_grid(3, 4, 8).num_tokens == 96
+
+
+def test_inputs_that_do_not_fit_are_refused(model: S2VTransformer) -> None:
+    """Latent sides, prompt length, speech width and clip length are checked with the value in the message."""
+    with pytest.raises(PermanentError, match="12x8 cannot be packed"):
+        model.prepare_scene(T, torch.zeros(1, 16, 1, 8, 12), None, None)
+    with pytest.raises(PermanentError, match="prompt has 9 tokens; at most 8"):
+        model.prepare_guidance(torch.zeros(9, 12), torch.zeros(4, 25, 6))
+    with pytest.raises(PermanentError, match="expected \\[25, 6\\]"):
+        model.prepare_guidance(torch.zeros(1, 12), torch.zeros(4, 25, 7))
+    with pytest.raises(PermanentError, match="do not fit the scene"):
+        model(torch.zeros(1, 16, T + 1, SIDE, SIDE), torch.tensor([1]), *prepare(model))

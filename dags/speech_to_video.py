@@ -25,9 +25,9 @@ its size are those of the embedded stack; for the 14B model leave out `size` and
 
 ```json
 {
-  "image_uri": "s3://s2v/samples/portrait.png",
+  "image_uri": "s3://s2v/samples/portrait.jpg",
   "audio_uri": "s3://s2v/samples/speech.mp3",
-  "prompt": "A woman with dark hair looks into the camera and explains something with a friendly face.",
+  "prompt": "A drawn portrait of a friendly young woman who looks into the camera and speaks calmly.",
   "preset": "balanced",
   "size": "128*192",
   "sample_steps": 4

@@ -1,0 +1,198 @@
+"""Airflow on this machine, on loopback: its configuration, its database, its four processes.
+
+The processes are started one by one instead of by `airflow standalone`, which would open the log servers of scheduler
+and triggerer to the network and leaves its children behind when it is ended.
+"""
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from base64 import urlsafe_b64encode
+from pathlib import Path
+from typing import Any
+
+from s2v_tasks.embedded.process import (
+    DetachedProcess,
+    exclusive,
+    free_ports,
+    is_free,
+    launch,
+    log_tail,
+    read_state,
+    write_private,
+)
+from s2v_tasks.errors import ConfigurationError, TransientError
+from s2v_tasks.log import get_logger
+
+CHECKOUT = Path(__file__).parents[2]
+DEFAULT_PORT = 8080
+_COMPONENTS = {
+    "api-server": (),
+    "scheduler": ("--skip-serve-logs",),
+    "dag-processor": (),
+    "triggerer": ("--skip-serve-logs",),
+}
+_START_SECONDS = 180.0
+_STOP_SECONDS = 20.0
+_POLL_SECONDS = 0.25
+
+
+class AirflowInstallation:
+    """One Airflow with a folder and a database of its own.
+
+    `name` keeps the one that serves apart from the one of the demo, whose runs a live scheduler must not see.
+    """
+
+    def __init__(self, home: Path, name: str = "airflow") -> None:
+        self.folder = home.resolve() / name
+        self.logs = home.resolve() / "logs"
+        self._home = home.resolve()
+        self._name = name
+        self._state_path = self.folder / "server.json"
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._state['port']}"
+
+    def environment(self, database_url: str, *, deferrable: bool) -> dict[str, str]:
+        """Environment of every Airflow process. `deferrable`: whether a triggerer runs, so that waits may defer."""
+        state = self._state
+        configuration = {
+            "core": {
+                "dags_folder": CHECKOUT / "dags",
+                "load_examples": False,
+                "executor": "LocalExecutor",
+                "parallelism": 4,
+                "fernet_key": state["fernet_key"],
+                "simple_auth_manager_all_admins": True,
+                "dags_are_paused_at_creation": False,
+                "execution_api_server_url": f"{self.url}/execution/",
+            },
+            "database": {"sql_alchemy_conn": database_url.replace("postgresql://", "postgresql+psycopg2://")},
+            "api": {
+                "host": "127.0.0.1",
+                "port": state["port"],
+                "base_url": self.url,
+                "secret_key": state["secret_key"],
+                "workers": 1,
+            },
+            "api_auth": {"jwt_secret": state["jwt_secret"]},
+            "dag_processor": {"refresh_interval": 10},
+            # A stack that was switched off in the middle of a task finds that out soon after its next start.
+            "scheduler": {"task_instance_heartbeat_timeout": 60},
+            "operators": {"default_deferrable": deferrable},
+        }
+        variables = {
+            f"AIRFLOW__{section}__{key}".upper(): str(value)
+            for section, keys in configuration.items()
+            for key, value in keys.items()
+        }
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+        return inherited | variables | {"AIRFLOW_HOME": str(self.folder), "S2V_HOME": str(self._home), "PATH": path}
+
+    def migrate(self, environment: dict[str, str]) -> None:
+        """Bring Airflow's database to its installed version; TransientError with the log when that fails."""
+        version, state = importlib.metadata.version("apache-airflow-core"), self._state
+        if state.get("migrated_to") == version:
+            return
+        log_path = self.logs / f"{self._name}-migrate.log"
+        self.logs.mkdir(parents=True, exist_ok=True)
+        with log_path.open("wb") as log:
+            done = subprocess.run(
+                airflow_command("db", "migrate"), env=environment, stdout=log, stderr=subprocess.STDOUT, check=False
+            )
+        if done.returncode:
+            raise TransientError(f"Airflow's database cannot be migrated; {log_path}:\n{log_tail(log_path)}")
+        write_private(self._state_path, json.dumps(state | {"migrated_to": version}))
+
+    def start(self, environment: dict[str, str]) -> None:
+        """Start what does not run yet and wait until all of it is healthy."""
+        with exclusive(self.folder / "lock"):
+            self.migrate(environment)
+            for component, arguments in _COMPONENTS.items():
+                process = self._process(component)
+                if process.pid() is None:
+                    command = airflow_command(component, *arguments)
+                    child = launch(command, self._log_path(component), env=environment, cwd=CHECKOUT)
+                    write_private(process.pid_path, f"{child.pid}\n")
+            self._wait_until_healthy()
+            get_logger().info("airflow_started", url=self.url)
+
+    def stop(self) -> None:
+        """End all processes; running tasks are ended with them and retried after the next start."""
+        with exclusive(self.folder / "lock"):
+            running = [process for name in _COMPONENTS if (process := self._process(name)).pid() is not None]
+            for process in running:  # all at once: they take seconds to end
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid() or 0, signal.SIGTERM)
+            for process in running:
+                process.stop(signal.SIGTERM, _STOP_SECONDS)
+            get_logger().info("airflow_stopped", processes=len(running))
+
+    def running(self) -> list[str]:
+        """Components that run."""
+        if not self._state_path.exists():
+            return []
+        return [name for name in _COMPONENTS if self._process(name).pid() is not None]
+
+    def health(self) -> dict[str, str]:
+        """What Airflow says about its parts; empty while it does not answer."""
+        try:
+            with urllib.request.urlopen(f"{self.url}/api/v2/monitor/health", timeout=5) as answer:  # noqa: S310 - ours
+                parts: dict[str, dict[str, Any]] = json.load(answer)
+        except (OSError, ValueError):
+            return {}
+        return {part: str(facts["status"]) for part, facts in parts.items()}
+
+    def _wait_until_healthy(self) -> None:
+        deadline = time.monotonic() + _START_SECONDS
+        while True:
+            health = self.health()
+            if health and all(status == "healthy" for status in health.values()):
+                return
+            for component in _COMPONENTS:
+                if self._process(component).pid() is None:
+                    log_path = self._log_path(component)
+                    raise TransientError(f"Airflow's {component} ended; {log_path}:\n{log_tail(log_path)}")
+            if time.monotonic() > deadline:
+                raise TransientError(
+                    f"Airflow is not healthy after {_START_SECONDS:.0f} s ({health}); see {self.logs}/airflow-*.log."
+                )
+            time.sleep(_POLL_SECONDS)
+
+    @property
+    def _state(self) -> dict[str, Any]:
+        """Port and secrets: made up once, so that sessions and stored values survive a restart."""
+        state = read_state(self._state_path)
+        if not state:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            state = {
+                "port": DEFAULT_PORT if is_free(DEFAULT_PORT) else free_ports(1)[0],
+                "fernet_key": urlsafe_b64encode(secrets.token_bytes(32)).decode(),
+                "jwt_secret": secrets.token_urlsafe(48),
+                "secret_key": secrets.token_urlsafe(32),
+            }
+            write_private(self._state_path, json.dumps(state))
+        return state
+
+    def _process(self, component: str) -> DetachedProcess:
+        # The API server renames itself to "airflow api_server ...": the marker is what both names share.
+        return DetachedProcess(self.folder / f"{component}.pid", marker=f"airflow {component.split('-server')[0]}")
+
+    def _log_path(self, component: str) -> Path:
+        return self.logs / f"airflow-{component}.log"
+
+
+def airflow_command(*arguments: str) -> list[str]:
+    """The argument list that runs Airflow's command line with this interpreter."""
+    if not (CHECKOUT / "dags").is_dir():
+        raise ConfigurationError(f"{CHECKOUT} has no folder dags/: the embedded stack runs from a checkout.")
+    return [sys.executable, "-m", "airflow", *arguments]

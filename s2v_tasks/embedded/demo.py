@@ -1,0 +1,182 @@
+"""The demo: the DAG, run once on this machine from S3 to S3, and its video in a folder.
+
+It is the same DAG, the same steps and the same services as `s2v up`; only the scheduler is Airflow's own test loop
+(`airflow dags test`), with a metadata database of its own.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from s2v_tasks import errors
+from s2v_tasks.embedded.airflow import AirflowInstallation, airflow_command
+from s2v_tasks.embedded.stack import Services, content_type, demo_request
+from s2v_tasks.errors import PermanentError, TransientError
+from s2v_tasks.metadata.records import JobRecord
+from s2v_tasks.metadata.repository import Ledger
+from s2v_tasks.metadata.session import engine_from_settings
+from s2v_tasks.schemas.preset import find_preset, load_presets
+from s2v_tasks.schemas.report import Report
+from s2v_tasks.schemas.request import parse_request
+from s2v_tasks.settings import Settings, config_dir
+from s2v_tasks.storage.layout import JobLayout
+from s2v_tasks.storage.s3 import ObjectStore, file_sha256
+
+console = Console()
+
+
+@dataclass(frozen=True)
+class DemoInputs:
+    """Local files that take the place of the samples."""
+
+    image: Path | None = None
+    audio: Path | None = None
+    pose_video: Path | None = None
+
+
+def run_demo(
+    home: Path, inputs: DemoInputs, fields: dict[str, Any], *, out_dir: Path, job_id: str | None = None
+) -> int:
+    """Make one video; the exit code of the step that failed, 0 when none did.
+
+    `fields` override the example request (config/demo.yaml). The same `job_id` continues or reuses an earlier job.
+    """
+    started = time.monotonic()
+    job_id = job_id or f"demo-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    with _services(home) as (services, settings):
+        request = demo_request(settings) | fields | _upload(inputs, ObjectStore.from_settings(settings))
+        console.print(f"job [bold]{job_id}[/bold]: {request['image_uri']} + {request['audio_uri']}", highlight=False)
+        if _is_acceptable(request, settings):
+            _run_dag(services, {**request, "job_id": job_id})
+        else:
+            # Airflow would refuse it before any task ran; this way the refusal is on record as the job's reason.
+            _run_first_step(request, job_id)
+        job = Ledger(engine_from_settings(settings)).job(job_id)
+        if job is None or job.status != "succeeded":
+            return _report_failure(job, services)
+        video, table = _collect(job, settings, out_dir)
+    console.print(table)
+    console.print(f"[bold]{video}[/bold]  made in {time.monotonic() - started:.0f} s", highlight=False)
+    return 0
+
+
+@contextmanager
+def _services(home: Path) -> Iterator[tuple[Services, Settings]]:
+    """PostgreSQL and S3; those that did not run before are stopped afterwards."""
+    services = Services(home)
+    were_running = services.is_running()
+    try:
+        yield services, services.start()
+    finally:
+        if not were_running:
+            services.stop()
+
+
+def _upload(inputs: DemoInputs, store: ObjectStore) -> dict[str, str]:
+    """Put local files into S3, named by their content: the same file is the same object in every run."""
+    uris = {}
+    for field, path in (("image", inputs.image), ("audio", inputs.audio), ("pose_video", inputs.pose_video)):
+        if path is None:
+            continue
+        if not path.is_file():
+            raise PermanentError(f"{path} is not a file: expected the {field.replace('_', ' ')} to use.")
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.name)
+        uris[f"{field}_uri"] = uri = store.uri(f"uploads/{file_sha256(path)[:16]}/{name}")
+        store.upload(path, uri, content_type(path))
+    return uris
+
+
+def _is_acceptable(request: dict[str, Any], settings: Settings) -> bool:
+    try:
+        find_preset(load_presets(config_dir(settings)), parse_request(request).preset)
+    except PermanentError:
+        return False
+    return True
+
+
+def _run_first_step(request: dict[str, Any], job_id: str) -> None:
+    command = [sys.executable, "-m", "s2v_tasks.cli", "stage-inputs", "--job-id", job_id]
+    done = subprocess.run(
+        [*command, "--request-json", json.dumps(request)], capture_output=True, text=True, check=False
+    )
+    if not done.returncode:
+        raise TransientError("stage-inputs accepted a request that its own schema refuses.")
+
+
+def _run_dag(services: Services, run_conf: dict[str, Any]) -> None:
+    """Run the DAG to its end, showing the steps' own log lines; all of Airflow's go to a file."""
+    airflow = AirflowInstallation(services.home, "airflow-demo")
+    environment = airflow.environment(services.postgres.ensure_database("airflow_demo"), deferrable=False)
+    airflow.migrate(environment)
+    log_path = airflow.logs / f"{run_conf['job_id']}.log"
+    command = airflow_command("dags", "test", "speech_to_video", "--conf", json.dumps(run_conf))
+    with (
+        log_path.open("a", encoding="utf-8") as log,
+        subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as process,
+    ):
+        assert process.stdout is not None  # noqa: S101 - opened as a pipe above
+        for line in process.stdout:
+            log.write(line)
+            console.print(line.rstrip(), markup=False, highlight=False)
+
+
+def _report_failure(job: JobRecord | None, services: Services) -> int:
+    """Print the one reason; the exit code of the error that it was."""
+    logs = services.home / "logs"
+    if job is None:
+        console.print(f"The job left no record; see {logs}.")
+        return TransientError.exit_code
+    console.print(f"{job.status}: {job.reason}", style="red", markup=False, highlight=False)
+    console.print(f"log: {logs / job.job_id}.log", highlight=False)
+    kinds = [event.detail.get("kind") for event in job.events if event.event == "step_failed"]
+    error = getattr(errors, str(kinds[-1]), None) if kinds else None
+    return int(getattr(error, "exit_code", TransientError.exit_code))
+
+
+def _collect(job: JobRecord, settings: Settings, out_dir: Path) -> tuple[Path, Table]:
+    """Copy video, report and contact sheet to `out_dir`; the video's path and a table of what it is."""
+    store, layout = ObjectStore.from_settings(settings), JobLayout(job.job_id)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    result = json.loads(store.get_bytes(layout.result))
+    video = store.download(result["video_uri"], out_dir / f"{job.job_id}.mp4")
+    report_path = store.download(layout.report, out_dir / f"{job.job_id}.report.json")
+    sheet = store.download(layout.contact_sheet, out_dir / f"{job.job_id}.contact_sheet.jpg")
+    if file_sha256(video) != result["sha256"]:
+        raise TransientError(f"{video} differs from {result['video_uri']} (SHA-256 {result['sha256']}): run it again.")
+    report = Report.model_validate_json(report_path.read_bytes())
+    failed = [check.name for check in report.checks if not check.ok]
+    table = Table("what", "value", title=job.job_id, show_header=False)
+    table.add_row("clips", ", ".join(f"{c.start_frame}..{c.end_frame}{' reused' * c.reused}" for c in job.clips))
+    table.add_row("frames", f"{result['num_frames']} at 16 fps = {result['duration_seconds']:.3f} s")
+    table.add_row("size", f"{result['width']}*{result['height']}, {result['size_bytes']} bytes")
+    table.add_row("sha256", result["sha256"])
+    passed = f"{len(report.checks) - len(failed)} of {len(report.checks)} passed {' '.join(failed)}"
+    table.add_row("checks", passed)
+    table.add_row("seconds per step", "\n".join(_step_seconds(job)))
+    table.add_row("published", result["video_uri"])
+    table.add_row("report", str(report_path))
+    table.add_row("contact sheet", str(sheet))
+    return video, table
+
+
+def _step_seconds(job: JobRecord) -> Iterator[str]:
+    """Wall seconds of each step's latest finished run, in the order of the road."""
+    latest: dict[tuple[str, int | None], float] = {}
+    for event in job.events:
+        if event.event == "step_finished":
+            latest[event.step or "", event.clip_index] = event.detail["seconds"]
+    for (step, clip_index), seconds in latest.items():
+        yield f"{seconds:7.1f}  {step}{'' if clip_index is None else f' {clip_index}'}"

@@ -1,0 +1,143 @@
+"""The embedded stack: PostgreSQL, S3, a tiny snapshot and Airflow on this machine, with nothing to configure.
+
+All state lies in the home folder and survives a restart. Everything listens on loopback only.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from s2v_tasks.embedded.airflow import CHECKOUT, AirflowInstallation
+from s2v_tasks.embedded.object_store import S3Server
+from s2v_tasks.embedded.postgres import PostgresServer
+from s2v_tasks.embedded.process import exclusive, write_private
+from s2v_tasks.errors import ConfigurationError
+from s2v_tasks.log import get_logger
+from s2v_tasks.metadata.migrate import upgrade
+from s2v_tasks.settings import PREFIX, Settings, config_dir, load_settings, stack_env_path
+from s2v_tasks.storage.s3 import ObjectStore
+
+BUCKET = "s2v"
+SAMPLES = CHECKOUT / "tests" / "samples"
+_CONTENT_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".mp3": "audio/mpeg", ".ogg": "audio/ogg"}
+
+
+class Services:
+    """PostgreSQL and S3 with all that steps need of them."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home.resolve()
+        self.postgres = PostgresServer(self.home)
+        self.s3 = S3Server(self.home)
+
+    def start(self) -> Settings:
+        """Start what does not run, make what is missing; the settings with which steps reach it."""
+        with exclusive(self.home / "stack.lock"):
+            self.postgres.start()
+            self.s3.start()
+            self.s3.ensure_bucket(BUCKET)
+            upgrade(self.postgres.ensure_database("s2v"))
+            self._write_environment(self._snapshot())
+        load_settings.cache_clear()
+        settings = load_settings()
+        self._upload_samples(settings)
+        return settings
+
+    def stop(self) -> None:
+        self.s3.stop()
+        self.postgres.stop()
+
+    def is_running(self) -> bool:
+        return self.postgres.is_running() and self.s3.is_running()
+
+    def _snapshot(self) -> Path:
+        """The tiny snapshot, made at the first start; it appears when it is complete."""
+        folder = self.home / "snapshot"
+        if not folder.exists():
+            part = self.home / "snapshot.part"
+            command = [sys.executable, "-m", "s2v_tasks.cli", "snapshot", "init-tiny", str(part), "--seed", "0"]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise ConfigurationError(f"The tiny snapshot cannot be made: {done.stderr.strip()}")
+            part.rename(folder)
+        return folder
+
+    def _write_environment(self, snapshot: Path) -> None:
+        """Leave the settings where every `s2v` command of this home folder finds them."""
+        if stack_env_path().resolve() != self.home / "stack.env":
+            raise ConfigurationError(
+                f"{PREFIX}HOME leads to {stack_env_path().resolve()}: expected {self.home / 'stack.env'}."
+            )
+        values = {
+            "DATABASE_URL": self.postgres.url("s2v"),
+            "S3_ENDPOINT_URL": self.s3.endpoint_url,
+            "S3_ACCESS_KEY_ID": self.s3.access_key_id,
+            "S3_SECRET_ACCESS_KEY": self.s3.secret_access_key,
+            "DATA_URI": f"s3://{BUCKET}",
+            "OUTPUT_URI": f"s3://{BUCKET}/output",
+            "SNAPSHOT_PATH": str(snapshot),
+            "MODEL": "tiny",
+            "GPU": "cpu",
+        }
+        lines = ["# Written by the embedded stack at each start.", *(f"{PREFIX}{k}='{v}'" for k, v in values.items())]
+        write_private(self.home / "stack.env", "\n".join(lines) + "\n")
+
+    def _upload_samples(self, settings: Settings) -> None:
+        """Put the inputs of the example request where it says they are."""
+        store, example = ObjectStore.from_settings(settings), demo_request(settings)
+        for uri in (example["image_uri"], example["audio_uri"]):
+            path = SAMPLES / uri.rpartition("/")[2]
+            if not store.exists(uri):
+                store.upload(path, uri, content_type(path))
+
+
+def demo_request(settings: Settings) -> dict[str, Any]:
+    """The request of config/demo.yaml: sample inputs at a size that a CPU renders in seconds."""
+    request: dict[str, Any] = yaml.safe_load((config_dir(settings) / "demo.yaml").read_text(encoding="utf-8"))
+    return request
+
+
+def content_type(path: Path) -> str:
+    """Media type of an input file by its name."""
+    return _CONTENT_TYPES.get(path.suffix.lower(), "application/octet-stream")
+
+
+def up(home: Path) -> None:
+    """Start everything, wait until it is healthy, print where the UI is."""
+    services, airflow = Services(home), AirflowInstallation(home)
+    services.start()
+    database_url = services.postgres.ensure_database("airflow")
+    airflow.start(airflow.environment(database_url, deferrable=True))
+    status(home)
+
+
+def down(home: Path) -> None:
+    """Stop everything; state stays. Running tasks are ended and retried after the next `up`."""
+    AirflowInstallation(home).stop()
+    Services(home).stop()
+    get_logger().info("stack_stopped", home=str(home))
+
+
+def status(home: Path) -> None:
+    """Print what runs and where."""
+    services, airflow = Services(home), AirflowInstallation(home)
+    health = airflow.health() if airflow.running() else {}
+    table = Table("service", "state", "where")
+    table.add_row("PostgreSQL", _state(services.postgres.is_running()), str(services.home / "postgres"))
+    s3_runs = services.s3.is_running()
+    table.add_row("S3", _state(s3_runs), services.s3.endpoint_url if s3_runs else "")
+    for part, state in health.items():
+        table.add_row(f"Airflow {part}", state, "")
+    table.add_row("Airflow UI", _state(bool(health)), f"{airflow.url}/dags/speech_to_video" if health else "")
+    console = Console()
+    console.print(table)
+    console.print(f"Settings: {services.home / 'stack.env'}   Logs: {services.home / 'logs'}")
+
+
+def _state(is_running: bool) -> str:
+    return "running" if is_running else "stopped"

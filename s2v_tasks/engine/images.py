@@ -51,9 +51,12 @@ def frames_to_pixels(frames_u8_THWC: ImageU8) -> Tensor:
 def fit_pose(frames_u8_THWC: ImageU8, width: int, height: int, *, compat: Compat) -> Tensor:
     """Fit pose frames of any size to pixels [1, 3, T, height, width], without an 8-bit rounding in between.
 
-    The frames come at 16 fps. Raises PermanentError when the array is not RGB frames of 8 bits.
+    The frames come at 16 fps; there may be none, where the pose video has ended. Raises PermanentError when the array
+    is not RGB frames of 8 bits.
     """
     _check_rgb(frames_u8_THWC, dimensions=4)
+    if not len(frames_u8_THWC):
+        return torch.empty(1, 3, 0, height, width)
     source_height, source_width = frames_u8_THWC.shape[1:3]
     pixels_TCHW = frames_to_pixels(frames_u8_THWC)[0].transpose(0, 1)
     if compat == "corrected":
@@ -117,7 +120,7 @@ def _crop_or_pad(image_u8_HWC: ImageU8, width: int, height: int) -> ImageU8:
 
 
 def _check_rgb(array: ImageU8, *, dimensions: int) -> None:
-    if array.ndim != dimensions or array.shape[-1] != 3 or array.dtype != np.uint8 or 0 in array.shape:
+    if array.ndim != dimensions or array.shape[-1] != 3 or array.dtype != np.uint8 or 0 in array.shape[-3:]:
         layout = "[height, width, 3]" if dimensions == 3 else "[frames, height, width, 3]"
         raise PermanentError(
             f"picture of shape {list(array.shape)} and type {array.dtype}: convert it to 8-bit RGB {layout}"

@@ -11,7 +11,8 @@ from diffusers import AutoencoderKLWan
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from s2v_tasks.engine.encoders.vae import Vae
+from s2v_tasks.engine.encoders.vae import Vae, key_pairs
+from s2v_tasks.engine.images import Compat, fit_pose
 from s2v_tasks.engine.models.config import S2VConfig
 from s2v_tasks.engine.models.transformer import S2VTransformer
 from s2v_tasks.engine.parity.loops import LinearCodec
@@ -19,6 +20,7 @@ from s2v_tasks.engine.parity.results import Golden
 from s2v_tasks.engine.pipeline import (
     ClipInputs,
     ClipOutput,
+    Codec,
     MotionState,
     S2VPipeline,
     Sampling,
@@ -31,6 +33,7 @@ SMALL = {
     "audio_dim": 6, "audio_inject_layers": [1],
 }  # fmt: skip
 SAMPLING = Sampling(sample_steps=2, sample_guide_scale=4.0, sample_shift=3.0, sample_solver="unipc")
+FAST = replace(SAMPLING, sample_steps=1, sample_guide_scale=1.0)
 SIDE = 64
 
 
@@ -54,11 +57,12 @@ class CountingCodec(LinearCodec):
         return super().encode(pixels_BCTHW)
 
 
-def make_pipeline(**options: Any) -> S2VPipeline:
+def make_pipeline(
+    vae: Codec | None = None, dtype: torch.dtype = torch.float32, compat: Compat = "corrected"
+) -> S2VPipeline:
     torch.manual_seed(0)
     transformer = S2VTransformer(S2VConfig.from_json(SMALL)).requires_grad_(requires_grad=False)
-    options = {"vae": CountingCodec(), "dtype": torch.float32} | options
-    return S2VPipeline(transformer.to(options["dtype"]), device="cpu", **options)
+    return S2VPipeline(transformer.to(dtype), vae or CountingCodec(), "cpu", dtype, compat=compat)
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +91,11 @@ def render(pipeline: S2VPipeline, clip: ClipInputs, sampling: Sampling = SAMPLIN
     return pipeline.render_clip(clip, sampling, lambda _done, _total: None)
 
 
+def reloaded(motion: MotionState, folder: Path) -> MotionState:
+    save_file({"latents": motion.latents, "frames": motion.frames}, folder / "motion.safetensors")
+    return MotionState(**load_file(folder / "motion.safetensors"))
+
+
 def render_chain(
     pipeline: S2VPipeline, lengths: list[int], folder: Path | None = None, keep: int | None = None
 ) -> list[np.ndarray]:
@@ -96,13 +105,11 @@ def render_chain(
     for index, length in enumerate(lengths):
         needed = motion_frames_needed(lengths[index + 1 :])
         kept = needed if keep is None or needed is None else keep
-        output = render(pipeline, inputs(length, seed=index, motion=motion, keep_motion_frames=kept))
+        output = render(pipeline, inputs(length, seed=index, motion=motion, keep_motion_frames=kept), FAST)
         motion = output.motion
         frames.append(output.frames_u8)
         if folder is not None and motion is not None:
-            path = folder / f"{index}.safetensors"
-            save_file({"latents": motion.latents, "frames": motion.frames}, path)
-            motion = MotionState(**load_file(path))
+            motion = reloaded(motion, folder)
     return frames
 
 
@@ -140,10 +147,13 @@ def test_a_chain_continued_from_disk_equals_one_that_never_stopped(
 def test_a_chain_with_the_real_vae_continues_bit_for_bit(tmp_path: Path) -> None:
     """The convolutional VAE gives the same bytes from a reloaded state too."""
     torch.manual_seed(1)
-    vae = Vae(AutoencoderKLWan(base_dim=8).eval().requires_grad_(False), "cpu")
-    pipeline = make_pipeline(vae=vae)
-    expected, resumed = render_chain(pipeline, [16, 16]), render_chain(pipeline, [16, 16], tmp_path)
-    assert all(np.array_equal(one, other) for one, other in zip(expected, resumed, strict=True))
+    weights = AutoencoderKLWan(base_dim=8).state_dict()
+    vae = Vae.from_state_dict({official: weights[library] for official, library in key_pairs()}, "cpu")
+    pipeline = make_pipeline(vae)
+    motion = render(pipeline, inputs(keep_motion_frames=0), FAST).motion
+    assert motion is not None
+    one, other = (render(pipeline, inputs(motion=m), FAST).frames_u8 for m in (motion, reloaded(motion, tmp_path)))
+    assert np.array_equal(one, other)
 
 
 @pytest.mark.parametrize(
@@ -209,6 +219,14 @@ def test_a_pose_that_ends_early_goes_on_in_black(pipeline: S2VPipeline) -> None:
     short, full, none = (render(pipeline, inputs(pose=p)).frames_u8 for p in (pose, padded, None))
     assert np.array_equal(short, full)
     assert not np.array_equal(short, none)
+
+
+def test_a_pose_that_has_ended_is_black(pipeline: S2VPipeline) -> None:
+    """A clip behind the end of the pose video is rendered with a black pose."""
+    ended = fit_pose(np.empty((0, 90, 120, 3), dtype=np.uint8), SIDE, SIDE, compat="corrected")
+    black = torch.full((1, 3, 16, SIDE, SIDE), -1.0)
+    one, other = (render(pipeline, inputs(pose=pose)).frames_u8 for pose in (ended, black))
+    assert np.array_equal(one, other)
 
 
 def test_bf16_weights_render_a_clip() -> None:

@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,8 @@ class PostgresServer:
         """Have the server run: adopt it when it does, else create what is missing and start it."""
         with exclusive(self._lock_path):
             state = self._prepared_state()
-            if self._process(state).pid() is not None:
-                self._wait_until_ready(state)
+            process = self._process(state)
+            if self._becomes_ready(state, while_true=lambda: process.pid() is not None):
                 return
             if not is_free(state["port"]):
                 state["port"] = free_ports(1)[0]
@@ -62,10 +63,11 @@ class PostgresServer:
             tools = self._tools(state)
             if not self._data(state).exists():
                 self._create_cluster(tools, state)
-            self._process(state).forget_reused_pid()
+            process.forget_reused_pid()
             command = [str(tools / "postgres"), "-D", str(self._data(state)), "-p", str(state["port"])]
             child = launch(command, self._log_path, cwd=self._data(state), **_identity())
-            self._wait_until_ready(state, child)
+            if not self._becomes_ready(state, while_true=lambda: child.poll() is None):
+                raise TransientError(f"PostgreSQL ended at its start; {self._log_path}:\n{log_tail(self._log_path)}")
             get_logger().info("postgres_started", port=state["port"])
 
     def stop(self) -> None:
@@ -168,18 +170,19 @@ class PostgresServer:
             raise ConfigurationError(f"initdb in {part} failed: {(done.stderr or done.stdout).strip()}")
         part.rename(self._data(state))
 
-    def _wait_until_ready(self, state: dict[str, Any], child: "subprocess.Popen[bytes] | None" = None) -> None:
+    def _becomes_ready(self, state: dict[str, Any], while_true: Callable[[], bool]) -> bool:
+        """Wait until the server answers; False when `while_true`, that its process runs, holds no longer."""
         deadline = time.monotonic() + _START_SECONDS
-        while not self._answers(state):
-            # A child writes its pid file some time after its start.
-            if child.poll() is not None if child else self._process(state).pid() is None:
-                raise TransientError(f"PostgreSQL ended at its start; {self._log_path}:\n{log_tail(self._log_path)}")
+        while while_true():
+            if self._answers(state):
+                return True
             if time.monotonic() > deadline:
                 raise TransientError(
                     f"PostgreSQL does not answer on port {state['port']} after {_START_SECONDS:.0f} s; "
                     f"{self._log_path}:\n{log_tail(self._log_path)}"
                 )
             time.sleep(_POLL_SECONDS)
+        return False
 
     def _answers(self, state: dict[str, Any]) -> bool:
         """Whether our own cluster (not another server on its port) accepts connections."""

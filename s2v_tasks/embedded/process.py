@@ -9,7 +9,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,8 @@ class DetachedProcess:
             pid = self.pid()
             if pid is None:
                 break
-            os.kill(pid, chosen)
+            with suppress(ProcessLookupError):
+                os.kill(pid, chosen)
             deadline = time.monotonic() + timeout_seconds
             while self.pid() is not None and time.monotonic() < deadline:
                 time.sleep(_POLL_SECONDS)

@@ -1,0 +1,210 @@
+"""Make for S3: what is whole is reused, what is not is made again, and no manifest ever lies."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import s2v_tasks
+from s2v_tasks.schemas.manifest import Artifact
+from s2v_tasks.storage.artifacts import ArtifactStore, Build, Built, OutputFile, Produced, producer
+from s2v_tasks.storage.layout import JobLayout
+from s2v_tasks.storage.s3 import ObjectStore
+
+LAYOUT = JobLayout("job-1")
+SPEECH = Artifact(key="jobs/job-1/inputs/audio.wav", sha256="0" * 64, size_bytes=1)
+
+
+def clip_build(content: bytes) -> Build:
+    """A build of two outputs."""
+
+    def build(folder: Path) -> Built:
+        outputs = {}
+        for name, key in (("clip", LAYOUT.clip(0)), ("motion", LAYOUT.motion(0))):
+            (folder / name).write_bytes(content + name.encode())
+            outputs[name] = OutputFile(folder / name, key, "application/octet-stream")
+        return Built(outputs, facts={"num_frames": 48})
+
+    return build
+
+
+def not_built(folder: Path) -> Built:
+    raise AssertionError("nothing was to be built")
+
+
+def produce(store: ObjectStore, fingerprint: str, build: Build, **changes: Any) -> Produced:
+    arguments: dict[str, Any] = {
+        "step": "render_clip",
+        "job_id": "job-1",
+        "manifest_key": LAYOUT.clip_manifest(0),
+        "inputs": {"speech": SPEECH},
+        "clip_index": 0,
+    }
+    return ArtifactStore(store).produce(fingerprint=fingerprint, build=build, **(arguments | changes))
+
+
+def test_a_manifest_tells_what_was_made_from_what(store: ObjectStore) -> None:
+    """The stored manifest has step, fingerprint, producer, inputs, outputs with checksums, facts and times."""
+    manifest, reused = produce(store, "f1", clip_build(b"1"))
+    assert not reused
+    assert ArtifactStore(store).read_manifest(LAYOUT.clip_manifest(0)) == manifest
+    assert (manifest.step, manifest.fingerprint, manifest.clip_index) == ("render_clip", "f1", 0)
+    assert manifest.producer == producer()
+    assert manifest.inputs == {"speech": SPEECH}
+    assert manifest.facts == {"num_frames": 48}
+    assert manifest.outputs["clip"].key == LAYOUT.clip(0)
+    assert manifest.started_at <= manifest.finished_at
+
+
+def test_the_same_fingerprint_is_reused(store: ObjectStore) -> None:
+    """A second run with the same fingerprint builds nothing and gives the same manifest."""
+    first = produce(store, "f1", clip_build(b"1"))
+    assert produce(store, "f1", not_built) == Produced(first.manifest, reused=True)
+
+
+def _delete_motion(store: ObjectStore) -> None:
+    store.delete(LAYOUT.motion(0))
+
+
+def _change_motion(store: ObjectStore) -> None:
+    store.put_bytes(LAYOUT.motion(0), b"2motion", "application/octet-stream")
+
+
+def _garble_manifest(store: ObjectStore) -> None:
+    store.put_bytes(LAYOUT.clip_manifest(0), b'{"step": "rend', "application/json")
+
+
+@pytest.mark.parametrize("damage", [_delete_motion, _change_motion, _garble_manifest])
+def test_what_is_not_whole_is_made_again(store: ObjectStore, damage: Callable[[ObjectStore], None]) -> None:
+    """A lost output, an output of other bytes and a manifest that is not JSON each lead to a new build."""
+    produce(store, "f1", clip_build(b"1"))
+    damage(store)
+    assert not produce(store, "f1", clip_build(b"1")).reused
+    assert produce(store, "f1", not_built).reused
+    assert store.get_bytes(LAYOUT.motion(0)) == b"1motion"
+
+
+def test_a_build_that_fails_changes_nothing(store: ObjectStore) -> None:
+    """The outputs of before are still there, whole, and still reused."""
+    produce(store, "f1", clip_build(b"1"))
+    with pytest.raises(AssertionError):
+        produce(store, "f2", not_built)
+    assert produce(store, "f1", not_built).reused
+
+
+def test_a_clip_that_gives_way_is_kept(store: ObjectStore) -> None:
+    """The clip of before lies under its superseded keys with a manifest that names them."""
+    produce(store, "f1", clip_build(b"1"))
+    produce(store, "f2", clip_build(b"2"))
+    kept = ArtifactStore(store).reusable(LAYOUT.superseded_clip(0, "f1", "manifest.json"), "f1")
+    assert kept is not None
+    assert kept.outputs["clip"].key == LAYOUT.superseded_clip(0, "f1", "clip.mp4")
+    assert store.get_bytes(kept.outputs["clip"].key) == b"1clip"
+    assert store.get_bytes(LAYOUT.clip(0)) == b"2clip"
+
+
+def test_a_superseded_clip_is_put_back_and_not_rendered_again(store: ObjectStore) -> None:
+    """Going back to the inputs of before costs two copies; the clip in between is kept in its turn."""
+    produce(store, "f1", clip_build(b"1"))
+    produce(store, "f2", clip_build(b"2"))
+    for fingerprint, content in (("f1", b"1clip"), ("f2", b"2clip")):
+        manifest, reused = produce(store, fingerprint, not_built)
+        assert reused
+        assert manifest.outputs["clip"].key == LAYOUT.clip(0)
+        assert store.get_bytes(LAYOUT.clip(0)) == content
+
+
+def test_other_steps_keep_no_old_outputs(store: ObjectStore) -> None:
+    """What is cheap to make again is overwritten."""
+    produce(store, "f1", clip_build(b"1"), clip_index=None)
+    produce(store, "f2", clip_build(b"2"), clip_index=None)
+    assert not produce(store, "f1", clip_build(b"1"), clip_index=None).reused
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing catches it."""
+
+
+class MortalStore(ObjectStore):
+    """A store whose process dies before its n-th write."""
+
+    writes_left = 10**9
+
+    def _count(self) -> None:
+        if self.writes_left == 0:
+            raise Killed
+        self.writes_left -= 1
+
+    def put_bytes(self, *arguments: Any) -> Artifact:
+        self._count()
+        return super().put_bytes(*arguments)
+
+    def upload(self, *arguments: Any) -> Artifact:
+        self._count()
+        return super().upload(*arguments)
+
+    def copy(self, *arguments: Any) -> None:
+        self._count()
+        super().copy(*arguments)
+
+    def delete(self, *arguments: Any) -> None:
+        self._count()
+        super().delete(*arguments)
+
+
+@pytest.mark.parametrize("back", [False, True], ids=["new clip", "superseded clip"])
+def test_a_kill_before_any_write_leaves_no_manifest_that_lies(object_store: ObjectStore, back: bool) -> None:
+    """Whenever a clip that takes another's place is interrupted, the next run gives exactly the wanted clip."""
+    store = MortalStore(
+        f"s3://{object_store.bucket}/{object_store.prefix}",
+        endpoint_url=object_store.endpoint_url,
+        access_key_id="test",
+        secret_access_key="test-secret",
+    )
+    wanted, current = (b"1", b"2") if back else (b"3", b"2")
+    survived, num_writes = False, 0
+    while not survived:
+        store.writes_left = 10**9
+        for content in (b"1", b"2"):
+            produce(store, content.decode(), clip_build(content))
+        if not back:
+            store.delete(LAYOUT.superseded_clip(0, "3", "manifest.json"))
+        store.writes_left = num_writes
+        try:
+            produce(store, wanted.decode(), clip_build(wanted))
+            survived = True
+        except Killed:
+            num_writes += 1
+        store.writes_left = 10**9
+        for content in (wanted, current):
+            produce(store, content.decode(), clip_build(content))
+            assert store.get_bytes(LAYOUT.clip(0)) == content + b"clip"
+            assert store.get_bytes(LAYOUT.motion(0)) == content + b"motion"
+    assert num_writes == 7
+
+
+def test_the_scratch_folder_is_gone_afterwards(store: ObjectStore, tmp_path: Path) -> None:
+    """A build gets a folder inside the configured scratch folder, and it is removed."""
+    seen: list[Path] = []
+
+    def build(folder: Path) -> Built:
+        seen.append(folder)
+        return clip_build(b"1")(folder)
+
+    ArtifactStore(store, tmp_path / "work").produce(
+        step="render_clip", job_id="job-1", manifest_key="m.json", fingerprint="f", inputs={}, build=build
+    )
+    assert seen[0].parent == tmp_path / "work"
+    assert list((tmp_path / "work").iterdir()) == []
+
+
+def test_fetching_verifies(store: ObjectStore, tmp_path: Path) -> None:
+    """An artifact of a manifest is downloaded with the bytes that the manifest vouches for."""
+    manifest = produce(store, "f1", clip_build(b"1")).manifest
+    assert ArtifactStore(store).fetch(manifest.outputs["clip"], tmp_path / "clip").read_bytes() == b"1clip"
+
+
+def test_the_producer_is_this_package() -> None:
+    """The producer has the version of the package."""
+    assert producer().package_version == s2v_tasks.__version__

@@ -1,0 +1,200 @@
+"""The embedded servers: they outlive their starter, keep their data, and survive kills and taken ports."""
+
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from s2v_tasks.embedded import postgres
+from s2v_tasks.embedded.object_store import S3Server
+from s2v_tasks.embedded.postgres import PostgresServer
+from s2v_tasks.embedded.process import DetachedProcess
+from s2v_tasks.errors import ConfigurationError
+from s2v_tasks.storage.s3 import ObjectStore
+
+
+@pytest.fixture(scope="module")
+def home(server_home: Path) -> Path:
+    """A home folder other than that of the session's servers."""
+    folder = server_home / "other"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture(params=[PostgresServer, S3Server], scope="module")
+def server(request: pytest.FixtureRequest, home: Path) -> Iterator[PostgresServer | S3Server]:
+    """Each kind of server, not yet started; ended afterwards."""
+    made: PostgresServer | S3Server = request.param(home)
+    yield made
+    made.stop()
+
+
+def write(server: PostgresServer | S3Server, name: str) -> None:
+    if isinstance(server, PostgresServer):
+        server.ensure_database(name)
+    else:
+        server.ensure_bucket("kept")
+        store_of(server).put_bytes(name, b"1", "text/plain")
+
+
+def has(server: PostgresServer | S3Server, name: str) -> bool:
+    if isinstance(server, PostgresServer):
+        with psycopg.connect(server.url("postgres")) as connection:
+            return bool(connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (name,)).fetchone())
+    return store_of(server).exists(name)
+
+
+def store_of(server: S3Server) -> ObjectStore:
+    return ObjectStore(
+        "s3://kept",
+        endpoint_url=server.endpoint_url,
+        access_key_id=server.access_key_id,
+        secret_access_key=server.secret_access_key,
+    )
+
+
+def pid_of(server: PostgresServer | S3Server, home: Path) -> int:
+    name = "postgres/data/postmaster.pid" if isinstance(server, PostgresServer) else "s3/server.pid"
+    return int((home / name).read_text().split()[0])
+
+
+def state_path(server: PostgresServer | S3Server, home: Path) -> Path:
+    return home / ("postgres" if isinstance(server, PostgresServer) else "s3") / "server.json"
+
+
+def test_two_starts_at_once_give_one_server(server: PostgresServer | S3Server, home: Path) -> None:
+    """The second start waits for the first and adopts its server; so does a later one."""
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda start: start(), [server.start, type(server)(home).start]))
+    pid = pid_of(server, home)
+    server.start()
+    assert pid_of(server, home) == pid
+    assert server.is_running()
+
+
+def test_credentials_are_the_owners_alone(server: PostgresServer | S3Server, home: Path) -> None:
+    """Every file with a password is readable by its owner only."""
+    server.start()
+    path = state_path(server, home)
+    secret = json.loads(path.read_text()).get("password") or json.loads(path.read_text())["secret_access_key"]
+    with_secret = [file for file in path.parent.glob("*.json") if secret in file.read_text()]
+    assert path in with_secret
+    assert {stat.S_IMODE(file.stat().st_mode) for file in with_secret} == {0o600}
+
+
+def test_data_survive_an_orderly_end(server: PostgresServer | S3Server) -> None:
+    """What was written before stop is there after start, under the same address."""
+    server.start()
+    write(server, "before_stop")
+    server.stop()
+    assert not server.is_running()
+    server.stop()
+    server.start()
+    assert has(server, "before_stop")
+
+
+def test_data_survive_a_kill(server: PostgresServer | S3Server, home: Path) -> None:
+    """After SIGKILL the pid file is stale; the next start replaces the server and finds the data."""
+    server.start()
+    write(server, "before_kill")
+    os.kill(pid_of(server, home), signal.SIGKILL)
+    while server.is_running():
+        pass
+    server.start()
+    assert has(server, "before_kill")
+
+
+def test_a_taken_port_is_left_to_its_owner(server: PostgresServer | S3Server, home: Path) -> None:
+    """When another program has taken the remembered port, the server moves to a free one with its data."""
+    server.start()
+    write(server, "before_move")
+    server.stop()
+    state = json.loads(state_path(server, home).read_text())
+    port = state.get("port") or state["ports"]["s3.port"]
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("127.0.0.1", port))
+        other.listen()
+        assert not server.is_running()
+        server.start()
+        assert has(server, "before_move")
+
+
+def test_a_reused_pid_is_not_ours(server: PostgresServer | S3Server, home: Path) -> None:
+    """A pid file that names another program neither counts as running nor lets stop end that program."""
+    server.start()
+    path = home / ("postgres/data/postmaster.pid" if isinstance(server, PostgresServer) else "s3/server.pid")
+    server.stop()
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as stranger:
+        path.write_text(f"{stranger.pid}\n")
+        assert not server.is_running()
+        server.stop()
+        assert stranger.poll() is None
+        server.start()
+        assert server.is_running()
+        stranger.kill()
+
+
+def test_a_server_outlives_the_command_that_started_it(server: PostgresServer | S3Server, home: Path) -> None:
+    """A process that starts the server and ends leaves it running for others to stop."""
+    server.stop()
+    module, name = type(server).__module__, type(server).__name__
+    code = f"import pathlib, {module} as m; m.{name}(pathlib.Path({str(home)!r})).start()"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert server.is_running()
+    server.stop()
+    assert not server.is_running()
+
+
+def test_a_server_that_was_never_started_says_so(tmp_path: Path) -> None:
+    """Asking for the address of a server that does not exist names the command that starts one."""
+    assert not PostgresServer(tmp_path).is_running()
+    assert not S3Server(tmp_path).is_running()
+    with pytest.raises(ConfigurationError, match="s2v up"):
+        PostgresServer(tmp_path).url("s2v")
+    with pytest.raises(ConfigurationError, match="s2v up"):
+        _ = S3Server(tmp_path).endpoint_url
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root runs PostgreSQL as another account")
+def test_root_can_have_its_home_where_nobody_else_may_go(
+    server_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Data and, where needed, binaries live in a reachable folder; a new home does not find an old one's data."""
+    monkeypatch.setattr(postgres, "SYSTEM_FOLDER", server_home / "system")
+    home = tmp_path / "home"
+    home.mkdir(mode=0o700)
+    server = PostgresServer(home)
+    server.start()
+    try:
+        server.ensure_database("mine")
+        (data,) = (server_home / "system").glob("*/data")
+        assert data.exists()
+        assert not (home / "postgres" / "data").exists()
+        (home / "postgres" / "server.json").unlink()
+        server.start()
+        assert not has(server, "mine")
+    finally:
+        server.stop()
+
+
+def test_a_process_that_ignores_the_signal_is_killed(tmp_path: Path) -> None:
+    """Stop ends a stubborn process after its time is up."""
+    process = DetachedProcess(tmp_path / "pid", marker="stubborn-marker")
+    code = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(60)"
+    )
+    process.start([sys.executable, "-c", code, "stubborn-marker"], tmp_path / "log")
+    while "ready" not in (tmp_path / "log").read_text():
+        assert process.pid() is not None
+    process.stop(signal.SIGTERM, timeout_seconds=0.2)
+    assert process.pid() is None

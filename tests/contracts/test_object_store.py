@@ -1,0 +1,145 @@
+"""What the system relies on in an S3 server, and how failures of one are told."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from s2v_tasks.embedded.object_store import S3Server
+from s2v_tasks.embedded.process import free_ports
+from s2v_tasks.errors import ConfigurationError, PermanentError, TransientError
+from s2v_tasks.schemas.manifest import Artifact
+from s2v_tasks.storage.s3 import ObjectHead, ObjectMissingError, ObjectStore
+
+
+def test_small_objects_round_trip(store: ObjectStore) -> None:
+    """Bytes come back as they went, and the store knows their size and SHA-256."""
+    artifact = store.put_bytes("jobs/a/plan.json", b"{}", "application/json")
+    assert store.get_bytes("jobs/a/plan.json") == b"{}"
+    assert artifact.sha256 == hashlib.sha256(b"{}").hexdigest()
+    assert store.head("jobs/a/plan.json") == ObjectHead(2, artifact.sha256)
+
+
+def test_large_files_round_trip_in_parts(store: ObjectStore, tmp_path: Path) -> None:
+    """A file that is uploaded in several parts is one object with the SHA-256 of the whole file."""
+    source = tmp_path / "source"
+    source.write_bytes(bytes(range(256)) * (33 * 4096 + 1))
+    artifact = store.upload(source, "clips/clip.mp4", "video/mp4")
+    assert store.head("clips/clip.mp4") == ObjectHead(source.stat().st_size, artifact.sha256)
+    target = store.download(artifact, tmp_path / "target")
+    assert target.read_bytes() == source.read_bytes()
+
+
+def test_keys_live_under_the_prefix_and_uris_anywhere(store: ObjectStore) -> None:
+    """A key is relative to the data URI; the same object is found under its full URI."""
+    store.put_bytes("a", b"1", "text/plain")
+    assert store.uri("a") == f"s3://{store.bucket}/{store.prefix}/a"
+    assert store.get_bytes(store.uri("a")) == b"1"
+
+
+def test_missing_objects_are_told(store: ObjectStore, tmp_path: Path) -> None:
+    """Reading what is not there is a permanent error that names it; looking at it gives None."""
+    assert store.head("none") is None
+    assert not store.exists("none")
+    with pytest.raises(ObjectMissingError, match=r"/none does not exist"):
+        store.get_bytes("none")
+    with pytest.raises(ObjectMissingError, match=r"/none does not exist"):
+        store.download("none", tmp_path / "none")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_download_with_other_bytes_is_refused(store: ObjectStore, tmp_path: Path) -> None:
+    """An artifact whose object has other bytes is a transient error, and no file is left behind."""
+    store.put_bytes("a", b"new", "text/plain")
+    artifact = Artifact(key="a", sha256=hashlib.sha256(b"old").hexdigest(), size_bytes=3)
+    with pytest.raises(TransientError, match="expected 3 bytes"):
+        store.download(artifact, tmp_path / "a")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_copy_is_as_verifiable_as_its_source(store: ObjectStore) -> None:
+    """A copy has the bytes and the recorded SHA-256 of its source."""
+    store.put_bytes("a", b"1", "text/plain")
+    store.copy("a", "b/c")
+    assert store.get_bytes("b/c") == b"1"
+    assert store.head("b/c") == store.head("a")
+
+
+def test_deleting_twice_is_harmless(store: ObjectStore) -> None:
+    """A deleted object is gone; deleting it again is no error."""
+    store.put_bytes("a", b"1", "text/plain")
+    store.delete("a")
+    store.delete("a")
+    assert not store.exists("a")
+
+
+def test_ensuring_a_bucket_twice_keeps_its_objects(store: ObjectStore) -> None:
+    """A bucket that exists is left as it is."""
+    store.put_bytes("a", b"1", "text/plain")
+    store.ensure_bucket()
+    assert store.exists("a")
+
+
+def test_fetching_a_users_file(store: ObjectStore, tmp_path: Path) -> None:
+    """A user's object of exactly the allowed size is fetched."""
+    store.put_bytes("speech.wav", b"12345", "audio/wav")
+    assert store.fetch_uri(store.uri("speech.wav"), tmp_path / "a", max_bytes=5).read_bytes() == b"12345"
+
+
+@pytest.mark.parametrize("bucket", ["contracts", "no-such-bucket"])
+def test_a_users_uri_that_does_not_exist_is_bad_input(store: ObjectStore, tmp_path: Path, bucket: str) -> None:
+    """A missing object or bucket in a request is the user's to correct, not the installation's."""
+    with pytest.raises(PermanentError, match=f"s3://{bucket}/none.wav does not exist: check the URI") as caught:
+        store.fetch_uri(f"s3://{bucket}/none.wav", tmp_path / "a", max_bytes=5)
+    assert not isinstance(caught.value, ConfigurationError)
+
+
+def test_a_users_file_that_is_too_large_is_not_fetched(store: ObjectStore, tmp_path: Path) -> None:
+    """The refusal names the size of the object and the bound."""
+    store.put_bytes("speech.wav", b"123456", "audio/wav")
+    with pytest.raises(PermanentError, match="has 6 bytes: expected at most 5"):
+        store.fetch_uri(store.uri("speech.wav"), tmp_path / "a", max_bytes=5)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_writing_to_a_bucket_that_does_not_exist_is_a_configuration_error(store: ObjectStore) -> None:
+    """Nothing creates a bucket by accident; the message names it."""
+    with pytest.raises(ConfigurationError, match="'no-such-bucket' does not exist"):
+        store.put_bytes("s3://no-such-bucket/a", b"1", "text/plain")
+
+
+def test_wrong_credentials_are_a_configuration_error(seaweedfs: S3Server) -> None:
+    """Credentials that the server refuses are named by their setting and never shown."""
+    store = ObjectStore(
+        "s3://contracts",
+        endpoint_url=seaweedfs.endpoint_url,
+        access_key_id=seaweedfs.access_key_id,
+        secret_access_key="not-the-secret",
+    )
+    for call in (store.get_bytes, store.head, store.delete):
+        with pytest.raises(ConfigurationError, match="S2V_S3_SECRET_ACCESS_KEY") as caught:
+            call("a")
+        assert "not-the-secret" not in str(caught.value)
+        assert seaweedfs.access_key_id not in str(caught.value)
+
+
+def test_no_credentials_are_a_configuration_error(seaweedfs: S3Server) -> None:
+    """Without any credentials the message names the settings."""
+    with pytest.raises(ConfigurationError, match="S2V_S3_ACCESS_KEY_ID"):
+        ObjectStore("s3://contracts", endpoint_url=seaweedfs.endpoint_url).head("a")
+
+
+def test_a_server_that_is_away_is_a_transient_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that fails in every attempt may succeed later; the message names object and endpoint."""
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    endpoint = f"http://127.0.0.1:{free_ports(1)[0]}"
+    store = ObjectStore("s3://bucket", endpoint_url=endpoint, access_key_id="a", secret_access_key="b")
+    with pytest.raises(TransientError, match=f"s3://bucket/a at {endpoint}"):
+        store.get_bytes("a")
+
+
+@pytest.mark.parametrize("uri", ["bucket/prefix", "s3://", "https://host/bucket"])
+def test_a_data_uri_that_is_none_is_refused(uri: str) -> None:
+    """The data URI must be an s3:// URI with a bucket."""
+    with pytest.raises(ConfigurationError, match="S2V_DATA_URI"):
+        ObjectStore(uri)

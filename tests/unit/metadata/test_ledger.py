@@ -1,0 +1,244 @@
+"""The ledger: what each call leaves on record."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+import pytest
+from sqlalchemy.engine import make_url
+
+from s2v_tasks.embedded.process import free_ports
+from s2v_tasks.errors import ConfigurationError, PermanentError, TransientError
+from s2v_tasks.metadata.records import JobRecord
+from s2v_tasks.metadata.repository import Ledger
+from s2v_tasks.metadata.session import create_engine, engine_from_settings
+from s2v_tasks.schemas.manifest import Artifact, Manifest, Producer
+from s2v_tasks.schemas.plan import ClipPlan, Estimate, Plan, Sampling, SpeechFacts
+from s2v_tasks.settings import Settings
+
+REQUEST = {"prompt": "A person speaks.", "audio_uri": "s3://in/a.wav"}
+
+
+@pytest.fixture
+def ledger(postgres_url: str) -> Iterator[Ledger]:
+    engine = create_engine(postgres_url)
+    yield Ledger(engine)
+    engine.dispose()
+
+
+def plan(num_clip: int, infer_frames: int = 48) -> Plan:
+    clips = tuple(
+        ClipPlan(
+            clip_index=index,
+            chain_index=0,
+            predecessor=index - 1 if index else None,
+            successor=index + 1 if index + 1 < num_clip else None,
+            infer_frames=infer_frames,
+            start_frame=infer_frames * index,
+            end_frame=infer_frames * (index + 1),
+            seed=index,
+            tokens=100,
+            pflops=1.0,
+        )
+        for index in range(num_clip)
+    )
+    return Plan(
+        job_id="job-1",
+        preset="quick",
+        model="tiny",
+        width=480,
+        height=832,
+        speech=SpeechFacts(num_samples=16000, sample_rate=16000),
+        num_frames=num_clip * infer_frames,
+        sampling=Sampling(
+            sample_steps=2, sample_guide_scale=4.5, sample_shift=3.0, sample_solver="unipc", start_from_ref=False
+        ),
+        base_seed=0,
+        clips=clips,
+        estimate=Estimate(pflops=2.0, gpu="h100", gpu_seconds=12.5, cost=0.1, currency="USD", peak_gpu_memory_gib=40.0),
+    )
+
+
+def job(ledger: Ledger) -> JobRecord:
+    record = ledger.job("job-1")
+    assert record is not None
+    return record
+
+
+def planned(ledger: Ledger, num_clip: int = 2) -> Ledger:
+    ledger.job_queued("job-1", REQUEST)
+    ledger.job_started("job-1")
+    ledger.job_planned("job-1", plan(num_clip))
+    return ledger
+
+
+def test_a_job_on_its_road(ledger: Ledger) -> None:
+    """From queued to succeeded, each state has its times in UTC, its columns and its event."""
+    ledger.job_queued("job-1", REQUEST)
+    assert (job(ledger).status, job(ledger).request, job(ledger).started_at) == ("queued", REQUEST, None)
+    ledger.job_started("job-1")
+    ledger.job_planned("job-1", plan(2))
+    record = job(ledger)
+    assert (record.status, record.num_clip, record.num_frames) == ("running", 2, 96)
+    assert (record.width, record.height, record.estimated_gpu_seconds) == (480, 832, 12.5)
+    ledger.job_succeeded("job-1", "s3://out/job-1.mp4", "ab" * 32)
+    record = job(ledger)
+    assert (record.status, record.video_uri, record.sha256) == ("succeeded", "s3://out/job-1.mp4", "ab" * 32)
+    assert record.started_at is not None
+    assert record.finished_at is not None
+    assert record.created_at <= record.started_at <= record.finished_at <= record.updated_at
+    assert record.finished_at.utcoffset() == datetime.now(UTC).utcoffset()
+    assert [event.event for event in record.events] == ["job_queued", "job_started", "job_planned", "job_succeeded"]
+
+
+def test_a_job_that_runs_is_not_started_again(ledger: Ledger) -> None:
+    """Starting twice changes neither the time of the start nor the events."""
+    ledger.job_queued("job-1", REQUEST)
+    ledger.job_started("job-1")
+    before = job(ledger)
+    ledger.job_started("job-1")
+    assert job(ledger) == before
+
+
+def test_a_failed_job_that_is_started_again_runs_without_a_reason(ledger: Ledger) -> None:
+    """A restart takes back reason and end, and leaves both in the events."""
+    planned(ledger).job_failed("job-1", "The speech is silent.")
+    assert (job(ledger).status, job(ledger).reason) == ("failed", "The speech is silent.")
+    assert job(ledger).finished_at is not None
+    ledger.job_started("job-1")
+    record = job(ledger)
+    assert (record.status, record.reason, record.finished_at) == ("running", None, None)
+    assert record.events[-2].detail == {"reason": "The speech is silent."}
+
+
+def test_a_job_that_was_never_queued_can_fail(ledger: Ledger) -> None:
+    """The reason of a request that could not even be read is on record."""
+    ledger.job_failed("job-1", "The request is not JSON.")
+    assert (job(ledger).status, job(ledger).request) == ("failed", None)
+
+
+def test_a_failed_job_renders_nothing(ledger: Ledger) -> None:
+    """A clip whose process was killed is failed with its job; finished and pending clips stay what they are."""
+    planned(ledger, 3)
+    ledger.clip_started("job-1", 0, "f0")
+    ledger.clip_succeeded("job-1", 0, render_seconds=1.0, reused=False)
+    ledger.clip_started("job-1", 1, "f1")
+    ledger.job_failed("job-1", "Killed.")
+    assert [clip.status for clip in job(ledger).clips] == ["succeeded", "failed", "pending"]
+
+
+def test_a_clip_on_its_road(ledger: Ledger) -> None:
+    """A clip counts its attempts, shows its progress, and keeps the time of its rendering when it is reused."""
+    planned(ledger).clip_started("job-1", 1, "f1")
+    ledger.clip_progress("job-1", 1, step=7, num_steps=40)
+    clip = job(ledger).clips[1]
+    assert (clip.status, clip.progress_step, clip.progress_steps, clip.attempts) == ("rendering", 7, 40, 1)
+    ledger.clip_failed("job-1", 1, "Out of memory.")
+    assert job(ledger).clips[1].status == "failed"
+    ledger.clip_started("job-1", 1, "f1")
+    ledger.clip_succeeded("job-1", 1, render_seconds=2.5, reused=False)
+    ledger.clip_started("job-1", 1, "f1")
+    ledger.clip_succeeded("job-1", 1, render_seconds=0.0, reused=True)
+    clip = job(ledger).clips[1]
+    assert (clip.status, clip.attempts, clip.render_seconds, clip.reused) == ("succeeded", 3, 2.5, True)
+    assert (clip.fingerprint, clip.start_frame, clip.end_frame) == ("f1", 48, 96)
+
+
+def test_a_new_plan_replaces_the_clips(ledger: Ledger) -> None:
+    """Clips beyond the new plan are forgotten, the others are pending with their new frames."""
+    planned(ledger, 3).clip_started("job-1", 0, "f0")
+    ledger.job_planned("job-1", plan(2, infer_frames=80))
+    clips = job(ledger).clips
+    assert [(clip.start_frame, clip.end_frame, clip.status) for clip in clips] == [
+        (0, 80, "pending"),
+        (80, 160, "pending"),
+    ]
+
+
+def test_artifacts_are_recorded_by_key(ledger: Ledger) -> None:
+    """An object that is written again replaces its row."""
+    ledger.job_queued("job-1", REQUEST)
+    for size_bytes in (10, 5 * 1024**3):
+        artifact = Artifact(key="jobs/job-1/plan.json", sha256="00", size_bytes=size_bytes)
+        now = datetime.now(UTC)
+        ledger.record_artifacts(
+            Manifest(
+                step="plan_clips",
+                job_id="job-1",
+                fingerprint="f",
+                producer=Producer(package_version="1"),
+                inputs={},
+                outputs={"plan": artifact},
+                started_at=now,
+                finished_at=now,
+            )
+        )
+    (row,) = job(ledger).artifacts
+    assert (row.key, row.step, row.size_bytes) == ("jobs/job-1/plan.json", "plan_clips", 5 * 1024**3)
+
+
+def test_events_need_no_job(ledger: Ledger) -> None:
+    """What befell a job before it was queued is found with it afterwards."""
+    ledger.event("job-1", "step_failed", step="stage_inputs", clip_index=None, detail={"error": "no network"})
+    ledger.job_queued("job-1", REQUEST)
+    first = job(ledger).events[0]
+    assert (first.event, first.step, first.detail) == ("step_failed", "stage_inputs", {"error": "no network"})
+
+
+def test_jobs_are_listed_newest_first(ledger: Ledger) -> None:
+    """The list has the newest jobs, without their details."""
+    for job_id in ("job-1", "job-2", "job-3"):
+        ledger.job_queued(job_id, REQUEST)
+    assert [record.job_id for record in ledger.jobs(limit=2)] == ["job-3", "job-2"]
+    assert ledger.job("job-4") is None
+
+
+def test_calls_about_unknown_jobs_and_clips_are_refused(ledger: Ledger) -> None:
+    """The message names the job, or the clip, and the step to run first."""
+    with pytest.raises(PermanentError, match="'job-1' is not on record: run `s2v stage-inputs`"):
+        ledger.job_started("job-1")
+    ledger.job_queued("job-1", REQUEST)
+    with pytest.raises(PermanentError, match="clip 3 of job 'job-1' is not on record: run `s2v plan-clips`"):
+        ledger.clip_started("job-1", 3, "f")
+
+
+def test_a_database_without_tables_names_the_remedy(postgres_url: str) -> None:
+    """A database that was never migrated is a configuration error."""
+    engine = create_engine(str(make_url(postgres_url).set(database="postgres").render_as_string(hide_password=False)))
+    with pytest.raises(ConfigurationError, match="s2v db upgrade"):
+        Ledger(engine).jobs()
+    engine.dispose()
+
+
+@pytest.mark.parametrize("change", [{"password": "wrong-secret"}, {"database": "nowhere"}])
+def test_a_refused_connection_is_a_configuration_error(postgres_url: str, change: dict[str, str]) -> None:
+    """A wrong password or database name is told without the password."""
+    url = make_url(postgres_url).set(**change)  # type: ignore[arg-type]
+    engine = create_engine(url.render_as_string(hide_password=False))
+    with pytest.raises(ConfigurationError, match=f"127.0.0.1:{url.port}/{url.database} refuses") as caught:
+        Ledger(engine).jobs()
+    assert str(url.password) not in str(caught.value)
+    engine.dispose()
+
+
+def test_a_server_that_is_away_is_a_transient_error() -> None:
+    """A refused connection may succeed later; the message names host, port and database, not the password."""
+    port = free_ports(1)[0]
+    engine = create_engine(f"postgresql://s2v:a-secret@127.0.0.1:{port}/s2v")
+    with pytest.raises(TransientError, match=f"127.0.0.1:{port}/s2v cannot be used") as caught:
+        Ledger(engine).job_queued("job-1", REQUEST)
+    assert "a-secret" not in str(caught.value)
+    engine.dispose()
+
+
+@pytest.mark.parametrize("url", ["", "mysql://u:a-secret@host/db", "postgresql://u:a-secret@host", "a-secret"])
+def test_a_url_that_is_none_is_refused_without_showing_it(url: str) -> None:
+    """A bad URL is a configuration error that does not repeat it: it may have a password."""
+    with pytest.raises(ConfigurationError, match="S2V_DATABASE_URL") as caught:
+        create_engine(url)
+    assert "a-secret" not in str(caught.value)
+
+
+def test_no_database_is_a_configuration_error() -> None:
+    """Without a setting the message says how to get a database."""
+    with pytest.raises(ConfigurationError, match="S2V_DATABASE_URL is not set"):
+        engine_from_settings(Settings())  # type: ignore[call-arg]

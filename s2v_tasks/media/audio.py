@@ -62,7 +62,7 @@ def normalise_speech(source: Path, wav_16k: Path, *, max_duration_seconds: float
     _refuse_longer(name, stream.duration or Fraction(0), max_duration_seconds)
     problem = missing_end(source, found.container.format_name)
     if problem is not None:
-        raise PermanentError(f"The speech {name} is cut off: {problem}; upload the complete file.")
+        raise PermanentError(f"The speech {name} is damaged or cut off: {problem}; upload the complete file.")
     with tempfile.TemporaryDirectory(dir=wav_16k.parent) as scratch:
         native = _decode(source, stream, Path(scratch) / "native.f32", max_duration_seconds)
         num_samples = _delivered_samples(name, native.shape[0], found, stream)

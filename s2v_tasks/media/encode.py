@@ -69,7 +69,7 @@ class _Counter:
 
 def to_yuv(rgb: Any) -> Any:
     """ffmpeg stream of RGB frames → limited-range bt709 4:2:0, and tagged so: players guess where there is no tag."""
-    yuv = rgb.filter("scale", in_range="pc", out_color_matrix="bt709", out_range="tv", flags=_SWSCALE)
+    yuv = rgb.filter("scale", out_color_matrix="bt709", out_range="tv", flags=_SWSCALE)
     tags = {"colorspace": "bt709", "color_primaries": "bt709", "color_trc": "bt709", "range": "tv"}
     return yuv.filter("format", "yuv420p").filter("setparams", **tags)
 

@@ -41,7 +41,7 @@ def tool_path(tool: Tool) -> str:
     settings = load_settings()
     setting = settings.ffmpeg_path if tool == "ffmpeg" else settings.ffprobe_path
     if setting is not None:
-        found = shutil.which(setting)
+        found = shutil.which(str(setting))
         if found is None:
             raise ConfigurationError(
                 f"S2V_{tool.upper()}_PATH is {setting}, which is not an executable file: correct or unset it."

@@ -14,9 +14,11 @@ from s2v_tasks.media.ffmpeg import own_input, read_chunks
 from s2v_tasks.media.probe import Stream, probe
 from s2v_tasks.schemas.report import VideoFacts
 
-# Mean absolute luma difference (0-255) under which two frames show the same picture: above what H.264 leaves between
-# repeated frames, below a blink.
-STILL_BELOW = 0.05
+# Two frames show the same picture if no 16x16 block differs by more, in mean luma steps. A key frame redraws a frozen
+# picture with up to 1.5; a blink, a lip or a head that sways by a quarter pixel differ by 6 and more somewhere.
+# The mean over the whole frame cannot tell them apart: a key frame changes it more than a moving mouth does.
+_STILL_BELOW = 3.0
+_BLOCK = 16
 _QUIETEST_DBFS = -120.0
 _AUDIO_CHUNK_BYTES = 1 << 20
 
@@ -83,7 +85,8 @@ def _drain(measuring: Callable[[], None], errors: list[str]) -> None:
 
 
 def _measure_picture(path: Path, stream: Stream, picture: _Picture) -> None:
-    previous: npt.NDArray[np.int16] | None = None
+    # Compared with the first frame of the run, not the frame before: slow motion adds up.
+    run_start: npt.NDArray[np.int16] | None = None
     for luma in _luma_frames(path, stream):
         mean, std = float(luma.mean()), float(luma.std())
         picture.num_frames += 1
@@ -91,10 +94,17 @@ def _measure_picture(path: Path, stream: Stream, picture: _Picture) -> None:
         picture.std_sum += std
         picture.darkest = min(picture.darkest, mean)
         picture.flattest = min(picture.flattest, std)
-        still = previous is not None and float(np.abs(luma - previous).mean()) * 255 / 219 < STILL_BELOW
-        picture.run = picture.run + 1 if still else 1
+        if run_start is not None and _largest_block_difference(luma, run_start) < _STILL_BELOW:
+            picture.run += 1
+        else:
+            picture.run, run_start = 1, luma
         picture.longest_run = max(picture.longest_run, picture.run)
-        previous = luma
+
+
+def _largest_block_difference(one: npt.NDArray[np.int16], other: npt.NDArray[np.int16]) -> float:
+    rows, columns = one.shape[0] // _BLOCK, one.shape[1] // _BLOCK
+    difference = np.abs(one - other)[: rows * _BLOCK, : columns * _BLOCK]
+    return float(difference.reshape(rows, _BLOCK, columns, _BLOCK).mean(axis=(1, 3)).max())
 
 
 def _luma_frames(path: Path, stream: Stream) -> Iterator[npt.NDArray[np.int16]]:
@@ -103,7 +113,8 @@ def _luma_frames(path: Path, stream: Stream) -> Iterator[npt.NDArray[np.int16]]:
     raw = plane.output("pipe:1", format="rawvideo", pix_fmt="gray", fps_mode="passthrough")
     size_bytes = stream.width * stream.height
     for chunk in read_chunks(raw, size_bytes, doing=f"decoding the picture of {path.name}", error=PermanentError):
-        yield np.frombuffer(chunk, dtype=np.uint8).astype(np.int16)
+        if len(chunk) == size_bytes:  # else decoding ended inside a frame, and the error follows
+            yield np.frombuffer(chunk, dtype=np.uint8).reshape(stream.height, stream.width).astype(np.int16)
 
 
 def _measure_sound(path: Path, sound: _Sound) -> None:

@@ -1,0 +1,75 @@
+"""Small generated media."""
+
+import wave
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from s2v_tasks.errors import PermanentError
+from s2v_tasks.media import ffmpeg
+from s2v_tasks.media.encode import Frames
+
+Samples = npt.NDArray[np.float64]
+
+
+@pytest.fixture
+def noise() -> Callable[[int, int], Samples]:
+    """Makes noise `[n, channels]` between -0.5 and 0.5, the same each time."""
+
+    def make(num_samples: int, channels: int = 1) -> Samples:
+        return np.random.default_rng(7).uniform(-0.5, 0.5, (num_samples, channels))
+
+    return make
+
+
+@pytest.fixture
+def write_wav() -> Callable[[Path, Samples, int], Path]:
+    """Writes samples `[n, channels]` as 16-bit WAV."""
+
+    def write(path: Path, samples: Samples, sample_rate: int) -> Path:
+        with wave.open(str(path), "wb") as file:
+            file.setnchannels(samples.shape[1])
+            file.setsampwidth(2)
+            file.setframerate(sample_rate)
+            file.writeframes((samples * 32767).astype("<i2").tobytes())
+        return path
+
+    return write
+
+
+@pytest.fixture
+def convert() -> Callable[..., Path]:
+    """Converts a media file with ffmpeg's output options."""
+
+    def run(source: Path, destination: Path, **options: Any) -> Path:
+        command = ffmpeg.uploaded_input(source, "wav,mov").output(ffmpeg.file_url(destination), **options)
+        ffmpeg.run(command, doing=f"making {destination.name}", error=PermanentError)
+        return destination
+
+    return run
+
+
+@pytest.fixture
+def moving() -> Callable[..., Frames]:
+    """Makes RGB frames `[n,H,W,3]` of drifting waves: no two alike."""
+
+    def make(num_frames: int, height: int = 64, width: int = 96, phase: float = 0.0) -> Frames:
+        y, x = np.mgrid[:height, :width]
+        frames = [
+            np.stack(
+                [
+                    127 + 100 * np.sin(x / 9 + k / 5 + phase),
+                    127 + 100 * np.cos(y / 7 - k / 4 + phase),
+                    127 + 60 * np.sin((x + y) / 11 + k / 3),
+                ],
+                axis=-1,
+            )
+            for k in range(num_frames)
+        ]
+        return np.stack(frames).astype(np.uint8)
+
+    return make

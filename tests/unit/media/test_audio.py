@@ -1,0 +1,212 @@
+"""Speech intake."""
+
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import librosa
+import numpy as np
+import numpy.typing as npt
+import pytest
+import soundfile
+
+from s2v_tasks.errors import PermanentError
+from s2v_tasks.media.audio import is_silent, load_waveform, normalise_speech, rms_dbfs
+
+Noise = Callable[..., npt.NDArray[np.float64]]
+WriteWav = Callable[..., Path]
+Convert = Callable[..., Path]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "sample_rate", "channels"),
+    [("5", 16000, 1), ("5.02", 44100, 2), ("19.73", 8000, 1), ("61.3", 8000, 1), ("0.0625", 48000, 1)],
+)
+def test_length_is_exact(
+    seconds: str, sample_rate: int, channels: int, tmp_path: Path, noise: Noise, write_wav: WriteWav
+) -> None:
+    """The duration is that of the decoded samples, and the 16 kHz waveform is as long."""
+    num_samples = int(Fraction(seconds) * sample_rate)
+    source = write_wav(tmp_path / "a.wav", noise(num_samples, channels), sample_rate)
+    info = normalise_speech(source, tmp_path / "16k.wav", max_duration_seconds=120)
+    assert (info.num_samples, info.sample_rate, info.channels) == (num_samples, sample_rate, channels)
+    assert info.duration_seconds == Fraction(seconds)
+    assert load_waveform(tmp_path / "16k.wav").shape == (-(-num_samples * 16000 // sample_rate),)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("a.mp3", {"acodec": "libmp3lame", "audio_bitrate": "128k"}),
+        ("a.mp3", {"acodec": "libmp3lame", "q:a": 4}),
+        ("a.flac", {"acodec": "flac"}),
+        ("a.m4a", {"acodec": "aac"}),
+        ("a.ogg", {"acodec": "libopus", "ar": 48000}),
+    ],
+)
+def test_codec_delay_and_padding_do_not_count(
+    name: str, options: dict[str, str], tmp_path: Path, noise: Noise, write_wav: WriteWav, convert: Convert
+) -> None:
+    """Five seconds stay exactly five seconds in every compressed format."""
+    wav = write_wav(tmp_path / "a.wav", noise(5 * 44100), 44100)
+    info = normalise_speech(convert(wav, tmp_path / name, **options), tmp_path / "16k.wav", max_duration_seconds=9)
+    assert info.duration_seconds == 5
+
+
+@pytest.mark.parametrize(("sample_rate", "channels"), [(44100, 2), (8000, 1), (16000, 2), (22050, 1)])
+def test_waveform_is_librosas(
+    sample_rate: int, channels: int, tmp_path: Path, noise: Noise, write_wav: WriteWav
+) -> None:
+    """The audio encoder hears what librosa's loader gives, bit for bit (spec b.1)."""
+    source = write_wav(tmp_path / "a.wav", noise(sample_rate + 123, channels), sample_rate)
+    normalise_speech(source, tmp_path / "16k.wav", max_duration_seconds=9)
+    native, _ = soundfile.read(source, dtype="float32", always_2d=True)  # what librosa.load does with a WAV
+    reference = librosa.resample(librosa.to_mono(native.T), orig_sr=sample_rate, target_sr=16000)
+    np.testing.assert_array_equal(load_waveform(tmp_path / "16k.wav"), reference)
+
+
+def test_equal_speech_gives_equal_bytes(tmp_path: Path, noise: Noise, write_wav: WriteWav) -> None:
+    """The 16 kHz file carries no time stamp: its digest identifies the speech."""
+    source = write_wav(tmp_path / "a.wav", noise(4000), 8000)
+    for name in ("one.wav", "two.wav"):
+        normalise_speech(source, tmp_path / name, max_duration_seconds=9)
+    one, two = ((tmp_path / name).read_bytes() for name in ("one.wav", "two.wav"))
+    assert one == two
+    assert b"PEAK" not in one
+
+
+def _refusal(source: Path, tmp_path: Path, max_duration_seconds: float = 30) -> str:
+    with pytest.raises(PermanentError) as caught:
+        normalise_speech(source, tmp_path / "16k.wav", max_duration_seconds=max_duration_seconds)
+    message = str(caught.value)
+    assert source.name in message
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "To be, or not to be\n" * 50,
+        "#EXTM3U\n#EXTINF:5,\nother.wav\n",
+        "ffconcat version 1.0\nfile other.wav\n",
+        '<svg xmlns="http://www.w3.org/2000/svg" width="64" height="64"/>',
+    ],
+)
+def test_text_named_wav_is_refused(text: str, tmp_path: Path, noise: Noise, write_wav: WriteWav) -> None:
+    """Text, playlists, concat scripts and drawings are no speech, whatever their name, and open no other file."""
+    write_wav(tmp_path / "other.wav", noise(16000), 16000)
+    (tmp_path / "a.wav").write_text(text)
+    assert "not a readable sound file" in _refusal(tmp_path / "a.wav", tmp_path)
+
+
+def test_empty_file_is_refused(tmp_path: Path) -> None:
+    """A file of 0 bytes is named as such."""
+    (tmp_path / "a.mp3").touch()
+    assert "empty" in _refusal(tmp_path / "a.mp3", tmp_path)
+
+
+def test_too_long_speech_is_refused(tmp_path: Path, noise: Noise, write_wav: WriteWav) -> None:
+    """A speech beyond the bound is refused with its length and the limit."""
+    source = write_wav(tmp_path / "a.wav", noise(3 * 8000), 8000)
+    assert "lasts 3.0 s, at most 2.5 s" in _refusal(source, tmp_path, max_duration_seconds=2.5)
+
+
+def test_too_long_speech_of_undeclared_length_is_refused(
+    tmp_path: Path, noise: Noise, write_wav: WriteWav, convert: Convert
+) -> None:
+    """Where the header cannot be trusted the bound holds while decoding."""
+    wav = write_wav(tmp_path / "a.wav", noise(3 * 44100), 44100)
+    source = convert(wav, tmp_path / "a.aac", acodec="aac", audio_bitrate="64k")
+    assert "at most 2.5 s" in _refusal(source, tmp_path, max_duration_seconds=2.5)
+
+
+def test_speech_shorter_than_a_frame_is_refused(tmp_path: Path, noise: Noise, write_wav: WriteWav) -> None:
+    """One sample less than 1/16 s is no speech."""
+    source = write_wav(tmp_path / "a.wav", noise(499), 8000)
+    assert "less than one video frame" in _refusal(source, tmp_path)
+
+
+def test_speech_with_broken_numbers_is_refused(tmp_path: Path, convert: Convert, noise: Noise) -> None:
+    """NaN samples never reach the audio encoder."""
+    samples = noise(8000).astype("<f4")
+    samples[4000] = np.nan
+    header = b"RIFF\0\0\0\0WAVEfmt " + bytes([16, 0, 0, 0, 3, 0, 1, 0]) + (8000).to_bytes(4, "little")
+    header += (32000).to_bytes(4, "little") + bytes([4, 0, 32, 0]) + b"data" + (32000).to_bytes(4, "little")
+    (tmp_path / "a.wav").write_bytes(header + samples.tobytes())
+    assert "not numbers" in _refusal(tmp_path / "a.wav", tmp_path)
+
+
+def test_video_without_sound_is_refused(tmp_path: Path, moving: Callable[..., object]) -> None:
+    """A silent film is refused for having no sound."""
+    from s2v_tasks.media.encode import encode_clip
+
+    encode_clip(moving(4), tmp_path / "a.mp4")  # type: ignore[arg-type]
+    assert "has no sound, only video" in _refusal(tmp_path / "a.mp4", tmp_path)
+
+
+@pytest.mark.parametrize("options", [{"audio_bitrate": "64k"}, {"q:a": 4}, {"audio_bitrate": "64k", "write_xing": 0}])
+@pytest.mark.parametrize("lost_bytes", [1, 77, 9000])
+def test_truncated_mp3_is_refused(
+    options: dict[str, str], lost_bytes: int, tmp_path: Path, noise: Noise, write_wav: WriteWav, convert: Convert
+) -> None:
+    """An MP3 that ends inside a frame is cut off, with or without a Xing header."""
+    wav = write_wav(tmp_path / "a.wav", noise(2 * 44100), 44100)
+    whole = convert(wav, tmp_path / "whole.mp3", acodec="libmp3lame", **options)
+    source = tmp_path / "a.mp3"
+    source.write_bytes(whole.read_bytes()[:-lost_bytes])
+    assert "cut off" in _refusal(source, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("a.wav", {}),
+        ("a.flac", {"acodec": "flac"}),
+        ("a.m4a", {"acodec": "aac", "movflags": "+faststart"}),
+        ("a.ogg", {"acodec": "libopus", "ar": 48000}),
+        ("a.webm", {"acodec": "libopus", "ar": 48000}),
+        ("a.aac", {"acodec": "aac"}),
+    ],
+)
+def test_truncated_file_is_refused(
+    name: str, options: dict[str, str], tmp_path: Path, noise: Noise, write_wav: WriteWav, convert: Convert
+) -> None:
+    """Half a file is never taken for a short speech."""
+    wav = write_wav(tmp_path / "source.wav", noise(4 * 44100), 44100)
+    whole = convert(wav, tmp_path / f"whole-{name}", **options).read_bytes()
+    (tmp_path / name).write_bytes(whole[: len(whole) // 2])
+    assert _refusal(tmp_path / name, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("a.mp3", {"acodec": "libmp3lame"}), ("a.flac", {}), ("a.ogg", {"acodec": "libvorbis"}), ("a.m4a", {})],
+)
+def test_damaged_file_is_refused(
+    name: str, options: dict[str, str], tmp_path: Path, noise: Noise, write_wav: WriteWav, convert: Convert
+) -> None:
+    """A hole of zeros in the middle is damage, not silence."""
+    wav = write_wav(tmp_path / "source.wav", noise(6 * 44100), 44100)
+    data = bytearray(convert(wav, tmp_path / f"whole-{name}", **options).read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 3000] = bytes(3000)
+    (tmp_path / name).write_bytes(data)
+    assert "damaged" in _refusal(tmp_path / name, tmp_path)
+
+
+def test_levels_tell_speech_from_silence(tmp_path: Path, write_wav: WriteWav) -> None:
+    """Full-scale sine has its textbook levels; a muted microphone is silent."""
+    sine = np.sin(np.arange(16000) * 2 * np.pi * 440 / 16000)[:, None] * 0.5
+    info = normalise_speech(write_wav(tmp_path / "a.wav", sine, 16000), tmp_path / "16k.wav", max_duration_seconds=9)
+    assert info.rms_dbfs == pytest.approx(-9.03, abs=0.01)
+    assert info.peak_dbfs == pytest.approx(-6.02, abs=0.01)
+    loud = load_waveform(tmp_path / "16k.wav")
+    assert not is_silent(loud)
+    assert is_silent(loud * np.float32(0.001))
+    assert rms_dbfs(np.zeros(0, np.float32)) == -120
+
+
+def test_other_wav_is_not_loaded_as_waveform(tmp_path: Path, noise: Noise, write_wav: WriteWav) -> None:
+    """Only 16 kHz mono is what the audio encoder takes."""
+    with pytest.raises(PermanentError, match="8000 Hz"):
+        load_waveform(write_wav(tmp_path / "a.wav", noise(800), 8000))

@@ -1,0 +1,52 @@
+"""Detecting files whose end is missing."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from s2v_tasks.media.containers import missing_end
+
+
+@pytest.fixture
+def mp3(
+    tmp_path: Path, noise: Callable[..., Any], write_wav: Callable[..., Path], convert: Callable[..., Path]
+) -> bytes:
+    """One second of constant bit rate MP3 with a Xing header."""
+    wav = write_wav(tmp_path / "source.wav", noise(44100), 44100)
+    return convert(wav, tmp_path / "source.mp3", acodec="libmp3lame", audio_bitrate="64k").read_bytes()
+
+
+def _problem(tmp_path: Path, data: bytes, format_name: str = "mp3") -> str | None:
+    (tmp_path / "a").write_bytes(data)
+    return missing_end(tmp_path / "a", format_name)
+
+
+def test_every_cut_of_an_mp3_with_xing_header_is_found(tmp_path: Path, mp3: bytes) -> None:
+    """Wherever such a file is cut behind its first frames, inside a frame or between two, it is noticed."""
+    assert _problem(tmp_path, mp3) is None
+    for lost_bytes in range(1, 500):
+        assert _problem(tmp_path, mp3[:-lost_bytes]), f"{lost_bytes} bytes lost"
+
+
+def test_tags_around_an_mp3_are_no_damage(tmp_path: Path, mp3: bytes) -> None:
+    """ID3 tags with a cover picture before and ID3v1 or padding behind are not taken for missing sound."""
+    cover = b"ID3\x03\0\0" + bytes([0, 0, 16, 0]) + (b"\xff\xfb\x90\0" * 512)
+    assert _problem(tmp_path, cover + mp3 + b"TAG" + b"title".ljust(125, b"\0") + bytes(500)) is None
+
+
+def test_recorders_that_never_wrote_the_length_are_trusted(
+    tmp_path: Path, write_wav: Callable[..., Path], noise: Callable[..., Any]
+) -> None:
+    """A WAV with a placeholder for its length says nothing about its end, one with a length does."""
+    data = bytearray(write_wav(tmp_path / "source.wav", noise(800), 8000).read_bytes())
+    assert _problem(tmp_path, bytes(data[:-2]), "wav")
+    for placeholder in (0, 0xFFFFFFFF):
+        data[40:44] = placeholder.to_bytes(4, "little")
+        assert _problem(tmp_path, bytes(data[:-2]), "wav") is None
+
+
+def test_other_formats_are_left_to_the_decoder(tmp_path: Path) -> None:
+    """A format without a check of its own has no problem here."""
+    assert _problem(tmp_path, b"fLaC", "flac") is None

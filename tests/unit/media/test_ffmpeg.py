@@ -1,0 +1,125 @@
+"""Finding and running ffmpeg."""
+
+import os
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from s2v_tasks.errors import ConfigurationError, PermanentError, TransientError
+from s2v_tasks.media import ffmpeg
+from s2v_tasks.settings import load_settings
+
+
+@pytest.fixture(autouse=True)
+def _fresh_configuration() -> Iterator[None]:
+    load_settings.cache_clear()
+    ffmpeg.tool_path.cache_clear()
+    yield
+    load_settings.cache_clear()
+    ffmpeg.tool_path.cache_clear()
+
+
+def _script(path: Path, body: str) -> Path:
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
+def _endless_noise() -> object:
+    return ffmpeg.pipe_input(format="rawvideo", pix_fmt="gray", s="16x16").output("pipe:1", format="rawvideo")
+
+
+def test_setting_wins_over_path_and_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The configured binary is used even if PATH has another one."""
+    ours = _script(tmp_path / "my-ffmpeg", "exit 0")
+    _script(tmp_path / "ffmpeg", "exit 0")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("S2V_FFMPEG_PATH", str(ours))
+    assert ffmpeg.tool_path("ffmpeg") == str(ours)
+
+
+def test_path_wins_over_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A binary on PATH is preferred to the one installed by pip."""
+    ours = _script(tmp_path / "ffprobe", "exit 0")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert ffmpeg.tool_path("ffprobe") == str(ours)
+
+
+@pytest.mark.parametrize("tool", ["ffmpeg", "ffprobe"])
+def test_wheel_is_found_without_path(tool: ffmpeg.Tool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without settings and PATH the binary installed by pip is used."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = Path(ffmpeg.tool_path(tool))
+    assert found.name == tool
+    assert os.access(found, os.X_OK)
+
+
+def test_missing_tool_names_the_remedies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without any binary the error says what to install or set."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setitem(ffmpeg._WHEELS, "ffmpeg", "no_such_wheel")
+    with pytest.raises(ConfigurationError, match="S2V_FFMPEG_PATH"):
+        ffmpeg.tool_path("ffmpeg")
+
+
+def test_wrong_setting_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A configured path without an executable is an error, not a reason to take another binary."""
+    monkeypatch.setenv("S2V_FFMPEG_PATH", str(tmp_path / "absent"))
+    with pytest.raises(ConfigurationError, match="absent"):
+        ffmpeg.tool_path("ffmpeg")
+
+
+def test_failure_is_the_callers_error_with_the_last_lines(tmp_path: Path) -> None:
+    """A failing command raises the chosen class with what ffmpeg said, without memory addresses."""
+    command = ffmpeg.own_input(tmp_path / "absent.wav").output("pipe:1", format="wav")
+    with pytest.raises(TransientError, match=r"reading it failed: .*No such file") as caught:
+        ffmpeg.run(command, doing="reading it", error=TransientError)
+    assert "0x" not in str(caught.value)
+
+
+def test_command_that_runs_too_long_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command past its limit is killed and raised as the chosen error."""
+    monkeypatch.setenv("S2V_FFMPEG_PATH", str(_script(tmp_path / "ffmpeg", "exec sleep 60")))
+    started = time.monotonic()
+    with pytest.raises(PermanentError, match=r"longer than 0\.2 s"):
+        ffmpeg.run(_endless_noise(), doing="waiting", error=PermanentError, timeout_seconds=0.2)
+    assert time.monotonic() - started < 10
+
+
+def test_command_killed_from_outside_is_worth_a_retry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal is never blamed on the input."""
+    monkeypatch.setenv("S2V_FFMPEG_PATH", str(_script(tmp_path / "ffmpeg", "kill -KILL $$")))
+    with pytest.raises(TransientError, match="signal 9"):
+        ffmpeg.run(_endless_noise(), doing="encoding", error=PermanentError)
+
+
+def test_error_of_the_producer_is_raised_and_ends_the_command() -> None:
+    """What the source of the frames raises reaches the caller unchanged."""
+
+    def broken() -> Iterator[bytes]:
+        yield bytes(256)
+        raise ZeroDivisionError("render failed")
+
+    with pytest.raises(ZeroDivisionError, match="render failed"):
+        ffmpeg.feed(_endless_noise(), broken(), doing="encoding", error=TransientError)
+
+
+def test_reader_may_stop_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A consumer that has enough ends the command without an error."""
+    monkeypatch.setenv("S2V_FFMPEG_PATH", str(_script(tmp_path / "ffmpeg", "exec yes")))
+    chunks = ffmpeg.read_chunks(_endless_noise(), 64, doing="reading", error=PermanentError)
+    assert next(chunks) == b"y\n" * 32
+    chunks.close()  # type: ignore[attr-defined]
+
+
+def test_no_command_reads_standard_input_or_asks() -> None:
+    """Every command is non-interactive, stops at errors, and names its protocols before the input."""
+    command = ffmpeg._command(ffmpeg.uploaded_input(Path("-i odd:name.wav"), "wav").output("pipe:1", format="wav"))
+    assert {"-nostdin", "-hide_banner", "-xerror"} <= set(command)
+    source = command.index("-i")
+    assert command[source + 1] == "file:-i odd:name.wav"
+    assert command.index("-protocol_whitelist") < source
+    assert command.index("-format_whitelist") < source

@@ -1,0 +1,161 @@
+"""Picture intake."""
+
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from s2v_tasks.errors import PermanentError
+from s2v_tasks.media.encode import encode_clip
+from s2v_tasks.media.image import ImageInfo, normalise_image
+
+
+def _photo(width: int = 60, height: int = 40) -> Image.Image:
+    y, x = np.mgrid[:height, :width]
+    return Image.fromarray(np.stack([x * 4 % 256, y * 6 % 256, (x + y) % 256], axis=-1).astype(np.uint8))
+
+
+def _normalised(source: Path, tmp_path: Path) -> Image.Image:
+    info = normalise_image(source, tmp_path / "image.png")
+    image = Image.open(tmp_path / "image.png")
+    image.load()
+    assert (image.mode, image.format, image.size) == ("RGB", "PNG", (info.width, info.height))
+    return image
+
+
+def test_plain_picture_keeps_its_pixels(tmp_path: Path) -> None:
+    """A PNG in RGB comes through unchanged, without metadata, with the same bytes each time."""
+    source = _photo()
+    source.save(tmp_path / "a.png", dpi=(300, 300), icc_profile=b"profile")
+    assert np.array_equal(_normalised(tmp_path / "a.png", tmp_path), source)
+    first = (tmp_path / "image.png").read_bytes()
+    _normalised(tmp_path / "a.png", tmp_path)
+    assert (tmp_path / "image.png").read_bytes() == first
+    assert b"iCCP" not in first
+    assert b"pHYs" not in first
+
+
+@pytest.mark.parametrize(("orientation", "size"), [(1, (60, 40)), (3, (60, 40)), (6, (40, 60)), (8, (40, 60))])
+def test_rotation_of_the_camera_is_applied(orientation: int, size: tuple[int, int], tmp_path: Path) -> None:
+    """A photo taken sideways stands upright, and is not turned a second time."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    _photo().save(tmp_path / "a.jpg", exif=exif, quality=95)
+    image = _normalised(tmp_path / "a.jpg", tmp_path)
+    assert image.size == size
+    assert not image.getexif()
+    quarter_turns = {1: 0, 3: 2, 6: 3, 8: 1}[orientation]
+    expected = np.rot90(np.asarray(_photo()), quarter_turns).astype(int)
+    assert np.abs(np.asarray(image) - expected)[5:-5, 5:-5].mean() < 12
+
+
+def test_transparency_becomes_white(tmp_path: Path) -> None:
+    """What is transparent is white, what is half transparent is half white."""
+    image = Image.new("RGBA", (40, 40), (200, 0, 0, 255))
+    image.paste((0, 0, 0, 0), (0, 0, 20, 20))
+    image.paste((0, 0, 0, 128), (20, 20, 40, 40))
+    image.save(tmp_path / "a.png")
+    result = _normalised(tmp_path / "a.png", tmp_path)
+    assert [result.getpixel(at) for at in ((5, 5), (30, 5), (30, 30))] == [
+        (255, 255, 255),
+        (200, 0, 0),
+        (127, 127, 127),
+    ]
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "1", "CMYK", "RGB"])
+def test_every_colour_mode_becomes_rgb(mode: str, tmp_path: Path) -> None:
+    """Grey, palette, bilevel and print pictures come out as the RGB picture that they show."""
+    source = _photo().convert("L") if mode in {"LA", "1"} else _photo()
+    source = source.convert(mode)
+    source.save(tmp_path / "a.jpg", quality=95) if mode == "CMYK" else source.save(tmp_path / "a.png")
+    result = np.asarray(_normalised(tmp_path / "a.jpg" if mode == "CMYK" else tmp_path / "a.png", tmp_path)).astype(int)
+    assert np.abs(result - np.asarray(source.convert("RGB"))).mean() < 8
+
+
+def test_sixteen_bit_grey_is_scaled(tmp_path: Path) -> None:
+    """A 16-bit scan keeps its tones instead of being clipped to white."""
+    ramp = np.tile(np.linspace(0, 65535, 64).astype(np.uint16), (40, 1))
+    Image.fromarray(ramp).save(tmp_path / "a.png")
+    assert np.array_equal(np.asarray(_normalised(tmp_path / "a.png", tmp_path))[:, :, 1], ramp >> 8)
+
+
+def test_large_and_small_pictures_are_taken(tmp_path: Path) -> None:
+    """A 4000 px photo and a 200 px one are both fine: the plan decides the size of the video."""
+    for size in ((4000, 600), (200, 150)):
+        Image.new("RGB", size, "teal").save(tmp_path / "a.webp")
+        assert normalise_image(tmp_path / "a.webp", tmp_path / "image.png") == ImageInfo(*size)
+
+
+def _refusal(source: Path, tmp_path: Path, **options: Any) -> str:
+    with pytest.raises(PermanentError) as caught:
+        normalise_image(source, tmp_path / "image.png", **options)
+    message = str(caught.value)
+    assert message.startswith(f"The image {source.name} ")
+    assert str(tmp_path) not in message
+    assert "\n" not in message
+    return message
+
+
+def test_empty_file_is_refused(tmp_path: Path) -> None:
+    """A file of 0 bytes is named as such."""
+    (tmp_path / "a.png").touch()
+    assert "empty" in _refusal(tmp_path / "a.png", tmp_path)
+
+
+def test_video_is_refused(tmp_path: Path, moving: Callable[..., Any]) -> None:
+    """A film is no reference picture, whatever its name."""
+    encode_clip(moving(4), tmp_path / "a.mp4")
+    (tmp_path / "a.mp4").rename(tmp_path / "a.png")
+    assert "not a readable picture" in _refusal(tmp_path / "a.png", tmp_path)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
+def test_truncated_picture_is_refused(suffix: str, tmp_path: Path) -> None:
+    """Half a file is never completed with grey."""
+    noise = np.random.default_rng(1).integers(0, 255, (80, 90, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / f"whole.{suffix}")
+    data = (tmp_path / f"whole.{suffix}").read_bytes()
+    (tmp_path / f"a.{suffix}").write_bytes(data[: len(data) // 2])
+    assert "not a readable picture" in _refusal(tmp_path / f"a.{suffix}", tmp_path)
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp"])
+def test_animation_is_refused(suffix: str, tmp_path: Path) -> None:
+    """Nobody but the user knows which picture of an animation shall speak."""
+    _photo().save(tmp_path / f"a.{suffix}", save_all=True, append_images=[_photo().rotate(90)])
+    assert "animated" in _refusal(tmp_path / f"a.{suffix}", tmp_path)
+
+
+@pytest.mark.parametrize("size", [(31, 200), (200, 31)])
+def test_tiny_picture_is_refused(size: tuple[int, int], tmp_path: Path) -> None:
+    """A picture without room for a face is refused."""
+    _photo(*size).save(tmp_path / "a.png")
+    assert "at least 32" in _refusal(tmp_path / "a.png", tmp_path)
+
+
+def test_banner_is_refused(tmp_path: Path) -> None:
+    """Nine times wider than high would be cropped to nothing."""
+    _photo(360, 40).save(tmp_path / "a.png")
+    assert "at most 8 times" in _refusal(tmp_path / "a.png", tmp_path)
+
+
+def test_bomb_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+    """The number of pixels is judged from the header."""
+    _photo(100, 100).save(tmp_path / "a.png")
+    assert "more than 9999 pixels" in _refusal(tmp_path / "a.png", tmp_path, max_pixels=9999)
+    header = bytearray((tmp_path / "a.png").read_bytes())
+    header[16:24] = (60000).to_bytes(4, "big") * 2
+    header[29:33] = zlib.crc32(bytes(header[12:29])).to_bytes(4, "big")
+    (tmp_path / "a.png").write_bytes(header)
+    assert "more than 64000000 pixels" in _refusal(tmp_path / "a.png", tmp_path)
+
+
+def test_other_formats_are_refused(tmp_path: Path) -> None:
+    """Formats outside the list are not opened even if Pillow knows them."""
+    _photo().save(tmp_path / "a.gif")
+    assert "PNG, JPEG or WebP" in _refusal(tmp_path / "a.gif", tmp_path)

@@ -1,0 +1,161 @@
+"""Sound and picture together."""
+
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from s2v_tasks.errors import PermanentError
+from s2v_tasks.media import ffmpeg
+from s2v_tasks.media.encode import Frames, encode_clip
+from s2v_tasks.media.frames import read_frames
+from s2v_tasks.media.mux import mux
+from s2v_tasks.media.probe import Stream, probe
+
+CLICKS_SECONDS = (0.05, 0.7, 1.9)
+
+
+@pytest.fixture
+def silent(tmp_path: Path, moving: Callable[..., Frames]) -> Path:
+    """A video of 32 frames (2 s) without sound."""
+    encode_clip(moving(32), tmp_path / "silent.mp4")
+    return tmp_path / "silent.mp4"
+
+
+def _clicks(sample_rate: int, channels: int = 1, seconds: float = 2.0) -> npt.NDArray[np.float64]:
+    samples = np.zeros((int(seconds * sample_rate), channels))
+    width = sample_rate // 2000  # half a millisecond
+    for at in CLICKS_SECONDS:
+        start = round(at * sample_rate)
+        samples[start : start + width] = 0.9
+    return samples
+
+
+def _decoded(path: Path, sample_rate: int = 48000) -> npt.NDArray[np.float32]:
+    command = ffmpeg.own_input(path).audio.output("pipe:1", format="f32le", ac=1, ar=sample_rate)
+    chunks = ffmpeg.read_chunks(command, 1 << 16, doing="decoding", error=PermanentError)
+    return np.frombuffer(b"".join(chunks), np.float32)
+
+
+def _click_times(path: Path, sample_rate: int = 48000) -> list[float]:
+    """Middle of each click, seconds."""
+    energy = np.abs(_decoded(path, sample_rate))
+    half = sample_rate // 50
+    times = []
+    for at in CLICKS_SECONDS:
+        middle = round((at + 0.00025) * sample_rate)
+        window = energy[max(0, middle - half) : middle + half] ** 2
+        times.append(
+            (max(0, middle - half) + float((window * np.arange(window.size)).sum() / window.sum())) / sample_rate
+        )
+    return times
+
+
+def _audio(path: Path) -> Stream:
+    stream = probe(path, doing="reading", error=PermanentError).audio
+    assert stream is not None
+    return stream
+
+
+@pytest.mark.parametrize(
+    ("sample_rate", "channels", "name", "options"),
+    [
+        (44100, 2, "a.wav", None),
+        (8000, 1, "a.wav", None),
+        (48000, 1, "a.mp3", {"acodec": "libmp3lame", "audio_bitrate": "192k"}),
+        (44100, 1, "a.m4a", {"acodec": "aac", "audio_bitrate": "192k"}),
+        (48000, 1, "a.ogg", {"acodec": "libopus", "audio_bitrate": "192k"}),
+    ],
+)
+def test_sound_stays_in_sync(
+    sample_rate: int,
+    channels: int,
+    name: str,
+    options: dict[str, str] | None,
+    silent: Path,
+    tmp_path: Path,
+    write_wav: Callable[..., Path],
+    convert: Callable[..., Path],
+) -> None:
+    """Clicks of the speech are heard in the video at the same times, to within a millisecond, from first to last."""
+    source = write_wav(tmp_path / "source.wav", _clicks(sample_rate, channels), sample_rate)
+    source = convert(source, tmp_path / name, **options) if options else source
+    mux(silent, source, tmp_path / "muxed.mp4", num_frames=32, fps=16)
+    assert _click_times(tmp_path / "muxed.mp4") == pytest.approx([at + 0.00025 for at in CLICKS_SECONDS], abs=0.001)
+
+
+def test_delay_of_the_encoder_is_compensated_in_the_file(
+    silent: Path, tmp_path: Path, write_wav: Callable[..., Path]
+) -> None:
+    """The edit list tells every player to skip AAC's 1024 priming samples."""
+    mux(silent, write_wav(tmp_path / "a.wav", _clicks(48000), 48000), tmp_path / "muxed.mp4", num_frames=32, fps=16)
+    data = (tmp_path / "muxed.mp4").read_bytes()
+    audio_edit_list = data.rindex(b"elst")
+    media_time = int.from_bytes(data[audio_edit_list + 16 : audio_edit_list + 20], "big")
+    assert media_time == 1024
+
+
+@pytest.mark.parametrize(("seconds", "num_frames"), [(1.7, 32), (2.0, 32), (2.6, 32), (0.1, 31)])
+@pytest.mark.parametrize("sample_rate", [44100, 48000, 22050])
+def test_sound_is_exactly_as_long_as_the_picture(
+    seconds: float,
+    num_frames: int,
+    sample_rate: int,
+    tmp_path: Path,
+    moving: Callable[..., Frames],
+    noise: Callable[..., Any],
+    write_wav: Callable[..., Path],
+) -> None:
+    """Short speech is padded with silence and long speech cut, to the sample."""
+    encode_clip(moving(num_frames, width=64), tmp_path / "silent.mp4")
+    source = write_wav(tmp_path / "a.wav", noise(int(seconds * sample_rate)), sample_rate)
+    mux(tmp_path / "silent.mp4", source, tmp_path / "muxed.mp4", num_frames=num_frames, fps=16)
+    stream = _audio(tmp_path / "muxed.mp4")
+    assert stream.duration is not None
+    assert abs(stream.duration - Fraction(num_frames, 16)) <= Fraction(1, 40_000)
+    sound = _decoded(tmp_path / "muxed.mp4", stream.sample_rate)
+    speech_end = int(min(seconds, num_frames / 16) * stream.sample_rate)
+    assert np.abs(sound[:speech_end]).max() > 0.3
+    assert speech_end + 2048 > num_frames / 16 * stream.sample_rate or np.abs(sound[speech_end + 2048 :]).max() < 0.01
+
+
+@pytest.mark.parametrize(
+    ("given", "delivered"), [((44100, 2), (44100, 2)), ((8000, 1), (48000, 1)), ((96000, 6), (48000, 2))]
+)
+def test_rate_and_channels_are_those_that_players_take(
+    given: tuple[int, int],
+    delivered: tuple[int, int],
+    silent: Path,
+    tmp_path: Path,
+    noise: Callable[..., Any],
+    write_wav: Callable[..., Path],
+) -> None:
+    """CD and film rates are kept, others become 48 kHz; more than two channels become stereo."""
+    source = write_wav(tmp_path / "a.wav", noise(given[0], given[1]), given[0])
+    mux(silent, source, tmp_path / "muxed.mp4", num_frames=32, fps=16)
+    stream = _audio(tmp_path / "muxed.mp4")
+    assert (stream.codec_name, stream.sample_rate, stream.channels) == ("aac", *delivered)
+
+
+def test_picture_is_copied_and_bytes_are_reproducible(
+    silent: Path, tmp_path: Path, noise: Callable[..., Any], write_wav: Callable[..., Path]
+) -> None:
+    """Muxing changes no pixel, and the same input gives the same file, which starts with its index."""
+    source = write_wav(tmp_path / "a.wav", noise(32000), 16000)
+    for name in ("a.mp4", "b.mp4"):
+        mux(silent, source, tmp_path / name, num_frames=32, fps=16)
+    data = (tmp_path / "a.mp4").read_bytes()
+    assert data == (tmp_path / "b.mp4").read_bytes()
+    assert data.index(b"moov") < data.index(b"mdat")
+    before, after = (read_frames(path, start_frame=0, end_frame=99) for path in (silent, tmp_path / "a.mp4"))
+    assert np.array_equal(before, after)
+
+
+def test_source_without_sound_is_refused(silent: Path, tmp_path: Path) -> None:
+    """A speech file that lost its sound fails the job instead of giving a silent video."""
+    with pytest.raises(PermanentError, match="no sound"):
+        mux(silent, silent, tmp_path / "muxed.mp4", num_frames=32, fps=16)

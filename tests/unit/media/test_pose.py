@@ -1,0 +1,76 @@
+"""Pose video intake."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from s2v_tasks.errors import PermanentError
+from s2v_tasks.media import ffmpeg
+from s2v_tasks.media.encode import Frames, encode_clip
+from s2v_tasks.media.frames import read_frames, video_stream
+from s2v_tasks.media.pose import normalise_pose
+
+
+def _counting(num_frames: int) -> Frames:
+    """Frame n is one grey: 4 n."""
+    levels = np.arange(num_frames, dtype=np.uint8) * 4
+    return np.broadcast_to(levels[:, None, None, None], (num_frames, 64, 96, 3))
+
+
+@pytest.mark.parametrize("fps", [8, 16, 24, 25, 30])
+def test_pose_is_resampled_by_time(fps: int, tmp_path: Path) -> None:
+    """Frame n shows the source frame that is on display n/16 s after the start, whatever the rate of the source."""
+    encode_clip(_counting(50), tmp_path / "source.mp4", fps=fps)
+    num_frames = normalise_pose(tmp_path / "source.mp4", tmp_path / "pose.mp4", max_duration_seconds=60)
+    assert abs(num_frames - 50 * 16 / fps) <= 1
+    frames = read_frames(tmp_path / "pose.mp4", start_frame=0, end_frame=num_frames)
+    shown = np.round(frames.mean(axis=(1, 2, 3)) / 4).astype(int)
+    assert shown.tolist() == [min(49, n * fps // 16) for n in range(num_frames)]
+
+
+def test_what_lies_beyond_the_bound_is_left_out(tmp_path: Path) -> None:
+    """A pose video longer than the speech can be is cut, not refused."""
+    encode_clip(_counting(48), tmp_path / "source.mp4")
+    assert normalise_pose(tmp_path / "source.mp4", tmp_path / "pose.mp4", max_duration_seconds=1.5) == 24
+
+
+def test_large_odd_pose_is_brought_to_a_size_that_can_be_encoded(tmp_path: Path) -> None:
+    """The longest side becomes 1280, sides become even, pixels square."""
+    raw = ffmpeg.pipe_input(format="rawvideo", pix_fmt="rgb24", s="1601x403", framerate=16)
+    output = raw.output(ffmpeg.file_url(tmp_path / "a.mkv"), vcodec="ffv1", pix_fmt="bgr0")
+    frames = [np.full((403, 1601, 3), 90, np.uint8).tobytes()] * 2
+    ffmpeg.feed(output, frames, doing="making a video", error=PermanentError)
+    assert normalise_pose(tmp_path / "a.mkv", tmp_path / "pose.mp4", max_duration_seconds=9) == 2
+    stream = video_stream(tmp_path / "pose.mp4")
+    assert (stream.width, stream.height) == (1280, 322)
+
+
+@pytest.mark.parametrize("content", [b"", b"no video\n" * 100])
+def test_what_is_no_video_is_refused(content: bytes, tmp_path: Path) -> None:
+    """Empty files and text are refused by name."""
+    (tmp_path / "a.mp4").write_bytes(content)
+    with pytest.raises(PermanentError, match=r"The pose video a\.mp4 is"):
+        normalise_pose(tmp_path / "a.mp4", tmp_path / "pose.mp4", max_duration_seconds=9)
+
+
+def test_sound_only_is_refused(
+    tmp_path: Path, noise: Callable[..., Any], write_wav: Callable[..., Path], convert: Callable[..., Path]
+) -> None:
+    """A sound file in a video container is no pose."""
+    wav = write_wav(tmp_path / "a.wav", noise(8000), 8000)
+    convert(wav, tmp_path / "a.mp4", acodec="aac")
+    with pytest.raises(PermanentError, match="no video stream"):
+        normalise_pose(tmp_path / "a.mp4", tmp_path / "pose.mp4", max_duration_seconds=9)
+
+
+def test_damaged_pose_is_refused(tmp_path: Path, moving: Callable[..., Frames]) -> None:
+    """A hole in the middle of the picture data is an error, not a smear."""
+    encode_clip(moving(40), tmp_path / "a.mp4")
+    data = bytearray((tmp_path / "a.mp4").read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 2000] = bytes(2000)
+    (tmp_path / "a.mp4").write_bytes(data)
+    with pytest.raises(PermanentError, match="damaged"):
+        normalise_pose(tmp_path / "a.mp4", tmp_path / "pose.mp4", max_duration_seconds=9)

@@ -1,0 +1,137 @@
+"""Encoding clips, stitching them and reading them back."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from s2v_tasks.errors import PermanentError, TransientError
+from s2v_tasks.media import concat, ffmpeg
+from s2v_tasks.media.concat import stitch
+from s2v_tasks.media.encode import Frames, encode_clip
+from s2v_tasks.media.frames import iter_rgb, read_frames, video_stream
+
+Moving = Callable[..., Frames]
+
+
+def _all(path: Path) -> Frames:
+    return read_frames(path, start_frame=0, end_frame=10_000)
+
+
+def test_equal_frames_give_equal_bytes(tmp_path: Path, moving: Moving) -> None:
+    """The file is a function of the frames, given at once or one by one."""
+    frames = moving(20)
+    assert encode_clip(frames, tmp_path / "a.mp4") == 20
+    assert encode_clip((frame for frame in frames), tmp_path / "b.mp4") == 20
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+
+
+def test_pictures_survive_encoding(tmp_path: Path, moving: Moving) -> None:
+    """What is read back differs by little from what was encoded, and no frame is out of place."""
+    frames = moving(12)
+    encode_clip(frames, tmp_path / "a.mp4")
+    difference = np.abs(_all(tmp_path / "a.mp4").astype(int) - frames).mean(axis=(1, 2, 3))
+    assert difference.shape == (12,)
+    assert difference.max() < 4
+
+
+@pytest.mark.parametrize("rgb", [(200, 60, 30), (20, 180, 90), (255, 255, 255), (0, 0, 0), (40, 40, 220)])
+def test_colours_are_converted_and_tagged(rgb: tuple[int, int, int], tmp_path: Path) -> None:
+    """Colours come back right through the bt709 limited-range matrix that the file names."""
+    encode_clip(np.full((3, 64, 64, 3), rgb, np.uint8), tmp_path / "a.mp4")
+    assert np.abs(_all(tmp_path / "a.mp4").astype(int) - rgb).max() <= 3
+    stream = video_stream(tmp_path / "a.mp4")
+    tags = (stream.color_space, stream.color_primaries, stream.color_transfer, stream.color_range)
+    assert tags == ("bt709", "bt709", "bt709", "tv")
+
+
+@pytest.mark.parametrize("frames", [np.empty((0, 64, 64, 3), np.uint8), np.zeros((2, 63, 64, 3), np.uint8)])
+def test_frames_that_are_no_video_are_refused(frames: Frames, tmp_path: Path) -> None:
+    """No frames at all, or sides that 4:2:0 cannot hold, are refused."""
+    with pytest.raises(PermanentError, match=r"a\.mp4"):
+        encode_clip(frames, tmp_path / "a.mp4")
+
+
+def test_frame_of_another_size_is_named(tmp_path: Path, moving: Moving) -> None:
+    """A frame that does not fit is refused with its number."""
+    with pytest.raises(PermanentError, match=r"Frame 3 of a\.mp4 is uint8 \[64, 64, 3\], expected uint8 \[64, 96, 3\]"):
+        encode_clip([*moving(3), moving(1, width=64)[0]], tmp_path / "a.mp4")
+
+
+def test_frames_are_read_by_number(tmp_path: Path, moving: Moving) -> None:
+    """A range gives exactly its frames, and at most as many as there are."""
+    encode_clip(moving(40), tmp_path / "a.mp4")
+    everything = _all(tmp_path / "a.mp4")
+    assert np.array_equal(read_frames(tmp_path / "a.mp4", start_frame=33, end_frame=37), everything[33:37])
+    assert np.array_equal(read_frames(tmp_path / "a.mp4", start_frame=38, end_frame=50), everything[38:])
+    assert read_frames(tmp_path / "a.mp4", start_frame=40, end_frame=50).shape == (0, 64, 96, 3)
+    assert next(iter_rgb(tmp_path / "a.mp4", height=32)).shape == (32, 48, 3)
+
+
+def _clips(tmp_path: Path, moving: Moving, *lengths: int) -> list[Path]:
+    clips = [tmp_path / f"clip '{index}.mp4" for index in range(len(lengths))]
+    for index, (clip, num_frames) in enumerate(zip(clips, lengths, strict=True)):
+        encode_clip(moving(num_frames, phase=index), clip)
+    return clips
+
+
+def test_stitching_loses_nothing(tmp_path: Path, moving: Moving) -> None:
+    """Decoded frames of the result are those of the clips, bit for bit, each once, in order."""
+    clips = _clips(tmp_path, moving, 33, 4, 20)
+    stitch(clips, tmp_path / "silent.mp4", 57)
+    assert np.array_equal(_all(tmp_path / "silent.mp4"), np.concatenate([_all(clip) for clip in clips]))
+    assert video_stream(tmp_path / "silent.mp4").duration == video_stream(clips[0]).duration * 57 / 33  # type: ignore[operator]
+
+
+def test_stitching_is_reproducible(tmp_path: Path, moving: Moving) -> None:
+    """The same clips give the same bytes."""
+    clips = _clips(tmp_path, moving, 16, 16)
+    for name in ("a.mp4", "b.mp4"):
+        stitch(clips, tmp_path / name, 32)
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+
+
+def test_one_clip_is_a_video(tmp_path: Path, moving: Moving) -> None:
+    """A video of one clip goes the same way."""
+    stitch(_clips(tmp_path, moving, 16), tmp_path / "silent.mp4", 16)
+
+
+def test_wrong_number_of_frames_is_found(tmp_path: Path, moving: Moving) -> None:
+    """A result that is not as long as planned is an error."""
+    with pytest.raises(TransientError, match="32"):
+        stitch(_clips(tmp_path, moving, 16, 15), tmp_path / "silent.mp4", 32)
+
+
+@pytest.mark.parametrize("odd", [{"fps": 25}, {"width": 64}])
+def test_clips_of_other_profiles_are_refused(odd: dict[str, int], tmp_path: Path, moving: Moving) -> None:
+    """A clip of another size or frame rate is refused before anything is written."""
+    clips = _clips(tmp_path, moving, 16)
+    encode_clip(moving(16, width=odd.get("width", 96)), tmp_path / "odd.mp4", fps=odd.get("fps", 16))
+    with pytest.raises(PermanentError, match=r"odd\.mp4"):
+        stitch([*clips, tmp_path / "odd.mp4"], tmp_path / "silent.mp4", 32)
+    assert not (tmp_path / "silent.mp4").exists()
+
+
+def test_clip_of_another_encoder_is_refused(tmp_path: Path, moving: Moving) -> None:
+    """Same size and rate but other H.264 headers would decode wrongly after a copy."""
+    clips = _clips(tmp_path, moving, 16)
+    other = ffmpeg.own_input(clips[0]).output(
+        ffmpeg.file_url(tmp_path / "odd.mp4"), vcodec="libx264", bf=2, refs=5, video_track_timescale=16000
+    )
+    ffmpeg.run(other, doing="making a clip", error=PermanentError)
+    with pytest.raises(PermanentError, match="one encoding profile"):
+        stitch([*clips, tmp_path / "odd.mp4"], tmp_path / "silent.mp4", 32)
+
+
+def test_nothing_to_stitch_is_refused(tmp_path: Path) -> None:
+    """No clips, no video."""
+    with pytest.raises(PermanentError, match="no clips"):
+        stitch([], tmp_path / "silent.mp4", 0)
+
+
+def test_uneven_times_are_found(tmp_path: Path, moving: Moving) -> None:
+    """A file whose frames are not 1/16 s apart does not pass, even with the right number of them."""
+    clips = _clips(tmp_path, moving, 16)
+    with pytest.raises(TransientError, match=r"Frame 1 of .* expected 0\.040000 s"):
+        concat._check_times(clips[0], video_stream(clips[0]).r_frame_rate * 25 / 16, 16)

@@ -18,7 +18,6 @@ from pydantic import ValidationError
 import s2v_tasks
 from s2v_tasks.log import get_logger
 from s2v_tasks.schemas.manifest import Artifact, Manifest, Producer
-from s2v_tasks.settings import Settings
 from s2v_tasks.storage.layout import JobLayout
 from s2v_tasks.storage.s3 import ObjectMissingError, ObjectStore
 from s2v_tasks.storage.s3 import file_sha256 as file_sha256
@@ -27,7 +26,7 @@ MANIFEST_NAME = "manifest.json"
 
 
 @dataclass(frozen=True)
-class Work:
+class _Work:
     """A piece of work: what it is, what it reads, and where its manifest goes."""
 
     step: str
@@ -72,10 +71,6 @@ class ArtifactStore:
         self.store = store
         self._work_dir = work_dir
 
-    @classmethod
-    def from_settings(cls, settings: Settings) -> "ArtifactStore":
-        return cls(ObjectStore.from_settings(settings), settings.work_dir)
-
     def produce(
         self,
         *,
@@ -92,23 +87,23 @@ class ArtifactStore:
         inputs: what the outputs are made from, for the manifest; what decides about reuse is `fingerprint` alone.
         clip_index: set for the work of one clip; a clip that gives way to another is kept, and put back on demand.
         """
-        work = Work(step, job_id, manifest_key, fingerprint, inputs, clip_index)
-        if manifest := self.find(work):
+        work = _Work(step, job_id, manifest_key, fingerprint, inputs, clip_index)
+        if manifest := self._find(work):
             get_logger().info("reused", step=step, manifest_key=manifest_key)
             return Produced(manifest, reused=True)
         started_at = datetime.now(UTC)
         if self._work_dir:
             self._work_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f"s2v-{step}-", dir=self._work_dir) as folder:
-            return Produced(self.write(work, build(Path(folder)), started_at), reused=False)
+            return Produced(self._write(work, build(Path(folder)), started_at), reused=False)
 
-    def find(self, work: Work) -> Manifest | None:
+    def _find(self, work: _Work) -> Manifest | None:
         """The manifest of `work` if it is done and whole. A clip that was superseded is put back."""
         if manifest := self.reusable(work.manifest_key, work.fingerprint):
             return manifest
         return None if work.clip_index is None else self._restore(work, work.clip_index)
 
-    def write(self, work: Work, built: Built, started_at: datetime) -> Manifest:
+    def _write(self, work: _Work, built: Built, started_at: datetime) -> Manifest:
         """Store what was built, the manifest last; a clip with another fingerprint is kept aside first."""
         self._retire(work)
         outputs = {
@@ -161,7 +156,7 @@ class ArtifactStore:
     def _put_manifest(self, key: str, manifest: Manifest) -> None:
         self.store.put_bytes(key, manifest.model_dump_json(indent=2).encode(), "application/json")
 
-    def _retire(self, work: Work) -> None:
+    def _retire(self, work: _Work) -> None:
         """Remove the manifest that stands in the way; keep a whole clip under its superseded keys."""
         old = self.read_manifest(work.manifest_key)
         if old and old.clip_index is not None and old.fingerprint != work.fingerprint and self._is_whole(old):
@@ -170,7 +165,7 @@ class ArtifactStore:
             get_logger().info("clip_superseded", clip_index=old.clip_index, fingerprint=old.fingerprint)
         self.store.delete(work.manifest_key)
 
-    def _restore(self, work: Work, clip_index: int) -> Manifest | None:
+    def _restore(self, work: _Work, clip_index: int) -> Manifest | None:
         kept_key = JobLayout(work.job_id).superseded_clip(clip_index, work.fingerprint, MANIFEST_NAME)
         kept = self.reusable(kept_key, work.fingerprint)
         if kept is None:

@@ -53,10 +53,6 @@ class JobLayout:
         return self._key("plan.json")
 
     @property
-    def plan_manifest(self) -> str:
-        return self._key("plan_manifest.json")
-
-    @property
     def conditions(self) -> str:
         return self._key("conditions/conditions.safetensors")
 

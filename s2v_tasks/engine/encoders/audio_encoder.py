@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import Wav2Vec2Config, Wav2Vec2Model
+from transformers.utils import logging
 
 from s2v_tasks.engine.audio_features import num_states_at_50
 from s2v_tasks.engine.loading.weights import assign_weights
@@ -41,6 +42,9 @@ class AudioEncoder:
 
         Raises ConfigurationError when weights are missing or do not belong to the model.
         """
+        # The library's own load report and progress bar say less than the check below, and they are no log events.
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
         model, info = Wav2Vec2Model.from_pretrained(
             path, dtype=torch.float32, local_files_only=True, output_loading_info=True
         )

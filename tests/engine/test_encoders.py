@@ -1,0 +1,140 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from s2v_tasks.engine.conditions import NEGATIVE_PROMPT
+from s2v_tasks.engine.encoders import text_encoder, vae
+from s2v_tasks.engine.encoders.audio_encoder import AudioEncoder, normalise
+from s2v_tasks.engine.encoders.text_encoder import TextEncoder, clean_prompt
+from s2v_tasks.engine.encoders.vae import Vae
+from s2v_tasks.engine.loading import Snapshot
+from s2v_tasks.engine.loading.snapshot import AUDIO_ENCODER_FOLDER, TOKENIZER_FOLDER, VAE_FILE
+from s2v_tasks.engine.loading.weights import read_pth
+from s2v_tasks.errors import ConfigurationError, PermanentError
+
+
+@pytest.fixture(scope="module")
+def snapshot(tiny_snapshot_path: Path) -> Snapshot:
+    """The tiny snapshot, opened."""
+    return Snapshot.open(tiny_snapshot_path)
+
+
+@pytest.fixture(scope="module")
+def texts(snapshot: Snapshot) -> TextEncoder:
+    """The tiny text encoder."""
+    return snapshot.load_text_encoder("cpu")
+
+
+def _speech(num_samples: int) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal(num_samples, dtype=np.float32) * 0.1
+
+
+def test_key_rules_cover_the_official_files() -> None:
+    """The rules name the 194 tensors of the VAE file and the 242 of the text encoder file, each once."""
+    assert len(set(dict(vae.key_pairs()).values())) == 194
+    assert len(set(dict(text_encoder.key_pairs(24)).values())) == 242
+
+
+def test_vae_frame_counts(snapshot: Snapshot) -> None:
+    """T frames give 1 + (T-1)//4 latents, surplus frames change nothing, Z latents give 4Z - 3 frames."""
+    codec = snapshot.load_vae("cpu")
+    pixels = torch.rand(1, 3, 11, 16, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    latents = codec.encode(pixels)
+    assert latents.shape == (1, 16, 3, 2, 3)
+    torch.testing.assert_close(latents, codec.encode(pixels[:, :, :9]), rtol=0, atol=0)
+    decoded = codec.decode(latents)
+    assert decoded.shape == (1, 3, 9, 16, 24)
+    assert decoded.abs().max() <= 1
+
+
+def test_vae_is_causal(snapshot: Snapshot) -> None:
+    """A frame changes its own latent and later ones only."""
+    codec = snapshot.load_vae("cpu")
+    pixels = torch.zeros(1, 3, 9, 16, 16)
+    changed = pixels.clone()
+    changed[:, :, 5] = 1
+    difference = (codec.encode(changed) - codec.encode(pixels)).abs().amax(dim=(0, 1, 3, 4))
+    assert difference[:2].max() == 0
+    assert difference[2] > 0
+
+
+def test_vae_names_weights_that_do_not_fit(tiny_snapshot_path: Path) -> None:
+    """Missing, unexpected and misshapen weights are configuration errors that name them."""
+    state = read_pth(tiny_snapshot_path / VAE_FILE, "cpu")
+    bias = state.pop("decoder.head.2.bias")
+    with pytest.raises(ConfigurationError, match=r"missing: decoder\.conv_out\.bias"):
+        Vae.from_state_dict(state, "cpu")
+    with pytest.raises(ConfigurationError, match="unexpected: surplus"):
+        Vae.from_state_dict({**state, "decoder.head.2.bias": bias, "surplus": bias}, "cpu")
+    with pytest.raises(ConfigurationError, match=r"\[4\] instead of \[3\]"):
+        Vae.from_state_dict({**state, "decoder.head.2.bias": torch.zeros(4)}, "cpu")
+
+
+def test_prompt_is_cleaned() -> None:
+    """Broken Unicode, doubly escaped entities and white space are repaired before the prompt is read."""
+    assert clean_prompt("  It&amp;#39;s \n\t a caf\u00c3\u00a9 ") == "It's a caf\u00e9"
+
+
+def test_context_has_one_row_per_token(texts: TextEncoder, tiny_snapshot_path: Path) -> None:
+    """The context holds the rows of the prompt's tokens and nothing of the padding."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_snapshot_path / TOKENIZER_FOLDER)
+    for prompt in ("a woman speaks", "", NEGATIVE_PROMPT, "\U0001f600 \u0416\u0446"):
+        context = texts.encode(prompt)
+        assert context.shape == (len(tokenizer(prompt).input_ids), 32)
+        assert context.isfinite().all()
+    assert tokenizer("a woman speaks").input_ids[-1] == tokenizer.eos_token_id
+
+
+def test_context_depends_on_the_prompt_only(texts: TextEncoder) -> None:
+    """Equal prompts give equal contexts, other prompts other ones."""
+    first = texts.encode("a woman speaks")
+    torch.testing.assert_close(texts.encode(" a  woman speaks\n"), first, rtol=0, atol=0)
+    assert (texts.encode("a woman sings")[:2] - first[:2]).abs().max() > 1e-3
+
+
+def test_too_long_prompt_is_refused(texts: TextEncoder) -> None:
+    """A prompt beyond the limit is an error with its length and the limit, never cut off silently."""
+    assert texts.encode("a " * 511).shape[0] == 512
+    with pytest.raises(PermanentError, match="513 tokens, the model reads 512"):
+        texts.encode("a " * 512)
+
+
+def test_last_audio_state_is_normalised(snapshot: Snapshot) -> None:
+    """There are 25 states, and the last one is taken after the encoder's final norm (here: mean 0, variance 1)."""
+    states = snapshot.load_audio_encoder("cpu").encode(_speech(8000))
+    assert states.shape == (25, 24, 32)
+    torch.testing.assert_close(states[24].mean(dim=1), torch.zeros(24), rtol=0, atol=1e-5)
+    torch.testing.assert_close(states[24].var(dim=1, unbiased=False), torch.ones(24), rtol=0, atol=1e-3)
+    assert states[23].var() > 2
+
+
+def test_loudness_does_not_matter(snapshot: Snapshot) -> None:
+    """Speech is normalised over the utterance: a louder copy with an offset gives the same states."""
+    encoder = snapshot.load_audio_encoder("cpu")
+    quiet = encoder.encode(_speech(8000))
+    torch.testing.assert_close(encoder.encode(_speech(8000) * 5 + 0.25), quiet, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    "waveform",
+    [np.zeros((2, 8000), np.float32), np.zeros(8000), np.zeros(399, np.float32), np.full(8000, np.nan, np.float32)],
+)
+def test_unusable_speech_is_refused(waveform: np.ndarray) -> None:
+    """Stereo, float64, too short and non-finite speech are permanent errors."""
+    with pytest.raises(PermanentError, match="speech of"):
+        normalise(waveform)
+
+
+def test_other_audio_encoder_is_refused(tiny_snapshot_path: Path, tmp_path: Path) -> None:
+    """An audio encoder with another number of layers is a configuration error."""
+    folder = tmp_path / AUDIO_ENCODER_FOLDER
+    folder.mkdir()
+    source = tiny_snapshot_path / AUDIO_ENCODER_FOLDER
+    config = (source / "config.json").read_text().replace('"num_hidden_layers": 24', '"num_hidden_layers": 23')
+    (folder / "config.json").write_text(config)
+    (folder / "model.safetensors").symlink_to(source / "model.safetensors")
+    with pytest.raises(ConfigurationError, match=r"layers\.23"):
+        AudioEncoder.from_folder(folder, "cpu")

@@ -1,0 +1,133 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from s2v_tasks.engine.loading import Snapshot, snapshot_id
+from s2v_tasks.engine.loading.snapshot import (
+    AUDIO_ENCODER_FOLDER,
+    TRANSFORMER_FILE,
+    TRANSFORMER_INDEX_FILE,
+    VAE_FILE,
+)
+from s2v_tasks.engine.loading.weights import read_pth
+from s2v_tasks.errors import ConfigurationError
+
+
+@pytest.fixture
+def copied(tiny_snapshot_path: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny snapshot that a test may damage."""
+    return Path(shutil.copytree(tiny_snapshot_path, tmp_path / "copy"))
+
+
+def test_missing_files_are_all_named(copied: Path) -> None:
+    """An incomplete snapshot is a configuration error that names every missing file and the remedy."""
+    (copied / VAE_FILE).unlink()
+    shutil.rmtree(copied / AUDIO_ENCODER_FOLDER)
+    (copied / "diffusion_pytorch_model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(ConfigurationError) as caught:
+        Snapshot.open(copied)
+    for named in (VAE_FILE, f"{AUDIO_ENCODER_FOLDER}/config.json", "-00002-of-00002", "init-tiny"):
+        assert named in str(caught.value)
+
+
+def test_absent_folder_is_named(tmp_path: Path) -> None:
+    """A snapshot path that is no folder is a configuration error with that path."""
+    with pytest.raises(ConfigurationError, match="nowhere"):
+        Snapshot.open(tmp_path / "nowhere")
+
+
+def test_shards_and_a_single_file_load_alike(copied: Path, tiny_snapshot_path: Path) -> None:
+    """The transformer loads the same from shards with an index and from one file without."""
+    sharded = Snapshot.open(tiny_snapshot_path).load_transformer("cpu", torch.float32).state_dict()
+    shards = Snapshot.open(copied).transformer_shards()
+    save_file({name: value for shard in shards for name, value in load_file(shard).items()}, copied / TRANSFORMER_FILE)
+    for file in (*shards, copied / TRANSFORMER_INDEX_FILE):
+        file.unlink()
+    single = Snapshot.open(copied).load_transformer("cpu", torch.float32).state_dict()
+    assert single.keys() == sharded.keys()
+    assert all(torch.equal(single[name], sharded[name]) for name in single)
+
+
+def test_transformer_has_the_dtype_asked_for(tiny_snapshot_path: Path) -> None:
+    """All weights come in one dtype, without gradients, in evaluation mode."""
+    transformer = Snapshot.open(tiny_snapshot_path).load_transformer("cpu", torch.bfloat16)
+    assert {value.dtype for value in transformer.state_dict().values()} == {torch.bfloat16}
+    assert not any(parameter.requires_grad for parameter in transformer.parameters())
+    assert not transformer.training
+
+
+def test_transformer_that_does_not_fit_its_config_is_refused(copied: Path) -> None:
+    """Weights for other dimensions than config.json states are a configuration error."""
+    config = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps({**config, "num_layers": 3, "ffn_dim": 64}))
+    with pytest.raises(ConfigurationError) as caught:
+        Snapshot.open(copied).load_transformer("cpu", torch.float32)
+    assert "unexpected: blocks.3." in str(caught.value)
+    assert "instead of [64" in str(caught.value)
+
+
+def test_damaged_files_are_named(copied: Path) -> None:
+    """Truncated weights are configuration errors with their path."""
+    shard = copied / "diffusion_pytorch_model-00001-of-00002.safetensors"
+    for file in (shard, copied / VAE_FILE):
+        file.write_bytes(file.read_bytes()[:1000])
+    snapshot = Snapshot.open(copied)
+    with pytest.raises(ConfigurationError, match="00001-of-00002"):
+        snapshot.load_transformer("cpu", torch.float32)
+    with pytest.raises(ConfigurationError, match="Wan2"):
+        snapshot.load_vae("cpu")
+
+
+def test_pth_with_objects_is_refused(tmp_path: Path) -> None:
+    """A pickle that would create anything but tensors is never executed."""
+    torch.save({"weight": Path("anything")}, tmp_path / "objects.pth")
+    with pytest.raises(ConfigurationError, match=r"objects\.pth"):
+        read_pth(tmp_path / "objects.pth", "cpu")
+    torch.save([torch.zeros(1)], tmp_path / "list.pth")
+    with pytest.raises(ConfigurationError, match="not a plain dictionary"):
+        read_pth(tmp_path / "list.pth", "cpu")
+
+
+def test_index_cannot_point_outside(copied: Path) -> None:
+    """An index that names files of another folder is a configuration error."""
+    (copied / TRANSFORMER_INDEX_FILE).write_text(json.dumps({"weight_map": {"a": "../weights.safetensors"}}))
+    with pytest.raises(ConfigurationError, match="own folder"):
+        Snapshot.open(copied)
+
+
+def test_identity_is_that_of_the_content(copied: Path, tiny_snapshot_path: Path) -> None:
+    """A copy has the same identity, documentation does not matter, one changed byte of any weight file does."""
+    original = snapshot_id(tiny_snapshot_path)
+    (copied / "README.md").write_text("A model card.")
+    assert snapshot_id(copied) == original
+    for file in Snapshot.open(copied).weight_files():
+        content = file.read_bytes()
+        damaged = bytearray(content)
+        damaged[len(content) // 2] ^= 1
+        if file.name != TRANSFORMER_INDEX_FILE:
+            file.write_bytes(damaged)
+            assert snapshot_id(copied) != original, file.name
+            file.write_bytes(content)
+    assert snapshot_id(copied) == original
+
+
+def test_identity_sees_the_ends_of_large_files(copied: Path) -> None:
+    """Of a large file head and tail are read, and its size counts."""
+    shard = copied / TRANSFORMER_FILE
+    (copied / TRANSFORMER_INDEX_FILE).unlink()
+    identities = set()
+    for position in (None, 0, 20_000_000 - 1):
+        with shard.open("wb") as stream:
+            stream.truncate(20_000_000)
+            if position is not None:
+                stream.seek(position)
+                stream.write(b"x")
+        identities.add(snapshot_id(copied))
+    with shard.open("r+b") as stream:
+        stream.truncate(20_000_001)
+    identities.add(snapshot_id(copied))
+    assert len(identities) == 4

@@ -12,6 +12,8 @@ from s2v_tasks.media.frames import iter_rgb
 _THUMBNAIL_HEIGHT = 160
 _LABEL_HEIGHT = 20
 _MARGIN = 8
+_CLIP_COLUMN_WIDTH = 76
+_MIN_CELL_WIDTH = 128  # room for the label of a narrow picture
 _BACKGROUND, _INK = "#16181d", "#e6e6e6"
 
 
@@ -23,14 +25,17 @@ def contact_sheet(video: Path, clip_ranges: Sequence[tuple[int, int]], jpg: Path
     rows = [(start, (start + end - 1) // 2, end - 1) for start, end in clip_ranges]
     pictures = _pictures(video, {frame for row in rows for frame in row})
     thumbnail_width = next(iter(pictures.values())).shape[1]
-    cell_width, cell_height = thumbnail_width + _MARGIN, _LABEL_HEIGHT + _THUMBNAIL_HEIGHT + _MARGIN
-    sheet = Image.new("RGB", (3 * cell_width + _MARGIN, len(rows) * cell_height + _MARGIN), _BACKGROUND)
+    cell_width = max(thumbnail_width, _MIN_CELL_WIDTH) + _MARGIN
+    cell_height = _LABEL_HEIGHT + _THUMBNAIL_HEIGHT + _MARGIN
+    size = (_CLIP_COLUMN_WIDTH + 3 * cell_width + _MARGIN, len(rows) * cell_height + _MARGIN)
+    sheet = Image.new("RGB", size, _BACKGROUND)
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)
     for clip_index, row in enumerate(rows):
+        top = _MARGIN + clip_index * cell_height
+        draw.text((_MARGIN, top + _LABEL_HEIGHT), f"clip {clip_index + 1}/{len(rows)}", fill=_INK, font=font)
         for column, frame in enumerate(row):
-            left, top = _MARGIN + column * cell_width, _MARGIN + clip_index * cell_height
-            clip = f"clip {clip_index + 1}/{len(rows)}  " if column == 0 else ""
-            draw.text((left, top), f"{clip}frame {frame}  {frame / fps:.2f} s", fill=_INK, font=font)
+            left = _CLIP_COLUMN_WIDTH + _MARGIN + column * cell_width
+            draw.text((left, top), f"frame {frame}  {frame / fps:.2f} s", fill=_INK, font=font)
             sheet.paste(Image.fromarray(pictures[frame]), (left, top + _LABEL_HEIGHT))
     sheet.save(jpg, format="JPEG", quality=88)
 

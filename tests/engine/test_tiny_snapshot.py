@@ -107,10 +107,10 @@ def test_impossible_seed_is_refused(tmp_path: Path) -> None:
 def test_vae_keeps_the_picture(tiny_snapshot_path: Path) -> None:
     """What the tiny VAE decodes looks like what it encoded, at an eighth of the resolution."""
     vae = Snapshot.open(tiny_snapshot_path).load_vae("cpu")
-    pixels = to_pixels(_portrait()).expand(-1, -1, 5, -1, -1)
+    pixels = to_pixels(_portrait()).expand(-1, -1, 9, -1, -1)
     decoded = vae.decode(vae.encode(pixels))
-    assert (decoded - pixels).abs().mean() < 0.15
-    assert decoded.diff(dim=2).abs().max() < 0.1
+    assert (decoded - pixels).abs().mean() < 0.12
+    assert decoded[:, :, 4:].diff(dim=2).abs().max() < 0.1
 
 
 def test_video_shows_the_reference_and_moves(frames: np.ndarray, conditions: dict[str, torch.Tensor]) -> None:

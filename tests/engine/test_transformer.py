@@ -109,6 +109,7 @@ def test_bf16_weights_follow_the_precision_policy(model: S2VTransformer) -> None
     }  # fmt: skip
     assert {seen[key] for key in ("block01.in", "block02.in", "inject0.attn_in", "head.in", "e0")} == {wide}
     assert (seen["inject0.residual"], seen["audio_enc.local"]) == (narrow, wide)
+    assert half.blocks[0].self_attn.queries(torch.zeros(1, 4, 48)).dtype is narrow
     assert (scene.extra_BMD.dtype, guidance.context_BSD.dtype) == (narrow, narrow)
 
 

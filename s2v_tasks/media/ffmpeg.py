@@ -68,12 +68,12 @@ def _wheel_binary(tool: Tool) -> str | None:
 
 def uploaded_input(path: Path, formats: str, **options: Any) -> Any:
     """ffmpeg-python input for a file that somebody else made; `formats` is a comma list of demuxers."""
-    # Decoders stop at the first damaged packet instead of concealing it.
+    # Checksums are compared, and decoders stop at the first damaged packet instead of concealing it.
     return ffmpeg.input(
         f"file:{path}",
         protocol_whitelist="file",
         format_whitelist=formats,
-        err_detect="explode",
+        err_detect="crccheck+explode",
         **options,
     )
 

@@ -73,6 +73,7 @@ def test_equal_speech_gives_equal_bytes(tmp_path: Path, noise: Noise, write_wav:
     one, two = ((tmp_path / name).read_bytes() for name in ("one.wav", "two.wav"))
     assert one == two
     assert b"PEAK" not in one
+    assert b"Lavf" not in one
 
 
 def _refusal(source: Path, tmp_path: Path, max_duration_seconds: float = 30) -> str:
@@ -192,6 +193,17 @@ def test_damaged_file_is_refused(
     data[len(data) // 2 : len(data) // 2 + 3000] = bytes(3000)
     (tmp_path / name).write_bytes(data)
     assert "damaged" in _refusal(tmp_path / name, tmp_path)
+
+
+def test_one_flipped_bit_of_a_flac_is_found(
+    tmp_path: Path, noise: Noise, write_wav: WriteWav, convert: Convert
+) -> None:
+    """Where a format has checksums they are compared."""
+    wav = write_wav(tmp_path / "source.wav", noise(44100), 44100)
+    data = bytearray(convert(wav, tmp_path / "whole.flac").read_bytes())
+    data[len(data) // 2] ^= 16
+    (tmp_path / "a.flac").write_bytes(data)
+    assert "damaged" in _refusal(tmp_path / "a.flac", tmp_path)
 
 
 def test_levels_tell_speech_from_silence(tmp_path: Path, write_wav: WriteWav) -> None:

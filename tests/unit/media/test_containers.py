@@ -32,8 +32,10 @@ def test_every_cut_of_an_mp3_with_xing_header_is_found(tmp_path: Path, mp3: byte
 
 def test_tags_around_an_mp3_are_no_damage(tmp_path: Path, mp3: bytes) -> None:
     """ID3 tags with a cover picture before and ID3v1 or padding behind are not taken for missing sound."""
-    cover = b"ID3\x03\0\0" + bytes([0, 0, 16, 0]) + (b"\xff\xfb\x90\0" * 512)
+    # 2048 bytes in which a walk that does not skip the tag finds frames of another stream (48 kHz, 384 bytes each).
+    cover = b"ID3\x03\0\0" + bytes([0, 0, 16, 0]) + (b"\xff\xfb\x94\0".ljust(384, b"\0") * 5).ljust(2048, b"\0")
     assert _problem(tmp_path, cover + mp3 + b"TAG" + b"title".ljust(125, b"\0") + bytes(500)) is None
+    assert _problem(tmp_path, cover + mp3[:-300]) is not None
 
 
 def test_recorders_that_never_wrote_the_length_are_trusted(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from s2v_tasks.errors import PermanentError, TransientError
-from s2v_tasks.media import concat, ffmpeg
+from s2v_tasks.media import ffmpeg
 from s2v_tasks.media.concat import stitch
 from s2v_tasks.media.encode import Frames, encode_clip
 from s2v_tasks.media.frames import iter_rgb, read_frames, video_stream
@@ -131,7 +131,14 @@ def test_nothing_to_stitch_is_refused(tmp_path: Path) -> None:
 
 
 def test_uneven_times_are_found(tmp_path: Path, moving: Moving) -> None:
-    """A file whose frames are not 1/16 s apart does not pass, even with the right number of them."""
-    clips = _clips(tmp_path, moving, 16)
-    with pytest.raises(TransientError, match=r"Frame 1 of .* expected 0\.040000 s"):
-        concat._check_times(clips[0], video_stream(clips[0]).r_frame_rate * 25 / 16, 16)
+    """A clip whose frames are not 1/16 s apart cannot become a video, even with the right number of them."""
+    (clip,) = _clips(tmp_path, moving, 16)
+    late = ffmpeg.own_input(clip).output(
+        ffmpeg.file_url(tmp_path / "late.mp4"),
+        vcodec="copy",
+        video_track_timescale=16000,
+        **{"bsf:v": "setts=ts=TS+10*gte(N\\,9)"},
+    )
+    ffmpeg.run(late, doing="making a clip", error=PermanentError)
+    with pytest.raises(TransientError, match=r"Frame 9 of .* expected 0\.562500 s"):
+        stitch([tmp_path / "late.mp4"], tmp_path / "silent.mp4", 16)

@@ -4,8 +4,7 @@ Makes a talking video from a **reference image**, **speech** and a **prompt**. E
 long as the speech. The form above shows every field with its bounds; a field left empty takes the value of the preset.
 
 ```
-stage_inputs → plan_clips → encode_conditions → clip[0..n-1]: wait → render → stitch → mux_audio → validate → publish
-                                                                                                     record_failure ┘
+stage_inputs → plan_clips → encode_conditions → clip[0..n-1]: wait → render → stitch → mux_audio → validate → publish → close_job
 ```
 
 | Task | What it does |
@@ -18,7 +17,7 @@ stage_inputs → plan_clips → encode_conditions → clip[0..n-1]: wait → ren
 | `stitch`, `mux_audio` | joins the clips without loss and adds the speech in sync |
 | `validate` | checks the finished file against the plan; writes the report and the contact sheet |
 | `publish` | copies the video to the output prefix, updates the asset `talking_videos` |
-| `record_failure` | runs only when something failed: writes the reason to the job, if the step could not |
+| `close_job` | runs always: a job whose step was killed or cancelled before it could say why gets its reason |
 
 An example, as run configuration (`Trigger` → `Advanced options` → JSON, or `conf` of the REST API). Its inputs and
 its size are those of the embedded stack; for the 14B model leave out `size` and `sample_steps`:
@@ -85,10 +84,11 @@ def speech_to_video() -> None:
     mux_audio = step_task("mux-audio")
     validate = step_task("validate")
     publish = step_task("publish", outlets=[Asset(name="talking_videos", uri=load_settings().output_uri)])
-    record_failure = step_task("close-job", task_id="record_failure", trigger_rule="one_failed")
+    # A teardown runs whatever happened, also after a run was cancelled, and leaves the outcome of the run alone.
+    close_job = step_task("close-job").as_teardown()
 
     stage_inputs >> plan_clips >> encode_conditions >> clips >> stitch >> mux_audio >> validate >> publish
-    publish >> record_failure
+    publish >> close_job
 
 
 speech_to_video()

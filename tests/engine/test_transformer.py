@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from s2v_tasks.engine.models.attention import CrossAttention
 from s2v_tasks.engine.models.config import S2VConfig
 from s2v_tasks.engine.models.rope import motion_grids, spread, video_grid
 from s2v_tasks.engine.models.transformer import Guidance, S2VTransformer, Scene
@@ -109,7 +110,9 @@ def test_bf16_weights_follow_the_precision_policy(model: S2VTransformer) -> None
     }  # fmt: skip
     assert {seen[key] for key in ("block01.in", "block02.in", "inject0.attn_in", "head.in", "e0")} == {wide}
     assert (seen["inject0.residual"], seen["audio_enc.local"]) == (narrow, wide)
-    assert half.blocks[0].self_attn.queries(torch.zeros(1, 4, 48)).dtype is narrow
+    injector = half.audio_injector.injector[0]
+    assert isinstance(injector, CrossAttention)
+    assert injector.queries(torch.zeros(1, 4, 48)).dtype is narrow
     assert (scene.extra_BMD.dtype, guidance.context_BSD.dtype) == (narrow, narrow)
 
 

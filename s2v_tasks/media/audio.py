@@ -19,7 +19,6 @@ from s2v_tasks.media.probe import Probe, Stream, probe
 
 SPEECH_SAMPLE_RATE = 16_000
 QUIETEST_DBFS = -120.0
-SILENT_BELOW_DBFS = -60.0
 _VIDEO_FPS = 16
 _ACCEPTED = "WAV, MP3, FLAC, Ogg/Opus or M4A"
 # Containers that tell the length of the sound itself; in the others it is an estimate from the bit rate.
@@ -99,11 +98,6 @@ def load_waveform(path: Path) -> Waveform:
 def rms_dbfs(waveform: Waveform) -> float:
     """Root mean square in dB of full scale, never below -120 (digital silence, no samples)."""
     return _dbfs(float(np.sqrt(np.mean(np.square(waveform, dtype=np.float64))))) if waveform.size else QUIETEST_DBFS
-
-
-def is_silent(waveform: Waveform) -> bool:
-    """Whether there is nothing to hear: below -60 dBFS, the noise of a muted microphone."""
-    return rms_dbfs(waveform) < SILENT_BELOW_DBFS
 
 
 def _probe_speech(source: Path) -> tuple[Probe, Stream]:

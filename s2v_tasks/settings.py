@@ -25,7 +25,7 @@ class Settings(BaseSettings):
     home: Path = Field(
         Path(".s2v"), description="Folder of the embedded stack: its databases, objects, logs and snapshot."
     )
-    config_dir: Path | None = Field(None, description="Folder with presets.yaml, models.yaml, gpus.yaml, validation.yaml.")
+    config_dir: Path | None = Field(None, description="Folder of presets.yaml, models.yaml and the other YAML files.")
     execution: Literal["local", "kubernetes"] = Field("local", description="How Airflow runs a step.")
     nproc_per_node: int = Field(1, ge=1, le=8, description="Processes (GPUs) that render one clip.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the engine runs; auto: a GPU if present.")

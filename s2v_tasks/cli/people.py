@@ -1,6 +1,7 @@
 """Commands for people: what will it cost, what is there, does this engine compute the right thing."""
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
     from s2v_tasks.metadata.repository import Ledger
 
 PEOPLE = "For people"
-console = Console()
+# Into a pipe or a file rows keep their width, so that a line is a row.
+console = Console(width=None if sys.stdout.isatty() else 180)
 
 db = typer.Typer(help="The project's own database.", no_args_is_help=True)
 snapshot = typer.Typer(help="Model weights on disk.", no_args_is_help=True)

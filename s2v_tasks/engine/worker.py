@@ -31,16 +31,20 @@ def open_worker(device: str) -> Worker:
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if world_size != 1:
         raise ConfigurationError(
-            f"{world_size} processes were started for one clip: expected 1, rendering on several GPUs is not there yet. "
+            f"{world_size} processes were started for one clip: expected 1, several GPUs are not supported yet. "
             "Set S2V_NPROC_PER_NODE=1."
         )
     if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigurationError("S2V_DEVICE is cuda, but no GPU is visible: expected a CUDA device, or S2V_DEVICE=cpu.")
+        raise ConfigurationError(
+            "S2V_DEVICE is cuda, but no GPU is visible: expected a CUDA device, or S2V_DEVICE=cpu."
+        )
     if device == "cpu" or not torch.cuda.is_available():
-        # torchrun sets OMP_NUM_THREADS=1 for its children; one process per machine may use all cores.
+        # torchrun sets OMP_NUM_THREADS=1 for its children; one process may use all cores.
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world_size))
         return Worker(rank, world_size, torch.device("cpu"))
     torch.cuda.set_device(local_rank)
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats its results only with a fixed workspace
+    os.environ.setdefault(
+        "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+    )  # cuBLAS repeats its results only with a fixed workspace
     torch.use_deterministic_algorithms(True, warn_only=True)
     return Worker(rank, world_size, torch.device("cuda", local_rank))

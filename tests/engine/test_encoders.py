@@ -75,7 +75,7 @@ def test_vae_names_weights_that_do_not_fit(tiny_snapshot_path: Path) -> None:
 
 def test_prompt_is_cleaned() -> None:
     """Broken Unicode, doubly escaped entities and white space are repaired before the prompt is read."""
-    assert clean_prompt("  It&amp;#39;s \n\t a caf\u00c3\u00a9 ") == "It's a caf\u00e9"
+    assert clean_prompt("  <b>It&amp;#39;s \n\t a caf\u00c3\u00a9 ") == "<b>It's a caf\u00e9"
 
 
 def test_context_has_one_row_per_token(texts: TextEncoder, tiny_snapshot_path: Path) -> None:

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -15,6 +16,16 @@ from s2v_tasks.engine.loading.snapshot import (
 )
 from s2v_tasks.engine.loading.weights import read_pth
 from s2v_tasks.errors import ConfigurationError
+
+
+class _Trap:
+    """Pickled code: unpickling it creates a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self._path),)
 
 
 @pytest.fixture
@@ -82,11 +93,14 @@ def test_damaged_files_are_named(copied: Path) -> None:
         snapshot.load_vae("cpu")
 
 
-def test_pth_with_objects_is_refused(tmp_path: Path) -> None:
-    """A pickle that would create anything but tensors is never executed."""
-    torch.save({"weight": Path("anything")}, tmp_path / "objects.pth")
+def test_pth_holds_tensors_only(tmp_path: Path) -> None:
+    """Both formats of PyTorch are read; a pickle that would create anything but tensors is never executed."""
+    torch.save({"weight": _Trap(tmp_path / "executed")}, tmp_path / "objects.pth")
     with pytest.raises(ConfigurationError, match=r"objects\.pth"):
         read_pth(tmp_path / "objects.pth", "cpu")
+    assert not (tmp_path / "executed").exists()
+    torch.save({"weight": torch.ones(2)}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    assert read_pth(tmp_path / "old.pth", "cpu")["weight"].tolist() == [1, 1]
     torch.save([torch.zeros(1)], tmp_path / "list.pth")
     with pytest.raises(ConfigurationError, match="not a plain dictionary"):
         read_pth(tmp_path / "list.pth", "cpu")

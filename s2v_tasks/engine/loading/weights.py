@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from itertools import chain
 from pathlib import Path
 from pickle import UnpicklingError
+from zipfile import is_zipfile
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +51,8 @@ def read_pth(path: Path, device: torch.device | str) -> dict[str, Tensor]:
     Raises ConfigurationError when the file is damaged or holds anything but tensors.
     """
     try:
-        state = torch.load(path, map_location=device, weights_only=True, mmap=True)
+        # Only the zip format of PyTorch 1.6 and later can be mapped.
+        state = torch.load(path, map_location=device, weights_only=True, mmap=is_zipfile(path))
     except (RuntimeError, OSError, ValueError, EOFError, UnpicklingError) as error:
         raise ConfigurationError(f"{path} cannot be read as weights ({error}); download it again") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):

@@ -148,14 +148,30 @@ class S3Server:
             time.sleep(_POLL_SECONDS)
 
     def _answers(self) -> bool:
-        connection = HTTPConnection("127.0.0.1", self._state["ports"]["s3.port"], timeout=5)
-        try:
-            connection.request("GET", "/healthz")
-            return connection.getresponse().status == 200
-        except (OSError, HTTPException):
+        """Whether requests are answered and objects can be read.
+
+        The S3 port opens before the server's own master knows its volumes (seconds later, after a kill): until then
+        every object that is there would be an internal error.
+        """
+        ports = self._state["ports"]
+        if _get(ports["s3.port"], "/healthz") is None:
             return False
-        finally:
-            connection.close()
+        status = _get(ports["master.port"], "/dir/status")
+        return status is not None and bool(json.loads(status)["Topology"]["DataCenters"])
+
+
+def _get(port: int, path: str) -> bytes | None:
+    """The body of an answer with status 200 from the loopback address, None for anything else."""
+    connection = HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        body = answer.read()
+    except (OSError, HTTPException):
+        return None
+    finally:
+        connection.close()
+    return body if answer.status == 200 else None
 
 
 def _choose_ports() -> dict[str, int]:

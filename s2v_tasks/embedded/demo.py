@@ -62,7 +62,7 @@ def run_demo(
         else:
             # Airflow would refuse it before any task ran; this way the refusal is on record as the job's reason.
             _run_first_step(request, job_id)
-        job = Ledger(engine_from_settings(settings)).job(job_id)
+        job = _job(job_id, settings)
         if job is None or job.status != "succeeded":
             return _report_failure(job, services)
         video, table = _collect(job, settings, out_dir)
@@ -142,6 +142,14 @@ def _step_line(line: str) -> str | None:
     except ValueError:
         return None
     return str(record["event"]) if str(record.get("logger", "")).endswith(".StepOperator") else None
+
+
+def _job(job_id: str, settings: Settings) -> JobRecord | None:
+    engine = engine_from_settings(settings)
+    try:
+        return Ledger(engine).job(job_id)
+    finally:
+        engine.dispose()
 
 
 def _report_failure(job: JobRecord | None, services: Services) -> int:

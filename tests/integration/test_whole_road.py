@@ -1,0 +1,211 @@
+"""The whole DAG on the embedded services: a good job, an interrupted one, and bad ones."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import wave
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from s2v_tasks.embedded.demo import DemoInputs, run_demo
+from s2v_tasks.media.encode import encode_clip
+from s2v_tasks.metadata.records import JobRecord
+from s2v_tasks.metadata.repository import Ledger
+from s2v_tasks.metadata.session import engine_from_settings
+from s2v_tasks.schemas.request import MAX_PROMPT_CHARACTERS
+from s2v_tasks.settings import Settings
+from s2v_tasks.storage.layout import JobLayout, output_video_uri
+from s2v_tasks.storage.s3 import ObjectStore, file_sha256
+
+SAMPLES = Path(__file__).parents[1] / "samples"
+# Two clips of one second: small enough for seconds, long enough to have a motion state between them.
+FIELDS = {"num_clip": 2, "infer_frames": 16, "sample_steps": 2, "size": "128*128", "base_seed": 7}
+
+
+@pytest.fixture
+def ledger(stack: Settings) -> Iterator[Ledger]:
+    engine = engine_from_settings(stack)
+    yield Ledger(engine)
+    engine.dispose()
+
+
+@pytest.fixture
+def store(stack: Settings) -> ObjectStore:
+    return ObjectStore.from_settings(stack)
+
+
+@pytest.fixture(scope="session")
+def whole_video(stack_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The video of an uninterrupted job `whole`."""
+    out_dir = tmp_path_factory.mktemp("out")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("S2V_HOME", str(stack_home))
+        assert run_demo(stack_home, DemoInputs(), dict(FIELDS), out_dir=out_dir, job_id="whole") == 0
+    return out_dir / "whole.mp4"
+
+
+def found(ledger: Ledger, job_id: str) -> JobRecord:
+    job = ledger.job(job_id)
+    assert job is not None
+    return job
+
+
+def test_the_dag_makes_a_validated_video(
+    whole_video: Path, stack: Settings, store: ObjectStore, ledger: Ledger
+) -> None:
+    """From S3 to S3: the published video is the delivered one, as long as planned, and on record."""
+    job = found(ledger, "whole")
+    result = json.loads(store.get_bytes(JobLayout("whole").result))
+    assert (job.status, job.reason, job.num_clip, job.num_frames) == ("succeeded", None, 2, 32)
+    assert job.video_uri == output_video_uri(stack, "whole")
+    assert job.sha256 == result["sha256"] == file_sha256(whole_video)
+    assert [clip.status for clip in job.clips] == ["succeeded", "succeeded"]
+    assert {event.step for event in job.events if event.event == "step_finished"} == {
+        "stage_inputs", "plan_clips", "encode_conditions", "render_clip", "stitch", "mux_audio", "validate", "publish",
+        "close_job",
+    }  # fmt: skip
+    report = json.loads((whole_video.parent / "whole.report.json").read_text())
+    assert [check["name"] for check in report["checks"] if not check["ok"]] == []
+    assert (whole_video.parent / "whole.contact_sheet.jpg").stat().st_size > 0
+
+
+def test_an_interrupted_job_goes_on_where_it_was(
+    whole_video: Path, stack_home: Path, ledger: Ledger, tmp_path: Path
+) -> None:
+    """SIGKILL of everything while clip 1 renders; the next run reuses clip 0 and gives the same bytes."""
+    fields = [f"--{name.replace('_', '-')}={value}" for name, value in FIELDS.items()]
+    command = [sys.executable, "-m", "s2v_tasks.cli", "demo", "--job-id", "interrupted", "--out", str(tmp_path)]
+    with (tmp_path / "log").open("wb") as log:
+        demo = subprocess.Popen([*command, *fields], stdout=log, stderr=log, start_new_session=True)
+    wait_until(lambda: clip_is_rendering(ledger, "interrupted", 1), demo)
+    os.killpg(demo.pid, signal.SIGKILL)
+    for pid in renderers("interrupted"):
+        os.kill(pid, signal.SIGKILL)
+    demo.wait()
+    assert run_demo(stack_home, DemoInputs(), dict(FIELDS), out_dir=tmp_path, job_id="interrupted") == 0
+    job = found(ledger, "interrupted")
+    assert [clip.reused for clip in job.clips] == [True, False]
+    assert (tmp_path / "interrupted.mp4").read_bytes() == whole_video.read_bytes()
+
+
+def clip_is_rendering(ledger: Ledger, job_id: str, clip_index: int) -> bool:
+    job = ledger.job(job_id)
+    return job is not None and len(job.clips) > clip_index and job.clips[clip_index].status == "rendering"
+
+
+def renderers(job_id: str) -> list[int]:
+    """Processes that render for a job: torchrun and its workers."""
+    pids = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            arguments = (folder / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if b"render-clip" in arguments and job_id.encode() in arguments:
+            pids.append(int(folder.name))
+    return pids
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+    """Until the condition holds; fails when the process ends before."""
+    while not condition():
+        assert process.poll() is None
+        time.sleep(0.05)
+
+
+def test_speech_that_is_none_fails_the_run_once(
+    stack_home: Path, stack: Settings, store: ObjectStore, ledger: Ledger, tmp_path: Path
+) -> None:
+    """Bad input ends the DAG with exit code 65 and one sentence on record, without a retry and without a video."""
+    speech = tmp_path / "my speech.wav"
+    speech.write_text("This is text.")
+    inputs = DemoInputs(audio=speech)
+    assert run_demo(stack_home, inputs, dict(FIELDS), out_dir=tmp_path / "out", job_id="bad-speech") == 65
+    job = found(ledger, "bad-speech")
+    assert job.status == "failed"
+    assert job.reason is not None
+    assert "not a readable sound file" in job.reason
+    assert len([event for event in job.events if event.event == "step_failed"]) == 1
+    assert not store.exists(output_video_uri(stack, "bad-speech"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "reason"),
+    [
+        ("long-prompt", {"prompt": "x" * 10_000}, str(MAX_PROMPT_CHARACTERS)),
+        ("unknown-preset", {"preset": "cinema"}, "expected one of quick"),
+        ("odd-frames", {"infer_frames": 50}, "multiple of 4"),
+        ("odd-size", {"size": "100*100"}, "multiples of 32"),
+    ],
+)
+def test_a_request_that_the_form_refuses_is_on_record(
+    stack_home: Path, ledger: Ledger, tmp_path: Path, name: str, fields: dict[str, Any], reason: str
+) -> None:
+    """A bad field never starts a run: exit code 65, and the job is there with its reason."""
+    request = FIELDS | fields
+    assert run_demo(stack_home, DemoInputs(), request, out_dir=tmp_path, job_id=name) == 65
+    job = found(ledger, name)
+    assert job.status == "failed"
+    assert reason in (job.reason or "")
+
+
+def empty(path: Path) -> None:
+    path.touch()
+
+
+def half_an_mp3(path: Path) -> None:
+    path.write_bytes((SAMPLES / "speech.mp3").read_bytes()[:30_000])
+
+
+def half_an_hour(path: Path) -> None:
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 1, 8000, 0, "NONE", "not compressed"))
+        file.writeframes(bytes([128]) * 8000 * 1800)
+
+
+def a_video(path: Path) -> None:
+    encode_clip(np.full((16, 64, 64, 3), 90, np.uint8), path.with_suffix(".mp4"))
+    path.with_suffix(".mp4").rename(path)
+
+
+@pytest.mark.parametrize(
+    ("field", "name", "make"),
+    [
+        ("audio_uri", "empty.wav", empty),
+        ("audio_uri", "truncated.mp3", half_an_mp3),
+        ("audio_uri", "half-an-hour.wav", half_an_hour),
+        ("image_uri", "empty.png", empty),
+        ("image_uri", "video.png", a_video),
+        ("image_uri", "missing.png", None),
+    ],
+)
+def test_inputs_that_cannot_be_used_end_the_first_step(
+    store: ObjectStore, ledger: Ledger, tmp_path: Path, field: str, name: str, make: Callable[[Path], None] | None
+) -> None:
+    """One sentence that names the fault, exit code 65, and the same sentence as the reason of the failed job."""
+    request = {
+        "image_uri": "s3://s2v/samples/portrait.jpg",
+        "audio_uri": "s3://s2v/samples/speech.mp3",
+        "prompt": "A person speaks.",
+        field: f"s3://s2v/bad/{name}",
+    }
+    if make is not None:
+        make(tmp_path / name)
+        store.upload(tmp_path / name, request[field], "application/octet-stream")
+    job_id = f"bad-{name.replace('.', '-')}"
+    command = [sys.executable, "-m", "s2v_tasks.cli", "stage-inputs", "--job-id", job_id]
+    done = subprocess.run(
+        [*command, "--request-json", json.dumps(request)], capture_output=True, text=True, check=False
+    )
+    job = found(ledger, job_id)
+    assert (done.returncode, job.status) == (65, "failed")
+    assert job.reason is not None
+    assert job.reason.removeprefix("stage_inputs: ") in done.stderr

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from s2v_tasks.metadata.records import JobRecord
 from s2v_tasks.steps.context import StepContext
 
 
@@ -9,11 +10,20 @@ def run(ctx: StepContext) -> dict[str, Any]:
     job = ctx.ledger.job(ctx.job_id)
     if job is None or job.status in {"failed", "succeeded"}:
         return {"status": job.status if job else "unknown"}
-    failures = [event for event in job.events if event.event == "step_failed"]
-    reason = (
-        f"{failures[-1].step}: {failures[-1].detail['error']}"
-        if failures
-        else "A step was killed before it could say why: see the Airflow log of the failed task."
+    reason = _last_words(job) or (
+        "A step was killed before it could say why: see the Airflow log of the failed task, then start the job again; "
+        "finished clips are reused."
     )
     ctx.ledger.job_failed(ctx.job_id, reason)
     return {"status": "failed", "reason": reason}
+
+
+def _last_words(job: JobRecord) -> str | None:
+    """What the last step said that failed and was not finished by a later attempt."""
+    open_failures: dict[tuple[str | None, int | None], str] = {}
+    for event in job.events:
+        if event.event == "step_failed":
+            open_failures[event.step, event.clip_index] = f"{event.step}: {event.detail['error']}"
+        elif event.event == "step_finished":
+            open_failures.pop((event.step, event.clip_index), None)
+    return list(open_failures.values())[-1] if open_failures else None

@@ -21,6 +21,8 @@ from s2v_tasks.storage.artifacts import ArtifactStore
 from s2v_tasks.storage.layout import JobLayout
 from s2v_tasks.storage.s3 import ObjectStore
 
+_OPENING_OR_CLOSING = frozenset({"stage_inputs", "close_job"})
+
 
 @dataclass(frozen=True)
 class StepContext:
@@ -92,6 +94,8 @@ def run_step(
     with open_context(job_id, settings) as context:
         started = time.monotonic()
         try:
+            if step not in _OPENING_OR_CLOSING:
+                context.ledger.job_started(job_id)  # again, when a failed job continues in the middle
             result = body(context, **arguments)
         except Exception as error:
             logger.error("step_failed", error=str(error), kind=type(error).__name__)

@@ -4,7 +4,8 @@ Makes a talking video from a **reference image**, **speech** and a **prompt**. E
 long as the speech. The form above shows every field with its bounds; a field left empty takes the value of the preset.
 
 ```
-stage_inputs → plan_clips → encode_conditions → clip[0..n-1]: wait → render → stitch → mux_audio → validate → publish → close_job
+stage_inputs → plan_clips → encode_conditions → clip[0..n-1]: wait → render
+             → stitch → mux_audio → validate → publish → close_job
 ```
 
 | Task | What it does |
@@ -17,7 +18,7 @@ stage_inputs → plan_clips → encode_conditions → clip[0..n-1]: wait → ren
 | `stitch`, `mux_audio` | joins the clips without loss and adds the speech in sync |
 | `validate` | checks the finished file against the plan; writes the report and the contact sheet |
 | `publish` | copies the video to the output prefix, updates the asset `talking_videos` |
-| `close_job` | runs always: a job whose step was killed or cancelled before it could say why gets its reason |
+| `close_job` | runs always and ends like the job; one whose step was killed before it could say why gets its reason |
 
 An example, as run configuration (`Trigger` → `Advanced options` → JSON, or `conf` of the REST API). Its inputs and
 its size are those of the embedded stack; for the 14B model leave out `size` and `sample_steps`:
@@ -33,9 +34,9 @@ its size are those of the embedded stack; for the 14B model leave out `size` and
 }
 ```
 
-**When a run fails.** The reason is the last line of the failed task's log, and `s2v job <job id>` shows it. Bad input
-is not retried. After a passing fault clear the failed tasks, or trigger again with the same `job_id`: finished clips
-are reused and only what is missing is rendered.
+**When a run fails.** The log of `close_job` ends with the reason; `s2v job <job id>` shows it too. Bad input is not
+retried. After a passing fault clear the failed tasks, or trigger again with the same `job_id`: finished clips are
+reused and only what is missing is rendered.
 
 **What to look at.** Result of `publish`: `video_uri`, `sha256`, `duration_seconds`. The report and the contact sheet
 lie in the job's prefix, `jobs/<job id>/report/`.
@@ -84,8 +85,8 @@ def speech_to_video() -> None:
     mux_audio = step_task("mux-audio")
     validate = step_task("validate")
     publish = step_task("publish", outlets=[Asset(name="talking_videos", uri=load_settings().output_uri)])
-    # A teardown runs whatever happened, also after a run was cancelled, and leaves the outcome of the run alone.
-    close_job = step_task("close-job").as_teardown()
+    # A teardown runs whatever happened, also after a run was cancelled.
+    close_job = step_task("close-job").as_teardown(on_failure_fail_dagrun=True)
 
     stage_inputs >> plan_clips >> encode_conditions >> clips >> stitch >> mux_audio >> validate >> publish
     publish >> close_job

@@ -4,7 +4,7 @@ from datetime import timedelta
 from typing import Any
 
 from s2v_tasks.errors import ConfigurationError
-from s2v_tasks.orchestration.operators import StepOperator
+from s2v_tasks.orchestration.operators import CloseJobOperator, StepOperator
 from s2v_tasks.settings import load_settings
 
 # Bad input is never retried (see StepOperator); what is retried is short of memory, network or a machine.
@@ -29,4 +29,5 @@ def step_task(step: str, **kwargs: Any) -> StepOperator:
         raise ConfigurationError(f"S2V_EXECUTION is {execution!r}, which this version cannot run: expected 'local'.")
     kwargs.setdefault("task_id", step.replace("-", "_"))
     kwargs.setdefault("execution_timeout", _EXECUTION_TIMEOUTS.get(step, _DEFAULT_EXECUTION_TIMEOUT))
-    return StepOperator(step=step, **RETRIES, **kwargs)
+    operator = CloseJobOperator if step == "close-job" else StepOperator
+    return operator(step=step, **RETRIES, **kwargs)

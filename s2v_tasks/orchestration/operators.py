@@ -1,4 +1,4 @@
-"""The operator that runs a step of the system as a local process."""
+"""The operators that run a step of the system as a local process."""
 
 import json
 import sys
@@ -11,7 +11,6 @@ from s2v_tasks.orchestration.jobs import job_id_of, request_of
 from s2v_tasks.orchestration.process import StepFailedError, StepProcess
 from s2v_tasks.settings import load_settings
 
-FAILURE_KEY = "failure"
 _CLI = ("-m", "s2v_tasks.cli")
 
 
@@ -19,8 +18,7 @@ class StepOperator(BaseOperator):  # type: ignore[misc]
     """Runs `s2v <step>` for the job of this DAG run.
 
     Its log is the step's stderr, its XCom the step's result (or the one value `result_key` of it). Bad input, bad
-    configuration and wrong usage fail the task for good; anything else, a killed process too, is retried. The failure
-    is also left as XCom `failure`: {"exit_code", "message"}.
+    configuration and wrong usage fail the task for good; anything else, a killed process too, is retried.
     """
 
     template_fields = ("clip",)
@@ -46,8 +44,6 @@ class StepOperator(BaseOperator):  # type: ignore[misc]
         try:
             result = self._process.run()
         except StepFailedError as failure:
-            record = {"exit_code": failure.exit_code, "message": failure.message}
-            context["ti"].xcom_push(key=FAILURE_KEY, value=record)
             raise (AirflowFailException if failure.is_permanent else AirflowException)(failure.message) from None
         for asset in self.outlets:
             context["outlet_events"][asset].extra = result
@@ -70,3 +66,18 @@ class StepOperator(BaseOperator):  # type: ignore[misc]
         if self.clip is not None:
             arguments += ["--clip-index", str(self.clip["clip_index"])]
         return [*launcher, *_CLI, *arguments]
+
+
+class CloseJobOperator(StepOperator):
+    """Runs `s2v close-job` and ends like the job: it fails, with the job's reason, unless the job succeeded.
+
+    Airflow takes the outcome of a run from its last task. A run that a person cancels would else end as a success,
+    because Airflow marks what had not started yet as skipped.
+    """
+
+    def execute(self, context: Context) -> Any:
+        """Settle the job; AirflowFailException unless it succeeded."""
+        result = super().execute(context)
+        if result["status"] != "succeeded":
+            raise AirflowFailException(f"Job {result['job_id']} {result['status']}: {result['reason']}")
+        return result

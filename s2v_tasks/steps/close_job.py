@@ -8,8 +8,10 @@ from s2v_tasks.steps.context import StepContext
 
 def run(ctx: StepContext) -> dict[str, Any]:
     job = ctx.ledger.job(ctx.job_id)
-    if job is None or job.status in {"failed", "succeeded"}:
-        return {"status": job.status if job else "unknown"}
+    if job is None:
+        return {"status": "unknown", "reason": "The job is not on record: its first step never ran."}
+    if job.status in {"failed", "succeeded"}:
+        return {"status": job.status, "reason": job.reason}
     reason = _last_words(job) or (
         "A step was killed before it could say why: see the Airflow log of the failed task, then start the job again; "
         "finished clips are reused."

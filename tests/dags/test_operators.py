@@ -6,23 +6,13 @@ from typing import Any
 import pytest
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
-from s2v_tasks.orchestration.operators import FAILURE_KEY, StepOperator
-
-
-class TaskInstance:
-    """Keeps what a task pushes, as the one of Airflow does."""
-
-    def __init__(self) -> None:
-        self.pushed: dict[str, Any] = {}
-
-    def xcom_push(self, key: str, value: Any) -> None:
-        self.pushed[key] = value
+from s2v_tasks.orchestration.operators import CloseJobOperator, StepOperator
 
 
 @pytest.fixture
 def context() -> dict[str, Any]:
     params = {"prompt": "Hello $(date); rm -rf /", "num_clip": None, "job_id": "my-job"}
-    return {"params": params, "run_id": "manual__1", "ti": TaskInstance()}
+    return {"params": params, "run_id": "manual__1"}
 
 
 def execute(operator: StepOperator, context: dict[str, Any], monkeypatch: pytest.MonkeyPatch, script: str) -> Any:
@@ -70,12 +60,11 @@ def test_the_result_or_one_value_of_it_is_the_xcom(context: dict[str, Any], monk
 def test_bad_input_is_never_retried(
     context: dict[str, Any], monkeypatch: pytest.MonkeyPatch, exit_code: int, expected: type[Exception]
 ) -> None:
-    """The exit code decides between a final failure and a retry; both leave code and sentence as XCom."""
+    """The exit code decides between a final failure and a retry; both end with the step's sentence."""
     script = f"import sys; print('PermanentError: size 9*9.', file=sys.stderr); sys.exit({exit_code})"
     with pytest.raises(AirflowException, match=r"size 9\*9") as caught:
         execute(StepOperator(task_id="x", step="x"), context, monkeypatch, script)
     assert type(caught.value) is expected
-    assert context["ti"].pushed[FAILURE_KEY]["exit_code"] == exit_code
 
 
 def test_a_killed_step_is_retried(context: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,3 +73,12 @@ def test_a_killed_step_is_retried(context: dict[str, Any], monkeypatch: pytest.M
     with pytest.raises(AirflowException, match="SIGKILL") as caught:
         execute(StepOperator(task_id="x", step="x"), context, monkeypatch, script)
     assert type(caught.value) is AirflowException
+
+
+def test_closing_a_job_ends_like_the_job(context: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last task of a run succeeds with a good job only, and tells the reason of a bad one."""
+    script = "import json; print(json.dumps({{'job_id': 'my-job', 'status': {!r}, 'reason': 'size 9*9 is odd.'}}))"
+    close_job = CloseJobOperator(task_id="close_job", step="close-job")
+    assert execute(close_job, context, monkeypatch, script.format("succeeded"))["status"] == "succeeded"
+    with pytest.raises(AirflowFailException, match=r"Job my-job failed: size 9\*9 is odd"):
+        execute(close_job, context, monkeypatch, script.format("failed"))

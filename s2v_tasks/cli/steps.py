@@ -18,7 +18,7 @@ STEPS = "Steps of the road"
 def _run(step: str, job_id: str, clip_index: int | None = None, **arguments: Any) -> None:
     from s2v_tasks.steps.context import run_step
 
-    # A step module loads what its work needs (torch, ffmpeg, librosa): only the one that runs is imported.
+    # A step module loads what its work needs (torch, boto3, SQLAlchemy): only the one that runs is imported.
     body = importlib.import_module(f"s2v_tasks.steps.{step}").run
     result = run_step(body, step=step, job_id=job_id, clip_index=clip_index, **arguments)
     typer.echo(json.dumps({"job_id": job_id} | result))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import soundfile
+import soxr
 
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.media.containers import missing_end
@@ -152,7 +153,7 @@ def _delivered_samples(name: str, num_decoded: int, found: Probe, stream: Stream
 
 
 def _resample(name: str, native: npt.NDArray[np.float32], sample_rate: int) -> Waveform:
-    """Mono at 16 kHz as `librosa.load` makes it (spec b.1), whose seconds of import only other rates pay."""
+    """The waveform that librosa's loader gives, bit for bit (spec b.1), without its import: docs/adr/0005-resampling.md."""
     mono: Waveform = native.mean(axis=1)
     if not np.isfinite(mono).all():
         raise PermanentError(
@@ -160,10 +161,9 @@ def _resample(name: str, native: npt.NDArray[np.float32], sample_rate: int) -> W
         )
     if sample_rate == SPEECH_SAMPLE_RATE:
         return mono
-    import librosa
-
-    resampled: Waveform = librosa.resample(mono, orig_sr=sample_rate, target_sr=SPEECH_SAMPLE_RATE)
-    return resampled
+    num_samples = ceil(len(mono) * (SPEECH_SAMPLE_RATE / sample_rate))  # in this order: librosa's rounding
+    resampled = soxr.resample(mono, sample_rate, SPEECH_SAMPLE_RATE, quality="HQ")[:num_samples]
+    return np.pad(resampled, (0, num_samples - len(resampled)))
 
 
 def _write_wav(waveform: Waveform, path: Path) -> None:

@@ -153,7 +153,7 @@ def _delivered_samples(name: str, num_decoded: int, found: Probe, stream: Stream
 
 
 def _resample(name: str, native: npt.NDArray[np.float32], sample_rate: int) -> Waveform:
-    """The waveform that librosa's loader gives, bit for bit (spec b.1), without its import: docs/adr/0005-resampling.md."""
+    """The waveform that librosa's loader gives, bit for bit (spec b.1); see docs/adr/0005-resampling.md."""
     mono: Waveform = native.mean(axis=1)
     if not np.isfinite(mono).all():
         raise PermanentError(

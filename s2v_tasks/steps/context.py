@@ -61,21 +61,25 @@ def _not_there(key: str, made_by: str) -> TransientError:
 
 @contextmanager
 def open_context(job_id: str, settings: Settings) -> Iterator[StepContext]:
-    """A context whose scratch folder is removed at the end."""
+    """A context whose scratch folder and connections are gone at the end."""
     layout = JobLayout(job_id)
     store = ObjectStore.from_settings(settings)
     if settings.work_dir:
         settings.work_dir.mkdir(parents=True, exist_ok=True)
+    engine = engine_from_settings(settings)
     with tempfile.TemporaryDirectory(prefix=f"s2v-{job_id}-", dir=settings.work_dir) as work_dir:
-        yield StepContext(
-            job_id=job_id,
-            settings=settings,
-            layout=layout,
-            store=store,
-            artifacts=ArtifactStore(store, settings.work_dir),
-            ledger=Ledger(engine_from_settings(settings)),
-            work_dir=Path(work_dir),
-        )
+        try:
+            yield StepContext(
+                job_id=job_id,
+                settings=settings,
+                layout=layout,
+                store=store,
+                artifacts=ArtifactStore(store, settings.work_dir),
+                ledger=Ledger(engine),
+                work_dir=Path(work_dir),
+            )
+        finally:
+            engine.dispose()
 
 
 def run_step(

@@ -1,0 +1,291 @@
+"""The steps one by one, in this process, against real PostgreSQL and S3 with the tiny snapshot."""
+
+import importlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from s2v_tasks.engine.tiny_snapshot import write_tiny_snapshot
+from s2v_tasks.errors import PermanentError, TransientError
+from s2v_tasks.metadata.repository import Ledger
+from s2v_tasks.metadata.session import engine_from_settings
+from s2v_tasks.schemas.manifest import Manifest
+from s2v_tasks.schemas.plan import Plan
+from s2v_tasks.settings import Settings, load_settings
+from s2v_tasks.steps.context import run_step
+from s2v_tasks.steps.render_clip import clip_fingerprints
+from s2v_tasks.storage.artifacts import ArtifactStore
+from s2v_tasks.storage.layout import JobLayout
+from s2v_tasks.storage.s3 import ObjectStore
+
+SAMPLES = Path(__file__).parents[1] / "samples"
+JOB = "step-by-step"
+LAYOUT = JobLayout(JOB)
+REQUEST: dict[str, Any] = {
+    "prompt": "A drawn portrait speaks.",
+    "num_clip": 2,
+    "infer_frames": 16,
+    "sample_steps": 2,
+    "size": "128*128",
+    "base_seed": 7,
+}
+Run = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="session")
+def tiny_snapshot(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("weights") / "snapshot"
+    write_tiny_snapshot(folder, seed=0)
+    return folder
+
+
+@pytest.fixture
+def settings(
+    s3_settings: Settings, postgres_url: str, tiny_snapshot: Path, monkeypatch: pytest.MonkeyPatch
+) -> Settings:
+    """An installation of its own, with the samples in its bucket."""
+    values = {"DATABASE_URL": postgres_url, "SNAPSHOT_PATH": str(tiny_snapshot), "MODEL": "tiny", "GPU": "cpu"}
+    for name, value in values.items():
+        monkeypatch.setenv(f"S2V_{name}", value)
+    load_settings.cache_clear()
+    store = ObjectStore.from_settings(load_settings())
+    for name in ("portrait.jpg", "speech.mp3"):
+        store.upload(SAMPLES / name, name, "application/octet-stream")
+    return load_settings()
+
+
+@pytest.fixture
+def store(settings: Settings) -> ObjectStore:
+    return ObjectStore.from_settings(settings)
+
+
+@pytest.fixture
+def ledger(settings: Settings) -> Iterator[Ledger]:
+    engine = engine_from_settings(settings)
+    yield Ledger(engine)
+    engine.dispose()
+
+
+@pytest.fixture
+def run(store: ObjectStore) -> Run:
+    """Run one step of the job; `stage_inputs` takes fields of the request."""
+
+    def run(step: str, clip_index: int | None = None, **fields: Any) -> dict[str, Any]:
+        arguments = {}
+        if step == "stage_inputs":
+            uris = {"image_uri": store.uri("portrait.jpg"), "audio_uri": store.uri("speech.mp3")}
+            arguments["request_json"] = json.dumps(uris | REQUEST | fields)
+        body = importlib.import_module(f"s2v_tasks.steps.{step}").run
+        return run_step(body, step=step, job_id=JOB, clip_index=clip_index, **arguments)
+
+    return run
+
+
+def render(run: Run, **fields: Any) -> list[bool]:
+    """From the request to the clips; which of the clips were reused."""
+    run("stage_inputs", **fields)
+    run("plan_clips")
+    run("encode_conditions")
+    return [run("render_clip", clip_index)["reused"] for clip_index in range(2)]
+
+
+def assemble(run: Run) -> None:
+    for step in ("stitch", "mux_audio", "validate", "publish"):
+        run(step)
+
+
+def test_running_everything_twice_changes_nothing(run: Run, store: ObjectStore, ledger: Ledger) -> None:
+    """A finished job that runs again reuses each artifact, and its result stays the same to the byte."""
+    assert render(run) == [False, False]
+    assemble(run)
+    before = {artifact.key: artifact.sha256 for artifact in found(ledger).artifacts}
+    result, manifest = store.get_bytes(LAYOUT.result), store.get_bytes(LAYOUT.clip_manifest(1))
+    assert render(run) == [True, True]
+    assemble(run)
+    job = found(ledger)
+    assert {artifact.key: artifact.sha256 for artifact in job.artifacts} == before
+    assert (store.get_bytes(LAYOUT.result), store.get_bytes(LAYOUT.clip_manifest(1))) == (result, manifest)
+    assert job.status == "succeeded"
+
+
+def test_another_prompt_renders_anew_and_the_old_one_is_not_lost(run: Run, store: ObjectStore) -> None:
+    """A changed request takes back the old success, keeps the old clips aside, and finds them again."""
+    render(run)
+    assemble(run)
+    old = store.get_bytes(LAYOUT.clip(1))
+    assert render(run, prompt="Something else entirely.") == [False, False]
+    assert not store.exists(LAYOUT.result)
+    assert store.get_bytes(LAYOUT.clip(1)) != old
+    assert render(run) == [True, True]
+    assert store.get_bytes(LAYOUT.clip(1)) == old
+
+
+def test_a_lost_clip_is_rendered_again_to_the_same_bytes(run: Run, store: ObjectStore) -> None:
+    """An output that vanished is noticed; the clip that follows it is not rendered again."""
+    render(run)
+    first, second = (store.get_bytes(LAYOUT.clip(index)) for index in (0, 1))
+    store.delete(LAYOUT.clip(0))
+    assert render(run) == [False, True]
+    assert (store.get_bytes(LAYOUT.clip(0)), store.get_bytes(LAYOUT.clip(1))) == (first, second)
+
+
+def test_a_clip_needs_the_clip_before_it(run: Run, store: ObjectStore) -> None:
+    """Out of turn, or behind a clip of another request, a clip is not rendered but tried again later."""
+    run("stage_inputs")
+    run("plan_clips")
+    run("encode_conditions")
+    with pytest.raises(TransientError, match="render-clip --clip-index 0"):
+        run("render_clip", 1)
+    run("render_clip", 0)
+    run("stage_inputs", prompt="Something else entirely.")
+    run("encode_conditions")
+    with pytest.raises(TransientError, match="made from other inputs"):
+        run("render_clip", 1)
+    with pytest.raises(PermanentError, match="clip_index 2: expected 0 to 1"):
+        run("render_clip", 2)
+
+
+def test_clips_of_another_plan_are_not_stitched(run: Run) -> None:
+    """Clips that were rendered for other frames are refused."""
+    render(run)
+    run("stage_inputs", infer_frames=20)
+    run("plan_clips")
+    with pytest.raises(TransientError, match="belongs to another plan"):
+        run("stitch")
+
+
+def test_a_failed_check_fails_the_job(
+    run: Run, store: ObjectStore, ledger: Ledger, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The report is there for the person who looks; the job is failed with its sentence; nothing is published."""
+    render(run)
+    run("stitch")
+    run("mux_audio")
+    config = Path(__file__).parents[2] / "config"
+    for path in config.glob("*.yaml"):
+        text = path.read_text(encoding="utf-8").replace("min_mean_luma: 8.0", "min_mean_luma: 250.0")
+        (tmp_path / path.name).write_text(text, encoding="utf-8")
+    monkeypatch.setenv("S2V_CONFIG_DIR", str(tmp_path))
+    load_settings.cache_clear()
+    with pytest.raises(PermanentError, match="failed 1 of 13 checks"):
+        run("validate")
+    job = found(ledger)
+    assert job.status == "failed"
+    assert "validate: The video failed 1 of 13 checks" in (job.reason or "")
+    assert json.loads(store.get_bytes(LAYOUT.report))["checks"]
+    with pytest.raises(TransientError, match="s2v validate"):
+        run("publish")
+    assert not store.exists(f"{settings.output_uri}/{JOB}.mp4")
+
+
+def test_passing_faults_leave_the_job_running_until_it_is_closed(run: Run, ledger: Ledger) -> None:
+    """What may work at the next attempt is no failure of the job; closing it makes the last words its reason."""
+    run("stage_inputs")
+    with pytest.raises(TransientError):
+        run("encode_conditions")
+    assert found(ledger).status == "running"
+    assert run("close_job")["status"] == "failed"
+    assert "encode_conditions: jobs/step-by-step/plan.json is not there" in (found(ledger).reason or "")
+    run("plan_clips")
+    assert (found(ledger).status, found(ledger).reason) == ("running", None)
+
+
+def test_a_job_that_died_without_a_word_gets_a_reason(run: Run, ledger: Ledger) -> None:
+    """A step that was killed wrote nothing; a failure that a later attempt made good is not blamed."""
+    with pytest.raises(PermanentError):
+        run("stage_inputs", preset="unheard-of")
+    run("stage_inputs")
+    run("close_job")
+    assert "was killed before it could say why" in (found(ledger).reason or "")
+
+
+def test_a_fingerprint_follows_all_that_a_clip_is_made_from(run: Run, store: ObjectStore) -> None:
+    """A change in one clip changes it and those behind it in its chain; the clips before keep theirs."""
+    run("stage_inputs", num_clip=3)
+    run("plan_clips")
+    plan = Plan.model_validate_json(store.get_bytes(LAYOUT.plan))
+    prints = clip_fingerprints(plan, {"conditions": "a"}, "snapshot")
+    assert prints == clip_fingerprints(plan, {"conditions": "a"}, "snapshot")
+    reseeded = plan.model_copy(
+        update={"clips": (plan.clips[0], plan.clips[1].model_copy(update={"seed": 99}), plan.clips[2])}
+    )
+    changed = clip_fingerprints(reseeded, {"conditions": "a"}, "snapshot")
+    assert [a == b for a, b in zip(prints, changed, strict=True)] == [True, False, False]
+    sampling = plan.model_copy(update={"sampling": plan.sampling.model_copy(update={"sample_shift": 4.0})})
+    for other in (
+        clip_fingerprints(plan, {"conditions": "b"}, "snapshot"),
+        clip_fingerprints(plan, {"conditions": "a"}, "another"),
+        clip_fingerprints(sampling, {"conditions": "a"}, "snapshot"),
+    ):
+        assert not set(prints) & set(other)
+
+
+def test_only_a_clip_with_a_successor_leaves_a_motion_state(run: Run, store: ObjectStore) -> None:
+    """The state is there for the clip that follows; nobody follows the last one."""
+    render(run)
+    first, last = (manifest(store, index) for index in (0, 1))
+    assert set(first.outputs) == {"clip", "motion"}
+    assert set(last.outputs) == {"clip"}
+    assert last.inputs["motion"] == first.outputs["motion"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "exit_code", "sentence"),
+    [
+        ({"size": "100*100"}, 65, "multiples of 32"),
+        ({"image_uri": "s3://nowhere-at-all/picture.png"}, 65, "nowhere-at-all"),
+    ],
+)
+def test_a_refused_step_says_why_in_one_sentence(
+    store: ObjectStore, ledger: Ledger, tmp_path: Path, fields: dict[str, Any], exit_code: int, sentence: str
+) -> None:
+    """Exit code, stderr, the file for the parent process and the job's reason all carry it."""
+    uris = {"image_uri": store.uri("portrait.jpg"), "audio_uri": store.uri("speech.mp3")}
+    error_file = tmp_path / "error.json"
+    done = s2v("stage-inputs", "--job-id", JOB, "--request-json", json.dumps(uris | REQUEST | fields), error_file)
+    assert done.returncode == exit_code
+    left = json.loads(error_file.read_text())
+    assert left["exit_code"] == exit_code
+    assert sentence in left["message"]
+    assert done.stderr.strip().splitlines()[-1] == f"PermanentError: {left['message']}"
+    job = found(ledger)
+    assert (job.status, job.reason) == ("failed", f"stage_inputs: {left['message']}")
+
+
+def test_an_unknown_setting_is_a_configuration_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A misspelt variable ends every command with 78 and its name."""
+    monkeypatch.setenv("S2V_MAX_CLIP", "3")
+    done = s2v("jobs", tmp_path / "error.json")
+    assert done.returncode == 78
+    assert "S2V_MAX_CLIP: not a setting" in done.stderr
+
+
+def s2v(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
+    """Run the command line as Airflow does; the last argument is the file for the error."""
+    import os
+
+    *command, error_file = map(str, arguments)
+    return subprocess.run(
+        [sys.executable, "-m", "s2v_tasks.cli", *command],
+        env=os.environ | {"STEP_ERROR_FILE": error_file},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def found(ledger: Ledger) -> Any:
+    job = ledger.job(JOB)
+    assert job is not None
+    return job
+
+
+def manifest(store: ObjectStore, clip_index: int) -> Manifest:
+    read = ArtifactStore(store).read_manifest(LAYOUT.clip_manifest(clip_index))
+    assert read is not None
+    return read

@@ -35,8 +35,8 @@ its size are those of the embedded stack; for the 14B model leave out `size` and
 ```
 
 **When a run fails.** The log of `close_job` ends with the reason; `s2v job <job id>` shows it too. Bad input is not
-retried. After a passing fault clear the failed tasks, or trigger again with the same `job_id`: finished clips are
-reused and only what is missing is rendered.
+retried. After a passing fault clear the run, or trigger again with the same `job_id`: what is finished is reused, and
+only what is missing is rendered.
 
 **What to look at.** Result of `publish`: `video_uri`, `sha256`, `duration_seconds`. The report and the contact sheet
 lie in the job's prefix, `jobs/<job id>/report/`.

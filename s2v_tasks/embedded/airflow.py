@@ -145,18 +145,24 @@ class AirflowInstallation:
 
     def health(self) -> dict[str, str]:
         """What Airflow says about its parts; empty while it does not answer."""
+        return {part: str(facts["status"]) for part, facts in self._ask("monitor/health").items()}
+
+    def _has_read_its_dags(self) -> bool:
+        return any(self._ask(path).get("total_entries") for path in ("dags", "importErrors"))
+
+    def _ask(self, path: str) -> dict[str, Any]:
+        """The answer of the REST API; empty while there is none."""
         try:
-            with urllib.request.urlopen(f"{self.url}/api/v2/monitor/health", timeout=5) as answer:  # noqa: S310 - ours
-                parts: dict[str, dict[str, Any]] = json.load(answer)
+            with urllib.request.urlopen(f"{self.url}/api/v2/{path}", timeout=5) as answer:  # noqa: S310 - ours
+                return dict(json.load(answer))
         except (OSError, ValueError):
             return {}
-        return {part: str(facts["status"]) for part, facts in parts.items()}
 
     def _wait_until_healthy(self) -> None:
         deadline = time.monotonic() + _START_SECONDS
         while True:
             health = self.health()
-            if health and all(status == "healthy" for status in health.values()):
+            if health and set(health.values()) == {"healthy"} and self._has_read_its_dags():
                 return
             for component in _COMPONENTS:
                 if self._process(component).pid() is None:

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -54,7 +53,8 @@ def run_demo(
     """
     started = time.monotonic()
     job_id = job_id or f"demo-{datetime.now(UTC):%Y%m%d-%H%M%S}"
-    with _services(home) as (services, settings):
+    services = Services(home)
+    with services.in_use() as settings:
         request = demo_request(settings) | fields | _upload(inputs, ObjectStore.from_settings(settings))
         console.print(f"job [bold]{job_id}[/bold]: {request['image_uri']} + {request['audio_uri']}")
         if _is_acceptable(request, settings):
@@ -69,18 +69,6 @@ def run_demo(
     console.print(table)
     console.print(f"[bold]{video}[/bold]  made in {time.monotonic() - started:.0f} s")
     return 0
-
-
-@contextmanager
-def _services(home: Path) -> Iterator[tuple[Services, Settings]]:
-    """PostgreSQL and S3; those that did not run before are stopped afterwards."""
-    services = Services(home)
-    were_running = services.is_running()
-    try:
-        yield services, services.start()
-    finally:
-        if not were_running:
-            services.stop()
 
 
 def _upload(inputs: DemoInputs, store: ObjectStore) -> dict[str, str]:

@@ -3,8 +3,11 @@
 All state lies in the home folder and survives a restart. Everything listens on loopback only.
 """
 
+import fcntl
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +35,7 @@ class Services:
 
     def __init__(self, home: Path) -> None:
         self.home = home.resolve()
+        self.home.mkdir(parents=True, exist_ok=True)
         self.postgres = PostgresServer(self.home)
         self.s3 = S3Server(self.home)
 
@@ -48,12 +52,22 @@ class Services:
         self._upload_samples(settings)
         return settings
 
+    @contextmanager
+    def in_use(self) -> Iterator[Settings]:
+        """Run them for a while; they are stopped afterwards unless another user or Airflow still needs them."""
+        with (self.home / "users.lock").open("w") as users:
+            fcntl.flock(users, fcntl.LOCK_SH)
+            try:
+                yield self.start()
+            finally:
+                with suppress(BlockingIOError):  # another user
+                    fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    if not AirflowInstallation(self.home).running():
+                        self.stop()
+
     def stop(self) -> None:
         self.s3.stop()
         self.postgres.stop()
-
-    def is_running(self) -> bool:
-        return self.postgres.is_running() and self.s3.is_running()
 
     def _snapshot(self) -> Path:
         """The tiny snapshot, made at the first start; it appears when it is complete."""
@@ -110,9 +124,9 @@ def content_type(path: Path) -> str:
 def up(home: Path) -> None:
     """Start everything, wait until it is healthy, print where the UI is."""
     services, airflow = Services(home), AirflowInstallation(home)
-    services.start()
-    database_url = services.postgres.ensure_database("airflow")
-    airflow.start(airflow.environment(database_url, deferrable=True))
+    with services.in_use():
+        database_url = services.postgres.ensure_database("airflow")
+        airflow.start(airflow.environment(database_url, deferrable=True))
     status(home)
 
 

@@ -3,6 +3,7 @@
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -16,14 +17,13 @@ def stack_home() -> Iterator[Path]:
     """Home folder with running services. As root PostgreSQL runs as another account, which must reach the folder."""
     home = Path(tempfile.mkdtemp(prefix="s2v-stack-"))
     home.chmod(0o755)
-    services = Services(home)
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, ExitStack() as cleanup:
+        cleanup.callback(shutil.rmtree, home)
         patch.setenv("S2V_HOME", str(home))
         load_settings.cache_clear()
-        services.start()
-    yield home
-    services.stop()
-    shutil.rmtree(home)
+        cleanup.enter_context(Services(home).in_use())
+        patch.undo()
+        yield home
 
 
 @pytest.fixture

@@ -1,0 +1,66 @@
+"""The embedded Airflow with its four processes, as `s2v up` starts it."""
+
+# ruff: noqa: S310 - the address is that of the server under test
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from s2v_tasks.embedded.airflow import AirflowInstallation
+from s2v_tasks.embedded.postgres import PostgresServer
+from s2v_tasks.schemas.request import Request
+from s2v_tasks.settings import load_settings
+
+
+@pytest.fixture(scope="module")
+def airflow(stack_home: Path) -> Iterator[AirflowInstallation]:
+    installation = AirflowInstallation(stack_home)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("S2V_HOME", str(stack_home))
+        load_settings.cache_clear()
+        database_url = PostgresServer(stack_home).ensure_database("airflow")
+        installation.start(installation.environment(database_url, deferrable=True))
+    yield installation
+    installation.stop()
+    assert installation.running() == []
+
+
+def call(airflow: AirflowInstallation, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(
+        f"{airflow.url}/api/v2{path}", data=data, headers={"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        parsed: dict[str, Any] = json.load(answer)
+    return parsed
+
+
+def test_all_parts_are_healthy_and_the_ui_answers(airflow: AirflowInstallation) -> None:
+    """Scheduler, triggerer, DAG processor and database are healthy when the start returns."""
+    assert set(airflow.health()) >= {"metadatabase", "scheduler", "triggerer", "dag_processor"}
+    assert set(airflow.health().values()) == {"healthy"}
+    with urllib.request.urlopen(airflow.url, timeout=30) as page:
+        assert b"<html" in page.read()
+
+
+def test_the_form_is_there_and_filled(airflow: AirflowInstallation) -> None:
+    """The DAG is loaded without errors; its form has every field of a request and the sample inputs."""
+    assert call(airflow, "/importErrors")["total_entries"] == 0
+    params = call(airflow, "/dags/speech_to_video/details")["params"]
+    assert list(params) == [*Request.model_fields, "job_id"]
+    assert params["image_uri"]["value"] == "s3://s2v/samples/portrait.jpg"
+
+
+def test_a_bad_field_is_refused_before_a_run_exists(airflow: AirflowInstallation) -> None:
+    """The API answers 400 and names the field; no run is left behind."""
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        call(airflow, "/dags/speech_to_video/dagRuns", {"logical_date": None, "conf": {"infer_frames": 50}})
+    with refused.value as answer:
+        assert answer.code == 400
+        assert "infer_frames" in answer.read().decode()
+    assert call(airflow, "/dags/speech_to_video/dagRuns")["total_entries"] == 0

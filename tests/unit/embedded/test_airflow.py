@@ -1,0 +1,53 @@
+"""The configuration of the embedded Airflow."""
+
+from pathlib import Path
+
+import pytest
+
+from s2v_tasks.embedded.airflow import AirflowInstallation
+
+DATABASE_URL = "postgresql://s2v:secret@127.0.0.1:5432/airflow"
+
+
+def test_it_listens_and_calls_itself_on_loopback_only(tmp_path: Path) -> None:
+    """UI, API and the address that tasks report to are on 127.0.0.1, on one port."""
+    installation = AirflowInstallation(tmp_path)
+    environment = installation.environment(DATABASE_URL, deferrable=True)
+    assert environment["AIRFLOW__API__HOST"] == "127.0.0.1"
+    assert (
+        environment["AIRFLOW__API__BASE_URL"]
+        == installation.url
+        == "http://127.0.0.1:" + environment["AIRFLOW__API__PORT"]
+    )
+    assert environment["AIRFLOW__CORE__EXECUTION_API_SERVER_URL"] == f"{installation.url}/execution/"
+
+
+def test_port_and_secrets_survive_a_restart_and_are_private(tmp_path: Path) -> None:
+    """A second start finds the same port and keys, in a file that only its owner may read."""
+    first = AirflowInstallation(tmp_path).environment(DATABASE_URL, deferrable=True)
+    assert AirflowInstallation(tmp_path).environment(DATABASE_URL, deferrable=True) == first
+    assert (tmp_path / "airflow" / "server.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_the_demo_shares_nothing_with_the_one_that_serves(tmp_path: Path) -> None:
+    """A live scheduler must not see the runs of the demo: another folder, other keys."""
+    serving = AirflowInstallation(tmp_path).environment(DATABASE_URL, deferrable=True)
+    demo = AirflowInstallation(tmp_path, "airflow-demo").environment(DATABASE_URL, deferrable=False)
+    for name in ("AIRFLOW_HOME", "AIRFLOW__API_AUTH__JWT_SECRET", "AIRFLOW__OPERATORS__DEFAULT_DEFERRABLE"):
+        assert serving[name] != demo[name]
+
+
+def test_airflow_settings_of_the_machine_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An AIRFLOW_* variable of another installation does not leak in."""
+    monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "CeleryExecutor")
+    monkeypatch.setenv("AIRFLOW_CONN_OTHER", "x")
+    environment = AirflowInstallation(tmp_path).environment(DATABASE_URL, deferrable=True)
+    assert environment["AIRFLOW__CORE__EXECUTOR"] == "LocalExecutor"
+    assert "AIRFLOW_CONN_OTHER" not in environment
+
+
+def test_nothing_runs_before_the_first_start(tmp_path: Path) -> None:
+    """Asking for the state creates nothing and finds nothing."""
+    installation = AirflowInstallation(tmp_path)
+    assert installation.running() == []
+    assert list(tmp_path.iterdir()) == []

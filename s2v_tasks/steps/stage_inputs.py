@@ -93,10 +93,16 @@ def _fetch(ctx: StepContext, request: Request) -> dict[str, tuple[str, Path]]:
         uris["pose"] = request.pose_video_uri
     sources = {}
     for name, uri in uris.items():
-        path = ctx.work_dir / f"source_{name}"
+        path = ctx.work_dir / name / _plain_name(uri)
+        path.parent.mkdir()
         ctx.store.fetch_uri(uri, path, max_bytes=ctx.settings.max_input_bytes)
         sources[name] = (uri, path)
     return sources
+
+
+def _plain_name(uri: str) -> str:
+    """The name that the user knows the file by, for messages, without what a file system could misread."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", uri.rpartition("/")[2])[-80:].lstrip(".-") or "file"
 
 
 def _extension(uri: str) -> str:

@@ -52,7 +52,7 @@ def run_demo(
     `fields` override the example request (config/demo.yaml). The same `job_id` continues or reuses an earlier job.
     """
     started = time.monotonic()
-    job_id = job_id or f"demo-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    job_id = JobLayout(job_id or f"demo-{datetime.now(UTC):%Y%m%d-%H%M%S}").job_id
     services = Services(home)
     with services.in_use() as settings:
         request = demo_request(settings) | fields | _upload(inputs, ObjectStore.from_settings(settings))

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from s2v_tasks.embedded.demo import DemoInputs, run_demo
+from s2v_tasks.errors import PermanentError
 from s2v_tasks.media.encode import encode_clip
 from s2v_tasks.metadata.records import JobRecord
 from s2v_tasks.metadata.repository import Ledger
@@ -155,6 +156,13 @@ def test_a_request_that_the_form_refuses_is_on_record(
     job = found(ledger, name)
     assert job.status == "failed"
     assert reason in (job.reason or "")
+
+
+def test_a_job_id_that_is_none_is_refused_at_once(tmp_path: Path) -> None:
+    """A malformed job id cannot be on record: it is refused before anything starts."""
+    with pytest.raises(PermanentError, match="job id 'A B'"):
+        run_demo(tmp_path / "home", DemoInputs(), {}, out_dir=tmp_path, job_id="A B")
+    assert list(tmp_path.iterdir()) == []
 
 
 def empty(path: Path) -> None:

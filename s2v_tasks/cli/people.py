@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from s2v_tasks.cli import app
@@ -91,7 +92,7 @@ def jobs(
             str(job.num_frames or ""),
             f"{job.width}*{job.height}" if job.width else "",
             f"{job.created_at:%Y-%m-%d %H:%M:%S}",
-            job.reason or job.video_uri or "",
+            escape(job.reason or job.video_uri or ""),
         )
     console.print(table)
 
@@ -112,7 +113,7 @@ def job(
 
 
 def _print_job(found: "JobRecord") -> None:
-    console.print(f"[bold]{found.job_id}[/bold]  {found.status}  {found.reason or found.video_uri or ''}")
+    console.print(f"[bold]{found.job_id}[/bold]  {found.status}  {escape(found.reason or found.video_uri or '')}")
     clips = Table("clip", "status", "frames", "step", "attempts", "reused", "render s", "fingerprint")
     for clip in found.clips:
         clips.add_row(
@@ -134,7 +135,7 @@ def _print_job(found: "JobRecord") -> None:
     for event in found.events:
         clip_index = "" if event.clip_index is None else str(event.clip_index)
         detail = json.dumps(event.detail, ensure_ascii=False)
-        events.add_row(f"{event.at:%H:%M:%S}", event.step or "", clip_index, event.event, detail[:100])
+        events.add_row(f"{event.at:%H:%M:%S}", event.step or "", clip_index, event.event, escape(detail[:100]))
     console.print(events)
 
 
@@ -148,7 +149,11 @@ def parity(folder: Annotated[Path, typer.Argument(help="Folder with golden files
     table = Table("case", "max abs diff", "gate", "ok", "note")
     for result in results:
         table.add_row(
-            result.name, f"{result.max_abs_diff:.2e}", f"{result.gate:.0e}", "ok" if result.ok else "FAIL", result.note
+            escape(result.name),
+            f"{result.max_abs_diff:.2e}",
+            f"{result.gate:.0e}",
+            "ok" if result.ok else "FAIL",
+            escape(result.note),
         )
     console.print(table)
     failed = [result.name for result in results if not result.ok]

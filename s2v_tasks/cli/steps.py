@@ -5,6 +5,7 @@ Each prints one JSON object, the result, on stdout; logs go to stderr.
 
 import importlib
 import json
+from datetime import datetime
 from typing import Annotated, Any
 
 import typer
@@ -78,6 +79,12 @@ def publish(job_id: JobId) -> None:
 
 
 @app.command(rich_help_panel=STEPS)
-def close_job(job_id: JobId) -> None:
+def close_job(
+    job_id: JobId,
+    since: Annotated[
+        datetime | None,
+        typer.Option(formats=["%Y-%m-%dT%H:%M:%S%z"], help="When the work began; what was before is not its outcome."),
+    ] = None,
+) -> None:
     """Mark a job failed whose step died without a word."""
-    _run("close_job", job_id)
+    _run("close_job", job_id, since=since)

@@ -10,7 +10,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from s2v_tasks import errors
 from s2v_tasks.embedded.airflow import AirflowInstallation, airflow_command
 from s2v_tasks.embedded.stack import Services, content_type, demo_request
 from s2v_tasks.errors import PermanentError, TransientError
@@ -51,18 +51,18 @@ def run_demo(
 
     `fields` override the example request (config/demo.yaml). The same `job_id` continues or reuses an earlier job.
     """
-    started = time.monotonic()
+    started, began_at = time.monotonic(), datetime.now(UTC)
     job_id = JobLayout(job_id or f"demo-{datetime.now(UTC):%Y%m%d-%H%M%S}").job_id
     services = Services(home)
     with services.in_use() as settings:
-        request = demo_request(settings) | fields | _upload(inputs, ObjectStore.from_settings(settings))
-        console.print(f"job [bold]{job_id}[/bold]: {request['image_uri']} + {request['audio_uri']}")
+        request = demo_request(settings) | fields | _uploaded(inputs, settings, job_id)
+        console.print(f"job {job_id}: {request['image_uri']} + {request['audio_uri']}", markup=False)
         if _is_acceptable(request, settings):
             _run_dag(services, {**request, "job_id": job_id})
         else:
             # Airflow would refuse it before any task ran; this way the refusal is on record as the job's reason.
             _run_first_step(request, job_id)
-        job = _job(job_id, settings)
+        job = _job(job_id, settings, since=began_at)
         if job is None or job.status != "succeeded":
             return _report_failure(job, services)
         video, table = _collect(job, settings, out_dir)
@@ -132,25 +132,43 @@ def _step_line(line: str) -> str | None:
     return str(record["event"]) if str(record.get("logger", "")).endswith(".StepOperator") else None
 
 
-def _job(job_id: str, settings: Settings) -> JobRecord | None:
+@contextmanager
+def _ledger(settings: Settings) -> Iterator[Ledger]:
     engine = engine_from_settings(settings)
     try:
-        return Ledger(engine).job(job_id)
+        yield Ledger(engine)
     finally:
         engine.dispose()
+
+
+def _job(job_id: str, settings: Settings, *, since: datetime) -> JobRecord | None:
+    """The job with what happened since; None when nothing did, whatever it was before."""
+    with _ledger(settings) as ledger:
+        job = ledger.job(job_id)
+    events = tuple(event for event in job.events if event.at >= since) if job else ()
+    return replace(job, events=events) if job and events else None
+
+
+def _uploaded(inputs: DemoInputs, settings: Settings, job_id: str) -> dict[str, str]:
+    """The URIs of the local files in S3; a file that is not there fails the job on record."""
+    try:
+        return _upload(inputs, ObjectStore.from_settings(settings))
+    except PermanentError as error:
+        with _ledger(settings) as ledger:
+            ledger.job_failed(job_id, str(error))
+        raise
 
 
 def _report_failure(job: JobRecord | None, services: Services) -> int:
     """Print the one reason; the exit code of the error that it was."""
     logs = services.home / "logs"
     if job is None:
-        console.print(f"The job left no record; see {logs}.")
+        console.print(f"No step of the job ran; see {logs}.")
         return TransientError.exit_code
     console.print(f"{job.status}: {job.reason}", style="red", markup=False)
     console.print(f"log: {logs / job.job_id}.log")
-    kinds = [event.detail.get("kind") for event in job.events if event.event == "step_failed"]
-    error = getattr(errors, str(kinds[-1]), None) if kinds else None
-    return int(getattr(error, "exit_code", TransientError.exit_code))
+    codes = [event.detail["exit_code"] for event in job.events if event.event == "step_failed"]
+    return int(codes[-1]) if codes else TransientError.exit_code
 
 
 def _collect(job: JobRecord, settings: Settings, out_dir: Path) -> tuple[Path, Table]:

@@ -4,6 +4,7 @@ All state lies in the home folder and survives a restart. Everything listens on 
 """
 
 import fcntl
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -27,6 +28,10 @@ from s2v_tasks.storage.s3 import ObjectStore
 
 BUCKET = "s2v"
 SAMPLES = CHECKOUT / "tests" / "samples"
+# Where data go. The environment may choose other weights than the tiny ones, but not send jobs to another installation.
+_OWN_SETTINGS = (
+    "DATABASE_URL", "DATA_URI", "OUTPUT_URI", "S3_ENDPOINT_URL", "S3_ACCESS_KEY_ID", "S3_SECRET_ACCESS_KEY",
+)  # fmt: skip
 _CONTENT_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".mp3": "audio/mpeg", ".ogg": "audio/ogg"}
 
 
@@ -98,6 +103,12 @@ class Services:
             "MODEL": "tiny",
             "GPU": "cpu",
         }
+        strayed = sorted(name for name in _OWN_SETTINGS if os.environ.get(PREFIX + name, values[name]) != values[name])
+        if strayed:
+            raise ConfigurationError(
+                f"{', '.join(PREFIX + name for name in strayed)}: set in the environment to other servers than the "
+                "embedded ones: unset it for the embedded stack."
+            )
         lines = ["# Written by the embedded stack at each start.", *(f"{PREFIX}{k}='{v}'" for k, v in values.items())]
         write_private(self.home / "stack.env", "\n".join(lines) + "\n")
 

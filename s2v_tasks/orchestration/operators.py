@@ -63,6 +63,8 @@ class StepOperator(BaseOperator):  # type: ignore[misc]
         arguments = [self.step, "--job-id", job_id_of(context)]
         if self.step == "stage-inputs":
             arguments += ["--request-json", json.dumps(request_of(context))]
+        if self.step == "close-job":
+            arguments += ["--since", context["dag_run"].start_date.strftime("%Y-%m-%dT%H:%M:%S%z")]
         if self.clip is not None:
             arguments += ["--clip-index", str(self.clip["clip_index"])]
         return [*launcher, *_CLI, *arguments]

@@ -115,6 +115,8 @@ class Request(BaseModel):
     def _prompt_has_words(cls, value: str) -> str:
         if not value.strip():
             raise ValueError("is blank: describe the picture and how the person speaks")
+        if "\0" in value:
+            raise ValueError("has a NUL character: expected plain text")
         return value
 
     @field_validator("size")

@@ -1,15 +1,19 @@
 """close_job: give a job that failed without a word (killed, lost worker) its final state and a reason."""
 
+from datetime import datetime
 from typing import Any
 
 from s2v_tasks.metadata.records import JobRecord
 from s2v_tasks.steps.context import StepContext
 
 
-def run(ctx: StepContext) -> dict[str, Any]:
+def run(ctx: StepContext, *, since: datetime | None = None) -> dict[str, Any]:
+    """`since`: when the work began; what the job was before that is not the outcome of this work."""
     job = ctx.ledger.job(ctx.job_id)
     if job is None:
         return {"status": "unknown", "reason": "The job is not on record: its first step never ran."}
+    if since and job.finished_at and job.finished_at < since:
+        return {"status": "not run", "reason": f"No step ran; the job still is what it was before: {job.status}."}
     if job.status in {"failed", "succeeded"}:
         return {"status": job.status, "reason": job.reason}
     reason = _last_words(job) or (

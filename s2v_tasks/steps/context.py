@@ -13,15 +13,13 @@ from s2v_tasks import log
 from s2v_tasks.errors import PermanentError, S2VError, TransientError
 from s2v_tasks.metadata.repository import Ledger
 from s2v_tasks.metadata.session import engine_from_settings
-from s2v_tasks.schemas.manifest import Manifest
+from s2v_tasks.schemas.manifest import Artifact, Manifest
 from s2v_tasks.schemas.plan import Plan
 from s2v_tasks.schemas.request import Request, parse_request
 from s2v_tasks.settings import Settings, load_settings
-from s2v_tasks.storage.artifacts import ArtifactStore
+from s2v_tasks.storage.artifacts import ArtifactStore, Build, Built, Produced
 from s2v_tasks.storage.layout import JobLayout
 from s2v_tasks.storage.s3 import ObjectStore
-
-_OPENING_OR_CLOSING = frozenset({"stage_inputs", "close_job"})
 
 
 @dataclass(frozen=True)
@@ -48,6 +46,38 @@ class StepContext:
         if manifest is None:
             raise _not_there(key, made_by)
         return manifest
+
+    def produce(
+        self,
+        *,
+        step: str,
+        manifest_key: str,
+        fingerprint: str,
+        inputs: dict[str, Artifact],
+        build: Build,
+        clip_index: int | None = None,
+    ) -> Produced:
+        """Reuse the artifacts of a step or build them, and put them on record.
+
+        Where something is built, a job that had ended runs again, and its old success does not stand any more.
+        """
+
+        def start_and_build(folder: Path) -> Built:
+            self.ledger.job_started(self.job_id)
+            self.store.delete(self.layout.result)
+            return build(folder)
+
+        produced = self.artifacts.produce(
+            step=step,
+            job_id=self.job_id,
+            manifest_key=manifest_key,
+            fingerprint=fingerprint,
+            inputs=inputs,
+            build=start_and_build,
+            clip_index=clip_index,
+        )
+        self.ledger.record_artifacts(produced.manifest)
+        return produced
 
     def _needed(self, key: str, made_by: str) -> bytes:
         if not self.store.exists(key):
@@ -93,13 +123,12 @@ def run_step(
     settings = load_settings()
     log.bind(job_id=job_id, step=step, **({} if clip_index is None else {"clip_index": clip_index}))
     logger = log.get_logger()
+    logger.debug("settings", **settings.model_dump(mode="json"))
     if clip_index is not None:
         arguments["clip_index"] = clip_index
     with open_context(job_id, settings) as context:
         started = time.monotonic()
         try:
-            if step not in _OPENING_OR_CLOSING:
-                context.ledger.job_started(job_id)  # again, when a failed job continues in the middle
             result = body(context, **arguments)
         except Exception as error:
             logger.error("step_failed", error=str(error), kind=type(error).__name__)
@@ -121,7 +150,7 @@ def _record_failure(context: StepContext, step: str, clip_index: int | None, err
             step=step,
             event="step_failed",
             clip_index=clip_index,
-            detail={"error": str(error), "kind": type(error).__name__},
+            detail={"error": str(error), "exit_code": getattr(error, "exit_code", 1)},
         )
         if isinstance(error, PermanentError):
             context.ledger.job_failed(context.job_id, f"{step}: {error}")

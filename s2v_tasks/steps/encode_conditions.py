@@ -54,9 +54,8 @@ def run(ctx: StepContext) -> dict[str, Any]:
             facts={"shapes": shapes},
         )
 
-    manifest, reused = ctx.artifacts.produce(
+    produced = ctx.produce(
         step="encode_conditions",
-        job_id=ctx.job_id,
         manifest_key=ctx.layout.conditions_manifest,
         fingerprint=fingerprint(
             "encode_conditions",
@@ -69,5 +68,4 @@ def run(ctx: StepContext) -> dict[str, Any]:
         inputs={"image": inputs["image"], "audio_16k": inputs["audio_16k"]},
         build=build,
     )
-    ctx.ledger.record_artifacts(manifest)
-    return {"reused": reused}
+    return {"reused": produced.reused}

@@ -25,13 +25,11 @@ def run(ctx: StepContext) -> dict[str, Any]:
         mux(silent, audio, folder / "muxed.mp4", num_frames=plan.num_frames, fps=plan.fps)
         return Built({"muxed": OutputFile(folder / "muxed.mp4", ctx.layout.muxed, "video/mp4")}, facts={})
 
-    manifest, reused = ctx.artifacts.produce(
+    produced = ctx.produce(
         step="mux_audio",
-        job_id=ctx.job_id,
         manifest_key=ctx.layout.mux_manifest,
         fingerprint=fingerprint("mux_audio", REVISION, plan.num_frames, [item.sha256 for item in inputs.values()]),
         inputs=inputs,
         build=build,
     )
-    ctx.ledger.record_artifacts(manifest)
-    return {"reused": reused}
+    return {"reused": produced.reused}

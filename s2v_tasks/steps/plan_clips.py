@@ -4,6 +4,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from s2v_tasks.errors import PermanentError
 from s2v_tasks.planning.planner import make_plan
 from s2v_tasks.schemas.model_card import load_gpu_card, load_model_card
 from s2v_tasks.schemas.plan import Plan, SpeechFacts
@@ -22,8 +23,14 @@ def run(ctx: StepContext) -> dict[str, Any]:
         speech=SpeechFacts(num_samples=facts["speech"]["num_samples"], sample_rate=facts["speech"]["sample_rate"]),
         image_size=(facts["image"]["width"], facts["image"]["height"]),
     )
-    ctx.store.put_bytes(ctx.layout.plan, plan.model_dump_json(indent=2).encode(), "application/json")
-    ctx.ledger.job_planned(ctx.job_id, plan)
+    data = plan.model_dump_json(indent=2).encode()
+    job = ctx.ledger.job(ctx.job_id)
+    stored = ctx.store.get_bytes(ctx.layout.plan) if ctx.store.exists(ctx.layout.plan) else None
+    if data != stored or job is None or job.num_clip != plan.num_clip:
+        ctx.ledger.job_started(ctx.job_id)
+        ctx.store.delete(ctx.layout.result)
+        ctx.store.put_bytes(ctx.layout.plan, data, "application/json")
+        ctx.ledger.job_planned(ctx.job_id, plan)
     return {"num_frames": plan.num_frames, "warnings": list(plan.warnings), "clips": _clips(plan)}
 
 
@@ -33,6 +40,11 @@ def plan_files(image: Path, audio: Path, fields: dict[str, Any]) -> Plan:
     from s2v_tasks.media.image import normalise_image
 
     settings = load_settings()
+    for path in (image, audio):
+        if not path.is_file():
+            raise PermanentError(f"{path} is not a file: expected the picture and the speech to plan for.")
+    if settings.work_dir:
+        settings.work_dir.mkdir(parents=True, exist_ok=True)
     unstored = {"image_uri": "s3://local/image", "audio_uri": "s3://local/audio", "prompt": "not needed for a plan"}
     request = parse_request(unstored | fields)
     with tempfile.TemporaryDirectory(prefix="s2v-plan-", dir=settings.work_dir) as folder:

@@ -5,6 +5,8 @@ whose fingerprint is there already is reused, so nothing that was paid for is co
 """
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from s2v_tasks.engine.images import fit_pose
 from s2v_tasks.engine.loading import Snapshot, snapshot_id
 from s2v_tasks.engine.pipeline import ClipInputs, MotionState, S2VPipeline, Sampling, motion_frames_needed
 from s2v_tasks.engine.worker import Worker, open_worker
-from s2v_tasks.errors import ConfigurationError, PermanentError, TransientError
+from s2v_tasks.errors import ConfigurationError, PermanentError, S2VError, TransientError
 from s2v_tasks.media.encode import encode_clip
 from s2v_tasks.media.frames import read_frames
 from s2v_tasks.schemas.manifest import Artifact, Manifest, fingerprint
@@ -42,22 +44,24 @@ def run(ctx: StepContext, *, clip_index: int) -> dict[str, Any]:
     if predecessor is not None:
         inputs["motion"] = predecessor.outputs["motion"]
 
-    ctx.ledger.clip_started(ctx.job_id, clip_index, fingerprint=prints[clip_index])
+    def build(folder: Path) -> Built:
+        ctx.ledger.clip_started(ctx.job_id, clip_index, fingerprint=prints[clip_index])
+        return _render(ctx, plan, clip, (snapshot, worker, inputs), folder)
+
     started = time.monotonic()
     try:
-        manifest, reused = ctx.artifacts.produce(
+        reused = ctx.produce(
             step="render_clip",
-            job_id=ctx.job_id,
             clip_index=clip_index,
             manifest_key=ctx.layout.clip_manifest(clip_index),
             fingerprint=prints[clip_index],
             inputs=inputs,
-            build=lambda folder: _render(ctx, plan, clip, (snapshot, worker, inputs), folder),
-        )
+            build=build,
+        ).reused
     except Exception as error:
-        ctx.ledger.clip_failed(ctx.job_id, clip_index, str(error))
+        with _tolerated("clip_failure_not_recorded"):
+            ctx.ledger.clip_failed(ctx.job_id, clip_index, str(error))
         raise
-    ctx.ledger.record_artifacts(manifest)
     ctx.ledger.clip_succeeded(
         ctx.job_id, clip_index, render_seconds=0.0 if reused else time.monotonic() - started, reused=reused
     )
@@ -186,6 +190,15 @@ def _clip_inputs(plan: Plan, clip: ClipPlan, paths: dict[str, Path]) -> ClipInpu
     )
 
 
+@contextmanager
+def _tolerated(event: str) -> Iterator[None]:
+    """A database that is away costs a note, not the hours of a render nor the true reason of its failure."""
+    try:
+        yield
+    except S2VError as error:
+        log.get_logger().warning(event, error=str(error))
+
+
 class Progress:
     """One line for people and one row for `s2v job` as the solver steps of a clip go by."""
 
@@ -204,4 +217,5 @@ class Progress:
         log.get_logger().info(
             f"clip {index}/{total} step {step}/{num_steps} eta {int(eta) // 60:02d}:{int(eta) % 60:02d}"
         )
-        self._ctx.ledger.clip_progress(self._ctx.job_id, self._clip.clip_index, step=step, num_steps=num_steps)
+        with _tolerated("progress_not_recorded"):
+            self._ctx.ledger.clip_progress(self._ctx.job_id, self._clip.clip_index, step=step, num_steps=num_steps)

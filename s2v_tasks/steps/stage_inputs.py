@@ -26,6 +26,7 @@ REVISION = 1  # raise it when the same sources would be normalised differently
 def run(ctx: StepContext, *, request_json: str) -> dict[str, Any]:
     request = _accept(ctx, request_json)
     sources = _fetch(ctx, request)
+    _keep_request(ctx, request)
     inputs = {
         name: Artifact(key=uri, sha256=file_sha256(path), size_bytes=path.stat().st_size)
         for name, (uri, path) in sources.items()
@@ -47,24 +48,21 @@ def run(ctx: StepContext, *, request_json: str) -> dict[str, Any]:
             outputs["pose"] = OutputFile(folder / "pose.mp4", ctx.layout.pose, "video/mp4")
         return Built(outputs, facts={"image": asdict(image), "speech": _json(asdict(speech))})
 
-    manifest, reused = ctx.artifacts.produce(
+    produced = ctx.produce(
         step="stage_inputs",
-        job_id=ctx.job_id,
         manifest_key=ctx.layout.input_manifest,
         fingerprint=fingerprint("stage_inputs", REVISION, {name: item.sha256 for name, item in inputs.items()}),
         inputs=inputs,
         build=build,
     )
-    _keep_request(ctx, request)
-    ctx.ledger.record_artifacts(manifest)
-    return {"reused": reused}
+    return {"reused": produced.reused}
 
 
 def _accept(ctx: StepContext, request_json: str) -> Request:
     """The request, valid in itself and with a known preset. The job is on record before anything can be refused."""
     try:
-        data = json.loads(request_json)
-    except json.JSONDecodeError as error:
+        data = json.loads(request_json, parse_constant=_refuse_constant)
+    except ValueError as error:
         data = {"text": request_json[:2000]}
         problem = PermanentError(f'The request is not JSON ({error}): expected an object such as {{"prompt": ...}}.')
         ctx.ledger.job_queued(ctx.job_id, data)
@@ -103,6 +101,10 @@ def _fetch(ctx: StepContext, request: Request) -> dict[str, tuple[str, Path]]:
 def _plain_name(uri: str) -> str:
     """The name that the user knows the file by, for messages, without what a file system could misread."""
     return re.sub(r"[^A-Za-z0-9._-]", "_", uri.rpartition("/")[2])[-80:].lstrip(".-") or "file"
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number of JSON")
 
 
 def _extension(uri: str) -> str:

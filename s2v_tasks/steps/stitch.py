@@ -34,13 +34,11 @@ def run(ctx: StepContext) -> dict[str, Any]:
         stitch(paths, folder / "silent.mp4", expected_frames=plan.num_frames)
         return Built({"silent": OutputFile(folder / "silent.mp4", ctx.layout.silent, "video/mp4")}, facts={})
 
-    manifest, reused = ctx.artifacts.produce(
+    produced = ctx.produce(
         step="stitch",
-        job_id=ctx.job_id,
         manifest_key=ctx.layout.silent_manifest,
         fingerprint=fingerprint("stitch", REVISION, plan.num_frames, [item.sha256 for item in clips.values()]),
         inputs=clips,
         build=build,
     )
-    ctx.ledger.record_artifacts(manifest)
-    return {"reused": reused}
+    return {"reused": produced.reused}

@@ -40,6 +40,7 @@ def run(ctx: StepContext) -> dict[str, Any]:
         report_path, sheet_path = folder / "report.json", folder / "contact_sheet.jpg"
         report_path.write_text(report.model_dump_json(indent=2), encoding="utf-8")
         if not report.ok:
+            ctx.store.delete(ctx.layout.report_manifest)  # an approval under milder thresholds does not stand
             ctx.store.upload(report_path, ctx.layout.report, "application/json")
             sentences = " ".join(check.message for check in report.failures)
             raise PermanentError(f"The video failed {len(report.failures)} of {len(report.checks)} checks: {sentences}")
@@ -52,9 +53,8 @@ def run(ctx: StepContext) -> dict[str, Any]:
             facts={"checks": {check.name: check.ok for check in report.checks}},
         )
 
-    manifest, reused = ctx.artifacts.produce(
+    manifest, reused = ctx.produce(
         step="validate",
-        job_id=ctx.job_id,
         manifest_key=ctx.layout.report_manifest,
         fingerprint=fingerprint(
             "validate",
@@ -66,7 +66,6 @@ def run(ctx: StepContext) -> dict[str, Any]:
         inputs=inputs,
         build=build,
     )
-    ctx.ledger.record_artifacts(manifest)
     return {"reused": reused, "num_checks": len(manifest.facts["checks"])}
 
 

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -289,3 +290,71 @@ def manifest(store: ObjectStore, clip_index: int) -> Manifest:
     read = ArtifactStore(store).read_manifest(LAYOUT.clip_manifest(clip_index))
     assert read is not None
     return read
+
+
+def test_a_finished_job_stays_finished_when_a_step_runs_again(run: Run, store: ObjectStore, ledger: Ledger) -> None:
+    """A step that reuses everything leaves the job, its clips and its result as they are; closing it agrees."""
+    render(run)
+    assemble(run)
+    before = found(ledger)
+    for step in ("plan_clips", "encode_conditions", "stitch", "mux_audio", "validate"):
+        run(step)
+    assert run("close_job")["status"] == "succeeded"
+    after = found(ledger)
+    assert (after.status, after.clips) == (before.status, before.clips)
+    assert store.exists(LAYOUT.result)
+
+
+def test_an_old_outcome_is_not_that_of_new_work(run: Run, ledger: Ledger) -> None:
+    """Work that ended before its first step is not crowned by the success of the work before."""
+    with pytest.raises(PermanentError):
+        run("stage_inputs", preset="unheard-of")
+    now = datetime.now(UTC)
+    assert close_since(now - timedelta(hours=1))["status"] == "failed"
+    assert close_since(now + timedelta(seconds=1))["status"] == "not run"
+    assert found(ledger).status == "failed"
+
+
+def close_since(since: datetime) -> dict[str, Any]:
+    body = importlib.import_module("s2v_tasks.steps.close_job").run
+    return run_step(body, step="close_job", job_id=JOB, since=since)
+
+
+def test_a_database_that_is_away_does_not_stop_a_render(
+    run: Run, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Progress that cannot be written is a line in the log; the clip is rendered all the same."""
+
+    def away(*_: Any, **__: Any) -> None:
+        raise TransientError("the database is away")
+
+    run("stage_inputs")
+    run("plan_clips")
+    run("encode_conditions")
+    monkeypatch.setattr(Ledger, "clip_progress", away)
+    assert run("render_clip", 0) == {"clip_index": 0, "reused": False}
+
+
+@pytest.mark.parametrize("prompt", ["a\0b", "\ud800"])
+def test_text_that_no_database_takes_is_refused_on_record(run: Run, ledger: Ledger, prompt: str) -> None:
+    """A prompt with characters that are none ends like any other bad input."""
+    with pytest.raises(PermanentError, match="prompt"):
+        run("stage_inputs", prompt=prompt)
+    assert found(ledger).status == "failed"
+
+
+def test_words_of_a_user_are_never_markup(run: Run, tmp_path: Path) -> None:
+    """`s2v jobs` shows a reason as it is, brackets included."""
+    with pytest.raises(PermanentError):
+        run("stage_inputs", size="[/x]")
+    for command in (("jobs",), ("job", JOB)):
+        done = s2v(*command, tmp_path / "error.json")
+        assert done.returncode == 0, done.stderr
+        assert "[/x]" in done.stdout
+
+
+def test_a_plan_for_a_missing_file_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    """`s2v plan` says which file is not there."""
+    done = s2v("plan", "--audio", tmp_path / "none.wav", "--image", SAMPLES / "portrait.jpg", tmp_path / "error.json")
+    assert done.returncode == 65
+    assert "none.wav is not a file" in done.stderr

@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 import s2v_tasks
+from s2v_tasks.errors import TransientError
 from s2v_tasks.log import get_logger
 from s2v_tasks.schemas.manifest import Artifact, Manifest, Producer
 from s2v_tasks.storage.layout import JobLayout
-from s2v_tasks.storage.s3 import ObjectMissingError, ObjectStore
+from s2v_tasks.storage.s3 import ObjectDamagedError, ObjectHead, ObjectMissingError, ObjectStore
 from s2v_tasks.storage.s3 import file_sha256 as file_sha256
 
 MANIFEST_NAME = "manifest.json"
@@ -99,8 +100,10 @@ class ArtifactStore:
 
     def _find(self, work: _Work) -> Manifest | None:
         """The manifest of `work` if it is done and whole. A clip that was superseded is put back."""
-        if manifest := self.reusable(work.manifest_key, work.fingerprint):
-            return manifest
+        current = self.read_manifest(work.manifest_key)
+        if current and current.fingerprint == work.fingerprint:
+            # Not put back when lost: what was kept may be what was found damaged after it had been put back.
+            return current if self._is_whole(current) else None
         return None if work.clip_index is None else self._restore(work, work.clip_index)
 
     def _write(self, work: _Work, built: Built, started_at: datetime) -> Manifest:
@@ -142,13 +145,27 @@ class ArtifactStore:
             return None
 
     def fetch(self, artifact: Artifact, path: Path) -> Path:
-        """Download an artifact to `path` and verify its bytes."""
-        return self.store.download(artifact, path)
+        """Download an artifact to `path` and verify its bytes; TransientError when they are lost or damaged.
+
+        A damaged object that passes for whole is deleted, so that the step that makes it does not reuse it.
+        """
+        try:
+            return self.store.download(artifact, path)
+        except ObjectMissingError as error:
+            raise TransientError(f"{error} Run the step that writes it again.") from error
+        except ObjectDamagedError:
+            if self._is_there(artifact):
+                self.store.delete(artifact.key)
+                get_logger().warning("damaged_object_deleted", key=artifact.key)
+            raise
+
+    def _is_there(self, artifact: Artifact) -> bool:
+        """Whether the object says of itself that it has the bytes of `artifact`."""
+        return self.store.head(artifact.key) == ObjectHead(artifact.size_bytes, artifact.sha256)
 
     def _is_whole(self, manifest: Manifest) -> bool:
         for artifact in manifest.outputs.values():
-            head = self.store.head(artifact.key)
-            if head is None or (head.size_bytes, head.sha256) != (artifact.size_bytes, artifact.sha256):
+            if not self._is_there(artifact):
                 get_logger().warning("output_lost", key=artifact.key, step=manifest.step)
                 return False
         return True

@@ -16,17 +16,20 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import boto3
+from boto3.exceptions import Boto3Error
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
+    FlexibleChecksumError,
     InvalidConfigError,
     NoCredentialsError,
     ParamValidationError,
     PartialCredentialsError,
     ProfileNotFound,
 )
+from s3transfer.exceptions import RetriesExceededError  # type: ignore[import-untyped]
 
 from s2v_tasks.errors import ConfigurationError, PermanentError, TransientError
 from s2v_tasks.schemas.manifest import Artifact
@@ -47,6 +50,7 @@ _DENIED_CODES = {
     "InvalidToken",
     "SignatureDoesNotMatch",
 }
+_REDIRECT_CODES = {"301", "PermanentRedirect"}
 _CREDENTIAL_ERRORS = (NoCredentialsError, PartialCredentialsError, ProfileNotFound, InvalidConfigError)
 
 
@@ -58,6 +62,10 @@ def file_sha256(path: Path) -> str:
 
 class ObjectMissingError(PermanentError):
     """The object does not exist."""
+
+
+class ObjectDamagedError(TransientError):
+    """The object has other bytes than were written."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +145,7 @@ class ObjectStore:
         return Artifact(key=address, sha256=sha256, size_bytes=path.stat().st_size)
 
     def download(self, source: Artifact | str, path: Path) -> Path:
-        """Write an object to `path`. For an Artifact the bytes are verified: TransientError when they differ."""
+        """Write an object to `path`. For an Artifact the bytes are verified: ObjectDamagedError when they differ."""
         address = source.key if isinstance(source, Artifact) else source
         part = path.with_name(path.name + ".part")
         try:
@@ -153,7 +161,7 @@ class ObjectStore:
     def _verify(self, artifact: Artifact, path: Path) -> None:
         sha256 = file_sha256(path)
         if sha256 != artifact.sha256:
-            raise TransientError(
+            raise ObjectDamagedError(
                 f"{self.uri(artifact.key)} has {path.stat().st_size} bytes with SHA-256 {sha256}: expected "
                 f"{artifact.size_bytes} bytes with {artifact.sha256}. Run the step that writes it again."
             )
@@ -172,8 +180,9 @@ class ObjectStore:
 
     def copy(self, source: str, target: str) -> None:
         """Copy an object within the store, with its metadata; up to 5 GiB, S3's limit for one request."""
-        with self._translated("copying", source) as origin, self._translated("writing", target) as place:
-            self._client.copy_object(**place, CopySource=origin)
+        bucket, key = self._locate(target)
+        with self._translated(f"copying to s3://{bucket}/{key} from", source) as origin:
+            self._client.copy_object(Bucket=bucket, Key=key, CopySource=origin)
 
     def delete(self, address: str) -> None:
         """Remove an object; it may be missing already."""
@@ -261,26 +270,48 @@ class ObjectStore:
         what = f"{doing} s3://{bucket}/{key} at {self._endpoint}"
         try:
             yield {"Bucket": bucket, "Key": key}
-        except ClientError as error:
-            code = error.response.get("Error", {}).get("Code", "unknown")
-            if code in _MISSING_CODES:
-                raise ObjectMissingError(f"s3://{bucket}/{key} does not exist at {self._endpoint}.") from error
-            if code == "NoSuchBucket":
+        except (ClientError, BotoCoreError, Boto3Error, RetriesExceededError) as error:
+            cause = _cause(error)
+            if isinstance(cause, ClientError):
+                raise self._refusal(cause, what, bucket, key) from error
+            if isinstance(cause, _CREDENTIAL_ERRORS):
                 raise ConfigurationError(
-                    f"Failed {what}: bucket {bucket!r} does not exist; create it or "
-                    "correct S2V_DATA_URI and S2V_OUTPUT_URI."
+                    f"Failed {what}: {cause}; set S2V_S3_ACCESS_KEY_ID and S2V_S3_SECRET_ACCESS_KEY."
                 ) from error
-            if code in _DENIED_CODES:
-                raise ConfigurationError(
-                    f"Failed {what}: refused ({code}); check S2V_S3_ACCESS_KEY_ID, S2V_S3_SECRET_ACCESS_KEY "
-                    "and the permissions they give."
-                ) from error
-            raise TransientError(f"Failed {what}: {error}") from error
-        except _CREDENTIAL_ERRORS as error:
-            raise ConfigurationError(
-                f"Failed {what}: {error}; set S2V_S3_ACCESS_KEY_ID and S2V_S3_SECRET_ACCESS_KEY."
-            ) from error
-        except ParamValidationError as error:
-            raise PermanentError(f"Failed {what}: not a legal S3 address ({error}).") from error
-        except BotoCoreError as error:
-            raise TransientError(f"Failed {what}: {error}") from error
+            if isinstance(cause, ParamValidationError):
+                raise PermanentError(f"Failed {what}: not a legal S3 address ({cause}).") from error
+            if isinstance(cause, FlexibleChecksumError):
+                raise ObjectDamagedError(f"Failed {what}: {cause}. Run the step that writes it again.") from error
+            raise TransientError(f"Failed {what}: {cause}") from error
+
+    def _refusal(self, error: ClientError, what: str, bucket: str, key: str) -> PermanentError | TransientError:
+        """What an answer of the server other than success means."""
+        answer = error.response.get("Error", {})
+        code = answer.get("Code", "unknown")
+        if code in _MISSING_CODES:
+            return ObjectMissingError(f"s3://{bucket}/{key} does not exist at {self._endpoint}.")
+        if code == "NoSuchBucket":
+            return ConfigurationError(
+                f"Failed {what}: bucket {answer.get('BucketName', bucket)!r} does not exist; create it or "
+                "correct S2V_DATA_URI and S2V_OUTPUT_URI."
+            )
+        if code in _REDIRECT_CODES:
+            headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+            return ConfigurationError(
+                f"Failed {what}: the bucket lies in region {headers.get('x-amz-bucket-region', 'unknown')}, asked was "
+                f"{self.region} ({code}); set S2V_S3_REGION, and S2V_S3_ENDPOINT_URL where it is set, to the bucket's."
+            )
+        if code in _DENIED_CODES:
+            return ConfigurationError(
+                f"Failed {what}: refused ({code}); check S2V_S3_ACCESS_KEY_ID, S2V_S3_SECRET_ACCESS_KEY "
+                "and the permissions they give."
+            )
+        return TransientError(f"Failed {what}: {error}")
+
+
+def _cause(error: Exception) -> BaseException:
+    """What the transfer manager has wrapped: the server's answer, or how the last of its attempts failed."""
+    if not isinstance(error, (Boto3Error, RetriesExceededError)):
+        return error
+    last: BaseException | None = getattr(error, "last_exception", None)
+    return last or error.__cause__ or error.__context__ or error

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 import s2v_tasks
+from s2v_tasks.errors import TransientError
 from s2v_tasks.schemas.manifest import Artifact
 from s2v_tasks.storage.artifacts import ArtifactStore, Build, Built, OutputFile, Produced, producer
 from s2v_tasks.storage.layout import JobLayout
@@ -203,6 +204,48 @@ def test_fetching_verifies(store: ObjectStore, tmp_path: Path) -> None:
     """An artifact of a manifest is downloaded with the bytes that the manifest vouches for."""
     manifest = produce(store, "f1", clip_build(b"1")).manifest
     assert ArtifactStore(store).fetch(manifest.outputs["clip"], tmp_path / "clip").read_bytes() == b"1clip"
+
+
+def damage(store: ObjectStore, key: str) -> None:
+    """Change the bytes of an object behind the store's back: size and metadata stay."""
+    place = {"Bucket": store.bucket, "Key": f"{store.prefix}/{key}"}
+    metadata = store._client.head_object(**place)["Metadata"]
+    store._client.put_object(**place, Body=b"X" + store.get_bytes(key)[1:], Metadata=metadata)
+
+
+def test_damage_is_found_once_and_made_good(store: ObjectStore, tmp_path: Path) -> None:
+    """Fetching damaged bytes fails and deletes them, so that the step that makes them does not reuse them."""
+    clip = produce(store, "f1", clip_build(b"1")).manifest.outputs["clip"]
+    damage(store, clip.key)
+    assert produce(store, "f1", not_built).reused
+    for problem in ("expected 5 bytes", "does not exist"):
+        with pytest.raises(TransientError, match=f"{problem}.*Run the step that writes it again"):
+            ArtifactStore(store).fetch(clip, tmp_path / "clip")
+    assert not produce(store, "f1", clip_build(b"1")).reused
+    assert ArtifactStore(store).fetch(clip, tmp_path / "clip").read_bytes() == b"1clip"
+
+
+def test_a_damaged_clip_is_not_put_back_for_ever(store: ObjectStore, tmp_path: Path) -> None:
+    """A clip that was damaged while it was superseded is put back once, found out, and then rendered anew."""
+    produce(store, "f1", clip_build(b"1"))
+    produce(store, "f2", clip_build(b"2"))
+    damage(store, LAYOUT.superseded_clip(0, "f1", "clip.mp4"))
+    clip = produce(store, "f1", not_built).manifest.outputs["clip"]
+    with pytest.raises(TransientError, match="expected 5 bytes"):
+        ArtifactStore(store).fetch(clip, tmp_path / "clip")
+    assert not produce(store, "f1", clip_build(b"1")).reused
+    produce(store, "f2", not_built)
+    produce(store, "f1", not_built)
+    assert ArtifactStore(store).fetch(clip, tmp_path / "clip").read_bytes() == b"1clip"
+
+
+def test_an_object_that_was_replaced_is_left_alone(store: ObjectStore, tmp_path: Path) -> None:
+    """Whoever still holds the manifest of before does not delete what has been made since."""
+    old = produce(store, "f1", clip_build(b"1")).manifest.outputs["clip"]
+    produce(store, "f2", clip_build(b"2"))
+    with pytest.raises(TransientError, match="expected 5 bytes"):
+        ArtifactStore(store).fetch(old, tmp_path / "clip")
+    assert produce(store, "f2", not_built).reused
 
 
 def test_the_producer_is_this_package() -> None:

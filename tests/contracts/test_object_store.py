@@ -1,15 +1,19 @@
 """What the system relies on in an S3 server, and how failures of one are told."""
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from boto3.exceptions import S3UploadFailedError
+from botocore.exceptions import ClientError, FlexibleChecksumError
+from s3transfer.exceptions import RetriesExceededError  # type: ignore[import-untyped]
 
 from s2v_tasks.embedded.object_store import S3Server
 from s2v_tasks.embedded.process import free_ports
 from s2v_tasks.errors import ConfigurationError, PermanentError, TransientError
 from s2v_tasks.schemas.manifest import Artifact
-from s2v_tasks.storage.s3 import ObjectHead, ObjectMissingError, ObjectStore
+from s2v_tasks.storage.s3 import ObjectDamagedError, ObjectHead, ObjectMissingError, ObjectStore
 
 
 def test_small_objects_round_trip(store: ObjectStore) -> None:
@@ -63,6 +67,13 @@ def test_a_copy_is_as_verifiable_as_its_source(store: ObjectStore) -> None:
     store.copy("a", "b/c")
     assert store.get_bytes("b/c") == b"1"
     assert store.head("b/c") == store.head("a")
+
+
+def test_copying_what_is_lost_names_the_source(store: ObjectStore) -> None:
+    """The message of a failed copy names the object that is missing, not the one that was to be written."""
+    with pytest.raises(ObjectMissingError, match=r"/lost does not exist"):
+        store.copy("lost", "target")
+    assert not store.exists("target")
 
 
 def test_deleting_twice_is_harmless(store: ObjectStore) -> None:
@@ -143,3 +154,60 @@ def test_a_data_uri_that_is_none_is_refused(uri: str) -> None:
     """The data URI must be an s3:// URI with a bucket."""
     with pytest.raises(ConfigurationError, match="S2V_DATA_URI"):
         ObjectStore(uri)
+
+
+class FailingClient:
+    """A client whose every call fails in one way."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        def call(*arguments: object, **options: object) -> None:
+            raise self._error
+
+        return call
+
+
+def failing_store(error: Exception) -> ObjectStore:
+    store = ObjectStore("s3://bucket", region="us-east-1")
+    vars(store)["_client"] = FailingClient(error)
+    return store
+
+
+def answer(code: str, **headers: str) -> ClientError:
+    """The error that the client makes of an answer of the server."""
+    return ClientError({"Error": {"Code": code}, "ResponseMetadata": {"HTTPHeaders": headers}}, "HeadObject")
+
+
+def test_a_download_that_broke_off_too_often_is_a_transient_error(tmp_path: Path) -> None:
+    """When the transfer manager gives up, the message says how its last attempt failed."""
+    store = failing_store(RetriesExceededError(ConnectionResetError("reset by peer")))
+    with pytest.raises(TransientError, match="reading s3://bucket/a at AWS us-east-1: reset by peer"):
+        store.download("a", tmp_path / "a")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_transfer_means_what_the_server_answered() -> None:
+    """An answer that a transfer error wraps is told as that answer; without one the failure is transient."""
+    wrapped = S3UploadFailedError("Failed to upload")
+    with pytest.raises(TransientError, match="Failed to upload"):
+        failing_store(wrapped).head("a")
+    wrapped.__context__ = answer("NoSuchBucket")
+    with pytest.raises(ConfigurationError, match="'bucket' does not exist"):
+        failing_store(wrapped).head("a")
+
+
+@pytest.mark.parametrize("code", ["301", "PermanentRedirect"])
+def test_a_bucket_of_another_region_is_a_configuration_error(code: str) -> None:
+    """The message names both regions and the setting to change."""
+    store = failing_store(answer(code, **{"x-amz-bucket-region": "eu-west-1"}))
+    with pytest.raises(ConfigurationError, match=r"region eu-west-1, asked was us-east-1 .*S2V_S3_REGION"):
+        store.head("a")
+
+
+def test_bytes_that_differ_from_the_servers_checksum_are_damaged() -> None:
+    """A checksum that the client finds wrong while it reads is told as damage."""
+    error = FlexibleChecksumError(error_msg="Expected checksum a did not match calculated checksum b")
+    with pytest.raises(ObjectDamagedError, match="did not match"):
+        failing_store(error).get_bytes("a")

@@ -1,5 +1,7 @@
 """The ledger: each call is one short transaction of upserts, so that any step may be run again."""
 
+import math
+import re
 from dataclasses import fields
 from typing import Any, TypeVar
 
@@ -15,6 +17,7 @@ from s2v_tasks.schemas.plan import Plan
 
 Record = TypeVar("Record", ClipRecord, ArtifactRecord, EventRecord)
 _NOW = sa.func.now()
+_NOT_STORABLE = re.compile(r"[\x00\ud800-\udfff]")
 
 
 class Ledger:
@@ -175,6 +178,7 @@ class Ledger:
             raise PermanentError(f"job {job_id!r} is not on record: run `s2v stage-inputs` for it first.")
 
     def _upsert_job(self, connection: sa.Connection, job_id: str, values: dict[str, Any]) -> None:
+        values = _storable_row(values)
         statement = insert(Job).values(job_id=job_id, **values)
         connection.execute(
             statement.on_conflict_do_update(index_elements=["job_id"], set_={**values, "updated_at": _NOW})
@@ -183,6 +187,7 @@ class Ledger:
     def _update_job(
         self, connection: sa.Connection, job_id: str, values: dict[str, Any], *conditions: sa.ColumnElement[bool]
     ) -> bool:
+        values = _storable_row(values)
         statement = sa.update(Job).where(Job.job_id == job_id, *conditions).values(**values, updated_at=_NOW)
         return connection.execute(statement).rowcount > 0
 
@@ -209,4 +214,22 @@ class Ledger:
         detail: dict[str, Any] | None = None,
     ) -> None:
         values = {"job_id": job_id, "event": event, "step": step, "clip_index": clip_index, "detail": detail or {}}
-        connection.execute(insert(Event).values(values))
+        connection.execute(insert(Event).values(_storable_row(values)))
+
+
+def _storable_row(values: dict[str, Any]) -> dict[str, Any]:
+    """The values of a row with what PostgreSQL refuses in text and in JSON replaced; a column of numbers holds NaN."""
+    return {name: value if isinstance(value, float) else _storable(value) for name, value in values.items()}
+
+
+def _storable(value: Any) -> Any:
+    """Text with U+FFFD for NUL and lone surrogates; in JSON also numbers that are none as their names."""
+    if isinstance(value, str):
+        return _NOT_STORABLE.sub("\ufffd", value)
+    if isinstance(value, dict):
+        return {_storable(key): _storable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_storable(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value

@@ -5,9 +5,9 @@ from contextlib import contextmanager
 
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError, ProgrammingError
+from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, InterfaceError, OperationalError, ProgrammingError
 
-from s2v_tasks.errors import ConfigurationError, TransientError
+from s2v_tasks.errors import ConfigurationError, PermanentError, TransientError
 from s2v_tasks.settings import Settings
 
 # PostgreSQL says these only in words when it refuses a connection: the driver has no SQLSTATE at that moment.
@@ -48,7 +48,11 @@ def create_engine(url: str) -> sa.Engine:
 
 @contextmanager
 def transaction(engine: sa.Engine) -> Iterator[sa.Connection]:
-    """One short transaction; a failure of the database becomes TransientError or ConfigurationError."""
+    """One short transaction; a failure of the database becomes one of our errors.
+
+    TransientError: it cannot be reached. ConfigurationError: it refuses us or lacks the tables. PermanentError: it
+    cannot hold a value.
+    """
     try:
         with engine.begin() as connection:
             yield connection
@@ -60,6 +64,12 @@ def transaction(engine: sa.Engine) -> Iterator[sa.Connection]:
                 f"Database {_place(engine.url)} has not the expected tables ({_line(error)}): run `s2v db upgrade`."
             ) from error
         raise
+    except (DataError, UnicodeEncodeError) as error:
+        line = _line(error) if isinstance(error, DataError) else str(error)
+        raise PermanentError(
+            f"Database {_place(engine.url)} cannot hold a value ({line}): expected text without NUL and lone "
+            "surrogates, and numbers in the range of their column."
+        ) from error
 
 
 def _unavailable(url: URL, error: DBAPIError) -> ConfigurationError | TransientError:

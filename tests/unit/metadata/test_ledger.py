@@ -192,6 +192,35 @@ def test_jobs_are_listed_newest_first(ledger: Ledger) -> None:
     assert ledger.job("job-4") is None
 
 
+def test_any_text_and_any_number_can_be_recorded(ledger: Ledger) -> None:
+    """What PostgreSQL cannot hold is replaced in reason, request and detail, and the call succeeds."""
+    ledger.job_queued("job-1", {"prompt\0": ["a\0b", {"seed": (float("nan"), float("inf"))}], "n": 1, "ok": True})
+    ledger.job_failed("job-1", "no \udcff file\0")
+    ledger.event("job-1", "step_failed", step="a\0", detail={"loss": float("-inf"), "text": "\ud800é😀"})
+    record = job(ledger)
+    assert record.request == {"prompt�": ["a�b", {"seed": ["NaN", "Infinity"]}], "n": 1, "ok": True}
+    assert record.reason == "no � file�"
+    assert record.events[-2].detail == {"reason": "no � file�"}
+    assert record.events[-1].step == "a�"
+    assert record.events[-1].detail == {"loss": "-Infinity", "text": "�é😀"}
+
+
+def test_a_number_that_is_none_stays_one_in_its_column(ledger: Ledger) -> None:
+    """A column of numbers holds NaN itself."""
+    planned(ledger).clip_succeeded("job-1", 0, render_seconds=float("nan"), reused=False)
+    assert str(job(ledger).clips[0].render_seconds) == "nan"
+
+
+def test_a_value_that_fits_no_column_is_a_permanent_error(ledger: Ledger) -> None:
+    """A number beyond its column, and text that cannot be asked for, fail the same way in every attempt."""
+    planned(ledger)
+    with pytest.raises(PermanentError, match=r"cannot hold a value .*out of range"):
+        ledger.clip_progress("job-1", 0, step=2**40, num_steps=2**40)
+    for job_id in ("job\0", "job\udcff"):
+        with pytest.raises(PermanentError, match="cannot hold a value"):
+            ledger.job(job_id)
+
+
 def test_calls_about_unknown_jobs_and_clips_are_refused(ledger: Ledger) -> None:
     """The message names the job, or the clip, and the step to run first."""
     with pytest.raises(PermanentError, match="'job-1' is not on record: run `s2v stage-inputs`"):

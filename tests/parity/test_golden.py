@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from s2v_tasks.engine.models.config import S2VConfig
 from s2v_tasks.engine.models.transformer import S2VTransformer
+from s2v_tasks.engine.parity import encoders
 from s2v_tasks.engine.parity.results import CaseResult, load_golden
 from s2v_tasks.engine.parity.runner import run
 from s2v_tasks.errors import PermanentError
@@ -96,6 +97,24 @@ def test_what_cannot_be_run_is_a_failing_row(tmp_path: Path) -> None:
     found = failures(tmp_path)
     assert set(found) == {"surprise", "scheduler_cases", "dit_case_next"}
     assert "add the weights" in found["dit_case_next"].note
+
+
+def test_files_of_other_kinds_are_left_alone(tmp_path: Path) -> None:
+    """Somebody's notes beside the goldens are no case."""
+    shutil.copy(GOLDEN / "size_cases.json", tmp_path)
+    (tmp_path / "notes.txt").write_text("only words")
+    assert [row.name for row in rows_of(tmp_path)] == ["size_cases"]
+
+
+def test_a_silent_file_is_not_hidden_by_one_of_a_longer_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file without a row fails, whatever other files of the folder gave."""
+    for name in ("t5_tiny", "t5_tiny_b"):
+        shutil.copy(GOLDEN / "t5_tiny.safetensors", tmp_path / f"{name}.safetensors")
+    speaking = encoders.cases
+    monkeypatch.setattr(
+        encoders, "cases", lambda folder: (row for row in speaking(folder) if row.name.startswith("t5_tiny_b"))
+    )
+    assert list(failures(tmp_path)) == ["t5_tiny"]
 
 
 def test_a_folder_without_goldens_is_an_error(tmp_path: Path) -> None:

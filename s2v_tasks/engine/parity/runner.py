@@ -7,23 +7,26 @@ from s2v_tasks.engine.parity import encoders, forward, loops, tables
 from s2v_tasks.engine.parity.results import EXACT, CaseResult, failed
 from s2v_tasks.errors import PermanentError
 
-# What a folder of goldens holds besides cases.
+_CASES = (".safetensors", ".json")
+# What a folder of goldens holds of these kinds besides cases.
 _DOCUMENTS = ("README", "manifest", "mutation_results", "upstream_timing")
 
 
 def run(folder: Path, *, output_size: Callable[[int, int, int], tuple[int, int]]) -> list[CaseResult]:
     """All rows of the parity table, in the order of the file names.
 
-    `output_size(height, width, area)` is the size rule of the planner, returning (height, width). A file that no case
-    knows, or that gave no row, is a failing row. Raises PermanentError when the folder has nothing to run.
+    `output_size(height, width, area)` is the size rule of the planner, returning (height, width). A *.safetensors or
+    *.json file that no case knows, or that gave no row, is a failing row; other files are left alone. Raises
+    PermanentError when the folder has nothing to run.
     """
     if not folder.is_dir():
         raise PermanentError(f"{folder} is not a folder; give a folder of golden files")
-    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith((*_DOCUMENTS, ".")))
+    kin = (path for path in folder.iterdir() if path.is_file() and path.suffix in _CASES)
+    files = sorted(path for path in kin if not path.name.startswith((*_DOCUMENTS, ".")))
     if not files:
         raise PermanentError(f"{folder} holds no golden files; expected *.safetensors or *.json of the golden format")
     rows = [*_all_cases(folder, output_size), *_unknown(files)]
-    silent = [path for path in files if not any(row.name.startswith(path.stem) for row in rows)]
+    silent = [path for path in files if not any(f"{row.name} ".startswith(f"{path.stem} ") for row in rows)]
     rows += [failed(path.stem, EXACT, "the file gave nothing to compare") for path in silent]
     return sorted(rows, key=lambda row: row.name)
 

@@ -63,7 +63,9 @@ class AirflowInstallation:
 
     def environment(self, database_url: str, *, deferrable: bool) -> dict[str, str]:
         """Environment of every Airflow process. `deferrable`: whether a triggerer runs, so that waits may defer."""
-        state = self._state
+        with exclusive(self.folder / "lock"):
+            self._leave_taken_port()
+            state = self._state
         configuration = {
             "core": {
                 "dags_folder": CHECKOUT / "dags",
@@ -176,7 +178,7 @@ class AirflowInstallation:
 
     @property
     def _state(self) -> dict[str, Any]:
-        """Port and secrets: made up once, so that sessions and stored values survive a restart."""
+        """Port and secrets: made up once, so that addresses, sessions and stored values survive a restart."""
         state = read_state(self._state_path)
         if not state:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -188,6 +190,12 @@ class AirflowInstallation:
             }
             write_private(self._state_path, json.dumps(state))
         return state
+
+    def _leave_taken_port(self) -> None:
+        """Move to a free port when another program has taken ours while nothing of ours ran."""
+        state = self._state
+        if not is_free(state["port"]) and not self.running():
+            write_private(self._state_path, json.dumps(state | {"port": free_ports(1)[0]}))
 
     def _process(self, component: str) -> DetachedProcess:
         # The API server renames itself to "airflow api_server ...": the marker is what both names share.

@@ -1,5 +1,6 @@
 """The configuration of the embedded Airflow."""
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,24 @@ def test_port_and_secrets_survive_a_restart_and_are_private(tmp_path: Path) -> N
     first = AirflowInstallation(tmp_path).environment(DATABASE_URL, deferrable=True)
     assert AirflowInstallation(tmp_path).environment(DATABASE_URL, deferrable=True) == first
     assert (tmp_path / "airflow" / "server.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_taken_port_is_left_to_its_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a start, Airflow moves to a free port with its keys; while something of it runs, it stays."""
+    installation = AirflowInstallation(tmp_path)
+    first = installation.environment(DATABASE_URL, deferrable=True)
+    port = int(first["AIRFLOW__API__PORT"])
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("127.0.0.1", port))
+        other.listen()
+        with monkeypatch.context() as patch:
+            patch.setattr(AirflowInstallation, "running", lambda self: ["api-server"])
+            assert installation.environment(DATABASE_URL, deferrable=True) == first
+        second = installation.environment(DATABASE_URL, deferrable=True)
+    assert second["AIRFLOW__API__PORT"] != first["AIRFLOW__API__PORT"]
+    assert second["AIRFLOW__API__BASE_URL"] == installation.url
+    assert second["AIRFLOW__API__SECRET_KEY"] == first["AIRFLOW__API__SECRET_KEY"]
 
 
 def test_the_demo_shares_nothing_with_the_one_that_serves(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import soundfile
 import soxr
 
 from s2v_tasks.errors import PermanentError
-from s2v_tasks.media.containers import missing_end
+from s2v_tasks.media.containers import missing_end, without_junk
 from s2v_tasks.media.ffmpeg import AUDIO_FORMATS, feed, file_url, pipe_input, run, uploaded_input
 from s2v_tasks.media.probe import Probe, Stream, probe
 
@@ -57,13 +57,17 @@ def normalise_speech(source: Path, wav_16k: Path, *, max_duration_seconds: float
     name = source.name
     if source.stat().st_size == 0:
         raise PermanentError(f"The speech {name} is empty (0 bytes): upload a {_ACCEPTED} file.")
-    found, stream = _probe_speech(source)
-    _refuse_longer(name, stream.duration or Fraction(0), max_duration_seconds)
-    problem = missing_end(source, found.container.format_name)
+    format_name = _probe_speech(source)[0].container.format_name
+    problem = missing_end(source, format_name)
     if problem is not None:
-        raise PermanentError(f"The speech {name} is damaged or cut off: {problem}; upload the complete file.")
+        raise PermanentError(
+            f"The speech {name} is damaged or cut off: {problem}; upload the complete file, or re-export the file."
+        )
     with tempfile.TemporaryDirectory(dir=wav_16k.parent) as scratch:
-        native = _decode(source, stream, Path(scratch) / "native.f32", max_duration_seconds)
+        sound = without_junk(source, format_name, Path(scratch))
+        found, stream = _probe_speech(sound)
+        _refuse_longer(name, stream.duration or Fraction(0), max_duration_seconds)
+        native = _decode(sound, stream, Path(scratch) / "native.f32", max_duration_seconds)
         num_samples = _delivered_samples(name, native.shape[0], found, stream)
         duration = Fraction(num_samples, stream.sample_rate)
         _refuse_longer(name, duration, max_duration_seconds)

@@ -13,7 +13,8 @@ DEFAULT_MAX_PIXELS = 64_000_000
 _FORMATS = ("PNG", "JPEG", "WEBP")
 _ACCEPTED = "PNG, JPEG or WebP"
 _MIN_SIDE = 32
-_MAX_ASPECT = 8
+# Beyond it the video would show a strip of the picture or nothing: planning refuses the same.
+_MAX_ASPECT = 4
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,8 @@ def _refuse_unusable(name: str, image: Image.Image) -> None:
         raise PermanentError(f"The image {name} has {size} pixels, each side must have at least {_MIN_SIDE}.")
     if max(image.size) > _MAX_ASPECT * min(image.size):
         raise PermanentError(
-            f"The image {name} has {size} pixels, one side may be at most {_MAX_ASPECT} times the other: crop it."
+            f"The image {name} has {size} pixels: expected a longer side of at most {_MAX_ASPECT} times the shorter "
+            "one; crop the picture around the speaker."
         )
 
 

@@ -1,5 +1,6 @@
 """Adding the sound: the uploaded speech itself, from its first sample, exactly as long as the picture."""
 
+import tempfile
 from fractions import Fraction
 from math import ceil
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import ffmpeg
 
 from s2v_tasks.errors import PermanentError, TransientError
+from s2v_tasks.media.containers import without_junk
 from s2v_tasks.media.encode import check_profile, mp4_options
 from s2v_tasks.media.ffmpeg import AUDIO_FORMATS, file_url, own_input, run, uploaded_input
 from s2v_tasks.media.frames import video_stream
@@ -24,12 +26,18 @@ def mux(video: Path, audio_source: Path, output: Path, *, num_frames: int, fps: 
     longer where the rate does not divide). Raises PermanentError for a bad source, TransientError if the result is not
     what it must be.
     """
-    sound = _audio_stream(audio_source)
+    with tempfile.TemporaryDirectory(dir=output.parent) as scratch:
+        speech = without_junk(audio_source, _audio_stream(audio_source)[0], Path(scratch))
+        _add_sound(video, speech, output, duration=Fraction(num_frames, fps))
+    _check(video, output, num_frames=num_frames, fps=fps)
+
+
+def _add_sound(video: Path, speech: Path, output: Path, *, duration: Fraction) -> None:
+    sound = _audio_stream(speech)[1]
     sample_rate = sound.sample_rate if sound.sample_rate in _KEPT_RATES else _KEPT_RATES[-1]
-    duration = Fraction(num_frames, fps)
     num_samples = ceil(duration * sample_rate)
     samples = (
-        uploaded_input(audio_source, AUDIO_FORMATS, t=float(duration) + 1)["a:0"]
+        uploaded_input(speech, AUDIO_FORMATS, t=float(duration) + 1)["a:0"]
         # A container may start its sound late; the model heard the samples from the first one on, so time does too.
         .filter("asetpts", "N/SR/TB")
         .filter("aresample", sample_rate)
@@ -38,10 +46,9 @@ def mux(video: Path, audio_source: Path, output: Path, *, num_frames: int, fps: 
     )
     run(
         _joined(own_input(video).video, samples, output, channels=min(sound.channels, 2)),
-        doing=f"adding the sound of {audio_source.name}",
+        doing=f"adding the sound of {speech.name}",
         error=PermanentError,
     )
-    _check(video, output, num_frames=num_frames, fps=fps)
 
 
 def _joined(picture: object, samples: object, output: Path, *, channels: int) -> object:
@@ -49,11 +56,12 @@ def _joined(picture: object, samples: object, output: Path, *, channels: int) ->
     return ffmpeg.output(picture, samples, file_url(output), vcodec="copy", **options, **mp4_options())
 
 
-def _audio_stream(path: Path) -> Stream:
-    found = probe(path, doing=f"reading {path.name}", error=PermanentError, formats=AUDIO_FORMATS).audio
-    if found is None:
+def _audio_stream(path: Path) -> tuple[str, Stream]:
+    """(container format, stream) of the sound."""
+    found = probe(path, doing=f"reading {path.name}", error=PermanentError, formats=AUDIO_FORMATS)
+    if found.audio is None:
         raise PermanentError(f"{path.name} has no sound: upload the speech again.")
-    return found
+    return found.container.format_name, found.audio
 
 
 def _check(video: Path, output: Path, *, num_frames: int, fps: int) -> None:

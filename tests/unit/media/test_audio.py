@@ -221,3 +221,110 @@ def test_other_wav_is_not_loaded_as_waveform(tmp_path: Path, noise: Noise, write
     """Only 16 kHz mono is what the audio encoder takes."""
     with pytest.raises(PermanentError, match="8000 Hz"):
         load_waveform(write_wav(tmp_path / "a.wav", noise(800), 8000))
+
+
+@pytest.mark.parametrize("size", [0, 0x7FFFF000, 0xFFFFFFFF])
+@pytest.mark.parametrize("num_samples", [8000, 44100, 44177])
+def test_wav_of_unknown_length_is_decoded_to_its_last_sample(
+    size: int, num_samples: int, tmp_path: Path, noise: Noise, write_wav: WriteWav
+) -> None:
+    """What a program wrote to a pipe, without going back for the sizes, is the same speech as with them."""
+    source = write_wav(tmp_path / "a.wav", noise(num_samples, 2), 44100)
+    known = normalise_speech(source, tmp_path / "known.wav", max_duration_seconds=9)
+    data = bytearray(source.read_bytes())
+    data[4:8] = data[40:44] = size.to_bytes(4, "little")
+    source.write_bytes(data + b"\1")  # and a part of a sample, as an interrupted recorder leaves it
+    assert normalise_speech(source, tmp_path / "unknown.wav", max_duration_seconds=9) == known
+    assert (tmp_path / "unknown.wav").read_bytes() == (tmp_path / "known.wav").read_bytes()
+
+
+APE_FOOTER = b"APETAGEX" + (2000).to_bytes(4, "little") + (32).to_bytes(4, "little") + bytes(16)
+JUNK = {
+    "zeros": bytes(4096),
+    "ID3v1": b"TAG".ljust(128, b"x"),
+    "APE and ID3v1": b"x" * 500 + APE_FOOTER + b"TAG".ljust(128, b"x"),
+    "noise": np.random.default_rng(3).bytes(4096),
+}
+
+
+@pytest.mark.parametrize("junk", JUNK)
+@pytest.mark.parametrize("options", [{"audio_bitrate": "64k"}, {"q:a": 4}, {"audio_bitrate": "64k", "write_xing": 0}])
+def test_junk_behind_an_mp3_is_not_heard(
+    options: dict[str, str], junk: str, tmp_path: Path, noise: Noise, write_wav: WriteWav, convert: Convert
+) -> None:
+    """Tags, padding and rubbish behind the last frame change no sample and hide no lost end."""
+    wav = write_wav(tmp_path / "source.wav", noise(2 * 44100), 44100)
+    source = convert(wav, tmp_path / "a.mp3", acodec="libmp3lame", **options)
+    plain = normalise_speech(source, tmp_path / "plain.wav", max_duration_seconds=9)
+    data = source.read_bytes()
+    source.write_bytes(data + JUNK[junk])
+    assert normalise_speech(source, tmp_path / "junk.wav", max_duration_seconds=9) == plain
+    assert (tmp_path / "junk.wav").read_bytes() == (tmp_path / "plain.wav").read_bytes()
+    if "write_xing" not in options:
+        source.write_bytes(data[:-900] + JUNK[junk])
+        assert "cut off" in _refusal(source, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"write_xing": 0}, {"id3v2_version": 0}, {"write_id3v1": 1, "metadata": "title=x"}]
+)
+def test_joined_mp3s_are_heard_completely(
+    options: dict[str, str], tmp_path: Path, noise: Noise, write_wav: WriteWav, convert: Convert
+) -> None:
+    """Two MP3 files joined by `cat` last as long as both, but for the encoder's delay (at most 0.1 s) between them."""
+    wav = write_wav(tmp_path / "source.wav", noise(2 * 44100), 44100)
+    one = convert(wav, tmp_path / "one.mp3", acodec="libmp3lame", **options).read_bytes()
+    (tmp_path / "a.mp3").write_bytes(one + one)
+    info = normalise_speech(tmp_path / "a.mp3", tmp_path / "16k.wav", max_duration_seconds=9)
+    assert 4 <= info.duration_seconds <= 4.1
+    for lost_bytes in (300, 3000):
+        (tmp_path / "a.mp3").write_bytes(one[:-lost_bytes] + one)
+        assert "re-export the file" in _refusal(tmp_path / "a.mp3", tmp_path)
+        (tmp_path / "a.mp3").write_bytes(one + one[:-lost_bytes])
+        assert "re-export the file" in _refusal(tmp_path / "a.mp3", tmp_path)
+
+
+@pytest.mark.parametrize(("sample_rate", "channels"), [(48000, 1), (44100, 2)])
+def test_unlike_joined_mp3s_are_refused(
+    sample_rate: int, channels: int, tmp_path: Path, noise: Noise, write_wav: WriteWav, convert: Convert
+) -> None:
+    """A second part of another sample rate or number of channels is neither dropped nor played wrongly."""
+    formats = [(44100, 1), (sample_rate, channels)]
+    wavs = [write_wav(tmp_path / f"{i}.wav", noise(rate, num), rate) for i, (rate, num) in enumerate(formats)]
+    parts = [convert(wav, wav.with_suffix(".mp3"), acodec="libmp3lame").read_bytes() for wav in wavs]
+    (tmp_path / "a.mp3").write_bytes(b"".join(parts))
+    assert "unlike MP3 files" in _refusal(tmp_path / "a.mp3", tmp_path)
+
+
+@pytest.mark.parametrize("whole_frames", [True, False])
+def test_hole_in_an_mp3_without_xing_header_is_refused(
+    whole_frames: bool, tmp_path: Path, noise: Noise, write_wav: WriteWav, convert: Convert
+) -> None:
+    """Zeros between frames are padding only where a new file begins."""
+    wav = write_wav(tmp_path / "source.wav", noise(2 * 44100), 44100)
+    whole = convert(
+        wav, tmp_path / "whole.mp3", acodec="libmp3lame", write_xing=0, id3v2_version=0, audio_bitrate="64k"
+    )
+    data = bytearray(whole.read_bytes())
+    start = data.index(data[:2], 5000)
+    end = data.index(data[:2], start + 800) - (0 if whole_frames else 60)
+    data[start:end] = bytes(end - start)
+    (tmp_path / "a.mp3").write_bytes(data)
+    assert "are no MP3 frames" in _refusal(tmp_path / "a.mp3", tmp_path)
+
+
+def test_zeros_instead_of_most_of_an_mp3_are_refused(
+    tmp_path: Path, noise: Noise, write_wav: WriteWav, convert: Convert
+) -> None:
+    """An interrupted download that already had its final size is no short speech."""
+    wav = write_wav(tmp_path / "source.wav", noise(2 * 44100), 44100)
+    source = convert(wav, tmp_path / "a.mp3", acodec="libmp3lame", write_xing=0)
+    source.write_bytes(source.read_bytes() + bytes(100_000))
+    assert "its last 100000 bytes are no MP3 frames" in _refusal(source, tmp_path)
+
+
+@pytest.mark.parametrize("data", [b"To be, or not to be\n" * 500, np.random.default_rng(5).bytes(50_000)])
+def test_what_is_no_mp3_is_refused(data: bytes, tmp_path: Path) -> None:
+    """Text and random bytes are no speech because of a name."""
+    (tmp_path / "a.mp3").write_bytes(data)
+    assert _refusal(tmp_path / "a.mp3", tmp_path)

@@ -86,7 +86,7 @@ def test_sixteen_bit_grey_is_scaled(tmp_path: Path) -> None:
 
 def test_large_and_small_pictures_are_taken(tmp_path: Path) -> None:
     """A 4000 px photo and a 200 px one are both fine: the plan decides the size of the video."""
-    for size in ((4000, 600), (200, 150)):
+    for size in ((4000, 1000), (200, 150)):
         Image.new("RGB", size, "teal").save(tmp_path / "a.webp")
         assert normalise_image(tmp_path / "a.webp", tmp_path / "image.png") == ImageInfo(*size)
 
@@ -139,9 +139,9 @@ def test_tiny_picture_is_refused(size: tuple[int, int], tmp_path: Path) -> None:
 
 
 def test_banner_is_refused(tmp_path: Path) -> None:
-    """Nine times wider than high would be cropped to nothing."""
-    _photo(360, 40).save(tmp_path / "a.png")
-    assert "at most 8 times" in _refusal(tmp_path / "a.png", tmp_path)
+    """A picture for which no video can be planned (more than four times longer than wide) is not staged."""
+    _photo(161, 40).save(tmp_path / "a.png")
+    assert "at most 4 times the shorter one; crop the picture" in _refusal(tmp_path / "a.png", tmp_path)
 
 
 def test_bomb_is_refused_before_it_is_decoded(tmp_path: Path) -> None:

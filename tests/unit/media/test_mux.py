@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from fractions import Fraction
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.media import ffmpeg
+from s2v_tasks.media.audio import load_waveform, normalise_speech
 from s2v_tasks.media.encode import Frames, encode_clip
 from s2v_tasks.media.frames import read_frames
 from s2v_tasks.media.mux import mux
@@ -153,6 +155,34 @@ def test_picture_is_copied_and_bytes_are_reproducible(
     assert data.index(b"moov") < data.index(b"mdat")
     before, after = (read_frames(path, start_frame=0, end_frame=99) for path in (silent, tmp_path / "a.mp4"))
     assert np.array_equal(before, after)
+
+
+@pytest.mark.parametrize("kind", ["piped", "padded", "joined"])
+def test_what_intake_accepts_is_muxed_in_sync(
+    kind: str,
+    tmp_path: Path,
+    moving: Callable[..., Frames],
+    write_wav: Callable[..., Path],
+    convert: Callable[..., Path],
+) -> None:
+    """WAVs of unknown length and MP3s with junk are heard here as the model heard them, without a shift."""
+    source = write_wav(tmp_path / "a.wav", _clicks(48000), 48000)
+    data = bytearray(source.read_bytes())
+    data[4:8] = data[40:44] = b"\xff\xff\xff\xff"
+    if kind != "piped":
+        source = convert(source, tmp_path / "a.mp3", acodec="libmp3lame", audio_bitrate="192k")
+        data = bytearray(source.read_bytes())
+        data += bytes(4096) if kind == "padded" else bytes(data)
+    source.write_bytes(data)
+    info = normalise_speech(source, tmp_path / "16k.wav", max_duration_seconds=9)
+    num_frames = ceil(info.duration_seconds * 16)
+    encode_clip(moving(num_frames), tmp_path / "silent.mp4")
+    mux(tmp_path / "silent.mp4", source, tmp_path / "muxed.mp4", num_frames=num_frames, fps=16)
+    assert _click_times(tmp_path / "muxed.mp4") == pytest.approx([at + 0.00025 for at in CLICKS_SECONDS], abs=0.001)
+    heard, played = load_waveform(tmp_path / "16k.wav"), _decoded(tmp_path / "muxed.mp4", 16000)
+    loudest = int(np.abs(heard[-8000:]).argmax()) + len(heard) - 8000
+    assert abs(int(np.abs(played[loudest - 500 : loudest + 500]).argmax()) - 500) <= 16
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == set()
 
 
 def test_source_without_sound_is_refused(silent: Path, tmp_path: Path) -> None:

@@ -1,0 +1,154 @@
+"""The frames of an MP3 file: is all the sound there, and where does it lie between tags and padding?
+
+A file may be several MP3 files one behind the other (`cat`): each part brings its own tags and its own Xing header.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from mmap import mmap
+
+# kbit/s by 4-bit index, layer III: MPEG 1, then MPEG 2 and 2.5. Index 0 is "free format", 15 is forbidden.
+_BITRATES_MPEG1 = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)
+_BITRATES_MPEG2 = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
+_SAMPLE_RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}
+_HEADER = re.compile(rb"\xff[\xe2\xe3\xf2\xf3\xfa\xfb][\x10-\xef]")
+_ZEROS = re.compile(rb"\0*")
+_HEADER_BYTES = 4
+# An interrupted download can have its final size and zeros where sound should be; real padding is short.
+_MOST_PADDING_BYTES = 65536
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """Bytes `start` to `end` of the file; frames of one `kind` share sample rate and mono or stereo."""
+
+    start: int
+    end: int
+    kind: tuple[int, bool]
+    # Frames that a Xing/Info header in this frame announces (itself not counted); None: the frame is sound.
+    announced: int | None
+
+
+def mp3_problem(data: mmap) -> str | None:
+    """What shows that sound is missing or damaged, None if nothing does (or no layer III frames are found)."""
+    frames = list(_frames(data))
+    if not frames:
+        return None
+    end = frames[-1].end
+    if end > len(data) or (0 < len(data) - end < _HEADER_BYTES and data[end] == 0xFF):
+        return "its last MP3 frame is not whole"
+    for before, after in pairwise(frames):
+        if before.kind != after.kind:
+            return f"it is joined from unlike MP3 files (sample rate or channels change at byte {after.start})"
+        if not _joint(data, before, after):
+            return f"bytes {before.end} to {after.start} are no MP3 frames"
+    announced = 0
+    for part in _parts(frames):
+        announced, num_frames = part[0].announced or 0, sum(frame.announced is None for frame in part)
+        if num_frames < announced:
+            return f"its header announces {announced} MP3 frames, {num_frames} are there"
+    if not announced and len(data) - end > _MOST_PADDING_BYTES and _after_tag(data, end) == end:
+        return f"its last {len(data) - end} bytes are no MP3 frames"
+    return None
+
+
+def mp3_without_junk(data: mmap) -> list[bytes] | None:
+    """Pieces of the file with nothing behind or between its frames; None if it already has this form."""
+    frames = list(_frames(data))
+    if not frames:
+        return None
+    # The Xing headers of joined files would be played as silence; the first one tells the encoder's delay.
+    sound = [data[f.start : f.end] for f in frames if f.announced is None or f is frames[0]]
+    pieces = [data[: _after_tag(data, 0)], *sound]
+    return pieces if sum(map(len, pieces)) < len(data) else None
+
+
+def _frames(data: mmap) -> Iterator[_Frame]:
+    frame = _found_frame(data, 0)
+    while frame is not None:
+        yield frame
+        following = _frame_at(data, frame.end)
+        # Behind a gap, sound and junk can look like a header.
+        frame = following if following and following.kind == frame.kind else _found_frame(data, frame.end)
+
+
+def _found_frame(data: mmap, position: int) -> _Frame | None:
+    """The first frame, from `position` on and behind tags, that another one of its kind follows."""
+    for match in _HEADER.finditer(data, _after_padding(data, position)):
+        frame = _frame_at(data, match.start())
+        following = _frame_at(data, frame.end) if frame else None
+        if frame and following and frame.kind == following.kind:
+            return frame
+    return None
+
+
+def _frame_at(data: mmap, start: int) -> _Frame | None:
+    header = int.from_bytes(data[start : start + _HEADER_BYTES], "big")
+    size = _frame_size(header)
+    if not size:
+        return None
+    return _Frame(start, start + size, (header & 0xFFFE0C00, header >> 6 & 3 == 3), _announced(data, start))
+
+
+def _frame_size(header: int) -> int:
+    """Bytes of the layer III frame with this 32-bit header, 0 if it is none."""
+    version, layer = header >> 19 & 3, header >> 17 & 3
+    bitrate_index, rate_index, padding = header >> 12 & 15, header >> 10 & 3, header >> 9 & 1
+    if header >> 21 != 0x7FF or version == 1 or layer != 1 or bitrate_index in {0, 15} or rate_index == 3:
+        return 0
+    bitrates, factor = (_BITRATES_MPEG1, 144000) if version == 3 else (_BITRATES_MPEG2, 72000)
+    return factor * bitrates[bitrate_index] // _SAMPLE_RATES[version][rate_index] + padding
+
+
+def _announced(data: mmap, start: int) -> int | None:
+    beginning = data[start : start + 50]  # frame header, at most 34 bytes of side information, the Xing header
+    position = max(beginning.find(b"Xing"), beginning.find(b"Info"))
+    if position < 0:
+        return None
+    return int.from_bytes(beginning[position + 8 : position + 12], "big") if beginning[position + 7] & 1 else 0
+
+
+def _parts(frames: list[_Frame]) -> list[list[_Frame]]:
+    """The frames of each joined file, as far as Xing headers show where one begins."""
+    parts: list[list[_Frame]] = []
+    for frame in frames:
+        if not parts or frame.announced is not None:
+            parts.append([])
+        parts[-1].append(frame)
+    return parts
+
+
+def _joint(data: mmap, before: _Frame, after: _Frame) -> bool:
+    """Do only tags and padding separate the two? Zeros alone, with no new file behind them, are lost sound."""
+    if before.end == after.start:
+        return True
+    only_zeros = _after_zeros(data, before.end) == after.start
+    return _after_padding(data, before.end) == after.start and (not only_zeros or after.announced is not None)
+
+
+def _after_padding(data: mmap, position: int) -> int:
+    """Behind all tags and zeros that begin at `position`."""
+    while (end := _after_zeros(data, _after_tag(data, position))) != position:
+        position = end
+    return position
+
+
+def _after_zeros(data: mmap, position: int) -> int:
+    match = _ZEROS.match(data, position)
+    return match.end() if match else position
+
+
+def _after_tag(data: mmap, position: int) -> int:
+    """Behind the ID3v2, ID3v1 or APE tag that begins at `position`, else `position`. Never behind the file."""
+    head, size = data[position : position + 32], 0
+    if head[:3] == b"ID3" and len(head) >= 10:
+        a, b, c, d = head[6:10]
+        size = 10 + (a << 21 | b << 14 | c << 7 | d) + (10 if head[5] & 0x10 else 0)
+    elif head[:3] == b"TAG":
+        size = 128
+    elif head[:8] == b"APETAGEX" and len(head) == 32:
+        # The size counts items and footer; at the position of a footer (no header flag) nothing follows it.
+        size = 32 + (int.from_bytes(head[12:16], "little") if head[23] & 0x20 else 0)
+    return min(position + size, len(data))

@@ -9,6 +9,7 @@ exactly between two frames or pages; an MP3 frame whose end was replaced by zero
 import struct
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
+from tempfile import mkdtemp
 
 from s2v_tasks.media.mp3 import mp3_problem, mp3_without_junk
 
@@ -26,7 +27,7 @@ def missing_end(path: Path, format_name: str) -> str | None:
 
 
 def without_junk(path: Path, format_name: str, folder: Path) -> Path:
-    """The file as ffmpeg decodes it to its last sample: `path` itself, or a cleaned copy of the same name in `folder`.
+    """The file as ffmpeg decodes it to the end: `path` itself, or a cleaned copy of the same name below `folder`.
 
     A WAV of unknown length gets its true one; an MP3 loses the tags and the padding behind and between its frames.
     Both would be damage to ffmpeg, which is told to be strict. The file must have passed `missing_end`.
@@ -38,7 +39,7 @@ def without_junk(path: Path, format_name: str, folder: Path) -> Path:
         pieces = clean(data)
         if pieces is None:
             return path
-        copy = folder / path.name
+        copy = Path(mkdtemp(dir=folder)) / path.name  # apart: it may be called like any other file there
         with copy.open("wb") as output:
             output.writelines(pieces)
     return copy

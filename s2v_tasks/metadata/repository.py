@@ -178,7 +178,7 @@ class Ledger:
             raise PermanentError(f"job {job_id!r} is not on record: run `s2v stage-inputs` for it first.")
 
     def _upsert_job(self, connection: sa.Connection, job_id: str, values: dict[str, Any]) -> None:
-        values = _storable_row(values)
+        values = _storable(values)
         statement = insert(Job).values(job_id=job_id, **values)
         connection.execute(
             statement.on_conflict_do_update(index_elements=["job_id"], set_={**values, "updated_at": _NOW})
@@ -187,7 +187,7 @@ class Ledger:
     def _update_job(
         self, connection: sa.Connection, job_id: str, values: dict[str, Any], *conditions: sa.ColumnElement[bool]
     ) -> bool:
-        values = _storable_row(values)
+        values = _storable(values)
         statement = sa.update(Job).where(Job.job_id == job_id, *conditions).values(**values, updated_at=_NOW)
         return connection.execute(statement).rowcount > 0
 
@@ -214,16 +214,14 @@ class Ledger:
         detail: dict[str, Any] | None = None,
     ) -> None:
         values = {"job_id": job_id, "event": event, "step": step, "clip_index": clip_index, "detail": detail or {}}
-        connection.execute(insert(Event).values(_storable_row(values)))
-
-
-def _storable_row(values: dict[str, Any]) -> dict[str, Any]:
-    """The values of a row with what PostgreSQL refuses in text and in JSON replaced; a column of numbers holds NaN."""
-    return {name: value if isinstance(value, float) else _storable(value) for name, value in values.items()}
+        connection.execute(insert(Event).values(_storable(values)))
 
 
 def _storable(value: Any) -> Any:
-    """Text with U+FFFD for NUL and lone surrogates; in JSON also numbers that are none as their names."""
+    """A value without what PostgreSQL refuses: text has U+FFFD for NUL and lone surrogates, JSON the name of NaN.
+
+    A column of numbers reads such a name as the number.
+    """
     if isinstance(value, str):
         return _NOT_STORABLE.sub("\ufffd", value)
     if isinstance(value, dict):

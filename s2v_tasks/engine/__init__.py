@@ -1,4 +1,7 @@
-"""The S2V model and its inference. Knows tensors; knows nothing of storage, schemas or Airflow."""
+"""The S2V model and its inference. Knows tensors; knows nothing of storage, schemas or Airflow.
+
+"Spec b.2" and the like refer to the sections of docs/wan-s2v.md, from which the engine was written.
+"""
 
 import os
 

@@ -1,4 +1,4 @@
-"""The tables of the project's own database (DESIGN.md section 5). Times are timestamptz, written as UTC."""
+"""The tables of the project's own database (docs/architecture.md). Times are timestamptz, written as UTC."""
 
 from datetime import datetime
 from typing import Any

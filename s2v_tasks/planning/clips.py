@@ -1,4 +1,4 @@
-"""How the frames of a video are divided into clips (DESIGN section 6)."""
+"""How the frames of a video are divided into clips (docs/adr/0003-plan-fixes-frames.md)."""
 
 from collections.abc import Iterator
 from itertools import accumulate, pairwise

@@ -21,7 +21,7 @@ from s2v_tasks.validation import load_thresholds
 from s2v_tasks.validation import validate as judge
 
 REVISION = 1  # raise it when the checks change
-HELD_FRAMES = 4  # the fourth frame and the three before it, when a chain starts from the picture (DESIGN.md section 7)
+HELD_FRAMES = 4  # the fourth frame and the three before it, when a chain starts from the picture (ADR 4)
 
 
 def run(ctx: StepContext) -> dict[str, Any]:

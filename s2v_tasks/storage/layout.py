@@ -1,4 +1,4 @@
-"""Every key of a job, in one place (DESIGN.md section 5). Keys are relative to `Settings.data_uri`."""
+"""Every key of a job, in one place (docs/architecture.md). Keys are relative to `Settings.data_uri`."""
 
 import re
 from dataclasses import dataclass

@@ -3,7 +3,9 @@
 # ruff: noqa: S310 - the address is that of the server under test
 
 import json
+import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +15,11 @@ import pytest
 
 from s2v_tasks.embedded.airflow import AirflowInstallation
 from s2v_tasks.embedded.postgres import PostgresServer
+from s2v_tasks.embedded.stack import demo_request
+from s2v_tasks.metadata.repository import Ledger
+from s2v_tasks.metadata.session import engine_from_settings
 from s2v_tasks.schemas.request import Request
-from s2v_tasks.settings import load_settings
+from s2v_tasks.settings import Settings, load_settings
 
 
 @pytest.fixture(scope="module")
@@ -64,3 +69,28 @@ def test_a_bad_field_is_refused_before_a_run_exists(airflow: AirflowInstallation
         assert answer.code == 400
         assert "infer_frames" in answer.read().decode()
     assert call(airflow, "/dags/speech_to_video/dagRuns")["total_entries"] == 0
+
+
+def test_a_run_from_the_form_makes_a_video_and_is_there_after_a_restart(
+    airflow: AirflowInstallation, stack: Settings
+) -> None:
+    """Scheduler, workers and triggerer bring a run to its end: clip 2 waits, deferred, for clip 1."""
+    example = demo_request(stack) | {"num_clip": 2, "infer_frames": 16, "sample_steps": 2, "size": "128*128"}
+    body = {"logical_date": None, "conf": example | {"job_id": "from-the-form"}}
+    run_id = call(airflow, "/dags/speech_to_video/dagRuns", body)["dag_run_id"]
+    path = f"/dags/speech_to_video/dagRuns/{urllib.parse.quote(run_id)}"
+    deadline = time.monotonic() + 400
+    while (state := call(airflow, path)["state"]) not in {"success", "failed"}:
+        assert time.monotonic() < deadline, call(airflow, f"{path}/taskInstances")
+        time.sleep(1)
+    assert state == "success"
+    engine = engine_from_settings(stack)
+    job = Ledger(engine).job("from-the-form")
+    engine.dispose()
+    assert job is not None
+    assert (job.status, [clip.status for clip in job.clips]) == ("succeeded", ["succeeded"] * 2)
+    airflow.stop()
+    airflow.start(
+        airflow.environment(PostgresServer(airflow.folder.parent).ensure_database("airflow"), deferrable=True)
+    )
+    assert call(airflow, path)["state"] == "success"

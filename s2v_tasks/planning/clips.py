@@ -1,4 +1,4 @@
-"""How the frames of a video are divided into clips (docs/adr/0003-plan-fixes-frames.md)."""
+"""How the frames of a video are divided into clips (ADR 3)."""
 
 from collections.abc import Iterator
 from itertools import accumulate, pairwise

@@ -41,7 +41,7 @@ def make_plan(
     gpu: GpuCard,
     max_clips: int,
 ) -> Plan:
-    """The plan of `job_id` (docs/adr/0003-plan-fixes-frames.md). `image_size` is (width, height) in pixels as the picture is shown.
+    """The plan of `job_id` (ADR 3). `image_size` is (width, height) in pixels as the picture is shown.
 
     Raises PermanentError for an unknown preset, an empty speech, more than `max_clips` clips, or a picture that is
     too long or too wide.

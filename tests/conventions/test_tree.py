@@ -34,7 +34,9 @@ def test_steps_and_commands_have_the_same_names() -> None:
     assert files <= commands
 
 
-@pytest.mark.parametrize("module", ["s2v_tasks.cli", "s2v_tasks.cli.people", "s2v_tasks.cli.steps", "s2v_tasks.cli.stack"])
+@pytest.mark.parametrize(
+    "module", ["s2v_tasks.cli", "s2v_tasks.cli.people", "s2v_tasks.cli.steps", "s2v_tasks.cli.stack"]
+)
 def test_the_command_line_starts_without_heavy_libraries(module: str) -> None:
     """`s2v --help` must not pay for torch or boto3."""
     code = f"import sys, {module}; print(*sorted(set(sys.modules) & {HEAVY!r}))"

@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKLWan
 from transformers import AutoTokenizer
 
 from s2v_tasks.engine.conditions import NEGATIVE_PROMPT
@@ -10,6 +11,7 @@ from s2v_tasks.engine.encoders import text_encoder, vae
 from s2v_tasks.engine.encoders.audio_encoder import AudioEncoder, normalise
 from s2v_tasks.engine.encoders.text_encoder import TextEncoder, clean_prompt
 from s2v_tasks.engine.encoders.vae import Vae
+from s2v_tasks.engine.encoders.vae_decoder import first_latents
 from s2v_tasks.engine.loading import Snapshot
 from s2v_tasks.engine.loading.snapshot import AUDIO_ENCODER_FOLDER, TOKENIZER_FOLDER, VAE_FILE
 from s2v_tasks.engine.loading.weights import read_pth
@@ -59,6 +61,26 @@ def test_vae_is_causal(snapshot: Snapshot) -> None:
     difference = (codec.encode(changed) - codec.encode(pixels)).abs().amax(dim=(0, 1, 3, 4))
     assert difference[:2].max() == 0
     assert difference[2] > 0
+
+
+def test_vae_decodes_the_end_alone_for_less(snapshot: Snapshot) -> None:
+    """The last frames come out bit for bit as in the whole video, and the last level skips what they do not need."""
+    codec = snapshot.load_vae("cpu")
+    latents = torch.randn(1, 16, 12, 2, 3, generator=torch.Generator().manual_seed(0))
+    calls: list[int] = []
+    codec.model.decoder.conv_out.register_forward_pre_hook(lambda *_: calls.append(1))
+    whole = codec.decode(latents)
+    for num_frames, latents_in_last_level in ((45, 12), (44, 12), (8, 6), (5, 6), (1, 5)):
+        calls.clear()
+        torch.testing.assert_close(codec.decode(latents, num_frames), whole[:, :, -num_frames:], rtol=0, atol=0)
+        assert len(calls) == latents_in_last_level
+
+
+def test_what_the_decoder_reaches_back_to() -> None:
+    """For 80 frames behind 73 old ones the levels of the released decoder start at latents 0, 5, 12 and 15."""
+    with torch.device("meta"):
+        model = AutoencoderKLWan()
+    assert first_latents(model, num_latents=39, num_frames=80) == [0, 5, 12, 15]
 
 
 def test_vae_names_weights_that_do_not_fit(tiny_snapshot_path: Path) -> None:

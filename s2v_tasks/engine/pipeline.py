@@ -19,7 +19,9 @@ from torch import Tensor
 
 from s2v_tasks.engine.images import Compat, pad_pose, to_pixels
 from s2v_tasks.engine.loading.snapshot import Snapshot
+from s2v_tasks.engine.models.attention import KeysValues
 from s2v_tasks.engine.models.transformer import MOTION_FRAMES, Guidance, S2VTransformer, Scene
+from s2v_tasks.engine.parallel.guidance import BranchSplit
 from s2v_tasks.engine.resume import DenoiseState, Interrupted
 from s2v_tasks.engine.schedulers import make_scheduler
 from s2v_tasks.errors import PermanentError
@@ -114,7 +116,8 @@ class S2VPipeline:
     """Renders clips with one transformer and one VAE on one device.
 
     `dtype` is that of the transformer's weights. `compat="reference"` repeats the reference where it is known to be
-    wrong: the first clip of a chain then has 3 frames fewer than asked for.
+    wrong: the first clip of a chain then has 3 frames fewer than asked for. `branches` splits guidance over ranks; the
+    transformer itself may be shared by several ranks (`engine.parallel.mesh.parallelize` does both).
     """
 
     def __init__(
@@ -125,12 +128,16 @@ class S2VPipeline:
         dtype: torch.dtype,
         *,
         compat: Compat = "corrected",
+        branches: BranchSplit | None = None,
     ) -> None:
         self.transformer = transformer
         self.vae = vae
         self.device = torch.device(device)
         self.dtype = dtype
         self.compat = compat
+        self.branches = branches
+        self._contexts: list[Tensor] = []
+        self._texts: list[tuple[KeysValues, ...]] = []
 
     @classmethod
     def from_snapshot(cls, snapshot: Snapshot, device: torch.device | str) -> "S2VPipeline":
@@ -203,15 +210,37 @@ class S2VPipeline:
 
     def _prepare(
         self, inputs: ClipInputs, clip: _ClipLatents, sampling: Sampling
-    ) -> tuple[Scene, tuple[Guidance, Guidance | None]]:
-        audio = inputs.audio.to(self.device, self.dtype)
+    ) -> tuple[Scene, tuple[Guidance, ...]]:
+        """All that stays the same over the steps; of the guidance branches only those that this rank computes."""
         motion = None if clip.history is None else clip.history.latents
         scene = self.transformer.prepare_scene(clip.noise_shape[1], clip.reference, motion, clip.pose)
-        told = self.transformer.prepare_guidance(inputs.context.to(self.device), audio)
-        if sampling.sample_guide_scale <= 1:
-            return scene, (told, None)
-        silence = torch.zeros_like(audio)
-        return scene, (told, self.transformer.prepare_guidance(inputs.context_null.to(self.device), silence))
+        audio = inputs.audio.to(self.device, self.dtype)
+        contexts, sounds = [inputs.context], [audio]
+        if sampling.sample_guide_scale > 1:
+            contexts.append(inputs.context_null)
+            sounds.append(torch.zeros_like(audio))
+        texts = self._prepare_texts(contexts)
+        heard = [self.transformer.prepare_sound(sound) for sound in self._mine(sounds)]
+        return scene, tuple(Guidance(text, sound) for text, sound in zip(texts, heard, strict=True))
+
+    def _prepare_texts(self, contexts: list[Tensor]) -> Sequence[tuple[KeysValues, ...]]:
+        """The texts of this rank's branches, kept for the next clip: prompts seldom change within a job."""
+        known = len(contexts) == len(self._contexts) and all(map(torch.equal, contexts, self._contexts))
+        # All ranks compare all prompts, so that they agree on whether they compute (and gather weights for it) or not.
+        if not known:
+            self._texts = [self.transformer.prepare_text(context.to(self.device)) for context in self._mine(contexts)]
+            self._contexts = contexts
+        return self._texts
+
+    def _mine(self, branches: list[Tensor]) -> Sequence[Tensor]:
+        return branches if self.branches is None or len(branches) == 1 else self.branches.mine(branches)
+
+    def _velocities(
+        self, latents: Tensor, timestep: Tensor, scene: Scene, guidances: tuple[Guidance, ...], guided: bool
+    ) -> tuple[Tensor, ...]:
+        """The velocity of each guidance branch, whichever rank computes it."""
+        velocities = tuple(self.transformer(latents, timestep[None], scene, guidance) for guidance in guidances)
+        return self.branches.exchange(velocities[0]) if self.branches is not None and guided else velocities
 
     def _draw_noise(self, seed: int, shape: tuple[int, ...], noise_device: Literal["run", "cpu"]) -> Tensor:
         """Noise in the transformer's dtype from a generator on the device, or in fp32 from one on the CPU (spec d.6).
@@ -227,7 +256,7 @@ class S2VPipeline:
         self,
         start: Tensor | DenoiseState,
         scene: Scene,
-        guidances: tuple[Guidance, Guidance | None],
+        guidances: tuple[Guidance, ...],
         sampling: Sampling,
         on_step: Callable[[int, int], None],
         interrupted: Callable[[], bool],
@@ -240,15 +269,14 @@ class S2VPipeline:
             first, latents = start.step, start.restore(scheduler, self.device)
         else:
             first, latents = 0, start.to(self.device, self.dtype)[None]
-        told, untold = guidances
+        guided = sampling.sample_guide_scale > 1
         for step in range(first, sampling.sample_steps):
             if interrupted():
                 raise Interrupted(DenoiseState.capture(step, latents, scheduler))
             timestep = scheduler.timesteps[step]
-            velocity = self.transformer(latents, timestep[None], scene, told)
-            if untold is not None:
-                base = self.transformer(latents, timestep[None], scene, untold)
-                velocity = base + sampling.sample_guide_scale * (velocity - base)
+            velocity, *untold = self._velocities(latents, timestep, scene, guidances, guided)
+            if untold:
+                velocity = untold[0] + sampling.sample_guide_scale * (velocity - untold[0])
             latents = scheduler.step(velocity, timestep, latents, return_dict=False)[0]
             on_step(step + 1, sampling.sample_steps)
         if interrupted():

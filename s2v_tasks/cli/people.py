@@ -139,12 +139,24 @@ def _print_job(found: "JobRecord") -> None:
 
 
 @app.command(rich_help_panel=PEOPLE)
-def parity(folder: Annotated[Path, typer.Argument(help="Folder with golden files.")]) -> None:
+def parity(
+    folder: Annotated[Path, typer.Argument(help="Folder with golden files.")],
+    nproc: Annotated[int, typer.Option(min=1, help="Processes that share each forward and loop, on the CPU.")] = 1,
+    layout: Annotated[
+        str, typer.Option(help="How they share the work: auto, or parts like cfg2,ulysses2,fsdp.")
+    ] = "auto",
+) -> None:
     """Compare this engine with recorded tensors; exit code 1 when one case is outside its gate."""
+    from s2v_tasks.engine.parallel.layout import Layout
+    from s2v_tasks.engine.parity.launch import run_on_ranks
     from s2v_tasks.engine.parity.runner import run
     from s2v_tasks.planning.resolution import output_size
 
-    results = run(folder, output_size=output_size)
+    shared = None if layout == "auto" else Layout.parse(layout)
+    if nproc == 1:
+        results = run(folder, output_size=output_size, layout=shared)
+    else:
+        results = run_on_ranks(folder, num_ranks=nproc, output_size=output_size, layout=shared)
     table = Table("case", "max abs diff", "gate", "ok", "note")
     for result in results:
         table.add_row(

@@ -112,7 +112,7 @@ class S2VTransformer(nn.Module):
         for block in self.blocks:
             cast(Block, block).self_attn.attend = attend
             if compiled:
-                block.compile()  # type: ignore[no-untyped-call]
+                block.compile()
 
     def prepare_scene(
         self,

@@ -18,7 +18,7 @@ def share_among_ranks(model: S2VTransformer, layout: Layout | None, *, guided: b
     A case without guidance, asked to run in two branch groups, runs in each of them alike.
     """
     world_size = num_ranks()
-    if world_size == 1:
+    if world_size == 1 and layout is None:
         return None
     from s2v_tasks.engine.parallel.mesh import parallelize
 

@@ -113,7 +113,9 @@ def job(
 
 def _print_job(found: "JobRecord") -> None:
     console.print(f"[bold]{found.job_id}[/bold]  {found.status}  {found.reason or found.video_uri or ''}")
-    clips = Table("clip", "status", "frames", "step", "attempts", "reused", "render s", "fingerprint")
+    clips = Table(
+        "clip", "status", "frames", "step", "attempts", "reused", "render s", "PFLOP", "MFU", "peak GiB", "fingerprint"
+    )
     for clip in found.clips:
         clips.add_row(
             str(clip.clip_index),
@@ -123,6 +125,7 @@ def _print_job(found: "JobRecord") -> None:
             str(clip.attempts),
             "yes" if clip.reused else "no",
             f"{clip.render_seconds:.1f}" if clip.render_seconds is not None else "",
+            *_meter(clip.facts or {}),
             (clip.fingerprint or "")[:12],
         )
     console.print(clips)
@@ -136,6 +139,16 @@ def _print_job(found: "JobRecord") -> None:
         detail = json.dumps(event.detail, ensure_ascii=False)
         events.add_row(f"{event.at:%H:%M:%S}", event.step or "", clip_index, event.event, detail[:100])
     console.print(events)
+
+
+def _meter(facts: dict[str, Any]) -> tuple[str, str, str]:
+    """Operations, utilisation of the device, and peak memory: of the GPU, on a CPU of the process."""
+    peak_bytes = facts.get("peak_gpu_memory_bytes", facts.get("peak_host_memory_bytes"))
+    return (
+        f"{facts['pflops']:.3g}" if "pflops" in facts else "",
+        f"{facts['mfu']:.1%}" if "mfu" in facts else "",
+        f"{peak_bytes / 2**30:.2f}" if peak_bytes is not None else "",
+    )
 
 
 @app.command(rich_help_panel=PEOPLE)

@@ -163,10 +163,9 @@ def test_layout_follows_the_rule(world_size: int, num_heads: int, guided: bool, 
 
 def test_weights_are_sharded_where_they_crowd_a_rank() -> None:
     """More than half of a rank's memory for weights means sharding, but never on a single rank."""
-    sizes = {"weight_bytes": 33, "guided": True}
-    assert choose_layout(2, 40, memory_bytes=48, **sizes).fsdp
-    assert not choose_layout(2, 40, memory_bytes=80, **sizes).fsdp
-    assert not choose_layout(1, 40, memory_bytes=48, **sizes).fsdp
+    assert choose_layout(2, 40, guided=True, weight_bytes=33, memory_bytes=48).fsdp
+    assert not choose_layout(2, 40, guided=True, weight_bytes=33, memory_bytes=80).fsdp
+    assert not choose_layout(1, 40, guided=True, weight_bytes=33, memory_bytes=48).fsdp
 
 
 @pytest.mark.parametrize("layout", [Layout(), Layout(2, 4, fsdp=True), Layout(1, 3)])

@@ -60,7 +60,8 @@ def step(
         return
     console.print(
         f"{report['parameters'] / 1e6:.0f} M parameters, {report['tokens']} tokens, "
-        f"{report['step_tflop']:.3g} TFLOP per step, {report['device']} x {report['world_size']} ({report['layout']}), {report['precision']}"
+        f"{report['step_tflop']:.3g} TFLOP per step, {report['precision']} on {report['device']}, "
+        f"{report['world_size']} ranks ({report['layout']})"
     )
     table = Table("invariants", "s per step", "ratio", "tokens/s", "TFLOP/s", "MFU", "max abs diff")
     slowest = max(row["seconds_per_step"] for row in report["rows"])

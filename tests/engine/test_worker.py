@@ -64,6 +64,19 @@ S2VTransformer.forward = failing
 main()
 """
 
+LEADER_WITHOUT_ORDER = """
+from s2v_tasks.engine.worker import open_worker
+
+for fails in (False, True):
+    with open_worker("cpu") as worker:
+        if not worker.is_leader:
+            order = worker.share()
+            if fails:
+                print("rank", worker.rank, "has", order, "to do")
+        elif fails:
+            raise ValueError("the leader failed early")
+"""
+
 
 @dataclass
 class Site:
@@ -287,6 +300,22 @@ def test_a_rank_that_fails_is_the_one_that_is_heard(site: Site, whole_of_two: Ma
     assert 'raise ValueError("the third step of rank 1 is broken")' in attempt.log
     assert site.clip().status == "failed"
     assert not site.store.exists(site.layout.clip_manifest(0))
+
+
+def test_where_there_is_nothing_to_do_the_others_end_in_peace(tmp_path: Path) -> None:
+    """A leader that reuses a clip, or fails before it shares an order, leaves no rank waiting or complaining."""
+    (tmp_path / "ranks.py").write_text(LEADER_WITHOUT_ORDER)
+    process = subprocess.run(
+        [sys.executable, *TWO_RANKS, str(tmp_path / "ranks.py")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert process.stdout.splitlines() == ["rank 1 has None to do"], process.stderr
+    assert process.returncode != 0
+    assert "the leader failed early" in process.stderr
+    assert "lost another rank" not in process.stderr
 
 
 def test_without_torchrun_it_is_a_group_of_one() -> None:

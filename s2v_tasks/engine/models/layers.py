@@ -59,8 +59,9 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x32 = x.float()
-        normed = x32 * torch.rsqrt(x32.square().mean(dim=-1, keepdim=True) + self.eps)
-        return normed.to(x.dtype) * self.weight
+        mean_square = torch.linalg.vector_norm(x32, dim=-1, keepdim=True).square() / x.shape[-1]
+        normed = (x32 * torch.rsqrt(mean_square + self.eps)).to(x.dtype)
+        return normed.mul_(self.weight)
 
 
 class LayerNorm(nn.LayerNorm):

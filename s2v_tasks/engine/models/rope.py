@@ -67,6 +67,8 @@ def cos_sin(table_Lc: Tensor) -> Tensor:
 def rotate(x_BLHd: Tensor, rope_Lc2: Tensor) -> Tensor:
     """Rotate adjacent channel pairs of every head by the token's table row, the same for all heads.
 
+    Works in the memory of `x_BLHd` where that is fp32.
+
     Multiplied in fp32: the table was made in float64, so this adds less than the rounding of the product to fp32 or
     bf16, and spares the complex128 copies of queries and keys.
     """
@@ -76,7 +78,7 @@ def rotate(x_BLHd: Tensor, rope_Lc2: Tensor) -> Tensor:
     ):  # the compiler fuses real numbers only; run eagerly, the complex product is faster
         (real, imag), (cos, sin) = pairs.unbind(-1), rope_Lc2[:, None].unbind(-1)
         return torch.stack([real * cos - imag * sin, real * sin + imag * cos], dim=-1).flatten(-2)
-    rotated = torch.view_as_complex(pairs) * torch.view_as_complex(rope_Lc2)[:, None]
+    rotated = torch.view_as_complex(pairs).mul_(torch.view_as_complex(rope_Lc2)[:, None])
     return torch.view_as_real(rotated).flatten(-2)
 
 

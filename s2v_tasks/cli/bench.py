@@ -109,6 +109,55 @@ def scaling(
     console.print(table)
 
 
+@bench.command()
+def load(
+    gigabytes: Annotated[float, typer.Option(min=0.008, help="Size of the checkpoint that is written for it.")] = 0.5,
+    ranks: Annotated[int, typer.Option(min=1, max=8, help="Processes that load at once, besides one alone.")] = 2,
+) -> None:
+    """Load a checkpoint of a given size from the page cache; the ratio is to the naive way on as many ranks."""
+    from s2v_tasks.engine.bench.load import bench_load
+
+    results = bench_load(gigabytes * 1e9, ranks, _device())
+    naive = {result.num_ranks: result.seconds for result in results if result.name == "naive"}
+    table = Table("loader", "ranks", "seconds", "ratio", "GB/s", "peak host memory per rank / checkpoint")
+    for result in results:
+        table.add_row(
+            result.name,
+            str(result.num_ranks),
+            f"{result.seconds:.2f}",
+            f"{naive[result.num_ranks] / result.seconds:.2f}",
+            f"{result.bytes_per_second / 1e9:.2f}",
+            f"{result.host_memory_ratio:.2f}",
+        )
+    console.print(table)
+
+
+@bench.command()
+def decode(
+    size: VideoSize = "256*256",
+    frames: Frames = 16,
+    base_dim: Annotated[int, typer.Option(min=8, help="Channels of the VAE; the released one has 96.")] = 32,
+    ranks: Annotated[int, typer.Option(min=1, max=8, help="Processes that share the picture.")] = 2,
+) -> None:
+    """Decode a later clip of a chain: with its history, without, and in bands on several ranks."""
+    from s2v_tasks.engine.bench.decode import DecodeBench, bench_decode
+
+    width, height = _sides(size)
+    results = bench_decode(DecodeBench(base_dim, frames, height, width), ranks, _device())
+    table = Table("decoded", "seconds", "ratio", "max abs diff")
+    for result in results:
+        ratio = results[0].seconds / result.seconds
+        table.add_row(result.name, f"{result.seconds:.2f}", f"{ratio:.2f}", f"{result.max_abs_diff:.1e}")
+    console.print(table)
+
+
+def _device() -> str:
+    from s2v_tasks.engine.worker import choose_device
+    from s2v_tasks.settings import load_settings
+
+    return choose_device(load_settings().device).type
+
+
 def _measure_step(
     dimensions: dict[str, int], size: str, frames: int, how: tuple[int, str, str]
 ) -> dict[str, Any] | None:

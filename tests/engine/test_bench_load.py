@@ -1,3 +1,4 @@
+import time
 from pathlib import Path
 
 import pytest
@@ -13,19 +14,20 @@ def test_synthetic_checkpoint_loads(tmp_path: Path) -> None:
     """A checkpoint of a chosen size has an index, real bytes and the released proportions, and the loader takes it."""
     written = write_checkpoint(tmp_path, 4e7)
     assert 2e7 < written < 6e7
-    weights = Snapshot(tmp_path).load_transformer("cpu", torch.bfloat16)
-    assert sum(value.nbytes for value in weights.state_dict().values()) == written
-    assert len(weights.blocks) == 40
-    assert weights.blocks[7].ffn[0].weight.unique().numel() > 1000
+    weights = Snapshot(tmp_path).load_transformer("cpu", torch.bfloat16).state_dict()
+    assert sum(value.nbytes for value in weights.values()) == written
+    assert weights["blocks.39.ffn.0.weight"].unique().numel() > 1000
     with pytest.raises(PermanentError, match="too small"):
         write_checkpoint(tmp_path, 1e6)
 
 
 def test_own_memory_is_watched() -> None:
-    """Memory that is only used for a while counts towards the peak, in bytes."""
+    """Memory that is given back before the end counts towards the peak, in bytes."""
     with _peak_of_own_memory() as peak:
         held = torch.ones(1 << 24)
-        held.sum()
+        end = time.monotonic() + 10
+        while peak[0] < held.nbytes * 0.9 and time.monotonic() < end:
+            held.add_(1)
         del held
     assert 60e6 < peak[0] < 100e6
 

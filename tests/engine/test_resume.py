@@ -78,9 +78,11 @@ def test_a_clip_stopped_at_any_step_goes_on_bit_for_bit(
     for step in range(sampling.sample_steps + 1):
         state = stopped(pipeline, inputs, sampling, step, tmp_path)
         assert state.step == step
-        steps: list[int] = []
-        resumed = pipeline.render_clip(inputs, sampling, lambda done, _: steps.append(done), state=state)
-        assert steps == list(range(step + 1, sampling.sample_steps + 1))
+        steps: list[tuple[int, int]] = []
+        resumed = pipeline.render_clip(
+            inputs, sampling, lambda *progress, seen=steps: seen.append(progress), state=state
+        )
+        assert steps == [(done, sampling.sample_steps) for done in range(step + 1, sampling.sample_steps + 1)]
         assert_same(whole, resumed)
 
 

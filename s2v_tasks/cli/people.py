@@ -203,6 +203,16 @@ def snapshot_init_tiny(
     typer.echo(str(folder))
 
 
+@snapshot.command("verify")
+def snapshot_verify(
+    folder: Annotated[Path, typer.Argument(help="Snapshot with a SHA256SUMS beside its files.")],
+) -> None:
+    """Compare all weight files with the sha256 digests of SHA256SUMS, as `sha256sum` writes them."""
+    from s2v_tasks.engine.loading.checksums import verify_checksums
+
+    typer.echo(f"{verify_checksums(folder)} files are as listed")
+
+
 def _database_url() -> str:
     from s2v_tasks.settings import load_settings
 

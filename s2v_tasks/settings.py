@@ -29,6 +29,12 @@ class Settings(BaseSettings):
     execution: Literal["local", "kubernetes"] = Field("local", description="How Airflow runs a step.")
     nproc_per_node: int = Field(1, ge=1, le=8, description="Processes (GPUs) that render one clip.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the engine runs; auto: a GPU if present.")
+    parallel_layout: str = Field(
+        "auto", description="How the GPUs share a clip: auto, or for example cfg2,ulysses2,fsdp."
+    )
+    noise_device: Literal["run", "cpu"] = Field(
+        "run", description="Where noise is drawn: on the device of the run, or on the CPU, the same on every device."
+    )
     snapshot_path: Path | None = Field(None, description="Folder with the model weights in the official layout.")
     model: str = Field(
         "wan2.2-s2v-14b", description="Entry of models.yaml that the snapshot is: dimensions for the plan."

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import typer
@@ -39,18 +40,29 @@ def _process(
 
 def main() -> None:
     """Run the command line; errors become one sentence on stderr and their exit code."""
-    from s2v_tasks.cli import people, stack, steps  # noqa: F401  (their commands register themselves)
+    from s2v_tasks.cli import bench, people, stack, steps  # noqa: F401  (their commands register themselves)
 
     try:
         app()
     except S2VError as error:
-        leave_error(error)
+        leave_error(error.exit_code, str(error))
         typer.echo(f"{type(error).__name__}: {error}", err=True)
         sys.exit(error.exit_code)
+    except Exception as error:
+        leave_error(1, f"{type(error).__name__}: {error}")
+        raise
 
 
-def leave_error(error: S2VError) -> None:
-    """Write exit code and message where the parent asked for them: torchrun hides both from its own caller."""
+def leave_error(exit_code: int, message: str) -> None:
+    """Write exit code and message where the parent asked for them: torchrun hides both from its own caller.
+
+    Of several ranks the first to fail is heard: the others only fail because they miss it.
+    """
     path = os.environ.get("STEP_ERROR_FILE")
-    if path:
-        Path(path).write_text(json.dumps({"exit_code": error.exit_code, "message": str(error)}), encoding="utf-8")
+    if not path:
+        return
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if several:
+        message = f"rank {os.environ['RANK']}: {message}"
+    with suppress(FileExistsError), Path(path).open("x" if several else "w", encoding="utf-8") as file:
+        json.dump({"exit_code": exit_code, "message": message}, file)

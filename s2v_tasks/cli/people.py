@@ -114,7 +114,9 @@ def job(
 
 def _print_job(found: "JobRecord") -> None:
     console.print(f"[bold]{found.job_id}[/bold]  {found.status}  {escape(found.reason or found.video_uri or '')}")
-    clips = Table("clip", "status", "frames", "step", "attempts", "reused", "render s", "fingerprint")
+    clips = Table(
+        "clip", "status", "frames", "step", "attempts", "reused", "render s", "PFLOP", "MFU", "peak GiB", "fingerprint"
+    )
     for clip in found.clips:
         clips.add_row(
             str(clip.clip_index),
@@ -124,6 +126,7 @@ def _print_job(found: "JobRecord") -> None:
             str(clip.attempts),
             "yes" if clip.reused else "no",
             f"{clip.render_seconds:.1f}" if clip.render_seconds is not None else "",
+            *_meter(clip.facts or {}),
             (clip.fingerprint or "")[:12],
         )
     console.print(clips)
@@ -139,13 +142,35 @@ def _print_job(found: "JobRecord") -> None:
     console.print(events)
 
 
+def _meter(facts: dict[str, Any]) -> tuple[str, str, str]:
+    """Operations, utilisation of the device, and peak memory: of the GPU, on a CPU of the process."""
+    peak_bytes = facts.get("peak_gpu_memory_bytes", facts.get("peak_host_memory_bytes"))
+    return (
+        f"{facts['pflops']:.3g}" if "pflops" in facts else "",
+        f"{facts['mfu']:.1%}" if "mfu" in facts else "",
+        f"{peak_bytes / 2**30:.2f}" if peak_bytes is not None else "",
+    )
+
+
 @app.command(rich_help_panel=PEOPLE)
-def parity(folder: Annotated[Path, typer.Argument(help="Folder with golden files.")]) -> None:
+def parity(
+    folder: Annotated[Path, typer.Argument(help="Folder with golden files.")],
+    nproc: Annotated[int, typer.Option(min=1, help="Processes that share each forward and loop, on the CPU.")] = 1,
+    layout: Annotated[
+        str, typer.Option(help="How they share the work: auto, or parts like cfg2,ulysses2,fsdp.")
+    ] = "auto",
+) -> None:
     """Compare this engine with recorded tensors; exit code 1 when one case is outside its gate."""
+    from s2v_tasks.engine.parallel.layout import Layout
+    from s2v_tasks.engine.parity.launch import run_on_ranks
     from s2v_tasks.engine.parity.runner import run
     from s2v_tasks.planning.resolution import output_size
 
-    results = run(folder, output_size=output_size)
+    shared = None if layout == "auto" else Layout.parse(layout)
+    if nproc == 1:
+        results = run(folder, output_size=output_size, layout=shared)
+    else:
+        results = run_on_ranks(folder, num_ranks=nproc, output_size=output_size, layout=shared)
     table = Table("case", "max abs diff", "gate", "ok", "note")
     for result in results:
         table.add_row(
@@ -181,6 +206,16 @@ def snapshot_init_tiny(
 
     write_tiny_snapshot(folder, seed)
     typer.echo(str(folder))
+
+
+@snapshot.command("verify")
+def snapshot_verify(
+    folder: Annotated[Path, typer.Argument(help="Snapshot with a SHA256SUMS beside its files.")],
+) -> None:
+    """Compare all weight files with the sha256 digests of SHA256SUMS, as `sha256sum` writes them."""
+    from s2v_tasks.engine.loading.checksums import verify_checksums
+
+    typer.echo(f"{verify_checksums(folder)} files are as listed")
 
 
 def _database_url() -> str:

@@ -5,6 +5,7 @@ Each prints one JSON object, the result, on stdout; logs go to stderr.
 
 import importlib
 import json
+import os
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -51,6 +52,11 @@ def render_clip(
     job_id: JobId, clip_index: Annotated[int, typer.Option(min=0, help="Which clip of the plan, from 0.")]
 ) -> None:
     """Render one clip; run it under torchrun. A clip that is there already is reused."""
+    if int(os.environ.get("RANK", "0")) > 0:
+        from s2v_tasks.steps.render_clip import follow
+
+        follow(job_id)
+        return
     _run("render_clip", job_id, clip_index)
 
 

@@ -60,7 +60,7 @@ def encode_conditions(
         _free()
     with _logged("audio_encoded"):
         audio_encoder = snapshot.load_audio_encoder(device)
-        states = audio_encoder.encode(waveform).cpu()
+        states = audio_encoder.encode(waveform)
         del audio_encoder
         _free()
         audio = frame_features(resample_50_to_30(states), num_frames)

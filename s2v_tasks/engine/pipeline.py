@@ -9,7 +9,7 @@ precision, so that a chain that continues from a saved state equals one that nev
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -19,7 +19,10 @@ from torch import Tensor
 
 from s2v_tasks.engine.images import Compat, pad_pose, to_pixels
 from s2v_tasks.engine.loading.snapshot import Snapshot
+from s2v_tasks.engine.models.attention import KeysValues
 from s2v_tasks.engine.models.transformer import MOTION_FRAMES, Guidance, S2VTransformer, Scene
+from s2v_tasks.engine.parallel.guidance import BranchSplit
+from s2v_tasks.engine.resume import DenoiseState, Interrupted
 from s2v_tasks.engine.schedulers import make_scheduler
 from s2v_tasks.errors import PermanentError
 
@@ -36,8 +39,8 @@ class Codec(Protocol):
         """Pixels `[1, 3, F, H, W]` to normalised latents `[1, 16, 1 + (F-1)//4, h, w]`."""
         ...
 
-    def decode(self, latents_BCZhw: Tensor, /) -> Tensor:
-        """Normalised latents `[1, 16, T, h, w]` to pixels `[1, 3, 4T - 3, H, W]`, clamped."""
+    def decode(self, latents_BCZhw: Tensor, num_frames: int, /) -> Tensor:
+        """Normalised latents `[1, 16, T, h, w]` to the last `num_frames` of their 4T - 3 frames, clamped pixels."""
         ...
 
 
@@ -49,6 +52,7 @@ class Sampling:
     sample_guide_scale: float
     sample_shift: float
     sample_solver: str
+    noise_device: Literal["run", "cpu"] = "run"  # where noise is drawn; "cpu": the same numbers on every device
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,8 @@ class S2VPipeline:
     """Renders clips with one transformer and one VAE on one device.
 
     `dtype` is that of the transformer's weights. `compat="reference"` repeats the reference where it is known to be
-    wrong: the first clip of a chain then has 3 frames fewer than asked for.
+    wrong: the first clip of a chain then has 3 frames fewer than asked for. `branches` splits guidance over ranks; the
+    transformer itself may be shared by several ranks (`engine.parallel.mesh.parallelize` does both).
     """
 
     def __init__(
@@ -123,12 +128,16 @@ class S2VPipeline:
         dtype: torch.dtype,
         *,
         compat: Compat = "corrected",
+        branches: BranchSplit | None = None,
     ) -> None:
         self.transformer = transformer
         self.vae = vae
         self.device = torch.device(device)
         self.dtype = dtype
         self.compat = compat
+        self.branches = branches
+        self._contexts: list[Tensor] = []
+        self._texts: list[tuple[KeysValues, ...]] = []
 
     @classmethod
     def from_snapshot(cls, snapshot: Snapshot, device: torch.device | str) -> "S2VPipeline":
@@ -143,16 +152,25 @@ class S2VPipeline:
         sampling: Sampling,
         on_step: Callable[[int, int], None],
         noise: Tensor | None = None,
+        *,
+        state: DenoiseState | None = None,
+        interrupted: Callable[[], bool] = lambda: False,
     ) -> ClipOutput:
         """Render a clip; `on_step(done, total)` is called after each solver step.
 
-        `noise` `[16, T, h, w]` replaces the draw from `inputs.seed`. Raises PermanentError for inputs that do not fit
-        each other.
+        `noise` `[16, T, h, w]` replaces the draw from `inputs.seed`. `interrupted()` is asked before each solver step
+        and before decoding: where it is true, Interrupted is raised with the state at that point. Called again with
+        that `state` and the same inputs, the clip goes on there. Raises PermanentError for inputs that do not fit each
+        other.
         """
         clip = self._encode(inputs)
         scene, guidances = self._prepare(inputs, clip, sampling)
-        start = self._draw_noise(inputs.seed, clip.noise_shape) if noise is None else noise
-        latents = self._denoise(start, scene, guidances, sampling, on_step)
+        start: Tensor | DenoiseState
+        if state is not None:
+            start = state
+        else:
+            start = self._draw_noise(inputs.seed, clip.noise_shape, sampling.noise_device) if noise is None else noise
+        latents = self._denoise(start, scene, guidances, sampling, on_step, interrupted)
         frames = self._decode(latents, clip)
         motion = None
         if inputs.keep_motion_frames is not None:
@@ -192,47 +210,83 @@ class S2VPipeline:
 
     def _prepare(
         self, inputs: ClipInputs, clip: _ClipLatents, sampling: Sampling
-    ) -> tuple[Scene, tuple[Guidance, Guidance | None]]:
-        audio = inputs.audio.to(self.device, self.dtype)
+    ) -> tuple[Scene, tuple[Guidance, ...]]:
+        """All that stays the same over the steps; of the guidance branches only those that this rank computes."""
         motion = None if clip.history is None else clip.history.latents
         scene = self.transformer.prepare_scene(clip.noise_shape[1], clip.reference, motion, clip.pose)
-        told = self.transformer.prepare_guidance(inputs.context.to(self.device), audio)
-        if sampling.sample_guide_scale <= 1:
-            return scene, (told, None)
-        silence = torch.zeros_like(audio)
-        return scene, (told, self.transformer.prepare_guidance(inputs.context_null.to(self.device), silence))
+        audio = inputs.audio.to(self.device, self.dtype)
+        contexts, sounds = [inputs.context], [audio]
+        if sampling.sample_guide_scale > 1:
+            contexts.append(inputs.context_null)
+            sounds.append(torch.zeros_like(audio))
+        texts = self._prepare_texts(contexts)
+        heard = [self.transformer.prepare_sound(sound) for sound in self._mine(sounds)]
+        return scene, tuple(Guidance(text, sound) for text, sound in zip(texts, heard, strict=True))
 
-    def _draw_noise(self, seed: int, shape: tuple[int, ...]) -> Tensor:
-        """Noise in the transformer's dtype from a generator on the device: other draws give other numbers."""
+    def _prepare_texts(self, contexts: list[Tensor]) -> Sequence[tuple[KeysValues, ...]]:
+        """The texts of this rank's branches, kept for the next clip: prompts seldom change within a job."""
+        known = len(contexts) == len(self._contexts) and all(map(torch.equal, contexts, self._contexts))
+        # All ranks compare all prompts, so that they agree on whether they compute (and gather weights for it) or not.
+        if not known:
+            self._texts = [self.transformer.prepare_text(context.to(self.device)) for context in self._mine(contexts)]
+            self._contexts = contexts
+        return self._texts
+
+    def _mine(self, branches: list[Tensor]) -> Sequence[Tensor]:
+        return branches if self.branches is None or len(branches) == 1 else self.branches.mine(branches)
+
+    def _velocities(
+        self, latents: Tensor, timestep: Tensor, scene: Scene, guidances: tuple[Guidance, ...], guided: bool
+    ) -> tuple[Tensor, ...]:
+        """The velocity of each guidance branch, whichever rank computes it."""
+        velocities = tuple(self.transformer(latents, timestep[None], scene, guidance) for guidance in guidances)
+        return self.branches.exchange(velocities[0]) if self.branches is not None and guided else velocities
+
+    def _draw_noise(self, seed: int, shape: tuple[int, ...], noise_device: Literal["run", "cpu"]) -> Tensor:
+        """Noise in the transformer's dtype from a generator on the device, or in fp32 from one on the CPU (spec d.6).
+
+        Each kind of device and each dtype has numbers of its own; those of the CPU in fp32 are the same everywhere.
+        """
+        if noise_device == "cpu":
+            return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
         generator = torch.Generator(device=self.device).manual_seed(seed)
         return torch.randn(shape, generator=generator, device=self.device, dtype=self.dtype)
 
     def _denoise(
         self,
-        noise: Tensor,
+        start: Tensor | DenoiseState,
         scene: Scene,
-        guidances: tuple[Guidance, Guidance | None],
+        guidances: tuple[Guidance, ...],
         sampling: Sampling,
         on_step: Callable[[int, int], None],
+        interrupted: Callable[[], bool],
     ) -> Tensor:
-        latents = noise.to(self.device, self.dtype)[None]
+        """From noise `[16, T, h, w]`, or from where another call stopped, to the clip's latents `[1, 16, T, h, w]`."""
         scheduler = make_scheduler(
             sampling.sample_solver, num_steps=sampling.sample_steps, shift=sampling.sample_shift, device=self.device
         )
-        told, untold = guidances
-        for done, timestep in enumerate(scheduler.timesteps, start=1):
-            velocity = self.transformer(latents, timestep[None], scene, told)
-            if untold is not None:
-                base = self.transformer(latents, timestep[None], scene, untold)
-                velocity = base + sampling.sample_guide_scale * (velocity - base)
+        if isinstance(start, DenoiseState):
+            first, latents = start.step, start.restore(scheduler, self.device)
+        else:
+            first, latents = 0, start.to(self.device, self.dtype)[None]
+        guided = sampling.sample_guide_scale > 1
+        for step in range(first, sampling.sample_steps):
+            if interrupted():
+                raise Interrupted(DenoiseState.capture(step, latents, scheduler))
+            timestep = scheduler.timesteps[step]
+            velocity, *untold = self._velocities(latents, timestep, scene, guidances, guided)
+            if untold:
+                velocity = untold[0] + sampling.sample_guide_scale * (velocity - untold[0])
             latents = scheduler.step(velocity, timestep, latents, return_dict=False)[0]
-            on_step(done, sampling.sample_steps)
+            on_step(step + 1, sampling.sample_steps)
+        if interrupted():
+            raise Interrupted(DenoiseState.capture(sampling.sample_steps, latents, scheduler))
         return latents
 
     def _decode(self, latents: Tensor, clip: _ClipLatents) -> Tensor:
         """The clip's valid frames `[1, 3, n, H, W]`; n is 3 fewer at the start of a chain."""
         before = clip.reference if clip.history is None else clip.history.latents
-        frames = self.vae.decode(torch.cat([before, latents.float()], dim=2))[:, :, -clip.num_frames :]
+        frames = self.vae.decode(torch.cat([before, latents.float()], dim=2), clip.num_frames)
         return frames[:, :, _LOST_FRAMES:] if clip.history is None else frames
 
     def _next_motion(self, history: MotionState | None, frames: Tensor, keep: int) -> MotionState:

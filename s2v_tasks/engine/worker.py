@@ -1,50 +1,155 @@
-"""The render process under torchrun: which rank it is, on which device it works, with which numerics."""
+"""The render processes under torchrun: which rank this one is, on which device it works, and how the ranks act as one.
+
+The leader (rank 0) alone touches storage, database and encoder. It tells the others what to do by `share`. All of them
+stop at the same solver step: `interrupted` is asked of all ranks together.
+"""
 
 import os
-from dataclasses import dataclass
+import resource
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 
-from s2v_tasks.errors import ConfigurationError
+from s2v_tasks.engine.loading import Snapshot
+from s2v_tasks.engine.parallel.codec import ParallelVae
+from s2v_tasks.engine.parallel.layout import Layout, choose_layout
+from s2v_tasks.engine.parallel.mesh import parallelize
+from s2v_tasks.engine.pipeline import S2VPipeline
+from s2v_tasks.errors import ConfigurationError, TransientError
+
+T = TypeVar("T")
+# What gloo says when the process at the other end of a connection has ended.
+_LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Connection refused")
+# A rank may wait this long for the others: the leader downloads the inputs before it shares them.
+_TIMEOUT = timedelta(minutes=30)
 
 
-@dataclass(frozen=True)
 class Worker:
     """One process of the group that renders a clip."""
 
-    rank: int
-    world_size: int
-    device: torch.device
+    def __init__(self, rank: int, world_size: int, device: torch.device) -> None:
+        self.rank, self.world_size, self.device = rank, world_size, device
+        self._terminating = False
+        self._has_shared = False
 
     @property
     def is_leader(self) -> bool:
         """Only the leader touches storage, the database and the encoder."""
         return self.rank == 0
 
+    def share(self, value: T | None = None) -> T | None:
+        """The leader's `value`, on every rank; all ranks call it, once. None: there is nothing to do."""
+        self._has_shared = True
+        box = [value]
+        if self.world_size > 1:
+            dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+        return box[0]
 
-def open_worker(device: str) -> Worker:
-    """Read what torchrun set up and choose the device ("auto", "cpu" or "cuda").
+    def interrupted(self) -> bool:
+        """Whether any rank was asked to end (SIGTERM); all ranks call it at the same points.
 
-    Without torchrun it is a group of one. A run repeats its bytes: deterministic kernels are switched on.
+        The answer travels between the hosts' threads, so that the GPU's queue is not drained for it. It also finds a
+        rank that has died.
+        """
+        if self.world_size == 1:
+            return self._terminating
+        flag = torch.tensor([self._terminating], dtype=torch.uint8)
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+        return bool(flag.item())
+
+    def peak_memory_bytes(self) -> dict[str, int]:
+        """The most memory that this process has had so far, of the host and of its GPU."""
+        peaks = {"peak_host_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+        if self.device.type == "cuda":
+            peaks["peak_gpu_memory_bytes"] = torch.cuda.max_memory_allocated(self.device)
+        return peaks
+
+    def _terminate(self, _signal: int, _frame: Any) -> None:
+        self._terminating = True
+
+
+@contextmanager
+def open_worker(device: str) -> Iterator[Worker]:
+    """Join the group that torchrun has started, on the device chosen by `device` ("auto", "cpu" or "cuda").
+
+    Without torchrun it is a group of one. A run repeats its bytes: deterministic kernels are switched on. From here on
+    SIGTERM does not end the process: `Worker.interrupted` tells of it. Raises ConfigurationError where the device is
+    not there, TransientError when another rank has ended.
     """
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    if world_size != 1:
-        raise ConfigurationError(
-            f"{world_size} processes were started for one clip: expected 1, several GPUs are not supported yet. "
-            "Set S2V_NPROC_PER_NODE=1."
+    worker = Worker(rank, world_size, choose_device(device))
+    if world_size > 1:
+        backend = "cpu:gloo,cuda:nccl" if worker.device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=_TIMEOUT)
+    previous = signal.signal(signal.SIGTERM, worker._terminate)
+    try:
+        yield worker
+    except RuntimeError as error:
+        if world_size > 1 and (isinstance(error, dist.DistError) or any(text in str(error) for text in _LOST_PEER)):
+            raise TransientError(
+                f"rank {rank} of {world_size} lost another rank, whose own log lines say why ({error}). Try again."
+            ) from error
+        raise
+    finally:
+        if worker.is_leader and not worker._has_shared:
+            worker.share(None)
+        signal.signal(signal.SIGTERM, previous)
+    if world_size > 1:
+        # Not after an error: the connections must live until this process has said what went wrong, first of all.
+        dist.destroy_process_group()
+
+
+def load_pipeline(
+    worker: Worker, snapshot: Snapshot, parallel_layout: str, *, guided: bool
+) -> tuple[S2VPipeline, Layout]:
+    """The pipeline of a clip, shared by all ranks in a layout ("auto", or like "cfg2,ulysses2"); all ranks call it.
+
+    bf16 on a GPU; fp32 on a CPU, where bf16 is emulated and slow. Raises ConfigurationError for an impossible layout.
+    """
+    device = worker.device
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    transformer = snapshot.build_transformer()
+    if parallel_layout == "auto":
+        layout = choose_layout(
+            worker.world_size,
+            transformer.config.num_heads,
+            guided=guided,
+            weight_bytes=sum(shard.stat().st_size for shard in snapshot.transformer_shards()),
+            memory_bytes=None if device.type == "cpu" else torch.cuda.mem_get_info(device)[1],
         )
-    if device == "cuda" and not torch.cuda.is_available():
+    else:
+        layout = Layout.parse(parallel_layout)
+    branches = parallelize(transformer, layout, device.type, guided=guided)
+    snapshot.fill_transformer(transformer, device, dtype)
+    vae = snapshot.load_vae(device)
+    codec = ParallelVae(vae) if worker.world_size > 1 else vae
+    return S2VPipeline(transformer, codec, device, dtype, branches=branches), layout
+
+
+def choose_device(device: str) -> torch.device:
+    """The device of this process: "cpu", "cuda", or "auto", a GPU where there is one; ConfigurationError if none."""
+    local_rank, world_size = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    num_gpus = torch.cuda.device_count() if device != "cpu" else 0
+    if device == "cuda" and num_gpus == 0:
         raise ConfigurationError(
             "S2V_DEVICE is cuda, but no GPU is visible: expected a CUDA device, or S2V_DEVICE=cpu."
         )
-    if device == "cpu" or not torch.cuda.is_available():
-        # torchrun sets OMP_NUM_THREADS=1 for its children; one process may use all cores.
+    if num_gpus == 0:
+        # torchrun sets OMP_NUM_THREADS=1 for its children; together they may use all cores.
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world_size))
-        return Worker(rank, world_size, torch.device("cpu"))
+        return torch.device("cpu")
+    if local_rank >= num_gpus:
+        raise ConfigurationError(
+            f"{world_size} processes were started, but {num_gpus} GPUs are visible: expected one GPU per process. "
+            f"Set S2V_NPROC_PER_NODE to at most {num_gpus}."
+        )
     torch.cuda.set_device(local_rank)
-    os.environ.setdefault(
-        "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
-    )  # cuBLAS repeats its results only with a fixed workspace
+    # cuBLAS repeats its results only with a fixed workspace.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
-    return Worker(rank, world_size, torch.device("cuda", local_rank))
+    return torch.device("cuda", local_rank)

@@ -7,7 +7,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class ClipRecord:
-    """One clip; frames are half open, `progress_step` of `progress_steps` solver steps are done."""
+    """One clip; frames are half open, `progress_step` of `progress_steps` solver steps are done.
+
+    `facts` tell what the rendering cost: pflops, mfu, peak memory, world size and the like.
+    """
 
     clip_index: int
     status: str
@@ -19,6 +22,7 @@ class ClipRecord:
     progress_step: int | None
     progress_steps: int | None
     reused: bool
+    facts: dict[str, Any] | None
     updated_at: datetime
 
 

@@ -101,11 +101,14 @@ class Ledger:
         with transaction(self._engine) as connection:
             self._update_clip(connection, job_id, clip_index, values)
 
-    def clip_succeeded(self, job_id: str, clip_index: int, render_seconds: float, reused: bool) -> None:
-        """The clip is there: rendered in this time, or reused (then the time of its rendering stands)."""
-        values: dict[str, Any] = {"status": "succeeded", "reused": reused}
-        if not reused:
-            values["render_seconds"] = render_seconds
+    def clip_succeeded(self, job_id: str, clip_index: int, facts: dict[str, Any], reused: bool) -> None:
+        """The clip is there, rendered now or reused; `facts` tell what its rendering cost, then as now."""
+        values = {
+            "status": "succeeded",
+            "reused": reused,
+            "facts": facts,
+            "render_seconds": facts.get("render_seconds"),
+        }
         with transaction(self._engine) as connection:
             self._update_clip(connection, job_id, clip_index, values)
             self._add_event(connection, job_id, "clip_succeeded", clip_index=clip_index, detail={"reused": reused})

@@ -49,7 +49,10 @@ class Job(Base):
 
 
 class Clip(Base):
-    """One clip of a job. `progress_step` of `progress_steps` solver steps are done; attempts count renderings begun."""
+    """One clip of a job. `progress_step` of `progress_steps` solver steps are done; attempts count renderings begun.
+
+    `facts` are those of its manifest: what the rendering cost, and on what.
+    """
 
     __tablename__ = "clips"
     __table_args__ = (CheckConstraint(f"status IN {CLIP_STATUSES}", name="status"),)
@@ -65,6 +68,7 @@ class Clip(Base):
     progress_step: Mapped[int | None]
     progress_steps: Mapped[int | None]
     reused: Mapped[bool] = mapped_column(server_default=text("false"))
+    facts: Mapped[dict[str, Any] | None]
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 

@@ -56,10 +56,16 @@ class ForwardFlops:
     text_attention: float
     injection: float
     embeddings: float  # text projection and its keys and values, patches in and out
+    constant: float  # of all these, what stays the same over the steps of a clip: text, and what the injection hears
 
     @property
     def total(self) -> float:
         return self.linear + self.self_attention + self.text_attention + self.injection + self.embeddings
+
+    @property
+    def per_step(self) -> float:
+        """What each step computes anew."""
+        return self.total - self.constant
 
 
 @dataclass(frozen=True)
@@ -95,12 +101,11 @@ def forward_flops(shape: ClipShape, model: ModelCard) -> ForwardFlops:
     audio_tokens = AUDIO_TOKENS_PER_LATENT_FRAME * shape.latent_frames
     # self-attention q, k, v, o and cross-attention q, o; then the two feed-forward layers
     linear = 2 * all_tokens * (6 * dim**2 + 2 * dim * model.ffn_dim) * layers
-    # q, o of the video tokens; k, v of the audio tokens; scale and shift of each frame; scores and values
-    injection = len(model.audio_inject_layers) * (
-        4 * video_tokens * dim**2
-        + 4 * audio_tokens * dim**2
-        + 4 * shape.latent_frames * dim**2
-        + 4 * video_tokens * AUDIO_TOKENS_PER_LATENT_FRAME * dim
+    # heard: k, v of the audio tokens, scale and shift of each frame; then q, o of the video tokens, scores and values
+    injections = len(model.audio_inject_layers)
+    heard = injections * 4 * (audio_tokens + shape.latent_frames) * dim**2
+    injection = heard + injections * (
+        4 * video_tokens * dim**2 + 4 * video_tokens * AUDIO_TOKENS_PER_LATENT_FRAME * dim
     )
     patch_values = 64
     text = 2 * model.text_len * (model.text_dim * dim + dim**2 + 2 * dim**2 * layers)
@@ -110,6 +115,7 @@ def forward_flops(shape: ClipShape, model: ModelCard) -> ForwardFlops:
         text_attention=4 * all_tokens * model.text_len * dim * layers,
         injection=injection,
         embeddings=text + 4 * video_tokens * patch_values * dim,
+        constant=text + heard,
     )
 
 
@@ -125,11 +131,12 @@ def vae_decode_flops(width: int, height: int, latent_frames: int, model: ModelCa
 
 def clip_cost(shape: ClipShape, model: ModelCard, *, sample_steps: int, guided: bool) -> Cost:
     """Operations of a clip: all solver steps (two forwards each when guided), decoding, and the motion state."""
-    forwards = sample_steps * (2 if guided else 1)
+    branches = 2 if guided else 1
+    forward = forward_flops(shape, model)
     encodes = (shape.starts_chain and shape.with_motion) + (not shape.ends_chain)
     encode = vae_encode_flops(shape.width, shape.height, MOTION_LATENTS, model)
     decode = vae_decode_flops(shape.width, shape.height, _decoded_latents(shape), model)
-    return Cost(forwards * forward_flops(shape, model).total, encodes * encode + decode)
+    return Cost(branches * (sample_steps * forward.per_step + forward.constant), encodes * encode + decode)
 
 
 def gpu_seconds(cost: Cost, gpu: GpuCard, model: ModelCard) -> float:

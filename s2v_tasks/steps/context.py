@@ -90,6 +90,15 @@ def _not_there(key: str, made_by: str) -> TransientError:
 
 
 @contextmanager
+def tolerated(event: str) -> Iterator[None]:
+    """A database that is away costs a note, not the hours of a render nor the true reason of its failure."""
+    try:
+        yield
+    except S2VError as error:
+        log.get_logger().warning(event, error=str(error))
+
+
+@contextmanager
 def open_context(job_id: str, settings: Settings) -> Iterator[StepContext]:
     """A context whose scratch folder and connections are gone at the end."""
     layout = JobLayout(job_id)

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from s2v_tasks.engine.conditions import NEGATIVE_PROMPT, encode_conditions
 from s2v_tasks.engine.loading import Snapshot, snapshot_id
-from s2v_tasks.engine.worker import open_worker
+from s2v_tasks.engine.worker import choose_device
 from s2v_tasks.errors import ConfigurationError
 from s2v_tasks.media.audio import load_waveform
 from s2v_tasks.schemas.manifest import fingerprint
@@ -44,7 +44,7 @@ def run(ctx: StepContext) -> dict[str, Any]:
             image_u8=np.asarray(Image.open(image).convert("RGB")),
             width=plan.width,
             height=plan.height,
-            device=open_worker(ctx.settings.device).device,
+            device=choose_device(ctx.settings.device),
         )
         path = folder / "conditions.safetensors"
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)

@@ -1,36 +1,77 @@
 """render_clip: one clip of the plan, on the processes of one torchrun.
 
 Writes clips/<k>/{clip.mp4, motion.safetensors, manifest.json}; the last clip of a chain leaves no motion state. A clip
-whose fingerprint is there already is reused, so nothing that was paid for is computed twice.
+whose fingerprint is there already is reused, and one that was interrupted (SIGTERM) goes on at the solver step where it
+was, so nothing that was paid for is computed twice.
+
+Rank 0 leads: it alone reads and writes storage and database, and tells the other ranks by an `_Order` what to render.
 """
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from safetensors.torch import load_file, save_file
 
 from s2v_tasks import log
 from s2v_tasks.engine.images import fit_pose
 from s2v_tasks.engine.loading import Snapshot, snapshot_id
-from s2v_tasks.engine.pipeline import ClipInputs, MotionState, S2VPipeline, Sampling, motion_frames_needed
-from s2v_tasks.engine.worker import Worker, open_worker
-from s2v_tasks.errors import ConfigurationError, PermanentError, S2VError, TransientError
+from s2v_tasks.engine.pipeline import ClipInputs, ClipOutput, MotionState, S2VPipeline, Sampling, motion_frames_needed
+from s2v_tasks.engine.resume import DenoiseState, Interrupted
+from s2v_tasks.engine.worker import Worker, load_pipeline, open_worker
+from s2v_tasks.errors import ConfigurationError, PermanentError, TransientError
 from s2v_tasks.media.encode import encode_clip
 from s2v_tasks.media.frames import read_frames
 from s2v_tasks.schemas.manifest import Artifact, Manifest, fingerprint
 from s2v_tasks.schemas.plan import FPS, ClipPlan, Plan
-from s2v_tasks.steps.context import StepContext
+from s2v_tasks.settings import load_settings
+from s2v_tasks.steps.clip_meter import Progress, clip_facts
+from s2v_tasks.steps.context import StepContext, tolerated
 from s2v_tasks.storage.artifacts import Built, OutputFile
+from s2v_tasks.storage.partial import PartialClip
 
-REVISION = 1  # raise it when the engine or the encoding profile would give other bytes for the same inputs
-PROGRESS_SECONDS = 2.0  # at most one progress line and one row update in this time
+REVISION = 2  # raise it when the engine or the encoding profile would give other bytes for the same inputs
+
+
+@dataclass(frozen=True)
+class _Order:
+    """What every rank needs to render a clip; the files are on the disk that the ranks share."""
+
+    plan: Plan
+    clip_index: int
+    snapshot: Snapshot
+    paths: dict[str, Path]  # conditions, and where they exist: pose, motion, state
+    noise_device: Literal["run", "cpu"]
+    parallel_layout: str
+
+    @property
+    def clip(self) -> ClipPlan:
+        return self.plan.clips[self.clip_index]
 
 
 def run(ctx: StepContext, *, clip_index: int) -> dict[str, Any]:
-    worker = open_worker(ctx.settings.device)
+    """Lead the ranks through one clip."""
+    with open_worker(ctx.settings.device) as worker:
+        return _lead(ctx, clip_index, worker)
+
+
+def follow(job_id: str) -> None:
+    """What the other ranks do: render with the leader, and leave all the rest to it."""
+    settings = load_settings()
+    with open_worker(settings.device) as worker:
+        log.bind(job_id=job_id, rank=worker.rank)
+        order: _Order | None = worker.share()
+        if order is None:
+            return
+        try:
+            _render(order, _load(order, worker)[0], worker, on_step=lambda _step, _num_steps: None)
+        except Interrupted as stop:
+            log.get_logger().info("interrupted", step=stop.state.step)
+
+
+def _lead(ctx: StepContext, clip_index: int, worker: Worker) -> dict[str, Any]:
     plan = ctx.plan()
     if clip_index >= plan.num_clip:
         raise PermanentError(f"clip_index {clip_index}: expected 0 to {plan.num_clip - 1}, the clips of the plan.")
@@ -38,37 +79,43 @@ def run(ctx: StepContext, *, clip_index: int) -> dict[str, Any]:
         raise ConfigurationError("S2V_SNAPSHOT_PATH is not set: expected the folder with the model weights.")
     snapshot = Snapshot.open(ctx.settings.snapshot_path)
     inputs = _inputs(ctx, plan)
-    prints = clip_fingerprints(plan, {name: item.sha256 for name, item in inputs.items()}, snapshot_id(snapshot.path))
+    prints = clip_fingerprints(
+        plan,
+        {name: item.sha256 for name, item in inputs.items()},
+        snapshot_id(snapshot.path),
+        ctx.settings.noise_device,
+    )
     clip = plan.clips[clip_index]
     predecessor = _predecessor(ctx, clip, prints)
     if predecessor is not None:
         inputs["motion"] = predecessor.outputs["motion"]
 
+    partial = PartialClip(ctx.artifacts, ctx.layout, clip_index, prints[clip_index])
+    order = _Order(plan, clip_index, snapshot, {}, ctx.settings.noise_device, ctx.settings.parallel_layout)
+
     def build(folder: Path) -> Built:
         ctx.ledger.clip_started(ctx.job_id, clip_index, fingerprint=prints[clip_index])
-        return _render(ctx, plan, clip, (snapshot, worker, inputs), folder)
+        return _build(ctx, order, inputs, (worker, partial), folder)
 
-    started = time.monotonic()
     try:
-        reused = ctx.produce(
+        manifest, reused = ctx.produce(
             step="render_clip",
             clip_index=clip_index,
             manifest_key=ctx.layout.clip_manifest(clip_index),
             fingerprint=prints[clip_index],
             inputs=inputs,
             build=build,
-        ).reused
+        )
     except Exception as error:
-        with _tolerated("clip_failure_not_recorded"):
+        with tolerated("clip_failure_not_recorded"):
             ctx.ledger.clip_failed(ctx.job_id, clip_index, str(error))
         raise
-    ctx.ledger.clip_succeeded(
-        ctx.job_id, clip_index, render_seconds=0.0 if reused else time.monotonic() - started, reused=reused
-    )
+    partial.drop()
+    ctx.ledger.clip_succeeded(ctx.job_id, clip_index, facts=manifest.facts, reused=reused)
     return {"clip_index": clip_index, "reused": reused}
 
 
-def clip_fingerprints(plan: Plan, inputs: dict[str, str], snapshot: str) -> list[str]:
+def clip_fingerprints(plan: Plan, inputs: dict[str, str], snapshot: str, noise_device: str) -> list[str]:
     """Fingerprint of each clip: its frames and seed, all that it is made from, and the clip before it in its chain.
 
     `inputs` maps the names of the artifacts that every clip reads (conditions, pose) to their SHA-256.
@@ -81,6 +128,7 @@ def clip_fingerprints(plan: Plan, inputs: dict[str, str], snapshot: str) -> list
                 REVISION,
                 snapshot,
                 inputs,
+                noise_device,
                 plan.sampling.model_dump(),
                 [plan.width, plan.height],
                 [clip.clip_index, clip.infer_frames, clip.start_frame, clip.end_frame, clip.seed],
@@ -125,48 +173,81 @@ def _predecessor(ctx: StepContext, clip: ClipPlan, prints: list[str]) -> Manifes
     return manifest
 
 
-def _render(
-    ctx: StepContext, plan: Plan, clip: ClipPlan, source: tuple[Snapshot, Worker, dict[str, Artifact]], folder: Path
+def _build(
+    ctx: StepContext, order: _Order, inputs: dict[str, Artifact], hands: tuple[Worker, PartialClip], folder: Path
 ) -> Built:
-    snapshot, worker, inputs = source
-    paths = {}
-    for name, artifact in inputs.items():
-        paths[name] = folder / Path(artifact.key).name
-        ctx.artifacts.fetch(artifact, paths[name])
-    load_started = time.monotonic()
-    pipeline = S2VPipeline.from_snapshot(snapshot, worker.device)
-    load_seconds = time.monotonic() - load_started
-    render_started = time.monotonic()
-    sampling = plan.sampling
-    output = pipeline.render_clip(
-        _clip_inputs(plan, clip, paths),
-        Sampling(sampling.sample_steps, sampling.sample_guide_scale, sampling.sample_shift, sampling.sample_solver),
-        on_step=Progress(ctx, plan, clip),
-    )
-    render_seconds = time.monotonic() - render_started
+    """Render and encode the clip in `folder`; TransientError when it was interrupted and its state is safe."""
+    worker, partial = hands
+    saved = partial.find()
+    needed = inputs if saved is None else inputs | {"state": saved.outputs["state"]}
+    for name, artifact in needed.items():
+        order.paths[name] = folder / Path(artifact.key).name
+        ctx.artifacts.fetch(artifact, order.paths[name])
+    earlier_seconds = 0.0 if saved is None else float(saved.facts["render_seconds"])
+    worker.share(order)
+
+    pipeline, engine_facts = _load(order, worker)
+    clip, started = order.clip, time.monotonic()
+    try:
+        output = _render(order, pipeline, worker, on_step=Progress(ctx, order.plan, clip))
+    except Interrupted as stop:
+        step, num_steps = stop.state.step, order.plan.sampling.sample_steps
+        if step:
+            stop.state.save(folder / "interrupted.safetensors")
+            facts = {"render_seconds": earlier_seconds + time.monotonic() - started}
+            partial.save(folder / "interrupted.safetensors", step=step, facts=facts)
+        raise TransientError(
+            f"clip {clip.clip_index} was interrupted after solver step {step} of {num_steps}: "
+            "the next attempt goes on there."
+        ) from stop
+    engine_facts |= worker.peak_memory_bytes()
+    render_seconds = earlier_seconds + time.monotonic() - started
     encode_clip(output.frames_u8[: clip.num_frames], folder / "clip.mp4", fps=FPS)
     outputs = {"clip": OutputFile(folder / "clip.mp4", ctx.layout.clip(clip.clip_index), "video/mp4")}
     if output.motion is not None:
         path = folder / "motion_out.safetensors"
         save_file({"latents": output.motion.latents.contiguous(), "frames": output.motion.frames.contiguous()}, path)
         outputs["motion"] = OutputFile(path, ctx.layout.motion(clip.clip_index), "application/octet-stream")
-    return Built(
-        outputs,
-        facts={
-            "device": str(worker.device),
-            "world_size": worker.world_size,
-            "load_seconds": round(load_seconds, 3),
-            "render_seconds": round(render_seconds, 3),
-            "start_frame": clip.start_frame,
-            "end_frame": clip.end_frame,
-            "infer_frames": clip.infer_frames,
-            "tokens": clip.tokens,
-        },
+    return Built(outputs, facts=clip_facts(ctx.settings, clip, engine_facts, render_seconds))
+
+
+def _load(order: _Order, worker: Worker) -> tuple[S2VPipeline, dict[str, Any]]:
+    """The networks, shared by all ranks, and the facts of how they run."""
+    started = time.monotonic()
+    guided = order.plan.sampling.sample_guide_scale > 1
+    pipeline, layout = load_pipeline(worker, order.snapshot, order.parallel_layout, guided=guided)
+    return pipeline, {
+        "device": worker.device.type,
+        "world_size": worker.world_size,
+        "parallel_layout": str(layout),
+        "precision": str(pipeline.dtype).removeprefix("torch."),
+        "attention": "sdpa",
+        "noise_device": order.noise_device,
+        "load_seconds": round(time.monotonic() - started, 3),
+    }
+
+
+def _render(order: _Order, pipeline: S2VPipeline, worker: Worker, on_step: Callable[[int, int], None]) -> ClipOutput:
+    """Render the clip, on every rank, from its state where there is one."""
+    sampling = order.plan.sampling
+    return pipeline.render_clip(
+        _clip_inputs(order),
+        Sampling(
+            sampling.sample_steps,
+            sampling.sample_guide_scale,
+            sampling.sample_shift,
+            sampling.sample_solver,
+            order.noise_device,
+        ),
+        on_step=on_step,
+        state=DenoiseState.load(order.paths["state"]) if "state" in order.paths else None,
+        interrupted=worker.interrupted,
     )
 
 
-def _clip_inputs(plan: Plan, clip: ClipPlan, paths: dict[str, Path]) -> ClipInputs:
+def _clip_inputs(order: _Order) -> ClipInputs:
     """What the engine needs of this clip, as tensors."""
+    plan, clip, paths = order.plan, order.clip, order.paths
     conditions = load_file(paths["conditions"])
     rendered_end = clip.start_frame + clip.infer_frames
     motion = None
@@ -188,34 +269,3 @@ def _clip_inputs(plan: Plan, clip: ClipPlan, paths: dict[str, Path]) -> ClipInpu
         start_from_ref=plan.sampling.start_from_ref,
         keep_motion_frames=_frames_to_keep(plan, clip),
     )
-
-
-@contextmanager
-def _tolerated(event: str) -> Iterator[None]:
-    """A database that is away costs a note, not the hours of a render nor the true reason of its failure."""
-    try:
-        yield
-    except S2VError as error:
-        log.get_logger().warning(event, error=str(error))
-
-
-class Progress:
-    """One line for people and one row for `s2v job` as the solver steps of a clip go by."""
-
-    def __init__(self, ctx: StepContext, plan: Plan, clip: ClipPlan) -> None:
-        self._ctx, self._plan, self._clip = ctx, plan, clip
-        self._started = self._reported = time.monotonic()
-
-    def __call__(self, step: int, num_steps: int) -> None:
-        """Called after solver step `step` (from 1) of `num_steps`."""
-        now = time.monotonic()
-        if step < num_steps and now - self._reported < PROGRESS_SECONDS:
-            return
-        self._reported = now
-        eta = (now - self._started) / step * (num_steps - step)
-        index, total = self._clip.clip_index + 1, self._plan.num_clip
-        log.get_logger().info(
-            f"clip {index}/{total} step {step}/{num_steps} eta {int(eta) // 60:02d}:{int(eta) % 60:02d}"
-        )
-        with _tolerated("progress_not_recorded"):
-            self._ctx.ledger.clip_progress(self._ctx.job_id, self._clip.clip_index, step=step, num_steps=num_steps)

@@ -73,6 +73,10 @@ class JobLayout:
         """Where the file `name` of a clip is kept when a clip with another fingerprint takes its place."""
         return self._clip_key(clip_index, f"superseded/{fingerprint}/{name}")
 
+    def partial_clip(self, clip_index: int, fingerprint: str, name: str) -> str:
+        """Where the file `name` of an interrupted clip waits for the next attempt."""
+        return self._clip_key(clip_index, f"partial/{fingerprint}/{name}")
+
     def _clip_key(self, clip_index: int, name: str) -> str:
         return self._key(f"clips/{clip_index:04d}/{name}")
 

@@ -3,6 +3,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKLWan
+from torch import Tensor
 from transformers import AutoTokenizer
 
 from s2v_tasks.engine.conditions import NEGATIVE_PROMPT
@@ -10,6 +12,7 @@ from s2v_tasks.engine.encoders import text_encoder, vae
 from s2v_tasks.engine.encoders.audio_encoder import AudioEncoder, normalise
 from s2v_tasks.engine.encoders.text_encoder import TextEncoder, clean_prompt
 from s2v_tasks.engine.encoders.vae import Vae
+from s2v_tasks.engine.encoders.vae_decoder import first_latents
 from s2v_tasks.engine.loading import Snapshot
 from s2v_tasks.engine.loading.snapshot import AUDIO_ENCODER_FOLDER, TOKENIZER_FOLDER, VAE_FILE
 from s2v_tasks.engine.loading.weights import read_pth
@@ -32,10 +35,38 @@ def _speech(num_samples: int) -> np.ndarray:
     return np.random.default_rng(0).standard_normal(num_samples, dtype=np.float32) * 0.1
 
 
-def test_key_rules_cover_the_official_files() -> None:
-    """The rules name the 194 tensors of the VAE file and the 242 of the text encoder file, each once."""
-    assert len(set(dict(vae.key_pairs()).values())) == 194
-    assert len(set(dict(text_encoder.key_pairs(24)).values())) == 242
+def published(name: str) -> dict[str, Tensor]:
+    """Keys, shapes and types of a published weight file, as tensors without data."""
+    rows = (line.split("\t") for line in Path(__file__).with_name(name).read_text().splitlines()[1:])
+    return {
+        key: torch.empty([int(side) for side in shape.split("x")], dtype=getattr(torch, dtype), device="meta")
+        for key, shape, dtype in rows
+    }
+
+
+def test_published_text_encoder_fits() -> None:
+    """The 242 keys and shapes of the released umT5 file are those of the encoder, none missing, none left over."""
+    state = published("t5_umt5xxl_state_dict.tsv")
+    assert set(dict(text_encoder.key_pairs(24))) == state.keys()
+    # On the meta device the check for tensors without data is all that is left to object.
+    with pytest.raises(ConfigurationError, match="tensors that no file fills"):
+        text_encoder.build_umt5(state, "meta")
+    for key in ("blocks.7.attn.k.weight", "norm.weight"):
+        with pytest.raises(ConfigurationError, match="missing"):
+            text_encoder.build_umt5({name: value for name, value in state.items() if name != key}, "meta")
+    with pytest.raises(ConfigurationError, match="unexpected: surplus"):
+        text_encoder.build_umt5({**state, "surplus": state["norm.weight"]}, "meta")
+
+
+def test_published_vae_fits() -> None:
+    """The 194 keys and shapes of the released VAE file are those of the VAE, none missing, none left over."""
+    state = published("vae_wan21_state_dict.tsv")
+    assert set(dict(vae.key_pairs())) == state.keys()
+    with pytest.raises(ConfigurationError, match="tensors that no file fills"):
+        Vae.from_state_dict(state, "meta")
+    key = "decoder.upsamples.3.time_conv.weight"
+    with pytest.raises(ConfigurationError, match=r"of another shape: decoder\.up_blocks\.0"):
+        Vae.from_state_dict({**state, key: state[key][:1]}, "meta")
 
 
 def test_vae_frame_counts(snapshot: Snapshot) -> None:
@@ -59,6 +90,26 @@ def test_vae_is_causal(snapshot: Snapshot) -> None:
     difference = (codec.encode(changed) - codec.encode(pixels)).abs().amax(dim=(0, 1, 3, 4))
     assert difference[:2].max() == 0
     assert difference[2] > 0
+
+
+def test_vae_decodes_the_end_alone_for_less(snapshot: Snapshot) -> None:
+    """The last frames come out bit for bit as in the whole video, and the last level skips what they do not need."""
+    codec = snapshot.load_vae("cpu")
+    latents = torch.randn(1, 16, 12, 2, 3, generator=torch.Generator().manual_seed(0))
+    calls: list[int] = []
+    codec.model.decoder.conv_out.register_forward_pre_hook(lambda *_: calls.append(1))
+    whole = codec.decode(latents)
+    for num_frames, latents_in_last_level in ((45, 12), (44, 12), (8, 6), (5, 6), (1, 5)):
+        calls.clear()
+        torch.testing.assert_close(codec.decode(latents, num_frames), whole[:, :, -num_frames:], rtol=0, atol=0)
+        assert len(calls) == latents_in_last_level
+
+
+def test_what_the_decoder_reaches_back_to() -> None:
+    """For 80 frames behind 73 old ones the levels of the released decoder start at latents 0, 5, 12 and 15."""
+    with torch.device("meta"):
+        model = AutoencoderKLWan()
+    assert first_latents(model, num_latents=39, num_frames=80) == [0, 5, 12, 15]
 
 
 def test_vae_names_weights_that_do_not_fit(tiny_snapshot_path: Path) -> None:

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import shutil
@@ -8,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from s2v_tasks.engine.loading import Snapshot, snapshot_id
+from s2v_tasks.engine.loading.checksums import verify_checksums
 from s2v_tasks.engine.loading.snapshot import (
     AUDIO_ENCODER_FOLDER,
     TRANSFORMER_FILE,
@@ -79,6 +81,42 @@ def test_transformer_that_does_not_fit_its_config_is_refused(copied: Path) -> No
         Snapshot.open(copied).load_transformer("cpu", torch.float32)
     assert "unexpected: blocks.3." in str(caught.value)
     assert "instead of [64" in str(caught.value)
+
+
+def test_index_must_belong_to_its_shards(copied: Path) -> None:
+    """Weights that the index places elsewhere, and a total that the shards do not have, are configuration errors."""
+    path = copied / TRANSFORMER_INDEX_FILE
+    index = json.loads(path.read_text())
+    snapshot = Snapshot.open(copied)
+    key, shard = sorted(index["weight_map"].items())[0]
+    other = next(name for name in index["weight_map"].values() if name != shard)
+    for weight_map, message in (
+        ({**index["weight_map"], key: other}, f"{key}: stated in {other}, found in {shard}"),
+        ({**index["weight_map"], "surplus": shard}, f"surplus: stated in {shard}, found in no shard"),
+    ):
+        path.write_text(json.dumps({**index, "weight_map": weight_map}))
+        with pytest.raises(ConfigurationError, match=message):
+            snapshot.load_transformer("cpu", torch.float32)
+    path.write_text(json.dumps({**index, "metadata": {"total_size": index["metadata"]["total_size"] + 2}}))
+    with pytest.raises(ConfigurationError, match="bytes of weights; the index states"):
+        snapshot.load_transformer("cpu", torch.float32)
+
+
+def test_checksums_name_what_is_wrong(copied: Path) -> None:
+    """A list as sha256sum writes it passes; a damaged, an unlisted file and a missing list are named."""
+    with pytest.raises(ConfigurationError, match="SHA256SUMS is missing"):
+        verify_checksums(copied)
+    names = [file.relative_to(copied).as_posix() for file in Snapshot.open(copied).weight_files()]
+    lines = [f"{hashlib.sha256((copied / name).read_bytes()).hexdigest()}  {name}\n" for name in names]
+    (copied / "SHA256SUMS").write_text("".join(lines))
+    assert verify_checksums(copied) == len(names)
+    (copied / "SHA256SUMS").write_text("".join(line for line in lines if VAE_FILE not in line))
+    with (copied / TRANSFORMER_INDEX_FILE).open("a") as stream:
+        stream.write(" ")
+    with pytest.raises(
+        ConfigurationError, match=rf"damaged \['{TRANSFORMER_INDEX_FILE}'\], not listed \['{VAE_FILE}'\]"
+    ):
+        verify_checksums(copied)
 
 
 def test_damaged_files_are_named(copied: Path) -> None:

@@ -113,7 +113,7 @@ def test_bf16_weights_follow_the_precision_policy(model: S2VTransformer) -> None
     injector = half.audio_injector.injector[0]
     assert isinstance(injector, CrossAttention)
     assert injector.queries(torch.zeros(1, 4, 48)).dtype is narrow
-    assert (scene.extra_BMD.dtype, guidance.context_BSD.dtype) == (narrow, narrow)
+    assert (scene.extra_BMD.dtype, guidance.text[0].keys.dtype) == (narrow, narrow)
 
 
 def test_bf16_weights_stay_close_to_fp32(model: S2VTransformer) -> None:
@@ -132,7 +132,7 @@ def test_sound_reaches_the_latent_frames_that_may_hear_it(model: S2VTransformer,
     audio = torch.randn(12, 25, 6, generator=torch.Generator().manual_seed(3))
     changed = audio.clone()
     changed[frame] += 1
-    one, other = (model.prepare_guidance(torch.zeros(1, 12), x).audio_tokens_TAD for x in (audio, changed))
+    one, other = (model.prepare_sound(x)[0].tokens.keys for x in (audio, changed))
     heard = [j for j in range(3) if not torch.equal(one[j], other[j])]
     assert heard == [j for j in range(3) if 4 * j - 5 <= frame <= 4 * j + 3]
 

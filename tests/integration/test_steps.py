@@ -210,18 +210,18 @@ def test_a_fingerprint_follows_all_that_a_clip_is_made_from(run: Run, store: Obj
     run("stage_inputs", num_clip=3)
     run("plan_clips")
     plan = Plan.model_validate_json(store.get_bytes(LAYOUT.plan))
-    prints = clip_fingerprints(plan, {"conditions": "a"}, "snapshot")
-    assert prints == clip_fingerprints(plan, {"conditions": "a"}, "snapshot")
+    prints = clip_fingerprints(plan, {"conditions": "a"}, "snapshot", "run")
+    assert prints == clip_fingerprints(plan, {"conditions": "a"}, "snapshot", "run")
     reseeded = plan.model_copy(
         update={"clips": (plan.clips[0], plan.clips[1].model_copy(update={"seed": 99}), plan.clips[2])}
     )
-    changed = clip_fingerprints(reseeded, {"conditions": "a"}, "snapshot")
+    changed = clip_fingerprints(reseeded, {"conditions": "a"}, "snapshot", "run")
     assert [a == b for a, b in zip(prints, changed, strict=True)] == [True, False, False]
     sampling = plan.model_copy(update={"sampling": plan.sampling.model_copy(update={"sample_shift": 4.0})})
     for other in (
-        clip_fingerprints(plan, {"conditions": "b"}, "snapshot"),
-        clip_fingerprints(plan, {"conditions": "a"}, "another"),
-        clip_fingerprints(sampling, {"conditions": "a"}, "snapshot"),
+        clip_fingerprints(plan, {"conditions": "b"}, "snapshot", "run"),
+        clip_fingerprints(plan, {"conditions": "a"}, "another", "run"),
+        clip_fingerprints(sampling, {"conditions": "a"}, "snapshot", "run"),
     ):
         assert not set(prints) & set(other)
 

@@ -15,6 +15,7 @@ from transformers import Wav2Vec2Config, Wav2Vec2Model
 from transformers.utils import logging
 
 from s2v_tasks.engine.audio_features import num_states_at_50
+from s2v_tasks.engine.encoders.audio_windows import JoinedStates, windows_over
 from s2v_tasks.engine.loading.weights import assign_weights
 from s2v_tasks.errors import ConfigurationError, PermanentError
 
@@ -71,16 +72,28 @@ class AudioEncoder:
 
     @torch.inference_mode()
     def encode(self, waveform_P: NDArray[np.float32]) -> Tensor:
-        """Mono speech at 16 kHz to its hidden states, float32 [25, T50, C].
+        """Mono speech at 16 kHz to its hidden states, float32 [25, T50, C], on the CPU.
 
         State 0 is the input of the first layer, 1..23 the outputs of layers 1..23, and 24 the last layer's output
-        after the final norm. Raises PermanentError when the waveform is not mono float32 of a usable length.
+        after the final norm. Speech of more than a minute is encoded in overlapping windows, so that memory grows with
+        its length and not with the square. Raises PermanentError when the waveform is not mono float32 of a usable
+        length.
         """
-        values = torch.from_numpy(normalise(waveform_P))[None].to(self._model.device)
-        output = self._model(values, output_hidden_states=True)
+        # Over the utterance, also where it is encoded in windows.
+        values = torch.from_numpy(normalise(waveform_P))
+        windows = windows_over(len(values))
+        if len(windows) == 1:
+            return self._encode(values)
+        joined = JoinedStates()
+        for window in windows:
+            joined.add(window, self._encode(values[window.samples]))
+        return joined.result()
+
+    def _encode(self, values: Tensor) -> Tensor:
+        output = self._model(values[None].to(self._model.device), output_hidden_states=True)
         # The library's own last hidden state is the one before the final norm, and was the one after it in 4.x.
         states = [*output.hidden_states[: NUM_STATES - 1], output.last_hidden_state]
-        return torch.cat(states)
+        return torch.cat(states).cpu()
 
 
 def normalise(waveform_P: NDArray[np.float32]) -> NDArray[np.float32]:

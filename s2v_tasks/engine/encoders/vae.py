@@ -10,6 +10,7 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor
 
 from s2v_tasks.engine.encoders.cpu_convolution import use_onednn
+from s2v_tasks.engine.encoders.vae_decoder import decode_end
 from s2v_tasks.engine.loading.weights import assign_weights
 from s2v_tasks.errors import ConfigurationError
 
@@ -28,7 +29,7 @@ class Vae:
     """Encodes and decodes in float32, in chunks of four frames with the causal context kept between them."""
 
     def __init__(self, model: AutoencoderKLWan, device: torch.device | str) -> None:
-        self._model = model
+        self.model = model
         self._mean = torch.tensor(LATENT_MEAN, device=device).view(1, -1, 1, 1, 1)
         self._inverse_std = (1.0 / torch.tensor(LATENT_STD, device=device)).view(1, -1, 1, 1, 1)
 
@@ -56,16 +57,18 @@ class Vae:
 
         The latent is the mode, never a sample. Frames beyond a multiple of four (plus one) are not seen.
         """
-        mode_BCZhw = self._model.encode(pixels_BCTHW.to(self._mean)).latent_dist.mode()
+        mode_BCZhw = self.model.encode(pixels_BCTHW.to(self._mean)).latent_dist.mode()
         latents_BCZhw: Tensor = (mode_BCZhw - self._mean) * self._inverse_std
         return latents_BCZhw
 
     @torch.inference_mode()
-    def decode(self, latents_BCZhw: Tensor) -> Tensor:
-        """Normalised latents [B, 16, Z, h, w] to pixels [B, 3, 4 * Z - 3, H, W], clamped to [-1, 1]."""
+    def decode(self, latents_BCZhw: Tensor, num_frames: int | None = None) -> Tensor:
+        """Normalised latents [B, 16, Z, h, w] to pixels [B, 3, 4 * Z - 3, H, W], clamped to [-1, 1].
+
+        With `num_frames` only that many frames at the end, the same values for less work.
+        """
         unnormalised_BCZhw = latents_BCZhw.to(self._mean) / self._inverse_std + self._mean
-        pixels_BCTHW: Tensor = self._model.decode(unnormalised_BCZhw, return_dict=False)[0]
-        return pixels_BCTHW
+        return decode_end(self.model, unnormalised_BCZhw, num_frames or 4 * latents_BCZhw.shape[2] - 3)
 
 
 def key_pairs() -> Iterator[tuple[str, str]]:

@@ -76,30 +76,41 @@ class Snapshot:
         return sorted(path for path in candidates if path.is_file())
 
     def load_transformer(self, device: "torch.device | str", dtype: "torch.dtype") -> "S2VTransformer":
-        """The transformer with its weights on `device` in `dtype`; each shard is read straight to the device.
+        """The transformer with its weights on `device` in `dtype`; see `fill_transformer`."""
+        transformer = self.build_transformer()
+        self.fill_transformer(transformer, device, dtype)
+        return transformer
 
-        Raises ConfigurationError when keys or shapes do not belong to config.json, or when a shard is damaged.
-        """
+    def build_transformer(self) -> "S2VTransformer":
+        """The transformer of config.json on the meta device, without weights: to be sharded, then filled."""
         import torch
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
 
-        from s2v_tasks.engine.loading.weights import assign_weights
         from s2v_tasks.engine.models.config import S2VConfig
         from s2v_tasks.engine.models.transformer import S2VTransformer
 
         config = S2VConfig.from_json(_read_json(self.path / CONFIG_FILE))
         with torch.device("meta"):
-            transformer = S2VTransformer(config)
-        state: dict[str, torch.Tensor] = {}
-        for shard in self.transformer_shards():
-            try:
-                loaded = load_file(shard, device=str(device))
-            except SafetensorError as error:
-                raise ConfigurationError(f"{shard} cannot be read as weights ({error}); download it again") from error
-            state.update((key, value.to(dtype)) for key, value in loaded.items())
-        assign_weights(transformer, state, source=f"the transformer in {self.path}")
-        return transformer
+            return S2VTransformer(config)
+
+    def fill_transformer(
+        self, transformer: "S2VTransformer", device: "torch.device | str", dtype: "torch.dtype"
+    ) -> None:
+        """Read the weights of `build_transformer`'s result; where FSDP has sharded it, only this rank's shards.
+
+        On the CPU, weights that are in `dtype` already stay mapped to their files. Raises ConfigurationError when keys
+        or shapes do not belong to config.json, when index and shards differ, or when a shard is damaged.
+        """
+        from s2v_tasks.engine.loading.shards import load_shards
+
+        index_path = self.path / TRANSFORMER_INDEX_FILE
+        load_shards(
+            transformer,
+            self.transformer_shards(),
+            device=device,
+            dtype=dtype,
+            index=_read_json(index_path) if index_path.is_file() else None,
+            source=f"the transformer in {self.path}",
+        )
 
     def load_vae(self, device: "torch.device | str") -> "Vae":
         """The VAE, float32."""

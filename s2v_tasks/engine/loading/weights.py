@@ -1,6 +1,6 @@
 """Putting weights into modules: everything must fit, nothing may be left over."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from pickle import UnpicklingError
@@ -20,16 +20,23 @@ def assign_weights(module: nn.Module, state: Mapping[str, Tensor], *, source: st
     `source` names the weights in the error. Raises ConfigurationError that names missing and unexpected keys and
     wrong shapes.
     """
-    expected = {key: value.shape for key, value in module.state_dict().items()}
+    check_fit(module, {key: value.shape for key, value in state.items()}, source=source)
+    module.load_state_dict(dict(state), strict=True, assign=True)
+    finish(module)
+
+
+def check_fit(module: nn.Module, shapes: Mapping[str, Sequence[int]], *, source: str) -> None:
+    """Compare the weights of `module` with those that are to fill it, by key and shape, and refuse any difference."""
+    expected = {key: list(value.shape) for key, value in module.state_dict().items()}
     problems = [
-        *_named("missing", expected.keys() - state.keys()),
-        *_named("unexpected", state.keys() - expected.keys()),
+        *_named("missing", expected.keys() - shapes.keys()),
+        *_named("unexpected", shapes.keys() - expected.keys()),
         *_named(
             "of another shape",
             (
-                f"{key} {list(state[key].shape)} instead of {list(shape)}"
+                f"{key} {list(shapes[key])} instead of {shape}"
                 for key, shape in expected.items()
-                if key in state and state[key].shape != shape
+                if key in shapes and list(shapes[key]) != shape
             ),
         ),
     ]
@@ -38,7 +45,10 @@ def assign_weights(module: nn.Module, state: Mapping[str, Tensor], *, source: st
             f"the weights of {source} do not fit {type(module).__name__}: {'; '.join(problems)}; "
             "download the snapshot again and check that config.json belongs to it"
         )
-    module.load_state_dict(dict(state), strict=True, assign=True)
+
+
+def finish(module: nn.Module) -> None:
+    """Make a filled module ready for inference; raises ConfigurationError for a tensor that no file filled."""
     module.eval().requires_grad_(False)
     left_over = [name for name, value in chain(module.named_parameters(), module.named_buffers()) if value.is_meta]
     if left_over:

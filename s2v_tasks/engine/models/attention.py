@@ -3,27 +3,33 @@
 Legend: B batch, L queries, S keys, D model width, H heads, d head width, c = d/2.
 """
 
-import torch.nn.functional as F
+from typing import NamedTuple
+
 from einops import rearrange
 from torch import Tensor, nn
 
+from s2v_tasks.engine.models.kernels import Attend, sdpa
 from s2v_tasks.engine.models.layers import Linear, RMSNorm
 from s2v_tasks.engine.models.rope import rotate
 
 
-def attention(q_BLHd: Tensor, k_BSHd: Tensor, v_BSHd: Tensor) -> Tensor:
-    """Softmax attention without mask, scaled by 1/sqrt(d), in the dtype of the values: `[B, L, H*d]`."""
-    dtype = v_BSHd.dtype
-    q, k, v = (x.to(dtype).transpose(1, 2) for x in (q_BLHd, k_BSHd, v_BSHd))
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+class KeysValues(NamedTuple):
+    """What a context offers to the tokens that attend to it: both `[B, S, H, d]`."""
+
+    keys: Tensor
+    values: Tensor
 
 
 class Attention(nn.Module):
-    """The projections that self and cross attention share; q and k are normalised over the full width."""
+    """The projections that self and cross attention share; q and k are normalised over the full width.
+
+    `attend` computes the softmax attention itself and may be replaced from outside.
+    """
 
     def __init__(self, dim: int, num_heads: int, eps: float) -> None:
         super().__init__()
         self.num_heads = num_heads
+        self.attend: Attend = sdpa
         self.q = Linear(dim, dim)
         self.k = Linear(dim, dim)
         self.v = Linear(dim, dim)
@@ -35,13 +41,9 @@ class Attention(nn.Module):
         """Queries `[B, L, H, d]`."""
         return self._heads(self.norm_q(self.q(x_BLD)))
 
-    def keys(self, x_BSD: Tensor) -> Tensor:
-        """Keys `[B, S, H, d]`."""
-        return self._heads(self.norm_k(self.k(x_BSD)))
-
-    def values(self, x_BSD: Tensor) -> Tensor:
-        """Values `[B, S, H, d]`."""
-        return self._heads(self.v(x_BSD))
+    def keys_values(self, x_BSD: Tensor) -> KeysValues:
+        """Keys and values of a context."""
+        return KeysValues(self._heads(self.norm_k(self.k(x_BSD))), self._heads(self.v(x_BSD)))
 
     def _heads(self, x: Tensor) -> Tensor:
         heads: Tensor = rearrange(x, "b l (h d) -> b l h d", h=self.num_heads)
@@ -51,15 +53,14 @@ class Attention(nn.Module):
 class SelfAttention(Attention):
     """Attention of all tokens to all tokens, with rotary positions."""
 
-    def forward(self, x_BLD: Tensor, rope_Lc: Tensor) -> Tensor:
-        q = rotate(self.queries(x_BLD), rope_Lc)
-        k = rotate(self.keys(x_BLD), rope_Lc)
-        return self.o(attention(q, k, self.values(x_BLD)))  # type: ignore[no-any-return]
+    def forward(self, x_BLD: Tensor, rope_Lc2: Tensor) -> Tensor:
+        keys, v = self.keys_values(x_BLD)
+        q, k = (rotate(x, rope_Lc2).to(v.dtype) for x in (self.queries(x_BLD), keys))
+        return self.o(self.attend(q, k, v).flatten(2))  # type: ignore[no-any-return]
 
 
 class CrossAttention(Attention):
     """Attention of tokens to a context (text or sound), without positions and without mask."""
 
-    def forward(self, x_BLD: Tensor, context_BSD: Tensor) -> Tensor:
-        q, k, v = self.queries(x_BLD), self.keys(context_BSD), self.values(context_BSD)
-        return self.o(attention(q, k, v))  # type: ignore[no-any-return]
+    def forward(self, x_BLD: Tensor, context: KeysValues) -> Tensor:
+        return self.o(self.attend(self.queries(x_BLD), *context).flatten(2))  # type: ignore[no-any-return]

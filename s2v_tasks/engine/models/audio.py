@@ -1,15 +1,17 @@
 """Sound in the transformer: the causal encoder of speech features and the per-frame injection (spec b.4, c.8).
 
 Legend: B batch (1), K layers of speech features (25), C their width, F pixel frames, T latent frames, A sound tokens
-per frame, D model width, n patches per latent frame.
+per frame, D model width, n patches per latent frame, N video tokens, H heads, d head width.
 """
+
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from s2v_tasks.engine.models.attention import CrossAttention
+from s2v_tasks.engine.models.attention import CrossAttention, KeysValues
 from s2v_tasks.engine.models.layers import Fp32Linear, LayerNorm, Linear
 
 NUM_FEATURE_LAYERS = 25
@@ -73,16 +75,29 @@ class CausalAudioEncoder(nn.Module):
 
 
 class AdaptiveNorm(nn.Module):
-    """Layer norm whose scale and shift come from the global sound token of the frame."""
+    """Layer norm whose gain and shift come from the global sound token of the frame."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.linear = Linear(dim, 2 * dim)
         self.norm = LayerNorm(dim, _ADAIN_EPS)
 
-    def forward(self, x_TnD: Tensor, global_TD: Tensor) -> Tensor:
+    def gain_shift(self, global_TD: Tensor) -> tuple[Tensor, Tensor]:
+        """Gain and shift of each frame, `[T, 1, D]`."""
         shift, scale = self.linear(F.silu(global_TD))[:, None].chunk(2, dim=-1)
-        return self.norm(x_TnD) * (1 + scale) + shift  # type: ignore[no-any-return]
+        return 1 + scale, shift
+
+    def forward(self, x_TnD: Tensor, gain_T1D: Tensor, shift_T1D: Tensor) -> Tensor:
+        return torch.addcmul(shift_T1D, self.norm(x_TnD), gain_T1D)
+
+
+@dataclass(frozen=True)
+class Sound:
+    """What one injection does to the frames of a clip, whatever the video: constant over the solver steps."""
+
+    tokens: KeysValues  # [T, A, H, d]
+    gain_T1D: Tensor
+    shift_T1D: Tensor
 
 
 class AudioInjector(nn.Module):
@@ -93,13 +108,31 @@ class AudioInjector(nn.Module):
         self.injector = nn.ModuleList(CrossAttention(dim, num_heads, eps) for _ in range(num_injections))
         self.injector_adain_layers = nn.ModuleList(AdaptiveNorm(dim) for _ in range(num_injections))
 
-    def forward(self, index: int, video_BND: Tensor, tokens_TAD: Tensor, global_TD: Tensor) -> Tensor:
-        """The residual `[B, N, D]` that injection `index` adds to the video tokens."""
-        frames_TnD = rearrange(video_BND, "1 (t n) d -> t n d", t=tokens_TAD.shape[0])
-        adapted = self.injector_adain_layers[index](frames_TnD, global_TD)
-        residual_TnD = self.injector[index](adapted, tokens_TAD)
-        residual_BND: Tensor = rearrange(residual_TnD, "t n d -> 1 (t n) d")
-        return residual_BND
+    def prepare(self, tokens_TAD: Tensor, global_TD: Tensor) -> tuple[Sound, ...]:
+        """The sound of a clip as each injection takes it."""
+        pairs = zip(self.injector, self.injector_adain_layers, strict=True)
+        return tuple(
+            Sound(attention.keys_values(tokens_TAD), *norm.gain_shift(global_TD))  # type: ignore[operator]
+            for attention, norm in pairs
+        )
+
+    def forward(self, index: int, video_BND: Tensor, start: int, patches_per_frame: int, sound: Sound) -> Tensor:
+        """The residual `[B, N, D]` that injection `index` adds to the video tokens from token `start` of the clip on.
+
+        Tokens need not begin or end with a frame: each is told what its own frame hears.
+        """
+        count, num_frames = video_BND.shape[1], sound.gain_T1D.shape[0]
+        first = min(start // patches_per_frame, num_frames - 1)
+        stop = max(-(-(start + count) // patches_per_frame), first + 1)
+        before, behind = start - first * patches_per_frame, stop * patches_per_frame - start - count
+        if before or behind:
+            video_BND = F.pad(video_BND, (0, 0, before, behind))
+        frames_TnD = rearrange(video_BND, "1 (t n) d -> t n d", n=patches_per_frame)
+        heard = slice(first, stop)
+        adapted = self.injector_adain_layers[index](frames_TnD, sound.gain_T1D[heard], sound.shift_T1D[heard])
+        tokens = KeysValues(sound.tokens.keys[heard], sound.tokens.values[heard])
+        residual_TnD = self.injector[index](adapted, tokens)
+        return residual_TnD.flatten(0, 1)[None, before : before + count]  # type: ignore[no-any-return]
 
 
 def _norm_silu(x_BFC: Tensor) -> Tensor:

@@ -35,12 +35,18 @@ class PatchConv(nn.Conv3d):
     def __init__(self, in_channels: int, out_channels: int, kernel: tuple[int, int, int]) -> None:
         super().__init__(in_channels, out_channels, kernel_size=kernel, stride=kernel)
 
-    def forward(self, x_BCFhw: Tensor) -> Tensor:
+    def patches(self, x_BCFhw: Tensor) -> Tensor:
+        """The values of each patch, `[1, F' * h' * w', C * t * y * x]`."""
         dt, dy, dx = self.kernel_size
-        patches = rearrange(
-            x_BCFhw.to(self.weight.dtype), "b c (f dt) (h dy) (w dx) -> b (f h w) (c dt dy dx)", dt=dt, dy=dy, dx=dx
-        )
-        return F.linear(patches, self.weight.flatten(1), self.bias)
+        values: Tensor = rearrange(x_BCFhw, "b c (f dt) (h dy) (w dx) -> b (f h w) (c dt dy dx)", dt=dt, dy=dy, dx=dx)
+        return values
+
+    def tokens(self, patches: Tensor) -> Tensor:
+        """Each patch times the kernel."""
+        return F.linear(patches.to(self.weight.dtype), self.weight.flatten(1), self.bias)
+
+    def forward(self, x_BCFhw: Tensor) -> Tensor:
+        return self.tokens(self.patches(x_BCFhw))
 
 
 class RMSNorm(nn.Module):
@@ -53,8 +59,9 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x32 = x.float()
-        normed = x32 * torch.rsqrt(x32.square().mean(dim=-1, keepdim=True) + self.eps)
-        return normed.to(x.dtype) * self.weight
+        mean_square = torch.linalg.vector_norm(x32, dim=-1, keepdim=True).square() / x.shape[-1]
+        normed = (x32 * torch.rsqrt(mean_square + self.eps)).to(x.dtype)
+        return normed.mul_(self.weight)
 
 
 class LayerNorm(nn.LayerNorm):
@@ -67,6 +74,11 @@ class LayerNorm(nn.LayerNorm):
         weight = self.weight.float() if self.elementwise_affine else None
         bias = self.bias.float() if self.elementwise_affine else None
         return F.layer_norm(x.float(), self.normalized_shape, weight, bias, self.eps).to(x.dtype)
+
+
+def modulated_norm(x: Tensor, scale_D: Tensor, shift_D: Tensor, eps: float) -> Tensor:
+    """Layer norm without weights, then `* (1 + scale) + shift`, in fp32 and in one kernel."""
+    return F.layer_norm(x.float(), x.shape[-1:], 1 + scale_D, shift_D, eps)
 
 
 def timestep_sinusoid(t: Tensor, width: int) -> Tensor:

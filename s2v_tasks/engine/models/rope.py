@@ -1,7 +1,7 @@
 """Rotary position embedding: one (time, row, column) triple per token (spec c.3).
 
 Legend: L tokens, H heads, d head width, c = d/2 complex channels, B batch (1).
-Positions are integers, computed exactly; angles are float64; only the finished table is rounded to complex64.
+Positions are integers, computed exactly; angles are float64; only the finished table is rounded to fp32.
 """
 
 from dataclasses import dataclass
@@ -59,14 +59,27 @@ def rope_table(grids: list[Grid], head_dim: int) -> Tensor:
     return torch.cat([_grid_table(grid, head_dim) for grid in grids])
 
 
-def rotate(x_BLHd: Tensor, rope_Lc: Tensor) -> Tensor:
-    """Rotate adjacent channel pairs of every head by the token's table row.
+def cos_sin(table_Lc: Tensor) -> Tensor:
+    """A table in the form that `rotate` takes: cosine and sine, fp32 `[L, c, 2]`."""
+    return torch.view_as_real(table_Lc).float()
+
+
+def rotate(x_BLHd: Tensor, rope_Lc2: Tensor) -> Tensor:
+    """Rotate adjacent channel pairs of every head by the token's table row, the same for all heads.
+
+    Works in the memory of `x_BLHd` where that is fp32.
 
     Multiplied in fp32: the table was made in float64, so this adds less than the rounding of the product to fp32 or
     bf16, and spares the complex128 copies of queries and keys.
     """
-    pairs = torch.view_as_complex(rearrange(x_BLHd.float(), "b l h (c pair) -> b l h c pair", pair=2))
-    return torch.view_as_real(pairs * rope_Lc[:, None, :]).flatten(-2)
+    pairs = rearrange(x_BLHd.float(), "b l h (c pair) -> b l h c pair", pair=2)
+    if (
+        torch.compiler.is_compiling()
+    ):  # the compiler fuses real numbers only; run eagerly, the complex product is faster
+        (real, imag), (cos, sin) = pairs.unbind(-1), rope_Lc2[:, None].unbind(-1)
+        return torch.stack([real * cos - imag * sin, real * sin + imag * cos], dim=-1).flatten(-2)
+    rotated = torch.view_as_complex(pairs).mul_(torch.view_as_complex(rope_Lc2)[:, None])
+    return torch.view_as_real(rotated).flatten(-2)
 
 
 def _grid_table(grid: Grid, head_dim: int) -> Tensor:

@@ -1,26 +1,30 @@
 """The S2V transformer: noisy latents to velocity, conditioned on image, motion, pose, text and sound (spec c).
 
 Legend: B batch (1), C latent channels, T latent frames, h w latent height and width, n = (h/2)(w/2) patches per frame,
-N = T*n video tokens, M reference and motion tokens, L = N + M, D model width, S text rows, A sound tokens per frame,
-c complex channels of a head.
+N = T*n video tokens, M reference and motion tokens, L = N + M, P values of a patch, D model width, S text rows,
+A sound tokens per frame, K layers of speech features, F pixel frames, c complex channels of a head.
 
 What does not change over the solver steps of a clip is computed once: `prepare_scene` (what both guidance branches
-share) and `prepare_guidance` (what differs between them); `forward` is then one call per step and branch.
+share), `prepare_text` (once per prompt) and `prepare_sound` (what a clip hears); `forward` is then one call per step
+and branch. A scene may be cut to a run of its tokens, `Scene.part`: `forward` then computes those tokens alone.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from s2v_tasks.engine.models.audio import NUM_FEATURE_LAYERS, AudioInjector, CausalAudioEncoder
+from s2v_tasks.engine.models.attention import KeysValues
+from s2v_tasks.engine.models.audio import NUM_FEATURE_LAYERS, AudioInjector, CausalAudioEncoder, Sound
 from s2v_tasks.engine.models.blocks import Block, Head
 from s2v_tasks.engine.models.config import S2VConfig
 from s2v_tasks.engine.models.framepack import MOTION_LATENTS, FramePacker
+from s2v_tasks.engine.models.kernels import attention_kernel
 from s2v_tasks.engine.models.layers import Fp32Linear, Linear, PatchConv, timestep_sinusoid
-from s2v_tasks.engine.models.rope import reference_grid, rope_table, video_grid
+from s2v_tasks.engine.models.rope import cos_sin, reference_grid, rope_table, video_grid
 from s2v_tasks.errors import PermanentError
 
 MOTION_FRAMES = 4 * MOTION_LATENTS - 3
@@ -29,21 +33,55 @@ _VIDEO, _REFERENCE, _MOTION = 0, 1, 2
 
 @dataclass(frozen=True)
 class Scene:
-    """What a clip sees, constant over its steps and the same for both guidance branches."""
+    """What a clip sees, constant over its steps and the same for both guidance branches.
 
+    `start` and `end` say which tokens of `[video N][reference and motion M]` it holds.
+    """
+
+    latent_shape: tuple[int, int, int]  # T, h, w of the whole clip
+    start: int
+    end: int
     extra_BMD: Tensor  # reference and motion tokens
     cond_BND: Tensor  # added to the video tokens; [1, 1, D] where there is no pose
-    rope_Lc: Tensor  # complex64
-    latent_shape: tuple[int, int, int]  # T, h, w
+    rope_Lc2: Tensor
+    e0_6D: Tensor  # modulation of the reference and motion tokens, that of timestep 0
+
+    @property
+    def patches_per_frame(self) -> int:
+        """Tokens of one latent frame."""
+        return self.latent_shape[1] * self.latent_shape[2] // 4
+
+    @property
+    def num_video(self) -> int:
+        """Video tokens of the whole clip."""
+        return self.latent_shape[0] * self.patches_per_frame
+
+    @property
+    def video(self) -> slice:
+        """Which of the clip's video tokens are held."""
+        return slice(min(self.start, self.num_video), min(self.end, self.num_video))
+
+    def part(self, start: int, end: int) -> "Scene":
+        """The tokens from `start` to `end` of a whole scene; views, no copies."""
+        video = slice(min(start, self.num_video), min(end, self.num_video))
+        extra = slice(max(start, self.num_video) - self.num_video, max(end, self.num_video) - self.num_video)
+        cond_BND = self.cond_BND if self.cond_BND.shape[1] == 1 else self.cond_BND[:, video]
+        return replace(
+            self,
+            start=start,
+            end=end,
+            extra_BMD=self.extra_BMD[:, extra],
+            cond_BND=cond_BND,
+            rope_Lc2=self.rope_Lc2[start:end],
+        )
 
 
 @dataclass(frozen=True)
 class Guidance:
-    """What a clip is told, constant over its steps: text, and sound per latent frame."""
+    """What a clip is told, constant over its steps: text for each block, sound for each injection."""
 
-    context_BSD: Tensor
-    audio_tokens_TAD: Tensor
-    audio_global_TD: Tensor
+    text: tuple[KeysValues, ...]
+    sound: tuple[Sound, ...]
 
 
 class S2VTransformer(nn.Module):
@@ -64,6 +102,17 @@ class S2VTransformer(nn.Module):
         self.audio_injector = AudioInjector(dim, config.num_heads, len(config.audio_inject_layers), config.eps)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.head = Head(config)
+
+    def choose_kernels(self, attention: str = "sdpa", *, compiled: bool = False) -> None:
+        """Let self attention run on a kernel of `models.kernels`, and compile the blocks, one graph for all of them.
+
+        Raises ConfigurationError where that kernel is not there.
+        """
+        attend = attention_kernel(attention)
+        for block in self.blocks:
+            cast(Block, block).self_attn.attend = attend
+            if compiled:
+                block.compile()
 
     def prepare_scene(
         self,
@@ -91,21 +140,38 @@ class S2VTransformer(nn.Module):
             extra.append(tokens + kinds_3D[_MOTION])
             grids += motion_grids
 
-        no_pose = self.cond_encoder.bias[None, None]  # type: ignore[index]  # what zeros are embedded to
-        cond_BND = no_pose if cond_BCThw is None else self.cond_encoder(cond_BCThw)
-        rope_Lc = rope_table(grids, self.config.head_dim).to(torch.complex64).to(reference_BC1hw.device)
-        return Scene(torch.cat(extra, dim=1), cond_BND, rope_Lc, (num_latent_frames, height, width))
+        # Cloned because sharded weights live only while this method runs.
+        no_pose = self.cond_encoder.bias[None, None].clone()  # type: ignore[index]  # what zeros are embedded to
+        rope_Lc2 = cos_sin(rope_table(grids, self.config.head_dim)).to(reference_BC1hw.device)
+        _, e_16D = self._embed_time(torch.zeros(1, device=reference_BC1hw.device))
+        return Scene(
+            latent_shape=(num_latent_frames, height, width),
+            start=0,
+            end=rope_Lc2.shape[0],
+            extra_BMD=torch.cat(extra, dim=1),
+            cond_BND=no_pose if cond_BCThw is None else self.cond_encoder(cond_BCThw),
+            rope_Lc2=rope_Lc2,
+            e0_6D=e_16D[0],
+        )
 
     def prepare_guidance(self, context_SD: Tensor, features_FKC: Tensor) -> Guidance:
-        """Project the text rows `[len, text_dim]` and encode the clip's sound `[num_frames, 25, audio_dim]`."""
+        """`prepare_text` and `prepare_sound` in one."""
+        return Guidance(self.prepare_text(context_SD), self.prepare_sound(features_FKC))
+
+    def prepare_text(self, context_SD: Tensor) -> tuple[KeysValues, ...]:
+        """Keys and values of each block for the rows `[len, text_dim]` of a prompt."""
         missing = self.config.text_len - context_SD.shape[0]
         if missing < 0:
             raise PermanentError(
                 f"the prompt has {context_SD.shape[0]} tokens; at most {self.config.text_len} fit. Shorten it."
             )
         context_BSD = self.text_embedding(F.pad(context_SD, (0, 0, 0, missing))[None])
+        return tuple(cast(Block, block).cross_attn.keys_values(context_BSD) for block in self.blocks)
+
+    def prepare_sound(self, features_FKC: Tensor) -> tuple[Sound, ...]:
+        """What each injection hears of a clip's sound `[num_frames, 25, audio_dim]`."""
         tokens_BTAD, global_BTAD = self.encode_audio(rearrange(features_FKC, "f k c -> 1 k c f"))
-        return Guidance(context_BSD, tokens_BTAD[0, MOTION_LATENTS:], global_BTAD[0, MOTION_LATENTS:].squeeze(1))
+        return self.audio_injector.prepare(tokens_BTAD[0, MOTION_LATENTS:], global_BTAD[0, MOTION_LATENTS:].squeeze(1))
 
     def encode_audio(self, features_BKCF: Tensor) -> tuple[Tensor, Tensor]:
         """Sound tokens of the history (the clip's first frame repeated) and of the clip."""
@@ -119,38 +185,42 @@ class S2VTransformer(nn.Module):
 
     def forward(self, latents_BCThw: Tensor, timestep_1: Tensor, scene: Scene, guidance: Guidance) -> Tensor:
         """Velocity `[1, 16, T, h, w]` in fp32 at `timestep_1` `[1]`."""
-        num_frames, height, width = scene.latent_shape
-        if latents_BCThw.shape[2:] != scene.latent_shape or guidance.audio_tokens_TAD.shape[0] != num_frames:
+        num_frames = guidance.sound[0].gain_T1D.shape[0] if guidance.sound else scene.latent_shape[0]
+        if tuple(latents_BCThw.shape[2:]) != scene.latent_shape or num_frames != scene.latent_shape[0]:
             raise PermanentError(
-                f"latents {list(latents_BCThw.shape[2:])} and sound for {guidance.audio_tokens_TAD.shape[0]} latent "
+                f"latents {list(latents_BCThw.shape[2:])} and sound for {num_frames} latent "
                 f"frames do not fit the scene {list(scene.latent_shape)}; prepare all three for one clip."
             )
-        e_2D, e_26D = self._embed_time(timestep_1)
-        video_BND = self.patch_embedding(latents_BCThw) + scene.cond_BND + self.trainable_cond_mask.weight[_VIDEO]
+        e_1D, e_16D = self._embed_time(timestep_1)
+        e_26D = torch.stack([e_16D[0], scene.e0_6D])
+        video_BND = self.patch_embedding.tokens(self.patch_embedding.patches(latents_BCThw)[:, scene.video])
+        video_BND = video_BND + scene.cond_BND + self.trainable_cond_mask.weight[_VIDEO]
         num_video = video_BND.shape[1]
         x_BLD = torch.cat([video_BND, scene.extra_BMD], dim=1)
 
         for layer, block in enumerate(self.blocks):
-            x_BLD = block(x_BLD, e_26D, num_video, scene.rope_Lc, guidance.context_BSD)
+            x_BLD = block(x_BLD, e_26D, num_video, scene.rope_Lc2, guidance.text[layer])
             if layer in self.config.audio_inject_layers:
                 index = self.config.audio_inject_layers.index(layer)
-                x_BLD = self._inject(index, x_BLD, num_video, guidance)
+                video_BND = x_BLD[:, :num_video]
+                video_BND += self.audio_injector(
+                    index, video_BND, scene.video.start, scene.patches_per_frame, guidance.sound[index]
+                )
 
-        patches = self.head(x_BLD[:, :num_video], e_2D[:1])
-        velocity: Tensor = rearrange(
-            patches,
-            "b (t y x) (dy dx c) -> b c t (y dy) (x dx)",
-            t=num_frames, y=height // 2, x=width // 2, dy=2, dx=2,
-        )  # fmt: skip
-        return velocity
+        patches_BNP = self.head(x_BLD[:, :num_video], e_1D)
+        return _unpatchify(patches_BNP, scene.latent_shape)
 
     def _embed_time(self, timestep_1: Tensor) -> tuple[Tensor, Tensor]:
-        """Embeddings of the given timestep and of 0: `[2, D]`, and their modulations `[2, 6, D]`, fp32."""
-        times = torch.cat([timestep_1, torch.zeros_like(timestep_1)])
-        e_2D = self.time_embedding(timestep_sinusoid(times, self.config.freq_dim).float())
-        return e_2D, self.time_projection(e_2D).unflatten(1, (6, -1))
+        """The embedding of a timestep `[1, D]` and its modulation `[1, 6, D]`, fp32."""
+        e_1D = self.time_embedding(timestep_sinusoid(timestep_1, self.config.freq_dim).float())
+        return e_1D, self.time_projection(e_1D).unflatten(1, (6, -1))
 
-    def _inject(self, index: int, x_BLD: Tensor, num_video: int, guidance: Guidance) -> Tensor:
-        video_BND, extra_BMD = x_BLD[:, :num_video], x_BLD[:, num_video:]
-        residual = self.audio_injector(index, video_BND, guidance.audio_tokens_TAD, guidance.audio_global_TD)
-        return torch.cat([video_BND + residual, extra_BMD], dim=1)
+
+def _unpatchify(patches_BNP: Tensor, latent_shape: tuple[int, int, int]) -> Tensor:
+    num_frames, height, width = latent_shape
+    latents: Tensor = rearrange(
+        patches_BNP,
+        "b (t y x) (dy dx c) -> b c t (y dy) (x dx)",
+        t=num_frames, y=height // 2, x=width // 2, dy=2, dx=2,
+    )  # fmt: skip
+    return latents

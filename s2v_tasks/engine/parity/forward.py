@@ -16,10 +16,12 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from s2v_tasks.engine.models.config import S2VConfig
-from s2v_tasks.engine.models.framepack import FramePacker
+from s2v_tasks.engine.models.framepack import MOTION_LATENTS, FramePacker
 from s2v_tasks.engine.models.layers import timestep_sinusoid
 from s2v_tasks.engine.models.rope import Grid, motion_grids, reference_grid, rope_table, video_grid
-from s2v_tasks.engine.models.transformer import Guidance, S2VTransformer, Scene
+from s2v_tasks.engine.models.transformer import S2VTransformer, Scene
+from s2v_tasks.engine.parallel.layout import Layout
+from s2v_tasks.engine.parity.ranks import num_ranks, share_among_ranks
 from s2v_tasks.engine.parity.results import (
     EXACT,
     FORWARD_GATE,
@@ -46,11 +48,11 @@ _TRACE_GATE = 5e-5
 Pair = tuple[str, Tensor, Tensor]
 
 
-def cases(folder: Path) -> Iterator[CaseResult]:
-    """Run every golden file of the transformer in `folder`."""
+def cases(folder: Path, layout: Layout | None = None) -> Iterator[CaseResult]:
+    """Run every golden file of the transformer in `folder`; whole forwards on all ranks, in `layout` where given."""
     paths = sorted(path for path in folder.iterdir() if path.name.startswith(PREFIXES))
     for path in paths:
-        yield from per_file([path], partial(_run_file, folder), FORWARD_GATE)
+        yield from per_file([path], partial(_run_file, folder, layout), FORWARD_GATE)
 
 
 def load_transformer(folder: Path) -> S2VTransformer:
@@ -75,12 +77,12 @@ def _is_weights(path: Path) -> bool:
         return "config" in (file.metadata() or {})
 
 
-def _run_file(folder: Path, path: Path) -> Iterable[CaseResult]:
+def _run_file(folder: Path, layout: Layout | None, path: Path) -> Iterable[CaseResult]:
     if path.name.startswith("rope"):
         return _rope_positions(path) if path.suffix == ".json" else _rope_tables(load_golden(path))
     model = load_transformer(folder)
     if path.name.startswith("dit_"):
-        return _weights(model, path) if _is_weights(path) else _forward(model, load_golden(path))
+        return _weights(model, path) if _is_weights(path) else _forward(model, load_golden(path), layout)
     run = {"framepack": _framepack, "time_embedding": _time_embedding, "audio_encoder": _audio_encoder}
     return next(run_part for prefix, run_part in run.items() if path.name.startswith(prefix))(model, load_golden(path))
 
@@ -94,11 +96,12 @@ def _weights(model: S2VTransformer, path: Path) -> Iterator[CaseResult]:
     )
 
 
-def _forward(model: S2VTransformer, golden: Golden) -> Iterator[CaseResult]:
+def _forward(model: S2VTransformer, golden: Golden, layout: Layout | None) -> Iterator[CaseResult]:
     if "scaled_keys" in golden.metadata:
         state = model.state_dict()
         for key in golden.metadata["scaled_keys"]:
             state[key].mul_(golden.metadata["scale"])
+    share_among_ranks(model, layout, guided=False)
     dropped = golden.metadata["drop_motion_frames"]
     motion = None if dropped else golden["in.motion_latents"]
     features = rearrange(golden["in.audio_input"], "1 k c f -> f k c")
@@ -108,9 +111,12 @@ def _forward(model: S2VTransformer, golden: Golden) -> Iterator[CaseResult]:
         guidance = model.prepare_guidance(golden["in.context"], features)
         velocity = model(golden["in.latents"][None], golden["in.timestep"], scene, guidance)
     yield compare(golden.name, velocity[0], golden["out"], FORWARD_GATE)
+    if num_ranks() > 1:  # inside, each rank sees its own tokens
+        return
 
     traced = golden.with_prefix("trace.")
-    seen = recorder.seen | _prepared(scene, guidance) | _history(model, golden["in.motion_latents"])
+    seen = recorder.seen | _history(model, golden["in.motion_latents"])
+    seen["seq_len_total"] = torch.tensor([scene.end])
     exact = {"audio_enc.in_shape", "seg_idx", "seq_len_total"}
     rope = {key for key in traced if key.endswith("rope_cos_sin")}
     if close := [_scaled(key, seen[key], traced[key]) for key in sorted(traced.keys() - exact - rope)]:
@@ -119,7 +125,7 @@ def _forward(model: S2VTransformer, golden: Golden) -> Iterator[CaseResult]:
         yield compare_all(f"{golden.name} counts", counted, EXACT)
     if rope:
         grids = _token_grids(scene, dropped=dropped)
-        seen["rope_cos_sin"] = _cos_sin(rope_table(grids, model.config.head_dim))
+        seen["rope_cos_sin"] = torch.view_as_real(rope_table(grids, model.config.head_dim))
         pairs = [(key, seen[key], traced[key]) for key in sorted(rope)]
         yield compare_all(f"{golden.name} rope", pairs, ROPE_GATE)
 
@@ -131,13 +137,17 @@ def _scaled(key: str, actual: Tensor, expected: Tensor) -> Pair:
 
 
 class Recorder:
-    """Notes what enters and leaves the modules of a transformer while it runs, under the names of the goldens."""
+    """Notes what enters and leaves the modules of a transformer while it prepares and runs, under the goldens' names.
+
+    Results are copied as they appear, because the transformer goes on to work in their memory.
+    """
 
     def __init__(self, model: S2VTransformer) -> None:
         self.seen: dict[str, Tensor] = {}
         self._handles: list[Any] = []
         first = model.blocks[0]
         self._watch(model.casual_audio_encoder, self._audio)
+        self._watch(model.text_embedding, self._text)
         self._watch(model.time_projection, self._modulation)
         self._watch(model.head, self._head)
         for name in ("self_attn", "cross_attn", "ffn"):
@@ -158,37 +168,35 @@ class Recorder:
         self._handles.append(module.register_forward_hook(lambda _, args, output: note(args, output)))
 
     def _in_out(self, name: str, out: str, args: Any, output: Tensor) -> None:
-        self.seen |= {f"{name}.in": args[0], f"{name}.{out}": output}
+        self.seen |= {f"{name}.in": args[0].clone(), f"{name}.{out}": output.clone()}
 
     def _injection(self, name: str, args: Any, output: Tensor) -> None:
         self.seen |= {f"{name}.attn_in": args[0], f"{name}.residual": output}
 
     def _audio(self, args: Any, output: Any) -> None:
+        local, global_ = output
         self.seen |= {"audio_enc.in_shape": torch.tensor(args[0].shape)}
-        self.seen |= {"audio_enc.local": output[0], "audio_enc.global": output[1]}
+        self.seen |= {"audio_enc.local": local, "audio_enc.global": global_}
+        self.seen |= {"merged_audio_emb": local[:, MOTION_LATENTS:], "audio_emb_global": global_[:, MOTION_LATENTS:]}
+
+    def _text(self, _: Any, output: Tensor) -> None:
+        self.seen["context_emb"] = output
 
     def _modulation(self, _: Any, output: Tensor) -> None:
-        self.seen["e0"] = rearrange(output, "segment (six d) -> 1 six segment d", six=6)
+        """The scene prepares timestep 0 before the forward computes its own."""
+        e_16D = rearrange(output, "1 (six d) -> 1 six 1 d", six=6)
+        self.seen["e0"] = torch.cat([e_16D, self.seen["e0"][:, :, -1:]], dim=2) if "e0" in self.seen else e_16D
 
     def _head(self, args: Any, output: Tensor) -> None:
         self.seen |= {"head.in": args[0], "head.e": args[1], "head.out": output}
         self.seen["seg_idx"] = torch.tensor([args[0].shape[1]])
 
 
-def _prepared(scene: Scene, guidance: Guidance) -> dict[str, Tensor]:
-    return {
-        "context_emb": guidance.context_BSD,
-        "merged_audio_emb": guidance.audio_tokens_TAD[None],
-        "audio_emb_global": guidance.audio_global_TD[None, :, None],
-        "seq_len_total": torch.tensor([scene.rope_Lc.shape[0]]),
-    }
-
-
 def _history(model: S2VTransformer, motion_latents: Tensor) -> dict[str, Tensor]:
     """The packed history, which the reference computes even where it is dropped."""
     tokens, grids = model.frame_packer(motion_latents, 2)
     table = rope_table(grids, model.config.head_dim)
-    return {"framepack.tokens": tokens, "framepack.rope_cos_sin": _cos_sin(table)}
+    return {"framepack.tokens": tokens, "framepack.rope_cos_sin": torch.view_as_real(table)}
 
 
 def _token_grids(scene: Scene, *, dropped: bool) -> list[Grid]:
@@ -196,10 +204,6 @@ def _token_grids(scene: Scene, *, dropped: bool) -> list[Grid]:
     rows, columns = height // 2, width // 2
     history = () if dropped else motion_grids(height, width)
     return [video_grid(num_frames, rows, columns), reference_grid(rows, columns), *history]
-
-
-def _cos_sin(table_Lc: Tensor) -> Tensor:
-    return torch.view_as_real(table_Lc)
 
 
 def _framepack(model: S2VTransformer, golden: Golden) -> Iterator[CaseResult]:
@@ -212,7 +216,7 @@ def _framepack(model: S2VTransformer, golden: Golden) -> Iterator[CaseResult]:
         tokens, grids = packer(golden[f"in.{length}"][None], int(last_motion.removeprefix("alm")))
         tokens_pairs.append(_scaled(key, tokens, golden[key]))
         rope_key = key.replace(".tokens", ".rope_cos_sin")
-        rope_pairs.append((rope_key, _cos_sin(rope_table(grids, model.config.head_dim)), golden[rope_key]))
+        rope_pairs.append((rope_key, torch.view_as_real(rope_table(grids, model.config.head_dim)), golden[rope_key]))
     yield compare_all(f"{golden.name} tokens", tokens_pairs, FORWARD_GATE)
     yield compare_all(f"{golden.name} rope", rope_pairs, ROPE_GATE)
 
@@ -235,11 +239,8 @@ def _audio_encoder(model: S2VTransformer, golden: Golden) -> Iterator[CaseResult
         local, global_ = model.encode_audio(golden[key])
         pairs += [(f"{name}.local_all", local, golden[f"{name}.local_all"])]
         pairs += [(f"{name}.global_all", global_, golden[f"{name}.global_all"])]
-        guidance = model.prepare_guidance(
-            torch.zeros(1, model.config.text_dim), rearrange(golden[key], "1 k c f -> f k c")
-        )
-        pairs += [(f"{name}.local", guidance.audio_tokens_TAD[None], golden[f"{name}.local"])]
-        pairs += [(f"{name}.global", guidance.audio_global_TD[None, :, None], golden[f"{name}.global"])]
+        pairs += [(f"{name}.local", local[:, MOTION_LATENTS:], golden[f"{name}.local"])]
+        pairs += [(f"{name}.global", global_[:, MOTION_LATENTS:], golden[f"{name}.global"])]
     yield compare_all(golden.name, pairs, FORWARD_GATE)
 
 
@@ -251,13 +252,13 @@ def _rope_tables(golden: Golden) -> Iterator[CaseResult]:
             head_dim, count = int(match[1]), int(match[2])
             # Every axis at the same position: one grid of a single token per position.
             table = torch.cat([rope_table([Grid((p,), (p,), (p,))], head_dim) for p in range(count)])
-            exact.append((key, _cos_sin(table), expected))
+            exact.append((key, torch.view_as_real(table), expected))
             continue
         head_dim, height, width, what = _rope_key(key)
         rows, columns = height // 2, width // 2
         main = [video_grid(_ROPE_TABLE_FRAMES, rows, columns), reference_grid(rows, columns)]
         grids = main if what.startswith("main_ref") else list(motion_grids(height, width))
-        table = _cos_sin(rope_table(grids, head_dim))
+        table = torch.view_as_real(rope_table(grids, head_dim))
         if what.endswith("sum_per_channel"):
             sums.append((key, table.sum(dim=0), expected))
         else:

@@ -18,7 +18,9 @@ from s2v_tasks.engine.audio_features import frame_features, reference_num_repeat
 from s2v_tasks.engine.encoders.vae import Vae
 from s2v_tasks.engine.images import fit_image, fit_pose, pad_pose, reference_pose_step
 from s2v_tasks.engine.models.transformer import MOTION_FRAMES
+from s2v_tasks.engine.parallel.layout import Layout
 from s2v_tasks.engine.parity.forward import load_transformer
+from s2v_tasks.engine.parity.ranks import share_among_ranks
 from s2v_tasks.engine.parity.results import (
     EXACT,
     LOOP_GATE,
@@ -39,10 +41,10 @@ _BYTE_GATE = 1.0
 OutputSize = Callable[[int, int, int], tuple[int, int]]
 
 
-def cases(folder: Path, *, output_size: OutputSize) -> Iterator[CaseResult]:
-    """Run every golden loop in `folder`; `output_size(height, width, area)` gives (height, width)."""
+def cases(folder: Path, *, output_size: OutputSize, layout: Layout | None = None) -> Iterator[CaseResult]:
+    """Run every golden loop in `folder`, on all ranks; `output_size(height, width, area)` gives (height, width)."""
     paths = sorted(path for path in folder.iterdir() if path.name.startswith(PREFIXES))
-    yield from per_file(paths, partial(_run_file, folder, output_size), LOOP_GATE)
+    yield from per_file(paths, partial(_run_file, folder, output_size, layout), LOOP_GATE)
 
 
 class LinearCodec:
@@ -59,12 +61,12 @@ class LinearCodec:
         patches = rearrange(padded, "b c (t f) (h y) (w x) -> b t h w (c f y x)", f=4, y=8, x=8)
         return rearrange(F.linear(patches, self._encode_ZP, self._encode_bias), "b t h w z -> b z t h w")
 
-    def decode(self, latents_BCZhw: Tensor, /) -> Tensor:
-        """Latents to pixels, without the first three frames, clamped."""
+    def decode(self, latents_BCZhw: Tensor, num_frames: int, /) -> Tensor:
+        """Latents to the last `num_frames` frames, clamped."""
         latents = rearrange(latents_BCZhw, "b z t h w -> b t h w z")
         patches = F.linear(latents, self._decode_PZ, self._decode_bias)
         frames = rearrange(patches, "b t h w (c f y x) -> b c (t f) (h y) (w x)", c=3, f=4, y=8, x=8)
-        return frames[:, :, 3:].clamp(-1, 1)
+        return frames[:, :, -num_frames:].clamp(-1, 1)
 
 
 @dataclass
@@ -89,23 +91,26 @@ class _ObservedCodec:
         self.seen.encoded.append(latents)
         return latents
 
-    def decode(self, latents_BCZhw: Tensor, /) -> Tensor:
-        frames = self._codec.decode(latents_BCZhw)
-        self.seen.decoder_input, self.seen.num_decoded = latents_BCZhw, frames.shape[2]
-        return frames
+    def decode(self, latents_BCZhw: Tensor, num_frames: int, /) -> Tensor:
+        # The golden counts the frames that the latents stand for, also those that need not be decoded.
+        self.seen.decoder_input, self.seen.num_decoded = latents_BCZhw, 4 * latents_BCZhw.shape[2] - 3
+        return self._codec.decode(latents_BCZhw, num_frames)
 
 
 class _ObservedPipeline(S2VPipeline):
-    """The pipeline, with the frames noted before they become bytes."""
+    """The pipeline, with the latents and velocities of each step noted, and the frames before they become bytes."""
 
-    def __init__(self, folder: Path, golden: Golden) -> None:
+    def __init__(self, folder: Path, golden: Golden, layout: Layout | None) -> None:
         self.observed = _ObservedCodec(_codec(folder, golden))
-        super().__init__(load_transformer(folder), self.observed, "cpu", torch.float32, compat="reference")
-        self.transformer.register_forward_hook(self._note_forward)
+        transformer = load_transformer(folder)
+        branches = share_among_ranks(transformer, layout, guided=golden.metadata["guide_scale"] > 1)
+        super().__init__(transformer, self.observed, "cpu", torch.float32, compat="reference", branches=branches)
 
-    def _note_forward(self, _: Any, args: Any, output: Tensor) -> None:
-        self.observed.seen.latents.append(args[0])
-        self.observed.seen.velocities.append(output)
+    def _velocities(self, latents: Tensor, *args: Any) -> tuple[Tensor, ...]:
+        velocities = super()._velocities(latents, *args)
+        self.observed.seen.latents.append(latents)
+        self.observed.seen.velocities += velocities
+        return velocities
 
     def _decode(self, latents: Tensor, clip: Any) -> Tensor:
         frames = super()._decode(latents, clip)
@@ -122,9 +127,9 @@ def _codec(folder: Path, golden: Golden) -> Codec:
     raise ConfigurationError(f"{golden.name} needs the VAE weights of vae_*.safetensors; add that file to {folder}")
 
 
-def _run_file(folder: Path, output_size: OutputSize, path: Path) -> Iterator[CaseResult]:
+def _run_file(folder: Path, output_size: OutputSize, layout: Layout | None, path: Path) -> Iterator[CaseResult]:
     golden = load_golden(path)
-    pipeline = _ObservedPipeline(folder, golden)
+    pipeline = _ObservedPipeline(folder, golden, layout)
     clips: list[_Seen] = []
     motion_latents: list[Tensor] = []
     videos: list[Tensor] = []
@@ -199,8 +204,7 @@ def _close(golden: Golden, clips: list[_Seen], motion_latents: list[Tensor]) -> 
         found["motion_latents_clip0"] = _first(clips[0].encoded, golden["motion_latents_clip0"])
     guided = golden.metadata["guide_scale"] > 1
     for index, clip in enumerate(clips):
-        calls = clip.latents[: -1 : 2 if guided else 1]
-        found[f"clip{index}.latents_per_step"] = torch.cat([*calls[1:], clip.latents[-1]])
+        found[f"clip{index}.latents_per_step"] = torch.cat(clip.latents[1:])
         found[f"clip{index}.pred_cond_step0"] = clip.velocities[0][0]
         if guided:
             found[f"clip{index}.pred_uncond_step0"] = clip.velocities[1][0]

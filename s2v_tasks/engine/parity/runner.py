@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from s2v_tasks.engine.parallel.layout import Layout
 from s2v_tasks.engine.parity import encoders, forward, loops, tables
 from s2v_tasks.engine.parity.results import EXACT, CaseResult, failed
 from s2v_tasks.errors import PermanentError
@@ -12,12 +13,16 @@ _CASES = (".safetensors", ".json")
 _DOCUMENTS = ("README", "manifest", "mutation_results", "upstream_timing")
 
 
-def run(folder: Path, *, output_size: Callable[[int, int, int], tuple[int, int]]) -> list[CaseResult]:
+OutputSize = Callable[[int, int, int], tuple[int, int]]
+
+
+def run(folder: Path, *, output_size: OutputSize, layout: Layout | None = None) -> list[CaseResult]:
     """All rows of the parity table, in the order of the file names.
 
-    `output_size(height, width, area)` is the size rule of the planner, returning (height, width). A *.safetensors or
-    *.json file that no case knows, or that gave no row, is a failing row; other files are left alone. Raises
-    PermanentError when the folder has nothing to run.
+    `output_size(height, width, area)` is the size rule of the planner, returning (height, width). Where a process
+    group has been initialised, its ranks compute the forwards and loops together, in `layout` or in the one that a
+    render job would choose. A *.safetensors or *.json file that no case knows, or that
+    gave no row, is a failing row; other files are left alone. Raises PermanentError when the folder has nothing to run.
     """
     if not folder.is_dir():
         raise PermanentError(f"{folder} is not a folder; give a folder of golden files")
@@ -25,17 +30,17 @@ def run(folder: Path, *, output_size: Callable[[int, int, int], tuple[int, int]]
     files = sorted(path for path in kin if not path.name.startswith((*_DOCUMENTS, ".")))
     if not files:
         raise PermanentError(f"{folder} holds no golden files; expected *.safetensors or *.json of the golden format")
-    rows = [*_all_cases(folder, output_size), *_unknown(files)]
+    rows = [*_all_cases(folder, output_size, layout), *_unknown(files)]
     silent = [path for path in files if not any(f"{row.name} ".startswith(f"{path.stem} ") for row in rows)]
     rows += [failed(path.stem, EXACT, "the file gave nothing to compare") for path in silent]
     return sorted(rows, key=lambda row: row.name)
 
 
-def _all_cases(folder: Path, output_size: Callable[[int, int, int], tuple[int, int]]) -> Iterator[CaseResult]:
-    yield from forward.cases(folder)
+def _all_cases(folder: Path, output_size: OutputSize, layout: Layout | None) -> Iterator[CaseResult]:
+    yield from forward.cases(folder, layout)
     yield from encoders.cases(folder)
     yield from tables.cases(folder, output_size=output_size)
-    yield from loops.cases(folder, output_size=output_size)
+    yield from loops.cases(folder, output_size=output_size, layout=layout)
 
 
 def _unknown(files: list[Path]) -> Iterator[CaseResult]:

@@ -4,6 +4,7 @@ Both are diffusers schedulers; only their sigmas and timesteps are ours, because
 from the model's by up to 4e-3 in sigma and by up to 4 in the timestep.
 """
 
+from collections.abc import Mapping
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -16,6 +17,7 @@ from s2v_tasks.errors import PermanentError
 # 0.999 rounded to float32: the smallest alpha the model was trained with, as the released schedule starts from it.
 _UNIPC_FIRST_SIGMA = 0.9990000128746033
 _NUM_TRAIN_TIMESTEPS = 1000
+_COUNTERS = "solver.counters"
 
 
 class Scheduler(Protocol):
@@ -44,6 +46,37 @@ def make_scheduler(solver: str, *, num_steps: int, shift: float, device: torch.d
     if solver == "dpm++":
         return _dpm_plus_plus(num_steps, shift, device)
     raise PermanentError(f"sample_solver={solver!r} is unknown; use 'unipc' or 'dpm++'")
+
+
+def solver_state(scheduler: Scheduler) -> dict[str, Tensor]:
+    """What a solver remembers of its earlier steps, as tensors; nothing before the first step.
+
+    Its sigmas and timesteps are not part of it: `make_scheduler` gives them again.
+    """
+    solver: Any = scheduler
+    if solver.step_index is None:
+        return {}
+    state = {_COUNTERS: torch.tensor([solver.lower_order_nums, getattr(solver, "this_order", 0)])}
+    for index, output in enumerate(solver.model_outputs):
+        if output is not None:
+            state[f"solver.model_outputs.{index}"] = output
+    if getattr(solver, "last_sample", None) is not None:
+        state["solver.last_sample"] = solver.last_sample
+    return state
+
+
+def restore_solver(scheduler: Scheduler, state: Mapping[str, Tensor], step: int) -> None:
+    """Make a fresh solver one that has done `step` steps and remembers `state`."""
+    if step == 0:
+        return
+    solver: Any = scheduler
+    solver.lower_order_nums, this_order = state[_COUNTERS].tolist()
+    solver.model_outputs = [state.get(f"solver.model_outputs.{i}") for i in range(len(solver.model_outputs))]
+    solver._step_index = step
+    if "solver.last_sample" in state:
+        solver.last_sample, solver.this_order = state["solver.last_sample"], this_order
+        order = len(solver.timestep_list)
+        solver.timestep_list = [scheduler.timesteps[i] if i >= 0 else None for i in range(step - order, step)]
 
 
 def _unipc(num_steps: int, shift: float, device: torch.device | str) -> Scheduler:

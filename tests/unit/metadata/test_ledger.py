@@ -120,7 +120,7 @@ def test_a_failed_job_renders_nothing(ledger: Ledger) -> None:
     """A clip whose process was killed is failed with its job; finished and pending clips stay what they are."""
     planned(ledger, 3)
     ledger.clip_started("job-1", 0, "f0")
-    ledger.clip_succeeded("job-1", 0, render_seconds=1.0, reused=False)
+    ledger.clip_succeeded("job-1", 0, facts={"render_seconds": 1.0}, reused=False)
     ledger.clip_started("job-1", 1, "f1")
     ledger.job_failed("job-1", "Killed.")
     assert [clip.status for clip in job(ledger).clips] == ["succeeded", "failed", "pending"]
@@ -135,11 +135,12 @@ def test_a_clip_on_its_road(ledger: Ledger) -> None:
     ledger.clip_failed("job-1", 1, "Out of memory.")
     assert job(ledger).clips[1].status == "failed"
     ledger.clip_started("job-1", 1, "f1")
-    ledger.clip_succeeded("job-1", 1, render_seconds=2.5, reused=False)
+    ledger.clip_succeeded("job-1", 1, facts={"render_seconds": 2.5, "mfu": 0.4}, reused=False)
     ledger.clip_started("job-1", 1, "f1")
-    ledger.clip_succeeded("job-1", 1, render_seconds=0.0, reused=True)
+    ledger.clip_succeeded("job-1", 1, facts={"render_seconds": 2.5, "mfu": 0.4}, reused=True)
     clip = job(ledger).clips[1]
     assert (clip.status, clip.attempts, clip.render_seconds, clip.reused) == ("succeeded", 3, 2.5, True)
+    assert clip.facts == {"render_seconds": 2.5, "mfu": 0.4}
     assert (clip.fingerprint, clip.start_frame, clip.end_frame) == ("f1", 48, 96)
 
 

@@ -1,0 +1,182 @@
+"""How fast a checkpoint loads and what it takes of the host's memory, on one or several ranks.
+
+Variants, each in new processes on the same files, which the page cache holds:
+
+- "streamed": the loader of rendering, every rank with the whole transformer
+- "sharded": the same under FSDP, every rank with its shards
+- "naive": a transformer with random weights, the files read into a dictionary, one copied over the other
+
+The clock stops when every weight has been read once: files that are only mapped cost nothing yet.
+"""
+
+import json
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.multiprocessing.spawn import start_processes
+
+from s2v_tasks.engine.loading import shards  # noqa: F401  (the snapshot imports it late, then on the clock)
+from s2v_tasks.engine.loading.snapshot import CONFIG_FILE, TRANSFORMER_INDEX_FILE, Snapshot
+from s2v_tasks.engine.models.config import S2VConfig
+from s2v_tasks.engine.models.transformer import S2VTransformer
+from s2v_tasks.engine.parallel.fsdp import shard_weights
+from s2v_tasks.errors import PermanentError
+
+_RELEASED_BYTES = 32.6e9
+_HEAD_DIM = 128
+_SHARD_BYTES = 1 << 30
+_BLOCK_NUMBERS = 1 << 22
+_DTYPE = torch.bfloat16
+
+
+@dataclass(frozen=True)
+class LoadResult:
+    """One variant on `num_ranks` ranks, by its slowest and its largest rank."""
+
+    name: str
+    num_ranks: int
+    seconds: float
+    bytes_per_second: float  # of the checkpoint, once for all ranks
+    host_memory_ratio: float  # peak of a rank's own memory, without mapped files, over the checkpoint's bytes
+
+
+def bench_load(size_bytes: float, num_ranks: int, device: str = "cpu") -> list[LoadResult]:
+    """Write a checkpoint of about `size_bytes` to a temporary folder, load it on 1 to `num_ranks` ranks, delete it.
+
+    `device` is "cpu" or "cuda", one GPU per rank. Raises PermanentError for a size below that of the smallest width.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        written = write_checkpoint(folder, size_bytes)
+        results = []
+        for ranks in sorted({1, num_ranks}):
+            for variant in ("naive", "streamed", *(("sharded",) if ranks > 1 else ())):
+                seconds, peak_bytes = _on_ranks(folder, variant, ranks, device)
+                results.append(LoadResult(variant, ranks, seconds, written / seconds, peak_bytes / written))
+        return results
+
+
+def write_checkpoint(folder: Path, size_bytes: float) -> int:
+    """Write a transformer of the released proportions, of about `size_bytes`, in shards; returns its exact bytes."""
+    heads = round(S2VConfig.num_heads * (size_bytes / _RELEASED_BYTES) ** 0.5)
+    if heads < 1:
+        raise PermanentError(f"a checkpoint of {size_bytes:.0f} bytes is too small; expected 8 MB at least")
+    dim = heads * _HEAD_DIM
+    config = S2VConfig(dim=dim, ffn_dim=dim * 27 // 10, num_heads=heads, audio_dim=min(S2VConfig.audio_dim, dim))
+    with torch.device("meta"):
+        shapes = {key: value.shape for key, value in S2VTransformer(config).state_dict().items()}
+    block = torch.randn(_BLOCK_NUMBERS, generator=torch.Generator().manual_seed(0)).to(_DTYPE)
+    weight_map: dict[str, str] = {}
+    for number, shard in enumerate(_shards(shapes)):
+        name = f"diffusion_pytorch_model-{number:05}.safetensors"
+        save_file({key: _repeated(block, shapes[key]) for key in shard}, folder / name)
+        weight_map |= dict.fromkeys(shard, name)
+    total_size = int(sum(shape.numel() for shape in shapes.values())) * _DTYPE.itemsize
+    index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
+    (folder / TRANSFORMER_INDEX_FILE).write_text(json.dumps(index))
+    (folder / CONFIG_FILE).write_text(json.dumps(asdict(config)))
+    return total_size
+
+
+def _shards(shapes: dict[str, torch.Size]) -> Iterator[list[str]]:
+    keys: list[str] = []
+    size_bytes = 0
+    for key, shape in shapes.items():
+        if keys and size_bytes + shape.numel() * _DTYPE.itemsize > _SHARD_BYTES:
+            yield keys
+            keys, size_bytes = [], 0
+        keys.append(key)
+        size_bytes += shape.numel() * _DTYPE.itemsize
+    yield keys
+
+
+def _repeated(block: Tensor, shape: torch.Size) -> Tensor:
+    return block.repeat(-(-shape.numel() // len(block)))[: shape.numel()].clone().view(shape)
+
+
+def _on_ranks(folder: Path, variant: str, num_ranks: int, device: str) -> tuple[float, int]:
+    with tempfile.TemporaryDirectory() as name:
+        arguments = (folder, Path(name), variant, num_ranks, device)
+        start_processes(_rank, arguments, num_ranks, start_method="spawn")  # type: ignore[no-untyped-call]
+        measured = [json.loads((Path(name) / f"{rank}.json").read_text()) for rank in range(num_ranks)]
+    return max(rank["seconds"] for rank in measured), max(rank["peak_bytes"] for rank in measured)
+
+
+def _rank(rank: int, folder: Path, meeting: Path, variant: str, num_ranks: int, device: str) -> None:
+    target = torch.device("cuda", rank) if device == "cuda" else torch.device("cpu")
+    if device == "cuda":
+        torch.cuda.set_device(rank)
+    backend = "nccl" if device == "cuda" else "gloo"
+    dist.init_process_group(backend, init_method=f"file://{meeting}/ranks", rank=rank, world_size=num_ranks)
+    dist.barrier()
+    with _peak_of_own_memory() as peak:
+        start = time.perf_counter()
+        transformer = _load(folder, variant, target, num_ranks)
+        sums = [_local(parameter).view(torch.int16).amax() for parameter in transformer.parameters()]
+        torch.stack(sums).cpu()
+        seconds = time.perf_counter() - start
+    (meeting / f"{rank}.json").write_text(json.dumps({"seconds": seconds, "peak_bytes": peak[0]}))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def _load(folder: Path, variant: str, device: torch.device, num_ranks: int) -> nn.Module:
+    snapshot = Snapshot(folder)
+    if variant == "naive":
+        config = S2VConfig.from_json(json.loads((folder / CONFIG_FILE).read_text()))
+        transformer = S2VTransformer(config).to(_DTYPE)
+        state: dict[str, Any] = {}
+        for shard in snapshot.transformer_shards():
+            state |= load_file(shard)
+        transformer.load_state_dict(state)
+        return transformer.to(device)
+    transformer = snapshot.build_transformer()
+    if variant == "sharded":
+        shard_weights(transformer, init_device_mesh(device.type, (num_ranks,)))
+    snapshot.fill_transformer(transformer, device, _DTYPE)
+    return transformer
+
+
+def _local(parameter: Tensor) -> Tensor:
+    local: Tensor = parameter.to_local() if hasattr(parameter, "to_local") else parameter
+    # A rank may hold no row of a small weight.
+    return local.detach() if local.numel() else local.new_zeros(1)
+
+
+@contextmanager
+def _peak_of_own_memory() -> Iterator[list[int]]:
+    """The most memory beyond the present that the process has for itself while the block runs, bytes in a list of one.
+
+    Mapped files are not counted: all ranks share them, and the kernel may drop them at any time.
+    """
+    peak, done = [0], threading.Event()
+    before = _own_bytes()
+
+    def watch() -> None:
+        while not done.wait(0.005):
+            peak[0] = max(peak[0], _own_bytes() - before)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield peak
+    finally:
+        peak[0] = max(peak[0], _own_bytes() - before)
+        done.set()
+        watcher.join()
+
+
+def _own_bytes() -> int:
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(fields["RssAnon"].split()[0]) * 1024

@@ -1,0 +1,201 @@
+"""How long a denoising step takes, guidance on: the transformer at any dimensions with random weights, no checkpoint.
+
+Two variants of the same weights and inputs run in turns in one process:
+
+- "hoisted", what rendering does: all that does not change over the steps of a clip is prepared once
+- "per step", what the reference does (spec f.2): every forward encodes the sound, projects the text, computes the keys
+  and values of both, embeds reference and motion, builds the rotary table and rotates in complex128
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from statistics import median
+from unittest.mock import patch
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from s2v_tasks.engine.models import attention
+from s2v_tasks.engine.models.audio import NUM_FEATURE_LAYERS
+from s2v_tasks.engine.models.config import S2VConfig
+from s2v_tasks.engine.models.framepack import MOTION_LATENTS
+from s2v_tasks.engine.models.kernels import attention_kernel
+from s2v_tasks.engine.models.transformer import Guidance, S2VTransformer, Scene
+from s2v_tasks.engine.parallel.guidance import BranchSplit
+from s2v_tasks.engine.parallel.layout import Layout, choose_layout
+from s2v_tasks.engine.parallel.mesh import parallelize
+from s2v_tasks.engine.worker import Worker
+
+_LATENT_CHANNELS = 16
+_GUIDE_SCALE = 4.5
+
+
+@dataclass(frozen=True)
+class StepBench:
+    """What is measured: a later clip of a chain, so with motion tokens, without a pose video."""
+
+    config: S2VConfig
+    latent_shape: tuple[int, int, int]  # T, h, w
+    repeats: int = 3
+    attention: str = "sdpa"
+    parallel_layout: str = "auto"
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One variant. `max_abs_diff` is that of its velocity to the first variant's."""
+
+    name: str
+    seconds_per_step: float
+    max_abs_diff: float
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What was measured, and on what."""
+
+    rows: tuple[StepResult, ...]
+    layout: Layout
+    num_parameters: int
+    precision: str
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    latents: Tensor
+    timestep: Tensor
+    reference: Tensor
+    motion: Tensor
+    contexts: tuple[Tensor, Tensor]  # prompt, negative prompt
+    sounds: tuple[Tensor, Tensor]  # speech, silence
+
+
+def bench_step(bench: StepBench, worker: Worker) -> StepReport:
+    """Measure a step on all ranks of the worker; every rank calls it. With several ranks only "hoisted" is measured.
+
+    Raises ConfigurationError for a layout or an attention kernel that is not possible here.
+    """
+    device = worker.device
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    transformer = random_transformer(bench.config, device, dtype)
+    num_parameters = sum(parameter.numel() for parameter in transformer.parameters())
+    for module in transformer.modules():
+        if isinstance(module, attention.SelfAttention):
+            module.attend = attention_kernel(bench.attention)
+    layout = (
+        choose_layout(worker.world_size, bench.config.num_heads, guided=True)
+        if bench.parallel_layout == "auto"
+        else Layout.parse(bench.parallel_layout)
+    )
+    branches = parallelize(transformer, layout, device.type)
+    with torch.inference_mode():
+        inputs = _draw_inputs(bench, device, dtype)
+        variants = {"hoisted": _hoisted(transformer, inputs, branches)}
+        if worker.world_size == 1:
+            variants["per step"] = _per_step(transformer, inputs)
+        rows = _measure(variants, bench.repeats, device)
+    return StepReport(rows, layout, num_parameters, str(dtype).removeprefix("torch."))
+
+
+def random_transformer(config: S2VConfig, device: torch.device, dtype: torch.dtype) -> S2VTransformer:
+    """A transformer on `device` with small random weights, without a copy of them elsewhere; equal on every rank."""
+    with torch.device("meta"):
+        transformer = S2VTransformer(config)
+    transformer = transformer.to(dtype).to_empty(device=device).eval().requires_grad_(requires_grad=False)
+    generator = torch.Generator(device).manual_seed(0)
+    for parameter in transformer.parameters():
+        parameter.normal_(std=0.02, generator=generator)
+    return transformer
+
+
+def _draw_inputs(bench: StepBench, device: torch.device, dtype: torch.dtype) -> _Inputs:
+    config, (num_latents, height, width) = bench.config, bench.latent_shape
+    generator = torch.Generator(device).manual_seed(1)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, device=device, dtype=dtype)
+
+    sound = draw(4 * num_latents, NUM_FEATURE_LAYERS, config.audio_dim)
+    return _Inputs(
+        latents=draw(1, _LATENT_CHANNELS, num_latents, height, width),
+        timestep=torch.tensor([749], device=device),
+        reference=draw(1, _LATENT_CHANNELS, 1, height, width),
+        motion=draw(1, _LATENT_CHANNELS, MOTION_LATENTS, height, width),
+        contexts=(draw(config.text_len // 8, config.text_dim), draw(config.text_len // 4, config.text_dim)),
+        sounds=(sound, torch.zeros_like(sound)),
+    )
+
+
+def _hoisted(transformer: S2VTransformer, inputs: _Inputs, branches: BranchSplit | None) -> Callable[[], Tensor]:
+    scene = _scene(transformer, inputs)
+    guidances = [_guidance(transformer, inputs, branch) for branch in (0, 1)]
+    mine = guidances if branches is None else branches.mine(guidances)
+
+    def step() -> Tensor:
+        velocities = tuple(transformer(inputs.latents, inputs.timestep, scene, guidance) for guidance in mine)
+        told, untold = velocities if branches is None else branches.exchange(velocities[0])
+        return _guided(told, untold)
+
+    return step
+
+
+def _per_step(transformer: S2VTransformer, inputs: _Inputs) -> Callable[[], Tensor]:
+    def forward(branch: int) -> Tensor:
+        scene, guidance = _scene(transformer, inputs), _guidance(transformer, inputs, branch)
+        velocity: Tensor = transformer(inputs.latents, inputs.timestep, scene, guidance)
+        return velocity
+
+    def step() -> Tensor:
+        with _rotation_in_complex128():
+            return _guided(forward(0), forward(1))
+
+    return step
+
+
+def _guided(told: Tensor, untold: Tensor) -> Tensor:
+    return untold + _GUIDE_SCALE * (told - untold)
+
+
+def _scene(transformer: S2VTransformer, inputs: _Inputs) -> Scene:
+    return transformer.prepare_scene(inputs.latents.shape[2], inputs.reference, inputs.motion, None)
+
+
+def _guidance(transformer: S2VTransformer, inputs: _Inputs, branch: int) -> Guidance:
+    return transformer.prepare_guidance(inputs.contexts[branch], inputs.sounds[branch])
+
+
+@contextmanager
+def _rotation_in_complex128() -> Iterator[None]:
+    def rotate(x_BLHd: Tensor, rope_Lc2: Tensor) -> Tensor:
+        pairs = torch.view_as_complex(rearrange(x_BLHd.double(), "b l h (c pair) -> b l h c pair", pair=2))
+        table_LHc = torch.view_as_complex(rope_Lc2.double())[:, None].repeat(1, x_BLHd.shape[2], 1)
+        return torch.view_as_real(pairs * table_LHc).flatten(-2).float()
+
+    with patch.object(attention, "rotate", rotate):
+        yield
+
+
+def _measure(variants: dict[str, Callable[[], Tensor]], repeats: int, device: torch.device) -> tuple[StepResult, ...]:
+    """The median time of each variant, measured in turns, so that a disturbance of the machine hits all."""
+    velocities = {name: step() for name, step in variants.items()}  # also warms up
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(repeats):
+        for name, step in variants.items():
+            _wait_for(device)
+            started = time.perf_counter()
+            step()
+            _wait_for(device)
+            seconds[name].append(time.perf_counter() - started)
+    first = next(iter(velocities.values()))
+    return tuple(
+        StepResult(name, median(seconds[name]), (velocity - first).abs().max().item())
+        for name, velocity in velocities.items()
+    )
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,119 @@
+"""The VAE's decoder, one latent at a time, without the work that the wanted frames do not depend on.
+
+Its convolutions over time are causal and keep the two frames they saw last. From stage to stage a latent becomes more
+pixels (a stage of the last level costs ten times one of the first), and what a stage puts out depends on few of its
+own earlier frames. So a stage that starts late, with nothing behind it, is exact again after those frames: 14 frames
+of the last level are 4 latents, while the whole decoder reaches back 38 latents.
+
+Shapes: B batch, C channels, Z latent frames, T frames, H x W pixels of a stage, h x w latent pixels.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
+from torch import Tensor, nn
+
+# Diffusers' mark for "one frame was seen": from then on a resampler makes two frames of one.
+_NOT_THE_FIRST = "Rep"
+
+
+@dataclass
+class _Stage:
+    """One level of the decoder with its convolutions' memory."""
+
+    modules: list[nn.Module]
+    frames_per_latent: int  # at its input
+    memory: list[Any] = field(default_factory=list)
+
+    @property
+    def num_convolutions(self) -> int:
+        """How many causal convolutions follow each other; those of shortcuts see one frame only."""
+        modules = (module for part in self.modules for module in part.modules())
+        return sum(isinstance(module, WanCausalConv3d) and module.kernel_size[0] > 1 for module in modules)
+
+    @property
+    def context_latents(self) -> int:
+        """How many earlier latents its output depends on, counted in its own input."""
+        return -(-2 * self.num_convolutions // self.frames_per_latent)
+
+    @property
+    def doubles_time(self) -> bool:
+        return any(getattr(module, "mode", None) == "upsample3d" for part in self.modules for module in part.modules())
+
+    def start(self, *, at_first_latent: bool) -> None:
+        self.memory = [None] * self.num_convolutions
+        if self.doubles_time and not at_first_latent:
+            # The resampler is the last of its stage.
+            self.memory[-1] = _NOT_THE_FIRST
+
+    def __call__(self, x_BCTHW: Tensor) -> Tensor:
+        position = [0]
+        for module in self.modules:
+            if isinstance(module, WanCausalConv3d):
+                x_BCTHW = self._convolve(module, x_BCTHW, position)
+            elif any(isinstance(part, WanCausalConv3d) for part in module.modules()):
+                x_BCTHW = module(x_BCTHW, feat_cache=self.memory, feat_idx=position)
+            else:
+                x_BCTHW = module(x_BCTHW)
+        return x_BCTHW
+
+    def _convolve(self, convolution: WanCausalConv3d, x_BCTHW: Tensor, position: list[int]) -> Tensor:
+        before = self.memory[position[0]]
+        seen = x_BCTHW if before is None else torch.cat([before, x_BCTHW], dim=2)
+        self.memory[position[0]] = seen[:, :, -2:].clone()
+        position[0] += 1
+        result: Tensor = convolution(x_BCTHW, before)
+        return result
+
+
+def decode_end(model: AutoencoderKLWan, latents_BCZhw: Tensor, num_frames: int) -> Tensor:
+    """The last `num_frames` of the 4 Z - 3 frames of unnormalised latents, `[B, 3, num_frames, 8 h, 8 w]`, clamped.
+
+    Equal to the end of the whole decoded video.
+    """
+    num_latents = latents_BCZhw.shape[2]
+    stages = _stages(model)
+    starts = _first_latents(stages, num_latents, num_frames)
+    hidden_BCZhw = model.post_quant_conv(latents_BCZhw)
+    decoded: list[Tensor] = []
+    for index in range(num_latents):
+        x_BCTHW = hidden_BCZhw[:, :, index : index + 1]
+        for stage, start in zip(stages, starts, strict=True):
+            if index < start:
+                break
+            if index == start:
+                stage.start(at_first_latent=index == 0)
+            x_BCTHW = stage(x_BCTHW)
+        else:
+            decoded.append(x_BCTHW)
+    return torch.cat(decoded, dim=2)[:, :, -num_frames:].clamp(-1, 1)
+
+
+def first_latents(model: AutoencoderKLWan, num_latents: int, num_frames: int) -> list[int]:
+    """The first latent that each stage of the decoder works on for the last `num_frames`."""
+    return _first_latents(_stages(model), num_latents, num_frames)
+
+
+def _stages(model: AutoencoderKLWan) -> list[_Stage]:
+    decoder = model.decoder
+    stages: list[_Stage] = []
+    frames_per_latent = 1
+    for level in decoder.up_blocks:
+        stages.append(_Stage([level], frames_per_latent))
+        frames_per_latent *= 2 if stages[-1].doubles_time else 1
+    stages[0].modules[:0] = [decoder.conv_in, decoder.mid_block]
+    stages[-1].modules += [decoder.norm_out, decoder.nonlinearity, decoder.conv_out]
+    return stages
+
+
+def _first_latents(stages: list[_Stage], num_latents: int, num_frames: int) -> list[int]:
+    # The first latent gives one frame, every other one four.
+    first = (4 * num_latents - 3 - num_frames + 3) // 4
+    starts: list[int] = []
+    for stage in reversed(stages):
+        first = max(0, first - stage.context_latents)
+        starts.insert(0, first)
+    return starts

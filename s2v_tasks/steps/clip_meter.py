@@ -1,0 +1,67 @@
+"""What people see of a clip while it is rendered, and what is on record of its cost afterwards."""
+
+import time
+from typing import Any
+
+from s2v_tasks import log
+from s2v_tasks.schemas.model_card import GpuCard, load_gpu_card
+from s2v_tasks.schemas.plan import ClipPlan, Plan
+from s2v_tasks.settings import Settings, config_dir
+from s2v_tasks.steps.context import StepContext, tolerated
+
+PROGRESS_SECONDS = 2.0  # at most one progress line and one row update in this time
+
+
+def clip_facts(
+    settings: Settings, clip: ClipPlan, engine_facts: dict[str, Any], render_seconds: float
+) -> dict[str, Any]:
+    """The meter of a rendered clip, for its manifest and the database.
+
+    `mfu` is the share of the devices' peak that the planned operations took, over all attempts, loading left out; it is
+    missing where `S2V_GPU` does not say what the device can do.
+    """
+    facts = engine_facts | {
+        "start_frame": clip.start_frame,
+        "end_frame": clip.end_frame,
+        "infer_frames": clip.infer_frames,
+        "tokens": clip.tokens,
+        "pflops": clip.pflops,
+        "render_seconds": round(render_seconds, 3),
+    }
+    card = load_gpu_card(config_dir(settings), settings.gpu)
+    peak = peak_flops_per_second(card, facts["device"], facts["precision"], facts["world_size"])
+    if peak is not None:
+        facts |= {"gpu": card.name, "mfu": round(clip.pflops * 1e15 / (render_seconds * peak), 4)}
+    return facts
+
+
+def peak_flops_per_second(card: GpuCard, device: str, precision: str, world_size: int) -> float | None:
+    """The peak of all devices of a run for the dtype of the weights; None where the card is of another kind."""
+    if (card.name == "cpu") != (device == "cpu"):
+        return None
+    num_devices = 1 if device == "cpu" else world_size  # ranks on a CPU share it
+    return num_devices * (card.fp32_tflops if precision == "float32" else card.bf16_tflops) * 1e12
+
+
+class Progress:
+    """One line for people and one row for `s2v job` as the solver steps of a clip go by."""
+
+    def __init__(self, ctx: StepContext, plan: Plan, clip: ClipPlan) -> None:
+        self._ctx, self._plan, self._clip = ctx, plan, clip
+        self._started, self._reported = time.monotonic(), -PROGRESS_SECONDS  # the first step is reported
+        self._first_step = 0  # the first step of this attempt, told by the first call
+
+    def __call__(self, step: int, num_steps: int) -> None:
+        """Called after solver step `step` (from 1) of `num_steps`."""
+        now = time.monotonic()
+        self._first_step = self._first_step or step
+        if step < num_steps and now - self._reported < PROGRESS_SECONDS:
+            return
+        self._reported = now
+        eta = (now - self._started) / (step - self._first_step + 1) * (num_steps - step)
+        index, total = self._clip.clip_index + 1, self._plan.num_clip
+        log.get_logger().info(
+            f"clip {index}/{total} step {step}/{num_steps} eta {int(eta) // 60:02d}:{int(eta) % 60:02d}"
+        )
+        with tolerated("progress_not_recorded"):
+            self._ctx.ledger.clip_progress(self._ctx.job_id, self._clip.clip_index, step=step, num_steps=num_steps)

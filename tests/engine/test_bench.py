@@ -1,0 +1,66 @@
+"""The step bench at tiny size: it measures what it says."""
+
+import json
+import re
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from s2v_tasks.cli import bench
+from s2v_tasks.engine.bench.step import StepBench, bench_step
+from s2v_tasks.engine.models.config import S2VConfig
+from s2v_tasks.engine.models.transformer import S2VTransformer
+from s2v_tasks.engine.worker import Worker
+from s2v_tasks.errors import ConfigurationError, PermanentError
+
+CONFIG = S2VConfig(
+    dim=48, ffn_dim=64, num_heads=2, num_layers=2, freq_dim=16, text_dim=12, text_len=8, audio_dim=6,
+    audio_inject_layers=(1,),
+)  # fmt: skip
+ALONE = Worker(0, 1, torch.device("cpu"))
+TINY = ["--dim", "96", "--layers", "2", "--heads", "2", "--ffn", "128", "--size", "64*64", "--frames", "8"]
+
+
+def test_both_variants_give_the_same_velocity_and_one_prepares_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scene is prepared once for "hoisted" and twice per step (two branches) for "per step", at equal output."""
+    prepared: list[int] = []
+    prepare = S2VTransformer.prepare_scene
+    monkeypatch.setattr(S2VTransformer, "prepare_scene", lambda *args: prepared.append(1) or prepare(*args))
+    report = bench_step(StepBench(CONFIG, (2, 8, 8), repeats=2), ALONE)
+    assert len(prepared) == 1 + 2 * (1 + 2)
+    assert [row.name for row in report.rows] == ["hoisted", "per step"]
+    assert all(row.seconds_per_step > 0 for row in report.rows)
+    assert all(row.max_abs_diff < 2e-5 for row in report.rows)
+    assert report.precision == "float32"
+
+
+def test_what_is_not_possible_here_is_refused() -> None:
+    """A kernel that is not installed and a layout of more ranks than there are."""
+    with pytest.raises(ConfigurationError, match="flash_attn"):
+        bench_step(StepBench(CONFIG, (2, 8, 8), attention="flash2"), ALONE)
+    with pytest.raises(ConfigurationError, match="2 x 2 = 4 ranks"):
+        bench_step(StepBench(CONFIG, (2, 8, 8), parallel_layout="cfg2,ulysses2"), ALONE)
+
+
+def test_the_command_prints_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`s2v bench step` as a table for people and as JSON for machines; utilisation where S2V_GPU is the device."""
+    monkeypatch.setenv("S2V_DEVICE", "cpu")
+    monkeypatch.setenv("S2V_GPU", "cpu")
+    table = CliRunner().invoke(bench.bench, ["step", *TINY, "--repeats", "1"], catch_exceptions=False)
+    assert re.search(r"hoisted .* \d\.\d\d .*%", table.stdout)
+    assert "1.00" in table.stdout
+    answer = CliRunner().invoke(bench.bench, ["step", *TINY, "--repeats", "1", "--json"], catch_exceptions=False)
+    report = json.loads(answer.stdout)
+    assert report["tokens"] == 2 * 16 + 16 + 16 + 4 + 4
+    assert report["rows"][0]["mfu"] > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [(["--size", "100*100"], "100"), (["--frames", "30"], "30"), (["--preset", "7b"], "7b")],
+)
+def test_bad_options_are_named(options: list[str], named: str) -> None:
+    """A size that cannot be packed, frames that are no multiple of 4 and an unknown preset are permanent errors."""
+    with pytest.raises(PermanentError, match=named):
+        CliRunner().invoke(bench.bench, ["step", *TINY, *options], catch_exceptions=False)

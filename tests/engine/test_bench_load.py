@@ -1,0 +1,39 @@
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from s2v_tasks.engine.bench.decode import DecodeBench, bench_decode
+from s2v_tasks.engine.bench.load import _peak_of_own_memory, write_checkpoint
+from s2v_tasks.engine.loading import Snapshot
+from s2v_tasks.errors import PermanentError
+
+
+def test_synthetic_checkpoint_loads(tmp_path: Path) -> None:
+    """A checkpoint of a chosen size has an index, real bytes and the released proportions, and the loader takes it."""
+    written = write_checkpoint(tmp_path, 4e7)
+    assert 2e7 < written < 6e7
+    weights = Snapshot(tmp_path).load_transformer("cpu", torch.bfloat16).state_dict()
+    assert sum(value.nbytes for value in weights.values()) == written
+    assert weights["blocks.39.ffn.0.weight"].unique().numel() > 1000
+    with pytest.raises(PermanentError, match="too small"):
+        write_checkpoint(tmp_path, 1e6)
+
+
+def test_own_memory_is_watched() -> None:
+    """Memory that is given back before the end counts towards the peak, in bytes."""
+    with _peak_of_own_memory() as peak:
+        held = torch.ones(1 << 24)
+        end = time.monotonic() + 10
+        while peak[0] < held.nbytes * 0.9 and time.monotonic() < end:
+            held.add_(1)
+        del held
+    assert 60e6 < peak[0] < 100e6
+
+
+def test_decoding_the_clip_alone_gives_the_same_frames() -> None:
+    """The bench compares each way to decode with the first one."""
+    rows = bench_decode(DecodeBench(base_dim=4, num_frames=8, height=16, width=16), num_ranks=1)
+    assert [(row.name, row.max_abs_diff) for row in rows] == [("all frames", 0), ("clip only", 0)]
+    assert min(row.seconds for row in rows) > 0

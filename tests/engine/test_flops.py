@@ -1,0 +1,46 @@
+"""The plan's formula counts what the transformer really computes."""
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from s2v_tasks.engine.bench.step import random_transformer
+from s2v_tasks.engine.models.config import S2VConfig
+from s2v_tasks.planning.estimate import ClipShape, clip_tokens, forward_flops
+from s2v_tasks.schemas.model_card import ModelCard
+
+DIMENSIONS = {
+    "dim": 192, "ffn_dim": 512, "num_layers": 4, "text_dim": 64, "text_len": 32, "audio_inject_layers": (0, 2),
+}  # fmt: skip
+CONFIG = S2VConfig(num_heads=4, freq_dim=16, audio_dim=8, **DIMENSIONS)  # type: ignore[arg-type]
+CARD = ModelCard(
+    name="counted",
+    transformer_parameters=1,
+    vae_parameters=1,
+    vae_base_dim=8,
+    smallest_trained_area=0,
+    **DIMENSIONS,  # type: ignore[arg-type]
+)
+
+
+@pytest.mark.parametrize("with_motion", [False, True])
+def test_the_formula_equals_the_counter(with_motion: bool) -> None:
+    """Operations of one forward by formula are those that torch counts, within 1 %, and so are its constant ones."""
+    shape = ClipShape(192, 128, 32, with_motion=with_motion, starts_chain=not with_motion, ends_chain=False)
+    transformer = random_transformer(CONFIG, torch.device("cpu"), torch.float32)
+    motion = torch.zeros(1, 16, 19, 16, 24) if with_motion else None
+    scene = transformer.prepare_scene(8, torch.zeros(1, 16, 1, 16, 24), motion, None)
+    assert scene.end == clip_tokens(shape)
+    # The counter knows no fused attention on a CPU.
+    with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH):
+        with FlopCounterMode(display=False) as prepared:
+            text = transformer.prepare_text(torch.zeros(5, 64))
+        guidance = transformer.prepare_guidance(torch.zeros(5, 64), torch.zeros(32, 25, 8))
+        with FlopCounterMode(display=False) as stepped:
+            transformer(torch.zeros(1, 16, 8, 16, 24), torch.tensor([500]), scene, guidance)
+    flops = forward_flops(shape, CARD)
+    assert len(text) == CONFIG.num_layers
+    assert stepped.get_total_flops() == pytest.approx(flops.per_step, rel=0.01)
+    heard = 2 * 4 * (8 * 5 + 8) * 192**2
+    assert prepared.get_total_flops() == pytest.approx(flops.constant - heard, rel=0.01)

@@ -1,0 +1,210 @@
+"""What stays the same is computed once, and the kernels of attention and blocks can be chosen."""
+
+import re
+from collections import Counter
+from functools import partial, partialmethod
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from s2v_tasks.engine.models import transformer as transformer_module
+from s2v_tasks.engine.models.blocks import Block
+from s2v_tasks.engine.models.config import S2VConfig
+from s2v_tasks.engine.models.kernels import attention_kernel, sdpa
+from s2v_tasks.engine.models.rope import cos_sin, rope_table, rotate, video_grid
+from s2v_tasks.engine.models.transformer import Guidance, S2VTransformer, Scene
+from s2v_tasks.engine.pipeline import ClipInputs, MotionState, S2VPipeline, Sampling
+from s2v_tasks.errors import ConfigurationError
+
+SMALL = {
+    "dim": 48, "ffn_dim": 64, "num_heads": 2, "num_layers": 3, "freq_dim": 16, "text_dim": 12, "text_len": 8,
+    "audio_dim": 6, "audio_inject_layers": [0, 2],
+}  # fmt: skip
+LAYERS, INJECTIONS, STEPS, BRANCHES, NUM_FRAMES, SIDE = 3, 2, 3, 2, 8, 64
+T = NUM_FRAMES // 4
+
+
+class NoVae:
+    """Latents and pixels of the right shape."""
+
+    def encode(self, pixels_BCTHW: Tensor, /) -> Tensor:
+        return pixels_BCTHW.new_ones(1, 16, 1 + (pixels_BCTHW.shape[2] - 1) // 4, SIDE // 8, SIDE // 8)
+
+    def decode(self, latents_BCZhw: Tensor, num_frames: int | None = None, /) -> Tensor:
+        return latents_BCZhw.new_zeros(1, 3, num_frames or 4 * latents_BCZhw.shape[2] - 3, SIDE, SIDE)
+
+
+@pytest.fixture
+def model() -> S2VTransformer:
+    torch.manual_seed(0)
+    transformer = S2VTransformer(S2VConfig.from_json(SMALL)).requires_grad_(requires_grad=False)
+    for parameter in transformer.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    return transformer
+
+
+@pytest.fixture
+def calls(model: S2VTransformer, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each module ran, layer numbers replaced by `*`, and how often a rope table was made."""
+    counted: Counter[str] = Counter()
+
+    def count(name: str, *_: object) -> None:
+        counted[name] += 1
+
+    def counted_table(*args: object) -> Tensor:
+        count("rope_table")
+        return rope_table(*args)  # type: ignore[arg-type]
+
+    for name, module in model.named_modules():
+        module.register_forward_hook(partial(count, re.sub(r"\.\d+", ".*", name)))
+    monkeypatch.setattr(transformer_module, "rope_table", counted_table)
+    return counted
+
+
+def render(pipeline: S2VPipeline, motion: MotionState | None, prompt: float) -> MotionState:
+    inputs = ClipInputs(
+        reference_u8=np.zeros((SIDE, SIDE, 3), dtype=np.uint8),
+        context=torch.full((5, 12), prompt),
+        context_null=torch.zeros(3, 12),
+        audio=torch.ones(NUM_FRAMES, 25, 6),
+        pose=torch.zeros(1, 3, NUM_FRAMES, SIDE, SIDE),
+        seed=1,
+        motion=motion,
+        start_from_ref=False,
+        keep_motion_frames=73,
+    )
+    state = pipeline.render_clip(inputs, Sampling(STEPS, 4.0, 3.0, "unipc"), lambda _done, _total: None).motion
+    assert state is not None
+    return state
+
+
+def test_what_is_constant_over_the_steps_is_computed_once_per_clip(model: S2VTransformer, calls: Counter[str]) -> None:
+    """Sound, history, reference, pose, positions and the modulation of timestep 0 once; tokens once per step."""
+    pipeline = S2VPipeline(model, NoVae(), "cpu", torch.float32)
+    first = render(pipeline, None, prompt=1.0)
+    calls.clear()
+    render(pipeline, first, prompt=2.0)
+    forwards = STEPS * BRANCHES
+    expected = {
+        "rope_table": 1,
+        "patch_embedding": 1,  # of the reference; video patches are embedded in the forward
+        "cond_encoder": 1,
+        "frame_packer": 1,
+        "time_projection": 1 + forwards,
+        "text_embedding": BRANCHES,
+        "casual_audio_encoder": BRANCHES,
+        "audio_injector.injector_adain_layers.*.linear": BRANCHES * INJECTIONS,
+        "audio_injector.injector.*.k": BRANCHES * INJECTIONS,
+        "audio_injector.injector.*.v": BRANCHES * INJECTIONS,
+        "audio_injector.injector.*.q": forwards * INJECTIONS,
+        "blocks.*.cross_attn.k": BRANCHES * LAYERS,
+        "blocks.*.cross_attn.v": BRANCHES * LAYERS,
+        "blocks.*.cross_attn.q": forwards * LAYERS,
+        "blocks.*.self_attn": forwards * LAYERS,
+        "": forwards,
+    }
+    assert {name: calls[name] for name in expected} == expected
+
+
+def test_prompts_that_stay_are_projected_once_per_job(model: S2VTransformer, calls: Counter[str]) -> None:
+    """The next clip with the same prompts reuses their keys and values; another prompt does not."""
+    pipeline = S2VPipeline(model, NoVae(), "cpu", torch.float32)
+    motion = None
+    seen = []
+    for prompt in (1.0, 1.0, 2.0):
+        calls.clear()
+        motion = render(pipeline, motion, prompt)
+        seen.append((calls["text_embedding"], calls["blocks.*.cross_attn.k"]))
+    assert seen == [(BRANCHES, BRANCHES * LAYERS), (0, 0), (BRANCHES, BRANCHES * LAYERS)]
+
+
+class NoReading(TorchFunctionMode):
+    """Fails where a tensor is read on the host, which on a GPU would wait for all work before it."""
+
+    _READS = ("item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__", "nonzero")
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        assert func.__name__ not in self._READS, f"{func.__name__} in the forward"
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_forward_never_waits_for_the_device(model: S2VTransformer) -> None:
+    """Nothing in it depends on the value of a tensor."""
+    scene, guidance = prepare(model)
+    with NoReading():
+        model(latents(), torch.tensor([500]), scene, guidance)
+
+
+def prepare(model: S2VTransformer) -> tuple[Scene, Guidance]:
+    generator = torch.Generator().manual_seed(1)
+    reference, motion = (torch.randn(1, 16, n, 8, 8, generator=generator) for n in (1, 19))
+    scene = model.prepare_scene(T, reference, motion, None)
+    audio = torch.randn(NUM_FRAMES, 25, 6, generator=generator)
+    return scene, model.prepare_guidance(torch.randn(5, 12, generator=generator), audio)
+
+
+def latents() -> Tensor:
+    return torch.randn(1, 16, T, 8, 8, generator=torch.Generator().manual_seed(2))
+
+
+def test_rotation_in_real_numbers_equals_the_complex_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The form for the compiler and the form for eager runs are one function."""
+    rope = cos_sin(rope_table([video_grid(2, 3, 4)], 16))
+    x = torch.randn(1, 24, 2, 16)
+    eager = rotate(x.clone(), rope)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    torch.testing.assert_close(rotate(x, rope), eager, rtol=0, atol=1e-6)
+
+
+def test_compiled_blocks_give_the_same_velocity(model: S2VTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The blocks are captured whole, as one graph; code generation itself is left out here, for its time."""
+    scene, guidance = prepare(model)
+    captured: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, _: object) -> torch.fx.GraphModule:
+        captured.append(len(graph.graph.nodes))
+        return graph
+
+    monkeypatch.setattr(Block, "compile", partialmethod(Block.compile, backend=backend, fullgraph=True))
+    with torch.inference_mode():
+        expected = model(latents(), torch.tensor([500]), scene, guidance)
+        model.choose_kernels(compiled=True)
+        actual = model(latents(), torch.tensor([500]), scene, guidance)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=2e-5)
+    assert len(captured) == 1
+
+
+def test_a_kernel_that_is_not_there_is_refused(model: S2VTransformer) -> None:
+    """The message names the kernel and the package that it needs, or the kernels that there are."""
+    with pytest.raises(ConfigurationError, match="'flash3' needs the Python module flash_attn_interface"):
+        model.choose_kernels("flash3")
+    with pytest.raises(ConfigurationError, match="expected one of sdpa, flash2, flash3, sage"):
+        attention_kernel("fast")
+    assert attention_kernel("sdpa") is sdpa
+
+
+def test_a_chosen_kernel_computes_self_attention(
+    model: S2VTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An installed package is called with tokens before heads, once per block; a second return value is dropped."""
+    (tmp_path / "flash_attn_interface.py").write_text(
+        "import torch.nn.functional as F\n"
+        "shapes = []\n"
+        "def flash_attn_func(q, k, v):\n"
+        "    shapes.append(tuple(q.shape))\n"
+        "    heads_first = [x.transpose(1, 2) for x in (q, k, v)]\n"
+        "    return F.scaled_dot_product_attention(*heads_first).transpose(1, 2), None\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    scene, guidance = prepare(model)
+    expected = model(latents(), torch.tensor([500]), scene, guidance)
+    model.choose_kernels("flash3")
+    actual = model(latents(), torch.tensor([500]), scene, guidance)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-6)
+    import flash_attn_interface  # type: ignore[import-not-found]
+
+    assert flash_attn_interface.shapes == [(1, scene.end, 2, 24)] * LAYERS

@@ -1,0 +1,133 @@
+"""A clip that is stopped and goes on gives the bytes of one that was never stopped."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from s2v_tasks.engine.loading import Snapshot
+from s2v_tasks.engine.pipeline import ClipInputs, ClipOutput, S2VPipeline, Sampling
+from s2v_tasks.engine.resume import DenoiseState, Interrupted
+from s2v_tasks.errors import PermanentError
+
+SAMPLING = Sampling(sample_steps=5, sample_guide_scale=4.0, sample_shift=3.0, sample_solver="unipc")
+
+
+@pytest.fixture(scope="module")
+def snapshot(tiny_snapshot_path: Path) -> Snapshot:
+    return Snapshot.open(tiny_snapshot_path)
+
+
+@pytest.fixture(scope="module")
+def pipeline(snapshot: Snapshot) -> S2VPipeline:
+    return S2VPipeline.from_snapshot(snapshot, "cpu")
+
+
+@pytest.fixture(scope="module")
+def inputs() -> ClipInputs:
+    generator = torch.Generator().manual_seed(3)
+    return ClipInputs(
+        reference_u8=torch.randint(0, 256, (64, 64, 3), generator=generator).to(torch.uint8),
+        context=torch.randn(5, 32, generator=generator),
+        context_null=torch.randn(3, 32, generator=generator),
+        audio=torch.randn(16, 25, 32, generator=generator),
+        pose=None,
+        seed=11,
+        motion=None,
+        start_from_ref=False,
+        keep_motion_frames=0,
+    )
+
+
+def ignore(_done: int, _total: int) -> None:
+    """Nobody watches the steps."""
+
+
+def after(num_asked: int) -> Callable[[], bool]:
+    """Interrupts when it is asked for the `num_asked`-th time."""
+    asked = iter([False] * (num_asked - 1) + [True])
+    return lambda: next(asked)
+
+
+def stopped(pipeline: S2VPipeline, inputs: ClipInputs, sampling: Sampling, step: int, folder: Path) -> DenoiseState:
+    """The state of a clip that was stopped after `step` steps, from disk."""
+    with pytest.raises(Interrupted) as stop:
+        pipeline.render_clip(inputs, sampling, ignore, interrupted=after(step + 1))
+    stop.value.state.save(folder / "state.safetensors")
+    return DenoiseState.load(folder / "state.safetensors")
+
+
+def assert_same(one: ClipOutput, other: ClipOutput) -> None:
+    assert one.motion is not None
+    assert other.motion is not None
+    assert np.array_equal(one.frames_u8, other.frames_u8)
+    assert torch.equal(one.motion.latents, other.motion.latents)
+
+
+@pytest.mark.parametrize("solver", ["unipc", "dpm++"])
+def test_a_clip_stopped_at_any_step_goes_on_bit_for_bit(
+    pipeline: S2VPipeline, inputs: ClipInputs, tmp_path: Path, solver: str
+) -> None:
+    """Before the first step, after each and before decoding: state over the disk, new pipeline call, same bytes."""
+    sampling = replace(SAMPLING, sample_solver=solver)
+    whole = pipeline.render_clip(inputs, sampling, ignore)
+    for step in range(sampling.sample_steps + 1):
+        state = stopped(pipeline, inputs, sampling, step, tmp_path)
+        assert state.step == step
+        steps: list[tuple[int, int]] = []
+        resumed = pipeline.render_clip(
+            inputs, sampling, lambda *progress, seen=steps: seen.append(progress), state=state
+        )
+        assert steps == [(done, sampling.sample_steps) for done in range(step + 1, sampling.sample_steps + 1)]
+        assert_same(whole, resumed)
+
+
+@pytest.mark.parametrize("solver", ["unipc", "dpm++"])
+def test_a_clip_may_be_stopped_again_and_again(
+    pipeline: S2VPipeline, inputs: ClipInputs, tmp_path: Path, solver: str
+) -> None:
+    """One step in each attempt ends in the same bytes as all steps in one."""
+    sampling = replace(SAMPLING, sample_solver=solver)
+    state = stopped(pipeline, inputs, sampling, 1, tmp_path)
+    while state.step < sampling.sample_steps:
+        with pytest.raises(Interrupted) as stop:
+            pipeline.render_clip(inputs, sampling, ignore, state=state, interrupted=after(2))
+        assert stop.value.state.step == state.step + 1
+        state = stop.value.state
+    assert_same(
+        pipeline.render_clip(inputs, sampling, ignore), pipeline.render_clip(inputs, sampling, ignore, state=state)
+    )
+
+
+def test_bf16_latents_keep_their_dtype_in_the_state(snapshot: Snapshot, inputs: ClipInputs, tmp_path: Path) -> None:
+    """In production precision too a stopped clip equals one that ran through."""
+    vae = snapshot.load_vae("cpu")
+    pipeline = S2VPipeline(snapshot.load_transformer("cpu", torch.bfloat16), vae, "cpu", torch.bfloat16)
+    whole = pipeline.render_clip(inputs, SAMPLING, ignore)
+    for solver_step in (1, 3):
+        state = stopped(pipeline, inputs, SAMPLING, solver_step, tmp_path)
+        assert_same(whole, pipeline.render_clip(inputs, SAMPLING, ignore, state=state))
+
+
+def test_noise_from_the_cpu_does_not_depend_on_the_dtype_of_the_run(pipeline: S2VPipeline, snapshot: Snapshot) -> None:
+    """With `noise_device="cpu"` a bf16 and an fp32 pipeline start from the same numbers; the same seed, the same."""
+    other = S2VPipeline(snapshot.load_transformer("cpu", torch.bfloat16), pipeline.vae, "cpu", torch.bfloat16)
+    shape = (16, 4, 8, 8)
+    assert torch.equal(pipeline._draw_noise(1, shape, "cpu"), other._draw_noise(1, shape, "cpu"))
+    assert not torch.equal(pipeline._draw_noise(1, shape, "run"), other._draw_noise(1, shape, "run").float())
+    assert not torch.equal(pipeline._draw_noise(1, shape, "cpu"), pipeline._draw_noise(2, shape, "cpu"))
+
+
+def test_a_file_that_is_no_state_is_refused(tmp_path: Path) -> None:
+    """Bytes that are not tensors and tensors that are not a state are permanent errors."""
+    path = tmp_path / "state.safetensors"
+    path.write_bytes(b"nothing")
+    with pytest.raises(PermanentError, match="not a saved state"):
+        DenoiseState.load(path)
+    save_file({"other": torch.zeros(1)}, path)
+    with pytest.raises(PermanentError, match="other"):
+        DenoiseState.load(path)

@@ -1,0 +1,63 @@
+"""How far an interrupted clip came, in the store."""
+
+from pathlib import Path
+
+import pytest
+
+from s2v_tasks.storage.artifacts import ArtifactStore
+from s2v_tasks.storage.layout import JobLayout
+from s2v_tasks.storage.partial import PartialClip
+from s2v_tasks.storage.s3 import ObjectStore
+
+LAYOUT = JobLayout("job-1")
+
+
+@pytest.fixture
+def artifacts(object_store: ObjectStore) -> ArtifactStore:
+    return ArtifactStore(object_store)
+
+
+def saved(partial: PartialClip, folder: Path, step: int) -> str:
+    """Save a state after `step` steps; the key under which it is kept."""
+    path = folder / "state"
+    path.write_bytes(b"state %d" % step)
+    partial.save(path, step=step, facts={"render_seconds": float(step)})
+    manifest = partial.find()
+    assert manifest is not None
+    assert manifest.facts == {"solver_step": step, "render_seconds": float(step)}
+    return manifest.outputs["state"].key
+
+
+def test_a_later_state_takes_the_place_of_an_earlier_one(artifacts: ArtifactStore, tmp_path: Path) -> None:
+    """The newest state is found, the one before is gone; saved twice at one step it stays."""
+    partial = PartialClip(artifacts, LAYOUT, 3, "f1")
+    assert partial.find() is None
+    first, second = saved(partial, tmp_path, 2), saved(partial, tmp_path, 5)
+    assert second == "jobs/job-1/clips/0003/partial/f1/state-0005.safetensors"
+    assert not artifacts.store.exists(first)
+    assert saved(partial, tmp_path, 5) == second
+    assert artifacts.store.exists(second)
+
+
+def test_a_state_belongs_to_one_clip_of_one_fingerprint(artifacts: ArtifactStore, tmp_path: Path) -> None:
+    """Another clip and other inputs begin at the first step."""
+    saved(PartialClip(artifacts, LAYOUT, 3, "f1"), tmp_path, 2)
+    assert PartialClip(artifacts, LAYOUT, 3, "f2").find() is None
+    assert PartialClip(artifacts, LAYOUT, 4, "f1").find() is None
+
+
+def test_a_state_that_is_lost_is_not_found(artifacts: ArtifactStore, tmp_path: Path) -> None:
+    """Without its bytes a manifest counts for nothing, so that the clip begins at the first step."""
+    partial = PartialClip(artifacts, LAYOUT, 3, "f1")
+    artifacts.store.delete(saved(partial, tmp_path, 2))
+    assert partial.find() is None
+
+
+def test_a_dropped_state_leaves_nothing(artifacts: ArtifactStore, tmp_path: Path) -> None:
+    """Manifest and state are gone; dropping again does nothing."""
+    partial = PartialClip(artifacts, LAYOUT, 3, "f1")
+    key = saved(partial, tmp_path, 2)
+    partial.drop()
+    assert partial.find() is None
+    assert not artifacts.store.exists(key)
+    partial.drop()

@@ -1,7 +1,7 @@
 """The VAE's decoder, one latent at a time, without the work that the wanted frames do not depend on.
 
 Its convolutions over time are causal and keep the two frames they saw last. From stage to stage a latent becomes more
-pixels (a stage of the last level costs ten times one of the first), and what a stage puts out depends on few of its
+pixels (the last two levels are three quarters of the work), and what a stage puts out depends on few of its
 own earlier frames. So a stage that starts late, with nothing behind it, is exact again after those frames: 14 frames
 of the last level are 4 latents, while the whole decoder reaches back 38 latents.
 

@@ -85,7 +85,12 @@ def open_worker(device: str) -> Iterator[Worker]:
     worker = Worker(rank, world_size, choose_device(device))
     if world_size > 1:
         backend = "cpu:gloo,cuda:nccl" if worker.device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=_TIMEOUT)
+        try:
+            dist.init_process_group(backend, timeout=_TIMEOUT)
+        except RuntimeError as error:
+            raise TransientError(
+                f"rank {rank} of {world_size} could not join the others ({error}). Try again."
+            ) from error
     previous = signal.signal(signal.SIGTERM, worker._terminate)
     try:
         yield worker

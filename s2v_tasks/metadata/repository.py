@@ -106,7 +106,7 @@ class Ledger:
         values = {
             "status": "succeeded",
             "reused": reused,
-            "facts": facts,
+            "facts": _storable(facts),
             "render_seconds": facts.get("render_seconds"),
         }
         with transaction(self._engine) as connection:

@@ -8,7 +8,7 @@ from airflow.sdk import BaseOperator, Context
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from s2v_tasks.orchestration.jobs import job_id_of, request_of
-from s2v_tasks.orchestration.process import StepFailedError, StepProcess
+from s2v_tasks.orchestration.process import TERMINATION_GRACE_SECONDS, StepFailedError, StepProcess
 from s2v_tasks.settings import load_settings
 
 _CLI = ("-m", "s2v_tasks.cli")
@@ -60,6 +60,7 @@ class StepOperator(BaseOperator):  # type: ignore[misc]
         if self.step == "render-clip":
             nproc = str(load_settings().nproc_per_node)
             launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", nproc]
+            launcher += ["--shutdown-timeout", str(int(TERMINATION_GRACE_SECONDS) - 10)]
         arguments = [self.step, "--job-id", job_id_of(context)]
         if self.step == "stage-inputs":
             arguments += ["--request-json", json.dumps(request_of(context))]

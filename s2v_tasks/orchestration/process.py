@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 ERROR_FILE_VARIABLE = "STEP_ERROR_FILE"
-TERMINATION_GRACE_SECONDS = 10.0
+# A render finishes its solver step (10 to 25 s at 14B), saves its state and uploads it before it ends.
+TERMINATION_GRACE_SECONDS = 90.0
 _PR_SET_PDEATHSIG = 1
 _POLL_SECONDS = 0.5
 # Exit codes after which the same call would fail again: usage (2), bad input (65), configuration (78).

@@ -208,7 +208,7 @@ def test_any_text_and_any_number_can_be_recorded(ledger: Ledger) -> None:
 
 def test_a_number_that_is_none_stays_one_in_its_column(ledger: Ledger) -> None:
     """A column of numbers holds NaN itself."""
-    planned(ledger).clip_succeeded("job-1", 0, render_seconds=float("nan"), reused=False)
+    planned(ledger).clip_succeeded("job-1", 0, facts={"render_seconds": float("nan")}, reused=False)
     assert str(job(ledger).clips[0].render_seconds) == "nan"
 
 

@@ -11,6 +11,7 @@ from s2v_tasks.planning.clips import FRAMES_PER_LATENT
 from s2v_tasks.schemas.model_card import GpuCard, ModelCard
 
 VAE_SCALE = 8  # pixels of a side per latent
+LATENT_CHANNELS = 16
 PATCH = 2  # latents of a side per token
 MOTION_FRAMES = 73  # pixel frames of the motion buffer
 MOTION_LATENTS = 19
@@ -45,6 +46,10 @@ class ClipShape:
     @property
     def latent_frames(self) -> int:
         return self.infer_frames // FRAMES_PER_LATENT
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int, int]:
+        return LATENT_CHANNELS, self.latent_frames, self.height // VAE_SCALE, self.width // VAE_SCALE
 
 
 @dataclass(frozen=True)

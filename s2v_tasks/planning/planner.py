@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.planning.clips import clips_needed, frame_ranges, split
@@ -11,7 +12,7 @@ from s2v_tasks.planning.resolution import plan_size
 from s2v_tasks.planning.timeline import frames_of_speech
 from s2v_tasks.planning.warnings import clip_count_warnings, memory_warnings, picture_warnings
 from s2v_tasks.schemas.model_card import GpuCard, ModelCard
-from s2v_tasks.schemas.plan import ClipPlan, Estimate, Plan, Sampling, SpeechFacts
+from s2v_tasks.schemas.plan import FPS, ClipPlan, Estimate, Plan, Sampling, SpeechFacts
 from s2v_tasks.schemas.preset import Preset, find_preset
 from s2v_tasks.schemas.request import Request, parse_size
 
@@ -69,6 +70,7 @@ def make_plan(
         height=height,
         speech=speech,
         num_frames=num_frames,
+        covered_seconds=float(min(speech.duration_seconds, Fraction(num_frames, FPS))),
         sampling=choices.sampling,
         base_seed=base_seed,
         clips=tuple(_clips(shapes, costs, num_frames, base_seed)),
@@ -150,6 +152,7 @@ def _clips(shapes: list[ClipShape], costs: list[Cost], num_frames: int, base_see
             start_frame=start_frame,
             end_frame=end_frame,
             seed=base_seed + index,
+            latent_shape=shape.latent_shape,
             tokens=clip_tokens(shape),
             pflops=cost.pflops,
         )

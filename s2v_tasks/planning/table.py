@@ -5,8 +5,6 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from s2v_tasks.planning.clips import FRAMES_PER_LATENT
-from s2v_tasks.planning.estimate import VAE_SCALE
 from s2v_tasks.schemas.plan import ClipPlan, Plan
 
 MOST_ROWS = 20
@@ -22,16 +20,15 @@ def plan_table(plan: Plan) -> RenderableType:
 def _summary(plan: Plan) -> Table:
     sampling, estimate = plan.sampling, plan.estimate
     speech, video = float(plan.speech.duration_seconds), float(plan.duration_seconds)
+    latent_height, latent_width = plan.clips[0].latent_shape[2:]
     table = Table(title=f"Plan of {plan.job_id}", title_justify="left", box=None, show_header=False)
     table.add_column(style="bold")
     table.add_column()
     table.add_row("Preset", f"{plan.preset} on {plan.model}")
-    table.add_row("Speech", f"{speech:.3f} s, {min(speech, video):.3f} s covered")
+    table.add_row("Speech", f"{speech:.3f} s, {plan.covered_seconds:.3f} s covered")
     table.add_row("Video", f"{plan.num_frames} frames = {video:g} s at {plan.fps} fps")
     table.add_row("Clips", f"{plan.num_clip}, {_rendered(plan)} frames rendered")
-    table.add_row(
-        "Size", f"{plan.width} x {plan.height} pixels, latents {plan.width // VAE_SCALE} x {plan.height // VAE_SCALE}"
-    )
+    table.add_row("Size", f"{plan.width} x {plan.height} pixels, latents {latent_width} x {latent_height}")
     table.add_row(
         "Sampling",
         f"{sampling.sample_steps} steps {sampling.sample_solver}, guidance {sampling.sample_guide_scale:g}, "
@@ -72,7 +69,7 @@ def _add_clip(table: Table, clip: ClipPlan, plan: Plan) -> None:
         str(clip.infer_frames),
         f"{clip.start_frame}..{clip.end_frame}",
         f"{clip.num_frames / plan.fps:g}",
-        str(clip.infer_frames // FRAMES_PER_LATENT),
+        str(clip.latent_shape[1]),
         f"{clip.tokens:,}",
         _number(clip.pflops),
     )

@@ -46,6 +46,7 @@ class ClipPlan(_Model):
     start_frame: int
     end_frame: int
     seed: int
+    latent_shape: tuple[int, int, int, int]  # channels, frames, height, width
     tokens: int
     pflops: float
 
@@ -77,6 +78,7 @@ class Plan(_Model):
     height: int
     speech: SpeechFacts
     num_frames: int  # delivered frames of the whole video
+    covered_seconds: float  # speech that is heard in the video; less than its length in a preview
     sampling: Sampling
     base_seed: int
     clips: tuple[ClipPlan, ...]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from s2v_tasks import log
-from s2v_tasks.errors import PermanentError, S2VError, TransientError
+from s2v_tasks.errors import ConfigurationError, PermanentError, S2VError, TransientError
 from s2v_tasks.metadata.repository import Ledger
 from s2v_tasks.metadata.session import engine_from_settings
 from s2v_tasks.schemas.manifest import Artifact, Manifest
@@ -39,6 +39,12 @@ class StepContext:
 
     def plan(self) -> Plan:
         return Plan.model_validate_json(self._needed(self.layout.plan, "plan-clips"))
+
+    def snapshot_path(self) -> Path:
+        """The folder with the weights; ConfigurationError when none is configured."""
+        if self.settings.snapshot_path is None:
+            raise ConfigurationError("S2V_SNAPSHOT_PATH is not set: expected the folder with the model weights.")
+        return self.settings.snapshot_path
 
     def manifest(self, key: str, made_by: str) -> Manifest:
         """The manifest at `key`; TransientError when the step that makes it has not finished."""
@@ -132,7 +138,7 @@ def run_step(
     settings = load_settings()
     log.bind(job_id=job_id, step=step, **({} if clip_index is None else {"clip_index": clip_index}))
     logger = log.get_logger()
-    logger.debug("settings", **settings.model_dump(mode="json"))
+    logger.info("settings", **settings.model_dump(mode="json", exclude_defaults=True))  # secrets are masked
     if clip_index is not None:
         arguments["clip_index"] = clip_index
     with open_context(job_id, settings) as context:

@@ -14,7 +14,6 @@ from safetensors.torch import save_file
 from s2v_tasks.engine.conditions import NEGATIVE_PROMPT, encode_conditions
 from s2v_tasks.engine.loading import Snapshot, snapshot_id
 from s2v_tasks.engine.worker import choose_device
-from s2v_tasks.errors import ConfigurationError
 from s2v_tasks.media.audio import load_waveform
 from s2v_tasks.schemas.manifest import fingerprint
 from s2v_tasks.steps.context import StepContext
@@ -26,9 +25,7 @@ REVISION = 1  # raise it when the same inputs would be encoded differently
 def run(ctx: StepContext) -> dict[str, Any]:
     plan, request = ctx.plan(), ctx.request()
     inputs = ctx.manifest(ctx.layout.input_manifest, made_by="stage-inputs").outputs
-    if ctx.settings.snapshot_path is None:
-        raise ConfigurationError("S2V_SNAPSHOT_PATH is not set: expected the folder with the model weights.")
-    snapshot = Snapshot.open(ctx.settings.snapshot_path)
+    snapshot = Snapshot.open(ctx.snapshot_path())
     num_frames = max(clip.start_frame + clip.infer_frames for clip in plan.clips)
 
     def build(folder: Path) -> Built:

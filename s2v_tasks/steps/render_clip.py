@@ -21,7 +21,7 @@ from s2v_tasks.engine.loading import Snapshot, snapshot_id
 from s2v_tasks.engine.pipeline import ClipInputs, ClipOutput, MotionState, S2VPipeline, Sampling, motion_frames_needed
 from s2v_tasks.engine.resume import DenoiseState, Interrupted
 from s2v_tasks.engine.worker import Worker, load_pipeline, open_worker
-from s2v_tasks.errors import ConfigurationError, PermanentError, TransientError
+from s2v_tasks.errors import PermanentError, TransientError
 from s2v_tasks.media.encode import encode_clip
 from s2v_tasks.media.frames import read_frames
 from s2v_tasks.schemas.manifest import Artifact, Manifest, fingerprint
@@ -75,9 +75,7 @@ def _lead(ctx: StepContext, clip_index: int, worker: Worker) -> dict[str, Any]:
     plan = ctx.plan()
     if clip_index >= plan.num_clip:
         raise PermanentError(f"clip_index {clip_index}: expected 0 to {plan.num_clip - 1}, the clips of the plan.")
-    if ctx.settings.snapshot_path is None:
-        raise ConfigurationError("S2V_SNAPSHOT_PATH is not set: expected the folder with the model weights.")
-    snapshot = Snapshot.open(ctx.settings.snapshot_path)
+    snapshot = Snapshot.open(ctx.snapshot_path())
     inputs = _inputs(ctx, plan)
     prints = clip_fingerprints(
         plan,

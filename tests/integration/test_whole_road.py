@@ -96,6 +96,15 @@ def test_an_interrupted_job_goes_on_where_it_was(
     assert (tmp_path / "interrupted.mp4").read_bytes() == whole_video.read_bytes()
 
 
+def test_an_old_success_is_not_that_of_a_run_that_never_began(
+    whole_video: Path, stack_home: Path, stack: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A DAG that cannot be loaded fails the demo, although a job of that name succeeded before."""
+    monkeypatch.setenv("S2V_EXECUTION", "kubernetes")
+    assert run_demo(stack_home, DemoInputs(), dict(FIELDS), out_dir=tmp_path, job_id="whole") != 0
+    assert list(tmp_path.glob("*.mp4")) == []
+
+
 def clip_is_rendering(ledger: Ledger, job_id: str, clip_index: int) -> bool:
     job = ledger.job(job_id)
     return job is not None and len(job.clips) > clip_index and job.clips[clip_index].status == "rendering"

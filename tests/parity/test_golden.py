@@ -102,7 +102,8 @@ def test_what_cannot_be_run_is_a_failing_row(tmp_path: Path) -> None:
 def test_files_of_other_kinds_are_left_alone(tmp_path: Path) -> None:
     """Somebody's notes beside the goldens are no case."""
     shutil.copy(GOLDEN / "size_cases.json", tmp_path)
-    (tmp_path / "notes.txt").write_text("only words")
+    for name in ("notes.txt", "dit_case_notes.txt", "loop_notes.txt"):
+        (tmp_path / name).write_text("only words")
     assert [row.name for row in rows_of(tmp_path)] == ["size_cases"]
 
 

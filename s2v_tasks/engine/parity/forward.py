@@ -23,6 +23,7 @@ from s2v_tasks.engine.models.transformer import S2VTransformer, Scene
 from s2v_tasks.engine.parallel.layout import Layout
 from s2v_tasks.engine.parity.ranks import num_ranks, share_among_ranks
 from s2v_tasks.engine.parity.results import (
+    CASE_SUFFIXES,
     EXACT,
     FORWARD_GATE,
     ROPE_GATE,
@@ -50,7 +51,7 @@ Pair = tuple[str, Tensor, Tensor]
 
 def cases(folder: Path, layout: Layout | None = None) -> Iterator[CaseResult]:
     """Run every golden file of the transformer in `folder`; whole forwards on all ranks, in `layout` where given."""
-    paths = sorted(path for path in folder.iterdir() if path.name.startswith(PREFIXES))
+    paths = sorted(path for path in folder.iterdir() if path.name.startswith(PREFIXES) and path.suffix in CASE_SUFFIXES)
     for path in paths:
         yield from per_file([path], partial(_run_file, folder, layout), FORWARD_GATE)
 

@@ -22,6 +22,7 @@ from s2v_tasks.engine.parallel.layout import Layout
 from s2v_tasks.engine.parity.forward import load_transformer
 from s2v_tasks.engine.parity.ranks import share_among_ranks
 from s2v_tasks.engine.parity.results import (
+    CASE_SUFFIXES,
     EXACT,
     LOOP_GATE,
     CaseResult,
@@ -43,7 +44,7 @@ OutputSize = Callable[[int, int, int], tuple[int, int]]
 
 def cases(folder: Path, *, output_size: OutputSize, layout: Layout | None = None) -> Iterator[CaseResult]:
     """Run every golden loop in `folder`, on all ranks; `output_size(height, width, area)` gives (height, width)."""
-    paths = sorted(path for path in folder.iterdir() if path.name.startswith(PREFIXES))
+    paths = sorted(path for path in folder.iterdir() if path.name.startswith(PREFIXES) and path.suffix in CASE_SUFFIXES)
     yield from per_file(paths, partial(_run_file, folder, output_size, layout), LOOP_GATE)
 
 

@@ -16,6 +16,7 @@ LOOP_GATE = 1e-4
 SCHEDULER_GATE = 1e-5
 ROPE_GATE = 1e-12
 EXACT = 0.0
+CASE_SUFFIXES = (".safetensors", ".json")  # notes beside them are no cases
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,9 @@ from pathlib import Path
 
 from s2v_tasks.engine.parallel.layout import Layout
 from s2v_tasks.engine.parity import encoders, forward, loops, tables
-from s2v_tasks.engine.parity.results import EXACT, CaseResult, failed
+from s2v_tasks.engine.parity.results import CASE_SUFFIXES, EXACT, CaseResult, failed
 from s2v_tasks.errors import PermanentError
 
-_CASES = (".safetensors", ".json")
 # What a folder of goldens holds of these kinds besides cases.
 _DOCUMENTS = ("README", "manifest", "mutation_results", "upstream_timing")
 
@@ -26,7 +25,7 @@ def run(folder: Path, *, output_size: OutputSize, layout: Layout | None = None) 
     """
     if not folder.is_dir():
         raise PermanentError(f"{folder} is not a folder; give a folder of golden files")
-    kin = (path for path in folder.iterdir() if path.is_file() and path.suffix in _CASES)
+    kin = (path for path in folder.iterdir() if path.is_file() and path.suffix in CASE_SUFFIXES)
     files = sorted(path for path in kin if not path.name.startswith((*_DOCUMENTS, ".")))
     if not files:
         raise PermanentError(f"{folder} holds no golden files; expected *.safetensors or *.json of the golden format")

@@ -36,6 +36,7 @@ def plan(num_clip: int, infer_frames: int = 48) -> Plan:
             start_frame=infer_frames * index,
             end_frame=infer_frames * (index + 1),
             seed=index,
+            latent_shape=(16, infer_frames // 4, 104, 60),
             tokens=100,
             pflops=1.0,
         )
@@ -49,6 +50,7 @@ def plan(num_clip: int, infer_frames: int = 48) -> Plan:
         height=832,
         speech=SpeechFacts(num_samples=16000, sample_rate=16000),
         num_frames=num_clip * infer_frames,
+        covered_seconds=1.0,
         sampling=Sampling(
             sample_steps=2, sample_guide_scale=4.5, sample_shift=3.0, sample_solver="unipc", start_from_ref=False
         ),

@@ -83,6 +83,16 @@ def test_num_clip_fewer_is_a_preview(plan_of: Any) -> None:
     )
 
 
+def test_a_plan_states_what_is_covered_and_the_shape_of_each_clip(plan_of: Any) -> None:
+    """Its JSON tells the seconds of speech that are heard, and the latents of every clip."""
+    preview = plan_of(10 * 16000, num_clip=1, infer_frames=48)
+    assert preview.covered_seconds == 3.0
+    whole = plan_of(80_320)
+    assert whole.covered_seconds == 5.02
+    height, width = whole.height // 8, whole.width // 8
+    assert [clip.latent_shape for clip in whole.clips] == [(16, 11, height, width), (16, 10, height, width)]
+
+
 def test_num_clip_more_is_reduced(plan_of: Any) -> None:
     """More clips than the speech needs are reduced to the needed number, with a warning."""
     plan = plan_of(seconds(5.02), num_clip=9)

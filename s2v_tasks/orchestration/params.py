@@ -10,7 +10,8 @@ from s2v_tasks.schemas.preset import Preset, load_presets
 from s2v_tasks.schemas.request import JOB_ID_PATTERN, Request
 from s2v_tasks.settings import config_dir, load_settings
 
-INPUTS, WHAT_TO_MAKE, ADVANCED = "Inputs", "What to make", "Advanced"
+INPUTS, WHAT_TO_MAKE, LONG_VIDEOS = "Inputs", "What to make", "Long videos"
+BOOKKEEPING, RERUN, ADVANCED = "Budget and bookkeeping", "Rerun", "Advanced"
 _SECTIONS = {
     "image_uri": INPUTS,
     "audio_uri": INPUTS,
@@ -19,6 +20,19 @@ _SECTIONS = {
     "preset": WHAT_TO_MAKE,
     "size": WHAT_TO_MAKE,
     "num_clip": WHAT_TO_MAKE,
+    "continuity": LONG_VIDEOS,
+    "min_chain_seconds": LONG_VIDEOS,
+    "max_chain_seconds": LONG_VIDEOS,
+    "transition": LONG_VIDEOS,
+    "clips_per_pod": LONG_VIDEOS,
+    "priority": BOOKKEEPING,
+    "labels": BOOKKEEPING,
+    "max_gpu_seconds": BOOKKEEPING,
+    "max_cost": BOOKKEEPING,
+    "webhook_url": BOOKKEEPING,
+    "parent_job_id": RERUN,
+    "from_clip": RERUN,
+    "job_id": RERUN,
 }
 
 
@@ -43,7 +57,7 @@ def request_params(presets: Mapping[str, Preset], prefill: Mapping[str, Any]) ->
         description="Empty: made from the run id. An earlier job's id resumes it and reuses its finished clips.",
         type=["null", "string"],
         pattern=JOB_ID_PATTERN,
-        section=ADVANCED,
+        section=_SECTIONS["job_id"],
     )
     return params
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from s2v_tasks.planning.resolution import cropped_share
 from s2v_tasks.schemas.model_card import GpuCard, ModelCard
 from s2v_tasks.schemas.plan import FPS, Estimate, SpeechFacts
-from s2v_tasks.schemas.request import parse_size
+from s2v_tasks.schemas.size import parse_size
 
 NOTABLE_CROP = 0.10
 NOTABLE_SHORTFALL = 0.75  # sides are multiples of 64: a normal video of size 480*832 keeps 80 % of its pixels or more

@@ -6,7 +6,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from s2v_tasks.errors import ConfigurationError, PermanentError
-from s2v_tasks.schemas.request import Solver, parse_size
+from s2v_tasks.schemas.request import Solver
+from s2v_tasks.schemas.size import parse_size
 
 
 class Preset(BaseModel):

@@ -4,20 +4,28 @@ The fields are the reference's own names. The UI form, the CLI options and `requ
 """
 
 import re
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from s2v_tasks.errors import PermanentError
+from s2v_tasks.schemas.size import MAX_SIDE, MIN_SIDE, SIDE_STEP, SIZE_PATTERN, parse_size
 
 JOB_ID_PATTERN = r"^[a-z0-9][a-z0-9-]{2,62}$"
 S3_URI_PATTERN = r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/[^\s?#]+$"
-SIZE_PATTERN = r"^\d{3,4}\*\d{3,4}$"
+WEBHOOK_URL_PATTERN = r"^https?://[A-Za-z0-9.:\[\]-]+([/?]\S*)?$"
+# Those of Kubernetes, without a prefix in the key: labels reach pods as they are.
+LABEL_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"
+MAX_LABELS = 16
 MAX_PROMPT_CHARACTERS = 2000
+MAX_CLIPS = 1000
 
-SIDE_STEP, MIN_SIDE, MAX_SIDE, MAX_AREA = 32, 128, 1280, 1280 * 720
+DEFAULT_MIN_CHAIN_SECONDS, DEFAULT_MAX_CHAIN_SECONDS = 10.0, 60.0
 
 Solver = Literal["unipc", "dpm++"]
+Continuity = Literal["chained", "cut"]
+Transition = Literal["cut", "crossfade"]
+Priority = Literal["low", "normal", "high"]
 
 
 class Request(BaseModel):
@@ -56,7 +64,7 @@ class Request(BaseModel):
     num_clip: int | None = Field(
         None,
         ge=1,
-        le=1000,
+        le=MAX_CLIPS,
         title="Number of clips",
         description="Empty: as many clips as the speech needs. Fewer make a preview of the beginning.",
     )
@@ -107,7 +115,82 @@ class Request(BaseModel):
     start_from_ref: bool = Field(
         False,
         title="Start from the reference picture",
-        description="Begin the first clip with the reference picture itself.",
+        description="Begin the first clip of each chain with the reference picture itself.",
+    )
+    continuity: Continuity = Field(
+        "chained",
+        title="Continuity",
+        description="chained: each clip continues the one before it, one after the other. cut: start again from the "
+        "reference picture at pauses of the speech, so that a long video renders on many GPUs at once.",
+    )
+    min_chain_seconds: float | None = Field(
+        None,
+        ge=2,
+        le=600,
+        title="Shortest chain (s)",
+        description=f"Only with continuity cut: no cut sooner after the last one. "
+        f"Empty: {DEFAULT_MIN_CHAIN_SECONDS:g} s.",
+    )
+    max_chain_seconds: float | None = Field(
+        None,
+        ge=4,
+        le=1200,
+        title="Longest chain (s)",
+        description="Only with continuity cut: no cut later after the last one, even where nobody pauses. At least "
+        f"twice the shortest. Empty: {DEFAULT_MAX_CHAIN_SECONDS:g} s.",
+    )
+    transition: Transition = Field(
+        "cut",
+        title="Transition",
+        description="Only with continuity cut: how the picture goes on there. cut: at once; crossfade: over 250 ms.",
+    )
+    clips_per_pod: int = Field(
+        1,
+        ge=1,
+        le=16,
+        title="Clips per pod",
+        description="Consecutive clips that one process renders with the model loaded once.",
+    )
+    priority: Priority = Field("normal", title="Priority", description="Which jobs get a free GPU first.")
+    labels: dict[str, str] = Field(
+        {},
+        max_length=MAX_LABELS,
+        title="Labels",
+        description=f"At most {MAX_LABELS} names with values to find and to bill jobs by, each of up to 63 letters, "
+        'digits, dots, dashes and underscores, for example {"team": "news"}.',
+    )
+    max_gpu_seconds: float | None = Field(
+        None,
+        gt=0,
+        title="Most GPU-seconds",
+        description="A plan that is expected to need more is refused before anything is spent.",
+    )
+    max_cost: float | None = Field(
+        None,
+        gt=0,
+        title="Highest cost",
+        description="In the currency of the configured GPU. A plan that is expected to cost more is refused before "
+        "anything is spent.",
+    )
+    webhook_url: str | None = Field(
+        None,
+        pattern=WEBHOOK_URL_PATTERN,
+        max_length=1000,
+        title="Webhook",
+        description="Optional http(s) URL that is told when the job starts, a clip is done, and the job ends.",
+    )
+    parent_job_id: str | None = Field(
+        None,
+        pattern=JOB_ID_PATTERN,
+        title="Earlier job",
+        description="Rerun: the job whose clips before `from_clip` are reused, with its frames, size and seeds.",
+    )
+    from_clip: int | None = Field(
+        None,
+        ge=0,
+        lt=MAX_CLIPS,
+        title="Rerun from clip",
+        description="Rerun: index of the first clip, from 0, that is rendered anew.",
     )
 
     @field_validator("prompt")
@@ -126,20 +209,43 @@ class Request(BaseModel):
             parse_size(value)
         return value
 
+    @field_validator("labels")
+    @classmethod
+    def _labels_are_plain(cls, value: dict[str, str]) -> dict[str, str]:
+        for part in [*value, *value.values()]:
+            if not re.fullmatch(LABEL_PATTERN, part):
+                raise ValueError(
+                    f"{part[:80]!r} is not a label: expected 1 to 63 letters, digits, dots, dashes and underscores, "
+                    "a letter or digit first and last"
+                )
+        return value
 
-def parse_size(size: str) -> tuple[int, int]:
-    """Width and height in pixels of `W*H`; ValueError when a side or the area is out of bounds."""
-    if not re.match(SIZE_PATTERN, size):
-        raise ValueError(f"expected W*H such as 480*832, each side a multiple of {SIDE_STEP}")
-    width, height = (int(side) for side in size.split("*"))
-    for side in (width, height):
-        if side % SIDE_STEP or not MIN_SIDE <= side <= MAX_SIDE:
+    @model_validator(mode="after")
+    def _fields_fit_each_other(self) -> Self:
+        if self.continuity == "chained":
+            if self.min_chain_seconds is not None or self.max_chain_seconds is not None or self.transition != "cut":
+                raise ValueError(
+                    "min_chain_seconds, max_chain_seconds and transition crossfade belong to continuity cut: "
+                    "set continuity to cut or leave them out"
+                )
+        elif 2 * self.shortest_chain_seconds > self.longest_chain_seconds:
             raise ValueError(
-                f"expected sides that are multiples of {SIDE_STEP} from {MIN_SIDE} to {MAX_SIDE}, such as 480*832"
+                f"max_chain_seconds {self.longest_chain_seconds:g} is less than twice min_chain_seconds "
+                f"{self.shortest_chain_seconds:g}: with less room not every length of speech can be divided"
             )
-    if width * height > MAX_AREA:
-        raise ValueError(f"has {width * height} pixels: expected at most 1280*720 = {MAX_AREA}")
-    return width, height
+        if (self.parent_job_id is None) != (self.from_clip is None):
+            raise ValueError("parent_job_id and from_clip make a rerun together: give both or neither")
+        return self
+
+    @property
+    def shortest_chain_seconds(self) -> float:
+        """With continuity cut: the least time between two cuts."""
+        return DEFAULT_MIN_CHAIN_SECONDS if self.min_chain_seconds is None else self.min_chain_seconds
+
+    @property
+    def longest_chain_seconds(self) -> float:
+        """With continuity cut: the most time between two cuts."""
+        return DEFAULT_MAX_CHAIN_SECONDS if self.max_chain_seconds is None else self.max_chain_seconds
 
 
 def parse_request(data: dict[str, Any]) -> Request:
@@ -151,10 +257,14 @@ def parse_request(data: dict[str, Any]) -> Request:
 
 
 def _sentence(error: Any) -> str:
-    field = ".".join(str(part) for part in error["loc"]) or "request"
+    if not error["loc"]:
+        return str(error.get("ctx", {}).get("error", error["msg"]))
+    field = ".".join(str(part) for part in error["loc"])
     value = repr(error.get("input"))
     if len(value) > 60:
         value = f"{value[:57]}... ({len(str(error.get('input')))} characters)"
+    if field == "webhook_url":
+        value = "(not shown: it may hold a secret)"
     match error["type"]:
         case "missing":
             return f"{field} is missing"
@@ -171,6 +281,8 @@ def _expected(field: str, message: str) -> str:
         return "expected a multiple of 4 from 16 to 120, for example 80"
     if field == "size":
         return f"expected W*H such as 480*832, each side a multiple of {SIDE_STEP} from {MIN_SIDE} to {MAX_SIDE}"
+    if field == "webhook_url":
+        return "expected an http or https URL without user and password, of at most 1000 characters"
     if field.endswith("_uri"):
         return "expected an S3 URI such as s3://bucket/folder/file"
     return message[0].lower() + message[1:]

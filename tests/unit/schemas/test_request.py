@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from s2v_tasks.errors import PermanentError
-from s2v_tasks.schemas.request import MAX_PROMPT_CHARACTERS, Request, parse_request, parse_size
+from s2v_tasks.schemas.request import MAX_PROMPT_CHARACTERS, Request, parse_request
+from s2v_tasks.schemas.size import parse_size
 
 FIELDS = {"image_uri": "s3://bucket/in/a.png", "audio_uri": "s3://bucket/in/a.wav", "prompt": "A woman speaks."}
 
@@ -46,6 +47,23 @@ def test_legal_sizes(size: str) -> None:
         ({"sample_solver": "euler"}, "sample_solver 'euler': input should be 'unipc' or 'dpm++'"),
         ({"num_clip": 0}, "num_clip 0: "),
         ({"base_seed": -2}, "base_seed -2: "),
+        ({"continuity": "loose"}, "continuity 'loose': input should be 'chained' or 'cut'"),
+        ({"min_chain_seconds": 20}, "belong to continuity cut: set continuity to cut or leave them out"),
+        ({"transition": "crossfade"}, "belong to continuity cut"),
+        (
+            {"continuity": "cut", "max_chain_seconds": 19},
+            "max_chain_seconds 19 is less than twice min_chain_seconds 10",
+        ),
+        ({"parent_job_id": "talk-1"}, "parent_job_id and from_clip make a rerun together: give both or neither"),
+        ({"from_clip": 2}, "give both or neither"),
+        ({"parent_job_id": "Talk 1", "from_clip": 2}, "parent_job_id 'Talk 1': "),
+        ({"labels": {"team": "the news"}}, "'the news' is not a label: expected 1 to 63 letters"),
+        ({"labels": {"-team": "news"}}, "'-team' is not a label"),
+        ({"labels": {f"l{k}": "x" for k in range(17)}}, "at most 16 items"),
+        ({"webhook_url": "ftp://example.org/x"}, "webhook_url (not shown: it may hold a secret): expected an http or"),
+        ({"webhook_url": "https://me:secret@example.org/"}, "expected an http or https URL without user and password"),
+        ({"max_cost": 0}, "max_cost 0: input should be greater than 0"),
+        ({"clips_per_pod": 17}, "clips_per_pod 17: "),
         ({"steps": 4}, "steps is not a field of a request (known: image_uri, "),
     ],
 )
@@ -56,7 +74,7 @@ def test_bad_fields_are_refused_in_one_sentence(changes: dict[str, Any], message
     sentence = str(caught.value)
     assert message in sentence
     assert sentence.startswith("Bad request: ")
-    assert len(sentence) < 500
+    assert len(sentence) < 700
     assert "\n" not in sentence
 
 
@@ -76,3 +94,10 @@ def test_largest_seed_leaves_room_for_the_last_clip() -> None:
     assert parse_request(FIELDS | {"base_seed": 2**63 - 1001}).base_seed + 1000 < 2**63
     with pytest.raises(PermanentError, match="base_seed"):
         parse_request(FIELDS | {"base_seed": 2**63 - 1000})
+
+
+def test_a_request_may_ask_for_cuts_and_say_how_long_chains_are() -> None:
+    """Chains have default bounds, which a request that asks for cuts may replace."""
+    assert parse_request(FIELDS | {"continuity": "cut"}).shortest_chain_seconds == 10
+    request = parse_request(FIELDS | {"continuity": "cut", "min_chain_seconds": 3, "max_chain_seconds": 6})
+    assert (request.shortest_chain_seconds, request.longest_chain_seconds) == (3, 6)

@@ -10,11 +10,11 @@ import typer
 from rich.table import Table
 
 from s2v_tasks.cli import app
-from s2v_tasks.cli.people import console
+from s2v_tasks.cli.terminal import OPERATORS, console
 from s2v_tasks.errors import PermanentError, TransientError
 
 bench = typer.Typer(help="Measure the engine on this machine, with random weights.", no_args_is_help=True)
-app.add_typer(bench, name="bench", rich_help_panel="For operators")
+app.add_typer(bench, name="bench", rich_help_panel=OPERATORS)
 
 # Of the dimensions that a command does not name: about 50 million parameters, and those of the released model.
 PRESETS = {

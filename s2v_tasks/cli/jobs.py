@@ -1,0 +1,96 @@
+"""`s2v jobs` and `s2v job`: what the ledger knows."""
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from s2v_tasks.cli import app
+from s2v_tasks.cli.terminal import PEOPLE, console, open_ledger, plain, print_json
+from s2v_tasks.errors import PermanentError
+
+if TYPE_CHECKING:
+    from s2v_tasks.metadata.records import JobRecord
+
+
+@app.command(rich_help_panel=PEOPLE)
+def jobs(
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many, newest first.")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+) -> None:
+    """List jobs, newest first."""
+    with open_ledger() as ledger:
+        found = ledger.jobs(limit=limit)
+    if as_json:
+        print_json([plain(job) for job in found])
+        return
+    table = Table("job", "status", "clips", "frames", "size", "created", "video or reason")
+    for job in found:
+        table.add_row(
+            job.job_id,
+            job.status,
+            str(job.num_clip or ""),
+            str(job.num_frames or ""),
+            f"{job.width}*{job.height}" if job.width else "",
+            f"{job.created_at:%Y-%m-%d %H:%M:%S}",
+            escape(job.reason or job.video_uri or ""),
+        )
+    console.print(table)
+
+
+@app.command(rich_help_panel=PEOPLE)
+def job(
+    job_id: Annotated[str, typer.Argument(help="The job.")],
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+) -> None:
+    """Show one job: its state, its clips, its artifacts and what happened."""
+    with open_ledger() as ledger:
+        found = ledger.job(job_id)
+    if found is None:
+        raise PermanentError(f"Job {job_id!r} is not known: `s2v jobs` lists the jobs that are.")
+    if as_json:
+        print_json(plain(found))
+        return
+    _print_job(found)
+
+
+def _print_job(found: "JobRecord") -> None:
+    console.print(f"[bold]{found.job_id}[/bold]  {found.status}  {escape(found.reason or found.video_uri or '')}")
+    clips = Table(
+        "clip", "status", "frames", "step", "attempts", "reused", "render s", "PFLOP", "MFU", "peak GiB", "fingerprint"
+    )
+    for clip in found.clips:
+        clips.add_row(
+            str(clip.clip_index),
+            clip.status,
+            f"{clip.start_frame}..{clip.end_frame}",
+            f"{clip.progress_step or 0}/{clip.progress_steps or '?'}",
+            str(clip.attempts),
+            "yes" if clip.reused else "no",
+            f"{clip.render_seconds:.1f}" if clip.render_seconds is not None else "",
+            *_meter(clip.facts or {}),
+            (clip.fingerprint or "")[:12],
+        )
+    console.print(clips)
+    artifacts = Table("artifact", "bytes", "sha256")
+    for artifact in found.artifacts:
+        artifacts.add_row(artifact.key, str(artifact.size_bytes), artifact.sha256[:12])
+    console.print(artifacts)
+    events = Table("at", "step", "clip", "event", "detail")
+    for event in found.events:
+        clip_index = "" if event.clip_index is None else str(event.clip_index)
+        detail = json.dumps(event.detail, ensure_ascii=False)
+        events.add_row(f"{event.at:%H:%M:%S}", event.step or "", clip_index, event.event, escape(detail[:100]))
+    console.print(events)
+
+
+def _meter(facts: dict[str, Any]) -> tuple[str, str, str]:
+    """Operations, utilisation of the device, and peak memory: of the GPU, on a CPU of the process."""
+    peak_bytes = facts.get("peak_gpu_memory_bytes", facts.get("peak_host_memory_bytes"))
+    return (
+        f"{facts['pflops']:.3g}" if "pflops" in facts else "",
+        f"{facts['mfu']:.1%}" if "mfu" in facts else "",
+        f"{peak_bytes / 2**30:.2f}" if peak_bytes is not None else "",
+    )

@@ -1,0 +1,55 @@
+"""Commands for operators: the database, the weights on disk."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from s2v_tasks.cli import app
+from s2v_tasks.cli.terminal import OPERATORS
+from s2v_tasks.errors import ConfigurationError
+
+db = typer.Typer(help="The project's own database.", no_args_is_help=True)
+snapshot = typer.Typer(help="Model weights on disk.", no_args_is_help=True)
+app.add_typer(db, name="db", rich_help_panel=OPERATORS)
+app.add_typer(snapshot, name="snapshot", rich_help_panel=OPERATORS)
+
+
+@db.command("upgrade")
+def db_upgrade(revision: Annotated[str, typer.Argument(help="Alembic revision.")] = "head") -> None:
+    """Bring the database to the newest schema."""
+    from s2v_tasks.metadata.migrate import upgrade
+
+    upgrade(_database_url(), revision)
+    typer.echo(f"database is at {revision}")
+
+
+@snapshot.command("init-tiny")
+def snapshot_init_tiny(
+    folder: Annotated[Path, typer.Argument(help="Folder to create.")],
+    seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal bytes.")] = 0,
+) -> None:
+    """Write a tiny checkpoint with random weights in the official layout, for demos and tests."""
+    from s2v_tasks.engine.tiny_snapshot import write_tiny_snapshot
+
+    write_tiny_snapshot(folder, seed)
+    typer.echo(str(folder))
+
+
+@snapshot.command("verify")
+def snapshot_verify(
+    folder: Annotated[Path, typer.Argument(help="Snapshot with a SHA256SUMS beside its files.")],
+) -> None:
+    """Compare all weight files with the sha256 digests of SHA256SUMS, as `sha256sum` writes them."""
+    from s2v_tasks.engine.loading.checksums import verify_checksums
+
+    typer.echo(f"{verify_checksums(folder)} files are as listed")
+
+
+def _database_url() -> str:
+    from s2v_tasks.settings import load_settings
+
+    url = load_settings().database_url
+    if url is None:
+        raise ConfigurationError("S2V_DATABASE_URL is not set: expected a PostgreSQL URL, or run `make up` first.")
+    return url.get_secret_value()

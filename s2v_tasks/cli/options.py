@@ -1,0 +1,81 @@
+"""Options made from the fields of a request: what a field is, is said once, in `schemas.request`."""
+
+import functools
+import inspect
+import types
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import typer
+
+from s2v_tasks.errors import PermanentError
+from s2v_tasks.schemas.request import Request
+
+Command = Callable[..., None]
+SAMPLING = ("base_seed", "sample_steps", "sample_guide_scale", "sample_shift", "sample_solver")
+# What decides the plan, and with it the cost, of a picture and a speech.
+PLANNING = (
+    "preset", "num_clip", "infer_frames", "size", *SAMPLING, "start_from_ref", "continuity", "min_chain_seconds",
+    "max_chain_seconds", "transition", "max_gpu_seconds", "max_cost",
+)  # fmt: skip
+BOOKKEEPING = ("clips_per_pod", "priority", "labels", "webhook_url")
+
+
+def request_options(*names: str) -> Callable[[Command], Command]:
+    """Give a command an option for each named field; what was given reaches it as the one dict `fields`."""
+
+    def decorate(command: Command) -> Command:
+        own = inspect.signature(command, eval_str=True).parameters.values()
+        parameters: list[inspect.Parameter] = []
+        for parameter in own:
+            if parameter.name == "fields":
+                parameters += [_option(name) for name in names]
+            else:
+                parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+
+        @functools.wraps(command)
+        def with_fields(**arguments: Any) -> None:
+            given = {name: arguments.pop(name) for name in names}
+            fields = {name: value for name, value in given.items() if value not in (None, [])}
+            if "labels" in fields:
+                fields["labels"] = parse_labels(fields["labels"])
+            command(**arguments, fields=fields)
+
+        with_fields.__dict__["__signature__"] = inspect.Signature(parameters)
+        with_fields.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return with_fields
+
+    return decorate
+
+
+def parse_labels(pairs: list[str]) -> dict[str, str]:
+    """`name=value` texts as a dict; PermanentError names a text that is none."""
+    labels = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not name or not equals:
+            raise PermanentError(f"--label {pair!r}: expected NAME=VALUE, for example team=news.")
+        labels[name] = value
+    return labels
+
+
+def _option(name: str) -> inspect.Parameter:
+    """The option of one field. Its bounds are checked with the whole request, in the request's own words."""
+    field = Request.model_fields[name]
+    flag, kind, metavar = f"--{name.replace('_', '-')}", _value_type(field.annotation), None
+    if name == "labels":
+        flag, kind, metavar = "--label", list[str], "NAME=VALUE"
+    elif get_origin(kind) is Literal:
+        kind, metavar = str, "|".join(get_args(kind))
+    help_text = (field.description or "").replace("Empty:", "Left out:")
+    option = typer.Option(flag, help=help_text, metavar=metavar)
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
+    )
+
+
+def _value_type(annotation: Any) -> Any:
+    """The type of a field's value where there is one."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        return next(kind for kind in get_args(annotation) if kind is not type(None))
+    return annotation

@@ -1,0 +1,56 @@
+"""Options of commands that are made from the fields of a request."""
+
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from s2v_tasks.cli.options import BOOKKEEPING, PLANNING, parse_labels, request_options
+from s2v_tasks.errors import PermanentError
+from s2v_tasks.schemas.request import Request
+
+
+def fields_of(*arguments: str) -> dict[str, Any]:
+    """What a command gets whose options are those of every field."""
+    seen: list[dict[str, Any]] = []
+    app = typer.Typer()
+
+    @app.command()
+    @request_options("prompt", *PLANNING, *BOOKKEEPING)
+    def command(fields: dict[str, Any], loud: bool = False) -> None:
+        seen.append(fields | {"loud": loud})
+
+    done = CliRunner().invoke(app, list(arguments))
+    assert done.exit_code == 0, done.output
+    return seen[0]
+
+
+def test_only_what_was_given_reaches_the_command() -> None:
+    """Fields left out are not in the request, so that presets and defaults decide them."""
+    assert fields_of() == {"loud": False}
+    assert fields_of("--loud", "--base-seed", "0", "--start-from-ref") == {
+        "loud": True,
+        "base_seed": 0,
+        "start_from_ref": True,
+    }
+
+
+def test_values_have_the_type_of_their_field() -> None:
+    """Numbers, choices and labels arrive as a request takes them."""
+    given = fields_of("--num-clip", "2", "--sample-shift", "3", "--priority", "high", "--label", "a=1", "--label", "b=")
+    assert given | {"labels": {"a": "1", "b": ""}} == given
+    assert (given["num_clip"], given["sample_shift"], given["priority"]) == (2, 3.0, "high")
+
+
+def test_every_field_of_a_request_has_an_option() -> None:
+    """No field is forgotten: files have arguments of their own, a rerun its own command."""
+    own = {"image_uri", "audio_uri", "pose_video_uri", "prompt", "parent_job_id", "from_clip"}
+    assert {*PLANNING, *BOOKKEEPING} | own == set(Request.model_fields)
+
+
+@pytest.mark.parametrize("text", ["team", "=news", ""])
+def test_a_label_without_name_or_value_is_refused(text: str) -> None:
+    """The message repeats what was given and shows the form."""
+    with pytest.raises(PermanentError, match="expected NAME=VALUE"):
+        parse_labels([text])

@@ -21,9 +21,26 @@ class ClipRecord:
     render_seconds: float | None
     progress_step: int | None
     progress_steps: int | None
+    eta_seconds: float | None
+    gpu_memory_bytes: int | None
     reused: bool
+    source_job_id: str | None
     facts: dict[str, Any] | None
     updated_at: datetime
+
+
+@dataclass(frozen=True)
+class AttemptRecord:
+    """One rendering of a clip that was begun; `gpu_seconds` is known when it has ended."""
+
+    clip_index: int
+    attempt: int
+    started_at: datetime
+    finished_at: datetime | None
+    outcome: str
+    gpu_seconds: float | None
+    world_size: int
+    reason: str | None
 
 
 @dataclass(frozen=True)
@@ -51,23 +68,35 @@ class EventRecord:
 
 @dataclass(frozen=True)
 class JobRecord:
-    """One job. `reason` says why a failed one failed; clips, artifacts and events are filled by `Ledger.job` only."""
+    """One job. `reason` says why a failed one failed; only `Ledger.job` fills clips, attempts, artifacts, events."""
 
     job_id: str
     status: str
     reason: str | None
     request: dict[str, Any] | None
+    parent_job_id: str | None
+    from_clip: int | None
+    preset: str | None
+    priority: str
+    labels: dict[str, str]
+    source: str | None
+    dag_run_id: str | None
     num_clip: int | None
     num_frames: int | None
     width: int | None
     height: int | None
     estimated_gpu_seconds: float | None
+    gpu: str | None
+    cost_per_gpu_hour: float | None
+    currency: str | None
     video_uri: str | None
     sha256: str | None
+    cancel_requested_at: datetime | None
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
     updated_at: datetime
     clips: tuple[ClipRecord, ...] = ()
+    attempts: tuple[AttemptRecord, ...] = ()
     artifacts: tuple[ArtifactRecord, ...] = ()
     events: tuple[EventRecord, ...] = ()

@@ -1,4 +1,4 @@
-"""The tables of the project's own database (docs/architecture.md). Times are timestamptz, written as UTC."""
+"""The tables of the project's own database (docs/metadata.md). Times are timestamptz, written as UTC."""
 
 from datetime import datetime
 from typing import Any
@@ -7,8 +7,14 @@ from sqlalchemy import BigInteger, CheckConstraint, DateTime, ForeignKey, Identi
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-JOB_STATUSES = ("queued", "running", "succeeded", "failed")
+JOB_STATUSES = ("queued", "running", "succeeded", "failed", "cancelled")
+JOB_SOURCES = ("ui", "cli", "drop", "batch", "rerun", "api")
+PRIORITIES = ("low", "normal", "high")
 CLIP_STATUSES = ("pending", "rendering", "succeeded", "failed")
+ATTEMPT_OUTCOMES = ("running", "succeeded", "failed", "interrupted", "lost")
+DROP_STATUSES = ("claimed", "accepted", "refused", "rejected")
+BATCH_STATUSES = ("running", "finished")
+NOTIFICATION_STATUSES = ("pending", "delivered", "failed", "refused")
 
 
 class Base(DeclarativeBase):
@@ -20,28 +26,50 @@ class Base(DeclarativeBase):
             "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
             "ck": "ck_%(table_name)s_%(constraint_name)s",
             "ix": "ix_%(table_name)s_%(column_0_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_name)s",
         }
     )
     type_annotation_map = {datetime: DateTime(timezone=True), dict[str, Any]: JSONB}  # noqa: RUF012 - SQLAlchemy's
 
 
 class Job(Base):
-    """One talking video. The plan's columns are empty until it is planned."""
+    """One talking video. The plan's columns are empty until it is planned, the price is the one it was planned with.
+
+    A queued job without `dag_run_id` waits for its turn to be started. `parent_job_id` and `from_clip`: a rerun, whose
+    clips before `from_clip` are its parent's.
+    """
 
     __tablename__ = "jobs"
-    __table_args__ = (CheckConstraint(f"status IN {JOB_STATUSES}", name="status"),)
+    __table_args__ = (
+        CheckConstraint(f"status IN {JOB_STATUSES}", name="status"),
+        CheckConstraint(f"priority IN {PRIORITIES}", name="priority"),
+        CheckConstraint(f"source IN {JOB_SOURCES}", name="source"),
+        Index("ix_jobs_status_created_at", "status", "created_at"),
+        Index("ix_jobs_labels", "labels", postgresql_using="gin"),
+    )
 
     job_id: Mapped[str] = mapped_column(primary_key=True)
     status: Mapped[str]
     reason: Mapped[str | None]
     request: Mapped[dict[str, Any] | None]
+    parent_job_id: Mapped[str | None] = mapped_column(index=True)
+    from_clip: Mapped[int | None]
+    preset: Mapped[str | None]
+    priority: Mapped[str] = mapped_column(server_default=text("'normal'"))
+    labels: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))
+    source: Mapped[str | None]
+    dag_run_id: Mapped[str | None]
     num_clip: Mapped[int | None]
     num_frames: Mapped[int | None]
     width: Mapped[int | None]
     height: Mapped[int | None]
     estimated_gpu_seconds: Mapped[float | None]
+    gpu: Mapped[str | None]
+    cost_per_gpu_hour: Mapped[float | None]
+    currency: Mapped[str | None]
     video_uri: Mapped[str | None]
     sha256: Mapped[str | None]
+    cancel_requested_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now(), index=True)
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
@@ -51,7 +79,8 @@ class Job(Base):
 class Clip(Base):
     """One clip of a job. `progress_step` of `progress_steps` solver steps are done; attempts count renderings begun.
 
-    `facts` are those of its manifest: what the rendering cost, and on what.
+    `facts` are those of its manifest: what the rendering cost, and on what. `source_job_id`: the job that rendered it,
+    where that is another one.
     """
 
     __tablename__ = "clips"
@@ -67,9 +96,33 @@ class Clip(Base):
     render_seconds: Mapped[float | None]
     progress_step: Mapped[int | None]
     progress_steps: Mapped[int | None]
+    eta_seconds: Mapped[float | None]
+    gpu_memory_bytes: Mapped[int | None] = mapped_column(BigInteger)
     reused: Mapped[bool] = mapped_column(server_default=text("false"))
+    source_job_id: Mapped[str | None] = mapped_column(index=True)
     facts: Mapped[dict[str, Any] | None]
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class Attempt(Base):
+    """One rendering of a clip that was begun: `gpu_seconds` = its length x `world_size`, whatever became of it.
+
+    lost: nobody said how it ended; it counts until its last sign of life. Refers to no clip row: a new plan forgets
+    clips, not what they cost.
+    """
+
+    __tablename__ = "attempts"
+    __table_args__ = (CheckConstraint(f"outcome IN {ATTEMPT_OUTCOMES}", name="outcome"),)
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.job_id", ondelete="CASCADE"), primary_key=True)
+    clip_index: Mapped[int] = mapped_column(primary_key=True)
+    attempt: Mapped[int] = mapped_column(primary_key=True)
+    started_at: Mapped[datetime] = mapped_column(server_default=func.now(), index=True)
+    finished_at: Mapped[datetime | None]
+    outcome: Mapped[str] = mapped_column(server_default=text("'running'"))
+    gpu_seconds: Mapped[float | None]
+    world_size: Mapped[int]
+    reason: Mapped[str | None]
 
 
 class ArtifactRow(Base):
@@ -98,3 +151,81 @@ class Event(Base):
     event: Mapped[str]
     detail: Mapped[dict[str, Any]]
     at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class Drop(Base):
+    """One folder that somebody dropped, with exactly these files; its row is the claim to it.
+
+    claimed → accepted, or refused → rejected: the first of each pair says that its files are still on their way from
+    `folder_uri` to `target_uri`. `files`: what moves: name in the folder → {etag, size_bytes, target name}.
+    """
+
+    __tablename__ = "drops"
+    __table_args__ = (
+        CheckConstraint(f"status IN {DROP_STATUSES}", name="status"),
+        Index("ix_drops_status_created_at", "status", "created_at"),
+    )
+
+    drop_id: Mapped[str] = mapped_column(primary_key=True)
+    folder_uri: Mapped[str] = mapped_column(index=True)
+    target_uri: Mapped[str] = mapped_column(unique=True)
+    etag: Mapped[str]
+    files: Mapped[dict[str, Any]]
+    job_id: Mapped[str | None] = mapped_column(unique=True)
+    status: Mapped[str]
+    error: Mapped[dict[str, Any] | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    updated_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class Batch(Base):
+    """One version of a batch manifest, in which every row is right."""
+
+    __tablename__ = "batches"
+    __table_args__ = (
+        CheckConstraint(f"status IN {BATCH_STATUSES}", name="status"),
+        Index("ix_batches_manifest_uri_created_at", "manifest_uri", "created_at"),
+    )
+
+    batch_id: Mapped[str] = mapped_column(primary_key=True)
+    manifest_uri: Mapped[str]
+    etag: Mapped[str]
+    num_rows: Mapped[int]
+    status: Mapped[str] = mapped_column(server_default=text("'running'"))
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    finished_at: Mapped[datetime | None]
+    updated_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class BatchRow(Base):
+    """One row of a manifest and its job; equal rows of two versions of a manifest have the same job."""
+
+    __tablename__ = "batch_rows"
+
+    batch_id: Mapped[str] = mapped_column(ForeignKey("batches.batch_id", ondelete="CASCADE"), primary_key=True)
+    row_number: Mapped[int] = mapped_column(primary_key=True)
+    row_id: Mapped[str | None]
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.job_id", ondelete="CASCADE"), index=True)
+
+
+class Notification(Base):
+    """One message to a webhook, written down before it is sent."""
+
+    __tablename__ = "notifications"
+    __table_args__ = (
+        CheckConstraint(f"status IN {NOTIFICATION_STATUSES}", name="status"),
+        Index("ix_notifications_due", "next_attempt_at", postgresql_where=text("status = 'pending'")),
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.job_id", ondelete="CASCADE"), index=True)
+    clip_index: Mapped[int | None]
+    event: Mapped[str]
+    url: Mapped[str]
+    payload: Mapped[dict[str, Any]]
+    status: Mapped[str] = mapped_column(server_default=text("'pending'"))
+    attempts: Mapped[int] = mapped_column(server_default=text("0"))
+    last_error: Mapped[str | None]
+    next_attempt_at: Mapped[datetime | None] = mapped_column(server_default=func.now())
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    delivered_at: Mapped[datetime | None]

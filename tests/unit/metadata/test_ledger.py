@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
+import psycopg
 import pytest
 from sqlalchemy.engine import make_url
 
@@ -144,6 +145,62 @@ def test_a_clip_on_its_road(ledger: Ledger) -> None:
     assert (clip.status, clip.attempts, clip.render_seconds, clip.reused) == ("succeeded", 3, 2.5, True)
     assert clip.facts == {"render_seconds": 2.5, "mfu": 0.4}
     assert (clip.fingerprint, clip.start_frame, clip.end_frame) == ("f1", 48, 96)
+
+
+def test_every_attempt_is_on_record_with_its_gpu_seconds(ledger: Ledger, postgres_url: str) -> None:
+    """Seconds times GPUs count whatever became of the attempt; reusing a clip begins none."""
+    planned(ledger).clip_started("job-1", 0, "f0", world_size=2)
+    with psycopg.connect(postgres_url) as connection:
+        connection.execute("UPDATE attempts SET started_at = now() - interval '10 s'")
+    ledger.clip_failed("job-1", 0, "Out of memory.")
+    ledger.clip_started("job-1", 0, "f0")
+    ledger.clip_failed("job-1", 0, "SIGTERM", outcome="interrupted")
+    ledger.clip_started("job-1", 0, "f0")
+    ledger.clip_succeeded("job-1", 0, facts={}, reused=False)
+    ledger.clip_succeeded("job-1", 0, facts={}, reused=True)
+    attempts = job(ledger).attempts
+    assert [(a.clip_index, a.attempt, a.outcome, a.reason) for a in attempts] == [
+        (0, 1, "failed", "Out of memory."),
+        (0, 2, "interrupted", "SIGTERM"),
+        (0, 3, "succeeded", None),
+    ]
+    assert attempts[0].gpu_seconds == pytest.approx(20, abs=2)
+    assert attempts[0].finished_at is not None
+    assert attempts[2].gpu_seconds == pytest.approx(0, abs=1)
+
+
+def test_an_attempt_that_nobody_ended_is_lost(ledger: Ledger, postgres_url: str) -> None:
+    """When the next one begins, or the job ends, it counts until its last sign of life; a new plan forgets nothing."""
+    planned(ledger).clip_started("job-1", 1, "f1")
+    with psycopg.connect(postgres_url) as connection:
+        connection.execute("UPDATE attempts SET started_at = now() - interval '1 hour'")
+        connection.execute("UPDATE clips SET updated_at = now() - interval '59 minutes'")
+    ledger.clip_started("job-1", 1, "f1")
+    ledger.job_failed("job-1", "Killed.")
+    ledger.job_planned("job-1", plan(1))
+    ledger.job_planned("job-1", plan(2))
+    ledger.clip_started("job-1", 1, "f1")
+    attempts = job(ledger).attempts
+    assert [(a.attempt, a.outcome) for a in attempts] == [(1, "lost"), (2, "lost"), (3, "running")]
+    assert attempts[0].gpu_seconds == pytest.approx(60, abs=1)
+    assert job(ledger).clips[1].attempts == 3
+
+
+def test_a_job_keeps_what_it_is_searched_by(ledger: Ledger) -> None:
+    """Preset, priority, labels and parent come from the request, the first source stays, the price is the plan's."""
+    fields = {"preset": "quick", "priority": "high", "labels": {"team": "a"}, "parent_job_id": "job-0", "from_clip": 2}
+    ledger.job_queued("job-1", REQUEST | fields, source="drop")
+    ledger.job_queued("job-1", REQUEST | fields, source="ui", dag_run_id="manual__1")
+    ledger.job_planned("job-1", plan(2))
+    record = job(ledger)
+    assert {name: getattr(record, name) for name in fields} == fields
+    assert (record.source, record.dag_run_id) == ("drop", "manual__1")
+    assert (record.gpu, record.currency) == ("h100", "USD")
+    assert record.cost_per_gpu_hour == pytest.approx(0.1 / 12.5 * 3600)
+    ledger.job_queued("job-1", {"preset": 3, "priority": "urgent", "labels": "a", "from_clip": "x"})
+    record = job(ledger)
+    assert (record.preset, record.priority, record.labels, record.from_clip) == (None, "normal", {}, None)
+    assert (record.source, record.dag_run_id) == ("drop", "manual__1")
 
 
 def test_a_new_plan_replaces_the_clips(ledger: Ledger) -> None:

@@ -33,11 +33,22 @@ def test_a_database_goes_up_and_down_and_up_again(empty_url: str) -> None:
         migrate.check(empty_url)
     migrate.upgrade(empty_url)
     migrate.check(empty_url)
-    assert {"jobs", "clips", "artifacts", "events"} < tables(empty_url)
+    assert {"jobs", "clips", "attempts", "artifacts", "events", "drops", "batches"} < tables(empty_url)
     migrate.downgrade(empty_url, "base")
     assert tables(empty_url) == {"alembic_version"}
     migrate.upgrade(empty_url)
     migrate.check(empty_url)
+
+
+def test_the_way_back_keeps_what_the_older_schema_can_hold(empty_url: str) -> None:
+    """A cancelled job, for which the older schema has no word, is a failed one there."""
+    migrate.upgrade(empty_url)
+    with psycopg.connect(empty_url) as connection:
+        connection.execute("INSERT INTO jobs (job_id, status) VALUES ('job-1', 'cancelled'), ('job-2', 'queued')")
+    migrate.downgrade(empty_url, "0002")
+    with psycopg.connect(empty_url) as connection:
+        rows = connection.execute("SELECT job_id, status FROM jobs ORDER BY job_id").fetchall()
+    assert rows == [("job-1", "failed"), ("job-2", "queued")]
 
 
 def test_a_table_that_differs_from_the_package_is_found(postgres_url: str) -> None:

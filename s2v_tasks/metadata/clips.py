@@ -1,0 +1,71 @@
+"""What becomes of a clip: attempts to render it, their progress, their end."""
+
+from typing import Any, Literal
+
+import sqlalchemy as sa
+
+from s2v_tasks.metadata.attempts import begin_attempt, end_attempts
+from s2v_tasks.metadata.session import transaction
+from s2v_tasks.metadata.statements import add_event, lock_job, storable, update_clip
+
+
+class ClipLedger:
+    """The road of a clip; each call is one transaction."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+
+    def clip_started(self, job_id: str, clip_index: int, fingerprint: str, *, world_size: int = 1) -> None:
+        """An attempt to render a clip begins, on `world_size` GPUs."""
+        fresh = {"progress_step": None, "progress_steps": None, "eta_seconds": None, "gpu_memory_bytes": None}
+        values = {"status": "rendering", "fingerprint": fingerprint, "reused": False, "source_job_id": None} | fresh
+        with transaction(self._engine) as connection:
+            lock_job(connection, job_id)
+            attempt = begin_attempt(connection, job_id, clip_index, world_size)
+            update_clip(connection, job_id, clip_index, values | {"attempts": attempt})
+            add_event(connection, job_id, "clip_started", clip_index=clip_index, detail={"attempt": attempt})
+
+    def clip_progress(
+        self,
+        job_id: str,
+        clip_index: int,
+        step: int,
+        num_steps: int,
+        *,
+        eta_seconds: float | None = None,
+        gpu_memory_bytes: int | None = None,
+    ) -> None:
+        """Solver step `step` of `num_steps` is done; the clip needs about `eta_seconds` more."""
+        values = {"status": "rendering", "progress_step": step, "progress_steps": num_steps}
+        with transaction(self._engine) as connection:
+            update_clip(
+                connection,
+                job_id,
+                clip_index,
+                values | {"eta_seconds": eta_seconds, "gpu_memory_bytes": gpu_memory_bytes},
+            )
+
+    def clip_succeeded(self, job_id: str, clip_index: int, facts: dict[str, Any], reused: bool) -> None:
+        """The clip is there, rendered now or reused; `facts` tell what its rendering cost, then as now."""
+        values = {
+            "status": "succeeded",
+            "reused": reused,
+            "eta_seconds": None,
+            "facts": storable(facts),
+            "render_seconds": facts.get("render_seconds"),
+        }
+        with transaction(self._engine) as connection:
+            lock_job(connection, job_id)
+            end_attempts(connection, job_id, clip_index, outcome="lost" if reused else "succeeded")
+            update_clip(connection, job_id, clip_index, values)
+            add_event(connection, job_id, "clip_succeeded", clip_index=clip_index, detail={"reused": reused})
+
+    def clip_failed(
+        self, job_id: str, clip_index: int, reason: str, *, outcome: Literal["failed", "interrupted"] = "failed"
+    ) -> None:
+        """An attempt to render a clip failed, or was interrupted and has saved its state."""
+        with transaction(self._engine) as connection:
+            lock_job(connection, job_id)
+            end_attempts(connection, job_id, clip_index, outcome=outcome, reason=reason)
+            update_clip(connection, job_id, clip_index, {"status": "failed", "eta_seconds": None})
+            add_event(connection, job_id, "clip_failed", clip_index=clip_index, detail={"reason": reason})

@@ -1,0 +1,103 @@
+"""What becomes of a job: queued, started, planned, ended."""
+
+from typing import Any, Literal
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import insert
+
+from s2v_tasks.metadata.attempts import end_attempts
+from s2v_tasks.metadata.session import transaction
+from s2v_tasks.metadata.statements import NOW, add_event, lock_job, storable, update_job, upsert_job
+from s2v_tasks.metadata.tables import PRIORITIES, Clip, Job
+from s2v_tasks.schemas.plan import Plan
+
+Source = Literal["ui", "cli", "drop", "batch", "rerun", "api"]
+
+
+class JobLedger:
+    """The road of a job; each call is one transaction."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+
+    def job_queued(
+        self, job_id: str, request: dict[str, Any], *, source: Source | None = None, dag_run_id: str | None = None
+    ) -> None:
+        """Put a job on record, or queue it again with this request; it keeps the source that it first came from."""
+        values = {"status": "queued", "reason": None, "request": request, "started_at": None, "finished_at": None}
+        values |= request_columns(request) | {"cancel_requested_at": None}
+        if dag_run_id is not None:
+            values["dag_run_id"] = dag_run_id
+        with transaction(self._engine) as connection:
+            upsert_job(connection, job_id, values, source=source)
+            add_event(connection, job_id, "job_queued")
+
+    def job_started(self, job_id: str) -> None:
+        """The job runs, again if it had ended; nothing changes when it runs already."""
+        values = {"status": "running", "reason": None, "started_at": NOW, "finished_at": None}
+        with transaction(self._engine) as connection:
+            lock_job(connection, job_id)
+            if update_job(connection, job_id, values, Job.status != "running"):
+                add_event(connection, job_id, "job_started")
+
+    def job_planned(self, job_id: str, plan: Plan) -> None:
+        """Record the summary of the plan and its clips, all pending; clips beyond the plan are forgotten."""
+        estimate = plan.estimate
+        summary = {
+            "num_clip": plan.num_clip,
+            "num_frames": plan.num_frames,
+            "width": plan.width,
+            "height": plan.height,
+            "estimated_gpu_seconds": estimate.gpu_seconds,
+        }
+        price = {
+            "gpu": estimate.gpu,
+            "cost_per_gpu_hour": 3600 * estimate.cost / estimate.gpu_seconds if estimate.gpu_seconds else None,
+            "currency": estimate.currency,
+        }
+        with transaction(self._engine) as connection:
+            lock_job(connection, job_id)
+            update_job(connection, job_id, summary | price)
+            connection.execute(sa.delete(Clip).where(Clip.job_id == job_id, Clip.clip_index >= plan.num_clip))
+            for clip in plan.clips:
+                frames = {"start_frame": clip.start_frame, "end_frame": clip.end_frame}
+                fresh = {"status": "pending", "progress_step": None, "progress_steps": None, "reused": False}
+                fresh |= {"eta_seconds": None, "gpu_memory_bytes": None, "source_job_id": None}
+                statement = insert(Clip).values(job_id=job_id, clip_index=clip.clip_index, **frames, **fresh)
+                connection.execute(
+                    statement.on_conflict_do_update(
+                        index_elements=["job_id", "clip_index"], set_={**frames, **fresh, "updated_at": NOW}
+                    )
+                )
+            add_event(connection, job_id, "job_planned", detail=summary)
+
+    def job_failed(self, job_id: str, reason: str) -> None:
+        """The job ended badly, and with it what it was rendering; works for a job that was never queued, too."""
+        interrupted = (Clip.job_id == job_id, Clip.status == "rendering")
+        with transaction(self._engine) as connection:
+            upsert_job(connection, job_id, {"status": "failed", "reason": reason, "finished_at": NOW})
+            end_attempts(connection, job_id, outcome="lost", reason=reason)
+            connection.execute(sa.update(Clip).where(*interrupted).values(status="failed", updated_at=NOW))
+            add_event(connection, job_id, "job_failed", detail={"reason": reason})
+
+    def job_succeeded(self, job_id: str, video_uri: str, sha256: str) -> None:
+        """The video is published."""
+        values = {"status": "succeeded", "reason": None, "finished_at": NOW, "video_uri": video_uri, "sha256": sha256}
+        with transaction(self._engine) as connection:
+            lock_job(connection, job_id)
+            update_job(connection, job_id, values)
+            add_event(connection, job_id, "job_succeeded", detail={"video_uri": video_uri, "sha256": sha256})
+
+
+def request_columns(request: dict[str, Any]) -> dict[str, Any]:
+    """What a job row repeats of its request, to be searched by; the request may be one that is refused later."""
+    labels, priority, from_clip = (request.get(name) for name in ("labels", "priority", "from_clip"))
+    columns: dict[str, Any] = {
+        "labels": labels if isinstance(labels, dict) else {},
+        "priority": priority if priority in PRIORITIES else "normal",
+        "from_clip": from_clip if isinstance(from_clip, int) else None,
+    }
+    for name in ("preset", "parent_job_id"):
+        value = request.get(name)
+        columns[name] = value if isinstance(value, str) else None
+    return dict(storable(columns))

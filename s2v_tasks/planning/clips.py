@@ -1,6 +1,7 @@
 """How the frames of a video are divided into clips (ADR 3)."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 FRAMES_PER_LATENT = 4  # the VAE turns four frames into one latent, so a clip is a multiple of it
@@ -36,10 +37,56 @@ def split(num_frames: int, infer_frames: int, num_clip: int | None = None) -> li
     return [infer_frames] * (needed - sharing) + _evenly(frames, sharing)
 
 
-def frame_ranges(infer_frames: list[int], num_frames: int) -> Iterator[tuple[int, int]]:
-    """[start_frame, end_frame) of each clip: contiguous from 0, the last trimmed to end at `num_frames`."""
-    for start_frame, end_frame in pairwise(accumulate(infer_frames, initial=0)):
-        yield start_frame, min(end_frame, num_frames)
+@dataclass(frozen=True)
+class Slot:
+    """The place of a clip: renders `infer_frames` frames, of which [start_frame, end_frame) are delivered."""
+
+    chain_index: int
+    infer_frames: int
+    start_frame: int
+    end_frame: int
+    starts_chain: bool
+    ends_chain: bool
+    fade_in_frames: int
+    fade_out_frames: int
+
+
+def lay_out(bounds: list[int], infer_frames: int, num_clip: int | None, fade_frames: int) -> list[Slot]:
+    """The clips of a video whose chain k delivers the frames `bounds[k]` to `bounds[k + 1]`.
+
+    Each chain is divided by `split`, every one but the last with `fade_frames` more to fade out. `num_clip` bounds the
+    clips of all chains together: what would come behind them is left out.
+    """
+    slots: list[Slot] = []
+    for chain_index, (start_frame, end_frame) in enumerate(pairwise(bounds)):
+        left = None if num_clip is None else num_clip - len(slots)
+        if left == 0:
+            break
+        ends_video = end_frame == bounds[-1]
+        beyond = 0 if ends_video else fade_frames
+        frames = split(end_frame - start_frame + beyond, infer_frames, left)
+        ends_plan = ends_video or len(frames) == left
+        last = len(frames) - 1
+        for position, (start, end) in enumerate(frame_ranges(frames, start_frame, end_frame)):
+            slots.append(
+                Slot(
+                    chain_index=chain_index,
+                    infer_frames=frames[position],
+                    start_frame=start,
+                    end_frame=end,
+                    starts_chain=position == 0,
+                    ends_chain=position == last,
+                    fade_in_frames=fade_frames if position == 0 < chain_index else 0,
+                    fade_out_frames=fade_frames if position == last and not ends_plan else 0,
+                )
+            )
+    return slots
+
+
+def frame_ranges(infer_frames: list[int], start_frame: int, end_frame: int) -> Iterator[tuple[int, int]]:
+    """[start_frame, end_frame) of each clip of a chain: contiguous, the last trimmed to end with the chain."""
+    for start, end in pairwise(accumulate(infer_frames, initial=start_frame)):
+        yield start, min(end, end_frame)
 
 
 def _rounded_up(num_frames: int) -> int:

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from s2v_tasks.errors import PermanentError
-from s2v_tasks.planning.clips import clips_needed, frame_ranges, split
+from s2v_tasks.planning.chains import find_cuts
+from s2v_tasks.planning.clips import Slot, lay_out
 from s2v_tasks.planning.estimate import ClipShape, Cost, clip_cost, clip_tokens, gpu_seconds, peak_memory_gib
+from s2v_tasks.planning.pauses import Samples
 from s2v_tasks.planning.resolution import plan_size
 from s2v_tasks.planning.timeline import frames_of_speech
-from s2v_tasks.planning.warnings import clip_count_warnings, memory_warnings, picture_warnings
+from s2v_tasks.planning.warnings import clip_count_warnings, cut_warnings, memory_warnings, picture_warnings
 from s2v_tasks.schemas.model_card import GpuCard, ModelCard
-from s2v_tasks.schemas.plan import FPS, ClipPlan, Estimate, Plan, Sampling, SpeechFacts
+from s2v_tasks.schemas.plan import FPS, ClipPlan, Cut, Estimate, Plan, Sampling, SpeechFacts
 from s2v_tasks.schemas.preset import Preset, find_preset
 from s2v_tasks.schemas.request import Request
 from s2v_tasks.schemas.size import parse_size
@@ -20,6 +22,8 @@ from s2v_tasks.schemas.size import parse_size
 LARGE_AREA = 1024 * 704
 SHIFT_BELOW_LARGE_AREA, SHIFT_FROM_LARGE_AREA = 3.0, 5.0
 SEED_RANGE = 2**63 - 1000  # leaves room for seed + clip_index below 2**63
+CROSSFADE_FRAMES = 4  # 250 ms: as long as a chain holds its first picture (ADR 4, ADR 6)
+MIN_FADING_INFER_FRAMES = 20  # clips of 16 frames cannot share: one of them would do nothing but fade out
 
 
 @dataclass(frozen=True)
@@ -42,24 +46,29 @@ def make_plan(
     model: ModelCard,
     gpu: GpuCard,
     max_clips: int,
+    samples: Samples | None = None,
 ) -> Plan:
     """The plan of `job_id` (ADR 3). `image_size` is (width, height) in pixels as the picture is shown.
+
+    `samples` `[n]` is the speech at 16 kHz; a request with continuity cut needs it (ADR 6).
 
     Raises PermanentError for an unknown preset, an empty speech, more than `max_clips` clips, or a picture that is
     too long or too wide.
     """
     choices = _choices(request, find_preset(presets, request.preset))
     speech_frames = frames_of_speech(speech)
-    infer_frames = split(speech_frames, choices.infer_frames, choices.num_clip)
-    _check_clip_count(len(infer_frames), choices.infer_frames, max_clips)
-    num_frames = min(speech_frames, sum(infer_frames))
+    cuts = _cuts(request, samples, speech_frames)
+    slots, needed = _slots(request, choices, cuts, speech_frames)
+    _check_clip_count(len(slots), choices.infer_frames, max_clips)
+    num_frames = slots[-1].end_frame
     width, height = plan_size(*image_size, choices.size)
     base_seed = _job_seed(job_id) if request.base_seed == -1 else request.base_seed
-    shapes = _clip_shapes(width, height, infer_frames, choices.sampling)
+    shapes = [_clip_shape(width, height, slot, choices.sampling) for slot in slots]
     costs = [_cost(shape, model, choices.sampling) for shape in shapes]
     estimate = _estimate(shapes, costs, model, gpu)
     warnings = [
-        *clip_count_warnings(choices.num_clip, clips_needed(speech_frames, choices.infer_frames), num_frames, speech),
+        *clip_count_warnings(choices.num_clip, needed, num_frames, speech),
+        *cut_warnings(request, cuts, speech),
         *picture_warnings(image_size, (width, height), choices.size, model),
         *memory_warnings(estimate, gpu),
     ]
@@ -74,10 +83,40 @@ def make_plan(
         covered_seconds=float(min(speech.duration_seconds, Fraction(num_frames, FPS))),
         sampling=choices.sampling,
         base_seed=base_seed,
-        clips=tuple(_clips(shapes, costs, num_frames, base_seed)),
+        clips=tuple(_clips(slots, shapes, costs, base_seed)),
+        cuts=tuple(cuts[: slots[-1].chain_index]),
         estimate=estimate,
         warnings=tuple(warnings),
     )
+
+
+def _cuts(request: Request, samples: Samples | None, speech_frames: int) -> list[Cut]:
+    """Where new chains start; nowhere unless the request says so."""
+    if request.continuity == "chained":
+        return []
+    if samples is None:
+        raise ValueError("the samples of the speech are needed to cut it")
+    return find_cuts(
+        samples,
+        speech_frames,
+        shortest_seconds=request.shortest_chain_seconds,
+        longest_seconds=request.longest_chain_seconds,
+    )
+
+
+def _slots(request: Request, choices: _Choices, cuts: list[Cut], speech_frames: int) -> tuple[list[Slot], int]:
+    """The clips of the video, and how many it takes for the whole speech."""
+    fade_frames = CROSSFADE_FRAMES if request.transition == "crossfade" else 0
+    if fade_frames and choices.infer_frames < MIN_FADING_INFER_FRAMES:
+        raise PermanentError(
+            f"infer_frames {choices.infer_frames} is too short for a cross-fade: expected at least "
+            f"{MIN_FADING_INFER_FRAMES}, or transition cut."
+        )
+    bounds = [0, *(cut.frame for cut in cuts), speech_frames]
+    whole = lay_out(bounds, choices.infer_frames, None, fade_frames)
+    if choices.num_clip is None:
+        return whole, len(whole)
+    return lay_out(bounds, choices.infer_frames, choices.num_clip, fade_frames), len(whole)
 
 
 def _choices(request: Request, preset: Preset) -> _Choices:
@@ -120,19 +159,15 @@ def _job_seed(job_id: str) -> int:
     return int.from_bytes(hashlib.sha256(job_id.encode()).digest()[:8], "big") % SEED_RANGE
 
 
-def _clip_shapes(width: int, height: int, infer_frames: list[int], sampling: Sampling) -> list[ClipShape]:
-    last = len(infer_frames) - 1
-    return [
-        ClipShape(
-            width=width,
-            height=height,
-            infer_frames=frames,
-            with_motion=index > 0 or sampling.start_from_ref,
-            starts_chain=index == 0,
-            ends_chain=index == last,
-        )
-        for index, frames in enumerate(infer_frames)
-    ]
+def _clip_shape(width: int, height: int, slot: Slot, sampling: Sampling) -> ClipShape:
+    return ClipShape(
+        width=width,
+        height=height,
+        infer_frames=slot.infer_frames,
+        with_motion=not slot.starts_chain or sampling.start_from_ref,
+        starts_chain=slot.starts_chain,
+        ends_chain=slot.ends_chain,
+    )
 
 
 def _cost(shape: ClipShape, model: ModelCard, sampling: Sampling) -> Cost:
@@ -140,22 +175,23 @@ def _cost(shape: ClipShape, model: ModelCard, sampling: Sampling) -> Cost:
     return clip_cost(shape, model, sample_steps=sampling.sample_steps, guided=guided)
 
 
-def _clips(shapes: list[ClipShape], costs: list[Cost], num_frames: int, base_seed: int) -> Iterator[ClipPlan]:
-    """One chain: every clip continues the one before it."""
-    ranges = frame_ranges([shape.infer_frames for shape in shapes], num_frames)
-    for index, (shape, cost, (start_frame, end_frame)) in enumerate(zip(shapes, costs, ranges, strict=True)):
+def _clips(slots: list[Slot], shapes: list[ClipShape], costs: list[Cost], base_seed: int) -> Iterator[ClipPlan]:
+    """Within a chain every clip continues the one before it."""
+    for index, (slot, shape, cost) in enumerate(zip(slots, shapes, costs, strict=True)):
         yield ClipPlan(
             clip_index=index,
-            chain_index=0,
-            predecessor=None if shape.starts_chain else index - 1,
-            successor=None if shape.ends_chain else index + 1,
-            infer_frames=shape.infer_frames,
-            start_frame=start_frame,
-            end_frame=end_frame,
+            chain_index=slot.chain_index,
+            predecessor=None if slot.starts_chain else index - 1,
+            successor=None if slot.ends_chain else index + 1,
+            infer_frames=slot.infer_frames,
+            start_frame=slot.start_frame,
+            end_frame=slot.end_frame,
             seed=base_seed + index,
             latent_shape=shape.latent_shape,
             tokens=clip_tokens(shape),
             pflops=cost.pflops,
+            fade_in_frames=slot.fade_in_frames,
+            fade_out_frames=slot.fade_out_frames,
         )
 
 

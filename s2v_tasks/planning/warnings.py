@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator
 
+from s2v_tasks.planning.chains import SENTENCE_PAUSE_SECONDS
 from s2v_tasks.planning.resolution import cropped_share
 from s2v_tasks.schemas.model_card import GpuCard, ModelCard
-from s2v_tasks.schemas.plan import FPS, Estimate, SpeechFacts
+from s2v_tasks.schemas.plan import FPS, Cut, Estimate, SpeechFacts
+from s2v_tasks.schemas.request import Request
 from s2v_tasks.schemas.size import parse_size
 
 NOTABLE_CROP = 0.10
@@ -22,6 +24,23 @@ def clip_count_warnings(num_clip: int | None, needed: int, num_frames: int, spee
         )
     if num_clip is not None and num_clip > needed:
         yield f"num_clip {num_clip} is reduced to {needed}: {seconds:.2f} s of speech need no more."
+
+
+def cut_warnings(request: Request, cuts: list[Cut], speech: SpeechFacts) -> Iterator[str]:
+    """Cuts were asked for and there are none, or one falls where nobody pauses."""
+    if request.continuity == "cut" and not cuts:
+        yield (
+            f"Nothing is cut: {float(speech.duration_seconds):.2f} s of speech have no pause of "
+            f"{SENTENCE_PAUSE_SECONDS:g} s at least {request.shortest_chain_seconds:g} s (min_chain_seconds) from both "
+            f"ends, and are not longer than {request.longest_chain_seconds:g} s (max_chain_seconds)."
+        )
+    for cut in cuts:
+        if cut.pause_seconds is None:
+            yield (
+                f"The cut at {cut.frame / FPS:.2f} s falls into speech, at its quietest place: no pause there makes "
+                f"chains of {request.shortest_chain_seconds:g} to {request.longest_chain_seconds:g} s. "
+                "Widen min_chain_seconds and max_chain_seconds."
+            )
 
 
 def picture_warnings(

@@ -36,7 +36,11 @@ class Sampling(_Model):
 
 
 class ClipPlan(_Model):
-    """One clip: renders `infer_frames` frames, of which [start_frame, end_frame) of the video are delivered."""
+    """One clip: renders `infer_frames` frames, of which [start_frame, end_frame) of the video are delivered.
+
+    Where chains meet in a cross-fade, the first `fade_in_frames` frames are mixed with the `fade_out_frames` frames
+    that the last clip of the chain before has beyond its `end_frame`.
+    """
 
     clip_index: int
     chain_index: int
@@ -49,10 +53,24 @@ class ClipPlan(_Model):
     latent_shape: tuple[int, int, int, int]  # channels, frames, height, width
     tokens: int
     pflops: float
+    fade_in_frames: int = 0
+    fade_out_frames: int = 0
 
     @property
     def num_frames(self) -> int:
         return self.end_frame - self.start_frame
+
+    @property
+    def stored_frames(self) -> int:
+        """Frames of its file: those delivered, and those that fade out beyond them."""
+        return self.num_frames + self.fade_out_frames
+
+
+class Cut(_Model):
+    """A new chain starts from the picture at `frame`, in a pause of the speech of so many seconds; None: in none."""
+
+    frame: int
+    pause_seconds: float | None
 
 
 class Estimate(_Model):
@@ -82,6 +100,7 @@ class Plan(_Model):
     sampling: Sampling
     base_seed: int
     clips: tuple[ClipPlan, ...]
+    cuts: tuple[Cut, ...] = ()
     estimate: Estimate
     warnings: tuple[str, ...] = ()
 
@@ -93,3 +112,7 @@ class Plan(_Model):
     @property
     def num_clip(self) -> int:
         return len(self.clips)
+
+    @property
+    def num_chains(self) -> int:
+        return len(self.cuts) + 1

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from s2v_tasks.errors import PermanentError
+from s2v_tasks.media.audio import load_waveform, normalise_speech
 from s2v_tasks.planning.planner import make_plan
 from s2v_tasks.schemas.model_card import load_gpu_card, load_model_card
 from s2v_tasks.schemas.plan import Plan, SpeechFacts
@@ -15,13 +16,17 @@ from s2v_tasks.steps.context import StepContext
 
 
 def run(ctx: StepContext) -> dict[str, Any]:
-    facts = ctx.manifest(ctx.layout.input_manifest, made_by="stage-inputs").facts
+    staged, request = ctx.manifest(ctx.layout.input_manifest, made_by="stage-inputs"), ctx.request()
+    facts, wav = staged.facts, ctx.work_dir / "audio_16k.wav"
+    if request.continuity == "cut":
+        ctx.artifacts.fetch(staged.outputs["audio_16k"], wav)
     plan = _plan(
         ctx.settings,
-        ctx.request(),
+        request,
         job_id=ctx.job_id,
         speech=SpeechFacts(num_samples=facts["speech"]["num_samples"], sample_rate=facts["speech"]["sample_rate"]),
         image_size=(facts["image"]["width"], facts["image"]["height"]),
+        wav=wav,
     )
     data = plan.model_dump_json(indent=2).encode()
     job = ctx.ledger.job(ctx.job_id)
@@ -36,7 +41,6 @@ def run(ctx: StepContext) -> dict[str, Any]:
 
 def plan_files(image: Path, audio: Path, fields: dict[str, Any]) -> Plan:
     """The plan that local files would get, by the same checks and rules; nothing is stored."""
-    from s2v_tasks.media.audio import normalise_speech
     from s2v_tasks.media.image import normalise_image
 
     settings = load_settings()
@@ -48,20 +52,23 @@ def plan_files(image: Path, audio: Path, fields: dict[str, Any]) -> Plan:
     unstored = {"image_uri": "s3://local/image", "audio_uri": "s3://local/audio", "prompt": "not needed for a plan"}
     request = parse_request(unstored | fields)
     with tempfile.TemporaryDirectory(prefix="s2v-plan-", dir=settings.work_dir) as folder:
+        wav = Path(folder) / "audio.wav"
         picture = normalise_image(image, Path(folder) / "image.png")
-        speech = normalise_speech(audio, Path(folder) / "audio.wav", max_duration_seconds=settings.max_audio_seconds)
-    return _plan(
-        settings,
-        request,
-        job_id="plan-only",
-        speech=SpeechFacts(num_samples=speech.num_samples, sample_rate=speech.sample_rate),
-        image_size=(picture.width, picture.height),
-    )
+        speech = normalise_speech(audio, wav, max_duration_seconds=settings.max_audio_seconds)
+        return _plan(
+            settings,
+            request,
+            job_id="plan-only",
+            speech=SpeechFacts(num_samples=speech.num_samples, sample_rate=speech.sample_rate),
+            image_size=(picture.width, picture.height),
+            wav=wav,
+        )
 
 
 def _plan(
-    settings: Settings, request: Request, *, job_id: str, speech: SpeechFacts, image_size: tuple[int, int]
+    settings: Settings, request: Request, *, job_id: str, speech: SpeechFacts, image_size: tuple[int, int], wav: Path
 ) -> Plan:
+    """The plan by this configuration; `wav`, the speech at 16 kHz, is read only for a request that may be cut."""
     folder = config_dir(settings)
     return make_plan(
         request,
@@ -72,6 +79,7 @@ def _plan(
         model=load_model_card(folder, settings.model),
         gpu=load_gpu_card(folder, settings.gpu),
         max_clips=settings.max_clips,
+        samples=load_waveform(wav) if request.continuity == "cut" else None,
     )
 
 

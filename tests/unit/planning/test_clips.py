@@ -82,7 +82,7 @@ def test_num_clip_makes_a_preview_or_changes_nothing(num_frames: int, infer_fram
 def test_ranges_are_contiguous_and_end_with_the_video(num_frames: int, infer_frames: int) -> None:
     """Ranges follow each other from 0 to the last frame; every clip delivers, and only the last is trimmed."""
     clips = split(num_frames, infer_frames)
-    ranges = list(frame_ranges(clips, num_frames))
+    ranges = list(frame_ranges(clips, 0, num_frames))
     assert ranges[0][0] == 0
     assert ranges[-1][1] == num_frames
     assert all(earlier[1] == later[0] for earlier, later in pairwise(ranges))

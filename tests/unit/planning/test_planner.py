@@ -1,5 +1,6 @@
 """Whole plans."""
 
+import itertools
 import math
 from fractions import Fraction
 from typing import Any
@@ -9,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from s2v_tasks.errors import PermanentError
+from s2v_tasks.planning.clips import lay_out
 from s2v_tasks.planning.timeline import frames_of_speech
 from s2v_tasks.schemas.plan import Plan, SpeechFacts
+from tests.unit.planning.speech import speech
 
 
 def seconds(value: float) -> int:
@@ -208,3 +211,72 @@ def test_memory_warning(plan_of: Any, h100: Any) -> None:
     """A plan that does not fit the GPU that prices it says so."""
     (warning,) = plan_of(seconds(5), gpu=h100.model_copy(update={"memory_gib": 24.0})).warnings
     assert "h100-sxm has 24" in warning
+
+
+SENTENCES = speech((6, -20), (0.75, -70), (6, -20), (0.75, -70), (6.5, -20))  # 20 s, cut at 6.5 s and 13.25 s
+
+
+def test_a_cut_plan_has_a_chain_for_each_sentence(plan_of: Any) -> None:
+    """Chains are contiguous, each divided by the rule for its own frames, and starts from the picture."""
+    plan: Plan = plan_of(seconds(20), samples=SENTENCES, continuity="cut", min_chain_seconds=4)
+    assert [(cut.frame, cut.pause_seconds) for cut in plan.cuts] == [(104, 0.75), (212, 0.75)]
+    assert [clip.chain_index for clip in plan.clips] == [0, 0, 1, 1, 2, 2]
+    assert [clip.predecessor for clip in plan.clips] == [None, 0, None, 2, None, 4]
+    assert [clip.successor for clip in plan.clips] == [1, None, 3, None, 5, None]
+    assert frames(plan) == [52, 52, 56, 52, 56, 52]
+    assert [clip.start_frame for clip in plan.clips] == [0, 52, 104, 160, 212, 268]
+    assert [clip.end_frame for clip in plan.clips] == [52, 104, 160, 212, 268, 320]
+    assert all(plan.clips[k].tokens < plan.clips[k + 1].tokens for k in (0, 2, 4))  # no motion in the first one
+    assert plan.warnings == ()
+
+
+def test_a_crossfade_renders_a_quarter_of_a_second_more_of_each_chain_but_the_last(plan_of: Any) -> None:
+    """The end of a chain fades out beyond its last frame into the first frames of the next; no length changes."""
+    fields = {"samples": SENTENCES, "continuity": "cut", "min_chain_seconds": 4}
+    plan: Plan = plan_of(seconds(20), transition="crossfade", **fields)
+    assert [clip.end_frame for clip in plan.clips] == [56, 104, 160, 212, 268, 320]
+    assert [clip.fade_in_frames for clip in plan.clips] == [0, 0, 4, 0, 4, 0]
+    assert [clip.fade_out_frames for clip in plan.clips] == [0, 4, 0, 4, 0, 0]
+    assert all(clip.stored_frames <= clip.infer_frames for clip in plan.clips)
+    with pytest.raises(PermanentError, match="infer_frames 16 is too short for a cross-fade: expected at least 20"):
+        plan_of(seconds(20), transition="crossfade", infer_frames=16, **fields)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    bounds=st.lists(st.integers(32, 400), min_size=1, max_size=5),
+    infer_frames=st.sampled_from(range(20, 121, 4)),
+    num_clip=st.none() | st.integers(1, 30),
+)
+def test_every_clip_of_every_chain_delivers_frames(bounds: list[int], infer_frames: int, num_clip: int | None) -> None:
+    """With cross-fades too: contiguous ranges, each clip renders what it stores, fades in and out come in pairs."""
+    edges = [0, *itertools.accumulate(bounds)]
+    slots = lay_out(edges, infer_frames, num_clip, fade_frames=4)
+    assert [slot.start_frame for slot in slots] == [0, *(slot.end_frame for slot in slots[:-1])]
+    assert all(0 < slot.end_frame - slot.start_frame + slot.fade_out_frames <= slot.infer_frames for slot in slots)
+    assert [slot.fade_out_frames for slot in slots[:-1]] == [slot.fade_in_frames for slot in slots[1:]]
+    assert slots[-1].fade_out_frames == 0
+    assert slots[-1].end_frame == edges[-1] or len(slots) == num_clip
+
+
+def test_a_preview_of_a_cut_video_keeps_the_first_clips(plan_of: Any) -> None:
+    """`num_clip` counts the clips of all chains; what comes behind them is left out, and said."""
+    fields = {"samples": SENTENCES, "continuity": "cut", "min_chain_seconds": 4, "transition": "crossfade"}
+    plan: Plan = plan_of(seconds(20), num_clip=3, **fields)
+    assert [clip.chain_index for clip in plan.clips] == [0, 0, 1]
+    assert (frames(plan)[2], plan.num_frames, len(plan.cuts)) == (80, 104 + 80, 1)
+    assert "leaves out the last 8.50 s of 20.00 s of speech, which needs 6 clips" in plan.warnings[0]
+    assert plan_of(seconds(20), num_clip=2, **fields).clips[-1].fade_out_frames == 0
+
+
+def test_cuts_that_surprise_are_said(plan_of: Any) -> None:
+    """No cut where cuts were asked for, and a cut in the middle of speech, are warnings with their remedy."""
+    (whole,) = plan_of(seconds(20), samples=SENTENCES, continuity="cut", min_chain_seconds=14).warnings
+    assert whole.startswith(
+        "Nothing is cut: 20.00 s of speech have no pause of 0.5 s at least 14 s (min_chain_seconds)"
+    )
+    (spoken,) = plan_of(
+        seconds(10), samples=speech((10, -20)), continuity="cut", min_chain_seconds=4, max_chain_seconds=8
+    ).warnings
+    assert "falls into speech, at its quietest place" in spoken
+    assert "Widen min_chain_seconds and max_chain_seconds" in spoken

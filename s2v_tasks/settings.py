@@ -49,6 +49,13 @@ class Settings(BaseSettings):
     s3_access_key_id: str | None = Field(None, description="Empty: the usual AWS credential chain.")
     s3_secret_access_key: SecretStr | None = Field(None, description="Empty: the usual AWS credential chain.")
 
+    drop_uri: str | None = Field(
+        None, description="Drop folder with incoming/, accepted/ and rejected/; empty: drop/ below S2V_DATA_URI."
+    )
+    allowed_input_uris: str = Field(
+        "", description="Comma list of further s3://bucket/prefix whose files requests may name; see docs/security.md."
+    )
+
     max_clips: int = Field(240, ge=1, le=1000, description="Most clips of one job.")
     max_audio_seconds: int = Field(1200, ge=1, description="Longest speech of one job.")
     max_input_bytes: int = Field(512 * 1024**2, ge=1, description="Largest input file.")

@@ -122,3 +122,8 @@ def output_video_uri(settings: Settings, job_id: str) -> str:
 def output_sidecar_uri(settings: Settings, job_id: str) -> str:
     """The S3 URI of the JSON that describes the published video."""
     return f"{settings.output_uri.rstrip('/')}/{JobLayout(job_id).job_id}.json"
+
+
+def drop_folder_uri(settings: Settings) -> str:
+    """The S3 URI of the drop folder: incoming/, accepted/ and rejected/ lie in it."""
+    return (settings.drop_uri or f"{settings.data_uri.rstrip('/')}/drop").rstrip("/")

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from s2v_tasks.embedded.process import free_ports
 from s2v_tasks.errors import ConfigurationError, PermanentError, TransientError
 from s2v_tasks.schemas.manifest import Artifact
 from s2v_tasks.storage.s3 import ObjectDamagedError, ObjectHead, ObjectMissingError, ObjectStore
+from s2v_tasks.storage.trust import Place, Trust
 
 
 def test_small_objects_round_trip(store: ObjectStore) -> None:
@@ -100,6 +102,7 @@ def test_fetching_a_users_file(store: ObjectStore, tmp_path: Path) -> None:
 @pytest.mark.parametrize("bucket", ["contracts", "no-such-bucket"])
 def test_a_users_uri_that_does_not_exist_is_bad_input(store: ObjectStore, tmp_path: Path, bucket: str) -> None:
     """A missing object or bucket in a request is the user's to correct, not the installation's."""
+    store.trust = Trust(own=(), inputs=(Place(bucket, ""),))
     with pytest.raises(PermanentError, match=f"s3://{bucket}/none.wav does not exist: check the URI") as caught:
         store.fetch_uri(f"s3://{bucket}/none.wav", tmp_path / "a", max_bytes=5)
     assert not isinstance(caught.value, ConfigurationError)
@@ -113,8 +116,89 @@ def test_a_users_file_that_is_too_large_is_not_fetched(store: ObjectStore, tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_users_file_that_grows_while_it_is_read_is_not_fetched(
+    store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the store said of the size before is not relied on: the download ends at the bound."""
+    store.put_bytes("speech.wav", b"123456", "audio/wav")
+    monkeypatch.setattr(store, "head", lambda address: ObjectHead(5, None))
+    with pytest.raises(PermanentError, match="has 6 bytes: expected at most 5"):
+        store.fetch_uri(store.uri("speech.wav"), tmp_path / "a", max_bytes=5)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_small_object_that_is_none_is_not_read(store: ObjectStore) -> None:
+    """What is read into memory is bounded before it is read."""
+    store.put_bytes("request.json", b"123456", "application/json")
+    with pytest.raises(PermanentError, match=r"request.json has 6 bytes: expected at most 5"):
+        store.get_bytes("request.json", max_bytes=5)
+
+
+@pytest.mark.parametrize("name", ["two\nlines", "🎬 émoji", "%2e%2e", "tab\there", "'quoted' & <x>", "-rf"])
+def test_strange_names_are_names(request: pytest.FixtureRequest, store: ObjectStore, name: str) -> None:
+    """Whatever letters a name has, the object under it is written, listed, copied and deleted like any other."""
+    if "\n" in name and request.node.callspec.params["server_store"] == "moto":
+        pytest.skip("moto's own routes end at a line end")
+    store.put_bytes(f"in/{name}", b"1", "text/plain")
+    assert [found.uri for found in store.listing("in/")] == [store.uri(f"in/{name}")]
+    store.copy(f"in/{name}", f"out/{name}")
+    store.delete_all([store.uri(f"in/{name}")])
+    assert store.get_bytes(f"out/{name}") == b"1"
+    assert not list(store.listing("in/"))
+
+
+def test_a_listing_names_every_object_below_a_prefix(store: ObjectStore) -> None:
+    """A listing has each object once, in order, with its size and time, over all pages."""
+    before = datetime.now(UTC) - timedelta(minutes=1)
+    for index in range(3):
+        store.put_bytes(f"jobs/{index}", b"1" * index, "text/plain")
+    store.put_bytes("other", b"", "text/plain")
+    found = list(store.listing("jobs/"))
+    assert [(item.uri, item.size_bytes) for item in found] == [(store.uri(f"jobs/{i}"), i) for i in range(3)]
+    assert all(before < item.modified_at < datetime.now(UTC) + timedelta(minutes=1) for item in found)
+
+
+def test_many_objects_are_deleted_at_once(store: ObjectStore) -> None:
+    """All that are named are gone, the others stay; one that is missing already is no error."""
+    for name in ("a", "b", "kept"):
+        store.put_bytes(name, b"1", "text/plain")
+    store.delete_all(["a", store.uri("b"), "missing"])
+    assert [item.uri for item in store.listing("")] == [store.uri("kept")]
+
+
+def test_an_unfinished_upload_is_found_and_aborted(store: ObjectStore) -> None:
+    """An upload that nobody completed is listed with its beginning; aborting it twice is harmless."""
+    at = store.uri("jobs/a/clip.mp4").removeprefix(f"s3://{store.bucket}/")
+    store._client.create_multipart_upload(Bucket=store.bucket, Key=at)
+    [upload] = store.unfinished_uploads("jobs/")
+    assert upload.uri == store.uri("jobs/a/clip.mp4")
+    assert upload.started_at < datetime.now(UTC) + timedelta(minutes=1)  # moto's is a constant
+    store.abort_upload(upload)
+    store.abort_upload(upload)
+    assert not list(store.unfinished_uploads("jobs/"))
+
+
+@pytest.mark.parametrize(
+    "verb", ["get_bytes", "head", "download", "listing", "put_bytes", "delete", "copy", "fetch_uri"]
+)
+def test_no_request_is_sent_for_a_place_that_is_not_trusted(verb: str, tmp_path: Path) -> None:
+    """Each way to an object is refused before the server is asked; the message names the object and what is allowed."""
+    store = failing_store(AssertionError("the server was asked"))
+    calls = {
+        "download": lambda uri: store.download(uri, tmp_path / "a"),
+        "listing": lambda uri: list(store.listing(uri)),
+        "put_bytes": lambda uri: store.put_bytes(uri, b"", "text/plain"),
+        "copy": lambda uri: store.copy("a", uri),
+        "fetch_uri": lambda uri: store.fetch_uri(uri, tmp_path / "a", 5),
+    }
+    for uri in ("s3://other/secret", "s3://bucket-2/a"):
+        with pytest.raises(PermanentError, match=rf"{uri} may not be .* below s3://bucket;"):
+            calls.get(verb, getattr(store, verb))(uri)
+
+
 def test_writing_to_a_bucket_that_does_not_exist_is_a_configuration_error(store: ObjectStore) -> None:
     """Nothing creates a bucket by accident; the message names it."""
+    store.trust = Trust(own=(Place("no-such-bucket", ""),), inputs=())
     with pytest.raises(ConfigurationError, match="'no-such-bucket' does not exist"):
         store.put_bytes("s3://no-such-bucket/a", b"1", "text/plain")
 

@@ -239,7 +239,7 @@ def test_only_a_clip_with_a_successor_leaves_a_motion_state(run: Run, store: Obj
     ("fields", "exit_code", "sentence"),
     [
         ({"size": "100*100"}, 65, "multiples of 32"),
-        ({"image_uri": "s3://nowhere-at-all/picture.png"}, 65, "nowhere-at-all"),
+        ({"image_uri": "s3://nowhere-at-all/picture.png"}, 65, "S2V_ALLOWED_INPUT_URIS"),
     ],
 )
 def test_a_refused_step_says_why_in_one_sentence(

@@ -1,0 +1,92 @@
+"""Which objects an installation touches."""
+
+import pytest
+
+from s2v_tasks.errors import ConfigurationError, PermanentError
+from s2v_tasks.settings import Settings
+from s2v_tasks.storage.trust import Trust, locate, shown
+
+SETTINGS = Settings(
+    data_uri="s3://data/s2v",
+    output_uri="s3://videos",
+    drop_uri="s3://drops/here",
+    allowed_input_uris="s3://press/portraits/, s3://archive",
+)
+
+
+@pytest.mark.parametrize(
+    ("uri", "named_in_a_request", "written"),
+    [
+        ("s3://data/s2v/uploads/a.png", True, True),
+        ("s3://data/s2v", True, True),
+        ("s3://data/s2v-evil/a.png", False, False),
+        ("s3://data/a.png", False, False),
+        ("s3://drops/here/incoming/talk/a.png", True, True),
+        ("s3://videos/talk.mp4", False, True),
+        ("s3://press/portraits/a.png", True, False),
+        ("s3://press/portraits.png", False, False),
+        ("s3://archive/any/where.png", True, False),
+        ("s3://archive.evil/a.png", False, False),
+    ],
+)
+def test_a_place_is_compared_by_whole_segments(uri: str, named_in_a_request: bool, written: bool) -> None:
+    """Requests may name files below the data, the drops and the allowed places; writes go below our own places only."""
+    trust = Trust.from_settings(SETTINGS)
+    for check, allowed in ((trust.check_input, named_in_a_request), (trust.check_write, written)):
+        if allowed:
+            check(locate(uri))
+        else:
+            with pytest.raises(PermanentError, match=f"{uri} may not be"):
+                check(locate(uri))
+
+
+def test_the_default_keeps_requests_to_the_own_bucket() -> None:
+    """With nothing configured a request reads the data bucket, its drop folder in it, and nothing else."""
+    trust = Trust.from_settings(Settings())
+    trust.check_input(locate("s3://s2v/samples/portrait.jpg"))
+    trust.check_input(locate("s3://s2v/drop/incoming/a/image.png"))
+    with pytest.raises(PermanentError, match=r"below s3://s2v, s3://s2v/drop; .*S2V_ALLOWED_INPUT_URIS"):
+        trust.check_input(locate("s3://elsewhere/a.png"))
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "s2v/../secret",
+        "../s2v/a",
+        "s2v/./a",
+        "/s2v/a",
+        "s2v//a",
+        "s2v/..",
+        "s2v/a\\b",
+        "s2v/a\0b",
+        "s2v/\ud800",
+        "s2v/" + "é" * 511,
+    ],
+)
+def test_names_that_a_store_could_resolve_elsewhere_are_refused(key: str) -> None:
+    """Dot segments, empty segments, what is not text and what is too long never reach the store."""
+    trust = Trust.from_settings(SETTINGS)
+    for check in (trust.check_read, trust.check_input, trust.check_write):
+        with pytest.raises(PermanentError, match="is refused: its name"):
+            check(locate(f"s3://data/{key}"))
+
+
+@pytest.mark.parametrize("uri", ["http://data/a", "file:///etc/passwd", "s3://", "s3:///a", "s3://UPPER/a", "s3://a/b"])
+def test_what_is_no_s3_address_is_refused(uri: str) -> None:
+    """Only s3:// URIs with a legal bucket lead anywhere."""
+    with pytest.raises(PermanentError, match="is not an S3 address"):
+        locate(uri)
+
+
+@pytest.mark.parametrize("setting", ["data_uri", "output_uri", "drop_uri", "allowed_input_uris"])
+def test_a_place_that_is_none_is_a_configuration_error(setting: str) -> None:
+    """A trusted place must be a bucket or a plain prefix in one; the message names the setting."""
+    for uri in ("bucket", "s3://data/../a", "https://host/a"):
+        with pytest.raises(ConfigurationError, match=f"S2V_{setting.upper()} "):
+            Trust.from_settings(SETTINGS.model_copy(update={setting: uri}))
+
+
+def test_a_name_in_a_message_stays_on_its_line() -> None:
+    """Control and invisible characters of a name are shown as escapes, letters of any script as they are."""
+    assert shown("a\nERROR b\x1b[2J\u202e é🎬") == "a\\nERROR b\\x1b[2J\\u202e é🎬"

@@ -49,15 +49,17 @@ def encode_conditions(job_id: JobId) -> None:
 
 @app.command(rich_help_panel=STEPS)
 def render_clip(
-    job_id: JobId, clip_index: Annotated[int, typer.Option(min=0, help="Which clip of the plan, from 0.")]
+    job_id: JobId,
+    clip_index: Annotated[int, typer.Option(min=0, help="Which clip of the plan, from 0.")],
+    count: Annotated[int, typer.Option(min=1, help="How many clips from there on, with the networks loaded once.")] = 1,
 ) -> None:
-    """Render one clip; run it under torchrun. A clip that is there already is reused."""
+    """Render clips, each durable before the next begins; run it under torchrun. A clip that is there is reused."""
     if int(os.environ.get("RANK", "0")) > 0:
         from s2v_tasks.steps.render_clip import follow
 
         follow(job_id)
         return
-    _run("render_clip", job_id, clip_index)
+    _run("render_clip", job_id, clip_index, count=count)
 
 
 @app.command(rich_help_panel=STEPS)

@@ -35,7 +35,7 @@ class Worker:
     def __init__(self, rank: int, world_size: int, device: torch.device) -> None:
         self.rank, self.world_size, self.device = rank, world_size, device
         self._terminating = False
-        self._has_shared = False
+        self._others_wait = world_size > 1
 
     @property
     def is_leader(self) -> bool:
@@ -43,12 +43,16 @@ class Worker:
         return self.rank == 0
 
     def share(self, value: T | None = None) -> T | None:
-        """The leader's `value`, on every rank; all ranks call it, once. None: there is nothing to do."""
-        self._has_shared = True
+        """The leader's `value`, on every rank; all ranks call it. None: there is nothing (more) to do."""
+        self._others_wait = False
         box = [value]
         if self.world_size > 1:
             dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
         return box[0]
+
+    def done(self) -> None:
+        """What was shared is done: the other ranks come back to `share` for more."""
+        self._others_wait = self.world_size > 1
 
     def interrupted(self) -> bool:
         """Whether any rank was asked to end (SIGTERM); all ranks call it at the same points.
@@ -93,7 +97,11 @@ def open_worker(device: str) -> Iterator[Worker]:
             ) from error
     previous = signal.signal(signal.SIGTERM, worker._terminate)
     try:
-        yield worker
+        try:
+            yield worker
+        finally:
+            if worker.is_leader and worker._others_wait:
+                worker.share(None)
     except RuntimeError as error:
         if world_size > 1 and (isinstance(error, dist.DistError) or any(text in str(error) for text in _LOST_PEER)):
             raise TransientError(
@@ -101,8 +109,6 @@ def open_worker(device: str) -> Iterator[Worker]:
             ) from error
         raise
     finally:
-        if worker.is_leader and not worker._has_shared:
-            worker.share(None)
         signal.signal(signal.SIGTERM, previous)
     if world_size > 1:
         # Not after an error: the connections must live until this process has said what went wrong, first of all.

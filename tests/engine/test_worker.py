@@ -30,7 +30,7 @@ SAMPLES = Path(__file__).parents[1] / "samples"
 JOB = "worker-test"
 REQUEST = {
     "prompt": "A person speaks.",
-    "num_clip": 1,
+    "num_clip": 2,
     "infer_frames": 16,
     "sample_steps": 40,
     "size": "128*128",
@@ -64,17 +64,22 @@ S2VTransformer.forward = failing
 main()
 """
 
-LEADER_WITHOUT_ORDER = """
+LEADER_THAT_ENDS = """
 from s2v_tasks.engine.worker import open_worker
 
-for fails in (False, True):
+for num_orders, fails in ((0, False), (2, False), (0, True), (2, True)):
     with open_worker("cpu") as worker:
-        if not worker.is_leader:
-            order = worker.share()
-            if fails:
-                print("rank", worker.rank, "has", order, "to do")
-        elif fails:
-            raise ValueError("the leader failed early")
+        if worker.is_leader:
+            for number in range(num_orders):
+                worker.share(f"order {number}")
+                worker.done()
+            if fails and num_orders:
+                raise ValueError("the leader failed")
+        else:
+            orders = []
+            while order := worker.share():
+                orders.append(order)
+            print(orders, flush=True)
 """
 
 
@@ -88,11 +93,11 @@ class Site:
     folder: Path
     layout: JobLayout
 
-    def start(self, *launcher: str) -> "Attempt":
-        """`s2v render-clip` in processes of its own."""
+    def start(self, *launcher: str, count: int = 1) -> "Attempt":
+        """`s2v render-clip` of the first `count` clips in processes of its own."""
         folder = self.folder / uuid.uuid4().hex
         folder.mkdir()
-        arguments = ["render-clip", "--job-id", JOB, "--clip-index", "0"]
+        arguments = ["render-clip", "--job-id", JOB, "--clip-index", "0", "--count", str(count)]
         with (folder / "stdout").open("wb") as stdout, (folder / "stderr").open("wb") as stderr:
             process = subprocess.Popen(
                 [sys.executable, *launcher, *arguments],
@@ -247,11 +252,13 @@ def test_a_clip_tells_what_it_cost(site: Site, whole: Manifest) -> None:
 
 @pytest.fixture(scope="module")
 def whole_of_two(site: Site, whole: Manifest) -> Manifest:
-    """The manifest of the clip, rendered by two processes without a break."""
+    """The manifest of the clip, rendered by two processes without a break, and in the same processes the one after."""
     site.forget_the_clip()
-    attempt = site.start(*TWO_RANKS, *CLI)
+    attempt = site.start(*TWO_RANKS, *CLI, count=2)
     assert attempt.wait() == 0, attempt.log
-    assert json.loads((attempt.folder / "stdout").read_text()) == {"job_id": JOB, "clip_index": 0, "reused": False}
+    result = {"job_id": JOB, "clip_index": 0, "count": 2, "reused": False}
+    assert json.loads((attempt.folder / "stdout").read_text()) == result
+    assert site.store.exists(site.layout.clip_manifest(1))
     return site.manifest()
 
 
@@ -302,9 +309,9 @@ def test_a_rank_that_fails_is_the_one_that_is_heard(site: Site, whole_of_two: Ma
     assert not site.store.exists(site.layout.clip_manifest(0))
 
 
-def test_where_there_is_nothing_to_do_the_others_end_in_peace(tmp_path: Path) -> None:
-    """A leader that reuses a clip, or fails before it shares an order, leaves no rank waiting or complaining."""
-    (tmp_path / "ranks.py").write_text(LEADER_WITHOUT_ORDER)
+def test_when_there_is_nothing_more_to_do_the_others_end_in_peace(tmp_path: Path) -> None:
+    """A leader that ends or fails, with or without having shared an order, leaves no rank waiting or complaining."""
+    (tmp_path / "ranks.py").write_text(LEADER_THAT_ENDS)
     process = subprocess.run(
         [sys.executable, *TWO_RANKS, str(tmp_path / "ranks.py")],
         capture_output=True,
@@ -312,9 +319,10 @@ def test_where_there_is_nothing_to_do_the_others_end_in_peace(tmp_path: Path) ->
         timeout=120,
         check=False,
     )
-    assert process.stdout.splitlines() == ["rank 1 has None to do"], process.stderr
+    shared = "['order 0', 'order 1']"
+    assert process.stdout.splitlines() == ["[]", shared, "[]", shared], process.stderr
     assert process.returncode != 0
-    assert "the leader failed early" in process.stderr
+    assert "the leader failed" in process.stderr
     assert "lost another rank" not in process.stderr
 
 

@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 
 from s2v_tasks.engine.tiny_snapshot import write_tiny_snapshot
+from s2v_tasks.engine.worker import Worker
 from s2v_tasks.errors import PermanentError, TransientError
 from s2v_tasks.metadata.repository import Ledger
 from s2v_tasks.metadata.session import engine_from_settings
 from s2v_tasks.schemas.manifest import Manifest
 from s2v_tasks.schemas.plan import Plan
 from s2v_tasks.settings import Settings, load_settings
+from s2v_tasks.steps import clip_order
 from s2v_tasks.steps.context import run_step
 from s2v_tasks.steps.render_clip import clip_fingerprints
 from s2v_tasks.storage.artifacts import ArtifactStore
@@ -74,13 +76,13 @@ def ledger(settings: Settings) -> Iterator[Ledger]:
 
 @pytest.fixture
 def run(store: ObjectStore) -> Run:
-    """Run one step of the job; `stage_inputs` takes fields of the request."""
+    """Run one step of the job; `stage_inputs` takes fields of the request, the others their own options."""
 
     def run(step: str, clip_index: int | None = None, **fields: Any) -> dict[str, Any]:
-        arguments = {}
+        arguments = fields
         if step == "stage_inputs":
             uris = {"image_uri": store.uri("portrait.jpg"), "audio_uri": store.uri("speech.mp3")}
-            arguments["request_json"] = json.dumps(uris | REQUEST | fields)
+            arguments = {"request_json": json.dumps(uris | REQUEST | fields)}
         body = importlib.import_module(f"s2v_tasks.steps.{step}").run
         return run_step(body, step=step, job_id=JOB, clip_index=clip_index, **arguments)
 
@@ -135,6 +137,41 @@ def test_a_lost_clip_is_rendered_again_to_the_same_bytes(run: Run, store: Object
     assert (store.get_bytes(LAYOUT.clip(0)), store.get_bytes(LAYOUT.clip(1))) == (first, second)
 
 
+def test_clips_rendered_by_one_process_are_those_of_a_process_each(
+    run: Run, store: ObjectStore, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With `count` the networks are loaded once, and not at all when every clip is there; the bytes are the same."""
+    loads: list[int] = []
+    load = clip_order.load_pipeline
+    monkeypatch.setattr(clip_order, "load_pipeline", lambda *args, **named: loads.append(1) or load(*args, **named))
+    render(run)
+    assert len(loads) == 2
+    outputs = [manifest(store, index).outputs for index in range(2)]
+    for index in range(2):
+        store.delete(LAYOUT.clip_manifest(index))
+    assert run("render_clip", 0, count=2) == {"clip_index": 0, "count": 2, "reused": False}
+    assert len(loads) == 3
+    assert [manifest(store, index).outputs for index in range(2)] == outputs
+    assert run("render_clip", 0, count=2)["reused"]
+    assert len(loads) == 3
+    assert [(clip.status, clip.attempts) for clip in found(ledger).clips] == [("succeeded", 2), ("succeeded", 2)]
+    with pytest.raises(PermanentError, match="clip_index 1 with count 2: expected clips within 0 to 1"):
+        run("render_clip", 1, count=2)
+
+
+def test_a_process_that_is_ended_keeps_the_clips_that_it_finished(
+    run: Run, store: ObjectStore, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGTERM during the second of two clips: the first is durable, the other one failed and may be tried again."""
+    for step in ("stage_inputs", "plan_clips", "encode_conditions"):
+        run(step)
+    monkeypatch.setattr(Worker, "interrupted", lambda _worker: store.exists(LAYOUT.clip_manifest(0)))
+    with pytest.raises(TransientError, match="clip 1 was interrupted"):
+        run("render_clip", 0, count=2)
+    assert manifest(store, 0).facts["render_seconds"] > 0
+    assert [clip.status for clip in found(ledger).clips] == ["succeeded", "failed"]
+
+
 def test_a_clip_needs_the_clip_before_it(run: Run, store: ObjectStore) -> None:
     """Out of turn, or behind a clip of another request, a clip is not rendered but tried again later."""
     run("stage_inputs")
@@ -147,7 +184,7 @@ def test_a_clip_needs_the_clip_before_it(run: Run, store: ObjectStore) -> None:
     run("encode_conditions")
     with pytest.raises(TransientError, match="made from other inputs"):
         run("render_clip", 1)
-    with pytest.raises(PermanentError, match="clip_index 2: expected 0 to 1"):
+    with pytest.raises(PermanentError, match="clip_index 2: expected clips within 0 to 1"):
         run("render_clip", 2)
 
 
@@ -332,7 +369,7 @@ def test_a_database_that_is_away_does_not_stop_a_render(
     run("plan_clips")
     run("encode_conditions")
     monkeypatch.setattr(Ledger, "clip_progress", away)
-    assert run("render_clip", 0) == {"clip_index": 0, "reused": False}
+    assert run("render_clip", 0) == {"clip_index": 0, "count": 1, "reused": False}
 
 
 @pytest.mark.parametrize("prompt", ["a\0b", "\ud800"])

@@ -1,0 +1,111 @@
+"""What each rank of render_clip does: load the networks once, render the clips that the leader orders."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from s2v_tasks.engine.images import fit_pose
+from s2v_tasks.engine.loading import Snapshot
+from s2v_tasks.engine.pipeline import ClipInputs, ClipOutput, MotionState, S2VPipeline, Sampling, motion_frames_needed
+from s2v_tasks.engine.resume import DenoiseState
+from s2v_tasks.engine.worker import Worker, load_pipeline
+from s2v_tasks.media.frames import read_frames
+from s2v_tasks.schemas.plan import ClipPlan, Plan
+
+
+@dataclass(frozen=True)
+class Order:
+    """A clip to render; the files are on the disk that the ranks share."""
+
+    plan: Plan
+    clip: ClipPlan
+    snapshot: Snapshot
+    paths: dict[str, Path]  # conditions, and where they exist: pose, motion, state
+    noise_device: Literal["run", "cpu"]
+    parallel_layout: str
+
+
+class Renderer:
+    """One rank's share of the networks: loaded for the first clip that is missing, kept for those after it."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._pipeline: S2VPipeline | None = None
+        self.facts: dict[str, Any] = {}  # how the networks run, once they are loaded
+
+    def render(self, order: Order, on_step: Callable[[int, int], None]) -> ClipOutput:
+        """Render the clip, from its state where there is one; all ranks call it with the same order."""
+        sampling = order.plan.sampling
+        return self.load(order).render_clip(
+            _clip_inputs(order),
+            Sampling(
+                sampling.sample_steps,
+                sampling.sample_guide_scale,
+                sampling.sample_shift,
+                sampling.sample_solver,
+                order.noise_device,
+            ),
+            on_step=on_step,
+            state=DenoiseState.load(order.paths["state"]) if "state" in order.paths else None,
+            interrupted=self._worker.interrupted,
+        )
+
+    def load(self, order: Order) -> S2VPipeline:
+        """The networks; all ranks call it with the same order."""
+        if self._pipeline is not None:
+            return self._pipeline
+        started = time.monotonic()
+        guided = order.plan.sampling.sample_guide_scale > 1
+        self._pipeline, layout = load_pipeline(self._worker, order.snapshot, order.parallel_layout, guided=guided)
+        self.facts = {
+            "device": self._worker.device.type,
+            "world_size": self._worker.world_size,
+            "parallel_layout": str(layout),
+            "precision": str(self._pipeline.dtype).removeprefix("torch."),
+            "attention": "sdpa",
+            "noise_device": order.noise_device,
+            "load_seconds": round(time.monotonic() - started, 3),
+        }
+        return self._pipeline
+
+
+def frames_to_keep(plan: Plan, clip: ClipPlan) -> int | None:
+    """How many pixel frames the motion state must carry for the rest of the chain; None: nobody follows."""
+    later = []
+    successor = clip.successor
+    while successor is not None:
+        later.append(plan.clips[successor].infer_frames)
+        successor = plan.clips[successor].successor
+    return motion_frames_needed(later) if later else None
+
+
+def _clip_inputs(order: Order) -> ClipInputs:
+    """What the engine needs of this clip, as tensors."""
+    plan, clip, paths = order.plan, order.clip, order.paths
+    rendered_end = clip.start_frame + clip.infer_frames
+    with safe_open(paths["conditions"], framework="pt") as conditions:
+        # Of the speech of a long video only what this clip hears.
+        audio = conditions.get_slice("audio")[clip.start_frame : rendered_end]
+        whole = {name: conditions.get_tensor(name) for name in ("reference_u8", "context", "context_null")}
+    motion = None
+    if "motion" in paths:
+        state = load_file(paths["motion"])
+        motion = MotionState(latents=state["latents"], frames=state["frames"])
+    pose = None
+    if "pose" in paths:
+        frames = read_frames(paths["pose"], start_frame=clip.start_frame, end_frame=rendered_end)
+        pose = fit_pose(frames, plan.width, plan.height, compat="corrected")
+    return ClipInputs(
+        **whole,
+        audio=audio,
+        pose=pose,
+        seed=clip.seed,
+        motion=motion,
+        start_from_ref=plan.sampling.start_from_ref,
+        keep_motion_frames=frames_to_keep(plan, clip),
+    )

@@ -30,7 +30,12 @@ def test_steps_and_commands_have_the_same_names() -> None:
     from s2v_tasks.cli import app, steps  # noqa: F401
 
     commands = {command.callback.__name__ for command in app.registered_commands if command.callback}
-    files = {path.stem for path in (PACKAGE / "steps").glob("*.py")} - {"__init__", "context", "clip_meter", "clip_order"}
+    files = {path.stem for path in (PACKAGE / "steps").glob("*.py")} - {
+        "__init__",
+        "context",
+        "clip_meter",
+        "clip_order",
+    }
     assert files <= commands
 
 

@@ -1,0 +1,25 @@
+#!/bin/sh
+# Brings an installation with the tiny model to the point where the DAG can be triggered; harmless when repeated.
+# usage: init.sh SAMPLES SNAPSHOT POOLS
+set -eu
+samples=$1 snapshot=$2 pools=$3
+s2v db upgrade
+if [ ! -d "$snapshot" ]; then
+    rm -rf "$snapshot.part"
+    s2v snapshot init-tiny "$snapshot.part"
+    mv "$snapshot.part" "$snapshot"
+fi
+python - "$samples" <<'EOF'
+import sys
+from pathlib import Path
+
+from s2v_tasks.settings import load_settings
+from s2v_tasks.storage.s3 import ObjectStore
+
+store = ObjectStore.from_settings(load_settings())
+store.ensure_bucket()
+for name, media_type in {"portrait.jpg": "image/jpeg", "speech.mp3": "audio/mpeg"}.items():
+    store.upload(Path(sys.argv[1]) / name, f"s3://s2v/samples/{name}", media_type)
+EOF
+airflow db migrate
+airflow pools import "$pools"

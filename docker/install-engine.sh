@@ -1,0 +1,10 @@
+#!/bin/sh
+# Adds the engine to the virtual environment of install-steps.sh. The wheels of torch bring CUDA, cuDNN and NCCL along;
+# TORCH_INDEX_URL names another index, for example https://download.pytorch.org/whl/cpu.
+# usage, in the root of the sources: install-engine.sh VENV
+set -eu
+venv=$1
+"$venv/bin/python" -m pip install --no-cache-dir --disable-pip-version-check -c config/constraints-py311.txt \
+    ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} torch
+"$venv/bin/python" -m pip install --no-cache-dir --disable-pip-version-check -c config/constraints-py311.txt '.[engine]'
+"$venv/bin/torchrun" --help > /dev/null

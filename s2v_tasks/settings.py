@@ -55,6 +55,12 @@ class Settings(BaseSettings):
     allowed_input_uris: str = Field(
         "", description="Comma list of further s3://bucket/prefix whose files requests may name; see docs/security.md."
     )
+    airflow_url: str | None = Field(
+        None, pattern=r"^https?://", description="Airflow's API server, for the commands that start and cancel jobs."
+    )
+    airflow_user: str | None = Field(None, description="Account in Airflow; empty where it asks for none.")
+    airflow_password: SecretStr | None = Field(None, description="Password of that account.")
+    airflow_token: SecretStr | None = Field(None, description="A token instead of account and password.")
 
     max_clips: int = Field(240, ge=1, le=1000, description="Most clips of one job.")
     max_audio_seconds: int = Field(1200, ge=1, description="Longest speech of one job.")

@@ -40,7 +40,7 @@ def _process(
 
 def main() -> None:
     """Run the command line; errors become one sentence on stderr and their exit code."""
-    from s2v_tasks.cli import bench, jobs, operators, people, stack, steps  # noqa: F401  (their commands register themselves)
+    from s2v_tasks.cli import bench, jobs, operators, people, stack, steps, submit  # noqa: F401  (their commands register themselves)
 
     try:
         app()

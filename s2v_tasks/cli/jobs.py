@@ -1,32 +1,37 @@
 """`s2v jobs` and `s2v job`: what the ledger knows."""
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
 from s2v_tasks.cli import app
+from s2v_tasks.cli.options import parse_labels
 from s2v_tasks.cli.terminal import PEOPLE, console, open_ledger, plain, print_json
-from s2v_tasks.errors import PermanentError
+from s2v_tasks.cli.watch import Watch, unknown_job, watch_job
 
 if TYPE_CHECKING:
     from s2v_tasks.metadata.records import JobRecord
+
+Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 
 
 @app.command(rich_help_panel=PEOPLE)
 def jobs(
     limit: Annotated[int, typer.Option(min=1, max=1000, help="How many, newest first.")] = 20,
+    status: Annotated[Status | None, typer.Option(help="Only jobs that are so.")] = None,
+    label: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="Only jobs with this label.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
 ) -> None:
     """List jobs, newest first."""
     with open_ledger() as ledger:
-        found = ledger.jobs(limit=limit)
+        found = ledger.jobs(limit, status=status, labels=parse_labels(label or []))
     if as_json:
         print_json([plain(job) for job in found])
         return
-    table = Table("job", "status", "clips", "frames", "size", "created", "video or reason")
+    table = Table("job", "status", "clips", "frames", "size", "labels", "created", "video or reason")
     for job in found:
         table.add_row(
             job.job_id,
@@ -34,6 +39,7 @@ def jobs(
             str(job.num_clip or ""),
             str(job.num_frames or ""),
             f"{job.width}*{job.height}" if job.width else "",
+            escape(" ".join(f"{name}={value}" for name, value in sorted(job.labels.items()))),
             f"{job.created_at:%Y-%m-%d %H:%M:%S}",
             escape(job.reason or job.video_uri or ""),
         )
@@ -43,13 +49,19 @@ def jobs(
 @app.command(rich_help_panel=PEOPLE)
 def job(
     job_id: Annotated[str, typer.Argument(help="The job.")],
-    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    watch: Watch = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For machines; with --watch a line for each change.")] = False,
 ) -> None:
-    """Show one job: its state, its clips, its artifacts and what happened."""
+    """Show one job: its state, its clips, its artifacts and what happened.
+
+    With --watch the exit code is the job's: 0 succeeded, 65 bad input, 75 try again, 78 configuration, 130 cancelled.
+    """
+    if watch:
+        raise typer.Exit(watch_job(job_id, as_json=as_json))
     with open_ledger() as ledger:
         found = ledger.job(job_id)
     if found is None:
-        raise PermanentError(f"Job {job_id!r} is not known: `s2v jobs` lists the jobs that are.")
+        raise unknown_job(job_id)
     if as_json:
         print_json(plain(found))
         return

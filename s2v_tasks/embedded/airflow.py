@@ -61,11 +61,16 @@ class AirflowInstallation:
     def url(self) -> str:
         return f"http://127.0.0.1:{self._state['port']}"
 
-    def environment(self, database_url: str, *, deferrable: bool) -> dict[str, str]:
-        """Environment of every Airflow process. `deferrable`: whether a triggerer runs, so that waits may defer."""
+    def claim_port(self) -> str:
+        """The address at which Airflow runs or will run, on a port that no other program has taken."""
         with exclusive(self.folder / "lock"):
             self._leave_taken_port()
-            state = self._state
+            return self.url
+
+    def environment(self, database_url: str, *, deferrable: bool) -> dict[str, str]:
+        """Environment of every Airflow process. `deferrable`: whether a triggerer runs, so that waits may defer."""
+        self.claim_port()
+        state = self._state
         configuration = {
             "core": {
                 "dags_folder": CHECKOUT / "dags",

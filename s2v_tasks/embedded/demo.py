@@ -5,7 +5,6 @@ It is the same DAG, the same steps and the same services as `s2v up`; only the s
 """
 
 import json
-import re
 import subprocess
 import sys
 import time
@@ -20,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from s2v_tasks.embedded.airflow import AirflowInstallation, airflow_command
-from s2v_tasks.embedded.stack import Services, content_type, demo_request
+from s2v_tasks.embedded.stack import Services, demo_request
 from s2v_tasks.errors import PermanentError, TransientError
 from s2v_tasks.metadata.records import JobRecord
 from s2v_tasks.metadata.repository import Ledger
@@ -31,6 +30,7 @@ from s2v_tasks.schemas.request import parse_request
 from s2v_tasks.settings import Settings, config_dir
 from s2v_tasks.storage.layout import JobLayout
 from s2v_tasks.storage.s3 import ObjectStore, file_sha256
+from s2v_tasks.storage.uploads import upload_input
 
 console = Console(soft_wrap=True)
 
@@ -72,17 +72,9 @@ def run_demo(
 
 
 def _upload(inputs: DemoInputs, store: ObjectStore) -> dict[str, str]:
-    """Put local files into S3, named by their content: the same file is the same object in every run."""
-    uris = {}
-    for field, path in (("image", inputs.image), ("audio", inputs.audio), ("pose_video", inputs.pose_video)):
-        if path is None:
-            continue
-        if not path.is_file():
-            raise PermanentError(f"{path} is not a file: expected the {field.replace('_', ' ')} to use.")
-        name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.name)
-        uris[f"{field}_uri"] = uri = store.uri(f"uploads/{file_sha256(path)[:16]}/{name}")
-        store.upload(path, uri, content_type(path))
-    return uris
+    """Put local files into S3."""
+    files = {"image_uri": inputs.image, "audio_uri": inputs.audio, "pose_video_uri": inputs.pose_video}
+    return {field: upload_input(store, path) for field, path in files.items() if path is not None}
 
 
 def _is_acceptable(request: dict[str, Any], settings: Settings) -> bool:
@@ -167,8 +159,7 @@ def _report_failure(job: JobRecord | None, services: Services) -> int:
         return TransientError.exit_code
     console.print(f"{job.status}: {job.reason}", style="red", markup=False)
     console.print(f"log: {logs / job.job_id}.log")
-    codes = [event.detail["exit_code"] for event in job.events if event.event == "step_failed"]
-    return int(codes[-1]) if codes else TransientError.exit_code
+    return job.exit_code
 
 
 def _collect(job: JobRecord, settings: Settings, out_dir: Path) -> tuple[Path, Table]:

@@ -25,14 +25,15 @@ from s2v_tasks.log import get_logger
 from s2v_tasks.metadata.migrate import upgrade
 from s2v_tasks.settings import PREFIX, Settings, config_dir, load_settings, stack_env_path
 from s2v_tasks.storage.s3 import ObjectStore
+from s2v_tasks.storage.uploads import content_type
 
 BUCKET = "s2v"
 SAMPLES = CHECKOUT / "tests" / "samples"
 # Where data go. The environment may choose other weights than the tiny ones, but not send jobs to another installation.
 _OWN_SETTINGS = (
     "DATABASE_URL", "DATA_URI", "OUTPUT_URI", "S3_ENDPOINT_URL", "S3_ACCESS_KEY_ID", "S3_SECRET_ACCESS_KEY",
+    "AIRFLOW_URL",
 )  # fmt: skip
-_CONTENT_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".mp3": "audio/mpeg", ".ogg": "audio/ogg"}
 
 
 class Services:
@@ -99,6 +100,7 @@ class Services:
             "S3_SECRET_ACCESS_KEY": self.s3.secret_access_key,
             "DATA_URI": f"s3://{BUCKET}",
             "OUTPUT_URI": f"s3://{BUCKET}/output",
+            "AIRFLOW_URL": AirflowInstallation(self.home).claim_port(),
             "SNAPSHOT_PATH": str(snapshot),
             "MODEL": "tiny",
             "GPU": "cpu",
@@ -125,11 +127,6 @@ def demo_request(settings: Settings) -> dict[str, Any]:
     """The request of config/demo.yaml: sample inputs at a size that a CPU renders in seconds."""
     request: dict[str, Any] = yaml.safe_load((config_dir(settings) / "demo.yaml").read_text(encoding="utf-8"))
     return request
-
-
-def content_type(path: Path) -> str:
-    """Media type of an input file by its name."""
-    return _CONTENT_TYPES.get(path.suffix.lower(), "application/octet-stream")
 
 
 def up(home: Path) -> None:

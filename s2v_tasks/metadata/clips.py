@@ -17,7 +17,7 @@ class ClipLedger:
 
     def clip_started(self, job_id: str, clip_index: int, fingerprint: str, *, world_size: int = 1) -> None:
         """An attempt to render a clip begins, on `world_size` GPUs."""
-        fresh = {"progress_step": None, "progress_steps": None, "eta_seconds": None, "gpu_memory_bytes": None}
+        fresh = {"progress_step": None, "eta_seconds": None, "gpu_memory_bytes": None}
         values = {"status": "rendering", "fingerprint": fingerprint, "reused": False, "source_job_id": None} | fresh
         with transaction(self._engine) as connection:
             lock_job(connection, job_id)

@@ -55,14 +55,15 @@ class JobLedger:
             "cost_per_gpu_hour": 3600 * estimate.cost / estimate.gpu_seconds if estimate.gpu_seconds else None,
             "currency": estimate.currency,
         }
+        steps = {"progress_step": None, "progress_steps": plan.sampling.sample_steps}
         with transaction(self._engine) as connection:
             lock_job(connection, job_id)
-            update_job(connection, job_id, summary | price)
+            update_job(connection, job_id, summary | price | {"preset": plan.preset})
             connection.execute(sa.delete(Clip).where(Clip.job_id == job_id, Clip.clip_index >= plan.num_clip))
             for clip in plan.clips:
                 frames = {"start_frame": clip.start_frame, "end_frame": clip.end_frame}
-                fresh = {"status": "pending", "progress_step": None, "progress_steps": None, "reused": False}
-                fresh |= {"eta_seconds": None, "gpu_memory_bytes": None, "source_job_id": None}
+                fresh = {"status": "pending", "reused": False, "source_job_id": None} | steps
+                fresh |= {"eta_seconds": None, "gpu_memory_bytes": None}
                 statement = insert(Clip).values(job_id=job_id, clip_index=clip.clip_index, **frames, **fresh)
                 connection.execute(
                     statement.on_conflict_do_update(

@@ -4,6 +4,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from s2v_tasks.errors import ConfigurationError, PermanentError, TransientError
+
+CANCELLED_EXIT_CODE = 130
+_TELLING_EXIT_CODES = {error.exit_code for error in (PermanentError, ConfigurationError, TransientError)}
+
 
 @dataclass(frozen=True)
 class ClipRecord:
@@ -100,3 +105,19 @@ class JobRecord:
     attempts: tuple[AttemptRecord, ...] = ()
     artifacts: tuple[ArtifactRecord, ...] = ()
     events: tuple[EventRecord, ...] = ()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing more happens unless the job is started again."""
+        return self.status in {"succeeded", "failed", "cancelled"}
+
+    @property
+    def exit_code(self) -> int:
+        """What a command ends with that waited for this job, which `Ledger.job` gave.
+
+        0: succeeded; 130: cancelled; else that of the step that failed last, 75 where it could not say.
+        """
+        if self.status in {"succeeded", "cancelled"}:
+            return CANCELLED_EXIT_CODE if self.status == "cancelled" else 0
+        codes = [int(event.detail["exit_code"]) for event in self.events if event.event == "step_failed"]
+        return codes[-1] if codes and codes[-1] in _TELLING_EXIT_CODES else TransientError.exit_code

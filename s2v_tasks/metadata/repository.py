@@ -49,9 +49,15 @@ class Ledger(JobLedger, ClipLedger):
         with transaction(self._engine) as connection:
             add_event(connection, job_id, event, step=step, clip_index=clip_index, detail=detail)
 
-    def jobs(self, limit: int = 50) -> list[JobRecord]:
-        """The newest jobs first."""
+    def jobs(
+        self, limit: int = 50, *, status: str | None = None, labels: dict[str, str] | None = None
+    ) -> list[JobRecord]:
+        """The newest jobs first; of one status, and with all of these labels, where given."""
         statement = sa.select(Job.__table__).order_by(Job.created_at.desc(), Job.job_id).limit(limit)
+        if status is not None:
+            statement = statement.where(Job.status == status)
+        if labels:
+            statement = statement.where(Job.labels.contains(labels))
         with transaction(self._engine) as connection:
             return [JobRecord(**row) for row in connection.execute(statement).mappings()]
 

@@ -39,7 +39,7 @@ def test_steps_and_commands_have_the_same_names() -> None:
     assert files <= commands
 
 
-@pytest.mark.parametrize("module", ["bench", "jobs", "operators", "people", "steps", "stack"])
+@pytest.mark.parametrize("module", ["bench", "jobs", "operators", "people", "steps", "stack", "submit"])
 def test_the_command_line_starts_without_heavy_libraries(module: str) -> None:
     """`s2v --help` must not pay for torch or boto3."""
     code = f"import sys, s2v_tasks.cli.{module}; print(*sorted(set(sys.modules) & {HEAVY!r}))"

@@ -1,0 +1,120 @@
+"""Airflow's REST API: the runs of the DAG that makes videos, as the commands for people need them."""
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import quote, urlencode, urlsplit
+
+from s2v_tasks.errors import ConfigurationError, PermanentError, TransientError
+from s2v_tasks.settings import Settings
+
+DAG_ID = "speech_to_video"
+_TIMEOUT_SECONDS = 30.0
+_PAGE = 100
+
+
+class AirflowApi:
+    """Speaks with one API server. Nothing is contacted before the first call."""
+
+    def __init__(self, url: str, user: str | None = None, password: str | None = None, token: str | None = None):
+        self.url = url.rstrip("/")
+        self._account = {"username": user, "password": password} if user else None
+        self._token = token
+        loopback = urlsplit(url).hostname in {"127.0.0.1", "localhost", "::1"}
+        self._opener = urllib.request.build_opener(*([urllib.request.ProxyHandler({})] if loopback else []))
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> "AirflowApi":
+        """The API server of this installation; ConfigurationError when none is configured."""
+        if settings.airflow_url is None:
+            raise ConfigurationError(
+                "S2V_AIRFLOW_URL is not set: expected the address of Airflow's API server, such as "
+                "https://airflow.example.org (`make up` starts an embedded one and sets it)."
+            )
+        password, token = settings.airflow_password, settings.airflow_token
+        return cls(
+            settings.airflow_url,
+            settings.airflow_user,
+            password.get_secret_value() if password else None,
+            token.get_secret_value() if token else None,
+        )
+
+    def run(self, run_id: str) -> dict[str, Any] | None:
+        """One run: its state, its configuration; None when there is none with this id."""
+        status, answer = self._call("GET", self._path(run_id))
+        return None if status == 404 else answer
+
+    def trigger(self, run_id: str, conf: dict[str, Any]) -> bool:
+        """Start a run; False when there is one with this id. PermanentError when Airflow refuses the fields."""
+        body = {"dag_run_id": run_id, "logical_date": None, "conf": conf}
+        status, answer = self._call("POST", self._path(), body)
+        if status == 404:
+            raise ConfigurationError(f"Airflow at {self.url} has no DAG {DAG_ID!r}: give it the folder dags/.")
+        if status in {400, 422}:
+            raise PermanentError(f"Airflow refuses the request: {answer.get('detail', answer)}")
+        return status != 409
+
+    def active_runs(self) -> Iterator[dict[str, Any]]:
+        """The runs that have not ended, newest first."""
+        offset, total = 0, 1
+        while offset < total:
+            query = urlencode(
+                {"state": ["queued", "running"], "order_by": "-id", "limit": _PAGE, "offset": offset}, doseq=True
+            )
+            _, page = self._call("GET", f"{self._path()}?{query}")
+            yield from page.get("dag_runs", [])
+            offset, total = offset + _PAGE, page.get("total_entries", 0)
+
+    def fail(self, run_id: str) -> None:
+        """End a run: its tasks get their signal, what has not begun is skipped, teardowns still run."""
+        self._call("PATCH", self._path(run_id), {"state": "failed"})
+
+    def _path(self, run_id: str | None = None) -> str:
+        runs = f"/api/v2/dags/{DAG_ID}/dagRuns"
+        return runs if run_id is None else f"{runs}/{quote(run_id, safe='')}"
+
+    def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> tuple[int, dict[str, Any]]:
+        """Status and JSON of an answer that the caller understands; all else is raised."""
+        if self._token is None and self._account:
+            self._token = str(self._send("POST", "/auth/token", self._account)[1].get("access_token", ""))
+        return self._send(method, path, body)
+
+    def _send(self, method: str, path: str, body: dict[str, Any] | None) -> tuple[int, dict[str, Any]]:
+        headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        if self._token:
+            headers["Authorization"] = f"Bearer {self._token}"
+        request = urllib.request.Request(  # noqa: S310 - the setting begins with http
+            self.url + path, method=method, headers=headers, data=None if body is None else json.dumps(body).encode()
+        )
+        try:
+            with self._opener.open(request, timeout=_TIMEOUT_SECONDS) as answer:
+                return answer.status, _object(answer.read())
+        except urllib.error.HTTPError as refusal:
+            with refusal:
+                return self._refused(refusal.code, _object(refusal.read()))
+        except OSError as error:
+            raise TransientError(
+                f"Airflow at {self.url} does not answer ({error}): check that it runs (`s2v up` starts the embedded "
+                "one) and that S2V_AIRFLOW_URL names it."
+            ) from error
+
+    def _refused(self, status: int, answer: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        if status in {401, 403}:
+            raise ConfigurationError(
+                f"Airflow at {self.url} refuses the account ({status}): check S2V_AIRFLOW_USER and "
+                "S2V_AIRFLOW_PASSWORD, or S2V_AIRFLOW_TOKEN, and what they are allowed to do."
+            )
+        if status in {400, 404, 409, 422}:
+            return status, answer
+        raise TransientError(f"Airflow at {self.url} failed ({status}): {answer.get('detail', 'see its log')}")
+
+
+def _object(data: bytes) -> dict[str, Any]:
+    """The JSON object of an answer; an answer that is none is told as its own text."""
+    try:
+        parsed = json.loads(data)
+    except ValueError:
+        parsed = None
+    return parsed if isinstance(parsed, dict) else {"detail": data[:500].decode(errors="replace")}

@@ -1,0 +1,98 @@
+"""How far a job is, made from its record: solver steps over the whole plan, time to go, memory, attempts."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from s2v_tasks.metadata.records import ClipRecord, JobRecord
+
+
+@dataclass(frozen=True)
+class JobProgress:
+    """A moment in the life of a job. `phase` says in words what it is at."""
+
+    job_id: str
+    status: str
+    phase: str
+    steps_done: int
+    steps_total: int
+    eta_seconds: float | None
+    gpu_memory_bytes: int | None
+    attempts: int
+    clips_done: int
+    clips_total: int
+
+    @property
+    def line(self) -> str:
+        """One line for people."""
+        parts = [self.job_id, self.phase]
+        if self.steps_total:
+            parts.append(f"{self.steps_done}/{self.steps_total} steps, {self.clips_done}/{self.clips_total} clips")
+        if self.eta_seconds is not None:
+            parts.append(f"eta {clock(self.eta_seconds)}")
+        if self.gpu_memory_bytes:
+            parts.append(f"{self.gpu_memory_bytes / 2**30:.1f} GiB")
+        if self.attempts > self.clips_total:
+            parts.append(f"{self.attempts} attempts")
+        return "  ".join(parts)
+
+
+def job_progress(job: JobRecord) -> JobProgress:
+    """How far `job`, with its clips and events, is."""
+    clips = job.clips
+    done = sum(_steps_done(clip) for clip in clips)
+    total = sum(clip.progress_steps or 0 for clip in clips)
+    rendering = [clip for clip in clips if clip.status == "rendering"]
+    memory = [clip.gpu_memory_bytes for clip in rendering if clip.gpu_memory_bytes]
+    seconds = _seconds_per_step(clips)
+    eta = None if seconds is None or job.has_ended else (total - done) * seconds / max(1, len(rendering))
+    return JobProgress(
+        job_id=job.job_id,
+        status=job.status,
+        phase=_phase(job, rendering),
+        steps_done=done,
+        steps_total=total,
+        eta_seconds=eta,
+        gpu_memory_bytes=max(memory, default=None),
+        attempts=sum(clip.attempts for clip in clips),
+        clips_done=sum(clip.status == "succeeded" for clip in clips),
+        clips_total=len(clips),
+    )
+
+
+def clip_states(job: JobRecord) -> list[dict[str, Any]]:
+    """The clips of a job as small objects for machines."""
+    names = ("clip_index", "status", "progress_step", "progress_steps", "eta_seconds", "gpu_memory_bytes", "attempts")
+    return [{name: getattr(clip, name) for name in names} for clip in job.clips]
+
+
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss."""
+    return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02d}:{int(seconds) % 60:02d}"
+
+
+def _steps_done(clip: ClipRecord) -> int:
+    return (clip.progress_steps if clip.status == "succeeded" else clip.progress_step) or 0
+
+
+def _seconds_per_step(clips: tuple[ClipRecord, ...]) -> float | None:
+    """Seconds of a solver step of this job: of the clips that it rendered, else of one that it renders."""
+    own = [clip for clip in clips if clip.status == "succeeded" and clip.source_job_id is None and clip.progress_steps]
+    rates = [(clip.render_seconds or 0) / (clip.progress_steps or 1) for clip in own]
+    for clip in clips:
+        left = (clip.progress_steps or 0) - (clip.progress_step or 0)
+        if clip.status == "rendering" and clip.eta_seconds is not None and left > 0:
+            rates.append(clip.eta_seconds / left)
+    return sum(rates) / len(rates) if rates else None
+
+
+def _phase(job: JobRecord, rendering: list[ClipRecord]) -> str:
+    if job.has_ended:
+        return job.status
+    if rendering:
+        clips = ", ".join(
+            f"{clip.clip_index + 1}/{len(job.clips)} step {clip.progress_step or 0}/{clip.progress_steps}"
+            for clip in rendering
+        )
+        return f"clip {clips}"
+    last = next((event for event in reversed(job.events) if event.step), None)
+    return f"{last.step} done" if last and last.event == "step_finished" else job.status

@@ -1,0 +1,95 @@
+"""Follow a job to its end: a live bar on a terminal, a line for each change elsewhere, JSON lines for machines."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from s2v_tasks.cli.terminal import console, open_ledger, print_json
+from s2v_tasks.errors import PermanentError
+
+if TYPE_CHECKING:
+    from s2v_tasks.metadata.records import JobRecord
+    from s2v_tasks.metadata.repository import Ledger
+
+Watch = Annotated[bool, typer.Option("--watch", help="Follow it to its end, then end with the exit code of the job.")]
+POLL_SECONDS = 1.0
+
+Show = Callable[["JobRecord"], None]
+
+
+def watch_job(job_id: str, *, as_json: bool, ended_before: datetime | None = None, may_come: bool = False) -> int:
+    """Show the job until it ends; its exit code: 0 succeeded, 130 cancelled, else 65, 75 or 78.
+
+    `ended_before`: an end on record that is not the awaited one. `may_come`: the job need not be on record yet.
+    """
+    with open_ledger() as ledger, _display(as_json) as show:
+        while True:
+            job = ledger.job(job_id)
+            if job is None and not may_come:
+                raise unknown_job(job_id)
+            if job is not None:
+                show(job)
+                if job.has_ended and job.finished_at != ended_before:
+                    break
+            time.sleep(POLL_SECONDS)
+    if not as_json:
+        console.print(f"[bold]{job.job_id}[/bold] {job.status}: {escape(job.reason or job.video_uri or '')}")
+    return job.exit_code
+
+
+def end_on_record(ledger: "Ledger", job_id: str) -> datetime | None:
+    """When the job ended, if it did."""
+    job = ledger.job(job_id)
+    return job.finished_at if job else None
+
+
+def unknown_job(job_id: str) -> PermanentError:
+    """The error for a job that is not on record."""
+    return PermanentError(f"Job {job_id!r} is not known: `s2v jobs` lists the jobs that are.")
+
+
+@contextmanager
+def _display(as_json: bool) -> Iterator[Show]:
+    if as_json:
+        yield _lines(as_json=True)
+    elif not console.is_terminal:
+        yield _lines(as_json=False)
+    else:
+        columns = TextColumn("{task.description}"), BarColumn(bar_width=None), TimeElapsedColumn()
+        with Progress(*columns, console=console) as bar:
+            task = bar.add_task("waiting for the job to begin", total=None)
+
+            def show(job: "JobRecord") -> None:
+                from s2v_tasks.cli.progress import job_progress
+
+                now = job_progress(job)
+                bar.update(task, description=escape(now.line), completed=now.steps_done, total=now.steps_total or None)
+
+            yield show
+
+
+def _lines(*, as_json: bool) -> Show:
+    """Shows a job by printing a line whenever there is something new."""
+    shown: list[str] = []
+
+    def show(job: "JobRecord") -> None:
+        from s2v_tasks.cli.progress import clip_states, job_progress
+
+        now = job_progress(job)
+        if now.line in shown[-1:]:
+            return
+        shown.append(now.line)
+        if as_json:
+            end = {"reason": job.reason, "video_uri": job.video_uri, "exit_code": job.exit_code}
+            print_json(asdict(now) | {"clips": clip_states(job)} | (end if job.has_ended else {}), indent=None)
+        else:
+            console.print(now.line, markup=False)
+
+    return show

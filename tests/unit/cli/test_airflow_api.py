@@ -1,0 +1,114 @@
+"""How answers of Airflow's API server are understood; the answers themselves come from a server of this test."""
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from s2v_tasks.cli.airflow_api import AirflowApi
+from s2v_tasks.embedded.process import free_ports
+from s2v_tasks.errors import ConfigurationError, PermanentError, TransientError
+from s2v_tasks.settings import Settings
+
+
+class Server(ThreadingHTTPServer):
+    """Gives the next answer of `answers` to each request and keeps what it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.answers: list[tuple[int, Any]] = []
+        self.asked: list[tuple[str, str, str | None, Any]] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def answer(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        said = json.loads(body) if body else None
+        self.server.asked.append((self.command, self.path, self.headers.get("Authorization"), said))
+        status, content = self.server.answers.pop(0)
+        data = content if isinstance(content, bytes) else json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    do_GET = do_POST = do_PATCH = answer
+
+    def log_message(self, *_: Any) -> None:
+        """Nothing: the test looks at `asked`."""
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def test_an_account_is_exchanged_for_a_token_once(server: Server) -> None:
+    """Account and password go to the token endpoint only; every call carries the token."""
+    server.answers = [(201, {"access_token": "t0k"}), (200, {"state": "running"}), (404, {})]
+    api = AirflowApi(server.url, "ann", "secret")
+    assert api.run("a/b") == {"state": "running"}
+    assert api.run("c") is None
+    assert server.asked[0] == ("POST", "/auth/token", None, {"username": "ann", "password": "secret"})
+    assert [(path, token) for _, path, token, _ in server.asked[1:]] == [
+        ("/api/v2/dags/speech_to_video/dagRuns/a%2Fb", "Bearer t0k"),
+        ("/api/v2/dags/speech_to_video/dagRuns/c", "Bearer t0k"),
+    ]
+
+
+def test_active_runs_are_read_page_by_page(server: Server) -> None:
+    """All runs that have not ended are found, however many there are."""
+    pages = [[{"dag_run_id": f"r{n}"} for n in range(first, min(first + 100, 130))] for first in (0, 100)]
+    server.answers = [(200, {"dag_runs": page, "total_entries": 130}) for page in pages]
+    assert [run["dag_run_id"] for run in AirflowApi(server.url).active_runs()] == [f"r{n}" for n in range(130)]
+    assert all("state=queued&state=running" in path for _, path, _, _ in server.asked)
+
+
+def test_a_run_that_is_there_is_not_started_again(server: Server) -> None:
+    """Airflow's 409 is an answer, not an error."""
+    server.answers = [(200, {}), (409, {"detail": "there"})]
+    api = AirflowApi(server.url)
+    assert [api.trigger("r", {}), api.trigger("r", {})] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("status", "answer", "error", "words"),
+    [
+        (401, {}, ConfigurationError, "S2V_AIRFLOW_USER"),
+        (403, {}, ConfigurationError, "refuses the account"),
+        (404, {}, ConfigurationError, "no DAG 'speech_to_video'"),
+        (400, {"detail": "size is bad"}, PermanentError, "size is bad"),
+        (503, b"<html>busy</html>", TransientError, "503.*busy"),
+    ],
+)
+def test_refusals_say_what_to_do(server: Server, status: int, answer: Any, error: type[Exception], words: str) -> None:
+    """An account, a missing DAG, bad fields and a server in trouble are told apart."""
+    server.answers = [(status, answer)]
+    with pytest.raises(error, match=words):
+        AirflowApi(server.url, token="t").trigger("r", {})
+
+
+def test_a_server_that_is_away_is_a_transient_error() -> None:
+    """The message names the address and the setting."""
+    with pytest.raises(TransientError, match=r"does not answer.*S2V_AIRFLOW_URL"):
+        AirflowApi(f"http://127.0.0.1:{free_ports(1)[0]}").run("r")
+
+
+def test_no_address_is_a_configuration_error() -> None:
+    """Without a setting the message says which one is missing."""
+    with pytest.raises(ConfigurationError, match="S2V_AIRFLOW_URL is not set"):
+        AirflowApi.from_settings(Settings())  # type: ignore[call-arg]

@@ -1,0 +1,89 @@
+"""How far a job is, in the words of the command line."""
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from s2v_tasks.cli.progress import clock, job_progress
+from s2v_tasks.metadata.records import ClipRecord, EventRecord, JobRecord
+
+NOW = datetime(2026, 11, 22, tzinfo=UTC)
+
+
+def clip(clip_index: int, status: str, **values: Any) -> ClipRecord:
+    facts: dict[str, Any] = dict.fromkeys(ClipRecord.__dataclass_fields__) | {
+        "clip_index": clip_index,
+        "status": status,
+        "start_frame": 80 * clip_index,
+        "end_frame": 80 * clip_index + 80,
+        "attempts": 0 if status == "pending" else 1,
+        "progress_steps": 40,
+        "reused": False,
+        "updated_at": NOW,
+    }
+    return ClipRecord(**facts | values)
+
+
+def event(name: str, exit_code: int | None = None) -> EventRecord:
+    detail = {} if exit_code is None else {"exit_code": exit_code, "error": "why"}
+    return EventRecord(1, None, "encode_conditions", name, detail, NOW)
+
+
+def job(*clips: ClipRecord, status: str = "running", events: tuple[EventRecord, ...] = ()) -> JobRecord:
+    values: dict[str, Any] = dict.fromkeys(JobRecord.__dataclass_fields__) | {"job_id": "talk", "status": status}
+    return JobRecord(**values | {"clips": clips, "events": events, "attempts": (), "artifacts": ()})
+
+
+def test_steps_are_counted_over_the_whole_plan() -> None:
+    """The bar never starts over: clips that are done, running and to come are one sum."""
+    now = job_progress(
+        job(
+            clip(0, "succeeded", render_seconds=80.0, progress_step=38),
+            clip(1, "rendering", progress_step=10, eta_seconds=60.0, gpu_memory_bytes=3 * 2**30, attempts=2),
+            clip(2, "pending"),
+        )
+    )
+    assert (now.steps_done, now.steps_total, now.clips_done, now.clips_total) == (50, 120, 1, 3)
+    assert now.eta_seconds == pytest.approx(70 * 2.0)
+    assert now.line == "talk  clip 2/3 step 10/40  50/120 steps, 1/3 clips  eta 0:02:20  3.0 GiB"
+
+
+def test_clips_side_by_side_shorten_the_time_to_go() -> None:
+    """Two chains that render at once need half the time; the clip that another job rendered says nothing of it."""
+    now = job_progress(
+        job(
+            clip(0, "succeeded", render_seconds=4000.0, source_job_id="parent"),
+            clip(1, "rendering", progress_step=20, eta_seconds=20.0),
+            clip(2, "rendering", progress_step=20, eta_seconds=20.0),
+        )
+    )
+    assert now.eta_seconds == pytest.approx(20.0)
+
+
+def test_before_the_first_clip_the_step_that_is_done_is_named() -> None:
+    """Also a job without a plan has a line."""
+    now = job_progress(job(events=(event("step_finished"),)))
+    assert now.line == "talk  encode_conditions done"
+
+
+@pytest.mark.parametrize(
+    ("status", "events", "expected"),
+    [
+        ("succeeded", (event("step_failed", 75), event("step_finished")), 0),
+        ("cancelled", (event("step_failed", 65),), 130),
+        ("failed", (event("step_failed", 75), event("step_failed", 65)), 65),
+        ("failed", (event("step_failed", 78),), 78),
+        ("failed", (event("step_failed", 1),), 75),
+        ("failed", (), 75),
+    ],
+)
+def test_a_job_has_an_exit_code(status: str, events: tuple[EventRecord, ...], expected: int) -> None:
+    """That of its last failure; 75 where a step was killed before it could say why; 130 when it was cancelled."""
+    assert replace(job(), status=status, events=events).exit_code == expected
+
+
+def test_times_to_go_are_read_as_a_clock() -> None:
+    """Hours are not folded into days."""
+    assert [clock(0.9), clock(61), clock(90061)] == ["0:00:00", "0:01:01", "25:01:01"]

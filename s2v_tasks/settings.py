@@ -68,6 +68,19 @@ class Settings(BaseSettings):
     work_dir: Path | None = Field(None, description="Scratch folder of the steps; empty: the system's.")
     ffmpeg_path: Path | None = Field(None, description="ffmpeg to use; empty: PATH, then the one installed by pip.")
     ffprobe_path: Path | None = Field(None, description="ffprobe to use; empty: PATH, then the one installed by pip.")
+    webhook_url: SecretStr | None = Field(
+        None, description="Told of every job whose request names no webhook of its own (docs/how-to/webhooks.md)."
+    )
+    webhook_secret: SecretStr | None = Field(
+        None, description="Shared with the receivers, who verify signatures with it; without it nothing is sent."
+    )
+    webhook_allowed_hosts: str = Field(
+        "", description="Hosts that requests may name as webhook, separated by commas; `.example.com`: all below it."
+    )
+    webhook_allow_private: bool = Field(
+        False, description="Whether webhooks may call private, loopback and link-local addresses."
+    )
+
     log_json: bool = Field(False, description="Logs as JSON lines.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least severe log line shown.")
 

@@ -15,6 +15,7 @@ S3_SECRET_ACCESS_KEY=$(random 20)
 FERNET_KEY=$(head -c 32 /dev/urandom | base64 | tr '+/' '-_')
 JWT_SECRET=$(random 32)
 API_SECRET_KEY=$(random 16)
+WEBHOOK_SECRET=$(random 32)
 EOF
 mv .env.part .env
 echo "$PWD/.env"

@@ -1,12 +1,13 @@
 """Commands for operators: the database, the weights on disk."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from s2v_tasks.cli import app
-from s2v_tasks.cli.terminal import OPERATORS
+from s2v_tasks.cli.terminal import OPERATORS, open_ledger
 from s2v_tasks.errors import ConfigurationError
 
 db = typer.Typer(help="The project's own database.", no_args_is_help=True)
@@ -44,6 +45,18 @@ def snapshot_verify(
     from s2v_tasks.engine.loading.checksums import verify_checksums
 
     typer.echo(f"{verify_checksums(folder)} files are as listed")
+
+
+@app.command(rich_help_panel=OPERATORS)
+def deliver_notifications(
+    seconds: Annotated[float, typer.Option(min=1, help="Start no message after this time.")] = 50.0,
+) -> None:
+    """Send what waits in the outbox to the webhooks; what fails is tried again later, up to a day after the event."""
+    from s2v_tasks.settings import load_settings
+    from s2v_tasks.steps.deliver_notifications import deliver_due
+
+    with open_ledger() as ledger:
+        typer.echo(json.dumps(deliver_due(ledger, load_settings(), seconds=seconds)))
 
 
 def _database_url() -> str:

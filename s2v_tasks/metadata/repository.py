@@ -8,6 +8,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from s2v_tasks.metadata.clips import ClipLedger
 from s2v_tasks.metadata.jobs import JobLedger
+from s2v_tasks.metadata.notifications import NotificationLedger
 from s2v_tasks.metadata.records import ArtifactRecord, AttemptRecord, ClipRecord, EventRecord, JobRecord
 from s2v_tasks.metadata.session import transaction
 from s2v_tasks.metadata.statements import NOW, add_event, lock_job
@@ -17,7 +18,7 @@ from s2v_tasks.schemas.manifest import Manifest
 Record = TypeVar("Record", ClipRecord, AttemptRecord, ArtifactRecord, EventRecord)
 
 
-class Ledger(JobLedger, ClipLedger):
+class Ledger(JobLedger, ClipLedger, NotificationLedger):
     """What is known about every job; PermanentError when a call names a job that was never queued."""
 
     def record_artifacts(self, manifest: Manifest) -> None:

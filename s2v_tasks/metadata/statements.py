@@ -2,15 +2,18 @@
 
 import math
 import re
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
 from s2v_tasks.errors import PermanentError
-from s2v_tasks.metadata.tables import Clip, Event, Job
+from s2v_tasks.metadata.tables import Clip, Event, Job, Notification
 
 NOW = sa.func.now()
+# What a webhook is told.
+NOTIFIED_EVENTS = frozenset({"job_started", "clip_succeeded", "job_succeeded", "job_failed", "job_cancelled"})
 _NOT_STORABLE = re.compile(r"[\x00\ud800-\udfff]")
 
 
@@ -62,9 +65,34 @@ def add_event(
     clip_index: int | None = None,
     detail: dict[str, Any] | None = None,
 ) -> None:
-    """Note that something happened."""
+    """Note that something happened, and in the same breath that the job's webhook is to be told."""
     values = {"job_id": job_id, "event": event, "step": step, "clip_index": clip_index, "detail": detail or {}}
-    connection.execute(insert(Event).values(storable(values)))
+    at = connection.execute(insert(Event).values(storable(values)).returning(Event.at)).scalar_one()
+    if event in NOTIFIED_EVENTS:
+        _add_notification(connection, values, at)
+
+
+def _add_notification(connection: sa.Connection, event: dict[str, Any], at: datetime) -> None:
+    """Put a message into the outbox, to the webhook of the request or the configured one; nothing without either."""
+    columns = (Job.request, Job.labels, Job.num_clip, Job.num_frames)
+    job = connection.execute(sa.select(*columns).where(Job.job_id == event["job_id"])).one()
+    url = (job.request or {}).get("webhook_url") or connection.get_execution_options().get("webhook_url")
+    if not url:
+        return
+    payload = {
+        "schema_version": 1,
+        "event": event["event"],
+        "at": at.isoformat(),
+        "job_id": event["job_id"],
+        "clip_index": event["clip_index"],
+        "num_clip": job.num_clip,
+        "num_frames": job.num_frames,
+        "labels": job.labels,
+        "detail": event["detail"],
+    }
+    names = ("job_id", "clip_index", "event")
+    row = {name: event[name] for name in names} | {"url": str(url), "payload": payload}
+    connection.execute(insert(Notification).values(storable(row)))
 
 
 def storable(value: Any) -> Any:

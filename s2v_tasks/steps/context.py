@@ -17,6 +17,7 @@ from s2v_tasks.schemas.manifest import Artifact, Manifest
 from s2v_tasks.schemas.plan import Plan
 from s2v_tasks.schemas.request import Request, parse_request
 from s2v_tasks.settings import Settings, load_settings
+from s2v_tasks.steps.deliver_notifications import STEP_SECONDS, deliver_due
 from s2v_tasks.storage.artifacts import ArtifactStore, Build, Built, Produced
 from s2v_tasks.storage.layout import JobLayout
 from s2v_tasks.storage.s3 import ObjectStore
@@ -148,13 +149,21 @@ def run_step(
         except Exception as error:
             logger.error("step_failed", error=str(error), kind=type(error).__name__)
             _record_failure(context, step, clip_index, error)
+            _tell(context)
             raise
         seconds = round(time.monotonic() - started, 3)
         context.ledger.event(
             job_id, step=step, event="step_finished", clip_index=clip_index, detail={"seconds": seconds} | result
         )
         logger.info("step_finished", seconds=seconds, **result)
+        _tell(context)
         return result
+
+
+def _tell(context: StepContext) -> None:
+    """Send what the webhook of the job waits for; what does not get through is swept up later."""
+    with tolerated("notifications_not_delivered"):
+        deliver_due(context.ledger, context.settings, job_id=context.job_id, seconds=STEP_SECONDS)
 
 
 def _record_failure(context: StepContext, step: str, clip_index: int | None, error: Exception) -> None:

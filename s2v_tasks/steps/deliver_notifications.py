@@ -1,0 +1,69 @@
+"""deliver_notifications: send what waits in the outbox to the webhooks. Takes bounded time and never fails a job."""
+
+import time
+from collections import Counter
+from typing import Any, Literal
+
+from s2v_tasks import log
+from s2v_tasks.errors import PermanentError, TransientError
+from s2v_tasks.metadata.notifications import ClaimedNotification, NotificationLedger
+from s2v_tasks.settings import Settings
+from s2v_tasks.webhooks.delivery import Message, deliver
+from s2v_tasks.webhooks.target import RefusedTargetError, TargetPolicy
+
+MESSAGE_SECONDS = 5.0  # the longest that a receiver may take for one message
+STEP_SECONDS = 3.0  # the longest that a step stays for the messages of its job
+SWEEP_SECONDS = 50.0
+
+
+def deliver_due(
+    ledger: NotificationLedger, settings: Settings, *, seconds: float = SWEEP_SECONDS, job_id: str | None = None
+) -> dict[str, Any]:
+    """Send the messages that are due, of one job or of all, until none is left or `seconds` have passed.
+
+    A receiver that does not answer is not asked again in the same round, so that others do not wait for it.
+    """
+    deadline = time.monotonic() + seconds
+    policy = TargetPolicy.from_settings(settings)
+    outcomes: Counter[str] = Counter(delivered=0, failed=0, pending=0, refused=0)
+    silent: set[str] = set()
+    while (left := deadline - time.monotonic()) > 0:
+        message = ledger.claim_notification(job_id=job_id, but_not_to=silent)
+        if message is None:
+            break
+        outcome = _send(ledger, message, settings, policy, min(left, MESSAGE_SECONDS))
+        outcomes[outcome] += 1
+        if outcome == "pending":
+            silent.add(message.url)
+    return dict(outcomes)
+
+
+def _send(
+    ledger: NotificationLedger,
+    notification: ClaimedNotification,
+    settings: Settings,
+    policy: TargetPolicy,
+    seconds: float,
+) -> str:
+    """Try one message and write down what became of it: the status that it has now."""
+    logger = log.get_logger().bind(notification_id=notification.id, event_name=notification.event)
+    try:
+        if settings.webhook_secret is None:
+            raise RefusedTargetError(
+                "S2V_WEBHOOK_SECRET is not set: expected the secret that messages are signed with."
+            )
+        message = Message(notification.id, notification.event, notification.payload)
+        secret = settings.webhook_secret.get_secret_value()
+        deliver(notification.url, message, secret=secret, policy=policy, seconds=seconds)
+    except TransientError as error:
+        logger.warning("notification_put_off", error=str(error))
+        ledger.notification_put_off(notification.id, str(error))
+        return "pending"
+    except PermanentError as error:
+        status: Literal["refused", "failed"] = "refused" if isinstance(error, RefusedTargetError) else "failed"
+        logger.warning(f"notification_{status}", error=str(error))
+        ledger.notification_ended(notification.id, status, str(error))
+        return status
+    ledger.notification_delivered(notification.id)
+    logger.info("notification_delivered")
+    return "delivered"

@@ -1,0 +1,123 @@
+"""Whom a webhook may call. A URL comes with a request, and who writes requests must not reach inner networks by it."""
+
+import ipaddress
+import socket
+import threading
+from dataclasses import dataclass
+from urllib.parse import SplitResult, urlsplit
+
+from s2v_tasks.errors import PermanentError, TransientError
+from s2v_tasks.settings import Settings
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+# IPv6 ranges that lead to an IPv4 address, and where in the 128 bits it stands.
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+
+class RefusedTargetError(PermanentError):
+    """A URL that this installation does not call."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """One receiver, resolved: connect to one of `addresses`, never to the name again, whose answer may change."""
+
+    scheme: str
+    host: str
+    port: int
+    path: str
+    addresses: tuple[str, ...]
+
+    @property
+    def host_header(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == _DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}"
+
+
+@dataclass(frozen=True)
+class TargetPolicy:
+    """Hosts that may be called: `example.com` is that host, `.example.com` every host below it."""
+
+    allowed_hosts: frozenset[str]
+    allow_private: bool
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> "TargetPolicy":
+        """The host of the configured webhook is allowed without being listed."""
+        hosts = {host.strip().lower() for host in settings.webhook_allowed_hosts.split(",")}
+        if settings.webhook_url is not None:
+            hosts.add((urlsplit(settings.webhook_url.get_secret_value()).hostname or "").lower())
+        return cls(frozenset(hosts - {""}), settings.webhook_allow_private)
+
+    def resolve(self, url: str, *, seconds: float) -> Target:
+        """The receiver behind `url`, all of whose addresses are allowed.
+
+        RefusedTargetError when it must not be called, TransientError when its name cannot be resolved in time. Messages
+        name the host only: the rest of a URL may be a secret.
+        """
+        parts, host, port = _parts(url)
+        if not self._is_listed(host):
+            raise RefusedTargetError(
+                f"{host!r} is not an allowed host: add it to S2V_WEBHOOK_ALLOWED_HOSTS to call it."
+            )
+        addresses = _addresses(host, port, seconds)
+        for address in addresses:
+            if not self.allow_private and not is_public(ipaddress.ip_address(address)):
+                raise RefusedTargetError(
+                    f"{host!r} is {address}, which is not a public address: expected one, or "
+                    "S2V_WEBHOOK_ALLOW_PRIVATE=true where receivers are on an inner network."
+                )
+        path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        return Target(parts.scheme, host, port, path, addresses)
+
+    def _is_listed(self, host: str) -> bool:
+        return any(host == name or (name.startswith(".") and host.endswith(name)) for name in self.allowed_hosts)
+
+
+def is_public(address: Address) -> bool:
+    """Whether an address, or the IPv4 address inside it, is reachable from the internet and means one machine."""
+    if isinstance(address, ipaddress.IPv6Address):
+        inner = address.ipv4_mapped or address.sixtofour or (address.teredo or (None, None))[1]
+        if address in _NAT64:
+            inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+        if inner is not None:
+            return is_public(inner)
+    return address.is_global and not address.is_multicast and not address.is_reserved
+
+
+def _parts(url: str) -> tuple[SplitResult, str, int]:
+    """The parts of a URL, its host as it is looked up, and its port."""
+    try:
+        parts = urlsplit(url)
+        host = (parts.hostname or "").rstrip(".").encode("idna").decode() if parts.hostname else ""
+        port = parts.port or _DEFAULT_PORTS[parts.scheme]
+    except (ValueError, KeyError):  # UnicodeError is a ValueError
+        host = ""
+    if not host or parts.username is not None or any(ord(letter) <= 32 or ord(letter) > 126 for letter in url):
+        raise RefusedTargetError(
+            "The webhook is not a usable URL (not shown: it may hold a secret): expected http(s)://host[:port]/path in "
+            "ASCII, without user and password."
+        )
+    return parts, host, port
+
+
+def _addresses(host: str, port: int, seconds: float) -> tuple[str, ...]:
+    """The addresses of a name. The resolver of the system knows no time limit, so it is left behind when it is late."""
+    found: list[str] = []
+    errors: list[OSError | UnicodeError] = []
+
+    def look_up() -> None:
+        try:
+            found.extend(str(info[4][0]) for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        except (OSError, UnicodeError) as error:  # Python encodes a name before it asks
+            errors.append(error)
+
+    thread = threading.Thread(target=look_up, name="webhook-resolver", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        raise TransientError(f"{host!r} was not resolved within {seconds:.1f} s: check the name and the DNS.")
+    if errors or not found:
+        raise TransientError(f"{host!r} cannot be resolved ({errors[0] if errors else 'no address'}): check the name.")
+    return tuple(dict.fromkeys(found))

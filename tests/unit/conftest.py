@@ -1,0 +1,72 @@
+"""A receiver of webhooks as it may be met outside: good, slow, broken, or one that sends elsewhere."""
+
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+
+@dataclass
+class Receiver:
+    """Answers with the first of `answers`, the last one for ever, and keeps what it got."""
+
+    url: str = ""
+    answers: list[int] = field(default_factory=lambda: [204])
+    location: str | None = None
+    drip_seconds: float = 0.0
+    requests: list[tuple[str, dict[str, str], bytes]] = field(default_factory=list)
+    closing: threading.Event = field(default_factory=threading.Event)
+
+    def handler(self) -> type[BaseHTTPRequestHandler]:
+        """A class of handlers that answer like this."""
+        return _handler_of(self)
+
+
+def _handler_of(receiver: Receiver) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            receiver.requests.append((self.path, dict(self.headers), body))
+            status = receiver.answers.pop(0) if len(receiver.answers) > 1 else receiver.answers[0]
+            if receiver.drip_seconds:
+                self._drip(status)
+                return
+            self.send_response(status)
+            if receiver.location:
+                self.send_header("Location", receiver.location)
+            self.end_headers()
+
+        def _drip(self, status: int) -> None:
+            """A header that grows by a byte before any time limit on a single read is over."""
+            end = time.monotonic() + receiver.drip_seconds
+            try:
+                self.wfile.write(f"HTTP/1.1 {status} OK\r\nX-Slow: ".encode())
+                while time.monotonic() < end and not receiver.closing.wait(0.05):
+                    self.wfile.write(b"x")
+                    self.wfile.flush()
+            except OSError:
+                return  # the caller had enough
+
+        def log_message(self, *_: Any) -> None:
+            return
+
+    return Handler
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    """A running receiver on loopback."""
+    state = Receiver()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), state.handler())
+    state.url = f"http://127.0.0.1:{server.server_port}/hook?token=abc"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield state
+    state.closing.set()
+    server.shutdown()
+    thread.join()
+    server.server_close()

@@ -1,0 +1,123 @@
+"""The outbox: written with the event, taken out in order, by one sender at a time."""
+
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from s2v_tasks.metadata.repository import Ledger
+from s2v_tasks.metadata.session import create_engine, engine_from_settings
+from s2v_tasks.metadata.tables import Notification
+from s2v_tasks.settings import Settings
+
+HOOK = "https://hooks.example.com/x"
+
+
+@pytest.fixture
+def engine(postgres_url: str) -> Iterator[sa.Engine]:
+    engine = create_engine(postgres_url)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def ledger(engine: sa.Engine) -> Ledger:
+    return Ledger(engine)
+
+
+def rows(engine: sa.Engine) -> list[Any]:
+    with engine.connect() as connection:
+        return list(connection.execute(sa.select(Notification.__table__).order_by(Notification.id)))
+
+
+def age(engine: sa.Engine, by: timedelta) -> None:
+    """Let time pass for every message."""
+    with engine.begin() as connection:
+        values = {"created_at": Notification.created_at - by, "next_attempt_at": Notification.next_attempt_at - by}
+        connection.execute(sa.update(Notification).values(**values))
+
+
+def test_what_happens_to_a_job_is_put_into_the_outbox(engine: sa.Engine, ledger: Ledger) -> None:
+    """Start and end are told to the webhook of the request, what is between only where it is news."""
+    ledger.job_queued("a", {"webhook_url": HOOK, "labels": {"team": "m"}})
+    ledger.job_started("a")
+    ledger.event("a", "step_finished", step="stitch")
+    ledger.job_failed("a", "no\0 luck")
+    started, failed = rows(engine)
+    assert (started.event, failed.event, failed.url, failed.status) == ("job_started", "job_failed", HOOK, "pending")
+    assert failed.payload["labels"] == {"team": "m"}
+    assert failed.payload["detail"] == {"reason": "no\ufffd luck"}
+    assert started.payload["at"] == started.created_at.isoformat()
+
+
+def test_a_job_without_a_webhook_is_told_to_the_configured_one(postgres_url: str) -> None:
+    """The request's own wins; with neither there is nothing to tell."""
+    for hook, expected in ((None, [HOOK]), ("https://ops.example.com/", ["https://ops.example.com/", HOOK])):
+        engine = engine_from_settings(Settings(database_url=postgres_url, webhook_url=hook))
+        with engine.begin() as connection:
+            connection.execute(sa.delete(Notification))
+        for job_id, request in (("plain", {}), ("own", {"webhook_url": HOOK})):
+            Ledger(engine).job_queued(job_id, request)
+            Ledger(engine).job_failed(job_id, "x")
+        assert [row.url for row in rows(engine)] == expected
+        engine.dispose()
+
+
+def test_messages_of_a_job_go_out_in_order(engine: sa.Engine, ledger: Ledger) -> None:
+    """One that waits holds up those after it, but not those of other jobs; a claimed one is nobody else's."""
+    for job_id in ("a", "b"):
+        ledger.job_queued(job_id, {"webhook_url": f"{HOOK}/{job_id}"})
+        ledger.job_started(job_id)
+        ledger.job_failed(job_id, "x")
+    first = ledger.claim_notification()
+    assert first is not None
+    assert (first.job_id, first.event) == ("a", "job_started")
+    second = ledger.claim_notification()
+    assert second is not None
+    assert (second.job_id, second.event) == ("b", "job_started")
+    assert ledger.claim_notification() is None
+    ledger.notification_put_off(first.id, "away")
+    ledger.notification_delivered(second.id)
+    third = ledger.claim_notification()
+    assert third is not None
+    assert (third.job_id, third.event) == ("b", "job_failed")
+    assert ledger.claim_notification(job_id="a") is None
+    age(engine, timedelta(minutes=1))
+    assert ledger.claim_notification(but_not_to=[f"{HOOK}/a", f"{HOOK}/b"]) is None
+    again = ledger.claim_notification(job_id="a")
+    assert again is not None
+    assert again.id == first.id
+
+
+def test_a_sender_that_died_leaves_its_message_to_the_next(engine: sa.Engine, ledger: Ledger) -> None:
+    """A claim holds for a minute."""
+    ledger.job_queued("a", {"webhook_url": HOOK})
+    ledger.job_failed("a", "x")
+    assert ledger.claim_notification() is not None
+    assert ledger.claim_notification() is None
+    age(engine, timedelta(minutes=2))
+    assert ledger.claim_notification() is not None
+    assert rows(engine)[0].attempts == 2
+
+
+def test_the_delay_grows_and_ends_after_a_day(engine: sa.Engine, ledger: Ledger) -> None:
+    """15 s, 30 s, 1 min ... an hour; a day after the event the message has failed."""
+    ledger.job_queued("a", {"webhook_url": HOOK})
+    ledger.job_failed("a", "x")
+    delays = []
+    for _ in range(60):
+        claimed = ledger.claim_notification()
+        if claimed is None:
+            break
+        with engine.connect() as connection:
+            now = connection.execute(sa.select(sa.func.now())).scalar_one()
+        ledger.notification_put_off(claimed.id, "away")
+        row = rows(engine)[0]
+        if row.status == "pending":
+            delays.append(round((row.next_attempt_at - now).total_seconds()))
+            age(engine, timedelta(seconds=delays[-1] + 1))
+    assert delays[:10] == [15, 30, 60, 120, 240, 480, 960, 1920, 3600, 3600]
+    assert 24 * 3600 - 3700 < sum(delays) < 24 * 3600 + 3700
+    assert (row.status, row.last_error, row.next_attempt_at) == ("failed", "away", None)

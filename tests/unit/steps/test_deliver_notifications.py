@@ -1,0 +1,161 @@
+"""Notifications around a step: sent when its work is done, never in its way."""
+
+import socket
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from s2v_tasks.errors import PermanentError
+from s2v_tasks.metadata.repository import Ledger
+from s2v_tasks.metadata.session import create_engine
+from s2v_tasks.metadata.tables import Notification
+from s2v_tasks.settings import Settings, load_settings
+from s2v_tasks.steps.context import StepContext, run_step
+from s2v_tasks.steps.deliver_notifications import deliver_due
+
+Configure = Callable[..., Settings]
+
+
+@pytest.fixture
+def engine(postgres_url: str) -> Iterator[sa.Engine]:
+    engine = create_engine(postgres_url)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def configure(s3_settings: Settings, postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> Configure:
+    """An installation that may call receivers on this machine, unless told otherwise."""
+
+    def apply(**settings: str) -> Settings:
+        defaults = {"webhook_secret": "the shared secret", "webhook_allowed_hosts": "127.0.0.1"}
+        for name, value in (
+            defaults | {"webhook_allow_private": "true", "database_url": postgres_url} | settings
+        ).items():
+            monkeypatch.setenv(f"S2V_{name.upper()}", value)
+        load_settings.cache_clear()
+        return load_settings()
+
+    return apply
+
+
+def work(ctx: StepContext, *, url: str) -> dict[str, Any]:
+    """A step that queues and starts its job."""
+    ctx.ledger.job_queued(ctx.job_id, {"webhook_url": url})
+    ctx.ledger.job_started(ctx.job_id)
+    return {}
+
+
+def refuse(ctx: StepContext, *, url: str) -> dict[str, Any]:
+    """A step that finds its input bad."""
+    work(ctx, url=url)
+    raise PermanentError("size 9*9 is odd.")
+
+
+def found(engine: sa.Engine) -> list[tuple[str, str, int, str]]:
+    """Event, status, attempts and last error of each message in order."""
+    columns = (Notification.event, Notification.status, Notification.attempts, Notification.last_error)
+    with engine.connect() as connection:
+        return [tuple(row) for row in connection.execute(sa.select(*columns).order_by(Notification.id))]
+
+
+def test_start_and_failure_reach_the_receiver_in_order(configure: Configure, receiver: Any, engine: sa.Engine) -> None:
+    """The reason of a failed job arrives with it, and the error of the step stays what it was."""
+    configure()
+    with pytest.raises(PermanentError, match="size 9"):
+        run_step(refuse, step="stage_inputs", job_id="job-a", url=receiver.url)
+    assert [headers["X-S2V-Event"] for _, headers, _ in receiver.requests] == ["job_started", "job_failed"]
+    assert b"size 9*9 is odd." in receiver.requests[1][2]
+    assert [row[:3] for row in found(engine)] == [("job_started", "delivered", 1), ("job_failed", "delivered", 1)]
+
+
+def test_a_receiver_that_is_down_costs_one_attempt_per_step(configure: Configure, engine: sa.Engine) -> None:
+    """The step succeeds at once, the attempt and its reason are on record, and the next one waits for its time."""
+    configure()
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}/"
+        for _ in range(2):
+            run_step(work, step="stage_inputs", job_id="job-a", url=url)
+    down, waiting = found(engine)
+    assert down[:3] == ("job_started", "pending", 1)
+    assert "ConnectionRefused" in down[3]
+    assert waiting == ("job_started", "pending", 0, None)
+
+
+def test_a_slow_receiver_delays_a_step_by_seconds_only(
+    configure: Configure, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever waits for the receiver, the step goes on after its bound."""
+    configure()
+    monkeypatch.setattr("s2v_tasks.steps.context.STEP_SECONDS", 0.4)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        started = time.monotonic()
+        run_step(work, step="x", job_id="job-a", url=f"http://127.0.0.1:{server.getsockname()[1]}/")
+        assert time.monotonic() - started < 3
+    assert found(engine)[0][:3] == ("job_started", "pending", 1)
+    assert "no answer within 0.4 s" in found(engine)[0][3]
+
+
+@pytest.mark.parametrize(
+    ("settings", "status", "reason"),
+    [
+        ({"webhook_allow_private": "false"}, "refused", "not a public address"),
+        ({"webhook_allowed_hosts": "hooks.example.com"}, "refused", "S2V_WEBHOOK_ALLOWED_HOSTS"),
+    ],
+)
+def test_what_must_not_be_called_is_refused_and_nothing_sent(
+    configure: Configure, receiver: Any, engine: sa.Engine, settings: dict[str, str], status: str, reason: str
+) -> None:
+    """The job goes on; the reason is on record; the receiver hears nothing."""
+    configure(**settings)
+    run_step(work, step="x", job_id="job-a", url=receiver.url)
+    (row,) = found(engine)
+    assert row[:3] == ("job_started", status, 1)
+    assert reason in row[3]
+    assert receiver.requests == []
+
+
+def test_nothing_is_sent_unsigned(
+    configure: Configure, receiver: Any, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the shared secret a receiver could not tell our messages from anybody's."""
+    configure()
+    monkeypatch.delenv("S2V_WEBHOOK_SECRET")
+    load_settings.cache_clear()
+    run_step(work, step="x", job_id="job-a", url=receiver.url)
+    assert receiver.requests == []
+    assert "S2V_WEBHOOK_SECRET" in found(engine)[0][3]
+
+
+def test_a_redirect_to_this_machine_ends_the_message(configure: Configure, receiver: Any, engine: sa.Engine) -> None:
+    """It is not followed, not repeated, and on record."""
+    configure()
+    receiver.answers, receiver.location = [302], "http://127.0.0.1:1/metadata"
+    run_step(work, step="x", job_id="job-a", url=receiver.url)
+    (row,) = found(engine)
+    assert row[:3] == ("job_started", "failed", 1)
+    assert "redirects are not followed" in row[3]
+
+
+def test_the_sweep_sends_later_what_did_not_get_through(configure: Configure, receiver: Any, engine: sa.Engine) -> None:
+    """After an answer of 500 everything arrives, in order; a silent receiver is asked once in a round."""
+    settings = configure()
+    receiver.answers = [500, 500, 200]
+    for job_id in ("job-a", "job-b"):
+        run_step(work, step="x", job_id=job_id, url=receiver.url)
+    assert [row[1] for row in found(engine)] == ["pending", "pending"]
+    with engine.begin() as connection:
+        connection.execute(sa.update(Notification).values(next_attempt_at=sa.func.now()))
+    receiver.answers = [500, 200]
+    assert deliver_due(Ledger(engine), settings, seconds=5) == {"delivered": 0, "failed": 0, "pending": 1, "refused": 0}
+    with engine.begin() as connection:
+        connection.execute(sa.update(Notification).values(next_attempt_at=sa.func.now()))
+    assert deliver_due(Ledger(engine), settings, seconds=5)["delivered"] == 2
+    assert [row[1] for row in found(engine)] == ["delivered", "delivered"]
+    identities = [headers["X-S2V-Delivery"] for _, headers, _ in receiver.requests]
+    assert len(set(identities)) == 2
+    assert len(identities) == 5

@@ -1,0 +1,178 @@
+"""Delivery of one message, to a receiver that is really there."""
+
+import datetime
+import hashlib
+import hmac
+import ipaddress
+import json
+import socket
+import ssl
+import threading
+import time
+from http.server import HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from s2v_tasks.errors import PermanentError, TransientError
+from s2v_tasks.webhooks.delivery import Message, deliver
+from s2v_tasks.webhooks.target import RefusedTargetError, TargetPolicy
+
+MESSAGE = Message(7, "job_succeeded", {"job_id": "my-job", "labels": {"team": "näh"}})
+LOOPBACK = TargetPolicy(frozenset({"127.0.0.1", "localhost", "rebind.test"}), allow_private=True)
+SECRET = "the shared secret"
+
+
+def send(url: str, policy: TargetPolicy = LOOPBACK, seconds: float = 2.0) -> None:
+    deliver(url, MESSAGE, secret=SECRET, policy=policy, seconds=seconds)
+
+
+def test_a_receiver_can_verify_who_sent_what_and_when(receiver: Any) -> None:
+    """The signature covers time, delivery and body; the code is that of the how-to."""
+    send(receiver.url)
+    path, headers, body = receiver.requests[0]
+    assert path == "/hook?token=abc"
+    assert json.loads(body) == MESSAGE.payload
+    assert (headers["X-S2V-Event"], headers["X-S2V-Delivery"]) == ("job_succeeded", "7")
+    assert abs(time.time() - int(headers["X-S2V-Timestamp"])) < 60
+    how_to = (Path(__file__).parents[3] / "docs" / "how-to" / "webhooks.md").read_text(encoding="utf-8")
+    code = how_to.split("```python\n")[1].split("```")[0]
+    namespace: dict[str, Any] = {}
+    exec(code, namespace)  # noqa: S102 - our own documentation
+    assert namespace["is_genuine"](SECRET, headers, body)
+    assert not namespace["is_genuine"](SECRET, headers, body + b" ")
+    assert not namespace["is_genuine"]("another secret", headers, body)
+    signed = b"1000." + headers["X-S2V-Delivery"].encode() + b"." + body
+    old = {
+        "X-S2V-Timestamp": "1000",
+        "X-S2V-Signature": "sha256=" + hmac.new(SECRET.encode(), signed, hashlib.sha256).hexdigest(),
+    }
+    assert not namespace["is_genuine"](SECRET, headers | old, body)
+
+
+@pytest.mark.parametrize(("status", "expected"), [(500, TransientError), (503, TransientError), (429, TransientError),
+                                                  (400, PermanentError), (410, PermanentError)])  # fmt: skip
+def test_the_answer_decides_whether_it_is_sent_again(receiver: Any, status: int, expected: type[Exception]) -> None:
+    """A receiver in trouble is asked again, one that says no is not."""
+    receiver.answers = [status]
+    with pytest.raises(expected, match=f"answered {status}") as caught:
+        send(receiver.url)
+    assert type(caught.value) is expected
+    assert "token" not in str(caught.value)
+
+
+def test_a_redirect_is_not_followed(receiver: Any) -> None:
+    """Otherwise an allowed host could send us to any address."""
+    receiver.answers, receiver.location = [302], receiver.url
+    with pytest.raises(PermanentError, match="redirects are not followed"):
+        send(receiver.url)
+    assert len(receiver.requests) == 1
+
+
+def test_a_receiver_that_is_down_or_refused_is_named(receiver: Any) -> None:
+    """Nobody listens: try later. Loopback without leave: never, and nothing arrives."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        with pytest.raises(TransientError, match="ConnectionRefused"):
+            send(f"http://127.0.0.1:{unused.getsockname()[1]}/")
+    with pytest.raises(RefusedTargetError):
+        send(receiver.url, TargetPolicy(frozenset({"127.0.0.1"}), allow_private=False))
+    assert receiver.requests == []
+
+
+def test_an_answer_that_never_ends_is_cut_off(receiver: Any) -> None:
+    """The limit holds for the whole call: a byte now and then does not prolong it. What was said before counts."""
+    receiver.drip_seconds = 5.0
+    started = time.monotonic()
+    send(receiver.url, seconds=0.5)
+    receiver.answers = [503]
+    with pytest.raises(TransientError, match="answered 503"):
+        send(receiver.url, seconds=0.5)
+    assert 0.9 < time.monotonic() - started < 2.5
+
+
+def test_a_receiver_that_never_answers_is_cut_off() -> None:
+    """A connection that is accepted and forgotten ends, too."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        started = time.monotonic()
+        with pytest.raises(TransientError, match=r"no answer within 0\.3 s"):
+            send(f"http://127.0.0.1:{server.getsockname()[1]}/", seconds=0.3)
+    assert time.monotonic() - started < 1.5
+
+
+def test_the_name_is_asked_once(receiver: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was checked is what is connected to: a second answer for the name cannot lead elsewhere."""
+    asked = []
+    real = socket.getaddrinfo
+
+    def rebinding(host: str, *args: Any, **kwargs: Any) -> Any:
+        if host != "rebind.test":
+            return real(host, *args, **kwargs)
+        asked.append(host)
+        return real("127.0.0.1" if len(asked) == 1 else "127.0.0.2", *args, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", rebinding)
+    send(receiver.url.replace("127.0.0.1", "rebind.test"))
+    assert asked == ["rebind.test"]
+    assert receiver.requests[0][1]["Host"].startswith("rebind.test:")
+
+
+def test_https_checks_the_certificate_of_the_name(
+    receiver: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An unknown authority is not trusted; a known one is, for the names in its certificate only."""
+    _write_certificate(tmp_path, "localhost")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
+    server = HTTPServer(("127.0.0.1", 0), receiver.handler())
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    server.handle_error = lambda *_: None  # type: ignore[method-assign]
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        url = f"https://localhost:{server.server_port}/"
+        with pytest.raises(TransientError, match="CERTIFICATE_VERIFY_FAILED"):
+            send(url)
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert.pem"))
+        send(url)
+        with pytest.raises(TransientError, match="CERTIFICATE_VERIFY_FAILED"):
+            send(url.replace("localhost", "127.0.0.1"))
+        assert len(receiver.requests) == 1
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def _write_certificate(folder: Path, name: str) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509
+        .CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    (folder / "cert.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    (folder / "key.pem").write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+
+
+def test_an_ipv6_receiver_has_its_brackets() -> None:
+    """The Host header of a numeric IPv6 receiver is a valid one."""
+    target = TargetPolicy(frozenset({"::1"}), allow_private=True).resolve("http://[::1]:81/x", seconds=1)
+    assert target.host_header == "[::1]:81"
+    assert [ipaddress.ip_address(address).is_loopback for address in target.addresses] == [True]

@@ -1,0 +1,121 @@
+"""Whom a webhook may call: the host that is listed, at the address that was checked."""
+
+import ipaddress
+import socket
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from s2v_tasks.errors import TransientError
+from s2v_tasks.settings import Settings
+from s2v_tasks.webhooks.target import RefusedTargetError, TargetPolicy, is_public
+
+PUBLIC = "93.184.216.34"
+
+
+def policy(*hosts: str, allow_private: bool = False) -> TargetPolicy:
+    return TargetPolicy(frozenset(hosts), allow_private)
+
+
+@pytest.fixture
+def resolves_to(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Makes every name resolve to these addresses."""
+
+    def answer(*addresses: str) -> None:
+        infos = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0)) for address in addresses]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, **_kwargs: infos)
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "127.0.0.1", "127.8.8.8", "0.0.0.1", "10.0.0.1", "172.16.3.4", "192.168.1.1", "169.254.169.254", "100.64.0.1",
+        "224.0.0.1", "240.0.0.1", "255.255.255.255", "::1", "::", "fe80::1", "fe80::1%2", "fc00::1", "ff02::1",
+        "fd00:ec2::254", "::ffff:127.0.0.1", "::ffff:169.254.169.254", "64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe",
+        "2002:7f00:1::", "2001:db8::1",
+    ],
+)  # fmt: skip
+def test_an_inner_address_is_not_public(address: str) -> None:
+    """Loopback, private, link-local, multicast, reserved, and all of these inside an IPv6 address."""
+    assert not is_public(ipaddress.ip_address(address))
+
+
+@pytest.mark.parametrize("address", [PUBLIC, "2606:2800:220:1:248:1893:25c8:1946", "::ffff:93.184.216.34"])
+def test_an_address_of_the_internet_is_public(address: str) -> None:
+    """Receivers on the internet can be called."""
+    assert is_public(ipaddress.ip_address(address))
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "169.254.169.254", "::1"])
+def test_an_allowed_name_that_leads_inside_is_refused(address: str, resolves_to: Any) -> None:
+    """The address counts, not the name, and one bad address of several is enough."""
+    resolves_to(PUBLIC, address)
+    with pytest.raises(RefusedTargetError, match="not a public address"):
+        policy("hooks.example.com").resolve("https://hooks.example.com/x", seconds=1)
+    allowed = policy("hooks.example.com", allow_private=True).resolve("https://hooks.example.com/x", seconds=1)
+    assert allowed.addresses == (PUBLIC, address)
+
+
+@pytest.mark.parametrize(
+    ("host", "listed"),
+    [("hooks.example.com", True), ("HOOKS.example.com.", True), ("a.inner.example.org", True), ("example.org", False),
+     ("evilexample.org", False), ("hooks.example.com.evil.net", False), ("example.com", False)],
+)  # fmt: skip
+def test_only_listed_hosts_are_called(host: str, listed: bool, resolves_to: Any) -> None:
+    """A name is exact; one with a leading dot stands for what is below it."""
+    resolves_to(PUBLIC)
+    allowed = policy("hooks.example.com", ".example.org")
+    if listed:
+        assert allowed.resolve(f"https://{host}/x?y=1", seconds=1).path == "/x?y=1"
+    else:
+        with pytest.raises(RefusedTargetError, match="not an allowed host"):
+            allowed.resolve(f"https://{host}/x", seconds=1)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ftp://example.com/x", "https://user:secret@example.com/x", "https:///x", "https://example.com:99999/x",
+        "nonsense", "https://example.com/a\r\nX-Evil: 1", "https://exämple.com/x", "https://example.com\\@127.0.0.1/",
+        "file:///etc/x",
+    ],
+)  # fmt: skip
+def test_what_is_no_plain_url_is_refused_without_showing_it(url: str, resolves_to: Any) -> None:
+    """Schemes, user names, ports and line ends that a URL may hide something in; the message does not repeat it."""
+    resolves_to(PUBLIC)
+    with pytest.raises(RefusedTargetError) as caught:
+        policy("example.com", "127.0.0.1").resolve(url, seconds=1)
+    assert "secret@" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["http://2130706433/", "http://0x7f.1/", "http://127.1/", "http://[::ffff:7f00:1]/"])
+def test_other_spellings_of_loopback_are_refused(url: str) -> None:
+    """Numbers that the resolver takes for 127.0.0.1, even where somebody lists them."""
+    listed = policy("2130706433", "0x7f.1", "127.1", "::ffff:7f00:1")
+    with pytest.raises((RefusedTargetError, TransientError)):
+        listed.resolve(url, seconds=1)
+
+
+def test_a_resolver_that_hangs_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step does not wait for a DNS server that does not answer."""
+    release = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, **_kwargs: release.wait(5) and [])
+    started = time.monotonic()
+    with pytest.raises(TransientError, match="not resolved within"):
+        policy("example.com").resolve("https://example.com/", seconds=0.2)
+    assert time.monotonic() - started < 1
+    release.set()
+
+
+def test_the_configured_webhook_needs_no_listing() -> None:
+    """Who configures a receiver need not say twice that it may be called."""
+    settings = Settings(
+        webhook_url="https://Ops.example.com/hook", webhook_allowed_hosts="a.example.com, .b.example.com"
+    )
+    hosts = TargetPolicy.from_settings(settings).allowed_hosts
+    assert hosts == {"ops.example.com", "a.example.com", ".b.example.com"}
+    assert TargetPolicy.from_settings(Settings()).allowed_hosts == frozenset()

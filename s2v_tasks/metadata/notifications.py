@@ -84,9 +84,7 @@ class NotificationLedger:
             {
                 "last_error": storable(error),
                 "status": sa.case((too_old, "failed"), else_="pending"),
-                "next_attempt_at": sa.case(
-                    (too_old, None), else_=NOW + sa.func.make_interval(0, 0, 0, 0, 0, 0, delay)
-                ),
+                "next_attempt_at": sa.case((too_old, None), else_=NOW + sa.func.make_interval(0, 0, 0, 0, 0, 0, delay)),
             },
         )
 

@@ -41,6 +41,13 @@ class Settings(BaseSettings):
     )
     gpu: str = Field("h100-sxm", description="Entry of gpus.yaml that prices a plan: speed, memory, cost per hour.")
 
+    pod_schedule_seconds: int = Field(
+        3600, ge=1, description="How long a pod may wait for a node with free GPUs; then its step fails."
+    )
+    pod_startup_seconds: int = Field(
+        900, ge=1, description="How long a pod may take from its node to its start: pulling the image."
+    )
+
     database_url: SecretStr | None = Field(None, description="PostgreSQL URL of the project's own database.")
     data_uri: str = Field("s3://s2v", description="Where jobs live: s3://bucket[/prefix].")
     output_uri: str = Field("s3://s2v/output", description="Where finished videos are published.")

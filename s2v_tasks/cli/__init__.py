@@ -1,15 +1,17 @@
 """The command `s2v`: one command per step of the road, and the commands for people."""
 
+import fcntl
 import json
 import os
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 import typer
 
 from s2v_tasks import __version__
 from s2v_tasks.errors import S2VError
+
+_LONGEST_MESSAGE = 900  # characters, so that their UTF-8 fits into a termination message
 
 app = typer.Typer(
     name="s2v",
@@ -56,13 +58,16 @@ def main() -> None:
 def leave_error(exit_code: int, message: str) -> None:
     """Write exit code and message where the parent asked for them: torchrun hides both from its own caller.
 
-    Of several ranks the first to fail is heard: the others only fail because they miss it.
+    Of several ranks the first to fail is heard: the others only fail because they miss it. In a pod the file is the
+    container's termination message, which is there from the start and of which Kubernetes keeps 4096 bytes.
     """
     path = os.environ.get("STEP_ERROR_FILE")
     if not path:
         return
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if several:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         message = f"rank {os.environ['RANK']}: {message}"
-    with suppress(FileExistsError), Path(path).open("x" if several else "w", encoding="utf-8") as file:
-        json.dump({"exit_code": exit_code, "message": message}, file)
+    with Path(path).open("a", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if file.seek(0, os.SEEK_END) == 0:
+            record = {"exit_code": exit_code, "message": message[:_LONGEST_MESSAGE]}
+            json.dump(record, file, ensure_ascii=False)

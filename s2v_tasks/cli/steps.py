@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from s2v_tasks.cli import app
+from s2v_tasks.settings import load_settings
 
 JobId = Annotated[str, typer.Option(help="The job: lower-case letters, digits and hyphens.")]
 STEPS = "Steps of the road"
@@ -96,3 +97,19 @@ def close_job(
 ) -> None:
     """Mark a job failed whose step died without a word."""
     _run("close_job", job_id, since=since)
+
+
+@app.command(rich_help_panel=STEPS)
+def record_failure(
+    job_id: JobId,
+    step: Annotated[str, typer.Option(help="The step that died, such as render-clip.")],
+    reason: Annotated[str, typer.Option(help="Why, in one sentence.")],
+    clip_index: Annotated[int | None, typer.Option(min=0, help="The clip that it rendered.")] = None,
+) -> None:
+    """Note why a step died that could not say so itself: killed, out of memory, never started."""
+    from s2v_tasks.steps.context import open_context
+    from s2v_tasks.steps.record_failure import run
+
+    with open_context(job_id, load_settings()) as context:
+        run(context, step=step, clip_index=clip_index, reason=reason)
+    typer.echo(json.dumps({"job_id": job_id}))

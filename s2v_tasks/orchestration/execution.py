@@ -3,7 +3,8 @@
 from datetime import timedelta
 from typing import Any
 
-from s2v_tasks.errors import ConfigurationError
+from airflow.sdk import BaseOperator
+
 from s2v_tasks.orchestration.operators import CloseJobOperator, StepOperator
 from s2v_tasks.settings import load_settings
 
@@ -14,20 +15,27 @@ RETRIES: dict[str, Any] = {
     "retry_exponential_backoff": 3,
     "max_retry_delay": timedelta(minutes=5),
 }
+# One slot for each pod. Its definition (config/airflow/pools.json) counts deferred tasks: those whose pods run.
+GPU_POOL = "gpu"
 _EXECUTION_TIMEOUTS = {"encode-conditions": timedelta(hours=1), "render-clip": timedelta(hours=6)}
 _DEFAULT_EXECUTION_TIMEOUT = timedelta(minutes=30)
 
 
-def step_task(step: str, **kwargs: Any) -> StepOperator:
-    """The task that runs `s2v <step>`; ConfigurationError when the configured execution is not there.
+def step_task(step: str, **kwargs: Any) -> BaseOperator:
+    """The task that runs `s2v <step>`: in an Airflow worker or, where that is configured and it is heavy, in a pod.
 
     The decision falls while the DAG is parsed, because it chooses the operator: a DAG that cannot run shows as an
-    import error with this sentence, before anyone can trigger it.
+    import error with the reason, before anyone can trigger it.
     """
-    execution = load_settings().execution
-    if execution != "local":
-        raise ConfigurationError(f"S2V_EXECUTION is {execution!r}, which this version cannot run: expected 'local'.")
     kwargs.setdefault("task_id", step.replace("-", "_"))
     kwargs.setdefault("execution_timeout", _EXECUTION_TIMEOUTS.get(step, _DEFAULT_EXECUTION_TIMEOUT))
+    if load_settings().execution == "kubernetes":
+        # Imported here: the operator costs each parse of the DAG a second, where it is not used too.
+        from s2v_tasks.orchestration import pods
+
+        if step in pods.POD_STEPS:
+            return pods.StepPodOperator(step=step, pool=GPU_POOL, **pods.RETRIES, **kwargs)
+        if step == "close-job":
+            return pods.CloseJobOfPodsOperator(step=step, **RETRIES, **kwargs)
     operator = CloseJobOperator if step == "close-job" else StepOperator
     return operator(step=step, **RETRIES, **kwargs)

@@ -1,17 +1,14 @@
 """The operators that run a step of the system as a local process."""
 
-import json
 import sys
 from typing import Any, ClassVar
 
 from airflow.sdk import BaseOperator, Context
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
-from s2v_tasks.orchestration.jobs import job_id_of, request_of
-from s2v_tasks.orchestration.process import TERMINATION_GRACE_SECONDS, StepFailedError, StepProcess
-from s2v_tasks.settings import load_settings
-
-_CLI = ("-m", "s2v_tasks.cli")
+from s2v_tasks.orchestration.commands import step_arguments
+from s2v_tasks.orchestration.failures import record_failure
+from s2v_tasks.orchestration.process import StepFailedError, StepProcess
 
 
 class StepOperator(BaseOperator):  # type: ignore[misc]
@@ -44,6 +41,8 @@ class StepOperator(BaseOperator):  # type: ignore[misc]
         try:
             result = self._process.run()
         except StepFailedError as failure:
+            if not failure.said_by_step:
+                record_failure(self.step, context, self.clip, failure.message, self.log.info)
             raise (AirflowFailException if failure.is_permanent else AirflowException)(failure.message) from None
         for asset in self.outlets:
             context["outlet_events"][asset].extra = result
@@ -55,20 +54,8 @@ class StepOperator(BaseOperator):  # type: ignore[misc]
             self._process.terminate()
 
     def command(self, context: Any) -> list[str]:
-        """The argument list of the step; rendering goes through torchrun."""
-        launcher = [sys.executable]
-        if self.step == "render-clip":
-            nproc = str(load_settings().nproc_per_node)
-            launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", nproc]
-            launcher += ["--shutdown-timeout", str(int(TERMINATION_GRACE_SECONDS) - 10)]
-        arguments = [self.step, "--job-id", job_id_of(context)]
-        if self.step == "stage-inputs":
-            arguments += ["--request-json", json.dumps(request_of(context))]
-        if self.step == "close-job":
-            arguments += ["--since", context["dag_run"].start_date.strftime("%Y-%m-%dT%H:%M:%S%z")]
-        if self.clip is not None:
-            arguments += ["--clip-index", str(self.clip["clip_index"])]
-        return [*launcher, *_CLI, *arguments]
+        """The argument list of the step."""
+        return [sys.executable, *step_arguments(self.step, context, self.clip)]
 
 
 class CloseJobOperator(StepOperator):

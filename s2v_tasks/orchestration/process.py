@@ -20,21 +20,31 @@ TERMINATION_GRACE_SECONDS = 90.0
 _PR_SET_PDEATHSIG = 1
 _POLL_SECONDS = 0.5
 # Exit codes after which the same call would fail again: usage (2), bad input (65), configuration (78).
-_PERMANENT_EXIT_CODES = frozenset({2, 65, 78})
+PERMANENT_EXIT_CODES = frozenset({2, 65, 78})
 
 
 class StepFailedError(Exception):
     """A step ended without success."""
 
-    def __init__(self, exit_code: int, message: str) -> None:
+    def __init__(self, exit_code: int, message: str, *, said_by_step: bool = False) -> None:
         super().__init__(message)
         self.exit_code = exit_code
         self.message = message
+        self.said_by_step = said_by_step  # and so on record already
 
     @property
     def is_permanent(self) -> bool:
         """Whether a retry is pointless."""
-        return self.exit_code in _PERMANENT_EXIT_CODES
+        return self.exit_code in PERMANENT_EXIT_CODES
+
+
+def last_words(text: str) -> StepFailedError | None:
+    """The failure as the step wrote it down (`cli.leave_error`); None when it died before it could."""
+    try:
+        record = json.loads(text)
+        return StepFailedError(int(record["exit_code"]), str(record["message"]), said_by_step=True)
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 class StepProcess:
@@ -119,11 +129,8 @@ class StepProcess:
 
     def _failure(self, return_code: int) -> StepFailedError:
         """The failure in the step's own words, which torchrun would hide behind its exit code 1."""
-        try:
-            record = json.loads(self._error_file.read_text())
-            return StepFailedError(int(record["exit_code"]), str(record["message"]))
-        except (OSError, ValueError, KeyError, TypeError):
-            pass  # it died before it could say why
+        if self._error_file.exists() and (failure := last_words(self._error_file.read_text())):
+            return failure
         if return_code < 0:
             return StepFailedError(return_code, f"The step was killed by {signal.Signals(-return_code).name}.")
         return StepFailedError(return_code, f"The step exited with code {return_code}: {self._last_line or 'no log'}")

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,8 @@ MUST_NOT_LOAD = [
 ]  # fmt: skip
 PARSE = """
 import json, sys, time
-import airflow.sdk
+from airflow.sdk import Asset
+Asset(name="any", uri="s3://bucket/key")  # the Amazon provider, where it is installed, loads boto3 for such a URI
 loaded_by_airflow = set(sys.modules)
 started = time.process_time()
 import runpy
@@ -115,17 +117,38 @@ def test_the_manual_names_every_task(dag: Any) -> None:
     assert [task_id for task_id in dag.task_dict if f"`{task_id}`" not in dag.doc_md] == []
 
 
-def test_an_execution_that_is_not_there_breaks_the_import(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With S2V_EXECUTION=kubernetes no run can be triggered; the import error says why."""
-    from airflow.dag_processing.dagbag import DagBag
-
+@pytest.fixture
+def kubernetes(monkeypatch: pytest.MonkeyPatch) -> None:
     from s2v_tasks.settings import load_settings
 
     monkeypatch.setenv("S2V_EXECUTION", "kubernetes")
     load_settings.cache_clear()
-    try:
-        errors = DagBag(DAGS).import_errors
-    finally:
-        load_settings.cache_clear()
-    assert len(errors) == 1
-    assert "S2V_EXECUTION is 'kubernetes'" in next(iter(errors.values()))
+
+
+@pytest.mark.usefixtures("kubernetes")
+def test_the_heavy_steps_run_in_pods_where_that_is_configured() -> None:
+    """Same tasks, same order; what renders or encodes waits in the pool of the GPU pods, nothing else does."""
+    from airflow.dag_processing.dagbag import DagBag
+
+    bag = DagBag(DAGS)
+    assert bag.import_errors == {}
+    tasks = bag.dags["speech_to_video"].task_dict
+    in_pods = {task_id for task_id, task in tasks.items() if task.task_type == "StepPodOperator"}
+    assert in_pods == {"encode_conditions", "clip.render"} == {t for t, task in tasks.items() if task.pool == "gpu"}
+    assert tasks["close_job"].task_type == "CloseJobOfPodsOperator"
+    assert all(task.execution_timeout for task in tasks.values() if task.task_id != "clip.wait")
+
+
+@pytest.mark.usefixtures("kubernetes")
+def test_a_missing_pod_template_breaks_the_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No run can be triggered; the import error names the file."""
+    from airflow.dag_processing.dagbag import DagBag
+
+    from s2v_tasks.settings import load_settings
+
+    shutil.copytree(REPOSITORY / "config", tmp_path, dirs_exist_ok=True)
+    (tmp_path / "pods/render_clip.yaml").unlink()
+    monkeypatch.setenv("S2V_CONFIG_DIR", str(tmp_path))
+    load_settings.cache_clear()
+    errors = DagBag(DAGS).import_errors
+    assert "render_clip.yaml is not there" in next(iter(errors.values()))

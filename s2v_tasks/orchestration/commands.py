@@ -1,0 +1,45 @@
+"""The command line of each step: the same words whether a worker runs them or a pod."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from s2v_tasks.orchestration.jobs import job_id_of, request_of
+from s2v_tasks.orchestration.process import TERMINATION_GRACE_SECONDS
+from s2v_tasks.settings import load_settings
+
+CLI = ("-m", "s2v_tasks.cli")
+
+
+def step_arguments(step: str, context: Mapping[str, Any], clip: Mapping[str, Any] | None = None) -> list[str]:
+    """What follows the Python interpreter to run `step` for the job of a task's run; rendering goes through torchrun.
+
+    `clip` is the clip of the plan that the task renders.
+    """
+    arguments = [*_launcher(step), *CLI, step, "--job-id", job_id_of(context)]
+    if step == "stage-inputs":
+        arguments += ["--request-json", json.dumps(request_of(context))]
+    if step == "close-job":
+        arguments += ["--since", context["dag_run"].start_date.strftime("%Y-%m-%dT%H:%M:%S%z")]
+    if clip is not None:
+        arguments += ["--clip-index", str(clip["clip_index"])]
+    return arguments
+
+
+def num_processes(step: str) -> int:
+    """How many processes, and GPUs where there are any, work on `step`."""
+    return load_settings().nproc_per_node if step == "render-clip" else 1
+
+
+def _launcher(step: str) -> list[str]:
+    if step != "render-clip":
+        return []
+    return [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(num_processes(step)),
+        "--shutdown-timeout",
+        str(int(TERMINATION_GRACE_SECONDS) - 10),
+    ]

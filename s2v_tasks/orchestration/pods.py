@@ -1,0 +1,187 @@
+"""The operator that runs a step in a pod of its own, from the templates in `config/pods`.
+
+A template says everything about a pod that an installation may want otherwise: namespace, image, volumes, security,
+resources. The operator adds what it alone knows: the command, labels, deadline and number of GPUs.
+"""
+
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import yaml
+from airflow.providers.cncf.kubernetes.hooks.kubernetes import KubernetesHook
+from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
+from airflow.providers.cncf.kubernetes.pod_generator import make_safe_label_value
+from airflow.sdk import Context
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
+from kubernetes.client import ApiException
+from urllib3.exceptions import HTTPError
+
+from s2v_tasks import __version__
+from s2v_tasks.errors import ConfigurationError
+from s2v_tasks.orchestration.commands import num_processes, step_arguments
+from s2v_tasks.orchestration.failures import record_failure
+from s2v_tasks.orchestration.jobs import job_id_of
+from s2v_tasks.orchestration.operators import CloseJobOperator
+from s2v_tasks.orchestration.pod_failures import PodFailure, judge, not_answered, not_created
+from s2v_tasks.settings import config_dir, load_settings
+
+POD_STEPS = frozenset({"encode-conditions", "render-clip"})  # the heavy ones
+# A pod may be taken away more often than a step may fail: a spot node is no fault of the clip, which goes on from the
+# solver step that it had reached.
+RETRIES: dict[str, Any] = {
+    "retries": 10,
+    "retry_delay": timedelta(seconds=10),
+    "retry_exponential_backoff": 3,
+    "max_retry_delay": timedelta(minutes=5),
+}
+OWN_FAILURES = 2  # of the step itself that are tried again
+POLL_SECONDS = 10
+LOG_SECONDS = 30
+# The deadline of the pod itself lies behind Airflow's: it ends a pod that nobody watches any more.
+DEADLINE_MARGIN = timedelta(minutes=10)
+_GPU_SUFFIX = "/gpu"  # nvidia.com/gpu, amd.com/gpu
+_FAILURES_KEY = "own_failures"
+
+
+class StepPodOperator(KubernetesPodOperator):  # type: ignore[misc]
+    """Runs `s2v <step>` for the job of this DAG run in a pod.
+
+    It waits in the triggerer, finds its pod again when a worker or the triggerer is lost, and fails with the reason
+    in the step's own words, or in the cluster's where the step could not speak (`pod_failures`).
+    """
+
+    template_fields = (*KubernetesPodOperator.template_fields, "clip")
+
+    def __init__(self, *, step: str, clip: Any = None, **kwargs: Any) -> None:
+        settings = load_settings()
+        timeout: timedelta = kwargs["execution_timeout"]
+        super().__init__(
+            pod_template_file=str(template_path(step)),
+            base_container_name="base",
+            # Waiting for a GPU and for a clip takes hours: it must not hold a worker.
+            deferrable=True,
+            poll_interval=POLL_SECONDS,
+            logging_interval=LOG_SECONDS,
+            # A lost worker or triggerer leaves the pod running; the next try finds it by the identity kept in Airflow.
+            durable=True,
+            # GPUs are often all taken: much longer than the two minutes of the default. Then the image is pulled.
+            schedule_timeout_seconds=settings.pod_schedule_seconds,
+            startup_timeout_seconds=settings.pod_startup_seconds,
+            active_deadline_seconds=int((timeout + DEADLINE_MARGIN).total_seconds()),
+            # Log, container state and events are in the task's log by then: a dead pod has nothing more to tell.
+            on_finish_action="delete_pod",
+            # A cancelled clip must free its GPU; the template's grace lets it save its state before.
+            on_kill_action="delete_pod",
+            log_events_on_failure=True,
+            # The specification names the secrets, and the log is no place for a whole environment.
+            log_pod_spec_on_failure=False,
+            # A step speaks through its artifacts; the sidecar for XCom would need an image and exec rights.
+            do_xcom_push=False,
+            random_name_suffix=True,
+            name=step,
+            labels={
+                "app.kubernetes.io/name": "s2v",
+                "app.kubernetes.io/component": step,
+                "app.kubernetes.io/version": __version__,
+                "app.kubernetes.io/managed-by": "airflow",
+            },
+            **kwargs,
+        )
+        self.step = step
+        self.clip = clip
+
+    def execute(self, context: Context) -> None:
+        """Start the pod, or find the one that an earlier try has left, and wait for it in the triggerer."""
+        self.arguments = step_arguments(self.step, context, self.clip)
+        self.labels |= {"s2v/job-id": make_safe_label_value(job_id_of(context))}
+        if self.clip is not None:
+            self.labels |= {"s2v/clip-index": str(self.clip["clip_index"])}
+        super().execute(context)
+
+    def build_pod_request_obj(self, context: Any = None, **kwargs: Any) -> Any:
+        """The pod; where its template asks for GPUs, it gets one for each process."""
+        pod = super().build_pod_request_obj(context, **kwargs)
+        resources = pod.spec.containers[0].resources
+        for amounts in (resources.requests, resources.limits):
+            for name in [name for name in amounts if name.endswith(_GPU_SUFFIX)]:
+                amounts[name] = str(num_processes(self.step))
+        return pod
+
+    def get_or_create_pod(self, pod_request_obj: Any, context: Context) -> Any:
+        """The pod of this try; a refusal by the cluster fails with its own words."""
+        try:
+            return super().get_or_create_pod(pod_request_obj, context)
+        except Exception as error:
+            raise self._failed(not_created(error), context) from error
+
+    def trigger_reentry(self, context: Context, event: dict[str, Any]) -> None:
+        """Called when the pod has ended or cannot be waited for any longer."""
+        try:
+            super().trigger_reentry(context, event)
+        except (ApiException, HTTPError) as error:
+            raise self._failed(not_answered(error), context) from error
+        except AirflowException as error:
+            raise self._failed(judge(self.pod, self.base_container_name, str(error)), context) from error
+
+    def _failed(self, failure: PodFailure, context: Context) -> AirflowException:
+        """The exception that fails this try, or the task for good; the reason is on record then."""
+        if not failure.said_by_step:
+            record_failure(self.step, context, self.clip, failure.message, self.log.info)
+        is_final = failure.fault == "permanent" or self._is_one_too_many(failure, context)
+        return (AirflowFailException if is_final else AirflowException)(failure.message)
+
+    def _is_one_too_many(self, failure: PodFailure, context: Any) -> bool:
+        """Whether the step itself has failed too often; what the cluster did to it is not counted.
+
+        The count lives as long as the tries do: a person who clears the task starts it anew.
+        """
+        if failure.fault != "step":
+            return False
+        store, max_tries = context["task_state_store"], context["ti"].max_tries
+        known = store.get(_FAILURES_KEY) or {}
+        count = 1 + (known["count"] if known.get("max_tries") == max_tries else 0)
+        store.set(_FAILURES_KEY, {"count": count, "max_tries": max_tries})
+        return count > OWN_FAILURES
+
+
+class CloseJobOfPodsOperator(CloseJobOperator):
+    """Closes a job whose steps ran in pods, and deletes what pods of this run are left.
+
+    None are, unless Airflow itself failed in the moment in which it should have deleted one.
+    """
+
+    def execute(self, context: Context) -> Any:
+        """Settle the job; AirflowFailException unless it succeeded."""
+        try:
+            return super().execute(context)
+        finally:
+            self._delete_pods(context)
+
+    def _delete_pods(self, context: Any) -> None:
+        client = KubernetesHook().core_v1_client
+        own = {"dag_id": self.dag_id, "run_id": context["run_id"]}
+        selector = ",".join(f"{name}={make_safe_label_value(value)}" for name, value in own.items())
+        for namespace in {namespace_of(step) for step in POD_STEPS}:
+            for pod in client.list_namespaced_pod(namespace, label_selector=selector).items:
+                self.log.warning("Deleting pod %s, which this run has left.", pod.metadata.name)
+                with suppress(ApiException):  # it is gone meanwhile
+                    client.delete_namespaced_pod(pod.metadata.name, namespace)
+
+
+def template_path(step: str) -> Path:
+    """The pod template of a step; ConfigurationError when there is none."""
+    path = config_dir(load_settings()) / "pods" / f"{step.replace('-', '_')}.yaml"
+    if not path.is_file():
+        raise ConfigurationError(f"{path} is not there: expected the pod template of {step}. See S2V_CONFIG_DIR.")
+    return path
+
+
+def namespace_of(step: str) -> str:
+    """The namespace that the pod template of a step names; ConfigurationError when it names none."""
+    path = template_path(step)
+    namespace = yaml.safe_load(path.read_text(encoding="utf-8"))["metadata"].get("namespace")
+    if not isinstance(namespace, str):
+        raise ConfigurationError(f"{path} has namespace {namespace!r}: expected metadata.namespace, where pods run.")
+    return namespace

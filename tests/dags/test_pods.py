@@ -1,0 +1,168 @@
+"""The pods as the operator renders them: what they run, how they are confined, and what they never hold."""
+
+from datetime import datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+
+from s2v_tasks.errors import ConfigurationError
+from s2v_tasks.orchestration.execution import step_task
+from s2v_tasks.orchestration.pods import StepPodOperator
+from s2v_tasks.settings import load_settings
+
+CLIP = {"clip_index": 3, "predecessor": 2, "label": "clip 4/6"}
+# What the `restricted` Pod Security Standard allows as volumes.
+RESTRICTED_VOLUMES = {"config_map", "csi", "downward_api", "empty_dir", "ephemeral", "persistent_volume_claim",
+                      "projected", "secret"}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _kubernetes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("S2V_EXECUTION", "kubernetes")
+    monkeypatch.setenv("S2V_NPROC_PER_NODE", "4")
+    monkeypatch.setenv("S2V_S3_SECRET_ACCESS_KEY", "hush")
+    load_settings.cache_clear()
+
+
+def context(task: StepPodOperator) -> dict[str, Any]:
+    ti = SimpleNamespace(dag_id="speech_to_video", task_id=task.task_id, map_index=3, try_number=1)
+    run = {"params": {"job_id": "my-job", "prompt": "A person."}, "run_id": "manual__1", "ti": ti, "dag": None}
+    return run | {"dag_run": SimpleNamespace(start_date=datetime(2026, 1, 1))}
+
+
+def rendered(step: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The pod as it would be submitted: taken at the moment of its creation."""
+    submitted = []
+
+    def create(_: Any, pod_request_obj: Any, context: Any) -> Any:
+        submitted.append(pod_request_obj)
+        raise InterruptedError
+
+    task = step_task(step, clip=CLIP if step == "render-clip" else None)
+    assert isinstance(task, StepPodOperator)
+    monkeypatch.setattr(StepPodOperator, "get_or_create_pod", create)
+    monkeypatch.setattr(StepPodOperator, "hook", SimpleNamespace(is_in_cluster=False))
+    with pytest.raises(InterruptedError):
+        task.execute(context(task))
+    return submitted[0]
+
+
+@pytest.fixture(params=["render-clip", "encode-conditions"])
+def pod(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    return rendered(request.param, monkeypatch)
+
+
+def test_a_clip_is_rendered_by_one_process_for_each_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """World size and number of GPUs come from one setting."""
+    container = rendered("render-clip", monkeypatch).spec.containers[0]
+    assert container.command == ["python"]
+    assert container.args[:5] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4"]
+    assert container.args[7:] == ["-m", "s2v_tasks.cli", "render-clip", "--job-id", "my-job", "--clip-index", "3"]
+    assert container.resources.limits["nvidia.com/gpu"] == "4"
+
+
+def test_conditions_are_encoded_by_one_process_on_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number of GPUs of a clip is none of its business."""
+    container = rendered("encode-conditions", monkeypatch).spec.containers[0]
+    assert container.args == ["-m", "s2v_tasks.cli", "encode-conditions", "--job-id", "my-job"]
+    assert container.resources.limits["nvidia.com/gpu"] == "1"
+
+
+def test_a_pod_passes_the_restricted_pod_security_standard(pod: Any) -> None:
+    """Non-root, no escalation, no capability, the runtime's seccomp profile, no volume of the node: no exception."""
+    spec, container = pod.spec, pod.spec.containers[0]
+    assert not any([spec.host_network, spec.host_pid, spec.host_ipc])
+    assert spec.security_context.run_as_non_root is True
+    assert spec.security_context.run_as_user >= 1000
+    assert spec.security_context.seccomp_profile.type == "RuntimeDefault"
+    security = container.security_context
+    assert security.allow_privilege_escalation is False
+    assert (security.capabilities.drop, security.capabilities.add) == (["ALL"], None)
+    assert not security.privileged
+    for volume in spec.volumes:
+        assert {name for name, value in volume.to_dict().items() if value and name != "name"} <= RESTRICTED_VOLUMES
+
+
+def test_a_pod_can_write_only_where_it_should(pod: Any) -> None:
+    """Root and snapshot are read-only; scratch and shared memory are bounded; libraries know where to write."""
+    container = pod.spec.containers[0]
+    assert container.security_context.read_only_root_filesystem is True
+    mounts = {mount.mount_path: mount for mount in container.volume_mounts}
+    volumes = {volume.name: volume for volume in pod.spec.volumes}
+    assert mounts["/snapshot"].read_only is True
+    assert volumes["snapshot"].persistent_volume_claim.read_only is True
+    writable = {path: volumes[mount.name].empty_dir for path, mount in mounts.items() if not mount.read_only}
+    assert all(empty_dir.size_limit for empty_dir in writable.values())
+    environment = {variable.name: variable.value for variable in container.env}
+    assert {environment[name] for name in ("HOME", "TMPDIR", "S2V_WORK_DIR", "S2V_HOME")} == {"/scratch"}
+
+
+def test_a_clip_has_shared_memory_and_time_to_save_its_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shared memory is a volume in memory; the grace is above what the step takes to save what it has rendered."""
+    from s2v_tasks.orchestration.process import TERMINATION_GRACE_SECONDS
+
+    spec = rendered("render-clip", monkeypatch).spec
+    mounts = {mount.name: mount.mount_path for mount in spec.containers[0].volume_mounts}
+    assert mounts["shm"].endswith("/shm")
+    assert next(volume.empty_dir.medium for volume in spec.volumes if volume.name == "shm") == "Memory"
+    assert spec.termination_grace_period_seconds > TERMINATION_GRACE_SECONDS
+
+
+def test_a_pod_gets_what_it_asks_for_on_a_node_for_it(pod: Any) -> None:
+    """Requests equal limits, for memory, processors, disk and GPUs; it goes to nodes with GPUs, with its priority."""
+    resources = pod.spec.containers[0].resources
+    assert resources.requests == resources.limits
+    assert set(resources.limits) == {"cpu", "memory", "ephemeral-storage", "nvidia.com/gpu"}
+    assert pod.spec.node_selector == {"nvidia.com/gpu.present": "true"}
+    assert [toleration.key for toleration in pod.spec.tolerations] == ["nvidia.com/gpu"]
+    assert pod.spec.priority_class_name == "s2v-render"
+
+
+def test_a_pod_holds_no_secret_and_no_token(pod: Any) -> None:
+    """Secrets come by reference; nothing of Airflow's own environment or of the service account gets in."""
+    container = pod.spec.containers[0]
+    assert [source.secret_ref.name for source in container.env_from if source.secret_ref] == ["s2v-credentials"]
+    assert not [variable.name for variable in container.env if "KEY" in variable.name or "URL" in variable.name]
+    assert "hush" not in str(pod.to_dict())
+    assert pod.spec.automount_service_account_token is False
+    assert pod.spec.enable_service_links is False
+
+
+def test_a_pod_can_be_found_and_ends_by_itself(pod: Any) -> None:
+    """Labels say whose it is; its deadline lies behind Airflow's own; only Airflow starts it again."""
+    labels = pod.metadata.labels
+    assert (labels["app.kubernetes.io/name"], labels["s2v/job-id"], labels["run_id"]) == ("s2v", "my-job", "manual__1")
+    step = labels["app.kubernetes.io/component"]
+    assert labels.get("s2v/clip-index") == ("3" if step == "render-clip" else None)
+    assert pod.metadata.name.startswith(f"{step}-")
+    assert pod.metadata.namespace == "s2v"
+    timeout = step_task(step).execution_timeout
+    assert isinstance(timeout, timedelta)
+    assert pod.spec.active_deadline_seconds == timeout.total_seconds() + 600
+    assert pod.spec.restart_policy == "Never"
+
+
+def test_the_step_says_its_reason_through_the_termination_message(pod: Any) -> None:
+    """What the step writes into its error file is what Kubernetes tells of the container."""
+    environment = {variable.name: variable.value for variable in pod.spec.containers[0].env}
+    assert environment["STEP_ERROR_FILE"] == (pod.spec.containers[0].termination_message_path or "/dev/termination-log")
+
+
+def test_the_template_is_that_of_the_configured_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An installation changes image, namespace and volumes in its own templates; one that is missing is named."""
+    template = yaml.safe_load((Path(__file__).parents[2] / "config/pods/render_clip.yaml").read_text())
+    template["metadata"]["namespace"] = "video"
+    template["spec"]["containers"][0]["image"] = "registry.example.com/s2v-engine:2"
+    (tmp_path / "pods").mkdir()
+    (tmp_path / "presets.yaml").touch()
+    (tmp_path / "pods/render_clip.yaml").write_text(yaml.safe_dump(template))
+    monkeypatch.setenv("S2V_CONFIG_DIR", str(tmp_path))
+    load_settings.cache_clear()
+    pod = rendered("render-clip", monkeypatch)
+    assert pod.metadata.namespace == "video"
+    assert pod.spec.containers[0].image == "registry.example.com/s2v-engine:2"
+    with pytest.raises(ConfigurationError, match=r"encode_conditions\.yaml is not there"):
+        step_task("encode-conditions")

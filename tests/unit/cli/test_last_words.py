@@ -1,0 +1,29 @@
+"""The error file in which a step leaves its reason."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from s2v_tasks.cli import leave_error
+
+
+def test_of_several_ranks_the_first_is_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the file is there before, empty, as the termination message of a container is."""
+    path = tmp_path / "termination-log"
+    path.touch()
+    monkeypatch.setenv("STEP_ERROR_FILE", str(path))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, message in (("1", "bad size"), ("0", "lost another rank")):
+        monkeypatch.setenv("RANK", rank)
+        leave_error(65, message)
+    assert json.loads(path.read_text()) == {"exit_code": 65, "message": "rank 1: bad size"}
+
+
+def test_a_long_message_fits_into_a_termination_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kubernetes cuts at 4096 bytes, which would leave no JSON."""
+    path = tmp_path / "termination-log"
+    monkeypatch.setenv("STEP_ERROR_FILE", str(path))
+    leave_error(1, "\U0001f3ac" * 5000)
+    assert len(path.read_bytes()) <= 4096
+    assert json.loads(path.read_text())["message"].startswith("\U0001f3ac")

@@ -1,0 +1,108 @@
+"""What a dead pod is said to have died of, and what follows from that."""
+
+import json
+from typing import Any
+
+import pytest
+from kubernetes.client import ApiClient, ApiException
+from urllib3.exceptions import HTTPError
+
+from s2v_tasks.orchestration.pod_failures import judge, not_answered, not_created
+
+
+class Response:
+    """What the client of Kubernetes makes its objects from."""
+
+    def __init__(self, data: Any) -> None:
+        self.data = json.dumps(data)
+
+
+def pod(state: dict[str, Any] | None = None, **status: Any) -> Any:
+    """A V1Pod as the API server tells of it."""
+    if state is not None:
+        status["containerStatuses"] = [
+            {"name": "base", "state": state, "image": "", "imageID": "", "ready": False, "restartCount": 0}
+        ]
+    container = {"name": "base", "image": "s2v-engine:9", "resources": {"limits": {"memory": "64Gi"}}}
+    body = {"metadata": {"name": "render-clip-x"}, "spec": {"containers": [container]}, "status": status}
+    return ApiClient().deserialize(Response(body), "V1Pod")
+
+
+def ended(exit_code: int, message: str = "", reason: str = "Error") -> dict[str, Any]:
+    return {"terminated": {"exitCode": exit_code, "message": message, "reason": reason}}
+
+
+def words(exit_code: int) -> str:
+    return json.dumps({"exit_code": exit_code, "message": "rank 0: size 9*9."})
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "fault"), [(65, "permanent"), (78, "permanent"), (2, "permanent"), (75, "cluster"), (1, "step")]
+)
+def test_a_step_that_spoke_is_quoted(exit_code: int, fault: str) -> None:
+    """Its sentence is the message, its own exit code decides (torchrun's is always 1), and it is on record already."""
+    failure = judge(pod(ended(1, words(exit_code)), phase="Failed"), "base", "seen")
+    assert (failure.message, failure.fault, failure.said_by_step) == ("rank 0: size 9*9.", fault, True)
+
+
+def test_out_of_memory_is_final_whatever_the_survivors_say() -> None:
+    """The rank that is left only misses the one that was killed; the message names limit and remedy."""
+    failure = judge(pod(ended(1, words(75), "OOMKilled"), phase="Failed"), "base", "seen")
+    assert (failure.fault, failure.said_by_step) == ("permanent", False)
+    assert "limit of 64Gi" in failure.message
+    assert "infer_frames" in failure.message
+
+
+@pytest.mark.parametrize(
+    ("status", "fault", "expected"),
+    [
+        ({"phase": "Failed", "reason": "Evicted", "message": "low on disk"}, "cluster", r"Evicted.*low on disk"),
+        ({"phase": "Failed", "reason": "NodeLost"}, "cluster", "NodeLost"),
+        ({"phase": "Failed", "reason": "DeadlineExceeded"}, "step", "longer than its deadline"),
+        ({"phase": "Failed", "state": ended(137)}, "cluster", "SIGKILL"),
+        ({"phase": "Failed", "state": ended(3, "no such file")}, "step", "code 3: no such file"),
+        (
+            {"phase": "Pending", "state": {"waiting": {"reason": "ErrImagePull", "message": "not found"}}},
+            "step",
+            r"'s2v-engine:9' cannot be pulled \(ErrImagePull: not found\)",
+        ),
+        ({"phase": "Pending", "state": {"waiting": {"reason": "InvalidImageName"}}}, "permanent", "cannot be pulled"),
+        (
+            {
+                "phase": "Pending",
+                "conditions": [
+                    {"type": "PodScheduled", "status": "False", "message": "0/1 nodes are available: 1 no GPU."}
+                ],
+            },
+            "permanent",
+            r"No node took .*0/1 nodes are available: 1 no GPU\..*S2V_POD_SCHEDULE_SECONDS",
+        ),
+        ({"phase": "Running"}, "step", "phase Running: seen last"),
+    ],
+)
+def test_a_pod_that_died_without_a_word_is_judged_by_what_the_cluster_says(
+    status: dict[str, Any], fault: str, expected: str
+) -> None:
+    """The reason is in the message; who is at fault decides about other tries."""
+    import re
+
+    failure = judge(pod(status.pop("state", None), **status), "base", "Traceback\nseen last")
+    assert re.search(expected, failure.message)
+    assert (failure.fault, failure.said_by_step) == (fault, False)
+
+
+def test_a_pod_that_is_gone_is_the_clusters_fault() -> None:
+    """Somebody deleted it, or its node went away."""
+    failure = judge(None, "base", "Pod s2v/x not found")
+    assert (failure.fault, "not found" in failure.message) == ("cluster", True)
+
+
+def test_a_refused_pod_says_why() -> None:
+    """Quota, rights and Pod Security answer with a sentence; a server in trouble is another matter."""
+    refused = ApiException(status=403, reason="Forbidden")
+    refused.body = json.dumps({"message": "exceeded quota: gpu"})
+    assert not_created(refused).message == "The pod was refused (403): exceeded quota: gpu"
+    assert not_created(refused).fault == "step"
+    assert not_created(ApiException(status=503)).fault == "cluster"
+    assert not_created(HTTPError("refused")) == not_answered(HTTPError("refused"))
+    assert not_answered(HTTPError("refused")).fault == "cluster"

@@ -26,9 +26,10 @@ _X264_PARAMS = "cpu-independent=1:open-gop=0:threads=4:lookahead-threads=1:slice
 _COLOUR = {"colorspace": "bt709", "color_primaries": "bt709", "color_trc": "bt709", "color_range": "tv"}
 
 
-def encode_clip(frames: Frames | Iterable[Frames], path: Path, fps: int = 16) -> int:
+def encode_clip(frames: Frames | Iterable[Frames], path: Path, fps: int = 16, *, key_frame: int = 0) -> int:
     """Encode RGB frames, u8 `[n,H,W,3]` or an iterable of `[H,W,3]`, H and W even, to MP4; returns their number.
 
+    Frame `key_frame` becomes a key frame, so that the video can be cut there; frame 0 always is one.
     Raises PermanentError for frames that cannot be one video, TransientError when encoding or checking the file fails.
     """
     source = iter(frames)
@@ -41,7 +42,7 @@ def encode_clip(frames: Frames | Iterable[Frames], path: Path, fps: int = 16) ->
     counter = _Counter()
     raw = pipe_input(format="rawvideo", pix_fmt="rgb24", s=f"{width}x{height}", framerate=fps)
     feed(
-        h264_output(to_yuv(raw.video), path, fps),
+        h264_output(to_yuv(raw.video), path, fps, key_frame=key_frame),
         counter.chunks(chain([first], source), first.shape, path.name),
         doing=f"encoding {path.name}",
         error=TransientError,
@@ -81,8 +82,9 @@ def to_rgb(yuv: Any, *, width: int, height: int) -> Any:
     ).filter("format", "rgb24")
 
 
-def h264_output(yuv: Any, path: Path, fps: int) -> Any:
-    """ffmpeg output of `yuv` frames in the profile."""
+def h264_output(yuv: Any, path: Path, fps: int, *, key_frame: int = 0) -> Any:
+    """ffmpeg output of `yuv` frames in the profile, with a key frame at `key_frame`."""
+    forced = {"force_key_frames": f"expr:eq(n,{key_frame})"} if key_frame else {}
     return yuv.output(
         file_url(path),
         vcodec="libx264",
@@ -91,6 +93,7 @@ def h264_output(yuv: Any, path: Path, fps: int) -> Any:
         g=2 * fps,
         bf=0,
         r=fps,
+        **forced,
         **_COLOUR,
         **{"x264-params": _X264_PARAMS, "flags:v": "+bitexact"},
         **mp4_options(),

@@ -22,7 +22,7 @@ from s2v_tasks.schemas.size import parse_size
 LARGE_AREA = 1024 * 704
 SHIFT_BELOW_LARGE_AREA, SHIFT_FROM_LARGE_AREA = 3.0, 5.0
 SEED_RANGE = 2**63 - 1000  # leaves room for seed + clip_index below 2**63
-CROSSFADE_FRAMES = 4  # 250 ms: as long as a chain holds its first picture (ADR 4, ADR 6)
+CROSSFADE_FRAMES = 4  # 250 ms: as long as a chain holds its first picture (ADR 4, ADR 7)
 MIN_FADING_INFER_FRAMES = 20  # clips of 16 frames cannot share: one of them would do nothing but fade out
 
 
@@ -50,7 +50,7 @@ def make_plan(
 ) -> Plan:
     """The plan of `job_id` (ADR 3). `image_size` is (width, height) in pixels as the picture is shown.
 
-    `samples` `[n]` is the speech at 16 kHz; a request with continuity cut needs it (ADR 6).
+    `samples` `[n]` is the speech at 16 kHz; a request with continuity cut needs it (ADR 7).
 
     Raises PermanentError for an unknown preset, an empty speech, more than `max_clips` clips, or a picture that is
     too long or too wide.

@@ -61,6 +61,11 @@ class ClipPlan(_Model):
         return self.end_frame - self.start_frame
 
     @property
+    def fades(self) -> tuple[int, int]:
+        """Frames that fade in and frames that fade out."""
+        return self.fade_in_frames, self.fade_out_frames
+
+    @property
     def stored_frames(self) -> int:
         """Frames of its file: those delivered, and those that fade out beyond them."""
         return self.num_frames + self.fade_out_frames

@@ -75,6 +75,7 @@ def clip_fingerprints(plan: Plan, inputs: dict[str, str], snapshot: str, noise_d
                 [clip.clip_index, clip.infer_frames, clip.start_frame, clip.end_frame, clip.seed],
                 frames_to_keep(plan, clip),
                 None if clip.predecessor is None else prints[clip.predecessor],
+                *([clip.fades] if any(clip.fades) else []),
             )
         )
     return prints
@@ -182,7 +183,8 @@ class _Leader:
         self._worker.done()
         render_seconds = earlier_seconds + time.monotonic() - started
         engine_facts = self._renderer.facts | self._worker.peak_memory_bytes()
-        encode_clip(output.frames_u8[: clip.num_frames], folder / "clip.mp4", fps=FPS)
+        frames = output.frames_u8[: clip.stored_frames]
+        encode_clip(frames, folder / "clip.mp4", fps=FPS, key_frame=clip.fade_in_frames)
         outputs = {"clip": OutputFile(folder / "clip.mp4", ctx.layout.clip(clip.clip_index), "video/mp4")}
         if output.motion is not None:
             path = folder / "motion_out.safetensors"

@@ -1,10 +1,11 @@
-"""stitch: join the clips by stream copy. Writes assembly/silent.mp4."""
+"""stitch: join the clips by stream copy; only the frames of a cross-fade are encoded. Writes assembly/silent.mp4."""
 
 from pathlib import Path
 from typing import Any
 
 from s2v_tasks.errors import TransientError
 from s2v_tasks.media.concat import stitch
+from s2v_tasks.media.crossfade import crossfade
 from s2v_tasks.schemas.manifest import fingerprint
 from s2v_tasks.steps.context import StepContext
 from s2v_tasks.storage.artifacts import Built, OutputFile
@@ -27,17 +28,23 @@ def run(ctx: StepContext) -> dict[str, Any]:
         clips[f"clip_{clip.clip_index:04d}"] = manifest.outputs["clip"]
 
     def build(folder: Path) -> Built:
-        paths = []
-        for name, artifact in clips.items():
-            paths.append(folder / f"{name}.mp4")
-            ctx.artifacts.fetch(artifact, paths[-1])
-        stitch(paths, folder / "silent.mp4", expected_frames=plan.num_frames)
+        pieces: list[Path] = []
+        for clip, (name, artifact) in zip(plan.clips, clips.items(), strict=True):
+            path = folder / f"{name}.mp4"
+            ctx.artifacts.fetch(artifact, path)
+            if clip.fade_in_frames:
+                pieces += crossfade(pieces.pop(), path, clip.fade_in_frames, folder)
+            else:
+                pieces.append(path)
+        stitch(pieces, folder / "silent.mp4", expected_frames=plan.num_frames)
         return Built({"silent": OutputFile(folder / "silent.mp4", ctx.layout.silent, "video/mp4")}, facts={})
 
+    fades = [clip.fades for clip in plan.clips if any(clip.fades)]
+    parts = [plan.num_frames, [item.sha256 for item in clips.values()], *([fades] if fades else [])]
     produced = ctx.produce(
         step="stitch",
         manifest_key=ctx.layout.silent_manifest,
-        fingerprint=fingerprint("stitch", REVISION, plan.num_frames, [item.sha256 for item in clips.values()]),
+        fingerprint=fingerprint("stitch", REVISION, *parts),
         inputs=clips,
         build=build,
     )

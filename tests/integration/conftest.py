@@ -1,4 +1,7 @@
-"""The embedded services, once for all integration tests: PostgreSQL, S3, the tiny snapshot."""
+"""The embedded services, once for all integration tests: PostgreSQL, S3, the tiny snapshot.
+
+A test that runs steps in its own process takes `settings` (an installation of its own) instead of `stack`.
+"""
 
 import shutil
 import tempfile
@@ -9,7 +12,13 @@ from pathlib import Path
 import pytest
 
 from s2v_tasks.embedded.stack import Services
+from s2v_tasks.engine.tiny_snapshot import write_tiny_snapshot
+from s2v_tasks.metadata.repository import Ledger
+from s2v_tasks.metadata.session import engine_from_settings
 from s2v_tasks.settings import Settings, load_settings
+from s2v_tasks.storage.s3 import ObjectStore
+
+SAMPLES = Path(__file__).parents[1] / "samples"
 
 
 @pytest.fixture(scope="session")
@@ -32,3 +41,37 @@ def stack(stack_home: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     monkeypatch.setenv("S2V_HOME", str(stack_home))
     load_settings.cache_clear()
     return load_settings()
+
+
+@pytest.fixture(scope="session")
+def tiny_snapshot(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("weights") / "snapshot"
+    write_tiny_snapshot(folder, seed=0)
+    return folder
+
+
+@pytest.fixture
+def settings(
+    s3_settings: Settings, postgres_url: str, tiny_snapshot: Path, monkeypatch: pytest.MonkeyPatch
+) -> Settings:
+    """An installation of its own, with the samples in its bucket."""
+    values = {"DATABASE_URL": postgres_url, "SNAPSHOT_PATH": str(tiny_snapshot), "MODEL": "tiny", "GPU": "cpu"}
+    for name, value in values.items():
+        monkeypatch.setenv(f"S2V_{name}", value)
+    load_settings.cache_clear()
+    store = ObjectStore.from_settings(load_settings())
+    for name in ("portrait.jpg", "speech.mp3"):
+        store.upload(SAMPLES / name, name, "application/octet-stream")
+    return load_settings()
+
+
+@pytest.fixture
+def store(settings: Settings) -> ObjectStore:
+    return ObjectStore.from_settings(settings)
+
+
+@pytest.fixture
+def ledger(settings: Settings) -> Iterator[Ledger]:
+    engine = engine_from_settings(settings)
+    yield Ledger(engine)
+    engine.dispose()

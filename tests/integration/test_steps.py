@@ -4,18 +4,16 @@ import importlib
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from s2v_tasks.engine.tiny_snapshot import write_tiny_snapshot
 from s2v_tasks.engine.worker import Worker
 from s2v_tasks.errors import PermanentError, TransientError
 from s2v_tasks.metadata.repository import Ledger
-from s2v_tasks.metadata.session import engine_from_settings
 from s2v_tasks.schemas.manifest import Manifest
 from s2v_tasks.schemas.plan import Plan
 from s2v_tasks.settings import Settings, load_settings
@@ -38,40 +36,6 @@ REQUEST: dict[str, Any] = {
     "base_seed": 7,
 }
 Run = Callable[..., dict[str, Any]]
-
-
-@pytest.fixture(scope="session")
-def tiny_snapshot(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("weights") / "snapshot"
-    write_tiny_snapshot(folder, seed=0)
-    return folder
-
-
-@pytest.fixture
-def settings(
-    s3_settings: Settings, postgres_url: str, tiny_snapshot: Path, monkeypatch: pytest.MonkeyPatch
-) -> Settings:
-    """An installation of its own, with the samples in its bucket."""
-    values = {"DATABASE_URL": postgres_url, "SNAPSHOT_PATH": str(tiny_snapshot), "MODEL": "tiny", "GPU": "cpu"}
-    for name, value in values.items():
-        monkeypatch.setenv(f"S2V_{name}", value)
-    load_settings.cache_clear()
-    store = ObjectStore.from_settings(load_settings())
-    for name in ("portrait.jpg", "speech.mp3"):
-        store.upload(SAMPLES / name, name, "application/octet-stream")
-    return load_settings()
-
-
-@pytest.fixture
-def store(settings: Settings) -> ObjectStore:
-    return ObjectStore.from_settings(settings)
-
-
-@pytest.fixture
-def ledger(settings: Settings) -> Iterator[Ledger]:
-    engine = engine_from_settings(settings)
-    yield Ledger(engine)
-    engine.dispose()
 
 
 @pytest.fixture

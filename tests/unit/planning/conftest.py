@@ -4,9 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from s2v_tasks.planning import make_plan
+from s2v_tasks.planning.pauses import SAMPLE_RATE, Samples
 from s2v_tasks.schemas.model_card import GpuCard, ModelCard, load_gpu_card, load_model_card
 from s2v_tasks.schemas.plan import Plan, SpeechFacts
 from s2v_tasks.schemas.preset import load_presets
@@ -15,6 +17,7 @@ from s2v_tasks.schemas.request import parse_request
 CONFIG = Path(__file__).parents[3] / "config"
 
 PlanOf = Callable[..., Plan]
+SpeechOf = Callable[..., Samples]
 
 
 @pytest.fixture(scope="session")
@@ -48,3 +51,24 @@ def plan_of(model_14b: ModelCard, h100: GpuCard) -> PlanOf:
         return make_plan(parse_request(fields | changes), speech=speech, **inputs)
 
     return plan
+
+
+@pytest.fixture(scope="session")
+def speech() -> SpeechOf:
+    """Noise with the given (seconds, level in dB of full scale), one after the other; -120 dB is digital silence."""
+
+    def make(*stretches: tuple[float, float]) -> Samples:
+        noise = np.random.default_rng(7)
+        parts = [
+            noise.standard_normal(round(seconds * SAMPLE_RATE)) * (10 ** (level / 20) if level > -120 else 0.0)
+            for seconds, level in stretches
+        ]
+        return np.concatenate(parts).astype(np.float32)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def sentences(speech: SpeechOf) -> Samples:
+    """20 s of speech: sentences end at 6 s and at 12.75 s, with 0.75 s until the next one begins."""
+    return speech((6, -20), (0.75, -70), (6, -20), (0.75, -70), (6.5, -20))

@@ -1,6 +1,7 @@
 """Where a speech is cut into chains."""
 
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,6 @@ from hypothesis import strategies as st
 from s2v_tasks.planning.chains import find_cuts
 from s2v_tasks.planning.pauses import SAMPLES_PER_FRAME, Samples
 from s2v_tasks.schemas.plan import Cut
-from tests.unit.planning.speech import speech
 
 
 def cuts(samples: Samples, shortest: float, longest: float) -> list[Cut]:
@@ -22,20 +22,20 @@ def seconds(found: list[Cut]) -> list[float]:
     return [cut.frame / 16 for cut in found]
 
 
-def test_the_end_of_each_sentence_is_a_cut() -> None:
+def test_the_end_of_each_sentence_is_a_cut(speech: Any) -> None:
     """Pauses of half a second and more start a chain, so late that only the held first picture is left of them."""
     found = cuts(speech((4, -20), (0.75, -70), (4, -20), (1.0, -70), (4, -20)), 3, 30)
     assert seconds(found) == [4.5, 9.5]
     assert [cut.pause_seconds for cut in found] == pytest.approx([0.75, 1.0], abs=0.05)
 
 
-def test_a_cut_keeps_the_shortest_length() -> None:
+def test_a_cut_keeps_the_shortest_length(speech: Any) -> None:
     """Of two sentences that end too close together the longer pause is chosen; nothing is cut near the ends."""
     found = cuts(speech((1, -20), (0.6, -70), (4, -20), (0.6, -70), (1, -20), (1.2, -70), (4, -20)), 3, 30)
     assert seconds(found) == [8.125]
 
 
-def test_short_pauses_are_used_only_where_a_chain_would_be_too_long() -> None:
+def test_short_pauses_are_used_only_where_a_chain_would_be_too_long(speech: Any) -> None:
     """A breath of 0.3 s is no reason to cut; the longest length is."""
     breath = speech((5, -20), (0.3, -70), (5, -20))
     assert cuts(breath, 3, 30) == []
@@ -44,13 +44,13 @@ def test_short_pauses_are_used_only_where_a_chain_would_be_too_long() -> None:
     assert cut.pause_seconds == pytest.approx(0.3, abs=0.05)
 
 
-def test_without_a_pause_the_quietest_place_is_cut() -> None:
+def test_without_a_pause_the_quietest_place_is_cut(speech: Any) -> None:
     """Speech that never pauses is cut where it is least loud, and the cut says that there was no pause."""
     found = cuts(speech((5.5, -20), (0.125, -30), (5.375, -20)), 3, 8)
     assert found == [Cut(frame=89, pause_seconds=None)]
 
 
-def test_a_speech_that_fits_one_chain_is_not_cut() -> None:
+def test_a_speech_that_fits_one_chain_is_not_cut(speech: Any) -> None:
     """A video shorter than the shortest chain stays whole, and silence is no reason to cut."""
     assert cuts(speech((0.5, -20), (0.6, -70), (0.5, -20)), 2, 4) == []
     assert cuts(speech((8, -120)), 2, 10) == []
@@ -62,7 +62,9 @@ def test_a_speech_that_fits_one_chain_is_not_cut() -> None:
     shortest=st.floats(2, 4),
     ratio=st.floats(2, 4),
 )
-def test_every_chain_keeps_its_bounds(stretches: list[tuple[float, float]], shortest: float, ratio: float) -> None:
+def test_every_chain_keeps_its_bounds(
+    speech: Any, stretches: list[tuple[float, float]], shortest: float, ratio: float
+) -> None:
     """Whatever is said, each chain lasts from the shortest to the longest length, to within a frame."""
     samples = speech(*stretches)
     num_frames = -(-len(samples) // SAMPLES_PER_FRAME)

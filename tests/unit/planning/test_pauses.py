@@ -1,10 +1,11 @@
 """What is heard as a pause."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from s2v_tasks.planning.pauses import SAMPLE_RATE, boundary_levels, find_pauses
-from tests.unit.planning.speech import speech
 
 
 def heard(samples: np.ndarray) -> list[tuple[float, float]]:
@@ -12,23 +13,23 @@ def heard(samples: np.ndarray) -> list[tuple[float, float]]:
 
 
 @pytest.mark.parametrize("room_db", [-120, -70, -45, -35])
-def test_a_pause_is_found_in_a_quiet_and_in_a_noisy_room(room_db: float) -> None:
+def test_a_pause_is_found_in_a_quiet_and_in_a_noisy_room(speech: Any, room_db: float) -> None:
     """Its ends are right to a few hundredths of a second, whatever the noise of the room."""
     (pause,) = heard(speech((2.0, -20), (0.6, room_db), (3.0, -20)))
     assert pause == pytest.approx((2.0, 2.6), abs=0.03)
 
 
-def test_a_click_does_not_end_a_pause() -> None:
+def test_a_click_does_not_end_a_pause(speech: Any) -> None:
     """Somebody puts down a pen: the pause goes on."""
     assert len(heard(speech((1.0, -20), (0.3, -70), (0.02, -25), (0.3, -70), (1.0, -20)))) == 1
 
 
-def test_short_gaps_inside_words_are_no_pauses() -> None:
+def test_short_gaps_inside_words_are_no_pauses(speech: Any) -> None:
     """The closure of a consonant, 0.12 s, is not where a sentence is cut."""
     assert heard(speech((1.0, -20), (0.12, -70), (1.0, -20))) == []
 
 
-def test_digital_silence_does_not_hide_the_pauses_beside_it() -> None:
+def test_digital_silence_does_not_hide_the_pauses_beside_it(speech: Any) -> None:
     """A file padded with digital silence still has pauses with the sound of a room."""
     pauses = heard(speech((1.0, -120), (2.0, -20), (0.5, -65), (2.0, -20), (1.0, -120)))
     assert [round(start, 1) for start, _ in pauses] == [0.0, 3.0, 5.5]
@@ -36,13 +37,13 @@ def test_digital_silence_does_not_hide_the_pauses_beside_it() -> None:
 
 
 @pytest.mark.parametrize("level", [-120, -20])
-def test_sound_without_loud_and_quiet_has_no_pauses(level: float) -> None:
+def test_sound_without_loud_and_quiet_has_no_pauses(speech: Any, level: float) -> None:
     """Silence throughout, or noise throughout, says nothing about where somebody pauses."""
     assert heard(speech((3.0, level))) == []
     assert heard(np.zeros(0, dtype=np.float32)) == []
 
 
-def test_the_loudness_of_a_boundary_is_that_of_the_frames_beside_it() -> None:
+def test_the_loudness_of_a_boundary_is_that_of_the_frames_beside_it(speech: Any) -> None:
     """There is a level for each boundary, and the quietest ones lie inside the quiet stretch."""
     levels = boundary_levels(speech((1.0, -20), (0.5, -50), (1.0, -20)), 40)
     assert levels.shape == (41,)

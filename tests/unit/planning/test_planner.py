@@ -13,7 +13,6 @@ from s2v_tasks.errors import PermanentError
 from s2v_tasks.planning.clips import lay_out
 from s2v_tasks.planning.timeline import frames_of_speech
 from s2v_tasks.schemas.plan import Plan, SpeechFacts
-from tests.unit.planning.speech import speech
 
 
 def seconds(value: float) -> int:
@@ -213,12 +212,9 @@ def test_memory_warning(plan_of: Any, h100: Any) -> None:
     assert "h100-sxm has 24" in warning
 
 
-SENTENCES = speech((6, -20), (0.75, -70), (6, -20), (0.75, -70), (6.5, -20))  # 20 s, cut at 6.5 s and 13.25 s
-
-
-def test_a_cut_plan_has_a_chain_for_each_sentence(plan_of: Any) -> None:
+def test_a_cut_plan_has_a_chain_for_each_sentence(plan_of: Any, sentences: Any) -> None:
     """Chains are contiguous, each divided by the rule for its own frames, and starts from the picture."""
-    plan: Plan = plan_of(seconds(20), samples=SENTENCES, continuity="cut", min_chain_seconds=4)
+    plan: Plan = plan_of(seconds(20), samples=sentences, continuity="cut", min_chain_seconds=4)
     assert [(cut.frame, cut.pause_seconds) for cut in plan.cuts] == [(104, 0.75), (212, 0.75)]
     assert [clip.chain_index for clip in plan.clips] == [0, 0, 1, 1, 2, 2]
     assert [clip.predecessor for clip in plan.clips] == [None, 0, None, 2, None, 4]
@@ -230,9 +226,11 @@ def test_a_cut_plan_has_a_chain_for_each_sentence(plan_of: Any) -> None:
     assert plan.warnings == ()
 
 
-def test_a_crossfade_renders_a_quarter_of_a_second_more_of_each_chain_but_the_last(plan_of: Any) -> None:
+def test_a_crossfade_renders_a_quarter_of_a_second_more_of_each_chain_but_the_last(
+    plan_of: Any, sentences: Any
+) -> None:
     """The end of a chain fades out beyond its last frame into the first frames of the next; no length changes."""
-    fields = {"samples": SENTENCES, "continuity": "cut", "min_chain_seconds": 4}
+    fields = {"samples": sentences, "continuity": "cut", "min_chain_seconds": 4}
     plan: Plan = plan_of(seconds(20), transition="crossfade", **fields)
     assert [clip.end_frame for clip in plan.clips] == [56, 104, 160, 212, 268, 320]
     assert [clip.fade_in_frames for clip in plan.clips] == [0, 0, 4, 0, 4, 0]
@@ -259,9 +257,9 @@ def test_every_clip_of_every_chain_delivers_frames(bounds: list[int], infer_fram
     assert slots[-1].end_frame == edges[-1] or len(slots) == num_clip
 
 
-def test_a_preview_of_a_cut_video_keeps_the_first_clips(plan_of: Any) -> None:
+def test_a_preview_of_a_cut_video_keeps_the_first_clips(plan_of: Any, sentences: Any) -> None:
     """`num_clip` counts the clips of all chains; what comes behind them is left out, and said."""
-    fields = {"samples": SENTENCES, "continuity": "cut", "min_chain_seconds": 4, "transition": "crossfade"}
+    fields = {"samples": sentences, "continuity": "cut", "min_chain_seconds": 4, "transition": "crossfade"}
     plan: Plan = plan_of(seconds(20), num_clip=3, **fields)
     assert [clip.chain_index for clip in plan.clips] == [0, 0, 1]
     assert (frames(plan)[2], plan.num_frames, len(plan.cuts)) == (80, 104 + 80, 1)
@@ -269,9 +267,9 @@ def test_a_preview_of_a_cut_video_keeps_the_first_clips(plan_of: Any) -> None:
     assert plan_of(seconds(20), num_clip=2, **fields).clips[-1].fade_out_frames == 0
 
 
-def test_cuts_that_surprise_are_said(plan_of: Any) -> None:
+def test_cuts_that_surprise_are_said(plan_of: Any, sentences: Any, speech: Any) -> None:
     """No cut where cuts were asked for, and a cut in the middle of speech, are warnings with their remedy."""
-    (whole,) = plan_of(seconds(20), samples=SENTENCES, continuity="cut", min_chain_seconds=14).warnings
+    (whole,) = plan_of(seconds(20), samples=sentences, continuity="cut", min_chain_seconds=14).warnings
     assert whole.startswith(
         "Nothing is cut: 20.00 s of speech have no pause of 0.5 s at least 14 s (min_chain_seconds)"
     )

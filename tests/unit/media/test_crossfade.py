@@ -1,0 +1,61 @@
+"""Cross-fades between clips."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from s2v_tasks.errors import PermanentError
+from s2v_tasks.media.concat import stitch
+from s2v_tasks.media.crossfade import crossfade, mix
+from s2v_tasks.media.encode import Frames, encode_clip
+from s2v_tasks.media.frames import read_frames
+
+Moving = Callable[..., Frames]
+
+
+def decoded(path: Path) -> Frames:
+    return read_frames(path, start_frame=0, end_frame=10_000)
+
+
+def test_only_the_mixed_frames_are_new(tmp_path: Path, moving: Moving) -> None:
+    """All other frames decode as they were stored, the length is that of both without the overlap, bytes repeat."""
+    before, after = tmp_path / "before.mp4", tmp_path / "after.mp4"
+    encode_clip(moving(24), before)
+    encode_clip(moving(40, phase=2.0), after, key_frame=4)
+    for name in ("one.mp4", "two.mp4"):
+        folder = tmp_path / name.removesuffix(".mp4")
+        folder.mkdir()
+        stitch(crossfade(before, after, 4, folder), tmp_path / name, expected_frames=20 + 40)
+    assert (tmp_path / "one.mp4").read_bytes() == (tmp_path / "two.mp4").read_bytes()
+    out, old, new = decoded(tmp_path / "one.mp4"), decoded(before), decoded(after)
+    assert np.array_equal(out[:20], old[:20])
+    assert np.array_equal(out[24:], new[4:])
+    assert np.abs(out[20:24].astype(int) - mix(old[20:], new[:4])).mean() < 4
+
+
+def test_a_fade_goes_evenly_from_one_to_the_other() -> None:
+    """Four frames from black to white: a fifth more each, and neither end is shown alone."""
+    black, white = np.zeros((4, 2, 2, 3), np.uint8), np.full((4, 2, 2, 3), 255, np.uint8)
+    assert mix(black, white)[:, 0, 0, 0].tolist() == [51, 102, 153, 204]
+
+
+def test_a_clip_that_cannot_be_cut_is_refused(tmp_path: Path, moving: Moving) -> None:
+    """Without a key frame behind the fade a copy would begin elsewhere; one of the fade's length has nothing left."""
+    before, after = tmp_path / "before.mp4", tmp_path / "after.mp4"
+    encode_clip(moving(4), before)
+    encode_clip(moving(8), after)
+    with pytest.raises(PermanentError, match=r"before\.mp4 has 4 frames and after\.mp4 8: expected more than the 4"):
+        crossfade(before, after, 4, tmp_path)
+    with pytest.raises(PermanentError, match=r"Frame 4 of after\.mp4 is no key frame"):
+        crossfade(after, after, 4, tmp_path)
+
+
+def test_a_forced_key_frame_leaves_the_profile_as_it_is(tmp_path: Path, moving: Moving) -> None:
+    """Clips with and without one can be joined by copying; without one the bytes are those of the profile."""
+    encode_clip(moving(16), tmp_path / "plain.mp4")
+    encode_clip(moving(16), tmp_path / "none.mp4", key_frame=0)
+    encode_clip(moving(16), tmp_path / "forced.mp4", key_frame=4)
+    assert (tmp_path / "plain.mp4").read_bytes() == (tmp_path / "none.mp4").read_bytes()
+    stitch([tmp_path / "plain.mp4", tmp_path / "forced.mp4"], tmp_path / "out.mp4", expected_frames=32)

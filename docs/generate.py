@@ -7,7 +7,17 @@ import click
 import typer
 from pydantic_core import PydanticUndefined
 
-from s2v_tasks.cli import app, bench, jobs, operators, people, stack, steps, submit  # noqa: F401  (their commands register themselves)
+from s2v_tasks.cli import (  # noqa: F401 - they register their commands
+    app,
+    bench,
+    ingestion,
+    jobs,
+    operators,
+    people,
+    stack,
+    steps,
+    submit,
+)
 from s2v_tasks.schemas.request import Request
 from s2v_tasks.settings import PREFIX, Settings
 

@@ -69,6 +69,21 @@ class Settings(BaseSettings):
     airflow_password: SecretStr | None = Field(None, description="Password of that account.")
     airflow_token: SecretStr | None = Field(None, description="A token instead of account and password.")
 
+    drop_settle_seconds: int = Field(
+        60, ge=0, description="A dropped folder without request.json is taken when nobody wrote in it for so long."
+    )
+    drop_abandoned_seconds: int = Field(
+        3600, ge=0, description="A dropped folder that lacks a file is refused when nobody wrote in it for so long."
+    )
+    drop_queue_url: str | None = Field(
+        None, description="SQS queue with the events of the drop folder; empty: it is only swept every minute."
+    )
+    max_running_jobs: int = Field(
+        16, ge=1, description="Jobs of the drop folder and of batches start while fewer than these run."
+    )
+    batch_schedule: str | None = Field(None, description="Cron expression of the DAG s2v_batch; empty: by hand only.")
+    batch_uri: str | None = Field(None, description="Manifest of a scheduled batch: s3://bucket/folder/name.jsonl.")
+
     max_clips: int = Field(240, ge=1, le=1000, description="Most clips of one job.")
     max_audio_seconds: int = Field(1200, ge=1, description="Longest speech of one job.")
     max_input_bytes: int = Field(512 * 1024**2, ge=1, description="Largest input file.")

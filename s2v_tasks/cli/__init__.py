@@ -42,7 +42,16 @@ def _process(
 
 def main() -> None:
     """Run the command line; errors become one sentence on stderr and their exit code."""
-    from s2v_tasks.cli import bench, jobs, operators, people, stack, steps, submit  # noqa: F401  (their commands register themselves)
+    from s2v_tasks.cli import (  # noqa: F401 - they register their commands
+        bench,
+        ingestion,
+        jobs,
+        operators,
+        people,
+        stack,
+        steps,
+        submit,
+    )
 
     try:
         app()

@@ -57,9 +57,26 @@ def transaction(engine: sa.Engine) -> Iterator[sa.Connection]:
     TransientError: it cannot be reached. ConfigurationError: it refuses us or lacks the tables. PermanentError: it
     cannot hold a value.
     """
+    with _translated(engine), engine.begin() as connection:
+        yield connection
+
+
+@contextmanager
+def sole_holder(engine: sa.Engine, lock: int, busy: str) -> Iterator[None]:
+    """Hold an advisory lock, which ends with this process at the latest; TransientError(busy) when another has it."""
+    with _translated(engine), engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        if not connection.execute(sa.select(sa.func.pg_try_advisory_lock(lock))).scalar_one():
+            raise TransientError(busy)
+        try:
+            yield
+        finally:
+            connection.execute(sa.select(sa.func.pg_advisory_unlock(lock)))
+
+
+@contextmanager
+def _translated(engine: sa.Engine) -> Iterator[None]:
     try:
-        with engine.begin() as connection:
-            yield connection
+        yield
     except (OperationalError, InterfaceError) as error:
         raise _unavailable(engine.url, error) from error
     except ProgrammingError as error:

@@ -1,0 +1,134 @@
+"""The doors for many requests: the drop folder, batches, and the queue of jobs that wait to be started.
+
+Each prints one JSON object, the result, on stdout, for Airflow as for people; logs go to stderr.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from s2v_tasks.cli import app
+from s2v_tasks.cli.terminal import console, print_json
+
+if TYPE_CHECKING:
+    import sqlalchemy as sa
+
+    from s2v_tasks.ingestion.batches import Batches
+
+DOORS = "Drop folder and batches"
+ManifestUri = Annotated[str, typer.Argument(help="S3 URI of the manifest: .jsonl or .csv, one request per row.")]
+BatchId = Annotated[str, typer.Argument(help="The batch, as `s2v start-batch` prints it.")]
+
+
+@contextmanager
+def _engine() -> Iterator["sa.Engine"]:
+    from s2v_tasks.metadata.session import engine_from_settings
+    from s2v_tasks.settings import load_settings
+
+    engine = engine_from_settings(load_settings())
+    try:
+        yield engine
+    finally:
+        engine.dispose()
+
+
+@contextmanager
+def _batches() -> Iterator["Batches"]:
+    from s2v_tasks.ingestion.batches import Batches
+    from s2v_tasks.metadata.batches import BatchLedger
+    from s2v_tasks.schemas.preset import load_presets
+    from s2v_tasks.settings import config_dir, load_settings
+    from s2v_tasks.storage.s3 import ObjectStore
+
+    settings = load_settings()
+    with _engine() as engine:
+        presets = load_presets(config_dir(settings))
+        yield Batches(ObjectStore.from_settings(settings), BatchLedger(engine), presets)
+
+
+@app.command(rich_help_panel=DOORS)
+def sweep_drops() -> None:
+    """Take in what lies in the drop folder: each folder becomes a job, or is rejected with an error.json."""
+    from datetime import UTC, datetime
+
+    from s2v_tasks.ingestion.sweep import Sweeper
+    from s2v_tasks.metadata.drops import DropLedger
+    from s2v_tasks.schemas.preset import load_presets
+    from s2v_tasks.settings import config_dir, load_settings
+    from s2v_tasks.storage.s3 import ObjectStore
+
+    settings = load_settings()
+    with _engine() as engine:
+        presets = load_presets(config_dir(settings))
+        sweeper = Sweeper(settings, ObjectStore.from_settings(settings), DropLedger(engine), presets)
+        print_json(sweeper.run(datetime.now(UTC)), indent=None)
+
+
+@app.command(rich_help_panel=DOORS)
+def next_jobs() -> None:
+    """Show which waiting jobs may start now, by priority, then by age, under S2V_MAX_RUNNING_JOBS."""
+    from s2v_tasks.metadata.queue import JobQueue
+    from s2v_tasks.settings import load_settings
+
+    with _engine() as engine:
+        queue = JobQueue(engine)
+        jobs = [{"job_id": job.job_id, "request": job.request} for job in queue.next(load_settings().max_running_jobs)]
+        print_json({"jobs": jobs, "waiting": queue.num_waiting()}, indent=None)
+
+
+@app.command(rich_help_panel=DOORS)
+def mark_started(job_ids: Annotated[list[str], typer.Argument(help="Jobs that have a DAG run of their name.")]) -> None:
+    """Note that jobs are started, so that they wait no longer."""
+    from s2v_tasks.metadata.queue import JobQueue
+
+    with _engine() as engine:
+        JobQueue(engine).mark_started(job_ids)
+    print_json({"started": len(job_ids)}, indent=None)
+
+
+@app.command(rich_help_panel=DOORS)
+def check_batch(
+    manifest_uri: ManifestUri, as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False
+) -> None:
+    """Check every row of a manifest, its files too, and list what is wrong; exit code 65 if anything is."""
+    from dataclasses import asdict
+
+    from rich.markup import escape
+    from rich.table import Table
+
+    with _batches() as batches:
+        right, errors = batches.check(manifest_uri)
+    if as_json:
+        print_json({"rows": len(right) + len(errors), "errors": [asdict(error) for error in errors]})
+    else:
+        table = Table("row", "id", "error")
+        for error in errors:
+            table.add_row(str(error.row_number), escape(error.row_id or ""), escape(error.error))
+        if errors:
+            console.print(table)
+        typer.echo(f"{len(right)} of {len(right) + len(errors)} rows are right")
+    if errors:
+        raise typer.Exit(65)
+
+
+@app.command(rich_help_panel=DOORS)
+def start_batch(manifest_uri: ManifestUri) -> None:
+    """Queue the jobs of a manifest that are not there yet; nothing if one row is wrong."""
+    with _batches() as batches:
+        print_json(batches.start(manifest_uri), indent=None)
+
+
+@app.command(rich_help_panel=DOORS)
+def batch_state(batch_id: BatchId) -> None:
+    """Show how many jobs of a batch have which status, and whether all have ended."""
+    with _batches() as batches:
+        print_json(batches.state(batch_id), indent=None)
+
+
+@app.command(rich_help_panel=DOORS)
+def summarise_batch(batch_id: BatchId) -> None:
+    """Write what became of each row, and the numbers, beside the manifest."""
+    with _batches() as batches:
+        print_json(batches.summarise(batch_id), indent=None)

@@ -1,0 +1,1 @@
+"""How requests come in as files: the drop folder and batch manifests."""

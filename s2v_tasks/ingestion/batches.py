@@ -1,0 +1,165 @@
+"""A batch from its manifest to its summary: checked as a whole, started in waves, told beside the manifest."""
+
+import csv
+import hashlib
+import io
+import json
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import asdict, fields
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from s2v_tasks.errors import PermanentError
+from s2v_tasks.ingestion.manifest import MAX_BYTES, BatchEntry, RowError, job_ids, read_manifest
+from s2v_tasks.metadata.batches import BatchLedger, NewRow, RowOutcome
+from s2v_tasks.metadata.queue import WaitingJob
+from s2v_tasks.schemas.plan import FPS
+from s2v_tasks.schemas.preset import Preset
+from s2v_tasks.storage.s3 import ObjectStore
+from s2v_tasks.storage.trust import locate
+
+_ENDED = {"succeeded", "failed", "cancelled"}
+# Up to this many files of one folder are looked at one by one, more by listing the folder.
+_LOOKED_AT_ONE_BY_ONE = 20
+_ERRORS_IN_MESSAGE = 5
+
+
+class Batches:
+    """Checks, starts and sums up batches."""
+
+    def __init__(self, store: ObjectStore, ledger: BatchLedger, presets: dict[str, Preset]) -> None:
+        self._store, self._ledger, self._presets = store, ledger, presets
+
+    def check(self, manifest_uri: str) -> tuple[list[BatchEntry], list[RowError]]:
+        """The right rows and the errors of a manifest, missing input files too; nothing is written."""
+        return self._check(manifest_uri, self._store.get_bytes(manifest_uri, max_bytes=MAX_BYTES))
+
+    def start(self, manifest_uri: str) -> dict[str, Any]:
+        """Queue the jobs of a manifest that are not there yet; PermanentError, and nothing queued, if a row is wrong.
+
+        The errors of all rows are then in `<manifest>.errors.csv`.
+        """
+        report_uri = f"{manifest_uri}.errors.csv"
+        self._store.trust.check_write(locate(report_uri))  # before anything is spent: the summary will go there, too
+        data = self._store.get_bytes(manifest_uri, max_bytes=MAX_BYTES)
+        entries, errors = self._check(manifest_uri, data)
+        if errors:
+            self._store.put_bytes(report_uri, csv_of(errors), "text/csv")
+            raise PermanentError(
+                f"{len(errors)} of {len(entries) + len(errors)} rows of {manifest_uri} are wrong, nothing was started: "
+                + "; ".join(f"row {error.row_number}: {error.error}" for error in errors[:_ERRORS_IN_MESSAGE])
+                + f". All errors: {report_uri}"
+            )
+        self._store.delete(report_uri)  # of an earlier version
+        etag = hashlib.sha256(data).hexdigest()
+        batch_id = hashlib.sha256(f"{manifest_uri}@{etag}".encode()).hexdigest()[:24]
+        added = self._ledger.register(batch_id, manifest_uri, etag, _new_rows(manifest_uri, entries))
+        return {"batch_id": batch_id, "rows": len(entries), "new_jobs": added}
+
+    def state(self, batch_id: str) -> dict[str, Any]:
+        """How many jobs of a batch have which status, and whether all have ended."""
+        counts = self._ledger.counts(batch_id)
+        return {"batch_id": batch_id, "jobs": counts, "ended": set(counts) <= _ENDED}
+
+    def summarise(self, batch_id: str) -> dict[str, Any]:
+        """Write what became of each row, and the numbers, beside the manifest."""
+        manifest_uri = self._ledger.manifest_uri(batch_id)
+        if manifest_uri is None:
+            raise PermanentError(f"Batch {batch_id!r} is not known: `s2v start-batch` prints the id of a batch.")
+        outcomes, summary_uri = self._ledger.outcomes(batch_id), f"{manifest_uri}.summary.csv"
+        numbers = {"batch_id": batch_id, "manifest_uri": manifest_uri, "summary_uri": summary_uri} | _numbers(outcomes)
+        self._store.put_bytes(summary_uri, csv_of(outcomes), "text/csv")
+        document = json.dumps(numbers, indent=2).encode()
+        self._store.put_bytes(f"{manifest_uri}.summary.json", document, "application/json")
+        if self.state(batch_id)["ended"]:
+            self._ledger.finish(batch_id)
+        return numbers
+
+    def _check(self, manifest_uri: str, data: bytes) -> tuple[list[BatchEntry], list[RowError]]:
+        entries, errors = read_manifest(data, manifest_uri, self._presets)
+        refused = self._refused(sorted({uri for entry in entries for uri in _uris(entry)}))
+        right = []
+        for entry in entries:
+            problems = [refused[uri] for uri in _uris(entry) if uri in refused]
+            if problems:
+                errors.append(RowError(entry.row_number, entry.row_id, " ".join(problems)))
+            else:
+                right.append(entry)
+        return right, sorted(errors, key=lambda error: error.row_number)
+
+    def _refused(self, uris: Iterable[str]) -> dict[str, str]:
+        """Which of these input files may not be read or are not there, and why."""
+        refused, folders = {}, defaultdict(list)
+        for uri in uris:
+            try:
+                self._store.trust.check_input(locate(uri))
+            except PermanentError as error:
+                refused[uri] = str(error)
+            else:
+                folders[uri.rpartition("/")[0]].append(uri)
+        for folder_uri, wanted in folders.items():
+            for uri in self._missing(folder_uri, wanted):
+                refused[uri] = f"{uri} does not exist."
+        return refused
+
+    def _missing(self, folder_uri: str, wanted: list[str]) -> set[str]:
+        if len(wanted) <= _LOOKED_AT_ONE_BY_ONE:
+            return {uri for uri in wanted if not self._store.exists(uri)}
+        missing = set(wanted)
+        for item in self._store.listing(f"{folder_uri}/"):
+            missing.discard(item.uri)
+            if not missing:
+                break
+        return missing
+
+
+def csv_of(rows: list[RowError] | list[RowOutcome]) -> bytes:
+    """Records as CSV with a heading."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    if rows:
+        names = [field.name for field in fields(rows[0])]
+        writer.writerow(names)
+        writer.writerows([asdict(row)[name] for name in names] for row in rows)
+    return text.getvalue().encode("utf-8", "replace")
+
+
+def _new_rows(manifest_uri: str, entries: list[BatchEntry]) -> list[NewRow]:
+    """Rows with their jobs; of equal priority they start in the order of the manifest."""
+    now = datetime.now(UTC)
+    return [
+        NewRow(
+            entry.row_number,
+            entry.row_id,
+            WaitingJob(
+                job_id,
+                entry.request.model_dump(mode="json", exclude_none=True),
+                now + timedelta(microseconds=entry.row_number),
+            ),
+        )
+        for entry, job_id in zip(entries, job_ids(manifest_uri, entries), strict=True)
+    ]
+
+
+def _uris(entry: BatchEntry) -> list[str]:
+    request = entry.request
+    return [uri for uri in (request.image_uri, request.audio_uri, request.pose_video_uri) if uri is not None]
+
+
+def _numbers(outcomes: list[RowOutcome]) -> dict[str, Any]:
+    """Jobs by status, seconds of video, GPU-seconds and cost of the whole batch."""
+    counts: dict[str, int] = defaultdict(int)
+    costs: dict[str, float] = defaultdict(float)
+    for outcome in outcomes:
+        counts[outcome.status] += 1
+        if outcome.cost is not None and outcome.currency is not None:
+            costs[outcome.currency] += outcome.cost
+    frames = sum(outcome.num_frames or 0 for outcome in outcomes if outcome.status == "succeeded")
+    return {
+        "rows": len(outcomes),
+        "jobs": dict(counts),
+        "video_seconds": frames / FPS,
+        "gpu_seconds": round(sum(outcome.gpu_seconds for outcome in outcomes), 3),
+        "cost": {currency: round(cost, 4) for currency, cost in costs.items()},
+    }

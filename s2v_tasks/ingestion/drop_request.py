@@ -1,0 +1,122 @@
+"""From the files of a dropped folder to a request, or one sentence that says why there is none."""
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from s2v_tasks.errors import PermanentError
+from s2v_tasks.ingestion.folders import MARKER, PROMPT, DropFolder, plain_name, short_digest
+from s2v_tasks.schemas.request import JOB_ID_PATTERN, Request, parse_request
+
+MAX_TEXT_BYTES = 64 * 1024  # of request.json and of prompt.txt
+_KIND_OF_FIELD: dict[str, Literal["image", "audio", "pose"]] = {
+    "image_uri": "image",
+    "audio_uri": "audio",
+    "pose_video_uri": "pose",
+}
+
+
+@dataclass(frozen=True)
+class DropTexts:
+    """The contents of its two small files; None where there is none."""
+
+    marker: bytes | None
+    prompt: bytes | None
+
+
+@dataclass(frozen=True)
+class DropRequest:
+    """What a folder asks for; `job_id` may be its own choice, so that whoever dropped it knows it beforehand."""
+
+    job_id: str
+    request: Request
+
+
+def request_of_drop(folder: DropFolder, texts: DropTexts, target_uri: str, max_input_bytes: int) -> DropRequest:
+    """The request of a folder whose files will be at `target_uri`; PermanentError when it makes none.
+
+    A URI field of request.json names a file of the folder, or any S3 object by its full URI; left out, it is the only
+    file of its kind. A prompt left out is that of prompt.txt.
+    """
+    fields = {} if texts.marker is None else _object(texts.marker)
+    job_id = fields.pop("job_id", None)
+    if job_id is None:
+        job_id = default_job_id(folder)
+    elif not (isinstance(job_id, str) and re.fullmatch(JOB_ID_PATTERN, job_id)):
+        raise PermanentError(
+            f"{MARKER}: job_id {str(job_id)[:80]!r}: expected 3 to 63 lower-case letters, digits and dashes."
+        )
+    for field, kind in _KIND_OF_FIELD.items():
+        name = _file_name(folder, field, kind, fields.get(field))
+        if name is None:
+            continue
+        _check_size(folder, name, max_input_bytes)
+        fields[field] = f"{target_uri}/{plain_name(name)}"
+    if fields.get("prompt") is None:
+        fields["prompt"] = _prompt(texts.prompt)
+    return DropRequest(job_id, parse_request({name: value for name, value in fields.items() if value is not None}))
+
+
+def default_job_id(folder: DropFolder) -> str:
+    """The same for the same files in the same folder, and readable."""
+    slug = re.sub(r"[^a-z0-9]+", "-", folder.name.lower()).strip("-")[:40].strip("-")
+    return f"{slug or 'drop'}-{short_digest(f'{folder.uri}@{folder.etag}')}"
+
+
+def _object(data: bytes) -> dict[str, Any]:
+    try:
+        parsed = json.loads(data.decode("utf-8-sig"), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        reason = str(error) or "nested too deeply"
+        raise PermanentError(
+            f'{MARKER} is not JSON ({reason}): expected an object of request fields such as {{"prompt": "..."}}.'
+        ) from error
+    if not isinstance(parsed, dict):
+        raise PermanentError(f"{MARKER} is a JSON {type(parsed).__name__}: expected an object of request fields.")
+    return parsed
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number of JSON")
+
+
+def _file_name(folder: DropFolder, field: str, kind: Literal["image", "audio", "pose"], given: Any) -> str | None:
+    """The file of the folder that a field means; None when it means none or something elsewhere."""
+    if isinstance(given, str) and not given.startswith("s3://"):
+        if given not in folder.files:
+            raise PermanentError(
+                f"{MARKER}: {field} {given[:200]!r} is no file of the folder; there are: {_names(folder)}."
+            )
+        return given
+    if given is not None:
+        return None
+    found = folder.named(kind)
+    if len(found) > 1:
+        raise PermanentError(
+            f"The folder has {len(found)} files that may be its {kind} ({', '.join(map(repr, found[:5]))}): leave one, "
+            f"or name the right one as {field} in {MARKER}."
+        )
+    if not found and kind != "pose":
+        raise PermanentError(f"The folder has no {kind} file; there are: {_names(folder)}.")
+    return found[0] if found else None
+
+
+def _check_size(folder: DropFolder, name: str, max_input_bytes: int) -> None:
+    size_bytes = folder.files[name].size_bytes
+    if not 0 < size_bytes <= max_input_bytes:
+        raise PermanentError(f"{name!r} has {size_bytes} bytes: expected 1 to {max_input_bytes} (S2V_MAX_INPUT_BYTES).")
+
+
+def _prompt(text: bytes | None) -> str:
+    if text is None:
+        raise PermanentError(f"There is no prompt: expected the file {PROMPT}, or the field prompt in {MARKER}.")
+    try:
+        return text.decode("utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise PermanentError(f"{PROMPT} is not UTF-8 text ({error}): save it as UTF-8.") from error
+
+
+def _names(folder: DropFolder) -> str:
+    names = sorted(folder.files)
+    return ", ".join(map(repr, names[:10])) + (f" and {len(names) - 10} more" if len(names) > 10 else "")

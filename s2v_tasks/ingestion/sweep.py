@@ -1,0 +1,184 @@
+"""One sweep of the drop folder: incoming/<name>/ becomes a job and moves to accepted/, or to rejected/ with a reason.
+
+The order makes it safe to be killed anywhere: first the row in the database with all that is needed to go on (the
+claim), then the files (copy, then delete), then the row again. The next sweep begins by finishing what was begun.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+from s2v_tasks import log
+from s2v_tasks.errors import PermanentError, S2VError, TransientError
+from s2v_tasks.ingestion.drop_request import MAX_TEXT_BYTES, DropTexts, request_of_drop
+from s2v_tasks.ingestion.folders import MARKER, PROMPT, DropFolder, folders, plain_name
+from s2v_tasks.metadata.drops import DropLedger, DropRecord
+from s2v_tasks.metadata.queue import WaitingJob
+from s2v_tasks.schemas.preset import Preset, find_preset
+from s2v_tasks.schemas.request import Request
+from s2v_tasks.settings import Settings
+from s2v_tasks.storage.layout import drop_folder_uri
+from s2v_tasks.storage.objects import ListedObject
+from s2v_tasks.storage.s3 import ObjectStore
+from s2v_tasks.storage.trust import locate, shown
+
+_FOLDERS_AT_ONCE = 8
+
+
+class Sweeper:
+    """Takes in what lies in the drop folder."""
+
+    def __init__(self, settings: Settings, store: ObjectStore, ledger: DropLedger, presets: dict[str, Preset]) -> None:
+        self._settings, self._store, self._ledger, self._presets = settings, store, ledger, presets
+        root = drop_folder_uri(settings)
+        self._incoming, self._accepted, self._rejected = (f"{root}/{n}" for n in ("incoming", "accepted", "rejected"))
+
+    def run(self, now: datetime) -> dict[str, int]:
+        """Finish what was begun, take what is ready; how many folders were accepted, rejected, and so on.
+
+        TransientError when another sweep runs, or when not one folder could be dealt with.
+        """
+        with self._ledger.sole_sweeper():
+            healed = self._each(self._ledger.unfinished(), self._finish)
+            found = folders(self._store.listing(f"{self._incoming}/"), self._incoming)
+            ready = [folder for folder in found if self._is_ready(folder, now)]
+            taken = self._each(ready, self._take)
+        counts = healed + taken
+        if counts["postponed"] and not counts.total() - counts["postponed"]:
+            raise TransientError(f"None of {counts['postponed']} folders could be moved: the log has the reasons.")
+        names = ("accepted", "rejected", "postponed")
+        return {name: counts[name] for name in names} | {"unready": len(found) - len(ready)}
+
+    def _each(self, items: Iterable[Any], work: Any) -> Counter[str]:
+        """Do the work for each; what goes wrong with one is noted and left to the next sweep."""
+
+        def outcome(item: Any) -> str:
+            try:
+                return str(work(item))
+            except S2VError as error:
+                name = item.folder_uri if isinstance(item, DropRecord) else item.uri
+                log.get_logger().warning("drop_postponed", folder=shown(name), error=str(error))
+                return "postponed"
+
+        with ThreadPoolExecutor(_FOLDERS_AT_ONCE) as pool:
+            return Counter(pool.map(outcome, items))
+
+    def _is_ready(self, folder: DropFolder, now: datetime) -> bool:
+        if not self._addressable(folder):
+            log.get_logger().warning("drop_not_addressable", folder=shown(folder.uri))
+            return False
+        return folder.is_ready(
+            now,
+            settle_seconds=self._settings.drop_settle_seconds,
+            abandoned_seconds=self._settings.drop_abandoned_seconds,
+        )
+
+    def _take(self, folder: DropFolder) -> str:
+        """Claim one folder, as a job or as refused, and move it."""
+        repetition, earlier_job_id = self._ledger.earlier(folder.uri, folder.etag)
+        drop_id = f"{folder.uri}@{folder.etag}" + (f"#{repetition}" if repetition else "")
+        target_uri = self._free_target(self._accepted, folder)
+        try:
+            if earlier_job_id is not None:
+                raise PermanentError(
+                    f"Exactly these files were dropped here before and are job {earlier_job_id}: "
+                    f"`s2v job {earlier_job_id}` shows it. Change something for another video."
+                )
+            job_id, request = self._accept(folder, target_uri)
+        except PermanentError as error:
+            drop = self._record(folder, drop_id, self._free_target(self._rejected, folder), "refused")
+            drop = replace(drop, error=_explanation(folder, error))
+            job = None
+        else:
+            drop = replace(self._record(folder, drop_id, target_uri, "claimed"), job_id=job_id)
+            job = WaitingJob(job_id, request.model_dump(mode="json", exclude_none=True), folder.handed_in_at)
+        if not self._ledger.claim(drop, job):
+            raise TransientError("Another process claims it at the same time.")
+        return self._finish(drop, folder.files.values())
+
+    def _accept(self, folder: DropFolder, target_uri: str) -> tuple[str, Request]:
+        """The job of a folder; PermanentError when it makes none."""
+        if bad := sorted(set(folder.files) - set(self._addressable(folder))):
+            raise PermanentError(f"{', '.join(map(repr, bad[:5]))}: a name that S3 cannot address; rename it.")
+        texts = DropTexts(self._text(folder, MARKER), self._text(folder, PROMPT))
+        asked = request_of_drop(folder, texts, target_uri, self._settings.max_input_bytes)
+        find_preset(self._presets, asked.request.preset)
+        for uri in (asked.request.image_uri, asked.request.audio_uri, asked.request.pose_video_uri):
+            if uri is not None:
+                self._store.trust.check_input(locate(uri))
+        if self._ledger.job_exists(asked.job_id):
+            raise PermanentError(
+                f"Job {asked.job_id} exists already: `s2v job {asked.job_id}` shows it. Choose another job_id."
+            )
+        return asked.job_id, asked.request
+
+    def _text(self, folder: DropFolder, name: str) -> bytes | None:
+        if name not in folder.files:
+            return None
+        size_bytes = folder.files[name].size_bytes
+        if size_bytes > MAX_TEXT_BYTES:
+            raise PermanentError(f"{name} has {size_bytes} bytes: expected at most {MAX_TEXT_BYTES}.")
+        return self._store.get_bytes(folder.files[name].uri)
+
+    def _free_target(self, parent_uri: str, folder: DropFolder) -> str:
+        """Where the folder goes: under its own name, unless an earlier folder of that name is there."""
+        name = plain_name(folder.name)
+        repetitions = (f"{name}-{folder.etag[:8]}-{number}" for number in range(2, 1000))
+        for candidate in (name, f"{name}-{folder.etag[:8]}", *repetitions):
+            if not self._ledger.is_target(f"{parent_uri}/{candidate}"):
+                return f"{parent_uri}/{candidate}"
+        raise PermanentError(f"{shown(folder.name)!r} was dropped a thousand times: expected another name.")
+
+    def _record(self, folder: DropFolder, drop_id: str, target_uri: str, status: str) -> DropRecord:
+        files = {
+            name: {"etag": file.etag, "size_bytes": file.size_bytes, "target": plain_name(name)}
+            for name, file in self._addressable(folder).items()
+        }
+        return DropRecord(drop_id, folder.uri, target_uri, folder.etag, files, status)
+
+    def _addressable(self, folder: DropFolder) -> dict[str, ListedObject]:
+        """The files whose names every store understands in the same way; the others can only stay where they are."""
+        found = {}
+        for name, file in folder.files.items():
+            with suppress(PermanentError):
+                self._store.trust.check_read(locate(file.uri))
+                found[name] = file
+        return found
+
+    def _finish(self, drop: DropRecord, present: Iterable[ListedObject] | None = None) -> str:
+        """Move the files of a claim, those that are still there, and say in the ledger that they arrived."""
+        if present is None:
+            present = self._store.listing(f"{drop.folder_uri}/")
+        if drop.error is not None:
+            explanation = json.dumps(drop.error, indent=2, ensure_ascii=False).encode()
+            self._store.put_bytes(f"{drop.target_uri}/error.json", explanation, "application/json")
+        sources = []
+        for item in present:
+            file = drop.files.get(item.uri.removeprefix(f"{drop.folder_uri}/"))
+            if file is not None and file["etag"] == item.etag:
+                self._store.copy(item.uri, f"{drop.target_uri}/{file['target']}")
+                sources.append(item.uri)
+        self._store.delete_all(sources)
+        if drop.status == "claimed":
+            self._ledger.arrived(drop.drop_id)
+            log.get_logger().info("drop_accepted", folder=shown(drop.folder_uri), job_id=drop.job_id)
+            return "accepted"
+        self._ledger.rejected(drop.drop_id)
+        log.get_logger().info("drop_rejected", folder=shown(drop.folder_uri), target=drop.target_uri, error=drop.error)
+        return "rejected"
+
+
+def _explanation(folder: DropFolder, error: PermanentError) -> dict[str, Any]:
+    """What error.json says."""
+    return {
+        "error": str(error),
+        "what_to_do": "Correct it and drop the folder again, with request.json written last.",
+        "folder": folder.uri,
+        "files": sorted(folder.files),
+        "rejected_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }

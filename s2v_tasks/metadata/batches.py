@@ -1,0 +1,118 @@
+"""Batches: versions of a manifest, their rows, and what became of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import insert
+
+from s2v_tasks.metadata.queue import WaitingJob, enqueue
+from s2v_tasks.metadata.session import transaction
+from s2v_tasks.metadata.statements import NOW, storable
+from s2v_tasks.metadata.tables import Attempt, Batch, BatchRow, Job
+
+_ROWS_AT_ONCE = 5000
+
+
+@dataclass(frozen=True)
+class NewRow:
+    """One row of a manifest and the job that it asks for."""
+
+    row_number: int
+    row_id: str | None
+    job: WaitingJob
+
+
+@dataclass(frozen=True)
+class RowOutcome:
+    """What became of one row; `gpu_seconds` are those of all attempts."""
+
+    row_number: int
+    row_id: str | None
+    job_id: str
+    status: str
+    reason: str | None
+    video_uri: str | None
+    num_frames: int | None
+    gpu_seconds: float
+    cost: float | None
+    currency: str | None
+    created_at: datetime
+    finished_at: datetime | None
+
+
+class BatchLedger:
+    """The batches; each call is one transaction."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+
+    def register(self, batch_id: str, manifest_uri: str, etag: str, rows: Sequence[NewRow]) -> int:
+        """Put a version of a manifest on record and queue the jobs that are not there yet; how many those were."""
+        values = {"manifest_uri": storable(manifest_uri), "etag": etag, "num_rows": len(rows)}
+        again = {"status": "running", "finished_at": None, "updated_at": NOW}
+        with transaction(self._engine) as connection:
+            connection.execute(
+                insert(Batch)
+                .values(batch_id=batch_id, **values)
+                .on_conflict_do_update(index_elements=["batch_id"], set_=again)
+            )
+            added = enqueue(connection, [row.job for row in rows], "batch")
+            for start in range(0, len(rows), _ROWS_AT_ONCE):
+                some = [
+                    {"batch_id": batch_id, "row_number": row.row_number, "job_id": row.job.job_id}
+                    | {"row_id": storable(row.row_id)}
+                    for row in rows[start : start + _ROWS_AT_ONCE]
+                ]
+                connection.execute(insert(BatchRow).values(some).on_conflict_do_nothing())
+        return added
+
+    def counts(self, batch_id: str) -> dict[str, int]:
+        """How many rows have a job of each status."""
+        statement = (
+            sa
+            .select(Job.status, sa.func.count().label("num_jobs"))
+            .join(BatchRow, BatchRow.job_id == Job.job_id)
+            .where(BatchRow.batch_id == batch_id)
+            .group_by(Job.status)
+            .order_by(Job.status)
+        )
+        with transaction(self._engine) as connection:
+            return {row.status: row.num_jobs for row in connection.execute(statement)}
+
+    def manifest_uri(self, batch_id: str) -> str | None:
+        """Where the manifest of a batch is; None when there is no such batch."""
+        statement = sa.select(Batch.manifest_uri).where(Batch.batch_id == batch_id)
+        with transaction(self._engine) as connection:
+            return connection.execute(statement).scalar_one_or_none()
+
+    def outcomes(self, batch_id: str) -> list[RowOutcome]:
+        """What became of each row, in the order of the manifest."""
+        spent = (
+            sa
+            .select(sa.func.coalesce(sa.func.sum(Attempt.gpu_seconds), 0.0))
+            .where(Attempt.job_id == Job.job_id)
+            .scalar_subquery()
+            .label("gpu_seconds")
+        )
+        statement = (
+            sa
+            .select(
+                *(BatchRow.row_number, BatchRow.row_id, BatchRow.job_id),
+                *(Job.status, Job.reason, Job.video_uri, Job.num_frames, spent),
+                (spent * Job.cost_per_gpu_hour / 3600).label("cost"),
+                *(Job.currency, Job.created_at, Job.finished_at),
+            )
+            .join(Job, BatchRow.job_id == Job.job_id)
+            .where(BatchRow.batch_id == batch_id)
+            .order_by(BatchRow.row_number)
+        )
+        with transaction(self._engine) as connection:
+            return [RowOutcome(**row) for row in connection.execute(statement).mappings()]
+
+    def finish(self, batch_id: str) -> None:
+        """All its jobs have ended."""
+        statement = sa.update(Batch).where(Batch.batch_id == batch_id, Batch.status == "running")
+        with transaction(self._engine) as connection:
+            connection.execute(statement.values(status="finished", finished_at=NOW, updated_at=NOW))

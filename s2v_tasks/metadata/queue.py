@@ -1,0 +1,90 @@
+"""Jobs that wait to be started: queued by a drop or a batch, without a DAG run yet."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import insert
+
+from s2v_tasks.metadata.jobs import Source, request_columns
+from s2v_tasks.metadata.session import transaction
+from s2v_tasks.metadata.statements import NOW, storable
+from s2v_tasks.metadata.tables import PRIORITIES, Drop, Event, Job
+
+_ROWS_AT_ONCE = 1000
+
+
+@dataclass(frozen=True)
+class WaitingJob:
+    """A job and its request; `handed_in_at` decides who is older, where known."""
+
+    job_id: str
+    request: dict[str, Any]
+    handed_in_at: datetime | None = None
+
+
+class JobQueue:
+    """Who is next. Any number of callers may ask at once: a run id made from the job id can exist only once."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+
+    def next(self, max_running: int) -> list[WaitingJob]:
+        """The jobs that may start now so that at most `max_running` run: by priority, then by age."""
+        active = sa.select(sa.func.count()).where(
+            sa.or_(Job.status == "running", sa.and_(Job.status == "queued", Job.dag_run_id.is_not(None)))
+        )
+        rank = sa.case({name: index for index, name in enumerate(PRIORITIES)}, value=Job.priority)
+        waiting = (
+            sa.select(Job.job_id, Job.request, Job.created_at).where(*_waiting()).order_by(rank.desc(), Job.created_at)
+        )
+        with transaction(self._engine) as connection:
+            free = max_running - connection.execute(active).scalar_one()
+            rows = connection.execute(waiting.limit(max(free, 0))).all()
+        return [WaitingJob(*row) for row in rows]
+
+    def num_waiting(self) -> int:
+        """How many jobs wait to be started."""
+        with transaction(self._engine) as connection:
+            count: int = connection.execute(sa.select(sa.func.count()).select_from(Job).where(*_waiting())).scalar_one()
+        return count
+
+    def mark_started(self, job_ids: Sequence[str]) -> None:
+        """These have a DAG run, named like them."""
+        with transaction(self._engine) as connection:
+            connection.execute(
+                sa
+                .update(Job)
+                .where(Job.job_id.in_(job_ids), Job.dag_run_id.is_(None))
+                .values(dag_run_id=Job.job_id, updated_at=NOW)
+            )
+
+
+def enqueue(connection: sa.Connection, jobs: Sequence[WaitingJob], source: Source) -> int:
+    """Put jobs on record that are not yet; how many those were."""
+    added: list[str] = []
+    for start in range(0, len(jobs), _ROWS_AT_ONCE):
+        some = jobs[start : start + _ROWS_AT_ONCE]
+        rows = [
+            {"job_id": job.job_id, "status": "queued", "source": source, "request": storable(job.request)}
+            | {"created_at": job.handed_in_at or NOW}
+            | request_columns(job.request)
+            for job in some
+        ]
+        statement = insert(Job).values(rows).on_conflict_do_nothing().returning(Job.job_id)
+        added += connection.execute(statement).scalars()
+    for start in range(0, len(added), _ROWS_AT_ONCE):
+        events = [
+            {"job_id": job_id, "event": "job_queued", "detail": {"source": source}}
+            for job_id in added[start : start + _ROWS_AT_ONCE]
+        ]
+        connection.execute(insert(Event).values(events))
+    return len(added)
+
+
+def _waiting() -> list[sa.ColumnElement[bool]]:
+    """Queued, not started, not cancelled; the files of its drop, if it came by one, have arrived."""
+    on_the_way = sa.exists().where(Drop.job_id == Job.job_id, Drop.status == "claimed")
+    return [Job.status == "queued", Job.dag_run_id.is_(None), Job.cancel_requested_at.is_(None), ~on_the_way]

@@ -1,0 +1,99 @@
+"""The operators of the drop folder and of batches: they run commands, and start DAG runs for the jobs that wait."""
+
+import sys
+from typing import Any
+
+from airflow.sdk import BaseOperator, BaseSensorOperator, Context
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowRuntimeError, ErrorType
+from airflow.sdk.execution_time import task_runner
+from airflow.sdk.execution_time.comms import ErrorResponse, TriggerDagRun
+
+from s2v_tasks.orchestration.process import StepFailedError, StepProcess
+
+DAG_OF_A_JOB = "speech_to_video"
+
+
+class CommandOperator(BaseOperator):  # type: ignore[misc]
+    """Runs `s2v <arguments>`; its log is the command's stderr, its XCom the JSON result."""
+
+    template_fields = ("arguments",)
+    ui_color = "#e8f6ee"
+
+    def __init__(self, *, arguments: list[str], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.arguments = arguments
+
+    def execute(self, context: Context) -> Any:
+        """Run it; AirflowFailException when a retry is pointless, AirflowException otherwise."""
+        return run_command(self, *self.arguments)
+
+
+class StartJobsOperator(BaseOperator):  # type: ignore[misc]
+    """Starts a DAG run for each job whose turn it is.
+
+    The run has the name of its job, so it can exist only once, whoever starts it and however often.
+    """
+
+    ui_color = "#e8f6ee"
+
+    def execute(self, context: Context) -> dict[str, int]:
+        """Start them; AirflowException, after all have been tried, when one could not be started."""
+        return start_waiting_jobs(self)
+
+
+class BatchSensor(BaseSensorOperator):  # type: ignore[misc]
+    """Waits until all jobs of a batch have ended; each time it looks, it starts those whose turn it is."""
+
+    template_fields = ("batch_id",)
+    ui_color = "#e8f6ee"
+
+    def __init__(self, *, batch_id: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.batch_id = batch_id
+
+    def poke(self, context: Context) -> bool:
+        """Whether all have ended."""
+        start_waiting_jobs(self)
+        state = run_command(self, "batch-state", self.batch_id)
+        self.log.info("%s", state["jobs"])
+        return bool(state["ended"])
+
+
+def run_command(task: Any, *arguments: str) -> dict[str, Any]:
+    """The result of `s2v <arguments>`, run as a child of this task."""
+    command = StepProcess([sys.executable, "-m", "s2v_tasks.cli", *arguments], task.log.info)
+    try:
+        return command.run()
+    except StepFailedError as failure:
+        raise (AirflowFailException if failure.is_permanent else AirflowException)(failure.message) from None
+
+
+def start_waiting_jobs(task: Any) -> dict[str, int]:
+    """Start a run for each job whose turn it is; how many were started and how many wait on."""
+    turn = run_command(task, "next-jobs")
+    started, problems = [], []
+    for job in turn["jobs"]:
+        try:
+            _trigger(job["job_id"], job["request"])
+        except AirflowRuntimeError as error:  # one job that cannot be started must not keep the others waiting
+            problems.append(f"{job['job_id']}: {error}")
+        else:
+            started.append(job["job_id"])
+    if started:
+        run_command(task, "mark-started", *started)
+    if problems:
+        raise AirflowException(f"{len(problems)} jobs could not be started, the first is {problems[0]}")
+    return {"started": len(started), "waiting": turn["waiting"] - len(started)}
+
+
+def _trigger(job_id: str, request: dict[str, Any]) -> None:
+    """Create the run of a job, or find that it is there.
+
+    This is the message that TriggerDagRunOperator ends with: a mapped instance of that operator for each of a
+    thousand jobs would cost a process each.
+    """
+    answer = task_runner.SUPERVISOR_COMMS.send(
+        TriggerDagRun(dag_id=DAG_OF_A_JOB, run_id=job_id, conf=request | {"job_id": job_id})
+    )
+    if isinstance(answer, ErrorResponse) and answer.error != ErrorType.DAGRUN_ALREADY_EXISTS:
+        raise AirflowRuntimeError(answer)

@@ -28,6 +28,7 @@ from s2v_tasks.storage.s3 import ObjectStore
 from s2v_tasks.storage.trust import locate, shown
 
 _FOLDERS_AT_ONCE = 8
+_CLAIMS_TRIED = 5
 
 
 class Sweeper:
@@ -80,6 +81,14 @@ class Sweeper:
 
     def _take(self, folder: DropFolder) -> str:
         """Claim one folder, as a job or as refused, and move it."""
+        for _ in range(_CLAIMS_TRIED):
+            drop, job = self._decide(folder)
+            if self._ledger.claim(drop, job):
+                return self._finish(drop, folder.files.values())
+        raise TransientError("Others claim its names again and again.")
+
+    def _decide(self, folder: DropFolder) -> tuple[DropRecord, WaitingJob | None]:
+        """What becomes of a folder, as things are now: a claim with its job, or a refusal."""
         repetition, earlier_job_id = self._ledger.earlier(folder.uri, folder.etag)
         drop_id = f"{folder.uri}@{folder.etag}" + (f"#{repetition}" if repetition else "")
         target_uri = self._free_target(self._accepted, folder)
@@ -92,14 +101,10 @@ class Sweeper:
             job_id, request = self._accept(folder, target_uri)
         except PermanentError as error:
             drop = self._record(folder, drop_id, self._free_target(self._rejected, folder), "refused")
-            drop = replace(drop, error=_explanation(folder, error))
-            job = None
-        else:
-            drop = replace(self._record(folder, drop_id, target_uri, "claimed"), job_id=job_id)
-            job = WaitingJob(job_id, request.model_dump(mode="json", exclude_none=True), folder.handed_in_at)
-        if not self._ledger.claim(drop, job):
-            raise TransientError("Another process claims it at the same time.")
-        return self._finish(drop, folder.files.values())
+            return replace(drop, error=_explanation(folder, error)), None
+        drop = replace(self._record(folder, drop_id, target_uri, "claimed"), job_id=job_id)
+        values = request.model_dump(mode="json", exclude_none=True)
+        return drop, WaitingJob(job_id, values, folder.handed_in_at)
 
     def _accept(self, folder: DropFolder, target_uri: str) -> tuple[str, Request]:
         """The job of a folder; PermanentError when it makes none."""

@@ -12,8 +12,6 @@ from s2v_tasks.metadata.session import transaction
 from s2v_tasks.metadata.statements import NOW, storable
 from s2v_tasks.metadata.tables import Attempt, Batch, BatchRow, Job
 
-_ROWS_AT_ONCE = 5000
-
 
 @dataclass(frozen=True)
 class NewRow:
@@ -59,13 +57,12 @@ class BatchLedger:
                 .on_conflict_do_update(index_elements=["batch_id"], set_=again)
             )
             added = enqueue(connection, [row.job for row in rows], "batch")
-            for start in range(0, len(rows), _ROWS_AT_ONCE):
-                some = [
-                    {"batch_id": batch_id, "row_number": row.row_number, "job_id": row.job.job_id}
-                    | {"row_id": storable(row.row_id)}
-                    for row in rows[start : start + _ROWS_AT_ONCE]
-                ]
-                connection.execute(insert(BatchRow).values(some).on_conflict_do_nothing())
+            values_of_rows = [
+                {"batch_id": batch_id, "row_number": row.row_number, "job_id": row.job.job_id}
+                | {"row_id": storable(row.row_id)}
+                for row in rows
+            ]
+            connection.execute(insert(BatchRow).on_conflict_do_nothing(), values_of_rows)
         return added
 
     def counts(self, batch_id: str) -> dict[str, int]:

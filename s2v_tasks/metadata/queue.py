@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -12,8 +12,6 @@ from s2v_tasks.metadata.jobs import Source, request_columns
 from s2v_tasks.metadata.session import transaction
 from s2v_tasks.metadata.statements import NOW, storable
 from s2v_tasks.metadata.tables import PRIORITIES, Drop, Event, Job
-
-_ROWS_AT_ONCE = 1000
 
 
 @dataclass(frozen=True)
@@ -64,23 +62,19 @@ class JobQueue:
 
 def enqueue(connection: sa.Connection, jobs: Sequence[WaitingJob], source: Source) -> int:
     """Put jobs on record that are not yet; how many those were."""
-    added: list[str] = []
-    for start in range(0, len(jobs), _ROWS_AT_ONCE):
-        some = jobs[start : start + _ROWS_AT_ONCE]
-        rows = [
-            {"job_id": job.job_id, "status": "queued", "source": source, "request": storable(job.request)}
-            | {"created_at": job.handed_in_at or NOW}
-            | request_columns(job.request)
-            for job in some
-        ]
-        statement = insert(Job).values(rows).on_conflict_do_nothing().returning(Job.job_id)
-        added += connection.execute(statement).scalars()
-    for start in range(0, len(added), _ROWS_AT_ONCE):
-        events = [
-            {"job_id": job_id, "event": "job_queued", "detail": {"source": source}}
-            for job_id in added[start : start + _ROWS_AT_ONCE]
-        ]
-        connection.execute(insert(Event).values(events))
+    now = datetime.now(UTC)
+    rows = [
+        {"job_id": job.job_id, "status": "queued", "source": source, "request": storable(job.request)}
+        | {"created_at": job.handed_in_at or now}
+        | request_columns(job.request)
+        for job in jobs
+    ]
+    statement = insert(Job).on_conflict_do_nothing().returning(Job.job_id)
+    added = connection.execute(statement, rows).scalars().all()
+    if added:
+        detail = {"source": source}
+        events = [{"job_id": job_id, "event": "job_queued", "detail": detail} for job_id in added]
+        connection.execute(insert(Event), events)
     return len(added)
 
 

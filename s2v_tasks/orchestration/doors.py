@@ -5,8 +5,6 @@ from typing import Any
 
 from airflow.sdk import BaseOperator, BaseSensorOperator, Context
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowRuntimeError, ErrorType
-from airflow.sdk.execution_time import task_runner
-from airflow.sdk.execution_time.comms import ErrorResponse, TriggerDagRun
 
 from s2v_tasks.orchestration.process import StepFailedError, StepProcess
 
@@ -92,6 +90,10 @@ def _trigger(job_id: str, request: dict[str, Any]) -> None:
     This is the message that TriggerDagRunOperator ends with: a mapped instance of that operator for each of a
     thousand jobs would cost a process each.
     """
+    # The runtime of a running task: a parse of the DAG does without it and the many libraries that it loads.
+    from airflow.sdk.execution_time import task_runner
+    from airflow.sdk.execution_time.comms import ErrorResponse, TriggerDagRun
+
     answer = task_runner.SUPERVISOR_COMMS.send(
         TriggerDagRun(dag_id=DAG_OF_A_JOB, run_id=job_id, conf=request | {"job_id": job_id})
     )

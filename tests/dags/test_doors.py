@@ -1,0 +1,184 @@
+"""The DAGs of the drop folder and of batches, and how they start jobs."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowRuntimeError, ErrorType
+from airflow.sdk.execution_time import task_runner
+from airflow.sdk.execution_time.comms import ErrorResponse, OKResponse, TriggerDagRun
+
+from s2v_tasks.orchestration import doors
+from s2v_tasks.orchestration.doors import BatchSensor, CommandOperator, StartJobsOperator
+from s2v_tasks.orchestration.drop_events import drop_schedule
+from s2v_tasks.settings import load_settings
+
+DAGS = Path(__file__).parents[2] / "dags"
+
+
+def loaded(dag_id: str) -> Any:
+    from airflow.dag_processing.dagbag import DagBag
+
+    bag = DagBag(DAGS)
+    assert bag.import_errors == {}
+    return bag.dags[dag_id]
+
+
+class Answers:
+    """Stands for the commands: each argument list is noted and answered; `script` maps command → answer."""
+
+    def __init__(self, script: dict[str, Any]) -> None:
+        self.script, self.calls = script, []
+
+    def __call__(self, _task: Any, *arguments: str) -> Any:
+        self.calls.append(arguments)
+        return self.script[arguments[0]]
+
+
+class Supervisor:
+    """Stands for the supervisor of a task: it knows which runs exist."""
+
+    def __init__(self, refused: str = "") -> None:
+        self.runs: dict[str, TriggerDagRun] = {}
+        self.refused = refused
+
+    def send(self, message: TriggerDagRun) -> OKResponse | ErrorResponse:
+        if message.run_id == self.refused:
+            raise AirflowRuntimeError(ErrorResponse(error=ErrorType.API_SERVER_ERROR, detail={"status_code": 400}))
+        if message.run_id in self.runs:
+            return ErrorResponse(error=ErrorType.DAGRUN_ALREADY_EXISTS)
+        self.runs[message.run_id] = message
+        return OKResponse(ok=True)
+
+
+@pytest.fixture
+def supervisor(monkeypatch: pytest.MonkeyPatch) -> Supervisor:
+    found = Supervisor()
+    monkeypatch.setattr(task_runner, "SUPERVISOR_COMMS", found, raising=False)
+    return found
+
+
+def commands(monkeypatch: pytest.MonkeyPatch, **script: Any) -> Answers:
+    answers = Answers({name.replace("_", "-"): answer for name, answer in script.items()})
+    monkeypatch.setattr(doors, "run_command", answers)
+    return answers
+
+
+WAITING = {"jobs": [{"job_id": f"job-{n}", "request": {"prompt": str(n)}} for n in range(3)], "waiting": 5}
+
+
+def test_the_drop_folder_is_swept_every_minute_and_never_twice_at_once() -> None:
+    """A sweep, then the start of what waits; a late scheduler does not make up for missed minutes."""
+    dag = loaded("s2v_drop_folder")
+    assert {task_id: task.downstream_task_ids for task_id, task in dag.task_dict.items()} == {
+        "sweep": {"start"},
+        "start": set(),
+    }
+    assert dag.timetable.expression == "* * * * *"
+    assert (dag.catchup, dag.max_active_runs) == (False, 1)
+
+
+def test_a_queue_adds_events_to_the_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With S2V_DROP_QUEUE_URL the asset watches that queue, and the sweep by the clock stays."""
+    monkeypatch.setenv("S2V_DROP_QUEUE_URL", "https://sqs.eu-central-1.amazonaws.com/1/drops")
+    load_settings.cache_clear()
+    schedule = drop_schedule()
+    assert schedule.timetable.expression == "* * * * *"
+    (asset,) = schedule.asset_condition.objects
+    (watcher,) = asset.watchers
+    _, kwargs = watcher.trigger.serialize()
+    assert kwargs["sqs_queue"] == "https://sqs.eu-central-1.amazonaws.com/1/drops"
+
+
+def test_a_batch_is_checked_waited_for_and_summed_up() -> None:
+    """Without a schedule it runs when asked for; its only parameter is the manifest."""
+    dag = loaded("s2v_batch")
+    assert {task_id: task.downstream_task_ids for task_id, task in dag.task_dict.items()} == {
+        "start": {"wait"},
+        "wait": {"summarise"},
+        "summarise": set(),
+    }
+    assert dag.timetable.can_be_scheduled is False
+    assert list(dag.params) == ["manifest_uri"]
+    dag.params.get_param("manifest_uri").resolve("s3://bucket/batch/monday.jsonl")
+
+
+def test_the_manuals_name_every_task_and_every_command_exists() -> None:
+    """A task that is added appears in the manual, and what it runs is a command of the command line."""
+    from s2v_tasks.cli import app, ingestion  # noqa: F401
+
+    known = {(command.callback.__name__).replace("_", "-") for command in app.registered_commands if command.callback}
+    for dag_id in ("s2v_drop_folder", "s2v_batch"):
+        dag = loaded(dag_id)
+        assert [task_id for task_id in dag.task_dict if f"`{task_id}`" not in dag.doc_md] == []
+        assert {task.arguments[0] for task in dag.tasks if hasattr(task, "arguments")} <= known
+    assert {"next-jobs", "mark-started", "batch-state"} <= known
+
+
+def test_each_waiting_job_gets_the_run_of_its_name(monkeypatch: pytest.MonkeyPatch, supervisor: Supervisor) -> None:
+    """Request and job id are its configuration; then they wait no longer."""
+    answers = commands(monkeypatch, next_jobs=WAITING, mark_started={})
+    assert StartJobsOperator(task_id="start").execute({}) == {"started": 3, "waiting": 2}
+    assert {message.dag_id for message in supervisor.runs.values()} == {"speech_to_video"}
+    assert supervisor.runs["job-1"].conf == {"prompt": "1", "job_id": "job-1"}
+    assert answers.calls == [("next-jobs",), ("mark-started", "job-0", "job-1", "job-2")]
+
+
+def test_a_run_that_is_there_already_is_as_good_as_started(
+    monkeypatch: pytest.MonkeyPatch, supervisor: Supervisor
+) -> None:
+    """A start that was killed before it could note the runs is repeated without a second run."""
+    answers = commands(monkeypatch, next_jobs=WAITING, mark_started={})
+    for _ in range(2):
+        StartJobsOperator(task_id="start").execute({})
+    assert len(supervisor.runs) == 3
+    assert answers.calls[-1] == ("mark-started", "job-0", "job-1", "job-2")
+
+
+def test_a_job_that_cannot_be_started_does_not_stop_the_others(
+    monkeypatch: pytest.MonkeyPatch, supervisor: Supervisor
+) -> None:
+    """The others have their runs and are noted; the task fails and names the job."""
+    supervisor.refused = "job-1"
+    answers = commands(monkeypatch, next_jobs=WAITING, mark_started={})
+    with pytest.raises(AirflowException, match="1 jobs could not be started, the first is job-1"):
+        StartJobsOperator(task_id="start").execute({})
+    assert answers.calls[-1] == ("mark-started", "job-0", "job-2")
+
+
+def test_nothing_is_noted_when_nobody_waits(monkeypatch: pytest.MonkeyPatch, supervisor: Supervisor) -> None:
+    """An idle minute costs one look."""
+    answers = commands(monkeypatch, next_jobs={"jobs": [], "waiting": 4})
+    assert StartJobsOperator(task_id="start").execute({}) == {"started": 0, "waiting": 4}
+    assert answers.calls == [("next-jobs",)]
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_batch_starts_its_next_wave_whenever_it_looks(
+    monkeypatch: pytest.MonkeyPatch, supervisor: Supervisor, ended: bool
+) -> None:
+    """Jobs are started as places get free, and the wait ends with the last job."""
+    state = {"jobs": {}, "ended": ended}
+    answers = commands(monkeypatch, next_jobs=WAITING, mark_started={}, batch_state=state)
+    assert BatchSensor(task_id="wait", batch_id="b1").poke({}) is ended
+    assert len(supervisor.runs) == 3
+    assert answers.calls[-1] == ("batch-state", "b1")
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "expected"), [(65, AirflowFailException), (75, AirflowException), (78, AirflowFailException)]
+)
+def test_a_command_fails_for_good_or_for_now(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, exit_code: int, expected: type[Exception]
+) -> None:
+    """Its own sentence becomes the task's error, and its exit code decides about a retry."""
+    script = tmp_path / "interpreter"
+    record = json.dumps({"exit_code": exit_code, "message": "Row 3 is wrong."})
+    script.write_text(f"#!/bin/sh\necho '{record}' > \"$STEP_ERROR_FILE\"\nexit {exit_code}\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    with pytest.raises(AirflowException, match=r"Row 3 is wrong\.") as failed:
+        CommandOperator(task_id="start", arguments=["start-batch", "s3://b/m.csv"]).execute({})
+    assert type(failed.value) is expected

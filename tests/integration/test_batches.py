@@ -1,0 +1,135 @@
+"""Batches on an S3 server and a real database: checked as a whole, started once, summed up beside the manifest."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from s2v_tasks.errors import PermanentError
+from s2v_tasks.ingestion.batches import Batches
+from s2v_tasks.metadata.batches import BatchLedger
+from s2v_tasks.metadata.queue import JobQueue
+from s2v_tasks.metadata.repository import Ledger
+from s2v_tasks.metadata.session import create_engine
+from s2v_tasks.schemas.preset import load_presets
+from s2v_tasks.settings import Settings, config_dir
+from s2v_tasks.storage.s3 import ObjectStore
+
+
+class Site:
+    """The batches of a test and what they work on; `put` writes the manifest."""
+
+    def __init__(self, settings: Settings, store: ObjectStore, engine: Any) -> None:
+        self.store, self.jobs, self.queue = store, Ledger(engine), JobQueue(engine)
+        self.batches = Batches(store, BatchLedger(engine), load_presets(config_dir(settings)))
+        self.uri = store.uri("batch/monday.jsonl")
+        for name in ("anna.png", "speech.wav"):
+            store.put_bytes(f"batch/{name}", b"x", "application/octet-stream")
+
+    def put(self, rows: list[dict[str, Any]]) -> None:
+        self.store.put_bytes(self.uri, "\n".join(map(json.dumps, rows)).encode(), "application/jsonl")
+
+
+def rows(count: int) -> list[dict[str, Any]]:
+    return [
+        {"id": f"row-{n}", "image_uri": "anna.png", "audio_uri": "speech.wav", "prompt": f"{n} speaks."}
+        for n in range(count)
+    ]
+
+
+@pytest.fixture
+def site(s3_settings: Settings, object_store: ObjectStore, postgres_url: str) -> Iterator[Site]:
+    engine = create_engine(postgres_url)
+    yield Site(s3_settings, object_store, engine)
+    engine.dispose()
+
+
+def test_the_same_manifest_starts_nothing_and_a_changed_row_starts_one(site: Site) -> None:
+    """What is on record already, running, failed or done, is not started again."""
+    site.put(rows(5))
+    first = site.batches.start(site.uri)
+    assert (first["rows"], first["new_jobs"], site.queue.num_waiting()) == (5, 5, 5)
+    assert site.batches.start(site.uri) == first | {"new_jobs": 0}
+    changed = rows(5)
+    changed[3]["prompt"] = "Another prompt."
+    site.put(changed)
+    second = site.batches.start(site.uri)
+    assert second["batch_id"] != first["batch_id"]
+    assert (second["new_jobs"], site.queue.num_waiting()) == (1, 6)
+
+
+def test_jobs_of_a_batch_start_in_the_order_of_the_manifest(site: Site) -> None:
+    """Under the limit, and before the jobs of a later batch."""
+    site.put(rows(12))
+    site.batches.start(site.uri)
+    started = site.queue.next(max_running=4)
+    assert [job.request["prompt"] for job in started] == ["0 speaks.", "1 speaks.", "2 speaks.", "3 speaks."]
+    site.queue.mark_started([job.job_id for job in started])
+    assert site.queue.next(max_running=4) == []
+    assert site.jobs.jobs()[0].source == "batch"
+
+
+def test_one_wrong_row_stops_the_batch_and_all_errors_are_reported(site: Site) -> None:
+    """A missing file is an error like a bad field; nothing is queued; the report goes when the manifest is right."""
+    wrong = rows(30)
+    wrong[2]["image_uri"] = "nobody.png"
+    wrong[7]["infer_frames"] = 50
+    wrong[9]["audio_uri"] = "s3://somewhere-else/a.wav"
+    for number in range(10, 30):
+        wrong[number]["audio_uri"] = f"speech-{number}.wav"
+    site.put(wrong)
+    with pytest.raises(PermanentError, match=r"23 of 30 rows .* row 3: .*nobody.png does not exist.*; row 8: .*") as e:
+        site.batches.start(site.uri)
+    report = f"{site.uri}.errors.csv"
+    assert report in str(e.value)
+    table = list(csv.DictReader(io.StringIO(site.store.get_bytes(report).decode())))
+    assert [int(row["row_number"]) for row in table] == [3, 8, *range(10, 31)]
+    assert table[0]["row_id"] == "row-2"
+    assert "somewhere-else" in table[2]["error"]
+    assert site.queue.num_waiting() == 0
+    assert len(site.batches.check(site.uri)[1]) == 23
+    site.put(rows(3))
+    site.batches.start(site.uri)
+    assert not site.store.exists(report)
+
+
+def test_a_batch_is_summed_up_beside_its_manifest(site: Site) -> None:
+    """Each row with what became of it, then the totals; it has ended when all its jobs have."""
+    site.put(rows(3))
+    batch_id = site.batches.start(site.uri)["batch_id"]
+    done, failed, waiting = (job.job_id for job in site.queue.next(max_running=3))
+    site.jobs.job_succeeded(done, "s3://out/a.mp4", "ab" * 32)
+    site.jobs.job_failed(failed, "The speech is silent.")
+    assert site.batches.state(batch_id) == {
+        "batch_id": batch_id,
+        "jobs": {"failed": 1, "queued": 1, "succeeded": 1},
+        "ended": False,
+    }
+    site.jobs.job_failed(waiting, "No GPU.")
+    assert site.batches.state(batch_id)["ended"]
+    numbers = site.batches.summarise(batch_id)
+    assert (numbers["rows"], numbers["jobs"]) == (3, {"succeeded": 1, "failed": 2})
+    assert json.loads(site.store.get_bytes(f"{site.uri}.summary.json")) == numbers
+    table = list(csv.DictReader(io.StringIO(site.store.get_bytes(f"{site.uri}.summary.csv").decode())))
+    assert [(row["row_id"], row["status"], row["reason"] or row["video_uri"]) for row in table] == [
+        ("row-0", "succeeded", "s3://out/a.mp4"),
+        ("row-1", "failed", "The speech is silent."),
+        ("row-2", "failed", "No GPU."),
+    ]
+
+
+def test_ten_thousand_rows_are_one_batch(site: Site) -> None:
+    """The largest manifest is checked and queued in one go."""
+    site.put(rows(10_000))
+    started = site.batches.start(site.uri)
+    assert (started["rows"], started["new_jobs"]) == (10_000, 10_000)
+    assert len(site.queue.next(max_running=16)) == 16
+
+
+def test_a_batch_that_nobody_knows_is_an_error(site: Site) -> None:
+    """The message says where ids come from."""
+    with pytest.raises(PermanentError, match="start-batch"):
+        site.batches.summarise("nothing")

@@ -1,0 +1,268 @@
+"""The drop folder on an S3 server and a real database: each folder becomes one job, or is rejected with a reason."""
+
+import json
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from s2v_tasks.errors import TransientError
+from s2v_tasks.ingestion.sweep import Sweeper
+from s2v_tasks.metadata.drops import DropLedger
+from s2v_tasks.metadata.queue import JobQueue
+from s2v_tasks.metadata.repository import Ledger
+from s2v_tasks.metadata.session import create_engine
+from s2v_tasks.schemas.preset import load_presets
+from s2v_tasks.schemas.request import Request, parse_request
+from s2v_tasks.settings import Settings, config_dir
+from s2v_tasks.storage.layout import drop_folder_uri
+from s2v_tasks.storage.s3 import ObjectStore
+
+PROMPT = b"A person speaks."
+
+
+class Folder:
+    """The drop folder of a test, its ledgers, and the sweep."""
+
+    def __init__(self, settings: Settings, store: ObjectStore, engine: Any) -> None:
+        self.uri = drop_folder_uri(settings)
+        self.store, self.drops, self.jobs, self.queue = store, DropLedger(engine), Ledger(engine), JobQueue(engine)
+        self._sweeper = Sweeper(settings, store, self.drops, load_presets(config_dir(settings)))
+
+    def drop(self, name: str, request: Any = None, **files: bytes) -> None:
+        """Write a folder; dots in the names of files are written as two underlines. The request comes last."""
+        for file, data in ({"portrait__png": b"image", "speech__wav": b"audio", "prompt__txt": PROMPT} | files).items():
+            if data:
+                self.put(f"{name}/{file.replace('__', '.')}", data)
+        if request is not None:
+            data = request if isinstance(request, bytes) else json.dumps(request).encode()
+            self.put(f"{name}/request.json", data)
+
+    def put(self, name: str, data: bytes) -> None:
+        self.store.put_bytes(f"{self.uri}/incoming/{name}", data, "application/octet-stream")
+
+    def sweep(self, *, seconds_later: int = 0) -> dict[str, int]:
+        return self._sweeper.run(datetime.now(UTC) + timedelta(seconds=seconds_later))
+
+    def names(self, part: str = "") -> list[str]:
+        return [item.uri.removeprefix(f"{self.uri}/") for item in self.store.listing(f"{self.uri}/{part}")]
+
+    def error(self, name: str) -> str:
+        return str(json.loads(self.store.get_bytes(f"{self.uri}/rejected/{name}/error.json"))["error"])
+
+    def requests(self) -> list[Request]:
+        return [parse_request(job.request or {}) for job in self.jobs.jobs()]
+
+
+@pytest.fixture
+def folder(s3_settings: Settings, object_store: ObjectStore, postgres_url: str) -> Iterator[Folder]:
+    engine = create_engine(postgres_url)
+    yield Folder(s3_settings, object_store, engine)
+    engine.dispose()
+
+
+def counts(**expected: int) -> dict[str, int]:
+    return {"accepted": 0, "rejected": 0, "postponed": 0, "unready": 0} | expected
+
+
+def test_a_dropped_folder_is_a_waiting_job_whose_files_are_accepted(folder: Folder) -> None:
+    """The job names the files where they are now, and has the fields, the labels and the age of the drop."""
+    folder.drop("anna", {"preset": "quick", "priority": "high", "labels": {"team": "news"}})
+    assert folder.sweep() == counts(accepted=1)
+    assert folder.names() == [
+        "accepted/anna/portrait.png",
+        "accepted/anna/prompt.txt",
+        "accepted/anna/request.json",
+        "accepted/anna/speech.wav",
+    ]
+    (job,) = folder.jobs.jobs()
+    assert (job.status, job.source, job.preset, job.priority, job.labels, job.dag_run_id) == (
+        *("queued", "drop", "quick", "high", {"team": "news"}),
+        None,
+    )
+    (request,) = folder.requests()
+    assert folder.store.get_bytes(request.image_uri) == b"image"
+    assert folder.store.get_bytes(request.audio_uri) == b"audio"
+    assert [waiting.job_id for waiting in folder.queue.next(max_running=5)] == [job.job_id]
+    assert folder.sweep() == counts()
+
+
+def test_a_folder_without_a_request_is_taken_when_it_was_left_alone(folder: Folder) -> None:
+    """Files that come one by one are not taken too early, and one that never comes is told."""
+    folder.drop("anna", prompt__txt=b"")
+    assert folder.sweep(seconds_later=300) == counts(unready=1)
+    folder.put("anna/prompt.txt", PROMPT)
+    assert folder.sweep() == counts(unready=1)
+    assert folder.sweep(seconds_later=61) == counts(accepted=1)
+    folder.drop("berta", speech__wav=b"")
+    assert folder.sweep(seconds_later=4000) == counts(rejected=1)
+    assert "no audio file; there are: 'portrait.png', 'prompt.txt'" in folder.error("berta")
+
+
+def test_bad_folders_are_rejected_with_reasons_and_block_nobody(folder: Folder) -> None:
+    """Each has an error.json in words, keeps its files, and good ones beside it become jobs."""
+    folder.drop("bad-json", b"{")
+    folder.drop("bad-field", {"infer_frames": 50})
+    folder.drop("bad-preset", {"preset": "fast"})
+    folder.drop("bad-file", {"image_uri": "../other/portrait.png"})
+    folder.drop("bad-place", {"audio_uri": "s3://somewhere-else/a.wav"})
+    folder.drop("good", {})
+    assert folder.sweep() == counts(accepted=1, rejected=5)
+    assert "not JSON" in folder.error("bad-json")
+    assert "infer_frames 50" in folder.error("bad-field")
+    assert "fast" in folder.error("bad-preset")
+    assert "'../other/portrait.png' is no file of the folder" in folder.error("bad-file")
+    assert "s3://somewhere-else/a.wav may not be read" in folder.error("bad-place")
+    assert "rejected/bad-json/portrait.png" in folder.names("rejected/")
+    assert folder.names("incoming/") == []
+    assert len(folder.jobs.jobs()) == 1
+
+
+def test_the_same_files_again_are_no_second_job_and_changed_ones_are(folder: Folder) -> None:
+    """A repeated drop is told which job it is; files of an earlier drop of that name are left alone."""
+    for _ in range(3):
+        folder.drop("anna", {})
+        folder.sweep()
+    (job,) = folder.jobs.jobs()
+    assert f"are job {job.job_id}" in folder.error("anna")
+    folder.drop("anna", {}, speech__wav=b"another speech")
+    assert folder.sweep() == counts(accepted=1)
+    first, second = sorted(folder.requests(), key=lambda request: len(request.audio_uri))
+    assert folder.store.get_bytes(first.audio_uri) == b"audio"
+    assert folder.store.get_bytes(second.audio_uri) == b"another speech"
+
+
+def test_a_job_id_can_be_chosen_once(folder: Folder) -> None:
+    """The second folder that chooses it is rejected, in whatever order they come."""
+    folder.drop("anna", {"job_id": "job-1"})
+    folder.drop("berta", {"job_id": "job-1"})
+    assert folder.sweep() == counts(accepted=1, rejected=1)
+    assert [job.job_id for job in folder.jobs.jobs()] == ["job-1"]
+    rejected = next(name for name in folder.names("rejected/") if name.endswith("error.json")).split("/")[1]
+    assert "Job job-1 exists already" in folder.error(rejected)
+
+
+def test_names_are_data(folder: Folder) -> None:
+    """Spaces, emoji and quotes in names make a job like any others, under plain names."""
+    name = "My 🎬 'folder' (1)"
+    folder.drop(name, portrait__png=b"")
+    folder.put(f"{name}/my photo 🎬.PNG", b"image")
+    folder.put(f"{name}/request.json", json.dumps({"image_uri": "my photo 🎬.PNG"}).encode())
+    assert folder.sweep() == counts(accepted=1)
+    (request,) = folder.requests()
+    assert folder.store.get_bytes(request.image_uri) == b"image"
+    assert request.image_uri.isascii()
+    assert folder.names("incoming/") == []
+
+
+class _KilledError(BaseException):
+    """Stands for SIGKILL: nothing handles it."""
+
+
+def killed_after(calls: int, folder: Folder, patch: pytest.MonkeyPatch) -> None:
+    """Sweep, and die before the next call to the store or the ledger once there were so many."""
+    left = calls
+
+    def counted(real: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal left
+            if left == 0:
+                raise _KilledError
+            left -= 1
+            return real(*args, **kwargs)
+
+        return call
+
+    for target, names in [
+        (folder.store, ["copy", "delete_all", "put_bytes", "get_bytes"]),
+        (folder.drops, ["claim", "arrived", "rejected", "earlier"]),
+    ]:
+        for name in names:
+            patch.setattr(target, name, counted(getattr(target, name)))
+    with suppress(_KilledError):
+        folder.sweep()
+
+
+@pytest.mark.parametrize(("request_json", "calls"), [({}, 10), (b"{", 11)], ids=["accepted", "rejected"])
+def test_a_sweep_that_is_killed_anywhere_is_finished_by_the_next(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch, request_json: Any, calls: int
+) -> None:
+    """Whichever call to the store or the ledger is the last: one job or none, no file lost, nothing left behind."""
+    for calls_before_the_end in range(calls):
+        folder.drop(f"drop-{calls_before_the_end}", request_json)
+        with monkeypatch.context() as patch:
+            killed_after(calls_before_the_end, folder, patch)
+        assert folder.sweep() in (counts(accepted=1), counts(rejected=1))
+    assert folder.names("incoming/") == []
+    place, num_files = ("accepted", 4) if request_json == {} else ("rejected", 5)
+    assert len(folder.names(f"{place}/")) == len(folder.names()) == num_files * calls
+    num_jobs = calls if request_json == {} else 0
+    assert len(folder.jobs.jobs()) == len(folder.queue.next(max_running=99)) == num_jobs
+    folder.drop("drop-whole", request_json)
+    with monkeypatch.context() as patch:
+        killed_after(calls, folder, patch)
+    assert folder.names("incoming/") == []  # so many calls are a whole sweep: none was left out above
+
+
+def test_files_half_deleted_by_a_killed_sweep_are_no_new_drop(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a deletion left behind, the request gone, is finished with its drop however long that takes."""
+    folder.drop("anna", {})
+
+    def only_the_request(addresses: list[str]) -> None:
+        folder.store.delete(next(address for address in addresses if address.endswith("request.json")))
+        raise _KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folder.store, "delete_all", only_the_request)
+        with pytest.raises(_KilledError):
+            folder.sweep()
+    assert len(folder.names("incoming/")) == 3
+    assert folder.queue.next(max_running=9) == []
+    assert folder.sweep(seconds_later=10_000) == counts(accepted=1)
+    assert len(folder.jobs.jobs()) == 1
+    assert folder.names("incoming/") == []
+
+
+def test_only_one_sweep_runs_at_a_time(folder: Folder) -> None:
+    """A second one says so and may be repeated."""
+    with folder.drops.sole_sweeper(), pytest.raises(TransientError, match="Another sweep"):
+        folder.sweep()
+    assert folder.sweep() == counts()
+
+
+def test_many_drops_become_exactly_their_jobs(folder: Folder) -> None:
+    """Sixty folders, among them duplicates, broken and unfinished ones, with a killed sweep in between."""
+    for number in range(40):
+        folder.drop(f"good-{number:02}", {"base_seed": number, "priority": "high" if number == 39 else "normal"})
+    for number in range(10):
+        folder.drop(f"bad-{number:02}", {"num_clip": 0})
+    for number in range(5):
+        folder.drop(f"slow-{number:02}", speech__wav=b"")
+    assert folder.sweep() == counts(accepted=40, rejected=10, unready=5)
+    for number in range(5):
+        folder.drop(f"good-{number:02}", {"base_seed": number, "priority": "normal"})
+        folder.put(f"slow-{number:02}/speech.wav", b"audio")
+        folder.put(f"slow-{number:02}/request.json", b"{}")
+    assert folder.sweep() == counts(accepted=5, rejected=5)
+    jobs = folder.jobs.jobs(limit=100)
+    assert len(jobs) == 45
+    assert {request.base_seed for request in folder.requests()} == {-1, *range(40)}
+    assert folder.names("incoming/") == []
+
+
+def test_jobs_start_by_priority_then_by_age_under_the_limit(folder: Folder) -> None:
+    """A started job takes a place until it ends; a cancelled one never does."""
+    for name, priority in [("a", "low"), ("b", "normal"), ("c", "normal"), ("d", "high"), ("e", "normal")]:
+        folder.drop(name, {"priority": priority, "job_id": f"job-{name}"})
+        folder.sweep()
+    assert folder.queue.num_waiting() == 5
+    assert [job.job_id for job in folder.queue.next(max_running=3)] == ["job-d", "job-b", "job-c"]
+    folder.queue.mark_started(["job-d", "job-b"])
+    folder.jobs.job_started("job-d")
+    assert [job.job_id for job in folder.queue.next(max_running=3)] == ["job-c"]
+    folder.jobs.job_failed("job-d", "No GPU.")
+    assert [job.job_id for job in folder.queue.next(max_running=3)] == ["job-c", "job-e"]
+    assert folder.queue.next(max_running=1) == []
+    assert folder.queue.num_waiting() == 3

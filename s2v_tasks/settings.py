@@ -85,6 +85,12 @@ class Settings(BaseSettings):
     batch_uri: str | None = Field(None, description="Manifest of a scheduled batch: s3://bucket/folder/name.jsonl.")
 
     max_clips: int = Field(240, ge=1, le=1000, description="Most clips of one job.")
+    max_gpu_seconds: float | None = Field(
+        None, gt=0, description="Most GPU-seconds that a plan may be expected to need; empty: no limit."
+    )
+    max_cost: float | None = Field(
+        None, gt=0, description="Most that a plan may be expected to cost, in the currency of S2V_GPU; empty: no limit."
+    )
     max_audio_seconds: int = Field(1200, ge=1, description="Longest speech of one job.")
     max_input_bytes: int = Field(512 * 1024**2, ge=1, description="Largest input file.")
     work_dir: Path | None = Field(None, description="Scratch folder of the steps; empty: the system's.")

@@ -16,9 +16,9 @@ SAMPLING = ("base_seed", "sample_steps", "sample_guide_scale", "sample_shift", "
 # What decides the plan, and with it the cost, of a picture and a speech.
 PLANNING = (
     "preset", "num_clip", "infer_frames", "size", *SAMPLING, "start_from_ref", "continuity", "min_chain_seconds",
-    "max_chain_seconds", "transition", "max_gpu_seconds", "max_cost",
+    "max_chain_seconds", "transition", "clips_per_pod", "max_gpu_seconds", "max_cost",
 )  # fmt: skip
-BOOKKEEPING = ("clips_per_pod", "priority", "labels", "webhook_url")
+BOOKKEEPING = ("priority", "labels", "webhook_url")
 
 
 def request_options(*names: str) -> Callable[[Command], Command]:

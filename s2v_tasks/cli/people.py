@@ -1,7 +1,7 @@
 """Commands that ask beforehand: what will it cost, does this engine compute the right thing."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -10,6 +10,9 @@ from rich.table import Table
 from s2v_tasks.cli import app
 from s2v_tasks.cli.options import PLANNING, request_options
 from s2v_tasks.cli.terminal import PEOPLE, console
+
+if TYPE_CHECKING:
+    from s2v_tasks.schemas.plan import Plan
 
 
 @app.command(rich_help_panel=PEOPLE)
@@ -24,11 +27,13 @@ def plan(
     from s2v_tasks.planning.table import plan_table
     from s2v_tasks.steps.plan_clips import plan_files
 
-    result = plan_files(image, audio, fields)
-    if as_json:
-        typer.echo(result.model_dump_json(indent=2))
-    else:
-        console.print(plan_table(result))
+    def show(result: "Plan") -> None:
+        if as_json:
+            typer.echo(result.model_dump_json(indent=2))
+        else:
+            console.print(plan_table(result))
+
+    plan_files(image, audio, fields, show)
 
 
 @app.command(rich_help_panel=PEOPLE)

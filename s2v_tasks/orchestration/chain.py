@@ -61,13 +61,13 @@ class ClipTurnSensor(BaseSensorOperator):  # type: ignore[misc]
     def _is_turn(self, state: str | None) -> bool:
         if state in _FAILED:
             raise AirflowFailException(
-                f"{self.clip['label']} cannot start: clip {self.clip['predecessor'] + 1}, which it continues, "
+                f"{self.clip['label']} cannot start: clip {self.clip['clip_index']}, which it continues, "
                 f"is {state}. Clear that clip's task and this one to go on; finished clips are reused."
             )
         return state in _SUCCEEDED
 
     def _predecessor(self, context: Context) -> dict[str, Any]:
-        """Clips are mapped in the order of the plan: the index of a clip is its map index."""
+        """Turns are mapped in the order of the plan: the position of a turn is its map index."""
         return {
             "dag_id": self.dag_id,
             "run_id": context["run_id"],

@@ -14,7 +14,7 @@ CLI = ("-m", "s2v_tasks.cli")
 def step_arguments(step: str, context: Mapping[str, Any], clip: Mapping[str, Any] | None = None) -> list[str]:
     """What follows the Python interpreter to run `step` for the job of a task's run; rendering goes through torchrun.
 
-    `clip` is the clip of the plan that the task renders.
+    `clip` tells which clips of the plan the task renders: `count` from `clip_index` on.
     """
     arguments = [*_launcher(step), *CLI, step, "--job-id", job_id_of(context)]
     if step == "stage-inputs":
@@ -22,7 +22,7 @@ def step_arguments(step: str, context: Mapping[str, Any], clip: Mapping[str, Any
     if step == "close-job":
         arguments += ["--since", context["dag_run"].start_date.strftime("%Y-%m-%dT%H:%M:%S%z")]
     if clip is not None:
-        arguments += ["--clip-index", str(clip["clip_index"])]
+        arguments += ["--clip-index", str(clip["clip_index"]), "--count", str(clip["count"])]
     return arguments
 
 

@@ -1,8 +1,8 @@
 """How the frames of a video are divided into clips (ADR 3)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate, groupby, pairwise
 
 FRAMES_PER_LATENT = 4  # the VAE turns four frames into one latent, so a clip is a multiple of it
 MIN_INFER_FRAMES = 16
@@ -81,6 +81,21 @@ def lay_out(bounds: list[int], infer_frames: int, num_clip: int | None, fade_fra
                 )
             )
     return slots
+
+
+def turns(chain_indices: Sequence[int], clips_per_pod: int) -> list[range]:
+    """Clip indices that one process renders, for each process: up to `clips_per_pod` consecutive clips of one chain.
+
+    `chain_indices` has the chain of each clip.
+    """
+    found: list[range] = []
+    for _, chain in groupby(range(len(chain_indices)), key=chain_indices.__getitem__):
+        clips = list(chain)
+        found += [
+            range(first, min(first + clips_per_pod, clips[-1] + 1))
+            for first in range(clips[0], clips[-1] + 1, clips_per_pod)
+        ]
+    return found
 
 
 def frame_ranges(infer_frames: list[int], start_frame: int, end_frame: int) -> Iterator[tuple[int, int]]:

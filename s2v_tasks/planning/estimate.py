@@ -144,11 +144,16 @@ def clip_cost(shape: ClipShape, model: ModelCard, *, sample_steps: int, guided: 
     return Cost(branches * (sample_steps * forward.per_step + forward.constant), encodes * encode + decode)
 
 
-def gpu_seconds(cost: Cost, gpu: GpuCard, model: ModelCard) -> float:
-    """Expected seconds of one clip on `gpu`: computing, and loading the weights into its process."""
+def compute_seconds(cost: Cost, gpu: GpuCard) -> float:
+    """Expected seconds of one clip on `gpu`, the weights being there."""
     transformer = cost.transformer_flops / (gpu.bf16_tflops * 1e12)
     vae = cost.vae_flops / (gpu.fp32_tflops * 1e12)
-    return (transformer + vae) / gpu.utilization + weight_bytes(model) / (gpu.load_gb_per_second * 1e9)
+    return (transformer + vae) / gpu.utilization
+
+
+def load_seconds(gpu: GpuCard, model: ModelCard) -> float:
+    """Expected seconds until the weights are on `gpu`; each process pays them once."""
+    return weight_bytes(model) / (gpu.load_gb_per_second * 1e9)
 
 
 def weight_bytes(model: ModelCard) -> int:

@@ -7,8 +7,16 @@ from fractions import Fraction
 
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.planning.chains import find_cuts
-from s2v_tasks.planning.clips import Slot, lay_out
-from s2v_tasks.planning.estimate import ClipShape, Cost, clip_cost, clip_tokens, gpu_seconds, peak_memory_gib
+from s2v_tasks.planning.clips import Slot, lay_out, turns
+from s2v_tasks.planning.estimate import (
+    ClipShape,
+    Cost,
+    clip_cost,
+    clip_tokens,
+    compute_seconds,
+    load_seconds,
+    peak_memory_gib,
+)
 from s2v_tasks.planning.pauses import Samples
 from s2v_tasks.planning.resolution import plan_size
 from s2v_tasks.planning.timeline import frames_of_speech
@@ -65,7 +73,8 @@ def make_plan(
     base_seed = _job_seed(job_id) if request.base_seed == -1 else request.base_seed
     shapes = [_clip_shape(width, height, slot, choices.sampling) for slot in slots]
     costs = [_cost(shape, model, choices.sampling) for shape in shapes]
-    estimate = _estimate(shapes, costs, model, gpu)
+    processes = turns([slot.chain_index for slot in slots], request.clips_per_pod)
+    estimate = _estimate(shapes, costs, processes, model, gpu)
     warnings = [
         *clip_count_warnings(choices.num_clip, needed, num_frames, speech),
         *cut_warnings(request, cuts, speech),
@@ -85,6 +94,7 @@ def make_plan(
         base_seed=base_seed,
         clips=tuple(_clips(slots, shapes, costs, base_seed)),
         cuts=tuple(cuts[: slots[-1].chain_index]),
+        clips_per_pod=request.clips_per_pod,
         estimate=estimate,
         warnings=tuple(warnings),
     )
@@ -195,13 +205,21 @@ def _clips(slots: list[Slot], shapes: list[ClipShape], costs: list[Cost], base_s
         )
 
 
-def _estimate(shapes: list[ClipShape], costs: list[Cost], model: ModelCard, gpu: GpuCard) -> Estimate:
-    seconds = sum(gpu_seconds(cost, gpu, model) for cost in costs)
+def _estimate(
+    shapes: list[ClipShape], costs: list[Cost], processes: list[range], model: ModelCard, gpu: GpuCard
+) -> Estimate:
+    chain_seconds: list[float] = []
+    for clips in processes:
+        seconds = load_seconds(gpu, model) + sum(compute_seconds(costs[index], gpu) for index in clips)
+        if shapes[clips[0]].starts_chain:
+            chain_seconds.append(0.0)
+        chain_seconds[-1] += seconds
     return Estimate(
         pflops=sum(cost.pflops for cost in costs),
         gpu=gpu.name,
-        gpu_seconds=seconds,
-        cost=seconds / 3600 * gpu.cost_per_hour,
+        gpu_seconds=sum(chain_seconds),
+        longest_chain_seconds=max(chain_seconds),
+        cost=sum(chain_seconds) / 3600 * gpu.cost_per_hour,
         currency=gpu.currency,
         peak_gpu_memory_gib=max(peak_memory_gib(shape, model) for shape in shapes),
     )

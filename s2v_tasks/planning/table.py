@@ -5,7 +5,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from s2v_tasks.schemas.plan import ClipPlan, Plan
+from s2v_tasks.schemas.plan import ClipPlan, Cut, Plan
 
 MOST_ROWS = 20
 SHOWN_AT_EACH_END = 8
@@ -28,6 +28,8 @@ def _summary(plan: Plan) -> Table:
     table.add_row("Speech", f"{speech:.3f} s, {plan.covered_seconds:.3f} s covered")
     table.add_row("Video", f"{plan.num_frames} frames = {video:g} s at {plan.fps} fps")
     table.add_row("Clips", f"{plan.num_clip}, {_rendered(plan)} frames rendered")
+    if plan.cuts:
+        table.add_row("Chains", f"{plan.num_chains}, cut at {', '.join(_cut(cut, plan) for cut in plan.cuts)}")
     table.add_row("Size", f"{plan.width} x {plan.height} pixels, latents {latent_width} x {latent_height}")
     table.add_row(
         "Sampling",
@@ -41,8 +43,16 @@ def _summary(plan: Plan) -> Table:
         f"{_duration(estimate.gpu_seconds)} ({estimate.gpu_seconds:,.0f} GPU-seconds) on {estimate.gpu}, "
         f"{estimate.cost:,.2f} {estimate.currency}",
     )
+    if plan.cuts:
+        longest = estimate.longest_chain_seconds
+        table.add_row("Side by side", f"{_duration(longest)} with a GPU for each chain ({longest:,.0f} s)")
     table.add_row("Peak memory", f"about {estimate.peak_gpu_memory_gib:.1f} GiB on the GPU")
     return table
+
+
+def _cut(cut: Cut, plan: Plan) -> str:
+    why = "in speech" if cut.pause_seconds is None else f"pause {cut.pause_seconds:.2f} s"
+    return f"{cut.frame / plan.fps:.2f} s ({why})"
 
 
 def _rendered(plan: Plan) -> int:
@@ -51,7 +61,7 @@ def _rendered(plan: Plan) -> int:
 
 def _clips(plan: Plan) -> Table:
     table = Table(box=box.SIMPLE_HEAD)
-    for header in ("Clip", "Frames", "Range", "Seconds", "Latent frames", "Tokens", "PFLOPs"):
+    for header in ("Clip", "Chain", "Frames", "Range", "Seconds", "Latent frames", "Tokens", "PFLOPs"):
         table.add_column(header, justify="right")
     at_end = SHOWN_AT_EACH_END if plan.num_clip > MOST_ROWS else plan.num_clip
     for clip in plan.clips[:at_end]:
@@ -66,6 +76,7 @@ def _clips(plan: Plan) -> Table:
 def _add_clip(table: Table, clip: ClipPlan, plan: Plan) -> None:
     table.add_row(
         f"{clip.clip_index + 1}/{plan.num_clip}",
+        str(clip.chain_index + 1),
         str(clip.infer_frames),
         f"{clip.start_frame}..{clip.end_frame}",
         f"{clip.num_frames / plan.fps:g}",
@@ -79,6 +90,7 @@ def _add_folded(table: Table, clips: tuple[ClipPlan, ...], plan: Plan) -> None:
     first, last = clips[0], clips[-1]
     table.add_row(
         f"{first.clip_index + 1}-{last.clip_index + 1}/{plan.num_clip}",
+        f"{first.chain_index + 1}-{last.chain_index + 1}" if plan.cuts else "1",
         str(sum(clip.infer_frames for clip in clips)),
         f"{first.start_frame}..{last.end_frame}",
         f"{(last.end_frame - first.start_frame) / plan.fps:g}",

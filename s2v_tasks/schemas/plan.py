@@ -84,6 +84,7 @@ class Estimate(_Model):
     pflops: float
     gpu: str
     gpu_seconds: float
+    longest_chain_seconds: float  # GPU-seconds of the longest chain: no number of GPUs is done sooner
     cost: float
     currency: str
     peak_gpu_memory_gib: float
@@ -106,6 +107,7 @@ class Plan(_Model):
     base_seed: int
     clips: tuple[ClipPlan, ...]
     cuts: tuple[Cut, ...] = ()
+    clips_per_pod: int = 1
     estimate: Estimate
     warnings: tuple[str, ...] = ()
 

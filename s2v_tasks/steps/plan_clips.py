@@ -1,11 +1,14 @@
 """plan_clips: fix the number of clips and every frame before anything is spent. Writes plan.json."""
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.media.audio import load_waveform, normalise_speech
+from s2v_tasks.planning.budget import check_budget
+from s2v_tasks.planning.clips import turns
 from s2v_tasks.planning.planner import make_plan
 from s2v_tasks.schemas.model_card import load_gpu_card, load_model_card
 from s2v_tasks.schemas.plan import Plan, SpeechFacts
@@ -28,6 +31,7 @@ def run(ctx: StepContext) -> dict[str, Any]:
         image_size=(facts["image"]["width"], facts["image"]["height"]),
         wav=wav,
     )
+    check_budget(plan.estimate, request, ctx.settings)
     data = plan.model_dump_json(indent=2).encode()
     job = ctx.ledger.job(ctx.job_id)
     stored = ctx.store.get_bytes(ctx.layout.plan) if ctx.store.exists(ctx.layout.plan) else None
@@ -36,11 +40,14 @@ def run(ctx: StepContext) -> dict[str, Any]:
         ctx.store.delete(ctx.layout.result)
         ctx.store.put_bytes(ctx.layout.plan, data, "application/json")
         ctx.ledger.job_planned(ctx.job_id, plan)
-    return {"num_frames": plan.num_frames, "warnings": list(plan.warnings), "clips": _clips(plan)}
+    return {"num_frames": plan.num_frames, "warnings": list(plan.warnings), "clips": _turns(plan)}
 
 
-def plan_files(image: Path, audio: Path, fields: dict[str, Any]) -> Plan:
-    """The plan that local files would get, by the same checks and rules; nothing is stored."""
+def plan_files(image: Path, audio: Path, fields: dict[str, Any], show: Callable[[Plan], None]) -> None:
+    """Show the plan that local files would get, by the same checks and rules; nothing is stored.
+
+    A plan over budget is shown before it is refused: its numbers tell what to change.
+    """
     from s2v_tasks.media.image import normalise_image
 
     settings = load_settings()
@@ -55,7 +62,7 @@ def plan_files(image: Path, audio: Path, fields: dict[str, Any]) -> Plan:
         wav = Path(folder) / "audio.wav"
         picture = normalise_image(image, Path(folder) / "image.png")
         speech = normalise_speech(audio, wav, max_duration_seconds=settings.max_audio_seconds)
-        return _plan(
+        plan = _plan(
             settings,
             request,
             job_id="plan-only",
@@ -63,6 +70,8 @@ def plan_files(image: Path, audio: Path, fields: dict[str, Any]) -> Plan:
             image_size=(picture.width, picture.height),
             wav=wav,
         )
+    show(plan)
+    check_budget(plan.estimate, request, settings)
 
 
 def _plan(
@@ -83,14 +92,20 @@ def _plan(
     )
 
 
-def _clips(plan: Plan) -> list[dict[str, Any]]:
-    """What Airflow needs to know of each clip: small enough for XCom."""
-    return [
-        {
-            "clip_index": clip.clip_index,
-            "chain_index": clip.chain_index,
-            "predecessor": clip.predecessor,
-            "label": f"clip {clip.clip_index + 1}/{plan.num_clip} frames {clip.start_frame}..{clip.end_frame}",
-        }
-        for clip in plan.clips
-    ]
+def _turns(plan: Plan) -> list[dict[str, Any]]:
+    """What Airflow needs to know of the clips that one task renders, for each task: small enough for XCom.
+
+    `predecessor` is the position of the turn before in the chain.
+    """
+    found: list[dict[str, Any]] = []
+    for position, clips in enumerate(turns([clip.chain_index for clip in plan.clips], plan.clips_per_pod)):
+        first, last = plan.clips[clips[0]], plan.clips[clips[-1]]
+        numbers = f"clip {clips[0] + 1}" if len(clips) == 1 else f"clips {clips[0] + 1}-{clips[-1] + 1}"
+        found.append({
+            "clip_index": first.clip_index,
+            "count": len(clips),
+            "chain_index": first.chain_index,
+            "predecessor": None if first.predecessor is None else position - 1,
+            "label": f"{numbers}/{plan.num_clip} frames {first.start_frame}..{last.end_frame}",
+        })
+    return found

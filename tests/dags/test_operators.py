@@ -39,11 +39,21 @@ def test_a_clip_is_rendered_under_torchrun(context: dict[str, Any], monkeypatch:
 
     monkeypatch.setenv("S2V_NPROC_PER_NODE", "2")
     load_settings.cache_clear()
-    command = StepOperator(task_id="render", step="render-clip", clip={"clip_index": 3}).command(context)
+    command = StepOperator(task_id="render", step="render-clip", clip={"clip_index": 3, "count": 2}).command(context)
     load_settings.cache_clear()
     assert command[1:6] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     assert command[6] == "--shutdown-timeout"  # longer than a solver step of the 14B model takes
-    assert command[8:] == ["-m", "s2v_tasks.cli", "render-clip", "--job-id", "my-job", "--clip-index", "3"]
+    assert command[8:] == [
+        "-m",
+        "s2v_tasks.cli",
+        "render-clip",
+        "--job-id",
+        "my-job",
+        "--clip-index",
+        "3",
+        "--count",
+        "2",
+    ]
 
 
 def test_the_result_or_one_value_of_it_is_the_xcom(context: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

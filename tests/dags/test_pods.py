@@ -13,7 +13,7 @@ from s2v_tasks.orchestration.execution import step_task
 from s2v_tasks.orchestration.pods import StepPodOperator
 from s2v_tasks.settings import load_settings
 
-CLIP = {"clip_index": 3, "predecessor": 2, "label": "clip 4/6"}
+CLIP = {"clip_index": 3, "count": 2, "predecessor": 2, "label": "clip 4/6"}
 # What the `restricted` Pod Security Standard allows as volumes.
 RESTRICTED_VOLUMES = {"config_map", "csi", "downward_api", "empty_dir", "ephemeral", "persistent_volume_claim",
                       "projected", "secret"}  # fmt: skip
@@ -60,7 +60,8 @@ def test_a_clip_is_rendered_by_one_process_for_each_gpu(monkeypatch: pytest.Monk
     container = rendered("render-clip", monkeypatch).spec.containers[0]
     assert container.command == ["python"]
     assert container.args[:5] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4"]
-    assert container.args[7:] == ["-m", "s2v_tasks.cli", "render-clip", "--job-id", "my-job", "--clip-index", "3"]
+    assert container.args[7:12] == ["-m", "s2v_tasks.cli", "render-clip", "--job-id", "my-job"]
+    assert container.args[12:] == ["--clip-index", "3", "--count", "2"]
     assert container.resources.limits["nvidia.com/gpu"] == "4"
 
 

@@ -359,3 +359,27 @@ def test_a_plan_for_a_missing_file_is_refused_in_one_sentence(tmp_path: Path) ->
     done = s2v("plan", "--audio", tmp_path / "none.wav", "--image", SAMPLES / "portrait.jpg", tmp_path / "error.json")
     assert done.returncode == 65
     assert "none.wav is not a file" in done.stderr
+
+
+def test_a_plan_over_budget_ends_the_job_before_anything_is_spent(run: Run, store: ObjectStore, ledger: Ledger) -> None:
+    """The reason of the job has the numbers; no plan is left that a later step could follow."""
+    run("stage_inputs", max_gpu_seconds=0.001)
+    with pytest.raises(
+        PermanentError, match=r"over budget: .* expected at most 0\.001 \(max_gpu_seconds of the request"
+    ):
+        run("plan_clips")
+    assert (found(ledger).status, store.exists(LAYOUT.plan)) == ("failed", False)
+
+
+def test_a_plan_says_which_clips_a_task_renders(run: Run) -> None:
+    """Clips that share a process are one turn: its first clip and their number, and the turn that it continues."""
+    run("stage_inputs", num_clip=5, clips_per_pod=2)
+    turns = run("plan_clips")["clips"]
+    assert [(turn["clip_index"], turn["count"], turn["predecessor"]) for turn in turns] == [
+        (0, 2, None),
+        (2, 2, 0),
+        (4, 1, 1),
+    ]
+    assert turns[1]["label"] == "clips 3-4/5 frames 32..64"
+    run("stage_inputs", num_clip=2)
+    assert run("plan_clips")["clips"][1]["label"] == "clip 2/2 frames 16..32"

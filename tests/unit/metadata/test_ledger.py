@@ -57,7 +57,15 @@ def plan(num_clip: int, infer_frames: int = 48) -> Plan:
         ),
         base_seed=0,
         clips=clips,
-        estimate=Estimate(pflops=2.0, gpu="h100", gpu_seconds=12.5, cost=0.1, currency="USD", peak_gpu_memory_gib=40.0),
+        estimate=Estimate(
+            pflops=2.0,
+            gpu="h100",
+            gpu_seconds=12.5,
+            longest_chain_seconds=12.5,
+            cost=0.1,
+            currency="USD",
+            peak_gpu_memory_gib=40.0,
+        ),
     )
 
 

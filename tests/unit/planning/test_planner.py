@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.planning.clips import lay_out
+from s2v_tasks.planning.estimate import load_seconds
 from s2v_tasks.planning.timeline import frames_of_speech
 from s2v_tasks.schemas.plan import Plan, SpeechFacts
 
@@ -183,6 +184,19 @@ def test_estimate_sums_the_clips(plan_of: Any, h100: Any) -> None:
     assert plan.estimate.pflops == pytest.approx(sum(clip.pflops for clip in plan.clips))
     assert plan.estimate.cost == pytest.approx(plan.estimate.gpu_seconds / 3600 * h100.cost_per_hour)
     assert (plan.estimate.gpu, plan.estimate.currency) == ("h100-sxm", "USD")
+
+
+def test_clips_that_share_a_process_load_the_model_once(plan_of: Any, model_14b: Any, h100: Any) -> None:
+    """Two clips in one process cost one load less; the longest chain cannot be done sooner, the others can."""
+    apart, together = plan_of(seconds(15)).estimate, plan_of(seconds(15), clips_per_pod=2).estimate
+    assert apart.gpu_seconds - together.gpu_seconds == pytest.approx(load_seconds(h100, model_14b))
+    assert apart.longest_chain_seconds == apart.gpu_seconds
+
+
+def test_chains_need_no_longer_than_the_longest(plan_of: Any, sentences: Any) -> None:
+    """Three chains of about equal length take a third of their GPU-seconds when each has a GPU."""
+    estimate = plan_of(seconds(20), samples=sentences, continuity="cut", min_chain_seconds=4).estimate
+    assert estimate.longest_chain_seconds == pytest.approx(estimate.gpu_seconds / 3, rel=0.1)
 
 
 def test_peak_memory_is_that_of_the_largest_clip(plan_of: Any) -> None:

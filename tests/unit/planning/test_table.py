@@ -23,10 +23,20 @@ def test_table_states_every_clip_and_the_cost(plan_of: Any) -> None:
     assert "832 x 448 pixels, latents 104 x 56" in text
     assert "30 steps unipc, guidance 4.5, shift 3, seed 7" in text
     assert f"({plan.estimate.gpu_seconds:,.0f} GPU-seconds) on h100-sxm, {plan.estimate.cost:.2f} USD" in text
-    assert ["2/2", "40", "44..81", "2.3125", "10", "18,200", f"{plan.clips[1].pflops:.4g}"] in [
+    assert ["2/2", "1", "40", "44..81", "2.3125", "10", "18,200", f"{plan.clips[1].pflops:.4g}"] in [
         line.split() for line in text.splitlines()
     ]
     assert "Warning: num_clip 9 is reduced to 2" in text
+
+
+def test_table_shows_where_a_video_is_cut(plan_of: Any, sentences: Any, speech: Any) -> None:
+    """Chains, each cut with its pause, and the time that a GPU for each chain would take."""
+    text = text_of(plan_of(16000 * 20, samples=sentences, continuity="cut", min_chain_seconds=4))
+    assert "3, cut at 6.50 s (pause 0.75 s), 13.25 s (pause 0.75 s)" in text
+    assert "with a GPU for each chain" in text
+    assert ["6/6", "3", "52", "268..320"] in [line.split()[:4] for line in text.splitlines()]
+    fields = {"continuity": "cut", "min_chain_seconds": 4, "max_chain_seconds": 8}
+    assert " s (in speech)" in text_of(plan_of(16000 * 10, samples=speech((10, -20)), **fields))
 
 
 def test_long_tables_are_folded(plan_of: Any) -> None:
@@ -34,5 +44,5 @@ def test_long_tables_are_folded(plan_of: Any) -> None:
     assert [f"{k}/20" in text_of(plan_of(16000 * 100)) for k in range(1, 21)] == [True] * 20
     folded = text_of(plan_of(16000 * 600)).splitlines()
     (row,) = [line.split() for line in folded if "9-112/120" in line]
-    assert row[1:4] == ["8320", "640..8960", "520"]
+    assert row[1:5] == ["1", "8320", "640..8960", "520"]
     assert sum("/120 " in line for line in folded) == 17

@@ -7,17 +7,7 @@ import click
 import typer
 from pydantic_core import PydanticUndefined
 
-from s2v_tasks.cli import (  # noqa: F401 - they register their commands
-    app,
-    bench,
-    ingestion,
-    jobs,
-    operators,
-    people,
-    stack,
-    steps,
-    submit,
-)
+from s2v_tasks.cli import app, load_commands
 from s2v_tasks.schemas.request import Request
 from s2v_tasks.settings import PREFIX, Settings
 
@@ -44,6 +34,7 @@ def _default(value: object) -> str:
 
 def cli() -> str:
     """The help text of every command."""
+    load_commands()
     root = typer.main.get_command(app)
     lines = [NOTE, "# Command line\n"]
     for path, command in _commands(["s2v"], root):

@@ -22,6 +22,10 @@ class ConfigurationError(PermanentError):
     exit_code = 78
 
 
+class JobCancelledError(PermanentError):
+    """A person cancelled the job: its steps end, and none begins until the job is started again."""
+
+
 class TransientError(S2VError):
     """The outside world failed (network, storage, preemption): the same call may succeed later."""
 

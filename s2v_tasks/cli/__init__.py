@@ -1,6 +1,7 @@
 """The command `s2v`: one command per step of the road, and the commands for people."""
 
 import fcntl
+import importlib
 import json
 import os
 import sys
@@ -40,18 +41,18 @@ def _process(
     log.configure(json_lines=settings.log_json, level=settings.log_level)
 
 
+COMMAND_MODULES = ("bench", "cancel", "ingestion", "jobs", "operators", "people", "stack", "steps", "submit")
+
+
+def load_commands() -> None:
+    """Import the modules whose commands register themselves."""
+    for name in COMMAND_MODULES:
+        importlib.import_module(f"s2v_tasks.cli.{name}")
+
+
 def main() -> None:
     """Run the command line; errors become one sentence on stderr and their exit code."""
-    from s2v_tasks.cli import (  # noqa: F401 - they register their commands
-        bench,
-        ingestion,
-        jobs,
-        operators,
-        people,
-        stack,
-        steps,
-        submit,
-    )
+    load_commands()
 
     try:
         app()

@@ -11,6 +11,7 @@ from s2v_tasks.metadata.statements import NOW, add_event, lock_job, storable, up
 from s2v_tasks.metadata.tables import PRIORITIES, Clip, Job
 from s2v_tasks.schemas.plan import Plan
 
+ENDED = ("succeeded", "failed", "cancelled")
 Source = Literal["ui", "cli", "drop", "batch", "rerun", "api"]
 
 
@@ -25,10 +26,11 @@ class JobLedger:
     ) -> None:
         """Put a job on record, or queue it again with this request; it keeps the source that it first came from."""
         values = {"status": "queued", "reason": None, "request": request, "started_at": None, "finished_at": None}
-        values |= request_columns(request) | {"cancel_requested_at": None}
+        values |= request_columns(request)
         if dag_run_id is not None:
             values["dag_run_id"] = dag_run_id
         with transaction(self._engine) as connection:
+            _forget_cancel(connection, job_id)
             upsert_job(connection, job_id, values, source=source)
             add_event(connection, job_id, "job_queued")
 
@@ -81,6 +83,40 @@ class JobLedger:
             connection.execute(sa.update(Clip).where(*interrupted).values(status="failed", updated_at=NOW))
             add_event(connection, job_id, "job_failed", detail={"reason": reason})
 
+    def request_cancel(self, job_id: str) -> str | None:
+        """Tell all steps of a job that has not ended to end; the job's status, None when it is not on record."""
+        active = Job.status.not_in(ENDED)
+        with transaction(self._engine) as connection:
+            status = connection.execute(sa.select(Job.status).where(Job.job_id == job_id).with_for_update()).scalar()
+            if update_job(connection, job_id, {"cancel_requested_at": NOW}, active, Job.cancel_requested_at.is_(None)):
+                add_event(connection, job_id, "cancel_requested")
+        return status
+
+    def cancel_requested(self, job_id: str) -> bool:
+        """Whether a person cancelled the job."""
+        statement = sa.select(Job.cancel_requested_at).where(Job.job_id == job_id)
+        with transaction(self._engine) as connection:
+            return connection.execute(statement).scalar() is not None
+
+    def forget_cancel(self, job_id: str) -> None:
+        """A job that has ended is about to start again."""
+        with transaction(self._engine) as connection:
+            _forget_cancel(connection, job_id)
+
+    def job_cancelled(self, job_id: str) -> None:
+        """The job ended because a person wanted it; finished clips stay what they are."""
+        unfinished = (Clip.job_id == job_id, Clip.status == "rendering")
+        counts = sa.select(sa.func.count(), sa.func.count().filter(Clip.status == "succeeded"))
+        with transaction(self._engine) as connection:
+            lock_job(connection, job_id)
+            planned, done = connection.execute(counts.where(Clip.job_id == job_id)).one()
+            reason = f"Cancelled by a person; {done} of {planned} clips are finished and are reused."
+            values = {"status": "cancelled", "reason": reason, "finished_at": NOW}
+            if update_job(connection, job_id, values, Job.status.not_in(("succeeded", "cancelled"))):
+                end_attempts(connection, job_id, outcome="failed", reason="The job was cancelled.")
+                connection.execute(sa.update(Clip).where(*unfinished).values(status="failed", updated_at=NOW))
+                add_event(connection, job_id, "job_cancelled", detail={"reason": reason})
+
     def job_succeeded(self, job_id: str, video_uri: str, sha256: str) -> None:
         """The video is published."""
         values = {"status": "succeeded", "reason": None, "finished_at": NOW, "video_uri": video_uri, "sha256": sha256}
@@ -88,6 +124,10 @@ class JobLedger:
             lock_job(connection, job_id)
             update_job(connection, job_id, values)
             add_event(connection, job_id, "job_succeeded", detail={"video_uri": video_uri, "sha256": sha256})
+
+
+def _forget_cancel(connection: sa.Connection, job_id: str) -> None:
+    update_job(connection, job_id, {"cancel_requested_at": None}, Job.status.in_(ENDED))
 
 
 def request_columns(request: dict[str, Any]) -> dict[str, Any]:

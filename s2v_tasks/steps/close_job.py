@@ -1,4 +1,4 @@
-"""close_job: give a job that failed without a word (killed, lost worker) its final state and a reason."""
+"""close_job: give a job that ended without a word (killed, lost worker, cancelled) its final state and a reason."""
 
 from datetime import datetime
 from typing import Any
@@ -14,7 +14,10 @@ def run(ctx: StepContext, *, since: datetime | None = None) -> dict[str, Any]:
         return {"status": "unknown", "reason": "The job is not on record: its first step never ran."}
     if since and job.finished_at and job.finished_at < since:
         return {"status": "not run", "reason": f"No step ran; the job still is what it was before: {job.status}."}
-    if job.status in {"failed", "succeeded"}:
+    if job.cancel_requested_at and job.status != "succeeded":
+        ctx.ledger.job_cancelled(ctx.job_id)
+        return {"status": "cancelled", "reason": "A person cancelled it; finished clips are kept and reused."}
+    if job.has_ended:
         return {"status": job.status, "reason": job.reason}
     reason = _last_words(job) or (
         "A step was killed before it could say why: see the Airflow log of the failed task, then start the job again; "

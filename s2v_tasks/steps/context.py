@@ -10,17 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from s2v_tasks import log
-from s2v_tasks.errors import ConfigurationError, PermanentError, S2VError, TransientError
+from s2v_tasks.errors import ConfigurationError, JobCancelledError, PermanentError, S2VError, TransientError
 from s2v_tasks.metadata.repository import Ledger
 from s2v_tasks.metadata.session import engine_from_settings
 from s2v_tasks.schemas.manifest import Artifact, Manifest
 from s2v_tasks.schemas.plan import Plan
 from s2v_tasks.schemas.request import Request, parse_request
 from s2v_tasks.settings import Settings, load_settings
+from s2v_tasks.steps.cancellation import cancellable, refuse_cancelled
 from s2v_tasks.steps.deliver_notifications import STEP_SECONDS, deliver_due
 from s2v_tasks.storage.artifacts import ArtifactStore, Build, Built, Produced
 from s2v_tasks.storage.layout import JobLayout
 from s2v_tasks.storage.s3 import ObjectStore
+
 
 
 @dataclass(frozen=True)
@@ -133,8 +135,8 @@ def run_step(
 ) -> dict[str, Any]:
     """Run one step and record how it went.
 
-    A PermanentError ends the job: its sentence becomes the job's reason in Postgres. Anything else leaves the job
-    running, because another attempt may follow; `close-job` settles it when none does.
+    A PermanentError ends the job: its sentence becomes the job's reason in Postgres; so does a person who cancels it.
+    Anything else leaves the job running, because another attempt may follow; `close-job` settles it when none does.
     """
     settings = load_settings()
     log.bind(job_id=job_id, step=step, **({} if clip_index is None else {"clip_index": clip_index}))
@@ -145,7 +147,8 @@ def run_step(
     with open_context(job_id, settings) as context:
         started = time.monotonic()
         try:
-            result = body(context, **arguments)
+            with _until_cancelled(context, step):
+                result = body(context, **arguments)
         except Exception as error:
             logger.error("step_failed", error=str(error), kind=type(error).__name__)
             _record_failure(context, step, clip_index, error)
@@ -166,6 +169,19 @@ def _tell(context: StepContext) -> None:
         deliver_due(context.ledger, context.settings, job_id=context.job_id, seconds=STEP_SECONDS)
 
 
+@contextmanager
+def _until_cancelled(context: StepContext, step: str) -> Iterator[None]:
+    """Ends the step when its job is cancelled; the first step of a new start forgets that an earlier one was."""
+    if step == "close_job":  # it tells how a cancelled job ended
+        yield
+        return
+    if step == "stage_inputs":
+        context.ledger.forget_cancel(context.job_id)
+    refuse_cancelled(context.ledger, context.job_id)
+    with cancellable(context.job_id, context.settings):
+        yield
+
+
 def _record_failure(context: StepContext, step: str, clip_index: int | None, error: Exception) -> None:
     """Write the failure down; a database that is away must not hide the error itself."""
     try:
@@ -176,7 +192,9 @@ def _record_failure(context: StepContext, step: str, clip_index: int | None, err
             clip_index=clip_index,
             detail={"error": str(error), "exit_code": getattr(error, "exit_code", 1)},
         )
-        if isinstance(error, PermanentError):
+        if isinstance(error, JobCancelledError):
+            context.ledger.job_cancelled(context.job_id)
+        elif isinstance(error, PermanentError):
             context.ledger.job_failed(context.job_id, f"{step}: {error}")
     except S2VError as second:
         log.get_logger().error("failure_not_recorded", error=str(second))

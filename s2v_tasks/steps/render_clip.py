@@ -9,7 +9,7 @@ Rank 0 leads: it alone reads and writes storage and database, and tells the othe
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from safetensors.torch import save_file
 
@@ -22,6 +22,7 @@ from s2v_tasks.media.encode import encode_clip
 from s2v_tasks.schemas.manifest import Artifact, Manifest, fingerprint
 from s2v_tasks.schemas.plan import FPS, ClipPlan, Plan
 from s2v_tasks.settings import load_settings
+from s2v_tasks.steps.cancellation import cancellable
 from s2v_tasks.steps.clip_meter import Progress, clip_facts
 from s2v_tasks.steps.clip_order import Order, Renderer, frames_to_keep
 from s2v_tasks.steps.context import StepContext, tolerated
@@ -29,6 +30,10 @@ from s2v_tasks.storage.artifacts import Built, OutputFile
 from s2v_tasks.storage.partial import PartialClip
 
 REVISION = 2  # raise it when the engine or the encoding profile would give other bytes for the same inputs
+
+
+class ClipInterruptedError(TransientError):
+    """The process was asked to end; what it had done of the clip is saved."""
 
 
 def run(ctx: StepContext, *, clip_index: int, count: int = 1) -> dict[str, Any]:
@@ -42,7 +47,7 @@ def run(ctx: StepContext, *, clip_index: int, count: int = 1) -> dict[str, Any]:
 def follow(job_id: str) -> None:
     """What the other ranks do: render with the leader, and leave all the rest to it."""
     settings = load_settings()
-    with open_worker(settings.device) as worker:
+    with cancellable(job_id, settings), open_worker(settings.device) as worker:
         log.bind(job_id=job_id, rank=worker.rank)
         renderer = Renderer(worker)
         order: Order | None = worker.share()
@@ -117,7 +122,8 @@ class _Leader:
         partial = PartialClip(ctx.artifacts, ctx.layout, index, self._prints[index])
 
         def build(folder: Path) -> Built:
-            ctx.ledger.clip_started(ctx.job_id, index, fingerprint=self._prints[index])
+            world_size = self._worker.world_size
+            ctx.ledger.clip_started(ctx.job_id, index, fingerprint=self._prints[index], world_size=world_size)
             return self._build(clip, inputs, partial, folder)
 
         try:
@@ -130,8 +136,11 @@ class _Leader:
                 build=build,
             )
         except Exception as error:
+            outcome: Literal["interrupted", "failed"] = (
+                "interrupted" if isinstance(error, ClipInterruptedError) else "failed"
+            )
             with tolerated("clip_failure_not_recorded"):
-                ctx.ledger.clip_failed(ctx.job_id, index, str(error))
+                ctx.ledger.clip_failed(ctx.job_id, index, str(error), outcome=outcome)
             raise
         partial.drop()
         ctx.ledger.clip_succeeded(ctx.job_id, index, facts=manifest.facts, reused=reused)
@@ -176,7 +185,7 @@ class _Leader:
                 stop.state.save(folder / "interrupted.safetensors")
                 facts = {"render_seconds": earlier_seconds + time.monotonic() - started}
                 partial.save(folder / "interrupted.safetensors", step=step, facts=facts)
-            raise TransientError(
+            raise ClipInterruptedError(
                 f"clip {clip.clip_index} was interrupted after solver step {step} of {num_steps}: "
                 "the next attempt goes on there."
             ) from stop

@@ -1,0 +1,87 @@
+"""`s2v cancel`: end a job; what it has finished stays."""
+
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from s2v_tasks.cli import app
+from s2v_tasks.cli.terminal import PEOPLE, console, open_ledger, print_json
+from s2v_tasks.cli.watch import unknown_job
+from s2v_tasks.errors import PermanentError, TransientError
+from s2v_tasks.settings import load_settings
+
+if TYPE_CHECKING:
+    from s2v_tasks.metadata.repository import Ledger
+
+_WAIT_SECONDS = 30.0
+_POLL_SECONDS = 0.5
+
+
+@app.command(rich_help_panel=PEOPLE)
+def cancel(
+    job_id: Annotated[str, typer.Argument(help="The job.")],
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+) -> None:
+    """End a job: its processes and pods stop, its finished clips are kept and reused by a later start or rerun.
+
+    Exit code 0 when the job is cancelled, 65 when it had ended before, 75 when its end is not confirmed yet.
+    """
+    with open_ledger() as ledger:
+        status = ledger.request_cancel(job_id)
+        if status in {"succeeded", "failed"}:
+            raise PermanentError(f"Job {job_id} has {status}: there is nothing to cancel.")
+        ended_runs = _end_runs(job_id)
+        if status is None and not ended_runs:
+            raise unknown_job(job_id)
+        reason = "It ended before its first step." if status is None else _await_end(ledger, job_id, ended_runs)
+    outcome = {"job_id": job_id, "status": "cancelled", "reason": reason, "ended_runs": ended_runs}
+    if as_json:
+        print_json(outcome)
+    else:
+        console.print(f"[bold]{job_id}[/bold] cancelled: {reason}")
+
+
+def _end_runs(job_id: str) -> list[str]:
+    """End the job's runs in Airflow; their ids. The job's own steps end without Airflow, so it may be away."""
+    from s2v_tasks.cli.airflow_api import AirflowApi
+
+    settings = load_settings()
+    if settings.airflow_url is None:
+        return []
+    api = AirflowApi.from_settings(settings)
+    try:
+        runs = [str(run["dag_run_id"]) for run in api.active_runs() if job_of_run(run) == job_id]
+        for run_id in runs:
+            api.fail(run_id)
+    except TransientError as error:
+        console.print(f"{error} The steps of the job end all the same.", style="yellow", markup=False)
+        return []
+    return runs
+
+
+def job_of_run(run: dict[str, object]) -> str:
+    """The job of a run of the DAG."""
+    from s2v_tasks.orchestration.jobs import job_id_of
+
+    return job_id_of({"params": run["conf"] or {}, "run_id": run["dag_run_id"]})
+
+
+def _await_end(ledger: "Ledger", job_id: str, ended_runs: list[str]) -> str:
+    """The job's last words once it is cancelled; TransientError when nobody confirms it in time."""
+    deadline = time.monotonic() + _WAIT_SECONDS
+    while True:
+        job = ledger.job(job_id)
+        assert job is not None  # noqa: S101 - it was on record a moment ago
+        if job.status == "queued" and job.dag_run_id is None and not ended_runs:
+            ledger.job_cancelled(job_id)  # it waits for its turn: nothing of it runs that could say so
+        elif job.status == "cancelled":
+            return job.reason or ""
+        elif job.has_ended:
+            raise PermanentError(f"Job {job_id} has {job.status} before it could be cancelled.")
+        elif time.monotonic() > deadline:
+            raise TransientError(
+                f"Job {job_id} is to be cancelled, but none of its steps has confirmed that within "
+                f"{_WAIT_SECONDS:.0f} s: its next step will not begin. Look again with `s2v job {job_id}`."
+            )
+        time.sleep(_POLL_SECONDS)

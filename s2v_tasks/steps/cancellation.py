@@ -1,0 +1,98 @@
+"""Ends a step when a person cancels its job, wherever the step runs: each of its processes asks the ledger itself.
+
+So a cancel needs neither Airflow nor Kubernetes to reach a process; both only learn of it sooner.
+"""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from s2v_tasks import log
+from s2v_tasks.errors import JobCancelledError, S2VError
+from s2v_tasks.metadata.repository import Ledger
+from s2v_tasks.metadata.session import engine_from_settings
+from s2v_tasks.settings import Settings
+
+POLL_SECONDS = 2.0
+UNWIND_SECONDS = 5.0  # a process that waits for a GPU or another rank may not notice a signal before it is over
+
+
+class _Cancelled(BaseException):
+    """Raised in the midst of the work, past everything that handles errors."""
+
+
+@contextmanager
+def cancellable(job_id: str, settings: Settings) -> Iterator[None]:
+    """Work that ends with JobCancelledError within seconds of `s2v cancel`; in the main thread only.
+
+    The work is unwound, so that scratch and children are cleaned up; what cannot be unwound in time is ended hard.
+    """
+    watch = _Watch(job_id, settings)
+    previous = signal.signal(signal.SIGUSR1, watch.on_signal)
+    watch.start()
+    try:
+        try:
+            yield
+        finally:
+            watch.close()
+    except _Cancelled:
+        raise _error(job_id) from None
+    except Exception as error:
+        if watch.cancelled:  # another rank was faster, or Airflow's signal was
+            raise _error(job_id) from error
+        raise
+    finally:
+        signal.signal(signal.SIGUSR1, previous)
+
+
+def refuse_cancelled(ledger: Ledger, job_id: str) -> None:
+    """JobCancelledError when the job was cancelled and nobody has started it again."""
+    if ledger.cancel_requested(job_id):
+        raise _error(job_id)
+
+
+def _error(job_id: str) -> JobCancelledError:
+    return JobCancelledError(
+        f"Job {job_id} was cancelled. Its finished clips are kept: submit it again, or clear its whole run, to go on."
+    )
+
+
+class _Watch(threading.Thread):
+    """Asks the ledger every few seconds, on a connection of its own, and interrupts the main thread."""
+
+    def __init__(self, job_id: str, settings: Settings) -> None:
+        super().__init__(name="cancellation", daemon=True)
+        self._job_id = job_id
+        self._engine = engine_from_settings(settings)
+        self._closed = threading.Event()
+        self.cancelled = False
+
+    def on_signal(self, _signal: int, _frame: Any) -> None:
+        """In the main thread."""
+        if not self._closed.is_set():
+            raise _Cancelled
+
+    def close(self) -> None:
+        """The work is over: nothing is interrupted from here on."""
+        self._closed.set()
+        self.join()
+        self._engine.dispose()
+
+    def run(self) -> None:
+        """Poll until the work is over or the job is cancelled."""
+        ledger = Ledger(self._engine)
+        while not self._closed.wait(POLL_SECONDS):
+            try:
+                self.cancelled = ledger.cancel_requested(self._job_id)
+            except S2VError as error:
+                log.get_logger().warning("cancel_not_known", error=str(error))
+            if self.cancelled:
+                log.get_logger().warning("job_cancelled")
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+                if not self._closed.wait(UNWIND_SECONDS):
+                    log.get_logger().error(str(_error(self._job_id)), ended="hard")
+                    os._exit(JobCancelledError.exit_code)
+                return

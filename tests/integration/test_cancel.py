@@ -1,0 +1,112 @@
+"""A person cancels a job whose second clip renders in processes of its own, as a worker starts them."""
+
+import json
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from s2v_tasks.cli.cancel import cancel
+from s2v_tasks.errors import JobCancelledError, PermanentError
+from s2v_tasks.metadata.repository import Ledger
+from s2v_tasks.orchestration.process import StepFailedError, StepProcess
+from s2v_tasks.steps import close_job, encode_conditions, plan_clips, render_clip, stage_inputs
+from s2v_tasks.steps.context import run_step
+from s2v_tasks.storage.s3 import ObjectStore
+
+JOB = "to-be-cancelled"
+STEPS = {
+    "stage_inputs": stage_inputs,
+    "plan_clips": plan_clips,
+    "encode_conditions": encode_conditions,
+    "render_clip": render_clip,
+    "close_job": close_job,
+}
+REQUEST = {"prompt": "A portrait speaks.", "num_clip": 2, "infer_frames": 16, "sample_steps": 100, "size": "128*128"}
+
+
+def run(step: str, clip_index: int | None = None, **arguments: Any) -> dict[str, Any]:
+    return run_step(STEPS[step].run, step=step, job_id=JOB, clip_index=clip_index, **arguments)
+
+
+def processes_of(job_id: str) -> list[str]:
+    """Command lines of the running processes that work on a job, this one left out."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        if folder.name == str(os.getpid()):
+            continue
+        try:
+            words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
+        except OSError:
+            continue
+        if job_id in words:
+            found.append(" ".join(words))
+    return found
+
+
+@pytest.mark.usefixtures("settings")
+def test_a_cancelled_job_leaves_no_process_and_keeps_its_clips(store: ObjectStore, ledger: Ledger) -> None:
+    """Two ranks that render clip 1 end within 15 seconds; clip 0 stays and is reused when the job starts again."""
+    uris = {"image_uri": store.uri("portrait.jpg"), "audio_uri": store.uri("speech.mp3")}
+    request_json = json.dumps(uris | REQUEST)
+    run("stage_inputs", request_json=request_json)
+    run("plan_clips")
+    run("encode_conditions")
+    run("render_clip", 0)
+
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--shutdown-timeout", "80"]
+    command = [sys.executable, *torchrun, "-m", "s2v_tasks.cli", "render-clip", "--job-id", JOB, "--clip-index", "1"]
+    failures: list[StepFailedError] = []
+
+    def work() -> None:
+        try:
+            StepProcess(command, lambda _line: None).run()
+        except StepFailedError as failure:
+            failures.append(failure)
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    deadline = time.monotonic() + 120
+    while (ledger.job(JOB) or pytest.fail("no job")).clips[1].progress_step is None:
+        assert time.monotonic() < deadline
+        threading.Event().wait(0.2)
+    asked = time.monotonic()
+    ledger.request_cancel(JOB)
+    worker.join(60)
+    print(f"ended {time.monotonic() - asked:.1f} s after the cancel")
+    assert time.monotonic() - asked < 15
+    assert processes_of(JOB) == []
+    assert [failure.is_permanent for failure in failures] == [True]
+
+    assert run("close_job")["status"] == "cancelled"
+    job = ledger.job(JOB)
+    assert job is not None
+    assert (job.status, job.exit_code) == ("cancelled", 130)
+    assert "1 of 2 clips are finished" in (job.reason or "")
+    assert [clip.status for clip in job.clips] == ["succeeded", "failed"]
+    assert [(attempt.clip_index, attempt.outcome, attempt.world_size) for attempt in job.attempts] == [
+        (0, "succeeded", 1),
+        (1, "failed", 2),
+    ]
+    with pytest.raises(JobCancelledError, match="submit it again"):
+        run("render_clip", 1)
+    run("stage_inputs", request_json=request_json)
+    assert run("render_clip", 0)["reused"]
+
+
+@pytest.mark.usefixtures("settings")
+def test_a_job_that_waits_is_cancelled_at_once(ledger: Ledger, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing runs that could confirm it: the command does; a second time changes nothing; an end is no cancel."""
+    ledger.job_queued("waiting", {})
+    for _ in range(2):
+        cancel("waiting", as_json=True)
+        assert json.loads(capsys.readouterr().out)["status"] == "cancelled"
+    ledger.job_queued("over", {})
+    ledger.job_failed("over", "why")
+    for job_id, words in (("over", "has failed"), ("never-heard-of", "is not known")):
+        with pytest.raises(PermanentError, match=words):
+            cancel(job_id)

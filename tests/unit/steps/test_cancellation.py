@@ -1,0 +1,129 @@
+"""A cancel reaches the work of a step through the ledger alone."""
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from s2v_tasks.errors import JobCancelledError, TransientError
+from s2v_tasks.metadata.repository import Ledger
+from s2v_tasks.metadata.session import create_engine
+from s2v_tasks.settings import Settings, load_settings
+from s2v_tasks.steps import cancellation
+from s2v_tasks.steps.cancellation import cancellable, refuse_cancelled
+
+JOB = "job-1"
+
+
+@pytest.fixture
+def settings(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    monkeypatch.setenv("S2V_DATABASE_URL", postgres_url)
+    monkeypatch.setattr(cancellation, "POLL_SECONDS", 0.05)
+    load_settings.cache_clear()
+    return load_settings()
+
+
+@pytest.fixture
+def ledger(postgres_url: str) -> Iterator[Ledger]:
+    engine = create_engine(postgres_url)
+    ledger = Ledger(engine)
+    ledger.job_queued(JOB, {})
+    ledger.job_started(JOB)
+    yield ledger
+    engine.dispose()
+
+
+def test_work_is_interrupted_and_unwound(settings: Settings, ledger: Ledger) -> None:
+    """A cancel ends a work that waits, and what it cleans up is cleaned up."""
+    cleaned = []
+    canceller = threading.Thread(target=ledger.request_cancel, args=[JOB])
+    started = time.monotonic()
+
+    def work() -> None:
+        with cancellable(JOB, settings):
+            canceller.start()
+            try:
+                threading.Event().wait(30)
+            finally:
+                cleaned.append(True)
+
+    with pytest.raises(JobCancelledError, match="was cancelled"):
+        work()
+    canceller.join()
+    assert cleaned
+    assert time.monotonic() - started < 5
+
+
+def test_a_failure_that_a_cancel_brought_about_is_the_cancel(settings: Settings, ledger: Ledger) -> None:
+    """When another rank was faster, or a signal of Airflow, the step still says that the job was cancelled."""
+
+    def work() -> None:
+        with cancellable(JOB, settings):
+            ledger.request_cancel(JOB)
+            try:
+                threading.Event().wait(30)
+            except BaseException as interruption:
+                raise TransientError("a peer closed the connection") from interruption
+
+    with pytest.raises(JobCancelledError) as caught:
+        work()
+    assert isinstance(caught.value.__cause__, TransientError)
+
+
+def test_a_failure_without_a_cancel_stays_what_it_is(settings: Settings, ledger: Ledger) -> None:
+    """The watch changes nothing of a work that fails, nor of one that ends well."""
+    with cancellable(JOB, settings):
+        pass
+    with pytest.raises(TransientError, match="network"), cancellable(JOB, settings):
+        raise TransientError("network")
+
+
+def test_what_cannot_be_unwound_is_ended_hard(settings: Settings, ledger: Ledger) -> None:
+    """A process that hangs in a library, deaf to signals, is gone soon, with the exit code of a permanent error."""
+    hang = (
+        "import ctypes\n"
+        "from s2v_tasks.settings import load_settings\n"
+        "from s2v_tasks.steps import cancellation\n"
+        "cancellation.POLL_SECONDS, cancellation.UNWIND_SECONDS = 0.05, 0.2\n"
+        "mutex, libc = ctypes.create_string_buffer(64), ctypes.CDLL(None)\n"
+        f"with cancellation.cancellable({JOB!r}, load_settings()):\n"
+        "    libc.pthread_mutex_lock(mutex)\n"
+        "    print('hangs', flush=True)\n"
+        "    libc.pthread_mutex_lock(mutex)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", hang], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"hangs\n"
+        ledger.request_cancel(JOB)
+        try:
+            process.communicate(timeout=20)
+        finally:
+            process.kill()
+    assert process.returncode == JobCancelledError.exit_code
+
+
+def test_no_step_begins_until_the_job_is_started_again(ledger: Ledger) -> None:
+    """The cancel stands while the job is active and after its end; a new start of the ended job forgets it."""
+    assert ledger.request_cancel(JOB) == "running"
+    ledger.forget_cancel(JOB)
+    with pytest.raises(JobCancelledError):
+        refuse_cancelled(ledger, JOB)
+    ledger.job_cancelled(JOB)
+    with pytest.raises(JobCancelledError):
+        refuse_cancelled(ledger, JOB)
+    ledger.job_queued(JOB, {})
+    refuse_cancelled(ledger, JOB)
+
+
+def test_a_job_that_has_ended_is_not_cancelled(ledger: Ledger) -> None:
+    """Its success stands, also when somebody asks too late."""
+    ledger.job_succeeded(JOB, video_uri="s3://b/v.mp4", sha256="0")
+    assert ledger.request_cancel(JOB) == "succeeded"
+    assert not ledger.cancel_requested(JOB)
+    ledger.job_cancelled(JOB)
+    job = ledger.job(JOB)
+    assert job is not None
+    assert job.status == "succeeded"

@@ -16,8 +16,8 @@ from s2v_tasks.metadata.repository import Ledger
 from s2v_tasks.metadata.session import engine_from_settings
 from s2v_tasks.settings import Settings
 
-POLL_SECONDS = 2.0
-UNWIND_SECONDS = 5.0  # a process that waits for a GPU or another rank may not notice a signal before it is over
+POLL_SECONDS = 1.0
+UNWIND_SECONDS = 3.0  # a process that waits for a GPU or another rank may not notice a signal before it is over
 
 
 class _Cancelled(BaseException):

@@ -26,7 +26,7 @@ STEPS = {
     "render_clip": render_clip,
     "close_job": close_job,
 }
-REQUEST = {"prompt": "A portrait speaks.", "num_clip": 2, "infer_frames": 16, "sample_steps": 100, "size": "128*128"}
+REQUEST = {"prompt": "A portrait speaks.", "num_clip": 2, "infer_frames": 16, "sample_steps": 40, "size": "128*128"}
 
 
 def run(step: str, clip_index: int | None = None, **arguments: Any) -> dict[str, Any]:

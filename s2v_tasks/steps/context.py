@@ -24,7 +24,6 @@ from s2v_tasks.storage.layout import JobLayout
 from s2v_tasks.storage.s3 import ObjectStore
 
 
-
 @dataclass(frozen=True)
 class StepContext:
     """The job at hand and the places where its data are."""

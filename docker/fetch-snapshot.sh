@@ -13,7 +13,7 @@ fi
 hf download "$repo_id" --revision "$revision" --local-dir "$folder"
 if [ ! -f "$folder/SHA256SUMS" ]; then
     hf cache verify "$repo_id" --revision "$revision" --local-dir "$folder" --fail-on-missing-files
-    (cd "$folder" && find . -type f ! -path './.cache/*' ! -name 'SHA256SUMS*' -printf '%P\0' | sort -z |
+    (cd "$folder" && find . \( -name .cache -o -name lost+found \) -prune -o -type f ! -name 'SHA256SUMS*' -printf '%P\0' | sort -z |
         xargs -0 sha256sum > SHA256SUMS.part && mv SHA256SUMS.part SHA256SUMS)
 fi
 s2v snapshot verify "$folder"

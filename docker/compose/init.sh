@@ -1,9 +1,9 @@
 #!/bin/sh
 # Brings an installation with the tiny model to the point where the DAG can be triggered; harmless when repeated.
-# usage: init.sh SAMPLES SNAPSHOT POOLS
+# usage: init.sh SOURCES SAMPLES SNAPSHOT
 set -eu
-samples=$1 snapshot=$2 pools=$3
-s2v db upgrade
+sources=$1 samples=$2 snapshot=$3
+"$sources/docker/setup-databases.sh" "$sources/config/airflow"
 if [ ! -d "$snapshot" ]; then
     rm -rf "$snapshot.part"
     s2v snapshot init-tiny "$snapshot.part"
@@ -21,5 +21,3 @@ store.ensure_bucket()
 for name, media_type in {"portrait.jpg": "image/jpeg", "speech.mp3": "audio/mpeg"}.items():
     store.upload(Path(sys.argv[1]) / name, f"s3://s2v/samples/{name}", media_type)
 EOF
-airflow db migrate
-airflow pools import "$pools"

@@ -7,12 +7,17 @@ import shutil
 import stat
 import subprocess
 import sys
+import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from s2v_tasks.embedded.object_store import _PORTS
+from s2v_tasks.embedded.postgres import PostgresServer
+from s2v_tasks.embedded.process import free_ports
 from s2v_tasks.settings import PREFIX, Settings
 
 ROOT = Path(__file__).parents[2]
@@ -212,3 +217,64 @@ def test_the_scripts_of_the_images_install_what_runs(tmp_path: Path) -> None:
     assert json.loads(plan.stdout)["num_frames"] == 155
     code = "import importlib.util, sys; sys.exit(importlib.util.find_spec('torch') is not None)"
     subprocess.run([venv / "bin" / "python", "-c", code], env=environment, check=True)
+
+
+@pytest.mark.images
+def test_the_compose_stack_is_ready_after_its_init(tmp_path: Path, postgres_server: PostgresServer) -> None:
+    """With the S3 server started as compose starts it: bucket, samples, model, both databases, the pool; also twice.
+
+    What a person has changed in between, here the slots of the pool, stays.
+    """
+    ports = dict(zip((*_PORTS, "admin.port", "admin.port.grpc"), free_ports(len(_PORTS) + 2), strict=True))
+    compose = yaml.safe_load(COMPOSE.read_text(encoding="utf-8"))["services"]["s3"]
+    flags = [flag for flag in compose["command"] if not flag.startswith("-dir=")]
+    endpoint = f"http://127.0.0.1:{ports['s3.port']}"
+    keys = {"AWS_ACCESS_KEY_ID": "compose-test", "AWS_SECRET_ACCESS_KEY": "a-secret-for-this-test"}
+    airflow_url = postgres_server.ensure_database("compose_airflow").replace("postgresql://", "postgresql+psycopg2://")
+    environment = {
+        "PATH": f"{Path(sys.executable).parent}:{os.defpath}",
+        "HOME": str(tmp_path),
+        "AIRFLOW_HOME": str(tmp_path / "airflow"),
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": airflow_url,
+        "S2V_DATABASE_URL": postgres_server.ensure_database("compose_s2v"),
+        "S2V_MODEL": "tiny",
+        "S2V_S3_ENDPOINT_URL": endpoint,
+        "S2V_S3_ACCESS_KEY_ID": keys["AWS_ACCESS_KEY_ID"],
+        "S2V_S3_SECRET_ACCESS_KEY": keys["AWS_SECRET_ACCESS_KEY"],
+    }
+    (tmp_path / "s3").mkdir()
+    command = [Path(sys.executable).parent / "weed", *flags, f"-dir={tmp_path / 's3'}", "-ip=127.0.0.1"]
+    command += [f"-{name}={port}" for name, port in ports.items()]
+
+    def run(*arguments: str | Path) -> str:
+        done = subprocess.run(arguments, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    with subprocess.Popen(command, env=environment | keys, cwd=tmp_path, stderr=subprocess.DEVNULL) as server:
+        try:
+            wait_for(f"{endpoint}/{compose['healthcheck']['test'][-1].rpartition('/')[2]}")
+            init = ("/bin/sh", DOCKER / "compose" / "init.sh", ROOT, ROOT / "tests" / "samples", tmp_path / "tiny")
+            run(*init)
+            run("airflow", "pools", "set", "gpu", "5", "as many as we have")
+            run(*init)
+            assert json.loads(run("airflow", "pools", "get", "gpu", "--output", "json"))[0]["slots"] == "5"
+            connections = json.loads(run("airflow", "connections", "list", "--output", "json"))
+            assert {"kubernetes_default", "s2v_logs"} <= {row["conn_id"] for row in connections}
+            assert (tmp_path / "tiny" / "config.json").is_file()
+            assert run("s2v", "jobs", "--json").strip() == "[]"
+        finally:
+            server.kill()
+
+
+def wait_for(url: str) -> None:
+    """Until a server answers 200."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            with urllib.request.urlopen(url, timeout=2) as answer:  # noqa: S310 - ours
+                assert answer.status == 200
+                return
+        except OSError:
+            assert time.monotonic() < deadline, f"{url} does not answer"
+            time.sleep(0.1)

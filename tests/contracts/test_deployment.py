@@ -1,0 +1,132 @@
+"""What is applied to a cluster: manifests that Kubernetes knows, values that Airflow knows, names that fit together."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from kubernetes.client import ApiClient
+
+from s2v_tasks import __version__
+from s2v_tasks.settings import PREFIX, Settings
+
+ROOT = Path(__file__).parents[2]
+KUBERNETES = ROOT / "config" / "kubernetes"
+AIRFLOW = ROOT / "config" / "airflow"
+MODELS = {
+    "ConfigMap": "V1ConfigMap", "Job": "V1Job", "Namespace": "V1Namespace", "NetworkPolicy": "V1NetworkPolicy",
+    "PersistentVolumeClaim": "V1PersistentVolumeClaim", "PriorityClass": "V1PriorityClass", "Role": "V1Role",
+    "RoleBinding": "V1RoleBinding",
+}  # fmt: skip
+
+
+def manifests() -> list[dict[str, Any]]:
+    """What `kubectl apply -k` would send, in its order."""
+    files = yaml.safe_load((KUBERNETES / "kustomization.yaml").read_text(encoding="utf-8"))["resources"]
+    return [doc for name in files for doc in yaml.safe_load_all((KUBERNETES / name).read_text(encoding="utf-8"))]
+
+
+def manifest(kind: str) -> dict[str, Any]:
+    (found,) = [doc for doc in manifests() if doc["kind"] == kind]
+    return found
+
+
+@pytest.fixture(scope="module")
+def values() -> dict[str, Any]:
+    data: dict[str, Any] = yaml.safe_load((AIRFLOW / "values.yaml").read_text(encoding="utf-8"))
+    return data
+
+
+class Answer:
+    """What the Kubernetes client reads from the network."""
+
+    def __init__(self, document: dict[str, Any]) -> None:
+        self.data = json.dumps(document)
+
+
+@pytest.mark.parametrize("document", manifests(), ids=lambda doc: f"{doc['kind']}-{doc['metadata']['name']}")
+def test_kubernetes_knows_every_field(document: dict[str, Any]) -> None:
+    """Nothing is lost on the way through the models of the API: no misspelt field, no wrong place."""
+    client = ApiClient()
+    model = client.deserialize(Answer(document), MODELS[document["kind"]])
+    assert client.sanitize_for_serialization(model) == document
+
+
+def test_every_file_is_applied() -> None:
+    """A manifest that the kustomization does not list would be forgotten."""
+    listed = set(yaml.safe_load((KUBERNETES / "kustomization.yaml").read_text(encoding="utf-8"))["resources"])
+    assert {path.name for path in KUBERNETES.glob("*.yaml")} - {"kustomization.yaml"} == listed
+
+
+def test_airflow_may_do_what_it_needs_and_no_more() -> None:
+    """The rights that the pod operator uses, bound to the service accounts of the chart's release."""
+    role, binding = manifest("Role"), manifest("RoleBinding")
+    rights = {rule["resources"][0]: set(rule["verbs"]) for rule in role["rules"]}
+    assert rights == {
+        "pods": {"create", "get", "list", "delete", "patch"}, "pods/log": {"get"}, "events": {"list", "watch"},
+    }  # fmt: skip
+    assert binding["roleRef"]["name"] == role["metadata"]["name"]
+    assert {(s["namespace"], s["name"]) for s in binding["subjects"]} == {
+        ("airflow", "airflow-worker"), ("airflow", "airflow-triggerer"),
+    }  # fmt: skip
+
+
+def test_the_pods_of_the_steps_find_what_they_name() -> None:
+    """Namespace, ConfigMap, volume claim and priority class of the pod templates are made here; secrets are named."""
+    made = {(doc["kind"], doc["metadata"]["name"]) for doc in manifests()}
+    namespace = manifest("Namespace")["metadata"]["name"]
+    for path in sorted((ROOT / "config" / "pods").glob("*.yaml")):
+        pod = yaml.safe_load(path.read_text(encoding="utf-8"))
+        assert pod["metadata"]["namespace"] == namespace
+        assert ("PriorityClass", pod["spec"]["priorityClassName"]) in made
+        for source in pod["spec"]["containers"][0]["envFrom"]:
+            assert ("ConfigMap", source["configMapRef"]["name"]) in made if "configMapRef" in source else True
+        claims = [
+            v["persistentVolumeClaim"]["claimName"] for v in pod["spec"]["volumes"] if "persistentVolumeClaim" in v
+        ]
+        assert all(("PersistentVolumeClaim", claim) in made for claim in claims)
+
+
+def test_the_snapshot_job_is_as_confined_as_its_namespace_demands() -> None:
+    """It meets the `restricted` Pod Security Standard that the namespace enforces."""
+    assert manifest("Namespace")["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+    pod = manifest("Job")["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
+    }  # fmt: skip
+    assert set().union(*pod["volumes"]) <= {"name", "persistentVolumeClaim", "emptyDir"}
+    assert container["resources"]["requests"] == container["resources"]["limits"]
+
+
+def test_settings_are_known_and_hold_no_secret() -> None:
+    """A name that the package does not know would stop every pod; a secret belongs into the Secret."""
+    fields = Settings.model_fields
+    for name in manifest("ConfigMap")["data"]:
+        field = fields[name.removeprefix(PREFIX).lower()]
+        assert "Secret" not in str(field.annotation), name
+    Settings.model_validate({k.removeprefix(PREFIX).lower(): v for k, v in manifest("ConfigMap")["data"].items()})
+
+
+def test_the_chart_gets_what_airflow_knows(values: dict[str, Any]) -> None:
+    """Sections and options of [config] exist, versions are the tested ones, and no value is a secret."""
+    from airflow.configuration import conf
+
+    for section, options in values["config"].items():
+        known = conf.configuration_description[section]["options"]
+        assert set(options) <= set(known), section
+    pins = (ROOT / "config" / "constraints-py311.txt").read_text(encoding="utf-8")
+    assert f"apache-airflow=={values['airflowVersion']}\n" in pins
+    assert values["images"]["airflow"]["tag"] == __version__
+    assert manifest("Job")["spec"]["template"]["spec"]["containers"][0]["image"].endswith(f":{__version__}")
+    sources = yaml.safe_load(values["extraEnvFrom"])
+    assert sources[0]["configMapRef"]["name"] == manifest("ConfigMap")["metadata"]["name"]
+    script, folder = values["migrateDatabaseJob"]["args"][1:]
+    assert (ROOT / script.removeprefix("/opt/airflow/src/")).is_file()
+    assert (ROOT / folder.removeprefix("/opt/airflow/src/") / "pools.json").is_file()
+    connections = json.loads((AIRFLOW / "connections.json").read_text(encoding="utf-8"))
+    assert values["config"]["logging"]["remote_log_conn_id"] in connections
+    assert not any(word in (AIRFLOW / "connections.json").read_text() for word in ("password", "secret"))

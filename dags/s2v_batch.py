@@ -23,6 +23,7 @@ from datetime import timedelta
 from airflow.sdk import DAG, Param
 
 from s2v_tasks.orchestration.doors import BatchSensor, CommandOperator
+from s2v_tasks.orchestration.notifiers import failure_notifiers
 from s2v_tasks.settings import load_settings
 
 settings = load_settings()
@@ -32,6 +33,7 @@ with DAG(
     doc_md=__doc__,
     schedule=settings.batch_schedule,
     catchup=False,
+    on_failure_callback=failure_notifiers(),
     max_active_runs=4,
     params={
         "manifest_uri": Param(

@@ -28,12 +28,14 @@ from airflow.sdk import DAG
 
 from s2v_tasks.orchestration.doors import CommandOperator, StartJobsOperator
 from s2v_tasks.orchestration.drop_events import drop_schedule
+from s2v_tasks.orchestration.notifiers import failure_notifiers
 
 with DAG(
     "s2v_drop_folder",
     doc_md=__doc__,
     schedule=drop_schedule(),
     catchup=False,
+    on_failure_callback=failure_notifiers(),
     max_active_runs=1,
     default_args={"retries": 2, "retry_delay": timedelta(seconds=5), "execution_timeout": timedelta(minutes=30)},
     tags=["s2v"],

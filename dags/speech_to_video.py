@@ -49,6 +49,7 @@ from airflow.sdk import Asset, dag, task_group
 
 from s2v_tasks.orchestration.chain import ClipTurnSensor
 from s2v_tasks.orchestration.execution import RETRIES, step_task
+from s2v_tasks.orchestration.notifiers import failure_notifiers
 from s2v_tasks.orchestration.params import form_params
 from s2v_tasks.settings import load_settings
 
@@ -61,6 +62,7 @@ CLIP_LABEL = "{{ task.clip['label'] }}"
     doc_md=__doc__,
     schedule=None,
     catchup=False,
+    on_failure_callback=failure_notifiers(),
     max_active_runs=4,
     dagrun_timeout=timedelta(days=7),
     params=form_params(),

@@ -1,6 +1,7 @@
 """What people see of a clip while it is rendered, and what is on record of its cost afterwards."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from s2v_tasks import log
@@ -46,8 +47,11 @@ def peak_flops_per_second(card: GpuCard, device: str, precision: str, world_size
 class Progress:
     """One line for people and one row for `s2v job` as the solver steps of a clip go by."""
 
-    def __init__(self, ctx: StepContext, plan: Plan, clip: ClipPlan) -> None:
+    def __init__(
+        self, ctx: StepContext, plan: Plan, clip: ClipPlan, peak_memory_bytes: Callable[[], dict[str, int]]
+    ) -> None:
         self._ctx, self._plan, self._clip = ctx, plan, clip
+        self._peak_memory_bytes = peak_memory_bytes
         self._started, self._reported = time.monotonic(), -PROGRESS_SECONDS  # the first step is reported
         self._first_step = 0  # the first step of this attempt, told by the first call
 
@@ -64,4 +68,11 @@ class Progress:
             f"clip {index}/{total} step {step}/{num_steps} eta {int(eta) // 60:02d}:{int(eta) % 60:02d}"
         )
         with tolerated("progress_not_recorded"):
-            self._ctx.ledger.clip_progress(self._ctx.job_id, self._clip.clip_index, step=step, num_steps=num_steps)
+            self._ctx.ledger.clip_progress(
+                self._ctx.job_id,
+                self._clip.clip_index,
+                step=step,
+                num_steps=num_steps,
+                eta_seconds=round(eta, 1),
+                gpu_memory_bytes=self._peak_memory_bytes().get("peak_gpu_memory_bytes"),
+            )

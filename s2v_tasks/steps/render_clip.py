@@ -178,7 +178,8 @@ class _Leader:
         self._renderer.load(order)
         started = time.monotonic()
         try:
-            output = self._renderer.render(order, on_step=Progress(ctx, self._plan, clip))
+            progress = Progress(ctx, self._plan, clip, self._worker.peak_memory_bytes)
+            output = self._renderer.render(order, on_step=progress)
         except Interrupted as stop:
             step, num_steps = stop.state.step, self._plan.sampling.sample_steps
             if step:

@@ -1,6 +1,7 @@
 """The operator: its commands, its result, and what becomes of a failed step."""
 
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -62,6 +63,18 @@ def test_the_result_or_one_value_of_it_is_the_xcom(context: dict[str, Any], monk
     plan = StepOperator(task_id="plan", step="plan-clips", result_key="clips")
     assert execute(plan, context, monkeypatch, script) == [1, 2]
     assert execute(StepOperator(task_id="x", step="x"), context, monkeypatch, script)["job_id"] == "my-job"
+
+
+def test_a_published_video_updates_its_asset(context: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waits for the asset learns which job, which file, how long, and its checksum."""
+    from airflow.sdk import Asset
+
+    result = {"job_id": "my-job", "video_uri": "s3://b/v.mp4", "sha256": "0" * 64, "duration_seconds": 9.6875}
+    asset = Asset(name="talking_videos", uri="s3://b/output")
+    context["outlet_events"] = {asset: SimpleNamespace(extra={})}
+    publish = StepOperator(task_id="publish", step="publish", outlets=[asset])
+    execute(publish, context, monkeypatch, f"import json; print(json.dumps({result!r}))")
+    assert context["outlet_events"][asset].extra == result
 
 
 @pytest.mark.parametrize(

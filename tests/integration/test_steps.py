@@ -336,6 +336,27 @@ def test_a_database_that_is_away_does_not_stop_a_render(
     assert run("render_clip", 0) == {"clip_index": 0, "count": 1, "reused": False}
 
 
+def test_progress_tells_time_to_go_and_memory(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a clip renders, its row has the solver step, the seconds that are left and, on a GPU, its memory."""
+    seen: list[dict[str, Any]] = []
+    record = Ledger.clip_progress
+
+    def note(ledger: Ledger, *arguments: Any, **keywords: Any) -> None:
+        seen.append(keywords)
+        record(ledger, *arguments, **keywords)
+
+    monkeypatch.setattr(Ledger, "clip_progress", note)
+    monkeypatch.setattr("s2v_tasks.steps.clip_meter.PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr(Worker, "peak_memory_bytes", lambda _: {"peak_gpu_memory_bytes": 40 * 2**30})
+    for step in ("stage_inputs", "plan_clips", "encode_conditions"):
+        run(step)
+    run("render_clip", 0)
+    assert [progress["step"] for progress in seen] == list(range(1, seen[0]["num_steps"] + 1))
+    assert seen[0]["eta_seconds"] > 0
+    assert seen[-1]["eta_seconds"] == 0
+    assert seen[0]["gpu_memory_bytes"] == 40 * 2**30
+
+
 @pytest.mark.parametrize("prompt", ["a\0b", "\ud800"])
 def test_text_that_no_database_takes_is_refused_on_record(run: Run, ledger: Ledger, prompt: str) -> None:
     """A prompt with characters that are none ends like any other bad input."""

@@ -1,0 +1,39 @@
+"""Whom Airflow tells when a run fails, from config/notifiers.yaml. Systems that wait for a job use webhooks instead."""
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import yaml
+from airflow.sdk import BaseNotifier
+
+from s2v_tasks.errors import ConfigurationError
+from s2v_tasks.settings import config_dir, load_settings
+
+FILE = "notifiers.yaml"
+
+
+def failure_notifiers() -> list[BaseNotifier] | None:
+    """What a DAG takes as `on_failure_callback`; None when nobody is to be told."""
+    path = config_dir(load_settings()) / FILE
+    if not path.is_file():
+        return None
+    entries = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("dag_failure") or []
+    return [_notifier(entry, path) for entry in entries] or None
+
+
+def _notifier(entry: Any, path: Path) -> BaseNotifier:
+    """The notifier of one entry; ConfigurationError names what of it is wrong."""
+    if not isinstance(entry, dict) or "notifier" not in entry or set(entry) - {"notifier", "arguments"}:
+        raise ConfigurationError(f"{path}: {entry!r}: expected an entry with `notifier` and `arguments`.")
+    module, _, name = str(entry["notifier"]).rpartition(".")
+    try:
+        notifier = getattr(importlib.import_module(module), name)
+        if not (isinstance(notifier, type) and issubclass(notifier, BaseNotifier)):
+            raise TypeError("it is not a notifier")
+        return notifier(**entry.get("arguments", {}))
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise ConfigurationError(
+            f"{path}: {entry['notifier']!r}: {error}. Expected the import path of a notifier of an installed "
+            "provider, and its arguments."
+        ) from error

@@ -1,0 +1,98 @@
+"""Whom Airflow tells when a run fails."""
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from airflow.callbacks.callback_requests import DagCallbackRequest
+from airflow.dag_processing.dagbag import DagBag
+from airflow.dag_processing.processor import _execute_dag_callbacks
+from airflow.sdk import DAG
+
+from s2v_tasks.errors import ConfigurationError
+from s2v_tasks.log import get_logger
+from s2v_tasks.orchestration.notifiers import failure_notifiers
+from s2v_tasks.settings import load_settings
+
+DAGS = Path(__file__).parents[2] / "dags"
+NOTIFIER = """
+from airflow.sdk import BaseNotifier
+
+class FileNotifier(BaseNotifier):
+    template_fields = ("text",)
+
+    def __init__(self, path, text):
+        super().__init__()
+        self.path, self.text = path, text
+
+    def notify(self, context):
+        with open(self.path, "a") as file:
+            file.write(self.text)
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A configuration folder, and a module with a notifier that writes a file."""
+    for path in (DAGS.parent / "config").glob("*.yaml"):
+        (tmp_path / path.name).write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
+    (tmp_path / "file_notifier.py").write_text(NOTIFIER)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("S2V_CONFIG_DIR", str(tmp_path))
+    load_settings.cache_clear()
+    return tmp_path
+
+
+def configure(config: Path, *entries: object) -> None:
+    (config / "notifiers.yaml").write_text(yaml.safe_dump({"dag_failure": list(entries)}))
+
+
+def test_nobody_is_told_as_shipped(config: Path) -> None:
+    """Without an entry no DAG has a callback, and nothing is imported for it."""
+    assert failure_notifiers() is None
+    (config / "notifiers.yaml").unlink()
+    assert failure_notifiers() is None
+
+
+def test_airflow_calls_the_notifier_of_the_configuration(config: Path, tmp_path: Path) -> None:
+    """The way the DAG processor does it, with the arguments' templates filled in."""
+    told = tmp_path / "told"
+    arguments = {"path": str(told), "text": "{{ dag.dag_id }} failed"}
+    configure(config, {"notifier": "file_notifier.FileNotifier", "arguments": arguments})
+    with DAG("some_dag", schedule=None, on_failure_callback=failure_notifiers()) as dag:
+        pass
+    request = DagCallbackRequest(
+        filepath="x.py", dag_id="some_dag", run_id="r1", bundle_name="b", bundle_version=None,
+        is_failure_callback=True, msg="failed",
+    )  # fmt: skip
+    _execute_dag_callbacks(SimpleNamespace(dags={"some_dag": dag}), request, get_logger())
+    assert told.read_text() == "some_dag failed"
+
+
+def test_every_dag_of_ours_tells(config: Path, tmp_path: Path) -> None:
+    """Whichever DAG fails, the notifiers hear of it."""
+    configure(config, {"notifier": "file_notifier.FileNotifier", "arguments": {"path": str(tmp_path), "text": "x"}})
+    bag = DagBag(DAGS)
+    assert bag.import_errors == {}
+    for dag in bag.dags.values():
+        assert [type(callback).__name__ for callback in dag.on_failure_callback or []] == ["FileNotifier"], dag.dag_id
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ({"notifier": "no_such_module.Notifier"}, "no_such_module"),
+        ({"notifier": "pathlib.Path"}, "not a notifier"),
+        ({"notifier": "file_notifier.FileNotifier", "arguments": {"bad": 1}}, "bad"),
+        ({"notifier": "FileNotifier"}, "FileNotifier"),
+        ("file_notifier.FileNotifier", "expected an entry"),
+    ],
+)
+def test_a_wrong_entry_is_named(config: Path, entry: object, said: str) -> None:
+    """The DAG shows as an import error with a sentence that says which entry and why."""
+    configure(config, entry)
+    with pytest.raises(ConfigurationError, match=said):
+        failure_notifiers()
+    sys.modules.pop("file_notifier", None)

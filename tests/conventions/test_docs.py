@@ -1,0 +1,60 @@
+"""What the documentation says exists: files that it links to, settings, commands, options of Airflow."""
+
+import re
+from pathlib import Path
+
+import pytest
+import typer
+import yaml
+
+from s2v_tasks.settings import PREFIX, Settings
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("docker/*.md")])
+
+
+def page_id(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_links_lead_somewhere(page: Path) -> None:
+    """A relative link names a file of the repository."""
+    for target in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_settings_are_real(page: Path) -> None:
+    """A setting that is mentioned can be set."""
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    names = set(re.findall(r"\bS2V_[A-Z0-9_]*[A-Z0-9]\b", page.read_text(encoding="utf-8")))
+    assert names <= known
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_commands_are_real(page: Path) -> None:
+    """A command that is shown in code can be called."""
+    from s2v_tasks.cli import app, load_commands
+
+    load_commands()
+    known = set(getattr(typer.main.get_command(app), "commands", {}))
+    shown = re.findall(
+        r"(?:`|^|/bin/|(?<!-n)\s)s2v ([a-z][a-z-]+)", _code(page.read_text(encoding="utf-8")), re.MULTILINE
+    )
+    assert known
+    assert set(shown) <= known
+
+
+def _code(text: str) -> str:
+    """What stands in fences or between backticks."""
+    return "\n".join(re.findall(r"```\w*\n(.*?)```", text, re.DOTALL) + re.findall(r"`[^`\n]+`", text))
+
+
+def test_the_options_of_opentelemetry_are_airflows() -> None:
+    """The values that the how-to shows can be pasted."""
+    from airflow.configuration import conf
+
+    text = (ROOT / "docs" / "how-to" / "observe.md").read_text(encoding="utf-8")
+    for section, options in yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])["config"].items():
+        assert set(options) <= set(conf.configuration_description[section]["options"]), section

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 CONSTRAINTS := config/constraints-py311.txt
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo up down status test test-images lint docs clean
+.PHONY: install demo up down status test test-ingestion test-images lint docs clean
 
 help: ## Show this help.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -39,6 +39,9 @@ lint: $(INSTALLED) ## Format check, lint, types, import contracts.
 
 test: lint ## Install what the tests need and run them all.
 	$(BIN)/pytest
+
+test-ingestion: $(INSTALLED) ## Drop a thousand folders into a running Airflow and kill its scheduler twice.
+	$(BIN)/pytest -m ingestion -s tests/integration/test_flood.py
 
 test-images: $(INSTALLED) ## Run the scripts of the images as their builds do, without a container engine.
 	$(BIN)/pytest -m images tests/contracts/test_images.py

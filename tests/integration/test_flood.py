@@ -1,0 +1,183 @@
+"""A thousand drops at once into a running Airflow whose scheduler is killed twice (`make test-ingestion`)."""
+
+# ruff: noqa: S310 - the address is that of the server under test
+
+import io
+import json
+import os
+import signal
+import statistics
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+
+from s2v_tasks.embedded.airflow import AirflowInstallation
+from s2v_tasks.embedded.postgres import PostgresServer
+from s2v_tasks.metadata.drops import DropLedger
+from s2v_tasks.metadata.repository import Ledger
+from s2v_tasks.metadata.session import engine_from_settings
+from s2v_tasks.settings import Settings, load_settings
+from s2v_tasks.storage.layout import drop_folder_uri
+from s2v_tasks.storage.s3 import ObjectStore
+
+pytestmark = [pytest.mark.ingestion, pytest.mark.timeout(2400)]
+
+GOOD, TWINS, BROKEN, SLOW, REPEATED = 880, 25, 50, 20, 25
+TINY = {"num_clip": 1, "infer_frames": 16, "sample_steps": 2, "size": "128*128", "prompt": "A person speaks."}
+SAMPLE = 2  # jobs that run to their end
+
+
+@dataclass
+class Site:
+    """An Airflow with the drop folder, and when which prompt or seed was handed in."""
+
+    airflow: AirflowInstallation
+    environment: dict[str, str]
+    store: ObjectStore
+    incoming: str
+    handed_in: dict[str, datetime] = field(default_factory=dict)
+    picture: bytes = b""
+    speech: bytes = b""
+
+    def put(self, name: str, data: bytes) -> None:
+        self.store.put_bytes(f"{self.incoming}/{name}", data, "application/octet-stream")
+
+    def drop(self, name: str, request: bytes) -> None:
+        self.put(f"{name}/portrait.png", self.picture)
+        self.put(f"{name}/speech.wav", self.speech)
+        self.put(f"{name}/request.json", request)
+        self.handed_in.setdefault(name, datetime.now(UTC))
+
+    def drop_slowly(self, name: str) -> None:
+        for file, data in [("speech.wav", self.speech), ("prompt.txt", b"Slow."), ("portrait.png", self.picture)]:
+            self.put(f"{name}/{file}", data)
+            time.sleep(2)
+        self.handed_in[name] = datetime.now(UTC)
+
+    def call(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        request = urllib.request.Request(
+            f"{self.airflow.url}/api/v2{path}",
+            data=None if body is None else json.dumps(body).encode(),
+            headers={"Content-Type": "application/json"},
+            method="GET" if body is None else "PATCH",
+        )
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            parsed: dict[str, Any] = json.load(answer)
+        return parsed
+
+    def num_runs(self) -> int:
+        return int(self.call("/dags/speech_to_video/dagRuns?limit=1")["total_entries"])
+
+    def runs(self) -> dict[str, datetime]:
+        """Run id → when it was created."""
+        found: dict[str, datetime] = {}
+        while len(found) < self.num_runs():
+            page = self.call(f"/dags/speech_to_video/dagRuns?limit=100&order_by=id&offset={len(found)}")["dag_runs"]
+            found |= {run["dag_run_id"]: datetime.fromisoformat(run["queued_at"]) for run in page}
+        return found
+
+    def kill_scheduler(self) -> None:
+        os.kill(int((self.airflow.folder / "scheduler.pid").read_text()), signal.SIGKILL)
+        time.sleep(1)  # the kernel has to bury it before its process id is looked for
+        self.airflow.start(self.environment)
+
+
+@pytest.fixture
+def site(stack_home: Path, stack: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    monkeypatch.setenv("S2V_MAX_RUNNING_JOBS", "5000")
+    monkeypatch.setenv("S2V_DROP_SETTLE_SECONDS", "8")
+    installation = AirflowInstallation(stack_home)
+    environment = installation.environment(PostgresServer(stack_home).ensure_database("airflow"), deferrable=True)
+    environment["AIRFLOW__CORE__MAX_ACTIVE_RUNS_PER_DAG"] = str(SAMPLE)
+    installation.start(environment)
+    found = Site(
+        installation, environment, ObjectStore.from_settings(stack), f"{drop_folder_uri(load_settings())}/incoming"
+    )
+    picture, speech = io.BytesIO(), io.BytesIO()
+    Image.effect_noise((64, 64), 40).convert("RGB").save(picture, "PNG")
+    seconds = np.arange(16000) / 16000
+    soundfile.write(speech, 0.3 * np.sin(2 * np.pi * 220 * seconds) * (1 + np.sin(9 * seconds)), 16000, format="WAV")
+    found.picture, found.speech = picture.getvalue(), speech.getvalue()
+    found.call("/dags/speech_to_video", {"is_paused": True})  # its runs wait: it is the way to them that is tested
+    yield found
+    installation.stop()
+
+
+def wait_until(true: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "not in time"
+        time.sleep(0.5)
+
+
+def request_of(number: int, **fields: Any) -> bytes:
+    return json.dumps(
+        TINY | {"base_seed": number, "priority": "high" if number < SAMPLE else "normal"} | fields
+    ).encode()
+
+
+def flood(site: Site) -> None:
+    """The drops, all at once: right ones, twins that choose the job id of another, broken ones, slow ones."""
+    with ThreadPoolExecutor(16) as pool:
+        slow = [pool.submit(site.drop_slowly, f"slow-{number:04}") for number in range(SLOW)]
+        drops = [(f"good-{number:04}", request_of(number)) for number in range(GOOD - TWINS)]
+        for number in range(GOOD - TWINS, GOOD):
+            request = request_of(number, job_id=f"twin-{number}")
+            drops += [(f"good-{number:04}", request), (f"twin-{number:04}", request)]
+        broken = [b"{", b'{"num_clip": 0}', b'{"image_uri": "../../x"}', b'{"preset": "none"}', b"\xff"]
+        drops += [(f"broken-{number:04}", broken[number % len(broken)]) for number in range(BROKEN)]
+        for one in [*slow, *[pool.submit(site.drop, *drop) for drop in drops]]:
+            one.result()
+
+
+def test_a_flood_of_drops_becomes_exactly_its_jobs(site: Site, stack: Settings) -> None:
+    """1,000 drops, 50 duplicates and 50 broken ones among them, 20 written file by file; the scheduler dies twice."""
+    engine = engine_from_settings(stack)
+    ledger, began = Ledger(engine), time.monotonic()
+    expected = GOOD + SLOW
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            flooding = pool.submit(flood, site)
+            wait_until(lambda: len(ledger.jobs(limit=200)) >= 150, 300)
+            site.kill_scheduler()
+            flooding.result()
+        flooded = time.monotonic() - began
+        with ThreadPoolExecutor(8) as pool:  # exactly the same files again, some while the first are on their way
+            list(pool.map(lambda n: site.drop(f"good-{n:04}", request_of(n)), range(REPEATED)))
+        wait_until(lambda: site.num_runs() >= 100, 600)
+        site.kill_scheduler()
+        wait_until(lambda: site.num_runs() >= expected and not list(site.store.listing(f"{site.incoming}/")), 900)
+        seconds = time.monotonic() - began
+
+        jobs, runs = ledger.jobs(limit=5000), site.runs()
+        assert sorted(runs) == sorted(job.job_id for job in jobs)
+        assert len(jobs) == expected
+        seeds = [(job.request or {})["base_seed"] for job in jobs]
+        assert sorted(seeds) == sorted([*range(GOOD), *[-1] * SLOW])
+        assert DropLedger(engine).unfinished() == []
+        rejected = [
+            o for o in site.store.listing(site.incoming.replace("incoming", "rejected/")) if "error.json" in o.uri
+        ]
+        assert len(rejected) == BROKEN + TWINS + REPEATED
+        waits = [(runs[job.job_id] - job.created_at).total_seconds() for job in jobs]
+        print(
+            f"\n{GOOD + TWINS + BROKEN + SLOW + REPEATED} drops written in {flooded:.0f} s, {len(jobs)} runs after "
+            f"{seconds:.0f} s in all; from drop to run: median {statistics.median(waits):.1f} s, "
+            f"most {max(waits):.1f} s"
+        )
+
+        site.call("/dags/speech_to_video", {"is_paused": False})
+        wait_until(lambda: sum(job.status == "succeeded" for job in ledger.jobs(limit=5000)) >= SAMPLE, 600)
+        assert {job.status for job in ledger.jobs(limit=5000)} <= {"queued", "running", "succeeded"}
+    finally:
+        engine.dispose()

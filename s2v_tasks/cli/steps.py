@@ -31,9 +31,10 @@ def _run(step: str, job_id: str, clip_index: int | None = None, **arguments: Any
 def stage_inputs(
     job_id: JobId,
     request_json: Annotated[str, typer.Option(help="The request as JSON; fields as in the UI form.")],
+    run_id: Annotated[str | None, typer.Option(help="The DAG run that runs the job.")] = None,
 ) -> None:
     """Check the request, fetch its files, bring them into one form under the job's prefix."""
-    _run("stage_inputs", job_id, request_json=request_json)
+    _run("stage_inputs", job_id, request_json=request_json, run_id=run_id)
 
 
 @app.command(rich_help_panel=STEPS)

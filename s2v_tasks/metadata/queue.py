@@ -79,6 +79,10 @@ def enqueue(connection: sa.Connection, jobs: Sequence[WaitingJob], source: Sourc
 
 
 def _waiting() -> list[sa.ColumnElement[bool]]:
-    """Queued, not started, not cancelled; the files of its drop, if it came by one, have arrived."""
+    """Handed in by a door with a queue, not started, not cancelled; the files of its drop have arrived."""
     on_the_way = sa.exists().where(Drop.job_id == Job.job_id, Drop.status == "claimed")
-    return [Job.status == "queued", Job.dag_run_id.is_(None), Job.cancel_requested_at.is_(None), ~on_the_way]
+    return [
+        Job.source.in_(["drop", "batch"]),
+        *(Job.status == "queued", Job.dag_run_id.is_(None), Job.cancel_requested_at.is_(None)),
+        ~on_the_way,
+    ]

@@ -18,7 +18,7 @@ def step_arguments(step: str, context: Mapping[str, Any], clip: Mapping[str, Any
     """
     arguments = [*_launcher(step), *CLI, step, "--job-id", job_id_of(context)]
     if step == "stage-inputs":
-        arguments += ["--request-json", json.dumps(request_of(context))]
+        arguments += ["--run-id", context["run_id"], "--request-json", json.dumps(request_of(context))]
     if step == "close-job":
         arguments += ["--since", context["dag_run"].start_date.strftime("%Y-%m-%dT%H:%M:%S%z")]
     if clip is not None:

@@ -9,6 +9,7 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException, Airfl
 from s2v_tasks.orchestration.process import StepFailedError, StepProcess
 
 DAG_OF_A_JOB = "speech_to_video"
+_NOTED_AT_ONCE = 100  # so much is asked again, in vain, after a start that was killed
 
 
 class CommandOperator(BaseOperator):  # type: ignore[misc]
@@ -69,19 +70,22 @@ def run_command(task: Any, *arguments: str) -> dict[str, Any]:
 def start_waiting_jobs(task: Any) -> dict[str, int]:
     """Start a run for each job whose turn it is; how many were started and how many wait on."""
     turn = run_command(task, "next-jobs")
-    started, problems = [], []
-    for job in turn["jobs"]:
-        try:
-            _trigger(job["job_id"], job["request"])
-        except AirflowRuntimeError as error:  # one job that cannot be started must not keep the others waiting
-            problems.append(f"{job['job_id']}: {error}")
-        else:
-            started.append(job["job_id"])
-    if started:
-        run_command(task, "mark-started", *started)
+    num_started, problems = 0, []
+    for begin in range(0, len(turn["jobs"]), _NOTED_AT_ONCE):
+        started = []
+        for job in turn["jobs"][begin : begin + _NOTED_AT_ONCE]:
+            try:
+                _trigger(job["job_id"], job["request"])
+            except AirflowRuntimeError as error:  # one job that cannot be started must not keep the others waiting
+                problems.append(f"{job['job_id']}: {error}")
+            else:
+                started.append(job["job_id"])
+        if started:
+            run_command(task, "mark-started", *started)
+        num_started += len(started)
     if problems:
         raise AirflowException(f"{len(problems)} jobs could not be started, the first is {problems[0]}")
-    return {"started": len(started), "waiting": turn["waiting"] - len(started)}
+    return {"started": num_started, "waiting": turn["waiting"] - num_started}
 
 
 def _trigger(job_id: str, request: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from s2v_tasks.errors import PermanentError
 from s2v_tasks.media.audio import normalise_speech
 from s2v_tasks.media.image import normalise_image
 from s2v_tasks.media.pose import normalise_pose
+from s2v_tasks.metadata.jobs import Source
 from s2v_tasks.schemas.manifest import Artifact, fingerprint
 from s2v_tasks.schemas.preset import find_preset, load_presets
 from s2v_tasks.schemas.request import Request, parse_request
@@ -23,8 +24,9 @@ from s2v_tasks.storage.artifacts import Built, OutputFile, file_sha256
 REVISION = 1  # raise it when the same sources would be normalised differently
 
 
-def run(ctx: StepContext, *, request_json: str) -> dict[str, Any]:
-    request = _accept(ctx, request_json)
+def run(ctx: StepContext, *, request_json: str, run_id: str | None = None) -> dict[str, Any]:
+    """`run_id`: the DAG run that runs the job, if one does."""
+    request = _accept(ctx, request_json, run_id)
     sources = _fetch(ctx, request)
     _keep_request(ctx, request)
     inputs = {
@@ -58,22 +60,27 @@ def run(ctx: StepContext, *, request_json: str) -> dict[str, Any]:
     return {"reused": produced.reused}
 
 
-def _accept(ctx: StepContext, request_json: str) -> Request:
+def _accept(ctx: StepContext, request_json: str, run_id: str | None) -> Request:
     """The request, valid in itself and with a known preset. The job is on record before anything can be refused."""
     try:
         data = json.loads(request_json, parse_constant=_refuse_constant)
     except ValueError as error:
         data = {"text": request_json[:2000]}
         problem = PermanentError(f'The request is not JSON ({error}): expected an object such as {{"prompt": ...}}.')
-        ctx.ledger.job_queued(ctx.job_id, data)
+        _queue(ctx, data, run_id)
         raise problem from error
-    ctx.ledger.job_queued(ctx.job_id, data if isinstance(data, dict) else {"request": data})
+    _queue(ctx, data if isinstance(data, dict) else {"request": data}, run_id)
     if not isinstance(data, dict):
         raise PermanentError(f"The request is a JSON {type(data).__name__}: expected an object of request fields.")
     request = parse_request({name: value for name, value in data.items() if value is not None})
     find_preset(load_presets(config_dir(ctx.settings)), request.preset)
     ctx.ledger.job_started(ctx.job_id)
     return request
+
+
+def _queue(ctx: StepContext, data: dict[str, Any], run_id: str | None) -> None:
+    source: Source = "rerun" if data.get("parent_job_id") else "ui" if run_id else "cli"
+    ctx.ledger.job_queued(ctx.job_id, data, source=source, dag_run_id=run_id)
 
 
 def _keep_request(ctx: StepContext, request: Request) -> None:

@@ -31,7 +31,12 @@ def test_a_step_is_run_by_command_with_the_job_id(context: dict[str, Any]) -> No
 def test_the_request_is_one_argument_whatever_it_says(context: dict[str, Any]) -> None:
     """What a user types never meets a shell."""
     command = StepOperator(task_id="stage_inputs", step="stage-inputs").command(context)
-    assert command[-2:] == ["--request-json", '{"prompt": "Hello $(date); rm -rf /", "num_clip": null}']
+    assert command[-4:] == [
+        "--run-id",
+        "manual__1",
+        "--request-json",
+        '{"prompt": "Hello $(date); rm -rf /", "num_clip": null}',
+    ]
 
 
 def test_a_clip_is_rendered_under_torchrun(context: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from sqlalchemy.engine import make_url
 
 from s2v_tasks.embedded.process import free_ports
 from s2v_tasks.errors import ConfigurationError, PermanentError, TransientError
+from s2v_tasks.metadata.queue import JobQueue
 from s2v_tasks.metadata.records import JobRecord
 from s2v_tasks.metadata.repository import Ledger
 from s2v_tasks.metadata.session import create_engine, engine_from_settings
@@ -209,6 +210,17 @@ def test_a_job_keeps_what_it_is_searched_by(ledger: Ledger) -> None:
     record = job(ledger)
     assert (record.preset, record.priority, record.labels, record.from_clip) == (None, "normal", {}, None)
     assert (record.source, record.dag_run_id) == ("drop", "manual__1")
+
+
+def test_only_jobs_of_the_doors_wait_to_be_started(ledger: Ledger, postgres_url: str) -> None:
+    """A job whose run queues it itself is not started a second time, though it is queued for a moment."""
+    engine = create_engine(postgres_url)
+    ledger.job_queued("job-1", REQUEST)
+    ledger.job_queued("job-2", REQUEST, source="ui", dag_run_id="manual__1")
+    assert JobQueue(engine).next(max_running=9) == []
+    ledger.job_queued("job-3", REQUEST, source="batch")
+    assert [job.job_id for job in JobQueue(engine).next(max_running=9)] == ["job-3"]
+    engine.dispose()
 
 
 def test_a_new_plan_replaces_the_clips(ledger: Ledger) -> None:

@@ -14,7 +14,8 @@ cell is a field left out, and a column `labels.team` is the label `team`.
 * `summarise` writes `<manifest>.summary.csv` (each row with job, status, reason, video, GPU-seconds, cost) and
   `<manifest>.summary.json` (the totals).
 
-The same manifest again starts nothing; a row that was changed or added starts one job. The DAG runs on
+The same manifest again starts nothing; a row that was changed or added starts one job, and with `retry_failed` so does
+one whose job failed or was cancelled: it goes on with the clips that it has. The DAG runs on
 `S2V_BATCH_SCHEDULE` with the manifest `S2V_BATCH_URI`, or when it is triggered with a `manifest_uri`.
 """
 
@@ -42,12 +43,22 @@ with DAG(
             title="Manifest",
             pattern=r"^s3://\S+\.(jsonl|ndjson|csv)$",
             description="S3 URI of the manifest; its summary is written beside it.",
-        )
+        ),
+        "retry_failed": Param(
+            False, type="boolean", title="Retry", description="Also start rows whose job failed or was cancelled."
+        ),
     },
     default_args={"retries": 2, "retry_delay": timedelta(seconds=10), "execution_timeout": timedelta(hours=1)},
     tags=["s2v"],
 ):
-    start = CommandOperator(task_id="start", arguments=["start-batch", "{{ params.manifest_uri }}"])
+    start = CommandOperator(
+        task_id="start",
+        arguments=[
+            "start-batch",
+            "{{ params.manifest_uri }}",
+            "--{{ '' if params.retry_failed else 'no-' }}retry-failed",
+        ],
+    )
     batch_id = "{{ ti.xcom_pull(task_ids='start')['batch_id'] }}"
     wait = BatchSensor(
         task_id="wait", batch_id=batch_id, mode="reschedule", poke_interval=30, timeout=timedelta(days=14)

@@ -69,17 +69,19 @@ def sweep_drops() -> None:
 @app.command(rich_help_panel=DOORS)
 def next_jobs() -> None:
     """Show which waiting jobs may start now, by priority, then by age, under S2V_MAX_RUNNING_JOBS."""
+    from dataclasses import asdict
+
     from s2v_tasks.metadata.queue import JobQueue
     from s2v_tasks.settings import load_settings
 
     with _engine() as engine:
         queue = JobQueue(engine)
-        jobs = [{"job_id": job.job_id, "request": job.request} for job in queue.next(load_settings().max_running_jobs)]
-        print_json({"jobs": jobs, "waiting": queue.num_waiting()}, indent=None)
+        turns = [asdict(turn) for turn in queue.next(load_settings().max_running_jobs)]
+        print_json({"jobs": turns, "waiting": queue.num_waiting()}, indent=None)
 
 
 @app.command(rich_help_panel=DOORS)
-def mark_started(job_ids: Annotated[list[str], typer.Argument(help="Jobs that have a DAG run of their name.")]) -> None:
+def mark_started(job_ids: Annotated[list[str], typer.Argument(help="Jobs that have their DAG run.")]) -> None:
     """Note that jobs are started, so that they wait no longer."""
     from s2v_tasks.metadata.queue import JobQueue
 
@@ -114,10 +116,13 @@ def check_batch(
 
 
 @app.command(rich_help_panel=DOORS)
-def start_batch(manifest_uri: ManifestUri) -> None:
+def start_batch(
+    manifest_uri: ManifestUri,
+    retry_failed: Annotated[bool, typer.Option(help="Also rows whose job failed or was cancelled.")] = False,
+) -> None:
     """Queue the jobs of a manifest that are not there yet; nothing if one row is wrong."""
     with _batches() as batches:
-        print_json(batches.start(manifest_uri), indent=None)
+        print_json(batches.start(manifest_uri, retry_failed=retry_failed), indent=None)
 
 
 @app.command(rich_help_panel=DOORS)

@@ -35,9 +35,10 @@ class Batches:
         """The right rows and the errors of a manifest, missing input files too; nothing is written."""
         return self._check(manifest_uri, self._store.get_bytes(manifest_uri, max_bytes=MAX_BYTES))
 
-    def start(self, manifest_uri: str) -> dict[str, Any]:
+    def start(self, manifest_uri: str, *, retry_failed: bool = False) -> dict[str, Any]:
         """Queue the jobs of a manifest that are not there yet; PermanentError, and nothing queued, if a row is wrong.
 
+        `retry_failed`: those that failed or were cancelled, too; they go on with the clips that they have.
         The errors of all rows are then in `<manifest>.errors.csv`.
         """
         report_uri = f"{manifest_uri}.errors.csv"
@@ -55,7 +56,8 @@ class Batches:
         etag = hashlib.sha256(data).hexdigest()
         batch_id = hashlib.sha256(f"{manifest_uri}@{etag}".encode()).hexdigest()[:24]
         added = self._ledger.register(batch_id, manifest_uri, etag, _new_rows(manifest_uri, entries))
-        return {"batch_id": batch_id, "rows": len(entries), "new_jobs": added}
+        retried = self._ledger.retry(batch_id) if retry_failed else 0
+        return {"batch_id": batch_id, "rows": len(entries), "new_jobs": added, "retried_jobs": retried}
 
     def state(self, batch_id: str) -> dict[str, Any]:
         """How many jobs of a batch have which status, and whether all have ended."""

@@ -7,7 +7,7 @@ from datetime import datetime
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
-from s2v_tasks.metadata.queue import WaitingJob, enqueue
+from s2v_tasks.metadata.queue import WaitingJob, enqueue, retry
 from s2v_tasks.metadata.session import transaction
 from s2v_tasks.metadata.statements import NOW, storable
 from s2v_tasks.metadata.tables import Attempt, Batch, BatchRow, Job
@@ -64,6 +64,12 @@ class BatchLedger:
             ]
             connection.execute(insert(BatchRow).on_conflict_do_nothing(), values_of_rows)
         return added
+
+    def retry(self, batch_id: str) -> int:
+        """Let the jobs of a batch that failed or were cancelled wait again; how many those were."""
+        with transaction(self._engine) as connection:
+            rows = connection.execute(sa.select(BatchRow.job_id).where(BatchRow.batch_id == batch_id))
+            return retry(connection, rows.scalars().all())
 
     def counts(self, batch_id: str) -> dict[str, int]:
         """How many rows have a job of each status."""

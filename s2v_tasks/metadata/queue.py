@@ -13,6 +13,8 @@ from s2v_tasks.metadata.session import transaction
 from s2v_tasks.metadata.statements import NOW, storable
 from s2v_tasks.metadata.tables import PRIORITIES, Drop, Event, Job
 
+_RETRIED = "job_retried"
+
 
 @dataclass(frozen=True)
 class WaitingJob:
@@ -23,25 +25,32 @@ class WaitingJob:
     handed_in_at: datetime | None = None
 
 
+@dataclass(frozen=True)
+class Turn:
+    """A job that may start now, as a run of this id: the job's own, with a number when it is started once more."""
+
+    job_id: str
+    run_id: str
+    request: dict[str, Any]
+
+
 class JobQueue:
     """Who is next. Any number of callers may ask at once: a run id made from the job id can exist only once."""
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
 
-    def next(self, max_running: int) -> list[WaitingJob]:
+    def next(self, max_running: int) -> list[Turn]:
         """The jobs that may start now so that at most `max_running` run: by priority, then by age."""
         active = sa.select(sa.func.count()).where(
             sa.or_(Job.status == "running", sa.and_(Job.status == "queued", Job.dag_run_id.is_not(None)))
         )
         rank = sa.case({name: index for index, name in enumerate(PRIORITIES)}, value=Job.priority)
-        waiting = (
-            sa.select(Job.job_id, Job.request, Job.created_at).where(*_waiting()).order_by(rank.desc(), Job.created_at)
-        )
+        waiting = sa.select(Job.job_id, _run_id(), Job.request).where(*_waiting()).order_by(rank.desc(), Job.created_at)
         with transaction(self._engine) as connection:
             free = max_running - connection.execute(active).scalar_one()
             rows = connection.execute(waiting.limit(max(free, 0))).all()
-        return [WaitingJob(*row) for row in rows]
+        return [Turn(*row) for row in rows]
 
     def num_waiting(self) -> int:
         """How many jobs wait to be started."""
@@ -50,13 +59,13 @@ class JobQueue:
         return count
 
     def mark_started(self, job_ids: Sequence[str]) -> None:
-        """These have a DAG run, named like them."""
+        """These have the DAG run that their turn named."""
         with transaction(self._engine) as connection:
             connection.execute(
                 sa
                 .update(Job)
                 .where(Job.job_id.in_(job_ids), Job.dag_run_id.is_(None))
-                .values(dag_run_id=Job.job_id, updated_at=NOW)
+                .values(dag_run_id=_run_id(), updated_at=NOW)
             )
 
 
@@ -76,6 +85,34 @@ def enqueue(connection: sa.Connection, jobs: Sequence[WaitingJob], source: Sourc
         events = [{"job_id": job_id, "event": "job_queued", "detail": detail} for job_id in added]
         connection.execute(insert(Event), events)
     return len(added)
+
+
+def retry(connection: sa.Connection, job_ids: Sequence[str]) -> int:
+    """Let those of these jobs wait again that failed or were cancelled; how many those were."""
+    again = {"status": "queued", "reason": None, "dag_run_id": None, "finished_at": None, "cancel_requested_at": None}
+    statement = (
+        sa
+        .update(Job)
+        .where(Job.job_id.in_(job_ids), Job.status.in_(["failed", "cancelled"]))
+        .values(**again, source=sa.func.coalesce(Job.source, "batch"), updated_at=NOW)
+        .returning(Job.job_id)
+    )
+    retried = connection.execute(statement).scalars().all()
+    if retried:
+        connection.execute(insert(Event), [{"job_id": job_id, "event": _RETRIED, "detail": {}} for job_id in retried])
+    return len(retried)
+
+
+def _run_id() -> sa.ColumnElement[str]:
+    """The id of the run that a job gets now: the same whoever asks, another one after each retry."""
+    retries = (
+        sa
+        .select(sa.func.count())
+        .where(Event.job_id == Job.job_id, Event.event == _RETRIED)
+        .correlate(Job)
+        .scalar_subquery()
+    )
+    return sa.case((retries == 0, Job.job_id), else_=sa.func.concat(Job.job_id, "--", retries + 1))
 
 
 def _waiting() -> list[sa.ColumnElement[bool]]:

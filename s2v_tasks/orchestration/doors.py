@@ -75,7 +75,7 @@ def start_waiting_jobs(task: Any) -> dict[str, int]:
         started = []
         for job in turn["jobs"][begin : begin + _NOTED_AT_ONCE]:
             try:
-                _trigger(job["job_id"], job["request"])
+                _trigger(job)
             except AirflowRuntimeError as error:  # one job that cannot be started must not keep the others waiting
                 problems.append(f"{job['job_id']}: {error}")
             else:
@@ -88,7 +88,7 @@ def start_waiting_jobs(task: Any) -> dict[str, int]:
     return {"started": num_started, "waiting": turn["waiting"] - num_started}
 
 
-def _trigger(job_id: str, request: dict[str, Any]) -> None:
+def _trigger(job: dict[str, Any]) -> None:
     """Create the run of a job, or find that it is there.
 
     This is the message that TriggerDagRunOperator ends with: a mapped instance of that operator for each of a
@@ -99,7 +99,7 @@ def _trigger(job_id: str, request: dict[str, Any]) -> None:
     from airflow.sdk.execution_time.comms import ErrorResponse, TriggerDagRun
 
     answer = task_runner.SUPERVISOR_COMMS.send(
-        TriggerDagRun(dag_id=DAG_OF_A_JOB, run_id=job_id, conf=request | {"job_id": job_id})
+        TriggerDagRun(dag_id=DAG_OF_A_JOB, run_id=job["run_id"], conf=job["request"] | {"job_id": job["job_id"]})
     )
     if isinstance(answer, ErrorResponse) and answer.error != ErrorType.DAGRUN_ALREADY_EXISTS:
         raise AirflowRuntimeError(answer)

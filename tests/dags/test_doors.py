@@ -66,7 +66,8 @@ def commands(monkeypatch: pytest.MonkeyPatch, **script: Any) -> Answers:
     return answers
 
 
-WAITING = {"jobs": [{"job_id": f"job-{n}", "request": {"prompt": str(n)}} for n in range(3)], "waiting": 5}
+TURNS = [{"job_id": f"job-{n}", "run_id": f"job-{n}", "request": {"prompt": str(n)}} for n in range(3)]
+WAITING = {"jobs": TURNS, "waiting": 5}
 
 
 def test_the_drop_folder_is_swept_every_minute_and_never_twice_at_once() -> None:
@@ -93,7 +94,7 @@ def test_a_queue_adds_events_to_the_schedule(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_batch_is_checked_waited_for_and_summed_up() -> None:
-    """Without a schedule it runs when asked for; its only parameter is the manifest."""
+    """Without a schedule it runs when asked for; it asks for the manifest."""
     dag = loaded("s2v_batch")
     assert {task_id: task.downstream_task_ids for task_id, task in dag.task_dict.items()} == {
         "start": {"wait"},
@@ -101,7 +102,7 @@ def test_a_batch_is_checked_waited_for_and_summed_up() -> None:
         "summarise": set(),
     }
     assert dag.timetable.can_be_scheduled is False
-    assert list(dag.params) == ["manifest_uri"]
+    assert list(dag.params) == ["manifest_uri", "retry_failed"]
     dag.params.get_param("manifest_uri").resolve("s3://bucket/batch/monday.jsonl")
 
 

@@ -72,6 +72,25 @@ def test_jobs_of_a_batch_start_in_the_order_of_the_manifest(site: Site) -> None:
     assert site.jobs.jobs()[0].source == "batch"
 
 
+def test_failed_rows_are_started_again_on_request(site: Site) -> None:
+    """As another run of the same job; those that run or succeeded are left alone."""
+    site.put(rows(4))
+    site.batches.start(site.uri)
+    first = site.queue.next(max_running=4)
+    site.queue.mark_started([turn.job_id for turn in first])
+    site.jobs.job_succeeded(first[0].job_id, "s3://out/a.mp4", "ab" * 32)
+    site.jobs.job_failed(first[1].job_id, "No GPU.")
+    assert site.batches.start(site.uri)["retried_jobs"] == site.queue.num_waiting() == 0
+    for number in (2, 3):
+        assert site.batches.start(site.uri, retry_failed=True)["retried_jobs"] == 1
+        (turn,) = site.queue.next(max_running=4)
+        assert (turn.job_id, turn.run_id) == (first[1].job_id, f"{first[1].job_id}--{number}")
+        site.queue.mark_started([turn.job_id])
+        assert site.jobs.job(turn.job_id).dag_run_id == turn.run_id
+        assert site.batches.start(site.uri, retry_failed=True)["retried_jobs"] == 0
+        site.jobs.job_failed(turn.job_id, "No GPU.")
+
+
 def test_one_wrong_row_stops_the_batch_and_all_errors_are_reported(site: Site) -> None:
     """A missing file is an error like a bad field; nothing is queued; the report goes when the manifest is right."""
     wrong = rows(30)

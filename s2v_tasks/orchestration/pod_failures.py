@@ -62,7 +62,7 @@ def judge(pod: Any | None, container: str, seen: str) -> PodFailure:
     if terminated is not None and terminated.exit_code == _KILLED:
         return PodFailure(f"The step in pod {name} was killed (SIGKILL) before it could say why.", "cluster")
     if terminated is not None and terminated.exit_code:
-        last = (terminated.message or "no message").strip()
+        last = _last_line(terminated.message or "")
         return PodFailure(f"The step in pod {name} exited with code {terminated.exit_code}: {last}", "step")
     return _never_started(pod, states[0].waiting if states else None, seen)
 

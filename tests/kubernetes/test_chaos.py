@@ -1,0 +1,121 @@
+"""What a cluster does to pods and to Airflow: the job recovers and renders no finished clip again, or says why not."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from s2v_tasks.metadata.records import JobRecord
+
+pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(3000)]
+Look = Callable[[str], JobRecord]
+LONG = {"sample_steps": 60}  # long enough to be hit in the middle of a clip
+
+
+def in_the_middle(airflow: Any, cluster: Any, job: Look, run: str, job_id: str, clip_index: int) -> Any:
+    """The pod of a clip when it has rendered some solver steps of it."""
+
+    def found() -> Any:
+        assert airflow.ended(run) is None, job(job_id).reason
+        pod = cluster.rendering(job_id, clip_index)
+        return pod if pod and (job(job_id).clips[clip_index].progress_step or 0) >= 3 else None
+
+    return airflow.wait(found, 900)
+
+
+def failures(record: JobRecord) -> str:
+    return "\n".join(str(event.detail["error"]) for event in record.events if event.event == "step_failed")
+
+
+def processes(*words: str) -> list[int]:
+    """Processes of this machine whose command line has all `words`; containers are seen from outside."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if all(word in line for word in words) and int(path.parent.name) != os.getpid():
+            found.append(int(path.parent.name))
+    return found
+
+
+def test_a_job_survives_what_befalls_its_clips(airflow: Any, cluster: Any, job: Look, apiserver: int) -> None:
+    """Each clip meets another fault in its middle; all are finished, and no finished clip is rendered again."""
+    run, job_id = airflow.trigger(job_id="chaos", num_clip=5, **LONG), "chaos"
+    airflow.wait(lambda: cluster.pods(job_id), 300)
+
+    deleted = in_the_middle(airflow, cluster, job, run, job_id, 0).metadata
+    cluster.core.delete_namespaced_pod(deleted.name, deleted.namespace)
+
+    in_the_middle(airflow, cluster, job, run, job_id, 1)
+    for pid in processes("torch.distributed.run", job_id):
+        os.kill(pid, signal.SIGKILL)
+
+    in_the_middle(airflow, cluster, job, run, job_id, 2)
+    airflow.kill("triggerer")
+    airflow.revive()
+
+    in_the_middle(airflow, cluster, job, run, job_id, 3)
+    os.kill(apiserver, signal.SIGSTOP)
+    time.sleep(20)
+    os.kill(apiserver, signal.SIGCONT)
+
+    pod = airflow.wait(lambda: next(iter(cluster.pods(job_id, **{"s2v/clip-index": "4"})), None), 900)
+    airflow.kill("scheduler")  # with the worker that has just created the pod
+    airflow.revive()
+
+    assert airflow.outcome(run) == "success", job(job_id).reason
+    record = job(job_id)
+    said = {index: airflow.log(run, "clip.render", index) for index in range(5)}
+    tries = [airflow.task(run, "clip.render", index)["try_number"] for index in range(5)]
+    print(f"attempts {[clip.attempts for clip in record.clips]}, tries {tries}")
+    # Deleted and killed clips are begun twice; what befell only those who watch costs no clip anything.
+    assert [clip.attempts for clip in record.clips] == [2, 2, 1, 1, 1]
+    assert "clip 0 was interrupted after solver step" in failures(record)
+    assert "was interrupted after solver step" in said[0] or "The pod is gone" in said[0]
+    assert "was killed (SIGKILL)" in failures(record)
+    assert "was killed (SIGKILL)" in said[1]
+    assert pod.metadata.name in said[4]
+    assert cluster.pods(job_id) == []
+
+
+@pytest.mark.parametrize(
+    ("job_id", "change", "reason", "tries"),
+    [
+        ("no-memory", lambda _, box: box["resources"]["limits"].update(memory="300Mi"), "ran out of memory", 1),
+        ("no-image", lambda _, box: box.update(image="registry.invalid/none:1"), "cannot be pulled", 3),
+        ("no-node", lambda spec, _: spec.update(nodeSelector={"gpu": "none"}), "No node took pod", 1),
+    ],
+)
+def test_a_pod_that_cannot_work_fails_with_the_reason(
+    airflow: Any, cluster: Any, job: Look, job_id: str, change: Any, reason: str, tries: int
+) -> None:
+    """Out of memory, no image, no node: log and PostgreSQL say so; the next clip never starts."""
+    cluster.change_template("render-clip", change)
+    if job_id == "no-memory":
+        cluster.change_template("render-clip", lambda _, box: box["resources"]["requests"].update(memory="300Mi"))
+    run = airflow.trigger(job_id=job_id, num_clip=2)
+    assert airflow.outcome(run) == "failed"
+    assert reason in (job(job_id).reason or "")
+    assert reason in airflow.log(run, "clip.render", 0)
+    assert airflow.task(run, "clip.render", 0)["try_number"] == tries
+    assert [clip.attempts for clip in job(job_id).clips][1] == 0
+    assert "cannot start: clip 1, which it continues, is failed" in airflow.log(run, "clip.wait", 1)
+    assert cluster.pods(job_id) == []
+
+
+def test_a_cancelled_run_frees_its_gpu(airflow: Any, cluster: Any, job: Look) -> None:
+    """Marked failed, the run ends its pod within 15 seconds; the job is closed."""
+    run = airflow.trigger(job_id="cancelled", num_clip=1, **LONG)
+    pod = in_the_middle(airflow, cluster, job, run, "cancelled", 0)
+    began = time.monotonic()
+    airflow.call(run, {"state": "failed"}, "PATCH")
+    airflow.wait(lambda: not cluster.rendering("cancelled", 0), 15)
+    airflow.wait(lambda: cluster.pods("cancelled") == [], 15)
+    print(f"{pod.metadata.name} was gone after {time.monotonic() - began:.1f} s")
+    airflow.wait(lambda: job("cancelled").status == "failed", 120)

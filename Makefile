@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 CONSTRAINTS := config/constraints-py311.txt
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo up down status test test-ingestion test-images lint docs clean
+.PHONY: install demo up down status test test-kubernetes test-ingestion test-images lint docs clean
 
 help: ## Show this help.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -45,6 +45,9 @@ test-ingestion: $(INSTALLED) ## Drop a thousand folders into a running Airflow a
 
 test-images: $(INSTALLED) ## Run the scripts of the images as their builds do, without a container engine.
 	$(BIN)/pytest -m images tests/contracts/test_images.py
+
+test-kubernetes: $(INSTALLED) ## Run the DAG with pods on the cluster of this machine (KUBECONFIG), and what can befall them.
+	$(BIN)/pytest -m kubernetes tests/kubernetes
 
 docs: $(INSTALLED) ## Refresh the generated references in docs/.
 	$(BIN)/python docs/generate.py

@@ -1,0 +1,21 @@
+"""Which job gets a free GPU first: the `priority` of its request. Airflow finds this module by its entry point.
+
+Priorities are fixed in a DAG, and a request is known only with its run: a cluster policy is where both meet.
+"""
+
+from typing import Any
+
+from airflow.policies import hookimpl
+
+_DAG_ID = "speech_to_video"
+# Wider than the weights that tasks have among themselves, by which a run that is nearly done goes first.
+_SPAN = 10_000
+_RANKS = {"low": 0, "normal": 1, "high": 2}
+
+
+@hookimpl  # type: ignore[untyped-decorator]
+def task_instance_mutation_hook(task_instance: Any, dag_run: Any) -> None:
+    """Lift the weight of a task by the priority of its run; the same however often Airflow asks."""
+    if task_instance.dag_id == _DAG_ID and dag_run is not None:
+        rank = _RANKS.get(str((dag_run.conf or {}).get("priority")), _RANKS["normal"])
+        task_instance.priority_weight = rank * _SPAN + task_instance.priority_weight % _SPAN

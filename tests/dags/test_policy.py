@@ -1,0 +1,48 @@
+"""The order in which tasks of several jobs get a slot."""
+
+import importlib.metadata
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from s2v_tasks.orchestration import policy
+
+
+def weight(conf: dict[str, Any] | None, own: int = 7, dag_id: str = "speech_to_video") -> int:
+    task = SimpleNamespace(dag_id=dag_id, priority_weight=own)
+    for _ in range(2):  # Airflow asks again at each try
+        policy.task_instance_mutation_hook(task, SimpleNamespace(conf=conf))
+    return int(task.priority_weight)
+
+
+def test_a_higher_priority_goes_before_whatever_task_of_a_lower_one() -> None:
+    """The priority of the request comes first, then the weight that the task has in its run."""
+    assert weight({"priority": "high"}, 1) > weight({"priority": "normal"}, 9999) > weight({"priority": "low"}, 9999)
+    assert weight({"priority": "high"}, 2) > weight({"priority": "high"}, 1)
+
+
+@pytest.mark.parametrize("conf", [None, {}, {"priority": "urgent"}])
+def test_a_run_that_says_nothing_is_normal(conf: dict[str, Any] | None) -> None:
+    """What is refused later by the first step must not stop the scheduler."""
+    assert weight(conf) == weight({"priority": "normal"})
+
+
+def test_other_dags_are_left_alone() -> None:
+    """A cluster policy sees all tasks of the installation."""
+    assert weight({"priority": "high"}, 3, "other") == 3
+
+
+def test_airflow_finds_the_policy() -> None:
+    """The entry point of the installed package leads to it, and Airflow knows the hook."""
+    import pluggy
+    from airflow import policies
+
+    entry = importlib.metadata.EntryPoint("s2v", "s2v_tasks.orchestration.policy", "airflow.policy")
+    manager = pluggy.PluginManager("airflow.policy")
+    manager.add_hookspecs(policies)
+    manager.register(entry.load())
+    task = SimpleNamespace(dag_id="speech_to_video", priority_weight=1)
+    manager.hook.task_instance_mutation_hook(task_instance=task, dag_run=SimpleNamespace(conf={"priority": "low"}))
+    assert task.priority_weight == 1
+    assert len(manager.hook.task_instance_mutation_hook.get_hookimpls()) == 1

@@ -41,7 +41,20 @@ def _process(
     log.configure(json_lines=settings.log_json, level=settings.log_level)
 
 
-COMMAND_MODULES = ("bench", "cancel", "ingestion", "jobs", "operators", "people", "stack", "steps", "submit")
+COMMAND_MODULES = (
+    "bench",
+    "cancel",
+    "costs",
+    "fetch",
+    "ingestion",
+    "jobs",
+    "operators",
+    "people",
+    "rerun",
+    "stack",
+    "steps",
+    "submit",
+)
 
 
 def load_commands() -> None:

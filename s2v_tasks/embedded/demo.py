@@ -28,8 +28,10 @@ from s2v_tasks.schemas.preset import find_preset, load_presets
 from s2v_tasks.schemas.report import Report
 from s2v_tasks.schemas.request import parse_request
 from s2v_tasks.settings import Settings, config_dir
+from s2v_tasks.storage.artifacts import ArtifactStore
 from s2v_tasks.storage.layout import JobLayout
-from s2v_tasks.storage.s3 import ObjectStore, file_sha256
+from s2v_tasks.storage.results import fetch_result
+from s2v_tasks.storage.s3 import ObjectStore
 from s2v_tasks.storage.uploads import upload_input
 
 console = Console(soft_wrap=True)
@@ -164,15 +166,9 @@ def _report_failure(job: JobRecord | None, services: Services) -> int:
 
 def _collect(job: JobRecord, settings: Settings, out_dir: Path) -> tuple[Path, Table]:
     """Copy video, report and contact sheet to `out_dir`; the video's path and a table of what it is."""
-    store, layout = ObjectStore.from_settings(settings), JobLayout(job.job_id)
-    out_dir.mkdir(parents=True, exist_ok=True)
-    result = json.loads(store.get_bytes(layout.result))
-    video = store.download(result["video_uri"], out_dir / f"{job.job_id}.mp4")
-    report_path = store.download(layout.report, out_dir / f"{job.job_id}.report.json")
-    sheet = store.download(layout.contact_sheet, out_dir / f"{job.job_id}.contact_sheet.jpg")
-    if file_sha256(video) != result["sha256"]:
-        raise TransientError(f"{video} differs from {result['video_uri']} (SHA-256 {result['sha256']}): run it again.")
-    report = Report.model_validate_json(report_path.read_bytes())
+    fetched = fetch_result(ArtifactStore(ObjectStore.from_settings(settings)), job.job_id, out_dir)
+    result = fetched.facts
+    report = Report.model_validate_json(fetched.report.read_bytes())
     table = Table(title=job.job_id, show_header=False)
     table.add_column()
     table.add_column(overflow="fold")
@@ -183,9 +179,9 @@ def _collect(job: JobRecord, settings: Settings, out_dir: Path) -> tuple[Path, T
     table.add_row("checks", f"{len(report.checks) - len(report.failures)} of {len(report.checks)} passed")
     table.add_row("seconds per step", "\n".join(_step_seconds(job)))
     table.add_row("published", result["video_uri"])
-    table.add_row("report", str(report_path))
-    table.add_row("contact sheet", str(sheet))
-    return video, table
+    table.add_row("report", str(fetched.report))
+    table.add_row("contact sheet", str(fetched.contact_sheet))
+    return fetched.video, table
 
 
 def _step_seconds(job: JobRecord) -> Iterator[str]:

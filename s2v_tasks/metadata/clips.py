@@ -7,6 +7,7 @@ import sqlalchemy as sa
 from s2v_tasks.metadata.attempts import begin_attempt, end_attempts
 from s2v_tasks.metadata.session import transaction
 from s2v_tasks.metadata.statements import add_event, lock_job, storable, update_clip
+from s2v_tasks.schemas.plan import InheritedClip
 
 
 class ClipLedger:
@@ -59,6 +60,22 @@ class ClipLedger:
             end_attempts(connection, job_id, clip_index, outcome="lost" if reused else "succeeded")
             update_clip(connection, job_id, clip_index, values)
             add_event(connection, job_id, "clip_succeeded", clip_index=clip_index, detail={"reused": reused})
+
+    def clip_inherited(self, job_id: str, clip: InheritedClip, *, facts: dict[str, Any]) -> None:
+        """The clip is another job's, which rendered it at the cost that `facts` tell; this job spent nothing on it."""
+        values = {
+            "status": "succeeded",
+            "reused": True,
+            "fingerprint": clip.fingerprint,
+            "source_job_id": clip.source_job_id,
+            "facts": storable(facts),
+            "render_seconds": facts.get("render_seconds"),
+        }
+        with transaction(self._engine) as connection:
+            lock_job(connection, job_id)
+            update_clip(connection, job_id, clip.clip_index, values)
+            detail = {"source_job_id": clip.source_job_id}
+            add_event(connection, job_id, "clip_inherited", clip_index=clip.clip_index, detail=detail)
 
     def clip_failed(
         self, job_id: str, clip_index: int, reason: str, *, outcome: Literal["failed", "interrupted"] = "failed"

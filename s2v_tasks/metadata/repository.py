@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
+from s2v_tasks.metadata.accounting import Accounts
 from s2v_tasks.metadata.clips import ClipLedger
 from s2v_tasks.metadata.jobs import JobLedger
 from s2v_tasks.metadata.notifications import NotificationLedger
@@ -18,7 +19,7 @@ from s2v_tasks.schemas.manifest import Manifest
 Record = TypeVar("Record", ClipRecord, AttemptRecord, ArtifactRecord, EventRecord)
 
 
-class Ledger(JobLedger, ClipLedger, NotificationLedger):
+class Ledger(JobLedger, ClipLedger, Accounts, NotificationLedger):
     """What is known about every job; PermanentError when a call names a job that was never queued."""
 
     def record_artifacts(self, manifest: Manifest) -> None:

@@ -70,11 +70,11 @@ def make_plan(
     _check_clip_count(len(slots), choices.infer_frames, max_clips)
     num_frames = slots[-1].end_frame
     width, height = plan_size(*image_size, choices.size)
-    base_seed = _job_seed(job_id) if request.base_seed == -1 else request.base_seed
+    base_seed = job_seed(job_id) if request.base_seed == -1 else request.base_seed
     shapes = [_clip_shape(width, height, slot, choices.sampling) for slot in slots]
     costs = [_cost(shape, model, choices.sampling) for shape in shapes]
     processes = turns([slot.chain_index for slot in slots], request.clips_per_pod)
-    estimate = _estimate(shapes, costs, processes, model, gpu)
+    estimate = estimate_clips(shapes, costs, processes, model, gpu)
     warnings = [
         *clip_count_warnings(choices.num_clip, needed, num_frames, speech),
         *cut_warnings(request, cuts, speech),
@@ -165,7 +165,8 @@ def _check_clip_count(num_clip: int, infer_frames: int, max_clips: int) -> None:
         )
 
 
-def _job_seed(job_id: str) -> int:
+def job_seed(job_id: str) -> int:
+    """The seed of the first clip where the request gives none: a retry repeats it."""
     return int.from_bytes(hashlib.sha256(job_id.encode()).digest()[:8], "big") % SEED_RANGE
 
 
@@ -205,13 +206,14 @@ def _clips(slots: list[Slot], shapes: list[ClipShape], costs: list[Cost], base_s
         )
 
 
-def _estimate(
+def estimate_clips(
     shapes: list[ClipShape], costs: list[Cost], processes: list[range], model: ModelCard, gpu: GpuCard
 ) -> Estimate:
+    """What clips cost that `processes` render, each some positions of `shapes`; the first may continue a chain."""
     chain_seconds: list[float] = []
     for clips in processes:
         seconds = load_seconds(gpu, model) + sum(compute_seconds(costs[index], gpu) for index in clips)
-        if shapes[clips[0]].starts_chain:
+        if not chain_seconds or shapes[clips[0]].starts_chain:
             chain_seconds.append(0.0)
         chain_seconds[-1] += seconds
     return Estimate(

@@ -71,6 +71,15 @@ class ClipPlan(_Model):
         return self.num_frames + self.fade_out_frames
 
 
+class InheritedClip(_Model):
+    """A clip that is not rendered: a copy of the parent's, which `source_job_id` rendered."""
+
+    clip_index: int
+    fingerprint: str
+    source_job_id: str
+    source_manifest_key: str
+
+
 class Cut(_Model):
     """A new chain starts from the picture at `frame`, in a pause of the speech of so many seconds; None: in none."""
 
@@ -108,6 +117,7 @@ class Plan(_Model):
     clips: tuple[ClipPlan, ...]
     cuts: tuple[Cut, ...] = ()
     clips_per_pod: int = 1
+    inherited: tuple[InheritedClip, ...] = ()  # of a rerun: the first clips, which are its parent's
     estimate: Estimate
     warnings: tuple[str, ...] = ()
 

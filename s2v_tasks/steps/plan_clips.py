@@ -10,28 +10,24 @@ from s2v_tasks.media.audio import load_waveform, normalise_speech
 from s2v_tasks.planning.budget import check_budget
 from s2v_tasks.planning.clips import turns
 from s2v_tasks.planning.planner import make_plan
+from s2v_tasks.planning.rerun import replan
+from s2v_tasks.schemas.manifest import Manifest
 from s2v_tasks.schemas.model_card import load_gpu_card, load_model_card
 from s2v_tasks.schemas.plan import Plan, SpeechFacts
 from s2v_tasks.schemas.preset import load_presets
 from s2v_tasks.schemas.request import Request, parse_request
 from s2v_tasks.settings import Settings, config_dir, load_settings
 from s2v_tasks.steps.context import StepContext
+from s2v_tasks.steps.inheritance import inherit_clips, parent_plan, parent_request
 
 
 def run(ctx: StepContext) -> dict[str, Any]:
     staged, request = ctx.manifest(ctx.layout.input_manifest, made_by="stage-inputs"), ctx.request()
-    facts, wav = staged.facts, ctx.work_dir / "audio_16k.wav"
-    if request.continuity == "cut":
-        ctx.artifacts.fetch(staged.outputs["audio_16k"], wav)
-    plan = _plan(
-        ctx.settings,
-        request,
-        job_id=ctx.job_id,
-        speech=SpeechFacts(num_samples=facts["speech"]["num_samples"], sample_rate=facts["speech"]["sample_rate"]),
-        image_size=(facts["image"]["width"], facts["image"]["height"]),
-        wav=wav,
-    )
-    check_budget(plan.estimate, request, ctx.settings)
+    if request.parent_job_id is None:
+        plan = _plan_staged(ctx, request, staged)
+        check_budget(plan.estimate, request, ctx.settings)
+    else:
+        plan = _plan_rerun(ctx, request)
     data = plan.model_dump_json(indent=2).encode()
     job = ctx.ledger.job(ctx.job_id)
     stored = ctx.store.get_bytes(ctx.layout.plan) if ctx.store.exists(ctx.layout.plan) else None
@@ -40,7 +36,35 @@ def run(ctx: StepContext) -> dict[str, Any]:
         ctx.store.delete(ctx.layout.result)
         ctx.store.put_bytes(ctx.layout.plan, data, "application/json")
         ctx.ledger.job_planned(ctx.job_id, plan)
+        for clip in plan.inherited:
+            made = ctx.manifest(ctx.layout.clip_manifest(clip.clip_index), made_by="plan-clips")
+            ctx.ledger.clip_inherited(ctx.job_id, clip, facts=made.facts)
     return {"num_frames": plan.num_frames, "warnings": list(plan.warnings), "clips": _turns(plan)}
+
+
+def _plan_staged(ctx: StepContext, request: Request, staged: Manifest) -> Plan:
+    """The plan that the staged inputs decide."""
+    facts, wav = staged.facts, ctx.work_dir / "audio_16k.wav"
+    if request.continuity == "cut":
+        ctx.artifacts.fetch(staged.outputs["audio_16k"], wav)
+    return _plan(
+        ctx.settings,
+        request,
+        job_id=ctx.job_id,
+        speech=SpeechFacts(num_samples=facts["speech"]["num_samples"], sample_rate=facts["speech"]["sample_rate"]),
+        image_size=(facts["image"]["width"], facts["image"]["height"]),
+        wav=wav,
+    )
+
+
+def _plan_rerun(ctx: StepContext, request: Request) -> Plan:
+    """The parent's plan as the request changes it, with the clips that are reused already in place."""
+    folder, earlier = config_dir(ctx.settings), parent_request(ctx, request)
+    parent = parent_plan(ctx, request)
+    model, gpu = load_model_card(folder, ctx.settings.model), load_gpu_card(folder, ctx.settings.gpu)
+    plan = replan(parent, request, earlier, job_id=ctx.job_id, model=model, gpu=gpu)
+    check_budget(plan.estimate, request, ctx.settings)
+    return plan.model_copy(update={"inherited": inherit_clips(ctx, parent, request.from_clip or 0)})
 
 
 def plan_files(image: Path, audio: Path, fields: dict[str, Any], show: Callable[[Plan], None]) -> None:
@@ -95,17 +119,20 @@ def _plan(
 def _turns(plan: Plan) -> list[dict[str, Any]]:
     """What Airflow needs to know of the clips that one task renders, for each task: small enough for XCom.
 
-    `predecessor` is the position of the turn before in the chain.
+    `predecessor` is the position of the turn before in the chain. Inherited clips have no turn: they are there.
     """
     found: list[dict[str, Any]] = []
-    for position, clips in enumerate(turns([clip.chain_index for clip in plan.clips], plan.clips_per_pod)):
-        first, last = plan.clips[clips[0]], plan.clips[clips[-1]]
-        numbers = f"clip {clips[0] + 1}" if len(clips) == 1 else f"clips {clips[0] + 1}-{clips[-1] + 1}"
+    rendered = plan.clips[len(plan.inherited) :]
+    for position, turn in enumerate(turns([clip.chain_index for clip in rendered], plan.clips_per_pod)):
+        first, last = rendered[turn[0]], rendered[turn[-1]]
+        number = first.clip_index + 1
+        numbers = f"clip {number}" if len(turn) == 1 else f"clips {number}-{last.clip_index + 1}"
+        continues = first.predecessor is not None and first.predecessor >= len(plan.inherited)
         found.append({
             "clip_index": first.clip_index,
-            "count": len(clips),
+            "count": len(turn),
             "chain_index": first.chain_index,
-            "predecessor": None if first.predecessor is None else position - 1,
+            "predecessor": position - 1 if continues else None,
             "label": f"{numbers}/{plan.num_clip} frames {first.start_frame}..{last.end_frame}",
         })
     return found

@@ -33,6 +33,7 @@ def run(ctx: StepContext) -> dict[str, Any]:
         "report_key": report.outputs["report"].key,
         "contact_sheet_key": report.outputs["contact_sheet"].key,
         "clips": [_clip(ctx, clip.clip_index) for clip in plan.clips],
+        "parent_job_id": ctx.request().parent_job_id,
         "request": ctx.request().model_dump(),
         "producer": producer().model_dump(),
     }
@@ -47,4 +48,10 @@ def run(ctx: StepContext) -> dict[str, Any]:
 def _clip(ctx: StepContext, clip_index: int) -> dict[str, Any]:
     manifest = ctx.manifest(ctx.layout.clip_manifest(clip_index), made_by=f"render-clip --clip-index {clip_index}")
     clip: Artifact = manifest.outputs["clip"]
-    return {"clip_index": clip_index, "fingerprint": manifest.fingerprint, "key": clip.key, "sha256": clip.sha256}
+    return {
+        "clip_index": clip_index,
+        "fingerprint": manifest.fingerprint,
+        "key": clip.key,
+        "sha256": clip.sha256,
+        "rendered_by": manifest.facts.get("source_job_id", ctx.job_id),
+    }

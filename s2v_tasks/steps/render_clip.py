@@ -64,10 +64,11 @@ def follow(job_id: str) -> None:
 def clip_fingerprints(plan: Plan, inputs: dict[str, str], snapshot: str, noise_device: str) -> list[str]:
     """Fingerprint of each clip: its frames and seed, all that it is made from, and the clip before it in its chain.
 
-    `inputs` maps the names of the artifacts that every clip reads (conditions, pose) to their SHA-256.
+    `inputs` maps the names of the artifacts that every clip reads (conditions, pose) to their SHA-256. Clips that a
+    rerun inherited keep their fingerprints.
     """
-    prints: list[str] = []
-    for clip in plan.clips:
+    prints = [clip.fingerprint for clip in plan.inherited]
+    for clip in plan.clips[len(prints) :]:
         prints.append(
             fingerprint(
                 "render_clip",

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 import s2v_tasks
-from s2v_tasks.errors import TransientError
+from s2v_tasks.errors import PermanentError, TransientError
 from s2v_tasks.log import get_logger
 from s2v_tasks.schemas.manifest import Artifact, Manifest, Producer
 from s2v_tasks.storage.layout import JobLayout
@@ -127,6 +127,24 @@ class ArtifactStore:
         self._put_manifest(work.manifest_key, manifest)
         return manifest
 
+    def adopt(self, source: Manifest, job_id: str, manifest_key: str) -> Manifest:
+        """Make artifacts of another job `job_id`'s own, by copies beside `manifest_key`; what is there is kept.
+
+        The facts of the new manifest name the job that made them, `source_job_id`. PermanentError when they are not
+        whole any more.
+        """
+        if own := self.reusable(manifest_key, source.fingerprint):
+            return own
+        if not self._is_whole(source):
+            raise PermanentError(
+                f"Outputs of {source.step} of job {source.job_id} are lost or changed: they cannot be reused. "
+                "Run that job again first."
+            )
+        self._retire(_Work(source.step, job_id, manifest_key, source.fingerprint, source.inputs, source.clip_index))
+        facts = {"source_job_id": source.job_id} | source.facts
+        adopted = source.model_copy(update={"job_id": job_id, "facts": facts})
+        return self._copy_beside(adopted, manifest_key.removesuffix(MANIFEST_NAME))
+
     def reusable(self, manifest_key: str, fingerprint: str) -> Manifest | None:
         """The manifest at `manifest_key` if it has this fingerprint and every output is there, of the same bytes."""
         manifest = self.read_manifest(manifest_key)
@@ -178,7 +196,7 @@ class ArtifactStore:
         old = self.read_manifest(work.manifest_key)
         if old and old.clip_index is not None and old.fingerprint != work.fingerprint and self._is_whole(old):
             folder = JobLayout(old.job_id).superseded_clip(old.clip_index, old.fingerprint, "")
-            self._copy_clip(old, folder)
+            self._copy_beside(old, folder)
             get_logger().info("clip_superseded", clip_index=old.clip_index, fingerprint=old.fingerprint)
         self.store.delete(work.manifest_key)
 
@@ -189,10 +207,10 @@ class ArtifactStore:
             return None
         self._retire(work)
         get_logger().info("clip_restored", clip_index=clip_index, fingerprint=work.fingerprint)
-        return self._copy_clip(kept, work.manifest_key.removesuffix(MANIFEST_NAME))
+        return self._copy_beside(kept, work.manifest_key.removesuffix(MANIFEST_NAME))
 
-    def _copy_clip(self, manifest: Manifest, folder: str) -> Manifest:
-        """Copy the outputs of a clip into `folder` (a key that ends in /), then a manifest that says so."""
+    def _copy_beside(self, manifest: Manifest, folder: str) -> Manifest:
+        """Copy the outputs into `folder` (a key that ends in /), then a manifest that says so."""
         outputs = {}
         for name, artifact in manifest.outputs.items():
             key = folder + artifact.key.rpartition("/")[2]

@@ -38,6 +38,7 @@ def test_steps_and_commands_have_the_same_names() -> None:
         "context",
         "clip_meter",
         "clip_order",
+        "inheritance",
     }
     assert files <= commands
 

@@ -1,0 +1,43 @@
+"""`s2v costs`: what rendering cost, and how much of it was wasted."""
+
+from datetime import UTC, datetime
+from typing import Annotated, Literal
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from s2v_tasks.cli import app
+from s2v_tasks.cli.terminal import PEOPLE, console, open_ledger, plain, print_json
+
+
+@app.command(rich_help_panel=PEOPLE)
+def costs(
+    by: Annotated[Literal["all", "label", "preset", "day", "job"], typer.Option(help="What makes a line.")] = "all",
+    since: Annotated[
+        datetime | None,
+        typer.Option(formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"], help="Only what was begun then or later, UTC."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+) -> None:
+    """Show GPU-seconds and cost, at the price that each job was planned with.
+
+    Wasted are attempts that failed, were cancelled or lost. A job counts once under each of its labels.
+    """
+    with open_ledger() as ledger:
+        lines = ledger.spending(by, since=since.replace(tzinfo=UTC) if since else None)
+    if as_json:
+        print_json([plain(line) for line in lines])
+        return
+    table = Table(by, "jobs", "GPU-seconds used", "wasted", "cost", "of it wasted", "currency")
+    for line in lines:
+        table.add_row(
+            escape(line.name),
+            str(line.jobs),
+            f"{line.used_gpu_seconds:.1f}",
+            f"{line.wasted_gpu_seconds:.1f}",
+            "" if line.cost is None else f"{line.cost:.4f}",
+            f"{line.wasted_cost or 0:.4f}",
+            line.currency or "",
+        )
+    console.print(table)

@@ -1,0 +1,100 @@
+"""What rendering cost: GPU-seconds by attempt, and in money at the price that each job was planned with.
+
+Used: attempts that made a clip, and those that were interrupted and left their state to the next one. Wasted: attempts
+that failed, were cancelled or were lost. One that still runs counts as used until now. Clips that were reused or
+inherited have no attempt, and cost nothing.
+"""
+
+from dataclasses import dataclass, fields
+from datetime import datetime
+from typing import Any, Literal
+
+import sqlalchemy as sa
+
+from s2v_tasks.metadata.session import transaction
+from s2v_tasks.metadata.tables import Attempt, Job
+
+Grouping = Literal["all", "label", "preset", "day", "job"]
+WASTED_OUTCOMES = ("failed", "lost")
+
+
+@dataclass(frozen=True)
+class Spending:
+    """One line of the account. `cost` includes `wasted_cost`; both are None where a job has no price yet."""
+
+    name: str
+    currency: str | None
+    jobs: int
+    used_gpu_seconds: float
+    wasted_gpu_seconds: float
+    cost: float | None
+    wasted_cost: float | None
+
+
+class Accounts:
+    """Questions about cost; each is one query."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+
+    def spending(
+        self, by: Grouping = "all", *, since: datetime | None = None, job_id: str | None = None
+    ) -> list[Spending]:
+        """What was spent, the most expensive first, days in order; one line for each currency.
+
+        by: day, of the attempt in UTC; label, where a job counts once under each of its labels; `since`: only attempts
+        that began then or later.
+        """
+        name, source = _grouping(by)
+        seconds = sa.func.coalesce(
+            Attempt.gpu_seconds, sa.extract("epoch", sa.func.now() - Attempt.started_at) * Attempt.world_size
+        )
+        wasted = Attempt.outcome.in_(WASTED_OUTCOMES)
+        cost = seconds * Job.cost_per_gpu_hour / 3600
+        total = sa.func.sum(cost).label("cost")
+        statement = (
+            sa
+            .select(
+                name.label("name"),
+                Job.currency,
+                sa.func.count(Job.job_id.distinct()).label("jobs"),
+                _sum(seconds, ~wasted).label("used_gpu_seconds"),
+                _sum(seconds, wasted).label("wasted_gpu_seconds"),
+                total,
+                sa.func.sum(cost).filter(wasted).label("wasted_cost"),
+            )
+            .select_from(source)
+            .group_by(sa.text("1"), Job.currency)
+            .order_by(*([] if by == "day" else [total.desc().nulls_last()]), sa.text("1"))
+        )
+        if since is not None:
+            statement = statement.where(Attempt.started_at >= since)
+        if job_id is not None:
+            statement = statement.where(Job.job_id == job_id)
+        with transaction(self._engine) as connection:
+            rows = connection.execute(statement).mappings()
+            return [Spending(**{field.name: row[field.name] for field in fields(Spending)}) for row in rows]
+
+
+def _sum(value: Any, condition: sa.ColumnElement[bool]) -> sa.ColumnElement[float]:
+    return sa.func.coalesce(sa.func.sum(value).filter(condition), 0.0)
+
+
+def _grouping(by: Grouping) -> tuple[sa.ColumnElement[str], sa.FromClause]:
+    """What names a line, and the rows that are summed up: attempts with their job, for labels once for each label."""
+    attempts: sa.FromClause = sa.join(Attempt, Job, Attempt.job_id == Job.job_id)
+    none = "(none)"
+    match by:
+        case "job":
+            return sa.func.coalesce(Job.job_id, none), attempts
+        case "preset":
+            return sa.func.coalesce(Job.preset, none), attempts
+        case "day":
+            return sa.func.to_char(sa.func.timezone("UTC", Attempt.started_at), "YYYY-MM-DD"), attempts
+        case "label":
+            key, value = sa.column("key", sa.String), sa.column("value", sa.String)
+            label = sa.func.jsonb_each_text(Job.labels).table_valued(key, value).lateral("label")
+            name = sa.func.coalesce(label.c.key + "=" + label.c.value, none)
+            return name, sa.outerjoin(attempts, label, sa.true())
+        case _:
+            return sa.literal("all"), attempts

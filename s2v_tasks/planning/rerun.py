@@ -1,0 +1,62 @@
+"""The plan of a rerun: the parent's frames and size, with another sampling or other seeds from some clip on."""
+
+from s2v_tasks.planning.clips import turns
+from s2v_tasks.planning.estimate import ClipShape, clip_cost
+from s2v_tasks.planning.planner import estimate_clips, job_seed
+from s2v_tasks.schemas.model_card import GpuCard, ModelCard
+from s2v_tasks.schemas.plan import ClipPlan, Plan, Sampling
+from s2v_tasks.schemas.request import Request
+
+_SAMPLING = ("sample_steps", "sample_guide_scale", "sample_shift", "sample_solver")
+
+
+def replan(
+    parent: Plan, request: Request, parent_request: Request, *, job_id: str, model: ModelCard, gpu: GpuCard
+) -> Plan:
+    """The parent's plan as `request` changes it from `request.from_clip` on; what is estimated are those clips.
+
+    A field of the sampling that the request leaves out, and a seed that it repeats, stay the parent's.
+    """
+    from_clip = request.from_clip or 0
+    changed = {name: value for name in _SAMPLING if (value := getattr(request, name)) is not None}
+    sampling = parent.sampling.model_copy(update=changed)
+    base_seed = parent.base_seed
+    if request.base_seed != parent_request.base_seed:
+        base_seed = job_seed(job_id) if request.base_seed == -1 else request.base_seed
+    rendered = parent.clips[from_clip:]
+    shapes = [_shape(parent, clip, sampling) for clip in rendered]
+    guided = sampling.sample_guide_scale > 1
+    costs = [clip_cost(shape, model, sample_steps=sampling.sample_steps, guided=guided) for shape in shapes]
+    clips = [
+        clip.model_copy(
+            update={
+                "pflops": cost.pflops,
+                "seed": clip.seed if base_seed == parent.base_seed else base_seed + clip.clip_index,
+            }
+        )
+        for clip, cost in zip(rendered, costs, strict=True)
+    ]
+    processes = turns([clip.chain_index for clip in rendered], request.clips_per_pod)
+    return parent.model_copy(
+        update={
+            "job_id": job_id,
+            "model": model.name,
+            "sampling": sampling,
+            "base_seed": base_seed,
+            "clips": (*parent.clips[:from_clip], *clips),
+            "clips_per_pod": request.clips_per_pod,
+            "estimate": estimate_clips(shapes, costs, processes, model, gpu),
+            "inherited": (),
+        }
+    )
+
+
+def _shape(plan: Plan, clip: ClipPlan, sampling: Sampling) -> ClipShape:
+    return ClipShape(
+        width=plan.width,
+        height=plan.height,
+        infer_frames=clip.infer_frames,
+        with_motion=clip.predecessor is not None or sampling.start_from_ref,
+        starts_chain=clip.predecessor is None,
+        ends_chain=clip.successor is None,
+    )

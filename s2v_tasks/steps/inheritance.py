@@ -1,0 +1,98 @@
+"""What a rerun takes over from its parent: the staged inputs, the frames of the plan, and the clips before `from_clip`.
+
+Everything is copied inside the store and keeps its checksum and fingerprint, so the parent may be deleted afterwards.
+"""
+
+import json
+
+from s2v_tasks.errors import PermanentError
+from s2v_tasks.schemas.manifest import Manifest
+from s2v_tasks.schemas.plan import ClipPlan, InheritedClip, Plan
+from s2v_tasks.schemas.request import Request, parse_request
+from s2v_tasks.steps.context import StepContext
+from s2v_tasks.storage.layout import JobLayout
+from s2v_tasks.storage.s3 import ObjectMissingError
+
+# What a rerun may change: how the clips are sampled, and what no clip is made from.
+CHANGEABLE = frozenset({
+    "prompt", "base_seed", "sample_steps", "sample_guide_scale", "sample_shift", "sample_solver",
+    "clips_per_pod", "priority", "labels", "max_gpu_seconds", "max_cost", "webhook_url", "parent_job_id", "from_clip",
+})  # fmt: skip
+
+
+def parent_request(ctx: StepContext, request: Request) -> Request:
+    """The request of the parent; PermanentError when it has none or the rerun changes what it may not."""
+    parent_id = str(request.parent_job_id)
+    if parent_id == ctx.job_id:
+        raise PermanentError(f"parent_job_id {parent_id!r} is the job itself: a rerun is a new job with a new id.")
+    parent = parse_request(_read_json(ctx, parent_id, JobLayout(parent_id).request))
+    ours, theirs = request.model_dump(), parent.model_dump()
+    for name in sorted(set(ours) - CHANGEABLE):
+        if ours[name] != theirs[name]:
+            raise PermanentError(
+                f"{name} {ours[name]!r}: expected {theirs[name]!r}, as in job {parent_id}, whose clips are reused. "
+                f"A rerun may change {', '.join(sorted(CHANGEABLE - {'parent_job_id', 'from_clip'}))}."
+            )
+    return parent
+
+
+def parent_plan(ctx: StepContext, request: Request) -> Plan:
+    """The plan of the parent; PermanentError when `from_clip` is beyond it."""
+    layout = JobLayout(str(request.parent_job_id))
+    plan = Plan.model_validate(_read_json(ctx, layout.job_id, layout.plan))
+    if (request.from_clip or 0) >= plan.num_clip:
+        raise PermanentError(
+            f"from_clip {request.from_clip}: expected 0 to {plan.num_clip - 1}, the clips of job {layout.job_id}."
+        )
+    return plan
+
+
+def inherit_inputs(ctx: StepContext, parent_id: str) -> None:
+    """Make the staged inputs of the parent those of this job."""
+    source = ctx.artifacts.read_manifest(JobLayout(parent_id).input_manifest)
+    if source is None:
+        raise PermanentError(f"Job {parent_id} has no staged inputs: expected a job that got to its first clip.")
+    ctx.ledger.record_artifacts(ctx.artifacts.adopt(source, ctx.job_id, ctx.layout.input_manifest))
+
+
+def inherit_clips(ctx: StepContext, parent: Plan, from_clip: int) -> tuple[InheritedClip, ...]:
+    """Make the parent's clips before `from_clip` those of this job; PermanentError when one is not finished."""
+    adopted: dict[int, Manifest] = {}
+    for clip in parent.clips[:from_clip]:
+        source = ctx.artifacts.read_manifest(JobLayout(parent.job_id).clip_manifest(clip.clip_index))
+        if source is None or not _belongs(source, clip, adopted):
+            raise PermanentError(
+                f"Clip {clip.clip_index} of job {parent.job_id} is not finished: expected all clips before from_clip "
+                f"{from_clip} to be. Rerun from clip {clip.clip_index}, or let that job finish first."
+            )
+        manifest = ctx.artifacts.adopt(source, ctx.job_id, ctx.layout.clip_manifest(clip.clip_index))
+        adopted[clip.clip_index] = manifest
+        ctx.ledger.record_artifacts(manifest)
+    return tuple(
+        InheritedClip(
+            clip_index=clip_index,
+            fingerprint=manifest.fingerprint,
+            source_job_id=str(manifest.facts.get("source_job_id", parent.job_id)),
+            source_manifest_key=JobLayout(parent.job_id).clip_manifest(clip_index),
+        )
+        for clip_index, manifest in adopted.items()
+    )
+
+
+def _belongs(source: Manifest, clip: ClipPlan, adopted: dict[int, Manifest]) -> bool:
+    """Whether a clip is the one of the plan, and continues the one before it."""
+    if (source.facts["start_frame"], source.facts["end_frame"]) != (clip.start_frame, clip.end_frame):
+        return False
+    if clip.predecessor is None:
+        return True
+    return source.inputs["motion"].sha256 == adopted[clip.predecessor].outputs["motion"].sha256
+
+
+def _read_json(ctx: StepContext, parent_id: str, key: str) -> dict[str, object]:
+    try:
+        content: dict[str, object] = json.loads(ctx.store.get_bytes(key))
+    except ObjectMissingError:
+        raise PermanentError(
+            f"Job {parent_id} has no {key.rpartition('/')[2]}: expected a job that was planned; `s2v jobs` lists them."
+        ) from None
+    return content

@@ -1,0 +1,145 @@
+"""A rerun: a new job that takes over clips of an earlier one and renders the rest with other words."""
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from s2v_tasks.cli.fetch import fetch
+from s2v_tasks.errors import PermanentError
+from s2v_tasks.metadata.records import JobRecord
+from s2v_tasks.metadata.repository import Ledger
+from s2v_tasks.schemas.plan import Plan
+from s2v_tasks.steps.context import run_step
+from s2v_tasks.storage.artifacts import ArtifactStore
+from s2v_tasks.storage.layout import JobLayout
+from s2v_tasks.storage.s3 import ObjectStore, file_sha256
+
+PARENT, CHILD = "first-take", "second-take"
+REQUEST: dict[str, Any] = {
+    "prompt": "A drawn portrait speaks.",
+    "num_clip": 4,
+    "infer_frames": 16,
+    "sample_steps": 2,
+    "size": "128*128",
+    "labels": {"team": "news"},
+}
+
+pytestmark = pytest.mark.usefixtures("settings")
+
+
+def run(job_id: str, step: str, clip_index: int | None = None, **arguments: Any) -> dict[str, Any]:
+    body = importlib.import_module(f"s2v_tasks.steps.{step}").run
+    return run_step(body, step=step, job_id=job_id, clip_index=clip_index, **arguments)
+
+
+def stage(store: ObjectStore, job_id: str, **fields: Any) -> list[dict[str, Any]]:
+    """Stage and plan; the turns of the plan."""
+    uris = {"image_uri": store.uri("portrait.jpg"), "audio_uri": store.uri("speech.mp3")}
+    run(job_id, "stage_inputs", request_json=json.dumps(uris | REQUEST | fields))
+    turns: list[dict[str, Any]] = run(job_id, "plan_clips")["clips"]
+    return turns
+
+
+def make(store: ObjectStore, job_id: str, num_clip: int | None = None, **fields: Any) -> None:
+    """The whole road, or up to its first `num_clip` turns."""
+    turns = stage(store, job_id, **fields)
+    run(job_id, "encode_conditions")
+    for turn in turns[:num_clip]:
+        run(job_id, "render_clip", turn["clip_index"], count=turn["count"])
+    if num_clip is None:
+        for step in ("stitch", "mux_audio", "validate", "publish"):
+            run(job_id, step)
+
+
+def found(ledger: Ledger, job_id: str) -> JobRecord:
+    job = ledger.job(job_id)
+    assert job is not None
+    return job
+
+
+def objects(store: ObjectStore, job_id: str) -> dict[str, str | None]:
+    """Keys and checksums of what lies under a job."""
+    artifacts = ArtifactStore(store)
+    layout = JobLayout(job_id)
+    checksums: dict[str, str | None] = {}
+    for index in range(4):
+        manifest = artifacts.read_manifest(layout.clip_manifest(index))
+        assert manifest is not None
+        checksums |= {f"{index}/{name}": artifact.sha256 for name, artifact in manifest.outputs.items()}
+    return checksums | {"result": str(store.get_bytes(layout.result))}
+
+
+def test_clips_before_the_change_are_reused_and_cost_nothing(
+    store: ObjectStore, ledger: Ledger, tmp_path: Path
+) -> None:
+    """Clips 0 and 1 are the parent's to the byte, without an attempt; 2 and 3 are new; the parent stays what it was."""
+    make(store, PARENT)
+    before, parent = objects(store, PARENT), JobLayout(PARENT)
+    store.delete("portrait.jpg")  # the staged inputs of the parent are enough
+    make(store, CHILD, prompt="Somebody else shouts.", parent_job_id=PARENT, from_clip=2)
+    after, child = objects(store, CHILD), JobLayout(CHILD)
+    same = {name for name, checksum in before.items() if after.get(name) == checksum}
+    assert same == {"0/clip", "0/motion", "1/clip", "1/motion"}
+    for index in (0, 1):
+        assert store.get_bytes(child.clip(index)) == store.get_bytes(parent.clip(index))
+    assert objects(store, PARENT) == before
+
+    job = found(ledger, CHILD)
+    assert [clip.source_job_id for clip in job.clips] == [PARENT, PARENT, None, None]
+    assert [attempt.clip_index for attempt in job.attempts] == [2, 3]
+    assert job.labels == {"team": "news"}
+    (spent,) = ledger.spending("job", job_id=CHILD)
+    assert spent.used_gpu_seconds == pytest.approx(sum(attempt.gpu_seconds or 0 for attempt in job.attempts))
+    result = json.loads(store.get_bytes(child.result))
+    assert [clip["rendered_by"] for clip in result["clips"]] == [PARENT, PARENT, CHILD, CHILD]
+
+    plans = [Plan.model_validate_json(store.get_bytes(layout.plan)) for layout in (parent, child)]
+    assert [clip.seed for clip in plans[0].clips] == [clip.seed for clip in plans[1].clips]
+    assert plans[1].estimate.gpu_seconds < plans[0].estimate.gpu_seconds
+
+    fetch(CHILD, to=tmp_path, as_json=False)
+    assert file_sha256(tmp_path / f"{CHILD}.mp4") == result["sha256"]
+    assert {path.suffix for path in tmp_path.iterdir()} == {".mp4", ".json", ".jpg"}
+
+
+def test_only_the_clips_that_are_rendered_have_a_turn(store: ObjectStore, ledger: Ledger) -> None:
+    """The first turn continues a clip that is there; planning again changes nothing; a rerun of a rerun is possible."""
+    make(store, PARENT, num_clip=1)
+    turns = stage(store, CHILD, base_seed=5, parent_job_id=PARENT, from_clip=1)
+    assert [(turn["clip_index"], turn["predecessor"]) for turn in turns] == [(1, None), (2, 0), (3, 1)]
+    plan = store.get_bytes(JobLayout(CHILD).plan)
+    assert run(CHILD, "plan_clips")["clips"] == turns
+    assert store.get_bytes(JobLayout(CHILD).plan) == plan
+    assert [clip.seed for clip in Plan.model_validate_json(plan).clips[1:]] == [6, 7, 8]
+    run(CHILD, "encode_conditions")
+    assert not run(CHILD, "render_clip", 1)["reused"]
+    stage(store, "third-take", base_seed=5, sample_steps=3, parent_job_id=CHILD, from_clip=2)
+    assert [clip.source_job_id for clip in found(ledger, "third-take").clips] == [PARENT, CHILD, None, None]
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"from_clip": 2}, "Clip 0 of job first-take is not finished.*Rerun from clip 0"),
+    ({"from_clip": 4}, "from_clip 4: expected 0 to 3"),
+    ({"from_clip": 1, "size": "128*192"}, r"size '128\*192': expected '128\*128'"),
+    ({"from_clip": 1, "parent_job_id": "never-heard-of"}, "never-heard-of has no request.json"),
+    ({"from_clip": 1, "parent_job_id": CHILD}, "is the job itself"),
+    ({"from_clip": 1, "max_gpu_seconds": 0.001}, "over budget"),
+]
+
+
+def test_a_rerun_that_cannot_be_is_refused(store: ObjectStore) -> None:
+    """The sentence names what is missing or may not change, and what to do instead."""
+    stage(store, PARENT)
+    for fields, words in REFUSED:
+        with pytest.raises(PermanentError, match=words):
+            stage(store, CHILD, **{"parent_job_id": PARENT} | fields)
+
+
+def test_a_job_without_result_is_not_fetched(tmp_path: Path) -> None:
+    """Nothing is left in the folder."""
+    with pytest.raises(PermanentError, match="has no result"):
+        fetch("never-heard-of", to=tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,93 @@
+"""What rendering cost, from attempts and the prices of jobs."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from s2v_tasks.metadata.repository import Ledger
+from s2v_tasks.metadata.session import create_engine
+from s2v_tasks.metadata.tables import Attempt, Job
+
+DAY = datetime(2026, 11, 20, 12, tzinfo=UTC)
+
+
+@pytest.fixture
+def engine(postgres_url: str) -> Iterator[sa.Engine]:
+    engine = create_engine(postgres_url)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def ledger(engine: sa.Engine) -> Ledger:
+    """Two jobs at 3.60 an hour and one at 36 in another currency; outcomes of all kinds."""
+    ledger = Ledger(engine)
+    jobs: list[tuple[str, dict[str, Any]]] = [
+        ("a", {"labels": {"team": "news", "show": "late"}, "preset": "quick", "price": (3.6, "USD")}),
+        ("b", {"labels": {"team": "news"}, "preset": "high", "price": (3.6, "USD")}),
+        ("c", {"preset": "high", "price": (36.0, "EUR")}),
+    ]
+    attempts = [
+        ("a", 0, 1, "failed", 10.0, DAY),
+        ("a", 0, 2, "interrupted", 20.0, DAY),
+        ("a", 0, 3, "succeeded", 30.0, DAY),
+        ("b", 0, 1, "lost", 40.0, DAY + timedelta(days=1)),
+        ("c", 0, 1, "succeeded", 100.0, DAY + timedelta(days=1)),
+    ]
+    with engine.begin() as connection:
+        for job_id, facts in jobs:
+            price, currency = facts.pop("price")
+            values = {"status": "running", "cost_per_gpu_hour": price, "currency": currency} | facts
+            connection.execute(sa.insert(Job).values(job_id=job_id, **values))
+        for job_id, clip_index, attempt, outcome, seconds, at in attempts:
+            row = {"job_id": job_id, "clip_index": clip_index, "attempt": attempt, "outcome": outcome}
+            row |= {"gpu_seconds": seconds, "started_at": at, "finished_at": at, "world_size": 1}
+            connection.execute(sa.insert(Attempt).values(**row))
+    return ledger
+
+
+def lines(ledger: Ledger, by: Any, **which: Any) -> list[tuple[Any, ...]]:
+    return [
+        (line.name, line.currency, line.jobs, line.used_gpu_seconds, line.wasted_gpu_seconds, round(line.cost or 0, 4))
+        for line in ledger.spending(by, **which)
+    ]
+
+
+def test_wasted_attempts_are_counted_apart(ledger: Ledger) -> None:
+    """Failed and lost ones are wasted; one that was interrupted left its state; currencies are never added up."""
+    assert lines(ledger, "all") == [("all", "EUR", 1, 100.0, 0.0, 1.0), ("all", "USD", 2, 50.0, 50.0, 0.1)]
+    assert [line.wasted_cost for line in ledger.spending("all")] == [None, pytest.approx(0.05)]
+
+
+def test_a_job_counts_under_each_of_its_labels(ledger: Ledger) -> None:
+    """Jobs without any have a line of their own."""
+    assert lines(ledger, "label") == [
+        ("(none)", "EUR", 1, 100.0, 0.0, 1.0),
+        ("team=news", "USD", 2, 50.0, 50.0, 0.1),
+        ("show=late", "USD", 1, 50.0, 10.0, 0.06),
+    ]
+
+
+def test_days_presets_and_jobs_are_lines_too(ledger: Ledger) -> None:
+    """Days are those on which an attempt began, in UTC and in order; `since` leaves earlier attempts out."""
+    assert [(name, used) for name, _, _, used, *_ in lines(ledger, "day")] == [
+        ("2026-11-20", 50.0),
+        ("2026-11-21", 100.0),
+        ("2026-11-21", 0.0),
+    ]
+    assert [name for name, *_ in lines(ledger, "preset")] == ["high", "quick", "high"]
+    assert lines(ledger, "job", job_id="a") == [("a", "USD", 1, 50.0, 10.0, 0.06)]
+    assert [name for name, *_ in lines(ledger, "job", since=DAY + timedelta(hours=1))] == ["c", "b"]
+
+
+def test_an_attempt_that_runs_costs_already(ledger: Ledger, engine: sa.Engine) -> None:
+    """It counts from its beginning until now, on all of its GPUs."""
+    with engine.begin() as connection:
+        began = sa.func.now() - sa.text("interval '10 seconds'")
+        row = {"job_id": "c", "clip_index": 1, "attempt": 1, "started_at": began, "world_size": 4}
+        connection.execute(sa.insert(Attempt).values(**row))
+    (line,) = ledger.spending("job", job_id="c")
+    assert 140 <= line.used_gpu_seconds < 300

@@ -13,6 +13,7 @@ from s2v_tasks.cli.terminal import PEOPLE, console, open_ledger, plain, print_js
 from s2v_tasks.cli.watch import Watch, unknown_job, watch_job
 
 if TYPE_CHECKING:
+    from s2v_tasks.metadata.accounting import Spending
     from s2v_tasks.metadata.records import JobRecord
 
 Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]
@@ -60,16 +61,20 @@ def job(
         raise typer.Exit(watch_job(job_id, as_json=as_json))
     with open_ledger() as ledger:
         found = ledger.job(job_id)
+        spent = next(iter(ledger.spending("job", job_id=job_id)), None)
     if found is None:
         raise unknown_job(job_id)
     if as_json:
-        print_json(plain(found))
+        print_json(plain(found) | {"spending": plain(spent) if spent else None})
         return
-    _print_job(found)
+    _print_job(found, spent)
 
 
-def _print_job(found: "JobRecord") -> None:
+def _print_job(found: "JobRecord", spent: "Spending | None") -> None:
     console.print(f"[bold]{found.job_id}[/bold]  {found.status}  {escape(found.reason or found.video_uri or '')}")
+    if found.parent_job_id:
+        console.print(f"rerun of {found.parent_job_id} from clip {found.from_clip}", markup=False)
+    console.print(_cost_line(found, spent), markup=False)
     clips = Table(
         "clip", "status", "frames", "step", "attempts", "reused", "render s", "PFLOP", "MFU", "peak GiB", "fingerprint"
     )
@@ -80,7 +85,7 @@ def _print_job(found: "JobRecord") -> None:
             f"{clip.start_frame}..{clip.end_frame}",
             f"{clip.progress_step or 0}/{clip.progress_steps or '?'}",
             str(clip.attempts),
-            "yes" if clip.reused else "no",
+            f"of {clip.source_job_id}" if clip.source_job_id else "yes" if clip.reused else "no",
             f"{clip.render_seconds:.1f}" if clip.render_seconds is not None else "",
             *_meter(clip.facts or {}),
             (clip.fingerprint or "")[:12],
@@ -96,6 +101,20 @@ def _print_job(found: "JobRecord") -> None:
         detail = json.dumps(event.detail, ensure_ascii=False)
         events.add_row(f"{event.at:%H:%M:%S}", event.step or "", clip_index, event.event, escape(detail[:100]))
     console.print(events)
+
+
+def _cost_line(found: "JobRecord", spent: "Spending | None") -> str:
+    """What the clips cost so far, beside what the plan expected."""
+    used, wasted = (spent.used_gpu_seconds, spent.wasted_gpu_seconds) if spent else (0.0, 0.0)
+    line = f"GPU-seconds: {used:.1f} used, {wasted:.1f} wasted"
+    if found.estimated_gpu_seconds is None:
+        return line
+    line += f", about {found.estimated_gpu_seconds:.1f} expected"
+    if found.cost_per_gpu_hour is None:
+        return line
+    expected = found.estimated_gpu_seconds * found.cost_per_gpu_hour / 3600
+    cost = spent.cost or 0.0 if spent else 0.0
+    return f"{line}; cost: {cost:.4f} {found.currency}, about {expected:.4f} expected"
 
 
 def _meter(facts: dict[str, Any]) -> tuple[str, str, str]:

@@ -35,7 +35,7 @@ def request_options(*names: str) -> Callable[[Command], Command]:
 
         @functools.wraps(command)
         def with_fields(**arguments: Any) -> None:
-            given = {name: arguments.pop(name) for name in names}
+            given = {name: arguments.pop(name, None) for name in names}
             fields = {name: value for name, value in given.items() if value not in (None, [])}
             if "labels" in fields:
                 fields["labels"] = parse_labels(fields["labels"])

@@ -6,7 +6,7 @@ import typer
 
 from s2v_tasks.cli import app
 from s2v_tasks.cli.options import BOOKKEEPING, SAMPLING, request_options
-from s2v_tasks.cli.submit import AsJson, JobIdOption, hand_in
+from s2v_tasks.cli.submit import AsJson, JobIdOption, Via, hand_in
 from s2v_tasks.cli.terminal import PEOPLE
 from s2v_tasks.cli.watch import Watch, unknown_job
 from s2v_tasks.schemas.manifest import fingerprint
@@ -24,6 +24,7 @@ def rerun(
     fields: dict[str, Any],
     from_clip: Annotated[int, typer.Option(min=0, help="First clip, from 0, that is rendered anew.")] = 0,
     job_id: JobIdOption = None,
+    via: Via = "api",
     watch: Watch = False,
     as_json: AsJson = False,
 ) -> None:
@@ -31,15 +32,13 @@ def rerun(
 
     Frames, size and, where not changed, seeds are those of the earlier job. The same rerun again is the same job.
     """
-    from s2v_tasks.cli.airflow_api import AirflowApi
     from s2v_tasks.storage.s3 import ObjectStore
 
-    settings = load_settings()
-    earlier = _request(ObjectStore.from_settings(settings), parent)
+    earlier = _request(ObjectStore.from_settings(load_settings()), parent)
     changed = earlier.model_dump() | fields | {"parent_job_id": parent, "from_clip": from_clip}
     request = parse_request(changed)
     name = job_id or f"{parent[:50].rstrip('-')}-r{fingerprint(request.model_dump())[:10]}"
-    hand_in(AirflowApi.from_settings(settings), name, request, watch=watch, as_json=as_json)
+    raise typer.Exit(hand_in(name, request, via, watch=watch, as_json=as_json))
 
 
 def _request(store: "ObjectStore", job_id: str) -> Request:

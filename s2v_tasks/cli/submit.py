@@ -1,10 +1,12 @@
 """`s2v submit`: hand in a job, from files here or objects in S3. The same request again is the same job."""
 
+import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from rich.markup import escape
 
 from s2v_tasks.cli import app
 from s2v_tasks.cli.options import BOOKKEEPING, PLANNING, request_options
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from s2v_tasks.storage.s3 import ObjectStore
 
 AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
+Door = Literal["api", "drop"]
+Via = Annotated[Door, typer.Option(help="api: Airflow's REST API; drop: the drop folder in S3, without Airflow.")]
 JobIdOption = Annotated[str | None, typer.Option(help="Name of the job; left out: made from the request.")]
 
 
@@ -31,36 +35,52 @@ def submit(
     fields: dict[str, Any],
     pose_video: Annotated[str | None, typer.Option(help="Pose video: a file, or an S3 URI.")] = None,
     job_id: JobIdOption = None,
+    via: Via = "api",
     watch: Watch = False,
     as_json: AsJson = False,
 ) -> None:
-    """Hand in a job. Files are uploaded, then Airflow is told; a job that failed or was cancelled goes on.
+    """Hand in a job: files are uploaded, then Airflow is told. One that failed or was cancelled goes on.
 
     The same files and fields again are the same job: nothing is started while it runs or when it has succeeded.
+    What is left out takes the defaults of the DAG's form, then those of the preset.
     """
-    from s2v_tasks.cli.airflow_api import AirflowApi
     from s2v_tasks.storage.s3 import ObjectStore
 
-    settings = load_settings()
-    api, store = AirflowApi.from_settings(settings), ObjectStore.from_settings(settings)
+    store = ObjectStore.from_settings(load_settings())
     sources = {"image_uri": image, "audio_uri": audio, "pose_video_uri": pose_video}
     request, files = _request(store, {name: given for name, given in sources.items() if given}, fields)
     _upload(store, files)
-    hand_in(api, job_id or _job_id(request, Path(audio).stem), request, watch=watch, as_json=as_json)
+    raise typer.Exit(hand_in(job_id or _job_id(request, Path(audio).stem), request, via, watch=watch, as_json=as_json))
 
 
-def hand_in(api: "AirflowApi", job_id: str, request: Request, *, watch: bool, as_json: bool) -> None:
-    """Start the job, say so, and follow it if that is wanted: then the exit code is the job's."""
+def hand_in(job_id: str, request: Request, via: Door, *, watch: bool, as_json: bool) -> int:
+    """Hand in a job and say so; where it is watched the exit code is the job's, else 0."""
+    from s2v_tasks.cli.airflow_api import AirflowApi
+
+    ended_before = None
+    if watch:
+        with open_ledger() as ledger:
+            ended_before = end_on_record(ledger, job_id)
+    api = AirflowApi.from_settings(load_settings()) if via == "api" else None
+    outcome = drop(job_id, request) if api is None else start(api, job_id, request)
+    report(outcome, as_json=as_json)
     if not watch:
-        report_start(start(api, job_id, request), as_json=as_json)
-        return
-    with open_ledger() as ledger:
-        ended_before = end_on_record(ledger, job_id)
-    outcome = start(api, job_id, request)
-    report_start(outcome, as_json=as_json)
-    raise typer.Exit(
-        watch_job(job_id, as_json=as_json, ended_before=ended_before if outcome["started"] else None, may_come=True)
-    )
+        return 0
+    ended_before = ended_before if outcome["started"] else None
+    return watch_job(job_id, as_json=as_json, ended_before=ended_before, may_come=True)
+
+
+def drop(job_id: str, request: Request) -> dict[str, Any]:
+    """Leave the request in the drop folder: one object, so that it is there whole or not at all."""
+    from s2v_tasks.storage.layout import JobLayout, drop_folder_uri
+    from s2v_tasks.storage.s3 import ObjectStore
+
+    settings = load_settings()
+    uri = f"{drop_folder_uri(settings)}/incoming/{JobLayout(job_id).job_id}/request.json"
+    content = request.model_dump(exclude_defaults=True) | {"job_id": job_id}
+    data = json.dumps(content, indent=2, sort_keys=True).encode()
+    ObjectStore.from_settings(settings).put_bytes(uri, data, "application/json")
+    return {"job_id": job_id, "dropped_as": uri, "started": False}
 
 
 def start(api: "AirflowApi", job_id: str, request: Request) -> dict[str, Any]:
@@ -84,13 +104,17 @@ def start(api: "AirflowApi", job_id: str, request: Request) -> dict[str, Any]:
         run_id = f"{job_id}--{number}"
 
 
-def report_start(outcome: dict[str, Any], *, as_json: bool) -> None:
+def report(outcome: dict[str, Any], *, as_json: bool) -> None:
     """Say what became of a request."""
     if as_json:
         print_json(outcome, indent=None)
         return
-    state = "started" if outcome["started"] else f"was there already, its run is {outcome['run_state']}"
-    console.print(f"[bold]{outcome['job_id']}[/bold] {state}; `s2v job {outcome['job_id']} --watch` follows it")
+    if "dropped_as" in outcome:
+        state = f"waits as {outcome['dropped_as']} for the next sweep of the drop folder"
+    else:
+        state = "started" if outcome["started"] else f"was there already, its run is {outcome['run_state']}"
+    job_id = outcome["job_id"]
+    console.print(f"[bold]{job_id}[/bold] {escape(state)}; `s2v job {job_id} --watch` follows it")
 
 
 def _request(store: "ObjectStore", sources: dict[str, str], fields: dict[str, Any]) -> tuple[Request, list[Path]]:

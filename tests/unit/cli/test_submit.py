@@ -1,0 +1,91 @@
+"""Handing in: the same request is the same job, through either door."""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from s2v_tasks.cli.submit import start, submit
+from s2v_tasks.errors import PermanentError
+from s2v_tasks.ingestion.drop_request import DropTexts, request_of_drop
+from s2v_tasks.ingestion.folders import folders
+from s2v_tasks.schemas.request import Request
+from s2v_tasks.settings import Settings
+from s2v_tasks.storage.layout import drop_folder_uri
+from s2v_tasks.storage.s3 import ObjectStore
+
+SAMPLES = Path(__file__).parents[2] / "samples"
+REQUEST = Request(image_uri="s3://bucket/a.png", audio_uri="s3://bucket/a.mp3", prompt="Hello.", labels={"team": "a"})
+
+
+class Runs:
+    """The runs of an Airflow: what `start` asks of it."""
+
+    def __init__(self) -> None:
+        self.runs: dict[str, dict[str, Any]] = {}
+
+    def run(self, run_id: str) -> dict[str, Any] | None:
+        return self.runs.get(run_id)
+
+    def trigger(self, run_id: str, conf: dict[str, Any]) -> bool:
+        self.runs[run_id] = {"conf": conf, "state": "queued"}
+        return True
+
+
+def test_a_request_is_started_once_and_again_only_after_a_failure() -> None:
+    """While it runs, and when it has succeeded, nothing is started; a failed one gets a further run of the same job."""
+    airflow = Runs()
+    api: Any = airflow
+    assert [start(api, "talk", REQUEST)["started"] for _ in range(2)] == [True, False]
+    airflow.runs["talk"]["state"] = "failed"
+    assert [start(api, "talk", REQUEST)["run_id"] for _ in range(2)] == ["talk--2", "talk--2"]
+    airflow.runs["talk--2"]["state"] = "success"
+    outcome = start(api, "talk", REQUEST)
+    assert (outcome["started"], outcome["run_state"]) == (False, "success")
+    assert {run["conf"]["job_id"] for run in airflow.runs.values()} == {"talk"}
+
+
+def test_a_job_id_belongs_to_one_request() -> None:
+    """Another request under the same id is refused with the fields that differ."""
+    api: Any = Runs()
+    start(api, "talk", REQUEST)
+    with pytest.raises(PermanentError, match="other values of labels, prompt"):
+        start(api, "talk", REQUEST.model_copy(update={"prompt": "Bye.", "labels": {}}))
+
+
+def test_local_files_go_through_the_drop_folder_without_airflow(
+    s3_settings: Settings, object_store: ObjectStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What lies there afterwards is a drop that can be taken in; handing in again leaves the same bytes."""
+    arguments = {"image": str(SAMPLES / "portrait.jpg"), "audio": str(SAMPLES / "speech.mp3"), "prompt": "Hello."}
+    outcomes = []
+    for _ in range(2):
+        with pytest.raises(typer.Exit) as done:
+            submit(**arguments, num_clip=1, labels=["team=news"], via="drop", as_json=True)
+        assert done.value.exit_code == 0
+        outcomes.append(json.loads(capsys.readouterr().out))
+    assert outcomes[0] == outcomes[1]
+    incoming = f"{drop_folder_uri(s3_settings)}/incoming"
+    (folder,) = folders(object_store.listing(f"{incoming}/"), incoming)
+    assert folder.is_ready(datetime.now(UTC), settle_seconds=60, abandoned_seconds=60)
+    texts = DropTexts(marker=object_store.get_bytes(outcomes[0]["dropped_as"]), prompt=None)
+    taken = request_of_drop(folder, texts, folder.uri, max_input_bytes=10**9)
+    assert taken.job_id == outcomes[0]["job_id"]
+    assert taken.job_id.startswith("speech-")
+    assert (taken.request.num_clip, taken.request.labels) == (1, {"team": "news"})
+    head = object_store.head(taken.request.audio_uri)
+    assert head is not None
+    assert head.size_bytes == (SAMPLES / "speech.mp3").stat().st_size
+
+
+def test_a_bad_request_is_refused_before_anything_is_uploaded(s3_settings: Settings, object_store: ObjectStore) -> None:
+    """Nothing is in the store afterwards."""
+    files = {"image": str(SAMPLES / "portrait.jpg"), "audio": str(SAMPLES / "speech.mp3")}
+    with pytest.raises(PermanentError, match="prompt is missing"):
+        submit(**files)
+    with pytest.raises(PermanentError, match=r"nowhere\.wav is not a file"):
+        submit(**files | {"audio": "nowhere.wav"}, prompt="Hello.")
+    assert not list(object_store.listing(f"{s3_settings.data_uri}/"))

@@ -48,7 +48,7 @@ def _send(
     """Try one message and write down what became of it: the status that it has now."""
     logger = log.get_logger().bind(notification_id=notification.id, event_name=notification.event)
     try:
-        if settings.webhook_secret is None:
+        if not settings.webhook_secret:
             raise RefusedTargetError(
                 "S2V_WEBHOOK_SECRET is not set: expected the secret that messages are signed with."
             )

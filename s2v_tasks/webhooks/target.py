@@ -3,6 +3,7 @@
 import ipaddress
 import socket
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import SplitResult, urlsplit
 
@@ -11,7 +12,7 @@ from s2v_tasks.settings import Settings
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _DEFAULT_PORTS = {"http": 80, "https": 443}
-# IPv6 ranges that lead to an IPv4 address, and where in the 128 bits it stands.
+# Translated to the IPv4 address in the last 32 bits.
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
@@ -46,8 +47,9 @@ class TargetPolicy:
     def from_settings(cls, settings: Settings) -> "TargetPolicy":
         """The host of the configured webhook is allowed without being listed."""
         hosts = {host.strip().lower() for host in settings.webhook_allowed_hosts.split(",")}
-        if settings.webhook_url is not None:
-            hosts.add((urlsplit(settings.webhook_url.get_secret_value()).hostname or "").lower())
+        if settings.webhook_url:
+            with suppress(RefusedTargetError):  # which the messages to it will say
+                hosts.add(_parts(settings.webhook_url.get_secret_value())[1])
         return cls(frozenset(hosts - {""}), settings.webhook_allow_private)
 
     def resolve(self, url: str, *, seconds: float) -> Target:
@@ -90,7 +92,7 @@ def _parts(url: str) -> tuple[SplitResult, str, int]:
     """The parts of a URL, its host as it is looked up, and its port."""
     try:
         parts = urlsplit(url)
-        host = (parts.hostname or "").rstrip(".").encode("idna").decode() if parts.hostname else ""
+        host = (parts.hostname or "").rstrip(".").encode("idna").decode().lower()
         port = parts.port or _DEFAULT_PORTS[parts.scheme]
     except (ValueError, KeyError):  # UnicodeError is a ValueError
         host = ""

@@ -96,3 +96,16 @@ def test_a_wrong_entry_is_named(config: Path, entry: object, said: str) -> None:
     with pytest.raises(ConfigurationError, match=said):
         failure_notifiers()
     sys.modules.pop("file_notifier", None)
+
+
+@pytest.mark.parametrize(("secret", "schedule"), [("", None), ("shared", "*/5 * * * *")])
+def test_the_sweep_of_webhooks_runs_where_they_are_configured(
+    monkeypatch: pytest.MonkeyPatch, secret: str, schedule: str | None
+) -> None:
+    """Without the shared secret nothing is sent, so nothing is swept."""
+    if secret:
+        monkeypatch.setenv("S2V_WEBHOOK_SECRET", secret)
+        load_settings.cache_clear()
+    dag = DagBag(DAGS / "s2v_notifications.py").dags["s2v_notifications"]
+    assert getattr(dag.timetable, "expression", None) == schedule
+    assert dag.task_dict["deliver"].arguments == ["deliver-notifications"]

@@ -119,13 +119,9 @@ def test_what_must_not_be_called_is_refused_and_nothing_sent(
     assert receiver.requests == []
 
 
-def test_nothing_is_sent_unsigned(
-    configure: Configure, receiver: Any, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_is_sent_unsigned(configure: Configure, receiver: Any, engine: sa.Engine) -> None:
     """Without the shared secret a receiver could not tell our messages from anybody's."""
-    configure()
-    monkeypatch.delenv("S2V_WEBHOOK_SECRET")
-    load_settings.cache_clear()
+    configure(webhook_secret="")
     run_step(work, step="x", job_id="job-a", url=receiver.url)
     assert receiver.requests == []
     assert "S2V_WEBHOOK_SECRET" in found(engine)[0][3]

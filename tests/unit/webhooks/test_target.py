@@ -119,3 +119,5 @@ def test_the_configured_webhook_needs_no_listing() -> None:
     hosts = TargetPolicy.from_settings(settings).allowed_hosts
     assert hosts == {"ops.example.com", "a.example.com", ".b.example.com"}
     assert TargetPolicy.from_settings(Settings()).allowed_hosts == frozenset()
+    for nonsense in ("http://[", "hooks.example.com", ""):
+        assert TargetPolicy.from_settings(Settings(webhook_url=nonsense)).allowed_hosts == frozenset()

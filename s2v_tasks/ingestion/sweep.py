@@ -166,7 +166,7 @@ class Sweeper:
         for item in present:
             file = drop.files.get(item.uri.removeprefix(f"{drop.folder_uri}/"))
             if file is not None and file["etag"] == item.etag:
-                self._store.copy(item.uri, f"{drop.target_uri}/{file['target']}")
+                self._store.copy(item.uri, f"{drop.target_uri}/{file['target']}", size_bytes=item.size_bytes)
                 sources.append(item.uri)
         self._store.delete_all(sources)
         if drop.status == "claimed":

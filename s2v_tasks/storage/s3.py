@@ -30,6 +30,7 @@ SHA256_METADATA = "sha256"
 MEBIBYTE = 1024**2
 SMALL_OBJECT_BYTES = 64 * MEBIBYTE
 _DELETED_AT_ONCE = 1000  # S3's own bound
+_COPIED_AT_ONCE_BYTES = 5 * 1024 * MEBIBYTE  # S3's own bound
 
 
 class ObjectStore:
@@ -154,12 +155,15 @@ class ObjectStore:
                     uri = Place(at.bucket, item["Key"]).uri
                     yield ListedObject(uri, item["Size"], item["LastModified"], item["ETag"].strip('"'))
 
-    def copy(self, source: str, target: str) -> None:
-        """Copy an object within the store, with its metadata; up to 5 GiB, S3's limit for one request."""
+    def copy(self, source: str, target: str, *, size_bytes: int = 0) -> None:
+        """Copy an object within the store, with its metadata; one of more than 5 GiB, by `size_bytes`, in parts."""
         goal = self._locate(target)
         self.trust.check_write(goal)
         with self._reading(f"copying to {shown(goal.uri)} from", source) as origin:
-            self._client.copy_object(**_named(goal), CopySource=_named(origin))
+            if size_bytes <= _COPIED_AT_ONCE_BYTES:
+                self._client.copy_object(**_named(goal), CopySource=_named(origin))
+            else:
+                self._client.copy(_named(origin), goal.bucket, goal.key, Config=self._transfer)
 
     def delete(self, address: str) -> None:
         """Remove an object; it may be missing already."""

@@ -71,6 +71,18 @@ def test_a_copy_is_as_verifiable_as_its_source(store: ObjectStore) -> None:
     assert store.head("b/c") == store.head("a")
 
 
+def test_an_object_too_large_for_one_request_is_copied_in_parts(
+    store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bytes are the same; the bound is lowered here so that two parts are enough."""
+    monkeypatch.setattr("s2v_tasks.storage.s3._COPIED_AT_ONCE_BYTES", 1)
+    (tmp_path / "large").write_bytes(bytes(range(256)) * (33 * 4096))
+    store.upload(tmp_path / "large", "a", "text/plain")
+    store.copy("a", "b", size_bytes=33 * 1024**2)
+    store.download("b", tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == (tmp_path / "large").read_bytes()
+
+
 def test_copying_what_is_lost_names_the_source(store: ObjectStore) -> None:
     """The message of a failed copy names the object that is missing, not the one that was to be written."""
     with pytest.raises(ObjectMissingError, match=r"/lost does not exist"):

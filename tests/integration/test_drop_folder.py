@@ -157,6 +157,19 @@ def test_names_are_data(folder: Folder) -> None:
     assert folder.names("incoming/") == []
 
 
+def test_names_that_no_store_understands_alike_are_refused_and_left_alone(folder: Folder) -> None:
+    """Their folder is rejected with the rest of its files; what cannot be addressed stays, and is no new drop."""
+    folder.drop("anna", {})
+    incoming = f"{folder.uri}/incoming".removeprefix(f"s3://{folder.store.bucket}/")
+    for name in ("anna/more//b.wav", "../c.png"):
+        # Past our own store, which would refuse to write it.
+        folder.store._client.put_object(Bucket=folder.store.bucket, Key=f"{incoming}/{name}", Body=b"x")
+    assert folder.sweep() == counts(rejected=1, unready=1)
+    assert "'more//b.wav': a name that S3 cannot address" in folder.error("anna")
+    assert folder.sweep(seconds_later=10_000) == counts(unready=2)
+    assert folder.jobs.jobs() == []
+
+
 class _KilledError(BaseException):
     """Stands for SIGKILL: nothing handles it."""
 

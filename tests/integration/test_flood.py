@@ -8,6 +8,7 @@ import os
 import signal
 import statistics
 import time
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -64,12 +65,12 @@ class Site:
             time.sleep(2)
         self.handed_in[name] = datetime.now(UTC)
 
-    def call(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    def call(self, path: str, body: dict[str, Any] | None = None, method: str = "PATCH") -> dict[str, Any]:
         request = urllib.request.Request(
             f"{self.airflow.url}/api/v2{path}",
             data=None if body is None else json.dumps(body).encode(),
             headers={"Content-Type": "application/json"},
-            method="GET" if body is None else "PATCH",
+            method="GET" if body is None else method,
         )
         with urllib.request.urlopen(request, timeout=120) as answer:
             parsed: dict[str, Any] = json.load(answer)
@@ -111,6 +112,42 @@ def site(stack_home: Path, stack: Settings, monkeypatch: pytest.MonkeyPatch) -> 
     found.call("/dags/speech_to_video", {"is_paused": True})  # its runs wait: it is the way to them that is tested
     yield found
     installation.stop()
+
+
+def test_a_batch_runs_from_its_manifest_to_its_summary(site: Site, stack: Settings) -> None:
+    """Triggered with a manifest, it starts a run for each row, waits for their jobs, and sums up; again: nothing new."""
+    manifest_uri = site.store.uri("batch/monday.csv")
+    site.store.put_bytes("batch/portrait.png", site.picture, "image/png")
+    site.store.put_bytes("batch/speech.wav", site.speech, "audio/wav")
+    rows = "".join(f"row-{number},portrait.png,speech.wav,A person speaks.,{number}\n" for number in range(3))
+    site.store.put_bytes("batch/monday.csv", f"id,image_uri,audio_uri,prompt,base_seed\n{rows}".encode(), "text/csv")
+    engine = engine_from_settings(stack)
+    ledger = Ledger(engine)
+
+    def run_batch() -> str:
+        body = {"logical_date": None, "conf": {"manifest_uri": manifest_uri}}
+        return str(site.call("/dags/s2v_batch/dagRuns", body, "POST")["dag_run_id"])
+
+    def has_ended(run_id: str) -> bool:
+        path = f"/dags/s2v_batch/dagRuns/{urllib.parse.quote(run_id)}"
+        state = site.call(path)["state"]
+        assert state != "failed", site.call(f"{path}/taskInstances")
+        return bool(state == "success")
+
+    try:
+        first = run_batch()
+        wait_until(lambda: len(site.runs()) == 3, 300)
+        assert not has_ended(first)
+        for job in ledger.jobs():  # their runs wait, and the jobs end here: it is the batch that is tested
+            ledger.job_succeeded(job.job_id, f"s3://s2v/output/{job.job_id}.mp4", "ab" * 32)
+        wait_until(lambda: has_ended(first), 300)
+        numbers = json.loads(site.store.get_bytes(f"{manifest_uri}.summary.json"))
+        assert numbers["jobs"] == {"succeeded": 3}
+        second = run_batch()
+        wait_until(lambda: has_ended(second), 300)
+        assert len(site.runs()) == len(ledger.jobs()) == 3
+    finally:
+        engine.dispose()
 
 
 def wait_until(true: Callable[[], bool], seconds: float) -> None:

@@ -115,7 +115,7 @@ def site(stack_home: Path, stack: Settings, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_batch_runs_from_its_manifest_to_its_summary(site: Site, stack: Settings) -> None:
-    """Triggered with a manifest, it starts a run for each row, waits for their jobs, and sums up; again: nothing new."""
+    """It starts a run for each row, waits for their jobs, and sums up; triggered again it starts nothing."""
     manifest_uri = site.store.uri("batch/monday.csv")
     site.store.put_bytes("batch/portrait.png", site.picture, "image/png")
     site.store.put_bytes("batch/speech.wav", site.speech, "audio/wav")

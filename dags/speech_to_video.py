@@ -38,8 +38,11 @@ its size are those of the embedded stack; for the 14B model leave out `size` and
 retried. After a passing fault clear the run, or trigger again with the same `job_id`: what is finished is reused, and
 only what is missing is rendered.
 
-**What to look at.** Result of `publish`: `video_uri`, `sha256`, `duration_seconds`. The report and the contact sheet
-lie in the job's prefix, `jobs/<job id>/report/`.
+**What to look at.** The task `publish` links to the video, the report and the contact sheet; `validate` to the report,
+also of a video that failed its checks. Result of `publish`: `video_uri`, `sha256`, `duration_seconds`.
+
+**Long videos.** `continuity: cut` starts again from the picture at pauses of the speech: chains of clips that are
+rendered side by side. The log of `plan_clips` and `s2v plan` show where the cuts are.
 """
 
 from datetime import timedelta

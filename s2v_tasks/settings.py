@@ -52,6 +52,9 @@ class Settings(BaseSettings):
     data_uri: str = Field("s3://s2v", description="Where jobs live: s3://bucket[/prefix].")
     output_uri: str = Field("s3://s2v/output", description="Where finished videos are published.")
     s3_endpoint_url: str | None = Field(None, description="Endpoint of an S3-compatible server; empty for AWS.")
+    s3_public_endpoint_url: str | None = Field(
+        None, description="Endpoint under which browsers reach that server, for links; empty: the same."
+    )
     s3_region: str = Field("us-east-1", description="Region of the buckets.")
     s3_access_key_id: str | None = Field(None, description="Empty: the usual AWS credential chain.")
     s3_secret_access_key: SecretStr | None = Field(None, description="Empty: the usual AWS credential chain.")

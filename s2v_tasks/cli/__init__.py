@@ -48,6 +48,7 @@ COMMAND_MODULES = (
     "fetch",
     "ingestion",
     "jobs",
+    "links",
     "operators",
     "people",
     "rerun",

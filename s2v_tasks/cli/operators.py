@@ -59,6 +59,20 @@ def deliver_notifications(
         typer.echo(json.dumps(deliver_due(ledger, load_settings(), seconds=seconds)))
 
 
+@app.command(rich_help_panel=OPERATORS)
+def check() -> None:
+    """Check that all that a job needs is there: database, buckets, tools, configuration, weights. Exit code 78: no."""
+    from s2v_tasks.settings import load_settings
+    from s2v_tasks.steps.requirements import check_requirements
+    from s2v_tasks.storage.s3 import ObjectStore
+
+    settings = load_settings()
+    with open_ledger() as ledger:
+        ledger.jobs(limit=1)
+    check_requirements(settings, ObjectStore.from_settings(settings))
+    typer.echo("everything that a job needs is there")
+
+
 def _database_url() -> str:
     from s2v_tasks.settings import load_settings
 

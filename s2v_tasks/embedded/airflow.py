@@ -74,6 +74,7 @@ class AirflowInstallation:
         configuration = {
             "core": {
                 "dags_folder": CHECKOUT / "dags",
+                "plugins_folder": CHECKOUT / "s2v_tasks" / "orchestration" / "plugins",
                 "load_examples": False,
                 "executor": "LocalExecutor",
                 "parallelism": 4,

@@ -8,6 +8,8 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from s2v_tasks.orchestration.commands import step_arguments
 from s2v_tasks.orchestration.failures import record_failure
+from s2v_tasks.orchestration.jobs import job_id_of
+from s2v_tasks.orchestration.links import LINKS_OF_STEP
 from s2v_tasks.orchestration.process import StepFailedError, StepProcess
 
 
@@ -33,10 +35,13 @@ class StepOperator(BaseOperator):  # type: ignore[misc]
         self.step = step
         self.clip = clip
         self.result_key = result_key
+        self.job_id = ""  # known when the task runs
+        self.operator_extra_links = LINKS_OF_STEP.get(step, ())
         self._process: StepProcess | None = None
 
     def execute(self, context: Context) -> Any:
         """Run the step; AirflowFailException when a retry is pointless, AirflowException otherwise."""
+        self.job_id = job_id_of(context)
         self._process = StepProcess(self.command(context), self.log.info)
         try:
             result = self._process.run()

@@ -35,6 +35,15 @@ _SECTIONS = {
     "job_id": RERUN,
 }
 
+_LABELS = {
+    "continuity": {
+        "chained": "One chain, each clip goes on from the last",
+        "cut": "Cut at pauses, chains side by side",
+    },
+    "transition": {"cut": "Plain cut", "crossfade": "Cross-fade (250 ms)"},
+    "priority": {"low": "Low", "normal": "Normal", "high": "High"},
+}
+
 
 def form_params() -> dict[str, Param]:
     """The form of this installation. With the tiny snapshot it opens with a request that a CPU renders in seconds."""
@@ -70,6 +79,8 @@ def _param(name: str, schema: dict[str, Any], presets: Mapping[str, Preset], pre
             if "enum" in alternative:  # JSON schema: null must be a member too
                 keywords["enum"] = [*alternative["enum"], None]
     keywords["section"] = _SECTIONS.get(name, ADVANCED)
+    if name in _LABELS:
+        keywords["values_display"] = _LABELS[name]
     if name == "prompt":
         keywords["format"] = "multiline"
     if name == "preset":

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from s2v_tasks import log
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.media.audio import load_waveform, normalise_speech
 from s2v_tasks.planning.budget import check_budget
@@ -23,11 +24,7 @@ from s2v_tasks.steps.inheritance import inherit_clips, parent_plan, parent_reque
 
 def run(ctx: StepContext) -> dict[str, Any]:
     staged, request = ctx.manifest(ctx.layout.input_manifest, made_by="stage-inputs"), ctx.request()
-    if request.parent_job_id is None:
-        plan = _plan_staged(ctx, request, staged)
-        check_budget(plan.estimate, request, ctx.settings)
-    else:
-        plan = _plan_rerun(ctx, request)
+    plan = _plan_staged(ctx, request, staged) if request.parent_job_id is None else _plan_rerun(ctx, request)
     data = plan.model_dump_json(indent=2).encode()
     job = ctx.ledger.job(ctx.job_id)
     stored = ctx.store.get_bytes(ctx.layout.plan) if ctx.store.exists(ctx.layout.plan) else None
@@ -47,7 +44,7 @@ def _plan_staged(ctx: StepContext, request: Request, staged: Manifest) -> Plan:
     facts, wav = staged.facts, ctx.work_dir / "audio_16k.wav"
     if request.continuity == "cut":
         ctx.artifacts.fetch(staged.outputs["audio_16k"], wav)
-    return _plan(
+    plan = _plan(
         ctx.settings,
         request,
         job_id=ctx.job_id,
@@ -55,6 +52,8 @@ def _plan_staged(ctx: StepContext, request: Request, staged: Manifest) -> Plan:
         image_size=(facts["image"]["width"], facts["image"]["height"]),
         wav=wav,
     )
+    _agree_to_cost(plan, request, ctx.settings)
+    return plan
 
 
 def _plan_rerun(ctx: StepContext, request: Request) -> Plan:
@@ -63,8 +62,21 @@ def _plan_rerun(ctx: StepContext, request: Request) -> Plan:
     parent = parent_plan(ctx, request)
     model, gpu = load_model_card(folder, ctx.settings.model), load_gpu_card(folder, ctx.settings.gpu)
     plan = replan(parent, request, earlier, job_id=ctx.job_id, model=model, gpu=gpu)
-    check_budget(plan.estimate, request, ctx.settings)
+    _agree_to_cost(plan, request, ctx.settings)
     return plan.model_copy(update={"inherited": inherit_clips(ctx, parent, request.from_clip or 0)})
+
+
+def _agree_to_cost(plan: Plan, request: Request, settings: Settings) -> None:
+    """Say what the plan costs; PermanentError when that is more than it may."""
+    log.get_logger().info(
+        "planned",
+        num_clip=plan.num_clip,
+        cuts=[f"{cut.frame / plan.fps:.2f} s" for cut in plan.cuts],
+        gpu_seconds=round(plan.estimate.gpu_seconds),
+        longest_chain_seconds=round(plan.estimate.longest_chain_seconds),
+        cost=f"{plan.estimate.cost:.4g} {plan.estimate.currency} on {plan.estimate.gpu}",
+    )
+    check_budget(plan.estimate, request, settings)
 
 
 def plan_files(image: Path, audio: Path, fields: dict[str, Any], show: Callable[[Plan], None]) -> None:

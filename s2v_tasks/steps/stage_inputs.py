@@ -20,6 +20,7 @@ from s2v_tasks.schemas.request import Request, parse_request
 from s2v_tasks.settings import config_dir
 from s2v_tasks.steps.context import StepContext
 from s2v_tasks.steps.inheritance import inherit_inputs, parent_request
+from s2v_tasks.steps.requirements import check_requirements
 from s2v_tasks.storage.artifacts import Built, OutputFile, file_sha256
 
 REVISION = 1  # raise it when the same sources would be normalised differently
@@ -28,6 +29,7 @@ REVISION = 1  # raise it when the same sources would be normalised differently
 def run(ctx: StepContext, *, request_json: str, run_id: str | None = None) -> dict[str, Any]:
     """`run_id`: the DAG run that runs the job, if one does."""
     request = _accept(ctx, request_json, run_id)
+    check_requirements(ctx.settings, ctx.store)
     if request.parent_job_id is not None:
         parent_request(ctx, request)
         _keep_request(ctx, request)

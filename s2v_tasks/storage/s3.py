@@ -70,6 +70,18 @@ class ObjectStore:
             secret_access_key=secret.get_secret_value() if secret else None,
         )
 
+    @classmethod
+    def seen_by_browsers(cls, settings: Settings) -> "ObjectStore":
+        """The same store at the address at which browsers reach it: for links only."""
+        endpoint = settings.s3_public_endpoint_url or settings.s3_endpoint_url
+        return cls.from_settings(settings.model_copy(update={"s3_endpoint_url": endpoint}))
+
+    def link(self, address: str, *, seconds: int) -> str:
+        """A URL that reads the object without credentials for so long; nothing is contacted."""
+        with self._reading("signing a link to", address) as at:
+            url: str = self._client.generate_presigned_url("get_object", Params=_named(at), ExpiresIn=seconds)
+        return url
+
     def uri(self, address: str) -> str:
         """The full `s3://` URI of an address."""
         return self._locate(address).uri

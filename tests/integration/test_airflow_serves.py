@@ -84,6 +84,7 @@ def test_a_run_from_the_form_makes_a_video_and_is_there_after_a_restart(
         assert time.monotonic() < deadline, call(airflow, f"{path}/taskInstances")
         time.sleep(1)
     assert state == "success"
+    check_links(airflow, path)
     engine = engine_from_settings(stack)
     job = Ledger(engine).job("from-the-form")
     engine.dispose()
@@ -94,3 +95,24 @@ def test_a_run_from_the_form_makes_a_video_and_is_there_after_a_restart(
         airflow.environment(PostgresServer(airflow.folder.parent).ensure_database("airflow"), deferrable=True)
     )
     assert call(airflow, path)["state"] == "success"
+
+
+def check_links(airflow: AirflowInstallation, run_path: str) -> None:
+    """The run links to its video, report and contact sheet; each opens for who is logged in, and for nobody else."""
+    links = call(airflow, f"{run_path}/taskInstances/publish/links")["extra_links"]
+    assert list(links) == ["Contact sheet", "Report", "Video"]
+    beginnings = []
+    for url in links.values():
+        with urllib.request.urlopen(url, timeout=60) as answer:
+            assert answer.status == 200
+            beginnings.append(answer.read(12))
+    assert [beginnings[0][:3], beginnings[1][:1], beginnings[2][4:8]] == [b"\xff\xd8\xff", b"{", b"ftyp"]
+    assert refusal(links["Video"], Authorization="Bearer stolen") in {401, 403}
+    assert refusal(links["Video"].replace("from-the-form", "no-such-job")) == 404
+
+
+def refusal(url: str, **headers: str) -> int:
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=60)
+    with refused.value as answer:
+        return answer.code

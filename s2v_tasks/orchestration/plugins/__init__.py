@@ -1,0 +1,1 @@
+"""Airflow's plugins folder (`[core] plugins_folder`)."""

@@ -1,6 +1,7 @@
 """What the system relies on in an S3 server, and how failures of one are told."""
 
 import hashlib
+import urllib.request
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,6 +25,13 @@ def test_small_objects_round_trip(store: ObjectStore) -> None:
     assert store.get_bytes("jobs/a/plan.json") == b"{}"
     assert artifact.sha256 == hashlib.sha256(b"{}").hexdigest()
     assert store.head("jobs/a/plan.json") == ObjectHead(2, artifact.sha256)
+
+
+def test_a_link_opens_without_credentials(store: ObjectStore) -> None:
+    """Whoever has the URL reads the object, its name with spaces and letters of any alphabet, and nothing else."""
+    store.put_bytes("output/ä video.mp4", b"frames", "video/mp4")
+    with urllib.request.urlopen(store.link("output/ä video.mp4", seconds=60), timeout=30) as answer:  # noqa: S310 - ours
+        assert (answer.read(), answer.headers["Content-Type"]) == (b"frames", "video/mp4")
 
 
 def test_large_files_round_trip_in_parts(store: ObjectStore, tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ def test_steps_and_commands_have_the_same_names() -> None:
         "clip_meter",
         "clip_order",
         "inheritance",
+        "requirements",
     }
     assert files <= commands
 

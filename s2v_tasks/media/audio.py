@@ -13,8 +13,8 @@ import soundfile
 import soxr
 
 from s2v_tasks.errors import PermanentError
-from s2v_tasks.media.containers import missing_end, without_junk
-from s2v_tasks.media.ffmpeg import AUDIO_FORMATS, feed, file_url, pipe_input, run, uploaded_input
+from s2v_tasks.media.containers import missing_end, sound_formats, too_much, without_junk
+from s2v_tasks.media.ffmpeg import AUDIO_FORMATS, feed, file_url, pipe_input, read_chunks, uploaded_input
 from s2v_tasks.media.probe import Probe, Stream, probe
 
 SPEECH_SAMPLE_RATE = 16_000
@@ -23,6 +23,9 @@ _VIDEO_FPS = 16
 _ACCEPTED = "WAV, MP3, FLAC, Ogg/Opus or M4A"
 # Containers that tell the length of the sound itself; in the others it is an estimate from the bit rate.
 _LENGTH_UNKNOWN_IN = frozenset({"mp3", "aac", "amr"})
+_SAMPLE_RATES = (4_000, 192_000)
+_MOST_CHANNELS = 8
+_CHUNK_SAMPLES = 1 << 18
 _LENGTH_TOLERANCE_SECONDS = Fraction(1, 10)
 
 Waveform = npt.NDArray[np.float32]
@@ -57,26 +60,20 @@ def normalise_speech(source: Path, wav_16k: Path, *, max_duration_seconds: float
     name = source.name
     if source.stat().st_size == 0:
         raise PermanentError(f"The speech {name} is empty (0 bytes): upload a {_ACCEPTED} file.")
-    format_name = _probe_speech(source)[0].container.format_name
-    problem = missing_end(source, format_name)
-    if problem is not None:
-        raise PermanentError(
-            f"The speech {name} is damaged or cut off: {problem}; upload the complete file, or re-export the file."
-        )
+    format_name = _inspect(source, max_duration_seconds)
     with tempfile.TemporaryDirectory(dir=wav_16k.parent) as scratch:
         sound = without_junk(source, format_name, Path(scratch))
-        found, stream = _probe_speech(sound)
+        found, stream = _probe_speech(sound, format_name)
         _refuse_longer(name, stream.duration or Fraction(0), max_duration_seconds)
-        native = _decode(sound, stream, Path(scratch) / "native.f32", max_duration_seconds)
-        num_samples = _delivered_samples(name, native.shape[0], found, stream)
-        duration = Fraction(num_samples, stream.sample_rate)
-        _refuse_longer(name, duration, max_duration_seconds)
-        if duration < Fraction(1, _VIDEO_FPS):
-            raise PermanentError(
-                f"The speech {name} lasts {float(duration):.4f} s, less than one video frame (1/{_VIDEO_FPS} s): "
-                "upload a longer one."
-            )
-        waveform = _resample(name, native[:num_samples], stream.sample_rate)
+        _refuse_unlike_speech(name, stream)
+        waveform, num_samples = _decode(sound, found, stream, max_duration_seconds)
+    duration = Fraction(num_samples, stream.sample_rate)
+    _refuse_longer(name, duration, max_duration_seconds)
+    if duration < Fraction(1, _VIDEO_FPS):
+        raise PermanentError(
+            f"The speech {name} lasts {float(duration):.4f} s, less than one video frame (1/{_VIDEO_FPS} s): "
+            "upload a longer one."
+        )
     _write_wav(waveform, wav_16k)
     return SpeechInfo(
         num_samples=num_samples,
@@ -104,14 +101,49 @@ def rms_dbfs(waveform: Waveform) -> float:
     return _dbfs(float(np.sqrt(np.mean(np.square(waveform, dtype=np.float64))))) if waveform.size else QUIETEST_DBFS
 
 
-def _probe_speech(source: Path) -> tuple[Probe, Stream]:
+def _inspect(source: Path, max_duration_seconds: float) -> str:
+    """ffprobe's name of the container, after the checks that need no decoding; PermanentError where one fails."""
+    formats = sound_formats(source)
+    if formats is None:
+        raise PermanentError(
+            f"The speech {source.name} is not a readable sound file (expected {_ACCEPTED}): its first bytes are those "
+            "of none."
+        )
+    _refuse_too_much(source, formats, max_duration_seconds)
+    format_name = _probe_speech(source, formats)[0].container.format_name
+    _refuse_too_much(source, format_name, max_duration_seconds)
+    problem = missing_end(source, format_name)
+    if problem is not None:
+        raise PermanentError(
+            f"The speech {source.name} is damaged or cut off: {problem}; upload the complete file, or re-export the "
+            "file."
+        )
+    return format_name
+
+
+def _refuse_too_much(source: Path, format_name: str, max_duration_seconds: float) -> None:
+    if problem := too_much(source, format_name, max_duration_seconds):
+        raise PermanentError(f"The speech {source.name} {problem}.")
+
+
+def _probe_speech(source: Path, formats: str) -> tuple[Probe, Stream]:
     doing = f"The speech {source.name} is not a readable sound file (expected {_ACCEPTED}): reading it"
-    found = probe(source, doing=doing, error=PermanentError, formats=AUDIO_FORMATS)
+    found = probe(source, doing=doing, error=PermanentError, formats=formats)
     stream = found.audio
     if stream is None or stream.sample_rate <= 0 or stream.channels <= 0:
         kinds = ", ".join(sorted({s.codec_type for s in found.streams})) or "nothing"
         raise PermanentError(f"The speech {source.name} has no sound, only {kinds}: upload a {_ACCEPTED} file.")
     return found, stream
+
+
+def _refuse_unlike_speech(name: str, stream: Stream) -> None:
+    """Refuse what no recorder makes before it is decoded: memory grows with rate and channels."""
+    lowest, highest = _SAMPLE_RATES
+    if not lowest <= stream.sample_rate <= highest or stream.channels > _MOST_CHANNELS:
+        raise PermanentError(
+            f"The speech {name} has {stream.channels} channels of {stream.sample_rate} Hz: expected at most "
+            f"{_MOST_CHANNELS} channels of {lowest} to {highest} Hz; export it as 48000 Hz mono."
+        )
 
 
 def _refuse_longer(name: str, duration: Fraction, max_duration_seconds: float) -> None:
@@ -122,52 +154,81 @@ def _refuse_longer(name: str, duration: Fraction, max_duration_seconds: float) -
         )
 
 
-def _decode(source: Path, stream: Stream, raw: Path, max_duration_seconds: float) -> npt.NDArray[np.float32]:
-    """All samples `[n, channels]` at the native rate, mapped from `raw`; a little beyond the bound at most."""
+def _decode(source: Path, found: Probe, stream: Stream, max_duration_seconds: float) -> tuple[Waveform, int]:
+    """The 16 kHz waveform, and the number of samples per channel at the native rate that it was made from.
+
+    It decodes a little beyond the bound at most, and holds only what comes out in memory.
+    """
     sound = uploaded_input(source, AUDIO_FORMATS)["a:0"]
-    output = sound.output(
-        file_url(raw),
-        format="f32le",
-        acodec="pcm_f32le",
-        ar=stream.sample_rate,
-        ac=stream.channels,
-        t=max_duration_seconds + 1,
-    )
-    run(output, doing=f"The speech {source.name} is damaged: decoding it", error=PermanentError)
-    if raw.stat().st_size == 0:
+    layout = {"format": "f32le", "acodec": "pcm_f32le", "ar": stream.sample_rate, "ac": stream.channels}
+    output = sound.output("pipe:1", t=max_duration_seconds + 1, **layout)
+    resampler = _Resampler(source.name, stream.sample_rate, _padding_begins(found, stream))
+    doing = f"The speech {source.name} is damaged: decoding it"
+    for chunk in read_chunks(output, _CHUNK_SAMPLES * stream.channels * 4, doing=doing, error=PermanentError):
+        resampler.feed(np.frombuffer(chunk, dtype=np.float32).reshape(-1, stream.channels))
+    if resampler.num_decoded == 0:
         raise PermanentError(f"The speech {source.name} holds no samples: upload a {_ACCEPTED} file.")
-    return np.memmap(raw, dtype=np.float32, mode="r").reshape(-1, stream.channels)
+    _refuse_missing_samples(source.name, resampler.num_decoded, found, stream)
+    return resampler.finish(), resampler.num_samples
 
 
-def _delivered_samples(name: str, num_decoded: int, found: Probe, stream: Stream) -> int:
-    """Samples that count: a codec's padding after the declared end is left out, a missing end is an error."""
-    declared = stream.duration or (found.container.duration if len(found.streams) == 1 else None)
-    if declared is None or found.container.format_name in _LENGTH_UNKNOWN_IN:
-        return num_decoded
-    decoded = Fraction(num_decoded, stream.sample_rate)
-    if decoded < declared - _LENGTH_TOLERANCE_SECONDS:
+def _padding_begins(found: Probe, stream: Stream) -> int | None:
+    """The sample at which a codec's padding begins; None where the container does not tell."""
+    # Only a container with an edit list declares the length of the sound without the codec's padding.
+    declared = _declared_seconds(found, stream) if "mp4" in found.container.format_name else None
+    return None if declared is None else ceil(declared * stream.sample_rate)
+
+
+def _declared_seconds(found: Probe, stream: Stream) -> Fraction | None:
+    if found.container.format_name in _LENGTH_UNKNOWN_IN:
+        return None
+    return stream.duration or (found.container.duration if len(found.streams) == 1 else None)
+
+
+def _refuse_missing_samples(name: str, num_decoded: int, found: Probe, stream: Stream) -> None:
+    declared, decoded = _declared_seconds(found, stream), Fraction(num_decoded, stream.sample_rate)
+    if declared is not None and decoded < declared - _LENGTH_TOLERANCE_SECONDS:
         raise PermanentError(
             f"The speech {name} is damaged or cut off: it announces {float(declared):.2f} s and only "
             f"{float(decoded):.2f} s can be decoded; upload the complete file."
         )
-    # Only a container with an edit list declares the length of the sound without the codec's padding.
-    return (
-        min(num_decoded, ceil(declared * stream.sample_rate)) if "mp4" in found.container.format_name else num_decoded
-    )
 
 
-def _resample(name: str, native: npt.NDArray[np.float32], sample_rate: int) -> Waveform:
-    """The waveform that librosa's loader gives, bit for bit (spec b.1); see docs/adr/0005-resampling.md."""
-    mono: Waveform = native.mean(axis=1)
-    if not np.isfinite(mono).all():
-        raise PermanentError(
-            f"The speech {name} holds samples that are not numbers (NaN or infinite): export it again."
-        )
-    if sample_rate == SPEECH_SAMPLE_RATE:
-        return mono
-    num_samples = ceil(len(mono) * (SPEECH_SAMPLE_RATE / sample_rate))  # in this order: librosa's rounding
-    resampled = soxr.resample(mono, sample_rate, SPEECH_SAMPLE_RATE, quality="HQ")[:num_samples]
-    return np.pad(resampled, (0, num_samples - len(resampled)))
+class _Resampler:
+    """Makes the waveform that librosa's loader gives, bit for bit (spec b.1), chunk by chunk.
+
+    See docs/adr/0005-resampling.md. `end_sample`: what is decoded from there on does not count.
+    """
+
+    def __init__(self, name: str, sample_rate: int, end_sample: int | None) -> None:
+        self._name, self._sample_rate, self._end_sample = name, sample_rate, end_sample
+        self._stream = soxr.ResampleStream(sample_rate, SPEECH_SAMPLE_RATE, 1, dtype="float32", quality="HQ")
+        self._parts: list[Waveform] = []
+        self.num_decoded = self.num_samples = 0
+
+    def feed(self, native: npt.NDArray[np.float32]) -> None:
+        """Take the next samples `[n, channels]` at the native rate."""
+        mono: Waveform = native.mean(axis=1)
+        if not np.isfinite(mono).all():
+            raise PermanentError(
+                f"The speech {self._name} holds samples that are not numbers (NaN or infinite): export it again."
+            )
+        self.num_decoded += len(mono)
+        if self._end_sample is not None:
+            mono = mono[: max(0, self._end_sample - self.num_samples)]
+        self.num_samples += len(mono)
+        self._parts.append(mono if self._sample_rate == SPEECH_SAMPLE_RATE else self._stream.resample_chunk(mono))
+
+    def finish(self) -> Waveform:
+        """The whole waveform at 16 kHz."""
+        if self._sample_rate == SPEECH_SAMPLE_RATE:
+            return np.concatenate(self._parts)
+        self._parts.append(self._stream.resample_chunk(np.empty(0, np.float32), last=True))
+        num_samples = ceil(
+            self.num_samples * (SPEECH_SAMPLE_RATE / self._sample_rate)
+        )  # this order: librosa's rounding
+        resampled = np.concatenate(self._parts)[:num_samples]
+        return np.pad(resampled, (0, num_samples - len(resampled)))
 
 
 def _write_wav(waveform: Waveform, path: Path) -> None:

@@ -25,9 +25,11 @@ from s2v_tasks.settings import load_settings
 Tool = Literal["ffmpeg", "ffprobe"]
 
 AUDIO_FORMATS = "wav,w64,mp3,flac,ogg,mov,matroska,aac,aiff,caf,amr"
-VIDEO_FORMATS = "mov,matroska,avi,mpegts"
+VIDEO_FORMATS = "mov,matroska,avi"
 OWN_FORMATS = "mov,wav,concat"
 DEFAULT_TIMEOUT_SECONDS = 1800.0
+# No table or packet of an honest file needs more at once; a forged one can ask for as much as the file is long.
+BOUNDED = ("-max_alloc", str(256 * 1024**2))
 _STDERR_TAIL_LINES = 8
 # "[aac @ 0x55c6...] " before a message and the folder before a file name say nothing to the reader, nor do the lines
 # by which ffmpeg's threads repeat the error they ended with.
@@ -150,7 +152,7 @@ def capture(
 
 
 def _command(output: Any) -> list[str]:
-    binary = [tool_path("ffmpeg"), "-nostdin", "-hide_banner", "-loglevel", "error", "-xerror"]
+    binary = [tool_path("ffmpeg"), "-nostdin", "-hide_banner", "-loglevel", "error", "-xerror", *BOUNDED]
     return list(ffmpeg.compile(output, cmd=binary, overwrite_output=True))
 
 

@@ -6,7 +6,8 @@ A file may be several MP3 files one behind the other (`cat`): each part brings i
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
+from math import ceil
 from mmap import mmap
 
 # kbit/s by 4-bit index, layer III: MPEG 1, then MPEG 2 and 2.5. Index 0 is "free format", 15 is forbidden.
@@ -18,6 +19,8 @@ _ZEROS = re.compile(rb"\0*")
 _HEADER_BYTES = 4
 # An interrupted download can have its final size and zeros where sound should be; real padding is short.
 _MOST_PADDING_BYTES = 65536
+_MOST_BYTES_PER_SECOND = 40_000  # 320 kbit/s
+_MOST_FRAMES_PER_SECOND = 48_000 / 1152  # as many as 24,000 / 576
 
 
 @dataclass(frozen=True)
@@ -54,15 +57,28 @@ def mp3_problem(data: mmap) -> str | None:
     return None
 
 
-def mp3_without_junk(data: mmap) -> list[bytes] | None:
+def leading_tag_bytes(data: mmap) -> int:
+    """Length of the tags and the padding before the first frame."""
+    return _after_padding(data, 0)
+
+
+def is_longer(data: mmap, seconds: float, tag_bytes: int) -> bool:
+    """Whether there are more frames than in so many seconds, or more bytes than they and their tags can have."""
+    if len(data) > seconds * _MOST_BYTES_PER_SECOND + tag_bytes:
+        return True
+    most_frames = ceil(seconds * _MOST_FRAMES_PER_SECOND) + 1  # and a Xing header
+    return next(islice(_frames(data), most_frames, None), None) is not None
+
+
+def mp3_without_junk(data: mmap) -> list[slice] | None:
     """Pieces of the file with nothing behind or between its frames; None if it already has this form."""
     frames = list(_frames(data))
     if not frames:
         return None
     # The Xing headers of joined files would be played as silence; the first one tells the encoder's delay.
-    sound = [data[f.start : f.end] for f in frames if f.announced is None or f is frames[0]]
-    pieces = [data[: _after_tag(data, 0)], *sound]
-    return pieces if sum(map(len, pieces)) < len(data) else None
+    sound = [slice(f.start, f.end) for f in frames if f.announced is None or f is frames[0]]
+    pieces = [slice(0, _after_tag(data, 0)), *sound]
+    return pieces if sum(piece.stop - piece.start for piece in pieces) < len(data) else None
 
 
 def _frames(data: mmap) -> Iterator[_Frame]:

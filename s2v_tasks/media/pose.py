@@ -13,6 +13,8 @@ from s2v_tasks.media.probe import Stream, probe
 _FPS = 16
 _LONGEST_SIDE = 1280
 _MIN_SIDE = 32
+_MAX_PIXELS = 4096 * 2304
+_DECODING_THREADS = 4
 _ACCEPTED = "MP4, MOV, WebM, MKV or AVI"
 
 
@@ -30,10 +32,17 @@ def normalise_pose(source: Path, destination_mp4: Path, *, max_duration_seconds:
     if stream is None or min(stream.width, stream.height) < _MIN_SIDE:
         size = f"{stream.width}x{stream.height} pixels" if stream else "no video stream"
         raise PermanentError(f"The pose video {source.name} has {size}, expected at least {_MIN_SIDE} pixels a side.")
+    if stream.width * stream.height > _MAX_PIXELS:
+        raise PermanentError(
+            f"The pose video {source.name} has {stream.width}x{stream.height} pixels, expected at most {_MAX_PIXELS} "
+            f"in a frame: scale it down, the longest side to {_LONGEST_SIDE} loses nothing."
+        )
     duration = stream.duration or found.container.duration or Fraction(0)
     if duration > max_duration_seconds:
         get_logger().warning("pose_cut", duration_seconds=float(duration), kept_seconds=max_duration_seconds)
-    frames = _resampled(uploaded_input(source, VIDEO_FORMATS).video, max_duration_seconds)
+    # The frame size can change inside a stream, and each decoding thread holds frames of its own.
+    video = uploaded_input(source, VIDEO_FORMATS, max_pixels=_MAX_PIXELS, threads=_DECODING_THREADS).video
+    frames = _resampled(video, max_duration_seconds)
     run(
         h264_output(to_yuv(frames), destination_mp4, _FPS),
         doing=f"The pose video {source.name} is damaged: decoding it",

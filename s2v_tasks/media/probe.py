@@ -6,7 +6,7 @@ from pathlib import Path
 from pydantic import BaseModel, Field, field_validator
 
 from s2v_tasks.errors import S2VError
-from s2v_tasks.media.ffmpeg import OWN_FORMATS, capture, file_url, tool_path
+from s2v_tasks.media.ffmpeg import BOUNDED, OWN_FORMATS, capture, file_url, tool_path
 
 _PROBE_TIMEOUT_SECONDS = 120.0
 
@@ -70,6 +70,14 @@ class Probe(BaseModel):
         return next((s for s in self.streams if s.codec_type == "audio"), None)
 
 
+# Only what is used: tags are as long as their writer likes.
+_ENTRIES = (
+    f"format={','.join(Container.model_fields)}:"
+    f"stream={','.join(name for name in Stream.model_fields if name != 'disposition')}:"
+    "stream_disposition=attached_pic"
+)
+
+
 def probe(
     path: Path,
     *,
@@ -82,8 +90,8 @@ def probe(
 
     `count_packets` reads the whole file: in our own videos every packet is one frame.
     """
-    command = [tool_path("ffprobe"), "-hide_banner", "-loglevel", "error", "-protocol_whitelist", "file"]
-    command += ["-format_whitelist", formats, "-show_format", "-show_streams", "-show_data_hash", "md5"]
+    command = [tool_path("ffprobe"), "-hide_banner", "-loglevel", "error", *BOUNDED, "-protocol_whitelist", "file"]
+    command += ["-format_whitelist", formats, "-show_entries", _ENTRIES, "-show_data_hash", "md5"]
     command += ["-count_packets"] if count_packets else []
     command += ["-of", "json", file_url(path)]
     text = capture(command, doing=doing, error=error, timeout_seconds=_PROBE_TIMEOUT_SECONDS)

@@ -36,7 +36,7 @@ class Request(BaseModel):
     image_uri: str = Field(
         pattern=S3_URI_PATTERN,
         title="Reference image",
-        description="S3 URI of a PNG, JPEG or WebP picture of the speaker, 32 px to 64 megapixels.",
+        description="S3 URI of a PNG, JPEG or WebP picture of the speaker, 32 px to 40 megapixels (WebP: 20).",
     )
     audio_uri: str = Field(
         pattern=S3_URI_PATTERN,

@@ -17,7 +17,7 @@ _LONGEST_MESSAGE = 900  # characters, so that their UTF-8 fits into a terminatio
 app = typer.Typer(
     name="s2v",
     help="Talking videos of any length with Wan2.2-S2V-14B. Exit codes: 0 ok, 2 usage, 65 bad input, 75 try again, "
-    "78 configuration.",
+    "78 configuration; of a job that is watched also 130 cancelled.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,

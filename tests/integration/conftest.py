@@ -3,9 +3,10 @@
 A test that runs steps in its own process takes `settings` (an installation of its own) instead of `stack`.
 """
 
+import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -75,3 +76,24 @@ def ledger(settings: Settings) -> Iterator[Ledger]:
     engine = engine_from_settings(settings)
     yield Ledger(engine)
     engine.dispose()
+
+
+@pytest.fixture
+def processes_of() -> Callable[[str], list[str]]:
+    """A function that finds the running processes of a job."""
+
+    def processes_of(job_id: str) -> list[str]:
+        """Command lines of the running processes that work on a job, this one left out."""
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            if folder.name == str(os.getpid()):
+                continue
+            try:
+                words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            except OSError:
+                continue
+            if job_id in words:
+                found.append(" ".join(words))
+        return found
+
+    return processes_of

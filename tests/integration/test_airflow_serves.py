@@ -7,12 +7,15 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
+from s2v_tasks.cli.cancel import cancel
+from s2v_tasks.cli.submit import submit
 from s2v_tasks.embedded.airflow import AirflowInstallation
 from s2v_tasks.embedded.postgres import PostgresServer
 from s2v_tasks.embedded.stack import demo_request
@@ -20,6 +23,8 @@ from s2v_tasks.metadata.repository import Ledger
 from s2v_tasks.metadata.session import engine_from_settings
 from s2v_tasks.schemas.request import Request
 from s2v_tasks.settings import Settings, load_settings
+
+SAMPLES = Path(__file__).parents[1] / "samples"
 
 
 @pytest.fixture(scope="module")
@@ -116,3 +121,37 @@ def refusal(url: str, **headers: str) -> int:
         urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=60)
     with refused.value as answer:
         return answer.code
+
+
+def test_a_submitted_job_is_cancelled_under_a_worker(
+    airflow: AirflowInstallation,
+    stack: Settings,
+    processes_of: Callable[[str], list[str]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """`s2v submit` starts it once; `s2v cancel` ends run and render within 15 seconds, and the job says cancelled."""
+    job_id, engine = "to-be-cancelled", engine_from_settings(stack)
+    ledger = Ledger(engine)
+    fields = {"num_clip": 1, "infer_frames": 16, "sample_steps": 100, "size": "256*256", "job_id": job_id}
+    files = {"image": str(SAMPLES / "portrait.jpg"), "audio": str(SAMPLES / "speech.mp3"), "prompt": "A portrait."}
+    for started in (True, False):
+        with pytest.raises(typer.Exit):
+            submit(**files, **fields, as_json=True)
+        assert json.loads(capsys.readouterr().out)["started"] is started
+    deadline = time.monotonic() + 300
+    while not ((job := ledger.job(job_id)) and job.clips and job.clips[0].progress_step):
+        assert time.monotonic() < deadline, call(airflow, f"/dags/speech_to_video/dagRuns/{job_id}/taskInstances")
+        time.sleep(0.5)
+    asked = time.monotonic()
+    cancel(job_id, as_json=True)
+    assert json.loads(capsys.readouterr().out)["ended_runs"] == [job_id]
+    while any("render-clip" in command for command in processes_of(job_id)):
+        time.sleep(0.1)
+    assert time.monotonic() - asked < 15
+    while call(airflow, f"/dags/speech_to_video/dagRuns/{job_id}")["state"] != "failed":
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    job = ledger.job(job_id)
+    engine.dispose()
+    assert job is not None
+    assert job.status == "cancelled"

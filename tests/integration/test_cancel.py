@@ -1,11 +1,10 @@
 """A person cancels a job whose second clip renders in processes of its own, as a worker starts them."""
 
 import json
-import os
 import sys
 import threading
 import time
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -33,23 +32,10 @@ def run(step: str, clip_index: int | None = None, **arguments: Any) -> dict[str,
     return run_step(STEPS[step].run, step=step, job_id=JOB, clip_index=clip_index, **arguments)
 
 
-def processes_of(job_id: str) -> list[str]:
-    """Command lines of the running processes that work on a job, this one left out."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        if folder.name == str(os.getpid()):
-            continue
-        try:
-            words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
-        except OSError:
-            continue
-        if job_id in words:
-            found.append(" ".join(words))
-    return found
-
-
 @pytest.mark.usefixtures("settings")
-def test_a_cancelled_job_leaves_no_process_and_keeps_its_clips(store: ObjectStore, ledger: Ledger) -> None:
+def test_a_cancelled_job_leaves_no_process_and_keeps_its_clips(
+    store: ObjectStore, ledger: Ledger, processes_of: Callable[[str], list[str]]
+) -> None:
     """Two ranks that render clip 1 end within 15 seconds; clip 0 stays and is reused when the job starts again."""
     uris = {"image_uri": store.uri("portrait.jpg"), "audio_uri": store.uri("speech.mp3")}
     request_json = json.dumps(uris | REQUEST)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import s2v_tasks
-from s2v_tasks.errors import TransientError
+from s2v_tasks.errors import PermanentError, TransientError
 from s2v_tasks.schemas.manifest import Artifact
 from s2v_tasks.storage.artifacts import ArtifactStore, Build, Built, OutputFile, Produced, producer
 from s2v_tasks.storage.layout import JobLayout
@@ -114,6 +114,22 @@ def test_a_superseded_clip_is_put_back_and_not_rendered_again(store: ObjectStore
         assert reused
         assert manifest.outputs["clip"].key == LAYOUT.clip(0)
         assert store.get_bytes(LAYOUT.clip(0)) == content
+
+
+def test_artifacts_of_another_job_become_its_own(store: ObjectStore) -> None:
+    """They are copies of the same bytes, which outlive the original; the first maker stays named."""
+    made, artifacts = produce(store, "f1", clip_build(b"1")).manifest, ArtifactStore(store)
+    second, third = JobLayout("job-2"), JobLayout("job-3")
+    copy = artifacts.adopt(made, "job-2", second.clip_manifest(0))
+    for key in (LAYOUT.clip(0), LAYOUT.motion(0), LAYOUT.clip_manifest(0)):
+        store.delete(key)
+    assert artifacts.reusable(second.clip_manifest(0), "f1") == copy
+    assert (copy.job_id, copy.outputs["clip"].key) == ("job-2", second.clip(0))
+    assert store.get_bytes(second.clip(0)) == b"1clip"
+    assert artifacts.adopt(made, "job-2", second.clip_manifest(0)) == copy
+    assert artifacts.adopt(copy, "job-3", third.clip_manifest(0)).facts["source_job_id"] == "job-1"
+    with pytest.raises(PermanentError, match="of job job-1 are lost or changed"):
+        artifacts.adopt(made, "job-4", JobLayout("job-4").clip_manifest(0))
 
 
 def test_other_steps_keep_no_old_outputs(store: ObjectStore) -> None:

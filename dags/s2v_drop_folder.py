@@ -19,7 +19,8 @@ Exactly the same files dropped in the same folder again make no second job; anyt
   most `S2V_MAX_RUNNING_JOBS` run.
 
 The DAG runs every minute. With `S2V_DROP_QUEUE_URL` it also runs as soon as S3 puts an event into that SQS queue (needs
-the extra `queue`); the listing stays the truth, so lost or repeated events do no harm.
+the extra `queue`, and the connection `aws_default` or AWS's own credentials in the triggerer); the listing stays the
+truth, so lost or repeated events do no harm.
 """
 
 from datetime import timedelta

@@ -218,6 +218,11 @@ def test_a_fingerprint_follows_all_that_a_clip_is_made_from(run: Run, store: Obj
     )
     changed = clip_fingerprints(reseeded, {"conditions": "a"}, "snapshot", "run")
     assert [a == b for a, b in zip(prints, changed, strict=True)] == [True, False, False]
+    fading = plan.model_copy(
+        update={"clips": (*plan.clips[:2], plan.clips[2].model_copy(update={"fade_out_frames": 4}))}
+    )
+    changed = clip_fingerprints(fading, {"conditions": "a"}, "snapshot", "run")
+    assert [a == b for a, b in zip(prints, changed, strict=True)] == [True, True, False]
     sampling = plan.model_copy(update={"sampling": plan.sampling.model_copy(update={"sample_shift": 4.0})})
     for other in (
         clip_fingerprints(plan, {"conditions": "b"}, "snapshot", "run"),

@@ -75,6 +75,8 @@ class StepPodOperator(KubernetesPodOperator):  # type: ignore[misc]
             # A cancelled clip must free its GPU; the template's grace lets it save its state before.
             on_kill_action="delete_pod",
             log_events_on_failure=True,
+            # A process that could not write its reason is quoted from the end of its log.
+            termination_message_policy="FallbackToLogsOnError",
             # The specification names the secrets, and the log is no place for a whole environment.
             log_pod_spec_on_failure=False,
             # A step speaks through its artifacts; the sidecar for XCom would need an image and exec rights.

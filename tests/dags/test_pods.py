@@ -147,9 +147,10 @@ def test_a_pod_can_be_found_and_ends_by_itself(pod: Any) -> None:
 
 
 def test_the_step_says_its_reason_through_the_termination_message(pod: Any) -> None:
-    """What the step writes into its error file is what Kubernetes tells of the container."""
+    """What it writes into its error file is what Kubernetes tells of the container; else the end of its log."""
     environment = {variable.name: variable.value for variable in pod.spec.containers[0].env}
     assert environment["STEP_ERROR_FILE"] == (pod.spec.containers[0].termination_message_path or "/dev/termination-log")
+    assert pod.spec.containers[0].termination_message_policy == "FallbackToLogsOnError"
 
 
 def test_the_template_is_that_of_the_configured_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -138,6 +138,7 @@ class Airflow:
                 pids += [int(child) for child in task.read_text().split()]
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
+        self.wait(lambda: not any(_runs(pid) for pid in pids), 30)  # `revive` must find it gone
 
     def revive(self) -> None:
         """Start what does not run any more."""
@@ -178,8 +179,16 @@ class Airflow:
         text = ""
         for number in range(1, last + 1):
             answer = self.call(f"{run}/taskInstances/{task_id}/logs/{number}?map_index={map_index}&full_content=true")
-            text += "\n".join(str(line.get("event", line)) for line in answer["content"]) + "\n"
+            text += "\n".join(json.dumps(line) for line in answer["content"]) + "\n"  # with the details of errors
         return text
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process is there and no zombie."""
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
 
 
 def small_request() -> dict[str, Any]:

@@ -55,7 +55,7 @@ def _end_runs(job_id: str) -> list[str]:
         for run_id in runs:
             api.fail(run_id)
     except TransientError as error:
-        console.print(f"{error} The steps of the job end all the same.", style="yellow", markup=False)
+        typer.echo(f"{error} The steps of the job end all the same.", err=True)
         return []
     return runs
 

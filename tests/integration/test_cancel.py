@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 from s2v_tasks.cli.cancel import cancel
+from s2v_tasks.embedded.process import free_ports
 from s2v_tasks.errors import JobCancelledError, PermanentError
 from s2v_tasks.metadata.repository import Ledger
 from s2v_tasks.orchestration.process import StepFailedError, StepProcess
+from s2v_tasks.settings import load_settings
 from s2v_tasks.steps import close_job, encode_conditions, plan_clips, render_clip, stage_inputs
 from s2v_tasks.steps.context import run_step
 from s2v_tasks.storage.s3 import ObjectStore
@@ -85,12 +87,18 @@ def test_a_cancelled_job_leaves_no_process_and_keeps_its_clips(
 
 
 @pytest.mark.usefixtures("settings")
-def test_a_job_that_waits_is_cancelled_at_once(ledger: Ledger, capsys: pytest.CaptureFixture[str]) -> None:
-    """Nothing runs that could confirm it: the command does; a second time changes nothing; an end is no cancel."""
+def test_a_job_that_waits_is_cancelled_at_once(
+    ledger: Ledger, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing runs that could confirm it, nor does Airflow answer: the command does; a job that ended is refused."""
+    monkeypatch.setenv("S2V_AIRFLOW_URL", f"http://127.0.0.1:{free_ports(1)[0]}")
+    load_settings.cache_clear()
     ledger.job_queued("waiting", {})
     for _ in range(2):
         cancel("waiting", as_json=True)
-        assert json.loads(capsys.readouterr().out)["status"] == "cancelled"
+        shown = capsys.readouterr()
+        assert json.loads(shown.out)["status"] == "cancelled"
+        assert "does not answer" in shown.err
     ledger.job_queued("over", {})
     ledger.job_failed("over", "why")
     for job_id, words in (("over", "has failed"), ("never-heard-of", "is not known")):

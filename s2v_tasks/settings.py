@@ -87,6 +87,13 @@ class Settings(BaseSettings):
     batch_schedule: str | None = Field(None, description="Cron expression of the DAG s2v_batch; empty: by hand only.")
     batch_uri: str | None = Field(None, description="Manifest of a scheduled batch: s3://bucket/folder/name.jsonl.")
 
+    retention_days: int = Field(
+        30, ge=0, description="Housekeeping deletes superseded clips, saved states and done drops after so many days."
+    )
+    housekeeping_apply: bool = Field(
+        False, description="Whether the daily housekeeping deletes; without it, it only lists what it would delete."
+    )
+
     max_clips: int = Field(240, ge=1, le=1000, description="Most clips of one job.")
     max_gpu_seconds: float | None = Field(
         None, gt=0, description="Most GPU-seconds that a plan may be expected to need; empty: no limit."

@@ -1,14 +1,19 @@
 """Commands for operators: the database, the weights on disk."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from s2v_tasks.cli import app
-from s2v_tasks.cli.terminal import OPERATORS, open_ledger
+from s2v_tasks.cli.terminal import OPERATORS, open_ledger, print_json
 from s2v_tasks.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from s2v_tasks.steps.housekeeping import Housekeeping
 
 db = typer.Typer(help="The project's own database.", no_args_is_help=True)
 snapshot = typer.Typer(help="Model weights on disk.", no_args_is_help=True)
@@ -71,6 +76,64 @@ def check() -> None:
         ledger.jobs(limit=1)
     check_requirements(settings, ObjectStore.from_settings(settings))
     typer.echo("everything that a job needs is there")
+
+
+@app.command(rich_help_panel=OPERATORS)
+def housekeeping(
+    apply: Annotated[bool, typer.Option("--apply/--dry-run", help="Do it, or only list what would be done.")] = False,
+    gone_run: Annotated[
+        list[str] | None, typer.Option(help="A DAG run that ended or does not exist; left out: Airflow is asked.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the whole listing.")] = False,
+) -> None:
+    """Delete what nobody needs any more, abort unfinished uploads, close jobs whose run is gone, compare S3 and SQL."""
+    with _housekeeping() as house:
+        gone = _gone_runs([job.dag_run_id for job in house.silent_runs()]) if gone_run is None else gone_run
+        found = house.look(gone)
+        if apply:
+            house.apply(found)
+    listing = {"applied": apply} | found.listing()
+    if not as_json:
+        numbers = {name: len(value) if isinstance(value, list) else value for name, value in listing.items()}
+        listing = numbers | {"differences": {name: len(uris) for name, uris in listing["differences"].items()}}
+    print_json(listing, indent=2 if as_json else None)
+
+
+@app.command(rich_help_panel=OPERATORS)
+def silent_runs() -> None:
+    """List the DAG runs of jobs of which nothing was heard for an hour."""
+    with _housekeeping() as house:
+        print_json({"run_ids": [job.dag_run_id for job in house.silent_runs()]}, indent=None)
+
+
+@contextmanager
+def _housekeeping() -> Iterator["Housekeeping"]:
+    from s2v_tasks.metadata.repository import Ledger
+    from s2v_tasks.metadata.session import engine_from_settings
+    from s2v_tasks.metadata.upkeep import UpkeepLedger
+    from s2v_tasks.settings import load_settings
+    from s2v_tasks.steps.housekeeping import Housekeeping
+    from s2v_tasks.storage.s3 import ObjectStore
+
+    settings = load_settings()
+    engine = engine_from_settings(settings)
+    try:
+        yield Housekeeping(ObjectStore.from_settings(settings), Ledger(engine), UpkeepLedger(engine), settings)
+    finally:
+        engine.dispose()
+
+
+def _gone_runs(run_ids: list[str]) -> list[str]:
+    """Those that Airflow does not know or knows to have ended; none where no Airflow is configured."""
+    from s2v_tasks.cli.airflow_api import AirflowApi
+    from s2v_tasks.settings import load_settings
+
+    settings = load_settings()
+    if settings.airflow_url is None:
+        return []
+    api = AirflowApi.from_settings(settings)
+    found = {run_id: api.run(run_id) for run_id in run_ids}
+    return [run_id for run_id, run in found.items() if run is None or run["state"] in {"success", "failed"}]
 
 
 def _database_url() -> str:

@@ -1,0 +1,75 @@
+"""What housekeeping asks of the ledger: which jobs are over, what others still need, what ought to be stored."""
+
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import sqlalchemy as sa
+from sqlalchemy.orm import aliased
+
+from s2v_tasks.metadata.jobs import ENDED
+from s2v_tasks.metadata.session import transaction
+from s2v_tasks.metadata.tables import ArtifactRow, Clip, Job
+
+_INPUT_FIELDS = ("image_uri", "audio_uri", "pose_video_uri")
+
+
+class OpenRun(NamedTuple):
+    """A job that has not ended, and the DAG run that should end it."""
+
+    job_id: str
+    dag_run_id: str
+
+
+class StoredArtifact(NamedTuple):
+    """What an artifact row says."""
+
+    job_id: str
+    size_bytes: int
+
+
+class UpkeepLedger:
+    """Questions about all jobs at once."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+
+    def job_ids(self) -> set[str]:
+        """Every job on record."""
+        return self._strings(sa.select(Job.job_id))
+
+    def settled_jobs(self, before: datetime) -> set[str]:
+        """Jobs that ended before this time, and that no rerun needs which has not ended itself."""
+        child = aliased(Job)
+        needed = sa.exists().where(child.parent_job_id == Job.job_id, child.status.not_in(ENDED))
+        return self._strings(sa.select(Job.job_id).where(Job.status.in_(ENDED), Job.finished_at < before, ~needed))
+
+    def named_inputs(self) -> set[str]:
+        """URIs in the requests of jobs that have not ended or whose video is published."""
+        kept = Job.status.not_in(("failed", "cancelled"))
+        return {
+            uri
+            for field in _INPUT_FIELDS
+            for uri in self._strings(sa.select(Job.request[field].astext).where(kept, Job.request.has_key(field)))
+        }
+
+    def artifacts(self) -> dict[str, StoredArtifact]:
+        """Every artifact row by its key."""
+        statement = sa.select(ArtifactRow.key, ArtifactRow.job_id, ArtifactRow.size_bytes)
+        with transaction(self._engine) as connection:
+            return {key: StoredArtifact(job_id, size) for key, job_id, size in connection.execute(statement)}
+
+    def open_runs(self, before: datetime) -> list[OpenRun]:
+        """Jobs given to a DAG run that have not ended and gave no sign of life since this time."""
+        alive = sa.exists().where(Clip.job_id == Job.job_id, Clip.updated_at >= before)
+        statement = (
+            sa
+            .select(Job.job_id, Job.dag_run_id)
+            .where(Job.status.not_in(ENDED), Job.dag_run_id.is_not(None), Job.updated_at < before, ~alive)
+            .order_by(Job.created_at)
+        )
+        with transaction(self._engine) as connection:
+            return [OpenRun(job_id, str(run_id)) for job_id, run_id in connection.execute(statement)]
+
+    def _strings(self, statement: sa.Select[Any]) -> set[str]:
+        with transaction(self._engine) as connection:
+            return {str(value) for value in connection.execute(statement).scalars() if value}

@@ -1,0 +1,144 @@
+"""Housekeeping: what nobody needs any more goes, what was lost is told, what no run works on is closed.
+
+Deleted, when older than the retention time: superseded clips and saved states of interrupted clips, of jobs that have
+ended and that no running rerun needs; folders in accepted/ and rejected/ of the drop folder, unless a job that runs or
+a published result names their files. Uploads in parts that nobody finished are aborted after a day. Nothing else is
+ever deleted: the inputs, the plan, the clips and the result of a job stay, also of a failed one, for its next start.
+"""
+
+import re
+from collections.abc import Collection, Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from s2v_tasks.log import get_logger
+from s2v_tasks.metadata.repository import Ledger
+from s2v_tasks.metadata.upkeep import OpenRun, UpkeepLedger
+from s2v_tasks.settings import Settings
+from s2v_tasks.storage.layout import drop_folder_uri
+from s2v_tasks.storage.objects import ListedObject, UnfinishedUpload
+from s2v_tasks.storage.s3 import ObjectStore
+
+SILENT_BEFORE_LOST = timedelta(hours=1)
+UNFINISHED_UPLOAD_AGE = timedelta(days=1)
+_JOB_OF_KEY = re.compile(r"jobs/([^/]+)/(.+)", re.DOTALL)
+_EXPIRING = re.compile(r"clips/\d{4}/(superseded|partial)/.+", re.DOTALL)
+# What a job keeps without a row of its own.
+_UNRECORDED = re.compile(r"(request|plan|result)\.json|.*manifest\.json", re.DOTALL)
+_LOST = "Its run disappeared from Airflow or ended without closing it; start the job again: finished clips are reused."
+
+
+@dataclass(frozen=True)
+class Differences:
+    """Where PostgreSQL and S3 disagree; told, never mended by guessing."""
+
+    rows_without_object: tuple[str, ...]
+    other_size: tuple[str, ...]
+    objects_without_row: tuple[str, ...]
+    objects_without_job: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a round of housekeeping does, or would do."""
+
+    objects: tuple[ListedObject, ...]
+    uploads: tuple[UnfinishedUpload, ...]
+    lost_jobs: tuple[str, ...]
+    differences: Differences
+
+    def listing(self) -> dict[str, Any]:
+        """All of it, for machines."""
+        return {
+            "delete": [item.uri for item in self.objects],
+            "delete_bytes": sum(item.size_bytes for item in self.objects),
+            "abort_uploads": [upload.uri for upload in self.uploads],
+            "close_jobs": list(self.lost_jobs),
+            "differences": asdict(self.differences),
+        }
+
+
+class Housekeeping:
+    """One round over the store and the ledger of an installation."""
+
+    def __init__(self, store: ObjectStore, ledger: Ledger, upkeep: UpkeepLedger, settings: Settings) -> None:
+        self._store, self._ledger, self._upkeep, self._settings = store, ledger, upkeep, settings
+
+    def silent_runs(self) -> list[OpenRun]:
+        """Jobs of which nothing was heard for an hour: Airflow knows whether their runs still go on."""
+        return self._upkeep.open_runs(datetime.now(UTC) - SILENT_BEFORE_LOST)
+
+    def look(self, gone_runs: Collection[str] = ()) -> Findings:
+        """Find what is to be done; nothing is changed. `gone_runs`: DAG runs that ended or do not exist."""
+        now = datetime.now(UTC)
+        expired_before = now - timedelta(days=self._settings.retention_days)
+        jobs = list(self._store.listing("jobs/"))
+        settled = self._upkeep.settled_jobs(expired_before)
+        expired = [item for item in jobs if self._is_expired(item, settled) and item.modified_at < expired_before]
+        uploads = self._store.unfinished_uploads("jobs/")
+        return Findings(
+            objects=(*expired, *self._expired_drops(expired_before)),
+            uploads=tuple(
+                upload
+                for upload in uploads
+                if upload.started_at < now - UNFINISHED_UPLOAD_AGE and self._job_of(upload.uri)[0] in settled
+            ),
+            lost_jobs=tuple(job.job_id for job in self.silent_runs() if job.dag_run_id in gone_runs),
+            differences=self._differences(jobs),
+        )
+
+    def apply(self, found: Findings) -> None:
+        """Do what was found, except for jobs that were started again since."""
+        settled = self._upkeep.settled_jobs(datetime.now(UTC))
+        objects = [item.uri for item in found.objects if self._job_of(item.uri)[0] in {None, *settled}]
+        self._store.delete_all(objects)
+        for upload in found.uploads:
+            if self._job_of(upload.uri)[0] in settled:
+                self._store.abort_upload(upload)
+        for job_id in found.lost_jobs:
+            if self._ledger.cancel_requested(job_id):
+                self._ledger.job_cancelled(job_id)
+            else:
+                self._ledger.job_failed(job_id, _LOST)
+        get_logger().info("housekeeping_done", objects=len(objects), uploads=len(found.uploads))
+
+    def _is_expired(self, item: ListedObject, settled: Collection[str]) -> bool:
+        job_id, name = self._job_of(item.uri)
+        return job_id in settled and _EXPIRING.fullmatch(name) is not None
+
+    def _expired_drops(self, before: datetime) -> Iterator[ListedObject]:
+        """Files of dropped folders that are done with; a folder goes as a whole or not at all."""
+        named = self._upkeep.named_inputs()
+        for part in ("accepted", "rejected"):
+            root = f"{drop_folder_uri(self._settings)}/{part}/"
+            folders: dict[str, list[ListedObject]] = {}
+            for item in self._store.listing(root):
+                folders.setdefault(item.uri.removeprefix(root).partition("/")[0], []).append(item)
+            for files in folders.values():
+                if all(item.modified_at < before and item.uri not in named for item in files):
+                    yield from files
+
+    def _differences(self, objects: list[ListedObject]) -> Differences:
+        known, rows = self._upkeep.job_ids(), self._upkeep.artifacts()
+        sizes = {item.uri: item.size_bytes for item in objects}
+        row_uris = {self._store.uri(key): row for key, row in rows.items()}
+        below = self._store.uri("jobs/")
+        unexplained, strange = [], []
+        for uri in sizes:
+            job_id, name = self._job_of(uri)
+            if job_id not in known:
+                strange.append(uri)
+            elif uri not in row_uris and not _UNRECORDED.fullmatch(name) and not _EXPIRING.fullmatch(name):
+                unexplained.append(uri)
+        return Differences(
+            rows_without_object=tuple(uri for uri in row_uris if uri.startswith(below) and uri not in sizes),
+            other_size=tuple(uri for uri, row in row_uris.items() if sizes.get(uri, row.size_bytes) != row.size_bytes),
+            objects_without_row=tuple(unexplained),
+            objects_without_job=tuple(strange),
+        )
+
+    def _job_of(self, uri: str) -> tuple[str | None, str]:
+        """The job whose folder the object lies in, and its name there."""
+        match = _JOB_OF_KEY.fullmatch(uri.removeprefix(self._store.uri("")))
+        return (match[1], match[2]) if match else (None, "")

@@ -1,0 +1,200 @@
+"""Housekeeping over a bucket with jobs in every state."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from s2v_tasks.metadata.repository import Ledger
+from s2v_tasks.metadata.session import engine_from_settings
+from s2v_tasks.metadata.tables import Job
+from s2v_tasks.metadata.upkeep import UpkeepLedger
+from s2v_tasks.schemas.manifest import Artifact, Manifest
+from s2v_tasks.settings import Settings, load_settings
+from s2v_tasks.steps.housekeeping import Housekeeping
+from s2v_tasks.storage.artifacts import producer
+from s2v_tasks.storage.layout import JobLayout
+from s2v_tasks.storage.s3 import ObjectStore
+
+NOW = datetime.now(UTC)
+
+
+@pytest.fixture
+def engine(s3_settings: Settings, postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[sa.Engine]:
+    monkeypatch.setenv("S2V_DATABASE_URL", postgres_url)
+    monkeypatch.setenv("S2V_RETENTION_DAYS", "0")
+    load_settings.cache_clear()
+    engine = engine_from_settings(load_settings())
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def ledger(engine: sa.Engine) -> Ledger:
+    return Ledger(engine)
+
+
+@pytest.fixture
+def store(engine: sa.Engine) -> ObjectStore:
+    return ObjectStore.from_settings(load_settings())
+
+
+Round = Callable[..., dict[str, Any]]
+
+
+def command(*options: str) -> dict[str, Any]:
+    """One round, as a person runs it."""
+    line = [sys.executable, "-m", "s2v_tasks.cli", "housekeeping", "--json", *options]
+    return dict(json.loads(subprocess.run(line, capture_output=True, text=True, check=True).stdout))
+
+
+@pytest.fixture
+def housekeeping(store: ObjectStore, ledger: Ledger, engine: sa.Engine) -> Round:
+    """One round in this process: what it found, after it was applied or not."""
+
+    def run(*gone_runs: str, apply: bool = False) -> dict[str, Any]:
+        house = Housekeeping(store, ledger, UpkeepLedger(engine), load_settings())
+        found = house.look(gone_runs)
+        if apply:
+            house.apply(found)
+        return found.listing()
+
+    return run
+
+
+def put(store: ObjectStore, *keys: str) -> list[str]:
+    return [store.uri(store.put_bytes(key, b"12345", "application/octet-stream").key) for key in keys]
+
+
+def make_job(store: ObjectStore, ledger: Ledger, job_id: str, **request: Any) -> list[str]:
+    """A running job with one of everything; the URIs of what expires when it ends."""
+    layout, fingerprint = JobLayout(job_id), "ab" * 32
+    ledger.job_queued(job_id, request)
+    ledger.job_started(job_id)
+    clip = store.put_bytes(layout.clip(0), b"clip", "video/mp4")
+    put(store, layout.request, layout.plan, layout.clip_manifest(0))
+    ledger.record_artifacts(manifest(job_id, clip))
+    superseded = [layout.superseded_clip(0, fingerprint, name) for name in ("clip.mp4", "manifest.json")]
+    return put(store, *superseded, layout.partial_clip(0, fingerprint, "state-0003.safetensors"))
+
+
+def manifest(job_id: str, clip: Artifact) -> Manifest:
+    facts = {"step": "render_clip", "job_id": job_id, "fingerprint": "ab" * 32, "inputs": {}, "outputs": {"clip": clip}}
+    return Manifest(producer=producer(), started_at=NOW, finished_at=NOW, **facts)
+
+
+def everything(store: ObjectStore) -> set[str]:
+    bucket = store.uri("").removesuffix("/")
+    return {item.uri for prefix in (bucket, load_settings().output_uri) for item in store.listing(prefix)}
+
+
+def test_it_deletes_exactly_what_its_dry_run_listed(store: ObjectStore, ledger: Ledger, housekeeping: Round) -> None:
+    """Only what ended jobs left over goes; what live jobs, published videos and running reruns refer to stays."""
+    accepted = {name: put(store, f"drop/accepted/{name}/a.png")[0] for name in ("live", "published", "failed")}
+    [rejected] = put(store, "drop/rejected/bad 🎬/error.json")
+    put(store, "drop/incoming/new/a.png", "uploads/a/a.png", "jobs/never-seen/clips/0000/superseded/ab/clip.mp4")
+    make_job(store, ledger, "live", image_uri=accepted["live"])
+    expiring = make_job(store, ledger, "published", image_uri=accepted["published"])
+    expiring += make_job(store, ledger, "failed", image_uri=accepted["failed"])
+    expiring += make_job(store, ledger, "cancelled")
+    make_job(store, ledger, "parent")
+    ledger.job_succeeded("published", *publish(store, "published"))
+    ledger.job_failed("failed", "It had to be.")
+    ledger.job_cancelled("cancelled")
+    ledger.job_failed("parent", "Its child goes on.")
+    ledger.job_queued("child", {"parent_job_id": "parent", "from_clip": 1})
+    before = everything(store)
+
+    planned = command("--dry-run")
+    assert set(planned["delete"]) == {*expiring, accepted["failed"], rejected}
+    assert planned["delete_bytes"] == 5 * len(planned["delete"])
+    assert everything(store) == before
+
+    assert command("--apply")["delete"] == planned["delete"]
+    assert everything(store) == before - set(planned["delete"])
+    assert housekeeping()["delete"] == []
+
+
+def publish(store: ObjectStore, job_id: str) -> tuple[str, str]:
+    [uri] = put(store, f"{load_settings().output_uri}/{job_id}.mp4")
+    put(store, JobLayout(job_id).result)
+    return uri, "ab" * 32
+
+
+def test_nothing_goes_before_its_time(
+    store: ObjectStore, ledger: Ledger, housekeeping: Round, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is younger than the retention time stays."""
+    make_job(store, ledger, "failed")
+    ledger.job_failed("failed", "It had to be.")
+    monkeypatch.setenv("S2V_RETENTION_DAYS", "1")
+    load_settings.cache_clear()
+    assert housekeeping()["delete"] == []
+
+
+def test_a_job_that_was_started_again_keeps_everything(store: ObjectStore, ledger: Ledger, engine: sa.Engine) -> None:
+    """Between the listing and the deletion a job may have been started again: then its objects stay."""
+    make_job(store, ledger, "failed")
+    ledger.job_failed("failed", "It had to be.")
+    before = everything(store)
+    house = Housekeeping(store, ledger, UpkeepLedger(engine), load_settings())
+    found = house.look()
+    assert len(found.objects) == 3
+    ledger.job_queued("failed", {})
+    house.apply(found)
+    assert everything(store) == before
+
+
+def test_unfinished_uploads_of_ended_jobs_are_aborted(store: ObjectStore, ledger: Ledger, housekeeping: Round) -> None:
+    """The parts of an upload that nobody will complete are given up; those of a live job are left alone."""
+    for job_id in ("live", "failed"):
+        make_job(store, ledger, job_id)
+        key = store.uri(JobLayout(job_id).motion(0)).removeprefix(f"s3://{store.bucket}/")
+        store._client.create_multipart_upload(Bucket=store.bucket, Key=key)  # moto: begun in 2010
+    ledger.job_failed("failed", "It had to be.")
+    assert housekeeping(apply=True)["abort_uploads"] == [store.uri(JobLayout("failed").motion(0))]
+    assert [upload.uri for upload in store.unfinished_uploads("jobs/")] == [store.uri(JobLayout("live").motion(0))]
+
+
+def test_a_job_whose_run_is_gone_is_closed(ledger: Ledger, engine: sa.Engine, housekeeping: Round) -> None:
+    """It fails with a reason, or is cancelled where a person wished so; a job that gave a sign of life goes on."""
+    for job_id in ("gone", "stopped", "running", "busy"):
+        ledger.job_queued(job_id, {}, dag_run_id=f"run-{job_id}")
+        ledger.job_started(job_id)
+    ledger.request_cancel("stopped")
+    with engine.begin() as connection:
+        silent = sa.update(Job).where(Job.job_id != "busy").values(updated_at=NOW - timedelta(hours=2))
+        connection.execute(silent)
+    gone = [f"run-{job_id}" for job_id in ("gone", "stopped", "busy")]
+    assert sorted(housekeeping(*gone)["close_jobs"]) == ["gone", "stopped"]
+    housekeeping(*gone, apply=True)
+    jobs = {job.job_id: job for job in ledger.jobs()}
+    assert {job_id: job.status for job_id, job in jobs.items()} == {
+        "gone": "failed", "stopped": "cancelled", "running": "running", "busy": "running"
+    }  # fmt: skip
+    assert "disappeared" in (jobs["gone"].reason or "")
+
+
+def test_differences_between_the_ledger_and_the_store_are_told(
+    store: ObjectStore, ledger: Ledger, housekeeping: Round
+) -> None:
+    """Lost objects, other sizes and objects that nobody recorded are named, and left as they are."""
+    for job_id in ("lost", "longer"):
+        make_job(store, ledger, job_id)
+    store.delete(JobLayout("lost").clip(0))
+    [longer] = put(store, JobLayout("longer").clip(0))
+    [unknown, strange] = put(store, "jobs/longer/notes.txt", "jobs/never-seen/plan.json")
+    before = everything(store)
+    found = housekeeping(apply=True)["differences"]
+    assert found == {
+        "rows_without_object": [store.uri(JobLayout("lost").clip(0))],
+        "other_size": [longer],
+        "objects_without_row": [unknown],
+        "objects_without_job": [strange],
+    }
+    assert everything(store) == before

@@ -192,9 +192,9 @@ def test_differences_between_the_ledger_and_the_store_are_told(
     before = everything(store)
     found = housekeeping(apply=True)["differences"]
     assert found == {
-        "rows_without_object": [store.uri(JobLayout("lost").clip(0))],
-        "other_size": [longer],
-        "objects_without_row": [unknown],
-        "objects_without_job": [strange],
+        "rows_without_object": (store.uri(JobLayout("lost").clip(0)),),
+        "other_size": (longer,),
+        "objects_without_row": (unknown,),
+        "objects_without_job": (strange,),
     }
     assert everything(store) == before

@@ -34,7 +34,8 @@ def run(ctx: StepContext) -> dict[str, Any]:
         "contact_sheet_key": report.outputs["contact_sheet"].key,
         "clips": [_clip(ctx, clip.clip_index) for clip in plan.clips],
         "parent_job_id": ctx.request().parent_job_id,
-        "request": ctx.request().model_dump(),
+        # The address of a webhook often is a secret in itself; the video and its sidecar are for others.
+        "request": ctx.request().model_dump(exclude={"webhook_url"}),
         "producer": producer().model_dump(),
     }
     sidecar = ctx.work_dir / "result.json"

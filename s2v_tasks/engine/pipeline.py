@@ -7,16 +7,16 @@ Clips of a chain follow each other through `MotionState`, the newest pixel frame
 precision, so that a chain that continues from a saved state equals one that never stopped, bit for bit.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 import torch
 from einops import rearrange
-from numpy.typing import NDArray
 from torch import Tensor
 
+from s2v_tasks.engine.clip import ClipInputs, ClipLatents, ClipOutput, Codec, MotionState, Sampling, TakeFrames
 from s2v_tasks.engine.images import Compat, pad_pose, to_pixels
 from s2v_tasks.engine.loading.snapshot import Snapshot
 from s2v_tasks.engine.models.attention import KeysValues
@@ -26,90 +26,9 @@ from s2v_tasks.engine.resume import DenoiseState, Interrupted
 from s2v_tasks.engine.schedulers import make_scheduler
 from s2v_tasks.errors import PermanentError
 
-_LATENT_CHANNELS = 16
 _START_FROM_REF_FRAMES = 6
 # Decoding behind the reference latent instead of a history spoils this many frames at the start of a chain.
 _LOST_FRAMES = 3
-
-
-class Codec(Protocol):
-    """The VAE as the pipeline uses it; see `engine.encoders.vae.Vae`."""
-
-    def encode(self, pixels_BCTHW: Tensor, /) -> Tensor:
-        """Pixels `[1, 3, F, H, W]` to normalised latents `[1, 16, 1 + (F-1)//4, h, w]`."""
-        ...
-
-    def decode(self, latents_BCZhw: Tensor, num_frames: int, /) -> Tensor:
-        """Normalised latents `[1, 16, T, h, w]` to the last `num_frames` of their 4T - 3 frames, clamped pixels."""
-        ...
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How a clip is denoised; the names are those of the request."""
-
-    sample_steps: int
-    sample_guide_scale: float
-    sample_shift: float
-    sample_solver: str
-    noise_device: Literal["run", "cpu"] = "run"  # where noise is drawn; "cpu": the same numbers on every device
-
-
-@dataclass(frozen=True)
-class MotionState:
-    """What a clip leaves to the next one of its chain."""
-
-    latents: Tensor  # [1, 16, 19, h, w], the newest 73 pixel frames encoded
-    frames: Tensor  # [1, 3, n, H, W], as many of the newest pixel frames as a later clip needs
-
-
-@dataclass(frozen=True)
-class ClipInputs:
-    """Everything that is particular to a clip."""
-
-    reference_u8: NDArray[np.uint8] | Tensor  # [H, W, 3], fitted
-    context: Tensor  # [len, text_dim], the prompt
-    context_null: Tensor  # [len, text_dim], the negative prompt
-    audio: Tensor  # [F, 25, audio_dim], one row per frame of this clip
-    pose: Tensor | None  # [1, 3, n, H, W] pixels of this clip, n <= F; None: no pose video
-    seed: int
-    motion: MotionState | None  # None: the first clip of its chain
-    start_from_ref: bool
-    keep_motion_frames: int | None  # `motion_frames_needed`; None: the last clip of its chain leaves no state
-
-
-@dataclass(frozen=True)
-class ClipOutput:
-    """A rendered clip."""
-
-    frames_u8: NDArray[np.uint8]  # [F, H, W, 3]
-    motion: MotionState | None
-
-
-@dataclass(frozen=True)
-class _ClipLatents:
-    reference: Tensor  # [1, 16, 1, h, w]
-    history: MotionState | None  # None: nothing precedes, the clip starts from noise alone
-    pose: Tensor | None  # [1, 16, T, h, w]
-    num_frames: int
-
-    @property
-    def noise_shape(self) -> tuple[int, int, int, int]:
-        height, width = self.reference.shape[-2:]
-        return (_LATENT_CHANNELS, self.num_frames // 4, height, width)
-
-
-def motion_frames_needed(later_infer_frames: Sequence[int]) -> int | None:
-    """How many newest pixel frames a clip's state must carry, given the frames of each later clip of its chain.
-
-    None where no clip follows. The next clip reads old frames only to fill up its own 73-frame history, and only if
-    another clip needs that history.
-    """
-    if not later_infer_frames:
-        return None
-    if len(later_infer_frames) == 1:
-        return 0
-    return max(0, MOTION_FRAMES - later_infer_frames[0])
 
 
 class S2VPipeline:
@@ -145,7 +64,6 @@ class S2VPipeline:
         dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
         return cls(snapshot.load_transformer(device, dtype), snapshot.load_vae(device), device, dtype)
 
-    @torch.inference_mode()
     def render_clip(
         self,
         inputs: ClipInputs,
@@ -156,12 +74,29 @@ class S2VPipeline:
         state: DenoiseState | None = None,
         interrupted: Callable[[], bool] = lambda: False,
     ) -> ClipOutput:
+        """`stream_clip`, with all frames at once."""
+        pieces: list[Tensor] = []
+        motion = self.stream_clip(inputs, sampling, pieces.append, on_step, noise, state=state, interrupted=interrupted)
+        return ClipOutput(torch.cat(pieces).cpu().numpy(), motion)
+
+    @torch.inference_mode()
+    def stream_clip(
+        self,
+        inputs: ClipInputs,
+        sampling: Sampling,
+        take: TakeFrames,
+        on_step: Callable[[int, int], None],
+        noise: Tensor | None = None,
+        *,
+        state: DenoiseState | None = None,
+        interrupted: Callable[[], bool] = lambda: False,
+    ) -> MotionState | None:
         """Render a clip; `on_step(done, total)` is called after each solver step.
 
-        `noise` `[16, T, h, w]` replaces the draw from `inputs.seed`. `interrupted()` is asked before each solver step
-        and before decoding: where it is true, Interrupted is raised with the state at that point. Called again with
-        that `state` and the same inputs, the clip goes on there. Raises PermanentError for inputs that do not fit each
-        other.
+        `take` is given the frames in order, a few at a time as they are decoded. `noise` `[16, T, h, w]` replaces the
+        draw from `inputs.seed`. `interrupted()` is asked before each solver step and before decoding: where it is true,
+        Interrupted is raised with the state at that point. Called again with that `state` and the same inputs, the clip
+        goes on there. Raises PermanentError for inputs that do not fit each other.
         """
         clip = self._encode(inputs)
         scene, guidances = self._prepare(inputs, clip, sampling)
@@ -171,15 +106,19 @@ class S2VPipeline:
         else:
             start = self._draw_noise(inputs.seed, clip.noise_shape, sampling.noise_device) if noise is None else noise
         latents = self._denoise(start, scene, guidances, sampling, on_step, interrupted)
-        frames = self._decode(latents, clip)
-        motion = None
-        if inputs.keep_motion_frames is not None:
-            motion = self._next_motion(clip.history, frames, inputs.keep_motion_frames)
-        if clip.history is None and self.compat == "corrected":
-            frames = torch.cat([frames[:, :, :1].expand(-1, -1, _LOST_FRAMES, -1, -1), frames], dim=2)
-        return ClipOutput(_to_u8(frames), motion)
+        starts_chain = clip.history is None
+        newest = _Newest(MOTION_FRAMES)
+        for number, frames in enumerate(self._decode(latents, clip)):
+            if number == 0 and starts_chain and self.compat == "corrected":
+                take(_to_u8(frames[:, :, :1].expand(-1, -1, _LOST_FRAMES, -1, -1)))
+            take(_to_u8(frames))
+            if inputs.keep_motion_frames is not None:
+                newest.add(frames)
+        if inputs.keep_motion_frames is None:
+            return None
+        return self._next_motion(clip.history, newest.frames, inputs.keep_motion_frames)
 
-    def _encode(self, inputs: ClipInputs) -> _ClipLatents:
+    def _encode(self, inputs: ClipInputs) -> ClipLatents:
         num_frames = inputs.audio.shape[0]
         if num_frames < 4 or num_frames % 4:
             raise PermanentError(f"a clip of {num_frames} frames cannot be rendered; infer_frames is a multiple of 4")
@@ -190,7 +129,7 @@ class S2VPipeline:
         elif inputs.start_from_ref:
             history = self._still_history(pixels)
         pose = None if inputs.pose is None else self._encode_pose(inputs.pose, num_frames, pixels.shape)
-        return _ClipLatents(self.vae.encode(pixels), history, pose, num_frames)
+        return ClipLatents(self.vae.encode(pixels), history, pose, num_frames)
 
     def _still_history(self, reference_pixels: Tensor) -> MotionState:
         """A history that ends in the reference picture, grey before it."""
@@ -208,9 +147,7 @@ class S2VPipeline:
         # The VAE's first latent sees a single frame; a copy of it in front gives each latent its four frames.
         return self.vae.encode(torch.cat([frames[:, :, :1], frames], dim=2))[:, :, 1:]
 
-    def _prepare(
-        self, inputs: ClipInputs, clip: _ClipLatents, sampling: Sampling
-    ) -> tuple[Scene, tuple[Guidance, ...]]:
+    def _prepare(self, inputs: ClipInputs, clip: ClipLatents, sampling: Sampling) -> tuple[Scene, tuple[Guidance, ...]]:
         """All that stays the same over the steps; of the guidance branches only those that this rank computes."""
         motion = None if clip.history is None else clip.history.latents
         scene = self.transformer.prepare_scene(clip.noise_shape[1], clip.reference, motion, clip.pose)
@@ -283,14 +220,13 @@ class S2VPipeline:
             raise Interrupted(DenoiseState.capture(sampling.sample_steps, latents, scheduler))
         return latents
 
-    def _decode(self, latents: Tensor, clip: _ClipLatents) -> Tensor:
-        """The clip's valid frames `[1, 3, n, H, W]`; n is 3 fewer at the start of a chain."""
+    def _decode(self, latents: Tensor, clip: ClipLatents) -> Iterator[Tensor]:
+        """The clip's valid frames `[1, 3, n, H, W]`, a few at a time; at the start of a chain 3 fewer in all."""
         before = clip.reference if clip.history is None else clip.history.latents
-        frames = self.vae.decode(torch.cat([before, latents.float()], dim=2), clip.num_frames)
-        return frames[:, :, _LOST_FRAMES:] if clip.history is None else frames
+        num_frames = clip.num_frames - (_LOST_FRAMES if clip.history is None else 0)
+        return self.vae.decode_pieces(torch.cat([before, latents.float()], dim=2), num_frames)
 
-    def _next_motion(self, history: MotionState | None, frames: Tensor, keep: int) -> MotionState:
-        newest = frames[:, :, -MOTION_FRAMES:]
+    def _next_motion(self, history: MotionState | None, newest: Tensor, keep: int) -> MotionState:
         missing = MOTION_FRAMES - newest.shape[2]
         old = _grey(newest, missing) if history is None else history.frames
         if old.shape[2] < missing:
@@ -304,13 +240,29 @@ class S2VPipeline:
         return MotionState(self.vae.encode(buffer).contiguous(), kept)
 
 
+class _Newest:
+    """The newest `count` frames of those that go by."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._pieces: deque[Tensor] = deque()
+
+    def add(self, frames_BCFHW: Tensor) -> None:
+        self._pieces.append(frames_BCFHW)
+        while sum(piece.shape[2] for piece in self._pieces) - self._pieces[0].shape[2] >= self._count:
+            self._pieces.popleft()
+
+    @property
+    def frames(self) -> Tensor:
+        return torch.cat(tuple(self._pieces), dim=2)[:, :, -self._count :]
+
+
 def _grey(like: Tensor, num_frames: int) -> Tensor:
     """Mid grey frames, what precedes the first clip."""
     return like.new_zeros(*like.shape[:2], num_frames, *like.shape[3:])
 
 
-def _to_u8(frames_BCFHW: Tensor) -> NDArray[np.uint8]:
+def _to_u8(frames_BCFHW: Tensor) -> Tensor:
     """Pixels to bytes `[F, H, W, 3]`, truncated as the reference does (spec d.7)."""
     bytes_BCFHW = ((frames_BCFHW.clamp(-1, 1) + 1) / 2 * 255).to(torch.uint8)
-    array: NDArray[Any] = rearrange(bytes_BCFHW, "1 c f h w -> f h w c").cpu().numpy()
-    return np.ascontiguousarray(array)
+    return rearrange(bytes_BCFHW, "1 c f h w -> f h w c").contiguous()

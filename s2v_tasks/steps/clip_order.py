@@ -9,9 +9,10 @@ from typing import Any, Literal
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from s2v_tasks.engine.clip import ClipInputs, MotionState, Sampling, TakeFrames, motion_frames_needed
 from s2v_tasks.engine.images import fit_pose
 from s2v_tasks.engine.loading import Snapshot
-from s2v_tasks.engine.pipeline import ClipInputs, ClipOutput, MotionState, S2VPipeline, Sampling, motion_frames_needed
+from s2v_tasks.engine.pipeline import S2VPipeline
 from s2v_tasks.engine.resume import DenoiseState
 from s2v_tasks.engine.worker import Worker, load_pipeline
 from s2v_tasks.media.frames import read_frames
@@ -38,10 +39,13 @@ class Renderer:
         self._pipeline: S2VPipeline | None = None
         self.facts: dict[str, Any] = {}  # how the networks run, once they are loaded
 
-    def render(self, order: Order, on_step: Callable[[int, int], None]) -> ClipOutput:
-        """Render the clip, from its state where there is one; all ranks call it with the same order."""
+    def render(self, order: Order, take: TakeFrames, on_step: Callable[[int, int], None]) -> MotionState | None:
+        """Render the clip, from its state where there is one; all ranks call it with the same order.
+
+        `take` and `on_step` are told of frames and solver steps as they are made, see `S2VPipeline.stream_clip`.
+        """
         sampling = order.plan.sampling
-        return self.load(order).render_clip(
+        return self.load(order).stream_clip(
             _clip_inputs(order),
             Sampling(
                 sampling.sample_steps,
@@ -50,7 +54,8 @@ class Renderer:
                 sampling.sample_solver,
                 order.noise_device,
             ),
-            on_step=on_step,
+            take,
+            on_step,
             state=DenoiseState.load(order.paths["state"]) if "state" in order.paths else None,
             interrupted=self._worker.interrupted,
         )

@@ -8,8 +8,11 @@ Rank 0 leads: it alone reads and writes storage and database, and tells the othe
 """
 
 import time
+from collections.abc import Iterator
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from safetensors.torch import save_file
 
@@ -19,6 +22,7 @@ from s2v_tasks.engine.resume import Interrupted
 from s2v_tasks.engine.worker import Worker, open_worker
 from s2v_tasks.errors import PermanentError, TransientError
 from s2v_tasks.media.encode import encode_clip
+from s2v_tasks.media.relay import handed_over
 from s2v_tasks.schemas.manifest import Artifact, Manifest, fingerprint
 from s2v_tasks.schemas.plan import FPS, ClipPlan, Plan
 from s2v_tasks.settings import load_settings
@@ -28,6 +32,9 @@ from s2v_tasks.steps.clip_order import Order, Renderer, frames_to_keep
 from s2v_tasks.steps.context import StepContext, tolerated
 from s2v_tasks.storage.artifacts import Built, OutputFile
 from s2v_tasks.storage.partial import PartialClip
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 REVISION = 2  # raise it when the engine or the encoding profile would give other bytes for the same inputs
 
@@ -54,7 +61,7 @@ def follow(job_id: str) -> None:
         while order is not None:
             log.bind(clip_index=order.clip.clip_index)
             try:
-                renderer.render(order, on_step=lambda _step, _num_steps: None)
+                renderer.render(order, take=lambda _frames: None, on_step=lambda _step, _num_steps: None)
             except Interrupted as stop:
                 log.get_logger().info("interrupted", step=stop.state.step)
                 return
@@ -120,12 +127,12 @@ class _Leader:
         predecessor = self._predecessor(clip)
         if predecessor is not None:
             inputs["motion"] = predecessor.outputs["motion"]
-        partial = PartialClip(ctx.artifacts, ctx.layout, index, self._prints[index])
+        saved_clip = PartialClip(ctx.artifacts, ctx.layout, index, self._prints[index])
 
         def build(folder: Path) -> Built:
             world_size = self._worker.world_size
             ctx.ledger.clip_started(ctx.job_id, index, fingerprint=self._prints[index], world_size=world_size)
-            return self._build(clip, inputs, partial, folder)
+            return self._build(clip, inputs, saved_clip, folder)
 
         try:
             manifest, reused = ctx.produce(
@@ -143,7 +150,7 @@ class _Leader:
             with tolerated("clip_failure_not_recorded"):
                 ctx.ledger.clip_failed(ctx.job_id, index, str(error), outcome=outcome)
             raise
-        partial.drop()
+        saved_clip.drop()
         ctx.ledger.clip_succeeded(ctx.job_id, index, facts=manifest.facts, reused=reused)
         return reused
 
@@ -161,10 +168,10 @@ class _Leader:
             )
         return manifest
 
-    def _build(self, clip: ClipPlan, inputs: dict[str, Artifact], partial: PartialClip, folder: Path) -> Built:
+    def _build(self, clip: ClipPlan, inputs: dict[str, Artifact], saved_clip: PartialClip, folder: Path) -> Built:
         """Render and encode the clip in `folder`; TransientError when it was interrupted and its state is safe."""
         ctx = self._ctx
-        saved = partial.find()
+        saved = saved_clip.find()
         earlier_seconds = 0.0 if saved is None else float(saved.facts["render_seconds"])
         needed = inputs if saved is None else inputs | {"state": saved.outputs["state"]}
         order = Order(
@@ -180,27 +187,25 @@ class _Leader:
         started = time.monotonic()
         try:
             progress = Progress(ctx, self._plan, clip, self._worker.peak_memory_bytes)
-            output = self._renderer.render(order, on_step=progress)
+            with handed_over(partial(_encode, clip, folder / "clip.mp4")) as take:
+                motion = self._renderer.render(order, take, on_step=progress)
+                render_seconds = earlier_seconds + time.monotonic() - started
         except Interrupted as stop:
             step, num_steps = stop.state.step, self._plan.sampling.sample_steps
             if step:
                 stop.state.save(folder / "interrupted.safetensors")
                 facts = {"render_seconds": earlier_seconds + time.monotonic() - started}
-                partial.save(folder / "interrupted.safetensors", step=step, facts=facts)
+                saved_clip.save(folder / "interrupted.safetensors", step=step, facts=facts)
             raise ClipInterruptedError(
                 f"clip {clip.clip_index} was interrupted after solver step {step} of {num_steps}: "
                 "the next attempt goes on there."
             ) from stop
         self._worker.done()
-        render_seconds = earlier_seconds + time.monotonic() - started
         engine_facts = self._renderer.facts | self._worker.peak_memory_bytes()
-        frames = output.frames_u8[: clip.stored_frames]
-        encode_clip(frames, folder / "clip.mp4", fps=FPS, key_frame=clip.fade_in_frames)
         outputs = {"clip": OutputFile(folder / "clip.mp4", ctx.layout.clip(clip.clip_index), "video/mp4")}
-        if output.motion is not None:
+        if motion is not None:
             path = folder / "motion_out.safetensors"
-            tensors = {"latents": output.motion.latents.contiguous(), "frames": output.motion.frames.contiguous()}
-            save_file(tensors, path)
+            save_file({"latents": motion.latents.contiguous(), "frames": motion.frames.contiguous()}, path)
             outputs["motion"] = OutputFile(path, ctx.layout.motion(clip.clip_index), "application/octet-stream")
         return Built(outputs, facts=clip_facts(ctx.settings, clip, engine_facts, render_seconds))
 
@@ -214,6 +219,12 @@ class _Leader:
             if is_shared:
                 self._fetched[name] = path
         return paths
+
+
+def _encode(clip: ClipPlan, path: Path, pieces: "Iterator[Tensor]") -> None:
+    """Encode the frames that the clip stores, as they come; of the last clip a few more were rendered."""
+    frames = (frame for piece in pieces for frame in piece.cpu().numpy())
+    encode_clip(islice(frames, clip.stored_frames), path, fps=FPS, key_frame=clip.fade_in_frames)
 
 
 def _inputs(ctx: StepContext) -> dict[str, Artifact]:

@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from collections.abc import Iterator
 from functools import partial, partialmethod
 from pathlib import Path
 
@@ -11,13 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from s2v_tasks.engine.clip import ClipInputs, MotionState, Sampling
 from s2v_tasks.engine.models import transformer as transformer_module
 from s2v_tasks.engine.models.blocks import Block
 from s2v_tasks.engine.models.config import S2VConfig
 from s2v_tasks.engine.models.kernels import attention_kernel, sdpa
 from s2v_tasks.engine.models.rope import cos_sin, rope_table, rotate, video_grid
 from s2v_tasks.engine.models.transformer import Guidance, S2VTransformer, Scene
-from s2v_tasks.engine.pipeline import ClipInputs, MotionState, S2VPipeline, Sampling
+from s2v_tasks.engine.pipeline import S2VPipeline
 from s2v_tasks.errors import ConfigurationError
 
 SMALL = {
@@ -34,8 +36,8 @@ class NoVae:
     def encode(self, pixels_BCTHW: Tensor, /) -> Tensor:
         return pixels_BCTHW.new_ones(1, 16, 1 + (pixels_BCTHW.shape[2] - 1) // 4, SIDE // 8, SIDE // 8)
 
-    def decode(self, latents_BCZhw: Tensor, num_frames: int | None = None, /) -> Tensor:
-        return latents_BCZhw.new_zeros(1, 3, num_frames or 4 * latents_BCZhw.shape[2] - 3, SIDE, SIDE)
+    def decode_pieces(self, latents_BCZhw: Tensor, num_frames: int, /) -> Iterator[Tensor]:
+        yield latents_BCZhw.new_zeros(1, 3, num_frames, SIDE, SIDE)
 
 
 @pytest.fixture

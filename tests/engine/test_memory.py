@@ -6,8 +6,9 @@ from pathlib import Path
 
 import torch
 
+from s2v_tasks.engine.clip import ClipInputs, MotionState, Sampling
 from s2v_tasks.engine.loading import Snapshot
-from s2v_tasks.engine.pipeline import ClipInputs, MotionState, S2VPipeline, Sampling
+from s2v_tasks.engine.pipeline import S2VPipeline
 from s2v_tasks.media.encode import encode_clip
 
 SAMPLING = Sampling(sample_steps=1, sample_guide_scale=4.0, sample_shift=3.0, sample_solver="unipc")

@@ -1,6 +1,7 @@
 """Several ranks, one clip: whatever the layout, it is the clip of a single rank."""
 
 import multiprocessing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.multiprocessing.spawn import start_processes
 
+from s2v_tasks.engine.clip import ClipInputs, MotionState, Sampling
 from s2v_tasks.engine.models.config import S2VConfig
 from s2v_tasks.engine.models.transformer import S2VTransformer
 from s2v_tasks.engine.parallel.guidance import BranchSplit
 from s2v_tasks.engine.parallel.layout import Layout, choose_layout
 from s2v_tasks.engine.parallel.mesh import parallelize
 from s2v_tasks.engine.parallel.ulysses import split_tokens
-from s2v_tasks.engine.pipeline import ClipInputs, MotionState, S2VPipeline, Sampling
+from s2v_tasks.engine.pipeline import S2VPipeline
 from s2v_tasks.errors import ConfigurationError
 
 # Twelve heads can be shared among 2, 3 and 4 ranks.
@@ -38,10 +40,10 @@ class FirstPixels:
         small = pixels_BCTHW[:, :, ::4, ::8, ::8]
         return torch.cat([small, small.new_ones(1, 13, *small.shape[2:])], dim=1)
 
-    def decode(self, latents_BCZhw: Tensor, num_frames: int | None = None, /) -> Tensor:
+    def decode_pieces(self, latents_BCZhw: Tensor, num_frames: int, /) -> Iterator[Tensor]:
         frames = latents_BCZhw[:, :3].repeat_interleave(4, dim=2)[:, :, 3:]
         pixels = frames.repeat_interleave(8, dim=3).repeat_interleave(8, dim=4).clamp(-1, 1)
-        return pixels[:, :, -num_frames:] if num_frames else pixels
+        yield pixels[:, :, -num_frames:]
 
 
 class RecordedPipeline(S2VPipeline):

@@ -11,21 +11,14 @@ from diffusers import AutoencoderKLWan
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from s2v_tasks.engine.clip import ClipInputs, ClipOutput, Codec, MotionState, Sampling, motion_frames_needed
 from s2v_tasks.engine.encoders.vae import Vae, key_pairs
 from s2v_tasks.engine.images import Compat, fit_pose
 from s2v_tasks.engine.models.config import S2VConfig
 from s2v_tasks.engine.models.transformer import S2VTransformer
 from s2v_tasks.engine.parity.loops import LinearCodec
 from s2v_tasks.engine.parity.results import Golden
-from s2v_tasks.engine.pipeline import (
-    ClipInputs,
-    ClipOutput,
-    Codec,
-    MotionState,
-    S2VPipeline,
-    Sampling,
-    motion_frames_needed,
-)
+from s2v_tasks.engine.pipeline import S2VPipeline
 from s2v_tasks.errors import PermanentError
 
 SMALL = {
@@ -154,6 +147,28 @@ def test_a_chain_with_the_real_vae_continues_bit_for_bit(tmp_path: Path) -> None
     assert motion is not None
     one, other = (render(pipeline, inputs(motion=m), FAST).frames_u8 for m in (motion, reloaded(motion, tmp_path)))
     assert np.array_equal(one, other)
+
+
+def test_frames_are_given_away_as_they_are_decoded(tmp_path: Path) -> None:
+    """At most four at a time, each piece before the next latent is decoded; together they are the clip's frames."""
+    torch.manual_seed(1)
+    vae = Vae(AutoencoderKLWan(base_dim=8).eval(), "cpu")
+    pipeline = make_pipeline(vae)
+    first = render(pipeline, inputs(keep_motion_frames=57), FAST)
+    for clip, expected in ((inputs(keep_motion_frames=57), [3, 1, 4, 4, 4]), (inputs(motion=first.motion), [4] * 4)):
+        decoded: list[int] = []
+        counted = vae.model.decoder.conv_out.register_forward_hook(lambda *_args, seen=decoded: seen.append(1))
+        pieces: list[tuple[int, Tensor]] = []
+        pipeline.stream_clip(
+            clip, FAST, lambda piece, to=pieces, seen=decoded: to.append((len(seen), piece)), lambda *_: None
+        )
+        counted.remove()
+        assert [len(piece) for _, piece in pieces] == expected
+        before = [count for count, _ in pieces]
+        assert before == sorted(before)
+        assert before[-2] == before[-1] - 1
+        whole = render(pipeline, clip, FAST).frames_u8
+        assert np.array_equal(torch.cat([piece for _, piece in pieces]).numpy(), whole)
 
 
 @pytest.mark.parametrize(

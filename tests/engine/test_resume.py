@@ -9,8 +9,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from s2v_tasks.engine.clip import ClipInputs, ClipOutput, Sampling
 from s2v_tasks.engine.loading import Snapshot
-from s2v_tasks.engine.pipeline import ClipInputs, ClipOutput, S2VPipeline, Sampling
+from s2v_tasks.engine.pipeline import S2VPipeline
 from s2v_tasks.engine.resume import DenoiseState, Interrupted
 from s2v_tasks.errors import PermanentError
 

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from s2v_tasks.engine.clip import ClipInputs, Sampling
 from s2v_tasks.engine.conditions import NEGATIVE_PROMPT, encode_conditions
 from s2v_tasks.engine.images import to_pixels
 from s2v_tasks.engine.loading import Snapshot, snapshot_id
-from s2v_tasks.engine.pipeline import ClipInputs, S2VPipeline, Sampling
+from s2v_tasks.engine.pipeline import S2VPipeline
 from s2v_tasks.engine.tiny_snapshot import write_tiny_snapshot
 from s2v_tasks.errors import ConfigurationError, PermanentError
 

@@ -61,14 +61,19 @@ class Vae:
         latents_BCZhw: Tensor = (mode_BCZhw - self._mean) * self._inverse_std
         return latents_BCZhw
 
-    @torch.inference_mode()
     def decode(self, latents_BCZhw: Tensor, num_frames: int | None = None) -> Tensor:
         """Normalised latents [B, 16, Z, h, w] to pixels [B, 3, 4 * Z - 3, H, W], clamped to [-1, 1].
 
         With `num_frames` only that many frames at the end, the same values for less work.
         """
+        pieces = self.decode_pieces(latents_BCZhw, num_frames or 4 * latents_BCZhw.shape[2] - 3)
+        return torch.cat(list(pieces), dim=2)
+
+    @torch.inference_mode()
+    def decode_pieces(self, latents_BCZhw: Tensor, num_frames: int) -> Iterator[Tensor]:
+        """The last `num_frames` frames of `decode`, up to four at a time as they are made."""
         unnormalised_BCZhw = latents_BCZhw.to(self._mean) / self._inverse_std + self._mean
-        return decode_end(self.model, unnormalised_BCZhw, num_frames or 4 * latents_BCZhw.shape[2] - 3)
+        yield from decode_end(self.model, unnormalised_BCZhw, num_frames)
 
 
 def key_pairs() -> Iterator[tuple[str, str]]:

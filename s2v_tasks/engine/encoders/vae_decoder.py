@@ -8,6 +8,7 @@ of the last level are 4 latents, while the whole decoder reaches back 38 latents
 Shapes: B batch, C channels, Z latent frames, T frames, H x W pixels of a stage, h x w latent pixels.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,16 +70,16 @@ class _Stage:
         return result
 
 
-def decode_end(model: AutoencoderKLWan, latents_BCZhw: Tensor, num_frames: int) -> Tensor:
-    """The last `num_frames` of the 4 Z - 3 frames of unnormalised latents, `[B, 3, num_frames, 8 h, 8 w]`, clamped.
+def decode_end(model: AutoencoderKLWan, latents_BCZhw: Tensor, num_frames: int) -> Iterator[Tensor]:
+    """The last `num_frames` of the 4 Z - 3 frames of unnormalised latents, as each latent gives them.
 
-    Equal to the end of the whole decoded video.
+    Clamped, `[B, 3, up to 4, 8 h, 8 w]`. Equal to the end of the whole decoded video.
     """
     num_latents = latents_BCZhw.shape[2]
     stages = _stages(model)
     starts = _first_latents(stages, num_latents, num_frames)
     hidden_BCZhw = model.post_quant_conv(latents_BCZhw)
-    decoded: list[Tensor] = []
+    not_wanted = 4 * num_latents - 3 - num_frames
     for index in range(num_latents):
         x_BCTHW = hidden_BCZhw[:, :, index : index + 1]
         for stage, start in zip(stages, starts, strict=True):
@@ -88,8 +89,10 @@ def decode_end(model: AutoencoderKLWan, latents_BCZhw: Tensor, num_frames: int) 
                 stage.start(at_first_latent=index == 0)
             x_BCTHW = stage(x_BCTHW)
         else:
-            decoded.append(x_BCTHW)
-    return torch.cat(decoded, dim=2)[:, :, -num_frames:].clamp(-1, 1)
+            # The first latent gives frame 0, latent i the four frames from 4 i - 3 on.
+            behind = max(0, not_wanted - max(0, 4 * index - 3))
+            if behind < x_BCTHW.shape[2]:
+                yield x_BCTHW[:, :, behind:].clamp(-1, 1)
 
 
 def first_latents(model: AutoencoderKLWan, num_latents: int, num_frames: int) -> list[int]:

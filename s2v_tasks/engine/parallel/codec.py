@@ -9,6 +9,7 @@ Shapes: B batch, C channels, Z latent frames, T frames, H x W pixels, h x w late
 the last everywhere.
 """
 
+from collections.abc import Iterator
 from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any
@@ -45,10 +46,11 @@ class ParallelVae:
         return self._bands.gather(self._vae.encode(self._bands.own(pixels_BCTHW)))
 
     @torch.inference_mode()
-    def decode(self, latents_BCZhw: Tensor, num_frames: int | None = None, /) -> Tensor:
-        """Normalised latents to pixels, see `Vae.decode`."""
+    def decode_pieces(self, latents_BCZhw: Tensor, num_frames: int, /) -> Iterator[Tensor]:
+        """Normalised latents to the last `num_frames` frames, see `Vae.decode_pieces`."""
         self._bands.divide(latents_BCZhw.shape[_ROWS])
-        return self._bands.gather(self._vae.decode(self._bands.own(latents_BCZhw), num_frames))
+        for band in self._vae.decode_pieces(self._bands.own(latents_BCZhw), num_frames):
+            yield self._bands.gather(band)
 
     def _work_in_bands(self, module: nn.Module) -> None:
         if isinstance(module, WanCausalConv3d) and module.kernel_size[1] > 1:

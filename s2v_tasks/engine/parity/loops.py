@@ -15,6 +15,7 @@ from einops import rearrange
 from torch import Tensor
 
 from s2v_tasks.engine.audio_features import frame_features, reference_num_repeat
+from s2v_tasks.engine.clip import ClipInputs, Codec, MotionState, Sampling
 from s2v_tasks.engine.encoders.vae import Vae
 from s2v_tasks.engine.images import fit_image, fit_pose, pad_pose, reference_pose_step
 from s2v_tasks.engine.models.transformer import MOTION_FRAMES
@@ -32,7 +33,7 @@ from s2v_tasks.engine.parity.results import (
     load_golden,
     per_file,
 )
-from s2v_tasks.engine.pipeline import ClipInputs, Codec, MotionState, S2VPipeline, Sampling
+from s2v_tasks.engine.pipeline import S2VPipeline
 from s2v_tasks.errors import ConfigurationError
 
 PREFIXES = ("loop_",)
@@ -62,12 +63,12 @@ class LinearCodec:
         patches = rearrange(padded, "b c (t f) (h y) (w x) -> b t h w (c f y x)", f=4, y=8, x=8)
         return rearrange(F.linear(patches, self._encode_ZP, self._encode_bias), "b t h w z -> b z t h w")
 
-    def decode(self, latents_BCZhw: Tensor, num_frames: int, /) -> Tensor:
-        """Latents to the last `num_frames` frames, clamped."""
+    def decode_pieces(self, latents_BCZhw: Tensor, num_frames: int, /) -> Iterator[Tensor]:
+        """Latents to the last `num_frames` frames, clamped, in one piece."""
         latents = rearrange(latents_BCZhw, "b z t h w -> b t h w z")
         patches = F.linear(latents, self._decode_PZ, self._decode_bias)
         frames = rearrange(patches, "b t h w (c f y x) -> b c (t f) (h y) (w x)", c=3, f=4, y=8, x=8)
-        return frames[:, :, -num_frames:].clamp(-1, 1)
+        yield frames[:, :, -num_frames:].clamp(-1, 1)
 
 
 @dataclass
@@ -92,10 +93,10 @@ class _ObservedCodec:
         self.seen.encoded.append(latents)
         return latents
 
-    def decode(self, latents_BCZhw: Tensor, num_frames: int, /) -> Tensor:
+    def decode_pieces(self, latents_BCZhw: Tensor, num_frames: int, /) -> Iterator[Tensor]:
         # The golden counts the frames that the latents stand for, also those that need not be decoded.
         self.seen.decoder_input, self.seen.num_decoded = latents_BCZhw, 4 * latents_BCZhw.shape[2] - 3
-        return self._codec.decode(latents_BCZhw, num_frames)
+        return self._codec.decode_pieces(latents_BCZhw, num_frames)
 
 
 class _ObservedPipeline(S2VPipeline):
@@ -113,11 +114,11 @@ class _ObservedPipeline(S2VPipeline):
         self.observed.seen.velocities += velocities
         return velocities
 
-    def _decode(self, latents: Tensor, clip: Any) -> Tensor:
-        frames = super()._decode(latents, clip)
+    def _decode(self, latents: Tensor, clip: Any) -> Iterator[Tensor]:
+        frames = torch.cat(list(super()._decode(latents, clip)), dim=2)
         self.observed.seen.latents.append(latents)
         self.observed.seen.frames = frames
-        return frames
+        yield frames
 
 
 def _codec(folder: Path, golden: Golden) -> Codec:

@@ -1,0 +1,104 @@
+"""What goes into the rendering of a clip and what comes out of it.
+
+Legend: B batch (1), C channels, F pixel frames, H W pixels, T latent frames, h = H/8, w = W/8.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from s2v_tasks.engine.models.transformer import MOTION_FRAMES
+
+# Takes frames as they are made, u8 `[n, H, W, 3]` on the device of the run.
+TakeFrames = Callable[[Tensor], None]
+_LATENT_CHANNELS = 16
+
+
+class Codec(Protocol):
+    """The VAE as the pipeline uses it; see `engine.encoders.vae.Vae`."""
+
+    def encode(self, pixels_BCTHW: Tensor, /) -> Tensor:
+        """Pixels `[1, 3, F, H, W]` to normalised latents `[1, 16, 1 + (F-1)//4, h, w]`."""
+        ...
+
+    def decode_pieces(self, latents_BCZhw: Tensor, num_frames: int, /) -> Iterator[Tensor]:
+        """Normalised latents `[1, 16, T, h, w]` to the last `num_frames` of their 4T - 3 frames, a few at a time.
+
+        Clamped pixels `[1, 3, n, H, W]`.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a clip is denoised; the names are those of the request."""
+
+    sample_steps: int
+    sample_guide_scale: float
+    sample_shift: float
+    sample_solver: str
+    noise_device: Literal["run", "cpu"] = "run"  # where noise is drawn; "cpu": the same numbers on every device
+
+
+@dataclass(frozen=True)
+class MotionState:
+    """What a clip leaves to the next one of its chain."""
+
+    latents: Tensor  # [1, 16, 19, h, w], the newest 73 pixel frames encoded
+    frames: Tensor  # [1, 3, n, H, W], as many of the newest pixel frames as a later clip needs
+
+
+@dataclass(frozen=True)
+class ClipInputs:
+    """Everything that is particular to a clip."""
+
+    reference_u8: NDArray[np.uint8] | Tensor  # [H, W, 3], fitted
+    context: Tensor  # [len, text_dim], the prompt
+    context_null: Tensor  # [len, text_dim], the negative prompt
+    audio: Tensor  # [F, 25, audio_dim], one row per frame of this clip
+    pose: Tensor | None  # [1, 3, n, H, W] pixels of this clip, n <= F; None: no pose video
+    seed: int
+    motion: MotionState | None  # None: the first clip of its chain
+    start_from_ref: bool
+    keep_motion_frames: int | None  # `motion_frames_needed`; None: the last clip of its chain leaves no state
+
+
+@dataclass(frozen=True)
+class ClipOutput:
+    """A rendered clip."""
+
+    frames_u8: NDArray[np.uint8]  # [F, H, W, 3]
+    motion: MotionState | None
+
+
+@dataclass(frozen=True)
+class ClipLatents:
+    """What the VAE makes of a clip's inputs."""
+
+    reference: Tensor  # [1, 16, 1, h, w]
+    history: MotionState | None  # None: nothing precedes, the clip starts from noise alone
+    pose: Tensor | None  # [1, 16, T, h, w]
+    num_frames: int
+
+    @property
+    def noise_shape(self) -> tuple[int, int, int, int]:
+        """Of the latents that are denoised, `[16, T, h, w]`."""
+        height, width = self.reference.shape[-2:]
+        return (_LATENT_CHANNELS, self.num_frames // 4, height, width)
+
+
+def motion_frames_needed(later_infer_frames: Sequence[int]) -> int | None:
+    """How many newest pixel frames a clip's state must carry, given the frames of each later clip of its chain.
+
+    None where no clip follows. The next clip reads old frames only to fill up its own 73-frame history, and only if
+    another clip needs that history.
+    """
+    if not later_infer_frames:
+        return None
+    if len(later_infer_frames) == 1:
+        return 0
+    return max(0, MOTION_FRAMES - later_infer_frames[0])

@@ -35,6 +35,23 @@ class Settings(BaseSettings):
     noise_device: Literal["run", "cpu"] = Field(
         "run", description="Where noise is drawn: on the device of the run, or on the CPU, the same on every device."
     )
+    attention: Literal["sdpa", "flash2", "flash3", "sage"] = Field(
+        "sdpa",
+        description="Kernel of self attention: torch's own, or FlashAttention 2 or 3 or SageAttention if installed.",
+    )
+    compile: bool = Field(
+        False, description="Whether torch.compile fuses the blocks: faster steps after a slow first one."
+    )
+    weights_dtype: Literal["auto", "fp8", "fp8-dynamic"] = Field(
+        "auto",
+        description="Weights of the blocks: auto, bf16 on a GPU; fp8, half the memory; fp8-dynamic, multiplied in fp8.",
+    )
+    step_cache: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Leave out the blocks behind the first while its output changes by less than this share; 0: never.",
+    )
     snapshot_path: Path | None = Field(None, description="Folder with the model weights in the official layout.")
     model: str = Field(
         "wan2.2-s2v-14b", description="Entry of models.yaml that the snapshot is: dimensions for the plan."

@@ -5,13 +5,14 @@ Legend: B batch (1), C channels, F pixel frames, H W pixels, T latent frames, h 
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from s2v_tasks.engine.models.transformer import MOTION_FRAMES
+from s2v_tasks.engine.options import NoiseDevice
 
 # Takes frames as they are made, u8 `[n, H, W, 3]` on the device of the run.
 TakeFrames = Callable[[Tensor], None]
@@ -41,7 +42,8 @@ class Sampling:
     sample_guide_scale: float
     sample_shift: float
     sample_solver: str
-    noise_device: Literal["run", "cpu"] = "run"  # where noise is drawn; "cpu": the same numbers on every device
+    noise_device: NoiseDevice = "run"  # this and the next: see `engine.options`
+    step_cache: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -9,18 +9,20 @@ precision, so that a chain that continues from a saved state equals one that nev
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
 
 import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
 
+from s2v_tasks.engine.branch import Branch, bases, skipped_share
 from s2v_tasks.engine.clip import ClipInputs, ClipLatents, ClipOutput, Codec, MotionState, Sampling, TakeFrames
 from s2v_tasks.engine.images import Compat, pad_pose, to_pixels
 from s2v_tasks.engine.loading.snapshot import Snapshot
 from s2v_tasks.engine.models.attention import KeysValues
+from s2v_tasks.engine.models.step_memory import StepMemory
 from s2v_tasks.engine.models.transformer import MOTION_FRAMES, Guidance, S2VTransformer, Scene
+from s2v_tasks.engine.options import NoiseDevice
 from s2v_tasks.engine.parallel.guidance import BranchSplit
 from s2v_tasks.engine.resume import DenoiseState, Interrupted
 from s2v_tasks.engine.schedulers import make_scheduler
@@ -36,7 +38,8 @@ class S2VPipeline:
 
     `dtype` is that of the transformer's weights. `compat="reference"` repeats the reference where it is known to be
     wrong: the first clip of a chain then has 3 frames fewer than asked for. `branches` splits guidance over ranks; the
-    transformer itself may be shared by several ranks (`engine.parallel.mesh.parallelize` does both).
+    transformer itself may be shared by several ranks (`engine.parallel.mesh.parallelize` does both). `total` sums a
+    tensor over these ranks.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class S2VPipeline:
         *,
         compat: Compat = "corrected",
         branches: BranchSplit | None = None,
+        total: Callable[[Tensor], Tensor] = lambda sums: sums,
     ) -> None:
         self.transformer = transformer
         self.vae = vae
@@ -55,6 +59,8 @@ class S2VPipeline:
         self.dtype = dtype
         self.compat = compat
         self.branches = branches
+        self.total = total
+        self.skipped_share = 0.0  # of the latest clip's forwards, by the step cache
         self._contexts: list[Tensor] = []
         self._texts: list[tuple[KeysValues, ...]] = []
 
@@ -173,13 +179,15 @@ class S2VPipeline:
         return branches if self.branches is None or len(branches) == 1 else self.branches.mine(branches)
 
     def _velocities(
-        self, latents: Tensor, timestep: Tensor, scene: Scene, guidances: tuple[Guidance, ...], guided: bool
+        self, latents: Tensor, timestep: Tensor, scene: Scene, branches: Sequence[Branch], guided: bool
     ) -> tuple[Tensor, ...]:
         """The velocity of each guidance branch, whichever rank computes it."""
-        velocities = tuple(self.transformer(latents, timestep[None], scene, guidance) for guidance in guidances)
+        velocities = tuple(
+            self.transformer(latents, timestep[None], scene, branch.guidance, branch.memory) for branch in branches
+        )
         return self.branches.exchange(velocities[0]) if self.branches is not None and guided else velocities
 
-    def _draw_noise(self, seed: int, shape: tuple[int, ...], noise_device: Literal["run", "cpu"]) -> Tensor:
+    def _draw_noise(self, seed: int, shape: tuple[int, ...], noise_device: NoiseDevice) -> Tensor:
         """Noise in the transformer's dtype from a generator on the device, or in fp32 from one on the CPU (spec d.6).
 
         Each kind of device and each dtype has numbers of its own; those of the CPU in fp32 are the same everywhere.
@@ -202,22 +210,33 @@ class S2VPipeline:
         scheduler = make_scheduler(
             sampling.sample_solver, num_steps=sampling.sample_steps, shift=sampling.sample_shift, device=self.device
         )
+        branches = [
+            Branch(guidance, StepMemory(sampling.step_cache, self.total) if sampling.step_cache else None)
+            for guidance in guidances
+        ]
         if isinstance(start, DenoiseState):
             first, latents = start.step, start.restore(scheduler, self.device)
+            for branch, basis in zip(branches, start.bases(self.device), strict=False):
+                timestep = scheduler.timesteps[basis.step]
+                self.transformer(basis.latents, timestep[None], scene, branch.guidance, branch.memory)
+                branch.resume(basis)
         else:
             first, latents = 0, start.to(self.device, self.dtype)[None]
         guided = sampling.sample_guide_scale > 1
         for step in range(first, sampling.sample_steps):
             if interrupted():
-                raise Interrupted(DenoiseState.capture(step, latents, scheduler))
+                raise Interrupted(DenoiseState.capture(step, latents, scheduler, bases(branches)))
             timestep = scheduler.timesteps[step]
-            velocity, *untold = self._velocities(latents, timestep, scene, guidances, guided)
+            velocity, *untold = self._velocities(latents, timestep, scene, branches, guided)
+            for branch in branches:
+                branch.note(step, latents)
             if untold:
                 velocity = untold[0] + sampling.sample_guide_scale * (velocity - untold[0])
             latents = scheduler.step(velocity, timestep, latents, return_dict=False)[0]
             on_step(step + 1, sampling.sample_steps)
         if interrupted():
-            raise Interrupted(DenoiseState.capture(sampling.sample_steps, latents, scheduler))
+            raise Interrupted(DenoiseState.capture(sampling.sample_steps, latents, scheduler, bases(branches)))
+        self.skipped_share = skipped_share(branches, sampling.sample_steps)
         return latents
 
     def _decode(self, latents: Tensor, clip: ClipLatents) -> Iterator[Tensor]:

@@ -14,8 +14,11 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
+from s2v_tasks.engine.fp8 import quantize
 from s2v_tasks.engine.loading import Snapshot
+from s2v_tasks.engine.options import EngineOptions
 from s2v_tasks.engine.parallel.codec import ParallelVae
 from s2v_tasks.engine.parallel.layout import Layout, choose_layout
 from s2v_tasks.engine.parallel.mesh import parallelize
@@ -66,12 +69,26 @@ class Worker:
         dist.all_reduce(flag, op=dist.ReduceOp.MAX)
         return bool(flag.item())
 
+    def total(self, value: Tensor) -> Tensor:
+        """The sum of a tensor over all ranks, in its place; all ranks call it."""
+        if self.world_size > 1:
+            dist.all_reduce(value)
+        return value
+
     def peak_memory_bytes(self) -> dict[str, int]:
         """The most memory that this process has had so far, of the host and of its GPU."""
         peaks = {"peak_host_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
         if self.device.type == "cuda":
             peaks["peak_gpu_memory_bytes"] = torch.cuda.max_memory_allocated(self.device)
         return peaks
+
+    def largest(self, values: dict[str, int]) -> dict[str, int]:
+        """Of each value the largest of all ranks; all ranks call it with the same names."""
+        if self.world_size == 1:
+            return values
+        numbers = torch.tensor(list(values.values()))
+        dist.all_reduce(numbers, op=dist.ReduceOp.MAX)
+        return dict(zip(values, numbers.tolist(), strict=True))
 
     def _terminate(self, _signal: int, _frame: Any) -> None:
         self._terminating = True
@@ -116,30 +133,48 @@ def open_worker(device: str) -> Iterator[Worker]:
 
 
 def load_pipeline(
-    worker: Worker, snapshot: Snapshot, parallel_layout: str, *, guided: bool
+    worker: Worker, snapshot: Snapshot, parallel_layout: str, options: EngineOptions, *, guided: bool
 ) -> tuple[S2VPipeline, Layout]:
     """The pipeline of a clip, shared by all ranks in a layout ("auto", or like "cfg2,ulysses2"); all ranks call it.
 
-    bf16 on a GPU; fp32 on a CPU, where bf16 is emulated and slow. Raises ConfigurationError for an impossible layout.
+    bf16 on a GPU; fp32 on a CPU, where bf16 is emulated and slow. Raises ConfigurationError for an impossible layout
+    and for options that are not possible here.
     """
     device = worker.device
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     transformer = snapshot.build_transformer()
+    transformer.choose_kernels(options.attention, compiled=options.compiled)
     if parallel_layout == "auto":
         layout = choose_layout(
             worker.world_size,
             transformer.config.num_heads,
             guided=guided,
-            weight_bytes=sum(shard.stat().st_size for shard in snapshot.transformer_shards()),
+            weight_bytes=_weight_bytes(snapshot, options),
             memory_bytes=None if device.type == "cpu" else torch.cuda.mem_get_info(device)[1],
         )
     else:
         layout = Layout.parse(parallel_layout)
     branches = parallelize(transformer, layout, device.type, guided=guided)
-    snapshot.fill_transformer(transformer, device, dtype)
+    if options.weights_dtype == "auto":
+        snapshot.fill_transformer(transformer, device, dtype)
+    elif layout.fsdp:
+        raise ConfigurationError(
+            f"parallel layout {layout} shards the weights, which is not possible in {options.weights_dtype}: "
+            "choose a layout without fsdp, or S2V_WEIGHTS_DTYPE=auto."
+        )
+    else:
+        snapshot.fill_transformer(transformer, "cpu", dtype)
+        quantize(transformer, options.weights_dtype, device)
     vae = snapshot.load_vae(device)
     codec = ParallelVae(vae) if worker.world_size > 1 else vae
-    return S2VPipeline(transformer, codec, device, dtype, branches=branches), layout
+    pipeline = S2VPipeline(transformer, codec, device, dtype, branches=branches, total=worker.total)
+    return pipeline, layout
+
+
+def _weight_bytes(snapshot: Snapshot, options: EngineOptions) -> int:
+    """What the weights take of a device: those in float8 half of what they take in the files."""
+    size_bytes = sum(shard.stat().st_size for shard in snapshot.transformer_shards())
+    return size_bytes if options.weights_dtype == "auto" else size_bytes // 2
 
 
 def choose_device(device: str) -> torch.device:

@@ -19,7 +19,7 @@ def clip_facts(
     """The meter of a rendered clip, for its manifest and the database.
 
     `mfu` is the share of the devices' peak that the planned operations took, over all attempts, loading left out; it is
-    missing where `S2V_GPU` does not say what the device can do.
+    missing where `S2V_GPU` does not say what the device can do, and where not all of them were carried out.
     """
     facts = engine_facts | {
         "start_frame": clip.start_frame,
@@ -31,7 +31,7 @@ def clip_facts(
     }
     card = load_gpu_card(config_dir(settings), settings.gpu)
     peak = peak_flops_per_second(card, facts["device"], facts["precision"], facts["world_size"])
-    if peak is not None:
+    if peak is not None and not facts["skipped_share"]:
         facts |= {"gpu": card.name, "mfu": round(clip.pflops * 1e15 / (render_seconds * peak), 4)}
     return facts
 

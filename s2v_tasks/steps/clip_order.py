@@ -2,9 +2,9 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from s2v_tasks.engine.clip import ClipInputs, MotionState, Sampling, TakeFrames, motion_frames_needed
 from s2v_tasks.engine.images import fit_pose
 from s2v_tasks.engine.loading import Snapshot
+from s2v_tasks.engine.options import EngineOptions
 from s2v_tasks.engine.pipeline import S2VPipeline
 from s2v_tasks.engine.resume import DenoiseState
 from s2v_tasks.engine.worker import Worker, load_pipeline
@@ -27,7 +28,7 @@ class Order:
     clip: ClipPlan
     snapshot: Snapshot
     paths: dict[str, Path]  # conditions, and where they exist: pose, motion, state
-    noise_device: Literal["run", "cpu"]
+    options: EngineOptions
     parallel_layout: str
 
 
@@ -52,11 +53,12 @@ class Renderer:
                 sampling.sample_guide_scale,
                 sampling.sample_shift,
                 sampling.sample_solver,
-                order.noise_device,
+                order.options.noise_device,
+                order.options.step_cache,
             ),
             take,
             on_step,
-            state=DenoiseState.load(order.paths["state"]) if "state" in order.paths else None,
+            state=self.saved_state(order),
             interrupted=self._worker.interrupted,
         )
 
@@ -66,17 +68,33 @@ class Renderer:
             return self._pipeline
         started = time.monotonic()
         guided = order.plan.sampling.sample_guide_scale > 1
-        self._pipeline, layout = load_pipeline(self._worker, order.snapshot, order.parallel_layout, guided=guided)
+        self._pipeline, layout = load_pipeline(
+            self._worker, order.snapshot, order.parallel_layout, order.options, guided=guided
+        )
         self.facts = {
             "device": self._worker.device.type,
             "world_size": self._worker.world_size,
             "parallel_layout": str(layout),
             "precision": str(self._pipeline.dtype).removeprefix("torch."),
-            "attention": "sdpa",
-            "noise_device": order.noise_device,
+            **asdict(order.options),
             "load_seconds": round(time.monotonic() - started, 3),
         }
         return self._pipeline
+
+    def saved_state(self, order: Order) -> DenoiseState | None:
+        """Where the clip goes on; None where it begins at the first step. The networks are loaded."""
+        path = order.paths.get("state")
+        return None if path is None else DenoiseState.load(path, self.name)
+
+    @property
+    def name(self) -> str:
+        """The device and the ranks that work: others would end in other bytes."""
+        return f"{self.facts['device']} {self.facts['parallel_layout']}"
+
+    def clip_facts(self) -> dict[str, Any]:
+        """How the latest clip was rendered; all ranks call it."""
+        share = {} if self._pipeline is None else {"skipped_share": round(self._pipeline.skipped_share, 4)}
+        return self.facts | share | self._worker.largest(self._worker.peak_memory_bytes())
 
 
 def frames_to_keep(plan: Plan, clip: ClipPlan) -> int | None:

@@ -9,6 +9,7 @@ Rank 0 leads: it alone reads and writes storage and database, and tells the othe
 
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -18,6 +19,7 @@ from safetensors.torch import save_file
 
 from s2v_tasks import log
 from s2v_tasks.engine.loading import Snapshot, snapshot_id
+from s2v_tasks.engine.options import EngineOptions
 from s2v_tasks.engine.resume import Interrupted
 from s2v_tasks.engine.worker import Worker, open_worker
 from s2v_tasks.errors import PermanentError, TransientError
@@ -62,13 +64,14 @@ def follow(job_id: str) -> None:
             log.bind(clip_index=order.clip.clip_index)
             try:
                 renderer.render(order, take=lambda _frames: None, on_step=lambda _step, _num_steps: None)
+                renderer.clip_facts()
             except Interrupted as stop:
                 log.get_logger().info("interrupted", step=stop.state.step)
                 return
             order = worker.share()
 
 
-def clip_fingerprints(plan: Plan, inputs: dict[str, str], snapshot: str, noise_device: str) -> list[str]:
+def clip_fingerprints(plan: Plan, inputs: dict[str, str], snapshot: str, options: EngineOptions) -> list[str]:
     """Fingerprint of each clip: its frames and seed, all that it is made from, and the clip before it in its chain.
 
     `inputs` maps the names of the artifacts that every clip reads (conditions, pose) to their SHA-256. Clips that a
@@ -82,7 +85,7 @@ def clip_fingerprints(plan: Plan, inputs: dict[str, str], snapshot: str, noise_d
                 REVISION,
                 snapshot,
                 inputs,
-                noise_device,
+                asdict(options),
                 plan.sampling.model_dump(),
                 [plan.width, plan.height],
                 [clip.clip_index, clip.infer_frames, clip.start_frame, clip.end_frame, clip.seed],
@@ -102,11 +105,15 @@ class _Leader:
         self._plan = ctx.plan()
         self._snapshot = Snapshot.open(ctx.snapshot_path())
         self._inputs = _inputs(ctx)
+        settings = ctx.settings
+        self._options = EngineOptions(
+            settings.noise_device, settings.attention, settings.compile, settings.weights_dtype, settings.step_cache
+        )
         self._prints = clip_fingerprints(
             self._plan,
             {name: item.sha256 for name, item in self._inputs.items()},
             snapshot_id(self._snapshot.path),
-            ctx.settings.noise_device,
+            self._options,
         )
         self._renderer = Renderer(worker)
         self._fetched: dict[str, Path] = {}  # of the inputs of all clips, what is on disk
@@ -172,18 +179,19 @@ class _Leader:
         """Render and encode the clip in `folder`; TransientError when it was interrupted and its state is safe."""
         ctx = self._ctx
         saved = saved_clip.find()
-        earlier_seconds = 0.0 if saved is None else float(saved.facts["render_seconds"])
         needed = inputs if saved is None else inputs | {"state": saved.outputs["state"]}
         order = Order(
             self._plan,
             clip,
             self._snapshot,
             self._fetch(needed, folder),
-            ctx.settings.noise_device,
+            self._options,
             ctx.settings.parallel_layout,
         )
         self._worker.share(order)
         self._renderer.load(order)
+        goes_on = saved is not None and self._renderer.saved_state(order) is not None
+        earlier_seconds = float(saved.facts["render_seconds"]) if saved and goes_on else 0.0
         started = time.monotonic()
         try:
             progress = Progress(ctx, self._plan, clip, self._worker.peak_memory_bytes)
@@ -193,15 +201,15 @@ class _Leader:
         except Interrupted as stop:
             step, num_steps = stop.state.step, self._plan.sampling.sample_steps
             if step:
-                stop.state.save(folder / "interrupted.safetensors")
+                stop.state.save(folder / "interrupted.safetensors", self._renderer.name)
                 facts = {"render_seconds": earlier_seconds + time.monotonic() - started}
                 saved_clip.save(folder / "interrupted.safetensors", step=step, facts=facts)
             raise ClipInterruptedError(
                 f"clip {clip.clip_index} was interrupted after solver step {step} of {num_steps}: "
                 "the next attempt goes on there."
             ) from stop
+        engine_facts = self._renderer.clip_facts()
         self._worker.done()
-        engine_facts = self._renderer.facts | self._worker.peak_memory_bytes()
         outputs = {"clip": OutputFile(folder / "clip.mp4", ctx.layout.clip(clip.clip_index), "video/mp4")}
         if motion is not None:
             path = folder / "motion_out.safetensors"

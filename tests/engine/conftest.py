@@ -9,7 +9,14 @@ from s2v_tasks.engine.tiny_snapshot import write_tiny_snapshot
 # Their tests start processes that find each other by gloo. Now and then it refuses the first connection between two of
 # them (2 of 10 starts on a busy machine), before any code under test has run: such a test starts again. In production
 # it is a TransientError, and Airflow starts the clip again.
-_WITH_RANKS = {"test_bench_load", "test_parallel", "test_parallel_codec", "test_sharded_loading", "test_worker"}
+_WITH_RANKS = {
+    "test_bench_load",
+    "test_options",
+    "test_parallel",
+    "test_parallel_codec",
+    "test_sharded_loading",
+    "test_worker",
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -15,6 +15,7 @@ from s2v_tasks.engine.pipeline import S2VPipeline
 from s2v_tasks.engine.resume import DenoiseState, Interrupted
 from s2v_tasks.errors import PermanentError
 
+RANKS = "cpu cfg1,ulysses1"
 SAMPLING = Sampling(sample_steps=5, sample_guide_scale=4.0, sample_shift=3.0, sample_solver="unipc")
 
 
@@ -58,8 +59,10 @@ def stopped(pipeline: S2VPipeline, inputs: ClipInputs, sampling: Sampling, step:
     """The state of a clip that was stopped after `step` steps, from disk."""
     with pytest.raises(Interrupted) as stop:
         pipeline.render_clip(inputs, sampling, ignore, interrupted=after(step + 1))
-    stop.value.state.save(folder / "state.safetensors")
-    return DenoiseState.load(folder / "state.safetensors")
+    stop.value.state.save(folder / "state.safetensors", RANKS)
+    state = DenoiseState.load(folder / "state.safetensors", RANKS)
+    assert state is not None
+    return state
 
 
 def assert_same(one: ClipOutput, other: ClipOutput) -> None:
@@ -85,6 +88,26 @@ def test_a_clip_stopped_at_any_step_goes_on_bit_for_bit(
         )
         assert steps == [(done, sampling.sample_steps) for done in range(step + 1, sampling.sample_steps + 1)]
         assert_same(whole, resumed)
+
+
+def test_what_the_step_cache_remembers_is_there_again(
+    pipeline: S2VPipeline, inputs: ClipInputs, tmp_path: Path
+) -> None:
+    """With steps left out too: stopped before any step, also one that is left out, the clip ends in the same bytes."""
+    sampling = replace(SAMPLING, sample_steps=8, step_cache=0.2)
+    whole = pipeline.render_clip(inputs, sampling, ignore)
+    share = pipeline.skipped_share
+    assert 0 < share < 0.9
+    for step in range(sampling.sample_steps + 1):
+        state = stopped(pipeline, inputs, sampling, step, tmp_path)
+        assert_same(whole, pipeline.render_clip(inputs, sampling, ignore, state=state))
+        assert pipeline.skipped_share == share
+
+
+def test_a_state_of_other_ranks_is_not_used(pipeline: S2VPipeline, inputs: ClipInputs, tmp_path: Path) -> None:
+    """Another device or layout would end in other bytes: the clip begins anew."""
+    stopped(pipeline, inputs, SAMPLING, 2, tmp_path)
+    assert DenoiseState.load(tmp_path / "state.safetensors", "cpu cfg2,ulysses1") is None
 
 
 @pytest.mark.parametrize("solver", ["unipc", "dpm++"])
@@ -128,7 +151,7 @@ def test_a_file_that_is_no_state_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "state.safetensors"
     path.write_bytes(b"nothing")
     with pytest.raises(PermanentError, match="not a saved state"):
-        DenoiseState.load(path)
+        DenoiseState.load(path, RANKS)
     save_file({"other": torch.zeros(1)}, path)
     with pytest.raises(PermanentError, match="other"):
-        DenoiseState.load(path)
+        DenoiseState.load(path, RANKS)

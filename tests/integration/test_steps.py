@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from s2v_tasks.engine.options import EngineOptions
 from s2v_tasks.engine.worker import Worker
 from s2v_tasks.errors import PermanentError, TransientError
 from s2v_tasks.metadata.repository import Ledger
@@ -212,23 +213,28 @@ def test_a_fingerprint_follows_all_that_a_clip_is_made_from(run: Run, store: Obj
     run("stage_inputs", num_clip=3)
     run("plan_clips")
     plan = Plan.model_validate_json(store.get_bytes(LAYOUT.plan))
-    prints = clip_fingerprints(plan, {"conditions": "a"}, "snapshot", "run")
-    assert prints == clip_fingerprints(plan, {"conditions": "a"}, "snapshot", "run")
+    prints = clip_fingerprints(plan, {"conditions": "a"}, "snapshot", EngineOptions())
+    assert prints == clip_fingerprints(plan, {"conditions": "a"}, "snapshot", EngineOptions())
     reseeded = plan.model_copy(
         update={"clips": (plan.clips[0], plan.clips[1].model_copy(update={"seed": 99}), plan.clips[2])}
     )
-    changed = clip_fingerprints(reseeded, {"conditions": "a"}, "snapshot", "run")
+    changed = clip_fingerprints(reseeded, {"conditions": "a"}, "snapshot", EngineOptions())
     assert [a == b for a, b in zip(prints, changed, strict=True)] == [True, False, False]
     fading = plan.model_copy(
         update={"clips": (*plan.clips[:2], plan.clips[2].model_copy(update={"fade_out_frames": 4}))}
     )
-    changed = clip_fingerprints(fading, {"conditions": "a"}, "snapshot", "run")
+    changed = clip_fingerprints(fading, {"conditions": "a"}, "snapshot", EngineOptions())
     assert [a == b for a, b in zip(prints, changed, strict=True)] == [True, True, False]
     sampling = plan.model_copy(update={"sampling": plan.sampling.model_copy(update={"sample_shift": 4.0})})
     for other in (
-        clip_fingerprints(plan, {"conditions": "b"}, "snapshot", "run"),
-        clip_fingerprints(plan, {"conditions": "a"}, "another", "run"),
-        clip_fingerprints(sampling, {"conditions": "a"}, "snapshot", "run"),
+        clip_fingerprints(plan, {"conditions": "b"}, "snapshot", EngineOptions()),
+        clip_fingerprints(plan, {"conditions": "a"}, "another", EngineOptions()),
+        clip_fingerprints(sampling, {"conditions": "a"}, "snapshot", EngineOptions()),
+        clip_fingerprints(plan, {"conditions": "a"}, "snapshot", EngineOptions(noise_device="cpu")),
+        clip_fingerprints(plan, {"conditions": "a"}, "snapshot", EngineOptions(attention="flash3")),
+        clip_fingerprints(plan, {"conditions": "a"}, "snapshot", EngineOptions(compiled=True)),
+        clip_fingerprints(plan, {"conditions": "a"}, "snapshot", EngineOptions(weights_dtype="fp8")),
+        clip_fingerprints(plan, {"conditions": "a"}, "snapshot", EngineOptions(step_cache=0.1)),
     ):
         assert not set(prints) & set(other)
 

@@ -25,6 +25,7 @@ from s2v_tasks.engine.models.framepack import MOTION_LATENTS, FramePacker
 from s2v_tasks.engine.models.kernels import attention_kernel
 from s2v_tasks.engine.models.layers import Fp32Linear, Linear, PatchConv, timestep_sinusoid
 from s2v_tasks.engine.models.rope import cos_sin, reference_grid, rope_table, video_grid
+from s2v_tasks.engine.models.step_memory import StepMemory
 from s2v_tasks.errors import PermanentError
 
 MOTION_FRAMES = 4 * MOTION_LATENTS - 3
@@ -183,8 +184,18 @@ class S2VTransformer(nn.Module):
         history = features_BKCF[..., :1].expand(-1, -1, -1, MOTION_FRAMES)
         return self.casual_audio_encoder(torch.cat([history, features_BKCF], dim=-1))  # type: ignore[no-any-return]
 
-    def forward(self, latents_BCThw: Tensor, timestep_1: Tensor, scene: Scene, guidance: Guidance) -> Tensor:
-        """Velocity `[1, 16, T, h, w]` in fp32 at `timestep_1` `[1]`."""
+    def forward(
+        self,
+        latents_BCThw: Tensor,
+        timestep_1: Tensor,
+        scene: Scene,
+        guidance: Guidance,
+        memory: StepMemory | None = None,
+    ) -> Tensor:
+        """Velocity `[1, 16, T, h, w]` in fp32 at `timestep_1` `[1]`.
+
+        With the `memory` of this guidance branch the blocks behind the first may be left out; None: never.
+        """
         num_frames = guidance.sound[0].gain_T1D.shape[0] if guidance.sound else scene.latent_shape[0]
         if tuple(latents_BCThw.shape[2:]) != scene.latent_shape or num_frames != scene.latent_shape[0]:
             raise PermanentError(
@@ -198,17 +209,38 @@ class S2VTransformer(nn.Module):
         num_video = video_BND.shape[1]
         x_BLD = torch.cat([video_BND, scene.extra_BMD], dim=1)
 
-        for layer, block in enumerate(self.blocks):
-            x_BLD = block(x_BLD, e_26D, num_video, scene.rope_Lc2, guidance.text[layer])
+        if memory is None:
+            x_BLD = self._run_blocks(range(len(self.blocks)), x_BLD, e_26D, scene, guidance)
+        else:
+            x_BLD = self._run_from_memory(memory, x_BLD, e_26D, scene, guidance)
+        patches_BNP = self.head(x_BLD[:, :num_video], e_1D)
+        return _unpatchify(patches_BNP, scene.latent_shape)
+
+    def _run_blocks(self, layers: range, x_BLD: Tensor, e_26D: Tensor, scene: Scene, guidance: Guidance) -> Tensor:
+        """Tokens through some of the blocks, with the sound injected behind those that have an injection."""
+        num_video = scene.video.stop - scene.video.start
+        for layer in layers:
+            x_BLD = self.blocks[layer](x_BLD, e_26D, num_video, scene.rope_Lc2, guidance.text[layer])
             if layer in self.config.audio_inject_layers:
                 index = self.config.audio_inject_layers.index(layer)
                 video_BND = x_BLD[:, :num_video]
                 video_BND += self.audio_injector(
                     index, video_BND, scene.video.start, scene.patches_per_frame, guidance.sound[index]
                 )
+        return x_BLD
 
-        patches_BNP = self.head(x_BLD[:, :num_video], e_1D)
-        return _unpatchify(patches_BNP, scene.latent_shape)
+    def _run_from_memory(
+        self, memory: StepMemory, x_BLD: Tensor, e_26D: Tensor, scene: Scene, guidance: Guidance
+    ) -> Tensor:
+        """Tokens through the first block, and through the others unless `memory` tells what they would add."""
+        first_BLD = self._run_blocks(range(1), x_BLD, e_26D, scene, guidance)
+        change_BLD = first_BLD - x_BLD
+        rest_BLD = memory.recall(change_BLD)
+        if rest_BLD is None:
+            x_BLD = self._run_blocks(range(1, len(self.blocks)), first_BLD, e_26D, scene, guidance)
+            memory.remember(change_BLD, x_BLD - first_BLD)
+            return x_BLD
+        return first_BLD.add_(rest_BLD)
 
     def _embed_time(self, timestep_1: Tensor) -> tuple[Tensor, Tensor]:
         """The embedding of a timestep `[1, D]` and its modulation `[1, 6, D]`, fp32."""

@@ -41,11 +41,11 @@ class SequenceParallel:
                 module.attend = self._over_heads(module.attend)
 
     def _cut(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        latents, timestep, scene, guidance = args
+        latents, timestep, scene, *told = args
         self._bounds, self._num_video = split_tokens(scene.end, self.num_ranks), scene.num_video
         start, end = self._bounds[self.rank : self.rank + 2]
         part: Scene = scene.part(start, end)
-        return latents, timestep, part, guidance
+        return latents, timestep, part, *told
 
     def _gather(self, _: nn.Module, __: tuple[Any, ...], patches_BNP: Tensor) -> Tensor:
         """The patches of all video tokens: each rank sends as many rows as the longest run has."""

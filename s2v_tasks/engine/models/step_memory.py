@@ -1,0 +1,46 @@
+"""Steps that need not be computed: while the first block changes its input as before, the others are taken to, too.
+
+Legend: B batch (1), L tokens, D model width.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def _alone(sums_2: Tensor) -> Tensor:
+    return sums_2
+
+
+class StepMemory:
+    """What one guidance branch remembers of the last step that it computed in full.
+
+    A step is taken from memory where the residual of the first block differs from the remembered one by less than
+    `threshold`, relative to it (mean absolute values over all tokens). `total` sums over the ranks that share the
+    work, so that all of them decide alike.
+    """
+
+    def __init__(self, threshold: float, total: Callable[[Tensor], Tensor] = _alone) -> None:
+        self._threshold, self._total = threshold, total
+        self._first_BLD: Tensor | None = None
+        self._rest_BLD: Tensor | None = None
+        self.num_skipped = 0
+        self.computed = False  # whether the latest step was computed in full
+
+    def recall(self, first_BLD: Tensor) -> Tensor | None:
+        """The residual of the blocks behind the first, whose own is `first_BLD`; None: they must be computed."""
+        self.computed = self._first_BLD is None or not self._is_near(first_BLD, self._first_BLD)
+        if self.computed:
+            return None
+        self.num_skipped += 1
+        return self._rest_BLD
+
+    def remember(self, first_BLD: Tensor, rest_BLD: Tensor) -> None:
+        """The residuals of a step that was computed in full."""
+        self._first_BLD, self._rest_BLD = first_BLD, rest_BLD
+
+    def _is_near(self, first_BLD: Tensor, remembered_BLD: Tensor) -> bool:
+        sums = [(first_BLD - remembered_BLD).abs().sum(), remembered_BLD.abs().sum()]
+        difference, size = self._total(torch.stack(sums).double()).tolist()
+        return bool(difference < self._threshold * size)

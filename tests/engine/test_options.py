@@ -1,0 +1,145 @@
+"""Options of an installation: kernels, float8 weights, steps left out."""
+
+import multiprocessing
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.multiprocessing.spawn import start_processes
+
+from s2v_tasks.engine import fp8
+from s2v_tasks.engine.loading import Snapshot
+from s2v_tasks.engine.models.config import S2VConfig
+from s2v_tasks.engine.models.layers import Linear
+from s2v_tasks.engine.models.step_memory import StepMemory
+from s2v_tasks.engine.models.transformer import S2VTransformer
+from s2v_tasks.engine.options import EngineOptions
+from s2v_tasks.engine.parallel.layout import Layout
+from s2v_tasks.engine.parallel.mesh import parallelize
+from s2v_tasks.engine.worker import Worker, load_pipeline
+from s2v_tasks.errors import ConfigurationError
+
+SMALL = {
+    "dim": 48, "ffn_dim": 64, "num_heads": 2, "num_layers": 3, "freq_dim": 16, "text_dim": 12, "text_len": 8,
+    "audio_dim": 6, "audio_inject_layers": [0, 2],
+}  # fmt: skip
+CPU = torch.device("cpu")
+GATE = 2e-5
+
+
+def random_transformer() -> S2VTransformer:
+    torch.manual_seed(0)
+    transformer = S2VTransformer(S2VConfig.from_json(SMALL)).requires_grad_(requires_grad=False)
+    for parameter in transformer.parameters():
+        nn.init.normal_(parameter, std=0.15)
+    return transformer
+
+
+def velocities(transformer: S2VTransformer, memory: StepMemory | None, timesteps: list[int]) -> list[Tensor]:
+    """The velocity of the same latents at some timesteps, one after the other."""
+    generator = torch.Generator().manual_seed(1)
+    scene = transformer.prepare_scene(2, torch.randn(1, 16, 1, 8, 8, generator=generator), None, None)
+    guidance = transformer.prepare_guidance(
+        torch.randn(5, 12, generator=generator), torch.randn(8, 25, 6, generator=generator)
+    )
+    latents = torch.randn(1, 16, 2, 8, 8, generator=generator)
+    return [transformer(latents, torch.tensor([step]), scene, guidance, memory) for step in timesteps]
+
+
+def test_a_step_is_left_out_where_the_first_block_does_what_it_did() -> None:
+    """The same step again runs the first block alone and gives the same; one that is far away is computed."""
+    transformer = random_transformer()
+    runs: list[int] = []
+    transformer.blocks[2].register_forward_hook(lambda *_: runs.append(1))
+    plain = velocities(transformer, None, [900, 900, 100])
+    runs.clear()
+    memory = StepMemory(0.01)
+    cached = velocities(transformer, memory, [900, 900, 100])
+    assert (len(runs), memory.num_skipped) == (2, 1)
+    for actual, expected in zip(cached, plain, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=0, atol=GATE)
+
+
+def test_the_threshold_decides() -> None:
+    """A neighbouring step is computed with a small threshold and left out with a large one, which costs accuracy."""
+    transformer = random_transformer()
+    plain = velocities(transformer, None, [500, 480])[1]
+    small, large = StepMemory(1e-6), StepMemory(0.5)
+    torch.testing.assert_close(velocities(transformer, small, [500, 480])[1], plain, rtol=0, atol=GATE)
+    error = (velocities(transformer, large, [500, 480])[1] - plain).abs().max()
+    assert (small.num_skipped, large.num_skipped) == (0, 1)
+    assert error > GATE
+
+
+def _total(sums: Tensor) -> Tensor:
+    dist.all_reduce(sums)
+    return sums
+
+
+def decide_on_rank(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    steps = [900, 890, 500, 490, 100]
+    alone = StepMemory(0.16)
+    expected = velocities(random_transformer(), alone, steps)
+    for layout in ("ulysses2", "ulysses2,fsdp"):
+        transformer, memory = random_transformer(), StepMemory(0.16, _total)
+        parallelize(transformer, Layout.parse(layout), "cpu")
+        together = velocities(transformer, memory, steps)
+        assert 0 < memory.num_skipped == alone.num_skipped < len(steps) - 1
+        for one, other in zip(together, expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=GATE)
+    dist.destroy_process_group()
+
+
+def test_ranks_leave_out_the_same_steps(tmp_path: Path) -> None:
+    """Each sees its own tokens, and all decide like one rank that sees all of them."""
+    multiprocessing.set_forkserver_preload([parallelize.__module__])
+    start_processes(decide_on_rank, (tmp_path,), 2, start_method="forkserver")  # type: ignore[no-untyped-call]
+
+
+def test_float8_is_for_the_wide_products_of_the_blocks() -> None:
+    """Ten matrices of each block, nothing outside of the blocks, no norm and no modulation."""
+    modules = dict(random_transformer().named_modules())
+    chosen = {name for name, module in modules.items() if fp8.is_quantized(module, name)}
+    assert len(chosen) == 3 * 10
+    assert {name.split(".", 2)[2] for name in chosen} == {
+        *(f"{attention}.{name}" for attention in ("self_attn", "cross_attn") for name in "qkvo"), "ffn.0", "ffn.2",
+    }  # fmt: skip
+    assert {name for name, module in modules.items() if isinstance(module, Linear)} - chosen > {"text_embedding.0"}
+
+
+def test_float8_is_refused_where_it_is_not_possible(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message names what is missing: the package, or a GPU that multiplies float8."""
+    with pytest.raises(ConfigurationError, match=r"capability 8\.9 or more, this device is cpu"):
+        fp8.quantize(random_transformer(), "fp8-dynamic", CPU)
+    monkeypatch.setattr(fp8, "find_spec", lambda _name: None)
+    with pytest.raises(ConfigurationError, match="torchao, which is not installed"):
+        fp8.quantize(random_transformer(), "fp8", CPU)
+
+
+def test_float8_weights_give_about_the_same_velocity() -> None:
+    """Where torchao is installed: another velocity, within a few percent of that of the whole weights."""
+    pytest.importorskip("torchao", reason="s2v-tasks[fp8] is not installed")
+    transformer = random_transformer()
+    expected = velocities(transformer, None, [500])[0]
+    fp8.quantize(transformer, "fp8", CPU)
+    actual = velocities(transformer, None, [500])[0]
+    assert 1e-4 < (actual - expected).norm() / expected.norm() < 0.1
+
+
+def test_options_reach_the_networks(tiny_snapshot_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernel, compilation and dtype of the weights are those of the options; what is impossible is refused."""
+    snapshot, worker = Snapshot.open(tiny_snapshot_path), Worker(0, 1, CPU)
+    chosen: list[tuple[str, bool]] = []
+    monkeypatch.setattr(
+        S2VTransformer, "choose_kernels", lambda _, attention, compiled: chosen.append((attention, compiled))
+    )
+    load_pipeline(worker, snapshot, "auto", EngineOptions(attention="sage", compiled=True), guided=True)
+    assert chosen == [("sage", True)]
+    with pytest.raises(ConfigurationError, match="fp8-dynamic need a GPU"):
+        load_pipeline(worker, snapshot, "auto", EngineOptions(weights_dtype="fp8-dynamic"), guided=True)
+    with pytest.raises(ConfigurationError, match="shards the weights, which is not possible in fp8"):
+        load_pipeline(worker, snapshot, "fsdp", EngineOptions(weights_dtype="fp8"), guided=True)

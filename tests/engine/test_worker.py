@@ -301,7 +301,7 @@ def test_a_rank_that_fails_is_the_one_that_is_heard(site: Site, whole_of_two: Ma
     site.forget_the_clip()
     (tmp_path / "broken.py").write_text(BROKEN_RANK)
     attempt = site.start(*TWO_RANKS, str(tmp_path / "broken.py"))
-    assert attempt.wait(60) != 0
+    assert attempt.wait() != 0
     assert attempt.error == {"exit_code": 1, "message": "rank 1: ValueError: the third step of rank 1 is broken"}
     assert "Traceback" in attempt.log
     assert 'raise ValueError("the third step of rank 1 is broken")' in attempt.log

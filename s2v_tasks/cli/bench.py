@@ -22,6 +22,9 @@ PRESETS = {
     "14b": {"dim": 5120, "ffn_dim": 13824, "num_heads": 40, "num_layers": 40},
 }
 
+# A checkpoint below this loads faster than the interpreter and the ranks get ready.
+_TELLING_GIGABYTES = 2.0
+
 PresetName = Annotated[str, typer.Option(help=f"Dimensions: {', '.join(PRESETS)}; single ones may be set besides.")]
 Dim = Annotated[int | None, typer.Option(min=64, help="Width of the transformer.")]
 Layers = Annotated[int | None, typer.Option(min=1, help="Number of blocks.")]
@@ -130,6 +133,45 @@ def load(
             f"{result.host_memory_ratio:.2f}",
         )
     console.print(table)
+    if gigabytes < _TELLING_GIGABYTES:
+        console.print(
+            f"[yellow]{gigabytes:g} GB take as long to start as to read: compare loaders from --gigabytes "
+            f"{_TELLING_GIGABYTES:g} on.[/yellow]"
+        )
+
+
+@bench.command()
+def cache(
+    preset: PresetName = "50m",
+    size: VideoSize = "256*256",
+    frames: Frames = 16,
+    steps: Annotated[int, typer.Option(min=1, help="Solver steps of the clip.")] = 20,
+    thresholds: Annotated[str, typer.Option(help="Values of S2V_STEP_CACHE to compare.")] = "0.02,0.05,0.1",
+) -> None:
+    """Denoise a clip with the step cache at several thresholds; error and ratio are to the one without it.
+
+    With random weights: the released ones change otherwise from step to step.
+    """
+    from s2v_tasks.engine.bench.cache import bench_cache
+    from s2v_tasks.engine.bench.step import StepBench
+    from s2v_tasks.engine.models.config import S2VConfig
+    from s2v_tasks.engine.worker import choose_device
+    from s2v_tasks.settings import load_settings
+
+    width, height = _sides(size)
+    config = S2VConfig.from_json(_dimensions(preset, {"num_layers": None}))
+    shape = StepBench(config, (_latent_frames(frames), height // 8, width // 8))
+    results = bench_cache(shape, steps, _shares(thresholds), choose_device(load_settings().device))
+    table = Table("threshold", "forwards left out", "seconds", "ratio", "relative error")
+    for result in results:
+        table.add_row(
+            f"{result.threshold:g}" if result.threshold else "off",
+            f"{result.skipped_share:.0%}",
+            f"{result.seconds:.2f}",
+            f"{results[0].seconds / result.seconds:.2f}",
+            f"{result.relative_error:.1e}",
+        )
+    console.print(table)
 
 
 @bench.command()
@@ -172,11 +214,9 @@ def _measure_step(
 
     settings = load_settings()
     width, height = _sides(size)
-    if frames % 4:
-        raise PermanentError(f"--frames {frames}: expected a multiple of 4.")
     repeats, attention, layout = how
     config = S2VConfig.from_json(dimensions)
-    measurement = StepBench(config, (frames // 4, height // 8, width // 8), repeats, attention, layout)
+    measurement = StepBench(config, (_latent_frames(frames), height // 8, width // 8), repeats, attention, layout)
     with open_worker(settings.device) as worker:
         worker.share()
         report = bench_step(measurement, worker)
@@ -222,6 +262,18 @@ def _sides(size: str) -> tuple[int, int]:
     if match is None or any(int(side) % 64 or int(side) == 0 for side in match.groups()):
         raise PermanentError(f"--size {size!r}: expected W*H, both multiples of 64, like 832*448.")
     return int(match[1]), int(match[2])
+
+
+def _latent_frames(frames: int) -> int:
+    if frames % 4:
+        raise PermanentError(f"--frames {frames}: expected a multiple of 4.")
+    return frames // 4
+
+
+def _shares(text: str) -> list[float]:
+    if not re.fullmatch(r"0?\.\d+(,0?\.\d+)*", text):
+        raise PermanentError(f"--thresholds {text!r}: expected shares between 0 and 1 like 0.02,0.05.")
+    return [float(share) for share in text.split(",")]
 
 
 def _numbers(text: str) -> list[int]:

@@ -111,7 +111,7 @@ class S2VPipeline:
             start = state
         else:
             start = self._draw_noise(inputs.seed, clip.noise_shape, sampling.noise_device) if noise is None else noise
-        latents = self._denoise(start, scene, guidances, sampling, on_step, interrupted)
+        latents = self.denoise(start, scene, guidances, sampling, on_step, interrupted)
         starts_chain = clip.history is None
         newest = _Newest(MOTION_FRAMES)
         for number, frames in enumerate(self._decode(latents, clip)):
@@ -197,7 +197,8 @@ class S2VPipeline:
         generator = torch.Generator(device=self.device).manual_seed(seed)
         return torch.randn(shape, generator=generator, device=self.device, dtype=self.dtype)
 
-    def _denoise(
+    @torch.inference_mode()
+    def denoise(
         self,
         start: Tensor | DenoiseState,
         scene: Scene,

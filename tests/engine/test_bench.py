@@ -8,6 +8,7 @@ import torch
 from typer.testing import CliRunner
 
 from s2v_tasks.cli import bench
+from s2v_tasks.engine.bench.cache import bench_cache
 from s2v_tasks.engine.bench.step import StepBench, bench_step
 from s2v_tasks.engine.models.config import S2VConfig
 from s2v_tasks.engine.models.transformer import S2VTransformer
@@ -54,6 +55,16 @@ def test_the_command_prints_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
     report = json.loads(answer.stdout)
     assert report["tokens"] == 2 * 16 + 16 + 16 + 4 + 4
     assert report["rows"][0]["mfu"] > 0
+
+
+def test_a_step_cache_trades_accuracy_for_forwards() -> None:
+    """Without it nothing is left out and nothing differs; a larger threshold leaves out more."""
+    bench_of = StepBench(CONFIG, (2, 8, 8))
+    off, small, large = bench_cache(bench_of, 6, [1e-6, 0.5], torch.device("cpu"))
+    assert (off.skipped_share, off.relative_error) == (0, 0)
+    assert (small.skipped_share, small.relative_error) == (0, 0)
+    assert 0 < large.skipped_share < 1
+    assert 0 < large.relative_error < 1
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,9 @@ class StepReport:
 
 
 @dataclass(frozen=True)
-class _Inputs:
+class Inputs:
+    """What a transformer of the bench is given."""
+
     latents: Tensor
     timestep: Tensor
     reference: Tensor
@@ -92,7 +94,7 @@ def bench_step(bench: StepBench, worker: Worker) -> StepReport:
     )
     branches = parallelize(transformer, layout, device.type)
     with torch.inference_mode():
-        inputs = _draw_inputs(bench, device, dtype)
+        inputs = draw_inputs(bench, device, dtype)
         variants = {"hoisted": _hoisted(transformer, inputs, branches)}
         if worker.world_size == 1:
             variants["per step"] = _per_step(transformer, inputs)
@@ -111,7 +113,8 @@ def random_transformer(config: S2VConfig, device: torch.device, dtype: torch.dty
     return transformer
 
 
-def _draw_inputs(bench: StepBench, device: torch.device, dtype: torch.dtype) -> _Inputs:
+def draw_inputs(bench: StepBench, device: torch.device, dtype: torch.dtype) -> Inputs:
+    """Random inputs, the same for each call."""
     config, (num_latents, height, width) = bench.config, bench.latent_shape
     generator = torch.Generator(device).manual_seed(1)
 
@@ -119,7 +122,7 @@ def _draw_inputs(bench: StepBench, device: torch.device, dtype: torch.dtype) -> 
         return torch.randn(shape, generator=generator, device=device, dtype=dtype)
 
     sound = draw(4 * num_latents, NUM_FEATURE_LAYERS, config.audio_dim)
-    return _Inputs(
+    return Inputs(
         latents=draw(1, _LATENT_CHANNELS, num_latents, height, width),
         timestep=torch.tensor([749], device=device),
         reference=draw(1, _LATENT_CHANNELS, 1, height, width),
@@ -129,9 +132,9 @@ def _draw_inputs(bench: StepBench, device: torch.device, dtype: torch.dtype) -> 
     )
 
 
-def _hoisted(transformer: S2VTransformer, inputs: _Inputs, branches: BranchSplit | None) -> Callable[[], Tensor]:
-    scene = _scene(transformer, inputs)
-    guidances = [_guidance(transformer, inputs, branch) for branch in (0, 1)]
+def _hoisted(transformer: S2VTransformer, inputs: Inputs, branches: BranchSplit | None) -> Callable[[], Tensor]:
+    scene = scene_of(transformer, inputs)
+    guidances = [guidance_of(transformer, inputs, branch) for branch in (0, 1)]
     mine = guidances if branches is None else branches.mine(guidances)
 
     def step() -> Tensor:
@@ -142,9 +145,9 @@ def _hoisted(transformer: S2VTransformer, inputs: _Inputs, branches: BranchSplit
     return step
 
 
-def _per_step(transformer: S2VTransformer, inputs: _Inputs) -> Callable[[], Tensor]:
+def _per_step(transformer: S2VTransformer, inputs: Inputs) -> Callable[[], Tensor]:
     def forward(branch: int) -> Tensor:
-        scene, guidance = _scene(transformer, inputs), _guidance(transformer, inputs, branch)
+        scene, guidance = scene_of(transformer, inputs), guidance_of(transformer, inputs, branch)
         velocity: Tensor = transformer(inputs.latents, inputs.timestep, scene, guidance)
         return velocity
 
@@ -159,11 +162,13 @@ def _guided(told: Tensor, untold: Tensor) -> Tensor:
     return untold + _GUIDE_SCALE * (told - untold)
 
 
-def _scene(transformer: S2VTransformer, inputs: _Inputs) -> Scene:
+def scene_of(transformer: S2VTransformer, inputs: Inputs) -> Scene:
+    """What the clip sees."""
     return transformer.prepare_scene(inputs.latents.shape[2], inputs.reference, inputs.motion, None)
 
 
-def _guidance(transformer: S2VTransformer, inputs: _Inputs, branch: int) -> Guidance:
+def guidance_of(transformer: S2VTransformer, inputs: Inputs, branch: int) -> Guidance:
+    """What one of the branches is told: 0 the prompt, 1 the negative prompt."""
     return transformer.prepare_guidance(inputs.contexts[branch], inputs.sounds[branch])
 
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from s2v_tasks.engine.pipeline import ClipInputs, S2VPipeline
+from s2v_tasks.engine.clip import ClipInputs
+from s2v_tasks.engine.pipeline import S2VPipeline
 from s2v_tasks.media.frames import read_frames
 from s2v_tasks.schemas.plan import Plan
 from s2v_tasks.settings import Settings
@@ -39,13 +40,13 @@ REQUEST: dict[str, Any] = {
 def heard(monkeypatch: pytest.MonkeyPatch) -> dict[int, ClipInputs]:
     """What the engine is given for each clip, by seed."""
     inputs: dict[int, ClipInputs] = {}
-    render_clip = S2VPipeline.render_clip
+    stream_clip = S2VPipeline.stream_clip
 
     def listening(self: S2VPipeline, clip: ClipInputs, *args: Any, **kwargs: Any) -> Any:
         inputs[clip.seed] = clip
-        return render_clip(self, clip, *args, **kwargs)
+        return stream_clip(self, clip, *args, **kwargs)
 
-    monkeypatch.setattr(S2VPipeline, "render_clip", listening)
+    monkeypatch.setattr(S2VPipeline, "stream_clip", listening)
     return inputs
 
 

@@ -186,6 +186,7 @@ def site(
         "S2V_HOME": "none",
         "S2V_DATABASE_URL": url,
         "S2V_DATA_URI": f"s3://{bucket}",
+        "S2V_OUTPUT_URI": f"s3://{bucket}/output",
         "S2V_S3_ENDPOINT_URL": moto_endpoint,
         "S2V_S3_ACCESS_KEY_ID": "test",
         "S2V_S3_SECRET_ACCESS_KEY": "test-secret",

@@ -7,7 +7,7 @@
 | no node took the pod within the time for it | no retry: that time is the patience of the installation |
 | the image's name is no image name | no retry |
 | the step said why, with exit code 75 | retry, as the cluster's fault: preempted with its state saved, or S3 was away |
-| evicted, preempted, node lost, killed, pod gone | retry, as the cluster's fault |
+| evicted, preempted, node lost, killed, pod deleted or gone | retry, as the cluster's fault |
 | the API does not answer | retry, as the cluster's fault |
 | pod refused, image not pulled, start or run too slow, any other exit | retry, as the step's own fault |
 """
@@ -64,6 +64,8 @@ def judge(pod: Any | None, container: str, seen: str) -> PodFailure:
     if terminated is not None and terminated.exit_code:
         last = _last_line(terminated.message or "")
         return PodFailure(f"The step in pod {name} exited with code {terminated.exit_code}: {last}", "step")
+    if pod.metadata.deletion_timestamp and status.phase != "Pending":  # a kubelet may forget how its container ended
+        return PodFailure(f"Pod {name} was deleted. The next try goes on from what was saved.", "cluster")
     return _never_started(pod, states[0].waiting if states else None, seen)
 
 

@@ -1,6 +1,7 @@
 """What a dead pod is said to have died of, and what follows from that."""
 
 import json
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -95,6 +96,14 @@ def test_a_pod_that_is_gone_is_the_clusters_fault() -> None:
     """Somebody deleted it, or its node went away."""
     failure = judge(None, "base", "Pod s2v/x not found")
     assert (failure.fault, "not found" in failure.message) == ("cluster", True)
+
+
+def test_a_deleted_pod_is_the_clusters_fault_though_nobody_knows_how_it_ended() -> None:
+    """The kubelet may report its container as if it had never started."""
+    deleted = pod({"waiting": {"reason": "ContainerCreating"}}, phase="Failed")
+    deleted.metadata.deletion_timestamp = datetime.now(UTC)
+    failure = judge(deleted, "base", "seen")
+    assert (failure.fault, "was deleted" in failure.message) == ("cluster", True)
 
 
 def test_a_refused_pod_says_why() -> None:

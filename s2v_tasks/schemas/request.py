@@ -31,7 +31,8 @@ Priority = Literal["low", "normal", "high"]
 class Request(BaseModel):
     """What to make. Fields left out (None) take the value of the preset."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # JSON has no infinity: what a run gets must be what was asked for.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     image_uri: str = Field(
         pattern=S3_URI_PATTERN,

@@ -63,6 +63,7 @@ def test_legal_sizes(size: str) -> None:
         ({"webhook_url": "ftp://example.org/x"}, "webhook_url (not shown: it may hold a secret): expected an http or"),
         ({"webhook_url": "https://me:secret@example.org/"}, "expected an http or https URL without user and password"),
         ({"max_cost": 0}, "max_cost 0: input should be greater than 0"),
+        ({"max_cost": float("inf")}, "max_cost inf: input should be a finite number"),
         ({"clips_per_pod": 17}, "clips_per_pod 17: "),
         ({"steps": 4}, "steps is not a field of a request (known: image_uri, "),
     ],

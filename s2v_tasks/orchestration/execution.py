@@ -17,8 +17,6 @@ RETRIES: dict[str, Any] = {
 }
 # One slot for each pod. Its definition (config/airflow/pools.json) counts deferred tasks: those whose pods run.
 GPU_POOL = "gpu"
-_EXECUTION_TIMEOUTS = {"encode-conditions": timedelta(hours=1), "render-clip": timedelta(hours=6)}
-_DEFAULT_EXECUTION_TIMEOUT = timedelta(minutes=30)
 
 
 def step_task(step: str, **kwargs: Any) -> BaseOperator:
@@ -28,7 +26,6 @@ def step_task(step: str, **kwargs: Any) -> BaseOperator:
     import error with the reason, before anyone can trigger it.
     """
     kwargs.setdefault("task_id", step.replace("-", "_"))
-    kwargs.setdefault("execution_timeout", _EXECUTION_TIMEOUTS.get(step, _DEFAULT_EXECUTION_TIMEOUT))
     if load_settings().execution == "kubernetes":
         # Imported here: the operator costs each parse of the DAG a second, where it is not used too.
         from s2v_tasks.orchestration import pods

@@ -11,6 +11,7 @@ from s2v_tasks.orchestration.failures import record_failure
 from s2v_tasks.orchestration.jobs import job_id_of
 from s2v_tasks.orchestration.links import LINKS_OF_STEP
 from s2v_tasks.orchestration.process import StepFailedError, StepProcess
+from s2v_tasks.orchestration.timeouts import working_time
 
 
 class StepOperator(BaseOperator):  # type: ignore[misc]
@@ -31,13 +32,17 @@ class StepOperator(BaseOperator):  # type: ignore[misc]
         result_key: str | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(execution_timeout=working_time(step), **kwargs)
         self.step = step
         self.clip = clip
         self.result_key = result_key
         self.job_id = ""  # known when the task runs
         self.operator_extra_links = LINKS_OF_STEP.get(step, ())
         self._process: StepProcess | None = None
+
+    def pre_execute(self, context: Any) -> None:
+        """Only a task that is about to run knows how many clips are its own."""
+        self.execution_timeout = working_time(self.step, self.clip)
 
     def execute(self, context: Context) -> Any:
         """Run the step; AirflowFailException when a retry is pointless, AirflowException otherwise."""

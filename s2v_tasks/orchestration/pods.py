@@ -25,6 +25,7 @@ from s2v_tasks.orchestration.failures import record_failure
 from s2v_tasks.orchestration.jobs import job_id_of
 from s2v_tasks.orchestration.operators import CloseJobOperator
 from s2v_tasks.orchestration.pod_failures import PodFailure, judge, not_answered, not_created
+from s2v_tasks.orchestration.timeouts import working_time
 from s2v_tasks.settings import config_dir, load_settings
 
 POD_STEPS = frozenset({"encode-conditions", "render-clip"})  # the heavy ones
@@ -56,8 +57,8 @@ class StepPodOperator(KubernetesPodOperator):  # type: ignore[misc]
 
     def __init__(self, *, step: str, clip: Any = None, **kwargs: Any) -> None:
         settings = load_settings()
-        timeout: timedelta = kwargs["execution_timeout"]
         super().__init__(
+            execution_timeout=_time_of_task(step),
             pod_template_file=str(template_path(step)),
             base_container_name="base",
             # Waiting for a GPU and for a clip takes hours: it must not hold a worker.
@@ -69,7 +70,6 @@ class StepPodOperator(KubernetesPodOperator):  # type: ignore[misc]
             # GPUs are often all taken: much longer than the two minutes of the default. Then the image is pulled.
             schedule_timeout_seconds=settings.pod_schedule_seconds,
             startup_timeout_seconds=settings.pod_startup_seconds,
-            active_deadline_seconds=int((timeout + DEADLINE_MARGIN).total_seconds()),
             # Log, container state and events are in the task's log by then: a dead pod has nothing more to tell.
             on_finish_action="delete_pod",
             # A cancelled clip must free its GPU; the template's grace lets it save its state before.
@@ -93,6 +93,11 @@ class StepPodOperator(KubernetesPodOperator):  # type: ignore[misc]
         )
         self.step = step
         self.clip = clip
+
+    def pre_execute(self, context: Any) -> None:
+        """Only a task that is about to run knows how many clips are its own."""
+        self.execution_timeout = _time_of_task(self.step, self.clip)
+        self.active_deadline_seconds = int((self.execution_timeout + DEADLINE_MARGIN).total_seconds())
 
     def execute(self, context: Context) -> None:
         """Start the pod, or find the one that an earlier try has left, and wait for it in the triggerer."""
@@ -170,6 +175,12 @@ class CloseJobOfPodsOperator(CloseJobOperator):
                 self.log.warning("Deleting pod %s, which this run has left.", pod.metadata.name)
                 with suppress(ApiException):  # it is gone meanwhile
                     client.delete_namespaced_pod(pod.metadata.name, namespace)
+
+
+def _time_of_task(step: str, clip: Any = None) -> timedelta:
+    """Airflow counts from the start of the task: without the waits on top, those would be taken from the work."""
+    settings = load_settings()
+    return working_time(step, clip) + timedelta(seconds=settings.pod_schedule_seconds + settings.pod_startup_seconds)
 
 
 def template_path(step: str) -> Path:

@@ -1,6 +1,7 @@
 """The operator: its commands, its result, and what becomes of a failed step."""
 
 import sys
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -60,6 +61,14 @@ def test_a_clip_is_rendered_under_torchrun(context: dict[str, Any], monkeypatch:
         "--count",
         "2",
     ]
+
+
+def test_several_clips_have_the_time_of_each(context: dict[str, Any]) -> None:
+    """The limit grows with the clips that one process renders."""
+    one, three = (StepOperator(task_id="r", step="render-clip", clip={"clip_index": 0, "count": n}) for n in (1, 3))
+    for operator in (one, three):
+        operator.pre_execute(context)
+    assert (one.execution_timeout, three.execution_timeout) == (timedelta(hours=6), timedelta(hours=18))
 
 
 def test_the_result_or_one_value_of_it_is_the_xcom(context: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,6 +45,7 @@ def rendered(step: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     assert isinstance(task, StepPodOperator)
     monkeypatch.setattr(StepPodOperator, "get_or_create_pod", create)
     monkeypatch.setattr(StepPodOperator, "hook", SimpleNamespace(is_in_cluster=False))
+    task.pre_execute(context(task))
     with pytest.raises(InterruptedError):
         task.execute(context(task))
     return submitted[0]
@@ -140,10 +141,22 @@ def test_a_pod_can_be_found_and_ends_by_itself(pod: Any) -> None:
     assert labels.get("s2v/clip-index") == ("3" if step == "render-clip" else None)
     assert pod.metadata.name.startswith(f"{step}-")
     assert pod.metadata.namespace == "s2v"
-    timeout = step_task(step).execution_timeout
-    assert isinstance(timeout, timedelta)
-    assert pod.spec.active_deadline_seconds == timeout.total_seconds() + 600
+    task = step_task(step, clip=CLIP if step == "render-clip" else None)
+    task.pre_execute({})
+    assert isinstance(task.execution_timeout, timedelta)
+    assert pod.spec.active_deadline_seconds == task.execution_timeout.total_seconds() + 600
     assert pod.spec.restart_policy == "Never"
+
+
+def test_waiting_for_a_node_takes_nothing_from_the_time_for_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Airflow's limit holds the whole patience for node and image, and the time of each clip of the pod."""
+    monkeypatch.setenv("S2V_POD_SCHEDULE_SECONDS", str(24 * 3600))
+    monkeypatch.setenv("S2V_POD_STARTUP_SECONDS", "3600")
+    load_settings.cache_clear()
+    conditions, render = step_task("encode-conditions"), step_task("render-clip", clip=CLIP)
+    render.pre_execute({})
+    assert conditions.execution_timeout == timedelta(hours=25 + 1)
+    assert render.execution_timeout == timedelta(hours=25 + 2 * 6)
 
 
 def test_the_step_says_its_reason_through_the_termination_message(pod: Any) -> None:

@@ -1,0 +1,13 @@
+"""How long the work of a step may take. What a pod waits for, a node and its image, comes on top (see `pods`)."""
+
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+_OF_STEPS = {"encode-conditions": timedelta(hours=1), "render-clip": timedelta(hours=6)}
+_DEFAULT = timedelta(minutes=30)
+
+
+def working_time(step: str, clip: Mapping[str, Any] | None = None) -> timedelta:
+    """The limit for one task; one that renders several clips has the time of each."""
+    return _OF_STEPS.get(step, _DEFAULT) * (1 if clip is None else clip["count"])

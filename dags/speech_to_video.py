@@ -66,7 +66,7 @@ CLIP_LABEL = "{{ task.clip['label'] }}"
     schedule=None,
     catchup=False,
     on_failure_callback=failure_notifiers(),
-    max_active_runs=4,
+    max_active_runs=load_settings().max_running_jobs,
     dagrun_timeout=timedelta(days=7),
     params=form_params(),
     tags=["video", "wan2.2-s2v"],

@@ -92,6 +92,13 @@ def test_each_step_of_the_dag_is_a_command(dag: Any) -> None:
     assert {task.step for task in dag.tasks if task.task_id != "clip.wait"} <= commands
 
 
+def test_as_many_runs_go_on_as_jobs_may_run(dag: Any) -> None:
+    """One limit for both: Airflow does not hold back jobs whose turn it is, in an order of its own."""
+    from s2v_tasks.settings import load_settings
+
+    assert dag.max_active_runs == load_settings().max_running_jobs
+
+
 def test_runs_start_only_when_asked_for(dag: Any) -> None:
     """Deploying the DAG starts nothing."""
     assert dag.timetable.can_be_scheduled is False

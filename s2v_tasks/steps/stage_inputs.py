@@ -87,8 +87,16 @@ def _accept(ctx: StepContext, request_json: str, run_id: str | None) -> Request:
 
 
 def _queue(ctx: StepContext, data: dict[str, Any], run_id: str | None) -> None:
-    source: Source = "rerun" if data.get("parent_job_id") else "ui" if run_id else "cli"
-    ctx.ledger.job_queued(ctx.job_id, data, source=source, dag_run_id=run_id)
+    ctx.ledger.job_queued(ctx.job_id, data, source=source_of(data, run_id), dag_run_id=run_id)
+
+
+def source_of(data: dict[str, Any], run_id: str | None) -> Source:
+    """Through which door a job came that no queue has noted. A program names its run; the form leaves that to Airflow."""
+    if data.get("parent_job_id"):
+        return "rerun"
+    if run_id is None:
+        return "cli"
+    return "ui" if run_id.startswith("manual__") else "api"
 
 
 def _keep_request(ctx: StepContext, request: Request) -> None:

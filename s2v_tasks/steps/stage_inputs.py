@@ -91,7 +91,7 @@ def _queue(ctx: StepContext, data: dict[str, Any], run_id: str | None) -> None:
 
 
 def source_of(data: dict[str, Any], run_id: str | None) -> Source:
-    """Through which door a job came that no queue has noted. A program names its run; the form leaves that to Airflow."""
+    """The door of a job that no queue has noted. A program names its run; the form leaves that to Airflow."""
     if data.get("parent_job_id"):
         return "rerun"
     if run_id is None:

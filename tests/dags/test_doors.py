@@ -160,12 +160,27 @@ def test_nothing_is_noted_when_nobody_waits(monkeypatch: pytest.MonkeyPatch, sup
 def test_a_batch_starts_its_next_wave_whenever_it_looks(
     monkeypatch: pytest.MonkeyPatch, supervisor: Supervisor, ended: bool
 ) -> None:
-    """Jobs are started as places get free, and the wait ends with the last job."""
+    """Jobs are started as places get free, and the wait ends with the last job, whoever else waits."""
     state = {"jobs": {}, "ended": ended}
     answers = commands(monkeypatch, next_jobs=WAITING, mark_started={}, batch_state=state)
     assert BatchSensor(task_id="wait", batch_id="b1").poke({}) is ended
-    assert len(supervisor.runs) == 3
-    assert answers.calls[-1] == ("batch-state", "b1")
+    assert len(supervisor.runs) == (0 if ended else 3)
+    assert answers.calls[0] == ("batch-state", "b1")
+
+
+def test_a_batch_waits_on_when_a_job_cannot_be_started(monkeypatch: pytest.MonkeyPatch, supervisor: Supervisor) -> None:
+    """A batch of days outlives every fault that passes: it looks again, and ends with its last job."""
+    supervisor.refused = "job-1"
+    answers = commands(monkeypatch, next_jobs=WAITING, mark_started={}, batch_state={"jobs": {}, "ended": False})
+
+    def look_again(*_: Any) -> None:
+        answers.script["batch-state"] = {"jobs": {}, "ended": True}
+
+    wait = BatchSensor(task_id="wait", batch_id="b1", mode="poke", poke_interval=0)
+    monkeypatch.setattr("airflow.sdk.bases.sensor.time.sleep", look_again)
+    wait.execute({})
+    assert sorted(supervisor.runs) == ["job-0", "job-2"]
+    assert answers.calls.count(("batch-state", "b1")) == 2
 
 
 @pytest.mark.parametrize(

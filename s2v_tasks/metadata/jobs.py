@@ -10,6 +10,7 @@ from s2v_tasks.metadata.session import transaction
 from s2v_tasks.metadata.statements import NOW, add_event, lock_job, storable, update_job, upsert_job
 from s2v_tasks.metadata.tables import PRIORITIES, Clip, Job
 from s2v_tasks.schemas.plan import Plan
+from s2v_tasks.schemas.request import MAX_CLIPS
 
 ENDED = ("succeeded", "failed", "cancelled")
 Source = Literal["ui", "cli", "drop", "batch", "rerun", "api"]
@@ -136,7 +137,7 @@ def request_columns(request: dict[str, Any]) -> dict[str, Any]:
     columns: dict[str, Any] = {
         "labels": labels if isinstance(labels, dict) else {},
         "priority": priority if priority in PRIORITIES else "normal",
-        "from_clip": from_clip if isinstance(from_clip, int) else None,
+        "from_clip": from_clip if isinstance(from_clip, int) and 0 <= from_clip < MAX_CLIPS else None,
     }
     for name in ("preset", "parent_job_id"):
         value = request.get(name)

@@ -210,6 +210,8 @@ def test_a_job_keeps_what_it_is_searched_by(ledger: Ledger) -> None:
     record = job(ledger)
     assert (record.preset, record.priority, record.labels, record.from_clip) == (None, "normal", {}, None)
     assert (record.source, record.dag_run_id) == ("drop", "manual__1")
+    ledger.job_queued("job-1", {"from_clip": 10**30})
+    assert job(ledger).from_clip is None
 
 
 def test_only_jobs_of_the_doors_wait_to_be_started(ledger: Ledger, postgres_url: str) -> None:

@@ -105,12 +105,13 @@ def record_failure(
     job_id: JobId,
     step: Annotated[str, typer.Option(help="The step that died, such as render-clip.")],
     reason: Annotated[str, typer.Option(help="Why, in one sentence.")],
-    clip_index: Annotated[int | None, typer.Option(min=0, help="The clip that it rendered.")] = None,
+    clip_index: Annotated[int | None, typer.Option(min=0, help="The first clip that it was to render.")] = None,
+    count: Annotated[int, typer.Option(min=1, help="How many clips from there on.")] = 1,
 ) -> None:
     """Note why a step died that could not say so itself: killed, out of memory, never started."""
     from s2v_tasks.steps.context import open_context
     from s2v_tasks.steps.record_failure import run
 
     with open_context(job_id, load_settings()) as context:
-        run(context, step=step, clip_index=clip_index, reason=reason)
+        run(context, step=step, reason=reason, clip_index=clip_index, count=count)
     typer.echo(json.dumps({"job_id": job_id}))

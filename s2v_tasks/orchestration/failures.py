@@ -19,7 +19,7 @@ def record_failure(
     """Write `reason` to the project's database, as the step would have. A database that is away costs a log line."""
     command = [sys.executable, *CLI, "record-failure", "--job-id", job_id_of(context), "--step", step]
     if clip is not None:
-        command += ["--clip-index", str(clip["clip_index"])]
+        command += ["--clip-index", str(clip["clip_index"]), "--count", str(clip["count"])]
     try:
         StepProcess([*command, "--reason", reason], log_line).run()
     except StepFailedError as failure:

@@ -28,10 +28,13 @@ def run(ctx: StepContext, *, since: datetime | None = None) -> dict[str, Any]:
 
 
 def _last_words(job: JobRecord) -> str | None:
-    """What the last step said that failed and was not finished by a later attempt."""
+    """What the last step said that failed since the job was queued and was not finished by a later attempt."""
     open_failures: dict[tuple[str | None, int | None], str] = {}
     for event in job.events:
-        if event.event == "step_failed":
+        if event.event == "job_queued":
+            open_failures.clear()
+        elif event.event == "step_failed":
+            open_failures.pop((event.step, event.clip_index), None)  # the last to fail comes last
             open_failures[event.step, event.clip_index] = f"{event.step}: {event.detail['error']}"
         elif event.event == "step_finished":
             open_failures.pop((event.step, event.clip_index), None)

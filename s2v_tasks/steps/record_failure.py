@@ -3,10 +3,19 @@
 from s2v_tasks.steps.context import StepContext
 
 
-def run(ctx: StepContext, *, step: str, clip_index: int | None, reason: str) -> None:
-    """`step` as on the command line (render-clip); `clip_index` when it rendered one."""
+def run(ctx: StepContext, *, step: str, reason: str, clip_index: int | None = None, count: int = 1) -> None:
+    """`step` as on the command line (render-clip), at work on `count` clips from `clip_index` on, if on any.
+
+    Clips are rendered in order and each is durable before the next begins: the first that is not done is the one that
+    failed.
+    """
     name = step.replace("-", "_")
     detail = {"error": reason, "exit_code": 1}
     ctx.ledger.event(ctx.job_id, step=name, event="step_failed", clip_index=clip_index, detail=detail)
-    if clip_index is not None:
-        ctx.ledger.clip_failed(ctx.job_id, clip_index, reason)
+    job = ctx.ledger.job(ctx.job_id)
+    if clip_index is None or job is None:
+        return
+    turn = range(clip_index, clip_index + count)
+    open_clips = [clip for clip in job.clips if clip.clip_index in turn and clip.status != "succeeded"]
+    if open_clips:
+        ctx.ledger.clip_failed(ctx.job_id, open_clips[0].clip_index, reason)

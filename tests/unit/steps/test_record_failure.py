@@ -1,21 +1,71 @@
 """A step that died without a word has its reason on record all the same."""
 
+from collections.abc import Iterator
+
 import pytest
 
-from s2v_tasks.settings import Settings, load_settings
+from s2v_tasks.planning import make_plan
+from s2v_tasks.schemas.model_card import load_gpu_card, load_model_card
+from s2v_tasks.schemas.plan import Plan, SpeechFacts
+from s2v_tasks.schemas.preset import load_presets
+from s2v_tasks.schemas.request import parse_request
+from s2v_tasks.settings import Settings, config_dir, load_settings
 from s2v_tasks.steps import close_job, record_failure
-from s2v_tasks.steps.context import open_context
+from s2v_tasks.steps.context import StepContext, open_context
 
 
-def test_the_reason_of_a_dead_step_becomes_the_reason_of_its_job(
-    s3_settings: Settings, postgres_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """`record-failure` notes it, `close-job` makes it the job's."""
+@pytest.fixture
+def context(s3_settings: Settings, postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[StepContext]:
+    """A job that runs."""
     monkeypatch.setenv("S2V_DATABASE_URL", postgres_url)
     load_settings.cache_clear()
     with open_context("my-job", load_settings()) as context:
         context.ledger.job_queued("my-job", {})
         context.ledger.job_started("my-job")
-        record_failure.run(context, step="encode-conditions", clip_index=None, reason="The pod ran out of memory.")
-        closed = close_job.run(context)
+        yield context
+
+
+def test_the_reason_of_a_dead_step_becomes_the_reason_of_its_job(context: StepContext) -> None:
+    """`record-failure` notes it, `close-job` makes it the job's."""
+    record_failure.run(context, step="encode-conditions", reason="The pod ran out of memory.")
+    closed = close_job.run(context)
     assert closed == {"status": "failed", "reason": "encode_conditions: The pod ran out of memory."}
+
+
+def plan_of_clips(settings: Settings, num_clip: int) -> Plan:
+    folder = config_dir(settings)
+    uris = {"image_uri": "s3://inputs/a.png", "audio_uri": "s3://inputs/a.wav"}
+    return make_plan(
+        parse_request(uris | {"prompt": "A woman speaks.", "infer_frames": 16}),
+        job_id="my-job",
+        presets=load_presets(folder),
+        speech=SpeechFacts(num_samples=16_000 * num_clip, sample_rate=16_000),
+        image_size=(832, 480),
+        model=load_model_card(folder, "tiny"),
+        gpu=load_gpu_card(folder, "cpu"),
+        max_clips=num_clip,
+    )
+
+
+def test_of_the_clips_of_a_process_the_one_failed_that_was_rendered(context: StepContext) -> None:
+    """Clips that were finished before stay finished, and those after it untouched; the others have no open attempt."""
+    ledger = context.ledger
+    ledger.job_planned("my-job", plan_of_clips(context.settings, 4))
+    ledger.clip_started("my-job", 1, "f1")
+    ledger.clip_succeeded("my-job", 1, facts={}, reused=False)
+    ledger.clip_started("my-job", 2, "f2")
+    record_failure.run(context, step="render-clip", reason="The pod is gone.", clip_index=1, count=3)
+    job = ledger.job("my-job")
+    assert job is not None
+    assert [clip.status for clip in job.clips] == ["pending", "succeeded", "failed", "pending"]
+    assert [attempt.outcome for attempt in job.attempts] == ["succeeded", "failed"]
+
+
+def test_a_job_fails_for_the_latest_reason_since_it_was_queued(context: StepContext) -> None:
+    """A step that fails again is the last to have failed; what an earlier start died of is no reason any more."""
+    for step, reason in (("render-clip", "First."), ("stitch", "Second."), ("render-clip", "Third.")):
+        record_failure.run(context, step=step, reason=reason)
+    assert close_job.run(context)["reason"] == "render_clip: Third."
+    context.ledger.job_queued("my-job", {})
+    context.ledger.job_started("my-job")
+    assert "killed before it could say why" in close_job.run(context)["reason"]

@@ -31,11 +31,12 @@ def run(ctx: StepContext) -> dict[str, Any]:
     if data != stored or job is None or job.num_clip != plan.num_clip:
         ctx.ledger.job_started(ctx.job_id)
         ctx.store.delete(ctx.layout.result)
-        ctx.store.put_bytes(ctx.layout.plan, data, "application/json")
         ctx.ledger.job_planned(ctx.job_id, plan)
         for clip in plan.inherited:
             made = ctx.manifest(ctx.layout.clip_manifest(clip.clip_index), made_by="plan-clips")
             ctx.ledger.clip_inherited(ctx.job_id, clip, facts=made.facts)
+        # Last: a plan that is stored is one that is on record, with its inherited clips.
+        ctx.store.put_bytes(ctx.layout.plan, data, "application/json")
     return {"num_frames": plan.num_frames, "warnings": list(plan.warnings), "clips": _turns(plan)}
 
 

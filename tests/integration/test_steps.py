@@ -333,18 +333,18 @@ def close_since(since: datetime) -> dict[str, Any]:
     return run_step(body, step="close_job", job_id=JOB, since=since)
 
 
+def unavailable(*_: Any, **__: Any) -> None:
+    raise TransientError("the database is away")
+
+
 def test_a_database_that_is_away_does_not_stop_a_render(
     run: Run, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Progress that cannot be written is a line in the log; the clip is rendered all the same."""
-
-    def away(*_: Any, **__: Any) -> None:
-        raise TransientError("the database is away")
-
     run("stage_inputs")
     run("plan_clips")
     run("encode_conditions")
-    monkeypatch.setattr(Ledger, "clip_progress", away)
+    monkeypatch.setattr(Ledger, "clip_progress", unavailable)
     assert run("render_clip", 0) == {"clip_index": 0, "count": 1, "reused": False}
 
 
@@ -402,6 +402,22 @@ def test_a_plan_over_budget_ends_the_job_before_anything_is_spent(run: Run, stor
     ):
         run("plan_clips")
     assert (found(ledger).status, store.exists(LAYOUT.plan)) == ("failed", False)
+
+
+def test_a_plan_that_was_not_put_on_record_is_made_again(
+    run: Run, ledger: Ledger, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that is lost between the plan and its record leaves neither believed: the next attempt does both."""
+    run("stage_inputs")
+    run("plan_clips")
+    run("stage_inputs", sample_steps=3)
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "job_planned", unavailable)
+        with pytest.raises(TransientError):
+            run("plan_clips")
+    run("plan_clips")
+    assert Plan.model_validate_json(store.get_bytes(LAYOUT.plan)).sampling.sample_steps == 3
+    assert {clip.progress_steps for clip in found(ledger).clips} == {3}
 
 
 def test_a_plan_says_which_clips_a_task_renders(run: Run) -> None:

@@ -26,7 +26,8 @@ def step_task(step: str, **kwargs: Any) -> BaseOperator:
     import error with the reason, before anyone can trigger it.
     """
     kwargs.setdefault("task_id", step.replace("-", "_"))
-    if load_settings().execution == "kubernetes":
+    settings = load_settings()
+    if settings.execution == "kubernetes":
         # Imported here: the operator costs each parse of the DAG a second, where it is not used too.
         from s2v_tasks.orchestration import pods
 
@@ -34,5 +35,8 @@ def step_task(step: str, **kwargs: Any) -> BaseOperator:
             return pods.StepPodOperator(step=step, pool=GPU_POOL, **pods.RETRIES, **kwargs)
         if step == "close-job":
             return pods.CloseJobOfPodsOperator(step=step, **RETRIES, **kwargs)
+    elif step == "render-clip":
+        # All runs share the GPUs of the workers. Not the pool: a machine of one's own need not have made it.
+        kwargs["max_active_tis_per_dag"] = settings.local_renders
     operator = CloseJobOperator if step == "close-job" else StepOperator
     return operator(step=step, **RETRIES, **kwargs)

@@ -99,6 +99,18 @@ def test_as_many_runs_go_on_as_jobs_may_run(dag: Any) -> None:
     assert dag.max_active_runs == load_settings().max_running_jobs
 
 
+def test_clips_take_turns_on_the_gpu_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two jobs at a time would each load the model: only as many clips render as the setting says, in all runs."""
+    from s2v_tasks.orchestration.execution import step_task
+    from s2v_tasks.settings import load_settings
+
+    assert step_task("render-clip").max_active_tis_per_dag == 1
+    assert step_task("stitch").max_active_tis_per_dag is None
+    monkeypatch.setenv("S2V_LOCAL_RENDERS", "3")
+    load_settings.cache_clear()
+    assert step_task("render-clip").max_active_tis_per_dag == 3
+
+
 def test_runs_start_only_when_asked_for(dag: Any) -> None:
     """Deploying the DAG starts nothing."""
     assert dag.timetable.can_be_scheduled is False

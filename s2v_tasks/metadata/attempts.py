@@ -28,7 +28,8 @@ def end_attempts(
 ) -> None:
     """End what runs of a clip, or of the whole job, and count its GPU-seconds.
 
-    A lost attempt counts until its last sign of life.
+    A lost attempt counts until its last sign of life. succeeded: the latest attempt of a clip, also where it was taken
+    for lost: a clip of another chain may have failed the job meanwhile.
     """
     last_sign = (
         sa
@@ -37,9 +38,14 @@ def end_attempts(
         .scalar_subquery()
     )
     end: Any = sa.func.coalesce(last_sign, Attempt.started_at) if outcome == "lost" else NOW
-    which = [Attempt.job_id == job_id, Attempt.outcome == "running"]
+    which = [Attempt.job_id == job_id]
     if clip_index is not None:
         which.append(Attempt.clip_index == clip_index)
+    if outcome == "succeeded":
+        latest = sa.select(Clip.attempts).where(Clip.job_id == job_id, Clip.clip_index == clip_index).scalar_subquery()
+        which.append(Attempt.attempt == latest)
+    else:
+        which.append(Attempt.outcome == "running")
     connection.execute(
         sa
         .update(Attempt)

@@ -195,6 +195,18 @@ def test_an_attempt_that_nobody_ended_is_lost(ledger: Ledger, postgres_url: str)
     assert job(ledger).clips[1].attempts == 3
 
 
+def test_a_clip_that_outlives_the_failure_of_its_job_is_no_waste(ledger: Ledger) -> None:
+    """Clips of other chains go on while one has failed the job for good: what they make is there to be reused."""
+    planned(ledger).clip_started("job-1", 0, "f0")
+    ledger.clip_started("job-1", 1, "f1", world_size=2)
+    ledger.clip_failed("job-1", 0, "The picture is black.")
+    ledger.job_failed("job-1", "render_clip: The picture is black.")
+    ledger.clip_succeeded("job-1", 1, facts={}, reused=False)
+    assert [attempt.outcome for attempt in job(ledger).attempts] == ["failed", "succeeded"]
+    (spent,) = ledger.spending()
+    assert spent.used_gpu_seconds > 0
+
+
 def test_a_job_keeps_what_it_is_searched_by(ledger: Ledger) -> None:
     """Preset, priority, labels and parent come from the request, the first source stays, the price is the plan's."""
     fields = {"preset": "quick", "priority": "high", "labels": {"team": "a"}, "parent_job_id": "job-0", "from_clip": 2}

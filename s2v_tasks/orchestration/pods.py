@@ -25,6 +25,7 @@ from s2v_tasks.orchestration.failures import record_failure
 from s2v_tasks.orchestration.jobs import job_id_of
 from s2v_tasks.orchestration.operators import CloseJobOperator
 from s2v_tasks.orchestration.pod_failures import PodFailure, judge, not_answered, not_created
+from s2v_tasks.orchestration.pod_trigger import StepPodTrigger
 from s2v_tasks.orchestration.timeouts import working_time
 from s2v_tasks.settings import config_dir, load_settings
 
@@ -106,6 +107,10 @@ class StepPodOperator(KubernetesPodOperator):  # type: ignore[misc]
         if self.clip is not None:
             self.labels |= {"s2v/clip-index": str(self.clip["clip_index"])}
         super().execute(context)
+
+    def defer(self, *, trigger: Any, **kwargs: Any) -> None:
+        """Wait in the triggerer, by a trigger that does not fire too early."""
+        super().defer(trigger=StepPodTrigger(**trigger.serialize()[1]), **kwargs)
 
     def build_pod_request_obj(self, context: Any = None, **kwargs: Any) -> Any:
         """The pod; where its template asks for GPUs, it gets one for each process."""

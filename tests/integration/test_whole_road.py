@@ -100,7 +100,7 @@ def test_an_old_success_is_not_that_of_a_run_that_never_began(
     whole_video: Path, stack_home: Path, stack: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A DAG that cannot be loaded fails the demo, although a job of that name succeeded before."""
-    monkeypatch.setenv("S2V_EXECUTION", "kubernetes")
+    monkeypatch.setenv("S2V_PARSED_WITHOUT", "this setting")  # unknown: the DAG is refused when Airflow parses it
     assert run_demo(stack_home, DemoInputs(), dict(FIELDS), out_dir=tmp_path, job_id="whole") != 0
     assert list(tmp_path.glob("*.mp4")) == []
 

@@ -13,7 +13,7 @@ help: ## Show this help.
 # The stamp makes a second `make` start at once; a changed pyproject or constraints file installs again.
 $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) torch -e '.[engine,airflow,embedded,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) torch -e '.[engine,airflow,queue,embedded,dev]'
 	@touch $@
 
 install: $(INSTALLED) ## Create .venv with everything.

@@ -170,7 +170,10 @@ def _running(
     expired = threading.Event()
     # A file, not a pipe: stderr can never fill up and block the data on the other pipes.
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(command, stdin=stdin, stdout=stdout, stderr=log)
+        # torchrun ends whole process groups. What is being fed is nearly done and paid for: its feeder decides, and a
+        # feeder that is gone ends it by the end of its input.
+        own_session = stdin == subprocess.PIPE
+        process = subprocess.Popen(command, stdin=stdin, stdout=stdout, stderr=log, start_new_session=own_session)
         timer = threading.Timer(timeout_seconds, _stop, [process, expired])
         timer.daemon = True
         timer.start()

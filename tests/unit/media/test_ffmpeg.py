@@ -2,6 +2,8 @@
 
 import os
 import stat
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -105,6 +107,31 @@ def test_error_of_the_producer_is_raised_and_ends_the_command() -> None:
 
     with pytest.raises(ZeroDivisionError, match="render failed"):
         ffmpeg.feed(_endless_noise(), broken(), doing="encoding", error=TransientError)
+
+
+ENCODER_WHOSE_GROUP_IS_ENDED = """
+import os, signal, sys
+from pathlib import Path
+import numpy as np
+from s2v_tasks.media.encode import encode_clip
+
+signal.signal(signal.SIGTERM, lambda *_: None)
+
+def frames():
+    for index in range(16):
+        if index == 8:
+            os.killpg(0, signal.SIGTERM)
+        yield np.full((32, 32, 3), index, np.uint8)
+
+print(encode_clip(frames(), Path(sys.argv[1])))
+"""
+
+
+def test_the_end_of_a_process_group_does_not_lose_the_clip_that_is_being_encoded(tmp_path: Path) -> None:
+    """torchrun sends SIGTERM to the group of each rank; the clip is paid for, and its rank has time to finish it."""
+    command = [sys.executable, "-c", ENCODER_WHOSE_GROUP_IS_ENDED, str(tmp_path / "clip.mp4")]
+    done = subprocess.run(command, start_new_session=True, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "16", done.stderr
 
 
 def test_reader_may_stop_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from s2v_tasks.metadata.records import JobRecord
 from s2v_tasks.metadata.repository import Ledger
 from s2v_tasks.metadata.session import engine_from_settings
 from s2v_tasks.schemas.request import MAX_PROMPT_CHARACTERS
-from s2v_tasks.settings import Settings
+from s2v_tasks.settings import Settings, config_dir
 from s2v_tasks.storage.layout import JobLayout, output_video_uri
 from s2v_tasks.storage.s3 import ObjectStore, file_sha256
 
@@ -100,7 +101,9 @@ def test_an_old_success_is_not_that_of_a_run_that_never_began(
     whole_video: Path, stack_home: Path, stack: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A DAG that cannot be loaded fails the demo, although a job of that name succeeded before."""
-    monkeypatch.setenv("S2V_PARSED_WITHOUT", "this setting")  # unknown: the DAG is refused when Airflow parses it
+    config = shutil.copytree(config_dir(stack), tmp_path / "config", ignore=shutil.ignore_patterns("pods"))
+    monkeypatch.setenv("S2V_CONFIG_DIR", str(config))
+    monkeypatch.setenv("S2V_EXECUTION", "kubernetes")  # whose templates are not there
     assert run_demo(stack_home, DemoInputs(), dict(FIELDS), out_dir=tmp_path, job_id="whole") != 0
     assert list(tmp_path.glob("*.mp4")) == []
 

@@ -8,7 +8,7 @@ from sqlalchemy.dialects.postgresql import insert
 from s2v_tasks.metadata.attempts import end_attempts
 from s2v_tasks.metadata.session import transaction
 from s2v_tasks.metadata.statements import NOW, add_event, lock_job, storable, update_job, upsert_job
-from s2v_tasks.metadata.tables import PRIORITIES, Clip, Job
+from s2v_tasks.metadata.tables import PRIORITIES, Clip, Event, Job
 from s2v_tasks.schemas.plan import Plan
 from s2v_tasks.schemas.request import MAX_CLIPS
 
@@ -35,11 +35,17 @@ class JobLedger:
             upsert_job(connection, job_id, values, source=source)
             add_event(connection, job_id, "job_queued")
 
-    def job_started(self, job_id: str) -> None:
-        """The job runs, again if it had ended; nothing changes when it runs already."""
+    def job_started(self, job_id: str, *, by_clip: bool = False) -> None:
+        """The job runs, again if it had ended; nothing changes when it runs already.
+
+        `by_clip`: a clip is what begins. Clips of other chains go on after one has failed the job; they belong to the
+        start that failed, and begin no new one until `close_job` has settled it.
+        """
         values = {"status": "running", "reason": None, "started_at": NOW, "finished_at": None}
         with transaction(self._engine) as connection:
             lock_job(connection, job_id)
+            if by_clip and not _is_settled(connection, job_id):
+                return
             if update_job(connection, job_id, values, Job.status != "running"):
                 add_event(connection, job_id, "job_started")
 
@@ -76,13 +82,17 @@ class JobLedger:
             add_event(connection, job_id, "job_planned", detail=summary)
 
     def job_failed(self, job_id: str, reason: str) -> None:
-        """The job ended badly, and with it what it was rendering; works for a job that was never queued, too."""
+        """The job ended badly, and with it what it was rendering; works for a job that was never queued, too.
+
+        The last reason stands. Of one that had failed already only the record tells, no message.
+        """
         interrupted = (Clip.job_id == job_id, Clip.status == "rendering")
         with transaction(self._engine) as connection:
+            before = connection.execute(sa.select(Job.status).where(Job.job_id == job_id).with_for_update()).scalar()
             upsert_job(connection, job_id, {"status": "failed", "reason": reason, "finished_at": NOW})
             end_attempts(connection, job_id, outcome="lost", reason=reason)
             connection.execute(sa.update(Clip).where(*interrupted).values(status="failed", updated_at=NOW))
-            add_event(connection, job_id, "job_failed", detail={"reason": reason})
+            add_event(connection, job_id, "job_failed", detail={"reason": reason}, is_news=before != "failed")
 
     def request_cancel(self, job_id: str) -> str | None:
         """Tell all steps of a job that has not ended to end; the job's status, None when it is not on record."""
@@ -125,6 +135,14 @@ class JobLedger:
             lock_job(connection, job_id)
             update_job(connection, job_id, values)
             add_event(connection, job_id, "job_succeeded", detail={"video_uri": video_uri, "sha256": sha256})
+
+
+def _is_settled(connection: sa.Connection, job_id: str) -> bool:
+    """Whether `close_job` had its say since the job last failed or was cancelled, if it ever did."""
+    is_end = Event.event.in_(("job_failed", "job_cancelled"))
+    is_close = sa.and_(Event.step == "close_job", Event.event == "step_finished")
+    statement = sa.select(is_end).where(Event.job_id == job_id, sa.or_(is_end, is_close))
+    return not connection.execute(statement.order_by(Event.id.desc()).limit(1)).scalar()
 
 
 def _forget_cancel(connection: sa.Connection, job_id: str) -> None:

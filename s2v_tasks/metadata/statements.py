@@ -64,11 +64,12 @@ def add_event(
     step: str | None = None,
     clip_index: int | None = None,
     detail: dict[str, Any] | None = None,
+    is_news: bool = True,
 ) -> None:
-    """Note that something happened, and in the same breath that the job's webhook is to be told."""
+    """Note that something happened, and in the same breath, if it is news, that the job's webhook is to be told."""
     values = {"job_id": job_id, "event": event, "step": step, "clip_index": clip_index, "detail": detail or {}}
     at = connection.execute(insert(Event).values(storable(values)).returning(Event.at)).scalar_one()
-    if event in NOTIFIED_EVENTS:
+    if is_news and event in NOTIFIED_EVENTS:
         _add_notification(connection, values, at)
 
 

@@ -67,11 +67,12 @@ class StepContext:
     ) -> Produced:
         """Reuse the artifacts of a step or build them, and put them on record.
 
-        Where something is built, a job that had ended runs again, and its old success does not stand any more.
+        Where something is built, a job that had ended runs again (a clip may only be late, see `job_started`), and its
+        old success does not stand any more.
         """
 
         def start_and_build(folder: Path) -> Built:
-            self.ledger.job_started(self.job_id)
+            self.ledger.job_started(self.job_id, by_clip=clip_index is not None)
             self.store.delete(self.layout.result)
             return build(folder)
 

@@ -52,6 +52,35 @@ def test_what_happens_to_a_job_is_put_into_the_outbox(engine: sa.Engine, ledger:
     assert started.payload["at"] == started.created_at.isoformat()
 
 
+def test_a_start_and_its_end_are_told_once(engine: sa.Engine, ledger: Ledger) -> None:
+    """Clips of other chains outlive a failure and may fail, too; once the job was closed they start it again."""
+    ledger.job_queued("a", {"webhook_url": HOOK})
+    ledger.job_started("a")
+    ledger.job_started("a", by_clip=True)
+    ledger.job_failed("a", "The first chain broke.")
+    ledger.job_started("a", by_clip=True)
+    ledger.job_failed("a", "The second chain broke.")
+    ledger.event("a", "step_finished", step="close_job")
+    assert [row.event for row in rows(engine)] == ["job_started", "job_failed"]
+    record = ledger.job("a")
+    assert record is not None
+    assert (record.status, record.reason) == ("failed", "The second chain broke.")
+    ledger.job_started("a", by_clip=True)
+    ledger.job_failed("a", "Again.")
+    assert [row.event for row in rows(engine)][2:] == ["job_started", "job_failed"]
+
+
+def test_a_late_clip_does_not_revive_a_cancelled_job(ledger: Ledger) -> None:
+    """A clip that begins in the moment of the cancel leaves the job cancelled."""
+    ledger.job_queued("a", {})
+    ledger.job_started("a")
+    ledger.job_cancelled("a")
+    ledger.job_started("a", by_clip=True)
+    record = ledger.job("a")
+    assert record is not None
+    assert record.status == "cancelled"
+
+
 def test_a_job_without_a_webhook_is_told_to_the_configured_one(postgres_url: str) -> None:
     """The request's own wins; with neither there is nothing to tell."""
     for hook, expected in ((None, [HOOK]), ("https://ops.example.com/", ["https://ops.example.com/", HOOK])):

@@ -5,6 +5,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from s2v_tasks.schemas.manifest import fingerprint
 from s2v_tasks.schemas.request import Solver
 
 FPS = 16
@@ -133,3 +134,9 @@ class Plan(_Model):
     @property
     def num_chains(self) -> int:
         return len(self.cuts) + 1
+
+    def digest_of(self, clip: ClipPlan) -> str:
+        """SHA-256 (hex) over what the plan says of how a clip is made, the rest of its chain for the motion state."""
+        later = [other.infer_frames for other in self.clips if other.chain_index == clip.chain_index]
+        what = clip.model_dump(mode="json", exclude={"tokens", "pflops"})  # derived, by rules that may be refined
+        return fingerprint(self.model, [self.width, self.height], self.sampling.model_dump(), what, later)

@@ -48,7 +48,7 @@ def run(ctx: StepContext) -> dict[str, Any]:
         shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
         return Built(
             {"conditions": OutputFile(path, ctx.layout.conditions, "application/octet-stream")},
-            facts={"shapes": shapes},
+            facts={"prompt": request.prompt, "shapes": shapes},
         )
 
     produced = ctx.produce(

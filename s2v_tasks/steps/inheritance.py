@@ -55,15 +55,26 @@ def inherit_inputs(ctx: StepContext, parent_id: str) -> None:
     ctx.ledger.record_artifacts(ctx.artifacts.adopt(source, ctx.job_id, ctx.layout.input_manifest))
 
 
-def inherit_clips(ctx: StepContext, parent: Plan, from_clip: int) -> tuple[InheritedClip, ...]:
-    """Make the parent's clips before `from_clip` those of this job; PermanentError when one is not finished."""
+def inherit_clips(ctx: StepContext, parent: Plan, request: Request, from_clip: int) -> tuple[InheritedClip, ...]:
+    """Make the parent's clips before `from_clip` those of this job.
+
+    PermanentError when one is not finished, or is not made from `request`, the parent's own, and its plan: the parent
+    may have been started again since, with other words.
+    """
     adopted: dict[int, Manifest] = {}
+    inputs = _inputs_of_clips(ctx, parent.job_id, request)
     for clip in parent.clips[:from_clip]:
+        name = f"Clip {clip.clip_index} of job {parent.job_id}"
         source = ctx.artifacts.read_manifest(JobLayout(parent.job_id).clip_manifest(clip.clip_index))
-        if source is None or not _belongs(source, clip, adopted):
+        if source is None:
             raise PermanentError(
-                f"Clip {clip.clip_index} of job {parent.job_id} is not finished: expected all clips before from_clip "
-                f"{from_clip} to be. Rerun from clip {clip.clip_index}, or let that job finish first."
+                f"{name} is not finished: expected all clips before from_clip {from_clip} to be. "
+                f"Rerun from clip {clip.clip_index}, or let that job finish first."
+            )
+        if not _belongs(source, clip, parent, inputs | _motion_before(clip, adopted)):
+            raise PermanentError(
+                f"{name} is left from an earlier start: expected one that is made from the request and the plan that "
+                f"the job has now. Rerun from clip {clip.clip_index}, or let that job finish first."
             )
         manifest = ctx.artifacts.adopt(source, ctx.job_id, ctx.layout.clip_manifest(clip.clip_index))
         adopted[clip.clip_index] = manifest
@@ -79,13 +90,39 @@ def inherit_clips(ctx: StepContext, parent: Plan, from_clip: int) -> tuple[Inher
     )
 
 
-def _belongs(source: Manifest, clip: ClipPlan, adopted: dict[int, Manifest]) -> bool:
-    """Whether a clip is the one of the plan, and continues the one before it."""
-    if (source.facts["start_frame"], source.facts["end_frame"]) != (clip.start_frame, clip.end_frame):
-        return False
-    if clip.predecessor is None:
-        return True
-    return source.inputs["motion"].sha256 == adopted[clip.predecessor].outputs["motion"].sha256
+def _inputs_of_clips(ctx: StepContext, job_id: str, request: Request) -> dict[str, str]:
+    """SHA-256 of what every clip of a job is made from, by name; no conditions where they are not those of `request`.
+
+    The staged inputs are: a request that changes takes its plan along, and only staged inputs are planned for.
+    """
+    layout = JobLayout(job_id)
+    staged, conditions = (
+        ctx.artifacts.read_manifest(key) for key in (layout.input_manifest, layout.conditions_manifest)
+    )
+    found = {}
+    if staged and "pose" in staged.outputs:
+        found["pose"] = staged.outputs["pose"].sha256
+    if staged and conditions and conditions.facts.get("prompt") == request.prompt:
+        same = [conditions.inputs[name].sha256 == staged.outputs[name].sha256 for name in ("image", "audio_16k")]
+        if all(same):
+            found["conditions"] = conditions.outputs["conditions"].sha256
+    return found
+
+
+def _motion_before(clip: ClipPlan, adopted: dict[int, Manifest]) -> dict[str, str]:
+    """SHA-256 of the motion state that a clip continues, by name; nothing where it starts its chain."""
+    return {} if clip.predecessor is None else {"motion": adopted[clip.predecessor].outputs["motion"].sha256}
+
+
+def _belongs(source: Manifest, clip: ClipPlan, plan: Plan, inputs: dict[str, str]) -> bool:
+    """Whether a clip is the one that the plan means, made from these inputs.
+
+    A clip that the job has inherited itself is made from the inputs of another: the plan names its fingerprint.
+    """
+    if clip.clip_index < len(plan.inherited):
+        return source.fingerprint == plan.inherited[clip.clip_index].fingerprint
+    made_from = {name: artifact.sha256 for name, artifact in source.inputs.items()}
+    return made_from == inputs and source.facts.get("plan_digest") == plan.digest_of(clip)
 
 
 def _read_json(ctx: StepContext, parent_id: str, key: str) -> dict[str, object]:

@@ -64,7 +64,7 @@ def _plan_rerun(ctx: StepContext, request: Request) -> Plan:
     model, gpu = load_model_card(folder, ctx.settings.model), load_gpu_card(folder, ctx.settings.gpu)
     plan = replan(parent, request, earlier, job_id=ctx.job_id, model=model, gpu=gpu)
     _agree_to_cost(plan, request, ctx.settings)
-    return plan.model_copy(update={"inherited": inherit_clips(ctx, parent, request.from_clip or 0)})
+    return plan.model_copy(update={"inherited": inherit_clips(ctx, parent, earlier, request.from_clip or 0)})
 
 
 def _agree_to_cost(plan: Plan, request: Request, settings: Settings) -> None:

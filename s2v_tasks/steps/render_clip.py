@@ -215,7 +215,8 @@ class _Leader:
             path = folder / "motion_out.safetensors"
             save_file({"latents": motion.latents.contiguous(), "frames": motion.frames.contiguous()}, path)
             outputs["motion"] = OutputFile(path, ctx.layout.motion(clip.clip_index), "application/octet-stream")
-        return Built(outputs, facts=clip_facts(ctx.settings, clip, engine_facts, render_seconds))
+        facts = clip_facts(ctx.settings, clip, engine_facts, render_seconds)
+        return Built(outputs, facts=facts | {"plan_digest": self._plan.digest_of(clip)})
 
     def _fetch(self, needed: dict[str, Artifact], folder: Path) -> dict[str, Path]:
         """The files that a clip needs: what all clips read stays on disk, the rest goes into the clip's `folder`."""

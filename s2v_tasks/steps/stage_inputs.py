@@ -100,10 +100,11 @@ def source_of(data: dict[str, Any], run_id: str | None) -> Source:
 
 
 def _keep_request(ctx: StepContext, request: Request) -> None:
-    """Write request.json. A changed request takes back the success of the one before."""
+    """Write request.json. A changed request takes back the success and the plan of the one before."""
     data = request.model_dump_json(indent=2).encode()
     if not ctx.store.exists(ctx.layout.request) or ctx.store.get_bytes(ctx.layout.request) != data:
         ctx.store.delete(ctx.layout.result)
+        ctx.store.delete(ctx.layout.plan)
         ctx.store.put_bytes(ctx.layout.request, data, "application/json")
 
 

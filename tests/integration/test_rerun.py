@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from s2v_tasks.cli.fetch import fetch
 from s2v_tasks.errors import PermanentError
@@ -17,6 +18,7 @@ from s2v_tasks.storage.artifacts import ArtifactStore
 from s2v_tasks.storage.layout import JobLayout
 from s2v_tasks.storage.s3 import ObjectStore, file_sha256
 
+SAMPLES = Path(__file__).parents[1] / "samples"
 PARENT, CHILD = "first-take", "second-take"
 REQUEST: dict[str, Any] = {
     "prompt": "A drawn portrait speaks.",
@@ -136,6 +138,34 @@ def test_a_rerun_that_cannot_be_is_refused(store: ObjectStore) -> None:
     for fields, words in REFUSED:
         with pytest.raises(PermanentError, match=words):
             stage(store, CHILD, **{"parent_job_id": PARENT} | fields)
+
+
+def test_only_clips_of_what_the_parent_is_now_are_reused(store: ObjectStore, ledger: Ledger, tmp_path: Path) -> None:
+    """Clips that are left from a start with other words, seeds, sizes or pictures are refused, until those return."""
+    make(store, PARENT, num_clip=1)
+    Image.open(SAMPLES / "portrait.jpg").rotate(180).save(tmp_path / "turned.png")
+    store.upload(tmp_path / "turned.png", "turned.png", "image/png")
+    turned = {"image_uri": store.uri("turned.png")}
+    for change in ({"prompt": "Somebody else."}, {"base_seed": 9}, {"size": "256*256"}, turned):
+        stage(store, PARENT, **change)
+        with pytest.raises(PermanentError, match="Clip 0 of job first-take is left from an earlier start"):
+            stage(store, CHILD, **{"parent_job_id": PARENT, "from_clip": 1} | change)
+    run(PARENT, "encode_conditions")
+    with pytest.raises(PermanentError, match=r"left from an earlier start.*Rerun from clip 0"):
+        stage(store, CHILD, **{"parent_job_id": PARENT, "from_clip": 1} | change)
+    stage(store, PARENT)
+    run(PARENT, "encode_conditions")
+    stage(store, CHILD, parent_job_id=PARENT, from_clip=1)
+    assert found(ledger, CHILD).clips[0].source_job_id == PARENT
+
+
+def test_a_parent_that_was_not_planned_again_is_refused(store: ObjectStore) -> None:
+    """A start with another request takes back the plan of the one before, so that none stands for the other."""
+    stage(store, PARENT)
+    uris = {"image_uri": store.uri("portrait.jpg"), "audio_uri": store.uri("speech.mp3")}
+    run(PARENT, "stage_inputs", request_json=json.dumps(uris | REQUEST | {"sample_steps": 3}))
+    with pytest.raises(PermanentError, match=r"first-take has no plan\.json"):
+        stage(store, CHILD, parent_job_id=PARENT, from_clip=0, sample_steps=3)
 
 
 def test_a_job_without_result_is_not_fetched(tmp_path: Path) -> None:

@@ -147,6 +147,7 @@ def test_a_clip_needs_the_clip_before_it(run: Run, store: ObjectStore) -> None:
         run("render_clip", 1)
     run("render_clip", 0)
     run("stage_inputs", prompt="Something else entirely.")
+    run("plan_clips")
     run("encode_conditions")
     with pytest.raises(TransientError, match="made from other inputs"):
         run("render_clip", 1)

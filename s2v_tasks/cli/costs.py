@@ -1,4 +1,4 @@
-"""`s2v costs`: what rendering cost, and how much of it was wasted."""
+"""`s2v costs`: what encoding and rendering cost, and how much of it was wasted."""
 
 from datetime import UTC, datetime
 from typing import Annotated, Literal
@@ -29,12 +29,13 @@ def costs(
     if as_json:
         print_json([plain(line) for line in lines])
         return
-    table = Table(by, "jobs", "GPU-seconds used", "wasted", "cost", "of it wasted", "currency")
+    table = Table(by, "jobs", "GPU-seconds used", "of it conditions", "wasted", "cost", "of it wasted", "currency")
     for line in lines:
         table.add_row(
             escape(line.name),
             str(line.jobs),
             f"{line.used_gpu_seconds:.1f}",
+            f"{line.conditions_gpu_seconds:.1f}",
             f"{line.wasted_gpu_seconds:.1f}",
             "" if line.cost is None else f"{line.cost:.4f}",
             f"{line.wasted_cost or 0:.4f}",

@@ -104,12 +104,13 @@ def _print_job(found: "JobRecord", spent: "Spending | None") -> None:
 
 
 def _cost_line(found: "JobRecord", spent: "Spending | None") -> str:
-    """What the clips cost so far, beside what the plan expected."""
+    """What the job cost so far, beside what the plan expected of its clips."""
     used, wasted = (spent.used_gpu_seconds, spent.wasted_gpu_seconds) if spent else (0.0, 0.0)
-    line = f"GPU-seconds: {used:.1f} used, {wasted:.1f} wasted"
+    conditions = spent.conditions_gpu_seconds if spent else 0.0
+    line = f"GPU-seconds: {used:.1f} used ({conditions:.1f} for the conditions), {wasted:.1f} wasted"
     if found.estimated_gpu_seconds is None:
         return line
-    line += f", about {found.estimated_gpu_seconds:.1f} expected"
+    line += f", about {found.estimated_gpu_seconds:.1f} expected for the clips"
     if found.cost_per_gpu_hour is None:
         return line
     expected = found.estimated_gpu_seconds * found.cost_per_gpu_hour / 3600

@@ -1,8 +1,8 @@
-"""What rendering cost: GPU-seconds by attempt, and in money at the price that each job was planned with.
+"""What encoding and rendering cost: GPU-seconds by attempt, and in money at the price that each job was planned with.
 
-Used: attempts that made a clip, and those that were interrupted and left their state to the next one. Wasted: attempts
-that failed, were cancelled or were lost. One that still runs counts as used until now. Clips that were reused or
-inherited have no attempt, and cost nothing.
+Used: attempts that made a clip or conditions, and those that were interrupted and left their state to the next one.
+Wasted: attempts that failed, were cancelled or were lost. One that still runs counts as used until now. Clips and
+conditions that were reused or inherited have no attempt, and cost nothing.
 """
 
 from dataclasses import dataclass, fields
@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import sqlalchemy as sa
 
+from s2v_tasks.metadata.attempts import CONDITIONS
 from s2v_tasks.metadata.session import transaction
 from s2v_tasks.metadata.tables import Attempt, Job
 
@@ -20,12 +21,16 @@ WASTED_OUTCOMES = ("failed", "lost")
 
 @dataclass(frozen=True)
 class Spending:
-    """One line of the account. `cost` includes `wasted_cost`; both are None where a job has no price yet."""
+    """One line of the account. `used_gpu_seconds` include those of conditions, `cost` includes `wasted_cost`.
+
+    Both costs are None where a job has no price yet.
+    """
 
     name: str
     currency: str | None
     jobs: int
     used_gpu_seconds: float
+    conditions_gpu_seconds: float
     wasted_gpu_seconds: float
     cost: float | None
     wasted_cost: float | None
@@ -59,6 +64,7 @@ class Accounts:
                 Job.currency,
                 sa.func.count(Job.job_id.distinct()).label("jobs"),
                 _sum(seconds, ~wasted).label("used_gpu_seconds"),
+                _sum(seconds, ~wasted & (Attempt.step == CONDITIONS.step)).label("conditions_gpu_seconds"),
                 _sum(seconds, wasted).label("wasted_gpu_seconds"),
                 total,
                 sa.func.sum(cost).filter(wasted).label("wasted_cost"),

@@ -1,35 +1,48 @@
-"""What was spent on clips: every rendering that was begun, whatever became of it."""
+"""What was spent: every encoding and every rendering that was begun, whatever became of it."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
+from sqlalchemy.orm import aliased
 
 from s2v_tasks.metadata.statements import NOW, storable
 from s2v_tasks.metadata.tables import Attempt, Clip
 
 
-def begin_attempt(connection: sa.Connection, job_id: str, clip_index: int, world_size: int) -> int:
+class Work(NamedTuple):
+    """What GPU time is paid for: a clip, or the conditions, which are those of all clips."""
+
+    step: str
+    clip_index: int | None
+
+
+CONDITIONS = Work("encode_conditions", None)
+
+
+def rendering(clip_index: int) -> Work:
+    """The work on a clip."""
+    return Work("render_clip", clip_index)
+
+
+def begin_attempt(connection: sa.Connection, job_id: str, work: Work, world_size: int) -> int:
     """Put a new attempt on record and return its number, from 1. One that still runs is lost: it cannot end any more.
 
     The caller holds the lock of the job.
     """
-    end_attempts(connection, job_id, clip_index, outcome="lost", reason="Another attempt began.")
-    last = sa.select(sa.func.coalesce(sa.func.max(Attempt.attempt), 0)).where(
-        Attempt.job_id == job_id, Attempt.clip_index == clip_index
-    )
-    attempt: int = connection.execute(last).scalar_one() + 1
-    values = {"job_id": job_id, "clip_index": clip_index, "attempt": attempt, "world_size": world_size}
+    end_attempts(connection, job_id, work, outcome="lost", reason="Another attempt began.")
+    attempt: int = connection.execute(sa.select(_latest(job_id, work))).scalar_one() + 1
+    values = {**work._asdict(), "job_id": job_id, "attempt": attempt, "world_size": world_size}
     connection.execute(sa.insert(Attempt).values(**values))
     return attempt
 
 
 def end_attempts(
-    connection: sa.Connection, job_id: str, clip_index: int | None = None, *, outcome: str, reason: str | None = None
+    connection: sa.Connection, job_id: str, work: Work | None = None, *, outcome: str, reason: str | None = None
 ) -> None:
-    """End what runs of a clip, or of the whole job, and count its GPU-seconds.
+    """End what runs of a piece of work, or of the whole job, and count its GPU-seconds.
 
-    A lost attempt counts until its last sign of life. succeeded: the latest attempt of a clip, also where it was taken
-    for lost: a clip of another chain may have failed the job meanwhile.
+    A lost attempt counts until its last sign of life, the last progress of its clip. succeeded: the latest attempt,
+    also where it was taken for lost: a clip of another chain may have failed the job meanwhile.
     """
     last_sign = (
         sa
@@ -38,12 +51,9 @@ def end_attempts(
         .scalar_subquery()
     )
     end: Any = sa.func.coalesce(last_sign, Attempt.started_at) if outcome == "lost" else NOW
-    which = [Attempt.job_id == job_id]
-    if clip_index is not None:
-        which.append(Attempt.clip_index == clip_index)
-    if outcome == "succeeded":
-        latest = sa.select(Clip.attempts).where(Clip.job_id == job_id, Clip.clip_index == clip_index).scalar_subquery()
-        which.append(Attempt.attempt == latest)
+    which = [Attempt.job_id == job_id] if work is None else _of(job_id, work)
+    if work is not None and outcome == "succeeded":
+        which.append(Attempt.attempt == _latest(job_id, work))
     else:
         which.append(Attempt.outcome == "running")
     connection.execute(
@@ -57,3 +67,15 @@ def end_attempts(
             reason=storable(reason),
         )
     )
+
+
+def _of(job_id: str, work: Work, attempts: Any = Attempt) -> list[sa.ColumnElement[bool]]:
+    same_clip = attempts.clip_index.is_not_distinct_from(work.clip_index)
+    return [attempts.job_id == job_id, attempts.step == work.step, same_clip]
+
+
+def _latest(job_id: str, work: Work) -> sa.ScalarSelect[int]:
+    """The number of the latest attempt, 0 where there was none."""
+    others = aliased(Attempt)
+    latest = sa.select(sa.func.coalesce(sa.func.max(others.attempt), 0)).where(*_of(job_id, work, others))
+    return latest.scalar_subquery()

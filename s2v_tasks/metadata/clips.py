@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 import sqlalchemy as sa
 
-from s2v_tasks.metadata.attempts import begin_attempt, end_attempts
+from s2v_tasks.metadata.attempts import begin_attempt, end_attempts, rendering
 from s2v_tasks.metadata.session import transaction
 from s2v_tasks.metadata.statements import add_event, lock_job, storable, update_clip
 from s2v_tasks.schemas.plan import InheritedClip
@@ -22,7 +22,7 @@ class ClipLedger:
         values = {"status": "rendering", "fingerprint": fingerprint, "reused": False, "source_job_id": None} | fresh
         with transaction(self._engine) as connection:
             lock_job(connection, job_id)
-            attempt = begin_attempt(connection, job_id, clip_index, world_size)
+            attempt = begin_attempt(connection, job_id, rendering(clip_index), world_size)
             update_clip(connection, job_id, clip_index, values | {"attempts": attempt})
             add_event(connection, job_id, "clip_started", clip_index=clip_index, detail={"attempt": attempt})
 
@@ -57,7 +57,7 @@ class ClipLedger:
         }
         with transaction(self._engine) as connection:
             lock_job(connection, job_id)
-            end_attempts(connection, job_id, clip_index, outcome="lost" if reused else "succeeded")
+            end_attempts(connection, job_id, rendering(clip_index), outcome="lost" if reused else "succeeded")
             update_clip(connection, job_id, clip_index, values)
             add_event(connection, job_id, "clip_succeeded", clip_index=clip_index, detail={"reused": reused})
 
@@ -83,6 +83,6 @@ class ClipLedger:
         """An attempt to render a clip failed, or was interrupted and has saved its state."""
         with transaction(self._engine) as connection:
             lock_job(connection, job_id)
-            end_attempts(connection, job_id, clip_index, outcome=outcome, reason=reason)
+            end_attempts(connection, job_id, rendering(clip_index), outcome=outcome, reason=reason)
             update_clip(connection, job_id, clip_index, {"status": "failed", "eta_seconds": None})
             add_event(connection, job_id, "clip_failed", clip_index=clip_index, detail={"reason": reason})

@@ -36,9 +36,10 @@ class ClipRecord:
 
 @dataclass(frozen=True)
 class AttemptRecord:
-    """One rendering of a clip that was begun; `gpu_seconds` is known when it has ended."""
+    """One rendering of a clip, or encoding of conditions, that was begun; `gpu_seconds` is known when it has ended."""
 
-    clip_index: int
+    step: str
+    clip_index: int | None
     attempt: int
     started_at: datetime
     finished_at: datetime | None

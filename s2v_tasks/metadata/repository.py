@@ -8,6 +8,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from s2v_tasks.metadata.accounting import Accounts
 from s2v_tasks.metadata.clips import ClipLedger
+from s2v_tasks.metadata.conditions import ConditionsLedger
 from s2v_tasks.metadata.jobs import JobLedger
 from s2v_tasks.metadata.notifications import NotificationLedger
 from s2v_tasks.metadata.records import ArtifactRecord, AttemptRecord, ClipRecord, EventRecord, JobRecord
@@ -19,7 +20,7 @@ from s2v_tasks.schemas.manifest import Manifest
 Record = TypeVar("Record", ClipRecord, AttemptRecord, ArtifactRecord, EventRecord)
 
 
-class Ledger(JobLedger, ClipLedger, Accounts, NotificationLedger):
+class Ledger(JobLedger, ClipLedger, ConditionsLedger, Accounts, NotificationLedger):
     """What is known about every job; PermanentError when a call names a job that was never queued."""
 
     def record_artifacts(self, manifest: Manifest) -> None:
@@ -30,6 +31,7 @@ class Ledger(JobLedger, ClipLedger, Accounts, NotificationLedger):
                 values = {
                     "job_id": manifest.job_id,
                     "step": manifest.step,
+                    "fingerprint": manifest.fingerprint,
                     "sha256": artifact.sha256,
                     "size_bytes": artifact.size_bytes,
                 }

@@ -3,7 +3,18 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, CheckConstraint, DateTime, ForeignKey, Identity, Index, MetaData, func, text
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    ForeignKey,
+    Identity,
+    Index,
+    MetaData,
+    UniqueConstraint,
+    func,
+    text,
+)
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -11,6 +22,7 @@ JOB_STATUSES = ("queued", "running", "succeeded", "failed", "cancelled")
 JOB_SOURCES = ("ui", "cli", "drop", "batch", "rerun", "api")
 PRIORITIES = ("low", "normal", "high")
 CLIP_STATUSES = ("pending", "rendering", "succeeded", "failed")
+ATTEMPTED_STEPS = ("encode_conditions", "render_clip")
 ATTEMPT_OUTCOMES = ("running", "succeeded", "failed", "interrupted", "lost")
 DROP_STATUSES = ("claimed", "accepted", "refused", "rejected")
 BATCH_STATUSES = ("running", "finished")
@@ -105,18 +117,25 @@ class Clip(Base):
 
 
 class Attempt(Base):
-    """One rendering of a clip that was begun: `gpu_seconds` = its length x `world_size`, whatever became of it.
+    """One encoding or rendering that was begun: `gpu_seconds` = its length x `world_size`, whatever became of it.
 
     lost: nobody said how it ended; it counts until its last sign of life. Refers to no clip row: a new plan forgets
-    clips, not what they cost.
+    clips, not what they cost. Conditions are those of all clips and have no `clip_index`.
     """
 
     __tablename__ = "attempts"
-    __table_args__ = (CheckConstraint(f"outcome IN {ATTEMPT_OUTCOMES}", name="outcome"),)
+    __table_args__ = (
+        UniqueConstraint("job_id", "step", "clip_index", "attempt"),
+        CheckConstraint(f"step IN {ATTEMPTED_STEPS}", name="step"),
+        CheckConstraint("(step = 'render_clip') = (clip_index IS NOT NULL)", name="clip_index"),
+        CheckConstraint(f"outcome IN {ATTEMPT_OUTCOMES}", name="outcome"),
+    )
 
-    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.job_id", ondelete="CASCADE"), primary_key=True)
-    clip_index: Mapped[int] = mapped_column(primary_key=True)
-    attempt: Mapped[int] = mapped_column(primary_key=True)
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.job_id", ondelete="CASCADE"))
+    step: Mapped[str] = mapped_column(server_default=text("'render_clip'"))
+    clip_index: Mapped[int | None]
+    attempt: Mapped[int]
     started_at: Mapped[datetime] = mapped_column(server_default=func.now(), index=True)
     finished_at: Mapped[datetime | None]
     outcome: Mapped[str] = mapped_column(server_default=text("'running'"))
@@ -126,13 +145,14 @@ class Attempt(Base):
 
 
 class ArtifactRow(Base):
-    """One stored object of a job and the step that made it."""
+    """One stored object of a job, the step that made it, and the fingerprint of all that it is made from."""
 
     __tablename__ = "artifacts"
 
     key: Mapped[str] = mapped_column(primary_key=True)
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.job_id", ondelete="CASCADE"), index=True)
     step: Mapped[str]
+    fingerprint: Mapped[str | None] = mapped_column(index=True)
     sha256: Mapped[str]
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now())

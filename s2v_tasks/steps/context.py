@@ -3,7 +3,7 @@
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +64,7 @@ class StepContext:
         inputs: dict[str, Artifact],
         build: Build,
         clip_index: int | None = None,
+        elsewhere: Sequence[str] = (),
     ) -> Produced:
         """Reuse the artifacts of a step or build them, and put them on record.
 
@@ -84,6 +85,7 @@ class StepContext:
             inputs=inputs,
             build=start_and_build,
             clip_index=clip_index,
+            elsewhere=elsewhere,
         )
         self.ledger.record_artifacts(produced.manifest)
         return produced

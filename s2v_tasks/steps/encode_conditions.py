@@ -1,7 +1,8 @@
 """encode_conditions: prompt, speech and picture become tensors, once for all clips of the job.
 
 Writes conditions/{conditions.safetensors, manifest.json}. A render process then needs neither the text encoder
-(11 GB) nor the audio encoder.
+(11 GB) nor the audio encoder. Where another job, such as the parent of a rerun, has encoded the same, its conditions
+are copied.
 """
 
 from pathlib import Path
@@ -16,8 +17,9 @@ from s2v_tasks.engine.loading import Snapshot, snapshot_id
 from s2v_tasks.engine.worker import choose_device
 from s2v_tasks.media.audio import load_waveform
 from s2v_tasks.schemas.manifest import fingerprint
-from s2v_tasks.steps.context import StepContext
+from s2v_tasks.steps.context import StepContext, tolerated
 from s2v_tasks.storage.artifacts import Built, OutputFile
+from s2v_tasks.storage.layout import JobLayout
 
 REVISION = 1  # raise it when the same inputs would be encoded differently
 
@@ -27,8 +29,17 @@ def run(ctx: StepContext) -> dict[str, Any]:
     inputs = ctx.manifest(ctx.layout.input_manifest, made_by="stage-inputs").outputs
     snapshot = Snapshot.open(ctx.snapshot_path())
     num_frames = max(clip.start_frame + clip.infer_frames for clip in plan.clips)
+    made_from = fingerprint(
+        "encode_conditions",
+        REVISION,
+        snapshot_id(snapshot.path),
+        [request.prompt, NEGATIVE_PROMPT],
+        [inputs["image"].sha256, inputs["audio_16k"].sha256],
+        [plan.width, plan.height, num_frames],
+    )
 
     def build(folder: Path) -> Built:
+        ctx.ledger.conditions_started(ctx.job_id)
         image, speech = folder / "image.png", folder / "audio_16k.wav"
         ctx.artifacts.fetch(inputs["image"], image)
         ctx.artifacts.fetch(inputs["audio_16k"], speech)
@@ -51,18 +62,20 @@ def run(ctx: StepContext) -> dict[str, Any]:
             facts={"prompt": request.prompt, "shapes": shapes},
         )
 
-    produced = ctx.produce(
-        step="encode_conditions",
-        manifest_key=ctx.layout.conditions_manifest,
-        fingerprint=fingerprint(
-            "encode_conditions",
-            REVISION,
-            snapshot_id(snapshot.path),
-            [request.prompt, NEGATIVE_PROMPT],
-            [inputs["image"].sha256, inputs["audio_16k"].sha256],
-            [plan.width, plan.height, num_frames],
-        ),
-        inputs={"image": inputs["image"], "audio_16k": inputs["audio_16k"]},
-        build=build,
-    )
+    others = ctx.ledger.jobs_with_conditions(made_from)
+    try:
+        produced = ctx.produce(
+            step="encode_conditions",
+            manifest_key=ctx.layout.conditions_manifest,
+            fingerprint=made_from,
+            inputs={"image": inputs["image"], "audio_16k": inputs["audio_16k"]},
+            build=build,
+            elsewhere=[JobLayout(job_id).conditions_manifest for job_id in others],
+        )
+    except Exception as error:
+        with tolerated("attempt_not_recorded"):
+            ctx.ledger.conditions_ended(ctx.job_id, outcome="failed", reason=str(error))
+        raise
+    if not produced.reused:
+        ctx.ledger.conditions_ended(ctx.job_id, outcome="succeeded")
     return {"reused": produced.reused}

@@ -13,6 +13,8 @@ def run(ctx: StepContext, *, step: str, reason: str, clip_index: int | None = No
     detail = {"error": reason, "exit_code": 1}
     ctx.ledger.event(ctx.job_id, step=name, event="step_failed", clip_index=clip_index, detail=detail)
     job = ctx.ledger.job(ctx.job_id)
+    if name == "encode_conditions" and job is not None:
+        ctx.ledger.conditions_ended(ctx.job_id, outcome="failed", reason=reason)
     if clip_index is None or job is None:
         return
     turn = range(clip_index, clip_index + count)

@@ -6,7 +6,7 @@ last, so a kill at any point leaves either a manifest that tells the truth or no
 
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
@@ -36,6 +36,7 @@ class _Work:
     fingerprint: str
     inputs: dict[str, Artifact]
     clip_index: int | None = None
+    elsewhere: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -82,13 +83,15 @@ class ArtifactStore:
         inputs: dict[str, Artifact],
         build: Build,
         clip_index: int | None = None,
+        elsewhere: Sequence[str] = (),
     ) -> Produced:
         """Reuse the outputs of a piece of work, else let `build` make them in a scratch folder and store them.
 
         inputs: what the outputs are made from, for the manifest; what decides about reuse is `fingerprint` alone.
         clip_index: set for the work of one clip; a clip that gives way to another is kept, and put back on demand.
+        elsewhere: manifests of other jobs where the same work may be done; its outputs are copied.
         """
-        work = _Work(step, job_id, manifest_key, fingerprint, inputs, clip_index)
+        work = _Work(step, job_id, manifest_key, fingerprint, inputs, clip_index, elsewhere)
         if manifest := self._find(work):
             get_logger().info("reused", step=step, manifest_key=manifest_key)
             return Produced(manifest, reused=True)
@@ -99,12 +102,18 @@ class ArtifactStore:
             return Produced(self._write(work, build(Path(folder)), started_at), reused=False)
 
     def _find(self, work: _Work) -> Manifest | None:
-        """The manifest of `work` if it is done and whole. A clip that was superseded is put back."""
+        """The manifest of `work` if it is done and whole, here or elsewhere. A clip that was superseded is put back."""
         current = self.read_manifest(work.manifest_key)
         if current and current.fingerprint == work.fingerprint:
             # Not put back when lost: what was kept may be what was found damaged after it had been put back.
-            return current if self._is_whole(current) else None
-        return None if work.clip_index is None else self._restore(work, work.clip_index)
+            if self._is_whole(current):
+                return current
+        elif work.clip_index is not None:
+            return self._restore(work, work.clip_index)
+        for key in work.elsewhere:
+            if source := self.reusable(key, work.fingerprint):
+                return self.adopt(source, work.job_id, work.manifest_key)
+        return None
 
     def _write(self, work: _Work, built: Built, started_at: datetime) -> Manifest:
         """Store what was built, the manifest last; a clip with another fingerprint is kept aside first."""

@@ -132,6 +132,23 @@ def test_artifacts_of_another_job_become_its_own(store: ObjectStore) -> None:
         artifacts.adopt(made, "job-4", JobLayout("job-4").clip_manifest(0))
 
 
+def test_the_same_work_of_another_job_is_copied(store: ObjectStore) -> None:
+    """Where its outputs are whole and made from the same; else it is done anew."""
+    second = JobLayout("job-2")
+    theirs = {"job_id": "job-2", "manifest_key": second.clip_manifest(0), "clip_index": None}
+    theirs["elsewhere"] = [LAYOUT.motion(1), LAYOUT.clip_manifest(0)]
+    produce(store, "f1", clip_build(b"1"), clip_index=None)
+    copy = produce(store, "f1", not_built, **theirs)
+    assert copy.reused
+    assert (copy.manifest.job_id, copy.manifest.facts["source_job_id"]) == ("job-2", "job-1")
+    assert store.get_bytes(second.clip(0)) == b"1clip"
+    _delete_motion(store)
+    assert produce(store, "f1", not_built, **theirs).manifest == copy.manifest
+    store.delete(second.clip_manifest(0))
+    assert not produce(store, "f1", clip_build(b"1"), **theirs).reused
+    assert not produce(store, "f2", clip_build(b"2"), **theirs).reused
+
+
 def test_other_steps_keep_no_old_outputs(store: ObjectStore) -> None:
     """What is cheap to make again is overwritten."""
     produce(store, "f1", clip_build(b"1"), clip_index=None)

@@ -91,7 +91,7 @@ def test_clips_before_the_change_are_reused_and_cost_nothing(
 
     job = found(ledger, CHILD)
     assert [clip.source_job_id for clip in job.clips] == [PARENT, PARENT, None, None]
-    assert [attempt.clip_index for attempt in job.attempts] == [2, 3]
+    assert [attempt.clip_index for attempt in job.attempts] == [None, 2, 3]  # None: the conditions, for other words
     assert job.labels == {"team": "news"}
     (spent,) = ledger.spending("job", job_id=CHILD)
     assert spent.used_gpu_seconds == pytest.approx(sum(attempt.gpu_seconds or 0 for attempt in job.attempts))
@@ -108,7 +108,10 @@ def test_clips_before_the_change_are_reused_and_cost_nothing(
 
 
 def test_only_the_clips_that_are_rendered_have_a_turn(store: ObjectStore, ledger: Ledger) -> None:
-    """The first turn continues a clip that is there; planning again changes nothing; a rerun of a rerun is possible."""
+    """The first turn continues a clip that is there; planning again changes nothing; a rerun of a rerun is possible.
+
+    Conditions of the same words and speech are the parent's, at no cost.
+    """
     make(store, PARENT, num_clip=1)
     turns = stage(store, CHILD, base_seed=5, parent_job_id=PARENT, from_clip=1)
     assert [(turn["clip_index"], turn["predecessor"]) for turn in turns] == [(1, None), (2, 0), (3, 1)]
@@ -116,8 +119,9 @@ def test_only_the_clips_that_are_rendered_have_a_turn(store: ObjectStore, ledger
     assert run(CHILD, "plan_clips")["clips"] == turns
     assert store.get_bytes(JobLayout(CHILD).plan) == plan
     assert [clip.seed for clip in Plan.model_validate_json(plan).clips[1:]] == [6, 7, 8]
-    run(CHILD, "encode_conditions")
+    assert run(CHILD, "encode_conditions")["reused"]
     assert not run(CHILD, "render_clip", 1)["reused"]
+    assert [attempt.clip_index for attempt in found(ledger, CHILD).attempts] == [1]
     stage(store, "third-take", base_seed=5, sample_steps=3, parent_job_id=CHILD, from_clip=2)
     assert [clip.source_job_id for clip in found(ledger, "third-take").clips] == [PARENT, CHILD, None, None]
 

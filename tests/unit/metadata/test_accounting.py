@@ -62,6 +62,32 @@ def test_wasted_attempts_are_counted_apart(ledger: Ledger) -> None:
     assert [line.wasted_cost for line in ledger.spending("all")] == [None, pytest.approx(0.05)]
 
 
+def test_conditions_are_counted_apart_from_clips(ledger: Ledger) -> None:
+    """Their seconds are used like those of clips and told beside them; an attempt that failed is wasted, too."""
+    ledger.conditions_started("c")
+    ledger.conditions_ended("c", outcome="failed", reason="Out of memory.")
+    ledger.conditions_started("c")
+    ledger.conditions_ended("c", outcome="succeeded")
+    job = ledger.job("c")
+    assert job is not None
+    assert [(a.step, a.clip_index, a.attempt, a.outcome) for a in job.attempts] == [
+        ("render_clip", 0, 1, "succeeded"),
+        ("encode_conditions", None, 1, "failed"),
+        ("encode_conditions", None, 2, "succeeded"),
+    ]
+
+
+def test_seconds_of_conditions_are_part_of_those_used(ledger: Ledger, engine: sa.Engine) -> None:
+    """Both add to the cost; only those of attempts that were of use are named as spent on conditions."""
+    with engine.begin() as connection:
+        for attempt, (outcome, seconds) in enumerate([("failed", 5.0), ("succeeded", 7.0)], 1):
+            row = {"job_id": "c", "step": "encode_conditions", "attempt": attempt, "outcome": outcome}
+            connection.execute(sa.insert(Attempt).values(**row, gpu_seconds=seconds, world_size=1))
+    (line,) = ledger.spending("job", job_id="c")
+    assert (line.used_gpu_seconds, line.conditions_gpu_seconds, line.wasted_gpu_seconds) == (107.0, 7.0, 5.0)
+    assert line.cost == pytest.approx(1.12)
+
+
 def test_a_job_counts_under_each_of_its_labels(ledger: Ledger) -> None:
     """Jobs without any have a line of their own."""
     assert lines(ledger, "label") == [

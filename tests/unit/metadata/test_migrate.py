@@ -41,10 +41,21 @@ def test_a_database_goes_up_and_down_and_up_again(empty_url: str) -> None:
 
 
 def test_the_way_back_keeps_what_the_older_schema_can_hold(empty_url: str) -> None:
-    """A cancelled job, for which the older schema has no word, is a failed one there."""
+    """Attempts at clips stay, those at conditions go; a cancelled job, for which there is no word, is a failed one."""
     migrate.upgrade(empty_url)
     with psycopg.connect(empty_url) as connection:
         connection.execute("INSERT INTO jobs (job_id, status) VALUES ('job-1', 'cancelled'), ('job-2', 'queued')")
+        for step, clip_index in (("encode_conditions", None), ("render_clip", 0), ("render_clip", 1)):
+            row = (step, clip_index)
+            connection.execute(
+                "INSERT INTO attempts (job_id, step, clip_index, attempt, world_size) VALUES ('job-1', %s, %s, 1, 1)",
+                row,
+            )
+    migrate.downgrade(empty_url, "0003")
+    with psycopg.connect(empty_url) as connection:
+        clips = connection.execute("SELECT clip_index FROM attempts ORDER BY clip_index").fetchall()
+    assert clips == [(0,), (1,)]
+    migrate.upgrade(empty_url)
     migrate.downgrade(empty_url, "0002")
     with psycopg.connect(empty_url) as connection:
         rows = connection.execute("SELECT job_id, status FROM jobs ORDER BY job_id").fetchall()

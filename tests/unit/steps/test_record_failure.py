@@ -32,6 +32,16 @@ def test_the_reason_of_a_dead_step_becomes_the_reason_of_its_job(context: StepCo
     assert closed == {"status": "failed", "reason": "encode_conditions: The pod ran out of memory."}
 
 
+def test_an_encoding_that_died_is_wasted_until_it_died(context: StepContext) -> None:
+    """Its attempt ends with the reason, not when somebody closes the job."""
+    context.ledger.conditions_started("my-job")
+    record_failure.run(context, step="encode-conditions", reason="The pod ran out of memory.")
+    job = context.ledger.job("my-job")
+    assert job is not None
+    (attempt,) = job.attempts
+    assert (attempt.outcome, attempt.reason) == ("failed", "The pod ran out of memory.")
+
+
 def plan_of_clips(settings: Settings, num_clip: int) -> Plan:
     folder = config_dir(settings)
     uris = {"image_uri": "s3://inputs/a.png", "audio_uri": "s3://inputs/a.wav"}

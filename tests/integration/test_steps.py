@@ -6,7 +6,9 @@ import subprocess
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -360,13 +362,15 @@ def test_progress_tells_time_to_go_and_memory(run: Run, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(Ledger, "clip_progress", note)
     monkeypatch.setattr("s2v_tasks.steps.clip_meter.PROGRESS_SECONDS", 0.0)
+    seconds = count()  # a clock by which each solver step takes one
+    monkeypatch.setattr("s2v_tasks.steps.clip_meter.time", SimpleNamespace(monotonic=lambda: float(next(seconds))))
     monkeypatch.setattr(Worker, "peak_memory_bytes", lambda _: {"peak_gpu_memory_bytes": 40 * 2**30})
     for step in ("stage_inputs", "plan_clips", "encode_conditions"):
         run(step)
     run("render_clip", 0)
     assert [progress["step"] for progress in seen] == list(range(1, seen[0]["num_steps"] + 1))
-    assert seen[0]["eta_seconds"] > 0
-    assert seen[-1]["eta_seconds"] == 0
+    num_steps = seen[0]["num_steps"]
+    assert [progress["eta_seconds"] for progress in seen] == [num_steps - step for step in range(1, num_steps + 1)]
     assert seen[0]["gpu_memory_bytes"] == 40 * 2**30
 
 

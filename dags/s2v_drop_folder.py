@@ -16,7 +16,8 @@ Exactly the same files dropped in the same folder again make no second job; anyt
 
 * `sweep` takes in what lies there, and first finishes what a killed sweep began (`s2v sweep-drops`).
 * `start` starts a run of `speech_to_video` for each waiting job whose turn it is, by priority, then by age, so that at
-  most `S2V_MAX_RUNNING_JOBS` run.
+  most `S2V_MAX_RUNNING_JOBS` run. A job that Airflow refuses for good has failed with that reason. One whose run was
+  deleted is closed after 15 minutes and gives its place back.
 
 The DAG runs every minute. With `S2V_DROP_QUEUE_URL` it also runs as soon as S3 puts an event into that SQS queue (needs
 the extra `queue`, and the connection `aws_default` or AWS's own credentials in the triggerer); the listing stays the

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from s2v_tasks.cli import app
-from s2v_tasks.cli.terminal import console, print_json
+from s2v_tasks.cli.terminal import console, open_ledger, print_json
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
     from s2v_tasks.ingestion.batches import Batches
 
+_SILENT_ASKED_AFTER = 50  # each costs Airflow a question, every minute
 DOORS = "Drop folder and batches"
 ManifestUri = Annotated[str, typer.Argument(help="S3 URI of the manifest: .jsonl or .csv, one request per row.")]
 BatchId = Annotated[str, typer.Argument(help="The batch, as `s2v start-batch` prints it.")]
@@ -68,16 +69,44 @@ def sweep_drops() -> None:
 
 @app.command(rich_help_panel=DOORS)
 def next_jobs() -> None:
-    """Show which waiting jobs may start now, by priority, then by age, under S2V_MAX_RUNNING_JOBS."""
+    """Show which waiting jobs may start now, by priority, then by age, under S2V_MAX_RUNNING_JOBS.
+
+    And some runs whose jobs have been silent for a while: one that Airflow does not know holds a place for nothing.
+    """
     from dataclasses import asdict
 
     from s2v_tasks.metadata.queue import JobQueue
+    from s2v_tasks.metadata.upkeep import UpkeepLedger
     from s2v_tasks.settings import load_settings
 
     with _engine() as engine:
         queue = JobQueue(engine)
         turns = [asdict(turn) for turn in queue.next(load_settings().max_running_jobs)]
-        print_json({"jobs": turns, "waiting": queue.num_waiting()}, indent=None)
+        silent = [job.dag_run_id for job in UpkeepLedger(engine).silent_runs(_SILENT_ASKED_AFTER)]
+        print_json({"jobs": turns, "waiting": queue.num_waiting(), "silent_runs": silent}, indent=None)
+
+
+@app.command(rich_help_panel=DOORS)
+def close_lost(run_ids: Annotated[list[str], typer.Argument(help="DAG runs that ended or do not exist.")]) -> None:
+    """Close the jobs of these runs, so that they take no place any more; those that are not silent are left alone."""
+    from s2v_tasks.metadata.repository import Ledger
+    from s2v_tasks.metadata.upkeep import UpkeepLedger
+
+    with _engine() as engine:
+        lost = [job for job in UpkeepLedger(engine).silent_runs() if job.dag_run_id in run_ids]
+        closed = [job.job_id for job in lost if Ledger(engine).job_lost(job.job_id, job.dag_run_id)]
+    print_json({"closed": closed}, indent=None)
+
+
+@app.command(rich_help_panel=DOORS)
+def refuse_job(
+    job_id: Annotated[str, typer.Argument(help="A job that waits to be started.")],
+    reason: Annotated[str, typer.Option(help="Why it never will be, in one sentence.")],
+) -> None:
+    """Mark a waiting job failed that Airflow refuses to start, so that it holds up no other."""
+    with open_ledger() as ledger:
+        ledger.job_failed(job_id, reason)
+    print_json({"job_id": job_id}, indent=None)
 
 
 @app.command(rich_help_panel=DOORS)

@@ -13,6 +13,7 @@ from s2v_tasks.cli.terminal import OPERATORS, open_ledger, print_json
 from s2v_tasks.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from s2v_tasks.metadata.upkeep import UpkeepLedger
     from s2v_tasks.steps.housekeeping import Housekeeping
 
 db = typer.Typer(help="The project's own database.", no_args_is_help=True)
@@ -87,8 +88,8 @@ def housekeeping(
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole listing.")] = False,
 ) -> None:
     """Delete what nobody needs any more, abort unfinished uploads, close jobs whose run is gone, compare S3 and SQL."""
-    with _housekeeping() as house:
-        gone = _gone_runs([job.dag_run_id for job in house.silent_runs()]) if gone_run is None else gone_run
+    with _housekeeping() as (house, upkeep):
+        gone = _gone_runs([job.dag_run_id for job in upkeep.silent_runs()]) if gone_run is None else gone_run
         found = house.look(gone)
         if apply:
             house.apply(found)
@@ -101,13 +102,13 @@ def housekeeping(
 
 @app.command(rich_help_panel=OPERATORS)
 def silent_runs() -> None:
-    """List the DAG runs of jobs of which nothing was heard for an hour."""
-    with _housekeeping() as house:
-        print_json({"run_ids": [job.dag_run_id for job in house.silent_runs()]}, indent=None)
+    """List the DAG runs of jobs of which nothing was heard for a while."""
+    with _housekeeping() as (_, upkeep):
+        print_json({"run_ids": [job.dag_run_id for job in upkeep.silent_runs()]}, indent=None)
 
 
 @contextmanager
-def _housekeeping() -> Iterator["Housekeeping"]:
+def _housekeeping() -> Iterator[tuple["Housekeeping", "UpkeepLedger"]]:
     from s2v_tasks.metadata.repository import Ledger
     from s2v_tasks.metadata.session import engine_from_settings
     from s2v_tasks.metadata.upkeep import UpkeepLedger
@@ -118,7 +119,8 @@ def _housekeeping() -> Iterator["Housekeeping"]:
     settings = load_settings()
     engine = engine_from_settings(settings)
     try:
-        yield Housekeeping(ObjectStore.from_settings(settings), Ledger(engine), UpkeepLedger(engine), settings)
+        upkeep = UpkeepLedger(engine)
+        yield Housekeeping(ObjectStore.from_settings(settings), Ledger(engine), upkeep, settings), upkeep
     finally:
         engine.dispose()
 

@@ -13,6 +13,8 @@ from s2v_tasks.schemas.plan import Plan
 from s2v_tasks.schemas.request import MAX_CLIPS
 
 ENDED = ("succeeded", "failed", "cancelled")
+_RUN_LOST = "run_lost"
+_LOST = "Its run disappeared from Airflow or ended without closing it; start the job again: finished clips are reused."
 Source = Literal["ui", "cli", "drop", "batch", "rerun", "api"]
 
 
@@ -86,13 +88,25 @@ class JobLedger:
 
         The last reason stands. Of one that had failed already only the record tells, no message.
         """
-        interrupted = (Clip.job_id == job_id, Clip.status == "rendering")
         with transaction(self._engine) as connection:
-            before = connection.execute(sa.select(Job.status).where(Job.job_id == job_id).with_for_update()).scalar()
-            upsert_job(connection, job_id, {"status": "failed", "reason": reason, "finished_at": NOW})
-            end_attempts(connection, job_id, outcome="lost", reason=reason)
-            connection.execute(sa.update(Clip).where(*interrupted).values(status="failed", updated_at=NOW))
-            add_event(connection, job_id, "job_failed", detail={"reason": reason}, is_news=before != "failed")
+            _fail(connection, job_id, reason)
+
+    def job_lost(self, job_id: str, run_id: str) -> bool:
+        """End a job whose run `run_id` is gone: failed, or cancelled where a person wished so.
+
+        False, and nothing changes, when it has ended or has another run by now.
+        """
+        with transaction(self._engine) as connection:
+            columns = sa.select(Job.status, Job.dag_run_id, Job.cancel_requested_at).where(Job.job_id == job_id)
+            job = connection.execute(columns.with_for_update()).one_or_none()
+            if job is None or job.status in ENDED or job.dag_run_id != run_id:
+                return False
+            if job.cancel_requested_at:
+                _cancel(connection, job_id)
+            else:
+                _fail(connection, job_id, _LOST)
+            add_event(connection, job_id, _RUN_LOST, detail={"dag_run_id": run_id})
+        return True
 
     def request_cancel(self, job_id: str) -> str | None:
         """Tell all steps of a job that has not ended to end; the job's status, None when it is not on record."""
@@ -116,17 +130,9 @@ class JobLedger:
 
     def job_cancelled(self, job_id: str) -> None:
         """The job ended because a person wanted it; finished clips stay what they are."""
-        unfinished = (Clip.job_id == job_id, Clip.status == "rendering")
-        counts = sa.select(sa.func.count(), sa.func.count().filter(Clip.status == "succeeded"))
         with transaction(self._engine) as connection:
             lock_job(connection, job_id)
-            planned, done = connection.execute(counts.where(Clip.job_id == job_id)).one()
-            reason = f"Cancelled by a person; {done} of {planned} clips are finished and are reused."
-            values = {"status": "cancelled", "reason": reason, "finished_at": NOW}
-            if update_job(connection, job_id, values, Job.status.not_in(("succeeded", "cancelled"))):
-                end_attempts(connection, job_id, outcome="failed", reason="The job was cancelled.")
-                connection.execute(sa.update(Clip).where(*unfinished).values(status="failed", updated_at=NOW))
-                add_event(connection, job_id, "job_cancelled", detail={"reason": reason})
+            _cancel(connection, job_id)
 
     def job_succeeded(self, job_id: str, video_uri: str, sha256: str) -> None:
         """The video is published."""
@@ -137,10 +143,35 @@ class JobLedger:
             add_event(connection, job_id, "job_succeeded", detail={"video_uri": video_uri, "sha256": sha256})
 
 
+def _fail(connection: sa.Connection, job_id: str, reason: str) -> None:
+    before = connection.execute(sa.select(Job.status).where(Job.job_id == job_id).with_for_update()).scalar()
+    upsert_job(connection, job_id, {"status": "failed", "reason": reason, "finished_at": NOW})
+    end_attempts(connection, job_id, outcome="lost", reason=reason)
+    _interrupt_clips(connection, job_id)
+    add_event(connection, job_id, "job_failed", detail={"reason": reason}, is_news=before != "failed")
+
+
+def _cancel(connection: sa.Connection, job_id: str) -> None:
+    counts = sa.select(sa.func.count(), sa.func.count().filter(Clip.status == "succeeded"))
+    planned, done = connection.execute(counts.where(Clip.job_id == job_id)).one()
+    reason = f"Cancelled by a person; {done} of {planned} clips are finished and are reused."
+    values = {"status": "cancelled", "reason": reason, "finished_at": NOW}
+    if update_job(connection, job_id, values, Job.status.not_in(("succeeded", "cancelled"))):
+        end_attempts(connection, job_id, outcome="failed", reason="The job was cancelled.")
+        _interrupt_clips(connection, job_id)
+        add_event(connection, job_id, "job_cancelled", detail={"reason": reason})
+
+
+def _interrupt_clips(connection: sa.Connection, job_id: str) -> None:
+    """What was being rendered is so no more."""
+    interrupted = (Clip.job_id == job_id, Clip.status == "rendering")
+    connection.execute(sa.update(Clip).where(*interrupted).values(status="failed", updated_at=NOW))
+
+
 def _is_settled(connection: sa.Connection, job_id: str) -> bool:
-    """Whether `close_job` had its say since the job last failed or was cancelled, if it ever did."""
+    """Whether `close_job` had its say since the job last failed or was cancelled, or its run was lost."""
     is_end = Event.event.in_(("job_failed", "job_cancelled"))
-    is_close = sa.and_(Event.step == "close_job", Event.event == "step_finished")
+    is_close = sa.or_(sa.and_(Event.step == "close_job", Event.event == "step_finished"), Event.event == _RUN_LOST)
     statement = sa.select(is_end).where(Event.job_id == job_id, sa.or_(is_end, is_close))
     return not connection.execute(statement.order_by(Event.id.desc()).limit(1)).scalar()
 

@@ -8,7 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
-from s2v_tasks.metadata.jobs import Source, request_columns
+from s2v_tasks.metadata.jobs import ENDED, Source, request_columns
 from s2v_tasks.metadata.session import transaction
 from s2v_tasks.metadata.statements import NOW, storable
 from s2v_tasks.metadata.tables import PRIORITIES, Drop, Event, Job
@@ -41,10 +41,11 @@ class JobQueue:
         self._engine = engine
 
     def next(self, max_running: int) -> list[Turn]:
-        """The jobs that may start now so that at most `max_running` run: by priority, then by age."""
-        active = sa.select(sa.func.count()).where(
-            sa.or_(Job.status == "running", sa.and_(Job.status == "queued", Job.dag_run_id.is_not(None)))
-        )
+        """The jobs that may start now so that at most `max_running` run: by priority, then by age.
+
+        A job that is run by hand takes no place: nobody could tell that it does not go on.
+        """
+        active = sa.select(sa.func.count()).where(Job.status.not_in(ENDED), Job.dag_run_id.is_not(None))
         rank = sa.case({name: index for index, name in enumerate(PRIORITIES)}, value=Job.priority)
         waiting = sa.select(Job.job_id, _run_id(), Job.request).where(*_waiting()).order_by(rank.desc(), Job.created_at)
         with transaction(self._engine) as connection:

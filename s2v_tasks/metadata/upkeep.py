@@ -1,6 +1,6 @@
 """What housekeeping asks of the ledger: which jobs are over, what others still need, what ought to be stored."""
 
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
@@ -10,6 +10,8 @@ from s2v_tasks.metadata.jobs import ENDED
 from s2v_tasks.metadata.session import transaction
 from s2v_tasks.metadata.tables import ArtifactRow, Clip, Job
 
+# A clip that is rendered gives a sign of life with each solver step, and whoever is silent is only asked after.
+SILENT_BEFORE_LOST = timedelta(minutes=15)
 _INPUT_FIELDS = ("image_uri", "audio_uri", "pose_video_uri")
 
 
@@ -58,14 +60,19 @@ class UpkeepLedger:
         with transaction(self._engine) as connection:
             return {key: StoredArtifact(job_id, size) for key, job_id, size in connection.execute(statement)}
 
-    def open_runs(self, before: datetime) -> list[OpenRun]:
-        """Jobs given to a DAG run that have not ended and gave no sign of life since this time."""
+    def silent_runs(self, at_most: int | None = None) -> list[OpenRun]:
+        """Jobs given to a DAG run that have not ended and gave no sign of life for a while.
+
+        Airflow knows whether their runs still go on. `at_most`: so many, drawn by lot, for who looks often.
+        """
+        before = datetime.now(UTC) - SILENT_BEFORE_LOST
         alive = sa.exists().where(Clip.job_id == Job.job_id, Clip.updated_at >= before)
         statement = (
             sa
             .select(Job.job_id, Job.dag_run_id)
             .where(Job.status.not_in(ENDED), Job.dag_run_id.is_not(None), Job.updated_at < before, ~alive)
-            .order_by(Job.created_at)
+            .order_by(Job.created_at if at_most is None else sa.func.random())
+            .limit(at_most)
         )
         with transaction(self._engine) as connection:
             return [OpenRun(job_id, str(run_id)) for job_id, run_id in connection.execute(statement)]

@@ -1,6 +1,7 @@
 """The operators of the drop folder and of batches: they run commands, and start DAG runs for the jobs that wait."""
 
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from airflow.sdk import BaseOperator, BaseSensorOperator, Context
@@ -9,6 +10,11 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException, Airfl
 from s2v_tasks.orchestration.process import StepFailedError, StepProcess
 
 DAG_OF_A_JOB = "speech_to_video"
+_ACTIVE = ["queued", "running"]
+# What Airflow can have against a request itself. All else it has against the moment or the installation, and no job is
+# to blame: it is busy, it does not know the DAG, the DAG has an error, a right is missing.
+_REFUSED_FOR_GOOD = {413, 422}
+_REFUSED_FOR_ITS_VALUES = (400, "value_error")
 _NOTED_AT_ONCE = 100  # so much is asked again, in vain, after a start that was killed
 
 
@@ -70,24 +76,62 @@ def run_command(task: Any, *arguments: str) -> dict[str, Any]:
 
 
 def start_waiting_jobs(task: Any) -> dict[str, int]:
-    """Start a run for each job whose turn it is; how many were started and how many wait on."""
-    turn = run_command(task, "next-jobs")
-    num_started, problems = 0, []
+    """Start a run for each job whose turn it is; how many were started, were refused for good, and wait on."""
+    turn = _turn(task)
+    num_started, problems, refused = 0, [], {}
     for begin in range(0, len(turn["jobs"]), _NOTED_AT_ONCE):
         started = []
         for job in turn["jobs"][begin : begin + _NOTED_AT_ONCE]:
             try:
                 _trigger(job)
             except AirflowRuntimeError as error:  # one job that cannot be started must not keep the others waiting
-                problems.append(f"{job['job_id']}: {error}")
+                if reason := _refusal(error.error.detail or {}):
+                    refused[job["job_id"]] = reason
+                else:
+                    problems.append(f"{job['job_id']}: {error}")
             else:
                 started.append(job["job_id"])
         if started:
             run_command(task, "mark-started", *started)
         num_started += len(started)
+    for job_id, reason in refused.items():
+        task.log.warning("%s: %s", job_id, reason)
+        run_command(task, "refuse-job", job_id, "--reason", reason)
     if problems:
         raise AirflowException(f"{len(problems)} jobs could not be started, the first is {problems[0]}")
-    return {"started": num_started, "waiting": turn["waiting"] - num_started}
+    num_waiting = turn["waiting"] - num_started - len(refused)
+    return {"started": num_started, "refused": len(refused), "waiting": num_waiting}
+
+
+def _turn(task: Any) -> dict[str, Any]:
+    """Whose turn it is, after jobs whose runs are gone have given their places back."""
+    turn = run_command(task, "next-jobs")
+    gone = [run_id for run_id in turn["silent_runs"] if is_gone(run_id)]
+    if not gone:
+        return turn
+    task.log.warning("Runs that are gone: %s", ", ".join(gone))
+    run_command(task, "close-lost", *gone)
+    return run_command(task, "next-jobs")
+
+
+def is_gone(run_id: str) -> bool:
+    """Whether the run of a job ended or does not exist."""
+    # The runtime of a running task: a parse of the DAG does without it and the many libraries that it loads.
+    from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+
+    return not RuntimeTaskInstance.get_dr_count(dag_id=DAG_OF_A_JOB, run_ids=[run_id], states=_ACTIVE)
+
+
+def _refusal(detail: Mapping[str, Any]) -> str | None:
+    """Why Airflow will never start a run with this request; None where it may do so later.
+
+    `detail` is what the supervisor passes on: the status, and the answer of the API server, whose detail says more.
+    """
+    status, answer = detail.get("status_code"), (detail.get("detail") or {}).get("detail")
+    reason, message = (answer.get("reason"), answer.get("message")) if isinstance(answer, dict) else (None, answer)
+    if status in _REFUSED_FOR_GOOD or (status, reason) == _REFUSED_FOR_ITS_VALUES:
+        return f"Airflow refuses its run: {message or detail.get('message')} Correct the request and hand it in again."
+    return None
 
 
 def _trigger(job: dict[str, Any]) -> None:

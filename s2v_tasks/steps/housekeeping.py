@@ -20,13 +20,11 @@ from s2v_tasks.storage.layout import drop_folder_uri
 from s2v_tasks.storage.objects import ListedObject, UnfinishedUpload
 from s2v_tasks.storage.s3 import ObjectStore
 
-SILENT_BEFORE_LOST = timedelta(hours=1)
 UNFINISHED_UPLOAD_AGE = timedelta(days=1)
 _JOB_OF_KEY = re.compile(r"jobs/([^/]+)/(.+)", re.DOTALL)
 _EXPIRING = re.compile(r"clips/\d{4}/(superseded|partial)/.+", re.DOTALL)
 # What a job keeps without a row of its own.
 _UNRECORDED = re.compile(r"(request|plan|result)\.json|.*manifest\.json", re.DOTALL)
-_LOST = "Its run disappeared from Airflow or ended without closing it; start the job again: finished clips are reused."
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class Findings:
 
     objects: tuple[ListedObject, ...]
     uploads: tuple[UnfinishedUpload, ...]
-    lost_jobs: tuple[str, ...]
+    lost_jobs: tuple[OpenRun, ...]
     differences: Differences
 
     def listing(self) -> dict[str, Any]:
@@ -54,7 +52,7 @@ class Findings:
             "delete": [item.uri for item in self.objects],
             "delete_bytes": sum(item.size_bytes for item in self.objects),
             "abort_uploads": [upload.uri for upload in self.uploads],
-            "close_jobs": list(self.lost_jobs),
+            "close_jobs": [job.job_id for job in self.lost_jobs],
             "differences": asdict(self.differences),
         }
 
@@ -64,10 +62,6 @@ class Housekeeping:
 
     def __init__(self, store: ObjectStore, ledger: Ledger, upkeep: UpkeepLedger, settings: Settings) -> None:
         self._store, self._ledger, self._upkeep, self._settings = store, ledger, upkeep, settings
-
-    def silent_runs(self) -> list[OpenRun]:
-        """Jobs of which nothing was heard for an hour: Airflow knows whether their runs still go on."""
-        return self._upkeep.open_runs(datetime.now(UTC) - SILENT_BEFORE_LOST)
 
     def look(self, gone_runs: Collection[str] = ()) -> Findings:
         """Find what is to be done; nothing is changed. `gone_runs`: DAG runs that ended or do not exist."""
@@ -84,7 +78,7 @@ class Housekeeping:
                 for upload in uploads
                 if upload.started_at < now - UNFINISHED_UPLOAD_AGE and self._job_of(upload.uri)[0] in settled
             ),
-            lost_jobs=tuple(job.job_id for job in self.silent_runs() if job.dag_run_id in gone_runs),
+            lost_jobs=tuple(job for job in self._upkeep.silent_runs() if job.dag_run_id in gone_runs),
             differences=self._differences(jobs),
         )
 
@@ -96,11 +90,8 @@ class Housekeeping:
         for upload in found.uploads:
             if self._job_of(upload.uri)[0] in settled:
                 self._store.abort_upload(upload)
-        for job_id in found.lost_jobs:
-            if self._ledger.cancel_requested(job_id):
-                self._ledger.job_cancelled(job_id)
-            else:
-                self._ledger.job_failed(job_id, _LOST)
+        for job in found.lost_jobs:
+            self._ledger.job_lost(job.job_id, job.dag_run_id)
         get_logger().info("housekeeping_done", objects=len(objects), uploads=len(found.uploads))
 
     def _is_expired(self, item: ListedObject, settled: Collection[str]) -> bool:

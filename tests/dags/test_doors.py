@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowRuntimeError, ErrorType
 from airflow.sdk.execution_time import task_runner
-from airflow.sdk.execution_time.comms import ErrorResponse, OKResponse, TriggerDagRun
+from airflow.sdk.execution_time.comms import DRCount, ErrorResponse, GetDRCount, OKResponse, TriggerDagRun
 
 from s2v_tasks.orchestration import doors
 from s2v_tasks.orchestration.doors import BatchSensor, CommandOperator, StartJobsOperator
@@ -38,15 +38,17 @@ class Answers:
 
 
 class Supervisor:
-    """Stands for the supervisor of a task: it knows which runs exist."""
+    """Stands for the supervisor of a task: it knows which runs exist, and refuses one with `answer`."""
 
-    def __init__(self, refused: str = "") -> None:
+    def __init__(self) -> None:
         self.runs: dict[str, TriggerDagRun] = {}
-        self.refused = refused
+        self.refused, self.answer = "", {"status_code": 503}
 
-    def send(self, message: TriggerDagRun) -> OKResponse | ErrorResponse:
+    def send(self, message: TriggerDagRun | GetDRCount) -> OKResponse | ErrorResponse | DRCount:
+        if isinstance(message, GetDRCount):
+            return DRCount(count=sum(run_id in self.runs for run_id in message.run_ids or []))
         if message.run_id == self.refused:
-            raise AirflowRuntimeError(ErrorResponse(error=ErrorType.API_SERVER_ERROR, detail={"status_code": 400}))
+            raise AirflowRuntimeError(ErrorResponse(error=ErrorType.API_SERVER_ERROR, detail=self.answer))
         if message.run_id in self.runs:
             return ErrorResponse(error=ErrorType.DAGRUN_ALREADY_EXISTS)
         self.runs[message.run_id] = message
@@ -67,7 +69,7 @@ def commands(monkeypatch: pytest.MonkeyPatch, **script: Any) -> Answers:
 
 
 TURNS = [{"job_id": f"job-{n}", "run_id": f"job-{n}", "request": {"prompt": str(n)}} for n in range(3)]
-WAITING = {"jobs": TURNS, "waiting": 5}
+WAITING = {"jobs": TURNS, "waiting": 5, "silent_runs": []}
 
 
 def test_the_drop_folder_is_swept_every_minute_and_never_twice_at_once() -> None:
@@ -115,13 +117,13 @@ def test_the_manuals_name_every_task_and_every_command_exists() -> None:
         dag = loaded(dag_id)
         assert [task_id for task_id in dag.task_dict if f"`{task_id}`" not in dag.doc_md] == []
         assert {task.arguments[0] for task in dag.tasks if hasattr(task, "arguments")} <= known
-    assert {"next-jobs", "mark-started", "batch-state"} <= known
+    assert {"next-jobs", "mark-started", "close-lost", "refuse-job", "batch-state"} <= known
 
 
 def test_each_waiting_job_gets_the_run_of_its_name(monkeypatch: pytest.MonkeyPatch, supervisor: Supervisor) -> None:
     """Request and job id are its configuration; then they wait no longer."""
     answers = commands(monkeypatch, next_jobs=WAITING, mark_started={})
-    assert StartJobsOperator(task_id="start").execute({}) == {"started": 3, "waiting": 2}
+    assert StartJobsOperator(task_id="start").execute({}) == {"started": 3, "refused": 0, "waiting": 2}
     assert {message.dag_id for message in supervisor.runs.values()} == {"speech_to_video"}
     assert supervisor.runs["job-1"].conf == {"prompt": "1", "job_id": "job-1"}
     assert answers.calls == [("next-jobs",), ("mark-started", "job-0", "job-1", "job-2")]
@@ -149,10 +151,63 @@ def test_a_job_that_cannot_be_started_does_not_stop_the_others(
     assert answers.calls[-1] == ("mark-started", "job-0", "job-2")
 
 
+def answer_of_airflow(status: int, detail: Any) -> dict[str, Any]:
+    """What the supervisor passes on of an answer of the API server."""
+    return {"status_code": status, "message": "Server returned error", "detail": {"detail": detail}}
+
+
+VALUES = {"reason": "value_error", "message": "Invalid input for param num_clip: 0 is less than the minimum of 1."}
+
+
+def test_a_job_that_airflow_refuses_for_good_has_failed(
+    monkeypatch: pytest.MonkeyPatch, supervisor: Supervisor
+) -> None:
+    """It holds up nobody, and its reason is what Airflow says of its request; the task goes on."""
+    supervisor.refused, supervisor.answer = "job-1", answer_of_airflow(400, VALUES)
+    answers = commands(monkeypatch, next_jobs=WAITING, mark_started={}, refuse_job={})
+    assert StartJobsOperator(task_id="start").execute({}) == {"started": 2, "refused": 1, "waiting": 2}
+    command, job_id, _, reason = answers.calls[-1]
+    assert (command, job_id) == ("refuse-job", "job-1")
+    assert "num_clip: 0 is less than the minimum of 1. Correct the request" in reason
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        answer_of_airflow(400, {"reason": "import_errors", "message": "Dag has import errors"}),
+        answer_of_airflow(403, "Forbidden"),
+        answer_of_airflow(404, {"reason": "not_found", "message": "Dag not found"}),
+        answer_of_airflow(429, "Too many requests"),
+        {"status_code": 500, "message": "Internal server error", "detail": None},
+    ],
+)
+def test_no_job_is_blamed_for_a_fault_of_the_installation(
+    monkeypatch: pytest.MonkeyPatch, supervisor: Supervisor, answer: dict[str, Any]
+) -> None:
+    """A DAG with an error or a right that is missing would fail every job that waits: they wait on."""
+    supervisor.refused, supervisor.answer = "job-1", answer
+    answers = commands(monkeypatch, next_jobs=WAITING, mark_started={})
+    with pytest.raises(AirflowException, match="1 jobs could not be started"):
+        StartJobsOperator(task_id="start").execute({})
+    assert answers.calls[-1] == ("mark-started", "job-0", "job-2")
+
+
+def test_places_of_jobs_whose_runs_are_gone_are_given_to_others(
+    monkeypatch: pytest.MonkeyPatch, supervisor: Supervisor
+) -> None:
+    """Airflow is asked for each silent run; those that it does not know are closed, and the queue is asked again."""
+    supervisor.runs["goes-on"] = TriggerDagRun(dag_id="speech_to_video", run_id="goes-on")
+    looks = [{"jobs": [], "waiting": 3, "silent_runs": ["gone", "goes-on"]}, WAITING]
+    answers = commands(monkeypatch, mark_started={}, close_lost={})
+    monkeypatch.setattr(doors, "run_command", lambda *call: looks.pop(0) if call[1] == "next-jobs" else answers(*call))
+    assert StartJobsOperator(task_id="start").execute({})["started"] == 3
+    assert answers.calls[0] == ("close-lost", "gone")
+
+
 def test_nothing_is_noted_when_nobody_waits(monkeypatch: pytest.MonkeyPatch, supervisor: Supervisor) -> None:
     """An idle minute costs one look."""
-    answers = commands(monkeypatch, next_jobs={"jobs": [], "waiting": 4})
-    assert StartJobsOperator(task_id="start").execute({}) == {"started": 0, "waiting": 4}
+    answers = commands(monkeypatch, next_jobs={"jobs": [], "waiting": 4, "silent_runs": []})
+    assert StartJobsOperator(task_id="start").execute({}) == {"started": 0, "refused": 0, "waiting": 4}
     assert answers.calls == [("next-jobs",)]
 
 

@@ -70,6 +70,17 @@ def test_a_start_and_its_end_are_told_once(engine: sa.Engine, ledger: Ledger) ->
     assert [row.event for row in rows(engine)][2:] == ["job_started", "job_failed"]
 
 
+def test_a_run_that_is_lost_ends_its_own_start_only(engine: sa.Engine, ledger: Ledger) -> None:
+    """A job that ended or has another run by now stays what it is; a clip may start again one that was lost."""
+    ledger.job_queued("a", {"webhook_url": HOOK}, dag_run_id="first")
+    ledger.job_queued("a", {"webhook_url": HOOK}, dag_run_id="second")
+    assert not ledger.job_lost("a", "first")
+    assert ledger.job_lost("a", "second")
+    assert not ledger.job_lost("a", "second")
+    ledger.job_started("a", by_clip=True)
+    assert [row.event for row in rows(engine)] == ["job_failed", "job_started"]
+
+
 def test_a_late_clip_does_not_revive_a_cancelled_job(ledger: Ledger) -> None:
     """A clip that begins in the moment of the cancel leaves the job cancelled."""
     ledger.job_queued("a", {})

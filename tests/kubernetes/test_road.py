@@ -1,19 +1,20 @@
-"""The whole road with a pod for every clip: the same bytes as on this machine, and GPUs in turn."""
+"""The whole road with a pod for every clip: the same bytes as on this machine."""
 
 from collections.abc import Callable
-from datetime import datetime
-from itertools import pairwise
 from typing import Any
 
 import pytest
 
 from s2v_tasks.metadata.records import JobRecord
+from tests.kubernetes.cluster import Cluster
+from tests.kubernetes.serving import Airflow
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(1500)]
+Look = Callable[[str], JobRecord]
 
 
 def test_a_video_from_pods_is_the_one_that_this_machine_makes(
-    airflow: Any, cluster: Any, job: Callable[[str], JobRecord], render_here: Callable[[str], None]
+    airflow: Airflow, cluster: Cluster, job: Look, render_here: Callable[..., None]
 ) -> None:
     """Byte for byte; each clip had a pod of its own, and none of them is left."""
     run = airflow.trigger(job_id="in-pods")
@@ -30,34 +31,33 @@ def test_a_video_from_pods_is_the_one_that_this_machine_makes(
     assert job("in-pods").sha256 == job("at-home").sha256
 
 
-def test_two_jobs_share_one_gpu_in_order(airflow: Any, cluster: Any) -> None:
-    """One slot: never two pods at once, each chain in its order; the waiting holds no worker."""
-    airflow.call("/pools/gpu", {"name": "gpu", "slots": 1, "include_deferred": True}, "PATCH")
-    runs = {name: airflow.trigger(job_id=name) for name in ("one-gpu-a", "one-gpu-b")}
-    most_pods = most_deferred = most_workers = looks = 0
-
-    def all_ended() -> bool:
-        nonlocal most_pods, most_deferred, most_workers, looks
-        states = [task["state"] for run in runs.values() for task in airflow.tasks(run)]
-        pods = [pod for name in runs for pod in cluster.pods(name) if pod.status.phase in {"Pending", "Running"}]
-        most_pods, looks = max(most_pods, len(pods)), looks + 1
-        most_deferred = max(most_deferred, states.count("deferred"))
-        most_workers = max(most_workers, states.count("running"))
-        return all(airflow.ended(run) for run in runs.values())
-
-    try:
-        airflow.wait(all_ended, 1200)
-    finally:
-        airflow.call("/pools/gpu", {"name": "gpu", "slots": 2, "include_deferred": True}, "PATCH")
-    print(f"looks {looks}, pods at once {most_pods}, tasks deferred {most_deferred}, workers busy {most_workers}")
-    assert {airflow.ended(run) for run in runs.values()} == {"success"}
-    assert most_pods == 1
-    assert most_deferred > 1
-    for run in runs.values():
-        clips = [airflow.task(run, "clip.render", index) for index in range(3)]
-        for before, after in pairwise(clips):
-            assert moment(before, "end_date") <= moment(after, "start_date")
+# The speech pauses after frame 90: two chains of two clips.
+TWO_CHAINS: dict[str, Any] = {
+    "num_clip": None, "infer_frames": 48, "sample_steps": 6, "continuity": "cut", "min_chain_seconds": 3,
+    "max_chain_seconds": 6, "clips_per_pod": 2,
+}  # fmt: skip
 
 
-def moment(task: dict[str, Any], name: str) -> datetime:
-    return datetime.fromisoformat(task[name])
+def test_chains_render_side_by_side_each_pod_two_clips(
+    airflow: Airflow, cluster: Cluster, job: Look, render_here: Callable[..., None]
+) -> None:
+    """Two chains at the same time; a pod's first clip is finished before its second; the video is the local one."""
+    run, job_id = airflow.trigger(job_id="cut-in-pods", **TWO_CHAINS), "cut-in-pods"
+    at_once: set[frozenset[str]] = set()
+    progress: set[tuple[str, ...]] = set()
+
+    def ended() -> str | None:
+        pods = [pod for pod in cluster.pods(job_id) if "s2v/clip-index" in pod.metadata.labels]
+        at_once.add(frozenset(p.metadata.labels["s2v/clip-index"] for p in pods if p.status.phase == "Running"))
+        if pods:
+            progress.add(tuple(clip.status for clip in job(job_id).clips))
+        return airflow.ended(run)
+
+    assert airflow.wait(ended, 900) == "success", job(job_id).reason
+    print(f"pods at once {sorted(map(sorted, at_once))}, clips {sorted(progress)}")
+    assert max(at_once, key=len) == {"0", "2"}
+    assert set.union(*map(set, at_once)) == {"0", "2"}
+    assert any(clips[:2] == ("succeeded", "running") for clips in progress)
+    assert [clip.attempts for clip in job(job_id).clips] == [1, 1, 1, 1]
+    render_here("cut-at-home", **TWO_CHAINS)
+    assert job(job_id).sha256 == job("cut-at-home").sha256

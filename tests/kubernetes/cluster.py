@@ -1,0 +1,161 @@
+"""The cluster as `config/kubernetes` makes it, fitted to one node without GPUs and without an image registry.
+
+The pods are those of `config/pods` as far as that node allows: Python, the packages and the sources are mounted from
+this machine instead of an image, the network is its own, on whose loopback S3 and PostgreSQL are, and it is said to
+have GPUs, which nobody uses.
+"""
+
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from kubernetes import client, config
+
+REPOSITORY = Path(__file__).parents[2]
+NAMESPACE = "s2v"
+WORKER = {
+    "name": "airflow-worker",
+    "namespace": "airflow",
+}  # its service account, as config/kubernetes/rbac.yaml has it
+NUM_GPUS = 2
+_SECRETS = ("S2V_DATABASE_URL", "S2V_S3_ACCESS_KEY_ID", "S2V_S3_SECRET_ACCESS_KEY")
+_SHARED = ("S2V_S3_ENDPOINT_URL", "S2V_DATA_URI", "S2V_OUTPUT_URI", "S2V_MODEL", "S2V_GPU")
+_TOKEN_SECONDS = 4 * 3600
+
+
+class Kubectl:
+    """The command line of Kubernetes, for one account."""
+
+    def __init__(self, kubeconfig: str) -> None:
+        self.kubeconfig = kubeconfig
+        beside = Path(kubeconfig).parents[1] / "bin" / "kubectl"  # where the script of the cluster builds it
+        self._program = shutil.which("kubectl") or str(beside)
+
+    def __call__(self, *arguments: str, documents: list[dict[str, Any]] | None = None) -> str:
+        """What it prints; an error shows what it complains of."""
+        done = subprocess.run(
+            [self._program, "--kubeconfig", self.kubeconfig, *arguments],
+            input=None if documents is None else yaml.safe_dump_all(documents),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, f"kubectl {' '.join(arguments)}: {done.stderr}"
+        return done.stdout
+
+    def may(self, verb: str, resource: str, namespace: str) -> bool:
+        """Whether the account has a right."""
+        answer = subprocess.run(
+            [self._program, "--kubeconfig", self.kubeconfig, "auth", "can-i", verb, resource, "--namespace", namespace],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return answer.stdout.strip() == "yes"
+
+
+class Cluster:
+    """The namespace of the pods, seen by an administrator."""
+
+    def __init__(self, kubeconfig: str, config_dir: Path) -> None:
+        self.admin = Kubectl(kubeconfig)
+        self.core: Any = client.CoreV1Api(config.new_client_from_config(kubeconfig))
+        self.config_dir = config_dir
+        self.worker = Kubectl(str(config_dir.parent / "airflow-worker.kubeconfig"))
+
+    def install(self, values: dict[str, str]) -> None:
+        """Apply `config/kubernetes` with these settings, the secrets, Airflow's account, and GPUs on the node."""
+        folder = self.config_dir / "kubernetes"
+        _change(folder / "settings.yaml", lambda docs: docs[0].update(data={name: values[name] for name in _SHARED}))
+        _change(folder / "snapshot.yaml", lambda docs: docs.pop())  # the job that downloads the weights
+        # A server that enforces `restricted` would refuse the mounts and the network of the fitted pods.
+        _change(folder / "namespace.yaml", lambda docs: docs[0]["metadata"].pop("labels"))
+        for path in (self.config_dir / "pods").glob("*.yaml"):
+            _change(path, lambda docs: _fit(docs[0], self.config_dir.parent))
+        self.admin("apply", "--kustomize", str(folder))
+        self.admin("apply", "--filename", "-", documents=_documents(values))
+        self.core.patch_node(self._node, {"metadata": {"labels": {"nvidia.com/gpu.present": "true"}}})
+        self.core.patch_node_status(self._node, {"status": {"capacity": {"nvidia.com/gpu": str(NUM_GPUS)}}})
+        self._write_kubeconfig_of_worker()
+
+    def uninstall(self) -> None:
+        """Leave the cluster as it was found."""
+        self.admin("delete", "--ignore-not-found", "--kustomize", str(self.config_dir / "kubernetes"))
+        self.admin("delete", "--ignore-not-found", "namespace", WORKER["namespace"])
+        self.core.patch_node(self._node, {"metadata": {"labels": {"nvidia.com/gpu.present": None}}})
+        self.core.patch_node_status(self._node, {"status": {"capacity": {"nvidia.com/gpu": None}}})
+
+    def pods(self, job_id: str, **labels: str) -> list[Any]:
+        """The pods of a job that are there."""
+        wanted = {"s2v/job-id": job_id} | labels
+        selector = ",".join(f"{name}={value}" for name, value in wanted.items())
+        return list(self.core.list_namespaced_pod(NAMESPACE, label_selector=selector).items)
+
+    def rendering(self, job_id: str, clip_index: int) -> Any | None:
+        """The pod that renders a clip, once its container runs."""
+        for pod in self.pods(job_id, **{"s2v/clip-index": str(clip_index)}):
+            if pod.status.phase == "Running" and not pod.metadata.deletion_timestamp:
+                return pod
+        return None
+
+    def change_template(self, step: str, change: Callable[[dict[str, Any], dict[str, Any]], None]) -> None:
+        """Change a pod template for the pods to come; `change` gets the spec and its container."""
+        path = self.config_dir / "pods" / f"{step.replace('-', '_')}.yaml"
+        _change(path, lambda docs: change(docs[0]["spec"], docs[0]["spec"]["containers"][0]))
+
+    @property
+    def _node(self) -> str:
+        (node,) = self.core.list_node().items
+        return str(node.metadata.name)
+
+    def _write_kubeconfig_of_worker(self) -> None:
+        """Airflow talks to the cluster by a token of the account that the chart gives its workers."""
+        request = client.AuthenticationV1TokenRequest(
+            spec=client.V1TokenRequestSpec(audiences=[], expiration_seconds=_TOKEN_SECONDS)
+        )
+        answer = self.core.create_namespaced_service_account_token(body=request, **WORKER)
+        settings = yaml.safe_load(Path(self.admin.kubeconfig).read_text())
+        for user in settings["users"]:
+            user["user"] = {"token": answer.status.token}
+        path = Path(self.worker.kubeconfig)
+        path.touch(mode=0o600)
+        path.write_text(yaml.safe_dump(settings))
+
+
+def _change(path: Path, change: Callable[[list[Any]], Any]) -> None:
+    documents = list(yaml.safe_load_all(path.read_text()))
+    change(documents)
+    path.write_text(yaml.safe_dump_all(documents))
+
+
+def _fit(template: dict[str, Any], home: Path) -> None:
+    """Give a template of `config/pods` what this node has: mounts instead of an image, its network, less memory."""
+    spec, container = template["spec"], template["spec"]["containers"][0]
+    mounted = {"python": sys.base_prefix, "packages": sysconfig.get_path("purelib"), "sources": str(REPOSITORY)}
+    spec["hostNetwork"] = True
+    spec["volumes"] = [volume for volume in spec["volumes"] if volume["name"] != "snapshot"]
+    spec["volumes"] += [{"name": n, "hostPath": {"path": p}} for n, p in mounted.items()]
+    spec["volumes"].append({"name": "snapshot", "hostPath": {"path": str(home / "snapshot")}})
+    container["volumeMounts"] += [{"name": n, "mountPath": f"/mnt/{n}", "readOnly": True} for n in mounted]
+    container["image"] = "python:3.11"
+    container["command"] = [f"/mnt/python/bin/{Path(sys.executable).resolve().name}", "-B"]
+    container["env"].append({"name": "PYTHONPATH", "value": "/mnt/sources:/mnt/packages"})
+    container["env"].append({"name": "LD_LIBRARY_PATH", "value": "/mnt/python/lib"})
+    container["env"].append({"name": "OMP_WAIT_POLICY", "value": "passive"})  # the processors are shared
+    for amounts, processors in (("requests", "500m"), ("limits", "2")):
+        container["resources"][amounts] = {"cpu": processors, "memory": "3Gi", "nvidia.com/gpu": "1"}
+
+
+def _documents(values: dict[str, str]) -> list[dict[str, Any]]:
+    """What an installation makes by other means: the secret of the pods, and the account of Airflow's chart."""
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s2v-credentials", "namespace": NAMESPACE}}
+    return [
+        secret | {"stringData": {name: values[name] for name in _SECRETS}},
+        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": WORKER["namespace"]}},
+        {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": WORKER},
+    ]

@@ -1,0 +1,108 @@
+"""The embedded Airflow as the tests use it: its REST API, and the end of one of its processes."""
+
+# ruff: noqa: S310 - the address is that of the server under test
+
+import json
+import os
+import signal
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from s2v_tasks.embedded.airflow import CHECKOUT, AirflowInstallation
+
+ENDED = {"success", "failed"}
+SMALL: dict[str, Any] = {"num_clip": 3, "infer_frames": 16, "sample_steps": 2, "size": "128*128", "base_seed": 7}
+LONG = {"sample_steps": 100}  # long enough to be hit in the middle of a clip
+
+
+def small_request() -> dict[str, Any]:
+    """The request of the demo, three clips of it, as small as they can be."""
+    return yaml.safe_load((CHECKOUT / "config/demo.yaml").read_text()) | SMALL
+
+
+class Airflow:
+    """The embedded Airflow, by its REST API."""
+
+    def __init__(self, installation: AirflowInstallation, environment: dict[str, str]) -> None:
+        self.installation = installation
+        self.environment = environment
+
+    def call(self, path: str, body: dict[str, Any] | None = None, method: str | None = None) -> Any:
+        request = urllib.request.Request(
+            f"{self.installation.url}/api/v2{path}",
+            data=None if body is None else json.dumps(body).encode(),
+            headers={"Content-Type": "application/json"},
+            method=method,
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.load(answer)
+
+    def kill(self, component: str) -> None:
+        """End a component and all that it has started, without a word."""
+        pids = [int((self.installation.folder / f"{component}.pid").read_text())]
+        for pid in pids:
+            for task in Path(f"/proc/{pid}/task").glob("*/children"):
+                pids += [int(child) for child in task.read_text().split()]
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        self.wait(lambda: not any(_runs(pid) for pid in pids), 30)  # `revive` must find it gone
+
+    def revive(self) -> None:
+        """Start what does not run any more."""
+        self.installation.start(self.environment)
+
+    def trigger(self, **fields: Any) -> str:
+        """Start a run; its path in the API."""
+        body = {"logical_date": None, "conf": small_request() | fields}
+        run_id = self.call("/dags/speech_to_video/dagRuns", body)["dag_run_id"]
+        return f"/dags/speech_to_video/dagRuns/{urllib.parse.quote(run_id)}"
+
+    def slots(self, number: int) -> None:
+        """How many pods may run at once."""
+        self.call("/pools/gpu", {"name": "gpu", "slots": number, "include_deferred": True}, "PATCH")
+
+    def ended(self, run: str) -> str | None:
+        """The state of a run that has ended."""
+        state = str(self.call(run)["state"])
+        return state if state in ENDED else None
+
+    def outcome(self, run: str, seconds: float = 900) -> str:
+        """The state of a run when it has ended."""
+        return str(self.wait(lambda: self.ended(run), seconds))
+
+    def wait(self, what: Callable[[], Any], seconds: float = 300, every: float = 0.5) -> Any:
+        """The first true value of `what`."""
+        deadline = time.monotonic() + seconds
+        while not (value := what()):
+            assert time.monotonic() < deadline, f"still {value} after {seconds} s"
+            time.sleep(every)
+        return value
+
+    def tasks(self, run: str) -> list[dict[str, Any]]:
+        return list(self.call(f"{run}/taskInstances?limit=200")["task_instances"])
+
+    def task(self, run: str, task_id: str, map_index: int = -1) -> dict[str, Any]:
+        return next(t for t in self.tasks(run) if (t["task_id"], t["map_index"]) == (task_id, map_index))
+
+    def log(self, run: str, task_id: str, map_index: int = -1) -> str:
+        """The log of all tries of a task."""
+        last = self.task(run, task_id, map_index)["try_number"]
+        text = ""
+        for number in range(1, last + 1):
+            answer = self.call(f"{run}/taskInstances/{task_id}/logs/{number}?map_index={map_index}&full_content=true")
+            text += "\n".join(json.dumps(line) for line in answer["content"]) + "\n"  # with the details of errors
+        return text
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process is there and no zombie."""
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False

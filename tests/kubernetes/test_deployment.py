@@ -1,0 +1,46 @@
+"""What `config/` gives a cluster, judged by its API server."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.kubernetes.cluster import NAMESPACE, REPOSITORY, Cluster
+
+pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(600)]
+CONFIG = REPOSITORY / "config"
+
+
+def documents(*paths: Path) -> list[dict[str, Any]]:
+    return [document for path in paths for document in yaml.safe_load_all(path.read_text())]
+
+
+def test_the_api_server_takes_every_manifest(cluster: Cluster) -> None:
+    """`kubectl apply -k config/kubernetes`, nothing of it changed, nothing of it missing."""
+    said = cluster.admin("apply", "--kustomize", str(CONFIG / "kubernetes"), "--dry-run=server", "--output=name")
+    folder = CONFIG / "kubernetes"
+    files = [path for path in folder.glob("*.yaml") if path.name != "kustomization.yaml"]
+    expected = {(doc["kind"].lower(), doc["metadata"]["name"]) for doc in documents(*files)}
+    accepted = {(kind.partition(".")[0], name) for kind, _, name in (line.partition("/") for line in said.split())}
+    assert accepted == expected
+
+
+@pytest.mark.parametrize("template", sorted((CONFIG / "pods").glob("*.yaml")), ids=lambda path: path.stem)
+def test_airflow_may_create_the_pods_of_the_templates(cluster: Cluster, template: Path) -> None:
+    """As they are for a cluster with GPUs, by the account of Airflow's workers."""
+    (pod,) = documents(template)
+    pod["metadata"]["name"] = "as-it-is"
+    said = cluster.worker("create", "--dry-run=server", "--output=yaml", "--filename", "-", documents=[pod])
+    spec = yaml.safe_load(said)["spec"]
+    assert spec["priority"] == 1000
+    assert spec["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
+
+
+def test_airflow_has_the_rights_of_its_role_alone(cluster: Cluster) -> None:
+    """Its pods, their logs and events in one namespace: no secret, no command in a pod, no other namespace."""
+    for verb, resource in (("create", "pods"), ("delete", "pods"), ("get", "pods/log"), ("list", "events")):
+        assert cluster.worker.may(verb, resource, NAMESPACE)
+        assert not cluster.worker.may(verb, resource, "default")
+    for verb, resource in (("get", "secrets"), ("list", "secrets"), ("create", "pods/exec"), ("get", "configmaps")):
+        assert not cluster.worker.may(verb, resource, NAMESPACE)

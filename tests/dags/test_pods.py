@@ -123,6 +123,11 @@ def test_a_pod_gets_what_it_asks_for_on_a_node_for_it(pod: Any) -> None:
     assert pod.spec.priority_class_name == "s2v-render"
 
 
+def test_a_pod_hears_its_signals_from_its_first_moment(pod: Any) -> None:
+    """Process 1 ignores what it has no handler for: a step would miss the SIGTERM that comes while it is starting."""
+    assert pod.spec.share_process_namespace is True
+
+
 def test_a_pod_holds_no_secret_and_no_token(pod: Any) -> None:
     """Secrets come by reference; nothing of Airflow's own environment or of the service account gets in."""
     container = pod.spec.containers[0]

@@ -13,6 +13,7 @@
 """
 
 import json
+import signal
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,7 +22,7 @@ from s2v_tasks.orchestration.process import PERMANENT_EXIT_CODES, last_words
 Fault = Literal["permanent", "step", "cluster"]
 
 _EXIT_TRY_AGAIN = 75
-_KILLED = 128 + 9
+_KILLED = {128 + number: number.name for number in (signal.SIGKILL, signal.SIGTERM)}
 _SERVER_ERROR = 500
 # Reasons that the kubelet or the scheduler give for ending a pod that did nothing wrong.
 _TAKEN_AWAY = frozenset({"Evicted", "Preempting", "Preempted", "NodeLost", "NodeShutdown", "Shutdown", "Terminated"})
@@ -59,13 +60,15 @@ def judge(pod: Any | None, container: str, seen: str) -> PodFailure:
         return PodFailure(f"Pod {name} was taken away ({status.reason}): {status.message or 'no message'}", "cluster")
     if status.reason == "DeadlineExceeded":
         return PodFailure(f"Pod {name} ran longer than its deadline: {status.message or seen}", "step")
-    if terminated is not None and terminated.exit_code == _KILLED:
-        return PodFailure(f"The step in pod {name} was killed (SIGKILL) before it could say why.", "cluster")
+    # The kubelet may have forgotten how its container ended, and a step that was just starting dies without a word.
+    if pod.metadata.deletion_timestamp and status.phase != "Pending":
+        return PodFailure(f"Pod {name} was deleted. The next try goes on from what was saved.", "cluster")
+    if terminated is not None and terminated.exit_code in _KILLED:
+        by = _KILLED[terminated.exit_code]
+        return PodFailure(f"The step in pod {name} was killed ({by}) before it could say why.", "cluster")
     if terminated is not None and terminated.exit_code:
         last = _last_line(terminated.message or "")
         return PodFailure(f"The step in pod {name} exited with code {terminated.exit_code}: {last}", "step")
-    if pod.metadata.deletion_timestamp and status.phase != "Pending":  # a kubelet may forget how its container ended
-        return PodFailure(f"Pod {name} was deleted. The next try goes on from what was saved.", "cluster")
     return _never_started(pod, states[0].waiting if states else None, seen)
 
 

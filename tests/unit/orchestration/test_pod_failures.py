@@ -61,6 +61,7 @@ def test_out_of_memory_is_final_whatever_the_survivors_say() -> None:
         ({"phase": "Failed", "reason": "NodeLost"}, "cluster", "NodeLost"),
         ({"phase": "Failed", "reason": "DeadlineExceeded"}, "step", "longer than its deadline"),
         ({"phase": "Failed", "state": ended(137)}, "cluster", "SIGKILL"),
+        ({"phase": "Failed", "state": ended(143)}, "cluster", "SIGTERM"),
         ({"phase": "Failed", "state": ended(3, "no such file")}, "step", "code 3: no such file"),
         (
             {"phase": "Pending", "state": {"waiting": {"reason": "ErrImagePull", "message": "not found"}}},
@@ -98,9 +99,10 @@ def test_a_pod_that_is_gone_is_the_clusters_fault() -> None:
     assert (failure.fault, "not found" in failure.message) == ("cluster", True)
 
 
-def test_a_deleted_pod_is_the_clusters_fault_though_nobody_knows_how_it_ended() -> None:
-    """The kubelet may report its container as if it had never started."""
-    deleted = pod({"waiting": {"reason": "ContainerCreating"}}, phase="Failed")
+@pytest.mark.parametrize("state", [{"waiting": {"reason": "ContainerCreating"}}, ended(1, "SignalException: 15")])
+def test_a_deleted_pod_is_the_clusters_fault_however_it_ended(state: dict[str, Any]) -> None:
+    """The kubelet may report a container as if it had never started; one that was starting dies without a word."""
+    deleted = pod(state, phase="Failed")
     deleted.metadata.deletion_timestamp = datetime.now(UTC)
     failure = judge(deleted, "base", "seen")
     assert (failure.fault, "was deleted" in failure.message) == ("cluster", True)

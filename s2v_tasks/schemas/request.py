@@ -12,7 +12,8 @@ from s2v_tasks.errors import PermanentError
 from s2v_tasks.schemas.size import MAX_SIDE, MIN_SIDE, SIDE_STEP, SIZE_PATTERN, parse_size
 
 JOB_ID_PATTERN = r"^[a-z0-9][a-z0-9-]{2,62}$"
-S3_URI_PATTERN = r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/[^\s?#]+$"
+# Any name that S3 takes but control characters and ends of lines; storage.trust says which places may be named.
+S3_URI_PATTERN = r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/[^\x00-\x1f\x7f-\x9f\u2028\u2029]+$"
 WEBHOOK_URL_PATTERN = r"^https?://[A-Za-z0-9.:\[\]-]+([/?]\S*)?$"
 # Those of Kubernetes, without a prefix in the key: labels reach pods as they are.
 LABEL_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"
@@ -285,5 +286,5 @@ def _expected(field: str, message: str) -> str:
     if field == "webhook_url":
         return "expected an http or https URL without user and password, of at most 1000 characters"
     if field.endswith("_uri"):
-        return "expected an S3 URI such as s3://bucket/folder/file"
+        return "expected an S3 URI such as s3://bucket/folder/file, without control characters"
     return message[0].lower() + message[1:]

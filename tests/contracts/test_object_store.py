@@ -154,7 +154,9 @@ def test_a_small_object_that_is_none_is_not_read(store: ObjectStore) -> None:
         store.get_bytes("request.json", max_bytes=5)
 
 
-@pytest.mark.parametrize("name", ["two\nlines", "🎬 émoji", "%2e%2e", "tab\there", "'quoted' & <x>", "-rf"])
+@pytest.mark.parametrize(
+    "name", ["two\nlines", "🎬 émoji", "what? #1 + 50 %", "%2e%2e", "tab\there", "'quoted' & <x>", "-rf"]
+)
 def test_strange_names_are_names(request: pytest.FixtureRequest, store: ObjectStore, name: str) -> None:
     """Whatever letters a name has, the object under it is written, listed, copied and deleted like any other."""
     if "\n" in name and request.node.callspec.params["server_store"] == "moto":

@@ -83,6 +83,14 @@ def test_the_form_refuses_what_the_schema_refuses(params: dict[str, Param]) -> N
             params[name].resolve(bad)
 
 
+def test_the_form_takes_the_names_that_people_give_their_files(params: dict[str, Param]) -> None:
+    """What a request may name may be typed into the form, and what it may not is stopped there."""
+    uri = "s3://bucket/Fotos für Anna/Über uns 🎬 #1?.png"
+    assert params["image_uri"].resolve(uri) == uri
+    with pytest.raises(ParamValidationError):
+        params["image_uri"].resolve("s3://bucket/a\tb.png")
+
+
 def test_the_job_id_follows_the_pattern_of_the_system(params: dict[str, Param]) -> None:
     """A job id is optional and must be one."""
     assert params["job_id"].schema["pattern"] == JOB_ID_PATTERN

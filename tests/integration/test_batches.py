@@ -47,6 +47,14 @@ def site(s3_settings: Settings, object_store: ObjectStore, postgres_url: str) ->
     engine.dispose()
 
 
+def test_files_of_a_batch_may_have_any_name(site: Site) -> None:
+    """Rows name them as they are, relative to the manifest or by URI."""
+    name = "Größe & Ünfug 🎬 #1.png"
+    site.store.put_bytes(f"batch/{name}", b"x", "image/png")
+    site.put([rows(1)[0] | {"image_uri": name}, rows(2)[1] | {"image_uri": site.store.uri(f"batch/{name}")}])
+    assert site.batches.start(site.uri)["new_jobs"] == 2
+
+
 def test_the_same_manifest_starts_nothing_and_a_changed_row_starts_one(site: Site) -> None:
     """What is on record already, running, failed or done, is not started again."""
     site.put(rows(5))

@@ -157,6 +157,10 @@ def test_names_are_data(folder: Folder) -> None:
     assert folder.store.get_bytes(request.image_uri) == b"image"
     assert request.image_uri.isascii()
     assert folder.names("incoming/") == []
+    elsewhere = folder.store.uri("Fotos für Anna/Über uns 🎬.png")
+    folder.drop("berta", {"image_uri": elsewhere}, portrait__png=b"")
+    assert folder.sweep() == counts(accepted=1)
+    assert elsewhere in [request.image_uri for request in folder.requests()]
 
 
 def test_names_that_no_store_understands_alike_are_refused_and_left_alone(folder: Folder) -> None:

@@ -84,6 +84,18 @@ def test_running_everything_twice_changes_nothing(run: Run, store: ObjectStore, 
     assert job.status == "succeeded"
 
 
+def test_inputs_may_have_any_name(run: Run, store: ObjectStore) -> None:
+    """They are found, staged and planned for under names with blanks, umlauts, emoji and what URLs would escape."""
+    names = {"image_uri": "Fotos für Anna/Über uns 🎬 (1)?.JPG", "audio_uri": "Rede #1 & 50 % + 'neu'.mp3"}
+    for name, sample in zip(names.values(), ("portrait.jpg", "speech.mp3"), strict=True):
+        store.upload(SAMPLES / sample, name, "application/octet-stream")
+        store.delete(sample)
+    run("stage_inputs", **{field: store.uri(name) for field, name in names.items()})
+    assert len(run("plan_clips")["clips"]) == 2
+    with pytest.raises(PermanentError, match=r"has an empty, '\.' or '\.\.' segment"):
+        run("stage_inputs", image_uri=store.uri("Fotos für Anna/../geheim.jpg"))
+
+
 def test_another_prompt_renders_anew_and_the_old_one_is_not_lost(run: Run, store: ObjectStore) -> None:
     """A changed request takes back the old success, keeps the old clips aside, and finds them again."""
     render(run)

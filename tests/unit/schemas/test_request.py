@@ -24,6 +24,23 @@ def test_request_survives_json() -> None:
     assert Request.model_validate_json(request.model_dump_json()) == request
 
 
+@pytest.mark.parametrize(
+    "name", ["my photo (1).png", "Größe 東京 👩‍🚀.png", "50% + #1?.png", "'x' & \"y\".png", " .png"]
+)
+def test_files_have_the_names_that_people_give_them(name: str) -> None:
+    """Blanks, letters of any alphabet, emoji and punctuation are legal in S3 and in a request."""
+    uri = f"s3://bucket/Fotos für Anna/{name}"
+    assert parse_request(FIELDS | {"image_uri": uri}).image_uri == uri
+
+
+@pytest.mark.parametrize("character", ["\n", "\t", "\0", "\x1b", "\x7f", "\x85", "\u2028"])
+def test_control_characters_are_no_part_of_a_name(character: str) -> None:
+    """What could begin a line of its own in a log, or drive a terminal, is refused wherever it stands."""
+    for name in (f"a{character}b.png", f"a.png{character}", f"{character}a.png"):
+        with pytest.raises(PermanentError, match=r"image_uri .*without control characters"):
+            parse_request(FIELDS | {"image_uri": f"s3://bucket/{name}"})
+
+
 @pytest.mark.parametrize("size", ["128*128", "480*832", "1280*704", "704*1280", "1024*704"])
 def test_legal_sizes(size: str) -> None:
     """Sides are multiples of 32 from 128 to 1280, at most 1280*720 pixels in all."""

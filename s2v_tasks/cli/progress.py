@@ -24,16 +24,25 @@ class JobProgress:
     @property
     def line(self) -> str:
         """One line for people."""
+        return "  ".join([self.headline, self.numbers] if self.numbers else [self.headline])
+
+    @property
+    def headline(self) -> str:
+        """What the job is at."""
         parts = [self.job_id, self.phase]
-        if self.steps_total:
-            parts.append(f"{self.steps_done}/{self.steps_total} steps, {self.clips_done}/{self.clips_total} clips")
-        if self.eta_seconds is not None:
-            parts.append(f"eta {clock(self.eta_seconds)}")
         if self.gpu_memory_bytes:
             parts.append(f"{self.gpu_memory_bytes / 2**30:.1f} GiB")
         if self.attempts > self.clips_total:
             parts.append(f"{self.attempts} attempts")
         return "  ".join(parts)
+
+    @property
+    def numbers(self) -> str:
+        """How much of it is done; empty before there is a plan."""
+        if not self.steps_total:
+            return ""
+        done = f"{self.steps_done}/{self.steps_total} steps, {self.clips_done}/{self.clips_total} clips"
+        return done if self.eta_seconds is None else f"{done}  eta {clock(self.eta_seconds)}"
 
 
 def job_progress(job: JobRecord) -> JobProgress:
@@ -43,8 +52,9 @@ def job_progress(job: JobRecord) -> JobProgress:
     total = sum(clip.progress_steps or 0 for clip in clips)
     rendering = [clip for clip in clips if clip.status == "rendering"]
     memory = [clip.gpu_memory_bytes for clip in rendering if clip.gpu_memory_bytes]
-    seconds = _seconds_per_step(clips)
-    eta = None if seconds is None or job.has_ended else (total - done) * seconds / max(1, len(rendering))
+    seconds = _seconds_per_step(job)
+    is_over = job.has_ended or done == total
+    eta = None if seconds is None or is_over else (total - done) * seconds / max(1, len(rendering))
     return JobProgress(
         job_id=job.job_id,
         status=job.status,
@@ -74,15 +84,24 @@ def _steps_done(clip: ClipRecord) -> int:
     return (clip.progress_steps if clip.status == "succeeded" else clip.progress_step) or 0
 
 
-def _seconds_per_step(clips: tuple[ClipRecord, ...]) -> float | None:
+def _seconds_per_step(job: JobRecord) -> float | None:
     """Seconds of a solver step of this job: of the clips that it rendered, else of one that it renders."""
-    own = [clip for clip in clips if clip.status == "succeeded" and clip.source_job_id is None and clip.progress_steps]
-    rates = [(clip.render_seconds or 0) / (clip.progress_steps or 1) for clip in own]
-    for clip in clips:
+    own = [clip for clip in job.clips if clip.status == "succeeded" and clip.source_job_id is None]
+    rates = [(clip.render_seconds or 0) / clip.progress_steps for clip in own if clip.progress_steps]
+    for clip in job.clips:
         left = (clip.progress_steps or 0) - (clip.progress_step or 0)
         if clip.status == "rendering" and clip.eta_seconds is not None and left > 0:
             rates.append(clip.eta_seconds / left)
+    # At the last step of the first clip nothing else is known: the time of the attempt, the loading included.
+    rates = rates or [rate for clip in job.clips if (rate := _rate_of_attempt(job, clip))]
     return sum(rates) / len(rates) if rates else None
+
+
+def _rate_of_attempt(job: JobRecord, clip: ClipRecord) -> float | None:
+    began = [a.started_at for a in job.attempts if a.clip_index == clip.clip_index and a.outcome == "running"]
+    if clip.status != "rendering" or not clip.progress_step or not began:
+        return None
+    return (clip.updated_at - began[-1]).total_seconds() / clip.progress_step
 
 
 def _phase(job: JobRecord, rendering: list[ClipRecord]) -> str:

@@ -4,12 +4,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Group
+from rich.live import Live
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.text import Text
 
 from s2v_tasks.cli.terminal import console, open_ledger, print_json
 from s2v_tasks.errors import PermanentError
@@ -25,22 +28,27 @@ Show = Callable[["JobRecord"], None]
 
 
 def watch_job(job_id: str, *, as_json: bool, ended_before: datetime | None = None, may_come: bool = False) -> int:
-    """Show the job until it ends; its exit code: 0 succeeded, 130 cancelled, else 65, 75 or 78.
+    """Show the job until it ends; its exit code: 0 succeeded, 130 cancelled, else 65, 75 or 78; 1 after Ctrl-C.
 
     `ended_before`: an end on record that is not the awaited one. `may_come`: the job need not be on record yet.
     """
-    with open_ledger() as ledger, _display(as_json) as show:
-        while True:
-            job = ledger.job(job_id)
-            if job is None and not may_come:
-                raise unknown_job(job_id)
-            if job is not None:
-                show(job)
-                if job.has_ended and job.finished_at != ended_before:
-                    break
-            time.sleep(POLL_SECONDS)
+    try:
+        with open_ledger() as ledger, _display(as_json) as show:
+            while True:
+                job = ledger.job(job_id)
+                if job is None and not may_come:
+                    raise unknown_job(job_id)
+                if job is not None:
+                    show(job)
+                    if job.has_ended and job.finished_at != ended_before:
+                        break
+                time.sleep(POLL_SECONDS)
+    except KeyboardInterrupt:
+        typer.echo(f"No longer watched. The job is not touched by that; `s2v cancel {job_id}` ends it.", err=True)
+        return 1
     if not as_json:
-        console.print(f"[bold]{job.job_id}[/bold] {job.status}: {escape(job.reason or job.video_uri or '')}")
+        end = f"[bold]{job.job_id}[/bold] {job.status}: {escape(job.reason or job.video_uri or '')}"
+        console.print(end, highlight=False)
     return job.exit_code
 
 
@@ -62,17 +70,30 @@ def _display(as_json: bool) -> Iterator[Show]:
     elif not console.is_terminal:
         yield _lines(as_json=False)
     else:
-        columns = TextColumn("{task.description}"), BarColumn(bar_width=None), TimeElapsedColumn()
-        with Progress(*columns, console=console) as bar:
-            task = bar.add_task("waiting for the job to begin", total=None)
-
-            def show(job: "JobRecord") -> None:
-                from s2v_tasks.cli.progress import job_progress
-
-                now = job_progress(job)
-                bar.update(task, description=escape(now.line), completed=now.steps_done, total=now.steps_total or None)
-
+        with _bar() as show:
             yield show
+
+
+@contextmanager
+def _bar() -> Iterator[Show]:
+    """Shows a job in place: what it is at in one line, a bar with the numbers in another."""
+    headline = Text("waiting for the job to begin", no_wrap=True, overflow="ellipsis")
+    bar = Progress(BarColumn(bar_width=None), TextColumn("{task.description}", markup=False), expand=True)
+    task = bar.add_task("", total=None)
+
+    def show(job: "JobRecord") -> None:
+        from s2v_tasks.cli.progress import clock, job_progress
+
+        now = job_progress(job)
+        headline.plain = now.headline
+        began = job.started_at
+        took = "" if began is None else clock(((job.finished_at or datetime.now(UTC)) - began).total_seconds())
+        numbers = "  ".join(part for part in (now.numbers, took) if part)
+        bar.update(task, description=numbers, completed=now.steps_done, total=now.steps_total or None)
+        live.refresh()
+
+    with Live(Group(headline, bar), console=console, auto_refresh=False) as live:
+        yield show
 
 
 def _lines(*, as_json: bool) -> Show:

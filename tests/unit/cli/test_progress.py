@@ -1,13 +1,13 @@
 """How far a job is, in the words of the command line."""
 
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from s2v_tasks.cli.progress import clock, job_progress
-from s2v_tasks.metadata.records import ClipRecord, EventRecord, JobRecord
+from s2v_tasks.metadata.records import AttemptRecord, ClipRecord, EventRecord, JobRecord
 
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
 
@@ -47,7 +47,7 @@ def test_steps_are_counted_over_the_whole_plan() -> None:
     )
     assert (now.steps_done, now.steps_total, now.clips_done, now.clips_total) == (50, 120, 1, 3)
     assert now.eta_seconds == pytest.approx(70 * 2.0)
-    assert now.line == "talk  clip 2/3 step 10/40  50/120 steps, 1/3 clips  eta 0:02:20  3.0 GiB"
+    assert now.line == "talk  clip 2/3 step 10/40  3.0 GiB  50/120 steps, 1/3 clips  eta 0:02:20"
 
 
 def test_clips_side_by_side_shorten_the_time_to_go() -> None:
@@ -60,6 +60,15 @@ def test_clips_side_by_side_shorten_the_time_to_go() -> None:
         )
     )
     assert now.eta_seconds == pytest.approx(20.0)
+
+
+def test_the_time_to_go_is_known_from_the_first_step_to_the_last() -> None:
+    """Also while the first clip is decoded, by the time of its attempt; not when only the joining is left."""
+    attempt = AttemptRecord("render_clip", 0, 1, NOW - timedelta(seconds=400), None, "running", None, 1, None)
+    decoding = job(clip(0, "rendering", progress_step=40, eta_seconds=0.0), clip(1, "pending"))
+    assert job_progress(replace(decoding, attempts=(attempt,))).eta_seconds == pytest.approx(400)
+    stitching = job(clip(0, "succeeded", render_seconds=80.0), clip(1, "succeeded", render_seconds=80.0))
+    assert job_progress(stitching).eta_seconds is None
 
 
 def test_before_the_first_clip_the_step_that_is_done_is_named() -> None:

@@ -1,0 +1,113 @@
+"""`s2v job ID --watch` as a person sees it: on a pseudo terminal."""
+
+import fcntl
+import os
+import pty
+import re
+import signal
+import struct
+import subprocess
+import sys
+import termios
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+
+from s2v_tasks.metadata.repository import Ledger
+from s2v_tasks.metadata.session import create_engine
+
+ROWS, COLUMNS = 24, 80
+# What a terminal is told: control sequences, line feeds and returns, and text between them.
+_TOLD = re.compile(r"\x1b\[\??(?P<number>[\d;]*)(?P<code>[A-Za-z])|(?P<move>[\r\n])|[^\x1b\r\n]+")
+
+
+class Terminal:
+    """A command on a pseudo terminal; `screen` are the rows that a person sees."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.output = ""
+        self._descriptor, child = pty.openpty()
+        fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
+        command = [sys.executable, "-m", "s2v_tasks.cli", *arguments]
+        self.process = subprocess.Popen(command, stdin=child, stdout=child, stderr=child, start_new_session=True)
+        os.close(child)
+
+    def read_until(self, words: str) -> None:
+        """Read what the command writes until these words stand on the screen."""
+        while not any(words in row for row in self.screen):
+            self.output += os.read(self._descriptor, 65536).decode()
+
+    def end(self) -> int:
+        """Read to the end; the exit code."""
+        try:
+            while chunk := os.read(self._descriptor, 65536):
+                self.output += chunk.decode()
+        except OSError:  # how Linux says that the other side is closed
+            pass
+        os.close(self._descriptor)
+        return self.process.wait(30)
+
+    @property
+    def screen(self) -> list[str]:
+        rows, row, column = [""], 0, 0
+        for told in _TOLD.finditer(self.output):
+            if told["move"] == "\r":
+                column = 0
+            elif told["move"] == "\n":
+                row += 1
+                rows += [""] * (row + 1 - len(rows))
+            elif told["code"] == "A":
+                row -= int(told["number"] or 1)
+            elif told["code"] == "K":
+                rows[row] = ""
+            elif not told["code"]:
+                rows[row] = rows[row][:column] + told[0] + rows[row][column + len(told[0]) :]
+                column += len(told[0])
+        return [text.rstrip() for text in rows if text.strip()]
+
+
+@pytest.fixture
+def ledger(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ledger]:
+    """A job that runs, with one clip of forty steps."""
+    monkeypatch.setenv("S2V_DATABASE_URL", postgres_url)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    engine = create_engine(postgres_url)
+    ledger = Ledger(engine)
+    ledger.job_queued("talk", {})
+    ledger.job_started("talk")
+    with psycopg.connect(postgres_url) as connection:
+        connection.execute(
+            "INSERT INTO clips (job_id, clip_index, status, start_frame, end_frame, progress_steps) "
+            "VALUES ('talk', 0, 'pending', 0, 80, 40), ('talk', 1, 'pending', 80, 160, 40)"
+        )
+    yield ledger
+    engine.dispose()
+
+
+def test_a_job_is_redrawn_in_place_to_its_end(ledger: Ledger) -> None:
+    """What it is at, and a bar with steps, clips and time to go, in two rows; then one row that says how it ended."""
+    terminal = Terminal("job", "talk", "--watch")
+    terminal.read_until("0/80 steps")
+    ledger.clip_started("talk", 0, "f")
+    ledger.clip_progress("talk", 0, 10, 40, eta_seconds=60.0, gpu_memory_bytes=3 * 2**30)
+    terminal.read_until("10/80 steps, 0/2 clips  eta 0:02:20")
+    assert terminal.screen[0] == "talk  clip 1/2 step 10/40  3.0 GiB"
+    assert len(terminal.screen) == 2
+    assert max(map(len, terminal.screen)) <= COLUMNS
+    ledger.job_failed("talk", "validate: the sound is [late].")
+    assert terminal.end() == 75
+    headline, bar, end = terminal.screen
+    assert (headline, end) == ("talk  failed", "talk failed: validate: the sound is [late].")
+    assert "10/80 steps" in bar
+    assert terminal.output.rindex("\x1b[?25h") > terminal.output.rindex("\x1b[?25l")  # the cursor is back
+
+
+def test_who_stops_watching_stops_nothing_else(ledger: Ledger) -> None:
+    """Ctrl-C ends the display, and says that the job goes on."""
+    terminal = Terminal("job", "talk", "--watch")
+    terminal.read_until("0/80 steps")
+    terminal.process.send_signal(signal.SIGINT)
+    assert terminal.end() == 1
+    assert "The job is not touched by that; `s2v cancel talk` ends it." in " ".join(terminal.screen)
+    assert "Traceback" not in terminal.output

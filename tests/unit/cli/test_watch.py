@@ -4,6 +4,7 @@ import fcntl
 import os
 import pty
 import re
+import select
 import signal
 import struct
 import subprocess
@@ -36,6 +37,7 @@ class Terminal:
     def read_until(self, words: str) -> None:
         """Read what the command writes until these words stand on the screen."""
         while not any(words in row for row in self.screen):
+            assert select.select([self._descriptor], [], [], 30)[0], self.screen
             self.output += os.read(self._descriptor, 65536).decode()
 
     def end(self) -> int:

@@ -54,6 +54,7 @@ class SelfAttention(Attention):
     """Attention of all tokens to all tokens, with rotary positions."""
 
     def forward(self, x_BLD: Tensor, rope_Lc2: Tensor) -> Tensor:
+        x_BLD = x_BLD.to(self.q.weight.dtype)  # once for the three products
         keys, v = self.keys_values(x_BLD)
         q, k = (rotate(x, rope_Lc2).to(v.dtype) for x in (self.queries(x_BLD), keys))
         return self.o(self.attend(q, k, v).flatten(2))  # type: ignore[no-any-return]

@@ -32,15 +32,16 @@ class Block(nn.Module):
         shift1, scale1, gate1, shift2, scale2, gate2 = m_62D
 
         y = self.self_attn(self._modulate(x_BLD, shift1, scale1, num_video), rope_Lc2)
-        x_BLD = _gate(y, gate1, num_video).add_(x_BLD)
+        x_BLD = _add_gated(x_BLD, y, gate1, num_video)
         x_BLD += self.cross_attn(self.norm3(x_BLD), text)
         y = self.ffn(self._modulate(x_BLD, shift2, scale2, num_video))
-        return _gate(y, gate2, num_video).add_(x_BLD)
+        return _add_gated(x_BLD, y, gate2, num_video)
 
     def _modulate(self, x_BLD: Tensor, shift_2D: Tensor, scale_2D: Tensor, num_video: int) -> Tensor:
-        segments = (x_BLD[:, :num_video], x_BLD[:, num_video:])
-        modulations = zip(segments, scale_2D, shift_2D, strict=True)
-        return torch.cat([modulated_norm(x, scale, shift, self.eps) for x, scale, shift in modulations], dim=1)
+        # The few tokens behind the video are computed twice: cheaper than joining two segments in memory.
+        y_BLD = modulated_norm(x_BLD, scale_2D[0], shift_2D[0], self.eps)
+        y_BLD[:, num_video:] = modulated_norm(x_BLD[:, num_video:], scale_2D[1], shift_2D[1], self.eps)
+        return y_BLD
 
 
 class Head(nn.Module):
@@ -58,9 +59,8 @@ class Head(nn.Module):
         return self.head(modulated_norm(x_BND, scale, shift, self.eps))  # type: ignore[no-any-return]
 
 
-def _gate(y_BLD: Tensor, gate_2D: Tensor, num_video: int) -> Tensor:
-    """`y` times the gate of its segment, in fp32; the memory of `y` is used where its dtype allows."""
-    gated = y_BLD.float()
-    gated[:, :num_video] *= gate_2D[0]
-    gated[:, num_video:] *= gate_2D[1]
-    return gated
+def _add_gated(x_BLD: Tensor, y_BLD: Tensor, gate_2D: Tensor, num_video: int) -> Tensor:
+    """`x` plus `y` times the gate of its segment, in fp32."""
+    sum_BLD = torch.addcmul(x_BLD, y_BLD, gate_2D[0])
+    sum_BLD[:, num_video:] = torch.addcmul(x_BLD[:, num_video:], y_BLD[:, num_video:], gate_2D[1])
+    return sum_BLD

@@ -58,10 +58,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        x32 = x.float()
-        mean_square = torch.linalg.vector_norm(x32, dim=-1, keepdim=True).square() / x.shape[-1]
-        normed = (x32 * torch.rsqrt(mean_square + self.eps)).to(x.dtype)
-        return normed.mul_(self.weight)
+        return F.rms_norm(x, x.shape[-1:], eps=self.eps).mul_(self.weight)
 
 
 class LayerNorm(nn.LayerNorm):

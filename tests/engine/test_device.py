@@ -1,0 +1,58 @@
+"""The clip loop away from the host: torch's meta device stands for a GPU, with shapes, dtypes and places but no values.
+
+It refuses what a GPU refuses (tensors of two devices in one operation) and what a GPU would wait for (reading a value).
+"""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKLWan
+from torch import Tensor
+
+from s2v_tasks.engine.clip import ClipInputs, MotionState, Sampling
+from s2v_tasks.engine.encoders.vae import Vae
+from s2v_tasks.engine.models.config import S2VConfig
+from s2v_tasks.engine.models.transformer import S2VTransformer
+from s2v_tasks.engine.pipeline import S2VPipeline
+
+SMALL = {
+    "dim": 48, "ffn_dim": 64, "num_heads": 2, "num_layers": 2, "freq_dim": 16, "text_dim": 12, "text_len": 8,
+    "audio_dim": 6, "audio_inject_layers": [1],
+}  # fmt: skip
+SIDE, NUM_FRAMES = 64, 16
+
+
+@pytest.mark.parametrize("solver", ["unipc", "dpm++"])
+def test_the_loop_stays_on_its_device(solver: str) -> None:
+    """Two clips of a chain, with guidance and a pose, in bf16: all is computed there, and no value is read back."""
+    with torch.device("meta"):
+        transformer = S2VTransformer(S2VConfig.from_json(SMALL)).to(torch.bfloat16)
+        vae = Vae(AutoencoderKLWan(base_dim=8), "meta")
+    pipeline = S2VPipeline(transformer.requires_grad_(requires_grad=False), vae, "meta", torch.bfloat16)
+    sampling = Sampling(3, sample_guide_scale=4.0, sample_shift=3.0, sample_solver=solver, noise_device="cpu")
+    motion: MotionState | None = None
+    for _ in range(2):
+        frames: list[Tensor] = []
+        motion = pipeline.stream_clip(clip(motion=motion), sampling, frames.append, lambda _done, _total: None)
+        assert [piece.device.type for piece in frames] == ["meta"] * len(frames)
+        assert sum(piece.shape[0] for piece in frames) == NUM_FRAMES
+        assert motion is not None
+        assert (motion.latents.device.type, motion.latents.dtype) == ("meta", torch.float32)
+
+
+def clip(**changes: Any) -> ClipInputs:
+    """What the host hands over."""
+    values: dict[str, Any] = {
+        "reference_u8": np.zeros((SIDE, SIDE, 3), np.uint8),
+        "context": torch.zeros(5, SMALL["text_dim"]),
+        "context_null": torch.zeros(3, SMALL["text_dim"]),
+        "audio": torch.zeros(NUM_FRAMES, 25, SMALL["audio_dim"]),
+        "pose": torch.zeros(1, 3, NUM_FRAMES, SIDE, SIDE),
+        "seed": 1,
+        "motion": None,
+        "start_from_ref": False,
+        "keep_motion_frames": 73,
+    }
+    return ClipInputs(**values | changes)

@@ -11,7 +11,7 @@ from s2v_tasks.schemas.request import JOB_ID_PATTERN, Request
 from s2v_tasks.settings import config_dir, load_settings
 
 INPUTS, WHAT_TO_MAKE, LONG_VIDEOS = "Inputs", "What to make", "Long videos"
-BOOKKEEPING, RERUN, ADVANCED = "Budget and bookkeeping", "Rerun", "Advanced"
+BOOKKEEPING, RERUN, SAMPLING = "Budget and bookkeeping", "Rerun", "Sampling"
 _SECTIONS = {
     "image_uri": INPUTS,
     "audio_uri": INPUTS,
@@ -42,6 +42,8 @@ _LABELS = {
     },
     "transition": {"cut": "Plain cut", "crossfade": "Cross-fade (250 ms)"},
     "priority": {"low": "Low", "normal": "Normal", "high": "High"},
+    # "null" is how the form looks up a choice that may stay empty.
+    "sample_solver": {"unipc": "UniPC", "dpm++": "DPM++", "null": "As the preset says"},
 }
 
 
@@ -78,7 +80,7 @@ def _param(name: str, schema: dict[str, Any], presets: Mapping[str, Preset], pre
             keywords |= alternative | {"type": ["null", alternative["type"]]}
             if "enum" in alternative:  # JSON schema: null must be a member too
                 keywords["enum"] = [*alternative["enum"], None]
-    keywords["section"] = _SECTIONS.get(name, ADVANCED)
+    keywords["section"] = _SECTIONS.get(name, SAMPLING)
     if name in _LABELS:
         keywords["values_display"] = _LABELS[name]
     if name == "prompt":

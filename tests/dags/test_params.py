@@ -58,19 +58,19 @@ def test_presets_are_a_list_with_readable_labels(params: dict[str, Param]) -> No
 
 def test_choices_have_labels_for_each_value(params: dict[str, Param]) -> None:
     """Every value of a choice is shown in words, and no word stands for a value that is not there."""
-    for name in ("continuity", "transition", "priority"):
+    for name in ("continuity", "transition", "priority", "sample_solver"):
         schema = params[name].schema
-        assert list(schema["values_display"]) == schema["enum"]
+        assert list(schema["values_display"]) == [value or "null" for value in schema["enum"]]
 
 
 def test_every_field_has_a_section_of_its_kind(params: dict[str, Param]) -> None:
-    """What belongs together stands together; only fields for experts are left to the last section."""
+    """What belongs together stands together; what no other section takes is about sampling."""
     sections: dict[str, list[str]] = {}
     for name, param in params.items():
         sections.setdefault(param.schema["section"], []).append(name)
     assert sections["Long videos"][0] == "continuity"
     assert sections["Rerun"] == ["parent_job_id", "from_clip", "job_id"]
-    assert set(sections["Advanced"]) == {
+    assert set(sections["Sampling"]) == {
         "infer_frames", "sample_steps", "sample_guide_scale", "sample_shift", "sample_solver", "base_seed",
         "start_from_ref",
     }  # fmt: skip

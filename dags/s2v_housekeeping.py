@@ -14,7 +14,8 @@ Every night it finds what nobody needs any more, and what was lost:
 Inputs, plans, clips and results of a job stay, also of a failed one: its next start reuses them.
 
 Scheduled runs only list, until `S2V_HOUSEKEEPING_APPLY` is true. A run that you trigger does what its form says, and
-the form opens with **dry run**. The whole listing, object by object: `s2v housekeeping --dry-run --json`.
+the form opens with **dry run**. The log of the task has how much there is of each kind and the first hundred of it; the
+whole listing, object by object: `s2v housekeeping --dry-run --json`.
 """
 
 from datetime import timedelta

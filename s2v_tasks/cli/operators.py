@@ -93,6 +93,7 @@ def housekeeping(
         found = house.look(gone)
         if apply:
             house.apply(found)
+    found.tell(applied=apply)
     listing = {"applied": apply} | found.listing()
     if not as_json:
         numbers = {name: len(value) if isinstance(value, list) else value for name, value in listing.items()}

@@ -19,9 +19,11 @@ from s2v_tasks.settings import Settings
 from s2v_tasks.storage.layout import drop_folder_uri
 from s2v_tasks.storage.objects import ListedObject, UnfinishedUpload
 from s2v_tasks.storage.s3 import ObjectStore
+from s2v_tasks.storage.trust import shown
 
+_TOLD_OF_EACH_KIND = 100  # in the log; `s2v housekeeping --json` has them all
 UNFINISHED_UPLOAD_AGE = timedelta(days=1)
-_JOB_OF_KEY = re.compile(r"jobs/([^/]+)/(.+)", re.DOTALL)
+_JOB_AND_NAME = re.compile(r"([^/]+)/(.+)", re.DOTALL)
 _EXPIRING = re.compile(r"clips/\d{4}/(superseded|partial)/.+", re.DOTALL)
 # What a job keeps without a row of its own.
 _UNRECORDED = re.compile(r"(request|plan|result)\.json|.*manifest\.json", re.DOTALL)
@@ -55,6 +57,16 @@ class Findings:
             "close_jobs": [job.job_id for job in self.lost_jobs],
             "differences": asdict(self.differences),
         }
+
+    def tell(self, *, applied: bool) -> None:
+        """Log what was done, or would be: of each kind how much, and the first of it one by one."""
+        listing = self.listing()
+        work = {name: listing[name] for name in ("delete", "abort_uploads", "close_jobs")}
+        kinds = work if applied else {f"would_{name}": names for name, names in work.items()}
+        for kind, names in {**kinds, **listing["differences"]}.items():
+            get_logger().info(kind, count=len(names))
+            for name in names[:_TOLD_OF_EACH_KIND]:
+                get_logger().info(kind, what=shown(name))
 
 
 class Housekeeping:
@@ -92,7 +104,6 @@ class Housekeeping:
                 self._store.abort_upload(upload)
         for job in found.lost_jobs:
             self._ledger.job_lost(job.job_id, job.dag_run_id)
-        get_logger().info("housekeeping_done", objects=len(objects), uploads=len(found.uploads))
 
     def _is_expired(self, item: ListedObject, settled: Collection[str]) -> bool:
         job_id, name = self._job_of(item.uri)
@@ -131,5 +142,6 @@ class Housekeeping:
 
     def _job_of(self, uri: str) -> tuple[str | None, str]:
         """The job whose folder the object lies in, and its name there."""
-        match = _JOB_OF_KEY.fullmatch(uri.removeprefix(self._store.uri("")))
+        jobs = self._store.uri("jobs/")
+        match = _JOB_AND_NAME.fullmatch(uri.removeprefix(jobs)) if uri.startswith(jobs) else None
         return (match[1], match[2]) if match else (None, "")

@@ -48,9 +48,10 @@ Round = Callable[..., dict[str, Any]]
 
 
 def command(*options: str) -> dict[str, Any]:
-    """One round, as a person runs it."""
+    """One round, as a person runs it; `log` are the lines that Airflow shows as the task's."""
     line = [sys.executable, "-m", "s2v_tasks.cli", "housekeeping", "--json", *options]
-    return dict(json.loads(subprocess.run(line, capture_output=True, text=True, check=True).stdout))
+    done = subprocess.run(line, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout) | {"log": done.stderr.splitlines()}
 
 
 @pytest.fixture
@@ -114,10 +115,28 @@ def test_it_deletes_exactly_what_its_dry_run_listed(store: ObjectStore, ledger: 
     assert set(planned["delete"]) == {*expiring, accepted["failed"], rejected}
     assert planned["delete_bytes"] == 5 * len(planned["delete"])
     assert everything(store) == before
+    for uri in planned["delete"]:
+        assert any("would_delete" in line and uri in line for line in planned["log"])
 
-    assert command("--apply")["delete"] == planned["delete"]
+    applied = command("--apply")
+    assert applied["delete"] == planned["delete"]
     assert everything(store) == before - set(planned["delete"])
+    assert not any("would_" in line for line in applied["log"])
     assert housekeeping()["delete"] == []
+
+
+def test_a_bucket_of_its_own_needs_no_prefix(
+    s3_settings: Settings, engine: sa.Engine, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the data lie at the top of a bucket, as in the embedded stack, jobs are told from other objects, too."""
+    monkeypatch.setenv("S2V_DATA_URI", s3_settings.data_uri.removesuffix("/data"))
+    load_settings.cache_clear()
+    store = ObjectStore.from_settings(load_settings())
+    expiring = make_job(store, ledger, "failed")
+    ledger.job_failed("failed", "It had to be.")
+    found = Housekeeping(store, ledger, UpkeepLedger(engine), load_settings()).look().listing()
+    assert sorted(found["delete"]) == sorted(expiring)
+    assert not any(found["differences"].values())
 
 
 def publish(store: ObjectStore, job_id: str) -> tuple[str, str]:

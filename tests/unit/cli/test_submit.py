@@ -1,6 +1,7 @@
 """Handing in: the same request is the same job, through either door."""
 
 import json
+import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -57,10 +58,12 @@ def test_a_job_id_belongs_to_one_request() -> None:
 
 
 def test_local_files_go_through_the_drop_folder_without_airflow(
-    s3_settings: Settings, object_store: ObjectStore, capsys: pytest.CaptureFixture[str]
+    s3_settings: Settings, object_store: ObjectStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What lies there afterwards is a drop that can be taken in; handing in again leaves the same bytes."""
-    arguments = {"image": str(SAMPLES / "portrait.jpg"), "audio": str(SAMPLES / "speech.mp3"), "prompt": "Hello."}
+    """What lies there afterwards is a drop that can be taken in, whatever the files are called; the same again, too."""
+    image, audio = object_store.uri("Fotos für Anna/Über uns 🎬 #1?.jpg"), tmp_path / "Rede für Anna 🎬.mp3"
+    shutil.copy(SAMPLES / "speech.mp3", audio)
+    arguments = {"image": image, "audio": str(audio), "prompt": "Hello."}
     outcomes = []
     for _ in range(2):
         with pytest.raises(typer.Exit) as done:
@@ -74,7 +77,8 @@ def test_local_files_go_through_the_drop_folder_without_airflow(
     texts = DropTexts(marker=object_store.get_bytes(outcomes[0]["dropped_as"]), prompt=None)
     taken = request_of_drop(folder, texts, folder.uri, max_input_bytes=10**9)
     assert taken.job_id == outcomes[0]["job_id"]
-    assert taken.job_id.startswith("speech-")
+    assert taken.job_id.startswith("rede-f-r-anna-")
+    assert taken.request.image_uri == image
     assert (taken.request.num_clip, taken.request.labels) == (1, {"team": "news"})
     head = object_store.head(taken.request.audio_uri)
     assert head is not None

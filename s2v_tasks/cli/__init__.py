@@ -4,6 +4,7 @@ import fcntl
 import importlib
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import typer
 
 from s2v_tasks import __version__
 from s2v_tasks.errors import S2VError
+from s2v_tasks.lifetime import end_with_parent
 
 _LONGEST_MESSAGE = 900  # characters, so that their UTF-8 fits into a termination message
 
@@ -66,6 +68,9 @@ def load_commands() -> None:
 
 def main() -> None:
     """Run the command line; errors become one sentence on stderr and their exit code."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        # A rank is in a session of its own: nobody else would end it when torchrun is killed.
+        end_with_parent(signal.SIGKILL)
     load_commands()
 
     try:

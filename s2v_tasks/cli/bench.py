@@ -1,9 +1,12 @@
 """`s2v bench`: measurements of the engine on this machine, each a table of ratios taken in one run."""
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -12,6 +15,7 @@ from rich.table import Table
 from s2v_tasks.cli import app
 from s2v_tasks.cli.terminal import OPERATORS, console
 from s2v_tasks.errors import PermanentError, TransientError
+from s2v_tasks.lifetime import end_with_parent
 
 bench = typer.Typer(help="Measure the engine on this machine, with random weights.", no_args_is_help=True)
 app.add_typer(bench, name="bench", rich_help_panel=OPERATORS)
@@ -286,7 +290,8 @@ def _on_ranks(num_ranks: int, options: list[str]) -> dict[str, Any]:
     """The report of `s2v bench step` on processes of their own; their log goes to stderr."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
     command = [sys.executable, *launcher, "-m", "s2v_tasks.cli", "bench", "step", *options]
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=False)
+    end_with_us = partial(end_with_parent, signal.SIGTERM, os.getpid())
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=False, preexec_fn=end_with_us)
     if done.returncode != 0:
         raise TransientError(f"bench step on {num_ranks} ranks ended with code {done.returncode}; its log is above.")
     report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

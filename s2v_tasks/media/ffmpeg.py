@@ -5,14 +5,16 @@ opened with a protocol whitelist, so no file can make ffmpeg reach the network, 
 playlists, concat scripts and vector graphics posing as media are refused.
 """
 
+import os
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from importlib import resources
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -20,6 +22,7 @@ from typing import IO, Any, Literal
 import ffmpeg
 
 from s2v_tasks.errors import ConfigurationError, S2VError, TransientError
+from s2v_tasks.lifetime import end_with_parent
 from s2v_tasks.settings import load_settings
 
 Tool = Literal["ffmpeg", "ffprobe"]
@@ -170,10 +173,15 @@ def _running(
     expired = threading.Event()
     # A file, not a pipe: stderr can never fill up and block the data on the other pipes.
     with tempfile.TemporaryFile() as log:
-        # torchrun ends whole process groups. What is being fed is nearly done and paid for: its feeder decides, and a
-        # feeder that is gone ends it by the end of its input.
-        own_session = stdin == subprocess.PIPE
-        process = subprocess.Popen(command, stdin=stdin, stdout=stdout, stderr=log, start_new_session=own_session)
+        process = subprocess.Popen(
+            command,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=log,
+            # torchrun ends whole process groups. What is being fed is nearly done and paid for: its feeder decides.
+            start_new_session=stdin == subprocess.PIPE,
+            preexec_fn=partial(end_with_parent, signal.SIGKILL, os.getpid()),
+        )
         timer = threading.Timer(timeout_seconds, _stop, [process, expired])
         timer.daemon = True
         timer.start()

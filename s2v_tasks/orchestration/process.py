@@ -1,23 +1,23 @@
 """Runs one step as a child process that never outlives its task, and says in one sentence why it failed."""
 
 import contextlib
-import ctypes
 import json
 import os
 import selectors
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from s2v_tasks.lifetime import end_with_parent
 
 ERROR_FILE_VARIABLE = "STEP_ERROR_FILE"
 # A render finishes its solver step (10 to 25 s at 14B), saves its state and uploads it before it ends.
 TERMINATION_GRACE_SECONDS = 90.0
-_PR_SET_PDEATHSIG = 1
 _POLL_SECONDS = 0.5
 # Exit codes after which the same call would fail again: usage (2), bad input (65), configuration (78).
 PERMANENT_EXIT_CODES = frozenset({2, 65, 78})
@@ -72,7 +72,8 @@ class StepProcess:
                 stderr=subprocess.PIPE,
                 env=self._environment(),
                 start_new_session=True,
-                preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+                # Also when the task's process is killed: the step saves what it can and ends.
+                preexec_fn=partial(end_with_parent, signal.SIGTERM, os.getpid()),
             )
             try:
                 self._stream_log(self._process)
@@ -145,14 +146,6 @@ class StepProcess:
             last = lines[-1] if lines else ""
             raise StepFailedError(1, f"The step ended well but printed {last!r} instead of its JSON result.")
         return result
-
-
-def _die_with_parent() -> None:
-    """In the child before exec: get SIGTERM when the task's process dies, also when that was killed."""
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-
-
-_libc = ctypes.CDLL(None)  # loaded before any fork: nothing may be imported between fork and exec
 
 
 def _marked_processes(mark: bytes) -> list[int]:

@@ -157,15 +157,17 @@ class Attempt:
         content: dict[str, Any] = json.loads((self.folder / "error.json").read_text())
         return content
 
-    def pid_of_rank(self, rank: int) -> int:
-        mark = {f"STEP_ERROR_FILE={self.folder}/error.json".encode(), f"RANK={rank}".encode()}
+    def pids(self, *marks: str) -> list[int]:
+        """Its processes, or those of them that have the given variables (NAME=value) in their environment."""
+        wanted = {mark.encode() for mark in (f"STEP_ERROR_FILE={self.folder}/error.json", *marks)}
+        found = []
         for folder in Path("/proc").glob("[0-9]*"):
             try:
-                if mark <= set((folder / "environ").read_bytes().split(b"\0")):
-                    return int(folder.name)
+                if wanted <= set((folder / "environ").read_bytes().split(b"\0")):
+                    found.append(int(folder.name))
             except OSError:
                 continue
-        raise AssertionError(f"no process of rank {rank}")
+        return found
 
 
 CLI = ("-m", "s2v_tasks.cli")
@@ -286,7 +288,8 @@ def test_a_killed_rank_ends_the_others_within_seconds(site: Site, whole_of_two: 
     site.forget_the_clip()
     attempt = site.start(*TWO_RANKS, *CLI)
     attempt.wait_for_steps()
-    os.kill(attempt.pid_of_rank(1), signal.SIGKILL)
+    (pid,) = attempt.pids("RANK=1")
+    os.kill(pid, signal.SIGKILL)
     killed_at = time.monotonic()
     assert attempt.wait(30) != 0
     assert time.monotonic() - killed_at < 15
@@ -294,8 +297,21 @@ def test_a_killed_rank_ends_the_others_within_seconds(site: Site, whole_of_two: 
     assert "rank 0: rank 0 of 2 lost another rank" in attempt.error["message"]
     assert site.clip().status == "failed"
     assert not site.store.exists(site.layout.clip_manifest(0))
-    with pytest.raises(AssertionError, match="no process of rank 0"):
-        attempt.pid_of_rank(0)
+    assert attempt.pids() == []
+
+
+def test_nothing_survives_a_torchrun_that_is_killed(site: Site, whole_of_two: Manifest) -> None:
+    """Who waits no longer kills torchrun alone: its ranks, each in a session of its own, end with it."""
+    site.forget_the_clip()
+    attempt = site.start(*TWO_RANKS, *CLI)
+    attempt.wait_for_steps()
+    assert len(attempt.pids("RANK=0") + attempt.pids("RANK=1")) == 2
+    with pytest.raises(subprocess.TimeoutExpired):
+        attempt.wait(0.1)
+    deadline = time.monotonic() + 10
+    while attempt.pids():
+        assert time.monotonic() < deadline, attempt.pids()
+        time.sleep(0.02)
 
 
 def test_a_rank_that_fails_is_the_one_that_is_heard(site: Site, whole_of_two: Manifest, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -132,6 +132,40 @@ def test_the_end_of_a_process_group_does_not_lose_the_clip_that_is_being_encoded
     command = [sys.executable, "-c", ENCODER_WHOSE_GROUP_IS_ENDED, str(tmp_path / "clip.mp4")]
     done = subprocess.run(command, start_new_session=True, capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "16", done.stderr
+
+
+RUNNER_THAT_IS_KILLED = """
+import sys
+from s2v_tasks.errors import TransientError
+from s2v_tasks.media import ffmpeg
+
+output = ffmpeg.pipe_input().output("pipe:1", format="null")
+if sys.argv[1] == "run":
+    ffmpeg.run(output, doing="encoding", error=TransientError)
+ffmpeg.feed(output, iter(lambda: b"frame", b""), doing="encoding", error=TransientError)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="parent death signals are Linux's")
+@pytest.mark.parametrize("call", ["run", "feed"])
+def test_no_command_survives_who_started_it(call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGKILL of the process ends its ffmpeg too, be it in a session of its own and deaf to the end of its input."""
+    pid_file = tmp_path / "pid"
+    tool = _script(tmp_path / "ffmpeg", f"echo $$ > {pid_file}.part; mv {pid_file}.part {pid_file}; exec sleep 60")
+    monkeypatch.setenv("S2V_FFMPEG_PATH", str(tool))
+    runner = subprocess.Popen([sys.executable, "-c", RUNNER_THAT_IS_KILLED, call])
+    _wait_until(pid_file.exists)
+    runner.kill()
+    runner.wait()
+    status = Path("/proc") / pid_file.read_text().strip() / "stat"
+    _wait_until(lambda: not status.exists() or status.read_text().split()[2] == "Z")
+
+
+def _wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_reader_may_stop_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,11 @@
 """Weights of the blocks in float8, by torchao: half the memory of bf16, at some loss of precision."""
 
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from s2v_tasks.engine.models.layers import Linear
 from s2v_tasks.engine.models.transformer import S2VTransformer
@@ -21,11 +22,13 @@ def is_quantized(module: nn.Module, name: str) -> bool:
     return name.startswith("blocks.") and isinstance(module, Linear)
 
 
-def quantize(transformer: S2VTransformer, kind: Literal["fp8", "fp8-dynamic"], device: torch.device) -> None:
-    """Turn the weights of the blocks into float8 with a scale per row and move the transformer to `device`.
+def quantizer(
+    transformer: S2VTransformer, kind: Literal["fp8", "fp8-dynamic"], device: torch.device
+) -> Callable[[str, Tensor], Tensor]:
+    """What the loader of `transformer` does to a weight of the given key: those of the blocks become float8.
 
-    "fp8" multiplies in the dtype of the run, "fp8-dynamic" in float8 with activations scaled row by row. The
-    transformer may lie on the CPU, mapped to its files: of a device's memory only the result is taken.
+    They have a scale per row. "fp8" multiplies in the dtype of the run, "fp8-dynamic" in float8 with activations
+    scaled row by row. A weight is turned as soon as it is read, so that beside the result one tensor is held at most.
 
     Raises ConfigurationError where torchao is not installed or the device cannot multiply float8.
     """
@@ -50,5 +53,15 @@ def quantize(transformer: S2VTransformer, kind: Literal["fp8", "fp8-dynamic"], d
     config = (
         Float8WeightOnlyConfig() if kind == "fp8" else Float8DynamicActivationFloat8WeightConfig(granularity=PerRow())
     )
-    quantize_(transformer, config, filter_fn=is_quantized, device=device)
-    transformer.to(device).requires_grad_(requires_grad=False)
+    chosen = {f"{name}.weight" for name, module in transformer.named_modules() if is_quantized(module, name)}
+
+    def convert(key: str, weight: Tensor) -> Tensor:
+        if key not in chosen:
+            return weight
+        # torchao turns modules: one that has this weight alone.
+        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+        linear.weight = nn.Parameter(weight, requires_grad=False)
+        quantize_(linear, config)
+        return linear.weight
+
+    return convert

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from s2v_tasks.engine.fp8 import quantize
+from s2v_tasks.engine.fp8 import quantizer
 from s2v_tasks.engine.loading import Snapshot
 from s2v_tasks.engine.options import EngineOptions
 from s2v_tasks.engine.parallel.codec import ParallelVae
@@ -154,17 +154,16 @@ def load_pipeline(
         )
     else:
         layout = Layout.parse(parallel_layout)
+    convert = None
+    if options.weights_dtype != "auto":
+        if layout.fsdp:
+            raise ConfigurationError(
+                f"parallel layout {layout} shards the weights, which is not possible in {options.weights_dtype}: "
+                "choose a layout without fsdp, or S2V_WEIGHTS_DTYPE=auto."
+            )
+        convert = quantizer(transformer, options.weights_dtype, device)
     branches = parallelize(transformer, layout, device.type, guided=guided)
-    if options.weights_dtype == "auto":
-        snapshot.fill_transformer(transformer, device, dtype)
-    elif layout.fsdp:
-        raise ConfigurationError(
-            f"parallel layout {layout} shards the weights, which is not possible in {options.weights_dtype}: "
-            "choose a layout without fsdp, or S2V_WEIGHTS_DTYPE=auto."
-        )
-    else:
-        snapshot.fill_transformer(transformer, "cpu", dtype)
-        quantize(transformer, options.weights_dtype, device)
+    snapshot.fill_transformer(transformer, device, dtype, convert=convert)
     vae = snapshot.load_vae(device)
     codec = ParallelVae(vae) if worker.world_size > 1 else vae
     pipeline = S2VPipeline(transformer, codec, device, dtype, branches=branches, total=worker.total)

@@ -114,10 +114,10 @@ def test_float8_is_for_the_wide_products_of_the_blocks() -> None:
 def test_float8_is_refused_where_it_is_not_possible(monkeypatch: pytest.MonkeyPatch) -> None:
     """The message names what is missing: the package, or a GPU that multiplies float8."""
     with pytest.raises(ConfigurationError, match=r"capability 8\.9 or more, this device is cpu"):
-        fp8.quantize(random_transformer(), "fp8-dynamic", CPU)
+        fp8.quantizer(random_transformer(), "fp8-dynamic", CPU)
     monkeypatch.setattr(fp8, "find_spec", lambda _name: None)
     with pytest.raises(ConfigurationError, match="torchao, which is not installed"):
-        fp8.quantize(random_transformer(), "fp8", CPU)
+        fp8.quantizer(random_transformer(), "fp8", CPU)
 
 
 def test_float8_weights_give_about_the_same_velocity() -> None:
@@ -125,7 +125,11 @@ def test_float8_weights_give_about_the_same_velocity() -> None:
     pytest.importorskip("torchao", reason="s2v-tasks[fp8] is not installed")
     transformer = random_transformer()
     expected = velocities(transformer, None, [500])[0]
-    fp8.quantize(transformer, "fp8", CPU)
+    convert = fp8.quantizer(transformer, "fp8", CPU)
+    state = {key: convert(key, weight) for key, weight in transformer.state_dict().items()}
+    turned = {key for key, weight in state.items() if type(weight) is not type(transformer.state_dict()[key])}
+    assert len(turned) == 3 * 10
+    transformer.load_state_dict(state, assign=True)
     actual = velocities(transformer, None, [500])[0]
     assert 1e-4 < (actual - expected).norm() / expected.norm() < 0.1
 

@@ -2,12 +2,14 @@ import hashlib
 import json
 import os
 import shutil
+import weakref
 from pathlib import Path
 
 import pytest
 import structlog
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from s2v_tasks.engine.loading import Snapshot, snapshot_id
 from s2v_tasks.engine.loading.checksums import verify_checksums
@@ -52,6 +54,22 @@ def test_absent_folder_is_named(tmp_path: Path) -> None:
     """A snapshot path that is no folder is a configuration error with that path."""
     with pytest.raises(ConfigurationError, match="nowhere"):
         Snapshot.open(tmp_path / "nowhere")
+
+
+def test_a_converted_weight_is_dropped_before_the_next(tiny_snapshot_path: Path) -> None:
+    """What is kept of each weight is what its conversion gives; of the whole ones there is never more than one."""
+    seen: list[weakref.ref[Tensor]] = []
+
+    def halved(_key: str, weight: Tensor) -> Tensor:
+        assert not any(whole() is not None for whole in seen)
+        seen.append(weakref.ref(weight))
+        return weight.half()
+
+    snapshot = Snapshot.open(tiny_snapshot_path)
+    transformer = snapshot.build_transformer()
+    snapshot.fill_transformer(transformer, "cpu", torch.float32, convert=halved)
+    assert len(seen) == len(list(transformer.parameters()))
+    assert {parameter.dtype for parameter in transformer.parameters()} == {torch.float16}
 
 
 def test_shards_and_a_single_file_load_alike(copied: Path, tiny_snapshot_path: Path) -> None:

@@ -1,10 +1,10 @@
 """Safetensors files straight into a module on the meta device, tensor by tensor.
 
 The files are mapped, so the ranks of a node share one copy in the page cache. A rank takes of each tensor only what it
-keeps: its shard, on its device, in its dtype. What it holds beside that is one tensor at most.
+keeps: its shard, on its device, in its dtype or quantized. What it holds beside that is one tensor at most.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,13 @@ def load_shards(
     *,
     device: torch.device | str,
     dtype: torch.dtype,
+    convert: Callable[[str, Tensor], Tensor] | None = None,
     index: Mapping[str, Any] | None = None,
     source: str,
 ) -> None:
     """Fill all parameters of `module`, which may be sharded by FSDP, from `shards`.
 
+    `convert` is called with key and value of each weight as it is read, on its device, and gives what is kept of it;
     `index` is the content of the index file beside the shards, which must agree with them; `source` names the weights
     in errors. Everything is checked before the first tensor is read. Raises ConfigurationError that names missing,
     unexpected and misshapen weights, and damaged files.
@@ -44,7 +46,8 @@ def load_shards(
         holders = {key: file for file in files.values() for key in file.offset_keys()}
         check_fit(module, {key: file.get_slice(key).get_shape() for key, file in holders.items()}, source=source)
         targets = module.state_dict()
-        state = {key: _read(file, key, targets[key], device, dtype) for key, file in holders.items()}
+        keep = convert or (lambda _key, weight: weight)
+        state = {key: keep(key, _read(file, key, targets[key], device, dtype)) for key, file in holders.items()}
     module.load_state_dict(state, strict=True, assign=True)
     finish(module)
 

@@ -1,6 +1,7 @@
 """A snapshot: the weights on disk in the official layout (spec a), from which each network is loaded when needed."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,10 +94,16 @@ class Snapshot:
             return S2VTransformer(config)
 
     def fill_transformer(
-        self, transformer: "S2VTransformer", device: "torch.device | str", dtype: "torch.dtype"
+        self,
+        transformer: "S2VTransformer",
+        device: "torch.device | str",
+        dtype: "torch.dtype",
+        *,
+        convert: "Callable[[str, torch.Tensor], torch.Tensor] | None" = None,
     ) -> None:
         """Read the weights of `build_transformer`'s result; where FSDP has sharded it, only this rank's shards.
 
+        `convert` is called with key and value of each weight as it is read and gives what is kept of it.
         On the CPU, weights that are in `dtype` already stay mapped to their files. Raises ConfigurationError when keys
         or shapes do not belong to config.json, when index and shards differ, or when a shard is damaged.
         """
@@ -108,6 +115,7 @@ class Snapshot:
             self.transformer_shards(),
             device=device,
             dtype=dtype,
+            convert=convert,
             index=_read_json(index_path) if index_path.is_file() else None,
             source=f"the transformer in {self.path}",
         )

@@ -58,8 +58,8 @@ def deliver_notifications(
     seconds: Annotated[float, typer.Option(min=1, help="Start no message after this time.")] = 50.0,
 ) -> None:
     """Send what waits in the outbox to the webhooks; what fails is tried again later, up to a day after the event."""
+    from s2v_tasks.outbox import deliver_due
     from s2v_tasks.settings import load_settings
-    from s2v_tasks.steps.deliver_notifications import deliver_due
 
     with open_ledger() as ledger:
         typer.echo(json.dumps(deliver_due(ledger, load_settings(), seconds=seconds)))

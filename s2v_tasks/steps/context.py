@@ -13,12 +13,12 @@ from s2v_tasks import log
 from s2v_tasks.errors import ConfigurationError, JobCancelledError, PermanentError, S2VError, TransientError
 from s2v_tasks.metadata.repository import Ledger
 from s2v_tasks.metadata.session import engine_from_settings
+from s2v_tasks.outbox import STEP_SECONDS, deliver_due
 from s2v_tasks.schemas.manifest import Artifact, Manifest
 from s2v_tasks.schemas.plan import Plan
 from s2v_tasks.schemas.request import Request, parse_request
 from s2v_tasks.settings import Settings, load_settings
 from s2v_tasks.steps.cancellation import cancellable, refuse_cancelled
-from s2v_tasks.steps.deliver_notifications import STEP_SECONDS, deliver_due
 from s2v_tasks.storage.artifacts import ArtifactStore, Build, Built, Produced
 from s2v_tasks.storage.layout import JobLayout
 from s2v_tasks.storage.s3 import ObjectStore

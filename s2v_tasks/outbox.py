@@ -1,4 +1,4 @@
-"""deliver_notifications: send what waits in the outbox to the webhooks. Takes bounded time and never fails a job."""
+"""Sends what waits in the ledger's outbox to the webhooks. Takes bounded time and never fails a job."""
 
 import time
 from collections import Counter

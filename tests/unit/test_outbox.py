@@ -12,9 +12,9 @@ from s2v_tasks.errors import PermanentError
 from s2v_tasks.metadata.repository import Ledger
 from s2v_tasks.metadata.session import create_engine
 from s2v_tasks.metadata.tables import Notification
+from s2v_tasks.outbox import deliver_due
 from s2v_tasks.settings import Settings, load_settings
 from s2v_tasks.steps.context import StepContext, run_step
-from s2v_tasks.steps.deliver_notifications import deliver_due
 
 Configure = Callable[..., Settings]
 

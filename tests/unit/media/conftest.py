@@ -11,6 +11,7 @@ import pytest
 
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.media import ffmpeg
+from s2v_tasks.media.audio import normalise_speech
 from s2v_tasks.media.encode import Frames
 
 Samples = npt.NDArray[np.float64]
@@ -51,6 +52,21 @@ def convert() -> Callable[..., Path]:
         return destination
 
     return run
+
+
+@pytest.fixture
+def refusal(tmp_path: Path) -> Callable[..., str]:
+    """Gives the sentence with which a file is refused as speech: one line that names the file."""
+
+    def refuse(source: Path, max_duration_seconds: float = 30) -> str:
+        with pytest.raises(PermanentError) as caught:
+            normalise_speech(source, tmp_path / "16k.wav", max_duration_seconds=max_duration_seconds)
+        message = str(caught.value)
+        assert source.name in message
+        assert "\n" not in message
+        return message
+
+    return refuse
 
 
 @pytest.fixture

@@ -1,0 +1,144 @@
+"""MP3 files as speech: cut off, joined, with junk behind them."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from s2v_tasks.media.audio import normalise_speech
+
+Noise = Callable[..., npt.NDArray[np.float64]]
+
+
+WriteWav = Callable[..., Path]
+
+
+Convert = Callable[..., Path]
+Refusal = Callable[..., str]
+
+
+@pytest.mark.parametrize("options", [{"audio_bitrate": "64k"}, {"q:a": 4}, {"audio_bitrate": "64k", "write_xing": 0}])
+@pytest.mark.parametrize("lost_bytes", [1, 77, 9000])
+def test_truncated_mp3_is_refused(
+    options: dict[str, str],
+    lost_bytes: int,
+    tmp_path: Path,
+    noise: Noise,
+    write_wav: WriteWav,
+    convert: Convert,
+    refusal: Refusal,
+) -> None:
+    """An MP3 that ends inside a frame is cut off, with or without a Xing header."""
+    wav = write_wav(tmp_path / "a.wav", noise(2 * 44100), 44100)
+    whole = convert(wav, tmp_path / "whole.mp3", acodec="libmp3lame", **options)
+    source = tmp_path / "a.mp3"
+    source.write_bytes(whole.read_bytes()[:-lost_bytes])
+    assert "cut off" in refusal(source)
+
+
+APE_FOOTER = b"APETAGEX" + (2000).to_bytes(4, "little") + (32).to_bytes(4, "little") + bytes(16)
+
+
+JUNK = {
+    "zeros": bytes(4096),
+    "ID3v1": b"TAG".ljust(128, b"x"),
+    "APE and ID3v1": b"x" * 500 + APE_FOOTER + b"TAG".ljust(128, b"x"),
+    "noise": np.random.default_rng(3).bytes(4096),
+}
+
+
+@pytest.mark.parametrize("junk", JUNK)
+@pytest.mark.parametrize("options", [{"audio_bitrate": "64k"}, {"q:a": 4}, {"audio_bitrate": "64k", "write_xing": 0}])
+def test_junk_behind_an_mp3_is_not_heard(
+    options: dict[str, str],
+    junk: str,
+    tmp_path: Path,
+    noise: Noise,
+    write_wav: WriteWav,
+    convert: Convert,
+    refusal: Refusal,
+) -> None:
+    """Tags, padding and rubbish behind the last frame change no sample and hide no lost end."""
+    wav = write_wav(tmp_path / "source.wav", noise(2 * 44100), 44100)
+    source = convert(wav, tmp_path / "a.mp3", acodec="libmp3lame", **options)
+    plain = normalise_speech(source, tmp_path / "plain.wav", max_duration_seconds=9)
+    data = source.read_bytes()
+    source.write_bytes(data + JUNK[junk])
+    assert normalise_speech(source, tmp_path / "junk.wav", max_duration_seconds=9) == plain
+    assert (tmp_path / "junk.wav").read_bytes() == (tmp_path / "plain.wav").read_bytes()
+    if "write_xing" not in options:
+        source.write_bytes(data[:-900] + JUNK[junk])
+        assert "cut off" in refusal(source)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"write_xing": 0}, {"id3v2_version": 0}, {"write_id3v1": 1, "metadata": "title=x"}]
+)
+def test_joined_mp3s_are_heard_completely(
+    options: dict[str, str], tmp_path: Path, noise: Noise, write_wav: WriteWav, convert: Convert, refusal: Refusal
+) -> None:
+    """Two MP3 files joined by `cat` last as long as both, but for the encoder's delay (at most 0.1 s) between them."""
+    wav = write_wav(tmp_path / "source.wav", noise(2 * 44100), 44100)
+    one = convert(wav, tmp_path / "one.mp3", acodec="libmp3lame", **options).read_bytes()
+    (tmp_path / "a.mp3").write_bytes(one + one)
+    info = normalise_speech(tmp_path / "a.mp3", tmp_path / "16k.wav", max_duration_seconds=9)
+    assert 4 <= info.duration_seconds <= 4.1
+    for lost_bytes in (300, 3000):
+        (tmp_path / "a.mp3").write_bytes(one[:-lost_bytes] + one)
+        assert "re-export the file" in refusal(tmp_path / "a.mp3")
+        (tmp_path / "a.mp3").write_bytes(one + one[:-lost_bytes])
+        assert "re-export the file" in refusal(tmp_path / "a.mp3")
+
+
+@pytest.mark.parametrize(("sample_rate", "channels"), [(48000, 1), (44100, 2)])
+def test_unlike_joined_mp3s_are_refused(
+    sample_rate: int,
+    channels: int,
+    tmp_path: Path,
+    noise: Noise,
+    write_wav: WriteWav,
+    convert: Convert,
+    refusal: Refusal,
+) -> None:
+    """A second part of another sample rate or number of channels is neither dropped nor played wrongly."""
+    formats = [(44100, 1), (sample_rate, channels)]
+    wavs = [write_wav(tmp_path / f"{i}.wav", noise(rate, num), rate) for i, (rate, num) in enumerate(formats)]
+    parts = [convert(wav, wav.with_suffix(".mp3"), acodec="libmp3lame").read_bytes() for wav in wavs]
+    (tmp_path / "a.mp3").write_bytes(b"".join(parts))
+    assert "unlike MP3 files" in refusal(tmp_path / "a.mp3")
+
+
+@pytest.mark.parametrize("whole_frames", [True, False])
+def test_hole_in_an_mp3_without_xing_header_is_refused(
+    whole_frames: bool, tmp_path: Path, noise: Noise, write_wav: WriteWav, convert: Convert, refusal: Refusal
+) -> None:
+    """Zeros between frames are padding only where a new file begins."""
+    wav = write_wav(tmp_path / "source.wav", noise(2 * 44100), 44100)
+    whole = convert(
+        wav, tmp_path / "whole.mp3", acodec="libmp3lame", write_xing=0, id3v2_version=0, audio_bitrate="64k"
+    )
+    data = bytearray(whole.read_bytes())
+    start = data.index(data[:2], 5000)
+    end = data.index(data[:2], start + 800) - (0 if whole_frames else 60)
+    data[start:end] = bytes(end - start)
+    (tmp_path / "a.mp3").write_bytes(data)
+    assert "are no MP3 frames" in refusal(tmp_path / "a.mp3")
+
+
+def test_zeros_instead_of_most_of_an_mp3_are_refused(
+    tmp_path: Path, noise: Noise, write_wav: WriteWav, convert: Convert, refusal: Refusal
+) -> None:
+    """An interrupted download that already had its final size is no short speech."""
+    wav = write_wav(tmp_path / "source.wav", noise(2 * 44100), 44100)
+    source = convert(wav, tmp_path / "a.mp3", acodec="libmp3lame", write_xing=0)
+    source.write_bytes(source.read_bytes() + bytes(100_000))
+    assert "its last 100000 bytes are no MP3 frames" in refusal(source)
+
+
+@pytest.mark.parametrize("data", [b"To be, or not to be\n" * 500, np.random.default_rng(5).bytes(50_000)])
+def test_what_is_no_mp3_is_refused(data: bytes, tmp_path: Path, refusal: Refusal) -> None:
+    """Text and random bytes are no speech because of a name."""
+    (tmp_path / "a.mp3").write_bytes(data)
+    assert refusal(tmp_path / "a.mp3")

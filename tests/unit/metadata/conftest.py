@@ -1,0 +1,78 @@
+"""A ledger, and plans to put into it."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from s2v_tasks.metadata.repository import Ledger
+from s2v_tasks.metadata.session import create_engine
+from s2v_tasks.schemas.plan import ClipPlan, Estimate, Plan, Sampling, SpeechFacts
+
+
+@pytest.fixture
+def ledger(postgres_url: str) -> Iterator[Ledger]:
+    engine = create_engine(postgres_url)
+    yield Ledger(engine)
+    engine.dispose()
+
+
+@pytest.fixture
+def plan() -> Callable[..., Plan]:
+    """Makes plans of job-1 with as many clips as asked for, one chain."""
+    return _plan
+
+
+@pytest.fixture
+def planned(ledger: Ledger) -> Callable[..., Ledger]:
+    """Puts job-1 on record, started and planned, and gives the ledger."""
+
+    def start(num_clip: int = 2) -> Ledger:
+        ledger.job_queued("job-1", {"prompt": "A person speaks."})
+        ledger.job_started("job-1")
+        ledger.job_planned("job-1", _plan(num_clip))
+        return ledger
+
+    return start
+
+
+def _plan(num_clip: int, infer_frames: int = 48) -> Plan:
+    clips = tuple(
+        ClipPlan(
+            clip_index=index,
+            chain_index=0,
+            predecessor=index - 1 if index else None,
+            successor=index + 1 if index + 1 < num_clip else None,
+            infer_frames=infer_frames,
+            start_frame=infer_frames * index,
+            end_frame=infer_frames * (index + 1),
+            seed=index,
+            latent_shape=(16, infer_frames // 4, 104, 60),
+            tokens=100,
+            pflops=1.0,
+        )
+        for index in range(num_clip)
+    )
+    return Plan(
+        job_id="job-1",
+        preset="quick",
+        model="tiny",
+        width=480,
+        height=832,
+        speech=SpeechFacts(num_samples=16000, sample_rate=16000),
+        num_frames=num_clip * infer_frames,
+        covered_seconds=1.0,
+        sampling=Sampling(
+            sample_steps=2, sample_guide_scale=4.5, sample_shift=3.0, sample_solver="unipc", start_from_ref=False
+        ),
+        base_seed=0,
+        clips=clips,
+        estimate=Estimate(
+            pflops=2.0,
+            gpu="h100",
+            gpu_seconds=12.5,
+            longest_chain_seconds=12.5,
+            cost=0.1,
+            currency="USD",
+            peak_gpu_memory_gib=40.0,
+        ),
+    )

@@ -1,0 +1,74 @@
+"""Attempts at clips: each is on record with what it took, however it ended."""
+
+from collections.abc import Callable
+
+import psycopg
+import pytest
+
+from s2v_tasks.metadata.records import JobRecord
+from s2v_tasks.metadata.repository import Ledger
+from s2v_tasks.schemas.plan import Plan
+
+MakePlan = Callable[..., Plan]
+
+
+Planned = Callable[..., Ledger]
+
+
+def job(ledger: Ledger) -> JobRecord:
+    record = ledger.job("job-1")
+    assert record is not None
+    return record
+
+
+def test_every_attempt_is_on_record_with_its_gpu_seconds(ledger: Ledger, postgres_url: str, planned: Planned) -> None:
+    """Seconds times GPUs count whatever became of the attempt; reusing a clip begins none."""
+    planned().clip_started("job-1", 0, "f0", world_size=2)
+    with psycopg.connect(postgres_url) as connection:
+        connection.execute("UPDATE attempts SET started_at = now() - interval '10 s'")
+    ledger.clip_failed("job-1", 0, "Out of memory.")
+    ledger.clip_started("job-1", 0, "f0")
+    ledger.clip_failed("job-1", 0, "SIGTERM", outcome="interrupted")
+    ledger.clip_started("job-1", 0, "f0")
+    ledger.clip_succeeded("job-1", 0, facts={}, reused=False)
+    ledger.clip_succeeded("job-1", 0, facts={}, reused=True)
+    attempts = job(ledger).attempts
+    assert [(a.clip_index, a.attempt, a.outcome, a.reason) for a in attempts] == [
+        (0, 1, "failed", "Out of memory."),
+        (0, 2, "interrupted", "SIGTERM"),
+        (0, 3, "succeeded", None),
+    ]
+    assert attempts[0].gpu_seconds == pytest.approx(20, abs=2)
+    assert attempts[0].finished_at is not None
+    assert attempts[2].gpu_seconds == pytest.approx(0, abs=1)
+
+
+def test_an_attempt_that_nobody_ended_is_lost(
+    ledger: Ledger, postgres_url: str, plan: MakePlan, planned: Planned
+) -> None:
+    """When the next one begins, or the job ends, it counts until its last sign of life; a new plan forgets nothing."""
+    planned().clip_started("job-1", 1, "f1")
+    with psycopg.connect(postgres_url) as connection:
+        connection.execute("UPDATE attempts SET started_at = now() - interval '1 hour'")
+        connection.execute("UPDATE clips SET updated_at = now() - interval '59 minutes'")
+    ledger.clip_started("job-1", 1, "f1")
+    ledger.job_failed("job-1", "Killed.")
+    ledger.job_planned("job-1", plan(1))
+    ledger.job_planned("job-1", plan(2))
+    ledger.clip_started("job-1", 1, "f1")
+    attempts = job(ledger).attempts
+    assert [(a.attempt, a.outcome) for a in attempts] == [(1, "lost"), (2, "lost"), (3, "running")]
+    assert attempts[0].gpu_seconds == pytest.approx(60, abs=1)
+    assert job(ledger).clips[1].attempts == 3
+
+
+def test_a_clip_that_outlives_the_failure_of_its_job_is_no_waste(ledger: Ledger, planned: Planned) -> None:
+    """Clips of other chains go on while one has failed the job for good: what they make is there to be reused."""
+    planned().clip_started("job-1", 0, "f0")
+    ledger.clip_started("job-1", 1, "f1", world_size=2)
+    ledger.clip_failed("job-1", 0, "The picture is black.")
+    ledger.job_failed("job-1", "render_clip: The picture is black.")
+    ledger.clip_succeeded("job-1", 1, facts={}, reused=False)
+    assert [attempt.outcome for attempt in job(ledger).attempts] == ["failed", "succeeded"]
+    (spent,) = ledger.spending()
+    assert spent.used_gpu_seconds > 0

@@ -15,6 +15,7 @@ _WITH_RANKS = {
     "test_parallel",
     "test_parallel_codec",
     "test_sharded_loading",
+    "test_render_processes",
     "test_worker",
 }
 

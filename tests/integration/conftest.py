@@ -3,23 +3,38 @@
 A test that runs steps in its own process takes `settings` (an installation of its own) instead of `stack`.
 """
 
+import importlib
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from s2v_tasks.embedded.stack import Services
 from s2v_tasks.engine.tiny_snapshot import write_tiny_snapshot
+from s2v_tasks.metadata.records import JobRecord
 from s2v_tasks.metadata.repository import Ledger
 from s2v_tasks.metadata.session import engine_from_settings
 from s2v_tasks.settings import Settings, load_settings
+from s2v_tasks.steps.context import run_step
 from s2v_tasks.storage.s3 import ObjectStore
 
 SAMPLES = Path(__file__).parents[1] / "samples"
+JOB = "step-by-step"
+REQUEST: dict[str, Any] = {
+    "prompt": "A drawn portrait speaks.",
+    "num_clip": 2,
+    "infer_frames": 16,
+    "sample_steps": 2,
+    "size": "128*128",
+    "base_seed": 7,
+}
+Run = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture(scope="session")
@@ -76,6 +91,65 @@ def ledger(settings: Settings) -> Iterator[Ledger]:
     engine = engine_from_settings(settings)
     yield Ledger(engine)
     engine.dispose()
+
+
+@pytest.fixture
+def request_json(store: ObjectStore) -> Callable[..., str]:
+    """Makes the request of the job "step-by-step": two clips of the samples; fields may be others."""
+
+    def write(**fields: Any) -> str:
+        uris = {"image_uri": store.uri("portrait.jpg"), "audio_uri": store.uri("speech.mp3")}
+        return json.dumps(uris | REQUEST | fields)
+
+    return write
+
+
+@pytest.fixture
+def run(request_json: Callable[..., str]) -> Run:
+    """Runs one step of the job; `stage_inputs` takes fields of the request, the others their own options."""
+
+    def run(step: str, clip_index: int | None = None, **fields: Any) -> dict[str, Any]:
+        arguments = {"request_json": request_json(**fields)} if step == "stage_inputs" else fields
+        body = importlib.import_module(f"s2v_tasks.steps.{step}").run
+        return run_step(body, step=step, job_id=JOB, clip_index=clip_index, **arguments)
+
+    return run
+
+
+@pytest.fixture
+def render(run: Run) -> Callable[..., list[bool]]:
+    """Brings the job from the request to its clips; gives which of them were reused."""
+
+    def render(**fields: Any) -> list[bool]:
+        run("stage_inputs", **fields)
+        run("plan_clips")
+        run("encode_conditions")
+        return [run("render_clip", clip_index)["reused"] for clip_index in range(2)]
+
+    return render
+
+
+@pytest.fixture
+def assemble(run: Run) -> Callable[[], None]:
+    """Brings the job from its clips to the published video."""
+
+    def assemble() -> None:
+        for step in ("stitch", "mux_audio", "validate", "publish"):
+            run(step)
+
+    return assemble
+
+
+@pytest.fixture
+def found(ledger: Ledger) -> Callable[[], JobRecord]:
+    """Looks the job up in the ledger."""
+
+    def found() -> JobRecord:
+        record = ledger.job(JOB)
+        assert record is not None
+        return record
+
+    return found
 
 
 @pytest.fixture

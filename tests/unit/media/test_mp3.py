@@ -10,11 +10,7 @@ import pytest
 from s2v_tasks.media.audio import normalise_speech
 
 Noise = Callable[..., npt.NDArray[np.float64]]
-
-
 WriteWav = Callable[..., Path]
-
-
 Convert = Callable[..., Path]
 Refusal = Callable[..., str]
 
@@ -39,8 +35,6 @@ def test_truncated_mp3_is_refused(
 
 
 APE_FOOTER = b"APETAGEX" + (2000).to_bytes(4, "little") + (32).to_bytes(4, "little") + bytes(16)
-
-
 JUNK = {
     "zeros": bytes(4096),
     "ID3v1": b"TAG".ljust(128, b"x"),

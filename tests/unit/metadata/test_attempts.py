@@ -10,8 +10,6 @@ from s2v_tasks.metadata.repository import Ledger
 from s2v_tasks.schemas.plan import Plan
 
 MakePlan = Callable[..., Plan]
-
-
 Planned = Callable[..., Ledger]
 
 

@@ -1,0 +1,302 @@
+"""Real render processes, alone and under torchrun: they stop, go on, fail and repeat themselves as promised."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from s2v_tasks.embedded.postgres import PostgresServer
+from s2v_tasks.metadata import migrate
+from s2v_tasks.metadata.records import ClipRecord
+from s2v_tasks.metadata.repository import Ledger
+from s2v_tasks.metadata.session import create_engine
+from s2v_tasks.schemas.manifest import Manifest
+from s2v_tasks.storage.layout import JobLayout
+from s2v_tasks.storage.s3 import ObjectStore
+
+SAMPLES = Path(__file__).parents[1] / "samples"
+JOB = "worker-test"
+REQUEST = {
+    "prompt": "A person speaks.",
+    "num_clip": 2,
+    "infer_frames": 16,
+    "sample_steps": 40,
+    "size": "128*128",
+    "base_seed": 7,
+}
+# The steps before rendering, in one process of their own.
+PREPARE = f"""
+import sys
+from s2v_tasks.steps import encode_conditions, plan_clips, stage_inputs
+from s2v_tasks.steps.context import run_step
+
+run_step(stage_inputs.run, step="stage_inputs", job_id="{JOB}", request_json=sys.argv[1])
+run_step(plan_clips.run, step="plan_clips", job_id="{JOB}")
+run_step(encode_conditions.run, step="encode_conditions", job_id="{JOB}")
+"""
+# Rank 1 fails in the forward of its third solver step, with the CLI around it as in production.
+BROKEN_RANK = """
+import os
+from s2v_tasks.cli import main
+from s2v_tasks.engine.models.transformer import S2VTransformer
+
+forward, calls = S2VTransformer.forward, []
+
+def failing(*arguments):
+    calls.append(1)
+    if os.environ["RANK"] == "1" and len(calls) == 3:
+        raise ValueError("the third step of rank 1 is broken")
+    return forward(*arguments)
+
+S2VTransformer.forward = failing
+main()
+"""
+
+
+@dataclass
+class Site:
+    """A store, a database and a job that is ready to be rendered."""
+
+    environment: dict[str, str]
+    store: ObjectStore
+    ledger: Ledger
+    folder: Path
+    layout: JobLayout
+
+    def start(self, *launcher: str, count: int = 1) -> "Attempt":
+        """`s2v render-clip` of the first `count` clips in processes of its own."""
+        folder = self.folder / uuid.uuid4().hex
+        folder.mkdir()
+        arguments = ["render-clip", "--job-id", JOB, "--clip-index", "0", "--count", str(count)]
+        with (folder / "stdout").open("wb") as stdout, (folder / "stderr").open("wb") as stderr:
+            process = subprocess.Popen(
+                [sys.executable, *launcher, *arguments],
+                stdout=stdout,
+                stderr=stderr,
+                env=self.environment | {"STEP_ERROR_FILE": str(folder / "error.json")},
+            )
+        return Attempt(process, folder)
+
+    def forget_the_clip(self) -> None:
+        """Without its manifest a clip counts as not rendered."""
+        self.store.delete(self.layout.clip_manifest(0))
+
+    def manifest(self) -> Manifest:
+        return Manifest.model_validate_json(self.store.get_bytes(self.layout.clip_manifest(0)))
+
+    def partial_keys(self) -> list[str]:
+        """What is kept of the clip beside its outputs."""
+        folder = self.layout.partial_clip(0, str(self.clip().fingerprint), "")
+        return sorted(item.uri.rpartition("/")[2] for item in self.store.listing(folder))
+
+    def clip(self) -> ClipRecord:
+        job = self.ledger.job(JOB)
+        assert job is not None
+        return job.clips[0]
+
+
+@dataclass
+class Attempt:
+    """A running `s2v render-clip`."""
+
+    process: subprocess.Popen[bytes]
+    folder: Path
+
+    def wait(self, timeout_seconds: float = 120) -> int:
+        try:
+            return self.process.wait(timeout_seconds)
+        finally:
+            self.process.kill()
+
+    def wait_for_steps(self) -> None:
+        """Until a solver step is done."""
+        while "step 1/" not in self.log:
+            assert self.process.poll() is None, self.log
+            time.sleep(0.02)
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "stderr").read_text()
+
+    @property
+    def error(self) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads((self.folder / "error.json").read_text())
+        return content
+
+    def pids(self, *marks: str) -> list[int]:
+        """Its processes, or those of them that have the given variables (NAME=value) in their environment."""
+        wanted = {mark.encode() for mark in (f"STEP_ERROR_FILE={self.folder}/error.json", *marks)}
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                if wanted <= set((folder / "environ").read_bytes().split(b"\0")):
+                    found.append(int(folder.name))
+            except OSError:
+                continue
+        return found
+
+
+CLI = ("-m", "s2v_tasks.cli")
+TWO_RANKS = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+
+
+@pytest.fixture(scope="module")
+def site(
+    postgres_server: PostgresServer,
+    moto_endpoint: str,
+    tiny_snapshot_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Site]:
+    """A planned job with its conditions, on services of this machine."""
+    url = postgres_server.ensure_database(f"worker_{uuid.uuid4().hex}")
+    migrate.upgrade(url)
+    bucket = f"test-{uuid.uuid4().hex}"
+    variables = {
+        "S2V_HOME": "none",
+        "S2V_DATABASE_URL": url,
+        "S2V_DATA_URI": f"s3://{bucket}",
+        "S2V_OUTPUT_URI": f"s3://{bucket}/output",
+        "S2V_S3_ENDPOINT_URL": moto_endpoint,
+        "S2V_S3_ACCESS_KEY_ID": "test",
+        "S2V_S3_SECRET_ACCESS_KEY": "test-secret",
+        "S2V_SNAPSHOT_PATH": str(tiny_snapshot_path),
+        "S2V_MODEL": "tiny",
+        "S2V_GPU": "cpu",
+        "S2V_DEVICE": "cpu",
+    }
+    store = ObjectStore(f"s3://{bucket}", endpoint_url=moto_endpoint, access_key_id="test", secret_access_key="test")
+    store.ensure_bucket()
+    for name in ("portrait.jpg", "speech.mp3"):
+        store.upload(SAMPLES / name, f"samples/{name}", "application/octet-stream")
+    request = REQUEST | {"image_uri": store.uri("samples/portrait.jpg"), "audio_uri": store.uri("samples/speech.mp3")}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("S2V_")} | variables
+    subprocess.run([sys.executable, "-c", PREPARE, json.dumps(request)], env=environment, check=True)
+    engine = create_engine(url)
+    yield Site(environment, store, Ledger(engine), tmp_path_factory.mktemp("attempts"), JobLayout(JOB))
+    engine.dispose()
+
+
+@pytest.fixture(scope="module")
+def whole(site: Site) -> Manifest:
+    """The manifest of the clip, rendered by one process without a break."""
+    attempt = site.start(*CLI)
+    assert attempt.wait() == 0, attempt.log
+    return site.manifest()
+
+
+def test_a_terminated_process_saves_its_state_and_the_next_goes_on(site: Site, whole: Manifest) -> None:
+    """SIGTERM: exit code 75 and a state; the next attempt begins there, gives the same bytes and removes the state."""
+    site.forget_the_clip()
+    first = site.start(*CLI)
+    first.wait_for_steps()
+    first.process.send_signal(signal.SIGTERM)
+    assert first.wait(30) == 75
+    assert first.error["exit_code"] == 75
+    assert "the next attempt goes on there" in first.error["message"]
+    assert site.clip().status == "failed"
+    assert not site.store.exists(site.layout.clip_manifest(0))
+    manifest, state = site.partial_keys()
+    assert (manifest, state[:6]) == ("manifest.json", "state-")
+    second = site.start(*CLI)
+    assert second.wait() == 0, second.log
+    assert "step 1/" not in second.log
+    assert site.manifest().outputs == whole.outputs
+    assert site.partial_keys() == []
+
+
+def test_a_clip_tells_what_it_cost(site: Site, whole: Manifest) -> None:
+    """Operations, time, utilisation, memory and the way of working are in the manifest and in the database."""
+    facts = whole.facts
+    assert facts["pflops"] > 0
+    assert facts["tokens"] == 5 * 64
+    assert 0 < facts["mfu"] < 1
+    assert facts["mfu"] == pytest.approx(facts["pflops"] * 1e15 / (facts["render_seconds"] * 0.1e12), rel=0.05)
+    assert facts["peak_host_memory_bytes"] > 10**8
+    assert (facts["device"], facts["world_size"], facts["precision"]) == ("cpu", 1, "float32")
+    assert (facts["parallel_layout"], facts["attention"], facts["noise_device"]) == ("cfg1,ulysses1", "sdpa", "run")
+    again = site.start(*CLI)
+    assert again.wait() == 0
+    assert site.clip().reused
+    assert site.clip().facts == site.manifest().facts
+
+
+@pytest.fixture(scope="module")
+def whole_of_two(site: Site, whole: Manifest) -> Manifest:
+    """The manifest of the clip, rendered by two processes without a break, and in the same processes the one after."""
+    site.forget_the_clip()
+    attempt = site.start(*TWO_RANKS, *CLI, count=2)
+    assert attempt.wait() == 0, attempt.log
+    result = {"job_id": JOB, "clip_index": 0, "count": 2, "reused": False}
+    assert json.loads((attempt.folder / "stdout").read_text()) == result
+    assert site.store.exists(site.layout.clip_manifest(1))
+    return site.manifest()
+
+
+def test_two_ranks_share_a_clip_stop_together_and_repeat_their_bytes(site: Site, whole_of_two: Manifest) -> None:
+    """SIGTERM to torchrun stops both at one step; what follows equals the bytes of a run of two without a break."""
+    assert whole_of_two.facts["world_size"] == 2
+    assert whole_of_two.facts["parallel_layout"] == "cfg2,ulysses1"
+    site.forget_the_clip()
+    first = site.start(*TWO_RANKS, *CLI)
+    first.wait_for_steps()
+    first.process.send_signal(signal.SIGTERM)
+    assert first.wait(30) != 0
+    assert first.error["exit_code"] == 75, first.log
+    assert len(site.partial_keys()) == 2
+    second = site.start(*TWO_RANKS, *CLI)
+    assert second.wait() == 0, second.log
+    assert "step 1/" not in second.log
+    assert site.manifest().outputs == whole_of_two.outputs
+
+
+def test_a_killed_rank_ends_the_others_within_seconds(site: Site, whole_of_two: Manifest) -> None:
+    """SIGKILL of rank 1 in mid-clip: all processes end, the error may be tried again, the clip is not done."""
+    site.forget_the_clip()
+    attempt = site.start(*TWO_RANKS, *CLI)
+    attempt.wait_for_steps()
+    (pid,) = attempt.pids("RANK=1")
+    os.kill(pid, signal.SIGKILL)
+    killed_at = time.monotonic()
+    assert attempt.wait(30) != 0
+    assert time.monotonic() - killed_at < 15
+    assert attempt.error["exit_code"] == 75
+    assert "rank 0: rank 0 of 2 lost another rank" in attempt.error["message"]
+    assert site.clip().status == "failed"
+    assert not site.store.exists(site.layout.clip_manifest(0))
+    assert attempt.pids() == []
+
+
+def test_nothing_survives_a_torchrun_that_is_killed(site: Site, whole_of_two: Manifest) -> None:
+    """Who waits no longer kills torchrun alone: its ranks, each in a session of its own, end with it."""
+    site.forget_the_clip()
+    attempt = site.start(*TWO_RANKS, *CLI)
+    attempt.wait_for_steps()
+    assert len(attempt.pids("RANK=0") + attempt.pids("RANK=1")) == 2
+    with pytest.raises(subprocess.TimeoutExpired):
+        attempt.wait(0.1)
+    deadline = time.monotonic() + 10
+    while attempt.pids():
+        assert time.monotonic() < deadline, attempt.pids()
+        time.sleep(0.02)
+
+
+def test_a_rank_that_fails_is_the_one_that_is_heard(site: Site, whole_of_two: Manifest, tmp_path: Path) -> None:
+    """An error of rank 1 in mid-step ends both ranks; its traceback is in the log and its words are the reason."""
+    site.forget_the_clip()
+    (tmp_path / "broken.py").write_text(BROKEN_RANK)
+    attempt = site.start(*TWO_RANKS, str(tmp_path / "broken.py"))
+    assert attempt.wait() != 0
+    assert attempt.error == {"exit_code": 1, "message": "rank 1: ValueError: the third step of rank 1 is broken"}
+    assert "Traceback" in attempt.log
+    assert 'raise ValueError("the third step of rank 1 is broken")' in attempt.log
+    assert site.clip().status == "failed"
+    assert not site.store.exists(site.layout.clip_manifest(0))

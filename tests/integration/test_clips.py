@@ -1,0 +1,185 @@
+"""Clips: reused where nothing changed, rendered in turn, kept when the process ends."""
+
+from collections.abc import Callable
+from itertools import count
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from s2v_tasks.engine.options import EngineOptions
+from s2v_tasks.engine.worker import Worker
+from s2v_tasks.errors import PermanentError, TransientError
+from s2v_tasks.metadata.records import JobRecord
+from s2v_tasks.metadata.repository import Ledger
+from s2v_tasks.schemas.manifest import Manifest
+from s2v_tasks.schemas.plan import Plan
+from s2v_tasks.steps import clip_order
+from s2v_tasks.steps.render_clip import clip_fingerprints
+from s2v_tasks.storage.artifacts import ArtifactStore
+from s2v_tasks.storage.layout import JobLayout
+from s2v_tasks.storage.s3 import ObjectStore
+
+JOB = "step-by-step"
+LAYOUT = JobLayout(JOB)
+Run = Callable[..., dict[str, Any]]
+Render = Callable[..., list[bool]]
+Assemble = Callable[[], None]
+Found = Callable[[], JobRecord]
+
+
+def manifest_of(store: ObjectStore, clip_index: int) -> Manifest:
+    read = ArtifactStore(store).read_manifest(LAYOUT.clip_manifest(clip_index))
+    assert read is not None
+    return read
+
+
+def test_another_prompt_renders_anew_and_the_old_one_is_not_lost(
+    store: ObjectStore, render: Render, assemble: Assemble
+) -> None:
+    """A changed request takes back the old success, keeps the old clips aside, and finds them again."""
+    render()
+    assemble()
+    old = store.get_bytes(LAYOUT.clip(1))
+    assert render(prompt="Something else entirely.") == [False, False]
+    assert not store.exists(LAYOUT.result)
+    assert store.get_bytes(LAYOUT.clip(1)) != old
+    assert render() == [True, True]
+    assert store.get_bytes(LAYOUT.clip(1)) == old
+
+
+def test_a_lost_clip_is_rendered_again_to_the_same_bytes(store: ObjectStore, render: Render) -> None:
+    """An output that vanished is noticed; the clip that follows it is not rendered again."""
+    render()
+    first, second = (store.get_bytes(LAYOUT.clip(index)) for index in (0, 1))
+    store.delete(LAYOUT.clip(0))
+    assert render() == [False, True]
+    assert (store.get_bytes(LAYOUT.clip(0)), store.get_bytes(LAYOUT.clip(1))) == (first, second)
+
+
+def test_clips_rendered_by_one_process_are_those_of_a_process_each(
+    run: Run, store: ObjectStore, monkeypatch: pytest.MonkeyPatch, render: Render, found: Found
+) -> None:
+    """With `count` the networks are loaded once, and not at all when every clip is there; the bytes are the same."""
+    loads: list[int] = []
+    load = clip_order.load_pipeline
+    monkeypatch.setattr(clip_order, "load_pipeline", lambda *args, **named: loads.append(1) or load(*args, **named))
+    render()
+    assert len(loads) == 2
+    outputs = [manifest_of(store, index).outputs for index in range(2)]
+    for index in range(2):
+        store.delete(LAYOUT.clip_manifest(index))
+    assert run("render_clip", 0, count=2) == {"clip_index": 0, "count": 2, "reused": False}
+    assert len(loads) == 3
+    assert [manifest_of(store, index).outputs for index in range(2)] == outputs
+    assert run("render_clip", 0, count=2)["reused"]
+    assert len(loads) == 3
+    assert [(clip.status, clip.attempts) for clip in found().clips] == [("succeeded", 2), ("succeeded", 2)]
+    with pytest.raises(PermanentError, match="clip_index 1 with count 2: expected clips within 0 to 1"):
+        run("render_clip", 1, count=2)
+
+
+def test_a_process_that_is_ended_keeps_the_clips_that_it_finished(
+    run: Run, store: ObjectStore, monkeypatch: pytest.MonkeyPatch, found: Found
+) -> None:
+    """SIGTERM during the second of two clips: the first is durable, the other one failed and may be tried again."""
+    for step in ("stage_inputs", "plan_clips", "encode_conditions"):
+        run(step)
+    monkeypatch.setattr(Worker, "interrupted", lambda _worker: store.exists(LAYOUT.clip_manifest(0)))
+    with pytest.raises(TransientError, match="clip 1 was interrupted"):
+        run("render_clip", 0, count=2)
+    assert manifest_of(store, 0).facts["render_seconds"] > 0
+    assert [clip.status for clip in found().clips] == ["succeeded", "failed"]
+
+
+def test_a_clip_needs_the_clip_before_it(run: Run) -> None:
+    """Out of turn, or behind a clip of another request, a clip is not rendered but tried again later."""
+    run("stage_inputs")
+    run("plan_clips")
+    run("encode_conditions")
+    with pytest.raises(TransientError, match="render-clip --clip-index 0"):
+        run("render_clip", 1)
+    run("render_clip", 0)
+    run("stage_inputs", prompt="Something else entirely.")
+    run("plan_clips")
+    run("encode_conditions")
+    with pytest.raises(TransientError, match="made from other inputs"):
+        run("render_clip", 1)
+    with pytest.raises(PermanentError, match="clip_index 2: expected clips within 0 to 1"):
+        run("render_clip", 2)
+
+
+def test_a_fingerprint_follows_all_that_a_clip_is_made_from(run: Run, store: ObjectStore) -> None:
+    """A change in one clip changes it and those behind it in its chain; the clips before keep theirs."""
+    run("stage_inputs", num_clip=3)
+    run("plan_clips")
+    plan = Plan.model_validate_json(store.get_bytes(LAYOUT.plan))
+    prints = clip_fingerprints(plan, {"conditions": "a"}, "snapshot", EngineOptions())
+    assert prints == clip_fingerprints(plan, {"conditions": "a"}, "snapshot", EngineOptions())
+    reseeded = plan.model_copy(
+        update={"clips": (plan.clips[0], plan.clips[1].model_copy(update={"seed": 99}), plan.clips[2])}
+    )
+    changed = clip_fingerprints(reseeded, {"conditions": "a"}, "snapshot", EngineOptions())
+    assert [a == b for a, b in zip(prints, changed, strict=True)] == [True, False, False]
+    fading = plan.model_copy(
+        update={"clips": (*plan.clips[:2], plan.clips[2].model_copy(update={"fade_out_frames": 4}))}
+    )
+    changed = clip_fingerprints(fading, {"conditions": "a"}, "snapshot", EngineOptions())
+    assert [a == b for a, b in zip(prints, changed, strict=True)] == [True, True, False]
+    sampling = plan.model_copy(update={"sampling": plan.sampling.model_copy(update={"sample_shift": 4.0})})
+    for other in (
+        clip_fingerprints(plan, {"conditions": "b"}, "snapshot", EngineOptions()),
+        clip_fingerprints(plan, {"conditions": "a"}, "another", EngineOptions()),
+        clip_fingerprints(sampling, {"conditions": "a"}, "snapshot", EngineOptions()),
+        clip_fingerprints(plan, {"conditions": "a"}, "snapshot", EngineOptions(noise_device="cpu")),
+        clip_fingerprints(plan, {"conditions": "a"}, "snapshot", EngineOptions(attention="flash3")),
+        clip_fingerprints(plan, {"conditions": "a"}, "snapshot", EngineOptions(compiled=True)),
+        clip_fingerprints(plan, {"conditions": "a"}, "snapshot", EngineOptions(weights_dtype="fp8")),
+        clip_fingerprints(plan, {"conditions": "a"}, "snapshot", EngineOptions(step_cache=0.1)),
+    ):
+        assert not set(prints) & set(other)
+
+
+def test_only_a_clip_with_a_successor_leaves_a_motion_state(store: ObjectStore, render: Render) -> None:
+    """The state is there for the clip that follows; nobody follows the last one."""
+    render()
+    first, last = (manifest_of(store, index) for index in (0, 1))
+    assert set(first.outputs) == {"clip", "motion"}
+    assert set(last.outputs) == {"clip"}
+    assert last.inputs["motion"] == first.outputs["motion"]
+
+
+def unavailable(*_: Any, **__: Any) -> None:
+    raise TransientError("the database is away")
+
+
+def test_a_database_that_is_away_does_not_stop_a_render(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Progress that cannot be written is a line in the log; the clip is rendered all the same."""
+    run("stage_inputs")
+    run("plan_clips")
+    run("encode_conditions")
+    monkeypatch.setattr(Ledger, "clip_progress", unavailable)
+    assert run("render_clip", 0) == {"clip_index": 0, "count": 1, "reused": False}
+
+
+def test_progress_tells_time_to_go_and_memory(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a clip renders, its row has the solver step, the seconds that are left and, on a GPU, its memory."""
+    seen: list[dict[str, Any]] = []
+    record = Ledger.clip_progress
+
+    def note(ledger: Ledger, *arguments: Any, **keywords: Any) -> None:
+        seen.append(keywords)
+        record(ledger, *arguments, **keywords)
+
+    monkeypatch.setattr(Ledger, "clip_progress", note)
+    monkeypatch.setattr("s2v_tasks.steps.clip_meter.PROGRESS_SECONDS", 0.0)
+    seconds = count()  # a clock by which each solver step takes one
+    monkeypatch.setattr("s2v_tasks.steps.clip_meter.time", SimpleNamespace(monotonic=lambda: float(next(seconds))))
+    monkeypatch.setattr(Worker, "peak_memory_bytes", lambda _: {"peak_gpu_memory_bytes": 40 * 2**30})
+    for step in ("stage_inputs", "plan_clips", "encode_conditions"):
+        run(step)
+    run("render_clip", 0)
+    assert [progress["step"] for progress in seen] == list(range(1, seen[0]["num_steps"] + 1))
+    num_steps = seen[0]["num_steps"]
+    assert [progress["eta_seconds"] for progress in seen] == [num_steps - step for step in range(1, num_steps + 1)]
+    assert seen[0]["gpu_memory_bytes"] == 40 * 2**30

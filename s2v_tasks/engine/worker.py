@@ -98,6 +98,7 @@ class Worker:
 def open_worker(device: str) -> Iterator[Worker]:
     """Join the group that torchrun has started, on the device chosen by `device` ("auto", "cpu" or "cuda").
 
+    A process joins once: what torchrun's store keeps of one group would send the next to addresses that are gone.
     Without torchrun it is a group of one. A run repeats its bytes: deterministic kernels are switched on. From here on
     SIGTERM does not end the process: `Worker.interrupted` tells of it. Raises ConfigurationError where the device is
     not there, TransientError when another rank has ended.

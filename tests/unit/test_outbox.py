@@ -2,7 +2,7 @@
 
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,20 +10,12 @@ import sqlalchemy as sa
 
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.metadata.repository import Ledger
-from s2v_tasks.metadata.session import create_engine
 from s2v_tasks.metadata.tables import Notification
 from s2v_tasks.outbox import deliver_due
 from s2v_tasks.settings import Settings, load_settings
 from s2v_tasks.steps.context import StepContext, run_step
 
 Configure = Callable[..., Settings]
-
-
-@pytest.fixture
-def engine(postgres_url: str) -> Iterator[sa.Engine]:
-    engine = create_engine(postgres_url)
-    yield engine
-    engine.dispose()
 
 
 @pytest.fixture

@@ -1,19 +1,17 @@
 """A ledger, and plans to put into it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
+import sqlalchemy as sa
 
 from s2v_tasks.metadata.repository import Ledger
-from s2v_tasks.metadata.session import create_engine
 from s2v_tasks.schemas.plan import ClipPlan, Estimate, Plan, Sampling, SpeechFacts
 
 
 @pytest.fixture
-def ledger(postgres_url: str) -> Iterator[Ledger]:
-    engine = create_engine(postgres_url)
-    yield Ledger(engine)
-    engine.dispose()
+def ledger(engine: sa.Engine) -> Ledger:
+    return Ledger(engine)
 
 
 @pytest.fixture

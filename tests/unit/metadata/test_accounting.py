@@ -1,6 +1,5 @@
 """What rendering cost, from attempts and the prices of jobs."""
 
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -8,17 +7,9 @@ import pytest
 import sqlalchemy as sa
 
 from s2v_tasks.metadata.repository import Ledger
-from s2v_tasks.metadata.session import create_engine
 from s2v_tasks.metadata.tables import Attempt, Job
 
 DAY = datetime(2026, 11, 20, 12, tzinfo=UTC)
-
-
-@pytest.fixture
-def engine(postgres_url: str) -> Iterator[sa.Engine]:
-    engine = create_engine(postgres_url)
-    yield engine
-    engine.dispose()
 
 
 @pytest.fixture

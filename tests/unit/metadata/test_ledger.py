@@ -4,12 +4,12 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 import pytest
+import sqlalchemy as sa
 
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.metadata.queue import JobQueue
 from s2v_tasks.metadata.records import JobRecord
 from s2v_tasks.metadata.repository import Ledger
-from s2v_tasks.metadata.session import create_engine
 from s2v_tasks.schemas.manifest import Artifact, Manifest, Producer
 from s2v_tasks.schemas.plan import Plan
 
@@ -116,15 +116,13 @@ def test_a_job_keeps_what_it_is_searched_by(ledger: Ledger, plan: MakePlan) -> N
     assert job(ledger).from_clip is None
 
 
-def test_only_jobs_of_the_doors_wait_to_be_started(ledger: Ledger, postgres_url: str) -> None:
+def test_only_jobs_of_the_doors_wait_to_be_started(ledger: Ledger, engine: sa.Engine) -> None:
     """A job whose run queues it itself is not started a second time, though it is queued for a moment."""
-    engine = create_engine(postgres_url)
     ledger.job_queued("job-1", REQUEST)
     ledger.job_queued("job-2", REQUEST, source="ui", dag_run_id="manual__1")
     assert JobQueue(engine).next(max_running=9) == []
     ledger.job_queued("job-3", REQUEST, source="batch")
     assert [job.job_id for job in JobQueue(engine).next(max_running=9)] == ["job-3"]
-    engine.dispose()
 
 
 def test_a_new_plan_replaces_the_clips(ledger: Ledger, plan: MakePlan, planned: Planned) -> None:

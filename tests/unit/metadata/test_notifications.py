@@ -1,30 +1,16 @@
 """The outbox: written with the event, taken out in order, by one sender at a time."""
 
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
-import pytest
 import sqlalchemy as sa
 
 from s2v_tasks.metadata.repository import Ledger
-from s2v_tasks.metadata.session import create_engine, engine_from_settings
+from s2v_tasks.metadata.session import engine_from_settings
 from s2v_tasks.metadata.tables import Notification
 from s2v_tasks.settings import Settings
 
 HOOK = "https://hooks.example.com/x"
-
-
-@pytest.fixture
-def engine(postgres_url: str) -> Iterator[sa.Engine]:
-    engine = create_engine(postgres_url)
-    yield engine
-    engine.dispose()
-
-
-@pytest.fixture
-def ledger(engine: sa.Engine) -> Ledger:
-    return Ledger(engine)
 
 
 def rows(engine: sa.Engine) -> list[Any]:

@@ -4,13 +4,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 
 import pytest
+import sqlalchemy as sa
 
 from s2v_tasks.errors import JobCancelledError, TransientError
 from s2v_tasks.metadata.repository import Ledger
-from s2v_tasks.metadata.session import create_engine
 from s2v_tasks.settings import Settings, load_settings
 from s2v_tasks.steps import cancellation
 from s2v_tasks.steps.cancellation import cancellable, refuse_cancelled
@@ -27,13 +26,11 @@ def settings(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> Settings:
 
 
 @pytest.fixture
-def ledger(postgres_url: str) -> Iterator[Ledger]:
-    engine = create_engine(postgres_url)
+def ledger(engine: sa.Engine) -> Ledger:
     ledger = Ledger(engine)
     ledger.job_queued(JOB, {})
     ledger.job_started(JOB)
-    yield ledger
-    engine.dispose()
+    return ledger
 
 
 def test_work_is_interrupted_and_unwound(settings: Settings, ledger: Ledger) -> None:

@@ -101,7 +101,7 @@ def open_worker(device: str) -> Iterator[Worker]:
     A process joins once: what torchrun's store keeps of one group would send the next to addresses that are gone.
     Without torchrun it is a group of one. A run repeats its bytes: deterministic kernels are switched on. From here on
     SIGTERM does not end the process: `Worker.interrupted` tells of it. Raises ConfigurationError where the device is
-    not there, TransientError when another rank has ended.
+    not there, TransientError when another rank has ended; after an error a rank goes on without heeding SIGTERM.
     """
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     worker = Worker(rank, world_size, choose_device(device))
@@ -127,10 +127,13 @@ def open_worker(device: str) -> Iterator[Worker]:
             ) from error
         raise
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        if world_size == 1:
+            signal.signal(signal.SIGTERM, previous)
     if world_size > 1:
-        # Not after an error: the connections must live until this process has said what went wrong, first of all.
+        # Not after an error: until this process has said what went wrong, first of all, the connections must live, and
+        # it must outlive the SIGTERM that torchrun sends to all when one of them has failed.
         dist.destroy_process_group()
+        signal.signal(signal.SIGTERM, previous)
 
 
 def load_pipeline(

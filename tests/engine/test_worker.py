@@ -32,6 +32,23 @@ with open_worker("cpu") as worker:
 """
 
 
+# Rank 0 tells of its failure only after torchrun has told it to end.
+LEADER_THAT_LOSES_THE_OTHER = """
+import os, signal, time
+from s2v_tasks.engine.worker import open_worker
+from s2v_tasks.errors import TransientError
+
+try:
+    with open_worker("cpu") as worker:
+        if not worker.is_leader:
+            os.kill(os.getpid(), signal.SIGKILL)
+        while True:
+            worker.interrupted()
+except TransientError as error:
+    while not worker._terminating:
+        time.sleep(0.01)
+    print(error, flush=True)
+"""
 TWO_RANKS = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
@@ -49,6 +66,14 @@ def test_when_there_is_nothing_more_to_do_the_others_end_in_peace(num_orders: in
     assert process.stdout.strip() == str([f"order {number}" for number in range(num_orders)]), process.stderr
     assert (process.returncode != 0) == ("the leader failed" in process.stderr) == (end == "fails")
     assert "lost another rank" not in process.stderr
+
+
+def test_a_rank_that_lost_another_says_so_although_it_is_told_to_end(tmp_path: Path) -> None:
+    """torchrun sends SIGTERM to the ranks that are left while they still write down what they have seen."""
+    (tmp_path / "ranks.py").write_text(LEADER_THAT_LOSES_THE_OTHER)
+    command = [sys.executable, *TWO_RANKS, str(tmp_path / "ranks.py")]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert process.stdout.startswith("rank 0 of 2 lost another rank"), process.stderr
 
 
 def test_without_torchrun_it_is_a_group_of_one() -> None:

@@ -13,24 +13,26 @@ Noise = Callable[..., npt.NDArray[np.float64]]
 WriteWav = Callable[..., Path]
 Convert = Callable[..., Path]
 Refusal = Callable[..., str]
+MakeMp3 = Callable[..., Path]
+
+
+@pytest.fixture
+def mp3(tmp_path: Path, noise: Noise, write_wav: WriteWav, convert: Convert) -> MakeMp3:
+    """Makes an MP3 file of two seconds, with the encoder's options."""
+
+    def make(name: str = "a.mp3", **options: str | int) -> Path:
+        wav = write_wav(tmp_path / "source.wav", noise(2 * 44100), 44100)
+        return convert(wav, tmp_path / name, acodec="libmp3lame", **options)
+
+    return make
 
 
 @pytest.mark.parametrize("options", [{"audio_bitrate": "64k"}, {"q:a": 4}, {"audio_bitrate": "64k", "write_xing": 0}])
 @pytest.mark.parametrize("lost_bytes", [1, 77, 9000])
-def test_truncated_mp3_is_refused(
-    options: dict[str, str],
-    lost_bytes: int,
-    tmp_path: Path,
-    noise: Noise,
-    write_wav: WriteWav,
-    convert: Convert,
-    refusal: Refusal,
-) -> None:
+def test_truncated_mp3_is_refused(options: dict[str, str], lost_bytes: int, mp3: MakeMp3, refusal: Refusal) -> None:
     """An MP3 that ends inside a frame is cut off, with or without a Xing header."""
-    wav = write_wav(tmp_path / "a.wav", noise(2 * 44100), 44100)
-    whole = convert(wav, tmp_path / "whole.mp3", acodec="libmp3lame", **options)
-    source = tmp_path / "a.mp3"
-    source.write_bytes(whole.read_bytes()[:-lost_bytes])
+    source = mp3(**options)
+    source.write_bytes(source.read_bytes()[:-lost_bytes])
     assert "cut off" in refusal(source)
 
 
@@ -46,17 +48,10 @@ JUNK = {
 @pytest.mark.parametrize("junk", JUNK)
 @pytest.mark.parametrize("options", [{"audio_bitrate": "64k"}, {"q:a": 4}, {"audio_bitrate": "64k", "write_xing": 0}])
 def test_junk_behind_an_mp3_is_not_heard(
-    options: dict[str, str],
-    junk: str,
-    tmp_path: Path,
-    noise: Noise,
-    write_wav: WriteWav,
-    convert: Convert,
-    refusal: Refusal,
+    options: dict[str, str], junk: str, tmp_path: Path, mp3: MakeMp3, refusal: Refusal
 ) -> None:
     """Tags, padding and rubbish behind the last frame change no sample and hide no lost end."""
-    wav = write_wav(tmp_path / "source.wav", noise(2 * 44100), 44100)
-    source = convert(wav, tmp_path / "a.mp3", acodec="libmp3lame", **options)
+    source = mp3(**options)
     plain = normalise_speech(source, tmp_path / "plain.wav", max_duration_seconds=9)
     data = source.read_bytes()
     source.write_bytes(data + JUNK[junk])
@@ -71,11 +66,10 @@ def test_junk_behind_an_mp3_is_not_heard(
     "options", [{}, {"write_xing": 0}, {"id3v2_version": 0}, {"write_id3v1": 1, "metadata": "title=x"}]
 )
 def test_joined_mp3s_are_heard_completely(
-    options: dict[str, str], tmp_path: Path, noise: Noise, write_wav: WriteWav, convert: Convert, refusal: Refusal
+    options: dict[str, str], tmp_path: Path, mp3: MakeMp3, refusal: Refusal
 ) -> None:
     """Two MP3 files joined by `cat` last as long as both, but for the encoder's delay (at most 0.1 s) between them."""
-    wav = write_wav(tmp_path / "source.wav", noise(2 * 44100), 44100)
-    one = convert(wav, tmp_path / "one.mp3", acodec="libmp3lame", **options).read_bytes()
+    one = mp3("one.mp3", **options).read_bytes()
     (tmp_path / "a.mp3").write_bytes(one + one)
     info = normalise_speech(tmp_path / "a.mp3", tmp_path / "16k.wav", max_duration_seconds=9)
     assert 4 <= info.duration_seconds <= 4.1
@@ -106,13 +100,10 @@ def test_unlike_joined_mp3s_are_refused(
 
 @pytest.mark.parametrize("whole_frames", [True, False])
 def test_hole_in_an_mp3_without_xing_header_is_refused(
-    whole_frames: bool, tmp_path: Path, noise: Noise, write_wav: WriteWav, convert: Convert, refusal: Refusal
+    whole_frames: bool, tmp_path: Path, mp3: MakeMp3, refusal: Refusal
 ) -> None:
     """Zeros between frames are padding only where a new file begins."""
-    wav = write_wav(tmp_path / "source.wav", noise(2 * 44100), 44100)
-    whole = convert(
-        wav, tmp_path / "whole.mp3", acodec="libmp3lame", write_xing=0, id3v2_version=0, audio_bitrate="64k"
-    )
+    whole = mp3("whole.mp3", write_xing=0, id3v2_version=0, audio_bitrate="64k")
     data = bytearray(whole.read_bytes())
     start = data.index(data[:2], 5000)
     end = data.index(data[:2], start + 800) - (0 if whole_frames else 60)
@@ -121,12 +112,9 @@ def test_hole_in_an_mp3_without_xing_header_is_refused(
     assert "are no MP3 frames" in refusal(tmp_path / "a.mp3")
 
 
-def test_zeros_instead_of_most_of_an_mp3_are_refused(
-    tmp_path: Path, noise: Noise, write_wav: WriteWav, convert: Convert, refusal: Refusal
-) -> None:
+def test_zeros_instead_of_most_of_an_mp3_are_refused(mp3: MakeMp3, refusal: Refusal) -> None:
     """An interrupted download that already had its final size is no short speech."""
-    wav = write_wav(tmp_path / "source.wav", noise(2 * 44100), 44100)
-    source = convert(wav, tmp_path / "a.mp3", acodec="libmp3lame", write_xing=0)
+    source = mp3(write_xing=0)
     source.write_bytes(source.read_bytes() + bytes(100_000))
     assert "its last 100000 bytes are no MP3 frames" in refusal(source)
 

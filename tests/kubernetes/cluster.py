@@ -49,14 +49,13 @@ class Kubectl:
         return done.stdout
 
     def may(self, verb: str, resource: str, namespace: str) -> bool:
-        """Whether the account has a right."""
-        answer = subprocess.run(
-            [self._program, "--kubeconfig", self.kubeconfig, "auth", "can-i", verb, resource, "--namespace", namespace],
-            capture_output=True,
-            text=True,
-            check=False,
+        """Whether the account has a right; `resource` may be a part of one, such as pods/log."""
+        kind, _, part = resource.partition("/")
+        question = ["auth", "can-i", verb, kind, f"--subresource={part}", "--namespace", namespace]
+        done = subprocess.run(
+            [self._program, "--kubeconfig", self.kubeconfig, *question], capture_output=True, text=True
         )
-        return answer.stdout.strip() == "yes"
+        return done.stdout.strip() == "yes"
 
 
 class Cluster:

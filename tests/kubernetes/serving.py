@@ -51,7 +51,8 @@ class Airflow:
                 pids += [int(child) for child in task.read_text().split()]
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
-        self.wait(lambda: not any(_runs(pid) for pid in pids), 30)  # `revive` must find it gone
+        # `revive` must find it gone, with the last of its threads: a leader that has ended is waited for by its parent.
+        self.wait(lambda: component not in self.installation.running() and not any(map(_runs, pids)), 30)
 
     def revive(self) -> None:
         """Start what does not run any more."""

@@ -57,7 +57,7 @@ def test_chains_render_side_by_side_each_pod_two_clips(
     print(f"pods at once {sorted(map(sorted, at_once))}, clips {sorted(progress)}")
     assert max(at_once, key=len) == {"0", "2"}
     assert set.union(*map(set, at_once)) == {"0", "2"}
-    assert any(clips[:2] == ("succeeded", "running") for clips in progress)
+    assert any(clips[:2] == ("succeeded", "rendering") for clips in progress)
     assert [clip.attempts for clip in job(job_id).clips] == [1, 1, 1, 1]
     render_here("cut-at-home", **TWO_CHAINS)
     assert job(job_id).sha256 == job("cut-at-home").sha256

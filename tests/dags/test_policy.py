@@ -1,6 +1,8 @@
 """The order in which tasks of several jobs get a slot."""
 
 import importlib.metadata
+import subprocess
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -46,3 +48,10 @@ def test_airflow_finds_the_policy() -> None:
     manager.hook.task_instance_mutation_hook(task_instance=task, dag_run=SimpleNamespace(conf={"priority": "low"}))
     assert task.priority_weight == 1
     assert len(manager.hook.task_instance_mutation_hook.get_hookimpls()) == 1
+
+
+def test_airflow_asks_the_policy_about_tasks_that_it_makes_with_their_run() -> None:
+    """In a fresh process that only starts Airflow: its mark that nobody has a policy is gone."""
+    code = "from airflow.settings import task_instance_mutation_hook as hook; print(hook.is_noop)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().splitlines()[-1] == "False"

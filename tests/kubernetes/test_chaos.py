@@ -74,15 +74,15 @@ def test_a_job_survives_what_befalls_its_clips(
 
 def test_the_next_try_attaches_to_the_pod_of_a_lost_worker(airflow: Airflow, cluster: Cluster, job: Look) -> None:
     """Killed when it has just made a pod, before the triggerer has it: no second pod, and no attempt is lost."""
-    much = LONG | {"num_clip": 1, "infer_frames": 96, "size": "256*256"}
+    much = LONG | {"num_clip": 1, "infer_frames": 64, "size": "256*256"}
     run, job_id = airflow.trigger(job_id="lost-worker", **much), "lost-worker"
-    (pod,) = airflow.wait(lambda: cluster.pods(job_id, **{"s2v/clip-index": "0"}), 300, every=0.01)
-    airflow.kill("scheduler")  # with its workers
+    task = airflow.wait(lambda: next((t for t in airflow.tasks(run) if is_rendering(t)), None), 300, every=0.05)
+    (pod,) = airflow.wait(lambda: cluster.pods(job_id, **{"s2v/clip-index": "0"}), 60, every=0.01)
+    for pid in processes("airflow worker", task["id"]):
+        os.kill(pid, signal.SIGKILL)
     killed, name = time.monotonic(), pod.metadata.name
-    airflow.revive()
-    airflow.wait(
-        lambda: (task := airflow.task(run, "clip.render", 0))["try_number"] == 2 and task["state"] == "deferred"
-    )
+    airflow.wait(lambda: airflow.task(run, "clip.render", 0)["try_number"] == 2)
+    airflow.wait(lambda: airflow.task(run, "clip.render", 0)["state"] == "deferred")
     print(f"the second try waits for the pod {time.monotonic() - killed:.0f} s after the worker was killed")
     assert cluster.rendering(job_id, 0).metadata.name == name
     assert len(cluster.pods(job_id)) == 1
@@ -91,6 +91,10 @@ def test_the_next_try_attaches_to_the_pod_of_a_lost_worker(airflow: Airflow, clu
     assert airflow.task(run, "clip.render", 0)["try_number"] == 2
     assert [clip.attempts for clip in job(job_id).clips] == [1]
     assert failures(job(job_id)) == ""
+
+
+def is_rendering(task: dict[str, Any]) -> bool:
+    return bool(task["task_id"] == "clip.render" and task["state"] == "running")
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,10 @@ class Settings(BaseSettings):
         None, description="SQS queue with the events of the drop folder; empty: it is only swept every minute."
     )
     max_running_jobs: int = Field(
-        16, ge=1, description="Most jobs at a time; those of the drop folder and of batches start while fewer run."
+        16,
+        ge=1,
+        description="Most jobs at a time; those of the drop folder and of batches start while fewer run. "
+        "Hundreds of runs at once keep each other from ending.",
     )
     batch_schedule: str | None = Field(None, description="Cron expression of the DAG s2v_batch; empty: by hand only.")
     batch_uri: str | None = Field(None, description="Manifest of a scheduled batch: s3://bucket/folder/name.jsonl.")

@@ -1,6 +1,10 @@
 """What is applied to a cluster: manifests that Kubernetes knows, values that Airflow knows, names that fit together."""
 
 import json
+import os
+import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,33 @@ MODELS = {
     "PersistentVolumeClaim": "V1PersistentVolumeClaim", "PriorityClass": "V1PriorityClass", "Role": "V1Role",
     "RoleBinding": "V1RoleBinding",
 }  # fmt: skip
+
+# The keys of the chart that our values use, as they are found in its values, schema and templates. It refuses most
+# others, and ignores some: look there before adding one here.
+CHART = "1.22.0"
+RESOURCES = {"requests": {"cpu": str, "memory": str}, "limits": {"memory": str}}
+CHART_KEYS: dict[str, Any] = {
+    "airflowVersion": str,
+    "defaultAirflowTag": str,
+    "images": {"airflow": {"repository": str, "tag": str}},
+    "executor": str,
+    "redis": {"enabled": bool},
+    "postgresql": {"enabled": bool},
+    "data": {"metadataSecretName": str},
+    "fernetKeySecretName": str,
+    "apiSecretKeySecretName": str,
+    "jwtSecretName": str,
+    "extraEnvFrom": str,
+    "migrateDatabaseJob": {"args": list},
+    "createUserJob": {"enabled": bool},
+    "scheduler": {"resources": RESOURCES},
+    "dagProcessor": {"enabled": bool, "resources": RESOURCES},
+    "apiServer": {"resources": RESOURCES},
+    "triggerer": {"replicas": int, "resources": RESOURCES, "persistence": {"enabled": bool}},
+    "workers": {"kubernetes": {"resources": RESOURCES}},
+    "statsd": {"enabled": bool},
+    "config": dict,
+}
 
 
 def manifests() -> list[dict[str, Any]]:
@@ -109,6 +140,39 @@ def test_settings_are_known_and_hold_no_secret() -> None:
         field = fields[name.removeprefix(PREFIX).lower()]
         assert "Secret" not in str(field.annotation), name
     Settings.model_validate({k.removeprefix(PREFIX).lower(): v for k, v in manifest("ConfigMap")["data"].items()})
+
+
+def kinds(value: Any) -> Any:
+    """The keys of a value and the types behind them; those of [config] are Airflow's (see below)."""
+    if isinstance(value, dict) and "core" not in value:
+        return {name: kinds(inner) for name, inner in value.items()}
+    return type(value)
+
+
+def test_the_chart_gets_what_it_knows(values: dict[str, Any]) -> None:
+    """Each key is one of the chart's version that is installed, with its type; no account is made by the chart."""
+    assert kinds(values) == CHART_KEYS
+    assert values["createUserJob"]["enabled"] is False  # the chart's own account is admin, its password too
+    for page in (AIRFLOW / "values.yaml", ROOT / "docs" / "how-to" / "first-clip-on-kubernetes.md"):
+        commands = re.findall(r"helm upgrade .*", page.read_text(encoding="utf-8"))
+        assert commands, page
+        assert all(f" --version {CHART} " in command for command in commands), page
+
+
+def test_the_names_of_an_installation_reach_every_file(tmp_path: Path) -> None:
+    """The commands of the how-to, with a tag that looks like a number, which the chart would refuse as one."""
+    shutil.copytree(ROOT / "config", tmp_path / "config")
+    page = (ROOT / "docs" / "how-to" / "first-clip-on-kubernetes.md").read_text(encoding="utf-8")
+    names = {"REGISTRY": "registry.example.com/video", "TAG": "1.0", "BUCKET": "films"}
+    for command in re.findall(r"^sed -i .*", page, re.MULTILINE):
+        subprocess.run(["/bin/sh", "-c", command], cwd=tmp_path, env={"PATH": os.defpath} | names, check=True)
+    texts = {path.name: path.read_text(encoding="utf-8") for path in tmp_path.rglob("*.yaml")}
+    changed = yaml.safe_load(texts["values.yaml"])
+    assert changed["images"]["airflow"] == {"repository": "registry.example.com/video/s2v-airflow", "tag": "1.0"}
+    assert changed["config"]["logging"]["remote_base_log_folder"].startswith("s3://films/")
+    for name, image in (("render_clip", "engine"), ("encode_conditions", "engine"), ("snapshot", "steps")):
+        assert f"image: registry.example.com/video/s2v-{image}:1.0\n" in texts[f"{name}.yaml"]
+    assert "s2v-data" not in texts["settings.yaml"]
 
 
 def test_the_chart_gets_what_airflow_knows(values: dict[str, Any]) -> None:

@@ -51,10 +51,20 @@ def _code(text: str) -> str:
     return "\n".join(re.findall(r"```\w*\n(.*?)```", text, re.DOTALL) + re.findall(r"`[^`\n]+`", text))
 
 
-def test_the_options_of_opentelemetry_are_airflows() -> None:
-    """The values that the how-to shows can be pasted."""
+def test_opentelemetry_reaches_its_collector_as_the_howto_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The values that the how-to shows can be pasted: nothing deprecated, and both exporters go where they should."""
+    from airflow._shared.observability.common import get_otel_data_exporter
+    from airflow._shared.observability.otel_env_config import load_metrics_env_config
+    from airflow._shared.observability.traces import _load_exporter_from_env
     from airflow.configuration import conf
 
     text = (ROOT / "docs" / "how-to" / "observe.md").read_text(encoding="utf-8")
-    for section, options in yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])["config"].items():
-        assert set(options) <= set(conf.configuration_description[section]["options"]), section
+    values = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
+    for section, options in values["config"].items():
+        known = conf.configuration_description[section]["options"]
+        assert all(known[option].get("version_deprecated") is None for option in options), section
+    for variable in values["env"]:
+        monkeypatch.setenv(variable["name"], variable["value"])
+    exporters = [_load_exporter_from_env(), get_otel_data_exporter(otel_env_config=load_metrics_env_config())]
+    collector = "http://otel-collector.observability:4318/v1"
+    assert [exporter._endpoint for exporter in exporters] == [f"{collector}/traces", f"{collector}/metrics"]

@@ -6,7 +6,7 @@ import io
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,8 @@ MAX_ROWS = 10_000
 MAX_BYTES = 64 * 1024**2
 MAX_ROW_ID_CHARACTERS = 200
 _LABEL_COLUMN = "labels."
+# Control characters, ends of lines, half characters: a terminal obeys them or cannot show them.
+_NO_TEXT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -119,18 +121,24 @@ def _refuse_constant(name: str) -> None:
 
 def _csv_rows(text: str, manifest_uri: str) -> Iterator[dict[str, Any] | PermanentError]:
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        _check_heading(reader.fieldnames or [], manifest_uri)
+        for row in reader:
+            yield _csv_row(row)
+    except csv.Error as error:
+        raise PermanentError(f"{manifest_uri} is not CSV after line {reader.line_num} ({error}).") from error
+
+
+def _check_heading(names: Sequence[str], manifest_uri: str) -> None:
     known = {*Request.model_fields, "id"} - {"labels"}
-    unknown = [name for name in reader.fieldnames or [] if name not in known and not name.startswith(_LABEL_COLUMN)]
+    unknown = [name for name in names if name not in known and not name.startswith(_LABEL_COLUMN)]
     if unknown:
         raise PermanentError(
             f"{manifest_uri}: column {', '.join(map(repr, unknown[:5]))} is none of a manifest; expected id, the "
             f"fields of a request, or {_LABEL_COLUMN}<name>."
         )
-    try:
-        for row in reader:
-            yield _csv_row(row)
-    except csv.Error as error:
-        raise PermanentError(f"{manifest_uri} is not CSV after line {reader.line_num} ({error}).") from error
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+        raise PermanentError(f"{manifest_uri}: column {', '.join(map(repr, repeated))} is there twice: keep one.")
 
 
 def _csv_row(row: dict[Any, Any]) -> dict[str, Any] | PermanentError:
@@ -159,8 +167,11 @@ def _row_id(fields: dict[str, Any], seen: Counter[str]) -> str | None:
     if value is None:
         return None
     row_id = str(value)
-    if isinstance(value, dict | list | bool) or not 0 < len(row_id) <= MAX_ROW_ID_CHARACTERS or "\0" in row_id:
-        raise PermanentError(f"id {row_id[:80]!r}: expected a text of 1 to {MAX_ROW_ID_CHARACTERS} characters")
+    is_text = not isinstance(value, dict | list | bool) and not _NO_TEXT.search(row_id)
+    if not is_text or not 0 < len(row_id) <= MAX_ROW_ID_CHARACTERS:
+        raise PermanentError(
+            f"id {row_id[:80]!r}: expected a text of 1 to {MAX_ROW_ID_CHARACTERS} characters, none a control character"
+        )
     seen[row_id] += 1
     if seen[row_id] > 1:
         raise PermanentError(f"id {row_id!r} is that of an earlier row: expected each id once")

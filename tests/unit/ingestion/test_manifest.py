@@ -76,6 +76,8 @@ def test_all_errors_are_found_row_by_row() -> None:
         (b"{}\n" * 10_001, "b.jsonl", "more than 10000 rows"),
         (b"image,audio_uri\n1,2\n", "b.csv", "column 'image'"),
         (b'prompt\n"x\n', "b.csv", "is not CSV"),
+        (b'prompt,"x\n', "b.csv", "is not CSV"),
+        (b"prompt,id,prompt\nx,1,y\n", "b.csv", "column 'prompt' is there twice"),
     ],
 )
 def test_what_is_no_manifest_is_refused(data: bytes, name: str, sentence: str) -> None:
@@ -83,6 +85,15 @@ def test_what_is_no_manifest_is_refused(data: bytes, name: str, sentence: str) -
     with pytest.raises(PermanentError, match=sentence) as refused:
         read_manifest(data, f"s3://bucket/{name}", PRESETS)
     assert name in str(refused.value)
+
+
+@pytest.mark.parametrize("row_id", ["", "a" * 201, "\0", "\x1b[2J", "two\nlines", "\ud800"])
+def test_an_id_is_text_that_can_be_printed(row_id: str) -> None:
+    """Neither a terminal nor a table is upset by it; other alphabets, emoji and no-break spaces are text."""
+    entries, (error,) = read(ROW | {"id": row_id}, ROW | {"id": "Ünfug\u00a0👩\u200d🎤"})
+    assert [entry.row_number for entry in entries] == [2]
+    assert "expected a text of 1 to 200 characters" in error.error
+    assert error.error.isprintable()
 
 
 def test_a_csv_row_with_too_many_cells_is_wrong() -> None:

@@ -53,7 +53,8 @@ class AirflowApi:
         if status == 404:
             raise ConfigurationError(f"Airflow at {self.url} has no DAG {DAG_ID!r}: give it the folder dags/.")
         if status in {400, 422}:
-            raise PermanentError(f"Airflow refuses the request: {answer.get('detail', answer)}")
+            sentence = str(answer.get("detail", answer)).partition("\n")[0]  # without the schema that Airflow adds
+            raise PermanentError(f"Airflow refuses the request: {sentence}")
         return status != 409
 
     def active_runs(self) -> Iterator[dict[str, Any]]:

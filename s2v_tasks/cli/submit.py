@@ -21,10 +21,19 @@ if TYPE_CHECKING:
     from s2v_tasks.cli.airflow_api import AirflowApi
     from s2v_tasks.storage.s3 import ObjectStore
 
+
+def _check_job_id(job_id: str | None) -> str | None:
+    from s2v_tasks.storage.layout import JobLayout
+
+    return None if job_id is None else JobLayout(job_id).job_id
+
+
 AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
 Door = Literal["api", "drop"]
 Via = Annotated[Door, typer.Option(help="api: Airflow's REST API; drop: the drop folder in S3, without Airflow.")]
-JobIdOption = Annotated[str | None, typer.Option(help="Name of the job; left out: made from the request.")]
+JobIdOption = Annotated[
+    str | None, typer.Option(callback=_check_job_id, help="Name of the job; left out: made from the request.")
+]
 
 
 @app.command(rich_help_panel=PEOPLE)
@@ -72,11 +81,11 @@ def hand_in(job_id: str, request: Request, via: Door, *, watch: bool, as_json: b
 
 def drop(job_id: str, request: Request) -> dict[str, Any]:
     """Leave the request in the drop folder: one object, so that it is there whole or not at all."""
-    from s2v_tasks.storage.layout import JobLayout, drop_folder_uri
+    from s2v_tasks.storage.layout import drop_folder_uri
     from s2v_tasks.storage.s3 import ObjectStore
 
     settings = load_settings()
-    uri = f"{drop_folder_uri(settings)}/incoming/{JobLayout(job_id).job_id}/request.json"
+    uri = f"{drop_folder_uri(settings)}/incoming/{job_id}/request.json"
     content = request.model_dump(exclude_defaults=True) | {"job_id": job_id}
     data = json.dumps(content, indent=2, sort_keys=True).encode()
     ObjectStore.from_settings(settings).put_bytes(uri, data, "application/json")

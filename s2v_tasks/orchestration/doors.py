@@ -15,6 +15,7 @@ _ACTIVE = ["queued", "running"]
 # to blame: it is busy, it does not know the DAG, the DAG has an error, a right is missing.
 _REFUSED_FOR_GOOD = {413, 422}
 _REFUSED_FOR_ITS_VALUES = (400, "value_error")
+_LONGEST_REASON = 500  # characters: Airflow repeats the value, however long it is
 _NOTED_AT_ONCE = 100  # so much is asked again, in vain, after a start that was killed
 
 
@@ -130,7 +131,10 @@ def _refusal(detail: Mapping[str, Any]) -> str | None:
     status, answer = detail.get("status_code"), (detail.get("detail") or {}).get("detail")
     reason, message = (answer.get("reason"), answer.get("message")) if isinstance(answer, dict) else (None, answer)
     if status in _REFUSED_FOR_GOOD or (status, reason) == _REFUSED_FOR_ITS_VALUES:
-        return f"Airflow refuses its run: {message or detail.get('message')} Correct the request and hand it in again."
+        sentence = str(message or detail.get("message")).partition("\n")[0]  # without the schema that Airflow adds
+        if len(sentence) > _LONGEST_REASON:
+            sentence = f"{sentence[:_LONGEST_REASON]} ..."
+        return f"Airflow refuses its run: {sentence}. Correct the request and hand it in again."
     return None
 
 

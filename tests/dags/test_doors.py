@@ -156,7 +156,12 @@ def answer_of_airflow(status: int, detail: Any) -> dict[str, Any]:
     return {"status_code": status, "message": "Server returned error", "detail": {"detail": detail}}
 
 
-VALUES = {"reason": "value_error", "message": "Invalid input for param num_clip: 0 is less than the minimum of 1."}
+# As Airflow words it: the sentence, then the schema.
+VALUES = {
+    "reason": "value_error",
+    "message": "Invalid input for param num_clip: 0 is less than the minimum of 1\n\nFailed validating 'minimum' in "
+    "schema:\n    {'type': ['null', 'integer'],\n     'minimum': 1}\n\nOn instance:\n    0",
+}
 
 
 def test_a_job_that_airflow_refuses_for_good_has_failed(
@@ -168,7 +173,19 @@ def test_a_job_that_airflow_refuses_for_good_has_failed(
     assert StartJobsOperator(task_id="start").execute({}) == {"started": 2, "refused": 1, "waiting": 2}
     command, job_id, _, reason = answers.calls[-1]
     assert (command, job_id) == ("refuse-job", "job-1")
-    assert "num_clip: 0 is less than the minimum of 1. Correct the request" in reason
+    assert reason.endswith("num_clip: 0 is less than the minimum of 1. Correct the request and hand it in again.")
+
+
+def test_a_reason_stays_short_however_long_the_value_is(
+    monkeypatch: pytest.MonkeyPatch, supervisor: Supervisor
+) -> None:
+    """Airflow repeats the value, and a command line has an end."""
+    long = VALUES | {"message": f"Invalid input for param prompt: '{'x' * 200_000}' is too long"}
+    supervisor.refused, supervisor.answer = "job-1", answer_of_airflow(400, long)
+    answers = commands(monkeypatch, next_jobs=WAITING, mark_started={}, refuse_job={})
+    StartJobsOperator(task_id="start").execute({})
+    assert len(answers.calls[-1][-1]) < 1000
+    assert "param prompt" in answers.calls[-1][-1]
 
 
 @pytest.mark.parametrize(

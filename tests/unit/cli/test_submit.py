@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
 from s2v_tasks.cli.submit import start, submit
 from s2v_tasks.errors import PermanentError
@@ -83,6 +84,16 @@ def test_local_files_go_through_the_drop_folder_without_airflow(
     head = object_store.head(taken.request.audio_uri)
     assert head is not None
     assert head.size_bytes == (SAMPLES / "speech.mp3").stat().st_size
+
+
+def test_what_is_no_job_id_is_refused_before_anything_is_uploaded(object_store: ObjectStore) -> None:
+    """In the words of the project, not in those of Airflow's form."""
+    app = typer.Typer()
+    app.command()(submit)
+    files = ["--image", str(SAMPLES / "portrait.jpg"), "--audio", str(SAMPLES / "speech.mp3"), "--prompt", "Hello."]
+    with pytest.raises(PermanentError, match="job id 'A_B': expected 3 to 63"):
+        CliRunner().invoke(app, [*files, "--job-id", "A_B"], catch_exceptions=False)
+    assert not list(object_store.listing(""))
 
 
 def test_a_bad_request_is_refused_before_anything_is_uploaded(s3_settings: Settings, object_store: ObjectStore) -> None:

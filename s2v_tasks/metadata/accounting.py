@@ -67,7 +67,7 @@ class Accounts:
                 _sum(seconds, ~wasted & (Attempt.step == CONDITIONS.step)).label("conditions_gpu_seconds"),
                 _sum(seconds, wasted).label("wasted_gpu_seconds"),
                 total,
-                sa.func.sum(cost).filter(wasted).label("wasted_cost"),
+                sa.func.sum(sa.case((wasted, cost), else_=0 * cost)).label("wasted_cost"),
             )
             .select_from(source)
             .group_by(sa.text("1"), Job.currency)

@@ -1,5 +1,8 @@
 """The plan's formula counts what the transformer really computes."""
 
+from math import prod
+from typing import Any
+
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -32,15 +35,20 @@ def test_the_formula_equals_the_counter(with_motion: bool) -> None:
     motion = torch.zeros(1, 16, 19, 16, 24) if with_motion else None
     scene = transformer.prepare_scene(8, torch.zeros(1, 16, 1, 16, 24), motion, None)
     assert scene.end == clip_tokens(shape)
-    # The counter knows no fused attention on a CPU.
+    # The counter knows neither fused attention on a CPU nor oneDNN.
+    onednn = {torch.ops.mkldnn._linear_pointwise: _flops_of_linear}
     with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH):
-        with FlopCounterMode(display=False) as prepared:
+        with FlopCounterMode(display=False, custom_mapping=onednn) as prepared:
             text = transformer.prepare_text(torch.zeros(5, 64))
         guidance = transformer.prepare_guidance(torch.zeros(5, 64), torch.zeros(32, 25, 8))
-        with FlopCounterMode(display=False) as stepped:
+        with FlopCounterMode(display=False, custom_mapping=onednn) as stepped:
             transformer(torch.zeros(1, 16, 8, 16, 24), torch.tensor([500]), scene, guidance)
     flops = forward_flops(shape, CARD)
     assert len(text) == CONFIG.num_layers
     assert stepped.get_total_flops() == pytest.approx(flops.per_step, rel=0.01)
     heard = 2 * 4 * (8 * 5 + 8) * 192**2
     assert prepared.get_total_flops() == pytest.approx(flops.constant - heard, rel=0.01)
+
+
+def _flops_of_linear(x: torch.Size, weight: torch.Size, *_: Any, **__: Any) -> int:
+    return 2 * prod(x) * weight[0]

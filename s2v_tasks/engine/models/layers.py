@@ -10,12 +10,14 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from s2v_tasks.engine.models.kernels import linear
+
 
 class Linear(nn.Linear):
     """A linear layer computed in the dtype of its weight, whatever the dtype of its input."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
+        return linear(x.to(self.weight.dtype), self.weight, self.bias)
 
 
 class Fp32Linear(nn.Linear):
@@ -43,7 +45,7 @@ class PatchConv(nn.Conv3d):
 
     def tokens(self, patches: Tensor) -> Tensor:
         """Each patch times the kernel."""
-        return F.linear(patches.to(self.weight.dtype), self.weight.flatten(1), self.bias)
+        return linear(patches.to(self.weight.dtype), self.weight.flatten(1), self.bias)
 
     def forward(self, x_BCFhw: Tensor) -> Tensor:
         return self.tokens(self.patches(x_BCFhw))

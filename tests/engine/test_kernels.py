@@ -1,0 +1,39 @@
+"""Matrix products: the kernel that suits the processor gives what torch's own gives."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from s2v_tasks.engine.models import kernels
+
+WEIGHT, BIAS = torch.randn(48, 33), torch.randn(48)
+TOKENS = torch.randn(1, 12, 33)
+
+
+@pytest.mark.parametrize("bias", [BIAS, None], ids=["bias", "no-bias"])
+@pytest.mark.parametrize(
+    "x",
+    [TOKENS[0], TOKENS, TOKENS[:, 3:7], TOKENS[:, :0], torch.randn(2, 3, 5, 33), torch.randn(33, 5).t()],
+    ids=["matrix", "tokens", "part", "none", "frames", "transposed"],
+)
+def test_a_product_in_fp32_is_that_of_torch(x: Tensor, bias: Tensor | None) -> None:
+    """Tokens of any shape, none at all (a rank may hold none), and tensors that are views of others."""
+    with torch.inference_mode():
+        torch.testing.assert_close(kernels.linear(x, WEIGHT, bias), F.linear(x, WEIGHT, bias), rtol=0, atol=1e-5)
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
+def test_only_plain_fp32_weights_on_a_cpu_take_another_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights in bf16, on other devices, or of a class with an arithmetic of its own stay with torch."""
+
+    class Quantised(Tensor):
+        pass
+
+    taken: list[Tensor] = []
+    monkeypatch.setattr(kernels.F, "linear", lambda x, weight, _: taken.append(weight) or x)
+    own = nn.Parameter(WEIGHT.as_subclass(Quantised), requires_grad=False)
+    others = [WEIGHT.bfloat16(), WEIGHT.to("meta"), own]
+    for weight in [WEIGHT, nn.Parameter(WEIGHT, requires_grad=False), *others]:
+        kernels.linear(TOKENS.to(weight.dtype), weight, None)
+    assert [id(weight) for weight in taken] == [id(weight) for weight in others]

@@ -54,7 +54,7 @@ def step(
     layout: LayoutName = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
 ) -> None:
-    """Time a denoising step with guidance: invariants hoisted, against computed in every forward as the reference does.
+    """Time a denoising step with guidance: as rendered, against what the reference computes.
 
     Under torchrun all ranks share the step.
     """
@@ -70,7 +70,7 @@ def step(
         f"{report['step_tflop']:.3g} TFLOP per step, {report['precision']} on {report['device']}, "
         f"{report['world_size']} ranks ({report['layout']})"
     )
-    table = Table("invariants", "s per step", "ratio", "tokens/s", "TFLOP/s", "MFU", "max abs diff")
+    table = Table("variant", "s per step", "ratio", "tokens/s", "TFLOP/s", "MFU", "max abs diff")
     slowest = max(row["seconds_per_step"] for row in report["rows"])
     for row in report["rows"]:
         seconds = row["seconds_per_step"]

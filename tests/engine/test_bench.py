@@ -24,13 +24,13 @@ TINY = ["--dim", "96", "--layers", "2", "--heads", "2", "--ffn", "128", "--size"
 
 
 def test_both_variants_give_the_same_velocity_and_one_prepares_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The scene is prepared once for "hoisted" and twice per step (two branches) for "per step", at equal output."""
+    """The scene is prepared once for "hoisted" and twice per step (two branches) for "reference", at equal output."""
     prepared: list[int] = []
     prepare = S2VTransformer.prepare_scene
     monkeypatch.setattr(S2VTransformer, "prepare_scene", lambda *args: prepared.append(1) or prepare(*args))
     report = bench_step(StepBench(CONFIG, (2, 8, 8), repeats=2), ALONE)
     assert len(prepared) == 1 + 2 * (1 + 2)
-    assert [row.name for row in report.rows] == ["hoisted", "per step"]
+    assert [row.name for row in report.rows] == ["hoisted", "reference"]
     assert all(row.seconds_per_step > 0 for row in report.rows)
     assert all(row.max_abs_diff < 2e-5 for row in report.rows)
     assert report.precision == "float32"

@@ -3,21 +3,19 @@
 Two variants of the same weights and inputs run in turns in one process:
 
 - "hoisted", what rendering does: all that does not change over the steps of a clip is prepared once
-- "per step", what the reference does (spec f.2): every forward encodes the sound, projects the text, computes the keys
-  and values of both, embeds reference and motion, builds the rotary table and rotates in complex128
+- "reference", what the reference does (spec f.2): every forward encodes the sound, projects the text, computes the keys
+  and values of both, embeds reference and motion, builds the rotary table, and computes by `bench.reference`
 """
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
-from unittest.mock import patch
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
+from s2v_tasks.engine.bench.reference import plain_formulas
 from s2v_tasks.engine.models import attention
 from s2v_tasks.engine.models.audio import NUM_FEATURE_LAYERS
 from s2v_tasks.engine.models.config import S2VConfig
@@ -97,7 +95,7 @@ def bench_step(bench: StepBench, worker: Worker) -> StepReport:
         inputs = draw_inputs(bench, device, dtype)
         variants = {"hoisted": _hoisted(transformer, inputs, branches)}
         if worker.world_size == 1:
-            variants["per step"] = _per_step(transformer, inputs)
+            variants["reference"] = _reference(transformer, inputs)
         rows = _measure(variants, bench.repeats, device)
     return StepReport(rows, layout, num_parameters, str(dtype).removeprefix("torch."))
 
@@ -145,14 +143,14 @@ def _hoisted(transformer: S2VTransformer, inputs: Inputs, branches: BranchSplit 
     return step
 
 
-def _per_step(transformer: S2VTransformer, inputs: Inputs) -> Callable[[], Tensor]:
+def _reference(transformer: S2VTransformer, inputs: Inputs) -> Callable[[], Tensor]:
     def forward(branch: int) -> Tensor:
         scene, guidance = scene_of(transformer, inputs), guidance_of(transformer, inputs, branch)
         velocity: Tensor = transformer(inputs.latents, inputs.timestep, scene, guidance)
         return velocity
 
     def step() -> Tensor:
-        with _rotation_in_complex128():
+        with plain_formulas():
             return _guided(forward(0), forward(1))
 
     return step
@@ -170,17 +168,6 @@ def scene_of(transformer: S2VTransformer, inputs: Inputs) -> Scene:
 def guidance_of(transformer: S2VTransformer, inputs: Inputs, branch: int) -> Guidance:
     """What one of the branches is told: 0 the prompt, 1 the negative prompt."""
     return transformer.prepare_guidance(inputs.contexts[branch], inputs.sounds[branch])
-
-
-@contextmanager
-def _rotation_in_complex128() -> Iterator[None]:
-    def rotate(x_BLHd: Tensor, rope_Lc2: Tensor) -> Tensor:
-        pairs = torch.view_as_complex(rearrange(x_BLHd.double(), "b l h (c pair) -> b l h c pair", pair=2))
-        table_LHc = torch.view_as_complex(rope_Lc2.double())[:, None].repeat(1, x_BLHd.shape[2], 1)
-        return torch.view_as_real(pairs * table_LHc).flatten(-2).float()
-
-    with patch.object(attention, "rotate", rotate):
-        yield
 
 
 def _measure(variants: dict[str, Callable[[], Tensor]], repeats: int, device: torch.device) -> tuple[StepResult, ...]:

@@ -3,16 +3,18 @@
 | What happened | What follows |
 |---|---|
 | the step said why, with exit code 2, 65 or 78 | no retry: bad input or bad configuration |
-| out of memory (OOMKilled) | no retry: the same clip needs the same memory again, and an hour of GPU to find that out |
+| more memory (OOMKilled) or disk (Evicted) than its limits | no retry: after an hour of GPU it would again |
 | no node took the pod within the time for it | no retry: that time is the patience of the installation |
 | the image's name is no image name | no retry |
 | the step said why, with exit code 75 | retry, as the cluster's fault: preempted with its state saved, or S3 was away |
-| evicted, preempted, node lost, killed, pod deleted or gone | retry, as the cluster's fault |
-| the API does not answer | retry, as the cluster's fault |
-| pod refused, image not pulled, start or run too slow, any other exit | retry, as the step's own fault |
+| evicted, preempted, refused by its node, node lost, killed, pod deleted or gone | retry, as the cluster's fault |
+| the quota of the namespace is used up, the API is busy or does not answer | retry, as the cluster's fault |
+| the registry does not answer | retry, as the cluster's fault |
+| pod refused, no such image, start or run too slow, any other exit | retry, as the step's own fault |
 """
 
 import json
+import re
 import signal
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -24,9 +26,14 @@ Fault = Literal["permanent", "step", "cluster"]
 _EXIT_TRY_AGAIN = 75
 _KILLED = {128 + number: number.name for number in (signal.SIGKILL, signal.SIGTERM)}
 _SERVER_ERROR = 500
+_BUSY = frozenset({409, 429})  # two at a quota in the same moment; too many requests
+_QUOTA_USED_UP = "exceeded quota"
 # Reasons that the kubelet or the scheduler give for ending a pod that did nothing wrong.
 _TAKEN_AWAY = frozenset({"Evicted", "Preempting", "Preempted", "NodeLost", "NodeShutdown", "Shutdown", "Terminated"})
+# Evicted for what the pod itself has written; a node that is short of disk says "was low on resource".
+_OVER_LIMIT = re.compile(r"exceed(s|ed) (the|its) .*limit")
 _NO_IMAGE_NAME = frozenset({"InvalidImageName", "ErrImageNeverPull"})
+_REGISTRY_AWAY = re.compile(r"connection re(fused|set)|EOF|no route to host|network is unreachable|TLS handshake")
 
 
 @dataclass(frozen=True)
@@ -46,30 +53,77 @@ def judge(pod: Any | None, container: str, seen: str) -> PodFailure:
             f"({_last_line(seen)})",
             "cluster",
         )
+    states = [s.state for s in pod.status.container_statuses or [] if s.name == container]
+    terminated, waiting = (states[0].terminated, states[0].waiting) if states else (None, None)
+    return (
+        _beyond_its_limits(pod, container, terminated)
+        or _said_by_step(terminated)
+        or _done_by_cluster(pod, seen)
+        or _ended(pod, terminated)
+        or _never_started(pod, waiting, seen)
+    )
+
+
+def _beyond_its_limits(pod: Any, container: str, terminated: Any | None) -> PodFailure | None:
+    """Memory and disk: the same clip would need as much again, whatever the step could still say."""
     name, status = pod.metadata.name, pod.status
-    states = [s.state for s in status.container_statuses or [] if s.name == container]
-    terminated = states[0].terminated if states else None
     if terminated is not None and terminated.reason == "OOMKilled":
-        return _out_of_memory(pod, container)
-    if terminated is not None and (words := last_words(terminated.message or "")):
-        if words.exit_code in PERMANENT_EXIT_CODES:
-            return PodFailure(words.message, "permanent", said_by_step=True)
-        fault: Fault = "cluster" if words.exit_code == _EXIT_TRY_AGAIN else "step"
-        return PodFailure(words.message, fault, said_by_step=True)
+        limits = next(c.resources.limits for c in pod.spec.containers if c.name == container)
+        return PodFailure(
+            f"Pod {name} ran out of memory: its container needed more than its limit of {limits['memory']}. "
+            "Raise the limit in its template (config/pods), or ask for a smaller size or fewer infer_frames.",
+            "permanent",
+        )
+    if status.reason == "Evicted" and _OVER_LIMIT.search(status.message or ""):
+        return PodFailure(
+            f"Pod {name} needed more room than it has: {status.message.strip()} Raise ephemeral-storage, or the "
+            "sizeLimit of that volume, in its template (config/pods).",
+            "permanent",
+        )
+    return None
+
+
+def _said_by_step(terminated: Any | None) -> PodFailure | None:
+    words = last_words(terminated.message or "") if terminated is not None else None
+    if words is None:
+        return None
+    if words.exit_code in PERMANENT_EXIT_CODES:
+        return PodFailure(words.message, "permanent", said_by_step=True)
+    fault: Fault = "cluster" if words.exit_code == _EXIT_TRY_AGAIN else "step"
+    return PodFailure(words.message, fault, said_by_step=True)
+
+
+def _done_by_cluster(pod: Any, seen: str) -> PodFailure | None:
+    name, status = pod.metadata.name, pod.status
     if status.reason in _TAKEN_AWAY:
         return PodFailure(f"Pod {name} was taken away ({status.reason}): {status.message or 'no message'}", "cluster")
     if status.reason == "DeadlineExceeded":
         return PodFailure(f"Pod {name} ran longer than its deadline: {status.message or seen}", "step")
+    # A kubelet refuses for its own reasons: a device plugin that is not up yet, a node that has filled meanwhile.
+    if status.phase == "Failed" and status.reason and not status.container_statuses:
+        return PodFailure(f"The node refused pod {name} ({status.reason}): {status.message or 'no message'}", "cluster")
     # The kubelet may have forgotten how its container ended, and a step that was just starting dies without a word.
     if pod.metadata.deletion_timestamp and status.phase != "Pending":
         return PodFailure(f"Pod {name} was deleted. The next try goes on from what was saved.", "cluster")
+    return None
+
+
+def _ended(pod: Any, terminated: Any | None) -> PodFailure | None:
+    name = pod.metadata.name
     if terminated is not None and terminated.exit_code in _KILLED:
         by = _KILLED[terminated.exit_code]
         return PodFailure(f"The step in pod {name} was killed ({by}) before it could say why.", "cluster")
     if terminated is not None and terminated.exit_code:
         last = _last_line(terminated.message or "")
         return PodFailure(f"The step in pod {name} exited with code {terminated.exit_code}: {last}", "step")
-    return _never_started(pod, states[0].waiting if states else None, seen)
+    for init in pod.status.init_container_statuses or []:  # ours have none; a template of yours may
+        ended = init.state.terminated
+        if ended is not None and ended.exit_code:
+            last = _last_line(ended.message or ended.reason or "")
+            return PodFailure(
+                f"Init container {init.name!r} of pod {name} exited with code {ended.exit_code}: {last}", "step"
+            )
+    return None
 
 
 def not_created(error: Exception) -> PodFailure:
@@ -81,9 +135,8 @@ def not_created(error: Exception) -> PodFailure:
         reason = str(json.loads(body)["message"])
     except (ValueError, KeyError, TypeError):
         reason = str(error)
-    return PodFailure(
-        f"The pod was refused ({status}): {reason}", "cluster" if int(status) >= _SERVER_ERROR else "step"
-    )
+    passes = int(status) >= _SERVER_ERROR or int(status) in _BUSY or _QUOTA_USED_UP in reason
+    return PodFailure(f"The pod was refused ({status}): {reason}", "cluster" if passes else "step")
 
 
 def not_answered(error: Exception) -> PodFailure:
@@ -95,20 +148,13 @@ def _last_line(text: str) -> str:
     return (text.strip().splitlines() or ["no message"])[-1]
 
 
-def _out_of_memory(pod: Any, container: str) -> PodFailure:
-    limits = next(c.resources.limits for c in pod.spec.containers if c.name == container)
-    return PodFailure(
-        f"Pod {pod.metadata.name} ran out of memory: its container needed more than its limit of {limits['memory']}. "
-        "Raise the limit in its template (config/pods), or ask for a smaller size or fewer infer_frames.",
-        "permanent",
-    )
-
-
 def _never_started(pod: Any, waiting: Any | None, seen: str) -> PodFailure:
     """A pod that is still pending or running: Airflow's patience ended."""
     name, status = pod.metadata.name, pod.status
     if waiting is not None and "mage" in (waiting.reason or ""):
         fault: Fault = "permanent" if waiting.reason in _NO_IMAGE_NAME else "step"
+        if _REGISTRY_AWAY.search(waiting.message or ""):
+            fault = "cluster"
         image = pod.spec.containers[0].image
         return PodFailure(
             f"Image {image!r} cannot be pulled ({waiting.reason}: {waiting.message}): check its name in the pod's "

@@ -3,7 +3,9 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from airflow.providers.cncf.kubernetes.triggers.pod import KubernetesPodTrigger
@@ -52,3 +54,33 @@ def test_a_pod_that_fails_at_once_is_told_of_later(monkeypatch: pytest.MonkeyPat
     started = time.monotonic()
     assert asyncio.run(first_event()).payload == {"status": "error"}
     assert time.monotonic() - started >= 0.2
+
+
+@pytest.mark.parametrize(("minutes", "status"), [(-3, "timeout"), (1, "failed"), (None, "failed")])
+def test_the_pod_of_a_dead_node_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, minutes: int | None, status: str
+) -> None:
+    """It stays Running although its grace is over: the clip begins elsewhere; one that may still end is waited for."""
+    ends = None if minutes is None else datetime.now(UTC) + timedelta(minutes=minutes)
+    phases = iter(["Running", "Running", "Failed"])
+
+    async def read(_: KubernetesPodTrigger) -> Any:
+        return SimpleNamespace(
+            metadata=SimpleNamespace(deletion_timestamp=ends),
+            status=SimpleNamespace(phase=next(phases), container_statuses=None),
+        )
+
+    async def started(trigger: KubernetesPodTrigger) -> Any:
+        return trigger.define_pod_container_state(await trigger._get_pod())
+
+    monkeypatch.setattr(KubernetesPodTrigger, "_get_pod", read)
+    monkeypatch.setattr(KubernetesPodTrigger, "_wait_for_pod_start", started)
+    monkeypatch.setattr(pod_trigger, "DEFERRED_POLL_SECONDS", 0.0)
+
+    async def first_event() -> TriggerEvent:
+        arguments = waiting_for_a_pod().serialize()[1] | {"trigger_kwargs": {}, "poll_interval": 0.01}
+        return await anext(StepPodTrigger(**arguments).run())
+
+    event = asyncio.run(first_event()).payload
+    assert event["status"] == status, event
+    assert status == "failed" or "its node does not answer any more" in event["message"]

@@ -58,6 +58,35 @@ def test_out_of_memory_is_final_whatever_the_survivors_say() -> None:
     ("status", "fault", "expected"),
     [
         ({"phase": "Failed", "reason": "Evicted", "message": "low on disk"}, "cluster", r"Evicted.*low on disk"),
+        (
+            {"phase": "Failed", "reason": "Evicted", "message": "The node was low on resource: ephemeral-storage. "},
+            "cluster",
+            "Evicted.*low on resource",
+        ),
+        (
+            {
+                "phase": "Failed",
+                "reason": "Evicted",
+                "message": 'Usage of EmptyDir volume "scratch" exceeds the limit "16Gi". ',
+                "state": ended(1, words(75)),
+            },
+            "permanent",
+            r"more room than it has: .*\"scratch\" exceeds .*sizeLimit",
+        ),
+        (
+            {
+                "phase": "Failed",
+                "reason": "Evicted",
+                "message": "Pod ephemeral local storage usage exceeds the total limit of containers 20Gi. ",
+            },
+            "permanent",
+            "limit of containers 20Gi. Raise ephemeral-storage",
+        ),
+        (
+            {"phase": "Failed", "reason": "UnexpectedAdmissionError", "message": "Allocate failed: no healthy devices"},
+            "cluster",
+            r"node refused pod render-clip-x \(UnexpectedAdmissionError\): Allocate failed: no healthy devices",
+        ),
         ({"phase": "Failed", "reason": "NodeLost"}, "cluster", "NodeLost"),
         ({"phase": "Failed", "reason": "DeadlineExceeded"}, "step", "longer than its deadline"),
         ({"phase": "Failed", "state": ended(137)}, "cluster", "SIGKILL"),
@@ -68,7 +97,35 @@ def test_out_of_memory_is_final_whatever_the_survivors_say() -> None:
             "step",
             r"'s2v-engine:9' cannot be pulled \(ErrImagePull: not found\)",
         ),
+        (
+            {
+                "phase": "Pending",
+                "state": {
+                    "waiting": {"reason": "ErrImagePull", "message": "dial tcp 10.0.0.9:443: connection refused"}
+                },
+            },
+            "cluster",
+            "cannot be pulled .*connection refused",
+        ),
         ({"phase": "Pending", "state": {"waiting": {"reason": "InvalidImageName"}}}, "permanent", "cannot be pulled"),
+        (
+            {
+                "phase": "Failed",
+                "state": {"waiting": {"reason": "PodInitializing"}},
+                "initContainerStatuses": [
+                    {
+                        "name": "warm-up",
+                        "state": {"terminated": {"exitCode": 4, "message": "no such bucket"}},
+                        "image": "",
+                        "imageID": "",
+                        "ready": False,
+                        "restartCount": 0,
+                    }
+                ],
+            },
+            "step",
+            "Init container 'warm-up' of pod render-clip-x exited with code 4: no such bucket",
+        ),
         (
             {
                 "phase": "Pending",
@@ -108,12 +165,35 @@ def test_a_deleted_pod_is_the_clusters_fault_however_it_ended(state: dict[str, A
     assert (failure.fault, "was deleted" in failure.message) == ("cluster", True)
 
 
-def test_a_refused_pod_says_why() -> None:
-    """Quota, rights and Pod Security answer with a sentence; a server in trouble is another matter."""
-    refused = ApiException(status=403, reason="Forbidden")
-    refused.body = json.dumps({"message": "exceeded quota: gpu"})
-    assert not_created(refused).message == "The pod was refused (403): exceeded quota: gpu"
-    assert not_created(refused).fault == "step"
+QUOTA = (
+    'pods "render-clip-x" is forbidden: exceeded quota: gpus, requested: requests.nvidia.com/gpu=1, '
+    "used: requests.nvidia.com/gpu=4, limited: requests.nvidia.com/gpu=4"
+)
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "fault"),
+    [
+        (403, QUOTA, "cluster"),
+        (403, 'pods is forbidden: User "airflow-worker" cannot create resource "pods"', "step"),
+        (403, 'pods "x" is forbidden: violates PodSecurity "restricted:latest": runAsNonRoot != true', "step"),
+        (403, 'pods "x" is forbidden: failed quota: gpus: must specify limits.cpu for: base', "step"),
+        (409, 'Operation cannot be fulfilled on resourcequotas "gpus": the object has been modified', "cluster"),
+        (429, "Too many requests, please try again later.", "cluster"),
+        (422, 'Pod "x" is invalid: spec.containers[0].image: Required value', "step"),
+        (503, "etcdserver: leader changed", "cluster"),
+    ],
+)
+def test_a_refused_pod_says_why(status: int, message: str, fault: str) -> None:
+    """What another try meets as well is the template's fault; a used-up quota or a server in trouble passes."""
+    refused = ApiException(status=status, reason="Forbidden")
+    refused.body = json.dumps({"kind": "Status", "status": "Failure", "message": message, "code": status})
+    failure = not_created(refused)
+    assert (failure.message, failure.fault) == (f"The pod was refused ({status}): {message}", fault)
+
+
+def test_an_api_that_does_not_answer_refuses_nothing() -> None:
+    """It is the cluster's fault, and the answer of a proxy in its place is quoted."""
     assert not_created(ApiException(status=503)).fault == "cluster"
     assert not_created(HTTPError("refused")) == not_answered(HTTPError("refused"))
     assert not_answered(HTTPError("refused")).fault == "cluster"

@@ -33,7 +33,11 @@ _TAKEN_AWAY = frozenset({"Evicted", "Preempting", "Preempted", "NodeLost", "Node
 # Evicted for what the pod itself has written; a node that is short of disk says "was low on resource".
 _OVER_LIMIT = re.compile(r"exceed(s|ed) (the|its) .*limit")
 _NO_IMAGE_NAME = frozenset({"InvalidImageName", "ErrImageNeverPull"})
-_REGISTRY_AWAY = re.compile(r"connection re(fused|set)|EOF|no route to host|network is unreachable|TLS handshake")
+# Not where its name could not be looked up: that may be misspelt.
+_REGISTRY_AWAY = re.compile(
+    r"^(?!.*\blookup\b).*(connection re(fused|set)|EOF|no route to host|network is unreachable|TLS handshake)",
+    re.DOTALL,
+)
 
 
 @dataclass(frozen=True)

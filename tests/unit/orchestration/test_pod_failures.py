@@ -107,6 +107,19 @@ def test_out_of_memory_is_final_whatever_the_survivors_say() -> None:
             "cluster",
             "cannot be pulled .*connection refused",
         ),
+        (
+            {
+                "phase": "Pending",
+                "state": {
+                    "waiting": {
+                        "reason": "ImagePullBackOff",
+                        "message": 'Back-off pulling image "reg/x": dial tcp: lookup reg: read udp: connection refused',
+                    }
+                },
+            },
+            "step",
+            "cannot be pulled .*lookup reg",
+        ),
         ({"phase": "Pending", "state": {"waiting": {"reason": "InvalidImageName"}}}, "permanent", "cannot be pulled"),
         (
             {

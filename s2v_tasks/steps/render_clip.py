@@ -38,7 +38,7 @@ from s2v_tasks.storage.partial import PartialClip
 if TYPE_CHECKING:
     from torch import Tensor
 
-REVISION = 2  # raise it when the engine or the encoding profile would give other bytes for the same inputs
+REVISION = 3  # raise it when the engine or the encoding profile would give other bytes for the same inputs
 
 
 class ClipInterruptedError(TransientError):

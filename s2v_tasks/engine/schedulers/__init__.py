@@ -1,10 +1,10 @@
 """Solvers of the flow-matching equation, as the model was released with them (spec g).
 
 Both are diffusers schedulers; only their sigmas and timesteps are ours, because the library's default lists differ
-from the model's by up to 4e-3 in sigma and by up to 4 in the timestep.
+from the model's by up to 4e-3 in sigma and by up to 4 in the timestep. No step waits for the device.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -80,7 +80,7 @@ def restore_solver(scheduler: Scheduler, state: Mapping[str, Tensor], step: int)
 
 
 def _unipc(num_steps: int, shift: float, device: torch.device | str) -> Scheduler:
-    scheduler: Any = UniPCMultistepScheduler(
+    scheduler: Any = _UniPC(
         num_train_timesteps=_NUM_TRAIN_TIMESTEPS,
         prediction_type="flow_prediction",
         use_flow_sigmas=True,
@@ -95,6 +95,43 @@ def _unipc(num_steps: int, shift: float, device: torch.device | str) -> Schedule
     )
     scheduler.set_begin_index(0)  # otherwise the first step searches for its timestep, a device synchronisation
     return cast(Scheduler, scheduler)
+
+
+class _UniPC(UniPCMultistepScheduler):  # type: ignore[misc]
+    """UniPC that never makes the host wait for the device.
+
+    The library works out its coefficients on the device of the samples and solves for some of them there, so that each
+    step would copy numbers to the device and read others back. An update is a weighted sum of samples and model
+    outputs: given unit vectors on the host, the library's own formulas tell the weights.
+    """
+
+    def multistep_uni_p_bh_update(self, model_output: Tensor, *, sample: Tensor, order: int) -> Tensor:
+        update = super().multistep_uni_p_bh_update
+        return self._weighted(lambda unit: update(unit, sample=unit, order=order), sample)
+
+    def multistep_uni_c_bh_update(
+        self, this_model_output: Tensor, *, last_sample: Tensor, this_sample: Tensor, order: int
+    ) -> Tensor:
+        update = super().multistep_uni_c_bh_update
+        return self._weighted(
+            lambda last, output: update(output, last_sample=last, this_sample=last, order=order),
+            last_sample,
+            this_model_output,
+        )
+
+    def _weighted(self, update: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        """What `update` makes of `inputs` and the remembered model outputs, in the dtype of the first input."""
+        remembered: Any = self.model_outputs  # type: ignore[has-type]
+        units = torch.eye(len(inputs) + len(remembered), dtype=torch.float64)[:, None].unbind()
+        self.model_outputs = list(units[len(inputs) :])
+        weights = update(*units[: len(inputs)])[0].tolist()
+        self.model_outputs = remembered
+        terms = (
+            weight * tensor.float()
+            for weight, tensor in zip(weights, (*inputs, *remembered), strict=True)
+            if tensor is not None
+        )
+        return sum(terms, start=torch.zeros((), device=inputs[0].device)).to(inputs[0].dtype)
 
 
 def _dpm_plus_plus(num_steps: int, shift: float, device: torch.device | str) -> Scheduler:

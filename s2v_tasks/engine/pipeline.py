@@ -9,6 +9,7 @@ precision, so that a chain that continues from a saved state equals one that nev
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -100,9 +101,10 @@ class S2VPipeline:
         """Render a clip; `on_step(done, total)` is called after each solver step.
 
         `take` is given the frames in order, a few at a time as they are decoded. `noise` `[16, T, h, w]` replaces the
-        draw from `inputs.seed`. `interrupted()` is asked before each solver step and before decoding: where it is true,
-        Interrupted is raised with the state at that point. Called again with that `state` and the same inputs, the clip
-        goes on there. Raises PermanentError for inputs that do not fit each other.
+        draw from `inputs.seed`. `interrupted()` is asked before each solver step and as frames are decoded: where it
+        is true, Interrupted is raised with the state at that point (of decoding, at its beginning). Called again with
+        that `state` and the same inputs, the clip goes on there. Raises PermanentError for inputs that do not fit each
+        other.
         """
         clip = self._encode(inputs)
         scene, guidances = self._prepare(inputs, clip, sampling)
@@ -111,10 +113,12 @@ class S2VPipeline:
             start = state
         else:
             start = self._draw_noise(inputs.seed, clip.noise_shape, sampling.noise_device) if noise is None else noise
-        latents = self.denoise(start, scene, guidances, sampling, on_step, interrupted)
+        latents, capture = self.denoise(start, scene, guidances, sampling, on_step, interrupted)
         starts_chain = clip.history is None
         newest = _Newest(MOTION_FRAMES)
         for number, frames in enumerate(self._decode(latents, clip)):
+            if interrupted():
+                raise Interrupted(capture())
             if number == 0 and starts_chain and self.compat == "corrected":
                 take(_to_u8(frames[:, :, :1].expand(-1, -1, _LOST_FRAMES, -1, -1)))
             take(_to_u8(frames))
@@ -206,8 +210,11 @@ class S2VPipeline:
         sampling: Sampling,
         on_step: Callable[[int, int], None],
         interrupted: Callable[[], bool],
-    ) -> Tensor:
-        """From noise `[16, T, h, w]`, or from where another call stopped, to the clip's latents `[1, 16, T, h, w]`."""
+    ) -> tuple[Tensor, Callable[[], DenoiseState]]:
+        """From noise `[16, T, h, w]`, or from where another call stopped, to the clip's latents `[1, 16, T, h, w]`.
+
+        With them comes what makes the state from which another call would give them again.
+        """
         scheduler = make_scheduler(
             sampling.sample_solver, num_steps=sampling.sample_steps, shift=sampling.sample_shift, device=self.device
         )
@@ -235,10 +242,8 @@ class S2VPipeline:
                 velocity = untold[0] + sampling.sample_guide_scale * (velocity - untold[0])
             latents = scheduler.step(velocity, timestep, latents, return_dict=False)[0]
             on_step(step + 1, sampling.sample_steps)
-        if interrupted():
-            raise Interrupted(DenoiseState.capture(sampling.sample_steps, latents, scheduler, bases(branches)))
         self.skipped_share = skipped_share(branches, sampling.sample_steps)
-        return latents
+        return latents, partial(DenoiseState.capture, sampling.sample_steps, latents, scheduler, bases(branches))
 
     def _decode(self, latents: Tensor, clip: ClipLatents) -> Iterator[Tensor]:
         """The clip's valid frames `[1, 3, n, H, W]`, a few at a time; at the start of a chain 3 fewer in all."""

@@ -56,7 +56,7 @@ def after(num_asked: int) -> Callable[[], bool]:
 
 
 def stopped(pipeline: S2VPipeline, inputs: ClipInputs, sampling: Sampling, step: int, folder: Path) -> DenoiseState:
-    """The state of a clip that was stopped after `step` steps, from disk."""
+    """The state of a clip that was stopped after `step` steps, pieces of decoded frames counted too, from disk."""
     with pytest.raises(Interrupted) as stop:
         pipeline.render_clip(inputs, sampling, ignore, interrupted=after(step + 1))
     stop.value.state.save(folder / "state.safetensors", RANKS)
@@ -76,11 +76,13 @@ def assert_same(one: ClipOutput, other: ClipOutput) -> None:
 def test_a_clip_stopped_at_any_step_goes_on_bit_for_bit(
     pipeline: S2VPipeline, inputs: ClipInputs, tmp_path: Path, solver: str
 ) -> None:
-    """Before the first step, after each and before decoding: state over the disk, new pipeline call, same bytes."""
+    """Before the first step, after each and in mid-decoding: state over the disk, new pipeline call, same bytes."""
     sampling = replace(SAMPLING, sample_solver=solver)
     whole = pipeline.render_clip(inputs, sampling, ignore)
-    for step in range(sampling.sample_steps + 1):
+    decoding = [sampling.sample_steps, sampling.sample_steps + 2]  # the first and the third time frames come
+    for step in (*range(sampling.sample_steps), *decoding):
         state = stopped(pipeline, inputs, sampling, step, tmp_path)
+        step = min(step, sampling.sample_steps)
         assert state.step == step
         steps: list[tuple[int, int]] = []
         resumed = pipeline.render_clip(

@@ -22,6 +22,7 @@ from s2v_tasks.engine.options import EngineOptions
 from s2v_tasks.engine.parallel.codec import ParallelVae
 from s2v_tasks.engine.parallel.layout import Layout, choose_layout
 from s2v_tasks.engine.parallel.mesh import parallelize
+from s2v_tasks.engine.peers import PeerWatch
 from s2v_tasks.engine.pipeline import S2VPipeline
 from s2v_tasks.errors import ConfigurationError, TransientError
 
@@ -39,6 +40,7 @@ class Worker:
         self.rank, self.world_size, self.device = rank, world_size, device
         self._terminating = False
         self._others_wait = world_size > 1
+        self.at_work = False  # on something that was shared, for which the ranks need each other
 
     @property
     def is_leader(self) -> bool:
@@ -47,15 +49,16 @@ class Worker:
 
     def share(self, value: T | None = None) -> T | None:
         """The leader's `value`, on every rank; all ranks call it. None: there is nothing (more) to do."""
-        self._others_wait = False
+        self._others_wait = self.at_work = False
         box = [value]
         if self.world_size > 1:
             dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+        self.at_work = box[0] is not None
         return box[0]
 
     def done(self) -> None:
-        """What was shared is done: the other ranks come back to `share` for more."""
-        self._others_wait = self.world_size > 1
+        """The leader needs the other ranks no more for what was shared: they come back to `share`."""
+        self._others_wait, self.at_work = self.world_size > 1, False
 
     def interrupted(self) -> bool:
         """Whether any rank was asked to end (SIGTERM); all ranks call it at the same points.
@@ -101,7 +104,8 @@ def open_worker(device: str) -> Iterator[Worker]:
     A process joins once: what torchrun's store keeps of one group would send the next to addresses that are gone.
     Without torchrun it is a group of one. A run repeats its bytes: deterministic kernels are switched on. From here on
     SIGTERM does not end the process: `Worker.interrupted` tells of it. Raises ConfigurationError where the device is
-    not there, TransientError when another rank has ended; after an error a rank goes on without heeding SIGTERM.
+    not there, TransientError when another rank has ended; after an error a rank goes on without heeding SIGTERM. A rank
+    that still waits for one that has ended, as a GPU does, is ended hard (`PeerWatch`).
     """
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     worker = Worker(rank, world_size, choose_device(device))
@@ -109,6 +113,7 @@ def open_worker(device: str) -> Iterator[Worker]:
         backend = "cpu:gloo,cuda:nccl" if worker.device.type == "cuda" else "gloo"
         try:
             dist.init_process_group(backend, timeout=_TIMEOUT)
+            watch = _watch_others(worker)
         except RuntimeError as error:
             raise TransientError(
                 f"rank {rank} of {world_size} could not join the others ({error}). Try again."
@@ -120,6 +125,8 @@ def open_worker(device: str) -> Iterator[Worker]:
         finally:
             if worker.is_leader and worker._others_wait:
                 worker.share(None)
+            if world_size > 1:
+                watch.close()
     except RuntimeError as error:
         if world_size > 1 and (isinstance(error, dist.DistError) or any(text in str(error) for text in _LOST_PEER)):
             raise TransientError(
@@ -134,6 +141,15 @@ def open_worker(device: str) -> Iterator[Worker]:
         # it must outlive the SIGTERM that torchrun sends to all when one of them has failed.
         dist.destroy_process_group()
         signal.signal(signal.SIGTERM, previous)
+
+
+def _watch_others(worker: Worker) -> PeerWatch:
+    pids = torch.zeros(worker.world_size, dtype=torch.int64)
+    pids[worker.rank] = os.getpid()
+    dist.all_reduce(pids)
+    watch = PeerWatch(pids.tolist(), together=lambda: worker.at_work)
+    watch.start()
+    return watch
 
 
 def load_pipeline(

@@ -67,7 +67,6 @@ def follow(job_id: str) -> None:
                 renderer.clip_facts()
             except Interrupted as stop:
                 log.get_logger().info("interrupted", step=stop.state.step)
-                return
             order = worker.share()
 
 
@@ -199,6 +198,7 @@ class _Leader:
                 motion = self._renderer.render(order, take, on_step=progress)
                 render_seconds = earlier_seconds + time.monotonic() - started
         except Interrupted as stop:
+            self._worker.done()
             step, num_steps = stop.state.step, self._plan.sampling.sample_steps
             if step:
                 stop.state.save(folder / "interrupted.safetensors", self._renderer.name)

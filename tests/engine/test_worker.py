@@ -49,6 +49,22 @@ except TransientError as error:
         time.sleep(0.01)
     print(error, flush=True)
 """
+# As on a GPU that waits for the other: rank 0 neither asks nor exchanges anything.
+LEADER_THAT_HEARS_NOTHING = """
+import os, signal, sys, time
+from s2v_tasks.engine import peers
+from s2v_tasks.engine.worker import open_worker
+
+peers.POLL_SECONDS = peers.UNWIND_SECONDS = 0.5
+with open_worker("cpu") as worker:
+    worker.share("order")
+    if not worker.is_leader:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if sys.argv[1] == "saves":
+        worker.done()
+    time.sleep(5)
+    print("went on", flush=True)
+"""
 TWO_RANKS = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
@@ -74,6 +90,16 @@ def test_a_rank_that_lost_another_says_so_although_it_is_told_to_end(tmp_path: P
     command = [sys.executable, *TWO_RANKS, str(tmp_path / "ranks.py")]
     process = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert process.stdout.startswith("rank 0 of 2 lost another rank"), process.stderr
+
+
+@pytest.mark.parametrize("doing", ["waits", "saves"])
+def test_a_rank_that_waits_for_one_that_is_gone_is_ended(doing: str, tmp_path: Path) -> None:
+    """Within seconds, before torchrun loses patience; what a leader does alone, such as saving, is left in peace."""
+    (tmp_path / "ranks.py").write_text(LEADER_THAT_HEARS_NOTHING)
+    command = [sys.executable, *TWO_RANKS, str(tmp_path / "ranks.py"), doing]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert ("ranks [1] are gone" in process.stdout + process.stderr) == (doing == "waits"), process.stderr
+    assert ("went on" in process.stdout) == (doing == "saves"), process.stderr
 
 
 def test_without_torchrun_it_is_a_group_of_one() -> None:

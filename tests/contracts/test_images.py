@@ -220,6 +220,25 @@ def test_the_scripts_of_the_images_install_what_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.images
+@pytest.mark.parametrize("script", ["install-airflow.sh", "install-engine.sh"])
+def test_what_the_other_images_add_fits_to_what_is_there(tmp_path: Path, script: str) -> None:
+    """Onto the packages of the tests, as onto those of a base: the scripts go through, and nothing is at odds then."""
+    venv = tmp_path / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
+    (site,) = venv.glob("lib/*/site-packages")
+    (site / "base.pth").write_text(str(Path(pytest.__file__).parents[1]))
+    argument = venv / "bin" / "python" if script == "install-airflow.sh" else venv
+    for name in ("s2v", "torchrun"):  # of the base
+        (venv / "bin" / name).symlink_to(Path(sys.executable).parent / name)
+    subprocess.run([DOCKER / script, argument], cwd=ROOT, env={"PATH": os.defpath, "HOME": str(tmp_path)}, check=True)
+    pip = (venv / "bin" / "python", "-m", "pip")
+    packages = subprocess.run([*pip, "freeze"], check=True, capture_output=True, text=True).stdout
+    if script == "install-airflow.sh":
+        assert f"apache-airflow-providers-fab=={constraint('apache-airflow-providers-fab')}" in packages
+    subprocess.run([*pip, "check"], check=True)
+
+
+@pytest.mark.images
 def test_the_compose_stack_is_ready_after_its_init(tmp_path: Path, postgres_server: PostgresServer) -> None:
     """With the S3 server started as compose starts it: bucket, samples, model, both databases, the pool; also twice.
 

@@ -188,6 +188,21 @@ def test_identity_is_that_of_the_content(copied: Path, tiny_snapshot_path: Path)
     assert snapshot_id(copied) == original
 
 
+def test_a_commit_in_a_cache_of_the_hub_is_a_snapshot(tiny_snapshot_path: Path, tmp_path: Path) -> None:
+    """As it lies below HF_HOME, links to blobs elsewhere in the cache: it loads, and is the same snapshot."""
+    cache = tmp_path / "hub" / "models--Wan-AI--Wan2.2-S2V-14B"
+    commit = cache / "snapshots" / ("0" * 40)
+    (cache / "blobs").mkdir(parents=True)
+    for file in (path for path in tiny_snapshot_path.rglob("*") if path.is_file()):
+        blob = cache / "blobs" / hashlib.sha256(file.read_bytes()).hexdigest()
+        blob.write_bytes(file.read_bytes())
+        link = commit / file.relative_to(tiny_snapshot_path)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(os.path.relpath(blob, link.parent))
+    assert snapshot_id(commit) == snapshot_id(tiny_snapshot_path)
+    Snapshot.open(commit).load_transformer("cpu", torch.float32)
+
+
 def test_identity_sees_the_ends_of_large_files(copied: Path) -> None:
     """Of a large file head and tail are read, and its size counts."""
     shard = copied / TRANSFORMER_FILE

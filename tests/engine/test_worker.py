@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from s2v_tasks.engine.worker import Worker, choose_device, open_worker
+from s2v_tasks.engine.worker import Worker, choose_device, open_worker, vae_precision
 from s2v_tasks.errors import ConfigurationError, PermanentError
 
 LEADER_THAT_ENDS = """
@@ -132,6 +132,14 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(ConfigurationError, match="4 processes were started, but 2 GPUs"):
         choose_device("auto")
     assert choose_device("cpu").type == "cpu"
+
+
+def test_the_vae_says_what_a_gpu_makes_of_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch lets convolutions on a GPU round to tf32 by default; where that is switched off it is plain float32."""
+    gpu = torch.device("cuda")
+    assert (vae_precision(gpu), vae_precision(torch.device("cpu"))) == ("tf32", "float32")
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    assert vae_precision(gpu) == "float32"
 
 
 def test_memory_is_counted() -> None:

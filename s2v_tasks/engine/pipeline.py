@@ -8,7 +8,7 @@ precision, so that a chain that continues from a saved state equals one that nev
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -101,10 +101,9 @@ class S2VPipeline:
         """Render a clip; `on_step(done, total)` is called after each solver step.
 
         `take` is given the frames in order, a few at a time as they are decoded. `noise` `[16, T, h, w]` replaces the
-        draw from `inputs.seed`. `interrupted()` is asked before each solver step and as frames are decoded: where it
-        is true, Interrupted is raised with the state at that point (of decoding, at its beginning). Called again with
-        that `state` and the same inputs, the clip goes on there. Raises PermanentError for inputs that do not fit each
-        other.
+        draw from `inputs.seed`. `interrupted()` is asked before each forward and as frames are decoded; if true,
+        Interrupted is raised with the state in which the solver step, or decoding, began. Called again with that state
+        and the same inputs, the clip goes on there. Raises PermanentError for inputs that do not fit each other.
         """
         clip = self._encode(inputs)
         scene, guidances = self._prepare(inputs, clip, sampling)
@@ -183,7 +182,7 @@ class S2VPipeline:
         return branches if self.branches is None or len(branches) == 1 else self.branches.mine(branches)
 
     def _velocities(
-        self, latents: Tensor, timestep: Tensor, scene: Scene, branches: Sequence[Branch], guided: bool
+        self, latents: Tensor, timestep: Tensor, scene: Scene, branches: Iterable[Branch], guided: bool
     ) -> tuple[Tensor, ...]:
         """The velocity of each guidance branch, whichever rank computes it."""
         velocities = tuple(
@@ -232,10 +231,10 @@ class S2VPipeline:
             first, latents = 0, start.to(self.device, self.dtype)[None]
         guided = sampling.sample_guide_scale > 1
         for step in range(first, sampling.sample_steps):
-            if interrupted():
-                raise Interrupted(DenoiseState.capture(step, latents, scheduler, bases(branches)))
+            begun = partial(DenoiseState.capture, step, latents, scheduler, bases(branches))
             timestep = scheduler.timesteps[step]
-            velocity, *untold = self._velocities(latents, timestep, scene, branches, guided)
+            polled = _polled(branches, interrupted, begun)
+            velocity, *untold = self._velocities(latents, timestep, scene, polled, guided)
             for branch in branches:
                 branch.note(step, latents)
             if untold:
@@ -263,6 +262,16 @@ class S2VPipeline:
         # The layout in memory decides which kernels run: a state must have the one that it has after a reload.
         kept = buffer[:, :, MOTION_FRAMES - keep :].clone(memory_format=torch.contiguous_format)
         return MotionState(self.vae.encode(buffer).contiguous(), kept)
+
+
+def _polled(
+    branches: Sequence[Branch], interrupted: Callable[[], bool], begun: Callable[[], DenoiseState]
+) -> Iterator[Branch]:
+    """The branches of a step, as long as nobody interrupts it: half a step is given up sooner than it ends."""
+    for branch in branches:
+        if interrupted():
+            raise Interrupted(begun())
+        yield branch
 
 
 class _Newest:

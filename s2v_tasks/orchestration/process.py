@@ -16,7 +16,7 @@ from typing import Any
 from s2v_tasks.lifetime import end_with_parent
 
 ERROR_FILE_VARIABLE = "STEP_ERROR_FILE"
-# A render finishes its solver step (10 to 25 s at 14B), saves its state and uploads it before it ends.
+# A render ends at its next forward (of an H100 at 14B: 5 to 20 s), saves its state and uploads it before it ends.
 TERMINATION_GRACE_SECONDS = 90.0
 _POLL_SECONDS = 0.5
 # Exit codes after which the same call would fail again: usage (2), bad input (65), configuration (78).

@@ -55,10 +55,10 @@ def after(num_asked: int) -> Callable[[], bool]:
     return lambda: next(asked)
 
 
-def stopped(pipeline: S2VPipeline, inputs: ClipInputs, sampling: Sampling, step: int, folder: Path) -> DenoiseState:
-    """The state of a clip that was stopped after `step` steps, pieces of decoded frames counted too, from disk."""
+def stopped(pipeline: S2VPipeline, inputs: ClipInputs, sampling: Sampling, forwards: int, folder: Path) -> DenoiseState:
+    """The state of a clip that was stopped after `forwards`, two to a step, from disk; behind them count decodings."""
     with pytest.raises(Interrupted) as stop:
-        pipeline.render_clip(inputs, sampling, ignore, interrupted=after(step + 1))
+        pipeline.render_clip(inputs, sampling, ignore, interrupted=after(forwards + 1))
     stop.value.state.save(folder / "state.safetensors", RANKS)
     state = DenoiseState.load(folder / "state.safetensors", RANKS)
     assert state is not None
@@ -76,13 +76,12 @@ def assert_same(one: ClipOutput, other: ClipOutput) -> None:
 def test_a_clip_stopped_at_any_step_goes_on_bit_for_bit(
     pipeline: S2VPipeline, inputs: ClipInputs, tmp_path: Path, solver: str
 ) -> None:
-    """Before the first step, after each and in mid-decoding: state over the disk, new pipeline call, same bytes."""
+    """Before the first step, in or after each, in mid-decoding: state over the disk, new pipeline call, same bytes."""
     sampling = replace(SAMPLING, sample_solver=solver)
     whole = pipeline.render_clip(inputs, sampling, ignore)
-    decoding = [sampling.sample_steps, sampling.sample_steps + 2]  # the first and the third time frames come
-    for step in (*range(sampling.sample_steps), *decoding):
-        state = stopped(pipeline, inputs, sampling, step, tmp_path)
-        step = min(step, sampling.sample_steps)
+    for forwards in (0, 2, 3, 5, 6, 8, 10, 12):
+        state = stopped(pipeline, inputs, sampling, forwards, tmp_path)
+        step = min(forwards // 2, sampling.sample_steps)
         assert state.step == step
         steps: list[tuple[int, int]] = []
         resumed = pipeline.render_clip(
@@ -101,14 +100,14 @@ def test_what_the_step_cache_remembers_is_there_again(
     share = pipeline.skipped_share
     assert 0 < share < 0.9
     for step in range(sampling.sample_steps + 1):
-        state = stopped(pipeline, inputs, sampling, step, tmp_path)
+        state = stopped(pipeline, inputs, sampling, 2 * step + step % 2, tmp_path)
         assert_same(whole, pipeline.render_clip(inputs, sampling, ignore, state=state))
         assert pipeline.skipped_share == share
 
 
 def test_a_state_of_other_ranks_is_not_used(pipeline: S2VPipeline, inputs: ClipInputs, tmp_path: Path) -> None:
     """Another device or layout would end in other bytes: the clip begins anew."""
-    stopped(pipeline, inputs, SAMPLING, 2, tmp_path)
+    stopped(pipeline, inputs, SAMPLING, 4, tmp_path)
     assert DenoiseState.load(tmp_path / "state.safetensors", "cpu cfg2,ulysses1") is None
 
 
@@ -118,10 +117,10 @@ def test_a_clip_may_be_stopped_again_and_again(
 ) -> None:
     """One step in each attempt ends in the same bytes as all steps in one."""
     sampling = replace(SAMPLING, sample_solver=solver)
-    state = stopped(pipeline, inputs, sampling, 1, tmp_path)
+    state = stopped(pipeline, inputs, sampling, 2, tmp_path)
     while state.step < sampling.sample_steps:
         with pytest.raises(Interrupted) as stop:
-            pipeline.render_clip(inputs, sampling, ignore, state=state, interrupted=after(2))
+            pipeline.render_clip(inputs, sampling, ignore, state=state, interrupted=after(3))
         assert stop.value.state.step == state.step + 1
         state = stop.value.state
     assert_same(
@@ -135,7 +134,7 @@ def test_bf16_latents_keep_their_dtype_in_the_state(snapshot: Snapshot, inputs: 
     pipeline = S2VPipeline(snapshot.load_transformer("cpu", torch.bfloat16), vae, "cpu", torch.bfloat16)
     whole = pipeline.render_clip(inputs, SAMPLING, ignore)
     for solver_step in (1, 3):
-        state = stopped(pipeline, inputs, SAMPLING, solver_step, tmp_path)
+        state = stopped(pipeline, inputs, SAMPLING, 2 * solver_step, tmp_path)
         assert_same(whole, pipeline.render_clip(inputs, SAMPLING, ignore, state=state))
 
 

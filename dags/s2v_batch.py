@@ -41,7 +41,7 @@ with DAG(
             settings.batch_uri or "",
             type="string",
             title="Manifest",
-            pattern=r"^s3://\S+\.(jsonl|ndjson|csv)$",
+            pattern=r"^s3://.+\.(jsonl|ndjson|csv|JSONL|NDJSON|CSV)$",
             description="S3 URI of the manifest; its summary is written beside it.",
         ),
         "retry_failed": Param(

@@ -6,7 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowRuntimeError, ErrorType
+from airflow.sdk.exceptions import (
+    AirflowException,
+    AirflowFailException,
+    AirflowRuntimeError,
+    ErrorType,
+    ParamValidationError,
+)
 from airflow.sdk.execution_time import task_runner
 from airflow.sdk.execution_time.comms import DRCount, ErrorResponse, GetDRCount, OKResponse, TriggerDagRun
 
@@ -105,7 +111,11 @@ def test_a_batch_is_checked_waited_for_and_summed_up() -> None:
     }
     assert dag.timetable.can_be_scheduled is False
     assert list(dag.params) == ["manifest_uri", "retry_failed"]
-    dag.params.get_param("manifest_uri").resolve("s3://bucket/batch/monday.jsonl")
+    manifest = dag.params.get_param("manifest_uri")
+    for uri in ("s3://bucket/batch/monday.jsonl", "s3://bucket/Büro/Woche 47.CSV"):
+        assert manifest.resolve(uri) == uri
+    with pytest.raises(ParamValidationError):
+        manifest.resolve("s3://bucket/batch/monday.txt")
 
 
 def test_the_manuals_name_every_task_and_every_command_exists() -> None:

@@ -245,7 +245,9 @@ def test_what_the_other_images_add_fits_to_what_is_there(tmp_path: Path, script:
     argument = venv / "bin" / "python" if script == "install-airflow.sh" else venv
     for name in ("s2v", "torchrun"):  # of the base
         (venv / "bin" / name).symlink_to(Path(sys.executable).parent / name)
-    subprocess.run([DOCKER / script, argument], cwd=ROOT, env={"PATH": os.defpath, "HOME": str(tmp_path)}, check=True)
+    sources_of_packages = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
+    environment = {"PATH": os.defpath, "HOME": str(tmp_path)} | sources_of_packages
+    subprocess.run([DOCKER / script, argument], cwd=ROOT, env=environment, check=True)
     pip = (venv / "bin" / "python", "-m", "pip")
     packages = subprocess.run([*pip, "freeze"], check=True, capture_output=True, text=True).stdout
     if script == "install-airflow.sh":

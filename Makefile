@@ -44,7 +44,7 @@ test-ingestion: $(INSTALLED) ## Drop a thousand folders into a running Airflow a
 	$(BIN)/pytest -m ingestion -s tests/integration/test_flood.py
 
 test-images: $(INSTALLED) ## Run the scripts of the images as their builds do, without a container engine.
-	$(BIN)/pytest -m images tests/contracts/test_images.py
+	$(BIN)/pytest -m images tests/contracts/test_images.py tests/contracts/test_compose.py
 
 test-kubernetes: $(INSTALLED) ## Run the DAG with pods on the cluster of this machine (KUBECONFIG), and what can befall them.
 	$(BIN)/pytest -m kubernetes tests/kubernetes

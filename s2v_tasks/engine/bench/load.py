@@ -102,7 +102,11 @@ def _shards(shapes: dict[str, torch.Size]) -> Iterator[list[str]]:
 
 
 def _repeated(block: Tensor, shape: torch.Size) -> Tensor:
-    return block.repeat(-(-shape.numel() // len(block)))[: shape.numel()].clone().view(shape)
+    # Nothing is allocated besides: small tensors kept between large ones that are given back fragment memory.
+    numbers = torch.empty(shape.numel(), dtype=block.dtype)
+    for piece in torch.split(numbers, len(block)):
+        piece.copy_(block[: len(piece)])
+    return numbers.view(shape)
 
 
 def _on_ranks(folder: Path, variant: str, num_ranks: int, device: str) -> tuple[float, int]:

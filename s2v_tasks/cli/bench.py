@@ -229,7 +229,7 @@ def _measure_step(
     card = load_model_card(config_dir(settings), "wan2.2-s2v-14b")
     model = card.model_copy(update=dimensions | {"audio_inject_layers": config.audio_inject_layers})
     shape = ClipShape(width, height, frames, with_motion=True, starts_chain=False, ends_chain=False)
-    step_flops = 2 * forward_flops(shape, model).per_step
+    step_flops = forward_flops(shape, model).per_step(branches=2)
     gpu = load_gpu_card(config_dir(settings), settings.gpu)
     peak = peak_flops_per_second(gpu, worker.device.type, report.precision, worker.world_size)
     return {

@@ -8,7 +8,7 @@ precision, so that a chain that continues from a saved state equals one that nev
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -182,12 +182,18 @@ class S2VPipeline:
         return branches if self.branches is None or len(branches) == 1 else self.branches.mine(branches)
 
     def _velocities(
-        self, latents: Tensor, timestep: Tensor, scene: Scene, branches: Iterable[Branch], guided: bool
-    ) -> tuple[Tensor, ...]:
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        scene: Scene,
+        branches: Sequence[Branch],
+        guided: bool,
+        before_each: Callable[[], None],
+    ) -> Sequence[Tensor]:
         """The velocity of each guidance branch, whichever rank computes it."""
-        velocities = tuple(
-            self.transformer(latents, timestep[None], scene, branch.guidance, branch.memory) for branch in branches
-        )
+        guidances = [branch.guidance for branch in branches]
+        memories = [branch.memory for branch in branches if branch.memory is not None]
+        velocities: list[Tensor] = self.transformer(latents, timestep[None], scene, guidances, memories, before_each)
         return self.branches.exchange(velocities[0]) if self.branches is not None and guided else velocities
 
     def _draw_noise(self, seed: int, shape: tuple[int, ...], noise_device: NoiseDevice) -> Tensor:
@@ -225,7 +231,7 @@ class S2VPipeline:
             first, latents = start.step, start.restore(scheduler, self.device)
             for branch, basis in zip(branches, start.bases(self.device), strict=False):
                 timestep = scheduler.timesteps[basis.step]
-                self.transformer(basis.latents, timestep[None], scene, branch.guidance, branch.memory)
+                self.transformer(basis.latents, timestep[None], scene, [branch.guidance], [branch.memory])
                 branch.resume(basis)
         else:
             first, latents = 0, start.to(self.device, self.dtype)[None]
@@ -233,8 +239,8 @@ class S2VPipeline:
         for step in range(first, sampling.sample_steps):
             begun = partial(DenoiseState.capture, step, latents, scheduler, bases(branches))
             timestep = scheduler.timesteps[step]
-            polled = _polled(branches, interrupted, begun)
-            velocity, *untold = self._velocities(latents, timestep, scene, polled, guided)
+            poll = partial(_poll, interrupted, begun)
+            velocity, *untold = self._velocities(latents, timestep, scene, branches, guided, poll)
             for branch in branches:
                 branch.note(step, latents)
             if untold:
@@ -264,14 +270,10 @@ class S2VPipeline:
         return MotionState(self.vae.encode(buffer).contiguous(), kept)
 
 
-def _polled(
-    branches: Sequence[Branch], interrupted: Callable[[], bool], begun: Callable[[], DenoiseState]
-) -> Iterator[Branch]:
-    """The branches of a step, as long as nobody interrupts it: half a step is given up sooner than it ends."""
-    for branch in branches:
-        if interrupted():
-            raise Interrupted(begun())
-        yield branch
+def _poll(interrupted: Callable[[], bool], begun: Callable[[], DenoiseState]) -> None:
+    """Give up a step in its middle, if need be: that is sooner than it ends."""
+    if interrupted():
+        raise Interrupted(begun())
 
 
 class _Newest:

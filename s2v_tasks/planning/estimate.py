@@ -24,8 +24,9 @@ VAE_PIXELS, VAE_BASE_DIM = 1024 * 704, 96
 ENCODE_FIRST, ENCODE_NEXT = 7.0e12, 14.5e12
 DECODE_FIRST, DECODE_NEXT = 7.9e12, 24.556e12
 
-# Rough peak bytes. Per token and unit of width: fp32 residual (4), modulated norm (4 + 2), q, k, v (6), rotated q and k
-# in fp32 (8), one of them in float64 while it is rotated (16). Per token and unit of FFN width: two bf16 tensors (4).
+# Rough peak bytes. Per token and unit of width: fp32 residual (4) and that of the guidance branch that waits (4),
+# modulated norm (4 + 2), q, k, v (6), rotated q and k in fp32 (8), what attention gives (4), and a reserve (8). Per
+# token and unit of FFN width: two bf16 tensors (4).
 # Decoding holds six fp32 buffers of four full-resolution frames with all channels, and the RGB frames twice.
 BYTES_PER_TOKEN_AND_DIM = 40
 BYTES_PER_TOKEN_AND_FFN_DIM = 4
@@ -54,7 +55,7 @@ class ClipShape:
 
 @dataclass(frozen=True)
 class ForwardFlops:
-    """Operations of one forward of the transformer, by part."""
+    """Operations of one forward of the transformer, by part, and how many of them a step does not need."""
 
     linear: float  # projections and feed-forward layers of the blocks
     self_attention: float
@@ -62,15 +63,16 @@ class ForwardFlops:
     injection: float
     embeddings: float  # text projection and its keys and values, patches in and out
     constant: float  # of all these, what stays the same over the steps of a clip: text, and what the injection hears
+    unseen: float  # what the last block would make of the reference and motion tokens, which nothing reads
+    shared: float  # what the guidance branches have in common: the self attention of the first block
 
     @property
     def total(self) -> float:
         return self.linear + self.self_attention + self.text_attention + self.injection + self.embeddings
 
-    @property
-    def per_step(self) -> float:
-        """What each step computes anew."""
-        return self.total - self.constant
+    def per_step(self, branches: int) -> float:
+        """What each step computes, all branches in one process; split over ranks, each computes what they share."""
+        return branches * (self.total - self.constant - self.unseen) - (branches - 1) * self.shared
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,8 @@ def forward_flops(shape: ClipShape, model: ModelCard) -> ForwardFlops:
     )
     patch_values = 64
     text = 2 * model.text_len * (model.text_dim * dim + dim**2 + 2 * dim**2 * layers)
+    others = all_tokens - video_tokens
+    unseen = 2 * others * (4 * dim**2 + 2 * dim * model.ffn_dim) + 4 * others * (all_tokens + model.text_len) * dim
     return ForwardFlops(
         linear=linear,
         self_attention=4 * all_tokens**2 * dim * layers,
@@ -121,6 +125,8 @@ def forward_flops(shape: ClipShape, model: ModelCard) -> ForwardFlops:
         injection=injection,
         embeddings=text + 4 * video_tokens * patch_values * dim,
         constant=text + heard,
+        unseen=unseen,
+        shared=8 * all_tokens * dim**2 + 4 * all_tokens**2 * dim,
     )
 
 
@@ -135,13 +141,14 @@ def vae_decode_flops(width: int, height: int, latent_frames: int, model: ModelCa
 
 
 def clip_cost(shape: ClipShape, model: ModelCard, *, sample_steps: int, guided: bool) -> Cost:
-    """Operations of a clip: all solver steps (two forwards each when guided), decoding, and the motion state."""
+    """Operations of a clip: all solver steps (two branches each when guided), decoding, and the motion state."""
     branches = 2 if guided else 1
     forward = forward_flops(shape, model)
     encodes = (shape.starts_chain and shape.with_motion) + (not shape.ends_chain)
     encode = vae_encode_flops(shape.width, shape.height, MOTION_LATENTS, model)
     decode = vae_decode_flops(shape.width, shape.height, _decoded_latents(shape), model)
-    return Cost(branches * (sample_steps * forward.per_step + forward.constant), encodes * encode + decode)
+    transformer = sample_steps * forward.per_step(branches) + branches * forward.constant
+    return Cost(transformer, encodes * encode + decode)
 
 
 def compute_seconds(cost: Cost, gpu: GpuCard) -> float:

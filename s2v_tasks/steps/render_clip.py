@@ -40,7 +40,7 @@ from s2v_tasks.storage.partial import PartialClip
 if TYPE_CHECKING:
     from torch import Tensor
 
-REVISION = 3  # raise it when the engine or the encoding profile would give other bytes for the same inputs
+REVISION = 4  # raise it when the engine or the encoding profile would give other bytes for the same inputs
 
 
 class ClipInterruptedError(TransientError):

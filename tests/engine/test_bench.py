@@ -24,12 +24,12 @@ TINY = ["--dim", "96", "--layers", "2", "--heads", "2", "--ffn", "128", "--size"
 
 
 def test_both_variants_give_the_same_velocity_and_one_prepares_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The scene is prepared once for "hoisted" and twice per step (two branches) for "reference", at equal output."""
-    prepared: list[int] = []
-    prepare = S2VTransformer.prepare_scene
-    monkeypatch.setattr(S2VTransformer, "prepare_scene", lambda *args: prepared.append(1) or prepare(*args))
+    """Sound is encoded once a branch for "hoisted", in each forward for "reference", at equal output."""
+    encoded: list[int] = []
+    encode = S2VTransformer.encode_audio
+    monkeypatch.setattr(S2VTransformer, "encode_audio", lambda *args: encoded.append(1) or encode(*args))
     report = bench_step(StepBench(CONFIG, (2, 8, 8), repeats=2), ALONE)
-    assert len(prepared) == 1 + 2 * (1 + 2)
+    assert len(encoded) == 2 + 2 * (1 + 2)
     assert [row.name for row in report.rows] == ["hoisted", "reference"]
     assert all(row.seconds_per_step > 0 for row in report.rows)
     assert all(row.max_abs_diff < 2e-5 for row in report.rows)

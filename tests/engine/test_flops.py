@@ -29,7 +29,10 @@ CARD = ModelCard(
 
 @pytest.mark.parametrize("with_motion", [False, True])
 def test_the_formula_equals_the_counter(with_motion: bool) -> None:
-    """Operations of one forward by formula are those that torch counts, within 1 %, and so are its constant ones."""
+    """Operations of a step by formula are those that torch counts, within 1 %, and so are its constant ones.
+
+    The prompt is as long as prompts may be: padding is counted by the formula, and not computed in fp32.
+    """
     shape = ClipShape(192, 128, 32, with_motion=with_motion, starts_chain=not with_motion, ends_chain=False)
     transformer = random_transformer(CONFIG, torch.device("cpu"), torch.float32)
     motion = torch.zeros(1, 16, 19, 16, 24) if with_motion else None
@@ -39,13 +42,16 @@ def test_the_formula_equals_the_counter(with_motion: bool) -> None:
     onednn = {torch.ops.mkldnn._linear_pointwise: _flops_of_linear}
     with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH):
         with FlopCounterMode(display=False, custom_mapping=onednn) as prepared:
-            text = transformer.prepare_text(torch.zeros(5, 64))
-        guidance = transformer.prepare_guidance(torch.zeros(5, 64), torch.zeros(32, 25, 8))
-        with FlopCounterMode(display=False, custom_mapping=onednn) as stepped:
-            transformer(torch.zeros(1, 16, 8, 16, 24), torch.tensor([500]), scene, guidance)
+            text = transformer.prepare_text(torch.zeros(32, 64))
+        guidance = transformer.prepare_guidance(torch.zeros(32, 64), torch.zeros(32, 25, 8))
+        stepped = [FlopCounterMode(display=False, custom_mapping=onednn) for _ in range(2)]
+        for branches, counter in enumerate(stepped, start=1):
+            with counter:
+                transformer(torch.zeros(1, 16, 8, 16, 24), torch.tensor([500]), scene, [guidance] * branches)
     flops = forward_flops(shape, CARD)
     assert len(text) == CONFIG.num_layers
-    assert stepped.get_total_flops() == pytest.approx(flops.per_step, rel=0.01)
+    for branches, counter in enumerate(stepped, start=1):
+        assert counter.get_total_flops() == pytest.approx(flops.per_step(branches), rel=0.01)
     heard = 2 * 4 * (8 * 5 + 8) * 192**2
     assert prepared.get_total_flops() == pytest.approx(flops.constant - heard, rel=0.01)
 

@@ -45,7 +45,8 @@ def velocities(transformer: S2VTransformer, memory: StepMemory | None, timesteps
         torch.randn(5, 12, generator=generator), torch.randn(8, 25, 6, generator=generator)
     )
     latents = torch.randn(1, 16, 2, 8, 8, generator=generator)
-    return [transformer(latents, torch.tensor([step]), scene, guidance, memory) for step in timesteps]
+    memories = [] if memory is None else [memory]
+    return [transformer(latents, torch.tensor([step]), scene, [guidance], memories)[0] for step in timesteps]
 
 
 def test_a_step_is_left_out_where_the_first_block_does_what_it_did() -> None:

@@ -45,6 +45,11 @@ def latents() -> Tensor:
     return torch.randn(1, 16, T, SIDE, SIDE, generator=torch.Generator().manual_seed(2))
 
 
+def velocity(model: S2VTransformer, scene: Scene, *guidances: Guidance) -> Tensor:
+    """That of the last of `guidances`."""
+    return model(latents(), torch.tensor([500]), scene, guidances)[-1]  # type: ignore[no-any-return]
+
+
 def test_keys_and_shapes_are_those_of_the_official_checkpoint() -> None:
     """All 1260 keys of Wan2.2-S2V-14B, none missing and none more, with their shapes."""
     with torch.device("meta"):
@@ -88,11 +93,32 @@ def test_a_config_of_another_model_is_refused(change: dict[str, object], message
 
 def test_no_pose_equals_a_pose_of_zeros(model: S2VTransformer) -> None:
     """Leaving the pose out is the same as embedding zeros, to the bit."""
-    with_zeros, without = (
-        model(latents(), torch.tensor([500]), *prepare(model, cond))
-        for cond in (torch.zeros(1, 16, T, SIDE, SIDE), None)
-    )
+    with_zeros, without = (velocity(model, *prepare(model, cond)) for cond in (torch.zeros(1, 16, T, SIDE, SIDE), None))
     assert torch.equal(with_zeros, without)
+
+
+def test_branches_that_share_give_what_each_gives_alone(model: S2VTransformer) -> None:
+    """What they have in common is computed once, and neither touches what the other was given, to the bit."""
+    scene, one = prepare(model)
+    other = model.prepare_guidance(torch.randn(8, 12), torch.randn(4 * T, 25, 6))
+    assert torch.equal(velocity(model, scene, one, other), velocity(model, scene, other))
+    assert torch.equal(velocity(model, scene, other, one), velocity(model, scene, one))
+
+
+@pytest.mark.parametrize(("num_rows", "keys"), [(0, 1), (5, 6), (6, 7), (7, 8), (8, 8)])
+def test_the_padding_of_a_prompt_counts_as_often_as_it_is_long(model: S2VTransformer, num_rows: int, keys: int) -> None:
+    """One key stands for its equal rows in fp32; in bf16, where its weight would be rounded, each row has its own."""
+    context = torch.randn(num_rows, 12)
+    text = model.prepare_text(context)[1]
+    assert text.keys.shape[1] == keys
+    padded = model.blocks[1].cross_attn.keys_values(  # type: ignore[operator,union-attr]
+        model.text_embedding(torch.cat([context, torch.zeros(8 - num_rows, 12)])[None])
+    )
+    tokens = torch.randn(1, 3, 48)
+    expected = model.blocks[1].cross_attn(tokens, padded)  # type: ignore[operator,union-attr]
+    torch.testing.assert_close(model.blocks[1].cross_attn(tokens, text), expected, rtol=0, atol=1e-5)  # type: ignore[operator,union-attr]
+    half = S2VTransformer(model.config).to(torch.bfloat16)
+    assert half.prepare_text(context.bfloat16())[1].keys.shape[1] == 8
 
 
 def test_bf16_weights_follow_the_precision_policy(model: S2VTransformer) -> None:
@@ -101,7 +127,7 @@ def test_bf16_weights_follow_the_precision_policy(model: S2VTransformer) -> None
     half.load_state_dict(model.state_dict())
     with torch.inference_mode(), Recorder(half) as recorder:
         scene, guidance = prepare(half)
-        out = half(latents().bfloat16(), torch.tensor([500]), scene, guidance)
+        (out,) = half(latents().bfloat16(), torch.tensor([500]), scene, [guidance])
     seen = {key: value.dtype for key, value in recorder.seen.items()}
     wide, narrow = torch.float32, torch.bfloat16
     assert out.dtype is wide
@@ -120,8 +146,7 @@ def test_bf16_weights_stay_close_to_fp32(model: S2VTransformer) -> None:
     """The policy costs well below 3 % of the output's norm."""
     half = S2VTransformer(model.config).to(torch.bfloat16)
     half.load_state_dict(model.state_dict())
-    exact = model(latents(), torch.tensor([500]), *prepare(model))
-    rounded = half(latents(), torch.tensor([500]), *prepare(half))
+    exact, rounded = (velocity(one, *prepare(one)) for one in (model, half))
     error = (rounded - exact).norm() / exact.norm()
     assert 1e-4 < error < 0.03
 
@@ -155,5 +180,6 @@ def test_inputs_that_do_not_fit_are_refused(model: S2VTransformer) -> None:
         model.prepare_guidance(torch.zeros(9, 12), torch.zeros(4, 25, 6))
     with pytest.raises(PermanentError, match="expected \\[25, 6\\]"):
         model.prepare_guidance(torch.zeros(1, 12), torch.zeros(4, 25, 7))
+    scene, guidance = prepare(model)
     with pytest.raises(PermanentError, match="do not fit the scene"):
-        model(torch.zeros(1, 16, T + 1, SIDE, SIDE), torch.tensor([1]), *prepare(model))
+        model(torch.zeros(1, 16, T + 1, SIDE, SIDE), torch.tensor([1]), scene, [guidance])

@@ -144,7 +144,7 @@ def write_case(folder: Path, dimensions: dict[str, object]) -> None:
     with torch.inference_mode():
         scene = model.prepare_scene(2, inputs["in.ref_latents"], inputs["in.motion_latents"], inputs["in.cond_states"])
         guidance = model.prepare_guidance(inputs["in.context"], inputs["in.audio_input"][0].permute(2, 0, 1))
-        out = model(inputs["in.latents"][None], inputs["in.timestep"], scene, guidance)[0]
+        (out,) = model(inputs["in.latents"][None], inputs["in.timestep"], scene, [guidance])
     traces = {"trace.audio_enc.local": heard[0].clone()}
-    save_file(inputs | traces | {"out": out}, folder / "dit_case.safetensors", {"drop_motion_frames": "false"})
+    save_file(inputs | traces | {"out": out[0]}, folder / "dit_case.safetensors", {"drop_motion_frames": "false"})
     save_file(model.state_dict(), folder / "dit_weights.safetensors", {"config": json.dumps(dimensions)})

@@ -3,8 +3,7 @@
 Two variants of the same weights and inputs run in turns in one process:
 
 - "hoisted", what rendering does: all that does not change over the steps of a clip is prepared once
-- "reference", what the reference does (spec f.2): every forward encodes the sound, projects the text, computes the keys
-  and values of both, embeds reference and motion, builds the rotary table, and computes by `bench.reference`
+- "reference", what the reference does, forward by forward: `bench.reference`
 """
 
 import time
@@ -15,7 +14,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from s2v_tasks.engine.bench.reference import plain_formulas
+from s2v_tasks.engine.bench.reference import ClipTensors, reference_forward
 from s2v_tasks.engine.models import attention
 from s2v_tasks.engine.models.audio import NUM_FEATURE_LAYERS
 from s2v_tasks.engine.models.config import S2VConfig
@@ -136,7 +135,7 @@ def _hoisted(transformer: S2VTransformer, inputs: Inputs, branches: BranchSplit 
     mine = guidances if branches is None else branches.mine(guidances)
 
     def step() -> Tensor:
-        velocities = tuple(transformer(inputs.latents, inputs.timestep, scene, guidance) for guidance in mine)
+        velocities = transformer(inputs.latents, inputs.timestep, scene, mine)
         told, untold = velocities if branches is None else branches.exchange(velocities[0])
         return _guided(told, untold)
 
@@ -145,15 +144,10 @@ def _hoisted(transformer: S2VTransformer, inputs: Inputs, branches: BranchSplit 
 
 def _reference(transformer: S2VTransformer, inputs: Inputs) -> Callable[[], Tensor]:
     def forward(branch: int) -> Tensor:
-        scene, guidance = scene_of(transformer, inputs), guidance_of(transformer, inputs, branch)
-        velocity: Tensor = transformer(inputs.latents, inputs.timestep, scene, guidance)
-        return velocity
+        clip = ClipTensors(inputs.reference, inputs.motion, inputs.contexts[branch], inputs.sounds[branch])
+        return reference_forward(transformer, inputs.latents, inputs.timestep, clip)
 
-    def step() -> Tensor:
-        with plain_formulas():
-            return _guided(forward(0), forward(1))
-
-    return step
+    return lambda: _guided(forward(0), forward(1))
 
 
 def _guided(told: Tensor, untold: Tensor) -> Tensor:

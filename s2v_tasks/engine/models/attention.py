@@ -14,22 +14,19 @@ from s2v_tasks.engine.models.rope import rotate
 
 
 class KeysValues(NamedTuple):
-    """What a context offers to the tokens that attend to it: both `[B, S, H, d]`."""
+    """What a context offers to the tokens that attend to it: `[B, S, H, d]` and, where keys count unequally, a bias."""
 
     keys: Tensor
     values: Tensor
+    bias_S: Tensor | None = None
 
 
 class Attention(nn.Module):
-    """The projections that self and cross attention share; q and k are normalised over the full width.
-
-    `attend` computes the softmax attention itself and may be replaced from outside.
-    """
+    """The projections that self and cross attention share; q and k are normalised over the full width."""
 
     def __init__(self, dim: int, num_heads: int, eps: float) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.attend: Attend = sdpa
         self.q = Linear(dim, dim)
         self.k = Linear(dim, dim)
         self.v = Linear(dim, dim)
@@ -51,12 +48,21 @@ class Attention(nn.Module):
 
 
 class SelfAttention(Attention):
-    """Attention of all tokens to all tokens, with rotary positions."""
+    """Attention to all tokens, with rotary positions.
 
-    def forward(self, x_BLD: Tensor, rope_Lc2: Tensor) -> Tensor:
+    `attend` computes the softmax attention itself and may be replaced from outside.
+    """
+
+    def __init__(self, dim: int, num_heads: int, eps: float) -> None:
+        super().__init__(dim, num_heads, eps)
+        self.attend: Attend = sdpa
+
+    def forward(self, x_BLD: Tensor, rope_Lc2: Tensor, num_kept: int) -> Tensor:
+        """What the first `num_kept` tokens see."""
         x_BLD = x_BLD.to(self.q.weight.dtype)  # once for the three products
-        keys, v = self.keys_values(x_BLD)
-        q, k = (rotate(x, rope_Lc2).to(v.dtype) for x in (self.queries(x_BLD), keys))
+        keys, v, _ = self.keys_values(x_BLD)
+        k = rotate(keys, rope_Lc2).to(v.dtype)
+        q = rotate(self.queries(x_BLD[:, :num_kept]), rope_Lc2[:num_kept]).to(v.dtype)
         return self.o(self.attend(q, k, v).flatten(2))  # type: ignore[no-any-return]
 
 
@@ -64,4 +70,4 @@ class CrossAttention(Attention):
     """Attention of tokens to a context (text or sound), without positions and without mask."""
 
     def forward(self, x_BLD: Tensor, context: KeysValues) -> Tensor:
-        return self.o(self.attend(self.queries(x_BLD), *context).flatten(2))  # type: ignore[no-any-return]
+        return self.o(sdpa(self.queries(x_BLD), *context).flatten(2))  # type: ignore[no-any-return]

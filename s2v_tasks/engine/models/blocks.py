@@ -5,12 +5,14 @@ The tokens are `[video N][reference and motion]`. Each of these two segments has
 (shift, scale, gate of attention, then of the feed-forward): the second segment's are those of timestep 0.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from s2v_tasks.engine.models.attention import CrossAttention, KeysValues, SelfAttention
 from s2v_tasks.engine.models.config import S2VConfig
-from s2v_tasks.engine.models.layers import Fp32Linear, LayerNorm, Linear, modulated_norm
+from s2v_tasks.engine.models.layers import Fp32Linear, GeluLinear, LayerNorm, Linear, modulated_norm
 
 
 class Block(nn.Module):
@@ -24,18 +26,35 @@ class Block(nn.Module):
         self.self_attn = SelfAttention(dim, config.num_heads, eps)
         self.norm3 = LayerNorm(dim, eps, affine=True)
         self.cross_attn = CrossAttention(dim, config.num_heads, eps)
-        self.ffn = nn.Sequential(Linear(dim, config.ffn_dim), nn.GELU(approximate="tanh"), Linear(config.ffn_dim, dim))
+        # The checkpoint numbers these layers with an activation between them.
+        self.ffn = nn.Sequential(GeluLinear(dim, config.ffn_dim), nn.Identity(), Linear(config.ffn_dim, dim))
 
-    def forward(self, x_BLD: Tensor, e_26D: Tensor, num_video: int, rope_Lc2: Tensor, text: KeysValues) -> Tensor:
-        """Tokens `[1, L, D]` to tokens; `e_26D` are the modulations of the two segments, fp32."""
+    def forward(
+        self,
+        x_BLD: Tensor,
+        e_26D: Tensor,
+        num_video: int,
+        rope_Lc2: Tensor,
+        texts: Sequence[KeysValues],
+        video_only: bool,
+    ) -> list[Tensor]:
+        """What becomes of the tokens `[1, L, D]`, or of the video's `[1, N, D]`, by each of `texts`.
+
+        `e_26D` are the modulations of the two segments, fp32.
+        """
         m_62D = (self.modulation.float() + e_26D).transpose(0, 1)
         shift1, scale1, gate1, shift2, scale2, gate2 = m_62D
 
-        y = self.self_attn(self._modulate(x_BLD, shift1, scale1, num_video), rope_Lc2)
-        x_BLD = _add_gated(x_BLD, y, gate1, num_video)
-        x_BLD += self.cross_attn(self.norm3(x_BLD), text)
-        y = self.ffn(self._modulate(x_BLD, shift2, scale2, num_video))
-        return _add_gated(x_BLD, y, gate2, num_video)
+        num_kept = num_video if video_only else x_BLD.shape[1]
+        y = self.self_attn(self._modulate(x_BLD, shift1, scale1, num_video), rope_Lc2, num_kept)
+        seen_BLD = _add_gated(x_BLD[:, :num_kept], y, gate1, num_video)
+        results = []
+        # The last works in the memory that they share.
+        for x_BLD, text in zip([*(seen_BLD.clone() for _ in texts[1:]), seen_BLD], texts, strict=True):
+            x_BLD += self.cross_attn(self.norm3(x_BLD), text)
+            y = self.ffn(self._modulate(x_BLD, shift2, scale2, num_video))
+            results.append(_add_gated(x_BLD, y, gate2, num_video))
+        return results
 
     def _modulate(self, x_BLD: Tensor, shift_2D: Tensor, scale_2D: Tensor, num_video: int) -> Tensor:
         # The few tokens behind the video are computed twice: cheaper than joining two segments in memory.

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from s2v_tasks.engine.models.kernels import linear
+from s2v_tasks.engine.models.kernels import linear, rms_norm
 
 
 class Linear(nn.Linear):
@@ -18,6 +18,13 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x.to(self.weight.dtype), self.weight, self.bias)
+
+
+class GeluLinear(Linear):
+    """A linear layer with a tanh GELU behind it, in one kernel where there is one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x.to(self.weight.dtype), self.weight, self.bias, gelu=True)
 
 
 class Fp32Linear(nn.Linear):
@@ -52,7 +59,10 @@ class PatchConv(nn.Conv3d):
 
 
 class RMSNorm(nn.Module):
-    """Root mean square norm over the last axis: computed in fp32, cast back, then scaled by its weight."""
+    """Root mean square norm over the last axis: computed in fp32, cast back, then scaled by its weight.
+
+    It may work in the memory of what it is given.
+    """
 
     def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
@@ -60,7 +70,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, x.shape[-1:], eps=self.eps).mul_(self.weight)
+        return rms_norm(x, self.eps).mul_(self.weight)
 
 
 class LayerNorm(nn.LayerNorm):

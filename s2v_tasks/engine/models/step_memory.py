@@ -1,6 +1,6 @@
 """Steps that need not be computed: while the first block changes its input as before, the others are taken to, too.
 
-Legend: B batch (1), L tokens, D model width.
+Legend: B batch (1), L tokens, N video tokens, D model width.
 """
 
 from collections.abc import Callable
@@ -24,21 +24,23 @@ class StepMemory:
     def __init__(self, threshold: float, total: Callable[[Tensor], Tensor] = _alone) -> None:
         self._threshold, self._total = threshold, total
         self._first_BLD: Tensor | None = None
-        self._rest_BLD: Tensor | None = None
+        self._rest_BND: Tensor | None = None
         self.num_skipped = 0
         self.computed = False  # whether the latest step was computed in full
 
-    def recall(self, first_BLD: Tensor) -> Tensor | None:
-        """The residual of the blocks behind the first, whose own is `first_BLD`; None: they must be computed."""
-        self.computed = self._first_BLD is None or not self._is_near(first_BLD, self._first_BLD)
-        if self.computed:
-            return None
-        self.num_skipped += 1
-        return self._rest_BLD
+    def recall_or_run(self, x_BLD: Tensor, first_BLD: Tensor, rest: Callable[[], Tensor]) -> Tensor:
+        """What the blocks behind the first make of the video tokens `[1, N, D]`.
 
-    def remember(self, first_BLD: Tensor, rest_BLD: Tensor) -> None:
-        """The residuals of a step that was computed in full."""
-        self._first_BLD, self._rest_BLD = first_BLD, rest_BLD
+        `first_BLD` is what the first block made of all tokens `x_BLD`; `rest` runs the others, where they must be.
+        """
+        change_BLD = first_BLD - x_BLD
+        self.computed = self._first_BLD is None or not self._is_near(change_BLD, self._first_BLD)
+        if self._rest_BND is not None and not self.computed:
+            self.num_skipped += 1
+            return first_BLD[:, : self._rest_BND.shape[1]] + self._rest_BND
+        y_BND = rest()
+        self._first_BLD, self._rest_BND = change_BLD, y_BND - first_BLD[:, : y_BND.shape[1]]
+        return y_BND
 
     def _is_near(self, first_BLD: Tensor, remembered_BLD: Tensor) -> bool:
         sums = [(first_BLD - remembered_BLD).abs().sum(), remembered_BLD.abs().sum()]

@@ -5,11 +5,15 @@ N = T*n video tokens, M reference and motion tokens, L = N + M, P values of a pa
 A sound tokens per frame, K layers of speech features, F pixel frames, c complex channels of a head.
 
 What does not change over the solver steps of a clip is computed once: `prepare_scene` (what both guidance branches
-share), `prepare_text` (once per prompt) and `prepare_sound` (what a clip hears); `forward` is then one call per step
-and branch. A scene may be cut to a run of its tokens, `Scene.part`: `forward` then computes those tokens alone.
+share), `prepare_text` (once per prompt) and `prepare_sound` (what a clip hears); `forward` is then one call per step,
+in which the branches share what comes before they are told anything: the first self attention. A scene may be cut to a
+run of its tokens, `Scene.part`: `forward` then computes those tokens alone.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from math import log
 from typing import cast
 
 import torch
@@ -105,7 +109,10 @@ class S2VTransformer(nn.Module):
         self.head = Head(config)
 
     def choose_kernels(self, attention: str = "sdpa", *, compiled: bool = False) -> None:
-        """Let self attention run on a kernel of `models.kernels`, and compile the blocks, one graph for all of them.
+        """Let self attention run on a kernel of `models.kernels`, and compile the blocks.
+
+        The first block, where branches share, and the last, which leaves out tokens, have graphs of their own; all
+        others have one.
 
         Raises ConfigurationError where that kernel is not there.
         """
@@ -167,7 +174,14 @@ class S2VTransformer(nn.Module):
                 f"the prompt has {context_SD.shape[0]} tokens; at most {self.config.text_len} fit. Shorten it."
             )
         context_BSD = self.text_embedding(F.pad(context_SD, (0, 0, 0, missing))[None])
-        return tuple(cast(Block, block).cross_attn.keys_values(context_BSD) for block in self.blocks)
+        bias_S = None
+        if missing > 1 and context_BSD.dtype == torch.float32:
+            # All rows of the padding are equal: one counts as often as there are. In bf16 its bias would be too coarse.
+            context_BSD = context_BSD[:, : 1 - missing]
+            bias_S = context_BSD.new_zeros(context_BSD.shape[1])
+            bias_S[-1] = log(missing)
+        attentions = [cast(Block, block).cross_attn for block in self.blocks]
+        return tuple(attention.keys_values(context_BSD)._replace(bias_S=bias_S) for attention in attentions)
 
     def prepare_sound(self, features_FKC: Tensor) -> tuple[Sound, ...]:
         """What each injection hears of a clip's sound `[num_frames, 25, audio_dim]`."""
@@ -189,58 +203,61 @@ class S2VTransformer(nn.Module):
         latents_BCThw: Tensor,
         timestep_1: Tensor,
         scene: Scene,
-        guidance: Guidance,
-        memory: StepMemory | None = None,
-    ) -> Tensor:
-        """Velocity `[1, 16, T, h, w]` in fp32 at `timestep_1` `[1]`.
+        guidances: Sequence[Guidance],
+        memories: Sequence[StepMemory] = (),
+        before_each: Callable[[], None] = lambda: None,
+    ) -> list[Tensor]:
+        """Velocity `[1, 16, T, h, w]` in fp32 at `timestep_1` `[1]` for each of `guidances`.
 
-        With the `memory` of this guidance branch the blocks behind the first may be left out; None: never.
+        With a memory for each the blocks behind the first may be left out; none: never. `before_each` is called before
+        those blocks are run for a guidance; what it raises ends the step.
         """
-        num_frames = guidance.sound[0].gain_T1D.shape[0] if guidance.sound else scene.latent_shape[0]
-        if tuple(latents_BCThw.shape[2:]) != scene.latent_shape or num_frames != scene.latent_shape[0]:
-            raise PermanentError(
-                f"latents {list(latents_BCThw.shape[2:])} and sound for {num_frames} latent "
-                f"frames do not fit the scene {list(scene.latent_shape)}; prepare all three for one clip."
-            )
+        for guidance in guidances:
+            num_frames = guidance.sound[0].gain_T1D.shape[0] if guidance.sound else scene.latent_shape[0]
+            if tuple(latents_BCThw.shape[2:]) != scene.latent_shape or num_frames != scene.latent_shape[0]:
+                raise PermanentError(
+                    f"latents {list(latents_BCThw.shape[2:])} and sound for {num_frames} latent "
+                    f"frames do not fit the scene {list(scene.latent_shape)}; prepare all three for one clip."
+                )
         e_1D, e_16D = self._embed_time(timestep_1)
         e_26D = torch.stack([e_16D[0], scene.e0_6D])
         video_BND = self.patch_embedding.tokens(self.patch_embedding.patches(latents_BCThw)[:, scene.video])
         video_BND = video_BND + scene.cond_BND + self.trainable_cond_mask.weight[_VIDEO]
-        num_video = video_BND.shape[1]
         x_BLD = torch.cat([video_BND, scene.extra_BMD], dim=1)
 
-        if memory is None:
-            x_BLD = self._run_blocks(range(len(self.blocks)), x_BLD, e_26D, scene, guidance)
-        else:
-            x_BLD = self._run_from_memory(memory, x_BLD, e_26D, scene, guidance)
-        patches_BNP = self.head(x_BLD[:, :num_video], e_1D)
-        return _unpatchify(patches_BNP, scene.latent_shape)
+        velocities = []
+        for index, first_BLD in enumerate(self._run_block(0, x_BLD, e_26D, scene, guidances)):
+            before_each()
+            rest = partial(self._run_rest, first_BLD, e_26D, scene, guidances[index])
+            y_BND = memories[index].recall_or_run(x_BLD, first_BLD, rest) if memories else rest()
+            velocities.append(_unpatchify(self.head(y_BND, e_1D), scene.latent_shape))
+        return velocities
 
-    def _run_blocks(self, layers: range, x_BLD: Tensor, e_26D: Tensor, scene: Scene, guidance: Guidance) -> Tensor:
-        """Tokens through some of the blocks, with the sound injected behind those that have an injection."""
+    def _run_block(
+        self, layer: int, x_BLD: Tensor, e_26D: Tensor, scene: Scene, guidances: Sequence[Guidance]
+    ) -> list[Tensor]:
+        """Tokens through a block, by each guidance, with the sound injected behind it if it has an injection.
+
+        Of the last block the video tokens only: the others have been seen by then.
+        """
         num_video = scene.video.stop - scene.video.start
-        for layer in layers:
-            x_BLD = self.blocks[layer](x_BLD, e_26D, num_video, scene.rope_Lc2, guidance.text[layer])
-            if layer in self.config.audio_inject_layers:
-                index = self.config.audio_inject_layers.index(layer)
-                video_BND = x_BLD[:, :num_video]
+        is_last = layer == len(self.blocks) - 1
+        texts = [guidance.text[layer] for guidance in guidances]
+        told = self.blocks[layer](x_BLD, e_26D, num_video, scene.rope_Lc2, texts, is_last)
+        if layer in self.config.audio_inject_layers:
+            index = self.config.audio_inject_layers.index(layer)
+            for y_BLD, guidance in zip(told, guidances, strict=True):
+                video_BND = y_BLD[:, :num_video]
                 video_BND += self.audio_injector(
                     index, video_BND, scene.video.start, scene.patches_per_frame, guidance.sound[index]
                 )
-        return x_BLD
+        return told  # type: ignore[no-any-return]
 
-    def _run_from_memory(
-        self, memory: StepMemory, x_BLD: Tensor, e_26D: Tensor, scene: Scene, guidance: Guidance
-    ) -> Tensor:
-        """Tokens through the first block, and through the others unless `memory` tells what they would add."""
-        first_BLD = self._run_blocks(range(1), x_BLD, e_26D, scene, guidance)
-        change_BLD = first_BLD - x_BLD
-        rest_BLD = memory.recall(change_BLD)
-        if rest_BLD is None:
-            x_BLD = self._run_blocks(range(1, len(self.blocks)), first_BLD, e_26D, scene, guidance)
-            memory.remember(change_BLD, x_BLD - first_BLD)
-            return x_BLD
-        return first_BLD.add_(rest_BLD)
+    def _run_rest(self, x_BLD: Tensor, e_26D: Tensor, scene: Scene, guidance: Guidance) -> Tensor:
+        """The video tokens `[1, N, D]` that the blocks behind the first make of what it gave."""
+        for layer in range(1, len(self.blocks)):
+            (x_BLD,) = self._run_block(layer, x_BLD, e_26D, scene, [guidance])
+        return x_BLD
 
     def _embed_time(self, timestep_1: Tensor) -> tuple[Tensor, Tensor]:
         """The embedding of a timestep `[1, D]` and its modulation `[1, 6, D]`, fp32."""

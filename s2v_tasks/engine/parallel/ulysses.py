@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s2v_tasks.engine.models.attention import SelfAttention
@@ -61,9 +62,12 @@ class SequenceParallel:
         """`attend` for the tokens of this rank: each rank attends with all tokens, for its share of the heads."""
 
         def shared(q_BlHd: Tensor, k_BlHd: Tensor, v_BlHd: Tensor) -> Tensor:
+            # In the last block fewer tokens ask than are seen; they travel together all the same.
+            num_asking = q_BlHd.shape[1]
+            q_BlHd = F.pad(q_BlHd, (0, 0, 0, 0, 0, k_BlHd.shape[1] - num_asking))
             qkv_l3Hd = torch.stack([q_BlHd[0], k_BlHd[0], v_BlHd[0]], dim=1)
             q, k, v = self._heads_to_ranks(qkv_l3Hd).unbind(dim=1)
-            return self._tokens_to_ranks(attend(q[None], k[None], v[None])[0])[None]
+            return self._tokens_to_ranks(attend(q[None], k[None], v[None])[0])[None, :num_asking]
 
         return cast(Attend, torch.compiler.disable(shared))  # type: ignore[no-untyped-call]
 

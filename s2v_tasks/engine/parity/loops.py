@@ -3,7 +3,7 @@
 The run starts where the goldens start: from the image as it came, the 30 Hz speech features and the raw pose frames.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -108,7 +108,7 @@ class _ObservedPipeline(S2VPipeline):
         branches = share_among_ranks(transformer, layout, guided=golden.metadata["guide_scale"] > 1)
         super().__init__(transformer, self.observed, "cpu", torch.float32, compat="reference", branches=branches)
 
-    def _velocities(self, latents: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    def _velocities(self, latents: Tensor, *args: Any) -> Sequence[Tensor]:
         velocities = super()._velocities(latents, *args)
         self.observed.seen.latents.append(latents)
         self.observed.seen.velocities += velocities

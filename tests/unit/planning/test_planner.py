@@ -173,9 +173,9 @@ def test_start_from_ref_gives_the_first_clip_motion_tokens(plan_of: Any) -> None
 
 
 def test_guidance_of_1_halves_the_work(plan_of: Any) -> None:
-    """A guidance scale of 1 needs one forward a step instead of two."""
+    """A guidance scale of 1 needs one branch a step instead of two, which have a little in common."""
     guided, unguided = plan_of(seconds(5), sample_guide_scale=1.1), plan_of(seconds(5), sample_guide_scale=1)
-    assert unguided.estimate.pflops == pytest.approx(guided.estimate.pflops / 2, rel=0.01)
+    assert unguided.estimate.pflops == pytest.approx(guided.estimate.pflops / 2, rel=0.02)
 
 
 def test_estimate_sums_the_clips(plan_of: Any, h100: Any) -> None:

@@ -48,7 +48,7 @@ def step(
     heads: Heads = None,
     ffn: Ffn = None,
     size: VideoSize = "448*256",
-    frames: Frames = 32,
+    frames: Frames = 16,
     repeats: Repeats = 3,
     attention: Annotated[str, typer.Option(help="sdpa, or flash2, flash3, sage where installed.")] = "sdpa",
     layout: LayoutName = "auto",

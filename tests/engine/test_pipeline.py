@@ -208,15 +208,15 @@ def test_the_last_clip_leaves_no_state_and_encodes_none() -> None:
 
 
 @pytest.mark.parametrize(("scale", "calls"), [(4.0, 4), (1.0, 2)])
-def test_guidance_costs_a_second_forward_and_steps_are_reported(scale: float, calls: int) -> None:
-    """Each step runs the transformer once, twice with guidance above 1, and is reported once."""
+def test_guidance_costs_a_second_branch_and_steps_are_reported(scale: float, calls: int) -> None:
+    """Each step ends in one velocity, in two with guidance above 1, and is reported once."""
     pipeline = make_pipeline()
-    forwards: list[int] = []
-    pipeline.transformer.register_forward_hook(lambda *_: forwards.append(1))
+    velocities: list[int] = []
+    pipeline.transformer.head.register_forward_hook(lambda *_: velocities.append(1))
     steps: list[tuple[int, int]] = []
     sampling = replace(SAMPLING, sample_guide_scale=scale)
     pipeline.render_clip(inputs(), sampling, lambda done, total: steps.append((done, total)))
-    assert len(forwards) == calls
+    assert len(velocities) == calls
     assert steps == [(1, 2), (2, 2)]
 
 

@@ -28,17 +28,17 @@ class StepMemory:
         self.num_skipped = 0
         self.computed = False  # whether the latest step was computed in full
 
-    def recall_or_run(self, x_BLD: Tensor, first_BLD: Tensor, rest: Callable[[], Tensor]) -> Tensor:
+    def recall_or_run(self, x_BLD: Tensor, first_BLD: Tensor, rest: Callable[[Tensor], Tensor]) -> Tensor:
         """What the blocks behind the first make of the video tokens `[1, N, D]`.
 
-        `first_BLD` is what the first block made of all tokens `x_BLD`; `rest` runs the others, where they must be.
+        `first_BLD` is what the first block made of all tokens `x_BLD`; `rest` runs the others on it where need be.
         """
         change_BLD = first_BLD - x_BLD
         self.computed = self._first_BLD is None or not self._is_near(change_BLD, self._first_BLD)
         if self._rest_BND is not None and not self.computed:
             self.num_skipped += 1
             return first_BLD[:, : self._rest_BND.shape[1]] + self._rest_BND
-        y_BND = rest()
+        y_BND = rest(first_BLD)
         self._first_BLD, self._rest_BND = change_BLD, y_BND - first_BLD[:, : y_BND.shape[1]]
         return y_BND
 

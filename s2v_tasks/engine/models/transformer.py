@@ -226,10 +226,12 @@ class S2VTransformer(nn.Module):
         x_BLD = torch.cat([video_BND, scene.extra_BMD], dim=1)
 
         velocities = []
-        for index, first_BLD in enumerate(self._run_block(0, x_BLD, e_26D, scene, guidances)):
+        waiting = self._run_block(0, x_BLD, e_26D, scene, guidances)
+        for index, guidance in enumerate(guidances):
             before_each()
-            rest = partial(self._run_rest, first_BLD, e_26D, scene, guidances[index])
-            y_BND = memories[index].recall_or_run(x_BLD, first_BLD, rest) if memories else rest()
+            rest = partial(self._run_rest, e_26D, scene, guidance)
+            # Popped in the call, so that the memory is free as soon as the next block has run.
+            y_BND = memories[index].recall_or_run(x_BLD, waiting.pop(0), rest) if memories else rest(waiting.pop(0))
             velocities.append(_unpatchify(self.head(y_BND, e_1D), scene.latent_shape))
         return velocities
 
@@ -253,7 +255,7 @@ class S2VTransformer(nn.Module):
                 )
         return told  # type: ignore[no-any-return]
 
-    def _run_rest(self, x_BLD: Tensor, e_26D: Tensor, scene: Scene, guidance: Guidance) -> Tensor:
+    def _run_rest(self, e_26D: Tensor, scene: Scene, guidance: Guidance, x_BLD: Tensor) -> Tensor:
         """The video tokens `[1, N, D]` that the blocks behind the first make of what it gave."""
         for layer in range(1, len(self.blocks)):
             (x_BLD,) = self._run_block(layer, x_BLD, e_26D, scene, [guidance])

@@ -20,9 +20,10 @@ from s2v_tasks.lifetime import end_with_parent
 bench = typer.Typer(help="Measure the engine on this machine, with random weights.", no_args_is_help=True)
 app.add_typer(bench, name="bench", rich_help_panel=OPERATORS)
 
-# Of the dimensions that a command does not name: about 50 million parameters, and those of the released model.
+# Of the dimensions that a command does not name: about 50 million parameters with heads as wide as in the released
+# model, and those of that model.
 PRESETS = {
-    "50m": {"dim": 512, "ffn_dim": 1408, "num_heads": 8, "num_layers": 8},
+    "50m": {"dim": 512, "ffn_dim": 1408, "num_heads": 4, "num_layers": 8},
     "14b": {"dim": 5120, "ffn_dim": 13824, "num_heads": 40, "num_layers": 40},
 }
 

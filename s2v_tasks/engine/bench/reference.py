@@ -51,7 +51,7 @@ def reference_forward(model: S2VTransformer, latents_BCThw: Tensor, timestep_1: 
     num_video = video_BND.shape[1]
 
     grids = [video_grid(frames, rows, columns), reference_grid(rows, columns), *motion_grids]
-    table_Lc = rope_table(grids, config.head_dim).to(x_BLD.device)
+    table_LHc = rope_table(grids, config.head_dim).to(x_BLD.device)[:, None].repeat(1, config.num_heads, 1)
     times_2 = torch.cat([timestep_1, torch.zeros_like(timestep_1)])
     e_2D = model.time_embedding(timestep_sinusoid(times_2, config.freq_dim).float())
     e_26D = model.time_projection(e_2D).unflatten(1, (6, -1))
@@ -60,7 +60,7 @@ def reference_forward(model: S2VTransformer, latents_BCThw: Tensor, timestep_1: 
     context_BSD = _linear(down, _gelu(_linear(up, F.pad(clip.context_SD, (0, 0, 0, padding))[None])))
 
     for layer, block in enumerate(model.blocks):
-        x_BLD = _block(cast(Block, block), x_BLD, e_26D, num_video, table_Lc, context_BSD)
+        x_BLD = _block(cast(Block, block), x_BLD, e_26D, num_video, table_LHc, context_BSD)
         if layer in config.audio_inject_layers:
             index = config.audio_inject_layers.index(layer)
             injector, norm = model.audio_injector.injector[index], model.audio_injector.injector_adain_layers[index]
@@ -77,7 +77,9 @@ def reference_forward(model: S2VTransformer, latents_BCThw: Tensor, timestep_1: 
     return velocity
 
 
-def _block(block: Block, x_BLD: Tensor, e_26D: Tensor, num_video: int, table_Lc: Tensor, context_BSD: Tensor) -> Tensor:
+def _block(
+    block: Block, x_BLD: Tensor, e_26D: Tensor, num_video: int, table_LHc: Tensor, context_BSD: Tensor
+) -> Tensor:
     shift1, scale1, gate1, shift2, scale2, gate2 = (block.modulation + e_26D).transpose(0, 1)
 
     def modulated(x_BLD: Tensor, shift_2D: Tensor, scale_2D: Tensor) -> Tensor:
@@ -90,31 +92,30 @@ def _block(block: Block, x_BLD: Tensor, e_26D: Tensor, num_video: int, table_Lc:
         return torch.cat([y * gate_2D[i] for i, y in enumerate(segments)], dim=1)
 
     y_BLD = modulated(x_BLD, shift1, scale1)
-    x_BLD = x_BLD + gated(_attention(block.self_attn, y_BLD, y_BLD, table_Lc), gate1)
+    x_BLD = x_BLD + gated(_attention(block.self_attn, y_BLD, y_BLD, table_LHc), gate1)
     x_BLD = x_BLD + _attention(block.cross_attn, block.norm3(x_BLD), context_BSD, None)
     up, _, down = block.ffn
     return x_BLD + gated(_linear(down, _gelu(_linear(up, modulated(x_BLD, shift2, scale2)))), gate2)
 
 
-def _attention(module: Attention, x_BLD: Tensor, context_BSD: Tensor, table_Lc: Tensor | None) -> Tensor:
+def _attention(module: Attention, x_BLD: Tensor, context_BSD: Tensor, table_LHc: Tensor | None) -> Tensor:
     def heads(x: Tensor) -> Tensor:
         return rearrange(x, "b l (h d) -> b l h d", h=module.num_heads)
 
     q = heads(_rms_norm(module.norm_q, _linear(module.q, x_BLD)))
     k = heads(_rms_norm(module.norm_k, _linear(module.k, context_BSD)))
     v = heads(_linear(module.v, context_BSD))
-    if table_Lc is not None:
-        q, k = (_rotate(x, table_Lc).to(v.dtype) for x in (q, k))
+    if table_LHc is not None:
+        q, k = (_rotate(x, table_LHc).to(v.dtype) for x in (q, k))
     attended = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
     return _linear(module.o, attended.transpose(1, 2).flatten(2))
 
 
-def _rotate(x_BLHd: Tensor, table_Lc: Tensor) -> Tensor:
+def _rotate(x_BLHd: Tensor, table_LHc: Tensor) -> Tensor:
     pairs = torch.view_as_complex(rearrange(x_BLHd.double(), "b l h (c pair) -> b l h c pair", pair=2))
-    table_LHc = table_Lc[:, None].repeat(1, x_BLHd.shape[2], 1)
     rotated_LHd = torch.view_as_real(pairs * table_LHc).flatten(-2)[0]
     # Two copies more: what lies behind a sample's tokens is put behind them, and the samples of a batch are stacked.
-    rest_LHd = x_BLHd[0, table_Lc.shape[0] :].double()
+    rest_LHd = x_BLHd[0, table_LHc.shape[0] :].double()
     return torch.stack([torch.cat([rotated_LHd, rest_LHd])]).float()
 
 

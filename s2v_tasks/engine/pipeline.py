@@ -101,7 +101,7 @@ class S2VPipeline:
         """Render a clip; `on_step(done, total)` is called after each solver step.
 
         `take` is given the frames in order, a few at a time as they are decoded. `noise` `[16, T, h, w]` replaces the
-        draw from `inputs.seed`. `interrupted()` is asked before each forward and as frames are decoded; if true,
+        draw from `inputs.seed`. `interrupted()` is asked for each branch of a step and as frames are decoded; if true,
         Interrupted is raised with the state in which the solver step, or decoding, began. Called again with that state
         and the same inputs, the clip goes on there. Raises PermanentError for inputs that do not fit each other.
         """

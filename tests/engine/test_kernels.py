@@ -23,6 +23,23 @@ def test_a_product_in_fp32_is_that_of_torch(x: Tensor, bias: Tensor | None) -> N
         torch.testing.assert_close(kernels.linear(x, WEIGHT, bias), F.linear(x, WEIGHT, bias), rtol=0, atol=1e-5)
 
 
+def test_gelu_behind_a_product_is_that_of_torch() -> None:
+    """In fp32, where it is part of the product, and in bf16, where it is not: the tanh form, not the exact one."""
+    for dtype, gate in ((torch.float32, 1e-5), (torch.bfloat16, 0.0)):
+        x, weight, bias = (4 * TOKENS).to(dtype), WEIGHT.to(dtype), BIAS.to(dtype)
+        expected = F.gelu(F.linear(x, weight, bias), approximate="tanh")
+        torch.testing.assert_close(kernels.linear(x, weight, bias, gelu=True), expected, rtol=0, atol=gate)
+
+
+@pytest.mark.parametrize(("dtype", "gate"), [(torch.float32, 1e-5), (torch.bfloat16, 0.0)])
+def test_the_norm_is_that_of_torch(dtype: torch.dtype, gate: float) -> None:
+    """Also for rows of zeros, which `eps` keeps finite."""
+    x = (0.01 * TOKENS).to(dtype)
+    x[:, 2] = 0
+    expected = F.rms_norm(x, x.shape[-1:], eps=1e-6)
+    torch.testing.assert_close(kernels.rms_norm(x.clone(), 1e-6), expected, rtol=0, atol=gate)
+
+
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
 def test_only_plain_fp32_weights_on_a_cpu_take_another_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights in bf16, on other devices, or of a class with an arithmetic of its own stay with torch."""

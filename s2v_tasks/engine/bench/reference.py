@@ -3,7 +3,9 @@
 To be measured beside the engine, and to check it: nothing is prepared, shared or fused. Every forward encodes the
 sound, embeds reference and motion, projects the text and its padding, and rotates in complex128.
 
-Legend: B batch (1), N video tokens, L all tokens, D model width, H heads, d head width, c = d/2, T latent frames.
+Legend: B batch (1), C channels, T latent frames, h w latent sides, n tokens of a frame, N video and M motion tokens,
+L all tokens, D model width, H heads, d head width, c = d/2, S text rows, A sound tokens per frame, F pixel frames,
+K layers of speech features.
 """
 
 from dataclasses import dataclass

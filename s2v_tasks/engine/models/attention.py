@@ -67,7 +67,7 @@ class SelfAttention(Attention):
 
 
 class CrossAttention(Attention):
-    """Attention of tokens to a context (text or sound), without positions and without mask."""
+    """Attention of tokens to a context (text or sound), without positions."""
 
     def forward(self, x_BLD: Tensor, context: KeysValues) -> Tensor:
         return self.o(sdpa(self.queries(x_BLD), *context).flatten(2))  # type: ignore[no-any-return]

@@ -1,6 +1,5 @@
 """From the files of a dropped folder to a request, or one sentence that says why there is none."""
 
-import json
 import re
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -8,6 +7,7 @@ from typing import Any, Literal
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.ingestion.folders import MARKER, PROMPT, DropFolder, plain_name, short_digest
 from s2v_tasks.schemas.request import JOB_ID_PATTERN, Request, parse_request
+from s2v_tasks.schemas.strict_json import parse_json
 
 MAX_TEXT_BYTES = 64 * 1024  # of request.json and of prompt.txt
 _KIND_OF_FIELD: dict[str, Literal["image", "audio", "pose"]] = {
@@ -66,19 +66,14 @@ def default_job_id(folder: DropFolder) -> str:
 
 def _object(data: bytes) -> dict[str, Any]:
     try:
-        parsed = json.loads(data.decode("utf-8-sig"), parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        reason = str(error) or "nested too deeply"
+        parsed = parse_json(data.decode("utf-8-sig"))
+    except ValueError as error:
         raise PermanentError(
-            f'{MARKER} is not JSON ({reason}): expected an object of request fields such as {{"prompt": "..."}}.'
+            f'{MARKER} is not JSON ({error}): expected an object of request fields such as {{"prompt": "..."}}.'
         ) from error
     if not isinstance(parsed, dict):
         raise PermanentError(f"{MARKER} is a JSON {type(parsed).__name__}: expected an object of request fields.")
     return parsed
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a number of JSON")
 
 
 def _file_name(folder: DropFolder, field: str, kind: Literal["image", "audio", "pose"], given: Any) -> str | None:

@@ -13,6 +13,7 @@ from typing import Any
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.schemas.preset import Preset, find_preset
 from s2v_tasks.schemas.request import Request, parse_request
+from s2v_tasks.schemas.strict_json import parse_json
 
 MAX_ROWS = 10_000
 MAX_BYTES = 64 * 1024**2
@@ -107,16 +108,12 @@ def _rows(data: bytes, manifest_uri: str) -> Iterator[dict[str, Any] | Permanent
 
 def _json_row(line: str) -> dict[str, Any] | PermanentError:
     try:
-        row = json.loads(line, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
+        row = parse_json(line)
+    except ValueError as error:
         return PermanentError(f"not JSON ({error}): expected an object of request fields")
     if not isinstance(row, dict):
         return PermanentError(f"a JSON {type(row).__name__}: expected an object of request fields")
     return row
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a number of JSON")
 
 
 def _csv_rows(text: str, manifest_uri: str) -> Iterator[dict[str, Any] | PermanentError]:

@@ -3,7 +3,6 @@
 Writes request.json, inputs/{image.png, audio.<ext>, audio_16k.wav, pose.mp4?} and inputs/manifest.json.
 """
 
-import json
 import re
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +16,7 @@ from s2v_tasks.metadata.jobs import Source
 from s2v_tasks.schemas.manifest import Artifact, fingerprint
 from s2v_tasks.schemas.preset import find_preset, load_presets
 from s2v_tasks.schemas.request import Request, parse_request
+from s2v_tasks.schemas.strict_json import parse_json
 from s2v_tasks.settings import config_dir
 from s2v_tasks.steps.context import StepContext
 from s2v_tasks.steps.inheritance import inherit_inputs, parent_request
@@ -71,7 +71,7 @@ def run(ctx: StepContext, *, request_json: str, run_id: str | None = None) -> di
 def _accept(ctx: StepContext, request_json: str, run_id: str | None) -> Request:
     """The request, valid in itself and with a known preset. The job is on record before anything can be refused."""
     try:
-        data = json.loads(request_json, parse_constant=_refuse_constant)
+        data = parse_json(request_json)
     except ValueError as error:
         data = {"text": request_json[:2000]}
         problem = PermanentError(f'The request is not JSON ({error}): expected an object such as {{"prompt": ...}}.')
@@ -125,10 +125,6 @@ def _fetch(ctx: StepContext, request: Request) -> dict[str, tuple[str, Path]]:
 def _plain_name(uri: str) -> str:
     """The name that the user knows the file by, for messages, without what a file system could misread."""
     return re.sub(r"[^A-Za-z0-9._-]", "_", uri.rpartition("/")[2])[-80:].lstrip(".-") or "file"
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a number of JSON")
 
 
 def _extension(uri: str) -> str:

@@ -64,6 +64,7 @@ def test_a_request_file_names_files_of_the_folder_or_objects_elsewhere() -> None
         (["a.png", "a.wav"], b"{", b"x", "request.json is not JSON"),
         (["a.png", "a.wav"], b"[" * 60_000, b"x", "request.json is not JSON"),
         (["a.png", "a.wav"], b'{"base_seed": NaN}', b"x", "NaN is not a number of JSON"),
+        (["a.png", "a.wav"], b'{"prompt": "x", "prompt": "y"}', b"x", "'prompt' is given more than once"),
         (["a.png", "a.wav"], [1], b"x", "is a JSON list"),
         (["a.png", "a.wav"], {"image_uri": "../../secret.png"}, b"x", "'../../secret.png' is no file of the folder"),
         (["a.png", "a.wav"], {"image_uri": 7}, b"x", "image_uri 7"),

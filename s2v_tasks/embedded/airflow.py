@@ -128,6 +128,8 @@ class AirflowInstallation:
             for component, arguments in _COMPONENTS.items():
                 process = self._process(component)
                 if process.pid() is None:
+                    # Workers of a scheduler that was killed wait for ever; those at work finish their task.
+                    process.stop_left_behind("LocalExecutor: <idle>", _POLL_SECONDS)
                     command = airflow_command(component, *arguments)
                     child = launch(command, self._log_path(component), env=environment, cwd=CHECKOUT)
                     write_private(process.pid_path, f"{child.pid}\n")
@@ -143,7 +145,9 @@ class AirflowInstallation:
                     os.kill(process.pid() or 0, signal.SIGTERM)
             for process in running:
                 process.stop(signal.SIGTERM, _STOP_SECONDS)
-            get_logger().info("airflow_stopped", processes=len(running))
+            # A scheduler that was killed has not ended its workers.
+            left = sum(self._process(name).stop_left_behind("airflow", _STOP_SECONDS) for name in _COMPONENTS)
+            get_logger().info("airflow_stopped", processes=len(running) + left)
 
     def running(self) -> list[str]:
         """Components that run."""

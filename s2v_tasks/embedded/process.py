@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from s2v_tasks.errors import TransientError
 
 _POLL_SECONDS = 0.05
@@ -66,6 +68,31 @@ class DetachedProcess:
         if self.pid() is not None:
             raise TransientError(f"Process {self.pid()} ({self.marker}) does not end: end it by hand.")
 
+    def stop_left_behind(self, marker: str, timeout_seconds: float) -> int:
+        """End what the process started and left when it was killed; returns how many there were.
+
+        They are those of its session whose command line has `marker`. SIGTERM first, so that work is put down in order;
+        SIGKILL for those that do not heed it.
+        """
+        leader = self._noted_pid()
+        # The system does not give a pid anew while a session goes by it: whoever has it is the leader.
+        if leader is None or _runs(leader):
+            return 0
+        left = [
+            process
+            for process in psutil.process_iter()
+            if _session(process.pid) == leader and marker in _command_line(process.pid)
+        ]
+        for process in left:
+            with suppress(psutil.NoSuchProcess):
+                process.terminate()
+        _, stubborn = psutil.wait_procs(left, timeout_seconds)
+        for process in stubborn:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(stubborn, timeout_seconds)
+        return len(left)
+
     def _noted_pid(self) -> int | None:
         try:
             return int(self.pid_path.read_text().split()[0])
@@ -90,20 +117,25 @@ def launch(command: Sequence[str], log_path: Path, **options: Any) -> "subproces
 
 
 def _command_line(pid: int) -> str:
-    """The arguments of a process separated by blanks; empty when it is gone (or a zombie)."""
-    proc = Path("/proc")
-    if proc.joinpath("self").exists():
-        try:
-            return proc.joinpath(str(pid), "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except (FileNotFoundError, ProcessLookupError):
-            return ""
-    listing = subprocess.run(
-        ["ps", "-ww", "-o", "command=", "-p", str(pid)],  # noqa: S607 - ps has no fixed place
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return listing.stdout
+    """The arguments of a process separated by blanks; empty when it is gone, a zombie or another account's secret."""
+    try:
+        return " ".join(psutil.Process(pid).cmdline())
+    except psutil.Error:
+        return ""
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _session(pid: int) -> int | None:
+    try:
+        return os.getsid(pid)
+    except (ProcessLookupError, PermissionError):
+        return None
 
 
 @contextmanager

@@ -198,3 +198,24 @@ def test_a_process_that_ignores_the_signal_is_killed(tmp_path: Path) -> None:
         assert process.pid() is not None
     process.stop(signal.SIGTERM, timeout_seconds=0.2)
     assert process.pid() is None
+
+
+def test_what_a_killed_process_left_is_ended(tmp_path: Path) -> None:
+    """Of its session what has the marker, stubborn or not; nothing while the process itself runs."""
+    process = DetachedProcess(tmp_path / "pid", marker="the-leader")
+    stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); "
+    code = (
+        "import subprocess, sys, time\n"
+        "for marker in ['worker', 'worker', 'other']:\n"
+        f"    subprocess.Popen([sys.executable, '-c', {stubborn!r} + 'time.sleep(60)', marker])\n"
+        "time.sleep(60)"
+    )
+    process.start([sys.executable, "-c", code, "the-leader"], tmp_path / "log")
+    while (tmp_path / "log").read_text().count("ready") < 3:
+        assert process.pid() is not None
+    assert process.stop_left_behind("worker", timeout_seconds=0.1) == 0
+    os.kill(process.pid() or 0, signal.SIGKILL)
+    while process.pid() is not None:
+        pass
+    ended = [process.stop_left_behind(marker, timeout_seconds=0.5) for marker in ("worker", "worker", "other")]
+    assert ended == [2, 0, 1]

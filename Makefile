@@ -37,8 +37,10 @@ lint: $(INSTALLED) ## Format check, lint, types, import contracts.
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Two files at a time: much of the time a test waits for a server or another process. By name, so that the many short ones
+# come last.
 test: lint ## Install what the tests need and run them all.
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-ingestion: $(INSTALLED) ## Drop a thousand folders into a running Airflow and kill its scheduler twice.
 	$(BIN)/pytest -m ingestion -s tests/integration/test_flood.py

@@ -165,7 +165,7 @@ class AirflowInstallation:
     def _ask(self, path: str) -> dict[str, Any]:
         """The answer of the REST API; empty while there is none."""
         try:
-            with urllib.request.urlopen(f"{self.url}/api/v2/{path}", timeout=5) as answer:  # noqa: S310 - ours
+            with urllib.request.urlopen(f"{self.url}/api/v2/{path}", timeout=30) as answer:  # noqa: S310 - ours
                 return dict(json.load(answer))
         except (OSError, ValueError):
             return {}

@@ -30,7 +30,8 @@ class Terminal:
         self.output = ""
         self._descriptor, child = pty.openpty()
         fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
-        command = [sys.executable, "-m", "s2v_tasks.cli", *arguments]
+        # Ctrl-C ends what a person starts, also where the tests themselves were started to ignore it.
+        command = ["env", "--default-signal=INT", sys.executable, "-m", "s2v_tasks.cli", *arguments]
         self.process = subprocess.Popen(command, stdin=child, stdout=child, stderr=child, start_new_session=True)
         os.close(child)
 

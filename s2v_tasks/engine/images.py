@@ -1,4 +1,4 @@
-"""From pictures to the pixels that the VAE sees (spec d.2, d.4).
+"""From pictures to the pixels that the VAE sees, and back (spec d.2, d.4, d.7).
 
 `compat="corrected"` scales to cover and crops. `compat="reference"` repeats the reference: the shorter side is fitted
 to the shorter target side, so that about half of all pictures get borders, black for the image and grey for the pose.
@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -46,6 +47,12 @@ def frames_to_pixels(frames_u8_THWC: ImageU8) -> Tensor:
     """Frames as the VAE wants them: [1, 3, T, H, W] in [-1, 1]."""
     pixels_THWC = torch.tensor(frames_u8_THWC).to(torch.float32) / 255 * 2 - 1
     return pixels_THWC.permute(3, 0, 1, 2)[None].contiguous()
+
+
+def to_u8(pixels_BCTHW: Tensor) -> Tensor:
+    """What the VAE gives as bytes [T, H, W, 3], truncated as the reference does (spec d.7)."""
+    bytes_BCTHW = ((pixels_BCTHW.clamp(-1, 1) + 1) / 2 * 255).to(torch.uint8)
+    return rearrange(bytes_BCTHW, "1 c t h w -> t h w c").contiguous()
 
 
 def fit_pose(frames_u8_THWC: ImageU8, width: int, height: int, *, compat: Compat) -> Tensor:

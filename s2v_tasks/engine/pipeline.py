@@ -13,12 +13,11 @@ from functools import partial
 
 import numpy as np
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from s2v_tasks.engine.branch import Branch, bases, skipped_share
 from s2v_tasks.engine.clip import ClipInputs, ClipLatents, ClipOutput, Codec, MotionState, Sampling, TakeFrames
-from s2v_tasks.engine.images import Compat, pad_pose, to_pixels
+from s2v_tasks.engine.images import Compat, pad_pose, to_pixels, to_u8
 from s2v_tasks.engine.loading.snapshot import Snapshot
 from s2v_tasks.engine.models.attention import KeysValues
 from s2v_tasks.engine.models.step_memory import StepMemory
@@ -119,8 +118,8 @@ class S2VPipeline:
             if interrupted():
                 raise Interrupted(capture())
             if number == 0 and starts_chain and self.compat == "corrected":
-                take(_to_u8(frames[:, :, :1].expand(-1, -1, _LOST_FRAMES, -1, -1)))
-            take(_to_u8(frames))
+                take(to_u8(frames[:, :, :1].expand(-1, -1, _LOST_FRAMES, -1, -1)))
+            take(to_u8(frames))
             if inputs.keep_motion_frames is not None:
                 newest.add(frames)
         if inputs.keep_motion_frames is None:
@@ -296,9 +295,3 @@ class _Newest:
 def _grey(like: Tensor, num_frames: int) -> Tensor:
     """Mid grey frames, what precedes the first clip."""
     return like.new_zeros(*like.shape[:2], num_frames, *like.shape[3:])
-
-
-def _to_u8(frames_BCFHW: Tensor) -> Tensor:
-    """Pixels to bytes `[F, H, W, 3]`, truncated as the reference does (spec d.7)."""
-    bytes_BCFHW = ((frames_BCFHW.clamp(-1, 1) + 1) / 2 * 255).to(torch.uint8)
-    return rearrange(bytes_BCFHW, "1 c f h w -> f h w c").contiguous()

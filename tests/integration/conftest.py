@@ -19,10 +19,11 @@ from s2v_tasks.embedded.stack import Services
 from s2v_tasks.engine.tiny_snapshot import write_tiny_snapshot
 from s2v_tasks.metadata.records import JobRecord
 from s2v_tasks.metadata.repository import Ledger
-from s2v_tasks.metadata.session import engine_from_settings
+from s2v_tasks.metadata.session import create_engine, engine_from_settings
 from s2v_tasks.settings import Settings, load_settings
 from s2v_tasks.steps.context import run_step
 from s2v_tasks.storage.s3 import ObjectStore
+from tests.integration.drop_folder import Folder
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 JOB = "step-by-step"
@@ -90,6 +91,14 @@ def store(settings: Settings) -> ObjectStore:
 def ledger(settings: Settings) -> Iterator[Ledger]:
     engine = engine_from_settings(settings)
     yield Ledger(engine)
+    engine.dispose()
+
+
+@pytest.fixture
+def folder(s3_settings: Settings, object_store: ObjectStore, postgres_url: str) -> Iterator[Folder]:
+    """An empty drop folder."""
+    engine = create_engine(postgres_url)
+    yield Folder(s3_settings, object_store, engine)
     engine.dispose()
 
 

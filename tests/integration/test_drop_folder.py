@@ -1,68 +1,13 @@
 """The drop folder on an S3 server and a real database: each folder becomes one job, or is rejected with a reason."""
 
 import json
-from collections.abc import Iterator
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import psycopg
 import pytest
 
-from s2v_tasks.cli.ingestion import close_lost, next_jobs, refuse_job
 from s2v_tasks.errors import TransientError
-from s2v_tasks.ingestion.sweep import Sweeper
-from s2v_tasks.metadata.drops import DropLedger
-from s2v_tasks.metadata.queue import JobQueue
-from s2v_tasks.metadata.repository import Ledger
-from s2v_tasks.metadata.session import create_engine
-from s2v_tasks.schemas.preset import load_presets
-from s2v_tasks.schemas.request import Request, parse_request
-from s2v_tasks.settings import Settings, config_dir, load_settings
-from s2v_tasks.storage.layout import drop_folder_uri
-from s2v_tasks.storage.s3 import ObjectStore
-
-PROMPT = b"A person speaks."
-
-
-class Folder:
-    """The drop folder of a test, its ledgers, and the sweep."""
-
-    def __init__(self, settings: Settings, store: ObjectStore, engine: Any) -> None:
-        self.uri = drop_folder_uri(settings)
-        self.store, self.drops, self.jobs, self.queue = store, DropLedger(engine), Ledger(engine), JobQueue(engine)
-        self._sweeper = Sweeper(settings, store, self.drops, load_presets(config_dir(settings)))
-
-    def drop(self, name: str, request: Any = None, **files: bytes) -> None:
-        """Write a folder; dots in the names of files are written as two underlines. The request comes last."""
-        for file, data in ({"portrait__png": b"image", "speech__wav": b"audio", "prompt__txt": PROMPT} | files).items():
-            if data:
-                self.put(f"{name}/{file.replace('__', '.')}", data)
-        if request is not None:
-            data = request if isinstance(request, bytes) else json.dumps(request).encode()
-            self.put(f"{name}/request.json", data)
-
-    def put(self, name: str, data: bytes) -> None:
-        self.store.put_bytes(f"{self.uri}/incoming/{name}", data, "application/octet-stream")
-
-    def sweep(self, *, seconds_later: int = 0) -> dict[str, int]:
-        return self._sweeper.run(datetime.now(UTC) + timedelta(seconds=seconds_later))
-
-    def names(self, part: str = "") -> list[str]:
-        return [item.uri.removeprefix(f"{self.uri}/") for item in self.store.listing(f"{self.uri}/{part}")]
-
-    def error(self, name: str) -> str:
-        return str(json.loads(self.store.get_bytes(f"{self.uri}/rejected/{name}/error.json"))["error"])
-
-    def requests(self) -> list[Request]:
-        return [parse_request(job.request or {}) for job in self.jobs.jobs()]
-
-
-@pytest.fixture
-def folder(s3_settings: Settings, object_store: ObjectStore, postgres_url: str) -> Iterator[Folder]:
-    engine = create_engine(postgres_url)
-    yield Folder(s3_settings, object_store, engine)
-    engine.dispose()
+from tests.integration.drop_folder import PROMPT, Folder
 
 
 def counts(**expected: int) -> dict[str, int]:
@@ -269,63 +214,3 @@ def test_many_drops_become_exactly_their_jobs(folder: Folder) -> None:
     assert len(jobs) == 45
     assert {request.base_seed for request in folder.requests()} == {-1, *range(40)}
     assert folder.names("incoming/") == []
-
-
-def test_jobs_start_by_priority_then_by_age_under_the_limit(folder: Folder) -> None:
-    """A started job takes a place until it ends; one that is run by hand, without a run, never does."""
-    folder.jobs.job_queued("by-hand", {})
-    folder.jobs.job_started("by-hand")
-    for name, priority in [("a", "low"), ("b", "normal"), ("c", "normal"), ("d", "high"), ("e", "normal")]:
-        folder.drop(name, {"priority": priority, "job_id": f"job-{name}"})
-        folder.sweep()
-    assert folder.queue.num_waiting() == 5
-    assert [job.job_id for job in folder.queue.next(max_running=3)] == ["job-d", "job-b", "job-c"]
-    folder.queue.mark_started(["job-d", "job-b"])
-    folder.jobs.job_started("job-d")
-    assert [job.job_id for job in folder.queue.next(max_running=3)] == ["job-c"]
-    folder.jobs.job_failed("job-d", "No GPU.")
-    assert [job.job_id for job in folder.queue.next(max_running=3)] == ["job-c", "job-e"]
-    assert folder.queue.next(max_running=1) == []
-    assert folder.queue.num_waiting() == 3
-
-
-def test_a_job_whose_run_is_gone_gives_its_place_back(
-    folder: Folder, postgres_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """When it has been silent for a while it is told by the queue, and closed once Airflow does not know its run."""
-    monkeypatch.setenv("S2V_DATABASE_URL", postgres_url)
-    monkeypatch.setenv("S2V_MAX_RUNNING_JOBS", "3")
-    load_settings.cache_clear()
-    for name in "abcd":
-        folder.drop(name, {"job_id": f"job-{name}"})
-        folder.sweep()
-    folder.queue.mark_started(["job-a", "job-b", "job-c"])
-    folder.jobs.request_cancel("job-b")
-    with psycopg.connect(postgres_url) as connection:
-        connection.execute("UPDATE jobs SET updated_at = now() - interval '20 min' WHERE job_id IN ('job-a', 'job-b')")
-    next_jobs()
-    look = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert (look["jobs"], sorted(look["silent_runs"])) == ([], ["job-a", "job-b"])
-    close_lost(["job-a", "job-b", "job-c"])
-    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"closed": ["job-a", "job-b"]}
-    assert {job.job_id: job.status for job in folder.jobs.jobs()} == {
-        "job-a": "failed", "job-b": "cancelled", "job-c": "queued", "job-d": "queued"
-    }  # fmt: skip
-    next_jobs()
-    assert [turn["job_id"] for turn in json.loads(capsys.readouterr().out.splitlines()[-1])["jobs"]] == ["job-d"]
-
-
-def test_a_job_that_is_refused_for_good_waits_no_longer(
-    folder: Folder, postgres_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It has failed with its reason, and the next one has its turn."""
-    monkeypatch.setenv("S2V_DATABASE_URL", postgres_url)
-    load_settings.cache_clear()
-    for name in "ab":
-        folder.drop(name, {"job_id": f"job-{name}"})
-        folder.sweep()
-    refuse_job("job-a", reason="Airflow refuses its run.")
-    job = folder.jobs.job("job-a")
-    assert job is not None
-    assert (job.status, job.reason) == ("failed", "Airflow refuses its run.")
-    assert [turn.job_id for turn in folder.queue.next(max_running=1)] == ["job-b"]

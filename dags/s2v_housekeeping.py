@@ -6,11 +6,12 @@ Every night it finds what nobody needs any more, and what was lost:
 |---|---|
 | superseded clips, saved states of interrupted clips | `S2V_RETENTION_DAYS` after the end of their job (1) |
 | folders in `accepted/` and `rejected/` of the drop folder | after `S2V_RETENTION_DAYS` (2) |
-| uploads in parts that nobody finished | after a day, once their job has ended: aborted |
+| unfinished uploads in parts below `jobs/` and `uploads/` | after a day, once their job has ended: aborted (3) |
 | jobs whose run ended or is gone | after 15 minutes without a sign of life: closed, their attempts as lost |
 | rows without object, objects without row or job, other sizes | told, never mended |
 
-(1) unless a rerun that has not ended needs it; (2) unless a job that runs or a published video names their files.
+(1) unless a rerun that has not ended needs it; (2) unless a job that runs or a published video names their files;
+(3) those of `S2V_OUTPUT_URI`, which others may write to as well, are left to a lifecycle rule of its bucket.
 Inputs, plans, clips and results of a job stay, also of a failed one: its next start reuses them.
 
 Scheduled runs only list, until `S2V_HOUSEKEEPING_APPLY` is true. A run that you trigger does what its form says, and

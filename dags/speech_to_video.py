@@ -45,7 +45,6 @@ also of a video that failed its checks. Result of `publish`: `video_uri`, `sha25
 rendered side by side. The log of `plan_clips` and `s2v plan` show where the cuts are.
 """
 
-from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import Asset, dag, task_group
@@ -67,7 +66,6 @@ CLIP_LABEL = "{{ task.clip['label'] }}"
     catchup=False,
     on_failure_callback=failure_notifiers(),
     max_active_runs=load_settings().max_running_jobs,
-    dagrun_timeout=timedelta(days=7),
     params=form_params(),
     tags=["video", "wan2.2-s2v"],
 )
@@ -94,7 +92,8 @@ def speech_to_video() -> None:
     close_job = step_task("close-job").as_teardown(on_failure_fail_dagrun=True)
 
     stage_inputs >> plan_clips >> encode_conditions >> clips >> stitch >> mux_audio >> validate >> publish
-    publish >> close_job
+    # When a clip has failed, `publish` is given up at once; clips of other chains are still being rendered.
+    [publish, clips] >> close_job
 
 
 speech_to_video()

@@ -20,7 +20,8 @@ PREFIX = "S2V_"
 class Settings(BaseSettings):
     """Every setting, its default and its meaning. Environment variable = `S2V_` + the name in upper case."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+    # ConfigMaps and compose files name variables that they leave empty: those are not set.
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, extra="forbid", frozen=True)
 
     home: Path = Field(
         Path(".s2v"), description="Folder of the embedded stack: its databases, objects, logs and snapshot."

@@ -13,8 +13,10 @@ from s2v_tasks.schemas.plan import Plan
 from s2v_tasks.schemas.request import MAX_CLIPS
 
 ENDED = ("succeeded", "failed", "cancelled")
+RETRIED = "job_retried"
 _RUN_LOST = "run_lost"
 _LOST = "Its run disappeared from Airflow or ended without closing it; start the job again: finished clips are reused."
+QUEUED_SOURCES = ("drop", "batch")  # doors whose jobs wait for their turn
 Source = Literal["ui", "cli", "drop", "batch", "rerun", "api"]
 
 
@@ -123,10 +125,16 @@ class JobLedger:
         with transaction(self._engine) as connection:
             return connection.execute(statement).scalar() is not None
 
-    def forget_cancel(self, job_id: str) -> None:
-        """A job that has ended is about to start again."""
+    def forget_cancel(self, job_id: str, run_id: str | None = None) -> None:
+        """A job that has ended is about to start again, as the DAG run `run_id`.
+
+        Not when that is the run for which it waited: it was cancelled while the queue was about to start it. It has
+        that run now, so that a person who clears the run starts it all the same.
+        """
+        waited = (Job.status == "cancelled", Job.source.in_(QUEUED_SOURCES), Job.dag_run_id.is_(None))
         with transaction(self._engine) as connection:
-            _forget_cancel(connection, job_id)
+            if not update_job(connection, job_id, {"dag_run_id": run_id}, *waited, queued_run_id() == run_id):
+                _forget_cancel(connection, job_id)
 
     def job_cancelled(self, job_id: str) -> None:
         """The job ended because a person wanted it; finished clips stay what they are."""
@@ -178,6 +186,18 @@ def _is_settled(connection: sa.Connection, job_id: str) -> bool:
 
 def _forget_cancel(connection: sa.Connection, job_id: str) -> None:
     update_job(connection, job_id, {"cancel_requested_at": None}, Job.status.in_(ENDED))
+
+
+def queued_run_id() -> sa.ColumnElement[str]:
+    """The id of the run that a job which waits gets now: the same whoever asks, another one after each retry."""
+    retries = (
+        sa
+        .select(sa.func.count())
+        .where(Event.job_id == Job.job_id, Event.event == RETRIED)
+        .correlate(Job)
+        .scalar_subquery()
+    )
+    return sa.case((retries == 0, Job.job_id), else_=sa.func.concat(Job.job_id, "--", retries + 1))
 
 
 def request_columns(request: dict[str, Any]) -> dict[str, Any]:

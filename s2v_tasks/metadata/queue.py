@@ -8,12 +8,10 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
-from s2v_tasks.metadata.jobs import ENDED, Source, request_columns
+from s2v_tasks.metadata.jobs import ENDED, QUEUED_SOURCES, RETRIED, Source, queued_run_id, request_columns
 from s2v_tasks.metadata.session import transaction
 from s2v_tasks.metadata.statements import NOW, storable
 from s2v_tasks.metadata.tables import PRIORITIES, Drop, Event, Job
-
-_RETRIED = "job_retried"
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,9 @@ class JobQueue:
         """
         active = sa.select(sa.func.count()).where(Job.status.not_in(ENDED), Job.dag_run_id.is_not(None))
         rank = sa.case({name: index for index, name in enumerate(PRIORITIES)}, value=Job.priority)
-        waiting = sa.select(Job.job_id, _run_id(), Job.request).where(*_waiting()).order_by(rank.desc(), Job.created_at)
+        waiting = (
+            sa.select(Job.job_id, queued_run_id(), Job.request).where(*_waiting()).order_by(rank.desc(), Job.created_at)
+        )
         with transaction(self._engine) as connection:
             free = max_running - connection.execute(active).scalar_one()
             rows = connection.execute(waiting.limit(max(free, 0))).all()
@@ -60,13 +60,13 @@ class JobQueue:
         return count
 
     def mark_started(self, job_ids: Sequence[str]) -> None:
-        """These have the DAG run that their turn named."""
+        """These have the DAG run that their turn named; not one that was cancelled meanwhile."""
         with transaction(self._engine) as connection:
             connection.execute(
                 sa
                 .update(Job)
-                .where(Job.job_id.in_(job_ids), Job.dag_run_id.is_(None))
-                .values(dag_run_id=_run_id(), updated_at=NOW)
+                .where(Job.job_id.in_(job_ids), Job.dag_run_id.is_(None), Job.status.not_in(ENDED))
+                .values(dag_run_id=queued_run_id(), updated_at=NOW)
             )
 
 
@@ -100,27 +100,15 @@ def retry(connection: sa.Connection, job_ids: Sequence[str]) -> int:
     )
     retried = connection.execute(statement).scalars().all()
     if retried:
-        connection.execute(insert(Event), [{"job_id": job_id, "event": _RETRIED, "detail": {}} for job_id in retried])
+        connection.execute(insert(Event), [{"job_id": job_id, "event": RETRIED, "detail": {}} for job_id in retried])
     return len(retried)
-
-
-def _run_id() -> sa.ColumnElement[str]:
-    """The id of the run that a job gets now: the same whoever asks, another one after each retry."""
-    retries = (
-        sa
-        .select(sa.func.count())
-        .where(Event.job_id == Job.job_id, Event.event == _RETRIED)
-        .correlate(Job)
-        .scalar_subquery()
-    )
-    return sa.case((retries == 0, Job.job_id), else_=sa.func.concat(Job.job_id, "--", retries + 1))
 
 
 def _waiting() -> list[sa.ColumnElement[bool]]:
     """Handed in by a door with a queue, not started, not cancelled; the files of its drop have arrived."""
     on_the_way = sa.exists().where(Drop.job_id == Job.job_id, Drop.status == "claimed")
     return [
-        Job.source.in_(["drop", "batch"]),
+        Job.source.in_(QUEUED_SOURCES),
         *(Job.status == "queued", Job.dag_run_id.is_(None), Job.cancel_requested_at.is_(None)),
         ~on_the_way,
     ]

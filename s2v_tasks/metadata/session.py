@@ -5,7 +5,15 @@ from contextlib import contextmanager
 
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, InterfaceError, OperationalError, ProgrammingError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DataError,
+    DBAPIError,
+    InterfaceError,
+    InternalError,
+    OperationalError,
+    ProgrammingError,
+)
 
 from s2v_tasks.errors import ConfigurationError, PermanentError, TransientError
 from s2v_tasks.settings import Settings
@@ -77,7 +85,8 @@ def sole_holder(engine: sa.Engine, lock: int, busy: str) -> Iterator[None]:
 def _translated(engine: sa.Engine) -> Iterator[None]:
     try:
         yield
-    except (OperationalError, InterfaceError) as error:
+    # A standby that takes over lets nobody write for a moment: psycopg calls that an internal error.
+    except (OperationalError, InterfaceError, InternalError) as error:
         raise _unavailable(engine.url, error) from error
     except ProgrammingError as error:
         if getattr(error.orig, "sqlstate", None) in {"42P01", "42703"}:  # undefined table, undefined column

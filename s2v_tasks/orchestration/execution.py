@@ -35,7 +35,7 @@ def step_task(step: str, **kwargs: Any) -> BaseOperator:
             return pods.StepPodOperator(step=step, pool=GPU_POOL, **pods.RETRIES, **kwargs)
         if step == "close-job":
             return pods.CloseJobOfPodsOperator(step=step, **RETRIES, **kwargs)
-    elif step == "render-clip":
+    elif step in {"encode-conditions", "render-clip"}:
         # All runs share the GPUs of the workers. Not the pool: a machine of one's own need not have made it.
         kwargs["max_active_tis_per_dag"] = settings.local_renders
     operator = CloseJobOperator if step == "close-job" else StepOperator

@@ -149,7 +149,7 @@ def run_step(
     with open_context(job_id, settings) as context:
         started = time.monotonic()
         try:
-            with _until_cancelled(context, step):
+            with _until_cancelled(context, step, arguments.get("run_id")):
                 result = body(context, **arguments)
         except Exception as error:
             logger.error("step_failed", error=str(error), kind=type(error).__name__)
@@ -172,13 +172,13 @@ def _tell(context: StepContext) -> None:
 
 
 @contextmanager
-def _until_cancelled(context: StepContext, step: str) -> Iterator[None]:
+def _until_cancelled(context: StepContext, step: str, run_id: str | None) -> Iterator[None]:
     """Ends the step when its job is cancelled; the first step of a new start forgets that an earlier one was."""
     if step == "close_job":  # it tells how a cancelled job ended
         yield
         return
     if step == "stage_inputs":
-        context.ledger.forget_cancel(context.job_id)
+        context.ledger.forget_cancel(context.job_id, run_id)
     refuse_cancelled(context.ledger, context.job_id)
     with cancellable(context.job_id, context.settings):
         yield

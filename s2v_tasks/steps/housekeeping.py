@@ -2,8 +2,9 @@
 
 Deleted, when older than the retention time: superseded clips and saved states of interrupted clips, of jobs that have
 ended and that no running rerun needs; folders in accepted/ and rejected/ of the drop folder, unless a job that runs or
-a published result names their files. Uploads in parts that nobody finished are aborted after a day. Nothing else is
-ever deleted: the inputs, the plan, the clips and the result of a job stay, also of a failed one, for its next start.
+a published result names their files. Uploads in parts that nobody finished, of jobs and of what people hand in, are
+aborted after a day; not in the output prefix, which may be shared with others. Nothing else is ever deleted: the
+inputs, the plan, the clips and the result of a job stay, also of a failed one, for its next start.
 """
 
 import re
@@ -82,13 +83,13 @@ class Housekeeping:
         jobs = list(self._store.listing("jobs/"))
         settled = self._upkeep.settled_jobs(expired_before)
         expired = [item for item in jobs if self._is_expired(item, settled) and item.modified_at < expired_before]
-        uploads = self._store.unfinished_uploads("jobs/")
+        uploads = [*self._store.unfinished_uploads("jobs/"), *self._store.unfinished_uploads("uploads/")]
         return Findings(
             objects=(*expired, *self._expired_drops(expired_before)),
             uploads=tuple(
                 upload
                 for upload in uploads
-                if upload.started_at < now - UNFINISHED_UPLOAD_AGE and self._job_of(upload.uri)[0] in settled
+                if upload.started_at < now - UNFINISHED_UPLOAD_AGE and self._job_of(upload.uri)[0] in {None, *settled}
             ),
             lost_jobs=tuple(job for job in self._upkeep.silent_runs() if job.dag_run_id in gone_runs),
             differences=self._differences(jobs),
@@ -100,7 +101,7 @@ class Housekeeping:
         objects = [item.uri for item in found.objects if self._job_of(item.uri)[0] in {None, *settled}]
         self._store.delete_all(objects)
         for upload in found.uploads:
-            if self._job_of(upload.uri)[0] in settled:
+            if self._job_of(upload.uri)[0] in {None, *settled}:
                 self._store.abort_upload(upload)
         for job in found.lost_jobs:
             self._ledger.job_lost(job.job_id, job.dag_run_id)

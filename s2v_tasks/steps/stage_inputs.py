@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from s2v_tasks.errors import PermanentError
+from s2v_tasks.log import get_logger
 from s2v_tasks.media.audio import normalise_speech
 from s2v_tasks.media.image import normalise_image
 from s2v_tasks.media.pose import normalise_pose
@@ -22,6 +23,7 @@ from s2v_tasks.steps.context import StepContext
 from s2v_tasks.steps.inheritance import inherit_inputs, parent_request
 from s2v_tasks.steps.requirements import check_requirements
 from s2v_tasks.storage.artifacts import Built, OutputFile, file_sha256
+from s2v_tasks.storage.trust import shown
 
 REVISION = 1  # raise it when the same sources would be normalised differently
 
@@ -35,14 +37,20 @@ def run(ctx: StepContext, *, request_json: str, run_id: str | None = None) -> di
         _keep_request(ctx, request)
         inherit_inputs(ctx, request.parent_job_id)
         return {"reused": True}
-    sources = _fetch(ctx, request)
+    uris = {"image": request.image_uri, "audio": request.audio_uri}
+    if request.pose_video_uri:
+        uris["pose"] = request.pose_video_uri
+    staged = _staged_before(ctx, uris)
+    sources = {} if staged else _fetch(ctx, uris)
     _keep_request(ctx, request)
-    inputs = {
+    inputs = staged or {
         name: Artifact(key=uri, sha256=file_sha256(path), size_bytes=path.stat().st_size)
         for name, (uri, path) in sources.items()
     }
 
     def build(folder: Path) -> Built:
+        if staged:  # what was made of them is lost, too: this tells which of them is missing
+            sources.update(_fetch(ctx, uris))
         image = normalise_image(sources["image"][1], folder / "image.png")
         speech = normalise_speech(
             sources["audio"][1], folder / "audio_16k.wav", max_duration_seconds=ctx.settings.max_audio_seconds
@@ -108,11 +116,23 @@ def _keep_request(ctx: StepContext, request: Request) -> None:
         ctx.store.put_bytes(ctx.layout.request, data, "application/json")
 
 
-def _fetch(ctx: StepContext, request: Request) -> dict[str, tuple[str, Path]]:
+def _staged_before(ctx: StepContext, uris: dict[str, str]) -> dict[str, Artifact] | None:
+    """What the job's inputs were made from, where one of these sources is gone since; None where all are there.
+
+    A source is free to go once it is staged: a person tidies up, or housekeeping does.
+    """
+    manifest = ctx.artifacts.read_manifest(ctx.layout.input_manifest)
+    if manifest is None or {name: source.key for name, source in manifest.inputs.items()} != uris:
+        return None
+    gone = [shown(uri) for uri in uris.values() if not ctx.store.exists(uri)]
+    if not gone:
+        return None
+    get_logger().warning("sources_are_gone", uris=gone, remedy="the job's own copies are used")
+    return dict(manifest.inputs)
+
+
+def _fetch(ctx: StepContext, uris: dict[str, str]) -> dict[str, tuple[str, Path]]:
     """Download what the request names into scratch: name → (URI, local path)."""
-    uris = {"image": request.image_uri, "audio": request.audio_uri}
-    if request.pose_video_uri:
-        uris["pose"] = request.pose_video_uri
     sources = {}
     for name, uri in uris.items():
         path = ctx.work_dir / name / _plain_name(uri)

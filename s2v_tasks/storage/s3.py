@@ -6,7 +6,7 @@ Failures become the errors of the system: PermanentError (no such object, a plac
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
@@ -183,11 +183,13 @@ class ObjectStore:
             self._client.delete_object(**_named(at))
 
     def delete_all(self, addresses: Sequence[str]) -> None:
-        """Remove many objects of one bucket, a thousand per request; missing ones are no error."""
-        for start in range(0, len(addresses), _DELETED_AT_ONCE):
-            places = [self._locate(address) for address in addresses[start : start + _DELETED_AT_ONCE]]
-            for at in places:
-                self.trust.check_write(at)
+        """Remove many objects, a thousand of a bucket per request; missing ones are no error."""
+        buckets: dict[str, list[Place]] = {}
+        for address in addresses:
+            at = self._locate(address)
+            self.trust.check_write(at)
+            buckets.setdefault(at.bucket, []).append(at)
+        for places in _lots(buckets.values()):
             with self._writing(f"deleting {len(places)} objects, the first", places[0].uri) as first:
                 keys = {"Objects": [{"Key": at.key} for at in places], "Quiet": True}
                 failed = self._client.delete_objects(Bucket=first.bucket, Delete=keys).get("Errors", [])
@@ -280,6 +282,13 @@ class ObjectStore:
         self.trust.check_write(at)
         with translated(doing, at, self._endpoint, self.region):
             yield at
+
+
+def _lots(buckets: Iterable[list[Place]]) -> Iterator[list[Place]]:
+    """What one request may delete: so many objects of one bucket."""
+    for places in buckets:
+        for start in range(0, len(places), _DELETED_AT_ONCE):
+            yield places[start : start + _DELETED_AT_ONCE]
 
 
 def _named(at: Place) -> dict[str, str]:

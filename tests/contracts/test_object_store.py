@@ -182,6 +182,18 @@ def test_many_objects_are_deleted_at_once(store: ObjectStore) -> None:
     assert [item.uri for item in store.listing("")] == [store.uri("kept")]
 
 
+def test_objects_of_two_buckets_are_deleted_each_in_its_own(store: ObjectStore) -> None:
+    """An object of the same name in the other bucket stays."""
+    store.ensure_bucket("drops")
+    drops = f"s3://drops/{store.prefix}"
+    store.trust = Trust(own=(*store.trust.own, Place("drops", store.prefix)), inputs=store.trust.inputs)
+    for address in ("a", "b", f"{drops}/b", f"{drops}/{store.prefix}/a"):
+        store.put_bytes(address, b"1", "text/plain")
+    store.delete_all(["a", f"{drops}/b"])
+    left = [item.uri for prefix in ("", drops) for item in store.listing(prefix)]
+    assert left == [store.uri("b"), f"{drops}/{store.prefix}/a"]
+
+
 def test_an_unfinished_upload_is_found_and_aborted(store: ObjectStore) -> None:
     """An upload that nobody completed is listed with its beginning; aborting it twice is harmless."""
     at = store.uri("jobs/a/clip.mp4").removeprefix(f"s3://{store.bucket}/")

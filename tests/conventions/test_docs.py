@@ -1,6 +1,9 @@
 """What the documentation says exists: files that it links to, settings, commands, options of Airflow."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,6 +52,17 @@ def test_commands_are_real(page: Path) -> None:
 def _code(text: str) -> str:
     """What stands in fences or between backticks."""
     return "\n".join(re.findall(r"```\w*\n(.*?)```", text, re.DOTALL) + re.findall(r"`[^`\n]+`", text))
+
+
+def test_the_plan_of_the_readme_is_what_the_command_shows() -> None:
+    """Called as it stands there, it prints what stands there."""
+    block = (ROOT / "README.md").read_text(encoding="utf-8").split("```\n$ ")[1].split("```")[0]
+    command, _, shown = block.replace("\\\n", "").partition("\n")
+    variables, _, arguments = command.partition(".venv/bin/s2v ")
+    environment = os.environ | dict(word.split("=", 1) for word in variables.split()) | {"COLUMNS": "100"}
+    plan = [sys.executable, "-m", "s2v_tasks.cli", *arguments.split()]
+    done = subprocess.run(plan, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert [line.rstrip() for line in done.stdout.strip().splitlines()] == shown.strip().splitlines()
 
 
 def test_opentelemetry_reaches_its_collector_as_the_howto_says(monkeypatch: pytest.MonkeyPatch) -> None:

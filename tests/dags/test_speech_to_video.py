@@ -61,7 +61,7 @@ def test_the_tasks_follow_the_road(dag: Any) -> None:
         "plan_clips": {"encode_conditions", "clip.wait", "clip.render"},
         "encode_conditions": {"clip.wait"},
         "clip.wait": {"clip.render"},
-        "clip.render": {"stitch"},
+        "clip.render": {"stitch", "close_job"},
         "stitch": {"mux_audio"},
         "mux_audio": {"validate"},
         "validate": {"publish"},
@@ -71,11 +71,15 @@ def test_the_tasks_follow_the_road(dag: Any) -> None:
 
 
 def test_the_outcome_of_a_run_is_that_of_its_job(dag: Any) -> None:
-    """`close_job` runs whatever happened, after a cancelled run too, and its failure is that of the run."""
+    """`close_job` runs whatever happened, after a cancelled run too, and its failure is that of the run.
+
+    Not before the last clip has ended: those of other chains go on when one has failed, and nobody would close the job
+    behind them.
+    """
     close_job = dag.task_dict["close_job"]
     assert close_job.is_teardown
     assert close_job.on_failure_fail_dagrun is True
-    assert close_job.upstream_task_ids == {"publish"}
+    assert close_job.upstream_task_ids == {"publish", "clip.render"}
 
 
 def test_every_task_retries_and_has_an_end(dag: Any) -> None:
@@ -100,11 +104,15 @@ def test_as_many_runs_go_on_as_jobs_may_run(dag: Any) -> None:
 
 
 def test_clips_take_turns_on_the_gpu_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two jobs at a time would each load the model: only as many clips render as the setting says, in all runs."""
+    """Two jobs at a time would each load the model: only as many clips render as the setting says, in all runs.
+
+    As many others may encode their conditions.
+    """
     from s2v_tasks.orchestration.execution import step_task
     from s2v_tasks.settings import load_settings
 
     assert step_task("render-clip").max_active_tis_per_dag == 1
+    assert step_task("encode-conditions").max_active_tis_per_dag == 1
     assert step_task("stitch").max_active_tis_per_dag is None
     monkeypatch.setenv("S2V_LOCAL_RENDERS", "3")
     load_settings.cache_clear()

@@ -170,13 +170,16 @@ def test_a_job_that_was_started_again_keeps_everything(store: ObjectStore, ledge
 
 
 def test_unfinished_uploads_of_ended_jobs_are_aborted(store: ObjectStore, ledger: Ledger, housekeeping: Round) -> None:
-    """The parts of an upload that nobody will complete are given up; those of a live job are left alone."""
+    """So are those of a submission that broke off; those of a live job are left alone."""
     for job_id in ("live", "failed"):
         make_job(store, ledger, job_id)
-        key = store.uri(JobLayout(job_id).motion(0)).removeprefix(f"s3://{store.bucket}/")
+    for name in (JobLayout("live").motion(0), JobLayout("failed").motion(0), "uploads/0123/speech.wav"):
+        key = store.uri(name).removeprefix(f"s3://{store.bucket}/")
         store._client.create_multipart_upload(Bucket=store.bucket, Key=key)  # moto: begun in 2010
     ledger.job_failed("failed", "It had to be.")
-    assert housekeeping(apply=True)["abort_uploads"] == [store.uri(JobLayout("failed").motion(0))]
+    given_up = [store.uri(JobLayout("failed").motion(0)), store.uri("uploads/0123/speech.wav")]
+    assert housekeeping(apply=True)["abort_uploads"] == given_up
+    assert not list(store.unfinished_uploads("uploads/"))
     assert [upload.uri for upload in store.unfinished_uploads("jobs/")] == [store.uri(JobLayout("live").motion(0))]
 
 

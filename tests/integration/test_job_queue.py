@@ -54,6 +54,20 @@ def test_a_job_whose_run_is_gone_gives_its_place_back(
     assert [turn["job_id"] for turn in json.loads(capsys.readouterr().out.splitlines()[-1])["jobs"]] == ["job-d"]
 
 
+def test_a_job_that_is_cancelled_while_it_is_started_does_not_start(folder: Folder) -> None:
+    """Its run refuses to begin; a person who clears that run starts it all the same."""
+    folder.drop("a", {"job_id": "job-a"})
+    folder.sweep()
+    [turn] = folder.queue.next(max_running=1)
+    folder.jobs.request_cancel("job-a")
+    folder.jobs.job_cancelled("job-a")
+    folder.queue.mark_started(["job-a"])
+    folder.jobs.forget_cancel("job-a", turn.run_id)
+    assert folder.jobs.cancel_requested("job-a")
+    folder.jobs.forget_cancel("job-a", turn.run_id)
+    assert not folder.jobs.cancel_requested("job-a")
+
+
 def test_a_job_that_is_refused_for_good_waits_no_longer(
     folder: Folder, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

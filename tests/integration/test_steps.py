@@ -56,6 +56,18 @@ def test_inputs_may_have_any_name(run: Run, store: ObjectStore) -> None:
         run("stage_inputs", image_uri=store.uri("Fotos für Anna/../geheim.jpg"))
 
 
+def test_a_job_goes_on_when_its_sources_are_gone(run: Run, store: ObjectStore) -> None:
+    """What was staged is enough for another start, unless it is damaged or the request names something else."""
+    run("stage_inputs")
+    store.delete("portrait.jpg")
+    assert run("stage_inputs", prompt="Another prompt.") == {"reused": True}
+    with pytest.raises(PermanentError, match=r"other\.jpg does not exist"):
+        run("stage_inputs", image_uri=store.uri("other.jpg"))
+    store.delete(LAYOUT.image)
+    with pytest.raises(PermanentError, match=r"portrait\.jpg does not exist"):
+        run("stage_inputs")
+
+
 def test_clips_of_another_plan_are_not_stitched(run: Run, render: Render) -> None:
     """Clips that were rendered for other frames are refused."""
     render()

@@ -1,5 +1,6 @@
 """Connections to the ledger's database: what is wrong with one, and what to do."""
 
+import psycopg
 import pytest
 from sqlalchemy.engine import make_url
 
@@ -36,6 +37,16 @@ def test_a_server_that_is_away_is_a_transient_error() -> None:
     with pytest.raises(TransientError, match=f"127.0.0.1:{port}/s2v cannot be used") as caught:
         Ledger(engine).job_queued("job-1", {"prompt": "A person speaks."})
     assert "a-secret" not in str(caught.value)
+    engine.dispose()
+
+
+def test_a_database_that_only_reads_is_a_transient_error(postgres_url: str) -> None:
+    """So is one in the middle of a failover; a render goes on without its progress."""
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute(f"ALTER DATABASE {make_url(postgres_url).database} SET default_transaction_read_only = on")
+    engine = create_engine(postgres_url)
+    with pytest.raises(TransientError, match=r"cannot be used .*read-only"):
+        Ledger(engine).job_queued("job-1", {"prompt": "A person speaks."})
     engine.dispose()
 
 

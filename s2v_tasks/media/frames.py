@@ -1,6 +1,7 @@
 """Reading pictures back from videos that this system made."""
 
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,11 @@ def iter_rgb(path: Path, *, start_frame: int = 0, end_frame: int | None = None, 
     stream = video_stream(path)
     height = height or stream.height
     width = stream.width * height // stream.height
-    selected: Any = own_input(path).video
-    if start_frame or end_frame is not None:
-        bounds = {"start_frame": start_frame} | ({} if end_frame is None else {"end_frame": end_frame})
-        selected = selected.filter("trim", **bounds)
+    # Half a frame early: the first one that is decoded from there on is the wanted one, whatever is rounded.
+    seek = {"ss": float((start_frame - Fraction(1, 2)) / stream.r_frame_rate)} if start_frame else {}
+    selected: Any = own_input(path, **seek).video
+    if end_frame is not None:
+        selected = selected.filter("trim", end_frame=end_frame - start_frame)
     raw = to_rgb(selected, width=width, height=height).output(
         "pipe:1", format="rawvideo", pix_fmt="rgb24", fps_mode="passthrough"
     )

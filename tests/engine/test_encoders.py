@@ -162,6 +162,15 @@ def test_last_audio_state_is_normalised(snapshot: Snapshot) -> None:
     assert states[23].var() > 2
 
 
+def test_speech_is_encoded_in_float32_on_a_gpu_too(snapshot: Snapshot) -> None:
+    """No convolution may round its input to TF32 meanwhile; afterwards they may again."""
+    encoder = snapshot.load_audio_encoder("cpu")
+    allowed: list[bool] = []
+    encoder._model.register_forward_pre_hook(lambda *_: allowed.append(torch.backends.cudnn.allow_tf32))
+    encoder.encode(_speech(16000))
+    assert (allowed, torch.backends.cudnn.allow_tf32) == ([False], True)
+
+
 def test_loudness_does_not_matter(snapshot: Snapshot) -> None:
     """Speech is normalised over the utterance: a louder copy with an offset gives the same states."""
     encoder = snapshot.load_audio_encoder("cpu")

@@ -163,21 +163,35 @@ def test_rotation_in_real_numbers_equals_the_complex_product(monkeypatch: pytest
 
 
 def test_compiled_blocks_give_the_same_velocity(model: S2VTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The blocks are captured whole, as three graphs; code generation itself is left out here, for its time."""
-    scene, guidance = prepare(model)
+    """The blocks are captured whole, as three graphs for each length of clip, however many a process has rendered.
+
+    Code generation itself is left out here, for its time.
+    """
     captured: list[int] = []
 
     def backend(graph: torch.fx.GraphModule, _: object) -> torch.fx.GraphModule:
         captured.append(len(graph.graph.nodes))
         return graph
 
+    def velocities(num_latents: int, *, first: bool) -> Tensor:
+        generator = torch.Generator().manual_seed(num_latents)
+        reference, motion = (torch.randn(1, 16, n, 8, 8, generator=generator) for n in (1, 19))
+        scene = model.prepare_scene(num_latents, reference, None if first else motion, None)
+        audio = torch.randn(4 * num_latents, 25, 6, generator=generator)
+        context = torch.randn(5, 12, generator=generator)
+        guidances = [model.prepare_guidance(context, sound) for sound in (audio, torch.zeros_like(audio))]
+        noise = torch.randn(1, 16, num_latents, 8, 8, generator=generator)
+        return torch.stack(model(noise, torch.tensor([500]), scene, guidances))
+
+    chain = [(T, True), (T, False), (T - 1, False), (T + 3, True)]
     monkeypatch.setattr(Block, "compile", partialmethod(Block.compile, backend=backend, fullgraph=True))
     with torch.inference_mode():
-        expected = model(latents(), torch.tensor([500]), scene, [guidance, guidance])
+        expected = [velocities(num_latents, first=first) for num_latents, first in chain]
         model.choose_kernels(compiled=True)
-        actual = model(latents(), torch.tensor([500]), scene, [guidance, guidance])
-    torch.testing.assert_close(actual, expected, rtol=0, atol=2e-5)
-    assert len(captured) == 3  # the first block, the last one, and the others
+        actual = [velocities(num_latents, first=first) for num_latents, first in chain]
+    for compiled, eager in zip(actual, expected, strict=True):
+        torch.testing.assert_close(compiled, eager, rtol=0, atol=2e-5)
+    assert len(captured) == 3 * len(chain)  # the first block, the last one, and the others
 
 
 def test_a_kernel_that_is_not_there_is_refused(model: S2VTransformer) -> None:

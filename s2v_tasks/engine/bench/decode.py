@@ -60,6 +60,8 @@ def _rank(rank: int, meeting: Path, bench: DecodeBench, num_ranks: int, device: 
     torch.set_num_threads(1)
     target = torch.device("cuda", rank) if device == "cuda" else torch.device("cpu")
     backend = "nccl" if device == "cuda" else "gloo"
+    if device == "cuda":
+        torch.cuda.set_device(target)
     dist.init_process_group(backend, init_method=f"file://{meeting}/ranks", rank=rank, world_size=num_ranks)
     shape = (1, _LATENT_CHANNELS, MOTION_LATENTS + bench.num_frames // 4, bench.height // 8, bench.width // 8)
     latents = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(target)

@@ -3,7 +3,8 @@
 Shapes: P samples, S states (25), T50 samples at 50 Hz, C channels.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ _UNUSED_IN_INFERENCE = "masked_spec_embed"
 
 
 class AudioEncoder:
-    """Computes in float32, without gradients."""
+    """Computes in float32, without gradients; on a GPU too, where convolutions would round what goes in to TF32."""
 
     def __init__(self, model: Wav2Vec2Model) -> None:
         if model.config.num_hidden_layers + 1 != NUM_STATES:
@@ -90,10 +91,21 @@ class AudioEncoder:
         return joined.result()
 
     def _encode(self, values: Tensor) -> Tensor:
-        output = self._model(values[None].to(self._model.device), output_hidden_states=True)
+        with _float32_convolutions():
+            output = self._model(values[None].to(self._model.device), output_hidden_states=True)
         # The library's own last hidden state is the one before the final norm, and was the one after it in 4.x.
         states = [*output.hidden_states[: NUM_STATES - 1], output.last_hidden_state]
         return torch.cat(states).cpu()
+
+
+@contextmanager
+def _float32_convolutions() -> Iterator[None]:
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def normalise(waveform_P: NDArray[np.float32]) -> NDArray[np.float32]:

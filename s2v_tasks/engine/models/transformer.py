@@ -34,6 +34,7 @@ from s2v_tasks.errors import PermanentError
 
 MOTION_FRAMES = 4 * MOTION_LATENTS - 3
 _VIDEO, _REFERENCE, _MOTION = 0, 1, 2
+_MAX_GRAPHS = 64  # behind them the compiler gives up: three for each kind of clip that a process may meet
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,8 @@ class S2VTransformer(nn.Module):
         """Let self attention run on a kernel of `models.kernels`, and compile the blocks.
 
         The first block, where branches share, and the last, which leaves out tokens, have graphs of their own; all
-        others have one.
+        others have one. Each number of tokens has graphs of its own, so that what a clip is computed with does not
+        depend on the clips before it.
 
         Raises ConfigurationError where that kernel is not there.
         """
@@ -120,7 +122,7 @@ class S2VTransformer(nn.Module):
         for block in self.blocks:
             cast(Block, block).self_attn.attend = attend
             if compiled:
-                block.compile()
+                block.compile(dynamic=False, recompile_limit=_MAX_GRAPHS)
 
     def prepare_scene(
         self,

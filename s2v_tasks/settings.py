@@ -29,7 +29,10 @@ class Settings(BaseSettings):
     config_dir: Path | None = Field(None, description="Folder of presets.yaml, models.yaml and the other YAML files.")
     execution: Literal["local", "kubernetes"] = Field("local", description="How Airflow runs a step.")
     local_renders: int = Field(
-        1, ge=1, description="Clips that render at a time where Airflow's workers do it: as many as they have GPU sets."
+        1,
+        ge=1,
+        description="Clips that render at a time where Airflow's workers do it: as many as they have GPU sets. As many "
+        "other jobs may encode their conditions meanwhile.",
     )
     nproc_per_node: int = Field(1, ge=1, le=8, description="Processes (GPUs) that render one clip.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the engine runs; auto: a GPU if present.")

@@ -177,6 +177,8 @@ class CloseJobOfPodsOperator(CloseJobOperator):
         selector = ",".join(f"{name}={make_safe_label_value(value)}" for name, value in own.items())
         for namespace in {namespace_of(step) for step in POD_STEPS}:
             for pod in client.list_namespaced_pod(namespace, label_selector=selector).items:
+                if pod.metadata.deletion_timestamp:  # asked twice, a kubelet may tell a minute late that it is gone
+                    continue
                 self.log.warning("Deleting pod %s, which this run has left.", pod.metadata.name)
                 with suppress(ApiException):  # it is gone meanwhile
                     client.delete_namespaced_pod(pod.metadata.name, namespace)

@@ -10,11 +10,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from airflow.sdk import DAG
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, TaskDeferred
 from kubernetes.client import ApiClient, Configuration, CoreV1Api
 
 from s2v_tasks.orchestration.execution import step_task
-from s2v_tasks.orchestration.pods import OWN_FAILURES, StepPodOperator
+from s2v_tasks.orchestration.pods import OWN_FAILURES, CloseJobOfPodsOperator, StepPodOperator
 from s2v_tasks.settings import load_settings
 
 PODS = "/api/v1/namespaces/s2v/pods"
@@ -30,13 +31,15 @@ class Cluster:
     def __init__(self) -> None:
         self.pods: dict[str, dict[str, Any]] = {}
         self.refusal: tuple[int, str] | None = None
+        self.left: list[dict[str, Any]] = []  # what a listing shows
+        self.deleted: list[str] = []
         cluster = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 path = urlsplit(self.path).path
                 name = path.removeprefix(f"{PODS}/")
-                self.answer(200, cluster.pods.get(name, {"kind": "List", "items": []}) if "/log" not in path else "")
+                self.answer(200, cluster.pods.get(name, {"items": cluster.left}) if "/log" not in path else "")
 
             def do_POST(self) -> None:
                 pod = self.body()
@@ -53,6 +56,7 @@ class Cluster:
                 self.answer(200, pod)
 
             def do_DELETE(self) -> None:  # the kubelet of a dead node never ends what is deleted
+                cluster.deleted.append(self.path.removeprefix(f"{PODS}/"))
                 self.answer(200, {"kind": "Status", "status": "Success"})
 
             def body(self) -> Any:
@@ -82,6 +86,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     client = CoreV1Api(ApiClient(Configuration(host=f"http://127.0.0.1:{cluster.server.server_port}")))
     hook = SimpleNamespace(core_v1_client=client, is_in_cluster=False, get_pod=client.read_namespaced_pod)
     monkeypatch.setattr(StepPodOperator, "hook", hook)
+    monkeypatch.setattr("s2v_tasks.orchestration.pods.KubernetesHook", lambda: hook)
     yield cluster
     client.api_client.close()
     cluster.server.shutdown()
@@ -167,3 +172,14 @@ def test_the_next_try_does_not_attach_to_the_pod_of_a_dead_node(cluster: Cluster
     with pytest.raises(TaskDeferred):
         execute(store)
     assert len(cluster.pods) == 2
+
+
+def test_close_job_deletes_what_a_run_has_left_once(cluster: Cluster) -> None:
+    """Asked a second time, a kubelet can tell a minute late that a pod is gone."""
+    deleted = {"deletionTimestamp": "2026-01-01T00:00:00Z"}
+    cluster.left = [{"metadata": {"name": "left"}}, {"metadata": {"name": "ending"} | deleted}]
+    with DAG("speech_to_video", schedule=None):
+        close_job = step_task("close-job")
+    assert isinstance(close_job, CloseJobOfPodsOperator)
+    close_job._delete_pods({"run_id": "manual__1"})
+    assert set(cluster.deleted) == {"left"}

@@ -40,17 +40,17 @@ def run(ctx: StepContext, *, request_json: str, run_id: str | None = None) -> di
     uris = {"image": request.image_uri, "audio": request.audio_uri}
     if request.pose_video_uri:
         uris["pose"] = request.pose_video_uri
-    staged = _staged_before(ctx, uris)
-    sources = {} if staged else _fetch(ctx, uris)
+    gone = _gone_since(ctx, uris)
+    sources = _fetch(ctx, {name: uri for name, uri in uris.items() if name not in gone})
     _keep_request(ctx, request)
-    inputs = staged or {
+    inputs = gone | {
         name: Artifact(key=uri, sha256=file_sha256(path), size_bytes=path.stat().st_size)
         for name, (uri, path) in sources.items()
     }
 
     def build(folder: Path) -> Built:
-        if staged:  # what was made of them is lost, too: this tells which of them is missing
-            sources.update(_fetch(ctx, uris))
+        # Something else has changed, or a copy is lost, too: this tells what is missing.
+        sources.update(_fetch(ctx, {name: uris[name] for name in gone}))
         image = normalise_image(sources["image"][1], folder / "image.png")
         speech = normalise_speech(
             sources["audio"][1], folder / "audio_16k.wav", max_duration_seconds=ctx.settings.max_audio_seconds
@@ -116,19 +116,21 @@ def _keep_request(ctx: StepContext, request: Request) -> None:
         ctx.store.put_bytes(ctx.layout.request, data, "application/json")
 
 
-def _staged_before(ctx: StepContext, uris: dict[str, str]) -> dict[str, Artifact] | None:
-    """What the job's inputs were made from, where one of these sources is gone since; None where all are there.
+def _gone_since(ctx: StepContext, uris: dict[str, str]) -> dict[str, Artifact]:
+    """The sources that are gone since the job's inputs were made from them, as they were then.
 
     A source is free to go once it is staged: a person tidies up, or housekeeping does.
     """
     manifest = ctx.artifacts.read_manifest(ctx.layout.input_manifest)
-    if manifest is None or {name: source.key for name, source in manifest.inputs.items()} != uris:
-        return None
-    gone = [shown(uri) for uri in uris.values() if not ctx.store.exists(uri)]
-    if not gone:
-        return None
-    get_logger().warning("sources_are_gone", uris=gone, remedy="the job's own copies are used")
-    return dict(manifest.inputs)
+    staged = manifest.inputs if manifest else {}
+    gone = {
+        name: staged[name]
+        for name, uri in uris.items()
+        if name in staged and staged[name].key == uri and not ctx.store.exists(uri)
+    }
+    if gone:
+        get_logger().warning("sources_are_gone", uris=[shown(uris[name]) for name in gone])
+    return gone
 
 
 def _fetch(ctx: StepContext, uris: dict[str, str]) -> dict[str, tuple[str, Path]]:

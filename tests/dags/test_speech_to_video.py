@@ -86,6 +86,7 @@ def test_every_task_retries_and_has_an_end(dag: Any) -> None:
     """No task gives up at the first passing fault, and no step runs for ever."""
     assert {task.retries for task in dag.tasks} == {2}
     assert all(task.execution_timeout for task in dag.tasks if task.task_id != "clip.wait")
+    assert dag.dagrun_timeout is None  # a run that waits for a GPU would end, and without `close_job`
 
 
 def test_each_step_of_the_dag_is_a_command(dag: Any) -> None:

@@ -57,12 +57,17 @@ def test_inputs_may_have_any_name(run: Run, store: ObjectStore) -> None:
 
 
 def test_a_job_goes_on_when_its_sources_are_gone(run: Run, store: ObjectStore) -> None:
-    """What was staged is enough for another start, unless it is damaged or the request names something else."""
+    """What was staged is enough for another start, unless it is damaged, or something else is named or has changed."""
     run("stage_inputs")
     store.delete("portrait.jpg")
     assert run("stage_inputs", prompt="Another prompt.") == {"reused": True}
     with pytest.raises(PermanentError, match=r"other\.jpg does not exist"):
         run("stage_inputs", image_uri=store.uri("other.jpg"))
+    store.put_bytes("speech.mp3", b"other speech", "audio/mpeg")
+    with pytest.raises(PermanentError, match=r"portrait\.jpg does not exist"):
+        run("stage_inputs")
+    store.upload(SAMPLES / "speech.mp3", "speech.mp3", "audio/mpeg")
+    assert run("stage_inputs") == {"reused": True}
     store.delete(LAYOUT.image)
     with pytest.raises(PermanentError, match=r"portrait\.jpg does not exist"):
         run("stage_inputs")

@@ -1,20 +1,23 @@
 """Configuration of an installation, read once per process from `S2V_*` variables.
 
 Order: environment, then the file that the embedded stack leaves behind (`.s2v/stack.env`), then the defaults.
-Unknown `S2V_*` names are refused. `docs/configuration.md` is generated from this model.
+White space around a value (a line end of a secret that was made from a file) is removed. Unknown `S2V_*` names are
+refused. `docs/configuration.md` is generated from this model.
 """
 
 import os
+import unicodedata
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from s2v_tasks.errors import ConfigurationError
 
 PREFIX = "S2V_"
+_UNSEEN = "\ufeff\u200b"  # byte order mark and zero-width space: editors and web pages leave them at the ends
 
 
 class Settings(BaseSettings):
@@ -149,10 +152,33 @@ class Settings(BaseSettings):
     log_json: bool = Field(False, description="Logs as JSON lines.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least severe log line shown.")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _strip(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Remove white space around each value; a setting of which nothing is left is not set."""
+        stripped = {name: _stripped(value) if isinstance(value, str) else value for name, value in values.items()}
+        return {name: value for name, value in stripped.items() if value != ""}
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_control_characters(cls, value: Any) -> Any:
+        """Refuse a line end or another control character inside a value, without showing the value."""
+        if isinstance(value, str) and any(unicodedata.category(character) == "Cc" for character in value):
+            raise ValueError("has a line end or another control character inside; expected one line of text")
+        return value
+
 
 def stack_env_path() -> Path:
     """The file in which the embedded stack leaves its addresses and credentials."""
-    return Path(os.environ.get(PREFIX + "HOME", ".s2v")) / "stack.env"
+    return Path(_stripped(os.environ.get(PREFIX + "HOME", "")) or ".s2v") / "stack.env"
+
+
+def _stripped(value: str) -> str:
+    """The value without white space and invisible characters around it."""
+    kept = value.strip()
+    while kept != (shorter := kept.strip(_UNSEEN).strip()):
+        kept = shorter
+    return kept
 
 
 @cache

@@ -1,6 +1,9 @@
 """Settings as the environment gives them."""
 
+from pathlib import Path
+
 import pytest
+from pydantic import SecretStr
 
 from s2v_tasks.errors import ConfigurationError
 from s2v_tasks.settings import load_settings
@@ -18,3 +21,53 @@ def test_a_bad_value_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("S2V_NPROC_PER_NODE", "9")
     with pytest.raises(ConfigurationError, match=r"S2V_NPROC_PER_NODE: .* less than or equal to 8"):
         load_settings()
+
+
+@pytest.mark.parametrize("before", ["", " ", "\r\n", "\ufeff", "\t\ufeff "])
+@pytest.mark.parametrize("after", ["\n", "\r\n", " \u00a0", "\u200b\n"])
+def test_white_space_around_a_value_is_removed(monkeypatch: pytest.MonkeyPatch, before: str, after: str) -> None:
+    """Secrets that were made from files end with a line end: text, secrets, paths, numbers and switches lose it."""
+    values = {
+        "S3_ACCESS_KEY_ID": "AKIA",
+        "S3_SECRET_ACCESS_KEY": "two words",
+        "WORK_DIR": "/scratch/a b",
+        "MAX_CLIPS": "7",
+        "LOG_LEVEL": "DEBUG",
+        "COMPILE": "true",
+    }
+    for name, value in values.items():
+        monkeypatch.setenv(f"S2V_{name}", before + value + after)
+    settings = load_settings()
+    assert (settings.s3_access_key_id, settings.s3_secret_access_key) == ("AKIA", SecretStr("two words"))
+    assert (settings.work_dir, settings.max_clips) == (Path("/scratch/a b"), 7)
+    assert (settings.log_level, settings.compile) == ("DEBUG", True)
+
+
+@pytest.mark.parametrize("value", [" ", "\n", "\ufeff\r\n"])
+def test_a_value_of_white_space_alone_is_not_set(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    """A secret made from an empty file is no secret; the default holds."""
+    monkeypatch.setenv("S2V_S3_SECRET_ACCESS_KEY", value)
+    monkeypatch.setenv("S2V_S3_REGION", value)
+    assert load_settings().s3_secret_access_key is None
+    assert load_settings().s3_region == "us-east-1"
+
+
+@pytest.mark.parametrize("name", ["S3_ACCESS_KEY_ID", "S3_SECRET_ACCESS_KEY", "DATABASE_URL", "DATA_URI", "WORK_DIR"])
+@pytest.mark.parametrize("inside", ["\n", "\r\n", "\x1b", "\t"])
+def test_a_control_character_inside_a_value_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, inside: str) -> None:
+    """Two lines are not one setting: the variable is named, its value is not shown."""
+    monkeypatch.setenv(f"S2V_{name}", f"planted{inside}secret")
+    with pytest.raises(
+        ConfigurationError, match=rf"S2V_{name}: .*control character inside; expected one line"
+    ) as caught:
+        load_settings()
+    assert "planted" not in str(caught.value)
+    assert "secret" not in str(caught.value).replace(f"S2V_{name}", "")
+
+
+def test_the_home_folder_is_found_with_a_line_end_behind_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The file of the embedded stack is looked for where the setting says, and its values are stripped, too."""
+    (tmp_path / "stack.env").write_text("S2V_S3_REGION=' eu-west-3 '\n", encoding="utf-8")
+    monkeypatch.setenv("S2V_HOME", f"{tmp_path}\n")
+    settings = load_settings()
+    assert (settings.home, settings.s3_region) == (tmp_path, "eu-west-3")

@@ -2,7 +2,7 @@
 
 The pods are those of `config/pods` as far as that node allows: Python, the packages and the sources are mounted from
 this machine instead of an image, the network is its own, on whose loopback S3 and PostgreSQL are, and it is said to
-have GPUs, which nobody uses.
+have GPUs, which nobody uses. A render can be held at a solver step (hold/sitecustomize.py).
 """
 
 import shutil
@@ -17,6 +17,7 @@ import yaml
 from kubernetes import client, config
 
 REPOSITORY = Path(__file__).parents[2]
+HOLD_MODULE = Path(__file__).parent / "hold"
 NAMESPACE = "s2v"
 WORKER = {
     "name": "airflow-worker",
@@ -67,8 +68,15 @@ class Cluster:
         self.config_dir = config_dir
         self.worker = Kubectl(str(config_dir.parent / "airflow-worker.kubeconfig"))
 
+    @property
+    def hold_folder(self) -> Path:
+        """The folder through which tests hold renders."""
+        return self.config_dir.parent / "hold"
+
     def install(self, values: dict[str, str]) -> None:
         """Apply `config/kubernetes` with these settings, the secrets, Airflow's account, and GPUs on the node."""
+        self.hold_folder.mkdir()
+        self.hold_folder.chmod(0o777)  # the account of the pods writes in it
         folder = self.config_dir / "kubernetes"
         _change(folder / "settings.yaml", lambda docs: docs[0].update(data={name: values[name] for name in _SHARED}))
         _change(folder / "snapshot.yaml", lambda docs: docs.pop())  # the job that downloads the weights
@@ -136,14 +144,18 @@ def _fit(template: dict[str, Any], home: Path) -> None:
     """Give a template of `config/pods` what this node has: mounts instead of an image, its network, less memory."""
     spec, container = template["spec"], template["spec"]["containers"][0]
     mounted = {"python": sys.base_prefix, "packages": sysconfig.get_path("purelib"), "sources": str(REPOSITORY)}
+    mounted["hold-module"] = str(HOLD_MODULE)
     spec["hostNetwork"] = True
     spec["volumes"] = [volume for volume in spec["volumes"] if volume["name"] != "snapshot"]
     spec["volumes"] += [{"name": n, "hostPath": {"path": p}} for n, p in mounted.items()]
     spec["volumes"].append({"name": "snapshot", "hostPath": {"path": str(home / "snapshot")}})
+    spec["volumes"].append({"name": "hold", "hostPath": {"path": str(home / "hold")}})
     container["volumeMounts"] += [{"name": n, "mountPath": f"/mnt/{n}", "readOnly": True} for n in mounted]
+    container["volumeMounts"].append({"name": "hold", "mountPath": "/mnt/hold"})
+    container["env"].append({"name": "HOLD_FOLDER", "value": "/mnt/hold"})
     container["image"] = "python:3.11"
     container["command"] = [f"/mnt/python/bin/{Path(sys.executable).resolve().name}", "-B"]
-    container["env"].append({"name": "PYTHONPATH", "value": "/mnt/sources:/mnt/packages"})
+    container["env"].append({"name": "PYTHONPATH", "value": "/mnt/hold-module:/mnt/sources:/mnt/packages"})
     container["env"].append({"name": "LD_LIBRARY_PATH", "value": "/mnt/python/lib"})
     container["env"].append({"name": "OMP_WAIT_POLICY", "value": "passive"})  # the processors are shared
     for amounts, processors in (("requests", "500m"), ("limits", "2")):

@@ -20,6 +20,7 @@ from s2v_tasks.metadata.repository import Ledger
 from s2v_tasks.metadata.session import engine_from_settings
 from s2v_tasks.settings import Settings, load_settings
 from tests.kubernetes.cluster import NUM_GPUS, REPOSITORY, Cluster
+from tests.kubernetes.holding import Hold
 from tests.kubernetes.serving import Airflow, small_request
 
 CLUSTER_SCRIPT = REPOSITORY.parent / "shared" / "kubernetes" / "cluster.sh"
@@ -34,7 +35,14 @@ def kubeconfig() -> str:
         pytest.skip(
             f"KUBECONFIG is not set and {CLUSTER_SCRIPT} is not there: expected a one-node cluster on this machine"
         )
-    done = subprocess.run(["/bin/bash", CLUSTER_SCRIPT, "up"], capture_output=True, text=True, check=True)
+    done = subprocess.run(["/bin/bash", CLUSTER_SCRIPT, "up"], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.exit(
+            f"The cluster does not start: {done.stderr.strip() or f'exit code {done.returncode}'}\n"
+            f"Build it once by `{CLUSTER_SCRIPT} deps`, `build` and `images`, or set KUBECONFIG to a cluster on this "
+            "machine.",
+            returncode=1,
+        )
     return done.stdout.strip().splitlines()[-1]
 
 
@@ -162,15 +170,8 @@ def job(stack: Settings) -> Callable[[str], JobRecord]:
 
 
 @pytest.fixture
-def in_the_middle(airflow: Airflow, cluster: Cluster, job: Callable[[str], JobRecord]) -> Callable[..., Any]:
-    """Waits until some solver steps of a clip are done; the pod that renders it."""
-
-    def await_pod(run: str, job_id: str, clip_index: int) -> Any:
-        def found() -> Any:
-            assert airflow.ended(run) is None, job(job_id).reason
-            pod = cluster.rendering(job_id, clip_index)
-            return pod if pod and (job(job_id).clips[clip_index].progress_step or 0) >= 3 else None
-
-        return airflow.wait(found, 900)
-
-    return await_pod
+def hold(airflow: Airflow, cluster: Cluster, job: Callable[[str], JobRecord]) -> Iterator[Hold]:
+    """Holds renders at a solver step; all are released when the test ends."""
+    yield Hold(airflow, cluster, job)
+    for path in cluster.hold_folder.iterdir():
+        path.unlink()

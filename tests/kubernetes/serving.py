@@ -18,7 +18,7 @@ from s2v_tasks.embedded.airflow import CHECKOUT, AirflowInstallation
 
 ENDED = {"success", "failed"}
 SMALL: dict[str, Any] = {"num_clip": 3, "infer_frames": 16, "sample_steps": 2, "size": "128*128", "base_seed": 7}
-LONG = {"sample_steps": 100}  # long enough to be hit in the middle of a clip
+LONG = {"sample_steps": 6}  # a clip that is held at its third step has some before it
 
 
 def small_request() -> dict[str, Any]:

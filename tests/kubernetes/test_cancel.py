@@ -4,19 +4,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
 from s2v_tasks.metadata.records import JobRecord
 from tests.kubernetes.cluster import Cluster
+from tests.kubernetes.holding import Hold
 from tests.kubernetes.serving import LONG, Airflow
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(1500)]
 
 
 def test_a_job_that_is_ended_frees_its_gpu_and_keeps_its_clips(
-    airflow: Airflow, cluster: Cluster, job: Callable[[str], JobRecord], in_the_middle: Callable[..., Any]
+    airflow: Airflow, cluster: Cluster, job: Callable[[str], JobRecord], hold: Hold
 ) -> None:
     """By `s2v cancel` or by marking the run failed: no pod after 15 seconds; a finished clip is rendered only once."""
     job_id, fields = "ended", {"job_id": "ended", "num_clip": 2, **LONG}
@@ -26,8 +26,9 @@ def test_a_job_that_is_ended_frees_its_gpu_and_keeps_its_clips(
         airflow.wait(lambda: cluster.pods(job_id) == [], 15)
         print(f"no pod {time.monotonic() - asked:.1f} s after {how}")
 
+    hold.at(job_id, 1)
     run = airflow.trigger(**fields)
-    in_the_middle(run, job_id, 1)
+    hold.reached(run, job_id, 1)
     command = subprocess.Popen([sys.executable, "-m", "s2v_tasks.cli", "cancel", job_id])
     await_end_of_pod("s2v cancel")
     assert command.wait(60) == 0
@@ -37,8 +38,9 @@ def test_a_job_that_is_ended_frees_its_gpu_and_keeps_its_clips(
     assert "1 of 2 clips are finished" in (record.reason or "")
     assert [clip.status for clip in record.clips] == ["succeeded", "failed"]
 
+    hold.at(job_id, 1)
     again = airflow.trigger(**fields)
-    airflow.wait(lambda: cluster.rendering(job_id, 1))  # its step has hardly begun to start
+    hold.reached(again, job_id, 1)
     airflow.call(again, {"state": "failed"}, "PATCH")
     await_end_of_pod("the run was marked failed")
     assert airflow.outcome(again) == "failed"

@@ -12,6 +12,7 @@ import pytest
 
 from s2v_tasks.metadata.records import JobRecord
 from tests.kubernetes.cluster import Cluster
+from tests.kubernetes.holding import Hold
 from tests.kubernetes.serving import LONG, Airflow
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(3000)]
@@ -36,27 +37,31 @@ def processes(*words: str) -> list[int]:
 
 
 def test_a_job_survives_what_befalls_its_clips(
-    airflow: Airflow, cluster: Cluster, job: Look, in_the_middle: Callable[..., Any], apiserver: int
+    airflow: Airflow, cluster: Cluster, job: Look, hold: Hold, apiserver: int
 ) -> None:
     """Each clip meets another fault in its middle; all are finished, and no finished clip is rendered again."""
-    run, job_id = airflow.trigger(job_id="chaos", num_clip=4, **LONG), "chaos"
-    airflow.wait(lambda: cluster.pods(job_id), 300)
+    job_id = "chaos"
+    hold.at(job_id, 0, 1, 2, 3)
+    run = airflow.trigger(job_id=job_id, num_clip=4, **LONG)
 
-    deleted = in_the_middle(run, job_id, 0).metadata
-    cluster.core.delete_namespaced_pod(deleted.name, deleted.namespace)
+    deleted = hold.reached(run, job_id, 0).metadata
+    cluster.core.delete_namespaced_pod(deleted.name, deleted.namespace)  # SIGTERM ends the hold
 
-    in_the_middle(run, job_id, 1)
+    hold.reached(run, job_id, 1)
     for pid in processes("torch.distributed.run", job_id):
         os.kill(pid, signal.SIGKILL)
+    hold.release(job_id, 1)
 
-    in_the_middle(run, job_id, 2)
+    hold.reached(run, job_id, 2)
     airflow.kill("triggerer")
     airflow.revive()
+    hold.release(job_id, 2)
 
-    in_the_middle(run, job_id, 3)
+    hold.reached(run, job_id, 3)
     os.kill(apiserver, signal.SIGSTOP)
     time.sleep(20)
     os.kill(apiserver, signal.SIGCONT)
+    hold.release(job_id, 3)
 
     assert airflow.outcome(run) == "success", job(job_id).reason
     record = job(job_id)
@@ -72,10 +77,13 @@ def test_a_job_survives_what_befalls_its_clips(
     assert cluster.pods(job_id) == []
 
 
-def test_the_next_try_attaches_to_the_pod_of_a_lost_worker(airflow: Airflow, cluster: Cluster, job: Look) -> None:
+def test_the_next_try_attaches_to_the_pod_of_a_lost_worker(
+    airflow: Airflow, cluster: Cluster, job: Look, hold: Hold
+) -> None:
     """Killed when it has just made a pod, before the triggerer has it: no second pod, and no attempt is lost."""
-    much = LONG | {"num_clip": 1, "infer_frames": 64, "size": "256*256"}
-    run, job_id = airflow.trigger(job_id="lost-worker", **much), "lost-worker"
+    job_id = "lost-worker"
+    hold.at(job_id, 0)
+    run = airflow.trigger(job_id=job_id, num_clip=1, **LONG)
     task = airflow.wait(lambda: next((t for t in airflow.tasks(run) if is_rendering(t)), None), 300, every=0.05)
     (pod,) = airflow.wait(lambda: cluster.pods(job_id, **{"s2v/clip-index": "0"}), 60, every=0.01)
     for pid in processes("airflow worker", task["id"]):
@@ -86,6 +94,7 @@ def test_the_next_try_attaches_to_the_pod_of_a_lost_worker(airflow: Airflow, clu
     print(f"the second try waits for the pod {time.monotonic() - killed:.0f} s after the worker was killed")
     assert cluster.rendering(job_id, 0).metadata.name == name
     assert len(cluster.pods(job_id)) == 1
+    hold.release(job_id, 0)
     assert airflow.outcome(run) == "success", job(job_id).reason
     assert f"Found matching pod {name}" in airflow.log(run, "clip.render", 0)
     assert airflow.task(run, "clip.render", 0)["try_number"] == 2

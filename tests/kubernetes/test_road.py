@@ -7,6 +7,7 @@ import pytest
 
 from s2v_tasks.metadata.records import JobRecord
 from tests.kubernetes.cluster import Cluster
+from tests.kubernetes.holding import Hold
 from tests.kubernetes.serving import Airflow
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(1500)]
@@ -39,25 +40,24 @@ TWO_CHAINS: dict[str, Any] = {
 
 
 def test_chains_render_side_by_side_each_pod_two_clips(
-    airflow: Airflow, cluster: Cluster, job: Look, render_here: Callable[..., None]
+    airflow: Airflow, cluster: Cluster, job: Look, hold: Hold, render_here: Callable[..., None]
 ) -> None:
     """Two chains at the same time; a pod's first clip is finished before its second; the video is the local one."""
-    run, job_id = airflow.trigger(job_id="cut-in-pods", **TWO_CHAINS), "cut-in-pods"
-    at_once: set[frozenset[str]] = set()
-    progress: set[tuple[str, ...]] = set()
+    job_id = "cut-in-pods"
+    hold.at(job_id, 0, 1, 2)
+    run = airflow.trigger(job_id=job_id, **TWO_CHAINS)
 
-    def ended() -> str | None:
-        pods = [pod for pod in cluster.pods(job_id) if "s2v/clip-index" in pod.metadata.labels]
-        at_once.add(frozenset(p.metadata.labels["s2v/clip-index"] for p in pods if p.status.phase == "Running"))
-        if pods:
-            progress.add(tuple(clip.status for clip in job(job_id).clips))
-        return airflow.ended(run)
+    first, third = hold.reached(run, job_id, 0), hold.reached(run, job_id, 2)
+    assert [clip.status for clip in job(job_id).clips] == ["rendering", "pending", "rendering", "pending"]
+    assert first.metadata.name != third.metadata.name
+    hold.release(job_id, 0, 2)
 
-    assert airflow.wait(ended, 900) == "success", job(job_id).reason
-    print(f"pods at once {sorted(map(sorted, at_once))}, clips {sorted(progress)}")
-    assert max(at_once, key=len) == {"0", "2"}
-    assert set.union(*map(set, at_once)) == {"0", "2"}
-    assert any(clips[:2] == ("succeeded", "rendering") for clips in progress)
+    second = hold.reached(run, job_id, 1, pod_of_clip=0)
+    assert second.metadata.name == first.metadata.name
+    assert [clip.status for clip in job(job_id).clips][:2] == ["succeeded", "rendering"]
+    hold.release(job_id, 1)
+
+    assert airflow.outcome(run) == "success", job(job_id).reason
     assert [clip.attempts for clip in job(job_id).clips] == [1, 1, 1, 1]
     render_here("cut-at-home", **TWO_CHAINS)
     assert job(job_id).sha256 == job("cut-at-home").sha256

@@ -7,14 +7,16 @@ from typing import Any
 import pytest
 
 from tests.kubernetes.cluster import NUM_GPUS, Cluster
+from tests.kubernetes.holding import Hold
 from tests.kubernetes.serving import Airflow
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(1500)]
 
 
-def test_two_jobs_share_one_gpu_in_order(airflow: Airflow, cluster: Cluster) -> None:
+def test_two_jobs_share_one_gpu_in_order(airflow: Airflow, cluster: Cluster, hold: Hold) -> None:
     """One slot: the higher priority has it first, never two pods at once, each chain in order, no worker waits."""
     airflow.slots(0)
+    hold.at("one-gpu-high", 0)
     runs = {name: airflow.trigger(job_id=f"one-gpu-{name}", priority=name) for name in ("low", "high")}
     most_pods = most_deferred = most_workers = looks = 0
 
@@ -33,6 +35,9 @@ def test_two_jobs_share_one_gpu_in_order(airflow: Airflow, cluster: Cluster) -> 
     try:
         airflow.wait(both_wait, 120)
         airflow.slots(1)
+        hold.reached(runs["high"], "one-gpu-high", 0)
+        airflow.wait(lambda: all_ended() or most_deferred > 1)  # the waits of the clips behind it
+        hold.release("one-gpu-high", 0)
         airflow.wait(all_ended, 1200)
     finally:
         airflow.slots(NUM_GPUS)

@@ -1,0 +1,43 @@
+"""Let a test meet a render at a solver step, on a machine of any speed."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from s2v_tasks.metadata.records import JobRecord
+from tests.kubernetes.cluster import Cluster
+from tests.kubernetes.serving import Airflow
+
+
+class Hold:
+    """Renders that wait behind a solver step until they are released: see hold/sitecustomize.py."""
+
+    def __init__(self, airflow: Airflow, cluster: Cluster, job: Callable[[str], JobRecord]) -> None:
+        self._airflow, self._cluster, self._job = airflow, cluster, job
+
+    def at(self, job_id: str, *clip_indices: int) -> None:
+        """Let these clips wait when they come to the step; called before they are started."""
+        for index in clip_indices:
+            self._path(job_id, index, "reached").unlink(missing_ok=True)
+            self._path(job_id, index, "hold").touch()
+
+    def reached(self, run: str, job_id: str, clip_index: int, *, pod_of_clip: int | None = None) -> Any:
+        """Return the pod that renders the clip once it waits behind the step.
+
+        pod_of_clip: the first clip of the pod, where that is another.
+        """
+        labelled = clip_index if pod_of_clip is None else pod_of_clip
+
+        def pod() -> Any:
+            assert self._airflow.ended(run) is None, self._job(job_id).reason
+            return self._path(job_id, clip_index, "reached").exists() and self._cluster.rendering(job_id, labelled)
+
+        return self._airflow.wait(pod, 900)
+
+    def release(self, job_id: str, *clip_indices: int) -> None:
+        """Let these clips go on."""
+        for index in clip_indices:
+            self._path(job_id, index, "hold").unlink()
+
+    def _path(self, job_id: str, clip_index: int, suffix: str) -> Path:
+        return self._cluster.hold_folder / f"{job_id}.{clip_index}.{suffix}"

@@ -55,7 +55,7 @@ def render_clip(
     clip_index: Annotated[int, typer.Option(min=0, help="Which clip of the plan, from 0.")],
     count: Annotated[int, typer.Option(min=1, help="How many clips from there on, with the networks loaded once.")] = 1,
 ) -> None:
-    """Render clips, each durable before the next begins; run it under torchrun. A clip that is there is reused."""
+    """Render clips, each durable before the next begins; torchrun starts several ranks. Finished clips are reused."""
     if int(os.environ.get("RANK", "0")) > 0:
         from s2v_tasks.steps.render_clip import follow
 

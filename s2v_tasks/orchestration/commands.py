@@ -12,7 +12,7 @@ CLI = ("-m", "s2v_tasks.cli")
 
 
 def step_arguments(step: str, context: Mapping[str, Any], clip: Mapping[str, Any] | None = None) -> list[str]:
-    """What follows the Python interpreter to run `step` for the job of a task's run; rendering goes through torchrun.
+    """What follows the Python interpreter to run `step` for the job of a task's run.
 
     `clip` tells which clips of the plan the task renders: `count` from `clip_index` on.
     """
@@ -32,14 +32,16 @@ def num_processes(step: str) -> int:
 
 
 def _launcher(step: str) -> list[str]:
-    if step != "render-clip":
+    """Several processes are started by torchrun. One needs none: starting torchrun takes as long as importing torch."""
+    processes = num_processes(step)
+    if processes == 1:
         return []
     return [
         "-m",
         "torch.distributed.run",
         "--standalone",
         "--nproc-per-node",
-        str(num_processes(step)),
+        str(processes),
         "--shutdown-timeout",
         str(int(TERMINATION_GRACE_SECONDS) - 10),
     ]

@@ -1,4 +1,4 @@
-"""render_clip: clips of the plan one after the other, on the processes of one torchrun.
+"""render_clip: clips of the plan one after the other, in one process or on the processes of one torchrun.
 
 Writes clips/<k>/{clip.mp4, motion.safetensors, manifest.json}; the last clip of a chain leaves no motion state. A clip
 is durable before the next one begins. A clip whose fingerprint is there already is reused, and one that was interrupted

@@ -40,7 +40,9 @@ def test_the_request_is_one_argument_whatever_it_says(context: dict[str, Any]) -
     ]
 
 
-def test_a_clip_is_rendered_under_torchrun(context: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_processes_of_a_clip_are_started_by_torchrun(
+    context: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Rendering starts one process per configured GPU."""
     from s2v_tasks.settings import load_settings
 
@@ -61,6 +63,12 @@ def test_a_clip_is_rendered_under_torchrun(context: dict[str, Any], monkeypatch:
         "--count",
         "2",
     ]
+
+
+def test_one_process_renders_without_torchrun(context: dict[str, Any]) -> None:
+    """Starting torchrun takes longer than many a step; a single process needs nobody to find the others."""
+    command = StepOperator(task_id="render", step="render-clip", clip={"clip_index": 3, "count": 2}).command(context)
+    assert command[1:4] == ["-m", "s2v_tasks.cli", "render-clip"]
 
 
 def test_several_clips_have_the_time_of_each(context: dict[str, Any]) -> None:

@@ -114,7 +114,7 @@ def clip_is_rendering(ledger: Ledger, job_id: str, clip_index: int) -> bool:
 
 
 def renderers(job_id: str) -> list[int]:
-    """Processes that render for a job: torchrun and its workers."""
+    """Processes that render for a job."""
     pids = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:

@@ -48,7 +48,7 @@ def test_a_job_survives_what_befalls_its_clips(
     cluster.core.delete_namespaced_pod(deleted.name, deleted.namespace)  # SIGTERM ends the hold
 
     hold.reached(run, job_id, 1)
-    for pid in processes("torch.distributed.run", job_id):
+    for pid in processes("render-clip", job_id):
         os.kill(pid, signal.SIGKILL)
     hold.release(job_id, 1)
 

@@ -134,8 +134,8 @@ class Settings(BaseSettings):
     max_audio_seconds: int = Field(1200, ge=1, description="Longest speech of one job.")
     max_input_bytes: int = Field(512 * 1024**2, ge=1, description="Largest input file.")
     work_dir: Path | None = Field(None, description="Scratch folder of the steps; empty: the system's.")
-    ffmpeg_path: Path | None = Field(None, description="ffmpeg to use; empty: PATH, then the one installed by pip.")
-    ffprobe_path: Path | None = Field(None, description="ffprobe to use; empty: PATH, then the one installed by pip.")
+    ffmpeg_path: Path | None = Field(None, description="ffmpeg to use; empty: the pinned one of the package.")
+    ffprobe_path: Path | None = Field(None, description="ffprobe to use; empty: the pinned one of the package.")
     webhook_url: SecretStr | None = Field(
         None, description="Told of every job whose request names no webhook of its own (docs/how-to/webhooks.md)."
     )

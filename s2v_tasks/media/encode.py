@@ -1,11 +1,15 @@
 """The one encoding profile of the system: H.264, 8-bit 4:2:0, bt709 converted and tagged, reproducible bytes.
 
 No B-frames and a closed GOP that starts with a key frame: clips can be joined by copying, and decoding order is display
-order. Threads are fixed because x264 decides differently with other thread counts.
+order. Threads are fixed because x264 decides differently with other thread counts. Other builds of ffmpeg and x264
+decide differently, too: `encoder_build` names the one in use.
 """
 
+import hashlib
+import re
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -13,8 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from s2v_tasks.errors import PermanentError, TransientError
-from s2v_tasks.media.ffmpeg import feed, file_url, pipe_input
+from s2v_tasks.errors import ConfigurationError, PermanentError, TransientError
+from s2v_tasks.media.ffmpeg import capture, feed, file_url, pipe_input, read_chunks, tool_path, uploaded_input
 from s2v_tasks.media.probe import Stream, probe
 
 Frames = npt.NDArray[np.uint8]
@@ -22,7 +26,15 @@ Frames = npt.NDArray[np.uint8]
 # Every fps that divides it has integer frame durations: 16 fps is 1000 ticks.
 TIMESCALE = 16_000
 _SWSCALE = "bicubic+accurate_rnd+full_chroma_int+full_chroma_inp+bitexact"
-_X264_PARAMS = "cpu-independent=1:open-gop=0:threads=4:lookahead-threads=1:sliced-threads=0"
+_H264 = {
+    "vcodec": "libx264",
+    "preset": "medium",
+    "crf": 17,
+    "bf": 0,
+    "x264-params": "cpu-independent=1:open-gop=0:threads=4:lookahead-threads=1:sliced-threads=0",
+    "flags:v": "+bitexact",
+}
+_X264_BUILD = re.compile(rb"x264 - core \d+(?: r\d+)?")
 _COLOUR = {"colorspace": "bt709", "color_primaries": "bt709", "color_trc": "bt709", "color_range": "tv"}
 
 
@@ -49,6 +61,32 @@ def encode_clip(frames: Frames | Iterable[Frames], path: Path, fps: int = 16, *,
     )
     check_profile(path, width=width, height=height, fps=fps, num_frames=counter.num_frames)
     return counter.num_frames
+
+
+def encoder_build() -> str:
+    """Return the name and digest of the ffmpeg and libx264 in use: with equal ones, equal frames give equal bytes.
+
+    Raises ConfigurationError if that is no ffmpeg, or one without libx264.
+    """
+    return _build_of(tool_path("ffmpeg"))
+
+
+@cache
+def _build_of(binary: str) -> str:
+    version = capture([binary, "-version"], doing=f"asking {binary} for its version", error=ConfigurationError)
+    # A coded frame names the libx264 that is linked, which the version of ffmpeg does not; its picture does not matter.
+    picture = uploaded_input(Path("/dev/zero"), "rawvideo", format="rawvideo", pix_fmt="yuv420p", s="64x64")
+    frame = picture.output("pipe:1", format="h264", **{"frames:v": 1}, **_H264)
+    doing = f"encoding a frame by {binary}"
+    coded = b"".join(read_chunks(frame, 2**16, doing=doing, error=ConfigurationError))
+    x264 = _X264_BUILD.search(coded)
+    if x264 is None:
+        raise ConfigurationError(
+            f"{binary} encodes without naming its x264: expected ffmpeg with libx264; correct or unset S2V_FFMPEG_PATH."
+        )
+    name = version.decode(errors="replace").split()[2]
+    digest = hashlib.sha256(version + coded).hexdigest()[:12]
+    return f"ffmpeg {name}, {x264.group().decode()}, digest {digest}"
 
 
 class _Counter:
@@ -87,15 +125,11 @@ def h264_output(yuv: Any, path: Path, fps: int, *, key_frame: int = 0) -> Any:
     forced = {"force_key_frames": f"expr:eq(n,{key_frame})"} if key_frame else {}
     return yuv.output(
         file_url(path),
-        vcodec="libx264",
-        preset="medium",
-        crf=17,
         g=2 * fps,
-        bf=0,
         r=fps,
         **forced,
         **_COLOUR,
-        **{"x264-params": _X264_PARAMS, "flags:v": "+bitexact"},
+        **_H264,
         **mp4_options(),
     )
 

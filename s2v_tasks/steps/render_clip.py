@@ -23,7 +23,7 @@ from s2v_tasks.engine.options import EngineOptions
 from s2v_tasks.engine.resume import Interrupted
 from s2v_tasks.engine.worker import Worker, open_worker
 from s2v_tasks.errors import PermanentError, TransientError
-from s2v_tasks.media.encode import encode_clip
+from s2v_tasks.media.encode import encode_clip, encoder_build
 from s2v_tasks.media.relay import handed_over
 from s2v_tasks.metadata.attempts import rendering
 from s2v_tasks.schemas.manifest import Artifact, Manifest, fingerprint
@@ -40,7 +40,7 @@ from s2v_tasks.storage.partial import PartialClip
 if TYPE_CHECKING:
     from torch import Tensor
 
-REVISION = 4  # raise it when the engine or the encoding profile would give other bytes for the same inputs
+REVISION = 5  # raise it when the engine or the encoding profile would give other bytes for the same inputs
 
 
 class ClipInterruptedError(TransientError):
@@ -72,11 +72,13 @@ def follow(job_id: str) -> None:
             order = worker.share()
 
 
-def clip_fingerprints(plan: Plan, inputs: dict[str, str], snapshot: str, options: EngineOptions) -> list[str]:
+def clip_fingerprints(
+    plan: Plan, inputs: dict[str, str], snapshot: str, options: EngineOptions, encoder: str
+) -> list[str]:
     """Fingerprint of each clip: its frames and seed, all that it is made from, and the clip before it in its chain.
 
-    `inputs` maps the names of the artifacts that every clip reads (conditions, pose) to their SHA-256. Clips that a
-    rerun inherited keep their fingerprints.
+    `inputs` maps the names of the artifacts that every clip reads (conditions, pose) to their SHA-256, `encoder` is the
+    build that encodes the clips. Clips that a rerun inherited keep their fingerprints.
     """
     prints = [clip.fingerprint for clip in plan.inherited]
     for clip in plan.clips[len(prints) :]:
@@ -87,6 +89,7 @@ def clip_fingerprints(plan: Plan, inputs: dict[str, str], snapshot: str, options
                 snapshot,
                 inputs,
                 asdict(options),
+                encoder,
                 plan.sampling.model_dump(),
                 [plan.width, plan.height],
                 [clip.clip_index, clip.infer_frames, clip.start_frame, clip.end_frame, clip.seed],
@@ -115,6 +118,7 @@ class _Leader:
             {name: item.sha256 for name, item in self._inputs.items()},
             snapshot_id(self._snapshot.path),
             self._options,
+            encoder_build(),
         )
         self._renderer = Renderer(worker)
         self._fetched: dict[str, Path] = {}  # of the inputs of all clips, what is on disk
@@ -172,8 +176,8 @@ class _Leader:
         expected = self._prints[clip.predecessor]
         if manifest.fingerprint != expected:
             raise TransientError(
-                f"{key} has fingerprint {manifest.fingerprint[:12]}: expected {expected[:12]}. "
-                f"It was made from other inputs; render clip {clip.predecessor} again first."
+                f"{key} has fingerprint {manifest.fingerprint[:12]}: expected {expected[:12]}. It was made "
+                f"{_difference(manifest)}; render clip {clip.predecessor} again first."
             )
         return manifest
 
@@ -219,7 +223,7 @@ class _Leader:
             save_file({"latents": motion.latents.contiguous(), "frames": motion.frames.contiguous()}, path)
             outputs["motion"] = OutputFile(path, ctx.layout.motion(clip.clip_index), "application/octet-stream")
         facts = clip_facts(ctx.settings, clip, engine_facts, render_seconds)
-        return Built(outputs, facts=facts | {"plan_digest": self._plan.digest_of(clip)})
+        return Built(outputs, facts=facts | {"plan_digest": self._plan.digest_of(clip), "encoder": encoder_build()})
 
     def _fetch(self, needed: dict[str, Artifact], folder: Path) -> dict[str, Path]:
         """The files that a clip needs: what all clips read stays on disk, the rest goes into the clip's `folder`."""
@@ -237,6 +241,12 @@ def _encode(clip: ClipPlan, path: Path, pieces: "Iterator[Tensor]") -> None:
     """Encode the frames that the clip stores, as they come; of the last clip a few more were rendered."""
     frames = (frame for piece in pieces for frame in piece.cpu().numpy())
     encode_clip(islice(frames, clip.stored_frames), path, fps=FPS, key_frame=clip.fade_in_frames)
+
+
+def _difference(made: Manifest) -> str:
+    """Say how a clip of another fingerprint was made otherwise than this process would make it."""
+    theirs, ours = made.facts.get("encoder"), encoder_build()
+    return "from other inputs" if theirs in {None, ours} else f"by the encoder {theirs}, and here is {ours}"
 
 
 def _inputs(ctx: StepContext) -> dict[str, Artifact]:

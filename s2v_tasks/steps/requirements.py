@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 from s2v_tasks.errors import ConfigurationError
+from s2v_tasks.media.encode import encoder_build
 from s2v_tasks.media.ffmpeg import tool_path
 from s2v_tasks.schemas.model_card import load_gpu_card, load_model_card
 from s2v_tasks.schemas.preset import load_presets
@@ -25,7 +26,7 @@ def check_requirements(settings: Settings, store: ObjectStore) -> None:
         lambda: load_presets(folder),
         lambda: load_model_card(folder, settings.model),
         lambda: load_gpu_card(folder, settings.gpu),
-        lambda: tool_path("ffmpeg"),
+        encoder_build,
         lambda: tool_path("ffprobe"),
         lambda: _check_bucket(store, settings.data_uri),
         lambda: _check_bucket(store, settings.output_uri),

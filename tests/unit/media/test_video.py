@@ -1,15 +1,16 @@
 """Encoding clips, stitching them and reading them back."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from s2v_tasks.errors import PermanentError, TransientError
+from s2v_tasks.errors import ConfigurationError, PermanentError, TransientError
 from s2v_tasks.media import ffmpeg
 from s2v_tasks.media.concat import stitch
-from s2v_tasks.media.encode import Frames, encode_clip
+from s2v_tasks.media.encode import Frames, encode_clip, encoder_build
 from s2v_tasks.media.frames import iter_rgb, read_frames, video_stream
 
 Moving = Callable[..., Frames]
@@ -25,6 +26,45 @@ def test_equal_frames_give_equal_bytes(tmp_path: Path, moving: Moving) -> None:
     assert encode_clip(frames, tmp_path / "a.mp4") == 20
     assert encode_clip((frame for frame in frames), tmp_path / "b.mp4") == 20
     assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+
+
+def _script(path: Path, body: str) -> str:
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_the_build_of_the_encoder_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It names version and x264, is the same for the same binary, and another where either of the two is another."""
+    real, used = ffmpeg.tool_path("ffmpeg"), encoder_build()
+    assert re.fullmatch(r"ffmpeg n8\.0\S*, x264 - core 165, digest [0-9a-f]{12}", used)
+    asks = 'case "$*" in *-version*)'
+    builds = [
+        _script(tmp_path / "same", f'exec {real} "$@"'),
+        _script(tmp_path / "configured", f'{real} "$@"; {asks} echo --enable-nonfree;; esac'),
+        _script(
+            tmp_path / "linked",
+            f'{asks} exec {real} "$@";; esac; {real} "$@" | LC_ALL=C sed "s/core 165/core 164 r3095/"',
+        ),
+    ]
+    found = []
+    for build in builds:
+        monkeypatch.setattr("s2v_tasks.media.ffmpeg.tool_path", lambda _tool, build=build: build)
+        monkeypatch.setattr("s2v_tasks.media.encode.tool_path", lambda _tool, build=build: build)
+        found.append(encoder_build())
+    assert found[0] == used
+    assert "x264 - core 164 r3095, " in found[2]
+    assert len({name.rpartition("digest ")[2] for name in found}) == 3
+
+
+@pytest.mark.parametrize("answers", ["exit 0", "exit 1", "echo ffmpeg version 8"])
+def test_what_is_no_encoder_is_a_wrong_setting(answers: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that is no ffmpeg, or has no libx264, is found before anything is rendered."""
+    path = _script(tmp_path / "ffmpeg", answers)
+    for module in ("ffmpeg", "encode"):
+        monkeypatch.setattr(f"s2v_tasks.media.{module}.tool_path", lambda _tool: path)
+    with pytest.raises(ConfigurationError, match=re.escape(path)):
+        encoder_build()
 
 
 def test_pictures_survive_encoding(tmp_path: Path, moving: Moving) -> None:

@@ -52,6 +52,7 @@ COMMAND_MODULES = (
     "jobs",
     "links",
     "operators",
+    "overhead",
     "people",
     "rerun",
     "stack",

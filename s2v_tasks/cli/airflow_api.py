@@ -68,6 +68,19 @@ class AirflowApi:
             yield from page.get("dag_runs", [])
             offset, total = offset + _PAGE, page.get("total_entries", 0)
 
+    def task_instances(self, run_id: str) -> list[dict[str, Any]]:
+        """The tasks of a run, each in its latest try; a mapped task once for each of its values."""
+        found: list[dict[str, Any]] = []
+        total = 1
+        while len(found) < total:
+            query = urlencode({"limit": _PAGE, "offset": len(found)})
+            _, page = self._call("GET", f"{self._path(run_id)}/taskInstances?{query}")
+            if not page.get("task_instances"):
+                break
+            found += page["task_instances"]
+            total = page["total_entries"]
+        return found
+
     def fail(self, run_id: str) -> None:
         """End a run: its tasks get their signal, what has not begun is skipped, teardowns still run."""
         self._call("PATCH", self._path(run_id), {"state": "failed"})

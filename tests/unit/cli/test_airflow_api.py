@@ -112,3 +112,15 @@ def test_no_address_is_a_configuration_error() -> None:
     """Without a setting the message says which one is missing."""
     with pytest.raises(ConfigurationError, match="S2V_AIRFLOW_URL is not set"):
         AirflowApi.from_settings(Settings())  # type: ignore[call-arg]
+
+
+def test_all_pages_of_the_tasks_of_a_run_are_fetched(server: Server) -> None:
+    """The number of tasks that Airflow names decides, not the size of a page."""
+    server.answers = [
+        (200, {"total_entries": 3, "task_instances": [{"task_id": "a"}, {"task_id": "b"}]}),
+        (200, {"total_entries": 3, "task_instances": [{"task_id": "c"}]}),
+    ]
+    found = AirflowApi(server.url).task_instances("run 1")
+    assert [task["task_id"] for task in found] == ["a", "b", "c"]
+    assert [path.rpartition("offset=")[2] for _, path, _, _ in server.asked] == ["0", "2"]
+    assert all("/dagRuns/run%201/taskInstances" in path for _, path, _, _ in server.asked)

@@ -18,7 +18,7 @@ stage_inputs → plan_clips → encode_conditions → clip[0..n-1]: wait → ren
 | `stitch`, `mux_audio` | joins the clips without loss and adds the speech in sync |
 | `validate` | checks the finished file against the plan; writes the report and the contact sheet |
 | `publish` | copies the video to the output prefix, updates the asset `talking_videos` |
-| `close_job` | runs always and ends like the job; one whose step was killed before it could say why gets its reason |
+| `close_job` | runs always and ends like the job; where no step could say why, the reason names the task that failed |
 
 An example, as run configuration (`Trigger` → `Advanced options` → JSON, or `conf` of the REST API). Its inputs and
 its size are those of the embedded stack; for the 14B model leave out `size` and `sample_steps`:
@@ -50,7 +50,7 @@ from typing import Any
 from airflow.sdk import Asset, dag, task_group
 
 from s2v_tasks.orchestration.chain import ClipTurnSensor
-from s2v_tasks.orchestration.execution import RETRIES, step_task
+from s2v_tasks.orchestration.execution import step_task
 from s2v_tasks.orchestration.notifiers import failure_notifiers
 from s2v_tasks.orchestration.params import form_params
 from s2v_tasks.settings import load_settings
@@ -77,9 +77,7 @@ def speech_to_video() -> None:
 
     @task_group(group_id="clip")
     def render_in_turn(clip: dict[str, Any]) -> None:
-        wait = ClipTurnSensor(
-            task_id="wait", clip=clip, render_task_id="clip.render", map_index_template=CLIP_LABEL, **RETRIES
-        )
+        wait = ClipTurnSensor(task_id="wait", clip=clip, render_task_id="clip.render", map_index_template=CLIP_LABEL)
         render = step_task("render-clip", task_id="render", clip=clip, map_index_template=CLIP_LABEL)
         wait >> render
 

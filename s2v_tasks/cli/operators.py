@@ -67,15 +67,16 @@ def deliver_notifications(
 
 @app.command(rich_help_panel=OPERATORS)
 def check() -> None:
-    """Check that all that a job needs is there: database, buckets, tools, configuration, weights. Exit code 78: no."""
+    """Check that all that a job needs is there: database with its schema, buckets, tools, configuration, weights, GPUs.
+
+    Exit code 78: something is missing.
+    """
     from s2v_tasks.settings import load_settings
-    from s2v_tasks.steps.requirements import check_requirements
+    from s2v_tasks.steps.requirements import check_installation
     from s2v_tasks.storage.s3 import ObjectStore
 
     settings = load_settings()
-    with open_ledger() as ledger:
-        ledger.jobs(limit=1)
-    check_requirements(settings, ObjectStore.from_settings(settings))
+    check_installation(settings, ObjectStore.from_settings(settings), _database_url())
     typer.echo("everything that a job needs is there")
 
 

@@ -95,9 +95,12 @@ def close_job(
         datetime | None,
         typer.Option(formats=["%Y-%m-%dT%H:%M:%S%z"], help="When the work began; what was before is not its outcome."),
     ] = None,
+    failed_task: Annotated[
+        str | None, typer.Option(help="The task that failed in Airflow: the reason where no step gave one.")
+    ] = None,
 ) -> None:
     """Mark a job failed whose step died without a word."""
-    _run("close_job", job_id, since=since)
+    _run("close_job", job_id, since=since, failed_task=failed_task)
 
 
 @app.command(rich_help_panel=STEPS)

@@ -67,14 +67,13 @@ class AirflowInstallation:
             self._leave_taken_port()
             return self.url
 
-    def environment(self, database_url: str, *, deferrable: bool) -> dict[str, str]:
-        """Environment of every Airflow process. `deferrable`: whether a triggerer runs, so that waits may defer."""
+    def environment(self, database_url: str) -> dict[str, str]:
+        """Environment of every Airflow process."""
         self.claim_port()
         state = self._state
         configuration = {
             "core": {
                 "dags_folder": CHECKOUT / "dags",
-                "plugins_folder": CHECKOUT / "s2v_tasks" / "orchestration" / "plugins",
                 "load_examples": False,
                 "executor": "LocalExecutor",
                 "parallelism": 4,
@@ -95,7 +94,6 @@ class AirflowInstallation:
             "dag_processor": {"refresh_interval": 10},
             # A stack that was switched off in the middle of a task finds that out soon after its next start.
             "scheduler": {"task_instance_heartbeat_timeout": 60},
-            "operators": {"default_deferrable": deferrable},
         }
         variables = {
             f"AIRFLOW__{section}__{key}".upper(): str(value)

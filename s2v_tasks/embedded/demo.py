@@ -99,7 +99,7 @@ def _run_first_step(request: dict[str, Any], job_id: str) -> None:
 def _run_dag(services: Services, run_conf: dict[str, Any]) -> None:
     """Run the DAG to its end, showing the steps' own log lines; all of Airflow's go to a file."""
     airflow = AirflowInstallation(services.home, "airflow-demo")
-    environment = airflow.environment(services.postgres.ensure_database("airflow_demo"), deferrable=False)
+    environment = airflow.environment(services.postgres.ensure_database("airflow_demo"))
     environment |= {"AIRFLOW__LOGGING__JSON_LOGS": "True"}
     airflow.migrate(environment)
     log_path = airflow.logs / f"{run_conf['job_id']}.log"

@@ -134,7 +134,7 @@ def up(home: Path) -> None:
     services, airflow = Services(home), AirflowInstallation(home)
     with services.in_use():
         database_url = services.postgres.ensure_database("airflow")
-        airflow.start(airflow.environment(database_url, deferrable=True))
+        airflow.start(airflow.environment(database_url))
     status(home)
 
 

@@ -201,23 +201,28 @@ def vae_precision(device: torch.device) -> str:
     return "tf32" if device.type == "cuda" and torch.backends.cudnn.allow_tf32 else "float32"
 
 
-def choose_device(device: str) -> torch.device:
-    """The device of this process: "cpu", "cuda", or "auto", a GPU where there is one; ConfigurationError if none."""
-    local_rank, world_size = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+def check_gpus(device: str, num_processes: int) -> int:
+    """Number of GPUs that processes on `device` can use; ConfigurationError unless each process has one it needs."""
     num_gpus = torch.cuda.device_count() if device != "cpu" else 0
     if device == "cuda" and num_gpus == 0:
         raise ConfigurationError(
             "S2V_DEVICE is cuda, but no GPU is visible: expected a CUDA device, or S2V_DEVICE=cpu."
         )
-    if num_gpus == 0:
+    if 0 < num_gpus < num_processes:
+        raise ConfigurationError(
+            f"{num_processes} processes render a clip, but {num_gpus} GPUs are visible: expected one GPU per process. "
+            f"Set S2V_NPROC_PER_NODE to at most {num_gpus}."
+        )
+    return num_gpus
+
+
+def choose_device(device: str) -> torch.device:
+    """The device of this process: "cpu", "cuda", or "auto", a GPU where there is one; ConfigurationError if none."""
+    local_rank, world_size = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if check_gpus(device, world_size) == 0:
         # torchrun sets OMP_NUM_THREADS=1 for its children; together they may use all cores.
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world_size))
         return torch.device("cpu")
-    if local_rank >= num_gpus:
-        raise ConfigurationError(
-            f"{world_size} processes were started, but {num_gpus} GPUs are visible: expected one GPU per process. "
-            f"Set S2V_NPROC_PER_NODE to at most {num_gpus}."
-        )
     torch.cuda.set_device(local_rank)
     # cuBLAS repeats its results only with a fixed workspace.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -1,16 +1,19 @@
 """Order of the clips: a clip waits for the one before it in its chain. Airflow has no order between mapped tasks.
 
-The wait holds no worker slot: with a triggerer it defers (`[operators] default_deferrable`), without one, as in
-`dag.test()`, where a deferral would block the very clip that it waits for, it is rescheduled.
+The wait holds no worker slot: it defers to the triggerer, whatever `[operators] default_deferrable` says. Rescheduling
+every few seconds is no alternative: Airflow overtakes itself and fails the task. The exception is `dag.test()`, which
+runs one task after the other and a trigger inline: it would block the very clip that it waits for, so the wait is
+rescheduled there.
 """
 
 import asyncio
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import BaseSensorOperator, Context
-from airflow.sdk.configuration import conf
 from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk.execution_time import task_runner
 from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 from asgiref.sync import sync_to_async
@@ -18,9 +21,20 @@ from asgiref.sync import sync_to_async
 # A trigger that fires within seconds of its deferral can fail its task (apache/airflow#66374): wait first, then look.
 DEFERRED_POLL_SECONDS = 10.0
 RESCHEDULED_POLL_SECONDS = 2.0
+# A wait computes nothing, and on a busy machine Airflow can still fail it: trying again is free.
+WAIT_RETRIES: dict[str, Any] = {"retries": 20, "retry_delay": timedelta(seconds=10)}
 
 _SUCCEEDED = frozenset({"success"})
 _FAILED = frozenset({"failed", "upstream_failed", "skipped", "removed"})
+
+
+def _in_dag_test() -> bool:
+    """Whether this task runs in the process of `dag.test()`, which has no triggerer beside it."""
+    # Only the supervisor of dag.test() talks to its task within one process. Every worker has this module loaded;
+    # a parse of the DAG does without it.
+    from airflow.sdk.execution_time.supervisor import InProcessSupervisorComms
+
+    return isinstance(getattr(task_runner, "SUPERVISOR_COMMS", None), InProcessSupervisorComms)
 
 
 def _state(dag_id: str, run_id: str, task_id: str, map_index: int) -> str | None:
@@ -36,14 +50,13 @@ class ClipTurnSensor(BaseSensorOperator):  # type: ignore[misc]
     template_fields = ("clip",)
 
     def __init__(self, *, clip: Any, render_task_id: str, **kwargs: Any) -> None:
-        super().__init__(mode="reschedule", poke_interval=RESCHEDULED_POLL_SECONDS, **kwargs)
+        super().__init__(mode="reschedule", poke_interval=RESCHEDULED_POLL_SECONDS, **(WAIT_RETRIES | kwargs))
         self.clip = clip
         self.render_task_id = render_task_id
-        self.deferrable = conf.getboolean("operators", "default_deferrable", fallback=False)
 
     def execute(self, context: Context) -> None:
-        """Return when it is the clip's turn; defers or reschedules until then."""
-        if not self.deferrable:
+        """Return when it is the clip's turn; until then defer, or in `dag.test()` reschedule."""
+        if _in_dag_test():
             super().execute(context)
         elif not self.poke(context):
             self.defer(trigger=ClipTurnTrigger(**self._predecessor(context)), method_name="resume")

@@ -1,5 +1,6 @@
-"""Why a step failed, for those that died before they could say it: put on record in their place."""
+"""Why a step or its task failed, for those that died before they could say it: put on record in their place."""
 
+import re
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -7,6 +8,9 @@ from typing import Any
 from s2v_tasks.orchestration.commands import CLI
 from s2v_tasks.orchestration.jobs import job_id_of
 from s2v_tasks.orchestration.process import StepFailedError, StepProcess
+
+_NAME = re.compile(r"(?P<task>.+?)(_(?P<map_index>\d+))?")  # a mapped task as Airflow lists it: clip.render_3
+_WAIT = "clip.wait"
 
 
 def record_failure(
@@ -24,3 +28,22 @@ def record_failure(
         StepProcess([*command, "--reason", reason], log_line).run()
     except StepFailedError as failure:
         log_line(f"The reason could not be put on record: {failure.message}")
+
+
+def first_failed_task(dag_id: str, run_id: str) -> str | None:
+    """Return the task of a run that failed first, such as `clip.render[3]`; None when none has failed.
+
+    Waits come last, in the order of the clips: they also fail because the clip failed that they wait for.
+    """
+    # The runtime of a running task: a parse of the DAG does without it and the many libraries that it loads.
+    from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+
+    states = RuntimeTaskInstance.get_task_states(dag_id=dag_id, run_ids=[run_id]).get(run_id, {})
+    failed = []
+    for name, state in states.items():
+        if state == "failed" and (parts := _NAME.fullmatch(name)):
+            failed.append((parts["task"] == _WAIT, int(parts["map_index"] or -1), parts["task"]))
+    if not failed:
+        return None
+    _, map_index, task = min(failed)
+    return task if map_index < 0 else f"{task}[{map_index}]"

@@ -7,7 +7,7 @@ from airflow.sdk import BaseOperator, Context
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from s2v_tasks.orchestration.commands import step_arguments
-from s2v_tasks.orchestration.failures import record_failure
+from s2v_tasks.orchestration.failures import first_failed_task, record_failure
 from s2v_tasks.orchestration.jobs import job_id_of
 from s2v_tasks.orchestration.links import LINKS_OF_STEP
 from s2v_tasks.orchestration.process import StepFailedError, StepProcess
@@ -81,3 +81,8 @@ class CloseJobOperator(StepOperator):
         if result["status"] != "succeeded":
             raise AirflowFailException(f"Job {result['job_id']} {result['status']}: {result['reason']}")
         return result
+
+    def command(self, context: Any) -> list[str]:
+        """The argument list of the step, with the task that failed: it may have had no chance to say why."""
+        failed = first_failed_task(self.dag_id, context["run_id"])
+        return super().command(context) + (["--failed-task", failed] if failed else [])

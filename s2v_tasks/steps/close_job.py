@@ -7,8 +7,11 @@ from s2v_tasks.metadata.records import JobRecord
 from s2v_tasks.steps.context import StepContext
 
 
-def run(ctx: StepContext, *, since: datetime | None = None) -> dict[str, Any]:
-    """`since`: when the work began; what the job was before that is not the outcome of this work."""
+def run(ctx: StepContext, *, since: datetime | None = None, failed_task: str | None = None) -> dict[str, Any]:
+    """`since`: when the work began; what the job was before that is not the outcome of this work.
+
+    `failed_task`: the task that failed in Airflow; it is the reason where no step has given one.
+    """
     job = ctx.ledger.job(ctx.job_id)
     if job is None:
         return {"status": "unknown", "reason": "The job is not on record: its first step never ran."}
@@ -20,8 +23,12 @@ def run(ctx: StepContext, *, since: datetime | None = None) -> dict[str, Any]:
     if job.has_ended:
         return {"status": job.status, "reason": job.reason}
     reason = _last_words(job) or (
-        "A step was killed before it could say why: see the Airflow log of the failed task, then start the job again; "
-        "finished clips are reused."
+        f"Task {failed_task} failed and no step gave a reason: Airflow failed the task itself, or its process was "
+        "killed. See the task's log in Airflow and the log of the scheduler, then start the job again; finished clips "
+        "are reused."
+        if failed_task
+        else "A step was killed before it could say why: see the Airflow log of the failed task, then start the job "
+        "again; finished clips are reused."
     )
     ctx.ledger.job_failed(ctx.job_id, reason)
     return {"status": "failed", "reason": reason}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from s2v_tasks import log
-from s2v_tasks.errors import ConfigurationError, JobCancelledError, PermanentError, S2VError, TransientError
+from s2v_tasks.errors import JobCancelledError, PermanentError, S2VError, TransientError
 from s2v_tasks.metadata.repository import Ledger
 from s2v_tasks.metadata.session import engine_from_settings
 from s2v_tasks.outbox import STEP_SECONDS, deliver_due
@@ -41,12 +41,6 @@ class StepContext:
 
     def plan(self) -> Plan:
         return Plan.model_validate_json(self._needed(self.layout.plan, "plan-clips"))
-
-    def snapshot_path(self) -> Path:
-        """The folder with the weights; ConfigurationError when none is configured."""
-        if self.settings.snapshot_path is None:
-            raise ConfigurationError("S2V_SNAPSHOT_PATH is not set: expected the folder with the model weights.")
-        return self.settings.snapshot_path
 
     def manifest(self, key: str, made_by: str) -> Manifest:
         """The manifest at `key`; TransientError when the step that makes it has not finished."""

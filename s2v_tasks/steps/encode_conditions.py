@@ -13,13 +13,14 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from s2v_tasks.engine.conditions import NEGATIVE_PROMPT, encode_conditions
-from s2v_tasks.engine.loading import Snapshot, snapshot_id
+from s2v_tasks.engine.loading import snapshot_id
 from s2v_tasks.engine.worker import choose_device
 from s2v_tasks.media.audio import load_waveform
 from s2v_tasks.metadata.attempts import CONDITIONS
 from s2v_tasks.schemas.manifest import fingerprint
 from s2v_tasks.steps.attempt_meter import metered
 from s2v_tasks.steps.context import StepContext, tolerated
+from s2v_tasks.steps.requirements import open_snapshot
 from s2v_tasks.storage.artifacts import Built, OutputFile
 from s2v_tasks.storage.layout import JobLayout
 
@@ -29,7 +30,7 @@ REVISION = 1  # raise it when the same inputs would be encoded differently
 def run(ctx: StepContext) -> dict[str, Any]:
     plan, request = ctx.plan(), ctx.request()
     inputs = ctx.manifest(ctx.layout.input_manifest, made_by="stage-inputs").outputs
-    snapshot = Snapshot.open(ctx.snapshot_path())
+    snapshot = open_snapshot(ctx.settings, plan.model)
     num_frames = max(clip.start_frame + clip.infer_frames for clip in plan.clips)
     made_from = fingerprint(
         "encode_conditions",

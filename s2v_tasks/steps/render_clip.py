@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from safetensors.torch import save_file
 
 from s2v_tasks import log
-from s2v_tasks.engine.loading import Snapshot, snapshot_id
+from s2v_tasks.engine.loading import snapshot_id
 from s2v_tasks.engine.options import EngineOptions
 from s2v_tasks.engine.resume import Interrupted
 from s2v_tasks.engine.worker import Worker, open_worker
@@ -34,6 +34,7 @@ from s2v_tasks.steps.cancellation import cancellable
 from s2v_tasks.steps.clip_meter import Progress, clip_facts
 from s2v_tasks.steps.clip_order import Order, Renderer, frames_to_keep
 from s2v_tasks.steps.context import StepContext, tolerated
+from s2v_tasks.steps.requirements import open_snapshot
 from s2v_tasks.storage.artifacts import Built, OutputFile
 from s2v_tasks.storage.partial import PartialClip
 
@@ -107,7 +108,7 @@ class _Leader:
     def __init__(self, ctx: StepContext, worker: Worker) -> None:
         self._ctx, self._worker = ctx, worker
         self._plan = ctx.plan()
-        self._snapshot = Snapshot.open(ctx.snapshot_path())
+        self._snapshot = open_snapshot(ctx.settings, self._plan.model)
         self._inputs = _inputs(ctx)
         settings = ctx.settings
         self._options = EngineOptions(

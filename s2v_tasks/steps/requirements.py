@@ -4,9 +4,10 @@ A snapshot or an output bucket that is not there would else be noticed hours lat
 """
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from itertools import islice
-from pathlib import Path
 
+from s2v_tasks.engine.loading import Snapshot
 from s2v_tasks.errors import ConfigurationError
 from s2v_tasks.media.encode import encoder_build
 from s2v_tasks.media.ffmpeg import tool_path
@@ -21,6 +22,20 @@ def check_requirements(settings: Settings, store: ObjectStore) -> None:
 
     The snapshot is looked for only where the steps render themselves: pods have it on a volume of their own.
     """
+    _raise_all(_requirements(settings, store))
+
+
+def check_installation(settings: Settings, store: ObjectStore, database_url: str) -> None:
+    """The same, and what is not worth its time before each job: the schema of the database, the GPUs. Loads torch."""
+    from s2v_tasks.metadata import migrate
+
+    checks = [*_requirements(settings, store), lambda: migrate.check(database_url)]
+    if settings.execution == "local":
+        checks.append(lambda: _check_gpus(settings))
+    _raise_all(checks)
+
+
+def _requirements(settings: Settings, store: ObjectStore) -> list[Callable[[], object]]:
     folder = config_dir(settings)
     checks: list[Callable[[], object]] = [
         lambda: load_presets(folder),
@@ -32,7 +47,24 @@ def check_requirements(settings: Settings, store: ObjectStore) -> None:
         lambda: _check_bucket(store, settings.output_uri),
     ]
     if settings.execution == "local":
-        checks.append(lambda: _check_snapshot(settings.snapshot_path))
+        checks.append(lambda: open_snapshot(settings, settings.model))
+    return checks
+
+
+def open_snapshot(settings: Settings, model: str) -> Snapshot:
+    """Return the weights on disk; ConfigurationError unless they are complete and those of `model`."""
+    path = settings.snapshot_path
+    if path is None or not (path / "config.json").is_file():
+        raise ConfigurationError(
+            f"S2V_SNAPSHOT_PATH is {path or 'not set'}: expected the folder with the model weights in the official "
+            "layout; download Wan-AI/Wan2.2-S2V-14B there, or write a tiny one with `s2v snapshot init-tiny`."
+        )
+    snapshot = Snapshot.open(path)
+    snapshot.check_model(model, load_model_card(config_dir(settings), model).model_dump())
+    return snapshot
+
+
+def _raise_all(checks: list[Callable[[], object]]) -> None:
     problems = [problem for check in checks if (problem := _problem(check))]
     if problems:
         raise ConfigurationError(" ".join(dict.fromkeys(problems)))
@@ -50,9 +82,12 @@ def _check_bucket(store: ObjectStore, uri: str) -> None:
     list(islice(store.listing(f"{uri.rstrip('/')}/"), 1))
 
 
-def _check_snapshot(path: Path | None) -> None:
-    if path is None or not (path / "config.json").is_file():
+def _check_gpus(settings: Settings) -> None:
+    if find_spec("torch") is None:
         raise ConfigurationError(
-            f"S2V_SNAPSHOT_PATH is {path or 'not set'}: expected the folder with the model weights in the official "
-            "layout; download Wan-AI/Wan2.2-S2V-14B there, or write a tiny one with `s2v snapshot init-tiny`."
+            "torch is not installed, but S2V_EXECUTION is local: expected the extra `engine` in the environment of "
+            "Airflow's workers, or S2V_EXECUTION=kubernetes."
         )
+    from s2v_tasks.engine.worker import check_gpus
+
+    check_gpus(settings.device, settings.nproc_per_node)

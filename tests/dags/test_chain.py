@@ -1,6 +1,7 @@
 """The order of clips: who may start, who waits how, and who never will."""
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,10 +24,18 @@ class TaskInstance:
 CONTEXT: dict[str, Any] = {"run_id": "manual__1", "ti": TaskInstance()}
 
 
-def sensor(clip: dict[str, Any], *, deferrable: bool) -> ClipTurnSensor:
-    made = ClipTurnSensor(task_id="wait", clip=clip, render_task_id="clip.render")
-    made.deferrable = deferrable
-    return made
+def sensor(clip: dict[str, Any]) -> ClipTurnSensor:
+    return ClipTurnSensor(task_id="wait", clip=clip, render_task_id="clip.render")
+
+
+@pytest.fixture(params=["worker", "dag.test()"])
+def runner(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What runs the task: a worker with a supervisor in another process, or `dag.test()` with one in its own."""
+    from airflow.sdk.execution_time.supervisor import InProcessSupervisorComms
+
+    comms = object() if request.param == "worker" else InProcessSupervisorComms(supervisor=SimpleNamespace())
+    monkeypatch.setattr(chain.task_runner, "SUPERVISOR_COMMS", comms, raising=False)
+    return str(request.param)
 
 
 @pytest.fixture
@@ -44,38 +53,48 @@ def states(monkeypatch: pytest.MonkeyPatch) -> dict[int, str | None]:
     return known
 
 
-@pytest.mark.parametrize("deferrable", [True, False])
-def test_the_first_clip_of_a_chain_starts_at_once(deferrable: bool) -> None:
+@pytest.mark.usefixtures("runner")
+def test_the_first_clip_of_a_chain_starts_at_once() -> None:
     """A clip without predecessor asks nobody."""
-    sensor(FIRST, deferrable=deferrable).execute(CONTEXT)
+    sensor(FIRST).execute(CONTEXT)
 
 
-@pytest.mark.parametrize("deferrable", [True, False])
-def test_a_clip_starts_when_the_one_before_is_rendered(states: dict[int, str | None], deferrable: bool) -> None:
+@pytest.mark.usefixtures("runner")
+def test_a_clip_starts_when_the_one_before_is_rendered(states: dict[int, str | None]) -> None:
     """No wait is added when the predecessor is there already."""
     states[0] = "success"
-    sensor(SECOND, deferrable=deferrable).execute(CONTEXT)
+    sensor(SECOND).execute(CONTEXT)
 
 
 @pytest.mark.parametrize("state", ["failed", "upstream_failed", "skipped", "removed"])
-@pytest.mark.parametrize("deferrable", [True, False])
-def test_a_clip_fails_at_once_when_the_one_before_finally_failed(
-    states: dict[int, str | None], deferrable: bool, state: str
-) -> None:
+@pytest.mark.usefixtures("runner")
+def test_a_clip_fails_at_once_when_the_one_before_finally_failed(states: dict[int, str | None], state: str) -> None:
     """Waiting longer or trying again would not help; the message names both clips."""
     states[0] = state
     with pytest.raises(AirflowFailException, match=r"clip 2/2 .* clip 1"):
-        sensor(SECOND, deferrable=deferrable).execute(CONTEXT)
+        sensor(SECOND).execute(CONTEXT)
 
 
-@pytest.mark.parametrize("state", [None, "queued", "running", "up_for_retry"])
-def test_a_clip_waits_without_a_slot(states: dict[int, str | None], state: str | None) -> None:
-    """While the predecessor may still succeed, the sensor is rescheduled, or defers to its trigger."""
+@pytest.mark.parametrize("state", [None, "queued", "running", "up_for_retry", "deferred", "restarting"])
+@pytest.mark.parametrize("default_deferrable", ["True", "False", None])
+def test_a_clip_waits_without_a_slot(
+    states: dict[int, str | None],
+    state: str | None,
+    runner: str,
+    default_deferrable: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """While the predecessor may succeed the sensor defers, whatever the default; only in `dag.test()` it polls."""
+    if default_deferrable is not None:
+        monkeypatch.setenv("AIRFLOW__OPERATORS__DEFAULT_DEFERRABLE", default_deferrable)
     states[0] = state
-    with pytest.raises(AirflowRescheduleException):
-        sensor(SECOND, deferrable=False).execute(CONTEXT)
+    if runner == "dag.test()":
+        with pytest.raises(AirflowRescheduleException):
+            sensor(SECOND).execute(CONTEXT)
+        return
     with pytest.raises(TaskDeferred) as deferred:
-        sensor(SECOND, deferrable=True).execute(CONTEXT)
+        sensor(SECOND).execute(CONTEXT)
+    assert deferred.value.method_name == "resume"
     path, arguments = deferred.value.trigger.serialize()
     assert path == "s2v_tasks.orchestration.chain.ClipTurnTrigger"
     assert ClipTurnTrigger(**arguments).target["map_index"] == 0
@@ -98,4 +117,30 @@ def test_the_trigger_fires_when_the_clip_before_ends(
     event = asyncio.run(first_event())
     assert event == {"state": "failed"}
     with pytest.raises(AirflowFailException):
-        sensor(SECOND, deferrable=True).resume(CONTEXT, event)
+        sensor(SECOND).resume(CONTEXT, event)
+
+
+def test_the_trigger_does_not_fire_within_seconds_of_its_deferral(
+    states: dict[int, str | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Airflow would fail the task (apache/airflow#66374): seconds pass before the first look and between all looks."""
+    states[0], events = "running", []
+
+    async def sleep(seconds: float) -> None:
+        events.append(seconds)
+        if len(events) == 3:
+            states[0] = "success"
+
+    async def consume() -> None:
+        async for event in ClipTurnTrigger("speech_to_video", "manual__1", "clip.render", 0).run():
+            events.append(event.payload["state"])
+
+    monkeypatch.setattr(chain.asyncio, "sleep", sleep)
+    asyncio.run(consume())
+    assert events == [10.0, 10.0, 10.0, "success"]
+
+
+def test_a_wait_that_airflow_fails_is_tried_again_more_often_than_work_is() -> None:
+    """It costs nothing, and a job must not fail for it."""
+    assert sensor(SECOND).retries == 20
+    assert sensor(SECOND).retry_delay.total_seconds() == 10

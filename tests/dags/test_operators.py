@@ -1,7 +1,7 @@
 """The operator: its commands, its result, and what becomes of a failed step."""
 
 import sys
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -128,3 +128,36 @@ def test_closing_a_job_ends_like_the_job(context: dict[str, Any], monkeypatch: p
     assert execute(close_job, context, monkeypatch, script.format("succeeded"))["status"] == "succeeded"
     with pytest.raises(AirflowFailException, match=r"Job my-job failed: size 9\*9 is odd"):
         execute(close_job, context, monkeypatch, script.format("failed"))
+
+
+@pytest.mark.parametrize(
+    ("states", "expected"),
+    [
+        ({"plan_clips": "success", "clip.render_0": "success", "close_job": "running"}, []),
+        ({"clip.wait_2": "failed", "clip.wait_1": "failed", "clip.render_1": "upstream_failed"}, ["clip.wait[1]"]),
+        ({"clip.wait_10": "failed", "clip.wait_9": "failed", "clip.render_0": "success"}, ["clip.wait[9]"]),
+        ({"clip.wait_1": "failed", "clip.render_12": "failed", "clip.render_3": "failed"}, ["clip.render[3]"]),
+        ({"clip.render_0": "success", "stitch": "failed", "publish": "upstream_failed"}, ["stitch"]),
+        ({"clip.render_0": "up_for_retry", "clip.render_1": "skipped", "stitch": "removed"}, []),
+    ],
+)
+def test_closing_a_job_tells_which_task_failed_first(
+    context: dict[str, Any], monkeypatch: pytest.MonkeyPatch, states: dict[str, str], expected: list[str]
+) -> None:
+    """Airflow may fail a task whose step never spoke; waits that only follow a failed clip are not the reason."""
+    from airflow.sdk import DAG
+    from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+
+    def get_task_states(**query: Any) -> dict[str, Any]:
+        runs = {"manual__0": {"stage_inputs": "failed"}, "manual__1": states}
+        assert query["dag_id"] == "speech_to_video"
+        return {run_id: runs[run_id] for run_id in query["run_ids"]}
+
+    monkeypatch.setattr(RuntimeTaskInstance, "get_task_states", staticmethod(get_task_states))
+    context["dag_run"] = SimpleNamespace(start_date=datetime(2026, 11, 22, 10, 15, tzinfo=UTC))
+    with DAG("speech_to_video", schedule=None):
+        command = CloseJobOperator(task_id="close_job", step="close-job").command(context)
+    assert command[3:] == [
+        *("close-job", "--job-id", "my-job", "--since", "2026-11-22T10:15:00+0000"),
+        *(word for task in expected for word in ("--failed-task", task)),
+    ]

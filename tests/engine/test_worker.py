@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from s2v_tasks.engine.worker import Worker, choose_device, open_worker, vae_precision
+from s2v_tasks.engine.worker import Worker, check_gpus, choose_device, open_worker, vae_precision
 from s2v_tasks.errors import ConfigurationError, PermanentError
 
 LEADER_THAT_ENDS = """
@@ -129,9 +129,13 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_RANK", "2")
     monkeypatch.setenv("WORLD_SIZE", "4")
-    with pytest.raises(ConfigurationError, match="4 processes were started, but 2 GPUs"):
+    with pytest.raises(ConfigurationError, match="4 processes render a clip, but 2 GPUs"):
         choose_device("auto")
     assert choose_device("cpu").type == "cpu"
+    for num_processes, device, num_gpus in ((2, "auto", 2), (2, "cuda", 2), (1, "cuda", 2), (4, "cpu", 0)):
+        assert check_gpus(device, num_processes) == num_gpus
+    with pytest.raises(ConfigurationError, match="3 processes render a clip, but 2 GPUs"):
+        check_gpus("cuda", 3)
 
 
 def test_the_vae_says_what_a_gpu_makes_of_float32(monkeypatch: pytest.MonkeyPatch) -> None:

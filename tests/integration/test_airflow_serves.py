@@ -34,7 +34,7 @@ def airflow(stack_home: Path) -> Iterator[AirflowInstallation]:
         patch.setenv("S2V_HOME", str(stack_home))
         load_settings.cache_clear()
         database_url = PostgresServer(stack_home).ensure_database("airflow")
-        installation.start(installation.environment(database_url, deferrable=True))
+        installation.start(installation.environment(database_url))
     yield installation
     installation.stop()
     assert installation.running() == []
@@ -96,9 +96,7 @@ def test_a_run_from_the_form_makes_a_video_and_is_there_after_a_restart(
     assert job is not None
     assert (job.status, [clip.status for clip in job.clips]) == ("succeeded", ["succeeded"] * 2)
     airflow.stop()
-    airflow.start(
-        airflow.environment(PostgresServer(airflow.folder.parent).ensure_database("airflow"), deferrable=True)
-    )
+    airflow.start(airflow.environment(PostgresServer(airflow.folder.parent).ensure_database("airflow")))
     assert call(airflow, path)["state"] == "success"
 
 

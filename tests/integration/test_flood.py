@@ -107,7 +107,7 @@ def site(stack_home: Path, stack: Settings, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("S2V_MAX_RUNNING_JOBS", "5000")
     monkeypatch.setenv("S2V_DROP_SETTLE_SECONDS", "8")
     installation = AirflowInstallation(stack_home)
-    environment = installation.environment(PostgresServer(stack_home).ensure_database("airflow"), deferrable=True)
+    environment = installation.environment(PostgresServer(stack_home).ensure_database("airflow"))
     installation.start(environment)
     found = Site(
         installation, environment, ObjectStore.from_settings(stack), f"{drop_folder_uri(load_settings())}/incoming"

@@ -1,13 +1,19 @@
 """What an installation lacks is said before a job spends anything."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
+from s2v_tasks.cli.operators import check
 from s2v_tasks.errors import ConfigurationError
-from s2v_tasks.settings import Settings
+from s2v_tasks.metadata import migrate
+from s2v_tasks.settings import Settings, load_settings
 from s2v_tasks.steps.requirements import check_requirements
 from s2v_tasks.storage.s3 import ObjectStore
+from tests.integration.conftest import Run
 
 
 def test_a_complete_installation_passes(settings: Settings, store: ObjectStore) -> None:
@@ -30,3 +36,82 @@ def test_everything_that_is_missing_is_named_at_once_with_its_remedy(settings: S
 def test_a_worker_that_renders_in_pods_needs_no_snapshot(settings: Settings, store: ObjectStore) -> None:
     """The weights are on a volume of the pods."""
     check_requirements(settings.model_copy(update={"snapshot_path": None, "execution": "kubernetes"}), store)
+
+
+def test_check_passes_where_all_is_there(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+    """`s2v check` says so in one line."""
+    check()
+    assert capsys.readouterr().out == "everything that a job needs is there\n"
+
+
+def test_check_finds_an_old_schema_other_weights_and_a_missing_gpu_at_once(
+    settings: Settings, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plan would be that of the 14B model, the video that of the tiny one: each fault has its own sentence."""
+    migrate.downgrade(postgres_url, "-1")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    for name, value in {"MODEL": "wan2.2-s2v-14b", "DEVICE": "cuda"}.items():
+        monkeypatch.setenv(f"S2V_{name}", value)
+    load_settings.cache_clear()
+    with pytest.raises(ConfigurationError) as caught:
+        check()
+    said = str(caught.value)
+    assert "s2v db upgrade" in said
+    assert "is not wan2.2-s2v-14b: its config.json has dim=64 instead of 5120, ffn_dim=128 instead of 13824" in said
+    assert "S2V_DEVICE is cuda, but no GPU is visible" in said
+
+
+def test_check_asks_no_gpu_of_a_machine_that_renders_in_pods(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """GPUs and weights are those of the pods."""
+    for name, value in {"EXECUTION": "kubernetes", "DEVICE": "cuda", "SNAPSHOT_PATH": ""}.items():
+        monkeypatch.setenv(f"S2V_{name}", value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    load_settings.cache_clear()
+    check()
+    assert "everything" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("dim", 128),
+        ("ffn_dim", 256),
+        ("num_layers", 5),
+        ("text_dim", 64),
+        ("text_len", 256),
+        ("audio_inject_layers", [1]),
+    ],
+)
+def test_each_dimension_of_the_model_is_compared(
+    settings: Settings, store: ObjectStore, tmp_path: Path, field: str, value: object
+) -> None:
+    """Weights that differ from the model in one number only are other weights."""
+    assert settings.snapshot_path is not None
+    other = tmp_path / "other"
+    shutil.copytree(settings.snapshot_path, other)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {field: value}))
+    with pytest.raises(ConfigurationError, match=rf"is not tiny: its config\.json has {field}="):
+        check_requirements(settings.model_copy(update={"snapshot_path": other}), store)
+
+
+@pytest.mark.parametrize("step", ["encode_conditions", "render_clip"])
+def test_a_step_refuses_weights_of_another_model_than_the_plan_is_for(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Settings, step: str
+) -> None:
+    """A pod may have other weights than the worker that made the plan: nothing is computed with them."""
+    run("stage_inputs")
+    run("plan_clips")
+    if step == "render_clip":
+        run("encode_conditions")
+    assert settings.snapshot_path is not None
+    other = tmp_path / "other"
+    shutil.copytree(settings.snapshot_path, other)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"num_layers": 3}))
+    monkeypatch.setenv("S2V_SNAPSHOT_PATH", str(other))
+    load_settings.cache_clear()
+    with pytest.raises(ConfigurationError, match=r"is not tiny: its config\.json has num_layers=3 instead of 4"):
+        run(step, *([0] if step == "render_clip" else []))

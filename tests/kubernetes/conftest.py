@@ -94,7 +94,7 @@ def running(home: Path, config_dir: Path, kubeconfig: str) -> Iterator[tuple[Air
         for name, value in variables.items():
             patch.setenv(name, value)
         installation = AirflowInstallation(home)
-        environment = installation.environment(services.postgres.ensure_database("airflow"), deferrable=True)
+        environment = installation.environment(services.postgres.ensure_database("airflow"))
         environment["AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT"] = "30"  # to miss a lost worker soon
         installation.start(environment)
         cleanup.callback(installation.stop)

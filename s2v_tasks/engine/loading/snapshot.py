@@ -1,8 +1,8 @@
 """A snapshot: the weights on disk in the official layout (spec a), from which each network is loaded when needed."""
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +52,22 @@ class Snapshot:
         if missing:
             raise ConfigurationError(f"snapshot {path} lacks {', '.join(missing)}; {_REMEDY}")
         return snapshot
+
+    def check_model(self, name: str, dimensions: Mapping[str, Any]) -> None:
+        """ConfigurationError unless config.json has the `dimensions` of the model `name`; others are not compared."""
+        from s2v_tasks.engine.models.config import S2VConfig
+
+        config = asdict(S2VConfig.from_json(_read_json(self.path / CONFIG_FILE)))
+        wrong = [
+            f"{field}={config[field]!r} instead of {expected!r}"
+            for field, expected in dimensions.items()
+            if field in config and config[field] != expected
+        ]
+        if wrong:
+            raise ConfigurationError(
+                f"snapshot {self.path} is not {name}: its {CONFIG_FILE} has {', '.join(wrong)}. Let S2V_SNAPSHOT_PATH "
+                "lead to the weights of that model, or set S2V_MODEL to the model that these weights are."
+            )
 
     def transformer_shards(self) -> list[Path]:
         """The files with the transformer's weights: those of the index, or the single file where there is no index."""

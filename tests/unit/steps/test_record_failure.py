@@ -79,3 +79,12 @@ def test_a_job_fails_for_the_latest_reason_since_it_was_queued(context: StepCont
     context.ledger.job_queued("my-job", {})
     context.ledger.job_started("my-job")
     assert "killed before it could say why" in close_job.run(context)["reason"]
+
+
+def test_a_job_that_airflow_failed_names_the_task(context: StepContext) -> None:
+    """Where a step gave a reason that is the job's, else the task that Airflow failed is named with where to look."""
+    assert close_job.run(context, failed_task="clip.wait[1]")["reason"].startswith("Task clip.wait[1] failed")
+    context.ledger.job_queued("my-job", {})
+    context.ledger.job_started("my-job")
+    record_failure.run(context, step="stitch", reason="Disk full.")
+    assert close_job.run(context, failed_task="clip.wait[1]")["reason"] == "stitch: Disk full."

@@ -1,18 +1,20 @@
 """Airflow plugin: `/s2v/jobs/<job>/<file>` sends whoever is logged in to Airflow on to a file of a job.
 
-Every Airflow process loads its plugins, only the API server answers requests: what answering needs is imported there.
+Airflow finds it by the entry point of the package. Every Airflow process loads its plugins, only the API server answers
+requests: what answering needs is imported there, with the first request.
 """
 
-import sys
 from functools import cache
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.plugins_manager import AirflowPlugin
 
-from s2v_tasks.log import get_logger
-from s2v_tasks.orchestration.commands import CLI
+from s2v_tasks.errors import ConfigurationError, PermanentError, TransientError
 from s2v_tasks.orchestration.links import URL_PREFIX
-from s2v_tasks.orchestration.process import StepFailedError, StepProcess
+from s2v_tasks.settings import load_settings
+
+if TYPE_CHECKING:
+    from s2v_tasks.storage.links import JobLinks
 
 
 async def job_files(scope: Any, receive: Any, send: Any) -> None:
@@ -30,15 +32,25 @@ def _application() -> Any:
 
     @application.get("/jobs/{job_id}/{file}")
     def job_file(job_id: str, file: str) -> RedirectResponse:
-        """To the file itself, at the object store, by a URL that is valid for an hour."""
-        command = [sys.executable, *CLI, "link", "--", job_id, file]
+        """Redirect to the file at the object store, by a URL that is valid for an hour."""
         try:
-            result = StepProcess(command, get_logger().info).run()
-        except StepFailedError as failure:
-            raise HTTPException(404 if failure.is_permanent else 503, failure.message) from None
-        return RedirectResponse(result["url"], headers={"Cache-Control": "no-store"})
+            url = _links().url(job_id, file)
+        except ConfigurationError as error:
+            raise HTTPException(500, str(error)) from None
+        except PermanentError as error:
+            raise HTTPException(404, str(error)) from None
+        except TransientError as error:
+            raise HTTPException(503, str(error)) from None
+        return RedirectResponse(url, headers={"Cache-Control": "no-store"})
 
     return application
+
+
+@cache
+def _links() -> "JobLinks":
+    from s2v_tasks.storage.links import JobLinks
+
+    return JobLinks(load_settings())
 
 
 class JobFilesPlugin(AirflowPlugin):  # type: ignore[misc]

@@ -1,1 +1,0 @@
-"""Airflow's plugins folder (`[core] plugins_folder`)."""

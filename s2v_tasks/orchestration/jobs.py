@@ -7,13 +7,18 @@ from typing import Any
 
 from s2v_tasks.schemas.request import JOB_ID_PATTERN
 
-_SLUG_CHARACTERS = 40
+_TIME = re.compile(r"(\d{4})-(\d\d)-(\d\d)t(\d\d):(\d\d):(\d\d).*", re.DOTALL)
+_SLUG_CHARACTERS = 25  # "scheduled-20261122-101530"
 _HASH_CHARACTERS = 8
 
 
 def job_id_for_run(run_id: str) -> str:
-    """A job id for an Airflow run id: its readable part and a hash that keeps different runs apart."""
-    slug = re.sub(r"[^a-z0-9]+", "-", run_id.lower()).strip("-")[:_SLUG_CHARACTERS].strip("-")
+    """Return a job id for an Airflow run id: its readable part and a hash that keeps different runs apart.
+
+    "manual__2026-11-22T10:15:30.123456+00:00" becomes "manual-20261122-101530-1a2b3c4d".
+    """
+    words = _TIME.sub(r"\1\2\3-\4\5\6", run_id.lower())
+    slug = re.sub(r"[^a-z0-9]+", "-", words).strip("-")[:_SLUG_CHARACTERS].strip("-")
     digest = hashlib.sha256(run_id.encode()).hexdigest()[:_HASH_CHARACTERS]
     return f"{slug or 'run'}-{digest}"
 

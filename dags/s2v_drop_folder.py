@@ -11,6 +11,10 @@ Turns folders that people or systems put into S3 into jobs, each exactly once. D
 * Without it the folder needs an image, a speech file and `prompt.txt`, and is taken when nobody has written in it for
   `S2V_DROP_SETTLE_SECONDS`; a folder that lacks something is refused after `S2V_DROP_ABANDONED_SECONDS`.
 
+The speech may be a sound file or, where there is none, a video with sound that is not called `pose`. What systems leave
+behind (`.DS_Store`, `._x`, `Thumbs.db`, `~$x`, back-ups of editors, all hidden files) is ignored and moves along. An
+unfinished upload (`.part`, `.crdownload`, `.tmp` ...) is waited for, and refused after `S2V_DROP_ABANDONED_SECONDS`.
+
 An accepted folder moves to `accepted/`, one that makes no job to `rejected/` with an `error.json` that says why.
 Exactly the same files dropped in the same folder again make no second job; anything changed makes a new one.
 

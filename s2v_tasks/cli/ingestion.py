@@ -123,7 +123,10 @@ def mark_started(job_ids: Annotated[list[str], typer.Argument(help="Jobs that ha
 def check_batch(
     manifest_uri: ManifestUri, as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False
 ) -> None:
-    """Check every row of a manifest, its files too, and list what is wrong; exit code 65 if anything is."""
+    """Check every row of a manifest, its files too, and list all that is wrong; exit code 65 if anything is.
+
+    A row is named by the line in which it begins, as an editor counts: from 1, the heading of a CSV included.
+    """
     from dataclasses import asdict
 
     from rich.markup import escape
@@ -134,9 +137,9 @@ def check_batch(
     if as_json:
         print_json({"rows": len(right) + len(errors), "errors": [asdict(error) for error in errors]})
     else:
-        table = Table("row", "id", "error")
+        table = Table("line", "id", "error")
         for error in errors:
-            table.add_row(str(error.row_number), escape(error.row_id or ""), escape(error.error))
+            table.add_row(str(error.line), escape(error.row_id or ""), escape(error.error))
         if errors:
             console.print(table)
         typer.echo(f"{len(right)} of {len(right) + len(errors)} rows are right")

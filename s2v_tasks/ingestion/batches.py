@@ -11,13 +11,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from s2v_tasks.errors import PermanentError
-from s2v_tasks.ingestion.manifest import MAX_BYTES, BatchEntry, RowError, job_ids, read_manifest
+from s2v_tasks.ingestion.manifest import MAX_BYTES, BatchEntry, RowError, job_ids, judged, read_manifest
 from s2v_tasks.metadata.batches import BatchLedger, NewRow, RowOutcome
 from s2v_tasks.metadata.queue import WaitingJob
 from s2v_tasks.schemas.plan import FPS
 from s2v_tasks.schemas.preset import Preset
+from s2v_tasks.storage.normal_forms import find_input
 from s2v_tasks.storage.s3 import ObjectStore
-from s2v_tasks.storage.trust import locate
+from s2v_tasks.storage.trust import locate, shown
 
 _ENDED = {"succeeded", "failed", "cancelled"}
 # Up to this many files of one folder are looked at one by one, more by listing the folder.
@@ -49,12 +50,13 @@ class Batches:
             self._store.put_bytes(report_uri, csv_of(errors), "text/csv")
             raise PermanentError(
                 f"{len(errors)} of {len(entries) + len(errors)} rows of {manifest_uri} are wrong, nothing was started: "
-                + "; ".join(f"row {error.row_number}: {error.error}" for error in errors[:_ERRORS_IN_MESSAGE])
+                + "; ".join(f"line {error.line}: {error.error}" for error in errors[:_ERRORS_IN_MESSAGE])
                 + f". All errors: {report_uri}"
             )
         self._store.delete(report_uri)  # of an earlier version
         etag = hashlib.sha256(data).hexdigest()
-        batch_id = hashlib.sha256(f"{manifest_uri}@{etag}".encode()).hexdigest()[:24]
+        # "lines": earlier versions put the same manifest on record with other numbers of rows.
+        batch_id = hashlib.sha256(f"{manifest_uri}@{etag}#lines".encode()).hexdigest()[:24]
         added = self._ledger.register(batch_id, manifest_uri, etag, _new_rows(manifest_uri, entries))
         retried = self._ledger.retry(batch_id) if retry_failed else 0
         return {"batch_id": batch_id, "rows": len(entries), "new_jobs": added, "retried_jobs": retried}
@@ -79,16 +81,8 @@ class Batches:
         return numbers
 
     def _check(self, manifest_uri: str, data: bytes) -> tuple[list[BatchEntry], list[RowError]]:
-        entries, errors = read_manifest(data, manifest_uri, self._presets)
-        refused = self._refused(sorted({uri for entry in entries for uri in _uris(entry)}))
-        right = []
-        for entry in entries:
-            problems = [refused[uri] for uri in _uris(entry) if uri in refused]
-            if problems:
-                errors.append(RowError(entry.row_number, entry.row_id, " ".join(problems)))
-            else:
-                right.append(entry)
-        return right, sorted(errors, key=lambda error: error.row_number)
+        rows = read_manifest(data, manifest_uri, self._presets)
+        return judged(rows, self._refused(sorted({uri for row in rows for uri in row.uris})))
 
     def _refused(self, uris: Iterable[str]) -> dict[str, str]:
         """Which of these input files may not be read or are not there, and why."""
@@ -101,19 +95,28 @@ class Batches:
             else:
                 folders[uri.rpartition("/")[0]].append(uri)
         for folder_uri, wanted in folders.items():
-            for uri in self._missing(folder_uri, wanted):
-                refused[uri] = f"{uri} does not exist."
+            for uri in self._unlisted(folder_uri, wanted):
+                if problem := self._problem(uri):
+                    refused[uri] = problem
         return refused
 
-    def _missing(self, folder_uri: str, wanted: list[str]) -> set[str]:
+    def _unlisted(self, folder_uri: str, wanted: list[str]) -> list[str]:
+        """Those of the files that a listing of their folder does not have; all, where that costs less than to list."""
         if len(wanted) <= _LOOKED_AT_ONE_BY_ONE:
-            return {uri for uri in wanted if not self._store.exists(uri)}
+            return wanted
         missing = set(wanted)
         for item in self._store.listing(f"{folder_uri}/"):
             missing.discard(item.uri)
             if not missing:
                 break
-        return missing
+        return sorted(missing)
+
+    def _problem(self, uri: str) -> str | None:
+        """Why a file that requests may name cannot be read."""
+        try:
+            return None if find_input(self._store, uri) else f"{shown(uri)} does not exist."
+        except PermanentError as error:
+            return str(error)
 
 
 def csv_of(rows: list[RowError] | list[RowOutcome]) -> bytes:
@@ -132,21 +135,16 @@ def _new_rows(manifest_uri: str, entries: list[BatchEntry]) -> list[NewRow]:
     now = datetime.now(UTC)
     return [
         NewRow(
-            entry.row_number,
+            entry.line,
             entry.row_id,
             WaitingJob(
                 job_id,
                 entry.request.model_dump(mode="json", exclude_none=True),
-                now + timedelta(microseconds=entry.row_number),
+                now + timedelta(microseconds=entry.line),
             ),
         )
         for entry, job_id in zip(entries, job_ids(manifest_uri, entries), strict=True)
     ]
-
-
-def _uris(entry: BatchEntry) -> list[str]:
-    request = entry.request
-    return [uri for uri in (request.image_uri, request.audio_uri, request.pose_video_uri) if uri is not None]
 
 
 def _numbers(outcomes: list[RowOutcome]) -> dict[str, Any]:

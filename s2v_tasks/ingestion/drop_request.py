@@ -3,11 +3,12 @@
 import re
 from dataclasses import dataclass
 from typing import Any, Literal
+from unicodedata import normalize
 
 from s2v_tasks.errors import PermanentError
-from s2v_tasks.ingestion.folders import MARKER, PROMPT, DropFolder, plain_name, short_digest
+from s2v_tasks.ingestion.folders import MARKER, PROMPT, SUFFIXES, DropFolder, is_dropping, plain_name, short_digest
 from s2v_tasks.schemas.request import JOB_ID_PATTERN, Request, parse_request
-from s2v_tasks.schemas.strict_json import parse_json
+from s2v_tasks.schemas.strict_json import decode_text, parse_json
 
 MAX_TEXT_BYTES = 64 * 1024  # of request.json and of prompt.txt
 _KIND_OF_FIELD: dict[str, Literal["image", "audio", "pose"]] = {
@@ -39,6 +40,11 @@ def request_of_drop(folder: DropFolder, texts: DropTexts, target_uri: str, max_i
     A URI field of request.json names a file of the folder, or any S3 object by its full URI; left out, it is the only
     file of its kind. A prompt left out is that of prompt.txt.
     """
+    if folder.unfinished:
+        raise PermanentError(
+            f"{', '.join(map(repr, folder.unfinished[:5]))}: an upload that was not finished; upload the file again, "
+            "or remove what is left of it."
+        )
     fields = {} if texts.marker is None else _object(texts.marker)
     job_id = fields.pop("job_id", None)
     if job_id is None:
@@ -66,7 +72,7 @@ def default_job_id(folder: DropFolder) -> str:
 
 def _object(data: bytes) -> dict[str, Any]:
     try:
-        parsed = parse_json(data.decode("utf-8-sig"))
+        parsed = parse_json(data)
     except ValueError as error:
         raise PermanentError(
             f'{MARKER} is not JSON ({error}): expected an object of request fields such as {{"prompt": "..."}}.'
@@ -79,11 +85,7 @@ def _object(data: bytes) -> dict[str, Any]:
 def _file_name(folder: DropFolder, field: str, kind: Literal["image", "audio", "pose"], given: Any) -> str | None:
     """The file of the folder that a field means; None when it means none or something elsewhere."""
     if isinstance(given, str) and not given.startswith("s3://"):
-        if given not in folder.files:
-            raise PermanentError(
-                f"{MARKER}: {field} {given[:200]!r} is no file of the folder; there are: {_names(folder)}."
-            )
-        return given
+        return _named_file(folder, field, given)
     if given is not None:
         return None
     found = folder.named(kind)
@@ -93,8 +95,32 @@ def _file_name(folder: DropFolder, field: str, kind: Literal["image", "audio", "
             f"or name the right one as {field} in {MARKER}."
         )
     if not found and kind != "pose":
-        raise PermanentError(f"The folder has no {kind} file; there are: {_names(folder)}.")
+        raise PermanentError(
+            f"The folder has no {kind} file; there are: {_names(folder)}. Expected a name that ends with "
+            f"{', '.join(sorted(SUFFIXES[kind]))}{', or a video with sound' if kind == 'audio' else ''}."
+        )
     return found[0] if found else None
+
+
+def _named_file(folder: DropFolder, field: str, given: str) -> str:
+    """The file of the folder that has the given name, in whichever normal form of Unicode the store has it."""
+    if given in folder.files:
+        return given
+    found = [name for name in folder.files if normalize("NFC", name) == normalize("NFC", given)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise PermanentError(
+            f"{MARKER}: {field} {given[:200]!r} means {len(found)} files whose names differ only in their Unicode "
+            "normal form: leave or rename one."
+        )
+    if any(name.startswith(f"{given.rstrip('/')}/") for name in folder.files):
+        problem = "is a folder, not a file: add the name of the file to it"
+    elif is_dropping(given):
+        problem = "is ignored, as a hidden, temporary or back-up file: rename it"
+    else:
+        problem = "is no file of the folder"
+    raise PermanentError(f"{MARKER}: {field} {given[:200]!r} {problem}; there are: {_names(folder)}.")
 
 
 def _check_size(folder: DropFolder, name: str, max_input_bytes: int) -> None:
@@ -107,9 +133,9 @@ def _prompt(text: bytes | None) -> str:
     if text is None:
         raise PermanentError(f"There is no prompt: expected the file {PROMPT}, or the field prompt in {MARKER}.")
     try:
-        return text.decode("utf-8-sig").strip()
-    except UnicodeDecodeError as error:
-        raise PermanentError(f"{PROMPT} is not UTF-8 text ({error}): save it as UTF-8.") from error
+        return decode_text(text).strip()
+    except ValueError as error:
+        raise PermanentError(f"{PROMPT} is {error}; save it as UTF-8.") from error
 
 
 def _names(folder: DropFolder) -> str:

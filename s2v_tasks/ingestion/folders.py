@@ -13,21 +13,40 @@ from s2v_tasks.storage.objects import ListedObject
 
 MARKER = "request.json"
 PROMPT = "prompt.txt"
-_KINDS = {
-    "image": {".png", ".jpg", ".jpeg", ".webp"},
-    "audio": {".wav", ".mp3", ".flac", ".ogg", ".opus", ".m4a", ".aac"},
-}
-_POSE_SUFFIXES = {".mp4", ".mov", ".webm", ".mkv"}
+_VIDEO_SUFFIXES = {".mp4", ".m4v", ".mov", ".webm", ".mkv", ".3gp"}
+# What `media` can read of each kind. A video is speech where a folder has no sound file: a phone records both together.
+SUFFIXES = {
+    "image": {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp"},
+    "audio": {
+        ".wav", ".wave", ".bwf", ".w64", ".rf64", ".mp3", ".flac", ".ogg", ".oga", ".opus", ".spx", ".m4a", ".m4b",
+        ".aac", ".aif", ".aiff", ".aifc", ".caf", ".amr", ".mka", ".weba",
+    },
+}  # fmt: skip
+_UNFINISHED_SUFFIXES = {
+    ".part", ".partial", ".filepart", ".crdownload", ".opdownload", ".download", ".tmp", ".temp", ".upload",
+    ".uploading", ".incomplete", ".aria2", ".!ut",
+}  # fmt: skip
+# What systems and editors leave beside the files of people: macOS, Windows, Synology, office programs, back-ups.
+# Names that begin with a dot are all of this kind; "." and ".." are none: the store refuses them.
+_DROPPING = re.compile(
+    r"\.(?!\.?\Z).*|thumbs\.db.*|ehthumbs\w*\.db|desktop\.ini|icon\r|__macosx|@eadir|\$recycle\.bin"
+    r"|system volume information|~.*|.*~|#.*#|.*\.(bak|orig|swp|swo)",
+    re.IGNORECASE | re.DOTALL,
+)
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 
 
 @dataclass(frozen=True)
 class DropFolder:
-    """One folder below incoming/; `files` by their names in it, in order."""
+    """One folder below incoming/: its `files` by their names in it, in order, apart from the `droppings` of systems.
+
+    Droppings are ignored: they only move along with the files.
+    """
 
     uri: str
     name: str
     files: dict[str, ListedObject]
+    droppings: dict[str, ListedObject]
 
     @property
     def etag(self) -> str:
@@ -45,33 +64,56 @@ class DropFolder:
     def named(self, kind: Literal["image", "audio", "pose"]) -> list[str]:
         """The names of its files of one kind, told by their ending; a pose video is called `pose`."""
         paths = [PurePosixPath(name) for name in self.files]
+        videos = [path for path in paths if path.suffix.lower() in _VIDEO_SUFFIXES]
+        poses = [path for path in videos if path.stem.lower() == "pose"]
         if kind == "pose":
-            found = [path for path in paths if path.stem.lower() == "pose" and path.suffix.lower() in _POSE_SUFFIXES]
-        else:
-            found = [path for path in paths if path.suffix.lower() in _KINDS[kind]]
+            return [str(path) for path in poses]
+        found = [path for path in paths if path.suffix.lower() in SUFFIXES[kind]]
+        if kind == "audio" and not found:
+            found = [path for path in videos if path not in poses]
         return [str(path) for path in found]
+
+    @property
+    def unfinished(self) -> list[str]:
+        """The names of its files that are still being uploaded, or whose upload was given up."""
+        return [
+            name
+            for name in self.files
+            if any(PurePosixPath(part).suffix.lower() in _UNFINISHED_SUFFIXES for part in name.split("/"))
+        ]
 
     def is_ready(self, now: datetime, *, settle_seconds: int, abandoned_seconds: int) -> bool:
         """Whether nobody writes in it any more.
 
         The marker is written last. Without it, a folder with all that is needed is ready when it was left alone for
-        `settle_seconds`, one that lacks something when it was left alone for `abandoned_seconds`.
+        `settle_seconds`. One that lacks something, or has an unfinished upload, is when it was left alone for
+        `abandoned_seconds`.
         """
+        quiet = now - self.handed_in_at
+        if self.unfinished:
+            return quiet >= timedelta(seconds=abandoned_seconds)
         if MARKER in self.files:
             return True
         has_all = bool(self.named("image") and self.named("audio") and PROMPT in self.files)
-        return now - self.handed_in_at >= timedelta(seconds=settle_seconds if has_all else abandoned_seconds)
+        return quiet >= timedelta(seconds=settle_seconds if has_all else abandoned_seconds)
 
 
 def folders(listing: Iterable[ListedObject], incoming_uri: str) -> list[DropFolder]:
     """The folders of a listing, oldest first. Objects beside the folders, and markers of empty ones, are nobody's."""
     files: dict[str, dict[str, ListedObject]] = defaultdict(dict)
+    droppings: dict[str, dict[str, ListedObject]] = defaultdict(dict)
     for item in listing:
         folder, _, name = item.uri.removeprefix(f"{incoming_uri}/").partition("/")
         if name:
-            files[folder][name] = item
-    found = [DropFolder(f"{incoming_uri}/{name}", name, found) for name, found in files.items()]
+            kind = droppings if is_dropping(name) else files
+            kind[folder][name] = item
+    found = [DropFolder(f"{incoming_uri}/{name}", name, found, droppings[name]) for name, found in files.items()]
     return sorted(found, key=lambda folder: (folder.handed_in_at, folder.name))
+
+
+def is_dropping(name: str) -> bool:
+    """Whether a file, or a folder that it lies in, is none of a person's; so is the empty object of a folder."""
+    return name.endswith("/") or any(_DROPPING.fullmatch(segment) for segment in name.split("/"))
 
 
 def plain_name(name: str) -> str:

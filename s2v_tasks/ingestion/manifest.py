@@ -6,72 +6,89 @@ import io
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.schemas.preset import Preset, find_preset
-from s2v_tasks.schemas.request import Request, parse_request
-from s2v_tasks.schemas.strict_json import parse_json
+from s2v_tasks.schemas.request import S3_URI_PATTERN, Request, parse_request
+from s2v_tasks.schemas.strict_json import decode_text, parse_json
 
 MAX_ROWS = 10_000
 MAX_BYTES = 64 * 1024**2
 MAX_ROW_ID_CHARACTERS = 200
 _LABEL_COLUMN = "labels."
+_URI_FIELDS = ("image_uri", "audio_uri", "pose_video_uri")
 # Control characters, ends of lines, half characters: a terminal obeys them or cannot show them.
 _NO_TEXT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
-class BatchEntry:
-    """One row that is right; rows count from 1, a CSV's heading is none."""
+class ManifestRow:
+    """One row as it is read. `line`: where it begins, as an editor counts: from 1, the heading of a CSV included.
 
-    row_number: int
+    `request` is None where it is wrong. `problems`: all that is wrong with the row in itself; `uris`: the files that it
+    names, which may be wrong as well.
+    """
+
+    line: int
+    row_id: str | None
+    request: Request | None
+    uris: tuple[str, ...]
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class BatchEntry:
+    """One row that is right."""
+
+    line: int
     row_id: str | None
     request: Request
 
 
 @dataclass(frozen=True)
 class RowError:
-    """What is wrong with one row."""
+    """All that is wrong with one row."""
 
-    row_number: int
+    line: int
     row_id: str | None
     error: str
 
 
-def read_manifest(
-    data: bytes, manifest_uri: str, presets: dict[str, Preset]
-) -> tuple[list[BatchEntry], list[RowError]]:
-    """The rows of a manifest that are right, and what is wrong with each of the others.
+def judged(rows: Iterable[ManifestRow], refused: Mapping[str, str]) -> tuple[list[BatchEntry], list[RowError]]:
+    """Return the rows that are right and what is wrong with each of the others. `refused`: files, and why each is."""
+    entries, errors = [], []
+    for row in rows:
+        problems = [*row.problems, *(refused[uri] for uri in row.uris if uri in refused)]
+        if problems or row.request is None:
+            errors.append(RowError(row.line, row.row_id, " ".join(problems)))
+        else:
+            entries.append(BatchEntry(row.line, row.row_id, row.request))
+    return entries, errors
+
+
+def read_manifest(data: bytes, manifest_uri: str, presets: dict[str, Preset]) -> list[ManifestRow]:
+    """Return the rows of a manifest, each with all that is wrong with it.
 
     A row has the fields of a request and, if it likes, an `id` of its own. A file that is named without `s3://` lies
     beside the manifest. In a CSV an empty cell is a field left out and `labels.team` is the label `team`.
     PermanentError when the manifest is none at all.
     """
     folder_uri = manifest_uri.rpartition("/")[0]
-    entries, errors = [], []
-    seen: Counter[str] = Counter()
-    for row_number, row in enumerate(_rows(data, manifest_uri), 1):
-        if row_number > MAX_ROWS:
+    rows: list[ManifestRow] = []
+    line_of_id: dict[str, int] = {}
+    for line, fields in _rows(data, manifest_uri):
+        if len(rows) == MAX_ROWS:
             raise PermanentError(f"{manifest_uri} has more than {MAX_ROWS} rows: divide it.")
-        row_id = None
-        try:
-            fields = _fields(row)
-            row_id = _row_id(fields, seen)
-            for name in ("image_uri", "audio_uri", "pose_video_uri"):
-                if isinstance(fields.get(name), str) and not fields[name].startswith("s3://"):
-                    fields[name] = f"{folder_uri}/{fields[name]}"
-            request = parse_request(fields)
-            find_preset(presets, request.preset)
-        except PermanentError as error:
-            errors.append(RowError(row_number, row_id, str(error)))
+        if isinstance(fields, str):
+            rows.append(ManifestRow(line, None, None, (), (fields,)))
         else:
-            entries.append(BatchEntry(row_number, row_id, request))
-    if not entries and not errors:
+            rows.append(_row(line, fields, folder_uri, presets, line_of_id))
+    if not rows:
         raise PermanentError(f"{manifest_uri} has no rows: expected one request per row.")
-    return entries, errors
+    return rows
 
 
 def job_ids(manifest_uri: str, entries: list[BatchEntry]) -> list[str]:
@@ -93,35 +110,69 @@ def job_ids(manifest_uri: str, entries: list[BatchEntry]) -> list[str]:
     return found
 
 
-def _rows(data: bytes, manifest_uri: str) -> Iterator[dict[str, Any] | PermanentError]:
-    """Each row as fields, or why it is none."""
+def _row(
+    line: int, cells: dict[str, Any], folder_uri: str, presets: dict[str, Preset], line_of_id: dict[str, int]
+) -> ManifestRow:
+    """Check one row in itself; `line_of_id`: where the ids of earlier rows are."""
+    fields = {name: value for name, value in cells.items() if value is not None}
+    problems: list[str] = []
+    row_id = None
     try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise PermanentError(f"{manifest_uri} is not UTF-8 text ({error}): save it as UTF-8.") from error
+        row_id = _row_id(fields.pop("id", None), line, line_of_id)
+    except PermanentError as error:
+        problems.append(str(error))
+    for name in _URI_FIELDS:
+        if isinstance(fields.get(name), str) and not fields[name].startswith("s3://"):
+            fields[name] = f"{folder_uri}/{fields[name]}"
+    request = None
+    try:
+        request = parse_request(fields)
+    except PermanentError as error:
+        problems.append(str(error))
+    preset = fields.get("preset") if request is None else request.preset
+    try:
+        if isinstance(preset, str):
+            find_preset(presets, preset)
+    except PermanentError as error:
+        problems.append(str(error))
+    named = (str(fields[name]) for name in _URI_FIELDS if name in fields)
+    uris = tuple(uri for uri in named if re.fullmatch(S3_URI_PATTERN, uri) and not uri.endswith("/"))
+    return ManifestRow(line, row_id, request, uris, tuple(problems))
+
+
+def _rows(data: bytes, manifest_uri: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """Each row's line, and its fields or why it has none."""
+    try:
+        text = decode_text(data)
+    except ValueError as error:
+        raise PermanentError(f"{manifest_uri} is {error}; save it as UTF-8.") from error
     if manifest_uri.lower().endswith(".csv"):
         return _csv_rows(text, manifest_uri)
     if manifest_uri.lower().endswith((".jsonl", ".ndjson")):
-        return (_json_row(line) for line in text.split("\n") if line.strip())
+        return ((number, _json_row(line)) for number, line in enumerate(text.split("\n"), 1) if line.strip())
     raise PermanentError(f"{manifest_uri}: expected a name that ends with .jsonl or .csv.")
 
 
-def _json_row(line: str) -> dict[str, Any] | PermanentError:
+def _json_row(line: str) -> dict[str, Any] | str:
     try:
         row = parse_json(line)
     except ValueError as error:
-        return PermanentError(f"not JSON ({error}): expected an object of request fields")
-    if not isinstance(row, dict):
-        return PermanentError(f"a JSON {type(row).__name__}: expected an object of request fields")
-    return row
+        return f"not JSON ({error}): expected an object of request fields."
+    return row if isinstance(row, dict) else f"a JSON {type(row).__name__}: expected an object of request fields."
 
 
-def _csv_rows(text: str, manifest_uri: str) -> Iterator[dict[str, Any] | PermanentError]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+def _csv_rows(text: str, manifest_uri: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    names: list[str] | None = None
     try:
-        _check_heading(reader.fieldnames or [], manifest_uri)
-        for row in reader:
-            yield _csv_row(row)
+        line = 1
+        for cells in reader:
+            if cells and names is None:
+                names = [cell.strip() for cell in cells]
+                _check_heading(names, manifest_uri)
+            elif cells and names is not None:
+                yield line, _csv_row(names, cells)
+            line = reader.line_num + 1
     except csv.Error as error:
         raise PermanentError(f"{manifest_uri} is not CSV after line {reader.line_num} ({error}).") from error
 
@@ -129,6 +180,10 @@ def _csv_rows(text: str, manifest_uri: str) -> Iterator[dict[str, Any] | Permane
 def _check_heading(names: Sequence[str], manifest_uri: str) -> None:
     known = {*Request.model_fields, "id"} - {"labels"}
     unknown = [name for name in names if name not in known and not name.startswith(_LABEL_COLUMN)]
+    if unknown and len(names) == 1 and (separator := re.search(r"[;\t|]", names[0])):
+        raise PermanentError(
+            f"{manifest_uri}: its columns are separated by {separator[0]!r}: expected commas; save it with commas."
+        )
     if unknown:
         raise PermanentError(
             f"{manifest_uri}: column {', '.join(map(repr, unknown[:5]))} is none of a manifest; expected id, the "
@@ -138,11 +193,13 @@ def _check_heading(names: Sequence[str], manifest_uri: str) -> None:
         raise PermanentError(f"{manifest_uri}: column {', '.join(map(repr, repeated))} is there twice: keep one.")
 
 
-def _csv_row(row: dict[Any, Any]) -> dict[str, Any] | PermanentError:
-    if None in row or None in row.values():
-        return PermanentError("more or fewer cells than the heading: quote cells that have a comma or a line break")
+def _csv_row(names: list[str], cells: list[str]) -> dict[str, Any] | str:
+    if len(cells) != len(names):
+        return (
+            f"{len(cells)} cells, the heading has {len(names)}: quote cells that have a comma, a quote or a line break."
+        )
     fields: dict[str, Any] = {}
-    for name, value in row.items():
+    for name, value in zip(names, cells, strict=True):
         if value == "":
             continue
         if name.startswith(_LABEL_COLUMN):
@@ -152,24 +209,17 @@ def _csv_row(row: dict[Any, Any]) -> dict[str, Any] | PermanentError:
     return fields
 
 
-def _fields(row: dict[str, Any] | PermanentError) -> dict[str, Any]:
-    if isinstance(row, PermanentError):
-        raise row
-    return {name: value for name, value in row.items() if value is not None}
-
-
-def _row_id(fields: dict[str, Any], seen: Counter[str]) -> str | None:
-    """The id of a row, taken out of its fields."""
-    value = fields.pop("id", None)
+def _row_id(value: Any, line: int, line_of_id: dict[str, int]) -> str | None:
+    """The id of a row; PermanentError when it is no text, or that of an earlier row."""
     if value is None:
         return None
     row_id = str(value)
     is_text = not isinstance(value, dict | list | bool) and not _NO_TEXT.search(row_id)
     if not is_text or not 0 < len(row_id) <= MAX_ROW_ID_CHARACTERS:
         raise PermanentError(
-            f"id {row_id[:80]!r}: expected a text of 1 to {MAX_ROW_ID_CHARACTERS} characters, none a control character"
+            f"id {row_id[:80]!r}: expected a text of 1 to {MAX_ROW_ID_CHARACTERS} characters, none a control character."
         )
-    seen[row_id] += 1
-    if seen[row_id] > 1:
-        raise PermanentError(f"id {row_id!r} is that of an earlier row: expected each id once")
+    if row_id in line_of_id:
+        raise PermanentError(f"id {row_id!r} is that of line {line_of_id[row_id]} already: expected each id once.")
+    line_of_id[row_id] = line
     return row_id

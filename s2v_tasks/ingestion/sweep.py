@@ -84,7 +84,7 @@ class Sweeper:
         for _ in range(_CLAIMS_TRIED):
             drop, job = self._decide(folder)
             if self._ledger.claim(drop, job):
-                return self._finish(drop, folder.files.values())
+                return self._finish(drop, [*folder.files.values(), *folder.droppings.values()])
         raise TransientError("Others claim its names again and again.")
 
     def _decide(self, folder: DropFolder) -> tuple[DropRecord, WaitingJob | None]:
@@ -149,7 +149,7 @@ class Sweeper:
     def _addressable(self, folder: DropFolder) -> dict[str, ListedObject]:
         """The files whose names every store understands in the same way; the others can only stay where they are."""
         found = {}
-        for name, file in folder.files.items():
+        for name, file in (folder.files | folder.droppings).items():
             with suppress(PermanentError):
                 self._store.trust.check_read(locate(file.uri))
                 found[name] = file

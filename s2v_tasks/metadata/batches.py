@@ -15,18 +15,18 @@ from s2v_tasks.metadata.tables import Attempt, Batch, BatchRow, Job
 
 @dataclass(frozen=True)
 class NewRow:
-    """One row of a manifest and the job that it asks for."""
+    """One row of a manifest, the line in which it begins, and the job that it asks for."""
 
-    row_number: int
+    line: int
     row_id: str | None
     job: WaitingJob
 
 
 @dataclass(frozen=True)
 class RowOutcome:
-    """What became of one row; `gpu_seconds` are those of all attempts."""
+    """What became of the row that begins in a line; `gpu_seconds` are those of all attempts."""
 
-    row_number: int
+    line: int
     row_id: str | None
     job_id: str
     status: str
@@ -58,7 +58,7 @@ class BatchLedger:
             )
             added = enqueue(connection, [row.job for row in rows], "batch")
             values_of_rows = [
-                {"batch_id": batch_id, "row_number": row.row_number, "job_id": row.job.job_id}
+                {"batch_id": batch_id, "row_number": row.line, "job_id": row.job.job_id}
                 | {"row_id": storable(row.row_id)}
                 for row in rows
             ]
@@ -102,7 +102,7 @@ class BatchLedger:
         statement = (
             sa
             .select(
-                *(BatchRow.row_number, BatchRow.row_id, BatchRow.job_id),
+                *(BatchRow.row_number.label("line"), BatchRow.row_id, BatchRow.job_id),
                 *(Job.status, Job.reason, Job.video_uri, Job.num_frames, spent),
                 (spent * Job.cost_per_gpu_hour / 3600).label("cost"),
                 *(Job.currency, Job.created_at, Job.finished_at),

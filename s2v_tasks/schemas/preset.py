@@ -1,11 +1,13 @@
 """Presets: named sets of defaults, read from config/presets.yaml."""
 
 from pathlib import Path
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from s2v_tasks.errors import ConfigurationError, PermanentError
+from s2v_tasks.schemas.plain_number import plain_number
 from s2v_tasks.schemas.request import Solver
 from s2v_tasks.schemas.size import parse_size
 
@@ -23,6 +25,11 @@ class Preset(BaseModel):
     sample_shift: float = Field(ge=1.0, le=20.0)
     sample_solver: Solver = "unipc"
     size: str
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _numbers_are_plain(cls, value: Any, info: ValidationInfo) -> Any:
+        return plain_number(value, cls.model_fields[str(info.field_name)])
 
     @field_validator("size")
     @classmethod

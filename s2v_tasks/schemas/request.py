@@ -4,12 +4,15 @@ The fields are the reference's own names. The UI form, the CLI options and `requ
 """
 
 import re
+from collections.abc import Iterable
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from s2v_tasks.errors import PermanentError
-from s2v_tasks.schemas.size import MAX_SIDE, MIN_SIDE, SIDE_STEP, SIZE_PATTERN, parse_size
+from s2v_tasks.schemas.plain_number import plain_number
+from s2v_tasks.schemas.refusal import sentences
+from s2v_tasks.schemas.size import SIZE_PATTERN, parse_size
 
 JOB_ID_PATTERN = r"^[a-z0-9][a-z0-9-]{2,62}$"
 # Any name that S3 takes but control characters and ends of lines; storage.trust says which places may be named.
@@ -195,6 +198,18 @@ class Request(BaseModel):
         description="Rerun: index of the first clip, from 0, that is rendered anew.",
     )
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _numbers_are_plain(cls, value: Any, info: ValidationInfo) -> Any:
+        return plain_number(value, cls.model_fields[str(info.field_name)])
+
+    @field_validator("image_uri", "audio_uri", "pose_video_uri")
+    @classmethod
+    def _uri_names_a_file(cls, value: str | None) -> str | None:
+        if value is not None and value.endswith("/"):
+            raise ValueError("is a folder, not a file: add the name of the file to it")
+        return value
+
     @field_validator("prompt")
     @classmethod
     def _prompt_has_words(cls, value: str) -> str:
@@ -214,30 +229,34 @@ class Request(BaseModel):
     @field_validator("labels")
     @classmethod
     def _labels_are_plain(cls, value: dict[str, str]) -> dict[str, str]:
-        for part in [*value, *value.values()]:
-            if not re.fullmatch(LABEL_PATTERN, part):
-                raise ValueError(
-                    f"{part[:80]!r} is not a label: expected 1 to 63 letters, digits, dots, dashes and underscores, "
-                    "a letter or digit first and last"
-                )
+        parts = [*value, *value.values()]
+        if wrong := [part[:80] for part in parts if not re.fullmatch(LABEL_PATTERN, part)]:
+            raise ValueError(
+                f"{' and '.join(map(repr, wrong))} is not a label: expected 1 to 63 letters, digits, dots, dashes and "
+                "underscores, a letter or digit first and last"
+            )
         return value
 
     @model_validator(mode="after")
     def _fields_fit_each_other(self) -> Self:
+        if problems := [*self._problems_between_fields()]:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def _problems_between_fields(self) -> Iterable[str]:
         if self.continuity == "chained":
             if self.min_chain_seconds is not None or self.max_chain_seconds is not None or self.transition != "cut":
-                raise ValueError(
+                yield (
                     "min_chain_seconds, max_chain_seconds and transition crossfade belong to continuity cut: "
                     "set continuity to cut or leave them out"
                 )
         elif 2 * self.shortest_chain_seconds > self.longest_chain_seconds:
-            raise ValueError(
+            yield (
                 f"max_chain_seconds {self.longest_chain_seconds:g} is less than twice min_chain_seconds "
                 f"{self.shortest_chain_seconds:g}: with less room not every length of speech can be divided"
             )
         if (self.parent_job_id is None) != (self.from_clip is None):
-            raise ValueError("parent_job_id and from_clip make a rerun together: give both or neither")
-        return self
+            yield "parent_job_id and from_clip make a rerun together: give both or neither"
 
     @property
     def shortest_chain_seconds(self) -> float:
@@ -255,36 +274,26 @@ def parse_request(data: dict[str, Any]) -> Request:
     try:
         return Request.model_validate(data)
     except ValidationError as error:
-        raise PermanentError("Bad request: " + "; ".join(_sentence(e) for e in error.errors()) + ".") from None
+        problems = [*sentences(error, Request.model_fields), *_problems_of_the_rest(data, error)]
+    raise PermanentError("Bad request: " + "; ".join(problems) + ".")
 
 
-def _sentence(error: Any) -> str:
-    if not error["loc"]:
-        return str(error.get("ctx", {}).get("error", error["msg"]))
-    field = ".".join(str(part) for part in error["loc"])
-    value = repr(error.get("input"))
-    if len(value) > 60:
-        value = f"{value[:57]}... ({len(str(error.get('input')))} characters)"
-    if field == "webhook_url":
-        value = "(not shown: it may hold a secret)"
-    match error["type"]:
-        case "missing":
-            return f"{field} is missing"
-        case "extra_forbidden":
-            return f"{field} is not a field of a request (known: {', '.join(Request.model_fields)})"
-        case "value_error":
-            return f"{field} {value}: {error['ctx']['error']}"
-        case _:
-            return f"{field} {value}: {_expected(field, error['msg'])}"
+def _problems_of_the_rest(data: dict[str, Any], error: ValidationError) -> list[str]:
+    """What the fields that are right in themselves have against each other: pydantic stops before it looks."""
+    bad = {problem["loc"][0] for problem in error.errors() if problem["loc"]}
+    if not bad:
+        return []
+    bad |= {name for group in _JUDGED_TOGETHER if bad & group for name in group}
+    try:
+        Request.model_validate(_PLACEHOLDERS | {name: value for name, value in data.items() if name not in bad})
+    except ValidationError as second:
+        return sentences(second, Request.model_fields)
+    return []
 
 
-def _expected(field: str, message: str) -> str:
-    if field == "infer_frames":
-        return "expected a multiple of 4 from 16 to 120, for example 80"
-    if field == "size":
-        return f"expected W*H such as 480*832, each side a multiple of {SIDE_STEP} from {MIN_SIDE} to {MAX_SIDE}"
-    if field == "webhook_url":
-        return "expected an http or https URL without user and password, of at most 1000 characters"
-    if field.endswith("_uri"):
-        return "expected an S3 URI such as s3://bucket/folder/file, without control characters"
-    return message[0].lower() + message[1:]
+# The fields that `Request._problems_between_fields` compares, and values for those that cannot be left out.
+_JUDGED_TOGETHER = (
+    {"continuity", "min_chain_seconds", "max_chain_seconds", "transition"},
+    {"parent_job_id", "from_clip"},
+)
+_PLACEHOLDERS = {"image_uri": "s3://bucket/image", "audio_uri": "s3://bucket/audio", "prompt": "placeholder"}

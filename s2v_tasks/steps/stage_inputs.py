@@ -23,6 +23,7 @@ from s2v_tasks.steps.context import StepContext
 from s2v_tasks.steps.inheritance import inherit_inputs, parent_request
 from s2v_tasks.steps.requirements import check_requirements
 from s2v_tasks.storage.artifacts import Built, OutputFile, file_sha256
+from s2v_tasks.storage.normal_forms import find_input, same_name
 from s2v_tasks.storage.trust import shown
 
 REVISION = 1  # raise it when the same sources would be normalised differently
@@ -40,6 +41,7 @@ def run(ctx: StepContext, *, request_json: str, run_id: str | None = None) -> di
     uris = {"image": request.image_uri, "audio": request.audio_uri}
     if request.pose_video_uri:
         uris["pose"] = request.pose_video_uri
+    uris = {name: find_input(ctx.store, uri) or uri for name, uri in uris.items()}
     gone = _gone_since(ctx, uris)
     sources = _fetch(ctx, {name: uri for name, uri in uris.items() if name not in gone})
     _keep_request(ctx, request)
@@ -126,7 +128,7 @@ def _gone_since(ctx: StepContext, uris: dict[str, str]) -> dict[str, Artifact]:
     gone = {
         name: staged[name]
         for name, uri in uris.items()
-        if name in staged and staged[name].key == uri and not ctx.store.exists(uri)
+        if name in staged and same_name(staged[name].key, uri) and not ctx.store.exists(uri)
     }
     if gone:
         get_logger().warning("sources_are_gone", uris=[shown(uris[name]) for name in gone])

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import unicodedata
 from collections.abc import Iterator
 from typing import Any
 
@@ -53,6 +54,52 @@ def test_files_of_a_batch_may_have_any_name(site: Site) -> None:
     site.store.put_bytes(f"batch/{name}", b"x", "image/png")
     site.put([rows(1)[0] | {"image_uri": name}, rows(2)[1] | {"image_uri": site.store.uri(f"batch/{name}")}])
     assert site.batches.start(site.uri)["new_jobs"] == 2
+
+
+def nfd(text: str) -> str:
+    return unicodedata.normalize("NFD", text)
+
+
+@pytest.mark.parametrize("count", [3, 25], ids=["one by one", "by listing"])
+def test_files_of_a_batch_are_found_in_another_normal_form(site: Site, count: int) -> None:
+    """macOS uploads names in NFD, a manifest has them in NFC; two that differ in nothing else are ambiguous."""
+    for name in (f"{nfd('Große Fotos')}/ü.png", f"{nfd('Große Fotos')}/{nfd('é.png')}", "ö é.png", nfd("ö é.png")):
+        site.store.put_bytes(f"batch/{name}", b"x", "image/png")
+    right, wrong = rows(count), rows(3)
+    right[0]["image_uri"], right[1]["image_uri"] = "Große Fotos/ü.png", site.store.uri("batch/Große Fotos/é.png")
+    site.put(right)
+    assert site.batches.check(site.uri)[1] == []
+    wrong[0]["image_uri"], wrong[1]["image_uri"] = f"{nfd('ö')} é.png", "Große Fotos"
+    wrong[2]["image_uri"] = "Große Fotos/ä.png"
+    site.put(wrong + right)
+    entries, errors = site.batches.check(site.uri)
+    assert [error.line for error in errors[:3]] == [1, 2, 3]
+    assert "means 2 objects whose names differ only in their Unicode normal form" in errors[0].error
+    assert "is a folder, not a file" in errors[1].error
+    assert "does not exist" in errors[2].error
+    assert len(entries) + len(errors) == count + 3
+
+
+def test_all_errors_of_a_row_are_listed(site: Site) -> None:
+    """A wrong field does not hide a file that is missing or must not be read."""
+    site.put([
+        rows(1)[0],
+        rows(2)[1]
+        | {"image_uri": "nobody.png", "num_clip": 0, "audio_uri": "s3://somewhere-else/a.wav", "preset": "x"},
+    ])
+    (entry,), (error,) = site.batches.check(site.uri)
+    assert (entry.line, error.line, error.row_id) == (1, 2, "row-1")
+    for words in ("num_clip 0", "'x' is unknown", "nobody.png does not exist", "somewhere-else/a.wav may not be read"):
+        assert words in error.error
+
+
+def test_an_input_that_only_the_installation_reads_is_refused(site: Site, s3_settings: Settings) -> None:
+    """What is published is no input of a request, though the object is there."""
+    uri = f"{s3_settings.output_uri}/earlier.png"
+    site.store.put_bytes(uri, b"x", "image/png")
+    site.put([rows(1)[0] | {"image_uri": uri}])
+    _, (error,) = site.batches.check(site.uri)
+    assert "earlier.png may not be read for a request" in error.error
 
 
 def test_the_same_manifest_starts_nothing_and_a_changed_row_starts_one(site: Site) -> None:
@@ -108,12 +155,14 @@ def test_one_wrong_row_stops_the_batch_and_all_errors_are_reported(site: Site) -
     for number in range(10, 30):
         wrong[number]["audio_uri"] = f"speech-{number}.wav"
     site.put(wrong)
-    with pytest.raises(PermanentError, match=r"23 of 30 rows .* row 3: .*nobody.png does not exist.*; row 8: .*") as e:
+    with pytest.raises(
+        PermanentError, match=r"23 of 30 rows .* line 3: .*nobody.png does not exist.*; line 8: .*"
+    ) as e:
         site.batches.start(site.uri)
     report = f"{site.uri}.errors.csv"
     assert report in str(e.value)
     table = list(csv.DictReader(io.StringIO(site.store.get_bytes(report).decode())))
-    assert [int(row["row_number"]) for row in table] == [3, 8, *range(10, 31)]
+    assert [int(row["line"]) for row in table] == [3, 8, *range(10, 31)]
     assert table[0]["row_id"] == "row-2"
     assert "somewhere-else" in table[2]["error"]
     assert site.queue.num_waiting() == 0
@@ -141,10 +190,10 @@ def test_a_batch_is_summed_up_beside_its_manifest(site: Site) -> None:
     assert (numbers["rows"], numbers["jobs"]) == (3, {"succeeded": 1, "failed": 2})
     assert json.loads(site.store.get_bytes(f"{site.uri}.summary.json")) == numbers
     table = list(csv.DictReader(io.StringIO(site.store.get_bytes(f"{site.uri}.summary.csv").decode())))
-    assert [(row["row_id"], row["status"], row["reason"] or row["video_uri"]) for row in table] == [
-        ("row-0", "succeeded", "s3://out/a.mp4"),
-        ("row-1", "failed", "The speech is silent."),
-        ("row-2", "failed", "No GPU."),
+    assert [(row["line"], row["row_id"], row["status"], row["reason"] or row["video_uri"]) for row in table] == [
+        ("1", "row-0", "succeeded", "s3://out/a.mp4"),
+        ("2", "row-1", "failed", "The speech is silent."),
+        ("3", "row-2", "failed", "No GPU."),
     ]
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from s2v_tasks.errors import TransientError
+from s2v_tasks.settings import Settings
 from tests.integration.drop_folder import PROMPT, Folder
 
 
@@ -46,6 +47,56 @@ def test_a_folder_without_a_request_is_taken_when_it_was_left_alone(folder: Fold
     folder.drop("berta", speech__wav=b"")
     assert folder.sweep(seconds_later=4000) == counts(rejected=1)
     assert "no audio file; there are: 'portrait.png', 'prompt.txt'" in folder.error("berta")
+
+
+def test_what_systems_leave_behind_moves_along_and_makes_no_drop(folder: Folder) -> None:
+    """Files of macOS and Windows are ignored beside a drop, and when they come again after it was taken."""
+    folder.drop("anna", {})
+    for name in ("._portrait.png", ".DS_Store", "Thumbs.db", "~$notes.docx"):
+        folder.put(f"anna/{name}", b"junk")
+    assert folder.sweep() == counts(accepted=1)
+    assert folder.names("incoming/") == []
+    assert len(folder.names("accepted/anna/")) == 8
+    folder.put("anna/.DS_Store", b"again")
+    assert folder.sweep(seconds_later=10_000) == counts()
+    folder.drop("anna", {})
+    assert folder.sweep() == counts(rejected=1)
+    assert "Exactly these files were dropped here before" in folder.error("anna")
+
+
+def test_an_unfinished_upload_is_waited_for_and_told(folder: Folder) -> None:
+    """Also when the request is there already: many programs send several files at once."""
+    for name in ("anna", "berta"):
+        folder.drop(name, {}, speech__wav=b"")
+        folder.put(f"{name}/speech.wav.part", b"aud")
+    assert folder.sweep(seconds_later=3000) == counts(unready=2)
+    folder.store.delete(f"{folder.uri}/incoming/anna/speech.wav.part")
+    folder.put("anna/speech.wav", b"audio")
+    assert folder.sweep() == counts(accepted=1, unready=1)
+    assert folder.sweep(seconds_later=4000) == counts(rejected=1)
+    assert "'speech.wav.part': an upload that was not finished" in folder.error("berta")
+
+
+def test_a_published_video_is_no_input_of_a_drop(folder: Folder, s3_settings: Settings) -> None:
+    """What the installation reads itself, a request may not name."""
+    uri = f"{s3_settings.output_uri}/earlier.wav"
+    folder.store.put_bytes(uri, b"x", "audio/wav")
+    folder.drop("anna", {"audio_uri": uri}, speech__wav=b"")
+    assert folder.sweep() == counts(rejected=1)
+    assert "earlier.wav may not be read for a request" in folder.error("anna")
+
+
+def test_a_file_that_is_overwritten_after_the_claim_stays(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what was claimed is moved: neither is the new file taken for the old one, nor is it deleted."""
+    folder.drop("anna", {})
+    with monkeypatch.context() as patch:
+        killed_after(4, folder, patch)  # behind the claim, before the first copy
+    assert len(folder.queue.next(max_running=9)) == 0
+    folder.put("anna/speech.wav", b"another speech")
+    assert folder.sweep() == counts(accepted=1, unready=1)
+    assert folder.names("incoming/") == ["incoming/anna/speech.wav"]
+    assert folder.store.get_bytes(f"{folder.uri}/incoming/anna/speech.wav") == b"another speech"
+    assert "accepted/anna/speech.wav" not in folder.names("accepted/")
 
 
 def test_bad_folders_are_rejected_with_reasons_and_block_nobody(folder: Folder) -> None:

@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import re
+import unicodedata
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -54,6 +56,41 @@ def test_inputs_may_have_any_name(run: Run, store: ObjectStore) -> None:
     assert len(run("plan_clips")["clips"]) == 2
     with pytest.raises(PermanentError, match=r"has an empty, '\.' or '\.\.' segment"):
         run("stage_inputs", image_uri=store.uri("Fotos für Anna/../geheim.jpg"))
+
+
+def test_inputs_are_found_in_another_normal_form(run: Run, store: ObjectStore) -> None:
+    """Names that macOS uploaded in NFD, requested in NFC: staged, and not missed when they are gone later."""
+    names = {"image_uri": "Über uns é.jpg", "audio_uri": "Größe ガ.mp3"}
+    for name, sample in zip(names.values(), ("portrait.jpg", "speech.mp3"), strict=True):
+        store.upload(SAMPLES / sample, unicodedata.normalize("NFD", name), "application/octet-stream")
+    fields = {field: store.uri(name) for field, name in names.items()}
+    assert run("stage_inputs", **fields) == {"reused": False}
+    store.delete(unicodedata.normalize("NFD", names["image_uri"]))
+    assert run("stage_inputs", **fields) == {"reused": True}
+    with pytest.raises(PermanentError, match="is a folder, not a file"):
+        run("stage_inputs", image_uri=store.uri("inputs/").removesuffix("/"), audio_uri=store.uri(f"jobs/{JOB}"))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"prompt": "a", "prompt": "b"}', "the key 'prompt' is given more than once"),
+        ('{"prompt": NaN}', "NaN is not a number"),
+        ('{"max_cost": 1e999}', "1e999 is too large"),
+        ('{"num_clip": ' + "9" * 400 + "}", "a number of 400 digits is too large"),
+        ("[" * 40 + "]" * 40, "nested too deeply"),
+        ('{"num_clip": true}', "num_clip True: expected a number"),
+        ('\ufeff{"prompt": 5}', "prompt 5: "),
+        ('{"\\u0000": "\\ud800"}', "Bad request"),
+    ],
+)
+def test_a_request_is_strict_json(settings: Settings, text: str, words: str, found: Found) -> None:
+    """What has no single meaning is refused, on record, in a sentence."""
+    with pytest.raises(PermanentError, match=re.escape(words)):
+        run_step(importlib.import_module("s2v_tasks.steps.stage_inputs").run, step="stage_inputs", job_id=JOB,
+                 request_json=text)  # fmt: skip
+    assert found().status == "failed"
+    assert words in str(found().reason)
 
 
 def test_a_job_goes_on_when_its_sources_are_gone(run: Run, store: ObjectStore) -> None:

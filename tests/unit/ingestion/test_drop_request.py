@@ -12,6 +12,8 @@ from s2v_tasks.ingestion.folders import DropFolder, folders, plain_name
 from s2v_tasks.storage.objects import ListedObject
 
 INCOMING = "s3://bucket/drop/incoming"
+# "Größe é" as macOS writes it, as others do, and half of each.
+NFC, NFD, MIXED = "Gr\u00f6\u00dfe \u00e9", "Gro\u0308\u00dfe e\u0301", "Gro\u0308\u00dfe \u00e9"
 WRITTEN = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 
 
@@ -57,7 +59,27 @@ def test_a_request_file_names_files_of_the_folder_or_objects_elsewhere() -> None
     ("names", "marker", "prompt", "sentence"),
     [
         (["a.png", "b.png", "a.wav"], None, b"x", "2 files that may be its image ('a.png', 'b.png'): leave one"),
-        (["a.png", "notes.txt"], None, b"x", "no audio file; there are: 'a.png', 'notes.txt'"),
+        (
+            ["a.png", "notes.txt"],
+            None,
+            b"x",
+            "no audio file; there are: 'a.png', 'notes.txt'. Expected a name that ends",
+        ),
+        (
+            ["a.heic", "a.wav"],
+            None,
+            b"x",
+            "no image file; there are: 'a.heic', 'a.wav'. Expected a name that ends with .j",
+        ),
+        (["a.png", "a.mp4", "b.MOV"], None, b"x", "2 files that may be its audio ('a.mp4', 'b.MOV'): leave one"),
+        (["a.png", "pose.mp4"], None, b"x", "no audio file; there are: 'a.png', 'pose.mp4'"),
+        (["a.png", "a.wav", "pose.mp4.part"], None, b"x", "'pose.mp4.part': an upload that was not finished"),
+        (["a.png", "a.wav", "x.png.download/x.png"], None, b"x", "'x.png.download/x.png': an upload that was not"),
+        (["a.png", "in/a.wav"], {"audio_uri": "in/"}, b"x", "audio_uri 'in/' is a folder, not a file"),
+        (["a.png", "in/a.wav"], {"audio_uri": "in"}, b"x", "audio_uri 'in' is a folder, not a file"),
+        (["a.png", ".a.wav"], {"audio_uri": ".a.wav"}, b"x", "audio_uri '.a.wav' is ignored, as a hidden, temporary"),
+        ([f"{NFC}.png", f"{NFD}.png"], {"image_uri": f"{MIXED}.png"}, b"x", "means 2 files whose names differ only"),
+        (["a.png", "a.wav"], b'{"num_clip": true}', b"x", "num_clip True: expected a number"),
         (["a.png", "a.wav"], None, None, "no prompt: expected the file prompt.txt"),
         (["a.png", "a.wav"], None, b"\xff\xfe\x00", "prompt.txt is not UTF-8"),
         (["a.png", "a.wav"], None, b"  \n", "prompt '': "),
@@ -79,6 +101,86 @@ def test_what_makes_no_job_is_told_in_a_sentence(
     with pytest.raises(PermanentError) as refused:
         request_of(folder(*names), marker, prompt)
     assert sentence in str(refused.value)
+
+
+@pytest.mark.parametrize(("given", "stored"), [(NFC, NFD), (NFD, NFC), (MIXED, NFC), (NFC, MIXED), (NFC, NFC)])
+def test_a_name_finds_its_file_in_another_normal_form(given: str, stored: str) -> None:
+    """macOS hands file names over in a form of its own; the file beside it has another name."""
+    dropped = folder(f"{stored}.png", "b.png", "a.wav")
+    found = request_of(dropped, {"image_uri": f"{given}.png"})
+    assert found.request.image_uri == f"s3://bucket/drop/accepted/anna/{plain_name(f'{stored}.png')}"
+
+
+def test_of_two_normal_forms_the_one_that_is_named_is_taken() -> None:
+    """An exact name is not ambiguous."""
+    dropped = folder(f"{NFC}.png", f"{NFD}.png", "a.wav")
+    for name in (f"{NFC}.png", f"{NFD}.png"):
+        assert request_of(dropped, {"image_uri": name}).request.image_uri.endswith(plain_name(name))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be"])
+def test_small_files_may_have_any_encoding_of_unicode(encoding: str) -> None:
+    """Windows writes a byte order mark and UTF-16."""
+    dropped = folder("a.png", "a.wav")
+    assert request_of(dropped, '{"prompt": "Grüße"}'.encode(encoding), None).request.prompt == "Grüße"
+    assert request_of(dropped, None, "Grüße\r\n".encode(encoding)).request.prompt == "Grüße"
+
+
+@pytest.mark.parametrize(
+    "suffix",
+    [
+        *("wav", "wave", "bwf", "w64", "rf64", "mp3", "flac", "ogg", "oga", "opus", "spx", "m4a", "m4b", "aac", "aif"),
+        *("aiff", "aifc", "caf", "amr", "mka", "weba", "mp4", "m4v", "mov", "webm", "mkv", "3gp"),
+    ],
+)
+def test_sound_and_video_files_are_speech(suffix: str) -> None:
+    """A phone's recording is speech when nothing else is; a pose video is none."""
+    dropped = folder("me.jfif", f"Take.{suffix.upper()}", "pose.mov", "notes.docx")
+    found = request_of(dropped).request
+    assert found.audio_uri.endswith(f"/Take.{suffix.upper()}")
+    assert found.pose_video_uri == "s3://bucket/drop/accepted/anna/pose.mov"
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "jpeg", "jpe", "jfif", "webp"])
+def test_pictures_are_told_by_their_endings(suffix: str) -> None:
+    """Those that can be read."""
+    assert request_of(folder("a.wav", f"Me.{suffix.upper()}")).request.image_uri.endswith(f"/Me.{suffix.upper()}")
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "m4v", "mov", "webm", "mkv", "3gp"])
+def test_a_video_beside_a_sound_file_is_no_speech(suffix: str) -> None:
+    """A video called pose guides the body, another one is left alone."""
+    dropped = folder("a.png", "talk.wav", f"making-of.{suffix}", f"POSE.{suffix}")
+    found = request_of(dropped).request
+    assert found.audio_uri.endswith("/talk.wav")
+    assert str(found.pose_video_uri).endswith(f"/POSE.{suffix}")
+
+
+DROPPINGS = [
+    *("._a.png", ".DS_Store", ".hidden/b.png", "__MACOSX/a.png", "Thumbs.db", "thumbs.db:encryptable", "ehthumbs.db"),
+    *("ehthumbs_vista.db", "Desktop.INI", "Icon\r", "@eaDir/a.png", "$RECYCLE.BIN/a.png", "~$talk.wav", "~lock.png"),
+    *("System Volume Information/a.png", "a.png~", "#a.png#", "prompt.txt.bak", "a.png.orig", "a.png.swp", "b.swo"),
+    *("pictures.png/", "..."),
+]
+
+
+@pytest.mark.parametrize("name", DROPPINGS)
+def test_what_systems_leave_behind_is_ignored(name: str) -> None:
+    """It is no file of the drop, neither for its kind nor for its identity or its age, and no drop by itself."""
+    plain = folder("a.png", "a.wav", "prompt.txt")
+    later = WRITTEN + timedelta(hours=9)
+    items = [listed(f"anna/{file}") for file in plain.files] + [ListedObject(f"{INCOMING}/anna/{name}", 7, later, "e7")]
+    (littered,) = folders(items, INCOMING)
+    assert list(littered.droppings) == [name]
+    assert (littered.files, littered.etag, littered.handed_in_at) == (plain.files, plain.etag, WRITTEN)
+    assert request_of(littered) == request_of(plain)
+    assert folders(items[3:], INCOMING) == []
+
+
+@pytest.mark.parametrize("name", ["a.b.png", "desktop.ini.png", "bak.png", "thumbs.png", "x/..", ".", "..", "icon.png"])
+def test_files_of_people_are_no_droppings(name: str) -> None:
+    """Names that only look alike, and names that the store will refuse, count."""
+    assert list(folder(name).files) == [name]
 
 
 @pytest.mark.parametrize("size_bytes", [0, 1001])
@@ -121,12 +223,43 @@ def test_folders_are_found_in_one_listing() -> None:
         (["a.png", "a.wav", "prompt.txt"], 60, True),
         (["a.png", "prompt.txt"], 3599, False),
         (["a.png", "prompt.txt"], 3600, True),
+        (["a.png", "a.mp4", "prompt.txt"], 60, True),
+        (["a.png", "a.wav", "prompt.txt", "a.wav.part"], 3599, False),
+        (["a.png", "a.wav", "prompt.txt", "a.wav.part"], 3600, True),
+        (["request.json", "a.wav.crdownload"], 3599, False),
+        (["request.json", "a.wav.crdownload"], 3600, True),
     ],
 )
 def test_a_folder_is_ready_when_nobody_writes_in_it(names: list[str], seconds: int, ready: bool) -> None:
     """The marker says so at once; without it time does, more of it when something is missing."""
     now = WRITTEN + timedelta(seconds=seconds)
     assert folder(*names).is_ready(now, settle_seconds=60, abandoned_seconds=3600) is ready
+
+
+@pytest.mark.parametrize(
+    "suffix",
+    [
+        *("part", "partial", "filepart", "crdownload", "opdownload", "download", "tmp", "temp", "upload", "uploading"),
+        *("incomplete", "aria2", "!ut", "PART"),
+    ],
+)
+def test_an_unfinished_upload_is_waited_for(suffix: str) -> None:
+    """Whatever program names it so."""
+    assert folder("a.png", f"a.wav.{suffix}").unfinished == [f"a.wav.{suffix}"]
+    assert folder("a.png", f"x.{suffix}/a.wav").unfinished == [f"x.{suffix}/a.wav"]
+
+
+def test_a_folder_is_as_old_as_its_last_file() -> None:
+    """One that is still written in is not taken, whatever the others of its files are; the oldest comes first."""
+    times = {"anna/a.png": 100, "anna/a.wav": 40, "anna/prompt.txt": 70, "berta/a.png": 90, "zoe/a.png": 20}
+    items = [ListedObject(f"{INCOMING}/{n}", 10, WRITTEN + timedelta(seconds=s), "e") for n, s in times.items()]
+    zoe, berta, anna = folders(items, INCOMING)
+    assert [found.name for found in (zoe, berta, anna)] == ["zoe", "berta", "anna"]
+    assert anna.handed_in_at == WRITTEN + timedelta(seconds=100)
+    ready = [
+        anna.is_ready(WRITTEN + timedelta(seconds=at), settle_seconds=60, abandoned_seconds=3600) for at in (159, 160)
+    ]
+    assert ready == [False, True]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from s2v_tasks.errors import PermanentError
-from s2v_tasks.ingestion.manifest import BatchEntry, RowError, job_ids, read_manifest
+from s2v_tasks.ingestion.manifest import BatchEntry, RowError, job_ids, judged, read_manifest
 from s2v_tasks.schemas.preset import load_presets
 
 PRESETS = load_presets(Path(__file__).parents[3] / "config")
@@ -15,15 +15,22 @@ URI = "s3://bucket/batch/monday.jsonl"
 ROW = {"image_uri": "anna.png", "audio_uri": "s3://bucket/voices/a.wav", "prompt": "A person speaks."}
 
 
-def read(*rows: Any, uri: str = URI) -> tuple[list[BatchEntry], list[RowError]]:
-    return read_manifest("\n".join(json.dumps(row) for row in rows).encode(), uri, PRESETS)
+Judged = tuple[list[BatchEntry], list[RowError]]
+
+
+def read(*rows: Any, uri: str = URI) -> Judged:
+    return read_text("\n".join(json.dumps(row) for row in rows), uri)
+
+
+def read_text(text: str, uri: str, encoding: str = "utf-8") -> Judged:
+    return judged(read_manifest(text.encode(encoding), uri, PRESETS), {})
 
 
 def test_names_without_a_bucket_lie_beside_the_manifest() -> None:
     """Full URIs stay what they are."""
     (entry,), errors = read(ROW | {"id": "welcome"})
     assert errors == []
-    assert (entry.row_number, entry.row_id) == (1, "welcome")
+    assert (entry.line, entry.row_id) == (1, "welcome")
     assert entry.request.image_uri == "s3://bucket/batch/anna.png"
     assert entry.request.audio_uri == "s3://bucket/voices/a.wav"
 
@@ -32,7 +39,7 @@ def test_csv_says_the_same_as_json_lines() -> None:
     """Empty cells are left out, numbers are read, labels have columns of their own, a byte order mark is no harm."""
     heading = "id,image_uri,audio_uri,prompt,num_clip,start_from_ref,labels.team"
     text = f'{heading}\n1,a.png,a.wav,"Hello, you",2,true,\n2,a.png,a.wav,Hi,,,news\n'
-    entries, errors = read_manifest(b"\xef\xbb\xbf" + text.encode(), "s3://bucket/b.csv", PRESETS)
+    entries, errors = read_text(text, "s3://bucket/b.csv", "utf-8-sig")
     assert errors == []
     first, second = (entry.request for entry in entries)
     assert (first.prompt, first.num_clip, first.start_from_ref, first.labels) == ("Hello, you", 2, True, {})
@@ -52,13 +59,13 @@ def test_all_errors_are_found_row_by_row() -> None:
         json.dumps(ROW | {"id": ["x"]}),
         json.dumps(ROW),
     ])
-    entries, errors = read_manifest(text.encode(), URI, PRESETS)
-    assert [entry.row_number for entry in entries] == [1, 9]
-    assert [error.row_number for error in errors] == [2, 3, 4, 5, 6, 7, 8]
+    entries, errors = read_text(text, URI)
+    assert [entry.line for entry in entries] == [1, 9]
+    assert [error.line for error in errors] == [2, 3, 4, 5, 6, 7, 8]
     words = [
         "not JSON",
         "JSON list",
-        "'a' is that of an earlier row",
+        "id 'a' is that of line 1 already",
         "fast",
         "infer_frames 50",
         "image_uri is missing",
@@ -78,6 +85,10 @@ def test_all_errors_are_found_row_by_row() -> None:
         (b'prompt\n"x\n', "b.csv", "is not CSV"),
         (b'prompt,"x\n', "b.csv", "is not CSV"),
         (b"prompt,id,prompt\nx,1,y\n", "b.csv", "column 'prompt' is there twice"),
+        (b"labels.a,prompt,labels.a \nx,1,y\n", "b.csv", "column 'labels.a' is there twice"),
+        (b"prompt;id\nx;1\n", "b.csv", "columns are separated by ';': expected commas"),
+        ("prompt\tid\nx\t1\n".encode("utf-16"), "b.csv", "columns are separated by"),
+        (b"\n\n", "b.csv", "has no rows"),
     ],
 )
 def test_what_is_no_manifest_is_refused(data: bytes, name: str, sentence: str) -> None:
@@ -91,15 +102,68 @@ def test_what_is_no_manifest_is_refused(data: bytes, name: str, sentence: str) -
 def test_an_id_is_text_that_can_be_printed(row_id: str) -> None:
     """Neither a terminal nor a table is upset by it; other alphabets, emoji and no-break spaces are text."""
     entries, (error,) = read(ROW | {"id": row_id}, ROW | {"id": "Ünfug\u00a0👩\u200d🎤"})
-    assert [entry.row_number for entry in entries] == [2]
+    assert [entry.line for entry in entries] == [2]
     assert "expected a text of 1 to 200 characters" in error.error
     assert error.error.isprintable()
 
 
 def test_a_csv_row_with_too_many_cells_is_wrong() -> None:
     """An unquoted comma is found, not guessed."""
-    _, (error,) = read_manifest(b"prompt,image_uri\nHello, you,a.png\n", "s3://bucket/b.csv", PRESETS)
-    assert "more or fewer cells" in error.error
+    _, errors = read_text("prompt,image_uri\nHello, you,a.png\nHello\n", "s3://bucket/b.csv")
+    assert [error.error.partition(":")[0] for error in errors] == [
+        "3 cells, the heading has 2",
+        "1 cells, the heading has 2",
+    ]
+
+
+def test_rows_are_named_by_their_lines_in_an_editor() -> None:
+    """The heading of a CSV is a line, so is an empty one; a row of several lines has the number of its first."""
+    text = '\nid,prompt\n\na,"one\n\ntwo"\nb,x\r\n\nc,y'
+    _, errors = read_text(text, "s3://bucket/b.csv")
+    assert [(error.line, error.row_id) for error in errors] == [(4, "a"), (7, "b"), (9, "c")]
+    _, errors = read_text('\n{"id": "a"}\n \n\n{"id": "b"}\n', URI)
+    assert [(error.line, error.row_id) for error in errors] == [(2, "a"), (5, "b")]
+
+
+def test_all_errors_of_a_row_are_listed() -> None:
+    """Its id, its fields, its preset and its files, whichever of them are wrong."""
+    wrong = ROW | {"id": "a", "infer_frames": 50, "num_clip": True, "preset": "fast", "pose_video_uri": "poses/"}
+    rows = read_manifest("\n".join(map(json.dumps, [ROW | {"id": "a"}, wrong])).encode(), URI, PRESETS)
+    assert rows[1].uris == ("s3://bucket/batch/anna.png", "s3://bucket/voices/a.wav")
+    entries, (error,) = judged(rows[1:], {"s3://bucket/voices/a.wav": "It is gone.", "s3://other/b.wav": "Not asked."})
+    assert entries == []
+    for words in ("line 1 already", "infer_frames 50", "num_clip True", "'fast' is unknown", "a folder", "It is gone."):
+        assert error.error.count(words) == 1
+    assert "Not asked." not in error.error
+    entries, errors = judged(rows[:1], {"s3://bucket/batch/anna.png": "It is gone."})
+    assert (entries, errors[0].error) == ([], "It is gone.")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le"])
+def test_a_manifest_may_have_any_encoding_of_unicode(encoding: str) -> None:
+    """Spreadsheets write a byte order mark or UTF-16; names in the heading may have blanks around them."""
+    (entry,), errors = read_text("image_uri, audio_uri ,prompt\nß.png,a.wav,Grüße\n", "s3://bucket/b.csv", encoding)
+    assert errors == []
+    assert (entry.request.image_uri, entry.request.prompt) == ("s3://bucket/ß.png", "Grüße")
+    (entry,), _ = read_text(json.dumps(ROW), URI, encoding)
+    assert entry.request.prompt == "A person speaks."
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"prompt": "a", "prompt": "b"}', "the key 'prompt' is given more than once"),
+        ('{"labels": {"a": "b", "a": "c"}}', "the key 'a' is given more than once"),
+        ('{"num_clip": NaN}', "NaN is not a number"),
+        ('{"num_clip": 1e999}', "too large"),
+        ('{"a": ' + "[" * 5000 + "]" * 5000 + "}", "nested too deeply"),
+    ],
+)
+def test_a_row_is_strict_json(text: str, words: str) -> None:
+    """What has no single meaning is the error of its row alone."""
+    entries, (error,) = read_text(f"{json.dumps(ROW)}\n{text}", URI)
+    assert ([entry.line for entry in entries], error.line) == ([1], 2)
+    assert words in error.error
 
 
 def test_job_ids_come_from_what_a_row_asks_for() -> None:

@@ -50,6 +50,9 @@ def test_own_preset_is_found(tmp_path: Path) -> None:
     [
         ENTRY.replace("infer_frames: 80", "infer_frames: 50"),
         ENTRY.replace("480*832", "100*100"),
+        ENTRY.replace("sample_steps: 4", "sample_steps: true"),
+        ENTRY.replace("sample_guide_scale: 1", "sample_guide_scale: true"),
+        ENTRY.replace("480*832", "４８０*８３２"),
         ENTRY + "  speed: 11\n",
         "",
         "fast: [1\n",

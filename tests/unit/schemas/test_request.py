@@ -82,6 +82,23 @@ def test_legal_sizes(size: str) -> None:
         ({"max_cost": 0}, "max_cost 0: input should be greater than 0"),
         ({"max_cost": float("inf")}, "max_cost inf: input should be a finite number"),
         ({"clips_per_pod": 17}, "clips_per_pod 17: "),
+        ({"num_clip": True}, "num_clip True: expected a number, not true or false"),
+        ({"base_seed": False}, "base_seed False: expected a number, not true or false"),
+        ({"sample_guide_scale": True}, "sample_guide_scale True: expected a number, not true or false"),
+        ({"max_cost": True}, "max_cost True: expected a number, not true or false"),
+        ({"num_clip": "２"}, "num_clip '２': expected a number in the digits 0 to 9"),
+        ({"num_clip": "1_0"}, "num_clip '1_0': expected a number in the digits 0 to 9"),
+        ({"sample_shift": "٤"}, "sample_shift '٤': expected a number in the digits 0 to 9"),
+        ({"max_gpu_seconds": "nan"}, "max_gpu_seconds 'nan': expected a number in the digits 0 to 9"),
+        ({"num_clip": "2.5"}, "num_clip '2.5': "),
+        ({"num_clip": 10**300}, "(301 characters): input should be less than or equal to 1000"),
+        ({"size": "４８０*８３２"}, "size '４８０*８３２': expected W*H such as 480*832"),
+        ({"size": "480*832\n"}, "in the digits 0 to 9"),
+        ({"image_uri": "s3://bucket/in/"}, "image_uri 's3://bucket/in/': is a folder, not a file"),
+        ({"pose_video_uri": "s3://bucket/in/"}, "pose_video_uri 's3://bucket/in/': is a folder, not a file"),
+        ({"two\nlines": 4}, "'two\\nlines' is not a field of a request"),
+        ({"labels": {"a b": "x", "c": "d e"}}, "'a b' and 'd e' is not a label"),
+        ({"labels": {"n": 5}}, "labels.n 5: input should be a valid string"),
         ({"steps": 4}, "steps is not a field of a request (known: image_uri, "),
     ],
 )
@@ -100,6 +117,43 @@ def test_all_bad_fields_are_named_at_once() -> None:
     """A missing field and a bad one are reported together."""
     with pytest.raises(PermanentError, match=r"prompt is missing; infer_frames 50: "):
         parse_request({name: FIELDS[name] for name in ("image_uri", "audio_uri")} | {"infer_frames": 50})
+
+
+@pytest.mark.parametrize(
+    ("changes", "problems"),
+    [
+        ({"infer_frames": 50, "from_clip": 2}, ["infer_frames 50", "give both or neither"]),
+        ({"prompt": None, "transition": "crossfade"}, ["prompt None", "belong to continuity cut"]),
+        ({"speed": 1, "min_chain_seconds": 20, "from_clip": 1}, ["speed", "continuity cut", "both or neither"]),
+        ({"continuity": "loose", "min_chain_seconds": 20}, ["continuity 'loose'"]),
+        ({"from_clip": -1}, ["from_clip -1"]),
+        ({"min_chain_seconds": 20, "from_clip": 2}, ["belong to continuity cut", "give both or neither"]),
+    ],
+)
+def test_fields_that_do_not_fit_each_other_are_named_beside_bad_ones(
+    changes: dict[str, Any], problems: list[str]
+) -> None:
+    """All that is wrong is said at once, and nothing that only follows from a field that is wrong itself."""
+    with pytest.raises(PermanentError) as caught:
+        parse_request(FIELDS | changes)
+    found = str(caught.value).removeprefix("Bad request: ").split("; ")
+    assert [problem in text for problem, text in zip(problems, found, strict=True)] == [True] * len(problems)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [("num_clip", "2", 2), ("num_clip", " 5.0 ", 5), ("base_seed", "-1", -1), ("sample_guide_scale", "4.5", 4.5),
+     ("max_cost", "1.5e2", 150.0), ("max_cost", ".5", 0.5), ("max_cost", "+5.", 5.0)],
+)  # fmt: skip
+def test_numbers_may_be_given_as_text(name: str, text: str, value: float) -> None:
+    """A cell of a CSV and a form have nothing else."""
+    assert getattr(parse_request(FIELDS | {name: text}), name) == value
+
+
+@pytest.mark.parametrize("value", [True, "true", "TRUE", "yes", 1])
+def test_true_may_be_said_in_several_ways(value: Any) -> None:
+    """A cell of a CSV has nothing but text."""
+    assert parse_request(FIELDS | {"start_from_ref": value}).start_from_ref is True
 
 
 def test_longest_prompt_is_accepted() -> None:

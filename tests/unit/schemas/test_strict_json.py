@@ -2,7 +2,7 @@
 
 import pytest
 
-from s2v_tasks.schemas.strict_json import parse_json
+from s2v_tasks.schemas.strict_json import decode_text, parse_json
 
 
 def test_plain_json_is_what_it_says() -> None:
@@ -16,7 +16,14 @@ def test_plain_json_is_what_it_says() -> None:
         ('{"prompt": "a", "size": 1, "prompt": "a"}', "the key 'prompt' is given more than once"),
         ('{"labels": {"x": 1, "x": 2}}', "the key 'x' is given more than once"),
         ('{"a": Infinity}', "Infinity is not a number of JSON"),
+        ('{"a": 1e400}', "1e400 is too large for a number"),
+        ('{"a": -1e999}', "-1e999 is too large for a number"),
+        (f'{{"a": {"9" * 309}}}', "a number of 309 digits is too large: expected at most 308"),
+        (f"[{'1' * 5000}]", "a number of 5000 digits is too large"),
         ("[" * 100_000, "nested too deeply"),
+        (f"{'[' * 33}{']' * 33}", "nested too deeply: expected at most 32 levels"),
+        (f"{'[0,' * 33}0{']' * 33}", "nested too deeply: expected at most 32 levels"),
+        (f"""{'{"a":' * 33}0{"}" * 33}""", "nested too deeply: expected at most 32 levels"),
         ("{'a': 1}", "Expecting property name"),
         ("", "Expecting value"),
     ],
@@ -25,3 +32,31 @@ def test_anything_else_is_refused(text: str, words: str) -> None:
     """Whatever Python's reader makes of it: the last of two values, NaN, or another kind of error."""
     with pytest.raises(ValueError, match=words):
         parse_json(text)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_json_may_come_in_any_encoding_of_unicode(encoding: str) -> None:
+    """What Windows writes is read: a byte order mark, UTF-16."""
+    assert parse_json('{"prompt": "Grüße 東京 🎬"}'.encode(encoding)) == {"prompt": "Grüße 東京 🎬"}
+
+
+def test_a_text_may_begin_with_a_byte_order_mark() -> None:
+    """Also one that is a string already."""
+    assert parse_json('\ufeff{"a": 1}') == {"a": 1}
+
+
+@pytest.mark.parametrize("data", ["Grüße".encode("latin-1"), "Hallo".encode("utf-16")[:-1], b"\xed\xa0\x80"])
+def test_a_text_in_another_encoding_is_refused(data: bytes) -> None:
+    """Latin-1, half a character, an encoded surrogate: the sentence says what was expected."""
+    with pytest.raises(ValueError, match="not UTF-8 text"):
+        decode_text(data)
+
+
+def test_large_and_deep_values_within_bounds_are_what_they_say() -> None:
+    """The bounds are inclusive."""
+    whole = int("9" * 308)
+    assert parse_json(f'{{"a": {whole}, "b": 1e308}}') == {"a": whole, "b": 1e308}
+    value = parse_json("[" * 32 + "]" * 32)
+    for _ in range(31):
+        (value,) = value
+    assert value == []

@@ -9,7 +9,8 @@ cell is a field left out, and a column `labels.team` is the label `team`.
 ```
 
 * `start` checks every row, its files too (`s2v check-batch URI` does the same). If one is wrong nothing starts, and
-  `<manifest>.errors.csv` lists all errors of each row by the line in which it begins, as an editor counts; else the jobs that are not there yet are queued.
+  `<manifest>.errors.csv` lists all errors of each row by the line in which it begins, as an editor counts; else the
+  jobs that are not there yet are queued.
 * `wait` starts them in waves, so that at most `S2V_MAX_RUNNING_JOBS` run, until all have ended.
 * `summarise` writes `<manifest>.summary.csv` (each row with job, status, reason, video, GPU-seconds, cost) and
   `<manifest>.summary.json` (the totals).

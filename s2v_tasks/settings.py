@@ -45,9 +45,10 @@ class Settings(BaseSettings):
     noise_device: Literal["run", "cpu"] = Field(
         "run", description="Where noise is drawn: on the device of the run, or on the CPU, the same on every device."
     )
-    attention: Literal["sdpa", "flash2", "flash3", "sage"] = Field(
-        "sdpa",
-        description="Kernel of self attention: torch's own, or FlashAttention 2 or 3 or SageAttention if installed.",
+    attention: Literal["auto", "sdpa", "cudnn", "flash", "flash2", "flash3", "sage"] = Field(
+        "auto",
+        description="Kernel of self attention. auto: cudnn on Hopper and newer GPUs, flash on others, sdpa on a CPU. "
+        "flash2, flash3 and sage are packages of their own.",
     )
     compile: bool = Field(
         False, description="Whether torch.compile fuses the blocks: faster steps after a slow first one."

@@ -51,7 +51,9 @@ def step(
     size: VideoSize = "448*256",
     frames: Frames = 16,
     repeats: Repeats = 3,
-    attention: Annotated[str, typer.Option(help="sdpa, or flash2, flash3, sage where installed.")] = "sdpa",
+    attention: Annotated[
+        str, typer.Option(help="As S2V_ATTENTION: auto, sdpa, cudnn, flash, flash2, flash3, sage.")
+    ] = "auto",
     layout: LayoutName = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
 ) -> None:

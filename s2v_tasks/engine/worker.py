@@ -18,6 +18,7 @@ from torch import Tensor
 
 from s2v_tasks.engine.fp8 import quantizer
 from s2v_tasks.engine.loading import Snapshot
+from s2v_tasks.engine.models.attention_kernels import attention_kernel, kernel_name
 from s2v_tasks.engine.options import EngineOptions
 from s2v_tasks.engine.parallel.codec import ParallelVae
 from s2v_tasks.engine.parallel.layout import Layout, choose_layout
@@ -163,7 +164,8 @@ def load_pipeline(
     device = worker.device
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     transformer = snapshot.build_transformer()
-    transformer.choose_kernels(options.attention, compiled=options.compiled)
+    attend = attention_kernel(kernel_name(options.attention, device), device)
+    transformer.choose_kernels(attend, compiled=options.compiled)
     if parallel_layout == "auto":
         layout = choose_layout(
             worker.world_size,
@@ -175,6 +177,11 @@ def load_pipeline(
     else:
         layout = Layout.parse(parallel_layout)
     convert = None
+    if options.weights_dtype == "fp8-dynamic" and not options.compiled:
+        raise ConfigurationError(
+            "S2V_WEIGHTS_DTYPE is fp8-dynamic without S2V_COMPILE: expected both. Uncompiled, the activations are "
+            "quantised in five passes over memory, which makes a step slower than in bf16."
+        )
     if options.weights_dtype != "auto":
         if layout.fsdp:
             raise ConfigurationError(
@@ -194,6 +201,17 @@ def _weight_bytes(snapshot: Snapshot, options: EngineOptions) -> int:
     """What the weights take of a device: those in float8 half of what they take in the files."""
     size_bytes = sum(shard.stat().st_size for shard in snapshot.transformer_shards())
     return size_bytes if options.weights_dtype == "auto" else size_bytes // 2
+
+
+def made_with(device: torch.device) -> dict[str, str]:
+    """Return what decides about rounding beside the weights: the kind of the device and the versions of its kernels."""
+    if device.type == "cuda":
+        return {
+            "device_model": torch.cuda.get_device_name(device),
+            "torch_version": str(torch.__version__),
+            "cudnn_version": str(torch.backends.cudnn.version()),  # type: ignore[no-untyped-call]
+        }
+    return {"device_model": torch.backends.cpu.get_cpu_capability(), "torch_version": str(torch.__version__)}
 
 
 def vae_precision(device: torch.device) -> str:

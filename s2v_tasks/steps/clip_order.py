@@ -12,10 +12,11 @@ from safetensors.torch import load_file
 from s2v_tasks.engine.clip import ClipInputs, MotionState, Sampling, TakeFrames, motion_frames_needed
 from s2v_tasks.engine.images import fit_pose
 from s2v_tasks.engine.loading import Snapshot
+from s2v_tasks.engine.models.attention_kernels import kernel_name
 from s2v_tasks.engine.options import EngineOptions
 from s2v_tasks.engine.pipeline import S2VPipeline
 from s2v_tasks.engine.resume import DenoiseState
-from s2v_tasks.engine.worker import Worker, load_pipeline, vae_precision
+from s2v_tasks.engine.worker import Worker, load_pipeline, made_with, vae_precision
 from s2v_tasks.media.frames import read_frames
 from s2v_tasks.schemas.plan import ClipPlan, Plan
 
@@ -78,6 +79,8 @@ class Renderer:
             "precision": str(self._pipeline.dtype).removeprefix("torch."),
             "vae_precision": vae_precision(self._worker.device),
             **asdict(order.options),
+            "attention": kernel_name(order.options.attention, self._worker.device),
+            **made_with(self._worker.device),
             "load_seconds": round(time.monotonic() - started, 3),
         }
         return self._pipeline
@@ -89,8 +92,9 @@ class Renderer:
 
     @property
     def name(self) -> str:
-        """The device and the ranks that work: others would end in other bytes."""
-        return f"{self.facts['device']} {self.facts['parallel_layout']}"
+        """What decides about the bytes beside the inputs: a saved state is continued by the same alone."""
+        names = ("device", "device_model", "parallel_layout", "attention", "torch_version", "cudnn_version")
+        return " ".join(str(self.facts[name]) for name in names if name in self.facts)
 
     def clip_facts(self) -> dict[str, Any]:
         """How the latest clip was rendered; all ranks call it."""

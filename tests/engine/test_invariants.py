@@ -4,7 +4,6 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial, partialmethod
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,11 +15,9 @@ from s2v_tasks.engine.clip import ClipInputs, MotionState, Sampling
 from s2v_tasks.engine.models import transformer as transformer_module
 from s2v_tasks.engine.models.blocks import Block
 from s2v_tasks.engine.models.config import S2VConfig
-from s2v_tasks.engine.models.kernels import attention_kernel, sdpa
 from s2v_tasks.engine.models.rope import cos_sin, rope_table, rotate, video_grid
 from s2v_tasks.engine.models.transformer import Guidance, S2VTransformer, Scene
 from s2v_tasks.engine.pipeline import S2VPipeline
-from s2v_tasks.errors import ConfigurationError
 
 SMALL = {
     "dim": 48, "ffn_dim": 64, "num_heads": 2, "num_layers": 3, "freq_dim": 16, "text_dim": 12, "text_len": 8,
@@ -192,36 +189,3 @@ def test_compiled_blocks_give_the_same_velocity(model: S2VTransformer, monkeypat
     for compiled, eager in zip(actual, expected, strict=True):
         torch.testing.assert_close(compiled, eager, rtol=0, atol=2e-5)
     assert len(captured) == 3 * len(chain)  # the first block, the last one, and the others
-
-
-def test_a_kernel_that_is_not_there_is_refused(model: S2VTransformer) -> None:
-    """The message names the kernel and the package that it needs, or the kernels that there are."""
-    with pytest.raises(ConfigurationError, match="'flash3' needs the Python module flash_attn_interface"):
-        model.choose_kernels("flash3")
-    with pytest.raises(ConfigurationError, match="expected one of sdpa, flash2, flash3, sage"):
-        attention_kernel("fast")
-    assert attention_kernel("sdpa") is sdpa
-
-
-def test_a_chosen_kernel_computes_self_attention(
-    model: S2VTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An installed package is called with tokens before heads, once per block; a second return value is dropped."""
-    (tmp_path / "flash_attn_interface.py").write_text(
-        "import torch.nn.functional as F\n"
-        "shapes = []\n"
-        "def flash_attn_func(q, k, v):\n"
-        "    shapes.append(tuple(q.shape))\n"
-        "    heads_first = [x.transpose(1, 2) for x in (q, k, v)]\n"
-        "    return F.scaled_dot_product_attention(*heads_first).transpose(1, 2), None\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    scene, guidance = prepare(model)
-    expected = model(latents(), torch.tensor([500]), scene, [guidance])
-    model.choose_kernels("flash3")
-    actual = model(latents(), torch.tensor([500]), scene, [guidance])
-    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-6)
-    import flash_attn_interface  # type: ignore[import-not-found]
-
-    asking = [scene.end] * (LAYERS - 1) + [scene.num_video]
-    assert flash_attn_interface.shapes == [(1, count, 2, 24) for count in asking]

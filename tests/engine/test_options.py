@@ -11,6 +11,7 @@ from torch.multiprocessing.spawn import start_processes
 
 from s2v_tasks.engine import fp8
 from s2v_tasks.engine.loading import Snapshot
+from s2v_tasks.engine.models.attention_kernels import sdpa
 from s2v_tasks.engine.models.config import S2VConfig
 from s2v_tasks.engine.models.layers import Linear
 from s2v_tasks.engine.models.step_memory import StepMemory
@@ -138,13 +139,16 @@ def test_float8_weights_give_about_the_same_velocity() -> None:
 def test_options_reach_the_networks(tiny_snapshot_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernel, compilation and dtype of the weights are those of the options; what is impossible is refused."""
     snapshot, worker = Snapshot.open(tiny_snapshot_path), Worker(0, 1, CPU)
-    chosen: list[tuple[str, bool]] = []
-    monkeypatch.setattr(
-        S2VTransformer, "choose_kernels", lambda _, attention, compiled: chosen.append((attention, compiled))
-    )
-    load_pipeline(worker, snapshot, "auto", EngineOptions(attention="sage", compiled=True), guided=True)
-    assert chosen == [("sage", True)]
-    with pytest.raises(ConfigurationError, match="fp8-dynamic need a GPU"):
+    chosen: list[tuple[object, bool]] = []
+    monkeypatch.setattr(S2VTransformer, "choose_kernels", lambda _, attend, compiled: chosen.append((attend, compiled)))
+    load_pipeline(worker, snapshot, "auto", EngineOptions(compiled=True), guided=True)
+    assert chosen == [(sdpa, True)]
+    with pytest.raises(ConfigurationError, match="'cudnn' needs a GPU"):
+        load_pipeline(worker, snapshot, "auto", EngineOptions(attention="cudnn"), guided=True)
+    with pytest.raises(ConfigurationError, match="fp8-dynamic without S2V_COMPILE: expected both"):
         load_pipeline(worker, snapshot, "auto", EngineOptions(weights_dtype="fp8-dynamic"), guided=True)
+    dynamic = EngineOptions(weights_dtype="fp8-dynamic", compiled=True)
+    with pytest.raises(ConfigurationError, match="fp8-dynamic need a GPU"):
+        load_pipeline(worker, snapshot, "auto", dynamic, guided=True)
     with pytest.raises(ConfigurationError, match="shards the weights, which is not possible in fp8"):
         load_pipeline(worker, snapshot, "fsdp", EngineOptions(weights_dtype="fp8"), guided=True)

@@ -13,7 +13,9 @@ from s2v_tasks.engine.clip import ClipInputs, ClipOutput, Sampling
 from s2v_tasks.engine.loading import Snapshot
 from s2v_tasks.engine.pipeline import S2VPipeline
 from s2v_tasks.engine.resume import DenoiseState, Interrupted
+from s2v_tasks.engine.worker import Worker
 from s2v_tasks.errors import PermanentError
+from s2v_tasks.steps.clip_order import Renderer
 
 RANKS = "cpu cfg1,ulysses1"
 SAMPLING = Sampling(sample_steps=5, sample_guide_scale=4.0, sample_shift=3.0, sample_solver="unipc")
@@ -156,3 +158,26 @@ def test_a_file_that_is_no_state_is_refused(tmp_path: Path) -> None:
     save_file({"other": torch.zeros(1)}, path)
     with pytest.raises(PermanentError, match="other"):
         DenoiseState.load(path, RANKS)
+
+
+@pytest.mark.parametrize(
+    ("fact", "other"),
+    [
+        ("device", "cuda"),
+        ("device_model", "NVIDIA H200"),
+        ("parallel_layout", "cfg2,ulysses1"),
+        ("attention", "flash"),
+        ("torch_version", "2.14.0"),
+        ("cudnn_version", "92000"),
+    ],
+)
+def test_a_state_is_continued_by_the_same_hardware_and_software_alone(fact: str, other: str, tmp_path: Path) -> None:
+    """Another device, GPU model, layout, kernel or version would end in other bytes: the clip starts again."""
+    facts = {"device": "cuda", "device_model": "NVIDIA H100", "parallel_layout": "cfg1,ulysses1"}
+    facts |= {"attention": "cudnn", "torch_version": "2.13.0", "cudnn_version": "91900", "load_seconds": 1.0}
+    here, elsewhere = Renderer(Worker(0, 1, torch.device("cpu"))), Renderer(Worker(0, 1, torch.device("cpu")))
+    here.facts, elsewhere.facts = facts, facts | {fact: other}
+    path = tmp_path / "state.safetensors"
+    DenoiseState(1, {"latents": torch.zeros(1)}).save(path, here.name)
+    assert DenoiseState.load(path, here.name) is not None
+    assert DenoiseState.load(path, elsewhere.name) is None

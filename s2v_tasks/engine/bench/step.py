@@ -16,10 +16,10 @@ from torch import Tensor
 
 from s2v_tasks.engine.bench.reference import ClipTensors, reference_forward
 from s2v_tasks.engine.models import attention
+from s2v_tasks.engine.models.attention_kernels import attention_kernel, kernel_name
 from s2v_tasks.engine.models.audio import NUM_FEATURE_LAYERS
 from s2v_tasks.engine.models.config import S2VConfig
 from s2v_tasks.engine.models.framepack import MOTION_LATENTS
-from s2v_tasks.engine.models.kernels import attention_kernel
 from s2v_tasks.engine.models.transformer import Guidance, S2VTransformer, Scene
 from s2v_tasks.engine.parallel.guidance import BranchSplit
 from s2v_tasks.engine.parallel.layout import Layout, choose_layout
@@ -37,7 +37,7 @@ class StepBench:
     config: S2VConfig
     latent_shape: tuple[int, int, int]  # T, h, w
     repeats: int = 3
-    attention: str = "sdpa"
+    attention: str = "auto"
     parallel_layout: str = "auto"
 
 
@@ -83,7 +83,7 @@ def bench_step(bench: StepBench, worker: Worker) -> StepReport:
     num_parameters = sum(parameter.numel() for parameter in transformer.parameters())
     for module in transformer.modules():
         if isinstance(module, attention.SelfAttention):
-            module.attend = attention_kernel(bench.attention)
+            module.attend = attention_kernel(kernel_name(bench.attention, device), device)
     layout = (
         choose_layout(worker.world_size, bench.config.num_heads, guided=True)
         if bench.parallel_layout == "auto"

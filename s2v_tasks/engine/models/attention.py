@@ -8,7 +8,7 @@ from typing import NamedTuple
 from einops import rearrange
 from torch import Tensor, nn
 
-from s2v_tasks.engine.models.kernels import Attend, sdpa
+from s2v_tasks.engine.models.attention_kernels import Attend, sdpa
 from s2v_tasks.engine.models.layers import Linear, RMSNorm
 from s2v_tasks.engine.models.rope import rotate
 

@@ -1,29 +1,8 @@
-"""The kernels of the wide work: matrix products, norms, and attention, torch's own or others by name where installed.
-
-Legend: B batch, L queries, S keys, H heads, d head width.
-"""
-
-from collections.abc import Callable
-from importlib import import_module
-from importlib.util import find_spec
-from typing import Any
+"""The kernels of the wide work beside attention: matrix products and norms."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from s2v_tasks.errors import ConfigurationError
-
-# Softmax attention without mask, scaled by 1/sqrt(d): q_BLHd, k_BSHd, v_BSHd of one dtype to [B, L, H, d].
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-# name: (module, function, arguments that make it take tokens before heads)
-_OPTIONAL: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "flash2": ("flash_attn", "flash_attn_func", {}),
-    "flash3": ("flash_attn_interface", "flash_attn_func", {}),
-    "sage": ("sageattention", "sageattn", {"tensor_layout": "NHD"}),
-}
-ATTENTION_KERNELS = ("sdpa", *_OPTIONAL)
 
 _ONEDNN = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 
@@ -52,38 +31,3 @@ def rms_norm(x: Tensor, eps: float) -> Tensor:
         return F.rms_norm(x, x.shape[-1:], eps=eps)
     mean = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1])
     return x.mul_(mean.add_(eps).rsqrt_())
-
-
-def sdpa(q_BLHd: Tensor, k_BSHd: Tensor, v_BSHd: Tensor, bias_S: Tensor | None = None) -> Tensor:
-    """Torch's scaled dot product attention; `bias_S` is added to the score of each key."""
-    q, k, v = (x.transpose(1, 2) for x in (q_BLHd, k_BSHd, v_BSHd))
-    mask_BHLS = None if bias_S is None else bias_S[None, None, None]
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask_BHLS).transpose(1, 2)
-
-
-def attention_kernel(name: str) -> Attend:
-    """The kernel of that name.
-
-    Raises ConfigurationError for an unknown name and for a kernel whose package is not installed.
-    """
-    if name == "sdpa":
-        return sdpa
-    if name not in _OPTIONAL:
-        raise ConfigurationError(
-            f"attention kernel {name!r} is unknown; expected one of {', '.join(ATTENTION_KERNELS)}"
-        )
-    module, function, arguments = _OPTIONAL[name]
-    if find_spec(module) is None:
-        raise ConfigurationError(
-            f"attention kernel {name!r} needs the Python module {module}, which is not installed; "
-            "install it or choose sdpa"
-        )
-    kernel = getattr(import_module(module), function)
-
-    def attend(q_BLHd: Tensor, k_BSHd: Tensor, v_BSHd: Tensor) -> Tensor:
-        result = kernel(q_BLHd, k_BSHd, v_BSHd, **arguments)
-        # Some releases return the log-sum-exp as well.
-        attended: Tensor = result[0] if isinstance(result, tuple) else result
-        return attended
-
-    return attend

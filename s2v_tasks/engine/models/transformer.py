@@ -22,11 +22,11 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from s2v_tasks.engine.models.attention import KeysValues
+from s2v_tasks.engine.models.attention_kernels import Attend, sdpa
 from s2v_tasks.engine.models.audio import NUM_FEATURE_LAYERS, AudioInjector, CausalAudioEncoder, Sound
 from s2v_tasks.engine.models.blocks import Block, Head
 from s2v_tasks.engine.models.config import S2VConfig
 from s2v_tasks.engine.models.framepack import MOTION_LATENTS, FramePacker
-from s2v_tasks.engine.models.kernels import attention_kernel
 from s2v_tasks.engine.models.layers import Fp32Linear, Linear, PatchConv, timestep_sinusoid
 from s2v_tasks.engine.models.rope import cos_sin, reference_grid, rope_table, video_grid
 from s2v_tasks.engine.models.step_memory import StepMemory
@@ -109,20 +109,20 @@ class S2VTransformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.head = Head(config)
 
-    def choose_kernels(self, attention: str = "sdpa", *, compiled: bool = False) -> None:
-        """Let self attention run on a kernel of `models.kernels`, and compile the blocks.
+    def choose_kernels(self, attend: Attend = sdpa, *, compiled: bool = False) -> None:
+        """Let self attention run on a kernel of `models.attention_kernels`, and compile the blocks.
 
         The first block, where branches share, and the last, which leaves out tokens, have graphs of their own; all
         others have one. Each number of tokens has graphs of its own, so that what a clip is computed with does not
         depend on the clips before it.
-
-        Raises ConfigurationError where that kernel is not there.
         """
-        attend = attention_kernel(attention)
+        if compiled:
+            # The setting, not the argument of `compile`, which torch has from 2.13 on.
+            torch._dynamo.config.recompile_limit = _MAX_GRAPHS
         for block in self.blocks:
             cast(Block, block).self_attn.attend = attend
             if compiled:
-                block.compile(dynamic=False, recompile_limit=_MAX_GRAPHS)
+                block.compile(dynamic=False)
 
     def prepare_scene(
         self,

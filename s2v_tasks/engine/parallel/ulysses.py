@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s2v_tasks.engine.models.attention import SelfAttention
-from s2v_tasks.engine.models.kernels import Attend
+from s2v_tasks.engine.models.attention_kernels import Attend
 from s2v_tasks.engine.models.transformer import S2VTransformer, Scene
 
 

@@ -1,12 +1,19 @@
-"""stitch: join the clips by stream copy; only the frames of a cross-fade are encoded. Writes assembly/silent.mp4."""
+"""stitch: join the clips by stream copy; only the frames of a cross-fade are encoded. Writes assembly/silent.mp4.
 
+Clips of several encoders (of a rerun after an update, for example) are joined where the decoded frames prove that this
+changes none of them. Else the job is refused, and the clips are named that must be rendered again.
+"""
+
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from s2v_tasks.errors import TransientError
+from s2v_tasks.errors import PermanentError, TransientError
 from s2v_tasks.media.concat import stitch
 from s2v_tasks.media.crossfade import crossfade
-from s2v_tasks.schemas.manifest import fingerprint
+from s2v_tasks.media.encode import encoder_build
+from s2v_tasks.schemas.manifest import Manifest, fingerprint
+from s2v_tasks.schemas.plan import ClipPlan, Plan
 from s2v_tasks.steps.context import StepContext
 from s2v_tasks.storage.artifacts import Built, OutputFile
 
@@ -15,32 +22,28 @@ REVISION = 1  # raise it when the same clips would be joined differently
 
 def run(ctx: StepContext) -> dict[str, Any]:
     plan = ctx.plan()
-    clips = {}
-    for clip in plan.clips:
-        key = ctx.layout.clip_manifest(clip.clip_index)
-        manifest = ctx.manifest(key, made_by=f"render-clip --clip-index {clip.clip_index}")
-        frames = manifest.facts["start_frame"], manifest.facts["end_frame"]
-        if frames != (clip.start_frame, clip.end_frame):
-            raise TransientError(
-                f"{key} has frames {frames[0]}..{frames[1]}: expected {clip.start_frame}..{clip.end_frame}. "
-                f"It belongs to another plan; render clip {clip.clip_index} again first."
-            )
-        clips[f"clip_{clip.clip_index:04d}"] = manifest.outputs["clip"]
+    manifests = [_manifest_of(ctx, clip) for clip in plan.clips]
+    clips = {f"clip_{index:04d}": manifest.outputs["clip"] for index, manifest in enumerate(manifests)}
+    fades = [clip.fades for clip in plan.clips if any(clip.fades)]
+    encoders = [str(manifest.facts.get("encoder", "an earlier version")) for manifest in manifests]
 
     def build(folder: Path) -> Built:
-        pieces: list[Path] = []
-        for clip, (name, artifact) in zip(plan.clips, clips.items(), strict=True):
-            path = folder / f"{name}.mp4"
-            ctx.artifacts.fetch(artifact, path)
-            if clip.fade_in_frames:
-                pieces += crossfade(pieces.pop(), path, clip.fade_in_frames, folder)
-            else:
-                pieces.append(path)
-        stitch(pieces, folder / "silent.mp4", expected_frames=plan.num_frames)
-        return Built({"silent": OutputFile(folder / "silent.mp4", ctx.layout.silent, "video/mp4")}, facts={})
+        paths = [ctx.artifacts.fetch(artifact, folder / f"{name}.mp4") for name, artifact in clips.items()]
+        used = {*encoders, encoder_build()} if fades else set(encoders)
+        video = folder / "silent.mp4"
+        try:
+            stitch(_pieces(plan, paths), video, expected_frames=plan.num_frames, compare_frames=len(used) > 1)
+        except PermanentError as error:
+            if len(used) == 1:
+                raise
+            raise PermanentError(f"{error} {_remedy(ctx.job_id, encoders)}") from error
+        return Built({"silent": OutputFile(video, ctx.layout.silent, "video/mp4")}, facts={"encoders": sorted(used)})
 
-    fades = [clip.fades for clip in plan.clips if any(clip.fades)]
-    parts = [plan.num_frames, [item.sha256 for item in clips.values()], *([fades] if fades else [])]
+    parts = [
+        plan.num_frames,
+        [item.sha256 for item in clips.values()],
+        *([fades, encoder_build()] if fades else []),
+    ]
     produced = ctx.produce(
         step="stitch",
         manifest_key=ctx.layout.silent_manifest,
@@ -49,3 +52,38 @@ def run(ctx: StepContext) -> dict[str, Any]:
         build=build,
     )
     return {"reused": produced.reused}
+
+
+def _manifest_of(ctx: StepContext, clip: ClipPlan) -> Manifest:
+    """The manifest of a finished clip, checked to be of this plan."""
+    key = ctx.layout.clip_manifest(clip.clip_index)
+    manifest = ctx.manifest(key, made_by=f"render-clip --clip-index {clip.clip_index}")
+    frames = manifest.facts["start_frame"], manifest.facts["end_frame"]
+    if frames != (clip.start_frame, clip.end_frame):
+        raise TransientError(
+            f"{key} has frames {frames[0]}..{frames[1]}: expected {clip.start_frame}..{clip.end_frame}. "
+            f"It belongs to another plan; render clip {clip.clip_index} again first."
+        )
+    return manifest
+
+
+def _pieces(plan: Plan, paths: list[Path]) -> list[Path]:
+    """The files to join, in order: the clips, cut where they fade into each other, and their mixed frames."""
+    pieces: list[Path] = []
+    for clip, path in zip(plan.clips, paths, strict=True):
+        if clip.fade_in_frames:
+            pieces += crossfade(pieces.pop(), path, clip.fade_in_frames, path.parent)
+        else:
+            pieces.append(path)
+    return pieces
+
+
+def _remedy(job_id: str, encoders: Sequence[str]) -> str:
+    """Say which encoder made which clips, and how they get one."""
+    here = encoder_build()
+    made = "; ".join(
+        f"{encoder}: clips {', '.join(str(index) for index, other in enumerate(encoders) if other == encoder)}"
+        for encoder in dict.fromkeys(encoders)
+    )
+    first = next(index for index, encoder in enumerate(encoders) if encoder != here)
+    return f"They are of several encoders ({made}): `s2v rerun {job_id} --from-clip {first}` has all by {here}."

@@ -1,17 +1,20 @@
 """Encoding clips, stitching them and reading them back."""
 
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from s2v_tasks.errors import ConfigurationError, PermanentError, TransientError
-from s2v_tasks.media import ffmpeg
+from s2v_tasks.media import concat, encode, ffmpeg
 from s2v_tasks.media.concat import stitch
 from s2v_tasks.media.encode import Frames, encode_clip, encoder_build
 from s2v_tasks.media.frames import iter_rgb, read_frames, video_stream
+from s2v_tasks.settings import load_settings
 
 Moving = Callable[..., Frames]
 
@@ -162,6 +165,62 @@ def test_clip_of_another_encoder_is_refused(tmp_path: Path, moving: Moving) -> N
     ffmpeg.run(other, doing="making a clip", error=PermanentError)
     with pytest.raises(PermanentError, match="one encoding profile"):
         stitch([*clips, tmp_path / "odd.mp4"], tmp_path / "silent.mp4", 32)
+
+
+def _as_by_another_build(monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
+    """From now on frames are encoded by other decisions, as another build of x264 would make them."""
+    for name, value in options.items():
+        monkeypatch.setitem(encode._H264, name.replace("_", "-"), value)
+
+
+def test_clips_of_two_builds_lose_nothing(tmp_path: Path, moving: Moving, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal headers make them one stream: each frame of the result is that of its clip, whichever build encoded it."""
+    clips = _clips(tmp_path, moving, 16, 20, 12)
+    ours = clips[1].read_bytes()
+    _as_by_another_build(monkeypatch, x264_params=f"{encode._H264['x264-params']}:no-mbtree=1:trellis=0")
+    encode_clip(moving(20, phase=1), clips[1])
+    assert clips[1].read_bytes() != ours
+    stitch(clips, tmp_path / "silent.mp4", 48, compare_frames=True)
+    assert np.array_equal(_all(tmp_path / "silent.mp4"), np.concatenate([_all(clip) for clip in clips]))
+
+
+OTHER_FFMPEG = shutil.which("ffmpeg")
+
+
+@pytest.mark.skipif(OTHER_FFMPEG is None, reason="needs another ffmpeg on PATH: apt-get install ffmpeg")
+def test_clips_of_the_ffmpeg_on_path_and_ours_lose_nothing(
+    tmp_path: Path, moving: Moving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same with two real builds: the frames are those of the clips by the decoders of both."""
+
+    def use(setting: str) -> None:
+        monkeypatch.setenv("S2V_FFMPEG_PATH", setting)
+        load_settings.cache_clear()
+        ffmpeg.tool_path.cache_clear()
+
+    clips, ours = _clips(tmp_path, moving, 16, 20, 12), encoder_build()
+    use(str(OTHER_FFMPEG))
+    encode_clip(moving(20, phase=1), clips[1])
+    assert encoder_build() != ours
+    for setting in (str(OTHER_FFMPEG), ""):
+        use(setting)
+        stitch(clips, tmp_path / "silent.mp4", 48, compare_frames=True)
+        assert np.array_equal(_all(tmp_path / "silent.mp4"), np.concatenate([_all(clip) for clip in clips]))
+
+
+@pytest.mark.parametrize("wrong", ["order", "end"])
+def test_a_join_that_changes_frames_is_found(
+    wrong: str, tmp_path: Path, moving: Moving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where frames are compared, one that does not decode as in its clip is named, even if none is missing."""
+    clips = _clips(tmp_path, moving, 8, 8, 8)
+    instead = {clips[1]: clips[2], clips[2]: clips[1]} if wrong == "order" else {clips[2]: clips[0]}
+    entry = concat._entry
+    monkeypatch.setattr(concat, "_entry", lambda clip: entry(instead.get(clip, clip)))
+    stitch(clips, tmp_path / "silent.mp4", 24)
+    name = "clip '1.mp4" if wrong == "order" else "clip '2.mp4"
+    with pytest.raises(PermanentError, match=f"Frame 0 of {name} is another one in silent.mp4: .* by one encoder"):
+        stitch(clips, tmp_path / "silent.mp4", 24, compare_frames=True)
 
 
 def test_nothing_to_stitch_is_refused(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import soundfile
 import soxr
 
 from s2v_tasks.errors import PermanentError
-from s2v_tasks.media.containers import missing_end, sound_formats, too_much, without_junk
+from s2v_tasks.media.containers import container_format, missing_end, sound_formats, too_much, without_junk
 from s2v_tasks.media.ffmpeg import AUDIO_FORMATS, feed, file_url, pipe_input, read_chunks, uploaded_input
 from s2v_tasks.media.probe import Probe, Stream, probe
 
@@ -62,8 +62,8 @@ def normalise_speech(source: Path, wav_16k: Path, *, max_duration_seconds: float
         raise PermanentError(f"The speech {name} is empty (0 bytes): upload a {_ACCEPTED} file.")
     format_name = _inspect(source, max_duration_seconds)
     with tempfile.TemporaryDirectory(dir=wav_16k.parent) as scratch:
-        sound = without_junk(source, format_name, Path(scratch))
-        found, stream = _probe_speech(sound, format_name)
+        sound = without_junk(source, format_name, Path(scratch), max_duration_seconds=max_duration_seconds)
+        found, stream = _probe_speech(sound, sound_formats(sound) or format_name)
         _refuse_longer(name, stream.duration or Fraction(0), max_duration_seconds)
         _refuse_unlike_speech(name, stream)
         waveform, num_samples = _decode(sound, found, stream, max_duration_seconds)
@@ -110,7 +110,7 @@ def _inspect(source: Path, max_duration_seconds: float) -> str:
             "of none."
         )
     _refuse_too_much(source, formats, max_duration_seconds)
-    format_name = _probe_speech(source, formats)[0].container.format_name
+    format_name = container_format(source, formats, doing=_reading(source))
     _refuse_too_much(source, format_name, max_duration_seconds)
     problem = missing_end(source, format_name)
     if problem is not None:
@@ -127,13 +127,16 @@ def _refuse_too_much(source: Path, format_name: str, max_duration_seconds: float
 
 
 def _probe_speech(source: Path, formats: str) -> tuple[Probe, Stream]:
-    doing = f"The speech {source.name} is not a readable sound file (expected {_ACCEPTED}): reading it"
-    found = probe(source, doing=doing, error=PermanentError, formats=formats)
+    found = probe(source, doing=_reading(source), error=PermanentError, formats=formats)
     stream = found.audio
     if stream is None or stream.sample_rate <= 0 or stream.channels <= 0:
         kinds = ", ".join(sorted({s.codec_type for s in found.streams})) or "nothing"
         raise PermanentError(f"The speech {source.name} has no sound, only {kinds}: upload a {_ACCEPTED} file.")
     return found, stream
+
+
+def _reading(source: Path) -> str:
+    return f"The speech {source.name} is not a readable sound file (expected {_ACCEPTED}): reading it"
 
 
 def _refuse_unlike_speech(name: str, stream: Stream) -> None:

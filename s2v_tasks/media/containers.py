@@ -2,24 +2,24 @@
 
 ffmpeg takes a file for what its name says when its bytes say nothing; here the bytes alone count.
 
-ffmpeg plays a file that was cut off (an interrupted upload) to the cut and reports success, so a job would quietly make
-a shorter video. Found here: WAV with less data than its header says, MP3 whose last frame or whose announced frames
-(Xing header) are not there, Ogg whose last page is not whole. Not findable: an MP3 without Xing header, or an Ogg, cut
-exactly between two frames or pages; an MP3 frame whose end was replaced by zeros.
+ffmpeg plays a file that was cut off (an interrupted upload) to the cut and reports success, and of joined files it
+plays the first, so a job would quietly make a shorter video. Found here: wrong sizes in WAV, AIFF and CAF, MP3 whose
+last frame or whose announced frames (Xing header) are not there, Ogg whose last page is not whole, and files that are
+joined from several. Not findable: an MP3 without Xing header, or an Ogg, cut exactly between two frames or pages; an
+MP3 frame whose end was replaced by zeros.
 """
 
 import re
-import struct
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from tempfile import mkdtemp
 
-from s2v_tasks.media.mp3 import is_longer, leading_tag_bytes, mp3_problem, mp3_without_junk
-
-# Writers that cannot seek back (a recorder, a pipe) leave such a size behind: it says nothing.
-_WAV_SIZE_UNKNOWN = 0x7FFFF000
-# Real files have a handful before their sound; each costs as much time as it is short.
-_MOST_WAV_CHUNKS = 1000
+from s2v_tasks.errors import PermanentError
+from s2v_tasks.media.chunks import Pieces, slices
+from s2v_tasks.media.joined import files_in, join, ogg_page_end
+from s2v_tasks.media.mp3 import after_tags, is_longer, mp3_problem, mp3_without_junk
+from s2v_tasks.media.probe import probe
+from s2v_tasks.media.sounds import sounds
 
 # A pattern for the first bytes of a file: the demuxers of ffmpeg that may open it.
 _BEGINNINGS = {
@@ -35,7 +35,7 @@ _BEGINNINGS = {
     rb"ID3|APETAGEX|\0*\xff[\xe2-\xff]": "mp3,aac,flac",
 }
 _BEGINNING_BYTES = 65536
-_COPIED_BYTES = 1 << 20
+_CHUNKED = frozenset({"wav", "w64", "aiff", "caf"})
 _MOST_TAG_BYTES = 16 * 1024**2
 
 
@@ -46,17 +46,23 @@ def sound_formats(path: Path) -> str | None:
     return next((formats for pattern, formats in _BEGINNINGS.items() if re.match(pattern, beginning, re.DOTALL)), None)
 
 
+def container_format(path: Path, formats: str, *, doing: str) -> str:
+    """ffmpeg's name of the one demuxer that opens the file; `formats` is the answer of `sound_formats`."""
+    if "," not in formats:
+        return formats
+    return probe(path, doing=doing, error=PermanentError, formats=formats).container.format_name
+
+
 def too_much(path: Path, format_name: str, max_duration_seconds: float) -> str | None:
     """Why the file holds more than so much sound can need, None if it does not; told before it is read closely.
 
-    `format_name`: the answer of `sound_formats` (tags are looked at before ffmpeg opens the file), then ffprobe's.
+    `format_name`: the answer of `sound_formats` (tags are looked at before ffmpeg opens the file), then that of
+    `container_format`.
     """
-    if not format_name.startswith(("mp3", "wav")):
+    if not format_name.startswith("mp3"):
         return None
     with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
-        if format_name == "wav":
-            return None if _wav_chunk(data, b"data")[0] else f"has no sound in its first {_MOST_WAV_CHUNKS} chunks"
-        if leading_tag_bytes(data) > _MOST_TAG_BYTES:
+        if after_tags(data, 0) > _MOST_TAG_BYTES:
             return f"begins with more than {_MOST_TAG_BYTES} bytes of tags: remove its pictures and texts"
         if format_name == "mp3" and is_longer(data, max_duration_seconds, _MOST_TAG_BYTES):
             return f"holds more than {max_duration_seconds:g} s: shorten it or raise the limit (S2V_MAX_AUDIO_SECONDS)"
@@ -64,79 +70,62 @@ def too_much(path: Path, format_name: str, max_duration_seconds: float) -> str |
 
 
 def missing_end(path: Path, format_name: str) -> str | None:
-    """What shows that the end of the file is missing, None if nothing does. `format_name` is ffprobe's."""
-    check = {"wav": _wav_problem, "mp3": mp3_problem, "ogg": _ogg_problem}.get(format_name)
-    if check is None:
-        return None
+    """What shows that sound is missing or unclear, None if nothing does. `format_name`: see `container_format`."""
     with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
-        return check(data)
+        if format_name == "mp3":
+            return mp3_problem(data)
+        if format_name in _CHUNKED:
+            found = sounds(data)
+            return found if isinstance(found, str) else None
+        if format_name == "ogg":
+            return next(filter(None, (_ogg_problem(data, part) for part in files_in(data, format_name))), None)
+    return None
 
 
-def without_junk(path: Path, format_name: str, folder: Path) -> Path:
-    """The file as ffmpeg decodes it to the end: `path` itself, or a cleaned copy of the same name below `folder`.
+def without_junk(path: Path, format_name: str, folder: Path, *, max_duration_seconds: float) -> Path:
+    """The file as ffmpeg decodes it to the end: `path` itself, or a copy of the same name below `folder`.
 
-    A WAV of unknown length gets its true one; an MP3 loses the tags and the padding behind and between its frames.
-    Both would be damage to ffmpeg, which is told to be strict. The file must have passed `missing_end`.
+    Wrong sizes in WAV, AIFF and CAF become the true ones, an MP3 loses the tags and the padding behind and between its
+    frames, and a file that is joined from several becomes one. The file must have passed `missing_end`. Of joined files
+    little more than `max_duration_seconds` is kept.
     """
-    clean = {"wav": _wav_with_length, "mp3": mp3_without_junk}.get(format_name)
-    if clean is None:
-        return path
     with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
-        pieces = clean(data)
-        if pieces is None:
-            return path
-        copy = Path(mkdtemp(dir=folder)) / path.name  # apart: it may be called like any other file there
-        with copy.open("wb") as output:
-            for piece in pieces:
-                output.write(data[piece] if isinstance(piece, slice) else piece)
+        copies = [_written(data, pieces, folder, path.name) for pieces in _files(data, format_name)]
+    if len(copies) < 2:
+        return copies[0] if copies else path
+    joined = _place(folder, path.name)
+    join(copies, joined, max_duration_seconds=max_duration_seconds)
+    return joined
+
+
+def _files(data: mmap, format_name: str) -> list[Pieces]:
+    """The pieces of each file that must be written; empty if the file is good as it is."""
+    if format_name == "mp3":
+        frames = mp3_without_junk(data)
+        return [list(frames)] if frames else []
+    if format_name in _CHUNKED:
+        found = sounds(data)
+        if isinstance(found, str) or (len(found) == 1 and found[0].as_declared):
+            return []
+        return [sound.pieces() for sound in found]
+    parts = files_in(data, format_name)
+    return [list(slices(part.start, part.stop)) for part in parts] if len(parts) > 1 else []
+
+
+def _written(data: mmap, pieces: Pieces, folder: Path, name: str) -> Path:
+    copy = _place(folder, name)
+    with copy.open("wb") as output:
+        for piece in pieces:
+            output.write(data[piece] if isinstance(piece, slice) else piece)
     return copy
 
 
-def _wav_problem(data: mmap) -> str | None:
-    start, size = _wav_chunk(data, b"data")
-    present = len(data) - start
-    lacking = start and 0 < size < _WAV_SIZE_UNKNOWN and size > present
-    return f"its header announces {size} bytes of sound, {present} are there" if lacking else None
+def _place(folder: Path, name: str) -> Path:
+    return Path(mkdtemp(dir=folder)) / name  # apart: it may be called like any other file there
 
 
-def _wav_with_length(data: mmap) -> list[bytes | slice] | None:
-    """Pieces of the file with its real sizes in the header; None if it has them, or is too large for any."""
-    start, size = _wav_chunk(data, b"data")
-    present = len(data) - start
-    unknown = size == 0 or (size >= _WAV_SIZE_UNKNOWN and size > present)
-    if data[:4] != b"RIFF" or not start or not unknown or not 0 < present < _WAV_SIZE_UNKNOWN:
+def _ogg_problem(data: mmap, part: slice) -> str | None:
+    page = data.rfind(b"OggS", part.start, part.stop)
+    if page < 0 or (page + 27 <= part.stop and ogg_page_end(data, page) <= part.stop):
         return None
-    format_start, format_size = _wav_chunk(data, b"fmt ")
-    block = int.from_bytes(data[format_start + 12 : format_start + 14], "little") if format_size >= 16 else 1
-    whole = present - present % max(block, 1)
-    riff_size, data_size = struct.pack("<I", start + whole - 8), struct.pack("<I", whole)
-    return [b"RIFF", riff_size, slice(8, start - 4), data_size, *_slices(start, start + whole)]
-
-
-def _slices(start: int, end: int) -> list[slice]:
-    """The range in pieces that are small beside the file."""
-    return [slice(at, min(end, at + _COPIED_BYTES)) for at in range(start, end, _COPIED_BYTES)]
-
-
-def _wav_chunk(data: mmap, wanted: bytes) -> tuple[int, int]:
-    """(offset of the content, size as declared) of the first chunk of this name, (0, 0) if there is none."""
-    position = 12
-    for _ in range(_MOST_WAV_CHUNKS):
-        if position + 8 > len(data):
-            break
-        name, size = struct.unpack_from("<4sI", data, position)
-        if name == wanted:
-            return position + 8, size
-        position += 8 + size + size % 2
-    return 0, 0
-
-
-def _ogg_problem(data: mmap) -> str | None:
-    page = data.rfind(b"OggS")
-    if page < 0:
-        return None
-    header_end = page + 27
-    num_segments = data[header_end - 1] if header_end <= len(data) else 0
-    body_start = header_end + num_segments
-    whole = body_start <= len(data) and body_start + sum(data[header_end:body_start]) <= len(data)
-    return None if whole else "its last Ogg page is not whole"
+    return "its last Ogg page is not whole" if part.stop == len(data) else f"its Ogg page at byte {page} is not whole"

@@ -57,9 +57,11 @@ def mp3_problem(data: mmap) -> str | None:
     return None
 
 
-def leading_tag_bytes(data: mmap) -> int:
-    """Length of the tags and the padding before the first frame."""
-    return _after_padding(data, 0)
+def after_tags(data: mmap, position: int) -> int:
+    """Behind all tags and zeros that begin at `position`."""
+    while (end := _after_zeros(data, _after_tag(data, position))) != position:
+        position = end
+    return position
 
 
 def is_longer(data: mmap, seconds: float, tag_bytes: int) -> bool:
@@ -92,7 +94,7 @@ def _frames(data: mmap) -> Iterator[_Frame]:
 
 def _found_frame(data: mmap, position: int) -> _Frame | None:
     """The first frame, from `position` on and behind tags, that another one of its kind follows."""
-    for match in _HEADER.finditer(data, _after_padding(data, position)):
+    for match in _HEADER.finditer(data, after_tags(data, position)):
         frame = _frame_at(data, match.start())
         following = _frame_at(data, frame.end) if frame else None
         if frame and following and frame.kind == following.kind:
@@ -141,14 +143,7 @@ def _joint(data: mmap, before: _Frame, after: _Frame) -> bool:
     if before.end == after.start:
         return True
     only_zeros = _after_zeros(data, before.end) == after.start
-    return _after_padding(data, before.end) == after.start and (not only_zeros or after.announced is not None)
-
-
-def _after_padding(data: mmap, position: int) -> int:
-    """Behind all tags and zeros that begin at `position`."""
-    while (end := _after_zeros(data, _after_tag(data, position))) != position:
-        position = end
-    return position
+    return after_tags(data, before.end) == after.start and (not only_zeros or after.announced is not None)
 
 
 def _after_zeros(data: mmap, position: int) -> int:

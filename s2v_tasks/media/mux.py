@@ -8,7 +8,7 @@ from pathlib import Path
 import ffmpeg
 
 from s2v_tasks.errors import PermanentError, TransientError
-from s2v_tasks.media.containers import without_junk
+from s2v_tasks.media.containers import container_format, sound_formats, without_junk
 from s2v_tasks.media.encode import check_profile, mp4_options
 from s2v_tasks.media.ffmpeg import AUDIO_FORMATS, file_url, own_input, run, uploaded_input
 from s2v_tasks.media.frames import video_stream
@@ -27,13 +27,17 @@ def mux(video: Path, audio_source: Path, output: Path, *, num_frames: int, fps: 
     what it must be.
     """
     with tempfile.TemporaryDirectory(dir=output.parent) as scratch:
-        speech = without_junk(audio_source, _audio_stream(audio_source)[0], Path(scratch))
-        _add_sound(video, speech, output, duration=Fraction(num_frames, fps))
+        duration = Fraction(num_frames, fps)
+        format_name = container_format(
+            audio_source, sound_formats(audio_source) or AUDIO_FORMATS, doing=f"reading {audio_source.name}"
+        )
+        speech = without_junk(audio_source, format_name, Path(scratch), max_duration_seconds=float(duration))
+        _add_sound(video, speech, output, duration=duration)
     _check(video, output, num_frames=num_frames, fps=fps)
 
 
 def _add_sound(video: Path, speech: Path, output: Path, *, duration: Fraction) -> None:
-    sound = _audio_stream(speech)[1]
+    sound = _audio_stream(speech)
     sample_rate = sound.sample_rate if sound.sample_rate in _KEPT_RATES else _KEPT_RATES[-1]
     num_samples = ceil(duration * sample_rate)
     samples = (
@@ -56,12 +60,12 @@ def _joined(picture: object, samples: object, output: Path, *, channels: int) ->
     return ffmpeg.output(picture, samples, file_url(output), vcodec="copy", **options, **mp4_options())
 
 
-def _audio_stream(path: Path) -> tuple[str, Stream]:
-    """(container format, stream) of the sound."""
+def _audio_stream(path: Path) -> Stream:
+    """The stream of the sound."""
     found = probe(path, doing=f"reading {path.name}", error=PermanentError, formats=AUDIO_FORMATS)
     if found.audio is None:
         raise PermanentError(f"{path.name} has no sound: upload the speech again.")
-    return found.container.format_name, found.audio
+    return found.audio
 
 
 def _check(video: Path, output: Path, *, num_frames: int, fps: int) -> None:

@@ -1,0 +1,119 @@
+"""Files that are several whole files one behind the other (`cat`, chained Ogg): found, and decoded to one.
+
+ffmpeg plays the first file only, or all of them in some versions and containers; here each is decoded for itself.
+"""
+
+import re
+import struct
+from collections.abc import Iterator
+from fractions import Fraction
+from itertools import pairwise
+from mmap import mmap
+from pathlib import Path
+
+from s2v_tasks.errors import PermanentError
+from s2v_tasks.media.ffmpeg import AUDIO_FORMATS, feed, file_url, pipe_input, read_chunks, uploaded_input
+from s2v_tasks.media.probe import Stream, probe
+
+# What only the beginning of a file has.
+_BEGINNINGS = {
+    "ogg": re.compile(rb"OggS\0[\x02\x03\x06\x07]\0{8}"),  # first page of a stream
+    "flac": re.compile(rb"fLaC[\0\x80]\0\0\x22"),
+    "matroska": re.compile(rb"\x1a\x45\xdf\xa3.{1,48}\x42\x82.(?:webm|matroska)", re.DOTALL),
+    "amr": re.compile(rb"#!AMR(?:-WB)?\n"),
+}
+_MOST_FILES = 100
+_MOST_BOXES = 100_000
+_CHUNK_SAMPLES = 1 << 18
+_LENGTH_TOLERANCE_SECONDS = Fraction(1, 10)
+_SAMPLE_BYTES = 4
+_BOX = struct.Struct(">I4s")
+
+
+def files_in(data: mmap, format_name: str) -> list[slice]:
+    """The bytes of each file that is there; `format_name` is that of `container_format`. A page of Ogg or a box of MP4 may be cut."""
+    starts = _box_starts(data) if format_name.startswith("mov") else _starts(data, format_name)
+    return [slice(start, end) for start, end in pairwise([0, *(s for s in starts if s), len(data)])]
+
+
+def _starts(data: mmap, format_name: str) -> Iterator[int]:
+    beginning, end = _BEGINNINGS.get(format_name), -1
+    for match in beginning.finditer(data) if beginning else ():
+        # The first pages of streams that are played together follow each other.
+        if format_name != "ogg" or match.start() != end:
+            yield match.start()
+        end = ogg_page_end(data, match.start())
+
+
+def ogg_page_end(data: mmap, page: int) -> int:
+    """Where the page that begins there should end; may lie behind the file."""
+    header_end = page + 27
+    num_segments = data[header_end - 1] if header_end <= len(data) else 0
+    return header_end + num_segments + sum(data[header_end : header_end + num_segments])
+
+
+def _box_starts(data: mmap) -> Iterator[int]:
+    """Where an MP4 begins behind a complete one."""
+    position, has_index = 0, False
+    for _ in range(_MOST_BOXES):
+        if position + _BOX.size > len(data):
+            return
+        size, name = _BOX.unpack_from(data, position)
+        if size == 1:
+            size = int.from_bytes(data[position + 8 : position + 16], "big")
+        if name == b"ftyp" and has_index:
+            yield position
+            has_index = False
+        has_index = has_index or name == b"moov"
+        if size < _BOX.size:
+            return
+        position += size
+
+
+def join(files: list[Path], output: Path, *, max_duration_seconds: float) -> None:
+    """Decode the files one behind the other into a float WAV with the highest of their rates and most channels.
+
+    Raises PermanentError if one is damaged. At most one second more than `max_duration_seconds` is written.
+    """
+    name = output.name
+    if len(files) > _MOST_FILES:
+        raise PermanentError(f"The speech {name} is joined from more than {_MOST_FILES} files: export it as one.")
+    streams = [_stream(file, f"{name} (file {k} of {len(files)} in it)") for k, file in enumerate(files, start=1)]
+    sample_rate = max(stream.sample_rate for stream in streams)
+    channels = max(stream.channels for stream in streams)
+    sound = pipe_input(format="f32le", ar=sample_rate, ac=channels).output(
+        file_url(output), format="wav", acodec="pcm_f32le", rf64="auto"
+    )
+    feed(sound, _decoded(files, streams, name, max_duration_seconds), doing=f"joining {name}", error=PermanentError)
+
+
+def _decoded(files: list[Path], streams: list[Stream], name: str, max_duration_seconds: float) -> Iterator[bytes]:
+    sample_rate, channels = max(s.sample_rate for s in streams), max(s.channels for s in streams)
+    seconds = Fraction(0)
+    for number, (file, stream) in enumerate(zip(files, streams, strict=True), start=1):
+        doing = f"The speech {name} is damaged: decoding file {number} of {len(files)} in it"
+        left = max_duration_seconds + 1 - float(seconds)
+        if left <= 0:
+            return
+        output = uploaded_input(file, AUDIO_FORMATS, t=left)["a:0"].output(
+            "pipe:1", format="f32le", acodec="pcm_f32le", ar=sample_rate, ac=channels
+        )
+        num_bytes = 0
+        for chunk in read_chunks(output, _CHUNK_SAMPLES * channels * _SAMPLE_BYTES, doing=doing, error=PermanentError):
+            num_bytes += len(chunk)
+            yield chunk
+        decoded = Fraction(num_bytes, channels * _SAMPLE_BYTES * sample_rate)
+        declared = min(stream.duration or Fraction(0), Fraction(left))
+        if decoded < declared - _LENGTH_TOLERANCE_SECONDS:
+            raise PermanentError(
+                f"The speech {name} is damaged or cut off: file {number} of {len(files)} in it announces "
+                f"{float(declared):.2f} s and only {float(decoded):.2f} s can be decoded; upload the complete file."
+            )
+        seconds += decoded
+
+
+def _stream(file: Path, name: str) -> Stream:
+    found = probe(file, doing=f"The speech {name} is damaged: reading it", error=PermanentError, formats=AUDIO_FORMATS)
+    if found.audio is None or found.audio.sample_rate <= 0 or found.audio.channels <= 0:
+        raise PermanentError(f"The speech {name} has no sound: export it as one file.")
+    return found.audio

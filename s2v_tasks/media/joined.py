@@ -31,8 +31,8 @@ _BOX = struct.Struct(">I4s")
 
 
 def files_in(data: mmap, format_name: str) -> list[slice]:
-    """The bytes of each file that is there; `format_name` is that of `container_format`. A page of Ogg or a box of MP4 may be cut."""
-    starts = _box_starts(data) if format_name.startswith("mov") else _starts(data, format_name)
+    """The bytes of each file that is there, usually one. `format_name` is that of `container_format`."""
+    starts = _box_starts(data) if format_name == "mov" else _starts(data, format_name)
     return [slice(start, end) for start, end in pairwise([0, *(s for s in starts if s), len(data)])]
 
 

@@ -163,7 +163,7 @@ def test_a_file_that_is_no_state_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fact", "other"),
     [
-        ("device", "cuda"),
+        ("device", "cpu"),
         ("device_model", "NVIDIA H200"),
         ("parallel_layout", "cfg2,ulysses1"),
         ("attention", "flash"),

@@ -30,3 +30,7 @@ class TransientError(S2VError):
     """The outside world failed (network, storage, preemption): the same call may succeed later."""
 
     exit_code = 75
+
+
+class UnavailableError(TransientError):
+    """A service does not answer (the store, the database): the same call succeeds as soon as it is back."""

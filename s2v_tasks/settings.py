@@ -37,6 +37,12 @@ class Settings(BaseSettings):
         description="Clips that render at a time where Airflow's workers do it: as many as they have GPU sets. As many "
         "other jobs may encode their conditions meanwhile.",
     )
+    retry_seconds: int = Field(
+        900,
+        ge=0,
+        description="How long a step repeats a call while S3 or PostgreSQL is away, before its attempt ends: so long a "
+        "finished clip waits to be stored. Airflow's retries of a step last as long, too.",
+    )
     nproc_per_node: int = Field(1, ge=1, le=8, description="Processes (GPUs) that render one clip.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the engine runs; auto: a GPU if present.")
     parallel_layout: str = Field(
@@ -86,6 +92,11 @@ class Settings(BaseSettings):
     s3_region: str = Field("us-east-1", description="Region of the buckets.")
     s3_access_key_id: str | None = Field(None, description="Empty: the usual AWS credential chain.")
     s3_secret_access_key: SecretStr | None = Field(None, description="Empty: the usual AWS credential chain.")
+    s3_checksums: Literal["always", "when_required"] = Field(
+        "always",
+        description="Whether requests carry the checksums of S3; when_required: for servers that do not know them. The "
+        "SHA-256 that this system keeps of each object is verified in both cases.",
+    )
 
     drop_uri: str | None = Field(
         None, description="Drop folder with incoming/, accepted/ and rejected/; empty: drop/ below S2V_DATA_URI."

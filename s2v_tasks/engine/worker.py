@@ -57,6 +57,11 @@ class Worker:
         self.at_work = box[0] is not None
         return box[0]
 
+    @property
+    def asked_to_end(self) -> bool:
+        """Whether this process has had a SIGTERM."""
+        return self._terminating
+
     def done(self) -> None:
         """The leader needs the other ranks no more for what was shared: they come back to `share`."""
         self._others_wait, self.at_work = self.world_size > 1, False
@@ -99,21 +104,22 @@ class Worker:
 
 
 @contextmanager
-def open_worker(device: str) -> Iterator[Worker]:
+def open_worker(device: str, *, leader_waits_seconds: float = 0.0) -> Iterator[Worker]:
     """Join the group that torchrun has started, on the device chosen by `device` ("auto", "cpu" or "cuda").
 
     A process joins once: what torchrun's store keeps of one group would send the next to addresses that are gone.
     Without torchrun it is a group of one. A run repeats its bytes: deterministic kernels are switched on. From here on
-    SIGTERM does not end the process: `Worker.interrupted` tells of it. Raises ConfigurationError where the device is
-    not there, TransientError when another rank has ended; after an error a rank goes on without heeding SIGTERM. A rank
-    that still waits for one that has ended, as a GPU does, is ended hard (`PeerWatch`).
+    SIGTERM does not end the process: `Worker.interrupted` tells of it. `leader_waits_seconds` is how much longer than
+    usual the others wait for the leader, which may have to wait for its services. Raises ConfigurationError where the
+    device is not there, TransientError when another rank has ended; after an error a rank goes on without heeding
+    SIGTERM. A rank that still waits for one that has ended, as a GPU does, is ended hard (`PeerWatch`).
     """
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     worker = Worker(rank, world_size, choose_device(device))
     if world_size > 1:
         backend = "cpu:gloo,cuda:nccl" if worker.device.type == "cuda" else "gloo"
         try:
-            dist.init_process_group(backend, timeout=_TIMEOUT)
+            dist.init_process_group(backend, timeout=_TIMEOUT + timedelta(seconds=leader_waits_seconds))
             watch = _watch_others(worker)
         except RuntimeError as error:
             raise TransientError(

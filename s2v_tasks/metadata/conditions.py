@@ -25,7 +25,7 @@ class ConditionsLedger:
             begin_attempt(connection, job_id, CONDITIONS, world_size=1)
 
     def conditions_ended(
-        self, job_id: str, *, outcome: Literal["succeeded", "failed"], reason: str | None = None
+        self, job_id: str, *, outcome: Literal["succeeded", "interrupted", "failed"], reason: str | None = None
     ) -> None:
         """The attempt that runs, if one does, has ended."""
         with transaction(self._engine) as connection:

@@ -15,7 +15,7 @@ from sqlalchemy.exc import (
     ProgrammingError,
 )
 
-from s2v_tasks.errors import ConfigurationError, PermanentError, TransientError
+from s2v_tasks.errors import ConfigurationError, PermanentError, TransientError, UnavailableError
 from s2v_tasks.settings import Settings
 
 # PostgreSQL says these only in words when it refuses a connection: the driver has no SQLSTATE at that moment.
@@ -102,11 +102,11 @@ def _translated(engine: sa.Engine) -> Iterator[None]:
         ) from error
 
 
-def _unavailable(url: URL, error: DBAPIError) -> ConfigurationError | TransientError:
+def _unavailable(url: URL, error: DBAPIError) -> ConfigurationError | UnavailableError:
     line = _line(error)
     if any(refusal in line for refusal in _REFUSALS):
         return ConfigurationError(f"Database {_place(url)} refuses the connection ({line}): check S2V_DATABASE_URL.")
-    return TransientError(
+    return UnavailableError(
         f"Database {_place(url)} cannot be used ({line}): check that it runs (`s2v up` starts the embedded one) "
         "and that S2V_DATABASE_URL names it."
     )

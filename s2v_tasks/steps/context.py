@@ -19,14 +19,15 @@ from s2v_tasks.schemas.plan import Plan
 from s2v_tasks.schemas.request import Request, parse_request
 from s2v_tasks.settings import Settings, load_settings
 from s2v_tasks.steps.cancellation import cancellable, refuse_cancelled
-from s2v_tasks.storage.artifacts import ArtifactStore, Build, Built, Produced
+from s2v_tasks.steps.retries import RetryPolicy, retried, tried_once
+from s2v_tasks.storage.artifacts import ArtifactStore, Build, Produced
 from s2v_tasks.storage.layout import JobLayout
 from s2v_tasks.storage.s3 import ObjectStore
 
 
 @dataclass(frozen=True)
 class StepContext:
-    """The job at hand and the places where its data are."""
+    """The job at hand and the places where its data are; calls to `store` and `ledger` outlast an outage."""
 
     job_id: str
     settings: Settings
@@ -34,6 +35,7 @@ class StepContext:
     store: ObjectStore
     artifacts: ArtifactStore
     ledger: Ledger
+    retry_policy: RetryPolicy
     work_dir: Path  # scratch: gone when the step ends
 
     def request(self) -> Request:
@@ -66,10 +68,9 @@ class StepContext:
         old success does not stand any more.
         """
 
-        def start_and_build(folder: Path) -> Built:
+        def begin() -> None:
             self.ledger.job_started(self.job_id, by_clip=clip_index is not None)
             self.store.delete(self.layout.result)
-            return build(folder)
 
         produced = self.artifacts.produce(
             step=step,
@@ -77,9 +78,10 @@ class StepContext:
             manifest_key=manifest_key,
             fingerprint=fingerprint,
             inputs=inputs,
-            build=start_and_build,
+            build=build,
             clip_index=clip_index,
             elsewhere=elsewhere,
+            begin=begin,
         )
         self.ledger.record_artifacts(produced.manifest)
         return produced
@@ -98,7 +100,8 @@ def _not_there(key: str, made_by: str) -> TransientError:
 def tolerated(event: str) -> Iterator[None]:
     """A database that is away costs a note, not the hours of a render nor the true reason of its failure."""
     try:
-        yield
+        with tried_once():
+            yield
     except S2VError as error:
         log.get_logger().warning(event, error=str(error))
 
@@ -107,7 +110,8 @@ def tolerated(event: str) -> Iterator[None]:
 def open_context(job_id: str, settings: Settings) -> Iterator[StepContext]:
     """A context whose scratch folder and connections are gone at the end."""
     layout = JobLayout(job_id)
-    store = ObjectStore.from_settings(settings)
+    policy = RetryPolicy(settings.retry_seconds)
+    store = retried(ObjectStore.from_settings(settings), "S3", policy)
     if settings.work_dir:
         settings.work_dir.mkdir(parents=True, exist_ok=True)
     engine = engine_from_settings(settings)
@@ -119,7 +123,8 @@ def open_context(job_id: str, settings: Settings) -> Iterator[StepContext]:
                 layout=layout,
                 store=store,
                 artifacts=ArtifactStore(store, settings.work_dir),
-                ledger=Ledger(engine),
+                ledger=retried(Ledger(engine), "PostgreSQL", policy),
+                retry_policy=policy,
                 work_dir=Path(work_dir),
             )
         finally:

@@ -6,7 +6,7 @@ are copied.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -80,8 +80,9 @@ def run(ctx: StepContext) -> dict[str, Any]:
             elsewhere=[JobLayout(job_id).conditions_manifest for job_id in others],
         )
     except Exception as error:
+        outcome: Literal["interrupted", "failed"] = "interrupted" if ctx.artifacts.kept.has(made_from) else "failed"
         with tolerated("attempt_not_recorded"):
-            ctx.ledger.conditions_ended(ctx.job_id, outcome="failed", reason=str(error))
+            ctx.ledger.conditions_ended(ctx.job_id, outcome=outcome, reason=str(error))
         raise
     if not produced.reused:
         ctx.ledger.conditions_ended(ctx.job_id, outcome="succeeded")

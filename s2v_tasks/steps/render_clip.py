@@ -2,13 +2,15 @@
 
 Writes clips/<k>/{clip.mp4, motion.safetensors, manifest.json}; the last clip of a chain leaves no motion state. A clip
 is durable before the next one begins. A clip whose fingerprint is there already is reused, and one that was interrupted
-(SIGTERM) goes on at the solver step where it was, so nothing that was paid for is computed twice.
+(SIGTERM) goes on at the solver step where it was, so nothing that was paid for is computed twice. A clip that cannot be
+stored or put on record waits for S3 and PostgreSQL, with its GPU held and counted; see `steps.retries`.
 
 Rank 0 leads: it alone reads and writes storage and database, and tells the other ranks by an `Order` what to render.
 """
 
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from itertools import islice
@@ -28,7 +30,7 @@ from s2v_tasks.media.relay import handed_over
 from s2v_tasks.metadata.attempts import rendering
 from s2v_tasks.schemas.manifest import Artifact, Manifest, fingerprint
 from s2v_tasks.schemas.plan import FPS, ClipPlan, Plan
-from s2v_tasks.settings import load_settings
+from s2v_tasks.settings import Settings, load_settings
 from s2v_tasks.steps.attempt_meter import metered
 from s2v_tasks.steps.cancellation import cancellable
 from s2v_tasks.steps.clip_meter import Progress, clip_facts
@@ -50,7 +52,8 @@ class ClipInterruptedError(TransientError):
 
 def run(ctx: StepContext, *, clip_index: int, count: int = 1) -> dict[str, Any]:
     """Lead the ranks through `count` clips from `clip_index` on; `reused` says whether all were there already."""
-    with open_worker(ctx.settings.device) as worker:
+    with open_worker(ctx.settings.device, leader_waits_seconds=_waits_seconds(ctx.settings)) as worker:
+        ctx.retry_policy.asked_to_end = lambda: worker.asked_to_end
         leader = _Leader(ctx, worker)
         reused = [leader.render(clip) for clip in leader.clips(clip_index, count)]
     return {"clip_index": clip_index, "count": count, "reused": all(reused)}
@@ -59,7 +62,11 @@ def run(ctx: StepContext, *, clip_index: int, count: int = 1) -> dict[str, Any]:
 def follow(job_id: str) -> None:
     """What the other ranks do: render with the leader, and leave all the rest to it."""
     settings = load_settings()
-    with cancellable(job_id, settings), open_worker(settings.device) as worker:
+    waits_seconds = _waits_seconds(settings)
+    with (
+        cancellable(job_id, settings),
+        open_worker(settings.device, leader_waits_seconds=waits_seconds) as worker,
+    ):
         log.bind(job_id=job_id, rank=worker.rank)
         renderer = Renderer(worker)
         order: Order | None = worker.share()
@@ -141,32 +148,37 @@ class _Leader:
         if predecessor is not None:
             inputs["motion"] = predecessor.outputs["motion"]
         saved_clip = PartialClip(ctx.artifacts, ctx.layout, index, self._prints[index])
+        with ExitStack() as until_recorded:
 
-        def build(folder: Path) -> Built:
-            world_size = self._worker.world_size
-            ctx.ledger.clip_started(ctx.job_id, index, fingerprint=self._prints[index], world_size=world_size)
-            with metered(ctx, rendering(index)):
+            def build(folder: Path) -> Built:
+                world_size = self._worker.world_size
+                ctx.ledger.clip_started(ctx.job_id, index, fingerprint=self._prints[index], world_size=world_size)
+                # Not only while it is rendered: the GPU is held until the clip is stored, however long S3 is away.
+                until_recorded.enter_context(metered(ctx, rendering(index)))
                 return self._build(clip, inputs, saved_clip, folder)
 
-        try:
-            manifest, reused = ctx.produce(
-                step="render_clip",
-                clip_index=index,
-                manifest_key=ctx.layout.clip_manifest(index),
-                fingerprint=self._prints[index],
-                inputs=inputs,
-                build=build,
-            )
-        except Exception as error:
-            outcome: Literal["interrupted", "failed"] = (
-                "interrupted" if isinstance(error, ClipInterruptedError) else "failed"
-            )
-            with tolerated("clip_failure_not_recorded"):
-                ctx.ledger.clip_failed(ctx.job_id, index, str(error), outcome=outcome)
-            raise
-        saved_clip.drop()
-        ctx.ledger.clip_succeeded(ctx.job_id, index, facts=manifest.facts, reused=reused)
+            try:
+                manifest, reused = ctx.produce(
+                    step="render_clip",
+                    clip_index=index,
+                    manifest_key=ctx.layout.clip_manifest(index),
+                    fingerprint=self._prints[index],
+                    inputs=inputs,
+                    build=build,
+                )
+            except Exception as error:
+                self._record_failure(index, error)
+                raise
+            saved_clip.drop()
+            ctx.ledger.clip_succeeded(ctx.job_id, index, facts=manifest.facts, reused=reused)
         return reused
+
+    def _record_failure(self, index: int, error: Exception) -> None:
+        """End the attempt: interrupted, not failed, where the next one need not do its work again."""
+        is_kept = isinstance(error, ClipInterruptedError) or self._ctx.artifacts.kept.has(self._prints[index])
+        outcome: Literal["interrupted", "failed"] = "interrupted" if is_kept else "failed"
+        with tolerated("clip_failure_not_recorded"):
+            self._ctx.ledger.clip_failed(self._ctx.job_id, index, str(error), outcome=outcome)
 
     def _predecessor(self, clip: ClipPlan) -> Manifest | None:
         """The manifest of the clip before, checked to be the one that this plan means."""
@@ -236,6 +248,11 @@ class _Leader:
             if is_shared:
                 self._fetched[name] = path
         return paths
+
+
+def _waits_seconds(settings: Settings) -> float:
+    """How long the leader may wait between two clips, at most: for S3, and after it for PostgreSQL."""
+    return 2.0 * settings.retry_seconds
 
 
 def _encode(clip: ClipPlan, path: Path, pieces: "Iterator[Tensor]") -> None:

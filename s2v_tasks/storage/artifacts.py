@@ -7,11 +7,11 @@ last, so a kill at any point leaves either a manifest that tells the truth or no
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pydantic import ValidationError
 
@@ -19,6 +19,9 @@ import s2v_tasks
 from s2v_tasks.errors import PermanentError, TransientError
 from s2v_tasks.log import get_logger
 from s2v_tasks.schemas.manifest import Artifact, Manifest, Producer
+from s2v_tasks.storage.built import Built as Built
+from s2v_tasks.storage.built import KeptOutputs
+from s2v_tasks.storage.built import OutputFile as OutputFile
 from s2v_tasks.storage.layout import JobLayout
 from s2v_tasks.storage.s3 import ObjectDamagedError, ObjectHead, ObjectMissingError, ObjectStore
 from s2v_tasks.storage.s3 import file_sha256 as file_sha256
@@ -39,25 +42,8 @@ class _Work:
     elsewhere: Sequence[str] = ()
 
 
-@dataclass(frozen=True)
-class OutputFile:
-    """A finished local file and where it goes: a key of the job, or an `s3://` URI."""
-
-    path: Path
-    key: str
-    content_type: str
-
-
-@dataclass(frozen=True)
-class Built:
-    """What a build made: its files by name, and small facts to keep in the manifest."""
-
-    outputs: dict[str, OutputFile]
-    facts: dict[str, Any] = field(default_factory=dict)
-
-
 class Produced(NamedTuple):
-    """The manifest of a piece of work, and whether it was there already."""
+    """The manifest of a piece of work, and whether it was there already, in the store or kept on the local disk."""
 
     manifest: Manifest
     reused: bool
@@ -71,6 +57,7 @@ class ArtifactStore:
 
     def __init__(self, store: ObjectStore, work_dir: Path | None = None) -> None:
         self.store = store
+        self.kept = KeptOutputs(work_dir)
         self._work_dir = work_dir
 
     def produce(
@@ -84,12 +71,16 @@ class ArtifactStore:
         build: Build,
         clip_index: int | None = None,
         elsewhere: Sequence[str] = (),
+        begin: Callable[[], None] = lambda: None,
     ) -> Produced:
         """Reuse the outputs of a piece of work, else let `build` make them in a scratch folder and store them.
+
+        Outputs that cannot be stored are kept on the local disk, where the next attempt finds them.
 
         inputs: what the outputs are made from, for the manifest; what decides about reuse is `fingerprint` alone.
         clip_index: set for the work of one clip; a clip that gives way to another is kept, and put back on demand.
         elsewhere: manifests of other jobs where the same work may be done; its outputs are copied.
+        begin: called before something is written.
         """
         work = _Work(step, job_id, manifest_key, fingerprint, inputs, clip_index, elsewhere)
         if manifest := self._find(work):
@@ -99,7 +90,15 @@ class ArtifactStore:
         if self._work_dir:
             self._work_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f"s2v-{step}-", dir=self._work_dir) as folder:
-            return Produced(self._write(work, build(Path(folder)), started_at), reused=False)
+            begin()
+            kept = self.kept.take(fingerprint, Path(folder))
+            built = kept or build(Path(folder))
+            try:
+                manifest = self._write(work, built, started_at)
+            except BaseException:
+                self.kept.put(fingerprint, built)
+                raise
+            return Produced(manifest, reused=kept is not None)
 
     def _find(self, work: _Work) -> Manifest | None:
         """The manifest of `work` if it is done and whole, here or elsewhere. A clip that was superseded is put back."""

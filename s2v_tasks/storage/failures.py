@@ -1,7 +1,9 @@
 """What failures of an S3 server mean, as errors of the system that name object and endpoint, never a credential."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from boto3.exceptions import Boto3Error
 from botocore.exceptions import (
@@ -16,10 +18,18 @@ from botocore.exceptions import (
 )
 from s3transfer.exceptions import RetriesExceededError  # type: ignore[import-untyped]
 
-from s2v_tasks.errors import ConfigurationError, PermanentError, TransientError
+from s2v_tasks.errors import ConfigurationError, PermanentError, S2VError, TransientError, UnavailableError
+from s2v_tasks.storage.redaction import redacted
 from s2v_tasks.storage.trust import Place, shown
 
+if TYPE_CHECKING:
+    from s2v_tasks.storage.client import Server
+
 CREDENTIAL_ERRORS = (NoCredentialsError, PartialCredentialsError, ProfileNotFound, InvalidConfigError)
+HEADER_REMEDY = (
+    "A credential holds a character that no HTTP header may hold, such as a line end: correct S2V_S3_ACCESS_KEY_ID "
+    "(or AWS_ACCESS_KEY_ID and AWS_SESSION_TOKEN)."
+)
 
 _MISSING_CODES = {"404", "NoSuchKey", "NotFound"}
 _DENIED_CODES = {
@@ -34,6 +44,15 @@ _DENIED_CODES = {
     "SignatureDoesNotMatch",
 }
 _REDIRECT_CODES = {"301", "PermanentRedirect"}
+# What a server says that does not know the checksums of a request, or the chunks in which they are sent.
+_CHECKSUM_CODES = {"501", "NotImplemented", "InvalidRequest", "InvalidArgument", "MalformedTrailerError"}
+_CHECKSUM_CODES |= {"XAmzContentSHA256Mismatch", "MissingContentMD5"}
+_CHECKSUM_WORDS = re.compile(r"checksum|trailer|aws-chunked|content-?encoding|content-?md5|streaming-", re.IGNORECASE)
+_DAMAGED_ON_THE_WAY = {"BadDigest", "InvalidDigest", "IncompleteBody"}
+_NOT_IMPLEMENTED = 501
+_CLIENT_ERRORS = range(400, 500)
+# Answers of the kind 4xx that pass: too slow, in conflict with another request, too early, too many.
+_PASSING = frozenset({408, 409, 425, 429})
 
 
 class ObjectMissingError(PermanentError):
@@ -45,49 +64,81 @@ class ObjectDamagedError(TransientError):
 
 
 @contextmanager
-def translated(doing: str, at: Place, endpoint: str, region: str) -> Iterator[None]:
-    """Turn the errors of S3 that the body raises into ours; `doing` begins their message: "reading"."""
-    what = f"{doing} {shown(at.uri)} at {endpoint}"
+def translated(doing: str, at: Place, server: "Server", secrets: Iterable[str]) -> Iterator[None]:
+    """Turn the errors of S3 that the body raises into ours; `doing` begins their message: "reading".
+
+    What the client, an HTTP library or the server said is quoted without credentials, and is no cause of our error:
+    a traceback would print it as it was.
+    """
+    what = f"{doing} {shown(at.uri)} at {server.name}"
     try:
         yield
-    except (ClientError, BotoCoreError, Boto3Error, RetriesExceededError) as error:
-        cause = _cause(error)
-        if isinstance(cause, ClientError):
-            raise _refusal(cause, what, at, endpoint, region) from error
-        if isinstance(cause, CREDENTIAL_ERRORS):
-            raise ConfigurationError(
-                f"Failed {what}: {cause}; set S2V_S3_ACCESS_KEY_ID and S2V_S3_SECRET_ACCESS_KEY."
-            ) from error
-        if isinstance(cause, ParamValidationError):
-            raise PermanentError(f"Failed {what}: not a legal S3 address ({cause}).") from error
-        if isinstance(cause, FlexibleChecksumError):
-            raise ObjectDamagedError(f"Failed {what}: {cause}. Run the step that writes it again.") from error
-        raise TransientError(f"Failed {what}: {cause}") from error
+    # UnicodeError, ValueError: from below the client, about a header or a host name that cannot be sent
+    except (ClientError, BotoCoreError, Boto3Error, RetriesExceededError, ValueError) as error:
+        raise _meaning(_cause(error), what, at, server, tuple(secrets)) from None
 
 
-def _refusal(error: ClientError, what: str, at: Place, endpoint: str, region: str) -> PermanentError | TransientError:
+def is_bad_header(error: BaseException) -> bool:
+    """Whether a request could not be sent for what one of its headers holds."""
+    return isinstance(error, UnicodeError) or "Invalid header" in str(error)
+
+
+def _meaning(cause: BaseException, what: str, at: Place, server: "Server", secrets: tuple[str, ...]) -> S2VError:
+    said = redacted(str(cause), secrets)
+    if isinstance(cause, ClientError):
+        return _refusal(cause, said, what, at, server)
+    if isinstance(cause, CREDENTIAL_ERRORS):
+        return ConfigurationError(f"Failed {what}: {said}; set S2V_S3_ACCESS_KEY_ID and S2V_S3_SECRET_ACCESS_KEY.")
+    if isinstance(cause, ParamValidationError):
+        return PermanentError(f"Failed {what}: not a legal S3 address ({said}).")
+    if isinstance(cause, FlexibleChecksumError):
+        return ObjectDamagedError(f"Failed {what}: {said}. Run the step that writes it again.")
+    if is_bad_header(cause):
+        return ConfigurationError(f"Failed {what}: the request cannot be sent. {HEADER_REMEDY}")
+    if isinstance(cause, ValueError):
+        return ConfigurationError(f"Failed {what}: {said}. Check the S2V_S3_* settings.")
+    return UnavailableError(f"Failed {what}: {said}")
+
+
+def _refusal(error: ClientError, said: str, what: str, at: Place, server: "Server") -> S2VError:
     """What an answer of the server other than success means."""
     answer = error.response.get("Error", {})
-    code = answer.get("Code", "unknown")
+    code = str(answer.get("Code", "unknown"))
+    metadata: dict[str, Any] = error.response.get("ResponseMetadata", {})
+    status = int(metadata.get("HTTPStatusCode", 500))
     if code in _MISSING_CODES:
-        return ObjectMissingError(f"{shown(at.uri)} does not exist at {endpoint}.")
+        return ObjectMissingError(f"{shown(at.uri)} does not exist at {server.name}.")
     if code == "NoSuchBucket":
         return ConfigurationError(
             f"Failed {what}: bucket {answer.get('BucketName', at.bucket)!r} does not exist; create it or "
             "correct S2V_DATA_URI and S2V_OUTPUT_URI."
         )
     if code in _REDIRECT_CODES:
-        headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+        region = metadata.get("HTTPHeaders", {}).get("x-amz-bucket-region", "unknown")
         return ConfigurationError(
-            f"Failed {what}: the bucket lies in region {headers.get('x-amz-bucket-region', 'unknown')}, asked was "
-            f"{region} ({code}); set S2V_S3_REGION, and S2V_S3_ENDPOINT_URL where it is set, to the bucket's."
+            f"Failed {what}: the bucket lies in region {region}, asked was "
+            f"{server.region} ({code}); set S2V_S3_REGION, and S2V_S3_ENDPOINT_URL where it is set, to the bucket's."
         )
     if code in _DENIED_CODES:
         return ConfigurationError(
             f"Failed {what}: refused ({code}); check S2V_S3_ACCESS_KEY_ID, S2V_S3_SECRET_ACCESS_KEY "
             "and the permissions they give."
         )
-    return TransientError(f"Failed {what}: {error}")
+    if server.checksums == "always" and _is_about_checksums(code, status, said):
+        return ConfigurationError(
+            f"Failed {what}: {said}. A server that does not know the checksums of S3 refuses such requests: set "
+            "S2V_S3_CHECKSUMS=when_required."
+        )
+    if status in _CLIENT_ERRORS and status not in _PASSING:
+        return TransientError(f"Failed {what}: {said}")
+    return UnavailableError(f"Failed {what}: {said}")
+
+
+def _is_about_checksums(code: str, status: int, said: str) -> bool:
+    if code in _DAMAGED_ON_THE_WAY:
+        return False
+    refused = status in _CLIENT_ERRORS or status == _NOT_IMPLEMENTED
+    return code in _CHECKSUM_CODES or (refused and _CHECKSUM_WORDS.search(said) is not None)
 
 
 def _cause(error: Exception) -> BaseException:

@@ -7,7 +7,7 @@ Failures become the errors of the system: PermanentError (no such object, a plac
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from boto3.s3.transfer import TransferConfig
 from s2v_tasks.errors import ConfigurationError, PermanentError, TransientError
 from s2v_tasks.schemas.manifest import Artifact
 from s2v_tasks.settings import Settings
-from s2v_tasks.storage.client import connect, endpoint_name
+from s2v_tasks.storage.client import Checksums, Connection, Server, connect
 from s2v_tasks.storage.failures import ObjectDamagedError as ObjectDamagedError
 from s2v_tasks.storage.failures import ObjectMissingError as ObjectMissingError
 from s2v_tasks.storage.failures import translated
@@ -48,13 +48,14 @@ class ObjectStore:
         region: str = "us-east-1",
         access_key_id: str | None = None,
         secret_access_key: str | None = None,
+        checksums: Checksums = "always",
     ) -> None:
         """`trust`: which objects it may touch; left out: those below `data_uri`."""
         data = place("S2V_DATA_URI", data_uri)
         self.bucket, self.prefix = data
         self.trust = trust or Trust(own=(data,), inputs=(data,))
-        self.endpoint_url, self.region = endpoint_url, region
-        self._credentials = (access_key_id, secret_access_key)
+        self._server = Server(endpoint_url, region, access_key_id, secret_access_key, checksums)
+        self._sums = {"ChecksumAlgorithm": "SHA256"} if checksums == "always" else {}
         self._transfer = TransferConfig(multipart_threshold=32 * MEBIBYTE, multipart_chunksize=16 * MEBIBYTE)
 
     @classmethod
@@ -68,6 +69,7 @@ class ObjectStore:
             region=settings.s3_region,
             access_key_id=settings.s3_access_key_id,
             secret_access_key=secret.get_secret_value() if secret else None,
+            checksums=settings.s3_checksums,
         )
 
     @classmethod
@@ -105,18 +107,14 @@ class ObjectStore:
                 Body=data,
                 ContentType=content_type,
                 Metadata={SHA256_METADATA: sha256},
-                ChecksumAlgorithm="SHA256",
+                **self._sums,
             )
         return Artifact(key=address, sha256=sha256, size_bytes=len(data))
 
     def upload(self, path: Path, address: str, content_type: str) -> Artifact:
         """Write a file, in parts when it is large; the object appears whole or not at all."""
         sha256 = file_sha256(path)
-        extra = {
-            "ContentType": content_type,
-            "Metadata": {SHA256_METADATA: sha256},
-            "ChecksumAlgorithm": "SHA256",
-        }
+        extra = {"ContentType": content_type, "Metadata": {SHA256_METADATA: sha256}} | self._sums
         with path.open("rb") as file, self._writing("writing", address) as at:
             self._client.upload_fileobj(file, at.bucket, at.key, ExtraArgs=extra, Config=self._transfer)
         return Artifact(key=address, sha256=sha256, size_bytes=path.stat().st_size)
@@ -239,28 +237,28 @@ class ObjectStore:
         """Create the bucket (that of `data_uri` when not named) unless it exists."""
         at = Place(bucket or self.bucket, "")
         try:
-            with translated("looking at", at, self._endpoint, self.region):
+            with self._translated("looking at", at):
                 self._client.head_bucket(Bucket=at.bucket)
             return
         except ObjectMissingError:
             pass
         options: dict[str, Any] = {}
-        if self.region != "us-east-1":
-            options["CreateBucketConfiguration"] = {"LocationConstraint": self.region}
+        if self._server.region != "us-east-1":
+            options["CreateBucketConfiguration"] = {"LocationConstraint": self._server.region}
         # Another process may be faster.
         with (
-            translated("creating", at, self._endpoint, self.region),
+            self._translated("creating", at),
             suppress(self._client.exceptions.BucketAlreadyOwnedByYou),
         ):
             self._client.create_bucket(Bucket=at.bucket, **options)
 
     @cached_property
-    def _client(self) -> Any:
-        return connect(self.endpoint_url, self.region, *self._credentials)
+    def _connection(self) -> Connection:
+        return connect(self._server)
 
     @property
-    def _endpoint(self) -> str:
-        return endpoint_name(self.endpoint_url, self.region)
+    def _client(self) -> Any:
+        return self._connection.client
 
     def _locate(self, address: str) -> Place:
         if address.startswith("s3://"):
@@ -272,7 +270,7 @@ class ObjectStore:
         """Yield the place of `address` if it may be read; errors of S3 become ours."""
         at = self._locate(address)
         self.trust.check_read(at)
-        with translated(doing, at, self._endpoint, self.region):
+        with self._translated(doing, at):
             yield at
 
     @contextmanager
@@ -280,8 +278,11 @@ class ObjectStore:
         """Yield the place of `address` if it may be written; errors of S3 become ours."""
         at = self._locate(address)
         self.trust.check_write(at)
-        with translated(doing, at, self._endpoint, self.region):
+        with self._translated(doing, at):
             yield at
+
+    def _translated(self, doing: str, at: Place) -> AbstractContextManager[None]:
+        return translated(doing, at, self._server, self._connection.secrets)
 
 
 def _lots(buckets: Iterable[list[Place]]) -> Iterator[list[Place]]:

@@ -64,6 +64,40 @@ def test_the_same_fingerprint_is_reused(store: ObjectStore) -> None:
     assert produce(store, "f1", not_built) == Produced(first.manifest, reused=True)
 
 
+@pytest.mark.parametrize("error", [TransientError("away"), PermanentError("no right"), KeyboardInterrupt()])
+def test_what_cannot_be_stored_is_stored_by_the_next_attempt(
+    store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    """The outputs stay on the local disk, whatever kept them from the store; nothing is built again."""
+    artifacts = ArtifactStore(store, tmp_path)
+    work: dict[str, Any] = {"step": "render_clip", "job_id": "job-1", "manifest_key": LAYOUT.clip_manifest(0)}
+    work |= {"fingerprint": "f1", "inputs": {"speech": SPEECH}, "clip_index": 0}
+    begun: list[int] = []
+
+    def fail(*_: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ObjectStore, "upload", fail)
+        with pytest.raises(type(error)):
+            artifacts.produce(build=clip_build(b"1"), begin=lambda: begun.append(1), **work)
+    assert artifacts.kept.has("f1")
+    manifest, reused = artifacts.produce(build=not_built, begin=lambda: begun.append(2), **work)
+    assert (reused, begun, manifest.facts) == (True, [1, 2], {"num_frames": 48})
+    assert store.get_bytes(LAYOUT.clip(0)) == b"1clip"
+    assert not artifacts.kept.has("f1")
+    assert [path.name[:9] for path in tmp_path.iterdir()] == ["s2v-kept-"]
+
+
+def test_a_build_that_fails_leaves_nothing(store: ObjectStore, tmp_path: Path) -> None:
+    """Only what is finished is kept."""
+    with pytest.raises(AssertionError, match="nothing was to be built"):
+        ArtifactStore(store, tmp_path).produce(
+            step="stitch", job_id="job-1", manifest_key="m", fingerprint="f1", inputs={}, build=not_built
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
 def _delete_motion(store: ObjectStore) -> None:
     store.delete(LAYOUT.motion(0))
 
@@ -192,7 +226,7 @@ def test_a_kill_before_any_write_leaves_no_manifest_that_lies(object_store: Obje
     """Whenever a clip that takes another's place is interrupted, the next run gives exactly the wanted clip."""
     store = MortalStore(
         f"s3://{object_store.bucket}/{object_store.prefix}",
-        endpoint_url=object_store.endpoint_url,
+        endpoint_url=object_store._server.endpoint_url,
         access_key_id="test",
         secret_access_key="test-secret",
     )

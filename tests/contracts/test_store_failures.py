@@ -11,6 +11,7 @@ from s3transfer.exceptions import RetriesExceededError  # type: ignore[import-un
 from s2v_tasks.embedded.object_store import S3Server
 from s2v_tasks.embedded.process import free_ports
 from s2v_tasks.errors import ConfigurationError, PermanentError, TransientError
+from s2v_tasks.storage.client import Connection
 from s2v_tasks.storage.s3 import ObjectDamagedError, ObjectStore
 from s2v_tasks.storage.trust import Place, Trust
 
@@ -92,7 +93,7 @@ class FailingClient:
 
 def failing_store(error: Exception) -> ObjectStore:
     store = ObjectStore("s3://bucket", region="us-east-1")
-    vars(store)["_client"] = FailingClient(error)
+    vars(store)["_connection"] = Connection(FailingClient(error), secrets=())
     return store
 
 

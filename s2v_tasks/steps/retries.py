@@ -1,0 +1,108 @@
+"""Repeats calls to the store and to the database while their service is away: an outage costs time, no work.
+
+A step waits where it is, with its files on disk and, in a render, with the GPU that it holds; the meter of its attempt
+runs on. Every try is a line in the log. A cancel ends the wait as it ends any work.
+"""
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar, cast
+
+from s2v_tasks.errors import UnavailableError
+from s2v_tasks.log import get_logger
+
+T = TypeVar("T")
+LONGEST_PAUSE_SECONDS = 15.0
+POLL_SECONDS = 0.5  # so soon a pause hears that the process was asked to end
+# What is left to a process that was asked to end. Less than the grace that it gets: see TERMINATION_GRACE_SECONDS.
+LAST_SECONDS = 45.0
+
+_tries_once: ContextVar[bool] = ContextVar("tries_once", default=False)
+
+
+@dataclass
+class RetryPolicy:
+    """How long an outage is outlasted; `asked_to_end` tells of a SIGTERM, after which only `LAST_SECONDS` are left."""
+
+    seconds: float
+    asked_to_end: Callable[[], bool] = lambda: False
+    _end: float | None = None  # of a process that was asked to end
+
+    def seconds_left(self, began: float) -> float:
+        """In which a try may still be made during an outage that began then."""
+        now = time.monotonic()
+        ends = began + self.seconds
+        if self.asked_to_end():
+            self._end = now + LAST_SECONDS if self._end is None else self._end
+            ends = min(ends, self._end)
+        return ends - now
+
+
+@contextmanager
+def tried_once() -> Iterator[None]:
+    """Calls in this block are not repeated: nobody waits for what they write."""
+    token = _tries_once.set(True)
+    try:
+        yield
+    finally:
+        _tries_once.reset(token)
+
+
+def retried(target: T, service: str, policy: RetryPolicy) -> T:
+    """`target` with methods that are called again on UnavailableError, until the outage has lasted `policy.seconds`.
+
+    Its methods must be idempotent. The time counts from the first call that failed, and anew after one that succeeded.
+    """
+    return cast("T", _Retried(target, service, policy))
+
+
+class _Retried:
+    def __init__(self, target: Any, service: str, policy: RetryPolicy) -> None:
+        self._target, self._service, self._policy = target, service, policy
+        self._began: float | None = None  # the outage that goes on
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._target, name)
+        return partial(self._call, value) if callable(value) else value
+
+    def _call(self, method: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        tries = 0
+        while True:
+            try:
+                answer = method(*arguments, **named)
+            except UnavailableError as error:
+                tries += 1
+                if _tries_once.get() or not self._pause(tries, error):
+                    raise
+            else:
+                if self._began is not None:
+                    away_seconds = round(time.monotonic() - self._began, 1)
+                    get_logger().warning("service_is_back", service=self._service, away_seconds=away_seconds)
+                    self._began = None
+                return answer
+
+    def _pause(self, tries: int, error: UnavailableError) -> bool:
+        """Wait until the next try; False when the time for tries is over."""
+        self._began = time.monotonic() if self._began is None else self._began
+        left = self._policy.seconds_left(self._began)
+        if left <= 0:
+            return False
+        pause = min(LONGEST_PAUSE_SECONDS, 2.0 ** (tries - 1)) * random.uniform(0.5, 1.0)
+        get_logger().warning(
+            "service_is_away",
+            service=self._service,
+            error=str(error),
+            tries=tries,
+            next_try_in_seconds=round(min(pause, left), 1),
+            gives_up_in_seconds=round(left),
+        )
+        until = time.monotonic() + min(pause, left)
+        ending = self._policy.asked_to_end()
+        while (rest := until - time.monotonic()) > 0 and self._policy.asked_to_end() == ending:
+            time.sleep(min(rest, POLL_SECONDS))
+        return True

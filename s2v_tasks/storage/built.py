@@ -1,0 +1,119 @@
+"""What a build made, and where it is kept on the local disk while it cannot be stored.
+
+The next attempt on the same machine stores it and builds nothing. On another machine, or in another pod unless
+S2V_WORK_DIR is a volume that outlives it, it is built again.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+import time
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from s2v_tasks.log import get_logger
+from s2v_tasks.storage.objects import file_sha256
+
+KEPT_SECONDS = 7 * 24 * 3600.0
+_DESCRIPTION = "built.json"
+
+
+@dataclass(frozen=True)
+class OutputFile:
+    """A finished local file and where it goes: a key of the job, or an `s3://` URI."""
+
+    path: Path
+    key: str
+    content_type: str
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a build made: its files by name, and small facts to keep in the manifest."""
+
+    outputs: dict[str, OutputFile]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class KeptOutputs:
+    """Outputs by the fingerprint that they were built for, in a folder that belongs to this account alone."""
+
+    def __init__(self, work_dir: Path | None) -> None:
+        self._root = (work_dir or Path(tempfile.gettempdir())) / f"s2v-kept-{os.getuid()}"
+
+    def has(self, fingerprint: str) -> bool:
+        """Whether outputs are kept for this fingerprint."""
+        return self._is_ours() and (self._root / fingerprint).is_dir()
+
+    def put(self, fingerprint: str, built: Built) -> None:
+        """Move the outputs here. Where that fails, the log tells so: why they are not stored is said by the caller."""
+        part = self._root / f"{uuid.uuid4().hex}.part"
+        try:
+            self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not self._is_ours():
+                raise PermissionError(f"{self._root} belongs to another account")
+            self._forget_old()
+            part.mkdir()
+            (part / _DESCRIPTION).write_text(json.dumps(_description(built)), encoding="utf-8")
+            for name, file in built.outputs.items():
+                shutil.move(file.path, part / name)
+            shutil.rmtree(self._root / fingerprint, ignore_errors=True)
+            part.rename(self._root / fingerprint)
+        except OSError as error:
+            shutil.rmtree(part, ignore_errors=True)
+            get_logger().error("outputs_not_kept", error=str(error))
+            return
+        get_logger().warning("outputs_kept_on_disk", folder=str(self._root / fingerprint))
+
+    def take(self, fingerprint: str, folder: Path) -> Built | None:
+        """Move what is kept for this fingerprint into `folder`; None when nothing is, or when it is damaged."""
+        if not self.has(fingerprint):
+            return None
+        taken = folder / "kept"
+        try:
+            (self._root / fingerprint).rename(taken)  # of two attempts only one succeeds
+        except FileNotFoundError:
+            return None
+        try:
+            built = _read(taken)
+        except (OSError, ValueError) as error:
+            get_logger().warning("kept_outputs_damaged", fingerprint=fingerprint, error=str(error))
+            return None
+        get_logger().info("kept_outputs_found", fingerprint=fingerprint)
+        return built
+
+    def _is_ours(self) -> bool:
+        """Whether no other account has made the folder, or could put anything into it."""
+        try:
+            status = self._root.lstat()
+        except OSError:
+            return False
+        return status.st_uid == os.getuid() and status.st_mode & 0o170022 == 0o040000
+
+    def _forget_old(self) -> None:
+        """Delete what no attempt has asked for in a week."""
+        for folder in self._root.iterdir():
+            if folder.stat().st_mtime < time.time() - KEPT_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _read(folder: Path) -> Built:
+    """The outputs in a folder; OSError or ValueError when they are not what was put there."""
+    description = json.loads((folder / _DESCRIPTION).read_text(encoding="utf-8"))
+    outputs = {}
+    for name, item in description["outputs"].items():
+        outputs[name] = OutputFile(folder / name, item["key"], item["content_type"])
+        if file_sha256(folder / name) != item["sha256"]:
+            raise ValueError(f"{name} has other bytes")
+    return Built(outputs, description["facts"])
+
+
+def _description(built: Built) -> dict[str, Any]:
+    outputs = {
+        name: {"key": file.key, "content_type": file.content_type, "sha256": file_sha256(file.path)}
+        for name, file in built.outputs.items()
+    }
+    return {"outputs": outputs, "facts": built.facts}

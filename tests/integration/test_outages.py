@@ -1,0 +1,252 @@
+"""S3 or PostgreSQL is away while clips are rendered: time is lost, no clip. The servers are real and are stopped."""
+
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+from moto.server import ThreadedMotoServer
+from structlog.testing import capture_logs
+
+from s2v_tasks.embedded.postgres import PostgresServer
+from s2v_tasks.engine.worker import Worker
+from s2v_tasks.errors import JobCancelledError, TransientError, UnavailableError
+from s2v_tasks.metadata import migrate
+from s2v_tasks.metadata.records import JobRecord
+from s2v_tasks.metadata.repository import Ledger
+from s2v_tasks.settings import load_settings
+from s2v_tasks.steps import cancellation, retries
+from s2v_tasks.steps.clip_order import Renderer
+from s2v_tasks.storage.layout import JobLayout
+from s2v_tasks.storage.s3 import ObjectStore
+
+LAYOUT = JobLayout("step-by-step")
+Run = Callable[..., dict[str, Any]]
+Found = Callable[[], JobRecord]
+
+
+class Server(Protocol):
+    """Something that can be away and comes back where it was, with what it had."""
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+class MotoOnItsPort:
+    """An S3 server in this process; its objects outlive it."""
+
+    def __init__(self) -> None:
+        self._port = 0
+        self.start()
+
+    def start(self) -> None:
+        self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=self._port, verbose=False)
+        self._server.start()
+        self._port = self._server.get_host_and_port()[1]
+
+    def stop(self) -> None:
+        self._server.stop()
+
+    @property
+    def endpoint_url(self) -> str:
+        return f"http://127.0.0.1:{self._port}"
+
+
+@pytest.fixture(scope="module")
+def s3_server() -> Iterator[MotoOnItsPort]:
+    server = MotoOnItsPort()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def moto_endpoint(s3_server: MotoOnItsPort) -> str:
+    """Takes the place of the server that all tests share."""
+    return s3_server.endpoint_url
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL of this file, in a folder that every account can reach."""
+    home = Path(tempfile.mkdtemp(prefix="s2v-outages-"))
+    home.chmod(0o755)
+    server = PostgresServer(home)
+    server.start()
+    yield server
+    server.stop()
+    shutil.rmtree(home)
+
+
+@pytest.fixture
+def postgres_url(postgres: PostgresServer) -> str:
+    """Takes the place of a database on the server that all tests share."""
+    url = postgres.ensure_database(f"outages_{uuid.uuid4().hex}")
+    migrate.upgrade(url)
+    return url
+
+
+@pytest.fixture
+def servers(s3_server: MotoOnItsPort, postgres: PostgresServer) -> dict[str, Server]:
+    return {"S3": s3_server, "PostgreSQL": postgres}
+
+
+@pytest.fixture
+def ready(
+    servers: dict[str, Server], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request_json: object
+) -> Run:
+    """The job, ready to be rendered: three clips, with an installation that waits up to a minute."""
+    monkeypatch.setenv("S2V_RETRY_SECONDS", "60")
+    monkeypatch.setenv("S2V_WORK_DIR", str(tmp_path / "work"))
+    load_settings.cache_clear()
+    monkeypatch.setattr("botocore.endpoint.time.sleep", lambda _seconds: None)  # boto's own retries
+    monkeypatch.setattr(retries, "LONGEST_PAUSE_SECONDS", 0.05)
+    run("stage_inputs", num_clip=3)
+    run("plan_clips")
+    run("encode_conditions")
+    return run
+
+
+@pytest.fixture
+def rendered(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The clips that were rendered, each time that one was."""
+    clips: list[int] = []
+    render = Renderer.render
+
+    def note(renderer: Renderer, order: Any, *arguments: Any, **named: Any) -> Any:
+        clips.append(order.clip.clip_index)
+        return render(renderer, order, *arguments, **named)
+
+    monkeypatch.setattr(Renderer, "render", note)
+    return clips
+
+
+def after_frames(monkeypatch: pytest.MonkeyPatch, clip_index: int, do: Callable[[], None]) -> None:
+    """Do something when the frames of a clip are made and it is not stored yet."""
+    facts = Renderer.clip_facts
+    clips = iter(range(10))
+
+    def then(renderer: Renderer) -> dict[str, Any]:
+        if next(clips) == clip_index:
+            do()
+        return facts(renderer)
+
+    monkeypatch.setattr(Renderer, "clip_facts", then)
+
+
+def at_try(monkeypatch: pytest.MonkeyPatch, number: int, do: Callable[[], None]) -> None:
+    """Do something when the calls of a step have waited so often for a service."""
+    pause = retries._Retried._pause
+
+    def then(target: Any, tries: int, error: UnavailableError) -> bool:
+        if tries == number:
+            do()
+        return pause(target, tries, error)
+
+    monkeypatch.setattr(retries._Retried, "_pause", then)
+
+
+@pytest.mark.parametrize("service", ["S3", "PostgreSQL"])
+def test_a_finished_clip_waits_for_a_service_that_is_away(
+    ready: Run,
+    servers: dict[str, Server],
+    rendered: list[int],
+    found: Found,
+    monkeypatch: pytest.MonkeyPatch,
+    service: str,
+) -> None:
+    """Stopped when the frames of the second of three clips are made: it is stored and recorded when the server is back.
+
+    Each clip is rendered once, in one attempt, and the attempt counts the GPU that it held while it waited.
+    """
+    after_frames(monkeypatch, 1, servers[service].stop)
+    at_try(monkeypatch, 3, servers[service].start)
+    with capture_logs() as logs:
+        assert ready("render_clip", 0, count=3) == {"clip_index": 0, "count": 3, "reused": False}
+    assert rendered == [0, 1, 2]
+    job = found()
+    assert [(clip.status, clip.attempts) for clip in job.clips] == [("succeeded", 1)] * 3
+    assert [(attempt.step, attempt.outcome) for attempt in job.attempts[1:]] == [("render_clip", "succeeded")] * 3
+    [back] = [line for line in logs if line["event"] == "service_is_back"]
+    assert back["service"] == service
+    assert sum(line["event"] == "service_is_away" for line in logs) >= 3
+    waited = [attempt.gpu_seconds or 0.0 for attempt in job.attempts if attempt.clip_index == 1]
+    assert waited[0] > back["away_seconds"]
+
+
+@pytest.mark.parametrize("service", ["S3", "PostgreSQL"])
+def test_a_step_begins_and_ends_while_a_service_is_away(
+    ready: Run, servers: dict[str, Server], found: Found, monkeypatch: pytest.MonkeyPatch, service: str
+) -> None:
+    """Whatever a step asks of a service first, it waits for the answer."""
+    servers[service].stop()
+    at_try(monkeypatch, 2, servers[service].start)
+    assert ready("render_clip", 0)["reused"] is False
+    assert [event.event for event in found().events if event.event == "step_failed"] == []
+
+
+def test_a_clip_that_waited_in_vain_is_stored_by_the_next_attempt(
+    ready: Run,
+    servers: dict[str, Server],
+    store: ObjectStore,
+    rendered: list[int],
+    found: Found,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The time to wait is over: the attempt ends with 75, interrupted, not failed; the clip lies on the disk."""
+    monkeypatch.setenv("S2V_RETRY_SECONDS", "0")
+    load_settings.cache_clear()
+    after_frames(monkeypatch, 0, servers["S3"].stop)
+    with pytest.raises(TransientError, match=r"Failed reading s3://.*/clips/0000/manifest\.json at http"):
+        ready("render_clip", 0)
+    servers["S3"].start()
+    assert [attempt.outcome for attempt in found().attempts[1:]] == ["interrupted"]
+    assert not store.exists(LAYOUT.clip_manifest(0))
+    assert ready("render_clip", 0) == {"clip_index": 0, "count": 1, "reused": True}
+    assert rendered == [0]
+    [clip] = [clip for clip in found().clips if clip.clip_index == 0]
+    assert (clip.status, clip.attempts) == ("succeeded", 1)
+    assert [attempt.outcome for attempt in found().attempts[1:]] == ["interrupted"]
+    assert ready("render_clip", 1)["reused"] is False  # it continues the motion state that was kept
+
+
+def test_a_process_that_is_asked_to_end_keeps_its_clip(
+    ready: Run, servers: dict[str, Server], rendered: list[int], found: Found, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGTERM while a clip waits for S3: a few more tries, then the clip stays on the disk for the next attempt."""
+    monkeypatch.setattr(retries, "LAST_SECONDS", 0.2)
+    after_frames(monkeypatch, 0, servers["S3"].stop)
+    with monkeypatch.context() as patch:
+        at_try(patch, 2, lambda: patch.setattr(Worker, "asked_to_end", True))
+        with pytest.raises(UnavailableError):
+            ready("render_clip", 0, count=2)
+    servers["S3"].start()
+    assert [attempt.outcome for attempt in found().attempts[1:]] == ["interrupted"]
+    assert ready("render_clip", 0)["reused"] is True
+    assert rendered == [0]
+
+
+def test_a_cancel_ends_the_wait(
+    ready: Run,
+    servers: dict[str, Server],
+    ledger: Ledger,
+    rendered: list[int],
+    found: Found,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A person who cancels does not wait for S3; the finished clip is there when the job is started again."""
+    monkeypatch.setattr(cancellation, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(cancellation, "UNWIND_SECONDS", 60.0)
+    after_frames(monkeypatch, 0, servers["S3"].stop)
+    with monkeypatch.context() as patch:
+        at_try(patch, 2, lambda: ledger.request_cancel("step-by-step") and None)
+        with pytest.raises(JobCancelledError):
+            ready("render_clip", 0)
+    servers["S3"].start()
+    assert found().status == "cancelled"
+    ledger.job_queued("step-by-step", {})
+    assert ready("render_clip", 0)["reused"] is True
+    assert rendered == [0]

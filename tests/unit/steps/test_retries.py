@@ -1,0 +1,161 @@
+"""Calls that are repeated while a service is away."""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from s2v_tasks.errors import ConfigurationError, TransientError, UnavailableError
+from s2v_tasks.steps import retries
+from s2v_tasks.steps.retries import LAST_SECONDS, LONGEST_PAUSE_SECONDS, RetryPolicy, retried, tried_once
+
+
+class Clock:
+    """A clock that only sleepers move; `at` runs something at its time."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.at: dict[float, Callable[[], None]] = {}
+
+    def sleep(self, seconds: float) -> None:
+        assert seconds > 0
+        self.now += seconds
+        for due in [due for due in self.at if due <= self.now]:
+            self.at.pop(due)()
+
+
+class Service:
+    """Answers with its name while it is there; its calls are counted."""
+
+    name = "store"
+
+    def __init__(self, clock: Clock) -> None:
+        self.error: Exception | None = None
+        self.calls: list[float] = []
+        self._clock = clock
+
+    def get(self, key: str, *, size: int = 0) -> tuple[str, int]:
+        self.calls.append(self._clock.now)
+        if self.error:
+            raise self.error
+        return key, size
+
+    def away(self) -> None:
+        self.error = UnavailableError("connection refused")
+
+    def back(self) -> None:
+        self.error = None
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(retries, "time", SimpleNamespace(monotonic=lambda: clock.now, sleep=clock.sleep))
+    return clock
+
+
+@pytest.fixture
+def service(clock: Clock) -> Service:
+    return Service(clock)
+
+
+def test_a_call_outlasts_an_outage(service: Service, clock: Clock) -> None:
+    """It is repeated until the service is back; each try is a line in the log, and so is the end of the outage."""
+    service.away()
+    clock.at[clock.now + 100] = service.back
+    store = retried(service, "S3", RetryPolicy(900))
+    assert store.name == "store"
+    with capture_logs() as logs:
+        assert store.get("a", size=3) == ("a", 3)
+    tries, back = logs[:-1], logs[-1]
+    assert [line["tries"] for line in tries] == list(range(1, len(service.calls)))
+    assert {(line["event"], line["service"], line["error"], line["log_level"]) for line in tries} == {
+        ("service_is_away", "S3", "connection refused", "warning")
+    }
+    assert (back["event"], back["away_seconds"]) == ("service_is_back", round(clock.now - 1000, 1))
+    assert 100 <= clock.now - 1000 < 100 + LONGEST_PAUSE_SECONDS
+
+
+def test_pauses_grow_to_a_bound_and_differ(service: Service, clock: Clock) -> None:
+    """Many processes that miss one server must not all come back in the same moment."""
+    service.away()
+    clock.at[clock.now + 200] = service.back
+    retried(service, "S3", RetryPolicy(900)).get("a")
+    pauses = [later - earlier for earlier, later in zip(service.calls, service.calls[1:], strict=False)]
+    for tries, pause in enumerate(pauses):
+        longest = min(LONGEST_PAUSE_SECONDS, 2.0**tries)
+        assert longest / 2 <= pause <= longest
+    assert len(set(pauses)) == len(pauses) > 10
+
+
+def test_an_outage_that_lasts_too_long_is_given_up(service: Service, clock: Clock) -> None:
+    """The last try is made when the time is over; what is called then has no time of its own, until one succeeds."""
+    store = retried(service, "S3", RetryPolicy(60))
+    service.away()
+    with pytest.raises(UnavailableError, match="refused"):
+        store.get("a")
+    assert service.calls[-1] == pytest.approx(1060)
+    calls = len(service.calls)
+    with pytest.raises(UnavailableError):
+        store.get("b")
+    assert len(service.calls) == calls + 1
+    service.back()
+    store.get("a")
+    service.away()
+    with pytest.raises(UnavailableError):
+        store.get("a")
+    assert service.calls[-1] == pytest.approx(1120)
+
+
+def test_no_time_means_one_try(service: Service) -> None:
+    """With S2V_RETRY_SECONDS=0 nothing is repeated."""
+    service.away()
+    with pytest.raises(UnavailableError):
+        retried(service, "S3", RetryPolicy(0)).get("a")
+    assert len(service.calls) == 1
+
+
+@pytest.mark.parametrize("error", [TransientError("damaged"), ConfigurationError("no bucket"), ValueError("bug")])
+def test_only_an_outage_is_waited_for(service: Service, error: Exception) -> None:
+    """What another try cannot mend is told at once."""
+    service.error = error
+    with pytest.raises(type(error), match=str(error)):
+        retried(service, "S3", RetryPolicy(900)).get("a")
+    assert len(service.calls) == 1
+
+
+def test_what_nobody_waits_for_is_tried_once(service: Service, clock: Clock) -> None:
+    """Such a call neither waits nor starts the clock of an outage; behind the block calls are repeated again."""
+    store = retried(service, "PostgreSQL", RetryPolicy(60))
+    service.away()
+    with pytest.raises(UnavailableError), tried_once():
+        store.get("a")
+    assert len(service.calls) == 1
+    clock.now += 600
+    clock.at[clock.now + 20] = service.back
+    assert store.get("a") == ("a", 0)
+
+
+def test_a_process_that_is_asked_to_end_tries_for_a_short_while(service: Service, clock: Clock) -> None:
+    """SIGTERM in a pause: the next try is made at once, and all services together have LAST_SECONDS left."""
+    asked: list[Any] = []
+    policy = RetryPolicy(900, lambda: bool(asked))
+    stores = [retried(service, name, policy) for name in ("S3", "PostgreSQL")]
+    service.away()
+    clock.at[1300.0] = lambda: asked.append(True)
+    for store in stores:
+        with pytest.raises(UnavailableError):
+            store.get("a")
+    heard = next(call for call in service.calls if call >= 1300)
+    assert heard < 1300 + retries.POLL_SECONDS
+    assert service.calls[-1] == pytest.approx(heard + LAST_SECONDS)
+    assert service.calls[-2] == pytest.approx(heard + LAST_SECONDS)
+
+
+def test_the_last_tries_fit_into_the_grace_of_a_process() -> None:
+    """A process that is asked to end has this long until it is killed, in a pod a little more."""
+    from s2v_tasks.orchestration.process import TERMINATION_GRACE_SECONDS
+
+    assert LAST_SECONDS <= TERMINATION_GRACE_SECONDS / 2

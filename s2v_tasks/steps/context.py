@@ -22,6 +22,7 @@ from s2v_tasks.steps.cancellation import cancellable, refuse_cancelled
 from s2v_tasks.steps.retries import RetryPolicy, retried, tried_once
 from s2v_tasks.storage.artifacts import ArtifactStore, Build, Produced
 from s2v_tasks.storage.layout import JobLayout
+from s2v_tasks.storage.redaction import without_account
 from s2v_tasks.storage.s3 import ObjectStore
 
 
@@ -142,7 +143,7 @@ def run_step(
     settings = load_settings()
     log.bind(job_id=job_id, step=step, **({} if clip_index is None else {"clip_index": clip_index}))
     logger = log.get_logger()
-    logger.info("settings", **settings.model_dump(mode="json", exclude_defaults=True))  # secrets are masked
+    logger.info("settings", **_shown(settings))
     if clip_index is not None:
         arguments["clip_index"] = clip_index
     with open_context(job_id, settings) as context:
@@ -162,6 +163,12 @@ def run_step(
         logger.info("step_finished", seconds=seconds, **result)
         _tell(context)
         return result
+
+
+def _shown(settings: Settings) -> dict[str, Any]:
+    """The settings that differ from their defaults, without what belongs to an account."""
+    values = settings.model_dump(mode="json", exclude_defaults=True, exclude={"s3_access_key_id"})  # masks secrets
+    return {name: without_account(value) if isinstance(value, str) else value for name, value in values.items()}
 
 
 def _tell(context: StepContext) -> None:

@@ -67,6 +67,7 @@ def connect(server: Server) -> Connection:
     )
     secrets = [server.access_key_id, server.secret_access_key, *account_of(server.endpoint_url or "")]
     try:
+        # A session of its own: that of boto3, which all threads share, is not made for them.
         session = boto3.Session(server.access_key_id, server.secret_access_key, region_name=server.region)
         if credentials := session.get_credentials():
             secrets += credentials.get_frozen_credentials()

@@ -41,6 +41,7 @@ def test_steps_and_commands_have_the_same_names() -> None:
         "clip_order",
         "inheritance",
         "requirements",
+        "retries",
     }
     assert files <= commands
 

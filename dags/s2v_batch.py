@@ -26,6 +26,7 @@ from airflow.sdk import DAG, Param
 
 from s2v_tasks.orchestration.doors import BatchSensor, CommandOperator
 from s2v_tasks.orchestration.notifiers import failure_notifiers
+from s2v_tasks.orchestration.retries import retries
 from s2v_tasks.settings import load_settings
 
 settings = load_settings()
@@ -49,7 +50,7 @@ with DAG(
             False, type="boolean", title="Retry", description="Also start rows whose job failed or was cancelled."
         ),
     },
-    default_args={"retries": 2, "retry_delay": timedelta(seconds=10), "execution_timeout": timedelta(hours=1)},
+    default_args=retries() | {"execution_timeout": timedelta(hours=1)},
     tags=["s2v"],
 ):
     start = CommandOperator(

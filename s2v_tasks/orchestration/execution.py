@@ -1,20 +1,13 @@
 """Where a step runs: the one place that decides it, from `S2V_EXECUTION`."""
 
-from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import BaseOperator
 
 from s2v_tasks.orchestration.operators import CloseJobOperator, StepOperator
+from s2v_tasks.orchestration.retries import retries
 from s2v_tasks.settings import load_settings
 
-# Bad input is never retried (see StepOperator); what is retried is short of memory, network or a machine.
-RETRIES: dict[str, Any] = {
-    "retries": 2,
-    "retry_delay": timedelta(seconds=10),
-    "retry_exponential_backoff": 3,
-    "max_retry_delay": timedelta(minutes=5),
-}
 # One slot for each pod. Its definition (config/airflow/pools.json) counts deferred tasks: those whose pods run.
 GPU_POOL = "gpu"
 
@@ -32,11 +25,11 @@ def step_task(step: str, **kwargs: Any) -> BaseOperator:
         from s2v_tasks.orchestration import pods
 
         if step in pods.POD_STEPS:
-            return pods.StepPodOperator(step=step, pool=GPU_POOL, **pods.RETRIES, **kwargs)
+            return pods.StepPodOperator(step=step, pool=GPU_POOL, **retries(pods.RETRIES), **kwargs)
         if step == "close-job":
-            return pods.CloseJobOfPodsOperator(step=step, **RETRIES, **kwargs)
+            return pods.CloseJobOfPodsOperator(step=step, **retries(), **kwargs)
     elif step in {"encode-conditions", "render-clip"}:
         # All runs share the GPUs of the workers. Not the pool: a machine of one's own need not have made it.
         kwargs["max_active_tis_per_dag"] = settings.local_renders
     operator = CloseJobOperator if step == "close-job" else StepOperator
-    return operator(step=step, **RETRIES, **kwargs)
+    return operator(step=step, **retries(), **kwargs)

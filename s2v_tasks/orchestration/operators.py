@@ -11,6 +11,7 @@ from s2v_tasks.orchestration.failures import first_failed_task, record_failure
 from s2v_tasks.orchestration.jobs import job_id_of
 from s2v_tasks.orchestration.links import LINKS_OF_STEP
 from s2v_tasks.orchestration.process import StepFailedError, StepProcess
+from s2v_tasks.orchestration.retries import EXIT_TRY_AGAIN, is_one_too_many
 from s2v_tasks.orchestration.timeouts import working_time
 
 
@@ -53,7 +54,9 @@ class StepOperator(BaseOperator):  # type: ignore[misc]
         except StepFailedError as failure:
             if not failure.said_by_step:
                 record_failure(self.step, context, self.clip, failure.message, self.log.info)
-            raise (AirflowFailException if failure.is_permanent else AirflowException)(failure.message) from None
+            is_own = failure.exit_code != EXIT_TRY_AGAIN
+            is_final = failure.is_permanent or (is_own and is_one_too_many(context))
+            raise (AirflowFailException if is_final else AirflowException)(failure.message) from None
         for asset in self.outlets:
             context["outlet_events"][asset].extra = result
         return result[self.result_key] if self.result_key else result

@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from s2v_tasks.orchestration.process import PERMANENT_EXIT_CODES, last_words
+from s2v_tasks.orchestration.retries import EXIT_TRY_AGAIN
 
 Fault = Literal["permanent", "step", "cluster"]
 
-_EXIT_TRY_AGAIN = 75
 _KILLED = {128 + number: number.name for number in (signal.SIGKILL, signal.SIGTERM)}
 _SERVER_ERROR = 500
 _BUSY = frozenset({409, 429})  # two at a quota in the same moment; too many requests
@@ -93,7 +93,7 @@ def _said_by_step(terminated: Any | None) -> PodFailure | None:
         return None
     if words.exit_code in PERMANENT_EXIT_CODES:
         return PodFailure(words.message, "permanent", said_by_step=True)
-    fault: Fault = "cluster" if words.exit_code == _EXIT_TRY_AGAIN else "step"
+    fault: Fault = "cluster" if words.exit_code == EXIT_TRY_AGAIN else "step"
     return PodFailure(words.message, fault, said_by_step=True)
 
 

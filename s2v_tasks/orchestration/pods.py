@@ -26,25 +26,19 @@ from s2v_tasks.orchestration.jobs import job_id_of
 from s2v_tasks.orchestration.operators import CloseJobOperator
 from s2v_tasks.orchestration.pod_failures import PodFailure, judge, not_answered, not_created
 from s2v_tasks.orchestration.pod_trigger import StepPodTrigger
+from s2v_tasks.orchestration.retries import is_one_too_many
 from s2v_tasks.orchestration.timeouts import working_time
 from s2v_tasks.settings import config_dir, load_settings
 
 POD_STEPS = frozenset({"encode-conditions", "render-clip"})  # the heavy ones
 # A pod may be taken away more often than a step may fail: a spot node is no fault of the clip, which goes on from the
 # solver step that it had reached.
-RETRIES: dict[str, Any] = {
-    "retries": 10,
-    "retry_delay": timedelta(seconds=10),
-    "retry_exponential_backoff": 3,
-    "max_retry_delay": timedelta(minutes=5),
-}
-OWN_FAILURES = 2  # of the step itself that are tried again
+RETRIES = 10
 POLL_SECONDS = 10
 LOG_SECONDS = 30
 # The deadline of the pod itself lies behind Airflow's: it ends a pod that nobody watches any more.
 DEADLINE_MARGIN = timedelta(minutes=10)
 _GPU_SUFFIX = "/gpu"  # nvidia.com/gpu, amd.com/gpu
-_FAILURES_KEY = "own_failures"
 
 
 class StepPodOperator(KubernetesPodOperator):  # type: ignore[misc]
@@ -141,21 +135,9 @@ class StepPodOperator(KubernetesPodOperator):  # type: ignore[misc]
         """The exception that fails this try, or the task for good; the reason is on record then."""
         if not failure.said_by_step:
             record_failure(self.step, context, self.clip, failure.message, self.log.info)
-        is_final = failure.fault == "permanent" or self._is_one_too_many(failure, context)
+        # What the cluster did to the step is not counted.
+        is_final = failure.fault == "permanent" or (failure.fault == "step" and is_one_too_many(context))
         return (AirflowFailException if is_final else AirflowException)(failure.message)
-
-    def _is_one_too_many(self, failure: PodFailure, context: Any) -> bool:
-        """Whether the step itself has failed too often; what the cluster did to it is not counted.
-
-        The count lives as long as the tries do: a person who clears the task starts it anew.
-        """
-        if failure.fault != "step":
-            return False
-        store, max_tries = context["task_state_store"], context["ti"].max_tries
-        known = store.get(_FAILURES_KEY) or {}
-        count = 1 + (known["count"] if known.get("max_tries") == max_tries else 0)
-        store.set(_FAILURES_KEY, {"count": count, "max_tries": max_tries})
-        return count > OWN_FAILURES
 
 
 class CloseJobOfPodsOperator(CloseJobOperator):

@@ -11,10 +11,18 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from s2v_tasks.orchestration.operators import CloseJobOperator, StepOperator
 
 
+class Store(dict[str, Any]):
+    """What a task keeps over its tries."""
+
+    def set(self, key: str, value: Any) -> None:
+        self[key] = value
+
+
 @pytest.fixture
 def context() -> dict[str, Any]:
     params = {"prompt": "Hello $(date); rm -rf /", "num_clip": None, "job_id": "my-job"}
-    return {"params": params, "run_id": "manual__1"}
+    ti = SimpleNamespace(max_tries=6)
+    return {"params": params, "run_id": "manual__1", "ti": ti, "task_state_store": Store()}
 
 
 def execute(operator: StepOperator, context: dict[str, Any], monkeypatch: pytest.MonkeyPatch, script: str) -> Any:
@@ -76,7 +84,11 @@ def test_several_clips_have_the_time_of_each(context: dict[str, Any]) -> None:
     one, three = (StepOperator(task_id="r", step="render-clip", clip={"clip_index": 0, "count": n}) for n in (1, 3))
     for operator in (one, three):
         operator.pre_execute(context)
-    assert (one.execution_timeout, three.execution_timeout) == (timedelta(hours=6), timedelta(hours=18))
+    waits = timedelta(minutes=30)  # for S3 and then for PostgreSQL, as long as S2V_RETRY_SECONDS each
+    assert (one.execution_timeout, three.execution_timeout) == (
+        timedelta(hours=6) + waits,
+        3 * (timedelta(hours=6) + waits),
+    )
 
 
 def test_the_result_or_one_value_of_it_is_the_xcom(context: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,6 +131,17 @@ def test_a_killed_step_is_retried(context: dict[str, Any], monkeypatch: pytest.M
     with pytest.raises(AirflowException, match="SIGKILL") as caught:
         execute(StepOperator(task_id="x", step="x"), context, monkeypatch, script)
     assert type(caught.value) is AirflowException
+
+
+def test_a_step_that_keeps_failing_is_given_up(context: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """An outage is waited for as long as Airflow tries; a failure of the step itself is final at the third time."""
+    operator = StepOperator(task_id="x", step="x")
+    for exit_code in (75, 75, 75, 1, 75, 139):
+        with pytest.raises(AirflowException) as caught:
+            execute(operator, context, monkeypatch, f"import sys; sys.exit({exit_code})")
+        assert type(caught.value) is AirflowException
+    with pytest.raises(AirflowFailException, match="exited with code 1"):
+        execute(operator, context, monkeypatch, "import sys; sys.exit(1)")
 
 
 def test_closing_a_job_ends_like_the_job(context: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

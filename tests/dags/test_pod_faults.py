@@ -15,7 +15,8 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException, TaskD
 from kubernetes.client import ApiClient, Configuration, CoreV1Api
 
 from s2v_tasks.orchestration.execution import step_task
-from s2v_tasks.orchestration.pods import OWN_FAILURES, CloseJobOfPodsOperator, StepPodOperator
+from s2v_tasks.orchestration.pods import CloseJobOfPodsOperator, StepPodOperator
+from s2v_tasks.orchestration.retries import OWN_FAILURES
 from s2v_tasks.settings import load_settings
 
 PODS = "/api/v1/namespaces/s2v/pods"

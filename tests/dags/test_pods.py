@@ -160,8 +160,9 @@ def test_waiting_for_a_node_takes_nothing_from_the_time_for_the_work(monkeypatch
     load_settings.cache_clear()
     conditions, render = step_task("encode-conditions"), step_task("render-clip", clip=CLIP)
     render.pre_execute({})
-    assert conditions.execution_timeout == timedelta(hours=25 + 1)
-    assert render.execution_timeout == timedelta(hours=25 + 2 * 6)
+    waits = timedelta(seconds=2 * load_settings().retry_seconds)
+    assert conditions.execution_timeout == timedelta(hours=25 + 1) + waits
+    assert render.execution_timeout == timedelta(hours=25 + 2 * 6) + 2 * waits
 
 
 def test_the_step_says_its_reason_through_the_termination_message(pod: Any) -> None:

@@ -83,8 +83,8 @@ def test_the_outcome_of_a_run_is_that_of_its_job(dag: Any) -> None:
 
 
 def test_every_task_retries_and_has_an_end(dag: Any) -> None:
-    """No task gives up at the first passing fault, and no step runs for ever."""
-    assert {task.retries for task in dag.tasks} == {2}
+    """No task gives up at the first passing fault (see test_retries), and no step runs for ever."""
+    assert min(task.retries for task in dag.tasks) >= 2
     assert all(task.execution_timeout for task in dag.tasks if task.task_id != "clip.wait")
     assert dag.dagrun_timeout is None  # a run that waits for a GPU would end, and without `close_job`
 

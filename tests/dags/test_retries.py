@@ -1,0 +1,51 @@
+"""How often a task is tried again, and for what."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from s2v_tasks.orchestration.execution import step_task
+from s2v_tasks.orchestration.retries import OWN_FAILURES, is_one_too_many, retries
+from s2v_tasks.settings import load_settings
+
+
+class Store(dict[str, Any]):
+    """What a task keeps over its tries."""
+
+    def set(self, key: str, value: Any) -> None:
+        self[key] = value
+
+
+def delays(task: Any) -> list[float]:
+    """The shortest delays that Airflow makes between the tries of a task."""
+    longest = task.max_retry_delay.total_seconds()
+    base, factor = task.retry_delay.total_seconds(), task.retry_exponential_backoff
+    return [min(longest, base * factor**number) for number in range(task.retries)]
+
+
+@pytest.mark.parametrize(("seconds", "fewest"), [(0, 2), (40, 2), (41, 3), (900, 6), (7200, 27)])
+def test_tries_last_as_long_as_an_outage_may(monkeypatch: pytest.MonkeyPatch, seconds: int, fewest: int) -> None:
+    """The delays between the tries of a step add up to the setting; none is longer than five minutes."""
+    monkeypatch.setenv("S2V_RETRY_SECONDS", str(seconds))
+    load_settings.cache_clear()
+    for step in ("stage-inputs", "render-clip", "publish", "close-job"):
+        task: Any = step_task(step)
+        assert task.retries == fewest
+        assert sum(delays(task)) >= seconds
+        assert delays(task)[:3] == [10, 30, 90][:fewest]
+        assert max(delays(task)) <= 300
+
+
+def test_more_tries_may_be_asked_for() -> None:
+    """A pod may be taken away more often than S3 is away."""
+    assert retries(10)["retries"] == 10
+
+
+def test_failures_of_the_step_itself_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two are tried again and the third is final; a person who clears the task gives it as many again."""
+    context = {"task_state_store": Store(), "ti": SimpleNamespace(max_tries=6)}
+    assert OWN_FAILURES == 2
+    assert [is_one_too_many(context) for _ in range(4)] == [False, False, True, True]
+    context["ti"] = SimpleNamespace(max_tries=13)
+    assert [is_one_too_many(context) for _ in range(3)] == [False, False, True]

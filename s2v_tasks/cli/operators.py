@@ -23,12 +23,13 @@ app.add_typer(snapshot, name="snapshot", rich_help_panel=OPERATORS)
 
 
 @db.command("upgrade")
-def db_upgrade(revision: Annotated[str, typer.Argument(help="Alembic revision.")] = "head") -> None:
+def db_upgrade(
+    revision: Annotated[str, typer.Argument(help="Revision to stop at, for example 0003.")] = "head",
+) -> None:
     """Bring the database to the newest schema."""
     from s2v_tasks.metadata.migrate import upgrade
 
-    upgrade(_database_url(), revision)
-    typer.echo(f"database is at {revision}")
+    typer.echo(f"database is at {upgrade(_database_url(), revision)}")
 
 
 @snapshot.command("init-tiny")

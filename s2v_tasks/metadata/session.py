@@ -1,25 +1,53 @@
-"""Connections to the project's database, and what its failures mean."""
+"""Connections to the project's database, and what its failures mean.
+
+Nothing outlives a transaction: no session setting, prepared statement or session lock. So PgBouncer may give each
+transaction another connection to the server.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
+import psycopg
 import sqlalchemy as sa
-from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import (
-    ArgumentError,
     DataError,
     DBAPIError,
     InterfaceError,
     InternalError,
     OperationalError,
     ProgrammingError,
+    TimeoutError,
 )
 
 from s2v_tasks.errors import ConfigurationError, PermanentError, TransientError, UnavailableError
+from s2v_tasks.metadata.database_url import DatabaseTarget, parse_database_url
 from s2v_tasks.settings import Settings
 
-# PostgreSQL says these only in words when it refuses a connection: the driver has no SQLSTATE at that moment.
-_REFUSALS = ("authentication failed", "no password supplied", "does not exist", "no pg_hba.conf entry")
+# PostgreSQL and PgBouncer say these only in words when they refuse a connection: there is no SQLSTATE at that moment.
+_REFUSALS = (
+    "authentication failed",
+    "no password supplied",
+    "does not exist",
+    "no pg_hba.conf entry",
+    "not permitted to log in",
+    "permission denied",
+    "no such database",
+    "no such user",
+    # options of the URL
+    "unsupported startup parameter",
+    "unrecognized configuration parameter",
+    'parameter "',
+    "invalid command-line argument",
+    # TLS
+    "does not support SSL",
+    "SSL required",
+    "certificate",
+    "private key file",
+)
+_NO_TABLES = {"42P01", "42703"}  # undefined table, undefined column
+_TIME_LIMITS_OF_A_TRANSACTION = ("idle_in_transaction_session_timeout", "transaction_timeout")
 
 
 def engine_from_settings(settings: Settings) -> sa.Engine:
@@ -37,84 +65,143 @@ def engine_from_settings(settings: Settings) -> sa.Engine:
 
 
 def create_engine(url: str) -> sa.Engine:
-    """An engine on psycopg 3 for a PostgreSQL URL; connects on first use, with short timeouts and UTC."""
-    try:
-        parsed = make_url(url)
-    except (ArgumentError, ValueError):
-        parsed = None
-    if parsed is None or parsed.get_backend_name() not in {"postgresql", "postgres"} or not parsed.database:
-        raise ConfigurationError(
-            "S2V_DATABASE_URL: expected postgresql://user:password@host:port/database (the value is not shown)."
-        )
-    return sa.create_engine(
-        parsed.set(drivername="postgresql+psycopg"),
+    """An engine on psycopg 3 for a PostgreSQL URL; ConfigurationError when the URL is wrong. Connects on first use.
+
+    The engine's own URL is empty, so that no message or log can show a part of it.
+    """
+    target = parse_database_url(url)
+    defaults = {"connect_timeout": "10", "application_name": "s2v"}
+    engine = sa.create_engine(
+        "postgresql+psycopg://",
         pool_size=2,
         pool_pre_ping=True,
-        connect_args={
-            "connect_timeout": 10,
-            "application_name": "s2v",
-            "options": "-c timezone=UTC -c statement_timeout=60s -c idle_in_transaction_session_timeout=60s",
-        },
+        hide_parameters=True,
+        use_native_hstore=False,
+        connect_args=defaults | target.parameters | {"prepare_threshold": None},
+        execution_options={"target": target},
     )
+    sa.event.listen(engine, "do_connect", partial(_connect, target))
+    return engine
+
+
+class _Connection(psycopg.Connection[Any]):
+    """A connection that does not show the name of its user: SQLAlchemy logs its connections."""
+
+    def __repr__(self) -> str:
+        return f"<connection {id(self):#x}>"
+
+
+def _connect(target: DatabaseTarget, *arguments: Any) -> _Connection:
+    """Connect with the last of SQLAlchemy's arguments; it logs an error of this before that is translated."""
+    try:
+        return _Connection.connect(**arguments[-1])
+    except psycopg.Error as error:
+        raise type(error)(target.without_credentials(str(error))) from None
 
 
 @contextmanager
 def transaction(engine: sa.Engine) -> Iterator[sa.Connection]:
     """One short transaction; a failure of the database becomes one of our errors.
 
-    TransientError: it cannot be reached. ConfigurationError: it refuses us or lacks the tables. PermanentError: it
+    UnavailableError: it cannot be reached. ConfigurationError: it refuses us or lacks the tables. PermanentError: it
     cannot hold a value.
     """
     with _translated(engine), engine.begin() as connection:
+        settings = _target(engine).transaction_settings
+        connection.execute(sa.select(*(sa.func.set_config(name, value, True) for name, value in settings.items())))
         yield connection
 
 
 @contextmanager
 def sole_holder(engine: sa.Engine, lock: int, busy: str) -> Iterator[None]:
-    """Hold an advisory lock, which ends with this process at the latest; TransientError(busy) when another has it."""
-    with _translated(engine), engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        if not connection.execute(sa.select(sa.func.pg_try_advisory_lock(lock))).scalar_one():
+    """Hold the advisory lock of this schema for as long as the block takes; TransientError(busy) when another has it.
+
+    The lock is that of a transaction, which has no time limit. It ends with this process at the latest.
+    """
+    limits = sa.table("pg_settings", sa.column("name"))
+    unlimited = sa.select(sa.func.set_config(limits.c.name, "0", True))
+    schema = sa.func.hashtext(sa.func.coalesce(sa.func.current_schema(), ""))
+    with transaction(engine) as connection:
+        connection.execute(unlimited.where(limits.c.name.in_(_TIME_LIMITS_OF_A_TRANSACTION))).all()
+        if not connection.execute(sa.select(sa.func.pg_try_advisory_xact_lock(lock, schema))).scalar_one():
             raise TransientError(busy)
-        try:
-            yield
-        finally:
-            connection.execute(sa.select(sa.func.pg_advisory_unlock(lock)))
+        yield
 
 
 @contextmanager
 def _translated(engine: sa.Engine) -> Iterator[None]:
+    """Make errors of the driver ours. They are not chained: they show the user name, and values with secrets."""
+    target = _target(engine)
     try:
         yield
     # A standby that takes over lets nobody write for a moment: psycopg calls that an internal error.
     except (OperationalError, InterfaceError, InternalError) as error:
-        raise _unavailable(engine.url, error) from error
+        raise _unavailable(target, error) from None
+    except TimeoutError as error:
+        raise UnavailableError(
+            f"Database {target.place}: all connections of this process are in use ({error})."
+        ) from None
     except ProgrammingError as error:
-        if getattr(error.orig, "sqlstate", None) in {"42P01", "42703"}:  # undefined table, undefined column
-            raise ConfigurationError(
-                f"Database {_place(engine.url)} has not the expected tables ({_line(error)}): run `s2v db upgrade`."
-            ) from error
+        if (known := _misconfigured(target, error)) is not None:
+            raise known from None
         raise
     except (DataError, UnicodeEncodeError) as error:
-        line = _line(error) if isinstance(error, DataError) else str(error)
-        raise PermanentError(
-            f"Database {_place(engine.url)} cannot hold a value ({line}): expected text without NUL and lone "
-            "surrogates, and numbers in the range of their column."
-        ) from error
+        if isinstance(error, DataError) and _sqlstate(error) == "22023":
+            raise _refused(target, error) from None
+        raise _not_storable(target, _line(target, error) if isinstance(error, DataError) else str(error)) from None
 
 
-def _unavailable(url: URL, error: DBAPIError) -> ConfigurationError | UnavailableError:
-    line = _line(error)
+def _unavailable(target: DatabaseTarget, error: DBAPIError) -> PermanentError | UnavailableError:
+    line = _line(target, error)
+    if _sqlstate(error).startswith("54"):  # program limit exceeded: an index cannot hold so long a text
+        return _not_storable(target, line)
     if any(refusal in line for refusal in _REFUSALS):
-        return ConfigurationError(f"Database {_place(url)} refuses the connection ({line}): check S2V_DATABASE_URL.")
+        return _refused(target, error)
     return UnavailableError(
-        f"Database {_place(url)} cannot be used ({line}): check that it runs (`s2v up` starts the embedded one) "
+        f"Database {target.place} cannot be used ({line}): check that it runs (`s2v up` starts the embedded one) "
         "and that S2V_DATABASE_URL names it."
     )
 
 
-def _line(error: DBAPIError) -> str:
-    return " ".join(str(error.orig).split())
+def _refused(target: DatabaseTarget, error: DBAPIError) -> ConfigurationError:
+    line = _line(target, error)
+    remedy = "check S2V_DATABASE_URL"
+    if "authentication failed" in line:
+        remedy += ", and percent-encode user and password in it"
+    if "unsupported startup parameter" in line:
+        remedy = "PgBouncer takes no options from S2V_DATABASE_URL; set them with ALTER ROLE instead"
+    return ConfigurationError(f"Database {target.place} refuses the connection ({line}): {remedy}.")
 
 
-def _place(url: URL) -> str:
-    return f"{url.host or 'localhost'}:{url.port or 5432}/{url.database}"
+def _misconfigured(target: DatabaseTarget, error: ProgrammingError) -> ConfigurationError | None:
+    line = _line(target, error)
+    match _sqlstate(error):
+        case state if state in _NO_TABLES:
+            what = f"has not the expected tables ({line}): run `s2v db upgrade`"
+        case "3F000":  # no schema of the search_path exists
+            what = f"has not the schema of the search_path ({line}): create it with CREATE SCHEMA"
+        case "42501":  # insufficient privilege
+            what = f"refuses a statement ({line}): grant the user of S2V_DATABASE_URL the rights on schema and tables"
+        case _:
+            return None
+    return ConfigurationError(f"Database {target.place} {what}.")
+
+
+def _not_storable(target: DatabaseTarget, line: str) -> PermanentError:
+    return PermanentError(
+        f"Database {target.place} cannot hold a value ({line}): expected text without NUL and lone "
+        "surrogates, and numbers in the range of their column."
+    )
+
+
+def _target(engine: sa.Engine) -> DatabaseTarget:
+    target: DatabaseTarget = engine.get_execution_options()["target"]
+    return target
+
+
+def _sqlstate(error: DBAPIError) -> str:
+    return getattr(error.orig, "sqlstate", None) or ""
+
+
+def _line(target: DatabaseTarget, error: DBAPIError) -> str:
+    return target.without_credentials(" ".join(str(error.orig).split()))

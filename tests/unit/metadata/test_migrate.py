@@ -3,13 +3,16 @@
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import quote
 
 import psycopg
 import pytest
 
+from s2v_tasks.cli.operators import db_upgrade
 from s2v_tasks.embedded.postgres import PostgresServer
-from s2v_tasks.errors import ConfigurationError
+from s2v_tasks.errors import ConfigurationError, PermanentError
 from s2v_tasks.metadata import migrate
+from s2v_tasks.settings import load_settings
 
 
 @pytest.fixture
@@ -27,6 +30,12 @@ def tables(url: str) -> set[str]:
     return {row[0] for row in rows}
 
 
+def revision_of(url: str) -> str:
+    with psycopg.connect(url) as connection:
+        ((revision,),) = connection.execute("SELECT version_num FROM alembic_version").fetchall()
+    return str(revision)
+
+
 def test_a_database_goes_up_and_down_and_up_again(empty_url: str) -> None:
     """Each migration has a way back, and the tables are exactly those of the package."""
     with pytest.raises(ConfigurationError, match="s2v db upgrade"):
@@ -34,9 +43,10 @@ def test_a_database_goes_up_and_down_and_up_again(empty_url: str) -> None:
     migrate.upgrade(empty_url)
     migrate.check(empty_url)
     assert {"jobs", "clips", "attempts", "artifacts", "events", "drops", "batches"} < tables(empty_url)
+    newest = revision_of(empty_url)
     migrate.downgrade(empty_url, "base")
     assert tables(empty_url) == {"alembic_version"}
-    migrate.upgrade(empty_url)
+    assert migrate.upgrade(empty_url) == newest
     migrate.check(empty_url)
 
 
@@ -75,3 +85,86 @@ def test_processes_that_upgrade_at_once_wait_for_each_other(empty_url: str) -> N
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(migrate.upgrade, [empty_url] * 4))
     migrate.check(empty_url)
+
+
+def test_an_upgrade_may_stop_on_its_way_but_not_go_back(empty_url: str) -> None:
+    """It says where the database is; what it is beyond already, and what does not exist, is refused."""
+    assert migrate.upgrade(empty_url, "0002") == "0002" == revision_of(empty_url)
+    with pytest.raises(ConfigurationError, match=r"it is at revision 0002, expected \d{4}: run `s2v db upgrade`"):
+        migrate.check(empty_url)
+    assert migrate.upgrade(empty_url, "0002") == "0002"
+    with pytest.raises(
+        PermanentError, match=r"revision 0001: the database is at 0002, which is newer.*restore"
+    ) as caught:
+        migrate.upgrade(empty_url, "0001")
+    assert caught.value.exit_code == 65
+    for revision in ("9999", "base", "-1", "+1", "2"):
+        with pytest.raises(PermanentError, match=r"does not exist: expected head or one of 0001, 0002, ") as caught:
+            migrate.upgrade(empty_url, revision)
+        assert caught.value.exit_code == 65
+    assert revision_of(empty_url) == "0002"
+
+
+def test_a_database_that_is_newer_than_the_package_is_left_alone(postgres_url: str) -> None:
+    """The remedy is another version of the package, not another upgrade."""
+    with psycopg.connect(postgres_url) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    for action in (migrate.upgrade, migrate.check):
+        with pytest.raises(
+            ConfigurationError, match=r"at revision 9999, which this .* does not know .*: install"
+        ) as caught:
+            action(postgres_url)
+        assert "db upgrade" not in str(caught.value)
+        assert caught.value.exit_code == 78
+
+
+@pytest.mark.parametrize("path", ["mine", "mine,public", '"Mine here",public'])
+def test_tables_land_in_the_named_schema(postgres_url: str, path: str) -> None:
+    """With alembic's own; another installation further back in the path is neither taken for ours nor compared."""
+    schema = path.split(",")[0].strip('"')
+    url = f"{postgres_url}?options={quote('-csearch_path=' + path.replace(' ', chr(92) + ' '))}"
+    with psycopg.connect(postgres_url) as connection:
+        connection.execute("CREATE TABLE public.foreign_table (id int)")
+        connection.execute(f'CREATE SCHEMA "{schema}"')
+    migrate.upgrade(url)
+    migrate.check(url)
+    found = "SELECT tablename FROM pg_tables WHERE schemaname = %s AND tablename <> 'foreign_table'"
+    with psycopg.connect(postgres_url) as connection:
+        ours, others = (set(connection.execute(found, (name,)).fetchall()) for name in (schema, "public"))
+        assert ours == others
+        assert ("alembic_version",) in ours
+        connection.execute(f'ALTER TABLE "{schema}".jobs ADD COLUMN extra text')
+    with pytest.raises(ConfigurationError, match=r"changed by hand .*extra.*: take the changes back"):
+        migrate.check(url)
+    migrate.downgrade(url, "base")
+    assert "jobs" in tables(postgres_url)
+
+
+@pytest.mark.parametrize("path", ["mine,public", "mine", "Mine"])
+def test_a_schema_that_does_not_exist_is_a_configuration_error(empty_url: str, path: str) -> None:
+    """Tables do not land in the next one of the path."""
+    with pytest.raises(ConfigurationError, match=r"Schema 'mine' of the search_path does not exist.*CREATE SCHEMA"):
+        migrate.upgrade(f"{empty_url}?options=-csearch_path%3D{path}")
+    assert tables(empty_url) == set()
+
+
+def test_a_role_may_have_its_own_schema(empty_url: str) -> None:
+    """PostgreSQL's default search_path begins with the schema that has the name of the user."""
+    with psycopg.connect(empty_url) as connection:
+        connection.execute("CREATE SCHEMA AUTHORIZATION current_user")
+    migrate.upgrade(empty_url)
+    migrate.check(empty_url)
+    assert tables(empty_url) == set()
+
+
+def test_the_command_says_where_the_database_is(
+    empty_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not what it was asked for."""
+    monkeypatch.setenv("S2V_DATABASE_URL", f"{empty_url}\n")
+    load_settings.cache_clear()
+    for revision in ("0003", "head"):
+        db_upgrade(revision)
+        assert capsys.readouterr().out.splitlines()[-1] == f"database is at {revision_of(empty_url)}"
+    with pytest.raises(PermanentError, match="is newer"):
+        db_upgrade("0003")

@@ -1,0 +1,171 @@
+"""Database URLs: what is read from them, and what is said of a wrong one."""
+
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+
+from s2v_tasks.errors import ConfigurationError
+from s2v_tasks.metadata.database_url import parse_database_url
+
+HOW = r"expected postgresql://user:password@host:port/database \(the value is not shown\)"
+
+
+@pytest.mark.parametrize(
+    "password", ["p@ss", "p/ss", "p:ss", "p#ss", "p?ss", "p%ss", "p%41", "p ss", "päß", "&=+;$,[]'\"\\"]
+)
+def test_a_percent_encoded_password_is_itself(password: str) -> None:
+    """Any character can be written, in the user name as well."""
+    target = parse_database_url(f"postgresql://{quote(password, safe='')}:{quote(password, safe='')}@host/db")
+    assert (target.parameters["user"], target.parameters["password"]) == (password, password)
+    assert target.place == "host:5432/db"
+    assert password not in repr(target)
+
+
+@pytest.mark.parametrize(
+    ("url", "host", "port", "place"),
+    [
+        ("postgres://u:p@host:5433/db", "host", "5433", "host:5433/db"),
+        ("POSTGRESQL+psycopg2://u:p#?:@host/db", "host", None, "host:5432/db"),
+        ("postgresql://u:p@[2001:db8::1]:5433/db", "2001:db8::1", "5433", "[2001:db8::1]:5433/db"),
+        ("postgresql://u:p@a:1,b/db?target_session_attrs=read-write", "a,b", "1,", "a:1,b:5432/db"),
+        ("postgresql://u:p@/db?host=a,b&port=7", "a,b", "7", "a:7,b:7/db"),
+        ("postgresql://u@%2Fvar%2Frun%2Fpostgresql/db", "/var/run/postgresql", None, "/var/run/postgresql:5432/db"),
+        (f"postgresql:///db?host=/{'long' * 20}", f"/{'long' * 20}", None, f"/{'long' * 20}:5432/db"),
+        ("postgresql:///db", None, None, "localhost:5432/db"),
+        ("postgresql://u:p@/db?hostaddr=10.0.0.1", None, None, "10.0.0.1:5432/db"),
+        ("postgresql://u:p@münchen.example/db", "münchen.example", None, "münchen.example:5432/db"),
+    ],
+)
+def test_a_host_may_be_many_things(url: str, host: str | None, port: str | None, place: str) -> None:
+    """A name, an IPv6 address, several hosts, a folder of sockets, or none."""
+    target = parse_database_url(url)
+    assert (target.parameters.get("host"), target.parameters.get("port"), target.place) == (host, port, place)
+
+
+def test_a_service_brings_what_the_url_leaves_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """libpq reads its file; a service that is not in it is refused."""
+    (tmp_path / "services").write_text("[prod]\nhost=db.example\ndbname=s2v\n", encoding="utf-8")
+    monkeypatch.setenv("PGSERVICEFILE", str(tmp_path / "services"))
+    target = parse_database_url("postgresql:///?service=prod")
+    assert (target.parameters, target.place) == ({"service": "prod"}, "of service prod")
+    assert parse_database_url("postgresql:///db?service=prod").place == "of service prod, db"
+    assert parse_database_url("postgresql://host/db?service=prod").place == "host:5432/db"
+    with pytest.raises(ConfigurationError, match=f"the service that it names is not in pg_service.conf; {HOW}"):
+        parse_database_url("postgresql:///?service=test")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://us@er:planted@host/db",
+        "postgresql://user:plan@ted@host/db",
+        "postgresql://user:plan/ted@host/db",
+        "postgresql://user:plan?t/ed@host/db",
+        "postgresql://user:plan%ted@host/db",
+        "postgresql://user:planted%@host/db",
+        "postgresql://user:plan ted@host/db",
+        "postgresql://user:planted%ff@host/db",
+        "postgresql://user:planted%00@host/db",
+        "postgresql://user:plan@t..ed/db",
+        "postgresql://host/db?user=me@here",
+        f"postgresql://user:planted@{'h' * 64}.example/db",
+    ],
+)
+def test_a_password_that_is_not_encoded_is_refused_without_showing_it(url: str) -> None:
+    """The message says what to do, and repeats nothing of the URL."""
+    with pytest.raises(ConfigurationError, match="percent-encode user and password") as caught:
+        parse_database_url(url)
+    said = str(caught.value).removesuffix(
+        "expected postgresql://user:password@host:port/database (the value is not shown)."
+    )
+    assert not [word for word in ("plan", "ted", "us@er", "t..ed", "me@here", "hhh") if word in said]
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ("sslmode=requier", "the value of sslmode, expected disable, allow, prefer, require, verify-ca or verify-full"),
+        ("sslmod=require", r"does not know option 1 behind the \?: did you mean sslmode\?"),
+        ("sslmode=require&pool_size=3", r"does not know option 2 behind the \?: remove it \(a & in a value is %26\)"),
+        ("password=planted&planted", r"does not know option 2 behind the \?"),
+        ("connect_timeout=soon", "the value of connect_timeout, expected a number of seconds"),
+        ("keepalives_idle=1.5", "the value of keepalives_idle;"),
+        ("tcp_user_timeout=x", "the value of tcp_user_timeout;"),
+        ("port=0", "the value of port, expected a number from 1 to 65535, or one for each host"),
+        ("port=planted", "the value of port, expected"),
+        ("host=a,b&port=1,2,3", "the value of port, expected"),
+        ("host=a&host=b", "it has the option host twice: write several hosts as host1:port1,host2:port2/database"),
+        ("target_session_attrs=primry", "the value of target_session_attrs, expected any, read-write"),
+        ("channel_binding=x", "the value of channel_binding, expected disable, prefer or require"),
+        ("gssencmode=x", "the value of gssencmode, expected"),
+        ("load_balance_hosts=x", "the value of load_balance_hosts;"),
+        ("sslmode", "cannot read it"),
+    ],
+)
+def test_a_wrong_option_is_refused_before_anything_connects(options: str, why: str) -> None:
+    """The option is named; values are not shown: one may be a piece of a password."""
+    with pytest.raises(ConfigurationError, match=f"S2V_DATABASE_URL: .*{why}.*{HOW}") as caught:
+        parse_database_url(f"postgresql://host/db?{options}")
+    assert "planted" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "options", ["sslmode=verify-full&sslrootcert=system", "gssencmode=require", "ssl=true", "keepalives=0"]
+)
+def test_a_good_option_is_kept(options: str) -> None:
+    """What libpq can use it gets; `pgbouncer=true`, which it does not know, is not needed and goes."""
+    target = parse_database_url(f"postgresql://host/db?pgbouncer=true&{options}")
+    expected = {"sslmode": "require"} if options == "ssl=true" else dict(o.split("=") for o in options.split("&"))
+    assert target.parameters == {"host": "host", "dbname": "db"} | expected
+
+
+@pytest.mark.parametrize(
+    "url", ["", "mysql://u:planted@host/db", "postgresql:/u:planted@host/db", "planted", "host=planted"]
+)
+def test_another_url_is_refused(url: str) -> None:
+    """The scheme decides."""
+    with pytest.raises(ConfigurationError, match=f"does not begin with postgresql://; {HOW}") as caught:
+        parse_database_url(url)
+    assert "planted" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["postgresql://u:planted@host", "postgresql://u:planted@host/", "postgresql://u:planted@host?sslmode=require"],
+)
+def test_a_url_names_a_database(url: str) -> None:
+    """The name of the user is no good guess."""
+    with pytest.raises(ConfigurationError, match="it names no database") as caught:
+        parse_database_url(url)
+    assert "planted" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "settings", "others"),
+    [
+        ("-c search_path=mine", {"search_path": "mine"}, None),
+        ('-csearch_path="Mi\\ ne",public -c jit=off', {"search_path": '"Mi ne",public'}, "-cjit=off"),
+        ("--statement-timeout=5s --jit=off -E", {"statement_timeout": "5s"}, "--jit=off -E"),
+        ("-c IDLE_in_transaction_session_timeout=7", {"idle_in_transaction_session_timeout": "7"}, None),
+        ("-c lock_timeout=1s", {"lock_timeout": "1s"}, None),
+        ("endpoint=search_path", {}, "endpoint=search_path"),
+        ("-c", {}, "-c"),
+        ("-c timezone=CET", {}, "-ctimezone=CET"),
+    ],
+)
+def test_options_that_a_transaction_can_set_are_no_startup_parameter(
+    options: str, settings: dict[str, str], others: str | None
+) -> None:
+    """They override ours, except the time zone; the server gets the others as they are."""
+    target = parse_database_url(f"postgresql://host/db?options={quote(options)}")
+    ours = {"statement_timeout": "60s", "idle_in_transaction_session_timeout": "60s", "timezone": "UTC"}
+    assert target.transaction_settings == ours | settings
+    assert target.parameters.get("options") == others
+
+
+def test_names_and_passwords_are_taken_out_of_a_text() -> None:
+    """Alone or encoded, as whole words."""
+    target = parse_database_url("postgresql://ann%40x:se%2Fcret@host/db?sslpassword=third")
+    said = target.without_credentials('user "ann@x" (ann%40x) gave se/cret, se%2Fcret and third, thirdly')
+    assert said == 'user "***" (***) gave ***, *** and ***, thirdly'

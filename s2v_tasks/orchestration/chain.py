@@ -15,16 +15,19 @@ from airflow.sdk import BaseSensorOperator, Context
 from airflow.sdk.exceptions import AirflowFailException
 from airflow.sdk.execution_time import task_runner
 from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
-from airflow.triggers.base import BaseTrigger, TriggerEvent
+from airflow.triggers.base import BaseTrigger, TaskSuccessEvent, TriggerEvent
 from asgiref.sync import sync_to_async
 
 # A trigger that fires within seconds of its deferral can fail its task (apache/airflow#66374): wait first, then look.
 DEFERRED_POLL_SECONDS = 10.0
+# While the clip before is rendered its end is near; of each chain one wait looks so often.
+NEAR_POLL_SECONDS = 2.0
 RESCHEDULED_POLL_SECONDS = 2.0
 # A wait computes nothing, and on a busy machine Airflow can still fail it: trying again is free.
 WAIT_RETRIES: dict[str, Any] = {"retries": 20, "retry_delay": timedelta(seconds=10)}
 
 _SUCCEEDED = frozenset({"success"})
+_UNDER_WAY = frozenset({"running", "deferred"})
 _FAILED = frozenset({"failed", "upstream_failed", "skipped", "removed"})
 
 
@@ -68,7 +71,7 @@ class ClipTurnSensor(BaseSensorOperator):  # type: ignore[misc]
         return self._is_turn(_state(**self._predecessor(context)))
 
     def resume(self, context: Context, event: dict[str, Any]) -> None:
-        """Called when the trigger saw the predecessor end."""
+        """Called when the trigger saw the predecessor fail."""
         self._is_turn(event["state"])
 
     def _is_turn(self, state: str | None) -> bool:
@@ -90,7 +93,7 @@ class ClipTurnSensor(BaseSensorOperator):  # type: ignore[misc]
 
 
 class ClipTurnTrigger(BaseTrigger):  # type: ignore[misc]
-    """Fires when one mapped task of a run has ended, with its state."""
+    """Ends the wait when one mapped task of a run has succeeded; fires with its state when it finally failed."""
 
     def __init__(self, dag_id: str, run_id: str, task_id: str, map_index: int) -> None:
         super().__init__()
@@ -102,9 +105,9 @@ class ClipTurnTrigger(BaseTrigger):  # type: ignore[misc]
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Poll until the task has ended."""
-        while True:
-            await asyncio.sleep(DEFERRED_POLL_SECONDS)
+        state = None
+        while state not in _SUCCEEDED | _FAILED:
+            await asyncio.sleep(NEAR_POLL_SECONDS if state in _UNDER_WAY else DEFERRED_POLL_SECONDS)
             state = await sync_to_async(_state)(**self.target)
-            if state in _SUCCEEDED | _FAILED:
-                yield TriggerEvent({"state": state})
-                return
+        # A success needs no worker, which would only start to say so.
+        yield TaskSuccessEvent() if state in _SUCCEEDED else TriggerEvent({"state": state})

@@ -9,6 +9,8 @@ from mmap import mmap
 from s2v_tasks.media.samples import Samples, aiff_samples, caf_samples, wav_samples
 
 _COPIED_BYTES = 1 << 20
+# Sound has one in gigabytes by chance; each costs time.
+_MOST_MARKS = 1000
 
 Pieces = list[bytes | slice]
 
@@ -18,6 +20,8 @@ class Form:
     """A family of files made of chunks."""
 
     beginning: re.Pattern[bytes]
+    mark: bytes  # rare bytes that each beginning has, `mark_at` bytes behind its first one
+    mark_at: int
     header: struct.Struct  # name and size of a chunk
     counted: int  # bytes of its header that the size of a chunk includes
     alignment: int
@@ -34,20 +38,30 @@ class Form:
         name, size = self.header.unpack_from(data, position)
         return name, position + self.header.size, size - self.counted
 
+    def next_file(self, data: mmap, position: int) -> int:
+        """Where the next file of the family begins, from `position` on; the end of the data if none does."""
+        found = position + self.mark_at - 1
+        for _ in range(_MOST_MARKS):
+            found = data.find(self.mark, found + 1)
+            if found < 0:
+                break
+            if self.beginning.match(data, found - self.mark_at):
+                return found - self.mark_at
+        return len(data)
+
 
 _WAV_CHUNKS = (b"fmt ", 16, wav_samples, b"data", 0)
-_RIFF = Form(re.compile(rb"R(?:IFF|F64).{4}WAVE|BW64.{4}WAVE", re.DOTALL), struct.Struct("<4sI"), 0, 2, *_WAV_CHUNKS)
+_RIFF = Form(
+    re.compile(rb"(?:RIFF|RF64|BW64).{4}WAVE", re.DOTALL), b"WAVE", 8, struct.Struct("<4sI"), 0, 2, *_WAV_CHUNKS
+)
+_W64_GUID = rb"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\0\0"
 _W64 = Form(
-    re.compile(rb"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\0\0.{8}wave.{12}", re.DOTALL),
-    struct.Struct("<4s12xQ"),
-    24,
-    8,
-    *_WAV_CHUNKS,
+    re.compile(_W64_GUID + rb".{8}wave.{12}", re.DOTALL), b"riff", 0, struct.Struct("<4s12xQ"), 24, 8, *_WAV_CHUNKS
 )
-_AIFF = Form(
-    re.compile(rb"FORM.{4}AIF[FC]", re.DOTALL), struct.Struct(">4sI"), 0, 2, b"COMM", 18, aiff_samples, b"SSND", 8
-)
-_CAF = Form(re.compile(rb"caff\0\x01\0\0"), struct.Struct(">4sq"), 0, 1, b"desc", 32, caf_samples, b"data", 4)
+_AIFF_CHUNKS = (b"COMM", 18, aiff_samples, b"SSND", 8)
+_AIFF = Form(re.compile(rb"FORM.{4}AIF[FC]", re.DOTALL), b"FORM", 0, struct.Struct(">4sI"), 0, 2, *_AIFF_CHUNKS)
+_CAF_CHUNKS = (b"desc", 32, caf_samples, b"data", 4)
+_CAF = Form(re.compile(rb"caff\0\x01\0\0"), b"caff", 0, struct.Struct(">4sq"), 0, 1, *_CAF_CHUNKS)
 
 
 @dataclass(frozen=True)

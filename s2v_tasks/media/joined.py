@@ -6,14 +6,17 @@ ffmpeg plays the first file only, or all of them in some versions and containers
 import re
 import struct
 from collections.abc import Iterator
+from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 from mmap import mmap
 from pathlib import Path
 
+import numpy as np
+
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.media.ffmpeg import AUDIO_FORMATS, feed, file_url, pipe_input, read_chunks, uploaded_input
-from s2v_tasks.media.probe import Stream, probe
+from s2v_tasks.media.probe import probe
 
 # What only the beginning of a file has.
 _BEGINNINGS = {
@@ -26,6 +29,7 @@ _MOST_FILES = 100
 _MOST_BOXES = 100_000
 _CHUNK_SAMPLES = 1 << 18
 _LENGTH_TOLERANCE_SECONDS = Fraction(1, 10)
+_LENGTH_UNKNOWN_IN = frozenset({"amr"})  # an estimate
 _SAMPLE_BYTES = 4
 _BOX = struct.Struct(">I4s")
 
@@ -70,50 +74,71 @@ def _box_starts(data: mmap) -> Iterator[int]:
         position += size
 
 
+@dataclass(frozen=True)
+class _Part:
+    """One of the files; `name` says which of what speech it is."""
+
+    path: Path
+    name: str
+    sample_rate: int
+    channels: int
+    declared: Fraction
+
+    def samples(self, sample_rate: int, channels: int, max_seconds: float) -> Iterator[bytes]:
+        """Float samples of the first `max_seconds` at this rate; mono becomes as many equal channels."""
+        output = uploaded_input(self.path, AUDIO_FORMATS, t=max_seconds)["a:0"].output(
+            "pipe:1", format="f32le", acodec="pcm_f32le", ar=sample_rate
+        )
+        doing, block = f"The speech {self.name} is damaged: decoding it", self.channels * _SAMPLE_BYTES
+        num_samples = 0
+        for chunk in read_chunks(output, _CHUNK_SAMPLES * block, doing=doing, error=PermanentError):
+            num_samples += len(chunk) // block
+            samples = np.frombuffer(chunk, np.float32).reshape(-1, self.channels)
+            yield np.broadcast_to(samples, (len(samples), channels)).tobytes()
+        decoded = Fraction(num_samples, sample_rate)
+        if decoded < min(self.declared, Fraction(max_seconds)) - _LENGTH_TOLERANCE_SECONDS:
+            raise PermanentError(
+                f"The speech {self.name} is damaged or cut off: it announces {float(self.declared):.2f} s and only "
+                f"{float(decoded):.2f} s can be decoded; upload the complete file."
+            )
+
+
 def join(files: list[Path], output: Path, *, max_duration_seconds: float) -> None:
-    """Decode the files one behind the other into a float WAV with the highest of their rates and most channels.
+    """Decode the files one behind the other into a float WAV with the highest of their sample rates.
 
     Raises PermanentError if one is damaged. At most one second more than `max_duration_seconds` is written.
     """
     name = output.name
     if len(files) > _MOST_FILES:
-        raise PermanentError(f"The speech {name} is joined from more than {_MOST_FILES} files: export it as one.")
-    streams = [_stream(file, f"{name} (file {k} of {len(files)} in it)") for k, file in enumerate(files, start=1)]
-    sample_rate = max(stream.sample_rate for stream in streams)
-    channels = max(stream.channels for stream in streams)
+        raise PermanentError(
+            f"The speech {name} is joined from {len(files)} files, at most {_MOST_FILES} are read: export it as one."
+        )
+    parts = [_part(path, f"{name} (file {k} of {len(files)} in it)") for k, path in enumerate(files, start=1)]
+    sample_rate, channels = max(part.sample_rate for part in parts), max(part.channels for part in parts)
+    if not {part.channels for part in parts} <= {1, channels}:
+        several = ", ".join(str(part.channels) for part in parts)
+        raise PermanentError(f"The speech {name} is joined from files of {several} channels: export it as one.")
     sound = pipe_input(format="f32le", ar=sample_rate, ac=channels).output(
         file_url(output), format="wav", acodec="pcm_f32le", rf64="auto"
     )
-    feed(sound, _decoded(files, streams, name, max_duration_seconds), doing=f"joining {name}", error=PermanentError)
+
+    def samples() -> Iterator[bytes]:
+        left = max_duration_seconds + 1
+        for part in parts:
+            if left > 0:
+                for chunk in part.samples(sample_rate, channels, left):
+                    yield chunk
+                    left -= len(chunk) / (channels * _SAMPLE_BYTES * sample_rate)
+
+    feed(sound, samples(), doing=f"joining {name}", error=PermanentError)
 
 
-def _decoded(files: list[Path], streams: list[Stream], name: str, max_duration_seconds: float) -> Iterator[bytes]:
-    sample_rate, channels = max(s.sample_rate for s in streams), max(s.channels for s in streams)
-    seconds = Fraction(0)
-    for number, (file, stream) in enumerate(zip(files, streams, strict=True), start=1):
-        doing = f"The speech {name} is damaged: decoding file {number} of {len(files)} in it"
-        left = max_duration_seconds + 1 - float(seconds)
-        if left <= 0:
-            return
-        output = uploaded_input(file, AUDIO_FORMATS, t=left)["a:0"].output(
-            "pipe:1", format="f32le", acodec="pcm_f32le", ar=sample_rate, ac=channels
-        )
-        num_bytes = 0
-        for chunk in read_chunks(output, _CHUNK_SAMPLES * channels * _SAMPLE_BYTES, doing=doing, error=PermanentError):
-            num_bytes += len(chunk)
-            yield chunk
-        decoded = Fraction(num_bytes, channels * _SAMPLE_BYTES * sample_rate)
-        declared = min(stream.duration or Fraction(0), Fraction(left))
-        if decoded < declared - _LENGTH_TOLERANCE_SECONDS:
-            raise PermanentError(
-                f"The speech {name} is damaged or cut off: file {number} of {len(files)} in it announces "
-                f"{float(declared):.2f} s and only {float(decoded):.2f} s can be decoded; upload the complete file."
-            )
-        seconds += decoded
-
-
-def _stream(file: Path, name: str) -> Stream:
-    found = probe(file, doing=f"The speech {name} is damaged: reading it", error=PermanentError, formats=AUDIO_FORMATS)
-    if found.audio is None or found.audio.sample_rate <= 0 or found.audio.channels <= 0:
+def _part(path: Path, name: str) -> _Part:
+    found = probe(path, doing=f"The speech {name} is damaged: reading it", error=PermanentError, formats=AUDIO_FORMATS)
+    stream = found.audio
+    if stream is None or stream.sample_rate <= 0 or stream.channels <= 0:
         raise PermanentError(f"The speech {name} has no sound: export it as one file.")
-    return found.audio
+    declared = stream.duration or (found.container.duration if len(found.streams) == 1 else None) or Fraction(0)
+    if found.container.format_name in _LENGTH_UNKNOWN_IN:
+        declared = Fraction(0)
+    return _Part(path, name, stream.sample_rate, stream.channels, declared)

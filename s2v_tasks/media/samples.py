@@ -30,8 +30,9 @@ class Samples:
 
     def continue_in(self, data: mmap, start: int, middle: int, end: int) -> bool:
         """Whether the bytes from `middle` to `end` look like more of the samples from `start` to `middle`."""
-        if not self.width:
+        if self.width < 2:  # in 8 bits, text is as quiet as speech
             return False
+        middle -= (middle - start) % self.block
         before = self._loudness(data, max(start, middle - _LOOKED_AT_BYTES // self.block * self.block), middle)
         behind = self._loudness(data, middle, min(end, middle + _LOOKED_AT_BYTES))
         return behind < max(_LOUDEST_SPEECH, _LOUDER * before)
@@ -43,8 +44,6 @@ class Samples:
         with np.errstate(over="ignore", invalid="ignore"):
             if self.is_float:
                 samples = raw.view(f"<f{self.width}").astype(np.float64)
-            elif self.width == 1:
-                samples = (raw.astype(np.float64) - 128) / 128
             else:  # the upper 16 bits say how loud it is
                 samples = np.ascontiguousarray(raw[:, -2:]).view("<i2").astype(np.float64) / 32768
             return float(np.sqrt(np.mean(np.square(samples)))) if samples.size else 0.0

@@ -27,6 +27,7 @@ _LARGEST_COPY_BYTES = 0xFFFFFFFF - 1024
 _MOST_CHUNKS = 1000
 # What programs write behind the sound; it can stand behind sound of unknown size.
 _METADATA = re.compile(rb"LIST|bext|iXML|_PMX|id3 |ID3 |cue |smpl|PEAK|NAME|AUTH|ANNO")
+_MOST_METADATA_BYTES = 16 * 1024**2
 _PRINTABLE = re.compile(rb"[ -~]{4}")
 
 
@@ -80,7 +81,7 @@ class _Walk:
             self.position = beginning.end()
             return None
         chunk = form.chunk(data, self.position)
-        if chunk is not None and chunk[0] == form.sound:
+        if chunk is not None and self._is_sound(self.position):
             return self._take_sound(chunk[1] + form.lead, chunk[2] - form.lead)
         if chunk is None or not self._is_chunk(self.position):
             return self._take_other_bytes() if self.has_sound else self._broken_chunk()
@@ -110,16 +111,19 @@ class _Walk:
             )
         if size == _WIDE_SIZE and self.wide_size:
             size = self.wide_size
-        sound = Sound(self.form, self.kind, self.layout, start, start + size, as_declared=False)
-        true_size, present = self._true_size(sound, size), max(0, len(self.data) - start)
-        if true_size is None:
+        following = self.form.next_file(self.data, start)
+        sound = Sound(self.form, self.kind, self.layout, start, following, as_declared=False)
+        announced = self._true_size(sound, size)
+        if announced is None:
             self.position = end = self._end_of_unknown(start)
-        elif true_size > present or true_size < sound.described_bytes < _SMALLEST_PLACEHOLDER:
-            announced = max(true_size, sound.described_bytes)
-            return f"its header announces {announced} bytes of sound, {min(true_size, present)} are there"
-        else:
-            end, self.position = start + true_size, self._after(start, true_size)
-        is_exact = self.is_regular and true_size == size and sound.is_described_as(size)
+        elif announced > following - start and start + announced != len(self.data):
+            return f"its header announces {announced} bytes of sound, {max(0, following - start)} are there"
+        else:  # a header that was made for all files together covers them exactly
+            end = min(following, start + announced)
+            self.position = self._after(start, end - start)
+        if end - start < sound.described_bytes < _SMALLEST_PLACEHOLDER:
+            return f"its header announces {sound.described_bytes} bytes of sound, {end - start} are there"
+        is_exact = self.is_regular and end - start == size and sound.is_described_as(size)
         self.found.append(replace(sound, end=end, as_declared=is_exact))
         self.has_sound = True
         return None
@@ -135,8 +139,7 @@ class _Walk:
     def _take_other_bytes(self) -> str | None:
         """Go past what is no chunk and lies behind sound: tags, zeros, or more of the sound."""
         data, last = self.data, self.found[-1]
-        following = self.form.beginning.search(data, self.position)
-        limit = following.start() if following else len(data)
+        limit = self.form.next_file(data, self.position)
         if after_tags(data, self.position) >= limit:
             self.position, self.found[-1] = limit, replace(last, as_declared=False)
             return None
@@ -151,9 +154,8 @@ class _Walk:
 
     def _end_of_unknown(self, start: int) -> int:
         """Where sound ends whose size is not known: before another file, before metadata, or with the file."""
-        following = self.form.beginning.search(self.data, start)
-        limit = following.start() if following else len(self.data)
-        names = islice(_METADATA.finditer(self.data, start, limit), _MOST_CHUNKS)
+        limit = self.form.next_file(self.data, start)
+        names = islice(_METADATA.finditer(self.data, max(start, limit - _MOST_METADATA_BYTES), limit), _MOST_CHUNKS)
         return next((name.start() for name in names if self._are_chunks(name.start(), limit)), limit)
 
     def _are_chunks(self, position: int, limit: int) -> bool:
@@ -177,15 +179,21 @@ class _Walk:
         """Behind a chunk and its padding, which some writers leave out."""
         end = start + size
         padded = end + -size % self.form.alignment
-        if padded > end and self._begins(end) and not self._begins(padded):
-            self.is_regular = False
-            return end
-        return padded
+        if padded == end or self._is_sound(padded) or not self._begins(end):
+            return padded
+        if self._begins(padded) and not self._is_sound(end):
+            return padded
+        self.is_regular = False
+        return end
+
+    def _is_sound(self, position: int) -> bool:
+        chunk = self.form.chunk(self.data, position)
+        return chunk is not None and chunk[0] == self.form.sound
 
     def _begins(self, position: int) -> bool:
-        """Whether a chunk or file with a proper name begins there."""
+        """Whether a file or a chunk with a proper name begins there."""
         chunk = self.form.chunk(self.data, position)
         if chunk is None:
             return False
-        is_sound = chunk[0] == self.form.sound or self.form.beginning.match(self.data, position) is not None
-        return is_sound or (_PRINTABLE.match(chunk[0]) is not None and self._is_chunk(position))
+        is_named = _PRINTABLE.match(chunk[0]) is not None and self._is_chunk(position)
+        return is_named or self._is_sound(position) or self.form.beginning.match(self.data, position) is not None

@@ -1,0 +1,144 @@
+"""Files that are several files one behind the other, decoded to their end."""
+
+from collections.abc import Callable
+from fractions import Fraction
+from math import ceil
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from s2v_tasks.errors import PermanentError
+from s2v_tasks.media.audio import load_waveform, normalise_speech
+from s2v_tasks.media.containers import container_format, sound_formats, without_junk
+from s2v_tasks.media.joined import join
+
+Noise = Callable[..., npt.NDArray[np.float64]]
+WriteWav = Callable[..., Path]
+Convert = Callable[..., Path]
+Refusal = Callable[..., str]
+Parts = Callable[..., list[bytes]]
+
+# Suffix of the file, options of the encoder, samples at 16 kHz by which a part may be longer than alone.
+KINDS = {
+    "opus": (".opus", {"acodec": "libopus"}, 0),
+    "vorbis": (".ogg", {"acodec": "libvorbis"}, 64),
+    "flac": (".flac", {"acodec": "flac"}, 0),
+    "flac in ogg": (".oga", {"acodec": "flac"}, 0),
+    "webm": (".webm", {"acodec": "libopus"}, 0),
+    "matroska": (".mka", {"acodec": "flac"}, 0),
+    "m4a": (".m4a", {"acodec": "aac"}, 350),
+    "m4a for streaming": (".m4a", {"acodec": "aac", "movflags": "+faststart"}, 350),
+    "wav": (".wav", {"acodec": "pcm_s24le"}, 0),
+    "wav alaw": (".wav", {"acodec": "pcm_alaw"}, 0),
+    "rf64": (".wav", {"rf64": "always"}, 0),
+    "wave64": (".w64", {}, 0),
+    "aiff": (".aiff", {}, 0),
+    "caf": (".caf", {"acodec": "pcm_s16le"}, 0),
+}
+
+
+@pytest.fixture
+def parts(tmp_path: Path, noise: Noise, write_wav: WriteWav, convert: Convert) -> Parts:
+    """Makes files of one kind: 1 s of 48 kHz mono, then the others of half a second with their rates and channels."""
+
+    def make(kind: str, *others: tuple[int, int]) -> list[bytes]:
+        suffix, options, _ = KINDS[kind]
+        made = []
+        for number, (rate, channels) in enumerate([(48000, 1), *others]):
+            wav = write_wav(tmp_path / f"{number}-source.wav", noise(rate // (2 if number else 1), channels), rate)
+            made.append(convert(wav, tmp_path / f"{number}{suffix}", **options).read_bytes())
+        return made
+
+    return make
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_joined_files_are_heard_completely(kind: str, tmp_path: Path, parts: Parts) -> None:
+    """Three files joined by `cat` last as long as all, each heard as it is alone, also where they are unlike."""
+    source, longer = tmp_path / f"speech{KINDS[kind][0]}", KINDS[kind][2]
+    heard, seconds = [], Fraction(0)
+    files = parts(kind, (48000, 1), (44100, 2))
+    for file in files:
+        source.write_bytes(file)
+        seconds += normalise_speech(source, tmp_path / "16k.wav", max_duration_seconds=9).duration_seconds
+        heard.append(load_waveform(tmp_path / "16k.wav"))
+    source.write_bytes(b"".join(files))
+    info = normalise_speech(source, tmp_path / "16k.wav", max_duration_seconds=9)
+    assert 0 <= info.num_samples - ceil(seconds * 48000) <= 9 * longer
+    whole, start = load_waveform(tmp_path / "16k.wav"), 0
+    for alone in heard:
+        around = whole[start + 1000 - longer : start + 7000 + longer]
+        at = int(np.argmax(np.correlate(around, alone[1000:7000])))
+        np.testing.assert_allclose(around[at : at + 6000], alone[1000:7000], atol=0.03)
+        start += len(alone) + at - longer
+
+
+@pytest.mark.parametrize("kind", ["opus", "flac", "webm", "wav", "caf"])
+@pytest.mark.parametrize("which", [0, 1])
+def test_cut_part_is_found(kind: str, which: int, tmp_path: Path, parts: Parts, refusal: Refusal) -> None:
+    """A part that lacks its second half is no short part."""
+    files = parts(kind, (48000, 1))
+    files[which] = files[which][: len(files[which]) // 2]
+    source = tmp_path / f"speech{KINDS[kind][0]}"
+    source.write_bytes(b"".join(files))
+    assert "damaged" in refusal(source)
+
+
+def test_amr_files_are_joined(tmp_path: Path, refusal: Refusal) -> None:
+    """The second header of a recording from a telephone is no frame."""
+    one = b"#!AMR\n" + (b"\x3c" + bytes(31)) * 50
+    (tmp_path / "a.amr").write_bytes(one + one + one)
+    info = normalise_speech(tmp_path / "a.amr", tmp_path / "all.wav", max_duration_seconds=9)
+    assert info.num_samples == 3 * 8000
+
+
+def test_streams_that_are_played_together_are_one_file(tmp_path: Path, parts: Parts) -> None:
+    """Ogg with two streams at once is not joined: the first pages follow each other."""
+    one, two = parts("opus", (48000, 1))
+    first, rest = one[: one.index(b"OggS", 1)], one[one.index(b"OggS", 1) :]
+    other_first, other_rest = two[: two.index(b"OggS", 1)], two[two.index(b"OggS", 1) :]
+    (tmp_path / "a.ogg").write_bytes(first + other_first + rest + other_rest)
+    assert _copy(tmp_path / "a.ogg", tmp_path) == tmp_path / "a.ogg"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_single_file_is_not_copied(kind: str, tmp_path: Path, parts: Parts) -> None:
+    """A good file is decoded as it is."""
+    source = tmp_path / f"speech{KINDS[kind][0]}"
+    source.write_bytes(parts(kind)[0])
+    assert _copy(source, tmp_path) == source
+
+
+def _copy(source: Path, folder: Path) -> Path:
+    format_name = container_format(source, sound_formats(source) or "", doing="reading")
+    return without_junk(source, format_name, folder, max_duration_seconds=9)
+
+
+def test_long_joined_files_are_decoded_only_to_the_bound(tmp_path: Path, parts: Parts, refusal: Refusal) -> None:
+    """What lies more than a second behind the bound is not written, and the speech is refused."""
+    one, two = parts("opus", (48000, 1))
+    (tmp_path / "a.opus").write_bytes(one + one + one + two)
+    assert "at most 0.75 s" in refusal(tmp_path / "a.opus", max_duration_seconds=0.75)
+    files = [tmp_path / "0.opus", tmp_path / "1.opus", tmp_path / "0.opus"]
+    join(files, tmp_path / "joined.wav", max_duration_seconds=0.25)
+    assert (
+        normalise_speech(tmp_path / "joined.wav", tmp_path / "16k.wav", max_duration_seconds=9).duration_seconds == 1.25
+    )
+
+
+def test_number_of_joined_files_is_bounded(tmp_path: Path, parts: Parts, refusal: Refusal) -> None:
+    """A hundred files are joined, more are refused before one is decoded."""
+    (tmp_path / "a.wav").write_bytes(parts("wav")[0])
+    with pytest.raises(PermanentError, match="joined from 101 files, at most 100"):
+        join([tmp_path / "a.wav"] * 101, tmp_path / "joined.wav", max_duration_seconds=9)
+    with pytest.raises(PermanentError, match="file 1 of 100 in it"):
+        join([tmp_path / "missing.wav"] * 100, tmp_path / "joined.wav", max_duration_seconds=9)
+
+
+def test_unlike_channels_are_refused(tmp_path: Path, parts: Parts, refusal: Refusal) -> None:
+    """Only mono has an obvious place among several channels."""
+    _, stereo, three = parts("wav", (48000, 2), (48000, 3))
+    (tmp_path / "a.wav").write_bytes(stereo + three)
+    assert "joined from files of 2, 3 channels" in refusal(tmp_path / "a.wav")

@@ -1,0 +1,315 @@
+"""Finding the sound of WAV, AIFF and CAF files whose sizes are wrong or missing."""
+
+import struct
+from collections.abc import Callable
+from mmap import ACCESS_READ, mmap
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from s2v_tasks.media.sounds import sounds
+
+Heard = Callable[[bytes], bytes | str]
+Sounds = Callable[[bytes], bytes | str]
+
+RATE = 8000
+PLACEHOLDERS = [0, 0xFFFFFFFF, 0x7FFFFFFF, 0x7FFFF000, 0x80000000, 2_000_000_000, 1_000_000_000, 0xFFFFFFFF - 36]
+
+
+def speech(num_samples: int, seed: int = 1) -> bytes:
+    """16-bit samples as quiet as speech, which begin with some silence."""
+    samples = np.random.default_rng(seed).normal(0, 3000, num_samples)
+    samples[:5] = 0
+    return samples.astype("<i2").tobytes()
+
+
+def chunk(name: bytes, content: bytes, size: int | None = None, pad: bytes | None = None) -> bytes:
+    """A chunk of a WAV; its size is that of the content where none is given."""
+    padding = bytes(len(content) % 2) if pad is None else pad
+    return name + struct.pack("<I", len(content) if size is None else size) + content + padding
+
+
+def layout(codec: int = 1, channels: int = 1, bits: int = 16, rate: int = RATE) -> bytes:
+    block = channels * bits // 8
+    return chunk(b"fmt ", struct.pack("<HHIIHH", codec, channels, rate, rate * block, block, bits))
+
+
+def wav(samples: bytes, *, size: int | None = None, before: bytes = b"", behind: bytes = b"", **kind: int) -> bytes:
+    """A WAV whose header tells the true size of the file."""
+    body = b"WAVE" + layout(**kind) + before + chunk(b"data", samples, size) + behind
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+def old_riff(data: bytes, size: int = 36) -> bytes:
+    """The same with another size of the whole file."""
+    return data[:4] + struct.pack("<I", size) + data[8:]
+
+
+@pytest.fixture
+def heard(tmp_path: Path) -> Heard:
+    """Gives all samples that are found in a file of these bytes, or what is wrong with it."""
+
+    def find(data: bytes) -> bytes | str:
+        (tmp_path / "a").write_bytes(data)
+        with (tmp_path / "a").open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as mapped:
+            found = sounds(mapped)
+            return found if isinstance(found, str) else b"".join(mapped[s.start : s.end] for s in found)
+
+    return find
+
+
+ONE, TWO, THREE = speech(800), speech(700, 2), speech(901, 3)
+LIST = chunk(b"LIST", b"INFOISFT" + struct.pack("<I", 4) + b"me!\0")
+
+
+@pytest.mark.parametrize("size", PLACEHOLDERS)
+@pytest.mark.parametrize("behind", [b"", LIST, LIST + chunk(b"id3 ", b"ID3\3" + bytes(9)), wav(TWO)])
+def test_size_that_cannot_be_true_is_unknown(size: int, behind: bytes, heard: Heard) -> None:
+    """The sound lasts to the end, to the metadata or to the next file, whatever placeholder stands there."""
+    expected = ONE + (TWO if behind[:4] == b"RIFF" else b"")
+    assert heard(old_riff(wav(ONE, size=size, behind=behind))) == expected
+
+
+@pytest.mark.parametrize("size", [len(ONE) + 1, len(ONE) + 2, 3 * len(ONE), 100_000_000, 999_999_999])
+def test_size_that_could_be_true_means_cut_off(size: int, heard: Heard) -> None:
+    """A file that lacks sound is refused with both numbers, unless its own size says that it is whole."""
+    expected = f"its header announces {size} bytes of sound, 1600 are there"
+    assert heard(old_riff(wav(ONE, size=size), size + 36)) == expected
+    assert heard(wav(ONE, size=size)) == ONE
+
+
+@pytest.mark.parametrize("lost_bytes", [*range(1, 50), 500, 1599, 1600])
+def test_every_cut_of_a_wav_is_found(lost_bytes: int, heard: Heard) -> None:
+    """One lost byte is enough; nothing but the header is no sound either."""
+    assert heard(wav(ONE)[:-lost_bytes]) == f"its header announces 1600 bytes of sound, {1600 - lost_bytes} are there"
+
+
+@pytest.mark.parametrize("num_bytes", [12, 15, 20, 30, 36, 40, 43])
+def test_cut_inside_the_header_is_said(num_bytes: int, heard: Heard) -> None:
+    """What ends before its sound is not called silence."""
+    assert any(words in heard(wav(ONE)[:num_bytes]) for words in ("before its sound", "so no sound", "are there"))  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    "behind",
+    [
+        LIST,
+        chunk(b"LIST", b"odd", pad=b""),
+        chunk(b"id3 ", b"ID3\3\0\0\0\0\0\3odd"),
+        chunk(b"xyz9", bytes(99)) + LIST,
+        bytes(5000),
+        b"TAG" + bytes(range(125)),
+        b"ID3\3\0\0\0\0\0\4text",
+        LIST + bytes(77),
+        b"\0",
+    ],
+)
+def test_metadata_and_padding_behind_the_sound_are_not_heard(behind: bytes, heard: Heard) -> None:
+    """Chunks known or unknown, tags and zeros add nothing, and odd sizes without padding lose nothing."""
+    assert heard(wav(ONE, behind=behind)) == ONE
+    assert heard(wav(ONE, behind=behind) + wav(TWO)) == ONE + TWO
+
+
+@pytest.mark.parametrize("name", [b"LIST", b"bext", b"iXML", b"_PMX", b"id3 ", b"ID3 ", b"cue ", b"smpl", b"PEAK"])
+def test_metadata_behind_sound_of_unknown_size_is_not_heard(name: bytes, heard: Heard) -> None:
+    """Every chunk that programs write there is known, and only if it reaches exactly to the end."""
+    data = wav(ONE, size=0, behind=chunk(name, b"text of nine"))
+    assert heard(data) == ONE
+    assert heard(data + b"?") != ONE
+
+
+@pytest.mark.parametrize("size", [200, 202, 601, 1000])
+def test_header_of_an_earlier_moment_loses_nothing(size: int, heard: Heard) -> None:
+    """Where more samples follow, they are heard up to the metadata or the next file behind them."""
+    data = old_riff(wav(ONE, size=size), size + 36)
+    assert heard(data) == ONE
+    assert heard(data + LIST) == ONE
+    assert heard(data + wav(TWO) + wav(THREE)) == ONE + TWO + THREE
+
+
+def _in(bits: int, codec: int) -> bytes:
+    samples = np.frombuffer(ONE, "<i2").astype(np.float64) / 32768
+    if codec == 3:
+        return samples.astype(f"<f{bits // 8}").tobytes()
+    whole = (samples * 2 ** (bits - 1)).astype("<i4")
+    return whole.view(np.uint8).reshape(-1, 4)[:, : bits // 8].tobytes()
+
+
+@pytest.mark.parametrize(("bits", "codec"), [(16, 1), (24, 1), (32, 1), (32, 3), (64, 3)])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_more_sound_and_anything_else_are_told_apart(bits: int, codec: int, channels: int, heard: Heard) -> None:
+    """In each sample format samples behind the announced size are sound; text and random bytes are refused."""
+    samples, size = _in(bits, codec), 40 * channels * bits // 8
+    kind = {"bits": bits, "codec": codec, "channels": channels}
+    assert heard(old_riff(wav(samples, size=size, **kind))) == samples
+    for other in (np.random.default_rng(5).bytes(3000), b"<html><body>Too many requests</body></html>" * 9):
+        expected = f"its header announces {len(samples)} bytes of sound, and the {len(other)} bytes behind them are"
+        assert str(heard(wav(samples, **kind) + other)).startswith(expected)
+
+
+def test_loud_sound_continues_loud_sound(heard: Heard) -> None:
+    """What is as loud as the sound before it is more of it, even at full scale."""
+    loud = np.where(np.arange(1000) % 7 < 3, 32000, -32000).astype("<i2").tobytes()
+    assert heard(old_riff(wav(loud, size=500))) == loud
+    assert isinstance(heard(old_riff(wav(ONE)) + loud), str)
+
+
+@pytest.mark.parametrize("codec", [1, 2, 6, 7, 0x11])
+def test_bytes_behind_samples_of_a_byte_are_refused(codec: int, heard: Heard) -> None:
+    """Samples of a codec, or of 8 bits, cannot be told from other bytes."""
+    data = old_riff(wav(ONE, size=600, codec=codec, bits=8))
+    assert "600 bytes of sound, and the 1000 bytes behind them" in str(heard(data))
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        chunk(b"LIST", b"INFOodd"),
+        chunk(b"LIST", b"INFOodd", pad=b""),
+        chunk(b"LIST", b"INFOodd", pad=b"x"),
+        chunk(b"JUNK", bytes(28)) + chunk(b"bext", b"x" * 603, pad=b""),
+        bytes(80),
+    ],
+)
+def test_odd_chunks_before_the_sound_are_passed(before: bytes, heard: Heard) -> None:
+    """A chunk of odd size is padded or not."""
+    assert heard(wav(ONE, before=before)) == ONE
+
+
+def test_chunk_that_does_not_fit_is_named(heard: Heard) -> None:
+    """A LIST chunk with a wrong size hides the sound: which one, and how much is there."""
+    text = heard(wav(ONE, before=chunk(b"LIST", b"INFO", size=4_000_000_000)))
+    assert (
+        text == "its chunk 'LIST' at byte 36 announces 4000000000 bytes, 1612 are there, and no sound comes before it"
+    )
+
+
+def test_sound_without_description_is_refused(heard: Heard) -> None:
+    """Samples of unknown rate and size are not guessed."""
+    good = wav(ONE)
+    assert "'fmt ' before its sound has 0 bytes" in str(heard(good[:12] + good[36:]))
+    assert "'fmt ' before its sound has 14 bytes" in str(heard(good[:12] + chunk(b"fmt ", good[20:34]) + good[36:]))
+    assert "no chunk 'data'" in str(heard(good[:36] + LIST))
+    assert "no chunk 'data'" in str(heard(good + good[:36] + LIST))
+
+
+def test_number_of_chunks_is_bounded(heard: Heard) -> None:
+    """A thousand chunks are looked at, in front of the sound and behind it."""
+    few, many = chunk(b"JUNK", b"") * 900, chunk(b"JUNK", b"") * 1000
+    assert heard(wav(ONE, before=few, behind=LIST)) == ONE
+    assert "1000 chunks" in str(heard(wav(ONE, before=many)))
+    assert "1000 chunks" in str(heard(wav(ONE, behind=many)))
+
+
+@pytest.mark.parametrize("between", [b"", b"\0", LIST, bytes(300), b"TAG" + bytes(125)])
+def test_joined_files_are_heard_completely(between: bytes, heard: Heard) -> None:
+    """Three files one behind the other are three sounds, whatever lies between them."""
+    assert heard(wav(ONE) + between + wav(TWO, channels=2, rate=44100) + between + wav(THREE)) == ONE + TWO + THREE
+
+
+def test_second_chunk_of_sound_is_heard(heard: Heard) -> None:
+    """A recorder may begin a new data chunk in the same file."""
+    assert heard(wav(ONE, behind=LIST + chunk(b"data", TWO))) == ONE + TWO
+
+
+@pytest.mark.parametrize("lost_bytes", [1, 2, 600])
+def test_cut_in_joined_files_is_found(lost_bytes: int, heard: Heard) -> None:
+    """A lost end is found in the first file, where the next one begins too early, and in the last."""
+    expected = f"its header announces 1600 bytes of sound, {1600 - lost_bytes} are there"
+    assert heard(wav(ONE)[:-lost_bytes] + wav(TWO)) == expected
+    assert heard(wav(TWO) + wav(ONE)[:-lost_bytes]) == expected
+
+
+def test_header_made_for_joined_files_covers_them(heard: Heard) -> None:
+    """The headers inside are no sound where the first one was corrected to the size of all."""
+    assert heard(wav(ONE, size=len(ONE + wav(TWO))) + wav(TWO)) == ONE + TWO
+
+
+def rf64(name: bytes, size: int, wide_size: int) -> bytes:
+    ds64 = chunk(b"ds64", struct.pack("<QQQI", 0xFFFFFFFF, wide_size, 0, 0))
+    return name + b"\xff\xff\xff\xffWAVE" + ds64 + layout() + chunk(b"data", ONE, size)
+
+
+@pytest.mark.parametrize("name", [b"RF64", b"BW64"])
+def test_wide_sizes_are_read(name: bytes, heard: Heard) -> None:
+    """In RF64 and BW64 the size stands in ds64, or it is unknown there, too."""
+    assert heard(rf64(name, 0xFFFFFFFF, len(ONE)) + LIST) == ONE
+    assert heard(rf64(name, len(ONE), 5) + LIST) == ONE
+    for unknown in (0, 2**64 - 1, 2**63, 2_000_000_000):
+        assert heard(rf64(name, 0xFFFFFFFF, unknown) + LIST) == ONE
+    expected = "its header announces 1602 bytes of sound, 1600 are there"
+    assert heard(rf64(name, 0xFFFFFFFF, 1602)) == expected
+
+
+def w64(samples: bytes, size: int | None = None) -> bytes:
+    def wide(name: bytes, content: bytes, size: int | None = None) -> bytes:
+        rest = bytes.fromhex("f3acd3118cd100c04f8edb8a")
+        return name + rest + struct.pack("<Q", 24 + (len(content) if size is None else size)) + content
+
+    body = wide(b"fmt ", layout()[8:]) + wide(b"data", samples, size) + bytes(-len(samples) % 8)
+    head = bytes.fromhex("726966662e91cf11a5d628db04c10000") + struct.pack("<Q", 40 + len(body))
+    return head + b"wave" + bytes.fromhex("f3acd3118cd100c04f8edb8a") + body
+
+
+def aiff(
+    samples: bytes, size: int | None = None, frames: int | None = None, codec: bytes = b"", bits: int = 16
+) -> bytes:
+    num_frames = len(samples) // 2 if frames is None else frames
+    common = struct.pack(">HIH", 1, num_frames, bits) + bytes.fromhex("400bfa00000000000000") + codec
+    body = b"COMM" + struct.pack(">I", len(common)) + common
+    body += b"SSND" + struct.pack(">III", 8 + (len(samples) if size is None else size), 0, 0) + samples
+    return b"FORM" + struct.pack(">I", 4 + len(body)) + (b"AIFC" if codec else b"AIFF") + body
+
+
+def caf(samples: bytes, size: int | None = None, codec: bytes = b"lpcm") -> bytes:
+    description = struct.pack(">d4sIIIII", RATE, codec, 2, 2, 1, 1, 16)
+    body = b"desc" + struct.pack(">q", 32) + description
+    return (
+        b"caff\0\1\0\0" + body + b"data" + struct.pack(">qI", 4 + (len(samples) if size is None else size), 0) + samples
+    )
+
+
+@pytest.mark.parametrize("make", [w64, aiff, caf])
+def test_other_families_follow_the_same_rules(make: Callable[..., bytes], heard: Heard) -> None:
+    """Wave64, AIFF and CAF are joined, read to their end, or refused with the numbers, as WAV is."""
+    assert heard(make(ONE)) == ONE
+    assert heard(make(ONE) + bytes(600)) == ONE
+    assert heard(make(ONE) + make(TWO) + make(THREE)) == ONE + TWO + THREE
+    assert heard(make(ONE)[:-8]) == "its header announces 1600 bytes of sound, 1592 are there"
+    assert heard(make(ONE)[:-8] + make(TWO)) == "its header announces 1600 bytes of sound, 1592 are there"
+    assert "and the 3000 bytes behind" in str(heard(make(ONE) + np.random.default_rng(5).bytes(3000)))
+
+
+@pytest.mark.parametrize("size", [-24, 0, 2_000_000_000, 2**63 - 25])
+def test_unknown_size_of_a_wave64(size: int, heard: Heard) -> None:
+    """A placeholder is unknown there, too."""
+    assert heard(w64(ONE, size)) == ONE
+
+
+@pytest.mark.parametrize("size", [-5, -4, 0, 2_000_000_000])
+def test_unknown_size_of_a_caf(size: int, heard: Heard) -> None:
+    """-1 is the format's own placeholder."""
+    assert heard(caf(ONE, size)) == ONE
+
+
+@pytest.mark.parametrize("size", [-8, 0, 0x7F000000, None])
+@pytest.mark.parametrize("frames", [0, 0x7F000000, 800])
+def test_unknown_size_of_an_aiff(size: int | None, frames: int, heard: Heard) -> None:
+    """One of its two sizes is enough, and none is needed."""
+    assert heard(aiff(ONE, size, frames)) == ONE
+
+
+def test_sizes_of_an_aiff_that_announce_more_than_is_there(heard: Heard) -> None:
+    """The number of frames shows a cut, too."""
+    assert heard(aiff(ONE, frames=1000)) == "its header announces 2000 bytes of sound, 1600 are there"
+    data = aiff(ONE, size=0, frames=1000)
+    assert heard(data[:4] + bytes(4) + data[8:]) == "its header announces 2000 bytes of sound, 1600 are there"
+
+
+@pytest.mark.parametrize("make", [aiff, caf])
+def test_compressed_sound_is_left_as_it_is_or_refused(make: Callable[..., bytes], heard: Heard) -> None:
+    """Where nobody can write a new header, only a file that needs none is taken."""
+    assert heard(make(ONE, codec=b"ima4")) == ONE
+    assert heard(make(ONE, codec=b"ima4") + make(TWO, codec=b"ima4")) == "it is joined from 2 files"
+    assert heard(make(ONE, codec=b"ima4") + bytes(60)) == "its sizes contradict each other"

@@ -129,7 +129,7 @@ def _refusal(error: ClientError, said: str, what: str, at: Place, server: "Serve
             f"Failed {what}: {said}. A server that does not know the checksums of S3 refuses such requests: set "
             "S2V_S3_CHECKSUMS=when_required."
         )
-    if status in _CLIENT_ERRORS and status not in _PASSING:
+    if status == _NOT_IMPLEMENTED or (status in _CLIENT_ERRORS and status not in _PASSING):
         return TransientError(f"Failed {what}: {said}")
     return UnavailableError(f"Failed {what}: {said}")
 

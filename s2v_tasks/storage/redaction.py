@@ -5,7 +5,7 @@ import html
 import json
 import re
 from collections.abc import Iterable, Iterator
-from urllib.parse import quote, quote_plus, urlsplit
+from urllib.parse import quote, quote_plus
 
 HIDDEN = "***"
 _SHORT = 8  # a secret of fewer characters may be part of a plain word: it is hidden where it stands alone
@@ -43,20 +43,16 @@ def redacted(text: str, secrets: Iterable[str | None] = ()) -> str:
 
 
 def without_account(url: str) -> str:
-    """A URL as it may be shown: user and password before the host are left out, and so is a query."""
-    if "@" not in url and "?" not in url:
-        return url
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return HIDDEN
-    host = parts.netloc.rpartition("@")[2]
-    return parts._replace(netloc=f"{HIDDEN}@{host}" if "@" in parts.netloc else host, query="", fragment="").geturl()
+    """A URL as it may be shown: without user and password before the host, and without a query."""
+    scheme, separator, rest = url.partition("://")
+    _, at, place = rest.rpartition("@")
+    place = place.partition("?")[0]
+    return f"{scheme}{separator}{HIDDEN}@{place}" if at else f"{scheme}{separator}{place}"
 
 
 def account_of(url: str) -> list[str]:
-    """User and password that a URL names before its host, as far as it is one."""
-    account, at, _ = url.partition("://")[2].partition("/")[0].rpartition("@")
+    """User and password that a URL names before its host."""
+    account, at, _ = url.partition("://")[2].rpartition("@")
     return [account, *account.split(":", 1)] if at else []
 
 

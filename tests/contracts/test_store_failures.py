@@ -5,14 +5,25 @@ from pathlib import Path
 
 import pytest
 from boto3.exceptions import S3UploadFailedError
-from botocore.exceptions import ClientError, FlexibleChecksumError
+from botocore.exceptions import (
+    ClientError,
+    CredentialRetrievalError,
+    EndpointConnectionError,
+    FlexibleChecksumError,
+    HTTPClientError,
+    InvalidConfigError,
+    NoCredentialsError,
+    ParamValidationError,
+    PartialCredentialsError,
+    ProfileNotFound,
+)
 from s3transfer.exceptions import RetriesExceededError  # type: ignore[import-untyped]
 
 from s2v_tasks.embedded.object_store import S3Server
 from s2v_tasks.embedded.process import free_ports
-from s2v_tasks.errors import ConfigurationError, PermanentError, TransientError
+from s2v_tasks.errors import ConfigurationError, PermanentError, TransientError, UnavailableError
 from s2v_tasks.storage.client import Connection
-from s2v_tasks.storage.s3 import ObjectDamagedError, ObjectStore
+from s2v_tasks.storage.s3 import ObjectDamagedError, ObjectMissingError, ObjectStore
 from s2v_tasks.storage.trust import Place, Trust
 
 
@@ -97,9 +108,119 @@ def failing_store(error: Exception) -> ObjectStore:
     return store
 
 
-def answer(code: str, **headers: str) -> ClientError:
+def answer(code: str, status: int = 400, message: str = "", **headers: str) -> ClientError:
     """The error that the client makes of an answer of the server."""
-    return ClientError({"Error": {"Code": code}, "ResponseMetadata": {"HTTPHeaders": headers}}, "HeadObject")
+    metadata = {"HTTPHeaders": headers, "HTTPStatusCode": status}
+    return ClientError({"Error": {"Code": code, "Message": message}, "ResponseMetadata": metadata}, "HeadObject")
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        *("400", "401", "403", "AccessDenied", "AuthorizationHeaderMalformed", "ExpiredToken", "InvalidAccessKeyId"),
+        *("InvalidToken", "SignatureDoesNotMatch"),
+    ],
+)
+def test_a_refusal_of_the_credentials_is_a_configuration_error(code: str) -> None:
+    """Every code of this kind: no retry mends it, and the message names code and settings."""
+    with pytest.raises(ConfigurationError, match=rf"refused \({code}\); check S2V_S3_ACCESS_KEY_ID"):
+        failing_store(answer(code)).get_bytes("a")
+
+
+@pytest.mark.parametrize("code", ["404", "NoSuchKey", "NotFound"])
+def test_an_object_that_is_not_there_is_told_as_that(code: str) -> None:
+    """Every code of this kind, and no other error of the same status."""
+    with pytest.raises(ObjectMissingError, match="s3://bucket/a does not exist at AWS us-east-1"):
+        failing_store(answer(code, 404)).get_bytes("a")
+    assert failing_store(answer(code, 404)).head("a") is None
+
+
+@pytest.mark.parametrize("status", [408, 409, 425, 429, 500, 502, 503, 504, 507])
+def test_an_answer_that_passes_is_waited_for(status: int) -> None:
+    """The server is overloaded, starts or has no room: a step waits for it."""
+    with pytest.raises(UnavailableError, match="SomeCode"):
+        failing_store(answer("SomeCode", status, "Try later")).get_bytes("a")
+
+
+@pytest.mark.parametrize("status", [400, 405, 412, 416, 499, 501])
+def test_an_answer_that_stays_is_not_waited_for(status: int) -> None:
+    """The same request gets the same answer: the attempt ends, and Airflow tries again later."""
+    with pytest.raises(TransientError, match="SomeCode") as caught:
+        failing_store(answer("SomeCode", status, "No")).get_bytes("a")
+    assert not isinstance(caught.value, UnavailableError)
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "message"),
+    [
+        *((code, 400, "") for code in ("InvalidRequest", "InvalidArgument", "MalformedTrailerError")),
+        *((code, 400, "") for code in ("XAmzContentSHA256Mismatch", "MissingContentMD5", "NotImplemented")),
+        ("501", 501, ""),
+        *(("Odd", status, word) for status in (400, 499, 501) for word in ("x-amz-checksum-crc32", "A Trailer")),
+        *(("Odd", 400, word) for word in ("aws-chunked", "ContentEncoding", "content-md5", "STREAMING-UNSIGNED")),
+    ],
+)
+def test_a_refusal_of_checksums_names_the_setting(code: str, status: int, message: str) -> None:
+    """Every code and word of this kind; not from a server that is merely away."""
+    with pytest.raises(ConfigurationError, match="S2V_S3_CHECKSUMS=when_required"):
+        failing_store(answer(code, status, message)).put_bytes("a", b"", "text/plain")
+    for other_code, other_status in (("SlowDown", 503), ("BadDigest", 400)):
+        with pytest.raises(TransientError):
+            failing_store(answer(other_code, other_status, message)).put_bytes("a", b"", "text/plain")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        NoCredentialsError(), PartialCredentialsError(provider="p", cred_var="v"), ProfileNotFound(profile="p"),
+        InvalidConfigError(error_msg="m"),
+    ],
+    ids=lambda error: type(error).__name__,
+)  # fmt: skip
+def test_missing_credentials_are_a_configuration_error(error: Exception) -> None:
+    """Every error of this kind names the settings that take the place of AWS's own configuration."""
+    with pytest.raises(ConfigurationError, match="set S2V_S3_ACCESS_KEY_ID and S2V_S3_SECRET_ACCESS_KEY"):
+        failing_store(error).get_bytes("a")
+
+
+def test_a_connection_that_fails_is_waited_for() -> None:
+    """No answer at all is an outage."""
+    with pytest.raises(UnavailableError, match="Could not connect"):
+        failing_store(EndpointConnectionError(endpoint_url="http://h")).get_bytes("a")
+
+
+def test_a_name_that_the_client_refuses_is_bad_input() -> None:
+    """No retry makes it legal."""
+    with pytest.raises(PermanentError, match="not a legal S3 address"):
+        failing_store(ParamValidationError(report="Invalid length")).get_bytes("a")
+
+
+def test_aws_configuration_that_cannot_be_read_is_a_configuration_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A profile that is not there, a region that is none: known before the first request."""
+    monkeypatch.setenv("AWS_PROFILE", "no-such-profile")
+    with pytest.raises(ConfigurationError, match="no-such-profile"):
+        ObjectStore("s3://bucket").head("a")
+    monkeypatch.delenv("AWS_PROFILE")
+    with pytest.raises(ConfigurationError, match="us east"):
+        ObjectStore("s3://bucket", region="us east", access_key_id="a", secret_access_key="b").head("a")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [CredentialRetrievalError(provider="p", error_msg="timeout"), answer("ExpiredToken"), HTTPClientError(error="e")],
+    ids=lambda error: type(error).__name__,
+)
+def test_credentials_that_cannot_be_fetched_now_are_waited_for(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """The service that gives them to a pod or an instance is away."""
+
+    def fail(_session: object) -> None:
+        raise error
+
+    monkeypatch.setattr("boto3.Session.get_credentials", fail)
+    with pytest.raises(UnavailableError, match="It is tried again"):
+        ObjectStore("s3://bucket").head("a")
 
 
 def test_a_download_that_broke_off_too_often_is_a_transient_error(tmp_path: Path) -> None:

@@ -1,0 +1,166 @@
+"""S3 servers that do not know the checksums of S3 (x-amz-checksum-*, trailers, aws-chunked) and refuse them."""
+
+import base64
+import hashlib
+import io
+import threading
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from boto3.s3.transfer import TransferConfig
+from moto.server import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import make_server
+
+from s2v_tasks.errors import ConfigurationError, TransientError
+from s2v_tasks.settings import load_settings
+from s2v_tasks.storage.s3 import ObjectDamagedError, ObjectHead, ObjectStore
+
+ANSWER = '<?xml version="1.0"?><Error><Code>{code}</Code><Message>{message}</Message></Error>'
+REFUSALS = {
+    "GCS, old Ceph": (501, "NotImplemented", "A header you provided implies functionality that is not implemented."),
+    "InvalidRequest": (400, "InvalidRequest", "The value specified in the x-amz-checksum-sha256 header is not known"),
+    "InvalidArgument": (400, "InvalidArgument", "x-amz-content-sha256 must be UNSIGNED-PAYLOAD or a sha256"),
+    "the sum of the chunks": (400, "XAmzContentSHA256Mismatch", "The provided header does not match what is computed"),
+    "in words alone": (400, "BadRequest", "Unsupported Content-Encoding: aws-chunked"),
+}  # fmt: skip
+
+
+@dataclass
+class OldServer:
+    """Moto behind a gate that refuses what servers did not know before 2022; deletions of many need Content-MD5."""
+
+    app: Callable[..., Iterable[bytes]]
+    refusal: tuple[int, str, str] = REFUSALS["GCS, old Ceph"]
+    port: int = 0
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        headers = {name[5:].lower().replace("_", "-"): environ[name] for name in environ if name.startswith("HTTP_")}
+        body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+        environ["wsgi.input"] = io.BytesIO(body)
+        refusal = None
+        if (
+            any(name.startswith(("x-amz-checksum", "x-amz-sdk-checksum", "x-amz-trailer")) for name in headers)
+            or "aws-chunked" in headers.get("content-encoding", "")
+            or headers.get("x-amz-content-sha256", "").startswith("STREAMING-")
+        ):
+            refusal = self.refusal
+        elif environ["REQUEST_METHOD"] == "POST" and environ["QUERY_STRING"].startswith("delete"):
+            md5 = base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
+            if headers.get("content-md5") != md5:
+                refusal = (400, "MissingContentMD5", "Missing required header for this request: Content-MD5")
+        if refusal is None:
+            return self.app(environ, start_response)
+        status, code, message = refusal
+        start_response(f"{status} Refused", [("Content-Type", "application/xml")])
+        return [ANSWER.format(code=code, message=message).encode()]
+
+
+@pytest.fixture(scope="module")
+def old_server() -> Iterator[OldServer]:
+    server = OldServer(DomainDispatcherApplication(create_backend_app))
+    listener = make_server("127.0.0.1", 0, server, threaded=True)
+    server.port = listener.server_port
+    thread = threading.Thread(target=listener.serve_forever)
+    thread.start()
+    yield server
+    listener.shutdown()
+    thread.join()
+    listener.server_close()
+
+
+def store_on(server: OldServer, checksums: Any) -> ObjectStore:
+    server.refusal = REFUSALS["GCS, old Ceph"]
+    store = ObjectStore(
+        f"s3://old-{uuid.uuid4().hex}",
+        endpoint_url=f"http://127.0.0.1:{server.port}",
+        access_key_id="test",
+        secret_access_key="test-secret",
+        checksums=checksums,
+    )
+    store._transfer = TransferConfig(multipart_threshold=6 * 1024**2, multipart_chunksize=5 * 1024**2)
+    store.ensure_bucket()
+    return store
+
+
+@pytest.fixture
+def store(old_server: OldServer) -> ObjectStore:
+    return store_on(old_server, "when_required")
+
+
+@pytest.fixture
+def refused(old_server: OldServer) -> ObjectStore:
+    return store_on(old_server, "always")
+
+
+def test_a_server_without_checksums_works_by_one_setting(store: ObjectStore, tmp_path: Path) -> None:
+    """Small objects, files, files in parts, copies and deletions of many: each way to write."""
+    large = tmp_path / "large"
+    large.write_bytes(bytes(range(256)) * 50_000)  # three parts
+    small = store.put_bytes("a", b"1", "text/plain")
+    whole = store.upload(large, "b", "video/mp4")
+    store.copy("b", "c/d & <e>")
+    assert store.head("a") == ObjectHead(1, small.sha256)
+    assert store.head("c/d & <e>") == ObjectHead(large.stat().st_size, whole.sha256)
+    assert store.download(whole, tmp_path / "again").read_bytes() == large.read_bytes()
+    store.delete_all(["a", "b", "c/d & <e>", "never-there"])
+    assert list(store.listing("")) == []
+
+
+def test_bytes_are_verified_all_the_same(store: ObjectStore, tmp_path: Path) -> None:
+    """What another program has changed is damaged, whatever the server says of it."""
+    artifact = store.put_bytes("a", b"frames", "video/mp4")
+    store._client.put_object(Bucket=store.bucket, Key="a", Body=b"framez", Metadata={"sha256": artifact.sha256})
+    with pytest.raises(ObjectDamagedError):
+        store.download(artifact, tmp_path / "a")
+
+
+@pytest.mark.parametrize("refusal", REFUSALS)
+@pytest.mark.parametrize("way", ["put_bytes", "upload", "upload in parts", "delete_all"])
+def test_a_refusal_names_the_setting(
+    old_server: OldServer, refused: ObjectStore, tmp_path: Path, refusal: str, way: str
+) -> None:
+    """With the default each write fails as a configuration error that quotes the server and says what to set."""
+    old_server.refusal = REFUSALS[refusal]
+    path = tmp_path / "file"
+    path.write_bytes(b"1" * (7 * 1024**2 if way == "upload in parts" else 1))
+    ways: dict[str, Callable[[], object]] = {
+        "put_bytes": lambda: refused.put_bytes("a", b"1", "text/plain"),
+        "delete_all": lambda: refused.delete_all(["a"]),
+    }
+    with pytest.raises(ConfigurationError, match=r"set S2V_S3_CHECKSUMS=when_required\.$") as caught:
+        ways.get(way, lambda: refused.upload(path, "a", "video/mp4"))()
+    assert REFUSALS[refusal][2] in str(caught.value)
+
+
+def test_the_setting_is_not_named_where_it_cannot_help(old_server: OldServer, store: ObjectStore) -> None:
+    """A server that refuses although no checksum was sent has another reason; damage on the way is none either."""
+    old_server.refusal = (400, "InvalidRequest", "You can only do this to a bucket that exists.")
+    store._client.meta.events.register("before-sign.s3.PutObject", _add_a_checksum)
+    with pytest.raises(TransientError) as caught:
+        store.put_bytes("a", b"1", "text/plain")
+    assert "S2V_S3_CHECKSUMS" not in str(caught.value)
+
+
+def _add_a_checksum(request: Any, **_: Any) -> None:
+    request.headers["x-amz-checksum-sha256"] = "0"
+
+
+@pytest.mark.parametrize("code", ["BadDigest", "InvalidDigest", "IncompleteBody"])
+def test_damage_on_the_way_to_the_server_is_tried_again(old_server: OldServer, refused: ObjectStore, code: str) -> None:
+    """It says nothing against checksums: they have done their work."""
+    old_server.refusal = (400, code, "The checksum you specified did not match what we received.")
+    with pytest.raises(TransientError) as caught:
+        refused.put_bytes("a", b"1", "text/plain")
+    assert "S2V_S3_CHECKSUMS" not in str(caught.value)
+
+
+def test_the_setting_reaches_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Always is the default."""
+    assert ObjectStore.from_settings(load_settings())._server.checksums == "always"
+    monkeypatch.setenv("S2V_S3_CHECKSUMS", "when_required")
+    load_settings.cache_clear()
+    assert ObjectStore.from_settings(load_settings())._server.checksums == "when_required"

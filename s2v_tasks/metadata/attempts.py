@@ -1,5 +1,6 @@
 """What was spent: every encoding and every rendering that was begun, whatever became of it."""
 
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
@@ -17,6 +18,7 @@ class Work(NamedTuple):
     clip_index: int | None
 
 
+_UNENDED = ("running", "lost")  # nobody has said when it ended
 CONDITIONS = Work("encode_conditions", None)
 
 
@@ -57,15 +59,14 @@ def end_attempts(
 
     A lost attempt counts until its last sign of life: its GPU-seconds so far, or the last progress of its clip.
     succeeded: the latest attempt, also where it was taken for lost: a clip of another chain may have failed the job
-    meanwhile.
+    meanwhile. One that had ended otherwise keeps its length: what it made was stored later.
     """
-    so_far = sa.func.coalesce(Attempt.gpu_seconds, 0) / Attempt.world_size
-    last_sign = Attempt.started_at + so_far * sa.text("interval '1 second'")
     progress = sa.select(Clip.updated_at).where(Clip.job_id == Attempt.job_id, Clip.clip_index == Attempt.clip_index)
-    end: Any = sa.func.greatest(last_sign, progress.scalar_subquery()) if outcome == "lost" else NOW
+    end: Any = sa.func.greatest(_last_sign(), progress.scalar_subquery()) if outcome == "lost" else NOW
     which = [Attempt.job_id == job_id] if work is None else _of(job_id, work)
     if work is not None and outcome == "succeeded":
         which.append(Attempt.attempt == _latest(job_id, work))
+        end = sa.case((Attempt.outcome.in_(_UNENDED), end), else_=Attempt.finished_at)
     else:
         which.append(Attempt.outcome == "running")
     connection.execute(
@@ -79,6 +80,28 @@ def end_attempts(
             reason=storable(reason),
         )
     )
+
+
+def credit_attempt(connection: sa.Connection, job_id: str, work: Work, made_at: datetime) -> None:
+    """Let the latest attempt have succeeded when it had begun at `made_at`, when the work that is reused was finished.
+
+    The database was away, or the process was killed, before the end of the attempt was recorded: it ended at `made_at`.
+    """
+    ended = sa.func.greatest(sa.func.coalesce(Attempt.finished_at, _last_sign()), sa.func.least(made_at, NOW))
+    end = sa.case((Attempt.outcome.in_(_UNENDED), ended), else_=Attempt.finished_at)
+    which = (*_of(job_id, work), Attempt.attempt == _latest(job_id, work), Attempt.outcome != "succeeded")
+    connection.execute(
+        sa
+        .update(Attempt)
+        .where(*which, Attempt.started_at <= made_at)
+        .values(outcome="succeeded", reason=None, finished_at=end, gpu_seconds=_gpu_seconds(end))
+    )
+
+
+def _last_sign() -> Any:
+    """When the attempt was last heard of: its beginning and its GPU-seconds so far."""
+    so_far = sa.func.coalesce(Attempt.gpu_seconds, 0) / Attempt.world_size
+    return Attempt.started_at + so_far * sa.text("interval '1 second'")
 
 
 def _gpu_seconds(end: Any) -> Any:

@@ -1,10 +1,11 @@
 """What becomes of a clip: attempts to render it, their progress, their end."""
 
+from datetime import datetime
 from typing import Any, Literal
 
 import sqlalchemy as sa
 
-from s2v_tasks.metadata.attempts import begin_attempt, end_attempts, rendering
+from s2v_tasks.metadata.attempts import begin_attempt, credit_attempt, end_attempts, rendering
 from s2v_tasks.metadata.session import transaction
 from s2v_tasks.metadata.statements import add_event, lock_job, storable, update_clip
 from s2v_tasks.schemas.plan import InheritedClip
@@ -46,8 +47,13 @@ class ClipLedger:
                 values | {"eta_seconds": eta_seconds, "gpu_memory_bytes": gpu_memory_bytes},
             )
 
-    def clip_succeeded(self, job_id: str, clip_index: int, facts: dict[str, Any], reused: bool) -> None:
-        """The clip is there, rendered now or reused; `facts` tell what its rendering cost, then as now."""
+    def clip_succeeded(
+        self, job_id: str, clip_index: int, facts: dict[str, Any], reused: bool, *, made_at: datetime | None = None
+    ) -> None:
+        """The clip is there, rendered now or reused; `facts` tell what its rendering cost, then as now.
+
+        made_at: when this job rendered a clip that is reused; the attempt that did it may not have been able to say so.
+        """
         values = {
             "status": "succeeded",
             "reused": reused,
@@ -57,6 +63,8 @@ class ClipLedger:
         }
         with transaction(self._engine) as connection:
             lock_job(connection, job_id)
+            if reused and made_at is not None:
+                credit_attempt(connection, job_id, rendering(clip_index), made_at)
             end_attempts(connection, job_id, rendering(clip_index), outcome="lost" if reused else "succeeded")
             update_clip(connection, job_id, clip_index, values)
             add_event(connection, job_id, "clip_succeeded", clip_index=clip_index, detail={"reused": reused})

@@ -1,10 +1,11 @@
 """What becomes of the conditions of a job: attempts to encode them, and other jobs that have the same."""
 
+from datetime import datetime
 from typing import Literal
 
 import sqlalchemy as sa
 
-from s2v_tasks.metadata.attempts import CONDITIONS, begin_attempt, end_attempts
+from s2v_tasks.metadata.attempts import CONDITIONS, begin_attempt, credit_attempt, end_attempts
 from s2v_tasks.metadata.session import transaction
 from s2v_tasks.metadata.statements import lock_job
 from s2v_tasks.metadata.tables import ArtifactRow
@@ -31,6 +32,14 @@ class ConditionsLedger:
         with transaction(self._engine) as connection:
             lock_job(connection, job_id)
             end_attempts(connection, job_id, CONDITIONS, outcome=outcome, reason=reason)
+
+    def conditions_reused(self, job_id: str, *, made_at: datetime | None) -> None:
+        """The conditions are there; `made_at`: when this job encoded them, see `ClipLedger.clip_succeeded`."""
+        with transaction(self._engine) as connection:
+            lock_job(connection, job_id)
+            if made_at is not None:
+                credit_attempt(connection, job_id, CONDITIONS, made_at)
+            end_attempts(connection, job_id, CONDITIONS, outcome="lost")
 
     def jobs_with_conditions(self, fingerprint: str) -> list[str]:
         """Jobs whose conditions are made from the same, the latest first."""

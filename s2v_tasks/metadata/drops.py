@@ -69,10 +69,11 @@ class DropLedger:
 
     def claim(self, drop: DropRecord, job: WaitingJob | None = None) -> bool:
         """Make a drop ours, and with it its job; False, and nothing changes, when one of them is another's."""
-        statement = insert(Drop).values(**storable(asdict(drop))).on_conflict_do_nothing()
+        # Not by `rowcount`: of an INSERT it may be unknown.
+        statement = insert(Drop).values(**storable(asdict(drop))).on_conflict_do_nothing().returning(Drop.drop_id)
         try:
             with transaction(self._engine) as connection:
-                if connection.execute(statement).rowcount == 0:
+                if connection.execute(statement).first() is None:
                     raise _CollisionError
                 if job is not None and not enqueue(connection, [job], "drop"):
                     raise _CollisionError

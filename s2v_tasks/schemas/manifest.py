@@ -48,6 +48,11 @@ class Manifest(BaseModel):
     finished_at: datetime
     facts: dict[str, Any] = {}
 
+    @property
+    def made_at(self) -> datetime | None:
+        """When the job made it; None where it is a copy of another job's."""
+        return None if "source_job_id" in self.facts else self.finished_at
+
 
 def fingerprint(*parts: Any) -> str:
     """SHA-256 (hex) over the canonical JSON of `parts`: equal inputs, equal fingerprint."""

@@ -84,6 +84,8 @@ def run(ctx: StepContext) -> dict[str, Any]:
         with tolerated("attempt_not_recorded"):
             ctx.ledger.conditions_ended(ctx.job_id, outcome=outcome, reason=str(error))
         raise
-    if not produced.reused:
+    if produced.reused:
+        ctx.ledger.conditions_reused(ctx.job_id, made_at=produced.manifest.made_at)
+    else:
         ctx.ledger.conditions_ended(ctx.job_id, outcome="succeeded")
     return {"reused": produced.reused}

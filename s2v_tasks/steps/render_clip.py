@@ -170,7 +170,7 @@ class _Leader:
                 self._record_failure(index, error)
                 raise
             saved_clip.drop()
-            ctx.ledger.clip_succeeded(ctx.job_id, index, facts=manifest.facts, reused=reused)
+            ctx.ledger.clip_succeeded(ctx.job_id, index, facts=manifest.facts, reused=reused, made_at=manifest.made_at)
         return reused
 
     def _record_failure(self, index: int, error: Exception) -> None:

@@ -1,6 +1,7 @@
 """Attempts at clips: each is on record with what it took, however it ended."""
 
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 
 import psycopg
 import pytest
@@ -82,6 +83,82 @@ def test_an_attempt_without_progress_is_lost_at_its_last_sign_of_life(
     assert [encoded.gpu_seconds, rendered.gpu_seconds] == [pytest.approx(3600, abs=5), pytest.approx(4 * 3600, abs=20)]
     assert encoded.finished_at is not None
     assert (encoded.finished_at - encoded.started_at).total_seconds() == pytest.approx(3600, abs=5)
+
+
+@pytest.mark.parametrize("ended", ["not", "as lost", "as failed", "as interrupted"])
+def test_an_attempt_whose_clip_is_reused_was_no_waste(
+    ledger: Ledger, postgres_url: str, planned: Planned, ended: str
+) -> None:
+    """The database was away when the clip was done: its attempt ended when the clip did, as far as nobody knows."""
+    planned(3).clip_started("job-1", 2, "f2", world_size=2)
+    ledger.conditions_started("job-1")
+    with psycopg.connect(postgres_url) as connection:
+        connection.execute("UPDATE attempts SET started_at = started_at - interval '1 hour', gpu_seconds = 60")
+        ((began,),) = connection.execute("SELECT started_at FROM attempts WHERE step = 'render_clip'").fetchall()
+        ((encoding,),) = connection.execute("SELECT started_at FROM attempts WHERE clip_index IS NULL").fetchall()
+    if ended == "as lost":
+        ledger.job_failed("job-1", "The run is gone.")
+    elif ended != "not":
+        ledger.clip_failed("job-1", 2, "Disk.", outcome="failed" if ended == "as failed" else "interrupted")
+    with psycopg.connect(postgres_url) as connection:  # nobody knew more than the last sign of life
+        connection.execute(
+            "UPDATE attempts SET finished_at = started_at + interval '30 s', gpu_seconds = 60"
+            " WHERE outcome <> 'running' AND step = 'render_clip'"
+        )
+    ledger.clip_succeeded("job-1", 2, facts={}, reused=True, made_at=began + timedelta(seconds=100))
+    ledger.conditions_reused("job-1", made_at=encoding + timedelta(seconds=90))
+    rendered, encoded = sorted(job(ledger).attempts, key=lambda attempt: attempt.step, reverse=True)
+    assert [(a.outcome, a.reason) for a in (rendered, encoded)] == [("succeeded", None)] * 2
+    assert rendered.finished_at == began + timedelta(seconds=100 if ended in {"not", "as lost"} else 30)
+    assert rendered.gpu_seconds == pytest.approx(200 if ended in {"not", "as lost"} else 60)
+    assert encoded.gpu_seconds == pytest.approx(90)
+    (spent,) = ledger.spending()
+    assert spent.wasted_gpu_seconds == 0
+
+
+def test_an_attempt_after_the_clip_that_is_reused_is_lost(ledger: Ledger, postgres_url: str, planned: Planned) -> None:
+    """An older clip was put back, or another job's was copied: what ran meanwhile made none of them."""
+    planned(3)
+    for clip_index in range(3):
+        ledger.clip_started("job-1", clip_index, "f")
+    ledger.conditions_started("job-1")
+    with psycopg.connect(postgres_url) as connection:
+        connection.execute("UPDATE attempts SET started_at = started_at - interval '1 hour'")
+        ((began,),) = connection.execute("SELECT min(started_at) FROM attempts").fetchall()
+    ledger.clip_succeeded("job-1", 0, facts={}, reused=True, made_at=began - timedelta(seconds=1))
+    ledger.clip_succeeded("job-1", 1, facts={}, reused=True)
+    ledger.conditions_reused("job-1", made_at=None)
+    assert [a.outcome for a in job(ledger).attempts] == ["lost", "lost", "running", "lost"]
+
+
+def test_only_the_latest_attempt_made_the_clip(ledger: Ledger, postgres_url: str, planned: Planned) -> None:
+    """Earlier ones stay what they were, and one that succeeded keeps its end; a clock that is ahead adds no time."""
+    planned().clip_started("job-1", 0, "f0")
+    ledger.clip_failed("job-1", 0, "Out of memory.")
+    ledger.clip_started("job-1", 0, "f0")
+    later = datetime.now(UTC) + timedelta(hours=1)
+    ledger.clip_succeeded("job-1", 0, facts={}, reused=True, made_at=later)
+    before = job(ledger).attempts
+    assert [(a.outcome, a.reason) for a in before] == [("failed", "Out of memory."), ("succeeded", None)]
+    assert before[1].gpu_seconds == pytest.approx(0, abs=60)
+    ledger.clip_succeeded("job-1", 0, facts={}, reused=True, made_at=later)
+    assert job(ledger).attempts == before
+
+
+def test_a_clip_that_was_kept_and_stored_later_keeps_the_length_of_its_attempt(
+    ledger: Ledger, postgres_url: str, planned: Planned
+) -> None:
+    """The attempt that rendered it was interrupted; the process that stores it renders nothing."""
+    planned().clip_started("job-1", 0, "f0")
+    ledger.clip_failed("job-1", 0, "S3 is away.", outcome="interrupted")
+    with psycopg.connect(postgres_url) as connection:
+        connection.execute(
+            "UPDATE attempts SET started_at = started_at - interval '2 hours', gpu_seconds = 3600,"
+            " finished_at = started_at - interval '1 hour'"
+        )
+    ledger.clip_succeeded("job-1", 0, facts={}, reused=False)
+    (attempt,) = job(ledger).attempts
+    assert (attempt.outcome, attempt.gpu_seconds) == ("succeeded", pytest.approx(3600))
 
 
 def test_a_clip_that_outlives_the_failure_of_its_job_is_no_waste(ledger: Ledger, planned: Planned) -> None:

@@ -11,7 +11,7 @@ from s2v_tasks.metadata.queue import JobQueue
 from s2v_tasks.metadata.records import JobRecord
 from s2v_tasks.metadata.repository import Ledger
 from s2v_tasks.schemas.manifest import Artifact, Manifest, Producer
-from s2v_tasks.schemas.plan import Plan
+from s2v_tasks.schemas.plan import InheritedClip, Plan
 
 REQUEST = {"prompt": "A person speaks.", "audio_uri": "s3://in/a.wav"}
 MakePlan = Callable[..., Plan]
@@ -95,6 +95,33 @@ def test_a_clip_on_its_road(ledger: Ledger, planned: Planned) -> None:
     assert (clip.status, clip.attempts, clip.render_seconds, clip.reused) == ("succeeded", 3, 2.5, True)
     assert clip.facts == {"render_seconds": 2.5, "mfu": 0.4}
     assert (clip.fingerprint, clip.start_frame, clip.end_frame) == ("f1", 48, 96)
+
+
+def test_a_clip_that_was_inherited_and_is_rendered_is_the_jobs_own(
+    ledger: Ledger, plan: MakePlan, planned: Planned
+) -> None:
+    """Another rendering, or another plan, forgets the job that it came from and the progress of before."""
+    inherited = InheritedClip(
+        clip_index=1, fingerprint="f0", source_job_id="job-0", source_manifest_key="jobs/job-0/m.json"
+    )
+    planned(3)
+    for again in ("rendered", "planned"):
+        ledger.clip_progress("job-1", 1, step=3, num_steps=4, eta_seconds=2.0, gpu_memory_bytes=2**40)
+        ledger.clip_inherited("job-1", inherited, facts={"render_seconds": 2.0})
+        clip = job(ledger).clips[1]
+        assert (clip.status, clip.reused, clip.source_job_id, clip.fingerprint) == ("succeeded", True, "job-0", "f0")
+        assert (clip.render_seconds, clip.facts) == (2.0, {"render_seconds": 2.0})
+        assert job(ledger).events[-1].detail == {"source_job_id": "job-0"}
+        if again == "rendered":
+            ledger.clip_started("job-1", 1, "f1")
+            assert job(ledger).clips[1].fingerprint == "f1"
+        else:
+            ledger.job_planned("job-1", plan(3))
+        clip = job(ledger).clips[1]
+        assert clip.status == ("rendering" if again == "rendered" else "pending")
+        assert (clip.reused, clip.source_job_id, clip.progress_step) == (False, None, None)
+        assert (clip.eta_seconds, clip.gpu_memory_bytes) == (None, None)
+    assert [c.status for c in job(ledger).clips] == ["pending"] * 3
 
 
 def test_a_job_keeps_what_it_is_searched_by(ledger: Ledger, plan: MakePlan) -> None:

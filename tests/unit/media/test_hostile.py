@@ -96,7 +96,8 @@ def hostile(tmp_path_factory: pytest.TempPathFactory, listener: socket.socket) -
         f'height="64"><image href="{url}"/><text>&x;</text></svg>'
     ).encode()
     mpd = f'<MPD xmlns="urn:mpeg:dash:schema:mpd:2011"><Period><BaseURL>{url}</BaseURL></Period></MPD>'.encode()
-    bomb, text = zeros_deflated(256 * 1024**2), b"k\0\0"
+    bomb, text, raw_exif = zeros_deflated(256 * 1024**2), b"k\0\0", b"Raw profile type exif\0\0"
+    good, wide_gamut = zlib.compress(bytes(64 * 193)), png_chunk(b"cICP", b"\x0c\x0d\0\1")
     contents = {
         "speech:playlist.mp3": (playlist, "first bytes are those of none"),
         "speech:tagged-playlist.mp3": (b"ID3\4" + bytes(6) + playlist, "not a readable sound file"),
@@ -112,13 +113,25 @@ def hostile(tmp_path_factory: pytest.TempPathFactory, listener: socket.socket) -
         "pose:playlist.mp4": (playlist, "not a readable video"),
         "pose:concat.mkv": (f"ffconcat version 1.0\nfile '{secret}'\n".encode(), "not a readable video"),
         "image:playlist.jpg": (playlist, "not a readable picture"),
-        "image:vector.png": (svg, "not a readable picture"),
+        "image:vector.png": (svg, "is SVG: expected PNG, JPEG or WebP"),
         "image:bomb.png": (png(50_000, 50_000, pixels=bomb), "more than 40000000 pixels"),
-        "image:text.png": (png(64, 64, extra=png_chunk(b"zTXt", text + bomb) * 4), "Decompressed data too large"),
-        "image:profile.png": (png(64, 64, extra=png_chunk(b"iCCP", text + bomb)), "Decompressed data too large"),
-        "image:texts.png": (png(64, 64, extra=png_chunk(b"tEXt", b"k\0" + bytes(999_999)) * 99), "Too much memory"),
+        "image:text.png": (png(64, 64, extra=png_chunk(b"zTXt", text + bomb) * 4, pixels=good), "accepted"),
+        "image:exif.png": (png(64, 64, extra=png_chunk(b"zTXt", raw_exif + bomb), pixels=good), "accepted"),
+        "image:profile.png": (png(64, 64, extra=png_chunk(b"iCCP", text + bomb), pixels=good), "accepted"),
+        "image:texts.png": (
+            png(64, 64, extra=png_chunk(b"tEXt", b"k\0" + bytes(999_999)) * 99, pixels=good),
+            "accepted",
+        ),
+        "image:chunks.png": (
+            png(64, 64, extra=png_chunk(b"oneC", b"") * 200_000, pixels=good),
+            "more than 200000 pieces",
+        ),
+        "image:segments.jpg": (b"\xff\xd8\xff" + bytes(1 << 20), "more than 200000 pieces"),
         "image:webp.webp": (webp(8_000, 8_000), "more than 20000000 pixels"),
-        "image:largest.png": (png(6_000, 6_600, colour=6, pixels=zeros_deflated(6_600 * 24_001)), "accepted"),
+        "image:largest.png": (
+            png(6_000, 6_600, colour=6, extra=wide_gamut, pixels=zeros_deflated(6_600 * 24_001)),
+            "accepted",
+        ),
     }
     for zero in ("speech:zero.mp3", "speech:zero.wav", "pose:zero.mp4", "image:zero.png"):
         contents[zero] = (b"", "not a readable")

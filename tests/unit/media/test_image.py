@@ -111,7 +111,7 @@ def test_video_is_refused(tmp_path: Path, moving: Callable[..., Any]) -> None:
     """A film is no reference picture, whatever its name."""
     encode_clip(moving(4), tmp_path / "a.mp4")
     (tmp_path / "a.mp4").rename(tmp_path / "a.png")
-    assert "not a readable picture" in _refusal(tmp_path / "a.png", tmp_path)
+    assert "is a video: expected PNG, JPEG or WebP" in _refusal(tmp_path / "a.png", tmp_path)
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])

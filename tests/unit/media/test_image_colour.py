@@ -1,0 +1,305 @@
+"""Colours of pictures come out in sRGB."""
+
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image, ImageCms
+
+from s2v_tasks.media.image import ImageInfo, normalise_image
+from s2v_tasks.media.image_colour import _built
+from tests.unit.media.pictures import chunk, encoded, jpeg, photo, png, segment
+
+Colours = npt.NDArray[Any]
+CASES = Path(__file__).parents[4] / "shared" / "cases"
+
+SKIN = [(224, 172, 140), (120, 72, 50), (255, 219, 190), (90, 140, 80), (40, 42, 45), (255, 255, 255), (0, 0, 0)]
+D65, D50 = (0.3127, 0.3290), (0.3457, 0.3585)
+# Of each space: x and y of its white and primaries, its gamma (0: the curve of sRGB), and linear sRGB in it.
+SPACES: dict[str, tuple[tuple[float, ...], float, Colours]] = {
+    "Display P3": (
+        (*D65, 0.680, 0.320, 0.265, 0.690, 0.150, 0.060), 0,
+        np.array([[0.82246, 0.17754, 0], [0.03319, 0.96681, 0], [0.01708, 0.07240, 0.91052]]),
+    ),
+    "Adobe RGB": (
+        (*D65, 0.64, 0.33, 0.21, 0.71, 0.15, 0.06), 2.19921875,
+        np.array([[0.71513, 0.28487, 0], [0, 1, 0], [0, 0.04117, 0.95883]]),
+    ),
+    "ProPhoto": (
+        (*D50, 0.7347, 0.2653, 0.1596, 0.8404, 0.0366, 0.0001), 1.8,
+        np.array([[0.52928, 0.33015, 0.14057], [0.09837, 0.87347, 0.02816], [0.01688, 0.11768, 0.86544]]),
+    ),
+    "BT.2020": (
+        (*D65, 0.708, 0.292, 0.170, 0.797, 0.131, 0.046), 0,
+        np.array([[0.62740, 0.32928, 0.04331], [0.06910, 0.91954, 0.01136], [0.01639, 0.08801, 0.89559]]),
+    ),
+}  # fmt: skip
+SRGB_CURVE = (2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
+
+
+def linear(levels: Any) -> Colours:
+    value = np.asarray(levels) / 255
+    return np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
+
+
+def srgb(light: Any) -> Colours:
+    light = np.asarray(light)
+    return 255 * np.where(light <= 0.0031308, light * 12.92, 1.055 * light ** (1 / 2.4) - 0.055)
+
+
+def picture_in(space: str) -> Image.Image:
+    """Fields of colours of SKIN, as a camera writes them in `space`."""
+    _, gamma, matrix = SPACES[space]
+    light = linear(SKIN) @ matrix.T
+    levels = 255 * light ** (1 / gamma) if gamma else srgb(light)
+    fields = np.rint(levels).astype(np.uint8)
+    return Image.fromarray(np.repeat(np.repeat(fields[None], 16, axis=1), 64, axis=0))
+
+
+def profile_of(space: str) -> bytes:
+    points, gamma, _ = SPACES[space]
+    return _built((gamma,) if gamma else SRGB_CURVE, points, "RGB")
+
+
+def fields(content: bytes, tmp_path: Path, warning: str | None = None) -> Colours:
+    """Mean colour of each field of the picture that comes out, whose warning must contain `warning`."""
+    (tmp_path / "photo").write_bytes(content)
+    info = normalise_image(tmp_path / "photo", tmp_path / "image.png")
+    assert (warning in info.warning) if warning and info.warning else (warning, info.warning) == (None, None)
+    levels = np.asarray(Image.open(tmp_path / "image.png")).astype(float)
+    return np.array([levels[4:-4, at + 4 : at + 12].mean(axis=(0, 1)) for at in range(0, levels.shape[1] - 15, 16)])
+
+
+def icc_chunk(profile: bytes) -> bytes:
+    return chunk(b"iCCP", b"name\0\0" + zlib.compress(profile))
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_a_photo_in_another_space_shows_the_same_colours(space: str, tmp_path: Path) -> None:
+    """The skin is that of the photo within 2 levels, from PNG and JPEG, WebP, with alpha and in 16 bits."""
+    image, profile = picture_in(space), profile_of(space)
+    deep = np.repeat(np.asarray(image).astype(">u2") * 257, 1, axis=0)
+    rows = b"".join(b"\0" + row.tobytes() for row in deep)
+    header = struct.pack(">IIBBBBB", image.width, image.height, 16, 2, 0, 0, 0)
+    sixteen = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + icc_chunk(profile)
+    sixteen += chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    layered = image.copy()
+    layered.putalpha(255)
+    for content in (
+        png(icc_chunk(profile), image=image),
+        png(icc_chunk(profile), image=layered),
+        sixteen,
+        encoded(image, "WEBP", lossless=True, icc_profile=profile),
+    ):
+        assert np.abs(fields(content, tmp_path) - SKIN).max() <= 2
+    wide = encoded(image, "JPEG", quality=100, subsampling=0, icc_profile=profile)
+    assert np.abs(fields(wide, tmp_path) - SKIN).max() <= 4  # JPEG rounds colours of the wide space
+    assert np.abs(fields(png(image=image), tmp_path) - SKIN).max() > 8
+
+
+@pytest.mark.skipif(not CASES.is_dir(), reason="only beside the cases")
+@pytest.mark.parametrize("name", ["icc_p3.jpg", "icc_prophoto.jpg"])
+def test_reported_photos_show_their_skin(name: str, tmp_path: Path) -> None:
+    """Two photos that were shown pale."""
+    normalise_image(CASES / name, tmp_path / "image.png")
+    levels = np.asarray(Image.open(tmp_path / "image.png")).astype(int)
+    assert np.abs(levels[200:300, 20:230] - (224, 172, 140)).max() <= 2
+
+
+def test_a_long_profile_is_put_together(tmp_path: Path) -> None:
+    """JPEG has it in numbered segments, in any order."""
+    profile, image = profile_of("ProPhoto"), picture_in("ProPhoto")
+    parts = [
+        segment(0xE2, b"ICC_PROFILE\0" + bytes([number, 3]) + profile[start : start + 200])
+        for number, start in ((1, 0), (2, 200), (3, 400))
+    ]
+    content = jpeg(parts[2], parts[0], parts[1], image=image)
+    assert np.abs(fields(content, tmp_path)[:3] - SKIN[:3]).max() <= 4
+
+
+def test_srgb_changes_nothing(tmp_path: Path) -> None:
+    """Whatever says sRGB, the pixels are those of the file; profiles of sRGB differ in how they are written."""
+    image = photo(96, 64)
+    noise = Image.fromarray(np.random.default_rng(3).integers(0, 256, (64, 96, 3), np.uint8))
+    of_pillow = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    points = (*D65, 0.64, 0.33, 0.30, 0.60, 0.15, 0.06)
+    ours = _built(SRGB_CURVE, points, "RGB")
+    chromaticities = struct.pack(">8I", *(round(value * 100_000) for value in points))
+    for picture in (image, noise):
+        for chunks in (
+            [icc_chunk(of_pillow)],
+            [icc_chunk(ours)],
+            [chunk(b"sRGB", b"\0")],
+            [chunk(b"sRGB", b"\0"), chunk(b"gAMA", struct.pack(">I", 100_000))],
+            [chunk(b"gAMA", struct.pack(">I", 45_455)), chunk(b"cHRM", chromaticities)],
+            [chunk(b"gAMA", struct.pack(">I", 44_455))],
+            [chunk(b"gAMA", struct.pack(">I", 46_455))],
+            [chunk(b"cICP", bytes([1, 13, 0, 1])), icc_chunk(profile_of("ProPhoto"))],
+            [chunk(b"cICP", bytes([1, 1, 0, 1]))],
+        ):
+            (tmp_path / "a.png").write_bytes(png(*chunks, image=picture))
+            assert normalise_image(tmp_path / "a.png", tmp_path / "image.png") == ImageInfo(96, 64)
+            assert np.array_equal(Image.open(tmp_path / "image.png"), picture)
+
+
+@pytest.mark.parametrize(("primaries", "space"), [(12, "Display P3"), (9, "BT.2020")])
+def test_a_colour_code_is_followed(primaries: int, space: str, tmp_path: Path) -> None:
+    """The chunk cICP of PNG counts before a profile and before gamma."""
+    gamma = chunk(b"gAMA", struct.pack(">I", 100_000))
+    content = png(
+        icc_chunk(profile_of("ProPhoto")), gamma, chunk(b"cICP", bytes([primaries, 13, 0, 1])), image=picture_in(space)
+    )
+    assert np.abs(fields(content, tmp_path) - SKIN).max() <= 2
+
+
+@pytest.mark.parametrize("primaries", [5, 6])
+@pytest.mark.parametrize("curve", [6, 14, 15])
+def test_frames_of_old_videos_keep_their_tones(primaries: int, curve: int, tmp_path: Path) -> None:
+    """Their greys are untouched, their primaries are a little apart from those of sRGB."""
+    grey = Image.fromarray(np.repeat(np.arange(0, 256, 4, dtype=np.uint8), 64).reshape(64, 64)).convert("RGB")
+    (tmp_path / "a.png").write_bytes(png(chunk(b"cICP", bytes([primaries, curve, 0, 1])), image=grey))
+    normalise_image(tmp_path / "a.png", tmp_path / "image.png")
+    assert np.abs(np.asarray(Image.open(tmp_path / "image.png")).astype(int) - np.asarray(grey)).max() <= 1
+    red = Image.new("RGB", (64, 64), (200, 30, 30))
+    (tmp_path / "a.png").write_bytes(png(chunk(b"cICP", bytes([primaries, curve, 0, 1])), image=red))
+    normalise_image(tmp_path / "a.png", tmp_path / "image.png")
+    assert 1 < np.abs(np.asarray(Image.open(tmp_path / "image.png")).astype(int) - (200, 30, 30)).max() < 20
+
+
+@pytest.mark.parametrize(
+    ("description", "exponent"),
+    [
+        (chunk(b"gAMA", struct.pack(">I", 100_000)), 1.0),
+        (chunk(b"gAMA", struct.pack(">I", 55_556)), 1.8),
+        (chunk(b"gAMA", struct.pack(">I", 44_454)), 2.24952),
+        (chunk(b"gAMA", struct.pack(">I", 46_456)), 2.15257),
+        (chunk(b"gAMA", struct.pack(">I", 20_000)), 5.0),
+        (chunk(b"gAMA", struct.pack(">I", 500_000)), 0.2),
+        (chunk(b"cICP", bytes([1, 8, 0, 1])), 1.0),
+        (chunk(b"cICP", bytes([1, 4, 0, 1])), 2.2),
+        (chunk(b"cICP", bytes([1, 5, 0, 1])), 2.8),
+    ],
+)
+@pytest.mark.parametrize("mode", ["RGB", "L", "LA", "P"])
+def test_gamma_is_followed(description: bytes, exponent: float, mode: str, tmp_path: Path) -> None:
+    """Grey and coloured pictures, with and without layers, of another gamma than that of screens."""
+    levels = np.array([0, 40, 90, 150, 200, 255], dtype=np.uint8)
+    ramp = Image.fromarray(np.repeat(np.repeat(levels[None], 16, axis=1), 64, axis=0))
+    image = ramp.convert("RGB").quantize(16) if mode == "P" else ramp.convert(mode)
+    found = fields(png(description, image=image), tmp_path)
+    expected = srgb((levels / 255.0) ** exponent)
+    assert np.abs(found - expected[:, None]).max() <= 2
+
+
+def test_grey_profile_of_sixteen_bits(tmp_path: Path) -> None:
+    """A scan in 16-bit grey is brought to 8 bits, then to the tones of sRGB."""
+    levels = np.array([0, 60, 128, 200, 255])
+    deep = Image.fromarray(np.repeat(np.repeat((levels * 257).astype(np.uint16)[None], 16, axis=1), 64, axis=0))
+    found = fields(png(icc_chunk(_built((1.8,), (), "L")), image=deep), tmp_path)
+    assert np.abs(found - srgb((levels / 255) ** 1.8)[:, None]).max() <= 1
+
+
+def test_transparency_is_laid_over_white_after_the_conversion(tmp_path: Path) -> None:
+    """White paper is white in every space, and what is half transparent is half white."""
+    image = picture_in("ProPhoto")
+    image.putalpha(0)
+    assert (fields(png(icc_chunk(profile_of("ProPhoto")), image=image), tmp_path) == 255).all()
+    image.putalpha(128)
+    half = (np.array(SKIN) * 128 + 255 * 127) / 255
+    assert np.abs(fields(png(icc_chunk(profile_of("ProPhoto")), image=image), tmp_path) - half).max() <= 2
+    grey = Image.new("LA", (112, 64), (128, 128))
+    half = (srgb((128 / 255) ** 1.8) * 128 + 255 * 127) / 255
+    assert np.abs(fields(png(icc_chunk(_built((1.8,), (), "L")), image=grey), tmp_path) - half).max() <= 1
+
+
+def print_profile() -> bytes:
+    """A profile of a printer with little magenta, whose ink darkens in even steps of lightness."""
+    head = struct.pack(">4s4xBBBx9i", b"mft1", 4, 3, 2, *(65_536 if at % 4 == 0 else 0 for at in range(9)))
+    even = bytes(range(256))
+    grid = [
+        (255 if not key and not magenta else 0 if key else 153, 128 if key or not magenta else 168, 128)
+        for cyan in (0, 1) for magenta in (0, 1) for yellow in (0, 1) for key in (0, 1)
+    ]  # fmt: skip
+    table = head + even * 4 + b"".join(map(bytes, grid)) + even * 3
+    size = 128 + 4 + 12 + len(table)
+    start = struct.pack(">I4xI", size, 0x02000000) + b"prtrCMYKLab " + bytes(12) + b"acsp" + bytes(28)
+    start += struct.pack(">3I", 63_190, 65_536, 54_061)
+    return start.ljust(128, b"\0") + struct.pack(">I4sII", 1, b"A2B0", 144, len(table)) + table
+
+
+def test_a_print_picture_shows_what_its_profile_says(tmp_path: Path) -> None:
+    """Paper is white, half of the black ink is the grey of half the lightness; without a profile it is as before."""
+    inks = [(0, 0, 0, 0), (0, 0, 0, 128), (0, 0, 0, 255), (0, 255, 0, 0)]
+    image = Image.fromarray(np.repeat(np.repeat(np.array([inks], np.uint8), 16, axis=1), 64, axis=0), "CMYK")
+    found = fields(encoded(image, "JPEG", quality=100, icc_profile=print_profile()), tmp_path)
+    assert np.abs(found[:3] - [[255] * 3, [118] * 3, [0] * 3]).max() <= 3
+    assert np.abs(found[3] - (205, 118, 145)).max() <= 12
+    plain = fields(encoded(image, "JPEG", quality=100), tmp_path)
+    assert np.abs(plain[1] - 127).max() <= 2
+    assert np.abs(plain[3] - (255, 0, 255)).max() <= 3
+
+
+@pytest.mark.parametrize(
+    ("chunks", "warning"),
+    [
+        ([icc_chunk(b"not a profile")], "The colour profile is ignored: it is damaged."),
+        ([icc_chunk(b"")], "The colour profile is ignored: it is damaged."),
+        ([icc_chunk(profile_of("Display P3")[:200])], "The colour profile is ignored: it is damaged."),
+        ([chunk(b"iCCP", b"name\0\0no zlib")], "The colour profile is ignored: it is damaged."),
+        ([chunk(b"iCCP", b"name\1" + profile_of("Display P3"))], "The colour profile is ignored: it is damaged."),
+        ([icc_chunk(print_profile())], "The colour profile is ignored: it is for CMYK, the picture is RGB."),
+        ([icc_chunk(_built((1.8,), (), "L"))], "The colour profile is ignored: it is for GRAY, the picture is RGB."),
+        ([chunk(b"cICP", bytes([9, 16, 0, 1]))], "The colour code (cICP) is ignored: 9-16-0-1 is none that"),
+        ([chunk(b"cICP", bytes([12, 13, 1, 1]))], "12-13-1-1 is none"),
+        ([chunk(b"cICP", bytes([12, 13, 0, 0]))], "12-13-0-0 is none"),
+        ([chunk(b"cICP", bytes([2, 13, 0, 1]))], "2-13-0-1 is none"),
+        ([chunk(b"cICP", bytes([12]))], "cICP"),
+        ([chunk(b"cICP", bytes([12, 13, 0, 1, 0]))], "cICP"),
+        ([chunk(b"gAMA", bytes(4))], "The gamma (gAMA, cHRM) is ignored: 0 is no gamma, expected about 0.45."),
+        ([chunk(b"gAMA", struct.pack(">I", 19_999))], "0.19999 is no gamma"),
+        ([chunk(b"gAMA", struct.pack(">I", 500_001))], "5.00001 is no gamma"),
+        ([chunk(b"gAMA", b"\xff" * 500)], "is no gamma"),
+        ([chunk(b"cHRM", bytes(32))], "its chromaticities are no colour space."),
+        ([chunk(b"cHRM", struct.pack(">8I", *[33_333] * 8))], "its chromaticities are no colour space."),
+        ([chunk(b"cHRM", struct.pack(">8I", *[31_270, 32_900, *[2**32 - 1, 5] * 3]))], "no colour space."),
+        ([chunk(b"cHRM", bytes(28))], "its chromaticities are no colour space."),
+        ([chunk(b"cHRM", b"")], "its chromaticities are no colour space."),
+        ([chunk(b"cHRM", bytes(31)), chunk(b"gAMA", struct.pack(">I", 45_455))], "no colour space."),
+    ],
+)  # fmt: skip
+def test_a_wrong_description_is_ignored_with_a_warning(chunks: list[bytes], warning: str, tmp_path: Path) -> None:
+    """The colours are those of the file as sRGB, and people hear why."""
+    image = photo(112, 64)
+    (tmp_path / "a.png").write_bytes(png(*chunks, image=image))
+    info = normalise_image(tmp_path / "a.png", tmp_path / "image.png")
+    assert info.warning is not None
+    assert warning in info.warning
+    assert np.array_equal(Image.open(tmp_path / "image.png"), image)
+
+
+def test_the_next_description_counts_where_one_is_wrong(tmp_path: Path) -> None:
+    """A code of HDR does not hide the profile behind it."""
+    chunks = [chunk(b"cICP", bytes([9, 16, 0, 1])), icc_chunk(profile_of("Adobe RGB"))]
+    found = fields(png(*chunks, image=picture_in("Adobe RGB")), tmp_path, warning="9-16-0-1")
+    assert np.abs(found - SKIN).max() <= 2
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_a_profile_for_colours_does_not_fit_grey_nor_print(mode: str, tmp_path: Path) -> None:
+    """Those are shown as before."""
+    image = photo(112, 64).convert(mode)
+    before = fields(encoded(image, "JPEG", quality=95), tmp_path)
+    content = encoded(image, "JPEG", quality=95, icc_profile=profile_of("ProPhoto"))
+    assert np.array_equal(fields(content, tmp_path, warning=f"it is for RGB, the picture is {mode}"), before)
+
+
+def test_a_profile_that_turns_white_black_is_ignored(tmp_path: Path) -> None:
+    """It is damaged, whatever its header says."""
+    inverted = _built(SRGB_CURVE, SPACES["Display P3"][0], "RGB")
+    flat = inverted.replace(inverted[inverted.index(b"para") + 12 : inverted.index(b"para") + 32], bytes(20))
+    found = fields(png(icc_chunk(flat), image=picture_in("Display P3")), tmp_path, warning="is ignored: it ")
+    assert np.abs(found - fields(png(image=picture_in("Display P3")), tmp_path)).max() == 0

@@ -1,0 +1,187 @@
+"""Metadata of pictures: the orientation is used, whatever else is in it does no harm."""
+
+import random
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from s2v_tasks.errors import PermanentError
+from s2v_tasks.media import image_metadata
+from s2v_tasks.media.image import normalise_image
+from tests.unit.media.pictures import PNG_MAGIC, chunk, encoded, exif, jpeg, oriented, photo, png, segment
+
+XMP_SEGMENT = b"http://ns.adobe.com/xap/1.0/\0"
+XMP_TEXT = b"XML:com.adobe.xmp\0"
+SIDEWAYS = oriented(6)
+HEXADECIMAL = (b"Exif\0\0" + SIDEWAYS).hex().encode()
+
+
+def size_of(content: bytes, tmp_path: Path) -> tuple[int, int]:
+    """Size of the picture that comes out; a 60x40 one is 40x60 when it was turned."""
+    (tmp_path / "photo").write_bytes(content)
+    info = normalise_image(tmp_path / "photo", tmp_path / "image.png")
+    assert info.warning is None
+    with Image.open(tmp_path / "image.png") as image:
+        image.load()
+        assert image.size == (info.width, info.height)
+    return info.width, info.height
+
+
+@pytest.mark.parametrize("value", range(10))
+def test_each_orientation_is_applied(value: int, tmp_path: Path) -> None:
+    """All eight of EXIF bring the picture upright as Pillow would; 0 and 9 are none and change nothing."""
+    turned = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_90,
+    }  # fmt: skip
+    size_of(png(chunk(b"eXIf", oriented(value))), tmp_path)
+    expected = photo().transpose(turned[value]) if value in turned else photo()
+    assert np.array_equal(Image.open(tmp_path / "image.png"), expected)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        jpeg(segment(0xE1, b"Exif\0\0" + SIDEWAYS)),
+        jpeg(segment(0xE1, b"Exif\0\0Exif\0\0" + SIDEWAYS)),
+        jpeg(segment(0xE1, b"Exif\0\0" + oriented(6, ">"))),
+        jpeg(segment(0xE1, b"Exif\0\0"), segment(0xE1, b"Exif\0\0" + SIDEWAYS)),
+        jpeg(b"\xff\xff\xff", segment(0xE1, b"Exif\0\0" + SIDEWAYS)),
+        jpeg(segment(0xFE, b"comment"), b"\0\xff\0", segment(0xE1, b"Exif\0\0" + SIDEWAYS)),
+        jpeg(segment(0xE0, b"JFIF\0"), segment(0xEE, b"Adobe"), segment(0xE1, b"Exif\0\0" + SIDEWAYS)),
+        jpeg(segment(0xE1, XMP_SEGMENT + b'<rdf:Description tiff:Orientation="6"/>')),
+        jpeg(segment(0xE1, XMP_SEGMENT + b"<a tiff:Orientation = '6'/>")),
+        jpeg(segment(0xE1, XMP_SEGMENT + b"<tiff:Orientation>6</tiff:Orientation>")),
+        png(chunk(b"eXIf", SIDEWAYS)),
+        png(chunk(b"eXIf", SIDEWAYS), at_end=True),
+        png(chunk(b"tEXt", b"Raw profile type exif\0\nexif\n  26\n" + SIDEWAYS.hex().encode() + b"\n")),
+        png(chunk(b"zTXt", b"Raw profile type APP1\0\0" + zlib.compress(b"\ngeneric\n 32\n" + HEXADECIMAL))),
+        png(chunk(b"iTXt", XMP_TEXT + b"\0\0\0\0" + b"<tiff:Orientation>6</tiff:Orientation>")),
+        png(chunk(b"iTXt", XMP_TEXT + b"\1\0\0\0" + zlib.compress(b"<tiff:Orientation>6</tiff:Orientation>"))),
+        png(chunk(b"tEXt", XMP_TEXT + b"<tiff:Orientation>6</tiff:Orientation>")),
+        encoded(photo(), "WEBP", exif=b"Exif\0\0" + SIDEWAYS),
+        encoded(photo(), "WEBP", xmp=b"<tiff:Orientation>6</tiff:Orientation>"),
+    ],
+)  # fmt: skip
+def test_the_orientation_is_found_wherever_it_is_written(content: bytes, tmp_path: Path) -> None:
+    """EXIF in both byte orders, in each of its places, and XMP where EXIF has none."""
+    assert size_of(content, tmp_path) == (40, 60)
+
+
+def test_exif_counts_before_xmp(tmp_path: Path) -> None:
+    """A program that turns a photo and forgets one of the two mostly forgets XMP."""
+    xmp = segment(0xE1, XMP_SEGMENT + b'<a tiff:Orientation="6"/>')
+    assert size_of(jpeg(xmp, segment(0xE1, b"Exif\0\0" + oriented(1))), tmp_path) == (60, 40)
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        exif((0x011A, 5, 1, b"\xff\xff\xff\xff"), (0x0112, 3, 1, b"\6\0\0\0")),
+        exif((0x011A, 10, 1, bytes(4)), (0x0128, 7, 2**32 - 1, b"\1\2\3\4"), (0x0112, 3, 1, b"\6\0\0\0")),
+        exif((0x0112, 5, 1, b"\6\0\0\0"), (0x0112, 3, 1, b"\6\0\0\0")),
+        exif((0x0112, 3, 1, b"\xff\0\0\0"), (0x0112, 4, 1, b"\6\0\0\0")),
+        exif((0x0112, 1, 1, b"\6\7\7\7")),
+        exif((0x0112, 8, 2, b"\6\0\7\0")),
+        exif((0x8769, 4, 1, b"\xff\xff\xff\xff"), (0x0112, 3, 1, b"\6\0\0\0"))[:-4],
+    ],
+)
+def test_other_values_do_not_hide_it(block: bytes, tmp_path: Path) -> None:
+    """Wrong rationals, sizes, offsets and types around the orientation are passed over."""
+    for content in (jpeg(segment(0xE1, b"Exif\0\0" + block)), png(chunk(b"eXIf", block))):
+        assert size_of(content, tmp_path) == (40, 60)
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        b"", b"II*\0", b"II*\0\xff\xff\xff\xff", b"MM*\0" + SIDEWAYS[4:], SIDEWAYS[:18], SIDEWAYS[:9],
+        exif((0x0112, 3, 3, b"\6\0\0\0")), exif((0x0112, 3, 0, b"\6\0\0\0")), exif((0x0112, 2, 1, b"\6\0\0\0")),
+        exif((0x0113, 3, 1, b"\6\0\0\0")), exif((0x0112, 4, 2, b"\6\0\0\0")),
+        b"II*\0\x08\0\0\0\xff\xff" + b"\1\2\3\4\5\6\7\x08\x09\x0a\x0b\x0c" * 4096 + SIDEWAYS[10:],
+    ],
+)  # fmt: skip
+def test_what_is_no_orientation_changes_nothing(block: bytes, tmp_path: Path) -> None:
+    """Cut off, without the tag, with values that lie elsewhere, or behind more entries than any file has."""
+    for content in (jpeg(segment(0xE1, b"Exif\0\0" + block)), png(chunk(b"eXIf", block))):
+        assert size_of(content, tmp_path) == (60, 40)
+
+
+def test_the_last_entry_that_is_read(tmp_path: Path) -> None:
+    """4096 entries are looked at, in a directory that says it has more."""
+    block = b"II*\0\x08\0\0\0\xff\xff" + b"\1\2\3\4\5\6\7\x08\x09\x0a\x0b\x0c" * 4095 + SIDEWAYS[10:]
+    assert size_of(jpeg(segment(0xE1, b"Exif\0\0" + block)), tmp_path) == (40, 60)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        png(chunk(b"zTXt", b"Raw profile type exif\0\0" + b"no zlib")),
+        png(chunk(b"tEXt", b"Raw profile type exif\0\nexif\n  26\nno hex")),
+        png(chunk(b"tEXt", b"Raw profile type exif\0\nexif\n  26\n" + SIDEWAYS.hex().encode()[:35])),
+        png(chunk(b"tEXt", b"no end")),
+        png(chunk(b"iTXt", XMP_TEXT + b"\1\0\0\0no zlib"), chunk(b"zTXt", b""), chunk(b"iTXt", b"")),
+        png(chunk(b"pHYs", b"1"), chunk(b"tIME", b""), chunk(b"fcTL", b"wrong")),
+        png(chunk(b"acTL", struct.pack(">II", 1, 0))),
+        png()[:-12] + b"junk behind the pixels",
+        png() + b"junk behind the end",
+        jpeg(segment(0xE2, b"MPF\0" + SIDEWAYS), segment(0xED, b"Photoshop 3.0\0" + b"8BIM\4\x04")),
+        jpeg(segment(0xE1, XMP_SEGMENT + b"<a tiff:Orientation=9/>")),
+        jpeg() + b"junk behind the end",
+    ],
+)
+def test_damaged_metadata_does_not_harm_the_picture(content: bytes, tmp_path: Path) -> None:
+    """Nothing but the pixels decides whether a picture is readable."""
+    assert size_of(content, tmp_path) == (60, 40)
+
+
+def test_only_metadata_is_left_out(tmp_path: Path) -> None:
+    """Pixels, palette, transparency and how the colours of a JPEG file are coded go to the decoder."""
+    print_colours = photo().convert("CMYK")
+    (tmp_path / "a").write_bytes(encoded(print_colours, "JPEG", quality=95))
+    with (tmp_path / "pixels").open("w+b") as pixels:
+        image_metadata.split(tmp_path / "a", pixels)
+        assert pixels.read() == (tmp_path / "a").read_bytes()
+    palette = photo().quantize(16)
+    (tmp_path / "b").write_bytes(encoded(palette, "PNG", transparency=3, dpi=(72, 72)))
+    with (tmp_path / "pixels").open("w+b") as pixels:
+        image_metadata.split(tmp_path / "b", pixels)
+        assert pixels.read() == encoded(palette, "PNG", transparency=3)
+
+
+@pytest.mark.parametrize("content", [
+    PNG_MAGIC + chunk(b"oneC", b"") * 60 + png()[8:],
+    b"\xff\xd8" + segment(0xE1, b"") * 60 + jpeg()[2:],
+    b"\xff\xd8\xff" + bytes(200) + jpeg()[2:],
+])  # fmt: skip
+def test_a_file_in_too_many_pieces_is_refused(content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody writes so many, and each takes time."""
+    monkeypatch.setattr(image_metadata, "_MAX_PARTS", 50)
+    (tmp_path / "photo.png").write_bytes(content)
+    with pytest.raises(PermanentError, match=r"The image photo\.png is in more than 50 pieces: .* save it again\."):
+        normalise_image(tmp_path / "photo.png", tmp_path / "image.png")
+    monkeypatch.setattr(image_metadata, "_MAX_PARTS", 400)
+    assert normalise_image(tmp_path / "photo.png", tmp_path / "image.png").width == 60
+
+
+def test_fuzzed_exif_reaches_no_traceback(tmp_path: Path) -> None:
+    """Random entries, sizes, offsets and cuts: each picture is read, as its pixels are good."""
+    rng = random.Random(20)
+    for _ in range(60):
+        order = rng.choice("<>")
+        entries = [
+            (rng.choice([0x0112, 0x011A, 0x0128, 0x8769, 0x8825, rng.randrange(2**16)]), rng.randrange(16),
+             rng.choice([1, 2, rng.randrange(2**32)]), rng.randbytes(4))
+            for _ in range(rng.randrange(1, 9))
+        ]  # fmt: skip
+        block = bytearray(exif(*entries, order=order))
+        for _ in range(rng.choice([0, 0, 3])):
+            block[rng.randrange(len(block))] = rng.randrange(256)
+        cut = bytes(block[: rng.randrange(len(block)) if rng.random() < 0.2 else None])
+        for content in (jpeg(segment(0xE1, b"Exif\0\0" + cut)), png(chunk(b"eXIf", cut))):
+            assert size_of(content, tmp_path) in {(60, 40), (40, 60)}

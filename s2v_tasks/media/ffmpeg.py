@@ -160,6 +160,15 @@ def capture(
         return _pipe(process.stdout).read()
 
 
+def read_lines(
+    command: list[str], *, doing: str, error: type[S2VError], timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS
+) -> Iterator[str]:
+    """Run a complete argument list and yield the lines of its standard output. Raises like `read_chunks`."""
+    with _running(command, doing, error, timeout_seconds, stdout=subprocess.PIPE) as process:
+        for line in _pipe(process.stdout):
+            yield line.decode(errors="replace").strip()
+
+
 def _command(output: Any) -> list[str]:
     binary = [tool_path("ffmpeg"), "-nostdin", "-hide_banner", "-loglevel", "error", "-xerror", *BOUNDED]
     return list(ffmpeg.compile(output, cmd=binary, overwrite_output=True))

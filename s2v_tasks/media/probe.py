@@ -28,11 +28,13 @@ class Stream(BaseModel):
     color_range: str = "unknown"
     sample_rate: int = 0
     channels: int = 0
+    channel_layout: str = "unknown"
+    time_base: Fraction = Fraction(0)
     nb_read_packets: int = 0
     extradata_hash: str = ""
     disposition: dict[str, int] = Field(default_factory=dict)
 
-    @field_validator("r_frame_rate", mode="before")
+    @field_validator("r_frame_rate", "time_base", mode="before")
     @classmethod
     def _rate(cls, value: str) -> Fraction:
         numerator, _, denominator = value.partition("/")
@@ -67,14 +69,19 @@ class Probe(BaseModel):
     @property
     def audio(self) -> Stream | None:
         """The first audio stream, None if there is none."""
-        return next((s for s in self.streams if s.codec_type == "audio"), None)
+        return next(iter(self.sounds), None)
+
+    @property
+    def sounds(self) -> list[Stream]:
+        """All audio streams."""
+        return [s for s in self.streams if s.codec_type == "audio"]
 
 
 # Only what is used: tags are as long as their writer likes.
 _ENTRIES = (
     f"format={','.join(Container.model_fields)}:"
     f"stream={','.join(name for name in Stream.model_fields if name != 'disposition')}:"
-    "stream_disposition=attached_pic"
+    "stream_disposition=attached_pic,default"
 )
 
 

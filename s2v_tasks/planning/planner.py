@@ -20,9 +20,15 @@ from s2v_tasks.planning.estimate import (
 from s2v_tasks.planning.pauses import Samples
 from s2v_tasks.planning.resolution import plan_size
 from s2v_tasks.planning.timeline import frames_of_speech
-from s2v_tasks.planning.warnings import clip_count_warnings, cut_warnings, memory_warnings, picture_warnings
+from s2v_tasks.planning.warnings import (
+    clip_count_warnings,
+    cut_warnings,
+    input_warnings,
+    memory_warnings,
+    picture_warnings,
+)
 from s2v_tasks.schemas.model_card import GpuCard, ModelCard
-from s2v_tasks.schemas.plan import FPS, ClipPlan, Cut, Estimate, Plan, Sampling, SpeechFacts
+from s2v_tasks.schemas.plan import FPS, ClipPlan, Cut, Estimate, InputFacts, Plan, Sampling, SpeechFacts
 from s2v_tasks.schemas.preset import Preset, find_preset
 from s2v_tasks.schemas.request import Request
 from s2v_tasks.schemas.size import parse_size
@@ -55,10 +61,12 @@ def make_plan(
     gpu: GpuCard,
     max_clips: int,
     samples: Samples | None = None,
+    inputs: InputFacts | None = None,
 ) -> Plan:
     """The plan of `job_id` (ADR 3). `image_size` is (width, height) in pixels as the picture is shown.
 
-    `samples` `[n]` is the speech at 16 kHz; a request with continuity cut needs it (ADR 7).
+    `samples` `[n]` is the speech at 16 kHz; a request with continuity cut needs it (ADR 7). `inputs` gives
+    warnings only.
 
     Raises PermanentError for an unknown preset, an empty speech, more than `max_clips` clips, or a picture that is
     too long or too wide.
@@ -77,6 +85,7 @@ def make_plan(
     estimate = estimate_clips(shapes, costs, processes, model, gpu)
     warnings = [
         *clip_count_warnings(choices.num_clip, needed, num_frames, speech),
+        *input_warnings(inputs or InputFacts(), num_frames),
         *cut_warnings(request, cuts, speech),
         *picture_warnings(image_size, (width, height), choices.size, model),
         *memory_warnings(estimate, gpu),

@@ -5,11 +5,13 @@ from collections.abc import Iterator
 from s2v_tasks.planning.chains import SENTENCE_PAUSE_SECONDS
 from s2v_tasks.planning.resolution import cropped_share
 from s2v_tasks.schemas.model_card import GpuCard, ModelCard
-from s2v_tasks.schemas.plan import FPS, Cut, Estimate, SpeechFacts
+from s2v_tasks.schemas.plan import FPS, Cut, Estimate, InputFacts, SpeechFacts
 from s2v_tasks.schemas.request import Request
 from s2v_tasks.schemas.size import parse_size
 
 NOTABLE_CROP = 0.10
+NOTABLE_POSE_SHORTFALL = 0.10
+SILENT_BELOW_DBFS = -60.0
 NOTABLE_SHORTFALL = 0.75  # sides are multiples of 64: a normal video of size 480*832 keeps 80 % of its pixels or more
 
 
@@ -24,6 +26,21 @@ def clip_count_warnings(num_clip: int | None, needed: int, num_frames: int, spee
         )
     if num_clip is not None and num_clip > needed:
         yield f"num_clip {num_clip} is reduced to {needed}: {seconds:.2f} s of speech need no more."
+
+
+def input_warnings(inputs: InputFacts, num_frames: int) -> Iterator[str]:
+    """What is heard is not obvious or nothing, or the pose video ends before the video of `num_frames`."""
+    yield from inputs.speech_notes
+    if inputs.speech_rms_dbfs is not None and inputs.speech_rms_dbfs < SILENT_BELOW_DBFS:
+        yield (
+            f"The speech is silent ({inputs.speech_rms_dbfs:.0f} dB of full scale): the model hears nothing to move "
+            "the mouth to. Upload a louder recording."
+        )
+    if inputs.pose_frames is not None and inputs.pose_frames < (1 - NOTABLE_POSE_SHORTFALL) * num_frames:
+        yield (
+            f"The pose video lasts {inputs.pose_frames / FPS:.2f} s, the video {num_frames / FPS:.2f} s: without a "
+            "pose from there on. Upload a pose video that is as long as the speech."
+        )
 
 
 def cut_warnings(request: Request, cuts: list[Cut], speech: SpeechFacts) -> Iterator[str]:

@@ -26,6 +26,14 @@ class SpeechFacts(_Model):
         return Fraction(self.num_samples, self.sample_rate)
 
 
+class InputFacts(_Model):
+    """What staging found that its user may not expect; None where it is not known or there is none."""
+
+    speech_notes: tuple[str, ...] = ()
+    speech_rms_dbfs: float | None = None
+    pose_frames: int | None = None
+
+
 class Sampling(_Model):
     """How each clip is denoised."""
 

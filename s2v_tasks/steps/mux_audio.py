@@ -8,7 +8,7 @@ from s2v_tasks.schemas.manifest import fingerprint
 from s2v_tasks.steps.context import StepContext
 from s2v_tasks.storage.artifacts import Built, OutputFile
 
-REVISION = 1  # raise it when the same inputs would be muxed differently
+REVISION = 2  # raise it when the same inputs would be muxed differently
 
 
 def run(ctx: StepContext) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from s2v_tasks.planning.planner import make_plan
 from s2v_tasks.planning.rerun import replan
 from s2v_tasks.schemas.manifest import Manifest
 from s2v_tasks.schemas.model_card import load_gpu_card, load_model_card
-from s2v_tasks.schemas.plan import Plan, SpeechFacts
+from s2v_tasks.schemas.plan import InputFacts, Plan, SpeechFacts
 from s2v_tasks.schemas.preset import load_presets
 from s2v_tasks.schemas.request import Request, parse_request
 from s2v_tasks.settings import Settings, config_dir, load_settings
@@ -51,6 +51,11 @@ def _plan_staged(ctx: StepContext, request: Request, staged: Manifest) -> Plan:
         job_id=ctx.job_id,
         speech=SpeechFacts(num_samples=facts["speech"]["num_samples"], sample_rate=facts["speech"]["sample_rate"]),
         image_size=(facts["image"]["width"], facts["image"]["height"]),
+        inputs=InputFacts(
+            speech_notes=tuple(facts["speech"].get("notes", ())),
+            speech_rms_dbfs=facts["speech"].get("rms_dbfs"),
+            pose_frames=facts.get("pose", {}).get("num_frames"),
+        ),
         wav=wav,
     )
     _agree_to_cost(plan, request, ctx.settings)
@@ -105,6 +110,7 @@ def plan_files(image: Path, audio: Path, fields: dict[str, Any], show: Callable[
             job_id="plan-only",
             speech=SpeechFacts(num_samples=speech.num_samples, sample_rate=speech.sample_rate),
             image_size=(picture.width, picture.height),
+            inputs=InputFacts(speech_notes=speech.notes, speech_rms_dbfs=speech.rms_dbfs),
             wav=wav,
         )
     show(plan)
@@ -112,7 +118,14 @@ def plan_files(image: Path, audio: Path, fields: dict[str, Any], show: Callable[
 
 
 def _plan(
-    settings: Settings, request: Request, *, job_id: str, speech: SpeechFacts, image_size: tuple[int, int], wav: Path
+    settings: Settings,
+    request: Request,
+    *,
+    job_id: str,
+    speech: SpeechFacts,
+    image_size: tuple[int, int],
+    inputs: InputFacts,
+    wav: Path,
 ) -> Plan:
     """The plan by this configuration; `wav`, the speech at 16 kHz, is read only for a request that may be cut."""
     folder = config_dir(settings)
@@ -126,6 +139,7 @@ def _plan(
         gpu=load_gpu_card(folder, settings.gpu),
         max_clips=settings.max_clips,
         samples=load_waveform(wav) if request.continuity == "cut" else None,
+        inputs=inputs,
     )
 
 

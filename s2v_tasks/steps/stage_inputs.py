@@ -63,10 +63,15 @@ def run(ctx: StepContext, *, request_json: str, run_id: str | None = None) -> di
             "audio": OutputFile(sources["audio"][1], ctx.layout.audio(extension), "application/octet-stream"),
             "audio_16k": OutputFile(folder / "audio_16k.wav", ctx.layout.audio_16k, "audio/wav"),
         }
+        facts: dict[str, Any] = {"image": asdict(image), "speech": asdict(speech)}
         if "pose" in sources:
-            normalise_pose(sources["pose"][1], folder / "pose.mp4", max_duration_seconds=ctx.settings.max_audio_seconds)
+            facts["pose"] = {
+                "num_frames": normalise_pose(
+                    sources["pose"][1], folder / "pose.mp4", max_duration_seconds=ctx.settings.max_audio_seconds
+                )
+            }
             outputs["pose"] = OutputFile(folder / "pose.mp4", ctx.layout.pose, "video/mp4")
-        return Built(outputs, facts={"image": asdict(image), "speech": _json(asdict(speech))})
+        return Built(outputs, facts)
 
     produced = ctx.produce(
         step="stage_inputs",
@@ -155,9 +160,3 @@ def _extension(uri: str) -> str:
     """The suffix of the uploaded file when it is a plain one: names are data, not paths."""
     suffix = Path(uri).suffix.lower().lstrip(".")
     return suffix if re.fullmatch(r"[a-z0-9]{1,5}", suffix) else "bin"
-
-
-def _json(facts: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: str(value) if not isinstance(value, int | float | str | None) else value for name, value in facts.items()
-    }

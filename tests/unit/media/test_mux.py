@@ -6,14 +6,15 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
+import ffmpeg as arguments
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from s2v_tasks.errors import PermanentError
+from s2v_tasks.errors import PermanentError, TransientError
 from s2v_tasks.media import ffmpeg
 from s2v_tasks.media.audio import load_waveform, normalise_speech
-from s2v_tasks.media.encode import Frames, encode_clip
+from s2v_tasks.media.encode import Frames, encode_clip, mp4_options
 from s2v_tasks.media.frames import read_frames
 from s2v_tasks.media.mux import mux
 from s2v_tasks.media.probe import Stream, probe
@@ -189,3 +190,53 @@ def test_source_without_sound_is_refused(silent: Path, tmp_path: Path) -> None:
     """A speech file that lost its sound fails the job instead of giving a silent video."""
     with pytest.raises(PermanentError, match="no sound"):
         mux(silent, silent, tmp_path / "muxed.mp4", num_frames=32, fps=16)
+
+
+@pytest.mark.parametrize(
+    ("late_seconds", "seconds", "problem"),
+    [
+        (0.0, 2.0, None),
+        (0.05, 2.0, "sound from 1/20 s"),
+        (0.0, 2.1, "sound from 0 s for 2.1"),
+        (0.0, 1.9, "sound from 0 s for 1.9"),
+        (0.0, 1.95, None),
+    ],
+)
+def test_what_was_written_is_checked(
+    late_seconds: float,
+    seconds: float,
+    problem: str | None,
+    silent: Path,
+    tmp_path: Path,
+    noise: Callable[..., Any],
+    write_wav: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Sound that starts behind the picture, or is a frame longer or shorter, is never delivered."""
+    source = write_wav(tmp_path / "a.wav", noise(round(seconds * 48000)), 48000)
+
+    def add_sound(video: Path, speech: object, output: Path, *, duration: Fraction) -> None:
+        sound = ffmpeg.own_input(source, itsoffset=late_seconds).audio
+        picture = ffmpeg.own_input(video).video
+        command = arguments.output(
+            picture, sound, str(output), vcodec="copy", acodec="flac", strict=-2, **mp4_options()
+        )
+        ffmpeg.run(command, doing="adding sound", error=PermanentError)
+
+    monkeypatch.setattr("s2v_tasks.media.mux._add_sound", add_sound)
+    if problem is None:
+        mux(silent, source, tmp_path / "muxed.mp4", num_frames=32, fps=16)
+        return
+    with pytest.raises(TransientError, match=problem):
+        mux(silent, source, tmp_path / "muxed.mp4", num_frames=32, fps=16)
+
+
+def test_preview_takes_no_more_than_it_plays(
+    silent: Path, tmp_path: Path, noise: Callable[..., Any], write_wav: Callable[..., Path]
+) -> None:
+    """A video of 2 s is given the first seconds of a long speech, not all of it."""
+    source = write_wav(tmp_path / "a.wav", noise(60 * 48000), 48000)
+    mux(silent, source, tmp_path / "muxed.mp4", num_frames=32, fps=16)
+    sound = _decoded(tmp_path / "muxed.mp4")
+    assert abs(len(sound) - 2 * 48000) < 2048
+    assert np.abs(sound[-4000:]).max() > 0.3

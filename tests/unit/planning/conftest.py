@@ -44,6 +44,7 @@ def plan_of(model_14b: ModelCard, h100: GpuCard) -> PlanOf:
             "gpu": h100,
             "max_clips": 240,
             "samples": None,
+            "inputs": None,
         }
         inputs |= {name: changes.pop(name) for name in list(changes) if name in inputs}
         fields = {"image_uri": "s3://bucket/a.png", "audio_uri": "s3://bucket/a.wav", "prompt": "A woman speaks."}

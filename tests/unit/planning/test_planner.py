@@ -13,7 +13,7 @@ from s2v_tasks.errors import PermanentError
 from s2v_tasks.planning.clips import lay_out
 from s2v_tasks.planning.estimate import load_seconds
 from s2v_tasks.planning.timeline import frames_of_speech
-from s2v_tasks.schemas.plan import Plan, SpeechFacts
+from s2v_tasks.schemas.plan import InputFacts, Plan, SpeechFacts
 
 
 def seconds(value: float) -> int:
@@ -292,3 +292,29 @@ def test_cuts_that_surprise_are_said(plan_of: Any, sentences: Any, speech: Any) 
     ).warnings
     assert "falls into speech, at its quietest place" in spoken
     assert "Widen min_chain_seconds and max_chain_seconds" in spoken
+
+
+@pytest.mark.parametrize(
+    ("inputs", "expected"),
+    [
+        ({}, []),
+        ({"speech_rms_dbfs": -60.0, "pose_frames": 72}, []),
+        ({"speech_rms_dbfs": -60.1}, ["The speech is silent (-60 dB of full scale)"]),
+        ({"pose_frames": 71}, ["The pose video lasts 4.44 s, the video 5.00 s"]),
+        ({"pose_frames": 0}, ["The pose video lasts 0.00 s"]),
+        ({"speech_notes": ("Track 2 is used.", "Channel 1 is used."), "pose_frames": 8}, ["Track", "Channel", "pose"]),
+    ],
+)
+def test_input_warnings(plan_of: Any, inputs: dict[str, Any], expected: list[str]) -> None:
+    """What staging noted, a silent speech and a pose video that ends more than a tenth early are warnings."""
+    warnings = plan_of(seconds(5), inputs=InputFacts(**inputs)).warnings
+    assert len(warnings) == len(expected)
+    assert all(part in warning for part, warning in zip(expected, warnings, strict=True))
+
+
+def test_pose_video_needs_to_last_as_long_as_a_preview(plan_of: Any) -> None:
+    """A pose video that is shorter than the speech is long enough for a preview that is shorter still."""
+    facts = InputFacts(pose_frames=48)
+    assert len(plan_of(seconds(20), inputs=facts).warnings) == 1
+    (preview,) = plan_of(seconds(20), inputs=facts, preset="quick").warnings
+    assert preview.startswith("This is a preview")

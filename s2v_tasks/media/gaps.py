@@ -1,0 +1,133 @@
+"""Gaps in the time stamps of a sound track: a muted microphone, discontinuous transmission, lost packets."""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import chain, pairwise
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from s2v_tasks.errors import PermanentError
+from s2v_tasks.media.ffmpeg import AUDIO_FORMATS, BOUNDED, file_url, read_lines, tool_path
+from s2v_tasks.media.probe import Stream
+
+# ffprobe's names of the containers that stamp their packets; in the others sound follows sound.
+_STAMPED = ("mov", "matroska", "ogg")
+# Stamps in whole milliseconds jitter; one lost packet of any codec is longer than this.
+_JITTER_SECONDS = Fraction(1, 100)
+# Stamps that go back by more start anew; below it they jitter, or packets overlap a little.
+_RESTART_SECONDS = Fraction(1, 10)
+# Encoders put their delay before 0 where the container cannot say that it is to be skipped.
+_LONGEST_DELAY_SECONDS = Fraction(1, 10)
+_PIECE_SAMPLES = 1 << 16
+
+Samples = npt.NDArray[np.float32]
+# A decoded frame: its stamp in samples, None where it has none, and its number of samples.
+Frame = tuple[Fraction | None, int]
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Silence of `num_samples` that belongs before the sample `position` of those that are not skipped."""
+
+    position: int
+    num_samples: int
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """Where the decoded samples of a track belong, in samples of its own rate.
+
+    `stamped`: the container tells. The first `num_skipped` samples are the encoder's delay. `start` is the stamp, in
+    seconds, of the first that counts: a late start, which is left out.
+    """
+
+    stamped: bool = False
+    num_skipped: int = 0
+    start: Fraction = Fraction(0)
+    gaps: tuple[Gap, ...] = ()
+
+    @property
+    def num_silent(self) -> int:
+        """Samples of silence in all gaps."""
+        return sum(gap.num_samples for gap in self.gaps)
+
+    def fill(self, blocks: Iterable[Samples]) -> Iterator[Samples]:
+        """The decoded `blocks` `[n, channels]` in their places, with silence in the gaps, in pieces of bounded size."""
+        gaps, position = deque(self.gaps), -self.num_skipped
+        for block in blocks:
+            end = position + len(block)
+            while gaps and gaps[0].position < end:
+                gap = gaps.popleft()
+                before = block[max(0, -position) : gap.position - position]
+                if len(before):
+                    yield before
+                block, position = block[gap.position - position :], gap.position
+                yield from silence(gap.num_samples, block.shape[1])
+            if end > 0:
+                yield block[max(0, -position) :]
+            position = end
+
+
+def silence(num_samples: int, channels: int) -> Iterator[Samples]:
+    """Zeros `[n, channels]`, in pieces of bounded size."""
+    for start in range(0, num_samples, _PIECE_SAMPLES):
+        yield np.zeros((min(_PIECE_SAMPLES, num_samples - start), channels), np.float32)
+
+
+def read_timeline(path: Path, track: int, stream: Stream, format_name: str, *, max_seconds: float) -> Timeline:
+    """The timeline of sound track `track`, from its stamps up to about `max_seconds`."""
+    if not format_name.startswith(_STAMPED):
+        return Timeline()
+    return lay_out(_frames(path, track, stream), stream.sample_rate, max_seconds=max_seconds)
+
+
+def lay_out(frames: Iterable[Frame], sample_rate: int, *, max_seconds: float) -> Timeline:
+    """The timeline of decoded frames, of those up to `max_seconds`.
+
+    A stamp counts against all that came before, not against the last one alone, so jitter does not add up. A frame is
+    late when the next one is late too: Vorbis stamps a single frame late where its block size changes.
+    """
+    gaps: list[Gap] = []
+    origin: Fraction | None = None  # the stamp that belongs to position 0
+    num_skipped = num_decoded = position = 0
+    for (stamp, num_samples), (next_stamp, _) in pairwise(chain(frames, [(None, 0)])):
+        if origin is None and stamp is not None:
+            if num_decoded == 0 and -_LONGEST_DELAY_SECONDS * sample_rate <= stamp < 0:
+                num_skipped = round(-stamp)
+                position = -num_skipped
+            origin = stamp - position
+        late = _lateness(stamp, origin, position)
+        if late < -_RESTART_SECONDS * sample_rate:
+            origin, late = (stamp or Fraction(0)) - position, Fraction(0)
+        next_late = _lateness(next_stamp, origin, position + num_samples)
+        if next_stamp is not None and next_late > -_RESTART_SECONDS * sample_rate:
+            late = min(late, next_late)
+        if late > _JITTER_SECONDS * sample_rate:
+            gaps.append(Gap(num_decoded - num_skipped, round(late)))
+            position += round(late)
+        position += num_samples
+        num_decoded += num_samples
+        if position > max_seconds * sample_rate:
+            break
+    start = Fraction(0) if origin is None else max(origin, Fraction(0)) / sample_rate
+    return Timeline(True, num_skipped, start, tuple(gaps))
+
+
+def _lateness(stamp: Fraction | None, origin: Fraction | None, position: int) -> Fraction:
+    """By how many samples a frame comes later than where those before it end."""
+    return Fraction(0) if stamp is None or origin is None else stamp - origin - position
+
+
+def _frames(path: Path, track: int, stream: Stream) -> Iterator[Frame]:
+    command = [tool_path("ffprobe"), "-hide_banner", "-loglevel", "error", *BOUNDED, "-protocol_whitelist", "file"]
+    command += ["-format_whitelist", AUDIO_FORMATS, "-select_streams", f"a:{track}"]
+    command += ["-show_entries", "frame=pts,nb_samples", "-of", "csv=print_section=0", file_url(path)]
+    ticks = stream.time_base * stream.sample_rate
+    for line in read_lines(command, doing=f"The speech {path.name} is damaged: decoding it", error=PermanentError):
+        stamp, _, num_samples = line.partition(",")
+        if num_samples.rstrip(",").isdigit():
+            yield (Fraction(int(stamp)) * ticks if stamp.lstrip("-").isdigit() else None), int(num_samples.rstrip(","))

@@ -1,0 +1,187 @@
+"""The choice of channels."""
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from s2v_tasks.media.mixing import Mix, choose_mix, movement_db, survey
+
+RATE = 8000
+Signal = npt.NDArray[np.float32]
+
+
+@pytest.fixture(scope="module")
+def voice() -> Signal:
+    """6 s that change their level as speech does: syllables of 0.1 to 0.3 s with pauses between them."""
+    random = np.random.default_rng(3)
+    parts: list[npt.NDArray[np.float64]] = []
+    while sum(map(len, parts)) < 6 * RATE:
+        sound = random.standard_normal(random.integers(800, 2400)) * random.uniform(0.02, 0.2)
+        parts += [sound, np.zeros(random.integers(200, 2400))]
+    return np.concatenate(parts)[: 6 * RATE].astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def noise() -> Signal:
+    return np.random.default_rng(4).standard_normal(6 * RATE).astype(np.float32) * np.float32(0.1)
+
+
+def _mix(*channels: Signal, layout: str = "unknown", block: int = RATE) -> Mix:
+    samples = np.stack(channels, axis=1)
+    return choose_mix(
+        survey((samples[at : at + block] for at in range(0, len(samples), block)), RATE, len(channels)), layout
+    )
+
+
+def _heard(mix: Mix, *channels: Signal) -> Signal:
+    return np.asarray(mix.play(np.stack(channels, axis=1)).mean(axis=1))
+
+
+def _level(signal: Signal) -> float:
+    return float(10 * np.log10(np.mean(np.square(signal, dtype=np.float64))))
+
+
+@pytest.mark.parametrize("right", [1.0, 0.5, 0.0, -0.1, -0.3])
+def test_stereo_that_does_not_cancel_is_kept(right: float, voice: Signal) -> None:
+    """Speech in both channels, in one, and a weak inverted part stay as they are; the mean keeps a third or more."""
+    mix = _mix(voice, voice * np.float32(right))
+    assert (mix.name, mix.matrix, mix.reason) == ("all channels", None, None)
+    assert _level(_heard(mix, voice, voice * np.float32(right))) > _level(voice) - 10
+
+
+@pytest.mark.parametrize(("left", "right", "chosen"), [(1, -1, 1), (1, -0.5, 1), (0.5, -1, 2), (1, -0.9, 1)])
+def test_channels_that_cancel_are_not_mixed(left: float, right: float, chosen: int, voice: Signal) -> None:
+    """Of opposite polarities the louder channel is played alone, and the reason says how much a mix would lose."""
+    mix = _mix(voice * np.float32(left), voice * np.float32(right))
+    assert mix.name == f"channel {chosen} of 2"
+    assert "loses 100%" in str(mix.reason)
+    assert mix.lost == 0
+    played = mix.play(np.stack([voice * np.float32(left), voice * np.float32(right)], axis=1))
+    assert played.shape == (len(voice), 1)
+    assert _level(played) == pytest.approx(_level(voice), abs=0.01)
+
+
+@pytest.mark.parametrize("inverted", [slice(0, 3 * RATE), slice(2 * RATE, 2 * RATE + 4000), slice(5 * RATE, None)])
+def test_channels_that_cancel_for_a_while_are_not_mixed(inverted: slice, voice: Signal) -> None:
+    """Half a second of opposite polarity is enough."""
+    other = voice.copy()
+    other[inverted] *= -1
+    assert _mix(voice, other).name in {"channel 1 of 2", "channel 2 of 2"}
+
+
+def test_two_speakers_are_both_heard(voice: Signal) -> None:
+    """An interview with one microphone per channel is mixed: neither channel holds all of it."""
+    first, second = voice.copy(), voice[::-1].copy()
+    first[3 * RATE :], second[: 3 * RATE] = 0, 0
+    assert _mix(first, second).name == "all channels"
+
+
+def test_what_no_mix_holds_is_told(voice: Signal) -> None:
+    """One speaker in opposite polarities, then another in the second channel alone: the rest of the loss is told."""
+    first, second = voice.copy(), -voice
+    first[4 * RATE :] = 0
+    assert _mix(first, second).name == "channel 2 of 2"
+    second[:RATE] = 0
+    mix = _mix(first, second)
+    assert 0.1 < mix.lost < 0.3
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_noise_that_covers_speech_is_left_out(order: tuple[int, int], voice: Signal, noise: Signal) -> None:
+    """Steady noise in one channel, as loud as the speech in the other, is not heard."""
+    channels = [voice, noise]
+    mix = _mix(*(channels[k] for k in order))
+    assert mix.name == f"channel {order.index(0) + 1} of 2"
+    assert (mix.reason, mix.lost) == ("other channels cover the speech", 0)
+    assert _mix(voice, noise * np.float32(0.01)).name == "all channels"
+    assert _mix(noise, noise[::-1]).name == "all channels"
+
+
+def test_an_offset_hides_no_cancellation(voice: Signal) -> None:
+    """A constant in both channels is not sound."""
+    assert (
+        _mix(voice * np.float32(0.3) + np.float32(0.5), voice * np.float32(-0.3) + np.float32(0.5)).matrix is not None
+    )
+
+
+@pytest.mark.parametrize(
+    ("layout", "channel", "left_right"),
+    [
+        ("5.1", 0, (1, 0)),
+        ("5.1", 1, (0, 1)),
+        ("5.1", 2, (0.7071, 0.7071)),
+        ("5.1(side)", 4, (0.7071, 0)),
+        ("5.1(side)", 5, (0, 0.7071)),
+        ("unknown", 2, (0.7071, 0.7071)),  # six channels of a WAV
+        ("6.1", 4, (0.5, 0.5)),
+    ],
+)
+def test_known_layouts_are_mixed_to_stereo(
+    layout: str, channel: int, left_right: tuple[float, float], voice: Signal
+) -> None:
+    """Speech in one channel of surround sound is heard where it comes from, by the usual shares."""
+    channels = [np.zeros_like(voice)] * (7 if layout == "6.1" else 6)
+    channels[channel] = voice
+    mix = _mix(*channels, layout=layout)
+    played = mix.play(np.stack(channels, axis=1))
+    assert mix.name == f"stereo of {'5.1' if layout == 'unknown' else layout}"
+    np.testing.assert_allclose(played, voice[:, None] * np.array(left_right), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("layout", "num_channels"), [("unknown", 3), ("quad(wide)", 4), ("unknown", 7), ("hexagonal", 6)]
+)
+def test_unknown_layouts_are_summed_without_loss(layout: str, num_channels: int, voice: Signal, noise: Signal) -> None:
+    """Where nobody says which channel is which, speech in one is as loud in the mix, and equal channels do not clip."""
+    for channel in range(num_channels):
+        channels = [noise * np.float32(0.001)] * num_channels
+        channels[channel] = voice
+        mix = _mix(*channels, layout=layout)
+        assert mix.name == f"sum of {num_channels} channels"
+        assert _level(_heard(mix, *channels)) == pytest.approx(_level(voice), abs=0.1)
+    equal = [voice] * num_channels
+    np.testing.assert_allclose(_heard(_mix(*equal, layout=layout), *equal), voice, atol=1e-5)
+
+
+def test_low_frequency_effects_are_heard_where_they_are_all() -> None:
+    """Speech in the channel that a downmix leaves out is found."""
+    silent, voice = np.zeros(RATE, np.float32), np.random.default_rng(5).standard_normal(RATE).astype(np.float32)
+    assert _mix(silent, silent, silent, voice, silent, silent, layout="5.1").name == "channel 4 of 6"
+
+
+def test_downmix_does_not_clip() -> None:
+    """Where all channels are at full scale, the downmix is too, and no higher."""
+    full = np.random.default_rng(6).uniform(-1, 1, RATE).astype(np.float32)
+    channels = [full] * 8
+    mix = _mix(*channels, layout="7.1")
+    assert mix.name == "stereo of 7.1"
+    assert 0.9 < np.abs(mix.play(np.stack(channels, axis=1))).max() <= 1.001
+
+
+def test_silence_and_mono_are_plain(voice: Signal) -> None:
+    """Nothing is chosen where there is nothing to choose."""
+    silent = np.zeros_like(voice)
+    assert _mix(silent, silent).matrix is None
+    assert _mix(voice).matrix is None
+    assert choose_mix(survey([], RATE, 2), "stereo").matrix is None
+
+
+@pytest.mark.parametrize("block", [800, 8000, 12_000])
+def test_survey_tells_the_power_of_each_window(block: int, voice: Signal) -> None:
+    """Ten windows in a second, the last one as short as it is, and the same numbers for any blocks of whole windows."""
+    samples = np.stack([voice, -voice], axis=1)[: 2 * RATE + 100]
+    found = survey((samples[at : at + block] for at in range(0, len(samples), block)), RATE, 2)
+    assert found.covariances.shape == (21, 2, 2)
+    for k in (0, 7, 20):
+        np.testing.assert_allclose(found.covariances[k], np.cov(samples[800 * k : 800 * (k + 1)].T, ddof=0), rtol=1e-5)
+    assert found.peaks == pytest.approx(np.abs(samples).max(axis=0))
+    assert found.loudest == pytest.approx(found.covariances[:, 0, 0])
+
+
+def test_movement_tells_speech_from_steady_sound(voice: Signal, noise: Signal) -> None:
+    """Levels of speech change by some decibels from window to window, those of noise hardly, of silence not at all."""
+    moving = [movement_db(survey([signal[:, None]], RATE, 1).loudest) for signal in (voice, noise, voice * 0)]
+    assert moving[0] > 4
+    assert 0 < moving[1] < 0.5
+    assert moving[2] == 0
+    assert movement_db(np.array([1.0])) == 0

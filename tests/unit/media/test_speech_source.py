@@ -1,0 +1,291 @@
+"""What the model hears of a file, and what the video plays of it."""
+
+import struct
+from collections.abc import Callable
+from fractions import Fraction
+from math import ceil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ffmpeg as arguments
+import numpy as np
+import numpy.typing as npt
+import pytest
+from structlog.testing import capture_logs
+
+from s2v_tasks.errors import PermanentError
+from s2v_tasks.media import ffmpeg
+from s2v_tasks.media.audio import SpeechInfo, load_waveform, normalise_speech
+from s2v_tasks.media.encode import Frames, encode_clip
+from s2v_tasks.media.mux import mux
+
+RATE = 48_000
+SECONDS = 4
+Samples = npt.NDArray[np.float64]
+Make = Callable[..., Path]
+# Packets that lie between 1.5 and 2.5 s are lost; the noise is at 0 from 1.4 to 2.6 s, so that no codec rings.
+LOST = "noise=drop='between(pts*tb,1.5,2.5)'"
+OPUS, AAC = {"acodec": "libopus"}, {"acodec": "aac", "audio_bitrate": "192k"}
+
+
+class Heard(NamedTuple):
+    """The waveform of the model, and the sound of the video at the same rate, the mean of its channels."""
+
+    info: SpeechInfo
+    model: npt.NDArray[np.float32]
+    video: npt.NDArray[np.float32]
+
+
+@pytest.fixture
+def voice() -> Samples:
+    """4 s `[n, 1]` of noise with the rhythm of syllables and a pause from 1.4 to 2.6 s."""
+    random = np.random.default_rng(3)
+    samples = random.uniform(-0.3, 0.3, (SECONDS * RATE, 1))
+    for at in range(0, SECONDS * RATE, RATE // 4):
+        samples[at + random.integers(6000, 9000) : at + RATE // 4] *= 0.01
+    samples[round(1.4 * RATE) : round(2.6 * RATE)] = 0
+    return samples
+
+
+@pytest.fixture
+def make(tmp_path: Path, write_wav: Callable[..., Path]) -> Make:
+    """Writes tracks of samples `[n, channels]` into a file, with ffmpeg's options of output."""
+
+    def run(name: str, *tracks: Samples, late: float = 0, picture: bool = False, **options: Any) -> Path:
+        files = [write_wav(tmp_path / f"track{k}.wav", samples, RATE) for k, samples in enumerate(tracks)]
+        streams = [ffmpeg.uploaded_input(file, "wav", itsoffset=late)["a:0"] for file in files]
+        if picture:
+            streams.insert(0, arguments.input("color=s=64x64:r=16:d=6", f="lavfi").video)
+            options |= {"vcodec": "libvpx" if name.endswith("webm") else "libx264"}
+        output = arguments.output(*streams, ffmpeg.file_url(tmp_path / name), **options)
+        ffmpeg.run(output, doing=f"making {name}", error=PermanentError)
+        return tmp_path / name
+
+    return run
+
+
+@pytest.fixture
+def hear(tmp_path: Path, moving: Callable[..., Frames]) -> Callable[[Path], Heard]:
+    """Stages a speech and muxes it with a video that is as long."""
+
+    def run(source: Path) -> Heard:
+        info = normalise_speech(source, tmp_path / "16k.wav", max_duration_seconds=30)
+        num_frames = ceil(info.duration_seconds * 16)
+        encode_clip(moving(num_frames, width=64), tmp_path / "silent.mp4")
+        mux(tmp_path / "silent.mp4", source, tmp_path / "muxed.mp4", num_frames=num_frames, fps=16)
+        channels = 2 if source.stem.endswith("stereo") else 1
+        command = ffmpeg.own_input(tmp_path / "muxed.mp4").audio.output("pipe:1", format="f32le", ar=16000)
+        raw = b"".join(ffmpeg.read_chunks(command, 1 << 16, doing="decoding", error=PermanentError))
+        video = np.frombuffer(raw, np.float32).reshape(-1, channels).mean(axis=1)
+        return Heard(info, load_waveform(tmp_path / "16k.wav"), video)
+
+    return run
+
+
+def _lag_seconds(later: npt.NDArray[Any], earlier: npt.NDArray[Any]) -> float:
+    """By how much the first is behind the second, by cross-correlation."""
+    size = 1 << 18
+    product = np.fft.rfft(later, size) * np.conj(np.fft.rfft(earlier, size))
+    peak = int(np.fft.irfft(product).argmax())
+    return (peak - size * (peak > size // 2)) / 16000
+
+
+def _assert_in_sync(heard: Heard, voice: Samples) -> None:
+    """The three agree to a millisecond, before the pause and behind it, and in loudness."""
+    spoken = voice[::3, 0]
+    for part in (slice(0, 22_000), slice(42_000, 60_000)):
+        assert abs(_lag_seconds(heard.model[part], heard.video[part])) <= 0.001
+        assert abs(_lag_seconds(heard.model[part], spoken[part])) <= 0.001
+        levels = [np.sqrt(np.mean(np.square(sound[part]))) for sound in (heard.model, heard.video)]
+        assert levels[0] == pytest.approx(levels[1], rel=0.1)
+    pause = slice(round(1.45 * 16000), round(2.55 * 16000))
+    assert max(np.abs(heard.model[pause]).max(), np.abs(heard.video[pause]).max()) < 0.01
+
+
+@pytest.mark.parametrize(
+    ("name", "picture", "options"),
+    [
+        ("a.webm", False, OPUS),
+        ("a.webm", True, OPUS),
+        ("a.m4a", False, AAC),
+        ("a.mp4", True, AAC),
+        ("a.mp4", False, OPUS),
+        ("a.mkv", False, {"acodec": "flac"}),
+        ("a.mkv", True, {"acodec": "pcm_s16le"}),
+        ("a.ogg", False, OPUS | {"page_duration": 20_000}),  # a page of Ogg has one stamp
+    ],
+)
+def test_lost_packets_are_silence(
+    name: str, picture: bool, options: dict[str, Any], voice: Samples, make: Make, hear: Callable[[Path], Heard]
+) -> None:
+    """A second without packets is a second of silence for the model and in the video, and nothing is shifted."""
+    heard = hear(make(name, voice, picture=picture, **options, **{"bsf:a": LOST}))
+    assert abs(heard.info.duration_seconds - SECONDS) < Fraction(1, 30)
+    assert heard.info.gap_seconds == pytest.approx(1, abs=0.1)
+    _assert_in_sync(heard, voice)
+
+
+def test_packets_may_be_lost_at_several_places(voice: Samples, make: Make, hear: Callable[[Path], Heard]) -> None:
+    """One packet near the start, many in the middle and some before the end keep their time."""
+    lost = "noise=drop='between(n,3,3)+between(pts*tb,1.5,2.5)+between(pts*tb,3.7,3.9)'"
+    heard = hear(make("a.webm", voice, **OPUS, **{"bsf:a": lost}))
+    assert abs(heard.info.duration_seconds - SECONDS) < Fraction(1, 30)
+    assert heard.info.gap_seconds == pytest.approx(1.22, abs=0.05)
+    _assert_in_sync(heard, voice)
+
+
+@pytest.mark.parametrize(
+    ("name", "picture", "options"),
+    [("a.webm", False, OPUS), ("a.webm", True, OPUS), ("a.ogg", False, OPUS), ("a.mkv", False, {"acodec": "flac"})],
+)
+def test_late_start_is_left_out(
+    name: str, picture: bool, options: dict[str, Any], voice: Samples, make: Make, hear: Callable[[Path], Heard]
+) -> None:
+    """A sound that its container starts 0.7 s late is heard from its first sample on."""
+    heard = hear(make(name, voice, picture=picture, late=0.7, **options))
+    assert heard.info.duration_seconds == SECONDS
+    assert heard.info.late_seconds == pytest.approx(0.7, abs=0.002)
+    assert heard.info.gap_seconds == 0
+    _assert_in_sync(heard, voice)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("a.mkv", AAC),
+        ("b.mkv", {"acodec": "libmp3lame"}),
+        ("a.m4a", AAC),
+        ("a.ogg", {"acodec": "libvorbis"}),
+        ("a.webm", {"acodec": "libvorbis"}),
+        ("a.mp3", {"acodec": "libmp3lame"}),
+    ],
+)
+def test_delay_of_encoders_shifts_nothing(
+    name: str, options: dict[str, Any], voice: Samples, make: Make, hear: Callable[[Path], Heard]
+) -> None:
+    """Whether the container tells the delay of the codec or stamps it before 0, speech begins at 0."""
+    heard = hear(make(name, voice, **options))
+    assert abs(heard.info.duration_seconds - SECONDS) < Fraction(1, 50)
+    assert heard.info.gap_seconds == 0
+    _assert_in_sync(heard, voice)
+
+
+def test_silence_up_to_the_announced_end_is_kept(voice: Samples, make: Make, hear: Callable[[Path], Heard]) -> None:
+    """A recording that announces 5.5 s and is whole ends in silence, up to its limit."""
+    source = make("a.mkv", voice, acodec="flac")
+    data = source.read_bytes()
+    at = data.index(b"\x44\x89\x88") + 3  # Duration, milliseconds
+    source.write_bytes(data[:at] + struct.pack(">d", 5500) + data[at + 8 :])
+    heard = hear(source)
+    assert heard.info.duration_seconds == Fraction(11, 2)
+    assert np.abs(heard.model[SECONDS * 16000 + 100 :]).max() < 1e-6
+    _assert_in_sync(heard, voice)
+    with pytest.raises(PermanentError, match=r"lasts 5\.5 s, at most 5 s"):
+        normalise_speech(source, source.with_suffix(".wav"), max_duration_seconds=5)
+
+
+@pytest.mark.parametrize(("max_seconds", "refused"), [(2.5, True), (3.99, True), (4, False)])
+@pytest.mark.parametrize("lost", ["null", LOST])
+def test_limit_holds_where_no_length_is_announced(
+    max_seconds: float, refused: bool, lost: str, voice: Samples, make: Make, tmp_path: Path
+) -> None:
+    """Speech beyond the limit is refused and never cut, with and without gaps in it."""
+    source = make("a.mkv", voice, picture=True, acodec="flac", **{"bsf:a": lost})
+    if not refused:
+        info = normalise_speech(source, tmp_path / "16k.wav", max_duration_seconds=max_seconds)
+        assert info.duration_seconds == pytest.approx(SECONDS, abs=0.001)
+        return
+    with pytest.raises(PermanentError, match=f"at most {max_seconds:g} s are allowed"):
+        normalise_speech(source, tmp_path / "16k.wav", max_duration_seconds=max_seconds)
+
+
+def test_channels_that_cancel_are_heard_in_model_and_video(
+    voice: Samples, make: Make, hear: Callable[[Path], Heard]
+) -> None:
+    """Stereo in opposite polarities is played as one of its channels, and a note says so."""
+    heard = hear(make("a.wav", np.concatenate([voice, -voice], axis=1)))
+    _assert_in_sync(heard, voice)
+    assert np.abs(heard.model).max() > 0.2
+    assert (heard.info.channels, heard.info.mix) == (2, "channel 1 of 2")
+    (note,) = heard.info.notes
+    assert "plays, channel 1 of 2 of the speech alone, because a mix of all channels loses 100% of the sound" in note
+
+
+def test_speech_in_the_centre_is_heard(voice: Samples, make: Make, hear: Callable[[Path], Heard]) -> None:
+    """Of 5.1 with speech in the centre only, the model and both ears get it 3 dB lower, without a note."""
+    surround = np.zeros((len(voice), 6))
+    surround[:, 2] = voice[:, 0]
+    heard = hear(make("a-stereo.wav", surround))
+    _assert_in_sync(heard, voice)
+    assert (heard.info.mix, heard.info.notes) == ("stereo of 5.1", ())
+    expected = np.sqrt(np.mean(np.square(voice)) / 3) * 0.5**0.5  # white noise: 16 kHz hold a third of it
+    assert np.sqrt(np.mean(np.square(heard.model))) == pytest.approx(expected, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("levels", "default", "chosen", "why"),
+    [
+        ((0, 1), 0, 2, "track 1 is silent"),
+        ((0, 0, 1), 0, 3, "track 1 is silent"),
+        ((1, 0), 0, 1, "the one that players take"),
+        ((1, 0.5, 1), 1, 2, "the one that players take"),
+        ((1, 0), 1, 1, "track 2 is silent"),
+        ((0, 0), 1, 2, "the one that players take"),
+    ],
+)
+def test_track_with_speech_is_heard(
+    levels: tuple[float, ...], default: int, chosen: int, why: str, voice: Samples, make: Make,
+    hear: Callable[[Path], Heard],
+) -> None:  # fmt: skip
+    """The track that players take is taken, unless it is silent and another is not; a note names it."""
+    tracks = [np.roll(voice, k, axis=0) * level for k, level in enumerate(levels)]
+    marks = {f"disposition:a:{k}": "default" if k == default else "0" for k in range(len(levels))}
+    heard = hear(make("a.mkv", *tracks, acodec="flac", **marks))
+    assert (heard.info.track, heard.info.num_tracks) == (chosen, len(levels))
+    assert f"has {len(levels)} sound tracks; track {chosen} is used ({why}" in heard.info.notes[0]
+    if levels[chosen - 1] == 1:
+        _assert_in_sync(heard, voice)
+
+
+def test_noise_in_the_first_track_is_no_speech(voice: Samples, make: Make, hear: Callable[[Path], Heard]) -> None:
+    """A steady hiss is left for the track that moves as speech does."""
+    hiss = np.random.default_rng(5).uniform(-0.1, 0.1, voice.shape)
+    assert hear(make("a.mkv", hiss, voice, acodec="flac")).info.track == 2
+    assert hear(make("b.mkv", hiss, hiss[::-1], acodec="flac")).info.track == 1
+
+
+def test_track_that_cannot_be_read_does_not_count(voice: Samples, make: Make, hear: Callable[[Path], Heard]) -> None:
+    """Damage in a track that is not the usual one is no reason to refuse the speech."""
+    source = make("a.mkv", voice, voice * 0.5, acodec="flac")
+    data = bytearray(source.read_bytes())
+    data[data.rindex(b"\x1cS\xbbk") - 40] ^= 1  # in the last block before the cues, which is of the second track
+    source.write_bytes(data)
+    with capture_logs() as logs:
+        assert hear(source).info.track == 1
+    assert {(entry["event"], entry["track"]) for entry in logs if "track" in entry} == {("sound_track_unreadable", 2)}
+
+
+@pytest.mark.parametrize("name", ["a.webm", "a.mkv", "a.mp4"])
+@pytest.mark.parametrize("picture", [True, False])
+def test_cut_off_recording_is_refused(name: str, picture: bool, voice: Samples, make: Make, tmp_path: Path) -> None:
+    """A file that lacks its last tenth is not one that ends in silence."""
+    source = make(name, voice, picture=picture, **(OPUS if name == "a.webm" else AAC), movflags="+faststart")
+    data = source.read_bytes()
+    source.write_bytes(data[: len(data) * 9 // 10])
+    with pytest.raises(PermanentError, match=r"damaged or cut off: its .* announces"):
+        normalise_speech(source, tmp_path / "16k.wav", max_duration_seconds=30)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("a.mkv", AAC), ("a.webm", OPUS), ("a.ogg", OPUS), ("a.ogg", {"acodec": "libvorbis"})]
+)
+def test_hole_in_a_recording_is_no_silence(
+    name: str, options: dict[str, Any], voice: Samples, make: Make, tmp_path: Path
+) -> None:
+    """Where bytes are lost, and with them packets, the gap in the stamps is damage."""
+    source = make(name, voice + 1e-3, **options)
+    data = bytearray(source.read_bytes())
+    data[len(data) // 3 : len(data) // 3 + 9000] = bytes(9000)
+    source.write_bytes(data)
+    with pytest.raises(PermanentError, match="damaged"):
+        normalise_speech(source, tmp_path / "16k.wav", max_duration_seconds=30)

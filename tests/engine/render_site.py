@@ -1,11 +1,14 @@
 """A job that is ready to be rendered, and attempts to render it in processes of their own."""
 
 import json
+import os
+import select
 import subprocess
 import sys
 import time
 import uuid
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,35 @@ from s2v_tasks.storage.layout import JobLayout
 from s2v_tasks.storage.s3 import ObjectStore
 
 JOB = "worker-test"
+_HANGS_AFTER_SECONDS = 300
+# The CLI, held in the forward of its third solver step until it is told to end (SIGTERM) or may go on.
+HELD_CLI = """
+import os
+import time
+from pathlib import Path
+
+from s2v_tasks.cli import main
+from s2v_tasks.engine.models.transformer import S2VTransformer
+from s2v_tasks.engine.worker import Worker
+
+folder, forward, terminate = Path(__file__).parent, S2VTransformer.forward, Worker._terminate
+calls, told = [], []
+
+def held(*arguments):
+    calls.append(1)
+    if len(calls) == 3:
+        (folder / f"held-{os.environ.get('RANK', '0')}").touch()
+        while not told and not (folder / "go-on").exists():
+            time.sleep(0.01)
+    return forward(*arguments)
+
+def noted(*arguments):
+    told.append(1)
+    terminate(*arguments)
+
+S2VTransformer.forward, Worker._terminate = held, noted
+main()
+"""
 
 
 @dataclass
@@ -27,11 +59,28 @@ class Site:
     ledger: Ledger
     folder: Path
     layout: JobLayout
+    attempts: list["Attempt"] = field(default_factory=list)
+
+    def start_held(self, *launcher: str, num_ranks: int = 1) -> "Attempt":
+        """An attempt at the first clip whose ranks are all in the midst of their third solver step."""
+        folder = self._new_folder()
+        (folder / "held.py").write_text(HELD_CLI)
+        attempt = self._start([*launcher, str(folder / "held.py")], folder, 1)
+        while not all((folder / f"held-{rank}").exists() for rank in range(num_ranks)):
+            assert attempt.process.poll() is None, attempt.log
+            time.sleep(0.02)
+        return attempt
 
     def start(self, *launcher: str, count: int = 1) -> "Attempt":
         """`s2v render-clip` of the first `count` clips in processes of its own."""
+        return self._start([*launcher], self._new_folder(), count)
+
+    def _new_folder(self) -> Path:
         folder = self.folder / uuid.uuid4().hex
         folder.mkdir()
+        return folder
+
+    def _start(self, launcher: list[str], folder: Path, count: int) -> "Attempt":
         arguments = ["render-clip", "--job-id", JOB, "--clip-index", "0", "--count", str(count)]
         with (folder / "stdout").open("wb") as stdout, (folder / "stderr").open("wb") as stderr:
             process = subprocess.Popen(
@@ -40,7 +89,8 @@ class Site:
                 stderr=stderr,
                 env=self.environment | {"STEP_ERROR_FILE": str(folder / "error.json")},
             )
-        return Attempt(process, folder)
+        self.attempts.append(Attempt(process, folder))
+        return self.attempts[-1]
 
     def forget_the_clip(self) -> None:
         """Without its manifest a clip counts as not rendered."""
@@ -67,18 +117,30 @@ class Attempt:
     process: subprocess.Popen[bytes]
     folder: Path
 
-    def wait(self, timeout_seconds: float = 120) -> int:
+    def wait(self) -> int:
+        """Its exit code; it is killed where it hangs."""
         try:
-            return self.process.wait(timeout_seconds)
+            return self.process.wait(_HANGS_AFTER_SECONDS)
         finally:
-            self.process.kill()
-            self.process.wait()
+            self.kill()
 
-    def wait_for_steps(self) -> None:
-        """Until a solver step is done."""
-        while "step 1/" not in self.log:
-            assert self.process.poll() is None, self.log
-            time.sleep(0.02)
+    def kill(self) -> None:
+        """End the process that was started, and leave its ranks to themselves."""
+        self.process.kill()
+        self.process.wait()
+
+    def go_on(self) -> None:
+        """Let ranks that are held go on."""
+        (self.folder / "go-on").touch()
+
+    def still_running(self) -> list[int]:
+        """Its processes that do not end by themselves."""
+        for pid in self.pids():
+            with suppress(ProcessLookupError):
+                handle = os.pidfd_open(pid)
+                select.select([handle], [], [], _HANGS_AFTER_SECONDS)
+                os.close(handle)
+        return self.pids()
 
     @property
     def log(self) -> str:

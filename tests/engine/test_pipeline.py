@@ -220,6 +220,39 @@ def test_guidance_costs_a_second_branch_and_steps_are_reported(scale: float, cal
     assert steps == [(1, 2), (2, 2)]
 
 
+@pytest.mark.parametrize("scale", [1.0, 4.0])
+def test_each_clip_has_its_own_prompt(scale: float) -> None:
+    """What is kept of one prompt serves clips of the same prompt only, whichever part of it differs, in any order."""
+    base = inputs()
+    longer = torch.cat([base.context, base.context[:1]])
+    variants = [
+        base,
+        replace(base, context=base.context * 2),
+        replace(base, context_null=base.context_null * 2),
+        replace(base, context=longer),
+        replace(base, context=base.context.clone()),
+    ]
+    kept = make_pipeline()
+    for clip in [*variants, *reversed(variants)]:
+        sampling = replace(SAMPLING, sample_guide_scale=scale)
+        assert np.array_equal(render(kept, clip, sampling).frames_u8, render(make_pipeline(), clip, sampling).frames_u8)
+    guided, unguided = replace(SAMPLING, sample_guide_scale=4.0), replace(SAMPLING, sample_guide_scale=1.0)
+    for sampling in (guided, unguided, guided):
+        assert np.array_equal(render(kept, base, sampling).frames_u8, render(make_pipeline(), base, sampling).frames_u8)
+
+
+def test_a_prompt_is_prepared_once_for_the_clips_that_share_it(
+    pipeline: S2VPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompts seldom change within a job."""
+    prepared = []
+    real = pipeline.transformer.prepare_text
+    monkeypatch.setattr(pipeline.transformer, "prepare_text", lambda text: prepared.append(text) or real(text))
+    for context in (torch.ones(5, 12), torch.ones(5, 12), torch.zeros(5, 12)):
+        render(pipeline, inputs(context=context))
+    assert len(prepared) == 4
+
+
 def test_the_seed_decides_the_clip(pipeline: S2VPipeline) -> None:
     """The same seed gives the same bytes, another seed gives others."""
     one, same, other = (render(pipeline, inputs(seed=seed)).frames_u8 for seed in (1, 1, 2))

@@ -1,7 +1,6 @@
 """A database of its own for a test, and receivers of webhooks as they may be met outside."""
 
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -23,12 +22,17 @@ def engine(postgres_url: str) -> Iterator[sa.Engine]:
 
 @dataclass
 class Receiver:
-    """Answers with the first of `answers`, the last one for ever, and keeps what it got."""
+    """Answers with the first of `answers`, the last one for ever, and keeps what it got.
+
+    One that `drips` never comes to the end of an answer; `cut_off` is set when the caller has had enough.
+    """
 
     url: str = ""
     answers: list[int] = field(default_factory=lambda: [204])
     location: str | None = None
-    drip_seconds: float = 0.0
+    drips: bool = False
+    num_drops: int = 0
+    cut_off: threading.Event = field(default_factory=threading.Event)
     requests: list[tuple[str, dict[str, str], bytes]] = field(default_factory=list)
     closing: threading.Event = field(default_factory=threading.Event)
 
@@ -43,7 +47,7 @@ def _handler_of(receiver: Receiver) -> type[BaseHTTPRequestHandler]:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             receiver.requests.append((self.path, dict(self.headers), body))
             status = receiver.answers.pop(0) if len(receiver.answers) > 1 else receiver.answers[0]
-            if receiver.drip_seconds:
+            if receiver.drips:
                 self._drip(status)
                 return
             self.send_response(status)
@@ -52,15 +56,15 @@ def _handler_of(receiver: Receiver) -> type[BaseHTTPRequestHandler]:
             self.end_headers()
 
         def _drip(self, status: int) -> None:
-            """A header that grows by a byte before any time limit on a single read is over."""
-            end = time.monotonic() + receiver.drip_seconds
+            """A header that grows for ever, each byte before any time limit on a single read is over."""
             try:
                 self.wfile.write(f"HTTP/1.1 {status} OK\r\nX-Slow: ".encode())
-                while time.monotonic() < end and not receiver.closing.wait(0.05):
+                while not receiver.closing.wait(0.02):
                     self.wfile.write(b"x")
                     self.wfile.flush()
+                    receiver.num_drops += 1
             except OSError:
-                return  # the caller had enough
+                receiver.cut_off.set()
 
         def log_message(self, *_: Any) -> None:
             return

@@ -1,7 +1,6 @@
 """Notifications around a step: sent when its work is done, never in its way."""
 
 import socket
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -84,12 +83,11 @@ def test_a_slow_receiver_delays_a_step_by_seconds_only(
     """Whatever waits for the receiver, the step goes on after its bound."""
     configure()
     monkeypatch.setattr("s2v_tasks.steps.context.STEP_SECONDS", 0.4)
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        started = time.monotonic()
+    with socket.create_server(("127.0.0.1", 0)) as server:  # takes connections, and never answers
         run_step(work, step="x", job_id="job-a", url=f"http://127.0.0.1:{server.getsockname()[1]}/")
-        assert time.monotonic() - started < 3
-    assert found(engine)[0][:3] == ("job_started", "pending", 1)
-    assert "no answer within 0.4 s" in found(engine)[0][3]
+    (row,) = found(engine)
+    assert row[:3] == ("job_started", "pending", 1)
+    assert "no answer within 0.4 s" in row[3]
 
 
 @pytest.mark.parametrize(

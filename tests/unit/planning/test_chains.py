@@ -56,6 +56,16 @@ def test_a_speech_that_fits_one_chain_is_not_cut(speech: Any) -> None:
     assert cuts(speech((8, -120)), 2, 10) == []
 
 
+def test_a_chain_may_last_exactly_as_long_as_the_bounds(speech: Any) -> None:
+    """Both bounds are inclusive: where nothing else speaks for a place, no cut is made that is not needed."""
+    even = speech((12, -20))
+    assert [cut.frame for cut in cuts(even, 3, 6)] == [96]
+    assert [cut.frame for cut in cuts(even, 6, 12)] == []
+    assert len(cuts(speech((12.0625, -20)), 3, 6)) == 2
+    late = speech((6, -20), (0.0625, -70), (5.9375, -20))
+    assert [cut.frame for cut in cuts(late, 6, 11)] == [96]
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     stretches=st.lists(st.tuples(st.floats(0.05, 3), st.sampled_from([-20, -24, -70, -120])), min_size=1, max_size=12),

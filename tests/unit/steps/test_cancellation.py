@@ -3,7 +3,6 @@
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
 import sqlalchemy as sa
@@ -35,23 +34,22 @@ def ledger(engine: sa.Engine) -> Ledger:
 
 def test_work_is_interrupted_and_unwound(settings: Settings, ledger: Ledger) -> None:
     """A cancel ends a work that waits, and what it cleans up is cleaned up."""
-    cleaned = []
+    done = []
     canceller = threading.Thread(target=ledger.request_cancel, args=[JOB])
-    started = time.monotonic()
 
     def work() -> None:
         with cancellable(JOB, settings):
             canceller.start()
             try:
-                threading.Event().wait(30)
+                threading.Event().wait(300)
+                done.append("waited")
             finally:
-                cleaned.append(True)
+                done.append("cleaned")
 
     with pytest.raises(JobCancelledError, match="was cancelled"):
         work()
     canceller.join()
-    assert cleaned
-    assert time.monotonic() - started < 5
+    assert done == ["cleaned"]
 
 
 def test_a_failure_that_a_cancel_brought_about_is_the_cancel(settings: Settings, ledger: Ledger) -> None:
@@ -61,7 +59,7 @@ def test_a_failure_that_a_cancel_brought_about_is_the_cancel(settings: Settings,
         with cancellable(JOB, settings):
             ledger.request_cancel(JOB)
             try:
-                threading.Event().wait(30)
+                threading.Event().wait(300)
             except BaseException as interruption:
                 raise TransientError("a peer closed the connection") from interruption
 

@@ -3,7 +3,6 @@
 import ipaddress
 import socket
 import threading
-import time
 from typing import Any
 
 import pytest
@@ -63,7 +62,8 @@ def test_an_allowed_name_that_leads_inside_is_refused(address: str, resolves_to:
 @pytest.mark.parametrize(
     ("host", "listed"),
     [("hooks.example.com", True), ("HOOKS.example.com.", True), ("a.inner.example.org", True), ("example.org", False),
-     ("evilexample.org", False), ("hooks.example.com.evil.net", False), ("example.com", False)],
+     ("evilexample.org", False), ("evilhooks.example.com", False), ("a.hooks.example.com", False),
+     ("hooks.example.com.evil.net", False), ("example.com", False)],
 )  # fmt: skip
 def test_only_listed_hosts_are_called(host: str, listed: bool, resolves_to: Any) -> None:
     """A name is exact; one with a leading dot stands for what is below it."""
@@ -102,13 +102,20 @@ def test_other_spellings_of_loopback_are_refused(url: str) -> None:
 
 def test_a_resolver_that_hangs_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     """A step does not wait for a DNS server that does not answer."""
-    release = threading.Event()
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, **_kwargs: release.wait(5) and [])
-    started = time.monotonic()
-    with pytest.raises(TransientError, match="not resolved within"):
-        policy("example.com").resolve("https://example.com/", seconds=0.2)
-    assert time.monotonic() - started < 1
-    release.set()
+    release, answered = threading.Event(), threading.Event()
+
+    def hang(*_args: Any, **_kwargs: Any) -> list[Any]:
+        release.wait()
+        answered.set()
+        return []
+
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
+    try:
+        with pytest.raises(TransientError, match=r"not resolved within 0\.2 s"):
+            policy("example.com").resolve("https://example.com/", seconds=0.2)
+        assert not answered.is_set()
+    finally:
+        release.set()
 
 
 def test_the_configured_webhook_needs_no_listing() -> None:

@@ -82,7 +82,11 @@ class Settings(BaseSettings):
         900, ge=1, description="How long a pod may take from its node to its start: pulling the image."
     )
 
-    database_url: SecretStr | None = Field(None, description="PostgreSQL URL of the project's own database.")
+    database_url: SecretStr | None = Field(
+        None,
+        description="PostgreSQL URL of the project's own database, user and password percent-encoded; "
+        "docs/metadata.md has its forms, also those for schemas and PgBouncer.",
+    )
     data_uri: str = Field("s3://s2v", description="Where jobs live: s3://bucket[/prefix].")
     output_uri: str = Field("s3://s2v/output", description="Where finished videos are published.")
     s3_endpoint_url: str | None = Field(None, description="Endpoint of an S3-compatible server; empty for AWS.")

@@ -16,7 +16,7 @@ from tempfile import mkdtemp
 
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.media.chunks import Pieces, slices
-from s2v_tasks.media.joined import files_in, join, ogg_page_end
+from s2v_tasks.media.joined import files_in, join, ogg_page_end, refuse_too_many
 from s2v_tasks.media.mp3 import after_tags, is_longer, mp3_problem, mp3_without_junk
 from s2v_tasks.media.probe import probe
 from s2v_tasks.media.sounds import sounds
@@ -90,7 +90,9 @@ def without_junk(path: Path, format_name: str, folder: Path, *, max_duration_sec
     little more than `max_duration_seconds` is kept.
     """
     with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
-        copies = [_written(data, pieces, folder, path.name) for pieces in _files(data, format_name)]
+        files = _files(data, format_name)
+        refuse_too_many(files, path.name)
+        copies = [_written(data, pieces, folder, path.name) for pieces in files]
     if len(copies) < 2:
         return copies[0] if copies else path
     joined = _place(folder, path.name)
@@ -109,7 +111,7 @@ def _files(data: mmap, format_name: str) -> list[Pieces]:
             return []
         return [sound.pieces() for sound in found]
     parts = files_in(data, format_name)
-    return [list(slices(part.start, part.stop)) for part in parts] if len(parts) > 1 else []
+    return [] if parts == [slice(0, len(data))] else [list(slices(part.start, part.stop)) for part in parts]
 
 
 def _written(data: mmap, pieces: Pieces, folder: Path, name: str) -> Path:

@@ -5,10 +5,10 @@ ffmpeg plays the first file only, or all of them in some versions and containers
 
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import pairwise
+from itertools import islice, pairwise
 from mmap import mmap
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.media.ffmpeg import AUDIO_FORMATS, feed, file_url, pipe_input, read_chunks, uploaded_input
+from s2v_tasks.media.mp3 import before_tags
 from s2v_tasks.media.probe import probe
 
 # What only the beginning of a file has.
@@ -25,7 +26,8 @@ _BEGINNINGS = {
     "matroska": re.compile(rb"\x1a\x45\xdf\xa3.{1,48}\x42\x82.(?:webm|matroska)", re.DOTALL),
     "amr": re.compile(rb"#!AMR(?:-WB)?\n"),
 }
-_MOST_FILES = 100
+MOST_FILES = 100
+_MOST_BEGINNINGS = 10_000
 _MOST_BOXES = 100_000
 _CHUNK_SAMPLES = 1 << 18
 _LENGTH_TOLERANCE_SECONDS = Fraction(1, 10)
@@ -35,14 +37,27 @@ _BOX = struct.Struct(">I4s")
 
 
 def files_in(data: mmap, format_name: str) -> list[slice]:
-    """The bytes of each file that is there, usually one. `format_name` is that of `container_format`."""
-    starts = _box_starts(data) if format_name == "mov" else _starts(data, format_name)
-    return [slice(start, end) for start, end in pairwise([0, *(s for s in starts if s), len(data)])]
+    """The bytes of each file that is there, usually one. `format_name` is that of `container_format`.
+
+    A FLAC file ends before the tags and the padding behind it, which its decoder would take for damage.
+    """
+    joints = _second_boxes(data) if format_name == "mov" else islice(_beginnings(data, format_name), 1, None)
+    joints = islice(joints, MOST_FILES)  # one more than can be joined
+    files = [slice(start, end) for start, end in pairwise([0, *joints, len(data)])]
+    if format_name != "flac":
+        return files
+    return [slice(file.start, before_tags(data, file.start, file.stop)) for file in files]
 
 
-def _starts(data: mmap, format_name: str) -> Iterator[int]:
+def refuse_too_many(files: Sized, name: str) -> None:
+    """Raise PermanentError for more files than are joined."""
+    if len(files) > MOST_FILES:
+        raise PermanentError(f"The speech {name} is joined from more than {MOST_FILES} files: export it as one.")
+
+
+def _beginnings(data: mmap, format_name: str) -> Iterator[int]:
     beginning, end = _BEGINNINGS.get(format_name), -1
-    for match in beginning.finditer(data) if beginning else ():
+    for match in islice(beginning.finditer(data), _MOST_BEGINNINGS) if beginning else ():
         # The first pages of streams that are played together follow each other.
         if format_name != "ogg" or match.start() != end:
             yield match.start()
@@ -56,7 +71,7 @@ def ogg_page_end(data: mmap, page: int) -> int:
     return header_end + num_segments + sum(data[header_end : header_end + num_segments])
 
 
-def _box_starts(data: mmap) -> Iterator[int]:
+def _second_boxes(data: mmap) -> Iterator[int]:
     """Where an MP4 begins behind a complete one."""
     position, has_index = 0, False
     for _ in range(_MOST_BOXES):
@@ -109,10 +124,6 @@ def join(files: list[Path], output: Path, *, max_duration_seconds: float) -> Non
     Raises PermanentError if one is damaged. At most one second more than `max_duration_seconds` is written.
     """
     name = output.name
-    if len(files) > _MOST_FILES:
-        raise PermanentError(
-            f"The speech {name} is joined from {len(files)} files, at most {_MOST_FILES} are read: export it as one."
-        )
     parts = [_part(path, f"{name} (file {k} of {len(files)} in it)") for k, path in enumerate(files, start=1)]
     sample_rate, channels = max(part.sample_rate for part in parts), max(part.channels for part in parts)
     if not {part.channels for part in parts} <= {1, channels}:

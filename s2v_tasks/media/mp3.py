@@ -16,6 +16,10 @@ _BITRATES_MPEG2 = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
 _SAMPLE_RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}
 _HEADER = re.compile(rb"\xff[\xe2\xe3\xf2\xf3\xfa\xfb][\x10-\xef]")
 _ZEROS = re.compile(rb"\0*")
+# A tag, or more zeros than sound ends with.
+_LATE_TAG = re.compile(rb"ID3[\x02-\x04]|TAG|APETAGEX|\0{64}")
+_MOST_LATE_TAG_BYTES = 16 * 1024**2
+_MOST_LATE_TAGS = 1000
 _HEADER_BYTES = 4
 # An interrupted download can have its final size and zeros where sound should be; real padding is short.
 _MOST_PADDING_BYTES = 65536
@@ -62,6 +66,15 @@ def after_tags(data: mmap, position: int) -> int:
     while (end := _after_zeros(data, _after_tag(data, position))) != position:
         position = end
     return position
+
+
+def before_tags(data: mmap, start: int, end: int) -> int:
+    """Where the tags and the zeros that reach up to `end` begin; some zeros stay, which may belong to the sound."""
+    position = max(start, end - _MOST_LATE_TAG_BYTES)
+    for match in islice(_LATE_TAG.finditer(data, position, end), _MOST_LATE_TAGS):
+        if after_tags(data, match.start()) >= end:
+            return match.start()
+    return end
 
 
 def is_longer(data: mmap, seconds: float, tag_bytes: int) -> bool:

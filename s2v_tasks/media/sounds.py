@@ -17,6 +17,7 @@ from itertools import islice
 from mmap import mmap
 
 from s2v_tasks.media.chunks import Form, Sound, form_of
+from s2v_tasks.media.joined import MOST_FILES
 from s2v_tasks.media.mp3 import after_tags
 
 # Twice the largest upload, and three hours of 48 kHz mono: a cut upload was not of a file of this size.
@@ -25,6 +26,7 @@ _WIDE_SIZE = 0xFFFFFFFF  # in RF64: the chunk ds64 has the size
 _LARGEST_COPY_BYTES = 0xFFFFFFFF - 1024
 # Real files have a handful; each costs time.
 _MOST_CHUNKS = 1000
+_MOST_LATE_CHUNKS = 100
 # What programs write behind the sound; it can stand behind sound of unknown size.
 _METADATA = re.compile(rb"LIST|bext|iXML|_PMX|id3 |ID3 |cue |smpl|PEAK|NAME|AUTH|ANNO")
 _MOST_METADATA_BYTES = 16 * 1024**2
@@ -38,7 +40,7 @@ def sounds(data: mmap) -> list[Sound] | str:
         return "its header is not whole"
     walk = _Walk(form, data)
     for _ in range(_MOST_CHUNKS):
-        if walk.position >= len(data):
+        if walk.position >= len(data) or len(walk.found) > MOST_FILES:
             break
         if problem := walk.step():
             return problem
@@ -64,6 +66,7 @@ class _Walk:
     def __init__(self, form: Form, data: mmap) -> None:
         self.form, self.data = form, data
         self.found: list[Sound] = []
+        self.following = -1
         self._begin(0)
 
     def _begin(self, position: int) -> None:
@@ -72,6 +75,12 @@ class _Walk:
         chunk = self.form.chunk(self.data, position)
         self.announced_end = chunk[1] + chunk[2] if chunk else 0
         self.layout, self.wide_size, self.has_sound, self.is_regular = b"", 0, False, True
+
+    def _next_file(self, position: int) -> int:
+        """Where the next file begins; the end of the data if none does."""
+        if self.following < position:
+            self.following = self.form.next_file(self.data, position)
+        return self.following
 
     def step(self) -> str | None:
         """Go past the next file header, chunk or other bytes; what is wrong, if it is not clear what they are."""
@@ -111,7 +120,7 @@ class _Walk:
             )
         if size == _WIDE_SIZE and self.wide_size:
             size = self.wide_size
-        following = self.form.next_file(self.data, start)
+        following = self._next_file(start)
         sound = Sound(self.form, self.kind, self.layout, start, following, as_declared=False)
         announced = self._true_size(sound, size)
         if announced is None:
@@ -139,7 +148,7 @@ class _Walk:
     def _take_other_bytes(self) -> str | None:
         """Go past what is no chunk and lies behind sound: tags, zeros, or more of the sound."""
         data, last = self.data, self.found[-1]
-        limit = self.form.next_file(data, self.position)
+        limit = self._next_file(self.position)
         if after_tags(data, self.position) >= limit:
             self.position, self.found[-1] = limit, replace(last, as_declared=False)
             return None
@@ -154,12 +163,13 @@ class _Walk:
 
     def _end_of_unknown(self, start: int) -> int:
         """Where sound ends whose size is not known: before another file, before metadata, or with the file."""
-        limit = self.form.next_file(self.data, start)
-        names = islice(_METADATA.finditer(self.data, max(start, limit - _MOST_METADATA_BYTES), limit), _MOST_CHUNKS)
+        limit = self._next_file(start)
+        first = max(start, limit - _MOST_METADATA_BYTES)
+        names = islice(_METADATA.finditer(self.data, first, limit), _MOST_LATE_CHUNKS)
         return next((name.start() for name in names if self._are_chunks(name.start(), limit)), limit)
 
     def _are_chunks(self, position: int, limit: int) -> bool:
-        for _ in range(_MOST_CHUNKS):
+        for _ in range(_MOST_LATE_CHUNKS):
             chunk = self.form.chunk(self.data, position)
             if position >= limit or chunk is None or not self._is_chunk(position):
                 break

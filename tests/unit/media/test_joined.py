@@ -131,13 +131,29 @@ def test_long_joined_files_are_decoded_only_to_the_bound(tmp_path: Path, parts: 
     )
 
 
-def test_number_of_joined_files_is_bounded(tmp_path: Path, parts: Parts, refusal: Refusal) -> None:
+@pytest.mark.parametrize("kind", ["flac", "wav"])
+def test_number_of_joined_files_is_bounded(kind: str, tmp_path: Path, parts: Parts, refusal: Refusal) -> None:
     """A hundred files are joined, more are refused before one is decoded."""
-    (tmp_path / "a.wav").write_bytes(parts("wav")[0])
-    with pytest.raises(PermanentError, match="joined from 101 files, at most 100"):
-        join([tmp_path / "a.wav"] * 101, tmp_path / "joined.wav", max_duration_seconds=9)
-    with pytest.raises(PermanentError, match="file 1 of 100 in it"):
-        join([tmp_path / "missing.wav"] * 100, tmp_path / "joined.wav", max_duration_seconds=9)
+    source = tmp_path / f"a{KINDS[kind][0]}"
+    (one,) = parts(kind)
+    source.write_bytes(one * 101)
+    assert "joined from more than 100 files" in refusal(source)
+    source.write_bytes((one[:-900] + bytes(900)) * 100 if kind == "flac" else one * 100)
+    assert "joined from more than" not in refusal(source, max_duration_seconds=0.1)
+
+
+def test_tags_and_padding_around_flac_are_not_heard(tmp_path: Path, parts: Parts) -> None:
+    """Tags before, between and behind FLAC files, and zeros behind them, are no damage."""
+    source, (one,) = tmp_path / "a.flac", parts("flac")
+    before = b"ID3\3\0\0\0\0\1\0" + bytes(128)
+    for behind in (b"TAG".ljust(128, b"x"), bytes(64), bytes(5000), before, b"\0", b"TAG".ljust(128, b"x") + bytes(90)):
+        source.write_bytes(before + one + behind + before + one + behind)
+        assert normalise_speech(source, tmp_path / "16k.wav", max_duration_seconds=9).num_samples == 96_000
+        source.write_bytes(before + one + behind)
+        assert normalise_speech(source, tmp_path / "16k.wav", max_duration_seconds=9).num_samples == 48_000
+    source.write_bytes(one[:-2000] + bytes(2000))
+    with pytest.raises(PermanentError, match="damaged"):
+        normalise_speech(source, tmp_path / "16k.wav", max_duration_seconds=9)
 
 
 def test_unlike_channels_are_refused(tmp_path: Path, parts: Parts, refusal: Refusal) -> None:

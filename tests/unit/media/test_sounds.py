@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from s2v_tasks.media.audio import normalise_speech
+from s2v_tasks.media.containers import missing_end
 from s2v_tasks.media.sounds import sounds
 
 Heard = Callable[[bytes], bytes | str]
-Sounds = Callable[[bytes], bytes | str]
 
 RATE = 8000
 PLACEHOLDERS = [0, 0xFFFFFFFF, 0x7FFFFFFF, 0x7FFFF000, 0x80000000, 2_000_000_000, 1_000_000_000, 0xFFFFFFFF - 36]
@@ -313,3 +314,67 @@ def test_compressed_sound_is_left_as_it_is_or_refused(make: Callable[..., bytes]
     assert heard(make(ONE, codec=b"ima4")) == ONE
     assert heard(make(ONE, codec=b"ima4") + make(TWO, codec=b"ima4")) == "it is joined from 2 files"
     assert heard(make(ONE, codec=b"ima4") + bytes(60)) == "its sizes contradict each other"
+
+
+def big_endian(samples: bytes) -> bytes:
+    return np.frombuffer(samples, "<i2").astype(">i2").tobytes()
+
+
+EXTENSIBLE = struct.pack("<HHIIHHHHI", 0xFFFE, 1, RATE, 2 * RATE, 2, 16, 22, 16, 4) + bytes.fromhex(
+    "0100000000001000800000aa00389b71"
+)
+SAME = {
+    "placeholder.wav": wav(ONE, size=0x7FFFFFFF),
+    "odd.wav": wav(ONE, before=chunk(b"LIST", b"INFOodd", pad=b"")),
+    "early.wav": old_riff(wav(ONE, size=600)) + b"\1",
+    "metadata.wav": wav(ONE, size=0, behind=LIST),
+    "extensible.wav": b"RIFF\0\0\0\0WAVE" + chunk(b"fmt ", EXTENSIBLE) + chunk(b"data", ONE, 0),
+    "wide.wav": rf64(b"RF64", 0xFFFFFFFF, 2**64 - 1),
+    "wide.bwf": rf64(b"BW64", 0xFFFFFFFF, len(ONE)),
+    "two.wav": wav(ONE[:400]) + wav(ONE[400:]),
+    "chunks.wav": wav(ONE[:400], behind=chunk(b"data", ONE[400:])),
+    "broken-sample.wav": wav(ONE + b"\1"),
+    "unknown.w64": w64(ONE, 0),
+    "padded.w64": w64(ONE) + bytes(500),
+    "unknown.aiff": aiff(big_endian(ONE), 0, 0),
+    "frames.aiff": aiff(big_endian(ONE), frames=0),
+    "little.aifc": aiff(ONE, 0, 0, codec=b"sowt\0\0"),
+    "unknown.caf": caf(ONE, -5),
+    "padded.caf": caf(ONE) + bytes(300),
+}
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_sound_with_wrong_sizes_is_the_same_speech(name: str, tmp_path: Path) -> None:
+    """What is found is decoded to the same samples as the plain WAV."""
+    (tmp_path / name).write_bytes(SAME[name])
+    (tmp_path / "plain.wav").write_bytes(wav(ONE))
+    for source in ("plain.wav", name):
+        info = normalise_speech(tmp_path / source, tmp_path / f"{source}.out", max_duration_seconds=9)
+        assert info.num_samples == 800
+    assert (tmp_path / f"{name}.out").read_bytes() == (tmp_path / "plain.wav.out").read_bytes()
+
+
+def test_eight_bits_of_odd_length_are_joined(heard: Heard) -> None:
+    """A file of 8-bit samples with an odd number of them is padded or not."""
+    odd = bytes(range(100, 151))
+    padded = wav(odd, bits=8)
+    assert heard(padded + padded[:-1] + padded + LIST) == odd * 3
+    assert heard(padded[:-1] + LIST) == odd
+
+
+def test_random_headers_are_never_a_traceback(heard: Heard, tmp_path: Path) -> None:
+    """Whatever stands in the sizes and names, sound is found in the file or one line says what is wrong."""
+    rng = np.random.default_rng(11)
+    files = [wav(ONE, behind=LIST), wav(ONE) + wav(TWO), rf64(b"RF64", 0xFFFFFFFF, 1600), w64(ONE), aiff(ONE), caf(ONE)]
+    outcomes = {bytes: 0, str: 0}
+    for number in range(600):
+        data = bytearray(files[number % len(files)])
+        for _ in range(rng.integers(1, 6)):
+            at = int(rng.integers(4, 110))
+            data[at : at + 4] = rng.choice([b"\0\0\0\0", b"\xff\xff\xff\xff", rng.bytes(4), rng.bytes(1), b""])
+        for file_format in ("wav", "caf"):
+            (tmp_path / "b").write_bytes(data)
+            assert "\n" not in (missing_end(tmp_path / "b", file_format) or "")
+        outcomes[type(heard(bytes(data)))] += 1
+    assert min(outcomes.values()) > 60

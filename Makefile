@@ -2,6 +2,7 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
+# Tools are run by the interpreter: the first line of a script cannot name every path that a checkout may have.
 CONSTRAINTS := config/constraints-py311.txt
 INSTALLED := $(VENV)/.installed
 
@@ -20,36 +21,36 @@ install: $(INSTALLED) ## Create .venv with everything.
 
 DEMO_ARGS ?=
 demo: $(INSTALLED) ## Run the DAG on the sample inputs; leaves out/<job_id>.mp4. DEMO_ARGS="--audio a.wav ..." for yours.
-	@$(BIN)/s2v demo $(DEMO_ARGS)
+	@$(BIN)/python -m s2v_tasks.cli demo $(DEMO_ARGS)
 
 up: $(INSTALLED) ## Start PostgreSQL, S3 and Airflow with its UI on loopback.
-	@$(BIN)/s2v up
+	@$(BIN)/python -m s2v_tasks.cli up
 
 down: $(INSTALLED) ## Stop what `make up` started; state stays in .s2v/.
-	@$(BIN)/s2v down
+	@$(BIN)/python -m s2v_tasks.cli down
 
 status: $(INSTALLED) ## Say what of the embedded stack runs.
-	@$(BIN)/s2v status
+	@$(BIN)/python -m s2v_tasks.cli status
 
 lint: $(INSTALLED) ## Format check, lint, types, import contracts.
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
-	$(BIN)/lint-imports
+	$(BIN)/python -m mypy
+	$(BIN)/python $(BIN)/lint-imports
 
 # Two files at a time: much of the time a test waits for a server or another process. By name, so that the many short ones
 # come last.
 test: lint ## Install what the tests need and run them all.
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-ingestion: $(INSTALLED) ## Drop a thousand folders into a running Airflow and kill its scheduler twice.
-	$(BIN)/pytest -m ingestion -s tests/integration/test_flood.py
+	$(BIN)/python -m pytest -m ingestion -s tests/integration/test_flood.py
 
 test-images: $(INSTALLED) ## Run the scripts of the images as their builds do, without a container engine.
-	$(BIN)/pytest -m images tests/contracts/test_images.py tests/contracts/test_compose.py
+	$(BIN)/python -m pytest -m images tests/contracts/test_images.py tests/contracts/test_compose.py
 
 test-kubernetes: $(INSTALLED) ## Run the DAG with pods on the cluster of this machine (KUBECONFIG), and what can befall them.
-	$(BIN)/pytest -m kubernetes tests/kubernetes
+	$(BIN)/python -m pytest -m kubernetes tests/kubernetes
 
 docs: $(INSTALLED) ## Refresh the generated references in docs/.
 	$(BIN)/python docs/generate.py

@@ -26,6 +26,10 @@ class JobCancelledError(PermanentError):
     """A person cancelled the job: its steps end, and none begins until the job is started again."""
 
 
+class JobTakenError(PermanentError):
+    """The job id belongs to another request: the job that has it stays what it is."""
+
+
 class TransientError(S2VError):
     """The outside world failed (network, storage, preemption): the same call may succeed later."""
 

@@ -4,8 +4,6 @@ No test sees the settings, credentials or running stack of the machine it runs o
 """
 
 import os
-import shutil
-import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +12,7 @@ import psycopg
 import pytest
 from moto.server import ThreadedMotoServer
 
+from s2v_tasks.embedded.guard import temporary_home
 from s2v_tasks.embedded.postgres import PostgresServer
 from s2v_tasks.metadata import migrate
 from s2v_tasks.settings import Settings, load_settings
@@ -38,11 +37,9 @@ def _own_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
 
 @pytest.fixture(scope="session")
 def server_home() -> Iterator[Path]:
-    """A folder for embedded servers that every account can reach: as root, PostgreSQL runs as another."""
-    home = Path(tempfile.mkdtemp(prefix="s2v-tests-"))
-    home.chmod(0o755)
-    yield home
-    shutil.rmtree(home)
+    """A folder for embedded servers; they end with this process, even when it is killed."""
+    with temporary_home() as home:
+        yield home
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ from s2v_tasks.errors import ConfigurationError, PermanentError, TransientError
 from s2v_tasks.settings import Settings
 
 DAG_ID = "speech_to_video"
+_DAG_PATH = f"/api/v2/dags/{DAG_ID}"
 _TIMEOUT_SECONDS = 30.0
 _PAGE = 100
 
@@ -57,6 +58,15 @@ class AirflowApi:
             raise PermanentError(f"Airflow refuses the request: {sentence}")
         return status != 409
 
+    def is_paused(self) -> bool:
+        """Whether Airflow starts no run of the DAG."""
+        status, answer = self._call("GET", _DAG_PATH)
+        return status == 200 and bool(answer.get("is_paused"))
+
+    def unpause(self) -> None:
+        """Let Airflow start runs of the DAG."""
+        self._call("PATCH", f"{_DAG_PATH}?update_mask=is_paused", {"is_paused": False})
+
     def active_runs(self) -> Iterator[dict[str, Any]]:
         """The runs that have not ended, newest first."""
         offset, total = 0, 1
@@ -86,7 +96,7 @@ class AirflowApi:
         self._call("PATCH", self._path(run_id), {"state": "failed"})
 
     def _path(self, run_id: str | None = None) -> str:
-        runs = f"/api/v2/dags/{DAG_ID}/dagRuns"
+        runs = f"{_DAG_PATH}/dagRuns"
         return runs if run_id is None else f"{runs}/{quote(run_id, safe='')}"
 
     def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> tuple[int, dict[str, Any]]:

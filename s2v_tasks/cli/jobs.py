@@ -63,11 +63,27 @@ def job(
         found = ledger.job(job_id)
         spent = next(iter(ledger.spending("job", job_id=job_id)), None)
     if found is None:
-        raise unknown_job(job_id)
+        _show_awaited(job_id, as_json=as_json)
+        return
     if as_json:
         print_json(plain(found) | {"spending": plain(spent) if spent else None})
         return
     _print_job(found, spent)
+
+
+def _show_awaited(job_id: str, *, as_json: bool) -> None:
+    """Show the run of a job that is not on record yet; PermanentError when Airflow knows none either."""
+    from s2v_tasks.cli.airflow_run import find_run
+
+    run = find_run(job_id)
+    if run is None:
+        raise unknown_job(job_id)
+    run.check_begins()
+    if as_json:
+        facts = {"run_id": run.run_id, "run_state": run.state, "dag_is_paused": run.dag_is_paused}
+        print_json({"job_id": job_id, "status": "queued"} | facts)
+    else:
+        console.print(run.sentence, markup=False)
 
 
 def _print_job(found: "JobRecord", spent: "Spending | None") -> None:

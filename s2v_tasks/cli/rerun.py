@@ -1,15 +1,18 @@
 """`s2v rerun`: a new job from an earlier one, with other words or another sampling from some clip on."""
 
+import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from s2v_tasks.cli import app
 from s2v_tasks.cli.options import BOOKKEEPING, SAMPLING, request_options
-from s2v_tasks.cli.submit import AsJson, JobIdOption, Via, hand_in
+from s2v_tasks.cli.submit import AsJson, HandIn, JobIdOption, Unpause, Via, hand_in
 from s2v_tasks.cli.terminal import PEOPLE
 from s2v_tasks.cli.watch import Watch, unknown_job
+from s2v_tasks.errors import PermanentError
 from s2v_tasks.schemas.manifest import fingerprint
+from s2v_tasks.schemas.plan import Plan
 from s2v_tasks.schemas.request import Request, parse_request
 from s2v_tasks.settings import load_settings
 
@@ -26,25 +29,28 @@ def rerun(
     job_id: JobIdOption = None,
     via: Via = "api",
     watch: Watch = False,
+    unpause: Unpause = False,
     as_json: AsJson = False,
 ) -> None:
     """Make a video again with other words, seed or sampling; clips before --from-clip are reused and cost nothing.
 
     Frames, size and, where not changed, seeds are those of the earlier job. The same rerun again is the same job.
     """
+    from s2v_tasks.planning.rerun import check_from_clip
     from s2v_tasks.storage.s3 import ObjectStore
 
-    earlier = _request(ObjectStore.from_settings(load_settings()), parent)
+    store = ObjectStore.from_settings(load_settings())
+    earlier, plan = _request(store, parent), _plan(store, parent)
+    check_from_clip(plan, from_clip)
+    _check_change(earlier, plan, fields, from_clip)
     changed = earlier.model_dump() | fields | {"parent_job_id": parent, "from_clip": from_clip}
     request = parse_request(changed)
     name = job_id or f"{parent[:50].rstrip('-')}-r{fingerprint(request.model_dump())[:10]}"
-    raise typer.Exit(hand_in(name, request, via, watch=watch, as_json=as_json))
+    raise typer.Exit(hand_in(name, request, HandIn(via, watch=watch, unpause=unpause, as_json=as_json)))
 
 
 def _request(store: "ObjectStore", job_id: str) -> Request:
     """The request of a job that got past its first step."""
-    import json
-
     from s2v_tasks.storage.layout import JobLayout
     from s2v_tasks.storage.s3 import ObjectMissingError
 
@@ -52,3 +58,32 @@ def _request(store: "ObjectStore", job_id: str) -> Request:
         return parse_request(json.loads(store.get_bytes(JobLayout(job_id).request)))
     except ObjectMissingError:
         raise unknown_job(job_id) from None
+
+
+def _plan(store: "ObjectStore", job_id: str) -> Plan:
+    """The plan of a job."""
+    from s2v_tasks.storage.layout import JobLayout
+    from s2v_tasks.storage.s3 import ObjectMissingError
+
+    try:
+        return Plan.model_validate_json(store.get_bytes(JobLayout(job_id).plan))
+    except ObjectMissingError:
+        raise PermanentError(
+            f"Job {job_id} has no plan: expected a job that was planned; `s2v job {job_id}` shows it."
+        ) from None
+
+
+def _check_change(earlier: Request, plan: Plan, fields: dict[str, Any], from_clip: int) -> None:
+    """PermanentError when a rerun would render nothing but the clips that are there.
+
+    Clips that the earlier job has inherited may be made from other words than its own: from there on it is a change.
+    """
+    now = {"prompt": earlier.prompt, "base_seed": plan.base_seed} | plan.sampling.model_dump()
+    if any(value not in (now[name], getattr(earlier, name)) for name, value in fields.items() if name in now):
+        return
+    if from_clip >= len(plan.inherited):
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in ("prompt", *SAMPLING))
+        raise PermanentError(
+            f"Nothing is changed: the clips of job {plan.job_id} from {from_clip} on would be rendered once more. Give "
+            f"another {options}, or `s2v fetch {plan.job_id}` to get the video that is there."
+        )

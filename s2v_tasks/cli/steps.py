@@ -95,12 +95,13 @@ def close_job(
         datetime | None,
         typer.Option(formats=["%Y-%m-%dT%H:%M:%S%z"], help="When the work began; what was before is not its outcome."),
     ] = None,
+    run_id: Annotated[str | None, typer.Option(help="The DAG run that ends.")] = None,
     failed_task: Annotated[
         str | None, typer.Option(help="The task that failed in Airflow: the reason where no step gave one.")
     ] = None,
 ) -> None:
     """Mark a job failed whose step died without a word."""
-    _run("close_job", job_id, since=since, failed_task=failed_task)
+    _run("close_job", job_id, since=since, run_id=run_id, failed_task=failed_task)
 
 
 @app.command(rich_help_panel=STEPS)

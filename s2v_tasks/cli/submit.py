@@ -2,6 +2,8 @@
 
 import json
 import re
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,9 +14,9 @@ from s2v_tasks.cli import app
 from s2v_tasks.cli.options import BOOKKEEPING, PLANNING, request_options
 from s2v_tasks.cli.terminal import PEOPLE, console, open_ledger, print_json
 from s2v_tasks.cli.watch import Watch, end_on_record, watch_job
-from s2v_tasks.errors import PermanentError
 from s2v_tasks.schemas.manifest import fingerprint
 from s2v_tasks.schemas.request import Request, parse_request
+from s2v_tasks.schemas.same_request import refuse_other_request
 from s2v_tasks.settings import load_settings
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ def _check_job_id(job_id: str | None) -> str | None:
 
 AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
 Door = Literal["api", "drop"]
+Unpause = Annotated[bool, typer.Option("--unpause", help="Unpause the DAG in Airflow, where new DAGs begin paused.")]
 Via = Annotated[Door, typer.Option(help="api: Airflow's REST API; drop: the drop folder in S3, without Airflow.")]
 JobIdOption = Annotated[
     str | None, typer.Option(callback=_check_job_id, help="Name of the job; left out: made from the request.")
@@ -46,6 +49,7 @@ def submit(
     job_id: JobIdOption = None,
     via: Via = "api",
     watch: Watch = False,
+    unpause: Unpause = False,
     as_json: AsJson = False,
 ) -> None:
     """Hand in a job: files are uploaded, then Airflow is told. One that failed or was cancelled goes on.
@@ -59,24 +63,38 @@ def submit(
     sources = {"image_uri": image, "audio_uri": audio, "pose_video_uri": pose_video}
     request, files = _request(store, {name: given for name, given in sources.items() if given}, fields)
     _upload(store, files)
-    raise typer.Exit(hand_in(job_id or _job_id(request, Path(audio).stem), request, via, watch=watch, as_json=as_json))
+    way = HandIn(via, watch=watch, unpause=unpause, as_json=as_json)
+    raise typer.Exit(hand_in(job_id or _job_id(request, Path(audio).stem), request, way))
 
 
-def hand_in(job_id: str, request: Request, via: Door, *, watch: bool, as_json: bool) -> int:
+@dataclass(frozen=True)
+class HandIn:
+    """How a job is handed in; `unpause`: the DAG, where it is paused."""
+
+    via: Door
+    watch: bool
+    unpause: bool
+    as_json: bool
+
+
+def hand_in(job_id: str, request: Request, way: HandIn) -> int:
     """Hand in a job and say so; where it is watched the exit code is the job's, else 0."""
     from s2v_tasks.cli.airflow_api import AirflowApi
+    from s2v_tasks.cli.airflow_run import find_run
 
     ended_before = None
-    if watch:
+    if load_settings().database_url is not None:
         with open_ledger() as ledger:
+            ledger.check_request(job_id, request.model_dump(exclude_defaults=True), given_only=True)
             ended_before = end_on_record(ledger, job_id)
-    api = AirflowApi.from_settings(load_settings()) if via == "api" else None
-    outcome = drop(job_id, request) if api is None else start(api, job_id, request)
-    report(outcome, as_json=as_json)
-    if not watch:
+    api = AirflowApi.from_settings(load_settings()) if way.via == "api" else None
+    outcome = drop(job_id, request) if api is None else start(api, job_id, request, unpause=way.unpause)
+    report(outcome, as_json=way.as_json)
+    if not way.watch:
         return 0
     ended_before = ended_before if outcome["started"] else None
-    return watch_job(job_id, as_json=as_json, ended_before=ended_before, may_come=True)
+    find = partial(find_run, job_id, outcome.get("run_id"))
+    return watch_job(job_id, as_json=way.as_json, ended_before=ended_before, may_come=True, find_run=find)
 
 
 def drop(job_id: str, request: Request) -> dict[str, Any]:
@@ -92,12 +110,19 @@ def drop(job_id: str, request: Request) -> dict[str, Any]:
     return {"job_id": job_id, "dropped_as": uri, "started": False}
 
 
-def start(api: "AirflowApi", job_id: str, request: Request) -> dict[str, Any]:
-    """Start the run of a job unless it has one that runs or succeeded; what it is now.
+def start(api: "AirflowApi", job_id: str, request: Request, *, unpause: bool = False) -> dict[str, Any]:
+    """Start the run of a job unless it has one that runs or succeeded; what it is now, and whether the DAG is paused.
 
     A job whose runs all failed gets another one, `<job id>--2` and so on: finished clips are reused.
-    PermanentError when the job id belongs to another request.
+    JobTakenError when the job id belongs to another request.
     """
+    outcome = _start(api, job_id, request)
+    if unpause:
+        api.unpause()
+    return outcome | {"dag_is_paused": api.is_paused()}
+
+
+def _start(api: "AirflowApi", job_id: str, request: Request) -> dict[str, Any]:
     conf = request.model_dump(exclude_defaults=True) | {"job_id": job_id}
     number, run_id = 1, job_id
     while True:
@@ -106,8 +131,8 @@ def start(api: "AirflowApi", job_id: str, request: Request) -> dict[str, Any]:
             if api.trigger(run_id, conf):
                 return {"job_id": job_id, "run_id": run_id, "started": True, "run_state": "queued"}
             continue  # another was faster
-        _check_same(job_id, request, run["conf"] or {})
         if run["state"] != "failed":
+            refuse_other_request(job_id, conf, run["conf"] or {})
             return {"job_id": job_id, "run_id": run_id, "started": False, "run_state": run["state"]}
         number += 1
         run_id = f"{job_id}--{number}"
@@ -121,9 +146,13 @@ def report(outcome: dict[str, Any], *, as_json: bool) -> None:
     if "dropped_as" in outcome:
         state = f"waits as {outcome['dropped_as']} for the next sweep of the drop folder"
     else:
-        state = "started" if outcome["started"] else f"was there already, its run is {outcome['run_state']}"
+        state = "queued in Airflow" if outcome["started"] else f"was there already, its run is {outcome['run_state']}"
     job_id = outcome["job_id"]
     console.print(f"[bold]{job_id}[/bold] {escape(state)}; `s2v job {job_id} --watch` follows it")
+    if outcome.get("dag_is_paused") and outcome["run_state"] == "queued":
+        from s2v_tasks.cli.airflow_run import HOW_TO_UNPAUSE
+
+        console.print(f"It waits: {HOW_TO_UNPAUSE}.", style="yellow", markup=False)
 
 
 def _request(store: "ObjectStore", sources: dict[str, str], fields: dict[str, Any]) -> tuple[Request, list[Path]]:
@@ -148,14 +177,3 @@ def _job_id(request: Request, name: str) -> str:
     """A readable job id that is the same for the same request."""
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40].strip("-") or "job"
     return f"{slug}-{fingerprint(request.model_dump())[:10]}"
-
-
-def _check_same(job_id: str, request: Request, conf: dict[str, Any]) -> None:
-    there = parse_request({name: value for name, value in conf.items() if name != "job_id" and value is not None})
-    ours, theirs = request.model_dump(), there.model_dump()
-    differing = sorted(name for name in ours if ours[name] != theirs[name])
-    if differing:
-        raise PermanentError(
-            f"Job {job_id!r} is there with other values of {', '.join(differing)}: choose another --job-id, or use "
-            "`s2v rerun` to change what was made."
-        )

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
+from itertools import count
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -18,31 +20,45 @@ from s2v_tasks.cli.terminal import console, open_ledger, print_json
 from s2v_tasks.errors import PermanentError
 
 if TYPE_CHECKING:
+    from s2v_tasks.cli.airflow_run import AwaitedRun, Waiting
     from s2v_tasks.metadata.records import JobRecord
     from s2v_tasks.metadata.repository import Ledger
 
 Watch = Annotated[bool, typer.Option("--watch", help="Follow it to its end, then end with the exit code of the job.")]
 POLL_SECONDS = 1.0
+_LOOKS_PER_QUESTION = 5  # at the ledger, before Airflow is asked again
 
+FindRun = Callable[[], "AwaitedRun | None"]
 Show = Callable[["JobRecord"], None]
 
 
-def watch_job(job_id: str, *, as_json: bool, ended_before: datetime | None = None, may_come: bool = False) -> int:
+def watch_job(
+    job_id: str,
+    *,
+    as_json: bool,
+    ended_before: datetime | None = None,
+    may_come: bool = False,
+    find_run: "FindRun | None" = None,
+) -> int:
     """Show the job until it ends; its exit code: 0 succeeded, 130 cancelled, else 65, 75 or 78; 1 after Ctrl-C.
 
     `ended_before`: an end on record that is not the awaited one. `may_come`: the job need not be on record yet.
+    `find_run`: asks Airflow for the run of a job that has not begun.
     """
+    from s2v_tasks.cli import airflow_run
+
+    ask = find_run or partial(airflow_run.find_run, job_id)
     try:
-        with open_ledger() as ledger, _display(as_json) as show:
-            while True:
-                job = ledger.job(job_id)
-                if job is None and not may_come:
-                    raise unknown_job(job_id)
-                if job is not None:
+        with open_ledger() as ledger:
+            _await_begin(ledger, job_id, airflow_run.Waiting(ask), ended_before=ended_before, may_come=may_come)
+            with _display(as_json) as show:
+                while True:
+                    job = ledger.job(job_id)
+                    assert job is not None  # noqa: S101 - it has begun
                     show(job)
-                    if job.has_ended and job.finished_at != ended_before:
+                    if job.has_ended:
                         break
-                time.sleep(POLL_SECONDS)
+                    time.sleep(POLL_SECONDS)
     except KeyboardInterrupt:
         typer.echo(f"No longer watched. The job is not touched by that; `s2v cancel {job_id}` ends it.", err=True)
         return 1
@@ -50,6 +66,24 @@ def watch_job(job_id: str, *, as_json: bool, ended_before: datetime | None = Non
         end = f"[bold]{job.job_id}[/bold] {job.status}: {escape(job.reason or job.video_uri or '')}"
         console.print(end, highlight=False)
     return job.exit_code
+
+
+def _await_begin(
+    ledger: "Ledger", job_id: str, waiting: "Waiting", *, ended_before: datetime | None, may_come: bool
+) -> None:
+    """Wait until the awaited work of the job is on record, and tell what it waits for."""
+    for look in count():
+        if look % _LOOKS_PER_QUESTION == 1:
+            waiting.ask()
+        job = ledger.job(job_id)
+        if job is not None and not (job.has_ended and job.finished_at == ended_before):
+            return
+        if look % _LOOKS_PER_QUESTION == 1:
+            waiting.tell(job)
+            if job is None and waiting.run is None and not may_come:
+                raise unknown_job(job_id)
+        if look:
+            time.sleep(POLL_SECONDS)
 
 
 def end_on_record(ledger: "Ledger", job_id: str) -> datetime | None:

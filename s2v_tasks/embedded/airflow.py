@@ -5,6 +5,7 @@ and triggerer to the network and leaves its children behind when it is ended.
 """
 
 import contextlib
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -12,6 +13,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from base64 import urlsafe_b64encode
@@ -42,6 +44,7 @@ _COMPONENTS = {
 _START_SECONDS = 180.0
 _STOP_SECONDS = 20.0
 _POLL_SECONDS = 0.25
+_TOLD_AGAIN_SECONDS = 10.0
 
 
 class AirflowInstallation:
@@ -73,7 +76,7 @@ class AirflowInstallation:
         state = self._state
         configuration = {
             "core": {
-                "dags_folder": CHECKOUT / "dags",
+                "dags_folder": _without_variables(CHECKOUT) / "dags",
                 "load_examples": False,
                 "executor": "LocalExecutor",
                 "parallelism": 4,
@@ -102,13 +105,15 @@ class AirflowInstallation:
         }
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-        return inherited | variables | {"AIRFLOW_HOME": str(self.folder), "S2V_HOME": str(self._home), "PATH": path}
+        airflow_home = str(_without_variables(self.folder))
+        return inherited | variables | {"AIRFLOW_HOME": airflow_home, "S2V_HOME": str(self._home), "PATH": path}
 
     def migrate(self, environment: dict[str, str]) -> None:
         """Bring Airflow's database to its installed version; TransientError with the log when that fails."""
         version, state = importlib.metadata.version("apache-airflow-core"), self._state
         if state.get("migrated_to") == version:
             return
+        get_logger().info("airflow_database_is_migrated", version=version)
         log_path = self.logs / f"{self._name}-migrate.log"
         self.logs.mkdir(parents=True, exist_ok=True)
         with log_path.open("wb") as log:
@@ -169,11 +174,19 @@ class AirflowInstallation:
             return {}
 
     def _wait_until_healthy(self) -> None:
-        deadline = time.monotonic() + _START_SECONDS
+        began = told_at = time.monotonic()
+        deadline, told = began + _START_SECONDS, ""
         while True:
             health = self.health()
-            if health and set(health.values()) == {"healthy"} and self._has_read_its_dags():
+            waits_for = _unhealthy(health) if health else ["api server"]
+            if not waits_for and not self._has_read_its_dags():
+                waits_for = ["DAGs to be read"]
+            if not waits_for:
                 return
+            now = time.monotonic()
+            if told != (told := ", ".join(waits_for)) or now - told_at > _TOLD_AGAIN_SECONDS:
+                told_at = now
+                get_logger().info("airflow_starts", waits_for=told, seconds=round(now - began))
             for component in _COMPONENTS:
                 if self._process(component).pid() is None:
                     log_path = self._log_path(component)
@@ -211,6 +224,24 @@ class AirflowInstallation:
 
     def _log_path(self, component: str) -> Path:
         return self.logs / f"airflow-{component}.log"
+
+
+def _unhealthy(health: dict[str, str]) -> list[str]:
+    """The parts that are not healthy yet, in words."""
+    return [part.replace("_", " ") for part, state in health.items() if state != "healthy"]
+
+
+def _without_variables(path: Path) -> Path:
+    """A path to the same place in which Airflow, which has no way to write a `$`, finds no variable to replace."""
+    if "$" not in str(path):
+        return path
+    alias = Path(tempfile.gettempdir()) / f"s2v-{hashlib.sha256(os.fsencode(path)).hexdigest()[:16]}"
+    with contextlib.suppress(FileExistsError):
+        alias.symlink_to(path)
+    # In a folder where everybody may write it must be ours.
+    if not alias.is_symlink() or alias.readlink() != path or alias.lstat().st_uid != os.geteuid():
+        raise ConfigurationError(f"{alias} is in the way: expected a link to {path}. Remove it.")
+    return alias
 
 
 def airflow_command(*arguments: str) -> list[str]:

@@ -5,6 +5,9 @@ It is the same DAG, the same steps and the same services as `s2v up`; only the s
 """
 
 import json
+import os
+import secrets
+import signal
 import subprocess
 import sys
 import time
@@ -12,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +25,7 @@ from rich.table import Table
 from s2v_tasks.embedded.airflow import AirflowInstallation, airflow_command
 from s2v_tasks.embedded.stack import Services, demo_request
 from s2v_tasks.errors import PermanentError, TransientError
+from s2v_tasks.lifetime import end_with_parent
 from s2v_tasks.metadata.records import JobRecord
 from s2v_tasks.metadata.repository import Ledger
 from s2v_tasks.metadata.session import engine_from_settings
@@ -54,16 +59,19 @@ def run_demo(
     `fields` override the example request (config/demo.yaml). The same `job_id` continues or reuses an earlier job.
     """
     started, began_at = time.monotonic(), datetime.now(UTC)
-    job_id = JobLayout(job_id or f"demo-{datetime.now(UTC):%Y%m%d-%H%M%S}").job_id
+    # The second of the start is for readers; of two demos in one second the random part makes two jobs.
+    job_id = JobLayout(job_id or f"demo-{began_at:%Y%m%d-%H%M%S}-{secrets.token_hex(4)}").job_id
     services = Services(home)
     with services.in_use() as settings:
         request = demo_request(settings) | fields | _uploaded(inputs, settings, job_id)
+        _check_id(job_id, request, settings)
         console.print(f"job {job_id}: {request['image_uri']} + {request['audio_uri']}", markup=False)
         if _is_acceptable(request, settings):
             _run_dag(services, {**request, "job_id": job_id})
         else:
             # Airflow would refuse it before any task ran; this way the refusal is on record as the job's reason.
             _run_first_step(request, job_id)
+        _check_id(job_id, request, settings)  # another demo may have taken it first
         job = _job(job_id, settings, since=began_at)
         if job is None or job.status != "succeeded":
             return _report_failure(job, services)
@@ -71,6 +79,12 @@ def run_demo(
     console.print(table)
     console.print(f"[bold]{video}[/bold]  made in {time.monotonic() - started:.0f} s")
     return 0
+
+
+def _check_id(job_id: str, request: dict[str, Any], settings: Settings) -> None:
+    """JobTakenError when the id belongs to a job with another request."""
+    with _ledger(settings) as ledger:
+        ledger.check_request(job_id, request)
 
 
 def _upload(inputs: DemoInputs, store: ObjectStore) -> dict[str, str]:
@@ -107,7 +121,12 @@ def _run_dag(services: Services, run_conf: dict[str, Any]) -> None:
     with (
         log_path.open("a", encoding="utf-8") as log,
         subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            preexec_fn=partial(end_with_parent, signal.SIGTERM, os.getpid()),
         ) as process,
     ):
         assert process.stdout is not None  # noqa: S101 - opened as a pipe above
@@ -144,12 +163,13 @@ def _job(job_id: str, settings: Settings, *, since: datetime) -> JobRecord | Non
 
 
 def _uploaded(inputs: DemoInputs, settings: Settings, job_id: str) -> dict[str, str]:
-    """The URIs of the local files in S3; a file that is not there fails the job on record."""
+    """The URIs of the local files in S3; a file that is not there fails a new job on record."""
     try:
         return _upload(inputs, ObjectStore.from_settings(settings))
     except PermanentError as error:
         with _ledger(settings) as ledger:
-            ledger.job_failed(job_id, str(error))
+            if ledger.job(job_id) is None:
+                ledger.job_failed(job_id, str(error))
         raise
 
 

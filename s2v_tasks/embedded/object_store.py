@@ -48,7 +48,12 @@ class S3Server:
         self._lock_path = home.resolve() / "s3.lock"
         self._state_path = self._folder / "server.json"
         self._log_path = home.resolve() / "logs" / "s3.log"
-        self._process = DetachedProcess(self._folder / "server.pid", marker=f"-dir={self._folder / 'data'} ")
+        self._process = DetachedProcess(self._folder / "server.pid", marker=self._config_argument)
+
+    @property
+    def _config_argument(self) -> str:
+        """The argument that tells this server from every other."""
+        return f"-s3.config={self._folder / 'identities.json'}"
 
     @property
     def endpoint_url(self) -> str:
@@ -121,10 +126,10 @@ class S3Server:
     def _arguments(self, state: dict[str, Any]) -> list[str]:
         return [
             "mini",
-            f"-dir={self._folder / 'data'}",
+            "-dir=data",  # below the working directory: a comma in the path would make two folders of it
             "-ip=127.0.0.1",
             "-ip.bind=127.0.0.1",
-            f"-s3.config={self._folder / 'identities.json'}",
+            self._config_argument,
             "-s3.iam=false",
             "-s3.autoCreateBucket=false",
             "-s3.port.iceberg=0",

@@ -12,8 +12,10 @@ import secrets
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -141,10 +143,7 @@ class PostgresServer:
         if not copy.exists():
             part = copy.with_name(copy.name + ".part")
             shutil.rmtree(part, ignore_errors=True)
-            shutil.copytree(tools.parent, part, symlinks=True)
-            for path in (part, *part.rglob("*")):
-                if not path.is_symlink():
-                    path.chmod(0o755 if path.is_dir() or os.access(path, os.X_OK) else 0o644)
+            _copy_tools(tools, part)
             part.rename(copy)
         return copy / "bin"
 
@@ -158,6 +157,11 @@ class PostgresServer:
         if os.geteuid() == 0:
             for path in (part, password_path):
                 shutil.chown(path, ACCOUNT_FOR_ROOT, pwd.getpwnam(ACCOUNT_FOR_ROOT).pw_gid)
+        with _tools_for_a_shell(tools) as plain_tools:
+            self._initialise(plain_tools, part, password_path)
+        part.rename(self._data(state))
+
+    def _initialise(self, tools: Path, part: Path, password_path: Path) -> None:
         settings = ("listen_addresses=127.0.0.1", "unix_socket_directories=", "timezone=UTC", "log_timezone=UTC")
         command = [str(tools / "initdb"), "-D", str(part), f"--username={USER}", f"--pwfile={password_path}"]
         command += ["--auth=scram-sha-256", "--encoding=UTF8", "--no-locale"]
@@ -168,7 +172,6 @@ class PostgresServer:
             password_path.unlink()
         if done.returncode:
             raise ConfigurationError(f"initdb in {part} failed: {(done.stderr or done.stdout).strip()}")
-        part.rename(self._data(state))
 
     def _becomes_ready(self, state: dict[str, Any], while_true: Callable[[], bool]) -> bool:
         """Wait until the server answers; False when `while_true`, that its process runs, holds no longer."""
@@ -197,6 +200,26 @@ class PostgresServer:
         if not state:
             raise ConfigurationError(f"There is no PostgreSQL in {self._folder}: start it first (`s2v up`).")
         return f"postgresql://{USER}:{state['password']}@127.0.0.1:{state['port']}/{database}"
+
+
+@contextmanager
+def _tools_for_a_shell(tools: Path) -> Iterator[Path]:
+    """The binaries at a path that initdb can put between double quotes: it runs the others through a shell."""
+    if not set(str(tools)) & set('"$`\\'):
+        yield tools
+        return
+    with tempfile.TemporaryDirectory(prefix="s2v-initdb-") as folder:
+        Path(folder).chmod(0o755)
+        _copy_tools(tools, Path(folder) / "postgres")
+        yield Path(folder) / "postgres" / "bin"
+
+
+def _copy_tools(tools: Path, target: Path) -> None:
+    """Copy the binaries and their libraries so that every account can use them."""
+    shutil.copytree(tools.parent, target, symlinks=True)
+    for path in (target, *target.rglob("*")):
+        if not path.is_symlink():
+            path.chmod(0o755 if path.is_dir() or os.access(path, os.X_OK) else 0o644)
 
 
 def _identity() -> dict[str, Any]:

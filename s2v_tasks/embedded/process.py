@@ -173,13 +173,13 @@ def write_private(path: Path, text: str) -> None:
     part = path.with_name(path.name + ".part")
     part.unlink(missing_ok=True)
     part.touch(mode=0o600, exist_ok=False)
-    part.write_text(text)
+    part.write_text(text, encoding="utf-8")
     part.replace(path)
 
 
 def read_state(path: Path) -> dict[str, Any]:
     """What a server remembers between starts; empty before its first start."""
-    return dict(json.loads(path.read_text())) if path.exists() else {}
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
 
 
 def log_tail(path: Path, num_lines: int = 8) -> str:

@@ -10,13 +10,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import yaml
 from rich.console import Console
 from rich.table import Table
 
 from s2v_tasks.embedded.airflow import CHECKOUT, AirflowInstallation
+from s2v_tasks.embedded.guard import Ending, end_leftovers, guarded
 from s2v_tasks.embedded.object_store import S3Server
 from s2v_tasks.embedded.postgres import PostgresServer
 from s2v_tasks.embedded.process import exclusive, write_private
@@ -59,17 +60,29 @@ class Services:
         return settings
 
     @contextmanager
-    def in_use(self) -> Iterator[Settings]:
-        """Run them for a while; they are stopped afterwards unless another user or Airflow still needs them."""
-        with (self.home / "users.lock").open("w") as users:
+    def in_use(self, when_killed: Ending = "release") -> Iterator[Settings]:
+        """Run them for a while; they are stopped afterwards unless another user or Airflow still needs them.
+
+        `when_killed`: what is done when this process is killed meanwhile.
+        """
+        end_leftovers()
+        with (self.home / "users.lock").open("w") as users, guarded(self.home, when_killed):
             fcntl.flock(users, fcntl.LOCK_SH)
             try:
                 yield self.start()
             finally:
-                with suppress(BlockingIOError):  # another user
-                    fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    if not AirflowInstallation(self.home).running():
-                        self.stop()
+                self._release(users)
+
+    def release(self) -> None:
+        """Stop them unless somebody needs them."""
+        with (self.home / "users.lock").open("w") as users:
+            self._release(users)
+
+    def _release(self, users: TextIO) -> None:
+        with suppress(BlockingIOError):  # another user
+            fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not AirflowInstallation(self.home).running():
+                self.stop()
 
     def stop(self) -> None:
         self.s3.stop()
@@ -111,7 +124,10 @@ class Services:
                 f"{', '.join(PREFIX + name for name in strayed)}: set in the environment to other servers than the "
                 "embedded ones: unset it for the embedded stack."
             )
-        lines = ["# Written by the embedded stack at each start.", *(f"{PREFIX}{k}='{v}'" for k, v in values.items())]
+        lines = [
+            "# Written by the embedded stack at each start.",
+            *(f"{PREFIX}{k}={_quoted(v)}" for k, v in values.items()),
+        ]
         write_private(self.home / "stack.env", "\n".join(lines) + "\n")
 
     def _upload_samples(self, settings: Settings) -> None:
@@ -129,20 +145,39 @@ def demo_request(settings: Settings) -> dict[str, Any]:
     return request
 
 
+def _quoted(value: str) -> str:
+    """A value as python-dotenv reads it, which replaces variables even between single quotes.
+
+    The variable without a name and with the default `$` stands for a `$` that begins no variable.
+    """
+    escaped = value.replace("\\", r"\\").replace("'", r"\'").replace("${", "${:-$}{")
+    return f"'{escaped}'"
+
+
 def up(home: Path) -> None:
     """Start everything, wait until it is healthy, print where the UI is."""
     services, airflow = Services(home), AirflowInstallation(home)
-    with services.in_use():
+    # What runs already is another start's.
+    with services.in_use(when_killed="release" if airflow.running() else "down"):
         database_url = services.postgres.ensure_database("airflow")
         airflow.start(airflow.environment(database_url))
     status(home)
 
 
 def down(home: Path) -> None:
-    """Stop everything; state stays. Running tasks are ended and retried after the next `up`."""
+    """Stop everything; state stays. Running tasks are ended and retried after the next `up`.
+
+    So is what a killed run of tests has left on this machine.
+    """
+    stop_all(home)
+    end_leftovers()
+    get_logger().info("stack_stopped", home=str(home))
+
+
+def stop_all(home: Path) -> None:
+    """Stop what runs in a home folder."""
     AirflowInstallation(home).stop()
     Services(home).stop()
-    get_logger().info("stack_stopped", home=str(home))
 
 
 def status(home: Path) -> None:

@@ -4,6 +4,7 @@ It lets the production code run on a CPU in seconds. What its networks compute i
 """
 
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -91,13 +92,21 @@ def write_tiny_snapshot(path: Path, seed: int) -> None:
     partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         _write_files(partial, torch.Generator().manual_seed(seed))
-        partial.chmod(0o755)
+        _apply_umask(partial)
         if path.is_dir() and any(path.iterdir()):
             _check_same(path, partial)
         else:
             partial.replace(path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _apply_umask(folder: Path) -> None:
+    """Give files and folders the modes of any new ones: temporary folders, and what safetensors writes, are private."""
+    umask = os.umask(0)  # the only way to read it
+    os.umask(umask)
+    for path in (folder, *folder.rglob("*")):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
 
 
 def _check_same(path: Path, partial: Path) -> None:

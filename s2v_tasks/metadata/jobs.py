@@ -11,9 +11,11 @@ from s2v_tasks.metadata.statements import NOW, add_event, lock_job, storable, up
 from s2v_tasks.metadata.tables import PRIORITIES, Clip, Event, Job
 from s2v_tasks.schemas.plan import Plan
 from s2v_tasks.schemas.request import MAX_CLIPS
+from s2v_tasks.schemas.same_request import refuse_other_request
 
 ENDED = ("succeeded", "failed", "cancelled")
 RETRIED = "job_retried"
+_REPLACEABLE = ("failed", "cancelled")  # the request of such a job may be corrected
 _RUN_LOST = "run_lost"
 _LOST = "Its run disappeared from Airflow or ended without closing it; start the job again: finished clips are reused."
 QUEUED_SOURCES = ("drop", "batch")  # doors whose jobs wait for their turn
@@ -29,15 +31,27 @@ class JobLedger:
     def job_queued(
         self, job_id: str, request: dict[str, Any], *, source: Source | None = None, dag_run_id: str | None = None
     ) -> None:
-        """Put a job on record, or queue it again with this request; it keeps the source that it first came from."""
+        """Put a job on record, or queue it again with this request; it keeps the source that it first came from.
+
+        JobTakenError, and nothing changes, when the id belongs to another request.
+        """
         values = {"status": "queued", "reason": None, "request": request, "started_at": None, "finished_at": None}
         values |= request_columns(request)
         if dag_run_id is not None:
             values["dag_run_id"] = dag_run_id
         with transaction(self._engine) as connection:
+            # Of two that come at once the second waits here, and then finds the request of the first.
+            new = insert(Job).values(job_id=job_id, **storable(values)).on_conflict_do_nothing()
+            if connection.execute(new.returning(Job.job_id)).first() is None:
+                _check_owner(connection, job_id, request, run_id=dag_run_id)
             _forget_cancel(connection, job_id)
             upsert_job(connection, job_id, values, source=source)
             add_event(connection, job_id, "job_queued")
+
+    def check_request(self, job_id: str, request: dict[str, Any], *, given_only: bool = False) -> None:
+        """JobTakenError when the id belongs to another request. `given_only`: a form fills what is left out later."""
+        with transaction(self._engine) as connection:
+            _check_owner(connection, job_id, request, run_id=None, given_only=given_only)
 
     def job_started(self, job_id: str, *, by_clip: bool = False) -> None:
         """The job runs, again if it had ended; nothing changes when it runs already.
@@ -149,6 +163,29 @@ class JobLedger:
             lock_job(connection, job_id)
             update_job(connection, job_id, values)
             add_event(connection, job_id, "job_succeeded", detail={"video_uri": video_uri, "sha256": sha256})
+
+
+def _check_owner(
+    connection: sa.Connection,
+    job_id: str,
+    request: dict[str, Any],
+    *,
+    run_id: str | None,
+    given_only: bool = False,
+) -> None:
+    """JobTakenError when the job on record has another request; its row stays locked for this transaction.
+
+    `run_id`: the DAG run that brings the request. The run that the job has already is its own, whatever a form that has
+    changed since fills in. So is the run for which it waits: the form fills in what its request leaves out.
+    """
+    columns = sa.select(Job.status, Job.request, Job.dag_run_id, queued_run_id().label("awaited_run_id"))
+    job = connection.execute(columns.where(Job.job_id == job_id).with_for_update()).one_or_none()
+    if job is None or job.status in _REPLACEABLE or job.request is None or (run_id and run_id == job.dag_run_id):
+        return
+    if run_id is not None and job.dag_run_id is None and run_id == job.awaited_run_id:
+        refuse_other_request(job_id, job.request, request, given_only=True)
+    else:
+        refuse_other_request(job_id, request, job.request, given_only=given_only)
 
 
 def _fail(connection: sa.Connection, job_id: str, reason: str) -> None:

@@ -20,7 +20,8 @@ def step_arguments(step: str, context: Mapping[str, Any], clip: Mapping[str, Any
     if step == "stage-inputs":
         arguments += ["--run-id", context["run_id"], "--request-json", json.dumps(request_of(context))]
     if step == "close-job":
-        arguments += ["--since", context["dag_run"].start_date.strftime("%Y-%m-%dT%H:%M:%S%z")]
+        since = context["dag_run"].start_date.strftime("%Y-%m-%dT%H:%M:%S%z")
+        arguments += ["--since", since, "--run-id", context["run_id"]]
     if clip is not None:
         arguments += ["--clip-index", str(clip["clip_index"]), "--count", str(clip["count"])]
     return arguments

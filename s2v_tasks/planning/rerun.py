@@ -1,5 +1,6 @@
 """The plan of a rerun: the parent's frames and size, with another sampling or other seeds from some clip on."""
 
+from s2v_tasks.errors import PermanentError
 from s2v_tasks.planning.clips import turns
 from s2v_tasks.planning.estimate import ClipShape, clip_cost
 from s2v_tasks.planning.planner import estimate_clips, job_seed
@@ -8,6 +9,14 @@ from s2v_tasks.schemas.plan import ClipPlan, Plan, Sampling
 from s2v_tasks.schemas.request import Request
 
 _SAMPLING = ("sample_steps", "sample_guide_scale", "sample_shift", "sample_solver")
+
+
+def check_from_clip(parent: Plan, from_clip: int) -> None:
+    """PermanentError when `from_clip` is beyond the plan of the parent."""
+    if from_clip >= parent.num_clip:
+        raise PermanentError(
+            f"from_clip {from_clip}: expected 0 to {parent.num_clip - 1}, the clips of job {parent.job_id}."
+        )
 
 
 def replan(

@@ -7,9 +7,12 @@ from s2v_tasks.metadata.records import JobRecord
 from s2v_tasks.steps.context import StepContext
 
 
-def run(ctx: StepContext, *, since: datetime | None = None, failed_task: str | None = None) -> dict[str, Any]:
+def run(
+    ctx: StepContext, *, since: datetime | None = None, run_id: str | None = None, failed_task: str | None = None
+) -> dict[str, Any]:
     """`since`: when the work began; what the job was before that is not the outcome of this work.
 
+    `run_id`: the DAG run that ends; a job whose id it could not have for its own request is none of its business.
     `failed_task`: the task that failed in Airflow; it is the reason where no step has given one.
     """
     job = ctx.ledger.job(ctx.job_id)
@@ -17,6 +20,8 @@ def run(ctx: StepContext, *, since: datetime | None = None, failed_task: str | N
         return {"status": "unknown", "reason": "The job is not on record: its first step never ran."}
     if since and job.finished_at and job.finished_at < since:
         return {"status": "not run", "reason": f"No step ran; the job still is what it was before: {job.status}."}
+    if run_id and (refusal := _refusal_of(job, run_id)):
+        return {"status": "not run", "reason": refusal}
     if job.cancel_requested_at and job.status != "succeeded":
         ctx.ledger.job_cancelled(ctx.job_id)
         return {"status": "cancelled", "reason": "A person cancelled it; finished clips are kept and reused."}
@@ -32,6 +37,14 @@ def run(ctx: StepContext, *, since: datetime | None = None, failed_task: str | N
     )
     ctx.ledger.job_failed(ctx.job_id, reason)
     return {"status": "failed", "reason": reason}
+
+
+def _refusal_of(job: JobRecord, run_id: str) -> str | None:
+    """Why this run could not become one of the job, if so; a later start of the run may have succeeded in that."""
+    if job.dag_run_id == run_id:
+        return None
+    refusals = [event.detail for event in job.events if event.event == "request_refused"]
+    return next((detail["error"] for detail in refusals if detail["dag_run_id"] == run_id), None)
 
 
 def _last_words(job: JobRecord) -> str | None:

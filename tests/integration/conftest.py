@@ -6,8 +6,6 @@ A test that runs steps in its own process takes `settings` (an installation of i
 import importlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from s2v_tasks.embedded.guard import temporary_home
 from s2v_tasks.embedded.stack import Services
 from s2v_tasks.engine.tiny_snapshot import write_tiny_snapshot
 from s2v_tasks.metadata.records import JobRecord
@@ -40,11 +39,8 @@ Run = Callable[..., dict[str, Any]]
 
 @pytest.fixture(scope="session")
 def stack_home() -> Iterator[Path]:
-    """Home folder with running services. As root PostgreSQL runs as another account, which must reach the folder."""
-    home = Path(tempfile.mkdtemp(prefix="s2v-stack-"))
-    home.chmod(0o755)
-    with pytest.MonkeyPatch.context() as patch, ExitStack() as cleanup:
-        cleanup.callback(shutil.rmtree, home)
+    """Home folder with running services; they end with this process, even when it is killed."""
+    with temporary_home() as home, pytest.MonkeyPatch.context() as patch, ExitStack() as cleanup:
         patch.setenv("S2V_HOME", str(home))
         load_settings.cache_clear()
         cleanup.enter_context(Services(home).in_use())
@@ -136,6 +132,16 @@ def render(run: Run) -> Callable[..., list[bool]]:
         return [run("render_clip", clip_index)["reused"] for clip_index in range(2)]
 
     return render
+
+
+@pytest.fixture
+def give_up(ledger: Ledger) -> Callable[[], None]:
+    """Fails the job, so that it may be started again with another request."""
+
+    def give_up() -> None:
+        ledger.job_failed(JOB, "A person gave it up.")
+
+    return give_up
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ Run = Callable[..., dict[str, Any]]
 Render = Callable[..., list[bool]]
 Assemble = Callable[[], None]
 Found = Callable[[], JobRecord]
+GiveUp = Callable[[], None]
 
 
 def manifest_of(store: ObjectStore, clip_index: int) -> Manifest:
@@ -35,15 +36,17 @@ def manifest_of(store: ObjectStore, clip_index: int) -> Manifest:
 
 
 def test_another_prompt_renders_anew_and_the_old_one_is_not_lost(
-    store: ObjectStore, render: Render, assemble: Assemble
+    store: ObjectStore, render: Render, assemble: Assemble, give_up: GiveUp
 ) -> None:
     """A changed request takes back the old success, keeps the old clips aside, and finds them again."""
     render()
     assemble()
     old = store.get_bytes(LAYOUT.clip(1))
+    give_up()
     assert render(prompt="Something else entirely.") == [False, False]
     assert not store.exists(LAYOUT.result)
     assert store.get_bytes(LAYOUT.clip(1)) != old
+    give_up()
     assert render() == [True, True]
     assert store.get_bytes(LAYOUT.clip(1)) == old
 
@@ -92,7 +95,7 @@ def test_a_process_that_is_ended_keeps_the_clips_that_it_finished(
     assert [clip.status for clip in found().clips] == ["succeeded", "failed"]
 
 
-def test_a_clip_needs_the_clip_before_it(run: Run) -> None:
+def test_a_clip_needs_the_clip_before_it(run: Run, give_up: GiveUp) -> None:
     """Out of turn, or behind a clip of another request, a clip is not rendered but tried again later."""
     run("stage_inputs")
     run("plan_clips")
@@ -100,6 +103,7 @@ def test_a_clip_needs_the_clip_before_it(run: Run) -> None:
     with pytest.raises(TransientError, match="render-clip --clip-index 0"):
         run("render_clip", 1)
     run("render_clip", 0)
+    give_up()
     run("stage_inputs", prompt="Something else entirely.")
     run("plan_clips")
     run("encode_conditions")

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from PIL import Image
 
 from s2v_tasks.cli.fetch import fetch
+from s2v_tasks.cli.rerun import rerun
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.metadata.records import JobRecord
 from s2v_tasks.metadata.repository import Ledger
@@ -151,25 +153,60 @@ def test_only_clips_of_what_the_parent_is_now_are_reused(store: ObjectStore, led
     store.upload(tmp_path / "turned.png", "turned.png", "image/png")
     turned = {"image_uri": store.uri("turned.png")}
     for change in ({"prompt": "Somebody else."}, {"base_seed": 9}, {"size": "256*256"}, turned):
+        ledger.job_failed(PARENT, "A person gave it up.")
         stage(store, PARENT, **change)
         with pytest.raises(PermanentError, match="Clip 0 of job first-take is left from an earlier start"):
             stage(store, CHILD, **{"parent_job_id": PARENT, "from_clip": 1} | change)
     run(PARENT, "encode_conditions")
     with pytest.raises(PermanentError, match=r"left from an earlier start.*Rerun from clip 0"):
         stage(store, CHILD, **{"parent_job_id": PARENT, "from_clip": 1} | change)
+    ledger.job_failed(PARENT, "A person gave it up.")
     stage(store, PARENT)
     run(PARENT, "encode_conditions")
     stage(store, CHILD, parent_job_id=PARENT, from_clip=1)
     assert found(ledger, CHILD).clips[0].source_job_id == PARENT
 
 
-def test_a_parent_that_was_not_planned_again_is_refused(store: ObjectStore) -> None:
+def test_a_parent_that_was_not_planned_again_is_refused(store: ObjectStore, ledger: Ledger) -> None:
     """A start with another request takes back the plan of the one before, so that none stands for the other."""
     stage(store, PARENT)
     uris = {"image_uri": store.uri("portrait.jpg"), "audio_uri": store.uri("speech.mp3")}
+    ledger.job_failed(PARENT, "A person gave it up.")
     run(PARENT, "stage_inputs", request_json=json.dumps(uris | REQUEST | {"sample_steps": 3}))
     with pytest.raises(PermanentError, match=r"first-take has no plan\.json"):
         stage(store, CHILD, parent_job_id=PARENT, from_clip=0, sample_steps=3)
+
+
+def test_a_rerun_that_renders_nothing_new_is_not_handed_in(store: ObjectStore, ledger: Ledger) -> None:
+    """A clip that the plan has not, or no change, is refused before a job exists; each real change is handed in."""
+    stage(store, PARENT, base_seed=-1)
+    plan = Plan.model_validate_json(store.get_bytes(JobLayout(PARENT).plan))
+    with pytest.raises(PermanentError, match="from_clip 4: expected 0 to 3, the clips of job first-take"):
+        rerun(PARENT, from_clip=4, prompt="Other words.", via="drop")
+    for same in ({}, {"prompt": REQUEST["prompt"]}, {"sample_steps": 2}, {"base_seed": plan.base_seed},
+                 {"sample_shift": plan.sampling.sample_shift}, {"priority": "high"}):  # fmt: skip
+        with pytest.raises(PermanentError, match=r"Nothing is changed: .* from 3 on.*--prompt, --base-seed.*s2v fetch"):
+            rerun(PARENT, from_clip=3, via="drop", **same)
+    for change in ({"prompt": "Other words."}, {"sample_steps": 3}, {"base_seed": 8}, {"sample_shift": 4.5}):
+        with pytest.raises(typer.Exit) as done:
+            rerun(PARENT, from_clip=3, via="drop", as_json=True, **change)
+        assert done.value.exit_code == 0
+    assert [job.job_id for job in ledger.jobs()] == [PARENT]  # the others wait in the drop folder
+    with pytest.raises(PermanentError, match="'nobody' is not known"):
+        rerun("nobody", via="drop")
+    store.delete(JobLayout(PARENT).plan)
+    with pytest.raises(PermanentError, match="Job first-take has no plan"):
+        rerun(PARENT, via="drop")
+
+
+def test_clips_that_a_job_has_inherited_may_be_made_from_its_own_words(store: ObjectStore, ledger: Ledger) -> None:
+    """From a clip on that comes from an earlier job still, a rerun without a change is one; behind them it is none."""
+    make(store, PARENT, num_clip=2)
+    stage(store, CHILD, prompt="Other words.", parent_job_id=PARENT, from_clip=2)
+    with pytest.raises(PermanentError, match="Nothing is changed"):
+        rerun(CHILD, from_clip=2, via="drop")
+    with pytest.raises(typer.Exit):
+        rerun(CHILD, from_clip=1, via="drop", as_json=True)
 
 
 def test_a_job_without_result_is_not_fetched(tmp_path: Path) -> None:

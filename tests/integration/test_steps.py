@@ -27,6 +27,7 @@ Run = Callable[..., dict[str, Any]]
 Render = Callable[..., list[bool]]
 Assemble = Callable[[], None]
 Found = Callable[[], JobRecord]
+GiveUp = Callable[[], None]
 
 
 def test_running_everything_twice_changes_nothing(
@@ -46,7 +47,7 @@ def test_running_everything_twice_changes_nothing(
     assert job.status == "succeeded"
 
 
-def test_inputs_may_have_any_name(run: Run, store: ObjectStore) -> None:
+def test_inputs_may_have_any_name(run: Run, store: ObjectStore, give_up: GiveUp) -> None:
     """They are found, staged and planned for under names with blanks, umlauts, emoji and what URLs would escape."""
     names = {"image_uri": "Fotos für Anna/Über uns 🎬 (1)?.JPG", "audio_uri": "Rede #1 & 50 % + 'neu'.mp3"}
     for name, sample in zip(names.values(), ("portrait.jpg", "speech.mp3"), strict=True):
@@ -54,11 +55,12 @@ def test_inputs_may_have_any_name(run: Run, store: ObjectStore) -> None:
         store.delete(sample)
     run("stage_inputs", **{field: store.uri(name) for field, name in names.items()})
     assert len(run("plan_clips")["clips"]) == 2
+    give_up()
     with pytest.raises(PermanentError, match=r"has an empty, '\.' or '\.\.' segment"):
         run("stage_inputs", image_uri=store.uri("Fotos für Anna/../geheim.jpg"))
 
 
-def test_inputs_are_found_in_another_normal_form(run: Run, store: ObjectStore) -> None:
+def test_inputs_are_found_in_another_normal_form(run: Run, store: ObjectStore, give_up: GiveUp) -> None:
     """Names that macOS uploaded in NFD, requested in NFC: staged, and not missed when they are gone later."""
     names = {"image_uri": "Über uns é.jpg", "audio_uri": "Größe ガ.mp3"}
     for name, sample in zip(names.values(), ("portrait.jpg", "speech.mp3"), strict=True):
@@ -67,6 +69,7 @@ def test_inputs_are_found_in_another_normal_form(run: Run, store: ObjectStore) -
     assert run("stage_inputs", **fields) == {"reused": False}
     store.delete(unicodedata.normalize("NFD", names["image_uri"]))
     assert run("stage_inputs", **fields) == {"reused": True}
+    give_up()
     with pytest.raises(PermanentError, match="is a folder, not a file"):
         run("stage_inputs", image_uri=store.uri("inputs/").removesuffix("/"), audio_uri=store.uri(f"jobs/{JOB}"))
 
@@ -93,11 +96,14 @@ def test_a_request_is_strict_json(settings: Settings, text: str, words: str, fou
     assert words in str(found().reason)
 
 
-def test_a_job_goes_on_when_its_sources_are_gone(run: Run, store: ObjectStore) -> None:
+def test_a_job_goes_on_when_its_sources_are_gone(run: Run, store: ObjectStore, give_up: GiveUp) -> None:
     """What was staged is enough for another start, unless it is damaged, or something else is named or has changed."""
     run("stage_inputs")
     store.delete("portrait.jpg")
+    assert run("stage_inputs") == {"reused": True}
+    give_up()
     assert run("stage_inputs", prompt="Another prompt.") == {"reused": True}
+    give_up()
     with pytest.raises(PermanentError, match=r"other\.jpg does not exist"):
         run("stage_inputs", image_uri=store.uri("other.jpg"))
     store.put_bytes("speech.mp3", b"other speech", "audio/mpeg")
@@ -110,9 +116,10 @@ def test_a_job_goes_on_when_its_sources_are_gone(run: Run, store: ObjectStore) -
         run("stage_inputs")
 
 
-def test_clips_of_another_plan_are_not_stitched(run: Run, render: Render) -> None:
+def test_clips_of_another_plan_are_not_stitched(run: Run, render: Render, give_up: GiveUp) -> None:
     """Clips that were rendered for other frames are refused."""
     render()
+    give_up()
     run("stage_inputs", infer_frames=20)
     run("plan_clips")
     with pytest.raises(TransientError, match="belongs to another plan"):
@@ -223,11 +230,12 @@ def test_a_plan_over_budget_ends_the_job_before_anything_is_spent(run: Run, stor
 
 
 def test_a_plan_that_was_not_put_on_record_is_made_again(
-    run: Run, store: ObjectStore, monkeypatch: pytest.MonkeyPatch, found: Found
+    run: Run, store: ObjectStore, monkeypatch: pytest.MonkeyPatch, found: Found, give_up: GiveUp
 ) -> None:
     """A process that is lost between the plan and its record leaves neither believed: the next attempt does both."""
     run("stage_inputs")
     run("plan_clips")
+    give_up()
     run("stage_inputs", sample_steps=3)
     with monkeypatch.context() as patch:
         patch.setattr(Ledger, "job_planned", unavailable)
@@ -238,7 +246,7 @@ def test_a_plan_that_was_not_put_on_record_is_made_again(
     assert {clip.progress_steps for clip in found().clips} == {3}
 
 
-def test_a_plan_says_which_clips_a_task_renders(run: Run) -> None:
+def test_a_plan_says_which_clips_a_task_renders(run: Run, give_up: GiveUp) -> None:
     """Clips that share a process are one turn: its first clip and their number, and the turn that it continues."""
     run("stage_inputs", num_clip=5, clips_per_pod=2)
     turns = run("plan_clips")["clips"]
@@ -248,5 +256,6 @@ def test_a_plan_says_which_clips_a_task_renders(run: Run) -> None:
         (4, 1, 1),
     ]
     assert turns[1]["label"] == "clips 3-4/5 frames 32..64"
+    give_up()
     run("stage_inputs", num_clip=2)
     assert run("plan_clips")["clips"][1]["label"] == "clip 2/2 frames 16..32"

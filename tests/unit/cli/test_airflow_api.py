@@ -124,3 +124,15 @@ def test_all_pages_of_the_tasks_of_a_run_are_fetched(server: Server) -> None:
     assert [task["task_id"] for task in found] == ["a", "b", "c"]
     assert [path.rpartition("offset=")[2] for _, path, _, _ in server.asked] == ["0", "2"]
     assert all("/dagRuns/run%201/taskInstances" in path for _, path, _, _ in server.asked)
+
+
+def test_a_paused_dag_is_found_and_unpaused(server: Server) -> None:
+    """Only an answer that says so means paused; a DAG that Airflow has not read yet is not."""
+    server.answers = [(200, {"is_paused": True}), (200, {"is_paused": False}), (404, {"detail": "x"}), (200, {})]
+    api = AirflowApi(server.url)
+    assert [api.is_paused() for _ in range(3)] == [True, False, False]
+    api.unpause()
+    assert {(method, path) for method, path, _, _ in server.asked[:3]} == {("GET", "/api/v2/dags/speech_to_video")}
+    method, path, _, body = server.asked[3]
+    assert (method, path) == ("PATCH", "/api/v2/dags/speech_to_video?update_mask=is_paused")
+    assert body == {"is_paused": False}

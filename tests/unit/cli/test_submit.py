@@ -10,12 +10,14 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from s2v_tasks.cli.submit import start, submit
-from s2v_tasks.errors import PermanentError
+from s2v_tasks.cli.submit import HandIn, hand_in, report, start, submit
+from s2v_tasks.errors import ConfigurationError, JobTakenError, PermanentError
 from s2v_tasks.ingestion.drop_request import DropTexts, request_of_drop
 from s2v_tasks.ingestion.folders import folders
+from s2v_tasks.metadata.repository import Ledger
+from s2v_tasks.metadata.session import create_engine
 from s2v_tasks.schemas.request import Request
-from s2v_tasks.settings import Settings
+from s2v_tasks.settings import Settings, load_settings
 from s2v_tasks.storage.layout import drop_folder_uri
 from s2v_tasks.storage.s3 import ObjectStore
 
@@ -26,8 +28,15 @@ REQUEST = Request(image_uri="s3://bucket/a.png", audio_uri="s3://bucket/a.mp3", 
 class Runs:
     """The runs of an Airflow: what `start` asks of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, paused: bool = False) -> None:
         self.runs: dict[str, dict[str, Any]] = {}
+        self.paused = paused
+
+    def is_paused(self) -> bool:
+        return self.paused
+
+    def unpause(self) -> None:
+        self.paused = False
 
     def run(self, run_id: str) -> dict[str, Any] | None:
         return self.runs.get(run_id)
@@ -50,12 +59,54 @@ def test_a_request_is_started_once_and_again_only_after_a_failure() -> None:
     assert {run["conf"]["job_id"] for run in airflow.runs.values()} == {"talk"}
 
 
-def test_a_job_id_belongs_to_one_request() -> None:
-    """Another request under the same id is refused with the fields that differ."""
-    api: Any = Runs()
+@pytest.mark.parametrize("state", ["queued", "running", "success"])
+def test_a_job_id_belongs_to_one_request(state: str) -> None:
+    """Another request under the same id is refused with the fields that differ, unless the job has failed."""
+    airflow = Runs()
+    api: Any = airflow
     start(api, "talk", REQUEST)
-    with pytest.raises(PermanentError, match="other values of labels, prompt"):
-        start(api, "talk", REQUEST.model_copy(update={"prompt": "Bye.", "labels": {}}))
+    airflow.runs["talk"]["state"] = state
+    other = REQUEST.model_copy(update={"prompt": "Bye.", "labels": {}})
+    with pytest.raises(JobTakenError, match="other values of labels, prompt"):
+        start(api, "talk", other)
+    airflow.runs["talk"]["state"] = "failed"
+    assert start(api, "talk", other)["run_id"] == "talk--2"
+
+
+def test_a_paused_dag_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a run that waits for it, with the way to unpause it; --unpause does so, for the same request again, too."""
+    airflow = Runs(paused=True)
+    api: Any = airflow
+    outcome = start(api, "talk", REQUEST)
+    assert (outcome["started"], outcome["dag_is_paused"]) == (True, True)
+    report(outcome, as_json=False)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "talk queued in Airflow" in said
+    assert "It waits: the DAG speech_to_video is paused in Airflow" in said
+    airflow.runs["talk"]["state"] = "success"
+    report(start(api, "talk", REQUEST), as_json=False)
+    assert "paused" not in capsys.readouterr().out
+    airflow.runs["talk"]["state"] = "queued"
+    outcome = start(api, "talk", REQUEST, unpause=True)
+    assert (outcome["started"], outcome["dag_is_paused"], airflow.paused) == (False, False, False)
+    report(outcome, as_json=False)
+    assert "paused" not in capsys.readouterr().out
+
+
+def test_an_id_that_another_job_has_is_refused_before_airflow_is_asked(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where that job came by another way and Airflow does not know it."""
+    monkeypatch.setenv("S2V_DATABASE_URL", postgres_url)
+    load_settings.cache_clear()
+    engine = create_engine(postgres_url)
+    Ledger(engine).job_queued("talk", REQUEST.model_dump() | {"num_clip": 3})
+    engine.dispose()
+    way = HandIn("api", watch=False, unpause=False, as_json=True)
+    with pytest.raises(JobTakenError, match="other values of num_clip, prompt"):
+        hand_in("talk", REQUEST.model_copy(update={"prompt": "Bye.", "num_clip": 2}), way)
+    with pytest.raises(ConfigurationError, match="S2V_AIRFLOW_URL"):  # a form may fill in the same
+        hand_in("talk", REQUEST, way)
 
 
 def test_local_files_go_through_the_drop_folder_without_airflow(

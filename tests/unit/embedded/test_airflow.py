@@ -2,10 +2,14 @@
 
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from structlog.testing import capture_logs
 
+from s2v_tasks.embedded import airflow
 from s2v_tasks.embedded.airflow import AirflowInstallation
+from s2v_tasks.errors import ConfigurationError
 
 DATABASE_URL = "postgresql://s2v:secret@127.0.0.1:5432/airflow"
 
@@ -70,3 +74,62 @@ def test_nothing_runs_before_the_first_start(tmp_path: Path) -> None:
     installation = AirflowInstallation(tmp_path)
     assert installation.running() == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_no_path_has_a_variable_for_airflow_to_replace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Airflow replaces `$NAME` in each value: such a path is reached by a link, the same at each start."""
+    odd = tmp_path / "a $HOME"
+    (odd / "dags").mkdir(parents=True)
+    monkeypatch.setattr(airflow, "CHECKOUT", odd)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    environment = AirflowInstallation(odd).environment(DATABASE_URL, deferrable=True)
+    assert AirflowInstallation(odd).environment(DATABASE_URL, deferrable=True) == environment
+    for name, place in (("AIRFLOW_HOME", odd / "airflow"), ("AIRFLOW__CORE__DAGS_FOLDER", odd / "dags")):
+        assert "$" not in environment[name]
+        assert Path(environment[name]).resolve() == place
+    assert environment["S2V_HOME"] == str(odd)
+    plain = AirflowInstallation(tmp_path / "50 % o'brien").environment(DATABASE_URL, deferrable=True)
+    assert plain["AIRFLOW_HOME"] == str(tmp_path / "50 % o'brien" / "airflow")
+
+
+@pytest.mark.parametrize("theirs", ["link", "folder"])
+def test_a_link_that_is_not_ours_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, theirs: str) -> None:
+    """What lies at its place, and leads elsewhere or nowhere, is named and left alone."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    link = airflow._without_variables(tmp_path / "$x")
+    link.unlink()
+    if theirs == "link":
+        link.symlink_to(tmp_path)
+    else:
+        link.mkdir()
+    with pytest.raises(ConfigurationError, match="is in the way: expected a link to"):
+        airflow._without_variables(tmp_path / "$x")
+    assert link.exists()
+
+
+def test_a_start_says_what_it_waits_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each part by its name when it becomes the one that is missing, and again when nothing has changed for long."""
+    answers: list[dict[str, str]] = [
+        {},
+        {"metadatabase": "healthy", "scheduler": "unhealthy", "dag_processor": "unhealthy"},
+        {"metadatabase": "healthy", "scheduler": "unhealthy", "dag_processor": "unhealthy"},
+        {"metadatabase": "healthy", "scheduler": "healthy", "dag_processor": "unhealthy"},
+        *[{"metadatabase": "healthy", "scheduler": "healthy", "dag_processor": "healthy"}] * 3,
+    ]
+    seconds = iter([0.0, 1.0, 1.0, 3.0, 3.0, 5.0, 5.0, 7.0, 7.0, 9.0, 9.0, 20.0, 20.0])
+    has_read = iter([False, False, True])
+    installation = AirflowInstallation(tmp_path)
+    monkeypatch.setattr(installation, "health", lambda: answers.pop(0))
+    monkeypatch.setattr(installation, "_has_read_its_dags", lambda: next(has_read))
+    monkeypatch.setattr(installation, "_process", lambda _: SimpleNamespace(pid=lambda: 1))
+    clock = SimpleNamespace(monotonic=lambda: next(seconds), sleep=lambda _: None)
+    monkeypatch.setattr(airflow, "time", clock)
+    with capture_logs() as logs:
+        installation._wait_until_healthy()
+    assert [(line["waits_for"], line["seconds"]) for line in logs] == [
+        ("api server", 1),
+        ("scheduler, dag processor", 3),
+        ("dag processor", 7),
+        ("DAGs to be read", 9),
+        ("DAGs to be read", 20),
+    ]

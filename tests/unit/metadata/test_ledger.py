@@ -135,10 +135,12 @@ def test_a_job_keeps_what_it_is_searched_by(ledger: Ledger, plan: MakePlan) -> N
     assert (record.source, record.dag_run_id) == ("drop", "manual__1")
     assert (record.gpu, record.currency) == ("h100", "USD")
     assert record.cost_per_gpu_hour == pytest.approx(0.1 / 12.5 * 3600)
+    ledger.job_failed("job-1", "Its request was wrong.")
     ledger.job_queued("job-1", {"preset": 3, "priority": "urgent", "labels": "a", "from_clip": "x"})
     record = job(ledger)
     assert (record.preset, record.priority, record.labels, record.from_clip) == (None, "normal", {}, None)
     assert (record.source, record.dag_run_id) == ("drop", "manual__1")
+    ledger.job_failed("job-1", "Its request was wrong.")
     ledger.job_queued("job-1", {"from_clip": 10**30})
     assert job(ledger).from_clip is None
 

@@ -1,0 +1,99 @@
+"""Ends the services of a home folder when the process that uses them is gone, even by SIGKILL.
+
+A guard is a child of that process in a session of its own. It waits until it has another parent: that follows the
+process, not a thread of it, and reaches servers that run as another account, which signals at a parent's death do not.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Literal
+
+import psutil
+
+from s2v_tasks.embedded.process import write_private
+
+_POLL_SECONDS = 0.5
+_PREFIX = "s2v-home-"  # of temporary home folders
+_OWNER = "owner"
+
+# release: stop the services that nobody uses any more; down: stop everything; remove: then delete the folder, too.
+Ending = Literal["release", "down", "remove"]
+
+
+@contextmanager
+def guarded(home: Path, ending: Ending) -> Iterator[None]:
+    """Have `ending` done for a home folder if this process ends before the block does."""
+    command = [sys.executable, "-m", "s2v_tasks.embedded.guard", str(os.getpid()), ending, str(home)]
+    guard = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        yield
+    finally:
+        guard.terminate()
+        guard.wait()
+
+
+@contextmanager
+def temporary_home() -> Iterator[Path]:
+    """A home folder that every account can reach; it and what runs in it are gone at the end, however that comes."""
+    end_leftovers()
+    home = Path(tempfile.mkdtemp(prefix=_PREFIX))
+    home.chmod(0o755)  # as root, PostgreSQL runs as another account
+    write_private(home / _OWNER, _identity(os.getpid()))
+    with guarded(home, "remove"):
+        try:
+            yield home
+        finally:
+            _end(home, "remove")
+
+
+def end_leftovers() -> None:
+    """End what runs in temporary home folders whose owner and guard were killed, and delete them."""
+    for mark in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*/{_OWNER}"):
+        with suppress(FileNotFoundError):  # its guard is at it
+            if mark.parent.stat().st_uid == os.geteuid() and not _runs(mark.read_text(encoding="utf-8")):
+                _end(mark.parent, "remove")
+
+
+def _end(home: Path, ending: Ending) -> None:
+    from s2v_tasks.embedded.stack import Services, stop_all
+
+    if ending == "release":
+        Services(home).release()
+        return
+    # A folder of tests has homes within homes.
+    for place in sorted({home, *(state.parent.parent for state in home.rglob("server.json"))}):
+        stop_all(place)
+    if ending == "remove":
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def _identity(pid: int) -> str:
+    """A text that no other process gets, for as long as the machine runs."""
+    return f"{pid} {psutil.Process(pid).create_time()}"
+
+
+def _runs(identity: str) -> bool:
+    pid = int(identity.partition(" ")[0])
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE and _identity(pid) == identity
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _watch(owner_pid: int, ending: Ending, home: Path) -> None:
+    while os.getppid() == owner_pid:
+        time.sleep(_POLL_SECONDS)
+    _end(home, ending)
+
+
+if __name__ == "__main__":
+    _watch(int(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))  # type: ignore[arg-type]

@@ -1,0 +1,182 @@
+"""Services end with the process that uses them, however it ends."""
+
+import fcntl
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from s2v_tasks.embedded import guard
+from s2v_tasks.embedded.guard import Ending, end_leftovers, guarded, temporary_home
+from s2v_tasks.embedded.object_store import S3Server
+from s2v_tasks.embedded.postgres import PostgresServer
+from s2v_tasks.embedded.stack import Services
+
+# Starts both servers as a run of tests does, one of them in a home within the home; then waits to be killed.
+TEST_RUN = """
+import sys, time
+from pathlib import Path
+from s2v_tasks.embedded.guard import temporary_home
+from s2v_tasks.embedded.object_store import S3Server
+from s2v_tasks.embedded.postgres import PostgresServer
+with temporary_home() as home:
+    PostgresServer(home).start()
+    (home / "other").mkdir()
+    S3Server(home / "other").start()
+    print(home, (home / "postgres/data/postmaster.pid").read_text().split()[0],
+          (home / "other/s3/server.pid").read_text(), flush=True)
+    time.sleep(600)
+"""
+# Uses the PostgreSQL of a home folder as a demo does, held by the lock of its users.
+USER = """
+import fcntl, sys, time
+from pathlib import Path
+from s2v_tasks.embedded.guard import guarded
+from s2v_tasks.embedded.postgres import PostgresServer
+home = Path(sys.argv[1])
+with (home / "users.lock").open("w") as users, guarded(home, "release"):
+    fcntl.flock(users, fcntl.LOCK_SH)
+    PostgresServer(home).start()
+    print("ready", flush=True)
+    time.sleep(600)
+"""
+
+
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts a process that runs Python code; it is gone after the test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(code: str, *arguments: str) -> "subprocess.Popen[str]":
+        started.append(subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, text=True))
+        return started[-1]
+
+    yield start
+    for process in started:
+        kill(process)
+
+
+def line_of(process: "subprocess.Popen[str]") -> str:
+    assert process.stdout is not None
+    while not (line := process.stdout.readline()).startswith(("/", "ready")):
+        assert process.poll() is None
+    return line
+
+
+def kill(process: "subprocess.Popen[str]") -> None:
+    """End it as a time limit does."""
+    process.kill()
+    process.wait()
+    if process.stdout:
+        process.stdout.close()
+
+
+def wait_until_gone(*pids: int) -> None:
+    for pid in pids:
+        while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+            os.sched_yield()
+
+
+def test_the_servers_of_a_killed_test_run_end(start: Start) -> None:
+    """Also the one that runs as another account, and the one of a home within the home; the folder goes."""
+    run = start(TEST_RUN)
+    home, *pids = line_of(run).split()
+    guards = [child.pid for child in psutil.Process(run.pid).children()]
+    kill(run)
+    wait_until_gone(*map(int, pids), *guards)
+    assert not Path(home).exists()
+
+
+def test_a_run_whose_guard_is_killed_too_is_found_by_the_next(
+    start: Start,
+) -> None:
+    """What has an owner that runs is left alone; only then it is ended."""
+    run = start(TEST_RUN)
+    home, *pids = line_of(run).split()
+    end_leftovers()
+    assert all(psutil.pid_exists(int(pid)) for pid in pids)
+    guards = [child for child in psutil.Process(run.pid).children() if "s2v_tasks.embedded.guard" in child.cmdline()]
+    (own_guard,) = guards
+    own_guard.kill()
+    kill(run)
+    assert all(psutil.pid_exists(int(pid)) for pid in pids)
+    with temporary_home() as next_home:
+        wait_until_gone(*map(int, pids))
+        assert not Path(home).exists()
+        assert next_home.exists()
+    assert not next_home.exists()
+
+
+def test_a_service_ends_with_the_last_that_uses_it(server_home: Path, start: Start) -> None:
+    """Of two users the first may be killed; the service ends when the second is."""
+    home = server_home / "shared"
+    home.mkdir()
+    first, second = start(USER, str(home)), start(USER, str(home))
+    assert (line_of(first), line_of(second)) == ("ready\n", "ready\n")
+    guards = [child.pid for user in (first, second) for child in psutil.Process(user.pid).children()]
+    server = PostgresServer(home)
+    kill(first)
+    wait_until_gone(guards[0])
+    assert server.is_running()
+    kill(second)
+    wait_until_gone(guards[1])
+    assert not server.is_running()
+
+
+def test_a_guard_leaves_with_an_orderly_end(server_home: Path) -> None:
+    """Whether the block ends well or badly, no guard stays and nothing is stopped by one."""
+    home = server_home / "orderly"
+    home.mkdir()
+    server = PostgresServer(home)
+    server.start()
+    for ending in ("release", "down", "remove"):
+        with pytest.raises(ZeroDivisionError):
+            fail_within(home, ending)
+        assert not [child for child in psutil.Process().children() if str(home) in child.cmdline()]
+    assert server.is_running()
+    guard._end(home, "release")
+    assert not server.is_running()
+    assert home.exists()
+
+
+def fail_within(home: Path, ending: Ending) -> None:
+    with guarded(home, ending):
+        raise ZeroDivisionError
+
+
+def test_a_home_with_a_stale_mark_of_another_process_is_a_leftover(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pid that was given anew does not keep it; one whose owner runs stays."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    own = psutil.Process()
+    for name, mark in (("old", f"{own.pid} 1.0"), ("mine", f"{own.pid} {own.create_time()}")):
+        (tmp_path / f"s2v-home-{name}").mkdir()
+        (tmp_path / f"s2v-home-{name}" / "owner").write_text(mark)
+    end_leftovers()
+    assert [path.name for path in tmp_path.iterdir()] == ["s2v-home-mine"]
+
+
+def test_services_that_somebody_else_uses_are_not_released(server_home: Path) -> None:
+    """Neither while another user holds the lock nor while Airflow runs."""
+    home = server_home / "in-use"
+    services = Services(home)
+    services.postgres.start()
+    with (home / "users.lock").open("w") as users:
+        fcntl.flock(users, fcntl.LOCK_SH)
+        services.release()
+        assert services.postgres.is_running()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("s2v_tasks.embedded.airflow.AirflowInstallation.running", lambda _: ["scheduler"])
+        services.release()
+        assert services.postgres.is_running()
+    services.release()
+    assert not services.postgres.is_running()
+    assert not S3Server(home).is_running()

@@ -1,0 +1,120 @@
+"""A job id belongs to one request: by hand, through Airflow, by the demo."""
+
+import importlib
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from s2v_tasks.errors import JobTakenError
+from s2v_tasks.metadata.records import JobRecord
+from s2v_tasks.metadata.repository import Ledger
+from s2v_tasks.settings import Settings
+from s2v_tasks.steps.context import run_step
+from s2v_tasks.storage.layout import JobLayout
+from s2v_tasks.storage.s3 import ObjectStore
+
+JOB = "step-by-step"
+Run = Callable[..., dict[str, Any]]
+Found = Callable[[], JobRecord]
+
+
+def stage(request_json: str, run_id: str | None = None) -> dict[str, Any]:
+    body = importlib.import_module("s2v_tasks.steps.stage_inputs").run
+    return run_step(body, step="stage_inputs", job_id=JOB, request_json=request_json, run_id=run_id)
+
+
+def close(run_id: str) -> dict[str, Any]:
+    body = importlib.import_module("s2v_tasks.steps.close_job").run
+    return run_step(body, step="close_job", job_id=JOB, run_id=run_id)
+
+
+@pytest.mark.parametrize("outcome", ["running", "succeeded"])
+def test_another_request_leaves_a_job_as_it_is(
+    run: Run, ledger: Ledger, store: ObjectStore, found: Found, outcome: str
+) -> None:
+    """It is refused with the fields that differ; status, reason, request and artifacts stay; the refusal is noted."""
+    run("stage_inputs")
+    if outcome == "succeeded":
+        ledger.job_succeeded(JOB, "s3://out/x.mp4", "ab" * 32)
+    before, request = found(), store.get_bytes(JobLayout(JOB).request)
+    with pytest.raises(JobTakenError, match=r"other values of base_seed, prompt: .*s2v rerun step-by-step") as refused:
+        run("stage_inputs", prompt="Something else.", base_seed=8)
+    assert refused.value.exit_code == 65
+    after = found()
+    assert (after.status, after.reason, after.request, after.exit_code) == (
+        outcome, None, before.request, before.exit_code,
+    )  # fmt: skip
+    assert after.events[-1].event == "request_refused"
+    assert store.get_bytes(JobLayout(JOB).request) == request
+    run("stage_inputs")  # the same request again continues
+
+
+def test_what_is_no_request_leaves_a_running_job_as_it_is(run: Run, found: Found) -> None:
+    """A text that is not JSON, or a request with a bad field, is refused for its job id."""
+    run("stage_inputs")
+    for text in ("{", json.dumps({"size": "1*1"})):
+        with pytest.raises(JobTakenError):
+            stage(text)
+        assert found().status == "running"
+
+
+def test_a_failed_job_may_be_corrected(run: Run, ledger: Ledger, found: Found) -> None:
+    """So may one that was cancelled."""
+    run("stage_inputs")
+    ledger.job_failed(JOB, "The prompt was wrong.")
+    run("stage_inputs", prompt="Second.")
+    ledger.job_cancelled(JOB)
+    run("stage_inputs", prompt="Third.")
+    assert (found().request or {})["prompt"] == "Third."
+
+
+def test_a_run_that_was_refused_does_not_close_the_job(
+    request_json: Callable[..., str], ledger: Ledger, found: Found
+) -> None:
+    """Its last task says that it did not run, whatever becomes of the job; the job's own run closes it."""
+    stage(request_json(), "first")
+    with pytest.raises(JobTakenError):
+        stage(request_json(num_clip=3), "second")
+    refused = close("second")
+    assert refused["status"] == "not run"
+    assert "other values of num_clip" in refused["reason"]
+    assert found().status == "running"
+    ledger.job_succeeded(JOB, "s3://out/x.mp4", "ab" * 32)
+    assert (close("second")["status"], close("first")["status"]) == ("not run", "succeeded")
+    ledger.job_failed(JOB, "The first run failed.")
+    stage(request_json(num_clip=3), "second")  # cleared in Airflow, and now it may
+    ledger.job_succeeded(JOB, "s3://out/x.mp4", "ab" * 32)
+    assert close("second")["status"] == "succeeded"
+
+
+def test_clearing_a_run_goes_on_although_its_form_has_changed(
+    run: Run, request_json: Callable[..., str], found: Found
+) -> None:
+    """The run that a job has is its own, also after an upgrade that fills in other defaults."""
+    stage(request_json(), "own")
+    stage(request_json(sample_steps=3), "own")
+    assert (found().request or {})["sample_steps"] == 3
+    with pytest.raises(JobTakenError):
+        stage(request_json(sample_steps=4), "other")
+
+
+def test_of_two_requests_at_once_one_has_the_job(settings: Settings, ledger: Ledger, found: Found) -> None:
+    """However they meet in the database, the second is refused."""
+
+    def queue(prompt: str) -> str:
+        try:
+            ledger.job_queued(
+                JOB, {"image_uri": "s3://bucket/a.png", "audio_uri": "s3://bucket/a.wav", "prompt": prompt}
+            )
+        except JobTakenError:
+            return "refused"
+        return prompt
+
+    prompts = [f"Number {number}." for number in range(8)]
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        outcomes = list(pool.map(queue, prompts))
+    assert outcomes.count("refused") == len(prompts) - 1
+    assert {(found().request or {})["prompt"], "refused"} == set(outcomes)

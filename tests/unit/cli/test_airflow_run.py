@@ -1,0 +1,153 @@
+"""What is told of a job whose run waits in Airflow."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from s2v_tasks.cli import airflow_run, watch
+from s2v_tasks.cli.airflow_run import AwaitedRun, Waiting, find_run
+from s2v_tasks.cli.jobs import job
+from s2v_tasks.cli.watch import watch_job
+from s2v_tasks.errors import JobTakenError, PermanentError, TransientError
+from s2v_tasks.metadata.repository import Ledger
+from s2v_tasks.metadata.session import create_engine
+from s2v_tasks.settings import load_settings
+
+RUN = AwaitedRun("talk", "talk--2", "queued", dag_is_paused=True)
+
+
+class Airflow:
+    """The runs of an Airflow, and whether its DAG is paused."""
+
+    def __init__(self) -> None:
+        self.paused = True
+        self.runs: list[dict[str, Any]] = []
+
+    def add(self, run_id: str, job_id: str, state: str) -> None:
+        self.runs.append({"dag_run_id": run_id, "state": state, "conf": {"job_id": job_id}})
+
+    def run(self, run_id: str) -> dict[str, Any] | None:
+        return next((run for run in self.runs if run["dag_run_id"] == run_id), None)
+
+    def active_runs(self) -> list[dict[str, Any]]:
+        return [run for run in reversed(self.runs) if run["state"] in {"queued", "running"}]
+
+    def is_paused(self) -> bool:
+        return self.paused
+
+
+@pytest.fixture
+def airflow(monkeypatch: pytest.MonkeyPatch) -> Airflow:
+    """An Airflow that is configured."""
+    known = Airflow()
+    monkeypatch.setattr("s2v_tasks.cli.airflow_api.AirflowApi.from_settings", lambda _: known)
+    monkeypatch.setenv("S2V_AIRFLOW_URL", "http://127.0.0.1:1")
+    load_settings.cache_clear()
+    return known
+
+
+@pytest.fixture
+def ledger(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ledger]:
+    """An empty ledger, which is that of the settings."""
+    monkeypatch.setenv("S2V_DATABASE_URL", postgres_url)
+    monkeypatch.setattr(watch, "POLL_SECONDS", 0.0)
+    load_settings.cache_clear()
+    engine = create_engine(postgres_url)
+    yield Ledger(engine)
+    engine.dispose()
+
+
+def test_the_run_of_a_job_is_found(airflow: Airflow) -> None:
+    """The one that is asked for; else the newest that has not ended; else the one that has the job's name."""
+    airflow.add("talk", "talk", "failed")
+    assert find_run("talk") == AwaitedRun("talk", "talk", "failed", dag_is_paused=True)
+    airflow.add("manual__1", "talk", "running")
+    airflow.add("talk--2", "talk", "queued")
+    airflow.add("other", "other", "queued")
+    airflow.paused = False
+    assert find_run("talk") == replace(RUN, dag_is_paused=False)
+    assert find_run("talk", "manual__1") == AwaitedRun("talk", "manual__1", "running", dag_is_paused=False)
+    assert find_run("talk", "talk--3") is None
+    assert find_run("nothing") is None
+
+
+def test_where_no_airflow_is_configured_none_is_asked() -> None:
+    """There is no run then."""
+    assert find_run("talk") is None
+
+
+def test_a_queued_run_is_shown_before_the_job_is_on_record(
+    airflow: Airflow, ledger: Ledger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`s2v job` says what it waits for; a run that ended without a word, or none at all, is an error."""
+    airflow.add("talk", "talk", "queued")
+    job("talk")
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.startswith("Job talk has not begun: its run talk is queued, and the DAG speech_to_video is paused")
+    job("talk", as_json=True)
+    assert '"dag_is_paused": true' in capsys.readouterr().out
+    airflow.paused = False
+    job("talk")
+    assert " ".join(capsys.readouterr().out.split()) == "Job talk has not begun: its run talk is queued in Airflow."
+    airflow.runs[0]["state"] = "failed"
+    with pytest.raises(TransientError, match="Run talk of job talk is failed in Airflow"):
+        job("talk")
+    with pytest.raises(PermanentError, match="'nobody' is not known"):
+        job("nobody")
+    with pytest.raises(PermanentError, match="'nobody' is not known"):
+        watch_job("nobody", as_json=False)
+
+
+def test_who_watches_is_told_what_the_job_waits_for(
+    airflow: Airflow, ledger: Ledger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each state once; the job is followed when it begins."""
+    answers = iter([RUN, RUN, replace(RUN, dag_is_paused=False), None, RUN])
+
+    def ask() -> AwaitedRun | None:
+        answer = next(answers)
+        if answer is not None:
+            return answer
+        if ledger.job("talk") is None:
+            ledger.job_queued("talk", {})
+            ledger.job_failed("talk", "The speech is silent.")
+        raise TransientError("Airflow is away.")
+
+    assert watch_job("talk", as_json=False, may_come=True, find_run=ask) == 75
+    said = capsys.readouterr()
+    assert said.err.splitlines() == [RUN.sentence, replace(RUN, dag_is_paused=False).sentence, "Airflow is away."]
+    assert "The speech is silent." in said.out
+
+
+def test_a_run_that_another_request_kept_out_ends_the_watch(ledger: Ledger) -> None:
+    """With that refusal where it is this run's; an end that was there before is not awaited."""
+    ledger.job_queued("talk", {})
+    ledger.job_succeeded("talk", "s3://out/talk.mp4", "ab" * 32)
+    record = ledger.job("talk")
+    assert record is not None
+    failed = replace(RUN, state="failed")
+
+    def follow() -> int:
+        ended_before = record.finished_at if record else None
+        return watch_job("talk", as_json=False, ended_before=ended_before, may_come=True, find_run=lambda: failed)
+
+    with pytest.raises(TransientError, match="Run talk--2 of job talk is failed"):
+        follow()
+    ledger.event("talk", "request_refused", detail={"dag_run_id": "talk--3", "error": "Not this one."})
+    with pytest.raises(TransientError):
+        follow()
+    ledger.event("talk", "request_refused", detail={"dag_run_id": "talk--2", "error": "Other values of prompt."})
+    with pytest.raises(JobTakenError, match=r"Other values of prompt\."):
+        follow()
+
+
+def test_nothing_is_told_of_no_run(capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither before the first question nor when there is no run."""
+    waiting = Waiting(lambda: None)
+    waiting.tell(None)
+    waiting.ask()
+    waiting.tell(None)
+    assert capsys.readouterr().err == ""
+    assert airflow_run.HOW_TO_UNPAUSE in RUN.sentence

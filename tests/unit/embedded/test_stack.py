@@ -1,0 +1,38 @@
+"""The settings that the embedded stack leaves behind."""
+
+from pathlib import Path
+
+import pytest
+
+from s2v_tasks.embedded import stack
+from s2v_tasks.embedded.process import write_private
+from s2v_tasks.settings import load_settings
+
+PLACES = [
+    "o'brien",
+    'a "b"',
+    "a b",
+    "${HOME}",
+    "$HOME",
+    "${",
+    "$${HOME}}",
+    "#1",
+    "x #1",
+    "%41",
+    "a=b",
+    "\\",
+    "\\'",
+    "\\n",
+    "ü 🎬",
+]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_setting_is_read_as_it_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    """Nothing in a path is a quote, an escape, a variable or a comment of the file."""
+    home = tmp_path / place
+    home.mkdir()
+    write_private(home / "stack.env", f"S2V_SNAPSHOT_PATH={stack._quoted(str(home))}\nS2V_GPU='cpu'\n")
+    monkeypatch.setenv("S2V_HOME", str(home))
+    load_settings.cache_clear()
+    assert (load_settings().snapshot_path, load_settings().gpu) == (home, "cpu")

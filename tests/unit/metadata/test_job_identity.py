@@ -1,0 +1,45 @@
+"""A job that waits for its run: what that run's form fills in is no other request."""
+
+import pytest
+import sqlalchemy as sa
+
+from s2v_tasks.errors import JobTakenError
+from s2v_tasks.metadata.queue import WaitingJob, enqueue
+from s2v_tasks.metadata.repository import Ledger
+from s2v_tasks.metadata.session import transaction
+
+REQUEST = {"image_uri": "s3://bucket/a.png", "audio_uri": "s3://bucket/a.wav", "prompt": "Hello."}
+
+
+@pytest.fixture
+def waiting(engine: sa.Engine) -> Ledger:
+    """The ledger with a job that waits."""
+    with transaction(engine) as connection:
+        enqueue(connection, [WaitingJob("talk", REQUEST)], "batch")
+    return Ledger(engine)
+
+
+def test_the_awaited_run_may_fill_in_what_was_left_out(waiting: Ledger) -> None:
+    """The run that the queue starts has the defaults of the form; any other run must have the same request."""
+    filled = REQUEST | {"size": "128*192", "num_clip": None}
+    for run_id in (None, "manual__1", "talk--2"):
+        with pytest.raises(JobTakenError, match="other values of size:"):
+            waiting.job_queued("talk", filled, dag_run_id=run_id)
+    with pytest.raises(JobTakenError, match="other values of prompt:"):
+        waiting.job_queued("talk", filled | {"prompt": "Bye."}, dag_run_id="talk")
+    waiting.job_queued("talk", filled, dag_run_id="talk")
+    job = waiting.job("talk")
+    assert job is not None
+    assert (job.request, job.dag_run_id, job.source) == (filled, "talk", "batch")
+
+
+def test_a_request_is_checked_without_being_queued(waiting: Ledger) -> None:
+    """What a form fills in later may be left out where the caller says so."""
+    waiting.check_request("unknown", REQUEST)
+    waiting.check_request("talk", REQUEST | {"preset": "balanced", "job_id": "talk"})
+    waiting.job_queued("talk", REQUEST | {"size": "128*192"}, dag_run_id="talk")
+    waiting.check_request("talk", REQUEST, given_only=True)
+    with pytest.raises(JobTakenError, match="other values of size:"):
+        waiting.check_request("talk", REQUEST)
+    with pytest.raises(JobTakenError, match="other values of num_clip:"):
+        waiting.check_request("talk", REQUEST | {"num_clip": 2}, given_only=True)

@@ -1,0 +1,46 @@
+"""Whether two requests ask for the same video."""
+
+from typing import Any
+
+import pytest
+
+from s2v_tasks.errors import JobTakenError
+from s2v_tasks.schemas.same_request import differing_fields, refuse_other_request
+
+REQUEST: dict[str, Any] = {"image_uri": "s3://bucket/a.png", "audio_uri": "s3://bucket/a.wav", "prompt": "Hello."}
+
+
+@pytest.mark.parametrize(
+    ("changes", "differing"),
+    [
+        ({}, []),
+        ({"preset": "balanced", "num_clip": None, "labels": {}, "job_id": "talk"}, []),
+        ({"sample_steps": 4}, ["sample_steps"]),
+        ({"prompt": "Bye.", "image_uri": "s3://bucket/b.png"}, ["image_uri", "prompt"]),
+        ({"size": "1*1"}, ["size"]),
+        ({"labels": {"team": "a"}}, ["labels"]),
+    ],
+)
+def test_a_default_that_is_said_is_no_difference(changes: dict[str, Any], differing: list[str]) -> None:
+    """Both ways round; a request with a bad field differs from any other."""
+    assert differing_fields(REQUEST | changes, REQUEST) == differing
+    assert differing_fields(REQUEST, REQUEST | changes) == differing
+
+
+@pytest.mark.parametrize("bad", [{}, {"size": "1*1"}])
+def test_what_is_left_out_for_a_form_is_no_difference(bad: dict[str, Any]) -> None:
+    """Only what the first of the two gives is compared, whether the requests are right or wrong."""
+    filled = REQUEST | {"sample_steps": 4} | bad
+    assert differing_fields(REQUEST | bad, filled, given_only=True) == []
+    assert differing_fields(filled, REQUEST | bad, given_only=True) == ["sample_steps"]
+
+
+def test_the_refusal_names_what_can_be_done() -> None:
+    """It has the job, the fields, and the two ways on; never a value, which may be a secret."""
+    with pytest.raises(JobTakenError) as refused:
+        refuse_other_request("talk", REQUEST | {"webhook_url": "https://example.com/?token=1"}, REQUEST)
+    assert str(refused.value) == (
+        "Job 'talk' is there with other values of webhook_url: choose another job id, or use `s2v rerun talk` to "
+        "change what was made."
+    )
+    refuse_other_request("talk", REQUEST, dict(REQUEST))

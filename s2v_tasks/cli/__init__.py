@@ -45,6 +45,7 @@ def _process(
 
 COMMAND_MODULES = (
     "bench",
+    "bench_step",
     "cancel",
     "costs",
     "fetch",

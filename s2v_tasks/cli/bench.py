@@ -1,12 +1,6 @@
 """`s2v bench`: measurements of the engine on this machine, each a table of ratios taken in one run."""
 
-import json
-import os
 import re
-import signal
-import subprocess
-import sys
-from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -14,8 +8,7 @@ from rich.table import Table
 
 from s2v_tasks.cli import app
 from s2v_tasks.cli.terminal import OPERATORS, console
-from s2v_tasks.errors import PermanentError, TransientError
-from s2v_tasks.lifetime import end_with_parent
+from s2v_tasks.errors import PermanentError
 
 bench = typer.Typer(help="Measure the engine on this machine, with random weights.", no_args_is_help=True)
 app.add_typer(bench, name="bench", rich_help_panel=OPERATORS)
@@ -39,84 +32,6 @@ VideoSize = Annotated[str, typer.Option(help="W*H of the video, multiples of 64.
 Frames = Annotated[int, typer.Option(min=4, max=120, help="Frames of the clip, a multiple of 4.")]
 Repeats = Annotated[int, typer.Option(min=1, help="Steps that are timed; the median counts.")]
 LayoutName = Annotated[str, typer.Option(help="How several ranks share the work: auto, or like cfg2,ulysses2.")]
-
-
-@bench.command()
-def step(
-    preset: PresetName = "50m",
-    dim: Dim = None,
-    layers: Layers = None,
-    heads: Heads = None,
-    ffn: Ffn = None,
-    size: VideoSize = "448*256",
-    frames: Frames = 16,
-    repeats: Repeats = 3,
-    attention: Annotated[
-        str, typer.Option(help="As S2V_ATTENTION: auto, sdpa, cudnn, flash, flash2, flash3, sage.")
-    ] = "auto",
-    layout: LayoutName = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
-) -> None:
-    """Time a denoising step with guidance: as rendered, against what the reference computes.
-
-    Under torchrun all ranks share the step.
-    """
-    shape = {"dim": dim, "num_layers": layers, "num_heads": heads, "ffn_dim": ffn}
-    report = _measure_step(_dimensions(preset, shape), size, frames, (repeats, attention, layout))
-    if report is None:
-        return
-    if as_json:
-        typer.echo(json.dumps(report))
-        return
-    console.print(
-        f"{report['parameters'] / 1e6:.0f} M parameters, {report['tokens']} tokens, "
-        f"{report['step_tflop']:.3g} TFLOP per step, {report['precision']} on {report['device']}, "
-        f"{report['world_size']} ranks ({report['layout']})"
-    )
-    table = Table("variant", "s per step", "ratio", "tokens/s", "TFLOP/s", "MFU", "max abs diff")
-    slowest = max(row["seconds_per_step"] for row in report["rows"])
-    for row in report["rows"]:
-        seconds = row["seconds_per_step"]
-        table.add_row(
-            row["name"],
-            f"{seconds:.3f}",
-            f"{slowest / seconds:.2f}",
-            f"{report['tokens'] / seconds:.0f}",
-            f"{report['step_tflop'] / seconds:.3f}",
-            f"{row['mfu']:.1%}" if row["mfu"] is not None else "",
-            f"{row['max_abs_diff']:.1e}",
-        )
-    console.print(table)
-
-
-@bench.command()
-def scaling(
-    ranks: Annotated[str, typer.Option(help="Numbers of processes to compare.")] = "1,2,4",
-    preset: PresetName = "50m",
-    size: VideoSize = "448*256",
-    frames: Frames = 32,
-    repeats: Repeats = 3,
-    layout: LayoutName = "auto",
-) -> None:
-    """Time a denoising step on several numbers of ranks of this machine, against the first of them.
-
-    On a CPU the ranks share its cores: there the table shows what the exchange costs, not what it gains.
-    """
-    options = ["--preset", preset, "--size", size, "--frames", str(frames), "--repeats", str(repeats), "--json"]
-    table = Table("ranks", "layout", "s per step", "speedup", "efficiency")
-    first: float | None = None
-    for num_ranks in _numbers(ranks):
-        report = _on_ranks(num_ranks, [*options, "--layout", layout if num_ranks > 1 else "auto"])
-        seconds = report["rows"][0]["seconds_per_step"]
-        first = first or seconds * num_ranks  # perfect scaling from one rank on
-        table.add_row(
-            str(num_ranks),
-            report["layout"],
-            f"{seconds:.3f}",
-            f"{first / seconds:.2f}",
-            f"{first / seconds / num_ranks:.0%}",
-        )
-    console.print(table)
 
 
 @bench.command()
@@ -165,9 +80,9 @@ def cache(
     from s2v_tasks.engine.worker import choose_device
     from s2v_tasks.settings import load_settings
 
-    width, height = _sides(size)
-    config = S2VConfig.from_json(_dimensions(preset, {"num_layers": None}))
-    shape = StepBench(config, (_latent_frames(frames), height // 8, width // 8))
+    width, height = sides(size)
+    config = S2VConfig.from_json(dimensions(preset, {"num_layers": None}))
+    shape = StepBench(config, (latent_frames(frames), height // 8, width // 8))
     results = bench_cache(shape, steps, _shares(thresholds), choose_device(load_settings().device))
     table = Table("threshold", "forwards left out", "seconds", "ratio", "relative error")
     for result in results:
@@ -191,7 +106,7 @@ def decode(
     """Decode a later clip of a chain: with its history, without, and in bands on several ranks."""
     from s2v_tasks.engine.bench.decode import DecodeBench, bench_decode
 
-    width, height = _sides(size)
+    width, height = sides(size)
     results = bench_decode(DecodeBench(base_dim, frames, height, width), ranks, _device())
     table = Table("decoded", "seconds", "ratio", "max abs diff")
     for result in results:
@@ -207,55 +122,7 @@ def _device() -> str:
     return choose_device(load_settings().device).type
 
 
-def _measure_step(
-    dimensions: dict[str, int], size: str, frames: int, how: tuple[int, str, str]
-) -> dict[str, Any] | None:
-    """What `step` prints; None on the ranks that print nothing."""
-    from s2v_tasks.engine.bench.step import StepBench, bench_step
-    from s2v_tasks.engine.models.config import S2VConfig
-    from s2v_tasks.engine.worker import open_worker
-    from s2v_tasks.planning.estimate import ClipShape, clip_tokens, forward_flops
-    from s2v_tasks.schemas.model_card import load_gpu_card, load_model_card
-    from s2v_tasks.settings import config_dir, load_settings
-    from s2v_tasks.steps.clip_meter import peak_flops_per_second
-
-    settings = load_settings()
-    width, height = _sides(size)
-    repeats, attention, layout = how
-    config = S2VConfig.from_json(dimensions)
-    measurement = StepBench(config, (_latent_frames(frames), height // 8, width // 8), repeats, attention, layout)
-    with open_worker(settings.device) as worker:
-        worker.share()
-        report = bench_step(measurement, worker)
-    if not worker.is_leader:
-        return None
-    card = load_model_card(config_dir(settings), "wan2.2-s2v-14b")
-    model = card.model_copy(update=dimensions | {"audio_inject_layers": config.audio_inject_layers})
-    shape = ClipShape(width, height, frames, with_motion=True, starts_chain=False, ends_chain=False)
-    step_flops = forward_flops(shape, model).per_step(branches=2)
-    gpu = load_gpu_card(config_dir(settings), settings.gpu)
-    peak = peak_flops_per_second(gpu, worker.device.type, report.precision, worker.world_size)
-    return {
-        "parameters": report.num_parameters,
-        "tokens": clip_tokens(shape),
-        "step_tflop": step_flops / 1e12,
-        "device": worker.device.type,
-        "world_size": worker.world_size,
-        "layout": str(report.layout),
-        "precision": report.precision,
-        "rows": [
-            {
-                "name": row.name,
-                "seconds_per_step": row.seconds_per_step,
-                "max_abs_diff": row.max_abs_diff,
-                "mfu": None if peak is None else step_flops / row.seconds_per_step / peak,
-            }
-            for row in report.rows
-        ],
-    }
-
-
-def _dimensions(preset: str, given: dict[str, int | None]) -> dict[str, Any]:
+def dimensions(preset: str, given: dict[str, int | None]) -> dict[str, Any]:
     if preset not in PRESETS:
         raise PermanentError(f"--preset {preset!r}: expected one of {', '.join(PRESETS)}.")
     dimensions: dict[str, Any] = PRESETS[preset] | {name: value for name, value in given.items() if value is not None}
@@ -264,14 +131,14 @@ def _dimensions(preset: str, given: dict[str, int | None]) -> dict[str, Any]:
     return dimensions
 
 
-def _sides(size: str) -> tuple[int, int]:
+def sides(size: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d+)\*(\d+)", size)
     if match is None or any(int(side) % 64 or int(side) == 0 for side in match.groups()):
         raise PermanentError(f"--size {size!r}: expected W*H, both multiples of 64, like 832*448.")
     return int(match[1]), int(match[2])
 
 
-def _latent_frames(frames: int) -> int:
+def latent_frames(frames: int) -> int:
     if frames % 4:
         raise PermanentError(f"--frames {frames}: expected a multiple of 4.")
     return frames // 4
@@ -281,21 +148,3 @@ def _shares(text: str) -> list[float]:
     if not re.fullmatch(r"0?\.\d+(,0?\.\d+)*", text):
         raise PermanentError(f"--thresholds {text!r}: expected shares between 0 and 1 like 0.02,0.05.")
     return [float(share) for share in text.split(",")]
-
-
-def _numbers(text: str) -> list[int]:
-    if not re.fullmatch(r"[1-9]\d?(,[1-9]\d?)*", text):
-        raise PermanentError(f"--ranks {text!r}: expected numbers of processes like 1,2,4.")
-    return [int(number) for number in text.split(",")]
-
-
-def _on_ranks(num_ranks: int, options: list[str]) -> dict[str, Any]:
-    """The report of `s2v bench step` on processes of their own; their log goes to stderr."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
-    command = [sys.executable, *launcher, "-m", "s2v_tasks.cli", "bench", "step", *options]
-    end_with_us = partial(end_with_parent, signal.SIGTERM, os.getpid())
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=False, preexec_fn=end_with_us)
-    if done.returncode != 0:
-        raise TransientError(f"bench step on {num_ranks} ranks ended with code {done.returncode}; its log is above.")
-    report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return report

@@ -43,16 +43,21 @@ def parity(
     layout: Annotated[
         str, typer.Option(help="How they share the work: auto, or parts like cfg2,ulysses2,fsdp.")
     ] = "auto",
+    device: Annotated[str, typer.Option(help="cpu, or cuda on one process.")] = "cpu",
+    dtype: Annotated[
+        str, typer.Option(help="float32, or bfloat16: the forwards of the transformer alone, with gates of their own.")
+    ] = "float32",
 ) -> None:
     """Compare this engine with recorded tensors; exit code 1 when one case is outside its gate."""
     from s2v_tasks.engine.parallel.layout import Layout
     from s2v_tasks.engine.parity.launch import run_on_ranks
-    from s2v_tasks.engine.parity.runner import run
+    from s2v_tasks.engine.parity.runner import parse_target, run
     from s2v_tasks.planning.resolution import output_size
 
     shared = None if layout == "auto" else Layout.parse(layout)
+    target = parse_target(device, dtype, num_ranks=nproc)
     if nproc == 1:
-        results = run(folder, output_size=output_size, layout=shared)
+        results = run(folder, output_size=output_size, layout=shared, target=target)
     else:
         results = run_on_ranks(folder, num_ranks=nproc, output_size=output_size, layout=shared)
     table = Table("case", "max abs diff", "gate", "ok", "note")

@@ -37,11 +37,13 @@ def clip_facts(
 
 
 def peak_flops_per_second(card: GpuCard, device: str, precision: str, world_size: int) -> float | None:
-    """The peak of all devices of a run for the dtype of the weights; None where the card is of another kind."""
-    if (card.name == "cpu") != (device == "cpu"):
+    """The peak of all GPUs of a run for the dtype of the weights.
+
+    None on a CPU, whose peak depends on the machine, and where the card is not that of a GPU.
+    """
+    if card.name == "cpu" or device == "cpu":
         return None
-    num_devices = 1 if device == "cpu" else world_size  # ranks on a CPU share it
-    return num_devices * (card.fp32_tflops if precision == "float32" else card.bf16_tflops) * 1e12
+    return world_size * (card.fp32_tflops if precision == "float32" else card.bf16_tflops) * 1e12
 
 
 class Progress:

@@ -129,8 +129,7 @@ def test_a_clip_tells_what_it_cost(site: Site, whole: Manifest) -> None:
     facts = whole.facts
     assert facts["pflops"] > 0
     assert facts["tokens"] == 5 * 64
-    assert 0 < facts["mfu"] < 1
-    assert facts["mfu"] == pytest.approx(facts["pflops"] * 1e15 / (facts["render_seconds"] * 0.1e12), rel=0.05)
+    assert "mfu" not in facts  # the peak of a CPU is not known
     assert facts["peak_host_memory_bytes"] > 10**8
     assert (facts["device"], facts["world_size"]) == ("cpu", 1)
     assert (facts["precision"], facts["vae_precision"]) == ("float32", "float32")

@@ -13,8 +13,8 @@ from s2v_tasks.engine.models.config import S2VConfig
 from s2v_tasks.engine.models.transformer import S2VTransformer
 from s2v_tasks.engine.parity import encoders
 from s2v_tasks.engine.parity.results import CaseResult, load_golden
-from s2v_tasks.engine.parity.runner import run
-from s2v_tasks.errors import PermanentError
+from s2v_tasks.engine.parity.runner import parse_target, run
+from s2v_tasks.errors import ConfigurationError, PermanentError
 from s2v_tasks.planning.resolution import output_size
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -113,7 +113,9 @@ def test_a_silent_file_is_not_hidden_by_one_of_a_longer_name(tmp_path: Path, mon
         shutil.copy(GOLDEN / "t5_tiny.safetensors", tmp_path / f"{name}.safetensors")
     speaking = encoders.cases
     monkeypatch.setattr(
-        encoders, "cases", lambda folder: (row for row in speaking(folder) if row.name.startswith("t5_tiny_b"))
+        encoders,
+        "cases",
+        lambda folder, target: (row for row in speaking(folder, target) if row.name.startswith("t5_tiny_b")),
     )
     assert list(failures(tmp_path)) == ["t5_tiny"]
 
@@ -148,3 +150,27 @@ def write_case(folder: Path, dimensions: dict[str, object]) -> None:
     traces = {"trace.audio_enc.local": heard[0].clone()}
     save_file(inputs | traces | {"out": out[0]}, folder / "dit_case.safetensors", {"drop_motion_frames": "false"})
     save_file(model.state_dict(), folder / "dit_weights.safetensors", {"config": json.dumps(dimensions)})
+
+
+def test_bfloat16_has_gates_of_its_own(tmp_path: Path) -> None:
+    """Only the forwards run in it; an output that is off by more than its rounding fails."""
+    bfloat16 = parse_target("cpu", "bfloat16")
+    rows = run(GOLDEN, output_size=output_size, target=bfloat16)
+    assert [row.name for row in rows] == ["dit_case_next", "dit_eps_case"]
+    assert all(row.ok and row.max_abs_diff > 1e-3 for row in rows)
+    shutil.copy(GOLDEN / "dit_tiny.safetensors", tmp_path)
+    out = load_golden(GOLDEN / "dit_case_next.safetensors")["out"] * 1.02
+    rewrite(GOLDEN / "dit_case_next.safetensors", tmp_path / "dit_case_next.safetensors", out=out)
+    (row,) = run(tmp_path, output_size=output_size, target=bfloat16)
+    assert not row.ok
+
+
+def test_a_target_that_is_not_there_is_refused() -> None:
+    """Another dtype, a GPU on a machine without one, several processes in anything but float32 on the CPU."""
+    for target, named in (
+        (("cpu", "float16", 1), "float16"),
+        (("tpu", "float32", 1), "tpu"),
+        (("cpu", "bfloat16", 2), "2 processes"),
+    ):
+        with pytest.raises(ConfigurationError, match=named):
+            parse_target(*target[:2], num_ranks=target[2])

@@ -1,4 +1,4 @@
-"""How long a denoising step takes, guidance on: the transformer at any dimensions with random weights, no checkpoint.
+"""How long a denoising step takes: the transformer at any dimensions with random weights, no checkpoint.
 
 Two variants of the same weights and inputs run in turns in one process:
 
@@ -14,13 +14,15 @@ from statistics import median
 import torch
 from torch import Tensor
 
+from s2v_tasks.engine.bench.kernel_times import KernelTime, longest_kernels
 from s2v_tasks.engine.bench.reference import ClipTensors, reference_forward
-from s2v_tasks.engine.models import attention
+from s2v_tasks.engine.fp8 import quantizer
 from s2v_tasks.engine.models.attention_kernels import attention_kernel, kernel_name
 from s2v_tasks.engine.models.audio import NUM_FEATURE_LAYERS
 from s2v_tasks.engine.models.config import S2VConfig
 from s2v_tasks.engine.models.framepack import MOTION_LATENTS
 from s2v_tasks.engine.models.transformer import Guidance, S2VTransformer, Scene
+from s2v_tasks.engine.options import WeightsDtype
 from s2v_tasks.engine.parallel.guidance import BranchSplit
 from s2v_tasks.engine.parallel.layout import Layout, choose_layout
 from s2v_tasks.engine.parallel.mesh import parallelize
@@ -32,13 +34,18 @@ _GUIDE_SCALE = 4.5
 
 @dataclass(frozen=True)
 class StepBench:
-    """What is measured: a later clip of a chain, so with motion tokens, without a pose video."""
+    """What is measured: a clip without a pose video, by default a later one of a chain, so with motion tokens."""
 
     config: S2VConfig
     latent_shape: tuple[int, int, int]  # T, h, w
     repeats: int = 3
     attention: str = "auto"
     parallel_layout: str = "auto"
+    first_clip: bool = False  # without motion tokens
+    guided: bool = True
+    compiled: bool = False
+    weights_dtype: WeightsDtype = "auto"
+    with_reference: bool = True
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,9 @@ class StepReport:
     layout: Layout
     num_parameters: int
     precision: str
+    attention: str  # the kernel that was used
+    peak_memory_bytes: int | None  # of the GPU, weights included; None on a CPU
+    kernels: tuple[KernelTime, ...] = ()  # the longest of "hoisted", where asked for
 
 
 @dataclass(frozen=True)
@@ -67,36 +77,51 @@ class Inputs:
     latents: Tensor
     timestep: Tensor
     reference: Tensor
-    motion: Tensor
+    motion: Tensor | None
     contexts: tuple[Tensor, Tensor]  # prompt, negative prompt
     sounds: tuple[Tensor, Tensor]  # speech, silence
 
 
-def bench_step(bench: StepBench, worker: Worker) -> StepReport:
-    """Measure a step on all ranks of the worker; every rank calls it. With several ranks only "hoisted" is measured.
+def bench_step(bench: StepBench, worker: Worker, *, profile: bool = False) -> StepReport:
+    """Measure a step on all ranks of the worker; every rank calls it.
 
-    Raises ConfigurationError for a layout or an attention kernel that is not possible here.
+    "reference" is a later clip on one rank: with several ranks, and of a first clip, only "hoisted" is measured.
+
+    Raises ConfigurationError for a layout, an attention kernel or weights that are not possible here.
     """
     device = worker.device
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    transformer = random_transformer(bench.config, device, dtype)
+    transformer, kernel = bench_transformer(bench, device, dtype)
     num_parameters = sum(parameter.numel() for parameter in transformer.parameters())
-    for module in transformer.modules():
-        if isinstance(module, attention.SelfAttention):
-            module.attend = attention_kernel(kernel_name(bench.attention, device), device)
     layout = (
-        choose_layout(worker.world_size, bench.config.num_heads, guided=True)
+        choose_layout(worker.world_size, bench.config.num_heads, guided=bench.guided)
         if bench.parallel_layout == "auto"
         else Layout.parse(bench.parallel_layout)
     )
-    branches = parallelize(transformer, layout, device.type)
+    branches = parallelize(transformer, layout, device.type, guided=bench.guided)
     with torch.inference_mode():
         inputs = draw_inputs(bench, device, dtype)
-        variants = {"hoisted": _hoisted(transformer, inputs, branches)}
-        if worker.world_size == 1:
-            variants["reference"] = _reference(transformer, inputs)
+        variants = {"hoisted": prepared_step(transformer, inputs, bench, branches)}
+        if worker.world_size == 1 and bench.with_reference and inputs.motion is not None:
+            variants["reference"] = _reference(transformer, inputs, inputs.motion, guided=bench.guided)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
         rows = _measure(variants, bench.repeats, device)
-    return StepReport(rows, layout, num_parameters, str(dtype).removeprefix("torch."))
+        kernels = longest_kernels(variants["hoisted"], device) if profile and worker.world_size == 1 else []
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+    return StepReport(rows, layout, num_parameters, str(dtype).removeprefix("torch."), kernel, peak, tuple(kernels))
+
+
+def bench_transformer(bench: StepBench, device: torch.device, dtype: torch.dtype) -> tuple[S2VTransformer, str]:
+    """Return a transformer with random weights that runs as `bench` says, and the name of its attention kernel."""
+    transformer = random_transformer(bench.config, device, dtype)
+    if bench.weights_dtype != "auto":
+        convert = quantizer(transformer, bench.weights_dtype, device)
+        for key, weight in transformer.state_dict().items():
+            transformer.load_state_dict({key: convert(key, weight)}, strict=False, assign=True)
+    kernel = kernel_name(bench.attention, device)
+    transformer.choose_kernels(attention_kernel(kernel, device), compiled=bench.compiled)
+    return transformer, kernel
 
 
 def random_transformer(config: S2VConfig, device: torch.device, dtype: torch.dtype) -> S2VTransformer:
@@ -123,31 +148,36 @@ def draw_inputs(bench: StepBench, device: torch.device, dtype: torch.dtype) -> I
         latents=draw(1, _LATENT_CHANNELS, num_latents, height, width),
         timestep=torch.tensor([749], device=device),
         reference=draw(1, _LATENT_CHANNELS, 1, height, width),
-        motion=draw(1, _LATENT_CHANNELS, MOTION_LATENTS, height, width),
+        motion=None if bench.first_clip else draw(1, _LATENT_CHANNELS, MOTION_LATENTS, height, width),
         contexts=(draw(config.text_len // 8, config.text_dim), draw(config.text_len // 4, config.text_dim)),
         sounds=(sound, torch.zeros_like(sound)),
     )
 
 
-def _hoisted(transformer: S2VTransformer, inputs: Inputs, branches: BranchSplit | None) -> Callable[[], Tensor]:
+def prepared_step(
+    transformer: S2VTransformer, inputs: Inputs, bench: StepBench, branches: BranchSplit | None = None
+) -> Callable[[], Tensor]:
+    """Return what computes the velocity of one step, everything that is constant over the steps being prepared."""
     scene = scene_of(transformer, inputs)
-    guidances = [guidance_of(transformer, inputs, branch) for branch in (0, 1)]
-    mine = guidances if branches is None else branches.mine(guidances)
+    guidances = [guidance_of(transformer, inputs, branch) for branch in range(1 + bench.guided)]
+    mine = guidances if branches is None or not bench.guided else branches.mine(guidances)
 
     def step() -> Tensor:
         velocities = transformer(inputs.latents, inputs.timestep, scene, mine)
+        if not bench.guided:
+            return velocities[0]  # type: ignore[no-any-return]
         told, untold = velocities if branches is None else branches.exchange(velocities[0])
         return _guided(told, untold)
 
     return step
 
 
-def _reference(transformer: S2VTransformer, inputs: Inputs) -> Callable[[], Tensor]:
+def _reference(transformer: S2VTransformer, inputs: Inputs, motion: Tensor, *, guided: bool) -> Callable[[], Tensor]:
     def forward(branch: int) -> Tensor:
-        clip = ClipTensors(inputs.reference, inputs.motion, inputs.contexts[branch], inputs.sounds[branch])
+        clip = ClipTensors(inputs.reference, motion, inputs.contexts[branch], inputs.sounds[branch])
         return reference_forward(transformer, inputs.latents, inputs.timestep, clip)
 
-    return lambda: _guided(forward(0), forward(1))
+    return (lambda: _guided(forward(0), forward(1))) if guided else lambda: forward(0)
 
 
 def _guided(told: Tensor, untold: Tensor) -> Tensor:

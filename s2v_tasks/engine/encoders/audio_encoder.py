@@ -60,8 +60,10 @@ class AudioEncoder:
         return cls(model.to(device).eval().requires_grad_(False))
 
     @classmethod
-    def from_state_dict(cls, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> "AudioEncoder":
-        """Build on the CPU from the values of a config.json and weights with the folder's keys (`wav2vec2.*`)."""
+    def from_state_dict(
+        cls, state: Mapping[str, Tensor], config: Mapping[str, Any], device: torch.device | str = "cpu"
+    ) -> "AudioEncoder":
+        """Build on `device` from the values of a config.json and weights with the folder's keys (`wav2vec2.*`)."""
         model = Wav2Vec2Model(Wav2Vec2Config(**config))
         own = {key.removeprefix("wav2vec2."): value for key, value in state.items()}
         assign_weights(
@@ -69,7 +71,7 @@ class AudioEncoder:
             {key: value for key, value in own.items() if not key.startswith(_UNUSED_PREFIX)},
             source="the audio encoder",
         )
-        return cls(model)
+        return cls(model.to(device))
 
     @torch.inference_mode()
     def encode(self, waveform_P: NDArray[np.float32]) -> Tensor:

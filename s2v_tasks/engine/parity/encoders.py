@@ -1,34 +1,46 @@
 """Parity of the encoders around the transformer: wav2vec2, umT5, VAE."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+
+import torch
 
 from s2v_tasks.engine.audio_features import resample_50_to_30
 from s2v_tasks.engine.encoders.audio_encoder import AudioEncoder, normalise
 from s2v_tasks.engine.encoders.text_encoder import build_umt5, encode_ids
 from s2v_tasks.engine.encoders.vae import Vae
-from s2v_tasks.engine.parity.results import FORWARD_GATE, CaseResult, Golden, compare, load_golden, per_file
+from s2v_tasks.engine.parity.results import (
+    CPU_FLOAT32,
+    FORWARD_GATE,
+    CaseResult,
+    Golden,
+    Target,
+    compare,
+    load_golden,
+    per_file,
+)
 
 PREFIXES = ("wav2vec", "t5", "vae")
 
 
-def cases(folder: Path) -> Iterator[CaseResult]:
+def cases(folder: Path, target: Target = CPU_FLOAT32) -> Iterator[CaseResult]:
     """Run every encoder golden of `folder`; weights, dimensions and head counts come from the files."""
     paths = sorted(path for path in folder.glob("*.safetensors") if path.stem.startswith(PREFIXES))
-    return per_file(paths, _run_file, FORWARD_GATE)
+    return per_file(paths, partial(_run_file, target.device), FORWARD_GATE)
 
 
-def _run_file(path: Path) -> Iterator[CaseResult]:
-    golden = load_golden(path)
+def _run_file(device: torch.device, path: Path) -> Iterator[CaseResult]:
+    golden = load_golden(path, device)
     if golden.name.startswith("wav2vec"):
-        return _wav2vec(golden)
-    return _t5(golden) if golden.name.startswith("t5") else _vae(golden)
+        return _wav2vec(golden, device)
+    return _t5(golden, device) if golden.name.startswith("t5") else _vae(golden, device)
 
 
-def _wav2vec(golden: Golden) -> Iterator[CaseResult]:
-    encoder = AudioEncoder.from_state_dict(golden.with_prefix("w."), golden.metadata["config"])
+def _wav2vec(golden: Golden, device: torch.device) -> Iterator[CaseResult]:
+    encoder = AudioEncoder.from_state_dict(golden.with_prefix("w."), golden.metadata["config"], device)
     for clip in _stems(golden, ".input_values"):
-        waveform = golden[f"{clip}.loaded"].numpy()
+        waveform = golden[f"{clip}.loaded"].cpu().numpy()
         values = golden[f"{clip}.input_values"]
         states = encoder.encode(waveform)
         name = f"{golden.name} {clip}"
@@ -37,14 +49,14 @@ def _wav2vec(golden: Golden) -> Iterator[CaseResult]:
         yield compare(f"{name} feat30", resample_50_to_30(states), golden[f"{clip}.feat30"], FORWARD_GATE)
 
 
-def _t5(golden: Golden) -> Iterator[CaseResult]:
-    model = build_umt5(golden.with_prefix("w."), "cpu")
+def _t5(golden: Golden, device: torch.device) -> Iterator[CaseResult]:
+    model = build_umt5(golden.with_prefix("w."), device)
     for index, rows in enumerate(encode_ids(model, golden["ids"], golden["mask"])):
         yield compare(f"{golden.name} out{index}", rows, golden[f"out{index}"], FORWARD_GATE)
 
 
-def _vae(golden: Golden) -> Iterator[CaseResult]:
-    vae = Vae.from_state_dict(golden.with_prefix("w."), "cpu")
+def _vae(golden: Golden, device: torch.device) -> Iterator[CaseResult]:
+    vae = Vae.from_state_dict(golden.with_prefix("w."), device)
     for clip in _stems(golden, ".x"):
         name = f"{golden.name} {clip}"
         yield compare(f"{name} encode", vae.encode(golden[f"{clip}.x"][None])[0], golden[f"{clip}.z"], FORWARD_GATE)

@@ -24,13 +24,16 @@ from s2v_tasks.engine.parallel.layout import Layout
 from s2v_tasks.engine.parity.ranks import num_ranks, share_among_ranks
 from s2v_tasks.engine.parity.results import (
     CASE_SUFFIXES,
+    CPU_FLOAT32,
     EXACT,
     FORWARD_GATE,
     ROPE_GATE,
     CaseResult,
     Golden,
+    Target,
     compare,
     compare_all,
+    compare_bfloat16,
     load_golden,
     per_file,
 )
@@ -49,15 +52,20 @@ _TRACE_GATE = 5e-5
 Pair = tuple[str, Tensor, Tensor]
 
 
-def cases(folder: Path, layout: Layout | None = None) -> Iterator[CaseResult]:
-    """Run every golden file of the transformer in `folder`; whole forwards on all ranks, in `layout` where given."""
+def cases(folder: Path, layout: Layout | None = None, target: Target = CPU_FLOAT32) -> Iterator[CaseResult]:
+    """Run every golden file of the transformer in `folder`; whole forwards on all ranks, in `layout` where given.
+
+    In bfloat16 only the whole forwards.
+    """
     paths = sorted(path for path in folder.iterdir() if path.name.startswith(PREFIXES) and path.suffix in CASE_SUFFIXES)
+    if target.dtype == torch.bfloat16:
+        paths = [path for path in paths if path.name.startswith("dit_") and not _is_weights(path)]
     for path in paths:
-        yield from per_file([path], partial(_run_file, folder, layout), FORWARD_GATE)
+        yield from per_file([path], partial(_run_file, folder, layout, target), FORWARD_GATE)
 
 
-def load_transformer(folder: Path) -> S2VTransformer:
-    """The fp32 transformer of the folder's golden weights, loaded strictly.
+def load_transformer(folder: Path, target: Target = CPU_FLOAT32) -> S2VTransformer:
+    """The transformer of the folder's golden weights, loaded strictly.
 
     Raises ConfigurationError when the folder has no such weights or when keys or shapes differ.
     """
@@ -69,7 +77,7 @@ def load_transformer(folder: Path) -> S2VTransformer:
                 model.load_state_dict(golden.tensors)
             except RuntimeError as error:
                 raise ConfigurationError(f"{path.name} does not fit its own config: {error}") from error
-            return model.requires_grad_(requires_grad=False)
+            return model.requires_grad_(requires_grad=False).to(target.device, target.dtype)
     raise ConfigurationError(f"{folder} has no dit_*.safetensors with a 'config' in its metadata; add the weights")
 
 
@@ -78,14 +86,15 @@ def _is_weights(path: Path) -> bool:
         return "config" in (file.metadata() or {})
 
 
-def _run_file(folder: Path, layout: Layout | None, path: Path) -> Iterable[CaseResult]:
+def _run_file(folder: Path, layout: Layout | None, target: Target, path: Path) -> Iterable[CaseResult]:
     if path.name.startswith("rope"):
         return _rope_positions(path) if path.suffix == ".json" else _rope_tables(load_golden(path))
-    model = load_transformer(folder)
+    model = load_transformer(folder, target)
+    golden = load_golden(path, target.device)
     if path.name.startswith("dit_"):
-        return _weights(model, path) if _is_weights(path) else _forward(model, load_golden(path), layout)
+        return _weights(model, path) if _is_weights(path) else _forward(model, golden, layout)
     run = {"framepack": _framepack, "time_embedding": _time_embedding, "audio_encoder": _audio_encoder}
-    return next(run_part for prefix, run_part in run.items() if path.name.startswith(prefix))(model, load_golden(path))
+    return next(run_part for prefix, run_part in run.items() if path.name.startswith(prefix))(model, golden)
 
 
 def _weights(model: S2VTransformer, path: Path) -> Iterator[CaseResult]:
@@ -105,12 +114,15 @@ def _forward(model: S2VTransformer, golden: Golden, layout: Layout | None) -> It
     share_among_ranks(model, layout, guided=False)
     dropped = golden.metadata["drop_motion_frames"]
     motion = None if dropped else golden["in.motion_latents"]
-    features = rearrange(golden["in.audio_input"], "1 k c f -> f k c")
+    features = rearrange(golden["in.audio_input"], "1 k c f -> f k c").to(model.patch_embedding.weight.dtype)
     with Recorder(model) as recorder:
         num_frames = golden["in.latents"].shape[1]
         scene = model.prepare_scene(num_frames, golden["in.ref_latents"], motion, golden["in.cond_states"])
         guidance = model.prepare_guidance(golden["in.context"], features)
         (velocity,) = model(golden["in.latents"][None], golden["in.timestep"], scene, [guidance])
+    if model.patch_embedding.weight.dtype == torch.bfloat16:
+        yield compare_bfloat16(*_scaled(golden.name, velocity[0], golden["out"]))
+        return
     yield compare(golden.name, velocity[0], golden["out"], FORWARD_GATE)
     if num_ranks() > 1:  # inside, each rank sees its own tokens
         return

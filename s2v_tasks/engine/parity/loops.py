@@ -24,10 +24,12 @@ from s2v_tasks.engine.parity.forward import load_transformer
 from s2v_tasks.engine.parity.ranks import share_among_ranks
 from s2v_tasks.engine.parity.results import (
     CASE_SUFFIXES,
+    CPU_FLOAT32,
     EXACT,
     LOOP_GATE,
     CaseResult,
     Golden,
+    Target,
     compare,
     compare_all,
     load_golden,
@@ -43,10 +45,12 @@ _BYTE_GATE = 1.0
 OutputSize = Callable[[int, int, int], tuple[int, int]]
 
 
-def cases(folder: Path, *, output_size: OutputSize, layout: Layout | None = None) -> Iterator[CaseResult]:
+def cases(
+    folder: Path, *, output_size: OutputSize, layout: Layout | None = None, target: Target = CPU_FLOAT32
+) -> Iterator[CaseResult]:
     """Run every golden loop in `folder`, on all ranks; `output_size(height, width, area)` gives (height, width)."""
     paths = sorted(path for path in folder.iterdir() if path.name.startswith(PREFIXES) and path.suffix in CASE_SUFFIXES)
-    yield from per_file(paths, partial(_run_file, folder, output_size, layout), LOOP_GATE)
+    yield from per_file(paths, partial(_run_file, folder, output_size, layout, target), LOOP_GATE)
 
 
 class LinearCodec:
@@ -102,11 +106,11 @@ class _ObservedCodec:
 class _ObservedPipeline(S2VPipeline):
     """The pipeline, with the latents and velocities of each step noted, and the frames before they become bytes."""
 
-    def __init__(self, folder: Path, golden: Golden, layout: Layout | None) -> None:
-        self.observed = _ObservedCodec(_codec(folder, golden))
-        transformer = load_transformer(folder)
+    def __init__(self, folder: Path, golden: Golden, layout: Layout | None, target: Target) -> None:
+        self.observed = _ObservedCodec(_codec(folder, golden, target.device))
+        transformer = load_transformer(folder, target)
         branches = share_among_ranks(transformer, layout, guided=golden.metadata["guide_scale"] > 1)
-        super().__init__(transformer, self.observed, "cpu", torch.float32, compat="reference", branches=branches)
+        super().__init__(transformer, self.observed, target.device, target.dtype, compat="reference", branches=branches)
 
     def _velocities(self, latents: Tensor, *args: Any) -> Sequence[Tensor]:
         velocities = super()._velocities(latents, *args)
@@ -121,17 +125,19 @@ class _ObservedPipeline(S2VPipeline):
         yield frames
 
 
-def _codec(folder: Path, golden: Golden) -> Codec:
+def _codec(folder: Path, golden: Golden, device: torch.device) -> Codec:
     if golden.metadata["vae"] == "lin":
         return LinearCodec(golden)
     for path in sorted(folder.glob("vae_*.safetensors")):
-        return Vae.from_state_dict(load_golden(path).with_prefix("w."), "cpu")
+        return Vae.from_state_dict(load_golden(path, device).with_prefix("w."), device)
     raise ConfigurationError(f"{golden.name} needs the VAE weights of vae_*.safetensors; add that file to {folder}")
 
 
-def _run_file(folder: Path, output_size: OutputSize, layout: Layout | None, path: Path) -> Iterator[CaseResult]:
-    golden = load_golden(path)
-    pipeline = _ObservedPipeline(folder, golden, layout)
+def _run_file(
+    folder: Path, output_size: OutputSize, layout: Layout | None, target: Target, path: Path
+) -> Iterator[CaseResult]:
+    golden = load_golden(path, target.device)
+    pipeline = _ObservedPipeline(folder, golden, layout, target)
     clips: list[_Seen] = []
     motion_latents: list[Tensor] = []
     videos: list[Tensor] = []
@@ -156,7 +162,7 @@ def _run_file(folder: Path, output_size: OutputSize, layout: Layout | None, path
 def _clip_inputs(golden: Golden, output_size: OutputSize) -> Iterable[dict[str, Any]]:
     """The inputs of each clip of the loop, without the motion state."""
     meta = golden.metadata
-    image = golden["image_u8"].numpy()
+    image = golden["image_u8"].cpu().numpy()
     height, width = output_size(image.shape[0], image.shape[1], meta["max_area"])
     num_frames, features = meta["infer_frames"], golden["audio_feat30"]
     available = reference_num_repeat(features.shape[1], num_frames)
@@ -165,7 +171,7 @@ def _clip_inputs(golden: Golden, output_size: OutputSize) -> Iterable[dict[str, 
     pose = None
     if meta["pose"]:
         step = reference_pose_step(meta["pose"][3])
-        frames = golden["pose_frames_u8"][::step][: num_clips * num_frames].numpy()
+        frames = golden["pose_frames_u8"][::step][: num_clips * num_frames].cpu().numpy()
         pose = pad_pose(fit_pose(frames, width, height, compat="reference"), num_clips * num_frames)
     reference = fit_image(image, width, height, compat="reference")
     for index in range(num_clips):

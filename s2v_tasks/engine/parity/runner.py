@@ -3,24 +3,31 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import torch
+
 from s2v_tasks.engine.parallel.layout import Layout
 from s2v_tasks.engine.parity import encoders, forward, loops, tables
-from s2v_tasks.engine.parity.results import CASE_SUFFIXES, EXACT, CaseResult, failed
-from s2v_tasks.errors import PermanentError
+from s2v_tasks.engine.parity.results import CASE_SUFFIXES, CPU_FLOAT32, EXACT, CaseResult, Target, failed
+from s2v_tasks.errors import ConfigurationError, PermanentError
 
 # What a folder of goldens holds of these kinds besides cases.
 _DOCUMENTS = ("README", "manifest", "mutation_results", "upstream_timing")
 
 
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
 OutputSize = Callable[[int, int, int], tuple[int, int]]
 
 
-def run(folder: Path, *, output_size: OutputSize, layout: Layout | None = None) -> list[CaseResult]:
+def run(
+    folder: Path, *, output_size: OutputSize, layout: Layout | None = None, target: Target = CPU_FLOAT32
+) -> list[CaseResult]:
     """All rows of the parity table, in the order of the file names.
 
     `output_size(height, width, area)` is the size rule of the planner, returning (height, width). Where a process
     group has been initialised, its ranks compute the forwards and loops together, in `layout` or in the one that a
-    render job would choose. A *.safetensors or *.json file that no case knows, or that
+    render job would choose. `target` is where the networks run; in bfloat16 only the forwards of the transformer are
+    compared, which is what runs in bfloat16. A *.safetensors or *.json file that no case knows, or that
     gave no row, is a failing row; other files are left alone. Raises PermanentError when the folder has nothing to run.
     """
     if not folder.is_dir():
@@ -29,17 +36,30 @@ def run(folder: Path, *, output_size: OutputSize, layout: Layout | None = None) 
     files = sorted(path for path in kin if not path.name.startswith((*_DOCUMENTS, ".")))
     if not files:
         raise PermanentError(f"{folder} holds no golden files; expected *.safetensors or *.json of the golden format")
-    rows = [*_all_cases(folder, output_size, layout), *_unknown(files)]
+    if target.dtype == torch.bfloat16:
+        return sorted(forward.cases(folder, layout, target), key=lambda row: row.name)
+    rows = [*_all_cases(folder, output_size, layout, target), *_unknown(files)]
     silent = [path for path in files if not any(f"{row.name} ".startswith(f"{path.stem} ") for row in rows)]
     rows += [failed(path.stem, EXACT, "the file gave nothing to compare") for path in silent]
     return sorted(rows, key=lambda row: row.name)
 
 
-def _all_cases(folder: Path, output_size: OutputSize, layout: Layout | None) -> Iterator[CaseResult]:
-    yield from forward.cases(folder, layout)
-    yield from encoders.cases(folder)
+def parse_target(device: str, dtype: str, *, num_ranks: int = 1) -> Target:
+    """Return where the networks of the cases run; ConfigurationError for what is not there or not possible."""
+    if dtype not in _DTYPES:
+        raise ConfigurationError(f"dtype is {dtype!r}; expected one of {', '.join(_DTYPES)}.")
+    if device not in {"cpu", "cuda"} or (device == "cuda" and not torch.cuda.is_available()):
+        raise ConfigurationError(f"device is {device!r}; expected cpu, or cuda where there is a GPU.")
+    if num_ranks > 1 and (device, dtype) != ("cpu", "float32"):
+        raise ConfigurationError(f"{num_ranks} processes compare on the CPU in float32 alone; start one for {device}.")
+    return Target(torch.device(device), _DTYPES[dtype])
+
+
+def _all_cases(folder: Path, output_size: OutputSize, layout: Layout | None, target: Target) -> Iterator[CaseResult]:
+    yield from forward.cases(folder, layout, target)
+    yield from encoders.cases(folder, target)
     yield from tables.cases(folder, output_size=output_size)
-    yield from loops.cases(folder, output_size=output_size, layout=layout)
+    yield from loops.cases(folder, output_size=output_size, layout=layout, target=target)
 
 
 def _unknown(files: list[Path]) -> Iterator[CaseResult]:

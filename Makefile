@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 CONSTRAINTS := config/constraints-py311.txt
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo up down status test test-kubernetes test-ingestion test-images lint docs clean
+.PHONY: install demo up down status test test-kubernetes test-ingestion test-outages test-images lint docs clean
 
 help: ## Show this help.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -45,6 +45,9 @@ test: lint ## Install what the tests need and run them all.
 
 test-ingestion: $(INSTALLED) ## Drop a thousand folders into a running Airflow and kill its scheduler twice.
 	$(BIN)/python -m pytest -m ingestion -s tests/integration/test_flood.py
+
+test-outages: $(INSTALLED) ## Run five jobs at once on an Airflow with factory settings and kill its scheduler.
+	$(BIN)/pytest -m outages -s tests/integration/test_factory_airflow.py
 
 test-images: $(INSTALLED) ## Run the scripts of the images as their builds do, without a container engine.
 	$(BIN)/python -m pytest -m images tests/contracts/test_images.py tests/contracts/test_compose.py

@@ -11,9 +11,9 @@ import pytest
 from s2v_tasks.orchestration import policy
 
 
-def weight(conf: dict[str, Any] | None, own: int = 7, dag_id: str = "speech_to_video") -> int:
+def weight(conf: dict[str, Any] | None, own: int = 7, dag_id: str = "speech_to_video", times: int = 2) -> int:
     task = SimpleNamespace(dag_id=dag_id, priority_weight=own)
-    for _ in range(2):  # Airflow asks again at each try
+    for _ in range(times):  # Airflow asks again at each try
         policy.task_instance_mutation_hook(task, SimpleNamespace(conf=conf))
     return int(task.priority_weight)
 
@@ -24,6 +24,20 @@ def test_a_higher_priority_goes_before_whatever_task_of_a_lower_one() -> None:
     assert weight({"priority": "high"}, 2) > weight({"priority": "high"}, 1)
 
 
+@pytest.mark.parametrize("priority", ["low", "normal", "high"])
+def test_a_retry_does_not_raise_the_priority(priority: str) -> None:
+    """However often Airflow asks, the weight is the same: a job that fails often passes no other."""
+    assert [weight({"priority": priority}, times=times) for times in (1, 2, 3, 11)] == [
+        weight({"priority": priority})
+    ] * 4
+    assert weight({"priority": priority}, times=11) < weight({"priority": "high"}, 9999, times=1)
+
+
+def test_a_priority_is_apart_from_the_next_by_more_than_any_weight_in_a_run() -> None:
+    """Ranks are 10,000 apart; the weight of the task itself is kept."""
+    assert [weight({"priority": name}, 9_999) for name in ("low", "normal", "high")] == [9_999, 19_999, 29_999]
+
+
 @pytest.mark.parametrize("conf", [None, {}, {"priority": "urgent"}])
 def test_a_run_that_says_nothing_is_normal(conf: dict[str, Any] | None) -> None:
     """What is refused later by the first step must not stop the scheduler."""
@@ -31,8 +45,11 @@ def test_a_run_that_says_nothing_is_normal(conf: dict[str, Any] | None) -> None:
 
 
 def test_other_dags_are_left_alone() -> None:
-    """A cluster policy sees all tasks of the installation."""
+    """A cluster policy sees all tasks of the installation, and those that have no run yet."""
     assert weight({"priority": "high"}, 3, "other") == 3
+    task = SimpleNamespace(dag_id="speech_to_video", priority_weight=3)
+    policy.task_instance_mutation_hook(task, None)
+    assert task.priority_weight == 3
 
 
 def test_airflow_finds_the_policy() -> None:

@@ -79,7 +79,10 @@ def test_a_bad_field_is_refused_before_a_run_exists(airflow: AirflowInstallation
 def test_a_run_from_the_form_makes_a_video_and_is_there_after_a_restart(
     airflow: AirflowInstallation, stack: Settings
 ) -> None:
-    """Scheduler, workers and triggerer bring a run to its end: clip 2 waits, deferred, for clip 1."""
+    """Scheduler, workers and triggerer bring a run to its end, each task with one try: clip 2 waits for clip 1.
+
+    That the wait is deferred, and that the links lead to a page of ours, needs no setting of Airflow.
+    """
     example = demo_request(stack) | {"num_clip": 2, "infer_frames": 16, "sample_steps": 2, "size": "128*128"}
     body = {"logical_date": None, "conf": example | {"job_id": "from-the-form"}}
     run_id = call(airflow, "/dags/speech_to_video/dagRuns", body)["dag_run_id"]
@@ -89,6 +92,10 @@ def test_a_run_from_the_form_makes_a_video_and_is_there_after_a_restart(
         assert time.monotonic() < deadline, call(airflow, f"{path}/taskInstances")
         time.sleep(1)
     assert state == "success"
+    tasks = call(airflow, f"{path}/taskInstances")["task_instances"]
+    assert {(task["task_id"], task["try_number"]) for task in tasks if task["try_number"] != 1} == set()
+    wait_log = call(airflow, f"{path}/taskInstances/clip.wait/logs/1?map_index=1")["content"]
+    assert "DEFERRED" in json.dumps(wait_log)
     check_links(airflow, path)
     engine = engine_from_settings(stack)
     job = Ledger(engine).job("from-the-form")

@@ -82,13 +82,13 @@ def test_no_path_has_a_variable_for_airflow_to_replace(tmp_path: Path, monkeypat
     (odd / "dags").mkdir(parents=True)
     monkeypatch.setattr(airflow, "CHECKOUT", odd)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    environment = AirflowInstallation(odd).environment(DATABASE_URL, deferrable=True)
-    assert AirflowInstallation(odd).environment(DATABASE_URL, deferrable=True) == environment
+    environment = AirflowInstallation(odd).environment(DATABASE_URL)
+    assert AirflowInstallation(odd).environment(DATABASE_URL) == environment
     for name, place in (("AIRFLOW_HOME", odd / "airflow"), ("AIRFLOW__CORE__DAGS_FOLDER", odd / "dags")):
         assert "$" not in environment[name]
         assert Path(environment[name]).resolve() == place
     assert environment["S2V_HOME"] == str(odd)
-    plain = AirflowInstallation(tmp_path / "50 % o'brien").environment(DATABASE_URL, deferrable=True)
+    plain = AirflowInstallation(tmp_path / "50 % o'brien").environment(DATABASE_URL)
     assert plain["AIRFLOW_HOME"] == str(tmp_path / "50 % o'brien" / "airflow")
 
 
@@ -133,3 +133,9 @@ def test_a_start_says_what_it_waits_for(tmp_path: Path, monkeypatch: pytest.Monk
         ("DAGs to be read", 9),
         ("DAGs to be read", 20),
     ]
+
+
+@pytest.mark.parametrize("setting", ["CORE__PLUGINS_FOLDER", "OPERATORS__DEFAULT_DEFERRABLE"])
+def test_nothing_of_ours_needs_a_setting_that_another_airflow_lacks(tmp_path: Path, setting: str) -> None:
+    """The plugin is found by its entry point, and waits always defer: here as on an Airflow with factory settings."""
+    assert f"AIRFLOW__{setting}" not in AirflowInstallation(tmp_path).environment(DATABASE_URL)

@@ -178,6 +178,48 @@ def test_a_deleted_pod_is_the_clusters_fault_however_it_ended(state: dict[str, A
     assert (failure.fault, "was deleted" in failure.message) == ("cluster", True)
 
 
+def test_a_deleted_pod_that_never_had_its_image_is_still_the_steps_fault() -> None:
+    """Airflow deletes what it gave up: such a pod is Pending, and the next try would meet the same."""
+    waiting = {"waiting": {"reason": "ImagePullBackOff", "message": "not found"}}
+    deleted = pod(waiting, phase="Pending")
+    deleted.metadata.deletion_timestamp = datetime.now(UTC)
+    failure = judge(deleted, "base", "seen")
+    assert (failure.fault, "cannot be pulled" in failure.message) == ("step", True)
+
+
+@pytest.mark.parametrize(
+    "reason", ["Evicted", "Preempting", "Preempted", "NodeLost", "NodeShutdown", "Shutdown", "Terminated"]
+)
+def test_each_way_to_take_a_pod_away_is_the_clusters_fault(reason: str) -> None:
+    """The reason is quoted; what the container said with its last breath is not the step's failure."""
+    failure = judge(pod(ended(1, "SignalException: 15"), phase="Failed", reason=reason), "base", "seen")
+    assert (failure.fault, f"({reason}): no message" in failure.message) == ("cluster", True)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "dial tcp 10.0.0.9:443: connect: connection reset by peer",
+        'Head "https://registry/v2/x": EOF',
+        "dial tcp 10.0.0.9:443: connect: no route to host",
+        "dial tcp 10.0.0.9:443: connect: network is unreachable",
+        "net/http: TLS handshake timeout",
+        "Back-off pulling image\ndial tcp 10.0.0.9:443: connect: connection refused",
+    ],
+)
+def test_a_registry_that_is_away_is_the_clusters_fault(message: str) -> None:
+    """Its name is right, so waiting helps."""
+    waiting = {"waiting": {"reason": "ErrImagePull", "message": message}}
+    assert judge(pod(waiting, phase="Pending"), "base", "seen").fault == "cluster"
+
+
+@pytest.mark.parametrize("reason", ["InvalidImageName", "ErrImageNeverPull"])
+def test_a_name_that_is_none_is_final(reason: str) -> None:
+    """No try can find it."""
+    waiting = {"waiting": {"reason": reason, "message": "couldn't parse image reference"}}
+    assert judge(pod(waiting, phase="Pending"), "base", "seen").fault == "permanent"
+
+
 QUOTA = (
     'pods "render-clip-x" is forbidden: exceeded quota: gpus, requested: requests.nvidia.com/gpu=1, '
     "used: requests.nvidia.com/gpu=4, limited: requests.nvidia.com/gpu=4"

@@ -39,6 +39,13 @@ class AttemptLedger:
         with transaction(self._engine) as connection:
             connection.execute(sa.update(Attempt).where(*running).values(gpu_seconds=_gpu_seconds(NOW)))
 
+    def attempt_is_alive(self, job_id: str, work: Work, *, within_seconds: float) -> bool:
+        """Whether an attempt runs that has given a sign of life within so many seconds."""
+        recent = _last_sign() > NOW - sa.func.make_interval(0, 0, 0, 0, 0, 0, within_seconds)
+        running = sa.select(Attempt.attempt).where(*_of(job_id, work), Attempt.outcome == "running", recent)
+        with transaction(self._engine) as connection:
+            return connection.execute(running.limit(1)).first() is not None
+
 
 def begin_attempt(connection: sa.Connection, job_id: str, work: Work, world_size: int) -> int:
     """Put a new attempt on record and return its number, from 1. One that still runs is lost: it cannot end any more.

@@ -1,13 +1,20 @@
 """Writes down what an attempt has cost so far: one that is killed, with its node perhaps, cannot say so at its end."""
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from s2v_tasks import log
+from s2v_tasks.errors import TransientError
 from s2v_tasks.metadata.attempts import Work
 from s2v_tasks.steps.context import StepContext, tolerated
 
 BEAT_SECONDS = 5.0
+_SILENT_SECONDS = 3 * BEAT_SECONDS  # after that an attempt is taken for dead
+_LOOK_SECONDS = 1.0
+# The other ranks wait in a collective operation meanwhile, which ends after 30 minutes.
+_LONGEST_WAIT_SECONDS = 15 * 60.0
 
 
 @contextmanager
@@ -27,3 +34,23 @@ def metered(ctx: StepContext, work: Work) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
+
+
+def await_earlier_attempt(ctx: StepContext, work: Work) -> None:
+    """Wait while another process works on the same; TransientError when that takes too long.
+
+    Airflow starts a task again when its scheduler was lost, and ends the process of the first try only some seconds
+    later. What that process saves at its end, or even finishes, would else be computed twice.
+    """
+    deadline = time.monotonic() + _LONGEST_WAIT_SECONDS
+    waits = False
+    while ctx.ledger.attempt_is_alive(ctx.job_id, work, within_seconds=_SILENT_SECONDS):
+        if time.monotonic() > deadline:
+            raise TransientError(
+                f"Another process has worked on this for {_LONGEST_WAIT_SECONDS / 60:.0f} minutes: expected that it "
+                "ends, since Airflow has started this one in its place. The next try looks again."
+            )
+        if not waits:
+            log.get_logger().info("waiting_for_earlier_attempt")
+            waits = True
+        time.sleep(_LOOK_SECONDS)

@@ -18,7 +18,7 @@ from s2v_tasks.engine.worker import choose_device
 from s2v_tasks.media.audio import load_waveform
 from s2v_tasks.metadata.attempts import CONDITIONS
 from s2v_tasks.schemas.manifest import fingerprint
-from s2v_tasks.steps.attempt_meter import metered
+from s2v_tasks.steps.attempt_meter import await_earlier_attempt, metered
 from s2v_tasks.steps.context import StepContext, tolerated
 from s2v_tasks.steps.requirements import open_snapshot
 from s2v_tasks.storage.artifacts import Built, OutputFile
@@ -69,6 +69,7 @@ def run(ctx: StepContext) -> dict[str, Any]:
         with metered(ctx, CONDITIONS):
             return encode(folder)
 
+    await_earlier_attempt(ctx, CONDITIONS)
     others = ctx.ledger.jobs_with_conditions(made_from)
     try:
         produced = ctx.produce(

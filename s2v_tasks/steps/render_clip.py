@@ -31,7 +31,7 @@ from s2v_tasks.metadata.attempts import rendering
 from s2v_tasks.schemas.manifest import Artifact, Manifest, fingerprint
 from s2v_tasks.schemas.plan import FPS, ClipPlan, Plan
 from s2v_tasks.settings import Settings, load_settings
-from s2v_tasks.steps.attempt_meter import metered
+from s2v_tasks.steps.attempt_meter import await_earlier_attempt, metered
 from s2v_tasks.steps.cancellation import cancellable
 from s2v_tasks.steps.clip_meter import Progress, clip_facts
 from s2v_tasks.steps.clip_order import Order, Renderer, frames_to_keep
@@ -143,6 +143,7 @@ class _Leader:
         """Make the clip durable; whether it was so already."""
         ctx, index = self._ctx, clip.clip_index
         log.bind(clip_index=index)
+        await_earlier_attempt(ctx, rendering(index))
         inputs = dict(self._inputs)
         predecessor = self._predecessor(clip)
         if predecessor is not None:

@@ -15,7 +15,7 @@ from s2v_tasks.metadata.records import JobRecord
 from s2v_tasks.metadata.repository import Ledger
 from s2v_tasks.schemas.manifest import Manifest
 from s2v_tasks.schemas.plan import Plan
-from s2v_tasks.steps import clip_order, render_clip
+from s2v_tasks.steps import attempt_meter, clip_order, render_clip
 from s2v_tasks.storage.artifacts import ArtifactStore
 from s2v_tasks.storage.layout import JobLayout
 from s2v_tasks.storage.s3 import ObjectStore
@@ -58,6 +58,38 @@ def test_a_lost_clip_is_rendered_again_to_the_same_bytes(store: ObjectStore, ren
     store.delete(LAYOUT.clip(0))
     assert render() == [False, True]
     assert (store.get_bytes(LAYOUT.clip(0)), store.get_bytes(LAYOUT.clip(1))) == (first, second)
+
+
+@pytest.mark.parametrize("clip_index", [None, 0])
+def test_work_on_which_another_process_still_is_is_not_done_twice(
+    run: Run, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, clip_index: int | None
+) -> None:
+    """Airflow may start a task again before its first process has ended: that one is waited for."""
+    run("stage_inputs")
+    run("plan_clips")
+    if clip_index is None:
+        ledger.conditions_started(JOB)
+    else:
+        run("encode_conditions")
+        ledger.clip_started(JOB, clip_index, "f0")
+    waits = []
+
+    def end_the_other(seconds: float) -> None:
+        waits.append(seconds)
+        if clip_index is None:
+            ledger.conditions_ended(JOB, outcome="failed", reason="ended")
+        else:
+            ledger.clip_failed(JOB, clip_index, "ended", outcome="interrupted")
+
+    monkeypatch.setattr(attempt_meter, "time", SimpleNamespace(monotonic=lambda: 0.0, sleep=end_the_other))
+    run("encode_conditions") if clip_index is None else run("render_clip", clip_index)
+    job = ledger.job(JOB)
+    assert job is not None
+    assert len(waits) == 1
+    assert [attempt.outcome for attempt in job.attempts][-2:] == [
+        "failed" if clip_index is None else "interrupted",
+        "succeeded",
+    ]
 
 
 def test_clips_rendered_by_one_process_are_those_of_a_process_each(

@@ -71,7 +71,7 @@ class Site:
         """Whether a clip is in the middle of its solver steps."""
         jobs = [job for job_id in job_ids if (job := self.ledger.job(job_id))]
         return any(
-            clip.status == "running" and 0 < (clip.progress_step or 0) < (clip.progress_steps or 0) // 2
+            clip.status == "rendering" and 0 < (clip.progress_step or 0) < (clip.progress_steps or 0) // 2
             for job in jobs
             for clip in job.clips
         )

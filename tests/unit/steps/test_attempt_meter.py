@@ -2,16 +2,23 @@
 
 import threading
 import time
+from collections.abc import Callable, Iterator
 
 import pytest
 import sqlalchemy as sa
 
-from s2v_tasks.metadata.attempts import CONDITIONS
+from s2v_tasks.errors import TransientError
+from s2v_tasks.metadata.attempts import CONDITIONS, Work, rendering
 from s2v_tasks.metadata.repository import Ledger
-from s2v_tasks.settings import load_settings
+from s2v_tasks.planning import make_plan
+from s2v_tasks.schemas.model_card import load_gpu_card, load_model_card
+from s2v_tasks.schemas.plan import Plan, SpeechFacts
+from s2v_tasks.schemas.preset import load_presets
+from s2v_tasks.schemas.request import parse_request
+from s2v_tasks.settings import config_dir, load_settings
 from s2v_tasks.steps import attempt_meter
-from s2v_tasks.steps.attempt_meter import metered
-from s2v_tasks.steps.context import open_context
+from s2v_tasks.steps.attempt_meter import await_earlier_attempt, metered
+from s2v_tasks.steps.context import StepContext, open_context
 
 
 def test_gpu_seconds_are_on_record_while_the_work_goes_on(
@@ -41,3 +48,96 @@ def test_gpu_seconds_are_on_record_while_the_work_goes_on(
         with metered(ctx, CONDITIONS):
             grows(grows(0.0))
         assert "attempt-meter" not in [thread.name for thread in threading.enumerate()]
+
+
+def plan_of_three_clips(job_id: str) -> Plan:
+    folder = config_dir(load_settings())
+    uris = {"image_uri": "s3://inputs/a.png", "audio_uri": "s3://inputs/a.wav"}
+    return make_plan(
+        parse_request(uris | {"prompt": "A woman speaks.", "infer_frames": 16}),
+        job_id=job_id,
+        presets=load_presets(folder),
+        speech=SpeechFacts(num_samples=48_000, sample_rate=16_000),
+        image_size=(832, 480),
+        model=load_model_card(folder, "tiny"),
+        gpu=load_gpu_card(folder, "cpu"),
+        max_clips=3,
+    )
+
+
+@pytest.fixture
+def ctx(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[StepContext]:
+    """A job whose conditions and whose clips 0 and 1 are being worked on by other processes, as of a moment ago."""
+    monkeypatch.setenv("S2V_DATABASE_URL", postgres_url)
+    load_settings.cache_clear()
+    with open_context("job-1", load_settings()) as context:
+        for job_id in ("job-1", "job-2"):
+            context.ledger.job_queued(job_id, {})
+            context.ledger.job_planned(job_id, plan_of_three_clips(job_id))
+        context.ledger.conditions_started("job-1")
+        for clip_index in (0, 1):
+            context.ledger.clip_started("job-1", clip_index, f"f{clip_index}")
+        yield context
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], None]]:
+    """What happens between two looks at the earlier attempt; when nothing is left to happen the test has failed."""
+    events: list[Callable[[], None]] = []
+    monkeypatch.setattr(attempt_meter.time, "sleep", lambda _: events.pop(0)())
+    return events
+
+
+@pytest.mark.parametrize("work", [CONDITIONS, rendering(0), rendering(1)])
+@pytest.mark.parametrize("outcome", ["succeeded", "failed", "interrupted"])
+def test_an_attempt_that_still_runs_is_waited_for(
+    ctx: StepContext, looks: list[Callable[[], None]], work: Work, outcome: str
+) -> None:
+    """Airflow has started the task again before it ended the first: what that one saves is found when it has ended."""
+
+    def end() -> None:
+        if work == CONDITIONS:
+            ctx.ledger.conditions_ended("job-1", outcome="failed" if outcome == "interrupted" else outcome)  # type: ignore[arg-type]
+        elif outcome == "succeeded":
+            ctx.ledger.clip_succeeded("job-1", work.clip_index or 0, facts={}, reused=False)
+        else:
+            ctx.ledger.clip_failed("job-1", work.clip_index or 0, "x", outcome=outcome)  # type: ignore[arg-type]
+
+    looks += [lambda: None, lambda: ctx.ledger.attempt_goes_on("job-1", work), end]
+    await_earlier_attempt(ctx, work)
+    assert looks == []
+
+
+@pytest.mark.usefixtures("looks")
+def test_only_the_same_piece_of_work_of_the_same_job_is_waited_for(ctx: StepContext) -> None:
+    """Other clips are rendered side by side."""
+    await_earlier_attempt(ctx, rendering(2))
+    with open_context("job-2", load_settings()) as other:
+        await_earlier_attempt(other, rendering(0))
+
+
+@pytest.mark.parametrize(("silent_seconds", "waits"), [(14, True), (16, False)])
+def test_an_attempt_without_a_sign_of_life_is_not_waited_for(
+    ctx: StepContext, engine: sa.Engine, looks: list[Callable[[], None]], silent_seconds: int, waits: bool
+) -> None:
+    """A process that was killed cannot say so: after three beats that failed to come it is taken for dead."""
+    with engine.begin() as connection:  # it began ten minutes before its last sign of life, on two GPUs
+        connection.execute(
+            sa.text(
+                "UPDATE attempts SET world_size = 2, gpu_seconds = 1200, "
+                "started_at = now() - make_interval(secs => :silent + 600) WHERE clip_index = 0"
+            ),
+            {"silent": silent_seconds},
+        )
+    looks += [lambda: ctx.ledger.clip_failed("job-1", 0, "x")] * waits
+    await_earlier_attempt(ctx, rendering(0))
+    assert looks == []
+
+
+def test_nobody_waits_for_ever(ctx: StepContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other ranks wait as well, and they give up: this try ends before they do, and the next one looks again."""
+    now = iter([0.0, 900.0, 900.1])
+    monkeypatch.setattr(attempt_meter.time, "monotonic", lambda: next(now))
+    monkeypatch.setattr(attempt_meter.time, "sleep", lambda _: None)
+    with pytest.raises(TransientError, match="for 15 minutes"):
+        await_earlier_attempt(ctx, rendering(0))

@@ -45,7 +45,8 @@ def test_the_job_id_keeps_different_runs_apart_and_repeats_for_the_same_run() ->
 def test_a_given_job_id_wins_over_the_run_id() -> None:
     """A run that names an earlier job continues that job."""
     assert job_id_of({"params": {"job_id": "my-job"}, "run_id": "r"}) == "my-job"
-    assert job_id_of({"params": {"job_id": None}, "run_id": "r"}) == job_id_for_run("r")
+    for params in ({"job_id": None}, {"job_id": ""}, {}):
+        assert job_id_of({"params": params, "run_id": "r"}) == job_id_for_run("r")
 
 
 def test_the_request_is_all_params_but_the_job_id() -> None:

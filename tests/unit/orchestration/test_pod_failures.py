@@ -83,6 +83,20 @@ def test_out_of_memory_is_final_whatever_the_survivors_say() -> None:
             "limit of containers 20Gi. Raise ephemeral-storage",
         ),
         (
+            {
+                "phase": "Failed",
+                "reason": "Evicted",
+                "message": 'Container base exceeded its local ephemeral storage limit "20Gi". ',
+            },
+            "permanent",
+            'more room than it has: .*limit "20Gi". Raise ephemeral-storage',
+        ),
+        (
+            {"phase": "Failed", "reason": "OutOfmemory", "message": "Node: what it requests exceeds the free limit"},
+            "cluster",
+            r"node refused pod render-clip-x \(OutOfmemory\)",
+        ),
+        (
             {"phase": "Failed", "reason": "UnexpectedAdmissionError", "message": "Allocate failed: no healthy devices"},
             "cluster",
             r"node refused pod render-clip-x \(UnexpectedAdmissionError\): Allocate failed: no healthy devices",
@@ -218,6 +232,31 @@ def test_a_name_that_is_none_is_final(reason: str) -> None:
     """No try can find it."""
     waiting = {"waiting": {"reason": reason, "message": "couldn't parse image reference"}}
     assert judge(pod(waiting, phase="Pending"), "base", "seen").fault == "permanent"
+
+
+def test_only_the_container_of_the_step_is_judged() -> None:
+    """A sidecar that an installation adds may end as it likes; the step's own words count."""
+    with_sidecar = pod(ended(1, words(65)), phase="Failed")
+    sidecar = pod(ended(0), phase="Failed").status.container_statuses[0]
+    sidecar.name = "a-proxy"
+    with_sidecar.status.container_statuses.insert(0, sidecar)
+    assert judge(with_sidecar, "base", "seen").message == "rank 0: size 9*9."
+
+
+def test_a_pod_that_has_its_node_did_not_lack_one() -> None:
+    """Of the conditions of a pod, only the one of its scheduling tells of nodes."""
+    conditions = [
+        {"type": "PodScheduled", "status": "True"},
+        {"type": "Ready", "status": "False", "message": "containers with unready status"},
+    ]
+    failure = judge(pod(phase="Pending", conditions=conditions), "base", "Traceback\nstarted too slowly")
+    assert failure.message == "Pod render-clip-x failed in phase Pending: started too slowly"
+    assert failure.fault == "step"
+
+
+def test_a_server_error_of_500_passes() -> None:
+    """The smallest of them, and the largest error that is the client's own."""
+    assert [not_created(ApiException(status=status)).fault for status in (499, 500)] == ["step", "cluster"]
 
 
 QUOTA = (

@@ -1,5 +1,6 @@
 """The outbox: written with the event, taken out in order, by one sender at a time."""
 
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -36,6 +37,34 @@ def test_what_happens_to_a_job_is_put_into_the_outbox(engine: sa.Engine, ledger:
     assert failed.payload["labels"] == {"team": "m"}
     assert failed.payload["detail"] == {"reason": "no\ufffd luck"}
     assert started.payload["at"] == started.created_at.isoformat()
+
+
+def test_each_piece_of_news_is_told(engine: sa.Engine, planned: Callable[..., Ledger]) -> None:
+    """Starts, finished clips and all ends, with what a receiver needs to know; nothing else is."""
+    ledger = planned(3)
+    ledger.job_queued("job-1", {"webhook_url": HOOK})
+    ledger.job_started("job-1")
+    ledger.clip_started("job-1", 2, "f")
+    ledger.clip_failed("job-1", 2, "Out of memory.")
+    ledger.clip_succeeded("job-1", 2, facts={}, reused=True)
+    ledger.job_succeeded("job-1", "s3://o/v.mp4", "00")
+    ledger.job_failed("job-1", "Why.")
+    ledger.request_cancel("job-1")
+    ledger.job_started("job-1")
+    ledger.request_cancel("job-1")
+    ledger.job_cancelled("job-1")
+    told = rows(engine)
+    assert [row.event for row in told] == [
+        "job_started", "clip_succeeded", "job_succeeded", "job_failed", "job_started", "job_cancelled"
+    ]  # fmt: skip
+    assert [row.clip_index for row in told] == [None, 2, None, None, None, None]
+    clip = told[1]
+    assert (clip.job_id, clip.url, clip.status, clip.attempts) == ("job-1", HOOK, "pending", 0)
+    assert clip.payload == {
+        "schema_version": 1, "event": "clip_succeeded", "at": clip.created_at.isoformat(), "job_id": "job-1",
+        "clip_index": 2, "num_clip": 3, "num_frames": 144, "labels": {}, "detail": {"reused": True},
+    }  # fmt: skip
+    assert told[2].payload["detail"] == {"video_uri": "s3://o/v.mp4", "sha256": "00"}
 
 
 def test_a_start_and_its_end_are_told_once(engine: sa.Engine, ledger: Ledger) -> None:

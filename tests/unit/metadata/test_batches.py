@@ -1,0 +1,113 @@
+"""Batches: versions of a manifest, their rows in order, and what became of each."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import sqlalchemy as sa
+
+from s2v_tasks.metadata.batches import BatchLedger, NewRow
+from s2v_tasks.metadata.queue import JobQueue, WaitingJob
+from s2v_tasks.metadata.records import JobRecord
+from s2v_tasks.metadata.repository import Ledger
+from s2v_tasks.metadata.tables import Attempt, Batch, Job
+
+URI = "s3://b/m.jsonl"
+
+
+def job(ledger: Ledger, job_id: str) -> JobRecord:
+    record = ledger.job(job_id)
+    assert record is not None
+    return record
+
+
+@pytest.fixture
+def batches(engine: sa.Engine) -> BatchLedger:
+    """One version of three rows, and another that shares one of its jobs."""
+    batches = BatchLedger(engine)
+    jobs = {name: WaitingJob(name, {"preset": "quick", "labels": {"row": name}, "n": name}) for name in "zyxw"}
+    rows = [NewRow(3, "third", jobs["x"]), NewRow(1, "fi\0rst", jobs["z"]), NewRow(2, None, jobs["y"])]
+    assert batches.register("one", URI, "etag-1", rows) == 3
+    assert batches.register("two", URI + "2", "etag-2", [NewRow(1, "a", jobs["y"]), NewRow(2, "b", jobs["w"])]) == 1
+    return batches
+
+
+def test_rows_queue_their_jobs(batches: BatchLedger, ledger: Ledger) -> None:
+    """Each job keeps its request and says that it came from a batch."""
+    record = job(ledger, "x")
+    assert (record.status, record.source, record.preset, record.labels) == ("queued", "batch", "quick", {"row": "x"})
+    assert record.request == {"preset": "quick", "labels": {"row": "x"}, "n": "x"}
+    [event] = record.events
+    assert (event.event, event.detail) == ("job_queued", {"source": "batch"})
+    assert (batches.manifest_uri("one"), batches.manifest_uri("two"), batches.manifest_uri("no")) == (
+        URI,
+        URI + "2",
+        None,
+    )
+
+
+def test_outcomes_are_those_of_each_row(batches: BatchLedger, ledger: Ledger, engine: sa.Engine) -> None:
+    """In the order of the manifest, with the GPU-seconds of all attempts and what they cost."""
+    with engine.begin() as connection:
+        price = {"cost_per_gpu_hour": 36.0, "currency": "EUR", "num_frames": 96}
+        connection.execute(sa.update(Job).where(Job.job_id == "y").values(**price))
+        for attempt, (job_id, outcome, seconds) in enumerate((
+            ("y", "lost", 10.0),
+            ("y", "succeeded", 40.0),
+            ("w", "lost", 5.0),
+        )):
+            row = {"job_id": job_id, "clip_index": 0, "attempt": attempt, "outcome": outcome, "world_size": 1}
+            connection.execute(sa.insert(Attempt).values(**row, gpu_seconds=seconds))
+    ledger.job_succeeded("y", "s3://o/y.mp4", "00")
+    ledger.job_failed("z", "No face.")
+    first, second, third = batches.outcomes("one")
+    assert [(row.line, row.row_id, row.job_id) for row in (first, second, third)] == [
+        (1, "fi\ufffdrst", "z"), (2, None, "y"), (3, "third", "x")
+    ]  # fmt: skip
+    assert (first.status, first.reason, first.video_uri, first.gpu_seconds, first.cost) == (
+        "failed",
+        "No face.",
+        None,
+        0,
+        None,
+    )
+    assert (second.status, second.video_uri, second.num_frames) == ("succeeded", "s3://o/y.mp4", 96)
+    assert (second.gpu_seconds, second.cost, second.currency) == (50.0, pytest.approx(0.5), "EUR")
+    assert (third.status, third.finished_at) == ("queued", None)
+    assert second.finished_at is not None
+    assert second.created_at <= second.finished_at
+    assert batches.counts("one") == {"failed": 1, "queued": 1, "succeeded": 1}
+    assert batches.counts("two") == {"queued": 1, "succeeded": 1}
+
+
+def test_a_retry_is_for_the_jobs_of_its_batch(batches: BatchLedger, ledger: Ledger, engine: sa.Engine) -> None:
+    """Those of other batches stay as they are; a job without a source waits as one of the batch from then on."""
+    with engine.begin() as connection:
+        connection.execute(sa.update(Job).where(Job.job_id == "z").values(source=None))
+    for name in "zxw":
+        ledger.job_failed(name, "No GPU.")
+    assert batches.retry("one") == 2
+    assert [job(ledger, name).status for name in "zyxw"] == ["queued", "queued", "queued", "failed"]
+    assert job(ledger, "z").source == "batch"
+    assert batches.retry("one") == 0
+    assert {turn.run_id for turn in JobQueue(engine).next(max_running=9)} == {"z--2", "y", "x--2"}
+
+
+def test_a_version_that_is_registered_again_runs_again(batches: BatchLedger, engine: sa.Engine) -> None:
+    """Only one that runs can finish, and its end stays; jobs that are there are not queued again."""
+    batches.finish("one")
+    columns = sa.select(Batch.batch_id, Batch.status, Batch.finished_at, Batch.num_rows, Batch.etag)
+    with engine.connect() as connection:
+        one, two = connection.execute(columns.order_by(Batch.batch_id)).all()
+    assert (one.status, one.num_rows, one.etag) == ("finished", 3, "etag-1")
+    assert (two.status, two.finished_at, two.num_rows) == ("running", None, 2)
+    earlier = datetime.now(UTC) - timedelta(days=1)
+    with engine.begin() as connection:
+        connection.execute(sa.update(Batch).where(Batch.batch_id == "one").values(finished_at=earlier))
+    batches.finish("one")
+    with engine.connect() as connection:
+        assert connection.execute(columns.where(Batch.batch_id == "one")).one().finished_at == earlier
+    assert batches.register("one", URI, "etag-1", [NewRow(3, "third", WaitingJob("x", {}))]) == 0
+    with engine.connect() as connection:
+        again = connection.execute(columns.where(Batch.batch_id == "one")).one()
+    assert (again.status, again.finished_at) == ("running", None)
+    assert len(batches.outcomes("one")) == 3

@@ -11,7 +11,7 @@ from pathlib import Path
 import typer
 
 from s2v_tasks import __version__
-from s2v_tasks.errors import S2VError
+from s2v_tasks.errors import S2VError, check_utf8, of_local_file
 from s2v_tasks.lifetime import end_with_parent
 
 _LONGEST_MESSAGE = 900  # characters, so that their UTF-8 fits into a termination message
@@ -76,14 +76,25 @@ def main() -> None:
     load_commands()
 
     try:
+        check_utf8(sys.argv[1:])
         app()
-    except S2VError as error:
-        leave_error(error.exit_code, str(error))
-        typer.echo(f"{type(error).__name__}: {error}", err=True)
-        sys.exit(error.exit_code)
     except Exception as error:
-        leave_error(1, f"{type(error).__name__}: {error}")
-        raise
+        ours = error if isinstance(error, S2VError) else None
+        ours = of_local_file(error, sys.argv[1:]) or ours
+        if ours is None:
+            _leave(1, f"{type(error).__name__}: {error}")
+            raise
+        _leave(ours.exit_code, str(ours))
+        typer.echo(f"{type(ours).__name__}: {ours}", err=True)
+        sys.exit(ours.exit_code)
+
+
+def _leave(exit_code: int, message: str) -> None:
+    """Leave the error for the parent; the disk may have no room for it, and the exit code says it all the same."""
+    try:
+        leave_error(exit_code, message)
+    except OSError as error:
+        typer.echo(f"The error file could not be written: {error}", err=True)
 
 
 def leave_error(exit_code: int, message: str) -> None:
@@ -97,7 +108,7 @@ def leave_error(exit_code: int, message: str) -> None:
         return
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         message = f"rank {os.environ['RANK']}: {message}"
-    with Path(path).open("a", encoding="utf-8") as file:
+    with Path(path).open("a", encoding="utf-8", errors="backslashreplace") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         if file.seek(0, os.SEEK_END) == 0:
             record = {"exit_code": exit_code, "message": message[:_LONGEST_MESSAGE]}

@@ -4,13 +4,21 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from s2v_tasks import log
-from s2v_tasks.errors import JobCancelledError, JobTakenError, PermanentError, S2VError, TransientError
+from s2v_tasks.errors import (
+    JobCancelledError,
+    JobTakenError,
+    PermanentError,
+    S2VError,
+    TransientError,
+    of_local_file,
+)
 from s2v_tasks.metadata.repository import Ledger
 from s2v_tasks.metadata.session import engine_from_settings
 from s2v_tasks.outbox import STEP_SECONDS, deliver_due
@@ -37,7 +45,12 @@ class StepContext:
     artifacts: ArtifactStore
     ledger: Ledger
     retry_policy: RetryPolicy
-    work_dir: Path  # scratch: gone when the step ends
+    until_closed: ExitStack
+
+    @cached_property
+    def work_dir(self) -> Path:
+        """Scratch: made when it is first asked for, gone when the step ends."""
+        return self.until_closed.enter_context(scratch_folder(self.settings, f"s2v-{self.job_id}-"))
 
     def request(self) -> Request:
         return parse_request(json.loads(self._needed(self.layout.request, "stage-inputs")))
@@ -113,23 +126,28 @@ def open_context(job_id: str, settings: Settings) -> Iterator[StepContext]:
     layout = JobLayout(job_id)
     policy = RetryPolicy(settings.retry_seconds)
     store = retried(ObjectStore.from_settings(settings), "S3", policy)
+    engine = engine_from_settings(settings)
+    with ExitStack() as until_closed:
+        until_closed.callback(engine.dispose)
+        yield StepContext(
+            job_id=job_id,
+            settings=settings,
+            layout=layout,
+            store=store,
+            artifacts=ArtifactStore(store, settings.work_dir),
+            ledger=retried(Ledger(engine), "PostgreSQL", policy),
+            retry_policy=policy,
+            until_closed=until_closed,
+        )
+
+
+@contextmanager
+def scratch_folder(settings: Settings, prefix: str) -> Iterator[Path]:
+    """A folder for a while, below S2V_WORK_DIR where that is set."""
     if settings.work_dir:
         settings.work_dir.mkdir(parents=True, exist_ok=True)
-    engine = engine_from_settings(settings)
-    with tempfile.TemporaryDirectory(prefix=f"s2v-{job_id}-", dir=settings.work_dir) as work_dir:
-        try:
-            yield StepContext(
-                job_id=job_id,
-                settings=settings,
-                layout=layout,
-                store=store,
-                artifacts=ArtifactStore(store, settings.work_dir),
-                ledger=retried(Ledger(engine), "PostgreSQL", policy),
-                retry_policy=policy,
-                work_dir=Path(work_dir),
-            )
-        finally:
-            engine.dispose()
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=settings.work_dir) as folder:
+        yield Path(folder)
 
 
 def run_step(
@@ -151,14 +169,17 @@ def run_step(
         try:
             with _until_cancelled(context, step, arguments.get("run_id")):
                 result = body(context, **arguments)
-        except Exception as error:
+        except Exception as raised:
+            error = of_local_file(raised) or raised
             logger.error("step_failed", error=str(error), kind=type(error).__name__)
             if isinstance(error, JobTakenError):
                 _record_refusal(context, arguments.get("run_id"), error)
             else:
                 _record_failure(context, step, clip_index, error)
             _tell(context)
-            raise
+            if error is raised:
+                raise
+            raise error from raised
         seconds = round(time.monotonic() - started, 3)
         context.ledger.event(
             job_id, step=step, event="step_finished", clip_index=clip_index, detail={"seconds": seconds} | result

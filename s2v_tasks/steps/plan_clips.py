@@ -1,6 +1,5 @@
 """plan_clips: fix the number of clips and every frame before anything is spent. Writes plan.json."""
 
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from s2v_tasks.schemas.plan import InputFacts, Plan, SpeechFacts
 from s2v_tasks.schemas.preset import load_presets
 from s2v_tasks.schemas.request import Request, parse_request
 from s2v_tasks.settings import Settings, config_dir, load_settings
-from s2v_tasks.steps.context import StepContext
+from s2v_tasks.steps.context import StepContext, scratch_folder
 from s2v_tasks.steps.inheritance import inherit_clips, parent_plan, parent_request
 
 
@@ -96,13 +95,11 @@ def plan_files(image: Path, audio: Path, fields: dict[str, Any], show: Callable[
     for path in (image, audio):
         if not path.is_file():
             raise PermanentError(f"{path} is not a file: expected the picture and the speech to plan for.")
-    if settings.work_dir:
-        settings.work_dir.mkdir(parents=True, exist_ok=True)
     unstored = {"image_uri": "s3://local/image", "audio_uri": "s3://local/audio", "prompt": "not needed for a plan"}
     request = parse_request(unstored | fields)
-    with tempfile.TemporaryDirectory(prefix="s2v-plan-", dir=settings.work_dir) as folder:
-        wav = Path(folder) / "audio.wav"
-        picture = normalise_image(image, Path(folder) / "image.png")
+    with scratch_folder(settings, "s2v-plan-") as folder:
+        wav = folder / "audio.wav"
+        picture = normalise_image(image, folder / "image.png")
         speech = normalise_speech(audio, wav, max_duration_seconds=settings.max_audio_seconds)
         plan = _plan(
             settings,

@@ -46,11 +46,14 @@ class BoundedFile(io.FileIO):
         self._uri, self._max_bytes = uri, max_bytes
 
     def write(self, data: Any, /) -> int:
-        """Write at the current position."""
+        """Write all of `data` at the current position."""
         end = self.tell() + len(data)
         if self._max_bytes is not None and end > self._max_bytes:
             raise too_large(self._uri, end, self._max_bytes)
-        return super().write(data)
+        rest = memoryview(data)
+        while rest:  # a disk that gets full takes a part and says so; only the next write is an error
+            rest = rest[super().write(rest) :]
+        return len(data)
 
 
 def too_large(uri: str, size_bytes: int, max_bytes: int) -> PermanentError:

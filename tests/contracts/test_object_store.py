@@ -1,6 +1,7 @@
 """What the system relies on in an S3 server."""
 
 import hashlib
+import resource
 import urllib.request
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 from s2v_tasks.errors import ConfigurationError, PermanentError, TransientError
 from s2v_tasks.schemas.manifest import Artifact
+from s2v_tasks.storage.artifacts import ArtifactStore
 from s2v_tasks.storage.s3 import ObjectHead, ObjectMissingError, ObjectStore
 from s2v_tasks.storage.trust import Place, Trust
 
@@ -19,6 +21,21 @@ def test_small_objects_round_trip(store: ObjectStore) -> None:
     assert store.get_bytes("jobs/a/plan.json") == b"{}"
     assert artifact.sha256 == hashlib.sha256(b"{}").hexdigest()
     assert store.head("jobs/a/plan.json") == ObjectHead(2, artifact.sha256)
+
+
+def test_a_disk_that_gets_full_is_no_damage(store: ObjectStore, tmp_path: Path) -> None:
+    """A download that the disk takes only in part fails as that, and the object stays where it is."""
+    artifacts = ArtifactStore(store)
+    artifact = store.put_bytes("a", b"1" * 1500, "text/plain")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            artifacts.fetch(artifact, tmp_path / "a")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
+    assert store.exists("a")
 
 
 def test_a_link_opens_without_credentials(store: ObjectStore) -> None:

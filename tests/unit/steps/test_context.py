@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from s2v_tasks.settings import Settings, load_settings
-from s2v_tasks.steps.context import StepContext, open_context
+from s2v_tasks.steps.context import StepContext, open_context, run_step
 from s2v_tasks.storage.artifacts import Built, OutputFile
 
 
@@ -56,3 +57,43 @@ def test_a_clip_of_another_chain_does_not_start_a_failed_job_again(context: Step
     context.ledger.job_failed("my-job", "The second chain broke.")
     make(context)
     assert status(context) == "running"
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_code", "ends"),
+    [
+        (OSError(28, "No space left on device", "/scratch/clip.mp4"), 75, "running"),
+        (PermissionError(13, "Permission denied", "/scratch"), 78, "failed"),
+        (ValueError("a bug"), 1, "running"),
+    ],
+)
+def test_an_error_of_the_local_disk_is_on_record_as_what_it_is(
+    context: StepContext, error: Exception, exit_code: int, ends: str
+) -> None:
+    """A full disk is tried again; a wrong folder ends the job with its sentence; a bug keeps its class."""
+    context.ledger.job_queued("my-job", {})
+    context.ledger.job_started("my-job")
+
+    def body(_context: StepContext) -> dict[str, Any]:
+        raise error
+
+    with pytest.raises(Exception, match=str(error.args[-1])) as caught:
+        run_step(body, step="stitch", job_id="my-job")
+    assert getattr(caught.value, "exit_code", 1) == exit_code
+    job = context.ledger.job("my-job")
+    assert job is not None
+    assert (job.status, job.events[-1 if ends == "running" else -2].detail["exit_code"]) == (ends, exit_code)
+
+
+def test_scratch_is_made_when_it_is_needed(context: StepContext, tmp_path: Path) -> None:
+    """A wrong S2V_WORK_DIR is found inside the step, where it can be put on record; the folder goes with the step."""
+    (tmp_path / "file").touch()
+    settings = context.settings.model_copy(update={"work_dir": tmp_path / "file"})
+    with open_context("my-job", settings) as wrong, pytest.raises(OSError, match="file"):
+        wrong.work_dir  # noqa: B018
+    settings = settings.model_copy(update={"work_dir": tmp_path / "new" / "folder"})
+    with open_context("my-job", settings) as right:
+        assert right.work_dir == right.work_dir
+        assert right.work_dir.parent == tmp_path / "new" / "folder"
+        assert right.work_dir.is_dir()
+    assert list((tmp_path / "new" / "folder").iterdir()) == []

@@ -29,8 +29,10 @@ def clip_count_warnings(num_clip: int | None, needed: int, num_frames: int, spee
 
 
 def input_warnings(inputs: InputFacts, num_frames: int) -> Iterator[str]:
-    """What is heard is not obvious or nothing, or the pose video ends before the video of `num_frames`."""
+    """What is heard is not obvious or nothing, colours may be wrong, or the pose video ends before `num_frames`."""
     yield from inputs.speech_notes
+    if inputs.image_warning is not None:
+        yield f"The colours of the picture may be wrong. {inputs.image_warning}"
     if inputs.speech_rms_dbfs is not None and inputs.speech_rms_dbfs < SILENT_BELOW_DBFS:
         yield (
             f"The speech is silent ({inputs.speech_rms_dbfs:.0f} dB of full scale): the model hears nothing to move "

@@ -32,6 +32,7 @@ class InputFacts(_Model):
     speech_notes: tuple[str, ...] = ()
     speech_rms_dbfs: float | None = None
     pose_frames: int | None = None
+    image_warning: str | None = None
 
 
 class Sampling(_Model):

@@ -54,6 +54,7 @@ def _plan_staged(ctx: StepContext, request: Request, staged: Manifest) -> Plan:
             speech_notes=tuple(facts["speech"].get("notes", ())),
             speech_rms_dbfs=facts["speech"].get("rms_dbfs"),
             pose_frames=facts.get("pose", {}).get("num_frames"),
+            image_warning=facts["image"].get("warning"),
         ),
         wav=wav,
     )
@@ -107,7 +108,9 @@ def plan_files(image: Path, audio: Path, fields: dict[str, Any], show: Callable[
             job_id="plan-only",
             speech=SpeechFacts(num_samples=speech.num_samples, sample_rate=speech.sample_rate),
             image_size=(picture.width, picture.height),
-            inputs=InputFacts(speech_notes=speech.notes, speech_rms_dbfs=speech.rms_dbfs),
+            inputs=InputFacts(
+                speech_notes=speech.notes, speech_rms_dbfs=speech.rms_dbfs, image_warning=picture.warning
+            ),
             wav=wav,
         )
     show(plan)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from s2v_tasks.errors import PermanentError, TransientError
 from s2v_tasks.metadata.records import JobRecord
@@ -17,6 +18,7 @@ from s2v_tasks.metadata.repository import Ledger
 from s2v_tasks.schemas.plan import Plan
 from s2v_tasks.settings import Settings, load_settings
 from s2v_tasks.steps.context import run_step
+from s2v_tasks.steps.plan_clips import plan_files
 from s2v_tasks.storage.layout import JobLayout
 from s2v_tasks.storage.s3 import ObjectStore
 
@@ -94,6 +96,21 @@ def test_a_request_is_strict_json(settings: Settings, text: str, words: str, fou
                  request_json=text)  # fmt: skip
     assert found().status == "failed"
     assert words in str(found().reason)
+
+
+def test_colours_that_may_be_wrong_are_a_warning_of_the_plan(
+    run: Run, store: ObjectStore, settings: Settings, tmp_path: Path
+) -> None:
+    """A picture with a damaged colour profile is used, and who planned the job, here or elsewhere, hears of it."""
+    with Image.open(SAMPLES / "portrait.jpg") as portrait:
+        portrait.save(tmp_path / "photo.jpg", icc_profile=b"damaged")
+    store.upload(tmp_path / "photo.jpg", "photo.jpg", "image/jpeg")
+    run("stage_inputs", image_uri=store.uri("photo.jpg"))
+    sentence = "The colours of the picture may be wrong. The colour profile is ignored: it is damaged."
+    assert sentence in run("plan_clips")["warnings"]
+    shown: list[Plan] = []
+    plan_files(tmp_path / "photo.jpg", SAMPLES / "speech.mp3", {}, shown.append)
+    assert sentence in shown[0].warnings
 
 
 def test_a_job_goes_on_when_its_sources_are_gone(run: Run, store: ObjectStore, give_up: GiveUp) -> None:

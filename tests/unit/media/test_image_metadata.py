@@ -87,6 +87,8 @@ def test_exif_counts_before_xmp(tmp_path: Path) -> None:
         exif((0x0112, 5, 1, b"\6\0\0\0"), (0x0112, 3, 1, b"\6\0\0\0")),
         exif((0x0112, 3, 1, b"\xff\0\0\0"), (0x0112, 4, 1, b"\6\0\0\0")),
         exif((0x0112, 1, 1, b"\6\7\7\7")),
+        exif((0x0112, 6, 4, b"\6\7\7\7")),
+        exif((0x0112, 9, 1, b"\6\0\0\0")),
         exif((0x0112, 8, 2, b"\6\0\7\0")),
         exif((0x8769, 4, 1, b"\xff\xff\xff\xff"), (0x0112, 3, 1, b"\6\0\0\0"))[:-4],
     ],
@@ -128,6 +130,9 @@ def test_the_last_entry_that_is_read(tmp_path: Path) -> None:
         png(chunk(b"iTXt", XMP_TEXT + b"\1\0\0\0no zlib"), chunk(b"zTXt", b""), chunk(b"iTXt", b"")),
         png(chunk(b"pHYs", b"1"), chunk(b"tIME", b""), chunk(b"fcTL", b"wrong")),
         png(chunk(b"acTL", struct.pack(">II", 1, 0))),
+        png(chunk(b"oneC", XMP_TEXT + b"<tiff:Orientation>6</tiff:Orientation>")),
+        png(chunk(b"tEXt", b"other\0<tiff:Orientation>6</tiff:Orientation>")),
+        png(chunk(b"iTXt", b"other\0\0\0\0\0<tiff:Orientation>6</tiff:Orientation>")),
         png()[:-12] + b"junk behind the pixels",
         png() + b"junk behind the end",
         jpeg(segment(0xE2, b"MPF\0" + SIDEWAYS), segment(0xED, b"Photoshop 3.0\0" + b"8BIM\4\x04")),
@@ -147,6 +152,15 @@ def test_only_metadata_is_left_out(tmp_path: Path) -> None:
         with (tmp_path / "pixels").open("w+b") as pixels:
             image_metadata.split(tmp_path / "a", pixels)
             assert pixels.read() == (tmp_path / "a").read_bytes()
+    others = [
+        segment(0xE0, b"JFIF\0" + bytes(8)), segment(0xE0, b"JFXX\0" + bytes(20)), segment(0xEE, b"Adobe" + bytes(6)),
+        segment(0xEE, b"other" + bytes(20)), segment(0xEF, b"Adobe" + bytes(20)), segment(0xE1, b"JFIF\0" + bytes(20)),
+        segment(0xFE, b"comment"), segment(0xE1, b"Exif\0\0" + SIDEWAYS), segment(0xF0, b""),
+    ]  # fmt: skip
+    (tmp_path / "a").write_bytes(jpeg(*others))
+    with (tmp_path / "pixels").open("w+b") as pixels:
+        image_metadata.split(tmp_path / "a", pixels)
+        assert pixels.read() == jpeg()
     palette = photo().quantize(16)
     (tmp_path / "b").write_bytes(encoded(palette, "PNG", transparency=3, dpi=(72, 72)))
     with (tmp_path / "pixels").open("w+b") as pixels:
@@ -167,6 +181,21 @@ def test_a_file_in_too_many_pieces_is_refused(content: bytes, tmp_path: Path, mo
         normalise_image(tmp_path / "photo.png", tmp_path / "image.png")
     monkeypatch.setattr(image_metadata, "_MAX_PARTS", 400)
     assert normalise_image(tmp_path / "photo.png", tmp_path / "image.png").width == 60
+
+
+@pytest.mark.parametrize(
+    ("content", "size"),
+    [
+        (png(chunk(b"eXIf", SIDEWAYS)), len(SIDEWAYS)),
+        (png(chunk(b"tEXt", XMP_TEXT + b"<tiff:Orientation>6")), 37),
+    ],
+)
+def test_long_metadata_is_not_read(content: bytes, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is longer than its bound is passed over."""
+    monkeypatch.setattr(image_metadata, "_MAX_METADATA_BYTES", size)
+    assert size_of(content, tmp_path) == (40, 60)
+    monkeypatch.setattr(image_metadata, "_MAX_METADATA_BYTES", size - 1)
+    assert size_of(content, tmp_path) == (60, 40)
 
 
 def test_fuzzed_exif_reaches_no_traceback(tmp_path: Path) -> None:

@@ -302,6 +302,7 @@ def test_cuts_that_surprise_are_said(plan_of: Any, sentences: Any, speech: Any) 
         ({"speech_rms_dbfs": -60.1}, ["The speech is silent (-60 dB of full scale)"]),
         ({"pose_frames": 71}, ["The pose video lasts 4.44 s, the video 5.00 s"]),
         ({"pose_frames": 0}, ["The pose video lasts 0.00 s"]),
+        ({"image_warning": "Its profile is ignored."}, ["The colours of the picture may be wrong. Its profile is"]),
         ({"speech_notes": ("Track 2 is used.", "Channel 1 is used."), "pose_frames": 8}, ["Track", "Channel", "pose"]),
     ],
 )

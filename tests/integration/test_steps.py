@@ -4,15 +4,18 @@ import importlib
 import json
 import re
 import unicodedata
+import wave
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from s2v_tasks.errors import PermanentError, TransientError
+from s2v_tasks.media.encode import encode_clip
 from s2v_tasks.metadata.records import JobRecord
 from s2v_tasks.metadata.repository import Ledger
 from s2v_tasks.schemas.plan import Plan
@@ -276,3 +279,21 @@ def test_a_plan_says_which_clips_a_task_renders(run: Run, give_up: GiveUp) -> No
     give_up()
     run("stage_inputs", num_clip=2)
     assert run("plan_clips")["clips"][1]["label"] == "clip 2/2 frames 16..32"
+
+
+def test_what_is_heard_is_on_record_and_in_the_plan(run: Run, store: ObjectStore, tmp_path: Path) -> None:
+    """Staging notes the track, the mix and the pose's frames of a job; its plan warns of what is not obvious."""
+    noise = np.random.default_rng(7).integers(-9000, 9000, (3 * 16000, 1))
+    with wave.open(str(tmp_path / "a.wav"), "wb") as file:
+        file.setparams((2, 2, 16000, 0, "NONE", ""))
+        file.writeframes(np.concatenate([noise, -noise], axis=1).astype("<i2").tobytes())
+    encode_clip(np.zeros((16, 64, 64, 3), np.uint8), tmp_path / "pose.mp4")
+    for name in ("a.wav", "pose.mp4"):
+        store.upload(tmp_path / name, name, "application/octet-stream")
+    run("stage_inputs", audio_uri=store.uri("a.wav"), pose_video_uri=store.uri("pose.mp4"))
+    facts = json.loads(store.get_bytes(LAYOUT.input_manifest))["facts"]
+    assert (facts["speech"]["mix"], facts["speech"]["track"]) == ("channel 1 of 2", 1)
+    assert facts["pose"] == {"num_frames": 16}
+    _, note, pose, *_ = run("plan_clips")["warnings"]
+    assert [note] == facts["speech"]["notes"]
+    assert pose.startswith("The pose video lasts 1.00 s, the video 2.00 s")

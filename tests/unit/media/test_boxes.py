@@ -1,0 +1,131 @@
+"""Parts of containers that are lost."""
+
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from s2v_tasks.media.boxes import lost_part
+
+
+def _box(name: bytes, size: int, announced: int | None = None, *, long: bool = False) -> bytes:
+    announced = size if announced is None else announced
+    if long:
+        return struct.pack(">I4sQ", 1, name, announced) + bytes(size - 16)
+    return struct.pack(">I4s", announced, name) + bytes(size - 8)
+
+
+def _element(name: int, content: bytes, size: bytes | None = None) -> bytes:
+    """An EBML element; `size` replaces the bytes that announce it."""
+    announced = struct.pack(">Q", 1 << 56 | len(content)) if size is None else size
+    return name.to_bytes((name.bit_length() + 7) // 8, "big") + announced + content
+
+
+def _page(number: int, serial: bytes = b"abcd", *, begins: bool = False, size: int = 30) -> bytes:
+    header = b"OggS\0" + bytes([2 if begins else 0]) + bytes(8) + serial + struct.pack("<I", number) + bytes(4)
+    return header + bytes([1, size]) + bytes(size)
+
+
+def _problem(tmp_path: Path, data: bytes, format_name: str) -> str | None:
+    (tmp_path / "a").write_bytes(data)
+    return lost_part(tmp_path / "a", format_name)
+
+
+@pytest.mark.parametrize("name", [b"mdat", b"moov", b"moof"])
+@pytest.mark.parametrize("long", [False, True])
+def test_box_that_is_larger_than_the_file(name: bytes, long: bool, tmp_path: Path) -> None:
+    """Sound or its index that is a byte short is found, behind boxes of both kinds of size."""
+    head = _box(b"ftyp", 24) + _box(b"free", 40, long=True)
+    assert _problem(tmp_path, head + _box(name, 100, long=long), "mov") is None
+    found = _problem(tmp_path, head + _box(name, 100, 101, long=long), "mov,mp4,m4a,3gp,3g2,mj2")
+    assert found == f"its {name.decode()} box announces 101 bytes, 100 are there"
+
+
+def test_boxes_that_say_nothing(tmp_path: Path) -> None:
+    """A box to the end of the file, padding behind the last one and boxes without sound are no loss."""
+    assert _problem(tmp_path, _box(b"moov", 50) + _box(b"mdat", 90, 0), "mov") is None
+    assert _problem(tmp_path, _box(b"moov", 50) + _box(b"mdat", 90) + bytes(13), "mov") is None
+    assert _problem(tmp_path, _box(b"mdat", 50) + _box(b"free", 90, 5000), "mov") is None
+    assert _problem(tmp_path, _box(b"mdat", 8) + _box(b"moov", 50, 51), "mov") is not None
+    assert _problem(tmp_path, _box(b"mdat", 50, 7) + _box(b"moov", 50, 99), "mov") is None  # nobody knows what follows
+
+
+HEAD = _element(0x1A45DFA3, b"\x42\x82\x84webm", b"\x87")
+BLOCKS = _element(0xE7, b"\0") + _element(0xA3, bytes(300)) + _element(0xA0, bytes(5), b"\x85")
+CLUSTER = _element(0x1F43B675, BLOCKS)
+OPEN = b"\x01" + b"\xff" * 7
+
+
+def test_segment_that_is_larger_than_the_file(tmp_path: Path) -> None:
+    """A recording whose last byte is missing is found."""
+    whole = HEAD + _element(0x18538067, _element(0xEC, bytes(9)) + CLUSTER * 2)
+    assert _problem(tmp_path, whole, "matroska") is None
+    found = _problem(tmp_path, whole[:-1], "matroska,webm")
+    assert found == f"its segment announces {len(CLUSTER) * 2 + 18} bytes, {len(CLUSTER) * 2 + 17} are there"
+
+
+@pytest.mark.parametrize("size", [OPEN, b"\xff"])
+def test_sizes_that_a_recorder_leaves_open(size: bytes, tmp_path: Path) -> None:
+    """Open sizes of the segment and of its clusters are no loss, nor is a last block that was not finished."""
+    live = HEAD + _element(0x18538067, _element(0x1F43B675, BLOCKS, size) * 3, size)
+    assert _problem(tmp_path, live, "matroska") is None
+    assert _problem(tmp_path, live[:-1], "matroska") is None
+
+
+@pytest.mark.parametrize("hole", [slice(0, 9), slice(9, 20), slice(320, 340)])
+@pytest.mark.parametrize("segment_size", [None, OPEN])
+def test_hole_between_elements(hole: slice, segment_size: bytes | None, tmp_path: Path) -> None:
+    """Zeros where an element of a cluster, or a cluster, should begin are found at their place."""
+    before = HEAD + _element(0x18538067, CLUSTER, OPEN)
+    blocks = bytearray(CLUSTER * 2)
+    start = (0, len(CLUSTER) - len(BLOCKS), len(CLUSTER))[[0, 9, 320].index(hole.start)]
+    blocks[start : start + hole.stop - hole.start] = bytes(hole.stop - hole.start)
+    found = _problem(tmp_path, HEAD + _element(0x18538067, CLUSTER + bytes(blocks), segment_size), "matroska")
+    assert found == f"at byte {len(before) + start} there is no element"
+
+
+def test_element_that_is_larger_than_its_segment(tmp_path: Path) -> None:
+    """A block that would end behind its segment was damaged."""
+    wrong = _element(0x1F43B675, _element(0xA3, bytes(300), struct.pack(">Q", 1 << 56 | 301)))
+    found = _problem(tmp_path, HEAD + _element(0x18538067, wrong), "matroska")
+    assert found == "its last element announces 301 bytes, 300 are there"
+
+
+def test_pages_that_are_missing(tmp_path: Path) -> None:
+    """Pages of a stream count on by one; other streams, a new beginning and junk between them change nothing."""
+    pages = [_page(0, begins=True), _page(1), _page(7, b"efgh"), _page(2), _page(8, b"efgh"), _page(3)]
+    assert _problem(tmp_path, b"".join(pages), "ogg") is None
+    assert _problem(tmp_path, b"junk".join(pages) + b"TAG", "ogg") is None
+    assert _problem(tmp_path, b"".join(pages) + _page(0, begins=True) + _page(1), "ogg") is None
+    for lost in (1, 3):
+        kept = b"".join(page for k, page in enumerate(pages) if k != lost)
+        assert "do not follow one another" in str(_problem(tmp_path, kept, "ogg"))
+    assert "before byte 116" in str(_problem(tmp_path, b"".join(pages[:2]) + _page(2)[:0] + _page(3), "ogg"))
+    assert _problem(tmp_path, b"".join(pages) + _page(4, size=20)[:20], "ogg") is None  # left to another check
+    assert "follow" in str(_problem(tmp_path, pages[0] + _page(1) + _page(1), "ogg"))
+
+
+def test_page_marks_inside_sound_are_no_pages(tmp_path: Path) -> None:
+    """What looks like a page inside another one is its content."""
+    inner = _page(0, begins=True) + _page(1, size=60)[:28] + _page(9, size=20)[:49].ljust(60, b"\0") + _page(2)
+    assert _problem(tmp_path, inner, "ogg") is None
+
+
+@pytest.mark.parametrize("format_name", ["wav", "mp3", "flac", "aac"])
+def test_other_containers_are_not_looked_at(format_name: str, tmp_path: Path) -> None:
+    """They have no parts, or checks of their own."""
+    assert _problem(tmp_path, _box(b"mdat", 50, 99), format_name) is None
+
+
+def test_any_bytes_are_looked_at(tmp_path: Path) -> None:
+    """Damaged heads of all three containers give an answer: no error, no end that is never reached."""
+    random = np.random.default_rng(11)
+    mp4, ogg = _box(b"ftyp", 24) + _box(b"mdat", 100, long=True), _page(0, begins=True) + _page(1) + _page(2)
+    whole = {"mov": mp4, "matroska": HEAD + _element(0x18538067, CLUSTER), "ogg": ogg}
+    for format_name, good in whole.items():
+        for _ in range(150):
+            data = bytearray(good[: random.integers(1, len(good) + 1)])
+            data[random.integers(len(data))] = random.integers(256)
+            found = _problem(tmp_path, bytes(data), format_name)
+            assert found is None or "\n" not in found

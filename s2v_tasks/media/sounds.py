@@ -28,7 +28,7 @@ _LARGEST_COPY_BYTES = 0xFFFFFFFF - 1024
 _MOST_CHUNKS = 1000
 _MOST_LATE_CHUNKS = 100
 # What programs write behind the sound; it can stand behind sound of unknown size.
-_METADATA = re.compile(rb"LIST|bext|iXML|_PMX|id3 |ID3 |cue |smpl|PEAK|NAME|AUTH|ANNO")
+_METADATA = re.compile(rb"LIST|bext|iXML|_PMX|id3 |ID3 |cue |smpl|PEAK|JUNK|NAME|AUTH|ANNO")
 _MOST_METADATA_BYTES = 16 * 1024**2
 _PRINTABLE = re.compile(rb"[ -~]{4}")
 
@@ -146,10 +146,10 @@ class _Walk:
         return size > 0 and (size <= len(self.data) - start or is_cut_off)
 
     def _take_other_bytes(self) -> str | None:
-        """Go past what is no chunk and lies behind sound: tags, zeros, or more of the sound."""
+        """Go past what is no whole chunk and lies behind sound: cut metadata, tags, zeros, or more of the sound."""
         data, last = self.data, self.found[-1]
         limit = self._next_file(self.position)
-        if after_tags(data, self.position) >= limit:
+        if _METADATA.match(data, self.position) or after_tags(data, self.position) >= limit:
             self.position, self.found[-1] = limit, replace(last, as_declared=False)
             return None
         if not last.samples.continue_in(data, last.start, last.end, limit):

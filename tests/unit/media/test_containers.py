@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from s2v_tasks.media.containers import missing_end
+from s2v_tasks.media.containers import missing_end, without_junk
 
 
 @pytest.fixture
@@ -52,3 +52,30 @@ def test_recorders_that_never_wrote_the_length_are_trusted(
 def test_other_formats_are_left_to_the_decoder(tmp_path: Path) -> None:
     """A format without a check of its own has no problem here."""
     assert _problem(tmp_path, b"fLaC", "flac") is None
+
+
+@pytest.mark.parametrize("lost_bytes", [1, 2, 4, 7])
+def test_sound_is_whole_where_only_metadata_is_cut(
+    lost_bytes: int, tmp_path: Path, write_wav: Callable[..., Path], noise: Callable[..., Any]
+) -> None:
+    """Metadata behind the sound that lacks its end, or announces too much, is neither heard nor missed."""
+    data = write_wav(tmp_path / "source.wav", noise(800), 8000).read_bytes()
+    metadata = b"LIST\x0c\0\0\0INFOISFT\0\0\0\0"
+    (tmp_path / "a.wav").write_bytes(data + metadata[:-lost_bytes])
+    assert missing_end(tmp_path / "a.wav", "wav") is None
+    copy = without_junk(tmp_path / "a.wav", "wav", tmp_path, max_duration_seconds=9)
+    assert copy.read_bytes() == data
+
+
+def test_copy_is_never_larger_than_a_wav_can_be(
+    tmp_path: Path, write_wav: Callable[..., Path], noise: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sound whose size must be written anew is refused where 32 bits cannot hold it."""
+    source = write_wav(tmp_path / "source.wav", noise(800), 8000)
+    data = source.read_bytes()
+    source.write_bytes(data[:40] + bytes(4) + data[44:])
+    for limit, problem in ((1600, None), (1599, "it holds 1600 bytes of sound, more than a WAV can")):
+        monkeypatch.setattr("s2v_tasks.media.sounds._LARGEST_COPY_BYTES", limit)
+        assert missing_end(source, "wav") == problem
+    source.write_bytes(data)
+    assert missing_end(source, "wav") is None

@@ -40,10 +40,9 @@ def client(s3_settings: Settings) -> Iterator[Any]:
 def test_airflow_finds_the_plugin_by_the_entry_point_of_the_package() -> None:
     """No `plugins_folder` is needed: the package names the plugin, whose application has a prefix of its own."""
     declared = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["entry-points"]["airflow.plugins"]
-    (name,) = declared
-    (found,) = [point for point in entry_points(group="airflow.plugins") if point.name == name]
-    assert found.value == declared[name]
-    assert [app["url_prefix"] for app in found.load().fastapi_apps] == ["/s2v"]
+    found = {point.name: point for point in entry_points(group="airflow.plugins") if point.name in declared}
+    assert {name: point.value for name, point in found.items()} == declared
+    assert [app["url_prefix"] for app in found["s2v_job_files"].load().fastapi_apps] == ["/s2v"]
 
 
 def test_a_process_that_parses_dags_loads_the_plugin_without_storage() -> None:

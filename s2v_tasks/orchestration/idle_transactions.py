@@ -1,0 +1,43 @@
+"""Airflow plugin: a scheduler that is killed leaves no lock in Airflow's database.
+
+Workers of LocalExecutor are forks of the scheduler and inherit its connections. One that outlives a killed scheduler
+keeps a transaction of it open, and the next scheduler skips the runs whose rows are locked there: they never end. So
+PostgreSQL ends such a transaction.
+"""
+
+import sys
+from typing import Any, ClassVar
+
+from airflow import settings
+from airflow.listeners import hookimpl
+from airflow.plugins_manager import AirflowPlugin
+
+# Airflow works in each transaction: it is never idle in one for so long, not even on a machine that is starved.
+IDLE_SECONDS = 120
+
+
+@hookimpl  # type: ignore[untyped-decorator]
+def on_starting(component: Any) -> None:
+    """Limit idle transactions on each connection of a scheduler, triggerer or DAG processor that starts."""
+    # Tasks start as well; they have no connection to Airflow's database.
+    if type(component).__name__ != "Job" or settings.engine is None or settings.engine.dialect.name != "postgresql":
+        return
+    from sqlalchemy import event
+
+    if not event.contains(settings.engine, "connect", limit_idle_transactions):
+        event.listen(settings.engine, "connect", limit_idle_transactions)
+        settings.engine.dispose()  # those that are open already
+
+
+def limit_idle_transactions(connection: Any, _record: Any) -> None:
+    """Let PostgreSQL end the session when it is idle in a transaction for too long."""
+    with connection.cursor() as cursor:
+        cursor.execute(f"SET idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'")
+    connection.commit()
+
+
+class IdleTransactionsPlugin(AirflowPlugin):  # type: ignore[misc]
+    """Registers the listener."""
+
+    name = "s2v_idle_transactions"
+    listeners: ClassVar[list[Any]] = [sys.modules[__name__]]

@@ -165,7 +165,7 @@ def _colorants(points: tuple[float, ...]) -> _Matrix:
         with np.errstate(all="ignore"):
             cones = (_BRADFORD @ _D50) / (_BRADFORD @ np.array(white))
             adapted: _Matrix = np.linalg.solve(_BRADFORD, cones[:, None] * (_BRADFORD @ matrix))
-    except (ValueError, ArithmeticError, np.linalg.LinAlgError) as error:
+    except (ValueError, ArithmeticError) as error:
         raise _UnsuitableError("its chromaticities are no colour space") from error
     if not np.abs(adapted).max() < 4:
         raise _UnsuitableError("its chromaticities are no colour space")

@@ -51,6 +51,13 @@ def srgb(light: Any) -> Colours:
     return 255 * np.where(light <= 0.0031308, light * 12.92, 1.055 * light ** (1 / 2.4) - 0.055)
 
 
+def light_of(points: tuple[float, ...]) -> Colours:
+    """XYZ of red, green and blue (columns) whose sum is the white D65."""
+    xyz = np.array([(x / y, 1, (1 - x - y) / y) for x, y in zip(points[::2], points[1::2], strict=True)]).T
+    white = np.array([D65[0] / D65[1], 1, (1 - sum(D65)) / D65[1]])
+    return xyz * np.linalg.solve(xyz, white)
+
+
 def picture_in(space: str) -> Image.Image:
     """Fields of colours of SKIN, as a camera writes them in `space`."""
     _, gamma, matrix = SPACES[space]
@@ -133,9 +140,11 @@ def test_srgb_changes_nothing(tmp_path: Path) -> None:
         for chunks in (
             [icc_chunk(of_pillow)],
             [icc_chunk(ours)],
+            [icc_chunk(_built(SRGB_CURVE, (0.3128, 0.3292, *points[2:]), "RGB"))],  # differs by a level here and there
             [chunk(b"sRGB", b"\0")],
             [chunk(b"sRGB", b"\0"), chunk(b"gAMA", struct.pack(">I", 100_000))],
             [chunk(b"gAMA", struct.pack(">I", 45_455)), chunk(b"cHRM", chromaticities)],
+            [chunk(b"gAMA", struct.pack(">I", 45_455) + b"\0")],
             [chunk(b"gAMA", struct.pack(">I", 44_455))],
             [chunk(b"gAMA", struct.pack(">I", 46_455))],
             [chunk(b"cICP", bytes([1, 13, 0, 1])), icc_chunk(profile_of("ProPhoto"))],
@@ -164,10 +173,13 @@ def test_frames_of_old_videos_keep_their_tones(primaries: int, curve: int, tmp_p
     (tmp_path / "a.png").write_bytes(png(chunk(b"cICP", bytes([primaries, curve, 0, 1])), image=grey))
     normalise_image(tmp_path / "a.png", tmp_path / "image.png")
     assert np.abs(np.asarray(Image.open(tmp_path / "image.png")).astype(int) - np.asarray(grey)).max() <= 1
-    red = Image.new("RGB", (64, 64), (200, 30, 30))
-    (tmp_path / "a.png").write_bytes(png(chunk(b"cICP", bytes([primaries, curve, 0, 1])), image=red))
-    normalise_image(tmp_path / "a.png", tmp_path / "image.png")
-    assert 1 < np.abs(np.asarray(Image.open(tmp_path / "image.png")).astype(int) - (200, 30, 30)).max() < 20
+    points = {5: (0.640, 0.330, 0.290, 0.600, 0.150, 0.060), 6: (0.630, 0.340, 0.310, 0.595, 0.155, 0.070)}[primaries]
+    to_space = np.linalg.solve(light_of(points), light_of((0.640, 0.330, 0.300, 0.600, 0.150, 0.060)))
+    wanted = [(150, 60, 40), (70, 140, 60), (50, 70, 150)]
+    levels = np.rint(srgb(linear(wanted) @ to_space.T)).astype(np.uint8)
+    image = Image.fromarray(np.repeat(np.repeat(levels[None], 16, axis=1), 64, axis=0))
+    found = fields(png(chunk(b"cICP", bytes([primaries, curve, 0, 1])), image=image), tmp_path)
+    assert np.abs(found - wanted).max() <= 1
 
 
 @pytest.mark.parametrize(

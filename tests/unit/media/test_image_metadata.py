@@ -53,6 +53,7 @@ def test_each_orientation_is_applied(value: int, tmp_path: Path) -> None:
         jpeg(segment(0xE1, b"Exif\0\0"), segment(0xE1, b"Exif\0\0" + SIDEWAYS)),
         jpeg(b"\xff\xff\xff", segment(0xE1, b"Exif\0\0" + SIDEWAYS)),
         jpeg(segment(0xFE, b"comment"), b"\0\xff\0", segment(0xE1, b"Exif\0\0" + SIDEWAYS)),
+        jpeg(segment(0xFE, b"comment"), b"\xff\xd0\xff\xd9", segment(0xE1, b"Exif\0\0" + SIDEWAYS)),
         jpeg(segment(0xE0, b"JFIF\0"), segment(0xEE, b"Adobe"), segment(0xE1, b"Exif\0\0" + SIDEWAYS)),
         jpeg(segment(0xE1, XMP_SEGMENT + b'<rdf:Description tiff:Orientation="6"/>')),
         jpeg(segment(0xE1, XMP_SEGMENT + b"<a tiff:Orientation = '6'/>")),
@@ -181,6 +182,14 @@ def test_a_file_in_too_many_pieces_is_refused(content: bytes, tmp_path: Path, mo
         normalise_image(tmp_path / "photo.png", tmp_path / "image.png")
     monkeypatch.setattr(image_metadata, "_MAX_PARTS", 400)
     assert normalise_image(tmp_path / "photo.png", tmp_path / "image.png").width == 60
+
+
+def test_a_file_that_ends_before_its_pixels_is_damaged(tmp_path: Path) -> None:
+    """It is not in too many pieces."""
+    for content in (jpeg(segment(0xE1, b"Exif\0\0" + SIDEWAYS))[:90], png(chunk(b"eXIf", SIDEWAYS))[:60]):
+        (tmp_path / "photo.jpg").write_bytes(content)
+        with pytest.raises(PermanentError, match=r"The image photo\.jpg is not a readable picture"):
+            normalise_image(tmp_path / "photo.jpg", tmp_path / "image.png")
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,7 @@ COMMAND_MODULES = (
     "overhead",
     "people",
     "rerun",
+    "retry",
     "stack",
     "steps",
     "submit",

@@ -1,0 +1,76 @@
+"""`s2v retry`: start jobs again that failed, all of a kind at once; finished clips are reused."""
+
+from typing import Annotated, Any, Literal
+
+import typer
+
+from s2v_tasks.cli import app
+from s2v_tasks.cli.options import parse_labels
+from s2v_tasks.cli.submit import start
+from s2v_tasks.cli.terminal import PEOPLE, console, open_ledger, print_json
+from s2v_tasks.errors import PermanentError
+from s2v_tasks.schemas.request import parse_request
+from s2v_tasks.settings import load_settings
+
+_AT_MOST = 10_000
+
+
+@app.command(rich_help_panel=PEOPLE)
+def retry(
+    job_id: Annotated[list[str] | None, typer.Argument(help="Jobs; left out: all that the options describe.")] = None,
+    status: Annotated[Literal["failed", "cancelled"], typer.Option(help="Only jobs that ended so.")] = "failed",
+    code: Annotated[
+        int | None, typer.Option(help="Only jobs whose last failed step had this exit code: 75 after an outage.")
+    ] = None,
+    label: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="Only jobs with this label.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list them.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+) -> None:
+    """Start jobs again that failed or were cancelled: after an outage `s2v retry --status failed --code 75`.
+
+    Each goes on with its own request and the clips that it has, the oldest job first. A job that Airflow refuses keeps
+    no other from its start; the exit code is 65 then.
+    """
+    from s2v_tasks.cli.airflow_api import AirflowApi
+
+    found = _find(job_id or [], status, code, parse_labels(label or []))
+    api = None if dry_run else AirflowApi.from_settings(load_settings())
+    outcomes: list[dict[str, Any]] = []
+    for name, request in found:
+        outcome: dict[str, Any] = {"job_id": name, "started": False}
+        if api is not None:
+            try:
+                outcome |= start(api, name, parse_request(request))
+            except PermanentError as error:
+                outcome |= {"refused": str(error)}
+        outcomes.append(outcome)
+    if as_json:
+        print_json(outcomes, indent=None)
+    else:
+        for outcome in outcomes:
+            state = outcome.get("refused") or ("started" if outcome["started"] else outcome.get("run_state", "found"))
+            console.print(f"{outcome['job_id']} {state}", markup=False)
+        console.print(
+            f"{sum(outcome['started'] for outcome in outcomes)} of {len(outcomes)} jobs started", markup=False
+        )
+    if any("refused" in outcome for outcome in outcomes):
+        raise typer.Exit(PermanentError.exit_code)
+
+
+def _find(
+    job_ids: list[str], status: str, code: int | None, labels: dict[str, str]
+) -> list[tuple[str, dict[str, Any]]]:
+    """Jobs, the oldest first, and their requests."""
+    with open_ledger() as ledger:
+        jobs = ledger.jobs(_AT_MOST, status=status, labels=labels)
+        if unknown := sorted(set(job_ids) - {job.job_id for job in jobs}):
+            raise PermanentError(f"{', '.join(unknown)}: expected jobs that are {status}; see `s2v jobs`.")
+        chosen = [job for job in reversed(jobs) if not job_ids or job.job_id in job_ids]
+        found = []
+        for job in chosen:
+            # Only the record of one job has its events, by which its exit code is known.
+            full = ledger.job(job.job_id) if code is not None else job
+            if full is not None and (code is None or full.exit_code == code):
+                request = {name: value for name, value in (full.request or {}).items() if value is not None}
+                found.append((job.job_id, request))
+        return found

@@ -59,8 +59,7 @@ def run_demo(
     `fields` override the example request (config/demo.yaml). The same `job_id` continues or reuses an earlier job.
     """
     started, began_at = time.monotonic(), datetime.now(UTC)
-    # The second of the start is for readers; of two demos in one second the random part makes two jobs.
-    job_id = JobLayout(job_id or f"demo-{began_at:%Y%m%d-%H%M%S}-{secrets.token_hex(4)}").job_id
+    job_id = JobLayout(job_id or new_job_id(began_at)).job_id
     services = Services(home)
     with services.in_use() as settings:
         request = demo_request(settings) | fields | _uploaded(inputs, settings, job_id)
@@ -79,6 +78,11 @@ def run_demo(
     console.print(table)
     console.print(f"[bold]{video}[/bold]  made in {time.monotonic() - started:.0f} s")
     return 0
+
+
+def new_job_id(began_at: datetime) -> str:
+    """A job id that no other demo gets, also of those that began in the same second."""
+    return f"demo-{began_at:%Y%m%d-%H%M%S}-{secrets.token_hex(4)}"
 
 
 def _check_id(job_id: str, request: dict[str, Any], settings: Settings) -> None:

@@ -182,21 +182,21 @@ def test_a_rerun_that_renders_nothing_new_is_not_handed_in(store: ObjectStore, l
     stage(store, PARENT, base_seed=-1)
     plan = Plan.model_validate_json(store.get_bytes(JobLayout(PARENT).plan))
     with pytest.raises(PermanentError, match="from_clip 4: expected 0 to 3, the clips of job first-take"):
-        rerun(PARENT, from_clip=4, prompt="Other words.", via="drop")
+        rerun(parent=PARENT, from_clip=4, prompt="Other words.", via="drop")
     for same in ({}, {"prompt": REQUEST["prompt"]}, {"sample_steps": 2}, {"base_seed": plan.base_seed},
                  {"sample_shift": plan.sampling.sample_shift}, {"priority": "high"}):  # fmt: skip
         with pytest.raises(PermanentError, match=r"Nothing is changed: .* from 3 on.*--prompt, --base-seed.*s2v fetch"):
-            rerun(PARENT, from_clip=3, via="drop", **same)
+            rerun(parent=PARENT, from_clip=3, via="drop", **same)
     for change in ({"prompt": "Other words."}, {"sample_steps": 3}, {"base_seed": 8}, {"sample_shift": 4.5}):
         with pytest.raises(typer.Exit) as done:
-            rerun(PARENT, from_clip=3, via="drop", as_json=True, **change)
+            rerun(parent=PARENT, from_clip=3, via="drop", as_json=True, **change)
         assert done.value.exit_code == 0
     assert [job.job_id for job in ledger.jobs()] == [PARENT]  # the others wait in the drop folder
     with pytest.raises(PermanentError, match="'nobody' is not known"):
-        rerun("nobody", via="drop")
+        rerun(parent="nobody", via="drop")
     store.delete(JobLayout(PARENT).plan)
     with pytest.raises(PermanentError, match="Job first-take has no plan"):
-        rerun(PARENT, via="drop")
+        rerun(parent=PARENT, via="drop")
 
 
 def test_clips_that_a_job_has_inherited_may_be_made_from_its_own_words(store: ObjectStore, ledger: Ledger) -> None:
@@ -204,9 +204,9 @@ def test_clips_that_a_job_has_inherited_may_be_made_from_its_own_words(store: Ob
     make(store, PARENT, num_clip=2)
     stage(store, CHILD, prompt="Other words.", parent_job_id=PARENT, from_clip=2)
     with pytest.raises(PermanentError, match="Nothing is changed"):
-        rerun(CHILD, from_clip=2, via="drop")
+        rerun(parent=CHILD, from_clip=2, via="drop")
     with pytest.raises(typer.Exit):
-        rerun(CHILD, from_clip=1, via="drop", as_json=True)
+        rerun(parent=CHILD, from_clip=1, via="drop", as_json=True)
 
 
 def test_a_job_without_result_is_not_fetched(tmp_path: Path) -> None:

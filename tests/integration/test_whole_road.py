@@ -1,9 +1,7 @@
 """The whole DAG on the embedded services: a good job, an interrupted one, and bad ones."""
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -16,7 +14,7 @@ import numpy as np
 import pytest
 
 from s2v_tasks.embedded.demo import DemoInputs, run_demo
-from s2v_tasks.errors import PermanentError
+from s2v_tasks.errors import JobTakenError, PermanentError
 from s2v_tasks.media.encode import encode_clip
 from s2v_tasks.metadata.records import JobRecord
 from s2v_tasks.metadata.repository import Ledger
@@ -78,19 +76,40 @@ def test_the_dag_makes_a_validated_video(
     assert (whole_video.parent / "whole.contact_sheet.jpg").stat().st_size > 0
 
 
+def test_a_job_id_that_another_demo_has_is_refused(
+    whole_video: Path, stack_home: Path, ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything runs, or, where the other one came first by a moment, instead of showing the other's video."""
+    before = found(ledger, "whole")
+    with pytest.raises(JobTakenError, match="other values of base_seed"):
+        run_demo(stack_home, DemoInputs(), FIELDS | {"base_seed": 8}, out_dir=tmp_path, job_id="whole")
+    with pytest.raises(PermanentError, match="is not a file"):
+        run_demo(stack_home, DemoInputs(image=tmp_path / "none.png"), dict(FIELDS), out_dir=tmp_path, job_id="whole")
+    assert found(ledger, "whole") == before
+
+    def other_comes_first(_services: Any, run_conf: dict[str, Any]) -> None:
+        ledger.job_queued("raced", {k: v for k, v in run_conf.items() if k != "job_id"} | {"prompt": "The other's."})
+        ledger.job_succeeded("raced", "s3://out/raced.mp4", "ab" * 32)
+
+    monkeypatch.setattr("s2v_tasks.embedded.demo._run_dag", other_comes_first)
+    with pytest.raises(JobTakenError, match="other values of prompt"):
+        run_demo(stack_home, DemoInputs(), dict(FIELDS), out_dir=tmp_path, job_id="raced")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_interrupted_job_goes_on_where_it_was(
     whole_video: Path, stack_home: Path, ledger: Ledger, tmp_path: Path
 ) -> None:
-    """SIGKILL of everything while clip 1 renders; the next run reuses clip 0 and gives the same bytes."""
+    """SIGKILL of the demo while clip 1 renders ends all its processes; the next run reuses clip 0: the same bytes."""
     fields = [f"--{name.replace('_', '-')}={value}" for name, value in FIELDS.items()]
     command = [sys.executable, "-m", "s2v_tasks.cli", "demo", "--job-id", "interrupted", "--out", str(tmp_path)]
     with (tmp_path / "log").open("wb") as log:
         demo = subprocess.Popen([*command, *fields], stdout=log, stderr=log, start_new_session=True)
     wait_until(lambda: clip_is_rendering(ledger, "interrupted", 1), demo)
-    os.killpg(demo.pid, signal.SIGKILL)
-    for pid in renderers("interrupted"):
-        os.kill(pid, signal.SIGKILL)
+    demo.kill()
     demo.wait()
+    while renderers("interrupted"):
+        time.sleep(0.05)
     assert run_demo(stack_home, DemoInputs(), dict(FIELDS), out_dir=tmp_path, job_id="interrupted") == 0
     job = found(ledger, "interrupted")
     assert [clip.reused for clip in job.clips] == [True, False]

@@ -32,6 +32,7 @@ def test_what_is_left_out_for_a_form_is_no_difference(bad: dict[str, Any]) -> No
     """Only what the first of the two gives is compared, whether the requests are right or wrong."""
     filled = REQUEST | {"sample_steps": 4} | bad
     assert differing_fields(REQUEST | bad, filled, given_only=True) == []
+    assert differing_fields(REQUEST | bad | {"sample_steps": None}, filled, given_only=True) == []
     assert differing_fields(filled, REQUEST | bad, given_only=True) == ["sample_steps"]
 
 

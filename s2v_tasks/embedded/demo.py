@@ -130,7 +130,8 @@ def _run_dag(services: Services, run_conf: dict[str, Any]) -> None:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            preexec_fn=partial(end_with_parent, signal.SIGTERM, os.getpid()),
+            # At a SIGTERM Airflow ends only the task, and tries it again; the step of a killed one ends in order.
+            preexec_fn=partial(end_with_parent, signal.SIGKILL, os.getpid()),
         ) as process,
     ):
         assert process.stdout is not None  # noqa: S101 - opened as a pipe above

@@ -60,8 +60,7 @@ class AirflowApi:
 
     def is_paused(self) -> bool:
         """Whether Airflow starts no run of the DAG."""
-        status, answer = self._call("GET", _DAG_PATH)
-        return status == 200 and bool(answer.get("is_paused"))
+        return bool(self._call("GET", _DAG_PATH)[1].get("is_paused"))
 
     def unpause(self) -> None:
         """Let Airflow start runs of the DAG."""

@@ -378,3 +378,16 @@ def test_random_headers_are_never_a_traceback(heard: Heard, tmp_path: Path) -> N
             assert "\n" not in (missing_end(tmp_path / "b", file_format) or "")
         outcomes[type(heard(bytes(data)))] += 1
     assert min(outcomes.values()) > 60
+
+
+@pytest.mark.parametrize("kind", [{"codec": 6, "bits": 8}, {"codec": 2, "bits": 8}, {}])
+def test_sound_of_unknown_size_need_not_look_like_speech(kind: dict[str, int], heard: Heard) -> None:
+    """Where the size is 0 all that follows is the sound, compressed and loud as it may be."""
+    loud = np.random.default_rng(4).bytes(2000)
+    assert heard(old_riff(wav(loud, size=0, **kind))) == loud
+
+
+def test_search_ends_behind_the_first_file_too_many(heard: Heard) -> None:
+    """The 101st file is found, so that the speech is refused; there is no need to look further."""
+    assert heard(wav(ONE[:20]) * 101) == ONE[:20] * 101
+    assert heard(wav(ONE[:20]) * 103) == ONE[:20] * 101

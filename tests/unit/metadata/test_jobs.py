@@ -6,9 +6,12 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import sqlalchemy as sa
 
+from s2v_tasks.metadata.batches import BatchLedger, NewRow
+from s2v_tasks.metadata.queue import JobQueue, WaitingJob
 from s2v_tasks.metadata.records import JobRecord
 from s2v_tasks.metadata.repository import Ledger
-from s2v_tasks.metadata.tables import ArtifactRow, Attempt, Event, Job
+from s2v_tasks.metadata.tables import ArtifactRow, Attempt, Clip, Event, Job
+from s2v_tasks.schemas.plan import Plan
 
 Planned = Callable[..., Ledger]
 
@@ -188,3 +191,33 @@ def test_a_start_that_failed_is_over_when_it_was_closed(ledger: Ledger, engine: 
     with engine.connect() as connection:
         count = sa.select(sa.func.count()).where(Event.event == "job_started")
         assert connection.execute(count).scalar_one() == 1
+
+
+def test_every_change_is_a_sign_of_life(ledger: Ledger, plan: Callable[..., Plan], engine: sa.Engine) -> None:
+    """Who looks for silent jobs and clips goes by the time of their last change."""
+    old = datetime(2026, 11, 20, tzinfo=UTC)
+
+    def refreshed(change: Callable[[], object], table: type[Job | Clip] = Job) -> bool:
+        with engine.begin() as connection:
+            connection.execute(sa.update(table).values(updated_at=old))
+        change()
+        with engine.connect() as connection:
+            times = connection.execute(sa.select(table.updated_at).where(table.job_id == "job-1")).scalars().all()
+        return max(times) > old
+
+    batches = BatchLedger(engine)
+    batches.register("batch", "s3://b/m", "e", [NewRow(1, None, WaitingJob("job-1", {}))])
+    assert refreshed(lambda: JobQueue(engine).mark_started(["job-1"]))
+    assert refreshed(lambda: ledger.job_queued("job-1", {}))
+    assert refreshed(lambda: ledger.job_started("job-1"))
+    assert refreshed(lambda: ledger.job_planned("job-1", plan(1)))
+    assert refreshed(lambda: ledger.job_planned("job-1", plan(3)), Clip)
+    assert refreshed(lambda: ledger.clip_started("job-1", 1, "f"), Clip)
+    assert refreshed(lambda: ledger.clip_progress("job-1", 1, 1, 2), Clip)
+    assert refreshed(lambda: ledger.clip_failed("job-1", 1, "Why."), Clip)
+    ledger.clip_progress("job-1", 2, 1, 2)
+    assert job(ledger).clips[2].status == "rendering"
+    assert refreshed(lambda: ledger.job_failed("job-1", "Why."), Clip)
+    assert refreshed(lambda: batches.retry("batch"))
+    assert refreshed(lambda: ledger.request_cancel("job-1"))
+    assert refreshed(lambda: ledger.job_cancelled("job-1"))

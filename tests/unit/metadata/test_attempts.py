@@ -171,3 +171,21 @@ def test_a_clip_that_outlives_the_failure_of_its_job_is_no_waste(ledger: Ledger,
     assert [attempt.outcome for attempt in job(ledger).attempts] == ["failed", "succeeded"]
     (spent,) = ledger.spending()
     assert spent.used_gpu_seconds > 0
+
+
+def test_an_attempt_is_alive_as_long_as_it_gives_signs_of_life(
+    ledger: Ledger, postgres_url: str, planned: Planned
+) -> None:
+    """Its beginning is one, and its GPU-seconds are; one that has ended, or another piece of work, is not alive."""
+    planned(3).clip_started("job-1", 1, "f1", world_size=2)
+    assert ledger.attempt_is_alive("job-1", rendering(1), within_seconds=600)
+    assert not ledger.attempt_is_alive("job-1", rendering(2), within_seconds=600)
+    assert not ledger.attempt_is_alive("job-1", CONDITIONS, within_seconds=600)
+    with psycopg.connect(postgres_url) as connection:
+        connection.execute("UPDATE attempts SET started_at = now() - interval '1 hour'")
+    assert not ledger.attempt_is_alive("job-1", rendering(1), within_seconds=600)
+    assert ledger.attempt_is_alive("job-1", rendering(1), within_seconds=7200)
+    ledger.attempt_goes_on("job-1", rendering(1))
+    assert ledger.attempt_is_alive("job-1", rendering(1), within_seconds=600)
+    ledger.clip_failed("job-1", 1, "Why.")
+    assert not ledger.attempt_is_alive("job-1", rendering(1), within_seconds=7200)

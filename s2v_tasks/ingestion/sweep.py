@@ -46,7 +46,10 @@ class Sweeper:
         """
         with self._ledger.sole_sweeper():
             healed = self._each(self._ledger.unfinished(), self._finish)
-            found = folders(self._store.listing(f"{self._incoming}/"), self._incoming)
+            # Files of a claim that could not be moved yet look like the same drop handed in again: it would be refused.
+            waiting = {drop.folder_uri for drop in self._ledger.unfinished()}
+            listing = self._store.listing(f"{self._incoming}/")
+            found = [folder for folder in folders(listing, self._incoming) if folder.uri not in waiting]
             ready = [folder for folder in found if self._is_ready(folder, now)]
             taken = self._each(ready, self._take)
         counts = healed + taken

@@ -240,6 +240,42 @@ def test_files_half_deleted_by_a_killed_sweep_are_no_new_drop(folder: Folder, mo
     assert folder.names("incoming/") == []
 
 
+def test_a_folder_that_cannot_be_moved_waits_for_the_next_sweep(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It keeps no other from being taken; when none can be moved the sweep fails, so that it is tried again."""
+    for name in ("anna", "berta", "carl"):
+        folder.drop(name, {})
+    copy = folder.store.copy
+
+    def failing(source: str, target: str, **options: Any) -> None:
+        if any(name in source for name in stuck):
+            raise TransientError("the store is busy")
+        copy(source, target, **options)
+
+    monkeypatch.setattr(folder.store, "copy", failing)
+    stuck = ["anna", "carl"]
+    assert folder.sweep() == counts(accepted=1, postponed=2)
+    with pytest.raises(TransientError, match="None of 2 folders could be moved"):
+        folder.sweep()
+    stuck = ["carl"]
+    assert folder.sweep() == counts(accepted=1, postponed=1)
+    stuck = []
+    assert folder.sweep() == counts(accepted=1)
+    assert len(folder.names("accepted/")) == 12
+
+
+def test_small_files_are_bounded_before_they_are_read(folder: Folder) -> None:
+    """A prompt of 64 KiB is read, and refused by its own bound; a byte more is not read."""
+    folder.drop("anna", {}, prompt__txt=b"x" * 65536)
+    folder.drop("berta", {}, prompt__txt=b"x" * 65537)
+    folder.drop("carl", b" " * 65537)
+    assert folder.sweep() == counts(rejected=3)
+    assert "(65536 characters)" in folder.error("anna")
+    assert "prompt.txt has 65537 bytes: expected at most 65536" in folder.error("berta")
+    assert "request.json has 65537 bytes: expected at most 65536" in folder.error("carl")
+
+
 def test_only_one_sweep_runs_at_a_time(folder: Folder) -> None:
     """A second one says so and may be repeated."""
     with folder.drops.sole_sweeper(), pytest.raises(TransientError, match="Another sweep"):

@@ -4,11 +4,13 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from structlog.testing import capture_logs
 
 from s2v_tasks.metadata.repository import Ledger
 from s2v_tasks.metadata.session import engine_from_settings
@@ -16,9 +18,10 @@ from s2v_tasks.metadata.tables import Job
 from s2v_tasks.metadata.upkeep import UpkeepLedger
 from s2v_tasks.schemas.manifest import Artifact, Manifest
 from s2v_tasks.settings import Settings, load_settings
-from s2v_tasks.steps.housekeeping import Housekeeping
+from s2v_tasks.steps.housekeeping import Differences, Findings, Housekeeping
 from s2v_tasks.storage.artifacts import producer
 from s2v_tasks.storage.layout import JobLayout
+from s2v_tasks.storage.objects import ListedObject, UnfinishedUpload
 from s2v_tasks.storage.s3 import ObjectStore
 
 NOW = datetime.now(UTC)
@@ -156,6 +159,91 @@ def test_nothing_goes_before_its_time(
     assert housekeeping()["delete"] == []
 
 
+def aged(store: ObjectStore, monkeypatch: pytest.MonkeyPatch, days: dict[str, float]) -> None:
+    """Make objects and uploads whose names end like a key as old as it says."""
+    listing, unfinished = store.listing, store.unfinished_uploads
+
+    def age(uri: str, otherwise: datetime) -> datetime:
+        return next((NOW - timedelta(days=days[end]) for end in days if uri.endswith(end)), otherwise)
+
+    def aged_listing(prefix: str) -> Iterator[ListedObject]:
+        for item in listing(prefix):
+            yield replace(item, modified_at=age(item.uri, item.modified_at))
+
+    def aged_uploads(prefix: str) -> Iterator[UnfinishedUpload]:
+        for item in unfinished(prefix):
+            yield replace(item, started_at=age(item.uri, item.started_at))
+
+    monkeypatch.setattr(store, "listing", aged_listing)
+    monkeypatch.setattr(store, "unfinished_uploads", aged_uploads)
+
+
+def test_each_object_has_its_own_age(
+    store: ObjectStore, ledger: Ledger, engine: sa.Engine, housekeeping: Round, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a job that ended long ago the young object stays; a dropped folder is as old as its youngest file."""
+    monkeypatch.setenv("S2V_RETENTION_DAYS", "2")
+    load_settings.cache_clear()
+    clip, _, state = make_job(store, ledger, "failed")
+    ledger.job_failed("failed", "It had to be.")
+    with engine.begin() as connection:
+        connection.execute(sa.update(Job).values(finished_at=NOW - timedelta(days=9)))
+    old = put(store, "drop/accepted/old/x.wav", "drop/accepted/old/y.png", "drop/rejected/bad/z.json")
+    put(store, "drop/accepted/mixed/young.png", "drop/accepted/mixed/x.wav")
+    days = {"clip.mp4": 3, "superseded/manifest.json": 1, ".safetensors": 2.1, "young.png": 1.9}
+    aged(store, monkeypatch, days | {"x.wav": 5, "y.png": 2.1, "z.json": 4})
+    found = housekeeping()["delete"]
+    assert set(found) == {clip, state, *old}
+
+
+def test_a_folder_of_which_one_file_is_needed_stays(store: ObjectStore, ledger: Ledger, housekeeping: Round) -> None:
+    """It goes as a whole or not at all, whichever of its files a job names."""
+    kept = put(
+        store, "drop/accepted/a/a.png", "drop/accepted/a/b.wav", "drop/accepted/c/c.mp4", "drop/accepted/c/d.txt"
+    )
+    gone = put(store, "drop/accepted/e/e.png", "drop/accepted/e/f.wav")
+    ledger.job_queued("job-a", {"image_uri": "s3://elsewhere/x.png", "audio_uri": kept[1], "pose_video_uri": kept[2]})
+    ledger.job_queued("job-b", {"image_uri": gone[0], "audio_uri": gone[1]})
+    ledger.job_failed("job-b", "It had to be.")
+    assert housekeeping()["delete"] == gone
+
+
+def test_young_uploads_go_on(
+    store: ObjectStore, ledger: Ledger, housekeeping: Round, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A day is what an upload has, not the retention time; where a job is started again, its upload goes on too."""
+    make_job(store, ledger, "failed")
+    ledger.job_failed("failed", "It had to be.")
+    for name in (JobLayout("failed").motion(0), "uploads/0123/young.wav", "uploads/0123/old.wav"):
+        key = store.uri(name).removeprefix(f"s3://{store.bucket}/")
+        store._client.create_multipart_upload(Bucket=store.bucket, Key=key)
+    aged(store, monkeypatch, {"young.wav": 0.99, "old.wav": 1.01, ".safetensors": 2})
+    motion, old = store.uri(JobLayout("failed").motion(0)), store.uri("uploads/0123/old.wav")
+    assert housekeeping()["abort_uploads"] == [motion, old]
+    real = UpkeepLedger.settled_jobs
+    answers = [real, lambda *_: set()]  # started again between the listing and the deletion
+    monkeypatch.setattr(UpkeepLedger, "settled_jobs", lambda *arguments: answers.pop(0)(*arguments))
+    housekeeping(apply=True)
+    left = [upload.uri for prefix in ("jobs/", "uploads/") for upload in store.unfinished_uploads(prefix)]
+    assert left == [motion, store.uri("uploads/0123/young.wav")]
+
+
+@pytest.mark.parametrize(("applied", "kind"), [(False, "would_delete"), (True, "delete")])
+def test_the_log_has_the_first_hundred_of_each_kind(applied: bool, kind: str) -> None:
+    """And how much there is in all; differences are told in either case."""
+    objects = tuple(ListedObject(f"s3://b/{k}", 1, NOW, "e") for k in range(103))
+    differences = Differences(("s3://b/lost\n",), (), (), ())
+    with capture_logs() as lines:
+        Findings(objects, (), (), differences).tell(applied=applied)
+    assert [line["count"] for line in lines if line["event"] == kind and "count" in line] == [103]
+    assert [line["what"] for line in lines if line["event"] == kind and "what" in line] == [
+        f"s3://b/{k}" for k in range(100)
+    ]
+    assert [line["what"] for line in lines if line["event"] == "rows_without_object" and "what" in line] == [
+        "s3://b/lost\\n"
+    ]
+
+
 def test_a_job_that_was_started_again_keeps_everything(store: ObjectStore, ledger: Ledger, engine: sa.Engine) -> None:
     """Between the listing and the deletion a job may have been started again: then its objects stay."""
     make_job(store, ledger, "failed")
@@ -211,6 +299,8 @@ def test_differences_between_the_ledger_and_the_store_are_told(
     store.delete(JobLayout("lost").clip(0))
     [longer] = put(store, JobLayout("longer").clip(0))
     [unknown, strange] = put(store, "jobs/longer/notes.txt", "jobs/never-seen/plan.json")
+    elsewhere = Artifact(key="s3://elsewhere/published.mp4", sha256="ab" * 32, size_bytes=7)
+    ledger.record_artifacts(manifest("longer", elsewhere).model_copy(update={"step": "publish"}))
     before = everything(store)
     found = housekeeping(apply=True)["differences"]
     assert found == {

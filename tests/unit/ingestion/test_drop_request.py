@@ -1,6 +1,7 @@
 """From dropped files to a request: what may be left out, what is refused, and in which words."""
 
 import json
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -202,7 +203,7 @@ def test_a_job_id_is_that_of_these_files_in_this_folder() -> None:
     ]
     assert default_job_id(first) == default_job_id(turned)
     assert len({default_job_id(one) for one in [first, *others]}) == 4
-    assert default_job_id(first).startswith("anna-")
+    assert re.fullmatch(r"anna-[0-9a-f]{8}", default_job_id(first))
     assert default_job_id(folder("a.png", name="🎬\n..")).startswith("drop-")
 
 
@@ -223,6 +224,8 @@ def test_folders_are_found_in_one_listing() -> None:
         (["a.png", "a.wav", "prompt.txt"], 60, True),
         (["a.png", "prompt.txt"], 3599, False),
         (["a.png", "prompt.txt"], 3600, True),
+        (["a.png", "a.wav"], 3599, False),
+        (["a.wav", "prompt.txt"], 3599, False),
         (["a.png", "a.mp4", "prompt.txt"], 60, True),
         (["a.png", "a.wav", "prompt.txt", "a.wav.part"], 3599, False),
         (["a.png", "a.wav", "prompt.txt", "a.wav.part"], 3600, True),
@@ -263,7 +266,18 @@ def test_a_folder_is_as_old_as_its_last_file() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["my photo (1).PNG", "bild\n.png", "🎬.png", "..", "-x.png", "a" * 300 + ".png", "m/b.wav"]
+    "name",
+    [
+        "my photo (1).PNG",
+        "bild\n.png",
+        "🎬.png",
+        "..",
+        "-x.png",
+        "a" * 300 + ".png",
+        "m/b.wav",
+        "photo.my file",
+        "a.suffix",
+    ],
 )
 def test_any_name_gets_a_plain_one(name: str) -> None:
     """What a URI or a path could misread is replaced; names that differ stay different."""

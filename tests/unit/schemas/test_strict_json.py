@@ -17,6 +17,8 @@ def test_plain_json_is_what_it_says() -> None:
         ('{"labels": {"x": 1, "x": 2}}', "the key 'x' is given more than once"),
         ('{"a": Infinity}', "Infinity is not a number of JSON"),
         ('{"a": 1e400}', "1e400 is too large for a number"),
+        (f"[{'1' * 50}.5e999]", f"^{'1' * 40} is too large for a number"),
+        (f'{{"{"k" * 201}": 1, "{"k" * 201}": 2}}', f"^the key '{'k' * 200}' is given"),
         ('{"a": -1e999}', "-1e999 is too large for a number"),
         (f'{{"a": {"9" * 309}}}', "a number of 309 digits is too large: expected at most 308"),
         (f"[{'1' * 5000}]", "a number of 5000 digits is too large"),

@@ -118,6 +118,51 @@ def test_a_resolver_that_hangs_is_left_behind(monkeypatch: pytest.MonkeyPatch) -
         release.set()
 
 
+@pytest.mark.parametrize(("answer", "reason"), [(socket.gaierror("name is unknown"), "name is unknown"), ([], "no addr"),
+                                                (UnicodeError("label too long"), "label too long")])  # fmt: skip
+def test_a_name_without_an_address_may_have_one_later(
+    monkeypatch: pytest.MonkeyPatch, answer: Any, reason: str
+) -> None:
+    """The message has what the resolver said, or that it had no address."""
+
+    def look_up(*_args: Any, **_kwargs: Any) -> Any:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    with pytest.raises(TransientError, match=rf"'example\.com' cannot be resolved \({reason}"):
+        policy("example.com").resolve("https://example.com/", seconds=5)
+
+
+@pytest.mark.parametrize(
+    ("url", "port", "header"),
+    [
+        ("https://example.com/", 443, "example.com"),
+        ("https://example.com:443/", 443, "example.com"),
+        ("https://example.com:80/", 80, "example.com:80"),
+        ("http://example.com/", 80, "example.com"),
+        ("http://example.com:443/", 443, "example.com:443"),
+        ("http://[2606:2800::1]/", 80, "[2606:2800::1]"),
+        ("http://[2606:2800::1]:8080/", 8080, "[2606:2800::1]:8080"),
+    ],
+)
+def test_the_host_header_has_the_port_where_it_is_not_the_usual_one(
+    resolves_to: Any, url: str, port: int, header: str
+) -> None:
+    """As a browser would send it; an address of IPv6 is in brackets."""
+    resolves_to(PUBLIC)
+    target = policy("example.com", "2606:2800::1").resolve(url, seconds=5)
+    assert (target.port, target.host_header, target.path) == (port, header, "/")
+
+
+def test_a_name_that_resolves_twice_to_one_address_has_one(resolves_to: Any) -> None:
+    """In the order of the resolver: the first is tried first."""
+    resolves_to("93.184.216.35", PUBLIC, "93.184.216.35", "93.184.216.33")
+    addresses = policy("example.com").resolve("https://example.com/", seconds=5).addresses
+    assert addresses == ("93.184.216.35", PUBLIC, "93.184.216.33")
+
+
 def test_the_configured_webhook_needs_no_listing() -> None:
     """Who configures a receiver need not say twice that it may be called."""
     settings = Settings(

@@ -247,6 +247,13 @@ def test_track_with_speech_is_heard(
         _assert_in_sync(heard, voice)
 
 
+def test_gap_is_that_of_the_track_that_is_heard(voice: Samples, make: Make, hear: Callable[[Path], Heard]) -> None:
+    """Stamps are read from the second track where that one is heard."""
+    heard = hear(make("a.mkv", voice * 0, voice, acodec="flac", **{"bsf:a:1": LOST}))
+    assert (heard.info.track, heard.info.gap_seconds) == (2, pytest.approx(1, abs=0.1))
+    _assert_in_sync(heard, voice)
+
+
 def test_noise_in_the_first_track_is_no_speech(voice: Samples, make: Make, hear: Callable[[Path], Heard]) -> None:
     """A steady hiss is left for the track that moves as speech does."""
     hiss = np.random.default_rng(5).uniform(-0.1, 0.1, voice.shape)

@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from s2v_tasks.media.mixing import Mix, choose_mix, movement_db, survey
+from s2v_tasks.media.mixing import Mix, Survey, choose_mix, movement_db, survey
 
 RATE = 8000
 Signal = npt.NDArray[np.float32]
@@ -69,6 +69,30 @@ def test_channels_that_cancel_for_a_while_are_not_mixed(inverted: slice, voice: 
     assert _mix(voice, other).name in {"channel 1 of 2", "channel 2 of 2"}
 
 
+@pytest.mark.parametrize(("right", "is_mixed"), [(-0.36, True), (-0.38, False)])
+def test_a_mix_may_lose_ten_decibels(right: float, is_mixed: bool, voice: Signal) -> None:
+    """A mean that is quieter than the loudest channel by 10 dB is given up, above it is kept."""
+    assert (_mix(voice, voice * np.float32(right)).matrix is None) == is_mixed
+
+
+@pytest.mark.parametrize(("decibels", "is_mixed"), [(-41, True), (-39, False)])
+def test_what_is_quieter_by_forty_decibels_does_not_count(decibels: float, is_mixed: bool, noise: Signal) -> None:
+    """The noise of a room may cancel in pauses."""
+    loud = np.tile(noise[:800], 20)
+    quiet = loud * np.float32(10 ** (decibels / 20))
+    mix = _mix(np.concatenate([loud, quiet]), np.concatenate([loud, -quiet]))
+    assert (mix.matrix is None) == is_mixed
+
+
+@pytest.mark.parametrize(("num_lost", "is_mixed"), [(1, True), (2, False)])
+def test_a_hundredth_may_be_lost(num_lost: int, is_mixed: bool, noise: Signal) -> None:
+    """One tenth of a second in ten seconds may cancel, two may not."""
+    left = np.tile(noise[:800], 100)
+    right = left.copy()
+    right[: 800 * num_lost] *= -1
+    assert (_mix(left, right, block=800).matrix is None) == is_mixed
+
+
 def test_two_speakers_are_both_heard(voice: Signal) -> None:
     """An interview with one microphone per channel is mixed: neither channel holds all of it."""
     first, second = voice.copy(), voice[::-1].copy()
@@ -95,6 +119,18 @@ def test_noise_that_covers_speech_is_left_out(order: tuple[int, int], voice: Sig
     assert (mix.reason, mix.lost) == ("other channels cover the speech", 0)
     assert _mix(voice, noise * np.float32(0.01)).name == "all channels"
     assert _mix(noise, noise[::-1]).name == "all channels"
+
+
+@pytest.mark.parametrize(
+    ("swing_db", "steady", "is_mixed"),
+    [(12, 0.00487, True), (12, 0.00663, False), (2.9, 0.1, True), (3.1, 0.1, False)],
+)
+def test_how_much_speech_may_be_covered(swing_db: float, steady: float, is_mixed: bool) -> None:
+    """A mix whose level moves a third as much as that of one channel is kept, if that one moves by 3 dB or more."""
+    swinging = np.where(np.arange(40) % 2, 0.01, 0.01 / 10 ** (swing_db / 10))
+    covariances = np.zeros((40, 2, 2))
+    covariances[:, 0, 0], covariances[:, 1, 1] = swinging, steady
+    assert (choose_mix(Survey(covariances, np.ones(2)), "stereo").matrix is None) == is_mixed
 
 
 def test_an_offset_hides_no_cancellation(voice: Signal) -> None:

@@ -145,3 +145,9 @@ def test_a_wait_that_airflow_fails_is_tried_again_more_often_than_work_is() -> N
     """It costs nothing, and a job must not fail for it."""
     assert sensor(SECOND).retries == 20
     assert sensor(SECOND).retry_delay.total_seconds() == 10
+    assert ClipTurnSensor(task_id="wait", clip=SECOND, render_task_id="clip.render", retries=3).retries == 3
+
+
+def test_the_demo_looks_every_two_seconds() -> None:
+    """In `dag.test()` nothing else goes on: a long pause between two looks would only make it longer."""
+    assert sensor(SECOND).poke_interval == 2

@@ -23,3 +23,5 @@ def test_a_link_leads_through_airflow_to_a_file_of_the_job(monkeypatch: pytest.M
     publish: Any = StepOperator(task_id="publish", step="publish")
     publish.job_id = "my-job"
     assert VideoLink().get_link(publish, ti_key=None) == "https://airflow.example.org/team/s2v/jobs/my-job/video"
+    publish.job_id = "a b?c"  # refused by the first step, but the form may hold it
+    assert VideoLink().get_link(publish, ti_key=None).endswith("/jobs/a%20b%3Fc/video")

@@ -16,7 +16,7 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException, TaskD
 from kubernetes.client import ApiClient, Configuration, CoreV1Api
 
 from s2v_tasks.orchestration.execution import step_task
-from s2v_tasks.orchestration.pods import CloseJobOfPodsOperator, StepPodOperator
+from s2v_tasks.orchestration.pods import RETRIES, CloseJobOfPodsOperator, StepPodOperator
 from s2v_tasks.orchestration.retries import OWN_FAILURES
 from s2v_tasks.settings import load_settings
 
@@ -197,6 +197,27 @@ def test_a_person_who_clears_the_task_gives_it_all_its_tries_again(cluster: Clus
                 execute(store, max_tries=max_tries)
             seen.append(type(raised.value))
         assert seen == [AirflowException] * OWN_FAILURES + [AirflowFailException]
+
+
+def test_what_no_try_can_mend_is_final_at_once(cluster: Cluster, told: list[str]) -> None:
+    """A name that is no image name; the pod is told of in the words of the cluster, on record too."""
+    store = Store()
+    with pytest.raises(TaskDeferred):
+        execute(store)
+    ((name, pod),) = cluster.pods.items()
+    waiting = {"name": "base", "state": {"waiting": {"reason": "InvalidImageName", "message": "bad"}}}
+    status = {"image": "", "imageID": "", "ready": False, "restartCount": 0}
+    pod["status"] = {"phase": "Pending", "containerStatuses": [waiting | status]}
+    event = {"status": "error", "name": name, "namespace": "s2v", "message": "Image cannot be pulled"}
+    operator = step_task("encode-conditions")
+    with pytest.raises(AirflowFailException, match="cannot be pulled"):
+        operator.trigger_reentry(context(store, operator), event)
+    assert len(told) == 1
+
+
+def test_a_pod_may_be_taken_away_ten_times() -> None:
+    """Spot nodes come and go; S3 may be away for less long."""
+    assert RETRIES == 10
 
 
 def test_what_the_cluster_did_is_not_counted_among_failures_of_the_step(cluster: Cluster, told: list[str]) -> None:

@@ -254,6 +254,31 @@ def test_a_pod_that_has_its_node_did_not_lack_one() -> None:
     assert failure.fault == "step"
 
 
+@pytest.mark.parametrize(
+    ("status", "fault", "expected"),
+    [
+        ({"phase": "Running", "reason": "Odd", "state": {"running": {}}}, "step", "failed in phase Running: seen"),
+        ({"phase": "Failed", "reason": "Odd", "state": ended(3, "no file")}, "step", "exited with code 3: no file"),
+        ({"phase": "Failed"}, "step", "failed in phase Failed: seen"),
+        ({"phase": "Failed", "state": ended(0)}, "step", "failed in phase Failed: seen"),
+        ({"phase": "Failed", "state": ended(4)}, "step", "exited with code 4: no message"),
+        ({"phase": "Pending", "state": {"waiting": {"reason": "ContainerCreating"}}}, "step", "phase Pending: seen"),
+        ({"phase": "Pending", "state": {"waiting": {}}}, "step", "phase Pending: seen"),
+    ],
+)
+def test_what_no_rule_knows_is_told_as_it_was_seen(status: dict[str, Any], fault: str, expected: str) -> None:
+    """A node refuses only what has failed without a container; a container that ended well did not exit with a code."""
+    failure = judge(pod(status.pop("state", None), **status), "base", "seen")
+    assert (failure.fault, expected in failure.message) == (fault, True), failure
+
+
+def test_an_init_container_that_ended_well_is_no_reason() -> None:
+    """Only the one that failed is named."""
+    done = {"state": {"terminated": {"exitCode": 0}}, "image": "", "imageID": "", "ready": True, "restartCount": 0}
+    statuses = [done | {"name": "fetch"}]
+    assert judge(pod(phase="Failed", initContainerStatuses=statuses), "base", "seen").message.endswith("Failed: seen")
+
+
 def test_a_server_error_of_500_passes() -> None:
     """The smallest of them, and the largest error that is the client's own."""
     assert [not_created(ApiException(status=status)).fault for status in (499, 500)] == ["step", "cluster"]

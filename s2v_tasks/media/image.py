@@ -129,7 +129,7 @@ def _to_rgb(image: Image.Image, found: Colours) -> Image.Image:
         # 16-bit grey: Pillow's own conversion clips to white instead of scaling.
         image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
     layers = image.convert("RGBA") if image.has_transparency_data else None
-    colour = image if layers is None or found.mode == "L" else layers
+    colour = image if layers is None else layers
     colour = colour.convert("RGB") if found.transform is None else found.transform(colour.convert(found.mode))
     if layers is None:
         return colour

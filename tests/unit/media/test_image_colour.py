@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from PIL import Image, ImageCms
+from structlog.testing import capture_logs
 
 from s2v_tasks.media.image import ImageInfo, normalise_image
 from s2v_tasks.media.image_colour import _built
@@ -287,9 +288,11 @@ def test_a_wrong_description_is_ignored_with_a_warning(chunks: list[bytes], warn
     """The colours are those of the file as sRGB, and people hear why."""
     image = photo(112, 64)
     (tmp_path / "a.png").write_bytes(png(*chunks, image=image))
-    info = normalise_image(tmp_path / "a.png", tmp_path / "image.png")
+    with capture_logs() as logs:
+        info = normalise_image(tmp_path / "a.png", tmp_path / "image.png")
     assert info.warning is not None
     assert warning in info.warning
+    assert [(line["log_level"], line["reason"]) for line in logs] == [("warning", info.warning)]
     assert np.array_equal(Image.open(tmp_path / "image.png"), image)
 
 

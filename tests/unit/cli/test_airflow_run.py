@@ -91,9 +91,10 @@ def test_a_queued_run_is_shown_before_the_job_is_on_record(
     airflow.paused = False
     job("talk")
     assert " ".join(capsys.readouterr().out.split()) == "Job talk has not begun: its run talk is queued in Airflow."
-    airflow.runs[0]["state"] = "failed"
-    with pytest.raises(TransientError, match="Run talk of job talk is failed in Airflow"):
-        job("talk")
+    for state in ("failed", "success"):
+        airflow.runs[0]["state"] = state
+        with pytest.raises(TransientError, match=f"Run talk of job talk is {state} in Airflow"):
+            job("talk")
     with pytest.raises(PermanentError, match="'nobody' is not known"):
         job("nobody")
     with pytest.raises(PermanentError, match="'nobody' is not known"):

@@ -154,6 +154,16 @@ def test_a_process_that_is_asked_to_end_tries_for_a_short_while(service: Service
     assert service.calls[-2] == pytest.approx(heard + LAST_SECONDS)
 
 
+def test_a_sigterm_gives_no_more_time_than_there_was(service: Service, clock: Clock) -> None:
+    """Asked to end shortly before the outage is given up anyway, a process does not go on for longer."""
+    asked: list[Any] = []
+    service.away()
+    clock.at[1050.0] = lambda: asked.append(True)
+    with pytest.raises(UnavailableError):
+        retried(service, "S3", RetryPolicy(60, lambda: bool(asked))).get("a")
+    assert service.calls[-1] == pytest.approx(1060)
+
+
 def test_the_last_tries_fit_into_the_grace_of_a_process() -> None:
     """A process that is asked to end has this long until it is killed, in a pod a little more."""
     from s2v_tasks.orchestration.process import TERMINATION_GRACE_SECONDS

@@ -187,3 +187,16 @@ def test_the_template_is_that_of_the_configured_folder(tmp_path: Path, monkeypat
     assert pod.spec.containers[0].image == "registry.example.com/s2v-engine:2"
     with pytest.raises(ConfigurationError, match=r"encode_conditions\.yaml is not there"):
         step_task("encode-conditions")
+
+
+def test_a_pod_is_found_again_watched_without_a_worker_and_never_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each time has its own limit; what the log shows holds no environment; nothing stays when it has ended."""
+    monkeypatch.setenv("S2V_POD_SCHEDULE_SECONDS", "7200")
+    monkeypatch.setenv("S2V_POD_STARTUP_SECONDS", "300")
+    load_settings.cache_clear()
+    task: Any = step_task("encode-conditions")
+    assert (task.schedule_timeout_seconds, task.startup_timeout_seconds) == (7200, 300)
+    assert (task.deferrable, task.reattach_on_restart, task.random_name_suffix) == (True, True, True)
+    assert (task.on_finish_action.value, task.on_kill_action.value) == ("delete_pod", "delete_pod")
+    assert (task.log_events_on_failure, task.log_pod_spec_on_failure, task.do_xcom_push) == (True, False, False)
+    assert (task.poll_interval, task.logging_interval) == (10, 30)

@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 CONSTRAINTS := config/constraints-py311.txt
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo up down status test test-kubernetes test-ingestion test-outages test-images lint docs clean
+.PHONY: install demo up down status test test-kubernetes test-ingestion test-outages test-images gpu-check gpu-wheels lint docs clean
 
 help: ## Show this help.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -54,6 +54,18 @@ test-images: $(INSTALLED) ## Run the scripts of the images as their builds do, w
 
 test-kubernetes: $(INSTALLED) ## Run the DAG with pods on the cluster of this machine (KUBECONFIG), and what can befall them.
 	$(BIN)/python -m pytest -m kubernetes tests/kubernetes
+
+# On a machine where nothing can be installed: tests/gpu/README.md.
+gpu-check: ## Check the engine on the GPU of this machine: right, how fast, how much memory; under 8 minutes.
+	PYTHONPATH=. $(BIN)/python -m tests.gpu.check $(GPU_CHECK_ARGS)
+
+# By name, without what they depend on: torch and its companions are on such a machine.
+GPU_WHEELS := diffusers transformers tokenizers huggingface-hub torchao accelerate einops safetensors regex pydantic pydantic-core \
+	annotated-types typing-inspection typing-extensions pydantic-settings python-dotenv structlog ftfy wcwidth soundfile soxr pyyaml
+gpu-wheels: $(INSTALLED) ## Gather in DIR the wheels for Python 3.12 that a GPU machine without a network may lack.
+	@test -n "$(DIR)" || { echo "gpu-wheels needs DIR=folder"; exit 2; }
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --python-version 3.12 \
+		--platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 -c $(CONSTRAINTS) -d "$(DIR)" $(GPU_WHEELS)
 
 docs: $(INSTALLED) ## Refresh the generated references in docs/.
 	$(BIN)/python docs/generate.py

@@ -38,19 +38,20 @@ LayoutName = Annotated[str, typer.Option(help="How several ranks share the work:
 def load(
     gigabytes: Annotated[float, typer.Option(min=0.008, help="Size of the checkpoint that is written for it.")] = 0.5,
     ranks: Annotated[int, typer.Option(min=1, max=8, help="Processes that load at once, besides one alone.")] = 2,
+    naive: Annotated[bool, typer.Option(help="Also the naive way, which holds two copies in host memory.")] = True,
 ) -> None:
     """Load a checkpoint of a given size from the page cache; the ratio is to the naive way on as many ranks."""
     from s2v_tasks.engine.bench.load import bench_load
 
-    results = bench_load(gigabytes * 1e9, ranks, _device())
-    naive = {result.num_ranks: result.seconds for result in results if result.name == "naive"}
+    results = bench_load(gigabytes * 1e9, ranks, _device(), with_naive=naive)
+    slow = {result.num_ranks: result.seconds for result in results if result.name == "naive"}
     table = Table("loader", "ranks", "seconds", "ratio", "GB/s", "peak host memory per rank / checkpoint")
     for result in results:
         table.add_row(
             result.name,
             str(result.num_ranks),
             f"{result.seconds:.2f}",
-            f"{naive[result.num_ranks] / result.seconds:.2f}",
+            f"{slow[result.num_ranks] / result.seconds:.2f}" if slow else "",
             f"{result.bytes_per_second / 1e9:.2f}",
             f"{result.host_memory_ratio:.2f}",
         )

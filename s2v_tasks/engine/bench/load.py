@@ -51,7 +51,7 @@ class LoadResult:
     host_memory_ratio: float  # peak of a rank's own memory, without mapped files, over the checkpoint's bytes
 
 
-def bench_load(size_bytes: float, num_ranks: int, device: str = "cpu") -> list[LoadResult]:
+def bench_load(size_bytes: float, num_ranks: int, device: str = "cpu", *, with_naive: bool = True) -> list[LoadResult]:
     """Write a checkpoint of about `size_bytes` to a temporary folder, load it on 1 to `num_ranks` ranks, delete it.
 
     `device` is "cpu" or "cuda", one GPU per rank. Raises PermanentError for a size below that of the smallest width.
@@ -61,7 +61,7 @@ def bench_load(size_bytes: float, num_ranks: int, device: str = "cpu") -> list[L
         written = write_checkpoint(folder, size_bytes)
         results = []
         for ranks in sorted({1, num_ranks}):
-            for variant in ("naive", "streamed", *(("sharded",) if ranks > 1 else ())):
+            for variant in (*(["naive"] if with_naive else []), "streamed", *(["sharded"] if ranks > 1 else [])):
                 seconds, peak_bytes = _on_ranks(folder, variant, ranks, device)
                 results.append(LoadResult(variant, ranks, seconds, written / seconds, peak_bytes / written))
         return results

@@ -26,10 +26,14 @@ LATENT_STD = (
 
 
 class Vae:
-    """Encodes and decodes in float32, in chunks of four frames with the causal context kept between them."""
+    """Encodes and decodes in chunks of four frames with the causal context kept between them.
+
+    It computes in the dtype of the model, float32 in all renders; what goes in and comes out is float32.
+    """
 
     def __init__(self, model: AutoencoderKLWan, device: torch.device | str) -> None:
         self.model = model
+        self._dtype = next(model.parameters()).dtype
         self._mean = torch.tensor(LATENT_MEAN, device=device).view(1, -1, 1, 1, 1)
         self._inverse_std = (1.0 / torch.tensor(LATENT_STD, device=device)).view(1, -1, 1, 1, 1)
 
@@ -57,7 +61,7 @@ class Vae:
 
         The latent is the mode, never a sample. Frames beyond a multiple of four (plus one) are not seen.
         """
-        mode_BCZhw = self.model.encode(pixels_BCTHW.to(self._mean)).latent_dist.mode()
+        mode_BCZhw = self.model.encode(pixels_BCTHW.to(self._mean.device, self._dtype)).latent_dist.mode().float()
         latents_BCZhw: Tensor = (mode_BCZhw - self._mean) * self._inverse_std
         return latents_BCZhw
 
@@ -73,7 +77,8 @@ class Vae:
     def decode_pieces(self, latents_BCZhw: Tensor, num_frames: int) -> Iterator[Tensor]:
         """The last `num_frames` frames of `decode`, up to four at a time as they are made."""
         unnormalised_BCZhw = latents_BCZhw.to(self._mean) / self._inverse_std + self._mean
-        yield from decode_end(self.model, unnormalised_BCZhw, num_frames)
+        for frames in decode_end(self.model, unnormalised_BCZhw.to(self._dtype), num_frames):
+            yield frames.float()
 
 
 def key_pairs() -> Iterator[tuple[str, str]]:

@@ -1,0 +1,88 @@
+"""Where a check runs, what time it has, and what the plan says of the work."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from s2v_tasks.engine.models.config import S2VConfig
+from s2v_tasks.planning.estimate import ClipShape, clip_tokens, forward_flops
+from s2v_tasks.schemas.model_card import ModelCard
+
+REPOSITORY = Path(__file__).parents[2]
+CONFIG = REPOSITORY / "config"
+
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where the check runs, and whether at toy size."""
+
+    device: torch.device
+    tiny: bool
+    work_dir: Path
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the transformer: bf16 on a GPU, fp32 on a CPU."""
+        return torch.bfloat16 if self.device.type == "cuda" else torch.float32
+
+    @property
+    def peak_flops(self) -> float | None:
+        """The dense bf16 peak of the GPU by config/gpus.yaml; None for a GPU that is not there."""
+        if self.device.type != "cuda":
+            return None
+        name = torch.cuda.get_device_name(self.device).lower()
+        cards = yaml.safe_load((CONFIG / "gpus.yaml").read_text(encoding="utf-8"))
+        tflops = [card["bf16_tflops"] for key, card in cards.items() if key.partition("-")[0] in name]
+        return tflops[0] * 1e12 if tflops else None
+
+    def synchronize(self) -> None:
+        """Wait until the GPU has done all that it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def timed(self, compute: Callable[[], object], *, repeats: int = 1) -> tuple[float, float]:
+        """Return seconds and peak GiB of `compute`, which runs once before to warm up.
+
+        The peak is of memory that torch allocates on the GPU, with what was there before; 0 on a CPU.
+        """
+        compute()
+        self.synchronize()
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        started = time.perf_counter()
+        for _ in range(repeats):
+            compute()
+        self.synchronize()
+        seconds = (time.perf_counter() - started) / repeats
+        peak = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else 0
+        return seconds, peak / 2**30
+
+
+@dataclass
+class Clock:
+    """The budget of a run."""
+
+    budget_seconds: float
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def left_seconds(self) -> float:
+        """Seconds until the budget is used up."""
+        return self.budget_seconds - (time.monotonic() - self.started)
+
+
+def step_flops(config: S2VConfig, width: int, height: int, num_frames: int) -> tuple[float, int]:
+    """Return operations and tokens of a guided step of a later clip, as the planner counts them."""
+    cards = yaml.safe_load((CONFIG / "models.yaml").read_text(encoding="utf-8"))
+    card = ModelCard.model_validate({"name": "wan2.2-s2v-14b", **cards["wan2.2-s2v-14b"]})
+    names = ("dim", "ffn_dim", "num_layers", "text_dim", "text_len", "audio_inject_layers")
+    model = card.model_copy(update={name: getattr(config, name) for name in names})
+    shape = ClipShape(width, height, num_frames, with_motion=True, starts_chain=False, ends_chain=False)
+    return forward_flops(shape, model).per_step(branches=2), clip_tokens(shape)

@@ -15,7 +15,10 @@ from s2v_tasks.errors import PermanentError
 from s2v_tasks.metadata.records import JobRecord
 from s2v_tasks.metadata.repository import Ledger
 from s2v_tasks.schemas.plan import Plan
-from s2v_tasks.steps.context import run_step
+from s2v_tasks.schemas.request import Request, parse_request
+from s2v_tasks.settings import Settings
+from s2v_tasks.steps.context import open_context, run_step
+from s2v_tasks.steps.inheritance import parent_request
 from s2v_tasks.storage.artifacts import ArtifactStore
 from s2v_tasks.storage.layout import JobLayout
 from s2v_tasks.storage.s3 import ObjectStore, file_sha256
@@ -136,6 +139,39 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"from_clip": 1, "parent_job_id": CHILD}, "is the job itself"),
     ({"from_clip": 1, "max_gpu_seconds": 0.001}, "over budget"),
 ]
+
+
+# Another legal value of each field of a request.
+CHANGES: dict[str, Any] = {
+    "image_uri": "s3://bucket/b.png", "audio_uri": "s3://bucket/b.wav", "pose_video_uri": "s3://bucket/b.mp4",
+    "prompt": "Other words.", "preset": "quick", "num_clip": 3, "infer_frames": 20, "sample_steps": 9,
+    "sample_guide_scale": 2.0, "sample_shift": 4.0, "sample_solver": "dpm++", "size": "256*256", "base_seed": 9,
+    "start_from_ref": True, "continuity": "cut", "min_chain_seconds": 3.0, "max_chain_seconds": 90.0,
+    "transition": "crossfade", "clips_per_pod": 2, "priority": "high", "labels": {"team": "sport"},
+    "max_gpu_seconds": 7.0, "max_cost": 8.0, "webhook_url": "https://hooks.example.com/x",
+}  # fmt: skip
+MAY_CHANGE = {
+    "prompt", "sample_steps", "sample_guide_scale", "sample_shift", "sample_solver", "base_seed", "clips_per_pod",
+    "priority", "labels", "max_gpu_seconds", "max_cost", "webhook_url",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_what_a_rerun_may_change(store: ObjectStore, settings: Settings, name: str) -> None:
+    """How clips are sampled and what no clip is made from; every other field is that of the earlier job."""
+    assert {*CHANGES, "parent_job_id", "from_clip"} == set(Request.model_fields)
+    base = {"image_uri": "s3://bucket/a.png", "audio_uri": "s3://bucket/a.wav", "prompt": "A person speaks."}
+    if name in ("min_chain_seconds", "max_chain_seconds", "transition"):
+        base["continuity"] = "cut"
+    earlier = parse_request(base)
+    store.put_bytes(JobLayout(PARENT).request, earlier.model_dump_json().encode(), "application/json")
+    request = parse_request(base | {name: CHANGES[name], "parent_job_id": PARENT, "from_clip": 1})
+    with open_context(CHILD, settings) as ctx:
+        if name in MAY_CHANGE:
+            assert parent_request(ctx, request) == earlier
+        else:
+            with pytest.raises(PermanentError, match=rf"^{name} .*: expected .*, as in job {PARENT}"):
+                parent_request(ctx, request)
 
 
 def test_a_rerun_that_cannot_be_is_refused(store: ObjectStore) -> None:

@@ -81,7 +81,9 @@ def run(ctx: StepContext) -> dict[str, Any]:
             elsewhere=[JobLayout(job_id).conditions_manifest for job_id in others],
         )
     except Exception as error:
-        outcome: Literal["interrupted", "failed"] = "interrupted" if ctx.artifacts.kept.has(made_from) else "failed"
+        outcome: Literal["interrupted", "failed"] = (
+            "interrupted" if ctx.artifacts.kept.has(ctx.job_id, made_from) else "failed"
+        )
         with tolerated("attempt_not_recorded"):
             ctx.ledger.conditions_ended(ctx.job_id, outcome=outcome, reason=str(error))
         raise

@@ -176,7 +176,9 @@ class _Leader:
 
     def _record_failure(self, index: int, error: Exception) -> None:
         """End the attempt: interrupted, not failed, where the next one need not do its work again."""
-        is_kept = isinstance(error, ClipInterruptedError) or self._ctx.artifacts.kept.has(self._prints[index])
+        is_kept = isinstance(error, ClipInterruptedError) or self._ctx.artifacts.kept.has(
+            self._ctx.job_id, self._prints[index]
+        )
         outcome: Literal["interrupted", "failed"] = "interrupted" if is_kept else "failed"
         with tolerated("clip_failure_not_recorded"):
             self._ctx.ledger.clip_failed(self._ctx.job_id, index, str(error), outcome=outcome)

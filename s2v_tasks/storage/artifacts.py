@@ -91,12 +91,12 @@ class ArtifactStore:
             self._work_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f"s2v-{step}-", dir=self._work_dir) as folder:
             begin()
-            kept = self.kept.take(fingerprint, Path(folder))
+            kept = self.kept.take(job_id, fingerprint, Path(folder))
             built = kept or build(Path(folder))
             try:
                 manifest = self._write(work, built, started_at)
             except BaseException:
-                self.kept.put(fingerprint, built)
+                self.kept.put(job_id, fingerprint, built)
                 raise
             return Produced(manifest, reused=kept is not None)
 

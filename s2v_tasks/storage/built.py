@@ -10,6 +10,7 @@ import shutil
 import tempfile
 import time
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,18 +40,21 @@ class Built:
 
 
 class KeptOutputs:
-    """Outputs by the fingerprint that they were built for, in a folder that belongs to this account alone."""
+    """Outputs by job and fingerprint, in a folder that belongs to this account alone.
+
+    By the job, too: another one with the same fingerprint stores its outputs elsewhere.
+    """
 
     def __init__(self, work_dir: Path | None) -> None:
         self._root = (work_dir or Path(tempfile.gettempdir())) / f"s2v-kept-{os.getuid()}"
 
-    def has(self, fingerprint: str) -> bool:
-        """Whether outputs are kept for this fingerprint."""
-        return self._is_ours() and (self._root / fingerprint).is_dir()
+    def has(self, job_id: str, fingerprint: str) -> bool:
+        """Whether outputs are kept for this work of the job."""
+        return self._is_ours() and self._folder(job_id, fingerprint).is_dir()
 
-    def put(self, fingerprint: str, built: Built) -> None:
+    def put(self, job_id: str, fingerprint: str, built: Built) -> None:
         """Move the outputs here. Where that fails, the log tells so: why they are not stored is said by the caller."""
-        part = self._root / f"{uuid.uuid4().hex}.part"
+        folder, part = self._folder(job_id, fingerprint), self._root / f"{uuid.uuid4().hex}.part"
         try:
             self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not self._is_ours():
@@ -60,21 +64,21 @@ class KeptOutputs:
             (part / _DESCRIPTION).write_text(json.dumps(_description(built)), encoding="utf-8")
             for name, file in built.outputs.items():
                 shutil.move(file.path, part / name)
-            shutil.rmtree(self._root / fingerprint, ignore_errors=True)
-            part.rename(self._root / fingerprint)
+            shutil.rmtree(folder, ignore_errors=True)
+            part.rename(folder)
         except OSError as error:
             shutil.rmtree(part, ignore_errors=True)
             get_logger().error("outputs_not_kept", error=str(error))
             return
-        get_logger().warning("outputs_kept_on_disk", folder=str(self._root / fingerprint))
+        get_logger().warning("outputs_kept_on_disk", folder=str(folder))
 
-    def take(self, fingerprint: str, folder: Path) -> Built | None:
-        """Move what is kept for this fingerprint into `folder`; None when nothing is, or when it is damaged."""
-        if not self.has(fingerprint):
+    def take(self, job_id: str, fingerprint: str, folder: Path) -> Built | None:
+        """Move what is kept for this work into `folder`; None when nothing is, or when it is damaged."""
+        if not self.has(job_id, fingerprint):
             return None
         taken = folder / "kept"
         try:
-            (self._root / fingerprint).rename(taken)  # of two attempts only one succeeds
+            self._folder(job_id, fingerprint).rename(taken)  # of two attempts only one succeeds
         except FileNotFoundError:
             return None
         try:
@@ -84,6 +88,9 @@ class KeptOutputs:
             return None
         get_logger().info("kept_outputs_found", fingerprint=fingerprint)
         return built
+
+    def _folder(self, job_id: str, fingerprint: str) -> Path:
+        return self._root / f"{job_id}.{fingerprint}"
 
     def _is_ours(self) -> bool:
         """Whether no other account has made the folder, or could put anything into it."""
@@ -96,8 +103,9 @@ class KeptOutputs:
     def _forget_old(self) -> None:
         """Delete what no attempt has asked for in a week."""
         for folder in self._root.iterdir():
-            if folder.stat().st_mtime < time.time() - KEPT_SECONDS:
-                shutil.rmtree(folder, ignore_errors=True)
+            with suppress(FileNotFoundError):  # another process has just taken it
+                if folder.stat().st_mtime < time.time() - KEPT_SECONDS:
+                    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _read(folder: Path) -> Built:

@@ -81,12 +81,39 @@ def test_what_cannot_be_stored_is_stored_by_the_next_attempt(
         patch.setattr(ObjectStore, "upload", fail)
         with pytest.raises(type(error)):
             artifacts.produce(build=clip_build(b"1"), begin=lambda: begun.append(1), **work)
-    assert artifacts.kept.has("f1")
+    assert artifacts.kept.has("job-1", "f1")
     manifest, reused = artifacts.produce(build=not_built, begin=lambda: begun.append(2), **work)
     assert (reused, begun, manifest.facts) == (True, [1, 2], {"num_frames": 48})
     assert store.get_bytes(LAYOUT.clip(0)) == b"1clip"
-    assert not artifacts.kept.has("f1")
+    assert not artifacts.kept.has("job-1", "f1")
     assert [path.name[:9] for path in tmp_path.iterdir()] == ["s2v-kept-"]
+
+
+def test_what_one_job_could_not_store_is_not_stored_for_another(
+    store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two jobs of one request have equal fingerprints: the manifest of each names objects of its own."""
+    artifacts = ArtifactStore(store, tmp_path)
+    work: dict[str, Any] = {"step": "mux_audio", "fingerprint": "f1", "inputs": {}}
+
+    def build_for(layout: JobLayout) -> Build:
+        def build(folder: Path) -> Built:
+            (folder / "muxed.mp4").write_bytes(b"frames")
+            return Built({"muxed": OutputFile(folder / "muxed.mp4", layout.muxed, "video/mp4")})
+
+        return build
+
+    def fail(*_: object) -> None:
+        raise TransientError("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ObjectStore, "upload", fail)
+        with pytest.raises(TransientError):
+            artifacts.produce(job_id="job-1", manifest_key=LAYOUT.mux_manifest, build=build_for(LAYOUT), **work)
+    other = JobLayout("job-2")
+    produced = artifacts.produce(job_id="job-2", manifest_key=other.mux_manifest, build=build_for(other), **work)
+    assert produced.manifest.outputs["muxed"].key == other.muxed
+    assert not store.exists(LAYOUT.muxed)
 
 
 def test_a_build_that_fails_leaves_nothing(store: ObjectStore, tmp_path: Path) -> None:

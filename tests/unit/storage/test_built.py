@@ -33,25 +33,33 @@ def root(tmp_path: Path) -> Path:
 
 def test_what_is_kept_is_found_once_as_it_was(kept: KeptOutputs, tmp_path: Path) -> None:
     """Files, their places and the facts come back, for this fingerprint only; whoever takes them has them alone."""
-    kept.put("f1", make(tmp_path / "scratch"))
-    assert (kept.has("f1"), kept.has("f2")) == (True, False)
-    assert kept.take("f2", tmp_path) is None
-    taken = kept.take("f1", tmp_path)
+    kept.put("job-1", "f1", make(tmp_path / "scratch"))
+    assert (kept.has("job-1", "f1"), kept.has("job-1", "f2")) == (True, False)
+    assert kept.take("job-1", "f2", tmp_path) is None
+    taken = kept.take("job-1", "f1", tmp_path)
     assert taken is not None
     assert taken.facts == {"render_seconds": 51.5, "device": "cpu"}
     described = {name: (file.key, file.content_type) for name, file in taken.outputs.items()}
     assert described == {"clip": ("jobs/j/clip", "video/clip"), "motion": ("jobs/j/motion", "video/motion")}
     assert [taken.outputs[name].path.read_bytes() for name in ("clip", "motion")] == [b"framesclip", b"framesmotion"]
-    assert not kept.has("f1")
+    assert not kept.has("job-1", "f1")
     (tmp_path / "other").mkdir()
-    assert kept.take("f1", tmp_path / "other") is None
+    assert kept.take("job-1", "f1", tmp_path / "other") is None
+
+
+def test_the_same_outputs_of_two_jobs_are_kept_apart(kept: KeptOutputs, tmp_path: Path) -> None:
+    """Equal requests have equal fingerprints, and each job stores its outputs in a place of its own."""
+    kept.put("job-1", "f1", make(tmp_path / "scratch"))
+    assert not kept.has("job-2", "f1")
+    assert kept.take("job-2", "f1", tmp_path) is None
+    assert kept.has("job-1", "f1")
 
 
 def test_the_latest_takes_the_place_of_an_earlier_one(kept: KeptOutputs, tmp_path: Path, root: Path) -> None:
     """Kept twice, the second is found."""
     for content in (b"1", b"2"):
-        kept.put("f1", make(tmp_path / content.decode(), content))
-    taken = kept.take("f1", tmp_path)
+        kept.put("job-1", "f1", make(tmp_path / content.decode(), content))
+    taken = kept.take("job-1", "f1", tmp_path)
     assert taken is not None
     assert taken.outputs["clip"].path.read_bytes() == b"2clip"
     assert list(root.iterdir()) == []
@@ -59,51 +67,59 @@ def test_the_latest_takes_the_place_of_an_earlier_one(kept: KeptOutputs, tmp_pat
 
 def test_damaged_outputs_are_not_taken(kept: KeptOutputs, tmp_path: Path, root: Path) -> None:
     """What the disk has lost is built again."""
-    kept.put("f1", make(tmp_path / "scratch"))
-    (root / "f1" / "motion").write_bytes(b"frame")
-    assert kept.take("f1", tmp_path) is None
+    kept.put("job-1", "f1", make(tmp_path / "scratch"))
+    (root / "job-1.f1" / "motion").write_bytes(b"frame")
+    assert kept.take("job-1", "f1", tmp_path) is None
     for number, name in enumerate(("motion", "built.json")):
-        kept.put("f1", make(tmp_path / str(number)))
-        (root / "f1" / name).unlink()
-        assert kept.take("f1", tmp_path / str(number)) is None
+        kept.put("job-1", "f1", make(tmp_path / str(number)))
+        (root / "job-1.f1" / name).unlink()
+        assert kept.take("job-1", "f1", tmp_path / str(number)) is None
 
 
 def test_nobody_else_can_put_outputs_there(kept: KeptOutputs, tmp_path: Path, root: Path) -> None:
     """A folder that others may write to, or a link, is not looked into and gets nothing."""
-    kept.put("f1", make(tmp_path / "scratch"))
+    kept.put("job-1", "f1", make(tmp_path / "scratch"))
     assert root.stat().st_mode & 0o777 == 0o700
     for mode in (0o720, 0o702):
         root.chmod(mode)
-        assert not kept.has("f1")
-        assert kept.take("f1", tmp_path) is None
+        assert not kept.has("job-1", "f1")
+        assert kept.take("job-1", "f1", tmp_path) is None
     root.chmod(0o700)
     root.rename(tmp_path / "elsewhere")
     root.symlink_to(tmp_path / "elsewhere")
-    assert not kept.has("f1")
+    assert not kept.has("job-1", "f1")
     with capture_logs() as logs:
-        kept.put("f2", make(tmp_path / "more"))
+        kept.put("job-1", "f2", make(tmp_path / "more"))
     assert logs[-1]["event"] == "outputs_not_kept"
-    assert not (tmp_path / "elsewhere" / "f2").exists()
+    assert not (tmp_path / "elsewhere" / "job-1.f2").exists()
 
 
 def test_a_folder_of_another_account_is_not_ours(
     kept: KeptOutputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a folder that all accounts share, one could lay out a trap for another."""
-    kept.put("f1", make(tmp_path / "scratch"))
+    kept.put("job-1", "f1", make(tmp_path / "scratch"))
     monkeypatch.setattr("os.getuid", lambda: 12345)
-    assert not kept.has("f1")
+    assert not kept.has("job-1", "f1")
 
 
 def test_what_nobody_asks_for_is_forgotten_after_a_week(kept: KeptOutputs, tmp_path: Path, root: Path) -> None:
     """A job that is never started again must not fill the disk."""
-    kept.put("older", make(tmp_path / "1"))
-    kept.put("newer", make(tmp_path / "2"))
+    kept.put("job-1", "older", make(tmp_path / "1"))
+    kept.put("job-1", "newer", make(tmp_path / "2"))
     for name, days in (("older", 7.1), ("newer", 6.9)):
         at = root.stat().st_mtime - days * 86400
-        os.utime(root / name, (at, at))
-    kept.put("newest", make(tmp_path / "3"))
-    assert sorted(path.name for path in root.iterdir()) == ["newer", "newest"]
+        os.utime(root / f"job-1.{name}", (at, at))
+    kept.put("job-1", "newest", make(tmp_path / "3"))
+    assert sorted(path.name for path in root.iterdir()) == ["job-1.newer", "job-1.newest"]
+
+
+def test_what_disappears_meanwhile_does_not_matter(kept: KeptOutputs, tmp_path: Path, root: Path) -> None:
+    """Another process takes its own outputs while these are kept: here a name without a file."""
+    kept.put("job-1", "f1", make(tmp_path / "1"))
+    (root / "job-2.f2").symlink_to(tmp_path / "nowhere")
+    kept.put("job-1", "f3", make(tmp_path / "2"))
+    assert kept.has("job-1", "f3")
 
 
 def test_a_disk_that_is_full_does_not_hide_why_they_are_kept(
@@ -116,7 +132,7 @@ def test_a_disk_that_is_full_does_not_hide_why_they_are_kept(
 
     monkeypatch.setattr(built.shutil, "move", full)
     with capture_logs() as logs:
-        kept.put("f1", make(tmp_path / "scratch"))
+        kept.put("job-1", "f1", make(tmp_path / "scratch"))
     assert (logs[-1]["event"], logs[-1]["error"]) == ("outputs_not_kept", "[Errno 28] No space left on device")
     assert list(root.iterdir()) == []
 
@@ -124,5 +140,5 @@ def test_a_disk_that_is_full_does_not_hide_why_they_are_kept(
 def test_without_a_work_dir_they_lie_in_the_systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As scratch folders do."""
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
-    KeptOutputs(None).put("f1", make(tmp_path / "scratch"))
-    assert (tmp_path / f"s2v-kept-{os.getuid()}" / "f1" / "clip").is_file()
+    KeptOutputs(None).put("job-1", "f1", make(tmp_path / "scratch"))
+    assert (tmp_path / f"s2v-kept-{os.getuid()}" / "job-1.f1" / "clip").is_file()

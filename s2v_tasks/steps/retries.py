@@ -31,6 +31,7 @@ class RetryPolicy:
 
     seconds: float
     asked_to_end: Callable[[], bool] = lambda: False
+    latest_outage: tuple[float, float] | None = None  # from when until when, as `time.monotonic` tells; of any service
     _end: float | None = None  # of a process that was asked to end
 
     def seconds_left(self, began: float) -> float:
@@ -71,25 +72,33 @@ class _Retried:
         return partial(self._call, value) if callable(value) else value
 
     def _call(self, method: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-        tries = 0
+        tries, began = 0, None
         while True:
             try:
                 answer = method(*arguments, **named)
             except UnavailableError as error:
+                if _tries_once.get():
+                    raise
                 tries += 1
-                if _tries_once.get() or not self._pause(tries, error):
+                # The time of this call counts on when another thread, the meter of an attempt, has had an answer.
+                began = self._began = began or self._began or time.monotonic()
+                if not self._pause(tries, began, error):
                     raise
             else:
-                if self._began is not None:
-                    away_seconds = round(time.monotonic() - self._began, 1)
-                    get_logger().warning("service_is_back", service=self._service, away_seconds=away_seconds)
-                    self._began = None
+                self._note_end()
                 return answer
 
-    def _pause(self, tries: int, error: UnavailableError) -> bool:
+    def _note_end(self) -> None:
+        """Write down the end of an outage, if there was one. Threads share it: it is read once."""
+        began, self._began = self._began, None
+        if began is not None:
+            now = time.monotonic()
+            self._policy.latest_outage = (began, now)
+            get_logger().warning("service_is_back", service=self._service, away_seconds=round(now - began, 1))
+
+    def _pause(self, tries: int, began: float, error: UnavailableError) -> bool:
         """Wait until the next try; False when the time for tries is over."""
-        self._began = time.monotonic() if self._began is None else self._began
-        left = self._policy.seconds_left(self._began)
+        left = self._policy.seconds_left(began)
         if left <= 0:
             return False
         pause = min(LONGEST_PAUSE_SECONDS, 2.0 ** (tries - 1)) * random.uniform(0.5, 1.0)

@@ -109,6 +109,42 @@ def test_an_outage_that_lasts_too_long_is_given_up(service: Service, clock: Cloc
     assert service.calls[-1] == pytest.approx(1120)
 
 
+def test_an_answer_to_another_thread_gives_a_call_no_more_time(service: Service, clock: Clock) -> None:
+    """The meter of an attempt writes while a row that the step wants stays locked: the step does not wait for ever."""
+    store, locked = retried(service, "PostgreSQL", RetryPolicy(60)), UnavailableError("statement timeout")
+
+    def want() -> None:
+        clock.at[clock.now] = lambda: store.get("beat")  # in the pause behind this try
+        assert clock.now < 1100
+        raise locked
+
+    service.want = want  # type: ignore[attr-defined]
+    with pytest.raises(UnavailableError, match="statement timeout"):
+        store.want()  # type: ignore[attr-defined]
+    assert clock.now == pytest.approx(1060)
+
+
+def test_two_threads_may_see_the_end_of_an_outage(
+    service: Service, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of them notes it; the other has its answer between two lines of that."""
+    store = retried(service, "PostgreSQL", RetryPolicy(60))
+    service.away()
+    clock.at[clock.now + 0.1] = service.back  # the second try succeeds
+    others = [lambda: store.get("beat")]
+
+    def asked_for_the_time() -> float:
+        if len(service.calls) == 2 and others:
+            others.pop()()
+        return clock.now
+
+    monkeypatch.setattr(retries.time, "monotonic", asked_for_the_time)
+    with capture_logs() as logs:
+        assert store.get("a") == ("a", 0)
+    assert others == []
+    assert [line["event"] for line in logs].count("service_is_back") == 1
+
+
 def test_no_time_means_one_try(service: Service) -> None:
     """With S2V_RETRY_SECONDS=0 nothing is repeated."""
     service.away()

@@ -44,7 +44,12 @@ def await_earlier_attempt(ctx: StepContext, work: Work) -> None:
     """
     deadline = time.monotonic() + _LONGEST_WAIT_SECONDS
     waits = False
-    while ctx.ledger.attempt_is_alive(ctx.job_id, work, within_seconds=_SILENT_SECONDS):
+    while _is_alive(ctx, work):
+        if ctx.retry_policy.asked_to_end():
+            raise TransientError(
+                "This process was asked to end while it waited for an earlier one that works on the same: the next try "
+                "looks again."
+            )
         if time.monotonic() > deadline:
             raise TransientError(
                 f"Another process has worked on this for {_LONGEST_WAIT_SECONDS / 60:.0f} minutes: expected that it "
@@ -54,3 +59,18 @@ def await_earlier_attempt(ctx: StepContext, work: Work) -> None:
             log.get_logger().info("waiting_for_earlier_attempt")
             waits = True
         time.sleep(_LOOK_SECONDS)
+
+
+def _is_alive(ctx: StepContext, work: Work) -> bool:
+    """Whether another process works on the same, as far as one can tell after an outage.
+
+    While the database was away it could not give a sign of life: that silence does not count.
+    """
+    outage, silent_seconds = ctx.retry_policy.latest_outage, _SILENT_SECONDS
+    if outage is not None:
+        began, ended = outage
+        now = time.monotonic()
+        if now - ended < _SILENT_SECONDS:
+            silent_seconds += now - began
+    alive = ctx.ledger.attempt_is_alive(ctx.job_id, work, within_seconds=silent_seconds)
+    return alive or ctx.retry_policy.latest_outage != outage  # this look has outlasted one: look again

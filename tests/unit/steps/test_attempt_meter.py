@@ -3,11 +3,12 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
-from s2v_tasks.errors import TransientError
+from s2v_tasks.errors import TransientError, UnavailableError
 from s2v_tasks.metadata.attempts import CONDITIONS, Work, rendering
 from s2v_tasks.metadata.repository import Ledger
 from s2v_tasks.planning import make_plan
@@ -16,7 +17,7 @@ from s2v_tasks.schemas.plan import Plan, SpeechFacts
 from s2v_tasks.schemas.preset import load_presets
 from s2v_tasks.schemas.request import parse_request
 from s2v_tasks.settings import config_dir, load_settings
-from s2v_tasks.steps import attempt_meter
+from s2v_tasks.steps import attempt_meter, retries
 from s2v_tasks.steps.attempt_meter import await_earlier_attempt, metered
 from s2v_tasks.steps.context import StepContext, open_context
 
@@ -131,6 +132,75 @@ def test_an_attempt_without_a_sign_of_life_is_not_waited_for(
         )
     looks += [lambda: ctx.ledger.clip_failed("job-1", 0, "x")] * waits
     await_earlier_attempt(ctx, rendering(0))
+    assert looks == []
+
+
+def silent_since(engine: sa.Engine, seconds: float) -> None:
+    """The last sign of life of the attempt at clip 0 was given so long ago."""
+    with engine.begin() as connection:
+        connection.execute(
+            sa.text(
+                "UPDATE attempts SET gpu_seconds = 60, started_at = now() - make_interval(secs => :ago) "
+                "WHERE clip_index = 0"
+            ),
+            {"ago": seconds + 60},
+        )
+
+
+@pytest.mark.parametrize(("silent_seconds", "waits"), [(50, True), (58, False)])
+def test_silence_while_the_database_was_away_does_not_count(
+    ctx: StepContext, engine: sa.Engine, looks: list[Callable[[], None]], silent_seconds: int, waits: bool
+) -> None:
+    """It was away for half a minute until ten seconds ago: who was heard shortly before may be about to write again."""
+    silent_since(engine, silent_seconds)
+    now = time.monotonic()
+    ctx.retry_policy.latest_outage = (now - 40, now - 10)
+    looks += [lambda: ctx.ledger.clip_failed("job-1", 0, "x")] * waits
+    await_earlier_attempt(ctx, rendering(0))
+    assert looks == []
+
+
+def test_an_attempt_is_given_three_beats_after_an_outage(
+    ctx: StepContext, engine: sa.Engine, looks: list[Callable[[], None]]
+) -> None:
+    """The database has been back for longer than that, and nobody has written."""
+    silent_since(engine, 50)
+    now = time.monotonic()
+    ctx.retry_policy.latest_outage = (now - 46, now - 16)
+    await_earlier_attempt(ctx, rendering(0))
+    assert looks == []
+
+
+def test_a_look_that_outlasts_an_outage_is_repeated(
+    ctx: StepContext, engine: sa.Engine, looks: list[Callable[[], None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database is back, and this process is the first to ask: the other one writes a moment later."""
+    silent_since(engine, 30)
+    is_alive, asked = Ledger.attempt_is_alive, []
+
+    def away_first(ledger: Ledger, *arguments: Any, **named: Any) -> bool:
+        asked.append(named["within_seconds"])
+        if len(asked) == 1:
+            raise UnavailableError("connection refused")
+        return is_alive(ledger, *arguments, **named)
+
+    monkeypatch.setattr(Ledger, "attempt_is_alive", away_first)
+    monkeypatch.setattr(retries, "LONGEST_PAUSE_SECONDS", 0.0)
+    looks += [
+        lambda: ctx.ledger.attempt_goes_on("job-1", rendering(0)),
+        lambda: ctx.ledger.clip_failed("job-1", 0, "x"),
+    ]
+    await_earlier_attempt(ctx, rendering(0))
+    assert looks == []
+
+
+def test_a_process_that_waits_hears_that_it_shall_end(ctx: StepContext, looks: list[Callable[[], None]]) -> None:
+    """SIGTERM ends the wait at once: nothing is lost by that, and a kill would follow."""
+    asked: list[bool] = []
+    ctx.retry_policy.asked_to_end = lambda: bool(asked)
+    looks += [lambda: None, lambda: asked.append(True)]
+    with pytest.raises(TransientError, match="asked to end"):
+        await_earlier_attempt(ctx, rendering(0))
     assert looks == []
 
 

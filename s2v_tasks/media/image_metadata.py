@@ -9,6 +9,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from shutil import copyfileobj
 from typing import IO, Literal
@@ -26,6 +27,10 @@ _PNG_RAW_EXIF = (b"Raw profile type exif", b"Raw profile type APP1")  # of Image
 _HEXADECIMAL = re.compile(rb"\s*\w+\s+\d+\s+([0-9a-fA-F\s]*)")
 _MAX_METADATA_BYTES = 8 * 1024**2  # colour profiles of printers have a few MB
 _MAX_PARTS = 200_000  # chunks, segments and bytes between them; a picture of 40 megapixels may have 40,000 chunks
+_MAX_SCANS = 100  # the decoder goes through the whole picture for each; cameras and editors write 1 to 20
+# Pillow holds the whole file in memory, and its metadata twice. The largest picture without loss has 60 MB.
+_MAX_WEBP_BYTES = 64 * 1024**2
+_MARKER_BEHIND_SCAN = re.compile(rb"\xff([\xc0-\xcf\xd9-\xfe])")
 _EXIF_BYTES = 64 * 1024  # of one segment; what is beyond them goes on in the next one
 _MAX_ENTRIES = 4096  # of a directory in EXIF; honest ones have less than a hundred
 _ORIENTATION_TAG = 0x0112
@@ -67,7 +72,8 @@ class Metadata:
 def split(source: Path, pixels: IO[bytes]) -> Metadata:
     """Copy to `pixels` what the decoder needs of a JPEG or PNG file, other files whole, and return the metadata.
 
-    A damaged part is left out: the decoder says what is missing. Raises PermanentError for a file in uncounted pieces.
+    A damaged part is left out: the decoder says what is missing. Raises PermanentError for a file in too many pieces
+    or scans, and for a WebP file that is too large.
     """
     with source.open("rb") as file:
         magic = file.read(8)
@@ -76,6 +82,11 @@ def split(source: Path, pixels: IO[bytes]) -> Metadata:
             found = _split_png(file, pixels)
         elif magic.startswith(b"\xff\xd8\xff"):
             found = _split_jpeg(file, pixels)
+        elif magic.startswith(b"RIFF") and source.stat().st_size > _MAX_WEBP_BYTES:
+            raise PermanentError(
+                f"The image {source.name} has {source.stat().st_size} bytes: expected at most {_MAX_WEBP_BYTES} of a "
+                "WebP file; export it as JPEG or PNG."
+            )
         else:
             copyfileobj(file, pixels)
             found = Metadata()
@@ -98,6 +109,7 @@ def _split_jpeg(file: IO[bytes], pixels: IO[bytes]) -> Metadata:
             profile.setdefault(body[12], body[14:])
         elif marker < 0xE0 or _says_how_colours_are_coded(marker, body):
             pixels.write(bytes([0xFF, marker]) + (len(body) + 2).to_bytes(2) + body)
+    _refuse_many_scans(file)
     copyfileobj(file, pixels)
     return Metadata(exif=exif, xmp=xmp, icc=b"".join(part for _, part in sorted(profile.items())) or None)
 
@@ -117,7 +129,22 @@ def _segments(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
             return
         yield marker[0], file.read(max(int.from_bytes(file.read(2)) - 2, 0))
         previous = b""
-    raise _too_many_parts(file)
+    raise _too_many(file, _MAX_PARTS, "pieces")
+
+
+def _refuse_many_scans(file: IO[bytes]) -> None:
+    """Raise PermanentError for more scans, from the position of `file` on, than cameras and editors write."""
+    num_scans, position = 0, file.tell()
+    with mmap(file.fileno(), 0, access=ACCESS_READ) as data:
+        for _ in range(_MAX_PARTS):
+            marker = _MARKER_BEHIND_SCAN.search(data, position)
+            if marker is None or marker[1] == b"\xd9":
+                return
+            num_scans += marker[1] == b"\xda"
+            if num_scans > _MAX_SCANS:
+                break
+            position = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2])
+    raise _too_many(file, _MAX_SCANS, "scans")
 
 
 def _says_how_colours_are_coded(marker: int, body: bytes) -> bool:
@@ -147,12 +174,12 @@ def _split_png(file: IO[bytes], pixels: IO[bytes]) -> Metadata:
             if key == _PNG_XMP or key in _PNG_RAW_EXIF:
                 found.setdefault(key, kind + text)
         file.seek(end)
-    raise _too_many_parts(file)
+    raise _too_many(file, _MAX_PARTS, "pieces")
 
 
-def _too_many_parts(file: IO[bytes]) -> PermanentError:
+def _too_many(file: IO[bytes], limit: int, parts: str) -> PermanentError:
     return PermanentError(
-        f"The image {Path(file.name).name} is in more than {_MAX_PARTS} pieces: expected a file as cameras and editors "
+        f"The image {Path(file.name).name} is in more than {limit} {parts}: expected a file as cameras and editors "
         "write it; save it again."
     )
 

@@ -184,6 +184,37 @@ def test_a_file_in_too_many_pieces_is_refused(content: bytes, tmp_path: Path, mo
     assert normalise_image(tmp_path / "photo.png", tmp_path / "image.png").width == 60
 
 
+def with_scans(num_repeated: int, between: bytes = b"") -> bytes:
+    """A progressive JPEG, 10 scans, whose last one is there again, and a second picture behind it."""
+    plain = encoded(photo(), "JPEG", progressive=True)
+    last_scan = plain[plain.rindex(b"\xff\xda") : -2]
+    return plain[:-2] + (between + last_scan) * num_repeated + plain[-2:] + plain
+
+
+@pytest.mark.parametrize("between", [b"", segment(0xFE, b"\xff\xd9"), segment(0xE1, b"\xff\xda" * 9)])
+def test_number_of_scans_is_bounded(between: bytes, tmp_path: Path) -> None:
+    """The decoder takes as long for each as for a picture; marks in segments between them are none."""
+    (tmp_path / "photo.jpg").write_bytes(with_scans(90, between))
+    assert normalise_image(tmp_path / "photo.jpg", tmp_path / "image.png").width == 60
+    (tmp_path / "photo.jpg").write_bytes(with_scans(91, between))
+    with pytest.raises(PermanentError, match=r"The image photo\.jpg is in more than 100 scans: .* save it again\."):
+        normalise_image(tmp_path / "photo.jpg", tmp_path / "image.png")
+
+
+def test_size_of_a_webp_file_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow holds all of it, and its metadata twice; the others are read in pieces."""
+    (tmp_path / "photo").write_bytes(encoded(photo(), "WEBP"))
+    limit = (tmp_path / "photo").stat().st_size
+    monkeypatch.setattr(image_metadata, "_MAX_WEBP_BYTES", limit)
+    assert normalise_image(tmp_path / "photo", tmp_path / "image.png").width == 60
+    monkeypatch.setattr(image_metadata, "_MAX_WEBP_BYTES", limit - 1)
+    with pytest.raises(PermanentError, match=rf"The image photo has {limit} bytes: expected at most {limit - 1} of a"):
+        normalise_image(tmp_path / "photo", tmp_path / "image.png")
+    for content in (png(chunk(b"oneC", bytes(limit))), jpeg(segment(0xFE, bytes(limit)))):
+        assert len(content) > limit
+        assert size_of(content, tmp_path) == (60, 40)
+
+
 def test_a_file_that_ends_before_its_pixels_is_damaged(tmp_path: Path) -> None:
     """It is not in too many pieces."""
     for content in (jpeg(segment(0xE1, b"Exif\0\0" + SIDEWAYS))[:90], png(chunk(b"eXIf", SIDEWAYS))[:60]):

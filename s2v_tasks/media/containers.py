@@ -17,7 +17,7 @@ from tempfile import mkdtemp
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.media.chunks import Pieces, slices
 from s2v_tasks.media.joined import files_in, join, ogg_page_end, refuse_too_many
-from s2v_tasks.media.mp3 import after_tags, is_longer, mp3_problem, mp3_without_junk
+from s2v_tasks.media.mp3 import MOST_TAG_BYTES, after_tags, is_longer, mp3_problem, mp3_without_junk
 from s2v_tasks.media.probe import probe
 from s2v_tasks.media.sounds import sounds
 
@@ -36,7 +36,6 @@ _BEGINNINGS = {
 }
 _BEGINNING_BYTES = 65536
 _CHUNKED = frozenset({"wav", "w64", "aiff", "caf"})
-_MOST_TAG_BYTES = 16 * 1024**2
 
 
 def sound_formats(path: Path) -> str | None:
@@ -62,9 +61,9 @@ def too_much(path: Path, format_name: str, max_duration_seconds: float) -> str |
     if not format_name.startswith("mp3"):
         return None
     with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
-        if after_tags(data, 0) > _MOST_TAG_BYTES:
-            return f"begins with more than {_MOST_TAG_BYTES} bytes of tags: remove its pictures and texts"
-        if format_name == "mp3" and is_longer(data, max_duration_seconds, _MOST_TAG_BYTES):
+        if after_tags(data, 0) > MOST_TAG_BYTES:
+            return f"begins with more than {MOST_TAG_BYTES} bytes of tags: remove its pictures and texts"
+        if format_name == "mp3" and is_longer(data, max_duration_seconds, MOST_TAG_BYTES):
             return f"holds more than {max_duration_seconds:g} s: shorten it or raise the limit (S2V_MAX_AUDIO_SECONDS)"
     return None
 

@@ -17,8 +17,8 @@ _SAMPLE_RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 
 _HEADER = re.compile(rb"\xff[\xe2\xe3\xf2\xf3\xfa\xfb][\x10-\xef]")
 _ZEROS = re.compile(rb"\0*")
 # A tag, or more zeros than sound ends with.
-_LATE_TAG = re.compile(rb"ID3[\x02-\x04]|TAG|APETAGEX|\0{64}")
-_MOST_LATE_TAG_BYTES = 16 * 1024**2
+_LATE_TAG = re.compile(rb"ID3[\x02-\x04]\0.[\0-\x7f]{4}|TAG|APETAGEX|\0{64}", re.DOTALL)
+MOST_TAG_BYTES = 16 * 1024**2
 _MOST_LATE_TAGS = 1000
 _HEADER_BYTES = 4
 # An interrupted download can have its final size and zeros where sound should be; real padding is short.
@@ -62,17 +62,21 @@ def mp3_problem(data: mmap) -> str | None:
 
 
 def after_tags(data: mmap, position: int) -> int:
-    """Behind all tags and zeros that begin at `position`."""
-    while (end := _after_zeros(data, _after_tag(data, position))) != position:
+    """Behind the tags and zeros that begin at `position`: all of them, or at least `MOST_TAG_BYTES`."""
+    start = position
+    while position - start <= MOST_TAG_BYTES and (end := _after_zeros(data, _after_tag(data, position))) != position:
         position = end
     return position
 
 
 def before_tags(data: mmap, start: int, end: int) -> int:
     """Where the tags and the zeros that reach up to `end` begin; some zeros stay, which may belong to the sound."""
-    position = max(start, end - _MOST_LATE_TAG_BYTES)
+    position = max(start, end - MOST_TAG_BYTES)
     for match in islice(_LATE_TAG.finditer(data, position, end), _MOST_LATE_TAGS):
-        if after_tags(data, match.start()) >= end:
+        if match.start() < position:  # in a row of tags that ended before
+            continue
+        position = after_tags(data, match.start())
+        if position >= end:
             return match.start()
     return end
 

@@ -1,13 +1,16 @@
 """MP3 files as speech: cut off, joined, with junk behind them."""
 
 from collections.abc import Callable
+from mmap import mmap
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
+from s2v_tasks.media import mp3 as mp3_frames
 from s2v_tasks.media.audio import normalise_speech
+from s2v_tasks.media.mp3 import after_tags, before_tags
 
 Noise = Callable[..., npt.NDArray[np.float64]]
 WriteWav = Callable[..., Path]
@@ -124,3 +127,45 @@ def test_what_is_no_mp3_is_refused(data: bytes, tmp_path: Path, refusal: Refusal
     """Text and random bytes are no speech because of a name."""
     (tmp_path / "a.mp3").write_bytes(data)
     assert refusal(tmp_path / "a.mp3")
+
+
+SOUND = bytes(range(1, 200)) * 5
+TAGS = [b"ID3\3" + bytes(6), b"TAG".ljust(128, b"x"), APE_FOOTER, b"ID3\4\0\0\0\0\0\7" + b"picture"]
+
+
+def mapped(content: bytes) -> mmap:
+    data = mmap(-1, len(content))
+    data[:] = content
+    return data
+
+
+@pytest.mark.parametrize("tag", TAGS)
+def test_row_of_tags_is_gone_through_once(tag: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of nothing but tags, with one byte behind them, costs no more time than they are long."""
+    starts = []
+
+    def counted(data: mmap, position: int) -> int:
+        starts.append(position)
+        return after_tags(data, position)
+
+    monkeypatch.setattr(mp3_frames, "after_tags", counted)
+    data = mapped(SOUND + tag * 40 + b"x")
+    assert before_tags(data, 0, len(data)) == len(data)
+    assert starts == [len(SOUND)]
+    assert before_tags(data, 0, len(data) - 1) == len(SOUND)
+
+
+def test_tags_are_read_up_to_their_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has gone through more of them than are allowed knows enough."""
+    monkeypatch.setattr(mp3_frames, "MOST_TAG_BYTES", 100)
+    assert after_tags(mapped(SOUND + TAGS[0] * 40), len(SOUND)) == len(SOUND) + 110
+    assert after_tags(mapped(SOUND + TAGS[0] * 10 + b"x"), len(SOUND)) == len(SOUND) + 100
+
+
+@pytest.mark.parametrize(
+    "name", [b"ID3\3\x91\0\0\0\0\7", b"ID3\3\0\0\x80\0\0\7", b"ID3\3\0\0\0\0\0\x80", b"ID3\5\0\0\0\0\0\7"]
+)
+def test_sound_that_looks_like_a_tag_is_kept(name: bytes) -> None:
+    """In some MB of sound the name of a tag comes by chance; its version and size are then impossible."""
+    data = mapped(SOUND + name + SOUND[:7])
+    assert before_tags(data, 0, len(data)) == len(data)

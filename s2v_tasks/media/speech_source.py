@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
-from math import ceil
+from math import ceil, isfinite
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -29,6 +29,8 @@ _LENGTH_UNKNOWN_IN = frozenset({"mp3", "aac", "amr"})
 _SAMPLE_RATES = (4_000, 192_000)
 _MOST_CHANNELS = 8
 _MOST_TRACKS = 8
+# Recorders in float have a few times full scale. Programs that forget to divide have 32768: no encoder plays that.
+_HIGHEST_PEAK = 100
 _CHUNK_SAMPLES = 1 << 18
 _LENGTH_TOLERANCE_SECONDS = Fraction(1, 10)
 # The choice of track and channels rests on this much, whatever is allowed, so that every step makes the same.
@@ -69,10 +71,6 @@ class SpeechSource:
         limit = self.max_duration_seconds * self.stream.sample_rate
         end = None if self.declared is None else ceil(self.declared * self.stream.sample_rate)
         for block in self.timeline.fill(_decoded(self.path, self.track, self.stream)):
-            if not np.isfinite(block).all():
-                raise PermanentError(
-                    f"The speech {self.name} holds samples that are not numbers (NaN or infinite): export it again."
-                )
             kept = block[: max(0, end - num_samples)] if end is not None and self.ends_declared else block
             num_samples += len(block)
             if num_samples - len(block) + len(kept) > limit:
@@ -240,10 +238,21 @@ def _chunk_samples(stream: Stream) -> int:
 
 
 def _decoded(path: Path, track: int, stream: Stream) -> Iterator[Samples]:
-    """All decoded samples `[n, channels]` of a track, one behind the other."""
+    """All decoded samples `[n, channels]` of a track, one behind the other; PermanentError for what is no sound."""
     sound = uploaded_input(path, AUDIO_FORMATS)[f"a:{track}"]
     layout = {"format": "f32le", "acodec": "pcm_f32le", "ar": stream.sample_rate, "ac": stream.channels}
     doing = f"The speech {path.name} is damaged: decoding it"
     chunk_bytes = _chunk_samples(stream) * stream.channels * 4
     for chunk in read_chunks(sound.output("pipe:1", **layout), chunk_bytes, doing=doing, error=PermanentError):
-        yield np.frombuffer(chunk, dtype=np.float32).reshape(-1, stream.channels)
+        samples = np.frombuffer(chunk, dtype=np.float32).reshape(-1, stream.channels)
+        peak = float(np.abs(samples).max(initial=0))
+        if not isfinite(peak):
+            raise PermanentError(
+                f"The speech {path.name} holds samples that are not numbers (NaN or infinite): export it again."
+            )
+        if peak > _HIGHEST_PEAK:
+            raise PermanentError(
+                f"The speech {path.name} holds samples of {peak:g}: expected 1 at full scale, and at most "
+                f"{_HIGHEST_PEAK}; export it as 16-bit sound."
+            )
+        yield samples

@@ -136,6 +136,24 @@ def test_speech_with_broken_numbers_is_refused(
     assert "not numbers" in refusal(tmp_path / "a.wav")
 
 
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize(
+    ("peak", "problem"), [(101, "samples of 101: expected 1 at full scale"), (np.inf, "not numbers")]
+)
+def test_float_sound_far_above_full_scale_is_refused(
+    channels: int, peak: float, problem: str, tmp_path: Path, noise: Noise, refusal: Refusal
+) -> None:
+    """Muxing could not encode it, after all clips are paid for; some times full scale is what recorders write."""
+    samples = noise(16_000, channels)
+    samples[4000, -1] = -100
+    soundfile.write(tmp_path / "a.wav", samples, 16_000, subtype="FLOAT")
+    info = normalise_speech(tmp_path / "a.wav", tmp_path / "16k.wav", max_duration_seconds=9)
+    assert info.peak_dbfs == pytest.approx(40 if channels == 1 else 34, abs=0.1)
+    samples[4000, -1] = -peak
+    soundfile.write(tmp_path / "a.wav", samples, 16_000, subtype="FLOAT")
+    assert problem in refusal(tmp_path / "a.wav")
+
+
 def test_video_without_sound_is_refused(tmp_path: Path, moving: Callable[..., object], refusal: Refusal) -> None:
     """A silent film is refused for having no sound."""
     from s2v_tasks.media.encode import encode_clip

@@ -7,7 +7,8 @@ one. Only where nothing is lost a gap is silence.
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 
-# So many are looked at: hours of sound and picture, and no more than seconds for a file that is all small parts.
+# Hours of sound and picture have fewer. A file with more cannot be checked, nor played, in a few seconds.
+MOST_BOXES = 200_000
 _MOST_PARTS = 2_000_000
 _MP4_PARTS = (b"moov", b"mdat", b"moof")
 _EBML_CLUSTER = 0x1F43B675
@@ -26,7 +27,7 @@ def lost_part(path: Path, format_name: str) -> str | None:
 def _mp4_problem(data: mmap) -> str | None:
     """A box that holds sound or its index is larger than the file."""
     position = 0
-    for _ in range(_MOST_PARTS):
+    for _ in range(MOST_BOXES):
         size, name = int.from_bytes(data[position : position + 4], "big"), data[position + 4 : position + 8]
         if size == 1:
             size = int.from_bytes(data[position + 8 : position + 16], "big")
@@ -35,7 +36,7 @@ def _mp4_problem(data: mmap) -> str | None:
         if size < 8:  # 0: to the end of the file; others are none
             return None
         position += size
-    return None
+    return f"it is in more than {MOST_BOXES} boxes"
 
 
 def _matroska_problem(data: mmap) -> str | None:
@@ -47,7 +48,7 @@ def _matroska_problem(data: mmap) -> str | None:
         return f"its segment announces {size} bytes, {len(data) - position} are there"
     for _ in range(_MOST_PARTS):
         if position >= end:
-            break
+            return None
         if data[position] == 0:
             return f"at byte {position} there is no element"
         name, content = _number(data, position)
@@ -56,7 +57,7 @@ def _matroska_problem(data: mmap) -> str | None:
         position = content if name == _EBML_CLUSTER else content + (length or 0)
         if position > end and size is not None:
             return f"its last element announces {length} bytes, {end - content} are there"
-    return None
+    return f"it is in more than {_MOST_PARTS} elements"
 
 
 def _ogg_problem(data: mmap) -> str | None:
@@ -66,7 +67,7 @@ def _ogg_problem(data: mmap) -> str | None:
         position = data.find(b"OggS", position)
         header = data[position : position + 27]
         if position < 0 or len(header) < 27:
-            break
+            return None
         serial, number, begins = header[14:18], int.from_bytes(header[18:22], "little"), header[5] & 2
         missing = 0 if begins or serial not in last else number - last[serial] - 1
         if missing:
@@ -74,7 +75,7 @@ def _ogg_problem(data: mmap) -> str | None:
         last[serial] = number
         lengths = data[position + 27 : position + 27 + header[26]]
         position += 27 + len(lengths) + sum(lengths)
-    return None
+    return f"it is in more than {_MOST_PARTS} pages"
 
 
 def _number(data: mmap, position: int, *, is_size: bool = False) -> tuple[int | None, int]:

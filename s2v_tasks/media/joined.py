@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from s2v_tasks.errors import PermanentError
+from s2v_tasks.media.boxes import MOST_BOXES
 from s2v_tasks.media.ffmpeg import AUDIO_FORMATS, feed, file_url, pipe_input, read_chunks, uploaded_input
 from s2v_tasks.media.mp3 import before_tags
 from s2v_tasks.media.probe import probe
@@ -28,7 +29,6 @@ _BEGINNINGS = {
 }
 MOST_FILES = 100
 _MOST_BEGINNINGS = 10_000
-_MOST_BOXES = 100_000
 _CHUNK_SAMPLES = 1 << 18
 _LENGTH_TOLERANCE_SECONDS = Fraction(1, 10)
 _LENGTH_UNKNOWN_IN = frozenset({"amr"})  # an estimate
@@ -74,7 +74,7 @@ def ogg_page_end(data: mmap, page: int) -> int:
 def _second_boxes(data: mmap) -> Iterator[int]:
     """Where an MP4 begins behind a complete one."""
     position, has_index = 0, False
-    for _ in range(_MOST_BOXES):
+    for _ in range(MOST_BOXES):
         if position + _BOX.size > len(data):
             return
         size, name = _BOX.unpack_from(data, position)

@@ -5,7 +5,6 @@ A snapshot or an output bucket that is not there would else be noticed hours lat
 
 from collections.abc import Callable
 from importlib.util import find_spec
-from itertools import islice
 
 from s2v_tasks.engine.loading import Snapshot
 from s2v_tasks.errors import ConfigurationError
@@ -79,7 +78,7 @@ def _problem(check: Callable[[], object]) -> str | None:
 
 
 def _check_bucket(store: ObjectStore, uri: str) -> None:
-    list(islice(store.listing(f"{uri.rstrip('/')}/"), 1))
+    store.has_any(f"{uri.rstrip('/')}/")
 
 
 def _check_gpus(settings: Settings) -> None:

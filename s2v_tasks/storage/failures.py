@@ -106,6 +106,8 @@ def _refusal(error: ClientError, said: str, what: str, at: Place, server: "Serve
     code = str(answer.get("Code", "unknown"))
     metadata: dict[str, Any] = error.response.get("ResponseMetadata", {})
     status = int(metadata.get("HTTPStatusCode", 500))
+    if _is_page_of_a_proxy(error, code, metadata):
+        return UnavailableError(f"Failed {what}: a proxy answers that there is no such page ({said})")
     if code in _MISSING_CODES:
         return ObjectMissingError(f"{shown(at.uri)} does not exist at {server.name}.")
     if code == "NoSuchBucket":
@@ -132,6 +134,15 @@ def _refusal(error: ClientError, said: str, what: str, at: Place, server: "Serve
     if status == _NOT_IMPLEMENTED or (status in _CLIENT_ERRORS and status not in _PASSING):
         return TransientError(f"Failed {what}: {said}")
     return UnavailableError(f"Failed {what}: {said}")
+
+
+def _is_page_of_a_proxy(error: ClientError, code: str, metadata: dict[str, Any]) -> bool:
+    """Whether the 404 is not the server's, which says in XML what is missing, but that of a proxy that has no server.
+
+    The answer to a HEAD has no text, so that both look alike.
+    """
+    kind = metadata.get("HTTPHeaders", {}).get("content-type", "")
+    return code == "404" and not error.operation_name.startswith("Head") and kind.startswith("text/")
 
 
 def _is_about_checksums(code: str, status: int, said: str) -> bool:

@@ -57,5 +57,5 @@ def _is_there(store: ObjectStore, uri: str) -> bool:
 def _is_folder(store: ObjectStore, uri: str) -> bool:
     """Whether objects lie below the name. Who may not list the bucket learns that the object is missing."""
     with suppress(ConfigurationError):
-        return next(store.listing(f"{uri}/"), None) is not None
+        return store.has_any(f"{uri}/")
     return False

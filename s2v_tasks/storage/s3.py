@@ -165,6 +165,10 @@ class ObjectStore:
                     uri = Place(at.bucket, item["Key"]).uri
                     yield ListedObject(uri, item["Size"], item["LastModified"], item["ETag"].strip('"'))
 
+    def has_any(self, prefix: str) -> bool:
+        """Return whether there is an object whose address begins with `prefix`."""
+        return next(self.listing(prefix), None) is not None
+
     def copy(self, source: str, target: str, *, size_bytes: int = 0) -> None:
         """Copy an object within the store, with its metadata; one of more than 5 GiB, by `size_bytes`, in parts."""
         goal = self._locate(target)
@@ -236,12 +240,9 @@ class ObjectStore:
     def ensure_bucket(self, bucket: str | None = None) -> None:
         """Create the bucket (that of `data_uri` when not named) unless it exists."""
         at = Place(bucket or self.bucket, "")
-        try:
-            with self._translated("looking at", at):
-                self._client.head_bucket(Bucket=at.bucket)
+        with suppress(ObjectMissingError), self._translated("looking at", at):
+            self._client.head_bucket(Bucket=at.bucket)
             return
-        except ObjectMissingError:
-            pass
         options: dict[str, Any] = {}
         if self._server.region != "us-east-1":
             options["CreateBucketConfiguration"] = {"LocationConstraint": self._server.region}

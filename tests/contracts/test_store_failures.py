@@ -1,6 +1,8 @@
 """How failures of an S3 server are told, and what is never asked of one."""
 
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -133,6 +135,49 @@ def test_an_object_that_is_not_there_is_told_as_that(code: str) -> None:
     with pytest.raises(ObjectMissingError, match="s3://bucket/a does not exist at AWS us-east-1"):
         failing_store(answer(code, 404)).get_bytes("a")
     assert failing_store(answer(code, 404)).head("a") is None
+
+
+class _NoSuchPage(BaseHTTPRequestHandler):
+    """What a proxy answers while the server behind it starts: a page of its own."""
+
+    def do_GET(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        page = b"404 page not found\n"
+        self.send_response(404)
+        self.send_header("Content-Type", "text/plain; charset=utf-8")
+        self.send_header("Content-Length", str(len(page)))
+        self.end_headers()
+        self.wfile.write(page)
+
+    do_PUT = do_GET
+
+    def log_message(self, *_: object) -> None:
+        return
+
+
+def test_the_404_of_a_proxy_is_an_outage() -> None:
+    """A manifest that a proxy does not find is not missing: a clip would be rendered twice."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _NoSuchPage)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    store = ObjectStore(
+        "s3://bucket",
+        endpoint_url=f"http://127.0.0.1:{server.server_port}",
+        access_key_id="a",
+        secret_access_key="b",
+    )
+    try:
+        for call in (
+            lambda: store.get_bytes("a"),
+            lambda: store.put_bytes("a", b"1", "text/plain"),
+            lambda: store.has_any("a"),
+        ):
+            with pytest.raises(UnavailableError, match="a proxy answers that there is no such page"):
+                call()
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 @pytest.mark.parametrize("status", [408, 409, 425, 429, 500, 502, 503, 504, 507])

@@ -2,16 +2,20 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from s2v_tasks.cli.operators import check
-from s2v_tasks.errors import ConfigurationError
+from s2v_tasks.errors import ConfigurationError, UnavailableError
 from s2v_tasks.metadata import migrate
 from s2v_tasks.settings import Settings, load_settings
+from s2v_tasks.steps import retries
 from s2v_tasks.steps.requirements import check_requirements
+from s2v_tasks.steps.retries import RetryPolicy, retried
+from s2v_tasks.storage.objects import ListedObject
 from s2v_tasks.storage.s3 import ObjectStore
 from tests.integration.conftest import Run
 
@@ -31,6 +35,24 @@ def test_everything_that_is_missing_is_named_at_once_with_its_remedy(settings: S
     assert f"S2V_SNAPSHOT_PATH is {tmp_path}: expected the folder with the model weights" in said
     assert "bucket 'no-such-bucket' does not exist; create it or correct S2V_DATA_URI and S2V_OUTPUT_URI" in said
     assert "S2V_GPU='abacus' is not an entry" in said
+
+
+def test_a_store_that_is_away_is_waited_for(
+    settings: Settings, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first page of a listing comes when it is read: that, too, is repeated while S3 is away."""
+    listing, asked = ObjectStore.listing, []
+
+    def away_first(asked_store: ObjectStore, prefix: str) -> Iterator[ListedObject]:
+        asked.append(prefix)
+        if len(asked) == 1:
+            raise UnavailableError("connection refused")
+        yield from listing(asked_store, prefix)
+
+    monkeypatch.setattr(ObjectStore, "listing", away_first)
+    monkeypatch.setattr(retries, "LONGEST_PAUSE_SECONDS", 0.0)
+    check_requirements(settings, retried(store, "S3", RetryPolicy(60)))
+    assert asked == [f"{uri}/" for uri in (settings.data_uri, settings.data_uri, settings.output_uri)]
 
 
 def test_a_worker_that_renders_in_pods_needs_no_snapshot(settings: Settings, store: ObjectStore) -> None:

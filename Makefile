@@ -47,7 +47,7 @@ test-ingestion: $(INSTALLED) ## Drop a thousand folders into a running Airflow a
 	$(BIN)/python -m pytest -m ingestion -s tests/integration/test_flood.py
 
 test-outages: $(INSTALLED) ## Run five jobs at once on an Airflow with factory settings and kill its scheduler.
-	$(BIN)/pytest -m outages -s tests/integration/test_factory_airflow.py
+	$(BIN)/python -m pytest -m outages -s tests/integration/test_factory_airflow.py
 
 test-images: $(INSTALLED) ## Run the scripts of the images as their builds do, without a container engine.
 	$(BIN)/python -m pytest -m images tests/contracts/test_images.py tests/contracts/test_compose.py

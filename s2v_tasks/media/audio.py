@@ -39,12 +39,12 @@ class SpeechInfo:
     codec: str
     rms_dbfs: float
     peak_dbfs: float
-    track: int = 1
-    num_tracks: int = 1
-    mix: str = "all channels"
-    gap_seconds: float = 0.0
-    late_seconds: float = 0.0
-    notes: tuple[str, ...] = ()
+    track: int
+    num_tracks: int
+    mix: str
+    gap_seconds: float
+    late_seconds: float
+    notes: tuple[str, ...]
 
     @property
     def duration_seconds(self) -> Fraction:

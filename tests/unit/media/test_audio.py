@@ -9,9 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import soundfile
+from structlog.testing import capture_logs
 
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.media.audio import load_waveform, normalise_speech, rms_dbfs
+from s2v_tasks.media.mixing import Mix
 
 Noise = Callable[..., npt.NDArray[np.float64]]
 WriteWav = Callable[..., Path]
@@ -63,7 +65,9 @@ def test_waveform_is_librosas(
     normalise_speech(source, tmp_path / "16k.wav", max_duration_seconds=9)
     native, _ = soundfile.read(source, dtype="float32", always_2d=True)  # what librosa.load does with a WAV
     reference = librosa.resample(librosa.to_mono(native.T), orig_sr=sample_rate, target_sr=16000)
-    np.testing.assert_array_equal(load_waveform(tmp_path / "16k.wav"), reference)
+    waveform = load_waveform(tmp_path / "16k.wav")
+    assert waveform.dtype == np.float32
+    np.testing.assert_array_equal(waveform, reference)
 
 
 def test_equal_speech_gives_equal_bytes(tmp_path: Path, noise: Noise, write_wav: WriteWav) -> None:
@@ -229,13 +233,32 @@ def test_levels_tell_speech_from_silence(tmp_path: Path, write_wav: WriteWav) ->
     assert info.peak_dbfs == pytest.approx(-6.02, abs=0.01)
     quiet = load_waveform(tmp_path / "16k.wav") * np.float32(0.001)
     assert rms_dbfs(quiet) == pytest.approx(-69.03, abs=0.01)
-    assert rms_dbfs(np.zeros(0, np.float32)) == -120
+    assert [rms_dbfs(np.full(n, level, np.float32)) for n, level in ((0, 0), (9, 0), (9, 1e-7))] == [-120] * 3
 
 
-def test_other_wav_is_not_loaded_as_waveform(tmp_path: Path, noise: Noise, write_wav: WriteWav) -> None:
+@pytest.mark.parametrize(("sample_rate", "channels"), [(8000, 1), (16000, 2), (48000, 2)])
+def test_other_wav_is_not_loaded_as_waveform(
+    sample_rate: int, channels: int, tmp_path: Path, noise: Noise, write_wav: WriteWav
+) -> None:
     """Only 16 kHz mono is what the audio encoder takes."""
-    with pytest.raises(PermanentError, match="8000 Hz"):
-        load_waveform(write_wav(tmp_path / "a.wav", noise(800), 8000))
+    with pytest.raises(PermanentError, match=rf"has {sample_rate} Hz and shape \(800,.*expected 16000 Hz mono"):
+        load_waveform(write_wav(tmp_path / "a.wav", noise(800, channels), sample_rate))
+
+
+@pytest.mark.parametrize(("lost", "share"), [(0.0, None), (0.1, None), (0.12, "12%"), (0.4, "40%")])
+def test_speech_that_no_mix_holds_is_told_of(
+    lost: float, share: str | None, tmp_path: Path, noise: Noise, write_wav: WriteWav, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More than a tenth that the model does not hear is a note, in the facts of the speech and in the log."""
+    mix = Mix("channel 2 of 2", np.array([[0, 1.0]], np.float32), lost=lost)
+    monkeypatch.setattr("s2v_tasks.media.speech_source.choose_mix", lambda *_: mix)
+    source = write_wav(tmp_path / "a.wav", noise(1600, 2), 16000)
+    with capture_logs() as logs:
+        info = normalise_speech(source, tmp_path / "16k.wav", max_duration_seconds=9)
+    assert [entry["note"] for entry in logs if entry["event"] == "speech_is_not_plain"] == list(info.notes)
+    assert [note.partition(" of the speech")[0] for note in info.notes] == (
+        [] if share is None else [f"The model does not hear {share}"]
+    )
 
 
 @pytest.mark.parametrize("size", [0, 0x7FFFF000, 0xFFFFFFFF])

@@ -102,7 +102,13 @@ def test_out_of_memory_is_final_whatever_the_survivors_say() -> None:
             r"node refused pod render-clip-x \(UnexpectedAdmissionError\): Allocate failed: no healthy devices",
         ),
         ({"phase": "Failed", "reason": "NodeLost"}, "cluster", "NodeLost"),
-        ({"phase": "Failed", "reason": "DeadlineExceeded"}, "step", "longer than its deadline"),
+        ({"phase": "Failed", "reason": "OutOfcpu"}, "cluster", r"node refused pod .* \(OutOfcpu\): no message"),
+        ({"phase": "Failed", "reason": "DeadlineExceeded"}, "step", "longer than its deadline: Traceback\nseen last$"),
+        (
+            {"phase": "Failed", "reason": "DeadlineExceeded", "message": "active longer than 600 s"},
+            "step",
+            "longer than its deadline: active longer than 600 s$",
+        ),
         ({"phase": "Failed", "state": ended(137)}, "cluster", "SIGKILL"),
         ({"phase": "Failed", "state": ended(143)}, "cluster", "SIGTERM"),
         ({"phase": "Failed", "state": ended(3, "no such file")}, "step", "code 3: no such file"),
@@ -162,6 +168,11 @@ def test_out_of_memory_is_final_whatever_the_survivors_say() -> None:
             },
             "permanent",
             r"No node took .*0/1 nodes are available: 1 no GPU\..*S2V_POD_SCHEDULE_SECONDS",
+        ),
+        (
+            {"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "False"}]},
+            "permanent",
+            "No node took pod render-clip-x in time: not scheduled Check nodeSelector",
         ),
         ({"phase": "Running"}, "step", "phase Running: seen last"),
     ],
@@ -243,6 +254,16 @@ def test_only_the_container_of_the_step_is_judged() -> None:
     assert judge(with_sidecar, "base", "seen").message == "rank 0: size 9*9."
 
 
+def test_the_limit_that_was_too_small_is_that_of_the_step() -> None:
+    """A sidecar, named first, has a limit of its own, or none."""
+    with_sidecar = pod(ended(137, reason="OOMKilled"), phase="Failed")
+    for sidecar in (pod().spec.containers[0], pod().spec.containers[0]):
+        sidecar.name, sidecar.resources.limits = "a-proxy", {"memory": "1Gi"}
+        with_sidecar.spec.containers.insert(0, sidecar)
+    with_sidecar.spec.containers[0].resources.limits = None
+    assert "its limit of 64Gi" in judge(with_sidecar, "base", "seen").message
+
+
 def test_a_pod_that_has_its_node_did_not_lack_one() -> None:
     """Of the conditions of a pod, only the one of its scheduling tells of nodes."""
     conditions = [
@@ -259,9 +280,11 @@ def test_a_pod_that_has_its_node_did_not_lack_one() -> None:
     [
         ({"phase": "Running", "reason": "Odd", "state": {"running": {}}}, "step", "failed in phase Running: seen"),
         ({"phase": "Failed", "reason": "Odd", "state": ended(3, "no file")}, "step", "exited with code 3: no file"),
+        ({"phase": "Pending", "reason": "Odd"}, "step", "failed in phase Pending: seen"),
         ({"phase": "Failed"}, "step", "failed in phase Failed: seen"),
         ({"phase": "Failed", "state": ended(0)}, "step", "failed in phase Failed: seen"),
         ({"phase": "Failed", "state": ended(4)}, "step", "exited with code 4: no message"),
+        ({"phase": "Failed", "state": {"terminated": {"exitCode": 4}}}, "step", "exited with code 4: no message"),
         ({"phase": "Pending", "state": {"waiting": {"reason": "ContainerCreating"}}}, "step", "phase Pending: seen"),
         ({"phase": "Pending", "state": {"waiting": {}}}, "step", "phase Pending: seen"),
     ],
@@ -272,11 +295,30 @@ def test_what_no_rule_knows_is_told_as_it_was_seen(status: dict[str, Any], fault
     assert (failure.fault, expected in failure.message) == (fault, True), failure
 
 
-def test_an_init_container_that_ended_well_is_no_reason() -> None:
-    """Only the one that failed is named."""
-    done = {"state": {"terminated": {"exitCode": 0}}, "image": "", "imageID": "", "ready": True, "restartCount": 0}
-    statuses = [done | {"name": "fetch"}]
-    assert judge(pod(phase="Failed", initContainerStatuses=statuses), "base", "seen").message.endswith("Failed: seen")
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [
+        ({"terminated": {"exitCode": 0}}, "failed in phase Failed: seen"),
+        ({"running": {}}, "failed in phase Failed: seen"),
+        ({"terminated": {"exitCode": 4, "reason": "Error", "message": "one\ntwo\n\n"}}, "exited with code 4: two"),
+        ({"terminated": {"exitCode": 4, "reason": "ContainerCannotRun"}}, "exited with code 4: ContainerCannotRun"),
+        ({"terminated": {"exitCode": 4}}, "exited with code 4: no message"),
+    ],
+)
+def test_an_init_container_is_a_reason_where_it_has_failed(state: dict[str, Any], expected: str) -> None:
+    """One that has ended well, or has not ended, is not named; one that failed is quoted as far as it spoke."""
+    status = {"name": "fetch", "state": state, "image": "", "imageID": "", "ready": True, "restartCount": 0}
+    failure = judge(pod(phase="Failed", initContainerStatuses=[status]), "base", "seen")
+    assert failure.message.endswith(expected)
+
+
+@pytest.mark.parametrize("body", ["not JSON", "{}", "[]", "null", '"text"'])
+def test_a_refusal_without_a_message_is_told_by_its_status(body: str) -> None:
+    """A proxy in front of the API server answers in words of its own."""
+    refused = ApiException(status=403, reason="Forbidden")
+    refused.body = body
+    failure = not_created(refused)
+    assert (failure.fault, failure.message.splitlines()[0]) == ("step", "The pod was refused (403): (403)")
 
 
 def test_a_server_error_of_500_passes() -> None:

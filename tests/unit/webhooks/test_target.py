@@ -35,7 +35,8 @@ def resolves_to(monkeypatch: pytest.MonkeyPatch) -> Any:
         "127.0.0.1", "127.8.8.8", "0.0.0.1", "10.0.0.1", "172.16.3.4", "192.168.1.1", "169.254.169.254", "100.64.0.1",
         "224.0.0.1", "240.0.0.1", "255.255.255.255", "::1", "::", "fe80::1", "fe80::1%2", "fc00::1", "ff02::1",
         "fd00:ec2::254", "::ffff:127.0.0.1", "::ffff:169.254.169.254", "64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe",
-        "2002:7f00:1::", "2001:db8::1",
+        "2002:7f00:1::", "2001:db8::1", "fc00::5db8:d822", "fe80::5db8:d822", "4000::5db8:d822", "64:ff9b:1::5db8:d822",
+        "2001:0:4136:e378:8000:63bf:3f57:fefe",  # Teredo: 192.168.1.1 by a public server
     ],
 )  # fmt: skip
 def test_an_inner_address_is_not_public(address: str) -> None:
@@ -43,9 +44,15 @@ def test_an_inner_address_is_not_public(address: str) -> None:
     assert not is_public(ipaddress.ip_address(address))
 
 
-@pytest.mark.parametrize("address", [PUBLIC, "2606:2800:220:1:248:1893:25c8:1946", "::ffff:93.184.216.34"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        PUBLIC, "2606:2800:220:1:248:1893:25c8:1946", "2606:2800:220:1::7f00:1", "::ffff:93.184.216.34",
+        "64:ff9b::5db8:d822", "2002:5db8:d822::7f00:1", "2001:0:c0a8:101:8000:63bf:a247:27dd",
+    ],
+)  # fmt: skip
 def test_an_address_of_the_internet_is_public(address: str) -> None:
-    """Receivers on the internet can be called."""
+    """Receivers on the internet can be called, whatever the last digits of their address would mean elsewhere."""
     assert is_public(ipaddress.ip_address(address))
 
 
@@ -92,6 +99,20 @@ def test_what_is_no_plain_url_is_refused_without_showing_it(url: str, resolves_t
     assert "secret@" not in str(caught.value)
 
 
+@pytest.mark.parametrize("letter", ["\0", "\t", "\x1f", " ", "\x7f", "\x80", "é", "\u2028"])
+def test_a_letter_that_no_url_holds_is_refused(letter: str, resolves_to: Any) -> None:
+    """At each place, before a request can be made of it; all other letters are sent as they are."""
+    resolves_to(PUBLIC)
+    for url in (
+        f"https://example.com/a{letter}b",
+        f"https://example.com/?a={letter}b",
+        f"{letter}https://example.com/",
+    ):
+        with pytest.raises(RefusedTargetError, match="not a usable URL"):
+            policy("example.com").resolve(url, seconds=5)
+    assert policy("example.com").resolve("https://example.com/!~", seconds=5).path == "/!~"
+
+
 @pytest.mark.parametrize("url", ["http://2130706433/", "http://0x7f.1/", "http://127.1/", "http://[::ffff:7f00:1]/"])
 def test_other_spellings_of_loopback_are_refused(url: str) -> None:
     """Numbers that the resolver takes for 127.0.0.1, even where somebody lists them."""
@@ -101,7 +122,7 @@ def test_other_spellings_of_loopback_are_refused(url: str) -> None:
 
 
 def test_a_resolver_that_hangs_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A step does not wait for a DNS server that does not answer."""
+    """A step does not wait for a DNS server that does not answer, nor does its process when it ends."""
     release, answered = threading.Event(), threading.Event()
 
     def hang(*_args: Any, **_kwargs: Any) -> list[Any]:
@@ -114,8 +135,20 @@ def test_a_resolver_that_hangs_is_left_behind(monkeypatch: pytest.MonkeyPatch) -
         with pytest.raises(TransientError, match=r"not resolved within 0\.2 s"):
             policy("example.com").resolve("https://example.com/", seconds=0.2)
         assert not answered.is_set()
+        assert {thread.daemon for thread in threading.enumerate() if thread.name == "webhook-resolver"} == {True}
     finally:
         release.set()
+
+
+def test_a_resolver_that_takes_its_time_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its answer counts while the time for it lasts."""
+
+    def answer(*_args: Any, **_kwargs: Any) -> list[Any]:
+        threading.Event().wait(0.1)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (PUBLIC, 0))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", answer)
+    assert policy("example.com").resolve("https://example.com/", seconds=60).addresses == (PUBLIC,)
 
 
 @pytest.mark.parametrize(("answer", "reason"), [(socket.gaierror("unknown name"), "unknown name"), ([], "no addr"),
@@ -156,6 +189,16 @@ def test_the_host_header_has_the_port_where_it_is_not_the_usual_one(
     assert (target.port, target.host_header, target.path) == (port, header, "/")
 
 
+@pytest.mark.parametrize(
+    ("url", "path"),
+    [("https://example.com", "/"), ("https://example.com?a=1", "/?a=1"), ("https://example.com/b/c?a=1#d", "/b/c?a=1")],
+)
+def test_the_path_is_that_of_the_url(resolves_to: Any, url: str, path: str) -> None:
+    """With its query, without a fragment, and never empty."""
+    resolves_to(PUBLIC)
+    assert policy("example.com").resolve(url, seconds=5).path == path
+
+
 def test_a_name_that_resolves_twice_to_one_address_has_one(resolves_to: Any) -> None:
     """In the order of the resolver: the first is tried first."""
     resolves_to("93.184.216.35", PUBLIC, "93.184.216.35", "93.184.216.33")
@@ -166,7 +209,7 @@ def test_a_name_that_resolves_twice_to_one_address_has_one(resolves_to: Any) -> 
 def test_the_configured_webhook_needs_no_listing() -> None:
     """Who configures a receiver need not say twice that it may be called."""
     settings = Settings(
-        webhook_url="https://Ops.example.com/hook", webhook_allowed_hosts="a.example.com, .b.example.com"
+        webhook_url="https://Ops.example.com/hook", webhook_allowed_hosts="A.Example.com, .b.example.com"
     )
     hosts = TargetPolicy.from_settings(settings).allowed_hosts
     assert hosts == {"ops.example.com", "a.example.com", ".b.example.com"}

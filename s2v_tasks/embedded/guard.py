@@ -4,6 +4,7 @@ A guard is a child of that process in a session of its own. It waits until it ha
 process, not a thread of it, and reaches servers that run as another account, which signals at a parent's death do not.
 """
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -48,7 +49,9 @@ def temporary_home() -> Iterator[Path]:
     home = Path(tempfile.mkdtemp(prefix=_PREFIX))
     home.chmod(0o755)  # as root, PostgreSQL runs as another account
     write_private(home / _OWNER, _identity(os.getpid()))
-    with guarded(home, "remove"):
+    with (home / _OWNER).open() as mark, guarded(home, "remove"):
+        # It ends with this process. The identity alone would not do: with the clock, the time of a start is set anew.
+        fcntl.flock(mark, fcntl.LOCK_SH)
         try:
             yield home
         finally:
@@ -58,9 +61,12 @@ def temporary_home() -> Iterator[Path]:
 def end_leftovers() -> None:
     """End what runs in temporary home folders whose owner and guard were killed, and delete them."""
     for mark in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*/{_OWNER}"):
-        with suppress(FileNotFoundError):  # its guard is at it
+        # FileNotFoundError: its guard is at it; BlockingIOError: its owner runs
+        with suppress(FileNotFoundError, BlockingIOError):
             if mark.parent.stat().st_uid == os.geteuid() and not _runs(mark.read_text(encoding="utf-8")):
-                _end(mark.parent, "remove")
+                with mark.open() as file:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    _end(mark.parent, "remove")
 
 
 def _end(home: Path, ending: Ending) -> None:

@@ -156,12 +156,21 @@ def test_a_home_with_a_stale_mark_of_another_process_is_a_leftover(
 ) -> None:
     """A pid that was given anew does not keep it; one whose owner runs stays."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    own = psutil.Process()
-    for name, mark in (("old", f"{own.pid} 1.0"), ("mine", f"{own.pid} {own.create_time()}")):
+    for name, mark in (("old", f"{os.getpid()} 1.0"), ("mine", guard._identity(os.getpid()))):
         (tmp_path / f"s2v-home-{name}").mkdir()
         (tmp_path / f"s2v-home-{name}" / "owner").write_text(mark)
     end_leftovers()
     assert [path.name for path in tmp_path.iterdir()] == ["s2v-home-mine"]
+
+
+def test_a_home_is_no_leftover_because_the_clock_was_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A laptop wakes up, or a time server corrects the clock by a second: who uses the home runs all the same."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with temporary_home() as home:
+        began = psutil.Process().create_time()
+        monkeypatch.setattr("psutil.Process.create_time", lambda _: began + 1)
+        end_leftovers()
+        assert home.exists()
 
 
 def test_services_that_somebody_else_uses_are_not_released(server_home: Path) -> None:

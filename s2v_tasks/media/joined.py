@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from s2v_tasks.errors import PermanentError
-from s2v_tasks.media.boxes import MOST_BOXES
+from s2v_tasks.media.boxes import MOST_BOXES, lost_part
 from s2v_tasks.media.ffmpeg import AUDIO_FORMATS, feed, file_url, pipe_input, read_chunks, uploaded_input
+from s2v_tasks.media.gaps import Gap, Timeline, read_timeline
 from s2v_tasks.media.mp3 import before_tags
-from s2v_tasks.media.probe import probe
+from s2v_tasks.media.probe import Stream, probe
 
 # What only the beginning of a file has.
 _BEGINNINGS = {
@@ -95,8 +96,8 @@ class _Part:
 
     path: Path
     name: str
-    sample_rate: int
-    channels: int
+    format_name: str
+    stream: Stream
     declared: Fraction
 
     def samples(self, sample_rate: int, channels: int, max_seconds: float) -> Iterator[bytes]:
@@ -104,18 +105,30 @@ class _Part:
         output = uploaded_input(self.path, AUDIO_FORMATS, t=max_seconds)["a:0"].output(
             "pipe:1", format="f32le", acodec="pcm_f32le", ar=sample_rate
         )
-        doing, block = f"The speech {self.name} is damaged: decoding it", self.channels * _SAMPLE_BYTES
+        doing, width = f"The speech {self.name} is damaged: decoding it", self.stream.channels
+        chunks = read_chunks(output, _CHUNK_SAMPLES * width * _SAMPLE_BYTES, doing=doing, error=PermanentError)
+        decoded = (np.frombuffer(chunk, np.float32).reshape(-1, width) for chunk in chunks)
         num_samples = 0
-        for chunk in read_chunks(output, _CHUNK_SAMPLES * block, doing=doing, error=PermanentError):
-            num_samples += len(chunk) // block
-            samples = np.frombuffer(chunk, np.float32).reshape(-1, self.channels)
+        for samples in self._gaps(sample_rate, max_seconds).fill(decoded):
+            num_samples += len(samples)
             yield np.broadcast_to(samples, (len(samples), channels)).tobytes()
-        decoded = Fraction(num_samples, sample_rate)
-        if decoded < min(self.declared, Fraction(max_seconds)) - _LENGTH_TOLERANCE_SECONDS:
+        seconds = Fraction(num_samples, sample_rate)
+        if seconds < min(self.declared, Fraction(max_seconds)) - _LENGTH_TOLERANCE_SECONDS:
             raise PermanentError(
                 f"The speech {self.name} is damaged or cut off: it announces {float(self.declared):.2f} s and only "
-                f"{float(decoded):.2f} s can be decoded; upload the complete file."
+                f"{float(seconds):.2f} s can be decoded; upload the complete file."
             )
+
+    def _gaps(self, sample_rate: int, max_seconds: float) -> Timeline:
+        """The gaps between the samples at this rate, of which none is skipped."""
+        found = read_timeline(self.path, 0, self.stream, self.format_name, max_seconds=max_seconds)
+        scale = Fraction(sample_rate, self.stream.sample_rate)
+        return Timeline(
+            gaps=tuple(
+                Gap(round((gap.position + found.num_skipped) * scale), round(gap.num_samples * scale))
+                for gap in found.gaps
+            )
+        )
 
 
 def join(files: list[Path], output: Path, *, max_duration_seconds: float) -> None:
@@ -125,9 +138,10 @@ def join(files: list[Path], output: Path, *, max_duration_seconds: float) -> Non
     """
     name = output.name
     parts = [_part(path, f"{name} (file {k} of {len(files)} in it)") for k, path in enumerate(files, start=1)]
-    sample_rate, channels = max(part.sample_rate for part in parts), max(part.channels for part in parts)
-    if not {part.channels for part in parts} <= {1, channels}:
-        several = ", ".join(str(part.channels) for part in parts)
+    streams = [part.stream for part in parts]
+    sample_rate, channels = max(each.sample_rate for each in streams), max(each.channels for each in streams)
+    if not {each.channels for each in streams} <= {1, channels}:
+        several = ", ".join(str(each.channels) for each in streams)
         raise PermanentError(f"The speech {name} is joined from files of {several} channels: export it as one.")
     sound = pipe_input(format="f32le", ar=sample_rate, ac=channels).output(
         file_url(output), format="wav", acodec="pcm_f32le", rf64="auto"
@@ -149,7 +163,10 @@ def _part(path: Path, name: str) -> _Part:
     stream = found.audio
     if stream is None or stream.sample_rate <= 0 or stream.channels <= 0:
         raise PermanentError(f"The speech {name} has no sound: export it as one file.")
+    format_name = found.container.format_name
+    if problem := lost_part(path, format_name):
+        raise PermanentError(f"The speech {name} is damaged or cut off: {problem}; upload the complete file.")
     declared = stream.duration or (found.container.duration if len(found.streams) == 1 else None) or Fraction(0)
-    if found.container.format_name in _LENGTH_UNKNOWN_IN:
+    if format_name in _LENGTH_UNKNOWN_IN:
         declared = Fraction(0)
-    return _Part(path, name, stream.sample_rate, stream.channels, declared)
+    return _Part(path, name, format_name, stream, declared)

@@ -38,6 +38,8 @@ KINDS = {
     "caf": (".caf", {"acodec": "pcm_s16le"}, 0),
 }
 
+LIVE = {"acodec": "libopus", "live": 1}  # as a browser records: without length and sizes
+
 
 @pytest.fixture
 def parts(tmp_path: Path, noise: Noise, write_wav: WriteWav, convert: Convert) -> Parts:
@@ -87,6 +89,50 @@ def test_cut_part_is_found(kind: str, which: int, tmp_path: Path, parts: Parts, 
     source = tmp_path / f"speech{KINDS[kind][0]}"
     source.write_bytes(b"".join(files))
     assert "damaged" in refusal(source)
+
+
+@pytest.mark.parametrize("kind", ["opus", "webm", "recorded webm", "matroska", "m4a"])
+def test_gaps_of_each_part_are_silence(
+    kind: str, tmp_path: Path, noise: Noise, write_wav: WriteWav, convert: Convert
+) -> None:
+    """Two recordings of 48 and 44.1 kHz, each with a pause that is only in its stamps, keep both pauses."""
+    suffix, options = (".webm", LIVE) if kind == "recorded webm" else KINDS[kind][:2]
+    dropped = {"bsf:a": "noise=drop='between(pts*tb,0.4,0.7)'"} | ({"page_duration": 50_000} if kind == "opus" else {})
+    source, heard, files = tmp_path / f"speech{suffix}", [], b""
+    for rate in (48000, 44100):
+        wav = write_wav(tmp_path / "source.wav", noise(rate), rate)
+        file = convert(wav, tmp_path / f"part{suffix}", **options, **dropped).read_bytes()
+        source.write_bytes(file)
+        assert normalise_speech(source, tmp_path / "16k.wav", max_duration_seconds=9).gap_seconds > 0.25
+        heard.append(load_waveform(tmp_path / "16k.wav"))
+        files += file
+    source.write_bytes(files)
+    normalise_speech(source, tmp_path / "16k.wav", max_duration_seconds=9)
+    whole, alone = load_waveform(tmp_path / "16k.wav"), np.concatenate(heard)
+    assert len(whole) == pytest.approx(len(alone), abs=1000)
+    for half in (slice(0, len(heard[0])), slice(len(heard[0]), None)):
+        silent, expected = _silent(whole[half]), _silent(alone[half])
+        assert (len(silent), silent[0]) == pytest.approx((len(expected), expected[0]), abs=1000)
+        assert len(silent) > 2000
+
+
+def _silent(waveform: npt.NDArray[np.float32]) -> npt.NDArray[np.intp]:
+    """Samples in the middle of a sixteenth of a second of silence."""
+    return np.flatnonzero(np.convolve(np.abs(waveform) > 1e-3, np.ones(1000), "valid") == 0)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_hole_in_a_part_is_no_silence(
+    which: int, tmp_path: Path, noise: Noise, write_wav: WriteWav, convert: Convert, refusal: Refusal
+) -> None:
+    """Zeros in place of some packets are damage in each of the files."""
+    wav = write_wav(tmp_path / "source.wav", noise(48000), 48000)
+    whole = convert(wav, tmp_path / "part.webm", acodec="libopus").read_bytes()
+    middle = len(whole) // 2
+    files = [whole, whole]
+    files[which] = whole[:middle] + bytes(900) + whole[middle + 900 :]
+    (tmp_path / "speech.webm").write_bytes(b"".join(files))
+    assert "there is no element" in refusal(tmp_path / "speech.webm")
 
 
 def test_amr_files_are_joined(tmp_path: Path, refusal: Refusal) -> None:

@@ -46,7 +46,7 @@ test: lint ## Install what the tests need and run them all.
 test-ingestion: $(INSTALLED) ## Drop a thousand folders into a running Airflow and kill its scheduler twice.
 	$(BIN)/python -m pytest -m ingestion -s tests/integration/test_flood.py
 
-test-outages: $(INSTALLED) ## Run five jobs at once on an Airflow with factory settings and kill its scheduler.
+test-outages: $(INSTALLED) ## Run five jobs at once on an Airflow with factory settings; kill its scheduler, stop its S3 server.
 	$(BIN)/python -m pytest -m outages -s tests/integration/test_factory_airflow.py
 
 test-images: $(INSTALLED) ## Run the scripts of the images as their builds do, without a container engine.

@@ -1,4 +1,6 @@
-"""Several jobs at once on an Airflow with its factory settings, and a scheduler that is killed (`make test-outages`).
+"""Several jobs at once on an Airflow with its factory settings; its scheduler is killed, its S3 server is stopped.
+
+Run by `make test-outages`.
 
 Scheduler, triggerer, DAG processor and API server are processes of their own; the executor is LocalExecutor with its 32
 workers. Nothing is set but where this Airflow listens, where its database and its DAGs are, and its secrets.
@@ -12,11 +14,13 @@ import signal
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from s2v_tasks.embedded.airflow import AirflowInstallation
+from s2v_tasks.embedded.object_store import S3Server
 from s2v_tasks.embedded.postgres import PostgresServer
 from s2v_tasks.embedded.stack import demo_request
 from s2v_tasks.metadata.repository import Ledger
@@ -99,7 +103,7 @@ class Site:
 
 
 @pytest.fixture
-def site(stack_home: Any, stack: Settings) -> Iterator[Site]:
+def site(stack_home: Path, stack: Settings) -> Iterator[Site]:
     load_settings.cache_clear()
     installation = AirflowInstallation(stack_home)
     all_settings = installation.environment(PostgresServer(stack_home).ensure_database("airflow"))
@@ -141,6 +145,21 @@ def test_a_scheduler_that_is_killed_costs_no_clip(site: Site) -> None:
     site.kill_scheduler()
     assert site.is_rendering(job_ids)
     site.airflow.start(site.environment)
+    site.wait_until_all_ended(job_ids)
+    print(f"tried more than once: {site.tries(job_ids)}")
+    assert set(site.states(job_ids)) == {"success"}, [site.ledger.job(job_id) for job_id in job_ids]
+    site.check_that_nothing_was_done_twice(job_ids)
+
+
+@pytest.mark.parametrize("seconds", [35, 120])
+def test_an_s3_server_that_is_away_costs_no_clip(site: Site, stack_home: Path, seconds: float) -> None:
+    """Stopped in the middle of a clip and started again: steps wait for it, no clip is rendered twice, no job fails."""
+    job_ids = site.start_jobs(f"away-{seconds}", sample_steps=40)
+    wait_until(lambda: site.is_rendering(job_ids))
+    server = S3Server(stack_home)
+    server.stop()
+    time.sleep(seconds)  # so long the fault lasts
+    server.start()
     site.wait_until_all_ended(job_ids)
     print(f"tried more than once: {site.tries(job_ids)}")
     assert set(site.states(job_ids)) == {"success"}, [site.ledger.job(job_id) for job_id in job_ids]

@@ -181,6 +181,6 @@ def test_closing_a_job_tells_which_task_failed_first(
     with DAG("speech_to_video", schedule=None):
         command = CloseJobOperator(task_id="close_job", step="close-job").command(context)
     assert command[3:] == [
-        *("close-job", "--job-id", "my-job", "--since", "2026-11-22T10:15:00+0000"),
+        *("close-job", "--job-id", "my-job", "--since", "2026-11-22T10:15:00+0000", "--run-id", "manual__1"),
         *(word for task in expected for word in ("--failed-task", task)),
     ]

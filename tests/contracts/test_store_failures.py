@@ -180,6 +180,32 @@ def test_the_404_of_a_proxy_is_an_outage() -> None:
         server.server_close()
 
 
+@pytest.mark.parametrize(
+    ("operation", "code", "kind", "meaning"),
+    [
+        ("GetObject", "404", "text/html", UnavailableError),
+        ("GetObject", "404", "application/xml", ObjectMissingError),
+        ("GetObject", "NoSuchKey", "text/xml", ObjectMissingError),
+        ("HeadObject", "404", "text/html", ObjectMissingError),
+        ("GetObject", "403", "text/html", ConfigurationError),
+    ],
+)
+def test_the_404_of_a_proxy_is_told_from_that_of_the_server(
+    operation: str, code: str, kind: str, meaning: type[Exception]
+) -> None:
+    """The server names what is missing in XML, and a HEAD has no text that could tell them apart."""
+    metadata = {"HTTPHeaders": {"content-type": kind}, "HTTPStatusCode": 404}
+    error = ClientError({"Error": {"Code": code, "Message": ""}, "ResponseMetadata": metadata}, operation)
+    with pytest.raises(meaning):
+        failing_store(error).get_bytes("a")
+
+
+def test_an_answer_that_says_nothing_is_waited_for() -> None:
+    """Neither a status nor a code: nothing shows that it would stay."""
+    with pytest.raises(UnavailableError, match="Unknown"):
+        failing_store(ClientError({}, "GetObject")).get_bytes("a")
+
+
 @pytest.mark.parametrize("status", [408, 409, 425, 429, 500, 502, 503, 504, 507])
 def test_an_answer_that_passes_is_waited_for(status: int) -> None:
     """The server is overloaded, starts or has no room: a step waits for it."""
@@ -209,7 +235,12 @@ def test_a_refusal_of_checksums_names_the_setting(code: str, status: int, messag
     """Every code and word of this kind; not from a server that is merely away."""
     with pytest.raises(ConfigurationError, match="S2V_S3_CHECKSUMS=when_required"):
         failing_store(answer(code, status, message)).put_bytes("a", b"", "text/plain")
-    for other_code, other_status in (("SlowDown", 503), ("BadDigest", 400)):
+    for other_code, other_status in (
+        ("SlowDown", 503),
+        ("BadDigest", 400),
+        ("InvalidDigest", 400),
+        ("IncompleteBody", 400),
+    ):
         with pytest.raises(TransientError):
             failing_store(answer(other_code, other_status, message)).put_bytes("a", b"", "text/plain")
 

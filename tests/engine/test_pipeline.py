@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -207,7 +208,7 @@ def test_the_last_clip_leaves_no_state_and_encodes_none() -> None:
     assert codec.encoded_frames == [1]
 
 
-@pytest.mark.parametrize(("scale", "calls"), [(4.0, 4), (1.0, 2)])
+@pytest.mark.parametrize(("scale", "calls"), [(4.0, 4), (1.5, 4), (1.0, 2), (0.5, 2)])
 def test_guidance_costs_a_second_branch_and_steps_are_reported(scale: float, calls: int) -> None:
     """Each step ends in one velocity, in two with guidance above 1, and is reported once."""
     pipeline = make_pipeline()
@@ -286,10 +287,31 @@ def test_bf16_weights_render_a_clip() -> None:
     assert set(seen) == {torch.bfloat16}
 
 
+@pytest.mark.parametrize(
+    ("device", "dtype"), [("cpu", torch.float32), ("cuda", torch.bfloat16), ("cuda:1", torch.bfloat16)]
+)
+def test_the_weights_are_loaded_in_the_precision_of_the_device(device: str, dtype: torch.dtype) -> None:
+    """A GPU computes in bf16; a processor, which would emulate it, in fp32."""
+    asked: list[tuple[str, torch.dtype]] = []
+    snapshot: Any = SimpleNamespace(
+        load_transformer=lambda *arguments: asked.append(arguments), load_vae=lambda _device: None
+    )
+    pipeline = S2VPipeline.from_snapshot(snapshot, device)
+    assert asked == [(device, dtype)]
+    assert (pipeline.device, pipeline.dtype) == (torch.device(device), dtype)
+
+
 def test_inputs_that_do_not_fit_are_refused(pipeline: S2VPipeline) -> None:
     """Frames that are no multiple of 4, a pose of another size and a state without the frames needed are named."""
-    with pytest.raises(PermanentError, match="a clip of 50 frames"):
-        render(pipeline, inputs(50))
+    for num_frames in (0, 2, 50, 51, 53):
+        with pytest.raises(PermanentError, match=f"a clip of {num_frames} frames"):
+            render(pipeline, inputs(num_frames))
+    assert render(pipeline, inputs(4)).frames_u8.shape[0] == 4
+    for num_frames in (17, 20):
+        with pytest.raises(PermanentError, match=rf"has {num_frames} frames of \[64, 64\]; expected at most 16 frames"):
+            render(pipeline, inputs(pose=torch.zeros(1, 3, num_frames, SIDE, SIDE)))
+    with pytest.raises(PermanentError, match=r"frames of \[128, 64\]; expected at most 16 frames of \[64, 64\]"):
+        render(pipeline, inputs(pose=torch.zeros(1, 3, 16, SIDE * 2, SIDE)))
     with pytest.raises(PermanentError, match="the pose has 5 frames of"):
         render(pipeline, inputs(pose=torch.zeros(1, 3, 5, SIDE, SIDE * 2)))
     state = MotionState(torch.zeros(1, 16, 19, 8, 8), torch.zeros(1, 3, 5, SIDE, SIDE))

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from s2v_tasks.planning.chains import find_cuts
-from s2v_tasks.planning.pauses import SAMPLES_PER_FRAME, Samples
+from s2v_tasks.planning.pauses import SAMPLES_PER_FRAME, Samples, boundary_levels
 from s2v_tasks.schemas.plan import Cut
 
 
@@ -64,6 +64,84 @@ def test_a_chain_may_last_exactly_as_long_as_the_bounds(speech: Any) -> None:
     assert len(cuts(speech((12.0625, -20)), 3, 6)) == 2
     late = speech((6, -20), (0.0625, -70), (5.9375, -20))
     assert [cut.frame for cut in cuts(late, 6, 11)] == [96]
+
+
+@pytest.mark.parametrize(("shortest", "longest"), [(2, 4), (2, 5), (3, 9), (7, 14), (10, 35)])
+@pytest.mark.parametrize("num_frames", [70, 83])
+def test_the_quietest_of_all_ways_to_cut_is_taken(num_frames: int, shortest: int, longest: int, speech: Any) -> None:
+    """Where nobody pauses, no division within the bounds has fewer cuts, and none of as many is as quiet."""
+    loudness = np.random.default_rng(num_frames).uniform(-20, -16, num_frames)
+    samples = speech(*((1 / 16, level) for level in loudness))
+    costs = boundary_levels(samples, num_frames) + 1e6
+    best: list[tuple[float, list[int]]] = [(0.0, [])] + [(np.inf, [])] * num_frames
+    for frame in range(1, num_frames + 1):
+        before = min(best[max(0, frame - longest) : max(0, frame - shortest + 1)], default=best[frame])
+        best[frame] = (before[0] + (costs[frame] if frame < num_frames else 0), [*before[1], frame])
+    found = cuts(samples, shortest / 16, longest / 16)
+    assert [cut.frame for cut in found] == best[num_frames][1][:-1]
+    assert {cut.pause_seconds for cut in found} == {None}
+
+
+@pytest.mark.parametrize(("seconds_of_pause", "num_cuts"), [(0.49, 0), (0.5, 1), (0.7, 1)])
+def test_a_sentence_ends_in_half_a_second(seconds_of_pause: float, num_cuts: int, speech: Any) -> None:
+    """A shorter pause is no end of one."""
+    assert len(cuts(speech((4, -20), (seconds_of_pause, -70), (4, -20)), 3, 30)) == num_cuts
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "chosen"), [(1.0, 0.6, 0), (0.6, 1.0, 1), (1.9, 1.3, 0), (2.6, 2.2, 1), (2.2, 2.6, 1)]
+)
+def test_the_longer_of_two_pauses_counts_up_to_two_seconds(
+    first: float, second: float, chosen: int, speech: Any
+) -> None:
+    """Of two sentences that end too close together; of two that are longer than that, the later one is taken."""
+    found = cuts(speech((8, -20), (first, -70), (2, -20), (second, -70), (8, -20)), 7, 30)
+    assert [cut.pause_seconds for cut in found] == [pytest.approx((first, second)[chosen], abs=0.05)]
+
+
+@pytest.mark.parametrize(("num_frames", "chosen"), [(294, 1.0), (290, 1.0), (288, 0.6), (286, 0.6)])
+def test_a_longer_pause_is_worth_a_cut_beside_its_best_place(num_frames: int, chosen: float, speech: Any) -> None:
+    """0.4 s more of a pause outweigh 3 frames, by which the last chain would be too short, but not 5."""
+    samples = speech((8, -20), (0.6, -70), (2, -20), (1.0, -70), (num_frames / 16 - 11.6, -20))
+    assert [cut.pause_seconds for cut in cuts(samples, 7, 30)] == [pytest.approx(chosen, abs=0.05)]
+
+
+@pytest.mark.parametrize(("shortest", "frames"), [(6, [320]), (11.625, [])])
+def test_a_cut_long_before_the_speech_goes_on_is_worth_little(shortest: float, frames: list[int], speech: Any) -> None:
+    """In a pause of 20 s a chain may begin 4 s too early, if need be, but not 10."""
+    assert [cut.frame for cut in cuts(speech((4, -20), (20, -70), (2, -20)), shortest, 30)] == frames
+
+
+@pytest.mark.parametrize(("shortest", "frames"), [(4.75, [76]), (4.8125, [])])
+def test_a_cut_may_lie_where_the_speech_goes_on_but_not_behind(shortest: float, frames: list[int], speech: Any) -> None:
+    """The last boundary of frames in the pause is still one."""
+    assert [cut.frame for cut in cuts(speech((4, -20), (0.75, -70), (6, -20)), shortest, 30)] == frames
+
+
+@pytest.mark.parametrize("pauses", [(0.3, 0.45), (0.45, 0.3)])
+def test_of_short_pauses_the_longer_is_used(pauses: tuple[float, float], speech: Any) -> None:
+    """Where one of two must be."""
+    found = cuts(speech((5, -20), (pauses[0], -70), (1, -20), (pauses[1], -70), (5, -20)), 3, 8)
+    assert [cut.pause_seconds for cut in found] == [pytest.approx(0.45, abs=0.02)]
+
+
+def test_more_sentences_are_worth_more_than_longer_pauses(speech: Any) -> None:
+    """Two short pauses are taken where a long one between them would leave no room for either."""
+    samples = speech((8, -20), (0.6, -70), (3.5, -20), (2.0, -70), (3.5, -20), (0.6, -70), (8, -20))
+    assert [cut.pause_seconds for cut in cuts(samples, 7, 30)] == pytest.approx([0.6, 0.6], abs=0.05)
+
+
+def test_a_video_that_ends_before_its_speech_is_cut_within(speech: Any) -> None:
+    """Pauses behind its last frame, or across it, are none of its own."""
+    samples = speech((4, -20), (0.75, -70), (4, -20), (1.0, -70), (4, -20), (0.75, -70), (4, -20))
+    for num_frames in (100, 148, 155):
+        assert [cut.frame for cut in find_cuts(samples, num_frames, shortest_seconds=1, longest_seconds=30)] == [72]
+
+
+@pytest.mark.parametrize(("end", "cut"), [(4.725, 71), (4.75, 72), (4.80, 72), (4.85, 73)])
+def test_a_chain_settles_for_a_quarter_of_a_second(end: float, cut: int, speech: Any) -> None:
+    """A cut lies that long, and less than a frame more, before the speech goes on."""
+    assert [c.frame for c in cuts(speech((4, -20), (end - 4, -70), (4, -20)), 3, 30)] == [cut]
 
 
 @settings(max_examples=60, deadline=None)

@@ -35,6 +35,8 @@ _BEGINNINGS = {
     rb"ID3|APETAGEX|\0*\xff[\xe2-\xff]": "mp3,aac,flac",
 }
 _BEGINNING_BYTES = 65536
+# What whole files have so many bytes behind their beginning; ffmpeg passes over those that stand behind other sound.
+_MARKS = {"wav": (b"WAVEfmt ", 8), "ogg": (b"OggS\0\2" + bytes(8), 0), "mov": (b"ftypM4A ", 4)}
 _CHUNKED = frozenset({"wav", "w64", "aiff", "caf"})
 
 
@@ -71,14 +73,15 @@ def too_much(path: Path, format_name: str, max_duration_seconds: float) -> str |
 def missing_end(path: Path, format_name: str) -> str | None:
     """What shows that sound is missing or unclear, None if nothing does. `format_name`: see `container_format`."""
     with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
-        if format_name == "mp3":
-            return mp3_problem(data)
         if format_name in _CHUNKED:
             found = sounds(data)
             return found if isinstance(found, str) else None
+        problems: list[str | None] = [_other_file(data, format_name)]
+        if format_name == "mp3":
+            problems.append(mp3_problem(data))
         if format_name == "ogg":
-            return next(filter(None, (_ogg_problem(data, part) for part in files_in(data, format_name))), None)
-    return None
+            problems += [_ogg_problem(data, part) for part in files_in(data, format_name)]
+        return next(filter(None, problems), None)
 
 
 def without_junk(path: Path, format_name: str, folder: Path, *, max_duration_seconds: float) -> Path:
@@ -123,6 +126,15 @@ def _written(data: mmap, pieces: Pieces, folder: Path, name: str) -> Path:
 
 def _place(folder: Path, name: str) -> Path:
     return Path(mkdtemp(dir=folder)) / name  # apart: it may be called like any other file there
+
+
+def _other_file(data: mmap, format_name: str) -> str | None:
+    """Return what says that a file of another kind is joined to this one, None if none is."""
+    for name, (mark, mark_at) in _MARKS.items():
+        position = data.find(mark) - mark_at
+        if name != format_name and position >= 0:
+            return f"a file of another kind ({name}) begins at byte {position}"
+    return None
 
 
 def _ogg_problem(data: mmap, part: slice) -> str | None:

@@ -79,3 +79,25 @@ def test_copy_is_never_larger_than_a_wav_can_be(
         assert missing_end(source, "wav") == problem
     source.write_bytes(data)
     assert missing_end(source, "wav") is None
+
+
+SUFFIXES = {"mp3": ".mp3", "ogg": ".ogg", "mov": ".m4a", "matroska": ".mka", "wav": ".wav"}
+
+
+@pytest.mark.parametrize("other", ["wav", "ogg", "mov"])
+@pytest.mark.parametrize("format_name", ["mp3", "ogg", "mov", "matroska"])
+def test_file_of_another_kind_is_not_passed_over(
+    format_name: str,
+    other: str,
+    tmp_path: Path,
+    write_wav: Callable[..., Path],
+    noise: Callable[..., Any],
+    convert: Callable[..., Path],
+) -> None:
+    """Files of several kinds, one behind the other, are refused with the place where the second one begins."""
+    wav = write_wav(tmp_path / "source.wav", noise(4800), 48000)
+    one, two = (convert(wav, tmp_path / f"a{SUFFIXES[name]}").read_bytes() for name in (format_name, other))
+    assert _problem(tmp_path, one, format_name) is None
+    found = _problem(tmp_path, one + two, format_name)
+    expected = None if format_name == other else f"a file of another kind ({other}) begins at byte {len(one)}"
+    assert found == expected

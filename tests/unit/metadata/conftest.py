@@ -22,10 +22,10 @@ def plan() -> Callable[..., Plan]:
 
 @pytest.fixture
 def planned(ledger: Ledger) -> Callable[..., Ledger]:
-    """Puts job-1 on record, started and planned, and gives the ledger."""
+    """Puts job-1 on record, started and planned, and gives the ledger; its request may have more fields."""
 
-    def start(num_clip: int = 2) -> Ledger:
-        ledger.job_queued("job-1", {"prompt": "A person speaks."})
+    def start(num_clip: int = 2, **fields: str) -> Ledger:
+        ledger.job_queued("job-1", {"prompt": "A person speaks."} | fields)
         ledger.job_started("job-1")
         ledger.job_planned("job-1", _plan(num_clip))
         return ledger

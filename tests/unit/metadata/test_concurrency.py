@@ -130,7 +130,7 @@ def test_a_manifest_that_is_registered_at_once_queues_each_job_once(engine: sa.E
 def test_a_job_that_several_processes_give_up_fails_once(ledger: Ledger, planned: Planned) -> None:
     """One of them ends it; the others see that it has ended."""
     planned(3)
-    ledger.job_queued("job-1", {}, dag_run_id="run-1")
+    ledger.job_queued("job-1", {"prompt": "A person speaks."}, dag_run_id="run-1")
     together = Barrier(4)
 
     def give_up(_: int) -> bool:

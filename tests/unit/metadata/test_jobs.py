@@ -135,7 +135,7 @@ def test_a_cancel_that_met_the_start_of_a_waiting_job_stands(ledger: Ledger) -> 
 def test_a_job_whose_run_is_lost_ends(planned: Planned, wish: bool) -> None:
     """It has failed, or is cancelled where a person wished so; the run is on record."""
     ledger = planned(3)
-    ledger.job_queued("job-1", {}, dag_run_id="run-1")
+    ledger.job_queued("job-1", {"prompt": "A person speaks."}, dag_run_id="run-1")
     ledger.job_started("job-1")
     ledger.clip_started("job-1", 1, "f1")
     if wish:
@@ -155,6 +155,7 @@ def test_a_job_that_is_queued_again_begins_anew(planned: Planned) -> None:
     """With its new request; the times and the reason of before are gone, its clips and its video stay."""
     ledger = planned(3)
     ledger.job_succeeded("job-1", "s3://o/v.mp4", "00")
+    ledger.job_failed("job-1", "The webhook is gone.")
     ledger.job_queued("job-1", {"prompt": "B."}, source="ui")
     record = job(ledger)
     assert (record.status, record.request, record.source) == ("queued", {"prompt": "B."}, "ui")

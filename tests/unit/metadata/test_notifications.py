@@ -41,9 +41,7 @@ def test_what_happens_to_a_job_is_put_into_the_outbox(engine: sa.Engine, ledger:
 
 def test_each_piece_of_news_is_told(engine: sa.Engine, planned: Callable[..., Ledger]) -> None:
     """Starts, finished clips and all ends, with what a receiver needs to know; nothing else is."""
-    ledger = planned(3)
-    ledger.job_queued("job-1", {"webhook_url": HOOK})
-    ledger.job_started("job-1")
+    ledger = planned(3, webhook_url=HOOK)
     ledger.clip_started("job-1", 2, "f")
     ledger.clip_failed("job-1", 2, "Out of memory.")
     ledger.clip_succeeded("job-1", 2, facts={}, reused=True)

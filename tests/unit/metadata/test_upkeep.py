@@ -60,7 +60,7 @@ def test_runs_of_silent_jobs_are_found(upkeep: UpkeepLedger, engine: sa.Engine, 
         connection.execute(sa.insert(Job).values(job_id="by-hand", **old))
         for index, minutes in enumerate((30, 14)):
             clip = {"clip_index": index, "status": "rendering", "start_frame": 0, "end_frame": 1}
-            at = NOW - timedelta(minutes=minutes)
+            at = datetime.now(UTC) - timedelta(minutes=minutes)
             connection.execute(sa.insert(Clip).values(job_id="running", updated_at=at, **clip))
         connection.execute(
             sa.insert(Clip).values(

@@ -1,0 +1,125 @@
+"""Claims of the drop folder: names that are taken, sweeps that are overtaken, and what people and logs are told."""
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from s2v_tasks.errors import TransientError
+from s2v_tasks.ingestion.folders import folders
+from tests.integration.drop_folder import Folder
+
+
+@pytest.fixture
+def overtaken(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[Any]]:
+    """Lets others be quicker for so many claims; the claims that were tried."""
+    claim, tried = folder.drops.claim, []
+
+    def overtake(times: int) -> list[Any]:
+        def lost(drop: Any, job: Any) -> bool:
+            tried.append(drop)
+            return len(tried) > times and claim(drop, job)
+
+        monkeypatch.setattr(folder.drops, "claim", lost)
+        return tried
+
+    return overtake
+
+
+def test_a_claim_that_another_was_quicker_with_is_tried_again(
+    folder: Folder, overtaken: Callable[[int], list[Any]]
+) -> None:
+    """Four times, and then the folder is taken."""
+    folder.drop("anna", {})
+    tried = overtaken(4)
+    assert folder.sweep()["accepted"] == 1
+    assert len(tried) == 5
+    assert len(folder.names("accepted/anna/")) == 4
+
+
+def test_a_claim_that_others_always_win_is_left_to_the_next_sweep(
+    folder: Folder, overtaken: Callable[[int], list[Any]]
+) -> None:
+    """After five tries; nothing was moved, and the log says why."""
+    folder.drop("anna", {})
+    tried = overtaken(99)
+    with capture_logs() as lines, pytest.raises(TransientError, match="None of 1 folders"):
+        folder.sweep()
+    assert len(tried) == 5
+    assert len(folder.names("incoming/anna/")) == 4
+    [line] = [line for line in lines if line["event"] == "drop_postponed"]
+    assert line["folder"].endswith("/incoming/anna")
+    assert "claim its names again and again" in line["error"]
+
+
+def test_folders_of_one_name_go_to_places_of_their_own(folder: Folder) -> None:
+    """The first has the plain name, others of other files add theirs, and a number where that is taken, too."""
+    folder.drop("anna", {})
+    etags = []
+    for number in range(5):
+        if number:
+            folder.drop("anna", {"job_id": "no"})
+        [found] = folders(folder.store.listing(f"{folder.uri}/incoming/"), f"{folder.uri}/incoming")
+        etags.append(found.etag[:8])
+        folder.sweep()
+    assert {name.split("/")[1] for name in folder.names("accepted/")} == {"anna"}
+    etag = etags[-1]
+    assert {name.split("/")[1] for name in folder.names("rejected/")} == {
+        "anna", f"anna-{etag}", f"anna-{etag}-2", f"anna-{etag}-3"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("field", ["image_uri", "audio_uri", "pose_video_uri"])
+def test_every_input_of_a_drop_is_checked(folder: Folder, field: str) -> None:
+    """Whichever field names a place that requests may not read is the reason of the refusal."""
+    folder.drop("anna", {field: "s3://somewhere-else/file.mp4"})
+    folder.drop("zoe", {})
+    assert folder.sweep() == {"accepted": 1, "rejected": 1, "postponed": 0, "unready": 0}
+    assert "s3://somewhere-else/file.mp4 may not be read" in folder.error("anna")
+
+
+def test_a_refusal_tells_what_was_wrong_and_what_to_do(folder: Folder) -> None:
+    """As JSON that a person can read, umlauts too, with the names of all files and the time."""
+    folder.drop("anna", {"image_uri": "Größe.png"})
+    before = datetime.now(UTC).replace(microsecond=0)
+    with capture_logs() as lines:
+        folder.sweep()
+    data = folder.store.get_bytes(f"{folder.uri}/rejected/anna/error.json")
+    assert "Größe.png" in data.decode()
+    assert data.decode().count("\n  ") >= 5
+    told = json.loads(data)
+    assert sorted(told) == ["error", "files", "folder", "rejected_at", "what_to_do"]
+    assert told["files"] == ["portrait.png", "prompt.txt", "request.json", "speech.wav"]
+    assert told["folder"] == f"{folder.uri}/incoming/anna"
+    assert "drop the folder again" in told["what_to_do"]
+    assert before <= datetime.fromisoformat(told["rejected_at"]) <= datetime.now(UTC)
+    [line] = [line for line in lines if line["event"] == "drop_rejected"]
+    assert (line["folder"], line["target"]) == (told["folder"], f"{folder.uri}/rejected/anna")
+    assert "Größe.png" in str(line["error"])
+
+
+def test_a_taken_folder_is_in_the_log_with_its_job(folder: Folder) -> None:
+    """So that a person finds the job of a drop."""
+    folder.drop("anna", {})
+    with capture_logs() as lines:
+        folder.sweep()
+    [line] = [line for line in lines if line["event"] == "drop_accepted"]
+    [job] = folder.jobs.jobs()
+    assert (line["folder"], line["job_id"]) == (f"{folder.uri}/incoming/anna", job.job_id)
+
+
+def test_at_most_five_names_that_cannot_be_addressed_are_listed(folder: Folder) -> None:
+    """A folder that cannot be addressed at all is in the log, and stays."""
+    folder.drop("anna", {})
+    prefix = f"{folder.uri}/incoming".removeprefix(f"s3://{folder.store.bucket}/")
+    for name in (*(f"anna/x//{number}.wav" for number in range(6)), "../c.png"):
+        # Past our own store, which would refuse to write it.
+        folder.store._client.put_object(Bucket=folder.store.bucket, Key=f"{prefix}/{name}", Body=b"x")
+    with capture_logs() as lines:
+        assert folder.sweep()["rejected"] == 1
+    assert [f"'x//{number}.wav'" in folder.error("anna") for number in range(6)] == [True] * 5 + [False]
+    [line] = [line for line in lines if line["event"] == "drop_not_addressable"]
+    assert line["folder"].endswith("/incoming/..")

@@ -3,11 +3,13 @@
 import csv
 import io
 import json
+import re
 import unicodedata
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.ingestion.batches import Batches
@@ -15,6 +17,7 @@ from s2v_tasks.metadata.batches import BatchLedger
 from s2v_tasks.metadata.queue import JobQueue
 from s2v_tasks.metadata.repository import Ledger
 from s2v_tasks.metadata.session import create_engine
+from s2v_tasks.metadata.tables import Attempt, Batch, Job
 from s2v_tasks.schemas.preset import load_presets
 from s2v_tasks.settings import Settings, config_dir
 from s2v_tasks.storage.s3 import ObjectStore
@@ -42,10 +45,15 @@ def rows(count: int) -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def site(s3_settings: Settings, object_store: ObjectStore, postgres_url: str) -> Iterator[Site]:
+def engine(postgres_url: str) -> Iterator[sa.Engine]:
     engine = create_engine(postgres_url)
-    yield Site(s3_settings, object_store, engine)
+    yield engine
     engine.dispose()
+
+
+@pytest.fixture
+def site(s3_settings: Settings, object_store: ObjectStore, engine: sa.Engine) -> Site:
+    return Site(s3_settings, object_store, engine)
 
 
 def test_files_of_a_batch_may_have_any_name(site: Site) -> None:
@@ -93,13 +101,17 @@ def test_all_errors_of_a_row_are_listed(site: Site) -> None:
         assert words in error.error
 
 
-def test_an_input_that_only_the_installation_reads_is_refused(site: Site, s3_settings: Settings) -> None:
+@pytest.mark.parametrize("count", [1, 25], ids=["one by one", "by listing"])
+def test_an_input_that_only_the_installation_reads_is_refused(site: Site, s3_settings: Settings, count: int) -> None:
     """What is published is no input of a request, though the object is there."""
-    uri = f"{s3_settings.output_uri}/earlier.png"
-    site.store.put_bytes(uri, b"x", "image/png")
-    site.put([rows(1)[0] | {"image_uri": uri}])
-    _, (error,) = site.batches.check(site.uri)
-    assert "earlier.png may not be read for a request" in error.error
+    uris = [f"{s3_settings.output_uri}/earlier-{number}.png" for number in range(count)]
+    for uri in uris:
+        site.store.put_bytes(uri, b"x", "image/png")
+    site.put([row | {"image_uri": uri} for row, uri in zip(rows(count), uris, strict=True)])
+    entries, errors = site.batches.check(site.uri)
+    assert entries == []
+    for uri, error in zip(uris, errors, strict=True):
+        assert f"{uri.rpartition('/')[2]} may not be read for a request" in error.error
 
 
 def test_the_same_manifest_starts_nothing_and_a_changed_row_starts_one(site: Site) -> None:
@@ -195,6 +207,71 @@ def test_a_batch_is_summed_up_beside_its_manifest(site: Site) -> None:
         ("2", "row-1", "failed", "The speech is silent."),
         ("3", "row-2", "failed", "No GPU."),
     ]
+
+
+def test_a_refused_batch_names_its_first_five_errors(site: Site) -> None:
+    """The others are in the report, and nothing is queued."""
+    site.put([row | {"num_clip": 0} for row in rows(7)])
+    with pytest.raises(PermanentError, match=r"7 of 7 rows .* line 1: .*; line 5: ") as refused:
+        site.batches.start(site.uri)
+    assert "line 6" not in str(refused.value)
+    assert site.store.get_bytes(f"{site.uri}.errors.csv").decode().startswith("line,row_id,error\r\n1,row-0,")
+
+
+def test_a_manifest_beside_which_nothing_may_be_written_starts_nothing(site: Site) -> None:
+    """Its summary could not be written: that is said before anything is read or queued."""
+    with pytest.raises(PermanentError, match=r"monday.jsonl.errors.csv may not be written"):
+        site.batches.start("s3://elsewhere/monday.jsonl")
+    assert site.queue.num_waiting() == 0
+
+
+def test_a_batch_id_is_that_of_the_manifest_and_its_bytes(site: Site) -> None:
+    """24 hex digits; the same rows in another file are another batch."""
+    site.put(rows(2))
+    first = site.batches.start(site.uri)["batch_id"]
+    other = site.store.uri("batch/tuesday.jsonl")
+    site.store.put_bytes(other, site.store.get_bytes(site.uri), "application/jsonl")
+    second = site.batches.start(other)["batch_id"]
+    assert re.fullmatch(r"[0-9a-f]{24}", first)
+    assert re.fullmatch(r"[0-9a-f]{24}", second)
+    assert first != second
+
+
+def test_costs_of_a_batch_are_summed_by_currency(site: Site, engine: sa.Engine) -> None:
+    """Seconds of video are those of finished jobs alone; a batch ends when it is summed up after the last of them."""
+    site.put(rows(4))
+    batch_id = site.batches.start(site.uri)["batch_id"]
+    jobs = [turn.job_id for turn in site.queue.next(max_running=4)]
+    prices: list[dict[str, Any]] = [
+        {"num_frames": 24, "cost_per_gpu_hour": 36.0, "currency": "EUR"},
+        {"num_frames": 72, "cost_per_gpu_hour": 3.6, "currency": "USD"},
+        {"num_frames": 400, "cost_per_gpu_hour": 7.2, "currency": "USD"},
+        {},
+    ]
+    with engine.begin() as connection:
+        for number, (job_id, price) in enumerate(zip(jobs, prices, strict=True), 1):
+            row = {"job_id": job_id, "clip_index": 0, "attempt": 1, "outcome": "succeeded", "world_size": 1}
+            connection.execute(sa.insert(Attempt).values(**row, gpu_seconds=100.0 * number + 0.0004))
+            if price:
+                connection.execute(sa.update(Job).where(Job.job_id == job_id).values(**price))
+    for job_id in jobs[:2]:
+        site.jobs.job_succeeded(job_id, "s3://out/a.mp4", "ab" * 32)
+    site.jobs.job_failed(jobs[2], "No GPU.")
+    numbers = site.batches.summarise(batch_id)
+    assert numbers == {
+        "batch_id": batch_id, "manifest_uri": site.uri, "summary_uri": f"{site.uri}.summary.csv", "rows": 4,
+        "jobs": {"succeeded": 2, "failed": 1, "queued": 1}, "video_seconds": 6.0, "gpu_seconds": 1000.002,
+        "cost": {"EUR": 1.0, "USD": 0.8},
+    }  # fmt: skip
+
+    def status() -> str:
+        with engine.connect() as connection:
+            return str(connection.execute(sa.select(Batch.status)).scalar_one())
+
+    assert status() == "running"
+    site.jobs.job_failed(jobs[3], "No GPU.")
+    site.batches.summarise(batch_id)
+    assert status() == "finished"
 
 
 def test_ten_thousand_rows_are_one_batch(site: Site) -> None:

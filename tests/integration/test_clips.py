@@ -99,19 +99,20 @@ def test_clips_rendered_by_one_process_are_those_of_a_process_each(
     loads: list[int] = []
     load = clip_order.load_pipeline
     monkeypatch.setattr(clip_order, "load_pipeline", lambda *args, **named: loads.append(1) or load(*args, **named))
-    render()
-    assert len(loads) == 2
-    outputs = [manifest_of(store, index).outputs for index in range(2)]
-    for index in range(2):
+    render(num_clip=3)
+    run("render_clip", 2)
+    assert len(loads) == 3
+    outputs = [manifest_of(store, index).outputs for index in range(3)]
+    for index in range(3):
         store.delete(LAYOUT.clip_manifest(index))
-    assert run("render_clip", 0, count=2) == {"clip_index": 0, "count": 2, "reused": False}
-    assert len(loads) == 3
-    assert [manifest_of(store, index).outputs for index in range(2)] == outputs
-    assert run("render_clip", 0, count=2)["reused"]
-    assert len(loads) == 3
-    assert [(clip.status, clip.attempts) for clip in found().clips] == [("succeeded", 2), ("succeeded", 2)]
-    with pytest.raises(PermanentError, match="clip_index 1 with count 2: expected clips within 0 to 1"):
-        run("render_clip", 1, count=2)
+    assert run("render_clip", 0, count=3) == {"clip_index": 0, "count": 3, "reused": False}
+    assert len(loads) == 4
+    assert [manifest_of(store, index).outputs for index in range(3)] == outputs
+    assert run("render_clip", 0, count=3)["reused"]
+    assert len(loads) == 4
+    assert [(clip.status, clip.attempts) for clip in found().clips] == [("succeeded", 2)] * 3
+    with pytest.raises(PermanentError, match="clip_index 2 with count 2: expected clips within 0 to 2"):
+        run("render_clip", 2, count=2)
 
 
 def test_a_process_that_is_ended_keeps_the_clips_that_it_finished(

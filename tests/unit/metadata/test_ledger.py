@@ -97,6 +97,22 @@ def test_a_clip_on_its_road(ledger: Ledger, planned: Planned) -> None:
     assert (clip.fingerprint, clip.start_frame, clip.end_frame) == ("f1", 48, 96)
 
 
+def test_a_clip_tells_its_progress_while_it_is_rendered(ledger: Ledger, planned: Planned) -> None:
+    """Time to go and memory are those of the last report; no time is to go when it failed or is done."""
+    planned(3).clip_progress("job-1", 1, step=3, num_steps=4, eta_seconds=2.5, gpu_memory_bytes=2**40)
+    clip = job(ledger).clips[1]
+    assert (clip.status, clip.eta_seconds, clip.gpu_memory_bytes) == ("rendering", 2.5, 2**40)
+    ledger.clip_failed("job-1", 1, "Out of memory.")
+    event = job(ledger).events[-1]
+    assert (event.event, event.clip_index, event.detail) == ("clip_failed", 1, {"reason": "Out of memory."})
+    assert job(ledger).clips[1].eta_seconds is None
+    ledger.clip_progress("job-1", 1, step=4, num_steps=4, eta_seconds=0.5)
+    ledger.clip_succeeded("job-1", 1, facts={}, reused=False)
+    event = job(ledger).events[-1]
+    assert (event.event, event.clip_index, event.detail) == ("clip_succeeded", 1, {"reused": False})
+    assert job(ledger).clips[1].eta_seconds is None
+
+
 def test_a_clip_that_was_inherited_and_is_rendered_is_the_jobs_own(
     ledger: Ledger, plan: MakePlan, planned: Planned
 ) -> None:

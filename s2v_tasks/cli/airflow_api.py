@@ -59,7 +59,7 @@ class AirflowApi:
         return status != 409
 
     def is_paused(self) -> bool:
-        """Whether Airflow starts no run of the DAG."""
+        """Return whether the DAG is paused: its runs wait."""
         return bool(self._call("GET", _DAG_PATH)[1].get("is_paused"))
 
     def unpause(self) -> None:

@@ -1,4 +1,4 @@
-"""What Airflow knows of a job that is not on record yet: its run waits, or ended before its first step."""
+"""Runs of jobs that are not on record yet, as Airflow knows them: waiting, or ended before their first step."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class AwaitedRun:
 
     @property
     def sentence(self) -> str:
-        """What it waits for."""
+        """Return what the run waits for."""
         text = f"Job {self.job_id} has not begun: its run {self.run_id} is {self.state}"
         return f"{text}, and {HOW_TO_UNPAUSE}." if self.dag_is_paused else f"{text} in Airflow."
 

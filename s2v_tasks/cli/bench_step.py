@@ -150,7 +150,7 @@ def scaling(
 
 
 def _measure_step(measured: "StepBench", given: dict[str, Any], *, profile: bool) -> dict[str, Any] | None:
-    """What `step` prints; None on the ranks that print nothing."""
+    """Return what `step` prints; None on the ranks that print nothing."""
     from s2v_tasks.engine.bench.step import bench_step
     from s2v_tasks.engine.worker import open_worker
     from s2v_tasks.planning.estimate import ClipShape, clip_tokens, forward_flops

@@ -69,7 +69,7 @@ def submit(
 
 @dataclass(frozen=True)
 class HandIn:
-    """How a job is handed in; `unpause`: the DAG, where it is paused."""
+    """Options of a submission; `unpause`: the DAG, where it is paused."""
 
     via: Door
     watch: bool

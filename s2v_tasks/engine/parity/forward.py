@@ -12,15 +12,14 @@ from typing import Any
 
 import torch
 from einops import rearrange
-from safetensors import safe_open
 from torch import Tensor, nn
 
-from s2v_tasks.engine.models.config import S2VConfig
 from s2v_tasks.engine.models.framepack import MOTION_LATENTS, FramePacker
 from s2v_tasks.engine.models.layers import timestep_sinusoid
 from s2v_tasks.engine.models.rope import Grid, motion_grids, reference_grid, rope_table, video_grid
 from s2v_tasks.engine.models.transformer import S2VTransformer, Scene
 from s2v_tasks.engine.parallel.layout import Layout
+from s2v_tasks.engine.parity.golden_weights import is_weights, load_transformer
 from s2v_tasks.engine.parity.ranks import num_ranks, share_among_ranks
 from s2v_tasks.engine.parity.results import (
     CASE_SUFFIXES,
@@ -59,31 +58,9 @@ def cases(folder: Path, layout: Layout | None = None, target: Target = CPU_FLOAT
     """
     paths = sorted(path for path in folder.iterdir() if path.name.startswith(PREFIXES) and path.suffix in CASE_SUFFIXES)
     if target.dtype == torch.bfloat16:
-        paths = [path for path in paths if path.name.startswith("dit_") and not _is_weights(path)]
+        paths = [path for path in paths if path.name.startswith("dit_") and not is_weights(path)]
     for path in paths:
         yield from per_file([path], partial(_run_file, folder, layout, target), FORWARD_GATE)
-
-
-def load_transformer(folder: Path, target: Target = CPU_FLOAT32) -> S2VTransformer:
-    """The transformer of the folder's golden weights, loaded strictly.
-
-    Raises ConfigurationError when the folder has no such weights or when keys or shapes differ.
-    """
-    for path in sorted(folder.glob("dit_*.safetensors")):
-        if _is_weights(path):
-            golden = load_golden(path)
-            model = S2VTransformer(S2VConfig.from_json(golden.metadata["config"]))
-            try:
-                model.load_state_dict(golden.tensors)
-            except RuntimeError as error:
-                raise ConfigurationError(f"{path.name} does not fit its own config: {error}") from error
-            return model.requires_grad_(requires_grad=False).to(target.device, target.dtype)
-    raise ConfigurationError(f"{folder} has no dit_*.safetensors with a 'config' in its metadata; add the weights")
-
-
-def _is_weights(path: Path) -> bool:
-    with safe_open(path, framework="pt") as file:
-        return "config" in (file.metadata() or {})
 
 
 def _run_file(folder: Path, layout: Layout | None, target: Target, path: Path) -> Iterable[CaseResult]:
@@ -92,7 +69,7 @@ def _run_file(folder: Path, layout: Layout | None, target: Target, path: Path) -
     model = load_transformer(folder, target)
     golden = load_golden(path, target.device)
     if path.name.startswith("dit_"):
-        return _weights(model, path) if _is_weights(path) else _forward(model, golden, layout)
+        return _weights(model, path) if is_weights(path) else _forward(model, golden, layout)
     run = {"framepack": _framepack, "time_embedding": _time_embedding, "audio_encoder": _audio_encoder}
     return next(run_part for prefix, run_part in run.items() if path.name.startswith(prefix))(model, golden)
 

@@ -20,7 +20,7 @@ from s2v_tasks.engine.encoders.vae import Vae
 from s2v_tasks.engine.images import fit_image, fit_pose, pad_pose, reference_pose_step
 from s2v_tasks.engine.models.transformer import MOTION_FRAMES
 from s2v_tasks.engine.parallel.layout import Layout
-from s2v_tasks.engine.parity.forward import load_transformer
+from s2v_tasks.engine.parity.golden_weights import load_transformer
 from s2v_tasks.engine.parity.ranks import share_among_ranks
 from s2v_tasks.engine.parity.results import (
     CASE_SUFFIXES,

@@ -94,7 +94,7 @@ def test_a_file_argument_that_may_not_be_read_is_bad_input(tmp_path: Path) -> No
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 def test_every_way_to_have_no_room(number: int) -> None:
     """Of the disk, of the account, of one file; whatever the name of the file."""
-    error = of_local_file(OSError(number, os.strerror(number), "/work/a"), ["/work/a"])
+    error = of_local_file(OSError(number, os.strerror(number), "/data/a"), ["/data/a"])
     assert isinstance(error, TransientError)
     assert os.strerror(number) in str(error)
 

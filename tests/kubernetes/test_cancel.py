@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(1500)]
 def test_a_job_that_is_ended_frees_its_gpu_and_keeps_its_clips(
     airflow: Airflow, cluster: Cluster, job: Callable[[str], JobRecord], hold: Hold
 ) -> None:
-    """By `s2v cancel` or by marking the run failed: its pod is gone long before its deadline; a finished clip is rendered only once."""
+    """By `s2v cancel` or by marking the run failed its pod ends long before its deadline; clips are rendered once."""
     job_id, fields = "ended", {"job_id": "ended", "num_clip": 2, **LONG}
 
     def await_end_of_pod(how: str) -> None:

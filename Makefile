@@ -56,7 +56,7 @@ test-kubernetes: $(INSTALLED) ## Run the DAG with pods on the cluster of this ma
 	$(BIN)/python -m pytest -m kubernetes tests/kubernetes
 
 # On a machine where nothing can be installed: tests/gpu/README.md.
-gpu-check: ## Check the engine on the GPU of this machine: right, how fast, how much memory; under 8 minutes.
+gpu-check: ## Check the engine on the GPU of this machine: right, how fast, how much memory.
 	PYTHONPATH=. $(BIN)/python -m tests.gpu.check $(GPU_CHECK_ARGS)
 
 # By name, without what they depend on: torch and its companions are on such a machine.

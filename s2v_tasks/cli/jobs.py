@@ -120,7 +120,7 @@ def _print_job(found: "JobRecord", spent: "Spending | None") -> None:
 
 
 def _cost_line(found: "JobRecord", spent: "Spending | None") -> str:
-    """What the job cost so far, beside what the plan expected of its clips."""
+    """Return what the job cost so far, beside what the plan expected of its clips."""
     used, wasted = (spent.used_gpu_seconds, spent.wasted_gpu_seconds) if spent else (0.0, 0.0)
     conditions = spent.conditions_gpu_seconds if spent else 0.0
     line = f"GPU-seconds: {used:.1f} used ({conditions:.1f} for the conditions), {wasted:.1f} wasted"

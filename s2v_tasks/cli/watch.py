@@ -87,7 +87,7 @@ def _await_begin(
 
 
 def end_on_record(ledger: "Ledger", job_id: str) -> datetime | None:
-    """When the job ended, if it did."""
+    """Return when the job ended, if it did."""
     job = ledger.job(job_id)
     return job.finished_at if job else None
 

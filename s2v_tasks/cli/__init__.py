@@ -12,7 +12,7 @@ import typer
 
 from s2v_tasks import __version__
 from s2v_tasks.errors import S2VError, check_utf8, of_local_file
-from s2v_tasks.lifetime import end_with_parent
+from s2v_tasks.parent_death import end_with_parent
 
 _LONGEST_MESSAGE = 900  # characters, so that their UTF-8 fits into a termination message
 

@@ -30,7 +30,7 @@ from s2v_tasks.cli.bench import (
 )
 from s2v_tasks.cli.terminal import console
 from s2v_tasks.errors import PermanentError, TransientError
-from s2v_tasks.lifetime import end_with_parent
+from s2v_tasks.parent_death import end_with_parent
 
 if TYPE_CHECKING:
     from s2v_tasks.engine.bench.step import StepBench
@@ -154,9 +154,9 @@ def _measure_step(measured: "StepBench", given: dict[str, Any], *, profile: bool
     from s2v_tasks.engine.bench.step import bench_step
     from s2v_tasks.engine.worker import open_worker
     from s2v_tasks.planning.estimate import ClipShape, clip_tokens, forward_flops
+    from s2v_tasks.rendering.progress import peak_flops_per_second
     from s2v_tasks.schemas.model_card import load_gpu_card, load_model_card
     from s2v_tasks.settings import config_dir, load_settings
-    from s2v_tasks.steps.clip_meter import peak_flops_per_second
 
     settings = load_settings()
     with open_worker(settings.device) as worker:

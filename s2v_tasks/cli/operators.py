@@ -13,8 +13,8 @@ from s2v_tasks.cli.terminal import OPERATORS, open_ledger, print_json
 from s2v_tasks.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from s2v_tasks.housekeeping.retention import Housekeeping
     from s2v_tasks.metadata.upkeep import UpkeepLedger
-    from s2v_tasks.steps.housekeeping import Housekeeping
 
 db = typer.Typer(help="The project's own database.", no_args_is_help=True)
 snapshot = typer.Typer(help="Model weights on disk.", no_args_is_help=True)
@@ -59,8 +59,8 @@ def deliver_notifications(
     seconds: Annotated[float, typer.Option(min=1, help="Start no message after this time.")] = 50.0,
 ) -> None:
     """Send what waits in the outbox to the webhooks; what fails is tried again later, up to a day after the event."""
-    from s2v_tasks.outbox import deliver_due
     from s2v_tasks.settings import load_settings
+    from s2v_tasks.webhooks.dispatch import deliver_due
 
     with open_ledger() as ledger:
         typer.echo(json.dumps(deliver_due(ledger, load_settings(), seconds=seconds)))
@@ -72,8 +72,8 @@ def check() -> None:
 
     Exit code 78: something is missing.
     """
+    from s2v_tasks.runtime.requirements import check_installation
     from s2v_tasks.settings import load_settings
-    from s2v_tasks.steps.requirements import check_installation
     from s2v_tasks.storage.s3 import ObjectStore
 
     settings = load_settings()
@@ -112,11 +112,11 @@ def silent_runs() -> None:
 
 @contextmanager
 def _housekeeping() -> Iterator[tuple["Housekeeping", "UpkeepLedger"]]:
+    from s2v_tasks.housekeeping.retention import Housekeeping
     from s2v_tasks.metadata.repository import Ledger
     from s2v_tasks.metadata.session import engine_from_settings
     from s2v_tasks.metadata.upkeep import UpkeepLedger
     from s2v_tasks.settings import load_settings
-    from s2v_tasks.steps.housekeeping import Housekeeping
     from s2v_tasks.storage.s3 import ObjectStore
 
     settings = load_settings()

@@ -19,7 +19,7 @@ STEPS = "Steps of the road"
 
 
 def _run(step: str, job_id: str, clip_index: int | None = None, **arguments: Any) -> None:
-    from s2v_tasks.steps.context import run_step
+    from s2v_tasks.runtime.context import run_step
 
     # A step module loads what its work needs (torch, boto3, SQLAlchemy): only the one that runs is imported.
     body = importlib.import_module(f"s2v_tasks.steps.{step}").run
@@ -113,7 +113,7 @@ def record_failure(
     count: Annotated[int, typer.Option(min=1, help="How many clips from there on.")] = 1,
 ) -> None:
     """Note why a step died that could not say so itself: killed, out of memory, never started."""
-    from s2v_tasks.steps.context import open_context
+    from s2v_tasks.runtime.context import open_context
     from s2v_tasks.steps.record_failure import run
 
     with open_context(job_id, load_settings()) as context:

@@ -25,10 +25,10 @@ from rich.table import Table
 from s2v_tasks.embedded.airflow import AirflowInstallation, airflow_command
 from s2v_tasks.embedded.stack import Services, demo_request
 from s2v_tasks.errors import PermanentError, TransientError
-from s2v_tasks.lifetime import end_with_parent
 from s2v_tasks.metadata.records import JobRecord
 from s2v_tasks.metadata.repository import Ledger
 from s2v_tasks.metadata.session import engine_from_settings
+from s2v_tasks.parent_death import end_with_parent
 from s2v_tasks.schemas.preset import find_preset, load_presets
 from s2v_tasks.schemas.report import Report
 from s2v_tasks.schemas.request import parse_request

@@ -27,7 +27,7 @@ from typing import IO, Any, Literal
 import ffmpeg
 
 from s2v_tasks.errors import ConfigurationError, S2VError, TransientError
-from s2v_tasks.lifetime import end_with_parent
+from s2v_tasks.parent_death import end_with_parent
 from s2v_tasks.settings import load_settings
 
 Tool = Literal["ffmpeg", "ffprobe"]

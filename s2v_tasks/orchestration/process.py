@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from s2v_tasks.lifetime import end_with_parent
+from s2v_tasks.parent_death import end_with_parent
 
 ERROR_FILE_VARIABLE = "STEP_ERROR_FILE"
 # A render ends at its next forward (of an H100 at 14B: 5 to 20 s), saves its state and uploads it before it ends.

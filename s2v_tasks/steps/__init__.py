@@ -1,1 +1,1 @@
-"""The road, one file per step. A step reads artifacts, works, writes artifacts with its manifest last."""
+"""The steps of the pipeline, one file each: read artifacts, work, write artifacts with the manifest last."""

@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Any
 
 from s2v_tasks.metadata.records import JobRecord
-from s2v_tasks.steps.context import StepContext
+from s2v_tasks.runtime.context import StepContext
 
 
 def run(

@@ -17,10 +17,10 @@ from s2v_tasks.engine.loading import snapshot_id
 from s2v_tasks.engine.worker import choose_device
 from s2v_tasks.media.audio import load_waveform
 from s2v_tasks.metadata.attempts import CONDITIONS
+from s2v_tasks.runtime.attempts import await_earlier_attempt, metered
+from s2v_tasks.runtime.context import StepContext, tolerated
+from s2v_tasks.runtime.requirements import open_snapshot
 from s2v_tasks.schemas.manifest import fingerprint
-from s2v_tasks.steps.attempt_meter import await_earlier_attempt, metered
-from s2v_tasks.steps.context import StepContext, tolerated
-from s2v_tasks.steps.requirements import open_snapshot
 from s2v_tasks.storage.artifacts import Built, OutputFile
 from s2v_tasks.storage.layout import JobLayout
 

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from s2v_tasks.media.mux import mux
+from s2v_tasks.runtime.context import StepContext
 from s2v_tasks.schemas.manifest import fingerprint
-from s2v_tasks.steps.context import StepContext
 from s2v_tasks.storage.artifacts import Built, OutputFile
 
 REVISION = 2  # raise it when the same inputs would be muxed differently

@@ -11,14 +11,14 @@ from s2v_tasks.planning.budget import check_budget
 from s2v_tasks.planning.clips import turns
 from s2v_tasks.planning.planner import make_plan
 from s2v_tasks.planning.rerun import replan
+from s2v_tasks.runtime.context import StepContext, scratch_folder
+from s2v_tasks.runtime.inheritance import inherit_clips, parent_plan, parent_request
 from s2v_tasks.schemas.manifest import Manifest
 from s2v_tasks.schemas.model_card import load_gpu_card, load_model_card
 from s2v_tasks.schemas.plan import InputFacts, Plan, SpeechFacts
 from s2v_tasks.schemas.preset import load_presets
 from s2v_tasks.schemas.request import Request, parse_request
 from s2v_tasks.settings import Settings, config_dir, load_settings
-from s2v_tasks.steps.context import StepContext, scratch_folder
-from s2v_tasks.steps.inheritance import inherit_clips, parent_plan, parent_request
 
 
 def run(ctx: StepContext) -> dict[str, Any]:

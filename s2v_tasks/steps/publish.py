@@ -6,8 +6,8 @@ Writes <output>/<job_id>.mp4, its sidecar, result.json, which comes last: its pr
 import json
 from typing import Any
 
+from s2v_tasks.runtime.context import StepContext
 from s2v_tasks.schemas.manifest import Artifact
-from s2v_tasks.steps.context import StepContext
 from s2v_tasks.storage.artifacts import producer
 from s2v_tasks.storage.layout import output_sidecar_uri, output_video_uri
 

@@ -1,6 +1,6 @@
 """record_failure: write down why a step died that could not do it itself; `close_job` makes it the job's reason."""
 
-from s2v_tasks.steps.context import StepContext
+from s2v_tasks.runtime.context import StepContext
 
 
 def run(ctx: StepContext, *, step: str, reason: str, clip_index: int | None = None, count: int = 1) -> None:

@@ -3,7 +3,7 @@
 Writes clips/<k>/{clip.mp4, motion.safetensors, manifest.json}; the last clip of a chain leaves no motion state. A clip
 is durable before the next one begins. A clip whose fingerprint is there already is reused, and one that was interrupted
 (SIGTERM) goes on at the solver step where it was, so nothing that was paid for is computed twice. A clip that cannot be
-stored or put on record waits for S3 and PostgreSQL, with its GPU held and counted; see `steps.retries`.
+stored or put on record waits for S3 and PostgreSQL, with its GPU held and counted; see `runtime.outages`.
 
 Rank 0 leads: it alone reads and writes storage and database, and tells the other ranks by an `Order` what to render.
 """
@@ -28,15 +28,15 @@ from s2v_tasks.errors import PermanentError, TransientError
 from s2v_tasks.media.encode import encode_clip, encoder_build
 from s2v_tasks.media.relay import handed_over
 from s2v_tasks.metadata.attempts import rendering
+from s2v_tasks.rendering.order import Order, Renderer, frames_to_keep
+from s2v_tasks.rendering.progress import Progress, clip_facts
+from s2v_tasks.runtime.attempts import await_earlier_attempt, metered
+from s2v_tasks.runtime.cancellation import cancellable
+from s2v_tasks.runtime.context import StepContext, tolerated
+from s2v_tasks.runtime.requirements import open_snapshot
 from s2v_tasks.schemas.manifest import Artifact, Manifest, fingerprint
 from s2v_tasks.schemas.plan import FPS, ClipPlan, Plan
 from s2v_tasks.settings import Settings, load_settings
-from s2v_tasks.steps.attempt_meter import await_earlier_attempt, metered
-from s2v_tasks.steps.cancellation import cancellable
-from s2v_tasks.steps.clip_meter import Progress, clip_facts
-from s2v_tasks.steps.clip_order import Order, Renderer, frames_to_keep
-from s2v_tasks.steps.context import StepContext, tolerated
-from s2v_tasks.steps.requirements import open_snapshot
 from s2v_tasks.storage.artifacts import Built, OutputFile
 from s2v_tasks.storage.partial import PartialClip
 

@@ -14,14 +14,14 @@ from s2v_tasks.media.audio import normalise_speech
 from s2v_tasks.media.image import normalise_image
 from s2v_tasks.media.pose import normalise_pose
 from s2v_tasks.metadata.jobs import Source
+from s2v_tasks.runtime.context import StepContext
+from s2v_tasks.runtime.inheritance import inherit_inputs, parent_request
+from s2v_tasks.runtime.requirements import check_requirements
 from s2v_tasks.schemas.manifest import Artifact, fingerprint
 from s2v_tasks.schemas.preset import find_preset, load_presets
 from s2v_tasks.schemas.request import Request, parse_request
 from s2v_tasks.schemas.strict_json import parse_json
 from s2v_tasks.settings import config_dir
-from s2v_tasks.steps.context import StepContext
-from s2v_tasks.steps.inheritance import inherit_inputs, parent_request
-from s2v_tasks.steps.requirements import check_requirements
 from s2v_tasks.storage.artifacts import Built, OutputFile, file_sha256
 from s2v_tasks.storage.normal_forms import find_input, same_name
 from s2v_tasks.storage.trust import shown

@@ -12,9 +12,9 @@ from s2v_tasks.errors import PermanentError, TransientError
 from s2v_tasks.media.concat import stitch
 from s2v_tasks.media.crossfade import crossfade
 from s2v_tasks.media.encode import encoder_build
+from s2v_tasks.runtime.context import StepContext
 from s2v_tasks.schemas.manifest import Manifest, fingerprint
 from s2v_tasks.schemas.plan import ClipPlan, Plan
-from s2v_tasks.steps.context import StepContext
 from s2v_tasks.storage.artifacts import Built, OutputFile
 
 REVISION = 1  # raise it when the same clips would be joined differently

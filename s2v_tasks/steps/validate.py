@@ -11,11 +11,11 @@ from s2v_tasks.errors import PermanentError
 from s2v_tasks.media.audio import SPEECH_SAMPLE_RATE, load_waveform, rms_dbfs
 from s2v_tasks.media.contact_sheet import contact_sheet
 from s2v_tasks.media.measure import measure
+from s2v_tasks.runtime.context import StepContext
 from s2v_tasks.schemas.manifest import fingerprint
 from s2v_tasks.schemas.plan import Plan
 from s2v_tasks.schemas.report import Expected
 from s2v_tasks.settings import config_dir
-from s2v_tasks.steps.context import StepContext
 from s2v_tasks.storage.artifacts import Built, OutputFile
 from s2v_tasks.validation import load_thresholds
 from s2v_tasks.validation import validate as judge

@@ -19,7 +19,7 @@ import yaml
 from s2v_tasks.embedded.object_store import _PORTS
 from s2v_tasks.embedded.postgres import PostgresServer
 from s2v_tasks.embedded.process import free_ports
-from s2v_tasks.lifetime import end_with_parent
+from s2v_tasks.parent_death import end_with_parent
 from s2v_tasks.settings import PREFIX, Settings
 from tests.contracts.pins import constraint
 

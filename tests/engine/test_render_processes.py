@@ -29,7 +29,7 @@ REQUEST = {
 PREPARE = f"""
 import sys
 from s2v_tasks.steps import encode_conditions, plan_clips, stage_inputs
-from s2v_tasks.steps.context import run_step
+from s2v_tasks.runtime.context import run_step
 
 run_step(stage_inputs.run, step="stage_inputs", job_id="{JOB}", request_json=sys.argv[1])
 run_step(plan_clips.run, step="plan_clips", job_id="{JOB}")

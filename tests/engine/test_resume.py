@@ -15,7 +15,7 @@ from s2v_tasks.engine.pipeline import S2VPipeline
 from s2v_tasks.engine.resume import DenoiseState, Interrupted
 from s2v_tasks.engine.worker import Worker
 from s2v_tasks.errors import PermanentError
-from s2v_tasks.steps.clip_order import Renderer
+from s2v_tasks.rendering.order import Renderer
 
 RANKS = "cpu cfg1,ulysses1"
 SAMPLING = Sampling(sample_steps=5, sample_guide_scale=4.0, sample_shift=3.0, sample_solver="unipc")

@@ -14,9 +14,9 @@ from s2v_tasks.embedded.process import free_ports
 from s2v_tasks.errors import JobCancelledError, PermanentError
 from s2v_tasks.metadata.repository import Ledger
 from s2v_tasks.orchestration.process import StepFailedError, StepProcess
+from s2v_tasks.runtime.context import run_step
 from s2v_tasks.settings import load_settings
 from s2v_tasks.steps import close_job, encode_conditions, plan_clips, render_clip, stage_inputs
-from s2v_tasks.steps.context import run_step
 from s2v_tasks.storage.s3 import ObjectStore
 from tests.engine.render_site import HELD_CLI
 

@@ -13,9 +13,11 @@ from s2v_tasks.errors import PermanentError, TransientError
 from s2v_tasks.media.encode import encoder_build
 from s2v_tasks.metadata.records import JobRecord
 from s2v_tasks.metadata.repository import Ledger
+from s2v_tasks.rendering import order as clip_order
+from s2v_tasks.runtime import attempts
 from s2v_tasks.schemas.manifest import Manifest
 from s2v_tasks.schemas.plan import Plan
-from s2v_tasks.steps import attempt_meter, clip_order, render_clip
+from s2v_tasks.steps import render_clip
 from s2v_tasks.storage.artifacts import ArtifactStore
 from s2v_tasks.storage.layout import JobLayout
 from s2v_tasks.storage.s3 import ObjectStore
@@ -81,7 +83,7 @@ def test_work_on_which_another_process_still_is_is_not_done_twice(
         else:
             ledger.clip_failed(JOB, clip_index, "ended", outcome="interrupted")
 
-    monkeypatch.setattr(attempt_meter, "time", SimpleNamespace(monotonic=lambda: 0.0, sleep=end_the_other))
+    monkeypatch.setattr(attempts, "time", SimpleNamespace(monotonic=lambda: 0.0, sleep=end_the_other))
     run("encode_conditions") if clip_index is None else run("render_clip", clip_index)
     job = ledger.job(JOB)
     assert job is not None
@@ -233,9 +235,9 @@ def test_progress_tells_time_to_go_and_memory(run: Run, monkeypatch: pytest.Monk
         record(ledger, *arguments, **keywords)
 
     monkeypatch.setattr(Ledger, "clip_progress", note)
-    monkeypatch.setattr("s2v_tasks.steps.clip_meter.PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr("s2v_tasks.rendering.progress.PROGRESS_SECONDS", 0.0)
     seconds = count()  # a clock by which each solver step takes one
-    monkeypatch.setattr("s2v_tasks.steps.clip_meter.time", SimpleNamespace(monotonic=lambda: float(next(seconds))))
+    monkeypatch.setattr("s2v_tasks.rendering.progress.time", SimpleNamespace(monotonic=lambda: float(next(seconds))))
     monkeypatch.setattr(Worker, "peak_memory_bytes", lambda _: {"peak_gpu_memory_bytes": 40 * 2**30})
     for step in ("stage_inputs", "plan_clips", "encode_conditions"):
         run(step)

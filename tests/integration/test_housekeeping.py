@@ -12,13 +12,13 @@ import pytest
 import sqlalchemy as sa
 from structlog.testing import capture_logs
 
+from s2v_tasks.housekeeping.retention import Differences, Findings, Housekeeping
 from s2v_tasks.metadata.repository import Ledger
 from s2v_tasks.metadata.session import engine_from_settings
 from s2v_tasks.metadata.tables import Job
 from s2v_tasks.metadata.upkeep import UpkeepLedger
 from s2v_tasks.schemas.manifest import Artifact, Manifest
 from s2v_tasks.settings import Settings, load_settings
-from s2v_tasks.steps.housekeeping import Differences, Findings, Housekeeping
 from s2v_tasks.storage.artifacts import producer
 from s2v_tasks.storage.layout import JobLayout
 from s2v_tasks.storage.objects import ListedObject, UnfinishedUpload

@@ -16,9 +16,9 @@ from s2v_tasks.errors import JobCancelledError, TransientError, UnavailableError
 from s2v_tasks.metadata import migrate
 from s2v_tasks.metadata.records import JobRecord
 from s2v_tasks.metadata.repository import Ledger
+from s2v_tasks.rendering.order import Renderer
+from s2v_tasks.runtime import cancellation, outages
 from s2v_tasks.settings import load_settings
-from s2v_tasks.steps import cancellation, retries
-from s2v_tasks.steps.clip_order import Renderer
 from s2v_tasks.storage.layout import JobLayout
 from s2v_tasks.storage.s3 import ObjectStore
 
@@ -99,7 +99,7 @@ def ready(
     monkeypatch.setenv("S2V_WORK_DIR", str(tmp_path / "work"))
     load_settings.cache_clear()
     monkeypatch.setattr("botocore.endpoint.time.sleep", lambda _seconds: None)  # boto's own retries
-    monkeypatch.setattr(retries, "LONGEST_PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(outages, "LONGEST_PAUSE_SECONDS", 0.05)
     run("stage_inputs", num_clip=3)
     run("plan_clips")
     run("encode_conditions")
@@ -135,14 +135,14 @@ def after_frames(monkeypatch: pytest.MonkeyPatch, clip_index: int, do: Callable[
 
 def at_try(monkeypatch: pytest.MonkeyPatch, number: int, do: Callable[[], None]) -> None:
     """Do something when the calls of a step have waited so often for a service."""
-    pause = retries._Retried._pause
+    pause = outages._Retried._pause
 
     def then(target: Any, tries: int, began: float, error: UnavailableError) -> bool:
         if tries == number:
             do()
         return pause(target, tries, began, error)
 
-    monkeypatch.setattr(retries._Retried, "_pause", then)
+    monkeypatch.setattr(outages._Retried, "_pause", then)
 
 
 @pytest.mark.parametrize("service", ["S3", "PostgreSQL"])
@@ -213,7 +213,7 @@ def test_a_process_that_is_asked_to_end_keeps_its_clip(
     ready: Run, servers: dict[str, Server], rendered: list[int], found: Found, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SIGTERM while a clip waits for S3: a few more tries, then the clip stays on the disk for the next attempt."""
-    monkeypatch.setattr(retries, "LAST_SECONDS", 0.2)
+    monkeypatch.setattr(outages, "LAST_SECONDS", 0.2)
     after_frames(monkeypatch, 0, servers["S3"].stop)
     with monkeypatch.context() as patch:
         at_try(patch, 2, lambda: patch.setattr(Worker, "asked_to_end", True))

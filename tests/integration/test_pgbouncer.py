@@ -25,12 +25,12 @@ from psycopg.conninfo import conninfo_to_dict
 from s2v_tasks.embedded.postgres import PostgresServer
 from s2v_tasks.embedded.process import free_ports
 from s2v_tasks.errors import ConfigurationError, TransientError
-from s2v_tasks.lifetime import end_with_parent
 from s2v_tasks.metadata import migrate
 from s2v_tasks.metadata.drops import DropLedger
 from s2v_tasks.metadata.records import JobRecord
 from s2v_tasks.metadata.repository import Ledger
 from s2v_tasks.metadata.session import create_engine, sole_holder
+from s2v_tasks.parent_death import end_with_parent
 
 PROGRAM = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="needs PgBouncer: apt-get install pgbouncer")

@@ -11,10 +11,10 @@ import torch
 from s2v_tasks.cli.operators import check
 from s2v_tasks.errors import ConfigurationError, UnavailableError
 from s2v_tasks.metadata import migrate
+from s2v_tasks.runtime import outages
+from s2v_tasks.runtime.outages import RetryPolicy, retried
+from s2v_tasks.runtime.requirements import check_requirements
 from s2v_tasks.settings import Settings, load_settings
-from s2v_tasks.steps import retries
-from s2v_tasks.steps.requirements import check_requirements
-from s2v_tasks.steps.retries import RetryPolicy, retried
 from s2v_tasks.storage.objects import ListedObject
 from s2v_tasks.storage.s3 import ObjectStore
 from tests.integration.conftest import Run
@@ -50,7 +50,7 @@ def test_a_store_that_is_away_is_waited_for(
         yield from listing(asked_store, prefix)
 
     monkeypatch.setattr(ObjectStore, "listing", away_first)
-    monkeypatch.setattr(retries, "LONGEST_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(outages, "LONGEST_PAUSE_SECONDS", 0.0)
     check_requirements(settings, retried(store, "S3", RetryPolicy(60)))
     assert asked == [f"{uri}/" for uri in (settings.data_uri, settings.data_uri, settings.output_uri)]
 

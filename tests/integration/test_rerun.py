@@ -14,11 +14,11 @@ from s2v_tasks.cli.rerun import rerun
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.metadata.records import JobRecord
 from s2v_tasks.metadata.repository import Ledger
+from s2v_tasks.runtime.context import open_context, run_step
+from s2v_tasks.runtime.inheritance import parent_request
 from s2v_tasks.schemas.plan import Plan
 from s2v_tasks.schemas.request import Request, parse_request
 from s2v_tasks.settings import Settings
-from s2v_tasks.steps.context import open_context, run_step
-from s2v_tasks.steps.inheritance import parent_request
 from s2v_tasks.storage.artifacts import ArtifactStore
 from s2v_tasks.storage.layout import JobLayout
 from s2v_tasks.storage.s3 import ObjectStore, file_sha256

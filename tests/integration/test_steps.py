@@ -18,9 +18,9 @@ from s2v_tasks.errors import PermanentError, TransientError
 from s2v_tasks.media.encode import encode_clip
 from s2v_tasks.metadata.records import JobRecord
 from s2v_tasks.metadata.repository import Ledger
+from s2v_tasks.runtime.context import run_step
 from s2v_tasks.schemas.plan import Plan
 from s2v_tasks.settings import Settings, load_settings
-from s2v_tasks.steps.context import run_step
 from s2v_tasks.steps.plan_clips import plan_files
 from s2v_tasks.storage.layout import JobLayout
 from s2v_tasks.storage.s3 import ObjectStore

@@ -11,8 +11,8 @@ import pytest
 from s2v_tasks.errors import JobTakenError
 from s2v_tasks.metadata.records import JobRecord
 from s2v_tasks.metadata.repository import Ledger
+from s2v_tasks.runtime.context import run_step
 from s2v_tasks.settings import Settings
-from s2v_tasks.steps.context import run_step
 from s2v_tasks.storage.layout import JobLayout
 from s2v_tasks.storage.s3 import ObjectStore
 

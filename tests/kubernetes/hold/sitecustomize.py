@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 HELD_STEP = 3
-_MODULE = "s2v_tasks.steps.clip_meter"
+_MODULE = "s2v_tasks.rendering.progress"
 _POLL_SECONDS = 0.02
 
 

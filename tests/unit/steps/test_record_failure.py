@@ -5,13 +5,13 @@ from collections.abc import Iterator
 import pytest
 
 from s2v_tasks.planning import make_plan
+from s2v_tasks.runtime.context import StepContext, open_context
 from s2v_tasks.schemas.model_card import load_gpu_card, load_model_card
 from s2v_tasks.schemas.plan import Plan, SpeechFacts
 from s2v_tasks.schemas.preset import load_presets
 from s2v_tasks.schemas.request import parse_request
 from s2v_tasks.settings import Settings, config_dir, load_settings
 from s2v_tasks.steps import close_job, record_failure
-from s2v_tasks.steps.context import StepContext, open_context
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ from s2v_tasks.errors import PermanentError
 from s2v_tasks.media import concat, encode
 from s2v_tasks.media.encode import encode_clip, encoder_build
 from s2v_tasks.media.frames import read_frames
+from s2v_tasks.runtime.context import StepContext, open_context
 from s2v_tasks.schemas.plan import ClipPlan, Estimate, Plan, Sampling, SpeechFacts
 from s2v_tasks.settings import Settings, load_settings
 from s2v_tasks.steps import stitch
-from s2v_tasks.steps.context import StepContext, open_context
 from s2v_tasks.storage.artifacts import Built, OutputFile
 
 OTHER = "ffmpeg 5.1.9, x264 - core 164 r3095, digest 8f905914e21e"

@@ -8,8 +8,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from s2v_tasks.errors import ConfigurationError, TransientError, UnavailableError
-from s2v_tasks.steps import retries
-from s2v_tasks.steps.retries import LAST_SECONDS, LONGEST_PAUSE_SECONDS, RetryPolicy, retried, tried_once
+from s2v_tasks.runtime import outages
+from s2v_tasks.runtime.outages import LAST_SECONDS, LONGEST_PAUSE_SECONDS, RetryPolicy, retried, tried_once
 
 
 class Clock:
@@ -52,7 +52,7 @@ class Service:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(retries, "time", SimpleNamespace(monotonic=lambda: clock.now, sleep=clock.sleep))
+    monkeypatch.setattr(outages, "time", SimpleNamespace(monotonic=lambda: clock.now, sleep=clock.sleep))
     return clock
 
 
@@ -138,7 +138,7 @@ def test_two_threads_may_see_the_end_of_an_outage(
             others.pop()()
         return clock.now
 
-    monkeypatch.setattr(retries.time, "monotonic", asked_for_the_time)
+    monkeypatch.setattr(outages.time, "monotonic", asked_for_the_time)
     with capture_logs() as logs:
         assert store.get("a") == ("a", 0)
     assert others == []
@@ -185,7 +185,7 @@ def test_a_process_that_is_asked_to_end_tries_for_a_short_while(service: Service
         with pytest.raises(UnavailableError):
             store.get("a")
     heard = next(call for call in service.calls if call >= 1300)
-    assert heard < 1300 + retries.POLL_SECONDS
+    assert heard < 1300 + outages.POLL_SECONDS
     assert service.calls[-1] == pytest.approx(heard + LAST_SECONDS)
     assert service.calls[-2] == pytest.approx(heard + LAST_SECONDS)
 

@@ -5,10 +5,10 @@ from collections.abc import Callable
 from typing import Any
 
 from s2v_tasks import log
+from s2v_tasks.runtime.context import StepContext, tolerated
 from s2v_tasks.schemas.model_card import GpuCard, load_gpu_card
 from s2v_tasks.schemas.plan import ClipPlan, Plan
 from s2v_tasks.settings import Settings, config_dir
-from s2v_tasks.steps.context import StepContext, tolerated
 
 PROGRESS_SECONDS = 2.0  # at most one progress line and one row update in this time
 

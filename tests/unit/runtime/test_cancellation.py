@@ -9,9 +9,9 @@ import sqlalchemy as sa
 
 from s2v_tasks.errors import JobCancelledError, TransientError
 from s2v_tasks.metadata.repository import Ledger
+from s2v_tasks.runtime import cancellation
+from s2v_tasks.runtime.cancellation import cancellable, refuse_cancelled
 from s2v_tasks.settings import Settings, load_settings
-from s2v_tasks.steps import cancellation
-from s2v_tasks.steps.cancellation import cancellable, refuse_cancelled
 
 JOB = "job-1"
 
@@ -81,7 +81,7 @@ def test_what_cannot_be_unwound_is_ended_hard(settings: Settings, ledger: Ledger
     hang = (
         "import ctypes\n"
         "from s2v_tasks.settings import load_settings\n"
-        "from s2v_tasks.steps import cancellation\n"
+        "from s2v_tasks.runtime import cancellation\n"
         "cancellation.POLL_SECONDS, cancellation.UNWIND_SECONDS = 0.05, 0.2\n"
         "mutex, libc = ctypes.create_string_buffer(64), ctypes.CDLL(None)\n"
         f"with cancellation.cancellable({JOB!r}, load_settings()):\n"

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from s2v_tasks import log
 from s2v_tasks.errors import TransientError
 from s2v_tasks.metadata.attempts import Work
-from s2v_tasks.steps.context import StepContext, tolerated
+from s2v_tasks.runtime.context import StepContext, tolerated
 
 BEAT_SECONDS = 5.0
 _SILENT_SECONDS = 3 * BEAT_SECONDS  # after that an attempt is taken for dead

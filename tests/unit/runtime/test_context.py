@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from s2v_tasks.runtime.context import StepContext, open_context, run_step
 from s2v_tasks.settings import Settings, load_settings
-from s2v_tasks.steps.context import StepContext, open_context, run_step
 from s2v_tasks.storage.artifacts import Built, OutputFile
 
 

@@ -21,17 +21,17 @@ from s2v_tasks.errors import (
 )
 from s2v_tasks.metadata.repository import Ledger
 from s2v_tasks.metadata.session import engine_from_settings
-from s2v_tasks.outbox import STEP_SECONDS, deliver_due
+from s2v_tasks.runtime.cancellation import cancellable, refuse_cancelled
+from s2v_tasks.runtime.outages import RetryPolicy, retried, tried_once
 from s2v_tasks.schemas.manifest import Artifact, Manifest
 from s2v_tasks.schemas.plan import Plan
 from s2v_tasks.schemas.request import Request, parse_request
 from s2v_tasks.settings import Settings, load_settings
-from s2v_tasks.steps.cancellation import cancellable, refuse_cancelled
-from s2v_tasks.steps.retries import RetryPolicy, retried, tried_once
 from s2v_tasks.storage.artifacts import ArtifactStore, Build, Produced
 from s2v_tasks.storage.layout import JobLayout
 from s2v_tasks.storage.redaction import without_account
 from s2v_tasks.storage.s3 import ObjectStore
+from s2v_tasks.webhooks.dispatch import STEP_SECONDS, deliver_due
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,14 @@ from s2v_tasks.errors import TransientError, UnavailableError
 from s2v_tasks.metadata.attempts import CONDITIONS, Work, rendering
 from s2v_tasks.metadata.repository import Ledger
 from s2v_tasks.planning import make_plan
+from s2v_tasks.runtime import attempts, outages
+from s2v_tasks.runtime.attempts import await_earlier_attempt, metered
+from s2v_tasks.runtime.context import StepContext, open_context
 from s2v_tasks.schemas.model_card import load_gpu_card, load_model_card
 from s2v_tasks.schemas.plan import Plan, SpeechFacts
 from s2v_tasks.schemas.preset import load_presets
 from s2v_tasks.schemas.request import parse_request
 from s2v_tasks.settings import config_dir, load_settings
-from s2v_tasks.steps import attempt_meter, retries
-from s2v_tasks.steps.attempt_meter import await_earlier_attempt, metered
-from s2v_tasks.steps.context import StepContext, open_context
 
 
 def test_gpu_seconds_are_on_record_while_the_work_goes_on(
@@ -28,7 +28,7 @@ def test_gpu_seconds_are_on_record_while_the_work_goes_on(
     """They grow, and when the work is over nobody writes any more."""
     monkeypatch.setenv("S2V_DATABASE_URL", postgres_url)
     load_settings.cache_clear()
-    monkeypatch.setattr(attempt_meter, "BEAT_SECONDS", 0.02)
+    monkeypatch.setattr(attempts, "BEAT_SECONDS", 0.02)
     ledger = Ledger(engine)
     ledger.job_queued("job-1", {})
 
@@ -85,7 +85,7 @@ def ctx(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[StepCont
 def looks(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], None]]:
     """What happens between two looks at the earlier attempt; when nothing is left to happen the test has failed."""
     events: list[Callable[[], None]] = []
-    monkeypatch.setattr(attempt_meter.time, "sleep", lambda _: events.pop(0)())
+    monkeypatch.setattr(attempts.time, "sleep", lambda _: events.pop(0)())
     return events
 
 
@@ -185,7 +185,7 @@ def test_a_look_that_outlasts_an_outage_is_repeated(
         return is_alive(ledger, *arguments, **named)
 
     monkeypatch.setattr(Ledger, "attempt_is_alive", away_first)
-    monkeypatch.setattr(retries, "LONGEST_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(outages, "LONGEST_PAUSE_SECONDS", 0.0)
     looks += [
         lambda: ctx.ledger.attempt_goes_on("job-1", rendering(0)),
         lambda: ctx.ledger.clip_failed("job-1", 0, "x"),
@@ -207,7 +207,7 @@ def test_a_process_that_waits_hears_that_it_shall_end(ctx: StepContext, looks: l
 def test_nobody_waits_for_ever(ctx: StepContext, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other ranks wait as well, and they give up: this try ends before they do, and the next one looks again."""
     now = iter([0.0, 900.0, 900.1])
-    monkeypatch.setattr(attempt_meter.time, "monotonic", lambda: next(now))
-    monkeypatch.setattr(attempt_meter.time, "sleep", lambda _: None)
+    monkeypatch.setattr(attempts.time, "monotonic", lambda: next(now))
+    monkeypatch.setattr(attempts.time, "sleep", lambda _: None)
     with pytest.raises(TransientError, match="for 15 minutes"):
         await_earlier_attempt(ctx, rendering(0))

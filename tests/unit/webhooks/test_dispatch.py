@@ -10,9 +10,9 @@ import sqlalchemy as sa
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.metadata.repository import Ledger
 from s2v_tasks.metadata.tables import Notification
-from s2v_tasks.outbox import deliver_due
+from s2v_tasks.runtime.context import StepContext, run_step
 from s2v_tasks.settings import Settings, load_settings
-from s2v_tasks.steps.context import StepContext, run_step
+from s2v_tasks.webhooks.dispatch import deliver_due
 
 Configure = Callable[..., Settings]
 
@@ -82,7 +82,7 @@ def test_a_slow_receiver_delays_a_step_by_seconds_only(
 ) -> None:
     """Whatever waits for the receiver, the step goes on after its bound."""
     configure()
-    monkeypatch.setattr("s2v_tasks.steps.context.STEP_SECONDS", 0.4)
+    monkeypatch.setattr("s2v_tasks.runtime.context.STEP_SECONDS", 0.4)
     with socket.create_server(("127.0.0.1", 0)) as server:  # takes connections, and never answers
         run_step(work, step="x", job_id="job-a", url=f"http://127.0.0.1:{server.getsockname()[1]}/")
     (row,) = found(engine)

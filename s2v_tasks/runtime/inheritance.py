@@ -7,10 +7,10 @@ import json
 
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.planning.rerun import check_from_clip
+from s2v_tasks.runtime.context import StepContext
 from s2v_tasks.schemas.manifest import Manifest
 from s2v_tasks.schemas.plan import ClipPlan, InheritedClip, Plan
 from s2v_tasks.schemas.request import Request, parse_request
-from s2v_tasks.steps.context import StepContext
 from s2v_tasks.storage.layout import JobLayout
 from s2v_tasks.storage.s3 import ObjectMissingError
 

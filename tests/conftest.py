@@ -97,3 +97,13 @@ def s3_settings(moto_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Settings
 def object_store(s3_settings: Settings) -> ObjectStore:
     """A store on a fresh bucket."""
     return ObjectStore.from_settings(s3_settings)
+
+
+@pytest.fixture(scope="session")
+def tiny_snapshot_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny snapshot that tests must not change."""
+    from s2v_tasks.verification.tiny_snapshot import write_tiny_snapshot
+
+    path = tmp_path_factory.mktemp("snapshots") / "tiny"
+    write_tiny_snapshot(path, seed=0)
+    return path

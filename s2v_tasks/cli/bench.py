@@ -41,7 +41,7 @@ def load(
     naive: Annotated[bool, typer.Option(help="Also the naive way, which holds two copies in host memory.")] = True,
 ) -> None:
     """Load a checkpoint of a given size from the page cache; the ratio is to the naive way on as many ranks."""
-    from s2v_tasks.engine.bench.load import bench_load
+    from s2v_tasks.verification.bench.load import bench_load
 
     results = bench_load(gigabytes * 1e9, ranks, _device(), with_naive=naive)
     slow = {result.num_ranks: result.seconds for result in results if result.name == "naive"}
@@ -75,11 +75,11 @@ def cache(
 
     With random weights: the released ones change otherwise from step to step.
     """
-    from s2v_tasks.engine.bench.cache import bench_cache
-    from s2v_tasks.engine.bench.step import StepBench
     from s2v_tasks.engine.models.config import S2VConfig
     from s2v_tasks.engine.worker import choose_device
     from s2v_tasks.settings import load_settings
+    from s2v_tasks.verification.bench.cache import bench_cache
+    from s2v_tasks.verification.bench.step import StepBench
 
     width, height = sides(size)
     config = S2VConfig.from_json(dimensions(preset, {"num_layers": None}))
@@ -105,7 +105,7 @@ def decode(
     ranks: Annotated[int, typer.Option(min=1, max=8, help="Processes that share the picture.")] = 2,
 ) -> None:
     """Decode a later clip of a chain: with its history, without, and in bands on several ranks."""
-    from s2v_tasks.engine.bench.decode import DecodeBench, bench_decode
+    from s2v_tasks.verification.bench.decode import DecodeBench, bench_decode
 
     width, height = sides(size)
     results = bench_decode(DecodeBench(base_dim, frames, height, width), ranks, _device())

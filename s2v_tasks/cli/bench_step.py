@@ -33,7 +33,7 @@ from s2v_tasks.errors import PermanentError, TransientError
 from s2v_tasks.parent_death import end_with_parent
 
 if TYPE_CHECKING:
-    from s2v_tasks.engine.bench.step import StepBench
+    from s2v_tasks.verification.bench.step import StepBench
 
 
 @bench.command()
@@ -64,8 +64,8 @@ def step(
 
     Under torchrun all ranks share the step.
     """
-    from s2v_tasks.engine.bench.step import StepBench
     from s2v_tasks.engine.models.config import S2VConfig
+    from s2v_tasks.verification.bench.step import StepBench
 
     given = dimensions(preset, {"dim": dim, "num_layers": layers, "num_heads": heads, "ffn_dim": ffn})
     width, height = sides(size)
@@ -151,12 +151,12 @@ def scaling(
 
 def _measure_step(measured: "StepBench", given: dict[str, Any], *, profile: bool) -> dict[str, Any] | None:
     """Return what `step` prints; None on the ranks that print nothing."""
-    from s2v_tasks.engine.bench.step import bench_step
     from s2v_tasks.engine.worker import open_worker
     from s2v_tasks.planning.estimate import ClipShape, clip_tokens, forward_flops
     from s2v_tasks.rendering.progress import peak_flops_per_second
     from s2v_tasks.schemas.model_card import load_gpu_card, load_model_card
     from s2v_tasks.settings import config_dir, load_settings
+    from s2v_tasks.verification.bench.step import bench_step
 
     settings = load_settings()
     with open_worker(settings.device) as worker:

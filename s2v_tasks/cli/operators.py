@@ -38,7 +38,7 @@ def snapshot_init_tiny(
     seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal bytes.")] = 0,
 ) -> None:
     """Write a tiny checkpoint with random weights in the official layout, for demos and tests."""
-    from s2v_tasks.engine.tiny_snapshot import write_tiny_snapshot
+    from s2v_tasks.verification.tiny_snapshot import write_tiny_snapshot
 
     write_tiny_snapshot(folder, seed)
     typer.echo(str(folder))

@@ -49,10 +49,10 @@ def parity(
     ] = "float32",
 ) -> None:
     """Compare this engine with recorded tensors; exit code 1 when one case is outside its gate."""
-    from s2v_tasks.engine.parallel.layout import Layout
-    from s2v_tasks.engine.parity.launch import run_on_ranks
-    from s2v_tasks.engine.parity.runner import parse_target, run
+    from s2v_tasks.engine.distributed.mesh import Layout
     from s2v_tasks.planning.resolution import output_size
+    from s2v_tasks.verification.parity.launch import run_on_ranks
+    from s2v_tasks.verification.parity.runner import parse_target, run
 
     shared = None if layout == "auto" else Layout.parse(layout)
     target = parse_target(device, dtype, num_ranks=nproc)

@@ -17,13 +17,13 @@ from torch import Tensor
 
 from s2v_tasks.engine.branch import Branch, bases, skipped_share
 from s2v_tasks.engine.clip import ClipInputs, ClipLatents, ClipOutput, Codec, MotionState, Sampling, TakeFrames
+from s2v_tasks.engine.distributed.cfg import BranchSplit
 from s2v_tasks.engine.images import Compat, pad_pose, to_pixels, to_u8
 from s2v_tasks.engine.loading.snapshot import Snapshot
 from s2v_tasks.engine.models.attention import KeysValues
 from s2v_tasks.engine.models.step_memory import StepMemory
 from s2v_tasks.engine.models.transformer import MOTION_FRAMES, Guidance, S2VTransformer, Scene
 from s2v_tasks.engine.options import NoiseDevice
-from s2v_tasks.engine.parallel.guidance import BranchSplit
 from s2v_tasks.engine.resume import DenoiseState, Interrupted
 from s2v_tasks.engine.schedulers import make_scheduler
 from s2v_tasks.errors import PermanentError
@@ -38,7 +38,7 @@ class S2VPipeline:
 
     `dtype` is that of the transformer's weights. `compat="reference"` repeats the reference where it is known to be
     wrong: the first clip of a chain then has 3 frames fewer than asked for. `branches` splits guidance over ranks; the
-    transformer itself may be shared by several ranks (`engine.parallel.mesh.parallelize` does both). `total` sums a
+    transformer itself may be shared by several ranks (`engine.distributed.mesh.parallelize` does both). `total` sums a
     tensor over these ranks.
     """
 

@@ -16,13 +16,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from s2v_tasks.engine.fp8 import quantizer
+from s2v_tasks.engine.acceleration.fp8 import quantizer
+from s2v_tasks.engine.distributed.halo_exchange import ParallelVae
+from s2v_tasks.engine.distributed.mesh import Layout, choose_layout, parallelize
 from s2v_tasks.engine.loading import Snapshot
 from s2v_tasks.engine.models.attention_kernels import attention_kernel, kernel_name
 from s2v_tasks.engine.options import EngineOptions
-from s2v_tasks.engine.parallel.codec import ParallelVae
-from s2v_tasks.engine.parallel.layout import Layout, choose_layout
-from s2v_tasks.engine.parallel.mesh import parallelize
 from s2v_tasks.engine.peers import PeerWatch
 from s2v_tasks.engine.pipeline import S2VPipeline
 from s2v_tasks.errors import ConfigurationError, TransientError

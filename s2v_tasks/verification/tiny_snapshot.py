@@ -31,8 +31,8 @@ from s2v_tasks.engine.loading.snapshot import (
 )
 from s2v_tasks.engine.models.config import S2VConfig
 from s2v_tasks.engine.models.transformer import S2VTransformer
-from s2v_tasks.engine.tiny_networks import draw, shapes_of, show_pictures_in_vae, show_reference_in_transformer
 from s2v_tasks.errors import ConfigurationError, PermanentError
+from s2v_tasks.verification.tiny_networks import draw, shapes_of, show_pictures_in_vae, show_reference_in_transformer
 
 _TEXT_DIM = 32
 _AUDIO_DIM = 32

@@ -94,7 +94,7 @@ def test_every_image_has_the_ffmpeg_of_the_package_and_no_other() -> None:
 @pytest.fixture
 def fetch(tmp_path: Path) -> dict[str, Any]:
     """fetch-snapshot.sh with a client in hf's place that copies a tiny snapshot and logs its calls."""
-    from s2v_tasks.engine.tiny_snapshot import write_tiny_snapshot
+    from s2v_tasks.verification.tiny_snapshot import write_tiny_snapshot
 
     write_tiny_snapshot(tmp_path / "hub", 0)
     tools = tmp_path / "bin"

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from s2v_tasks.engine.tiny_snapshot import write_tiny_snapshot
 from s2v_tasks.schemas.model_card import load_model_card
+from s2v_tasks.verification.tiny_snapshot import write_tiny_snapshot
 
 CONFIG = Path(__file__).parents[2] / "config"
 NOT_IN_CONFIG_JSON = {"name", "transformer_parameters", "vae_parameters", "vae_base_dim", "smallest_trained_area"}

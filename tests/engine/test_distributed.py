@@ -14,12 +14,11 @@ from torch.distributed.tensor import DTensor
 from torch.multiprocessing.spawn import start_processes
 
 from s2v_tasks.engine.clip import ClipInputs, MotionState, Sampling
+from s2v_tasks.engine.distributed.cfg import BranchSplit
+from s2v_tasks.engine.distributed.mesh import Layout, choose_layout, parallelize
+from s2v_tasks.engine.distributed.ulysses import split_tokens
 from s2v_tasks.engine.models.config import S2VConfig
 from s2v_tasks.engine.models.transformer import S2VTransformer
-from s2v_tasks.engine.parallel.guidance import BranchSplit
-from s2v_tasks.engine.parallel.layout import Layout, choose_layout
-from s2v_tasks.engine.parallel.mesh import parallelize
-from s2v_tasks.engine.parallel.ulysses import split_tokens
 from s2v_tasks.engine.pipeline import S2VPipeline
 from s2v_tasks.errors import ConfigurationError
 

@@ -8,10 +8,10 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from s2v_tasks.engine.bench.step import random_transformer
 from s2v_tasks.engine.models.config import S2VConfig
 from s2v_tasks.planning.estimate import ClipShape, clip_tokens, forward_flops
 from s2v_tasks.schemas.model_card import ModelCard
+from s2v_tasks.verification.bench.step import random_transformer
 
 DIMENSIONS = {
     "dim": 192, "ffn_dim": 512, "num_layers": 4, "text_dim": 64, "text_len": 32, "audio_inject_layers": (0, 2),

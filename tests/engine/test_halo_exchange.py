@@ -8,8 +8,8 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor
 from torch.multiprocessing.spawn import start_processes
 
+from s2v_tasks.engine.distributed.halo_exchange import ParallelVae
 from s2v_tasks.engine.encoders.vae import Vae
-from s2v_tasks.engine.parallel.codec import ParallelVae
 from s2v_tasks.errors import PermanentError
 
 NUM_RANKS = 4

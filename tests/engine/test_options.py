@@ -9,7 +9,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import start_processes
 
-from s2v_tasks.engine import fp8
+from s2v_tasks.engine.acceleration import fp8
+from s2v_tasks.engine.distributed.mesh import Layout, parallelize
 from s2v_tasks.engine.loading import Snapshot
 from s2v_tasks.engine.models.attention_kernels import sdpa
 from s2v_tasks.engine.models.config import S2VConfig
@@ -17,8 +18,6 @@ from s2v_tasks.engine.models.layers import Linear
 from s2v_tasks.engine.models.step_memory import StepMemory
 from s2v_tasks.engine.models.transformer import S2VTransformer
 from s2v_tasks.engine.options import EngineOptions
-from s2v_tasks.engine.parallel.layout import Layout
-from s2v_tasks.engine.parallel.mesh import parallelize
 from s2v_tasks.engine.worker import Worker, load_pipeline
 from s2v_tasks.errors import ConfigurationError
 

@@ -17,10 +17,10 @@ from s2v_tasks.engine.encoders.vae import Vae, key_pairs
 from s2v_tasks.engine.images import Compat, fit_pose
 from s2v_tasks.engine.models.config import S2VConfig
 from s2v_tasks.engine.models.transformer import S2VTransformer
-from s2v_tasks.engine.parity.loops import LinearCodec
-from s2v_tasks.engine.parity.results import Golden
 from s2v_tasks.engine.pipeline import S2VPipeline
 from s2v_tasks.errors import PermanentError
+from s2v_tasks.verification.parity.loops import LinearCodec
+from s2v_tasks.verification.parity.results import Golden
 
 SMALL = {
     "dim": 48, "ffn_dim": 64, "num_heads": 2, "num_layers": 2, "freq_dim": 16, "text_dim": 12, "text_len": 8,

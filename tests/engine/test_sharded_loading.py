@@ -8,8 +8,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.multiprocessing.spawn import start_processes
 
+from s2v_tasks.engine.distributed.fsdp import shard_weights
 from s2v_tasks.engine.loading import Snapshot
-from s2v_tasks.engine.parallel.fsdp import shard_weights
 
 NUM_RANKS = 2
 

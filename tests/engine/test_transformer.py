@@ -10,8 +10,8 @@ from s2v_tasks.engine.models.attention import CrossAttention
 from s2v_tasks.engine.models.config import S2VConfig
 from s2v_tasks.engine.models.rope import motion_grids, spread, video_grid
 from s2v_tasks.engine.models.transformer import Guidance, S2VTransformer, Scene
-from s2v_tasks.engine.parity.forward import Recorder
 from s2v_tasks.errors import ConfigurationError, PermanentError
+from s2v_tasks.verification.parity.forward import Recorder
 
 KEY_LIST = Path(__file__).with_name("s2v_14b_state_dict.tsv")
 SMALL = {

@@ -12,12 +12,12 @@ from importlib.util import find_spec
 import torch
 import torch.nn.functional as F
 
-from s2v_tasks.engine.bench.kernel_times import longest_kernels
 from s2v_tasks.engine.models.attention_kernels import kernel_name
-from s2v_tasks.engine.parity import runner
-from s2v_tasks.engine.parity.results import Target
-from s2v_tasks.engine.tiny_snapshot import write_tiny_snapshot
 from s2v_tasks.planning.resolution import output_size
+from s2v_tasks.verification.bench.kernel_times import longest_kernels
+from s2v_tasks.verification.parity import runner
+from s2v_tasks.verification.parity.results import Target
+from s2v_tasks.verification.tiny_snapshot import write_tiny_snapshot
 from tests.gpu.machine import REPOSITORY, Clock, Machine, Rows
 
 _PACKAGES = ("torch", "triton", "transformers", "diffusers", "accelerate", "torchao", "flash_attn", "sageattention")

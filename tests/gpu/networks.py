@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKLWan
 
-from s2v_tasks.engine.bench.load import bench_load
 from s2v_tasks.engine.encoders.vae import Vae
+from s2v_tasks.verification.bench.load import bench_load
 from tests.gpu.machine import Clock, Machine, Rows
 
 _SIZES = ((832, 448), (1024, 704))

@@ -15,13 +15,13 @@ import pytest
 
 from s2v_tasks.embedded.guard import temporary_home
 from s2v_tasks.embedded.stack import Services
-from s2v_tasks.engine.tiny_snapshot import write_tiny_snapshot
 from s2v_tasks.metadata.records import JobRecord
 from s2v_tasks.metadata.repository import Ledger
 from s2v_tasks.metadata.session import create_engine, engine_from_settings
 from s2v_tasks.runtime.context import run_step
 from s2v_tasks.settings import Settings, load_settings
 from s2v_tasks.storage.s3 import ObjectStore
+from s2v_tasks.verification.tiny_snapshot import write_tiny_snapshot
 from tests.integration.drop_folder import Folder
 
 SAMPLES = Path(__file__).parents[1] / "samples"

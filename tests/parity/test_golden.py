@@ -11,11 +11,11 @@ from safetensors.torch import save_file
 
 from s2v_tasks.engine.models.config import S2VConfig
 from s2v_tasks.engine.models.transformer import S2VTransformer
-from s2v_tasks.engine.parity import encoders
-from s2v_tasks.engine.parity.results import CaseResult, load_golden
-from s2v_tasks.engine.parity.runner import parse_target, run
 from s2v_tasks.errors import ConfigurationError, PermanentError
 from s2v_tasks.planning.resolution import output_size
+from s2v_tasks.verification.parity import encoders
+from s2v_tasks.verification.parity.results import CaseResult, load_golden
+from s2v_tasks.verification.parity.runner import parse_target, run
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 ALL_GOLDEN = Path(__file__).parents[3] / "shared" / "golden"

@@ -8,12 +8,12 @@ import torch
 from typer.testing import CliRunner
 
 from s2v_tasks.cli import bench_step as bench
-from s2v_tasks.engine.bench.cache import bench_cache
-from s2v_tasks.engine.bench.step import StepBench, bench_step
 from s2v_tasks.engine.models.config import S2VConfig
 from s2v_tasks.engine.models.transformer import S2VTransformer
 from s2v_tasks.engine.worker import Worker
 from s2v_tasks.errors import ConfigurationError, PermanentError
+from s2v_tasks.verification.bench.cache import bench_cache
+from s2v_tasks.verification.bench.step import StepBench, bench_step
 
 CONFIG = S2VConfig(
     dim=48, ffn_dim=64, num_heads=2, num_layers=2, freq_dim=16, text_dim=12, text_len=8, audio_dim=6,

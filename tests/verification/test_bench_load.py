@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from s2v_tasks.engine.bench.decode import DecodeBench, bench_decode
-from s2v_tasks.engine.bench.load import write_checkpoint
 from s2v_tasks.engine.loading import Snapshot
 from s2v_tasks.errors import PermanentError
+from s2v_tasks.verification.bench.decode import DecodeBench, bench_decode
+from s2v_tasks.verification.bench.load import write_checkpoint
 
 
 def test_synthetic_checkpoint_loads(tmp_path: Path) -> None:
@@ -24,7 +24,7 @@ def test_synthetic_checkpoint_loads(tmp_path: Path) -> None:
 
 WATCHED = """
 import time, torch
-from s2v_tasks.engine.bench.load import _peak_of_own_memory
+from s2v_tasks.verification.bench.load import _peak_of_own_memory
 with _peak_of_own_memory() as peak:
     held = torch.ones(1 << 24)
     end = time.monotonic() + 10

@@ -11,8 +11,8 @@ from s2v_tasks.engine.conditions import NEGATIVE_PROMPT, encode_conditions
 from s2v_tasks.engine.images import to_pixels
 from s2v_tasks.engine.loading import Snapshot, snapshot_id
 from s2v_tasks.engine.pipeline import S2VPipeline
-from s2v_tasks.engine.tiny_snapshot import write_tiny_snapshot
 from s2v_tasks.errors import ConfigurationError, PermanentError
+from s2v_tasks.verification.tiny_snapshot import write_tiny_snapshot
 
 WIDTH, HEIGHT, NUM_FRAMES = 192, 128, 20
 

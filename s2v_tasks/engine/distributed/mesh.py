@@ -1,13 +1,102 @@
-"""Puts a layout to work: one device mesh, and on it the parallelism of a transformer."""
+"""The layout of the ranks of a job, and the device mesh that puts it to work on a transformer."""
+
+import re
+from dataclasses import dataclass
 
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from s2v_tasks.engine.distributed.cfg import BranchSplit
+from s2v_tasks.engine.distributed.fsdp import shard_weights
+from s2v_tasks.engine.distributed.ulysses import SequenceParallel
 from s2v_tasks.engine.models.transformer import S2VTransformer
-from s2v_tasks.engine.parallel.fsdp import shard_weights
-from s2v_tasks.engine.parallel.guidance import BranchSplit
-from s2v_tasks.engine.parallel.layout import Layout
-from s2v_tasks.engine.parallel.ulysses import SequenceParallel
+from s2v_tasks.errors import ConfigurationError
+
+_BRANCHES = 2
+# Weights that fill more of a rank's memory than this leave too little for tokens and are sharded.
+_WEIGHTS_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class Layout:
+    """`cfg` groups compute one guidance branch each; in each group `ulysses` ranks share the tokens.
+
+    `fsdp` shards the weights over all ranks. `str(layout)` and `Layout.parse` are inverse: "cfg2,ulysses4,fsdp".
+    """
+
+    cfg: int = 1
+    ulysses: int = 1
+    fsdp: bool = False
+
+    @property
+    def world_size(self) -> int:
+        """Ranks that the layout takes."""
+        return self.cfg * self.ulysses
+
+    def __str__(self) -> str:
+        return f"cfg{self.cfg},ulysses{self.ulysses}" + (",fsdp" if self.fsdp else "")
+
+    @classmethod
+    def parse(cls, text: str) -> "Layout":
+        """Read parts like "cfg2,ulysses4,fsdp", in any order; what is left out is 1 or off.
+
+        Raises ConfigurationError for anything else.
+        """
+        values: dict[str, int] = {}
+        for part in text.split(","):
+            match = re.fullmatch(r"(cfg|ulysses)([1-9]\d*)|(fsdp)", part.strip())
+            name = match and (match[1] or match[3])
+            if match is None or name in values:
+                raise ConfigurationError(
+                    f"parallel layout {text!r} has the part {part!r}; expected parts cfg<n>, ulysses<n> and fsdp, each "
+                    "at most once, like cfg2,ulysses4,fsdp"
+                )
+            values[str(name)] = int(match[2] or 1)
+        return cls(values.get("cfg", 1), values.get("ulysses", 1), "fsdp" in values)
+
+    def check(self, world_size: int, num_heads: int, *, guided: bool) -> None:
+        """Raise ConfigurationError, with the arithmetic, where `world_size` ranks cannot work in this layout."""
+        problem = None
+        if self.world_size != world_size:
+            problem = f"takes {self.cfg} x {self.ulysses} = {self.world_size} ranks, but {world_size} were started"
+        elif self.cfg not in (1, _BRANCHES):
+            problem = f"has cfg {self.cfg}, but guidance has {_BRANCHES} branches; expected cfg 1 or {_BRANCHES}"
+        elif self.cfg == _BRANCHES and not guided:
+            problem = (
+                f"has cfg {self.cfg}, but without guidance (sample_guide_scale <= 1) there is one branch; use cfg1"
+            )
+        elif num_heads % self.ulysses:
+            rest = num_heads % self.ulysses
+            problem = (
+                f"shares {num_heads} attention heads among ulysses {self.ulysses} ranks, which leaves {rest} over "
+                f"({num_heads} = {num_heads // self.ulysses} x {self.ulysses} + {rest}); "
+                f"expected a divisor of {num_heads}"
+            )
+        if problem:
+            raise ConfigurationError(f"parallel layout {self} {problem}.")
+
+
+def choose_layout(
+    world_size: int,
+    num_heads: int,
+    *,
+    guided: bool,
+    weight_bytes: int = 0,
+    memory_bytes: int | None = None,
+) -> Layout:
+    """The layout for `world_size` ranks.
+
+    The rule: with guidance and an even number of ranks, two groups compute one branch each, because that costs one
+    exchange per step where sharing tokens costs two per block. The ranks of a group share the tokens. Weights are
+    sharded where `weight_bytes` are more than half of the `memory_bytes` of a rank (None: memory is no concern).
+
+    Raises ConfigurationError where the ranks of a group do not divide the attention heads.
+    """
+    cfg = _BRANCHES if guided and world_size % _BRANCHES == 0 else 1
+    crowded = memory_bytes is not None and weight_bytes > _WEIGHTS_SHARE * memory_bytes
+    layout = Layout(cfg, world_size // cfg, fsdp=crowded and world_size > 1)
+    layout.check(world_size, num_heads, guided=guided)
+    return layout
 
 
 def open_mesh(layout: Layout, device_type: str) -> DeviceMesh:

@@ -13,10 +13,10 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 
-from s2v_tasks.engine.bench.step import StepBench, draw_inputs, guidance_of, random_transformer, scene_of
 from s2v_tasks.engine.clip import Sampling
 from s2v_tasks.engine.encoders.vae import Vae
 from s2v_tasks.engine.pipeline import S2VPipeline
+from s2v_tasks.verification.bench.step import StepBench, draw_inputs, guidance_of, random_transformer, scene_of
 
 _GUIDE_SCALE = 4.5
 _SHIFT = 3.0

@@ -20,10 +20,10 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor
 from torch.multiprocessing.spawn import start_processes
 
+from s2v_tasks.engine.distributed.halo_exchange import ParallelVae
 from s2v_tasks.engine.encoders.cpu_convolution import use_onednn
 from s2v_tasks.engine.encoders.vae import Vae
 from s2v_tasks.engine.models.framepack import MOTION_LATENTS
-from s2v_tasks.engine.parallel.codec import ParallelVae
 
 _LATENT_CHANNELS = 16
 

@@ -14,19 +14,18 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from s2v_tasks.engine.bench.kernel_times import KernelTime, longest_kernels
-from s2v_tasks.engine.bench.reference import ClipTensors, reference_forward
-from s2v_tasks.engine.fp8 import quantizer
+from s2v_tasks.engine.acceleration.fp8 import quantizer
+from s2v_tasks.engine.distributed.cfg import BranchSplit
+from s2v_tasks.engine.distributed.mesh import Layout, choose_layout, parallelize
 from s2v_tasks.engine.models.attention_kernels import attention_kernel, kernel_name
 from s2v_tasks.engine.models.audio import NUM_FEATURE_LAYERS
 from s2v_tasks.engine.models.config import S2VConfig
 from s2v_tasks.engine.models.framepack import MOTION_LATENTS
 from s2v_tasks.engine.models.transformer import Guidance, S2VTransformer, Scene
 from s2v_tasks.engine.options import WeightsDtype
-from s2v_tasks.engine.parallel.guidance import BranchSplit
-from s2v_tasks.engine.parallel.layout import Layout, choose_layout
-from s2v_tasks.engine.parallel.mesh import parallelize
 from s2v_tasks.engine.worker import Worker
+from s2v_tasks.verification.bench.kernel_times import KernelTime, longest_kernels
+from s2v_tasks.verification.bench.reference import ClipTensors, reference_forward
 
 _LATENT_CHANNELS = 16
 _GUIDE_SCALE = 4.5

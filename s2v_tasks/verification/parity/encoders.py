@@ -10,7 +10,7 @@ from s2v_tasks.engine.audio_features import resample_50_to_30
 from s2v_tasks.engine.encoders.audio_encoder import AudioEncoder, normalise
 from s2v_tasks.engine.encoders.text_encoder import build_umt5, encode_ids
 from s2v_tasks.engine.encoders.vae import Vae
-from s2v_tasks.engine.parity.results import (
+from s2v_tasks.verification.parity.results import (
     CPU_FLOAT32,
     FORWARD_GATE,
     CaseResult,

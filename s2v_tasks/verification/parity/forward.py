@@ -14,14 +14,15 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from s2v_tasks.engine.distributed.mesh import Layout
 from s2v_tasks.engine.models.framepack import MOTION_LATENTS, FramePacker
 from s2v_tasks.engine.models.layers import timestep_sinusoid
 from s2v_tasks.engine.models.rope import Grid, motion_grids, reference_grid, rope_table, video_grid
 from s2v_tasks.engine.models.transformer import S2VTransformer, Scene
-from s2v_tasks.engine.parallel.layout import Layout
-from s2v_tasks.engine.parity.golden_weights import is_weights, load_transformer
-from s2v_tasks.engine.parity.ranks import num_ranks, share_among_ranks
-from s2v_tasks.engine.parity.results import (
+from s2v_tasks.errors import ConfigurationError
+from s2v_tasks.verification.parity.golden_weights import is_weights, load_transformer
+from s2v_tasks.verification.parity.ranks import num_ranks, share_among_ranks
+from s2v_tasks.verification.parity.results import (
     CASE_SUFFIXES,
     CPU_FLOAT32,
     EXACT,
@@ -36,7 +37,6 @@ from s2v_tasks.engine.parity.results import (
     load_golden,
     per_file,
 )
-from s2v_tasks.errors import ConfigurationError
 
 PREFIXES = ("dit_", "framepack", "rope", "time_embedding", "audio_encoder")
 _ROPE_TABLE_FRAMES = 3

@@ -6,8 +6,8 @@ from safetensors import safe_open
 
 from s2v_tasks.engine.models.config import S2VConfig
 from s2v_tasks.engine.models.transformer import S2VTransformer
-from s2v_tasks.engine.parity.results import CPU_FLOAT32, Target, load_golden
 from s2v_tasks.errors import ConfigurationError
+from s2v_tasks.verification.parity.results import CPU_FLOAT32, Target, load_golden
 
 
 def load_transformer(folder: Path, target: Target = CPU_FLOAT32) -> S2VTransformer:

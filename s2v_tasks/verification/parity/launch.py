@@ -10,9 +10,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.multiprocessing.spawn import spawn
 
-from s2v_tasks.engine.parallel.layout import Layout
-from s2v_tasks.engine.parity.results import CaseResult
-from s2v_tasks.engine.parity.runner import OutputSize, run
+from s2v_tasks.engine.distributed.mesh import Layout
+from s2v_tasks.verification.parity.results import CaseResult
+from s2v_tasks.verification.parity.runner import OutputSize, run
 
 # Cases are small: a rank that hears nothing for so long waits for one that will not come.
 _TIMEOUT = timedelta(minutes=2)

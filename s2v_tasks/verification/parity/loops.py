@@ -16,13 +16,15 @@ from torch import Tensor
 
 from s2v_tasks.engine.audio_features import frame_features, reference_num_repeat
 from s2v_tasks.engine.clip import ClipInputs, Codec, MotionState, Sampling
+from s2v_tasks.engine.distributed.mesh import Layout
 from s2v_tasks.engine.encoders.vae import Vae
 from s2v_tasks.engine.images import fit_image, fit_pose, pad_pose, reference_pose_step
 from s2v_tasks.engine.models.transformer import MOTION_FRAMES
-from s2v_tasks.engine.parallel.layout import Layout
-from s2v_tasks.engine.parity.golden_weights import load_transformer
-from s2v_tasks.engine.parity.ranks import share_among_ranks
-from s2v_tasks.engine.parity.results import (
+from s2v_tasks.engine.pipeline import S2VPipeline
+from s2v_tasks.errors import ConfigurationError
+from s2v_tasks.verification.parity.golden_weights import load_transformer
+from s2v_tasks.verification.parity.ranks import share_among_ranks
+from s2v_tasks.verification.parity.results import (
     CASE_SUFFIXES,
     CPU_FLOAT32,
     EXACT,
@@ -35,8 +37,6 @@ from s2v_tasks.engine.parity.results import (
     load_golden,
     per_file,
 )
-from s2v_tasks.engine.pipeline import S2VPipeline
-from s2v_tasks.errors import ConfigurationError
 
 PREFIXES = ("loop_",)
 # A float difference within the loop gate can cross the border between two bytes.

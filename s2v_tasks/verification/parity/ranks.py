@@ -2,9 +2,9 @@
 
 import torch.distributed as dist
 
+from s2v_tasks.engine.distributed.cfg import BranchSplit
+from s2v_tasks.engine.distributed.mesh import Layout, choose_layout
 from s2v_tasks.engine.models.transformer import S2VTransformer
-from s2v_tasks.engine.parallel.guidance import BranchSplit
-from s2v_tasks.engine.parallel.layout import Layout, choose_layout
 
 
 def num_ranks() -> int:
@@ -20,7 +20,7 @@ def share_among_ranks(model: S2VTransformer, layout: Layout | None, *, guided: b
     world_size = num_ranks()
     if world_size == 1 and layout is None:
         return None
-    from s2v_tasks.engine.parallel.mesh import parallelize
+    from s2v_tasks.engine.distributed.mesh import parallelize
 
     if layout is None:
         heads = model.config.num_heads

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 
-from s2v_tasks.engine.parallel.layout import Layout
-from s2v_tasks.engine.parity import encoders, forward, loops, tables
-from s2v_tasks.engine.parity.results import CASE_SUFFIXES, CPU_FLOAT32, EXACT, CaseResult, Target, failed
+from s2v_tasks.engine.distributed.mesh import Layout
 from s2v_tasks.errors import ConfigurationError, PermanentError
+from s2v_tasks.verification.parity import encoders, forward, loops, tables
+from s2v_tasks.verification.parity.results import CASE_SUFFIXES, CPU_FLOAT32, EXACT, CaseResult, Target, failed
 
 # What a folder of goldens holds of these kinds besides cases.
 _DOCUMENTS = ("README", "manifest", "mutation_results", "upstream_timing")

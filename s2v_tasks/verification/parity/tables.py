@@ -19,7 +19,8 @@ from s2v_tasks.engine.audio_features import (
     resample_50_to_30,
 )
 from s2v_tasks.engine.images import fit_image, to_pixels
-from s2v_tasks.engine.parity.results import (
+from s2v_tasks.engine.schedulers import make_scheduler
+from s2v_tasks.verification.parity.results import (
     EXACT,
     FORWARD_GATE,
     SCHEDULER_GATE,
@@ -30,7 +31,6 @@ from s2v_tasks.engine.parity.results import (
     load_golden,
     per_file,
 )
-from s2v_tasks.engine.schedulers import make_scheduler
 
 OutputSize = Callable[[int, int, int], tuple[int, int]]
 PREFIXES = ("audio_bucket", "scheduler", "size", "image")

@@ -1,11 +1,13 @@
 """The operator that runs a step in a pod of its own, from the templates in `config/pods`.
 
-A template says everything about a pod that an installation may want otherwise: namespace, image, volumes, security,
-resources. The operator adds what it alone knows: the command, labels, deadline and number of GPUs.
+A template states everything about a pod that an installation may want to change: namespace, image, volumes, security,
+resources. The operator adds what it alone knows: the command, labels, deadline, the number of GPUs, and the resources
+that the processes beyond the first need.
 """
 
 from contextlib import suppress
 from datetime import timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from airflow.providers.cncf.kubernetes.pod_generator import make_safe_label_valu
 from airflow.sdk import Context
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from kubernetes.client import ApiException
+from kubernetes.utils.quantity import format_quantity, parse_quantity
 from urllib3.exceptions import HTTPError
 
 from s2v_tasks import __version__
@@ -39,6 +42,8 @@ LOG_SECONDS = 30
 # The deadline of the pod itself lies behind Airflow's: it ends a pod that nobody watches any more.
 DEADLINE_MARGIN = timedelta(minutes=10)
 _GPU_SUFFIX = "/gpu"  # nvidia.com/gpu, amd.com/gpu
+# Annotations of a template: what each process beyond the first adds to requests and limits, and in which unit.
+_PER_FURTHER_PROCESS = {"cpu": ("s2v/cpu-per-further-process", "m"), "memory": ("s2v/memory-per-further-process", "Mi")}
 
 
 class StepPodOperator(KubernetesPodOperator):  # type: ignore[misc]
@@ -107,12 +112,9 @@ class StepPodOperator(KubernetesPodOperator):  # type: ignore[misc]
         super().defer(trigger=StepPodTrigger(**trigger.serialize()[1]), **kwargs)
 
     def build_pod_request_obj(self, context: Any = None, **kwargs: Any) -> Any:
-        """The pod; where its template asks for GPUs, it gets one for each process."""
+        """Return the pod of the template, scaled to the number of processes of the step."""
         pod = super().build_pod_request_obj(context, **kwargs)
-        resources = pod.spec.containers[0].resources
-        for amounts in (resources.requests, resources.limits):
-            for name in [name for name in amounts if name.endswith(_GPU_SUFFIX)]:
-                amounts[name] = str(num_processes(self.step))
+        scale_resources(pod, num_processes(self.step))
         return pod
 
     def get_or_create_pod(self, pod_request_obj: Any, context: Context) -> Any:
@@ -164,6 +166,34 @@ class CloseJobOfPodsOperator(CloseJobOperator):
                 self.log.warning("Deleting pod %s, which this run has left.", pod.metadata.name)
                 with suppress(ApiException):  # it is gone meanwhile
                     client.delete_namespaced_pod(pod.metadata.name, namespace)
+
+
+def scale_resources(pod: Any, processes: int) -> None:
+    """Set the resources of `pod`, whose template states those of one process on one GPU.
+
+    Where the template asks for GPUs it gets one for each process. CPU and memory grow by what the annotations
+    `s2v/cpu-per-further-process` and `s2v/memory-per-further-process` state; without them they stay as they are.
+
+    Raises ConfigurationError for an annotation that is no quantity.
+    """
+    resources, annotations = pod.spec.containers[0].resources, pod.metadata.annotations or {}
+    for amounts in (resources.requests, resources.limits):
+        for name in [name for name in amounts if name.endswith(_GPU_SUFFIX)]:
+            amounts[name] = str(processes)
+        for name, (annotation, unit) in _PER_FURTHER_PROCESS.items():
+            if processes > 1 and name in amounts and annotation in annotations:
+                more = (processes - 1) * _quantity(annotation, annotations[annotation])
+                amounts[name] = format_quantity(parse_quantity(amounts[name]) + more, unit)
+
+
+def _quantity(annotation: str, value: str) -> Decimal:
+    try:
+        return Decimal(parse_quantity(value))
+    except ValueError as error:
+        raise ConfigurationError(
+            f"The annotation {annotation} of a pod template is {value!r}; expected a quantity of Kubernetes, "
+            'for example "4" for cpu or 16Gi for memory.'
+        ) from error
 
 
 def _time_of_task(step: str, clip: Any = None) -> timedelta:

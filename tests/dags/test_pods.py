@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+from kubernetes.utils.quantity import parse_quantity
 
 from s2v_tasks.errors import ConfigurationError
 from s2v_tasks.orchestration.execution import step_task
@@ -64,6 +65,41 @@ def test_a_clip_is_rendered_by_one_process_for_each_gpu(monkeypatch: pytest.Monk
     assert container.args[7:12] == ["-m", "s2v_tasks.cli", "render-clip", "--job-id", "my-job"]
     assert container.args[12:] == ["--clip-index", "3", "--count", "2"]
     assert container.resources.limits["nvidia.com/gpu"] == "4"
+
+
+@pytest.mark.parametrize(
+    ("processes", "cpu", "memory_gib"), [(1, 8, 64), (2, 12, 80), (8, 36, 176)], ids=["1", "2", "8"]
+)
+def test_a_clip_has_processors_and_memory_for_each_process(
+    monkeypatch: pytest.MonkeyPatch, processes: int, cpu: int, memory_gib: int
+) -> None:
+    """CPU and memory, requested and as limits, grow with the number of processes; the weights are counted once."""
+    monkeypatch.setenv("S2V_NPROC_PER_NODE", str(processes))
+    load_settings.cache_clear()
+    resources = rendered("render-clip", monkeypatch).spec.containers[0].resources
+    for amounts in (resources.requests, resources.limits):
+        assert parse_quantity(amounts["cpu"]) == cpu
+        assert parse_quantity(amounts["memory"]) == memory_gib * 2**30
+        assert amounts["nvidia.com/gpu"] == str(processes)
+        assert amounts["ephemeral-storage"] == "20Gi"
+
+
+def test_a_template_without_annotations_keeps_its_resources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the number of GPUs follows the processes; a template whose annotation is no quantity is refused."""
+    template = yaml.safe_load((Path(__file__).parents[2] / "config/pods/render_clip.yaml").read_text())
+    (tmp_path / "pods").mkdir()
+    (tmp_path / "presets.yaml").touch()
+    monkeypatch.setenv("S2V_CONFIG_DIR", str(tmp_path))
+    load_settings.cache_clear()
+    for annotations in ({}, {"s2v/memory-per-further-process": "plenty"}):
+        template["metadata"]["annotations"] = annotations
+        (tmp_path / "pods/render_clip.yaml").write_text(yaml.safe_dump(template))
+        if annotations:
+            with pytest.raises(ConfigurationError, match=r"memory-per-further-process.*'plenty'; expected a quantity"):
+                rendered("render-clip", monkeypatch)
+        else:
+            limits = rendered("render-clip", monkeypatch).spec.containers[0].resources.limits
+            assert (limits["cpu"], limits["memory"], limits["nvidia.com/gpu"]) == ("8", "64Gi", "4")
 
 
 def test_conditions_are_encoded_by_one_process_on_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -158,6 +158,7 @@ def _fit(template: dict[str, Any], home: Path) -> None:
     container["env"].append({"name": "PYTHONPATH", "value": "/mnt/hold-module:/mnt/sources:/mnt/packages"})
     container["env"].append({"name": "LD_LIBRARY_PATH", "value": "/mnt/python/lib"})
     container["env"].append({"name": "OMP_WAIT_POLICY", "value": "passive"})  # the processors are shared
+    template["metadata"].pop("annotations", None)  # further processes share what the pod has
     for amounts, processors in (("requests", "500m"), ("limits", "2")):
         container["resources"][amounts] = {"cpu": processors, "memory": "3Gi", "nvidia.com/gpu": "1"}
 

@@ -125,6 +125,23 @@ def test_of_short_pauses_the_longer_is_used(pauses: tuple[float, float], speech:
     assert [cut.pause_seconds for cut in found] == [pytest.approx(0.45, abs=0.02)]
 
 
+@pytest.mark.parametrize(("seconds_off", "seconds_of_pause"), [(14, 34.0), (20, 0.45)])
+def test_a_short_pause_costs_as_much_as_seventeen_seconds_off_the_best_place(
+    seconds_off: int, seconds_of_pause: float, speech: Any
+) -> None:
+    """Prefer a place in the end of a sentence to a breath, until it lies far from where the speech goes on."""
+    samples = speech((35, -20), (0.45, -70), (4.8, -20), (34, -70), (8, -20))
+    last_chain = 8.25 + seconds_off  # the shortest allowed: no cut lies later
+    found = cuts(samples, last_chain, 60)
+    assert [cut.pause_seconds for cut in found] == [pytest.approx(seconds_of_pause, abs=0.1)]
+
+
+def test_every_boundary_of_frames_in_a_pause_is_a_place_for_a_cut(speech: Any) -> None:
+    """Cut at the first boundary behind the start of the video too, where a pause opens it."""
+    found = cuts(speech((0.5, -70), (4, -20)), 1 / 16, 30)
+    assert [cut.frame for cut in found] == list(range(1, 9))
+
+
 def test_more_sentences_are_worth_more_than_longer_pauses(speech: Any) -> None:
     """Two short pauses are taken where a long one between them would leave no room for either."""
     samples = speech((8, -20), (0.6, -70), (3.5, -20), (2.0, -70), (3.5, -20), (0.6, -70), (8, -20))

@@ -10,7 +10,7 @@ WIDTH = 120
 # Words that the project does not use, each with its replacement in DESIGN: "metadata store", "drop folder" ...
 BANNED = re.compile(
     r"ledger|\bon record\b|\bdoors?\b|\b(the|whole|of) road\b|\bwish(es)?\b|\b(un)?told\b|\bheard\b"
-    r"|\b(KV|step) memory\b|\boutli(ves?|ved)\b",
+    r"|\b(KV|step) memory\b",
     re.IGNORECASE,
 )
 # A path in backticks: of a folder of the repository, or a file with a folder before its name.

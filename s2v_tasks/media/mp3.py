@@ -1,6 +1,7 @@
-"""The frames of an MP3 file: is all the sound there, and where does it lie between tags and padding?
+"""Parse the frames of an MP3 file: find lost frames, and the frames between tags and padding.
 
-A file may be several MP3 files one behind the other (`cat`): each part brings its own tags and its own Xing header.
+A file may be several concatenated MP3 files: each part has its own tags and its own Xing header. Libraries and ffprobe
+do not report lost frames: docs/adr/0018-own-code-instead-of-libraries.md.
 """
 
 import re
@@ -16,15 +17,15 @@ _BITRATES_MPEG2 = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
 _SAMPLE_RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}
 _HEADER = re.compile(rb"\xff[\xe2\xe3\xf2\xf3\xfa\xfb][\x10-\xef]")
 _ZEROS = re.compile(rb"\0*")
-# A tag, or more zeros than sound ends with.
+# A tag, or more zeros than audio ends with.
 _LATE_TAG = re.compile(rb"ID3[\x02-\x04]\0.[\0-\x7f]{4}|TAG|APETAGEX|\0{64}", re.DOTALL)
-MOST_TAG_BYTES = 16 * 1024**2
-_MOST_LATE_TAGS = 1000
+MAX_TAG_BYTES = 16 * 1024**2
+_MAX_LATE_TAGS = 1000
 _HEADER_BYTES = 4
-# An interrupted download can have its final size and zeros where sound should be; real padding is short.
-_MOST_PADDING_BYTES = 65536
-_MOST_BYTES_PER_SECOND = 40_000  # 320 kbit/s
-_MOST_FRAMES_PER_SECOND = 48_000 / 1152  # as many as 24,000 / 576
+# An interrupted download can have its final size, with zeros in place of audio; real padding is short.
+_MAX_PADDING_BYTES = 65536
+_MAX_BYTES_PER_SECOND = 40_000  # 320 kbit/s
+_MAX_FRAMES_PER_SECOND = 48_000 / 1152  # equal to 24,000 / 576
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,12 @@ class _Frame:
     start: int
     end: int
     kind: tuple[int, bool]
-    # Frames that a Xing/Info header in this frame announces (itself not counted); None: the frame is sound.
+    # Frames that a Xing/Info header in this frame announces (itself not counted); None: the frame holds audio.
     announced: int | None
 
 
 def mp3_problem(data: mmap) -> str | None:
-    """What shows that sound is missing or damaged, None if nothing does (or no layer III frames are found)."""
+    """Return the evidence that audio is missing or damaged; None if there is none, or no layer III frame."""
     frames = list(_frames(data))
     if not frames:
         return None
@@ -56,24 +57,24 @@ def mp3_problem(data: mmap) -> str | None:
         announced, num_frames = part[0].announced or 0, sum(frame.announced is None for frame in part)
         if num_frames < announced:
             return f"its header announces {announced} MP3 frames, {num_frames} are there"
-    if not announced and len(data) - end > _MOST_PADDING_BYTES and _after_tag(data, end) == end:
+    if not announced and len(data) - end > _MAX_PADDING_BYTES and _after_tag(data, end) == end:
         return f"its last {len(data) - end} bytes are no MP3 frames"
     return None
 
 
 def after_tags(data: mmap, position: int) -> int:
-    """Behind the tags and zeros that begin at `position`: all of them, or at least `MOST_TAG_BYTES`."""
+    """Return the end of the tags and zeros that begin at `position`. The search stops behind `MAX_TAG_BYTES`."""
     start = position
-    while position - start <= MOST_TAG_BYTES and (end := _after_zeros(data, _after_tag(data, position))) != position:
+    while position - start <= MAX_TAG_BYTES and (end := _after_zeros(data, _after_tag(data, position))) != position:
         position = end
     return position
 
 
 def before_tags(data: mmap, start: int, end: int) -> int:
-    """Where the tags and the zeros that reach up to `end` begin; some zeros stay, which may belong to the sound."""
-    position = max(start, end - MOST_TAG_BYTES)
-    for match in islice(_LATE_TAG.finditer(data, position, end), _MOST_LATE_TAGS):
-        if match.start() < position:  # in a row of tags that ended before
+    """Return where the tags and zeros that extend to `end` begin; up to 63 zeros count as audio."""
+    position = max(start, end - MAX_TAG_BYTES)
+    for match in islice(_LATE_TAG.finditer(data, position, end), _MAX_LATE_TAGS):
+        if match.start() < position:  # in a row of tags that was passed already
             continue
         position = after_tags(data, match.start())
         if position >= end:
@@ -82,21 +83,21 @@ def before_tags(data: mmap, start: int, end: int) -> int:
 
 
 def is_longer(data: mmap, seconds: float, tag_bytes: int) -> bool:
-    """Whether there are more frames than in so many seconds, or more bytes than they and their tags can have."""
-    if len(data) > seconds * _MOST_BYTES_PER_SECOND + tag_bytes:
+    """Return True if there are more frames than in `seconds`, or more bytes than these and their tags can have."""
+    if len(data) > seconds * _MAX_BYTES_PER_SECOND + tag_bytes:
         return True
-    most_frames = ceil(seconds * _MOST_FRAMES_PER_SECOND) + 1  # and a Xing header
-    return next(islice(_frames(data), most_frames, None), None) is not None
+    max_frames = ceil(seconds * _MAX_FRAMES_PER_SECOND) + 1  # and a Xing header
+    return next(islice(_frames(data), max_frames, None), None) is not None
 
 
 def mp3_without_junk(data: mmap) -> list[slice] | None:
-    """Pieces of the file with nothing behind or between its frames; None if it already has this form."""
+    """Return the pieces of the file without bytes behind and between its frames; None if there are no such bytes."""
     frames = list(_frames(data))
     if not frames:
         return None
-    # The Xing headers of joined files would be played as silence; the first one tells the encoder's delay.
-    sound = [slice(f.start, f.end) for f in frames if f.announced is None or f is frames[0]]
-    pieces = [slice(0, _after_tag(data, 0)), *sound]
+    # Xing headers of later files would be decoded as silence; the first one states the encoder's delay.
+    audio = [slice(f.start, f.end) for f in frames if f.announced is None or f is frames[0]]
+    pieces = [slice(0, _after_tag(data, 0)), *audio]
     return pieces if sum(piece.stop - piece.start for piece in pieces) < len(data) else None
 
 
@@ -105,12 +106,12 @@ def _frames(data: mmap) -> Iterator[_Frame]:
     while frame is not None:
         yield frame
         following = _frame_at(data, frame.end)
-        # Behind a gap, sound and junk can look like a header.
+        # Behind a gap, audio and other bytes can look like a header.
         frame = following if following and following.kind == frame.kind else _found_frame(data, frame.end)
 
 
 def _found_frame(data: mmap, position: int) -> _Frame | None:
-    """The first frame, from `position` on and behind tags, that another one of its kind follows."""
+    """Return the first frame, from `position` on and behind tags, that is followed by another one of its kind."""
     for match in _HEADER.finditer(data, after_tags(data, position)):
         frame = _frame_at(data, match.start())
         following = _frame_at(data, frame.end) if frame else None
@@ -128,7 +129,7 @@ def _frame_at(data: mmap, start: int) -> _Frame | None:
 
 
 def _frame_size(header: int) -> int:
-    """Bytes of the layer III frame with this 32-bit header, 0 if it is none."""
+    """Return the size in bytes of the layer III frame with this 32-bit header, 0 for other headers."""
     version, layer = header >> 19 & 3, header >> 17 & 3
     bitrate_index, rate_index, padding = header >> 12 & 15, header >> 10 & 3, header >> 9 & 1
     if header >> 21 != 0x7FF or version == 1 or layer != 1 or bitrate_index in {0, 15} or rate_index == 3:
@@ -146,7 +147,7 @@ def _announced(data: mmap, start: int) -> int | None:
 
 
 def _parts(frames: list[_Frame]) -> list[list[_Frame]]:
-    """The frames of each joined file, as far as Xing headers show where one begins."""
+    """Return the frames of each concatenated file, as far as Xing headers mark a beginning."""
     parts: list[list[_Frame]] = []
     for frame in frames:
         if not parts or frame.announced is not None:
@@ -156,7 +157,7 @@ def _parts(frames: list[_Frame]) -> list[list[_Frame]]:
 
 
 def _joint(data: mmap, before: _Frame, after: _Frame) -> bool:
-    """Do only tags and padding separate the two? Zeros alone, with no new file behind them, are lost sound."""
+    """Return True if only tags and padding separate the two. Zeros alone, before no new file, are lost audio."""
     if before.end == after.start:
         return True
     only_zeros = _after_zeros(data, before.end) == after.start
@@ -169,7 +170,7 @@ def _after_zeros(data: mmap, position: int) -> int:
 
 
 def _after_tag(data: mmap, position: int) -> int:
-    """Behind the ID3v2, ID3v1 or APE tag that begins at `position`, else `position`. Never behind the file."""
+    """Return the end of the ID3v2, ID3v1 or APE tag that begins at `position`, else `position`; at most the file's."""
     head, size = data[position : position + 32], 0
     if head[:3] == b"ID3" and len(head) >= 10:
         a, b, c, d = head[6:10]
@@ -177,6 +178,6 @@ def _after_tag(data: mmap, position: int) -> int:
     elif head[:3] == b"TAG":
         size = 128
     elif head[:8] == b"APETAGEX" and len(head) == 32:
-        # The size counts items and footer; at the position of a footer (no header flag) nothing follows it.
+        # The size counts items and footer. A footer (no header flag) is the last part of its tag.
         size = 32 + (int.from_bytes(head[12:16], "little") if head[23] & 0x20 else 0)
     return min(position + size, len(data))

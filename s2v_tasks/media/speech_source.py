@@ -16,12 +16,12 @@ import numpy as np
 
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.log import get_logger
-from s2v_tasks.media.boxes import lost_part
-from s2v_tasks.media.containers import container_format, missing_end, sound_formats, too_much, without_junk
+from s2v_tasks.media.audio_files import audio_formats, container_format, decodable_copy, missing_end, too_much
+from s2v_tasks.media.channel_mix import WINDOWS_PER_SECOND, Mix, Survey, choose_mix, movement_db, survey
+from s2v_tasks.media.container_structure import lost_part
 from s2v_tasks.media.ffmpeg import AUDIO_FORMATS, read_chunks, uploaded_input
-from s2v_tasks.media.gaps import Samples, Timeline, read_timeline, silence
-from s2v_tasks.media.mixing import WINDOWS_PER_SECOND, Mix, Survey, choose_mix, movement_db, survey
 from s2v_tasks.media.probe import Probe, Stream, probe
+from s2v_tasks.media.timestamps import Samples, Timeline, read_timeline, silence
 
 ACCEPTED = "WAV, MP3, FLAC, Ogg/Opus or M4A"
 # Containers that tell the length of the sound itself; in the others it is an estimate from the bit rate.
@@ -107,8 +107,8 @@ def open_speech(source: Path, scratch: Path, *, max_duration_seconds: float) -> 
         raise PermanentError(f"The speech {source.name} is empty (0 bytes): upload a {ACCEPTED} file.")
     format_name = _inspect(source, max_duration_seconds)
     with TemporaryDirectory(dir=scratch) as folder:
-        sound = without_junk(source, format_name, Path(folder), max_duration_seconds=max_duration_seconds)
-        found = _probe_speech(sound, sound_formats(sound) or format_name)
+        sound = decodable_copy(source, format_name, Path(folder), max_duration_seconds=max_duration_seconds)
+        found = _probe_speech(sound, audio_formats(sound) or format_name)
         track, surveyed, reason = _choose_track(sound, found)
         stream = found.sounds[track]
         _refuse_longer(source.name, stream.duration or Fraction(0), max_duration_seconds)
@@ -133,10 +133,10 @@ def open_speech(source: Path, scratch: Path, *, max_duration_seconds: float) -> 
 
 def _inspect(source: Path, max_duration_seconds: float) -> str:
     """ffprobe's name of the container, after the checks that need no decoding; PermanentError where one fails."""
-    formats = sound_formats(source)
+    formats = audio_formats(source)
     if formats is None:
         raise PermanentError(
-            f"The speech {source.name} is not a readable sound file (expected {ACCEPTED}): its first bytes are those "
+            f"The speech {source.name} is not a readable audio file (expected {ACCEPTED}): its first bytes are those "
             "of none."
         )
     _refuse_too_much(source, formats, max_duration_seconds)
@@ -165,7 +165,7 @@ def _probe_speech(source: Path, formats: str) -> Probe:
 
 
 def _reading(source: Path) -> str:
-    return f"The speech {source.name} is not a readable sound file (expected {ACCEPTED}): reading it"
+    return f"The speech {source.name} is not a readable audio file (expected {ACCEPTED}): reading it"
 
 
 def _choose_track(path: Path, found: Probe) -> tuple[int, Survey, str | None]:

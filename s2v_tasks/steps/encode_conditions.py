@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from s2v_tasks.engine.conditions import NEGATIVE_PROMPT, encode_conditions
 from s2v_tasks.engine.loading import snapshot_id
 from s2v_tasks.engine.worker import choose_device
-from s2v_tasks.media.audio import load_waveform
+from s2v_tasks.media.speech import load_waveform
 from s2v_tasks.metadata.attempts import CONDITIONS
 from s2v_tasks.runtime.attempts import await_earlier_attempt, metered
 from s2v_tasks.runtime.context import StepContext, tolerated

@@ -6,7 +6,7 @@ from typing import Any
 
 from s2v_tasks import log
 from s2v_tasks.errors import PermanentError
-from s2v_tasks.media.audio import load_waveform, normalise_speech
+from s2v_tasks.media.speech import load_waveform, normalise_speech
 from s2v_tasks.planning.budget import check_budget
 from s2v_tasks.planning.clips import turns
 from s2v_tasks.planning.planner import make_plan

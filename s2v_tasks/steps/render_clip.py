@@ -25,8 +25,8 @@ from s2v_tasks.engine.options import EngineOptions
 from s2v_tasks.engine.resume import Interrupted
 from s2v_tasks.engine.worker import Worker, open_worker
 from s2v_tasks.errors import PermanentError, TransientError
+from s2v_tasks.media.background import background_consumer
 from s2v_tasks.media.encode import encode_clip, encoder_build
-from s2v_tasks.media.relay import handed_over
 from s2v_tasks.metadata.attempts import rendering
 from s2v_tasks.rendering.order import Order, Renderer, frames_to_keep
 from s2v_tasks.rendering.progress import Progress, clip_facts
@@ -217,7 +217,7 @@ class _Leader:
         started = time.monotonic()
         try:
             progress = Progress(ctx, self._plan, clip, self._worker.peak_memory_bytes)
-            with handed_over(partial(_encode, clip, folder / "clip.mp4")) as take:
+            with background_consumer(partial(_encode, clip, folder / "clip.mp4")) as take:
                 motion = self._renderer.render(order, take, on_step=progress)
                 render_seconds = earlier_seconds + time.monotonic() - started
         except Interrupted as stop:

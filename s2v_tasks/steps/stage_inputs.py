@@ -10,9 +10,9 @@ from typing import Any
 
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.log import get_logger
-from s2v_tasks.media.audio import normalise_speech
 from s2v_tasks.media.image import normalise_image
 from s2v_tasks.media.pose import normalise_pose
+from s2v_tasks.media.speech import normalise_speech
 from s2v_tasks.metadata.jobs import Source
 from s2v_tasks.runtime.context import StepContext
 from s2v_tasks.runtime.inheritance import inherit_inputs, parent_request

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from s2v_tasks.errors import PermanentError, TransientError
-from s2v_tasks.media.concat import stitch
-from s2v_tasks.media.crossfade import crossfade
 from s2v_tasks.media.encode import encoder_build
+from s2v_tasks.media.stitch import crossfade, stitch
 from s2v_tasks.runtime.context import StepContext
 from s2v_tasks.schemas.manifest import Manifest, fingerprint
 from s2v_tasks.schemas.plan import ClipPlan, Plan

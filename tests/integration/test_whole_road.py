@@ -163,7 +163,7 @@ def test_speech_that_is_none_fails_the_run_once(
     job = found(ledger, "bad-speech")
     assert job.status == "failed"
     assert job.reason is not None
-    assert "not a readable sound file" in job.reason
+    assert "not a readable audio file" in job.reason
     assert len([event for event in job.events if event.event == "step_failed"]) == 1
     assert not store.exists(output_video_uri(stack, "bad-speech"))
     assert not (tmp_path / "out").exists()

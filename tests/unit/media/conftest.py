@@ -11,8 +11,8 @@ import pytest
 
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.media import ffmpeg
-from s2v_tasks.media.audio import normalise_speech
 from s2v_tasks.media.encode import Frames
+from s2v_tasks.media.speech import normalise_speech
 
 Samples = npt.NDArray[np.float64]
 

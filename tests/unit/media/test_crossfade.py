@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 
 from s2v_tasks.errors import PermanentError
-from s2v_tasks.media.concat import stitch
-from s2v_tasks.media.crossfade import crossfade, mix
+from s2v_tasks.media.decode import read_frames
 from s2v_tasks.media.encode import Frames, encode_clip
-from s2v_tasks.media.frames import read_frames
+from s2v_tasks.media.stitch import crossfade, mix, stitch
 
 Moving = Callable[..., Frames]
 

@@ -21,7 +21,7 @@ _READER = """
 import json, resource, sys, tempfile
 from pathlib import Path
 from s2v_tasks.errors import PermanentError
-from s2v_tasks.media.audio import normalise_speech
+from s2v_tasks.media.speech import normalise_speech
 from s2v_tasks.media.image import normalise_image
 from s2v_tasks.media.pose import normalise_pose
 
@@ -58,7 +58,7 @@ def png(width: int, height: int, *, colour: int = 2, extra: bytes = b"", pixels:
 def zeros_deflated(size_bytes: int) -> bytes:
     """At least so many zeros, in a hundredth of the bytes."""
     packer = zlib.compressobj(1)
-    return b"".join(packer.compress(bytes(1 << 20)) for _ in range((size_bytes >> 20) + 1)) + packer.flush()
+    return b"".concatenate(packer.compress(bytes(1 << 20)) for _ in range((size_bytes >> 20) + 1)) + packer.flush()
 
 
 def wav(*, channels: int = 1, sample_rate: int = 16_000, junk: bytes = b"", samples: bytes = bytes(64_000)) -> bytes:
@@ -100,13 +100,13 @@ def hostile(tmp_path_factory: pytest.TempPathFactory, listener: socket.socket) -
     good, wide_gamut = zlib.compress(bytes(64 * 193)), png_chunk(b"cICP", b"\x0c\x0d\0\1")
     contents = {
         "speech:playlist.mp3": (playlist, "first bytes are those of none"),
-        "speech:tagged-playlist.mp3": (b"ID3\4" + bytes(6) + playlist, "not a readable sound file"),
+        "speech:tagged-playlist.mp3": (b"ID3\4" + bytes(6) + playlist, "not a readable audio file"),
         "speech:concat.wav": (f"ffconcat version 1.0\nfile '{secret}'\n".encode(), "first bytes are those of none"),
         "speech:manifest.m4a": (mpd, "first bytes are those of none"),
         "speech:vector.flac": (svg, "first bytes are those of none"),
         "speech:64-channels.wav": (wav(channels=64), "has 64 channels"),
         "speech:2-gigahertz.wav": (wav(sample_rate=2**31 - 1), "2147483647 Hz"),
-        "speech:empty-chunks.wav": (wav(junk=bytes(1 << 20)), "no sound in its first 1000 chunks"),
+        "speech:empty-chunks.wav": (wav(junk=bytes(1 << 20)), "no audio data in its first 1000 chunks"),
         "speech:frames.mp3": (mp3(3_000_000), "holds more than 1200 s"),
         "speech:gaps.mp3": (mp3(200_000, b"JUNKJUNK"), "holds more than 1200 s"),
         "speech:tag.mp3": (b"ID3\4\0\0\x10\0\0\0" + bytes(1 << 25) + mp3(100), "bytes of tags"),

@@ -7,8 +7,7 @@ import pytest
 from PIL import Image
 
 from s2v_tasks.errors import PermanentError
-from s2v_tasks.media.image import normalise_image
-from s2v_tasks.media.image_format import other_format
+from s2v_tasks.media.image import normalise_image, other_format
 from tests.unit.media.pictures import encoded, exif, jpeg, photo, png, segment
 
 

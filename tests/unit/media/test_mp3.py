@@ -9,8 +9,8 @@ import numpy.typing as npt
 import pytest
 
 from s2v_tasks.media import mp3 as mp3_frames
-from s2v_tasks.media.audio import normalise_speech
 from s2v_tasks.media.mp3 import after_tags, before_tags
+from s2v_tasks.media.speech import normalise_speech
 
 Noise = Callable[..., npt.NDArray[np.float64]]
 WriteWav = Callable[..., Path]
@@ -157,7 +157,7 @@ def test_row_of_tags_is_gone_through_once(tag: bytes, monkeypatch: pytest.Monkey
 
 def test_tags_are_read_up_to_their_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who has gone through more of them than are allowed knows enough."""
-    monkeypatch.setattr(mp3_frames, "MOST_TAG_BYTES", 100)
+    monkeypatch.setattr(mp3_frames, "MAX_TAG_BYTES", 100)
     assert after_tags(mapped(SOUND + TAGS[0] * 40), len(SOUND)) == len(SOUND) + 110
     assert after_tags(mapped(SOUND + TAGS[0] * 10 + b"x"), len(SOUND)) == len(SOUND) + 100
 

@@ -15,9 +15,9 @@ from structlog.testing import capture_logs
 
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.media import ffmpeg
-from s2v_tasks.media.audio import SpeechInfo, load_waveform, normalise_speech
 from s2v_tasks.media.encode import Frames, encode_clip
 from s2v_tasks.media.mux import mux
+from s2v_tasks.media.speech import SpeechInfo, load_waveform, normalise_speech
 
 RATE = 48_000
 SECONDS = 4

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from s2v_tasks.media.containers import missing_end, without_junk
+from s2v_tasks.media.audio_files import decodable_copy, missing_end
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_sound_is_whole_where_only_metadata_is_cut(
     metadata = b"LIST\x0c\0\0\0INFOISFT\0\0\0\0"
     (tmp_path / "a.wav").write_bytes(data + metadata[:-lost_bytes])
     assert missing_end(tmp_path / "a.wav", "wav") is None
-    copy = without_junk(tmp_path / "a.wav", "wav", tmp_path, max_duration_seconds=9)
+    copy = decodable_copy(tmp_path / "a.wav", "wav", tmp_path, max_duration_seconds=9)
     assert copy.read_bytes() == data
 
 
@@ -74,8 +74,8 @@ def test_copy_is_never_larger_than_a_wav_can_be(
     source = write_wav(tmp_path / "source.wav", noise(800), 8000)
     data = source.read_bytes()
     source.write_bytes(data[:40] + bytes(4) + data[44:])
-    for limit, problem in ((1600, None), (1599, "it holds 1600 bytes of sound, more than a WAV can")):
-        monkeypatch.setattr("s2v_tasks.media.sounds._LARGEST_COPY_BYTES", limit)
+    for limit, problem in ((1600, None), (1599, "it holds 1600 bytes of audio, more than a WAV can")):
+        monkeypatch.setattr("s2v_tasks.media.wav_scan._MAX_COPY_BYTES", limit)
         assert missing_end(source, "wav") == problem
     source.write_bytes(data)
     assert missing_end(source, "wav") is None

@@ -10,9 +10,8 @@ import numpy.typing as npt
 import pytest
 
 from s2v_tasks.errors import PermanentError
-from s2v_tasks.media.audio import load_waveform, normalise_speech
-from s2v_tasks.media.containers import container_format, sound_formats, without_junk
-from s2v_tasks.media.joined import join
+from s2v_tasks.media.audio_files import audio_formats, concatenate, container_format, decodable_copy
+from s2v_tasks.media.speech import load_waveform, normalise_speech
 
 Noise = Callable[..., npt.NDArray[np.float64]]
 WriteWav = Callable[..., Path]
@@ -161,8 +160,8 @@ def test_single_file_is_not_copied(kind: str, tmp_path: Path, parts: Parts) -> N
 
 
 def _copy(source: Path, folder: Path) -> Path:
-    format_name = container_format(source, sound_formats(source) or "", doing="reading")
-    return without_junk(source, format_name, folder, max_duration_seconds=9)
+    format_name = container_format(source, audio_formats(source) or "", doing="reading")
+    return decodable_copy(source, format_name, folder, max_duration_seconds=9)
 
 
 def test_long_joined_files_are_decoded_only_to_the_bound(tmp_path: Path, parts: Parts, refusal: Refusal) -> None:
@@ -171,7 +170,7 @@ def test_long_joined_files_are_decoded_only_to_the_bound(tmp_path: Path, parts: 
     (tmp_path / "a.opus").write_bytes(one + one + one + two)
     assert "at most 0.75 s" in refusal(tmp_path / "a.opus", max_duration_seconds=0.75)
     files = [tmp_path / "0.opus", tmp_path / "1.opus", tmp_path / "0.opus"]
-    join(files, tmp_path / "joined.wav", max_duration_seconds=0.25)
+    concatenate(files, tmp_path / "joined.wav", max_duration_seconds=0.25)
     assert (
         normalise_speech(tmp_path / "joined.wav", tmp_path / "16k.wav", max_duration_seconds=9).duration_seconds == 1.25
     )

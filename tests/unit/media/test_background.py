@@ -5,13 +5,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from s2v_tasks.media.relay import MAX_WAITING, handed_over
+from s2v_tasks.media.background import MAX_WAITING, background_consumer
 
 
 def test_pieces_arrive_in_order_and_the_work_is_done_at_the_end() -> None:
     """All pieces, in the order in which they were given, and the block waits for the work on them."""
     seen: list[int] = []
-    with handed_over(seen.extend) as take:
+    with background_consumer(seen.extend) as take:
         for piece in range(20):
             take(piece)
     assert seen == list(range(20))
@@ -28,7 +28,7 @@ def test_few_pieces_wait() -> None:
             assert held.wait(30)
 
     def make() -> None:
-        with handed_over(use) as take:
+        with background_consumer(use) as take:
             for piece in range(10):
                 take(piece)
                 given.append(piece)
@@ -52,7 +52,7 @@ def test_an_error_of_the_user_reaches_the_maker() -> None:
                 raise ValueError("piece 3 is bad")
 
     def make(first: int, stop: int) -> None:
-        with handed_over(use) as take:
+        with background_consumer(use) as take:
             for piece in range(first, stop):
                 take(piece)
 
@@ -73,7 +73,7 @@ def test_a_maker_that_fails_is_heard_and_the_work_is_given_up() -> None:
             raise
 
     def make() -> None:
-        with handed_over(use) as take:
+        with background_consumer(use) as take:
             take(1)
             raise KeyError("gone")
 
@@ -85,7 +85,7 @@ def test_a_maker_that_fails_is_heard_and_the_work_is_given_up() -> None:
 def test_a_user_that_has_enough_holds_nobody_back() -> None:
     """Pieces that the user leaves are dropped."""
     seen: list[int] = []
-    with handed_over(lambda pieces: seen.append(next(pieces))) as take:
+    with background_consumer(lambda pieces: seen.append(next(pieces))) as take:
         for piece in range(50):
             take(piece)
     assert seen == [0]

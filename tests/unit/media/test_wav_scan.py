@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from s2v_tasks.media.audio import normalise_speech
-from s2v_tasks.media.containers import missing_end
-from s2v_tasks.media.sounds import sounds
+from s2v_tasks.media.audio_files import missing_end
+from s2v_tasks.media.speech import normalise_speech
+from s2v_tasks.media.wav_scan import find_audio
 
-Heard = Callable[[bytes], bytes | str]
+Found = Callable[[bytes], bytes | str]
 
 RATE = 8000
 PLACEHOLDERS = [0, 0xFFFFFFFF, 0x7FFFFFFF, 0x7FFFF000, 0x80000000, 2_000_000_000, 1_000_000_000, 0xFFFFFFFF - 36]
@@ -48,14 +48,14 @@ def old_riff(data: bytes, size: int = 36) -> bytes:
 
 
 @pytest.fixture
-def heard(tmp_path: Path) -> Heard:
+def found(tmp_path: Path) -> Found:
     """Gives all samples that are found in a file of these bytes, or what is wrong with it."""
 
     def find(data: bytes) -> bytes | str:
         (tmp_path / "a").write_bytes(data)
         with (tmp_path / "a").open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as mapped:
-            found = sounds(mapped)
-            return found if isinstance(found, str) else b"".join(mapped[s.start : s.end] for s in found)
+            audio = find_audio(mapped)
+            return audio if isinstance(audio, str) else b"".join(mapped[s.start : s.end] for s in audio)
 
     return find
 
@@ -66,30 +66,32 @@ LIST = chunk(b"LIST", b"INFOISFT" + struct.pack("<I", 4) + b"me!\0")
 
 @pytest.mark.parametrize("size", PLACEHOLDERS)
 @pytest.mark.parametrize("behind", [b"", LIST, LIST + chunk(b"id3 ", b"ID3\3" + bytes(9)), wav(TWO)])
-def test_size_that_cannot_be_true_is_unknown(size: int, behind: bytes, heard: Heard) -> None:
+def test_size_that_cannot_be_true_is_unknown(size: int, behind: bytes, found: Found) -> None:
     """The sound lasts to the end, to the metadata or to the next file, whatever placeholder stands there."""
     expected = ONE + (TWO if behind[:4] == b"RIFF" else b"")
-    assert heard(old_riff(wav(ONE, size=size, behind=behind))) == expected
+    assert found(old_riff(wav(ONE, size=size, behind=behind))) == expected
 
 
 @pytest.mark.parametrize("size", [len(ONE) + 1, len(ONE) + 2, 3 * len(ONE), 100_000_000, 999_999_999])
-def test_size_that_could_be_true_means_cut_off(size: int, heard: Heard) -> None:
+def test_size_that_could_be_true_means_cut_off(size: int, found: Found) -> None:
     """A file that lacks sound is refused with both numbers, unless its own size says that it is whole."""
-    expected = f"its header announces {size} bytes of sound, 1600 are there"
-    assert heard(old_riff(wav(ONE, size=size), size + 36)) == expected
-    assert heard(wav(ONE, size=size)) == ONE
+    expected = f"its header announces {size} bytes of audio, 1600 are there"
+    assert found(old_riff(wav(ONE, size=size), size + 36)) == expected
+    assert found(wav(ONE, size=size)) == ONE
 
 
 @pytest.mark.parametrize("lost_bytes", [*range(1, 50), 500, 1599, 1600])
-def test_every_cut_of_a_wav_is_found(lost_bytes: int, heard: Heard) -> None:
+def test_every_cut_of_a_wav_is_found(lost_bytes: int, found: Found) -> None:
     """One lost byte is enough; nothing but the header is no sound either."""
-    assert heard(wav(ONE)[:-lost_bytes]) == f"its header announces 1600 bytes of sound, {1600 - lost_bytes} are there"
+    assert found(wav(ONE)[:-lost_bytes]) == f"its header announces 1600 bytes of audio, {1600 - lost_bytes} are there"
 
 
 @pytest.mark.parametrize("num_bytes", [12, 15, 20, 30, 36, 40, 43])
-def test_cut_inside_the_header_is_said(num_bytes: int, heard: Heard) -> None:
-    """What ends before its sound is not called silence."""
-    assert any(words in heard(wav(ONE)[:num_bytes]) for words in ("before its sound", "so no sound", "are there"))  # type: ignore[operator]
+def test_cut_inside_the_header_is_said(num_bytes: int, found: Found) -> None:
+    """What ends before its audio data is not called silence."""
+    assert any(
+        words in found(wav(ONE)[:num_bytes]) for words in ("before its audio data", "so no audio data", "are there")
+    )  # type: ignore[operator]
 
 
 @pytest.mark.parametrize(
@@ -106,27 +108,27 @@ def test_cut_inside_the_header_is_said(num_bytes: int, heard: Heard) -> None:
         b"\0",
     ],
 )
-def test_metadata_and_padding_behind_the_sound_are_not_heard(behind: bytes, heard: Heard) -> None:
+def test_metadata_and_padding_behind_the_sound_are_not_heard(behind: bytes, found: Found) -> None:
     """Chunks known or unknown, tags and zeros add nothing, and odd sizes without padding lose nothing."""
-    assert heard(wav(ONE, behind=behind)) == ONE
-    assert heard(wav(ONE, behind=behind) + wav(TWO)) == ONE + TWO
+    assert found(wav(ONE, behind=behind)) == ONE
+    assert found(wav(ONE, behind=behind) + wav(TWO)) == ONE + TWO
 
 
 @pytest.mark.parametrize("name", [b"LIST", b"bext", b"iXML", b"_PMX", b"id3 ", b"ID3 ", b"cue ", b"smpl", b"PEAK"])
-def test_metadata_behind_sound_of_unknown_size_is_not_heard(name: bytes, heard: Heard) -> None:
+def test_metadata_behind_sound_of_unknown_size_is_not_heard(name: bytes, found: Found) -> None:
     """Every chunk that programs write there is known, and only if it reaches exactly to the end."""
     data = wav(ONE, size=0, behind=chunk(name, b"text of nine"))
-    assert heard(data) == ONE
-    assert heard(data + b"?") != ONE
+    assert found(data) == ONE
+    assert found(data + b"?") != ONE
 
 
 @pytest.mark.parametrize("size", [200, 202, 601, 1000])
-def test_header_of_an_earlier_moment_loses_nothing(size: int, heard: Heard) -> None:
+def test_header_of_an_earlier_moment_loses_nothing(size: int, found: Found) -> None:
     """Where more samples follow, they are heard up to the metadata or the next file behind them."""
     data = old_riff(wav(ONE, size=size), size + 36)
-    assert heard(data) == ONE
-    assert heard(data + LIST) == ONE
-    assert heard(data + wav(TWO) + wav(THREE)) == ONE + TWO + THREE
+    assert found(data) == ONE
+    assert found(data + LIST) == ONE
+    assert found(data + wav(TWO) + wav(THREE)) == ONE + TWO + THREE
 
 
 def _in(bits: int, codec: int) -> bytes:
@@ -139,28 +141,28 @@ def _in(bits: int, codec: int) -> bytes:
 
 @pytest.mark.parametrize(("bits", "codec"), [(16, 1), (24, 1), (32, 1), (32, 3), (64, 3)])
 @pytest.mark.parametrize("channels", [1, 2])
-def test_more_sound_and_anything_else_are_told_apart(bits: int, codec: int, channels: int, heard: Heard) -> None:
+def test_more_sound_and_anything_else_are_told_apart(bits: int, codec: int, channels: int, found: Found) -> None:
     """In each sample format samples behind the announced size are sound; text and random bytes are refused."""
     samples, size = _in(bits, codec), 40 * channels * bits // 8
     kind = {"bits": bits, "codec": codec, "channels": channels}
-    assert heard(old_riff(wav(samples, size=size, **kind))) == samples
+    assert found(old_riff(wav(samples, size=size, **kind))) == samples
     for other in (np.random.default_rng(5).bytes(3000), b"<html><body>Too many requests</body></html>" * 9):
-        expected = f"its header announces {len(samples)} bytes of sound, and the {len(other)} bytes behind them are"
-        assert str(heard(wav(samples, **kind) + other)).startswith(expected)
+        expected = f"its header announces {len(samples)} bytes of audio, and the {len(other)} bytes behind them are"
+        assert str(found(wav(samples, **kind) + other)).startswith(expected)
 
 
-def test_loud_sound_continues_loud_sound(heard: Heard) -> None:
+def test_loud_sound_continues_loud_sound(found: Found) -> None:
     """What is as loud as the sound before it is more of it, even at full scale."""
     loud = np.where(np.arange(1000) % 7 < 3, 32000, -32000).astype("<i2").tobytes()
-    assert heard(old_riff(wav(loud, size=500))) == loud
-    assert isinstance(heard(old_riff(wav(ONE)) + loud), str)
+    assert found(old_riff(wav(loud, size=500))) == loud
+    assert isinstance(found(old_riff(wav(ONE)) + loud), str)
 
 
 @pytest.mark.parametrize("codec", [1, 2, 6, 7, 0x11])
-def test_bytes_behind_samples_of_a_byte_are_refused(codec: int, heard: Heard) -> None:
+def test_bytes_behind_samples_of_a_byte_are_refused(codec: int, found: Found) -> None:
     """Samples of a codec, or of 8 bits, cannot be told from other bytes."""
     data = old_riff(wav(ONE, size=600, codec=codec, bits=8))
-    assert "600 bytes of sound, and the 1000 bytes behind them" in str(heard(data))
+    assert "600 bytes of audio, and the 1000 bytes behind them" in str(found(data))
 
 
 @pytest.mark.parametrize(
@@ -173,58 +175,60 @@ def test_bytes_behind_samples_of_a_byte_are_refused(codec: int, heard: Heard) ->
         bytes(80),
     ],
 )
-def test_odd_chunks_before_the_sound_are_passed(before: bytes, heard: Heard) -> None:
+def test_odd_chunks_before_the_sound_are_passed(before: bytes, found: Found) -> None:
     """A chunk of odd size is padded or not."""
-    assert heard(wav(ONE, before=before)) == ONE
+    assert found(wav(ONE, before=before)) == ONE
 
 
-def test_chunk_that_does_not_fit_is_named(heard: Heard) -> None:
+def test_chunk_that_does_not_fit_is_named(found: Found) -> None:
     """A LIST chunk with a wrong size hides the sound: which one, and how much is there."""
-    text = heard(wav(ONE, before=chunk(b"LIST", b"INFO", size=4_000_000_000)))
+    text = found(wav(ONE, before=chunk(b"LIST", b"INFO", size=4_000_000_000)))
     assert (
-        text == "its chunk 'LIST' at byte 36 announces 4000000000 bytes, 1612 are there, and no sound comes before it"
+        text == "its chunk 'LIST' at byte 36 announces 4000000000 bytes, 1612 are there, and no audio comes before it"
     )
 
 
-def test_sound_without_description_is_refused(heard: Heard) -> None:
+def test_sound_without_description_is_refused(found: Found) -> None:
     """Samples of unknown rate and size are not guessed."""
     good = wav(ONE)
-    assert "'fmt ' before its sound has 0 bytes" in str(heard(good[:12] + good[36:]))
-    assert "'fmt ' before its sound has 14 bytes" in str(heard(good[:12] + chunk(b"fmt ", good[20:34]) + good[36:]))
-    assert "no chunk 'data'" in str(heard(good[:36] + LIST))
-    assert "no chunk 'data'" in str(heard(good + good[:36] + LIST))
+    assert "'fmt ' before its audio data has 0 bytes" in str(found(good[:12] + good[36:]))
+    assert "'fmt ' before its audio data has 14 bytes" in str(
+        found(good[:12] + chunk(b"fmt ", good[20:34]) + good[36:])
+    )
+    assert "no chunk 'data'" in str(found(good[:36] + LIST))
+    assert "no chunk 'data'" in str(found(good + good[:36] + LIST))
 
 
-def test_number_of_chunks_is_bounded(heard: Heard) -> None:
+def test_number_of_chunks_is_bounded(found: Found) -> None:
     """A thousand chunks are looked at, in front of the sound and behind it."""
     few, many = chunk(b"JUNK", b"") * 900, chunk(b"JUNK", b"") * 1000
-    assert heard(wav(ONE, before=few, behind=LIST)) == ONE
-    assert "1000 chunks" in str(heard(wav(ONE, before=many)))
-    assert "1000 chunks" in str(heard(wav(ONE, behind=many)))
+    assert found(wav(ONE, before=few, behind=LIST)) == ONE
+    assert "1000 chunks" in str(found(wav(ONE, before=many)))
+    assert "1000 chunks" in str(found(wav(ONE, behind=many)))
 
 
 @pytest.mark.parametrize("between", [b"", b"\0", LIST, bytes(300), b"TAG" + bytes(125)])
-def test_joined_files_are_heard_completely(between: bytes, heard: Heard) -> None:
+def test_joined_files_are_heard_completely(between: bytes, found: Found) -> None:
     """Three files one behind the other are three sounds, whatever lies between them."""
-    assert heard(wav(ONE) + between + wav(TWO, channels=2, rate=44100) + between + wav(THREE)) == ONE + TWO + THREE
+    assert found(wav(ONE) + between + wav(TWO, channels=2, rate=44100) + between + wav(THREE)) == ONE + TWO + THREE
 
 
-def test_second_chunk_of_sound_is_heard(heard: Heard) -> None:
+def test_second_chunk_of_sound_is_heard(found: Found) -> None:
     """A recorder may begin a new data chunk in the same file."""
-    assert heard(wav(ONE, behind=LIST + chunk(b"data", TWO))) == ONE + TWO
+    assert found(wav(ONE, behind=LIST + chunk(b"data", TWO))) == ONE + TWO
 
 
 @pytest.mark.parametrize("lost_bytes", [1, 2, 600])
-def test_cut_in_joined_files_is_found(lost_bytes: int, heard: Heard) -> None:
+def test_cut_in_joined_files_is_found(lost_bytes: int, found: Found) -> None:
     """A lost end is found in the first file, where the next one begins too early, and in the last."""
-    expected = f"its header announces 1600 bytes of sound, {1600 - lost_bytes} are there"
-    assert heard(wav(ONE)[:-lost_bytes] + wav(TWO)) == expected
-    assert heard(wav(TWO) + wav(ONE)[:-lost_bytes]) == expected
+    expected = f"its header announces 1600 bytes of audio, {1600 - lost_bytes} are there"
+    assert found(wav(ONE)[:-lost_bytes] + wav(TWO)) == expected
+    assert found(wav(TWO) + wav(ONE)[:-lost_bytes]) == expected
 
 
-def test_header_made_for_joined_files_covers_them(heard: Heard) -> None:
+def test_header_made_for_joined_files_covers_them(found: Found) -> None:
     """The headers inside are no sound where the first one was corrected to the size of all."""
-    assert heard(wav(ONE, size=len(ONE + wav(TWO))) + wav(TWO)) == ONE + TWO
+    assert found(wav(ONE, size=len(ONE + wav(TWO))) + wav(TWO)) == ONE + TWO
 
 
 def rf64(name: bytes, size: int, wide_size: int) -> bytes:
@@ -233,14 +237,14 @@ def rf64(name: bytes, size: int, wide_size: int) -> bytes:
 
 
 @pytest.mark.parametrize("name", [b"RF64", b"BW64"])
-def test_wide_sizes_are_read(name: bytes, heard: Heard) -> None:
+def test_wide_sizes_are_read(name: bytes, found: Found) -> None:
     """In RF64 and BW64 the size stands in ds64, or it is unknown there, too."""
-    assert heard(rf64(name, 0xFFFFFFFF, len(ONE)) + LIST) == ONE
-    assert heard(rf64(name, len(ONE), 5) + LIST) == ONE
+    assert found(rf64(name, 0xFFFFFFFF, len(ONE)) + LIST) == ONE
+    assert found(rf64(name, len(ONE), 5) + LIST) == ONE
     for unknown in (0, 2**64 - 1, 2**63, 2_000_000_000):
-        assert heard(rf64(name, 0xFFFFFFFF, unknown) + LIST) == ONE
-    expected = "its header announces 1602 bytes of sound, 1600 are there"
-    assert heard(rf64(name, 0xFFFFFFFF, 1602)) == expected
+        assert found(rf64(name, 0xFFFFFFFF, unknown) + LIST) == ONE
+    expected = "its header announces 1602 bytes of audio, 1600 are there"
+    assert found(rf64(name, 0xFFFFFFFF, 1602)) == expected
 
 
 def w64(samples: bytes, size: int | None = None) -> bytes:
@@ -272,48 +276,48 @@ def caf(samples: bytes, size: int | None = None, codec: bytes = b"lpcm") -> byte
 
 
 @pytest.mark.parametrize("make", [w64, aiff, caf])
-def test_other_families_follow_the_same_rules(make: Callable[..., bytes], heard: Heard) -> None:
+def test_other_families_follow_the_same_rules(make: Callable[..., bytes], found: Found) -> None:
     """Wave64, AIFF and CAF are joined, read to their end, or refused with the numbers, as WAV is."""
-    assert heard(make(ONE)) == ONE
-    assert heard(make(ONE) + bytes(600)) == ONE
-    assert heard(make(ONE) + make(TWO) + make(THREE)) == ONE + TWO + THREE
-    assert heard(make(ONE)[:-8]) == "its header announces 1600 bytes of sound, 1592 are there"
-    assert heard(make(ONE)[:-8] + make(TWO)) == "its header announces 1600 bytes of sound, 1592 are there"
-    assert "and the 3000 bytes behind" in str(heard(make(ONE) + np.random.default_rng(5).bytes(3000)))
+    assert found(make(ONE)) == ONE
+    assert found(make(ONE) + bytes(600)) == ONE
+    assert found(make(ONE) + make(TWO) + make(THREE)) == ONE + TWO + THREE
+    assert found(make(ONE)[:-8]) == "its header announces 1600 bytes of audio, 1592 are there"
+    assert found(make(ONE)[:-8] + make(TWO)) == "its header announces 1600 bytes of audio, 1592 are there"
+    assert "and the 3000 bytes behind" in str(found(make(ONE) + np.random.default_rng(5).bytes(3000)))
 
 
 @pytest.mark.parametrize("size", [-24, 0, 2_000_000_000, 2**63 - 25])
-def test_unknown_size_of_a_wave64(size: int, heard: Heard) -> None:
+def test_unknown_size_of_a_wave64(size: int, found: Found) -> None:
     """A placeholder is unknown there, too."""
-    assert heard(w64(ONE, size)) == ONE
+    assert found(w64(ONE, size)) == ONE
 
 
 @pytest.mark.parametrize("size", [-5, -4, 0, 2_000_000_000])
-def test_unknown_size_of_a_caf(size: int, heard: Heard) -> None:
+def test_unknown_size_of_a_caf(size: int, found: Found) -> None:
     """-1 is the format's own placeholder."""
-    assert heard(caf(ONE, size)) == ONE
+    assert found(caf(ONE, size)) == ONE
 
 
 @pytest.mark.parametrize("size", [-8, 0, 0x7F000000, None])
 @pytest.mark.parametrize("frames", [0, 0x7F000000, 800])
-def test_unknown_size_of_an_aiff(size: int | None, frames: int, heard: Heard) -> None:
+def test_unknown_size_of_an_aiff(size: int | None, frames: int, found: Found) -> None:
     """One of its two sizes is enough, and none is needed."""
-    assert heard(aiff(ONE, size, frames)) == ONE
+    assert found(aiff(ONE, size, frames)) == ONE
 
 
-def test_sizes_of_an_aiff_that_announce_more_than_is_there(heard: Heard) -> None:
+def test_sizes_of_an_aiff_that_announce_more_than_is_there(found: Found) -> None:
     """The number of frames shows a cut, too."""
-    assert heard(aiff(ONE, frames=1000)) == "its header announces 2000 bytes of sound, 1600 are there"
+    assert found(aiff(ONE, frames=1000)) == "its header announces 2000 bytes of audio, 1600 are there"
     data = aiff(ONE, size=0, frames=1000)
-    assert heard(data[:4] + bytes(4) + data[8:]) == "its header announces 2000 bytes of sound, 1600 are there"
+    assert found(data[:4] + bytes(4) + data[8:]) == "its header announces 2000 bytes of audio, 1600 are there"
 
 
 @pytest.mark.parametrize("make", [aiff, caf])
-def test_compressed_sound_is_left_as_it_is_or_refused(make: Callable[..., bytes], heard: Heard) -> None:
+def test_compressed_sound_is_left_as_it_is_or_refused(make: Callable[..., bytes], found: Found) -> None:
     """Where nobody can write a new header, only a file that needs none is taken."""
-    assert heard(make(ONE, codec=b"ima4")) == ONE
-    assert heard(make(ONE, codec=b"ima4") + make(TWO, codec=b"ima4")) == "it is joined from 2 files"
-    assert heard(make(ONE, codec=b"ima4") + bytes(60)) == "its sizes contradict each other"
+    assert found(make(ONE, codec=b"ima4")) == ONE
+    assert found(make(ONE, codec=b"ima4") + make(TWO, codec=b"ima4")) == "it is joined from 2 files"
+    assert found(make(ONE, codec=b"ima4") + bytes(60)) == "its sizes contradict each other"
 
 
 def big_endian(samples: bytes) -> bytes:
@@ -355,15 +359,15 @@ def test_sound_with_wrong_sizes_is_the_same_speech(name: str, tmp_path: Path) ->
     assert (tmp_path / f"{name}.out").read_bytes() == (tmp_path / "plain.wav.out").read_bytes()
 
 
-def test_eight_bits_of_odd_length_are_joined(heard: Heard) -> None:
+def test_eight_bits_of_odd_length_are_joined(found: Found) -> None:
     """A file of 8-bit samples with an odd number of them is padded or not."""
     odd = bytes(range(100, 151))
     padded = wav(odd, bits=8)
-    assert heard(padded + padded[:-1] + padded + LIST) == odd * 3
-    assert heard(padded[:-1] + LIST) == odd
+    assert found(padded + padded[:-1] + padded + LIST) == odd * 3
+    assert found(padded[:-1] + LIST) == odd
 
 
-def test_random_headers_are_never_a_traceback(heard: Heard, tmp_path: Path) -> None:
+def test_random_headers_are_never_a_traceback(found: Found, tmp_path: Path) -> None:
     """Whatever stands in the sizes and names, sound is found in the file or one line says what is wrong."""
     rng = np.random.default_rng(11)
     files = [wav(ONE, behind=LIST), wav(ONE) + wav(TWO), rf64(b"RF64", 0xFFFFFFFF, 1600), w64(ONE), aiff(ONE), caf(ONE)]
@@ -376,18 +380,18 @@ def test_random_headers_are_never_a_traceback(heard: Heard, tmp_path: Path) -> N
         for file_format in ("wav", "caf"):
             (tmp_path / "b").write_bytes(data)
             assert "\n" not in (missing_end(tmp_path / "b", file_format) or "")
-        outcomes[type(heard(bytes(data)))] += 1
+        outcomes[type(found(bytes(data)))] += 1
     assert min(outcomes.values()) > 60
 
 
 @pytest.mark.parametrize("kind", [{"codec": 6, "bits": 8}, {"codec": 2, "bits": 8}, {}])
-def test_sound_of_unknown_size_need_not_look_like_speech(kind: dict[str, int], heard: Heard) -> None:
+def test_sound_of_unknown_size_need_not_look_like_speech(kind: dict[str, int], found: Found) -> None:
     """Where the size is 0 all that follows is the sound, compressed and loud as it may be."""
     loud = np.random.default_rng(4).bytes(2000)
-    assert heard(old_riff(wav(loud, size=0, **kind))) == loud
+    assert found(old_riff(wav(loud, size=0, **kind))) == loud
 
 
-def test_search_ends_behind_the_first_file_too_many(heard: Heard) -> None:
+def test_search_ends_behind_the_first_file_too_many(found: Found) -> None:
     """The 101st file is found, so that the speech is refused; there is no need to look further."""
-    assert heard(wav(ONE[:20]) * 101) == ONE[:20] * 101
-    assert heard(wav(ONE[:20]) * 103) == ONE[:20] * 101
+    assert found(wav(ONE[:20]) * 101) == ONE[:20] * 101
+    assert found(wav(ONE[:20]) * 103) == ONE[:20] * 101

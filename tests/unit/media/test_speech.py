@@ -12,8 +12,8 @@ import soundfile
 from structlog.testing import capture_logs
 
 from s2v_tasks.errors import PermanentError
-from s2v_tasks.media.audio import load_waveform, normalise_speech, rms_dbfs
-from s2v_tasks.media.mixing import Mix
+from s2v_tasks.media.channel_mix import Mix
+from s2v_tasks.media.speech import load_waveform, normalise_speech, rms_dbfs
 
 Noise = Callable[..., npt.NDArray[np.float64]]
 WriteWav = Callable[..., Path]
@@ -96,7 +96,7 @@ def test_text_named_wav_is_refused(
     """Text, playlists, concat scripts and drawings are no speech, whatever their name, and open no other file."""
     write_wav(tmp_path / "other.wav", noise(16000), 16000)
     (tmp_path / "a.wav").write_text(text)
-    assert "not a readable sound file" in refusal(tmp_path / "a.wav")
+    assert "not a readable audio file" in refusal(tmp_path / "a.wav")
 
 
 def test_empty_file_is_refused(tmp_path: Path, refusal: Refusal) -> None:

@@ -1,42 +1,85 @@
-"""Measuring a finished video by decoding every frame and every sample of it."""
+"""Decode videos of this system: frames as arrays, and measured facts of a finished video."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from math import log10, sqrt
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from s2v_tasks.errors import PermanentError
+from s2v_tasks.media.encode import Frames, to_rgb
 from s2v_tasks.media.ffmpeg import own_input, read_chunks
 from s2v_tasks.media.probe import Stream, probe
 from s2v_tasks.schemas.report import VideoFacts
 
-# Two frames show the same picture if no 16x16 block differs by more, in mean luma steps. A key frame redraws a frozen
-# picture with up to 1.5; a blink, a lip or a head that sways by a quarter pixel differ by 6 and more somewhere.
-# The mean over the whole frame cannot tell them apart: a key frame changes it more than a moving mouth does.
+# Two frames show the same picture if no 16x16 block differs by more, in mean luma steps. A key frame changes a frozen
+# picture by up to 1.5; a blink, a lip or a head that sways by a quarter pixel changes some block by 6 and more.
+# The mean over the whole frame does not separate them: a key frame changes it more than a moving mouth does.
 _STILL_BELOW = 3.0
 _BLOCK = 16
 _QUIETEST_DBFS = -120.0
 _AUDIO_CHUNK_BYTES = 1 << 20
 
 
-def measure(path: Path) -> VideoFacts:
-    """Facts of a video; damage inside it is reported in `decode_errors`, what lies behind it is not measured.
+def video_stream(path: Path) -> Stream:
+    """Return the video stream of a file; PermanentError if it has none."""
+    found = probe(path, doing=f"reading {path.name}", error=PermanentError).video
+    if found is None:
+        raise PermanentError(f"{path.name} has no video stream: make it again.")
+    return found
 
-    Raises PermanentError if the file cannot be opened or has no video stream.
+
+def iter_rgb(path: Path, *, start_frame: int = 0, end_frame: int | None = None, height: int = 0) -> Iterator[Frames]:
+    """Yield RGB frames u8 `[H,W,3]` of [start_frame, end_frame), scaled to `height` if one is given.
+
+    Raises PermanentError if the video is damaged before `end_frame`; a shorter video yields fewer frames.
+    """
+    stream = video_stream(path)
+    height = height or stream.height
+    width = stream.width * height // stream.height
+    # Half a frame early: the first frame that is decoded from there is the wanted one, in spite of rounding.
+    seek = {"ss": float((start_frame - Fraction(1, 2)) / stream.r_frame_rate)} if start_frame else {}
+    selected: Any = own_input(path, **seek).video
+    if end_frame is not None:
+        selected = selected.filter("trim", end_frame=end_frame - start_frame)
+    raw = to_rgb(selected, width=width, height=height).output(
+        "pipe:1", format="rawvideo", pix_fmt="rgb24", fps_mode="passthrough"
+    )
+    size_bytes = width * height * 3
+    for chunk in read_chunks(raw, size_bytes, doing=f"decoding {path.name}", error=PermanentError):
+        if len(chunk) < size_bytes:
+            raise PermanentError(f"Decoding {path.name} ended inside a frame: make it again.")
+        yield np.frombuffer(chunk, dtype=np.uint8).reshape(height, width, 3)
+
+
+def read_frames(path: Path, *, start_frame: int, end_frame: int) -> Frames:
+    """Return frames `[n,H,W,3]` u8 RGB of [start_frame, end_frame); n is smaller if the video ends earlier."""
+    frames = list(iter_rgb(path, start_frame=start_frame, end_frame=end_frame))
+    if not frames:
+        stream = video_stream(path)
+        return np.empty((0, stream.height, stream.width, 3), dtype=np.uint8)
+    return np.stack(frames)
+
+
+def measure(path: Path) -> VideoFacts:
+    """Measure a finished video by decoding every frame and every sample.
+
+    Damage is reported in `decode_errors`; the rest of that stream is not measured. Raises PermanentError if the file
+    cannot be opened or has no video stream.
     """
     found = probe(path, doing=f"reading {path.name}", error=PermanentError)
     stream = found.video
     if stream is None:
         raise PermanentError(f"{path.name} has no video stream: assemble it again.")
     errors: list[str] = []
-    picture, sound = _Picture(), _Sound()
-    _drain(lambda: _measure_picture(path, stream, picture), errors)
+    picture, audio = _Picture(), _Audio()
+    _run(lambda: _measure_picture(path, stream, picture), errors)
     if found.audio is not None:
-        _drain(lambda: _measure_sound(path, sound), errors)
+        _run(lambda: _measure_audio(path, audio), errors)
     return VideoFacts(
         size_bytes=path.stat().st_size,
         streams=tuple(s.codec_type for s in found.streams),
@@ -50,7 +93,7 @@ def measure(path: Path) -> VideoFacts:
         video_start_seconds=stream.start_time or Fraction(0),
         video_duration_seconds=stream.duration or Fraction(0),
         **_picture_facts(picture),
-        **_sound_facts(found.audio, sound),
+        **_audio_facts(found.audio, audio),
         decode_errors=tuple(errors),
     )
 
@@ -69,7 +112,7 @@ class _Picture:
 
 
 @dataclass
-class _Sound:
+class _Audio:
     """Running sums over the samples."""
 
     num_values: int = 0
@@ -77,15 +120,15 @@ class _Sound:
     peak: float = 0.0
 
 
-def _drain(measuring: Callable[[], None], errors: list[str]) -> None:
+def _run(measurement: Callable[[], None], errors: list[str]) -> None:
     try:
-        measuring()
+        measurement()
     except PermanentError as error:
         errors.append(str(error))
 
 
 def _measure_picture(path: Path, stream: Stream, picture: _Picture) -> None:
-    # Compared with the first frame of the run, not the frame before: slow motion adds up.
+    # Compared with the first frame of the run, so that slow motion adds up.
     run_start: npt.NDArray[np.int16] | None = None
     for luma in _luma_frames(path, stream):
         mean, std = float(luma.mean()), float(luma.std())
@@ -108,23 +151,23 @@ def _largest_block_difference(one: npt.NDArray[np.int16], other: npt.NDArray[np.
 
 
 def _luma_frames(path: Path, stream: Stream) -> Iterator[npt.NDArray[np.int16]]:
-    # The stored plane (16-235) itself: how ffmpeg converts to grey differs between its versions.
+    # The stored plane (16-235) itself: versions of ffmpeg convert to grey in different ways.
     plane = own_input(path).video.filter("extractplanes", "y")
     raw = plane.output("pipe:1", format="rawvideo", pix_fmt="gray", fps_mode="passthrough")
     size_bytes = stream.width * stream.height
     for chunk in read_chunks(raw, size_bytes, doing=f"decoding the picture of {path.name}", error=PermanentError):
-        if len(chunk) == size_bytes:  # else decoding ended inside a frame, and the error follows
+        if len(chunk) == size_bytes:  # a shorter one is followed by the error of the decoder
             yield np.frombuffer(chunk, dtype=np.uint8).reshape(stream.height, stream.width).astype(np.int16)
 
 
-def _measure_sound(path: Path, sound: _Sound) -> None:
+def _measure_audio(path: Path, audio: _Audio) -> None:
     raw = own_input(path).audio.output("pipe:1", format="f32le", acodec="pcm_f32le")
     doing = f"decoding the sound of {path.name}"
     for chunk in read_chunks(raw, _AUDIO_CHUNK_BYTES, doing=doing, error=PermanentError):
         values = np.frombuffer(chunk, dtype=np.float32).astype(np.float64)
-        sound.num_values += values.size
-        sound.square_sum += float(np.square(values).sum())
-        sound.peak = max(sound.peak, float(np.abs(values).max()))
+        audio.num_values += values.size
+        audio.square_sum += float(np.square(values).sum())
+        audio.peak = max(audio.peak, float(np.abs(values).max()))
 
 
 def _picture_facts(picture: _Picture) -> dict[str, float | int]:
@@ -138,7 +181,7 @@ def _picture_facts(picture: _Picture) -> dict[str, float | int]:
     }
 
 
-def _sound_facts(stream: Stream | None, sound: _Sound) -> dict[str, str | int | float | Fraction | None]:
+def _audio_facts(stream: Stream | None, audio: _Audio) -> dict[str, str | int | float | Fraction | None]:
     if stream is None:
         names = ("codec", "sample_rate", "channels", "start_seconds", "duration_seconds", "rms_dbfs", "peak_dbfs")
         return {f"audio_{name}": None for name in names}
@@ -148,8 +191,8 @@ def _sound_facts(stream: Stream | None, sound: _Sound) -> dict[str, str | int | 
         "audio_channels": stream.channels,
         "audio_start_seconds": stream.start_time or Fraction(0),
         "audio_duration_seconds": stream.duration or Fraction(0),
-        "audio_rms_dbfs": _dbfs(sqrt(sound.square_sum / max(1, sound.num_values))),
-        "audio_peak_dbfs": _dbfs(sound.peak),
+        "audio_rms_dbfs": _dbfs(sqrt(audio.square_sum / max(1, audio.num_values))),
+        "audio_peak_dbfs": _dbfs(audio.peak),
     }
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from s2v_tasks.media.mixing import Mix, Survey, choose_mix, movement_db, survey
+from s2v_tasks.media.channel_mix import Mix, Survey, choose_mix, movement_db, survey
 
 RATE = 8000
 Signal = npt.NDArray[np.float32]

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from s2v_tasks.media import boxes
-from s2v_tasks.media.boxes import lost_part
+from s2v_tasks.media import container_structure
+from s2v_tasks.media.container_structure import lost_part
 
 
 def _box(name: bytes, size: int, announced: int | None = None, *, long: bool = False) -> bytes:
@@ -116,18 +116,18 @@ def test_page_marks_inside_sound_are_no_pages(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("format_name", "limit", "data", "parts"),
     [
-        ("mov", "MOST_BOXES", _box(b"free", 8) * 12 + _box(b"mdat", 40, 41), "boxes"),
-        ("matroska", "_MOST_PARTS", HEAD + _element(0x18538067, b"\xec\x80" * 13), "elements"),
-        ("ogg", "_MOST_PARTS", b"".join(_page(k) for k in [*range(12), 13]), "pages"),
+        ("mov", "_MAX_BOXES", _box(b"free", 8) * 12 + _box(b"mdat", 40, 41), "boxes"),
+        ("matroska", "_MAX_PARTS", HEAD + _element(0x18538067, b"\xec\x80" * 13), "elements"),
+        ("ogg", "_MAX_PARTS", b"".join(_page(k) for k in [*range(12), 13]), "pages"),
     ],
 )
 def test_number_of_parts_is_bounded(
     format_name: str, limit: str, data: bytes, parts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is not looked at could be lost, and costs every reader its time."""
-    monkeypatch.setattr(boxes, limit, 12)
+    monkeypatch.setattr(container_structure, limit, 12)
     assert _problem(tmp_path, data, format_name) == f"it is in more than 12 {parts}"
-    monkeypatch.setattr(boxes, limit, 14)
+    monkeypatch.setattr(container_structure, limit, 14)
     assert "more than" not in str(_problem(tmp_path, data, format_name))
 
 

@@ -1,0 +1,155 @@
+"""Concatenate clips by stream copy, with optional cross-fades at the seams (docs/adr/0007-cuts-and-crossfades.md).
+
+Only the frames of a cross-fade are encoded again; all others are copied.
+"""
+
+import tempfile
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+
+from s2v_tasks.errors import PermanentError, TransientError
+from s2v_tasks.media.decode import read_frames
+from s2v_tasks.media.encode import Frames, check_profile, encode_clip, mp4_options
+from s2v_tasks.media.ffmpeg import capture, file_url, own_input, read_chunks, run, tool_path
+from s2v_tasks.media.probe import Stream, probe
+
+_FFPROBE_OPTIONS = ("-hide_banner", "-loglevel", "error", "-protocol_whitelist", "file", "-select_streams", "v:0")
+
+
+def stitch(clips: Sequence[Path], output: Path, expected_frames: int, *, compare_frames: bool = False) -> None:
+    """Concatenate `clips` in order by stream copy: every frame, bit for bit, at uniform times.
+
+    Clips of several encoders need `compare_frames`: the output is decoded and compared with the decoded clips.
+    Raises PermanentError if there is no clip, if their streams differ or if they decode to other frames when joined,
+    TransientError if the output has not exactly `expected_frames` frames.
+    """
+    if not clips:
+        raise PermanentError("There are no clips to stitch: render them first.")
+    streams = [_stream(clip) for clip in clips]
+    for clip, stream in zip(clips[1:], streams[1:], strict=True):
+        if _profile(stream) != _profile(streams[0]):
+            raise PermanentError(
+                f"{clip.name} is {_profile(stream)}, but {clips[0].name} is {_profile(streams[0])}: "
+                "clips of one video need one encoding profile; render the odd one again."
+            )
+    with tempfile.TemporaryDirectory(dir=output.parent) as scratch:
+        script = Path(scratch) / "clips.txt"
+        script.write_text("ffconcat version 1.0\n" + "".join(_entry(clip) for clip in clips))
+        joined = own_input(script, format="concat", safe=0).video
+        run(joined.output(file_url(output), vcodec="copy", **mp4_options()), doing="stitching", error=TransientError)
+    fps = streams[0].r_frame_rate
+    check_profile(output, width=streams[0].width, height=streams[0].height, fps=int(fps), num_frames=expected_frames)
+    _check_times(output, fps, expected_frames)
+    if compare_frames:
+        _check_frames(output, clips)
+
+
+def crossfade(before: Path, after: Path, num_frames: int, folder: Path) -> tuple[Path, Path, Path]:
+    """Write three files to `folder`, to be stitched in order: `before` without its end, the fade, the rest of `after`.
+
+    The last `num_frames` frames of `before` fade into the first ones of `after`, whose frame `num_frames` is a key
+    frame. Raises PermanentError for clips that are shorter or have no key frame there.
+    """
+    kept, fading = _num_frames(before) - num_frames, _num_frames(after)
+    if kept < 1 or fading <= num_frames:
+        raise PermanentError(
+            f"{before.name} has {kept + num_frames} frames and {after.name} {fading}: expected more than the "
+            f"{num_frames} of their cross-fade; plan and render them again."
+        )
+    _check_key_frame(after, num_frames)
+    mixed = mix(
+        read_frames(before, start_frame=kept, end_frame=kept + num_frames),
+        read_frames(after, start_frame=0, end_frame=num_frames),
+    )
+    fps = int(_stream(after).r_frame_rate)
+    head, middle, rest = (folder / f"{after.stem}_{part}.mp4" for part in ("before", "mixed", "after"))
+    encode_clip(mixed, middle, fps=fps)
+    _copy(before, head, num_frames=kept)
+    _copy(after, rest, num_frames=fading - num_frames, from_seconds=num_frames / fps)
+    return head, middle, rest
+
+
+def mix(before: Frames, after: Frames) -> Frames:
+    """Return frames `[n,H,W,3]` that fade from `before` to `after` in n even steps; each shows both."""
+    weights = (np.arange(len(after), dtype=np.float32) + 1) / (len(after) + 1)
+    weights = weights[:, None, None, None]
+    return np.rint(before * (1 - weights) + after * weights).astype(np.uint8)
+
+
+def _copy(clip: Path, output: Path, *, num_frames: int, from_seconds: float = 0.0) -> None:
+    """Copy the packets of `num_frames` frames, from the key frame at `from_seconds` on."""
+    source = own_input(clip, ss=from_seconds) if from_seconds else own_input(clip)
+    copied = source.video.output(file_url(output), vcodec="copy", **{"frames:v": num_frames}, **mp4_options())
+    run(copied, doing=f"cutting {clip.name}", error=TransientError)
+    stream = _stream(clip)
+    check_profile(output, width=stream.width, height=stream.height, fps=int(stream.r_frame_rate), num_frames=num_frames)
+
+
+def _stream(clip: Path) -> Stream:
+    found = probe(clip, doing=f"reading {clip}", error=PermanentError).video
+    if found is None:
+        raise PermanentError(f"{clip} has no video stream: render that clip again.")
+    return found
+
+
+def _num_frames(clip: Path) -> int:
+    found = probe(clip, doing=f"reading {clip.name}", error=PermanentError, count_packets=True).video
+    if found is None:
+        raise PermanentError(f"{clip.name} has no video stream: render that clip again.")
+    return found.nb_read_packets
+
+
+def _profile(stream: Stream) -> tuple[str, str, int, int, str, str, str]:
+    """Return the properties that must be equal for a stream copy; the hash covers the H.264 headers."""
+    rate = f"{stream.r_frame_rate} fps"
+    extra = stream.extradata_hash
+    return stream.codec_name, stream.pix_fmt, stream.width, stream.height, rate, stream.color_space, extra
+
+
+def _entry(clip: Path) -> str:
+    quoted = str(clip.resolve()).replace("'", r"'\''")
+    return f"file 'file:{quoted}'\n"
+
+
+def _check_key_frame(clip: Path, frame: int) -> None:
+    """Raise PermanentError unless `frame` is a key frame: a copy from another frame on shows wrong frames, or none."""
+    command = [tool_path("ffprobe"), *_FFPROBE_OPTIONS, "-read_intervals", f"%+#{frame + 1}"]
+    command += ["-show_entries", "packet=flags", "-of", "csv=p=0", file_url(clip)]
+    flags = capture(command, doing=f"reading {clip.name}", error=PermanentError)
+    if not flags.decode().split()[frame].startswith("K"):
+        raise PermanentError(
+            f"Frame {frame} of {clip.name} is no key frame: expected one behind its cross-fade; render the clip again."
+        )
+
+
+def _check_frames(output: Path, clips: Sequence[Path]) -> None:
+    joined = iter(_frame_digests(output))
+    for clip in clips:
+        for index, digest in enumerate(_frame_digests(clip)):
+            if next(joined, None) != digest:
+                raise PermanentError(
+                    f"Frame {index} of {clip.name} is another one in {output.name}: expected clips whose encoders fit "
+                    "together; render them again by one encoder."
+                )
+
+
+def _frame_digests(video: Path) -> list[bytes]:
+    """Return the digest of each decoded frame."""
+    listing = own_input(video).video.output("pipe:1", format="framemd5")
+    chunks = read_chunks(listing, 2**16, doing=f"decoding {video.name}", error=PermanentError)
+    return [line.split(b",")[-1] for line in b"".join(chunks).splitlines() if not line.startswith(b"#")]
+
+
+def _check_times(path: Path, fps: Fraction, num_frames: int) -> None:
+    command = [tool_path("ffprobe"), *_FFPROBE_OPTIONS, "-show_entries", "packet=pts_time", "-of", "csv=p=0"]
+    times = capture([*command, file_url(path)], doing=f"checking {path.name}", error=TransientError).decode().split()
+    for index, time in enumerate(times):
+        if abs(Fraction(time.rstrip(",")) - index / fps) > Fraction(1, 100_000):
+            raise TransientError(
+                f"Frame {index} of {path.name} is at {time} s, expected {float(index / fps):.6f} s: stitch again."
+            )
+    if len(times) != num_frames:
+        raise TransientError(f"{path.name} has {len(times)} frames, expected {num_frames}: stitch again.")

@@ -27,12 +27,13 @@ from airflow.sdk import DAG, Param
 from s2v_tasks.orchestration.doors import BatchSensor, CommandOperator
 from s2v_tasks.orchestration.notifiers import failure_notifiers
 from s2v_tasks.orchestration.retries import retries
+from s2v_tasks.schemas.steps import BATCH_DAG
 from s2v_tasks.settings import load_settings
 
 settings = load_settings()
 
 with DAG(
-    "s2v_batch",
+    BATCH_DAG,
     doc_md=__doc__,
     schedule=settings.batch_schedule,
     catchup=False,

@@ -35,9 +35,10 @@ from airflow.sdk import DAG
 from s2v_tasks.orchestration.doors import CommandOperator, StartJobsOperator
 from s2v_tasks.orchestration.drop_events import drop_schedule
 from s2v_tasks.orchestration.notifiers import failure_notifiers
+from s2v_tasks.schemas.steps import DROP_FOLDER_DAG
 
 with DAG(
-    "s2v_drop_folder",
+    DROP_FOLDER_DAG,
     doc_md=__doc__,
     schedule=drop_schedule(),
     catchup=False,

@@ -25,9 +25,10 @@ from airflow.sdk import DAG, Param
 
 from s2v_tasks.orchestration.notifiers import failure_notifiers
 from s2v_tasks.orchestration.upkeep import HousekeepingOperator
+from s2v_tasks.schemas.steps import HOUSEKEEPING_DAG
 
 with DAG(
-    "s2v_housekeeping",
+    HOUSEKEEPING_DAG,
     description="Delete what nobody needs any more, close what nobody works on, compare S3 and PostgreSQL.",
     doc_md=__doc__,
     schedule="17 3 * * *",

@@ -13,11 +13,12 @@ from airflow.sdk import dag
 
 from s2v_tasks.orchestration.doors import CommandOperator
 from s2v_tasks.orchestration.notifiers import failure_notifiers
+from s2v_tasks.schemas.steps import NOTIFICATIONS_DAG
 from s2v_tasks.settings import load_settings
 
 
 @dag(
-    dag_id="s2v_notifications",
+    dag_id=NOTIFICATIONS_DAG,
     description="Messages that did not reach their webhook at once.",
     doc_md=__doc__,
     schedule="*/5 * * * *" if load_settings().webhook_secret else None,

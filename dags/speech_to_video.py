@@ -53,13 +53,14 @@ from s2v_tasks.orchestration.chain import ClipTurnSensor
 from s2v_tasks.orchestration.execution import step_task
 from s2v_tasks.orchestration.notifiers import failure_notifiers
 from s2v_tasks.orchestration.params import form_params
+from s2v_tasks.schemas import steps
 from s2v_tasks.settings import load_settings
 
 CLIP_LABEL = "{{ task.clip['label'] }}"
 
 
 @dag(
-    dag_id="speech_to_video",
+    dag_id=steps.JOB_DAG,
     description="Reference image + speech + prompt → talking video, clip by clip.",
     doc_md=__doc__,
     schedule=None,
@@ -71,23 +72,25 @@ CLIP_LABEL = "{{ task.clip['label'] }}"
 )
 def speech_to_video() -> None:
     """The road of a job; see the manual above."""
-    stage_inputs = step_task("stage-inputs")
-    plan_clips = step_task("plan-clips", result_key="clips")
-    encode_conditions = step_task("encode-conditions")
+    stage_inputs = step_task(steps.STAGE_INPUTS)
+    plan_clips = step_task(steps.PLAN_CLIPS, result_key="clips")
+    encode_conditions = step_task(steps.ENCODE_CONDITIONS)
 
-    @task_group(group_id="clip")
+    @task_group(group_id=steps.CLIP_GROUP)
     def render_in_turn(clip: dict[str, Any]) -> None:
-        wait = ClipTurnSensor(task_id="wait", clip=clip, render_task_id="clip.render", map_index_template=CLIP_LABEL)
-        render = step_task("render-clip", task_id="render", clip=clip, map_index_template=CLIP_LABEL)
+        wait = ClipTurnSensor(
+            task_id=steps.WAIT_TASK, clip=clip, render_task_id=steps.CLIP_RENDER_TASK, map_index_template=CLIP_LABEL
+        )
+        render = step_task(steps.RENDER_CLIP, task_id=steps.RENDER_TASK, clip=clip, map_index_template=CLIP_LABEL)
         wait >> render
 
     clips = render_in_turn.expand(clip=plan_clips.output)
-    stitch = step_task("stitch")
-    mux_audio = step_task("mux-audio")
-    validate = step_task("validate")
-    publish = step_task("publish", outlets=[Asset(name="talking_videos", uri=load_settings().output_uri)])
+    stitch = step_task(steps.STITCH)
+    mux_audio = step_task(steps.MUX_AUDIO)
+    validate = step_task(steps.VALIDATE)
+    publish = step_task(steps.PUBLISH, outlets=[Asset(name="talking_videos", uri=load_settings().output_uri)])
     # A teardown runs whatever happened, also after a run was cancelled.
-    close_job = step_task("close-job").as_teardown(on_failure_fail_dagrun=True)
+    close_job = step_task(steps.CLOSE_JOB).as_teardown(on_failure_fail_dagrun=True)
 
     stage_inputs >> plan_clips >> encode_conditions >> clips >> stitch >> mux_audio >> validate >> publish
     # When a clip has failed, `publish` is given up at once; clips of other chains are still being rendered.

@@ -8,10 +8,10 @@ from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
 from s2v_tasks.errors import ConfigurationError, PermanentError, TransientError
+from s2v_tasks.schemas.steps import JOB_DAG
 from s2v_tasks.settings import Settings
 
-DAG_ID = "speech_to_video"
-_DAG_PATH = f"/api/v2/dags/{DAG_ID}"
+_DAG_PATH = f"/api/v2/dags/{JOB_DAG}"
 _TIMEOUT_SECONDS = 30.0
 _PAGE = 100
 
@@ -52,7 +52,7 @@ class AirflowApi:
         body = {"dag_run_id": run_id, "logical_date": None, "conf": conf}
         status, answer = self._call("POST", self._path(), body)
         if status == 404:
-            raise ConfigurationError(f"Airflow at {self.url} has no DAG {DAG_ID!r}: give it the folder dags/.")
+            raise ConfigurationError(f"Airflow at {self.url} has no DAG {JOB_DAG!r}: give it the folder dags/.")
         if status in {400, 422}:
             sentence = str(answer.get("detail", answer)).partition("\n")[0]  # without the schema that Airflow adds
             raise PermanentError(f"Airflow refuses the request: {sentence}")

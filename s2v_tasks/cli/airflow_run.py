@@ -5,13 +5,15 @@ from dataclasses import dataclass
 
 import typer
 
-from s2v_tasks.cli.airflow_api import DAG_ID, AirflowApi
+from s2v_tasks.cli.airflow_api import AirflowApi
 from s2v_tasks.errors import JobTakenError, TransientError
 from s2v_tasks.metadata.records import JobRecord
+from s2v_tasks.schemas.events import JobEvent
+from s2v_tasks.schemas.steps import JOB_DAG
 from s2v_tasks.settings import load_settings
 
 HOW_TO_UNPAUSE = (
-    f"the DAG {DAG_ID} is paused in Airflow, where new DAGs begin paused: nothing starts until it is unpaused, by its "
+    f"the DAG {JOB_DAG} is paused in Airflow, where new DAGs begin paused: nothing starts until it is unpaused, by its "
     "switch in the UI or by `--unpause` of `s2v submit`"
 )
 _ENDED = ("failed", "success")
@@ -40,7 +42,7 @@ class AwaitedRun:
         if self.state not in _ENDED:
             return
         for event in job.events if job else ():
-            if event.event == "request_refused" and event.detail["dag_run_id"] == self.run_id:
+            if event.event == JobEvent.REQUEST_REFUSED and event.detail["dag_run_id"] == self.run_id:
                 raise JobTakenError(event.detail["error"])
         raise TransientError(
             f"Run {self.run_id} of job {self.job_id} is {self.state} in Airflow, and no step of it is on record: see "

@@ -1,7 +1,7 @@
 """`s2v cancel`: end a job; what it has finished stays."""
 
 import time
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -9,6 +9,7 @@ from s2v_tasks.cli import app
 from s2v_tasks.cli.terminal import PEOPLE, console, open_ledger, print_json
 from s2v_tasks.cli.watch import unknown_job
 from s2v_tasks.errors import PermanentError, TransientError
+from s2v_tasks.schemas.job import JobStatus, job_id_of_run
 from s2v_tasks.settings import load_settings
 
 if TYPE_CHECKING:
@@ -29,13 +30,13 @@ def cancel(
     """
     with open_ledger() as ledger:
         status = ledger.request_cancel(job_id)
-        if status in {"succeeded", "failed"}:
+        if status in {JobStatus.SUCCEEDED, JobStatus.FAILED}:
             raise PermanentError(f"Job {job_id} has {status}: there is nothing to cancel.")
         ended_runs = _end_runs(job_id)
         if status is None and not ended_runs:
             raise unknown_job(job_id)
         reason = "It ended before its first step." if status is None else _await_end(ledger, job_id, ended_runs)
-    outcome = {"job_id": job_id, "status": "cancelled", "reason": reason, "ended_runs": ended_runs}
+    outcome = {"job_id": job_id, "status": JobStatus.CANCELLED, "reason": reason, "ended_runs": ended_runs}
     if as_json:
         print_json(outcome)
     else:
@@ -60,11 +61,9 @@ def _end_runs(job_id: str) -> list[str]:
     return runs
 
 
-def job_of_run(run: dict[str, object]) -> str:
-    """The job of a run of the DAG."""
-    from s2v_tasks.orchestration.jobs import job_id_of
-
-    return job_id_of({"params": run["conf"] or {}, "run_id": run["dag_run_id"]})
+def job_of_run(run: dict[str, Any]) -> str:
+    """Return the job of a run of the DAG."""
+    return job_id_of_run(run["dag_run_id"], (run["conf"] or {}).get("job_id"))
 
 
 def _await_end(ledger: "Ledger", job_id: str, ended_runs: list[str]) -> str:
@@ -73,9 +72,9 @@ def _await_end(ledger: "Ledger", job_id: str, ended_runs: list[str]) -> str:
     while True:
         job = ledger.job(job_id)
         assert job is not None  # noqa: S101 - it was on record a moment ago
-        if job.status == "queued" and job.dag_run_id is None and not ended_runs:
+        if job.status == JobStatus.QUEUED and job.dag_run_id is None and not ended_runs:
             ledger.job_cancelled(job_id)  # it waits for its turn: nothing of it runs that could say so
-        elif job.status == "cancelled":
+        elif job.status == JobStatus.CANCELLED:
             return job.reason or ""
         elif job.has_ended:
             raise PermanentError(f"Job {job_id} has {job.status} before it could be cancelled.")

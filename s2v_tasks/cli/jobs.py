@@ -1,7 +1,7 @@
 """`s2v jobs` and `s2v job`: what the ledger knows."""
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -11,18 +11,17 @@ from s2v_tasks.cli import app
 from s2v_tasks.cli.options import parse_labels
 from s2v_tasks.cli.terminal import PEOPLE, console, open_ledger, plain, print_json
 from s2v_tasks.cli.watch import Watch, unknown_job, watch_job
+from s2v_tasks.schemas.job import JobStatus
 
 if TYPE_CHECKING:
     from s2v_tasks.metadata.accounting import Spending
     from s2v_tasks.metadata.records import JobRecord
 
-Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]
-
 
 @app.command(rich_help_panel=PEOPLE)
 def jobs(
     limit: Annotated[int, typer.Option(min=1, max=1000, help="How many, newest first.")] = 20,
-    status: Annotated[Status | None, typer.Option(help="Only jobs that are so.")] = None,
+    status: Annotated[JobStatus | None, typer.Option(help="Only jobs that are so.")] = None,
     label: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="Only jobs with this label.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
 ) -> None:
@@ -81,7 +80,7 @@ def _show_awaited(job_id: str, *, as_json: bool) -> None:
     run.check_begins()
     if as_json:
         facts = {"run_id": run.run_id, "run_state": run.state, "dag_is_paused": run.dag_is_paused}
-        print_json({"job_id": job_id, "status": "queued"} | facts)
+        print_json({"job_id": job_id, "status": JobStatus.QUEUED} | facts)
     else:
         console.print(run.sentence, markup=False)
 

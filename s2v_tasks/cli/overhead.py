@@ -13,6 +13,8 @@ from s2v_tasks.cli.bench import bench
 from s2v_tasks.cli.terminal import console, open_ledger, print_json
 from s2v_tasks.cli.watch import unknown_job
 from s2v_tasks.errors import PermanentError
+from s2v_tasks.schemas.events import JobEvent
+from s2v_tasks.schemas.steps import CLIP_WAIT_TASK, RENDER_CLIP, RENDER_TASK
 from s2v_tasks.settings import load_settings
 
 if TYPE_CHECKING:
@@ -48,8 +50,8 @@ def tasks(
         raise PermanentError(f"Job {job_id} has no run in Airflow: expected one that was submitted to Airflow.")
     instances = AirflowApi.from_settings(load_settings()).task_instances(job.dag_run_id)
     times = list(task_times(instances, job.events))
-    whole = sum(time.before + time.around + time.work for time in times if time.task != "clip.wait")
-    outside = sum(time.before + time.around for time in times if time.task != "clip.wait")
+    whole = sum(time.before + time.around + time.work for time in times if time.task != CLIP_WAIT_TASK)
+    outside = sum(time.before + time.around for time in times if time.task != CLIP_WAIT_TASK)
     if as_json:
         print_json({"tasks": [asdict(time) for time in times], "outside_seconds": outside, "seconds": whole})
         return
@@ -74,7 +76,7 @@ def task_times(instances: Iterable[Mapping[str, Any]], events: Iterable["EventRe
         earlier = [_moment(other, "end_date") for other in ran if _moment(other, "end_date") <= start]
         before = (start - max(earlier)).total_seconds() if earlier else 0.0
         step, position = instance["task_id"].rpartition(".")[2], max(instance["map_index"], 0)
-        seconds = work.get("render_clip" if step == "render" else step, [])
+        seconds = work.get(RENDER_CLIP.name if step == RENDER_TASK else step, [])
         worked = seconds[position] if position < len(seconds) else 0.0
         around = (end - start).total_seconds() - worked
         yield TaskTime(instance["task_id"], instance["map_index"], before, around, worked)
@@ -84,7 +86,7 @@ def _work_seconds(events: Iterable["EventRecord"]) -> dict[str, list[float]]:
     """The latest seconds of each step, of the clips by their index."""
     latest: dict[str, dict[int, float]] = {}
     for event in events:
-        if event.event == "step_finished" and event.step:
+        if event.event == JobEvent.STEP_FINISHED and event.step:
             latest.setdefault(event.step, {})[event.clip_index or 0] = event.detail["seconds"]
     return {step: [seconds[index] for index in sorted(seconds)] for step, seconds in latest.items()}
 

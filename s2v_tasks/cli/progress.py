@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from s2v_tasks.metadata.records import ClipRecord, JobRecord
+from s2v_tasks.schemas.events import JobEvent
+from s2v_tasks.schemas.job import AttemptOutcome, ClipStatus
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def job_progress(job: JobRecord) -> JobProgress:
     clips = job.clips
     done = sum(_steps_done(clip) for clip in clips)
     total = sum(clip.progress_steps or 0 for clip in clips)
-    rendering = [clip for clip in clips if clip.status == "rendering"]
+    rendering = [clip for clip in clips if clip.status == ClipStatus.RENDERING]
     memory = [clip.gpu_memory_bytes for clip in rendering if clip.gpu_memory_bytes]
     seconds = _seconds_per_step(job)
     is_over = job.has_ended or done == total
@@ -64,7 +66,7 @@ def job_progress(job: JobRecord) -> JobProgress:
         eta_seconds=eta,
         gpu_memory_bytes=max(memory, default=None),
         attempts=sum(clip.attempts for clip in clips),
-        clips_done=sum(clip.status == "succeeded" for clip in clips),
+        clips_done=sum(clip.status == ClipStatus.SUCCEEDED for clip in clips),
         clips_total=len(clips),
     )
 
@@ -81,16 +83,16 @@ def clock(seconds: float) -> str:
 
 
 def _steps_done(clip: ClipRecord) -> int:
-    return (clip.progress_steps if clip.status == "succeeded" else clip.progress_step) or 0
+    return (clip.progress_steps if clip.status == ClipStatus.SUCCEEDED else clip.progress_step) or 0
 
 
 def _seconds_per_step(job: JobRecord) -> float | None:
     """Seconds of a solver step of this job: of the clips that it rendered, else of one that it renders."""
-    own = [clip for clip in job.clips if clip.status == "succeeded" and clip.source_job_id is None]
+    own = [clip for clip in job.clips if clip.status == ClipStatus.SUCCEEDED and clip.source_job_id is None]
     rates = [(clip.render_seconds or 0) / clip.progress_steps for clip in own if clip.progress_steps]
     for clip in job.clips:
         left = (clip.progress_steps or 0) - (clip.progress_step or 0)
-        if clip.status == "rendering" and clip.eta_seconds is not None and left > 0:
+        if clip.status == ClipStatus.RENDERING and clip.eta_seconds is not None and left > 0:
             rates.append(clip.eta_seconds / left)
     # At the last step of the first clip nothing else is known: the time of the attempt, the loading included.
     rates = rates or [rate for clip in job.clips if (rate := _rate_of_attempt(job, clip))]
@@ -98,8 +100,10 @@ def _seconds_per_step(job: JobRecord) -> float | None:
 
 
 def _rate_of_attempt(job: JobRecord, clip: ClipRecord) -> float | None:
-    began = [a.started_at for a in job.attempts if a.clip_index == clip.clip_index and a.outcome == "running"]
-    if clip.status != "rendering" or not clip.progress_step or not began:
+    began = [
+        a.started_at for a in job.attempts if a.clip_index == clip.clip_index and a.outcome == AttemptOutcome.RUNNING
+    ]
+    if clip.status != ClipStatus.RENDERING or not clip.progress_step or not began:
         return None
     return (clip.updated_at - began[-1]).total_seconds() / clip.progress_step
 
@@ -114,4 +118,4 @@ def _phase(job: JobRecord, rendering: list[ClipRecord]) -> str:
         )
         return f"clip {clips}"
     last = next((event for event in reversed(job.events) if event.step), None)
-    return f"{last.step} done" if last and last.event == "step_finished" else job.status
+    return f"{last.step} done" if last and last.event == JobEvent.STEP_FINISHED else job.status

@@ -1,6 +1,6 @@
 """`s2v retry`: start jobs again that failed, all of a kind at once; finished clips are reused."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -9,6 +9,7 @@ from s2v_tasks.cli.options import parse_labels
 from s2v_tasks.cli.submit import start
 from s2v_tasks.cli.terminal import PEOPLE, console, open_ledger, print_json
 from s2v_tasks.errors import PermanentError
+from s2v_tasks.schemas.job import RestartableStatus
 from s2v_tasks.schemas.request import parse_request
 from s2v_tasks.settings import load_settings
 
@@ -18,7 +19,7 @@ _AT_MOST = 10_000
 @app.command(rich_help_panel=PEOPLE)
 def retry(
     job_id: Annotated[list[str] | None, typer.Argument(help="Jobs; left out: all that the options describe.")] = None,
-    status: Annotated[Literal["failed", "cancelled"], typer.Option(help="Only jobs that ended so.")] = "failed",
+    status: Annotated[RestartableStatus, typer.Option(help="Only jobs that ended so.")] = RestartableStatus.FAILED,
     code: Annotated[
         int | None, typer.Option(help="Only jobs whose last failed step had this exit code: 75 after an outage.")
     ] = None,

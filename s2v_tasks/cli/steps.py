@@ -12,17 +12,18 @@ from typing import Annotated, Any
 import typer
 
 from s2v_tasks.cli import app
+from s2v_tasks.schemas import steps
 from s2v_tasks.settings import load_settings
 
 JobId = Annotated[str, typer.Option(help="The job: lower-case letters, digits and hyphens.")]
 STEPS = "Steps of the road"
 
 
-def _run(step: str, job_id: str, clip_index: int | None = None, **arguments: Any) -> None:
+def _run(step: steps.Step, job_id: str, clip_index: int | None = None, **arguments: Any) -> None:
     from s2v_tasks.runtime.context import run_step
 
     # A step module loads what its work needs (torch, boto3, SQLAlchemy): only the one that runs is imported.
-    body = importlib.import_module(f"s2v_tasks.steps.{step}").run
+    body = importlib.import_module(f"s2v_tasks.steps.{step.name}").run
     result = run_step(body, step=step, job_id=job_id, clip_index=clip_index, **arguments)
     typer.echo(json.dumps({"job_id": job_id} | result))
 
@@ -34,19 +35,19 @@ def stage_inputs(
     run_id: Annotated[str | None, typer.Option(help="The DAG run that runs the job.")] = None,
 ) -> None:
     """Check the request, fetch its files, bring them into one form under the job's prefix."""
-    _run("stage_inputs", job_id, request_json=request_json, run_id=run_id)
+    _run(steps.STAGE_INPUTS, job_id, request_json=request_json, run_id=run_id)
 
 
 @app.command(rich_help_panel=STEPS)
 def plan_clips(job_id: JobId) -> None:
     """Fix every clip and every frame in plan.json."""
-    _run("plan_clips", job_id)
+    _run(steps.PLAN_CLIPS, job_id)
 
 
 @app.command(rich_help_panel=STEPS)
 def encode_conditions(job_id: JobId) -> None:
     """Encode prompt and speech once for all clips."""
-    _run("encode_conditions", job_id)
+    _run(steps.ENCODE_CONDITIONS, job_id)
 
 
 @app.command(rich_help_panel=STEPS)
@@ -61,31 +62,31 @@ def render_clip(
 
         follow(job_id)
         return
-    _run("render_clip", job_id, clip_index, count=count)
+    _run(steps.RENDER_CLIP, job_id, clip_index, count=count)
 
 
 @app.command(rich_help_panel=STEPS)
 def stitch(job_id: JobId) -> None:
     """Join the clips by stream copy."""
-    _run("stitch", job_id)
+    _run(steps.STITCH, job_id)
 
 
 @app.command(rich_help_panel=STEPS)
 def mux_audio(job_id: JobId) -> None:
     """Add the speech, in sync, to the joined clips."""
-    _run("mux_audio", job_id)
+    _run(steps.MUX_AUDIO, job_id)
 
 
 @app.command(rich_help_panel=STEPS)
 def validate(job_id: JobId) -> None:
     """Check the finished video against the plan; write the report and the contact sheet."""
-    _run("validate", job_id)
+    _run(steps.VALIDATE, job_id)
 
 
 @app.command(rich_help_panel=STEPS)
 def publish(job_id: JobId) -> None:
     """Copy the validated video to the output and close the job."""
-    _run("publish", job_id)
+    _run(steps.PUBLISH, job_id)
 
 
 @app.command(rich_help_panel=STEPS)
@@ -101,7 +102,7 @@ def close_job(
     ] = None,
 ) -> None:
     """Mark a job failed whose step died without a word."""
-    _run("close_job", job_id, since=since, run_id=run_id, failed_task=failed_task)
+    _run(steps.CLOSE_JOB, job_id, since=since, run_id=run_id, failed_task=failed_task)
 
 
 @app.command(rich_help_panel=STEPS)
@@ -117,5 +118,5 @@ def record_failure(
     from s2v_tasks.steps.record_failure import run
 
     with open_context(job_id, load_settings()) as context:
-        run(context, step=step, reason=reason, clip_index=clip_index, count=count)
+        run(context, step=steps.step_of_command(step), reason=reason, clip_index=clip_index, count=count)
     typer.echo(json.dumps({"job_id": job_id}))

@@ -1,7 +1,6 @@
 """`s2v submit`: hand in a job, from files here or objects in S3. The same request again is the same job."""
 
 import json
-import re
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ from s2v_tasks.cli import app
 from s2v_tasks.cli.options import BOOKKEEPING, PLANNING, request_options
 from s2v_tasks.cli.terminal import PEOPLE, console, open_ledger, print_json
 from s2v_tasks.cli.watch import Watch, end_on_record, watch_job
+from s2v_tasks.schemas.job import check_job_id, job_slug, run_id_of_start
 from s2v_tasks.schemas.manifest import fingerprint
 from s2v_tasks.schemas.request import Request, parse_request
 from s2v_tasks.schemas.same_request import refuse_other_request
@@ -25,9 +25,7 @@ if TYPE_CHECKING:
 
 
 def _check_job_id(job_id: str | None) -> str | None:
-    from s2v_tasks.storage.layout import JobLayout
-
-    return None if job_id is None else JobLayout(job_id).job_id
+    return None if job_id is None else check_job_id(job_id)
 
 
 AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
@@ -135,7 +133,7 @@ def _start(api: "AirflowApi", job_id: str, request: Request) -> dict[str, Any]:
             refuse_other_request(job_id, conf, run["conf"] or {})
             return {"job_id": job_id, "run_id": run_id, "started": False, "run_state": run["state"]}
         number += 1
-        run_id = f"{job_id}--{number}"
+        run_id = run_id_of_start(job_id, number)
 
 
 def report(outcome: dict[str, Any], *, as_json: bool) -> None:
@@ -175,5 +173,4 @@ def _upload(store: "ObjectStore", files: list[Path]) -> None:
 
 def _job_id(request: Request, name: str) -> str:
     """A readable job id that is the same for the same request."""
-    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40].strip("-") or "job"
-    return f"{slug}-{fingerprint(request.model_dump())[:10]}"
+    return f"{job_slug(name) or 'job'}-{fingerprint(request.model_dump())[:10]}"

@@ -29,9 +29,12 @@ from s2v_tasks.metadata.records import JobRecord
 from s2v_tasks.metadata.repository import Ledger
 from s2v_tasks.metadata.session import engine_from_settings
 from s2v_tasks.parent_death import end_with_parent
+from s2v_tasks.schemas.events import JobEvent
+from s2v_tasks.schemas.job import JobStatus
 from s2v_tasks.schemas.preset import find_preset, load_presets
 from s2v_tasks.schemas.report import Report
 from s2v_tasks.schemas.request import parse_request
+from s2v_tasks.schemas.steps import JOB_DAG, STAGE_INPUTS
 from s2v_tasks.settings import Settings, config_dir
 from s2v_tasks.storage.artifacts import ArtifactStore
 from s2v_tasks.storage.layout import JobLayout
@@ -72,7 +75,7 @@ def run_demo(
             _run_first_step(request, job_id)
         _check_id(job_id, request, settings)  # another demo may have taken it first
         job = _job(job_id, settings, since=began_at)
-        if job is None or job.status != "succeeded":
+        if job is None or job.status != JobStatus.SUCCEEDED:
             return _report_failure(job, services)
         video, table = _collect(job, settings, out_dir)
     console.print(table)
@@ -106,7 +109,7 @@ def _is_acceptable(request: dict[str, Any], settings: Settings) -> bool:
 
 
 def _run_first_step(request: dict[str, Any], job_id: str) -> None:
-    command = [sys.executable, "-m", "s2v_tasks.cli", "stage-inputs", "--job-id", job_id]
+    command = [sys.executable, "-m", "s2v_tasks.cli", STAGE_INPUTS.command, "--job-id", job_id]
     done = subprocess.run(
         [*command, "--request-json", json.dumps(request)], capture_output=True, text=True, check=False
     )
@@ -121,7 +124,7 @@ def _run_dag(services: Services, run_conf: dict[str, Any]) -> None:
     environment |= {"AIRFLOW__LOGGING__JSON_LOGS": "True"}
     airflow.migrate(environment)
     log_path = airflow.logs / f"{run_conf['job_id']}.log"
-    command = airflow_command("dags", "test", "speech_to_video", "--conf", json.dumps(run_conf))
+    command = airflow_command("dags", "test", JOB_DAG, "--conf", json.dumps(run_conf))
     with (
         log_path.open("a", encoding="utf-8") as log,
         subprocess.Popen(
@@ -213,7 +216,7 @@ def _step_seconds(job: JobRecord) -> Iterator[str]:
     """Wall seconds of each step's latest finished run, in the order of the road."""
     latest: dict[tuple[str, int | None], float] = {}
     for event in job.events:
-        if event.event == "step_finished":
+        if event.event == JobEvent.STEP_FINISHED:
             latest[event.step or "", event.clip_index] = event.detail["seconds"]
     for (step, clip_index), seconds in latest.items():
         yield f"{seconds:7.1f}  {step}{'' if clip_index is None else f' {clip_index}'}"

@@ -24,6 +24,7 @@ from s2v_tasks.embedded.process import exclusive, write_private
 from s2v_tasks.errors import ConfigurationError
 from s2v_tasks.log import get_logger
 from s2v_tasks.metadata.migrate import upgrade
+from s2v_tasks.schemas.steps import JOB_DAG
 from s2v_tasks.settings import PREFIX, Settings, config_dir, load_settings, stack_env_path
 from s2v_tasks.storage.s3 import ObjectStore
 from s2v_tasks.storage.uploads import content_type
@@ -190,7 +191,7 @@ def status(home: Path) -> None:
     table.add_row("S3", _state(s3_runs), services.s3.endpoint_url if s3_runs else "")
     for part, state in health.items():
         table.add_row(f"Airflow {part}", state, "")
-    table.add_row("Airflow UI", _state(bool(health)), f"{airflow.url}/dags/speech_to_video" if health else "")
+    table.add_row("Airflow UI", _state(bool(health)), f"{airflow.url}/dags/{JOB_DAG}" if health else "")
     console = Console()
     console.print(table)
     console.print(f"Settings: {services.home / 'stack.env'}   Logs: {services.home / 'logs'}")

@@ -14,13 +14,13 @@ from s2v_tasks.errors import PermanentError
 from s2v_tasks.ingestion.manifest import MAX_BYTES, BatchEntry, RowError, job_ids, judged, read_manifest
 from s2v_tasks.metadata.batches import BatchLedger, NewRow, RowOutcome
 from s2v_tasks.metadata.queue import WaitingJob
+from s2v_tasks.schemas.job import ENDED_STATUSES, JobStatus
 from s2v_tasks.schemas.plan import FPS
 from s2v_tasks.schemas.preset import Preset
 from s2v_tasks.storage.normal_forms import find_input
 from s2v_tasks.storage.s3 import ObjectStore
 from s2v_tasks.storage.trust import locate, shown
 
-_ENDED = {"succeeded", "failed", "cancelled"}
 # Up to this many files of one folder are looked at one by one, more by listing the folder.
 _LOOKED_AT_ONE_BY_ONE = 20
 _ERRORS_IN_MESSAGE = 5
@@ -64,7 +64,7 @@ class Batches:
     def state(self, batch_id: str) -> dict[str, Any]:
         """How many jobs of a batch have which status, and whether all have ended."""
         counts = self._ledger.counts(batch_id)
-        return {"batch_id": batch_id, "jobs": counts, "ended": set(counts) <= _ENDED}
+        return {"batch_id": batch_id, "jobs": counts, "ended": set(counts) <= set(ENDED_STATUSES)}
 
     def summarise(self, batch_id: str) -> dict[str, Any]:
         """Write what became of each row, and the numbers, beside the manifest."""
@@ -155,7 +155,7 @@ def _numbers(outcomes: list[RowOutcome]) -> dict[str, Any]:
         counts[outcome.status] += 1
         if outcome.cost is not None and outcome.currency is not None:
             costs[outcome.currency] += outcome.cost
-    frames = sum(outcome.num_frames or 0 for outcome in outcomes if outcome.status == "succeeded")
+    frames = sum(outcome.num_frames or 0 for outcome in outcomes if outcome.status == JobStatus.SUCCEEDED)
     return {
         "rows": len(outcomes),
         "jobs": dict(counts),

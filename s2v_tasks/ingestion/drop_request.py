@@ -1,13 +1,13 @@
 """From the files of a dropped folder to a request, or one sentence that says why there is none."""
 
-import re
 from dataclasses import dataclass
 from typing import Any, Literal
 from unicodedata import normalize
 
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.ingestion.folders import MARKER, PROMPT, SUFFIXES, DropFolder, is_dropping, plain_name, short_digest
-from s2v_tasks.schemas.request import JOB_ID_PATTERN, Request, parse_request
+from s2v_tasks.schemas.job import JOB_ID_RULE, is_job_id, job_slug
+from s2v_tasks.schemas.request import Request, parse_request
 from s2v_tasks.schemas.strict_json import decode_text, parse_json
 
 MAX_TEXT_BYTES = 64 * 1024  # of request.json and of prompt.txt
@@ -49,10 +49,8 @@ def request_of_drop(folder: DropFolder, texts: DropTexts, target_uri: str, max_i
     job_id = fields.pop("job_id", None)
     if job_id is None:
         job_id = default_job_id(folder)
-    elif not (isinstance(job_id, str) and re.fullmatch(JOB_ID_PATTERN, job_id)):
-        raise PermanentError(
-            f"{MARKER}: job_id {str(job_id)[:80]!r}: expected 3 to 63 lower-case letters, digits and dashes."
-        )
+    elif not is_job_id(job_id):
+        raise PermanentError(f"{MARKER}: job_id {str(job_id)[:80]!r}: expected {JOB_ID_RULE}.")
     for field, kind in _KIND_OF_FIELD.items():
         name = _file_name(folder, field, kind, fields.get(field))
         if name is None:
@@ -66,8 +64,7 @@ def request_of_drop(folder: DropFolder, texts: DropTexts, target_uri: str, max_i
 
 def default_job_id(folder: DropFolder) -> str:
     """The same for the same files in the same folder, and readable."""
-    slug = re.sub(r"[^a-z0-9]+", "-", folder.name.lower()).strip("-")[:40].strip("-")
-    return f"{slug or 'drop'}-{short_digest(f'{folder.uri}@{folder.etag}')}"
+    return f"{job_slug(folder.name) or 'drop'}-{short_digest(f'{folder.uri}@{folder.etag}')}"
 
 
 def _object(data: bytes) -> dict[str, Any]:

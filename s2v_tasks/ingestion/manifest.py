@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from s2v_tasks.errors import PermanentError
+from s2v_tasks.schemas.job import job_slug
 from s2v_tasks.schemas.preset import Preset, find_preset
 from s2v_tasks.schemas.request import S3_URI_PATTERN, Request, parse_request
 from s2v_tasks.schemas.strict_json import decode_text, parse_json
@@ -105,8 +106,7 @@ def job_ids(manifest_uri: str, entries: list[BatchEntry]) -> list[str]:
         identity = json.dumps([manifest_uri, entry.row_id, request], sort_keys=True)
         seen[identity] += 1
         digest = hashlib.sha256(f"{identity}#{seen[identity]}".encode("utf-8", "surrogatepass")).hexdigest()
-        slug = re.sub(r"[^a-z0-9]+", "-", (entry.row_id or "batch").lower()).strip("-")[:40].strip("-")
-        found.append(f"{slug or 'batch'}-{digest[:16]}")
+        found.append(f"{job_slug(entry.row_id or '') or 'batch'}-{digest[:16]}")
     return found
 
 

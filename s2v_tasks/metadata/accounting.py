@@ -14,9 +14,10 @@ import sqlalchemy as sa
 from s2v_tasks.metadata.attempts import CONDITIONS
 from s2v_tasks.metadata.session import transaction
 from s2v_tasks.metadata.tables import Attempt, Job
+from s2v_tasks.schemas.job import AttemptOutcome
 
 Grouping = Literal["all", "label", "preset", "day", "job"]
-WASTED_OUTCOMES = ("failed", "lost")
+WASTED_OUTCOMES = (AttemptOutcome.FAILED, AttemptOutcome.LOST)
 
 
 @dataclass(frozen=True)

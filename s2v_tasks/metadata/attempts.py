@@ -9,6 +9,8 @@ from sqlalchemy.orm import aliased
 from s2v_tasks.metadata.session import transaction
 from s2v_tasks.metadata.statements import NOW, storable
 from s2v_tasks.metadata.tables import Attempt, Clip
+from s2v_tasks.schemas.job import AttemptOutcome
+from s2v_tasks.schemas.steps import ENCODE_CONDITIONS, RENDER_CLIP
 
 
 class Work(NamedTuple):
@@ -18,13 +20,13 @@ class Work(NamedTuple):
     clip_index: int | None
 
 
-_UNENDED = ("running", "lost")  # nobody has said when it ended
-CONDITIONS = Work("encode_conditions", None)
+_UNENDED = (AttemptOutcome.RUNNING, AttemptOutcome.LOST)  # its end was not reported
+CONDITIONS = Work(ENCODE_CONDITIONS.name, None)
 
 
 def rendering(clip_index: int) -> Work:
     """The work on a clip."""
-    return Work("render_clip", clip_index)
+    return Work(RENDER_CLIP.name, clip_index)
 
 
 class AttemptLedger:
@@ -35,14 +37,16 @@ class AttemptLedger:
 
     def attempt_goes_on(self, job_id: str, work: Work) -> None:
         """A sign of life of the attempt that runs, if one does: its GPU-seconds so far."""
-        running = (*_of(job_id, work), Attempt.outcome == "running")
+        running = (*_of(job_id, work), Attempt.outcome == AttemptOutcome.RUNNING)
         with transaction(self._engine) as connection:
             connection.execute(sa.update(Attempt).where(*running).values(gpu_seconds=_gpu_seconds(NOW)))
 
     def attempt_is_alive(self, job_id: str, work: Work, *, within_seconds: float) -> bool:
         """Whether an attempt runs that has given a sign of life within so many seconds."""
         recent = _last_sign() > NOW - sa.func.make_interval(0, 0, 0, 0, 0, 0, within_seconds)
-        running = sa.select(Attempt.attempt).where(*_of(job_id, work), Attempt.outcome == "running", recent)
+        running = sa.select(Attempt.attempt).where(
+            *_of(job_id, work), Attempt.outcome == AttemptOutcome.RUNNING, recent
+        )
         with transaction(self._engine) as connection:
             return connection.execute(running.limit(1)).first() is not None
 
@@ -52,7 +56,7 @@ def begin_attempt(connection: sa.Connection, job_id: str, work: Work, world_size
 
     The caller holds the lock of the job.
     """
-    end_attempts(connection, job_id, work, outcome="lost", reason="Another attempt began.")
+    end_attempts(connection, job_id, work, outcome=AttemptOutcome.LOST, reason="Another attempt began.")
     attempt: int = connection.execute(sa.select(_latest(job_id, work))).scalar_one() + 1
     values = {**work._asdict(), "job_id": job_id, "attempt": attempt, "world_size": world_size}
     connection.execute(sa.insert(Attempt).values(**values))
@@ -60,7 +64,12 @@ def begin_attempt(connection: sa.Connection, job_id: str, work: Work, world_size
 
 
 def end_attempts(
-    connection: sa.Connection, job_id: str, work: Work | None = None, *, outcome: str, reason: str | None = None
+    connection: sa.Connection,
+    job_id: str,
+    work: Work | None = None,
+    *,
+    outcome: AttemptOutcome,
+    reason: str | None = None,
 ) -> None:
     """End what runs of a piece of work, or of the whole job, and count its GPU-seconds.
 
@@ -69,13 +78,13 @@ def end_attempts(
     meanwhile. One that had ended otherwise keeps its length: what it made was stored later.
     """
     progress = sa.select(Clip.updated_at).where(Clip.job_id == Attempt.job_id, Clip.clip_index == Attempt.clip_index)
-    end: Any = sa.func.greatest(_last_sign(), progress.scalar_subquery()) if outcome == "lost" else NOW
+    end: Any = sa.func.greatest(_last_sign(), progress.scalar_subquery()) if outcome == AttemptOutcome.LOST else NOW
     which = [Attempt.job_id == job_id] if work is None else _of(job_id, work)
-    if work is not None and outcome == "succeeded":
+    if work is not None and outcome == AttemptOutcome.SUCCEEDED:
         which.append(Attempt.attempt == _latest(job_id, work))
         end = sa.case((Attempt.outcome.in_(_UNENDED), end), else_=Attempt.finished_at)
     else:
-        which.append(Attempt.outcome == "running")
+        which.append(Attempt.outcome == AttemptOutcome.RUNNING)
     connection.execute(
         sa
         .update(Attempt)
@@ -96,12 +105,12 @@ def credit_attempt(connection: sa.Connection, job_id: str, work: Work, made_at: 
     """
     ended = sa.func.greatest(sa.func.coalesce(Attempt.finished_at, _last_sign()), sa.func.least(made_at, NOW))
     end = sa.case((Attempt.outcome.in_(_UNENDED), ended), else_=Attempt.finished_at)
-    which = (*_of(job_id, work), Attempt.attempt == _latest(job_id, work), Attempt.outcome != "succeeded")
+    which = (*_of(job_id, work), Attempt.attempt == _latest(job_id, work), Attempt.outcome != AttemptOutcome.SUCCEEDED)
     connection.execute(
         sa
         .update(Attempt)
         .where(*which, Attempt.started_at <= made_at)
-        .values(outcome="succeeded", reason=None, finished_at=end, gpu_seconds=_gpu_seconds(end))
+        .values(outcome=AttemptOutcome.SUCCEEDED, reason=None, finished_at=end, gpu_seconds=_gpu_seconds(end))
     )
 
 

@@ -11,6 +11,7 @@ from s2v_tasks.metadata.queue import WaitingJob, enqueue, retry
 from s2v_tasks.metadata.session import transaction
 from s2v_tasks.metadata.statements import NOW, storable
 from s2v_tasks.metadata.tables import Attempt, Batch, BatchRow, Job
+from s2v_tasks.schemas.job import Source
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class BatchLedger:
                 .values(batch_id=batch_id, **values)
                 .on_conflict_do_update(index_elements=["batch_id"], set_=again)
             )
-            added = enqueue(connection, [row.job for row in rows], "batch")
+            added = enqueue(connection, [row.job for row in rows], Source.BATCH)
             values_of_rows = [
                 {"batch_id": batch_id, "row_number": row.line, "job_id": row.job.job_id}
                 | {"row_id": storable(row.row_id)}

@@ -1,7 +1,6 @@
 """What becomes of the conditions of a job: attempts to encode them, and other jobs that have the same."""
 
 from datetime import datetime
-from typing import Literal
 
 import sqlalchemy as sa
 
@@ -9,6 +8,7 @@ from s2v_tasks.metadata.attempts import CONDITIONS, begin_attempt, credit_attemp
 from s2v_tasks.metadata.session import transaction
 from s2v_tasks.metadata.statements import lock_job
 from s2v_tasks.metadata.tables import ArtifactRow
+from s2v_tasks.schemas.job import AttemptOutcome
 
 _JOBS_LOOKED_AT = 3  # one of them may have lost its objects
 
@@ -25,9 +25,7 @@ class ConditionsLedger:
             lock_job(connection, job_id)
             begin_attempt(connection, job_id, CONDITIONS, world_size=1)
 
-    def conditions_ended(
-        self, job_id: str, *, outcome: Literal["succeeded", "interrupted", "failed"], reason: str | None = None
-    ) -> None:
+    def conditions_ended(self, job_id: str, *, outcome: AttemptOutcome, reason: str | None = None) -> None:
         """The attempt that runs, if one does, has ended."""
         with transaction(self._engine) as connection:
             lock_job(connection, job_id)
@@ -39,7 +37,7 @@ class ConditionsLedger:
             lock_job(connection, job_id)
             if made_at is not None:
                 credit_attempt(connection, job_id, CONDITIONS, made_at)
-            end_attempts(connection, job_id, CONDITIONS, outcome="lost")
+            end_attempts(connection, job_id, CONDITIONS, outcome=AttemptOutcome.LOST)
 
     def jobs_with_conditions(self, fingerprint: str) -> list[str]:
         """Jobs whose conditions are made from the same, the latest first."""

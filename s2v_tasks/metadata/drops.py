@@ -11,6 +11,7 @@ from s2v_tasks.metadata.queue import WaitingJob, enqueue
 from s2v_tasks.metadata.session import sole_holder, transaction
 from s2v_tasks.metadata.statements import NOW, storable
 from s2v_tasks.metadata.tables import Drop, Job
+from s2v_tasks.schemas.job import Source
 
 _SWEEP_LOCK = 7236002  # key of the advisory lock: any number that nothing else in this database uses
 
@@ -75,7 +76,7 @@ class DropLedger:
             with transaction(self._engine) as connection:
                 if connection.execute(statement).first() is None:
                     raise _CollisionError
-                if job is not None and not enqueue(connection, [job], "drop"):
+                if job is not None and not enqueue(connection, [job], Source.DROP):
                     raise _CollisionError
         except _CollisionError:
             return False

@@ -1,6 +1,6 @@
 """What becomes of a job: queued, started, planned, ended."""
 
-from typing import Any, Literal
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
@@ -8,18 +8,26 @@ from sqlalchemy.dialects.postgresql import insert
 from s2v_tasks.metadata.attempts import end_attempts
 from s2v_tasks.metadata.session import transaction
 from s2v_tasks.metadata.statements import NOW, add_event, lock_job, storable, update_job, upsert_job
-from s2v_tasks.metadata.tables import PRIORITIES, Clip, Event, Job
+from s2v_tasks.metadata.tables import Clip, Event, Job
+from s2v_tasks.schemas.events import JobEvent
+from s2v_tasks.schemas.job import (
+    DEFAULT_PRIORITY,
+    ENDED_STATUSES,
+    PRIORITIES,
+    QUEUED_SOURCES,
+    START_SEPARATOR,
+    AttemptOutcome,
+    ClipStatus,
+    JobStatus,
+    RestartableStatus,
+    Source,
+)
 from s2v_tasks.schemas.plan import Plan
 from s2v_tasks.schemas.request import MAX_CLIPS
 from s2v_tasks.schemas.same_request import refuse_other_request
+from s2v_tasks.schemas.steps import CLOSE_JOB
 
-ENDED = ("succeeded", "failed", "cancelled")
-RETRIED = "job_retried"
-_REPLACEABLE = ("failed", "cancelled")  # the request of such a job may be corrected
-_RUN_LOST = "run_lost"
 _LOST = "Its run disappeared from Airflow or ended without closing it; start the job again: finished clips are reused."
-QUEUED_SOURCES = ("drop", "batch")  # doors whose jobs wait for their turn
-Source = Literal["ui", "cli", "drop", "batch", "rerun", "api"]
 
 
 class JobLedger:
@@ -35,7 +43,13 @@ class JobLedger:
 
         JobTakenError, and nothing changes, when the id belongs to another request.
         """
-        values = {"status": "queued", "reason": None, "request": request, "started_at": None, "finished_at": None}
+        values: dict[str, Any] = {
+            "status": JobStatus.QUEUED,
+            "reason": None,
+            "request": request,
+            "started_at": None,
+            "finished_at": None,
+        }
         values |= request_columns(request)
         if dag_run_id is not None:
             values["dag_run_id"] = dag_run_id
@@ -46,7 +60,7 @@ class JobLedger:
                 _check_owner(connection, job_id, request, run_id=dag_run_id)
             _forget_cancel(connection, job_id)
             upsert_job(connection, job_id, values, source=source)
-            add_event(connection, job_id, "job_queued")
+            add_event(connection, job_id, JobEvent.JOB_QUEUED)
 
     def check_request(self, job_id: str, request: dict[str, Any], *, given_only: bool = False) -> None:
         """JobTakenError when the id belongs to another request. `given_only`: a form fills what is left out later."""
@@ -59,13 +73,13 @@ class JobLedger:
         `by_clip`: a clip is what begins. Clips of other chains go on after one has failed the job; they belong to the
         start that failed, and begin no new one until `close_job` has settled it.
         """
-        values = {"status": "running", "reason": None, "started_at": NOW, "finished_at": None}
+        values = {"status": JobStatus.RUNNING, "reason": None, "started_at": NOW, "finished_at": None}
         with transaction(self._engine) as connection:
             lock_job(connection, job_id)
             if by_clip and not _is_settled(connection, job_id):
                 return
-            if update_job(connection, job_id, values, Job.status != "running"):
-                add_event(connection, job_id, "job_started")
+            if update_job(connection, job_id, values, Job.status != JobStatus.RUNNING):
+                add_event(connection, job_id, JobEvent.JOB_STARTED)
 
     def job_planned(self, job_id: str, plan: Plan) -> None:
         """Record the summary of the plan and its clips, all pending; clips beyond the plan are forgotten."""
@@ -89,7 +103,7 @@ class JobLedger:
             connection.execute(sa.delete(Clip).where(Clip.job_id == job_id, Clip.clip_index >= plan.num_clip))
             for clip in plan.clips:
                 frames = {"start_frame": clip.start_frame, "end_frame": clip.end_frame}
-                fresh = {"status": "pending", "reused": False, "source_job_id": None} | steps
+                fresh = {"status": ClipStatus.PENDING, "reused": False, "source_job_id": None} | steps
                 fresh |= {"eta_seconds": None, "gpu_memory_bytes": None}
                 statement = insert(Clip).values(job_id=job_id, clip_index=clip.clip_index, **frames, **fresh)
                 connection.execute(
@@ -97,7 +111,7 @@ class JobLedger:
                         index_elements=["job_id", "clip_index"], set_={**frames, **fresh, "updated_at": NOW}
                     )
                 )
-            add_event(connection, job_id, "job_planned", detail=summary)
+            add_event(connection, job_id, JobEvent.JOB_PLANNED, detail=summary)
 
     def job_failed(self, job_id: str, reason: str) -> None:
         """The job ended badly, and with it what it was rendering; works for a job that was never queued, too.
@@ -115,22 +129,22 @@ class JobLedger:
         with transaction(self._engine) as connection:
             columns = sa.select(Job.status, Job.dag_run_id, Job.cancel_requested_at).where(Job.job_id == job_id)
             job = connection.execute(columns.with_for_update()).one_or_none()
-            if job is None or job.status in ENDED or job.dag_run_id != run_id:
+            if job is None or job.status in ENDED_STATUSES or job.dag_run_id != run_id:
                 return False
             if job.cancel_requested_at:
                 _cancel(connection, job_id)
             else:
                 _fail(connection, job_id, _LOST)
-            add_event(connection, job_id, _RUN_LOST, detail={"dag_run_id": run_id})
+            add_event(connection, job_id, JobEvent.RUN_LOST, detail={"dag_run_id": run_id})
         return True
 
     def request_cancel(self, job_id: str) -> str | None:
         """Tell all steps of a job that has not ended to end; the job's status, None when it is not on record."""
-        active = Job.status.not_in(ENDED)
+        active = Job.status.not_in(ENDED_STATUSES)
         with transaction(self._engine) as connection:
             status = connection.execute(sa.select(Job.status).where(Job.job_id == job_id).with_for_update()).scalar()
             if update_job(connection, job_id, {"cancel_requested_at": NOW}, active, Job.cancel_requested_at.is_(None)):
-                add_event(connection, job_id, "cancel_requested")
+                add_event(connection, job_id, JobEvent.CANCEL_REQUESTED)
         return status
 
     def cancel_requested(self, job_id: str) -> bool:
@@ -145,7 +159,7 @@ class JobLedger:
         Not when that is the run for which it waited: it was cancelled while the queue was about to start it. It has
         that run now, so that a person who clears the run starts it all the same.
         """
-        waited = (Job.status == "cancelled", Job.source.in_(QUEUED_SOURCES), Job.dag_run_id.is_(None))
+        waited = (Job.status == JobStatus.CANCELLED, Job.source.in_(QUEUED_SOURCES), Job.dag_run_id.is_(None))
         with transaction(self._engine) as connection:
             if not update_job(connection, job_id, {"dag_run_id": run_id}, *waited, queued_run_id() == run_id):
                 _forget_cancel(connection, job_id)
@@ -158,11 +172,17 @@ class JobLedger:
 
     def job_succeeded(self, job_id: str, video_uri: str, sha256: str) -> None:
         """The video is published."""
-        values = {"status": "succeeded", "reason": None, "finished_at": NOW, "video_uri": video_uri, "sha256": sha256}
+        values = {
+            "status": JobStatus.SUCCEEDED,
+            "reason": None,
+            "finished_at": NOW,
+            "video_uri": video_uri,
+            "sha256": sha256,
+        }
         with transaction(self._engine) as connection:
             lock_job(connection, job_id)
             update_job(connection, job_id, values)
-            add_event(connection, job_id, "job_succeeded", detail={"video_uri": video_uri, "sha256": sha256})
+            add_event(connection, job_id, JobEvent.JOB_SUCCEEDED, detail={"video_uri": video_uri, "sha256": sha256})
 
 
 def _check_owner(
@@ -180,7 +200,12 @@ def _check_owner(
     """
     columns = sa.select(Job.status, Job.request, Job.dag_run_id, queued_run_id().label("awaited_run_id"))
     job = connection.execute(columns.where(Job.job_id == job_id).with_for_update()).one_or_none()
-    if job is None or job.status in _REPLACEABLE or job.request is None or (run_id and run_id == job.dag_run_id):
+    if (
+        job is None
+        or job.status in list(RestartableStatus)
+        or job.request is None
+        or (run_id and run_id == job.dag_run_id)
+    ):
         return
     if run_id is not None and job.dag_run_id is None and run_id == job.awaited_run_id:
         refuse_other_request(job_id, job.request, request, given_only=True)
@@ -190,39 +215,41 @@ def _check_owner(
 
 def _fail(connection: sa.Connection, job_id: str, reason: str) -> None:
     before = connection.execute(sa.select(Job.status).where(Job.job_id == job_id).with_for_update()).scalar()
-    upsert_job(connection, job_id, {"status": "failed", "reason": reason, "finished_at": NOW})
-    end_attempts(connection, job_id, outcome="lost", reason=reason)
+    upsert_job(connection, job_id, {"status": JobStatus.FAILED, "reason": reason, "finished_at": NOW})
+    end_attempts(connection, job_id, outcome=AttemptOutcome.LOST, reason=reason)
     _interrupt_clips(connection, job_id)
-    add_event(connection, job_id, "job_failed", detail={"reason": reason}, is_news=before != "failed")
+    add_event(connection, job_id, JobEvent.JOB_FAILED, detail={"reason": reason}, is_news=before != JobStatus.FAILED)
 
 
 def _cancel(connection: sa.Connection, job_id: str) -> None:
-    counts = sa.select(sa.func.count(), sa.func.count().filter(Clip.status == "succeeded"))
+    counts = sa.select(sa.func.count(), sa.func.count().filter(Clip.status == ClipStatus.SUCCEEDED))
     planned, done = connection.execute(counts.where(Clip.job_id == job_id)).one()
     reason = f"Cancelled by a person; {done} of {planned} clips are finished and are reused."
-    values = {"status": "cancelled", "reason": reason, "finished_at": NOW}
-    if update_job(connection, job_id, values, Job.status.not_in(("succeeded", "cancelled"))):
-        end_attempts(connection, job_id, outcome="failed", reason="The job was cancelled.")
+    values = {"status": JobStatus.CANCELLED, "reason": reason, "finished_at": NOW}
+    if update_job(connection, job_id, values, Job.status.not_in((JobStatus.SUCCEEDED, JobStatus.CANCELLED))):
+        end_attempts(connection, job_id, outcome=AttemptOutcome.FAILED, reason="The job was cancelled.")
         _interrupt_clips(connection, job_id)
-        add_event(connection, job_id, "job_cancelled", detail={"reason": reason})
+        add_event(connection, job_id, JobEvent.JOB_CANCELLED, detail={"reason": reason})
 
 
 def _interrupt_clips(connection: sa.Connection, job_id: str) -> None:
     """What was being rendered is so no more."""
-    interrupted = (Clip.job_id == job_id, Clip.status == "rendering")
-    connection.execute(sa.update(Clip).where(*interrupted).values(status="failed", updated_at=NOW))
+    interrupted = (Clip.job_id == job_id, Clip.status == ClipStatus.RENDERING)
+    connection.execute(sa.update(Clip).where(*interrupted).values(status=ClipStatus.FAILED, updated_at=NOW))
 
 
 def _is_settled(connection: sa.Connection, job_id: str) -> bool:
     """Whether `close_job` had its say since the job last failed or was cancelled, or its run was lost."""
-    is_end = Event.event.in_(("job_failed", "job_cancelled"))
-    is_close = sa.or_(sa.and_(Event.step == "close_job", Event.event == "step_finished"), Event.event == _RUN_LOST)
+    is_end = Event.event.in_((JobEvent.JOB_FAILED, JobEvent.JOB_CANCELLED))
+    is_close = sa.or_(
+        sa.and_(Event.step == CLOSE_JOB.name, Event.event == JobEvent.STEP_FINISHED), Event.event == JobEvent.RUN_LOST
+    )
     statement = sa.select(is_end).where(Event.job_id == job_id, sa.or_(is_end, is_close))
     return not connection.execute(statement.order_by(Event.id.desc()).limit(1)).scalar()
 
 
 def _forget_cancel(connection: sa.Connection, job_id: str) -> None:
-    update_job(connection, job_id, {"cancel_requested_at": None}, Job.status.in_(ENDED))
+    update_job(connection, job_id, {"cancel_requested_at": None}, Job.status.in_(ENDED_STATUSES))
 
 
 def queued_run_id() -> sa.ColumnElement[str]:
@@ -230,11 +257,11 @@ def queued_run_id() -> sa.ColumnElement[str]:
     retries = (
         sa
         .select(sa.func.count())
-        .where(Event.job_id == Job.job_id, Event.event == RETRIED)
+        .where(Event.job_id == Job.job_id, Event.event == JobEvent.JOB_RETRIED)
         .correlate(Job)
         .scalar_subquery()
     )
-    return sa.case((retries == 0, Job.job_id), else_=sa.func.concat(Job.job_id, "--", retries + 1))
+    return sa.case((retries == 0, Job.job_id), else_=sa.func.concat(Job.job_id, START_SEPARATOR, retries + 1))
 
 
 def request_columns(request: dict[str, Any]) -> dict[str, Any]:
@@ -242,7 +269,7 @@ def request_columns(request: dict[str, Any]) -> dict[str, Any]:
     labels, priority, from_clip = (request.get(name) for name in ("labels", "priority", "from_clip"))
     columns: dict[str, Any] = {
         "labels": labels if isinstance(labels, dict) else {},
-        "priority": priority if priority in PRIORITIES else "normal",
+        "priority": priority if priority in PRIORITIES else DEFAULT_PRIORITY,
         "from_clip": from_clip if isinstance(from_clip, int) and 0 <= from_clip < MAX_CLIPS else None,
     }
     for name in ("preset", "parent_job_id"):

@@ -8,10 +8,12 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
-from s2v_tasks.metadata.jobs import ENDED, QUEUED_SOURCES, RETRIED, Source, queued_run_id, request_columns
+from s2v_tasks.metadata.jobs import queued_run_id, request_columns
 from s2v_tasks.metadata.session import transaction
 from s2v_tasks.metadata.statements import NOW, storable
-from s2v_tasks.metadata.tables import PRIORITIES, Drop, Event, Job
+from s2v_tasks.metadata.tables import Drop, Event, Job
+from s2v_tasks.schemas.events import JobEvent
+from s2v_tasks.schemas.job import ENDED_STATUSES, PRIORITIES, QUEUED_SOURCES, JobStatus, RestartableStatus, Source
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class JobQueue:
 
         A job that is run by hand takes no place: nobody could tell that it does not go on.
         """
-        active = sa.select(sa.func.count()).where(Job.status.not_in(ENDED), Job.dag_run_id.is_not(None))
+        active = sa.select(sa.func.count()).where(Job.status.not_in(ENDED_STATUSES), Job.dag_run_id.is_not(None))
         rank = sa.case({name: index for index, name in enumerate(PRIORITIES)}, value=Job.priority)
         waiting = (
             sa.select(Job.job_id, queued_run_id(), Job.request).where(*_waiting()).order_by(rank.desc(), Job.created_at)
@@ -65,7 +67,7 @@ class JobQueue:
             connection.execute(
                 sa
                 .update(Job)
-                .where(Job.job_id.in_(job_ids), Job.dag_run_id.is_(None), Job.status.not_in(ENDED))
+                .where(Job.job_id.in_(job_ids), Job.dag_run_id.is_(None), Job.status.not_in(ENDED_STATUSES))
                 .values(dag_run_id=queued_run_id(), updated_at=NOW)
             )
 
@@ -74,7 +76,7 @@ def enqueue(connection: sa.Connection, jobs: Sequence[WaitingJob], source: Sourc
     """Put jobs on record that are not yet; how many those were."""
     now = datetime.now(UTC)
     rows = [
-        {"job_id": job.job_id, "status": "queued", "source": source, "request": storable(job.request)}
+        {"job_id": job.job_id, "status": JobStatus.QUEUED, "source": source, "request": storable(job.request)}
         | {"created_at": job.handed_in_at or now}
         | request_columns(job.request)
         for job in jobs
@@ -83,24 +85,32 @@ def enqueue(connection: sa.Connection, jobs: Sequence[WaitingJob], source: Sourc
     added = connection.execute(statement, rows).scalars().all()
     if added:
         detail = {"source": source}
-        events = [{"job_id": job_id, "event": "job_queued", "detail": detail} for job_id in added]
+        events = [{"job_id": job_id, "event": JobEvent.JOB_QUEUED, "detail": detail} for job_id in added]
         connection.execute(insert(Event), events)
     return len(added)
 
 
 def retry(connection: sa.Connection, job_ids: Sequence[str]) -> int:
     """Let those of these jobs wait again that failed or were cancelled; how many those were."""
-    again = {"status": "queued", "reason": None, "dag_run_id": None, "finished_at": None, "cancel_requested_at": None}
+    again = {
+        "status": JobStatus.QUEUED,
+        "reason": None,
+        "dag_run_id": None,
+        "finished_at": None,
+        "cancel_requested_at": None,
+    }
     statement = (
         sa
         .update(Job)
-        .where(Job.job_id.in_(job_ids), Job.status.in_(["failed", "cancelled"]))
-        .values(**again, source=sa.func.coalesce(Job.source, "batch"), updated_at=NOW)
+        .where(Job.job_id.in_(job_ids), Job.status.in_(list(RestartableStatus)))
+        .values(**again, source=sa.func.coalesce(Job.source, Source.BATCH), updated_at=NOW)
         .returning(Job.job_id)
     )
     retried = connection.execute(statement).scalars().all()
     if retried:
-        connection.execute(insert(Event), [{"job_id": job_id, "event": RETRIED, "detail": {}} for job_id in retried])
+        connection.execute(
+            insert(Event), [{"job_id": job_id, "event": JobEvent.JOB_RETRIED, "detail": {}} for job_id in retried]
+        )
     return len(retried)
 
 
@@ -109,6 +119,6 @@ def _waiting() -> list[sa.ColumnElement[bool]]:
     on_the_way = sa.exists().where(Drop.job_id == Job.job_id, Drop.status == "claimed")
     return [
         Job.source.in_(QUEUED_SOURCES),
-        *(Job.status == "queued", Job.dag_run_id.is_(None), Job.cancel_requested_at.is_(None)),
+        *(Job.status == JobStatus.QUEUED, Job.dag_run_id.is_(None), Job.cancel_requested_at.is_(None)),
         ~on_the_way,
     ]

@@ -5,6 +5,8 @@ from datetime import datetime
 from typing import Any
 
 from s2v_tasks.errors import ConfigurationError, PermanentError, TransientError
+from s2v_tasks.schemas.events import JobEvent
+from s2v_tasks.schemas.job import ENDED_STATUSES, JobStatus
 
 CANCELLED_EXIT_CODE = 130
 _TELLING_EXIT_CODES = {error.exit_code for error in (PermanentError, ConfigurationError, TransientError)}
@@ -110,7 +112,7 @@ class JobRecord:
     @property
     def has_ended(self) -> bool:
         """Whether nothing more happens unless the job is started again."""
-        return self.status in {"succeeded", "failed", "cancelled"}
+        return self.status in ENDED_STATUSES
 
     @property
     def exit_code(self) -> int:
@@ -118,7 +120,9 @@ class JobRecord:
 
         0: succeeded; 130: cancelled; else that of the step that failed last, 75 where it could not say.
         """
-        if self.status in {"succeeded", "cancelled"}:
-            return CANCELLED_EXIT_CODE if self.status == "cancelled" else 0
-        codes = [int(event.detail["exit_code"]) for event in self.events if event.event == "step_failed"]
+        if self.status == JobStatus.SUCCEEDED:
+            return 0
+        if self.status == JobStatus.CANCELLED:
+            return CANCELLED_EXIT_CODE
+        codes = [int(event.detail["exit_code"]) for event in self.events if event.event == JobEvent.STEP_FAILED]
         return codes[-1] if codes and codes[-1] in _TELLING_EXIT_CODES else TransientError.exit_code

@@ -16,6 +16,7 @@ from s2v_tasks.metadata.records import ArtifactRecord, AttemptRecord, ClipRecord
 from s2v_tasks.metadata.session import transaction
 from s2v_tasks.metadata.statements import NOW, add_event, lock_job
 from s2v_tasks.metadata.tables import ArtifactRow, Attempt, Clip, Event, Job
+from s2v_tasks.schemas.events import JobEvent
 from s2v_tasks.schemas.manifest import Manifest
 
 Record = TypeVar("Record", ClipRecord, AttemptRecord, ArtifactRecord, EventRecord)
@@ -44,7 +45,7 @@ class Ledger(JobLedger, ClipLedger, ConditionsLedger, AttemptLedger, Accounts, N
     def event(
         self,
         job_id: str,
-        event: str,
+        event: JobEvent,
         *,
         step: str | None = None,
         clip_index: int | None = None,

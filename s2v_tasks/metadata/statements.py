@@ -10,10 +10,9 @@ from sqlalchemy.dialects.postgresql import insert
 
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.metadata.tables import Clip, Event, Job, Notification
+from s2v_tasks.schemas.events import NOTIFIED_EVENTS, JobEvent
 
 NOW = sa.func.now()
-# What a webhook is told.
-NOTIFIED_EVENTS = frozenset({"job_started", "clip_succeeded", "job_succeeded", "job_failed", "job_cancelled"})
 _NOT_STORABLE = re.compile(r"[\x00\ud800-\udfff]")
 
 
@@ -59,7 +58,7 @@ def update_clip(connection: sa.Connection, job_id: str, clip_index: int, values:
 def add_event(
     connection: sa.Connection,
     job_id: str,
-    event: str,
+    event: JobEvent,
     *,
     step: str | None = None,
     clip_index: int | None = None,

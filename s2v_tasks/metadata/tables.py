@@ -1,5 +1,6 @@
 """The tables of the project's own database (docs/metadata.md). Times are timestamptz, written as UTC."""
 
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
@@ -18,15 +19,17 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-JOB_STATUSES = ("queued", "running", "succeeded", "failed", "cancelled")
-JOB_SOURCES = ("ui", "cli", "drop", "batch", "rerun", "api")
-PRIORITIES = ("low", "normal", "high")
-CLIP_STATUSES = ("pending", "rendering", "succeeded", "failed")
-ATTEMPTED_STEPS = ("encode_conditions", "render_clip")
-ATTEMPT_OUTCOMES = ("running", "succeeded", "failed", "interrupted", "lost")
+from s2v_tasks.schemas.job import DEFAULT_PRIORITY, PRIORITIES, AttemptOutcome, ClipStatus, JobStatus, Source
+from s2v_tasks.schemas.steps import HEAVY_STEPS, RENDER_CLIP
+
 DROP_STATUSES = ("claimed", "accepted", "refused", "rejected")
 BATCH_STATUSES = ("running", "finished")
 NOTIFICATION_STATUSES = ("pending", "delivered", "failed", "refused")
+
+
+def _one_of(column: str, values: Iterable[str]) -> str:
+    """Return the SQL condition that a column has one of these values."""
+    return f"{column} IN {tuple(str(value) for value in values)}"
 
 
 class Base(DeclarativeBase):
@@ -53,9 +56,9 @@ class Job(Base):
 
     __tablename__ = "jobs"
     __table_args__ = (
-        CheckConstraint(f"status IN {JOB_STATUSES}", name="status"),
-        CheckConstraint(f"priority IN {PRIORITIES}", name="priority"),
-        CheckConstraint(f"source IN {JOB_SOURCES}", name="source"),
+        CheckConstraint(_one_of("status", JobStatus), name="status"),
+        CheckConstraint(_one_of("priority", PRIORITIES), name="priority"),
+        CheckConstraint(_one_of("source", Source), name="source"),
         Index("ix_jobs_status_created_at", "status", "created_at"),
         Index("ix_jobs_labels", "labels", postgresql_using="gin"),
     )
@@ -67,7 +70,7 @@ class Job(Base):
     parent_job_id: Mapped[str | None] = mapped_column(index=True)
     from_clip: Mapped[int | None]
     preset: Mapped[str | None]
-    priority: Mapped[str] = mapped_column(server_default=text("'normal'"))
+    priority: Mapped[str] = mapped_column(server_default=text(f"'{DEFAULT_PRIORITY}'"))
     labels: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))
     source: Mapped[str | None]
     dag_run_id: Mapped[str | None]
@@ -96,7 +99,7 @@ class Clip(Base):
     """
 
     __tablename__ = "clips"
-    __table_args__ = (CheckConstraint(f"status IN {CLIP_STATUSES}", name="status"),)
+    __table_args__ = (CheckConstraint(_one_of("status", ClipStatus), name="status"),)
 
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.job_id", ondelete="CASCADE"), primary_key=True)
     clip_index: Mapped[int] = mapped_column(primary_key=True)
@@ -126,19 +129,19 @@ class Attempt(Base):
     __tablename__ = "attempts"
     __table_args__ = (
         UniqueConstraint("job_id", "step", "clip_index", "attempt"),
-        CheckConstraint(f"step IN {ATTEMPTED_STEPS}", name="step"),
-        CheckConstraint("(step = 'render_clip') = (clip_index IS NOT NULL)", name="clip_index"),
-        CheckConstraint(f"outcome IN {ATTEMPT_OUTCOMES}", name="outcome"),
+        CheckConstraint(_one_of("step", [step.name for step in HEAVY_STEPS]), name="step"),
+        CheckConstraint(f"(step = '{RENDER_CLIP.name}') = (clip_index IS NOT NULL)", name="clip_index"),
+        CheckConstraint(_one_of("outcome", AttemptOutcome), name="outcome"),
     )
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.job_id", ondelete="CASCADE"))
-    step: Mapped[str] = mapped_column(server_default=text("'render_clip'"))
+    step: Mapped[str] = mapped_column(server_default=text(f"'{RENDER_CLIP.name}'"))
     clip_index: Mapped[int | None]
     attempt: Mapped[int]
     started_at: Mapped[datetime] = mapped_column(server_default=func.now(), index=True)
     finished_at: Mapped[datetime | None]
-    outcome: Mapped[str] = mapped_column(server_default=text("'running'"))
+    outcome: Mapped[str] = mapped_column(server_default=text(f"'{AttemptOutcome.RUNNING}'"))
     gpu_seconds: Mapped[float | None]
     world_size: Mapped[int]
     reason: Mapped[str | None]
@@ -182,7 +185,7 @@ class Drop(Base):
 
     __tablename__ = "drops"
     __table_args__ = (
-        CheckConstraint(f"status IN {DROP_STATUSES}", name="status"),
+        CheckConstraint(_one_of("status", DROP_STATUSES), name="status"),
         Index("ix_drops_status_created_at", "status", "created_at"),
     )
 
@@ -203,7 +206,7 @@ class Batch(Base):
 
     __tablename__ = "batches"
     __table_args__ = (
-        CheckConstraint(f"status IN {BATCH_STATUSES}", name="status"),
+        CheckConstraint(_one_of("status", BATCH_STATUSES), name="status"),
         Index("ix_batches_manifest_uri_created_at", "manifest_uri", "created_at"),
     )
 
@@ -233,7 +236,7 @@ class Notification(Base):
 
     __tablename__ = "notifications"
     __table_args__ = (
-        CheckConstraint(f"status IN {NOTIFICATION_STATUSES}", name="status"),
+        CheckConstraint(_one_of("status", NOTIFICATION_STATUSES), name="status"),
         Index("ix_notifications_due", "next_attempt_at", postgresql_where=text("status = 'pending'")),
     )
 

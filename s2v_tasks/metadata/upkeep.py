@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.orm import aliased
 
-from s2v_tasks.metadata.jobs import ENDED
 from s2v_tasks.metadata.session import transaction
 from s2v_tasks.metadata.tables import ArtifactRow, Clip, Job
+from s2v_tasks.schemas.job import ENDED_STATUSES, RestartableStatus
 
 # A clip that is rendered gives a sign of life with each solver step, and whoever is silent is only asked after.
 SILENT_BEFORE_LOST = timedelta(minutes=15)
@@ -42,12 +42,14 @@ class UpkeepLedger:
     def settled_jobs(self, before: datetime) -> set[str]:
         """Jobs that ended before this time, and that no rerun needs which has not ended itself."""
         child = aliased(Job)
-        needed = sa.exists().where(child.parent_job_id == Job.job_id, child.status.not_in(ENDED))
-        return self._strings(sa.select(Job.job_id).where(Job.status.in_(ENDED), Job.finished_at < before, ~needed))
+        needed = sa.exists().where(child.parent_job_id == Job.job_id, child.status.not_in(ENDED_STATUSES))
+        return self._strings(
+            sa.select(Job.job_id).where(Job.status.in_(ENDED_STATUSES), Job.finished_at < before, ~needed)
+        )
 
     def named_inputs(self) -> set[str]:
         """URIs in the requests of jobs that have not ended or whose video is published."""
-        kept = Job.status.not_in(("failed", "cancelled"))
+        kept = Job.status.not_in(list(RestartableStatus))
         return {
             uri
             for field in _INPUT_FIELDS
@@ -70,7 +72,7 @@ class UpkeepLedger:
         statement = (
             sa
             .select(Job.job_id, Job.dag_run_id)
-            .where(Job.status.not_in(ENDED), Job.dag_run_id.is_not(None), Job.updated_at < before, ~alive)
+            .where(Job.status.not_in(ENDED_STATUSES), Job.dag_run_id.is_not(None), Job.updated_at < before, ~alive)
             .order_by(Job.created_at if at_most is None else sa.func.random())
             .limit(at_most)
         )

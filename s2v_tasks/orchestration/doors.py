@@ -8,8 +8,8 @@ from airflow.sdk import BaseOperator, BaseSensorOperator, Context
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowRuntimeError, ErrorType
 
 from s2v_tasks.orchestration.process import StepFailedError, StepProcess
+from s2v_tasks.schemas.steps import JOB_DAG
 
-DAG_OF_A_JOB = "speech_to_video"
 _ACTIVE = ["queued", "running"]
 # What Airflow can have against a request itself. All else it has against the moment or the installation, and no job is
 # to blame: it is busy, it does not know the DAG, the DAG has an error, a right is missing.
@@ -120,7 +120,7 @@ def is_gone(run_id: str) -> bool:
     # The runtime of a running task: a parse of the DAG does without it and the many libraries that it loads.
     from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 
-    return not RuntimeTaskInstance.get_dr_count(dag_id=DAG_OF_A_JOB, run_ids=[run_id], states=_ACTIVE)
+    return not RuntimeTaskInstance.get_dr_count(dag_id=JOB_DAG, run_ids=[run_id], states=_ACTIVE)
 
 
 def _refusal(detail: Mapping[str, Any]) -> str | None:
@@ -149,7 +149,7 @@ def _trigger(job: dict[str, Any]) -> None:
     from airflow.sdk.execution_time.comms import ErrorResponse, TriggerDagRun
 
     answer = task_runner.SUPERVISOR_COMMS.send(
-        TriggerDagRun(dag_id=DAG_OF_A_JOB, run_id=job["run_id"], conf=job["request"] | {"job_id": job["job_id"]})
+        TriggerDagRun(dag_id=JOB_DAG, run_id=job["run_id"], conf=job["request"] | {"job_id": job["job_id"]})
     )
     if isinstance(answer, ErrorResponse) and answer.error != ErrorType.DAGRUN_ALREADY_EXISTS:
         raise AirflowRuntimeError(answer)

@@ -5,23 +5,23 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from s2v_tasks.orchestration.commands import CLI
-from s2v_tasks.orchestration.jobs import job_id_of
+from s2v_tasks.orchestration.commands import CLI, job_id_of
 from s2v_tasks.orchestration.process import StepFailedError, StepProcess
+from s2v_tasks.schemas.steps import CLIP_WAIT_TASK, RECORD_FAILURE, Step
 
 _NAME = re.compile(r"(?P<task>.+?)(_(?P<map_index>\d+))?")  # a mapped task as Airflow lists it: clip.render_3
-_WAIT = "clip.wait"
 
 
 def record_failure(
-    step: str,
+    step: Step,
     context: Mapping[str, Any],
     clip: Mapping[str, Any] | None,
     reason: str,
     log_line: Callable[[str], None],
 ) -> None:
     """Write `reason` to the project's database, as the step would have. A database that is away costs a log line."""
-    command = [sys.executable, *CLI, "record-failure", "--job-id", job_id_of(context), "--step", step]
+    command = [sys.executable, *CLI, RECORD_FAILURE.command, "--job-id", job_id_of(context)]
+    command += ["--step", step.command]
     if clip is not None:
         command += ["--clip-index", str(clip["clip_index"]), "--count", str(clip["count"])]
     try:
@@ -42,7 +42,7 @@ def first_failed_task(dag_id: str, run_id: str) -> str | None:
     failed = []
     for name, state in states.items():
         if state == "failed" and (parts := _NAME.fullmatch(name)):
-            failed.append((parts["task"] == _WAIT, int(parts["map_index"] or -1), parts["task"]))
+            failed.append((parts["task"] == CLIP_WAIT_TASK, int(parts["map_index"] or -1), parts["task"]))
     if not failed:
         return None
     _, map_index, task = min(failed)

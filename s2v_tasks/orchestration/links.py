@@ -10,6 +10,8 @@ from urllib.parse import quote
 from airflow.sdk import BaseOperatorLink
 from airflow.sdk.configuration import conf
 
+from s2v_tasks.schemas.steps import PUBLISH, VALIDATE, Step
+
 URL_PREFIX = "/s2v"
 
 
@@ -47,7 +49,7 @@ class ContactSheetLink(JobLink):
 
 
 # A video that fails its checks has a report too, and nothing else.
-LINKS_OF_STEP: dict[str, tuple[JobLink, ...]] = {
-    "validate": (ReportLink(),),
-    "publish": (VideoLink(), ReportLink(), ContactSheetLink()),
+LINKS_OF_STEP: dict[Step, tuple[JobLink, ...]] = {
+    VALIDATE: (ReportLink(),),
+    PUBLISH: (VideoLink(), ReportLink(), ContactSheetLink()),
 }

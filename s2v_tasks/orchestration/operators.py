@@ -6,13 +6,14 @@ from typing import Any, ClassVar
 from airflow.sdk import BaseOperator, Context
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
-from s2v_tasks.orchestration.commands import step_arguments
+from s2v_tasks.orchestration.commands import job_id_of, step_arguments
 from s2v_tasks.orchestration.failures import first_failed_task, record_failure
-from s2v_tasks.orchestration.jobs import job_id_of
 from s2v_tasks.orchestration.links import LINKS_OF_STEP
 from s2v_tasks.orchestration.process import StepFailedError, StepProcess
 from s2v_tasks.orchestration.retries import EXIT_TRY_AGAIN, is_one_too_many
 from s2v_tasks.orchestration.timeouts import working_time
+from s2v_tasks.schemas.job import JobStatus
+from s2v_tasks.schemas.steps import Step
 
 
 class StepOperator(BaseOperator):  # type: ignore[misc]
@@ -28,7 +29,7 @@ class StepOperator(BaseOperator):  # type: ignore[misc]
     def __init__(
         self,
         *,
-        step: str,
+        step: Step,
         clip: Any = None,
         result_key: str | None = None,
         **kwargs: Any,
@@ -81,7 +82,7 @@ class CloseJobOperator(StepOperator):
     def execute(self, context: Context) -> Any:
         """Settle the job; AirflowFailException unless it succeeded."""
         result = super().execute(context)
-        if result["status"] != "succeeded":
+        if result["status"] != JobStatus.SUCCEEDED:
             raise AirflowFailException(f"Job {result['job_id']} {result['status']}: {result['reason']}")
         return result
 

@@ -6,8 +6,9 @@ from typing import Any
 import yaml
 from airflow.sdk import Param
 
+from s2v_tasks.schemas.job import JOB_ID_PATTERN, PRIORITIES
 from s2v_tasks.schemas.preset import Preset, load_presets
-from s2v_tasks.schemas.request import JOB_ID_PATTERN, Request
+from s2v_tasks.schemas.request import Request
 from s2v_tasks.settings import config_dir, load_settings
 
 INPUTS, WHAT_TO_MAKE, LONG_VIDEOS = "Inputs", "What to make", "Long videos"
@@ -41,7 +42,7 @@ _LABELS = {
         "cut": "Cut at pauses, chains side by side",
     },
     "transition": {"cut": "Plain cut", "crossfade": "Cross-fade (250 ms)"},
-    "priority": {"low": "Low", "normal": "Normal", "high": "High"},
+    "priority": {name: name.capitalize() for name in PRIORITIES},
     # "null" is how the form looks up a choice that may stay empty.
     "sample_solver": {"unipc": "UniPC", "dpm++": "DPM++", "null": "As the preset says"},
 }

@@ -23,20 +23,16 @@ from urllib3.exceptions import HTTPError
 
 from s2v_tasks import __version__
 from s2v_tasks.errors import ConfigurationError
-from s2v_tasks.orchestration.commands import num_processes, step_arguments
+from s2v_tasks.orchestration.commands import job_id_of, num_processes, step_arguments
 from s2v_tasks.orchestration.failures import record_failure
-from s2v_tasks.orchestration.jobs import job_id_of
 from s2v_tasks.orchestration.operators import CloseJobOperator
 from s2v_tasks.orchestration.pod_failures import PodFailure, judge, not_answered, not_created
 from s2v_tasks.orchestration.pod_trigger import StepPodTrigger
 from s2v_tasks.orchestration.retries import is_one_too_many
 from s2v_tasks.orchestration.timeouts import working_time
+from s2v_tasks.schemas.steps import HEAVY_STEPS, Step
 from s2v_tasks.settings import config_dir, load_settings
 
-POD_STEPS = frozenset({"encode-conditions", "render-clip"})  # the heavy ones
-# A pod may be taken away more often than a step may fail: a spot node is no fault of the clip, which goes on from the
-# solver step that it had reached.
-RETRIES = 10
 POLL_SECONDS = 10
 LOG_SECONDS = 30
 # The deadline of the pod itself lies behind Airflow's: it ends a pod that nobody watches any more.
@@ -55,7 +51,7 @@ class StepPodOperator(KubernetesPodOperator):  # type: ignore[misc]
 
     template_fields = (*KubernetesPodOperator.template_fields, "clip")
 
-    def __init__(self, *, step: str, clip: Any = None, **kwargs: Any) -> None:
+    def __init__(self, *, step: Step, clip: Any = None, **kwargs: Any) -> None:
         settings = load_settings()
         super().__init__(
             execution_timeout=_time_of_task(step),
@@ -82,10 +78,10 @@ class StepPodOperator(KubernetesPodOperator):  # type: ignore[misc]
             # A step speaks through its artifacts; the sidecar for XCom would need an image and exec rights.
             do_xcom_push=False,
             random_name_suffix=True,
-            name=step,
+            name=step.command,
             labels={
                 "app.kubernetes.io/name": "s2v",
-                "app.kubernetes.io/component": step,
+                "app.kubernetes.io/component": step.command,
                 "app.kubernetes.io/version": __version__,
                 "app.kubernetes.io/managed-by": "airflow",
             },
@@ -159,7 +155,7 @@ class CloseJobOfPodsOperator(CloseJobOperator):
         client = KubernetesHook().core_v1_client
         own = {"dag_id": self.dag_id, "run_id": context["run_id"]}
         selector = ",".join(f"{name}={make_safe_label_value(value)}" for name, value in own.items())
-        for namespace in {namespace_of(step) for step in POD_STEPS}:
+        for namespace in {namespace_of(step) for step in HEAVY_STEPS}:
             for pod in client.list_namespaced_pod(namespace, label_selector=selector).items:
                 if pod.metadata.deletion_timestamp:  # asked twice, a kubelet may tell a minute late that it is gone
                     continue
@@ -196,21 +192,23 @@ def _quantity(annotation: str, value: str) -> Decimal:
         ) from error
 
 
-def _time_of_task(step: str, clip: Any = None) -> timedelta:
+def _time_of_task(step: Step, clip: Any = None) -> timedelta:
     """Airflow counts from the start of the task: without the waits on top, those would be taken from the work."""
     settings = load_settings()
     return working_time(step, clip) + timedelta(seconds=settings.pod_schedule_seconds + settings.pod_startup_seconds)
 
 
-def template_path(step: str) -> Path:
+def template_path(step: Step) -> Path:
     """The pod template of a step; ConfigurationError when there is none."""
-    path = config_dir(load_settings()) / "pods" / f"{step.replace('-', '_')}.yaml"
+    path = config_dir(load_settings()) / "pods" / f"{step.name}.yaml"
     if not path.is_file():
-        raise ConfigurationError(f"{path} is not there: expected the pod template of {step}. See S2V_CONFIG_DIR.")
+        raise ConfigurationError(
+            f"{path} is not there: expected the pod template of {step.command}. See S2V_CONFIG_DIR."
+        )
     return path
 
 
-def namespace_of(step: str) -> str:
+def namespace_of(step: Step) -> str:
     """The namespace that the pod template of a step names; ConfigurationError when it names none."""
     path = template_path(step)
     namespace = yaml.safe_load(path.read_text(encoding="utf-8"))["metadata"].get("namespace")

@@ -8,10 +8,12 @@ from typing import Any
 from airflow import settings
 from airflow.policies import hookimpl
 
-_DAG_ID = "speech_to_video"
+from s2v_tasks.schemas.job import DEFAULT_PRIORITY, PRIORITIES
+from s2v_tasks.schemas.steps import JOB_DAG
+
 # Wider than the weights that tasks have among themselves, by which a run that is nearly done goes first.
 _SPAN = 10_000
-_RANKS = {"low": 0, "normal": 1, "high": 2}
+_RANKS: dict[str, int] = {name: rank for rank, name in enumerate(PRIORITIES)}
 # Airflow 3.3 sets this mark only for a policy in airflow_local_settings.py: without it, it does not ask us about tasks
 # that it makes together with their run, and `encode_conditions` would wait for its GPU without a priority.
 settings.task_instance_mutation_hook.is_noop = False
@@ -20,6 +22,6 @@ settings.task_instance_mutation_hook.is_noop = False
 @hookimpl  # type: ignore[untyped-decorator]
 def task_instance_mutation_hook(task_instance: Any, dag_run: Any) -> None:
     """Lift the weight of a task by the priority of its run; the same however often Airflow asks."""
-    if task_instance.dag_id == _DAG_ID and dag_run is not None:
-        rank = _RANKS.get(str((dag_run.conf or {}).get("priority")), _RANKS["normal"])
+    if task_instance.dag_id == JOB_DAG and dag_run is not None:
+        rank = _RANKS.get(str((dag_run.conf or {}).get("priority")), _RANKS[DEFAULT_PRIORITY])
         task_instance.priority_weight = rank * _SPAN + task_instance.priority_weight % _SPAN

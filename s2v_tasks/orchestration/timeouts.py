@@ -4,16 +4,14 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
+from s2v_tasks.schemas.steps import Step
 from s2v_tasks.settings import load_settings
 
-_OF_STEPS = {"encode-conditions": timedelta(hours=1), "render-clip": timedelta(hours=6)}
-_DEFAULT = timedelta(minutes=30)
 
-
-def working_time(step: str, clip: Mapping[str, Any] | None = None) -> timedelta:
+def working_time(step: Step, clip: Mapping[str, Any] | None = None) -> timedelta:
     """The limit for one task; one that renders several clips has the time of each.
 
     In it a step may wait for S3 and after that for PostgreSQL, with its work done: those waits are not taken from it.
     """
     waits = timedelta(seconds=2 * load_settings().retry_seconds)
-    return (_OF_STEPS.get(step, _DEFAULT) + waits) * (1 if clip is None else clip["count"])
+    return (step.timeout + waits) * (1 if clip is None else clip["count"])

@@ -23,9 +23,11 @@ from s2v_tasks.metadata.repository import Ledger
 from s2v_tasks.metadata.session import engine_from_settings
 from s2v_tasks.runtime.cancellation import cancellable, refuse_cancelled
 from s2v_tasks.runtime.outages import RetryPolicy, retried, tried_once
+from s2v_tasks.schemas.events import JobEvent
 from s2v_tasks.schemas.manifest import Artifact, Manifest
 from s2v_tasks.schemas.plan import Plan
 from s2v_tasks.schemas.request import Request, parse_request
+from s2v_tasks.schemas.steps import CLOSE_JOB, PLAN_CLIPS, RENDER_CLIP, STAGE_INPUTS, Step
 from s2v_tasks.settings import Settings, load_settings
 from s2v_tasks.storage.artifacts import ArtifactStore, Build, Produced
 from s2v_tasks.storage.layout import JobLayout
@@ -53,22 +55,30 @@ class StepContext:
         return self.until_closed.enter_context(scratch_folder(self.settings, f"s2v-{self.job_id}-"))
 
     def request(self) -> Request:
-        return parse_request(json.loads(self._needed(self.layout.request, "stage-inputs")))
+        return parse_request(json.loads(self._needed(self.layout.request, STAGE_INPUTS)))
 
     def plan(self) -> Plan:
-        return Plan.model_validate_json(self._needed(self.layout.plan, "plan-clips"))
+        return Plan.model_validate_json(self._needed(self.layout.plan, PLAN_CLIPS))
 
-    def manifest(self, key: str, made_by: str) -> Manifest:
-        """The manifest at `key`; TransientError when the step that makes it has not finished."""
+    def manifest(self, key: str, made_by: Step) -> Manifest:
+        """Return the manifest at `key`; TransientError until step `made_by` has written it."""
         manifest = self.artifacts.read_manifest(key)
         if manifest is None:
-            raise _not_there(key, made_by)
+            raise _not_there(key, made_by.command)
+        return manifest
+
+    def clip_manifest(self, clip_index: int) -> Manifest:
+        """Return the manifest of a clip; TransientError until the clip is rendered."""
+        key = self.layout.clip_manifest(clip_index)
+        manifest = self.artifacts.read_manifest(key)
+        if manifest is None:
+            raise _not_there(key, f"{RENDER_CLIP.command} --clip-index {clip_index}")
         return manifest
 
     def produce(
         self,
         *,
-        step: str,
+        step: Step,
         manifest_key: str,
         fingerprint: str,
         inputs: dict[str, Artifact],
@@ -87,7 +97,7 @@ class StepContext:
             self.store.delete(self.layout.result)
 
         produced = self.artifacts.produce(
-            step=step,
+            step=step.name,
             job_id=self.job_id,
             manifest_key=manifest_key,
             fingerprint=fingerprint,
@@ -100,14 +110,14 @@ class StepContext:
         self.ledger.record_artifacts(produced.manifest)
         return produced
 
-    def _needed(self, key: str, made_by: str) -> bytes:
+    def _needed(self, key: str, made_by: Step) -> bytes:
         if not self.store.exists(key):
-            raise _not_there(key, made_by)
+            raise _not_there(key, made_by.command)
         return self.store.get_bytes(key)
 
 
-def _not_there(key: str, made_by: str) -> TransientError:
-    return TransientError(f"{key} is not there: run `s2v {made_by}` for this job first, or wait until it has finished.")
+def _not_there(key: str, command: str) -> TransientError:
+    return TransientError(f"{key} is not there: run `s2v {command}` for this job first, or wait until it has finished.")
 
 
 @contextmanager
@@ -151,7 +161,7 @@ def scratch_folder(settings: Settings, prefix: str) -> Iterator[Path]:
 
 
 def run_step(
-    body: Callable[..., dict[str, Any]], *, step: str, job_id: str, clip_index: int | None = None, **arguments: Any
+    body: Callable[..., dict[str, Any]], *, step: Step, job_id: str, clip_index: int | None = None, **arguments: Any
 ) -> dict[str, Any]:
     """Run one step and record how it went.
 
@@ -159,7 +169,7 @@ def run_step(
     Anything else leaves the job running, because another attempt may follow; `close-job` settles it when none does.
     """
     settings = load_settings()
-    log.bind(job_id=job_id, step=step, **({} if clip_index is None else {"clip_index": clip_index}))
+    log.bind(job_id=job_id, step=step.name, **({} if clip_index is None else {"clip_index": clip_index}))
     logger = log.get_logger()
     logger.info("settings", **_shown(settings))
     if clip_index is not None:
@@ -171,7 +181,7 @@ def run_step(
                 result = body(context, **arguments)
         except Exception as raised:
             error = of_local_file(raised) or raised
-            logger.error("step_failed", error=str(error), kind=type(error).__name__)
+            logger.error(JobEvent.STEP_FAILED, error=str(error), kind=type(error).__name__)
             if isinstance(error, JobTakenError):
                 _record_refusal(context, arguments.get("run_id"), error)
             else:
@@ -182,9 +192,13 @@ def run_step(
             raise error from raised
         seconds = round(time.monotonic() - started, 3)
         context.ledger.event(
-            job_id, step=step, event="step_finished", clip_index=clip_index, detail={"seconds": seconds} | result
+            job_id,
+            step=step.name,
+            event=JobEvent.STEP_FINISHED,
+            clip_index=clip_index,
+            detail={"seconds": seconds} | result,
         )
-        logger.info("step_finished", seconds=seconds, **result)
+        logger.info(JobEvent.STEP_FINISHED, seconds=seconds, **result)
         _tell(context)
         return result
 
@@ -202,12 +216,12 @@ def _tell(context: StepContext) -> None:
 
 
 @contextmanager
-def _until_cancelled(context: StepContext, step: str, run_id: str | None) -> Iterator[None]:
+def _until_cancelled(context: StepContext, step: Step, run_id: str | None) -> Iterator[None]:
     """Ends the step when its job is cancelled; the first step of a new start forgets that an earlier one was."""
-    if step == "close_job":  # it tells how a cancelled job ended
+    if step == CLOSE_JOB:  # it tells how a cancelled job ended
         yield
         return
-    if step == "stage_inputs":
+    if step == STAGE_INPUTS:
         context.ledger.forget_cancel(context.job_id, run_id)
     refuse_cancelled(context.ledger, context.job_id)
     with cancellable(context.job_id, context.settings):
@@ -218,22 +232,22 @@ def _record_refusal(context: StepContext, run_id: str | None, error: JobTakenErr
     """Note on the job that another request was refused: it is no failure of the job, which goes on."""
     detail = {"error": str(error), "dag_run_id": run_id}
     with tolerated("refusal_not_recorded"):
-        context.ledger.event(context.job_id, event="request_refused", detail=detail)
+        context.ledger.event(context.job_id, event=JobEvent.REQUEST_REFUSED, detail=detail)
 
 
-def _record_failure(context: StepContext, step: str, clip_index: int | None, error: Exception) -> None:
+def _record_failure(context: StepContext, step: Step, clip_index: int | None, error: Exception) -> None:
     """Write the failure down; a database that is away must not hide the error itself."""
     try:
         context.ledger.event(
             context.job_id,
-            step=step,
-            event="step_failed",
+            step=step.name,
+            event=JobEvent.STEP_FAILED,
             clip_index=clip_index,
             detail={"error": str(error), "exit_code": getattr(error, "exit_code", 1)},
         )
         if isinstance(error, JobCancelledError):
             context.ledger.job_cancelled(context.job_id)
         elif isinstance(error, PermanentError):
-            context.ledger.job_failed(context.job_id, f"{step}: {error}")
+            context.ledger.job_failed(context.job_id, f"{step.name}: {error}")
     except S2VError as second:
         log.get_logger().error("failure_not_recorded", error=str(second))

@@ -10,11 +10,11 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from s2v_tasks.errors import PermanentError
+from s2v_tasks.schemas.job import DEFAULT_PRIORITY, JOB_ID_PATTERN, Priority
 from s2v_tasks.schemas.plain_number import plain_number
 from s2v_tasks.schemas.refusal import sentences
 from s2v_tasks.schemas.size import SIZE_PATTERN, parse_size
 
-JOB_ID_PATTERN = r"^[a-z0-9][a-z0-9-]{2,62}$"
 # Any name that S3 takes but control characters and ends of lines; storage.trust says which places may be named.
 S3_URI_PATTERN = r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/[^\x00-\x1f\x7f-\x9f\u2028\u2029]+$"
 WEBHOOK_URL_PATTERN = r"^https?://[A-Za-z0-9.:\[\]-]+([/?]\S*)?$"
@@ -29,7 +29,6 @@ DEFAULT_MIN_CHAIN_SECONDS, DEFAULT_MAX_CHAIN_SECONDS = 10.0, 60.0
 Solver = Literal["unipc", "dpm++"]
 Continuity = Literal["chained", "cut"]
 Transition = Literal["cut", "crossfade"]
-Priority = Literal["low", "normal", "high"]
 
 
 class Request(BaseModel):
@@ -156,7 +155,7 @@ class Request(BaseModel):
         title="Clips per pod",
         description="Consecutive clips that one process renders with the model loaded once.",
     )
-    priority: Priority = Field("normal", title="Priority", description="Which jobs get a free GPU first.")
+    priority: Priority = Field(DEFAULT_PRIORITY, title="Priority", description="Which jobs get a free GPU first.")
     labels: dict[str, str] = Field(
         {},
         max_length=MAX_LABELS,

@@ -5,6 +5,8 @@ from typing import Any
 
 from s2v_tasks.metadata.records import JobRecord
 from s2v_tasks.runtime.context import StepContext
+from s2v_tasks.schemas.events import JobEvent
+from s2v_tasks.schemas.job import JobStatus
 
 
 def run(
@@ -22,9 +24,9 @@ def run(
         return {"status": "not run", "reason": f"No step ran; the job still is what it was before: {job.status}."}
     if run_id and (refusal := _refusal_of(job, run_id)):
         return {"status": "not run", "reason": refusal}
-    if job.cancel_requested_at and job.status != "succeeded":
+    if job.cancel_requested_at and job.status != JobStatus.SUCCEEDED:
         ctx.ledger.job_cancelled(ctx.job_id)
-        return {"status": "cancelled", "reason": "A person cancelled it; finished clips are kept and reused."}
+        return {"status": JobStatus.CANCELLED, "reason": "A person cancelled it; finished clips are kept and reused."}
     if job.has_ended:
         return {"status": job.status, "reason": job.reason}
     reason = _last_words(job) or (
@@ -36,14 +38,14 @@ def run(
         "again; finished clips are reused."
     )
     ctx.ledger.job_failed(ctx.job_id, reason)
-    return {"status": "failed", "reason": reason}
+    return {"status": JobStatus.FAILED, "reason": reason}
 
 
 def _refusal_of(job: JobRecord, run_id: str) -> str | None:
     """Why this run could not become one of the job, if so; a later start of the run may have succeeded in that."""
     if job.dag_run_id == run_id:
         return None
-    refusals = [event.detail for event in job.events if event.event == "request_refused"]
+    refusals = [event.detail for event in job.events if event.event == JobEvent.REQUEST_REFUSED]
     return next((detail["error"] for detail in refusals if detail["dag_run_id"] == run_id), None)
 
 
@@ -51,11 +53,11 @@ def _last_words(job: JobRecord) -> str | None:
     """What the last step said that failed since the job was queued and was not finished by a later attempt."""
     open_failures: dict[tuple[str | None, int | None], str] = {}
     for event in job.events:
-        if event.event == "job_queued":
+        if event.event == JobEvent.JOB_QUEUED:
             open_failures.clear()
-        elif event.event == "step_failed":
+        elif event.event == JobEvent.STEP_FAILED:
             open_failures.pop((event.step, event.clip_index), None)  # the last to fail comes last
             open_failures[event.step, event.clip_index] = f"{event.step}: {event.detail['error']}"
-        elif event.event == "step_finished":
+        elif event.event == JobEvent.STEP_FINISHED:
             open_failures.pop((event.step, event.clip_index), None)
     return list(open_failures.values())[-1] if open_failures else None

@@ -6,7 +6,7 @@ are copied.
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -20,7 +20,9 @@ from s2v_tasks.metadata.attempts import CONDITIONS
 from s2v_tasks.runtime.attempts import await_earlier_attempt, metered
 from s2v_tasks.runtime.context import StepContext, tolerated
 from s2v_tasks.runtime.requirements import open_snapshot
+from s2v_tasks.schemas.job import AttemptOutcome
 from s2v_tasks.schemas.manifest import fingerprint
+from s2v_tasks.schemas.steps import ENCODE_CONDITIONS, STAGE_INPUTS
 from s2v_tasks.storage.artifacts import Built, OutputFile
 from s2v_tasks.storage.layout import JobLayout
 
@@ -29,11 +31,11 @@ REVISION = 1  # raise it when the same inputs would be encoded differently
 
 def run(ctx: StepContext) -> dict[str, Any]:
     plan, request = ctx.plan(), ctx.request()
-    inputs = ctx.manifest(ctx.layout.input_manifest, made_by="stage-inputs").outputs
+    inputs = ctx.manifest(ctx.layout.input_manifest, STAGE_INPUTS).outputs
     snapshot = open_snapshot(ctx.settings, plan.model)
     num_frames = max(clip.start_frame + clip.infer_frames for clip in plan.clips)
     made_from = fingerprint(
-        "encode_conditions",
+        ENCODE_CONDITIONS.name,
         REVISION,
         snapshot_id(snapshot.path),
         [request.prompt, NEGATIVE_PROMPT],
@@ -73,7 +75,7 @@ def run(ctx: StepContext) -> dict[str, Any]:
     others = ctx.ledger.jobs_with_conditions(made_from)
     try:
         produced = ctx.produce(
-            step="encode_conditions",
+            step=ENCODE_CONDITIONS,
             manifest_key=ctx.layout.conditions_manifest,
             fingerprint=made_from,
             inputs={"image": inputs["image"], "audio_16k": inputs["audio_16k"]},
@@ -81,14 +83,13 @@ def run(ctx: StepContext) -> dict[str, Any]:
             elsewhere=[JobLayout(job_id).conditions_manifest for job_id in others],
         )
     except Exception as error:
-        outcome: Literal["interrupted", "failed"] = (
-            "interrupted" if ctx.artifacts.kept.has(ctx.job_id, made_from) else "failed"
-        )
+        is_kept = ctx.artifacts.kept.has(ctx.job_id, made_from)
+        outcome = AttemptOutcome.INTERRUPTED if is_kept else AttemptOutcome.FAILED
         with tolerated("attempt_not_recorded"):
             ctx.ledger.conditions_ended(ctx.job_id, outcome=outcome, reason=str(error))
         raise
     if produced.reused:
         ctx.ledger.conditions_reused(ctx.job_id, made_at=produced.manifest.made_at)
     else:
-        ctx.ledger.conditions_ended(ctx.job_id, outcome="succeeded")
+        ctx.ledger.conditions_ended(ctx.job_id, outcome=AttemptOutcome.SUCCEEDED)
     return {"reused": produced.reused}

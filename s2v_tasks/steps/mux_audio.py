@@ -6,6 +6,7 @@ from typing import Any
 from s2v_tasks.media.mux import mux
 from s2v_tasks.runtime.context import StepContext
 from s2v_tasks.schemas.manifest import fingerprint
+from s2v_tasks.schemas.steps import MUX_AUDIO, STAGE_INPUTS, STITCH
 from s2v_tasks.storage.artifacts import Built, OutputFile
 
 REVISION = 2  # raise it when the same inputs would be muxed differently
@@ -14,8 +15,8 @@ REVISION = 2  # raise it when the same inputs would be muxed differently
 def run(ctx: StepContext) -> dict[str, Any]:
     plan = ctx.plan()
     inputs = {
-        "silent": ctx.manifest(ctx.layout.silent_manifest, made_by="stitch").outputs["silent"],
-        "audio": ctx.manifest(ctx.layout.input_manifest, made_by="stage-inputs").outputs["audio"],
+        "silent": ctx.manifest(ctx.layout.silent_manifest, STITCH).outputs["silent"],
+        "audio": ctx.manifest(ctx.layout.input_manifest, STAGE_INPUTS).outputs["audio"],
     }
 
     def build(folder: Path) -> Built:
@@ -26,9 +27,9 @@ def run(ctx: StepContext) -> dict[str, Any]:
         return Built({"muxed": OutputFile(folder / "muxed.mp4", ctx.layout.muxed, "video/mp4")}, facts={})
 
     produced = ctx.produce(
-        step="mux_audio",
+        step=MUX_AUDIO,
         manifest_key=ctx.layout.mux_manifest,
-        fingerprint=fingerprint("mux_audio", REVISION, plan.num_frames, [item.sha256 for item in inputs.values()]),
+        fingerprint=fingerprint(MUX_AUDIO.name, REVISION, plan.num_frames, [item.sha256 for item in inputs.values()]),
         inputs=inputs,
         build=build,
     )

@@ -18,11 +18,12 @@ from s2v_tasks.schemas.model_card import load_gpu_card, load_model_card
 from s2v_tasks.schemas.plan import InputFacts, Plan, SpeechFacts
 from s2v_tasks.schemas.preset import load_presets
 from s2v_tasks.schemas.request import Request, parse_request
+from s2v_tasks.schemas.steps import STAGE_INPUTS
 from s2v_tasks.settings import Settings, config_dir, load_settings
 
 
 def run(ctx: StepContext) -> dict[str, Any]:
-    staged, request = ctx.manifest(ctx.layout.input_manifest, made_by="stage-inputs"), ctx.request()
+    staged, request = ctx.manifest(ctx.layout.input_manifest, STAGE_INPUTS), ctx.request()
     plan = _plan_staged(ctx, request, staged) if request.parent_job_id is None else _plan_rerun(ctx, request)
     data = plan.model_dump_json(indent=2).encode()
     job = ctx.ledger.job(ctx.job_id)
@@ -32,7 +33,7 @@ def run(ctx: StepContext) -> dict[str, Any]:
         ctx.store.delete(ctx.layout.result)
         ctx.ledger.job_planned(ctx.job_id, plan)
         for clip in plan.inherited:
-            made = ctx.manifest(ctx.layout.clip_manifest(clip.clip_index), made_by="plan-clips")
+            made = ctx.clip_manifest(clip.clip_index)
             ctx.ledger.clip_inherited(ctx.job_id, clip, facts=made.facts)
         # Last: a plan that is stored is one that is on record, with its inherited clips.
         ctx.store.put_bytes(ctx.layout.plan, data, "application/json")

@@ -8,13 +8,14 @@ from typing import Any
 
 from s2v_tasks.runtime.context import StepContext
 from s2v_tasks.schemas.manifest import Artifact
+from s2v_tasks.schemas.steps import VALIDATE
 from s2v_tasks.storage.artifacts import producer
 from s2v_tasks.storage.layout import output_sidecar_uri, output_video_uri
 
 
 def run(ctx: StepContext) -> dict[str, Any]:
     plan = ctx.plan()
-    report = ctx.manifest(ctx.layout.report_manifest, made_by="validate")
+    report = ctx.manifest(ctx.layout.report_manifest, VALIDATE)
     video = report.inputs["video"]
     video_uri = output_video_uri(ctx.settings, ctx.job_id)
     path = ctx.work_dir / "video.mp4"
@@ -47,7 +48,7 @@ def run(ctx: StepContext) -> dict[str, Any]:
 
 
 def _clip(ctx: StepContext, clip_index: int) -> dict[str, Any]:
-    manifest = ctx.manifest(ctx.layout.clip_manifest(clip_index), made_by=f"render-clip --clip-index {clip_index}")
+    manifest = ctx.clip_manifest(clip_index)
     clip: Artifact = manifest.outputs["clip"]
     return {
         "clip_index": clip_index,

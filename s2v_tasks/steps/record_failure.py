@@ -1,23 +1,25 @@
 """record_failure: write down why a step died that could not do it itself; `close_job` makes it the job's reason."""
 
 from s2v_tasks.runtime.context import StepContext
+from s2v_tasks.schemas.events import JobEvent
+from s2v_tasks.schemas.job import AttemptOutcome, ClipStatus
+from s2v_tasks.schemas.steps import ENCODE_CONDITIONS, Step
 
 
-def run(ctx: StepContext, *, step: str, reason: str, clip_index: int | None = None, count: int = 1) -> None:
-    """`step` as on the command line (render-clip), at work on `count` clips from `clip_index` on, if on any.
+def run(ctx: StepContext, *, step: Step, reason: str, clip_index: int | None = None, count: int = 1) -> None:
+    """`step` at work on `count` clips from `clip_index` on, if on any.
 
     Clips are rendered in order and each is durable before the next begins: the first that is not done is the one that
     failed.
     """
-    name = step.replace("-", "_")
     detail = {"error": reason, "exit_code": 1}
-    ctx.ledger.event(ctx.job_id, step=name, event="step_failed", clip_index=clip_index, detail=detail)
+    ctx.ledger.event(ctx.job_id, step=step.name, event=JobEvent.STEP_FAILED, clip_index=clip_index, detail=detail)
     job = ctx.ledger.job(ctx.job_id)
-    if name == "encode_conditions" and job is not None:
-        ctx.ledger.conditions_ended(ctx.job_id, outcome="failed", reason=reason)
+    if step == ENCODE_CONDITIONS and job is not None:
+        ctx.ledger.conditions_ended(ctx.job_id, outcome=AttemptOutcome.FAILED, reason=reason)
     if clip_index is None or job is None:
         return
     turn = range(clip_index, clip_index + count)
-    open_clips = [clip for clip in job.clips if clip.clip_index in turn and clip.status != "succeeded"]
+    open_clips = [clip for clip in job.clips if clip.clip_index in turn and clip.status != ClipStatus.SUCCEEDED]
     if open_clips:
         ctx.ledger.clip_failed(ctx.job_id, open_clips[0].clip_index, reason)

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import save_file
 
@@ -34,8 +34,10 @@ from s2v_tasks.runtime.attempts import await_earlier_attempt, metered
 from s2v_tasks.runtime.cancellation import cancellable
 from s2v_tasks.runtime.context import StepContext, tolerated
 from s2v_tasks.runtime.requirements import open_snapshot
+from s2v_tasks.schemas.job import AttemptOutcome
 from s2v_tasks.schemas.manifest import Artifact, Manifest, fingerprint
 from s2v_tasks.schemas.plan import FPS, ClipPlan, Plan
+from s2v_tasks.schemas.steps import ENCODE_CONDITIONS, RENDER_CLIP, STAGE_INPUTS
 from s2v_tasks.settings import Settings, load_settings
 from s2v_tasks.storage.artifacts import Built, OutputFile
 from s2v_tasks.storage.partial import PartialClip
@@ -92,7 +94,7 @@ def clip_fingerprints(
     for clip in plan.clips[len(prints) :]:
         prints.append(
             fingerprint(
-                "render_clip",
+                RENDER_CLIP.name,
                 REVISION,
                 snapshot,
                 inputs,
@@ -160,7 +162,7 @@ class _Leader:
 
             try:
                 manifest, reused = ctx.produce(
-                    step="render_clip",
+                    step=RENDER_CLIP,
                     clip_index=index,
                     manifest_key=ctx.layout.clip_manifest(index),
                     fingerprint=self._prints[index],
@@ -179,7 +181,7 @@ class _Leader:
         is_kept = isinstance(error, ClipInterruptedError) or self._ctx.artifacts.kept.has(
             self._ctx.job_id, self._prints[index]
         )
-        outcome: Literal["interrupted", "failed"] = "interrupted" if is_kept else "failed"
+        outcome = AttemptOutcome.INTERRUPTED if is_kept else AttemptOutcome.FAILED
         with tolerated("clip_failure_not_recorded"):
             self._ctx.ledger.clip_failed(self._ctx.job_id, index, str(error), outcome=outcome)
 
@@ -188,7 +190,7 @@ class _Leader:
         if clip.predecessor is None:
             return None
         key = self._ctx.layout.clip_manifest(clip.predecessor)
-        manifest = self._ctx.manifest(key, made_by=f"render-clip --clip-index {clip.predecessor}")
+        manifest = self._ctx.clip_manifest(clip.predecessor)
         expected = self._prints[clip.predecessor]
         if manifest.fingerprint != expected:
             raise TransientError(
@@ -272,9 +274,9 @@ def _difference(made: Manifest) -> str:
 
 def _inputs(ctx: StepContext) -> dict[str, Artifact]:
     """The artifacts that every clip of the job reads."""
-    conditions = ctx.manifest(ctx.layout.conditions_manifest, made_by="encode-conditions")
+    conditions = ctx.manifest(ctx.layout.conditions_manifest, ENCODE_CONDITIONS)
     inputs = {"conditions": conditions.outputs["conditions"]}
-    staged = ctx.manifest(ctx.layout.input_manifest, made_by="stage-inputs").outputs
+    staged = ctx.manifest(ctx.layout.input_manifest, STAGE_INPUTS).outputs
     if "pose" in staged:
         inputs["pose"] = staged["pose"]
     return inputs

@@ -13,13 +13,14 @@ from s2v_tasks.log import get_logger
 from s2v_tasks.media.image import normalise_image
 from s2v_tasks.media.pose import normalise_pose
 from s2v_tasks.media.speech import normalise_speech
-from s2v_tasks.metadata.jobs import Source
 from s2v_tasks.runtime.context import StepContext
 from s2v_tasks.runtime.inheritance import inherit_inputs, parent_request
 from s2v_tasks.runtime.requirements import check_requirements
+from s2v_tasks.schemas.job import Source
 from s2v_tasks.schemas.manifest import Artifact, fingerprint
 from s2v_tasks.schemas.preset import find_preset, load_presets
 from s2v_tasks.schemas.request import Request, parse_request
+from s2v_tasks.schemas.steps import STAGE_INPUTS
 from s2v_tasks.schemas.strict_json import parse_json
 from s2v_tasks.settings import config_dir
 from s2v_tasks.storage.artifacts import Built, OutputFile, file_sha256
@@ -74,9 +75,9 @@ def run(ctx: StepContext, *, request_json: str, run_id: str | None = None) -> di
         return Built(outputs, facts)
 
     produced = ctx.produce(
-        step="stage_inputs",
+        step=STAGE_INPUTS,
         manifest_key=ctx.layout.input_manifest,
-        fingerprint=fingerprint("stage_inputs", REVISION, {name: item.sha256 for name, item in inputs.items()}),
+        fingerprint=fingerprint(STAGE_INPUTS.name, REVISION, {name: item.sha256 for name, item in inputs.items()}),
         inputs=inputs,
         build=build,
     )
@@ -108,10 +109,10 @@ def _queue(ctx: StepContext, data: dict[str, Any], run_id: str | None) -> None:
 def source_of(data: dict[str, Any], run_id: str | None) -> Source:
     """The door of a job that no queue has noted. A program names its run; the form leaves that to Airflow."""
     if data.get("parent_job_id"):
-        return "rerun"
+        return Source.RERUN
     if run_id is None:
-        return "cli"
-    return "ui" if run_id.startswith("manual__") else "api"
+        return Source.CLI
+    return Source.UI if run_id.startswith("manual__") else Source.API
 
 
 def _keep_request(ctx: StepContext, request: Request) -> None:

@@ -14,6 +14,7 @@ from s2v_tasks.media.stitch import crossfade, stitch
 from s2v_tasks.runtime.context import StepContext
 from s2v_tasks.schemas.manifest import Manifest, fingerprint
 from s2v_tasks.schemas.plan import ClipPlan, Plan
+from s2v_tasks.schemas.steps import STITCH
 from s2v_tasks.storage.artifacts import Built, OutputFile
 
 REVISION = 1  # raise it when the same clips would be joined differently
@@ -44,9 +45,9 @@ def run(ctx: StepContext) -> dict[str, Any]:
         *([fades, encoder_build()] if fades else []),
     ]
     produced = ctx.produce(
-        step="stitch",
+        step=STITCH,
         manifest_key=ctx.layout.silent_manifest,
-        fingerprint=fingerprint("stitch", REVISION, *parts),
+        fingerprint=fingerprint(STITCH.name, REVISION, *parts),
         inputs=clips,
         build=build,
     )
@@ -56,7 +57,7 @@ def run(ctx: StepContext) -> dict[str, Any]:
 def _manifest_of(ctx: StepContext, clip: ClipPlan) -> Manifest:
     """The manifest of a finished clip, checked to be of this plan."""
     key = ctx.layout.clip_manifest(clip.clip_index)
-    manifest = ctx.manifest(key, made_by=f"render-clip --clip-index {clip.clip_index}")
+    manifest = ctx.clip_manifest(clip.clip_index)
     frames = manifest.facts["start_frame"], manifest.facts["end_frame"]
     if frames != (clip.start_frame, clip.end_frame):
         raise TransientError(

@@ -15,6 +15,7 @@ from s2v_tasks.runtime.context import StepContext
 from s2v_tasks.schemas.manifest import fingerprint
 from s2v_tasks.schemas.plan import Plan
 from s2v_tasks.schemas.report import Expected
+from s2v_tasks.schemas.steps import MUX_AUDIO, STAGE_INPUTS, VALIDATE
 from s2v_tasks.settings import config_dir
 from s2v_tasks.storage.artifacts import Built, OutputFile
 from s2v_tasks.validation import load_thresholds
@@ -27,8 +28,8 @@ HELD_FRAMES = 4  # the fourth frame and the three before it, when a chain starts
 def run(ctx: StepContext) -> dict[str, Any]:
     plan = ctx.plan()
     inputs = {
-        "video": ctx.manifest(ctx.layout.mux_manifest, made_by="mux-audio").outputs["muxed"],
-        "audio_16k": ctx.manifest(ctx.layout.input_manifest, made_by="stage-inputs").outputs["audio_16k"],
+        "video": ctx.manifest(ctx.layout.mux_manifest, MUX_AUDIO).outputs["muxed"],
+        "audio_16k": ctx.manifest(ctx.layout.input_manifest, STAGE_INPUTS).outputs["audio_16k"],
     }
     thresholds = load_thresholds(config_dir(ctx.settings) / "validation.yaml")
 
@@ -54,10 +55,10 @@ def run(ctx: StepContext) -> dict[str, Any]:
         )
 
     manifest, reused = ctx.produce(
-        step="validate",
+        step=VALIDATE,
         manifest_key=ctx.layout.report_manifest,
         fingerprint=fingerprint(
-            "validate",
+            VALIDATE.name,
             REVISION,
             inputs["video"].sha256,
             plan.model_dump(mode="json", exclude={"estimate"}),

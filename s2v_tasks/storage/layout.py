@@ -1,10 +1,8 @@
 """Every key of a job, in one place (docs/architecture.md). Keys are relative to `Settings.data_uri`."""
 
-import re
 from dataclasses import dataclass
 
-from s2v_tasks.errors import PermanentError
-from s2v_tasks.schemas.request import JOB_ID_PATTERN
+from s2v_tasks.schemas.job import check_job_id
 from s2v_tasks.settings import Settings
 
 
@@ -15,11 +13,7 @@ class JobLayout:
     job_id: str
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(JOB_ID_PATTERN, self.job_id):
-            raise PermanentError(
-                f"job id {self.job_id!r}: expected 3 to 63 lower-case letters, digits and dashes, not starting "
-                "with a dash, for example talk-2026-11-22."
-            )
+        check_job_id(self.job_id)
 
     def _key(self, name: str) -> str:
         return f"jobs/{self.job_id}/{name}"

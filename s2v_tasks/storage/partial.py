@@ -6,6 +6,7 @@ from typing import Any
 
 from s2v_tasks.log import get_logger
 from s2v_tasks.schemas.manifest import Manifest
+from s2v_tasks.schemas.steps import RENDER_CLIP
 from s2v_tasks.storage.artifacts import MANIFEST_NAME, ArtifactStore, producer
 from s2v_tasks.storage.layout import JobLayout
 
@@ -30,7 +31,7 @@ class PartialClip:
         store, now = self._artifacts.store, datetime.now(UTC)
         state = store.upload(path, self._key(f"state-{step:04d}.safetensors"), "application/octet-stream")
         manifest = Manifest(
-            step="render_clip",
+            step=RENDER_CLIP.name,
             job_id=self._layout.job_id,
             clip_index=self._clip_index,
             fingerprint=self._fingerprint,

@@ -6,13 +6,14 @@ import pytest
 
 from s2v_tasks.orchestration.links import VideoLink
 from s2v_tasks.orchestration.operators import StepOperator
+from s2v_tasks.schemas.steps import PUBLISH, STITCH, VALIDATE
 
 
 def test_publishing_links_to_all_files_and_judging_to_the_report() -> None:
     """A video that fails its checks has a report to look at; other steps have nothing to link to."""
     names = {
-        step: [link.name for link in StepOperator(task_id="step", step=step).operator_extra_links]
-        for step in ("publish", "validate", "stitch")
+        step.name: [link.name for link in StepOperator(task_id="step", step=step).operator_extra_links]
+        for step in (PUBLISH, VALIDATE, STITCH)
     }
     assert names == {"publish": ["Video", "Report", "Contact sheet"], "validate": ["Report"], "stitch": []}
 
@@ -20,7 +21,7 @@ def test_publishing_links_to_all_files_and_judging_to_the_report() -> None:
 def test_a_link_leads_through_airflow_to_a_file_of_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
     """It has the address of this installation and the job of the run, and no signature that could expire or leak."""
     monkeypatch.setenv("AIRFLOW__API__BASE_URL", "https://airflow.example.org/team/")
-    publish: Any = StepOperator(task_id="publish", step="publish")
+    publish: Any = StepOperator(task_id="publish", step=PUBLISH)
     publish.job_id = "my-job"
     assert VideoLink().get_link(publish, ti_key=None) == "https://airflow.example.org/team/s2v/jobs/my-job/video"
     publish.job_id = "a b?c"  # refused by the first step, but the form may hold it

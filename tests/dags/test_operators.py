@@ -9,6 +9,7 @@ import pytest
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from s2v_tasks.orchestration.operators import CloseJobOperator, StepOperator
+from s2v_tasks.schemas.steps import CLOSE_JOB, PLAN_CLIPS, PUBLISH, RENDER_CLIP, STAGE_INPUTS, STITCH
 
 
 class Store(dict[str, Any]):
@@ -33,13 +34,13 @@ def execute(operator: StepOperator, context: dict[str, Any], monkeypatch: pytest
 
 def test_a_step_is_run_by_command_with_the_job_id(context: dict[str, Any]) -> None:
     """The command is an argument list for this interpreter."""
-    command = StepOperator(task_id="stitch", step="stitch").command(context)
+    command = StepOperator(task_id="stitch", step=STITCH).command(context)
     assert command == [sys.executable, "-m", "s2v_tasks.cli", "stitch", "--job-id", "my-job"]
 
 
 def test_the_request_is_one_argument_whatever_it_says(context: dict[str, Any]) -> None:
     """What a user types never meets a shell."""
-    command = StepOperator(task_id="stage_inputs", step="stage-inputs").command(context)
+    command = StepOperator(task_id="stage_inputs", step=STAGE_INPUTS).command(context)
     assert command[-4:] == [
         "--run-id",
         "manual__1",
@@ -56,7 +57,7 @@ def test_several_processes_of_a_clip_are_started_by_torchrun(
 
     monkeypatch.setenv("S2V_NPROC_PER_NODE", "2")
     load_settings.cache_clear()
-    command = StepOperator(task_id="render", step="render-clip", clip={"clip_index": 3, "count": 2}).command(context)
+    command = StepOperator(task_id="render", step=RENDER_CLIP, clip={"clip_index": 3, "count": 2}).command(context)
     load_settings.cache_clear()
     assert command[1:6] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     assert command[6] == "--shutdown-timeout"  # longer than a solver step of the 14B model takes
@@ -75,13 +76,13 @@ def test_several_processes_of_a_clip_are_started_by_torchrun(
 
 def test_one_process_renders_without_torchrun(context: dict[str, Any]) -> None:
     """Starting torchrun takes longer than many a step; a single process needs nobody to find the others."""
-    command = StepOperator(task_id="render", step="render-clip", clip={"clip_index": 3, "count": 2}).command(context)
+    command = StepOperator(task_id="render", step=RENDER_CLIP, clip={"clip_index": 3, "count": 2}).command(context)
     assert command[1:4] == ["-m", "s2v_tasks.cli", "render-clip"]
 
 
 def test_several_clips_have_the_time_of_each(context: dict[str, Any]) -> None:
     """The limit grows with the clips that one process renders."""
-    one, three = (StepOperator(task_id="r", step="render-clip", clip={"clip_index": 0, "count": n}) for n in (1, 3))
+    one, three = (StepOperator(task_id="r", step=RENDER_CLIP, clip={"clip_index": 0, "count": n}) for n in (1, 3))
     for operator in (one, three):
         operator.pre_execute(context)
     waits = timedelta(minutes=30)  # for S3 and then for PostgreSQL, as long as S2V_RETRY_SECONDS each
@@ -94,9 +95,9 @@ def test_several_clips_have_the_time_of_each(context: dict[str, Any]) -> None:
 def test_the_result_or_one_value_of_it_is_the_xcom(context: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """`result_key` picks the list that a later task is mapped over."""
     script = 'print(\'{"job_id": "my-job", "clips": [1, 2]}\')'
-    plan = StepOperator(task_id="plan", step="plan-clips", result_key="clips")
+    plan = StepOperator(task_id="plan", step=PLAN_CLIPS, result_key="clips")
     assert execute(plan, context, monkeypatch, script) == [1, 2]
-    assert execute(StepOperator(task_id="x", step="x"), context, monkeypatch, script)["job_id"] == "my-job"
+    assert execute(StepOperator(task_id="x", step=STITCH), context, monkeypatch, script)["job_id"] == "my-job"
 
 
 def test_a_published_video_updates_its_asset(context: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,7 +107,7 @@ def test_a_published_video_updates_its_asset(context: dict[str, Any], monkeypatc
     result = {"job_id": "my-job", "video_uri": "s3://b/v.mp4", "sha256": "0" * 64, "duration_seconds": 9.6875}
     asset = Asset(name="talking_videos", uri="s3://b/output")
     context["outlet_events"] = {asset: SimpleNamespace(extra={})}
-    publish = StepOperator(task_id="publish", step="publish", outlets=[asset])
+    publish = StepOperator(task_id="publish", step=PUBLISH, outlets=[asset])
     execute(publish, context, monkeypatch, f"import json; print(json.dumps({result!r}))")
     assert context["outlet_events"][asset].extra == result
 
@@ -121,7 +122,7 @@ def test_bad_input_is_never_retried(
     """The exit code decides between a final failure and a retry; both end with the step's sentence."""
     script = f"import sys; print('PermanentError: size 9*9.', file=sys.stderr); sys.exit({exit_code})"
     with pytest.raises(AirflowException, match=r"size 9\*9") as caught:
-        execute(StepOperator(task_id="x", step="x"), context, monkeypatch, script)
+        execute(StepOperator(task_id="x", step=STITCH), context, monkeypatch, script)
     assert type(caught.value) is expected
 
 
@@ -129,13 +130,13 @@ def test_a_killed_step_is_retried(context: dict[str, Any], monkeypatch: pytest.M
     """SIGKILL leads to a retry."""
     script = "import os; os.kill(os.getpid(), 9)"
     with pytest.raises(AirflowException, match="SIGKILL") as caught:
-        execute(StepOperator(task_id="x", step="x"), context, monkeypatch, script)
+        execute(StepOperator(task_id="x", step=STITCH), context, monkeypatch, script)
     assert type(caught.value) is AirflowException
 
 
 def test_a_step_that_keeps_failing_is_given_up(context: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """An outage is waited for as long as Airflow tries; a failure of the step itself is final at the third time."""
-    operator = StepOperator(task_id="x", step="x")
+    operator = StepOperator(task_id="x", step=STITCH)
     for exit_code in (75, 75, 75, 1, 75, 139):
         with pytest.raises(AirflowException) as caught:
             execute(operator, context, monkeypatch, f"import sys; sys.exit({exit_code})")
@@ -147,7 +148,7 @@ def test_a_step_that_keeps_failing_is_given_up(context: dict[str, Any], monkeypa
 def test_closing_a_job_ends_like_the_job(context: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """The last task of a run succeeds with a good job only, and tells the reason of a bad one."""
     script = "import json; print(json.dumps({{'job_id': 'my-job', 'status': {!r}, 'reason': 'size 9*9 is odd.'}}))"
-    close_job = CloseJobOperator(task_id="close_job", step="close-job")
+    close_job = CloseJobOperator(task_id="close_job", step=CLOSE_JOB)
     assert execute(close_job, context, monkeypatch, script.format("succeeded"))["status"] == "succeeded"
     with pytest.raises(AirflowFailException, match=r"Job my-job failed: size 9\*9 is odd"):
         execute(close_job, context, monkeypatch, script.format("failed"))
@@ -179,7 +180,7 @@ def test_closing_a_job_tells_which_task_failed_first(
     monkeypatch.setattr(RuntimeTaskInstance, "get_task_states", staticmethod(get_task_states))
     context["dag_run"] = SimpleNamespace(start_date=datetime(2026, 11, 22, 10, 15, tzinfo=UTC))
     with DAG("speech_to_video", schedule=None):
-        command = CloseJobOperator(task_id="close_job", step="close-job").command(context)
+        command = CloseJobOperator(task_id="close_job", step=CLOSE_JOB).command(context)
     assert command[3:] == [
         *("close-job", "--job-id", "my-job", "--since", "2026-11-22T10:15:00+0000", "--run-id", "manual__1"),
         *(word for task in expected for word in ("--failed-task", task)),

@@ -18,6 +18,7 @@ from kubernetes.client import ApiClient, Configuration, CoreV1Api
 from s2v_tasks.orchestration.execution import step_task
 from s2v_tasks.orchestration.pods import RETRIES, CloseJobOfPodsOperator, StepPodOperator
 from s2v_tasks.orchestration.retries import OWN_FAILURES
+from s2v_tasks.schemas.steps import CLOSE_JOB, ENCODE_CONDITIONS
 from s2v_tasks.settings import load_settings
 
 PODS = "/api/v1/namespaces/s2v/pods"
@@ -153,7 +154,7 @@ def context(store: Store, operator: StepPodOperator, run_id: str = "manual__1", 
 
 
 def execute(store: Store, run_id: str = "manual__1", max_tries: int = 10) -> None:
-    operator = step_task("encode-conditions")
+    operator = step_task(ENCODE_CONDITIONS)
     assert isinstance(operator, StepPodOperator)
     operator.pre_execute({})
     operator.execute(context(store, operator, run_id, max_tries))
@@ -209,7 +210,7 @@ def test_what_no_try_can_mend_is_final_at_once(cluster: Cluster, told: list[str]
     status = {"image": "", "imageID": "", "ready": False, "restartCount": 0}
     pod["status"] = {"phase": "Pending", "containerStatuses": [waiting | status]}
     event = {"status": "error", "name": name, "namespace": "s2v", "message": "Image cannot be pulled"}
-    operator = step_task("encode-conditions")
+    operator = step_task(ENCODE_CONDITIONS)
     with pytest.raises(AirflowFailException, match="cannot be pulled"):
         operator.trigger_reentry(context(store, operator), event)
     assert len(told) == 1
@@ -241,7 +242,7 @@ def test_the_next_try_does_not_attach_to_the_pod_of_a_dead_node(cluster: Cluster
     pod["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
     pod["status"] = {"phase": "Running"}
     event = {"status": "timeout", "name": name, "namespace": "s2v", "message": "its node does not answer any more."}
-    operator = step_task("encode-conditions")
+    operator = step_task(ENCODE_CONDITIONS)
     with pytest.raises(AirflowException, match=f"Pod {name} was deleted") as seen:
         operator.trigger_reentry(context(store, operator), event)
     assert not isinstance(seen.value, AirflowFailException)
@@ -254,7 +255,7 @@ def test_the_next_try_does_not_attach_to_the_pod_of_a_dead_node(cluster: Cluster
 @pytest.fixture
 def close_job() -> CloseJobOfPodsOperator:
     with DAG("speech_to_video", schedule=None):
-        operator = step_task("close-job")
+        operator = step_task(CLOSE_JOB)
     assert isinstance(operator, CloseJobOfPodsOperator)
     return operator
 

@@ -15,6 +15,7 @@ from airflow.triggers.base import TriggerEvent
 from s2v_tasks.orchestration import pod_trigger
 from s2v_tasks.orchestration.execution import step_task
 from s2v_tasks.orchestration.pod_trigger import StepPodTrigger
+from s2v_tasks.schemas.steps import ENCODE_CONDITIONS
 from s2v_tasks.settings import load_settings
 
 
@@ -33,7 +34,7 @@ def test_a_step_waits_by_our_trigger_with_all_that_its_base_knows(monkeypatch: p
     monkeypatch.setenv("S2V_EXECUTION", "kubernetes")
     load_settings.cache_clear()
     with pytest.raises(TaskDeferred) as deferral:
-        step_task("encode-conditions").defer(trigger=waiting_for_a_pod(), method_name="trigger_reentry")
+        step_task(ENCODE_CONDITIONS).defer(trigger=waiting_for_a_pod(), method_name="trigger_reentry")
     path, arguments = deferral.value.trigger.serialize()
     assert path == "s2v_tasks.orchestration.pod_trigger.StepPodTrigger"
     assert StepPodTrigger(**arguments).serialize()[1] == waiting_for_a_pod().serialize()[1]

@@ -12,6 +12,7 @@ from kubernetes.utils.quantity import parse_quantity
 from s2v_tasks.errors import ConfigurationError
 from s2v_tasks.orchestration.execution import step_task
 from s2v_tasks.orchestration.pods import StepPodOperator
+from s2v_tasks.schemas.steps import ENCODE_CONDITIONS, RENDER_CLIP, Step, step_of_command
 from s2v_tasks.settings import load_settings
 
 CLIP = {"clip_index": 3, "count": 2, "predecessor": 2, "label": "clip 4/6"}
@@ -34,7 +35,7 @@ def context(task: StepPodOperator) -> dict[str, Any]:
     return run | {"dag_run": SimpleNamespace(start_date=datetime(2026, 1, 1))}
 
 
-def rendered(step: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+def rendered(step: Step, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The pod as it would be submitted: taken at the moment of its creation."""
     submitted = []
 
@@ -42,7 +43,7 @@ def rendered(step: str, monkeypatch: pytest.MonkeyPatch) -> Any:
         submitted.append(pod_request_obj)
         raise InterruptedError
 
-    task = step_task(step, clip=CLIP if step == "render-clip" else None)
+    task = step_task(step, clip=CLIP if step == RENDER_CLIP else None)
     assert isinstance(task, StepPodOperator)
     monkeypatch.setattr(StepPodOperator, "get_or_create_pod", create)
     monkeypatch.setattr(StepPodOperator, "hook", SimpleNamespace(is_in_cluster=False))
@@ -52,14 +53,14 @@ def rendered(step: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     return submitted[0]
 
 
-@pytest.fixture(params=["render-clip", "encode-conditions"])
+@pytest.fixture(params=[RENDER_CLIP, ENCODE_CONDITIONS], ids=lambda step: step.name)
 def pod(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     return rendered(request.param, monkeypatch)
 
 
 def test_a_clip_is_rendered_by_one_process_for_each_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """World size and number of GPUs come from one setting."""
-    container = rendered("render-clip", monkeypatch).spec.containers[0]
+    container = rendered(RENDER_CLIP, monkeypatch).spec.containers[0]
     assert container.command == ["python"]
     assert container.args[:5] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4"]
     assert container.args[7:12] == ["-m", "s2v_tasks.cli", "render-clip", "--job-id", "my-job"]
@@ -104,7 +105,7 @@ def test_a_template_without_annotations_keeps_its_resources(tmp_path: Path, monk
 
 def test_conditions_are_encoded_by_one_process_on_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The number of GPUs of a clip is none of its business."""
-    container = rendered("encode-conditions", monkeypatch).spec.containers[0]
+    container = rendered(ENCODE_CONDITIONS, monkeypatch).spec.containers[0]
     assert container.args == ["-m", "s2v_tasks.cli", "encode-conditions", "--job-id", "my-job"]
     assert container.resources.limits["nvidia.com/gpu"] == "1"
 
@@ -142,7 +143,7 @@ def test_a_clip_has_shared_memory_and_time_to_save_its_state(monkeypatch: pytest
     """Shared memory is a volume in memory; the grace is above what the step takes to save what it has rendered."""
     from s2v_tasks.orchestration.process import TERMINATION_GRACE_SECONDS
 
-    spec = rendered("render-clip", monkeypatch).spec
+    spec = rendered(RENDER_CLIP, monkeypatch).spec
     mounts = {mount.name: mount.mount_path for mount in spec.containers[0].volume_mounts}
     assert mounts["shm"].endswith("/shm")
     assert next(volume.empty_dir.medium for volume in spec.volumes if volume.name == "shm") == "Memory"
@@ -178,11 +179,11 @@ def test_a_pod_can_be_found_and_ends_by_itself(pod: Any) -> None:
     """Labels say whose it is; its deadline lies behind Airflow's own; only Airflow starts it again."""
     labels = pod.metadata.labels
     assert (labels["app.kubernetes.io/name"], labels["s2v/job-id"], labels["run_id"]) == ("s2v", "my-job", "manual__1")
-    step = labels["app.kubernetes.io/component"]
-    assert labels.get("s2v/clip-index") == ("3" if step == "render-clip" else None)
-    assert pod.metadata.name.startswith(f"{step}-")
+    step = step_of_command(labels["app.kubernetes.io/component"])
+    assert labels.get("s2v/clip-index") == ("3" if step == RENDER_CLIP else None)
+    assert pod.metadata.name.startswith(f"{step.command}-")
     assert pod.metadata.namespace == "s2v"
-    task = step_task(step, clip=CLIP if step == "render-clip" else None)
+    task = step_task(step, clip=CLIP if step == RENDER_CLIP else None)
     task.pre_execute({})
     assert isinstance(task.execution_timeout, timedelta)
     assert pod.spec.active_deadline_seconds == task.execution_timeout.total_seconds() + 600
@@ -194,7 +195,7 @@ def test_waiting_for_a_node_takes_nothing_from_the_time_for_the_work(monkeypatch
     monkeypatch.setenv("S2V_POD_SCHEDULE_SECONDS", str(24 * 3600))
     monkeypatch.setenv("S2V_POD_STARTUP_SECONDS", "3600")
     load_settings.cache_clear()
-    conditions, render = step_task("encode-conditions"), step_task("render-clip", clip=CLIP)
+    conditions, render = step_task(ENCODE_CONDITIONS), step_task(RENDER_CLIP, clip=CLIP)
     render.pre_execute({})
     waits = timedelta(seconds=2 * load_settings().retry_seconds)
     assert conditions.execution_timeout == timedelta(hours=25 + 1) + waits
@@ -218,11 +219,11 @@ def test_the_template_is_that_of_the_configured_folder(tmp_path: Path, monkeypat
     (tmp_path / "pods/render_clip.yaml").write_text(yaml.safe_dump(template))
     monkeypatch.setenv("S2V_CONFIG_DIR", str(tmp_path))
     load_settings.cache_clear()
-    pod = rendered("render-clip", monkeypatch)
+    pod = rendered(RENDER_CLIP, monkeypatch)
     assert pod.metadata.namespace == "video"
     assert pod.spec.containers[0].image == "registry.example.com/s2v-engine:2"
     with pytest.raises(ConfigurationError, match=r"encode_conditions\.yaml is not there"):
-        step_task("encode-conditions")
+        step_task(ENCODE_CONDITIONS)
 
 
 def test_a_pod_is_found_again_watched_without_a_worker_and_never_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,7 +231,7 @@ def test_a_pod_is_found_again_watched_without_a_worker_and_never_left_behind(mon
     monkeypatch.setenv("S2V_POD_SCHEDULE_SECONDS", "7200")
     monkeypatch.setenv("S2V_POD_STARTUP_SECONDS", "300")
     load_settings.cache_clear()
-    task: Any = step_task("encode-conditions")
+    task: Any = step_task(ENCODE_CONDITIONS)
     assert (task.schedule_timeout_seconds, task.startup_timeout_seconds) == (7200, 300)
     assert (task.deferrable, task.reattach_on_restart, task.random_name_suffix) == (True, True, True)
     assert (task.on_finish_action.value, task.on_kill_action.value) == ("delete_pod", "delete_pod")

@@ -7,6 +7,7 @@ import pytest
 
 from s2v_tasks.orchestration.execution import step_task
 from s2v_tasks.orchestration.retries import OWN_FAILURES, is_one_too_many, retries
+from s2v_tasks.schemas.steps import CLOSE_JOB, PUBLISH, RENDER_CLIP, STAGE_INPUTS
 from s2v_tasks.settings import load_settings
 
 
@@ -29,7 +30,7 @@ def test_tries_last_as_long_as_an_outage_may(monkeypatch: pytest.MonkeyPatch, se
     """The delays between the tries of a step add up to the setting; none is longer than five minutes."""
     monkeypatch.setenv("S2V_RETRY_SECONDS", str(seconds))
     load_settings.cache_clear()
-    for step in ("stage-inputs", "render-clip", "publish", "close-job"):
+    for step in (STAGE_INPUTS, RENDER_CLIP, PUBLISH, CLOSE_JOB):
         task: Any = step_task(step)
         assert task.retries == fewest
         assert sum(delays(task)) >= seconds

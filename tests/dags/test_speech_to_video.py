@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
+from s2v_tasks.schemas.steps import ENCODE_CONDITIONS, RENDER_CLIP, STITCH
+
 REPOSITORY = Path(__file__).parents[2]
 DAGS = REPOSITORY / "dags"
 # airflow.sdk itself imports SQLAlchemy, so that cannot be asked of a DAG file; its own database code can.
@@ -112,12 +114,12 @@ def test_clips_take_turns_on_the_gpu_of_the_machine(monkeypatch: pytest.MonkeyPa
     from s2v_tasks.orchestration.execution import step_task
     from s2v_tasks.settings import load_settings
 
-    assert step_task("render-clip").max_active_tis_per_dag == 1
-    assert step_task("encode-conditions").max_active_tis_per_dag == 1
-    assert step_task("stitch").max_active_tis_per_dag is None
+    assert step_task(RENDER_CLIP).max_active_tis_per_dag == 1
+    assert step_task(ENCODE_CONDITIONS).max_active_tis_per_dag == 1
+    assert step_task(STITCH).max_active_tis_per_dag is None
     monkeypatch.setenv("S2V_LOCAL_RENDERS", "3")
     load_settings.cache_clear()
-    assert step_task("render-clip").max_active_tis_per_dag == 3
+    assert step_task(RENDER_CLIP).max_active_tis_per_dag == 3
 
 
 def test_runs_start_only_when_asked_for(dag: Any) -> None:

@@ -30,10 +30,11 @@ PREPARE = f"""
 import sys
 from s2v_tasks.steps import encode_conditions, plan_clips, stage_inputs
 from s2v_tasks.runtime.context import run_step
+from s2v_tasks.schemas.steps import ENCODE_CONDITIONS, PLAN_CLIPS, STAGE_INPUTS
 
-run_step(stage_inputs.run, step="stage_inputs", job_id="{JOB}", request_json=sys.argv[1])
-run_step(plan_clips.run, step="plan_clips", job_id="{JOB}")
-run_step(encode_conditions.run, step="encode_conditions", job_id="{JOB}")
+run_step(stage_inputs.run, step=STAGE_INPUTS, job_id="{JOB}", request_json=sys.argv[1])
+run_step(plan_clips.run, step=PLAN_CLIPS, job_id="{JOB}")
+run_step(encode_conditions.run, step=ENCODE_CONDITIONS, job_id="{JOB}")
 """
 # Rank 1 fails in the forward of its third solver step, with the CLI around it as in production.
 BROKEN_RANK = """

@@ -19,6 +19,7 @@ from s2v_tasks.metadata.records import JobRecord
 from s2v_tasks.metadata.repository import Ledger
 from s2v_tasks.metadata.session import create_engine, engine_from_settings
 from s2v_tasks.runtime.context import run_step
+from s2v_tasks.schemas.steps import Step
 from s2v_tasks.settings import Settings, load_settings
 from s2v_tasks.storage.s3 import ObjectStore
 from s2v_tasks.verification.tiny_snapshot import write_tiny_snapshot
@@ -116,7 +117,7 @@ def run(request_json: Callable[..., str]) -> Run:
     def run(step: str, clip_index: int | None = None, **fields: Any) -> dict[str, Any]:
         arguments = {"request_json": request_json(**fields)} if step == "stage_inputs" else fields
         body = importlib.import_module(f"s2v_tasks.steps.{step}").run
-        return run_step(body, step=step, job_id=JOB, clip_index=clip_index, **arguments)
+        return run_step(body, step=Step(step), job_id=JOB, clip_index=clip_index, **arguments)
 
     return run
 

@@ -15,6 +15,7 @@ from s2v_tasks.errors import JobCancelledError, PermanentError
 from s2v_tasks.metadata.repository import Ledger
 from s2v_tasks.orchestration.process import StepFailedError, StepProcess
 from s2v_tasks.runtime.context import run_step
+from s2v_tasks.schemas.steps import Step
 from s2v_tasks.settings import load_settings
 from s2v_tasks.steps import close_job, encode_conditions, plan_clips, render_clip, stage_inputs
 from s2v_tasks.storage.s3 import ObjectStore
@@ -32,7 +33,7 @@ REQUEST = {"prompt": "A portrait speaks.", "num_clip": 2, "infer_frames": 16, "s
 
 
 def run(step: str, clip_index: int | None = None, **arguments: Any) -> dict[str, Any]:
-    return run_step(STEPS[step].run, step=step, job_id=JOB, clip_index=clip_index, **arguments)
+    return run_step(STEPS[step].run, step=Step(step), job_id=JOB, clip_index=clip_index, **arguments)
 
 
 @pytest.mark.usefixtures("settings")

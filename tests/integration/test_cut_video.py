@@ -16,6 +16,7 @@ from s2v_tasks.engine.pipeline import S2VPipeline
 from s2v_tasks.media.decode import read_frames
 from s2v_tasks.runtime.context import run_step
 from s2v_tasks.schemas.plan import Plan
+from s2v_tasks.schemas.steps import Step
 from s2v_tasks.settings import Settings
 from s2v_tasks.storage.layout import JobLayout
 from s2v_tasks.storage.s3 import ObjectStore
@@ -52,7 +53,7 @@ def heard(monkeypatch: pytest.MonkeyPatch) -> dict[int, ClipInputs]:
 
 def step(name: str, clip_index: int | None = None, **arguments: Any) -> dict[str, Any]:
     body = importlib.import_module(f"s2v_tasks.steps.{name}").run
-    return run_step(body, step=name, job_id=JOB, clip_index=clip_index, **arguments)
+    return run_step(body, step=Step(name), job_id=JOB, clip_index=clip_index, **arguments)
 
 
 def three_sentences(path: Path) -> None:

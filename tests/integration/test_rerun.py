@@ -18,6 +18,7 @@ from s2v_tasks.runtime.context import open_context, run_step
 from s2v_tasks.runtime.inheritance import parent_request
 from s2v_tasks.schemas.plan import Plan
 from s2v_tasks.schemas.request import Request, parse_request
+from s2v_tasks.schemas.steps import Step
 from s2v_tasks.settings import Settings
 from s2v_tasks.storage.artifacts import ArtifactStore
 from s2v_tasks.storage.layout import JobLayout
@@ -39,7 +40,7 @@ pytestmark = pytest.mark.usefixtures("settings")
 
 def run(job_id: str, step: str, clip_index: int | None = None, **arguments: Any) -> dict[str, Any]:
     body = importlib.import_module(f"s2v_tasks.steps.{step}").run
-    return run_step(body, step=step, job_id=job_id, clip_index=clip_index, **arguments)
+    return run_step(body, step=Step(step), job_id=job_id, clip_index=clip_index, **arguments)
 
 
 def stage(store: ObjectStore, job_id: str, **fields: Any) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ from s2v_tasks.metadata.records import JobRecord
 from s2v_tasks.metadata.repository import Ledger
 from s2v_tasks.runtime.context import run_step
 from s2v_tasks.schemas.plan import Plan
+from s2v_tasks.schemas.steps import CLOSE_JOB, STAGE_INPUTS
 from s2v_tasks.settings import Settings, load_settings
 from s2v_tasks.steps.plan_clips import plan_files
 from s2v_tasks.storage.layout import JobLayout
@@ -95,7 +96,7 @@ def test_inputs_are_found_in_another_normal_form(run: Run, store: ObjectStore, g
 def test_a_request_is_strict_json(settings: Settings, text: str, words: str, found: Found) -> None:
     """What has no single meaning is refused, on record, in a sentence."""
     with pytest.raises(PermanentError, match=re.escape(words)):
-        run_step(importlib.import_module("s2v_tasks.steps.stage_inputs").run, step="stage_inputs", job_id=JOB,
+        run_step(importlib.import_module("s2v_tasks.steps.stage_inputs").run, step=STAGE_INPUTS, job_id=JOB,
                  request_json=text)  # fmt: skip
     assert found().status == "failed"
     assert words in str(found().reason)
@@ -224,7 +225,7 @@ def test_an_old_outcome_is_not_that_of_new_work(run: Run, found: Found) -> None:
 
 def close_since(since: datetime) -> dict[str, Any]:
     body = importlib.import_module("s2v_tasks.steps.close_job").run
-    return run_step(body, step="close_job", job_id=JOB, since=since)
+    return run_step(body, step=CLOSE_JOB, job_id=JOB, since=since)
 
 
 def unavailable(*_: Any, **__: Any) -> None:

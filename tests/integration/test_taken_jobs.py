@@ -12,6 +12,7 @@ from s2v_tasks.errors import JobTakenError
 from s2v_tasks.metadata.records import JobRecord
 from s2v_tasks.metadata.repository import Ledger
 from s2v_tasks.runtime.context import run_step
+from s2v_tasks.schemas.steps import CLOSE_JOB, STAGE_INPUTS
 from s2v_tasks.settings import Settings
 from s2v_tasks.storage.layout import JobLayout
 from s2v_tasks.storage.s3 import ObjectStore
@@ -23,12 +24,12 @@ Found = Callable[[], JobRecord]
 
 def stage(request_json: str, run_id: str | None = None) -> dict[str, Any]:
     body = importlib.import_module("s2v_tasks.steps.stage_inputs").run
-    return run_step(body, step="stage_inputs", job_id=JOB, request_json=request_json, run_id=run_id)
+    return run_step(body, step=STAGE_INPUTS, job_id=JOB, request_json=request_json, run_id=run_id)
 
 
 def close(run_id: str) -> dict[str, Any]:
     body = importlib.import_module("s2v_tasks.steps.close_job").run
-    return run_step(body, step="close_job", job_id=JOB, run_id=run_id)
+    return run_step(body, step=CLOSE_JOB, job_id=JOB, run_id=run_id)
 
 
 @pytest.mark.parametrize("outcome", ["running", "succeeded"])

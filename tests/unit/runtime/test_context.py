@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from s2v_tasks.runtime.context import StepContext, open_context, run_step
+from s2v_tasks.schemas.steps import RENDER_CLIP, STITCH
 from s2v_tasks.settings import Settings, load_settings
 from s2v_tasks.storage.artifacts import Built, OutputFile
 
@@ -32,7 +33,7 @@ def make(context: StepContext, clip_index: int | None = None) -> None:
         return Built({"clip": OutputFile(folder / "clip.mp4", key, "video/mp4")})
 
     context.produce(
-        step="stitch" if clip_index is None else "render_clip",
+        step=STITCH if clip_index is None else RENDER_CLIP,
         clip_index=clip_index,
         manifest_key=f"{key}.manifest.json",
         fingerprint="f",
@@ -78,7 +79,7 @@ def test_an_error_of_the_local_disk_is_on_record_as_what_it_is(
         raise error
 
     with pytest.raises(Exception, match=str(error.args[-1])) as caught:
-        run_step(body, step="stitch", job_id="my-job")
+        run_step(body, step=STITCH, job_id="my-job")
     assert getattr(caught.value, "exit_code", 1) == exit_code
     job = context.ledger.job("my-job")
     assert job is not None

@@ -10,6 +10,7 @@ from s2v_tasks.schemas.model_card import load_gpu_card, load_model_card
 from s2v_tasks.schemas.plan import Plan, SpeechFacts
 from s2v_tasks.schemas.preset import load_presets
 from s2v_tasks.schemas.request import parse_request
+from s2v_tasks.schemas.steps import ENCODE_CONDITIONS, RENDER_CLIP, STITCH
 from s2v_tasks.settings import Settings, config_dir, load_settings
 from s2v_tasks.steps import close_job, record_failure
 
@@ -27,7 +28,7 @@ def context(s3_settings: Settings, postgres_url: str, monkeypatch: pytest.Monkey
 
 def test_the_reason_of_a_dead_step_becomes_the_reason_of_its_job(context: StepContext) -> None:
     """`record-failure` notes it, `close-job` makes it the job's."""
-    record_failure.run(context, step="encode-conditions", reason="The pod ran out of memory.")
+    record_failure.run(context, step=ENCODE_CONDITIONS, reason="The pod ran out of memory.")
     closed = close_job.run(context)
     assert closed == {"status": "failed", "reason": "encode_conditions: The pod ran out of memory."}
 
@@ -35,7 +36,7 @@ def test_the_reason_of_a_dead_step_becomes_the_reason_of_its_job(context: StepCo
 def test_an_encoding_that_died_is_wasted_until_it_died(context: StepContext) -> None:
     """Its attempt ends with the reason, not when somebody closes the job."""
     context.ledger.conditions_started("my-job")
-    record_failure.run(context, step="encode-conditions", reason="The pod ran out of memory.")
+    record_failure.run(context, step=ENCODE_CONDITIONS, reason="The pod ran out of memory.")
     job = context.ledger.job("my-job")
     assert job is not None
     (attempt,) = job.attempts
@@ -64,7 +65,7 @@ def test_of_the_clips_of_a_process_the_one_failed_that_was_rendered(context: Ste
     ledger.clip_started("my-job", 1, "f1")
     ledger.clip_succeeded("my-job", 1, facts={}, reused=False)
     ledger.clip_started("my-job", 2, "f2")
-    record_failure.run(context, step="render-clip", reason="The pod is gone.", clip_index=1, count=3)
+    record_failure.run(context, step=RENDER_CLIP, reason="The pod is gone.", clip_index=1, count=3)
     job = ledger.job("my-job")
     assert job is not None
     assert [clip.status for clip in job.clips] == ["pending", "succeeded", "failed", "pending"]
@@ -73,7 +74,7 @@ def test_of_the_clips_of_a_process_the_one_failed_that_was_rendered(context: Ste
 
 def test_a_job_fails_for_the_latest_reason_since_it_was_queued(context: StepContext) -> None:
     """A step that fails again is the last to have failed; what an earlier start died of is no reason any more."""
-    for step, reason in (("render-clip", "First."), ("stitch", "Second."), ("render-clip", "Third.")):
+    for step, reason in ((RENDER_CLIP, "First."), (STITCH, "Second."), (RENDER_CLIP, "Third.")):
         record_failure.run(context, step=step, reason=reason)
     assert close_job.run(context)["reason"] == "render_clip: Third."
     context.ledger.job_queued("my-job", {})
@@ -86,5 +87,5 @@ def test_a_job_that_airflow_failed_names_the_task(context: StepContext) -> None:
     assert close_job.run(context, failed_task="clip.wait[1]")["reason"].startswith("Task clip.wait[1] failed")
     context.ledger.job_queued("my-job", {})
     context.ledger.job_started("my-job")
-    record_failure.run(context, step="stitch", reason="Disk full.")
+    record_failure.run(context, step=STITCH, reason="Disk full.")
     assert close_job.run(context, failed_task="clip.wait[1]")["reason"] == "stitch: Disk full."

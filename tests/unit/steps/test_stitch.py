@@ -14,6 +14,7 @@ from s2v_tasks.media.decode import read_frames
 from s2v_tasks.media.encode import encode_clip, encoder_build
 from s2v_tasks.runtime.context import StepContext, open_context
 from s2v_tasks.schemas.plan import ClipPlan, Estimate, Plan, Sampling, SpeechFacts
+from s2v_tasks.schemas.steps import RENDER_CLIP, STITCH
 from s2v_tasks.settings import Settings, load_settings
 from s2v_tasks.steps import stitch
 from s2v_tasks.storage.artifacts import Built, OutputFile
@@ -86,7 +87,7 @@ def finish(context: StepContext, clip: ClipPlan, encoder: str | None) -> np.ndar
         return Built(outputs, facts | ({"encoder": encoder} if encoder else {}))
 
     context.produce(
-        step="render_clip",
+        step=RENDER_CLIP,
         clip_index=clip.clip_index,
         manifest_key=context.layout.clip_manifest(clip.clip_index),
         fingerprint=f"fingerprint-{clip.clip_index}",
@@ -124,7 +125,7 @@ def test_clips_of_two_encoders_are_joined_where_that_changes_no_frame(
     decoded += [finish(context, clip, encoder_build()) for clip in plan.clips[1:]]
     assert stitch.run(context) == {"reused": False}
     assert len(compared) == 1
-    made = context.manifest(context.layout.silent_manifest, made_by="stitch")
+    made = context.manifest(context.layout.silent_manifest, STITCH)
     assert made.facts["encoders"] == sorted([old or "an earlier version", encoder_build()])
     video = context.artifacts.fetch(made.outputs["silent"], tmp_path / "silent.mp4")
     assert np.array_equal(read_frames(video, start_frame=0, end_frame=99), np.concatenate(decoded))

@@ -11,6 +11,7 @@ from s2v_tasks.errors import PermanentError
 from s2v_tasks.metadata.repository import Ledger
 from s2v_tasks.metadata.tables import Notification
 from s2v_tasks.runtime.context import StepContext, run_step
+from s2v_tasks.schemas.steps import STAGE_INPUTS, STITCH
 from s2v_tasks.settings import Settings, load_settings
 from s2v_tasks.webhooks.dispatch import deliver_due
 
@@ -57,7 +58,7 @@ def test_start_and_failure_reach_the_receiver_in_order(configure: Configure, rec
     """The reason of a failed job arrives with it, and the error of the step stays what it was."""
     configure()
     with pytest.raises(PermanentError, match="size 9"):
-        run_step(refuse, step="stage_inputs", job_id="job-a", url=receiver.url)
+        run_step(refuse, step=STAGE_INPUTS, job_id="job-a", url=receiver.url)
     assert [headers["X-S2V-Event"] for _, headers, _ in receiver.requests] == ["job_started", "job_failed"]
     assert b"size 9*9 is odd." in receiver.requests[1][2]
     assert [row[:3] for row in found(engine)] == [("job_started", "delivered", 1), ("job_failed", "delivered", 1)]
@@ -70,7 +71,7 @@ def test_a_receiver_that_is_down_costs_one_attempt_per_step(configure: Configure
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/"
         for _ in range(2):
-            run_step(work, step="stage_inputs", job_id="job-a", url=url)
+            run_step(work, step=STAGE_INPUTS, job_id="job-a", url=url)
     down, waiting = found(engine)
     assert down[:3] == ("job_started", "pending", 1)
     assert "ConnectionRefused" in down[3]
@@ -84,7 +85,7 @@ def test_a_slow_receiver_delays_a_step_by_seconds_only(
     configure()
     monkeypatch.setattr("s2v_tasks.runtime.context.STEP_SECONDS", 0.4)
     with socket.create_server(("127.0.0.1", 0)) as server:  # takes connections, and never answers
-        run_step(work, step="x", job_id="job-a", url=f"http://127.0.0.1:{server.getsockname()[1]}/")
+        run_step(work, step=STITCH, job_id="job-a", url=f"http://127.0.0.1:{server.getsockname()[1]}/")
     (row,) = found(engine)
     assert row[:3] == ("job_started", "pending", 1)
     assert "no answer within 0.4 s" in row[3]
@@ -102,7 +103,7 @@ def test_what_must_not_be_called_is_refused_and_nothing_sent(
 ) -> None:
     """The job goes on; the reason is on record; the receiver hears nothing."""
     configure(**settings)
-    run_step(work, step="x", job_id="job-a", url=receiver.url)
+    run_step(work, step=STITCH, job_id="job-a", url=receiver.url)
     (row,) = found(engine)
     assert row[:3] == ("job_started", status, 1)
     assert reason in row[3]
@@ -112,7 +113,7 @@ def test_what_must_not_be_called_is_refused_and_nothing_sent(
 def test_nothing_is_sent_unsigned(configure: Configure, receiver: Any, engine: sa.Engine) -> None:
     """Without the shared secret a receiver could not tell our messages from anybody's."""
     configure(webhook_secret="")
-    run_step(work, step="x", job_id="job-a", url=receiver.url)
+    run_step(work, step=STITCH, job_id="job-a", url=receiver.url)
     assert receiver.requests == []
     assert "S2V_WEBHOOK_SECRET" in found(engine)[0][3]
 
@@ -121,7 +122,7 @@ def test_a_redirect_to_this_machine_ends_the_message(configure: Configure, recei
     """It is not followed, not repeated, and on record."""
     configure()
     receiver.answers, receiver.location = [302], "http://127.0.0.1:1/metadata"
-    run_step(work, step="x", job_id="job-a", url=receiver.url)
+    run_step(work, step=STITCH, job_id="job-a", url=receiver.url)
     (row,) = found(engine)
     assert row[:3] == ("job_started", "failed", 1)
     assert "redirects are not followed" in row[3]
@@ -132,7 +133,7 @@ def test_the_sweep_sends_later_what_did_not_get_through(configure: Configure, re
     settings = configure()
     receiver.answers = [500, 500, 200]
     for job_id in ("job-a", "job-b"):
-        run_step(work, step="x", job_id=job_id, url=receiver.url)
+        run_step(work, step=STITCH, job_id=job_id, url=receiver.url)
     assert [row[1] for row in found(engine)] == ["pending", "pending"]
     with engine.begin() as connection:
         connection.execute(sa.update(Notification).values(next_attempt_at=sa.func.now()))

@@ -1,9 +1,9 @@
 #!/bin/sh
-# Writes the secrets of the compose stack, made up here and now, into .env beside compose.yaml; keeps one that exists.
+# Generate the secrets of the compose stack into .env beside compose.yaml; keep a file that exists.
 set -eu
 cd "$(dirname "$0")"
 if [ -e .env ]; then
-    echo "$PWD/.env is there already"
+    echo "$PWD/.env exists already"
     exit 0
 fi
 random() { od -An -N"$1" -tx1 /dev/urandom | tr -d ' \n'; }
@@ -15,7 +15,7 @@ S3_SECRET_ACCESS_KEY=$(random 20)
 FERNET_KEY=$(head -c 32 /dev/urandom | base64 | tr '+/' '-_')
 JWT_SECRET=$(random 32)
 API_SECRET_KEY=$(random 16)
-WEBHOOK_SECRET=$(random 32)
+WEBHOOK_SECRET=whsec_$(head -c 32 /dev/urandom | base64)
 EOF
 mv .env.part .env
 echo "$PWD/.env"

@@ -1,9 +1,12 @@
-"""Sends one message to one receiver: signed, bounded in time, without following it anywhere.
+"""Send one message to one receiver: signed, with a limit on the whole call, without following redirects.
 
-The receiver learns who sent it and when from `X-S2V-Signature`: HMAC-SHA256 with the shared secret over
-`<X-S2V-Timestamp>.<X-S2V-Delivery>.<body>`. docs/how-to/webhooks.md has the other side.
+The signature is that of Standard Webhooks (https://www.standardwebhooks.com): `webhook-signature` is `v1,` and the
+base64 of HMAC-SHA256 over `<webhook-id>.<webhook-timestamp>.<body>`. `X-S2V-Signature` is sent, too, for receivers of
+earlier versions. docs/how-to/webhooks.md describes the verification.
 """
 
+import base64
+import binascii
 import contextlib
 import hashlib
 import hmac
@@ -20,16 +23,17 @@ from typing import Any
 
 from s2v_tasks import __version__
 from s2v_tasks.errors import PermanentError, TransientError
-from s2v_tasks.webhooks.target import Target, TargetPolicy
+from s2v_tasks.webhooks.target import RefusedTargetError, Target, TargetPolicy
 
-# Answers after which the same message may be taken later: timeout, too early, too many, and all 5xx.
+# Statuses after which the same message may be accepted later: timeout, too early, too many requests, and all 5xx.
 _RETRYABLE = frozenset({408, 425, 429})
-_SHORTEST_SECONDS = 0.1
+_MIN_SECONDS = 0.1
+_ENCODED = "whsec_"
 
 
 @dataclass(frozen=True)
 class Message:
-    """What is sent. `delivery_id` stays the same over all attempts, so that a receiver can drop a repeated one."""
+    """A message to a receiver. `delivery_id` is the same in all attempts, so that a receiver can drop a repetition."""
 
     delivery_id: int
     event: str
@@ -39,30 +43,39 @@ class Message:
         return json.dumps(self.payload, ensure_ascii=False, sort_keys=True).encode()
 
 
-def signature(secret: str, timestamp: str, delivery_id: str, body: bytes) -> str:
-    """The value of `X-S2V-Signature`."""
-    signed = f"{timestamp}.{delivery_id}.".encode() + body
-    return "sha256=" + hmac.new(secret.encode(), signed, hashlib.sha256).hexdigest()
+def signed_headers(secret: str, message_id: str, timestamp: str, body: bytes) -> dict[str, str]:
+    """Return the headers by which a receiver verifies sender, time and content of a message.
+
+    A secret `whsec_...` is the base64 of the key; any other secret is the key itself. RefusedTargetError for a
+    `whsec_...` that is not base64.
+    """
+    signature = base64.b64encode(_hmac(_key(secret), f"{message_id}.{timestamp}.", body).digest()).decode()
+    return {
+        "webhook-id": message_id,
+        "webhook-timestamp": timestamp,
+        "webhook-signature": f"v1,{signature}",
+        "X-S2V-Delivery": message_id,
+        "X-S2V-Timestamp": timestamp,
+        "X-S2V-Signature": "sha256=" + _hmac(secret.encode(), f"{timestamp}.{message_id}.", body).hexdigest(),
+    }
 
 
 def deliver(url: str, message: Message, *, secret: str, policy: TargetPolicy, seconds: float) -> None:
-    """POST the message; returns when the receiver answered 2xx, and after `seconds` at the latest.
+    """POST the message; return when the receiver has answered 2xx, after `seconds` at the latest.
 
-    RefusedTargetError: this installation does not call the URL. PermanentError: the receiver will not take it.
-    TransientError: it may take it later. What a receiver writes in its answer is not read.
+    RefusedTargetError: this installation does not call the URL. PermanentError: the receiver refuses the message.
+    TransientError: it may accept the message later. The body of the answer is not read.
     """
     deadline = time.monotonic() + seconds
     target = policy.resolve(url, seconds=seconds)
-    body, timestamp = message.body(), str(int(time.time()))
+    body = message.body()
     headers = {
         "Host": target.host_header,
         "Content-Type": "application/json",
         "User-Agent": f"s2v-tasks/{__version__}",
-        "X-S2V-Event": message.event,
-        "X-S2V-Delivery": str(message.delivery_id),
-        "X-S2V-Timestamp": timestamp,
-        "X-S2V-Signature": signature(secret, timestamp, str(message.delivery_id), body),
         "Connection": "close",
+        "X-S2V-Event": message.event,
+        **signed_headers(secret, str(message.delivery_id), str(int(time.time())), body),
     }
     try:
         with _connection(target, deadline) as connection:
@@ -80,12 +93,27 @@ def deliver(url: str, message: Message, *, secret: str, policy: TargetPolicy, se
     raise PermanentError(f"{target.host!r} answered {status}: expected 2xx{hint}.")
 
 
+def _key(secret: str) -> bytes:
+    if not secret.startswith(_ENCODED):
+        return secret.encode()
+    try:
+        return base64.b64decode(secret.removeprefix(_ENCODED), validate=True)
+    except binascii.Error as error:
+        raise RefusedTargetError(
+            f"S2V_WEBHOOK_SECRET begins with {_ENCODED}: expected base64 behind it, as Standard Webhooks has it."
+        ) from error
+
+
+def _hmac(key: bytes, prefix: str, body: bytes) -> "hmac.HMAC":
+    return hmac.new(key, prefix.encode() + body, hashlib.sha256)
+
+
 @contextmanager
 def _connection(target: Target, deadline: float) -> Iterator[http.client.HTTPConnection]:
-    """A connection to one of the addresses that were checked. At the deadline it is cut, whatever it waits for."""
+    """Open a connection to one of the verified addresses. At the deadline it is closed, also in a TLS handshake."""
     raw = _connect(target, deadline)
-    cut = raw.dup()  # its own handle on the connection: TLS takes the other one over
-    timer = threading.Timer(max(deadline - time.monotonic(), 0), _shut_down, [cut])
+    timer_end = raw.dup()  # a handle for the timer: TLS takes over the other one
+    timer = threading.Timer(max(deadline - time.monotonic(), 0), _shut_down, [timer_end])
     timer.daemon = True
     timer.start()
     connection = http.client.HTTPConnection(target.host, target.port)
@@ -99,7 +127,7 @@ def _connection(target: Target, deadline: float) -> Iterator[http.client.HTTPCon
         timer.join()
         connection.close()
         raw.close()
-        cut.close()
+        timer_end.close()
 
 
 def _connect(target: Target, deadline: float) -> socket.socket:
@@ -110,9 +138,9 @@ def _connect(target: Target, deadline: float) -> socket.socket:
 
 
 def _left(deadline: float) -> float:
-    return max(deadline - time.monotonic(), _SHORTEST_SECONDS)
+    return max(deadline - time.monotonic(), _MIN_SECONDS)
 
 
 def _shut_down(connection: socket.socket) -> None:
-    with contextlib.suppress(OSError):  # it ended by itself
+    with contextlib.suppress(OSError):  # the connection has ended already
         connection.shutdown(socket.SHUT_RDWR)

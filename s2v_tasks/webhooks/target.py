@@ -1,4 +1,4 @@
-"""Whom a webhook may call. A URL comes with a request, and who writes requests must not reach inner networks by it."""
+"""Protect inner networks against SSRF: a webhook URL is part of a request and may only reach allowed, public hosts."""
 
 import ipaddress
 import socket
@@ -12,7 +12,7 @@ from s2v_tasks.settings import Settings
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _DEFAULT_PORTS = {"http": 80, "https": 443}
-# Translated to the IPv4 address in the last 32 bits.
+# NAT64 translates it to the IPv4 address in the last 32 bits.
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
@@ -22,7 +22,7 @@ class RefusedTargetError(PermanentError):
 
 @dataclass(frozen=True)
 class Target:
-    """One receiver, resolved: connect to one of `addresses`, never to the name again, whose answer may change."""
+    """A receiver whose name is resolved. Connect to one of `addresses`: a second look-up may give other ones."""
 
     scheme: str
     host: str
@@ -38,22 +38,22 @@ class Target:
 
 @dataclass(frozen=True)
 class TargetPolicy:
-    """Hosts that may be called: `example.com` is that host, `.example.com` every host below it."""
+    """The hosts that may be called: `example.com` is that host, `.example.com` every host below it."""
 
     allowed_hosts: frozenset[str]
     allow_private: bool
 
     @classmethod
     def from_settings(cls, settings: Settings) -> "TargetPolicy":
-        """The host of the configured webhook is allowed without being listed."""
+        """Return the policy of the settings; the host of `S2V_WEBHOOK_URL` is allowed without being listed."""
         hosts = {host.strip().lower() for host in settings.webhook_allowed_hosts.split(",")}
         if settings.webhook_url:
-            with suppress(RefusedTargetError):  # which the messages to it will say
+            with suppress(RefusedTargetError):  # each message to it reports the error
                 hosts.add(_parts(settings.webhook_url.get_secret_value())[1])
         return cls(frozenset(hosts - {""}), settings.webhook_allow_private)
 
     def resolve(self, url: str, *, seconds: float) -> Target:
-        """The receiver behind `url`, all of whose addresses are allowed.
+        """Resolve the host of `url` and return the receiver, all of whose addresses are allowed.
 
         RefusedTargetError when it must not be called, TransientError when its name cannot be resolved in time. Messages
         name the host only: the rest of a URL may be a secret.
@@ -78,7 +78,7 @@ class TargetPolicy:
 
 
 def is_public(address: Address) -> bool:
-    """Whether an address, or the IPv4 address inside it, is reachable from the internet and means one machine."""
+    """Return True if the address, or the IPv4 address inside it, is a unicast address of the internet."""
     if isinstance(address, ipaddress.IPv6Address):
         inner = address.ipv4_mapped or address.sixtofour or (address.teredo or (None, None))[1]
         if address in _NAT64:
@@ -89,7 +89,7 @@ def is_public(address: Address) -> bool:
 
 
 def _parts(url: str) -> tuple[SplitResult, str, int]:
-    """The parts of a URL, its host as it is looked up, and its port."""
+    """Return the parts of a URL, its host in the form that is looked up, and its port."""
     try:
         parts = urlsplit(url)
         host = (parts.hostname or "").rstrip(".").encode("idna").decode().lower()
@@ -105,7 +105,7 @@ def _parts(url: str) -> tuple[SplitResult, str, int]:
 
 
 def _addresses(host: str, port: int, seconds: float) -> tuple[str, ...]:
-    """The addresses of a name. The resolver of the system knows no time limit, so it is left behind when it is late."""
+    """Return the addresses of a name. The system's resolver has no time limit: a late one is left in its thread."""
     found: list[str] = []
     errors: list[OSError | UnicodeError] = []
 

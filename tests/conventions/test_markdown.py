@@ -28,7 +28,6 @@ PENDING = {
     "docs/how-to/jobs.md",
     "docs/how-to/observe.md",
     "docs/how-to/own-servers.md",
-    "docs/how-to/webhooks.md",
     "docs/runbook.md",
 }
 

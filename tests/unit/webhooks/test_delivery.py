@@ -1,4 +1,4 @@
-"""Delivery of one message, to a receiver that is really there."""
+"""Deliver one message to a real HTTP server."""
 
 import datetime
 import hashlib
@@ -19,12 +19,12 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from s2v_tasks.errors import PermanentError, TransientError
-from s2v_tasks.webhooks.delivery import Message, deliver
+from s2v_tasks.webhooks.delivery import Message, deliver, signed_headers
 from s2v_tasks.webhooks.target import RefusedTargetError, TargetPolicy
 
 MESSAGE = Message(7, "job_succeeded", {"job_id": "my-job", "labels": {"team": "näh"}})
 LOOPBACK = TargetPolicy(frozenset({"127.0.0.1", "localhost", "rebind.test"}), allow_private=True)
-SECRET = "the shared secret"
+SECRET = "whsec_dGhlIHNoYXJlZCBzZWNyZXQgb2YgdGVzdHM="
 
 
 def send(url: str, policy: TargetPolicy = LOOPBACK, seconds: float = 2.0) -> None:
@@ -32,32 +32,53 @@ def send(url: str, policy: TargetPolicy = LOOPBACK, seconds: float = 2.0) -> Non
 
 
 def test_a_receiver_can_verify_who_sent_what_and_when(receiver: Any) -> None:
-    """The signature covers time, delivery and body; the code is that of the how-to."""
+    """The signature covers id, time and body; the code is that of the how-to."""
     send(receiver.url)
     path, headers, body = receiver.requests[0]
     assert path == "/hook?token=abc"
     assert json.loads(body) == MESSAGE.payload
-    assert (headers["X-S2V-Event"], headers["X-S2V-Delivery"]) == ("job_succeeded", "7")
-    assert abs(time.time() - int(headers["X-S2V-Timestamp"])) < 60
+    assert (headers["X-S2V-Event"], headers["webhook-id"]) == ("job_succeeded", "7")
+    assert abs(time.time() - int(headers["webhook-timestamp"])) < 60
     how_to = (Path(__file__).parents[3] / "docs" / "how-to" / "webhooks.md").read_text(encoding="utf-8")
     code = how_to.split("```python\n")[1].split("```")[0]
     namespace: dict[str, Any] = {}
     exec(code, namespace)  # noqa: S102 - our own documentation
     assert namespace["is_genuine"](SECRET, headers, body)
     assert not namespace["is_genuine"](SECRET, headers, body + b" ")
-    assert not namespace["is_genuine"]("another secret", headers, body)
-    signed = b"1000." + headers["X-S2V-Delivery"].encode() + b"." + body
-    old = {
-        "X-S2V-Timestamp": "1000",
-        "X-S2V-Signature": "sha256=" + hmac.new(SECRET.encode(), signed, hashlib.sha256).hexdigest(),
-    }
-    assert not namespace["is_genuine"](SECRET, headers | old, body)
+    assert not namespace["is_genuine"]("whsec_YW5vdGhlciBzZWNyZXQ=", headers, body)
+    assert not namespace["is_genuine"](SECRET, headers | signed_headers(SECRET, "7", "1000", body), body)
+
+
+def test_the_signature_is_that_of_standard_webhooks() -> None:
+    """The example of the specification's reference libraries: key, id, time and body give this signature."""
+    headers = signed_headers(
+        "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "msg_p5jXN8AQM9LWM0D4loKWxJek", "1614265330", b'{"test": 2432232314}'
+    )
+    assert headers["webhook-signature"] == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+    assert (headers["webhook-id"], headers["webhook-timestamp"]) == ("msg_p5jXN8AQM9LWM0D4loKWxJek", "1614265330")
+
+
+def test_a_secret_in_plain_text_is_the_key_itself() -> None:
+    """Receivers that use a library of Standard Webhooks give it the secret in base64, with the prefix."""
+    plain = signed_headers("the shared secret", "7", "1000", b"{}")
+    encoded = signed_headers("whsec_dGhlIHNoYXJlZCBzZWNyZXQ=", "7", "1000", b"{}")
+    assert plain["webhook-signature"] == encoded["webhook-signature"]
+    with pytest.raises(RefusedTargetError, match="S2V_WEBHOOK_SECRET begins with whsec_: expected base64"):
+        signed_headers("whsec_no base64!", "7", "1000", b"{}")
+
+
+def test_receivers_of_earlier_versions_still_verify_the_message() -> None:
+    """The earlier signature covers time, delivery and body with the whole secret as key."""
+    headers = signed_headers(SECRET, "7", "1000", b"{}")
+    expected = hmac.new(SECRET.encode(), b"1000.7.{}", hashlib.sha256).hexdigest()
+    assert headers["X-S2V-Signature"] == f"sha256={expected}"
+    assert (headers["X-S2V-Delivery"], headers["X-S2V-Timestamp"]) == ("7", "1000")
 
 
 @pytest.mark.parametrize(("status", "expected"), [(500, TransientError), (503, TransientError), (429, TransientError),
                                                   (400, PermanentError), (410, PermanentError)])  # fmt: skip
 def test_the_answer_decides_whether_it_is_sent_again(receiver: Any, status: int, expected: type[Exception]) -> None:
-    """A receiver in trouble is asked again, one that says no is not."""
+    """A server error is retried, a refusal is not."""
     receiver.answers = [status]
     with pytest.raises(expected, match=f"answered {status}") as caught:
         send(receiver.url)
@@ -66,7 +87,7 @@ def test_the_answer_decides_whether_it_is_sent_again(receiver: Any, status: int,
 
 
 def test_a_redirect_is_not_followed(receiver: Any) -> None:
-    """Otherwise an allowed host could send us to any address."""
+    """A redirect of an allowed host could lead to any address."""
     receiver.answers, receiver.location = [302], receiver.url
     with pytest.raises(PermanentError, match="redirects are not followed"):
         send(receiver.url)
@@ -74,7 +95,7 @@ def test_a_redirect_is_not_followed(receiver: Any) -> None:
 
 
 def test_a_receiver_that_is_down_or_refused_is_named(receiver: Any) -> None:
-    """Nobody listens: try later. Loopback without leave: never, and nothing arrives."""
+    """A closed port is retried. A loopback address that is not allowed gets no request."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         with pytest.raises(TransientError, match="ConnectionRefused"):
@@ -85,7 +106,7 @@ def test_a_receiver_that_is_down_or_refused_is_named(receiver: Any) -> None:
 
 
 def test_an_answer_that_never_ends_is_cut_off(receiver: Any) -> None:
-    """The limit holds for the whole call: a byte now and then does not prolong it. What was said before counts."""
+    """The limit holds for the whole call, even if bytes arrive all the time. A status that was received counts."""
     receiver.drips = True
     send(receiver.url, seconds=1.5)
     assert receiver.cut_off.wait(60)
@@ -98,7 +119,7 @@ def test_an_answer_that_never_ends_is_cut_off(receiver: Any) -> None:
 
 
 def test_a_receiver_that_never_answers_is_cut_off() -> None:
-    """A connection that is accepted and forgotten ends at its limit, though the other side never closes it."""
+    """A connection that is accepted and never answered ends at the limit."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         with pytest.raises(TransientError, match=r"no answer within 0\.3 s"):
             send(f"http://127.0.0.1:{server.getsockname()[1]}/", seconds=0.3)
@@ -109,7 +130,7 @@ def test_a_receiver_that_never_answers_is_cut_off() -> None:
 
 
 def test_the_name_is_asked_once(receiver: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was checked is what is connected to: a second answer for the name cannot lead elsewhere."""
+    """The connection goes to the verified address: the name is not resolved a second time (DNS rebinding)."""
     asked = []
     real = socket.getaddrinfo
 
@@ -128,7 +149,7 @@ def test_the_name_is_asked_once(receiver: Any, monkeypatch: pytest.MonkeyPatch) 
 def test_https_checks_the_certificate_of_the_name(
     receiver: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An unknown authority is not trusted; a known one is, for the names in its certificate only."""
+    """A certificate is accepted from a known authority, for the names in it only."""
     _write_certificate(tmp_path, "localhost")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
@@ -176,7 +197,7 @@ def _write_certificate(folder: Path, name: str) -> None:
 
 
 def test_an_ipv6_receiver_has_its_brackets() -> None:
-    """The Host header of a numeric IPv6 receiver is a valid one."""
+    """The Host header of a numeric IPv6 receiver has brackets."""
     target = TargetPolicy(frozenset({"::1"}), allow_private=True).resolve("http://[::1]:81/x", seconds=1)
     assert target.host_header == "[::1]:81"
     assert [ipaddress.ip_address(address).is_loopback for address in target.addresses] == [True]

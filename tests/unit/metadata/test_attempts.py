@@ -173,6 +173,17 @@ def test_a_clip_that_outlives_the_failure_of_its_job_is_no_waste(ledger: Ledger,
     assert spent.used_gpu_seconds > 0
 
 
+def test_a_clip_that_is_rendered_ends_its_attempt_now(ledger: Ledger, postgres_url: str, planned: Planned) -> None:
+    """Ignore when an earlier copy of the clip was made: only a clip that is reused was finished at that time."""
+    planned().clip_started("job-1", 0, "f0", world_size=2)
+    with psycopg.connect(postgres_url) as connection:
+        connection.execute("UPDATE attempts SET started_at = started_at - interval '1 hour'")
+        ((began,),) = connection.execute("SELECT started_at FROM attempts").fetchall()
+    ledger.clip_succeeded("job-1", 0, facts={}, reused=False, made_at=began + timedelta(seconds=100))
+    (attempt,) = job(ledger).attempts
+    assert (attempt.outcome, attempt.gpu_seconds) == ("succeeded", pytest.approx(7200, abs=60))
+
+
 def test_an_attempt_is_alive_as_long_as_it_gives_signs_of_life(
     ledger: Ledger, postgres_url: str, planned: Planned
 ) -> None:

@@ -17,11 +17,12 @@ from s2v_tasks.metadata.repository import Ledger
 from s2v_tasks.metadata.session import transaction
 from s2v_tasks.metadata.statements import lock_job
 from s2v_tasks.schemas.manifest import Manifest, Producer
-from s2v_tasks.schemas.plan import Plan
+from s2v_tasks.schemas.plan import InheritedClip, Plan
 
 Planned = Callable[..., Ledger]
 MakePlan = Callable[..., Plan]
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
+INHERITED = InheritedClip(clip_index=1, fingerprint="f", source_job_id="job-0", source_manifest_key="m.json")
 
 
 def manifest() -> Manifest:
@@ -51,6 +52,7 @@ WRITERS: dict[str, Callable[[Ledger, Plan], object]] = {
     "succeeded": lambda ledger, _: ledger.job_succeeded("job-1", "s3://o/v.mp4", "00"),
     "clip started": lambda ledger, _: ledger.clip_started("job-1", 0, "f"),
     "clip succeeded": lambda ledger, _: ledger.clip_succeeded("job-1", 0, facts={}, reused=False),
+    "clip inherited": lambda ledger, _: ledger.clip_inherited("job-1", INHERITED, facts={}),
     "clip failed": lambda ledger, _: ledger.clip_failed("job-1", 0, "Why."),
     "conditions started": lambda ledger, _: ledger.conditions_started("job-1"),
     "conditions ended": lambda ledger, _: ledger.conditions_ended("job-1", outcome="failed"),

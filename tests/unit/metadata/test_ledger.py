@@ -127,7 +127,8 @@ def test_a_clip_that_was_inherited_and_is_rendered_is_the_jobs_own(
         clip = job(ledger).clips[1]
         assert (clip.status, clip.reused, clip.source_job_id, clip.fingerprint) == ("succeeded", True, "job-0", "f0")
         assert (clip.render_seconds, clip.facts) == (2.0, {"render_seconds": 2.0})
-        assert job(ledger).events[-1].detail == {"source_job_id": "job-0"}
+        event = job(ledger).events[-1]
+        assert (event.event, event.clip_index, event.detail) == ("clip_inherited", 1, {"source_job_id": "job-0"})
         if again == "rendered":
             ledger.clip_started("job-1", 1, "f1")
             assert job(ledger).clips[1].fingerprint == "f1"

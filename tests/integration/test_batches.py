@@ -1,18 +1,22 @@
 """Batches on an S3 server and a real database: checked as a whole, started once, summed up beside the manifest."""
 
 import csv
+import hashlib
 import io
 import json
 import re
 import unicodedata
 from collections.abc import Iterator
+from datetime import timedelta
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
 from s2v_tasks.errors import PermanentError
-from s2v_tasks.ingestion.batches import Batches
+from s2v_tasks.ingestion.batches import Batches, csv_of
+from s2v_tasks.ingestion.manifest import RowError
 from s2v_tasks.metadata.batches import BatchLedger
 from s2v_tasks.metadata.queue import JobQueue
 from s2v_tasks.metadata.repository import Ledger
@@ -134,6 +138,8 @@ def test_jobs_of_a_batch_start_in_the_order_of_the_manifest(site: Site) -> None:
     site.batches.start(site.uri)
     started = site.queue.next(max_running=4)
     assert [job.request["prompt"] for job in started] == ["0 speaks.", "1 speaks.", "2 speaks.", "3 speaks."]
+    times = sorted(job.created_at for job in site.jobs.jobs())
+    assert {later - earlier for earlier, later in pairwise(times)} == {timedelta(microseconds=1)}
     site.queue.mark_started([job.job_id for job in started])
     assert site.queue.next(max_running=4) == []
     assert site.jobs.jobs()[0].source == "batch"
@@ -229,6 +235,8 @@ def test_a_batch_id_is_that_of_the_manifest_and_its_bytes(site: Site) -> None:
     """24 hex digits; the same rows in another file are another batch."""
     site.put(rows(2))
     first = site.batches.start(site.uri)["batch_id"]
+    etag = hashlib.sha256(site.store.get_bytes(site.uri)).hexdigest()
+    assert first == hashlib.sha256(f"{site.uri}@{etag}#lines".encode()).hexdigest()[:24]
     other = site.store.uri("batch/tuesday.jsonl")
     site.store.put_bytes(other, site.store.get_bytes(site.uri), "application/jsonl")
     second = site.batches.start(other)["batch_id"]
@@ -239,14 +247,16 @@ def test_a_batch_id_is_that_of_the_manifest_and_its_bytes(site: Site) -> None:
 
 def test_costs_of_a_batch_are_summed_by_currency(site: Site, engine: sa.Engine) -> None:
     """Seconds of video are those of finished jobs alone; a batch ends when it is summed up after the last of them."""
-    site.put(rows(4))
+    site.put(rows(6))
     batch_id = site.batches.start(site.uri)["batch_id"]
-    jobs = [turn.job_id for turn in site.queue.next(max_running=4)]
+    jobs = [turn.job_id for turn in site.queue.next(max_running=6)]
     prices: list[dict[str, Any]] = [
         {"num_frames": 24, "cost_per_gpu_hour": 36.0, "currency": "EUR"},
         {"num_frames": 72, "cost_per_gpu_hour": 3.6, "currency": "USD"},
         {"num_frames": 400, "cost_per_gpu_hour": 7.2, "currency": "USD"},
         {},
+        {"currency": "USD"},
+        {"cost_per_gpu_hour": 5.0},
     ]
     with engine.begin() as connection:
         for number, (job_id, price) in enumerate(zip(jobs, prices, strict=True), 1):
@@ -254,13 +264,13 @@ def test_costs_of_a_batch_are_summed_by_currency(site: Site, engine: sa.Engine) 
             connection.execute(sa.insert(Attempt).values(**row, gpu_seconds=100.0 * number + 0.0004))
             if price:
                 connection.execute(sa.update(Job).where(Job.job_id == job_id).values(**price))
-    for job_id in jobs[:2]:
+    for job_id in (*jobs[:2], *jobs[4:]):
         site.jobs.job_succeeded(job_id, "s3://out/a.mp4", "ab" * 32)
     site.jobs.job_failed(jobs[2], "No GPU.")
     numbers = site.batches.summarise(batch_id)
     assert numbers == {
-        "batch_id": batch_id, "manifest_uri": site.uri, "summary_uri": f"{site.uri}.summary.csv", "rows": 4,
-        "jobs": {"succeeded": 2, "failed": 1, "queued": 1}, "video_seconds": 6.0, "gpu_seconds": 1000.002,
+        "batch_id": batch_id, "manifest_uri": site.uri, "summary_uri": f"{site.uri}.summary.csv", "rows": 6,
+        "jobs": {"succeeded": 4, "failed": 1, "queued": 1}, "video_seconds": 6.0, "gpu_seconds": 2100.002,
         "cost": {"EUR": 1.0, "USD": 0.8},
     }  # fmt: skip
 
@@ -286,3 +296,47 @@ def test_a_batch_that_nobody_knows_is_an_error(site: Site) -> None:
     """The message says where ids come from."""
     with pytest.raises(PermanentError, match="start-batch"):
         site.batches.summarise("nothing")
+
+
+def test_a_batch_has_ended_when_each_job_succeeded_failed_or_was_cancelled(site: Site) -> None:
+    """Count all three as ends, also side by side."""
+    site.put(rows(3))
+    batch_id = site.batches.start(site.uri)["batch_id"]
+    done, failed, cancelled = (job.job_id for job in site.queue.next(max_running=3))
+    site.jobs.job_succeeded(done, "s3://out/a.mp4", "ab" * 32)
+    site.jobs.job_failed(failed, "No GPU.")
+    assert not site.batches.state(batch_id)["ended"]
+    site.jobs.job_cancelled(cancelled)
+    assert site.batches.state(batch_id) == {
+        "batch_id": batch_id,
+        "jobs": {"succeeded": 1, "failed": 1, "cancelled": 1},
+        "ended": True,
+    }
+
+
+@pytest.mark.parametrize(("count", "listed"), [(19, False), (20, True)])
+def test_a_folder_is_listed_where_more_than_twenty_files_of_it_are_named(
+    site: Site, monkeypatch: pytest.MonkeyPatch, count: int, listed: bool
+) -> None:
+    """Look at up to twenty files one by one; a listing ends with the last file that is looked for."""
+    for number in range(40):
+        site.store.put_bytes(f"batch/{number:02}.png", b"x", "image/png")
+    site.store.put_bytes("batch/00.wav", b"x", "audio/wav")
+    site.put([row | {"image_uri": f"{n:02}.png", "audio_uri": "00.wav"} for n, row in enumerate(rows(count))])
+    seen: list[str] = []
+    listing = site.store.listing
+
+    def noted(uri: str) -> Iterator[Any]:
+        for item in listing(uri):
+            seen.append(item.uri)
+            yield item
+
+    monkeypatch.setattr(site.store, "listing", noted)
+    assert site.batches.check(site.uri)[1] == []
+    assert len(seen) == (count + 1 if listed else 0)
+
+
+def test_a_table_holds_any_text_and_any_number_of_rows() -> None:
+    """Replace what UTF-8 cannot hold; a table without rows is empty."""
+    assert csv_of([RowError(3, "a", 'not "\ud800"')]) == b'line,row_id,error\r\n3,a,"not ""?"""\r\n'
+    assert csv_of([]) == b""

@@ -123,3 +123,30 @@ def test_at_most_five_names_that_cannot_be_addressed_are_listed(folder: Folder) 
     assert [f"'x//{number}.wav'" in folder.error("anna") for number in range(6)] == [True] * 5 + [False]
     [line] = [line for line in lines if line["event"] == "drop_not_addressable"]
     assert line["folder"].endswith("/incoming/..")
+
+
+def test_a_folder_of_a_name_that_has_no_free_place_is_left(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Try a thousand places, then tell it in the log."""
+    folder.drop("anna", {})
+    tried: list[str] = []
+    monkeypatch.setattr(folder.drops, "is_target", lambda uri: tried.append(uri) is None)
+    with capture_logs() as lines, pytest.raises(TransientError, match="None of 1 folders"):
+        folder.sweep()
+    assert len(set(tried)) == len(tried) == 1000
+    [line] = [line for line in lines if line["event"] == "drop_postponed"]
+    assert "'anna' was dropped a thousand times: expected another name" in line["error"]
+
+
+def test_the_size_of_a_file_is_told_to_the_copy(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spare a request for each file: the listing has its size."""
+    folder.drop("anna", {})
+    sizes: list[int | None] = []
+    copy = folder.store.copy
+
+    def noted(source: str, target: str, *, size_bytes: int | None = None) -> None:
+        sizes.append(size_bytes)
+        copy(source, target, size_bytes=size_bytes)
+
+    monkeypatch.setattr(folder.store, "copy", noted)
+    assert folder.sweep()["accepted"] == 1
+    assert sorted(sizes) == [2, 5, 5, 16]

@@ -18,6 +18,7 @@ def counts(**expected: int) -> dict[str, int]:
 def test_a_dropped_folder_is_a_waiting_job_whose_files_are_accepted(folder: Folder) -> None:
     """The job names the files where they are now, and has the fields, the labels and the age of the drop."""
     folder.drop("anna", {"preset": "quick", "priority": "high", "labels": {"team": "news"}})
+    written = max(item.modified_at for item in folder.store.listing(f"{folder.uri}/incoming/"))
     assert folder.sweep() == counts(accepted=1)
     assert folder.names() == [
         "accepted/anna/portrait.png",
@@ -30,6 +31,8 @@ def test_a_dropped_folder_is_a_waiting_job_whose_files_are_accepted(folder: Fold
         *("queued", "drop", "quick", "high", {"team": "news"}),
         None,
     )
+    assert job.created_at == written
+    assert None not in job.request.values()
     (request,) = folder.requests()
     assert folder.store.get_bytes(request.image_uri) == b"image"
     assert folder.store.get_bytes(request.audio_uri) == b"audio"
@@ -92,6 +95,10 @@ def test_a_file_that_is_overwritten_after_the_claim_stays(folder: Folder, monkey
     with monkeypatch.context() as patch:
         killed_after(4, folder, patch)  # behind the claim, before the first copy
     assert len(folder.queue.next(max_running=9)) == 0
+    (claim,) = folder.drops.unfinished()
+    etags = {name: file["etag"] for name, file in claim.files.items()}
+    assert claim.files["speech.wav"] == {"etag": etags["speech.wav"], "size_bytes": 5, "target": "speech.wav"}
+    assert len(set(etags.values())) == 4
     folder.put("anna/speech.wav", b"another speech")
     assert folder.sweep() == counts(accepted=1, unready=1)
     assert folder.names("incoming/") == ["incoming/anna/speech.wav"]

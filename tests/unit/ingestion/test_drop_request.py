@@ -1,5 +1,6 @@
 """From dropped files to a request: what may be left out, what is refused, and in which words."""
 
+import hashlib
 import json
 import re
 from datetime import UTC, datetime, timedelta
@@ -198,11 +199,13 @@ def test_a_job_id_is_that_of_these_files_in_this_folder() -> None:
     (first,), (turned,) = folders(files, INCOMING), folders(reversed(files), INCOMING)
     others = [
         folders([files[0], listed("anna/b.wav", etag="e2")], INCOMING)[0],
+        folders([files[0], listed("anna/b.wav", size_bytes=11)], INCOMING)[0],
         folders([files[0], listed("anna/c.wav")], INCOMING)[0],
         folder("a.png", "b.wav", name="berta"),
     ]
     assert default_job_id(first) == default_job_id(turned)
-    assert len({default_job_id(one) for one in [first, *others]}) == 4
+    assert len({default_job_id(one) for one in [first, *others]}) == 5
+    assert re.fullmatch(r"[0-9a-f]{32}", first.etag)
     assert re.fullmatch(r"anna-[0-9a-f]{8}", default_job_id(first))
     assert default_job_id(folder("a.png", name="🎬\n..")).startswith("drop-")
 
@@ -287,3 +290,35 @@ def test_any_name_gets_a_plain_one(name: str) -> None:
     assert len(plain) < 100
     assert plain_name(name + "x") != plain != plain_name(name.upper() + " ")
     assert plain_name("portrait_1.png") == "portrait_1.png"
+
+
+@pytest.mark.parametrize(
+    ("name", "plain"),
+    [
+        ("my photo (1).PNG", "my-photo-1-{}.png"),
+        ("\N{CLAPPER BOARD}.png", "file-{}.png"),
+        ("-x-.png", "x-{}.png"),
+        ("a" * 300 + ".png", "a" * 60 + "-{}.png"),
+        ("two words.toolong", "two-words-{}"),
+        ("two words.jpegs", "two-words-{}.jpegs"),
+        ("two words.", "two-words-{}"),
+        ("a" * 81, "a" * 60 + "-{}"),
+        ("a" * 80, "a" * 80),
+        ("Z0._-", "Z0._-"),
+    ],
+)
+def test_a_plain_name_keeps_what_people_recognise(name: str, plain: str) -> None:
+    """Keep up to 60 letters and digits and a usual ending; the digest of the whole name keeps names apart."""
+    assert plain_name(name) == plain.format(hashlib.sha256(name.encode()).hexdigest()[:8])
+
+
+def test_a_video_is_no_picture() -> None:
+    """Take a video for the speech of a folder, and never for its image."""
+    dropped = folder("talk.mp4", "pose.mp4", "prompt.txt")
+    assert [dropped.named(kind) for kind in ("image", "audio", "pose")] == [[], ["talk.mp4"], ["pose.mp4"]]
+
+
+def test_folders_of_the_same_age_come_in_the_order_of_their_names() -> None:
+    """Sort by name where the last files were written at the same time, whatever the order of the listing is."""
+    items = [listed(f"{name}/a.png") for name in ("carl", "anna", "berta")]
+    assert [found.name for found in folders(items, INCOMING)] == ["anna", "berta", "carl"]

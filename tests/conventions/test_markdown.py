@@ -24,11 +24,6 @@ PENDING = {
     "docs/cli.md",
     "docs/configuration.md",
     "docs/how-to/extend.md",
-    "docs/how-to/first-clip-on-kubernetes.md",
-    "docs/how-to/jobs.md",
-    "docs/how-to/observe.md",
-    "docs/how-to/own-servers.md",
-    "docs/runbook.md",
 }
 
 

@@ -11,14 +11,16 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
 from airflow.sdk import DAG
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, TaskDeferred
-from kubernetes.client import ApiClient, Configuration, CoreV1Api
+from kubernetes.client import ApiClient, ApiException, Configuration, CoreV1Api
+from urllib3.exceptions import HTTPError
 
 from s2v_tasks.orchestration.execution import step_task
-from s2v_tasks.orchestration.pods import RETRIES, CloseJobOfPodsOperator, StepPodOperator
+from s2v_tasks.orchestration.pods import CloseJobOfPodsOperator, StepPodOperator
 from s2v_tasks.orchestration.retries import OWN_FAILURES
-from s2v_tasks.schemas.steps import CLOSE_JOB, ENCODE_CONDITIONS
+from s2v_tasks.schemas.steps import CLOSE_JOB, ENCODE_CONDITIONS, RENDER_CLIP, STITCH
 from s2v_tasks.settings import load_settings
 
 PODS = "/api/v1/namespaces/s2v/pods"
@@ -216,9 +218,35 @@ def test_what_no_try_can_mend_is_final_at_once(cluster: Cluster, told: list[str]
     assert len(told) == 1
 
 
-def test_a_pod_may_be_taken_away_ten_times() -> None:
-    """Spot nodes come and go; S3 may be away for less long."""
-    assert RETRIES == 10
+@pytest.mark.parametrize(
+    "error", [ApiException(503, "Service Unavailable"), HTTPError("Connection refused")], ids=["status", "connection"]
+)
+def test_an_api_that_is_away_when_the_pod_has_ended_is_no_failure_of_the_step(
+    cluster: Cluster, told: list[str], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Record it and try again, however often: the next try finds the pod."""
+
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(KubernetesPodOperator, "trigger_reentry", fail)
+    operator, store = step_task(ENCODE_CONDITIONS), Store()
+    for _ in range(OWN_FAILURES + 2):
+        with pytest.raises(AirflowException, match="The Kubernetes API did not answer") as seen:
+            operator.trigger_reentry(context(store, operator), {})
+        assert not isinstance(seen.value, AirflowFailException)
+        assert seen.value.__cause__ is error
+    assert len(told) == OWN_FAILURES + 2
+
+
+def test_a_pod_may_be_taken_away_ten_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Try a heavy step again more often than it may fail: spot nodes come and go."""
+    monkeypatch.setenv("S2V_RETRY_SECONDS", "1")
+    for execution, retries in (("kubernetes", 10), ("local", 2)):
+        monkeypatch.setenv("S2V_EXECUTION", execution)
+        load_settings.cache_clear()
+        assert [step_task(step).retries for step in (ENCODE_CONDITIONS, RENDER_CLIP)] == [retries] * 2
+        assert step_task(STITCH).retries == 2
 
 
 def test_what_the_cluster_did_is_not_counted_among_failures_of_the_step(cluster: Cluster, told: list[str]) -> None:

@@ -9,6 +9,7 @@ import pytest
 import yaml
 from kubernetes.utils.quantity import parse_quantity
 
+from s2v_tasks import __version__
 from s2v_tasks.errors import ConfigurationError
 from s2v_tasks.orchestration.execution import step_task
 from s2v_tasks.orchestration.pods import StepPodOperator
@@ -179,6 +180,7 @@ def test_a_pod_can_be_found_and_ends_by_itself(pod: Any) -> None:
     """Labels say whose it is; its deadline lies behind Airflow's own; only Airflow starts it again."""
     labels = pod.metadata.labels
     assert (labels["app.kubernetes.io/name"], labels["s2v/job-id"], labels["run_id"]) == ("s2v", "my-job", "manual__1")
+    assert (labels["app.kubernetes.io/version"], labels["app.kubernetes.io/managed-by"]) == (__version__, "airflow")
     step = step_of_command(labels["app.kubernetes.io/component"])
     assert labels.get("s2v/clip-index") == ("3" if step == RENDER_CLIP else None)
     assert pod.metadata.name.startswith(f"{step.command}-")
@@ -232,6 +234,8 @@ def test_a_pod_is_found_again_watched_without_a_worker_and_never_left_behind(mon
     monkeypatch.setenv("S2V_POD_STARTUP_SECONDS", "300")
     load_settings.cache_clear()
     task: Any = step_task(ENCODE_CONDITIONS)
+    assert "clip" in task.template_fields  # of a mapped task it is known only when it runs
+    assert {"env_vars", "labels"} <= set(task.template_fields)
     assert (task.schedule_timeout_seconds, task.startup_timeout_seconds) == (7200, 300)
     assert (task.deferrable, task.reattach_on_restart, task.random_name_suffix) == (True, True, True)
     assert (task.on_finish_action.value, task.on_kill_action.value) == ("delete_pod", "delete_pod")

@@ -312,6 +312,13 @@ def test_a_plain_name_keeps_what_people_recognise(name: str, plain: str) -> None
     assert plain_name(name) == plain.format(hashlib.sha256(name.encode()).hexdigest()[:8])
 
 
+def test_names_that_no_encoding_holds_make_plain_names_and_digests() -> None:
+    """Accept the half of a pair that some clients send for an emoji."""
+    name = "\ud83c.png"
+    assert re.fullmatch(r"file-[0-9a-f]{8}\.png", plain_name(name))
+    assert folder(name).etag != folder("\ud83d.png").etag
+
+
 def test_a_video_is_no_picture() -> None:
     """Take a video for the speech of a folder, and never for its image."""
     dropped = folder("talk.mp4", "pose.mp4", "prompt.txt")

@@ -1,0 +1,139 @@
+"""Fingerprints of clips: they follow all that a clip is made from, and stay what they are between releases."""
+
+from typing import Any
+
+import pytest
+
+from s2v_tasks.engine.options import EngineOptions
+from s2v_tasks.schemas.plan import ClipPlan, Estimate, InheritedClip, Plan, Sampling, SpeechFacts
+from s2v_tasks.steps import render_clip
+from s2v_tasks.steps.render_clip import clip_fingerprints
+
+GOLDEN = ["bfa875e91a2d9ce4", "346bc9c9aa7ad674", "1f4f739f46415138", "df8280c744f3f32d"]
+GOLDEN_FADES = [*GOLDEN[:2], "fe1b91534a38c963", "8da4de2b37021da1"]  # of the two clips that meet in a cross-fade
+
+
+def clip(index: int, **changes: Any) -> ClipPlan:
+    """Make one of four clips: two chains, the first of three clips of 16, 16 and 80 frames."""
+    start, frames = ((0, 16), (16, 16), (32, 80), (112, 48))[index]
+    fields: dict[str, Any] = {
+        "clip_index": index,
+        "chain_index": index // 3,
+        "predecessor": (None, 0, 1, None)[index],
+        "successor": (1, 2, None, None)[index],
+        "infer_frames": frames,
+        "start_frame": start,
+        "end_frame": start + frames,
+        "seed": 7 + index,
+        "latent_shape": (16, frames // 4, 16, 16),
+        "tokens": 100,
+        "pflops": 1.0,
+    }
+    return ClipPlan(**fields | changes)
+
+
+def plan(*clips: ClipPlan, **changes: Any) -> Plan:
+    """Make the plan of these clips, which take the places of those of the same index."""
+    taken = {given.clip_index: given for given in clips}
+    fields: dict[str, Any] = {
+        "job_id": "job-1",
+        "preset": "quick",
+        "model": "tiny",
+        "width": 128,
+        "height": 192,
+        "speech": SpeechFacts(num_samples=160_000, sample_rate=16_000),
+        "num_frames": 160,
+        "covered_seconds": 10.0,
+        "sampling": Sampling(
+            sample_steps=2, sample_guide_scale=4.5, sample_shift=3.0, sample_solver="unipc", start_from_ref=False
+        ),
+        "base_seed": 7,
+        "clips": tuple(taken.get(index, clip(index)) for index in range(4)),
+        "estimate": Estimate(
+            pflops=2.0,
+            gpu="cpu",
+            gpu_seconds=12.5,
+            longest_chain_seconds=12.5,
+            cost=0.1,
+            currency="USD",
+            peak_gpu_memory_gib=4.0,
+        ),
+    }
+    return Plan(**fields | changes)
+
+
+def prints(
+    of: Plan,
+    *,
+    snapshot: str = "snapshot",
+    options: EngineOptions = EngineOptions(),  # noqa: B008 (frozen)
+    encoder: str = "x264",
+    **inputs: str,
+) -> list[str]:
+    return clip_fingerprints(of, inputs or {"conditions": "ab"}, snapshot, options, encoder)
+
+
+def test_fingerprints_stay_what_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep those of finished clips: another value for the same clip would have all users pay for it again."""
+    monkeypatch.setattr(render_clip, "REVISION", 5)
+    assert [found[:16] for found in prints(plan())] == GOLDEN
+    assert [found[:16] for found in prints(plan(clip(3, fade_in_frames=4), clip(2, fade_out_frames=4)))] == GOLDEN_FADES
+
+
+def test_a_revision_of_the_engine_renders_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Change all fingerprints with the revision."""
+    before = prints(plan())
+    monkeypatch.setattr(render_clip, "REVISION", render_clip.REVISION + 1)
+    assert not set(before) & set(prints(plan()))
+
+
+@pytest.mark.parametrize(
+    ("change", "kept"),
+    [
+        ({"seed": 99}, [0]),
+        ({"end_frame": 30}, [0]),
+        ({"start_frame": 17}, [0]),
+        ({"fade_in_frames": 2}, [0]),
+        ({"fade_out_frames": 2}, [0]),
+        ({"infer_frames": 20}, []),
+        ({"predecessor": None}, [0]),
+        ({"successor": None}, []),
+        ({"tokens": 7, "pflops": 9.0, "latent_shape": (1, 2, 3, 4), "chain_index": 5}, [0, 1, 2]),
+    ],
+    ids=str,
+)
+def test_a_change_of_a_clip_reaches_those_behind_it_in_its_chain(change: dict[str, Any], kept: list[int]) -> None:
+    """Follow what decides about bytes, and nothing else; the other chain keeps its clips.
+
+    The first clip carries as many frames as the clips behind it need.
+    """
+    before, after = prints(plan()), prints(plan(clip(1, **change)))
+    assert [index for index in range(4) if before[index] == after[index]] == [*kept, 3]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"width": 160},
+        {"height": 160},
+        {"sampling": Sampling(
+            sample_steps=3, sample_guide_scale=4.5, sample_shift=3.0, sample_solver="unipc", start_from_ref=False
+        )},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)  # fmt: skip
+def test_size_and_sampling_belong_to_every_clip(changes: dict[str, Any]) -> None:
+    """Render all clips anew when one of them changes."""
+    assert not set(prints(plan())) & set(prints(plan(**changes)))
+
+
+def test_inherited_clips_keep_their_fingerprints() -> None:
+    """Take those of the parent job, and continue its chain from them."""
+    inherited = tuple(
+        InheritedClip(clip_index=index, fingerprint=f"f{index}", source_job_id="job-0", source_manifest_key="m.json")
+        for index in range(2)
+    )
+    found = prints(plan(inherited=inherited))
+    assert found[:2] == ["f0", "f1"]
+    own = prints(plan())
+    assert (found[2] != own[2], found[3] == own[3]) == (True, True)

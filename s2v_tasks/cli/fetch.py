@@ -18,7 +18,7 @@ def fetch(
 ) -> None:
     """Download video, report and contact sheet of a job that succeeded; their checksums are verified."""
     from s2v_tasks.storage.artifacts import ArtifactStore
-    from s2v_tasks.storage.results import fetch_result
+    from s2v_tasks.storage.result_files import fetch_result
     from s2v_tasks.storage.s3 import ObjectStore
 
     fetched = fetch_result(ArtifactStore(ObjectStore.from_settings(load_settings())), job_id, to)

@@ -16,7 +16,7 @@ def link(
 ) -> None:
     """Print a URL of a file of a job. For an hour whoever has the URL can read that file."""
     from s2v_tasks.settings import load_settings
-    from s2v_tasks.storage.links import JobLinks
+    from s2v_tasks.storage.result_files import JobLinks
 
     url = JobLinks(load_settings()).url(job_id, file)
     typer.echo(json.dumps({"job_id": job_id, "file": file, "url": url}))

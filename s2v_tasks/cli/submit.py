@@ -155,7 +155,7 @@ def report(outcome: dict[str, Any], *, as_json: bool) -> None:
 
 def _request(store: "ObjectStore", sources: dict[str, str], fields: dict[str, Any]) -> tuple[Request, list[Path]]:
     """The request, checked before anything is sent, and the local files that it needs in S3."""
-    from s2v_tasks.storage.uploads import input_uri
+    from s2v_tasks.storage.inputs import input_uri
 
     files = [Path(given) for given in sources.values() if not given.startswith("s3://")]
     uris = {
@@ -165,7 +165,7 @@ def _request(store: "ObjectStore", sources: dict[str, str], fields: dict[str, An
 
 
 def _upload(store: "ObjectStore", files: list[Path]) -> None:
-    from s2v_tasks.storage.uploads import upload_input
+    from s2v_tasks.storage.inputs import upload_input
 
     for path in files:
         upload_input(store, path)

@@ -37,10 +37,10 @@ from s2v_tasks.schemas.request import parse_request
 from s2v_tasks.schemas.steps import JOB_DAG, STAGE_INPUTS
 from s2v_tasks.settings import Settings, config_dir
 from s2v_tasks.storage.artifacts import ArtifactStore
+from s2v_tasks.storage.inputs import upload_input
 from s2v_tasks.storage.layout import JobLayout
-from s2v_tasks.storage.results import fetch_result
+from s2v_tasks.storage.result_files import fetch_result
 from s2v_tasks.storage.s3 import ObjectStore
-from s2v_tasks.storage.uploads import upload_input
 
 console = Console(soft_wrap=True)
 

@@ -26,8 +26,8 @@ from s2v_tasks.log import get_logger
 from s2v_tasks.metadata.migrate import upgrade
 from s2v_tasks.schemas.steps import JOB_DAG
 from s2v_tasks.settings import PREFIX, Settings, config_dir, load_settings, stack_env_path
+from s2v_tasks.storage.inputs import content_type
 from s2v_tasks.storage.s3 import ObjectStore
-from s2v_tasks.storage.uploads import content_type
 
 BUCKET = "s2v"
 SAMPLES = CHECKOUT / "tests" / "samples"

@@ -17,10 +17,10 @@ from s2v_tasks.log import get_logger
 from s2v_tasks.metadata.repository import Ledger
 from s2v_tasks.metadata.upkeep import OpenRun, UpkeepLedger
 from s2v_tasks.settings import Settings
+from s2v_tasks.storage.access import printable
 from s2v_tasks.storage.layout import drop_folder_uri
 from s2v_tasks.storage.objects import ListedObject, UnfinishedUpload
 from s2v_tasks.storage.s3 import ObjectStore
-from s2v_tasks.storage.trust import shown
 
 _TOLD_OF_EACH_KIND = 100  # in the log; `s2v housekeeping --json` has them all
 UNFINISHED_UPLOAD_AGE = timedelta(days=1)
@@ -67,7 +67,7 @@ class Findings:
         for kind, names in {**kinds, **listing["differences"]}.items():
             get_logger().info(kind, count=len(names))
             for name in names[:_TOLD_OF_EACH_KIND]:
-                get_logger().info(kind, what=shown(name))
+                get_logger().info(kind, what=printable(name))
 
 
 class Housekeeping:

@@ -17,9 +17,9 @@ from s2v_tasks.metadata.queue import WaitingJob
 from s2v_tasks.schemas.job import ENDED_STATUSES, JobStatus
 from s2v_tasks.schemas.plan import FPS
 from s2v_tasks.schemas.preset import Preset
-from s2v_tasks.storage.normal_forms import find_input
+from s2v_tasks.storage.access import parse_uri, printable
+from s2v_tasks.storage.inputs import find_input
 from s2v_tasks.storage.s3 import ObjectStore
-from s2v_tasks.storage.trust import locate, shown
 
 # Up to this many files of one folder are looked at one by one, more by listing the folder.
 _LOOKED_AT_ONE_BY_ONE = 20
@@ -43,7 +43,9 @@ class Batches:
         The errors of all rows are then in `<manifest>.errors.csv`.
         """
         report_uri = f"{manifest_uri}.errors.csv"
-        self._store.trust.check_write(locate(report_uri))  # before anything is spent: the summary will go there, too
+        self._store.access.check_write(
+            parse_uri(report_uri)
+        )  # before anything is spent: the summary will go there, too
         data = self._store.get_bytes(manifest_uri, max_bytes=MAX_BYTES)
         entries, errors = self._check(manifest_uri, data)
         if errors:
@@ -89,7 +91,7 @@ class Batches:
         refused, folders = {}, defaultdict(list)
         for uri in uris:
             try:
-                self._store.trust.check_input(locate(uri))
+                self._store.access.check_input(parse_uri(uri))
             except PermanentError as error:
                 refused[uri] = str(error)
             else:
@@ -114,7 +116,7 @@ class Batches:
     def _problem(self, uri: str) -> str | None:
         """Why a file that requests may name cannot be read."""
         try:
-            return None if find_input(self._store, uri) else f"{shown(uri)} does not exist."
+            return None if find_input(self._store, uri) else f"{printable(uri)} does not exist."
         except PermanentError as error:
             return str(error)
 

@@ -22,10 +22,10 @@ from s2v_tasks.metadata.queue import WaitingJob
 from s2v_tasks.schemas.preset import Preset, find_preset
 from s2v_tasks.schemas.request import Request
 from s2v_tasks.settings import Settings
+from s2v_tasks.storage.access import parse_uri, printable
 from s2v_tasks.storage.layout import drop_folder_uri
 from s2v_tasks.storage.objects import ListedObject
 from s2v_tasks.storage.s3 import ObjectStore
-from s2v_tasks.storage.trust import locate, shown
 
 _FOLDERS_AT_ONCE = 8
 _CLAIMS_TRIED = 5
@@ -66,7 +66,7 @@ class Sweeper:
                 return str(work(item))
             except S2VError as error:
                 name = item.folder_uri if isinstance(item, DropRecord) else item.uri
-                log.get_logger().warning("drop_postponed", folder=shown(name), error=str(error))
+                log.get_logger().warning("drop_postponed", folder=printable(name), error=str(error))
                 return "postponed"
 
         with ThreadPoolExecutor(_FOLDERS_AT_ONCE) as pool:
@@ -74,7 +74,7 @@ class Sweeper:
 
     def _is_ready(self, folder: DropFolder, now: datetime) -> bool:
         if not self._addressable(folder):
-            log.get_logger().warning("drop_not_addressable", folder=shown(folder.uri))
+            log.get_logger().warning("drop_not_addressable", folder=printable(folder.uri))
             return False
         return folder.is_ready(
             now,
@@ -118,7 +118,7 @@ class Sweeper:
         find_preset(self._presets, asked.request.preset)
         for uri in (asked.request.image_uri, asked.request.audio_uri, asked.request.pose_video_uri):
             if uri is not None:
-                self._store.trust.check_input(locate(uri))
+                self._store.access.check_input(parse_uri(uri))
         if self._ledger.job_exists(asked.job_id):
             raise PermanentError(
                 f"Job {asked.job_id} exists already: `s2v job {asked.job_id}` shows it. Choose another job_id."
@@ -140,7 +140,7 @@ class Sweeper:
         for candidate in (name, f"{name}-{folder.etag[:8]}", *repetitions):
             if not self._ledger.is_target(f"{parent_uri}/{candidate}"):
                 return f"{parent_uri}/{candidate}"
-        raise PermanentError(f"{shown(folder.name)!r} was dropped a thousand times: expected another name.")
+        raise PermanentError(f"{printable(folder.name)!r} was dropped a thousand times: expected another name.")
 
     def _record(self, folder: DropFolder, drop_id: str, target_uri: str, status: str) -> DropRecord:
         files = {
@@ -154,7 +154,7 @@ class Sweeper:
         found = {}
         for name, file in (folder.files | folder.droppings).items():
             with suppress(PermanentError):
-                self._store.trust.check_read(locate(file.uri))
+                self._store.access.check_read(parse_uri(file.uri))
                 found[name] = file
         return found
 
@@ -174,10 +174,12 @@ class Sweeper:
         self._store.delete_all(sources)
         if drop.status == "claimed":
             self._ledger.arrived(drop.drop_id)
-            log.get_logger().info("drop_accepted", folder=shown(drop.folder_uri), job_id=drop.job_id)
+            log.get_logger().info("drop_accepted", folder=printable(drop.folder_uri), job_id=drop.job_id)
             return "accepted"
         self._ledger.rejected(drop.drop_id)
-        log.get_logger().info("drop_rejected", folder=shown(drop.folder_uri), target=drop.target_uri, error=drop.error)
+        log.get_logger().info(
+            "drop_rejected", folder=printable(drop.folder_uri), target=drop.target_uri, error=drop.error
+        )
         return "rejected"
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from s2v_tasks.errors import PermanentError
-from s2v_tasks.media.decode import iter_rgb
 from s2v_tasks.media.encode import Frames
+from s2v_tasks.media.frames import iter_rgb
 
 _THUMBNAIL_HEIGHT = 160
 _LABEL_HEIGHT = 20

@@ -8,9 +8,9 @@ from pathlib import Path
 import ffmpeg
 
 from s2v_tasks.errors import PermanentError, TransientError
-from s2v_tasks.media.decode import video_stream
 from s2v_tasks.media.encode import check_profile, mp4_options
 from s2v_tasks.media.ffmpeg import feed, file_url, own_input, pipe_input
+from s2v_tasks.media.frames import video_stream
 from s2v_tasks.media.probe import probe
 from s2v_tasks.media.speech_source import SpeechSource, open_speech
 

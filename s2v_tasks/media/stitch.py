@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from s2v_tasks.errors import PermanentError, TransientError
-from s2v_tasks.media.decode import read_frames
 from s2v_tasks.media.encode import Frames, check_profile, encode_clip, mp4_options
 from s2v_tasks.media.ffmpeg import capture, file_url, own_input, read_chunks, run, tool_path
+from s2v_tasks.media.frames import read_frames
 from s2v_tasks.media.probe import Stream, probe
 
 _FFPROBE_OPTIONS = ("-hide_banner", "-loglevel", "error", "-protocol_whitelist", "file", "-select_streams", "v:0")

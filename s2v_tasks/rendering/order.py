@@ -17,7 +17,7 @@ from s2v_tasks.engine.options import EngineOptions
 from s2v_tasks.engine.pipeline import S2VPipeline
 from s2v_tasks.engine.resume import DenoiseState
 from s2v_tasks.engine.worker import Worker, load_pipeline, made_with, vae_precision
-from s2v_tasks.media.decode import read_frames
+from s2v_tasks.media.frames import read_frames
 from s2v_tasks.schemas.plan import ClipPlan, Plan
 
 

@@ -15,7 +15,7 @@ from s2v_tasks.schemas.plain_number import plain_number
 from s2v_tasks.schemas.refusal import sentences
 from s2v_tasks.schemas.size import SIZE_PATTERN, parse_size
 
-# Any name that S3 takes but control characters and ends of lines; storage.trust says which places may be named.
+# Any name that S3 takes but control characters and ends of lines; storage.access says which places may be named.
 S3_URI_PATTERN = r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/[^\x00-\x1f\x7f-\x9f\u2028\u2029]+$"
 WEBHOOK_URL_PATTERN = r"^https?://[A-Za-z0-9.:\[\]-]+([/?]\S*)?$"
 # Those of Kubernetes, without a prefix in the key: labels reach pods as they are.

@@ -40,7 +40,7 @@ from s2v_tasks.schemas.plan import FPS, ClipPlan, Plan
 from s2v_tasks.schemas.steps import ENCODE_CONDITIONS, RENDER_CLIP, STAGE_INPUTS
 from s2v_tasks.settings import Settings, load_settings
 from s2v_tasks.storage.artifacts import Built, OutputFile
-from s2v_tasks.storage.partial import PartialClip
+from s2v_tasks.storage.partial_clips import PartialClip
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -23,9 +23,9 @@ from s2v_tasks.schemas.request import Request, parse_request
 from s2v_tasks.schemas.steps import STAGE_INPUTS
 from s2v_tasks.schemas.strict_json import parse_json
 from s2v_tasks.settings import config_dir
+from s2v_tasks.storage.access import printable
 from s2v_tasks.storage.artifacts import Built, OutputFile, file_sha256
-from s2v_tasks.storage.normal_forms import find_input, same_name
-from s2v_tasks.storage.trust import shown
+from s2v_tasks.storage.inputs import find_input, same_name
 
 REVISION = 2  # raise it when the same sources would be normalised differently
 
@@ -137,7 +137,7 @@ def _gone_since(ctx: StepContext, uris: dict[str, str]) -> dict[str, Artifact]:
         if name in staged and same_name(staged[name].key, uri) and not ctx.store.exists(uri)
     }
     if gone:
-        get_logger().warning("sources_are_gone", uris=[shown(uris[name]) for name in gone])
+        get_logger().warning("sources_are_gone", uris=[printable(uris[name]) for name in gone])
     return gone
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.media.contact_sheet import contact_sheet
-from s2v_tasks.media.decode import measure
+from s2v_tasks.media.frames import measure
 from s2v_tasks.media.speech import SPEECH_SAMPLE_RATE, load_waveform, rms_dbfs
 from s2v_tasks.runtime.context import StepContext
 from s2v_tasks.schemas.manifest import fingerprint

@@ -19,9 +19,9 @@ import s2v_tasks
 from s2v_tasks.errors import PermanentError, TransientError
 from s2v_tasks.log import get_logger
 from s2v_tasks.schemas.manifest import Artifact, Manifest, Producer
-from s2v_tasks.storage.built import Built as Built
-from s2v_tasks.storage.built import KeptOutputs
-from s2v_tasks.storage.built import OutputFile as OutputFile
+from s2v_tasks.storage.kept_outputs import Built as Built
+from s2v_tasks.storage.kept_outputs import KeptOutputs
+from s2v_tasks.storage.kept_outputs import OutputFile as OutputFile
 from s2v_tasks.storage.layout import JobLayout
 from s2v_tasks.storage.s3 import ObjectDamagedError, ObjectHead, ObjectMissingError, ObjectStore
 from s2v_tasks.storage.s3 import file_sha256 as file_sha256

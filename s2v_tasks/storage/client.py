@@ -1,4 +1,4 @@
-"""The connection to an S3 server."""
+"""Connect to an S3 server."""
 
 import base64
 import hashlib
@@ -14,14 +14,14 @@ from botocore.exceptions import BotoCoreError, ClientError, CredentialRetrievalE
 from s2v_tasks.errors import ConfigurationError, UnavailableError
 from s2v_tasks.storage.redaction import account_of, redacted, without_account
 
-# What asked AWS for credentials and got none: the account of a pod, an instance or a role.
+# The request for the credentials of a pod, an instance or a role failed: it may succeed later.
 _PASSING_ERRORS = (ClientError, CredentialRetrievalError, HTTPClientError)
 Checksums = Literal["always", "when_required"]
 
 
 @dataclass(frozen=True)
 class Server:
-    """An S3 server and how it is spoken to. Without credentials the usual AWS chain gives them."""
+    """The address of an S3 server and the options for it. Without credentials the usual AWS chain applies."""
 
     endpoint_url: str | None = None
     region: str = "us-east-1"
@@ -31,28 +31,28 @@ class Server:
 
     @property
     def name(self) -> str:
-        """The server as messages call it."""
+        """Return the name of the server for messages."""
         return without_account(self.endpoint_url) if self.endpoint_url else f"AWS {self.region}"
 
     @property
     def is_on_loopback(self) -> bool:
-        """Whether it runs on this machine, where no proxy stands between."""
+        """Return True if the server runs on this machine, so that no proxy is used."""
         try:
             return urlsplit(self.endpoint_url or "").hostname in {"127.0.0.1", "localhost", "::1"}
-        except ValueError:  # no URL: the client says so
+        except ValueError:  # no URL: the client reports it
             return False
 
 
 @dataclass(frozen=True)
 class Connection:
-    """A client of a server, and what no message of it may show."""
+    """A client of a server, and the secrets that no message may show."""
 
     client: Any
     secrets: tuple[str, ...] = field(repr=False)
 
 
 def connect(server: Server) -> Connection:
-    """A client of the server; no bucket is asked for yet."""
+    """Return a client of the server; no request is sent to it yet."""
     _keep_credentials_out_of_logs()
     automatic = "when_supported" if server.checksums == "always" else "when_required"
     config = Config(
@@ -67,7 +67,7 @@ def connect(server: Server) -> Connection:
     )
     secrets = [server.access_key_id, server.secret_access_key, *account_of(server.endpoint_url or "")]
     try:
-        # A session of its own: that of boto3, which all threads share, is not made for them.
+        # A session of its own: the default session of boto3 is not safe for threads.
         session = boto3.Session(server.access_key_id, server.secret_access_key, region_name=server.region)
         if credentials := session.get_credentials():
             secrets += credentials.get_frozen_credentials()
@@ -83,7 +83,7 @@ def connect(server: Server) -> Connection:
 
 
 def _sum_as_of_old(request: Any, **_: Any) -> None:
-    """S3 requires a checksum of this one request; servers that know none of the new ones know Content-MD5."""
+    """Replace the checksum that S3 requires of this request by Content-MD5, which older servers support."""
     for name in list(request.headers):
         if name.lower().startswith(("x-amz-checksum-", "x-amz-sdk-checksum-")):
             del request.headers[name]
@@ -92,7 +92,7 @@ def _sum_as_of_old(request: Any, **_: Any) -> None:
 
 
 def _keep_credentials_out_of_logs() -> None:
-    """Have the libraries below say nothing at the level DEBUG, at which they write down headers and signatures."""
+    """Switch off the DEBUG level of the S3 libraries, at which they log headers and signatures."""
     for name in ("boto3", "botocore", "s3transfer", "urllib3"):
         logger = logging.getLogger(name)
         if logger.getEffectiveLevel() < logging.INFO:

@@ -1,4 +1,4 @@
-"""Every key of a job, in one place (docs/architecture.md). Keys are relative to `Settings.data_uri`."""
+"""Define every key of a job (docs/architecture.md). Keys are relative to `Settings.data_uri`."""
 
 from dataclasses import dataclass
 
@@ -31,7 +31,7 @@ class JobLayout:
         return self._key("inputs/image.png")
 
     def audio(self, extension: str) -> str:
-        """The speech as it was given; `extension` without the dot."""
+        """Return the key of the uploaded speech; `extension` without the dot."""
         return self._key(f"inputs/audio.{extension}")
 
     @property
@@ -64,11 +64,11 @@ class JobLayout:
         return self._clip_key(clip_index, "manifest.json")
 
     def superseded_clip(self, clip_index: int, fingerprint: str, name: str) -> str:
-        """Where the file `name` of a clip is kept when a clip with another fingerprint takes its place."""
+        """Return the key for the file `name` of a clip that a clip with another fingerprint has replaced."""
         return self._clip_key(clip_index, f"superseded/{fingerprint}/{name}")
 
     def partial_clip(self, clip_index: int, fingerprint: str, name: str) -> str:
-        """Where the file `name` of an interrupted clip waits for the next attempt."""
+        """Return the key for the file `name` of an interrupted clip, for the next attempt."""
         return self._clip_key(clip_index, f"partial/{fingerprint}/{name}")
 
     def _clip_key(self, clip_index: int, name: str) -> str:
@@ -104,20 +104,20 @@ class JobLayout:
 
     @property
     def result(self) -> str:
-        """Written last of all: its presence is success."""
+        """Return the key of the result, which is written last: it exists if the job has succeeded."""
         return self._key("result.json")
 
 
 def output_video_uri(settings: Settings, job_id: str) -> str:
-    """The S3 URI under which the finished video of a job is published."""
+    """Return the S3 URI of the published video of a job."""
     return f"{settings.output_uri.rstrip('/')}/{JobLayout(job_id).job_id}.mp4"
 
 
 def output_sidecar_uri(settings: Settings, job_id: str) -> str:
-    """The S3 URI of the JSON that describes the published video."""
+    """Return the S3 URI of the JSON that describes the published video."""
     return f"{settings.output_uri.rstrip('/')}/{JobLayout(job_id).job_id}.json"
 
 
 def drop_folder_uri(settings: Settings) -> str:
-    """The S3 URI of the drop folder: incoming/, accepted/ and rejected/ lie in it."""
+    """Return the S3 URI of the drop folder, which contains incoming/, accepted/ and rejected/."""
     return (settings.drop_uri or f"{settings.data_uri.rstrip('/')}/drop").rstrip("/")

@@ -1,4 +1,4 @@
-"""What the store says about objects, and the file that a download fills."""
+"""Records of objects in the store, and files with a bounded size for downloads."""
 
 import hashlib
 import io
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from s2v_tasks.errors import PermanentError
-from s2v_tasks.storage.trust import shown
+from s2v_tasks.storage.access import printable
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class ListedObject:
 
 @dataclass(frozen=True)
 class UnfinishedUpload:
-    """An upload in parts that was begun and neither completed nor aborted: its parts are paid for and unreadable."""
+    """A multipart upload that was neither completed nor aborted: its parts cost money and are unreadable."""
 
     uri: str
     upload_id: str
@@ -51,20 +51,20 @@ class BoundedFile(io.FileIO):
         if self._max_bytes is not None and end > self._max_bytes:
             raise too_large(self._uri, end, self._max_bytes)
         rest = memoryview(data)
-        while rest:  # a disk that gets full takes a part and says so; only the next write is an error
+        while rest:  # a full disk accepts a part first; only the next write fails
             rest = rest[super().write(rest) :]
         return len(data)
 
 
 def too_large(uri: str, size_bytes: int, max_bytes: int) -> PermanentError:
-    """The refusal of an object by its size."""
+    """Return the error for an object that is larger than `max_bytes`."""
     return PermanentError(
-        f"{shown(uri)} has {size_bytes} bytes: expected at most {max_bytes}; make the file smaller or raise the limit "
-        "(S2V_MAX_INPUT_BYTES for the files of a request)."
+        f"{printable(uri)} has {size_bytes} bytes: expected at most {max_bytes}; make the file smaller or raise the "
+        "limit (S2V_MAX_INPUT_BYTES for the files of a request)."
     )
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 (hex) of the bytes of a file."""
+    """Return the SHA-256 (hex) of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""Takes credentials and signatures out of texts that others wrote: the S3 client, an HTTP library, a server."""
+"""Remove credentials and signatures from texts of the S3 client, of an HTTP library or of a server."""
 
 import base64
 import html
@@ -11,12 +11,12 @@ HIDDEN = "***"
 _SHORT = 8  # a secret of fewer characters may be part of a plain word: it is hidden where it stands alone
 
 _PATTERNS = (
-    # The value of a header that cannot be sent is the whole Authorization, or a session token.
+    # An invalid header value may be the whole Authorization, or a session token.
     (re.compile(r"(Invalid header (?:value|name)).*", re.DOTALL | re.IGNORECASE), rf"\1 {HIDDEN}"),
-    # Of a URL, the account before the host and the query, which signs it.
+    # The account before the host of a URL, and its query, which may hold a signature.
     (re.compile(r"(\w+://)[^/@\s\"'<>]+@"), rf"\1{HIDDEN}@"),
     (re.compile(r"(\w+://[^?\s\"'<>]+)\?[^\s\"'<>]+"), rf"\1?{HIDDEN}"),
-    # Of a header or a query: `Signature=0f3a`, `"X-Amz-Security-Token": "..."`, `<AWSAccessKeyId>...`.
+    # In headers and queries: `Signature=0f3a`, `"X-Amz-Security-Token": "..."`, `<AWSAccessKeyId>...`.
     (
         re.compile(
             r"((?:X-Amz-)?(?:Credential|Signature(?:Provided)?|Security-?Token)|(?:AWS)?AccessKeyId|SecretAccessKey"
@@ -32,7 +32,7 @@ _PATTERNS = (
 
 
 def redacted(text: str, secrets: Iterable[str | None] = ()) -> str:
-    """`text` on one line, without the secrets, in whatever form, and without what looks like a signature."""
+    """Return `text` on one line, without the secrets in any encoding, and without anything like a signature."""
     for form in sorted({form for secret in secrets if secret for form in _forms(secret)}, key=len, reverse=True):
         alone = len(form) < _SHORT
         pattern = re.escape(form)
@@ -43,7 +43,7 @@ def redacted(text: str, secrets: Iterable[str | None] = ()) -> str:
 
 
 def without_account(url: str) -> str:
-    """A URL as it may be shown: without user and password before the host, and without a query."""
+    """Return a URL for messages: without user and password before the host, and without a query."""
     scheme, separator, rest = url.partition("://")
     _, at, place = rest.rpartition("@")
     place = place.partition("?")[0]
@@ -51,13 +51,13 @@ def without_account(url: str) -> str:
 
 
 def account_of(url: str) -> list[str]:
-    """User and password that a URL names before its host."""
+    """Return user and password before the host of a URL."""
     account, at, _ = url.partition("://")[2].rpartition("@")
     return [account, *account.split(":", 1)] if at else []
 
 
 def _forms(secret: str) -> Iterator[str]:
-    """How a text may hold a secret: as it is, and as programs write it down."""
+    """Yield the secret in the encodings that texts may have it in."""
     for plain in {secret, secret.strip()} - {""}:
         data = plain.encode(errors="surrogateescape")
         yield plain

@@ -1,8 +1,9 @@
-"""The object store: S3, or any server that speaks it.
+"""Read and write objects in S3, or in any server with its protocol.
 
 An address is either a key (relative to `Settings.data_uri`) or a full `s3://bucket/key` URI.
-Failures become the errors of the system: PermanentError (no such object, a place that is not ours), ConfigurationError
-(credentials, bucket), TransientError (network, server); each names the object and the endpoint, never a credential.
+Failures become the errors of the system: PermanentError (no such object, a location that is not allowed),
+ConfigurationError (credentials, bucket), TransientError (network, server). Each names the object and the endpoint, and
+no credential.
 """
 
 import hashlib
@@ -17,14 +18,14 @@ from boto3.s3.transfer import TransferConfig
 from s2v_tasks.errors import ConfigurationError, PermanentError, TransientError
 from s2v_tasks.schemas.manifest import Artifact
 from s2v_tasks.settings import Settings
+from s2v_tasks.storage.access import AccessPolicy, Location, parse_setting, parse_uri, printable
 from s2v_tasks.storage.client import Checksums, Connection, Server, connect
-from s2v_tasks.storage.failures import ObjectDamagedError as ObjectDamagedError
-from s2v_tasks.storage.failures import ObjectMissingError as ObjectMissingError
-from s2v_tasks.storage.failures import translated
 from s2v_tasks.storage.objects import BoundedFile, ListedObject, UnfinishedUpload, too_large
 from s2v_tasks.storage.objects import ObjectHead as ObjectHead
 from s2v_tasks.storage.objects import file_sha256 as file_sha256
-from s2v_tasks.storage.trust import Place, Trust, locate, place, shown
+from s2v_tasks.storage.s3_errors import ObjectDamagedError as ObjectDamagedError
+from s2v_tasks.storage.s3_errors import ObjectMissingError as ObjectMissingError
+from s2v_tasks.storage.s3_errors import translated
 
 SHA256_METADATA = "sha256"
 MEBIBYTE = 1024**2
@@ -34,7 +35,7 @@ _COPIED_AT_ONCE_BYTES = 5 * 1024 * MEBIBYTE  # S3's own bound
 
 
 class ObjectStore:
-    """Reads and writes objects where it is trusted to.
+    """Reads and writes the objects that its access policy allows.
 
     Uploads carry the SHA-256 of their bytes; downloads of an Artifact verify it.
     """
@@ -43,28 +44,28 @@ class ObjectStore:
         self,
         data_uri: str,
         *,
-        trust: Trust | None = None,
+        access: AccessPolicy | None = None,
         endpoint_url: str | None = None,
         region: str = "us-east-1",
         access_key_id: str | None = None,
         secret_access_key: str | None = None,
         checksums: Checksums = "always",
     ) -> None:
-        """`trust`: which objects it may touch; left out: those below `data_uri`."""
-        data = place("S2V_DATA_URI", data_uri)
+        """`access`: the objects that it may touch; by default those below `data_uri`."""
+        data = parse_setting("S2V_DATA_URI", data_uri)
         self.bucket, self.prefix = data
-        self.trust = trust or Trust(own=(data,), inputs=(data,))
+        self.access = access or AccessPolicy(own=(data,), inputs=(data,))
         self._server = Server(endpoint_url, region, access_key_id, secret_access_key, checksums)
         self._sums = {"ChecksumAlgorithm": "SHA256"} if checksums == "always" else {}
         self._transfer = TransferConfig(multipart_threshold=32 * MEBIBYTE, multipart_chunksize=16 * MEBIBYTE)
 
     @classmethod
     def from_settings(cls, settings: Settings) -> "ObjectStore":
-        """The store of this installation; nothing is contacted yet."""
+        """Return the store of this installation; no request is sent yet."""
         secret = settings.s3_secret_access_key
         return cls(
             settings.data_uri,
-            trust=Trust.from_settings(settings),
+            access=AccessPolicy.from_settings(settings),
             endpoint_url=settings.s3_endpoint_url,
             region=settings.s3_region,
             access_key_id=settings.s3_access_key_id,
@@ -74,22 +75,22 @@ class ObjectStore:
 
     @classmethod
     def seen_by_browsers(cls, settings: Settings) -> "ObjectStore":
-        """The same store at the address at which browsers reach it: for links only."""
+        """Return the same store at its public endpoint for browsers: for links only."""
         endpoint = settings.s3_public_endpoint_url or settings.s3_endpoint_url
         return cls.from_settings(settings.model_copy(update={"s3_endpoint_url": endpoint}))
 
     def link(self, address: str, *, seconds: int) -> str:
-        """A URL that reads the object without credentials for so long; nothing is contacted."""
+        """Return a URL that reads the object without credentials for `seconds`; no request is sent."""
         with self._reading("signing a link to", address) as at:
             url: str = self._client.generate_presigned_url("get_object", Params=_named(at), ExpiresIn=seconds)
         return url
 
     def uri(self, address: str) -> str:
-        """The full `s3://` URI of an address."""
+        """Return the full `s3://` URI of an address."""
         return self._locate(address).uri
 
     def get_bytes(self, address: str, *, max_bytes: int = SMALL_OBJECT_BYTES) -> bytes:
-        """The bytes of a small object; ObjectMissingError when it is not there, PermanentError when it is larger."""
+        """Return the bytes of a small object; ObjectMissingError when it does not exist, PermanentError if larger."""
         with self._reading("reading", address) as at:
             answer = self._client.get_object(**_named(at))
             if answer["ContentLength"] > max_bytes:
@@ -122,7 +123,7 @@ class ObjectStore:
     def download(self, source: Artifact | str, path: Path, *, max_bytes: int | None = None) -> Path:
         """Write an object to `path`. For an Artifact the bytes are verified: ObjectDamagedError when they differ.
 
-        PermanentError as soon as more than `max_bytes` arrive, whatever the store said of the size before.
+        PermanentError as soon as more than `max_bytes` arrive, also when the store has announced fewer.
         """
         address = source.key if isinstance(source, Artifact) else source
         part = path.with_name(path.name + ".part")
@@ -145,7 +146,7 @@ class ObjectStore:
             )
 
     def head(self, address: str) -> ObjectHead | None:
-        """Size and SHA-256 of an object, None when it is not there."""
+        """Return size and SHA-256 of an object, None when it does not exist."""
         try:
             with self._reading("looking at", address) as at:
                 answer = self._client.head_object(**_named(at))
@@ -157,39 +158,39 @@ class ObjectStore:
         return self.head(address) is not None
 
     def listing(self, prefix: str) -> Iterator[ListedObject]:
-        """Every object whose address begins with `prefix`, in the order of their names; fetched page by page."""
+        """Yield every object whose address begins with `prefix`, in the order of names; fetched page by page."""
         with self._reading("listing", prefix) as at:
             pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=at.bucket, Prefix=at.key)
             for page in pages:
                 for item in page.get("Contents", []):
-                    uri = Place(at.bucket, item["Key"]).uri
+                    uri = Location(at.bucket, item["Key"]).uri
                     yield ListedObject(uri, item["Size"], item["LastModified"], item["ETag"].strip('"'))
 
     def has_any(self, prefix: str) -> bool:
-        """Return whether there is an object whose address begins with `prefix`."""
+        """Return True if there is an object whose address begins with `prefix`."""
         return next(self.listing(prefix), None) is not None
 
     def copy(self, source: str, target: str, *, size_bytes: int = 0) -> None:
-        """Copy an object within the store, with its metadata; one of more than 5 GiB, by `size_bytes`, in parts."""
+        """Copy an object within the store, with its metadata; in parts if `size_bytes` is more than 5 GiB."""
         goal = self._locate(target)
-        self.trust.check_write(goal)
-        with self._reading(f"copying to {shown(goal.uri)} from", source) as origin:
+        self.access.check_write(goal)
+        with self._reading(f"copying to {printable(goal.uri)} from", source) as origin:
             if size_bytes <= _COPIED_AT_ONCE_BYTES:
                 self._client.copy_object(**_named(goal), CopySource=_named(origin))
             else:
                 self._client.copy(_named(origin), goal.bucket, goal.key, Config=self._transfer)
 
     def delete(self, address: str) -> None:
-        """Remove an object; it may be missing already."""
+        """Delete an object; a missing one is no error."""
         with self._writing("deleting", address) as at:
             self._client.delete_object(**_named(at))
 
     def delete_all(self, addresses: Sequence[str]) -> None:
-        """Remove many objects, a thousand of a bucket per request; missing ones are no error."""
-        buckets: dict[str, list[Place]] = {}
+        """Delete many objects, a thousand of a bucket per request; missing ones are no error."""
+        buckets: dict[str, list[Location]] = {}
         for address in addresses:
             at = self._locate(address)
-            self.trust.check_write(at)
+            self.access.check_write(at)
             buckets.setdefault(at.bucket, []).append(at)
         for places in _lots(buckets.values()):
             with self._writing(f"deleting {len(places)} objects, the first", places[0].uri) as first:
@@ -198,20 +199,20 @@ class ObjectStore:
             if failed:
                 raise TransientError(
                     f"{len(failed)} of {len(places)} objects could not be deleted, the first is "
-                    f"{shown(failed[0]['Key'])}: {failed[0].get('Message')}; run it again."
+                    f"{printable(failed[0]['Key'])}: {failed[0].get('Message')}; run it again."
                 )
 
     def unfinished_uploads(self, prefix: str) -> Iterator[UnfinishedUpload]:
-        """The uploads in parts below `prefix` that were begun and neither completed nor aborted."""
+        """Yield the multipart uploads below `prefix` that were neither completed nor aborted."""
         with self._reading("listing unfinished uploads of", prefix) as at:
             pages = self._client.get_paginator("list_multipart_uploads").paginate(Bucket=at.bucket, Prefix=at.key)
             for page in pages:
                 for item in page.get("Uploads", []):
-                    uri = Place(at.bucket, item["Key"]).uri
+                    uri = Location(at.bucket, item["Key"]).uri
                     yield UnfinishedUpload(uri, item["UploadId"], item["Initiated"])
 
     def abort_upload(self, upload: UnfinishedUpload) -> None:
-        """Give up an unfinished upload and its parts; it may have ended already."""
+        """Abort an unfinished upload and delete its parts; it may have ended already."""
         with (
             self._writing("aborting the upload of", upload.uri) as at,
             suppress(self._client.exceptions.NoSuchUpload),
@@ -219,34 +220,34 @@ class ObjectStore:
             self._client.abort_multipart_upload(**_named(at), UploadId=upload.upload_id)
 
     def fetch_uri(self, uri: str, path: Path, max_bytes: int) -> Path:
-        """Write the object at the `s3://` URI of a request to `path`.
+        """Download the object at the `s3://` URI of a request to `path`.
 
         PermanentError when requests may not name it, it does not exist, may not be read, or is larger than `max_bytes`.
         """
-        self.trust.check_input(locate(uri))
+        self.access.check_input(parse_uri(uri))
         try:
             head = self.head(uri)
         except ConfigurationError as error:
             raise PermanentError(
-                f"{shown(uri)} cannot be read: it does not exist or the configured credentials may not read it "
+                f"{printable(uri)} cannot be read: it does not exist or the configured credentials may not read it "
                 f"({error}). Check the URI and the permissions."
             ) from error
         if head is None:
-            raise PermanentError(f"{shown(uri)} does not exist: check the URI.")
+            raise PermanentError(f"{printable(uri)} does not exist: check the URI.")
         if head.size_bytes > max_bytes:
             raise too_large(uri, head.size_bytes, max_bytes)
         return self.download(uri, path, max_bytes=max_bytes)
 
     def ensure_bucket(self, bucket: str | None = None) -> None:
         """Create the bucket (that of `data_uri` when not named) unless it exists."""
-        at = Place(bucket or self.bucket, "")
+        at = Location(bucket or self.bucket, "")
         with suppress(ObjectMissingError), self._translated("looking at", at):
             self._client.head_bucket(Bucket=at.bucket)
             return
         options: dict[str, Any] = {}
         if self._server.region != "us-east-1":
             options["CreateBucketConfiguration"] = {"LocationConstraint": self._server.region}
-        # Another process may be faster.
+        # Another process may have created it in the meantime.
         with (
             self._translated("creating", at),
             suppress(self._client.exceptions.BucketAlreadyOwnedByYou),
@@ -261,37 +262,37 @@ class ObjectStore:
     def _client(self) -> Any:
         return self._connection.client
 
-    def _locate(self, address: str) -> Place:
+    def _locate(self, address: str) -> Location:
         if address.startswith("s3://"):
-            return locate(address)
-        return Place(self.bucket, f"{self.prefix}/{address}" if self.prefix else address)
+            return parse_uri(address)
+        return Location(self.bucket, f"{self.prefix}/{address}" if self.prefix else address)
 
     @contextmanager
-    def _reading(self, doing: str, address: str) -> Iterator[Place]:
-        """Yield the place of `address` if it may be read; errors of S3 become ours."""
+    def _reading(self, doing: str, address: str) -> Iterator[Location]:
+        """Yield the location of `address` if it may be read; translate the errors of S3."""
         at = self._locate(address)
-        self.trust.check_read(at)
+        self.access.check_read(at)
         with self._translated(doing, at):
             yield at
 
     @contextmanager
-    def _writing(self, doing: str, address: str) -> Iterator[Place]:
-        """Yield the place of `address` if it may be written; errors of S3 become ours."""
+    def _writing(self, doing: str, address: str) -> Iterator[Location]:
+        """Yield the location of `address` if it may be written; translate the errors of S3."""
         at = self._locate(address)
-        self.trust.check_write(at)
+        self.access.check_write(at)
         with self._translated(doing, at):
             yield at
 
-    def _translated(self, doing: str, at: Place) -> AbstractContextManager[None]:
+    def _translated(self, doing: str, at: Location) -> AbstractContextManager[None]:
         return translated(doing, at, self._server, self._connection.secrets)
 
 
-def _lots(buckets: Iterable[list[Place]]) -> Iterator[list[Place]]:
-    """What one request may delete: so many objects of one bucket."""
+def _lots(buckets: Iterable[list[Location]]) -> Iterator[list[Location]]:
+    """Yield the objects that one request may delete, all of one bucket."""
     for places in buckets:
         for start in range(0, len(places), _DELETED_AT_ONCE):
             yield places[start : start + _DELETED_AT_ONCE]
 
 
-def _named(at: Place) -> dict[str, str]:
+def _named(at: Location) -> dict[str, str]:
     return {"Bucket": at.bucket, "Key": at.key}

@@ -14,7 +14,7 @@ from s2v_tasks.orchestration.links import URL_PREFIX
 from s2v_tasks.settings import load_settings
 
 if TYPE_CHECKING:
-    from s2v_tasks.storage.links import JobLinks
+    from s2v_tasks.storage.result_files import JobLinks
 
 
 async def job_files(scope: Any, receive: Any, send: Any) -> None:
@@ -48,7 +48,7 @@ def _application() -> Any:
 
 @cache
 def _links() -> "JobLinks":
-    from s2v_tasks.storage.links import JobLinks
+    from s2v_tasks.storage.result_files import JobLinks
 
     return JobLinks(load_settings())
 

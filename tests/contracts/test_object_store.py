@@ -10,9 +10,9 @@ import pytest
 
 from s2v_tasks.errors import ConfigurationError, PermanentError, TransientError
 from s2v_tasks.schemas.manifest import Artifact
+from s2v_tasks.storage.access import AccessPolicy, Location
 from s2v_tasks.storage.artifacts import ArtifactStore
 from s2v_tasks.storage.s3 import ObjectHead, ObjectMissingError, ObjectStore
-from s2v_tasks.storage.trust import Place, Trust
 
 
 def test_small_objects_round_trip(store: ObjectStore) -> None:
@@ -133,7 +133,7 @@ def test_fetching_a_users_file(store: ObjectStore, tmp_path: Path) -> None:
 @pytest.mark.parametrize("bucket", ["contracts", "no-such-bucket"])
 def test_a_users_uri_that_does_not_exist_is_bad_input(store: ObjectStore, tmp_path: Path, bucket: str) -> None:
     """A missing object or bucket in a request is the user's to correct, not the installation's."""
-    store.trust = Trust(own=(), inputs=(Place(bucket, ""),))
+    store.access = AccessPolicy(own=(), inputs=(Location(bucket, ""),))
     with pytest.raises(PermanentError, match=f"s3://{bucket}/none.wav does not exist: check the URI") as caught:
         store.fetch_uri(f"s3://{bucket}/none.wav", tmp_path / "a", max_bytes=5)
     assert not isinstance(caught.value, ConfigurationError)
@@ -203,7 +203,7 @@ def test_objects_of_two_buckets_are_deleted_each_in_its_own(store: ObjectStore) 
     """An object of the same name in the other bucket stays."""
     store.ensure_bucket("drops")
     drops = f"s3://drops/{store.prefix}"
-    store.trust = Trust(own=(*store.trust.own, Place("drops", store.prefix)), inputs=store.trust.inputs)
+    store.access = AccessPolicy(own=(*store.access.own, Location("drops", store.prefix)), inputs=store.access.inputs)
     for address in ("a", "b", f"{drops}/b", f"{drops}/{store.prefix}/a"):
         store.put_bytes(address, b"1", "text/plain")
     store.delete_all(["a", f"{drops}/b"])

@@ -24,9 +24,9 @@ from s3transfer.exceptions import RetriesExceededError  # type: ignore[import-un
 from s2v_tasks.embedded.object_store import S3Server
 from s2v_tasks.embedded.process import free_ports
 from s2v_tasks.errors import ConfigurationError, PermanentError, TransientError, UnavailableError
+from s2v_tasks.storage.access import AccessPolicy, Location
 from s2v_tasks.storage.client import Connection
 from s2v_tasks.storage.s3 import ObjectDamagedError, ObjectMissingError, ObjectStore
-from s2v_tasks.storage.trust import Place, Trust
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_no_request_is_sent_for_a_place_that_is_not_trusted(verb: str, tmp_path:
 
 def test_writing_to_a_bucket_that_does_not_exist_is_a_configuration_error(store: ObjectStore) -> None:
     """Nothing creates a bucket by accident; the message names it."""
-    store.trust = Trust(own=(Place("no-such-bucket", ""),), inputs=())
+    store.access = AccessPolicy(own=(Location("no-such-bucket", ""),), inputs=())
     with pytest.raises(ConfigurationError, match="'no-such-bucket' does not exist"):
         store.put_bytes("s3://no-such-bucket/a", b"1", "text/plain")
 

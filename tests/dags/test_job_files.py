@@ -15,7 +15,7 @@ import pytest
 from s2v_tasks.errors import ConfigurationError, TransientError
 from s2v_tasks.settings import Settings
 from s2v_tasks.storage.layout import JobLayout, output_video_uri
-from s2v_tasks.storage.links import JobLinks
+from s2v_tasks.storage.result_files import JobLinks
 from s2v_tasks.storage.s3 import ObjectStore
 from s2v_tasks.web import job_files
 

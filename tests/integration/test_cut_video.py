@@ -13,7 +13,7 @@ from safetensors.torch import load
 
 from s2v_tasks.engine.clip import ClipInputs
 from s2v_tasks.engine.pipeline import S2VPipeline
-from s2v_tasks.media.decode import read_frames
+from s2v_tasks.media.frames import read_frames
 from s2v_tasks.runtime.context import run_step
 from s2v_tasks.schemas.plan import Plan
 from s2v_tasks.schemas.steps import Step

@@ -13,8 +13,8 @@ import pytest
 
 from s2v_tasks.errors import PermanentError, TransientError
 from s2v_tasks.media import ffmpeg
-from s2v_tasks.media.decode import read_frames
 from s2v_tasks.media.encode import Frames, encode_clip, mp4_options
+from s2v_tasks.media.frames import read_frames
 from s2v_tasks.media.mux import mux
 from s2v_tasks.media.probe import Stream, probe
 from s2v_tasks.media.speech import load_waveform, normalise_speech

@@ -9,8 +9,8 @@ import pytest
 
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.media import ffmpeg
-from s2v_tasks.media.decode import read_frames, video_stream
 from s2v_tasks.media.encode import Frames, encode_clip
+from s2v_tasks.media.frames import read_frames, video_stream
 from s2v_tasks.media.pose import normalise_pose
 
 

@@ -12,8 +12,8 @@ import pytest
 from s2v_tasks.errors import ConfigurationError, PermanentError, TransientError
 from s2v_tasks.media import encode, ffmpeg
 from s2v_tasks.media import stitch as stitching
-from s2v_tasks.media.decode import iter_rgb, read_frames, video_stream
 from s2v_tasks.media.encode import Frames, encode_clip, encoder_build
+from s2v_tasks.media.frames import iter_rgb, read_frames, video_stream
 from s2v_tasks.media.stitch import stitch
 from s2v_tasks.settings import load_settings
 

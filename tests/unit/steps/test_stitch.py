@@ -10,8 +10,8 @@ import pytest
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.media import encode
 from s2v_tasks.media import stitch as stitching
-from s2v_tasks.media.decode import read_frames
 from s2v_tasks.media.encode import encode_clip, encoder_build
+from s2v_tasks.media.frames import read_frames
 from s2v_tasks.runtime.context import StepContext, open_context
 from s2v_tasks.schemas.plan import ClipPlan, Estimate, Plan, Sampling, SpeechFacts
 from s2v_tasks.schemas.steps import RENDER_CLIP, STITCH

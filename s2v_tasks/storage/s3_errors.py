@@ -1,4 +1,4 @@
-"""What failures of an S3 server mean, as errors of the system that name object and endpoint, never a credential."""
+"""Translate the errors of S3 into errors of the system, which name object and endpoint and no credential."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -19,8 +19,8 @@ from botocore.exceptions import (
 from s3transfer.exceptions import RetriesExceededError  # type: ignore[import-untyped]
 
 from s2v_tasks.errors import ConfigurationError, PermanentError, S2VError, TransientError, UnavailableError
+from s2v_tasks.storage.access import Location, printable
 from s2v_tasks.storage.redaction import redacted
-from s2v_tasks.storage.trust import Place, shown
 
 if TYPE_CHECKING:
     from s2v_tasks.storage.client import Server
@@ -33,7 +33,7 @@ HEADER_REMEDY = (
 
 _MISSING_CODES = {"404", "NoSuchKey", "NotFound"}
 _DENIED_CODES = {
-    "400",  # all that the answer to HEAD says about a malformed or expired credential
+    "400",  # the whole answer to a HEAD request with a malformed or expired credential
     "401",
     "403",
     "AccessDenied",
@@ -44,14 +44,14 @@ _DENIED_CODES = {
     "SignatureDoesNotMatch",
 }
 _REDIRECT_CODES = {"301", "PermanentRedirect"}
-# What a server says that does not know the checksums of a request, or the chunks in which they are sent.
+# Answers of a server that does not support the checksums of a request, or the chunks in which they are sent.
 _CHECKSUM_CODES = {"501", "NotImplemented", "InvalidRequest", "InvalidArgument", "MalformedTrailerError"}
 _CHECKSUM_CODES |= {"XAmzContentSHA256Mismatch", "MissingContentMD5"}
 _CHECKSUM_WORDS = re.compile(r"checksum|trailer|aws-chunked|content-?encoding|content-?md5|streaming-", re.IGNORECASE)
 _DAMAGED_ON_THE_WAY = {"BadDigest", "InvalidDigest", "IncompleteBody"}
 _NOT_IMPLEMENTED = 501
 _CLIENT_ERRORS = range(400, 500)
-# Answers of the kind 4xx that pass: too slow, in conflict with another request, too early, too many.
+# 4xx answers that are worth a retry: too slow, in conflict with another request, too early, too many.
 _PASSING = frozenset({408, 409, 425, 429})
 
 
@@ -60,30 +60,30 @@ class ObjectMissingError(PermanentError):
 
 
 class ObjectDamagedError(TransientError):
-    """The object has other bytes than were written."""
+    """The bytes of the object differ from those that were written."""
 
 
 @contextmanager
-def translated(doing: str, at: Place, server: "Server", secrets: Iterable[str]) -> Iterator[None]:
+def translated(doing: str, at: Location, server: "Server", secrets: Iterable[str]) -> Iterator[None]:
     """Turn the errors of S3 that the body raises into ours; `doing` begins their message: "reading".
 
-    What the client, an HTTP library or the server said is quoted without credentials, and is no cause of our error:
-    a traceback would print it as it was.
+    The message of the client, an HTTP library or the server is quoted without credentials. It is not chained as the
+    cause of our error: a traceback would print it with them.
     """
-    what = f"{doing} {shown(at.uri)} at {server.name}"
+    what = f"{doing} {printable(at.uri)} at {server.name}"
     try:
         yield
-    # UnicodeError, ValueError: from below the client, about a header or a host name that cannot be sent
+    # UnicodeError, ValueError: a library below the client cannot send a header or a host name
     except (ClientError, BotoCoreError, Boto3Error, RetriesExceededError, ValueError) as error:
         raise _meaning(_cause(error), what, at, server, tuple(secrets)) from None
 
 
 def is_bad_header(error: BaseException) -> bool:
-    """Whether a request could not be sent for what one of its headers holds."""
+    """Return True if a request could not be sent because of the content of a header."""
     return isinstance(error, UnicodeError) or "Invalid header" in str(error)
 
 
-def _meaning(cause: BaseException, what: str, at: Place, server: "Server", secrets: tuple[str, ...]) -> S2VError:
+def _meaning(cause: BaseException, what: str, at: Location, server: "Server", secrets: tuple[str, ...]) -> S2VError:
     said = redacted(str(cause), secrets)
     if isinstance(cause, ClientError):
         return _refusal(cause, said, what, at, server)
@@ -100,7 +100,7 @@ def _meaning(cause: BaseException, what: str, at: Place, server: "Server", secre
     return UnavailableError(f"Failed {what}: {said}")
 
 
-def _refusal(error: ClientError, said: str, what: str, at: Place, server: "Server") -> S2VError:
+def _refusal(error: ClientError, said: str, what: str, at: Location, server: "Server") -> S2VError:
     """What an answer of the server other than success means."""
     answer = error.response.get("Error", {})
     code = str(answer.get("Code", "unknown"))
@@ -109,7 +109,7 @@ def _refusal(error: ClientError, said: str, what: str, at: Place, server: "Serve
     if _is_page_of_a_proxy(error, code, metadata):
         return UnavailableError(f"Failed {what}: a proxy answers that there is no such page ({said})")
     if code in _MISSING_CODES:
-        return ObjectMissingError(f"{shown(at.uri)} does not exist at {server.name}.")
+        return ObjectMissingError(f"{printable(at.uri)} does not exist at {server.name}.")
     if code == "NoSuchBucket":
         return ConfigurationError(
             f"Failed {what}: bucket {answer.get('BucketName', at.bucket)!r} does not exist; create it or "
@@ -137,9 +137,9 @@ def _refusal(error: ClientError, said: str, what: str, at: Place, server: "Serve
 
 
 def _is_page_of_a_proxy(error: ClientError, code: str, metadata: dict[str, Any]) -> bool:
-    """Whether the 404 is not the server's, which says in XML what is missing, but that of a proxy that has no server.
+    """Return True if the 404 comes from a proxy without a server: a server names the missing object in XML.
 
-    The answer to a HEAD has no text, so that both look alike.
+    The answer to a HEAD request has no text, so that both look alike.
     """
     kind = metadata.get("HTTPHeaders", {}).get("content-type", "")
     return code == "404" and not error.operation_name.startswith("Head") and kind.startswith("text/")
@@ -153,7 +153,7 @@ def _is_about_checksums(code: str, status: int, said: str) -> bool:
 
 
 def _cause(error: Exception) -> BaseException:
-    """What the transfer manager has wrapped: the server's answer, or how the last of its attempts failed."""
+    """Return the error that the transfer manager has wrapped: the server's answer, or that of its last attempt."""
     if not isinstance(error, (Boto3Error, RetriesExceededError)):
         return error
     last: BaseException | None = getattr(error, "last_exception", None)

@@ -1,4 +1,4 @@
-"""The result of a job as files: its video, its report, its contact sheet."""
+"""The result of a job (video, report, contact sheet): download the files, and sign links to them for browsers."""
 
 import json
 from dataclasses import dataclass
@@ -7,14 +7,17 @@ from typing import Any
 
 from s2v_tasks.errors import PermanentError, TransientError
 from s2v_tasks.schemas.manifest import Artifact
+from s2v_tasks.settings import Settings
 from s2v_tasks.storage.artifacts import ArtifactStore
-from s2v_tasks.storage.layout import JobLayout
-from s2v_tasks.storage.s3 import ObjectMissingError
+from s2v_tasks.storage.layout import JobLayout, output_video_uri
+from s2v_tasks.storage.s3 import ObjectMissingError, ObjectStore
+
+LINK_SECONDS = 3600
 
 
 @dataclass(frozen=True)
 class FetchedResult:
-    """The files, and what `result.json` says of the job."""
+    """The local files, and the content of `result.json` as `facts`."""
 
     video: Path
     report: Path
@@ -52,3 +55,26 @@ def fetch_result(artifacts: ArtifactStore, job_id: str, folder: Path) -> Fetched
     part.write_bytes(description)
     part.replace(fetched.description)
     return fetched
+
+
+class JobLinks:
+    """Signs links to files of jobs. Threads can share one instance; no request is sent before its first use."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._store = ObjectStore.from_settings(settings)
+        self._public_store = ObjectStore.seen_by_browsers(settings)
+
+    def url(self, job_id: str, file: str) -> str:
+        """Return a URL that reads the file for an hour; PermanentError when the job has no such file."""
+        layout = JobLayout(job_id)
+        addresses = {
+            "video": output_video_uri(self._settings, job_id),
+            "report": layout.report,
+            "contact-sheet": layout.contact_sheet,
+        }
+        if file not in addresses:
+            raise PermanentError(f"{file!r} is not a file of a job: expected one of {', '.join(addresses)}.")
+        if not self._store.exists(addresses[file]):
+            raise PermanentError(f"Job {job_id} has no {file} yet: `s2v job {job_id}` shows how far it is.")
+        return self._public_store.link(addresses[file], seconds=LINK_SECONDS)

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from s2v_tasks.storage import built
-from s2v_tasks.storage.built import Built, KeptOutputs, OutputFile
+from s2v_tasks.storage import kept_outputs
+from s2v_tasks.storage.kept_outputs import Built, KeptOutputs, OutputFile
 
 
 def make(folder: Path, content: bytes = b"frames") -> Built:
@@ -130,7 +130,7 @@ def test_a_disk_that_is_full_does_not_hide_why_they_are_kept(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(built.shutil, "move", full)
+    monkeypatch.setattr(kept_outputs.shutil, "move", full)
     with capture_logs() as logs:
         kept.put("job-1", "f1", make(tmp_path / "scratch"))
     assert (logs[-1]["event"], logs[-1]["error"]) == ("outputs_not_kept", "[Errno 28] No space left on device")

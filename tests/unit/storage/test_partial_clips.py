@@ -6,7 +6,7 @@ import pytest
 
 from s2v_tasks.storage.artifacts import ArtifactStore
 from s2v_tasks.storage.layout import JobLayout
-from s2v_tasks.storage.partial import PartialClip
+from s2v_tasks.storage.partial_clips import PartialClip
 from s2v_tasks.storage.s3 import ObjectStore
 
 LAYOUT = JobLayout("job-1")

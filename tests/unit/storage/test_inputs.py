@@ -5,7 +5,7 @@ from unicodedata import normalize
 import pytest
 
 from s2v_tasks.errors import ConfigurationError, PermanentError
-from s2v_tasks.storage.normal_forms import find_input, same_name
+from s2v_tasks.storage.inputs import find_input, same_name
 from s2v_tasks.storage.s3 import ObjectStore
 
 KEY = "Fotos für Ängström/Tōkyō ガ/한글 é.png"

@@ -4,7 +4,7 @@ import pytest
 
 from s2v_tasks.errors import ConfigurationError, PermanentError
 from s2v_tasks.settings import Settings
-from s2v_tasks.storage.trust import Trust, locate, shown
+from s2v_tasks.storage.access import AccessPolicy, parse_uri, printable
 
 SETTINGS = Settings(
     data_uri="s3://data/s2v",
@@ -31,22 +31,22 @@ SETTINGS = Settings(
 )
 def test_a_place_is_compared_by_whole_segments(uri: str, named_in_a_request: bool, written: bool) -> None:
     """Requests may name files below the data, the drops and the allowed places; writes go below our own places only."""
-    trust = Trust.from_settings(SETTINGS)
-    for check, allowed in ((trust.check_input, named_in_a_request), (trust.check_write, written)):
+    policy = AccessPolicy.from_settings(SETTINGS)
+    for check, allowed in ((policy.check_input, named_in_a_request), (policy.check_write, written)):
         if allowed:
-            check(locate(uri))
+            check(parse_uri(uri))
         else:
             with pytest.raises(PermanentError, match=f"{uri} may not be"):
-                check(locate(uri))
+                check(parse_uri(uri))
 
 
 def test_the_default_keeps_requests_to_the_own_bucket() -> None:
     """With nothing configured a request reads the data bucket, its drop folder in it, and nothing else."""
-    trust = Trust.from_settings(Settings())
-    trust.check_input(locate("s3://s2v/samples/portrait.jpg"))
-    trust.check_input(locate("s3://s2v/drop/incoming/a/image.png"))
+    policy = AccessPolicy.from_settings(Settings())
+    policy.check_input(parse_uri("s3://s2v/samples/portrait.jpg"))
+    policy.check_input(parse_uri("s3://s2v/drop/incoming/a/image.png"))
     with pytest.raises(PermanentError, match=r"below s3://s2v, s3://s2v/drop; .*S2V_ALLOWED_INPUT_URIS"):
-        trust.check_input(locate("s3://elsewhere/a.png"))
+        policy.check_input(parse_uri("s3://elsewhere/a.png"))
 
 
 @pytest.mark.parametrize(
@@ -66,17 +66,17 @@ def test_the_default_keeps_requests_to_the_own_bucket() -> None:
 )
 def test_names_that_a_store_could_resolve_elsewhere_are_refused(key: str) -> None:
     """Dot segments, empty segments, what is not text and what is too long never reach the store."""
-    trust = Trust.from_settings(SETTINGS)
-    for check in (trust.check_read, trust.check_input, trust.check_write):
+    policy = AccessPolicy.from_settings(SETTINGS)
+    for check in (policy.check_read, policy.check_input, policy.check_write):
         with pytest.raises(PermanentError, match="is refused: its name"):
-            check(locate(f"s3://data/{key}"))
+            check(parse_uri(f"s3://data/{key}"))
 
 
 @pytest.mark.parametrize("uri", ["http://data/a", "file:///etc/passwd", "s3://", "s3:///a", "s3://UPPER/a", "s3://a/b"])
 def test_what_is_no_s3_address_is_refused(uri: str) -> None:
     """Only s3:// URIs with a legal bucket lead anywhere."""
     with pytest.raises(PermanentError, match="is not an S3 address"):
-        locate(uri)
+        parse_uri(uri)
 
 
 @pytest.mark.parametrize("setting", ["data_uri", "output_uri", "drop_uri", "allowed_input_uris"])
@@ -84,9 +84,9 @@ def test_a_place_that_is_none_is_a_configuration_error(setting: str) -> None:
     """A trusted place must be a bucket or a plain prefix in one; the message names the setting."""
     for uri in ("bucket", "s3://data/../a", "https://host/a"):
         with pytest.raises(ConfigurationError, match=f"S2V_{setting.upper()} "):
-            Trust.from_settings(SETTINGS.model_copy(update={setting: uri}))
+            AccessPolicy.from_settings(SETTINGS.model_copy(update={setting: uri}))
 
 
 def test_a_name_in_a_message_stays_on_its_line() -> None:
     """Control and invisible characters of a name are shown as escapes, letters of any script as they are."""
-    assert shown("a\nERROR b\x1b[2J\u202e é🎬") == "a\\nERROR b\\x1b[2J\\u202e é🎬"
+    assert printable("a\nERROR b\x1b[2J\u202e é🎬") == "a\\nERROR b\\x1b[2J\\u202e é🎬"

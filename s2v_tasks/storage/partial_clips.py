@@ -1,4 +1,4 @@
-"""Clips that were interrupted: how far they came, kept in the store until the clip is done."""
+"""Save the state of an interrupted clip in the store until the clip is done."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,20 +12,21 @@ from s2v_tasks.storage.layout import JobLayout
 
 
 class PartialClip:
-    """The saved state of one clip of one fingerprint; another fingerprint never sees it."""
+    """The saved state of one clip with one fingerprint. A clip with another fingerprint has a state of its own."""
 
     def __init__(self, artifacts: ArtifactStore, layout: JobLayout, clip_index: int, fingerprint: str) -> None:
         self._artifacts, self._layout = artifacts, layout
         self._clip_index, self._fingerprint = clip_index, fingerprint
 
     def find(self) -> Manifest | None:
-        """The manifest of the newest state, whose output `state` is whole; None: begin at the first step."""
+        """Return the manifest of the newest state, whose output `state` is whole; None: begin at the first step."""
         return self._artifacts.reusable(self._key(MANIFEST_NAME), self._fingerprint)
 
     def save(self, path: Path, *, step: int, facts: dict[str, Any]) -> None:
-        """Keep the state in the file `path` after solver step `step`; it takes the place of an earlier one.
+        """Store the state in the file `path` after solver step `step`, in place of an earlier one.
 
-        The manifest is written in one request and the earlier state goes last: a kill at any point loses none.
+        The manifest is written in one request and the earlier state is deleted last: after a kill at any point one of
+        the two is complete.
         """
         old = self._artifacts.read_manifest(self._key(MANIFEST_NAME))
         store, now = self._artifacts.store, datetime.now(UTC)
@@ -48,7 +49,7 @@ class PartialClip:
         get_logger().info("partial_clip_saved", clip_index=self._clip_index, step=step, size_bytes=state.size_bytes)
 
     def drop(self) -> None:
-        """Remove the state, its manifest first; nothing happens when there is none."""
+        """Delete the state, its manifest first; do nothing when there is none."""
         manifest = self._artifacts.read_manifest(self._key(MANIFEST_NAME))
         if manifest is None:
             return

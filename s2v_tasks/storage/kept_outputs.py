@@ -1,7 +1,7 @@
-"""What a build made, and where it is kept on the local disk while it cannot be stored.
+"""Keep the outputs of a build on the local disk while the store is unavailable.
 
-The next attempt on the same machine stores it and builds nothing. On another machine, or in another pod unless
-S2V_WORK_DIR is a volume that outlives it, it is built again.
+The next attempt on the same machine stores them and builds nothing. Another machine builds again, and so does another
+pod unless S2V_WORK_DIR is a volume that outlives the pod.
 """
 
 import json
@@ -24,7 +24,7 @@ _DESCRIPTION = "built.json"
 
 @dataclass(frozen=True)
 class OutputFile:
-    """A finished local file and where it goes: a key of the job, or an `s3://` URI."""
+    """A finished local file and its destination: a key of the job, or an `s3://` URI."""
 
     path: Path
     key: str
@@ -33,7 +33,7 @@ class OutputFile:
 
 @dataclass(frozen=True)
 class Built:
-    """What a build made: its files by name, and small facts to keep in the manifest."""
+    """The result of a build: its files by name, and small facts for the manifest."""
 
     outputs: dict[str, OutputFile]
     facts: dict[str, Any] = field(default_factory=dict)
@@ -42,18 +42,18 @@ class Built:
 class KeptOutputs:
     """Outputs by job and fingerprint, in a folder that belongs to this account alone.
 
-    By the job, too: another one with the same fingerprint stores its outputs elsewhere.
+    The job is part of the key: another job with the same fingerprint stores its outputs elsewhere.
     """
 
     def __init__(self, work_dir: Path | None) -> None:
         self._root = (work_dir or Path(tempfile.gettempdir())) / f"s2v-kept-{os.getuid()}"
 
     def has(self, job_id: str, fingerprint: str) -> bool:
-        """Whether outputs are kept for this work of the job."""
+        """Return True if outputs are kept for this work of the job."""
         return self._is_ours() and self._folder(job_id, fingerprint).is_dir()
 
     def put(self, job_id: str, fingerprint: str, built: Built) -> None:
-        """Move the outputs here. Where that fails, the log tells so: why they are not stored is said by the caller."""
+        """Move the outputs here. A failure is logged only: the caller raises the error that prevents the upload."""
         folder, part = self._folder(job_id, fingerprint), self._root / f"{uuid.uuid4().hex}.part"
         try:
             self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -73,7 +73,7 @@ class KeptOutputs:
         get_logger().warning("outputs_kept_on_disk", folder=str(folder))
 
     def take(self, job_id: str, fingerprint: str, folder: Path) -> Built | None:
-        """Move what is kept for this work into `folder`; None when nothing is, or when it is damaged."""
+        """Move the outputs of this work into `folder` and return them; None when there are none, or damaged ones."""
         if not self.has(job_id, fingerprint):
             return None
         taken = folder / "kept"
@@ -93,7 +93,7 @@ class KeptOutputs:
         return self._root / f"{job_id}.{fingerprint}"
 
     def _is_ours(self) -> bool:
-        """Whether no other account has made the folder, or could put anything into it."""
+        """Return True if this account owns the folder and no other account can write to it."""
         try:
             status = self._root.lstat()
         except OSError:
@@ -109,7 +109,7 @@ class KeptOutputs:
 
 
 def _read(folder: Path) -> Built:
-    """The outputs in a folder; OSError or ValueError when they are not what was put there."""
+    """Return the outputs in a folder; OSError or ValueError when they were changed."""
     description = json.loads((folder / _DESCRIPTION).read_text(encoding="utf-8"))
     outputs = {}
     for name, item in description["outputs"].items():

@@ -59,6 +59,11 @@ class Settings(BaseSettings):
     compile: bool = Field(
         False, description="Whether torch.compile fuses the blocks: faster steps after a slow first one."
     )
+    compile_cache: Path | None = Field(
+        None,
+        description="Folder in which torch.compile keeps its results for later processes; empty: compile-cache below "
+        "S2V_HOME. Needed with S2V_COMPILE only.",
+    )
     weights_dtype: Literal["auto", "fp8", "fp8-dynamic"] = Field(
         "auto",
         description="Weights of the blocks: auto, bf16 on a GPU; fp8, half the memory; fp8-dynamic, multiplied in fp8.",
@@ -182,6 +187,11 @@ class Settings(BaseSettings):
         if isinstance(value, str) and any(unicodedata.category(character) == "Cc" for character in value):
             raise ValueError("has a line end or another control character inside; expected one line of text")
         return value
+
+
+def compile_cache_dir(settings: Settings) -> Path:
+    """Return the folder in which torch.compile keeps its results."""
+    return settings.compile_cache or settings.home / "compile-cache"
 
 
 def stack_env_path() -> Path:

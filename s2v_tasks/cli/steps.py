@@ -13,7 +13,7 @@ import typer
 
 from s2v_tasks.cli import app
 from s2v_tasks.schemas import steps
-from s2v_tasks.settings import load_settings
+from s2v_tasks.settings import compile_cache_dir, load_settings
 
 JobId = Annotated[str, typer.Option(help="The job: lower-case letters, digits and hyphens.")]
 STEPS = "Steps of the road"
@@ -26,6 +26,13 @@ def _run(step: steps.Step, job_id: str, clip_index: int | None = None, **argumen
     body = importlib.import_module(f"s2v_tasks.steps.{step.name}").run
     result = run_step(body, step=step, job_id=job_id, clip_index=clip_index, **arguments)
     typer.echo(json.dumps({"job_id": job_id} | result))
+
+
+def _prepare_torch() -> None:
+    """Set the environment that torch reads; call it before anything imports torch."""
+    from s2v_tasks.engine import use_compile_cache
+
+    use_compile_cache(compile_cache_dir(load_settings()))
 
 
 @app.command(rich_help_panel=STEPS)
@@ -47,6 +54,7 @@ def plan_clips(job_id: JobId) -> None:
 @app.command(rich_help_panel=STEPS)
 def encode_conditions(job_id: JobId) -> None:
     """Encode prompt and speech once for all clips."""
+    _prepare_torch()
     _run(steps.ENCODE_CONDITIONS, job_id)
 
 
@@ -57,6 +65,7 @@ def render_clip(
     count: Annotated[int, typer.Option(min=1, help="How many clips from there on, with the networks loaded once.")] = 1,
 ) -> None:
     """Render clips, each durable before the next begins; torchrun starts several ranks. Finished clips are reused."""
+    _prepare_torch()
     if int(os.environ.get("RANK", "0")) > 0:
         from s2v_tasks.steps.render_clip import follow
 

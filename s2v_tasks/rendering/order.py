@@ -9,6 +9,7 @@ from typing import Any
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from s2v_tasks.engine import check_compile_cache
 from s2v_tasks.engine.clip import ClipInputs, MotionState, Sampling, TakeFrames, motion_frames_needed
 from s2v_tasks.engine.images import fit_pose
 from s2v_tasks.engine.loading import Snapshot
@@ -67,6 +68,8 @@ class Renderer:
         """The networks; all ranks call it with the same order."""
         if self._pipeline is not None:
             return self._pipeline
+        if order.options.compiled:
+            check_compile_cache()
         started = time.monotonic()
         guided = order.plan.sampling.sample_guide_scale > 1
         self._pipeline, layout = load_pipeline(

@@ -78,7 +78,7 @@ def test_a_clip_has_processors_and_memory_for_each_process(
     """CPU and memory, requested and as limits, grow with the number of processes; the weights are counted once."""
     monkeypatch.setenv("S2V_NPROC_PER_NODE", str(processes))
     load_settings.cache_clear()
-    resources = rendered("render-clip", monkeypatch).spec.containers[0].resources
+    resources = rendered(RENDER_CLIP, monkeypatch).spec.containers[0].resources
     for amounts in (resources.requests, resources.limits):
         assert parse_quantity(amounts["cpu"]) == cpu
         assert parse_quantity(amounts["memory"]) == memory_gib * 2**30
@@ -98,9 +98,9 @@ def test_a_template_without_annotations_keeps_its_resources(tmp_path: Path, monk
         (tmp_path / "pods/render_clip.yaml").write_text(yaml.safe_dump(template))
         if annotations:
             with pytest.raises(ConfigurationError, match=r"memory-per-further-process.*'plenty'; expected a quantity"):
-                rendered("render-clip", monkeypatch)
+                rendered(RENDER_CLIP, monkeypatch)
         else:
-            limits = rendered("render-clip", monkeypatch).spec.containers[0].resources.limits
+            limits = rendered(RENDER_CLIP, monkeypatch).spec.containers[0].resources.limits
             assert (limits["cpu"], limits["memory"], limits["nvidia.com/gpu"]) == ("8", "64Gi", "4")
 
 
@@ -127,17 +127,26 @@ def test_a_pod_passes_the_restricted_pod_security_standard(pod: Any) -> None:
 
 
 def test_a_pod_can_write_only_where_it_should(pod: Any) -> None:
-    """Root and snapshot are read-only; scratch and shared memory are bounded; libraries know where to write."""
+    """Root and snapshot are read-only; scratch and shared memory are bounded; each cache has its folder."""
     container = pod.spec.containers[0]
     assert container.security_context.read_only_root_filesystem is True
     mounts = {mount.mount_path: mount for mount in container.volume_mounts}
     volumes = {volume.name: volume for volume in pod.spec.volumes}
     assert mounts["/snapshot"].read_only is True
     assert volumes["snapshot"].persistent_volume_claim.read_only is True
-    writable = {path: volumes[mount.name].empty_dir for path, mount in mounts.items() if not mount.read_only}
-    assert all(empty_dir.size_limit for empty_dir in writable.values())
+    writable = {path: volumes[mount.name] for path, mount in mounts.items() if not mount.read_only}
+    cache = writable.pop("/compile-cache", None)
+    assert all(volume.empty_dir.size_limit for volume in writable.values())
     environment = {variable.name: variable.value for variable in container.env}
     assert {environment[name] for name in ("HOME", "TMPDIR", "S2V_WORK_DIR", "S2V_HOME")} == {"/scratch"}
+    assert environment.get("S2V_COMPILE_CACHE") == ("/compile-cache" if cache else None)
+
+
+def test_pods_of_clips_share_what_the_compiler_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compile cache is a claim of its own, which outlives the pod."""
+    spec = rendered(RENDER_CLIP, monkeypatch).spec
+    claims = {v.name: v.persistent_volume_claim.claim_name for v in spec.volumes if v.persistent_volume_claim}
+    assert claims == {"snapshot": "s2v-snapshot", "compile-cache": "s2v-compile-cache"}
 
 
 def test_a_clip_has_shared_memory_and_time_to_save_its_state(monkeypatch: pytest.MonkeyPatch) -> None:

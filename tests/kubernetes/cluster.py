@@ -146,9 +146,11 @@ def _fit(template: dict[str, Any], home: Path) -> None:
     mounted = {"python": sys.base_prefix, "packages": sysconfig.get_path("purelib"), "sources": str(REPOSITORY)}
     mounted["hold-module"] = str(HOLD_MODULE)
     spec["hostNetwork"] = True
-    spec["volumes"] = [volume for volume in spec["volumes"] if volume["name"] != "snapshot"]
+    spec["volumes"] = [volume for volume in spec["volumes"] if "persistentVolumeClaim" not in volume]
     spec["volumes"] += [{"name": n, "hostPath": {"path": p}} for n, p in mounted.items()]
     spec["volumes"].append({"name": "snapshot", "hostPath": {"path": str(home / "snapshot")}})
+    if any(mount["name"] == "compile-cache" for mount in container["volumeMounts"]):
+        spec["volumes"].append({"name": "compile-cache", "emptyDir": {}})
     spec["volumes"].append({"name": "hold", "hostPath": {"path": str(home / "hold")}})
     container["volumeMounts"] += [{"name": n, "mountPath": f"/mnt/{n}", "readOnly": True} for n in mounted]
     container["volumeMounts"].append({"name": "hold", "mountPath": "/mnt/hold"})

@@ -14,10 +14,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, gelu: bool = False
     sums differ by rounding. Weights of another class than torch's own, such as quantised ones, know their own way.
     """
     is_plain = type(weight) in (Tensor, nn.Parameter)
-    if not (_ONEDNN and is_plain and weight.device.type == "cpu" and weight.dtype == torch.float32):
+    onednn = _ONEDNN and is_plain and weight.device.type == "cpu" and weight.dtype == torch.float32
+    if not onednn or torch.compiler.is_compiling():  # the compiler cannot take the operator with weights as arguments
         product = F.linear(x, weight, bias)
         return F.gelu(product, approximate="tanh") if gelu else product
-    # The operator that torch.compile emits: the public ones copy what they take and give.
+    # An operator of the compiler's own output: the public ones copy what they take and give.
     fused: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu" if gelu else "none", [], "tanh")
     return fused
 

@@ -1,5 +1,6 @@
 """What the documentation says exists: files that it links to, settings, commands, options of Airflow."""
 
+import ast
 import os
 import re
 import subprocess
@@ -47,6 +48,39 @@ def test_commands_are_real(page: Path) -> None:
     )
     assert known
     assert set(shown) <= known
+
+
+def test_messages_of_the_runbook_are_those_of_the_code() -> None:
+    """A message in a heading of the runbook can be found in the code; `...` and `N` stand for values."""
+    code = "\n".join(map(_strings, [*ROOT.glob("s2v_tasks/**/*.py"), *ROOT.glob("docker/*.sh")]))
+    runbook = (ROOT / "docs" / "runbook.md").read_text(encoding="utf-8")
+    shown = [
+        part.strip()
+        for message in re.findall(r"^### .*", runbook, re.MULTILINE)
+        for quoted in re.findall(r"`([^`]+)`", message)
+        for part in re.split(r"\.\.\.|\(403\)|\(422\)|\bN\b", quoted)
+        if " " in part.strip()
+    ]
+    assert shown
+    assert [part for part in shown if part not in code and part not in OTHERS_MESSAGES] == []
+
+
+# Messages of Kubernetes, PyTorch and SQLAlchemy, and commands.
+OTHERS_MESSAGES = {"CUDA out of memory", "kill -9"}
+
+
+def _strings(path: Path) -> str:
+    """Return the strings of a module without formatted values, or a script as it is."""
+    source = path.read_text(encoding="utf-8")
+    if path.suffix != ".py":
+        return source
+    texts = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.JoinedStr):
+            texts.append("".join(str(part.value) if isinstance(part, ast.Constant) else "" for part in node.values))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            texts.append(node.value)
+    return "\n".join(texts)
 
 
 def _code(text: str) -> str:

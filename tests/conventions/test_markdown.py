@@ -21,7 +21,6 @@ PENDING = {
     "docs/dags.md",
     "docs/cli.md",
     "docs/configuration.md",
-    "docs/how-to/extend.md",
 }
 
 

@@ -54,7 +54,7 @@ def sweep_drops() -> None:
     """Take in what lies in the drop folder: each folder becomes a job, or is rejected with an error.json."""
     from datetime import UTC, datetime
 
-    from s2v_tasks.ingestion.sweep import Sweeper
+    from s2v_tasks.ingestion.drop_sweep import Sweeper
     from s2v_tasks.metadata.drops import DropLedger
     from s2v_tasks.schemas.preset import load_presets
     from s2v_tasks.settings import config_dir, load_settings

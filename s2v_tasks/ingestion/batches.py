@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from s2v_tasks.errors import PermanentError
-from s2v_tasks.ingestion.manifest import MAX_BYTES, BatchEntry, RowError, job_ids, judged, read_manifest
+from s2v_tasks.ingestion.batch_manifest import MAX_BYTES, BatchEntry, RowError, job_ids, judged, read_manifest
 from s2v_tasks.metadata.batches import BatchLedger, NewRow, RowOutcome
 from s2v_tasks.metadata.queue import WaitingJob
 from s2v_tasks.schemas.job import ENDED_STATUSES, JobStatus

@@ -5,7 +5,7 @@ from typing import Any, Literal
 from unicodedata import normalize
 
 from s2v_tasks.errors import PermanentError
-from s2v_tasks.ingestion.folders import MARKER, PROMPT, SUFFIXES, DropFolder, is_dropping, plain_name, short_digest
+from s2v_tasks.ingestion.drop_folder import MARKER, PROMPT, SUFFIXES, DropFolder, is_dropping, plain_name, short_digest
 from s2v_tasks.schemas.job import JOB_ID_RULE, is_job_id, job_slug
 from s2v_tasks.schemas.request import Request, parse_request
 from s2v_tasks.schemas.strict_json import decode_text, parse_json

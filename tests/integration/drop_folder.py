@@ -4,7 +4,7 @@ import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from s2v_tasks.ingestion.sweep import Sweeper
+from s2v_tasks.ingestion.drop_sweep import Sweeper
 from s2v_tasks.metadata.drops import DropLedger
 from s2v_tasks.metadata.queue import JobQueue
 from s2v_tasks.metadata.repository import Ledger

@@ -15,8 +15,8 @@ import pytest
 import sqlalchemy as sa
 
 from s2v_tasks.errors import PermanentError
+from s2v_tasks.ingestion.batch_manifest import RowError
 from s2v_tasks.ingestion.batches import Batches, csv_of
-from s2v_tasks.ingestion.manifest import RowError
 from s2v_tasks.metadata.batches import BatchLedger
 from s2v_tasks.metadata.queue import JobQueue
 from s2v_tasks.metadata.repository import Ledger

@@ -9,7 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from s2v_tasks.errors import TransientError
-from s2v_tasks.ingestion.folders import folders
+from s2v_tasks.ingestion.drop_folder import folders
 from tests.integration.drop_folder import Folder
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from s2v_tasks.errors import PermanentError
-from s2v_tasks.ingestion.manifest import BatchEntry, RowError, job_ids, judged, read_manifest
+from s2v_tasks.ingestion.batch_manifest import BatchEntry, RowError, job_ids, judged, read_manifest
 from s2v_tasks.schemas.preset import load_presets
 
 PRESETS = load_presets(Path(__file__).parents[3] / "config")

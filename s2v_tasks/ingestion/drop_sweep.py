@@ -15,8 +15,8 @@ from typing import Any
 
 from s2v_tasks import log
 from s2v_tasks.errors import PermanentError, S2VError, TransientError
+from s2v_tasks.ingestion.drop_folder import MARKER, PROMPT, DropFolder, folders, plain_name
 from s2v_tasks.ingestion.drop_request import MAX_TEXT_BYTES, DropTexts, request_of_drop
-from s2v_tasks.ingestion.folders import MARKER, PROMPT, DropFolder, folders, plain_name
 from s2v_tasks.metadata.drops import DropLedger, DropRecord
 from s2v_tasks.metadata.queue import WaitingJob
 from s2v_tasks.schemas.preset import Preset, find_preset

@@ -1,1 +1,1 @@
-"""How requests come in as files: the drop folder and batch manifests."""
+"""Turn files into jobs: dropped folders and batch manifests."""

@@ -1,4 +1,4 @@
-"""A batch manifest: JSON lines or CSV, one request per row. Everything that is wrong with it is found at once."""
+"""Read a batch manifest: JSON lines or CSV, one request per row. All errors of all rows are found at once."""
 
 import csv
 import hashlib
@@ -21,16 +21,16 @@ MAX_BYTES = 64 * 1024**2
 MAX_ROW_ID_CHARACTERS = 200
 _LABEL_COLUMN = "labels."
 _URI_FIELDS = ("image_uri", "audio_uri", "pose_video_uri")
-# Control characters, ends of lines, half characters: a terminal obeys them or cannot show them.
+# Control characters, line ends and lone surrogates: a terminal interprets them or cannot show them.
 _NO_TEXT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
 class ManifestRow:
-    """One row as it is read. `line`: where it begins, as an editor counts: from 1, the heading of a CSV included.
+    """One row of the file. `line`: where it begins, as an editor counts: from 1, the heading of a CSV included.
 
-    `request` is None where it is wrong. `problems`: all that is wrong with the row in itself; `uris`: the files that it
-    names, which may be wrong as well.
+    `request` is None if it is invalid. `problems`: all errors of the row itself. `uris`: the files that it names, which
+    are not checked here.
     """
 
     line: int
@@ -42,7 +42,7 @@ class ManifestRow:
 
 @dataclass(frozen=True)
 class BatchEntry:
-    """One row that is right."""
+    """One valid row."""
 
     line: int
     row_id: str | None
@@ -51,15 +51,15 @@ class BatchEntry:
 
 @dataclass(frozen=True)
 class RowError:
-    """All that is wrong with one row."""
+    """All errors of one row."""
 
     line: int
     row_id: str | None
     error: str
 
 
-def judged(rows: Iterable[ManifestRow], refused: Mapping[str, str]) -> tuple[list[BatchEntry], list[RowError]]:
-    """Return the rows that are right and what is wrong with each of the others. `refused`: files, and why each is."""
+def check_rows(rows: Iterable[ManifestRow], refused: Mapping[str, str]) -> tuple[list[BatchEntry], list[RowError]]:
+    """Return the valid rows, and the errors of the others. `refused`: unusable files, each with its reason."""
     entries, errors = [], []
     for row in rows:
         problems = [*row.problems, *(refused[uri] for uri in row.uris if uri in refused)]
@@ -71,11 +71,11 @@ def judged(rows: Iterable[ManifestRow], refused: Mapping[str, str]) -> tuple[lis
 
 
 def read_manifest(data: bytes, manifest_uri: str, presets: dict[str, Preset]) -> list[ManifestRow]:
-    """Return the rows of a manifest, each with all that is wrong with it.
+    """Return the rows of a manifest, each with all its errors.
 
-    A row has the fields of a request and, if it likes, an `id` of its own. A file that is named without `s3://` lies
-    beside the manifest. In a CSV an empty cell is a field left out and `labels.team` is the label `team`.
-    PermanentError when the manifest is none at all.
+    A row has the fields of a request and, optionally, an `id`. A file name without `s3://` is relative to the folder of
+    the manifest. In a CSV an empty cell is an omitted field, and `labels.team` is the label `team`.
+    PermanentError when the file is no manifest.
     """
     folder_uri = manifest_uri.rpartition("/")[0]
     rows: list[ManifestRow] = []
@@ -93,15 +93,15 @@ def read_manifest(data: bytes, manifest_uri: str, presets: dict[str, Preset]) ->
 
 
 def job_ids(manifest_uri: str, entries: list[BatchEntry]) -> list[str]:
-    """A job id for each row, made from what the row asks for, not from where in the manifest it stands.
+    """Return a job id for each row, derived from its content and not from its position in the manifest.
 
-    A manifest that is handed in again therefore names the same jobs; a row that changed names a new one. The same
-    request twice, without an `id` to tell the rows apart, is two jobs.
+    The same manifest therefore gives the same jobs again; a changed row gives a new one. Two equal rows without an `id`
+    are two jobs.
     """
     seen: Counter[str] = Counter()
     found = []
     for entry in entries:
-        # Without defaults: a field that a later version adds must not make all old rows new ones.
+        # Without defaults: a field that a later version adds must not change the ids of old rows.
         request = entry.request.model_dump(mode="json", exclude_defaults=True)
         identity = json.dumps([manifest_uri, entry.row_id, request], sort_keys=True)
         seen[identity] += 1
@@ -113,7 +113,7 @@ def job_ids(manifest_uri: str, entries: list[BatchEntry]) -> list[str]:
 def _row(
     line: int, cells: dict[str, Any], folder_uri: str, presets: dict[str, Preset], line_of_id: dict[str, int]
 ) -> ManifestRow:
-    """Check one row in itself; `line_of_id`: where the ids of earlier rows are."""
+    """Check one row by itself; `line_of_id`: the lines of the ids of earlier rows."""
     fields = {name: value for name, value in cells.items() if value is not None}
     problems: list[str] = []
     row_id = None
@@ -141,7 +141,7 @@ def _row(
 
 
 def _rows(data: bytes, manifest_uri: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """Each row's line, and its fields or why it has none."""
+    """Yield the line of each row, and its fields or an error message."""
     try:
         text = decode_text(data)
     except ValueError as error:
@@ -210,7 +210,7 @@ def _csv_row(names: list[str], cells: list[str]) -> dict[str, Any] | str:
 
 
 def _row_id(value: Any, line: int, line_of_id: dict[str, int]) -> str | None:
-    """The id of a row; PermanentError when it is no text, or that of an earlier row."""
+    """Return the id of a row; PermanentError when it is no text, or the id of an earlier row."""
     if value is None:
         return None
     row_id = str(value)

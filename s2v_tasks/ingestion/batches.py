@@ -1,4 +1,4 @@
-"""A batch from its manifest to its summary: checked as a whole, started in waves, told beside the manifest."""
+"""Run a batch: check its manifest as a whole, queue its jobs, and write errors and summary beside the manifest."""
 
 import csv
 import hashlib
@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from s2v_tasks.errors import PermanentError
-from s2v_tasks.ingestion.batch_manifest import MAX_BYTES, BatchEntry, RowError, job_ids, judged, read_manifest
+from s2v_tasks.ingestion.batch_manifest import MAX_BYTES, BatchEntry, RowError, check_rows, job_ids, read_manifest
 from s2v_tasks.metadata.batches import BatchLedger, NewRow, RowOutcome
 from s2v_tasks.metadata.queue import WaitingJob
 from s2v_tasks.schemas.job import ENDED_STATUSES, JobStatus
@@ -21,31 +21,29 @@ from s2v_tasks.storage.access import parse_uri, printable
 from s2v_tasks.storage.inputs import find_input
 from s2v_tasks.storage.s3 import ObjectStore
 
-# Up to this many files of one folder are looked at one by one, more by listing the folder.
+# Up to this many files of one folder are checked one by one, more by listing the folder.
 _LOOKED_AT_ONE_BY_ONE = 20
 _ERRORS_IN_MESSAGE = 5
 
 
 class Batches:
-    """Checks, starts and sums up batches."""
+    """Checks, starts and summarises batches."""
 
     def __init__(self, store: ObjectStore, ledger: BatchLedger, presets: dict[str, Preset]) -> None:
         self._store, self._ledger, self._presets = store, ledger, presets
 
     def check(self, manifest_uri: str) -> tuple[list[BatchEntry], list[RowError]]:
-        """The right rows and the errors of a manifest, missing input files too; nothing is written."""
+        """Return the valid rows and the errors of a manifest, including missing input files; nothing is written."""
         return self._check(manifest_uri, self._store.get_bytes(manifest_uri, max_bytes=MAX_BYTES))
 
     def start(self, manifest_uri: str, *, retry_failed: bool = False) -> dict[str, Any]:
-        """Queue the jobs of a manifest that are not there yet; PermanentError, and nothing queued, if a row is wrong.
+        """Queue the jobs of a manifest that do not exist yet; PermanentError, and no job, if a row is wrong.
 
-        `retry_failed`: those that failed or were cancelled, too; they go on with the clips that they have.
-        The errors of all rows are then in `<manifest>.errors.csv`.
+        The errors of all rows are then in `<manifest>.errors.csv`. `retry_failed`: queue failed and cancelled jobs
+        again, too; they reuse the clips that they have.
         """
         report_uri = f"{manifest_uri}.errors.csv"
-        self._store.access.check_write(
-            parse_uri(report_uri)
-        )  # before anything is spent: the summary will go there, too
+        self._store.access.check_write(parse_uri(report_uri))  # before any cost: the summary is written there, too
         data = self._store.get_bytes(manifest_uri, max_bytes=MAX_BYTES)
         entries, errors = self._check(manifest_uri, data)
         if errors:
@@ -57,19 +55,19 @@ class Batches:
             )
         self._store.delete(report_uri)  # of an earlier version
         etag = hashlib.sha256(data).hexdigest()
-        # "lines": earlier versions put the same manifest on record with other numbers of rows.
+        # "lines": earlier versions stored the same manifest with other numbers of rows.
         batch_id = hashlib.sha256(f"{manifest_uri}@{etag}#lines".encode()).hexdigest()[:24]
         added = self._ledger.register(batch_id, manifest_uri, etag, _new_rows(manifest_uri, entries))
         retried = self._ledger.retry(batch_id) if retry_failed else 0
         return {"batch_id": batch_id, "rows": len(entries), "new_jobs": added, "retried_jobs": retried}
 
     def state(self, batch_id: str) -> dict[str, Any]:
-        """How many jobs of a batch have which status, and whether all have ended."""
+        """Return the number of jobs of a batch by status, and whether all have ended."""
         counts = self._ledger.counts(batch_id)
         return {"batch_id": batch_id, "jobs": counts, "ended": set(counts) <= set(ENDED_STATUSES)}
 
     def summarise(self, batch_id: str) -> dict[str, Any]:
-        """Write what became of each row, and the numbers, beside the manifest."""
+        """Write the outcome of each row, and the totals, beside the manifest."""
         manifest_uri = self._ledger.manifest_uri(batch_id)
         if manifest_uri is None:
             raise PermanentError(f"Batch {batch_id!r} is not known: `s2v start-batch` prints the id of a batch.")
@@ -84,10 +82,10 @@ class Batches:
 
     def _check(self, manifest_uri: str, data: bytes) -> tuple[list[BatchEntry], list[RowError]]:
         rows = read_manifest(data, manifest_uri, self._presets)
-        return judged(rows, self._refused(sorted({uri for row in rows for uri in row.uris})))
+        return check_rows(rows, self._refused(sorted({uri for row in rows for uri in row.uris})))
 
     def _refused(self, uris: Iterable[str]) -> dict[str, str]:
-        """Which of these input files may not be read or are not there, and why."""
+        """Return the input files that may not be read or do not exist, each with the reason."""
         refused, folders = {}, defaultdict(list)
         for uri in uris:
             try:
@@ -103,7 +101,7 @@ class Batches:
         return refused
 
     def _unlisted(self, folder_uri: str, wanted: list[str]) -> list[str]:
-        """Those of the files that a listing of their folder does not have; all, where that costs less than to list."""
+        """Return the files that a listing of their folder lacks; all, if they are too few to be worth a listing."""
         if len(wanted) <= _LOOKED_AT_ONE_BY_ONE:
             return wanted
         missing = set(wanted)
@@ -114,7 +112,7 @@ class Batches:
         return sorted(missing)
 
     def _problem(self, uri: str) -> str | None:
-        """Why a file that requests may name cannot be read."""
+        """Return why a file that requests may name cannot be read, None if it can."""
         try:
             return None if find_input(self._store, uri) else f"{printable(uri)} does not exist."
         except PermanentError as error:
@@ -122,7 +120,7 @@ class Batches:
 
 
 def csv_of(rows: list[RowError] | list[RowOutcome]) -> bytes:
-    """Records as CSV with a heading."""
+    """Return records as CSV with a heading."""
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     if rows:
@@ -133,7 +131,7 @@ def csv_of(rows: list[RowError] | list[RowOutcome]) -> bytes:
 
 
 def _new_rows(manifest_uri: str, entries: list[BatchEntry]) -> list[NewRow]:
-    """Rows with their jobs; of equal priority they start in the order of the manifest."""
+    """Return rows with their jobs; jobs of equal priority start in the order of the manifest."""
     now = datetime.now(UTC)
     return [
         NewRow(
@@ -150,7 +148,7 @@ def _new_rows(manifest_uri: str, entries: list[BatchEntry]) -> list[NewRow]:
 
 
 def _numbers(outcomes: list[RowOutcome]) -> dict[str, Any]:
-    """Jobs by status, seconds of video, GPU-seconds and cost of the whole batch."""
+    """Return jobs by status, seconds of video, GPU-seconds and cost of the whole batch."""
     counts: dict[str, int] = defaultdict(int)
     costs: dict[str, float] = defaultdict(float)
     for outcome in outcomes:

@@ -1,4 +1,4 @@
-"""What lies in the drop folder, read from one listing: folders, their files, and which of them are complete."""
+"""Find the folders in the drop folder by one listing: their files, and which folders are complete."""
 
 import hashlib
 import re
@@ -14,7 +14,7 @@ from s2v_tasks.storage.objects import ListedObject
 MARKER = "request.json"
 PROMPT = "prompt.txt"
 _VIDEO_SUFFIXES = {".mp4", ".m4v", ".mov", ".webm", ".mkv", ".3gp"}
-# What `media` can read of each kind. A video is speech where a folder has no sound file: a phone records both together.
+# Files that `media` can read, by kind. In a folder without an audio file a video is the speech: phones record both.
 SUFFIXES = {
     "image": {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp"},
     "audio": {
@@ -26,9 +26,9 @@ _UNFINISHED_SUFFIXES = {
     ".part", ".partial", ".filepart", ".crdownload", ".opdownload", ".download", ".tmp", ".temp", ".upload",
     ".uploading", ".incomplete", ".aria2", ".!ut",
 }  # fmt: skip
-# What systems and editors leave beside the files of people: macOS, Windows, Synology, office programs, back-ups.
-# Names that begin with a dot are all of this kind; "." and ".." are none: the store refuses them.
-_DROPPING = re.compile(
+# Files that operating systems and editors leave: macOS, Windows, Synology, office programs, back-ups. All names that
+# begin with a dot are of this kind, except "." and "..": the store refuses them.
+_IGNORED = re.compile(
     r"\.(?!\.?\Z).*|thumbs\.db.*|ehthumbs\w*\.db|desktop\.ini|icon\r|__macosx|@eadir|\$recycle\.bin"
     r"|system volume information|~.*|.*~|#.*#|.*\.(bak|orig|swp|swo)",
     re.IGNORECASE | re.DOTALL,
@@ -38,19 +38,19 @@ _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 
 @dataclass(frozen=True)
 class DropFolder:
-    """One folder below incoming/: its `files` by their names in it, in order, apart from the `droppings` of systems.
+    """One folder below incoming/: its `files` by name, in order, and the `ignored` files of systems and editors.
 
-    Droppings are ignored: they only move along with the files.
+    Ignored files are only moved along with the others.
     """
 
     uri: str
     name: str
     files: dict[str, ListedObject]
-    droppings: dict[str, ListedObject]
+    ignored: dict[str, ListedObject]
 
     @property
     def etag(self) -> str:
-        """Changes when a file is added, removed or rewritten with other bytes, and only then."""
+        """Return a digest that changes only when a file is added, removed or rewritten with other bytes."""
         digest = hashlib.sha256()
         for name, file in sorted(self.files.items()):
             digest.update(repr((name, file.etag, file.size_bytes)).encode("utf-8", "surrogatepass"))
@@ -58,11 +58,11 @@ class DropFolder:
 
     @property
     def handed_in_at(self) -> datetime:
-        """When its last file was written."""
+        """Return the time at which its last file was written."""
         return max(file.modified_at for file in self.files.values())
 
     def named(self, kind: Literal["image", "audio", "pose"]) -> list[str]:
-        """The names of its files of one kind, told by their ending; a pose video is called `pose`."""
+        """Return the names of its files of one kind, by their suffix; a pose video is called `pose`."""
         paths = [PurePosixPath(name) for name in self.files]
         videos = [path for path in paths if path.suffix.lower() in _VIDEO_SUFFIXES]
         poses = [path for path in videos if path.stem.lower() == "pose"]
@@ -75,7 +75,7 @@ class DropFolder:
 
     @property
     def unfinished(self) -> list[str]:
-        """The names of its files that are still being uploaded, or whose upload was given up."""
+        """Return the names of its files that are still being uploaded, or whose upload was abandoned."""
         return [
             name
             for name in self.files
@@ -83,11 +83,10 @@ class DropFolder:
         ]
 
     def is_ready(self, now: datetime, *, settle_seconds: int, abandoned_seconds: int) -> bool:
-        """Whether nobody writes in it any more.
+        """Return True if the folder is complete.
 
-        The marker is written last. Without it, a folder with all that is needed is ready when it was left alone for
-        `settle_seconds`. One that lacks something, or has an unfinished upload, is when it was left alone for
-        `abandoned_seconds`.
+        The marker is written last. Without it, a folder with all needed files is ready after `settle_seconds` without a
+        change. A folder that lacks a file, or has an unfinished upload, is ready after `abandoned_seconds`.
         """
         quiet = now - self.handed_in_at
         if self.unfinished:
@@ -99,25 +98,25 @@ class DropFolder:
 
 
 def folders(listing: Iterable[ListedObject], incoming_uri: str) -> list[DropFolder]:
-    """The folders of a listing, oldest first. Objects beside the folders, and markers of empty ones, are nobody's."""
+    """Return the folders of a listing, oldest first. Objects outside folders, and empty folders, are left out."""
     files: dict[str, dict[str, ListedObject]] = defaultdict(dict)
-    droppings: dict[str, dict[str, ListedObject]] = defaultdict(dict)
+    ignored: dict[str, dict[str, ListedObject]] = defaultdict(dict)
     for item in listing:
         folder, _, name = item.uri.removeprefix(f"{incoming_uri}/").partition("/")
         if name:
-            kind = droppings if is_dropping(name) else files
+            kind = ignored if is_ignored(name) else files
             kind[folder][name] = item
-    found = [DropFolder(f"{incoming_uri}/{name}", name, found, droppings[name]) for name, found in files.items()]
+    found = [DropFolder(f"{incoming_uri}/{name}", name, found, ignored[name]) for name, found in files.items()]
     return sorted(found, key=lambda folder: (folder.handed_in_at, folder.name))
 
 
-def is_dropping(name: str) -> bool:
-    """Whether a file, or a folder that it lies in, is none of a person's; so is the empty object of a folder."""
-    return name.endswith("/") or any(_DROPPING.fullmatch(segment) for segment in name.split("/"))
+def is_ignored(name: str) -> bool:
+    """Return True if a system or editor made the file or a folder around it, or if it is the object of a folder."""
+    return name.endswith("/") or any(_IGNORED.fullmatch(segment) for segment in name.split("/"))
 
 
 def plain_name(name: str) -> str:
-    """A name that any system can have in a path or a URI; equal names give equal ones, different ones different."""
+    """Return a name that is valid in paths and URIs of any system; it is unique for each given name."""
     if _PLAIN.fullmatch(name):
         return name
     path = PurePosixPath(name)
@@ -127,5 +126,5 @@ def plain_name(name: str) -> str:
 
 
 def short_digest(text: str) -> str:
-    """Eight hex digits that keep names apart."""
+    """Return eight hex digits of a digest, which make a name unique."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]

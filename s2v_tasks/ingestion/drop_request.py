@@ -1,11 +1,11 @@
-"""From the files of a dropped folder to a request, or one sentence that says why there is none."""
+"""Turn the files of a dropped folder into a request, or into one sentence that says why it has none."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
 from unicodedata import normalize
 
 from s2v_tasks.errors import PermanentError
-from s2v_tasks.ingestion.drop_folder import MARKER, PROMPT, SUFFIXES, DropFolder, is_dropping, plain_name, short_digest
+from s2v_tasks.ingestion.drop_folder import MARKER, PROMPT, SUFFIXES, DropFolder, is_ignored, plain_name, short_digest
 from s2v_tasks.schemas.job import JOB_ID_RULE, is_job_id, job_slug
 from s2v_tasks.schemas.request import Request, parse_request
 from s2v_tasks.schemas.strict_json import decode_text, parse_json
@@ -20,7 +20,7 @@ _KIND_OF_FIELD: dict[str, Literal["image", "audio", "pose"]] = {
 
 @dataclass(frozen=True)
 class DropTexts:
-    """The contents of its two small files; None where there is none."""
+    """The contents of `request.json` and `prompt.txt`; None for a missing file."""
 
     marker: bytes | None
     prompt: bytes | None
@@ -28,17 +28,17 @@ class DropTexts:
 
 @dataclass(frozen=True)
 class DropRequest:
-    """What a folder asks for; `job_id` may be its own choice, so that whoever dropped it knows it beforehand."""
+    """The request of a folder. The folder may choose the `job_id`, so that its sender knows it beforehand."""
 
     job_id: str
     request: Request
 
 
 def request_of_drop(folder: DropFolder, texts: DropTexts, target_uri: str, max_input_bytes: int) -> DropRequest:
-    """The request of a folder whose files will be at `target_uri`; PermanentError when it makes none.
+    """Return the request of a folder whose files will be at `target_uri`; PermanentError when it has none.
 
-    A URI field of request.json names a file of the folder, or any S3 object by its full URI; left out, it is the only
-    file of its kind. A prompt left out is that of prompt.txt.
+    A URI field of request.json names a file of the folder, or any S3 object by its full URI. An omitted field means the
+    only file of its kind, an omitted prompt the content of prompt.txt.
     """
     if folder.unfinished:
         raise PermanentError(
@@ -63,7 +63,7 @@ def request_of_drop(folder: DropFolder, texts: DropTexts, target_uri: str, max_i
 
 
 def default_job_id(folder: DropFolder) -> str:
-    """The same for the same files in the same folder, and readable."""
+    """Return a readable job id, the same for the same files in the same folder."""
     return f"{job_slug(folder.name) or 'drop'}-{short_digest(f'{folder.uri}@{folder.etag}')}"
 
 
@@ -80,7 +80,7 @@ def _object(data: bytes) -> dict[str, Any]:
 
 
 def _file_name(folder: DropFolder, field: str, kind: Literal["image", "audio", "pose"], given: Any) -> str | None:
-    """The file of the folder that a field means; None when it means none or something elsewhere."""
+    """Return the file of the folder that a field means; None when it means no file, or an object elsewhere."""
     if isinstance(given, str) and not given.startswith("s3://"):
         return _named_file(folder, field, given)
     if given is not None:
@@ -100,7 +100,7 @@ def _file_name(folder: DropFolder, field: str, kind: Literal["image", "audio", "
 
 
 def _named_file(folder: DropFolder, field: str, given: str) -> str:
-    """The file of the folder that has the given name, in whichever normal form of Unicode the store has it."""
+    """Return the file of the folder with the given name, in the Unicode normal form of the store."""
     if given in folder.files:
         return given
     found = [name for name in folder.files if normalize("NFC", name) == normalize("NFC", given)]
@@ -113,7 +113,7 @@ def _named_file(folder: DropFolder, field: str, given: str) -> str:
         )
     if any(name.startswith(f"{given.rstrip('/')}/") for name in folder.files):
         problem = "is a folder, not a file: add the name of the file to it"
-    elif is_dropping(given):
+    elif is_ignored(given):
         problem = "is ignored, as a hidden, temporary or back-up file: rename it"
     else:
         problem = "is no file of the folder"

@@ -1,7 +1,7 @@
-"""One sweep of the drop folder: incoming/<name>/ becomes a job and moves to accepted/, or to rejected/ with a reason.
+"""Sweep the drop folder: incoming/<name>/ becomes a job and moves to accepted/, or to rejected/ with a reason.
 
-The order makes it safe to be killed anywhere: first the row in the database with all that is needed to go on (the
-claim), then the files (copy, then delete), then the row again. The next sweep begins by finishing what was begun.
+A sweep may be killed at any point. It first writes a row with everything that is needed to continue (the claim), then
+moves the files (copy, then delete), then updates the row. The next sweep first completes unfinished claims.
 """
 
 import json
@@ -32,7 +32,7 @@ _CLAIMS_TRIED = 5
 
 
 class Sweeper:
-    """Takes in what lies in the drop folder."""
+    """Turns the folders in the drop folder into jobs."""
 
     def __init__(self, settings: Settings, store: ObjectStore, ledger: DropLedger, presets: dict[str, Preset]) -> None:
         self._settings, self._store, self._ledger, self._presets = settings, store, ledger, presets
@@ -40,13 +40,13 @@ class Sweeper:
         self._incoming, self._accepted, self._rejected = (f"{root}/{n}" for n in ("incoming", "accepted", "rejected"))
 
     def run(self, now: datetime) -> dict[str, int]:
-        """Finish what was begun, take what is ready; how many folders were accepted, rejected, and so on.
+        """Complete unfinished claims, claim ready folders, and return the numbers of accepted, rejected ... folders.
 
-        TransientError when another sweep runs, or when not one folder could be dealt with.
+        TransientError when another sweep runs, or when every folder was postponed.
         """
         with self._ledger.sole_sweeper():
             healed = self._each(self._ledger.unfinished(), self._finish)
-            # Files of a claim that could not be moved yet look like the same drop handed in again: it would be refused.
+            # Files of a claim that are not moved yet look like a repeated drop, which would be refused.
             waiting = {drop.folder_uri for drop in self._ledger.unfinished()}
             listing = self._store.listing(f"{self._incoming}/")
             found = [folder for folder in folders(listing, self._incoming) if folder.uri not in waiting]
@@ -59,7 +59,7 @@ class Sweeper:
         return {name: counts[name] for name in names} | {"unready": len(found) - len(ready)}
 
     def _each(self, items: Iterable[Any], work: Any) -> Counter[str]:
-        """Do the work for each; what goes wrong with one is noted and left to the next sweep."""
+        """Do the work for each item and count the outcomes; a failed item is logged and left to the next sweep."""
 
         def outcome(item: Any) -> str:
             try:
@@ -83,15 +83,15 @@ class Sweeper:
         )
 
     def _take(self, folder: DropFolder) -> str:
-        """Claim one folder, as a job or as refused, and move it."""
+        """Claim one folder, with a job or as refused, and move it."""
         for _ in range(_CLAIMS_TRIED):
             drop, job = self._decide(folder)
             if self._ledger.claim(drop, job):
-                return self._finish(drop, [*folder.files.values(), *folder.droppings.values()])
+                return self._finish(drop, [*folder.files.values(), *folder.ignored.values()])
         raise TransientError("Others claim its names again and again.")
 
     def _decide(self, folder: DropFolder) -> tuple[DropRecord, WaitingJob | None]:
-        """What becomes of a folder, as things are now: a claim with its job, or a refusal."""
+        """Return the claim of a folder with its job, or its refusal, by the present state of the database."""
         repetition, earlier_job_id = self._ledger.earlier(folder.uri, folder.etag)
         drop_id = f"{folder.uri}@{folder.etag}" + (f"#{repetition}" if repetition else "")
         target_uri = self._free_target(self._accepted, folder)
@@ -110,7 +110,7 @@ class Sweeper:
         return drop, WaitingJob(job_id, values, folder.handed_in_at)
 
     def _accept(self, folder: DropFolder, target_uri: str) -> tuple[str, Request]:
-        """The job of a folder; PermanentError when it makes none."""
+        """Return job id and request of a folder; PermanentError when it has no valid request."""
         if bad := sorted(set(folder.files) - set(self._addressable(folder))):
             raise PermanentError(f"{', '.join(map(repr, bad[:5]))}: a name that S3 cannot address; rename it.")
         texts = DropTexts(self._text(folder, MARKER), self._text(folder, PROMPT))
@@ -134,7 +134,7 @@ class Sweeper:
         return self._store.get_bytes(folder.files[name].uri)
 
     def _free_target(self, parent_uri: str, folder: DropFolder) -> str:
-        """Where the folder goes: under its own name, unless an earlier folder of that name is there."""
+        """Return the target of the folder: its own name, with a suffix if an earlier folder has that name."""
         name = plain_name(folder.name)
         repetitions = (f"{name}-{folder.etag[:8]}-{number}" for number in range(2, 1000))
         for candidate in (name, f"{name}-{folder.etag[:8]}", *repetitions):
@@ -150,16 +150,16 @@ class Sweeper:
         return DropRecord(drop_id, folder.uri, target_uri, folder.etag, files, status)
 
     def _addressable(self, folder: DropFolder) -> dict[str, ListedObject]:
-        """The files whose names every store understands in the same way; the others can only stay where they are."""
+        """Return the files whose names all stores interpret equally; the others cannot be moved."""
         found = {}
-        for name, file in (folder.files | folder.droppings).items():
+        for name, file in (folder.files | folder.ignored).items():
             with suppress(PermanentError):
                 self._store.access.check_read(parse_uri(file.uri))
                 found[name] = file
         return found
 
     def _finish(self, drop: DropRecord, present: Iterable[ListedObject] | None = None) -> str:
-        """Move the files of a claim, those that are still there, and say in the ledger that they arrived."""
+        """Move the files of a claim that are still there, and mark the claim as complete."""
         if present is None:
             present = self._store.listing(f"{drop.folder_uri}/")
         if drop.error is not None:
@@ -184,7 +184,7 @@ class Sweeper:
 
 
 def _explanation(folder: DropFolder, error: PermanentError) -> dict[str, Any]:
-    """What error.json says."""
+    """Return the content of error.json."""
     return {
         "error": str(error),
         "what_to_do": "Correct it and drop the folder again, with request.json written last.",

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from s2v_tasks.errors import PermanentError
-from s2v_tasks.ingestion.batch_manifest import BatchEntry, RowError, job_ids, judged, read_manifest
+from s2v_tasks.ingestion.batch_manifest import BatchEntry, RowError, check_rows, job_ids, read_manifest
 from s2v_tasks.schemas.preset import load_presets
 
 PRESETS = load_presets(Path(__file__).parents[3] / "config")
@@ -23,7 +23,7 @@ def read(*rows: Any, uri: str = URI) -> Judged:
 
 
 def read_text(text: str, uri: str, encoding: str = "utf-8") -> Judged:
-    return judged(read_manifest(text.encode(encoding), uri, PRESETS), {})
+    return check_rows(read_manifest(text.encode(encoding), uri, PRESETS), {})
 
 
 def test_names_without_a_bucket_lie_beside_the_manifest() -> None:
@@ -130,12 +130,14 @@ def test_all_errors_of_a_row_are_listed() -> None:
     wrong = ROW | {"id": "a", "infer_frames": 50, "num_clip": True, "preset": "fast", "pose_video_uri": "poses/"}
     rows = read_manifest("\n".join(map(json.dumps, [ROW | {"id": "a"}, wrong])).encode(), URI, PRESETS)
     assert rows[1].uris == ("s3://bucket/batch/anna.png", "s3://bucket/voices/a.wav")
-    entries, (error,) = judged(rows[1:], {"s3://bucket/voices/a.wav": "It is gone.", "s3://other/b.wav": "Not asked."})
+    entries, (error,) = check_rows(
+        rows[1:], {"s3://bucket/voices/a.wav": "It is gone.", "s3://other/b.wav": "Not asked."}
+    )
     assert entries == []
     for words in ("line 1 already", "infer_frames 50", "num_clip True", "'fast' is unknown", "a folder", "It is gone."):
         assert error.error.count(words) == 1
     assert "Not asked." not in error.error
-    entries, errors = judged(rows[:1], {"s3://bucket/batch/anna.png": "It is gone."})
+    entries, errors = check_rows(rows[:1], {"s3://bucket/batch/anna.png": "It is gone."})
     assert (entries, errors[0].error) == ([], "It is gone.")
 
 

@@ -173,7 +173,7 @@ def test_what_systems_leave_behind_is_ignored(name: str) -> None:
     later = WRITTEN + timedelta(hours=9)
     items = [listed(f"anna/{file}") for file in plain.files] + [ListedObject(f"{INCOMING}/anna/{name}", 7, later, "e7")]
     (littered,) = folders(items, INCOMING)
-    assert list(littered.droppings) == [name]
+    assert list(littered.ignored) == [name]
     assert (littered.files, littered.etag, littered.handed_in_at) == (plain.files, plain.etag, WRITTEN)
     assert request_of(littered) == request_of(plain)
     assert folders(items[3:], INCOMING) == []

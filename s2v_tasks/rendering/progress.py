@@ -6,6 +6,7 @@ from typing import Any
 
 from s2v_tasks import log
 from s2v_tasks.runtime.context import StepContext, tolerated
+from s2v_tasks.schemas.facts import ClipFacts
 from s2v_tasks.schemas.model_card import GpuCard, load_gpu_card
 from s2v_tasks.schemas.plan import ClipPlan, Plan
 from s2v_tasks.settings import Settings, config_dir
@@ -13,27 +14,26 @@ from s2v_tasks.settings import Settings, config_dir
 PROGRESS_SECONDS = 2.0  # at most one progress line and one row update in this time
 
 
-def clip_facts(
-    settings: Settings, clip: ClipPlan, engine_facts: dict[str, Any], render_seconds: float
-) -> dict[str, Any]:
-    """The meter of a rendered clip, for its manifest and the database.
+def clip_facts(settings: Settings, clip: ClipPlan, engine_facts: dict[str, Any], render_seconds: float) -> ClipFacts:
+    """Return the facts of a rendered clip, for its manifest and the database.
 
-    `mfu` is the share of the devices' peak that the planned operations took, over all attempts, loading left out; it is
-    missing where `S2V_GPU` does not say what the device can do, and where not all of them were carried out.
+    `mfu` is left out where `S2V_GPU` does not state the peak of the device, and where operations were skipped.
     """
-    facts = engine_facts | {
-        "start_frame": clip.start_frame,
-        "end_frame": clip.end_frame,
-        "infer_frames": clip.infer_frames,
-        "tokens": clip.tokens,
-        "pflops": clip.pflops,
-        "render_seconds": round(render_seconds, 3),
-    }
+    facts = ClipFacts(
+        **engine_facts,
+        start_frame=clip.start_frame,
+        end_frame=clip.end_frame,
+        infer_frames=clip.infer_frames,
+        tokens=clip.tokens,
+        pflops=clip.pflops,
+        render_seconds=round(render_seconds, 3),
+    )
     card = load_gpu_card(config_dir(settings), settings.gpu)
-    peak = peak_flops_per_second(card, facts["device"], facts["precision"], facts["world_size"])
-    if peak is not None and not facts["skipped_share"]:
-        facts |= {"gpu": card.name, "mfu": round(clip.pflops * 1e15 / (render_seconds * peak), 4)}
-    return facts
+    peak = peak_flops_per_second(card, str(facts.device), str(facts.precision), facts.world_size)
+    if peak is None or facts.skipped_share:
+        return facts
+    mfu = round(clip.pflops * 1e15 / (render_seconds * peak), 4)
+    return facts.model_copy(update={"gpu": card.name, "mfu": mfu})
 
 
 def peak_flops_per_second(card: GpuCard, device: str, precision: str, world_size: int) -> float | None:

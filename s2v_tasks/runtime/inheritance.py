@@ -8,6 +8,7 @@ import json
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.planning.rerun import check_from_clip
 from s2v_tasks.runtime.context import StepContext
+from s2v_tasks.schemas.facts import ClipFacts, ConditionsFacts
 from s2v_tasks.schemas.manifest import Manifest
 from s2v_tasks.schemas.plan import ClipPlan, InheritedClip, Plan
 from s2v_tasks.schemas.request import Request, parse_request
@@ -81,7 +82,7 @@ def inherit_clips(ctx: StepContext, parent: Plan, request: Request, from_clip: i
         InheritedClip(
             clip_index=clip_index,
             fingerprint=manifest.fingerprint,
-            source_job_id=str(manifest.facts.get("source_job_id", parent.job_id)),
+            source_job_id=manifest.facts.source_job_id or parent.job_id,
             source_manifest_key=JobLayout(parent.job_id).clip_manifest(clip_index),
         )
         for clip_index, manifest in adopted.items()
@@ -100,7 +101,7 @@ def _inputs_of_clips(ctx: StepContext, job_id: str, request: Request) -> dict[st
     found = {}
     if staged and "pose" in staged.outputs:
         found["pose"] = staged.outputs["pose"].sha256
-    if staged and conditions and conditions.facts.get("prompt") == request.prompt:
+    if staged and conditions and conditions.facts_as(ConditionsFacts).prompt == request.prompt:
         same = [conditions.inputs[name].sha256 == staged.outputs[name].sha256 for name in ("image", "audio_16k")]
         if all(same):
             found["conditions"] = conditions.outputs["conditions"].sha256
@@ -120,7 +121,7 @@ def _belongs(source: Manifest, clip: ClipPlan, plan: Plan, inputs: dict[str, str
     if clip.clip_index < len(plan.inherited):
         return source.fingerprint == plan.inherited[clip.clip_index].fingerprint
     made_from = {name: artifact.sha256 for name, artifact in source.inputs.items()}
-    return made_from == inputs and source.facts.get("plan_digest") == plan.digest_of(clip)
+    return made_from == inputs and source.facts_as(ClipFacts).plan_digest == plan.digest_of(clip)
 
 
 def _read_json(ctx: StepContext, parent_id: str, key: str) -> dict[str, object]:

@@ -6,9 +6,13 @@ A manifest is written last, so its presence means that the outputs are whole.
 import hashlib
 import json
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, SerializeAsAny, ValidationInfo, field_validator
+
+from s2v_tasks.schemas.facts import Facts, facts_of_step
+
+F = TypeVar("F", bound=Facts)
 
 
 class Artifact(BaseModel):
@@ -46,12 +50,24 @@ class Manifest(BaseModel):
     outputs: dict[str, Artifact]
     started_at: datetime
     finished_at: datetime
-    facts: dict[str, Any] = {}
+    facts: SerializeAsAny[Facts] = Facts()
+
+    @field_validator("facts", mode="before")
+    @classmethod
+    def _facts_are_those_of_the_step(cls, value: Any, info: ValidationInfo) -> Any:
+        values = value.model_dump() if isinstance(value, Facts) else value
+        return facts_of_step(info.data["step"], values) if "step" in info.data and isinstance(values, dict) else values
+
+    def facts_as(self, kind: type[F]) -> F:
+        """Return the facts of a step that writes `kind`; TypeError where the step writes other facts."""
+        if not isinstance(self.facts, kind):
+            raise TypeError(f"facts of {self.step} are {type(self.facts).__name__}: expected {kind.__name__}")
+        return self.facts
 
     @property
     def made_at(self) -> datetime | None:
-        """When the job made it; None where it is a copy of another job's."""
-        return None if "source_job_id" in self.facts else self.finished_at
+        """Return the time when the job made the outputs; None where they are copies of another job's."""
+        return None if self.facts.source_job_id else self.finished_at
 
 
 def fingerprint(*parts: Any) -> str:

@@ -20,6 +20,7 @@ from s2v_tasks.metadata.attempts import CONDITIONS
 from s2v_tasks.runtime.attempts import await_earlier_attempt, metered
 from s2v_tasks.runtime.context import StepContext, tolerated
 from s2v_tasks.runtime.requirements import open_snapshot
+from s2v_tasks.schemas.facts import ConditionsFacts
 from s2v_tasks.schemas.job import AttemptOutcome
 from s2v_tasks.schemas.manifest import fingerprint
 from s2v_tasks.schemas.steps import ENCODE_CONDITIONS, STAGE_INPUTS
@@ -60,10 +61,10 @@ def run(ctx: StepContext) -> dict[str, Any]:
         )
         path = folder / "conditions.safetensors"
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
-        shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         return Built(
             {"conditions": OutputFile(path, ctx.layout.conditions, "application/octet-stream")},
-            facts={"prompt": request.prompt, "shapes": shapes},
+            facts=ConditionsFacts(prompt=request.prompt, shapes=shapes),
         )
 
     def build(folder: Path) -> Built:

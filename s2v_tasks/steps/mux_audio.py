@@ -5,6 +5,7 @@ from typing import Any
 
 from s2v_tasks.media.mux import mux
 from s2v_tasks.runtime.context import StepContext
+from s2v_tasks.schemas.facts import AssemblyFacts
 from s2v_tasks.schemas.manifest import fingerprint
 from s2v_tasks.schemas.steps import MUX_AUDIO, STAGE_INPUTS, STITCH
 from s2v_tasks.storage.artifacts import Built, OutputFile
@@ -24,7 +25,7 @@ def run(ctx: StepContext) -> dict[str, Any]:
         ctx.artifacts.fetch(inputs["silent"], silent)
         ctx.artifacts.fetch(inputs["audio"], audio)
         mux(silent, audio, folder / "muxed.mp4", num_frames=plan.num_frames, fps=plan.fps)
-        return Built({"muxed": OutputFile(folder / "muxed.mp4", ctx.layout.muxed, "video/mp4")}, facts={})
+        return Built({"muxed": OutputFile(folder / "muxed.mp4", ctx.layout.muxed, "video/mp4")}, AssemblyFacts())
 
     produced = ctx.produce(
         step=MUX_AUDIO,

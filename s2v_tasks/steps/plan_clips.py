@@ -13,6 +13,7 @@ from s2v_tasks.planning.planner import make_plan
 from s2v_tasks.planning.rerun import replan
 from s2v_tasks.runtime.context import StepContext, scratch_folder
 from s2v_tasks.runtime.inheritance import inherit_clips, parent_plan, parent_request
+from s2v_tasks.schemas.facts import StagedFacts
 from s2v_tasks.schemas.manifest import Manifest
 from s2v_tasks.schemas.model_card import load_gpu_card, load_model_card
 from s2v_tasks.schemas.plan import InputFacts, Plan, SpeechFacts
@@ -34,7 +35,7 @@ def run(ctx: StepContext) -> dict[str, Any]:
         ctx.ledger.job_planned(ctx.job_id, plan)
         for clip in plan.inherited:
             made = ctx.clip_manifest(clip.clip_index)
-            ctx.ledger.clip_inherited(ctx.job_id, clip, facts=made.facts)
+            ctx.ledger.clip_inherited(ctx.job_id, clip, facts=made.facts.model_dump(mode="json"))
         # Last: a plan that is stored is one that is on record, with its inherited clips.
         ctx.store.put_bytes(ctx.layout.plan, data, "application/json")
     return {"num_frames": plan.num_frames, "warnings": list(plan.warnings), "clips": _turns(plan)}
@@ -42,20 +43,20 @@ def run(ctx: StepContext) -> dict[str, Any]:
 
 def _plan_staged(ctx: StepContext, request: Request, staged: Manifest) -> Plan:
     """The plan that the staged inputs decide."""
-    facts, wav = staged.facts, ctx.work_dir / "audio_16k.wav"
+    facts, wav = staged.facts_as(StagedFacts), ctx.work_dir / "audio_16k.wav"
     if request.continuity == "cut":
         ctx.artifacts.fetch(staged.outputs["audio_16k"], wav)
     plan = _plan(
         ctx.settings,
         request,
         job_id=ctx.job_id,
-        speech=SpeechFacts(num_samples=facts["speech"]["num_samples"], sample_rate=facts["speech"]["sample_rate"]),
-        image_size=(facts["image"]["width"], facts["image"]["height"]),
+        speech=SpeechFacts(num_samples=facts.speech.num_samples, sample_rate=facts.speech.sample_rate),
+        image_size=(facts.image.width, facts.image.height),
         inputs=InputFacts(
-            speech_notes=tuple(facts["speech"].get("notes", ())),
-            speech_rms_dbfs=facts["speech"].get("rms_dbfs"),
-            pose_frames=facts.get("pose", {}).get("num_frames"),
-            image_warning=facts["image"].get("warning"),
+            speech_notes=facts.speech.notes,
+            speech_rms_dbfs=facts.speech.rms_dbfs,
+            pose_frames=facts.pose.num_frames if facts.pose else None,
+            image_warning=facts.image.warning,
         ),
         wav=wav,
     )

@@ -55,5 +55,5 @@ def _clip(ctx: StepContext, clip_index: int) -> dict[str, Any]:
         "fingerprint": manifest.fingerprint,
         "key": clip.key,
         "sha256": clip.sha256,
-        "rendered_by": manifest.facts.get("source_job_id", ctx.job_id),
+        "rendered_by": manifest.facts.source_job_id or ctx.job_id,
     }

@@ -34,6 +34,7 @@ from s2v_tasks.runtime.attempts import await_earlier_attempt, metered
 from s2v_tasks.runtime.cancellation import cancellable
 from s2v_tasks.runtime.context import StepContext, tolerated
 from s2v_tasks.runtime.requirements import open_snapshot
+from s2v_tasks.schemas.facts import ClipFacts, PartialClipFacts
 from s2v_tasks.schemas.job import AttemptOutcome
 from s2v_tasks.schemas.manifest import Artifact, Manifest, fingerprint
 from s2v_tasks.schemas.plan import FPS, ClipPlan, Plan
@@ -173,7 +174,9 @@ class _Leader:
                 self._record_failure(index, error)
                 raise
             saved_clip.drop()
-            ctx.ledger.clip_succeeded(ctx.job_id, index, facts=manifest.facts, reused=reused, made_at=manifest.made_at)
+            ctx.ledger.clip_succeeded(
+                ctx.job_id, index, facts=manifest.facts.model_dump(mode="json"), reused=reused, made_at=manifest.made_at
+            )
         return reused
 
     def _record_failure(self, index: int, error: Exception) -> None:
@@ -215,7 +218,7 @@ class _Leader:
         self._worker.share(order)
         self._renderer.load(order)
         goes_on = saved is not None and self._renderer.saved_state(order) is not None
-        earlier_seconds = float(saved.facts["render_seconds"]) if saved and goes_on else 0.0
+        earlier_seconds = saved.facts_as(PartialClipFacts).render_seconds if saved and goes_on else 0.0
         started = time.monotonic()
         try:
             progress = Progress(ctx, self._plan, clip, self._worker.peak_memory_bytes)
@@ -227,8 +230,9 @@ class _Leader:
             step, num_steps = stop.state.step, self._plan.sampling.sample_steps
             if step:
                 stop.state.save(folder / "interrupted.safetensors", self._renderer.name)
-                facts = {"render_seconds": earlier_seconds + time.monotonic() - started}
-                saved_clip.save(folder / "interrupted.safetensors", step=step, facts=facts)
+                seconds = earlier_seconds + time.monotonic() - started
+                facts = PartialClipFacts(solver_step=step, render_seconds=seconds)
+                saved_clip.save(folder / "interrupted.safetensors", facts)
             raise ClipInterruptedError(
                 f"clip {clip.clip_index} was interrupted after solver step {step} of {num_steps}: "
                 "the next attempt goes on there."
@@ -240,8 +244,8 @@ class _Leader:
             path = folder / "motion_out.safetensors"
             save_file({"latents": motion.latents.contiguous(), "frames": motion.frames.contiguous()}, path)
             outputs["motion"] = OutputFile(path, ctx.layout.motion(clip.clip_index), "application/octet-stream")
-        facts = clip_facts(ctx.settings, clip, engine_facts, render_seconds)
-        return Built(outputs, facts=facts | {"plan_digest": self._plan.digest_of(clip), "encoder": encoder_build()})
+        made = {"plan_digest": self._plan.digest_of(clip), "encoder": encoder_build()}
+        return Built(outputs, clip_facts(ctx.settings, clip, engine_facts, render_seconds).model_copy(update=made))
 
     def _fetch(self, needed: dict[str, Artifact], folder: Path) -> dict[str, Path]:
         """The files that a clip needs: what all clips read stays on disk, the rest goes into the clip's `folder`."""
@@ -268,7 +272,7 @@ def _encode(clip: ClipPlan, path: Path, pieces: "Iterator[Tensor]") -> None:
 
 def _difference(made: Manifest) -> str:
     """Say how a clip of another fingerprint was made otherwise than this process would make it."""
-    theirs, ours = made.facts.get("encoder"), encoder_build()
+    theirs, ours = made.facts_as(ClipFacts).encoder, encoder_build()
     return "from other inputs" if theirs in {None, ours} else f"by the encoder {theirs}, and here is {ours}"
 
 

@@ -16,6 +16,7 @@ from s2v_tasks.media.speech import normalise_speech
 from s2v_tasks.runtime.context import StepContext
 from s2v_tasks.runtime.inheritance import inherit_inputs, parent_request
 from s2v_tasks.runtime.requirements import check_requirements
+from s2v_tasks.schemas.facts import StagedFacts
 from s2v_tasks.schemas.job import Source
 from s2v_tasks.schemas.manifest import Artifact, fingerprint
 from s2v_tasks.schemas.preset import find_preset, load_presets
@@ -64,15 +65,15 @@ def run(ctx: StepContext, *, request_json: str, run_id: str | None = None) -> di
             "audio": OutputFile(sources["audio"][1], ctx.layout.audio(extension), "application/octet-stream"),
             "audio_16k": OutputFile(folder / "audio_16k.wav", ctx.layout.audio_16k, "audio/wav"),
         }
-        facts: dict[str, Any] = {"image": asdict(image), "speech": asdict(speech)}
+        staged: dict[str, Any] = {"image": asdict(image), "speech": asdict(speech)}
         if "pose" in sources:
-            facts["pose"] = {
+            staged["pose"] = {
                 "num_frames": normalise_pose(
                     sources["pose"][1], folder / "pose.mp4", max_duration_seconds=ctx.settings.max_audio_seconds
                 )
             }
             outputs["pose"] = OutputFile(folder / "pose.mp4", ctx.layout.pose, "video/mp4")
-        return Built(outputs, facts)
+        return Built(outputs, StagedFacts.model_validate(staged))
 
     produced = ctx.produce(
         step=STAGE_INPUTS,

@@ -12,6 +12,7 @@ from s2v_tasks.errors import PermanentError, TransientError
 from s2v_tasks.media.encode import encoder_build
 from s2v_tasks.media.stitch import crossfade, stitch
 from s2v_tasks.runtime.context import StepContext
+from s2v_tasks.schemas.facts import AssemblyFacts, ClipFacts
 from s2v_tasks.schemas.manifest import Manifest, fingerprint
 from s2v_tasks.schemas.plan import ClipPlan, Plan
 from s2v_tasks.schemas.steps import STITCH
@@ -25,7 +26,7 @@ def run(ctx: StepContext) -> dict[str, Any]:
     manifests = [_manifest_of(ctx, clip) for clip in plan.clips]
     clips = {f"clip_{index:04d}": manifest.outputs["clip"] for index, manifest in enumerate(manifests)}
     fades = [clip.fades for clip in plan.clips if any(clip.fades)]
-    encoders = [str(manifest.facts.get("encoder", "an earlier version")) for manifest in manifests]
+    encoders = [manifest.facts_as(ClipFacts).encoder or "an earlier version" for manifest in manifests]
 
     def build(folder: Path) -> Built:
         paths = [ctx.artifacts.fetch(artifact, folder / f"{name}.mp4") for name, artifact in clips.items()]
@@ -37,7 +38,10 @@ def run(ctx: StepContext) -> dict[str, Any]:
             if len(used) == 1:
                 raise
             raise PermanentError(f"{error} {_remedy(ctx.job_id, encoders)}") from error
-        return Built({"silent": OutputFile(video, ctx.layout.silent, "video/mp4")}, facts={"encoders": sorted(used)})
+        return Built(
+            {"silent": OutputFile(video, ctx.layout.silent, "video/mp4")},
+            facts=AssemblyFacts(encoders=tuple(sorted(used))),
+        )
 
     parts = [
         plan.num_frames,
@@ -58,7 +62,8 @@ def _manifest_of(ctx: StepContext, clip: ClipPlan) -> Manifest:
     """The manifest of a finished clip, checked to be of this plan."""
     key = ctx.layout.clip_manifest(clip.clip_index)
     manifest = ctx.clip_manifest(clip.clip_index)
-    frames = manifest.facts["start_frame"], manifest.facts["end_frame"]
+    facts = manifest.facts_as(ClipFacts)
+    frames = facts.start_frame, facts.end_frame
     if frames != (clip.start_frame, clip.end_frame):
         raise TransientError(
             f"{key} has frames {frames[0]}..{frames[1]}: expected {clip.start_frame}..{clip.end_frame}. "

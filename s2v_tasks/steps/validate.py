@@ -12,6 +12,7 @@ from s2v_tasks.media.contact_sheet import contact_sheet
 from s2v_tasks.media.frames import measure
 from s2v_tasks.media.speech import SPEECH_SAMPLE_RATE, load_waveform, rms_dbfs
 from s2v_tasks.runtime.context import StepContext
+from s2v_tasks.schemas.facts import ReportFacts
 from s2v_tasks.schemas.manifest import fingerprint
 from s2v_tasks.schemas.plan import Plan
 from s2v_tasks.schemas.report import Expected
@@ -51,7 +52,7 @@ def run(ctx: StepContext) -> dict[str, Any]:
                 "report": OutputFile(report_path, ctx.layout.report, "application/json"),
                 "contact_sheet": OutputFile(sheet_path, ctx.layout.contact_sheet, "image/jpeg"),
             },
-            facts={"checks": {check.name: check.ok for check in report.checks}},
+            facts=ReportFacts(checks={check.name: check.ok for check in report.checks}),
         )
 
     manifest, reused = ctx.produce(
@@ -67,7 +68,7 @@ def run(ctx: StepContext) -> dict[str, Any]:
         inputs=inputs,
         build=build,
     )
-    return {"reused": reused, "num_checks": len(manifest.facts["checks"])}
+    return {"reused": reused, "num_checks": len(manifest.facts_as(ReportFacts).checks)}
 
 
 def _expected(plan: Plan, speech: Path) -> Expected:

@@ -149,8 +149,7 @@ class ArtifactStore:
                 "Run that job again first."
             )
         self._retire(_Work(source.step, job_id, manifest_key, source.fingerprint, source.inputs, source.clip_index))
-        facts = {"source_job_id": source.job_id} | source.facts
-        adopted = source.model_copy(update={"job_id": job_id, "facts": facts})
+        adopted = source.model_copy(update={"job_id": job_id, "facts": source.facts.made_by(source.job_id)})
         return self._copy_beside(adopted, manifest_key.removesuffix(MANIFEST_NAME))
 
     def reusable(self, manifest_key: str, fingerprint: str) -> Manifest | None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from s2v_tasks.log import get_logger
+from s2v_tasks.schemas.facts import Facts
 from s2v_tasks.storage.objects import file_sha256
 
 KEPT_SECONDS = 7 * 24 * 3600.0
@@ -36,7 +37,7 @@ class Built:
     """The result of a build: its files by name, and small facts for the manifest."""
 
     outputs: dict[str, OutputFile]
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: Facts = field(default_factory=Facts)
 
 
 class KeptOutputs:
@@ -116,7 +117,7 @@ def _read(folder: Path) -> Built:
         outputs[name] = OutputFile(folder / name, item["key"], item["content_type"])
         if file_sha256(folder / name) != item["sha256"]:
             raise ValueError(f"{name} has other bytes")
-    return Built(outputs, description["facts"])
+    return Built(outputs, Facts.model_validate(description["facts"]))
 
 
 def _description(built: Built) -> dict[str, Any]:
@@ -124,4 +125,4 @@ def _description(built: Built) -> dict[str, Any]:
         name: {"key": file.key, "content_type": file.content_type, "sha256": file_sha256(file.path)}
         for name, file in built.outputs.items()
     }
-    return {"outputs": outputs, "facts": built.facts}
+    return {"outputs": outputs, "facts": built.facts.model_dump(mode="json")}

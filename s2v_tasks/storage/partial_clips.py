@@ -2,9 +2,9 @@
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from s2v_tasks.log import get_logger
+from s2v_tasks.schemas.facts import PartialClipFacts
 from s2v_tasks.schemas.manifest import Manifest
 from s2v_tasks.schemas.steps import RENDER_CLIP
 from s2v_tasks.storage.artifacts import MANIFEST_NAME, ArtifactStore, producer
@@ -22,15 +22,15 @@ class PartialClip:
         """Return the manifest of the newest state, whose output `state` is whole; None: begin at the first step."""
         return self._artifacts.reusable(self._key(MANIFEST_NAME), self._fingerprint)
 
-    def save(self, path: Path, *, step: int, facts: dict[str, Any]) -> None:
-        """Store the state in the file `path` after solver step `step`, in place of an earlier one.
+    def save(self, path: Path, facts: PartialClipFacts) -> None:
+        """Store the state in the file `path`; in place of an earlier one.
 
         The manifest is written in one request and the earlier state is deleted last: after a kill at any point one of
         the two is complete.
         """
         old = self._artifacts.read_manifest(self._key(MANIFEST_NAME))
         store, now = self._artifacts.store, datetime.now(UTC)
-        state = store.upload(path, self._key(f"state-{step:04d}.safetensors"), "application/octet-stream")
+        state = store.upload(path, self._key(f"state-{facts.solver_step:04d}.safetensors"), "application/octet-stream")
         manifest = Manifest(
             step=RENDER_CLIP.name,
             job_id=self._layout.job_id,
@@ -41,12 +41,14 @@ class PartialClip:
             outputs={"state": state},
             started_at=now,
             finished_at=datetime.now(UTC),
-            facts={"solver_step": step} | facts,
+            facts=facts,
         )
         store.put_bytes(self._key(MANIFEST_NAME), manifest.model_dump_json(indent=2).encode(), "application/json")
         if old and old.outputs["state"].key != state.key:
             store.delete(old.outputs["state"].key)
-        get_logger().info("partial_clip_saved", clip_index=self._clip_index, step=step, size_bytes=state.size_bytes)
+        get_logger().info(
+            "partial_clip_saved", clip_index=self._clip_index, step=facts.solver_step, size_bytes=state.size_bytes
+        )
 
     def drop(self) -> None:
         """Delete the state, its manifest first; do nothing when there is none."""

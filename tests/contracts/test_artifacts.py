@@ -8,11 +8,13 @@ import pytest
 
 import s2v_tasks
 from s2v_tasks.errors import PermanentError, TransientError
+from s2v_tasks.schemas.facts import ClipFacts
 from s2v_tasks.schemas.manifest import Artifact
 from s2v_tasks.storage.artifacts import ArtifactStore, Build, Built, OutputFile, Produced, producer
 from s2v_tasks.storage.layout import JobLayout
 from s2v_tasks.storage.s3 import ObjectStore
 
+FACTS = ClipFacts(start_frame=0, end_frame=48)
 LAYOUT = JobLayout("job-1")
 SPEECH = Artifact(key="jobs/job-1/inputs/audio.wav", sha256="0" * 64, size_bytes=1)
 
@@ -25,7 +27,7 @@ def clip_build(content: bytes) -> Build:
         for name, key in (("clip", LAYOUT.clip(0)), ("motion", LAYOUT.motion(0))):
             (folder / name).write_bytes(content + name.encode())
             outputs[name] = OutputFile(folder / name, key, "application/octet-stream")
-        return Built(outputs, facts={"num_frames": 48})
+        return Built(outputs, facts=FACTS)
 
     return build
 
@@ -53,7 +55,7 @@ def test_a_manifest_tells_what_was_made_from_what(store: ObjectStore) -> None:
     assert (manifest.step, manifest.fingerprint, manifest.clip_index) == ("render_clip", "f1", 0)
     assert manifest.producer == producer()
     assert manifest.inputs == {"speech": SPEECH}
-    assert manifest.facts == {"num_frames": 48}
+    assert manifest.facts == FACTS
     assert manifest.outputs["clip"].key == LAYOUT.clip(0)
     assert manifest.started_at <= manifest.finished_at
 
@@ -83,7 +85,7 @@ def test_what_cannot_be_stored_is_stored_by_the_next_attempt(
             artifacts.produce(build=clip_build(b"1"), begin=lambda: begun.append(1), **work)
     assert artifacts.kept.has("job-1", "f1")
     manifest, reused = artifacts.produce(build=not_built, begin=lambda: begun.append(2), **work)
-    assert (reused, begun, manifest.facts) == (True, [1, 2], {"num_frames": 48})
+    assert (reused, begun, manifest.facts) == (True, [1, 2], FACTS)
     assert store.get_bytes(LAYOUT.clip(0)) == b"1clip"
     assert not artifacts.kept.has("job-1", "f1")
     assert [path.name[:9] for path in tmp_path.iterdir()] == ["s2v-kept-"]
@@ -188,7 +190,7 @@ def test_artifacts_of_another_job_become_its_own(store: ObjectStore) -> None:
     assert (copy.job_id, copy.outputs["clip"].key) == ("job-2", second.clip(0))
     assert store.get_bytes(second.clip(0)) == b"1clip"
     assert artifacts.adopt(made, "job-2", second.clip_manifest(0)) == copy
-    assert artifacts.adopt(copy, "job-3", third.clip_manifest(0)).facts["source_job_id"] == "job-1"
+    assert artifacts.adopt(copy, "job-3", third.clip_manifest(0)).facts.source_job_id == "job-1"
     with pytest.raises(PermanentError, match="of job job-1 are lost or changed"):
         artifacts.adopt(made, "job-4", JobLayout("job-4").clip_manifest(0))
 
@@ -201,7 +203,7 @@ def test_the_same_work_of_another_job_is_copied(store: ObjectStore) -> None:
     produce(store, "f1", clip_build(b"1"), clip_index=None)
     copy = produce(store, "f1", not_built, **theirs)
     assert copy.reused
-    assert (copy.manifest.job_id, copy.manifest.facts["source_job_id"]) == ("job-2", "job-1")
+    assert (copy.manifest.job_id, copy.manifest.facts.source_job_id) == ("job-2", "job-1")
     assert store.get_bytes(second.clip(0)) == b"1clip"
     _delete_motion(store)
     assert produce(store, "f1", not_built, **theirs).manifest == copy.manifest

@@ -15,6 +15,7 @@ from s2v_tasks.embedded.postgres import PostgresServer
 from s2v_tasks.metadata import migrate
 from s2v_tasks.metadata.repository import Ledger
 from s2v_tasks.metadata.session import create_engine
+from s2v_tasks.schemas.facts import ClipFacts
 from s2v_tasks.schemas.manifest import Manifest
 from s2v_tasks.storage.layout import JobLayout
 from s2v_tasks.storage.s3 import ObjectStore
@@ -127,18 +128,18 @@ def test_a_terminated_process_saves_its_state_and_the_next_goes_on(site: Site, w
 
 def test_a_clip_tells_what_it_cost(site: Site, whole: Manifest) -> None:
     """Operations, time, utilisation, memory and the way of working are in the manifest and in the database."""
-    facts = whole.facts
-    assert facts["pflops"] > 0
-    assert facts["tokens"] == 5 * 64
-    assert "mfu" not in facts  # the peak of a CPU is not known
-    assert facts["peak_host_memory_bytes"] > 10**8
-    assert (facts["device"], facts["world_size"]) == ("cpu", 1)
-    assert (facts["precision"], facts["vae_precision"]) == ("float32", "float32")
-    assert (facts["parallel_layout"], facts["attention"], facts["noise_device"]) == ("cfg1,ulysses1", "sdpa", "run")
+    facts = whole.facts_as(ClipFacts)
+    assert (facts.pflops or 0) > 0
+    assert facts.tokens == 5 * 64
+    assert facts.mfu is None  # the peak of a CPU is not known
+    assert (facts.peak_host_memory_bytes or 0) > 10**8
+    assert (facts.device, facts.world_size) == ("cpu", 1)
+    assert (facts.precision, facts.vae_precision) == ("float32", "float32")
+    assert (facts.parallel_layout, facts.attention, facts.noise_device) == ("cfg1,ulysses1", "sdpa", "run")
     again = site.start(*CLI)
     assert again.wait() == 0
     assert site.clip().reused
-    assert site.clip().facts == site.manifest().facts
+    assert site.clip().facts == site.manifest().facts.model_dump(mode="json")
 
 
 @pytest.fixture(scope="module")
@@ -155,8 +156,8 @@ def whole_of_two(site: Site, whole: Manifest) -> Manifest:
 
 def test_two_ranks_share_a_clip_stop_together_and_repeat_their_bytes(site: Site, whole_of_two: Manifest) -> None:
     """SIGTERM to torchrun stops both at one step; what follows equals the bytes of a run of two without a break."""
-    assert whole_of_two.facts["world_size"] == 2
-    assert whole_of_two.facts["parallel_layout"] == "cfg2,ulysses1"
+    assert whole_of_two.facts_as(ClipFacts).world_size == 2
+    assert whole_of_two.facts_as(ClipFacts).parallel_layout == "cfg2,ulysses1"
     site.forget_the_clip()
     first = site.start_held(*TWO_RANKS, num_ranks=2)
     first.process.send_signal(signal.SIGTERM)

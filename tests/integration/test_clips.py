@@ -15,6 +15,7 @@ from s2v_tasks.metadata.records import JobRecord
 from s2v_tasks.metadata.repository import Ledger
 from s2v_tasks.rendering import order as clip_order
 from s2v_tasks.runtime import attempts
+from s2v_tasks.schemas.facts import ClipFacts
 from s2v_tasks.schemas.manifest import Manifest
 from s2v_tasks.schemas.plan import Plan
 from s2v_tasks.steps import render_clip
@@ -129,7 +130,7 @@ def test_a_process_that_is_ended_keeps_the_clips_that_it_finished(
     monkeypatch.setattr(Worker, "interrupted", lambda _worker: store.exists(LAYOUT.clip_manifest(0)))
     with pytest.raises(TransientError, match="clip 1 was interrupted"):
         run("render_clip", 0, count=2)
-    assert manifest_of(store, 0).facts["render_seconds"] > 0
+    assert (manifest_of(store, 0).facts_as(ClipFacts).render_seconds or 0) > 0
     assert [clip.status for clip in found().clips] == ["succeeded", "failed"]
 
 
@@ -194,7 +195,7 @@ def test_clips_of_one_job_are_encoded_by_one_build(
 ) -> None:
     """A clip names its encoder; a process with another one says so, continues none of its clips and reuses none."""
     render()
-    assert [manifest_of(store, index).facts["encoder"] for index in range(2)] == [encoder_build()] * 2
+    assert [manifest_of(store, index).facts_as(ClipFacts).encoder for index in range(2)] == [encoder_build()] * 2
     monkeypatch.setattr(render_clip, "encoder_build", lambda: "ffmpeg 5.1, x264 - core 164")
     with pytest.raises(
         TransientError, match=r"clips/0000/manifest\.json .* made by the encoder ffmpeg .*, and here is"
@@ -203,7 +204,7 @@ def test_clips_of_one_job_are_encoded_by_one_build(
     assert encoder_build() in str(told.value)
     assert "ffmpeg 5.1, x264 - core 164; render clip 0 again first" in str(told.value)
     assert [run("render_clip", index)["reused"] for index in range(2)] == [False, False]
-    assert manifest_of(store, 1).facts["encoder"] == "ffmpeg 5.1, x264 - core 164"
+    assert manifest_of(store, 1).facts_as(ClipFacts).encoder == "ffmpeg 5.1, x264 - core 164"
 
 
 def test_only_a_clip_with_a_successor_leaves_a_motion_state(store: ObjectStore, render: Render) -> None:

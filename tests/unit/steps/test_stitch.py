@@ -13,6 +13,7 @@ from s2v_tasks.media import stitch as stitching
 from s2v_tasks.media.encode import encode_clip, encoder_build
 from s2v_tasks.media.frames import read_frames
 from s2v_tasks.runtime.context import StepContext, open_context
+from s2v_tasks.schemas.facts import AssemblyFacts, ClipFacts
 from s2v_tasks.schemas.plan import ClipPlan, Estimate, Plan, Sampling, SpeechFacts
 from s2v_tasks.schemas.steps import RENDER_CLIP, STITCH
 from s2v_tasks.settings import Settings, load_settings
@@ -83,8 +84,8 @@ def finish(context: StepContext, clip: ClipPlan, encoder: str | None) -> np.ndar
         encode_clip(frames, folder / "clip.mp4", key_frame=clip.fade_in_frames)
         decoded.append(read_frames(folder / "clip.mp4", start_frame=0, end_frame=99))
         outputs = {"clip": OutputFile(folder / "clip.mp4", context.layout.clip(clip.clip_index), "video/mp4")}
-        facts = {"start_frame": clip.start_frame, "end_frame": clip.end_frame}
-        return Built(outputs, facts | ({"encoder": encoder} if encoder else {}))
+        facts = ClipFacts(start_frame=clip.start_frame, end_frame=clip.end_frame)
+        return Built(outputs, facts.model_copy(update={"encoder": encoder}) if encoder else facts)
 
     context.produce(
         step=RENDER_CLIP,
@@ -126,7 +127,7 @@ def test_clips_of_two_encoders_are_joined_where_that_changes_no_frame(
     assert stitch.run(context) == {"reused": False}
     assert len(compared) == 1
     made = context.manifest(context.layout.silent_manifest, STITCH)
-    assert made.facts["encoders"] == sorted([old or "an earlier version", encoder_build()])
+    assert made.facts_as(AssemblyFacts).encoders == tuple(sorted([old or "an earlier version", encoder_build()]))
     video = context.artifacts.fetch(made.outputs["silent"], tmp_path / "silent.mp4")
     assert np.array_equal(read_frames(video, start_frame=0, end_frame=99), np.concatenate(decoded))
 

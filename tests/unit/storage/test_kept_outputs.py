@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
+from s2v_tasks.schemas.facts import ClipFacts
 from s2v_tasks.storage import kept_outputs
 from s2v_tasks.storage.kept_outputs import Built, KeptOutputs, OutputFile
+
+FACTS = ClipFacts(start_frame=0, end_frame=48, render_seconds=51.5, device="cpu")
 
 
 def make(folder: Path, content: bytes = b"frames") -> Built:
@@ -17,7 +20,7 @@ def make(folder: Path, content: bytes = b"frames") -> Built:
     for name, path in (("clip", folder / "clip.mp4"), ("motion", folder / "sub" / "clip.mp4")):
         path.write_bytes(content + name.encode())
         outputs[name] = OutputFile(path, f"jobs/j/{name}", f"video/{name}")
-    return Built(outputs, facts={"render_seconds": 51.5, "device": "cpu"})
+    return Built(outputs, facts=FACTS)
 
 
 @pytest.fixture
@@ -38,7 +41,7 @@ def test_what_is_kept_is_found_once_as_it_was(kept: KeptOutputs, tmp_path: Path)
     assert kept.take("job-1", "f2", tmp_path) is None
     taken = kept.take("job-1", "f1", tmp_path)
     assert taken is not None
-    assert taken.facts == {"render_seconds": 51.5, "device": "cpu"}
+    assert taken.facts.model_dump() == FACTS.model_dump()
     described = {name: (file.key, file.content_type) for name, file in taken.outputs.items()}
     assert described == {"clip": ("jobs/j/clip", "video/clip"), "motion": ("jobs/j/motion", "video/motion")}
     assert [taken.outputs[name].path.read_bytes() for name in ("clip", "motion")] == [b"framesclip", b"framesmotion"]

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from s2v_tasks.schemas.facts import PartialClipFacts
 from s2v_tasks.storage.artifacts import ArtifactStore
 from s2v_tasks.storage.layout import JobLayout
 from s2v_tasks.storage.partial_clips import PartialClip
@@ -21,10 +22,10 @@ def saved(partial: PartialClip, folder: Path, step: int) -> str:
     """Save a state after `step` steps; the key under which it is kept."""
     path = folder / "state"
     path.write_bytes(b"state %d" % step)
-    partial.save(path, step=step, facts={"render_seconds": float(step)})
+    partial.save(path, PartialClipFacts(solver_step=step, render_seconds=float(step)))
     manifest = partial.find()
     assert manifest is not None
-    assert manifest.facts == {"solver_step": step, "render_seconds": float(step)}
+    assert manifest.facts == PartialClipFacts(solver_step=step, render_seconds=float(step))
     return manifest.outputs["state"].key
 
 

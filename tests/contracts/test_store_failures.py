@@ -265,6 +265,26 @@ def test_a_connection_that_fails_is_waited_for() -> None:
         failing_store(EndpointConnectionError(endpoint_url="http://h")).get_bytes("a")
 
 
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [
+        (ValueError("Invalid header value b'AWS4 planted'"), "A credential holds a character that no HTTP header"),
+        (
+            UnicodeEncodeError("latin-1", "\u0101", 0, 1, "planted"),
+            "A credential holds a character that no HTTP header",
+        ),
+        (ValueError("Invalid endpoint: http://a b"), "Invalid endpoint: http://a b. Check the S2V_S3_\\* settings"),
+    ],
+    ids=["header", "letter", "other"],
+)
+def test_a_request_that_cannot_be_sent_is_a_configuration_error(error: Exception, remedy: str) -> None:
+    """Name the settings to correct, and quote nothing of a credential."""
+    with pytest.raises(ConfigurationError, match=remedy) as seen:
+        failing_store(error).get_bytes("a")
+    assert "planted" not in str(seen.value)
+    assert (seen.value.__cause__, seen.value.__suppress_context__) == (None, True)
+
+
 def test_a_name_that_the_client_refuses_is_bad_input() -> None:
     """No retry makes it legal."""
     with pytest.raises(PermanentError, match="not a legal S3 address"):

@@ -54,6 +54,16 @@ def test_codec_delay_and_padding_do_not_count(
     wav = write_wav(tmp_path / "a.wav", noise(5 * 44100), 44100)
     info = normalise_speech(convert(wav, tmp_path / name, **options), tmp_path / "16k.wav", max_duration_seconds=9)
     assert info.duration_seconds == 5
+    assert info.codec == {"libmp3lame": "mp3", "libopus": "opus"}.get(options["acodec"], options["acodec"])
+
+
+def test_plain_speech_has_nothing_to_tell(tmp_path: Path, noise: Noise, write_wav: WriteWav) -> None:
+    """Return the facts of the one track of a WAV without gaps, and write no note into the log."""
+    source = write_wav(tmp_path / "a.wav", noise(8000, 2), 16000)
+    with capture_logs() as logs:
+        info = normalise_speech(source, tmp_path / "16k.wav", max_duration_seconds=9)
+    assert (info.codec, info.track, info.num_tracks) == ("pcm_s16le", 1, 1)
+    assert (info.gap_seconds, info.late_seconds, info.notes, logs) == (0, 0, (), [])
 
 
 @pytest.mark.parametrize(("sample_rate", "channels"), [(44100, 2), (8000, 1), (16000, 2), (22050, 1)])

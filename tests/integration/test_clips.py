@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from itertools import count
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +17,7 @@ from s2v_tasks.metadata.repository import Ledger
 from s2v_tasks.rendering import order as clip_order
 from s2v_tasks.runtime import attempts
 from s2v_tasks.schemas.facts import ClipFacts
-from s2v_tasks.schemas.manifest import Manifest
+from s2v_tasks.schemas.manifest import Artifact, Manifest
 from s2v_tasks.schemas.plan import Plan
 from s2v_tasks.steps import render_clip
 from s2v_tasks.storage.artifacts import ArtifactStore
@@ -102,14 +103,24 @@ def test_clips_rendered_by_one_process_are_those_of_a_process_each(
     loads: list[int] = []
     load = clip_order.load_pipeline
     monkeypatch.setattr(clip_order, "load_pipeline", lambda *args, **named: loads.append(1) or load(*args, **named))
+    fetched: list[str] = []
+    fetch = ArtifactStore.fetch
+
+    def noted(artifacts: ArtifactStore, artifact: Artifact, path: Path) -> Path:
+        fetched.append(path.name)
+        return fetch(artifacts, artifact, path)
+
+    monkeypatch.setattr(ArtifactStore, "fetch", noted)
     render(num_clip=3)
     run("render_clip", 2)
     assert len(loads) == 3
     outputs = [manifest_of(store, index).outputs for index in range(3)]
     for index in range(3):
         store.delete(LAYOUT.clip_manifest(index))
+    fetched.clear()
     assert run("render_clip", 0, count=3) == {"clip_index": 0, "count": 3, "reused": False}
     assert len(loads) == 4
+    assert sorted(fetched) == ["conditions.safetensors", "motion.safetensors", "motion.safetensors"]
     assert [manifest_of(store, index).outputs for index in range(3)] == outputs
     assert run("render_clip", 0, count=3)["reused"]
     assert len(loads) == 4

@@ -1,11 +1,17 @@
-"""Fingerprints of clips: they follow all that a clip is made from, and stay what they are between releases."""
+"""Fingerprints of clips, what of a rendering is encoded, and what is said of clips that were made otherwise."""
 
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from s2v_tasks.engine.options import EngineOptions
+from s2v_tasks.schemas.manifest import Manifest, Producer
 from s2v_tasks.schemas.plan import ClipPlan, Estimate, InheritedClip, Plan, Sampling, SpeechFacts
+from s2v_tasks.settings import load_settings
 from s2v_tasks.steps import render_clip
 from s2v_tasks.steps.render_clip import clip_fingerprints
 
@@ -137,3 +143,48 @@ def test_inherited_clips_keep_their_fingerprints() -> None:
     assert found[:2] == ["f0", "f1"]
     own = prints(plan())
     assert (found[2] != own[2], found[3] == own[3]) == (True, True)
+
+
+def test_a_clip_stores_its_frames_and_those_that_fade_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out what was rendered beyond them; a key frame stands where the fade-in ends."""
+    encoded: list[Any] = []
+
+    def encode(frames: Iterable[Any], path: Path, **options: Any) -> None:
+        encoded.extend([[int(frame[0, 0, 0]) for frame in frames], path, options])
+
+    monkeypatch.setattr(render_clip, "encode_clip", encode)
+    pieces = iter([torch.full((4, 2, 2, 3), number, dtype=torch.uint8) for number in range(5)])
+    short = clip(1, infer_frames=20, end_frame=28, fade_in_frames=3, fade_out_frames=5)
+    render_clip._encode(short, tmp_path / "clip.mp4", pieces)
+    frames, path, options = encoded
+    assert frames == [*[0] * 4, *[1] * 4, *[2] * 4, *[3] * 4, 4]
+    assert (path, options) == (tmp_path / "clip.mp4", {"fps": 16, "key_frame": 3})
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({}, "from other inputs"),
+        ({"encoder": "ours"}, "from other inputs"),
+        ({"encoder": "theirs"}, "by the encoder theirs, and here is ours"),
+    ],
+    ids=["unknown", "same", "other"],
+)
+def test_a_clip_of_another_encoder_is_told_from_one_of_other_inputs(
+    facts: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Name both encoders where they differ; clips of earlier versions name none."""
+    monkeypatch.setattr(render_clip, "encoder_build", lambda: "ours")
+    now = datetime(2026, 11, 20, tzinfo=UTC)
+    made = Manifest(
+        step="render_clip", job_id="job-1", fingerprint="f", producer=Producer(package_version="1"), inputs={},
+        outputs={}, started_at=now, finished_at=now, facts={"start_frame": 0, "end_frame": 16} | facts,
+    )  # fmt: skip
+    assert render_clip._difference(made) == words
+
+
+def test_ranks_wait_for_a_leader_that_waits_for_two_servers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Allow for S3 and then for PostgreSQL to be away, each as long as a step is tried again."""
+    monkeypatch.setenv("S2V_RETRY_SECONDS", "900")
+    load_settings.cache_clear()
+    assert render_clip._waits_seconds(load_settings()) == 1800

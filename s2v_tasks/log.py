@@ -1,6 +1,6 @@
-"""Structured logs: one event and its keys per line, on stderr, so that stdout carries only results.
+"""Structured logs on stderr, one event and its keys per line; stdout has only results.
 
-Bind what is constant for a process once (`bind(job_id=..., clip_index=...)`); pass the rest as keys.
+Bind keys that are constant for a process once (`bind(job_id=..., clip_index=...)`); pass the rest as keys.
 """
 
 import logging
@@ -34,7 +34,7 @@ def configure(*, json_lines: bool, level: str = "INFO") -> None:
 
 
 def get_logger() -> Logger:
-    """The logger of this process; bound keys are added to every line."""
+    """Return the logger of this process; it adds the bound keys to every line."""
     return structlog.get_logger()  # type: ignore[no-any-return]
 
 

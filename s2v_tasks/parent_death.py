@@ -1,4 +1,4 @@
-"""Processes that end with the one that started them, however that one ends."""
+"""End a process when its parent ends, also when the parent is killed (PR_SET_PDEATHSIG)."""
 
 import ctypes
 import os
@@ -11,9 +11,9 @@ _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def end_with_parent(sent: signal.Signals, parent_pid: int | None = None) -> None:
-    """Let this process get the signal `sent` when the thread that started it ends. Linux only; nothing elsewhere.
+    """Send the signal `sent` to this process when the thread that started it ends. Do nothing outside Linux.
 
-    It can be called between fork and exec (`preexec_fn`); `parent_pid` then tells a parent that is gone already.
+    It can be called between fork and exec (`preexec_fn`) with the `parent_pid`, to notice a parent that ended before.
     """
     if _libc is None:
         return

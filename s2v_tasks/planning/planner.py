@@ -31,7 +31,7 @@ from s2v_tasks.schemas.model_card import GpuCard, ModelCard
 from s2v_tasks.schemas.plan import FPS, ClipPlan, Cut, Estimate, InputFacts, Plan, Sampling, SpeechFacts
 from s2v_tasks.schemas.preset import Preset, find_preset
 from s2v_tasks.schemas.request import Request
-from s2v_tasks.schemas.size import parse_size
+from s2v_tasks.schemas.request_fields import parse_size
 
 LARGE_AREA = 1024 * 704
 SHIFT_BELOW_LARGE_AREA, SHIFT_FROM_LARGE_AREA = 3.0, 5.0

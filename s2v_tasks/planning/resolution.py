@@ -3,7 +3,7 @@
 import math
 
 from s2v_tasks.errors import PermanentError
-from s2v_tasks.schemas.size import parse_size
+from s2v_tasks.schemas.request_fields import parse_size
 
 SIDE_MULTIPLE = 64
 SCALE_STEPS = 100

@@ -7,7 +7,7 @@ from s2v_tasks.planning.resolution import cropped_share
 from s2v_tasks.schemas.model_card import GpuCard, ModelCard
 from s2v_tasks.schemas.plan import FPS, Cut, Estimate, InputFacts, SpeechFacts
 from s2v_tasks.schemas.request import Request
-from s2v_tasks.schemas.size import parse_size
+from s2v_tasks.schemas.request_fields import parse_size
 
 NOTABLE_CROP = 0.10
 NOTABLE_POSE_SHORTFALL = 0.10

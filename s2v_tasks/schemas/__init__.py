@@ -1,1 +1,1 @@
-"""The vocabulary of the system: what a request, a plan, a manifest and a report are."""
+"""The vocabulary of the system as types: request, plan, manifest, facts, report, job, steps, events."""

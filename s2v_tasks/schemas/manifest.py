@@ -1,6 +1,6 @@
-"""Manifests: what a step made, from what, by which program.
+"""Manifests: the outputs of a step, its inputs, and the program that made them.
 
-A manifest is written last, so its presence means that the outputs are whole.
+A manifest is written last, so its presence means that the outputs are complete.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ F = TypeVar("F", bound=Facts)
 
 
 class Artifact(BaseModel):
-    """One object of a job: its key in the store, the SHA-256 (hex) of its bytes and their number."""
+    """One object: its key in the store, the SHA-256 (hex) of its bytes, and its size."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -36,7 +36,7 @@ class Producer(BaseModel):
 
 
 class Manifest(BaseModel):
-    """What one step (or one clip) made."""
+    """The outputs of one step, or of one clip."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -71,6 +71,6 @@ class Manifest(BaseModel):
 
 
 def fingerprint(*parts: Any) -> str:
-    """SHA-256 (hex) over the canonical JSON of `parts`: equal inputs, equal fingerprint."""
+    """Return the SHA-256 (hex) of the canonical JSON of `parts`: equal parts have equal fingerprints."""
     canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(canonical.encode()).hexdigest()

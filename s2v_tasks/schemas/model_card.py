@@ -1,4 +1,4 @@
-"""Cards: what the plan must know about a model and about a GPU, from config/models.yaml and config/gpus.yaml."""
+"""Properties of models and GPUs that planning needs, read from config/models.yaml and config/gpus.yaml."""
 
 from pathlib import Path
 from typing import TypeVar
@@ -43,12 +43,12 @@ class GpuCard(_Card):
 
 
 def load_model_card(config_dir: Path, name: str) -> ModelCard:
-    """The model called `name` in `config_dir`/models.yaml; ConfigurationError when it is not there or not valid."""
+    """Return the model `name` of `config_dir`/models.yaml; ConfigurationError if it is missing or not valid."""
     return _load(config_dir / "models.yaml", name, ModelCard, setting="S2V_MODEL")
 
 
 def load_gpu_card(config_dir: Path, name: str) -> GpuCard:
-    """The GPU called `name` in `config_dir`/gpus.yaml; ConfigurationError when it is not there or not valid."""
+    """Return the GPU `name` of `config_dir`/gpus.yaml; ConfigurationError if it is missing or not valid."""
     return _load(config_dir / "gpus.yaml", name, GpuCard, setting="S2V_GPU")
 
 

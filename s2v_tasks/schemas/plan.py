@@ -16,18 +16,19 @@ class _Model(BaseModel):
 
 
 class SpeechFacts(_Model):
-    """Length of the speech as decoded: exact, in samples of its own rate."""
+    """Exact length of the decoded speech, in samples at its own rate."""
 
     num_samples: int
     sample_rate: int
 
     @property
     def duration_seconds(self) -> Fraction:
+        """Return the length in seconds."""
         return Fraction(self.num_samples, self.sample_rate)
 
 
 class InputFacts(_Model):
-    """What staging found that its user may not expect; None where it is not known or there is none."""
+    """Properties of the staged inputs that lead to warnings; None where they are not known."""
 
     speech_notes: tuple[str, ...] = ()
     speech_rms_dbfs: float | None = None
@@ -36,7 +37,7 @@ class InputFacts(_Model):
 
 
 class Sampling(_Model):
-    """How each clip is denoised."""
+    """Sampling parameters, the same for all clips."""
 
     sample_steps: int
     sample_guide_scale: float
@@ -46,10 +47,10 @@ class Sampling(_Model):
 
 
 class ClipPlan(_Model):
-    """One clip: renders `infer_frames` frames, of which [start_frame, end_frame) of the video are delivered.
+    """One clip: it renders `infer_frames` frames and delivers the frames [start_frame, end_frame) of the video.
 
-    Where chains meet in a cross-fade, the first `fade_in_frames` frames are mixed with the `fade_out_frames` frames
-    that the last clip of the chain before has beyond its `end_frame`.
+    In a cross-fade between two chains, the first `fade_in_frames` frames of the later chain are mixed with the
+    `fade_out_frames` frames that the last clip of the earlier chain has beyond its `end_frame`.
     """
 
     clip_index: int
@@ -68,21 +69,22 @@ class ClipPlan(_Model):
 
     @property
     def num_frames(self) -> int:
+        """Return the number of delivered frames."""
         return self.end_frame - self.start_frame
 
     @property
     def fades(self) -> tuple[int, int]:
-        """Frames that fade in and frames that fade out."""
+        """Return the numbers of frames that fade in and that fade out."""
         return self.fade_in_frames, self.fade_out_frames
 
     @property
     def stored_frames(self) -> int:
-        """Frames of its file: those delivered, and those that fade out beyond them."""
+        """Return the number of frames in the file of the clip: delivered frames and frames that fade out."""
         return self.num_frames + self.fade_out_frames
 
 
 class InheritedClip(_Model):
-    """A clip that is not rendered: a copy of the parent's, which `source_job_id` rendered."""
+    """A clip that is copied from the parent job; `source_job_id` rendered it."""
 
     clip_index: int
     fingerprint: str
@@ -91,26 +93,29 @@ class InheritedClip(_Model):
 
 
 class Cut(_Model):
-    """A new chain starts from the picture at `frame`, in a pause of the speech of so many seconds; None: in none."""
+    """A frame at which a new chain starts from the reference image.
+
+    `pause_seconds` is the length of the pause in the speech there; None for a cut outside a pause.
+    """
 
     frame: int
     pause_seconds: float | None
 
 
 class Estimate(_Model):
-    """What the plan costs on the configured GPU."""
+    """Expected cost of the plan on the configured GPU."""
 
     pflops: float
     gpu: str
     gpu_seconds: float
-    longest_chain_seconds: float  # GPU-seconds of the longest chain: no number of GPUs is done sooner
+    longest_chain_seconds: float  # a lower bound of the duration on any number of GPUs
     cost: float
     currency: str
     peak_gpu_memory_gib: float
 
 
 class Plan(_Model):
-    """All that the later steps need to know; no later step decides a number of frames or clips."""
+    """All decisions about a job: later steps decide no number of frames or clips."""
 
     schema_version: Literal[1] = 1
     job_id: str
@@ -121,31 +126,36 @@ class Plan(_Model):
     height: int
     speech: SpeechFacts
     num_frames: int  # delivered frames of the whole video
-    covered_seconds: float  # speech that is heard in the video; less than its length in a preview
+    covered_seconds: float  # of the speech; less than its length in a preview
     sampling: Sampling
     base_seed: int
     clips: tuple[ClipPlan, ...]
     cuts: tuple[Cut, ...] = ()
     clips_per_pod: int = 1
-    inherited: tuple[InheritedClip, ...] = ()  # of a rerun: the first clips, which are its parent's
+    inherited: tuple[InheritedClip, ...] = ()  # the first clips of a rerun, copied from its parent
     estimate: Estimate
     warnings: tuple[str, ...] = ()
 
     @property
     def duration_seconds(self) -> Fraction:
-        """Length of the delivered video."""
+        """Return the length of the delivered video in seconds."""
         return Fraction(self.num_frames, self.fps)
 
     @property
     def num_clip(self) -> int:
+        """Return the number of clips."""
         return len(self.clips)
 
     @property
     def num_chains(self) -> int:
+        """Return the number of chains."""
         return len(self.cuts) + 1
 
     def digest_of(self, clip: ClipPlan) -> str:
-        """SHA-256 (hex) over what the plan says of how a clip is made, the rest of its chain for the motion state."""
+        """Return the SHA-256 (hex) of everything in the plan that decides how a clip is rendered.
+
+        That includes the lengths of all clips of its chain, which decide the length of the motion state.
+        """
         later = [other.infer_frames for other in self.clips if other.chain_index == clip.chain_index]
-        what = clip.model_dump(mode="json", exclude={"tokens", "pflops"})  # derived, by rules that may be refined
+        what = clip.model_dump(mode="json", exclude={"tokens", "pflops"})  # derived by rules that may change
         return fingerprint(self.model, [self.width, self.height], self.sampling.model_dump(), what, later)

@@ -7,9 +7,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from s2v_tasks.errors import ConfigurationError, PermanentError
-from s2v_tasks.schemas.plain_number import plain_number
 from s2v_tasks.schemas.request import Solver
-from s2v_tasks.schemas.size import parse_size
+from s2v_tasks.schemas.request_fields import parse_size, plain_number
 
 
 class Preset(BaseModel):
@@ -39,7 +38,7 @@ class Preset(BaseModel):
 
 
 def load_presets(config_dir: Path) -> dict[str, Preset]:
-    """All presets of `config_dir`/presets.yaml in file order; ConfigurationError when the file is bad."""
+    """Return all presets of `config_dir`/presets.yaml in file order; ConfigurationError for a bad file."""
     path = config_dir / "presets.yaml"
     try:
         return {name: Preset.model_validate(fields) for name, fields in yaml.safe_load(path.read_text()).items()}
@@ -48,7 +47,7 @@ def load_presets(config_dir: Path) -> dict[str, Preset]:
 
 
 def find_preset(presets: dict[str, Preset], name: str) -> Preset:
-    """The preset called `name`; PermanentError that lists the known ones."""
+    """Return the preset `name`; PermanentError with the known names if there is none."""
     if name not in presets:
         raise PermanentError(f"preset {name!r} is unknown: expected one of {', '.join(presets)}.")
     return presets[name]

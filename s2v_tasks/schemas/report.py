@@ -1,4 +1,4 @@
-"""The report of a job: what the finished video is, what the plan promised, and every check between the two."""
+"""The report of a job: properties of the finished video, expectations of the plan, and results of the checks."""
 
 from fractions import Fraction
 from typing import Literal
@@ -11,10 +11,10 @@ class _Model(BaseModel):
 
 
 class VideoFacts(_Model):
-    """A video as measured by decoding it completely.
+    """Measurements of a video, made by decoding it completely.
 
     Luma is 0 (black) to 255 (white); levels are dB of full scale, never below -120. Fields about sound are None
-    when there is none.
+    for a video without sound.
     """
 
     size_bytes: int
@@ -34,19 +34,19 @@ class VideoFacts(_Model):
     audio_start_seconds: Fraction | None
     audio_duration_seconds: Fraction | None
     mean_luma: float
-    darkest_frame_luma: float  # smallest mean of a frame
-    luma_std: float  # mean over the frames of the deviation inside a frame
-    flattest_frame_luma_std: float  # smallest deviation inside a frame
-    longest_still_frames: int  # most frames in a row that show nearly the same picture
+    darkest_frame_luma: float  # smallest mean luma of a frame
+    luma_std: float  # standard deviation inside a frame, mean over all frames
+    flattest_frame_luma_std: float  # smallest standard deviation inside a frame
+    longest_still_frames: int  # longest run of frames with nearly the same picture
     audio_rms_dbfs: float | None
     audio_peak_dbfs: float | None
     decode_errors: tuple[str, ...]
 
 
 class Expected(_Model):
-    """What the plan promised.
+    """Expectations of the plan.
 
-    `num_held_frames`: frames at the start that show one picture by design. `speech_rms_dbfs`: level of the part of the
+    `num_held_frames` frames at the start show one picture by design. `speech_rms_dbfs` is the level of the part of the
     16 kHz speech that the video covers.
     """
 
@@ -59,7 +59,7 @@ class Expected(_Model):
 
 
 class CheckResult(_Model):
-    """One check: `message` is a sentence that says what was found, fit for a person."""
+    """Result of one check; `message` is a sentence for people."""
 
     name: str
     ok: bool
@@ -69,7 +69,7 @@ class CheckResult(_Model):
 
 
 class Report(_Model):
-    """All that is known about the finished video."""
+    """Measurements, expectations and the results of all checks."""
 
     schema_version: Literal[1] = 1
     facts: VideoFacts
@@ -78,10 +78,10 @@ class Report(_Model):
 
     @property
     def ok(self) -> bool:
-        """Whether every check passed."""
+        """Return True if every check passed."""
         return not self.failures
 
     @property
     def failures(self) -> tuple[CheckResult, ...]:
-        """The checks that did not pass."""
+        """Return the checks that failed."""
         return tuple(check for check in self.checks if not check.ok)

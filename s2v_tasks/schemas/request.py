@@ -1,6 +1,7 @@
-"""A request: everything that a person or a system says about one talking video.
+"""A request: all parameters of one talking video.
 
-The fields are the reference's own names. The UI form, the CLI options and `request.json` all come from this model.
+The fields have the names of the reference implementation. The UI form, the CLI options and `request.json` come from
+this model.
 """
 
 import re
@@ -11,14 +12,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.schemas.job import DEFAULT_PRIORITY, JOB_ID_PATTERN, Priority
-from s2v_tasks.schemas.plain_number import plain_number
-from s2v_tasks.schemas.refusal import sentences
-from s2v_tasks.schemas.size import SIZE_PATTERN, parse_size
+from s2v_tasks.schemas.request_fields import SIZE_PATTERN, parse_size, plain_number, sentences
 
-# Any name that S3 takes but control characters and ends of lines; storage.access says which places may be named.
+# Any object name that S3 accepts, without control characters and line ends; storage.access decides which are read.
 S3_URI_PATTERN = r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/[^\x00-\x1f\x7f-\x9f\u2028\u2029]+$"
 WEBHOOK_URL_PATTERN = r"^https?://[A-Za-z0-9.:\[\]-]+([/?]\S*)?$"
-# Those of Kubernetes, without a prefix in the key: labels reach pods as they are.
+# The syntax of Kubernetes labels without a key prefix, because labels are copied to pods.
 LABEL_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"
 MAX_LABELS = 16
 MAX_PROMPT_CHARACTERS = 2000
@@ -32,45 +31,45 @@ Transition = Literal["cut", "crossfade"]
 
 
 class Request(BaseModel):
-    """What to make. Fields left out (None) take the value of the preset."""
+    """Parameters of one video. Omitted fields (None) take the value of the preset."""
 
-    # JSON has no infinity: what a run gets must be what was asked for.
+    # JSON has no infinity.
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     image_uri: str = Field(
         pattern=S3_URI_PATTERN,
         title="Reference image",
-        description="S3 URI of a PNG, JPEG or WebP picture of the speaker, 32 px to 40 megapixels (WebP: 20).",
+        description="S3 URI of a picture of the speaker: PNG, JPEG or WebP, 32 px to 40 megapixels (WebP: 20).",
     )
     audio_uri: str = Field(
         pattern=S3_URI_PATTERN,
         title="Speech",
-        description="S3 URI of the speech (WAV, MP3, FLAC, OGG, M4A ...). Its length decides the length of the video.",
+        description="S3 URI of the speech (WAV, MP3, FLAC, OGG, M4A ...). The video is as long as the speech.",
     )
     pose_video_uri: str | None = Field(
         None,
         pattern=S3_URI_PATTERN,
         title="Pose video",
-        description="Optional S3 URI of a pose video that guides the body; it is resampled to 16 fps by time.",
+        description="Optional S3 URI of a pose video that guides the movement of the body. It is converted to 16 fps.",
     )
     prompt: str = Field(
         min_length=1,
         max_length=MAX_PROMPT_CHARACTERS,
         title="Prompt",
-        description="What the picture shows and how the person speaks and moves, in words.",
+        description="Describe the picture, and how the person speaks and moves.",
     )
     preset: str = Field(
         "balanced",
         pattern=r"^[a-z][a-z0-9_-]{0,31}$",
         title="Preset",
-        description="Named set of defaults for the fields below (config/presets.yaml).",
+        description="A set of defaults for the fields that you leave empty.",
     )
     num_clip: int | None = Field(
         None,
         ge=1,
         le=MAX_CLIPS,
         title="Number of clips",
-        description="Empty: as many clips as the speech needs. Fewer make a preview of the beginning.",
+        description="Empty: as many clips as the speech needs. A smaller number makes a preview of the beginning.",
     )
     infer_frames: int | None = Field(
         None,
@@ -78,61 +77,62 @@ class Request(BaseModel):
         le=120,
         multiple_of=4,
         title="Frames per clip",
-        description="Frames that one clip renders at 16 fps: a multiple of 4 from 16 (1 s) to 120 (7.5 s).",
+        description="Frames per clip at 16 fps: a multiple of 4, from 16 (1 s) to 120 (7.5 s).",
     )
     sample_steps: int | None = Field(
         None,
         ge=2,
         le=100,
         title="Solver steps",
-        description="Denoising steps of each clip; cost grows with it.",
+        description="Denoising steps of each clip. More steps cost more time.",
     )
     sample_guide_scale: float | None = Field(
         None,
         ge=1.0,
         le=20.0,
         title="Guidance scale",
-        description="Strength of prompt and speech. 1 turns guidance off and halves the cost.",
+        description="How strongly the video follows prompt and speech. 1 turns guidance off and halves the cost.",
     )
     sample_shift: float | None = Field(
         None,
         ge=1.0,
         le=20.0,
         title="Schedule shift",
-        description="Shift of the noise schedule. Empty: 3 up to 480*832 pixels, 5 from 1024*704 on.",
+        description="Shift of the noise schedule. Empty: 3 up to 480*832 pixels, 5 from 1024*704.",
     )
     sample_solver: Solver | None = Field(None, title="Solver", description="unipc (default) or dpm++.")
     size: str | None = Field(
         None,
         pattern=SIZE_PATTERN,
         title="Size W*H",
-        description="Bounds the area of the picture; the aspect ratio follows the image. Sides: multiples of 32 from "
-        "128 to 1280, at most 1280*720 pixels in all. The 14B model was trained for 480*832 up to 1024*704 and 720p.",
+        description="Limits the number of pixels; the aspect ratio is that of the reference image. Each side is a "
+        "multiple of 32 from 128 to 1280, with at most 1280*720 pixels in total. The 14B model was trained for "
+        "480*832 up to 1024*704 and 720p.",
     )
     base_seed: int = Field(
         -1,
         ge=-1,
         le=2**63 - 1001,
         title="Seed",
-        description="Seed of the first clip (clip k uses seed + k). -1: derived from the job id; a retry repeats it.",
+        description="Seed of the first clip; clip k uses seed + k. -1: made from the job id, the same in a retry.",
     )
     start_from_ref: bool = Field(
         False,
         title="Start from the reference picture",
-        description="Begin the first clip of each chain with the reference picture itself.",
+        description="The first clip of each chain begins with the reference picture itself.",
     )
     continuity: Continuity = Field(
         "chained",
         title="Continuity",
-        description="chained: each clip continues the one before it, one after the other. cut: start again from the "
-        "reference picture at pauses of the speech, so that a long video renders on many GPUs at once.",
+        description="chained: each clip continues the clip before it. cut: the video starts again from the "
+        "reference picture at pauses of the speech, so that a long video renders on several GPUs at once.",
     )
     min_chain_seconds: float | None = Field(
         None,
         ge=2,
         le=600,
         title="Shortest chain (s)",
-        description=f"Only with continuity cut: no cut sooner after the last one. "
+        description="Only with continuity cut. Minimum seconds between two cuts. "
         f"Empty: {DEFAULT_MIN_CHAIN_SECONDS:g} s.",
     )
     max_chain_seconds: float | None = Field(
@@ -140,61 +140,62 @@ class Request(BaseModel):
         ge=4,
         le=1200,
         title="Longest chain (s)",
-        description="Only with continuity cut: no cut later after the last one, even where nobody pauses. At least "
-        f"twice the shortest. Empty: {DEFAULT_MAX_CHAIN_SECONDS:g} s.",
+        description="Only with continuity cut. Maximum seconds between two cuts. A cut is forced if the speaker does "
+        f"not pause. At least twice the minimum. Empty: {DEFAULT_MAX_CHAIN_SECONDS:g} s.",
     )
     transition: Transition = Field(
         "cut",
         title="Transition",
-        description="Only with continuity cut: how the picture goes on there. cut: at once; crossfade: over 250 ms.",
+        description="Only with continuity cut. cut: the picture changes at once; crossfade: within 250 ms.",
     )
     clips_per_pod: int = Field(
         1,
         ge=1,
         le=16,
         title="Clips per pod",
-        description="Consecutive clips that one process renders with the model loaded once.",
+        description="Number of consecutive clips that one process renders; it loads the model once for all of them.",
     )
-    priority: Priority = Field(DEFAULT_PRIORITY, title="Priority", description="Which jobs get a free GPU first.")
+    priority: Priority = Field(
+        DEFAULT_PRIORITY, title="Priority", description="Jobs of higher priority get a free GPU first."
+    )
     labels: dict[str, str] = Field(
         {},
         max_length=MAX_LABELS,
         title="Labels",
-        description=f"At most {MAX_LABELS} names with values to find and to bill jobs by, each of up to 63 letters, "
-        'digits, dots, dashes and underscores, for example {"team": "news"}.',
+        description=f"At most {MAX_LABELS} names and values, to find jobs and to sum up their cost. Each has up to 63 "
+        'letters, digits, dots, dashes and underscores, for example {"team": "news"}.',
     )
     max_gpu_seconds: float | None = Field(
         None,
         gt=0,
-        title="Most GPU-seconds",
-        description="A plan that is expected to need more is refused before anything is spent.",
+        title="Maximum GPU-seconds",
+        description="A plan that needs more is refused before rendering begins.",
     )
     max_cost: float | None = Field(
         None,
         gt=0,
-        title="Highest cost",
-        description="In the currency of the configured GPU. A plan that is expected to cost more is refused before "
-        "anything is spent.",
+        title="Maximum cost",
+        description="In the currency of the configured GPU. A plan that costs more is refused before rendering begins.",
     )
     webhook_url: str | None = Field(
         None,
         pattern=WEBHOOK_URL_PATTERN,
         max_length=1000,
         title="Webhook",
-        description="Optional http(s) URL that is told when the job starts, a clip is done, and the job ends.",
+        description="Optional http(s) URL that gets a message when the job starts, a clip is done, or the job ends.",
     )
     parent_job_id: str | None = Field(
         None,
         pattern=JOB_ID_PATTERN,
         title="Earlier job",
-        description="Rerun: the job whose clips before `from_clip` are reused, with its frames, size and seeds.",
+        description="Rerun: the job to reuse. Its clips before `from_clip` are kept, with its frames, size and seeds.",
     )
     from_clip: int | None = Field(
         None,
         ge=0,
         lt=MAX_CLIPS,
         title="Rerun from clip",
-        description="Rerun: index of the first clip, from 0, that is rendered anew.",
+        description="Rerun: number of the first clip that is rendered again, counted from 0.",
     )
 
     @field_validator("*", mode="before")
@@ -259,17 +260,17 @@ class Request(BaseModel):
 
     @property
     def shortest_chain_seconds(self) -> float:
-        """With continuity cut: the least time between two cuts."""
+        """Return the minimum seconds between two cuts, with continuity cut."""
         return DEFAULT_MIN_CHAIN_SECONDS if self.min_chain_seconds is None else self.min_chain_seconds
 
     @property
     def longest_chain_seconds(self) -> float:
-        """With continuity cut: the most time between two cuts."""
+        """Return the maximum seconds between two cuts, with continuity cut."""
         return DEFAULT_MAX_CHAIN_SECONDS if self.max_chain_seconds is None else self.max_chain_seconds
 
 
 def parse_request(data: dict[str, Any]) -> Request:
-    """Validate `data`; PermanentError in one sentence that names each bad field, its value and what was expected."""
+    """Return `data` as a request; PermanentError names each bad field, its value and what was expected."""
     try:
         return Request.model_validate(data)
     except ValidationError as error:
@@ -278,7 +279,7 @@ def parse_request(data: dict[str, Any]) -> Request:
 
 
 def _problems_of_the_rest(data: dict[str, Any], error: ValidationError) -> list[str]:
-    """What the fields that are right in themselves have against each other: pydantic stops before it looks."""
+    """Return the conflicts between valid fields, which pydantic does not check while other fields are invalid."""
     bad = {problem["loc"][0] for problem in error.errors() if problem["loc"]}
     if not bad:
         return []
@@ -290,7 +291,7 @@ def _problems_of_the_rest(data: dict[str, Any], error: ValidationError) -> list[
     return []
 
 
-# The fields that `Request._problems_between_fields` compares, and values for those that cannot be left out.
+# Fields that `Request._problems_between_fields` compares, and placeholders for required fields.
 _JUDGED_TOGETHER = (
     {"continuity", "min_chain_seconds", "max_chain_seconds", "transition"},
     {"parent_job_id", "from_clip"},

@@ -1,7 +1,7 @@
-"""A job id belongs to one request: the comparison, for every way that a request can reach a job.
+"""Comparison of requests that name the same job id.
 
-The same request again continues the job. Another request is refused while the job waits, runs or has succeeded; a job
-that failed or was cancelled may be started again with a corrected one.
+The same request continues the job. A different request is refused while the job is queued, runs or has succeeded. A job
+that failed or was cancelled may start again with a corrected request.
 """
 
 from contextlib import suppress
@@ -12,13 +12,13 @@ from s2v_tasks.schemas.request import parse_request
 
 
 def differing_fields(ours: dict[str, Any], theirs: dict[str, Any], *, given_only: bool = False) -> list[str]:
-    """The fields in which two requests differ; a field left out has its default.
+    """Return the names of the fields in which two requests differ; an omitted field has its default.
 
-    `given_only`: what `ours` leaves out is no difference, because a form fills it later.
+    `given_only`: fields that `ours` omits are not compared, because a form fills them later.
     """
     ours, theirs = _given(ours), _given(theirs)
     given = set(ours)
-    with suppress(PermanentError):  # where one of them is no request they are compared as they are
+    with suppress(PermanentError):  # an invalid request is compared as it is
         ours, theirs = parse_request(ours).model_dump(), parse_request(theirs).model_dump()
     names = given if given_only else {*ours, *theirs}
     return sorted(name for name in names if ours.get(name) != theirs.get(name))
@@ -27,11 +27,11 @@ def differing_fields(ours: dict[str, Any], theirs: dict[str, Any], *, given_only
 def refuse_other_request(
     job_id: str, ours: dict[str, Any], theirs: dict[str, Any], *, given_only: bool = False
 ) -> None:
-    """JobTakenError when `ours` is not the request of the job, which is `theirs`."""
+    """Raise JobTakenError if `ours` differs from `theirs`, the request of the job."""
     if differing := differing_fields(ours, theirs, given_only=given_only):
         raise JobTakenError(
-            f"Job {job_id!r} is there with other values of {', '.join(differing)}: choose another job id, or use "
-            f"`s2v rerun {job_id}` to change what was made."
+            f"Job {job_id!r} exists with other values of {', '.join(differing)}: choose another job id, or use "
+            f"`s2v rerun {job_id}` to change its video."
         )
 
 

@@ -1,4 +1,4 @@
-"""Text and JSON of strangers: what Python's reader lets pass, but the standard does not or leaves open, is refused."""
+"""Strict parsing of text and JSON from untrusted sources: refuse what Python accepts beyond the standard."""
 
 import json
 import math
@@ -66,7 +66,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check_depth(value: Any) -> None:
-    """What comes later may recurse: a message, the database."""
+    """Raise ValueError for deep nesting: later code may process the value recursively."""
     level = [value]
     for _ in range(_DEEPEST):
         level = [member for members in map(_members, level) for member in members]

@@ -1,4 +1,4 @@
-"""Does the finished video keep what the plan promised? Pure judgement over measured facts."""
+"""Checks of measured facts, of a finished video against the expectations of its plan."""
 
 from s2v_tasks.validation.checks import validate
 from s2v_tasks.validation.thresholds import Thresholds, load_thresholds

@@ -1,6 +1,7 @@
-"""The checks. Each is a pure function of the measured facts, the expectation and the thresholds.
+"""Checks of a finished video: pure functions of measured facts, expectations and thresholds.
 
-Add one: write a function that returns `Verdict` and decorate it with `@check`; its name is its name in the report.
+To add a check, write a function that returns `Verdict` and decorate it with `@check`. Its name is its name in the
+report.
 """
 
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from s2v_tasks.validation.thresholds import Thresholds
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a check found, in words for the report."""
+    """Result of a check, in words for the report."""
 
     ok: bool
     measured: str
@@ -25,13 +26,13 @@ _CHECKS: list[Check] = []
 
 
 def check(function: Check) -> Check:
-    """Register a check; they run in the order of this file."""
+    """Register a check; checks run in the order of this file."""
     _CHECKS.append(function)
     return function
 
 
 def validate(facts: VideoFacts, expected: Expected, thresholds: Thresholds) -> Report:
-    """Run every check over a finished video; `Report.ok` says whether it may be published."""
+    """Run all checks on a finished video and return their report; a video is published if `Report.ok`."""
     results = tuple(_result(function, function(facts, expected, thresholds)) for function in _CHECKS)
     return Report(facts=facts, expected=expected, checks=results)
 
@@ -45,7 +46,7 @@ def _result(function: Check, verdict: Verdict) -> CheckResult:
 
 @check
 def streams(facts: VideoFacts, expected: Expected, thresholds: Thresholds) -> Verdict:
-    """One picture and one sound, in the codecs that every player takes."""
+    """Check for one video and one audio stream, in the codecs that all players support."""
     measured = f"{' + '.join(facts.streams)} ({facts.video_codec}, {facts.audio_codec})"
     wanted = "video + audio (h264, aac)"
     return Verdict(measured == wanted, measured, wanted)
@@ -53,7 +54,7 @@ def streams(facts: VideoFacts, expected: Expected, thresholds: Thresholds) -> Ve
 
 @check
 def pixel_format(facts: VideoFacts, expected: Expected, thresholds: Thresholds) -> Verdict:
-    """8-bit 4:2:0, tagged as what it was converted to."""
+    """Check for 8-bit 4:2:0 with the colour tags of the conversion."""
     measured = f"{facts.pixel_format} {'/'.join(facts.colour)}"
     wanted = "yuv420p bt709/bt709/bt709/tv"
     return Verdict(measured == wanted, measured, wanted)
@@ -61,39 +62,39 @@ def pixel_format(facts: VideoFacts, expected: Expected, thresholds: Thresholds) 
 
 @check
 def size(facts: VideoFacts, expected: Expected, thresholds: Thresholds) -> Verdict:
-    """The planned size in pixels."""
+    """Check for the planned size in pixels."""
     measured, wanted = f"{facts.width}x{facts.height}", f"{expected.width}x{expected.height}"
     return Verdict(measured == wanted, measured, wanted)
 
 
 @check
 def frame_rate(facts: VideoFacts, expected: Expected, thresholds: Thresholds) -> Verdict:
-    """The planned frames per second, exactly."""
+    """Check for exactly the planned frame rate."""
     return Verdict(facts.fps == expected.fps, f"{facts.fps} fps", f"{expected.fps} fps")
 
 
 @check
 def frame_count(facts: VideoFacts, expected: Expected, thresholds: Thresholds) -> Verdict:
-    """As many decodable frames as planned."""
+    """Check for the planned number of decodable frames."""
     ok = facts.num_frames == expected.num_frames
     return Verdict(ok, f"{facts.num_frames} frames", f"{expected.num_frames} frames")
 
 
 @check
 def video_duration(facts: VideoFacts, expected: Expected, thresholds: Thresholds) -> Verdict:
-    """The picture lasts as long as planned, to within one frame."""
+    """Check that the video stream has the planned length, to within one frame."""
     return _duration(facts.video_duration_seconds, expected)
 
 
 @check
 def audio_duration(facts: VideoFacts, expected: Expected, thresholds: Thresholds) -> Verdict:
-    """The sound lasts as long as the picture, to within one frame."""
+    """Check that the audio stream has the planned length, to within one frame."""
     return _duration(facts.audio_duration_seconds or Fraction(0), expected)
 
 
 @check
 def sync(facts: VideoFacts, expected: Expected, thresholds: Thresholds) -> Verdict:
-    """Picture and sound start together, at zero."""
+    """Check that both streams start at zero."""
     starts = (facts.video_start_seconds, facts.audio_start_seconds or Fraction(0))
     measured = f"picture starts at {float(starts[0]):.4f} s, sound at {float(starts[1]):.4f} s"
     ok = all(abs(start) <= thresholds.max_start_offset_seconds for start in starts)
@@ -102,7 +103,7 @@ def sync(facts: VideoFacts, expected: Expected, thresholds: Thresholds) -> Verdi
 
 @check
 def not_black(facts: VideoFacts, expected: Expected, thresholds: Thresholds) -> Verdict:
-    """There is light in the whole video, and in each frame."""
+    """Check that neither the video nor any of its frames is black."""
     ok = facts.mean_luma >= thresholds.min_mean_luma and facts.darkest_frame_luma >= thresholds.min_frame_luma
     measured = f"luma {facts.mean_luma:.1f}, in the darkest frame {facts.darkest_frame_luma:.1f}"
     wanted = f"at least {thresholds.min_mean_luma:g}, in every frame at least {thresholds.min_frame_luma:g}"
@@ -111,7 +112,7 @@ def not_black(facts: VideoFacts, expected: Expected, thresholds: Thresholds) -> 
 
 @check
 def not_flat(facts: VideoFacts, expected: Expected, thresholds: Thresholds) -> Verdict:
-    """Every frame shows something: none is one colour."""
+    """Check that no frame has only one colour."""
     ok = facts.flattest_frame_luma_std >= thresholds.min_frame_luma_std
     measured = f"luma deviation {facts.flattest_frame_luma_std:.1f} in the flattest frame"
     return Verdict(ok, measured, f"at least {thresholds.min_frame_luma_std:g}")
@@ -119,7 +120,7 @@ def not_flat(facts: VideoFacts, expected: Expected, thresholds: Thresholds) -> V
 
 @check
 def not_frozen(facts: VideoFacts, expected: Expected, thresholds: Thresholds) -> Verdict:
-    """The picture moves; only the frames held at the start may repeat for longer than the limit."""
+    """Check that the picture moves; only the held frames at the start may repeat beyond the limit."""
     seconds = min(thresholds.max_still_seconds, thresholds.max_still_share * expected.num_frames / expected.fps)
     most = max(expected.num_held_frames, int(seconds * expected.fps))
     measured = f"at most {facts.longest_still_frames} frames in a row show the same picture"
@@ -128,7 +129,7 @@ def not_frozen(facts: VideoFacts, expected: Expected, thresholds: Thresholds) ->
 
 @check
 def not_silent(facts: VideoFacts, expected: Expected, thresholds: Thresholds) -> Verdict:
-    """The speech can be heard, unless it was silent itself."""
+    """Check that the sound is about as loud as the speech, unless the speech is silent."""
     level = facts.audio_rms_dbfs
     measured = "no sound" if level is None else f"sound level {level:.1f} dBFS"
     if expected.speech_rms_dbfs < thresholds.silent_below_dbfs:
@@ -139,7 +140,7 @@ def not_silent(facts: VideoFacts, expected: Expected, thresholds: Thresholds) ->
 
 @check
 def decodes(facts: VideoFacts, expected: Expected, thresholds: Thresholds) -> Verdict:
-    """Every packet decodes, to the last frame."""
+    """Check that every packet decodes."""
     return Verdict(not facts.decode_errors, "; ".join(facts.decode_errors) or "no decode errors", "no decode errors")
 
 

@@ -1,4 +1,4 @@
-"""The limits of the checks (`config/validation.yaml`)."""
+"""Limits of the checks, read from `config/validation.yaml`."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from s2v_tasks.errors import ConfigurationError
 
 
 class Thresholds(BaseModel):
-    """Limits between a video that is delivered and one that is not. Luma is 0-255, levels are dB of full scale."""
+    """Limits of the checks of a video. Luma is 0-255, levels are dB of full scale."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -24,12 +24,10 @@ class Thresholds(BaseModel):
 
 
 def load_thresholds(path: Path) -> Thresholds:
-    """Read the thresholds; ConfigurationError names a missing file, a missing or an unknown key, or a bad value."""
+    """Return the thresholds; ConfigurationError names a missing file, a missing or unknown key, or a bad value."""
     try:
         return Thresholds.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
-        raise ConfigurationError(
-            f"{path} is missing: restore it, or set S2V_CONFIG_DIR to a folder that has it."
-        ) from None
+        raise ConfigurationError(f"{path} is missing: restore it, or set S2V_CONFIG_DIR to a folder with it.") from None
     except (ValidationError, yaml.YAMLError) as error:
         raise ConfigurationError(f"{path} is not a set of validation thresholds: {error}") from error

@@ -44,7 +44,7 @@ def test_a_full_disk_may_have_room_later(tmp_path: Path) -> None:
     """Exit code 75; here a file may have no more than 1,000 bytes."""
     limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (1000, 1000))
     line = sentence(s2v(*plan(), limit=limit, WORK_DIR=str(tmp_path)), 75)
-    assert line.startswith("TransientError: There is no room on the disk (")
+    assert line.startswith("TransientError: The disk is full (")
     assert "S2V_WORK_DIR" in line
     assert list(tmp_path.iterdir()) == []
 

@@ -41,7 +41,7 @@ def test_the_refusal_names_what_can_be_done() -> None:
     with pytest.raises(JobTakenError) as refused:
         refuse_other_request("talk", REQUEST | {"webhook_url": "https://example.com/?token=1"}, REQUEST)
     assert str(refused.value) == (
-        "Job 'talk' is there with other values of webhook_url: choose another job id, or use `s2v rerun talk` to "
-        "change what was made."
+        "Job 'talk' exists with other values of webhook_url: choose another job id, or use `s2v rerun talk` to "
+        "change its video."
     )
     refuse_other_request("talk", REQUEST, dict(REQUEST))

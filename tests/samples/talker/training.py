@@ -1,0 +1,169 @@
+"""The loop that all stages share: checkpoints, averaged weights, measures as JSON lines, stop rule."""
+
+import json
+import signal
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+Measures = dict[str, float]
+_AVERAGING = 0.998
+
+
+class Stage(Protocol):
+    """One network, its data and its stop rule."""
+
+    name: str
+    module: nn.Module  # everything that is trained
+    optimizers: list[torch.optim.Optimizer]
+    least_steps: int  # the stop rule ends the training from here on
+
+    def loss(self, step: int) -> Tensor:
+        """Return the loss of step `step`; its data depend on the seed and on `step` only."""
+        ...
+
+    def rate(self, step: int) -> float:
+        """Return the factor of the learning rate."""
+        ...
+
+    def evaluate(self) -> Measures:
+        """Return the measures of the weights that `module` has."""
+        ...
+
+    def reached(self, measures: Measures) -> bool:
+        """Return true if the stop rule is met."""
+        ...
+
+
+class Averaged:
+    """The running mean of a module's parameters: it is what is evaluated and kept."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self.values = {name: value.detach().clone() for name, value in module.named_parameters()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Move the mean towards the current values; quickly at first."""
+        share = 1 - min(_AVERAGING, (1 + step) / (10 + step))
+        for name, value in self._module.named_parameters():
+            self.values[name].lerp_(value, share)
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchange the mean and the current values."""
+        for name, value in self._module.named_parameters():
+            current = value.detach().clone()
+            value.copy_(self.values[name])
+            self.values[name] = current
+
+
+def train(stage: Stage, out: Path, *, minutes: float, every_minutes: float = 3.0, max_steps: int | None = None) -> bool:
+    """Train until the stop rule is met, the time is over or SIGTERM or SIGINT comes; return true if it is met.
+
+    Continues from `out/STAGE.pt`, which is replaced every `every_minutes` together with a line of measures in
+    `out/STAGE.jsonl`. The time counts from this call.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    checkpoint = out / f"{stage.name}.pt"
+    averaged = Averaged(stage.module)
+    step, cpu_before = _load(checkpoint, stage, averaged)
+    rates = [group["lr"] for optimizer in stage.optimizers for group in optimizer.param_groups]
+    stopped = _Stop()
+    start = saved = time.monotonic()
+    recent: list[float] = []
+    while True:
+        now = time.monotonic()
+        over = stopped.asked or now - start > 60 * minutes or (max_steps is not None and step >= max_steps)
+        if over or now - saved > 60 * every_minutes:
+            averaged.swap()
+            measures = {} if stopped.asked else stage.evaluate()
+            averaged.swap()
+            cpu_seconds = cpu_before + time.process_time()
+            _save(checkpoint, stage, averaged, step, cpu_seconds)
+            loss = sum(recent) / max(1, len(recent))
+            reached = bool(measures) and stage.reached(measures)
+            line = {"step": step, "cpu_seconds": round(cpu_seconds), "loss": loss, "reached": reached, **measures}
+            _log(out / f"{stage.name}.jsonl", line)
+            recent, saved = [], time.monotonic()
+            if over or (reached and step >= stage.least_steps):
+                return reached
+        groups = [group for optimizer in stage.optimizers for group in optimizer.param_groups]
+        for group, rate in zip(groups, rates, strict=True):
+            group["lr"] = rate * stage.rate(step)
+        loss = stage.loss(step)
+        for optimizer in stage.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(stage.module.parameters(), 1.0)
+        for optimizer in stage.optimizers:
+            optimizer.step()
+        averaged.update(step)
+        recent.append(float(loss.detach()))
+        step += 1
+
+
+class _Stop:
+    """Set by SIGTERM or SIGINT: the loop then ends with a checkpoint."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._ask)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+
+
+def _save(path: Path, stage: Stage, averaged: Averaged, step: int, cpu_seconds: float) -> None:
+    partial = path.with_suffix(".partial")
+    torch.save(
+        {
+            "step": step,
+            "cpu_seconds": cpu_seconds,
+            "module": stage.module.state_dict(),
+            "averaged": averaged.values,
+            "optimizers": [optimizer.state_dict() for optimizer in stage.optimizers],
+        },
+        partial,
+    )
+    Path(partial).replace(path)
+
+
+def _load(path: Path, stage: Stage, averaged: Averaged) -> tuple[int, float]:
+    if not path.is_file():
+        return 0, 0.0
+    state = torch.load(path, weights_only=True)
+    stage.module.load_state_dict(state["module"])
+    averaged.values = state["averaged"]
+    rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in stage.optimizers]
+    for optimizer, content, kept in zip(stage.optimizers, state["optimizers"], rates, strict=True):
+        optimizer.load_state_dict(content)
+        for group, rate in zip(optimizer.param_groups, kept, strict=True):
+            group["lr"] = rate
+    return state["step"], state["cpu_seconds"]
+
+
+def averaged_weights(path: Path) -> dict[str, Tensor]:
+    """Return the averaged weights of a stage's checkpoint."""
+    values: dict[str, Tensor] = torch.load(path, weights_only=True)["averaged"]
+    return values
+
+
+def correlation(a: Any, b: Any) -> float:
+    """Return the correlation of two series; 0 where one of them is constant."""
+    a, b = np.asarray(a, dtype=float).ravel(), np.asarray(b, dtype=float).ravel()
+    constant = min(a.std(), b.std()) < 1e-9
+    return 0.0 if constant else float(np.corrcoef(a, b)[0, 1])
+
+
+def _log(path: Path, values: dict[str, Any]) -> None:
+    line = json.dumps({name: round(value, 5) if isinstance(value, float) else value for name, value in values.items()})
+    with path.open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
+    print(line, flush=True)

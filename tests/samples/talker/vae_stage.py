@@ -1,0 +1,134 @@
+"""Stage 2: the VAE learns to keep drawn faces, pictures first, then films; stage 2b: its decoder alone goes on.
+
+The loss is absolute and squared error and that of edges, the mouth weighted. A little noise on the latents makes the
+decoder robust to the errors of the transformer. Stop rule: PSNR at least 27 dB, and the mouth opening measured in
+decoded frames correlates with the drawn one by at least 0.85. `measure.py` counts the frames with a face.
+"""
+
+from pathlib import Path
+
+import clips
+import fast_vae
+import numpy as np
+import speech
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from training import Measures, averaged_weights, correlation
+
+_SEED = 2
+_CLIP_FRAMES = 17
+_POOL = 240
+_CROP = 64
+_PICTURE_STEPS = 2500
+_NOISE = 0.08
+_MOUTH_WEIGHT = 3.0
+_EDGE_WEIGHT = 0.5
+# (crops, frames) of a step, by turns.
+_BATCHES = ((16, 1), (4, 5), (2, 9))
+_LEAST_PSNR, _LEAST_CORRELATION = 27.0, 0.85
+
+
+class VaeStage:
+    """The VAE and a pool of clips, of which one is replaced every few steps."""
+
+    name = "vae"
+    least_steps = 12000
+
+    def __init__(self, encoder_from: Path | None = None, *, pool: int = _POOL, num_test: int = 6) -> None:
+        self.vae = fast_vae.new_vae(torch.Generator().manual_seed(0))
+        self.module = self.vae
+        self._trains_encoder = encoder_from is None
+        if encoder_from is not None:
+            self.name = "decoder"
+            self.vae.load_state_dict(averaged_weights(encoder_from), strict=False)
+            self.vae.encoder.requires_grad_(False)
+            self.vae.quant_conv.requires_grad_(False)
+        trained = [value for value in self.vae.parameters() if value.requires_grad]
+        self.optimizers = [torch.optim.AdamW(trained, lr=2e-3, betas=(0.9, 0.98), weight_decay=1e-3)]
+        self._pool_size = pool
+        self._pool: list[clips.Clip] = []
+        rng = np.random.default_rng((_SEED, 0))
+        self._test = [_draw(rng) for _ in range(num_test)]
+
+    def rate(self, step: int) -> float:
+        """Warm up over 100 steps, then fall with the square root of the step."""
+        return min((step + 1) / 100, (3000 / max(3000, step)) ** 0.5)
+
+    def loss(self, step: int) -> Tensor:
+        """Return the weighted reconstruction error of one batch of crops."""
+        rng = np.random.default_rng((_SEED, 1, step))
+        if len(self._pool) < self._pool_size or step % 4 == 0:
+            self._pool = [*self._pool[-self._pool_size + 1 :], _draw(rng)]
+        pictures_only = step < _PICTURE_STEPS and self._trains_encoder
+        crops, num_frames = _BATCHES[0] if pictures_only else _BATCHES[step % len(_BATCHES)]
+        pixels, weights = self._crops(rng, crops, num_frames)
+        with torch.set_grad_enabled(self._trains_encoder):
+            latents = fast_vae.encode(self.vae, pixels)
+        noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(step))
+        difference = fast_vae.decode(self.vae, latents + _NOISE * noise) - pixels
+        error = difference.abs() + difference.square()
+        loss = (error * weights).mean()
+        for axis in (-1, -2):
+            loss = loss + _EDGE_WEIGHT * (difference.diff(dim=axis).abs() * weights.narrow(axis, 1, _CROP - 1)).mean()
+        if self._trains_encoder:
+            mean, std = latents.mean((0, 2, 3, 4)), latents.std((0, 2, 3, 4))
+            loss = loss + 0.01 * (mean.square() + (std - 1).square()).mean()
+        return loss
+
+    def _crops(self, rng: np.random.Generator, count: int, num_frames: int) -> tuple[Tensor, Tensor]:
+        """Return pixels `[B, 3, T, 64, 64]` in [-1, 1], two in three at the mouth, and weights `[B, 1, 1, 64, 64]`."""
+        pixels, weights = [], []
+        for _ in range(count):
+            clip = self._pool[rng.integers(len(self._pool))]
+            left, top, right, bottom = clip.person.mouth_box()
+            height, width = clip.frames.shape[1:3]
+            x, y = rng.integers(0, width - _CROP + 1), rng.integers(0, height - _CROP + 1)
+            if rng.random() < 2 / 3:
+                x, y = (
+                    (low + high - _CROP) // 2 + rng.integers(-24, 25) for low, high in ((left, right), (top, bottom))
+                )
+                x, y = np.clip(x, 0, width - _CROP), np.clip(y, 0, height - _CROP)
+            first = rng.integers(0, len(clip.frames) - num_frames + 1)
+            weight = np.ones((height, width), np.float32)
+            weight[top:bottom, left:right] = _MOUTH_WEIGHT
+            pixels.append(clip.frames[first : first + num_frames, y : y + _CROP, x : x + _CROP])
+            weights.append(weight[y : y + _CROP, x : x + _CROP])
+        return _pixels(np.stack(pixels)), torch.from_numpy(np.stack(weights))[:, None, None]
+
+    @torch.no_grad()
+    def evaluate(self) -> Measures:
+        """Return PSNR of whole frames and of mouths, and the correlation of drawn and decoded openings."""
+        errors, mouth_errors, drawn, measured = [], [], [], []
+        for clip in self._test:
+            pixels = _pixels(clip.frames[None])
+            decoded = fast_vae.decode(self.vae, fast_vae.encode(self.vae, pixels)).clamp(-1, 1)
+            error = ((decoded - pixels) / 2).square()[0]
+            left, top, right, bottom = clip.person.mouth_box()
+            errors.append(float(error.mean()))
+            mouth_errors.append(float(error[..., top:bottom, left:right].mean()))
+            frames = ((decoded[0].permute(1, 2, 3, 0) + 1) * 127.5).round().to(torch.uint8).numpy()
+            for index in range(2, len(frames), 2):
+                measured.append(clips.measured_opening(clip.person, clip.poses[index], frames[index]))
+                drawn.append(clip.poses[index].opening)
+        return {
+            "psnr": _psnr(errors),
+            "mouth_psnr": _psnr(mouth_errors),
+            "opening_correlation": correlation(drawn, measured),
+        }
+
+    def reached(self, measures: Measures) -> bool:
+        """Return true from 27 dB and a correlation of 0.85 on."""
+        return measures["psnr"] >= _LEAST_PSNR and measures["opening_correlation"] >= _LEAST_CORRELATION
+
+
+def _draw(rng: np.random.Generator) -> clips.Clip:
+    return clips.draw_clip(rng, speech.draw_utterance(rng, 2), float(rng.uniform(0, 0.9)), _CLIP_FRAMES)
+
+
+def _pixels(frames_BTHWC: NDArray[np.uint8]) -> Tensor:
+    return torch.from_numpy(frames_BTHWC).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+
+
+def _psnr(errors: list[float]) -> float:
+    return float(-10 * np.log10(np.mean(errors)))

@@ -3,6 +3,7 @@
 import ctypes.util
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,9 +19,13 @@ needs_espeak = pytest.mark.skipif(not ctypes.util.find_library("espeak-ng"), rea
 
 
 @pytest.fixture(autouse=True)
-def recipe(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the recipe's modules import each other, as when its script runs."""
+def recipe(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let the recipe's modules import each other, as when its script runs, and compute on one thread."""
     monkeypatch.setattr(sys, "path", [str(RECIPE), *sys.path])
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
 
 
 def test_transformer_for_training_is_that_of_the_engine() -> None:

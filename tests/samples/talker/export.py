@@ -27,7 +27,7 @@ from s2v_tasks.engine.loading.snapshot import (
     VAE_FILE,
     Snapshot,
 )
-from s2v_tasks.engine.tiny_snapshot import write_tiny_snapshot
+from s2v_tasks.verification.tiny_snapshot import write_tiny_snapshot
 
 _SEED = 0
 

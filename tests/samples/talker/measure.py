@@ -1,10 +1,10 @@
 """Measure a rendered video against speech: `python measure.py VIDEO AUDIO --models DIR [--other AUDIO ...]`.
 
-DIR holds two networks of MediaPipe (Apache-2.0): `face_detection_short_range.tflite` and `face_landmark.tflite`; they run
-on `ai-edge-litert`. The mouth opening is the gap between the inner lips over the length of the face. It is correlated
-with the loudness of the speech, shifted by up to half a second. Prints JSON: share of frames with a face, the best
-correlation with AUDIO and its lag in milliseconds (positive: the sound is late), that with other speech, and for each
-place where clips meet the jump of the picture over the median of the jumps beside it.
+DIR holds two networks of MediaPipe (Apache-2.0): `face_detection_short_range.tflite` and `face_landmark.tflite`; they
+run on `ai-edge-litert`. The mouth opening is the gap between the inner lips over the length of the face. It is
+correlated with the loudness of the speech, shifted by up to half a second. Prints JSON: share of frames with a face,
+the best correlation with AUDIO and its lag in milliseconds (positive: the sound is late), that with other speech, and
+for each place where clips meet the jump of the picture over the median of the jumps beside it.
 """
 
 import argparse
@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from s2v_tasks.media.decode import iter_rgb
 
 from s2v_tasks.engine.audio_features import FRAMES_PER_SECOND
+from s2v_tasks.media.decode import iter_rgb
 
 Floats = NDArray[np.float64]
 _LAGS = np.arange(-0.5, 0.501, 0.01)

@@ -162,11 +162,11 @@ class TransformerStage:
 
 
 def _window(film: Film, start: int, first: int, window: int, rng: np.random.Generator) -> tuple[Tensor, ...]:
-    """Return latents, reference, history, features, mouths and weights of a window of the clip that begins at `start`."""
+    """Return latents, reference, history, features, mouths and weights of a window of the clip from `start` on."""
     begin = start + first
-    history = torch.cat(
-        [film.before[:, : max(0, MOTION_LATENTS - start)], film.latents[:, max(0, start - 19) : start]], 1
-    )
+    grey = film.before[:, : max(0, MOTION_LATENTS - start)]
+    known = film.latents[:, max(0, start - MOTION_LATENTS) : start]
+    history = torch.cat([grey, known], dim=1)
     # What the model itself made is not quite clean.
     noise = torch.from_numpy(rng.standard_normal(history.shape, dtype=np.float32)) * float(rng.uniform(0, 0.25))
     frames = slice(4 * start - 3, 4 * (begin + window) - 3)

@@ -97,17 +97,18 @@ class _Line:
 
 def test_training_that_is_interrupted_goes_on_where_it_was(tmp_path: Path) -> None:
     """Three steps and three more leave the same checkpoint as six, and each call leaves a line of measures."""
-    from training import train
+    from training import Limits, is_complete, train
 
     for folder, calls in (("once", (6,)), ("twice", (3, 6))):
         for steps in calls:
-            assert not train(_Line(), tmp_path / folder, minutes=1, max_steps=steps)
+            assert not train(_Line(), tmp_path / folder, Limits(max_steps=steps))
     once, twice = (torch.load(tmp_path / name / "line.pt", weights_only=True) for name in ("once", "twice"))
     assert once["step"] == twice["step"] == 6
     for kind in ("module", "averaged"):
         assert all(torch.equal(value, twice[kind][name]) for name, value in once[kind].items())
     lines = [json.loads(line) for line in (tmp_path / "twice" / "line.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [3, 6]
+    assert [is_complete(tmp_path / "once" / "line.pt", steps) for steps in (6, 7)] == [True, False]
 
 
 @needs_espeak

@@ -1,8 +1,10 @@
 """The loop that all stages share: checkpoints, averaged weights, measures as JSON lines, stop rule."""
 
 import json
+import math
 import signal
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
@@ -63,76 +65,99 @@ class Averaged:
             self.values[name] = current
 
 
-def train(stage: Stage, out: Path, *, minutes: float, every_minutes: float = 3.0, max_steps: int | None = None) -> bool:
-    """Train until the stop rule is met, the time is over or SIGTERM or SIGINT comes; return true if it is met.
+@dataclass(frozen=True)
+class Limits:
+    """When a training ends before its stop rule is met, and how often it is saved and judged."""
 
-    Continues from `out/STAGE.pt`, which is replaced every `every_minutes` together with a line of measures in
-    `out/STAGE.jsonl`. The time counts from this call.
+    minutes: float = math.inf
+    max_steps: int | None = None
+    every_minutes: float = 5.0  # a checkpoint by the clock, measures by CPU time
+
+
+def train(stage: Stage, out: Path, limits: Limits) -> bool:
+    """Train until the stop rule is met, a limit is reached or SIGTERM or SIGINT comes; return true if the rule is met.
+
+    Continues from `out/STAGE.pt`. Measures go to `out/STAGE.jsonl`, a line each. The time counts from this call.
     """
     out.mkdir(parents=True, exist_ok=True)
     checkpoint = out / f"{stage.name}.pt"
     averaged = Averaged(stage.module)
     step, cpu_before = _load(checkpoint, stage, averaged)
-    rates = [group["lr"] for optimizer in stage.optimizers for group in optimizer.param_groups]
-    stopped = _Stop()
+    groups = [group for optimizer in stage.optimizers for group in optimizer.param_groups]
+    rates = [group["lr"] for group in groups]
     start = saved = time.monotonic()
-    recent: list[float] = []
-    while True:
-        now = time.monotonic()
-        over = stopped.asked or now - start > 60 * minutes or (max_steps is not None and step >= max_steps)
-        if over or now - saved > 60 * every_minutes:
-            averaged.swap()
-            measures = {} if stopped.asked else stage.evaluate()
-            averaged.swap()
-            cpu_seconds = cpu_before + time.process_time()
-            _save(checkpoint, stage, averaged, step, cpu_seconds)
-            loss = sum(recent) / max(1, len(recent))
-            reached = bool(measures) and stage.reached(measures)
-            line = {"step": step, "cpu_seconds": round(cpu_seconds), "loss": loss, "reached": reached, **measures}
-            _log(out / f"{stage.name}.jsonl", line)
-            recent, saved = [], time.monotonic()
-            if over or (reached and step >= stage.least_steps):
-                return reached
-        groups = [group for optimizer in stage.optimizers for group in optimizer.param_groups]
-        for group, rate in zip(groups, rates, strict=True):
-            group["lr"] = rate * stage.rate(step)
-        loss = stage.loss(step)
-        for optimizer in stage.optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(stage.module.parameters(), 1.0)
-        for optimizer in stage.optimizers:
-            optimizer.step()
-        averaged.update(step)
-        recent.append(float(loss.detach()))
-        step += 1
+    judged, losses = time.process_time(), []
+    with _Stop() as stop:
+        while True:
+            over = time.monotonic() - start > 60 * limits.minutes or step == limits.max_steps
+            reached = False
+            if stop.asked or over or time.monotonic() - saved > 60 * limits.every_minutes:
+                cpu_seconds = cpu_before + time.process_time()
+                if over or time.process_time() - judged > 60 * limits.every_minutes:
+                    loss = sum(losses) / max(1, len(losses))
+                    measures = _evaluate(stage, averaged)
+                    reached = stage.reached(measures) and step >= stage.least_steps
+                    line = {"step": step, "cpu_seconds": round(cpu_seconds), "loss": loss, "reached": reached}
+                    _log(out / f"{stage.name}.jsonl", {**line, **measures})
+                    judged, losses = time.process_time(), []
+                _save(checkpoint, stage, averaged, {"step": step, "cpu_seconds": cpu_seconds, "reached": reached})
+                saved = time.monotonic()
+                if stop.asked or over or reached:
+                    return reached
+            for group, rate in zip(groups, rates, strict=True):
+                group["lr"] = rate * stage.rate(step)
+            losses.append(_step(stage, step))
+            averaged.update(step)
+            step += 1
+
+
+def _step(stage: Stage, step: int) -> float:
+    loss = stage.loss(step)
+    for optimizer in stage.optimizers:
+        optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    torch.nn.utils.clip_grad_norm_(stage.module.parameters(), 1.0)
+    for optimizer in stage.optimizers:
+        optimizer.step()
+    return loss.item()
+
+
+def _evaluate(stage: Stage, averaged: Averaged) -> Measures:
+    averaged.swap()
+    try:
+        return stage.evaluate()
+    finally:
+        averaged.swap()
 
 
 class _Stop:
-    """Set by SIGTERM or SIGINT: the loop then ends with a checkpoint."""
+    """Set by SIGTERM or SIGINT while entered: the loop then ends with a checkpoint."""
 
-    def __init__(self) -> None:
+    def __enter__(self) -> "_Stop":
         self.asked = False
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._ask)
+        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
 
 
-def _save(path: Path, stage: Stage, averaged: Averaged, step: int, cpu_seconds: float) -> None:
+def _save(path: Path, stage: Stage, averaged: Averaged, progress: dict[str, Any]) -> None:
     partial = path.with_suffix(".partial")
     torch.save(
         {
-            "step": step,
-            "cpu_seconds": cpu_seconds,
+            **progress,
             "module": stage.module.state_dict(),
             "averaged": averaged.values,
             "optimizers": [optimizer.state_dict() for optimizer in stage.optimizers],
         },
         partial,
     )
-    Path(partial).replace(path)
+    partial.replace(path)
 
 
 def _load(path: Path, stage: Stage, averaged: Averaged) -> tuple[int, float]:
@@ -147,6 +172,14 @@ def _load(path: Path, stage: Stage, averaged: Averaged) -> tuple[int, float]:
         for group, rate in zip(optimizer.param_groups, kept, strict=True):
             group["lr"] = rate
     return state["step"], state["cpu_seconds"]
+
+
+def is_complete(path: Path, max_steps: int) -> bool:
+    """Return true if the checkpoint's stop rule is met or its steps are done."""
+    if not path.is_file():
+        return False
+    state = torch.load(path, weights_only=True, mmap=True)
+    return bool(state.get("reached")) or state["step"] >= max_steps
 
 
 def averaged_weights(path: Path) -> dict[str, Tensor]:

@@ -104,7 +104,7 @@ class AudioStage:
 
 def load_encoder(weights: dict[str, Tensor]) -> AudioEncoder:
     """Return the encoder of averaged weights of this stage as the engine runs it."""
-    model = Wav2Vec2Model(Wav2Vec2Config(**CONFIG))
+    model = Wav2Vec2Model(Wav2Vec2Config(**CONFIG, **_NO_DROPOUT))
     prefix = "encoder."
     own = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
     model.load_state_dict(own, strict=True)

@@ -33,7 +33,7 @@ class VaeStage:
     """The VAE and a pool of clips, of which one is replaced every few steps."""
 
     name = "vae"
-    least_steps = 12000
+    least_steps = 6000
 
     def __init__(self, encoder_from: Path | None = None, *, pool: int = _POOL, num_test: int = 6) -> None:
         self.vae = fast_vae.new_vae(torch.Generator().manual_seed(0))

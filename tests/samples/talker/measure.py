@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from s2v_tasks.engine.audio_features import FRAMES_PER_SECOND
-from s2v_tasks.media.decode import iter_rgb
+from s2v_tasks.media.frames import iter_rgb
 
 Floats = NDArray[np.float64]
 _LAGS = np.arange(-0.5, 0.501, 0.01)

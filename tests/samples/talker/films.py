@@ -73,7 +73,7 @@ class FilmMaker:
     @torch.no_grad()
     def encode(self, frames_THWC: np.ndarray) -> Tensor:
         """Return scaled latents `[16, Z, h, w]`."""
-        pixels = torch.from_numpy(frames_THWC).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+        pixels = torch.tensor(frames_THWC).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
         return ((fast_vae.encode(self.vae, pixels) - self.mean) / self.std)[0]
 
     def make(self, index: int) -> dict[str, Tensor]:

@@ -1,8 +1,8 @@
-# Two commands do everything on a fresh machine: `make demo` and `make test`. Both create and use .venv.
+# `make demo` and `make test` need nothing else on a fresh machine. Both create and use .venv.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-# Tools are run by the interpreter: the first line of a script cannot name every path that a checkout may have.
+# The interpreter runs the tools, because the first line of a script cannot contain every path of a checkout.
 CONSTRAINTS := config/constraints-py311.txt
 INSTALLED := $(VENV)/.installed
 
@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.installed
 help: ## Show this help.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-# The stamp makes a second `make` start at once; a changed pyproject or constraints file installs again.
+# The stamp file skips the installation until pyproject.toml or the constraints change.
 $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) torch -e '.[engine,airflow,queue,embedded,dev]'
@@ -20,16 +20,16 @@ $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 install: $(INSTALLED) ## Create .venv with everything.
 
 DEMO_ARGS ?=
-demo: $(INSTALLED) ## Run the DAG on the sample inputs; leaves out/<job_id>.mp4. DEMO_ARGS="--audio a.wav ..." for yours.
+demo: $(INSTALLED) ## Run the DAG on the samples; writes out/<job_id>.mp4. Your files: DEMO_ARGS="--audio a.wav ...".
 	@$(BIN)/python -m s2v_tasks.cli demo $(DEMO_ARGS)
 
 up: $(INSTALLED) ## Start PostgreSQL, S3 and Airflow with its UI on loopback.
 	@$(BIN)/python -m s2v_tasks.cli up
 
-down: $(INSTALLED) ## Stop what `make up` started; state stays in .s2v/.
+down: $(INSTALLED) ## Stop the servers of `make up`; data stays in .s2v/.
 	@$(BIN)/python -m s2v_tasks.cli down
 
-status: $(INSTALLED) ## Say what of the embedded stack runs.
+status: $(INSTALLED) ## Show which servers of the embedded stack run.
 	@$(BIN)/python -m s2v_tasks.cli status
 
 lint: $(INSTALLED) ## Format check, lint, types, import contracts.
@@ -38,31 +38,31 @@ lint: $(INSTALLED) ## Format check, lint, types, import contracts.
 	$(BIN)/python -m mypy
 	$(BIN)/python $(BIN)/lint-imports
 
-# Two files at a time: much of the time a test waits for a server or another process. By name, so that the many short ones
-# come last.
+# Two files at a time, because tests often wait for servers or other processes. In the order of names: the many short
+# tests run last.
 test: lint ## Install what the tests need and run them all.
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-ingestion: $(INSTALLED) ## Drop a thousand folders into a running Airflow and kill its scheduler twice.
 	$(BIN)/python -m pytest -m ingestion -s tests/integration/test_flood.py
 
-test-outages: $(INSTALLED) ## Run five jobs at once on an Airflow with factory settings; kill its scheduler, stop its S3 server.
+test-outages: $(INSTALLED) ## Run five jobs at once on Airflow with default settings; kill its scheduler, stop its S3 server.
 	$(BIN)/python -m pytest -m outages -s tests/integration/test_factory_airflow.py
 
 test-images: $(INSTALLED) ## Run the scripts of the images as their builds do, without a container engine.
 	$(BIN)/python -m pytest -m images tests/contracts/test_images.py tests/contracts/test_compose.py
 
-test-kubernetes: $(INSTALLED) ## Run the DAG with pods on the cluster of this machine (KUBECONFIG), and what can befall them.
+test-kubernetes: $(INSTALLED) ## Run the DAG with pods on the cluster of this machine (KUBECONFIG), and test failures of pods.
 	$(BIN)/python -m pytest -m kubernetes tests/kubernetes
 
-# On a machine where nothing can be installed: tests/gpu/README.md.
-gpu-check: ## Check the engine on the GPU of this machine: right, how fast, how much memory.
+# On a machine without a network: tests/gpu/README.md.
+gpu-check: ## Check correctness, speed and memory of the engine on the GPU of this machine.
 	PYTHONPATH=. $(BIN)/python -m tests.gpu.check $(GPU_CHECK_ARGS)
 
-# By name, without what they depend on: torch and its companions are on such a machine.
+# Without their dependencies: such a machine already has torch and its packages.
 GPU_WHEELS := diffusers transformers tokenizers huggingface-hub torchao accelerate einops safetensors regex pydantic pydantic-core \
 	annotated-types typing-inspection typing-extensions pydantic-settings python-dotenv structlog ftfy wcwidth soundfile soxr pyyaml
-gpu-wheels: $(INSTALLED) ## Gather in DIR the wheels for Python 3.12 that a GPU machine without a network may lack.
+gpu-wheels: $(INSTALLED) ## Download to DIR the Python 3.12 wheels for a GPU machine without a network.
 	@test -n "$(DIR)" || { echo "gpu-wheels needs DIR=folder"; exit 2; }
 	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --python-version 3.12 \
 		--platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 -c $(CONSTRAINTS) -d "$(DIR)" $(GPU_WHEELS)

@@ -1,0 +1,226 @@
+"""Measures of a clip, frame by frame in bounded memory: a few numbers are kept of each frame, and two pictures."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from s2v_tasks.perception import colour, landmarks, lip_sync, seams
+from s2v_tasks.perception.faces import FaceFinder, Picture, Points
+from s2v_tasks.schemas.quality import (
+    ClipQuality,
+    FaceQuality,
+    LipSyncQuality,
+    LookQuality,
+    ReferenceLook,
+    SeamQuality,
+)
+
+Series = npt.NDArray[np.float64]
+
+# Other faces than the first are searched for in every such frame: they do not come and go within half a second.
+_ALL_FACES_EVERY = 8
+# Colours on each side of a seam are the mean of so many frames.
+_SEAM_FRAMES = 3
+# The eyes count as closed below this share of their usual opening.
+_BLINK_BELOW = 0.6
+# Speech is audible in a frame whose compressed loudness is above this share of its range.
+_AUDIBLE_ABOVE = 0.35
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The reference picture, fitted to the size of the video, and its face."""
+
+    look: ReferenceLook
+    landmarks: Points | None
+
+    @classmethod
+    def of(cls, picture: Picture, finder: FaceFinder) -> "Reference":
+        """Measure the reference picture."""
+        detections = finder.detect(picture)
+        points = finder.mesh(picture, detections[0]).landmarks if detections else None
+        skin = colour.mean_lab(landmarks.skin_pixels(picture, points)) if points is not None else None
+        look = ReferenceLook(
+            num_faces=len(detections),
+            face_height=landmarks.face_height(points) / picture.shape[0] if points is not None else None,
+            skin_lab=_triple(skin) if skin is not None else None,
+            background_lab=_triple(colour.mean_lab(colour.background_pixels(picture))),
+            contrast=colour.contrast(picture),
+            sharpness=colour.sharpness(picture, points) if points is not None else None,
+        )
+        return cls(look=look, landmarks=points)
+
+
+@dataclass
+class ClipMeter:
+    """Take the frames of one clip in order, then `finish` it. `before` is the finished meter of the clip before."""
+
+    finder: FaceFinder
+    reference: Reference | None = None
+    before: "ClipMeter | None" = None
+    mouth: list[float] = field(default_factory=list)
+    _rows: list[list[float]] = field(default_factory=list)
+    _skin: list[npt.NDArray[np.float64]] = field(default_factory=list)
+    _background: list[npt.NDArray[np.float64]] = field(default_factory=list)
+    _shifts: list[float] = field(default_factory=list)
+    _most_faces: int = 0
+    _seam_shift: float | None = None
+    _last: Picture | None = None
+
+    def take(self, picture: Picture) -> None:
+        """Measure one frame u8 RGB `[H,W,3]`."""
+        index = len(self.mouth)
+        previous = self._last if self._last is not None else (self.before._last if self.before else None)
+        if previous is not None:
+            moved = seams.shift(previous, picture)
+            if index == 0:
+                self._seam_shift = moved
+            else:
+                self._shifts.append(moved)
+        detections = self.finder.detect(picture)
+        if index % _ALL_FACES_EVERY == 0:
+            self._most_faces = max(self._most_faces, len(detections))
+        points = self.finder.mesh(picture, detections[0]).landmarks if detections else None
+        self.mouth.append(landmarks.mouth_opening(points) if points is not None else np.nan)
+        self._rows.append(self._row(picture, points))
+        self._skin.append(_skin(picture, points))
+        self._background.append(colour.mean_lab(colour.background_pixels(picture)))
+        self._last = picture
+
+    def _row(self, picture: Picture, points: Points | None) -> list[float]:
+        if points is None:
+            return [colour.contrast(picture)] + [np.nan] * 6
+        theirs = self.reference.landmarks if self.reference else None
+        x, y = landmarks.center(points)
+        return [
+            colour.contrast(picture),
+            colour.sharpness(picture, points),
+            landmarks.face_height(points),
+            landmarks.eye_opening(points),
+            x,
+            y,
+            landmarks.shape_difference(points, theirs) if theirs is not None else np.nan,
+        ]
+
+    def finish(
+        self, start_frame: int, fps: float, speech: npt.NDArray[np.float32] | None, sample_rate: int
+    ) -> ClipQuality:
+        """Return the measures of the clip. `speech` is the sound of exactly its frames, mono; None measures no lip sync."""
+        rows = np.array(self._rows)
+        return ClipQuality(
+            start_frame=start_frame,
+            end_frame=start_frame + len(rows),
+            face=self._face(rows, fps),
+            lip_sync=measure_lip_sync(np.array(self.mouth), speech, sample_rate, fps) if speech is not None else None,
+            look=self._look(rows),
+            seam=self._seam(start_frame),
+        )
+
+    def _face(self, rows: Series, fps: float) -> FaceQuality:
+        found = np.isfinite(rows[:, 2])
+        height = _mean(rows[:, 2])
+        theirs = (
+            landmarks.face_height(self.reference.landmarks)
+            if self.reference and self.reference.landmarks is not None
+            else None
+        )
+        return FaceQuality(
+            share_of_frames=float(found.mean()),
+            longest_gap_frames=_longest_run(~found),
+            most_faces=self._most_faces,
+            height_ratio=height / theirs if height is not None and theirs is not None else None,
+            shape_difference=_mean(rows[:, 6]),
+            blinks_per_minute=_blinks(rows[:, 3]) / (len(rows) / fps / 60) if found.any() else None,
+            head_motion=float(np.hypot(np.nanstd(rows[:, 4]), np.nanstd(rows[:, 5]))) / height if height else None,
+        )
+
+    def _look(self, rows: Series) -> LookQuality:
+        look = self.reference.look if self.reference else None
+        skin, background = _mean_colour(self._skin), _mean_colour(self._background)
+        assert background is not None
+        sharpness = _mean(rows[:, 1])
+        theirs = look.sharpness if look else None
+        return LookQuality(
+            skin_difference=_distance(skin, look.skin_lab) if look else None,
+            background_difference=(_distance(background, look.background_lab) or 0.0) if look else 0.0,
+            contrast_ratio=float(rows[:, 0].mean()) / max(look.contrast, 1e-6) if look else 1.0,
+            sharpness_ratio=sharpness / theirs if sharpness is not None and theirs else None,
+        )
+
+    def _seam(self, start_frame: int) -> SeamQuality | None:
+        if self.before is None or self._seam_shift is None:
+            return None
+        inside = np.array(self.before._shifts + self._shifts)
+        sides = [
+            (_mean_colour(before[-_SEAM_FRAMES:]), _mean_colour(after[:_SEAM_FRAMES]))
+            for before, after in ((self.before._skin, self._skin), (self.before._background, self._background))
+        ]
+        return SeamQuality(
+            start_frame=start_frame,
+            jump=seams.jump(self._seam_shift, inside),
+            skin_step=_distance(*sides[0]),
+            background_step=_distance(*sides[1]) or 0.0,
+        )
+
+
+def measure_lip_sync(opening: Series, speech: npt.NDArray[np.float32], sample_rate: int, fps: float) -> LipSyncQuality:
+    """Return the lip sync of frames `opening [n]` (NaN: no face) and their speech."""
+    loudness = lip_sync.envelope(speech, sample_rate, len(opening), fps)
+    audible = loudness > _AUDIBLE_ABOVE * max(float(loudness.max(initial=0.0)), 1e-6)
+    found = lip_sync.compare(opening, speech, sample_rate, fps)
+    return LipSyncQuality(
+        lag_ms=1000 * found.lag_seconds if found else None,
+        correlation=found.correlation if found else None,
+        other_correlation=found.other_correlation if found else None,
+        speech_share=float(audible.mean()),
+        opening_range=_range(opening[audible]),
+        silent_opening_range=_range(opening[~audible]),
+    )
+
+
+def _skin(picture: Picture, points: Points | None) -> npt.NDArray[np.float64]:
+    return colour.mean_lab(landmarks.skin_pixels(picture, points)) if points is not None else np.full(3, np.nan)
+
+
+def _mean_colour(colours: Iterable[npt.NDArray[np.float64]]) -> npt.NDArray[np.float64] | None:
+    known = [lab for lab in colours if np.isfinite(lab).all()]
+    return np.asarray(np.mean(known, axis=0)) if known else None
+
+
+def _distance(one: npt.ArrayLike | None, other: npt.ArrayLike | None) -> float | None:
+    if one is None or other is None:
+        return None
+    return colour.difference(np.asarray(one, dtype=np.float64), np.asarray(other, dtype=np.float64))
+
+
+def _triple(lab: npt.NDArray[np.float64]) -> tuple[float, float, float]:
+    lightness, a, b = (float(value) for value in lab)
+    return lightness, a, b
+
+
+def _mean(values: Series) -> float | None:
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if len(known) else None
+
+
+def _range(values: Series) -> float | None:
+    known = values[np.isfinite(values)]
+    return float(np.percentile(known, 95) - np.percentile(known, 5)) if len(known) >= 4 else None
+
+
+def _longest_run(flags: npt.NDArray[np.bool_]) -> int:
+    longest = run = 0
+    for flag in flags:
+        run = run + 1 if flag else 0
+        longest = max(longest, run)
+    return longest
+
+
+def _blinks(eyes: Series) -> int:
+    known = eyes[np.isfinite(eyes)]
+    if not len(known):
+        return 0
+    closed = known < _BLINK_BELOW * np.median(known)
+    return int(np.sum(closed[1:] & ~closed[:-1]) + closed[0])

@@ -1,0 +1,51 @@
+"""Seams: does the picture jump between the last frame of a clip and the first frame of the next?"""
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from s2v_tasks.perception.faces import Picture
+
+# Phase correlation is computed at this width: a jump of one pixel of a 1024 pixel wide video is still 0.4 pixels here.
+_WIDTH = 384
+# Motion below this is not told from noise, in shares of the width of the picture.
+_LEAST_SHIFT = 0.0006
+
+
+def shift(one: Picture, other: Picture) -> float:
+    """Return by how much the picture as a whole moves between two frames, as a share of its width.
+
+    Phase correlation with a Hann window and a parabola through the peak: exact to about a tenth of a pixel. A change of
+    colour or brightness does not count. A moving mouth on a still picture gives 0.
+    """
+    height, width = one.shape[:2]
+    size = (min(width, _WIDTH), max(1, round(min(width, _WIDTH) * height / width)))
+    first, second = (_spectrum(picture, size) for picture in (one, other))
+    cross = first * np.conj(second)
+    surface = np.fft.irfft2(cross / (np.abs(cross) + 1e-9), s=(size[1], size[0]))
+    row, column = np.unravel_index(int(np.argmax(surface)), surface.shape)
+    rows, columns = surface.shape
+    y = _peak(surface[(np.arange(row - 1, row + 2)) % rows, column]) + (row if row <= rows // 2 else row - rows)
+    x = _peak(surface[row, (np.arange(column - 1, column + 2)) % columns]) + (
+        column if column <= columns // 2 else column - columns
+    )
+    return float(np.hypot(x, y)) / size[0]
+
+
+def jump(seam_shift: float, inside_shifts: npt.NDArray[np.float64]) -> float:
+    """Return the shift at a seam over the 95th percentile of the shifts inside both clips: above 3 people see it."""
+    usual = float(np.percentile(inside_shifts, 95)) if len(inside_shifts) else 0.0
+    return seam_shift / max(usual, _LEAST_SHIFT)
+
+
+def _spectrum(picture: Picture, size: tuple[int, int]) -> npt.NDArray[np.complex128]:
+    grey = np.asarray(Image.fromarray(picture).convert("L").resize(size, Image.Resampling.BOX), dtype=np.float64)
+    window = np.outer(np.hanning(size[1]), np.hanning(size[0]))
+    return np.asarray(np.fft.rfft2((grey - grey.mean()) * window))
+
+
+def _peak(values: npt.NDArray[np.float64]) -> float:
+    """Return the position, -0.5..0.5, of the top of a parabola through three values around a maximum."""
+    before, top, after = values
+    curvature = before - 2 * top + after
+    return 0.0 if curvature >= 0 else float(np.clip(0.5 * (before - after) / curvature, -0.5, 0.5))

@@ -1,0 +1,92 @@
+"""Quality of a talking video: what was measured of its faces, lip sync, seams, colours and sharpness.
+
+Every measure may be None: it could not be taken, for example because no face was found.
+"""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA_VERSION = 1
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ReferenceLook(_Record):
+    """The reference picture, fitted to the video: what the clips are compared with."""
+
+    num_faces: int
+    face_height: float | None = Field(description="forehead to chin over the height of the picture")
+    skin_lab: tuple[float, float, float] | None
+    background_lab: tuple[float, float, float]
+    contrast: float = Field(description="standard deviation of the luma, 0..127")
+    sharpness: float | None = Field(description="fine detail of the face over its contrast")
+
+
+class FaceQuality(_Record):
+    """Faces over the frames of a clip."""
+
+    share_of_frames: Share = Field(description="frames in which a face was found")
+    longest_gap_frames: int = Field(description="longest run of frames without a face")
+    most_faces: int = Field(description="largest number of faces in a frame that was searched for all")
+    height_ratio: float | None = Field(description="height of the face over that in the reference")
+    shape_difference: float | None = Field(
+        description="rigid landmarks against the reference, shares of the face's height"
+    )
+    blinks_per_minute: float | None
+    head_motion: float | None = Field(description="standard deviation of the face's position in shares of its height")
+
+
+class LipSyncQuality(_Record):
+    """Mouth opening against the loudness of the speech."""
+
+    lag_ms: float | None = Field(description="positive: the mouth follows the sound")
+    correlation: float | None
+    other_correlation: float | None = Field(description="the same against speech that is not said here")
+    speech_share: Share = Field(description="frames in which speech is audible")
+    opening_range: float | None = Field(
+        description="5th to 95th percentile of the opening, shares of the face's height"
+    )
+    silent_opening_range: float | None = Field(description="the same while there is no speech")
+
+
+class LookQuality(_Record):
+    """Colours, contrast and sharpness of a clip against the reference picture; colour distances are CIE76 in Lab."""
+
+    skin_difference: float | None
+    background_difference: float
+    contrast_ratio: float
+    sharpness_ratio: float | None
+
+
+class SeamQuality(_Record):
+    """The boundary between a clip and the clip before it."""
+
+    start_frame: int = Field(description="first frame behind the boundary")
+    jump: float = Field(description="motion of the picture at the seam over the 95th percentile inside both clips")
+    skin_step: float | None = Field(description="colour distance of the skin across the seam")
+    background_step: float
+
+
+class ClipQuality(_Record):
+    """All measures of one clip."""
+
+    schema_version: int = SCHEMA_VERSION
+    start_frame: int
+    end_frame: int
+    face: FaceQuality
+    lip_sync: LipSyncQuality | None = Field(description="None: the clip was measured without its speech")
+    look: LookQuality
+    seam: SeamQuality | None = Field(description="None: the first clip of a chain")
+
+
+class VideoQuality(_Record):
+    """All measures of a video: of each clip, and lip sync over the whole."""
+
+    schema_version: int = SCHEMA_VERSION
+    reference: ReferenceLook | None
+    clips: tuple[ClipQuality, ...]
+    lip_sync: LipSyncQuality | None

@@ -52,6 +52,7 @@ COMMAND_MODULES = (
     "ingestion",
     "jobs",
     "links",
+    "measure",
     "operators",
     "overhead",
     "people",

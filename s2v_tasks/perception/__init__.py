@@ -1,1 +1,1 @@
-"""Measure a talking video: face, mouth, lip sync, seams, colour and sharpness drift. Pure functions on the CPU, no torch."""
+"""Measure a talking video on the CPU: face, mouth, lip sync, seams, drift of colour and sharpness."""

@@ -23,6 +23,8 @@ Series = npt.NDArray[np.float64]
 _ALL_FACES_EVERY = 8
 # Colours on each side of a seam are the mean of so many frames.
 _SEAM_FRAMES = 3
+# Steps of colour below this distance in Lab are not told from noise of the encoder.
+_LEAST_STEP = 0.35
 # The eyes count as closed below this share of their usual opening.
 _BLINK_BELOW = 0.6
 # Speech is audible in a frame whose compressed loudness is above this share of its range.
@@ -107,7 +109,7 @@ class ClipMeter:
     def finish(
         self, start_frame: int, fps: float, speech: npt.NDArray[np.float32] | None, sample_rate: int
     ) -> ClipQuality:
-        """Return the measures of the clip. `speech` is the sound of exactly its frames, mono; None measures no lip sync."""
+        """Return the measures. `speech`: the sound of exactly these frames, mono; None measures no lip sync."""
         rows = np.array(self._rows)
         return ClipQuality(
             start_frame=start_frame,
@@ -121,11 +123,8 @@ class ClipMeter:
     def _face(self, rows: Series, fps: float) -> FaceQuality:
         found = np.isfinite(rows[:, 2])
         height = _mean(rows[:, 2])
-        theirs = (
-            landmarks.face_height(self.reference.landmarks)
-            if self.reference and self.reference.landmarks is not None
-            else None
-        )
+        points = self.reference.landmarks if self.reference else None
+        theirs = landmarks.face_height(points) if points is not None else None
         return FaceQuality(
             share_of_frames=float(found.mean()),
             longest_gap_frames=_longest_run(~found),
@@ -138,8 +137,7 @@ class ClipMeter:
 
     def _look(self, rows: Series) -> LookQuality:
         look = self.reference.look if self.reference else None
-        skin, background = _mean_colour(self._skin), _mean_colour(self._background)
-        assert background is not None
+        skin, background = _mean_colour(self._skin), np.mean(self._background, axis=0)
         sharpness = _mean(rows[:, 1])
         theirs = look.sharpness if look else None
         return LookQuality(
@@ -157,12 +155,22 @@ class ClipMeter:
             (_mean_colour(before[-_SEAM_FRAMES:]), _mean_colour(after[:_SEAM_FRAMES]))
             for before, after in ((self.before._skin, self._skin), (self.before._background, self._background))
         ]
+        steps = [_distance(*side) for side in sides]
+        ratios = [
+            step / max(_usual_step(self.before._colours(name), self._colours(name)), _LEAST_STEP)
+            for name, step in zip(("skin", "background"), steps, strict=True)
+            if step is not None
+        ]
         return SeamQuality(
             start_frame=start_frame,
             jump=seams.jump(self._seam_shift, inside),
-            skin_step=_distance(*sides[0]),
-            background_step=_distance(*sides[1]) or 0.0,
+            colour_jump=max(ratios, default=0.0),
+            skin_step=steps[0],
+            background_step=steps[1] or 0.0,
         )
+
+    def _colours(self, name: str) -> Series:
+        return np.array(self._skin if name == "skin" else self._background)
 
 
 def measure_lip_sync(opening: Series, speech: npt.NDArray[np.float32], sample_rate: int, fps: float) -> LipSyncQuality:
@@ -178,6 +186,17 @@ def measure_lip_sync(opening: Series, speech: npt.NDArray[np.float32], sample_ra
         opening_range=_range(opening[audible]),
         silent_opening_range=_range(opening[~audible]),
     )
+
+
+def _usual_step(*clips: Series) -> float:
+    """Return the 95th percentile, over all frames inside clips, of the colour step that is measured at a seam."""
+    steps: list[float] = []
+    for colours in clips:
+        for index in range(_SEAM_FRAMES, len(colours) - _SEAM_FRAMES + 1):
+            before, after = colours[index - _SEAM_FRAMES : index], colours[index : index + _SEAM_FRAMES]
+            if np.isfinite(before).all() and np.isfinite(after).all():
+                steps.append(colour.difference(before.mean(axis=0), after.mean(axis=0)))
+    return float(np.percentile(steps, 95)) if steps else 0.0
 
 
 def _skin(picture: Picture, points: Points | None) -> npt.NDArray[np.float64]:

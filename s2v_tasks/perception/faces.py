@@ -34,7 +34,7 @@ _SAME_FACE_IOU = 0.3
 
 @dataclass(frozen=True)
 class Detection:
-    """One detected face: score in 0..1, box (left, top, right, bottom), six key points `[6,2]` (eyes, nose, mouth, ears)."""
+    """One face: score in 0..1, box (left, top, right, bottom), key points `[6,2]` (eyes, nose, mouth, ears)."""
 
     score: float
     box: tuple[float, float, float, float]

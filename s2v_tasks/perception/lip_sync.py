@@ -26,8 +26,8 @@ _FLOOR = 0.05
 class LipSync:
     """Result of a comparison.
 
-    lag_seconds: positive, the mouth follows the sound. correlation: -1..1 at that lag. other_correlation: the same search
-    with speech that the face does not say; the difference of both says how much the mouth knows of this speech.
+    lag_seconds: positive, the mouth follows the sound. correlation: -1..1 at that lag. other_correlation: mean of the
+    same search over speech that the face does not say. The difference of both tells sync from chance.
     """
 
     lag_seconds: float

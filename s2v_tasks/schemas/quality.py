@@ -67,6 +67,7 @@ class SeamQuality(_Record):
 
     start_frame: int = Field(description="first frame behind the boundary")
     jump: float = Field(description="motion of the picture at the seam over the 95th percentile inside both clips")
+    colour_jump: float = Field(description="colour step at the seam over the 95th percentile inside both clips")
     skin_step: float | None = Field(description="colour distance of the skin across the seam")
     background_step: float
 
@@ -83,10 +84,20 @@ class ClipQuality(_Record):
     seam: SeamQuality | None = Field(description="None: the first clip of a chain")
 
 
+class Drift(_Record):
+    """Slopes over the clips by least squares: change from one clip to the next. None where a measure is missing."""
+
+    skin_per_clip: float | None = Field(description="of the distance from the reference picture, in Lab")
+    background_per_clip: float
+    contrast_per_clip: float = Field(description="of the ratio to the reference picture")
+    sharpness_per_clip: float | None
+
+
 class VideoQuality(_Record):
-    """All measures of a video: of each clip, and lip sync over the whole."""
+    """All measures of a video: of each clip, drift over the clips, and lip sync over the whole."""
 
     schema_version: int = SCHEMA_VERSION
     reference: ReferenceLook | None
     clips: tuple[ClipQuality, ...]
+    drift: Drift | None = Field(description="None: less than three clips, or no reference picture")
     lip_sync: LipSyncQuality | None

@@ -1,0 +1,88 @@
+"""A video that somebody else made, as frames at 16 per second: checked and bounded before it is decoded."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from s2v_tasks.errors import PermanentError
+from s2v_tasks.media.encode import Frames, to_rgb
+from s2v_tasks.media.ffmpeg import VIDEO_FORMATS, read_chunks, uploaded_input
+from s2v_tasks.media.probe import Stream, probe
+
+FPS = 16
+LONGEST_SIDE = 1280
+_MIN_SIDE = 32
+_MAX_PIXELS = 4096 * 2304
+_DECODING_THREADS = 4
+_ACCEPTED = "MP4, MOV, WebM, MKV or AVI"
+
+
+@dataclass(frozen=True)
+class UploadedVideo:
+    """A video stream within our bounds. `called` names the file in messages, "The pose video dance.mp4"."""
+
+    source: Path
+    called: str
+    stream: Stream
+    duration_seconds: Fraction
+    audio_start_seconds: Fraction | None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the frames of `resampled`, if the pixels are square: even, longest side at most 1280."""
+        shrink = min(Fraction(1), Fraction(LONGEST_SIDE, max(self.stream.width, self.stream.height)))
+        return int(self.stream.width * shrink / 2) * 2, int(self.stream.height * shrink / 2) * 2
+
+    def resampled(self, max_duration_seconds: float) -> Any:
+        """Return an ffmpeg-python stream: upright, 16 fps by time, square pixels, longest side at most 1280.
+
+        Frame n shows what the source shows n/16 s after its first frame.
+        """
+        # The frame size can change inside a stream, and each decoding thread holds frames of its own.
+        options = {"max_pixels": _MAX_PIXELS, "threads": _DECODING_THREADS}
+        video = uploaded_input(self.source, VIDEO_FORMATS, **options).video
+        # round=up: a source frame counts from the first 1/16 s at which it is on display, never before.
+        timed = video.filter("setpts", "PTS-STARTPTS").filter("fps", fps=FPS, round="up", start_time=0)
+        timed = timed.filter("trim", duration=max_duration_seconds)
+        # Square pixels, even sides, and only ever smaller.
+        shrink = f"min(1,{LONGEST_SIDE}/max(iw*sar,ih))"
+        return timed.filter("scale", f"trunc(iw*sar*{shrink}/2)*2", f"trunc(ih*{shrink}/2)*2").filter("setsar", 1)
+
+    def frames(self, max_duration_seconds: float) -> Iterator[Frames]:
+        """Yield RGB frames u8 `[H,W,3]` at 16 fps of the size `size`. Raises PermanentError if the video is damaged."""
+        width, height = self.size
+        raw = to_rgb(self.resampled(max_duration_seconds), width=width, height=height).output(
+            "pipe:1", format="rawvideo", pix_fmt="rgb24", fps_mode="passthrough"
+        )
+        size_bytes = width * height * 3
+        for chunk in read_chunks(raw, size_bytes, doing=f"{self.called} is damaged: decoding it", error=PermanentError):
+            if len(chunk) == size_bytes:
+                yield np.frombuffer(chunk, dtype=np.uint8).reshape(height, width, 3)
+
+
+def open_uploaded_video(source: Path, called: str) -> UploadedVideo:
+    """Check what the container says. Raises PermanentError if it is empty, no video, too small or too large."""
+    if source.stat().st_size == 0:
+        raise PermanentError(f"{called} is empty (0 bytes): upload a {_ACCEPTED} file.")
+    doing = f"{called} is not a readable video (expected {_ACCEPTED}): reading it"
+    found = probe(source, doing=doing, error=PermanentError, formats=VIDEO_FORMATS)
+    stream = found.video
+    if stream is None or min(stream.width, stream.height) < _MIN_SIDE:
+        size = f"{stream.width}x{stream.height} pixels" if stream else "no video stream"
+        raise PermanentError(f"{called} has {size}, expected at least {_MIN_SIDE} pixels a side.")
+    if stream.width * stream.height > _MAX_PIXELS:
+        raise PermanentError(
+            f"{called} has {stream.width}x{stream.height} pixels, expected at most {_MAX_PIXELS} in a frame: scale it "
+            f"down, the longest side to {LONGEST_SIDE} loses nothing."
+        )
+    return UploadedVideo(
+        source=source,
+        called=called,
+        stream=stream,
+        duration_seconds=stream.duration or found.container.duration or Fraction(0),
+        audio_start_seconds=(found.audio.start_time or Fraction(0)) if found.audio else None,
+    )

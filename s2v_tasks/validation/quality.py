@@ -1,0 +1,237 @@
+"""Judge the quality measures of a clip, and say them in words. Limits: `config/quality.yaml`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from s2v_tasks.errors import ConfigurationError
+from s2v_tasks.schemas.quality import ClipQuality, LipSyncQuality, ReferenceLook, VideoQuality
+
+
+class _Limits(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Below(_Limits):
+    """Limits of a measure that is bad when it is low; None switches a limit off."""
+
+    warn_below: float | None
+    fail_below: float | None
+
+
+class Above(_Limits):
+    """Limits of a measure that is bad when it is high; None switches a limit off."""
+
+    warn_above: float | None
+    fail_above: float | None
+
+
+class QualityLimits(_Limits):
+    """All limits of `config/quality.yaml`, which explains each."""
+
+    face_share: Below
+    face_gap_frames: Above
+    shape_difference: Above
+    min_speech_share: float = Field(ge=0, le=1)
+    still_mouth: Below
+    lip_sync_margin: Below
+    lip_sync_lag_ms: Above
+    silent_mouth_ratio: Above
+    seam_jump: Above
+    seam_colour_jump: Above
+    seam_colour: Above
+    skin_difference: Above
+    background_difference: Above
+    sharpness_ratio: Below
+    contrast_ratio: Below
+    colour_drift: Above
+    sharpness_drift: Below
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A measure beyond a limit, in words."""
+
+    level: Literal["warn", "fail"]
+    measure: str
+    message: str
+
+
+def load_quality_limits(path: Path) -> QualityLimits:
+    """Read the limits. ConfigurationError names a missing file, a missing or unknown key, or a bad value."""
+    try:
+        return QualityLimits.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise ConfigurationError(
+            f"{path} is missing: restore it, or set S2V_CONFIG_DIR to a folder that has it."
+        ) from None
+    except (ValidationError, yaml.YAMLError) as error:
+        raise ConfigurationError(f"{path} is not a set of quality limits: {error}") from error
+
+
+def judge_clip(clip: ClipQuality, reference: ReferenceLook | None, limits: QualityLimits) -> list[Finding]:
+    """Return the measures of a clip that are beyond their limits."""
+    face, look, seam = clip.face, clip.look, clip.seam
+    has_face = reference is None or reference.num_faces > 0
+    found = [
+        _check(
+            "face_share",
+            face.share_of_frames if has_face else None,
+            limits.face_share,
+            "a face in {:.0%} of the frames",
+        ),
+        _check(
+            "face_gap_frames",
+            face.longest_gap_frames if has_face else None,
+            limits.face_gap_frames,
+            "no face for {:.0f} frames in a row",
+        ),
+        _check(
+            "shape_difference", face.shape_difference, limits.shape_difference, "the face has another shape by {:.1%}"
+        ),
+        *(_judge_lip_sync(clip.lip_sync, limits) if clip.lip_sync is not None else ()),
+        _check(
+            "seam_jump",
+            seam.jump if seam else None,
+            limits.seam_jump,
+            "the picture jumps by {:.1f} times its usual motion",
+        ),
+        _check(
+            "seam_colour_jump",
+            seam.colour_jump if seam else None,
+            limits.seam_colour_jump,
+            "the colour changes at the seam by {:.1f} times its usual change",
+        ),
+        _check("seam_colour", _worst_step(clip), limits.seam_colour, "the colour changes by {:.1f} at the seam"),
+        _check("skin_difference", look.skin_difference, limits.skin_difference, "the skin's colour differs by {:.1f}"),
+        _check(
+            "background_difference",
+            look.background_difference if reference else None,
+            limits.background_difference,
+            "the background's colour differs by {:.1f}",
+        ),
+        _check("sharpness_ratio", look.sharpness_ratio, limits.sharpness_ratio, "the face has {:.0%} of the sharpness"),
+        _check(
+            "contrast_ratio",
+            look.contrast_ratio if reference else None,
+            limits.contrast_ratio,
+            "the picture has {:.0%} of the contrast",
+        ),
+    ]
+    return [finding for finding in found if finding is not None]
+
+
+def _judge_lip_sync(sync: LipSyncQuality, limits: QualityLimits) -> list[Finding | None]:
+    if sync.speech_share < limits.min_speech_share:
+        return []
+    still = _check("still_mouth", sync.opening_range, limits.still_mouth, "the mouth moves by {:.1%} during speech")
+    if still is not None:
+        return [still]  # lag and correlation of a still mouth mean nothing
+    margin = _difference(sync.correlation, sync.other_correlation)
+    lag = abs(sync.lag_ms) if sync.lag_ms is not None else None
+    ratio = sync.silent_opening_range / sync.opening_range if sync.silent_opening_range and sync.opening_range else None
+    follows = _check(
+        "lip_sync_margin",
+        margin,
+        limits.lip_sync_margin,
+        "the mouth follows this speech by {:.2f} more than other speech",
+    )
+    if follows is not None:
+        return [follows]  # neither does a lag of a mouth that does not follow
+    return [
+        _check("lip_sync_lag_ms", lag, limits.lip_sync_lag_ms, "mouth and sound are {:.0f} ms apart"),
+        _check("silent_mouth_ratio", ratio, limits.silent_mouth_ratio, "the mouth moves {:.0%} as much in silence"),
+    ]
+
+
+def _check(measure: str, value: float | None, limits: Below | Above, message: str) -> Finding | None:
+    if value is None:
+        return None
+    if isinstance(limits, Below):
+        bounds = (("fail", limits.fail_below, -1), ("warn", limits.warn_below, -1))
+    else:
+        bounds = (("fail", limits.fail_above, 1), ("warn", limits.warn_above, 1))
+    for level, limit, sign in bounds:
+        if limit is not None and sign * value > sign * limit:
+            side = "at least" if sign < 0 else "at most"
+            text = f"{message.format(value)}, expected {side} {limit:g}"
+            return Finding("fail" if level == "fail" else "warn", measure, text)
+    return None
+
+
+def judge_drift(video: VideoQuality, limits: QualityLimits) -> list[Finding]:
+    """Return the slopes over the clips that are beyond their limits."""
+    if video.drift is None:
+        return []
+    colours = [slope for slope in (video.drift.skin_per_clip, video.drift.background_per_clip) if slope is not None]
+    found = [
+        _check("colour_drift", max(colours), limits.colour_drift, "the colours drift by {:.1f} per clip"),
+        _check(
+            "sharpness_drift",
+            video.drift.sharpness_per_clip,
+            limits.sharpness_drift,
+            "the sharpness changes by {:.0%} of the reference per clip",
+        ),
+    ]
+    return [finding for finding in found if finding is not None]
+
+
+def _worst_step(clip: ClipQuality) -> float | None:
+    if clip.seam is None:
+        return None
+    return max(step for step in (clip.seam.skin_step, clip.seam.background_step) if step is not None)
+
+
+def _difference(one: float | None, other: float | None) -> float | None:
+    return one - other if one is not None and other is not None else None
+
+
+def in_words(video: VideoQuality, limits: QualityLimits) -> list[str]:
+    """Return sentences for people: faces, lip sync, seams, sharpness, and each finding."""
+    sentences = [_faces_in_words(video), _lip_sync_in_words(video.lip_sync, limits)]
+    seams = [clip.seam for clip in video.clips if clip.seam is not None]
+    if seams:
+        most = limits.seam_jump.warn_above or float("inf")
+        colours = limits.seam_colour_jump.warn_above or float("inf")
+        quiet = sum(seam.jump <= most and seam.colour_jump <= colours for seam in seams)
+        sentences.append(f"Seams: {quiet} of {len(seams)} invisible.")
+    last = video.clips[-1].look
+    if last.sharpness_ratio is not None:
+        sentences.append(f"Sharpness: {last.sharpness_ratio:.0%} of the reference at the end.")
+    for index, clip in enumerate(video.clips):
+        findings = judge_clip(clip, video.reference, limits)
+        sentences += [f"Clip {index} ({finding.level}): {finding.message}." for finding in findings]
+    sentences += [f"Drift ({finding.level}): {finding.message}." for finding in judge_drift(video, limits)]
+    return sentences
+
+
+def _faces_in_words(video: VideoQuality) -> str:
+    frames = sum(clip.end_frame - clip.start_frame for clip in video.clips)
+    share = sum(clip.face.share_of_frames * (clip.end_frame - clip.start_frame) for clip in video.clips) / frames
+    if share == 0:
+        return "Faces: none was found."
+    most = max(clip.face.most_faces for clip in video.clips)
+    return f"Faces: found in {share:.0%} of the frames, at most {most} at once."
+
+
+def _lip_sync_in_words(sync: LipSyncQuality | None, limits: QualityLimits) -> str:
+    if sync is None or sync.speech_share < limits.min_speech_share:
+        return "Lip sync: not measured, there is little or no speech."
+    if sync.opening_range is None:
+        return "Lip sync: not measured, there is no face."
+    if _check("", sync.opening_range, limits.still_mouth, "") is not None or sync.lag_ms is None:
+        return "Lip sync: the mouth is still during speech."
+    margin = _difference(sync.correlation, sync.other_correlation)
+    if _check("", margin, limits.lip_sync_margin, "") is not None:
+        return (
+            f"Lip sync: the mouth does not follow the speech (correlation {sync.correlation:.2f}; "
+            f"{sync.other_correlation:.2f} for other speech)."
+        )
+    verb = "follows" if sync.lag_ms >= 0 else "leads"
+    return (
+        f"Lip sync: the mouth {verb} the sound by {abs(sync.lag_ms):.0f} ms "
+        f"(correlation {sync.correlation:.2f}; {sync.other_correlation:.2f} for other speech)."
+    )

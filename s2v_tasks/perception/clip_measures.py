@@ -69,14 +69,15 @@ class ClipMeter:
     _shifts: list[float] = field(default_factory=list)
     _most_faces: int = 0
     _seam_shift: float | None = None
-    _last: Picture | None = None
+    _last: seams.Spectrum | None = None
 
     def take(self, picture: Picture) -> None:
         """Measure one frame u8 RGB `[H,W,3]`."""
         index = len(self.mouth)
         previous = self._last if self._last is not None else (self.before._last if self.before else None)
+        spectrum = seams.spectrum(picture)
         if previous is not None:
-            moved = seams.shift(previous, picture)
+            moved = seams.shift(previous, spectrum)
             if index == 0:
                 self._seam_shift = moved
             else:
@@ -89,7 +90,7 @@ class ClipMeter:
         self._rows.append(self._row(picture, points))
         self._skin.append(_skin(picture, points))
         self._background.append(colour.mean_lab(colour.background_pixels(picture)))
-        self._last = picture
+        self._last = spectrum
 
     def _row(self, picture: Picture, points: Points | None) -> list[float]:
         if points is None:

@@ -1,5 +1,7 @@
 """Seams: does the picture jump between the last frame of a clip and the first frame of the next?"""
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
@@ -12,24 +14,36 @@ _WIDTH = 384
 _LEAST_SHIFT = 0.0006
 
 
-def shift(one: Picture, other: Picture) -> float:
+@dataclass(frozen=True)
+class Spectrum:
+    """What `shift` needs of a frame: the Fourier transform of its windowed luma, and its size (width, height) there."""
+
+    values: npt.NDArray[np.complex128]
+    size: tuple[int, int]
+
+
+def spectrum(picture: Picture) -> Spectrum:
+    """Return the spectrum of a frame u8 RGB `[H,W,3]`, with a Hann window."""
+    height, width = picture.shape[:2]
+    size = (min(width, _WIDTH), max(1, round(min(width, _WIDTH) * height / width)))
+    grey = np.asarray(Image.fromarray(picture).convert("L").resize(size, Image.Resampling.BOX), dtype=np.float64)
+    window = np.outer(np.hanning(size[1]), np.hanning(size[0]))
+    return Spectrum(np.asarray(np.fft.rfft2((grey - grey.mean()) * window)), size)
+
+
+def shift(one: Spectrum, other: Spectrum) -> float:
     """Return by how much the picture as a whole moves between two frames, as a share of its width.
 
-    Phase correlation with a Hann window and a parabola through the peak: exact to about a tenth of a pixel. A change of
-    colour or brightness does not count. A moving mouth on a still picture gives 0.
+    Phase correlation with a parabola through the peak: exact to about a tenth of a pixel. A change of colour or
+    brightness does not count. A moving mouth on a still picture gives 0.
     """
-    height, width = one.shape[:2]
-    size = (min(width, _WIDTH), max(1, round(min(width, _WIDTH) * height / width)))
-    first, second = (_spectrum(picture, size) for picture in (one, other))
-    cross = first * np.conj(second)
-    surface = np.fft.irfft2(cross / (np.abs(cross) + 1e-9), s=(size[1], size[0]))
+    cross = one.values * np.conj(other.values)
+    surface = np.fft.irfft2(cross / (np.abs(cross) + 1e-9), s=one.size[::-1])
     row, column = np.unravel_index(int(np.argmax(surface)), surface.shape)
     rows, columns = surface.shape
-    y = _peak(surface[(np.arange(row - 1, row + 2)) % rows, column]) + (row if row <= rows // 2 else row - rows)
-    x = _peak(surface[row, (np.arange(column - 1, column + 2)) % columns]) + (
-        column if column <= columns // 2 else column - columns
-    )
-    return float(np.hypot(x, y)) / size[0]
+    y = _peak(surface[np.arange(row - 1, row + 2) % rows, column]) + _signed(int(row), rows)
+    x = _peak(surface[row, np.arange(column - 1, column + 2) % columns]) + _signed(int(column), columns)
+    return float(np.hypot(x, y)) / one.size[0]
 
 
 def jump(seam_shift: float, inside_shifts: npt.NDArray[np.float64]) -> float:
@@ -38,10 +52,8 @@ def jump(seam_shift: float, inside_shifts: npt.NDArray[np.float64]) -> float:
     return seam_shift / max(usual, _LEAST_SHIFT)
 
 
-def _spectrum(picture: Picture, size: tuple[int, int]) -> npt.NDArray[np.complex128]:
-    grey = np.asarray(Image.fromarray(picture).convert("L").resize(size, Image.Resampling.BOX), dtype=np.float64)
-    window = np.outer(np.hanning(size[1]), np.hanning(size[0]))
-    return np.asarray(np.fft.rfft2((grey - grey.mean()) * window))
+def _signed(index: int, length: int) -> int:
+    return index if index <= length // 2 else index - length
 
 
 def _peak(values: npt.NDArray[np.float64]) -> float:

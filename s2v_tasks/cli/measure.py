@@ -11,7 +11,7 @@ from s2v_tasks.cli import app
 from s2v_tasks.cli.terminal import PEOPLE, console
 
 if TYPE_CHECKING:
-    from s2v_tasks.media.audio import Waveform
+    from s2v_tasks.media.speech import Waveform
     from s2v_tasks.media.uploaded_video import UploadedVideo
     from s2v_tasks.schemas.quality import VideoQuality
 
@@ -49,8 +49,8 @@ def _measured(
     import numpy as np
     from PIL import Image, ImageOps
 
-    from s2v_tasks.media.audio import SPEECH_SAMPLE_RATE
     from s2v_tasks.media.image import normalise_image
+    from s2v_tasks.media.speech import SPEECH_SAMPLE_RATE
     from s2v_tasks.media.uploaded_video import FPS, open_uploaded_video
     from s2v_tasks.perception.video import measure_video
 
@@ -81,7 +81,7 @@ def _speech(video: "UploadedVideo", audio: Path | None, scratch: Path, max_secon
     """Return the speech from the first frame on, at 16 kHz; None where the video has no sound."""
     import numpy as np
 
-    from s2v_tasks.media.audio import SPEECH_SAMPLE_RATE, load_waveform, normalise_speech
+    from s2v_tasks.media.speech import SPEECH_SAMPLE_RATE, load_waveform, normalise_speech
 
     if audio is None and video.audio_start_seconds is None:
         return None

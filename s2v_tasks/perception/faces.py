@@ -87,7 +87,7 @@ class FaceFinder:
         square = Image.new("RGB", (side, side))
         square.paste(Image.fromarray(picture), (int(offset[0]), int(offset[1])))
         small = square.resize((_DETECTOR_SIDE, _DETECTOR_SIDE), Image.Resampling.BOX)
-        outputs = self._detector(np.asarray(small, dtype=np.float32) / 127.5 - 1)
+        outputs = self._detector(np.asarray(small, dtype=np.float32) / np.float32(127.5) - 1)
         scores = _sigmoid(outputs["classificators"][:, 0])
         regressors = outputs["regressors"] / _DETECTOR_SIDE
         found: list[Detection] = []
@@ -111,7 +111,7 @@ class FaceFinder:
         crop = Image.fromarray(picture).transform(
             (_MESH_SIDE, _MESH_SIDE), Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR
         )
-        outputs = self._mesh(np.asarray(crop, dtype=np.float32) / 255)
+        outputs = self._mesh(np.asarray(crop, dtype=np.float32) / np.float32(255))
         points = outputs["conv2d_21"].reshape(468, 3)[:, :2].astype(np.float64)
         confidence = float(_sigmoid(outputs["conv2d_31"].reshape(-1))[0])
         return Face(detection=detection, landmarks=points @ rotation.T + shift, confidence=confidence)

@@ -1,0 +1,77 @@
+"""`s2v measure` on files as people have them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+from typer.testing import CliRunner
+
+from s2v_tasks.cli import app, load_commands
+from s2v_tasks.errors import PermanentError
+from s2v_tasks.media.encode import encode_clip
+from s2v_tasks.media.mux import mux
+from tests.unit.perception.drawn import Person, openings, speech
+
+load_commands()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A talking video with sound, its reference picture, and other speech."""
+    folder = tmp_path_factory.mktemp("measure")
+    person = Person(2)
+    frames = np.stack(person.frames(openings("delay")))
+    encode_clip(frames, folder / "silent.mp4")
+    soundfile.write(folder / "speech.wav", speech("delay"), 16000)
+    mux(folder / "silent.mp4", folder / "speech.wav", folder / "video.mp4", num_frames=len(frames), fps=16)
+    soundfile.write(folder / "other.wav", speech("harbour")[: len(frames) * 1000], 16000)
+    Image.fromarray(person.draw(0, 0)).save(folder / "person.png")
+    return folder
+
+
+def measured(*arguments: object) -> str:
+    done = CliRunner().invoke(app, ["measure", *map(str, arguments)])
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def test_a_talking_video_is_measured_with_its_own_sound(folder: Path) -> None:
+    """After H.264 and AAC the lag is that of the drawn mouth, and the words are those of a good video."""
+    words = measured(folder / "video.mp4", "--image", folder / "person.png")
+    assert "Faces: found in 100% of the frames" in words
+    assert "Lip sync: the mouth " in words
+    found = json.loads(measured(folder / "video.mp4", "--json"))
+    assert found["lip_sync"]["lag_ms"] == pytest.approx(0, abs=30)
+    assert found["lip_sync"]["correlation"] > found["lip_sync"]["other_correlation"] + 0.2
+    assert found["clips"][0]["seam"] is None
+
+
+def test_other_speech_is_named_as_such(folder: Path) -> None:
+    """`--audio` replaces the sound of the video."""
+    words = measured(folder / "video.mp4", "--audio", folder / "other.wav")
+    assert "the mouth does not follow the speech" in words
+
+
+def test_seams_are_measured_between_clips_of_the_given_length(folder: Path) -> None:
+    """79 frames in clips of 40 have one seam."""
+    assert "Seams: 1 of 1 invisible." in measured(folder / "silent.mp4", "--clip-frames", 40)
+
+
+def test_a_video_without_sound_or_face_says_so(tmp_path: Path) -> None:
+    """A moving gradient has neither."""
+    ramp = np.linspace(0, 200, 96 * 128).reshape(96, 128, 1).astype(np.uint8)
+    encode_clip(np.stack([np.roll(np.repeat(ramp, 3, axis=2), n, axis=1) for n in range(40)]), tmp_path / "hills.mp4")
+    words = measured(tmp_path / "hills.mp4")
+    assert "Faces: none was found." in words
+    assert "Lip sync: not measured" in words
+
+
+def test_a_file_that_is_no_video_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    """The sentence names the file and what is accepted."""
+    (tmp_path / "notes.mp4").write_text("no video")
+    done = CliRunner().invoke(app, ["measure", str(tmp_path / "notes.mp4")])
+    assert isinstance(done.exception, PermanentError)
+    assert "notes.mp4 is not a readable video (expected MP4, MOV, WebM, MKV or AVI)" in str(done.exception)

@@ -40,18 +40,18 @@ def load(
     ranks: Annotated[int, typer.Option(min=1, max=8, help="Processes that load at once, besides one alone.")] = 2,
     naive: Annotated[bool, typer.Option(help="Also the naive way, which holds two copies in host memory.")] = True,
 ) -> None:
-    """Load a checkpoint of a given size from the page cache; the ratio is to the naive way on as many ranks."""
+    """Load a checkpoint of a given size from the page cache; the ratio is to one thread on as many ranks."""
     from s2v_tasks.verification.bench.load import bench_load
 
     results = bench_load(gigabytes * 1e9, ranks, _device(), with_naive=naive)
-    slow = {result.num_ranks: result.seconds for result in results if result.name == "naive"}
+    slow = {result.num_ranks: result.seconds for result in results if result.name == "one thread"}
     table = Table("loader", "ranks", "seconds", "ratio", "GB/s", "peak host memory per rank / checkpoint")
     for result in results:
         table.add_row(
             result.name,
             str(result.num_ranks),
             f"{result.seconds:.2f}",
-            f"{slow[result.num_ranks] / result.seconds:.2f}" if slow else "",
+            f"{slow[result.num_ranks] / result.seconds:.2f}",
             f"{result.bytes_per_second / 1e9:.2f}",
             f"{result.host_memory_ratio:.2f}",
         )

@@ -1,11 +1,13 @@
-"""Safetensors files straight into a module on the meta device, tensor by tensor.
+"""Load safetensors files straight into a module on the meta device, tensor by tensor.
 
-The files are mapped, so the ranks of a node share one copy in the page cache. A rank takes of each tensor only what it
-keeps: its shard, on its device, in its dtype or quantized. What it holds beside that is one tensor at most.
+A rank reads of each tensor only what it keeps: its shard, on its device, in its dtype or quantized. The ranks of a node
+share the page cache. On a CPU, tensors that are in the dtype of the run already stay mapped to their files.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,21 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from s2v_tasks.engine.loading.reading import NUM_THREADS, Part, read_parts
 from s2v_tasks.engine.loading.weights import check_fit, finish
 from s2v_tasks.errors import ConfigurationError
 from s2v_tasks.log import get_logger
 
 _REMEDY = "download it again"
+_LENGTH_BYTES = 8  # of the header's length, the first bytes of a file
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
 
 
 def load_shards(
@@ -30,24 +42,34 @@ def load_shards(
     convert: Callable[[str, Tensor], Tensor] | None = None,
     index: Mapping[str, Any] | None = None,
     source: str,
+    num_threads: int | None = None,
 ) -> None:
     """Fill all parameters of `module`, which may be sharded by FSDP, from `shards`.
 
     `convert` is called with key and value of each weight as it is read, on its device, and gives what is kept of it;
     `index` is the content of the index file beside the shards, which must agree with them; `source` names the weights
-    in errors. Everything is checked before the first tensor is read. Raises ConfigurationError that names missing,
-    unexpected and misshapen weights, and damaged files.
+    in errors; `num_threads` read at a time (None: as many as suit this machine). Everything is checked before the first
+    tensor is read. Raises ConfigurationError that names missing, unexpected and misshapen weights, and damaged files;
+    TransientError for a file that cannot be read.
     """
+    keep = convert or (lambda _key, weight: weight)
     with ExitStack() as stack:
         files = {shard: stack.enter_context(_open(shard)) for shard in shards}
         if index is not None:
             _check_index(index, files)
         # In the order of the files, which are then read from front to back.
-        holders = {key: file for file in files.values() for key in file.offset_keys()}
-        check_fit(module, {key: file.get_slice(key).get_shape() for key, file in holders.items()}, source=source)
-        targets = module.state_dict()
-        keep = convert or (lambda _key, weight: weight)
-        state = {key: keep(key, _read(file, key, targets[key], device, dtype)) for key, file in holders.items()}
+        stored = {key: part for shard in shards for key, part in _parts(shard).items()}
+        check_fit(module, {key: part.shape for key, part in stored.items()}, source=source)
+        targets, device = module.state_dict(), torch.device(device)
+        state: dict[str, Tensor] = {}
+        wanted: dict[str, Part] = {}
+        for key, part in stored.items():
+            if device.type == "cpu" and part.dtype == dtype and not isinstance(targets[key], DTensor):
+                state[key] = keep(key, files[part.path].get_tensor(key))
+            else:
+                wanted[key] = _own_rows(part, targets[key])
+        with closing(read_parts(wanted.values(), device, dtype, num_threads=num_threads or NUM_THREADS)) as tensors:
+            state |= {key: keep(key, _like(targets[key], own)) for key, own in zip(wanted, tensors, strict=True)}
     module.load_state_dict(state, strict=True, assign=True)
     finish(module)
 
@@ -59,23 +81,40 @@ def _open(shard: Path) -> Any:
         raise ConfigurationError(f"{shard} cannot be read as weights ({error}); {_REMEDY}") from error
 
 
-def _read(file: Any, key: str, target: Tensor, device: torch.device | str, dtype: torch.dtype) -> Tensor:
-    """The tensor `key`, or this rank's shard of it; on the CPU in the file's own dtype it stays mapped."""
+def _parts(shard: Path) -> dict[str, Part]:
+    """Return where in the file each tensor lies, in the order of the file, which `_open` has found to be sound."""
+    with shard.open("rb") as stream:
+        header_bytes = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
+        header: dict[str, Any] = json.loads(stream.read(header_bytes))
+    header.pop("__metadata__", None)
+    if unknown := sorted({entry["dtype"] for entry in header.values()} - _DTYPES.keys()):
+        raise ConfigurationError(f"{shard} has weights of type {unknown[0]}; expected one of {', '.join(_DTYPES)}")
+    data = _LENGTH_BYTES + header_bytes
+    parts = {
+        key: Part(shard, data + entry["data_offsets"][0], _DTYPES[entry["dtype"]], tuple(entry["shape"]))
+        for key, entry in header.items()
+    }
+    return dict(sorted(parts.items(), key=lambda item: item[1].offset))
+
+
+def _own_rows(part: Part, target: Tensor) -> Part:
+    """Return what this rank keeps of a tensor: the rows of its shard, or everything."""
     if not isinstance(target, DTensor):
-        whole: Tensor = file.get_tensor(key)
-        return whole.to(device).to(dtype)
+        return part
     num_rows = target.to_local().shape[0]
     # FSDP deals out rows like torch.chunk: all ranks get the same number until there are none left.
     rows_per_rank = -(-target.shape[0] // target.device_mesh.size())
     start = min(rows_per_rank * target.device_mesh.get_local_rank(), target.shape[0])
-    local: Tensor = file.get_slice(key)[start : start + num_rows]
+    row_bytes = part.size_bytes // part.shape[0]
+    return replace(part, offset=part.offset + start * row_bytes, shape=(num_rows, *part.shape[1:]))
+
+
+def _like(target: Tensor, own: Tensor) -> Tensor:
+    """Return `own` as what `target` is: itself, or this rank's shard of a distributed tensor."""
+    if not isinstance(target, DTensor):
+        return own
     return DTensor.from_local(
-        local.to(device).to(dtype),
-        target.device_mesh,
-        target.placements,
-        run_check=False,
-        shape=target.shape,
-        stride=target.stride(),
+        own, target.device_mesh, target.placements, run_check=False, shape=target.shape, stride=target.stride()
     )
 
 
@@ -95,13 +134,8 @@ def _check_index(index: Mapping[str, Any], files: Mapping[Path, Any]) -> None:
             f"{key}: stated in {stated.get(key, 'no shard')}, found in {found.get(key, 'no shard')}; {_REMEDY}"
         )
     total_size = index.get("metadata", {}).get("total_size")
-    size_bytes = sum(_weight_bytes(shard) for shard in files)
+    size_bytes = sum(part.size_bytes for shard in files for part in _parts(shard).values())
     if total_size is not None and total_size != size_bytes:
         get_logger().warning(
             "index_states_another_size", folder=str(folder), stated_bytes=total_size, found_bytes=size_bytes
         )
-
-
-def _weight_bytes(shard: Path) -> int:
-    with shard.open("rb") as stream:
-        return shard.stat().st_size - 8 - int.from_bytes(stream.read(8), "little")

@@ -116,12 +116,14 @@ class Snapshot:
         dtype: "torch.dtype",
         *,
         convert: "Callable[[str, torch.Tensor], torch.Tensor] | None" = None,
+        num_threads: int | None = None,
     ) -> None:
         """Read the weights of `build_transformer`'s result; where FSDP has sharded it, only this rank's shards.
 
-        `convert` is called with key and value of each weight as it is read and gives what is kept of it.
-        On the CPU, weights that are in `dtype` already stay mapped to their files. Raises ConfigurationError when keys
-        or shapes do not belong to config.json, when index and shards differ, or when a shard is damaged.
+        `convert` is called with key and value of each weight as it is read and gives what is kept of it. `num_threads`
+        read at a time (None: as many as suit this machine). On the CPU, weights that are in `dtype` already stay mapped
+        to their files. Raises ConfigurationError when keys or shapes do not belong to config.json, when index and
+        shards differ, or when a shard is damaged; TransientError when a shard cannot be read.
         """
         from s2v_tasks.engine.loading.shards import load_shards
 
@@ -132,6 +134,7 @@ class Snapshot:
             device=device,
             dtype=dtype,
             convert=convert,
+            num_threads=num_threads,
             index=_read_json(index_path) if index_path.is_file() else None,
             source=f"the transformer in {self.path}",
         )

@@ -1,4 +1,4 @@
-"""What is applied to a cluster: manifests that Kubernetes knows, values that Airflow knows, names that fit together."""
+"""Check the files that are applied to a cluster: valid manifests, values that Airflow knows, consistent names."""
 
 import json
 import os
@@ -53,7 +53,7 @@ CHART_KEYS: dict[str, Any] = {
 
 
 def manifests() -> list[dict[str, Any]]:
-    """What `kubectl apply -k` would send, in its order."""
+    """Return the objects that `kubectl apply -k` would send, in its order."""
     files = yaml.safe_load((KUBERNETES / "kustomization.yaml").read_text(encoding="utf-8"))["resources"]
     return [doc for name in files for doc in yaml.safe_load_all((KUBERNETES / name).read_text(encoding="utf-8"))]
 
@@ -70,7 +70,7 @@ def values() -> dict[str, Any]:
 
 
 class Answer:
-    """What the Kubernetes client reads from the network."""
+    """An answer as the Kubernetes client reads it from the network."""
 
     def __init__(self, document: dict[str, Any]) -> None:
         self.data = json.dumps(document)

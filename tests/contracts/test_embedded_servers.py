@@ -97,7 +97,7 @@ def test_credentials_are_the_owners_alone(server: PostgresServer | S3Server, hom
 
 
 def test_data_survive_an_orderly_end(server: PostgresServer | S3Server) -> None:
-    """What was written before stop is there after start, under the same address."""
+    """Data that was written before a stop exists after the next start, under the same address."""
     server.start()
     write(server, "before_stop")
     server.stop()

@@ -97,7 +97,7 @@ def test_the_servers_of_a_killed_test_run_end(start: Start) -> None:
 def test_a_run_whose_guard_is_killed_too_is_found_by_the_next(
     start: Start,
 ) -> None:
-    """What has an owner that runs is left alone; only then it is ended."""
+    """A server is ended only after its owner has ended."""
     run = start(TEST_RUN)
     home, *pids = line_of(run).split()
     end_leftovers()
@@ -131,7 +131,7 @@ def test_a_service_ends_with_the_last_that_uses_it(server_home: Path, start: Sta
 
 
 def test_a_guard_leaves_with_an_orderly_end(server_home: Path) -> None:
-    """Whether the block ends well or badly, no guard stays and nothing is stopped by one."""
+    """After the block has ended, with or without an error, no guard runs and no guard stops a server."""
     home = server_home / "orderly"
     home.mkdir()
     server = PostgresServer(home)

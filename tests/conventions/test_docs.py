@@ -1,4 +1,4 @@
-"""What the documentation says exists: files that it links to, settings, commands, options of Airflow."""
+"""Check that the documents name existing settings, commands, messages and options of Airflow."""
 
 import ast
 import os
@@ -84,7 +84,7 @@ def _strings(path: Path) -> str:
 
 
 def _code(text: str) -> str:
-    """What stands in fences or between backticks."""
+    """Return the text in code fences and backticks."""
     return "\n".join(re.findall(r"```\w*\n(.*?)```", text, re.DOTALL) + re.findall(r"`[^`\n]+`", text))
 
 

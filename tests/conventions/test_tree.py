@@ -1,4 +1,4 @@
-"""What the tree promises to its reader."""
+"""Check the layout of the repository: imports, names of modules, steps, generated references."""
 
 import importlib.util
 import subprocess

@@ -31,7 +31,7 @@ def sensor(clip: dict[str, Any]) -> ClipTurnSensor:
 
 @pytest.fixture(params=["worker", "dag.test()"])
 def runner(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """What runs the task: a worker with a supervisor in another process, or `dag.test()` with one in its own."""
+    """A runner of the task: a worker with a supervisor in another process, or `dag.test()` with one in its own."""
     from airflow.sdk.execution_time.supervisor import InProcessSupervisorComms
 
     comms = object() if request.param == "worker" else InProcessSupervisorComms(supervisor=SimpleNamespace())

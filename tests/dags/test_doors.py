@@ -162,7 +162,7 @@ def test_a_job_that_cannot_be_started_does_not_stop_the_others(
 
 
 def answer_of_airflow(status: int, detail: Any) -> dict[str, Any]:
-    """What the supervisor passes on of an answer of the API server."""
+    """Return the part of an answer of the API server that the supervisor forwards."""
     return {"status_code": status, "message": "Server returned error", "detail": {"detail": detail}}
 
 

@@ -1,4 +1,4 @@
-"""What a killed scheduler leaves in Airflow's database."""
+"""Check that a killed scheduler leaves no lock in the database of Airflow."""
 
 from collections.abc import Iterator
 
@@ -14,7 +14,7 @@ from s2v_tasks.orchestration.idle_transactions import IdleTransactionsPlugin
 
 
 class Job:
-    """What Airflow tells a listener of: a scheduler, a triggerer or a DAG processor."""
+    """A component that Airflow passes to a listener: a scheduler, a triggerer or a DAG processor."""
 
 
 class TaskRunnerMarker:

@@ -1,4 +1,4 @@
-"""Whom Airflow tells when a run fails."""
+"""Check the notifiers that Airflow calls when a run fails."""
 
 import sys
 from pathlib import Path

@@ -13,7 +13,7 @@ from s2v_tasks.schemas.steps import CLOSE_JOB, PLAN_CLIPS, PUBLISH, RENDER_CLIP,
 
 
 class Store(dict[str, Any]):
-    """What a task keeps over its tries."""
+    """The state that a task keeps over its tries."""
 
     def set(self, key: str, value: Any) -> None:
         self[key] = value
@@ -39,7 +39,7 @@ def test_a_step_is_run_by_command_with_the_job_id(context: dict[str, Any]) -> No
 
 
 def test_the_request_is_one_argument_whatever_it_says(context: dict[str, Any]) -> None:
-    """What a user types never meets a shell."""
+    """No shell interprets the input of a user."""
     command = StepOperator(task_id="stage_inputs", step=STAGE_INPUTS).command(context)
     assert command[-4:] == [
         "--run-id",

@@ -64,7 +64,7 @@ def test_choices_have_labels_for_each_value(params: dict[str, Param]) -> None:
 
 
 def test_every_field_has_a_section_of_its_kind(params: dict[str, Param]) -> None:
-    """What belongs together stands together; what no other section takes is about sampling."""
+    """Related fields are in one section; the last section has the fields of sampling."""
     sections: dict[str, list[str]] = {}
     for name, param in params.items():
         sections.setdefault(param.schema["section"], []).append(name)
@@ -84,7 +84,7 @@ def test_the_form_refuses_what_the_schema_refuses(params: dict[str, Param]) -> N
 
 
 def test_the_form_takes_the_names_that_people_give_their_files(params: dict[str, Param]) -> None:
-    """What a request may name may be typed into the form, and what it may not is stopped there."""
+    """The form accepts the same names as a request and refuses the others."""
     uri = "s3://bucket/Fotos für Anna/Über uns 🎬 #1?.png"
     assert params["image_uri"].resolve(uri) == uri
     with pytest.raises(ParamValidationError):

@@ -1,4 +1,4 @@
-"""What the operator makes of a cluster that refuses a pod or loses its node, told by an API server over HTTP."""
+"""Check the operator with a cluster that refuses a pod or loses its node, simulated by an API server over HTTP."""
 
 import json
 import sys
@@ -31,7 +31,7 @@ QUOTA = (
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """What the API server answers."""
+    """An answer of the API server."""
 
     cluster: "Cluster"
 
@@ -136,7 +136,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 class Store(dict[str, Any]):
-    """What a task keeps over its tries."""
+    """The state that a task keeps over its tries."""
 
     def set(self, key: str, value: Any) -> None:
         self[key] = value

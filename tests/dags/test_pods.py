@@ -214,7 +214,7 @@ def test_waiting_for_a_node_takes_nothing_from_the_time_for_the_work(monkeypatch
 
 
 def test_the_step_says_its_reason_through_the_termination_message(pod: Any) -> None:
-    """What it writes into its error file is what Kubernetes tells of the container; else the end of its log."""
+    """Kubernetes reports the error file as the termination message of the container, otherwise the end of the log."""
     environment = {variable.name: variable.value for variable in pod.spec.containers[0].env}
     assert environment["STEP_ERROR_FILE"] == (pod.spec.containers[0].termination_message_path or "/dev/termination-log")
     assert pod.spec.containers[0].termination_message_policy == "FallbackToLogsOnError"

@@ -40,7 +40,7 @@ def test_a_priority_is_apart_from_the_next_by_more_than_any_weight_in_a_run() ->
 
 @pytest.mark.parametrize("conf", [None, {}, {"priority": "urgent"}])
 def test_a_run_that_says_nothing_is_normal(conf: dict[str, Any] | None) -> None:
-    """What is refused later by the first step must not stop the scheduler."""
+    """A request that the first step will refuse does not stop the scheduler."""
     assert weight(conf) == weight({"priority": "normal"})
 
 

@@ -1,4 +1,4 @@
-"""How often a task is tried again, and for what."""
+"""Check the number of retries of a task for each kind of failure."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +12,7 @@ from s2v_tasks.settings import load_settings
 
 
 class Store(dict[str, Any]):
-    """What a task keeps over its tries."""
+    """The state that a task keeps over its tries."""
 
     def set(self, key: str, value: Any) -> None:
         self[key] = value

@@ -43,7 +43,7 @@ def test_a_minute_is_one_window() -> None:
 
 
 def test_ends_of_windows_do_not_count() -> None:
-    """What a window says near its inner ends is not heard in the joined states, and equal states stay equal."""
+    """States near the inner ends of a window are dropped from the joined states, and equal states stay equal."""
     num_samples = MINUTE + 16000
     joined = JoinedStates()
     for window in windows_over(num_samples):

@@ -71,7 +71,7 @@ def environment(**variables: str) -> dict[str, str]:
 
 
 def render(tmp_path: Path, **variables: str) -> dict[str, Any]:
-    """What a render process sees; its home is `tmp_path`."""
+    """Run a render process whose home is `tmp_path`, and return its environment."""
     done = subprocess.run(
         [sys.executable, "-c", RENDER],
         env=environment(S2V_HOME=str(tmp_path), **variables),

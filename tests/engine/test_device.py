@@ -68,7 +68,7 @@ def test_the_loop_stays_on_its_device(solver: str) -> None:
 
 
 def clip(**changes: Any) -> ClipInputs:
-    """What the host hands over."""
+    """Return the inputs of a clip on the host."""
     values: dict[str, Any] = {
         "reference_u8": np.zeros((SIDE, SIDE, 3), np.uint8),
         "context": torch.zeros(5, SMALL["text_dim"]),

@@ -1,4 +1,4 @@
-"""What stays the same is computed once, and the kernels of attention and blocks can be chosen."""
+"""Check that constant values are computed once, and that the kernels of attention and blocks can be chosen."""
 
 import re
 from collections import Counter
@@ -48,7 +48,7 @@ def model() -> S2VTransformer:
 
 @pytest.fixture
 def calls(model: S2VTransformer, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often each module ran, layer numbers replaced by `*`, and how often a rope table was made."""
+    """Count the runs of each module, with `*` for layer numbers, and the rope tables that were computed."""
     counted: Counter[str] = Counter()
 
     def count(name: str, *_: object) -> None:

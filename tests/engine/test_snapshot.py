@@ -57,7 +57,7 @@ def test_absent_folder_is_named(tmp_path: Path) -> None:
 
 
 def test_a_converted_weight_is_dropped_before_the_next(tiny_snapshot_path: Path) -> None:
-    """What is kept of each weight is what its conversion gives; of the whole ones there is never more than one."""
+    """Only the converted part of each weight is kept, and at most one whole weight exists at a time."""
     seen: list[weakref.ref[Tensor]] = []
 
     def halved(_key: str, weight: Tensor) -> Tensor:

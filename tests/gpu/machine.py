@@ -1,4 +1,4 @@
-"""Where a check runs, what time it has, and what the plan says of the work."""
+"""The machine of a check, its time budget, and the work as the plan counts it."""
 
 import time
 from collections.abc import Callable
@@ -21,7 +21,7 @@ Rows = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Machine:
-    """Where the check runs, and whether at toy size."""
+    """The device of the check, and its size: full or toy."""
 
     device: torch.device
     tiny: bool

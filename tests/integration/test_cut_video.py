@@ -39,7 +39,7 @@ REQUEST: dict[str, Any] = {
 
 @pytest.fixture
 def heard(monkeypatch: pytest.MonkeyPatch) -> dict[int, ClipInputs]:
-    """What the engine is given for each clip, by seed."""
+    """Return the inputs of the engine for each clip, by seed."""
     inputs: dict[int, ClipInputs] = {}
     stream_clip = S2VPipeline.stream_clip
 

@@ -43,7 +43,7 @@ def test_no_step_takes_a_full_disk_for_a_bad_input(
     store: ObjectStore,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Whether Python, ffmpeg or a library writes; nothing is left on the disk, and the next attempt has its room."""
+    """A full disk leaves no files, whichever of Python, ffmpeg or a library writes, and the next attempt has space."""
     render()
     assemble()
     said = {}

@@ -1,4 +1,4 @@
-"""What an installation lacks is said before a job spends anything."""
+"""Check that missing parts of an installation are reported before a job spends anything."""
 
 import json
 import shutil

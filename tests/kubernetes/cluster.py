@@ -38,7 +38,7 @@ class Kubectl:
         self._program = shutil.which("kubectl") or str(beside)
 
     def __call__(self, *arguments: str, documents: list[dict[str, Any]] | None = None) -> str:
-        """What it prints; an error shows what it complains of."""
+        """Return the output of the command; an error shows its stderr."""
         done = subprocess.run(
             [self._program, "--kubeconfig", self.kubeconfig, *arguments],
             input=None if documents is None else yaml.safe_dump_all(documents),
@@ -50,7 +50,7 @@ class Kubectl:
         return done.stdout
 
     def may(self, verb: str, resource: str, namespace: str) -> bool:
-        """Whether the account has a right; `resource` may be a part of one, such as pods/log."""
+        """Return True if the account has a right; `resource` may be a subresource, such as pods/log."""
         kind, _, part = resource.partition("/")
         question = ["auth", "can-i", verb, kind, f"--subresource={part}", "--namespace", namespace]
         done = subprocess.run(
@@ -166,7 +166,7 @@ def _fit(template: dict[str, Any], home: Path) -> None:
 
 
 def _documents(values: dict[str, str]) -> list[dict[str, Any]]:
-    """What an installation makes by other means: the secret of the pods, and the account of Airflow's chart."""
+    """Create the objects that an installation creates separately: the secret of the pods, the account of the chart."""
     secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s2v-credentials", "namespace": NAMESPACE}}
     return [
         secret | {"stringData": {name: values[name] for name in _SECRETS}},

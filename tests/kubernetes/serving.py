@@ -65,7 +65,7 @@ class Airflow:
         return f"/dags/speech_to_video/dagRuns/{urllib.parse.quote(run_id)}"
 
     def slots(self, number: int) -> None:
-        """How many pods may run at once."""
+        """Set the number of pods that may run at once."""
         self.call("/pools/gpu", {"name": "gpu", "slots": number, "include_deferred": True}, "PATCH")
 
     def ended(self, run: str) -> str | None:
@@ -102,7 +102,7 @@ class Airflow:
 
 
 def _runs(pid: int) -> bool:
-    """Whether a process is there and no zombie."""
+    """Return True if a process exists and is no zombie."""
     try:
         return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     except OSError:

@@ -1,4 +1,4 @@
-"""What `config/` gives a cluster, judged by its API server."""
+"""Check that the API server of a cluster accepts the manifests of `config/`."""
 
 from pathlib import Path
 from typing import Any

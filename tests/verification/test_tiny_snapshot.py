@@ -108,7 +108,7 @@ def test_impossible_seed_is_refused(tmp_path: Path) -> None:
 
 
 def test_vae_keeps_the_picture(tiny_snapshot_path: Path) -> None:
-    """What the tiny VAE decodes looks like what it encoded, at an eighth of the resolution."""
+    """The tiny VAE decodes an image that resembles the encoded one, at an eighth of the resolution."""
     vae = Snapshot.open(tiny_snapshot_path).load_vae("cpu")
     pixels = to_pixels(_portrait()).expand(-1, -1, 9, -1, -1)
     decoded = vae.decode(vae.encode(pixels))

@@ -54,7 +54,7 @@ _ZERO = ("cross_attn.o.", "cond_encoder.")
 
 @dataclass(frozen=True)
 class Scene:
-    """What a batch of clips is made from; `first` is the latent frame of the clip at which the noisy latents begin."""
+    """Inputs of a batch of clips; `first` is the latent frame of the clip at which the noisy latents begin."""
 
     reference_BC1hw: Tensor
     motion_BCFhw: Tensor | None  # 19 latents before the clip

@@ -1,4 +1,4 @@
-"""How answers of Airflow's API server are understood; the answers themselves come from a server of this test."""
+"""Check the client of the API of Airflow with answers from a server of this test."""
 
 import json
 import threading

@@ -28,7 +28,7 @@ def s2v(
 
 
 def sentence(done: "subprocess.CompletedProcess[bytes]", exit_code: int) -> str:
-    """What a command said that ended with this exit code: one line, and no traceback."""
+    """Return the message of a command that ended with this exit code: one line without a traceback."""
     text = done.stderr.decode()
     assert done.returncode == exit_code, text
     [line] = [line for line in text.splitlines() if "Error: " in line]

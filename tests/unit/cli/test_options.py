@@ -12,7 +12,7 @@ from s2v_tasks.schemas.request import Request
 
 
 def fields_of(*arguments: str) -> dict[str, Any]:
-    """What a command gets whose options are those of every field."""
+    """Return the fields of a command that has an option for every field."""
     seen: list[dict[str, Any]] = []
     app = typer.Typer()
 

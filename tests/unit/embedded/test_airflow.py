@@ -94,7 +94,7 @@ def test_no_path_has_a_variable_for_airflow_to_replace(tmp_path: Path, monkeypat
 
 @pytest.mark.parametrize("theirs", ["link", "folder"])
 def test_a_link_that_is_not_ours_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, theirs: str) -> None:
-    """What lies at its place, and leads elsewhere or nowhere, is named and left alone."""
+    """A foreign link or folder at the path of our link is named and not replaced."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     link = airflow._without_variables(tmp_path / "$x")
     link.unlink()

@@ -1,4 +1,4 @@
-"""What rendering cost, from attempts and the prices of jobs."""
+"""Check the cost of rendering, computed from attempts and the prices of jobs."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any

@@ -114,7 +114,7 @@ def test_a_wrong_option_is_refused_before_anything_connects(options: str, why: s
     "options", ["sslmode=verify-full&sslrootcert=system", "gssencmode=require", "ssl=true", "keepalives=0"]
 )
 def test_a_good_option_is_kept(options: str) -> None:
-    """What libpq can use it gets; `pgbouncer=true`, which it does not know, is not needed and goes."""
+    """libpq gets all options that it knows; the unknown option `pgbouncer=true` is removed."""
     target = parse_database_url(f"postgresql://host/db?pgbouncer=true&{options}")
     expected = {"sslmode": "require"} if options == "ssl=true" else dict(o.split("=") for o in options.split("&"))
     assert target.parameters == {"host": "host", "dbname": "db"} | expected

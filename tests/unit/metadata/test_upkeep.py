@@ -1,4 +1,4 @@
-"""What housekeeping asks: each answer among jobs of all kinds."""
+"""Check the queries of housekeeping among jobs of all kinds."""
 
 from datetime import UTC, datetime, timedelta
 

@@ -1,4 +1,4 @@
-"""What a dead pod is said to have died of, and what follows from that."""
+"""Check the reason that is reported for a failed pod, and its consequence."""
 
 import json
 from datetime import UTC, datetime
@@ -12,7 +12,7 @@ from s2v_tasks.orchestration.pod_failures import judge, not_answered, not_create
 
 
 class Response:
-    """What the client of Kubernetes makes its objects from."""
+    """A response from which the client of Kubernetes creates its objects."""
 
     def __init__(self, data: Any) -> None:
         self.data = json.dumps(data)
@@ -346,7 +346,7 @@ QUOTA = (
     ],
 )
 def test_a_refused_pod_says_why(status: int, message: str, fault: str) -> None:
-    """What another try meets as well is the template's fault; a used-up quota or a server in trouble passes."""
+    """A refusal that repeats is a fault of the template; a used-up quota or a failing server is temporary."""
     refused = ApiException(status=status, reason="Forbidden")
     refused.body = json.dumps({"kind": "Status", "status": "Failure", "message": message, "code": status})
     failure = not_created(refused)

@@ -1,4 +1,4 @@
-"""Where a speech is cut into chains."""
+"""Check the cuts of a speech into chains."""
 
 from itertools import pairwise
 from typing import Any
@@ -69,7 +69,7 @@ def test_a_chain_may_last_exactly_as_long_as_the_bounds(speech: Any) -> None:
 @pytest.mark.parametrize(("shortest", "longest"), [(2, 4), (2, 5), (3, 9), (7, 14), (10, 35)])
 @pytest.mark.parametrize("num_frames", [70, 83])
 def test_the_quietest_of_all_ways_to_cut_is_taken(num_frames: int, shortest: int, longest: int, speech: Any) -> None:
-    """Where nobody pauses, no division within the bounds has fewer cuts, and none of as many is as quiet."""
+    """Without pauses, the division has the fewest cuts within the bounds, at the quietest positions."""
     loudness = np.random.default_rng(num_frames).uniform(-20, -16, num_frames)
     samples = speech(*((1 / 16, level) for level in loudness))
     costs = boundary_levels(samples, num_frames) + 1e6
@@ -120,7 +120,7 @@ def test_a_cut_may_lie_where_the_speech_goes_on_but_not_behind(shortest: float, 
 
 @pytest.mark.parametrize("pauses", [(0.3, 0.45), (0.45, 0.3)])
 def test_of_short_pauses_the_longer_is_used(pauses: tuple[float, float], speech: Any) -> None:
-    """Where one of two must be."""
+    """If one cut is needed, it lies in the longer of two short pauses."""
     found = cuts(speech((5, -20), (pauses[0], -70), (1, -20), (pauses[1], -70), (5, -20)), 3, 8)
     assert [cut.pause_seconds for cut in found] == [pytest.approx(0.45, abs=0.02)]
 

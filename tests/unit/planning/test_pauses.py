@@ -1,4 +1,4 @@
-"""What is heard as a pause."""
+"""Check the detection of pauses."""
 
 from typing import Any
 

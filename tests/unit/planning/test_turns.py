@@ -1,4 +1,4 @@
-"""Which clips a process renders together."""
+"""Check the groups of clips that one process renders."""
 
 import pytest
 

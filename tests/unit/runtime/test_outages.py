@@ -155,7 +155,7 @@ def test_no_time_means_one_try(service: Service) -> None:
 
 @pytest.mark.parametrize("error", [TransientError("damaged"), ConfigurationError("no bucket"), ValueError("bug")])
 def test_only_an_outage_is_waited_for(service: Service, error: Exception) -> None:
-    """What another try cannot mend is told at once."""
+    """An error that a retry cannot repair is raised at once."""
     service.error = error
     with pytest.raises(type(error), match=str(error)):
         retried(service, "S3", RetryPolicy(900)).get("a")

@@ -30,7 +30,7 @@ def test_a_job_id_from_a_run_id_is_short_and_says_when_the_run_began() -> None:
 
 
 def test_runs_of_one_second_have_different_jobs() -> None:
-    """What the readable part leaves out still counts."""
+    """Characters that the readable part omits still change the job id."""
     run_ids = [
         f"manual__2026-11-22T10:15:30.{micro:06d}{zone}" for micro in range(500) for zone in ("+00:00", "+01:00")
     ]

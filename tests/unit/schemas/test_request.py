@@ -1,4 +1,4 @@
-"""What a request accepts, and how it says no."""
+"""Check the values that a request accepts, and its error messages."""
 
 from typing import Any
 
@@ -35,7 +35,7 @@ def test_files_have_the_names_that_people_give_them(name: str) -> None:
 
 @pytest.mark.parametrize("character", ["\n", "\t", "\0", "\x1b", "\x7f", "\x85", "\u2028"])
 def test_control_characters_are_no_part_of_a_name(character: str) -> None:
-    """What could begin a line of its own in a log, or drive a terminal, is refused wherever it stands."""
+    """Characters that could start a log line or control a terminal are refused at every position."""
     for name in (f"a{character}b.png", f"a.png{character}", f"{character}a.png"):
         with pytest.raises(PermanentError, match=r"image_uri .*without control characters"):
             parse_request(FIELDS | {"image_uri": f"s3://bucket/{name}"})

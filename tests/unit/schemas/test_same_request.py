@@ -1,4 +1,4 @@
-"""Whether two requests ask for the same video."""
+"""Check the comparison of requests."""
 
 from typing import Any
 

@@ -38,7 +38,7 @@ def test_anything_else_is_refused(text: str, words: str) -> None:
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
 def test_json_may_come_in_any_encoding_of_unicode(encoding: str) -> None:
-    """What Windows writes is read: a byte order mark, UTF-16."""
+    """Text from Windows is read: a byte order mark, UTF-16."""
     assert parse_json('{"prompt": "Grüße 東京 🎬"}'.encode(encoding)) == {"prompt": "Grüße 東京 🎬"}
 
 

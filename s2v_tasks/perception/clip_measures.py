@@ -23,7 +23,7 @@ Series = npt.NDArray[np.float64]
 _ALL_FACES_EVERY = 8
 # Colours on each side of a seam are the mean of so many frames.
 _SEAM_FRAMES = 3
-# Steps of colour below this distance in Lab are not told from noise of the encoder.
+# Steps of colour below this distance in Lab cannot be distinguished from noise of the encoder.
 _LEAST_STEP = 0.35
 # The eyes count as closed below this share of their usual opening.
 _BLINK_BELOW = 0.6

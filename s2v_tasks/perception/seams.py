@@ -10,7 +10,7 @@ from s2v_tasks.perception.faces import Picture
 
 # Phase correlation is computed at this width: a jump of one pixel of a 1024 pixel wide video is still 0.4 pixels here.
 _WIDTH = 384
-# Motion below this is not told from noise, in shares of the width of the picture.
+# Motion below this cannot be distinguished from noise, in shares of the width of the picture.
 _LEAST_SHIFT = 0.0006
 
 

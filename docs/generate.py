@@ -1,6 +1,7 @@
 """Write the generated references: docs/configuration.md, docs/cli.md, docs/dags.md. `make docs` runs it."""
 
 import ast
+import re
 import textwrap
 from pathlib import Path
 
@@ -82,7 +83,8 @@ def dags() -> str:
     lines = [NOTE, "# DAGs\n"]
     for path in sorted((DOCS.parent / "dags").glob("*.py")):
         docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-        lines.append(f"\n## {path.stem}\n\n{docstring}\n")
+        manual = re.sub("^#", "###", docstring, flags=re.MULTILINE)
+        lines.append(f"\n## {path.stem}\n\n{manual}\n")
     return "".join(lines)
 
 

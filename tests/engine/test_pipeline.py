@@ -17,6 +17,7 @@ from s2v_tasks.engine.encoders.vae import Vae, key_pairs
 from s2v_tasks.engine.images import Compat, fit_pose
 from s2v_tasks.engine.models.config import S2VConfig
 from s2v_tasks.engine.models.transformer import S2VTransformer
+from s2v_tasks.engine.options import NoiseDevice
 from s2v_tasks.engine.pipeline import S2VPipeline
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.verification.parity.loops import LinearCodec
@@ -259,6 +260,20 @@ def test_the_seed_decides_the_clip(pipeline: S2VPipeline) -> None:
     one, same, other = (render(pipeline, inputs(seed=seed)).frames_u8 for seed in (1, 1, 2))
     assert np.array_equal(one, same)
     assert not np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("noise_device", ["run", "cpu"])
+def test_a_clip_begins_with_the_noise_of_its_seed(noise_device: NoiseDevice) -> None:
+    """Draw it in the dtype of the weights, or in fp32 where it must be the same on every device."""
+    pipeline = make_pipeline(dtype=torch.bfloat16)
+    seen: list[Tensor] = []
+    pipeline.transformer.register_forward_hook(lambda _m, args, _o: seen.append(args[0]))
+    render(pipeline, inputs(seed=11), replace(FAST, noise_device=noise_device))
+    (latents,) = seen
+    drawn_as = torch.bfloat16 if noise_device == "run" else torch.float32
+    expected = torch.randn(latents.shape[1:], generator=torch.Generator().manual_seed(11), dtype=drawn_as)
+    assert torch.equal(latents[0], expected.to(torch.bfloat16))
+    assert not torch.equal(latents[0].float(), expected.float()) or noise_device == "run"
 
 
 def test_a_pose_that_ends_early_goes_on_in_black(pipeline: S2VPipeline) -> None:

@@ -250,3 +250,5 @@ def test_a_pod_is_found_again_watched_without_a_worker_and_never_left_behind(mon
     assert (task.on_finish_action.value, task.on_kill_action.value) == ("delete_pod", "delete_pod")
     assert (task.log_events_on_failure, task.log_pod_spec_on_failure, task.do_xcom_push) == (True, False, False)
     assert (task.poll_interval, task.logging_interval) == (10, 30)
+    named: Any = step_task(ENCODE_CONDITIONS, task_id="clip.render")
+    assert named.name == "encode-conditions"  # a pod is named after its step, whatever the task is called

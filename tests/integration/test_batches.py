@@ -340,3 +340,30 @@ def test_a_table_holds_any_text_and_any_number_of_rows() -> None:
     """Replace what UTF-8 cannot hold; a table without rows is empty."""
     assert csv_of([RowError(3, "a", 'not "\ud800"')]) == b'line,row_id,error\r\n3,a,"not ""?"""\r\n'
     assert csv_of([]) == b""
+
+
+def test_a_manifest_beyond_the_bound_is_not_read(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refuse it by its size when it is checked and when it is started; the bound itself is allowed."""
+    site.put(rows(2))
+    size_bytes = len(site.store.get_bytes(site.uri))
+    monkeypatch.setattr("s2v_tasks.ingestion.batches.MAX_BYTES", size_bytes - 1)
+    for call in (site.batches.check, site.batches.start):
+        with pytest.raises(PermanentError, match=f"{size_bytes} bytes"):
+            call(site.uri)
+    monkeypatch.setattr("s2v_tasks.ingestion.batches.MAX_BYTES", size_bytes)
+    assert site.batches.check(site.uri)[1] == []
+    assert site.batches.start(site.uri)["new_jobs"] == 2
+
+
+def test_reports_say_what_they_are(site: Site) -> None:
+    """Name the kind of each file that is written beside a manifest, and indent what people read."""
+    site.put(rows(1))
+    site.batches.summarise(site.batches.start(site.uri)["batch_id"])
+    assert site.store.get_bytes(f"{site.uri}.summary.json").count(b"\n  ") >= 5
+    site.put([rows(1)[0] | {"num_clip": 0}])
+    with pytest.raises(PermanentError):
+        site.batches.start(site.uri)
+    for ending, kind in (("summary.csv", "text/csv"), ("summary.json", "application/json"), ("errors.csv", "text/csv")):
+        key = f"{site.uri}.{ending}".removeprefix(f"s3://{site.store.bucket}/")
+        found = site.store._client.head_object(Bucket=site.store.bucket, Key=key)
+        assert found["ContentType"] == kind

@@ -99,6 +99,9 @@ def test_a_refusal_tells_what_was_wrong_and_what_to_do(folder: Folder) -> None:
     [line] = [line for line in lines if line["event"] == "drop_rejected"]
     assert (line["folder"], line["target"]) == (told["folder"], f"{folder.uri}/rejected/anna")
     assert "Größe.png" in str(line["error"])
+    key = f"{folder.uri}/rejected/anna/error.json".removeprefix(f"s3://{folder.store.bucket}/")
+    found = folder.store._client.head_object(Bucket=folder.store.bucket, Key=key)
+    assert found["ContentType"] == "application/json"
 
 
 def test_a_taken_folder_is_in_the_log_with_its_job(folder: Folder) -> None:

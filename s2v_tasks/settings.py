@@ -71,6 +71,10 @@ class Settings(BaseSettings):
         "auto",
         description="Weights of the blocks. auto: bf16 on a GPU; fp8: half the memory; fp8-dynamic: multiplied in fp8.",
     )
+    vae_precision: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="Numbers of the VAE. bfloat16: about half its memory, in the layout channels last; other pixels.",
+    )
     step_cache: float = Field(
         0.0,
         ge=0,

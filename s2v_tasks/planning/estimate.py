@@ -1,4 +1,4 @@
-"""What a clip costs: tokens, floating point operations, seconds, money and memory.
+"""The cost of a clip: tokens, floating point operations, seconds and money.
 
 Operations are counted by formula (a multiply-add is two). The counts of the 14B model agree with spec f.1 to four
 digits. Symbols: D = dim, F = ffn_dim, N = video tokens, n = tokens of one latent frame, M = motion tokens,
@@ -15,22 +15,32 @@ LATENT_CHANNELS = 16
 PATCH = 2  # latents of a side per token
 MOTION_FRAMES = 73  # pixel frames of the motion buffer
 MOTION_LATENTS = 19
+LOST_FRAMES = 3  # of the first clip of a chain, behind the latent of the picture
 AUDIO_TOKENS_PER_LATENT_FRAME = 5
 GIB = 1024**3
 
-# Spec f.1 at 1024x704 with 96 channels. Both are linear in the latent frames; the first costs less because it stands
-# for one pixel frame, not four: encode 19 and 21 latents = 268 and 297 TFLOP, decode 21 and 39 = 499 and 941.
+# Operations of the VAE at 1024x704 with 96 channels, counted on the released architecture. They are linear in the
+# latent frames; the first costs less because it stands for one pixel frame, not four. Encoding 19 and 21 latents takes
+# 268 and 297 TFLOP, decoding all of 21 latents 499 and the last 80 frames of 39 latents 687.
 VAE_PIXELS, VAE_BASE_DIM = 1024 * 704, 96
-ENCODE_FIRST, ENCODE_NEXT = 7.0e12, 14.5e12
-DECODE_FIRST, DECODE_NEXT = 7.9e12, 24.556e12
+ENCODE_FIRST, ENCODE_NEXT = 4.99e12, 14.621e12
 
-# Rough peak bytes. Per token and unit of width: fp32 residual (4) and that of the guidance branch that waits (4),
-# modulated norm (4 + 2), q, k, v (6), rotated q and k in fp32 (8), what attention gives (4), and a reserve (8). Per
-# token and unit of FFN width: two bf16 tensors (4).
-# Decoding holds six fp32 buffers of four full-resolution frames with all channels, and the RGB frames twice.
-BYTES_PER_TOKEN_AND_DIM = 40
-BYTES_PER_TOKEN_AND_FFN_DIM = 4
-DECODER_BUFFERS = 6
+
+@dataclass(frozen=True)
+class DecoderLevel:
+    """A level of the decoder: operations of the first and of each other latent, and the latents that it looks back."""
+
+    first_flops: float
+    next_flops: float
+    context_latents: int
+
+
+DECODER_LEVELS = (
+    DecoderLevel(1.1686e12, 1.2483e12, 24),
+    DecoderLevel(2.2190e12, 5.0758e12, 7),
+    DecoderLevel(2.3918e12, 9.5670e12, 3),
+    DecoderLevel(2.1638e12, 8.6552e12, 4),
+)
 
 
 @dataclass(frozen=True)
@@ -77,7 +87,7 @@ class ForwardFlops:
 
 @dataclass(frozen=True)
 class Cost:
-    """Operations of a clip: the transformer in bfloat16, the VAE in float32."""
+    """Operations of a clip: the transformer in bfloat16, the VAE in float32 that is rounded to TF32."""
 
     transformer_flops: float
     vae_flops: float
@@ -135,9 +145,19 @@ def vae_encode_flops(width: int, height: int, latent_frames: int, model: ModelCa
     return (ENCODE_FIRST + ENCODE_NEXT * (latent_frames - 1)) * _vae_scale(width, height, model)
 
 
-def vae_decode_flops(width: int, height: int, latent_frames: int, model: ModelCard) -> float:
-    """Operations to decode `latent_frames`."""
-    return (DECODE_FIRST + DECODE_NEXT * (latent_frames - 1)) * _vae_scale(width, height, model)
+def vae_decode_flops(width: int, height: int, latent_frames: int, num_frames: int, model: ModelCard) -> float:
+    """Operations to decode the last `num_frames` of the 4 * `latent_frames` - 3 frames.
+
+    Each level starts at the first latent on which those frames depend, see `engine.encoders.vae_decoder`.
+    """
+    flops = 0.0
+    start = (FRAMES_PER_LATENT * latent_frames - num_frames) // FRAMES_PER_LATENT
+    for level in reversed(DECODER_LEVELS):
+        start = max(0, start - level.context_latents)
+        flops += level.next_flops * (latent_frames - start)
+        if start == 0:
+            flops += level.first_flops - level.next_flops
+    return flops * _vae_scale(width, height, model)
 
 
 def clip_cost(shape: ClipShape, model: ModelCard, *, sample_steps: int, guided: bool) -> Cost:
@@ -146,16 +166,19 @@ def clip_cost(shape: ClipShape, model: ModelCard, *, sample_steps: int, guided: 
     forward = forward_flops(shape, model)
     encodes = (shape.starts_chain and shape.with_motion) + (not shape.ends_chain)
     encode = vae_encode_flops(shape.width, shape.height, MOTION_LATENTS, model)
-    decode = vae_decode_flops(shape.width, shape.height, _decoded_latents(shape), model)
+    # Before the clip come the latents of the motion state, else that of the picture, behind which 3 frames are lost.
+    latents = shape.latent_frames + (MOTION_LATENTS if shape.with_motion else 1)
+    frames = shape.infer_frames - (0 if shape.with_motion else LOST_FRAMES)
+    decode = vae_decode_flops(shape.width, shape.height, latents, frames, model)
     transformer = sample_steps * forward.per_step(branches) + branches * forward.constant
     return Cost(transformer, encodes * encode + decode)
 
 
 def compute_seconds(cost: Cost, gpu: GpuCard) -> float:
     """Expected seconds of one clip on `gpu`, the weights being there."""
-    transformer = cost.transformer_flops / (gpu.bf16_tflops * 1e12)
-    vae = cost.vae_flops / (gpu.fp32_tflops * 1e12)
-    return (transformer + vae) / gpu.utilization
+    transformer = cost.transformer_flops / (gpu.bf16_tflops * 1e12 * gpu.utilization)
+    vae = cost.vae_flops / (gpu.tf32_tflops * 1e12 * gpu.vae_utilization)
+    return transformer + vae
 
 
 def load_seconds(gpu: GpuCard, model: ModelCard) -> float:
@@ -166,20 +189,6 @@ def load_seconds(gpu: GpuCard, model: ModelCard) -> float:
 def weight_bytes(model: ModelCard) -> int:
     """Bytes of the weights that rendering keeps on the GPU."""
     return 2 * model.transformer_parameters + 4 * model.vae_parameters
-
-
-def peak_memory_gib(shape: ClipShape, model: ModelCard) -> float:
-    """Rough peak of one GPU in GiB: the weights and the larger of one transformer block and decoding."""
-    per_token = BYTES_PER_TOKEN_AND_DIM * model.dim + BYTES_PER_TOKEN_AND_FFN_DIM * model.ffn_dim
-    pixels, fp32 = shape.width * shape.height, 4
-    decoder = DECODER_BUFFERS * FRAMES_PER_LATENT * model.vae_base_dim * pixels * fp32
-    frames = 2 * 3 * (FRAMES_PER_LATENT * _decoded_latents(shape) - 3) * pixels * fp32
-    return (weight_bytes(model) + max(clip_tokens(shape) * per_token, decoder + frames)) / GIB
-
-
-def _decoded_latents(shape: ClipShape) -> int:
-    """Latents that precede the clip in the decoder (the motion state, else the picture) and its own."""
-    return shape.latent_frames + (MOTION_LATENTS if shape.with_motion else 1)
 
 
 def _vae_scale(width: int, height: int, model: ModelCard) -> float:

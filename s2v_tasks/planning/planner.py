@@ -15,8 +15,8 @@ from s2v_tasks.planning.estimate import (
     clip_tokens,
     compute_seconds,
     load_seconds,
-    peak_memory_gib,
 )
+from s2v_tasks.planning.memory import ONE_GPU, RenderSetup, peak_memory_gib
 from s2v_tasks.planning.pauses import Samples
 from s2v_tasks.planning.resolution import plan_size
 from s2v_tasks.planning.timeline import frames_of_speech
@@ -24,7 +24,6 @@ from s2v_tasks.planning.warnings import (
     clip_count_warnings,
     cut_warnings,
     input_warnings,
-    memory_warnings,
     picture_warnings,
 )
 from s2v_tasks.schemas.model_card import GpuCard, ModelCard
@@ -59,6 +58,7 @@ def make_plan(
     image_size: tuple[int, int],
     model: ModelCard,
     gpu: GpuCard,
+    setup: RenderSetup = ONE_GPU,
     max_clips: int,
     samples: Samples | None = None,
     inputs: InputFacts | None = None,
@@ -82,13 +82,14 @@ def make_plan(
     shapes = [_clip_shape(width, height, slot, choices.sampling) for slot in slots]
     costs = [_cost(shape, model, choices.sampling) for shape in shapes]
     processes = turns([slot.chain_index for slot in slots], request.clips_per_pod)
-    estimate = estimate_clips(shapes, costs, processes, model, gpu)
+    guided = choices.sampling.sample_guide_scale > 1
+    peak_gib = max(peak_memory_gib(shape, model, gpu, guided=guided, setup=setup) for shape in shapes)
+    estimate = estimate_clips(shapes, costs, processes, model, gpu, peak_gib=peak_gib)
     warnings = [
         *clip_count_warnings(choices.num_clip, needed, num_frames, speech),
         *input_warnings(inputs or InputFacts(), num_frames),
         *cut_warnings(request, cuts, speech),
         *picture_warnings(image_size, (width, height), choices.size, model),
-        *memory_warnings(estimate, gpu),
     ]
     return Plan(
         job_id=job_id,
@@ -216,9 +217,18 @@ def _clips(slots: list[Slot], shapes: list[ClipShape], costs: list[Cost], base_s
 
 
 def estimate_clips(
-    shapes: list[ClipShape], costs: list[Cost], processes: list[range], model: ModelCard, gpu: GpuCard
+    shapes: list[ClipShape],
+    costs: list[Cost],
+    processes: list[range],
+    model: ModelCard,
+    gpu: GpuCard,
+    *,
+    peak_gib: float,
 ) -> Estimate:
-    """What clips cost that `processes` render, each some positions of `shapes`; the first may continue a chain."""
+    """Sum up clips that `processes` render, each some positions of `shapes`; the first may continue a chain.
+
+    `peak_gib` is the most memory that one of them needs.
+    """
     chain_seconds: list[float] = []
     for clips in processes:
         seconds = load_seconds(gpu, model) + sum(compute_seconds(costs[index], gpu) for index in clips)
@@ -232,5 +242,5 @@ def estimate_clips(
         longest_chain_seconds=max(chain_seconds),
         cost=sum(chain_seconds) / 3600 * gpu.cost_per_hour,
         currency=gpu.currency,
-        peak_gpu_memory_gib=max(peak_memory_gib(shape, model) for shape in shapes),
+        peak_gpu_memory_gib=peak_gib,
     )

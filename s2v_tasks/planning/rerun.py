@@ -2,10 +2,11 @@
 
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.planning.clips import turns
-from s2v_tasks.planning.estimate import ClipShape, clip_cost
+from s2v_tasks.planning.estimate import clip_cost
+from s2v_tasks.planning.memory import ONE_GPU, RenderSetup, peak_memory_gib, plan_shapes
 from s2v_tasks.planning.planner import estimate_clips, job_seed
 from s2v_tasks.schemas.model_card import GpuCard, ModelCard
-from s2v_tasks.schemas.plan import ClipPlan, Plan, Sampling
+from s2v_tasks.schemas.plan import Plan
 from s2v_tasks.schemas.request import Request
 
 _SAMPLING = ("sample_steps", "sample_guide_scale", "sample_shift", "sample_solver")
@@ -20,7 +21,14 @@ def check_from_clip(parent: Plan, from_clip: int) -> None:
 
 
 def replan(
-    parent: Plan, request: Request, parent_request: Request, *, job_id: str, model: ModelCard, gpu: GpuCard
+    parent: Plan,
+    request: Request,
+    parent_request: Request,
+    *,
+    job_id: str,
+    model: ModelCard,
+    gpu: GpuCard,
+    setup: RenderSetup = ONE_GPU,
 ) -> Plan:
     """The parent's plan as `request` changes it from `request.from_clip` on; what is estimated are those clips.
 
@@ -33,8 +41,9 @@ def replan(
     if request.base_seed != parent_request.base_seed:
         base_seed = job_seed(job_id) if request.base_seed == -1 else request.base_seed
     rendered = parent.clips[from_clip:]
-    shapes = [_shape(parent, clip, sampling) for clip in rendered]
+    shapes = plan_shapes(parent.model_copy(update={"sampling": sampling, "inherited": ()}))[from_clip:]
     guided = sampling.sample_guide_scale > 1
+    peak_gib = max(peak_memory_gib(shape, model, gpu, guided=guided, setup=setup) for shape in shapes)
     costs = [clip_cost(shape, model, sample_steps=sampling.sample_steps, guided=guided) for shape in shapes]
     clips = [
         clip.model_copy(
@@ -54,18 +63,7 @@ def replan(
             "base_seed": base_seed,
             "clips": (*parent.clips[:from_clip], *clips),
             "clips_per_pod": request.clips_per_pod,
-            "estimate": estimate_clips(shapes, costs, processes, model, gpu),
+            "estimate": estimate_clips(shapes, costs, processes, model, gpu, peak_gib=peak_gib),
             "inherited": (),
         }
-    )
-
-
-def _shape(plan: Plan, clip: ClipPlan, sampling: Sampling) -> ClipShape:
-    return ClipShape(
-        width=plan.width,
-        height=plan.height,
-        infer_frames=clip.infer_frames,
-        with_motion=clip.predecessor is not None or sampling.start_from_ref,
-        starts_chain=clip.predecessor is None,
-        ends_chain=clip.successor is None,
     )

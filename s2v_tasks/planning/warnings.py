@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 from s2v_tasks.planning.chains import SENTENCE_PAUSE_SECONDS
 from s2v_tasks.planning.resolution import cropped_share
-from s2v_tasks.schemas.model_card import GpuCard, ModelCard
-from s2v_tasks.schemas.plan import FPS, Cut, Estimate, InputFacts, SpeechFacts
+from s2v_tasks.schemas.model_card import ModelCard
+from s2v_tasks.schemas.plan import FPS, Cut, InputFacts, SpeechFacts
 from s2v_tasks.schemas.request import Request
 from s2v_tasks.schemas.request_fields import parse_size
 
@@ -83,13 +83,4 @@ def picture_warnings(
         yield (
             f"Filling {width} x {height} cuts {cut:.0%} of the picture away at its edges: "
             "crop it to that shape to choose what stays."
-        )
-
-
-def memory_warnings(estimate: Estimate, gpu: GpuCard) -> Iterator[str]:
-    """The GPU that prices the plan is too small for it."""
-    if estimate.peak_gpu_memory_gib > gpu.memory_gib:
-        yield (
-            f"About {estimate.peak_gpu_memory_gib:.0f} GiB of GPU memory are expected but {gpu.name} has "
-            f"{gpu.memory_gib:g}: choose a smaller size, shorter clips or a larger GPU."
         )

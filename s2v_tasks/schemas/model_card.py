@@ -34,8 +34,10 @@ class GpuCard(_Card):
     """Speed, memory and price of a GPU."""
 
     bf16_tflops: float = Field(gt=0, description="Dense bfloat16 peak, 1e12 operations a second: the transformer.")
-    fp32_tflops: float = Field(gt=0, description="Float32 peak, 1e12 operations a second: the VAE.")
-    utilization: float = Field(gt=0, le=1, description="Share of the peak that is assumed to be reached (MFU).")
+    tf32_tflops: float = Field(gt=0, description="Dense TF32 peak, 1e12 operations a second: the VAE.")
+    fp32_tflops: float = Field(gt=0, description="Float32 peak without TF32, 1e12 operations a second.")
+    utilization: float = Field(gt=0, le=1, description="Share of its peak that the transformer is assumed to reach.")
+    vae_utilization: float = Field(gt=0, le=1, description="Share of its peak that the VAE is assumed to reach.")
     load_gb_per_second: float = Field(gt=0, description="Speed at which weights reach the GPU, 1e9 bytes a second.")
     memory_gib: float = Field(gt=0, description="Memory of one GPU.")
     cost_per_hour: float = Field(ge=0, description="Price of one GPU for one hour.")

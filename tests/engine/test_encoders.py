@@ -12,7 +12,6 @@ from s2v_tasks.engine.encoders import text_encoder, vae
 from s2v_tasks.engine.encoders.audio_encoder import AudioEncoder, normalise
 from s2v_tasks.engine.encoders.text_encoder import TextEncoder, clean_prompt
 from s2v_tasks.engine.encoders.vae import Vae
-from s2v_tasks.engine.encoders.vae_decoder import first_latents
 from s2v_tasks.engine.loading import Snapshot
 from s2v_tasks.engine.loading.snapshot import AUDIO_ENCODER_FOLDER, TOKENIZER_FOLDER, VAE_FILE
 from s2v_tasks.engine.loading.weights import read_pth
@@ -99,17 +98,27 @@ def test_vae_decodes_the_end_alone_for_less(snapshot: Snapshot) -> None:
     calls: list[int] = []
     codec.model.decoder.conv_out.register_forward_pre_hook(lambda *_: calls.append(1))
     whole = codec.decode(latents)
-    for num_frames, latents_in_last_level in ((45, 12), (44, 12), (8, 6), (5, 6), (1, 5)):
+    # The first latent is one frame, each other one four, which pass the last level in two calls.
+    for num_frames, calls_of_last_level in ((45, 23), (44, 23), (8, 12), (5, 12), (1, 10)):
         calls.clear()
         torch.testing.assert_close(codec.decode(latents, num_frames), whole[:, :, -num_frames:], rtol=0, atol=0)
-        assert len(calls) == latents_in_last_level
+        assert len(calls) == calls_of_last_level
 
 
-def test_what_the_decoder_reaches_back_to() -> None:
+def test_each_level_of_the_decoder_starts_as_late_as_it_may() -> None:
     """For 80 frames behind 73 old ones the levels of the released decoder start at latents 0, 5, 12 and 15."""
     with torch.device("meta"):
         model = AutoencoderKLWan()
-    assert first_latents(model, num_latents=39, num_frames=80) == [0, 5, 12, 15]
+    calls = [0, 0, 0, 0]
+
+    def count(level: int) -> None:
+        calls[level] += 1
+
+    for level, block in enumerate(model.decoder.up_blocks):
+        block.resnets[0].register_forward_pre_hook(lambda *_, level=level: count(level))
+    list(Vae(model, "meta").decode_pieces(torch.empty(1, 16, 39, 8, 8, device="meta"), 80))
+    # The last two levels take the four frames of a latent in two calls.
+    assert calls == [39 - 0, 39 - 5, 2 * (39 - 12), 2 * (39 - 15)]
 
 
 def test_vae_names_weights_that_do_not_fit(tiny_snapshot_path: Path) -> None:

@@ -1,15 +1,22 @@
-"""The memory of a process does not grow with the clips that it renders."""
+"""Memory: what a forward keeps at a time, and that a process does not grow with the clips that it renders."""
 
 import gc
 import os
 from pathlib import Path
 
+import pytest
 import torch
+from diffusers import AutoencoderKLWan
 
+from s2v_tasks.engine.bench.step import random_transformer
 from s2v_tasks.engine.clip import ClipInputs, MotionState, Sampling
+from s2v_tasks.engine.encoders.vae import Vae
 from s2v_tasks.engine.loading import Snapshot
+from s2v_tasks.engine.models import blocks
+from s2v_tasks.engine.models.config import S2VConfig
 from s2v_tasks.engine.pipeline import S2VPipeline
 from s2v_tasks.media.encode import encode_clip
+from tests.engine.live_bytes import LiveBytes
 
 SAMPLING = Sampling(sample_steps=1, sample_guide_scale=4.0, sample_shift=3.0, sample_solver="unipc")
 
@@ -46,3 +53,42 @@ def test_the_last_clip_of_a_chain_needs_no_more_memory_than_an_early_one(
     """After 8 clips the process has at most 2 % more memory than after 4."""
     memory = memory_of_a_chain(Snapshot.open(tiny_snapshot_path), 8, tmp_path)
     assert memory[-1] < 1.02 * memory[3]
+
+
+# The proportions of the released model; its 63,360 tokens are eight chunks.
+PROPORTIONS = S2VConfig(
+    dim=256, ffn_dim=692, num_heads=2, num_layers=3, freq_dim=16, text_dim=16, text_len=8, audio_dim=8,
+    audio_inject_layers=(0, 2),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("dtype", "branches", "earlier"),
+    [(torch.bfloat16, 1, 30.48), (torch.bfloat16, 2, 34.57), (torch.float32, 1, 38.11)],
+)
+def test_a_forward_keeps_little_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, branches: int, earlier: float
+) -> None:
+    """The peak in bytes per token and unit of width is at least 35 % below that of the first engine, `earlier`."""
+    transformer = random_transformer(PROPORTIONS, torch.device("cpu"), dtype)
+    with torch.inference_mode():
+        reference, history, latents = (torch.zeros(1, 16, n, 32, 32, dtype=dtype) for n in (1, 19, 8))
+        scene = transformer.prepare_scene(8, reference, history, None)
+        context, audio = torch.zeros(8, 16, dtype=dtype), torch.zeros(32, 25, 8, dtype=dtype)
+        guidances = [transformer.prepare_guidance(context, audio) for _ in range(branches)]
+        monkeypatch.setattr(blocks, "CHUNK_TOKENS", scene.end // 8)
+        prepared = (latents, scene.extra_BMD, scene.cond_BND, scene.rope_Lc2, scene.e0_6D)
+        with LiveBytes([*transformer.parameters(), *prepared]) as live:
+            transformer(latents, torch.tensor([500]), scene, guidances)
+    assert live.peak_bytes / (scene.end * PROPORTIONS.dim) <= 0.65 * earlier
+
+
+def test_the_decoder_passes_few_frames_at_a_time_through_its_widest_levels() -> None:
+    """Decoding keeps at most 11 fp32 tensors of four frames with 96 channels; it was 13.2 (measured: 14.6 GB)."""
+    with torch.device("meta"):
+        model = AutoencoderKLWan()
+    latents = torch.empty(1, 16, 39, 88, 128, device="meta")
+    with LiveBytes([*model.parameters(), latents]) as live:
+        for _ in Vae(model.requires_grad_(requires_grad=False), "meta").decode_pieces(latents, 80):
+            pass
+    assert live.peak_bytes / (4 * 96 * 704 * 1024 * 4) < 11

@@ -5,6 +5,8 @@ pixels (the last two levels are three quarters of the work), and what a stage pu
 own earlier frames. So a stage that starts late, with nothing behind it, is exact again after those frames: 14 frames
 of the last level are 4 latents, while the whole decoder reaches back 38 latents.
 
+The four frames of a latent pass the last two levels, which hold the most memory, two at a time.
+
 Shapes: B batch, C channels, Z latent frames, T frames, H x W pixels of a stage, h x w latent pixels.
 """
 
@@ -19,6 +21,9 @@ from torch import Tensor, nn
 
 # Diffusers' mark for "one frame was seen": from then on a resampler makes two frames of one.
 _NOT_THE_FIRST = "Rep"
+# Frames that pass the last levels at a time: as many as a convolution keeps, so that halving the memory of its input
+# and output costs no further copies of what it keeps.
+_FRAMES_AT_A_TIME = 2
 
 
 @dataclass
@@ -63,8 +68,9 @@ class _Stage:
 
     def _convolve(self, convolution: WanCausalConv3d, x_BCTHW: Tensor, position: list[int]) -> Tensor:
         before = self.memory[position[0]]
-        seen = x_BCTHW if before is None else torch.cat([before, x_BCTHW], dim=2)
-        self.memory[position[0]] = seen[:, :, -2:].clone()
+        newest = x_BCTHW[:, :, -2:]
+        is_single = newest.shape[2] == 1 and before is not None
+        self.memory[position[0]] = torch.cat([before[:, :, -1:], newest], dim=2) if is_single else newest.clone()
         position[0] += 1
         result: Tensor = convolution(x_BCTHW, before)
         return result
@@ -81,23 +87,27 @@ def decode_end(model: AutoencoderKLWan, latents_BCZhw: Tensor, num_frames: int) 
     hidden_BCZhw = model.post_quant_conv(latents_BCZhw)
     not_wanted = 4 * num_latents - 3 - num_frames
     for index in range(num_latents):
-        x_BCTHW = hidden_BCZhw[:, :, index : index + 1]
         for stage, start in zip(stages, starts, strict=True):
-            if index < start:
-                break
             if index == start:
                 stage.start(at_first_latent=index == 0)
-            x_BCTHW = stage(x_BCTHW)
-        else:
-            # The first latent gives frame 0, latent i the four frames from 4 i - 3 on.
-            behind = max(0, not_wanted - max(0, 4 * index - 3))
-            if behind < x_BCTHW.shape[2]:
-                yield x_BCTHW[:, :, behind:].clamp(-1, 1)
+        # Each stage starts no later than the one after it.
+        started = [stage for stage, start in zip(stages, starts, strict=True) if index >= start]
+        x_BCTHW = _run(started, hidden_BCZhw[:, :, index : index + 1])
+        # The first latent gives frame 0, latent i the four frames from 4 i - 3 on.
+        behind = max(0, not_wanted - max(0, 4 * index - 3))
+        if len(started) == len(stages) and behind < x_BCTHW.shape[2]:
+            yield x_BCTHW[:, :, behind:].clamp(-1, 1)
+        del x_BCTHW  # while the next latent is decoded, its memory is needed
 
 
-def first_latents(model: AutoencoderKLWan, num_latents: int, num_frames: int) -> list[int]:
-    """The first latent that each stage of the decoder works on for the last `num_frames`."""
-    return _first_latents(_stages(model), num_latents, num_frames)
+def _run(stages: list[_Stage], x_BCTHW: Tensor) -> Tensor:
+    """Run the stages one after the other, from the first one with more frames on with few frames at a time."""
+    for number, stage in enumerate(stages):
+        if x_BCTHW.shape[2] > _FRAMES_AT_A_TIME:
+            parts = x_BCTHW.split(_FRAMES_AT_A_TIME, dim=2)
+            return torch.cat([_run(stages[number:], part) for part in parts], dim=2)
+        x_BCTHW = stage(x_BCTHW)
+    return x_BCTHW
 
 
 def _stages(model: AutoencoderKLWan) -> list[_Stage]:
@@ -105,7 +115,7 @@ def _stages(model: AutoencoderKLWan) -> list[_Stage]:
     stages: list[_Stage] = []
     frames_per_latent = 1
     for level in decoder.up_blocks:
-        stages.append(_Stage([level], frames_per_latent))
+        stages.append(_Stage([*level.resnets, *(level.upsamplers or ())], frames_per_latent))
         frames_per_latent *= 2 if stages[-1].doubles_time else 1
     stages[0].modules[:0] = [decoder.conv_in, decoder.mid_block]
     stages[-1].modules += [decoder.norm_out, decoder.nonlinearity, decoder.conv_out]

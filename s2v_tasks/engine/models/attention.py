@@ -58,12 +58,16 @@ class SelfAttention(Attention):
         self.attend: Attend = sdpa
 
     def forward(self, x_BLD: Tensor, rope_Lc2: Tensor, num_kept: int) -> Tensor:
-        """What the first `num_kept` tokens see."""
+        """Return the attention `[1, num_kept, D]` of the first `num_kept` tokens to all tokens."""
+        return self.o(self._attend(x_BLD, rope_Lc2, num_kept).flatten(2))  # type: ignore[no-any-return]
+
+    def _attend(self, x_BLD: Tensor, rope_Lc2: Tensor, num_kept: int) -> Tensor:
+        # A method of its own, so that queries, keys and values are freed before the output projection.
         x_BLD = x_BLD.to(self.q.weight.dtype)  # once for the three products
-        keys, v, _ = self.keys_values(x_BLD)
-        k = rotate(keys, rope_Lc2).to(v.dtype)
-        q = rotate(self.queries(x_BLD[:, :num_kept]), rope_Lc2[:num_kept]).to(v.dtype)
-        return self.o(self.attend(q, k, v).flatten(2))  # type: ignore[no-any-return]
+        k, v, _ = self.keys_values(x_BLD)
+        k = rotate(k, rope_Lc2)
+        q = rotate(self.queries(x_BLD[:, :num_kept]), rope_Lc2[:num_kept])
+        return self.attend(q, k, v)
 
 
 class CrossAttention(Attention):

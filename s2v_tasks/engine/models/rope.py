@@ -12,6 +12,7 @@ from torch import Tensor
 
 REFERENCE_TIME = 30
 _BASE = 10000.0
+_CHUNK_TOKENS = 8192  # rotated at a time, so that the fp32 copy of bf16 queries or keys stays small
 
 
 @dataclass(frozen=True)
@@ -67,19 +68,30 @@ def cos_sin(table_Lc: Tensor) -> Tensor:
 def rotate(x_BLHd: Tensor, rope_Lc2: Tensor) -> Tensor:
     """Rotate adjacent channel pairs of every head by the token's table row, the same for all heads.
 
-    Works in the memory of `x_BLHd` where that is fp32.
+    Works in the memory of `x_BLHd`, unless it is compiled, and returns its dtype.
 
     Multiplied in fp32: the table was made in float64, so this adds less than the rounding of the product to fp32 or
     bf16, and spares the complex128 copies of queries and keys.
     """
-    pairs = rearrange(x_BLHd.float(), "b l h (c pair) -> b l h c pair", pair=2)
-    if (
-        torch.compiler.is_compiling()
-    ):  # the compiler fuses real numbers only; run eagerly, the complex product is faster
-        (real, imag), (cos, sin) = pairs.unbind(-1), rope_Lc2[:, None].unbind(-1)
-        return torch.stack([real * cos - imag * sin, real * sin + imag * cos], dim=-1).flatten(-2)
-    rotated = torch.view_as_complex(pairs).mul_(torch.view_as_complex(rope_Lc2)[:, None])
-    return torch.view_as_real(rotated).flatten(-2)
+    if torch.compiler.is_compiling():
+        # The compiler fuses real numbers only; run eagerly, the complex product is faster.
+        (real, imag), (cos, sin) = _pairs(x_BLHd).unbind(-1), rope_Lc2[:, None].unbind(-1)
+        rotated = torch.stack([real * cos - imag * sin, real * sin + imag * cos], dim=-1)
+        return rotated.flatten(-2).to(x_BLHd.dtype)
+    table_L1c = torch.view_as_complex(rope_Lc2)[:, None]
+    for start in range(0, x_BLHd.shape[1], _CHUNK_TOKENS):
+        part = slice(start, start + _CHUNK_TOKENS)
+        pairs = _pairs(x_BLHd[:, part])
+        torch.view_as_complex(pairs).mul_(table_L1c[part])
+        if x_BLHd.dtype != torch.float32:
+            x_BLHd[:, part] = pairs.flatten(-2)
+    return x_BLHd
+
+
+def _pairs(x_BLHd: Tensor) -> Tensor:
+    """Return the channels in pairs, fp32; the memory of `x_BLHd` where that is fp32."""
+    pairs: Tensor = rearrange(x_BLHd.float(), "b l h (c pair) -> b l h c pair", pair=2)
+    return pairs
 
 
 def _grid_table(grid: Grid, head_dim: int) -> Tensor:

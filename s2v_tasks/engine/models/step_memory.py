@@ -38,7 +38,7 @@ class StepMemory:
         if self._rest_BND is not None and not self.computed:
             self.num_skipped += 1
             return first_BLD[:, : self._rest_BND.shape[1]] + self._rest_BND
-        y_BND = rest(first_BLD)
+        y_BND = rest(first_BLD.clone())  # the blocks work in the memory of what they are given
         self._first_BLD, self._rest_BND = change_BLD, y_BND - first_BLD[:, : y_BND.shape[1]]
         return y_BND
 

@@ -223,19 +223,29 @@ class S2VTransformer(nn.Module):
                 )
         e_1D, e_16D = self._embed_time(timestep_1)
         e_26D = torch.stack([e_16D[0], scene.e0_6D])
-        video_BND = self.patch_embedding.tokens(self.patch_embedding.patches(latents_BCThw)[:, scene.video])
-        video_BND = video_BND + scene.cond_BND + self.trainable_cond_mask.weight[_VIDEO]
-        x_BLD = torch.cat([video_BND, scene.extra_BMD], dim=1)
+        x_BLD = self._embed_tokens(latents_BCThw, scene)
+        # Blocks work in the memory of their input; only a memory compares it with what the first block makes of it.
+        before_BLD = x_BLD.clone() if memories else None
+        waiting = self._run_block(0, x_BLD, e_26D, scene, guidances)
+        del x_BLD
 
         velocities = []
-        waiting = self._run_block(0, x_BLD, e_26D, scene, guidances)
         for index, guidance in enumerate(guidances):
             before_each()
             rest = partial(self._run_rest, e_26D, scene, guidance)
             # Popped in the call, so that the memory is free as soon as the next block has run.
-            y_BND = memories[index].recall_or_run(x_BLD, waiting.pop(0), rest) if memories else rest(waiting.pop(0))
+            if before_BLD is None:
+                y_BND = rest(waiting.pop(0))
+            else:
+                y_BND = memories[index].recall_or_run(before_BLD, waiting.pop(0), rest)
             velocities.append(_unpatchify(self.head(y_BND, e_1D), scene.latent_shape))
         return velocities
+
+    def _embed_tokens(self, latents_BCThw: Tensor, scene: Scene) -> Tensor:
+        """Return the tokens `[video N][reference and motion M]` `[1, L, D]`; the residual stream is fp32."""
+        video_BND = self.patch_embedding.tokens(self.patch_embedding.patches(latents_BCThw)[:, scene.video])
+        video_BND = video_BND + scene.cond_BND + self.trainable_cond_mask.weight[_VIDEO]
+        return torch.cat([video_BND, scene.extra_BMD], dim=1).float()
 
     def _run_block(
         self, layer: int, x_BLD: Tensor, e_26D: Tensor, scene: Scene, guidances: Sequence[Guidance]

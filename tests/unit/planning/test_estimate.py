@@ -1,5 +1,7 @@
 """Costs by formula."""
 
+from dataclasses import replace
+
 import pytest
 
 from s2v_tasks.planning.estimate import (
@@ -9,7 +11,6 @@ from s2v_tasks.planning.estimate import (
     compute_seconds,
     forward_flops,
     load_seconds,
-    peak_memory_gib,
     vae_decode_flops,
     vae_encode_flops,
     weight_bytes,
@@ -64,9 +65,11 @@ def test_forty_steps_equal_the_counted_ones(model_14b: ModelCard) -> None:
 
 
 def test_vae_flops_equal_the_counted_ones(model_14b: ModelCard) -> None:
-    """Encoding 73 and 81 frames and decoding 21 and 39 latents at 1024x704 cost what was counted (spec f.1)."""
+    """Operations to encode 73 and 81 frames and to decode the end of some latents at 1024x704 equal torch's count."""
     assert [round(vae_encode_flops(1024, 704, n, model_14b) / 1e12) for n in (19, 21)] == [268, 297]
-    assert [round(vae_decode_flops(1024, 704, n, model_14b) / 1e12) for n in (21, 39)] == [499, 941]
+    decoded = [(21, 80), (39, 153), (39, 80), (47, 112), (31, 48)]
+    tflops = [round(vae_decode_flops(1024, 704, latents, frames, model_14b) / 1e12) for latents, frames in decoded]
+    assert tflops == [499, 941, 687, 884, 491]
 
 
 def test_vae_work_of_a_clip(model_14b: ModelCard) -> None:
@@ -78,8 +81,11 @@ def test_vae_work_of_a_clip(model_14b: ModelCard) -> None:
 
     assert vae_tflops(with_motion=False, starts_chain=True) == 499 + 268
     assert vae_tflops(with_motion=False, starts_chain=True, ends_chain=True) == 499
-    assert vae_tflops(with_motion=True) == 941 + 268
-    assert vae_tflops(with_motion=True, starts_chain=True) == 941 + 2 * 268
+    assert vae_tflops(with_motion=True) == 687 + 268
+    assert vae_tflops(with_motion=True, starts_chain=True) in (
+        687 + 2 * 268,
+        687 + 2 * 268 + 1,
+    )  # sums of rounded parts
 
 
 def test_weights_of_the_14b_model(model_14b: ModelCard) -> None:
@@ -91,15 +97,14 @@ def test_seconds_follow_the_card(model_14b: ModelCard, h100: GpuCard) -> None:
     """A GPU of twice the speed computes in half the time; loading takes as long as the weights are large."""
     cost = clip_cost(clip(), model_14b, sample_steps=40, guided=True)
     assert load_seconds(h100, model_14b) == weight_bytes(model_14b) / 2e9
-    fast = h100.model_copy(update={"bf16_tflops": h100.bf16_tflops * 2, "fp32_tflops": h100.fp32_tflops * 2})
+    fast = h100.model_copy(update={"bf16_tflops": h100.bf16_tflops * 2, "tf32_tflops": h100.tf32_tflops * 2})
     computing = compute_seconds(cost, h100)
     assert compute_seconds(cost, fast) == pytest.approx(computing / 2)
     sampling = cost.transformer_flops / (h100.bf16_tflops * 1e12 * h100.utilization)
     assert sampling < computing < 1.2 * sampling
 
 
-def test_peak_memory_is_plausible(model_14b: ModelCard) -> None:
-    """The 14B model needs more than its weights, more for larger videos, and fits an 80 GB GPU at 1024x704."""
-    weights = weight_bytes(model_14b) / 1024**3
-    small, large = peak_memory_gib(clip(), model_14b), peak_memory_gib(clip(1024, 704, infer_frames=112), model_14b)
-    assert weights < small < large < 79
+def test_decoding_on_a_gpu_takes_seconds_not_most_of_a_minute(model_14b: ModelCard, h100: GpuCard) -> None:
+    """The VAE of a 1024x704 clip is planned at TF32 speed: about 10 s on an H100."""
+    cost = clip_cost(clip(1024, 704), model_14b, sample_steps=2, guided=True)
+    assert 8 < compute_seconds(replace(cost, transformer_flops=0), h100) < 12

@@ -220,12 +220,6 @@ def test_picture_warnings(plan_of: Any, changes: dict[str, Any], expected: list[
     assert all(part in warning for part, warning in zip(expected, warnings, strict=True))
 
 
-def test_memory_warning(plan_of: Any, h100: Any) -> None:
-    """A plan that does not fit the GPU that prices it says so."""
-    (warning,) = plan_of(seconds(5), gpu=h100.model_copy(update={"memory_gib": 24.0})).warnings
-    assert "h100-sxm has 24" in warning
-
-
 def test_a_cut_plan_has_a_chain_for_each_sentence(plan_of: Any, sentences: Any) -> None:
     """Chains are contiguous, each divided by the rule for its own frames, and starts from the picture."""
     plan: Plan = plan_of(seconds(20), samples=sentences, continuity="cut", min_chain_seconds=4)

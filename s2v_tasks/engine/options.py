@@ -1,18 +1,42 @@
-"""How an installation has its clips computed, beyond what their plan says."""
+"""Options of an installation: how clips are computed, beyond what their plan says."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
 
 NoiseDevice = Literal["run", "cpu"]
+VaePrecision = Literal["float32", "bfloat16"]
 WeightsDtype = Literal["auto", "fp8", "fp8-dynamic"]
+
+# Later options, which the fingerprints of clips leave out at their default: earlier clips stay valid.
+_LEFT_OUT_AT_DEFAULT = ("vae_precision",)
+_NAMES_OF_SETTINGS = {"compiled": "compile"}
 
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """Each of them changes the bytes of a clip, so all of them belong into its fingerprint."""
+    """Options that change the bytes of a clip, so all of them belong into its fingerprint.
+
+    A new option is a field here and a setting of the same name.
+    """
 
     noise_device: NoiseDevice = "run"  # where noise is drawn; "cpu": the same numbers on every device
     attention: str = "auto"  # or one of `models.attention_kernels.ATTENTION_KERNELS`
     compiled: bool = False  # whether torch.compile makes one graph of a block
     weights_dtype: WeightsDtype = "auto"  # of the blocks; "auto": that of the run
-    step_cache: float = 0.0  # relative change of the first block below which the other blocks are not run; 0: never
+    step_cache: float = 0.0  # first-block cache: the relative change below which the other blocks are skipped; 0: never
+    vae_precision: VaePrecision = "float32"  # "bfloat16": in the memory format channels last
+
+    @classmethod
+    def of(cls, settings: object) -> "EngineOptions":
+        """Read the options from the attributes of `settings` of the same names."""
+        names = {field.name: _NAMES_OF_SETTINGS.get(field.name, field.name) for field in fields(cls)}
+        return cls(**{option: getattr(settings, name) for option, name in names.items()})
+
+    def for_fingerprint(self) -> dict[str, Any]:
+        """Return the options that the fingerprint of a clip states."""
+        default = asdict(EngineOptions())
+        return {
+            name: value
+            for name, value in asdict(self).items()
+            if name not in _LEFT_OUT_AT_DEFAULT or value != default[name]
+        }

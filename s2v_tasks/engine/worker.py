@@ -21,7 +21,7 @@ from s2v_tasks.engine.distributed.halo_exchange import ParallelVae
 from s2v_tasks.engine.distributed.mesh import Layout, choose_layout, parallelize
 from s2v_tasks.engine.loading import Snapshot
 from s2v_tasks.engine.models.attention_kernels import attention_kernel, kernel_name
-from s2v_tasks.engine.options import EngineOptions
+from s2v_tasks.engine.options import EngineOptions, VaePrecision
 from s2v_tasks.engine.peers import PeerWatch
 from s2v_tasks.engine.pipeline import S2VPipeline
 from s2v_tasks.errors import ConfigurationError, TransientError
@@ -196,7 +196,7 @@ def load_pipeline(
         convert = quantizer(transformer, options.weights_dtype, device)
     branches = parallelize(transformer, layout, device.type, guided=guided)
     snapshot.fill_transformer(transformer, device, dtype, convert=convert)
-    vae = snapshot.load_vae(device)
+    vae = snapshot.load_vae(device, options.vae_precision)
     codec = ParallelVae(vae) if worker.world_size > 1 else vae
     pipeline = S2VPipeline(transformer, codec, device, dtype, branches=branches, total=worker.total)
     return pipeline, layout
@@ -219,9 +219,11 @@ def made_with(device: torch.device) -> dict[str, str]:
     return {"device_model": torch.backends.cpu.get_cpu_capability(), "torch_version": str(torch.__version__)}
 
 
-def vae_precision(device: torch.device) -> str:
-    """In what the float32 VAE convolves on `device`: a GPU's tensor cores round what goes in, unless told not to."""
-    return "tf32" if device.type == "cuda" and torch.backends.cudnn.allow_tf32 else "float32"
+def vae_precision(device: torch.device, precision: VaePrecision) -> str:
+    """Return the numbers in which the VAE convolves: a GPU rounds float32 to TF32, unless torch is told not to."""
+    if precision == "float32" and device.type == "cuda" and torch.backends.cudnn.allow_tf32:
+        return "tf32"
+    return precision
 
 
 def check_gpus(device: str, num_processes: int) -> int:

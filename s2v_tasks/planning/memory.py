@@ -142,7 +142,7 @@ def _vae_bytes(shape: ClipShape, model: ModelCard, setup: RenderSetup) -> float:
 
 def _weight_bytes(model: ModelCard, setup: RenderSetup, sharing: _Sharing) -> float:
     block = 8 * model.dim**2 + 2 * model.dim * model.ffn_dim
-    transformer = 2 * model.transformer_parameters - (model.num_layers * block if setup.float8_weights else 0)
+    transformer: float = 2 * model.transformer_parameters - (model.num_layers * block if setup.float8_weights else 0)
     if sharing.fsdp:
         # A share of all, and two blocks whole: the one that computes and the next one.
         transformer = transformer / setup.num_ranks + 2 * 2 * block

@@ -9,6 +9,7 @@ from s2v_tasks.errors import PermanentError
 from s2v_tasks.media.speech import load_waveform, normalise_speech
 from s2v_tasks.planning.budget import check_budget
 from s2v_tasks.planning.clips import turns
+from s2v_tasks.planning.memory import RenderSetup, check_memory
 from s2v_tasks.planning.planner import make_plan
 from s2v_tasks.planning.rerun import replan
 from s2v_tasks.runtime.context import StepContext, scratch_folder
@@ -69,13 +70,14 @@ def _plan_rerun(ctx: StepContext, request: Request) -> Plan:
     folder, earlier = config_dir(ctx.settings), parent_request(ctx, request)
     parent = parent_plan(ctx, request)
     model, gpu = load_model_card(folder, ctx.settings.model), load_gpu_card(folder, ctx.settings.gpu)
-    plan = replan(parent, request, earlier, job_id=ctx.job_id, model=model, gpu=gpu)
+    setup = RenderSetup.of(ctx.settings)
+    plan = replan(parent, request, earlier, job_id=ctx.job_id, model=model, gpu=gpu, setup=setup)
     _agree_to_cost(plan, request, ctx.settings)
     return plan.model_copy(update={"inherited": inherit_clips(ctx, parent, earlier, request.from_clip or 0)})
 
 
 def _agree_to_cost(plan: Plan, request: Request, settings: Settings) -> None:
-    """Say what the plan costs; PermanentError when that is more than it may."""
+    """Log the cost of the plan; PermanentError for one over budget or larger than the GPU."""
     log.get_logger().info(
         "planned",
         num_clip=plan.num_clip,
@@ -84,13 +86,20 @@ def _agree_to_cost(plan: Plan, request: Request, settings: Settings) -> None:
         longest_chain_seconds=round(plan.estimate.longest_chain_seconds),
         cost=f"{plan.estimate.cost:.4g} {plan.estimate.currency} on {plan.estimate.gpu}",
     )
+    _check_limits(plan, request, settings)
+
+
+def _check_limits(plan: Plan, request: Request, settings: Settings) -> None:
+    folder = config_dir(settings)
+    model, gpu = load_model_card(folder, settings.model), load_gpu_card(folder, settings.gpu)
     check_budget(plan.estimate, request, settings)
+    check_memory(plan, model, gpu, RenderSetup.of(settings))
 
 
 def plan_files(image: Path, audio: Path, fields: dict[str, Any], show: Callable[[Plan], None]) -> None:
     """Show the plan that local files would get, by the same checks and rules; nothing is stored.
 
-    A plan over budget is shown before it is refused: its numbers tell what to change.
+    A plan over budget, or too large for the GPU, is shown before it is refused: its numbers tell what to change.
     """
     from s2v_tasks.media.image import normalise_image
 
@@ -116,7 +125,7 @@ def plan_files(image: Path, audio: Path, fields: dict[str, Any], show: Callable[
             wav=wav,
         )
     show(plan)
-    check_budget(plan.estimate, request, settings)
+    _check_limits(plan, request, settings)
 
 
 def _plan(
@@ -139,6 +148,7 @@ def _plan(
         image_size=image_size,
         model=load_model_card(folder, settings.model),
         gpu=load_gpu_card(folder, settings.gpu),
+        setup=RenderSetup.of(settings),
         max_clips=settings.max_clips,
         samples=load_waveform(wav) if request.continuity == "cut" else None,
         inputs=inputs,

@@ -11,7 +11,6 @@ Rank 0 leads: it alone reads and writes storage and database, and tells the othe
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import asdict
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -99,7 +98,7 @@ def clip_fingerprints(
                 REVISION,
                 snapshot,
                 inputs,
-                asdict(options),
+                options.for_fingerprint(),
                 encoder,
                 plan.sampling.model_dump(),
                 [plan.width, plan.height],
@@ -120,10 +119,7 @@ class _Leader:
         self._plan = ctx.plan()
         self._snapshot = open_snapshot(ctx.settings, self._plan.model)
         self._inputs = _inputs(ctx)
-        settings = ctx.settings
-        self._options = EngineOptions(
-            settings.noise_device, settings.attention, settings.compile, settings.weights_dtype, settings.step_cache
-        )
+        self._options = EngineOptions.of(ctx.settings)
         self._prints = clip_fingerprints(
             self._plan,
             {name: item.sha256 for name, item in self._inputs.items()},

@@ -121,6 +121,20 @@ def test_each_level_of_the_decoder_starts_as_late_as_it_may() -> None:
     assert calls == [39 - 0, 39 - 5, 2 * (39 - 12), 2 * (39 - 15)]
 
 
+def test_a_bfloat16_vae_is_close_to_the_float32_one(snapshot: Snapshot) -> None:
+    """Weights are bfloat16 with channels last; encoding and decoding differ by rounding, results stay float32."""
+    exact, rounded = snapshot.load_vae("cpu"), snapshot.load_vae("cpu", "bfloat16")
+    weight = rounded.model.decoder.conv_in.weight
+    assert weight.dtype == torch.bfloat16
+    assert weight.is_contiguous(memory_format=torch.channels_last_3d)
+    pixels = torch.rand(1, 3, 9, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    latents = [codec.encode(pixels) for codec in (exact, rounded)]
+    frames = [codec.decode(latents[0]) for codec in (exact, rounded)]
+    for one, other in (latents, frames):
+        assert other.dtype == torch.float32
+        assert 0 < (other - one).norm() / one.norm() < 0.05
+
+
 def test_vae_names_weights_that_do_not_fit(tiny_snapshot_path: Path) -> None:
     """Missing, unexpected and misshapen weights are configuration errors that name them."""
     state = read_pth(tiny_snapshot_path / VAE_FILE, "cpu")

@@ -8,7 +8,6 @@ import pytest
 import torch
 from diffusers import AutoencoderKLWan
 
-from s2v_tasks.engine.bench.step import random_transformer
 from s2v_tasks.engine.clip import ClipInputs, MotionState, Sampling
 from s2v_tasks.engine.encoders.vae import Vae
 from s2v_tasks.engine.loading import Snapshot
@@ -16,6 +15,7 @@ from s2v_tasks.engine.models import blocks
 from s2v_tasks.engine.models.config import S2VConfig
 from s2v_tasks.engine.pipeline import S2VPipeline
 from s2v_tasks.media.encode import encode_clip
+from s2v_tasks.verification.bench.step import random_transformer
 from tests.engine.live_bytes import LiveBytes
 
 SAMPLING = Sampling(sample_steps=1, sample_guide_scale=4.0, sample_shift=3.0, sample_solver="unipc")

@@ -20,6 +20,7 @@ from s2v_tasks.engine.models.transformer import S2VTransformer
 from s2v_tasks.engine.options import EngineOptions
 from s2v_tasks.engine.worker import Worker, load_pipeline
 from s2v_tasks.errors import ConfigurationError
+from s2v_tasks.settings import Settings
 
 SMALL = {
     "dim": 48, "ffn_dim": 64, "num_heads": 2, "num_layers": 3, "freq_dim": 16, "text_dim": 12, "text_len": 8,
@@ -151,3 +152,23 @@ def test_options_reach_the_networks(tiny_snapshot_path: Path, monkeypatch: pytes
         load_pipeline(worker, snapshot, "auto", dynamic, guided=True)
     with pytest.raises(ConfigurationError, match="shards the weights, which is not possible in fp8"):
         load_pipeline(worker, snapshot, "fsdp", EngineOptions(weights_dtype="fp8"), guided=True)
+
+
+def test_fingerprints_of_earlier_options_stay() -> None:
+    """An option that came later counts in a fingerprint only where it is not at its default."""
+    earlier = {
+        "noise_device": "run",
+        "attention": "auto",
+        "compiled": False,
+        "weights_dtype": "auto",
+        "step_cache": 0.0,
+    }
+    assert EngineOptions().for_fingerprint() == earlier
+    assert EngineOptions(vae_precision="bfloat16").for_fingerprint() == earlier | {"vae_precision": "bfloat16"}
+
+
+def test_options_are_the_settings_of_the_same_names() -> None:
+    """Each option is read by its name from the settings."""
+    settings = Settings(compile=True, step_cache=0.1, vae_precision="bfloat16", noise_device="cpu")
+    expected = EngineOptions("cpu", compiled=True, step_cache=0.1, vae_precision="bfloat16")
+    assert EngineOptions.of(settings) == expected

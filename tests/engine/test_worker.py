@@ -138,12 +138,16 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) 
         check_gpus("cuda", 3)
 
 
-def test_the_vae_says_what_a_gpu_makes_of_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Torch lets convolutions on a GPU round to tf32 by default; where that is switched off it is plain float32."""
+def test_the_facts_say_what_a_gpu_makes_of_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch lets convolutions on a GPU round to TF32 by default; switched off, it is plain float32."""
     gpu = torch.device("cuda")
-    assert (vae_precision(gpu), vae_precision(torch.device("cpu"))) == ("tf32", "float32")
+    assert vae_precision(gpu, "float32") == "tf32"
+    assert [vae_precision(torch.device("cpu"), precision) for precision in ("float32", "bfloat16")] == [
+        "float32",
+        "bfloat16",
+    ]
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    assert vae_precision(gpu) == "float32"
+    assert [vae_precision(gpu, precision) for precision in ("float32", "bfloat16")] == ["float32", "bfloat16"]
 
 
 def test_memory_is_counted() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from s2v_tasks.engine.encoders.cpu_convolution import use_onednn
 from s2v_tasks.engine.encoders.vae_decoder import decode_end
 from s2v_tasks.engine.loading.weights import assign_weights
+from s2v_tasks.engine.options import VaePrecision
 from s2v_tasks.errors import ConfigurationError
 
 # The official file has no statistics; the latents of the transformer are normalised with these, channel by channel.
@@ -28,7 +29,7 @@ LATENT_STD = (
 class Vae:
     """Encodes and decodes in chunks of four frames with the causal context kept between them.
 
-    It computes in the dtype of the model, float32 in all renders; what goes in and comes out is float32.
+    It computes in the dtype of the model; inputs and results are float32.
     """
 
     def __init__(self, model: AutoencoderKLWan, device: torch.device | str) -> None:
@@ -38,8 +39,12 @@ class Vae:
         self._inverse_std = (1.0 / torch.tensor(LATENT_STD, device=device)).view(1, -1, 1, 1, 1)
 
     @classmethod
-    def from_state_dict(cls, state: Mapping[str, Tensor], device: torch.device | str) -> "Vae":
+    def from_state_dict(
+        cls, state: Mapping[str, Tensor], device: torch.device | str, precision: VaePrecision = "float32"
+    ) -> "Vae":
         """Build from weights with the official keys; the width is read from their shapes.
+
+        In bfloat16 the weights are laid out channels last, which the convolutions of tensor cores take as they are.
 
         Raises ConfigurationError when keys or shapes are not those of the Wan 2.1 VAE.
         """
@@ -48,10 +53,13 @@ class Vae:
             raise ConfigurationError("the weights have no encoder.conv1.weight: they are not the Wan 2.1 VAE")
         with torch.device("meta"):
             model = AutoencoderKLWan(base_dim=first_conv.shape[0])
+        dtype = torch.float32 if precision == "float32" else torch.bfloat16
         names = dict(key_pairs())
-        renamed = {names.get(key, key): value.to(device, torch.float32) for key, value in state.items()}
+        renamed = {names.get(key, key): value.to(device, dtype) for key, value in state.items()}
         assign_weights(model, renamed, source="the VAE")
-        if torch.device(device).type == "cpu":
+        if precision == "bfloat16":
+            model = model.to(memory_format=torch.channels_last_3d)
+        elif torch.device(device).type == "cpu":
             use_onednn(model)
         return cls(model, device)
 

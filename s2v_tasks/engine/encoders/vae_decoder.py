@@ -104,7 +104,7 @@ def _run(stages: list[_Stage], x_BCTHW: Tensor) -> Tensor:
     """Run the stages one after the other, from the first one with more frames on with few frames at a time."""
     for number, stage in enumerate(stages):
         if x_BCTHW.shape[2] > _FRAMES_AT_A_TIME:
-            parts = x_BCTHW.split(_FRAMES_AT_A_TIME, dim=2)
+            parts = torch.split(x_BCTHW, _FRAMES_AT_A_TIME, dim=2)
             return torch.cat([_run(stages[number:], part) for part in parts], dim=2)
         x_BCTHW = stage(x_BCTHW)
     return x_BCTHW

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from s2v_tasks.engine.encoders.text_encoder import TextEncoder
     from s2v_tasks.engine.encoders.vae import Vae
     from s2v_tasks.engine.models.transformer import S2VTransformer
+    from s2v_tasks.engine.options import VaePrecision
 
 CONFIG_FILE = "config.json"
 TRANSFORMER_FILE = "diffusion_pytorch_model.safetensors"
@@ -139,12 +140,12 @@ class Snapshot:
             source=f"the transformer in {self.path}",
         )
 
-    def load_vae(self, device: "torch.device | str") -> "Vae":
-        """The VAE, float32."""
+    def load_vae(self, device: "torch.device | str", precision: "VaePrecision" = "float32") -> "Vae":
+        """Load the VAE, which computes in `precision`."""
         from s2v_tasks.engine.encoders.vae import Vae
         from s2v_tasks.engine.loading.weights import read_pth
 
-        return Vae.from_state_dict(read_pth(self.path / VAE_FILE, device), device)
+        return Vae.from_state_dict(read_pth(self.path / VAE_FILE, device), device, precision)
 
     def load_text_encoder(self, device: "torch.device | str") -> "TextEncoder":
         """The text encoder with its tokenizer, in the dtype of its file; on the CPU the weights stay mapped to it."""

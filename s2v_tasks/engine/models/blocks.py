@@ -70,7 +70,7 @@ class Block(nn.Module):
         """Add text attention and feed-forward in place; both treat each token alone."""
         shift, scale, gate = m_32D
         x_BLD += self.cross_attn(self.norm3(x_BLD), text)
-        y_BLD = self.ffn(self._modulate(x_BLD, shift, scale, num_video).to(self.ffn[0].weight.dtype))
+        y_BLD = self.ffn(self._modulate(x_BLD, shift, scale, num_video).to(self.cross_attn.q.weight.dtype))
         _add_gated(x_BLD, y_BLD, gate, num_video)
 
     def _modulate(self, x_BLD: Tensor, shift_2D: Tensor, scale_2D: Tensor, num_video: int) -> Tensor:

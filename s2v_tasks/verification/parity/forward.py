@@ -146,7 +146,7 @@ class Recorder:
         for name in ("self_attn", "cross_attn", "ffn"):
             self._watch(getattr(first, name), partial(self._in_out, f"block00.{name}", "out"))
         for index, block in enumerate(model.blocks):
-            self._watch(block, partial(self._in_out, f"block{index:02}", "out_before_injection"))
+            self._watch_block(block, f"block{index:02}")
         for index, injector in enumerate(model.audio_injector.injector):
             self._watch(injector, partial(self._injection, f"inject{index}"))
 
@@ -160,9 +160,21 @@ class Recorder:
     def _watch(self, module: nn.Module, note: Any) -> None:
         self._handles.append(module.register_forward_hook(lambda _, args, output: note(args, output)))
 
-    def _in_out(self, name: str, out: str, args: Any, output: Tensor | list[Tensor]) -> None:
-        (result,) = output if isinstance(output, list) else [output]
-        self.seen |= {f"{name}.in": args[0].clone(), f"{name}.{out}": result.clone()}
+    def _watch_block(self, block: nn.Module, name: str) -> None:
+        """Note the input before the block runs, because it works in the memory of its input."""
+
+        def note_input(_: nn.Module, args: Any) -> None:
+            self.seen[f"{name}.in"] = args[0].clone()
+
+        def note_output(_: Any, output: list[Tensor]) -> None:
+            (result,) = output
+            self.seen[f"{name}.out_before_injection"] = result.clone()
+
+        self._handles.append(block.register_forward_pre_hook(note_input))
+        self._watch(block, note_output)
+
+    def _in_out(self, name: str, out: str, args: Any, output: Tensor) -> None:
+        self.seen |= {f"{name}.in": args[0].clone(), f"{name}.{out}": output.clone()}
 
     def _injection(self, name: str, args: Any, output: Tensor) -> None:
         self.seen |= {f"{name}.attn_in": args[0], f"{name}.residual": output}

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 import torch
 from diffusers import AutoencoderKLWan
-from torch import Tensor
+from torch import Tensor, nn
 
 from s2v_tasks.engine.encoders.cpu_convolution import use_onednn
 from s2v_tasks.engine.encoders.vae_decoder import decode_end
@@ -58,7 +58,7 @@ class Vae:
         renamed = {names.get(key, key): value.to(device, dtype) for key, value in state.items()}
         assign_weights(model, renamed, source="the VAE")
         if precision == "bfloat16":
-            model = model.to(memory_format=torch.channels_last_3d)
+            _lay_out_channels_last(model)
         elif torch.device(device).type == "cpu":
             use_onednn(model)
         return cls(model, device)
@@ -87,6 +87,14 @@ class Vae:
         unnormalised_BCZhw = latents_BCZhw.to(self._mean) / self._inverse_std + self._mean
         for frames in decode_end(self.model, unnormalised_BCZhw.to(self._dtype), num_frames):
             yield frames.float()
+
+
+def _lay_out_channels_last(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Conv3d):
+            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last_3d)
+        elif isinstance(module, nn.Conv2d):
+            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
 
 
 def key_pairs() -> Iterator[tuple[str, str]]:

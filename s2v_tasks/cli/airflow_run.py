@@ -7,7 +7,7 @@ import typer
 
 from s2v_tasks.cli.airflow_api import AirflowApi
 from s2v_tasks.errors import JobTakenError, TransientError
-from s2v_tasks.metadata.records import JobRecord
+from s2v_tasks.metadata.tables import Job
 from s2v_tasks.schemas.events import JobEvent
 from s2v_tasks.schemas.steps import JOB_DAG
 from s2v_tasks.settings import load_settings
@@ -34,7 +34,7 @@ class AwaitedRun:
         text = f"Job {self.job_id} has not begun: its run {self.run_id} is {self.state}"
         return f"{text}, and {HOW_TO_UNPAUSE}." if self.dag_is_paused else f"{text} in Airflow."
 
-    def check_begins(self, job: JobRecord | None = None) -> None:
+    def check_begins(self, job: Job | None = None) -> None:
         """Raise when the run has ended, so that the job, which was looked up later, never begins.
 
         JobTakenError where another request has the job, else TransientError.
@@ -82,7 +82,7 @@ class Waiting:
             self.run = None
             self._tell(str(error))
 
-    def tell(self, job: JobRecord | None) -> None:
+    def tell(self, job: Job | None) -> None:
         """Tell of the run, which was asked for before `job` was looked up; raise when the job never begins."""
         if self.run is not None:
             self.run.check_begins(job)

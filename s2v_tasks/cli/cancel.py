@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from s2v_tasks.cli import app
-from s2v_tasks.cli.terminal import PEOPLE, console, open_ledger, print_json
+from s2v_tasks.cli.terminal import PEOPLE, console, open_metadata_store, print_json
 from s2v_tasks.cli.watch import unknown_job
 from s2v_tasks.errors import PermanentError, TransientError
 from s2v_tasks.schemas.job import JobStatus, job_id_of_run
 from s2v_tasks.settings import load_settings
 
 if TYPE_CHECKING:
-    from s2v_tasks.metadata.repository import Ledger
+    from s2v_tasks.metadata.store import MetadataStore
 
 _WAIT_SECONDS = 30.0
 _POLL_SECONDS = 0.5
@@ -28,14 +28,14 @@ def cancel(
 
     Exit code 0 when the job is cancelled, 65 when it had ended before, 75 when its end is not confirmed yet.
     """
-    with open_ledger() as ledger:
-        status = ledger.request_cancel(job_id)
+    with open_metadata_store() as metadata:
+        status = metadata.jobs.request_cancel(job_id)
         if status in {JobStatus.SUCCEEDED, JobStatus.FAILED}:
             raise PermanentError(f"Job {job_id} has {status}: there is nothing to cancel.")
         ended_runs = _end_runs(job_id)
         if status is None and not ended_runs:
             raise unknown_job(job_id)
-        reason = "It ended before its first step." if status is None else _await_end(ledger, job_id, ended_runs)
+        reason = "It ended before its first step." if status is None else _await_end(metadata, job_id, ended_runs)
     outcome = {"job_id": job_id, "status": JobStatus.CANCELLED, "reason": reason, "ended_runs": ended_runs}
     if as_json:
         print_json(outcome)
@@ -66,14 +66,14 @@ def job_of_run(run: dict[str, Any]) -> str:
     return job_id_of_run(run["dag_run_id"], (run["conf"] or {}).get("job_id"))
 
 
-def _await_end(ledger: "Ledger", job_id: str, ended_runs: list[str]) -> str:
+def _await_end(metadata: "MetadataStore", job_id: str, ended_runs: list[str]) -> str:
     """The job's last words once it is cancelled; TransientError when nobody confirms it in time."""
     deadline = time.monotonic() + _WAIT_SECONDS
     while True:
-        job = ledger.job(job_id)
+        job = metadata.jobs.get(job_id)
         assert job is not None  # noqa: S101 - it was on record a moment ago
         if job.status == JobStatus.QUEUED and job.dag_run_id is None and not ended_runs:
-            ledger.job_cancelled(job_id)  # it waits for its turn: nothing of it runs that could say so
+            metadata.jobs.cancel(job_id)  # it waits for its turn: nothing of it runs that could say so
         elif job.status == JobStatus.CANCELLED:
             return job.reason or ""
         elif job.has_ended:

@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from s2v_tasks.cli import app
-from s2v_tasks.cli.terminal import PEOPLE, console, open_ledger, plain, print_json
+from s2v_tasks.cli.terminal import PEOPLE, console, open_metadata_store, plain, print_json
 
 
 @app.command(rich_help_panel=PEOPLE)
@@ -24,8 +24,8 @@ def costs(
 
     Wasted are attempts that failed, were cancelled or lost. A job counts once under each of its labels.
     """
-    with open_ledger() as ledger:
-        lines = ledger.spending(by, since=since.replace(tzinfo=UTC) if since else None)
+    with open_metadata_store() as metadata:
+        lines = metadata.costs.spending(by, since=since.replace(tzinfo=UTC) if since else None)
     if as_json:
         print_json([plain(line) for line in lines])
         return

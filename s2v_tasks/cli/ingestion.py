@@ -10,11 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from s2v_tasks.cli import app
-from s2v_tasks.cli.terminal import console, open_ledger, print_json
+from s2v_tasks.cli.terminal import console, open_metadata_store, print_json
 
 if TYPE_CHECKING:
-    import sqlalchemy as sa
-
     from s2v_tasks.ingestion.batches import Batches
 
 _SILENT_ASKED_AFTER = 50  # each costs Airflow a question, every minute
@@ -24,29 +22,16 @@ BatchId = Annotated[str, typer.Argument(help="The batch, as `s2v start-batch` pr
 
 
 @contextmanager
-def _engine() -> Iterator["sa.Engine"]:
-    from s2v_tasks.metadata.session import engine_from_settings
-    from s2v_tasks.settings import load_settings
-
-    engine = engine_from_settings(load_settings())
-    try:
-        yield engine
-    finally:
-        engine.dispose()
-
-
-@contextmanager
 def _batches() -> Iterator["Batches"]:
     from s2v_tasks.ingestion.batches import Batches
-    from s2v_tasks.metadata.batches import BatchLedger
     from s2v_tasks.schemas.preset import load_presets
     from s2v_tasks.settings import config_dir, load_settings
     from s2v_tasks.storage.s3 import ObjectStore
 
     settings = load_settings()
-    with _engine() as engine:
+    with open_metadata_store() as metadata:
         presets = load_presets(config_dir(settings))
-        yield Batches(ObjectStore.from_settings(settings), BatchLedger(engine), presets)
+        yield Batches(ObjectStore.from_settings(settings), metadata.batches, presets)
 
 
 @app.command(rich_help_panel=DOORS)
@@ -55,15 +40,14 @@ def sweep_drops() -> None:
     from datetime import UTC, datetime
 
     from s2v_tasks.ingestion.drop_sweep import Sweeper
-    from s2v_tasks.metadata.drops import DropLedger
     from s2v_tasks.schemas.preset import load_presets
     from s2v_tasks.settings import config_dir, load_settings
     from s2v_tasks.storage.s3 import ObjectStore
 
     settings = load_settings()
-    with _engine() as engine:
+    with open_metadata_store() as metadata:
         presets = load_presets(config_dir(settings))
-        sweeper = Sweeper(settings, ObjectStore.from_settings(settings), DropLedger(engine), presets)
+        sweeper = Sweeper(settings, ObjectStore.from_settings(settings), metadata.drops, presets)
         print_json(sweeper.run(datetime.now(UTC)), indent=None)
 
 
@@ -75,26 +59,20 @@ def next_jobs() -> None:
     """
     from dataclasses import asdict
 
-    from s2v_tasks.metadata.queue import JobQueue
-    from s2v_tasks.metadata.upkeep import UpkeepLedger
     from s2v_tasks.settings import load_settings
 
-    with _engine() as engine:
-        queue = JobQueue(engine)
-        turns = [asdict(turn) for turn in queue.next(load_settings().max_running_jobs)]
-        silent = [job.dag_run_id for job in UpkeepLedger(engine).silent_runs(_SILENT_ASKED_AFTER)]
-        print_json({"jobs": turns, "waiting": queue.num_waiting(), "silent_runs": silent}, indent=None)
+    with open_metadata_store() as metadata:
+        jobs = [asdict(job) for job in metadata.queue.next(load_settings().max_running_jobs)]
+        silent = [job.dag_run_id for job in metadata.housekeeping.silent_runs(_SILENT_ASKED_AFTER)]
+        print_json({"jobs": jobs, "waiting": metadata.queue.num_waiting(), "silent_runs": silent}, indent=None)
 
 
 @app.command(rich_help_panel=DOORS)
 def close_lost(run_ids: Annotated[list[str], typer.Argument(help="DAG runs that ended or do not exist.")]) -> None:
     """Close the jobs of these runs, so that they take no place any more; those that are not silent are left alone."""
-    from s2v_tasks.metadata.repository import Ledger
-    from s2v_tasks.metadata.upkeep import UpkeepLedger
-
-    with _engine() as engine:
-        lost = [job for job in UpkeepLedger(engine).silent_runs() if job.dag_run_id in run_ids]
-        closed = [job.job_id for job in lost if Ledger(engine).job_lost(job.job_id, job.dag_run_id)]
+    with open_metadata_store() as metadata:
+        lost = [job for job in metadata.housekeeping.silent_runs() if job.dag_run_id in run_ids]
+        closed = [job.job_id for job in lost if metadata.jobs.close_lost(job.job_id, job.dag_run_id)]
     print_json({"closed": closed}, indent=None)
 
 
@@ -104,18 +82,16 @@ def refuse_job(
     reason: Annotated[str, typer.Option(help="Why it never will be, in one sentence.")],
 ) -> None:
     """Mark a waiting job failed that Airflow refuses to start, so that it holds up no other."""
-    with open_ledger() as ledger:
-        ledger.job_failed(job_id, reason)
+    with open_metadata_store() as metadata:
+        metadata.jobs.fail(job_id, reason)
     print_json({"job_id": job_id}, indent=None)
 
 
 @app.command(rich_help_panel=DOORS)
 def mark_started(job_ids: Annotated[list[str], typer.Argument(help="Jobs that have their DAG run.")]) -> None:
     """Note that jobs are started, so that they wait no longer."""
-    from s2v_tasks.metadata.queue import JobQueue
-
-    with _engine() as engine:
-        JobQueue(engine).mark_started(job_ids)
+    with open_metadata_store() as metadata:
+        metadata.queue.mark_started(job_ids)
     print_json({"started": len(job_ids)}, indent=None)
 
 

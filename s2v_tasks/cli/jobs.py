@@ -1,4 +1,4 @@
-"""`s2v jobs` and `s2v job`: what the ledger knows."""
+"""`s2v jobs` and `s2v job`: what the metadata store knows."""
 
 import json
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,13 +9,13 @@ from rich.table import Table
 
 from s2v_tasks.cli import app
 from s2v_tasks.cli.options import parse_labels
-from s2v_tasks.cli.terminal import PEOPLE, console, open_ledger, plain, print_json
+from s2v_tasks.cli.terminal import PEOPLE, console, open_metadata_store, plain, print_json
 from s2v_tasks.cli.watch import Watch, unknown_job, watch_job
 from s2v_tasks.schemas.job import JobStatus
 
 if TYPE_CHECKING:
-    from s2v_tasks.metadata.accounting import Spending
-    from s2v_tasks.metadata.records import JobRecord
+    from s2v_tasks.metadata.costs import Spending
+    from s2v_tasks.metadata.tables import Job
 
 
 @app.command(rich_help_panel=PEOPLE)
@@ -26,8 +26,8 @@ def jobs(
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
 ) -> None:
     """List jobs, newest first."""
-    with open_ledger() as ledger:
-        found = ledger.jobs(limit, status=status, labels=parse_labels(label or []))
+    with open_metadata_store() as metadata:
+        found = metadata.jobs.recent(limit, status=status, labels=parse_labels(label or []))
     if as_json:
         print_json([plain(job) for job in found])
         return
@@ -58,9 +58,9 @@ def job(
     """
     if watch:
         raise typer.Exit(watch_job(job_id, as_json=as_json))
-    with open_ledger() as ledger:
-        found = ledger.job(job_id)
-        spent = next(iter(ledger.spending("job", job_id=job_id)), None)
+    with open_metadata_store() as metadata:
+        found = metadata.jobs.get(job_id)
+        spent = next(iter(metadata.costs.spending("job", job_id=job_id)), None)
     if found is None:
         _show_awaited(job_id, as_json=as_json)
         return
@@ -85,7 +85,7 @@ def _show_awaited(job_id: str, *, as_json: bool) -> None:
         console.print(run.sentence, markup=False)
 
 
-def _print_job(found: "JobRecord", spent: "Spending | None") -> None:
+def _print_job(found: "Job", spent: "Spending | None") -> None:
     console.print(f"[bold]{found.job_id}[/bold]  {found.status}  {escape(found.reason or found.video_uri or '')}")
     if found.parent_job_id:
         console.print(f"rerun of {found.parent_job_id} from clip {found.from_clip}", markup=False)
@@ -118,7 +118,7 @@ def _print_job(found: "JobRecord", spent: "Spending | None") -> None:
     console.print(events)
 
 
-def _cost_line(found: "JobRecord", spent: "Spending | None") -> str:
+def _cost_line(found: "Job", spent: "Spending | None") -> str:
     """Return what the job cost so far, beside what the plan expected of its clips."""
     used, wasted = (spent.used_gpu_seconds, spent.wasted_gpu_seconds) if spent else (0.0, 0.0)
     conditions = spent.conditions_gpu_seconds if spent else 0.0

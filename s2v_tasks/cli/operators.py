@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from s2v_tasks.cli import app
-from s2v_tasks.cli.terminal import OPERATORS, open_ledger, print_json
+from s2v_tasks.cli.terminal import OPERATORS, open_metadata_store, print_json
 from s2v_tasks.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from s2v_tasks.housekeeping.retention import Housekeeping
-    from s2v_tasks.metadata.upkeep import UpkeepLedger
 
 db = typer.Typer(help="The project's own database.", no_args_is_help=True)
 snapshot = typer.Typer(help="Model weights on disk.", no_args_is_help=True)
@@ -62,8 +61,8 @@ def deliver_notifications(
     from s2v_tasks.settings import load_settings
     from s2v_tasks.webhooks.dispatch import deliver_due
 
-    with open_ledger() as ledger:
-        typer.echo(json.dumps(deliver_due(ledger, load_settings(), seconds=seconds)))
+    with open_metadata_store() as metadata:
+        typer.echo(json.dumps(deliver_due(metadata, load_settings(), seconds=seconds)))
 
 
 @app.command(rich_help_panel=OPERATORS)
@@ -90,8 +89,8 @@ def housekeeping(
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole listing.")] = False,
 ) -> None:
     """Delete what nobody needs any more, abort unfinished uploads, close jobs whose run is gone, compare S3 and SQL."""
-    with _housekeeping() as (house, upkeep):
-        gone = _gone_runs([job.dag_run_id for job in upkeep.silent_runs()]) if gone_run is None else gone_run
+    with _housekeeping() as house:
+        gone = _gone_runs(house.silent_run_ids()) if gone_run is None else gone_run
         found = house.look(gone)
         if apply:
             house.apply(found)
@@ -106,26 +105,19 @@ def housekeeping(
 @app.command(rich_help_panel=OPERATORS)
 def silent_runs() -> None:
     """List the DAG runs of jobs of which nothing was heard for a while."""
-    with _housekeeping() as (_, upkeep):
-        print_json({"run_ids": [job.dag_run_id for job in upkeep.silent_runs()]}, indent=None)
+    with open_metadata_store() as metadata:
+        print_json({"run_ids": [job.dag_run_id for job in metadata.housekeeping.silent_runs()]}, indent=None)
 
 
 @contextmanager
-def _housekeeping() -> Iterator[tuple["Housekeeping", "UpkeepLedger"]]:
+def _housekeeping() -> Iterator["Housekeeping"]:
     from s2v_tasks.housekeeping.retention import Housekeeping
-    from s2v_tasks.metadata.repository import Ledger
-    from s2v_tasks.metadata.session import engine_from_settings
-    from s2v_tasks.metadata.upkeep import UpkeepLedger
     from s2v_tasks.settings import load_settings
     from s2v_tasks.storage.s3 import ObjectStore
 
     settings = load_settings()
-    engine = engine_from_settings(settings)
-    try:
-        upkeep = UpkeepLedger(engine)
-        yield Housekeeping(ObjectStore.from_settings(settings), Ledger(engine), upkeep, settings), upkeep
-    finally:
-        engine.dispose()
+    with open_metadata_store() as metadata:
+        yield Housekeeping(ObjectStore.from_settings(settings), metadata, settings)
 
 
 def _gone_runs(run_ids: list[str]) -> list[str]:

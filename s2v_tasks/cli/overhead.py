@@ -10,7 +10,7 @@ from rich.table import Table
 
 from s2v_tasks.cli.airflow_api import AirflowApi
 from s2v_tasks.cli.bench import bench
-from s2v_tasks.cli.terminal import console, open_ledger, print_json
+from s2v_tasks.cli.terminal import console, open_metadata_store, print_json
 from s2v_tasks.cli.watch import unknown_job
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.schemas.events import JobEvent
@@ -18,7 +18,7 @@ from s2v_tasks.schemas.steps import CLIP_WAIT_TASK, RENDER_CLIP, RENDER_TASK
 from s2v_tasks.settings import load_settings
 
 if TYPE_CHECKING:
-    from s2v_tasks.metadata.records import EventRecord
+    from s2v_tasks.metadata.tables import Event
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ def tasks(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
 ) -> None:
     """Show for each task of a run how much time passed outside the work of its step."""
-    with open_ledger() as ledger:
-        job = ledger.job(job_id)
+    with open_metadata_store() as metadata:
+        job = metadata.jobs.get(job_id)
     if job is None:
         raise unknown_job(job_id)
     if job.dag_run_id is None:
@@ -63,7 +63,7 @@ def tasks(
     console.print(f"outside the work: {outside:.1f} of {whole:.1f} s, the waits of the clips left out")
 
 
-def task_times(instances: Iterable[Mapping[str, Any]], events: Iterable["EventRecord"]) -> Iterator[TaskTime]:
+def task_times(instances: Iterable[Mapping[str, Any]], events: Iterable["Event"]) -> Iterator[TaskTime]:
     """Return the seconds of each task that ran, in the order of their starts.
 
     `instances` are task instances as Airflow's REST API gives them, `events` those of the job.
@@ -82,7 +82,7 @@ def task_times(instances: Iterable[Mapping[str, Any]], events: Iterable["EventRe
         yield TaskTime(instance["task_id"], instance["map_index"], before, around, worked)
 
 
-def _work_seconds(events: Iterable["EventRecord"]) -> dict[str, list[float]]:
+def _work_seconds(events: Iterable["Event"]) -> dict[str, list[float]]:
     """The latest seconds of each step, of the clips by their index."""
     latest: dict[str, dict[int, float]] = {}
     for event in events:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from s2v_tasks.metadata.records import ClipRecord, JobRecord
+from s2v_tasks.metadata.tables import Clip, Job
 from s2v_tasks.schemas.events import JobEvent
 from s2v_tasks.schemas.job import AttemptOutcome, ClipStatus
 
@@ -47,7 +47,7 @@ class JobProgress:
         return done if self.eta_seconds is None else f"{done}  eta {clock(self.eta_seconds)}"
 
 
-def job_progress(job: JobRecord) -> JobProgress:
+def job_progress(job: Job) -> JobProgress:
     """How far `job`, with its clips and events, is."""
     clips = job.clips
     done = sum(_steps_done(clip) for clip in clips)
@@ -71,7 +71,7 @@ def job_progress(job: JobRecord) -> JobProgress:
     )
 
 
-def clip_states(job: JobRecord) -> list[dict[str, Any]]:
+def clip_states(job: Job) -> list[dict[str, Any]]:
     """The clips of a job as small objects for machines."""
     names = ("clip_index", "status", "progress_step", "progress_steps", "eta_seconds", "gpu_memory_bytes", "attempts")
     return [{name: getattr(clip, name) for name in names} for clip in job.clips]
@@ -82,11 +82,11 @@ def clock(seconds: float) -> str:
     return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02d}:{int(seconds) % 60:02d}"
 
 
-def _steps_done(clip: ClipRecord) -> int:
+def _steps_done(clip: Clip) -> int:
     return (clip.progress_steps if clip.status == ClipStatus.SUCCEEDED else clip.progress_step) or 0
 
 
-def _seconds_per_step(job: JobRecord) -> float | None:
+def _seconds_per_step(job: Job) -> float | None:
     """Seconds of a solver step of this job: of the clips that it rendered, else of one that it renders."""
     own = [clip for clip in job.clips if clip.status == ClipStatus.SUCCEEDED and clip.source_job_id is None]
     rates = [(clip.render_seconds or 0) / clip.progress_steps for clip in own if clip.progress_steps]
@@ -99,7 +99,7 @@ def _seconds_per_step(job: JobRecord) -> float | None:
     return sum(rates) / len(rates) if rates else None
 
 
-def _rate_of_attempt(job: JobRecord, clip: ClipRecord) -> float | None:
+def _rate_of_attempt(job: Job, clip: Clip) -> float | None:
     began = [
         a.started_at for a in job.attempts if a.clip_index == clip.clip_index and a.outcome == AttemptOutcome.RUNNING
     ]
@@ -108,7 +108,7 @@ def _rate_of_attempt(job: JobRecord, clip: ClipRecord) -> float | None:
     return (clip.updated_at - began[-1]).total_seconds() / clip.progress_step
 
 
-def _phase(job: JobRecord, rendering: list[ClipRecord]) -> str:
+def _phase(job: Job, rendering: list[Clip]) -> str:
     if job.has_ended:
         return job.status
     if rendering:

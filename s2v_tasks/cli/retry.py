@@ -7,7 +7,7 @@ import typer
 from s2v_tasks.cli import app
 from s2v_tasks.cli.options import parse_labels
 from s2v_tasks.cli.submit import start
-from s2v_tasks.cli.terminal import PEOPLE, console, open_ledger, print_json
+from s2v_tasks.cli.terminal import PEOPLE, console, open_metadata_store, print_json
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.schemas.job import RestartableStatus
 from s2v_tasks.schemas.request import parse_request
@@ -62,15 +62,15 @@ def _find(
     job_ids: list[str], status: str, code: int | None, labels: dict[str, str]
 ) -> list[tuple[str, dict[str, Any]]]:
     """Jobs, the oldest first, and their requests."""
-    with open_ledger() as ledger:
-        jobs = ledger.jobs(_AT_MOST, status=status, labels=labels)
+    with open_metadata_store() as metadata:
+        jobs = metadata.jobs.recent(_AT_MOST, status=status, labels=labels)
         if unknown := sorted(set(job_ids) - {job.job_id for job in jobs}):
             raise PermanentError(f"{', '.join(unknown)}: expected jobs that are {status}; see `s2v jobs`.")
         chosen = [job for job in reversed(jobs) if not job_ids or job.job_id in job_ids]
         found = []
         for job in chosen:
             # Only the record of one job has its events, by which its exit code is known.
-            full = ledger.job(job.job_id) if code is not None else job
+            full = metadata.jobs.get(job.job_id) if code is not None else job
             if full is not None and (code is None or full.exit_code == code):
                 request = {name: value for name, value in (full.request or {}).items() if value is not None}
                 found.append((job.job_id, request))

@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from s2v_tasks.cli import app
 from s2v_tasks.cli.options import BOOKKEEPING, PLANNING, request_options
-from s2v_tasks.cli.terminal import PEOPLE, console, open_ledger, print_json
+from s2v_tasks.cli.terminal import PEOPLE, console, open_metadata_store, print_json
 from s2v_tasks.cli.watch import Watch, end_on_record, watch_job
 from s2v_tasks.schemas.job import check_job_id, job_slug, run_id_of_start
 from s2v_tasks.schemas.manifest import fingerprint
@@ -82,9 +82,9 @@ def hand_in(job_id: str, request: Request, way: HandIn) -> int:
 
     ended_before = None
     if load_settings().database_url is not None:
-        with open_ledger() as ledger:
-            ledger.check_request(job_id, request.model_dump(exclude_defaults=True), given_only=True)
-            ended_before = end_on_record(ledger, job_id)
+        with open_metadata_store() as metadata:
+            metadata.jobs.check_request(job_id, request.model_dump(exclude_defaults=True), given_only=True)
+            ended_before = end_on_record(metadata, job_id)
     api = AirflowApi.from_settings(load_settings()) if way.via == "api" else None
     outcome = drop(job_id, request) if api is None else start(api, job_id, request, unpause=way.unpause)
     report(outcome, as_json=way.as_json)

@@ -1,4 +1,4 @@
-"""What the commands for people share: the console, the ledger, and how records become JSON."""
+"""What the commands for people share: the console, the metadata store, and how records become JSON."""
 
 import json
 import sys
@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from s2v_tasks.metadata.repository import Ledger
+    from s2v_tasks.metadata.store import MetadataStore
 
 PEOPLE, OPERATORS = "For people", "For operators"
 # Into a pipe or a file rows keep their width, so that a line is a row.
@@ -19,17 +19,13 @@ console = Console(width=None if sys.stdout.isatty() else 180)
 
 
 @contextmanager
-def open_ledger() -> Iterator["Ledger"]:
-    """The ledger of this installation; its connections are closed at the end."""
-    from s2v_tasks.metadata.repository import Ledger
-    from s2v_tasks.metadata.session import engine_from_settings
+def open_metadata_store() -> Iterator["MetadataStore"]:
+    """Yield the metadata store of this installation and close its connections at the end."""
+    from s2v_tasks.metadata.store import open_metadata
     from s2v_tasks.settings import load_settings
 
-    engine = engine_from_settings(load_settings())
-    try:
-        yield Ledger(engine)
-    finally:
-        engine.dispose()
+    with open_metadata(load_settings()) as metadata:
+        yield metadata
 
 
 def plain(record: Any) -> dict[str, Any]:

@@ -16,20 +16,20 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
-from s2v_tasks.cli.terminal import console, open_ledger, print_json
+from s2v_tasks.cli.terminal import console, open_metadata_store, print_json
 from s2v_tasks.errors import PermanentError
 
 if TYPE_CHECKING:
     from s2v_tasks.cli.airflow_run import AwaitedRun, Waiting
-    from s2v_tasks.metadata.records import JobRecord
-    from s2v_tasks.metadata.repository import Ledger
+    from s2v_tasks.metadata.store import MetadataStore
+    from s2v_tasks.metadata.tables import Job
 
 Watch = Annotated[bool, typer.Option("--watch", help="Follow it to its end, then end with the exit code of the job.")]
 POLL_SECONDS = 1.0
-_LOOKS_PER_QUESTION = 5  # at the ledger, before Airflow is asked again
+_LOOKS_PER_QUESTION = 5  # at the metadata store, before Airflow is asked again
 
 FindRun = Callable[[], "AwaitedRun | None"]
-Show = Callable[["JobRecord"], None]
+Show = Callable[["Job"], None]
 
 
 def watch_job(
@@ -49,11 +49,11 @@ def watch_job(
 
     ask = find_run or partial(airflow_run.find_run, job_id)
     try:
-        with open_ledger() as ledger:
-            _await_begin(ledger, job_id, airflow_run.Waiting(ask), ended_before=ended_before, may_come=may_come)
+        with open_metadata_store() as metadata:
+            _await_begin(metadata, job_id, airflow_run.Waiting(ask), ended_before=ended_before, may_come=may_come)
             with _display(as_json) as show:
                 while True:
-                    job = ledger.job(job_id)
+                    job = metadata.jobs.get(job_id)
                     assert job is not None  # noqa: S101 - it has begun
                     show(job)
                     if job.has_ended:
@@ -69,13 +69,13 @@ def watch_job(
 
 
 def _await_begin(
-    ledger: "Ledger", job_id: str, waiting: "Waiting", *, ended_before: datetime | None, may_come: bool
+    metadata: "MetadataStore", job_id: str, waiting: "Waiting", *, ended_before: datetime | None, may_come: bool
 ) -> None:
     """Wait until the awaited work of the job is on record, and tell what it waits for."""
     for look in count():
         if look % _LOOKS_PER_QUESTION == 1:
             waiting.ask()
-        job = ledger.job(job_id)
+        job = metadata.jobs.get(job_id)
         if job is not None and not (job.has_ended and job.finished_at == ended_before):
             return
         if look % _LOOKS_PER_QUESTION == 1:
@@ -86,9 +86,9 @@ def _await_begin(
             time.sleep(POLL_SECONDS)
 
 
-def end_on_record(ledger: "Ledger", job_id: str) -> datetime | None:
+def end_on_record(metadata: "MetadataStore", job_id: str) -> datetime | None:
     """Return when the job ended, if it did."""
-    job = ledger.job(job_id)
+    job = metadata.jobs.get(job_id)
     return job.finished_at if job else None
 
 
@@ -115,7 +115,7 @@ def _bar() -> Iterator[Show]:
     bar = Progress(BarColumn(bar_width=None), TextColumn("{task.description}", markup=False), expand=True)
     task = bar.add_task("", total=None)
 
-    def show(job: "JobRecord") -> None:
+    def show(job: "Job") -> None:
         from s2v_tasks.cli.progress import clock, job_progress
 
         now = job_progress(job)
@@ -134,7 +134,7 @@ def _lines(*, as_json: bool) -> Show:
     """Shows a job by printing a line whenever there is something new."""
     shown: list[str] = []
 
-    def show(job: "JobRecord") -> None:
+    def show(job: "Job") -> None:
         from s2v_tasks.cli.progress import clip_states, job_progress
 
         now = job_progress(job)

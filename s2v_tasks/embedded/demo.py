@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -25,9 +24,8 @@ from rich.table import Table
 from s2v_tasks.embedded.airflow import AirflowInstallation, airflow_command
 from s2v_tasks.embedded.stack import Services, demo_request
 from s2v_tasks.errors import PermanentError, TransientError
-from s2v_tasks.metadata.records import JobRecord
-from s2v_tasks.metadata.repository import Ledger
-from s2v_tasks.metadata.session import engine_from_settings
+from s2v_tasks.metadata.store import open_metadata
+from s2v_tasks.metadata.tables import Job
 from s2v_tasks.parent_death import end_with_parent
 from s2v_tasks.schemas.events import JobEvent
 from s2v_tasks.schemas.job import JobStatus
@@ -90,8 +88,8 @@ def new_job_id(began_at: datetime) -> str:
 
 def _check_id(job_id: str, request: dict[str, Any], settings: Settings) -> None:
     """JobTakenError when the id belongs to a job with another request."""
-    with _ledger(settings) as ledger:
-        ledger.check_request(job_id, request)
+    with open_metadata(settings) as metadata:
+        metadata.jobs.check_request(job_id, request)
 
 
 def _upload(inputs: DemoInputs, store: ObjectStore) -> dict[str, str]:
@@ -153,19 +151,10 @@ def _step_line(line: str) -> str | None:
     return str(record["event"]) if str(record.get("logger", "")).endswith(".StepOperator") else None
 
 
-@contextmanager
-def _ledger(settings: Settings) -> Iterator[Ledger]:
-    engine = engine_from_settings(settings)
-    try:
-        yield Ledger(engine)
-    finally:
-        engine.dispose()
-
-
-def _job(job_id: str, settings: Settings, *, since: datetime) -> JobRecord | None:
+def _job(job_id: str, settings: Settings, *, since: datetime) -> Job | None:
     """The job with what happened since; None when nothing did, whatever it was before."""
-    with _ledger(settings) as ledger:
-        job = ledger.job(job_id)
+    with open_metadata(settings) as metadata:
+        job = metadata.jobs.get(job_id)
     events = tuple(event for event in job.events if event.at >= since) if job else ()
     return replace(job, events=events) if job and events else None
 
@@ -175,13 +164,13 @@ def _uploaded(inputs: DemoInputs, settings: Settings, job_id: str) -> dict[str, 
     try:
         return _upload(inputs, ObjectStore.from_settings(settings))
     except PermanentError as error:
-        with _ledger(settings) as ledger:
-            if ledger.job(job_id) is None:
-                ledger.job_failed(job_id, str(error))
+        with open_metadata(settings) as metadata:
+            if metadata.jobs.get(job_id) is None:
+                metadata.jobs.fail(job_id, str(error))
         raise
 
 
-def _report_failure(job: JobRecord | None, services: Services) -> int:
+def _report_failure(job: Job | None, services: Services) -> int:
     """Print the one reason; the exit code of the error that it was."""
     logs = services.home / "logs"
     if job is None:
@@ -192,7 +181,7 @@ def _report_failure(job: JobRecord | None, services: Services) -> int:
     return job.exit_code
 
 
-def _collect(job: JobRecord, settings: Settings, out_dir: Path) -> tuple[Path, Table]:
+def _collect(job: Job, settings: Settings, out_dir: Path) -> tuple[Path, Table]:
     """Copy video, report and contact sheet to `out_dir`; the video's path and a table of what it is."""
     fetched = fetch_result(ArtifactStore(ObjectStore.from_settings(settings)), job.job_id, out_dir)
     result = fetched.facts
@@ -212,7 +201,7 @@ def _collect(job: JobRecord, settings: Settings, out_dir: Path) -> tuple[Path, T
     return fetched.video, table
 
 
-def _step_seconds(job: JobRecord) -> Iterator[str]:
+def _step_seconds(job: Job) -> Iterator[str]:
     """Wall seconds of each step's latest finished run, in the order of the road."""
     latest: dict[tuple[str, int | None], float] = {}
     for event in job.events:

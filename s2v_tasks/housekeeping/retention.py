@@ -14,8 +14,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from s2v_tasks.log import get_logger
-from s2v_tasks.metadata.repository import Ledger
-from s2v_tasks.metadata.upkeep import OpenRun, UpkeepLedger
+from s2v_tasks.metadata.housekeeping import OpenRun
+from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.settings import Settings
 from s2v_tasks.storage.access import printable
 from s2v_tasks.storage.layout import drop_folder_uri
@@ -71,17 +71,21 @@ class Findings:
 
 
 class Housekeeping:
-    """One round over the store and the ledger of an installation."""
+    """One round of housekeeping of an installation."""
 
-    def __init__(self, store: ObjectStore, ledger: Ledger, upkeep: UpkeepLedger, settings: Settings) -> None:
-        self._store, self._ledger, self._upkeep, self._settings = store, ledger, upkeep, settings
+    def __init__(self, store: ObjectStore, metadata: MetadataStore, settings: Settings) -> None:
+        self._store, self._jobs, self._queries, self._settings = store, metadata.jobs, metadata.housekeeping, settings
+
+    def silent_run_ids(self) -> list[str]:
+        """Return the DAG runs whose jobs have recorded nothing for a while."""
+        return [job.dag_run_id for job in self._queries.silent_runs()]
 
     def look(self, gone_runs: Collection[str] = ()) -> Findings:
         """Find what is to be done; nothing is changed. `gone_runs`: DAG runs that ended or do not exist."""
         now = datetime.now(UTC)
         expired_before = now - timedelta(days=self._settings.retention_days)
         jobs = list(self._store.listing("jobs/"))
-        settled = self._upkeep.settled_jobs(expired_before)
+        settled = self._queries.settled_jobs(expired_before)
         expired = [item for item in jobs if self._is_expired(item, settled) and item.modified_at < expired_before]
         uploads = [*self._store.unfinished_uploads("jobs/"), *self._store.unfinished_uploads("uploads/")]
         return Findings(
@@ -91,20 +95,20 @@ class Housekeeping:
                 for upload in uploads
                 if upload.started_at < now - UNFINISHED_UPLOAD_AGE and self._job_of(upload.uri)[0] in {None, *settled}
             ),
-            lost_jobs=tuple(job for job in self._upkeep.silent_runs() if job.dag_run_id in gone_runs),
+            lost_jobs=tuple(job for job in self._queries.silent_runs() if job.dag_run_id in gone_runs),
             differences=self._differences(jobs),
         )
 
     def apply(self, found: Findings) -> None:
         """Do what was found, except for jobs that were started again since."""
-        settled = self._upkeep.settled_jobs(datetime.now(UTC))
+        settled = self._queries.settled_jobs(datetime.now(UTC))
         objects = [item.uri for item in found.objects if self._job_of(item.uri)[0] in {None, *settled}]
         self._store.delete_all(objects)
         for upload in found.uploads:
             if self._job_of(upload.uri)[0] in {None, *settled}:
                 self._store.abort_upload(upload)
         for job in found.lost_jobs:
-            self._ledger.job_lost(job.job_id, job.dag_run_id)
+            self._jobs.close_lost(job.job_id, job.dag_run_id)
 
     def _is_expired(self, item: ListedObject, settled: Collection[str]) -> bool:
         job_id, name = self._job_of(item.uri)
@@ -112,7 +116,7 @@ class Housekeeping:
 
     def _expired_drops(self, before: datetime) -> Iterator[ListedObject]:
         """Files of dropped folders that are done with; a folder goes as a whole or not at all."""
-        named = self._upkeep.named_inputs()
+        named = self._queries.named_inputs()
         for part in ("accepted", "rejected"):
             root = f"{drop_folder_uri(self._settings)}/{part}/"
             folders: dict[str, list[ListedObject]] = {}
@@ -123,7 +127,7 @@ class Housekeeping:
                     yield from files
 
     def _differences(self, objects: list[ListedObject]) -> Differences:
-        known, rows = self._upkeep.job_ids(), self._upkeep.artifacts()
+        known, rows = self._queries.job_ids(), self._queries.artifacts()
         sizes = {item.uri: item.size_bytes for item in objects}
         row_uris = {self._store.uri(key): row for key, row in rows.items()}
         below = self._store.uri("jobs/")

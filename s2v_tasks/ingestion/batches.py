@@ -12,8 +12,8 @@ from typing import Any
 
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.ingestion.batch_manifest import MAX_BYTES, BatchEntry, RowError, check_rows, job_ids, read_manifest
-from s2v_tasks.metadata.batches import BatchLedger, NewRow, RowOutcome
-from s2v_tasks.metadata.queue import WaitingJob
+from s2v_tasks.metadata.batches import BatchRepository, NewRow, RowOutcome
+from s2v_tasks.metadata.queue import NewJob
 from s2v_tasks.schemas.job import ENDED_STATUSES, JobStatus
 from s2v_tasks.schemas.plan import FPS
 from s2v_tasks.schemas.preset import Preset
@@ -29,8 +29,8 @@ _ERRORS_IN_MESSAGE = 5
 class Batches:
     """Checks, starts and summarises batches."""
 
-    def __init__(self, store: ObjectStore, ledger: BatchLedger, presets: dict[str, Preset]) -> None:
-        self._store, self._ledger, self._presets = store, ledger, presets
+    def __init__(self, store: ObjectStore, batches: BatchRepository, presets: dict[str, Preset]) -> None:
+        self._store, self._batches, self._presets = store, batches, presets
 
     def check(self, manifest_uri: str) -> tuple[list[BatchEntry], list[RowError]]:
         """Return the valid rows and the errors of a manifest, including missing input files; nothing is written."""
@@ -57,27 +57,27 @@ class Batches:
         etag = hashlib.sha256(data).hexdigest()
         # "lines": earlier versions stored the same manifest with other numbers of rows.
         batch_id = hashlib.sha256(f"{manifest_uri}@{etag}#lines".encode()).hexdigest()[:24]
-        added = self._ledger.register(batch_id, manifest_uri, etag, _new_rows(manifest_uri, entries))
-        retried = self._ledger.retry(batch_id) if retry_failed else 0
+        added = self._batches.register(batch_id, manifest_uri, etag, _new_rows(manifest_uri, entries))
+        retried = self._batches.retry(batch_id) if retry_failed else 0
         return {"batch_id": batch_id, "rows": len(entries), "new_jobs": added, "retried_jobs": retried}
 
     def state(self, batch_id: str) -> dict[str, Any]:
         """Return the number of jobs of a batch by status, and whether all have ended."""
-        counts = self._ledger.counts(batch_id)
+        counts = self._batches.counts(batch_id)
         return {"batch_id": batch_id, "jobs": counts, "ended": set(counts) <= set(ENDED_STATUSES)}
 
     def summarise(self, batch_id: str) -> dict[str, Any]:
         """Write the outcome of each row, and the totals, beside the manifest."""
-        manifest_uri = self._ledger.manifest_uri(batch_id)
+        manifest_uri = self._batches.manifest_uri(batch_id)
         if manifest_uri is None:
             raise PermanentError(f"Batch {batch_id!r} is not known: `s2v start-batch` prints the id of a batch.")
-        outcomes, summary_uri = self._ledger.outcomes(batch_id), f"{manifest_uri}.summary.csv"
+        outcomes, summary_uri = self._batches.outcomes(batch_id), f"{manifest_uri}.summary.csv"
         numbers = {"batch_id": batch_id, "manifest_uri": manifest_uri, "summary_uri": summary_uri} | _numbers(outcomes)
         self._store.put_bytes(summary_uri, csv_of(outcomes), "text/csv")
         document = json.dumps(numbers, indent=2).encode()
         self._store.put_bytes(f"{manifest_uri}.summary.json", document, "application/json")
         if self.state(batch_id)["ended"]:
-            self._ledger.finish(batch_id)
+            self._batches.finish(batch_id)
         return numbers
 
     def _check(self, manifest_uri: str, data: bytes) -> tuple[list[BatchEntry], list[RowError]]:
@@ -137,7 +137,7 @@ def _new_rows(manifest_uri: str, entries: list[BatchEntry]) -> list[NewRow]:
         NewRow(
             entry.line,
             entry.row_id,
-            WaitingJob(
+            NewJob(
                 job_id,
                 entry.request.model_dump(mode="json", exclude_none=True),
                 now + timedelta(microseconds=entry.line),

@@ -17,8 +17,9 @@ from s2v_tasks import log
 from s2v_tasks.errors import PermanentError, S2VError, TransientError
 from s2v_tasks.ingestion.drop_folder import MARKER, PROMPT, DropFolder, folders, plain_name
 from s2v_tasks.ingestion.drop_request import MAX_TEXT_BYTES, DropTexts, request_of_drop
-from s2v_tasks.metadata.drops import DropLedger, DropRecord
-from s2v_tasks.metadata.queue import WaitingJob
+from s2v_tasks.metadata.drops import DropRepository
+from s2v_tasks.metadata.queue import NewJob
+from s2v_tasks.metadata.tables import Drop
 from s2v_tasks.schemas.preset import Preset, find_preset
 from s2v_tasks.schemas.request import Request
 from s2v_tasks.settings import Settings
@@ -34,8 +35,10 @@ _CLAIMS_TRIED = 5
 class Sweeper:
     """Turns the folders in the drop folder into jobs."""
 
-    def __init__(self, settings: Settings, store: ObjectStore, ledger: DropLedger, presets: dict[str, Preset]) -> None:
-        self._settings, self._store, self._ledger, self._presets = settings, store, ledger, presets
+    def __init__(
+        self, settings: Settings, store: ObjectStore, drops: DropRepository, presets: dict[str, Preset]
+    ) -> None:
+        self._settings, self._store, self._drops, self._presets = settings, store, drops, presets
         root = drop_folder_uri(settings)
         self._incoming, self._accepted, self._rejected = (f"{root}/{n}" for n in ("incoming", "accepted", "rejected"))
 
@@ -44,10 +47,10 @@ class Sweeper:
 
         TransientError when another sweep runs, or when every folder was postponed.
         """
-        with self._ledger.sole_sweeper():
-            healed = self._each(self._ledger.unfinished(), self._finish)
+        with self._drops.sweep_lock():
+            healed = self._each(self._drops.unfinished(), self._finish)
             # Files of a claim that are not moved yet look like a repeated drop, which would be refused.
-            waiting = {drop.folder_uri for drop in self._ledger.unfinished()}
+            waiting = {drop.folder_uri for drop in self._drops.unfinished()}
             listing = self._store.listing(f"{self._incoming}/")
             found = [folder for folder in folders(listing, self._incoming) if folder.uri not in waiting]
             ready = [folder for folder in found if self._is_ready(folder, now)]
@@ -65,7 +68,7 @@ class Sweeper:
             try:
                 return str(work(item))
             except S2VError as error:
-                name = item.folder_uri if isinstance(item, DropRecord) else item.uri
+                name = item.folder_uri if isinstance(item, Drop) else item.uri
                 log.get_logger().warning("drop_postponed", folder=printable(name), error=str(error))
                 return "postponed"
 
@@ -86,13 +89,13 @@ class Sweeper:
         """Claim one folder, with a job or as refused, and move it."""
         for _ in range(_CLAIMS_TRIED):
             drop, job = self._decide(folder)
-            if self._ledger.claim(drop, job):
+            if self._drops.claim(drop, job):
                 return self._finish(drop, [*folder.files.values(), *folder.ignored.values()])
         raise TransientError("Others claim its names again and again.")
 
-    def _decide(self, folder: DropFolder) -> tuple[DropRecord, WaitingJob | None]:
+    def _decide(self, folder: DropFolder) -> tuple[Drop, NewJob | None]:
         """Return the claim of a folder with its job, or its refusal, by the present state of the database."""
-        repetition, earlier_job_id = self._ledger.earlier(folder.uri, folder.etag)
+        repetition, earlier_job_id = self._drops.earlier(folder.uri, folder.etag)
         drop_id = f"{folder.uri}@{folder.etag}" + (f"#{repetition}" if repetition else "")
         target_uri = self._free_target(self._accepted, folder)
         try:
@@ -107,7 +110,7 @@ class Sweeper:
             return replace(drop, error=_explanation(folder, error)), None
         drop = replace(self._record(folder, drop_id, target_uri, "claimed"), job_id=job_id)
         values = request.model_dump(mode="json", exclude_none=True)
-        return drop, WaitingJob(job_id, values, folder.handed_in_at)
+        return drop, NewJob(job_id, values, folder.handed_in_at)
 
     def _accept(self, folder: DropFolder, target_uri: str) -> tuple[str, Request]:
         """Return job id and request of a folder; PermanentError when it has no valid request."""
@@ -119,7 +122,7 @@ class Sweeper:
         for uri in (asked.request.image_uri, asked.request.audio_uri, asked.request.pose_video_uri):
             if uri is not None:
                 self._store.access.check_input(parse_uri(uri))
-        if self._ledger.job_exists(asked.job_id):
+        if self._drops.job_exists(asked.job_id):
             raise PermanentError(
                 f"Job {asked.job_id} exists already: `s2v job {asked.job_id}` shows it. Choose another job_id."
             )
@@ -138,16 +141,25 @@ class Sweeper:
         name = plain_name(folder.name)
         repetitions = (f"{name}-{folder.etag[:8]}-{number}" for number in range(2, 1000))
         for candidate in (name, f"{name}-{folder.etag[:8]}", *repetitions):
-            if not self._ledger.is_target(f"{parent_uri}/{candidate}"):
+            if not self._drops.is_target(f"{parent_uri}/{candidate}"):
                 return f"{parent_uri}/{candidate}"
         raise PermanentError(f"{printable(folder.name)!r} was dropped a thousand times: expected another name.")
 
-    def _record(self, folder: DropFolder, drop_id: str, target_uri: str, status: str) -> DropRecord:
+    def _record(self, folder: DropFolder, drop_id: str, target_uri: str, status: str) -> Drop:
         files = {
             name: {"etag": file.etag, "size_bytes": file.size_bytes, "target": plain_name(name)}
             for name, file in self._addressable(folder).items()
         }
-        return DropRecord(drop_id, folder.uri, target_uri, folder.etag, files, status)
+        return Drop(
+            drop_id=drop_id,
+            folder_uri=folder.uri,
+            target_uri=target_uri,
+            etag=folder.etag,
+            files=files,
+            job_id=None,
+            status=status,
+            error=None,
+        )
 
     def _addressable(self, folder: DropFolder) -> dict[str, ListedObject]:
         """Return the files whose names all stores interpret equally; the others cannot be moved."""
@@ -158,7 +170,7 @@ class Sweeper:
                 found[name] = file
         return found
 
-    def _finish(self, drop: DropRecord, present: Iterable[ListedObject] | None = None) -> str:
+    def _finish(self, drop: Drop, present: Iterable[ListedObject] | None = None) -> str:
         """Move the files of a claim that are still there, and mark the claim as complete."""
         if present is None:
             present = self._store.listing(f"{drop.folder_uri}/")
@@ -173,10 +185,10 @@ class Sweeper:
                 sources.append(item.uri)
         self._store.delete_all(sources)
         if drop.status == "claimed":
-            self._ledger.arrived(drop.drop_id)
+            self._drops.mark_accepted(drop.drop_id)
             log.get_logger().info("drop_accepted", folder=printable(drop.folder_uri), job_id=drop.job_id)
             return "accepted"
-        self._ledger.rejected(drop.drop_id)
+        self._drops.mark_rejected(drop.drop_id)
         log.get_logger().info(
             "drop_rejected", folder=printable(drop.folder_uri), target=drop.target_uri, error=drop.error
         )

@@ -1,1 +1,1 @@
-"""What is known about every job, in PostgreSQL: status, clips, artifacts, events."""
+"""The metadata store in PostgreSQL: jobs, clips, attempts, artifacts, events, queue, costs."""

@@ -1,4 +1,4 @@
-"""Batches: versions of a manifest, their rows, and what became of them."""
+"""Batches: versions of a manifest, their rows and the outcome of each row."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,25 +7,25 @@ from datetime import datetime
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
-from s2v_tasks.metadata.queue import WaitingJob, enqueue, retry
+from s2v_tasks.metadata.queue import NewJob, enqueue, retry
 from s2v_tasks.metadata.session import transaction
-from s2v_tasks.metadata.statements import NOW, storable
+from s2v_tasks.metadata.sql import NOW, Repository, storable
 from s2v_tasks.metadata.tables import Attempt, Batch, BatchRow, Job
 from s2v_tasks.schemas.job import Source
 
 
 @dataclass(frozen=True)
 class NewRow:
-    """One row of a manifest, the line in which it begins, and the job that it asks for."""
+    """One row of a manifest: the line in which it begins, its id and its job."""
 
     line: int
     row_id: str | None
-    job: WaitingJob
+    job: NewJob
 
 
 @dataclass(frozen=True)
 class RowOutcome:
-    """What became of the row that begins in a line; `gpu_seconds` are those of all attempts."""
+    """Outcome of the row that begins in a line. `gpu_seconds`: sum over all attempts."""
 
     line: int
     row_id: str | None
@@ -41,14 +41,11 @@ class RowOutcome:
     finished_at: datetime | None
 
 
-class BatchLedger:
-    """The batches; each call is one transaction."""
-
-    def __init__(self, engine: sa.Engine) -> None:
-        self._engine = engine
+class BatchRepository(Repository):
+    """Batches and their rows."""
 
     def register(self, batch_id: str, manifest_uri: str, etag: str, rows: Sequence[NewRow]) -> int:
-        """Put a version of a manifest on record and queue the jobs that are not there yet; how many those were."""
+        """Record a version of a manifest and queue its new jobs; return the number of new jobs."""
         values = {"manifest_uri": storable(manifest_uri), "etag": etag, "num_rows": len(rows)}
         again = {"status": "running", "finished_at": None, "updated_at": NOW}
         with transaction(self._engine) as connection:
@@ -67,13 +64,13 @@ class BatchLedger:
         return added
 
     def retry(self, batch_id: str) -> int:
-        """Let the jobs of a batch that failed or were cancelled wait again; how many those were."""
+        """Queue the failed and cancelled jobs of a batch again; return their number."""
         with transaction(self._engine) as connection:
             rows = connection.execute(sa.select(BatchRow.job_id).where(BatchRow.batch_id == batch_id))
             return retry(connection, rows.scalars().all())
 
     def counts(self, batch_id: str) -> dict[str, int]:
-        """How many rows have a job of each status."""
+        """Return the number of rows by status of their job."""
         statement = (
             sa
             .select(Job.status, sa.func.count().label("num_jobs"))
@@ -86,13 +83,13 @@ class BatchLedger:
             return {row.status: row.num_jobs for row in connection.execute(statement)}
 
     def manifest_uri(self, batch_id: str) -> str | None:
-        """Where the manifest of a batch is; None when there is no such batch."""
+        """Return the URI of the manifest of a batch; None if there is no such batch."""
         statement = sa.select(Batch.manifest_uri).where(Batch.batch_id == batch_id)
         with transaction(self._engine) as connection:
             return connection.execute(statement).scalar_one_or_none()
 
     def outcomes(self, batch_id: str) -> list[RowOutcome]:
-        """What became of each row, in the order of the manifest."""
+        """Return the outcome of each row, in the order of the manifest."""
         spent = (
             sa
             .select(sa.func.coalesce(sa.func.sum(Attempt.gpu_seconds), 0.0))
@@ -116,7 +113,7 @@ class BatchLedger:
             return [RowOutcome(**row) for row in connection.execute(statement).mappings()]
 
     def finish(self, batch_id: str) -> None:
-        """All its jobs have ended."""
+        """Record that all jobs of the batch have ended."""
         statement = sa.update(Batch).where(Batch.batch_id == batch_id, Batch.status == "running")
         with transaction(self._engine) as connection:
             connection.execute(statement.values(status="finished", finished_at=NOW, updated_at=NOW))

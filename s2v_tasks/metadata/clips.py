@@ -1,26 +1,28 @@
-"""What becomes of a clip: attempts to render it, their progress, their end."""
+"""Clips: attempts to render them, progress, outcome."""
 
 from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
 
-from s2v_tasks.metadata.attempts import begin_attempt, credit_attempt, end_attempts, rendering
+from s2v_tasks.metadata.attempts import credit_attempt, end_attempts, rendering, start_attempt
+from s2v_tasks.metadata.events import EventRepository
 from s2v_tasks.metadata.session import transaction
-from s2v_tasks.metadata.statements import add_event, lock_job, storable, update_clip
+from s2v_tasks.metadata.sql import Repository, lock_job, storable, update_clip
 from s2v_tasks.schemas.events import JobEvent
 from s2v_tasks.schemas.job import AttemptOutcome, ClipStatus
 from s2v_tasks.schemas.plan import InheritedClip
 
 
-class ClipLedger:
-    """The road of a clip; each call is one transaction."""
+class ClipRepository(Repository):
+    """Clips of all jobs."""
 
-    def __init__(self, engine: sa.Engine) -> None:
-        self._engine = engine
+    def __init__(self, engine: sa.Engine, events: EventRepository) -> None:
+        super().__init__(engine)
+        self._events = events
 
-    def clip_started(self, job_id: str, clip_index: int, fingerprint: str, *, world_size: int = 1) -> None:
-        """An attempt to render a clip begins, on `world_size` GPUs."""
+    def start(self, job_id: str, clip_index: int, fingerprint: str, *, world_size: int = 1) -> None:
+        """Start an attempt to render a clip on `world_size` GPUs."""
         fresh = {"progress_step": None, "eta_seconds": None, "gpu_memory_bytes": None}
         values = {
             "status": ClipStatus.RENDERING,
@@ -30,11 +32,13 @@ class ClipLedger:
         } | fresh
         with transaction(self._engine) as connection:
             lock_job(connection, job_id)
-            attempt = begin_attempt(connection, job_id, rendering(clip_index), world_size)
+            attempt = start_attempt(connection, job_id, rendering(clip_index), world_size)
             update_clip(connection, job_id, clip_index, values | {"attempts": attempt})
-            add_event(connection, job_id, JobEvent.CLIP_STARTED, clip_index=clip_index, detail={"attempt": attempt})
+            self._events.add(
+                connection, job_id, JobEvent.CLIP_STARTED, clip_index=clip_index, detail={"attempt": attempt}
+            )
 
-    def clip_progress(
+    def record_progress(
         self,
         job_id: str,
         clip_index: int,
@@ -44,7 +48,7 @@ class ClipLedger:
         eta_seconds: float | None = None,
         gpu_memory_bytes: int | None = None,
     ) -> None:
-        """Solver step `step` of `num_steps` is done; the clip needs about `eta_seconds` more."""
+        """Record that solver step `step` of `num_steps` is done and that about `eta_seconds` remain."""
         values = {"status": ClipStatus.RENDERING, "progress_step": step, "progress_steps": num_steps}
         with transaction(self._engine) as connection:
             update_clip(
@@ -54,12 +58,12 @@ class ClipLedger:
                 values | {"eta_seconds": eta_seconds, "gpu_memory_bytes": gpu_memory_bytes},
             )
 
-    def clip_succeeded(
+    def succeed(
         self, job_id: str, clip_index: int, facts: dict[str, Any], reused: bool, *, made_at: datetime | None = None
     ) -> None:
-        """The clip is there, rendered now or reused; `facts` tell what its rendering cost, then as now.
+        """Record that the clip is stored, rendered now or reused. `facts`: the cost of its rendering.
 
-        made_at: when this job rendered a clip that is reused; the attempt that did it may not have been able to say so.
+        made_at: when this job rendered a reused clip. The attempt that rendered it may have been unable to report it.
         """
         values = {
             "status": ClipStatus.SUCCEEDED,
@@ -79,10 +83,12 @@ class ClipLedger:
                 outcome=AttemptOutcome.LOST if reused else AttemptOutcome.SUCCEEDED,
             )
             update_clip(connection, job_id, clip_index, values)
-            add_event(connection, job_id, JobEvent.CLIP_SUCCEEDED, clip_index=clip_index, detail={"reused": reused})
+            self._events.add(
+                connection, job_id, JobEvent.CLIP_SUCCEEDED, clip_index=clip_index, detail={"reused": reused}
+            )
 
-    def clip_inherited(self, job_id: str, clip: InheritedClip, *, facts: dict[str, Any]) -> None:
-        """The clip is another job's, which rendered it at the cost that `facts` tell; this job spent nothing on it."""
+    def inherit(self, job_id: str, clip: InheritedClip, *, facts: dict[str, Any]) -> None:
+        """Record that the clip was copied from another job, which paid for it. `facts`: the cost of its rendering."""
         values = {
             "status": ClipStatus.SUCCEEDED,
             "reused": True,
@@ -95,14 +101,14 @@ class ClipLedger:
             lock_job(connection, job_id)
             update_clip(connection, job_id, clip.clip_index, values)
             detail = {"source_job_id": clip.source_job_id}
-            add_event(connection, job_id, JobEvent.CLIP_INHERITED, clip_index=clip.clip_index, detail=detail)
+            self._events.add(connection, job_id, JobEvent.CLIP_INHERITED, clip_index=clip.clip_index, detail=detail)
 
-    def clip_failed(
+    def fail(
         self, job_id: str, clip_index: int, reason: str, *, outcome: AttemptOutcome = AttemptOutcome.FAILED
     ) -> None:
-        """An attempt to render a clip failed, or was interrupted and has saved its state."""
+        """Record that an attempt to render a clip failed, or was interrupted and has saved its state."""
         with transaction(self._engine) as connection:
             lock_job(connection, job_id)
             end_attempts(connection, job_id, rendering(clip_index), outcome=outcome, reason=reason)
             update_clip(connection, job_id, clip_index, {"status": ClipStatus.FAILED, "eta_seconds": None})
-            add_event(connection, job_id, JobEvent.CLIP_FAILED, clip_index=clip_index, detail={"reason": reason})
+            self._events.add(connection, job_id, JobEvent.CLIP_FAILED, clip_index=clip_index, detail={"reason": reason})

@@ -1,4 +1,4 @@
-"""What becomes of a job: queued, started, planned, ended."""
+"""Jobs from queued to ended."""
 
 from typing import Any
 
@@ -6,9 +6,10 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
 from s2v_tasks.metadata.attempts import end_attempts
+from s2v_tasks.metadata.events import EventRepository
 from s2v_tasks.metadata.session import transaction
-from s2v_tasks.metadata.statements import NOW, add_event, lock_job, storable, update_job, upsert_job
-from s2v_tasks.metadata.tables import Clip, Event, Job
+from s2v_tasks.metadata.sql import NOW, Repository, load_rows, lock_job, storable, update_job, upsert_job
+from s2v_tasks.metadata.tables import ArtifactRow, Attempt, Clip, Event, Job
 from s2v_tasks.schemas.events import JobEvent
 from s2v_tasks.schemas.job import (
     DEFAULT_PRIORITY,
@@ -30,18 +31,45 @@ from s2v_tasks.schemas.steps import CLOSE_JOB
 _LOST = "Its run disappeared from Airflow or ended without closing it; start the job again: finished clips are reused."
 
 
-class JobLedger:
-    """The road of a job; each call is one transaction."""
+class JobRepository(Repository):
+    """All jobs."""
 
-    def __init__(self, engine: sa.Engine) -> None:
-        self._engine = engine
+    def __init__(self, engine: sa.Engine, events: EventRepository) -> None:
+        super().__init__(engine)
+        self._events = events
 
-    def job_queued(
+    def recent(self, limit: int = 50, *, status: str | None = None, labels: dict[str, str] | None = None) -> list[Job]:
+        """Return the newest jobs first, without clips and events. `status`, `labels`: only jobs that match."""
+        statement = sa.select(Job.__table__).order_by(Job.created_at.desc(), Job.job_id).limit(limit)
+        if status is not None:
+            statement = statement.where(Job.status == status)
+        if labels:
+            statement = statement.where(Job.labels.contains(labels))
+        with transaction(self._engine) as connection:
+            return [Job(**row) for row in connection.execute(statement).mappings()]
+
+    def get(self, job_id: str) -> Job | None:
+        """Return one job with its clips, attempts, artifacts and events in order; None if it does not exist."""
+        with transaction(self._engine) as connection:
+            row = connection.execute(sa.select(Job.__table__).where(Job.job_id == job_id)).mappings().one_or_none()
+            if row is None:
+                return None
+            return Job(
+                **row,
+                clips=tuple(load_rows(connection, Clip, Clip.job_id == job_id, order=Clip.clip_index)),
+                attempts=tuple(load_rows(connection, Attempt, Attempt.job_id == job_id, order=Attempt.started_at)),
+                artifacts=tuple(
+                    load_rows(connection, ArtifactRow, ArtifactRow.job_id == job_id, order=ArtifactRow.key)
+                ),
+                events=tuple(load_rows(connection, Event, Event.job_id == job_id, order=Event.id)),
+            )
+
+    def enqueue(
         self, job_id: str, request: dict[str, Any], *, source: Source | None = None, dag_run_id: str | None = None
     ) -> None:
-        """Put a job on record, or queue it again with this request; it keeps the source that it first came from.
+        """Create a job, or queue it again with this request; it keeps its first source.
 
-        JobTakenError, and nothing changes, when the id belongs to another request.
+        JobTakenError, and nothing changes, if the id belongs to another request.
         """
         values: dict[str, Any] = {
             "status": JobStatus.QUEUED,
@@ -54,24 +82,24 @@ class JobLedger:
         if dag_run_id is not None:
             values["dag_run_id"] = dag_run_id
         with transaction(self._engine) as connection:
-            # Of two that come at once the second waits here, and then finds the request of the first.
+            # The second of two concurrent callers blocks here and then reads the request of the first.
             new = insert(Job).values(job_id=job_id, **storable(values)).on_conflict_do_nothing()
             if connection.execute(new.returning(Job.job_id)).first() is None:
                 _check_owner(connection, job_id, request, run_id=dag_run_id)
-            _forget_cancel(connection, job_id)
+            _clear_cancel(connection, job_id)
             upsert_job(connection, job_id, values, source=source)
-            add_event(connection, job_id, JobEvent.JOB_QUEUED)
+            self._events.add(connection, job_id, JobEvent.JOB_QUEUED)
 
     def check_request(self, job_id: str, request: dict[str, Any], *, given_only: bool = False) -> None:
-        """JobTakenError when the id belongs to another request. `given_only`: a form fills what is left out later."""
+        """Raise JobTakenError if the id belongs to another request. `given_only`: compare only fields that are set."""
         with transaction(self._engine) as connection:
             _check_owner(connection, job_id, request, run_id=None, given_only=given_only)
 
-    def job_started(self, job_id: str, *, by_clip: bool = False) -> None:
-        """The job runs, again if it had ended; nothing changes when it runs already.
+    def start(self, job_id: str, *, by_clip: bool = False) -> None:
+        """Record that the job runs, again if it had ended; nothing changes if it runs already.
 
-        `by_clip`: a clip is what begins. Clips of other chains go on after one has failed the job; they belong to the
-        start that failed, and begin no new one until `close_job` has settled it.
+        `by_clip`: the caller starts a clip. After one clip has failed the job, clips of other chains continue. They
+        belong to the failed start and do not restart the job until `close_job` has closed it.
         """
         values = {"status": JobStatus.RUNNING, "reason": None, "started_at": NOW, "finished_at": None}
         with transaction(self._engine) as connection:
@@ -79,10 +107,10 @@ class JobLedger:
             if by_clip and not _is_settled(connection, job_id):
                 return
             if update_job(connection, job_id, values, Job.status != JobStatus.RUNNING):
-                add_event(connection, job_id, JobEvent.JOB_STARTED)
+                self._events.add(connection, job_id, JobEvent.JOB_STARTED)
 
-    def job_planned(self, job_id: str, plan: Plan) -> None:
-        """Record the summary of the plan and its clips, all pending; clips beyond the plan are forgotten."""
+    def record_plan(self, job_id: str, plan: Plan) -> None:
+        """Record the summary of the plan and its clips, all pending; clips beyond the plan are deleted."""
         estimate = plan.estimate
         summary = {
             "num_clip": plan.num_clip,
@@ -111,20 +139,20 @@ class JobLedger:
                         index_elements=["job_id", "clip_index"], set_={**frames, **fresh, "updated_at": NOW}
                     )
                 )
-            add_event(connection, job_id, JobEvent.JOB_PLANNED, detail=summary)
+            self._events.add(connection, job_id, JobEvent.JOB_PLANNED, detail=summary)
 
-    def job_failed(self, job_id: str, reason: str) -> None:
-        """The job ended badly, and with it what it was rendering; works for a job that was never queued, too.
+    def fail(self, job_id: str, reason: str) -> None:
+        """Fail the job and the clips it renders; a job that was never queued is created.
 
-        The last reason stands. Of one that had failed already only the record tells, no message.
+        A later reason replaces the earlier one; the webhook gets a message only for the first failure.
         """
         with transaction(self._engine) as connection:
-            _fail(connection, job_id, reason)
+            self._fail(connection, job_id, reason)
 
-    def job_lost(self, job_id: str, run_id: str) -> bool:
-        """End a job whose run `run_id` is gone: failed, or cancelled where a person wished so.
+    def close_lost(self, job_id: str, run_id: str) -> bool:
+        """End a job whose DAG run `run_id` is gone: cancelled if that was requested, failed otherwise.
 
-        False, and nothing changes, when it has ended or has another run by now.
+        Return False and change nothing if the job has ended or has another run.
         """
         with transaction(self._engine) as connection:
             columns = sa.select(Job.status, Job.dag_run_id, Job.cancel_requested_at).where(Job.job_id == job_id)
@@ -132,47 +160,47 @@ class JobLedger:
             if job is None or job.status in ENDED_STATUSES or job.dag_run_id != run_id:
                 return False
             if job.cancel_requested_at:
-                _cancel(connection, job_id)
+                self._cancel(connection, job_id)
             else:
-                _fail(connection, job_id, _LOST)
-            add_event(connection, job_id, JobEvent.RUN_LOST, detail={"dag_run_id": run_id})
+                self._fail(connection, job_id, _LOST)
+            self._events.add(connection, job_id, JobEvent.RUN_LOST, detail={"dag_run_id": run_id})
         return True
 
     def request_cancel(self, job_id: str) -> str | None:
-        """Tell all steps of a job that has not ended to end; the job's status, None when it is not on record."""
+        """Ask all steps of a job that has not ended to stop; return the job's status, None if it does not exist."""
         active = Job.status.not_in(ENDED_STATUSES)
         with transaction(self._engine) as connection:
             status = connection.execute(sa.select(Job.status).where(Job.job_id == job_id).with_for_update()).scalar()
             if update_job(connection, job_id, {"cancel_requested_at": NOW}, active, Job.cancel_requested_at.is_(None)):
-                add_event(connection, job_id, JobEvent.CANCEL_REQUESTED)
+                self._events.add(connection, job_id, JobEvent.CANCEL_REQUESTED)
         return status
 
-    def cancel_requested(self, job_id: str) -> bool:
-        """Whether a person cancelled the job."""
+    def is_cancel_requested(self, job_id: str) -> bool:
+        """Return True if a cancel of the job was requested."""
         statement = sa.select(Job.cancel_requested_at).where(Job.job_id == job_id)
         with transaction(self._engine) as connection:
             return connection.execute(statement).scalar() is not None
 
-    def forget_cancel(self, job_id: str, run_id: str | None = None) -> None:
-        """A job that has ended is about to start again, as the DAG run `run_id`.
+    def clear_cancel(self, job_id: str, run_id: str | None = None) -> None:
+        """Clear the cancel request of an ended job that starts again as the DAG run `run_id`.
 
-        Not when that is the run for which it waited: it was cancelled while the queue was about to start it. It has
-        that run now, so that a person who clears the run starts it all the same.
+        Keep it if that is the run for which the job waited: it was cancelled while the queue was about to start it.
+        The job then has that run, so that clearing the run in Airflow starts it again.
         """
         waited = (Job.status == JobStatus.CANCELLED, Job.source.in_(QUEUED_SOURCES), Job.dag_run_id.is_(None))
         with transaction(self._engine) as connection:
             if not update_job(connection, job_id, {"dag_run_id": run_id}, *waited, queued_run_id() == run_id):
-                _forget_cancel(connection, job_id)
+                _clear_cancel(connection, job_id)
 
-    def job_cancelled(self, job_id: str) -> None:
-        """The job ended because a person wanted it; finished clips stay what they are."""
+    def cancel(self, job_id: str) -> None:
+        """End the job as cancelled; finished clips keep their status."""
         with transaction(self._engine) as connection:
             lock_job(connection, job_id)
-            _cancel(connection, job_id)
+            self._cancel(connection, job_id)
 
-    def job_succeeded(self, job_id: str, video_uri: str, sha256: str) -> None:
-        """The video is published."""
-        values = {
+    def succeed(self, job_id: str, video_uri: str, sha256: str) -> None:
+        """Record that the video is published."""
+        values: dict[str, Any] = {
             "status": JobStatus.SUCCEEDED,
             "reason": None,
             "finished_at": NOW,
@@ -182,7 +210,28 @@ class JobLedger:
         with transaction(self._engine) as connection:
             lock_job(connection, job_id)
             update_job(connection, job_id, values)
-            add_event(connection, job_id, JobEvent.JOB_SUCCEEDED, detail={"video_uri": video_uri, "sha256": sha256})
+            self._events.add(
+                connection, job_id, JobEvent.JOB_SUCCEEDED, detail={"video_uri": video_uri, "sha256": sha256}
+            )
+
+    def _fail(self, connection: sa.Connection, job_id: str, reason: str) -> None:
+        before = connection.execute(sa.select(Job.status).where(Job.job_id == job_id).with_for_update()).scalar()
+        upsert_job(connection, job_id, {"status": JobStatus.FAILED, "reason": reason, "finished_at": NOW})
+        end_attempts(connection, job_id, outcome=AttemptOutcome.LOST, reason=reason)
+        _interrupt_clips(connection, job_id)
+        self._events.add(
+            connection, job_id, JobEvent.JOB_FAILED, detail={"reason": reason}, notify=before != JobStatus.FAILED
+        )
+
+    def _cancel(self, connection: sa.Connection, job_id: str) -> None:
+        counts = sa.select(sa.func.count(), sa.func.count().filter(Clip.status == ClipStatus.SUCCEEDED))
+        planned, done = connection.execute(counts.where(Clip.job_id == job_id)).one()
+        reason = f"Cancelled by a person; {done} of {planned} clips are finished and are reused."
+        values = {"status": JobStatus.CANCELLED, "reason": reason, "finished_at": NOW}
+        if update_job(connection, job_id, values, Job.status.not_in((JobStatus.SUCCEEDED, JobStatus.CANCELLED))):
+            end_attempts(connection, job_id, outcome=AttemptOutcome.FAILED, reason="The job was cancelled.")
+            _interrupt_clips(connection, job_id)
+            self._events.add(connection, job_id, JobEvent.JOB_CANCELLED, detail={"reason": reason})
 
 
 def _check_owner(
@@ -193,10 +242,10 @@ def _check_owner(
     run_id: str | None,
     given_only: bool = False,
 ) -> None:
-    """JobTakenError when the job on record has another request; its row stays locked for this transaction.
+    """Raise JobTakenError if the existing job has another request; its row stays locked for this transaction.
 
-    `run_id`: the DAG run that brings the request. The run that the job has already is its own, whatever a form that has
-    changed since fills in. So is the run for which it waits: the form fills in what its request leaves out.
+    `run_id`: the DAG run that brings the request. The current run of the job may bring any request: the defaults of the
+    form may have changed since. So may the run for which the job waits: the form fills in fields that are not set.
     """
     columns = sa.select(Job.status, Job.request, Job.dag_run_id, queued_run_id().label("awaited_run_id"))
     job = connection.execute(columns.where(Job.job_id == job_id).with_for_update()).one_or_none()
@@ -213,33 +262,14 @@ def _check_owner(
         refuse_other_request(job_id, request, job.request, given_only=given_only)
 
 
-def _fail(connection: sa.Connection, job_id: str, reason: str) -> None:
-    before = connection.execute(sa.select(Job.status).where(Job.job_id == job_id).with_for_update()).scalar()
-    upsert_job(connection, job_id, {"status": JobStatus.FAILED, "reason": reason, "finished_at": NOW})
-    end_attempts(connection, job_id, outcome=AttemptOutcome.LOST, reason=reason)
-    _interrupt_clips(connection, job_id)
-    add_event(connection, job_id, JobEvent.JOB_FAILED, detail={"reason": reason}, is_news=before != JobStatus.FAILED)
-
-
-def _cancel(connection: sa.Connection, job_id: str) -> None:
-    counts = sa.select(sa.func.count(), sa.func.count().filter(Clip.status == ClipStatus.SUCCEEDED))
-    planned, done = connection.execute(counts.where(Clip.job_id == job_id)).one()
-    reason = f"Cancelled by a person; {done} of {planned} clips are finished and are reused."
-    values = {"status": JobStatus.CANCELLED, "reason": reason, "finished_at": NOW}
-    if update_job(connection, job_id, values, Job.status.not_in((JobStatus.SUCCEEDED, JobStatus.CANCELLED))):
-        end_attempts(connection, job_id, outcome=AttemptOutcome.FAILED, reason="The job was cancelled.")
-        _interrupt_clips(connection, job_id)
-        add_event(connection, job_id, JobEvent.JOB_CANCELLED, detail={"reason": reason})
-
-
 def _interrupt_clips(connection: sa.Connection, job_id: str) -> None:
-    """What was being rendered is so no more."""
+    """Fail the clips that are being rendered."""
     interrupted = (Clip.job_id == job_id, Clip.status == ClipStatus.RENDERING)
     connection.execute(sa.update(Clip).where(*interrupted).values(status=ClipStatus.FAILED, updated_at=NOW))
 
 
 def _is_settled(connection: sa.Connection, job_id: str) -> bool:
-    """Whether `close_job` had its say since the job last failed or was cancelled, or its run was lost."""
+    """Return True if the last failure or cancel of the job was followed by `close_job` or by the loss of its run."""
     is_end = Event.event.in_((JobEvent.JOB_FAILED, JobEvent.JOB_CANCELLED))
     is_close = sa.or_(
         sa.and_(Event.step == CLOSE_JOB.name, Event.event == JobEvent.STEP_FINISHED), Event.event == JobEvent.RUN_LOST
@@ -248,12 +278,12 @@ def _is_settled(connection: sa.Connection, job_id: str) -> bool:
     return not connection.execute(statement.order_by(Event.id.desc()).limit(1)).scalar()
 
 
-def _forget_cancel(connection: sa.Connection, job_id: str) -> None:
+def _clear_cancel(connection: sa.Connection, job_id: str) -> None:
     update_job(connection, job_id, {"cancel_requested_at": None}, Job.status.in_(ENDED_STATUSES))
 
 
 def queued_run_id() -> sa.ColumnElement[str]:
-    """The id of the run that a job which waits gets now: the same whoever asks, another one after each retry."""
+    """Return the id of the DAG run of a waiting job: equal for all callers, different after each retry."""
     retries = (
         sa
         .select(sa.func.count())
@@ -265,7 +295,7 @@ def queued_run_id() -> sa.ColumnElement[str]:
 
 
 def request_columns(request: dict[str, Any]) -> dict[str, Any]:
-    """What a job row repeats of its request, to be searched by; the request may be one that is refused later."""
+    """Return the columns of a job row that repeat fields of its request; the request may be invalid."""
     labels, priority, from_clip = (request.get(name) for name in ("labels", "priority", "from_clip"))
     columns: dict[str, Any] = {
         "labels": labels if isinstance(labels, dict) else {},

@@ -1,7 +1,6 @@
-"""The outbox of the webhooks: what happened is written down with it, and sent afterwards, in order for each job."""
+"""The outbox of webhook messages: stored in the transaction of their event, sent later, in order for each job."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal
 
@@ -9,38 +8,22 @@ import sqlalchemy as sa
 from sqlalchemy.orm import aliased
 
 from s2v_tasks.metadata.session import transaction
-from s2v_tasks.metadata.statements import NOW, storable
+from s2v_tasks.metadata.sql import NOW, Repository, storable
 from s2v_tasks.metadata.tables import Notification
 
-# A sender that dies in the middle of an attempt leaves the message to the next one after this time.
+# The lease of a claim: when a sender dies during an attempt, another one may claim the message after this time.
 _LEASE = timedelta(minutes=1)
 _FIRST_DELAY_SECONDS, _LONGEST_DELAY_SECONDS = 15, 3600
 GIVE_UP_AFTER = timedelta(days=1)
 
 
-@dataclass(frozen=True)
-class ClaimedNotification:
-    """One message that is this process's to send."""
+class NotificationRepository(Repository):
+    """The outbox."""
 
-    id: int
-    job_id: str
-    event: str
-    url: str
-    payload: dict[str, Any]
+    def claim(self, *, job_id: str | None = None, skip_urls: Collection[str] = ()) -> Notification | None:
+        """Return the next message that is due, of one job or of any, and lease it to this process for a minute.
 
-
-class NotificationLedger:
-    """Takes messages out of the outbox and notes what became of them; each call is one transaction."""
-
-    def __init__(self, engine: sa.Engine) -> None:
-        self._engine = engine
-
-    def claim_notification(
-        self, *, job_id: str | None = None, but_not_to: Collection[str] = ()
-    ) -> ClaimedNotification | None:
-        """The next message that is due, of one job or of any, and not to these URLs; nobody else gets it meanwhile.
-
-        Messages of a job go out in order: while one waits for its next attempt, those after it wait with it.
+        Messages of a job go out in order: while one waits for its next attempt, the later ones wait too.
         """
         earlier = aliased(Notification)
         is_first = ~sa.exists().where(
@@ -49,8 +32,8 @@ class NotificationLedger:
         conditions = [Notification.status == "pending", Notification.next_attempt_at <= NOW, is_first]
         if job_id is not None:
             conditions.append(Notification.job_id == job_id)
-        if but_not_to:
-            conditions.append(Notification.url.not_in(but_not_to))
+        if skip_urls:
+            conditions.append(Notification.url.not_in(skip_urls))
         due = sa.select(Notification.id).where(*conditions).order_by(Notification.next_attempt_at, Notification.id)
         due = due.limit(1).with_for_update(skip_locked=True)
         claim = (
@@ -58,22 +41,22 @@ class NotificationLedger:
             .update(Notification)
             .where(Notification.id == due.scalar_subquery())
             .values(attempts=Notification.attempts + 1, next_attempt_at=NOW + _LEASE)
-            .returning(Notification.id, Notification.job_id, Notification.event, Notification.url, Notification.payload)
+            .returning(Notification.__table__)
         )
         with transaction(self._engine) as connection:
             row = connection.execute(claim).mappings().one_or_none()
-        return None if row is None else ClaimedNotification(**row)
+        return None if row is None else Notification(**row)
 
-    def notification_delivered(self, notification_id: int) -> None:
-        """The receiver has it."""
+    def mark_delivered(self, notification_id: int) -> None:
+        """Record that the receiver accepted the message."""
         self._settle(notification_id, {"status": "delivered", "delivered_at": NOW, "last_error": None})
 
-    def notification_ended(self, notification_id: int, status: Literal["failed", "refused"], error: str) -> None:
-        """It will not be sent again: the receiver does not take it, or it must not be called."""
+    def give_up(self, notification_id: int, status: Literal["failed", "refused"], error: str) -> None:
+        """Record that the message is not sent again: the receiver rejects it, or may not be called."""
         self._settle(notification_id, {"status": status, "last_error": storable(error)})
 
-    def notification_put_off(self, notification_id: int, error: str) -> None:
-        """It is sent again later, after twice the time each time; a day after the event it has failed."""
+    def postpone(self, notification_id: int, error: str) -> None:
+        """Send the message again later, with exponential backoff; it fails one day after the event."""
         too_old = Notification.created_at < NOW - GIVE_UP_AFTER
         delay = sa.func.least(
             _FIRST_DELAY_SECONDS * sa.func.power(2, sa.func.least(Notification.attempts, 20) - 1),

@@ -1,4 +1,4 @@
-"""Jobs that wait to be started: queued by a drop or a batch, without a DAG run yet."""
+"""The queue: jobs of drops and batches that have no DAG run yet."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,40 +10,37 @@ from sqlalchemy.dialects.postgresql import insert
 
 from s2v_tasks.metadata.jobs import queued_run_id, request_columns
 from s2v_tasks.metadata.session import transaction
-from s2v_tasks.metadata.statements import NOW, storable
+from s2v_tasks.metadata.sql import NOW, Repository, storable
 from s2v_tasks.metadata.tables import Drop, Event, Job
 from s2v_tasks.schemas.events import JobEvent
 from s2v_tasks.schemas.job import ENDED_STATUSES, PRIORITIES, QUEUED_SOURCES, JobStatus, RestartableStatus, Source
 
 
 @dataclass(frozen=True)
-class WaitingJob:
-    """A job and its request; `handed_in_at` decides who is older, where known."""
+class NewJob:
+    """A job to be queued. `submitted_at`, if known, decides its age in the queue."""
 
     job_id: str
     request: dict[str, Any]
-    handed_in_at: datetime | None = None
+    submitted_at: datetime | None = None
 
 
 @dataclass(frozen=True)
-class Turn:
-    """A job that may start now, as a run of this id: the job's own, with a number when it is started once more."""
+class ReadyJob:
+    """A job that may start now as the DAG run `run_id`: the job id, with a number after a retry."""
 
     job_id: str
     run_id: str
     request: dict[str, Any]
 
 
-class JobQueue:
-    """Who is next. Any number of callers may ask at once: a run id made from the job id can exist only once."""
+class JobQueue(Repository):
+    """The queue. Concurrent callers are safe: a run id is made from the job id, so Airflow accepts it only once."""
 
-    def __init__(self, engine: sa.Engine) -> None:
-        self._engine = engine
+    def next(self, max_running: int) -> list[ReadyJob]:
+        """Return the jobs that may start now so that at most `max_running` run: by priority, then by age.
 
-    def next(self, max_running: int) -> list[Turn]:
-        """The jobs that may start now so that at most `max_running` run: by priority, then by age.
-
-        A job that is run by hand takes no place: nobody could tell that it does not go on.
+        A job without a DAG run (run from the command line) does not count as running: its end may go unnoticed.
         """
         active = sa.select(sa.func.count()).where(Job.status.not_in(ENDED_STATUSES), Job.dag_run_id.is_not(None))
         rank = sa.case({name: index for index, name in enumerate(PRIORITIES)}, value=Job.priority)
@@ -53,16 +50,16 @@ class JobQueue:
         with transaction(self._engine) as connection:
             free = max_running - connection.execute(active).scalar_one()
             rows = connection.execute(waiting.limit(max(free, 0))).all()
-        return [Turn(*row) for row in rows]
+        return [ReadyJob(*row) for row in rows]
 
     def num_waiting(self) -> int:
-        """How many jobs wait to be started."""
+        """Return the number of queued jobs without a DAG run."""
         with transaction(self._engine) as connection:
             count: int = connection.execute(sa.select(sa.func.count()).select_from(Job).where(*_waiting())).scalar_one()
         return count
 
     def mark_started(self, job_ids: Sequence[str]) -> None:
-        """These have the DAG run that their turn named; not one that was cancelled meanwhile."""
+        """Record that these jobs have the DAG run of their `ReadyJob`, unless they were cancelled in the meantime."""
         with transaction(self._engine) as connection:
             connection.execute(
                 sa
@@ -72,12 +69,12 @@ class JobQueue:
             )
 
 
-def enqueue(connection: sa.Connection, jobs: Sequence[WaitingJob], source: Source) -> int:
-    """Put jobs on record that are not yet; how many those were."""
+def enqueue(connection: sa.Connection, jobs: Sequence[NewJob], source: Source) -> int:
+    """Insert the jobs that do not exist yet; return their number."""
     now = datetime.now(UTC)
     rows = [
         {"job_id": job.job_id, "status": JobStatus.QUEUED, "source": source, "request": storable(job.request)}
-        | {"created_at": job.handed_in_at or now}
+        | {"created_at": job.submitted_at or now}
         | request_columns(job.request)
         for job in jobs
     ]
@@ -91,7 +88,7 @@ def enqueue(connection: sa.Connection, jobs: Sequence[WaitingJob], source: Sourc
 
 
 def retry(connection: sa.Connection, job_ids: Sequence[str]) -> int:
-    """Let those of these jobs wait again that failed or were cancelled; how many those were."""
+    """Queue those of these jobs again that failed or were cancelled; return their number."""
     again = {
         "status": JobStatus.QUEUED,
         "reason": None,
@@ -115,10 +112,10 @@ def retry(connection: sa.Connection, job_ids: Sequence[str]) -> int:
 
 
 def _waiting() -> list[sa.ColumnElement[bool]]:
-    """Handed in by a door with a queue, not started, not cancelled; the files of its drop have arrived."""
-    on_the_way = sa.exists().where(Drop.job_id == Job.job_id, Drop.status == "claimed")
+    """Return the conditions of a waiting job: not started, not cancelled, and the files of its drop were moved."""
+    is_moving = sa.exists().where(Drop.job_id == Job.job_id, Drop.status == "claimed")
     return [
         Job.source.in_(QUEUED_SOURCES),
         *(Job.status == JobStatus.QUEUED, Job.dag_run_id.is_(None), Job.cancel_requested_at.is_(None)),
-        ~on_the_way,
+        ~is_moving,
     ]

@@ -51,17 +51,13 @@ _TIME_LIMITS_OF_A_TRANSACTION = ("idle_in_transaction_session_timeout", "transac
 
 
 def engine_from_settings(settings: Settings) -> sa.Engine:
-    """The engine of this installation; ConfigurationError when no database is configured.
-
-    It carries the configured webhook, so that whoever writes an event down also writes down whom to tell.
-    """
+    """Return the engine of this installation; ConfigurationError when no database is configured."""
     if settings.database_url is None:
         raise ConfigurationError(
             "S2V_DATABASE_URL is not set: expected postgresql://user:password@host:port/database "
             "(`s2v up` starts an embedded server and sets it)."
         )
-    webhook_url = settings.webhook_url and settings.webhook_url.get_secret_value()
-    return create_engine(settings.database_url.get_secret_value()).execution_options(webhook_url=webhook_url)
+    return create_engine(settings.database_url.get_secret_value())
 
 
 def create_engine(url: str) -> sa.Engine:

@@ -1,4 +1,7 @@
-"""The tables of the project's own database (docs/metadata.md). Times are timestamptz, written as UTC."""
+"""The tables of the project's own database (docs/metadata.md), each also the dataclass of one of its rows.
+
+Times are timestamptz, written as UTC. Rows are created by name only; columns that the database fills may be left out.
+"""
 
 from collections.abc import Iterable
 from datetime import datetime
@@ -17,13 +20,25 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, MappedAsDataclass, mapped_column
 
-from s2v_tasks.schemas.job import DEFAULT_PRIORITY, PRIORITIES, AttemptOutcome, ClipStatus, JobStatus, Source
+from s2v_tasks.errors import ConfigurationError, PermanentError, TransientError
+from s2v_tasks.schemas.events import JobEvent
+from s2v_tasks.schemas.job import (
+    DEFAULT_PRIORITY,
+    ENDED_STATUSES,
+    PRIORITIES,
+    AttemptOutcome,
+    ClipStatus,
+    JobStatus,
+    Source,
+)
 from s2v_tasks.schemas.steps import HEAVY_STEPS, RENDER_CLIP
 
 DROP_STATUSES = ("claimed", "accepted", "refused", "rejected")
 BATCH_STATUSES = ("running", "finished")
+CANCELLED_EXIT_CODE = 130
+_STEP_EXIT_CODES = {error.exit_code for error in (PermanentError, ConfigurationError, TransientError)}
 NOTIFICATION_STATUSES = ("pending", "delivered", "failed", "refused")
 
 
@@ -32,8 +47,8 @@ def _one_of(column: str, values: Iterable[str]) -> str:
     return f"{column} IN {tuple(str(value) for value in values)}"
 
 
-class Base(DeclarativeBase):
-    """Names of constraints follow one pattern, so that migrations can refer to them."""
+class Base(MappedAsDataclass, DeclarativeBase):
+    """Base of all tables. Names of constraints follow one pattern, so that migrations can refer to them."""
 
     metadata = MetaData(
         naming_convention={
@@ -47,11 +62,11 @@ class Base(DeclarativeBase):
     type_annotation_map = {datetime: DateTime(timezone=True), dict[str, Any]: JSONB}  # noqa: RUF012 - SQLAlchemy's
 
 
-class Job(Base):
-    """One talking video. The plan's columns are empty until it is planned, the price is the one it was planned with.
+class Job(Base, kw_only=True):
+    """One talking video. Columns of the plan are empty until it is planned; the price is the price at that time.
 
-    A queued job without `dag_run_id` waits for its turn to be started. `parent_job_id` and `from_clip`: a rerun, whose
-    clips before `from_clip` are its parent's.
+    A queued job without `dag_run_id` waits to be started. `parent_job_id` and `from_clip`: the job is a rerun, whose
+    clips before `from_clip` are those of its parent. `reason`: why a failed or cancelled job ended.
     """
 
     __tablename__ = "jobs"
@@ -70,8 +85,8 @@ class Job(Base):
     parent_job_id: Mapped[str | None] = mapped_column(index=True)
     from_clip: Mapped[int | None]
     preset: Mapped[str | None]
-    priority: Mapped[str] = mapped_column(server_default=text(f"'{DEFAULT_PRIORITY}'"))
-    labels: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))
+    priority: Mapped[str] = mapped_column(server_default=text(f"'{DEFAULT_PRIORITY}'"), default=None)
+    labels: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"), default=None)
     source: Mapped[str | None]
     dag_run_id: Mapped[str | None]
     num_clip: Mapped[int | None]
@@ -85,17 +100,40 @@ class Job(Base):
     video_uri: Mapped[str | None]
     sha256: Mapped[str | None]
     cancel_requested_at: Mapped[datetime | None]
-    created_at: Mapped[datetime] = mapped_column(server_default=func.now(), index=True)
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now(), index=True, default=None)
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
-    updated_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    updated_at: Mapped[datetime] = mapped_column(server_default=func.now(), default=None)
+    # No columns: filled by `MetadataStore.jobs.get` alone.
+    clips: tuple["Clip", ...] = ()
+    attempts: tuple["Attempt", ...] = ()
+    artifacts: tuple["ArtifactRow", ...] = ()
+    events: tuple["Event", ...] = ()
+
+    @property
+    def has_ended(self) -> bool:
+        """True when nothing more happens unless the job is started again."""
+        return self.status in ENDED_STATUSES
+
+    @property
+    def exit_code(self) -> int:
+        """Exit code of a command that waited for this job, which `MetadataStore.jobs.get` returned.
+
+        0: succeeded; 130: cancelled; otherwise the code of the step that failed last, 75 where it gave none.
+        """
+        if self.status == JobStatus.SUCCEEDED:
+            return 0
+        if self.status == JobStatus.CANCELLED:
+            return CANCELLED_EXIT_CODE
+        codes = [int(event.detail["exit_code"]) for event in self.events if event.event == JobEvent.STEP_FAILED]
+        return codes[-1] if codes and codes[-1] in _STEP_EXIT_CODES else TransientError.exit_code
 
 
-class Clip(Base):
-    """One clip of a job. `progress_step` of `progress_steps` solver steps are done; attempts count renderings begun.
+class Clip(Base, kw_only=True):
+    """One clip of a job. `progress_step` of `progress_steps` solver steps are done; the frames are half open.
 
-    `facts` are those of its manifest: what the rendering cost, and on what. `source_job_id`: the job that rendered it,
-    where that is another one.
+    `attempts`: number of renderings that were started. `facts`: facts of the clip's manifest (PFLOP, MFU, peak memory,
+    world size). `source_job_id`: the job that rendered the clip, if that is another job.
     """
 
     __tablename__ = "clips"
@@ -107,23 +145,23 @@ class Clip(Base):
     fingerprint: Mapped[str | None]
     start_frame: Mapped[int]
     end_frame: Mapped[int]
-    attempts: Mapped[int] = mapped_column(server_default=text("0"))
+    attempts: Mapped[int] = mapped_column(server_default=text("0"), default=None)
     render_seconds: Mapped[float | None]
     progress_step: Mapped[int | None]
     progress_steps: Mapped[int | None]
     eta_seconds: Mapped[float | None]
     gpu_memory_bytes: Mapped[int | None] = mapped_column(BigInteger)
-    reused: Mapped[bool] = mapped_column(server_default=text("false"))
+    reused: Mapped[bool] = mapped_column(server_default=text("false"), default=None)
     source_job_id: Mapped[str | None] = mapped_column(index=True)
     facts: Mapped[dict[str, Any] | None]
-    updated_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    updated_at: Mapped[datetime] = mapped_column(server_default=func.now(), default=None)
 
 
-class Attempt(Base):
-    """One encoding or rendering that was begun: `gpu_seconds` = its length x `world_size`, whatever became of it.
+class Attempt(Base, kw_only=True):
+    """One encoding or rendering that was started: `gpu_seconds` = duration x `world_size`, for every outcome.
 
-    lost: nobody said how it ended; it counts until its last sign of life. Refers to no clip row: a new plan forgets
-    clips, not what they cost. Conditions are those of all clips and have no `clip_index`.
+    lost: the process did not report its end; the attempt counts until its last heartbeat. There is no foreign key to
+    clips: a new plan deletes clips but not their cost. Conditions belong to all clips and have no `clip_index`.
     """
 
     __tablename__ = "attempts"
@@ -134,21 +172,21 @@ class Attempt(Base):
         CheckConstraint(_one_of("outcome", AttemptOutcome), name="outcome"),
     )
 
-    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True, default=None)
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.job_id", ondelete="CASCADE"))
-    step: Mapped[str] = mapped_column(server_default=text(f"'{RENDER_CLIP.name}'"))
+    step: Mapped[str] = mapped_column(server_default=text(f"'{RENDER_CLIP.name}'"), default=None)
     clip_index: Mapped[int | None]
     attempt: Mapped[int]
-    started_at: Mapped[datetime] = mapped_column(server_default=func.now(), index=True)
+    started_at: Mapped[datetime] = mapped_column(server_default=func.now(), index=True, default=None)
     finished_at: Mapped[datetime | None]
-    outcome: Mapped[str] = mapped_column(server_default=text(f"'{AttemptOutcome.RUNNING}'"))
+    outcome: Mapped[str] = mapped_column(server_default=text(f"'{AttemptOutcome.RUNNING}'"), default=None)
     gpu_seconds: Mapped[float | None]
     world_size: Mapped[int]
     reason: Mapped[str | None]
 
 
-class ArtifactRow(Base):
-    """One stored object of a job, the step that made it, and the fingerprint of all that it is made from."""
+class ArtifactRow(Base, kw_only=True):
+    """One stored object of a job, the step that made it, and the fingerprint of everything it is made from."""
 
     __tablename__ = "artifacts"
 
@@ -158,29 +196,29 @@ class ArtifactRow(Base):
     fingerprint: Mapped[str | None] = mapped_column(index=True)
     sha256: Mapped[str]
     size_bytes: Mapped[int] = mapped_column(BigInteger)
-    updated_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    updated_at: Mapped[datetime] = mapped_column(server_default=func.now(), default=None)
 
 
-class Event(Base):
-    """What happened, in order. Refers to no job row: what befell a job that was never accepted is worth knowing too."""
+class Event(Base, kw_only=True):
+    """One event. There is no foreign key to jobs: events of a job that was never accepted are kept too."""
 
     __tablename__ = "events"
     __table_args__ = (Index("ix_events_job_id_id", "job_id", "id"),)
 
-    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True, default=None)
     job_id: Mapped[str]
     clip_index: Mapped[int | None]
     step: Mapped[str | None]
     event: Mapped[str]
     detail: Mapped[dict[str, Any]]
-    at: Mapped[datetime] = mapped_column(server_default=func.now())
+    at: Mapped[datetime] = mapped_column(server_default=func.now(), default=None)
 
 
-class Drop(Base):
-    """One folder that somebody dropped, with exactly these files; its row is the claim to it.
+class Drop(Base, kw_only=True):
+    """One dropped folder with exactly these files. Its row is the claim of a sweep to it.
 
-    claimed → accepted, or refused → rejected: the first of each pair says that its files are still on their way from
-    `folder_uri` to `target_uri`. `files`: what moves: name in the folder → {etag, size_bytes, target name}.
+    Statuses: claimed → accepted, or refused → rejected. The first of each pair means that files are being moved from
+    `folder_uri` to `target_uri`. `files`: name in the folder → {etag, size_bytes, target name}.
     """
 
     __tablename__ = "drops"
@@ -197,12 +235,12 @@ class Drop(Base):
     job_id: Mapped[str | None] = mapped_column(unique=True)
     status: Mapped[str]
     error: Mapped[dict[str, Any] | None]
-    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
-    updated_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now(), default=None)
+    updated_at: Mapped[datetime] = mapped_column(server_default=func.now(), default=None)
 
 
-class Batch(Base):
-    """One version of a batch manifest, in which every row is right."""
+class Batch(Base, kw_only=True):
+    """One version of a batch manifest, in which every row is valid."""
 
     __tablename__ = "batches"
     __table_args__ = (
@@ -214,13 +252,13 @@ class Batch(Base):
     manifest_uri: Mapped[str]
     etag: Mapped[str]
     num_rows: Mapped[int]
-    status: Mapped[str] = mapped_column(server_default=text("'running'"))
-    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    status: Mapped[str] = mapped_column(server_default=text("'running'"), default=None)
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now(), default=None)
     finished_at: Mapped[datetime | None]
-    updated_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    updated_at: Mapped[datetime] = mapped_column(server_default=func.now(), default=None)
 
 
-class BatchRow(Base):
+class BatchRow(Base, kw_only=True):
     """One row of a manifest and its job; equal rows of two versions of a manifest have the same job."""
 
     __tablename__ = "batch_rows"
@@ -231,8 +269,8 @@ class BatchRow(Base):
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.job_id", ondelete="CASCADE"), index=True)
 
 
-class Notification(Base):
-    """One message to a webhook, written down before it is sent."""
+class Notification(Base, kw_only=True):
+    """One message to a webhook. It is stored before it is sent (transactional outbox)."""
 
     __tablename__ = "notifications"
     __table_args__ = (
@@ -240,15 +278,15 @@ class Notification(Base):
         Index("ix_notifications_due", "next_attempt_at", postgresql_where=text("status = 'pending'")),
     )
 
-    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True, default=None)
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.job_id", ondelete="CASCADE"), index=True)
     clip_index: Mapped[int | None]
     event: Mapped[str]
     url: Mapped[str]
     payload: Mapped[dict[str, Any]]
-    status: Mapped[str] = mapped_column(server_default=text("'pending'"))
-    attempts: Mapped[int] = mapped_column(server_default=text("0"))
+    status: Mapped[str] = mapped_column(server_default=text("'pending'"), default=None)
+    attempts: Mapped[int] = mapped_column(server_default=text("0"), default=None)
     last_error: Mapped[str | None]
-    next_attempt_at: Mapped[datetime | None] = mapped_column(server_default=func.now())
-    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    next_attempt_at: Mapped[datetime | None] = mapped_column(server_default=func.now(), default=None)
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now(), default=None)
     delivered_at: Mapped[datetime | None]

@@ -70,7 +70,7 @@ class Progress:
             f"clip {index}/{total} step {step}/{num_steps} eta {int(eta) // 60:02d}:{int(eta) % 60:02d}"
         )
         with tolerated("progress_not_recorded"):
-            self._ctx.ledger.clip_progress(
+            self._ctx.metadata.clips.record_progress(
                 self._ctx.job_id,
                 self._clip.clip_index,
                 step=step,

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from s2v_tasks import log
 from s2v_tasks.errors import TransientError
-from s2v_tasks.metadata.attempts import Work
+from s2v_tasks.metadata.attempts import AttemptKey
 from s2v_tasks.runtime.context import StepContext, tolerated
 
 BEAT_SECONDS = 5.0
@@ -18,14 +18,14 @@ _LONGEST_WAIT_SECONDS = 15 * 60.0
 
 
 @contextmanager
-def metered(ctx: StepContext, work: Work) -> Iterator[None]:
+def metered(ctx: StepContext, work: AttemptKey) -> Iterator[None]:
     """Work on GPUs that began a moment ago; its seconds are on record as they go by, loading the model included."""
     over = threading.Event()
 
     def beat() -> None:
         while not over.wait(BEAT_SECONDS):
             with tolerated("attempt_not_metered"):
-                ctx.ledger.attempt_goes_on(ctx.job_id, work)
+                ctx.metadata.attempts.heartbeat(ctx.job_id, work)
 
     thread = threading.Thread(target=beat, name="attempt-meter", daemon=True)
     thread.start()
@@ -36,7 +36,7 @@ def metered(ctx: StepContext, work: Work) -> Iterator[None]:
         thread.join()
 
 
-def await_earlier_attempt(ctx: StepContext, work: Work) -> None:
+def await_earlier_attempt(ctx: StepContext, work: AttemptKey) -> None:
     """Wait while another process works on the same; TransientError when that takes too long.
 
     Airflow starts a task again when its scheduler was lost, and ends the process of the first try only some seconds
@@ -61,7 +61,7 @@ def await_earlier_attempt(ctx: StepContext, work: Work) -> None:
         time.sleep(_LOOK_SECONDS)
 
 
-def _is_alive(ctx: StepContext, work: Work) -> bool:
+def _is_alive(ctx: StepContext, work: AttemptKey) -> bool:
     """Whether another process works on the same, as far as one can tell after an outage.
 
     While the database was away it could not give a sign of life: that silence does not count.
@@ -72,5 +72,5 @@ def _is_alive(ctx: StepContext, work: Work) -> bool:
         now = time.monotonic()
         if now - ended < _SILENT_SECONDS:
             silent_seconds += now - began
-    alive = ctx.ledger.attempt_is_alive(ctx.job_id, work, within_seconds=silent_seconds)
+    alive = ctx.metadata.attempts.is_alive(ctx.job_id, work, within_seconds=silent_seconds)
     return alive or ctx.retry_policy.latest_outage != outage  # this look has outlasted one: look again

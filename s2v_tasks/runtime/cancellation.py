@@ -1,6 +1,6 @@
-"""Ends a step when a person cancels its job, wherever the step runs: each of its processes asks the ledger itself.
+"""Stop a step when its job is cancelled: each process of the step polls the metadata store.
 
-So a cancel needs neither Airflow nor Kubernetes to reach a process; both only learn of it sooner.
+A cancel therefore reaches every process without help from Airflow or Kubernetes.
 """
 
 import os
@@ -12,8 +12,7 @@ from typing import Any
 
 from s2v_tasks import log
 from s2v_tasks.errors import JobCancelledError, S2VError
-from s2v_tasks.metadata.repository import Ledger
-from s2v_tasks.metadata.session import engine_from_settings
+from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.settings import Settings
 
 POLL_SECONDS = 1.0
@@ -48,9 +47,9 @@ def cancellable(job_id: str, settings: Settings) -> Iterator[None]:
         signal.signal(signal.SIGUSR1, previous)
 
 
-def refuse_cancelled(ledger: Ledger, job_id: str) -> None:
+def refuse_cancelled(metadata: MetadataStore, job_id: str) -> None:
     """JobCancelledError when the job was cancelled and nobody has started it again."""
-    if ledger.cancel_requested(job_id):
+    if metadata.jobs.is_cancel_requested(job_id):
         raise _error(job_id)
 
 
@@ -61,12 +60,12 @@ def _error(job_id: str) -> JobCancelledError:
 
 
 class _Watch(threading.Thread):
-    """Asks the ledger every few seconds, on a connection of its own, and interrupts the main thread."""
+    """Asks the metadata store every few seconds, on a connection of its own, and interrupts the main thread."""
 
     def __init__(self, job_id: str, settings: Settings) -> None:
         super().__init__(name="cancellation", daemon=True)
         self._job_id = job_id
-        self._engine = engine_from_settings(settings)
+        self._metadata = MetadataStore.from_settings(settings)
         self._closed = threading.Event()
         self.cancelled = False
 
@@ -79,14 +78,13 @@ class _Watch(threading.Thread):
         """The work is over: nothing is interrupted from here on."""
         self._closed.set()
         self.join()
-        self._engine.dispose()
+        self._metadata.close()
 
     def run(self) -> None:
         """Poll until the work is over or the job is cancelled."""
-        ledger = Ledger(self._engine)
         while not self._closed.wait(POLL_SECONDS):
             try:
-                self.cancelled = ledger.cancel_requested(self._job_id)
+                self.cancelled = self._metadata.jobs.is_cancel_requested(self._job_id)
             except S2VError as error:
                 log.get_logger().warning("cancel_not_known", error=str(error))
             if self.cancelled:

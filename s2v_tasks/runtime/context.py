@@ -19,8 +19,7 @@ from s2v_tasks.errors import (
     TransientError,
     of_local_file,
 )
-from s2v_tasks.metadata.repository import Ledger
-from s2v_tasks.metadata.session import engine_from_settings
+from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.runtime.cancellation import cancellable, refuse_cancelled
 from s2v_tasks.runtime.outages import RetryPolicy, retried, tried_once
 from s2v_tasks.schemas.events import JobEvent
@@ -38,14 +37,14 @@ from s2v_tasks.webhooks.dispatch import STEP_SECONDS, deliver_due
 
 @dataclass(frozen=True)
 class StepContext:
-    """The job at hand and the places where its data are; calls to `store` and `ledger` outlast an outage."""
+    """The job at hand and the places where its data are; calls to `store` and `metadata store` outlast an outage."""
 
     job_id: str
     settings: Settings
     layout: JobLayout
     store: ObjectStore
     artifacts: ArtifactStore
-    ledger: Ledger
+    metadata: MetadataStore
     retry_policy: RetryPolicy
     until_closed: ExitStack
 
@@ -93,7 +92,7 @@ class StepContext:
         """
 
         def begin() -> None:
-            self.ledger.job_started(self.job_id, by_clip=clip_index is not None)
+            self.metadata.jobs.start(self.job_id, by_clip=clip_index is not None)
             self.store.delete(self.layout.result)
 
         produced = self.artifacts.produce(
@@ -107,7 +106,7 @@ class StepContext:
             elsewhere=elsewhere,
             begin=begin,
         )
-        self.ledger.record_artifacts(produced.manifest)
+        self.metadata.artifacts.record(produced.manifest)
         return produced
 
     def _needed(self, key: str, made_by: Step) -> bytes:
@@ -136,16 +135,16 @@ def open_context(job_id: str, settings: Settings) -> Iterator[StepContext]:
     layout = JobLayout(job_id)
     policy = RetryPolicy(settings.retry_seconds)
     store = retried(ObjectStore.from_settings(settings), "S3", policy)
-    engine = engine_from_settings(settings)
+    metadata = MetadataStore.from_settings(settings)
     with ExitStack() as until_closed:
-        until_closed.callback(engine.dispose)
+        until_closed.callback(metadata.close)
         yield StepContext(
             job_id=job_id,
             settings=settings,
             layout=layout,
             store=store,
             artifacts=ArtifactStore(store, settings.work_dir),
-            ledger=retried(Ledger(engine), "PostgreSQL", policy),
+            metadata=retried(metadata, "PostgreSQL", policy),
             retry_policy=policy,
             until_closed=until_closed,
         )
@@ -191,7 +190,7 @@ def run_step(
                 raise
             raise error from raised
         seconds = round(time.monotonic() - started, 3)
-        context.ledger.event(
+        context.metadata.events.record(
             job_id,
             step=step.name,
             event=JobEvent.STEP_FINISHED,
@@ -212,7 +211,7 @@ def _shown(settings: Settings) -> dict[str, Any]:
 def _tell(context: StepContext) -> None:
     """Send what the webhook of the job waits for; what does not get through is swept up later."""
     with tolerated("notifications_not_delivered"):
-        deliver_due(context.ledger, context.settings, job_id=context.job_id, seconds=STEP_SECONDS)
+        deliver_due(context.metadata, context.settings, job_id=context.job_id, seconds=STEP_SECONDS)
 
 
 @contextmanager
@@ -222,8 +221,8 @@ def _until_cancelled(context: StepContext, step: Step, run_id: str | None) -> It
         yield
         return
     if step == STAGE_INPUTS:
-        context.ledger.forget_cancel(context.job_id, run_id)
-    refuse_cancelled(context.ledger, context.job_id)
+        context.metadata.jobs.clear_cancel(context.job_id, run_id)
+    refuse_cancelled(context.metadata, context.job_id)
     with cancellable(context.job_id, context.settings):
         yield
 
@@ -232,13 +231,13 @@ def _record_refusal(context: StepContext, run_id: str | None, error: JobTakenErr
     """Note on the job that another request was refused: it is no failure of the job, which goes on."""
     detail = {"error": str(error), "dag_run_id": run_id}
     with tolerated("refusal_not_recorded"):
-        context.ledger.event(context.job_id, event=JobEvent.REQUEST_REFUSED, detail=detail)
+        context.metadata.events.record(context.job_id, event=JobEvent.REQUEST_REFUSED, detail=detail)
 
 
 def _record_failure(context: StepContext, step: Step, clip_index: int | None, error: Exception) -> None:
     """Write the failure down; a database that is away must not hide the error itself."""
     try:
-        context.ledger.event(
+        context.metadata.events.record(
             context.job_id,
             step=step.name,
             event=JobEvent.STEP_FAILED,
@@ -246,8 +245,8 @@ def _record_failure(context: StepContext, step: Step, clip_index: int | None, er
             detail={"error": str(error), "exit_code": getattr(error, "exit_code", 1)},
         )
         if isinstance(error, JobCancelledError):
-            context.ledger.job_cancelled(context.job_id)
+            context.metadata.jobs.cancel(context.job_id)
         elif isinstance(error, PermanentError):
-            context.ledger.job_failed(context.job_id, f"{step.name}: {error}")
+            context.metadata.jobs.fail(context.job_id, f"{step.name}: {error}")
     except S2VError as second:
         log.get_logger().error("failure_not_recorded", error=str(second))

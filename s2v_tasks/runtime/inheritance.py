@@ -51,7 +51,7 @@ def inherit_inputs(ctx: StepContext, parent_id: str) -> None:
     source = ctx.artifacts.read_manifest(JobLayout(parent_id).input_manifest)
     if source is None:
         raise PermanentError(f"Job {parent_id} has no staged inputs: expected a job that got to its first clip.")
-    ctx.ledger.record_artifacts(ctx.artifacts.adopt(source, ctx.job_id, ctx.layout.input_manifest))
+    ctx.metadata.artifacts.record(ctx.artifacts.adopt(source, ctx.job_id, ctx.layout.input_manifest))
 
 
 def inherit_clips(ctx: StepContext, parent: Plan, request: Request, from_clip: int) -> tuple[InheritedClip, ...]:
@@ -77,7 +77,7 @@ def inherit_clips(ctx: StepContext, parent: Plan, request: Request, from_clip: i
             )
         manifest = ctx.artifacts.adopt(source, ctx.job_id, ctx.layout.clip_manifest(clip.clip_index))
         adopted[clip.clip_index] = manifest
-        ctx.ledger.record_artifacts(manifest)
+        ctx.metadata.artifacts.record(manifest)
     return tuple(
         InheritedClip(
             clip_index=clip_index,

@@ -15,6 +15,7 @@ from typing import Any, TypeVar, cast
 
 from s2v_tasks.errors import UnavailableError
 from s2v_tasks.log import get_logger
+from s2v_tasks.metadata.sql import Repository
 
 T = TypeVar("T")
 LONGEST_PAUSE_SECONDS = 15.0
@@ -59,16 +60,24 @@ def retried(target: T, service: str, policy: RetryPolicy) -> T:
 
     Its methods must be idempotent. The time counts from the first call that failed, and anew after one that succeeded.
     """
-    return cast("T", _Retried(target, service, policy))
+    return cast("T", _Retried(target, service, policy, _Outage()))
+
+
+@dataclass
+class _Outage:
+    """The current outage of a service, shared by all parts of its client; `began` is None while there is none."""
+
+    began: float | None = None
 
 
 class _Retried:
-    def __init__(self, target: Any, service: str, policy: RetryPolicy) -> None:
-        self._target, self._service, self._policy = target, service, policy
-        self._began: float | None = None  # the outage that goes on
+    def __init__(self, target: Any, service: str, policy: RetryPolicy, outage: _Outage) -> None:
+        self._target, self._service, self._policy, self._outage = target, service, policy, outage
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._target, name)
+        if isinstance(value, Repository):  # a part of the metadata store
+            return _Retried(value, self._service, self._policy, self._outage)
         return partial(self._call, value) if callable(value) else value
 
     def _call(self, method: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
@@ -81,7 +90,7 @@ class _Retried:
                     raise
                 tries += 1
                 # The time of this call counts on when another thread, the meter of an attempt, has had an answer.
-                began = self._began = began or self._began or time.monotonic()
+                began = self._outage.began = began or self._outage.began or time.monotonic()
                 if not self._pause(tries, began, error):
                     raise
             else:
@@ -90,7 +99,7 @@ class _Retried:
 
     def _note_end(self) -> None:
         """Write down the end of an outage, if there was one. Threads share it: it is read once."""
-        began, self._began = self._began, None
+        began, self._outage.began = self._outage.began, None
         if began is not None:
             now = time.monotonic()
             self._policy.latest_outage = (began, now)

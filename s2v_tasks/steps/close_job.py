@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any
 
-from s2v_tasks.metadata.records import JobRecord
+from s2v_tasks.metadata.tables import Job
 from s2v_tasks.runtime.context import StepContext
 from s2v_tasks.schemas.events import JobEvent
 from s2v_tasks.schemas.job import JobStatus
@@ -17,7 +17,7 @@ def run(
     `run_id`: the DAG run that ends; a job whose id it could not have for its own request is none of its business.
     `failed_task`: the task that failed in Airflow; it is the reason where no step has given one.
     """
-    job = ctx.ledger.job(ctx.job_id)
+    job = ctx.metadata.jobs.get(ctx.job_id)
     if job is None:
         return {"status": "unknown", "reason": "The job is not on record: its first step never ran."}
     if since and job.finished_at and job.finished_at < since:
@@ -25,7 +25,7 @@ def run(
     if run_id and (refusal := _refusal_of(job, run_id)):
         return {"status": "not run", "reason": refusal}
     if job.cancel_requested_at and job.status != JobStatus.SUCCEEDED:
-        ctx.ledger.job_cancelled(ctx.job_id)
+        ctx.metadata.jobs.cancel(ctx.job_id)
         return {"status": JobStatus.CANCELLED, "reason": "A person cancelled it; finished clips are kept and reused."}
     if job.has_ended:
         return {"status": job.status, "reason": job.reason}
@@ -37,11 +37,11 @@ def run(
         else "A step was killed before it could say why: see the Airflow log of the failed task, then start the job "
         "again; finished clips are reused."
     )
-    ctx.ledger.job_failed(ctx.job_id, reason)
+    ctx.metadata.jobs.fail(ctx.job_id, reason)
     return {"status": JobStatus.FAILED, "reason": reason}
 
 
-def _refusal_of(job: JobRecord, run_id: str) -> str | None:
+def _refusal_of(job: Job, run_id: str) -> str | None:
     """Why this run could not become one of the job, if so; a later start of the run may have succeeded in that."""
     if job.dag_run_id == run_id:
         return None
@@ -49,7 +49,7 @@ def _refusal_of(job: JobRecord, run_id: str) -> str | None:
     return next((detail["error"] for detail in refusals if detail["dag_run_id"] == run_id), None)
 
 
-def _last_words(job: JobRecord) -> str | None:
+def _last_words(job: Job) -> str | None:
     """What the last step said that failed since the job was queued and was not finished by a later attempt."""
     open_failures: dict[tuple[str | None, int | None], str] = {}
     for event in job.events:

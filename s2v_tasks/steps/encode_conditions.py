@@ -68,12 +68,12 @@ def run(ctx: StepContext) -> dict[str, Any]:
         )
 
     def build(folder: Path) -> Built:
-        ctx.ledger.conditions_started(ctx.job_id)
+        ctx.metadata.conditions.start(ctx.job_id)
         with metered(ctx, CONDITIONS):
             return encode(folder)
 
     await_earlier_attempt(ctx, CONDITIONS)
-    others = ctx.ledger.jobs_with_conditions(made_from)
+    others = ctx.metadata.artifacts.jobs_with_conditions(made_from)
     try:
         produced = ctx.produce(
             step=ENCODE_CONDITIONS,
@@ -87,10 +87,10 @@ def run(ctx: StepContext) -> dict[str, Any]:
         is_kept = ctx.artifacts.kept.has(ctx.job_id, made_from)
         outcome = AttemptOutcome.INTERRUPTED if is_kept else AttemptOutcome.FAILED
         with tolerated("attempt_not_recorded"):
-            ctx.ledger.conditions_ended(ctx.job_id, outcome=outcome, reason=str(error))
+            ctx.metadata.conditions.end(ctx.job_id, outcome=outcome, reason=str(error))
         raise
     if produced.reused:
-        ctx.ledger.conditions_reused(ctx.job_id, made_at=produced.manifest.made_at)
+        ctx.metadata.conditions.reuse(ctx.job_id, made_at=produced.manifest.made_at)
     else:
-        ctx.ledger.conditions_ended(ctx.job_id, outcome=AttemptOutcome.SUCCEEDED)
+        ctx.metadata.conditions.end(ctx.job_id, outcome=AttemptOutcome.SUCCEEDED)
     return {"reused": produced.reused}

@@ -28,15 +28,15 @@ def run(ctx: StepContext) -> dict[str, Any]:
     staged, request = ctx.manifest(ctx.layout.input_manifest, STAGE_INPUTS), ctx.request()
     plan = _plan_staged(ctx, request, staged) if request.parent_job_id is None else _plan_rerun(ctx, request)
     data = plan.model_dump_json(indent=2).encode()
-    job = ctx.ledger.job(ctx.job_id)
+    job = ctx.metadata.jobs.get(ctx.job_id)
     stored = ctx.store.get_bytes(ctx.layout.plan) if ctx.store.exists(ctx.layout.plan) else None
     if data != stored or job is None or job.num_clip != plan.num_clip:
-        ctx.ledger.job_started(ctx.job_id)
+        ctx.metadata.jobs.start(ctx.job_id)
         ctx.store.delete(ctx.layout.result)
-        ctx.ledger.job_planned(ctx.job_id, plan)
+        ctx.metadata.jobs.record_plan(ctx.job_id, plan)
         for clip in plan.inherited:
             made = ctx.clip_manifest(clip.clip_index)
-            ctx.ledger.clip_inherited(ctx.job_id, clip, facts=made.facts.model_dump(mode="json"))
+            ctx.metadata.clips.inherit(ctx.job_id, clip, facts=made.facts.model_dump(mode="json"))
         # Last: a plan that is stored is one that is on record, with its inherited clips.
         ctx.store.put_bytes(ctx.layout.plan, data, "application/json")
     return {"num_frames": plan.num_frames, "warnings": list(plan.warnings), "clips": _turns(plan)}

@@ -13,13 +13,15 @@ def run(ctx: StepContext, *, step: Step, reason: str, clip_index: int | None = N
     failed.
     """
     detail = {"error": reason, "exit_code": 1}
-    ctx.ledger.event(ctx.job_id, step=step.name, event=JobEvent.STEP_FAILED, clip_index=clip_index, detail=detail)
-    job = ctx.ledger.job(ctx.job_id)
+    ctx.metadata.events.record(
+        ctx.job_id, step=step.name, event=JobEvent.STEP_FAILED, clip_index=clip_index, detail=detail
+    )
+    job = ctx.metadata.jobs.get(ctx.job_id)
     if step == ENCODE_CONDITIONS and job is not None:
-        ctx.ledger.conditions_ended(ctx.job_id, outcome=AttemptOutcome.FAILED, reason=reason)
+        ctx.metadata.conditions.end(ctx.job_id, outcome=AttemptOutcome.FAILED, reason=reason)
     if clip_index is None or job is None:
         return
     turn = range(clip_index, clip_index + count)
     open_clips = [clip for clip in job.clips if clip.clip_index in turn and clip.status != ClipStatus.SUCCEEDED]
     if open_clips:
-        ctx.ledger.clip_failed(ctx.job_id, open_clips[0].clip_index, reason)
+        ctx.metadata.clips.fail(ctx.job_id, open_clips[0].clip_index, reason)

@@ -152,7 +152,7 @@ class _Leader:
 
             def build(folder: Path) -> Built:
                 world_size = self._worker.world_size
-                ctx.ledger.clip_started(ctx.job_id, index, fingerprint=self._prints[index], world_size=world_size)
+                ctx.metadata.clips.start(ctx.job_id, index, fingerprint=self._prints[index], world_size=world_size)
                 # Not only while it is rendered: the GPU is held until the clip is stored, however long S3 is away.
                 until_recorded.enter_context(metered(ctx, rendering(index)))
                 return self._build(clip, inputs, saved_clip, folder)
@@ -170,7 +170,7 @@ class _Leader:
                 self._record_failure(index, error)
                 raise
             saved_clip.drop()
-            ctx.ledger.clip_succeeded(
+            ctx.metadata.clips.succeed(
                 ctx.job_id, index, facts=manifest.facts.model_dump(mode="json"), reused=reused, made_at=manifest.made_at
             )
         return reused
@@ -182,7 +182,7 @@ class _Leader:
         )
         outcome = AttemptOutcome.INTERRUPTED if is_kept else AttemptOutcome.FAILED
         with tolerated("clip_failure_not_recorded"):
-            self._ctx.ledger.clip_failed(self._ctx.job_id, index, str(error), outcome=outcome)
+            self._ctx.metadata.clips.fail(self._ctx.job_id, index, str(error), outcome=outcome)
 
     def _predecessor(self, clip: ClipPlan) -> Manifest | None:
         """The manifest of the clip before, checked to be the one that this plan means."""

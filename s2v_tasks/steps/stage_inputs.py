@@ -99,12 +99,12 @@ def _accept(ctx: StepContext, request_json: str, run_id: str | None) -> Request:
         raise PermanentError(f"The request is a JSON {type(data).__name__}: expected an object of request fields.")
     request = parse_request({name: value for name, value in data.items() if value is not None})
     find_preset(load_presets(config_dir(ctx.settings)), request.preset)
-    ctx.ledger.job_started(ctx.job_id)
+    ctx.metadata.jobs.start(ctx.job_id)
     return request
 
 
 def _queue(ctx: StepContext, data: dict[str, Any], run_id: str | None) -> None:
-    ctx.ledger.job_queued(ctx.job_id, data, source=source_of(data, run_id), dag_run_id=run_id)
+    ctx.metadata.jobs.enqueue(ctx.job_id, data, source=source_of(data, run_id), dag_run_id=run_id)
 
 
 def source_of(data: dict[str, Any], run_id: str | None) -> Source:

@@ -1,4 +1,4 @@
-"""Sends what waits in the ledger's outbox to the webhooks. Takes bounded time and never fails a job."""
+"""Sends what waits in the metadata store's outbox to the webhooks. Takes bounded time and never fails a job."""
 
 import time
 from collections import Counter
@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from s2v_tasks import log
 from s2v_tasks.errors import PermanentError, TransientError
-from s2v_tasks.metadata.notifications import ClaimedNotification, NotificationLedger
+from s2v_tasks.metadata.store import MetadataStore
+from s2v_tasks.metadata.tables import Notification
 from s2v_tasks.settings import Settings
 from s2v_tasks.webhooks.delivery import Message, deliver
 from s2v_tasks.webhooks.target import RefusedTargetError, TargetPolicy
@@ -17,7 +18,7 @@ SWEEP_SECONDS = 50.0
 
 
 def deliver_due(
-    ledger: NotificationLedger, settings: Settings, *, seconds: float = SWEEP_SECONDS, job_id: str | None = None
+    metadata: MetadataStore, settings: Settings, *, seconds: float = SWEEP_SECONDS, job_id: str | None = None
 ) -> dict[str, Any]:
     """Send the messages that are due, of one job or of all, until none is left or `seconds` have passed.
 
@@ -28,10 +29,10 @@ def deliver_due(
     outcomes: Counter[str] = Counter(delivered=0, failed=0, pending=0, refused=0)
     silent: set[str] = set()
     while (left := deadline - time.monotonic()) > 0:
-        message = ledger.claim_notification(job_id=job_id, but_not_to=silent)
+        message = metadata.notifications.claim(job_id=job_id, skip_urls=silent)
         if message is None:
             break
-        outcome = _send(ledger, message, settings, policy, min(left, MESSAGE_SECONDS))
+        outcome = _send(metadata, message, settings, policy, min(left, MESSAGE_SECONDS))
         outcomes[outcome] += 1
         if outcome == "pending":
             silent.add(message.url)
@@ -39,8 +40,8 @@ def deliver_due(
 
 
 def _send(
-    ledger: NotificationLedger,
-    notification: ClaimedNotification,
+    metadata: MetadataStore,
+    notification: Notification,
     settings: Settings,
     policy: TargetPolicy,
     seconds: float,
@@ -57,13 +58,13 @@ def _send(
         deliver(notification.url, message, secret=secret, policy=policy, seconds=seconds)
     except TransientError as error:
         logger.warning("notification_put_off", error=str(error))
-        ledger.notification_put_off(notification.id, str(error))
+        metadata.notifications.postpone(notification.id, str(error))
         return "pending"
     except PermanentError as error:
         status: Literal["refused", "failed"] = "refused" if isinstance(error, RefusedTargetError) else "failed"
         logger.warning(f"notification_{status}", error=str(error))
-        ledger.notification_ended(notification.id, status, str(error))
+        metadata.notifications.give_up(notification.id, status, str(error))
         return status
-    ledger.notification_delivered(notification.id)
+    metadata.notifications.mark_delivered(notification.id)
     logger.info("notification_delivered")
     return "delivered"

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from s2v_tasks.metadata.records import ClipRecord
-from s2v_tasks.metadata.repository import Ledger
+from s2v_tasks.metadata.store import MetadataStore
+from s2v_tasks.metadata.tables import Clip
 from s2v_tasks.schemas.manifest import Manifest
 from s2v_tasks.storage.layout import JobLayout
 from s2v_tasks.storage.s3 import ObjectStore
@@ -56,7 +56,7 @@ class Site:
 
     environment: dict[str, str]
     store: ObjectStore
-    ledger: Ledger
+    metadata: MetadataStore
     folder: Path
     layout: JobLayout
     attempts: list["Attempt"] = field(default_factory=list)
@@ -104,8 +104,8 @@ class Site:
         folder = self.layout.partial_clip(0, str(self.clip().fingerprint), "")
         return sorted(item.uri.rpartition("/")[2] for item in self.store.listing(folder))
 
-    def clip(self) -> ClipRecord:
-        job = self.ledger.job(JOB)
+    def clip(self) -> Clip:
+        job = self.metadata.jobs.get(JOB)
         assert job is not None
         return job.clips[0]
 

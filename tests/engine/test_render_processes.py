@@ -13,8 +13,8 @@ import pytest
 
 from s2v_tasks.embedded.postgres import PostgresServer
 from s2v_tasks.metadata import migrate
-from s2v_tasks.metadata.repository import Ledger
 from s2v_tasks.metadata.session import create_engine
+from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.schemas.facts import ClipFacts
 from s2v_tasks.schemas.manifest import Manifest
 from s2v_tasks.storage.layout import JobLayout
@@ -90,7 +90,7 @@ def site(
     environment = {name: value for name, value in os.environ.items() if not name.startswith("S2V_")} | variables
     subprocess.run([sys.executable, "-c", PREPARE, json.dumps(request)], env=environment, check=True)
     engine = create_engine(url)
-    site = Site(environment, store, Ledger(engine), tmp_path_factory.mktemp("attempts"), JobLayout(JOB))
+    site = Site(environment, store, MetadataStore(engine), tmp_path_factory.mktemp("attempts"), JobLayout(JOB))
     yield site
     for attempt in site.attempts:
         attempt.kill()

@@ -15,9 +15,9 @@ import pytest
 
 from s2v_tasks.embedded.guard import temporary_home
 from s2v_tasks.embedded.stack import Services
-from s2v_tasks.metadata.records import JobRecord
-from s2v_tasks.metadata.repository import Ledger
 from s2v_tasks.metadata.session import create_engine, engine_from_settings
+from s2v_tasks.metadata.store import MetadataStore
+from s2v_tasks.metadata.tables import Job
 from s2v_tasks.runtime.context import run_step
 from s2v_tasks.schemas.steps import Step
 from s2v_tasks.settings import Settings, load_settings
@@ -85,9 +85,9 @@ def store(settings: Settings) -> ObjectStore:
 
 
 @pytest.fixture
-def ledger(settings: Settings) -> Iterator[Ledger]:
+def metadata(settings: Settings) -> Iterator[MetadataStore]:
     engine = engine_from_settings(settings)
-    yield Ledger(engine)
+    yield MetadataStore(engine)
     engine.dispose()
 
 
@@ -136,11 +136,11 @@ def render(run: Run) -> Callable[..., list[bool]]:
 
 
 @pytest.fixture
-def give_up(ledger: Ledger) -> Callable[[], None]:
+def give_up(metadata: MetadataStore) -> Callable[[], None]:
     """Fails the job, so that it may be started again with another request."""
 
     def give_up() -> None:
-        ledger.job_failed(JOB, "A person gave it up.")
+        metadata.jobs.fail(JOB, "A person gave it up.")
 
     return give_up
 
@@ -157,11 +157,11 @@ def assemble(run: Run) -> Callable[[], None]:
 
 
 @pytest.fixture
-def found(ledger: Ledger) -> Callable[[], JobRecord]:
-    """Looks the job up in the ledger."""
+def found(metadata: MetadataStore) -> Callable[[], Job]:
+    """Looks the job up in the metadata store."""
 
-    def found() -> JobRecord:
-        record = ledger.job(JOB)
+    def found() -> Job:
+        record = metadata.jobs.get(JOB)
         assert record is not None
         return record
 

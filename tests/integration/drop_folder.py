@@ -5,9 +5,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from s2v_tasks.ingestion.drop_sweep import Sweeper
-from s2v_tasks.metadata.drops import DropLedger
-from s2v_tasks.metadata.queue import JobQueue
-from s2v_tasks.metadata.repository import Ledger
+from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.schemas.preset import load_presets
 from s2v_tasks.schemas.request import Request, parse_request
 from s2v_tasks.settings import Settings, config_dir
@@ -18,11 +16,12 @@ PROMPT = b"A person speaks."
 
 
 class Folder:
-    """The drop folder of a test, its ledgers, and the sweep."""
+    """The drop folder of a test, its metadata and the sweep."""
 
     def __init__(self, settings: Settings, store: ObjectStore, engine: Any) -> None:
         self.uri = drop_folder_uri(settings)
-        self.store, self.drops, self.jobs, self.queue = store, DropLedger(engine), Ledger(engine), JobQueue(engine)
+        metadata = MetadataStore(engine)
+        self.store, self.drops, self.jobs, self.queue = store, metadata.drops, metadata.jobs, metadata.queue
         self._sweeper = Sweeper(settings, store, self.drops, load_presets(config_dir(settings)))
 
     def drop(self, name: str, request: Any = None, **files: bytes) -> None:
@@ -47,4 +46,4 @@ class Folder:
         return str(json.loads(self.store.get_bytes(f"{self.uri}/rejected/{name}/error.json"))["error"])
 
     def requests(self) -> list[Request]:
-        return [parse_request(job.request or {}) for job in self.jobs.jobs()]
+        return [parse_request(job.request or {}) for job in self.jobs.recent()]

@@ -19,8 +19,8 @@ from s2v_tasks.cli.submit import submit
 from s2v_tasks.embedded.airflow import AirflowInstallation
 from s2v_tasks.embedded.postgres import PostgresServer
 from s2v_tasks.embedded.stack import demo_request
-from s2v_tasks.metadata.repository import Ledger
 from s2v_tasks.metadata.session import engine_from_settings
+from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.schemas.request import Request
 from s2v_tasks.settings import Settings, load_settings
 
@@ -98,7 +98,7 @@ def test_a_run_from_the_form_makes_a_video_and_is_there_after_a_restart(
     assert "DEFERRED" in json.dumps(wait_log)
     check_links(airflow, path)
     engine = engine_from_settings(stack)
-    job = Ledger(engine).job("from-the-form")
+    job = MetadataStore(engine).jobs.get("from-the-form")
     engine.dispose()
     assert job is not None
     assert (job.status, [clip.status for clip in job.clips]) == ("succeeded", ["succeeded"] * 2)
@@ -136,7 +136,7 @@ def test_a_submitted_job_is_cancelled_under_a_worker(
 ) -> None:
     """`s2v submit` starts it once; `s2v cancel` ends run and render within 15 seconds, and the job says cancelled."""
     job_id, engine = "to-be-cancelled", engine_from_settings(stack)
-    ledger = Ledger(engine)
+    metadata = MetadataStore(engine)
     fields = {"num_clip": 1, "infer_frames": 16, "sample_steps": 100, "size": "256*256", "job_id": job_id}
     files = {"image": str(SAMPLES / "portrait.jpg"), "audio": str(SAMPLES / "speech.mp3"), "prompt": "A portrait."}
     for started in (True, False):
@@ -144,7 +144,7 @@ def test_a_submitted_job_is_cancelled_under_a_worker(
             submit(**files, **fields, as_json=True)
         assert json.loads(capsys.readouterr().out)["started"] is started
     deadline = time.monotonic() + 300
-    while not ((job := ledger.job(job_id)) and job.clips and job.clips[0].progress_step):
+    while not ((job := metadata.jobs.get(job_id)) and job.clips and job.clips[0].progress_step):
         assert time.monotonic() < deadline, call(airflow, f"/dags/speech_to_video/dagRuns/{job_id}/taskInstances")
         time.sleep(0.5)
     asked = time.monotonic()
@@ -156,7 +156,7 @@ def test_a_submitted_job_is_cancelled_under_a_worker(
     while call(airflow, f"/dags/speech_to_video/dagRuns/{job_id}")["state"] != "failed":
         assert time.monotonic() < deadline
         time.sleep(0.5)
-    job = ledger.job(job_id)
+    job = metadata.jobs.get(job_id)
     engine.dispose()
     assert job is not None
     assert job.status == "cancelled"

@@ -17,10 +17,8 @@ import sqlalchemy as sa
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.ingestion.batch_manifest import RowError
 from s2v_tasks.ingestion.batches import Batches, csv_of
-from s2v_tasks.metadata.batches import BatchLedger
-from s2v_tasks.metadata.queue import JobQueue
-from s2v_tasks.metadata.repository import Ledger
 from s2v_tasks.metadata.session import create_engine
+from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.metadata.tables import Attempt, Batch, Job
 from s2v_tasks.schemas.preset import load_presets
 from s2v_tasks.settings import Settings, config_dir
@@ -31,8 +29,9 @@ class Site:
     """The batches of a test and what they work on; `put` writes the manifest."""
 
     def __init__(self, settings: Settings, store: ObjectStore, engine: Any) -> None:
-        self.store, self.jobs, self.queue = store, Ledger(engine), JobQueue(engine)
-        self.batches = Batches(store, BatchLedger(engine), load_presets(config_dir(settings)))
+        metadata = MetadataStore(engine)
+        self.store, self.jobs, self.queue = store, metadata.jobs, metadata.queue
+        self.batches = Batches(store, metadata.batches, load_presets(config_dir(settings)))
         self.uri = store.uri("batch/monday.jsonl")
         for name in ("anna.png", "speech.wav"):
             store.put_bytes(f"batch/{name}", b"x", "application/octet-stream")
@@ -138,11 +137,11 @@ def test_jobs_of_a_batch_start_in_the_order_of_the_manifest(site: Site) -> None:
     site.batches.start(site.uri)
     started = site.queue.next(max_running=4)
     assert [job.request["prompt"] for job in started] == ["0 speaks.", "1 speaks.", "2 speaks.", "3 speaks."]
-    times = sorted(job.created_at for job in site.jobs.jobs())
+    times = sorted(job.created_at for job in site.jobs.recent())
     assert {later - earlier for earlier, later in pairwise(times)} == {timedelta(microseconds=1)}
     site.queue.mark_started([job.job_id for job in started])
     assert site.queue.next(max_running=4) == []
-    assert site.jobs.jobs()[0].source == "batch"
+    assert site.jobs.recent()[0].source == "batch"
 
 
 def test_failed_rows_are_started_again_on_request(site: Site) -> None:
@@ -151,17 +150,17 @@ def test_failed_rows_are_started_again_on_request(site: Site) -> None:
     site.batches.start(site.uri)
     first = site.queue.next(max_running=4)
     site.queue.mark_started([turn.job_id for turn in first])
-    site.jobs.job_succeeded(first[0].job_id, "s3://out/a.mp4", "ab" * 32)
-    site.jobs.job_failed(first[1].job_id, "No GPU.")
+    site.jobs.succeed(first[0].job_id, "s3://out/a.mp4", "ab" * 32)
+    site.jobs.fail(first[1].job_id, "No GPU.")
     assert site.batches.start(site.uri)["retried_jobs"] == site.queue.num_waiting() == 0
     for number in (2, 3):
         assert site.batches.start(site.uri, retry_failed=True)["retried_jobs"] == 1
         (turn,) = site.queue.next(max_running=4)
         assert (turn.job_id, turn.run_id) == (first[1].job_id, f"{first[1].job_id}--{number}")
         site.queue.mark_started([turn.job_id])
-        assert site.jobs.job(turn.job_id).dag_run_id == turn.run_id
+        assert site.jobs.get(turn.job_id).dag_run_id == turn.run_id
         assert site.batches.start(site.uri, retry_failed=True)["retried_jobs"] == 0
-        site.jobs.job_failed(turn.job_id, "No GPU.")
+        site.jobs.fail(turn.job_id, "No GPU.")
 
 
 def test_one_wrong_row_stops_the_batch_and_all_errors_are_reported(site: Site) -> None:
@@ -195,14 +194,14 @@ def test_a_batch_is_summed_up_beside_its_manifest(site: Site) -> None:
     site.put(rows(3))
     batch_id = site.batches.start(site.uri)["batch_id"]
     done, failed, waiting = (job.job_id for job in site.queue.next(max_running=3))
-    site.jobs.job_succeeded(done, "s3://out/a.mp4", "ab" * 32)
-    site.jobs.job_failed(failed, "The speech is silent.")
+    site.jobs.succeed(done, "s3://out/a.mp4", "ab" * 32)
+    site.jobs.fail(failed, "The speech is silent.")
     assert site.batches.state(batch_id) == {
         "batch_id": batch_id,
         "jobs": {"failed": 1, "queued": 1, "succeeded": 1},
         "ended": False,
     }
-    site.jobs.job_failed(waiting, "No GPU.")
+    site.jobs.fail(waiting, "No GPU.")
     assert site.batches.state(batch_id)["ended"]
     numbers = site.batches.summarise(batch_id)
     assert (numbers["rows"], numbers["jobs"]) == (3, {"succeeded": 1, "failed": 2})
@@ -265,8 +264,8 @@ def test_costs_of_a_batch_are_summed_by_currency(site: Site, engine: sa.Engine) 
             if price:
                 connection.execute(sa.update(Job).where(Job.job_id == job_id).values(**price))
     for job_id in (*jobs[:2], *jobs[4:]):
-        site.jobs.job_succeeded(job_id, "s3://out/a.mp4", "ab" * 32)
-    site.jobs.job_failed(jobs[2], "No GPU.")
+        site.jobs.succeed(job_id, "s3://out/a.mp4", "ab" * 32)
+    site.jobs.fail(jobs[2], "No GPU.")
     numbers = site.batches.summarise(batch_id)
     assert numbers == {
         "batch_id": batch_id, "manifest_uri": site.uri, "summary_uri": f"{site.uri}.summary.csv", "rows": 6,
@@ -279,7 +278,7 @@ def test_costs_of_a_batch_are_summed_by_currency(site: Site, engine: sa.Engine) 
             return str(connection.execute(sa.select(Batch.status)).scalar_one())
 
     assert status() == "running"
-    site.jobs.job_failed(jobs[3], "No GPU.")
+    site.jobs.fail(jobs[3], "No GPU.")
     site.batches.summarise(batch_id)
     assert status() == "finished"
 
@@ -303,10 +302,10 @@ def test_a_batch_has_ended_when_each_job_succeeded_failed_or_was_cancelled(site:
     site.put(rows(3))
     batch_id = site.batches.start(site.uri)["batch_id"]
     done, failed, cancelled = (job.job_id for job in site.queue.next(max_running=3))
-    site.jobs.job_succeeded(done, "s3://out/a.mp4", "ab" * 32)
-    site.jobs.job_failed(failed, "No GPU.")
+    site.jobs.succeed(done, "s3://out/a.mp4", "ab" * 32)
+    site.jobs.fail(failed, "No GPU.")
     assert not site.batches.state(batch_id)["ended"]
-    site.jobs.job_cancelled(cancelled)
+    site.jobs.cancel(cancelled)
     assert site.batches.state(batch_id) == {
         "batch_id": batch_id,
         "jobs": {"succeeded": 1, "failed": 1, "cancelled": 1},

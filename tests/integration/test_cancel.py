@@ -12,7 +12,7 @@ import pytest
 from s2v_tasks.cli.cancel import cancel
 from s2v_tasks.embedded.process import free_ports
 from s2v_tasks.errors import JobCancelledError, PermanentError
-from s2v_tasks.metadata.repository import Ledger
+from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.orchestration.process import StepFailedError, StepProcess
 from s2v_tasks.runtime.context import run_step
 from s2v_tasks.schemas.steps import Step
@@ -38,7 +38,7 @@ def run(step: str, clip_index: int | None = None, **arguments: Any) -> dict[str,
 
 @pytest.mark.usefixtures("settings")
 def test_a_cancelled_job_leaves_no_process_and_keeps_its_clips(
-    store: ObjectStore, ledger: Ledger, processes_of: Callable[[str], list[str]], tmp_path: Path
+    store: ObjectStore, metadata: MetadataStore, processes_of: Callable[[str], list[str]], tmp_path: Path
 ) -> None:
     """Two ranks in the midst of clip 1 end by themselves; clip 0 stays and is reused when the job starts again."""
     uris = {"image_uri": store.uri("portrait.jpg"), "audio_uri": store.uri("speech.mp3")}
@@ -73,14 +73,14 @@ def test_a_cancelled_job_leaves_no_process_and_keeps_its_clips(
     while not all((tmp_path / f"held-{rank}").exists() for rank in range(2)):
         assert worker.is_alive(), failures
         threading.Event().wait(0.1)
-    ledger.request_cancel(JOB)
+    metadata.jobs.request_cancel(JOB)
     worker.join(300)
     assert not worker.is_alive()
     assert processes_of(JOB) == []
     assert [failure.is_permanent for failure in failures] == [True]
 
     assert run("close_job")["status"] == "cancelled"
-    job = ledger.job(JOB)
+    job = metadata.jobs.get(JOB)
     assert job is not None
     assert (job.status, job.exit_code) == ("cancelled", 130)
     assert "1 of 2 clips are finished" in (job.reason or "")
@@ -98,19 +98,19 @@ def test_a_cancelled_job_leaves_no_process_and_keeps_its_clips(
 
 @pytest.mark.usefixtures("settings")
 def test_a_job_that_waits_is_cancelled_at_once(
-    ledger: Ledger, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    metadata: MetadataStore, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing runs that could confirm it, nor does Airflow answer: the command does; a job that ended is refused."""
     monkeypatch.setenv("S2V_AIRFLOW_URL", f"http://127.0.0.1:{free_ports(1)[0]}")
     load_settings.cache_clear()
-    ledger.job_queued("waiting", {})
+    metadata.jobs.enqueue("waiting", {})
     for _ in range(2):
         cancel("waiting", as_json=True)
         shown = capsys.readouterr()
         assert json.loads(shown.out)["status"] == "cancelled"
         assert "does not answer" in shown.err
-    ledger.job_queued("over", {})
-    ledger.job_failed("over", "why")
+    metadata.jobs.enqueue("over", {})
+    metadata.jobs.fail("over", "why")
     for job_id, words in (("over", "has failed"), ("never-heard-of", "is not known")):
         with pytest.raises(PermanentError, match=words):
             cancel(job_id)

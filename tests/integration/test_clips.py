@@ -12,8 +12,9 @@ from s2v_tasks.engine.options import EngineOptions
 from s2v_tasks.engine.worker import Worker
 from s2v_tasks.errors import PermanentError, TransientError
 from s2v_tasks.media.encode import encoder_build
-from s2v_tasks.metadata.records import JobRecord
-from s2v_tasks.metadata.repository import Ledger
+from s2v_tasks.metadata.clips import ClipRepository
+from s2v_tasks.metadata.store import MetadataStore
+from s2v_tasks.metadata.tables import Job
 from s2v_tasks.rendering import order as clip_order
 from s2v_tasks.runtime import attempts
 from s2v_tasks.schemas.facts import ClipFacts
@@ -29,7 +30,7 @@ LAYOUT = JobLayout(JOB)
 Run = Callable[..., dict[str, Any]]
 Render = Callable[..., list[bool]]
 Assemble = Callable[[], None]
-Found = Callable[[], JobRecord]
+Found = Callable[[], Job]
 GiveUp = Callable[[], None]
 
 
@@ -66,28 +67,28 @@ def test_a_lost_clip_is_rendered_again_to_the_same_bytes(store: ObjectStore, ren
 
 @pytest.mark.parametrize("clip_index", [None, 0])
 def test_work_on_which_another_process_still_is_is_not_done_twice(
-    run: Run, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, clip_index: int | None
+    run: Run, metadata: MetadataStore, monkeypatch: pytest.MonkeyPatch, clip_index: int | None
 ) -> None:
     """Airflow may start a task again before its first process has ended: that one is waited for."""
     run("stage_inputs")
     run("plan_clips")
     if clip_index is None:
-        ledger.conditions_started(JOB)
+        metadata.conditions.start(JOB)
     else:
         run("encode_conditions")
-        ledger.clip_started(JOB, clip_index, "f0")
+        metadata.clips.start(JOB, clip_index, "f0")
     waits = []
 
     def end_the_other(seconds: float) -> None:
         waits.append(seconds)
         if clip_index is None:
-            ledger.conditions_ended(JOB, outcome="failed", reason="ended")
+            metadata.conditions.end(JOB, outcome="failed", reason="ended")
         else:
-            ledger.clip_failed(JOB, clip_index, "ended", outcome="interrupted")
+            metadata.clips.fail(JOB, clip_index, "ended", outcome="interrupted")
 
     monkeypatch.setattr(attempts, "time", SimpleNamespace(monotonic=lambda: 0.0, sleep=end_the_other))
     run("encode_conditions") if clip_index is None else run("render_clip", clip_index)
-    job = ledger.job(JOB)
+    job = metadata.jobs.get(JOB)
     assert job is not None
     assert len(waits) == 1
     assert [attempt.outcome for attempt in job.attempts][-2:] == [
@@ -236,20 +237,20 @@ def test_a_database_that_is_away_does_not_stop_a_render(run: Run, monkeypatch: p
     run("stage_inputs")
     run("plan_clips")
     run("encode_conditions")
-    monkeypatch.setattr(Ledger, "clip_progress", unavailable)
+    monkeypatch.setattr(ClipRepository, "record_progress", unavailable)
     assert run("render_clip", 0) == {"clip_index": 0, "count": 1, "reused": False}
 
 
 def test_progress_tells_time_to_go_and_memory(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """While a clip renders, its row has the solver step, the seconds that are left and, on a GPU, its memory."""
     seen: list[dict[str, Any]] = []
-    record = Ledger.clip_progress
+    record = ClipRepository.record_progress
 
-    def note(ledger: Ledger, *arguments: Any, **keywords: Any) -> None:
+    def note(metadata: MetadataStore, *arguments: Any, **keywords: Any) -> None:
         seen.append(keywords)
-        record(ledger, *arguments, **keywords)
+        record(metadata, *arguments, **keywords)
 
-    monkeypatch.setattr(Ledger, "clip_progress", note)
+    monkeypatch.setattr(ClipRepository, "record_progress", note)
     monkeypatch.setattr("s2v_tasks.rendering.progress.PROGRESS_SECONDS", 0.0)
     seconds = count()  # a clock by which each solver step takes one
     monkeypatch.setattr("s2v_tasks.rendering.progress.time", SimpleNamespace(monotonic=lambda: float(next(seconds))))

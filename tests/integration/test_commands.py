@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from s2v_tasks.errors import PermanentError
-from s2v_tasks.metadata.records import JobRecord
+from s2v_tasks.metadata.tables import Job
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 JOB = "step-by-step"
 Run = Callable[..., dict[str, Any]]
-Found = Callable[[], JobRecord]
+Found = Callable[[], Job]
 
 
 @pytest.mark.parametrize(

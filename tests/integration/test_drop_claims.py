@@ -110,7 +110,7 @@ def test_a_taken_folder_is_in_the_log_with_its_job(folder: Folder) -> None:
     with capture_logs() as lines:
         folder.sweep()
     [line] = [line for line in lines if line["event"] == "drop_accepted"]
-    [job] = folder.jobs.jobs()
+    [job] = folder.jobs.recent()
     assert (line["folder"], line["job_id"]) == (f"{folder.uri}/incoming/anna", job.job_id)
 
 

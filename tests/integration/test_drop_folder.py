@@ -26,7 +26,7 @@ def test_a_dropped_folder_is_a_waiting_job_whose_files_are_accepted(folder: Fold
         "accepted/anna/request.json",
         "accepted/anna/speech.wav",
     ]
-    (job,) = folder.jobs.jobs()
+    (job,) = folder.jobs.recent()
     assert (job.status, job.source, job.preset, job.priority, job.labels, job.dag_run_id) == (
         *("queued", "drop", "quick", "high", {"team": "news"}),
         None,
@@ -122,7 +122,7 @@ def test_bad_folders_are_rejected_with_reasons_and_block_nobody(folder: Folder) 
     assert "s3://somewhere-else/a.wav may not be read" in folder.error("bad-place")
     assert "rejected/bad-json/portrait.png" in folder.names("rejected/")
     assert folder.names("incoming/") == []
-    assert len(folder.jobs.jobs()) == 1
+    assert len(folder.jobs.recent()) == 1
 
 
 def test_the_same_files_again_are_no_second_job_and_changed_ones_are(folder: Folder) -> None:
@@ -130,7 +130,7 @@ def test_the_same_files_again_are_no_second_job_and_changed_ones_are(folder: Fol
     for _ in range(3):
         folder.drop("anna", {})
         folder.sweep()
-    (job,) = folder.jobs.jobs()
+    (job,) = folder.jobs.recent()
     assert f"are job {job.job_id}" in folder.error("anna")
     folder.drop("anna", {}, speech__wav=b"another speech")
     assert folder.sweep() == counts(accepted=1)
@@ -144,7 +144,7 @@ def test_a_job_id_can_be_chosen_once(folder: Folder) -> None:
     folder.drop("anna", {"job_id": "job-1"})
     folder.drop("berta", {"job_id": "job-1"})
     assert folder.sweep() == counts(accepted=1, rejected=1)
-    assert [job.job_id for job in folder.jobs.jobs()] == ["job-1"]
+    assert [job.job_id for job in folder.jobs.recent()] == ["job-1"]
     rejected = next(name for name in folder.names("rejected/") if name.endswith("error.json")).split("/")[1]
     assert "Job job-1 exists already" in folder.error(rejected)
 
@@ -176,7 +176,7 @@ def test_names_that_no_store_understands_alike_are_refused_and_left_alone(folder
     assert folder.sweep() == counts(rejected=1, unready=1)
     assert "'more//b.wav': a name that S3 cannot address" in folder.error("anna")
     assert folder.sweep(seconds_later=10_000) == counts(unready=2)
-    assert folder.jobs.jobs() == []
+    assert folder.jobs.recent() == []
 
 
 class _KilledError(BaseException):
@@ -184,7 +184,7 @@ class _KilledError(BaseException):
 
 
 def killed_after(calls: int, folder: Folder, patch: pytest.MonkeyPatch) -> None:
-    """Sweep, and die before the next call to the store or the ledger once there were so many."""
+    """Sweep, and die before the next call to the store or the metadata store once there were so many."""
     left = calls
 
     def counted(real: Any) -> Any:
@@ -211,7 +211,7 @@ def killed_after(calls: int, folder: Folder, patch: pytest.MonkeyPatch) -> None:
 def test_a_sweep_that_is_killed_anywhere_is_finished_by_the_next(
     folder: Folder, monkeypatch: pytest.MonkeyPatch, request_json: Any, calls: int
 ) -> None:
-    """Whichever call to the store or the ledger is the last: one job or none, no file lost, nothing left behind."""
+    """Stop after each call to S3 or PostgreSQL in turn: the next sweep leaves one job or none and loses no file."""
     for calls_before_the_end in range(calls):
         folder.drop(f"drop-{calls_before_the_end}", request_json)
         with monkeypatch.context() as patch:
@@ -221,7 +221,7 @@ def test_a_sweep_that_is_killed_anywhere_is_finished_by_the_next(
     place, num_files = ("accepted", 4) if request_json == {} else ("rejected", 5)
     assert len(folder.names(f"{place}/")) == len(folder.names()) == num_files * calls
     num_jobs = calls if request_json == {} else 0
-    assert len(folder.jobs.jobs()) == len(folder.queue.next(max_running=99)) == num_jobs
+    assert len(folder.jobs.recent()) == len(folder.queue.next(max_running=99)) == num_jobs
     folder.drop("drop-whole", request_json)
     with monkeypatch.context() as patch:
         killed_after(calls, folder, patch)
@@ -243,7 +243,7 @@ def test_files_half_deleted_by_a_killed_sweep_are_no_new_drop(folder: Folder, mo
     assert len(folder.names("incoming/")) == 3
     assert folder.queue.next(max_running=9) == []
     assert folder.sweep(seconds_later=10_000) == counts(accepted=1)
-    assert len(folder.jobs.jobs()) == 1
+    assert len(folder.jobs.recent()) == 1
     assert folder.names("incoming/") == []
 
 
@@ -285,7 +285,7 @@ def test_small_files_are_bounded_before_they_are_read(folder: Folder) -> None:
 
 def test_only_one_sweep_runs_at_a_time(folder: Folder) -> None:
     """A second one says so and may be repeated."""
-    with folder.drops.sole_sweeper(), pytest.raises(TransientError, match="Another sweep"):
+    with folder.drops.sweep_lock(), pytest.raises(TransientError, match="Another sweep"):
         folder.sweep()
     assert folder.sweep() == counts()
 
@@ -304,7 +304,7 @@ def test_many_drops_become_exactly_their_jobs(folder: Folder) -> None:
         folder.put(f"slow-{number:02}/speech.wav", b"audio")
         folder.put(f"slow-{number:02}/request.json", b"{}")
     assert folder.sweep() == counts(accepted=5, rejected=5)
-    jobs = folder.jobs.jobs(limit=100)
+    jobs = folder.jobs.recent(limit=100)
     assert len(jobs) == 45
     assert {request.base_seed for request in folder.requests()} == {-1, *range(40)}
     assert folder.names("incoming/") == []

@@ -23,8 +23,8 @@ from s2v_tasks.embedded.airflow import AirflowInstallation
 from s2v_tasks.embedded.object_store import S3Server
 from s2v_tasks.embedded.postgres import PostgresServer
 from s2v_tasks.embedded.stack import demo_request
-from s2v_tasks.metadata.repository import Ledger
 from s2v_tasks.metadata.session import engine_from_settings
+from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.settings import Settings, load_settings
 
 pytestmark = [pytest.mark.outages, pytest.mark.timeout(3600)]
@@ -43,7 +43,7 @@ class Site:
     def __init__(self, airflow: AirflowInstallation, environment: dict[str, str], settings: Settings) -> None:
         self.airflow, self.environment, self.settings = airflow, environment, settings
         self.engine = engine_from_settings(settings)
-        self.ledger = Ledger(self.engine)
+        self.metadata = MetadataStore(self.engine)
 
     def call(self, path: str, body: dict[str, Any] | None = None, method: str = "POST") -> dict[str, Any]:
         request = urllib.request.Request(
@@ -73,7 +73,7 @@ class Site:
 
     def is_rendering(self, job_ids: list[str]) -> bool:
         """Whether a clip is in the middle of its solver steps."""
-        jobs = [job for job_id in job_ids if (job := self.ledger.job(job_id))]
+        jobs = [job for job_id in job_ids if (job := self.metadata.jobs.get(job_id))]
         return any(
             clip.status == "rendering" and 0 < (clip.progress_step or 0) < (clip.progress_steps or 0) // 2
             for job in jobs
@@ -86,7 +86,7 @@ class Site:
 
     def check_that_nothing_was_done_twice(self, job_ids: list[str]) -> None:
         for job_id in job_ids:
-            job = self.ledger.job(job_id)
+            job = self.metadata.jobs.get(job_id)
             assert job is not None
             assert (job.status, job.reason) == ("succeeded", None)
             assert [clip.attempts for clip in job.clips] == [1] * NUM_CLIPS
@@ -133,7 +133,7 @@ def test_five_jobs_at_once_need_one_attempt_each(site: Site) -> None:
     """No task of them is tried twice: waiting clips are deferred, and Airflow does not overtake itself."""
     job_ids = site.start_jobs("at-once", sample_steps=2)
     site.wait_until_all_ended(job_ids)
-    assert set(site.states(job_ids)) == {"success"}, [site.ledger.job(job_id) for job_id in job_ids]
+    assert set(site.states(job_ids)) == {"success"}, [site.metadata.jobs.get(job_id) for job_id in job_ids]
     site.check_that_nothing_was_done_twice(job_ids)
     assert site.tries(job_ids) == {}
 
@@ -147,7 +147,7 @@ def test_a_scheduler_that_is_killed_costs_no_clip(site: Site) -> None:
     site.airflow.start(site.environment)
     site.wait_until_all_ended(job_ids)
     print(f"tried more than once: {site.tries(job_ids)}")
-    assert set(site.states(job_ids)) == {"success"}, [site.ledger.job(job_id) for job_id in job_ids]
+    assert set(site.states(job_ids)) == {"success"}, [site.metadata.jobs.get(job_id) for job_id in job_ids]
     site.check_that_nothing_was_done_twice(job_ids)
 
 
@@ -162,5 +162,5 @@ def test_an_s3_server_that_is_away_costs_no_clip(site: Site, stack_home: Path, s
     server.start()
     site.wait_until_all_ended(job_ids)
     print(f"tried more than once: {site.tries(job_ids)}")
-    assert set(site.states(job_ids)) == {"success"}, [site.ledger.job(job_id) for job_id in job_ids]
+    assert set(site.states(job_ids)) == {"success"}, [site.metadata.jobs.get(job_id) for job_id in job_ids]
     site.check_that_nothing_was_done_twice(job_ids)

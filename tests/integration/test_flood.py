@@ -24,10 +24,9 @@ from PIL import Image
 
 from s2v_tasks.embedded.airflow import AirflowInstallation
 from s2v_tasks.embedded.postgres import PostgresServer
-from s2v_tasks.metadata.drops import DropLedger
-from s2v_tasks.metadata.records import JobRecord
-from s2v_tasks.metadata.repository import Ledger
 from s2v_tasks.metadata.session import engine_from_settings
+from s2v_tasks.metadata.store import MetadataStore
+from s2v_tasks.metadata.tables import Job
 from s2v_tasks.settings import Settings, load_settings
 from s2v_tasks.storage.layout import drop_folder_uri
 from s2v_tasks.storage.s3 import ObjectStore
@@ -130,7 +129,7 @@ def test_a_batch_runs_from_its_manifest_to_its_summary(site: Site, stack: Settin
     rows = "".join(f"row-{number},portrait.png,speech.wav,A person speaks.,{number}\n" for number in range(3))
     site.store.put_bytes("batch/monday.csv", f"id,image_uri,audio_uri,prompt,base_seed\n{rows}".encode(), "text/csv")
     engine = engine_from_settings(stack)
-    ledger = Ledger(engine)
+    metadata = MetadataStore(engine)
 
     def run_batch() -> str:
         body = {"logical_date": None, "conf": {"manifest_uri": manifest_uri}}
@@ -146,14 +145,14 @@ def test_a_batch_runs_from_its_manifest_to_its_summary(site: Site, stack: Settin
         first = run_batch()
         wait_until(lambda: len(site.runs()) == 3, 300)
         assert not has_ended(first)
-        for job in ledger.jobs():  # their runs wait, and the jobs end here: it is the batch that is tested
-            ledger.job_succeeded(job.job_id, f"s3://s2v/output/{job.job_id}.mp4", "ab" * 32)
+        for job in metadata.jobs.recent():  # their runs wait, and the jobs end here: it is the batch that is tested
+            metadata.jobs.succeed(job.job_id, f"s3://s2v/output/{job.job_id}.mp4", "ab" * 32)
         wait_until(lambda: has_ended(first), 300)
         numbers = json.loads(site.store.get_bytes(f"{manifest_uri}.summary.json"))
         assert numbers["jobs"] == {"succeeded": 3}
         second = run_batch()
         wait_until(lambda: has_ended(second), 300)
-        assert len(site.runs()) == len(ledger.jobs()) == 3
+        assert len(site.runs()) == len(metadata.jobs.recent()) == 3
     finally:
         engine.dispose()
 
@@ -188,11 +187,11 @@ def flood(site: Site) -> None:
 def test_a_flood_of_drops_becomes_exactly_its_jobs(site: Site, stack: Settings) -> None:
     """1,000 drops, 50 duplicates and 50 broken ones among them, 20 written file by file; the scheduler dies twice."""
     engine = engine_from_settings(stack)
-    ledger, began = Ledger(engine), time.monotonic()
+    metadata, began = MetadataStore(engine), time.monotonic()
     expected, earlier = GOOD + SLOW, site.runs()
 
-    def jobs_of_drops() -> list[JobRecord]:
-        return [job for job in ledger.jobs(limit=5000) if job.source == "drop"]
+    def jobs_of_drops() -> list[Job]:
+        return [job for job in metadata.jobs.recent(limit=5000) if job.source == "drop"]
 
     try:
         with ThreadPoolExecutor(1) as pool:
@@ -214,7 +213,7 @@ def test_a_flood_of_drops_becomes_exactly_its_jobs(site: Site, stack: Settings) 
         assert len(jobs) == expected
         seeds = [(job.request or {})["base_seed"] for job in jobs]
         assert sorted(seeds) == sorted([*range(GOOD), *[-1] * SLOW])
-        assert DropLedger(engine).unfinished() == []
+        assert MetadataStore(engine).drops.unfinished() == []
         rejected = [
             o for o in site.store.listing(site.incoming.replace("incoming", "rejected/")) if "error.json" in o.uri
         ]

@@ -13,10 +13,10 @@ import sqlalchemy as sa
 from structlog.testing import capture_logs
 
 from s2v_tasks.housekeeping.retention import Differences, Findings, Housekeeping
-from s2v_tasks.metadata.repository import Ledger
+from s2v_tasks.metadata.housekeeping import HousekeepingRepository
 from s2v_tasks.metadata.session import engine_from_settings
+from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.metadata.tables import Job
-from s2v_tasks.metadata.upkeep import UpkeepLedger
 from s2v_tasks.schemas.manifest import Artifact, Manifest
 from s2v_tasks.settings import Settings, load_settings
 from s2v_tasks.storage.artifacts import producer
@@ -38,8 +38,8 @@ def engine(s3_settings: Settings, postgres_url: str, monkeypatch: pytest.MonkeyP
 
 
 @pytest.fixture
-def ledger(engine: sa.Engine) -> Ledger:
-    return Ledger(engine)
+def metadata(engine: sa.Engine) -> MetadataStore:
+    return MetadataStore(engine)
 
 
 @pytest.fixture
@@ -58,11 +58,11 @@ def command(*options: str) -> dict[str, Any]:
 
 
 @pytest.fixture
-def housekeeping(store: ObjectStore, ledger: Ledger, engine: sa.Engine) -> Round:
+def housekeeping(store: ObjectStore, metadata: MetadataStore, engine: sa.Engine) -> Round:
     """One round in this process: what it found, after it was applied or not."""
 
     def run(*gone_runs: str, apply: bool = False) -> dict[str, Any]:
-        house = Housekeeping(store, ledger, UpkeepLedger(engine), load_settings())
+        house = Housekeeping(store, metadata, load_settings())
         found = house.look(gone_runs)
         if apply:
             house.apply(found)
@@ -75,14 +75,14 @@ def put(store: ObjectStore, *keys: str) -> list[str]:
     return [store.uri(store.put_bytes(key, b"12345", "application/octet-stream").key) for key in keys]
 
 
-def make_job(store: ObjectStore, ledger: Ledger, job_id: str, **request: Any) -> list[str]:
+def make_job(store: ObjectStore, metadata: MetadataStore, job_id: str, **request: Any) -> list[str]:
     """A running job with one of everything; the URIs of what expires when it ends."""
     layout, fingerprint = JobLayout(job_id), "ab" * 32
-    ledger.job_queued(job_id, request)
-    ledger.job_started(job_id)
+    metadata.jobs.enqueue(job_id, request)
+    metadata.jobs.start(job_id)
     clip = store.put_bytes(layout.clip(0), b"clip", "video/mp4")
     put(store, layout.request, layout.plan, layout.clip_manifest(0))
-    ledger.record_artifacts(manifest(job_id, clip))
+    metadata.artifacts.record(manifest(job_id, clip))
     superseded = [layout.superseded_clip(0, fingerprint, name) for name in ("clip.mp4", "manifest.json")]
     return put(store, *superseded, layout.partial_clip(0, fingerprint, "state-0003.safetensors"))
 
@@ -97,21 +97,23 @@ def everything(store: ObjectStore) -> set[str]:
     return {item.uri for prefix in (bucket, load_settings().output_uri) for item in store.listing(prefix)}
 
 
-def test_it_deletes_exactly_what_its_dry_run_listed(store: ObjectStore, ledger: Ledger, housekeeping: Round) -> None:
+def test_it_deletes_exactly_what_its_dry_run_listed(
+    store: ObjectStore, metadata: MetadataStore, housekeeping: Round
+) -> None:
     """Only what ended jobs left over goes; what live jobs, published videos and running reruns refer to stays."""
     accepted = {name: put(store, f"drop/accepted/{name}/a.png")[0] for name in ("live", "published", "failed")}
     [rejected] = put(store, "drop/rejected/bad 🎬/error.json")
     put(store, "drop/incoming/new/a.png", "uploads/a/a.png", "jobs/never-seen/clips/0000/superseded/ab/clip.mp4")
-    make_job(store, ledger, "live", image_uri=accepted["live"])
-    expiring = make_job(store, ledger, "published", image_uri=accepted["published"])
-    expiring += make_job(store, ledger, "failed", image_uri=accepted["failed"])
-    expiring += make_job(store, ledger, "cancelled")
-    make_job(store, ledger, "parent")
-    ledger.job_succeeded("published", *publish(store, "published"))
-    ledger.job_failed("failed", "It had to be.")
-    ledger.job_cancelled("cancelled")
-    ledger.job_failed("parent", "Its child goes on.")
-    ledger.job_queued("child", {"parent_job_id": "parent", "from_clip": 1})
+    make_job(store, metadata, "live", image_uri=accepted["live"])
+    expiring = make_job(store, metadata, "published", image_uri=accepted["published"])
+    expiring += make_job(store, metadata, "failed", image_uri=accepted["failed"])
+    expiring += make_job(store, metadata, "cancelled")
+    make_job(store, metadata, "parent")
+    metadata.jobs.succeed("published", *publish(store, "published"))
+    metadata.jobs.fail("failed", "It had to be.")
+    metadata.jobs.cancel("cancelled")
+    metadata.jobs.fail("parent", "Its child goes on.")
+    metadata.jobs.enqueue("child", {"parent_job_id": "parent", "from_clip": 1})
     before = everything(store)
 
     planned = command("--dry-run")
@@ -129,15 +131,15 @@ def test_it_deletes_exactly_what_its_dry_run_listed(store: ObjectStore, ledger: 
 
 
 def test_a_bucket_of_its_own_needs_no_prefix(
-    s3_settings: Settings, engine: sa.Engine, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+    s3_settings: Settings, engine: sa.Engine, metadata: MetadataStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the data lie at the top of a bucket, as in the embedded stack, jobs are told from other objects, too."""
     monkeypatch.setenv("S2V_DATA_URI", s3_settings.data_uri.removesuffix("/data"))
     load_settings.cache_clear()
     store = ObjectStore.from_settings(load_settings())
-    expiring = make_job(store, ledger, "failed")
-    ledger.job_failed("failed", "It had to be.")
-    found = Housekeeping(store, ledger, UpkeepLedger(engine), load_settings()).look().listing()
+    expiring = make_job(store, metadata, "failed")
+    metadata.jobs.fail("failed", "It had to be.")
+    found = Housekeeping(store, metadata, load_settings()).look().listing()
     assert sorted(found["delete"]) == sorted(expiring)
     assert not any(found["differences"].values())
 
@@ -149,11 +151,11 @@ def publish(store: ObjectStore, job_id: str) -> tuple[str, str]:
 
 
 def test_nothing_goes_before_its_time(
-    store: ObjectStore, ledger: Ledger, housekeeping: Round, monkeypatch: pytest.MonkeyPatch
+    store: ObjectStore, metadata: MetadataStore, housekeeping: Round, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is younger than the retention time stays."""
-    make_job(store, ledger, "failed")
-    ledger.job_failed("failed", "It had to be.")
+    make_job(store, metadata, "failed")
+    metadata.jobs.fail("failed", "It had to be.")
     monkeypatch.setenv("S2V_RETENTION_DAYS", "1")
     load_settings.cache_clear()
     assert housekeeping()["delete"] == []
@@ -179,13 +181,13 @@ def aged(store: ObjectStore, monkeypatch: pytest.MonkeyPatch, days: dict[str, fl
 
 
 def test_each_object_has_its_own_age(
-    store: ObjectStore, ledger: Ledger, engine: sa.Engine, housekeeping: Round, monkeypatch: pytest.MonkeyPatch
+    store: ObjectStore, metadata: MetadataStore, engine: sa.Engine, housekeeping: Round, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a job that ended long ago the young object stays; a dropped folder is as old as its youngest file."""
     monkeypatch.setenv("S2V_RETENTION_DAYS", "2")
     load_settings.cache_clear()
-    clip, _, state = make_job(store, ledger, "failed")
-    ledger.job_failed("failed", "It had to be.")
+    clip, _, state = make_job(store, metadata, "failed")
+    metadata.jobs.fail("failed", "It had to be.")
     with engine.begin() as connection:
         connection.execute(sa.update(Job).values(finished_at=NOW - timedelta(days=9)))
     old = put(store, "drop/accepted/old/x.wav", "drop/accepted/old/y.png", "drop/rejected/bad/z.json")
@@ -196,33 +198,37 @@ def test_each_object_has_its_own_age(
     assert set(found) == {clip, state, *old}
 
 
-def test_a_folder_of_which_one_file_is_needed_stays(store: ObjectStore, ledger: Ledger, housekeeping: Round) -> None:
+def test_a_folder_of_which_one_file_is_needed_stays(
+    store: ObjectStore, metadata: MetadataStore, housekeeping: Round
+) -> None:
     """It goes as a whole or not at all, whichever of its files a job names."""
     kept = put(
         store, "drop/accepted/a/a.png", "drop/accepted/a/b.wav", "drop/accepted/c/c.mp4", "drop/accepted/c/d.txt"
     )
     gone = put(store, "drop/accepted/e/e.png", "drop/accepted/e/f.wav")
-    ledger.job_queued("job-a", {"image_uri": "s3://elsewhere/x.png", "audio_uri": kept[1], "pose_video_uri": kept[2]})
-    ledger.job_queued("job-b", {"image_uri": gone[0], "audio_uri": gone[1]})
-    ledger.job_failed("job-b", "It had to be.")
+    metadata.jobs.enqueue(
+        "job-a", {"image_uri": "s3://elsewhere/x.png", "audio_uri": kept[1], "pose_video_uri": kept[2]}
+    )
+    metadata.jobs.enqueue("job-b", {"image_uri": gone[0], "audio_uri": gone[1]})
+    metadata.jobs.fail("job-b", "It had to be.")
     assert housekeeping()["delete"] == gone
 
 
 def test_young_uploads_go_on(
-    store: ObjectStore, ledger: Ledger, housekeeping: Round, monkeypatch: pytest.MonkeyPatch
+    store: ObjectStore, metadata: MetadataStore, housekeeping: Round, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A day is what an upload has, not the retention time; where a job is started again, its upload goes on too."""
-    make_job(store, ledger, "failed")
-    ledger.job_failed("failed", "It had to be.")
+    make_job(store, metadata, "failed")
+    metadata.jobs.fail("failed", "It had to be.")
     for name in (JobLayout("failed").motion(0), "uploads/0123/young.wav", "uploads/0123/old.wav"):
         key = store.uri(name).removeprefix(f"s3://{store.bucket}/")
         store._client.create_multipart_upload(Bucket=store.bucket, Key=key)
     aged(store, monkeypatch, {"young.wav": 0.99, "old.wav": 1.01, ".safetensors": 2})
     motion, old = store.uri(JobLayout("failed").motion(0)), store.uri("uploads/0123/old.wav")
     assert housekeeping()["abort_uploads"] == [motion, old]
-    real = UpkeepLedger.settled_jobs
+    real = HousekeepingRepository.settled_jobs
     answers = [real, lambda *_: set()]  # started again between the listing and the deletion
-    monkeypatch.setattr(UpkeepLedger, "settled_jobs", lambda *arguments: answers.pop(0)(*arguments))
+    monkeypatch.setattr(HousekeepingRepository, "settled_jobs", lambda *arguments: answers.pop(0)(*arguments))
     housekeeping(apply=True)
     left = [upload.uri for prefix in ("jobs/", "uploads/") for upload in store.unfinished_uploads(prefix)]
     assert left == [motion, store.uri("uploads/0123/young.wav")]
@@ -244,63 +250,67 @@ def test_the_log_has_the_first_hundred_of_each_kind(applied: bool, kind: str) ->
     ]
 
 
-def test_a_job_that_was_started_again_keeps_everything(store: ObjectStore, ledger: Ledger, engine: sa.Engine) -> None:
+def test_a_job_that_was_started_again_keeps_everything(
+    store: ObjectStore, metadata: MetadataStore, engine: sa.Engine
+) -> None:
     """Between the listing and the deletion a job may have been started again: then its objects stay."""
-    make_job(store, ledger, "failed")
-    ledger.job_failed("failed", "It had to be.")
+    make_job(store, metadata, "failed")
+    metadata.jobs.fail("failed", "It had to be.")
     before = everything(store)
-    house = Housekeeping(store, ledger, UpkeepLedger(engine), load_settings())
+    house = Housekeeping(store, metadata, load_settings())
     found = house.look()
     assert len(found.objects) == 3
-    ledger.job_queued("failed", {})
+    metadata.jobs.enqueue("failed", {})
     house.apply(found)
     assert everything(store) == before
 
 
-def test_unfinished_uploads_of_ended_jobs_are_aborted(store: ObjectStore, ledger: Ledger, housekeeping: Round) -> None:
+def test_unfinished_uploads_of_ended_jobs_are_aborted(
+    store: ObjectStore, metadata: MetadataStore, housekeeping: Round
+) -> None:
     """So are those of a submission that broke off; those of a live job are left alone."""
     for job_id in ("live", "failed"):
-        make_job(store, ledger, job_id)
+        make_job(store, metadata, job_id)
     for name in (JobLayout("live").motion(0), JobLayout("failed").motion(0), "uploads/0123/speech.wav"):
         key = store.uri(name).removeprefix(f"s3://{store.bucket}/")
         store._client.create_multipart_upload(Bucket=store.bucket, Key=key)  # moto: begun in 2010
-    ledger.job_failed("failed", "It had to be.")
+    metadata.jobs.fail("failed", "It had to be.")
     given_up = [store.uri(JobLayout("failed").motion(0)), store.uri("uploads/0123/speech.wav")]
     assert housekeeping(apply=True)["abort_uploads"] == given_up
     assert not list(store.unfinished_uploads("uploads/"))
     assert [upload.uri for upload in store.unfinished_uploads("jobs/")] == [store.uri(JobLayout("live").motion(0))]
 
 
-def test_a_job_whose_run_is_gone_is_closed(ledger: Ledger, engine: sa.Engine, housekeeping: Round) -> None:
+def test_a_job_whose_run_is_gone_is_closed(metadata: MetadataStore, engine: sa.Engine, housekeeping: Round) -> None:
     """It fails with a reason, or is cancelled where a person wished so; a job that gave a sign of life goes on."""
     for job_id in ("gone", "stopped", "running", "busy"):
-        ledger.job_queued(job_id, {}, dag_run_id=f"run-{job_id}")
-        ledger.job_started(job_id)
-    ledger.request_cancel("stopped")
+        metadata.jobs.enqueue(job_id, {}, dag_run_id=f"run-{job_id}")
+        metadata.jobs.start(job_id)
+    metadata.jobs.request_cancel("stopped")
     with engine.begin() as connection:
         silent = sa.update(Job).where(Job.job_id != "busy").values(updated_at=NOW - timedelta(hours=2))
         connection.execute(silent)
     gone = [f"run-{job_id}" for job_id in ("gone", "stopped", "busy")]
     assert sorted(housekeeping(*gone)["close_jobs"]) == ["gone", "stopped"]
     housekeeping(*gone, apply=True)
-    jobs = {job.job_id: job for job in ledger.jobs()}
+    jobs = {job.job_id: job for job in metadata.jobs.recent()}
     assert {job_id: job.status for job_id, job in jobs.items()} == {
         "gone": "failed", "stopped": "cancelled", "running": "running", "busy": "running"
     }  # fmt: skip
     assert "disappeared" in (jobs["gone"].reason or "")
 
 
-def test_differences_between_the_ledger_and_the_store_are_told(
-    store: ObjectStore, ledger: Ledger, housekeeping: Round
+def test_differences_between_postgresql_and_s3_are_told(
+    store: ObjectStore, metadata: MetadataStore, housekeeping: Round
 ) -> None:
     """Lost objects, other sizes and objects that nobody recorded are named, and left as they are."""
     for job_id in ("lost", "longer"):
-        make_job(store, ledger, job_id)
+        make_job(store, metadata, job_id)
     store.delete(JobLayout("lost").clip(0))
     [longer] = put(store, JobLayout("longer").clip(0))
     [unknown, strange] = put(store, "jobs/longer/notes.txt", "jobs/never-seen/plan.json")
     elsewhere = Artifact(key="s3://elsewhere/published.mp4", sha256="ab" * 32, size_bytes=7)
-    ledger.record_artifacts(manifest("longer", elsewhere).model_copy(update={"step": "publish"}))
+    metadata.artifacts.record(manifest("longer", elsewhere).model_copy(update={"step": "publish"}))
     before = everything(store)
     found = housekeeping(apply=True)["differences"]
     assert found == {

@@ -12,17 +12,17 @@ from tests.integration.drop_folder import Folder
 
 def test_jobs_start_by_priority_then_by_age_under_the_limit(folder: Folder) -> None:
     """A started job takes a place until it ends; one that is run by hand, without a run, never does."""
-    folder.jobs.job_queued("by-hand", {})
-    folder.jobs.job_started("by-hand")
+    folder.jobs.enqueue("by-hand", {})
+    folder.jobs.start("by-hand")
     for name, priority in [("a", "low"), ("b", "normal"), ("c", "normal"), ("d", "high"), ("e", "normal")]:
         folder.drop(name, {"priority": priority, "job_id": f"job-{name}"})
         folder.sweep()
     assert folder.queue.num_waiting() == 5
     assert [job.job_id for job in folder.queue.next(max_running=3)] == ["job-d", "job-b", "job-c"]
     folder.queue.mark_started(["job-d", "job-b"])
-    folder.jobs.job_started("job-d")
+    folder.jobs.start("job-d")
     assert [job.job_id for job in folder.queue.next(max_running=3)] == ["job-c"]
-    folder.jobs.job_failed("job-d", "No GPU.")
+    folder.jobs.fail("job-d", "No GPU.")
     assert [job.job_id for job in folder.queue.next(max_running=3)] == ["job-c", "job-e"]
     assert folder.queue.next(max_running=1) == []
     assert folder.queue.num_waiting() == 3
@@ -47,7 +47,7 @@ def test_a_job_whose_run_is_gone_gives_its_place_back(
     assert (look["jobs"], sorted(look["silent_runs"])) == ([], ["job-a", "job-b"])
     close_lost(["job-a", "job-b", "job-c"])
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"closed": ["job-a", "job-b"]}
-    assert {job.job_id: job.status for job in folder.jobs.jobs()} == {
+    assert {job.job_id: job.status for job in folder.jobs.recent()} == {
         "job-a": "failed", "job-b": "cancelled", "job-c": "queued", "job-d": "queued"
     }  # fmt: skip
     next_jobs()
@@ -60,12 +60,12 @@ def test_a_job_that_is_cancelled_while_it_is_started_does_not_start(folder: Fold
     folder.sweep()
     [turn] = folder.queue.next(max_running=1)
     folder.jobs.request_cancel("job-a")
-    folder.jobs.job_cancelled("job-a")
+    folder.jobs.cancel("job-a")
     folder.queue.mark_started(["job-a"])
-    folder.jobs.forget_cancel("job-a", turn.run_id)
-    assert folder.jobs.cancel_requested("job-a")
-    folder.jobs.forget_cancel("job-a", turn.run_id)
-    assert not folder.jobs.cancel_requested("job-a")
+    folder.jobs.clear_cancel("job-a", turn.run_id)
+    assert folder.jobs.is_cancel_requested("job-a")
+    folder.jobs.clear_cancel("job-a", turn.run_id)
+    assert not folder.jobs.is_cancel_requested("job-a")
 
 
 def test_a_job_that_is_refused_for_good_waits_no_longer(
@@ -78,7 +78,7 @@ def test_a_job_that_is_refused_for_good_waits_no_longer(
         folder.drop(name, {"job_id": f"job-{name}"})
         folder.sweep()
     refuse_job("job-a", reason="Airflow refuses its run.")
-    job = folder.jobs.job("job-a")
+    job = folder.jobs.get("job-a")
     assert job is not None
     assert (job.status, job.reason) == ("failed", "Airflow refuses its run.")
     assert [turn.job_id for turn in folder.queue.next(max_running=1)] == ["job-b"]

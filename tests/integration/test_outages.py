@@ -14,8 +14,8 @@ from s2v_tasks.embedded.postgres import PostgresServer
 from s2v_tasks.engine.worker import Worker
 from s2v_tasks.errors import JobCancelledError, TransientError, UnavailableError
 from s2v_tasks.metadata import migrate
-from s2v_tasks.metadata.records import JobRecord
-from s2v_tasks.metadata.repository import Ledger
+from s2v_tasks.metadata.store import MetadataStore
+from s2v_tasks.metadata.tables import Job
 from s2v_tasks.rendering.order import Renderer
 from s2v_tasks.runtime import cancellation, outages
 from s2v_tasks.settings import load_settings
@@ -24,7 +24,7 @@ from s2v_tasks.storage.s3 import ObjectStore
 
 LAYOUT = JobLayout("step-by-step")
 Run = Callable[..., dict[str, Any]]
-Found = Callable[[], JobRecord]
+Found = Callable[[], Job]
 
 
 class Server(Protocol):
@@ -228,7 +228,7 @@ def test_a_process_that_is_asked_to_end_keeps_its_clip(
 def test_a_cancel_ends_the_wait(
     ready: Run,
     servers: dict[str, Server],
-    ledger: Ledger,
+    metadata: MetadataStore,
     rendered: list[int],
     found: Found,
     monkeypatch: pytest.MonkeyPatch,
@@ -238,11 +238,11 @@ def test_a_cancel_ends_the_wait(
     monkeypatch.setattr(cancellation, "UNWIND_SECONDS", 60.0)
     after_frames(monkeypatch, 0, servers["S3"].stop)
     with monkeypatch.context() as patch:
-        at_try(patch, 2, lambda: ledger.request_cancel("step-by-step") and None)
+        at_try(patch, 2, lambda: metadata.jobs.request_cancel("step-by-step") and None)
         with pytest.raises(JobCancelledError):
             ready("render_clip", 0)
     servers["S3"].start()
     assert found().status == "cancelled"
-    ledger.job_queued("step-by-step", {})
+    metadata.jobs.enqueue("step-by-step", {})
     assert ready("render_clip", 0)["reused"] is True
     assert rendered == [0]

@@ -26,10 +26,9 @@ from s2v_tasks.embedded.postgres import PostgresServer
 from s2v_tasks.embedded.process import free_ports
 from s2v_tasks.errors import ConfigurationError, TransientError
 from s2v_tasks.metadata import migrate
-from s2v_tasks.metadata.drops import DropLedger
-from s2v_tasks.metadata.records import JobRecord
-from s2v_tasks.metadata.repository import Ledger
 from s2v_tasks.metadata.session import create_engine, sole_holder
+from s2v_tasks.metadata.store import MetadataStore
+from s2v_tasks.metadata.tables import Job
 from s2v_tasks.parent_death import end_with_parent
 
 PROGRAM = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
@@ -140,7 +139,7 @@ def s2v(url: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
 
 
 def test_a_job_runs_from_its_request_to_its_video(
-    render: Render, assemble: Callable[[], None], found: Callable[[], JobRecord], ledger: Ledger
+    render: Render, assemble: Callable[[], None], found: Callable[[], Job], metadata: MetadataStore
 ) -> None:
     """Each step works through the pooler, also when it runs again; six threads may look the job up at once."""
     assert render() == [False, False]
@@ -151,7 +150,7 @@ def test_a_job_runs_from_its_request_to_its_video(
     assert (job.status, [clip.status for clip in job.clips]) == ("succeeded", ["succeeded"] * 2)
     assert [attempt.outcome for attempt in job.attempts] == ["succeeded"] * 3
     with ThreadPoolExecutor(6) as pool:
-        records = list(pool.map(ledger.job, [job.job_id] * 150))
+        records = list(pool.map(metadata.jobs.get, [job.job_id] * 150))
     assert all(record == job for record in records)
 
 
@@ -170,7 +169,7 @@ def test_nothing_of_a_session_is_left_to_the_next_client(
             with sole_holder(engine, 1, "busy"):
                 pass
             for _ in range(9):  # as often as lets psycopg prepare a statement
-                assert Ledger(engine).job("job-1") is None
+                assert MetadataStore(engine).jobs.get("job-1") is None
             assert other.execute(look).fetchone() == before
             left = (
                 "SELECT (SELECT count(*) FROM pg_prepared_statements), (SELECT count(*) FROM pg_locks"
@@ -189,15 +188,15 @@ def test_one_sweep_at_a_time_however_long_it_takes(pooler: Pooler, postgres_url:
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
             " AND pid <> pg_backend_pid()"
         )
-    with DropLedger(first).sole_sweeper():
+    with MetadataStore(first).drops.sweep_lock():
         with psycopg.connect(postgres_url) as idle:
             idle.execute("SELECT 1")
             select.select([idle], [], [])  # the server has ended that transaction, which is younger than ours
             with pytest.raises(psycopg.Error):
                 idle.execute("SELECT 1")
-        with pytest.raises(TransientError, match="Another sweep"), DropLedger(second).sole_sweeper():
+        with pytest.raises(TransientError, match="Another sweep"), MetadataStore(second).drops.sweep_lock():
             pass
-    with DropLedger(second).sole_sweeper():
+    with MetadataStore(second).drops.sweep_lock():
         pass
     first.dispose()
     second.dispose()
@@ -210,7 +209,7 @@ def test_tables_land_in_the_schema_of_the_url(pooler: Pooler, postgres_server: P
     url = pooler.url(database) + "?pgbouncer=true&options=-c%20search_path%3Dmine"
     assert s2v(url, "db", "upgrade").returncode == 0
     engine = create_engine(url)
-    Ledger(engine).job_queued("job-1", {})
+    MetadataStore(engine).jobs.enqueue("job-1", {})
     engine.dispose()
     with psycopg.connect(postgres_server.url(database)) as connection:
         assert connection.execute("SELECT job_id FROM mine.jobs").fetchall() == [("job-1",)]
@@ -227,6 +226,6 @@ def test_what_the_pooler_refuses_is_a_configuration_error(
     """A wrong database, password or start-up parameter is told with its remedy, without user and password."""
     engine = create_engine(pooler.url(database, password=password) + options)
     with pytest.raises(ConfigurationError, match="refuses the connection") as caught:
-        Ledger(engine).jobs()
+        MetadataStore(engine).jobs.recent()
     assert "planted-secret" not in str(caught.value)
     engine.dispose()

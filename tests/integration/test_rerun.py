@@ -12,8 +12,8 @@ from PIL import Image
 from s2v_tasks.cli.fetch import fetch
 from s2v_tasks.cli.rerun import rerun
 from s2v_tasks.errors import PermanentError
-from s2v_tasks.metadata.records import JobRecord
-from s2v_tasks.metadata.repository import Ledger
+from s2v_tasks.metadata.store import MetadataStore
+from s2v_tasks.metadata.tables import Job
 from s2v_tasks.runtime.context import open_context, run_step
 from s2v_tasks.runtime.inheritance import parent_request
 from s2v_tasks.schemas.plan import Plan
@@ -62,8 +62,8 @@ def make(store: ObjectStore, job_id: str, num_clip: int | None = None, **fields:
             run(job_id, step)
 
 
-def found(ledger: Ledger, job_id: str) -> JobRecord:
-    job = ledger.job(job_id)
+def found(metadata: MetadataStore, job_id: str) -> Job:
+    job = metadata.jobs.get(job_id)
     assert job is not None
     return job
 
@@ -81,7 +81,7 @@ def objects(store: ObjectStore, job_id: str) -> dict[str, str | None]:
 
 
 def test_clips_before_the_change_are_reused_and_cost_nothing(
-    store: ObjectStore, ledger: Ledger, tmp_path: Path
+    store: ObjectStore, metadata: MetadataStore, tmp_path: Path
 ) -> None:
     """Clips 0 and 1 are the parent's to the byte, without an attempt; 2 and 3 are new; the parent stays what it was."""
     make(store, PARENT)
@@ -95,11 +95,11 @@ def test_clips_before_the_change_are_reused_and_cost_nothing(
         assert store.get_bytes(child.clip(index)) == store.get_bytes(parent.clip(index))
     assert objects(store, PARENT) == before
 
-    job = found(ledger, CHILD)
+    job = found(metadata, CHILD)
     assert [clip.source_job_id for clip in job.clips] == [PARENT, PARENT, None, None]
     assert [attempt.clip_index for attempt in job.attempts] == [None, 2, 3]  # None: the conditions, for other words
     assert job.labels == {"team": "news"}
-    (spent,) = ledger.spending("job", job_id=CHILD)
+    (spent,) = metadata.costs.spending("job", job_id=CHILD)
     assert spent.used_gpu_seconds == pytest.approx(sum(attempt.gpu_seconds or 0 for attempt in job.attempts))
     result = json.loads(store.get_bytes(child.result))
     assert [clip["rendered_by"] for clip in result["clips"]] == [PARENT, PARENT, CHILD, CHILD]
@@ -113,7 +113,7 @@ def test_clips_before_the_change_are_reused_and_cost_nothing(
     assert {path.suffix for path in tmp_path.iterdir()} == {".mp4", ".json", ".jpg"}
 
 
-def test_only_the_clips_that_are_rendered_have_a_turn(store: ObjectStore, ledger: Ledger) -> None:
+def test_only_the_clips_that_are_rendered_have_a_turn(store: ObjectStore, metadata: MetadataStore) -> None:
     """The first turn continues a clip that is there; planning again changes nothing; a rerun of a rerun is possible.
 
     Conditions of the same words and speech are the parent's, at no cost.
@@ -127,9 +127,9 @@ def test_only_the_clips_that_are_rendered_have_a_turn(store: ObjectStore, ledger
     assert [clip.seed for clip in Plan.model_validate_json(plan).clips[1:]] == [6, 7, 8]
     assert run(CHILD, "encode_conditions")["reused"]
     assert not run(CHILD, "render_clip", 1)["reused"]
-    assert [attempt.clip_index for attempt in found(ledger, CHILD).attempts] == [1]
+    assert [attempt.clip_index for attempt in found(metadata, CHILD).attempts] == [1]
     stage(store, "third-take", base_seed=5, sample_steps=3, parent_job_id=CHILD, from_clip=2)
-    assert [clip.source_job_id for clip in found(ledger, "third-take").clips] == [PARENT, CHILD, None, None]
+    assert [clip.source_job_id for clip in found(metadata, "third-take").clips] == [PARENT, CHILD, None, None]
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
@@ -183,38 +183,40 @@ def test_a_rerun_that_cannot_be_is_refused(store: ObjectStore) -> None:
             stage(store, CHILD, **{"parent_job_id": PARENT} | fields)
 
 
-def test_only_clips_of_what_the_parent_is_now_are_reused(store: ObjectStore, ledger: Ledger, tmp_path: Path) -> None:
+def test_only_clips_of_what_the_parent_is_now_are_reused(
+    store: ObjectStore, metadata: MetadataStore, tmp_path: Path
+) -> None:
     """Clips that are left from a start with other words, seeds, sizes or pictures are refused, until those return."""
     make(store, PARENT, num_clip=1)
     Image.open(SAMPLES / "portrait.jpg").rotate(180).save(tmp_path / "turned.png")
     store.upload(tmp_path / "turned.png", "turned.png", "image/png")
     turned = {"image_uri": store.uri("turned.png")}
     for change in ({"prompt": "Somebody else."}, {"base_seed": 9}, {"size": "256*256"}, turned):
-        ledger.job_failed(PARENT, "A person gave it up.")
+        metadata.jobs.fail(PARENT, "A person gave it up.")
         stage(store, PARENT, **change)
         with pytest.raises(PermanentError, match="Clip 0 of job first-take is left from an earlier start"):
             stage(store, CHILD, **{"parent_job_id": PARENT, "from_clip": 1} | change)
     run(PARENT, "encode_conditions")
     with pytest.raises(PermanentError, match=r"left from an earlier start.*Rerun from clip 0"):
         stage(store, CHILD, **{"parent_job_id": PARENT, "from_clip": 1} | change)
-    ledger.job_failed(PARENT, "A person gave it up.")
+    metadata.jobs.fail(PARENT, "A person gave it up.")
     stage(store, PARENT)
     run(PARENT, "encode_conditions")
     stage(store, CHILD, parent_job_id=PARENT, from_clip=1)
-    assert found(ledger, CHILD).clips[0].source_job_id == PARENT
+    assert found(metadata, CHILD).clips[0].source_job_id == PARENT
 
 
-def test_a_parent_that_was_not_planned_again_is_refused(store: ObjectStore, ledger: Ledger) -> None:
+def test_a_parent_that_was_not_planned_again_is_refused(store: ObjectStore, metadata: MetadataStore) -> None:
     """A start with another request takes back the plan of the one before, so that none stands for the other."""
     stage(store, PARENT)
     uris = {"image_uri": store.uri("portrait.jpg"), "audio_uri": store.uri("speech.mp3")}
-    ledger.job_failed(PARENT, "A person gave it up.")
+    metadata.jobs.fail(PARENT, "A person gave it up.")
     run(PARENT, "stage_inputs", request_json=json.dumps(uris | REQUEST | {"sample_steps": 3}))
     with pytest.raises(PermanentError, match=r"first-take has no plan\.json"):
         stage(store, CHILD, parent_job_id=PARENT, from_clip=0, sample_steps=3)
 
 
-def test_a_rerun_that_renders_nothing_new_is_not_handed_in(store: ObjectStore, ledger: Ledger) -> None:
+def test_a_rerun_that_renders_nothing_new_is_not_handed_in(store: ObjectStore, metadata: MetadataStore) -> None:
     """A clip that the plan has not, or no change, is refused before a job exists; each real change is handed in."""
     stage(store, PARENT, base_seed=-1)
     plan = Plan.model_validate_json(store.get_bytes(JobLayout(PARENT).plan))
@@ -228,7 +230,7 @@ def test_a_rerun_that_renders_nothing_new_is_not_handed_in(store: ObjectStore, l
         with pytest.raises(typer.Exit) as done:
             rerun(parent=PARENT, from_clip=3, via="drop", as_json=True, **change)
         assert done.value.exit_code == 0
-    assert [job.job_id for job in ledger.jobs()] == [PARENT]  # the others wait in the drop folder
+    assert [job.job_id for job in metadata.jobs.recent()] == [PARENT]  # the others wait in the drop folder
     with pytest.raises(PermanentError, match="'nobody' is not known"):
         rerun(parent="nobody", via="drop")
     store.delete(JobLayout(PARENT).plan)
@@ -236,7 +238,9 @@ def test_a_rerun_that_renders_nothing_new_is_not_handed_in(store: ObjectStore, l
         rerun(parent=PARENT, via="drop")
 
 
-def test_clips_that_a_job_has_inherited_may_be_made_from_its_own_words(store: ObjectStore, ledger: Ledger) -> None:
+def test_clips_that_a_job_has_inherited_may_be_made_from_its_own_words(
+    store: ObjectStore, metadata: MetadataStore
+) -> None:
     """From a clip on that comes from an earlier job still, a rerun without a change is one; behind them it is none."""
     make(store, PARENT, num_clip=2)
     stage(store, CHILD, prompt="Other words.", parent_job_id=PARENT, from_clip=2)

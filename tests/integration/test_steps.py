@@ -16,8 +16,8 @@ from PIL import Image
 
 from s2v_tasks.errors import PermanentError, TransientError
 from s2v_tasks.media.encode import encode_clip
-from s2v_tasks.metadata.records import JobRecord
-from s2v_tasks.metadata.repository import Ledger
+from s2v_tasks.metadata.jobs import JobRepository
+from s2v_tasks.metadata.tables import Job
 from s2v_tasks.runtime.context import run_step
 from s2v_tasks.schemas.plan import Plan
 from s2v_tasks.schemas.steps import CLOSE_JOB, STAGE_INPUTS
@@ -32,7 +32,7 @@ LAYOUT = JobLayout(JOB)
 Run = Callable[..., dict[str, Any]]
 Render = Callable[..., list[bool]]
 Assemble = Callable[[], None]
-Found = Callable[[], JobRecord]
+Found = Callable[[], Job]
 GiveUp = Callable[[], None]
 
 
@@ -259,7 +259,7 @@ def test_a_plan_that_was_not_put_on_record_is_made_again(
     give_up()
     run("stage_inputs", sample_steps=3)
     with monkeypatch.context() as patch:
-        patch.setattr(Ledger, "job_planned", unavailable)
+        patch.setattr(JobRepository, "record_plan", unavailable)
         with pytest.raises(TransientError):
             run("plan_clips")
     run("plan_clips")

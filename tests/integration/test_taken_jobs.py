@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from s2v_tasks.errors import JobTakenError
-from s2v_tasks.metadata.records import JobRecord
-from s2v_tasks.metadata.repository import Ledger
+from s2v_tasks.metadata.store import MetadataStore
+from s2v_tasks.metadata.tables import Job
 from s2v_tasks.runtime.context import run_step
 from s2v_tasks.schemas.steps import CLOSE_JOB, STAGE_INPUTS
 from s2v_tasks.settings import Settings
@@ -19,7 +19,7 @@ from s2v_tasks.storage.s3 import ObjectStore
 
 JOB = "step-by-step"
 Run = Callable[..., dict[str, Any]]
-Found = Callable[[], JobRecord]
+Found = Callable[[], Job]
 
 
 def stage(request_json: str, run_id: str | None = None) -> dict[str, Any]:
@@ -34,12 +34,12 @@ def close(run_id: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("outcome", ["running", "succeeded"])
 def test_another_request_leaves_a_job_as_it_is(
-    run: Run, ledger: Ledger, store: ObjectStore, found: Found, outcome: str
+    run: Run, metadata: MetadataStore, store: ObjectStore, found: Found, outcome: str
 ) -> None:
     """It is refused with the fields that differ; status, reason, request and artifacts stay; the refusal is noted."""
     run("stage_inputs")
     if outcome == "succeeded":
-        ledger.job_succeeded(JOB, "s3://out/x.mp4", "ab" * 32)
+        metadata.jobs.succeed(JOB, "s3://out/x.mp4", "ab" * 32)
     before, request = found(), store.get_bytes(JobLayout(JOB).request)
     with pytest.raises(JobTakenError, match=r"other values of base_seed, prompt: .*s2v rerun step-by-step") as refused:
         run("stage_inputs", prompt="Something else.", base_seed=8)
@@ -62,18 +62,18 @@ def test_what_is_no_request_leaves_a_running_job_as_it_is(run: Run, found: Found
         assert found().status == "running"
 
 
-def test_a_failed_job_may_be_corrected(run: Run, ledger: Ledger, found: Found) -> None:
+def test_a_failed_job_may_be_corrected(run: Run, metadata: MetadataStore, found: Found) -> None:
     """So may one that was cancelled."""
     run("stage_inputs")
-    ledger.job_failed(JOB, "The prompt was wrong.")
+    metadata.jobs.fail(JOB, "The prompt was wrong.")
     run("stage_inputs", prompt="Second.")
-    ledger.job_cancelled(JOB)
+    metadata.jobs.cancel(JOB)
     run("stage_inputs", prompt="Third.")
     assert (found().request or {})["prompt"] == "Third."
 
 
 def test_a_run_that_was_refused_does_not_close_the_job(
-    request_json: Callable[..., str], ledger: Ledger, found: Found
+    request_json: Callable[..., str], metadata: MetadataStore, found: Found
 ) -> None:
     """Its last task says that it did not run, whatever becomes of the job; the job's own run closes it."""
     stage(request_json(), "first")
@@ -83,11 +83,11 @@ def test_a_run_that_was_refused_does_not_close_the_job(
     assert refused["status"] == "not run"
     assert "other values of num_clip" in refused["reason"]
     assert found().status == "running"
-    ledger.job_succeeded(JOB, "s3://out/x.mp4", "ab" * 32)
+    metadata.jobs.succeed(JOB, "s3://out/x.mp4", "ab" * 32)
     assert (close("second")["status"], close("first")["status"]) == ("not run", "succeeded")
-    ledger.job_failed(JOB, "The first run failed.")
+    metadata.jobs.fail(JOB, "The first run failed.")
     stage(request_json(num_clip=3), "second")  # cleared in Airflow, and now it may
-    ledger.job_succeeded(JOB, "s3://out/x.mp4", "ab" * 32)
+    metadata.jobs.succeed(JOB, "s3://out/x.mp4", "ab" * 32)
     assert close("second")["status"] == "succeeded"
 
 
@@ -102,12 +102,12 @@ def test_clearing_a_run_goes_on_although_its_form_has_changed(
         stage(request_json(sample_steps=4), "other")
 
 
-def test_of_two_requests_at_once_one_has_the_job(settings: Settings, ledger: Ledger, found: Found) -> None:
+def test_of_two_requests_at_once_one_has_the_job(settings: Settings, metadata: MetadataStore, found: Found) -> None:
     """However they meet in the database, the second is refused."""
 
     def queue(prompt: str) -> str:
         try:
-            ledger.job_queued(
+            metadata.jobs.enqueue(
                 JOB, {"image_uri": "s3://bucket/a.png", "audio_uri": "s3://bucket/a.wav", "prompt": prompt}
             )
         except JobTakenError:

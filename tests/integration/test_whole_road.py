@@ -16,9 +16,9 @@ import pytest
 from s2v_tasks.embedded.demo import DemoInputs, run_demo
 from s2v_tasks.errors import JobTakenError, PermanentError
 from s2v_tasks.media.encode import encode_clip
-from s2v_tasks.metadata.records import JobRecord
-from s2v_tasks.metadata.repository import Ledger
 from s2v_tasks.metadata.session import engine_from_settings
+from s2v_tasks.metadata.store import MetadataStore
+from s2v_tasks.metadata.tables import Job
 from s2v_tasks.schemas.request import MAX_PROMPT_CHARACTERS
 from s2v_tasks.settings import Settings, config_dir
 from s2v_tasks.storage.layout import JobLayout, output_video_uri
@@ -30,9 +30,9 @@ FIELDS = {"num_clip": 2, "infer_frames": 16, "sample_steps": 2, "size": "128*128
 
 
 @pytest.fixture
-def ledger(stack: Settings) -> Iterator[Ledger]:
+def metadata(stack: Settings) -> Iterator[MetadataStore]:
     engine = engine_from_settings(stack)
-    yield Ledger(engine)
+    yield MetadataStore(engine)
     engine.dispose()
 
 
@@ -51,17 +51,17 @@ def whole_video(stack_home: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return out_dir / "whole.mp4"
 
 
-def found(ledger: Ledger, job_id: str) -> JobRecord:
-    job = ledger.job(job_id)
+def found(metadata: MetadataStore, job_id: str) -> Job:
+    job = metadata.jobs.get(job_id)
     assert job is not None
     return job
 
 
 def test_the_dag_makes_a_validated_video(
-    whole_video: Path, stack: Settings, store: ObjectStore, ledger: Ledger
+    whole_video: Path, stack: Settings, store: ObjectStore, metadata: MetadataStore
 ) -> None:
     """From S3 to S3: the published video is the delivered one, as long as planned, and on record."""
-    job = found(ledger, "whole")
+    job = found(metadata, "whole")
     result = json.loads(store.get_bytes(JobLayout("whole").result))
     assert (job.status, job.reason, job.num_clip, job.num_frames) == ("succeeded", None, 2, 32)
     assert job.video_uri == output_video_uri(stack, "whole")
@@ -77,19 +77,21 @@ def test_the_dag_makes_a_validated_video(
 
 
 def test_a_job_id_that_another_demo_has_is_refused(
-    whole_video: Path, stack_home: Path, ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole_video: Path, stack_home: Path, metadata: MetadataStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before anything runs, or, where the other one came first by a moment, instead of showing the other's video."""
-    before = found(ledger, "whole")
+    before = found(metadata, "whole")
     with pytest.raises(JobTakenError, match="other values of base_seed"):
         run_demo(stack_home, DemoInputs(), FIELDS | {"base_seed": 8}, out_dir=tmp_path, job_id="whole")
     with pytest.raises(PermanentError, match="is not a file"):
         run_demo(stack_home, DemoInputs(image=tmp_path / "none.png"), dict(FIELDS), out_dir=tmp_path, job_id="whole")
-    assert found(ledger, "whole") == before
+    assert found(metadata, "whole") == before
 
     def other_comes_first(_services: Any, run_conf: dict[str, Any]) -> None:
-        ledger.job_queued("raced", {k: v for k, v in run_conf.items() if k != "job_id"} | {"prompt": "The other's."})
-        ledger.job_succeeded("raced", "s3://out/raced.mp4", "ab" * 32)
+        metadata.jobs.enqueue(
+            "raced", {k: v for k, v in run_conf.items() if k != "job_id"} | {"prompt": "The other's."}
+        )
+        metadata.jobs.succeed("raced", "s3://out/raced.mp4", "ab" * 32)
 
     monkeypatch.setattr("s2v_tasks.embedded.demo._run_dag", other_comes_first)
     with pytest.raises(JobTakenError, match="other values of prompt"):
@@ -98,20 +100,20 @@ def test_a_job_id_that_another_demo_has_is_refused(
 
 
 def test_an_interrupted_job_goes_on_where_it_was(
-    whole_video: Path, stack_home: Path, ledger: Ledger, tmp_path: Path
+    whole_video: Path, stack_home: Path, metadata: MetadataStore, tmp_path: Path
 ) -> None:
     """SIGKILL of the demo while clip 1 renders ends all its processes; the next run reuses clip 0: the same bytes."""
     fields = [f"--{name.replace('_', '-')}={value}" for name, value in FIELDS.items()]
     command = [sys.executable, "-m", "s2v_tasks.cli", "demo", "--job-id", "interrupted", "--out", str(tmp_path)]
     with (tmp_path / "log").open("wb") as log:
         demo = subprocess.Popen([*command, *fields], stdout=log, stderr=log, start_new_session=True)
-    wait_until(lambda: clip_is_rendering(ledger, "interrupted", 1), demo)
+    wait_until(lambda: clip_is_rendering(metadata, "interrupted", 1), demo)
     demo.kill()
     demo.wait()
     while renderers("interrupted"):
         time.sleep(0.05)
     assert run_demo(stack_home, DemoInputs(), dict(FIELDS), out_dir=tmp_path, job_id="interrupted") == 0
-    job = found(ledger, "interrupted")
+    job = found(metadata, "interrupted")
     assert [clip.reused for clip in job.clips] == [True, False]
     assert (tmp_path / "interrupted.mp4").read_bytes() == whole_video.read_bytes()
 
@@ -127,8 +129,8 @@ def test_an_old_success_is_not_that_of_a_run_that_never_began(
     assert list(tmp_path.glob("*.mp4")) == []
 
 
-def clip_is_rendering(ledger: Ledger, job_id: str, clip_index: int) -> bool:
-    job = ledger.job(job_id)
+def clip_is_rendering(metadata: MetadataStore, job_id: str, clip_index: int) -> bool:
+    job = metadata.jobs.get(job_id)
     return job is not None and len(job.clips) > clip_index and job.clips[clip_index].status == "rendering"
 
 
@@ -153,14 +155,14 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[bytes]) 
 
 
 def test_speech_that_is_none_fails_the_run_once(
-    stack_home: Path, stack: Settings, store: ObjectStore, ledger: Ledger, tmp_path: Path
+    stack_home: Path, stack: Settings, store: ObjectStore, metadata: MetadataStore, tmp_path: Path
 ) -> None:
     """Bad input ends the DAG with exit code 65 and one sentence on record, without a retry and without a video."""
     speech = tmp_path / "my speech.wav"
     speech.write_text("This is text.")
     inputs = DemoInputs(audio=speech)
     assert run_demo(stack_home, inputs, dict(FIELDS), out_dir=tmp_path / "out", job_id="bad-speech") == 65
-    job = found(ledger, "bad-speech")
+    job = found(metadata, "bad-speech")
     assert job.status == "failed"
     assert job.reason is not None
     assert "not a readable audio file" in job.reason
@@ -179,12 +181,12 @@ def test_speech_that_is_none_fails_the_run_once(
     ],
 )
 def test_a_request_that_the_form_refuses_is_on_record(
-    stack_home: Path, ledger: Ledger, tmp_path: Path, name: str, fields: dict[str, Any], reason: str
+    stack_home: Path, metadata: MetadataStore, tmp_path: Path, name: str, fields: dict[str, Any], reason: str
 ) -> None:
     """A bad field never starts a run: exit code 65, and the job is there with its reason."""
     request = FIELDS | fields
     assert run_demo(stack_home, DemoInputs(), request, out_dir=tmp_path, job_id=name) == 65
-    job = found(ledger, name)
+    job = found(metadata, name)
     assert job.status == "failed"
     assert reason in (job.reason or "")
 
@@ -227,7 +229,12 @@ def a_video(path: Path) -> None:
     ],
 )
 def test_inputs_that_cannot_be_used_end_the_first_step(
-    store: ObjectStore, ledger: Ledger, tmp_path: Path, field: str, name: str, make: Callable[[Path], None] | None
+    store: ObjectStore,
+    metadata: MetadataStore,
+    tmp_path: Path,
+    field: str,
+    name: str,
+    make: Callable[[Path], None] | None,
 ) -> None:
     """One sentence that names the fault, exit code 65, and the same sentence as the reason of the failed job."""
     request = {
@@ -244,7 +251,7 @@ def test_inputs_that_cannot_be_used_end_the_first_step(
     done = subprocess.run(
         [*command, "--request-json", json.dumps(request)], capture_output=True, text=True, check=False
     )
-    job = found(ledger, job_id)
+    job = found(metadata, job_id)
     assert (done.returncode, job.status) == (65, "failed")
     assert job.reason is not None
     assert job.reason.removeprefix("stage_inputs: ") in done.stderr

@@ -15,9 +15,9 @@ import pytest
 
 from s2v_tasks.embedded.airflow import AirflowInstallation
 from s2v_tasks.embedded.stack import Services
-from s2v_tasks.metadata.records import JobRecord
-from s2v_tasks.metadata.repository import Ledger
 from s2v_tasks.metadata.session import engine_from_settings
+from s2v_tasks.metadata.store import MetadataStore
+from s2v_tasks.metadata.tables import Job
 from s2v_tasks.settings import Settings, load_settings
 from tests.kubernetes.cluster import NUM_GPUS, REPOSITORY, Cluster
 from tests.kubernetes.holding import Hold
@@ -154,13 +154,13 @@ def render_here(stack: Settings) -> Callable[..., None]:
 
 
 @pytest.fixture
-def job(stack: Settings) -> Callable[[str], JobRecord]:
+def job(stack: Settings) -> Callable[[str], Job]:
     """What PostgreSQL knows about a job."""
 
-    def look_up(job_id: str) -> JobRecord:
+    def look_up(job_id: str) -> Job:
         engine = engine_from_settings(stack)
         try:
-            found = Ledger(engine).job(job_id)
+            found = MetadataStore(engine).jobs.get(job_id)
         finally:
             engine.dispose()
         assert found is not None
@@ -170,7 +170,7 @@ def job(stack: Settings) -> Callable[[str], JobRecord]:
 
 
 @pytest.fixture
-def hold(airflow: Airflow, cluster: Cluster, job: Callable[[str], JobRecord]) -> Iterator[Hold]:
+def hold(airflow: Airflow, cluster: Cluster, job: Callable[[str], Job]) -> Iterator[Hold]:
     """Holds renders at a solver step; all are released when the test ends."""
     yield Hold(airflow, cluster, job)
     for path in cluster.hold_folder.iterdir():

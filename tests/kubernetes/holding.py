@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from s2v_tasks.metadata.records import JobRecord
+from s2v_tasks.metadata.tables import Job
 from tests.kubernetes.cluster import Cluster
 from tests.kubernetes.serving import Airflow
 
@@ -12,7 +12,7 @@ from tests.kubernetes.serving import Airflow
 class Hold:
     """Renders that wait behind a solver step until they are released: see hold/sitecustomize.py."""
 
-    def __init__(self, airflow: Airflow, cluster: Cluster, job: Callable[[str], JobRecord]) -> None:
+    def __init__(self, airflow: Airflow, cluster: Cluster, job: Callable[[str], Job]) -> None:
         self._airflow, self._cluster, self._job = airflow, cluster, job
 
     def at(self, job_id: str, *clip_indices: int) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from s2v_tasks.metadata.records import JobRecord
+from s2v_tasks.metadata.tables import Job
 from tests.kubernetes.cluster import Cluster
 from tests.kubernetes.holding import Hold
 from tests.kubernetes.serving import LONG, Airflow
@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(1500)]
 
 
 def test_a_job_that_is_ended_frees_its_gpu_and_keeps_its_clips(
-    airflow: Airflow, cluster: Cluster, job: Callable[[str], JobRecord], hold: Hold
+    airflow: Airflow, cluster: Cluster, job: Callable[[str], Job], hold: Hold
 ) -> None:
     """By `s2v cancel` or by marking the run failed its pod ends long before its deadline; clips are rendered once."""
     job_id, fields = "ended", {"job_id": "ended", "num_clip": 2, **LONG}

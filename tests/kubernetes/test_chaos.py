@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 
-from s2v_tasks.metadata.records import JobRecord
+from s2v_tasks.metadata.tables import Job
 from tests.kubernetes.cluster import Cluster
 from tests.kubernetes.holding import Hold
 from tests.kubernetes.serving import LONG, Airflow
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(3000)]
-Look = Callable[[str], JobRecord]
+Look = Callable[[str], Job]
 
 
-def failures(record: JobRecord) -> str:
+def failures(record: Job) -> str:
     return "\n".join(str(event.detail["error"]) for event in record.events if event.event == "step_failed")
 
 

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from s2v_tasks.metadata.records import JobRecord
+from s2v_tasks.metadata.tables import Job
 from tests.kubernetes.cluster import Cluster
 from tests.kubernetes.holding import Hold
 from tests.kubernetes.serving import Airflow
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(1500)]
-Look = Callable[[str], JobRecord]
+Look = Callable[[str], Job]
 
 
 def test_a_video_from_pods_is_the_one_that_this_machine_makes(

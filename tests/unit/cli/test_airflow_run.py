@@ -11,8 +11,8 @@ from s2v_tasks.cli.airflow_run import AwaitedRun, Waiting, find_run
 from s2v_tasks.cli.jobs import job
 from s2v_tasks.cli.watch import watch_job
 from s2v_tasks.errors import JobTakenError, PermanentError, TransientError
-from s2v_tasks.metadata.repository import Ledger
 from s2v_tasks.metadata.session import create_engine
+from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.settings import load_settings
 
 RUN = AwaitedRun("talk", "talk--2", "queued", dag_is_paused=True)
@@ -49,13 +49,13 @@ def airflow(monkeypatch: pytest.MonkeyPatch) -> Airflow:
 
 
 @pytest.fixture
-def ledger(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ledger]:
-    """An empty ledger, which is that of the settings."""
+def metadata(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[MetadataStore]:
+    """An empty metadata store, which is that of the settings."""
     monkeypatch.setenv("S2V_DATABASE_URL", postgres_url)
     monkeypatch.setattr(watch, "POLL_SECONDS", 0.0)
     load_settings.cache_clear()
     engine = create_engine(postgres_url)
-    yield Ledger(engine)
+    yield MetadataStore(engine)
     engine.dispose()
 
 
@@ -79,7 +79,7 @@ def test_where_no_airflow_is_configured_none_is_asked() -> None:
 
 
 def test_a_queued_run_is_shown_before_the_job_is_on_record(
-    airflow: Airflow, ledger: Ledger, capsys: pytest.CaptureFixture[str]
+    airflow: Airflow, metadata: MetadataStore, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """`s2v job` says what it waits for; a run that ended without a word, or none at all, is an error."""
     airflow.add("talk", "talk", "queued")
@@ -102,7 +102,7 @@ def test_a_queued_run_is_shown_before_the_job_is_on_record(
 
 
 def test_who_watches_is_told_what_the_job_waits_for(
-    airflow: Airflow, ledger: Ledger, capsys: pytest.CaptureFixture[str]
+    airflow: Airflow, metadata: MetadataStore, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Each state once; the job is followed when it begins."""
     answers = iter([RUN, RUN, replace(RUN, dag_is_paused=False), None, RUN])
@@ -111,9 +111,9 @@ def test_who_watches_is_told_what_the_job_waits_for(
         answer = next(answers)
         if answer is not None:
             return answer
-        if ledger.job("talk") is None:
-            ledger.job_queued("talk", {})
-            ledger.job_failed("talk", "The speech is silent.")
+        if metadata.jobs.get("talk") is None:
+            metadata.jobs.enqueue("talk", {})
+            metadata.jobs.fail("talk", "The speech is silent.")
         raise TransientError("Airflow is away.")
 
     assert watch_job("talk", as_json=False, may_come=True, find_run=ask) == 75
@@ -122,11 +122,11 @@ def test_who_watches_is_told_what_the_job_waits_for(
     assert "The speech is silent." in said.out
 
 
-def test_a_run_that_another_request_kept_out_ends_the_watch(ledger: Ledger) -> None:
+def test_a_run_that_another_request_kept_out_ends_the_watch(metadata: MetadataStore) -> None:
     """With that refusal where it is this run's; an end that was there before is not awaited."""
-    ledger.job_queued("talk", {})
-    ledger.job_succeeded("talk", "s3://out/talk.mp4", "ab" * 32)
-    record = ledger.job("talk")
+    metadata.jobs.enqueue("talk", {})
+    metadata.jobs.succeed("talk", "s3://out/talk.mp4", "ab" * 32)
+    record = metadata.jobs.get("talk")
     assert record is not None
     failed = replace(RUN, state="failed")
 
@@ -136,10 +136,12 @@ def test_a_run_that_another_request_kept_out_ends_the_watch(ledger: Ledger) -> N
 
     with pytest.raises(TransientError, match="Run talk--2 of job talk is failed"):
         follow()
-    ledger.event("talk", "request_refused", detail={"dag_run_id": "talk--3", "error": "Not this one."})
+    metadata.events.record("talk", "request_refused", detail={"dag_run_id": "talk--3", "error": "Not this one."})
     with pytest.raises(TransientError):
         follow()
-    ledger.event("talk", "request_refused", detail={"dag_run_id": "talk--2", "error": "Other values of prompt."})
+    metadata.events.record(
+        "talk", "request_refused", detail={"dag_run_id": "talk--2", "error": "Other values of prompt."}
+    )
     with pytest.raises(JobTakenError, match=r"Other values of prompt\."):
         follow()
 

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from s2v_tasks.cli.overhead import TaskTime, task_times
-from s2v_tasks.metadata.records import EventRecord
+from s2v_tasks.metadata.tables import Event
 
 NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
 
@@ -15,8 +15,9 @@ def instance(task_id: str, start: float | None, end: float | None, map_index: in
     return {"task_id": task_id, "map_index": map_index} | moments
 
 
-def finished(step: str, seconds: float, clip_index: int | None = None) -> EventRecord:
-    return EventRecord(0, clip_index, step, "step_finished", {"seconds": seconds}, NOON)
+def finished(step: str, seconds: float, clip_index: int | None = None) -> Event:
+    detail = {"seconds": seconds}
+    return Event(job_id="talk", clip_index=clip_index, step=step, event="step_finished", detail=detail, at=NOON)
 
 
 def test_the_time_of_a_task_is_split_at_the_work_of_its_step() -> None:

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 
 from s2v_tasks.cli.progress import clock, job_progress
-from s2v_tasks.metadata.records import AttemptRecord, ClipRecord, EventRecord, JobRecord
+from s2v_tasks.metadata.tables import Attempt, Clip, Event, Job
 
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
 
 
-def clip(clip_index: int, status: str, **values: Any) -> ClipRecord:
-    facts: dict[str, Any] = dict.fromkeys(ClipRecord.__dataclass_fields__) | {
+def clip(clip_index: int, status: str, **values: Any) -> Clip:
+    facts: dict[str, Any] = dict.fromkeys(Clip.__dataclass_fields__) | {
         "clip_index": clip_index,
         "status": status,
         "start_frame": 80 * clip_index,
@@ -23,17 +23,17 @@ def clip(clip_index: int, status: str, **values: Any) -> ClipRecord:
         "reused": False,
         "updated_at": NOW,
     }
-    return ClipRecord(**facts | values)
+    return Clip(**facts | values)
 
 
-def event(name: str, exit_code: int | None = None) -> EventRecord:
+def event(name: str, exit_code: int | None = None) -> Event:
     detail = {} if exit_code is None else {"exit_code": exit_code, "error": "why"}
-    return EventRecord(1, None, "encode_conditions", name, detail, NOW)
+    return Event(id=1, job_id="talk", clip_index=None, step="encode_conditions", event=name, detail=detail, at=NOW)
 
 
-def job(*clips: ClipRecord, status: str = "running", events: tuple[EventRecord, ...] = ()) -> JobRecord:
-    values: dict[str, Any] = dict.fromkeys(JobRecord.__dataclass_fields__) | {"job_id": "talk", "status": status}
-    return JobRecord(**values | {"clips": clips, "events": events, "attempts": (), "artifacts": ()})
+def job(*clips: Clip, status: str = "running", events: tuple[Event, ...] = ()) -> Job:
+    values: dict[str, Any] = dict.fromkeys(Job.__dataclass_fields__) | {"job_id": "talk", "status": status}
+    return Job(**values | {"clips": clips, "events": events, "attempts": (), "artifacts": ()})
 
 
 def test_steps_are_counted_over_the_whole_plan() -> None:
@@ -64,7 +64,18 @@ def test_clips_side_by_side_shorten_the_time_to_go() -> None:
 
 def test_the_time_to_go_is_known_from_the_first_step_to_the_last() -> None:
     """Also while the first clip is decoded, by the time of its attempt; not when only the joining is left."""
-    attempt = AttemptRecord("render_clip", 0, 1, NOW - timedelta(seconds=400), None, "running", None, 1, None)
+    attempt = Attempt(
+        job_id="talk",
+        clip_index=0,
+        attempt=1,
+        started_at=NOW - timedelta(seconds=400),
+        finished_at=None,
+        gpu_seconds=None,
+        world_size=1,
+        reason=None,
+        outcome="running",
+        step="render_clip",
+    )
     decoding = job(clip(0, "rendering", progress_step=40, eta_seconds=0.0), clip(1, "pending"))
     assert job_progress(replace(decoding, attempts=(attempt,))).eta_seconds == pytest.approx(400)
     stitching = job(clip(0, "succeeded", render_seconds=80.0), clip(1, "succeeded", render_seconds=80.0))
@@ -88,7 +99,7 @@ def test_before_the_first_clip_the_step_that_is_done_is_named() -> None:
         ("failed", (), 75),
     ],
 )
-def test_a_job_has_an_exit_code(status: str, events: tuple[EventRecord, ...], expected: int) -> None:
+def test_a_job_has_an_exit_code(status: str, events: tuple[Event, ...], expected: int) -> None:
     """That of its last failure; 75 where a step was killed before it could say why; 130 when it was cancelled."""
     assert replace(job(), status=status, events=events).exit_code == expected
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 from s2v_tasks.cli.airflow_api import AirflowApi
 from s2v_tasks.cli.retry import retry as retry_command
 from s2v_tasks.errors import PermanentError
-from s2v_tasks.metadata.repository import Ledger
+from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.settings import load_settings
 
 REQUEST = {"image_uri": "s3://bucket/a.png", "audio_uri": "s3://bucket/a.mp3", "prompt": "Hello.", "num_clip": None}
@@ -43,17 +43,17 @@ def airflow(postgres_url: str, engine: sa.Engine, monkeypatch: pytest.MonkeyPatc
     """Five failed jobs, of which two had met an outage, one that was cancelled and one that runs."""
     monkeypatch.setenv("S2V_DATABASE_URL", postgres_url)
     load_settings.cache_clear()
-    ledger = Ledger(engine)
+    metadata = MetadataStore(engine)
     for job_id, code in JOBS.items():
-        ledger.job_queued(job_id, REQUEST | {"labels": {"team": job_id[0]}})
+        metadata.jobs.enqueue(job_id, REQUEST | {"labels": {"team": job_id[0]}})
         if code is not None:
-            ledger.event(job_id, "step_failed", step="stitch", detail={"error": "e", "exit_code": code})
-        ledger.job_failed(job_id, "stitch: e")
+            metadata.events.record(job_id, "step_failed", step="stitch", detail={"error": "e", "exit_code": code})
+        metadata.jobs.fail(job_id, "stitch: e")
     for job_id in ("stopped", "at-work"):
-        ledger.job_queued(job_id, REQUEST)
-        ledger.event(job_id, "step_failed", step="stitch", detail={"error": "e", "exit_code": 75})
-    ledger.request_cancel("stopped")
-    ledger.job_cancelled("stopped")
+        metadata.jobs.enqueue(job_id, REQUEST)
+        metadata.events.record(job_id, "step_failed", step="stitch", detail={"error": "e", "exit_code": 75})
+    metadata.jobs.request_cancel("stopped")
+    metadata.jobs.cancel("stopped")
     airflow = Airflow()
     monkeypatch.setattr(AirflowApi, "from_settings", lambda _settings: airflow)
     return airflow

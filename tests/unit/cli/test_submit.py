@@ -14,8 +14,8 @@ from s2v_tasks.cli.submit import HandIn, hand_in, report, start, submit
 from s2v_tasks.errors import ConfigurationError, JobTakenError, PermanentError
 from s2v_tasks.ingestion.drop_folder import folders
 from s2v_tasks.ingestion.drop_request import DropTexts, request_of_drop
-from s2v_tasks.metadata.repository import Ledger
 from s2v_tasks.metadata.session import create_engine
+from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.schemas.request import Request
 from s2v_tasks.settings import Settings, load_settings
 from s2v_tasks.storage.layout import drop_folder_uri
@@ -100,7 +100,7 @@ def test_an_id_that_another_job_has_is_refused_before_airflow_is_asked(
     monkeypatch.setenv("S2V_DATABASE_URL", postgres_url)
     load_settings.cache_clear()
     engine = create_engine(postgres_url)
-    Ledger(engine).job_queued("talk", REQUEST.model_dump() | {"num_clip": 3})
+    MetadataStore(engine).jobs.enqueue("talk", REQUEST.model_dump() | {"num_clip": 3})
     engine.dispose()
     way = HandIn("api", watch=False, unpause=False, as_json=True)
     with pytest.raises(JobTakenError, match="other values of num_clip, prompt"):

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
-from s2v_tasks.metadata.repository import Ledger
 from s2v_tasks.metadata.session import create_engine
+from s2v_tasks.metadata.store import MetadataStore
 
 ROWS, COLUMNS = 24, 80
 # What a terminal is told: control sequences, line feeds and returns, and text between them.
@@ -71,34 +71,34 @@ class Terminal:
 
 
 @pytest.fixture
-def ledger(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ledger]:
+def metadata(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[MetadataStore]:
     """A job that runs, with one clip of forty steps."""
     monkeypatch.setenv("S2V_DATABASE_URL", postgres_url)
     monkeypatch.setenv("TERM", "xterm-256color")
     engine = create_engine(postgres_url)
-    ledger = Ledger(engine)
-    ledger.job_queued("talk", {})
-    ledger.job_started("talk")
+    metadata = MetadataStore(engine)
+    metadata.jobs.enqueue("talk", {})
+    metadata.jobs.start("talk")
     with psycopg.connect(postgres_url) as connection:
         connection.execute(
             "INSERT INTO clips (job_id, clip_index, status, start_frame, end_frame, progress_steps) "
             "VALUES ('talk', 0, 'pending', 0, 80, 40), ('talk', 1, 'pending', 80, 160, 40)"
         )
-    yield ledger
+    yield metadata
     engine.dispose()
 
 
-def test_a_job_is_redrawn_in_place_to_its_end(ledger: Ledger) -> None:
+def test_a_job_is_redrawn_in_place_to_its_end(metadata: MetadataStore) -> None:
     """What it is at, and a bar with steps, clips and time to go, in two rows; then one row that says how it ended."""
     terminal = Terminal("job", "talk", "--watch")
     terminal.read_until("0/80 steps")
-    ledger.clip_started("talk", 0, "f")
-    ledger.clip_progress("talk", 0, 10, 40, eta_seconds=60.0, gpu_memory_bytes=3 * 2**30)
+    metadata.clips.start("talk", 0, "f")
+    metadata.clips.record_progress("talk", 0, 10, 40, eta_seconds=60.0, gpu_memory_bytes=3 * 2**30)
     terminal.read_until("10/80 steps, 0/2 clips  eta 0:02:20")
     assert terminal.screen[0] == "talk  clip 1/2 step 10/40  3.0 GiB"
     assert len(terminal.screen) == 2
     assert max(map(len, terminal.screen)) <= COLUMNS
-    ledger.job_failed("talk", "validate: the sound is [late].")
+    metadata.jobs.fail("talk", "validate: the sound is [late].")
     assert terminal.end() == 75
     headline, bar, end = terminal.screen
     assert (headline, end) == ("talk  failed", "talk failed: validate: the sound is [late].")
@@ -106,7 +106,7 @@ def test_a_job_is_redrawn_in_place_to_its_end(ledger: Ledger) -> None:
     assert terminal.output.rindex("\x1b[?25h") > terminal.output.rindex("\x1b[?25l")  # the cursor is back
 
 
-def test_who_stops_watching_stops_nothing_else(ledger: Ledger) -> None:
+def test_who_stops_watching_stops_nothing_else(metadata: MetadataStore) -> None:
     """Ctrl-C ends the display, and says that the job goes on."""
     terminal = Terminal("job", "talk", "--watch")
     terminal.read_until("0/80 steps")

@@ -1,17 +1,17 @@
-"""A ledger, and plans to put into it."""
+"""A metadata store, and plans to put into it."""
 
 from collections.abc import Callable
 
 import pytest
 import sqlalchemy as sa
 
-from s2v_tasks.metadata.repository import Ledger
+from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.schemas.plan import ClipPlan, Estimate, Plan, Sampling, SpeechFacts
 
 
 @pytest.fixture
-def ledger(engine: sa.Engine) -> Ledger:
-    return Ledger(engine)
+def metadata(engine: sa.Engine) -> MetadataStore:
+    return MetadataStore(engine)
 
 
 @pytest.fixture
@@ -21,14 +21,14 @@ def plan() -> Callable[..., Plan]:
 
 
 @pytest.fixture
-def planned(ledger: Ledger) -> Callable[..., Ledger]:
-    """Puts job-1 on record, started and planned, and gives the ledger; its request may have more fields."""
+def planned(metadata: MetadataStore) -> Callable[..., MetadataStore]:
+    """Puts job-1 on record, started and planned, and gives the metadata store; its request may have more fields."""
 
-    def start(num_clip: int = 2, **fields: str) -> Ledger:
-        ledger.job_queued("job-1", {"prompt": "A person speaks."} | fields)
-        ledger.job_started("job-1")
-        ledger.job_planned("job-1", _plan(num_clip))
-        return ledger
+    def start(num_clip: int = 2, **fields: str) -> MetadataStore:
+        metadata.jobs.enqueue("job-1", {"prompt": "A person speaks."} | fields)
+        metadata.jobs.start("job-1")
+        metadata.jobs.record_plan("job-1", _plan(num_clip))
+        return metadata
 
     return start
 

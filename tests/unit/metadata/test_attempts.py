@@ -7,32 +7,34 @@ import psycopg
 import pytest
 
 from s2v_tasks.metadata.attempts import CONDITIONS, rendering
-from s2v_tasks.metadata.records import JobRecord
-from s2v_tasks.metadata.repository import Ledger
+from s2v_tasks.metadata.store import MetadataStore
+from s2v_tasks.metadata.tables import Job
 from s2v_tasks.schemas.plan import Plan
 
 MakePlan = Callable[..., Plan]
-Planned = Callable[..., Ledger]
+Planned = Callable[..., MetadataStore]
 
 
-def job(ledger: Ledger) -> JobRecord:
-    record = ledger.job("job-1")
+def job(metadata: MetadataStore) -> Job:
+    record = metadata.jobs.get("job-1")
     assert record is not None
     return record
 
 
-def test_every_attempt_is_on_record_with_its_gpu_seconds(ledger: Ledger, postgres_url: str, planned: Planned) -> None:
+def test_every_attempt_is_on_record_with_its_gpu_seconds(
+    metadata: MetadataStore, postgres_url: str, planned: Planned
+) -> None:
     """Seconds times GPUs count whatever became of the attempt; reusing a clip begins none."""
-    planned().clip_started("job-1", 0, "f0", world_size=2)
+    planned().clips.start("job-1", 0, "f0", world_size=2)
     with psycopg.connect(postgres_url) as connection:
         connection.execute("UPDATE attempts SET started_at = now() - interval '10 s'")
-    ledger.clip_failed("job-1", 0, "Out of memory.")
-    ledger.clip_started("job-1", 0, "f0")
-    ledger.clip_failed("job-1", 0, "SIGTERM", outcome="interrupted")
-    ledger.clip_started("job-1", 0, "f0")
-    ledger.clip_succeeded("job-1", 0, facts={}, reused=False)
-    ledger.clip_succeeded("job-1", 0, facts={}, reused=True)
-    attempts = job(ledger).attempts
+    metadata.clips.fail("job-1", 0, "Out of memory.")
+    metadata.clips.start("job-1", 0, "f0")
+    metadata.clips.fail("job-1", 0, "SIGTERM", outcome="interrupted")
+    metadata.clips.start("job-1", 0, "f0")
+    metadata.clips.succeed("job-1", 0, facts={}, reused=False)
+    metadata.clips.succeed("job-1", 0, facts={}, reused=True)
+    attempts = job(metadata).attempts
     assert [(a.clip_index, a.attempt, a.outcome, a.reason) for a in attempts] == [
         (0, 1, "failed", "Out of memory."),
         (0, 2, "interrupted", "SIGTERM"),
@@ -44,41 +46,41 @@ def test_every_attempt_is_on_record_with_its_gpu_seconds(ledger: Ledger, postgre
 
 
 def test_an_attempt_that_nobody_ended_is_lost(
-    ledger: Ledger, postgres_url: str, plan: MakePlan, planned: Planned
+    metadata: MetadataStore, postgres_url: str, plan: MakePlan, planned: Planned
 ) -> None:
     """When the next one begins, or the job ends, it counts until its last sign of life; a new plan forgets nothing."""
-    planned().clip_started("job-1", 1, "f1")
+    planned().clips.start("job-1", 1, "f1")
     with psycopg.connect(postgres_url) as connection:
         connection.execute("UPDATE attempts SET started_at = now() - interval '1 hour'")
         connection.execute("UPDATE clips SET updated_at = now() - interval '59 minutes'")
-    ledger.clip_started("job-1", 1, "f1")
-    ledger.job_failed("job-1", "Killed.")
-    ledger.job_planned("job-1", plan(1))
-    ledger.job_planned("job-1", plan(2))
-    ledger.clip_started("job-1", 1, "f1")
-    attempts = job(ledger).attempts
+    metadata.clips.start("job-1", 1, "f1")
+    metadata.jobs.fail("job-1", "Killed.")
+    metadata.jobs.record_plan("job-1", plan(1))
+    metadata.jobs.record_plan("job-1", plan(2))
+    metadata.clips.start("job-1", 1, "f1")
+    attempts = job(metadata).attempts
     assert [(a.attempt, a.outcome) for a in attempts] == [(1, "lost"), (2, "lost"), (3, "running")]
     assert attempts[0].gpu_seconds == pytest.approx(60, abs=1)
-    assert job(ledger).clips[1].attempts == 3
+    assert job(metadata).clips[1].attempts == 3
 
 
 def test_an_attempt_without_progress_is_lost_at_its_last_sign_of_life(
-    ledger: Ledger, postgres_url: str, planned: Planned
+    metadata: MetadataStore, postgres_url: str, planned: Planned
 ) -> None:
     """Encoding, and loading the model, has no solver steps to tell of; what was written down meanwhile counts."""
-    planned().conditions_started("job-1")
-    ledger.clip_started("job-1", 1, "f1", world_size=4)
+    planned().conditions.start("job-1")
+    metadata.clips.start("job-1", 1, "f1", world_size=4)
     hour_earlier = "UPDATE attempts SET started_at = started_at - interval '1 hour'"
     with psycopg.connect(postgres_url) as connection:
         connection.execute(hour_earlier)
         connection.execute("UPDATE clips SET updated_at = now() - interval '2 hours'")
-    ledger.attempt_goes_on("job-1", CONDITIONS)
-    ledger.attempt_goes_on("job-1", rendering(1))
+    metadata.attempts.heartbeat("job-1", CONDITIONS)
+    metadata.attempts.heartbeat("job-1", rendering(1))
     with psycopg.connect(postgres_url) as connection:
         connection.execute(hour_earlier)
-    ledger.job_failed("job-1", "Killed.")
-    ledger.attempt_goes_on("job-1", CONDITIONS)
-    encoded, rendered = job(ledger).attempts
+    metadata.jobs.fail("job-1", "Killed.")
+    metadata.attempts.heartbeat("job-1", CONDITIONS)
+    encoded, rendered = job(metadata).attempts
     assert [encoded.outcome, rendered.outcome] == ["lost", "lost"]
     assert [encoded.gpu_seconds, rendered.gpu_seconds] == [pytest.approx(3600, abs=5), pytest.approx(4 * 3600, abs=20)]
     assert encoded.finished_at is not None
@@ -87,116 +89,120 @@ def test_an_attempt_without_progress_is_lost_at_its_last_sign_of_life(
 
 @pytest.mark.parametrize("ended", ["not", "as lost", "as failed", "as interrupted"])
 def test_an_attempt_whose_clip_is_reused_was_no_waste(
-    ledger: Ledger, postgres_url: str, planned: Planned, ended: str
+    metadata: MetadataStore, postgres_url: str, planned: Planned, ended: str
 ) -> None:
     """The database was away when the clip was done: its attempt ended when the clip did, as far as nobody knows."""
-    planned(3).clip_started("job-1", 2, "f2", world_size=2)
-    ledger.conditions_started("job-1")
+    planned(3).clips.start("job-1", 2, "f2", world_size=2)
+    metadata.conditions.start("job-1")
     with psycopg.connect(postgres_url) as connection:
         connection.execute("UPDATE attempts SET started_at = started_at - interval '1 hour', gpu_seconds = 60")
         ((began,),) = connection.execute("SELECT started_at FROM attempts WHERE step = 'render_clip'").fetchall()
         ((encoding,),) = connection.execute("SELECT started_at FROM attempts WHERE clip_index IS NULL").fetchall()
     if ended == "as lost":
-        ledger.job_failed("job-1", "The run is gone.")
+        metadata.jobs.fail("job-1", "The run is gone.")
     elif ended != "not":
-        ledger.clip_failed("job-1", 2, "Disk.", outcome="failed" if ended == "as failed" else "interrupted")
+        metadata.clips.fail("job-1", 2, "Disk.", outcome="failed" if ended == "as failed" else "interrupted")
     with psycopg.connect(postgres_url) as connection:  # nobody knew more than the last sign of life
         connection.execute(
             "UPDATE attempts SET finished_at = started_at + interval '30 s', gpu_seconds = 60"
             " WHERE outcome <> 'running' AND step = 'render_clip'"
         )
-    ledger.clip_succeeded("job-1", 2, facts={}, reused=True, made_at=began + timedelta(seconds=100))
-    ledger.conditions_reused("job-1", made_at=encoding + timedelta(seconds=90))
-    rendered, encoded = sorted(job(ledger).attempts, key=lambda attempt: attempt.step, reverse=True)
+    metadata.clips.succeed("job-1", 2, facts={}, reused=True, made_at=began + timedelta(seconds=100))
+    metadata.conditions.reuse("job-1", made_at=encoding + timedelta(seconds=90))
+    rendered, encoded = sorted(job(metadata).attempts, key=lambda attempt: attempt.step, reverse=True)
     assert [(a.outcome, a.reason) for a in (rendered, encoded)] == [("succeeded", None)] * 2
     assert rendered.finished_at == began + timedelta(seconds=100 if ended in {"not", "as lost"} else 30)
     assert rendered.gpu_seconds == pytest.approx(200 if ended in {"not", "as lost"} else 60)
     assert encoded.gpu_seconds == pytest.approx(90)
-    (spent,) = ledger.spending()
+    (spent,) = metadata.costs.spending()
     assert spent.wasted_gpu_seconds == 0
 
 
-def test_an_attempt_after_the_clip_that_is_reused_is_lost(ledger: Ledger, postgres_url: str, planned: Planned) -> None:
+def test_an_attempt_after_the_clip_that_is_reused_is_lost(
+    metadata: MetadataStore, postgres_url: str, planned: Planned
+) -> None:
     """An older clip was put back, or another job's was copied: what ran meanwhile made none of them."""
     planned(3)
     for clip_index in range(3):
-        ledger.clip_started("job-1", clip_index, "f")
-    ledger.conditions_started("job-1")
+        metadata.clips.start("job-1", clip_index, "f")
+    metadata.conditions.start("job-1")
     with psycopg.connect(postgres_url) as connection:
         connection.execute("UPDATE attempts SET started_at = started_at - interval '1 hour'")
         ((began,),) = connection.execute("SELECT min(started_at) FROM attempts").fetchall()
-    ledger.clip_succeeded("job-1", 0, facts={}, reused=True, made_at=began - timedelta(seconds=1))
-    ledger.clip_succeeded("job-1", 1, facts={}, reused=True)
-    ledger.conditions_reused("job-1", made_at=None)
-    assert [a.outcome for a in job(ledger).attempts] == ["lost", "lost", "running", "lost"]
+    metadata.clips.succeed("job-1", 0, facts={}, reused=True, made_at=began - timedelta(seconds=1))
+    metadata.clips.succeed("job-1", 1, facts={}, reused=True)
+    metadata.conditions.reuse("job-1", made_at=None)
+    assert [a.outcome for a in job(metadata).attempts] == ["lost", "lost", "running", "lost"]
 
 
-def test_only_the_latest_attempt_made_the_clip(ledger: Ledger, postgres_url: str, planned: Planned) -> None:
+def test_only_the_latest_attempt_made_the_clip(metadata: MetadataStore, postgres_url: str, planned: Planned) -> None:
     """Earlier ones stay what they were, and one that succeeded keeps its end; a clock that is ahead adds no time."""
-    planned().clip_started("job-1", 0, "f0")
-    ledger.clip_failed("job-1", 0, "Out of memory.")
-    ledger.clip_started("job-1", 0, "f0")
+    planned().clips.start("job-1", 0, "f0")
+    metadata.clips.fail("job-1", 0, "Out of memory.")
+    metadata.clips.start("job-1", 0, "f0")
     later = datetime.now(UTC) + timedelta(hours=1)
-    ledger.clip_succeeded("job-1", 0, facts={}, reused=True, made_at=later)
-    before = job(ledger).attempts
+    metadata.clips.succeed("job-1", 0, facts={}, reused=True, made_at=later)
+    before = job(metadata).attempts
     assert [(a.outcome, a.reason) for a in before] == [("failed", "Out of memory."), ("succeeded", None)]
     assert before[1].gpu_seconds == pytest.approx(0, abs=60)
-    ledger.clip_succeeded("job-1", 0, facts={}, reused=True, made_at=later)
-    assert job(ledger).attempts == before
+    metadata.clips.succeed("job-1", 0, facts={}, reused=True, made_at=later)
+    assert job(metadata).attempts == before
 
 
 def test_a_clip_that_was_kept_and_stored_later_keeps_the_length_of_its_attempt(
-    ledger: Ledger, postgres_url: str, planned: Planned
+    metadata: MetadataStore, postgres_url: str, planned: Planned
 ) -> None:
     """The attempt that rendered it was interrupted; the process that stores it renders nothing."""
-    planned().clip_started("job-1", 0, "f0")
-    ledger.clip_failed("job-1", 0, "S3 is away.", outcome="interrupted")
+    planned().clips.start("job-1", 0, "f0")
+    metadata.clips.fail("job-1", 0, "S3 is away.", outcome="interrupted")
     with psycopg.connect(postgres_url) as connection:
         connection.execute(
             "UPDATE attempts SET started_at = started_at - interval '2 hours', gpu_seconds = 3600,"
             " finished_at = started_at - interval '1 hour'"
         )
-    ledger.clip_succeeded("job-1", 0, facts={}, reused=False)
-    (attempt,) = job(ledger).attempts
+    metadata.clips.succeed("job-1", 0, facts={}, reused=False)
+    (attempt,) = job(metadata).attempts
     assert (attempt.outcome, attempt.gpu_seconds) == ("succeeded", pytest.approx(3600))
 
 
-def test_a_clip_that_outlives_the_failure_of_its_job_is_no_waste(ledger: Ledger, planned: Planned) -> None:
+def test_a_clip_that_outlives_the_failure_of_its_job_is_no_waste(metadata: MetadataStore, planned: Planned) -> None:
     """Clips of other chains go on while one has failed the job for good: what they make is there to be reused."""
-    planned().clip_started("job-1", 0, "f0")
-    ledger.clip_started("job-1", 1, "f1", world_size=2)
-    ledger.clip_failed("job-1", 0, "The picture is black.")
-    ledger.job_failed("job-1", "render_clip: The picture is black.")
-    ledger.clip_succeeded("job-1", 1, facts={}, reused=False)
-    assert [attempt.outcome for attempt in job(ledger).attempts] == ["failed", "succeeded"]
-    (spent,) = ledger.spending()
+    planned().clips.start("job-1", 0, "f0")
+    metadata.clips.start("job-1", 1, "f1", world_size=2)
+    metadata.clips.fail("job-1", 0, "The picture is black.")
+    metadata.jobs.fail("job-1", "render_clip: The picture is black.")
+    metadata.clips.succeed("job-1", 1, facts={}, reused=False)
+    assert [attempt.outcome for attempt in job(metadata).attempts] == ["failed", "succeeded"]
+    (spent,) = metadata.costs.spending()
     assert spent.used_gpu_seconds > 0
 
 
-def test_a_clip_that_is_rendered_ends_its_attempt_now(ledger: Ledger, postgres_url: str, planned: Planned) -> None:
+def test_a_clip_that_is_rendered_ends_its_attempt_now(
+    metadata: MetadataStore, postgres_url: str, planned: Planned
+) -> None:
     """Ignore when an earlier copy of the clip was made: only a clip that is reused was finished at that time."""
-    planned().clip_started("job-1", 0, "f0", world_size=2)
+    planned().clips.start("job-1", 0, "f0", world_size=2)
     with psycopg.connect(postgres_url) as connection:
         connection.execute("UPDATE attempts SET started_at = started_at - interval '1 hour'")
         ((began,),) = connection.execute("SELECT started_at FROM attempts").fetchall()
-    ledger.clip_succeeded("job-1", 0, facts={}, reused=False, made_at=began + timedelta(seconds=100))
-    (attempt,) = job(ledger).attempts
+    metadata.clips.succeed("job-1", 0, facts={}, reused=False, made_at=began + timedelta(seconds=100))
+    (attempt,) = job(metadata).attempts
     assert (attempt.outcome, attempt.gpu_seconds) == ("succeeded", pytest.approx(7200, abs=60))
 
 
 def test_an_attempt_is_alive_as_long_as_it_gives_signs_of_life(
-    ledger: Ledger, postgres_url: str, planned: Planned
+    metadata: MetadataStore, postgres_url: str, planned: Planned
 ) -> None:
     """Its beginning is one, and its GPU-seconds are; one that has ended, or another piece of work, is not alive."""
-    planned(3).clip_started("job-1", 1, "f1", world_size=2)
-    assert ledger.attempt_is_alive("job-1", rendering(1), within_seconds=600)
-    assert not ledger.attempt_is_alive("job-1", rendering(2), within_seconds=600)
-    assert not ledger.attempt_is_alive("job-1", CONDITIONS, within_seconds=600)
+    planned(3).clips.start("job-1", 1, "f1", world_size=2)
+    assert metadata.attempts.is_alive("job-1", rendering(1), within_seconds=600)
+    assert not metadata.attempts.is_alive("job-1", rendering(2), within_seconds=600)
+    assert not metadata.attempts.is_alive("job-1", CONDITIONS, within_seconds=600)
     with psycopg.connect(postgres_url) as connection:
         connection.execute("UPDATE attempts SET started_at = now() - interval '1 hour'")
-    assert not ledger.attempt_is_alive("job-1", rendering(1), within_seconds=600)
-    assert ledger.attempt_is_alive("job-1", rendering(1), within_seconds=7200)
-    ledger.attempt_goes_on("job-1", rendering(1))
-    assert ledger.attempt_is_alive("job-1", rendering(1), within_seconds=600)
-    ledger.clip_failed("job-1", 1, "Why.")
-    assert not ledger.attempt_is_alive("job-1", rendering(1), within_seconds=7200)
+    assert not metadata.attempts.is_alive("job-1", rendering(1), within_seconds=600)
+    assert metadata.attempts.is_alive("job-1", rendering(1), within_seconds=7200)
+    metadata.attempts.heartbeat("job-1", rendering(1))
+    assert metadata.attempts.is_alive("job-1", rendering(1), within_seconds=600)
+    metadata.clips.fail("job-1", 1, "Why.")
+    assert not metadata.attempts.is_alive("job-1", rendering(1), within_seconds=7200)

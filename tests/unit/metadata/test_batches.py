@@ -5,35 +5,34 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import sqlalchemy as sa
 
-from s2v_tasks.metadata.batches import BatchLedger, NewRow
-from s2v_tasks.metadata.queue import JobQueue, WaitingJob
-from s2v_tasks.metadata.records import JobRecord
-from s2v_tasks.metadata.repository import Ledger
+from s2v_tasks.metadata.batches import BatchRepository, NewRow
+from s2v_tasks.metadata.queue import NewJob
+from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.metadata.tables import Attempt, Batch, Job
 
 URI = "s3://b/m.jsonl"
 
 
-def job(ledger: Ledger, job_id: str) -> JobRecord:
-    record = ledger.job(job_id)
+def job(metadata: MetadataStore, job_id: str) -> Job:
+    record = metadata.jobs.get(job_id)
     assert record is not None
     return record
 
 
 @pytest.fixture
-def batches(engine: sa.Engine) -> BatchLedger:
+def batches(engine: sa.Engine) -> BatchRepository:
     """One version of three rows, and another that shares one of its jobs."""
-    batches = BatchLedger(engine)
-    jobs = {name: WaitingJob(name, {"preset": "quick", "labels": {"row": name}, "n": name}) for name in "zyxw"}
+    batches = MetadataStore(engine).batches
+    jobs = {name: NewJob(name, {"preset": "quick", "labels": {"row": name}, "n": name}) for name in "zyxw"}
     rows = [NewRow(3, "third", jobs["x"]), NewRow(1, "fi\0rst", jobs["z"]), NewRow(2, None, jobs["y"])]
     assert batches.register("one", URI, "etag-1", rows) == 3
     assert batches.register("two", URI + "2", "etag-2", [NewRow(1, "a", jobs["y"]), NewRow(2, "b", jobs["w"])]) == 1
     return batches
 
 
-def test_rows_queue_their_jobs(batches: BatchLedger, ledger: Ledger) -> None:
+def test_rows_queue_their_jobs(batches: BatchRepository, metadata: MetadataStore) -> None:
     """Each job keeps its request and says that it came from a batch."""
-    record = job(ledger, "x")
+    record = job(metadata, "x")
     assert (record.status, record.source, record.preset, record.labels) == ("queued", "batch", "quick", {"row": "x"})
     assert record.request == {"preset": "quick", "labels": {"row": "x"}, "n": "x"}
     [event] = record.events
@@ -45,7 +44,7 @@ def test_rows_queue_their_jobs(batches: BatchLedger, ledger: Ledger) -> None:
     )
 
 
-def test_outcomes_are_those_of_each_row(batches: BatchLedger, ledger: Ledger, engine: sa.Engine) -> None:
+def test_outcomes_are_those_of_each_row(batches: BatchRepository, metadata: MetadataStore, engine: sa.Engine) -> None:
     """In the order of the manifest, with the GPU-seconds of all attempts and what they cost."""
     with engine.begin() as connection:
         price = {"cost_per_gpu_hour": 36.0, "currency": "EUR", "num_frames": 96}
@@ -57,8 +56,8 @@ def test_outcomes_are_those_of_each_row(batches: BatchLedger, ledger: Ledger, en
         )):
             row = {"job_id": job_id, "clip_index": 0, "attempt": attempt, "outcome": outcome, "world_size": 1}
             connection.execute(sa.insert(Attempt).values(**row, gpu_seconds=seconds))
-    ledger.job_succeeded("y", "s3://o/y.mp4", "00")
-    ledger.job_failed("z", "No face.")
+    metadata.jobs.succeed("y", "s3://o/y.mp4", "00")
+    metadata.jobs.fail("z", "No face.")
     first, second, third = batches.outcomes("one")
     assert [(row.line, row.row_id, row.job_id) for row in (first, second, third)] == [
         (1, "fi\ufffdrst", "z"), (2, None, "y"), (3, "third", "x")
@@ -79,20 +78,22 @@ def test_outcomes_are_those_of_each_row(batches: BatchLedger, ledger: Ledger, en
     assert batches.counts("two") == {"queued": 1, "succeeded": 1}
 
 
-def test_a_retry_is_for_the_jobs_of_its_batch(batches: BatchLedger, ledger: Ledger, engine: sa.Engine) -> None:
+def test_a_retry_is_for_the_jobs_of_its_batch(
+    batches: BatchRepository, metadata: MetadataStore, engine: sa.Engine
+) -> None:
     """Those of other batches stay as they are; a job without a source waits as one of the batch from then on."""
     with engine.begin() as connection:
         connection.execute(sa.update(Job).where(Job.job_id == "z").values(source=None))
     for name in "zxw":
-        ledger.job_failed(name, "No GPU.")
+        metadata.jobs.fail(name, "No GPU.")
     assert batches.retry("one") == 2
-    assert [job(ledger, name).status for name in "zyxw"] == ["queued", "queued", "queued", "failed"]
-    assert job(ledger, "z").source == "batch"
+    assert [job(metadata, name).status for name in "zyxw"] == ["queued", "queued", "queued", "failed"]
+    assert job(metadata, "z").source == "batch"
     assert batches.retry("one") == 0
-    assert {turn.run_id for turn in JobQueue(engine).next(max_running=9)} == {"z--2", "y", "x--2"}
+    assert {turn.run_id for turn in MetadataStore(engine).queue.next(max_running=9)} == {"z--2", "y", "x--2"}
 
 
-def test_a_version_that_is_registered_again_runs_again(batches: BatchLedger, engine: sa.Engine) -> None:
+def test_a_version_that_is_registered_again_runs_again(batches: BatchRepository, engine: sa.Engine) -> None:
     """Only one that runs can finish, and its end stays; jobs that are there are not queued again."""
     batches.finish("one")
     columns = sa.select(Batch.batch_id, Batch.status, Batch.finished_at, Batch.num_rows, Batch.etag)
@@ -106,7 +107,7 @@ def test_a_version_that_is_registered_again_runs_again(batches: BatchLedger, eng
     batches.finish("one")
     with engine.connect() as connection:
         assert connection.execute(columns.where(Batch.batch_id == "one")).one().finished_at == earlier
-    assert batches.register("one", URI, "etag-1", [NewRow(3, "third", WaitingJob("x", {}))]) == 0
+    assert batches.register("one", URI, "etag-1", [NewRow(3, "third", NewJob("x", {}))]) == 0
     with engine.connect() as connection:
         again = connection.execute(columns.where(Batch.batch_id == "one")).one()
     assert (again.status, again.finished_at) == ("running", None)

@@ -10,16 +10,16 @@ import pytest
 import sqlalchemy as sa
 
 from s2v_tasks.metadata.attempts import rendering
-from s2v_tasks.metadata.batches import BatchLedger, NewRow
-from s2v_tasks.metadata.drops import DropLedger, DropRecord
-from s2v_tasks.metadata.queue import JobQueue, WaitingJob
-from s2v_tasks.metadata.repository import Ledger
+from s2v_tasks.metadata.batches import NewRow
+from s2v_tasks.metadata.queue import NewJob
 from s2v_tasks.metadata.session import transaction
-from s2v_tasks.metadata.statements import lock_job
+from s2v_tasks.metadata.sql import lock_job
+from s2v_tasks.metadata.store import MetadataStore
+from s2v_tasks.metadata.tables import Drop
 from s2v_tasks.schemas.manifest import Manifest, Producer
 from s2v_tasks.schemas.plan import InheritedClip, Plan
 
-Planned = Callable[..., Ledger]
+Planned = Callable[..., MetadataStore]
 MakePlan = Callable[..., Plan]
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 INHERITED = InheritedClip(clip_index=1, fingerprint="f", source_job_id="job-0", source_manifest_key="m.json")
@@ -42,22 +42,22 @@ def waits(url: str, writer: "Future[object]") -> bool:
     return False
 
 
-WRITERS: dict[str, Callable[[Ledger, Plan], object]] = {
-    "started": lambda ledger, _: ledger.job_started("job-1"),
-    "planned": lambda ledger, plan: ledger.job_planned("job-1", plan),
-    "failed": lambda ledger, _: ledger.job_failed("job-1", "Why."),
-    "lost": lambda ledger, _: ledger.job_lost("job-1", "run-1"),
-    "cancel requested": lambda ledger, _: ledger.request_cancel("job-1"),
-    "cancelled": lambda ledger, _: ledger.job_cancelled("job-1"),
-    "succeeded": lambda ledger, _: ledger.job_succeeded("job-1", "s3://o/v.mp4", "00"),
-    "clip started": lambda ledger, _: ledger.clip_started("job-1", 0, "f"),
-    "clip succeeded": lambda ledger, _: ledger.clip_succeeded("job-1", 0, facts={}, reused=False),
-    "clip inherited": lambda ledger, _: ledger.clip_inherited("job-1", INHERITED, facts={}),
-    "clip failed": lambda ledger, _: ledger.clip_failed("job-1", 0, "Why."),
-    "conditions started": lambda ledger, _: ledger.conditions_started("job-1"),
-    "conditions ended": lambda ledger, _: ledger.conditions_ended("job-1", outcome="failed"),
-    "conditions reused": lambda ledger, _: ledger.conditions_reused("job-1", made_at=None),
-    "artifacts": lambda ledger, _: ledger.record_artifacts(manifest()),
+WRITERS: dict[str, Callable[[MetadataStore, Plan], object]] = {
+    "started": lambda metadata, _: metadata.jobs.start("job-1"),
+    "planned": lambda metadata, plan: metadata.jobs.record_plan("job-1", plan),
+    "failed": lambda metadata, _: metadata.jobs.fail("job-1", "Why."),
+    "lost": lambda metadata, _: metadata.jobs.close_lost("job-1", "run-1"),
+    "cancel requested": lambda metadata, _: metadata.jobs.request_cancel("job-1"),
+    "cancelled": lambda metadata, _: metadata.jobs.cancel("job-1"),
+    "succeeded": lambda metadata, _: metadata.jobs.succeed("job-1", "s3://o/v.mp4", "00"),
+    "clip started": lambda metadata, _: metadata.clips.start("job-1", 0, "f"),
+    "clip succeeded": lambda metadata, _: metadata.clips.succeed("job-1", 0, facts={}, reused=False),
+    "clip inherited": lambda metadata, _: metadata.clips.inherit("job-1", INHERITED, facts={}),
+    "clip failed": lambda metadata, _: metadata.clips.fail("job-1", 0, "Why."),
+    "conditions started": lambda metadata, _: metadata.conditions.start("job-1"),
+    "conditions ended": lambda metadata, _: metadata.conditions.end("job-1", outcome="failed"),
+    "conditions reused": lambda metadata, _: metadata.conditions.reuse("job-1", made_at=None),
+    "artifacts": lambda metadata, _: metadata.artifacts.record(manifest()),
 }
 
 
@@ -66,30 +66,30 @@ def test_writers_of_a_job_take_turns(
     name: str, engine: sa.Engine, postgres_url: str, planned: Planned, plan: MakePlan
 ) -> None:
     """While one process writes, every other call about the same job waits until it has committed; other jobs do not."""
-    ledger = planned(3)
-    ledger.job_queued("job-2", {})
+    metadata = planned(3)
+    metadata.jobs.enqueue("job-2", {})
     with ThreadPoolExecutor(1) as pool:
         with transaction(engine) as connection:
             lock_job(connection, "job-1")
-            ledger.job_started("job-2")
-            writer = pool.submit(WRITERS[name], ledger, plan(3))
+            metadata.jobs.start("job-2")
+            writer = pool.submit(WRITERS[name], metadata, plan(3))
             assert waits(postgres_url, writer)
         writer.result()
 
 
-def test_attempts_that_begin_at_once_have_different_numbers(ledger: Ledger, planned: Planned) -> None:
+def test_attempts_that_begin_at_once_have_different_numbers(metadata: MetadataStore, planned: Planned) -> None:
     """Of several processes that begin the same clip each gets its own attempt, and the last one runs."""
     planned(3)
     together = Barrier(4)
 
     def begin(_: int) -> None:
         together.wait()
-        ledger.clip_started("job-1", 1, "f")
-        ledger.attempt_goes_on("job-1", rendering(1))
+        metadata.clips.start("job-1", 1, "f")
+        metadata.attempts.heartbeat("job-1", rendering(1))
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(begin, range(4)))
-    job = ledger.job("job-1")
+    job = metadata.jobs.get("job-1")
     assert job is not None
     assert sorted(attempt.attempt for attempt in job.attempts) == [1, 2, 3, 4]
     assert [attempt.outcome for attempt in sorted(job.attempts, key=lambda a: a.attempt)] == ["lost"] * 3 + ["running"]
@@ -98,58 +98,67 @@ def test_attempts_that_begin_at_once_have_different_numbers(ledger: Ledger, plan
 
 def test_a_folder_that_several_sweeps_claim_is_one_drop(engine: sa.Engine) -> None:
     """One of them has it and its job; for the others nothing changes, though each brings another job id."""
-    drops, together = DropLedger(engine), Barrier(4)
+    drops, together = MetadataStore(engine).drops, Barrier(4)
 
     def claim(number: int) -> bool:
         together.wait()
-        drop = DropRecord("d", "s3://b/incoming/a", "s3://b/accepted/a", "e", {}, "claimed", job_id=f"job-{number}")
-        return drops.claim(drop, WaitingJob(f"job-{number}", {}))
+        drop = Drop(
+            drop_id="d",
+            folder_uri="s3://b/incoming/a",
+            target_uri="s3://b/accepted/a",
+            etag="e",
+            files={},
+            status="claimed",
+            job_id=f"job-{number}",
+            error=None,
+        )
+        return drops.claim(drop, NewJob(f"job-{number}", {}))
 
     with ThreadPoolExecutor(4) as pool:
         assert sorted(pool.map(claim, range(4))) == [False, False, False, True]
     [drop] = drops.unfinished()
-    assert [job.job_id for job in Ledger(engine).jobs()] == [drop.job_id]
+    assert [job.job_id for job in MetadataStore(engine).jobs.recent()] == [drop.job_id]
 
 
 def test_a_manifest_that_is_registered_at_once_queues_each_job_once(engine: sa.Engine) -> None:
     """The others find the jobs there; each job has one event."""
-    rows = [NewRow(number, None, WaitingJob(f"job-{number}", {})) for number in (2, 3, 1)]
+    rows = [NewRow(number, None, NewJob(f"job-{number}", {})) for number in (2, 3, 1)]
     together = Barrier(3)
 
     def register(_: int) -> int:
         together.wait()
-        return BatchLedger(engine).register("batch", "s3://b/m.jsonl", "etag", rows)
+        return MetadataStore(engine).batches.register("batch", "s3://b/m.jsonl", "etag", rows)
 
     with ThreadPoolExecutor(3) as pool:
         assert sorted(pool.map(register, range(3))) == [0, 0, 3]
-    ledger = Ledger(engine)
+    metadata = MetadataStore(engine)
     for number in (1, 2, 3):
-        job = ledger.job(f"job-{number}")
+        job = metadata.jobs.get(f"job-{number}")
         assert job is not None
         assert [event.event for event in job.events] == ["job_queued"]
 
 
-def test_a_job_that_several_processes_give_up_fails_once(ledger: Ledger, planned: Planned) -> None:
+def test_a_job_that_several_processes_give_up_fails_once(metadata: MetadataStore, planned: Planned) -> None:
     """One of them ends it; the others see that it has ended."""
     planned(3)
-    ledger.job_queued("job-1", {"prompt": "A person speaks."}, dag_run_id="run-1")
+    metadata.jobs.enqueue("job-1", {"prompt": "A person speaks."}, dag_run_id="run-1")
     together = Barrier(4)
 
     def give_up(_: int) -> bool:
         together.wait()
-        return ledger.job_lost("job-1", "run-1")
+        return metadata.jobs.close_lost("job-1", "run-1")
 
     with ThreadPoolExecutor(4) as pool:
         assert sorted(pool.map(give_up, range(4))) == [False, False, False, True]
-    job = ledger.job("job-1")
+    job = metadata.jobs.get("job-1")
     assert job is not None
     assert [event.event for event in job.events].count("job_failed") == 1
 
 
 def test_jobs_that_are_started_twice_at_once_have_one_run(engine: sa.Engine) -> None:
     """Both callers are given the same run id, which Airflow takes once."""
-    queue, together = JobQueue(engine), Barrier(2)
-    BatchLedger(engine).register("batch", "s3://b/m.jsonl", "e", [NewRow(1, None, WaitingJob("job-1", {}))])
+    queue, together = MetadataStore(engine).queue, Barrier(2)
+    MetadataStore(engine).batches.register("batch", "s3://b/m.jsonl", "e", [NewRow(1, None, NewJob("job-1", {}))])
 
     def start(_: int) -> list[str]:
         together.wait()
@@ -160,6 +169,6 @@ def test_jobs_that_are_started_twice_at_once_have_one_run(engine: sa.Engine) -> 
 
     with ThreadPoolExecutor(2) as pool:
         assert list(pool.map(start, range(2))) == [["job-1"], ["job-1"]]
-    job = Ledger(engine).job("job-1")
+    job = MetadataStore(engine).jobs.get("job-1")
     assert job is not None
     assert job.dag_run_id == "job-1"

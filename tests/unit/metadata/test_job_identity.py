@@ -4,42 +4,42 @@ import pytest
 import sqlalchemy as sa
 
 from s2v_tasks.errors import JobTakenError
-from s2v_tasks.metadata.queue import WaitingJob, enqueue
-from s2v_tasks.metadata.repository import Ledger
+from s2v_tasks.metadata.queue import NewJob, enqueue
 from s2v_tasks.metadata.session import transaction
+from s2v_tasks.metadata.store import MetadataStore
 
 REQUEST = {"image_uri": "s3://bucket/a.png", "audio_uri": "s3://bucket/a.wav", "prompt": "Hello."}
 
 
 @pytest.fixture
-def waiting(engine: sa.Engine) -> Ledger:
-    """The ledger with a job that waits."""
+def waiting(engine: sa.Engine) -> MetadataStore:
+    """The metadata store with a job that waits."""
     with transaction(engine) as connection:
-        enqueue(connection, [WaitingJob("talk", REQUEST)], "batch")
-    return Ledger(engine)
+        enqueue(connection, [NewJob("talk", REQUEST)], "batch")
+    return MetadataStore(engine)
 
 
-def test_the_awaited_run_may_fill_in_what_was_left_out(waiting: Ledger) -> None:
+def test_the_awaited_run_may_fill_in_what_was_left_out(waiting: MetadataStore) -> None:
     """The run that the queue starts has the defaults of the form; any other run must have the same request."""
     filled = REQUEST | {"size": "128*192", "num_clip": None}
     for run_id in (None, "manual__1", "talk--2"):
         with pytest.raises(JobTakenError, match="other values of size:"):
-            waiting.job_queued("talk", filled, dag_run_id=run_id)
+            waiting.jobs.enqueue("talk", filled, dag_run_id=run_id)
     with pytest.raises(JobTakenError, match="other values of prompt:"):
-        waiting.job_queued("talk", filled | {"prompt": "Bye."}, dag_run_id="talk")
-    waiting.job_queued("talk", filled, dag_run_id="talk")
-    job = waiting.job("talk")
+        waiting.jobs.enqueue("talk", filled | {"prompt": "Bye."}, dag_run_id="talk")
+    waiting.jobs.enqueue("talk", filled, dag_run_id="talk")
+    job = waiting.jobs.get("talk")
     assert job is not None
     assert (job.request, job.dag_run_id, job.source) == (filled, "talk", "batch")
 
 
-def test_a_request_is_checked_without_being_queued(waiting: Ledger) -> None:
+def test_a_request_is_checked_without_being_queued(waiting: MetadataStore) -> None:
     """What a form fills in later may be left out where the caller says so."""
-    waiting.check_request("unknown", REQUEST)
-    waiting.check_request("talk", REQUEST | {"preset": "balanced", "job_id": "talk"})
-    waiting.job_queued("talk", REQUEST | {"size": "128*192"}, dag_run_id="talk")
-    waiting.check_request("talk", REQUEST, given_only=True)
+    waiting.jobs.check_request("unknown", REQUEST)
+    waiting.jobs.check_request("talk", REQUEST | {"preset": "balanced", "job_id": "talk"})
+    waiting.jobs.enqueue("talk", REQUEST | {"size": "128*192"}, dag_run_id="talk")
+    waiting.jobs.check_request("talk", REQUEST, given_only=True)
     with pytest.raises(JobTakenError, match="other values of size:"):
-        waiting.check_request("talk", REQUEST)
+        waiting.jobs.check_request("talk", REQUEST)
     with pytest.raises(JobTakenError, match="other values of num_clip:"):
-        waiting.check_request("talk", REQUEST | {"num_clip": 2}, given_only=True)
+        waiting.jobs.check_request("talk", REQUEST | {"num_clip": 2}, given_only=True)

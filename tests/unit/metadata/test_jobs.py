@@ -6,46 +6,45 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import sqlalchemy as sa
 
-from s2v_tasks.metadata.batches import BatchLedger, NewRow
-from s2v_tasks.metadata.queue import JobQueue, WaitingJob
-from s2v_tasks.metadata.records import JobRecord
-from s2v_tasks.metadata.repository import Ledger
+from s2v_tasks.metadata.batches import NewRow
+from s2v_tasks.metadata.queue import NewJob
+from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.metadata.tables import ArtifactRow, Attempt, Clip, Event, Job
 from s2v_tasks.schemas.plan import Plan
 
-Planned = Callable[..., Ledger]
+Planned = Callable[..., MetadataStore]
 
 
-def job(ledger: Ledger, job_id: str = "job-1") -> JobRecord:
-    record = ledger.job(job_id)
+def job(metadata: MetadataStore, job_id: str = "job-1") -> Job:
+    record = metadata.jobs.get(job_id)
     assert record is not None
     return record
 
 
-def names(record: JobRecord) -> list[str]:
+def names(record: Job) -> list[str]:
     return [event.event for event in record.events]
 
 
-def test_jobs_are_found_by_status_and_labels(ledger: Ledger, engine: sa.Engine) -> None:
+def test_jobs_are_found_by_status_and_labels(metadata: MetadataStore, engine: sa.Engine) -> None:
     """All labels must fit; of the same time they come by name, else the newest first."""
     for job_id, labels in (("b", {"team": "news", "show": "a"}), ("c", {"team": "news"}), ("a", {"team": "sport"})):
-        ledger.job_queued(job_id, {"labels": labels})
+        metadata.jobs.enqueue(job_id, {"labels": labels})
     with engine.begin() as connection:
         connection.execute(sa.update(Job).values(created_at=datetime(2026, 11, 20, tzinfo=UTC)))
         later = datetime(2026, 11, 21, tzinfo=UTC)
         connection.execute(sa.update(Job).where(Job.job_id == "c").values(created_at=later))
-    ledger.job_failed("b", "Why.")
-    assert [record.job_id for record in ledger.jobs()] == ["c", "a", "b"]
-    assert [record.job_id for record in ledger.jobs(status="queued")] == ["c", "a"]
-    assert [record.job_id for record in ledger.jobs(labels={"team": "news"})] == ["c", "b"]
-    assert [record.job_id for record in ledger.jobs(labels={"team": "news", "show": "a"})] == ["b"]
-    assert ledger.jobs(status="failed", labels={"team": "sport"}) == []
+    metadata.jobs.fail("b", "Why.")
+    assert [record.job_id for record in metadata.jobs.recent()] == ["c", "a", "b"]
+    assert [record.job_id for record in metadata.jobs.recent(status="queued")] == ["c", "a"]
+    assert [record.job_id for record in metadata.jobs.recent(labels={"team": "news"})] == ["c", "b"]
+    assert [record.job_id for record in metadata.jobs.recent(labels={"team": "news", "show": "a"})] == ["b"]
+    assert metadata.jobs.recent(status="failed", labels={"team": "sport"}) == []
 
 
 def test_the_parts_of_a_job_come_in_order(planned: Planned, engine: sa.Engine) -> None:
     """Attempts by time, artifacts by key, clips by index, events as they happened; of this job alone."""
-    ledger = planned(3)
-    ledger.job_queued("job-2", {})
+    metadata = planned(3)
+    metadata.jobs.enqueue("job-2", {})
     with engine.begin() as connection:
         for minutes, clip_index in ((3, 0), (1, 2), (2, 1)):
             at = datetime(2026, 11, 20, 12, minutes, tzinfo=UTC)
@@ -54,8 +53,8 @@ def test_the_parts_of_a_job_come_in_order(planned: Planned, engine: sa.Engine) -
             connection.execute(sa.insert(Attempt).values(job_id="job-2", **row))
             key = {"key": f"k{clip_index}", "step": "x", "sha256": "00", "size_bytes": 1}
             connection.execute(sa.insert(ArtifactRow).values(job_id="job-1", **key))
-    ledger.clip_failed("job-1", 2, "Why.")
-    record = job(ledger)
+    metadata.clips.fail("job-1", 2, "Why.")
+    record = job(metadata)
     assert [clip.clip_index for clip in record.clips] == [0, 1, 2]
     assert [attempt.clip_index for attempt in record.attempts] == [2, 1, 0]
     assert [artifact.key for artifact in record.artifacts] == ["k0", "k1", "k2"]
@@ -66,27 +65,27 @@ def test_the_parts_of_a_job_come_in_order(planned: Planned, engine: sa.Engine) -
 
 def test_a_cancel_is_asked_for_once(planned: Planned) -> None:
     """The time of the first wish stays; a job that has ended or does not exist takes none."""
-    ledger = planned(3)
-    assert (ledger.cancel_requested("job-1"), ledger.request_cancel("job-1")) == (False, "running")
-    first = job(ledger).cancel_requested_at
-    assert ledger.cancel_requested("job-1")
-    assert ledger.request_cancel("job-1") == "running"
-    assert (job(ledger).cancel_requested_at, names(job(ledger)).count("cancel_requested")) == (first, 1)
-    ledger.job_queued("job-2", {})
-    ledger.job_failed("job-2", "Why.")
-    assert (ledger.request_cancel("job-2"), ledger.cancel_requested("job-2")) == ("failed", False)
-    assert (ledger.request_cancel("job-3"), ledger.cancel_requested("job-3")) == (None, False)
+    metadata = planned(3)
+    assert (metadata.jobs.is_cancel_requested("job-1"), metadata.jobs.request_cancel("job-1")) == (False, "running")
+    first = job(metadata).cancel_requested_at
+    assert metadata.jobs.is_cancel_requested("job-1")
+    assert metadata.jobs.request_cancel("job-1") == "running"
+    assert (job(metadata).cancel_requested_at, names(job(metadata)).count("cancel_requested")) == (first, 1)
+    metadata.jobs.enqueue("job-2", {})
+    metadata.jobs.fail("job-2", "Why.")
+    assert (metadata.jobs.request_cancel("job-2"), metadata.jobs.is_cancel_requested("job-2")) == ("failed", False)
+    assert (metadata.jobs.request_cancel("job-3"), metadata.jobs.is_cancel_requested("job-3")) == (None, False)
 
 
 def test_a_cancelled_job_keeps_what_is_finished(planned: Planned) -> None:
     """What runs has failed, its attempts with the reason; a second cancel, or one after the video, changes nothing."""
-    ledger = planned(3)
-    ledger.clip_started("job-1", 0, "f0")
-    ledger.clip_succeeded("job-1", 0, facts={}, reused=False)
-    ledger.clip_started("job-1", 1, "f1")
-    ledger.request_cancel("job-1")
-    ledger.job_cancelled("job-1")
-    record = job(ledger)
+    metadata = planned(3)
+    metadata.clips.start("job-1", 0, "f0")
+    metadata.clips.succeed("job-1", 0, facts={}, reused=False)
+    metadata.clips.start("job-1", 1, "f1")
+    metadata.jobs.request_cancel("job-1")
+    metadata.jobs.cancel("job-1")
+    record = job(metadata)
     assert (record.status, record.reason) == (
         "cancelled", "Cancelled by a person; 1 of 3 clips are finished and are reused."
     )  # fmt: skip
@@ -96,54 +95,54 @@ def test_a_cancelled_job_keeps_what_is_finished(planned: Planned) -> None:
         ("succeeded", None), ("failed", "The job was cancelled.")
     ]  # fmt: skip
     assert record.events[-1].detail == {"reason": record.reason}
-    ledger.job_cancelled("job-1")
-    assert job(ledger) == record
-    ledger.job_succeeded("job-1", "s3://o/v.mp4", "00")
-    done = job(ledger)
-    ledger.job_cancelled("job-1")
-    assert job(ledger) == done
+    metadata.jobs.cancel("job-1")
+    assert job(metadata) == record
+    metadata.jobs.succeed("job-1", "s3://o/v.mp4", "00")
+    done = job(metadata)
+    metadata.jobs.cancel("job-1")
+    assert job(metadata) == done
 
 
-def test_a_start_forgets_the_cancel_of_the_one_before(ledger: Ledger) -> None:
+def test_a_start_forgets_the_cancel_of_the_one_before(metadata: MetadataStore) -> None:
     """Only of a job that has ended: one that is just being cancelled is so."""
-    ledger.job_queued("job-1", {}, dag_run_id="run-1")
-    ledger.request_cancel("job-1")
-    ledger.job_queued("job-1", {})
-    ledger.forget_cancel("job-1", "run-1")
-    assert ledger.cancel_requested("job-1")
-    ledger.job_cancelled("job-1")
-    ledger.forget_cancel("job-1", "run-2")
-    assert (ledger.cancel_requested("job-1"), job(ledger).dag_run_id) == (False, "run-1")
-    ledger.request_cancel("job-1")
-    assert not ledger.cancel_requested("job-1")
+    metadata.jobs.enqueue("job-1", {}, dag_run_id="run-1")
+    metadata.jobs.request_cancel("job-1")
+    metadata.jobs.enqueue("job-1", {})
+    metadata.jobs.clear_cancel("job-1", "run-1")
+    assert metadata.jobs.is_cancel_requested("job-1")
+    metadata.jobs.cancel("job-1")
+    metadata.jobs.clear_cancel("job-1", "run-2")
+    assert (metadata.jobs.is_cancel_requested("job-1"), job(metadata).dag_run_id) == (False, "run-1")
+    metadata.jobs.request_cancel("job-1")
+    assert not metadata.jobs.is_cancel_requested("job-1")
 
 
-def test_a_cancel_that_met_the_start_of_a_waiting_job_stands(ledger: Ledger) -> None:
+def test_a_cancel_that_met_the_start_of_a_waiting_job_stands(metadata: MetadataStore) -> None:
     """Of the run for which it waited, and of no other; a job that came otherwise is started."""
     for name, source in (("waits", "batch"), ("other", "batch"), ("by-hand", "cli")):
-        ledger.job_queued(name, {}, source=source)  # type: ignore[arg-type]
-        ledger.request_cancel(name)
-        ledger.job_cancelled(name)
-    ledger.forget_cancel("waits", "waits")
-    ledger.forget_cancel("other", "by-a-person")
-    ledger.forget_cancel("by-hand", "by-hand")
-    assert [ledger.cancel_requested(name) for name in ("waits", "other", "by-hand")] == [True, False, False]
-    assert [job(ledger, name).dag_run_id for name in ("waits", "other", "by-hand")] == ["waits", None, None]
+        metadata.jobs.enqueue(name, {}, source=source)  # type: ignore[arg-type]
+        metadata.jobs.request_cancel(name)
+        metadata.jobs.cancel(name)
+    metadata.jobs.clear_cancel("waits", "waits")
+    metadata.jobs.clear_cancel("other", "by-a-person")
+    metadata.jobs.clear_cancel("by-hand", "by-hand")
+    assert [metadata.jobs.is_cancel_requested(name) for name in ("waits", "other", "by-hand")] == [True, False, False]
+    assert [job(metadata, name).dag_run_id for name in ("waits", "other", "by-hand")] == ["waits", None, None]
 
 
 @pytest.mark.parametrize("wish", [False, True])
 def test_a_job_whose_run_is_lost_ends(planned: Planned, wish: bool) -> None:
     """It has failed, or is cancelled where a person wished so; the run is on record."""
-    ledger = planned(3)
-    ledger.job_queued("job-1", {"prompt": "A person speaks."}, dag_run_id="run-1")
-    ledger.job_started("job-1")
-    ledger.clip_started("job-1", 1, "f1")
+    metadata = planned(3)
+    metadata.jobs.enqueue("job-1", {"prompt": "A person speaks."}, dag_run_id="run-1")
+    metadata.jobs.start("job-1")
+    metadata.clips.start("job-1", 1, "f1")
     if wish:
-        ledger.request_cancel("job-1")
-    assert not ledger.job_lost("job-1", "run-2")
-    assert not ledger.job_lost("job-2", "run-1")
-    assert ledger.job_lost("job-1", "run-1")
-    record = job(ledger)
+        metadata.jobs.request_cancel("job-1")
+    assert not metadata.jobs.close_lost("job-1", "run-2")
+    assert not metadata.jobs.close_lost("job-2", "run-1")
+    assert metadata.jobs.close_lost("job-1", "run-1")
+    record = job(metadata)
     assert record.status == ("cancelled" if wish else "failed")
     assert ("Cancelled by a person" if wish else "Its run disappeared from Airflow") in (record.reason or "")
     assert (record.events[-1].event, record.events[-1].detail) == ("run_lost", {"dag_run_id": "run-1"})
@@ -153,17 +152,17 @@ def test_a_job_whose_run_is_lost_ends(planned: Planned, wish: bool) -> None:
 
 def test_a_job_that_is_queued_again_begins_anew(planned: Planned) -> None:
     """With its new request; the times and the reason of before are gone, its clips and its video stay."""
-    ledger = planned(3)
-    ledger.job_succeeded("job-1", "s3://o/v.mp4", "00")
-    ledger.job_failed("job-1", "The webhook is gone.")
-    ledger.job_queued("job-1", {"prompt": "B."}, source="ui")
-    record = job(ledger)
+    metadata = planned(3)
+    metadata.jobs.succeed("job-1", "s3://o/v.mp4", "00")
+    metadata.jobs.fail("job-1", "The webhook is gone.")
+    metadata.jobs.enqueue("job-1", {"prompt": "B."}, source="ui")
+    record = job(metadata)
     assert (record.status, record.request, record.source) == ("queued", {"prompt": "B."}, "ui")
     assert (record.started_at, record.finished_at, record.reason) == (None, None, None)
     assert (len(record.clips), record.video_uri) == (3, "s3://o/v.mp4")
 
 
-def test_conditions_are_found_in_the_jobs_that_encoded_the_same(ledger: Ledger, engine: sa.Engine) -> None:
+def test_conditions_are_found_in_the_jobs_that_encoded_the_same(metadata: MetadataStore, engine: sa.Engine) -> None:
     """The three latest, by the fingerprint of that step."""
     encoding, rendering = "encode_conditions", "render_clip"
     rows = [("a", 5, "f", encoding), ("b", 1, "f", encoding), ("c", 3, "f", encoding), ("d", 4, "f", encoding)]
@@ -174,27 +173,27 @@ def test_conditions_are_found_in_the_jobs_that_encoded_the_same(ledger: Ledger, 
             at = datetime(2026, 11, 20, tzinfo=UTC) - timedelta(hours=hours)
             row = {"key": job_id, "step": step, "fingerprint": fingerprint, "sha256": "00", "size_bytes": 1}
             connection.execute(sa.insert(ArtifactRow).values(job_id=job_id, updated_at=at, **row))
-    assert ledger.jobs_with_conditions("f") == ["b", "c", "d"]
-    assert ledger.jobs_with_conditions("h") == []
+    assert metadata.artifacts.jobs_with_conditions("f") == ["b", "c", "d"]
+    assert metadata.artifacts.jobs_with_conditions("h") == []
 
 
-def test_a_start_that_failed_is_over_when_it_was_closed(ledger: Ledger, engine: sa.Engine) -> None:
+def test_a_start_that_failed_is_over_when_it_was_closed(metadata: MetadataStore, engine: sa.Engine) -> None:
     """Other steps that finish, and other jobs that are closed, do not close it."""
     for name in ("job-1", "job-2"):
-        ledger.job_queued(name, {})
-        ledger.job_failed(name, "Why.")
-    ledger.event("job-1", "step_finished", step="stitch")
-    ledger.event("job-1", "step_failed", step="close_job")
-    ledger.event("job-2", "step_finished", step="close_job")
-    ledger.job_started("job-1", by_clip=True)
-    ledger.job_started("job-2", by_clip=True)
-    assert [job(ledger, name).status for name in ("job-1", "job-2")] == ["failed", "running"]
+        metadata.jobs.enqueue(name, {})
+        metadata.jobs.fail(name, "Why.")
+    metadata.events.record("job-1", "step_finished", step="stitch")
+    metadata.events.record("job-1", "step_failed", step="close_job")
+    metadata.events.record("job-2", "step_finished", step="close_job")
+    metadata.jobs.start("job-1", by_clip=True)
+    metadata.jobs.start("job-2", by_clip=True)
+    assert [job(metadata, name).status for name in ("job-1", "job-2")] == ["failed", "running"]
     with engine.connect() as connection:
         count = sa.select(sa.func.count()).where(Event.event == "job_started")
         assert connection.execute(count).scalar_one() == 1
 
 
-def test_every_change_is_a_sign_of_life(ledger: Ledger, plan: Callable[..., Plan], engine: sa.Engine) -> None:
+def test_every_change_is_a_sign_of_life(metadata: MetadataStore, plan: Callable[..., Plan], engine: sa.Engine) -> None:
     """Who looks for silent jobs and clips goes by the time of their last change."""
     old = datetime(2026, 11, 20, tzinfo=UTC)
 
@@ -206,19 +205,19 @@ def test_every_change_is_a_sign_of_life(ledger: Ledger, plan: Callable[..., Plan
             times = connection.execute(sa.select(table.updated_at).where(table.job_id == "job-1")).scalars().all()
         return max(times) > old
 
-    batches = BatchLedger(engine)
-    batches.register("batch", "s3://b/m", "e", [NewRow(1, None, WaitingJob("job-1", {}))])
-    assert refreshed(lambda: JobQueue(engine).mark_started(["job-1"]))
-    assert refreshed(lambda: ledger.job_queued("job-1", {}))
-    assert refreshed(lambda: ledger.job_started("job-1"))
-    assert refreshed(lambda: ledger.job_planned("job-1", plan(1)))
-    assert refreshed(lambda: ledger.job_planned("job-1", plan(3)), Clip)
-    assert refreshed(lambda: ledger.clip_started("job-1", 1, "f"), Clip)
-    assert refreshed(lambda: ledger.clip_progress("job-1", 1, 1, 2), Clip)
-    assert refreshed(lambda: ledger.clip_failed("job-1", 1, "Why."), Clip)
-    ledger.clip_progress("job-1", 2, 1, 2)
-    assert job(ledger).clips[2].status == "rendering"
-    assert refreshed(lambda: ledger.job_failed("job-1", "Why."), Clip)
+    batches = MetadataStore(engine).batches
+    batches.register("batch", "s3://b/m", "e", [NewRow(1, None, NewJob("job-1", {}))])
+    assert refreshed(lambda: MetadataStore(engine).queue.mark_started(["job-1"]))
+    assert refreshed(lambda: metadata.jobs.enqueue("job-1", {}))
+    assert refreshed(lambda: metadata.jobs.start("job-1"))
+    assert refreshed(lambda: metadata.jobs.record_plan("job-1", plan(1)))
+    assert refreshed(lambda: metadata.jobs.record_plan("job-1", plan(3)), Clip)
+    assert refreshed(lambda: metadata.clips.start("job-1", 1, "f"), Clip)
+    assert refreshed(lambda: metadata.clips.record_progress("job-1", 1, 1, 2), Clip)
+    assert refreshed(lambda: metadata.clips.fail("job-1", 1, "Why."), Clip)
+    metadata.clips.record_progress("job-1", 2, 1, 2)
+    assert job(metadata).clips[2].status == "rendering"
+    assert refreshed(lambda: metadata.jobs.fail("job-1", "Why."), Clip)
     assert refreshed(lambda: batches.retry("batch"))
-    assert refreshed(lambda: ledger.request_cancel("job-1"))
-    assert refreshed(lambda: ledger.job_cancelled("job-1"))
+    assert refreshed(lambda: metadata.jobs.request_cancel("job-1"))
+    assert refreshed(lambda: metadata.jobs.cancel("job-1"))

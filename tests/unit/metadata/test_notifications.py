@@ -6,10 +6,9 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from s2v_tasks.metadata.repository import Ledger
-from s2v_tasks.metadata.session import engine_from_settings
+from s2v_tasks.metadata.session import create_engine
+from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.metadata.tables import Notification
-from s2v_tasks.settings import Settings
 
 HOOK = "https://hooks.example.com/x"
 
@@ -26,12 +25,12 @@ def age(engine: sa.Engine, by: timedelta) -> None:
         connection.execute(sa.update(Notification).values(**values))
 
 
-def test_what_happens_to_a_job_is_put_into_the_outbox(engine: sa.Engine, ledger: Ledger) -> None:
+def test_what_happens_to_a_job_is_put_into_the_outbox(engine: sa.Engine, metadata: MetadataStore) -> None:
     """Start and end are told to the webhook of the request, what is between only where it is news."""
-    ledger.job_queued("a", {"webhook_url": HOOK, "labels": {"team": "m"}})
-    ledger.job_started("a")
-    ledger.event("a", "step_finished", step="stitch")
-    ledger.job_failed("a", "no\0 luck")
+    metadata.jobs.enqueue("a", {"webhook_url": HOOK, "labels": {"team": "m"}})
+    metadata.jobs.start("a")
+    metadata.events.record("a", "step_finished", step="stitch")
+    metadata.jobs.fail("a", "no\0 luck")
     started, failed = rows(engine)
     assert (started.event, failed.event, failed.url, failed.status) == ("job_started", "job_failed", HOOK, "pending")
     assert failed.payload["labels"] == {"team": "m"}
@@ -39,18 +38,18 @@ def test_what_happens_to_a_job_is_put_into_the_outbox(engine: sa.Engine, ledger:
     assert started.payload["at"] == started.created_at.isoformat()
 
 
-def test_each_piece_of_news_is_told(engine: sa.Engine, planned: Callable[..., Ledger]) -> None:
+def test_each_piece_of_news_is_told(engine: sa.Engine, planned: Callable[..., MetadataStore]) -> None:
     """Starts, finished clips and all ends, with what a receiver needs to know; nothing else is."""
-    ledger = planned(3, webhook_url=HOOK)
-    ledger.clip_started("job-1", 2, "f")
-    ledger.clip_failed("job-1", 2, "Out of memory.")
-    ledger.clip_succeeded("job-1", 2, facts={}, reused=True)
-    ledger.job_succeeded("job-1", "s3://o/v.mp4", "00")
-    ledger.job_failed("job-1", "Why.")
-    ledger.request_cancel("job-1")
-    ledger.job_started("job-1")
-    ledger.request_cancel("job-1")
-    ledger.job_cancelled("job-1")
+    metadata = planned(3, webhook_url=HOOK)
+    metadata.clips.start("job-1", 2, "f")
+    metadata.clips.fail("job-1", 2, "Out of memory.")
+    metadata.clips.succeed("job-1", 2, facts={}, reused=True)
+    metadata.jobs.succeed("job-1", "s3://o/v.mp4", "00")
+    metadata.jobs.fail("job-1", "Why.")
+    metadata.jobs.request_cancel("job-1")
+    metadata.jobs.start("job-1")
+    metadata.jobs.request_cancel("job-1")
+    metadata.jobs.cancel("job-1")
     told = rows(engine)
     assert [row.event for row in told] == [
         "job_started", "clip_succeeded", "job_succeeded", "job_failed", "job_started", "job_cancelled"
@@ -65,42 +64,42 @@ def test_each_piece_of_news_is_told(engine: sa.Engine, planned: Callable[..., Le
     assert told[2].payload["detail"] == {"video_uri": "s3://o/v.mp4", "sha256": "00"}
 
 
-def test_a_start_and_its_end_are_told_once(engine: sa.Engine, ledger: Ledger) -> None:
+def test_a_start_and_its_end_are_told_once(engine: sa.Engine, metadata: MetadataStore) -> None:
     """Clips of other chains outlive a failure and may fail, too; once the job was closed they start it again."""
-    ledger.job_queued("a", {"webhook_url": HOOK})
-    ledger.job_started("a")
-    ledger.job_started("a", by_clip=True)
-    ledger.job_failed("a", "The first chain broke.")
-    ledger.job_started("a", by_clip=True)
-    ledger.job_failed("a", "The second chain broke.")
-    ledger.event("a", "step_finished", step="close_job")
+    metadata.jobs.enqueue("a", {"webhook_url": HOOK})
+    metadata.jobs.start("a")
+    metadata.jobs.start("a", by_clip=True)
+    metadata.jobs.fail("a", "The first chain broke.")
+    metadata.jobs.start("a", by_clip=True)
+    metadata.jobs.fail("a", "The second chain broke.")
+    metadata.events.record("a", "step_finished", step="close_job")
     assert [row.event for row in rows(engine)] == ["job_started", "job_failed"]
-    record = ledger.job("a")
+    record = metadata.jobs.get("a")
     assert record is not None
     assert (record.status, record.reason) == ("failed", "The second chain broke.")
-    ledger.job_started("a", by_clip=True)
-    ledger.job_failed("a", "Again.")
+    metadata.jobs.start("a", by_clip=True)
+    metadata.jobs.fail("a", "Again.")
     assert [row.event for row in rows(engine)][2:] == ["job_started", "job_failed"]
 
 
-def test_a_run_that_is_lost_ends_its_own_start_only(engine: sa.Engine, ledger: Ledger) -> None:
+def test_a_run_that_is_lost_ends_its_own_start_only(engine: sa.Engine, metadata: MetadataStore) -> None:
     """A job that ended or has another run by now stays what it is; a clip may start again one that was lost."""
-    ledger.job_queued("a", {"webhook_url": HOOK}, dag_run_id="first")
-    ledger.job_queued("a", {"webhook_url": HOOK}, dag_run_id="second")
-    assert not ledger.job_lost("a", "first")
-    assert ledger.job_lost("a", "second")
-    assert not ledger.job_lost("a", "second")
-    ledger.job_started("a", by_clip=True)
+    metadata.jobs.enqueue("a", {"webhook_url": HOOK}, dag_run_id="first")
+    metadata.jobs.enqueue("a", {"webhook_url": HOOK}, dag_run_id="second")
+    assert not metadata.jobs.close_lost("a", "first")
+    assert metadata.jobs.close_lost("a", "second")
+    assert not metadata.jobs.close_lost("a", "second")
+    metadata.jobs.start("a", by_clip=True)
     assert [row.event for row in rows(engine)] == ["job_failed", "job_started"]
 
 
-def test_a_late_clip_does_not_revive_a_cancelled_job(ledger: Ledger) -> None:
+def test_a_late_clip_does_not_revive_a_cancelled_job(metadata: MetadataStore) -> None:
     """A clip that begins in the moment of the cancel leaves the job cancelled."""
-    ledger.job_queued("a", {})
-    ledger.job_started("a")
-    ledger.job_cancelled("a")
-    ledger.job_started("a", by_clip=True)
-    record = ledger.job("a")
+    metadata.jobs.enqueue("a", {})
+    metadata.jobs.start("a")
+    metadata.jobs.cancel("a")
+    metadata.jobs.start("a", by_clip=True)
+    record = metadata.jobs.get("a")
     assert record is not None
     assert record.status == "cancelled"
 
@@ -108,65 +107,66 @@ def test_a_late_clip_does_not_revive_a_cancelled_job(ledger: Ledger) -> None:
 def test_a_job_without_a_webhook_is_told_to_the_configured_one(postgres_url: str) -> None:
     """The request's own wins; with neither there is nothing to tell."""
     for hook, expected in ((None, [HOOK]), ("https://ops.example.com/", ["https://ops.example.com/", HOOK])):
-        engine = engine_from_settings(Settings(database_url=postgres_url, webhook_url=hook))
+        engine = create_engine(postgres_url)
+        metadata = MetadataStore(engine, webhook_url=hook)
         with engine.begin() as connection:
             connection.execute(sa.delete(Notification))
         for job_id, request in (("plain", {}), ("own", {"webhook_url": HOOK})):
-            Ledger(engine).job_queued(job_id, request)
-            Ledger(engine).job_failed(job_id, "x")
+            metadata.jobs.enqueue(job_id, request)
+            metadata.jobs.fail(job_id, "x")
         assert [row.url for row in rows(engine)] == expected
         engine.dispose()
 
 
-def test_messages_of_a_job_go_out_in_order(engine: sa.Engine, ledger: Ledger) -> None:
+def test_messages_of_a_job_go_out_in_order(engine: sa.Engine, metadata: MetadataStore) -> None:
     """One that waits holds up those after it, but not those of other jobs; a claimed one is nobody else's."""
     for job_id in ("a", "b"):
-        ledger.job_queued(job_id, {"webhook_url": f"{HOOK}/{job_id}"})
-        ledger.job_started(job_id)
-        ledger.job_failed(job_id, "x")
-    first = ledger.claim_notification()
+        metadata.jobs.enqueue(job_id, {"webhook_url": f"{HOOK}/{job_id}"})
+        metadata.jobs.start(job_id)
+        metadata.jobs.fail(job_id, "x")
+    first = metadata.notifications.claim()
     assert first is not None
     assert (first.job_id, first.event) == ("a", "job_started")
-    second = ledger.claim_notification()
+    second = metadata.notifications.claim()
     assert second is not None
     assert (second.job_id, second.event) == ("b", "job_started")
-    assert ledger.claim_notification() is None
-    ledger.notification_put_off(first.id, "away")
-    ledger.notification_delivered(second.id)
-    third = ledger.claim_notification()
+    assert metadata.notifications.claim() is None
+    metadata.notifications.postpone(first.id, "away")
+    metadata.notifications.mark_delivered(second.id)
+    third = metadata.notifications.claim()
     assert third is not None
     assert (third.job_id, third.event) == ("b", "job_failed")
-    assert ledger.claim_notification(job_id="a") is None
+    assert metadata.notifications.claim(job_id="a") is None
     age(engine, timedelta(minutes=1))
-    assert ledger.claim_notification(but_not_to=[f"{HOOK}/a", f"{HOOK}/b"]) is None
-    again = ledger.claim_notification(job_id="a")
+    assert metadata.notifications.claim(skip_urls=[f"{HOOK}/a", f"{HOOK}/b"]) is None
+    again = metadata.notifications.claim(job_id="a")
     assert again is not None
     assert again.id == first.id
 
 
-def test_a_sender_that_died_leaves_its_message_to_the_next(engine: sa.Engine, ledger: Ledger) -> None:
+def test_a_sender_that_died_leaves_its_message_to_the_next(engine: sa.Engine, metadata: MetadataStore) -> None:
     """A claim holds for a minute."""
-    ledger.job_queued("a", {"webhook_url": HOOK})
-    ledger.job_failed("a", "x")
-    assert ledger.claim_notification() is not None
-    assert ledger.claim_notification() is None
+    metadata.jobs.enqueue("a", {"webhook_url": HOOK})
+    metadata.jobs.fail("a", "x")
+    assert metadata.notifications.claim() is not None
+    assert metadata.notifications.claim() is None
     age(engine, timedelta(minutes=2))
-    assert ledger.claim_notification() is not None
+    assert metadata.notifications.claim() is not None
     assert rows(engine)[0].attempts == 2
 
 
-def test_the_delay_grows_and_ends_after_a_day(engine: sa.Engine, ledger: Ledger) -> None:
+def test_the_delay_grows_and_ends_after_a_day(engine: sa.Engine, metadata: MetadataStore) -> None:
     """15 s, 30 s, 1 min ... an hour; a day after the event the message has failed."""
-    ledger.job_queued("a", {"webhook_url": HOOK})
-    ledger.job_failed("a", "x")
+    metadata.jobs.enqueue("a", {"webhook_url": HOOK})
+    metadata.jobs.fail("a", "x")
     delays = []
     for _ in range(60):
-        claimed = ledger.claim_notification()
+        claimed = metadata.notifications.claim()
         if claimed is None:
             break
         with engine.connect() as connection:
             now = connection.execute(sa.select(sa.func.now())).scalar_one()
-        ledger.notification_put_off(claimed.id, "away")
+        metadata.notifications.postpone(claimed.id, "away")
         row = rows(engine)[0]
         if row.status == "pending":
             delays.append(round((row.next_attempt_at - now).total_seconds()))

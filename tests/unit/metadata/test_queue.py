@@ -5,16 +5,16 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import sqlalchemy as sa
 
-from s2v_tasks.metadata.batches import BatchLedger, NewRow
-from s2v_tasks.metadata.queue import JobQueue, WaitingJob
-from s2v_tasks.metadata.records import JobRecord
-from s2v_tasks.metadata.repository import Ledger
+from s2v_tasks.metadata.batches import NewRow
+from s2v_tasks.metadata.queue import JobQueue, NewJob
+from s2v_tasks.metadata.store import MetadataStore
+from s2v_tasks.metadata.tables import Job
 
 DAY = datetime(2026, 11, 20, 12, tzinfo=UTC)
 
 
-def job(ledger: Ledger, job_id: str) -> JobRecord:
-    record = ledger.job(job_id)
+def job(metadata: MetadataStore, job_id: str) -> Job:
+    record = metadata.jobs.get(job_id)
     assert record is not None
     return record
 
@@ -24,54 +24,54 @@ def queue(engine: sa.Engine) -> JobQueue:
     """Five jobs of a batch, handed in at other times than in order of their names."""
     jobs = [("b", "normal", 3), ("a", "normal", 5), ("c", "high", 4), ("e", "low", 0), ("d", "high", 9)]
     rows = [
-        NewRow(number, name, WaitingJob(name, {"priority": priority}, handed_in_at=DAY + timedelta(hours=hours)))
+        NewRow(number, name, NewJob(name, {"priority": priority}, submitted_at=DAY + timedelta(hours=hours)))
         for number, (name, priority, hours) in enumerate(jobs, 1)
     ]
-    assert BatchLedger(engine).register("batch", "s3://b/m.jsonl", "etag", rows) == 5
-    return JobQueue(engine)
+    assert MetadataStore(engine).batches.register("batch", "s3://b/m.jsonl", "etag", rows) == 5
+    return MetadataStore(engine).queue
 
 
-def test_the_urgent_and_then_the_oldest_are_next(queue: JobQueue, ledger: Ledger) -> None:
+def test_the_urgent_and_then_the_oldest_are_next(queue: JobQueue, metadata: MetadataStore) -> None:
     """So many that at most the wished number runs; a place is free when a job ends or was cancelled."""
     assert [turn.job_id for turn in queue.next(max_running=9)] == ["c", "d", "b", "a", "e"]
     assert (queue.num_waiting(), [turn.job_id for turn in queue.next(max_running=2)]) == (5, ["c", "d"])
     queue.mark_started(["c", "d"])
     assert (queue.num_waiting(), queue.next(max_running=2), queue.next(max_running=1)) == (3, [], [])
-    ledger.job_failed("d", "No GPU.")
+    metadata.jobs.fail("d", "No GPU.")
     assert [turn.job_id for turn in queue.next(max_running=2)] == ["b"]
-    ledger.request_cancel("b")
+    metadata.jobs.request_cancel("b")
     assert (queue.num_waiting(), [turn.job_id for turn in queue.next(max_running=2)]) == (2, ["a"])
 
 
-def test_a_retry_takes_back_all_that_ended_the_job(queue: JobQueue, ledger: Ledger, engine: sa.Engine) -> None:
+def test_a_retry_takes_back_all_that_ended_the_job(queue: JobQueue, metadata: MetadataStore, engine: sa.Engine) -> None:
     """Failed and cancelled jobs wait again, with a run id of their own; those that run or succeeded are left alone."""
     queue.mark_started(["a", "b", "c", "d"])
-    ledger.job_failed("a", "No GPU.")
-    ledger.request_cancel("b")
-    ledger.job_cancelled("b")
-    ledger.job_succeeded("c", "s3://o/c.mp4", "00")
-    ledger.job_started("d")
-    assert BatchLedger(engine).retry("batch") == 2
+    metadata.jobs.fail("a", "No GPU.")
+    metadata.jobs.request_cancel("b")
+    metadata.jobs.cancel("b")
+    metadata.jobs.succeed("c", "s3://o/c.mp4", "00")
+    metadata.jobs.start("d")
+    assert MetadataStore(engine).batches.retry("batch") == 2
     for name in ("a", "b"):
-        record = job(ledger, name)
+        record = job(metadata, name)
         assert (record.status, record.source) == ("queued", "batch")
         assert (record.reason, record.dag_run_id, record.finished_at, record.cancel_requested_at) == (None,) * 4
         assert record.events[-1].event == "job_retried"
-    assert [job(ledger, name).status for name in "cde"] == ["succeeded", "running", "queued"]
+    assert [job(metadata, name).status for name in "cde"] == ["succeeded", "running", "queued"]
     assert [turn.run_id for turn in queue.next(max_running=9)] == ["b--2", "a--2", "e"]
     queue.mark_started(["a", "b"])
-    assert job(ledger, "a").dag_run_id == "a--2"
-    ledger.job_failed("a", "No GPU.")
-    assert BatchLedger(engine).retry("batch") == 1
+    assert job(metadata, "a").dag_run_id == "a--2"
+    metadata.jobs.fail("a", "No GPU.")
+    assert MetadataStore(engine).batches.retry("batch") == 1
     assert [turn.run_id for turn in queue.next(max_running=9)] == ["a--3", "e"]
 
 
-def test_a_job_that_has_its_run_or_has_ended_is_not_started_again(queue: JobQueue, ledger: Ledger) -> None:
+def test_a_job_that_has_its_run_or_has_ended_is_not_started_again(queue: JobQueue, metadata: MetadataStore) -> None:
     """It keeps the run that it has, and one that was cancelled meanwhile gets none."""
     queue.mark_started(["a"])
-    ledger.job_failed("a", "No GPU.")
-    ledger.job_cancelled("b")
-    before = job(ledger, "a"), job(ledger, "b")
+    metadata.jobs.fail("a", "No GPU.")
+    metadata.jobs.cancel("b")
+    before = job(metadata, "a"), job(metadata, "b")
     queue.mark_started(["a", "b"])
-    assert (job(ledger, "a"), job(ledger, "b")) == before
+    assert (job(metadata, "a"), job(metadata, "b")) == before
     assert before[1].dag_run_id is None

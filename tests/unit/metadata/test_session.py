@@ -1,4 +1,4 @@
-"""Connections to the ledger's database: what is wrong with one, and what to do."""
+"""Connections to the metadata store's database: what is wrong with one, and what to do."""
 
 import random
 import re
@@ -15,8 +15,8 @@ from sqlalchemy.engine import make_url
 from s2v_tasks.embedded.process import free_ports
 from s2v_tasks.errors import ConfigurationError, PermanentError, S2VError, TransientError
 from s2v_tasks.metadata import migrate
-from s2v_tasks.metadata.repository import Ledger
 from s2v_tasks.metadata.session import create_engine, engine_from_settings, sole_holder, transaction
+from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.settings import Settings, load_settings
 
 
@@ -24,7 +24,7 @@ def test_a_database_without_tables_names_the_remedy(postgres_url: str) -> None:
     """A database that was never migrated is a configuration error."""
     engine = create_engine(str(make_url(postgres_url).set(database="postgres").render_as_string(hide_password=False)))
     with pytest.raises(ConfigurationError, match="s2v db upgrade"):
-        Ledger(engine).jobs()
+        MetadataStore(engine).jobs.recent()
     engine.dispose()
 
 
@@ -34,7 +34,7 @@ def test_a_refused_connection_is_a_configuration_error(postgres_url: str, change
     url = make_url(postgres_url).set(**change)  # type: ignore[arg-type]
     engine = create_engine(url.render_as_string(hide_password=False))
     with pytest.raises(ConfigurationError, match=f"127.0.0.1:{url.port}/{url.database} refuses") as caught:
-        Ledger(engine).jobs()
+        MetadataStore(engine).jobs.recent()
     assert str(url.password) not in str(caught.value)
     engine.dispose()
 
@@ -44,7 +44,7 @@ def test_a_server_that_is_away_is_a_transient_error() -> None:
     port = free_ports(1)[0]
     engine = create_engine(f"postgresql://s2v:a-secret@127.0.0.1:{port}/s2v")
     with pytest.raises(TransientError, match=f"127.0.0.1:{port}/s2v cannot be used") as caught:
-        Ledger(engine).job_queued("job-1", {"prompt": "A person speaks."})
+        MetadataStore(engine).jobs.enqueue("job-1", {"prompt": "A person speaks."})
     assert "a-secret" not in str(caught.value)
     engine.dispose()
 
@@ -55,7 +55,7 @@ def test_a_database_that_only_reads_is_a_transient_error(postgres_url: str) -> N
         connection.execute(f"ALTER DATABASE {make_url(postgres_url).database} SET default_transaction_read_only = on")
     engine = create_engine(postgres_url)
     with pytest.raises(TransientError, match=r"cannot be used .*read-only"):
-        Ledger(engine).job_queued("job-1", {"prompt": "A person speaks."})
+        MetadataStore(engine).jobs.enqueue("job-1", {"prompt": "A person speaks."})
     engine.dispose()
 
 
@@ -151,7 +151,7 @@ def test_no_failure_shows_user_or_password(
 def _list_jobs() -> None:
     engine = engine_from_settings(load_settings())
     try:
-        Ledger(engine).jobs()
+        MetadataStore(engine).jobs.recent()
     finally:
         engine.dispose()
 
@@ -175,7 +175,7 @@ def test_a_statement_that_fails_shows_no_values(planted: dict[str, str], engine:
 def test_an_index_that_cannot_hold_a_text_is_a_permanent_error(engine: sa.Engine) -> None:
     """Such a text fails in every attempt."""
     with pytest.raises(PermanentError, match=r"cannot hold a value .*index row") as caught:
-        Ledger(engine).job_queued("job-1", {"parent_job_id": random.Random(0).randbytes(9000).hex()})
+        MetadataStore(engine).jobs.enqueue("job-1", {"parent_job_id": random.Random(0).randbytes(9000).hex()})
     assert caught.value.exit_code == 65
 
 
@@ -186,7 +186,7 @@ def test_more_threads_than_connections_are_a_transient_error(engine: sa.Engine) 
         for _ in range(12):
             stack.enter_context(engine.connect())
         with pytest.raises(TransientError, match="all connections of this process are in use"):
-            Ledger(engine).jobs()
+            MetadataStore(engine).jobs.recent()
 
 
 def test_each_transaction_has_time_limits_and_utc(postgres_url: str) -> None:

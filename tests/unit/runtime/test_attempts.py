@@ -9,8 +9,8 @@ import pytest
 import sqlalchemy as sa
 
 from s2v_tasks.errors import TransientError, UnavailableError
-from s2v_tasks.metadata.attempts import CONDITIONS, Work, rendering
-from s2v_tasks.metadata.repository import Ledger
+from s2v_tasks.metadata.attempts import CONDITIONS, AttemptKey, AttemptRepository, rendering
+from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.planning import make_plan
 from s2v_tasks.runtime import attempts, outages
 from s2v_tasks.runtime.attempts import await_earlier_attempt, metered
@@ -29,11 +29,11 @@ def test_gpu_seconds_are_on_record_while_the_work_goes_on(
     monkeypatch.setenv("S2V_DATABASE_URL", postgres_url)
     load_settings.cache_clear()
     monkeypatch.setattr(attempts, "BEAT_SECONDS", 0.02)
-    ledger = Ledger(engine)
-    ledger.job_queued("job-1", {})
+    metadata = MetadataStore(engine)
+    metadata.jobs.enqueue("job-1", {})
 
     def seconds() -> float:
-        job = ledger.job("job-1")
+        job = metadata.jobs.get("job-1")
         assert job is not None
         return job.attempts[0].gpu_seconds or 0.0
 
@@ -45,7 +45,7 @@ def test_gpu_seconds_are_on_record_while_the_work_goes_on(
         return found
 
     with open_context("job-1", load_settings()) as ctx:
-        ctx.ledger.conditions_started("job-1")
+        ctx.metadata.conditions.start("job-1")
         with metered(ctx, CONDITIONS):
             grows(grows(0.0))
         assert "attempt-meter" not in [thread.name for thread in threading.enumerate()]
@@ -73,11 +73,11 @@ def ctx(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[StepCont
     load_settings.cache_clear()
     with open_context("job-1", load_settings()) as context:
         for job_id in ("job-1", "job-2"):
-            context.ledger.job_queued(job_id, {})
-            context.ledger.job_planned(job_id, plan_of_three_clips(job_id))
-        context.ledger.conditions_started("job-1")
+            context.metadata.jobs.enqueue(job_id, {})
+            context.metadata.jobs.record_plan(job_id, plan_of_three_clips(job_id))
+        context.metadata.conditions.start("job-1")
         for clip_index in (0, 1):
-            context.ledger.clip_started("job-1", clip_index, f"f{clip_index}")
+            context.metadata.clips.start("job-1", clip_index, f"f{clip_index}")
         yield context
 
 
@@ -92,19 +92,19 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], None]]:
 @pytest.mark.parametrize("work", [CONDITIONS, rendering(0), rendering(1)])
 @pytest.mark.parametrize("outcome", ["succeeded", "failed", "interrupted"])
 def test_an_attempt_that_still_runs_is_waited_for(
-    ctx: StepContext, looks: list[Callable[[], None]], work: Work, outcome: str
+    ctx: StepContext, looks: list[Callable[[], None]], work: AttemptKey, outcome: str
 ) -> None:
     """Airflow has started the task again before it ended the first: what that one saves is found when it has ended."""
 
     def end() -> None:
         if work == CONDITIONS:
-            ctx.ledger.conditions_ended("job-1", outcome="failed" if outcome == "interrupted" else outcome)  # type: ignore[arg-type]
+            ctx.metadata.conditions.end("job-1", outcome="failed" if outcome == "interrupted" else outcome)  # type: ignore[arg-type]
         elif outcome == "succeeded":
-            ctx.ledger.clip_succeeded("job-1", work.clip_index or 0, facts={}, reused=False)
+            ctx.metadata.clips.succeed("job-1", work.clip_index or 0, facts={}, reused=False)
         else:
-            ctx.ledger.clip_failed("job-1", work.clip_index or 0, "x", outcome=outcome)  # type: ignore[arg-type]
+            ctx.metadata.clips.fail("job-1", work.clip_index or 0, "x", outcome=outcome)  # type: ignore[arg-type]
 
-    looks += [lambda: None, lambda: ctx.ledger.attempt_goes_on("job-1", work), end]
+    looks += [lambda: None, lambda: ctx.metadata.attempts.heartbeat("job-1", work), end]
     await_earlier_attempt(ctx, work)
     assert looks == []
 
@@ -130,7 +130,7 @@ def test_an_attempt_without_a_sign_of_life_is_not_waited_for(
             ),
             {"silent": silent_seconds},
         )
-    looks += [lambda: ctx.ledger.clip_failed("job-1", 0, "x")] * waits
+    looks += [lambda: ctx.metadata.clips.fail("job-1", 0, "x")] * waits
     await_earlier_attempt(ctx, rendering(0))
     assert looks == []
 
@@ -155,7 +155,7 @@ def test_silence_while_the_database_was_away_does_not_count(
     silent_since(engine, silent_seconds)
     now = time.monotonic()
     ctx.retry_policy.latest_outage = (now - 40, now - 10)
-    looks += [lambda: ctx.ledger.clip_failed("job-1", 0, "x")] * waits
+    looks += [lambda: ctx.metadata.clips.fail("job-1", 0, "x")] * waits
     await_earlier_attempt(ctx, rendering(0))
     assert looks == []
 
@@ -176,19 +176,19 @@ def test_a_look_that_outlasts_an_outage_is_repeated(
 ) -> None:
     """The database is back, and this process is the first to ask: the other one writes a moment later."""
     silent_since(engine, 30)
-    is_alive, asked = Ledger.attempt_is_alive, []
+    is_alive, asked = AttemptRepository.is_alive, []
 
-    def away_first(ledger: Ledger, *arguments: Any, **named: Any) -> bool:
+    def away_first(attempts: AttemptRepository, *arguments: Any, **named: Any) -> bool:
         asked.append(named["within_seconds"])
         if len(asked) == 1:
             raise UnavailableError("connection refused")
-        return is_alive(ledger, *arguments, **named)
+        return is_alive(attempts, *arguments, **named)
 
-    monkeypatch.setattr(Ledger, "attempt_is_alive", away_first)
+    monkeypatch.setattr(AttemptRepository, "is_alive", away_first)
     monkeypatch.setattr(outages, "LONGEST_PAUSE_SECONDS", 0.0)
     looks += [
-        lambda: ctx.ledger.attempt_goes_on("job-1", rendering(0)),
-        lambda: ctx.ledger.clip_failed("job-1", 0, "x"),
+        lambda: ctx.metadata.attempts.heartbeat("job-1", rendering(0)),
+        lambda: ctx.metadata.clips.fail("job-1", 0, "x"),
     ]
     await_earlier_attempt(ctx, rendering(0))
     assert looks == []

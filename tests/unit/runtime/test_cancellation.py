@@ -1,4 +1,4 @@
-"""A cancel reaches the work of a step through the ledger alone."""
+"""A cancel reaches the work of a step through the metadata store alone."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ import pytest
 import sqlalchemy as sa
 
 from s2v_tasks.errors import JobCancelledError, TransientError
-from s2v_tasks.metadata.repository import Ledger
+from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.runtime import cancellation
 from s2v_tasks.runtime.cancellation import cancellable, refuse_cancelled
 from s2v_tasks.settings import Settings, load_settings
@@ -25,17 +25,17 @@ def settings(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> Settings:
 
 
 @pytest.fixture
-def ledger(engine: sa.Engine) -> Ledger:
-    ledger = Ledger(engine)
-    ledger.job_queued(JOB, {})
-    ledger.job_started(JOB)
-    return ledger
+def metadata(engine: sa.Engine) -> MetadataStore:
+    metadata = MetadataStore(engine)
+    metadata.jobs.enqueue(JOB, {})
+    metadata.jobs.start(JOB)
+    return metadata
 
 
-def test_work_is_interrupted_and_unwound(settings: Settings, ledger: Ledger) -> None:
+def test_work_is_interrupted_and_unwound(settings: Settings, metadata: MetadataStore) -> None:
     """A cancel ends a work that waits, and what it cleans up is cleaned up."""
     done = []
-    canceller = threading.Thread(target=ledger.request_cancel, args=[JOB])
+    canceller = threading.Thread(target=metadata.jobs.request_cancel, args=[JOB])
 
     def work() -> None:
         with cancellable(JOB, settings):
@@ -52,12 +52,12 @@ def test_work_is_interrupted_and_unwound(settings: Settings, ledger: Ledger) -> 
     assert done == ["cleaned"]
 
 
-def test_a_failure_that_a_cancel_brought_about_is_the_cancel(settings: Settings, ledger: Ledger) -> None:
+def test_a_failure_that_a_cancel_brought_about_is_the_cancel(settings: Settings, metadata: MetadataStore) -> None:
     """When another rank was faster, or a signal of Airflow, the step still says that the job was cancelled."""
 
     def work() -> None:
         with cancellable(JOB, settings):
-            ledger.request_cancel(JOB)
+            metadata.jobs.request_cancel(JOB)
             try:
                 threading.Event().wait(300)
             except BaseException as interruption:
@@ -68,7 +68,7 @@ def test_a_failure_that_a_cancel_brought_about_is_the_cancel(settings: Settings,
     assert isinstance(caught.value.__cause__, TransientError)
 
 
-def test_a_failure_without_a_cancel_stays_what_it_is(settings: Settings, ledger: Ledger) -> None:
+def test_a_failure_without_a_cancel_stays_what_it_is(settings: Settings, metadata: MetadataStore) -> None:
     """The watch changes nothing of a work that fails, nor of one that ends well."""
     with cancellable(JOB, settings):
         pass
@@ -76,7 +76,7 @@ def test_a_failure_without_a_cancel_stays_what_it_is(settings: Settings, ledger:
         raise TransientError("network")
 
 
-def test_what_cannot_be_unwound_is_ended_hard(settings: Settings, ledger: Ledger) -> None:
+def test_what_cannot_be_unwound_is_ended_hard(settings: Settings, metadata: MetadataStore) -> None:
     """A process that hangs in a library, deaf to signals, is gone soon, with the exit code of a permanent error."""
     hang = (
         "import ctypes\n"
@@ -92,7 +92,7 @@ def test_what_cannot_be_unwound_is_ended_hard(settings: Settings, ledger: Ledger
     with subprocess.Popen([sys.executable, "-c", hang], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"hangs\n"
-        ledger.request_cancel(JOB)
+        metadata.jobs.request_cancel(JOB)
         try:
             process.communicate(timeout=20)
         finally:
@@ -100,25 +100,25 @@ def test_what_cannot_be_unwound_is_ended_hard(settings: Settings, ledger: Ledger
     assert process.returncode == JobCancelledError.exit_code
 
 
-def test_no_step_begins_until_the_job_is_started_again(ledger: Ledger) -> None:
+def test_no_step_begins_until_the_job_is_started_again(metadata: MetadataStore) -> None:
     """The cancel stands while the job is active and after its end; a new start of the ended job forgets it."""
-    assert ledger.request_cancel(JOB) == "running"
-    ledger.forget_cancel(JOB)
+    assert metadata.jobs.request_cancel(JOB) == "running"
+    metadata.jobs.clear_cancel(JOB)
     with pytest.raises(JobCancelledError):
-        refuse_cancelled(ledger, JOB)
-    ledger.job_cancelled(JOB)
+        refuse_cancelled(metadata, JOB)
+    metadata.jobs.cancel(JOB)
     with pytest.raises(JobCancelledError):
-        refuse_cancelled(ledger, JOB)
-    ledger.job_queued(JOB, {})
-    refuse_cancelled(ledger, JOB)
+        refuse_cancelled(metadata, JOB)
+    metadata.jobs.enqueue(JOB, {})
+    refuse_cancelled(metadata, JOB)
 
 
-def test_a_job_that_has_ended_is_not_cancelled(ledger: Ledger) -> None:
+def test_a_job_that_has_ended_is_not_cancelled(metadata: MetadataStore) -> None:
     """Its success stands, also when somebody asks too late."""
-    ledger.job_succeeded(JOB, video_uri="s3://b/v.mp4", sha256="0")
-    assert ledger.request_cancel(JOB) == "succeeded"
-    assert not ledger.cancel_requested(JOB)
-    ledger.job_cancelled(JOB)
-    job = ledger.job(JOB)
+    metadata.jobs.succeed(JOB, video_uri="s3://b/v.mp4", sha256="0")
+    assert metadata.jobs.request_cancel(JOB) == "succeeded"
+    assert not metadata.jobs.is_cancel_requested(JOB)
+    metadata.jobs.cancel(JOB)
+    job = metadata.jobs.get(JOB)
     assert job is not None
     assert job.status == "succeeded"

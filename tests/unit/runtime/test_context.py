@@ -18,9 +18,9 @@ def context(s3_settings: Settings, postgres_url: str, monkeypatch: pytest.Monkey
     monkeypatch.setenv("S2V_DATABASE_URL", postgres_url)
     load_settings.cache_clear()
     with open_context("my-job", load_settings()) as context:
-        context.ledger.job_queued("my-job", {})
-        context.ledger.job_started("my-job")
-        context.ledger.job_failed("my-job", "The first chain broke.")
+        context.metadata.jobs.enqueue("my-job", {})
+        context.metadata.jobs.start("my-job")
+        context.metadata.jobs.fail("my-job", "The first chain broke.")
         yield context
 
 
@@ -43,7 +43,7 @@ def make(context: StepContext, clip_index: int | None = None) -> None:
 
 
 def status(context: StepContext) -> str:
-    job = context.ledger.job("my-job")
+    job = context.metadata.jobs.get("my-job")
     assert job is not None
     return job.status
 
@@ -52,10 +52,10 @@ def test_a_clip_of_another_chain_does_not_start_a_failed_job_again(context: Step
     """It is made and kept, but the job stays failed until it was closed; any other step starts it at once."""
     make(context, clip_index=3)
     assert status(context) == "failed"
-    context.ledger.event("my-job", "step_finished", step="close_job")
+    context.metadata.events.record("my-job", "step_finished", step="close_job")
     make(context, clip_index=4)
     assert status(context) == "running"
-    context.ledger.job_failed("my-job", "The second chain broke.")
+    context.metadata.jobs.fail("my-job", "The second chain broke.")
     make(context)
     assert status(context) == "running"
 
@@ -72,8 +72,8 @@ def test_an_error_of_the_local_disk_is_on_record_as_what_it_is(
     context: StepContext, error: Exception, exit_code: int, ends: str
 ) -> None:
     """A full disk is tried again; a wrong folder ends the job with its sentence; a bug keeps its class."""
-    context.ledger.job_queued("my-job", {})
-    context.ledger.job_started("my-job")
+    context.metadata.jobs.enqueue("my-job", {})
+    context.metadata.jobs.start("my-job")
 
     def body(_context: StepContext) -> dict[str, Any]:
         raise error
@@ -81,7 +81,7 @@ def test_an_error_of_the_local_disk_is_on_record_as_what_it_is(
     with pytest.raises(Exception, match=str(error.args[-1])) as caught:
         run_step(body, step=STITCH, job_id="my-job")
     assert getattr(caught.value, "exit_code", 1) == exit_code
-    job = context.ledger.job("my-job")
+    job = context.metadata.jobs.get("my-job")
     assert job is not None
     assert (job.status, job.events[-1 if ends == "running" else -2].detail["exit_code"]) == (ends, exit_code)
 

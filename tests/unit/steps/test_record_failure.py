@@ -21,8 +21,8 @@ def context(s3_settings: Settings, postgres_url: str, monkeypatch: pytest.Monkey
     monkeypatch.setenv("S2V_DATABASE_URL", postgres_url)
     load_settings.cache_clear()
     with open_context("my-job", load_settings()) as context:
-        context.ledger.job_queued("my-job", {})
-        context.ledger.job_started("my-job")
+        context.metadata.jobs.enqueue("my-job", {})
+        context.metadata.jobs.start("my-job")
         yield context
 
 
@@ -35,9 +35,9 @@ def test_the_reason_of_a_dead_step_becomes_the_reason_of_its_job(context: StepCo
 
 def test_an_encoding_that_died_is_wasted_until_it_died(context: StepContext) -> None:
     """Its attempt ends with the reason, not when somebody closes the job."""
-    context.ledger.conditions_started("my-job")
+    context.metadata.conditions.start("my-job")
     record_failure.run(context, step=ENCODE_CONDITIONS, reason="The pod ran out of memory.")
-    job = context.ledger.job("my-job")
+    job = context.metadata.jobs.get("my-job")
     assert job is not None
     (attempt,) = job.attempts
     assert (attempt.outcome, attempt.reason) == ("failed", "The pod ran out of memory.")
@@ -60,13 +60,13 @@ def plan_of_clips(settings: Settings, num_clip: int) -> Plan:
 
 def test_of_the_clips_of_a_process_the_one_failed_that_was_rendered(context: StepContext) -> None:
     """Clips that were finished before stay finished, and those after it untouched; the others have no open attempt."""
-    ledger = context.ledger
-    ledger.job_planned("my-job", plan_of_clips(context.settings, 4))
-    ledger.clip_started("my-job", 1, "f1")
-    ledger.clip_succeeded("my-job", 1, facts={}, reused=False)
-    ledger.clip_started("my-job", 2, "f2")
+    metadata = context.metadata
+    metadata.jobs.record_plan("my-job", plan_of_clips(context.settings, 4))
+    metadata.clips.start("my-job", 1, "f1")
+    metadata.clips.succeed("my-job", 1, facts={}, reused=False)
+    metadata.clips.start("my-job", 2, "f2")
     record_failure.run(context, step=RENDER_CLIP, reason="The pod is gone.", clip_index=1, count=3)
-    job = ledger.job("my-job")
+    job = metadata.jobs.get("my-job")
     assert job is not None
     assert [clip.status for clip in job.clips] == ["pending", "succeeded", "failed", "pending"]
     assert [attempt.outcome for attempt in job.attempts] == ["succeeded", "failed"]
@@ -77,15 +77,15 @@ def test_a_job_fails_for_the_latest_reason_since_it_was_queued(context: StepCont
     for step, reason in ((RENDER_CLIP, "First."), (STITCH, "Second."), (RENDER_CLIP, "Third.")):
         record_failure.run(context, step=step, reason=reason)
     assert close_job.run(context)["reason"] == "render_clip: Third."
-    context.ledger.job_queued("my-job", {})
-    context.ledger.job_started("my-job")
+    context.metadata.jobs.enqueue("my-job", {})
+    context.metadata.jobs.start("my-job")
     assert "killed before it could say why" in close_job.run(context)["reason"]
 
 
 def test_a_job_that_airflow_failed_names_the_task(context: StepContext) -> None:
     """Where a step gave a reason that is the job's, else the task that Airflow failed is named with where to look."""
     assert close_job.run(context, failed_task="clip.wait[1]")["reason"].startswith("Task clip.wait[1] failed")
-    context.ledger.job_queued("my-job", {})
-    context.ledger.job_started("my-job")
+    context.metadata.jobs.enqueue("my-job", {})
+    context.metadata.jobs.start("my-job")
     record_failure.run(context, step=STITCH, reason="Disk full.")
     assert close_job.run(context, failed_task="clip.wait[1]")["reason"] == "stitch: Disk full."

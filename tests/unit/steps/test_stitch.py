@@ -71,7 +71,7 @@ def context(s3_settings: Settings, postgres_url: str, monkeypatch: pytest.Monkey
     monkeypatch.setenv("S2V_DATABASE_URL", postgres_url)
     load_settings.cache_clear()
     with open_context("my-job", load_settings()) as context:
-        context.ledger.job_queued("my-job", {})
+        context.metadata.jobs.enqueue("my-job", {})
         yield context
 
 

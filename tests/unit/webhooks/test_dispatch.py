@@ -8,7 +8,7 @@ import pytest
 import sqlalchemy as sa
 
 from s2v_tasks.errors import PermanentError
-from s2v_tasks.metadata.repository import Ledger
+from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.metadata.tables import Notification
 from s2v_tasks.runtime.context import StepContext, run_step
 from s2v_tasks.schemas.steps import STAGE_INPUTS, STITCH
@@ -36,8 +36,8 @@ def configure(s3_settings: Settings, postgres_url: str, monkeypatch: pytest.Monk
 
 def work(ctx: StepContext, *, url: str) -> dict[str, Any]:
     """A step that queues and starts its job."""
-    ctx.ledger.job_queued(ctx.job_id, {"webhook_url": url})
-    ctx.ledger.job_started(ctx.job_id)
+    ctx.metadata.jobs.enqueue(ctx.job_id, {"webhook_url": url})
+    ctx.metadata.jobs.start(ctx.job_id)
     return {}
 
 
@@ -138,10 +138,15 @@ def test_the_sweep_sends_later_what_did_not_get_through(configure: Configure, re
     with engine.begin() as connection:
         connection.execute(sa.update(Notification).values(next_attempt_at=sa.func.now()))
     receiver.answers = [500, 200]
-    assert deliver_due(Ledger(engine), settings, seconds=5) == {"delivered": 0, "failed": 0, "pending": 1, "refused": 0}
+    assert deliver_due(MetadataStore(engine), settings, seconds=5) == {
+        "delivered": 0,
+        "failed": 0,
+        "pending": 1,
+        "refused": 0,
+    }
     with engine.begin() as connection:
         connection.execute(sa.update(Notification).values(next_attempt_at=sa.func.now()))
-    assert deliver_due(Ledger(engine), settings, seconds=5)["delivered"] == 2
+    assert deliver_due(MetadataStore(engine), settings, seconds=5)["delivered"] == 2
     assert [row[1] for row in found(engine)] == ["delivered", "delivered"]
     identities = [headers["X-S2V-Delivery"] for _, headers, _ in receiver.requests]
     assert len(set(identities)) == 2

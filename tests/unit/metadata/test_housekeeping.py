@@ -5,16 +5,16 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import sqlalchemy as sa
 
-from s2v_tasks.metadata.repository import Ledger
+from s2v_tasks.metadata.housekeeping import HousekeepingRepository, OpenRun, StoredArtifact
+from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.metadata.tables import ArtifactRow, Clip, Job
-from s2v_tasks.metadata.upkeep import OpenRun, StoredArtifact, UpkeepLedger
 
 NOW = datetime.now(UTC)
 STATUSES = ("queued", "running", "succeeded", "failed", "cancelled")
 
 
 @pytest.fixture
-def upkeep(engine: sa.Engine) -> UpkeepLedger:
+def upkeep(engine: sa.Engine) -> HousekeepingRepository:
     """A job of each status that ended, if it did, two days ago; with inputs of its own and a run."""
     with engine.begin() as connection:
         for hours, status in enumerate(STATUSES):
@@ -24,10 +24,10 @@ def upkeep(engine: sa.Engine) -> UpkeepLedger:
             if status in {"succeeded", "failed", "cancelled"}:
                 values["finished_at"] = NOW - timedelta(days=2, hours=hours)
             connection.execute(sa.insert(Job).values(job_id=status, **values))
-    return UpkeepLedger(engine)
+    return MetadataStore(engine).housekeeping
 
 
-def test_jobs_that_ended_long_ago_are_settled(upkeep: UpkeepLedger, engine: sa.Engine) -> None:
+def test_jobs_that_ended_long_ago_are_settled(upkeep: HousekeepingRepository, engine: sa.Engine) -> None:
     """Not those that go on, ended later, or are needed by a rerun that goes on."""
     assert upkeep.job_ids() == set(STATUSES)
     assert upkeep.settled_jobs(NOW) == {"succeeded", "failed", "cancelled"}
@@ -38,7 +38,7 @@ def test_jobs_that_ended_long_ago_are_settled(upkeep: UpkeepLedger, engine: sa.E
     assert upkeep.settled_jobs(NOW) == {"succeeded", "cancelled"}
 
 
-def test_inputs_of_jobs_that_may_be_started_again_are_kept(upkeep: UpkeepLedger, engine: sa.Engine) -> None:
+def test_inputs_of_jobs_that_may_be_started_again_are_kept(upkeep: HousekeepingRepository, engine: sa.Engine) -> None:
     """Those of failed and cancelled jobs are not; a pose video is an input, too, and an empty field is none."""
     with engine.begin() as connection:
         request = {"pose_video_uri": "s3://in/pose.mp4", "image_uri": None, "webhook_url": "https://hook"}
@@ -48,7 +48,9 @@ def test_inputs_of_jobs_that_may_be_started_again_are_kept(upkeep: UpkeepLedger,
     assert upkeep.named_inputs() == kept | {"s3://in/pose.mp4"}
 
 
-def test_runs_of_silent_jobs_are_found(upkeep: UpkeepLedger, engine: sa.Engine, ledger: Ledger) -> None:
+def test_runs_of_silent_jobs_are_found(
+    upkeep: HousekeepingRepository, engine: sa.Engine, metadata: MetadataStore
+) -> None:
     """Open ones with a run, of which nothing was heard for a quarter of an hour, the oldest first."""
     silent = [OpenRun("running", "run-running"), OpenRun("queued", "run-queued")]
     assert upkeep.silent_runs() == silent
@@ -71,7 +73,7 @@ def test_runs_of_silent_jobs_are_found(upkeep: UpkeepLedger, engine: sa.Engine, 
     assert upkeep.silent_runs() == [OpenRun("queued", "run-queued")]
 
 
-def test_artifacts_are_listed_with_their_job_and_size(upkeep: UpkeepLedger, engine: sa.Engine) -> None:
+def test_artifacts_are_listed_with_their_job_and_size(upkeep: HousekeepingRepository, engine: sa.Engine) -> None:
     """Every row, by its key."""
     sizes = {"jobs/failed/plan.json": ("failed", 7), "jobs/queued/clips/0000/clip.mp4": ("queued", 5 * 1024**3)}
     with engine.begin() as connection:

@@ -1,4 +1,4 @@
-"""What housekeeping asks of the ledger: which jobs are over, what others still need, what ought to be stored."""
+"""Queries of housekeeping: jobs that have ended, files that are in use, objects that must exist, silent runs."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
@@ -7,40 +7,38 @@ import sqlalchemy as sa
 from sqlalchemy.orm import aliased
 
 from s2v_tasks.metadata.session import transaction
+from s2v_tasks.metadata.sql import Repository
 from s2v_tasks.metadata.tables import ArtifactRow, Clip, Job
 from s2v_tasks.schemas.job import ENDED_STATUSES, RestartableStatus
 
-# A clip that is rendered gives a sign of life with each solver step, and whoever is silent is only asked after.
+# Rendering updates its clip with each solver step. Airflow is asked about a silent run before its job is closed.
 SILENT_BEFORE_LOST = timedelta(minutes=15)
 _INPUT_FIELDS = ("image_uri", "audio_uri", "pose_video_uri")
 
 
 class OpenRun(NamedTuple):
-    """A job that has not ended, and the DAG run that should end it."""
+    """A job that has not ended, and its DAG run."""
 
     job_id: str
     dag_run_id: str
 
 
 class StoredArtifact(NamedTuple):
-    """What an artifact row says."""
+    """Job and size of an artifact."""
 
     job_id: str
     size_bytes: int
 
 
-class UpkeepLedger:
-    """Questions about all jobs at once."""
-
-    def __init__(self, engine: sa.Engine) -> None:
-        self._engine = engine
+class HousekeepingRepository(Repository):
+    """Queries over all jobs."""
 
     def job_ids(self) -> set[str]:
-        """Every job on record."""
+        """Return the ids of all jobs."""
         return self._strings(sa.select(Job.job_id))
 
     def settled_jobs(self, before: datetime) -> set[str]:
-        """Jobs that ended before this time, and that no rerun needs which has not ended itself."""
+        """Return the jobs that ended before this time and that no unfinished rerun needs."""
         child = aliased(Job)
         needed = sa.exists().where(child.parent_job_id == Job.job_id, child.status.not_in(ENDED_STATUSES))
         return self._strings(
@@ -48,7 +46,7 @@ class UpkeepLedger:
         )
 
     def named_inputs(self) -> set[str]:
-        """URIs in the requests of jobs that have not ended or whose video is published."""
+        """Return the input URIs of all jobs that have not ended or whose video is published."""
         kept = Job.status.not_in(list(RestartableStatus))
         return {
             uri
@@ -57,15 +55,15 @@ class UpkeepLedger:
         }
 
     def artifacts(self) -> dict[str, StoredArtifact]:
-        """Every artifact row by its key."""
+        """Return all artifacts by key."""
         statement = sa.select(ArtifactRow.key, ArtifactRow.job_id, ArtifactRow.size_bytes)
         with transaction(self._engine) as connection:
             return {key: StoredArtifact(job_id, size) for key, job_id, size in connection.execute(statement)}
 
     def silent_runs(self, at_most: int | None = None) -> list[OpenRun]:
-        """Jobs given to a DAG run that have not ended and gave no sign of life for a while.
+        """Return unfinished jobs with a DAG run that recorded nothing for SILENT_BEFORE_LOST.
 
-        Airflow knows whether their runs still go on. `at_most`: so many, drawn by lot, for who looks often.
+        Airflow knows the state of their runs. `at_most`: a random sample of this size, for frequent callers.
         """
         before = datetime.now(UTC) - SILENT_BEFORE_LOST
         alive = sa.exists().where(Clip.job_id == Job.job_id, Clip.updated_at >= before)

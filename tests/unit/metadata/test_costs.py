@@ -6,16 +6,16 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from s2v_tasks.metadata.repository import Ledger
+from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.metadata.tables import Attempt, Job
 
 DAY = datetime(2026, 11, 20, 12, tzinfo=UTC)
 
 
 @pytest.fixture
-def ledger(engine: sa.Engine) -> Ledger:
+def metadata(engine: sa.Engine) -> MetadataStore:
     """Two jobs at 3.60 an hour and one at 36 in another currency; outcomes of all kinds."""
-    ledger = Ledger(engine)
+    metadata = MetadataStore(engine)
     jobs: list[tuple[str, dict[str, Any]]] = [
         ("a", {"labels": {"team": "news", "show": "late"}, "preset": "quick", "price": (3.6, "USD")}),
         ("b", {"labels": {"team": "news"}, "preset": "high", "price": (3.6, "USD")}),
@@ -37,29 +37,29 @@ def ledger(engine: sa.Engine) -> Ledger:
             row = {"job_id": job_id, "clip_index": clip_index, "attempt": attempt, "outcome": outcome}
             row |= {"gpu_seconds": seconds, "started_at": at, "finished_at": at, "world_size": 1}
             connection.execute(sa.insert(Attempt).values(**row))
-    return ledger
+    return metadata
 
 
-def lines(ledger: Ledger, by: Any, **which: Any) -> list[tuple[Any, ...]]:
+def lines(metadata: MetadataStore, by: Any, **which: Any) -> list[tuple[Any, ...]]:
     return [
         (line.name, line.currency, line.jobs, line.used_gpu_seconds, line.wasted_gpu_seconds, round(line.cost or 0, 4))
-        for line in ledger.spending(by, **which)
+        for line in metadata.costs.spending(by, **which)
     ]
 
 
-def test_wasted_attempts_are_counted_apart(ledger: Ledger) -> None:
+def test_wasted_attempts_are_counted_apart(metadata: MetadataStore) -> None:
     """Failed and lost ones are wasted; one that was interrupted left its state; currencies are never added up."""
-    assert lines(ledger, "all") == [("all", "EUR", 1, 100.0, 0.0, 1.0), ("all", "USD", 2, 50.0, 50.0, 0.1)]
-    assert [line.wasted_cost for line in ledger.spending("all")] == [0, pytest.approx(0.05)]
+    assert lines(metadata, "all") == [("all", "EUR", 1, 100.0, 0.0, 1.0), ("all", "USD", 2, 50.0, 50.0, 0.1)]
+    assert [line.wasted_cost for line in metadata.costs.spending("all")] == [0, pytest.approx(0.05)]
 
 
-def test_conditions_are_counted_apart_from_clips(ledger: Ledger) -> None:
+def test_conditions_are_counted_apart_from_clips(metadata: MetadataStore) -> None:
     """Their seconds are used like those of clips and told beside them; an attempt that failed is wasted, too."""
-    ledger.conditions_started("c")
-    ledger.conditions_ended("c", outcome="failed", reason="Out of memory.")
-    ledger.conditions_started("c")
-    ledger.conditions_ended("c", outcome="succeeded")
-    job = ledger.job("c")
+    metadata.conditions.start("c")
+    metadata.conditions.end("c", outcome="failed", reason="Out of memory.")
+    metadata.conditions.start("c")
+    metadata.conditions.end("c", outcome="succeeded")
+    job = metadata.jobs.get("c")
     assert job is not None
     assert [(a.step, a.clip_index, a.attempt, a.outcome) for a in job.attempts] == [
         ("render_clip", 0, 1, "succeeded"),
@@ -68,43 +68,43 @@ def test_conditions_are_counted_apart_from_clips(ledger: Ledger) -> None:
     ]
 
 
-def test_seconds_of_conditions_are_part_of_those_used(ledger: Ledger, engine: sa.Engine) -> None:
+def test_seconds_of_conditions_are_part_of_those_used(metadata: MetadataStore, engine: sa.Engine) -> None:
     """Both add to the cost; only those of attempts that were of use are named as spent on conditions."""
     with engine.begin() as connection:
         for attempt, (outcome, seconds) in enumerate([("failed", 5.0), ("succeeded", 7.0)], 1):
             row = {"job_id": "c", "step": "encode_conditions", "attempt": attempt, "outcome": outcome}
             connection.execute(sa.insert(Attempt).values(**row, gpu_seconds=seconds, world_size=1))
-    (line,) = ledger.spending("job", job_id="c")
+    (line,) = metadata.costs.spending("job", job_id="c")
     assert (line.used_gpu_seconds, line.conditions_gpu_seconds, line.wasted_gpu_seconds) == (107.0, 7.0, 5.0)
     assert line.cost == pytest.approx(1.12)
 
 
-def test_a_job_counts_under_each_of_its_labels(ledger: Ledger) -> None:
+def test_a_job_counts_under_each_of_its_labels(metadata: MetadataStore) -> None:
     """Jobs without any have a line of their own."""
-    assert lines(ledger, "label") == [
+    assert lines(metadata, "label") == [
         ("(none)", "EUR", 1, 100.0, 0.0, 1.0),
         ("team=news", "USD", 2, 50.0, 50.0, 0.1),
         ("show=late", "USD", 1, 50.0, 10.0, 0.06),
     ]
 
 
-def test_days_presets_and_jobs_are_lines_too(ledger: Ledger) -> None:
+def test_days_presets_and_jobs_are_lines_too(metadata: MetadataStore) -> None:
     """Days are those on which an attempt began, in UTC and in order; `since` leaves earlier attempts out."""
-    assert [(name, used) for name, _, _, used, *_ in lines(ledger, "day")] == [
+    assert [(name, used) for name, _, _, used, *_ in lines(metadata, "day")] == [
         ("2026-11-20", 50.0),
         ("2026-11-21", 100.0),
         ("2026-11-21", 0.0),
     ]
-    assert [name for name, *_ in lines(ledger, "preset")] == ["high", "quick", "high"]
-    assert lines(ledger, "job", job_id="a") == [("a", "USD", 1, 50.0, 10.0, 0.06)]
-    assert [name for name, *_ in lines(ledger, "job", since=DAY + timedelta(hours=1))] == ["c", "b"]
+    assert [name for name, *_ in lines(metadata, "preset")] == ["high", "quick", "high"]
+    assert lines(metadata, "job", job_id="a") == [("a", "USD", 1, 50.0, 10.0, 0.06)]
+    assert [name for name, *_ in lines(metadata, "job", since=DAY + timedelta(hours=1))] == ["c", "b"]
 
 
-def test_an_attempt_that_runs_costs_already(ledger: Ledger, engine: sa.Engine) -> None:
+def test_an_attempt_that_runs_costs_already(metadata: MetadataStore, engine: sa.Engine) -> None:
     """It counts from its beginning until now, on all of its GPUs."""
     with engine.begin() as connection:
         began = sa.func.now() - sa.text("interval '10 seconds'")
         row = {"job_id": "c", "clip_index": 1, "attempt": 1, "started_at": began, "world_size": 4}
         connection.execute(sa.insert(Attempt).values(**row))
-    (line,) = ledger.spending("job", job_id="c")
+    (line,) = metadata.costs.spending("job", job_id="c")
     assert 140 <= line.used_gpu_seconds < 300

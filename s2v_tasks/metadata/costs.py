@@ -1,8 +1,8 @@
-"""What encoding and rendering cost: GPU-seconds by attempt, and in money at the price that each job was planned with.
+"""Cost of encoding and rendering: GPU-seconds of attempts, and money at the price with which each job was planned.
 
-Used: attempts that made a clip or conditions, and those that were interrupted and left their state to the next one.
-Wasted: attempts that failed, were cancelled or were lost. One that still runs counts as used until its last sign of
-life. Clips and conditions that were reused or inherited have no attempt, and cost nothing.
+Used: attempts that produced a clip or conditions, and interrupted ones whose state the next attempt resumed.
+Wasted: attempts that failed, were cancelled or were lost. A running attempt counts as used until its last heartbeat.
+Clips and conditions that were reused or inherited have no attempt and cost nothing.
 """
 
 from dataclasses import dataclass, fields
@@ -13,6 +13,7 @@ import sqlalchemy as sa
 
 from s2v_tasks.metadata.attempts import CONDITIONS
 from s2v_tasks.metadata.session import transaction
+from s2v_tasks.metadata.sql import Repository
 from s2v_tasks.metadata.tables import Attempt, Job
 from s2v_tasks.schemas.job import AttemptOutcome
 
@@ -22,9 +23,9 @@ WASTED_OUTCOMES = (AttemptOutcome.FAILED, AttemptOutcome.LOST)
 
 @dataclass(frozen=True)
 class Spending:
-    """One line of the account. `used_gpu_seconds` include those of conditions, `cost` includes `wasted_cost`.
+    """Cost of one group of jobs. `used_gpu_seconds` include those of conditions, `cost` includes `wasted_cost`.
 
-    Both costs are None where a job has no price yet.
+    Both costs are None if a job has no price yet.
     """
 
     name: str
@@ -37,19 +38,16 @@ class Spending:
     wasted_cost: float | None
 
 
-class Accounts:
-    """Questions about cost; each is one query."""
-
-    def __init__(self, engine: sa.Engine) -> None:
-        self._engine = engine
+class CostRepository(Repository):
+    """Cost reports; each is one query."""
 
     def spending(
         self, by: Grouping = "all", *, since: datetime | None = None, job_id: str | None = None
     ) -> list[Spending]:
-        """What was spent, the most expensive first, days in order; one line for each currency.
+        """Return the cost of each group and currency, the most expensive first, days in order.
 
-        by: day, of the attempt in UTC; label, where a job counts once under each of its labels; `since`: only attempts
-        that began then or later.
+        by: "day" is the UTC day of the attempt; under "label" a job counts once for each of its labels.
+        since: only attempts that started then or later.
         """
         name, source = _grouping(by)
         seconds = sa.func.coalesce(
@@ -88,7 +86,7 @@ def _sum(value: Any, condition: sa.ColumnElement[bool]) -> sa.ColumnElement[floa
 
 
 def _grouping(by: Grouping) -> tuple[sa.ColumnElement[str], sa.FromClause]:
-    """What names a line, and the rows that are summed up: attempts with their job, for labels once for each label."""
+    """Return the expression that names a group, and the joined rows: attempts with their job (and each label)."""
     attempts: sa.FromClause = sa.join(Attempt, Job, Attempt.job_id == Job.job_id)
     none = "(none)"
     match by:

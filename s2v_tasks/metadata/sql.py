@@ -1,0 +1,84 @@
+"""Statements that several repositories share: locks, upserts and updates of rows, and values that can be stored."""
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import insert
+
+from s2v_tasks.errors import PermanentError
+from s2v_tasks.metadata.tables import Base, Clip, Job
+
+NOW = sa.func.now()
+_NOT_STORABLE = re.compile(r"[\x00\ud800-\udfff]")
+Row = TypeVar("Row", bound=Base)
+
+
+class Repository:
+    """Base of the parts of the metadata store: each public method is one transaction on the same engine."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+
+
+def load_rows(connection: sa.Connection, table: type[Row], *conditions: Any, order: Any = None) -> Sequence[Row]:
+    """Return the rows of a table that meet the conditions, as plain values that belong to no session."""
+    statement = sa.select(table.__table__).where(*conditions).order_by(order)
+    return [table(**row) for row in connection.execute(statement).mappings()]
+
+
+def lock_job(connection: sa.Connection, job_id: str) -> None:
+    """Lock the row of a job until the transaction ends: writers of one job take this lock first, so none deadlocks.
+
+    PermanentError when the job was never queued.
+    """
+    found = connection.execute(sa.select(Job.job_id).where(Job.job_id == job_id).with_for_update()).first()
+    if found is None:
+        raise PermanentError(f"Job {job_id!r} does not exist: run `s2v stage-inputs` for it first.")
+
+
+def upsert_job(connection: sa.Connection, job_id: str, values: dict[str, Any], **kept: Any) -> None:
+    """Insert a job or update it. Columns of `kept` are set only where the job has no value yet."""
+    values, kept = storable(values), storable(kept)
+    statement = insert(Job).values(job_id=job_id, **values, **kept)
+    unchanged = {name: sa.func.coalesce(getattr(Job, name), statement.excluded[name]) for name in kept}
+    connection.execute(
+        statement.on_conflict_do_update(index_elements=["job_id"], set_={**values, **unchanged, "updated_at": NOW})
+    )
+
+
+def update_job(
+    connection: sa.Connection, job_id: str, values: dict[str, Any], *conditions: sa.ColumnElement[bool]
+) -> bool:
+    """Update a job that meets the conditions; return True if there was one."""
+    statement = sa.update(Job).where(Job.job_id == job_id, *conditions).values(**storable(values), updated_at=NOW)
+    return connection.execute(statement).rowcount > 0
+
+
+def update_clip(connection: sa.Connection, job_id: str, clip_index: int, values: dict[str, Any]) -> None:
+    """Update a clip; PermanentError when the recorded plan has no clip of this index."""
+    statement = (
+        sa.update(Clip).where(Clip.job_id == job_id, Clip.clip_index == clip_index).values(**values, updated_at=NOW)
+    )
+    if connection.execute(statement).rowcount == 0:
+        raise PermanentError(
+            f"Clip {clip_index} of job {job_id!r} does not exist: run `s2v plan-clips` for the job first."
+        )
+
+
+def storable(value: Any) -> Any:
+    """Replace what PostgreSQL refuses: NUL and lone surrogates by U+FFFD, NaN and infinities by their names.
+
+    A numeric column reads such a name as the number.
+    """
+    if isinstance(value, str):
+        return _NOT_STORABLE.sub("\ufffd", value)
+    if isinstance(value, dict):
+        return {storable(key): storable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [storable(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value

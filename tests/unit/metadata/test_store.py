@@ -1,0 +1,257 @@
+"""The metadata store: what each call leaves on record."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+import pytest
+import sqlalchemy as sa
+
+from s2v_tasks.errors import PermanentError
+from s2v_tasks.metadata.store import MetadataStore
+from s2v_tasks.metadata.tables import Job
+from s2v_tasks.schemas.manifest import Artifact, Manifest, Producer
+from s2v_tasks.schemas.plan import InheritedClip, Plan
+
+REQUEST = {"prompt": "A person speaks.", "audio_uri": "s3://in/a.wav"}
+MakePlan = Callable[..., Plan]
+Planned = Callable[..., MetadataStore]
+
+
+def job(metadata: MetadataStore) -> Job:
+    record = metadata.jobs.get("job-1")
+    assert record is not None
+    return record
+
+
+def test_a_job_on_its_road(metadata: MetadataStore, plan: MakePlan) -> None:
+    """From queued to succeeded, each state has its times in UTC, its columns and its event."""
+    metadata.jobs.enqueue("job-1", REQUEST)
+    assert (job(metadata).status, job(metadata).request, job(metadata).started_at) == ("queued", REQUEST, None)
+    metadata.jobs.start("job-1")
+    metadata.jobs.record_plan("job-1", plan(2))
+    record = job(metadata)
+    assert (record.status, record.num_clip, record.num_frames) == ("running", 2, 96)
+    assert (record.width, record.height, record.estimated_gpu_seconds) == (480, 832, 12.5)
+    metadata.jobs.succeed("job-1", "s3://out/job-1.mp4", "ab" * 32)
+    record = job(metadata)
+    assert (record.status, record.video_uri, record.sha256) == ("succeeded", "s3://out/job-1.mp4", "ab" * 32)
+    assert record.started_at is not None
+    assert record.finished_at is not None
+    assert record.created_at <= record.started_at <= record.finished_at <= record.updated_at
+    assert record.finished_at.utcoffset() == datetime.now(UTC).utcoffset()
+    assert [event.event for event in record.events] == ["job_queued", "job_started", "job_planned", "job_succeeded"]
+
+
+def test_a_job_that_runs_is_not_started_again(metadata: MetadataStore) -> None:
+    """Starting twice changes neither the time of the start nor the events."""
+    metadata.jobs.enqueue("job-1", REQUEST)
+    metadata.jobs.start("job-1")
+    before = job(metadata)
+    metadata.jobs.start("job-1")
+    assert job(metadata) == before
+
+
+def test_a_failed_job_that_is_started_again_runs_without_a_reason(metadata: MetadataStore, planned: Planned) -> None:
+    """A restart takes back reason and end, and leaves both in the events."""
+    planned().jobs.fail("job-1", "The speech is silent.")
+    assert (job(metadata).status, job(metadata).reason) == ("failed", "The speech is silent.")
+    assert job(metadata).finished_at is not None
+    metadata.jobs.start("job-1")
+    record = job(metadata)
+    assert (record.status, record.reason, record.finished_at) == ("running", None, None)
+    assert record.events[-2].detail == {"reason": "The speech is silent."}
+
+
+def test_a_job_that_was_never_queued_can_fail(metadata: MetadataStore) -> None:
+    """The reason of a request that could not even be read is on record."""
+    metadata.jobs.fail("job-1", "The request is not JSON.")
+    assert (job(metadata).status, job(metadata).request) == ("failed", None)
+
+
+def test_a_failed_job_renders_nothing(metadata: MetadataStore, planned: Planned) -> None:
+    """A clip whose process was killed is failed with its job; finished and pending clips stay what they are."""
+    planned(3)
+    metadata.clips.start("job-1", 0, "f0")
+    metadata.clips.succeed("job-1", 0, facts={"render_seconds": 1.0}, reused=False)
+    metadata.clips.start("job-1", 1, "f1")
+    metadata.jobs.fail("job-1", "Killed.")
+    assert [clip.status for clip in job(metadata).clips] == ["succeeded", "failed", "pending"]
+
+
+def test_a_clip_on_its_road(metadata: MetadataStore, planned: Planned) -> None:
+    """A clip counts its attempts, shows its progress, and keeps the time of its rendering when it is reused."""
+    planned().clips.start("job-1", 1, "f1")
+    metadata.clips.record_progress("job-1", 1, step=7, num_steps=40)
+    clip = job(metadata).clips[1]
+    assert (clip.status, clip.progress_step, clip.progress_steps, clip.attempts) == ("rendering", 7, 40, 1)
+    metadata.clips.fail("job-1", 1, "Out of memory.")
+    assert job(metadata).clips[1].status == "failed"
+    metadata.clips.start("job-1", 1, "f1")
+    metadata.clips.succeed("job-1", 1, facts={"render_seconds": 2.5, "mfu": 0.4}, reused=False)
+    metadata.clips.start("job-1", 1, "f1")
+    metadata.clips.succeed("job-1", 1, facts={"render_seconds": 2.5, "mfu": 0.4}, reused=True)
+    clip = job(metadata).clips[1]
+    assert (clip.status, clip.attempts, clip.render_seconds, clip.reused) == ("succeeded", 3, 2.5, True)
+    assert clip.facts == {"render_seconds": 2.5, "mfu": 0.4}
+    assert (clip.fingerprint, clip.start_frame, clip.end_frame) == ("f1", 48, 96)
+
+
+def test_a_clip_tells_its_progress_while_it_is_rendered(metadata: MetadataStore, planned: Planned) -> None:
+    """Time to go and memory are those of the last report; no time is to go when it failed or is done."""
+    planned(3).clips.record_progress("job-1", 1, step=3, num_steps=4, eta_seconds=2.5, gpu_memory_bytes=2**40)
+    clip = job(metadata).clips[1]
+    assert (clip.status, clip.eta_seconds, clip.gpu_memory_bytes) == ("rendering", 2.5, 2**40)
+    metadata.clips.fail("job-1", 1, "Out of memory.")
+    event = job(metadata).events[-1]
+    assert (event.event, event.clip_index, event.detail) == ("clip_failed", 1, {"reason": "Out of memory."})
+    assert job(metadata).clips[1].eta_seconds is None
+    metadata.clips.record_progress("job-1", 1, step=4, num_steps=4, eta_seconds=0.5)
+    metadata.clips.succeed("job-1", 1, facts={}, reused=False)
+    event = job(metadata).events[-1]
+    assert (event.event, event.clip_index, event.detail) == ("clip_succeeded", 1, {"reused": False})
+    assert job(metadata).clips[1].eta_seconds is None
+
+
+def test_a_clip_that_was_inherited_and_is_rendered_is_the_jobs_own(
+    metadata: MetadataStore, plan: MakePlan, planned: Planned
+) -> None:
+    """Another rendering, or another plan, forgets the job that it came from and the progress of before."""
+    inherited = InheritedClip(
+        clip_index=1, fingerprint="f0", source_job_id="job-0", source_manifest_key="jobs/job-0/m.json"
+    )
+    planned(3)
+    for again in ("rendered", "planned"):
+        metadata.clips.record_progress("job-1", 1, step=3, num_steps=4, eta_seconds=2.0, gpu_memory_bytes=2**40)
+        metadata.clips.inherit("job-1", inherited, facts={"render_seconds": 2.0})
+        clip = job(metadata).clips[1]
+        assert (clip.status, clip.reused, clip.source_job_id, clip.fingerprint) == ("succeeded", True, "job-0", "f0")
+        assert (clip.render_seconds, clip.facts) == (2.0, {"render_seconds": 2.0})
+        event = job(metadata).events[-1]
+        assert (event.event, event.clip_index, event.detail) == ("clip_inherited", 1, {"source_job_id": "job-0"})
+        if again == "rendered":
+            metadata.clips.start("job-1", 1, "f1")
+            assert job(metadata).clips[1].fingerprint == "f1"
+        else:
+            metadata.jobs.record_plan("job-1", plan(3))
+        clip = job(metadata).clips[1]
+        assert clip.status == ("rendering" if again == "rendered" else "pending")
+        assert (clip.reused, clip.source_job_id, clip.progress_step) == (False, None, None)
+        assert (clip.eta_seconds, clip.gpu_memory_bytes) == (None, None)
+    assert [c.status for c in job(metadata).clips] == ["pending"] * 3
+
+
+def test_a_job_keeps_what_it_is_searched_by(metadata: MetadataStore, plan: MakePlan) -> None:
+    """Preset, priority, labels and parent come from the request, the first source stays, the price is the plan's."""
+    fields = {"preset": "quick", "priority": "high", "labels": {"team": "a"}, "parent_job_id": "job-0", "from_clip": 2}
+    metadata.jobs.enqueue("job-1", REQUEST | fields, source="drop")
+    metadata.jobs.enqueue("job-1", REQUEST | fields, source="ui", dag_run_id="manual__1")
+    metadata.jobs.record_plan("job-1", plan(2))
+    record = job(metadata)
+    assert {name: getattr(record, name) for name in fields} == fields
+    assert (record.source, record.dag_run_id) == ("drop", "manual__1")
+    assert (record.gpu, record.currency) == ("h100", "USD")
+    assert record.cost_per_gpu_hour == pytest.approx(0.1 / 12.5 * 3600)
+    metadata.jobs.fail("job-1", "Its request was wrong.")
+    metadata.jobs.enqueue("job-1", {"preset": 3, "priority": "urgent", "labels": "a", "from_clip": "x"})
+    record = job(metadata)
+    assert (record.preset, record.priority, record.labels, record.from_clip) == (None, "normal", {}, None)
+    assert (record.source, record.dag_run_id) == ("drop", "manual__1")
+    metadata.jobs.fail("job-1", "Its request was wrong.")
+    metadata.jobs.enqueue("job-1", {"from_clip": 10**30})
+    assert job(metadata).from_clip is None
+
+
+def test_only_jobs_of_the_doors_wait_to_be_started(metadata: MetadataStore, engine: sa.Engine) -> None:
+    """A job whose run queues it itself is not started a second time, though it is queued for a moment."""
+    metadata.jobs.enqueue("job-1", REQUEST)
+    metadata.jobs.enqueue("job-2", REQUEST, source="ui", dag_run_id="manual__1")
+    assert MetadataStore(engine).queue.next(max_running=9) == []
+    metadata.jobs.enqueue("job-3", REQUEST, source="batch")
+    assert [job.job_id for job in MetadataStore(engine).queue.next(max_running=9)] == ["job-3"]
+
+
+def test_a_new_plan_replaces_the_clips(metadata: MetadataStore, plan: MakePlan, planned: Planned) -> None:
+    """Clips beyond the new plan are forgotten, the others are pending with their new frames."""
+    planned(3).clips.start("job-1", 0, "f0")
+    metadata.jobs.record_plan("job-1", plan(2, infer_frames=80))
+    clips = job(metadata).clips
+    assert [(clip.start_frame, clip.end_frame, clip.status) for clip in clips] == [
+        (0, 80, "pending"),
+        (80, 160, "pending"),
+    ]
+
+
+def test_artifacts_are_recorded_by_key(metadata: MetadataStore) -> None:
+    """An object that is written again replaces its row."""
+    metadata.jobs.enqueue("job-1", REQUEST)
+    for size_bytes in (10, 5 * 1024**3):
+        artifact = Artifact(key="jobs/job-1/plan.json", sha256="00", size_bytes=size_bytes)
+        now = datetime.now(UTC)
+        metadata.artifacts.record(
+            Manifest(
+                step="plan_clips",
+                job_id="job-1",
+                fingerprint="f",
+                producer=Producer(package_version="1"),
+                inputs={},
+                outputs={"plan": artifact},
+                started_at=now,
+                finished_at=now,
+            )
+        )
+    (row,) = job(metadata).artifacts
+    assert (row.key, row.step, row.size_bytes) == ("jobs/job-1/plan.json", "plan_clips", 5 * 1024**3)
+
+
+def test_events_need_no_job(metadata: MetadataStore) -> None:
+    """What befell a job before it was queued is found with it afterwards."""
+    metadata.events.record("job-1", "step_failed", step="stage_inputs", clip_index=None, detail={"error": "no network"})
+    metadata.jobs.enqueue("job-1", REQUEST)
+    first = job(metadata).events[0]
+    assert (first.event, first.step, first.detail) == ("step_failed", "stage_inputs", {"error": "no network"})
+
+
+def test_jobs_are_listed_newest_first(metadata: MetadataStore) -> None:
+    """The list has the newest jobs, without their details."""
+    for job_id in ("job-1", "job-2", "job-3"):
+        metadata.jobs.enqueue(job_id, REQUEST)
+    assert [record.job_id for record in metadata.jobs.recent(limit=2)] == ["job-3", "job-2"]
+    assert metadata.jobs.get("job-4") is None
+
+
+def test_any_text_and_any_number_can_be_recorded(metadata: MetadataStore) -> None:
+    """What PostgreSQL cannot hold is replaced in reason, request and detail, and the call succeeds."""
+    metadata.jobs.enqueue("job-1", {"prompt\0": ["a\0b", {"seed": (float("nan"), float("inf"))}], "n": 1, "ok": True})
+    metadata.jobs.fail("job-1", "no \udcff file\0")
+    metadata.events.record("job-1", "step_failed", step="a\0", detail={"loss": float("-inf"), "text": "\ud800é😀"})
+    record = job(metadata)
+    assert record.request == {"prompt�": ["a�b", {"seed": ["NaN", "Infinity"]}], "n": 1, "ok": True}
+    assert record.reason == "no � file�"
+    assert record.events[-2].detail == {"reason": "no � file�"}
+    assert record.events[-1].step == "a�"
+    assert record.events[-1].detail == {"loss": "-Infinity", "text": "�é😀"}
+
+
+def test_a_number_that_is_none_stays_one_in_its_column(metadata: MetadataStore, planned: Planned) -> None:
+    """A column of numbers holds NaN itself."""
+    planned().clips.succeed("job-1", 0, facts={"render_seconds": float("nan")}, reused=False)
+    assert str(job(metadata).clips[0].render_seconds) == "nan"
+
+
+def test_a_value_that_fits_no_column_is_a_permanent_error(metadata: MetadataStore, planned: Planned) -> None:
+    """A number beyond its column, and text that cannot be asked for, fail the same way in every attempt."""
+    planned()
+    with pytest.raises(PermanentError, match=r"cannot hold a value .*out of range"):
+        metadata.clips.record_progress("job-1", 0, step=2**40, num_steps=2**40)
+    for job_id in ("job\0", "job\udcff"):
+        with pytest.raises(PermanentError, match="cannot hold a value"):
+            metadata.jobs.get(job_id)
+
+
+def test_calls_about_unknown_jobs_and_clips_are_refused(metadata: MetadataStore) -> None:
+    """The message names the job, or the clip, and the step to run first."""
+    with pytest.raises(PermanentError, match="Job 'job-1' does not exist: run `s2v stage-inputs`"):
+        metadata.jobs.start("job-1")
+    metadata.jobs.enqueue("job-1", REQUEST)
+    with pytest.raises(PermanentError, match="Clip 3 of job 'job-1' does not exist: run `s2v plan-clips`"):
+        metadata.clips.start("job-1", 3, "f")

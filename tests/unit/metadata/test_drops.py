@@ -1,5 +1,6 @@
 """Dropped folders: one claim each, with its job, and the way of its files."""
 
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -27,6 +28,11 @@ def drop(name: str, **values: object) -> Drop:
     return Drop(**fields | values)
 
 
+def plain(claim: Drop) -> dict[str, object]:
+    """Return a claim without the times that the database sets."""
+    return {name: value for name, value in asdict(claim).items() if name not in {"created_at", "updated_at"}}
+
+
 @pytest.fixture
 def drops(engine: sa.Engine) -> DropRepository:
     """An accepted folder of yesterday, and one that was refused before it."""
@@ -44,7 +50,7 @@ def test_files_on_their_way_are_unfinished(drops: DropRepository, engine: sa.Eng
     """The oldest first; a job starts when its files have arrived."""
     assert drops.claim(drop("a"), NewJob("a", {}))
     refused = drop("b", status="refused", job_id=None, error={"error": "no \ufffd face"})
-    assert drops.unfinished() == [refused, drop("c"), drop("a")]
+    assert [plain(claim) for claim in drops.unfinished()] == [plain(refused), plain(drop("c")), plain(drop("a"))]
     assert MetadataStore(engine).queue.next(max_running=9) == []
     drops.mark_accepted("b@e")
     drops.mark_rejected("c@e")
@@ -52,7 +58,7 @@ def test_files_on_their_way_are_unfinished(drops: DropRepository, engine: sa.Eng
     drops.mark_accepted("c@e")
     assert [turn.job_id for turn in MetadataStore(engine).queue.next(max_running=9)] == ["c"]
     drops.mark_rejected("b@e")
-    assert drops.unfinished() == [drop("a")]
+    assert [claim.drop_id for claim in drops.unfinished()] == ["a@e"]
     with engine.connect() as connection:
         states = connection.execute(sa.select(Drop.drop_id, Drop.status).order_by(Drop.drop_id)).all()
     assert [tuple(state) for state in states] == [("a@e", "claimed"), ("b@e", "rejected"), ("c@e", "accepted")]

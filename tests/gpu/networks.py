@@ -5,9 +5,8 @@ from functools import partial
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLWan
 
-from s2v_tasks.engine.encoders.vae import Vae
+from s2v_tasks.verification.bench.decode import random_vae
 from s2v_tasks.verification.bench.load import bench_load
 from tests.gpu.machine import Clock, Machine, Rows
 
@@ -33,7 +32,7 @@ def vae(machine: Machine, clock: Clock) -> Rows:
         for name, changes in formats.items():
             if clock.left_seconds < _VARIANT_SECONDS and not machine.tiny:
                 return [*rows, {"name": f"{width}x{height} {name}", "left_out": True}]
-            codec = _codec(machine, **changes)
+            codec = random_vae(8 if machine.tiny else 96, machine.device, **changes)
             for what, compute in (
                 ("decode", partial(codec.decode, latents)),
                 ("encode", partial(codec.encode, frames)),
@@ -45,16 +44,6 @@ def vae(machine: Machine, clock: Clock) -> Rows:
                 row = {"name": f"{what} {width}x{height}", "how": name, "seconds": seconds, "relative_error": error}
                 rows.append(row | ({"peak_gib": peak} if peak else {}))
     return rows
-
-
-def _codec(machine: Machine, *, dtype: torch.dtype = torch.float32, channels_last: bool = False) -> Vae:
-    torch.manual_seed(0)
-    model = AutoencoderKLWan(base_dim=8 if machine.tiny else 96).eval().requires_grad_(requires_grad=False)
-    model = model.to(machine.device, dtype)
-    for parameter in model.parameters():
-        if channels_last and parameter.dim() == 5:
-            parameter.data = parameter.data.to(memory_format=torch.channels_last_3d)
-    return Vae(model, machine.device)
 
 
 def _inputs(machine: Machine, width: int, height: int) -> tuple[torch.Tensor, torch.Tensor]:

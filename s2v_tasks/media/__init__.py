@@ -1,1 +1,1 @@
-"""Pictures, sound and video: everything that ffmpeg and Pillow do for a job."""
+"""Process pictures, audio and video with ffmpeg and Pillow."""

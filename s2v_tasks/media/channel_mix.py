@@ -1,8 +1,7 @@
-"""Which channels of a sound are played, so that their mean, which the model hears, holds the speech.
+"""Choose the channels of the speech, so that their mean, which is the input of the model, contains the speech.
 
-The plain choice is all channels as they are, or the usual downmix to stereo. Their mean is not always what the channels
-hold: opposite polarities cancel, and a loud noise on one channel covers the speech on another. Then one channel is
-played alone.
+The plain choice is all channels as they are, or the usual downmix to stereo. Their mean can lack the speech: opposite
+polarities cancel, and a loud noise on one channel covers the speech on another. Then one channel is used alone.
 """
 
 from collections.abc import Iterable
@@ -49,7 +48,7 @@ _LAYOUTS = {
     "7.0": "FL FR FC BL BR SL SR",
     "7.1": "FL FR FC LFE BL BR SL SR",
 }
-# What programs mean that write so many channels into a WAV and no layout.
+# The usual layout of a WAV with this number of channels and no stated layout.
 _GUESSED = {6: "5.1", 8: "7.1"}
 
 Floats = npt.NDArray[np.float64]
@@ -57,10 +56,10 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Mix:
-    """What is played of the decoded channels; the model hears the mean of it.
+    """A mix of the decoded channels for the video; its mean is the input of the model.
 
-    `matrix` `[played, channels]`; None plays them as they are. `lost` is the share of the sounding windows in which the
-    mean lacks what the loudest channel holds; `reason` tells why the plain mix is not taken.
+    `matrix` `[mixed, channels]`; None keeps the channels as they are. `lost` is the share of the windows with audio in
+    which the mean lacks the content of the loudest channel; `reason` says why this is not the plain mix.
     """
 
     name: str
@@ -69,18 +68,18 @@ class Mix:
     movement: float = 0.0
     reason: str | None = None
 
-    def num_played(self, channels: int) -> int:
-        """How many of `channels` come out."""
+    def num_mixed(self, channels: int) -> int:
+        """Return the number of channels after mixing `channels`."""
         return channels if self.matrix is None else len(self.matrix)
 
-    def play(self, decoded: Samples) -> Samples:
-        """`[n, channels]` → `[n, played]`."""
+    def apply(self, decoded: Samples) -> Samples:
+        """Mix `[n, channels]` to `[n, mixed]`."""
         return decoded if self.matrix is None else decoded @ self.matrix.T
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What tells how any mix of the channels sounds.
+    """Statistics of the channels, from which the level of any mix follows.
 
     `covariances` `[W, channels, channels]` of each tenth of a second, `peaks` `[channels]`.
     """
@@ -90,7 +89,7 @@ class Survey:
 
     @property
     def loudest(self) -> Floats:
-        """Power `[W]` of the loudest channel in each window."""
+        """Return the power `[W]` of the loudest channel in each window."""
         return np.asarray(np.diagonal(self.covariances, axis1=1, axis2=2).max(axis=1))
 
 
@@ -98,7 +97,7 @@ _ALL = Mix("all channels")
 
 
 def survey(blocks: Iterable[Samples], sample_rate: int, channels: int) -> Survey:
-    """Look at decoded `blocks` `[n, channels]` of whole windows, of which the last may be shorter."""
+    """Measure decoded `blocks` `[n, channels]` of whole windows, of which the last may be shorter."""
     window = sample_rate // WINDOWS_PER_SECOND
     found, peaks = [np.zeros((0, channels, channels))], np.zeros(channels)
     for block in blocks:
@@ -113,7 +112,7 @@ def survey(blocks: Iterable[Samples], sample_rate: int, channels: int) -> Survey
 
 
 def choose_mix(survey: Survey, layout: str) -> Mix:
-    """The plain mix, or the channel that holds the speech where the mean of the plain mix does not."""
+    """Return the plain mix, or a single channel with the speech if the mean of the plain mix lacks it."""
     covariances, num_channels = survey.covariances, len(survey.peaks)
     total = np.diagonal(covariances.sum(axis=0))
     if num_channels == 1 or not total.any():
@@ -121,26 +120,26 @@ def choose_mix(survey: Survey, layout: str) -> Mix:
     loudest = survey.loudest
     sounding = loudest > 10 ** (-_RANGE_DB / 10) * loudest.max()
 
-    def judge(mix: Mix) -> Mix:
-        weights = mix.play(np.eye(num_channels, dtype=np.float32)).mean(axis=1)
+    def rated(mix: Mix) -> Mix:
+        weights = mix.apply(np.eye(num_channels, dtype=np.float32)).mean(axis=1)
         power = np.einsum("i,wij,j->w", weights, covariances, weights)
         lost = np.mean(power[sounding] < 10 ** (-_LOSS_DB / 10) * loudest[sounding])
         return replace(mix, lost=float(lost), movement=movement_db(power))
 
-    plain = judge(_plain(survey, layout))
-    alone = [judge(_channel(k, num_channels)) for k in np.argsort(-total, kind="stable")]
+    plain = rated(_plain(survey, layout))
+    alone = [rated(_channel(k, num_channels)) for k in np.argsort(-total, kind="stable")]
     fullest = min(alone, key=lambda mix: mix.lost)
     if plain.lost > fullest.lost + _TOLERATED_LOSS:
         return replace(fullest, reason=f"a mix of all channels loses {plain.lost:.0%} of the sound")
     liveliest = max(alone, key=lambda mix: mix.movement)
     if liveliest.movement > _LEAST_MOVEMENT_DB and plain.movement < _COVERED_BELOW * liveliest.movement:
-        # The windows that it loses are those of the noise.
+        # The windows that it lacks are those of the noise.
         return replace(liveliest, lost=0.0, reason="other channels cover the speech")
     return plain
 
 
 def movement_db(power: Floats) -> float:
-    """Mean change of the level from window to window: large in speech, none in silence. `power` is `[W]`."""
+    """Return the mean change of the level between windows in dB: large in speech, 0 in silence. `power` is `[W]`."""
     levels = 10 * np.log10(np.maximum(power, 10 ** (_SILENT_DBFS / 10)))
     return float(np.abs(np.diff(levels)).mean()) if len(levels) > 1 else 0.0
 
@@ -157,7 +156,7 @@ def _plain(survey: Survey, layout: str) -> Mix:
     names = _LAYOUTS.get(layout, "").split()
     if len(names) == num_channels:
         name, shares = f"stereo of {layout}", np.array([_SHARES[channel] for channel in names]).T
-    else:  # Not known which is which: their sum, as loud as the loudest of them.
+    else:  # The layout is unknown: use the sum of the channels, as loud as the loudest of them.
         total = survey.covariances.sum(axis=0)
         gain = np.sqrt(np.diagonal(total).max() / max(total.sum(), np.finfo(float).tiny))
         name, shares = f"sum of {num_channels} channels", np.full((1, num_channels), min(1.0, float(gain)))

@@ -1,4 +1,4 @@
-"""One picture of the whole video: a row per clip with its first, middle and last frame."""
+"""Draw the contact sheet of a video: one row per clip with its first, middle and last frame."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ _BACKGROUND, _INK = "#16181d", "#e6e6e6"
 def contact_sheet(video: Path, clip_ranges: Sequence[tuple[int, int]], jpg: Path, *, fps: int = 16) -> None:
     """Draw the sheet of `video`; `clip_ranges` are the [start_frame, end_frame) of its clips.
 
-    Raises PermanentError if the video ends before a frame that must be shown.
+    Raises PermanentError if the video ends before a frame of the sheet.
     """
     rows = [(start, (start + end - 1) // 2, end - 1) for start, end in clip_ranges]
     pictures = _pictures(video, {frame for row in rows for frame in row})

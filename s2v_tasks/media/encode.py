@@ -1,8 +1,8 @@
-"""The one encoding profile of the system: H.264, 8-bit 4:2:0, bt709 converted and tagged, reproducible bytes.
+"""Encode frames in the one profile of the system: H.264, 8-bit 4:2:0, converted to bt709 and tagged, reproducible.
 
-No B-frames and a closed GOP that starts with a key frame: clips can be joined by copying, and decoding order is display
-order. Threads are fixed because x264 decides differently with other thread counts. Other builds of ffmpeg and x264
-decide differently, too: `encoder_build` names the one in use.
+There are no B-frames, and a closed GOP starts with a key frame: clips can be joined by stream copy, and decoding order
+is display order. The number of threads is fixed because x264 writes other bytes with other numbers. Other builds of
+ffmpeg and x264 write other bytes, too: `encoder_build` names the one in use.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ _COLOUR = {"colorspace": "bt709", "color_primaries": "bt709", "color_trc": "bt70
 
 
 def encode_clip(frames: Frames | Iterable[Frames], path: Path, fps: int = 16, *, key_frame: int = 0) -> int:
-    """Encode RGB frames, u8 `[n,H,W,3]` or an iterable of `[H,W,3]`, H and W even, to MP4; returns their number.
+    """Encode RGB frames, u8 `[n,H,W,3]` or an iterable of `[H,W,3]`, H and W even, to MP4; return their number.
 
     Frame `key_frame` becomes a key frame, so that the video can be cut there; frame 0 always is one.
     Raises PermanentError for frames that cannot be one video, TransientError when encoding or checking the file fails.
@@ -66,7 +66,7 @@ def encode_clip(frames: Frames | Iterable[Frames], path: Path, fps: int = 16, *,
 def encoder_build() -> str:
     """Return the name and digest of the ffmpeg and libx264 in use: with equal ones, equal frames give equal bytes.
 
-    Raises ConfigurationError if that is no ffmpeg, or one without libx264.
+    Raises ConfigurationError if the program is no ffmpeg, or has no libx264.
     """
     return _build_of(tool_path("ffmpeg"))
 
@@ -74,7 +74,7 @@ def encoder_build() -> str:
 @cache
 def _build_of(binary: str) -> str:
     version = capture([binary, "-version"], doing=f"asking {binary} for its version", error=ConfigurationError)
-    # A coded frame names the libx264 that is linked, which the version of ffmpeg does not; its picture does not matter.
+    # An encoded frame names the linked libx264, which the version of ffmpeg does not. The picture may be any.
     picture = uploaded_input(Path("/dev/zero"), "rawvideo", format="rawvideo", pix_fmt="yuv420p", s="64x64")
     frame = picture.output("pipe:1", format="h264", **{"frames:v": 1}, **_H264)
     doing = f"encoding a frame by {binary}"
@@ -90,7 +90,7 @@ def _build_of(binary: str) -> str:
 
 
 class _Counter:
-    """Turns frames into bytes and counts them on the way."""
+    """Converts frames to bytes and counts them."""
 
     def __init__(self) -> None:
         self.num_frames = 0
@@ -107,21 +107,21 @@ class _Counter:
 
 
 def to_yuv(rgb: Any) -> Any:
-    """ffmpeg stream of RGB frames → limited-range bt709 4:2:0, and tagged so: players guess where there is no tag."""
+    """Convert RGB frames to limited-range bt709 4:2:0, with tags: without them players guess."""
     yuv = rgb.filter("scale", out_color_matrix="bt709", out_range="tv", flags=_SWSCALE)
     tags = {"colorspace": "bt709", "color_primaries": "bt709", "color_trc": "bt709", "range": "tv"}
     return yuv.filter("format", "yuv420p").filter("setparams", **tags)
 
 
 def to_rgb(yuv: Any, *, width: int, height: int) -> Any:
-    """The inverse of `to_yuv`, scaled to `width` x `height`."""
+    """Convert to RGB, the inverse of `to_yuv`, scaled to `width` x `height`."""
     return yuv.filter(
         "scale", width, height, in_color_matrix="bt709", in_range="tv", out_range="pc", flags=_SWSCALE
     ).filter("format", "rgb24")
 
 
 def h264_output(yuv: Any, path: Path, fps: int, *, key_frame: int = 0) -> Any:
-    """ffmpeg output of `yuv` frames in the profile, with a key frame at `key_frame`."""
+    """Return the ffmpeg output of `yuv` frames in the profile, with a key frame at `key_frame`."""
     forced = {"force_key_frames": f"expr:eq(n,{key_frame})"} if key_frame else {}
     return yuv.output(
         file_url(path),
@@ -135,12 +135,12 @@ def h264_output(yuv: Any, path: Path, fps: int, *, key_frame: int = 0) -> Any:
 
 
 def mp4_options() -> dict[str, Any]:
-    """Options of every MP4 we write: index first (plays while loading), exact times, no time stamps or versions."""
+    """Return the options of every MP4: index first (plays while loading), exact times, no dates or versions."""
     return {
         "format": "mp4",
         "movflags": "+faststart",
         "video_track_timescale": TIMESCALE,
-        # ffmpeg's default of milliseconds would round lengths (33 frames: 2.0625 s) and the edit list of the sound.
+        # ffmpeg's default of milliseconds would round lengths (33 frames: 2.0625 s) and the edit list of the audio.
         "movie_timescale": 3 * TIMESCALE,
         "fflags": "+bitexact",
         "map_metadata": -1,
@@ -148,7 +148,7 @@ def mp4_options() -> dict[str, Any]:
 
 
 def check_profile(path: Path, *, width: int, height: int, fps: int, num_frames: int) -> Stream:
-    """Probe a video we wrote and return its stream; TransientError if it is not what was asked for."""
+    """Probe a video that was written and return its stream; TransientError if it differs from the request."""
     found = probe(path, doing=f"checking {path.name}", error=TransientError, count_packets=True).video
     expected = ("h264", "yuv420p", width, height, Fraction(fps), num_frames)
     if found is None:

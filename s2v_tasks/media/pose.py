@@ -1,4 +1,4 @@
-"""The optional pose video: brought to 16 frames per second by time, in the profile that we can read back."""
+"""Normalise the optional pose video: resample it to 16 fps by time, and encode it in our profile."""
 
 from pathlib import Path
 
@@ -13,8 +13,8 @@ from s2v_tasks.media.uploaded_video import FPS, open_uploaded_video
 def normalise_pose(source: Path, destination_mp4: Path, *, max_duration_seconds: float) -> int:
     """Write `source` upright, at 16 fps, longest side at most 1280 pixels; return the number of frames.
 
-    Frame n shows what the source shows n/16 s after its first frame. What lies beyond `max_duration_seconds` cannot
-    be used and is left out, with a warning. Raises PermanentError if it is no video, damaged or too small.
+    Frame n shows the picture that the source shows n/16 s after its first frame. Frames beyond `max_duration_seconds`
+    are left out, with a warning. Raises PermanentError if it is no video, damaged or too small.
     """
     video = open_uploaded_video(source, f"The pose video {source.name}")
     if video.duration_seconds > max_duration_seconds:

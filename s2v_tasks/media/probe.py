@@ -1,4 +1,4 @@
-"""What a media file says about itself, as far as we use it (ffprobe, typed)."""
+"""Read the headers of a media file with ffprobe, as typed values."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -12,7 +12,7 @@ _PROBE_TIMEOUT_SECONDS = 120.0
 
 
 class Stream(BaseModel):
-    """One stream. Times are seconds as declared by the container; None where it declares none."""
+    """One stream. Times are seconds as declared by the container; None if it declares none."""
 
     codec_type: str = "unknown"
     codec_name: str = "unknown"
@@ -61,23 +61,23 @@ class Probe(BaseModel):
 
     @property
     def video(self) -> Stream | None:
-        """The first moving video stream (cover pictures do not count), None if there is none."""
+        """Return the first video stream that is no cover picture, None if there is none."""
         return next(
             (s for s in self.streams if s.codec_type == "video" and not s.disposition.get("attached_pic")), None
         )
 
     @property
     def audio(self) -> Stream | None:
-        """The first audio stream, None if there is none."""
-        return next(iter(self.sounds), None)
+        """Return the first audio stream, None if there is none."""
+        return next(iter(self.audio_streams), None)
 
     @property
-    def sounds(self) -> list[Stream]:
-        """All audio streams."""
+    def audio_streams(self) -> list[Stream]:
+        """Return all audio streams."""
         return [s for s in self.streams if s.codec_type == "audio"]
 
 
-# Only what is used: tags are as long as their writer likes.
+# Only the values in use: tags may have any length.
 _ENTRIES = (
     f"format={','.join(Container.model_fields)}:"
     f"stream={','.join(name for name in Stream.model_fields if name != 'disposition')}:"
@@ -95,7 +95,7 @@ def probe(
 ) -> Probe:
     """Read the container and stream headers of `path`; raises `error` if it is none of `formats` or damaged.
 
-    `count_packets` reads the whole file: in our own videos every packet is one frame.
+    `count_packets` reads the whole file: in videos of this system every packet is one frame.
     """
     command = [tool_path("ffprobe"), "-hide_banner", "-loglevel", "error", *BOUNDED, "-protocol_whitelist", "file"]
     command += ["-format_whitelist", formats, "-show_entries", _ENTRIES, "-show_data_hash", "md5"]

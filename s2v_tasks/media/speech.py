@@ -1,4 +1,4 @@
-"""Speech: from any uploaded sound file to what the audio encoder hears, and how long and how loud it is."""
+"""Normalise the speech: any uploaded audio file becomes the input of the audio encoder, with its length and levels."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class SpeechInfo:
     """The speech as decoded, before resampling.
 
     `num_samples` per channel at `sample_rate`, with the silence of gaps; levels are of the 16 kHz mono waveform, in dB
-    of full scale. `notes` are sentences about what is heard and what is not, where that is not obvious.
+    of full scale. `notes` are sentences about tracks and channels that are not used.
     """
 
     num_samples: int
@@ -48,20 +48,20 @@ class SpeechInfo:
 
     @property
     def duration_seconds(self) -> Fraction:
-        """Exact length."""
+        """Return the exact length in seconds."""
         return Fraction(self.num_samples, self.sample_rate)
 
 
 def normalise_speech(source: Path, wav_16k: Path, *, max_duration_seconds: float) -> SpeechInfo:
     """Decode `source` completely and write it as 16 kHz mono float32 WAV (spec b.1), with reproducible bytes.
 
-    Raises PermanentError, in one sentence, if the file is empty, no sound file, damaged or cut off, longer than the
+    Raises PermanentError, in one sentence, if the file is empty, no audio file, damaged or cut off, longer than the
     bound or shorter than one video frame.
     """
     with open_speech(source, wav_16k.parent, max_duration_seconds=max_duration_seconds) as speech:
         resampler = _Resampler(speech.stream.sample_rate)
-        for played in speech.played():
-            resampler.feed(played.mean(axis=1))
+        for block in speech.blocks():
+            resampler.feed(block.mean(axis=1))
     duration = Fraction(resampler.num_samples, speech.stream.sample_rate)
     if duration < Fraction(1, _VIDEO_FPS):
         raise PermanentError(
@@ -89,7 +89,7 @@ def normalise_speech(source: Path, wav_16k: Path, *, max_duration_seconds: float
 
 
 def load_waveform(path: Path) -> Waveform:
-    """Samples `[n]` float32 of a 16 kHz mono WAV written by `normalise_speech`."""
+    """Return the samples `[n]` float32 of a 16 kHz mono WAV that `normalise_speech` has written."""
     waveform, sample_rate = soundfile.read(path, dtype="float32")
     if sample_rate != SPEECH_SAMPLE_RATE or waveform.ndim != 1:
         raise PermanentError(
@@ -100,32 +100,32 @@ def load_waveform(path: Path) -> Waveform:
 
 
 def rms_dbfs(waveform: Waveform) -> float:
-    """Root mean square in dB of full scale, never below -120 (digital silence, no samples)."""
+    """Return the root mean square in dB of full scale, at least -120 (digital silence, no samples)."""
     return _dbfs(float(np.sqrt(np.mean(np.square(waveform, dtype=np.float64))))) if waveform.size else QUIETEST_DBFS
 
 
 def _notes(speech: SpeechSource) -> Iterator[str]:
-    """Sentences about the choice of track and channels."""
+    """Yield sentences about the choice of track and channels."""
     if speech.num_tracks > 1:
-        why = speech.track_reason or "the one that players take"
+        why = speech.track_reason or "players choose it, too"
         yield (
-            f"The speech has {speech.num_tracks} sound tracks; track {speech.track + 1} is used ({why}): "
+            f"The speech has {speech.num_tracks} audio tracks; track {speech.track + 1} is used ({why}): "
             "upload a file with one track to choose another."
         )
     if speech.mix.reason:
         yield (
-            f"The model hears, and the video plays, {speech.mix.name} of the speech alone, because "
-            f"{speech.mix.reason}. Upload a mono file to choose what is heard."
+            f"Model and video use {speech.mix.name} of the speech only, because {speech.mix.reason}. "
+            "Upload a mono file to choose another channel."
         )
     if speech.mix.lost > _NOTABLE_LOSS:
         yield (
-            f"The model does not hear {speech.mix.lost:.0%} of the speech, which neither {speech.mix.name} nor another "
-            "mix holds. Upload a mono file."
+            f"{speech.mix.lost:.0%} of the speech is lost for the model: it is neither in {speech.mix.name} nor in "
+            "another mix. Upload a mono file."
         )
 
 
 class _Resampler:
-    """Makes the waveform that librosa's loader gives, bit for bit (spec b.1), chunk by chunk.
+    """Resamples in chunks to the waveform of librosa's loader, bit for bit (spec b.1).
 
     See docs/adr/0005-resampling.md.
     """
@@ -137,12 +137,12 @@ class _Resampler:
         self.num_samples = 0
 
     def feed(self, mono: Waveform) -> None:
-        """Take the next samples `[n]` at the native rate."""
+        """Add the next samples `[n]` at the native rate."""
         self.num_samples += len(mono)
         self._parts.append(mono if self._sample_rate == SPEECH_SAMPLE_RATE else self._stream.resample_chunk(mono))
 
     def finish(self) -> Waveform:
-        """The whole waveform at 16 kHz."""
+        """Return the whole waveform at 16 kHz."""
         if self._sample_rate == SPEECH_SAMPLE_RATE:
             return np.concatenate(self._parts)
         self._parts.append(self._stream.resample_chunk(np.empty(0, np.float32), last=True))
@@ -154,9 +154,9 @@ class _Resampler:
 
 
 def _write_wav(waveform: Waveform, path: Path) -> None:
-    # Not soundfile: it stamps a float WAV with the time of day, and equal speech must give equal bytes.
-    sound: Any = pipe_input(format="f32le", ar=SPEECH_SAMPLE_RATE, ac=1)
-    output = sound.output(file_url(path), format="wav", acodec="pcm_f32le", fflags="+bitexact", map_metadata=-1)
+    # soundfile writes the time of day into a float WAV, and equal speech must give equal bytes.
+    raw: Any = pipe_input(format="f32le", ar=SPEECH_SAMPLE_RATE, ac=1)
+    output = raw.output(file_url(path), format="wav", acodec="pcm_f32le", fflags="+bitexact", map_metadata=-1)
     feed(output, [waveform.data.cast("B")], doing=f"writing {path.name}", error=PermanentError)
 
 

@@ -1,4 +1,4 @@
-"""Gaps in the time stamps of a sound track: a muted microphone, discontinuous transmission, lost packets."""
+"""Find gaps in the time stamps of an audio track: a muted microphone, discontinuous transmission, lost packets."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -14,18 +14,18 @@ from s2v_tasks.errors import PermanentError
 from s2v_tasks.media.ffmpeg import AUDIO_FORMATS, BOUNDED, file_url, read_lines, tool_path
 from s2v_tasks.media.probe import Stream
 
-# ffprobe's names of the containers that stamp their packets; in the others sound follows sound.
+# ffprobe's names of the containers whose packets have time stamps; in the others packets follow without gaps.
 _STAMPED = ("mov", "matroska", "ogg")
 # Stamps in whole milliseconds jitter; one lost packet of any codec is longer than this.
 _JITTER_SECONDS = Fraction(1, 100)
-# Stamps that go back by more start anew; below it they jitter, or packets overlap a little.
+# Stamps that go back by more begin a new timeline; by less they jitter, or packets overlap a little.
 _RESTART_SECONDS = Fraction(1, 10)
-# Encoders put their delay before 0 where the container cannot say that it is to be skipped.
+# Encoders place their delay before 0 if the container cannot mark it as skipped.
 _LONGEST_DELAY_SECONDS = Fraction(1, 10)
 _PIECE_SAMPLES = 1 << 16
 
 Samples = npt.NDArray[np.float32]
-# A decoded frame: its stamp in samples, None where it has none, and its number of samples.
+# A decoded frame: its stamp in samples, None if it has none, and its number of samples.
 Frame = tuple[Fraction | None, int]
 
 
@@ -39,10 +39,10 @@ class Gap:
 
 @dataclass(frozen=True)
 class Timeline:
-    """Where the decoded samples of a track belong, in samples of its own rate.
+    """The positions of the decoded samples of a track, in samples at its own rate.
 
-    `stamped`: the container tells. The first `num_skipped` samples are the encoder's delay. `start` is the stamp, in
-    seconds, of the first that counts: a late start, which is left out.
+    `stamped`: the container has time stamps. The first `num_skipped` samples are the encoder's delay. `start` is the
+    stamp, in seconds, of the first sample after them: a late start, which is left out.
     """
 
     stamped: bool = False
@@ -52,11 +52,11 @@ class Timeline:
 
     @property
     def num_silent(self) -> int:
-        """Samples of silence in all gaps."""
+        """Return the number of samples of silence in all gaps."""
         return sum(gap.num_samples for gap in self.gaps)
 
     def fill(self, blocks: Iterable[Samples]) -> Iterator[Samples]:
-        """The decoded `blocks` `[n, channels]` in their places, with silence in the gaps, in pieces of bounded size."""
+        """Yield the decoded `blocks` `[n, channels]` with silence in the gaps, in pieces of bounded size."""
         gaps, position = deque(self.gaps), -self.num_skipped
         for block in blocks:
             end = position + len(block)
@@ -73,23 +73,23 @@ class Timeline:
 
 
 def silence(num_samples: int, channels: int) -> Iterator[Samples]:
-    """Zeros `[n, channels]`, in pieces of bounded size."""
+    """Yield zeros `[n, channels]`, in pieces of bounded size."""
     for start in range(0, num_samples, _PIECE_SAMPLES):
         yield np.zeros((min(_PIECE_SAMPLES, num_samples - start), channels), np.float32)
 
 
 def read_timeline(path: Path, track: int, stream: Stream, format_name: str, *, max_seconds: float) -> Timeline:
-    """The timeline of sound track `track`, from its stamps up to about `max_seconds`."""
+    """Return the timeline of audio track `track`, from its stamps up to about `max_seconds`."""
     if not format_name.startswith(_STAMPED):
         return Timeline()
     return lay_out(_frames(path, track, stream), stream.sample_rate, max_seconds=max_seconds)
 
 
 def lay_out(frames: Iterable[Frame], sample_rate: int, *, max_seconds: float) -> Timeline:
-    """The timeline of decoded frames, of those up to `max_seconds`.
+    """Return the timeline of the decoded frames up to `max_seconds`.
 
-    A stamp counts against all that came before, not against the last one alone, so jitter does not add up. A frame is
-    late when the next one is late too: Vorbis stamps a single frame late where its block size changes.
+    A stamp is compared with all samples before it, so that jitter does not add up. A frame is late only if the next one
+    is late, too: Vorbis gives a single frame a late stamp at a change of block size.
     """
     gaps: list[Gap] = []
     origin: Fraction | None = None  # the stamp that belongs to position 0
@@ -118,7 +118,7 @@ def lay_out(frames: Iterable[Frame], sample_rate: int, *, max_seconds: float) ->
 
 
 def _lateness(stamp: Fraction | None, origin: Fraction | None, position: int) -> Fraction:
-    """By how many samples a frame comes later than where those before it end."""
+    """Return by how many samples a frame begins after the end of the frames before it."""
     return Fraction(0) if stamp is None or origin is None else stamp - origin - position
 
 

@@ -34,7 +34,7 @@ def _mix(*channels: Signal, layout: str = "unknown", block: int = RATE) -> Mix:
 
 
 def _heard(mix: Mix, *channels: Signal) -> Signal:
-    return np.asarray(mix.play(np.stack(channels, axis=1)).mean(axis=1))
+    return np.asarray(mix.apply(np.stack(channels, axis=1)).mean(axis=1))
 
 
 def _level(signal: Signal) -> float:
@@ -56,7 +56,7 @@ def test_channels_that_cancel_are_not_mixed(left: float, right: float, chosen: i
     assert mix.name == f"channel {chosen} of 2"
     assert "loses 100%" in str(mix.reason)
     assert mix.lost == 0
-    played = mix.play(np.stack([voice * np.float32(left), voice * np.float32(right)], axis=1))
+    played = mix.apply(np.stack([voice * np.float32(left), voice * np.float32(right)], axis=1))
     assert played.shape == (len(voice), 1)
     assert _level(played) == pytest.approx(_level(voice), abs=0.01)
 
@@ -159,7 +159,7 @@ def test_known_layouts_are_mixed_to_stereo(
     channels = [np.zeros_like(voice)] * (7 if layout == "6.1" else 6)
     channels[channel] = voice
     mix = _mix(*channels, layout=layout)
-    played = mix.play(np.stack(channels, axis=1))
+    played = mix.apply(np.stack(channels, axis=1))
     assert mix.name == f"stereo of {'5.1' if layout == 'unknown' else layout}"
     np.testing.assert_allclose(played, voice[:, None] * np.array(left_right), atol=1e-4)
 
@@ -191,7 +191,7 @@ def test_downmix_does_not_clip() -> None:
     channels = [full] * 8
     mix = _mix(*channels, layout="7.1")
     assert mix.name == "stereo of 7.1"
-    assert 0.9 < np.abs(mix.play(np.stack(channels, axis=1))).max() <= 1.001
+    assert 0.9 < np.abs(mix.apply(np.stack(channels, axis=1))).max() <= 1.001
 
 
 def test_silence_and_mono_are_plain(voice: Signal) -> None:

@@ -99,11 +99,14 @@ def hostile(tmp_path_factory: pytest.TempPathFactory, listener: socket.socket) -
     bomb, text, raw_exif = zeros_deflated(256 * 1024**2), b"k\0\0", b"Raw profile type exif\0\0"
     good, wide_gamut = zlib.compress(bytes(64 * 193)), png_chunk(b"cICP", b"\x0c\x0d\0\1")
     contents = {
-        "speech:playlist.mp3": (playlist, "first bytes are those of none"),
+        "speech:playlist.mp3": (playlist, "first bytes are those of no audio format"),
         "speech:tagged-playlist.mp3": (b"ID3\4" + bytes(6) + playlist, "not a readable audio file"),
-        "speech:concat.wav": (f"ffconcat version 1.0\nfile '{secret}'\n".encode(), "first bytes are those of none"),
-        "speech:manifest.m4a": (mpd, "first bytes are those of none"),
-        "speech:vector.flac": (svg, "first bytes are those of none"),
+        "speech:concat.wav": (
+            f"ffconcat version 1.0\nfile '{secret}'\n".encode(),
+            "first bytes are those of no audio format",
+        ),
+        "speech:manifest.m4a": (mpd, "first bytes are those of no audio format"),
+        "speech:vector.flac": (svg, "first bytes are those of no audio format"),
         "speech:64-channels.wav": (wav(channels=64), "has 64 channels"),
         "speech:2-gigahertz.wav": (wav(sample_rate=2**31 - 1), "2147483647 Hz"),
         "speech:empty-chunks.wav": (wav(junk=bytes(1 << 20)), "no audio data in its first 1000 chunks"),

@@ -35,7 +35,7 @@ def brand(major: bytes, *compatible: bytes) -> bytes:
         (b"IIRO\x08\0\0\0" + bytes(64), "a raw photo", "develop it"),
         (b"IIU\0\x18\0\0\0" + bytes(64), "a raw photo", "develop it"),
         (encoded(photo(), "BMP"), "BMP", "export it"),
-        (encoded(photo(), "GIF"), "GIF", "save the one picture that shall speak as PNG"),
+        (encoded(photo(), "GIF"), "GIF", "save the picture of the speaker as PNG"),
         (b"GIF87a" + bytes(64), "GIF", "save the one picture"),
         (b"8BPS\0\1" + bytes(64), "a Photoshop file (PSD)", "export it"),
         (b"gimp xcf v011\0" + bytes(64), "a GIMP file (XCF)", "export it"),

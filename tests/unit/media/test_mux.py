@@ -198,14 +198,14 @@ def test_source_without_sound_is_refused(silent: Path, tmp_path: Path) -> None:
     ("late", "seconds", "problem"),
     [
         ((0.0, 0.0), 2.0, None),
-        ((0.0, 0.05), 2.0, "picture from 0 s .* sound from 1/20 s"),
-        ((0.125, 0.0), 2.0, "picture from 1/8 s .* sound from 0 s"),
-        ((0.125, 0.125), 2.0, "picture from 1/8 s .* sound from 1/8 s"),
-        ((0.0, 0.0), 2.1, "sound from 0 s for 2.1"),
-        ((0.0, 0.0), 1.9, "sound from 0 s for 1.9"),
-        ((0.0, 0.0), 1.9375, "sound from 0 s for 1.9375"),
+        ((0.0, 0.05), 2.0, "picture from 0 s .* audio from 1/20 s"),
+        ((0.125, 0.0), 2.0, "picture from 1/8 s .* audio from 0 s"),
+        ((0.125, 0.125), 2.0, "picture from 1/8 s .* audio from 1/8 s"),
+        ((0.0, 0.0), 2.1, "audio from 0 s for 2.1"),
+        ((0.0, 0.0), 1.9, "audio from 0 s for 1.9"),
+        ((0.0, 0.0), 1.9375, "audio from 0 s for 1.9375"),
         ((0.0, 0.0), 1.95, None),
-        ((0.0, 0.0), None, "lacks its sound"),
+        ((0.0, 0.0), None, "lacks its audio"),
     ],
 )
 def test_what_was_written_is_checked(
@@ -221,14 +221,14 @@ def test_what_was_written_is_checked(
     """Picture and sound that start late, sound that is a frame longer or shorter, or no sound, are not delivered."""
     source = write_wav(tmp_path / "a.wav", noise(round((seconds or 2) * 48000)), 48000)
 
-    def add_sound(video: Path, speech: object, output: Path, *, duration: Fraction) -> None:
+    def add_audio(video: Path, speech: object, output: Path, *, duration: Fraction) -> None:
         streams = [ffmpeg.own_input(video, itsoffset=late[0]).video, ffmpeg.own_input(source, itsoffset=late[1]).audio]
         if seconds is None:
             del streams[1]
         command = arguments.output(*streams, str(output), vcodec="copy", acodec="flac", strict=-2, **mp4_options())
-        ffmpeg.run(command, doing="adding sound", error=PermanentError)
+        ffmpeg.run(command, doing="adding audio", error=PermanentError)
 
-    monkeypatch.setattr("s2v_tasks.media.mux._add_sound", add_sound)
+    monkeypatch.setattr("s2v_tasks.media.mux._add_audio", add_audio)
     if problem is None:
         mux(silent, source, tmp_path / "muxed.mp4", num_frames=32, fps=16)
         return
@@ -278,14 +278,14 @@ def test_preview_takes_no_more_than_it_plays(
     """A video of 2 s is given the first seconds of a long speech, not all of it, in pieces of whatever size."""
     source = write_wav(tmp_path / "a.wav", noise(60 * 48000), 48000)
     taken = []
-    played = SpeechSource.played
+    blocks = SpeechSource.blocks
 
     def counted(speech: SpeechSource) -> Iterator[Any]:
-        for block in played(speech):
+        for block in blocks(speech):
             taken.append(len(block))
             yield block
 
-    monkeypatch.setattr(SpeechSource, "played", counted)
+    monkeypatch.setattr(SpeechSource, "blocks", counted)
     monkeypatch.setattr("s2v_tasks.media.speech_source._CHUNK_SAMPLES", chunk)
     mux(silent, source, tmp_path / "muxed.mp4", num_frames=32, fps=16)
     assert 3 * 48000 <= sum(taken) <= max(3 * 48000, chunk)

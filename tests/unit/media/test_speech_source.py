@@ -227,10 +227,10 @@ def test_speech_in_the_centre_is_heard(voice: Samples, make: Make, hear: Callabl
     [
         ((0, 1), 0, 2, "track 1 is silent"),
         ((0, 0, 1), 0, 3, "track 1 is silent"),
-        ((1, 0), 0, 1, "the one that players take"),
-        ((1, 0.5, 1), 1, 2, "the one that players take"),
+        ((1, 0), 0, 1, "players choose it, too"),
+        ((1, 0.5, 1), 1, 2, "players choose it, too"),
         ((1, 0), 1, 1, "track 2 is silent"),
-        ((0, 0), 1, 2, "the one that players take"),
+        ((0, 0), 1, 2, "players choose it, too"),
     ],
 )
 def test_track_with_speech_is_heard(
@@ -242,7 +242,7 @@ def test_track_with_speech_is_heard(
     marks = {f"disposition:a:{k}": "default" if k == default else "0" for k in range(len(levels))}
     heard = hear(make("a.mkv", *tracks, acodec="flac", **marks))
     assert (heard.info.track, heard.info.num_tracks) == (chosen, len(levels))
-    assert f"has {len(levels)} sound tracks; track {chosen} is used ({why}" in heard.info.notes[0]
+    assert f"has {len(levels)} audio tracks; track {chosen} is used ({why}" in heard.info.notes[0]
     if levels[chosen - 1] == 1:
         _assert_in_sync(heard, voice)
 
@@ -269,7 +269,7 @@ def test_track_that_cannot_be_read_does_not_count(voice: Samples, make: Make, he
     source.write_bytes(data)
     with capture_logs() as logs:
         assert hear(source).info.track == 1
-    assert {(entry["event"], entry["track"]) for entry in logs if "track" in entry} == {("sound_track_unreadable", 2)}
+    assert {(entry["event"], entry["track"]) for entry in logs if "track" in entry} == {("audio_track_unreadable", 2)}
 
 
 @pytest.mark.parametrize("name", ["a.webm", "a.mkv", "a.mp4"])

@@ -169,7 +169,7 @@ def test_a_clip_that_gives_way_is_kept(store: ObjectStore) -> None:
 
 
 def test_a_superseded_clip_is_put_back_and_not_rendered_again(store: ObjectStore) -> None:
-    """Going back to the inputs of before costs two copies; the clip in between is kept in its turn."""
+    """Going back to earlier inputs costs two copies; the clip in between is kept, too."""
     produce(store, "f1", clip_build(b"1"))
     produce(store, "f2", clip_build(b"2"))
     for fingerprint, content in (("f1", b"1clip"), ("f2", b"2clip")):
@@ -196,7 +196,7 @@ def test_artifacts_of_another_job_become_its_own(store: ObjectStore) -> None:
 
 
 def test_the_same_work_of_another_job_is_copied(store: ObjectStore) -> None:
-    """Where its outputs are whole and made from the same; else it is done anew."""
+    """It is copied if its outputs are complete and have the same inputs; else the work is done again."""
     second = JobLayout("job-2")
     theirs = {"job_id": "job-2", "manifest_key": second.clip_manifest(0), "clip_index": None}
     theirs["elsewhere"] = [LAYOUT.motion(1), LAYOUT.clip_manifest(0)]
@@ -213,7 +213,7 @@ def test_the_same_work_of_another_job_is_copied(store: ObjectStore) -> None:
 
 
 def test_other_steps_keep_no_old_outputs(store: ObjectStore) -> None:
-    """What is cheap to make again is overwritten."""
+    """Outputs that are cheap to make are overwritten."""
     produce(store, "f1", clip_build(b"1"), clip_index=None)
     produce(store, "f2", clip_build(b"2"), clip_index=None)
     assert not produce(store, "f1", clip_build(b"1"), clip_index=None).reused
@@ -336,7 +336,7 @@ def test_a_damaged_clip_is_not_put_back_for_ever(store: ObjectStore, tmp_path: P
 
 
 def test_an_object_that_was_replaced_is_left_alone(store: ObjectStore, tmp_path: Path) -> None:
-    """Whoever still holds the manifest of before does not delete what has been made since."""
+    """A process with an old manifest does not delete a newer object."""
     old = produce(store, "f1", clip_build(b"1")).manifest.outputs["clip"]
     produce(store, "f2", clip_build(b"2"))
     with pytest.raises(TransientError, match="expected 5 bytes"):

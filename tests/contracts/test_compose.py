@@ -64,7 +64,7 @@ def test_compose_has_no_key_that_it_would_refuse(compose: dict[str, Any]) -> Non
 
 
 def test_compose_publishes_on_loopback_only(compose: dict[str, Any]) -> None:
-    """Its Airflow lets everybody in, so nobody else may reach it."""
+    """Its Airflow accepts everyone, so it must not be reachable from other machines."""
     ports = [port for service in compose["services"].values() for port in service.get("ports", [])]
     assert ports
     assert all(port.startswith("127.0.0.1:") for port in ports)
@@ -83,7 +83,7 @@ def test_compose_sets_what_airflow_and_the_package_know(compose: dict[str, Any])
 
 
 def test_compose_takes_every_secret_from_its_own_env_file(tmp_path: Path, compose: dict[str, Any]) -> None:
-    """The file has random values that nobody else can read, a second run keeps them, and none is left out."""
+    """The file has random values and is readable for its owner only; a second run keeps them, and none is left out."""
     shutil.copytree(COMPOSE.parent, tmp_path / "compose", ignore=shutil.ignore_patterns(".env"))
     for _ in range(2):
         subprocess.run([tmp_path / "compose" / "make-env.sh"], check=True, capture_output=True)

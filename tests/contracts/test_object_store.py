@@ -1,4 +1,4 @@
-"""What the system relies on in an S3 server."""
+"""Check the properties of an S3 server on which the system relies."""
 
 import hashlib
 import resource
@@ -39,7 +39,7 @@ def test_a_disk_that_gets_full_is_no_damage(store: ObjectStore, tmp_path: Path) 
 
 
 def test_a_link_opens_without_credentials(store: ObjectStore) -> None:
-    """Whoever has the URL reads the object, its name with spaces and letters of any alphabet, and nothing else."""
+    """The URL reads the object, with spaces and letters of any alphabet in its name, and no other object."""
     store.put_bytes("output/ä video.mp4", b"frames", "video/mp4")
     with urllib.request.urlopen(store.link("output/ä video.mp4", seconds=60), timeout=30) as answer:  # noqa: S310 - ours
         assert (answer.read(), answer.headers["Content-Type"]) == (b"frames", "video/mp4")
@@ -62,7 +62,7 @@ def test_keys_live_under_the_prefix_and_uris_anywhere(store: ObjectStore) -> Non
     assert store.get_bytes(store.uri("a")) == b"1"
 
 
-def test_missing_objects_are_told(store: ObjectStore, tmp_path: Path) -> None:
+def test_missing_objects_are_reported(store: ObjectStore, tmp_path: Path) -> None:
     """Reading what is not there is a permanent error that names it; looking at it gives None."""
     assert store.head("none") is None
     assert not store.exists("none")
@@ -150,7 +150,7 @@ def test_a_users_file_that_is_too_large_is_not_fetched(store: ObjectStore, tmp_p
 def test_a_users_file_that_grows_while_it_is_read_is_not_fetched(
     store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the store said of the size before is not relied on: the download ends at the bound."""
+    """The download ends at the bound, also if the store has announced fewer bytes."""
     store.put_bytes("speech.wav", b"123456", "audio/wav")
     monkeypatch.setattr(store, "head", lambda address: ObjectHead(5, None))
     with pytest.raises(PermanentError, match="has 6 bytes: expected at most 5"):
@@ -159,7 +159,7 @@ def test_a_users_file_that_grows_while_it_is_read_is_not_fetched(
 
 
 def test_a_small_object_that_is_none_is_not_read(store: ObjectStore) -> None:
-    """What is read into memory is bounded before it is read."""
+    """The size is checked before an object is read into memory."""
     store.put_bytes("request.json", b"123456", "application/json")
     with pytest.raises(PermanentError, match=r"request.json has 6 bytes: expected at most 5"):
         store.get_bytes("request.json", max_bytes=5)
@@ -169,7 +169,7 @@ def test_a_small_object_that_is_none_is_not_read(store: ObjectStore) -> None:
     "name", ["two\nlines", "🎬 émoji", "what? #1 + 50 %", "%2e%2e", "tab\there", "'quoted' & <x>", "-rf"]
 )
 def test_strange_names_are_names(request: pytest.FixtureRequest, store: ObjectStore, name: str) -> None:
-    """Whatever letters a name has, the object under it is written, listed, copied and deleted like any other."""
+    """An object with any letters in its name is written, listed, copied and deleted like any other."""
     if "\n" in name and request.node.callspec.params["server_store"] == "moto":
         pytest.skip("moto's own routes end at a line end")
     store.put_bytes(f"in/{name}", b"1", "text/plain")
@@ -212,7 +212,7 @@ def test_objects_of_two_buckets_are_deleted_each_in_its_own(store: ObjectStore) 
 
 
 def test_an_unfinished_upload_is_found_and_aborted(store: ObjectStore) -> None:
-    """An upload that nobody completed is listed with its beginning; aborting it twice is harmless."""
+    """An upload that was not completed is listed with its start; aborting it twice is harmless."""
     at = store.uri("jobs/a/clip.mp4").removeprefix(f"s3://{store.bucket}/")
     store._client.create_multipart_upload(Bucket=store.bucket, Key=at)
     [upload] = store.unfinished_uploads("jobs/")

@@ -111,7 +111,7 @@ def test_a_server_without_checksums_works_by_one_setting(store: ObjectStore, tmp
 
 
 def test_bytes_are_verified_all_the_same(store: ObjectStore, tmp_path: Path) -> None:
-    """What another program has changed is damaged, whatever the server says of it."""
+    """An object that another program has changed is damaged, for any server."""
     artifact = store.put_bytes("a", b"frames", "video/mp4")
     store._client.put_object(Bucket=store.bucket, Key="a", Body=b"framez", Metadata={"sha256": artifact.sha256})
     with pytest.raises(ObjectDamagedError):

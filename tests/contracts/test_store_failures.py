@@ -1,4 +1,4 @@
-"""How failures of an S3 server are told, and what is never asked of one."""
+"""Check the messages for failures of an S3 server, and which requests are never sent."""
 
 import threading
 from collections.abc import Callable
@@ -130,7 +130,7 @@ def test_a_refusal_of_the_credentials_is_a_configuration_error(code: str) -> Non
 
 
 @pytest.mark.parametrize("code", ["404", "NoSuchKey", "NotFound"])
-def test_an_object_that_is_not_there_is_told_as_that(code: str) -> None:
+def test_a_missing_object_is_reported_as_missing(code: str) -> None:
     """Every code of this kind, and no other error of the same status."""
     with pytest.raises(ObjectMissingError, match="s3://bucket/a does not exist at AWS us-east-1"):
         failing_store(answer(code, 404)).get_bytes("a")
@@ -138,7 +138,7 @@ def test_an_object_that_is_not_there_is_told_as_that(code: str) -> None:
 
 
 class _NoSuchPage(BaseHTTPRequestHandler):
-    """What a proxy answers while the server behind it starts: a page of its own."""
+    """The page with which a proxy answers while the server behind it starts."""
 
     def do_GET(self) -> None:
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -190,7 +190,7 @@ def test_the_404_of_a_proxy_is_an_outage() -> None:
         ("GetObject", "403", "text/html", ConfigurationError),
     ],
 )
-def test_the_404_of_a_proxy_is_told_from_that_of_the_server(
+def test_the_404_of_a_proxy_is_distinguished_from_that_of_the_server(
     operation: str, code: str, kind: str, meaning: type[Exception]
 ) -> None:
     """The server names what is missing in XML, and a HEAD has no text that could tell them apart."""
@@ -328,7 +328,7 @@ def test_a_download_that_broke_off_too_often_is_a_transient_error(tmp_path: Path
 
 
 def test_a_failed_transfer_means_what_the_server_answered() -> None:
-    """An answer that a transfer error wraps is told as that answer; without one the failure is transient."""
+    """An answer that a transfer error wraps decides about the error; without one the failure is transient."""
     wrapped = S3UploadFailedError("Failed to upload")
     with pytest.raises(TransientError, match="Failed to upload"):
         failing_store(wrapped).head("a")
@@ -346,7 +346,7 @@ def test_a_bucket_of_another_region_is_a_configuration_error(code: str) -> None:
 
 
 def test_bytes_that_differ_from_the_servers_checksum_are_damaged() -> None:
-    """A checksum that the client finds wrong while it reads is told as damage."""
+    """A checksum that the client finds wrong while it reads is reported as damage."""
     error = FlexibleChecksumError(error_msg="Expected checksum a did not match calculated checksum b")
     with pytest.raises(ObjectDamagedError, match="did not match"):
         failing_store(error).get_bytes("a")

@@ -72,12 +72,12 @@ CODES = (
 
 
 def leaks(text: str) -> list[str]:
-    """What of the planted secrets, or of a signature, a text holds."""
+    """Return the parts of a text that belong to the planted secrets or to a signature."""
     found = [form for form in ALL_FORMS if form in text]
     return found + re.findall(r"AKIAFOREIGN\w*|FOREIGN%2F2026|0123456789abcdef", text)
 
 
-def told(call: Callable[[], object]) -> str:
+def error_of(call: Callable[[], object]) -> str:
     """Message and traceback, with all causes that Python prints, of the error of ours that a call ends with."""
     with pytest.raises(S2VError) as caught:
         call()
@@ -115,7 +115,7 @@ def test_no_answer_of_a_server_shows_one(code: str) -> None:
             answer = {"Code": code, "Message": message, "AWSAccessKeyId": KEY_ID, "StringToSign": SIGNED}
             error = ClientError({"Error": answer, "ResponseMetadata": {"HTTPStatusCode": status}}, "PutObject")
             assert leaks(str(error))
-            assert leaks(told(partial(failing_store(error).get_bytes, "a"))) == []
+            assert leaks(error_of(partial(failing_store(error).get_bytes, "a"))) == []
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_no_failure_on_the_way_shows_one(error: Exception) -> None:
     store = failing_store(error)
     link = partial(store.link, seconds=1)
     for verb in (store.get_bytes, store.head, store.delete, link):
-        text = told(partial(verb, "a"))
+        text = error_of(partial(verb, "a"))
         assert leaks(text) == []
         assert "s3://bucket/a at https://s3.example.org" in text
 
@@ -204,7 +204,7 @@ def test_a_server_that_repeats_the_request_shows_none(
             lambda: list(store.listing("")),
             lambda: store.copy("a", "b"),
         ):
-            text = told(call)
+            text = error_of(call)
             assert leaks(text) == []
             assert not re.search(r"Signature=[0-9a-f]", text)
     assert leaks(caplog.text) == []
@@ -222,14 +222,14 @@ def test_a_key_that_no_header_can_hold_is_a_configuration_error(echo: ThreadingH
     )
     with pytest.raises(ConfigurationError, match="S2V_S3_ACCESS_KEY_ID"):
         store.head("a")
-    assert leaks(told(lambda: store.put_bytes("a", b"1", "text/plain"))) == []
+    assert leaks(error_of(lambda: store.put_bytes("a", b"1", "text/plain"))) == []
 
 
 def test_the_account_of_an_endpoint_is_not_shown() -> None:
     """Neither where the server does not answer nor where the address is none."""
     for endpoint in (f"http://{KEY_ID}:planted Secret@127.0.0.1:1", f"http://{KEY_ID}:planted@[::1", "http://a:pw%41@"):
         store = ObjectStore("s3://bucket", endpoint_url=endpoint, access_key_id="id", secret_access_key=SECRET)
-        text = told(partial(store.head, "a"))
+        text = error_of(partial(store.head, "a"))
         assert not re.search(r"PLANTEDKEYID|planted|pw%41", text.partition("Traceback")[0])
 
 

@@ -106,7 +106,7 @@ def test_all_errors_of_a_row_are_listed(site: Site) -> None:
 
 @pytest.mark.parametrize("count", [1, 25], ids=["one by one", "by listing"])
 def test_an_input_that_only_the_installation_reads_is_refused(site: Site, s3_settings: Settings, count: int) -> None:
-    """What is published is no input of a request, though the object is there."""
+    """A published file is no input of a request, though the object exists."""
     uris = [f"{s3_settings.output_uri}/earlier-{number}.png" for number in range(count)]
     for uri in uris:
         site.store.put_bytes(uri, b"x", "image/png")
@@ -118,7 +118,7 @@ def test_an_input_that_only_the_installation_reads_is_refused(site: Site, s3_set
 
 
 def test_the_same_manifest_starts_nothing_and_a_changed_row_starts_one(site: Site) -> None:
-    """What is on record already, running, failed or done, is not started again."""
+    """A row whose job exists, running, failed or done, starts no second job."""
     site.put(rows(5))
     first = site.batches.start(site.uri)
     assert (first["rows"], first["new_jobs"], site.queue.num_waiting()) == (5, 5, 5)

@@ -1,4 +1,4 @@
-"""Claims of the drop folder: names that are taken, sweeps that are overtaken, and what people and logs are told."""
+"""Check claims of the drop folder: names in use, concurrent sweeps, and messages to people and logs."""
 
 import json
 from collections.abc import Callable
@@ -140,7 +140,7 @@ def test_a_folder_of_a_name_that_has_no_free_place_is_left(folder: Folder, monke
     assert "'anna' was dropped a thousand times: expected another name" in line["error"]
 
 
-def test_the_size_of_a_file_is_told_to_the_copy(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_copy_gets_the_size_of_the_file(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Spare a request for each file: the listing has its size."""
     folder.drop("anna", {})
     sizes: list[int | None] = []

@@ -41,7 +41,7 @@ def test_a_dropped_folder_is_a_waiting_job_whose_files_are_accepted(folder: Fold
 
 
 def test_a_folder_without_a_request_is_taken_when_it_was_left_alone(folder: Folder) -> None:
-    """Files that come one by one are not taken too early, and one that never comes is told."""
+    """Files that arrive one by one are not taken too early, and a missing one is reported."""
     folder.drop("anna", prompt__txt=b"")
     assert folder.sweep(seconds_later=300) == counts(unready=1)
     folder.put("anna/prompt.txt", PROMPT)
@@ -67,7 +67,7 @@ def test_what_systems_leave_behind_moves_along_and_makes_no_drop(folder: Folder)
     assert "Exactly these files were dropped here before" in folder.error("anna")
 
 
-def test_an_unfinished_upload_is_waited_for_and_told(folder: Folder) -> None:
+def test_an_unfinished_upload_is_waited_for_and_reported(folder: Folder) -> None:
     """Also when the request is there already: many programs send several files at once."""
     for name in ("anna", "berta"):
         folder.drop(name, {}, speech__wav=b"")
@@ -81,7 +81,7 @@ def test_an_unfinished_upload_is_waited_for_and_told(folder: Folder) -> None:
 
 
 def test_a_published_video_is_no_input_of_a_drop(folder: Folder, s3_settings: Settings) -> None:
-    """What the installation reads itself, a request may not name."""
+    """A request may not name files that only the installation reads."""
     uri = f"{s3_settings.output_uri}/earlier.wav"
     folder.store.put_bytes(uri, b"x", "audio/wav")
     folder.drop("anna", {"audio_uri": uri}, speech__wav=b"")
@@ -126,7 +126,7 @@ def test_bad_folders_are_rejected_with_reasons_and_block_nobody(folder: Folder) 
 
 
 def test_the_same_files_again_are_no_second_job_and_changed_ones_are(folder: Folder) -> None:
-    """A repeated drop is told which job it is; files of an earlier drop of that name are left alone."""
+    """A repeated drop is refused with the id of its job; files of an earlier drop of that name stay where they are."""
     for _ in range(3):
         folder.drop("anna", {})
         folder.sweep()
@@ -184,7 +184,7 @@ class _KilledError(BaseException):
 
 
 def killed_after(calls: int, folder: Folder, patch: pytest.MonkeyPatch) -> None:
-    """Sweep, and die before the next call to the store or the metadata store once there were so many."""
+    """Sweep, and die before the call to the store or the metadata store with this number."""
     left = calls
 
     def counted(real: Any) -> Any:
@@ -229,7 +229,7 @@ def test_a_sweep_that_is_killed_anywhere_is_finished_by_the_next(
 
 
 def test_files_half_deleted_by_a_killed_sweep_are_no_new_drop(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a deletion left behind, the request gone, is finished with its drop however long that takes."""
+    """Files that a deletion left behind, without the request, are completed with their drop at any later time."""
     folder.drop("anna", {})
 
     def only_the_request(addresses: list[str]) -> None:

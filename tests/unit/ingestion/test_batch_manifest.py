@@ -162,14 +162,14 @@ def test_a_manifest_may_have_any_encoding_of_unicode(encoding: str) -> None:
     ],
 )
 def test_a_row_is_strict_json(text: str, words: str) -> None:
-    """What has no single meaning is the error of its row alone."""
+    """JSON with no single meaning is an error of its row alone."""
     entries, (error,) = read_text(f"{json.dumps(ROW)}\n{text}", URI)
     assert ([entry.line for entry in entries], error.line) == ([1], 2)
     assert words in error.error
 
 
 def test_job_ids_come_from_what_a_row_asks_for() -> None:
-    """Order does not matter; equal rows are told apart; a changed row has another job, and only that one."""
+    """Order does not matter; equal rows get different ids; a changed row has another job, and only that one."""
     rows = [ROW | {"id": "a"}, ROW | {"id": "b"}, ROW, ROW]
     first = job_ids(URI, read(*rows)[0])
     assert len(set(first)) == 4

@@ -96,7 +96,7 @@ def test_a_request_file_names_files_of_the_folder_or_objects_elsewhere() -> None
         (["a.png", "a.wav"], {"sizes": "480*832"}, b"x", "sizes is not a field of a request"),
     ],
 )
-def test_what_makes_no_job_is_told_in_a_sentence(
+def test_a_folder_without_a_job_is_refused_in_a_sentence(
     names: list[str], marker: Any, prompt: bytes | None, sentence: str
 ) -> None:
     """The offending name or value is in the message, and what to do."""
@@ -144,7 +144,7 @@ def test_sound_and_video_files_are_speech(suffix: str) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "jpeg", "jpe", "jfif", "webp"])
-def test_pictures_are_told_by_their_endings(suffix: str) -> None:
+def test_pictures_are_recognised_by_their_suffixes(suffix: str) -> None:
     """Those that can be read."""
     assert request_of(folder("a.wav", f"Me.{suffix.upper()}")).request.image_uri.endswith(f"/Me.{suffix.upper()}")
 
@@ -211,7 +211,7 @@ def test_a_job_id_is_that_of_these_files_in_this_folder() -> None:
 
 
 def test_folders_are_found_in_one_listing() -> None:
-    """Files below a folder belong to it, also in folders of its own; what lies beside the folders is nobody's."""
+    """Files below a folder belong to it, also in subfolders; objects outside folders belong to none."""
     items = [listed("anna/"), listed("anna/a.png"), listed("anna/more/b.wav"), listed("stray.png"), listed("b/x.png")]
     assert {found.name: sorted(found.files) for found in folders(items, INCOMING)} == {
         "anna": ["a.png", "more/b.wav"],
@@ -250,7 +250,7 @@ def test_a_folder_is_ready_when_nobody_writes_in_it(names: list[str], seconds: i
     ],
 )
 def test_an_unfinished_upload_is_waited_for(suffix: str) -> None:
-    """Whatever program names it so."""
+    """The names of unfinished uploads of many programs are known."""
     assert folder("a.png", f"a.wav.{suffix}").unfinished == [f"a.wav.{suffix}"]
     assert folder("a.png", f"x.{suffix}/a.wav").unfinished == [f"x.{suffix}/a.wav"]
 
@@ -283,7 +283,7 @@ def test_a_folder_is_as_old_as_its_last_file() -> None:
     ],
 )
 def test_any_name_gets_a_plain_one(name: str) -> None:
-    """What a URI or a path could misread is replaced; names that differ stay different."""
+    """Characters with a meaning in a URI or a path are replaced; different names stay different."""
     plain = plain_name(name)
     assert plain.isascii()
     assert plain.replace("-", "").replace(".", "").isalnum()

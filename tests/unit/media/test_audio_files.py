@@ -1,4 +1,4 @@
-"""Detecting files whose end is missing."""
+"""Detect files whose end is missing."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,14 +24,14 @@ def _problem(tmp_path: Path, data: bytes, format_name: str = "mp3") -> str | Non
 
 
 def test_every_cut_of_an_mp3_with_xing_header_is_found(tmp_path: Path, mp3: bytes) -> None:
-    """Wherever such a file is cut behind its first frames, inside a frame or between two, it is noticed."""
+    """Every cut behind the first frames is detected, inside a frame or between two."""
     assert _problem(tmp_path, mp3) is None
     for lost_bytes in range(1, 500):
         assert _problem(tmp_path, mp3[:-lost_bytes]), f"{lost_bytes} bytes lost"
 
 
 def test_tags_around_an_mp3_are_no_damage(tmp_path: Path, mp3: bytes) -> None:
-    """ID3 tags with a cover picture before and ID3v1 or padding behind are not taken for missing sound."""
+    """ID3 tags with a cover picture before and ID3v1 or padding behind are not missing audio."""
     # 2048 bytes in which a walk that does not skip the tag finds frames of another stream (48 kHz, 384 bytes each).
     cover = b"ID3\x03\0\0" + bytes([0, 0, 16, 0]) + (b"\xff\xfb\x94\0".ljust(384, b"\0") * 5).ljust(2048, b"\0")
     assert _problem(tmp_path, cover + mp3 + b"TAG" + b"title".ljust(125, b"\0") + bytes(500)) is None
@@ -41,7 +41,7 @@ def test_tags_around_an_mp3_are_no_damage(tmp_path: Path, mp3: bytes) -> None:
 def test_recorders_that_never_wrote_the_length_are_trusted(
     tmp_path: Path, write_wav: Callable[..., Path], noise: Callable[..., Any]
 ) -> None:
-    """A WAV with a placeholder for its length says nothing about its end, one with a length does."""
+    """A WAV with a placeholder for its length does not state its end, one with a length does."""
     data = bytearray(write_wav(tmp_path / "source.wav", noise(800), 8000).read_bytes())
     assert _problem(tmp_path, bytes(data[:-2]), "wav")
     for placeholder in (0, 0xFFFFFFFF):
@@ -58,7 +58,7 @@ def test_other_formats_are_left_to_the_decoder(tmp_path: Path) -> None:
 def test_sound_is_whole_where_only_metadata_is_cut(
     lost_bytes: int, tmp_path: Path, write_wav: Callable[..., Path], noise: Callable[..., Any]
 ) -> None:
-    """Metadata behind the sound that lacks its end, or announces too much, is neither heard nor missed."""
+    """Metadata behind the audio that lacks its end, or announces too much, is left out."""
     data = write_wav(tmp_path / "source.wav", noise(800), 8000).read_bytes()
     metadata = b"LIST\x0c\0\0\0INFOISFT\0\0\0\0"
     (tmp_path / "a.wav").write_bytes(data + metadata[:-lost_bytes])
@@ -70,7 +70,7 @@ def test_sound_is_whole_where_only_metadata_is_cut(
 def test_copy_is_never_larger_than_a_wav_can_be(
     tmp_path: Path, write_wav: Callable[..., Path], noise: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Sound whose size must be written anew is refused where 32 bits cannot hold it."""
+    """Audio whose size must be written anew is refused if 32 bits cannot hold the size."""
     source = write_wav(tmp_path / "source.wav", noise(800), 8000)
     data = source.read_bytes()
     source.write_bytes(data[:40] + bytes(4) + data[44:])
@@ -94,7 +94,7 @@ def test_file_of_another_kind_is_not_passed_over(
     noise: Callable[..., Any],
     convert: Callable[..., Path],
 ) -> None:
-    """Files of several kinds, one behind the other, are refused with the place where the second one begins."""
+    """Concatenated files of several formats are refused with the position of the second one."""
     wav = write_wav(tmp_path / "source.wav", noise(4800), 48000)
     one, two = (convert(wav, tmp_path / f"a{SUFFIXES[name]}").read_bytes() for name in (format_name, other))
     assert _problem(tmp_path, one, format_name) is None

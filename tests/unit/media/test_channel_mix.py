@@ -1,4 +1,4 @@
-"""The choice of channels."""
+"""Choose the channels of speech."""
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,7 @@ Signal = npt.NDArray[np.float32]
 
 @pytest.fixture(scope="module")
 def voice() -> Signal:
-    """6 s that change their level as speech does: syllables of 0.1 to 0.3 s with pauses between them."""
+    """Return 6 s whose level changes as that of speech: syllables of 0.1 to 0.3 s with pauses between them."""
     random = np.random.default_rng(3)
     parts: list[npt.NDArray[np.float64]] = []
     while sum(map(len, parts)) < 6 * RATE:
@@ -33,7 +33,7 @@ def _mix(*channels: Signal, layout: str = "unknown", block: int = RATE) -> Mix:
     )
 
 
-def _heard(mix: Mix, *channels: Signal) -> Signal:
+def _mean(mix: Mix, *channels: Signal) -> Signal:
     return np.asarray(mix.apply(np.stack(channels, axis=1)).mean(axis=1))
 
 
@@ -46,12 +46,12 @@ def test_stereo_that_does_not_cancel_is_kept(right: float, voice: Signal) -> Non
     """Speech in both channels, in one, and a weak inverted part stay as they are; the mean keeps a third or more."""
     mix = _mix(voice, voice * np.float32(right))
     assert (mix.name, mix.matrix, mix.reason) == ("all channels", None, None)
-    assert _level(_heard(mix, voice, voice * np.float32(right))) > _level(voice) - 10
+    assert _level(_mean(mix, voice, voice * np.float32(right))) > _level(voice) - 10
 
 
 @pytest.mark.parametrize(("left", "right", "chosen"), [(1, -1, 1), (1, -0.5, 1), (0.5, -1, 2), (1, -0.9, 1)])
 def test_channels_that_cancel_are_not_mixed(left: float, right: float, chosen: int, voice: Signal) -> None:
-    """Of opposite polarities the louder channel is played alone, and the reason says how much a mix would lose."""
+    """Of opposite polarities the louder channel is used alone, and the reason states the loss of a mix."""
     mix = _mix(voice * np.float32(left), voice * np.float32(right))
     assert mix.name == f"channel {chosen} of 2"
     assert "loses 100%" in str(mix.reason)
@@ -71,7 +71,7 @@ def test_channels_that_cancel_for_a_while_are_not_mixed(inverted: slice, voice: 
 
 @pytest.mark.parametrize(("right", "is_mixed"), [(-0.36, True), (-0.38, False)])
 def test_a_mix_may_lose_ten_decibels(right: float, is_mixed: bool, voice: Signal) -> None:
-    """A mean that is quieter than the loudest channel by 10 dB is given up, above it is kept."""
+    """A mean that is quieter than the loudest channel by 10 dB is not used, a louder one is."""
     assert (_mix(voice, voice * np.float32(right)).matrix is None) == is_mixed
 
 
@@ -93,15 +93,15 @@ def test_a_hundredth_may_be_lost(num_lost: int, is_mixed: bool, noise: Signal) -
     assert (_mix(left, right, block=800).matrix is None) == is_mixed
 
 
-def test_two_speakers_are_both_heard(voice: Signal) -> None:
+def test_two_speakers_are_both_kept(voice: Signal) -> None:
     """An interview with one microphone per channel is mixed: neither channel holds all of it."""
     first, second = voice.copy(), voice[::-1].copy()
     first[3 * RATE :], second[: 3 * RATE] = 0, 0
     assert _mix(first, second).name == "all channels"
 
 
-def test_what_no_mix_holds_is_told(voice: Signal) -> None:
-    """One speaker in opposite polarities, then another in the second channel alone: the rest of the loss is told."""
+def test_loss_in_every_mix_is_reported(voice: Signal) -> None:
+    """One speaker with opposite polarities, then one in the second channel alone: the remaining loss is reported."""
     first, second = voice.copy(), -voice
     first[4 * RATE :] = 0
     assert _mix(first, second).name == "channel 2 of 2"
@@ -112,7 +112,7 @@ def test_what_no_mix_holds_is_told(voice: Signal) -> None:
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 def test_noise_that_covers_speech_is_left_out(order: tuple[int, int], voice: Signal, noise: Signal) -> None:
-    """Steady noise in one channel, as loud as the speech in the other, is not heard."""
+    """Steady noise in one channel, as loud as the speech in the other, is left out."""
     channels = [voice, noise]
     mix = _mix(*(channels[k] for k in order))
     assert mix.name == f"channel {order.index(0) + 1} of 2"
@@ -134,7 +134,7 @@ def test_how_much_speech_may_be_covered(swing_db: float, steady: float, is_mixed
 
 
 def test_an_offset_hides_no_cancellation(voice: Signal) -> None:
-    """A constant in both channels is not sound."""
+    """A constant in both channels does not count as audio."""
     assert (
         _mix(voice * np.float32(0.3) + np.float32(0.5), voice * np.float32(-0.3) + np.float32(0.5)).matrix is not None
     )
@@ -155,7 +155,7 @@ def test_an_offset_hides_no_cancellation(voice: Signal) -> None:
 def test_known_layouts_are_mixed_to_stereo(
     layout: str, channel: int, left_right: tuple[float, float], voice: Signal
 ) -> None:
-    """Speech in one channel of surround sound is heard where it comes from, by the usual shares."""
+    """Speech in one channel of surround audio keeps its direction, by the usual shares."""
     channels = [np.zeros_like(voice)] * (7 if layout == "6.1" else 6)
     channels[channel] = voice
     mix = _mix(*channels, layout=layout)
@@ -168,25 +168,25 @@ def test_known_layouts_are_mixed_to_stereo(
     ("layout", "num_channels"), [("unknown", 3), ("quad(wide)", 4), ("unknown", 7), ("hexagonal", 6)]
 )
 def test_unknown_layouts_are_summed_without_loss(layout: str, num_channels: int, voice: Signal, noise: Signal) -> None:
-    """Where nobody says which channel is which, speech in one is as loud in the mix, and equal channels do not clip."""
+    """For an unknown layout, speech in one channel is as loud in the mix, and equal channels do not clip."""
     for channel in range(num_channels):
         channels = [noise * np.float32(0.001)] * num_channels
         channels[channel] = voice
         mix = _mix(*channels, layout=layout)
         assert mix.name == f"sum of {num_channels} channels"
-        assert _level(_heard(mix, *channels)) == pytest.approx(_level(voice), abs=0.1)
+        assert _level(_mean(mix, *channels)) == pytest.approx(_level(voice), abs=0.1)
     equal = [voice] * num_channels
-    np.testing.assert_allclose(_heard(_mix(*equal, layout=layout), *equal), voice, atol=1e-5)
+    np.testing.assert_allclose(_mean(_mix(*equal, layout=layout), *equal), voice, atol=1e-5)
 
 
-def test_low_frequency_effects_are_heard_where_they_are_all() -> None:
+def test_low_frequency_effects_are_used_if_they_are_all() -> None:
     """Speech in the channel that a downmix leaves out is found."""
     silent, voice = np.zeros(RATE, np.float32), np.random.default_rng(5).standard_normal(RATE).astype(np.float32)
     assert _mix(silent, silent, silent, voice, silent, silent, layout="5.1").name == "channel 4 of 6"
 
 
 def test_downmix_does_not_clip() -> None:
-    """Where all channels are at full scale, the downmix is too, and no higher."""
+    """If all channels are at full scale, so is the downmix, and no higher."""
     full = np.random.default_rng(6).uniform(-1, 1, RATE).astype(np.float32)
     channels = [full] * 8
     mix = _mix(*channels, layout="7.1")
@@ -195,7 +195,7 @@ def test_downmix_does_not_clip() -> None:
 
 
 def test_silence_and_mono_are_plain(voice: Signal) -> None:
-    """Nothing is chosen where there is nothing to choose."""
+    """Silence and mono need no choice."""
     silent = np.zeros_like(voice)
     assert _mix(silent, silent).matrix is None
     assert _mix(voice).matrix is None
@@ -204,7 +204,7 @@ def test_silence_and_mono_are_plain(voice: Signal) -> None:
 
 @pytest.mark.parametrize("block", [800, 8000, 12_000])
 def test_survey_tells_the_power_of_each_window(block: int, voice: Signal) -> None:
-    """Ten windows in a second, the last one as short as it is, and the same numbers for any blocks of whole windows."""
+    """A second has ten windows, the last one may be shorter, and any blocks of whole windows give the same numbers."""
     samples = np.stack([voice, -voice], axis=1)[: 2 * RATE + 100]
     found = survey((samples[at : at + block] for at in range(0, len(samples), block)), RATE, 2)
     assert found.covariances.shape == (21, 2, 2)
@@ -214,7 +214,7 @@ def test_survey_tells_the_power_of_each_window(block: int, voice: Signal) -> Non
     assert found.loudest == pytest.approx(found.covariances[:, 0, 0])
 
 
-def test_movement_tells_speech_from_steady_sound(voice: Signal, noise: Signal) -> None:
+def test_movement_distinguishes_speech_from_steady_noise(voice: Signal, noise: Signal) -> None:
     """Levels of speech change by some decibels from window to window, those of noise hardly, of silence not at all."""
     moving = [movement_db(survey([signal[:, None]], RATE, 1).loudest) for signal in (voice, noise, voice * 0)]
     assert moving[0] > 4

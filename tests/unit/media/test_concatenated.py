@@ -1,4 +1,4 @@
-"""Files that are several files one behind the other, decoded to their end."""
+"""Decode concatenated files to their end."""
 
 from collections.abc import Callable
 from fractions import Fraction
@@ -42,7 +42,7 @@ LIVE = {"acodec": "libopus", "live": 1}  # as a browser records: without length 
 
 @pytest.fixture
 def parts(tmp_path: Path, noise: Noise, write_wav: WriteWav, convert: Convert) -> Parts:
-    """Makes files of one kind: 1 s of 48 kHz mono, then the others of half a second with their rates and channels."""
+    """Make files of one kind: 1 s of 48 kHz mono, then the others of half a second with their rates and channels."""
 
     def make(kind: str, *others: tuple[int, int]) -> list[bytes]:
         suffix, options, _ = KINDS[kind]
@@ -56,20 +56,20 @@ def parts(tmp_path: Path, noise: Noise, write_wav: WriteWav, convert: Convert) -
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_joined_files_are_heard_completely(kind: str, tmp_path: Path, parts: Parts) -> None:
-    """Three files joined by `cat` last as long as all, each heard as it is alone, also where they are unlike."""
+def test_concatenated_files_are_decoded_completely(kind: str, tmp_path: Path, parts: Parts) -> None:
+    """Three files joined by `cat` last as long as all of them, each with its own samples, also if they are unlike."""
     source, longer = tmp_path / f"speech{KINDS[kind][0]}", KINDS[kind][2]
-    heard, seconds = [], Fraction(0)
+    waveforms, seconds = [], Fraction(0)
     files = parts(kind, (48000, 1), (44100, 2))
     for file in files:
         source.write_bytes(file)
         seconds += normalise_speech(source, tmp_path / "16k.wav", max_duration_seconds=9).duration_seconds
-        heard.append(load_waveform(tmp_path / "16k.wav"))
+        waveforms.append(load_waveform(tmp_path / "16k.wav"))
     source.write_bytes(b"".join(files))
     info = normalise_speech(source, tmp_path / "16k.wav", max_duration_seconds=9)
     assert 0 <= info.num_samples - ceil(seconds * 48000) <= 9 * longer
     whole, start = load_waveform(tmp_path / "16k.wav"), 0
-    for alone in heard:
+    for alone in waveforms:
         around = whole[start + 1000 - longer : start + 7000 + longer]
         at = int(np.argmax(np.correlate(around, alone[1000:7000])))
         if longer == 0:
@@ -97,19 +97,19 @@ def test_gaps_of_each_part_are_silence(
     """Two recordings of 48 and 44.1 kHz, each with a pause that is only in its stamps, keep both pauses."""
     suffix, options = (".webm", LIVE) if kind == "recorded webm" else KINDS[kind][:2]
     dropped = {"bsf:a": "noise=drop='between(pts*tb,0.4,0.7)'"} | ({"page_duration": 50_000} if kind == "opus" else {})
-    source, heard, files = tmp_path / f"speech{suffix}", [], b""
+    source, waveforms, files = tmp_path / f"speech{suffix}", [], b""
     for rate in (48000, 44100):
         wav = write_wav(tmp_path / "source.wav", noise(rate), rate)
         file = convert(wav, tmp_path / f"part{suffix}", **options, **dropped).read_bytes()
         source.write_bytes(file)
         assert normalise_speech(source, tmp_path / "16k.wav", max_duration_seconds=9).gap_seconds > 0.25
-        heard.append(load_waveform(tmp_path / "16k.wav"))
+        waveforms.append(load_waveform(tmp_path / "16k.wav"))
         files += file
     source.write_bytes(files)
     normalise_speech(source, tmp_path / "16k.wav", max_duration_seconds=9)
-    whole, alone = load_waveform(tmp_path / "16k.wav"), np.concatenate(heard)
+    whole, alone = load_waveform(tmp_path / "16k.wav"), np.concatenate(waveforms)
     assert len(whole) == pytest.approx(len(alone), abs=1000)
-    for half in (slice(0, len(heard[0])), slice(len(heard[0]), None)):
+    for half in (slice(0, len(waveforms[0])), slice(len(waveforms[0]), None)):
         silent, expected = _silent(whole[half]), _silent(alone[half])
         assert (len(silent), silent[0]) == pytest.approx((len(expected), expected[0]), abs=1000)
         assert len(silent) > 2000
@@ -135,7 +135,7 @@ def test_hole_in_a_part_is_no_silence(
 
 
 def test_amr_files_are_joined(tmp_path: Path, refusal: Refusal) -> None:
-    """The second header of a recording from a telephone is no frame."""
+    """The second header of a telephone recording is no frame."""
     one = b"#!AMR\n" + (b"\x3c" + bytes(31)) * 50
     (tmp_path / "a.amr").write_bytes(one + one + one)
     info = normalise_speech(tmp_path / "a.amr", tmp_path / "all.wav", max_duration_seconds=9)
@@ -143,7 +143,7 @@ def test_amr_files_are_joined(tmp_path: Path, refusal: Refusal) -> None:
 
 
 def test_streams_that_are_played_together_are_one_file(tmp_path: Path, parts: Parts) -> None:
-    """Ogg with two streams at once is not joined: the first pages follow each other."""
+    """Ogg with two multiplexed streams is not concatenated: the first pages follow each other."""
     one, two = parts("opus", (48000, 1))
     first, rest = one[: one.index(b"OggS", 1)], one[one.index(b"OggS", 1) :]
     other_first, other_rest = two[: two.index(b"OggS", 1)], two[two.index(b"OggS", 1) :]
@@ -153,7 +153,7 @@ def test_streams_that_are_played_together_are_one_file(tmp_path: Path, parts: Pa
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_single_file_is_not_copied(kind: str, tmp_path: Path, parts: Parts) -> None:
-    """A good file is decoded as it is."""
+    """A valid file is decoded as it is."""
     source = tmp_path / f"speech{KINDS[kind][0]}"
     source.write_bytes(parts(kind)[0])
     assert _copy(source, tmp_path) == source
@@ -165,7 +165,7 @@ def _copy(source: Path, folder: Path) -> Path:
 
 
 def test_long_joined_files_are_decoded_only_to_the_bound(tmp_path: Path, parts: Parts, refusal: Refusal) -> None:
-    """What lies more than a second behind the bound is not written, and the speech is refused."""
+    """At most one second beyond the bound is written, and the speech is refused."""
     one, two = parts("opus", (48000, 1))
     (tmp_path / "a.opus").write_bytes(one + one + one + two)
     assert "at most 0.75 s" in refusal(tmp_path / "a.opus", max_duration_seconds=0.75)
@@ -187,7 +187,7 @@ def test_number_of_joined_files_is_bounded(kind: str, tmp_path: Path, parts: Par
     assert "joined from more than" not in refusal(source, max_duration_seconds=0.1)
 
 
-def test_tags_and_padding_around_flac_are_not_heard(tmp_path: Path, parts: Parts) -> None:
+def test_tags_and_padding_around_flac_are_left_out(tmp_path: Path, parts: Parts) -> None:
     """Tags before, between and behind FLAC files, and zeros behind them, are no damage."""
     source, (one,) = tmp_path / "a.flac", parts("flac")
     before = b"ID3\3\0\0\0\0\1\0" + bytes(128)

@@ -1,4 +1,4 @@
-"""Parts of containers that are lost."""
+"""Detect lost parts of containers."""
 
 import struct
 from pathlib import Path
@@ -36,7 +36,7 @@ def _problem(tmp_path: Path, data: bytes, format_name: str) -> str | None:
 @pytest.mark.parametrize("name", [b"mdat", b"moov", b"moof"])
 @pytest.mark.parametrize("long", [False, True])
 def test_box_that_is_larger_than_the_file(name: bytes, long: bool, tmp_path: Path) -> None:
-    """Sound or its index that is a byte short is found, behind boxes of both kinds of size."""
+    """Audio or an index that lacks one byte is detected, behind boxes of both kinds of size."""
     head = _box(b"ftyp", 24) + _box(b"free", 40, long=True)
     assert _problem(tmp_path, head + _box(name, 100, long=long), "mov") is None
     found = _problem(tmp_path, head + _box(name, 100, 101, long=long), "mov,mp4,m4a,3gp,3g2,mj2")
@@ -44,7 +44,7 @@ def test_box_that_is_larger_than_the_file(name: bytes, long: bool, tmp_path: Pat
 
 
 def test_boxes_that_say_nothing(tmp_path: Path) -> None:
-    """A box to the end of the file, padding behind the last one and boxes without sound are no loss."""
+    """A box to the end of the file, padding behind the last one and boxes without audio are no loss."""
     assert _problem(tmp_path, _box(b"moov", 50) + _box(b"mdat", 90, 0), "mov") is None
     assert _problem(tmp_path, _box(b"moov", 50) + _box(b"mdat", 90) + bytes(13), "mov") is None
     assert _problem(tmp_path, _box(b"mdat", 50) + _box(b"free", 90, 5000), "mov") is None
@@ -59,7 +59,7 @@ OPEN = b"\x01" + b"\xff" * 7
 
 
 def test_segment_that_is_larger_than_the_file(tmp_path: Path) -> None:
-    """A recording whose last byte is missing is found."""
+    """A recording whose last byte is missing is detected."""
     whole = HEAD + _element(0x18538067, _element(0xEC, bytes(9)) + CLUSTER * 2)
     assert _problem(tmp_path, whole, "matroska") is None
     found = _problem(tmp_path, whole[:-1], "matroska,webm")
@@ -108,7 +108,7 @@ def test_pages_that_are_missing(tmp_path: Path) -> None:
 
 
 def test_page_marks_inside_sound_are_no_pages(tmp_path: Path) -> None:
-    """What looks like a page inside another one is its content."""
+    """The name of a page inside another page is its content."""
     inner = _page(0, begins=True) + _page(1, size=60)[:28] + _page(9, size=20)[:49].ljust(60, b"\0") + _page(2)
     assert _problem(tmp_path, inner, "ogg") is None
 
@@ -124,7 +124,7 @@ def test_page_marks_inside_sound_are_no_pages(tmp_path: Path) -> None:
 def test_number_of_parts_is_bounded(
     format_name: str, limit: str, data: bytes, parts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is not looked at could be lost, and costs every reader its time."""
+    """Parts that are not checked could be lost, and cost every reader time."""
     monkeypatch.setattr(container_structure, limit, 12)
     assert _problem(tmp_path, data, format_name) == f"it is in more than 12 {parts}"
     monkeypatch.setattr(container_structure, limit, 14)
@@ -138,7 +138,7 @@ def test_other_containers_are_not_looked_at(format_name: str, tmp_path: Path) ->
 
 
 def test_any_bytes_are_looked_at(tmp_path: Path) -> None:
-    """Damaged heads of all three containers give an answer: no error, no end that is never reached."""
+    """Damaged headers of all three containers give an answer: no exception and no endless loop."""
     random = np.random.default_rng(11)
     mp4, ogg = _box(b"ftyp", 24) + _box(b"mdat", 100, long=True), _page(0, begins=True) + _page(1) + _page(2)
     whole = {"mov": mp4, "matroska": HEAD + _element(0x18538067, CLUSTER), "ogg": ogg}

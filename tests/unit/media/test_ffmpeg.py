@@ -1,4 +1,4 @@
-"""Finding and running ffmpeg."""
+"""Find and run ffmpeg."""
 
 import os
 import stat
@@ -50,7 +50,7 @@ def test_each_tool_has_a_setting(tool: ffmpeg.Tool, tmp_path: Path, monkeypatch:
 
 @pytest.mark.parametrize("tool", ["ffmpeg", "ffprobe"])
 def test_the_pinned_wheel_is_the_default(tool: ffmpeg.Tool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a setting it is the binary that the package requires, whatever PATH has."""
+    """Without a setting it is the binary that the package requires, for any PATH."""
     _script(tmp_path / tool, "exit 0")
     monkeypatch.setenv("PATH", str(tmp_path))
     found = Path(ffmpeg.tool_path(tool))
@@ -73,7 +73,7 @@ def test_missing_tool_names_the_remedies(missing: str, tmp_path: Path, monkeypat
 
 
 def test_a_binary_of_another_machine_is_a_wrong_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file that the kernel cannot execute is told in one sentence, with the settings that name it."""
+    """A file that the kernel cannot execute is reported in one sentence, with the settings that name it."""
     binary = _script(tmp_path / "ffmpeg", "")
     binary.write_bytes(b"\x7fELF of another processor")
     monkeypatch.setenv("S2V_FFMPEG_PATH", str(binary))
@@ -89,7 +89,7 @@ def test_wrong_setting_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_failure_is_the_callers_error_with_the_last_lines(tmp_path: Path) -> None:
-    """A failing command raises the chosen class with what ffmpeg said, without memory addresses."""
+    """A failing command raises the chosen class with the message of ffmpeg, without memory addresses."""
     command = ffmpeg.own_input(tmp_path / "absent.wav").output("pipe:1", format="wav")
     with pytest.raises(TransientError, match=r"reading it failed: .*No such file") as caught:
         ffmpeg.run(command, doing="reading it", error=TransientError)
@@ -113,7 +113,7 @@ def test_command_killed_from_outside_is_worth_a_retry(tmp_path: Path, monkeypatc
 
 
 def test_error_of_the_producer_is_raised_and_ends_the_command() -> None:
-    """What the source of the frames raises reaches the caller unchanged."""
+    """An exception of the source of the frames reaches the caller unchanged."""
 
     def broken() -> Iterator[bytes]:
         yield bytes(256)

@@ -1,4 +1,4 @@
-"""Measuring finished videos, and the contact sheet."""
+"""Measure finished videos and draw the contact sheet."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +19,7 @@ SAMPLES = Path(__file__).parents[2] / "samples"
 
 
 def test_facts_of_a_good_video(tmp_path: Path, moving: Moving, write_wav: Callable[..., Path]) -> None:
-    """Streams, size, times, light and loudness are what went in."""
+    """Streams, size, times, light and loudness are those of the input."""
     frames = moving(32)
     encode_clip(frames, tmp_path / "silent.mp4")
     tone = np.sin(np.arange(96000) * 2 * np.pi * 440 / 48000)[:, None] * 0.5
@@ -42,7 +42,7 @@ def test_facts_of_a_good_video(tmp_path: Path, moving: Moving, write_wav: Callab
 
 
 def test_black_video_is_dark_and_still(tmp_path: Path) -> None:
-    """Black frames have luma 0, no deviation, and are one long still; a video without sound has no level."""
+    """Black frames have luma 0, no deviation, and are one long still; a video without audio has no level."""
     encode_clip(np.zeros((20, 64, 64, 3), np.uint8), tmp_path / "a.mp4")
     facts = measure(tmp_path / "a.mp4")
     assert (facts.mean_luma, facts.luma_std, facts.longest_still_frames) == (0, 0, 20)
@@ -108,7 +108,7 @@ def test_damage_is_reported_as_a_fact(damage: str, tmp_path: Path, moving: Movin
 def test_what_is_no_video_cannot_be_measured(
     tmp_path: Path, noise: Callable[..., Any], write_wav: Callable[..., Path]
 ) -> None:
-    """A file without a picture is an error of its own."""
+    """A file without a picture is an error."""
     with pytest.raises(PermanentError, match="no video stream"):
         measure(write_wav(tmp_path / "a.wav", noise(8000), 8000))
 

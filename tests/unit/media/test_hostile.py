@@ -173,7 +173,7 @@ def test_hostile_files_are_refused_in_little_memory(hostile: dict[str, str], lis
 
 
 def test_the_secret_would_be_readable(tmp_path: Path) -> None:
-    """What the playlists point at is good speech: had one been followed, it would have been accepted."""
+    """The target of the playlists is valid speech: it would be accepted if one were followed."""
     (tmp_path / "secret.wav").write_bytes(wav())
     with wave.open(str(tmp_path / "secret.wav")) as sound:
         assert sound.getnframes() == 64_000

@@ -54,7 +54,7 @@ def test_rotation_of_the_camera_is_applied(orientation: int, size: tuple[int, in
 
 
 def test_transparency_becomes_white(tmp_path: Path) -> None:
-    """What is transparent is white, what is half transparent is half white."""
+    """Transparent pixels become white, half transparent ones half white."""
     image = Image.new("RGBA", (40, 40), (200, 0, 0, 255))
     image.paste((0, 0, 0, 0), (0, 0, 20, 20))
     image.paste((0, 0, 0, 128), (20, 20, 40, 40))
@@ -126,7 +126,7 @@ def test_truncated_picture_is_refused(suffix: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", ["png", "webp"])
 def test_animation_is_refused(suffix: str, tmp_path: Path) -> None:
-    """Nobody but the user knows which picture of an animation shall speak."""
+    """An animation does not say which of its pictures to use."""
     _photo().save(tmp_path / f"a.{suffix}", save_all=True, append_images=[_photo().rotate(90)])
     assert "animated" in _refusal(tmp_path / f"a.{suffix}", tmp_path)
 

@@ -130,7 +130,7 @@ def test_a_long_profile_is_put_together(tmp_path: Path) -> None:
 
 
 def test_srgb_changes_nothing(tmp_path: Path) -> None:
-    """Whatever says sRGB, the pixels are those of the file; profiles of sRGB differ in how they are written."""
+    """Any description of sRGB leaves the pixels as they are; profiles of sRGB differ in their bytes."""
     image = photo(96, 64)
     noise = Image.fromarray(np.random.default_rng(3).integers(0, 256, (64, 96, 3), np.uint8))
     of_pillow = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()

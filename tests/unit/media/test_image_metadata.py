@@ -175,7 +175,7 @@ def test_only_metadata_is_left_out(tmp_path: Path) -> None:
     b"\xff\xd8\xff" + bytes(200) + jpeg()[2:],
 ])  # fmt: skip
 def test_a_file_in_too_many_pieces_is_refused(content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody writes so many, and each takes time."""
+    """No program writes so many pieces, and each takes time."""
     monkeypatch.setattr(image_metadata, "_MAX_PARTS", 50)
     (tmp_path / "photo.png").write_bytes(content)
     with pytest.raises(PermanentError, match=r"The image photo\.png is in more than 50 pieces: .* save it again\."):
@@ -231,7 +231,7 @@ def test_a_file_that_ends_before_its_pixels_is_damaged(tmp_path: Path) -> None:
     ],
 )
 def test_long_metadata_is_not_read(content: bytes, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is longer than its bound is passed over."""
+    """Metadata longer than its bound is skipped."""
     monkeypatch.setattr(image_metadata, "_MAX_METADATA_BYTES", size)
     assert size_of(content, tmp_path) == (40, 60)
     monkeypatch.setattr(image_metadata, "_MAX_METADATA_BYTES", size - 1)

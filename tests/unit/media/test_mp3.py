@@ -50,7 +50,7 @@ JUNK = {
 
 @pytest.mark.parametrize("junk", JUNK)
 @pytest.mark.parametrize("options", [{"audio_bitrate": "64k"}, {"q:a": 4}, {"audio_bitrate": "64k", "write_xing": 0}])
-def test_junk_behind_an_mp3_is_not_heard(
+def test_junk_behind_an_mp3_is_left_out(
     options: dict[str, str], junk: str, tmp_path: Path, mp3: MakeMp3, refusal: Refusal
 ) -> None:
     """Tags, padding and rubbish behind the last frame change no sample and hide no lost end."""
@@ -68,7 +68,7 @@ def test_junk_behind_an_mp3_is_not_heard(
 @pytest.mark.parametrize(
     "options", [{}, {"write_xing": 0}, {"id3v2_version": 0}, {"write_id3v1": 1, "metadata": "title=x"}]
 )
-def test_joined_mp3s_are_heard_completely(
+def test_concatenated_mp3s_are_decoded_completely(
     options: dict[str, str], tmp_path: Path, mp3: MakeMp3, refusal: Refusal
 ) -> None:
     """Two MP3 files joined by `cat` last as long as both, but for the encoder's delay (at most 0.1 s) between them."""
@@ -156,7 +156,7 @@ def test_row_of_tags_is_gone_through_once(tag: bytes, monkeypatch: pytest.Monkey
 
 
 def test_tags_are_read_up_to_their_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who has gone through more of them than are allowed knows enough."""
+    """The search ends as soon as more tags than allowed are passed."""
     monkeypatch.setattr(mp3_frames, "MAX_TAG_BYTES", 100)
     assert after_tags(mapped(SOUND + TAGS[0] * 40), len(SOUND)) == len(SOUND) + 110
     assert after_tags(mapped(SOUND + TAGS[0] * 10 + b"x"), len(SOUND)) == len(SOUND) + 100
@@ -166,6 +166,6 @@ def test_tags_are_read_up_to_their_bound(monkeypatch: pytest.MonkeyPatch) -> Non
     "name", [b"ID3\3\x91\0\0\0\0\7", b"ID3\3\0\0\x80\0\0\7", b"ID3\3\0\0\0\0\0\x80", b"ID3\5\0\0\0\0\0\7"]
 )
 def test_sound_that_looks_like_a_tag_is_kept(name: bytes) -> None:
-    """In some MB of sound the name of a tag comes by chance; its version and size are then impossible."""
+    """Some MB of audio contain the name of a tag by chance; its version and size are then impossible."""
     data = mapped(SOUND + name + SOUND[:7])
     assert before_tags(data, 0, len(data)) == len(data)

@@ -85,7 +85,7 @@ def test_sound_stays_in_sync(
     write_wav: Callable[..., Path],
     convert: Callable[..., Path],
 ) -> None:
-    """Clicks of the speech are heard in the video at the same times, to within a millisecond, from first to last."""
+    """Clicks of the speech are in the video at the same times, to within a millisecond, from first to last."""
     source = write_wav(tmp_path / "source.wav", _clicks(sample_rate, channels), sample_rate)
     source = convert(source, tmp_path / name, **options) if options else source
     mux(silent, source, tmp_path / "muxed.mp4", num_frames=32, fps=16)
@@ -168,7 +168,7 @@ def test_what_intake_accepts_is_muxed_in_sync(
     write_wav: Callable[..., Path],
     convert: Callable[..., Path],
 ) -> None:
-    """WAVs of unknown length and MP3s with junk are heard here as the model heard them, without a shift."""
+    """WAVs of unknown length and MP3s with junk are muxed with the samples of the model, without a shift."""
     source = write_wav(tmp_path / "a.wav", _clicks(48000), 48000)
     data = bytearray(source.read_bytes())
     data[4:8] = data[40:44] = b"\xff\xff\xff\xff"
@@ -182,15 +182,15 @@ def test_what_intake_accepts_is_muxed_in_sync(
     encode_clip(moving(num_frames), tmp_path / "silent.mp4")
     mux(tmp_path / "silent.mp4", source, tmp_path / "muxed.mp4", num_frames=num_frames, fps=16)
     assert _click_times(tmp_path / "muxed.mp4") == pytest.approx([at + 0.00025 for at in CLICKS_SECONDS], abs=0.001)
-    heard, played = load_waveform(tmp_path / "16k.wav"), _decoded(tmp_path / "muxed.mp4", 16000)
-    loudest = int(np.abs(heard[-8000:]).argmax()) + len(heard) - 8000
+    waveform, played = load_waveform(tmp_path / "16k.wav"), _decoded(tmp_path / "muxed.mp4", 16000)
+    loudest = int(np.abs(waveform[-8000:]).argmax()) + len(waveform) - 8000
     assert abs(int(np.abs(played[loudest - 500 : loudest + 500]).argmax()) - 500) <= 16
     assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == set()
 
 
 def test_source_without_sound_is_refused(silent: Path, tmp_path: Path) -> None:
-    """A speech file that lost its sound fails the job instead of giving a silent video."""
-    with pytest.raises(PermanentError, match="no sound"):
+    """A speech file without audio fails the job instead of giving a silent video."""
+    with pytest.raises(PermanentError, match="no audio"):
         mux(silent, silent, tmp_path / "muxed.mp4", num_frames=32, fps=16)
 
 
@@ -218,7 +218,7 @@ def test_what_was_written_is_checked(
     write_wav: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Picture and sound that start late, sound that is a frame longer or shorter, or no sound, are not delivered."""
+    """Late picture or audio, audio that is a frame too long or too short, and missing audio are refused."""
     source = write_wav(tmp_path / "a.wav", noise(round((seconds or 2) * 48000)), 48000)
 
     def add_audio(video: Path, speech: object, output: Path, *, duration: Fraction) -> None:
@@ -259,7 +259,7 @@ def test_file_without_durations_is_not_delivered(
 def test_sound_has_the_bit_rate_of_good_music(
     silent: Path, tmp_path: Path, noise: Callable[..., Any], write_wav: Callable[..., Path]
 ) -> None:
-    """Noise, of which an encoder can leave nothing out, takes 192 kbit/s."""
+    """Noise, which an encoder cannot simplify, takes 192 kbit/s."""
     source = write_wav(tmp_path / "a.wav", noise(2 * 44100, 2), 44100)
     mux(silent, source, tmp_path / "muxed.mp4", num_frames=32, fps=16)
     num_bytes = (tmp_path / "muxed.mp4").stat().st_size - silent.stat().st_size
@@ -275,7 +275,7 @@ def test_preview_takes_no_more_than_it_plays(
     write_wav: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A video of 2 s is given the first seconds of a long speech, not all of it, in pieces of whatever size."""
+    """A video of 2 s decodes only the first seconds of a long speech, for any size of block."""
     source = write_wav(tmp_path / "a.wav", noise(60 * 48000), 48000)
     taken = []
     blocks = SpeechSource.blocks

@@ -1,4 +1,4 @@
-"""Pose video intake."""
+"""Normalise pose videos."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +22,7 @@ def _counting(num_frames: int) -> Frames:
 
 @pytest.mark.parametrize("fps", [8, 16, 24, 25, 30])
 def test_pose_is_resampled_by_time(fps: int, tmp_path: Path) -> None:
-    """Frame n shows the source frame that is on display n/16 s after the start, whatever the rate of the source."""
+    """Frame n shows the source frame that is on display n/16 s after the start, for any rate of the source."""
     encode_clip(_counting(50), tmp_path / "source.mp4", fps=fps)
     num_frames = normalise_pose(tmp_path / "source.mp4", tmp_path / "pose.mp4", max_duration_seconds=60)
     assert abs(num_frames - 50 * 16 / fps) <= 1
@@ -59,7 +59,7 @@ def test_what_is_no_video_is_refused(content: bytes, tmp_path: Path) -> None:
 def test_sound_only_is_refused(
     tmp_path: Path, noise: Callable[..., Any], write_wav: Callable[..., Path], convert: Callable[..., Path]
 ) -> None:
-    """A sound file in a video container is no pose."""
+    """A video container with audio only is no pose."""
     wav = write_wav(tmp_path / "a.wav", noise(8000), 8000)
     convert(wav, tmp_path / "a.mp4", acodec="aac")
     with pytest.raises(PermanentError, match="no video stream"):

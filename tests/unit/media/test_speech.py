@@ -1,4 +1,4 @@
-"""Speech intake."""
+"""Normalise speech."""
 
 from collections.abc import Callable
 from fractions import Fraction
@@ -70,7 +70,7 @@ def test_plain_speech_has_nothing_to_tell(tmp_path: Path, noise: Noise, write_wa
 def test_waveform_is_librosas(
     sample_rate: int, channels: int, tmp_path: Path, noise: Noise, write_wav: WriteWav
 ) -> None:
-    """The audio encoder hears what librosa's loader gives, bit for bit (spec b.1)."""
+    """The input of the audio encoder is that of librosa's loader, bit for bit (spec b.1)."""
     source = write_wav(tmp_path / "a.wav", noise(sample_rate + 123, channels), sample_rate)
     normalise_speech(source, tmp_path / "16k.wav", max_duration_seconds=9)
     native, _ = soundfile.read(source, dtype="float32", always_2d=True)  # what librosa.load does with a WAV
@@ -103,7 +103,7 @@ def test_equal_speech_gives_equal_bytes(tmp_path: Path, noise: Noise, write_wav:
 def test_text_named_wav_is_refused(
     text: str, tmp_path: Path, noise: Noise, write_wav: WriteWav, refusal: Refusal
 ) -> None:
-    """Text, playlists, concat scripts and drawings are no speech, whatever their name, and open no other file."""
+    """Text, playlists, concat scripts and drawings are no speech under any name, and open no other file."""
     write_wav(tmp_path / "other.wav", noise(16000), 16000)
     (tmp_path / "a.wav").write_text(text)
     assert "not a readable audio file" in refusal(tmp_path / "a.wav")
@@ -124,7 +124,7 @@ def test_too_long_speech_is_refused(tmp_path: Path, noise: Noise, write_wav: Wri
 def test_too_long_speech_of_undeclared_length_is_refused(
     tmp_path: Path, noise: Noise, write_wav: WriteWav, convert: Convert, refusal: Refusal
 ) -> None:
-    """Where the header cannot be trusted the bound holds while decoding."""
+    """If the header states no reliable length, the bound holds while decoding."""
     wav = write_wav(tmp_path / "a.wav", noise(3 * 44100), 44100)
     source = convert(wav, tmp_path / "a.aac", acodec="aac", audio_bitrate="64k")
     assert "at most 2.5 s" in refusal(source, max_duration_seconds=2.5)
@@ -157,7 +157,7 @@ def test_speech_with_broken_numbers_is_refused(
 def test_float_sound_far_above_full_scale_is_refused(
     channels: int, peak: float, problem: str, tmp_path: Path, noise: Noise, refusal: Refusal
 ) -> None:
-    """Muxing could not encode it, after all clips are paid for; some times full scale is what recorders write."""
+    """Muxing could not encode it after all clips are rendered; recorders write up to some times full scale."""
     samples = noise(16_000, channels)
     samples[4000, -1] = -100
     soundfile.write(tmp_path / "a.wav", samples, 16_000, subtype="FLOAT")
@@ -169,7 +169,7 @@ def test_float_sound_far_above_full_scale_is_refused(
 
 
 def test_video_without_sound_is_refused(tmp_path: Path, moving: Callable[..., object], refusal: Refusal) -> None:
-    """A silent film is refused for having no sound."""
+    """A video without audio is refused."""
     from s2v_tasks.media.encode import encode_clip
 
     encode_clip(moving(4), tmp_path / "a.mp4")  # type: ignore[arg-type]
@@ -227,7 +227,7 @@ def test_damaged_file_is_refused(
 def test_one_flipped_bit_of_a_flac_is_found(
     tmp_path: Path, noise: Noise, write_wav: WriteWav, convert: Convert, refusal: Refusal
 ) -> None:
-    """Where a format has checksums they are compared."""
+    """Checksums of a format are verified."""
     wav = write_wav(tmp_path / "source.wav", noise(44100), 44100)
     data = bytearray(convert(wav, tmp_path / "whole.flac").read_bytes())
     data[-2000] ^= 1
@@ -236,7 +236,7 @@ def test_one_flipped_bit_of_a_flac_is_found(
 
 
 def test_levels_tell_speech_from_silence(tmp_path: Path, write_wav: WriteWav) -> None:
-    """A sine has its textbook levels, a thousandth of it lies 60 dB below, and nothing at all has a finite level."""
+    """A sine has its textbook levels, a thousandth of it is 60 dB lower, and silence has a finite level."""
     sine = np.sin(np.arange(16000) * 2 * np.pi * 440 / 16000)[:, None] * 0.5
     info = normalise_speech(write_wav(tmp_path / "a.wav", sine, 16000), tmp_path / "16k.wav", max_duration_seconds=9)
     assert info.rms_dbfs == pytest.approx(-9.03, abs=0.01)
@@ -250,16 +250,16 @@ def test_levels_tell_speech_from_silence(tmp_path: Path, write_wav: WriteWav) ->
 def test_other_wav_is_not_loaded_as_waveform(
     sample_rate: int, channels: int, tmp_path: Path, noise: Noise, write_wav: WriteWav
 ) -> None:
-    """Only 16 kHz mono is what the audio encoder takes."""
+    """The audio encoder needs 16 kHz mono."""
     with pytest.raises(PermanentError, match=rf"has {sample_rate} Hz and shape \(800,.*expected 16000 Hz mono"):
         load_waveform(write_wav(tmp_path / "a.wav", noise(800, channels), sample_rate))
 
 
 @pytest.mark.parametrize(("lost", "share"), [(0.0, None), (0.1, None), (0.12, "12%"), (0.4, "40%")])
-def test_speech_that_no_mix_holds_is_told_of(
+def test_speech_that_no_mix_holds_is_noted(
     lost: float, share: str | None, tmp_path: Path, noise: Noise, write_wav: WriteWav, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """More than a tenth that the model does not hear is a note, in the facts of the speech and in the log."""
+    """More than a tenth that the model does not get is a note, in the facts of the speech and in the log."""
     mix = Mix("channel 2 of 2", np.array([[0, 1.0]], np.float32), lost=lost)
     monkeypatch.setattr("s2v_tasks.media.speech_source.choose_mix", lambda *_: mix)
     source = write_wav(tmp_path / "a.wav", noise(1600, 2), 16000)
@@ -274,7 +274,7 @@ def test_speech_that_no_mix_holds_is_told_of(
 def test_wav_of_unknown_length_is_decoded_to_its_last_sample(
     size: int, num_samples: int, tmp_path: Path, noise: Noise, write_wav: WriteWav
 ) -> None:
-    """What a program wrote to a pipe, without going back for the sizes, is the same speech as with them."""
+    """A file that a program wrote to a pipe, without sizes, is the same speech as with sizes."""
     source = write_wav(tmp_path / "a.wav", noise(num_samples, 2), 44100)
     known = normalise_speech(source, tmp_path / "known.wav", max_duration_seconds=9)
     data = bytearray(source.read_bytes())

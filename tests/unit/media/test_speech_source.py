@@ -1,4 +1,4 @@
-"""What the model hears of a file, and what the video plays of it."""
+"""Compare the input of the model with the audio of the video."""
 
 import struct
 from collections.abc import Callable
@@ -28,8 +28,8 @@ LOST = "noise=drop='between(pts*tb,1.5,2.5)'"
 OPUS, AAC = {"acodec": "libopus"}, {"acodec": "aac", "audio_bitrate": "192k"}
 
 
-class Heard(NamedTuple):
-    """The waveform of the model, and the sound of the video at the same rate, the mean of its channels."""
+class Decoded(NamedTuple):
+    """The waveform of the model, and the audio of the video at the same rate, the mean of its channels."""
 
     info: SpeechInfo
     model: npt.NDArray[np.float32]
@@ -65,10 +65,10 @@ def make(tmp_path: Path, write_wav: Callable[..., Path]) -> Make:
 
 
 @pytest.fixture
-def hear(tmp_path: Path, moving: Callable[..., Frames]) -> Callable[[Path], Heard]:
+def decode(tmp_path: Path, moving: Callable[..., Frames]) -> Callable[[Path], Decoded]:
     """Stages a speech and muxes it with a video that is as long."""
 
-    def run(source: Path) -> Heard:
+    def run(source: Path) -> Decoded:
         info = normalise_speech(source, tmp_path / "16k.wav", max_duration_seconds=30)
         num_frames = ceil(info.duration_seconds * 16)
         encode_clip(moving(num_frames, width=64), tmp_path / "silent.mp4")
@@ -77,29 +77,29 @@ def hear(tmp_path: Path, moving: Callable[..., Frames]) -> Callable[[Path], Hear
         command = ffmpeg.own_input(tmp_path / "muxed.mp4").audio.output("pipe:1", format="f32le", ar=16000)
         raw = b"".join(ffmpeg.read_chunks(command, 1 << 16, doing="decoding", error=PermanentError))
         video = np.frombuffer(raw, np.float32).reshape(-1, channels).mean(axis=1)
-        return Heard(info, load_waveform(tmp_path / "16k.wav"), video)
+        return Decoded(info, load_waveform(tmp_path / "16k.wav"), video)
 
     return run
 
 
 def _lag_seconds(later: npt.NDArray[Any], earlier: npt.NDArray[Any]) -> float:
-    """By how much the first is behind the second, by cross-correlation."""
+    """Return by how many seconds the first lags the second, by cross-correlation."""
     size = 1 << 18
     product = np.fft.rfft(later, size) * np.conj(np.fft.rfft(earlier, size))
     peak = int(np.fft.irfft(product).argmax())
     return (peak - size * (peak > size // 2)) / 16000
 
 
-def _assert_in_sync(heard: Heard, voice: Samples) -> None:
+def _assert_in_sync(decoded: Decoded, voice: Samples) -> None:
     """The three agree to a millisecond, before the pause and behind it, and in loudness."""
     spoken = voice[::3, 0]
     for part in (slice(0, 22_000), slice(42_000, 60_000)):
-        assert abs(_lag_seconds(heard.model[part], heard.video[part])) <= 0.001
-        assert abs(_lag_seconds(heard.model[part], spoken[part])) <= 0.001
-        levels = [np.sqrt(np.mean(np.square(sound[part]))) for sound in (heard.model, heard.video)]
+        assert abs(_lag_seconds(decoded.model[part], decoded.video[part])) <= 0.001
+        assert abs(_lag_seconds(decoded.model[part], spoken[part])) <= 0.001
+        levels = [np.sqrt(np.mean(np.square(sound[part]))) for sound in (decoded.model, decoded.video)]
         assert levels[0] == pytest.approx(levels[1], rel=0.1)
     pause = slice(round(1.45 * 16000), round(2.55 * 16000))
-    assert max(np.abs(heard.model[pause]).max(), np.abs(heard.video[pause]).max()) < 0.01
+    assert max(np.abs(decoded.model[pause]).max(), np.abs(decoded.video[pause]).max()) < 0.01
 
 
 @pytest.mark.parametrize(
@@ -116,22 +116,22 @@ def _assert_in_sync(heard: Heard, voice: Samples) -> None:
     ],
 )
 def test_lost_packets_are_silence(
-    name: str, picture: bool, options: dict[str, Any], voice: Samples, make: Make, hear: Callable[[Path], Heard]
+    name: str, picture: bool, options: dict[str, Any], voice: Samples, make: Make, decode: Callable[[Path], Decoded]
 ) -> None:
     """A second without packets is a second of silence for the model and in the video, and nothing is shifted."""
-    heard = hear(make(name, voice, picture=picture, **options, **{"bsf:a": LOST}))
-    assert abs(heard.info.duration_seconds - SECONDS) < Fraction(1, 30)
-    assert heard.info.gap_seconds == pytest.approx(1, abs=0.1)
-    _assert_in_sync(heard, voice)
+    decoded = decode(make(name, voice, picture=picture, **options, **{"bsf:a": LOST}))
+    assert abs(decoded.info.duration_seconds - SECONDS) < Fraction(1, 30)
+    assert decoded.info.gap_seconds == pytest.approx(1, abs=0.1)
+    _assert_in_sync(decoded, voice)
 
 
-def test_packets_may_be_lost_at_several_places(voice: Samples, make: Make, hear: Callable[[Path], Heard]) -> None:
+def test_packets_may_be_lost_at_several_places(voice: Samples, make: Make, decode: Callable[[Path], Decoded]) -> None:
     """One packet near the start, many in the middle and some before the end keep their time."""
     lost = "noise=drop='between(n,3,3)+between(pts*tb,1.5,2.5)+between(pts*tb,3.7,3.9)'"
-    heard = hear(make("a.webm", voice, **OPUS, **{"bsf:a": lost}))
-    assert abs(heard.info.duration_seconds - SECONDS) < Fraction(1, 30)
-    assert heard.info.gap_seconds == pytest.approx(1.22, abs=0.05)
-    _assert_in_sync(heard, voice)
+    decoded = decode(make("a.webm", voice, **OPUS, **{"bsf:a": lost}))
+    assert abs(decoded.info.duration_seconds - SECONDS) < Fraction(1, 30)
+    assert decoded.info.gap_seconds == pytest.approx(1.22, abs=0.05)
+    _assert_in_sync(decoded, voice)
 
 
 @pytest.mark.parametrize(
@@ -139,14 +139,14 @@ def test_packets_may_be_lost_at_several_places(voice: Samples, make: Make, hear:
     [("a.webm", False, OPUS), ("a.webm", True, OPUS), ("a.ogg", False, OPUS), ("a.mkv", False, {"acodec": "flac"})],
 )
 def test_late_start_is_left_out(
-    name: str, picture: bool, options: dict[str, Any], voice: Samples, make: Make, hear: Callable[[Path], Heard]
+    name: str, picture: bool, options: dict[str, Any], voice: Samples, make: Make, decode: Callable[[Path], Decoded]
 ) -> None:
-    """A sound that its container starts 0.7 s late is heard from its first sample on."""
-    heard = hear(make(name, voice, picture=picture, late=0.7, **options))
-    assert heard.info.duration_seconds == SECONDS
-    assert heard.info.late_seconds == pytest.approx(0.7, abs=0.002)
-    assert heard.info.gap_seconds == 0
-    _assert_in_sync(heard, voice)
+    """Audio that its container starts 0.7 s late is used from its first sample on."""
+    decoded = decode(make(name, voice, picture=picture, late=0.7, **options))
+    assert decoded.info.duration_seconds == SECONDS
+    assert decoded.info.late_seconds == pytest.approx(0.7, abs=0.002)
+    assert decoded.info.gap_seconds == 0
+    _assert_in_sync(decoded, voice)
 
 
 @pytest.mark.parametrize(
@@ -161,25 +161,25 @@ def test_late_start_is_left_out(
     ],
 )
 def test_delay_of_encoders_shifts_nothing(
-    name: str, options: dict[str, Any], voice: Samples, make: Make, hear: Callable[[Path], Heard]
+    name: str, options: dict[str, Any], voice: Samples, make: Make, decode: Callable[[Path], Decoded]
 ) -> None:
-    """Whether the container tells the delay of the codec or stamps it before 0, speech begins at 0."""
-    heard = hear(make(name, voice, **options))
-    assert abs(heard.info.duration_seconds - SECONDS) < Fraction(1, 50)
-    assert heard.info.gap_seconds == 0
-    _assert_in_sync(heard, voice)
+    """Speech begins at 0 if the container states the delay of the codec, and if its stamps are before 0."""
+    decoded = decode(make(name, voice, **options))
+    assert abs(decoded.info.duration_seconds - SECONDS) < Fraction(1, 50)
+    assert decoded.info.gap_seconds == 0
+    _assert_in_sync(decoded, voice)
 
 
-def test_silence_up_to_the_announced_end_is_kept(voice: Samples, make: Make, hear: Callable[[Path], Heard]) -> None:
+def test_silence_up_to_the_announced_end_is_kept(voice: Samples, make: Make, decode: Callable[[Path], Decoded]) -> None:
     """A recording that announces 5.5 s and is whole ends in silence, up to its limit."""
     source = make("a.mkv", voice, acodec="flac")
     data = source.read_bytes()
     at = data.index(b"\x44\x89\x88") + 3  # Duration, milliseconds
     source.write_bytes(data[:at] + struct.pack(">d", 5500) + data[at + 8 :])
-    heard = hear(source)
-    assert heard.info.duration_seconds == Fraction(11, 2)
-    assert np.abs(heard.model[SECONDS * 16000 + 100 :]).max() < 1e-6
-    _assert_in_sync(heard, voice)
+    decoded = decode(source)
+    assert decoded.info.duration_seconds == Fraction(11, 2)
+    assert np.abs(decoded.model[SECONDS * 16000 + 100 :]).max() < 1e-6
+    _assert_in_sync(decoded, voice)
     with pytest.raises(PermanentError, match=r"lasts 5\.5 s, at most 5 s"):
         normalise_speech(source, source.with_suffix(".wav"), max_duration_seconds=5)
 
@@ -199,27 +199,27 @@ def test_limit_holds_where_no_length_is_announced(
         normalise_speech(source, tmp_path / "16k.wav", max_duration_seconds=max_seconds)
 
 
-def test_channels_that_cancel_are_heard_in_model_and_video(
-    voice: Samples, make: Make, hear: Callable[[Path], Heard]
+def test_channels_that_cancel_reach_model_and_video(
+    voice: Samples, make: Make, decode: Callable[[Path], Decoded]
 ) -> None:
-    """Stereo in opposite polarities is played as one of its channels, and a note says so."""
-    heard = hear(make("a.wav", np.concatenate([voice, -voice], axis=1)))
-    _assert_in_sync(heard, voice)
-    assert np.abs(heard.model).max() > 0.2
-    assert (heard.info.channels, heard.info.mix) == (2, "channel 1 of 2")
-    (note,) = heard.info.notes
+    """Of stereo in opposite polarities one channel is used, and a note says so."""
+    decoded = decode(make("a.wav", np.concatenate([voice, -voice], axis=1)))
+    _assert_in_sync(decoded, voice)
+    assert np.abs(decoded.model).max() > 0.2
+    assert (decoded.info.channels, decoded.info.mix) == (2, "channel 1 of 2")
+    (note,) = decoded.info.notes
     assert "plays, channel 1 of 2 of the speech alone, because a mix of all channels loses 100% of the sound" in note
 
 
-def test_speech_in_the_centre_is_heard(voice: Samples, make: Make, hear: Callable[[Path], Heard]) -> None:
+def test_speech_in_the_centre_is_kept(voice: Samples, make: Make, decode: Callable[[Path], Decoded]) -> None:
     """Of 5.1 with speech in the centre only, the model and both ears get it 3 dB lower, without a note."""
     surround = np.zeros((len(voice), 6))
     surround[:, 2] = voice[:, 0]
-    heard = hear(make("a-stereo.wav", surround))
-    _assert_in_sync(heard, voice)
-    assert (heard.info.mix, heard.info.notes) == ("stereo of 5.1", ())
+    decoded = decode(make("a-stereo.wav", surround))
+    _assert_in_sync(decoded, voice)
+    assert (decoded.info.mix, decoded.info.notes) == ("stereo of 5.1", ())
     expected = np.sqrt(np.mean(np.square(voice)) / 3) * 0.5**0.5  # white noise: 16 kHz hold a third of it
-    assert np.sqrt(np.mean(np.square(heard.model))) == pytest.approx(expected, rel=0.1)
+    assert np.sqrt(np.mean(np.square(decoded.model))) == pytest.approx(expected, rel=0.1)
 
 
 @pytest.mark.parametrize(
@@ -233,42 +233,44 @@ def test_speech_in_the_centre_is_heard(voice: Samples, make: Make, hear: Callabl
         ((0, 0), 1, 2, "players choose it, too"),
     ],
 )
-def test_track_with_speech_is_heard(
+def test_track_with_speech_is_used(
     levels: tuple[float, ...], default: int, chosen: int, why: str, voice: Samples, make: Make,
-    hear: Callable[[Path], Heard],
+    decode: Callable[[Path], Decoded],
 ) -> None:  # fmt: skip
-    """The track that players take is taken, unless it is silent and another is not; a note names it."""
+    """The track that players choose is used, unless it is silent and another is not; a note names it."""
     tracks = [np.roll(voice, k, axis=0) * level for k, level in enumerate(levels)]
     marks = {f"disposition:a:{k}": "default" if k == default else "0" for k in range(len(levels))}
-    heard = hear(make("a.mkv", *tracks, acodec="flac", **marks))
-    assert (heard.info.track, heard.info.num_tracks) == (chosen, len(levels))
-    assert f"has {len(levels)} audio tracks; track {chosen} is used ({why}" in heard.info.notes[0]
+    decoded = decode(make("a.mkv", *tracks, acodec="flac", **marks))
+    assert (decoded.info.track, decoded.info.num_tracks) == (chosen, len(levels))
+    assert f"has {len(levels)} audio tracks; track {chosen} is used ({why}" in decoded.info.notes[0]
     if levels[chosen - 1] == 1:
-        _assert_in_sync(heard, voice)
+        _assert_in_sync(decoded, voice)
 
 
-def test_gap_is_that_of_the_track_that_is_heard(voice: Samples, make: Make, hear: Callable[[Path], Heard]) -> None:
-    """Stamps are read from the second track where that one is heard."""
-    heard = hear(make("a.mkv", voice * 0, voice, acodec="flac", **{"bsf:a:1": LOST}))
-    assert (heard.info.track, heard.info.gap_seconds) == (2, pytest.approx(1, abs=0.1))
-    _assert_in_sync(heard, voice)
+def test_gap_is_that_of_the_used_track(voice: Samples, make: Make, decode: Callable[[Path], Decoded]) -> None:
+    """Stamps are those of the second track if that one is used."""
+    decoded = decode(make("a.mkv", voice * 0, voice, acodec="flac", **{"bsf:a:1": LOST}))
+    assert (decoded.info.track, decoded.info.gap_seconds) == (2, pytest.approx(1, abs=0.1))
+    _assert_in_sync(decoded, voice)
 
 
-def test_noise_in_the_first_track_is_no_speech(voice: Samples, make: Make, hear: Callable[[Path], Heard]) -> None:
+def test_noise_in_the_first_track_is_no_speech(voice: Samples, make: Make, decode: Callable[[Path], Decoded]) -> None:
     """A steady hiss is left for the track that moves as speech does."""
     hiss = np.random.default_rng(5).uniform(-0.1, 0.1, voice.shape)
-    assert hear(make("a.mkv", hiss, voice, acodec="flac")).info.track == 2
-    assert hear(make("b.mkv", hiss, hiss[::-1], acodec="flac")).info.track == 1
+    assert decode(make("a.mkv", hiss, voice, acodec="flac")).info.track == 2
+    assert decode(make("b.mkv", hiss, hiss[::-1], acodec="flac")).info.track == 1
 
 
-def test_track_that_cannot_be_read_does_not_count(voice: Samples, make: Make, hear: Callable[[Path], Heard]) -> None:
+def test_track_that_cannot_be_read_does_not_count(
+    voice: Samples, make: Make, decode: Callable[[Path], Decoded]
+) -> None:
     """Damage in a track that is not the usual one is no reason to refuse the speech."""
     source = make("a.mkv", voice, voice * 0.5, acodec="flac")
     data = bytearray(source.read_bytes())
     data[data.rindex(b"\x1cS\xbbk") - 40] ^= 1  # in the last block before the cues, which is of the second track
     source.write_bytes(data)
     with capture_logs() as logs:
-        assert hear(source).info.track == 1
+        assert decode(source).info.track == 1
     assert {(entry["event"], entry["track"]) for entry in logs if "track" in entry} == {("audio_track_unreadable", 2)}
 
 
@@ -289,7 +291,7 @@ def test_cut_off_recording_is_refused(name: str, picture: bool, voice: Samples, 
 def test_hole_in_a_recording_is_no_silence(
     name: str, options: dict[str, Any], voice: Samples, make: Make, tmp_path: Path
 ) -> None:
-    """Where bytes are lost, and with them packets, the gap in the stamps is damage."""
+    """A gap in the stamps is damage if bytes are lost."""
     source = make(name, voice + 1e-3, **options)
     data = bytearray(source.read_bytes())
     data[len(data) // 3 : len(data) // 3 + 9000] = bytes(9000)

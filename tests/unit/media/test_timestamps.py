@@ -1,4 +1,4 @@
-"""Gaps in time stamps."""
+"""Find gaps in time stamps."""
 
 from fractions import Fraction
 
@@ -39,7 +39,7 @@ def test_stamps_that_are_late_for_two_frames_are_a_gap(stamps: tuple[float | Non
 
 
 def test_silence_grows_only_to_the_stamps() -> None:
-    """Where one gap follows the other, each has the length that the stamps say."""
+    """Consecutive gaps have the lengths that the stamps state."""
     found = _laid_out(0, 50, 120, 190, 210)
     assert found.gaps == (Gap(20, 30), Gap(40, 50), Gap(60, 50))
     assert found.num_silent == 130
@@ -71,18 +71,18 @@ def test_gap_before_a_restart_is_kept() -> None:
     ],
 )
 def test_start(first: int, num_skipped: int, start: Fraction) -> None:
-    """A late start is told and left out; what lies up to 100 ms before 0 is the encoder's delay."""
+    """A late start is reported and left out; up to 100 ms before 0 are the encoder's delay."""
     found = _laid_out(*(first + 20 * k for k in range(9)))
     assert (found.num_skipped, found.start, found.gaps) == (num_skipped, start, ())
 
 
 def test_start_is_known_from_a_later_stamp() -> None:
-    """A first frame without a stamp begins where the second says."""
+    """A first frame without a stamp begins as the second frame implies."""
     assert _laid_out(None, 520, 540).start == Fraction(1, 2)
 
 
 def test_reading_ends_at_the_limit() -> None:
-    """Of a file that stamps without end, only what is allowed is looked at."""
+    """Of a file with endless stamps, only the allowed length is read."""
     seen = []
 
     def endless() -> object:
@@ -96,7 +96,7 @@ def test_reading_ends_at_the_limit() -> None:
 
 @pytest.mark.parametrize("block", [1, 3, 7, 100])
 def test_gaps_are_filled_wherever_blocks_end(block: int) -> None:
-    """Samples stand in their places, with zeros in the gaps and without the delay, whatever the size of the blocks."""
+    """Samples are at their positions, with zeros in the gaps and without the delay, for any size of the blocks."""
     samples = np.arange(1, 25, dtype=np.float32)[:, None].repeat(2, axis=1)
     timeline = Timeline(True, 4, Fraction(0), (Gap(0, 2), Gap(6, 3), Gap(14, 5), Gap(19, 70_000)))
     blocks = [samples[at : at + block] for at in range(0, 24, block)]

@@ -1,4 +1,4 @@
-"""Encoding clips, stitching them and reading them back."""
+"""Encode clips, stitch them and decode them."""
 
 import re
 import shutil
@@ -72,7 +72,7 @@ def test_what_is_no_encoder_is_a_wrong_setting(answers: str, tmp_path: Path, mon
 
 
 def test_pictures_survive_encoding(tmp_path: Path, moving: Moving) -> None:
-    """What is read back differs by little from what was encoded, and no frame is out of place."""
+    """Decoded frames differ little from the encoded ones, and no frame is out of place."""
     frames = moving(12)
     encode_clip(frames, tmp_path / "a.mp4")
     difference = np.abs(_all(tmp_path / "a.mp4").astype(int) - frames).mean(axis=(1, 2, 3))
@@ -169,7 +169,7 @@ def test_clip_of_another_encoder_is_refused(tmp_path: Path, moving: Moving) -> N
 
 
 def _as_by_another_build(monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
-    """From now on frames are encoded by other decisions, as another build of x264 would make them."""
+    """Encode frames by other decisions from now on, as another build of x264 would."""
     for name, value in options.items():
         monkeypatch.setitem(encode._H264, name.replace("_", "-"), value)
 
@@ -213,7 +213,7 @@ def test_clips_of_the_ffmpeg_on_path_and_ours_lose_nothing(
 def test_a_join_that_changes_frames_is_found(
     wrong: str, tmp_path: Path, moving: Moving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where frames are compared, one that does not decode as in its clip is named, even if none is missing."""
+    """A compared frame that does not decode as in its clip is named, even if none is missing."""
     clips = _clips(tmp_path, moving, 8, 8, 8)
     instead = {clips[1]: clips[2], clips[2]: clips[1]} if wrong == "order" else {clips[2]: clips[0]}
     entry = stitching._entry

@@ -1,4 +1,4 @@
-"""Finding the sound of WAV, AIFF and CAF files whose sizes are wrong or missing."""
+"""Find the samples of WAV, AIFF and CAF files whose sizes are wrong or missing."""
 
 import struct
 from collections.abc import Callable
@@ -26,7 +26,7 @@ def speech(num_samples: int, seed: int = 1) -> bytes:
 
 
 def chunk(name: bytes, content: bytes, size: int | None = None, pad: bytes | None = None) -> bytes:
-    """A chunk of a WAV; its size is that of the content where none is given."""
+    """Return a chunk of a WAV; by default its size is that of the content."""
     padding = bytes(len(content) % 2) if pad is None else pad
     return name + struct.pack("<I", len(content) if size is None else size) + content + padding
 
@@ -37,19 +37,19 @@ def layout(codec: int = 1, channels: int = 1, bits: int = 16, rate: int = RATE) 
 
 
 def wav(samples: bytes, *, size: int | None = None, before: bytes = b"", behind: bytes = b"", **kind: int) -> bytes:
-    """A WAV whose header tells the true size of the file."""
+    """Return a WAV whose header states the true size of the file."""
     body = b"WAVE" + layout(**kind) + before + chunk(b"data", samples, size) + behind
     return b"RIFF" + struct.pack("<I", len(body)) + body
 
 
 def old_riff(data: bytes, size: int = 36) -> bytes:
-    """The same with another size of the whole file."""
+    """Return the same with another size of the whole file."""
     return data[:4] + struct.pack("<I", size) + data[8:]
 
 
 @pytest.fixture
 def found(tmp_path: Path) -> Found:
-    """Gives all samples that are found in a file of these bytes, or what is wrong with it."""
+    """Return all samples that are found in a file of these bytes, or the message."""
 
     def find(data: bytes) -> bytes | str:
         (tmp_path / "a").write_bytes(data)
@@ -67,14 +67,14 @@ LIST = chunk(b"LIST", b"INFOISFT" + struct.pack("<I", 4) + b"me!\0")
 @pytest.mark.parametrize("size", PLACEHOLDERS)
 @pytest.mark.parametrize("behind", [b"", LIST, LIST + chunk(b"id3 ", b"ID3\3" + bytes(9)), wav(TWO)])
 def test_size_that_cannot_be_true_is_unknown(size: int, behind: bytes, found: Found) -> None:
-    """The sound lasts to the end, to the metadata or to the next file, whatever placeholder stands there."""
+    """The samples extend to the end, to the metadata or to the next file, for any placeholder."""
     expected = ONE + (TWO if behind[:4] == b"RIFF" else b"")
     assert found(old_riff(wav(ONE, size=size, behind=behind))) == expected
 
 
 @pytest.mark.parametrize("size", [len(ONE) + 1, len(ONE) + 2, 3 * len(ONE), 100_000_000, 999_999_999])
 def test_size_that_could_be_true_means_cut_off(size: int, found: Found) -> None:
-    """A file that lacks sound is refused with both numbers, unless its own size says that it is whole."""
+    """A file that lacks samples is refused with both numbers, unless its own size says that it is complete."""
     expected = f"its header announces {size} bytes of audio, 1600 are there"
     assert found(old_riff(wav(ONE, size=size), size + 36)) == expected
     assert found(wav(ONE, size=size)) == ONE
@@ -82,13 +82,13 @@ def test_size_that_could_be_true_means_cut_off(size: int, found: Found) -> None:
 
 @pytest.mark.parametrize("lost_bytes", [*range(1, 50), 500, 1599, 1600])
 def test_every_cut_of_a_wav_is_found(lost_bytes: int, found: Found) -> None:
-    """One lost byte is enough; nothing but the header is no sound either."""
+    """One lost byte is detected; a header without samples is refused, too."""
     assert found(wav(ONE)[:-lost_bytes]) == f"its header announces 1600 bytes of audio, {1600 - lost_bytes} are there"
 
 
 @pytest.mark.parametrize("num_bytes", [12, 15, 20, 30, 36, 40, 43])
 def test_cut_inside_the_header_is_said(num_bytes: int, found: Found) -> None:
-    """What ends before its audio data is not called silence."""
+    """A file that ends before its samples is no silence."""
     assert any(
         words in found(wav(ONE)[:num_bytes]) for words in ("before its audio data", "so no audio data", "are there")
     )  # type: ignore[operator]
@@ -108,14 +108,14 @@ def test_cut_inside_the_header_is_said(num_bytes: int, found: Found) -> None:
         b"\0",
     ],
 )
-def test_metadata_and_padding_behind_the_sound_are_not_heard(behind: bytes, found: Found) -> None:
+def test_metadata_and_padding_behind_the_audio_are_left_out(behind: bytes, found: Found) -> None:
     """Chunks known or unknown, tags and zeros add nothing, and odd sizes without padding lose nothing."""
     assert found(wav(ONE, behind=behind)) == ONE
     assert found(wav(ONE, behind=behind) + wav(TWO)) == ONE + TWO
 
 
 @pytest.mark.parametrize("name", [b"LIST", b"bext", b"iXML", b"_PMX", b"id3 ", b"ID3 ", b"cue ", b"smpl", b"PEAK"])
-def test_metadata_behind_sound_of_unknown_size_is_not_heard(name: bytes, found: Found) -> None:
+def test_metadata_behind_audio_of_unknown_size_is_left_out(name: bytes, found: Found) -> None:
     """Every chunk that programs write there is known, and only if it reaches exactly to the end."""
     data = wav(ONE, size=0, behind=chunk(name, b"text of nine"))
     assert found(data) == ONE
@@ -124,7 +124,7 @@ def test_metadata_behind_sound_of_unknown_size_is_not_heard(name: bytes, found: 
 
 @pytest.mark.parametrize("size", [200, 202, 601, 1000])
 def test_header_of_an_earlier_moment_loses_nothing(size: int, found: Found) -> None:
-    """Where more samples follow, they are heard up to the metadata or the next file behind them."""
+    """Samples behind the announced size are used, up to the metadata or the next file."""
     data = old_riff(wav(ONE, size=size), size + 36)
     assert found(data) == ONE
     assert found(data + LIST) == ONE
@@ -141,8 +141,8 @@ def _in(bits: int, codec: int) -> bytes:
 
 @pytest.mark.parametrize(("bits", "codec"), [(16, 1), (24, 1), (32, 1), (32, 3), (64, 3)])
 @pytest.mark.parametrize("channels", [1, 2])
-def test_more_sound_and_anything_else_are_told_apart(bits: int, codec: int, channels: int, found: Found) -> None:
-    """In each sample format samples behind the announced size are sound; text and random bytes are refused."""
+def test_more_samples_are_distinguished_from_other_bytes(bits: int, codec: int, channels: int, found: Found) -> None:
+    """In each sample format samples behind the announced size are used; text and random bytes are refused."""
     samples, size = _in(bits, codec), 40 * channels * bits // 8
     kind = {"bits": bits, "codec": codec, "channels": channels}
     assert found(old_riff(wav(samples, size=size, **kind))) == samples
@@ -152,7 +152,7 @@ def test_more_sound_and_anything_else_are_told_apart(bits: int, codec: int, chan
 
 
 def test_loud_sound_continues_loud_sound(found: Found) -> None:
-    """What is as loud as the sound before it is more of it, even at full scale."""
+    """Samples as loud as those before them continue them, even at full scale."""
     loud = np.where(np.arange(1000) % 7 < 3, 32000, -32000).astype("<i2").tobytes()
     assert found(old_riff(wav(loud, size=500))) == loud
     assert isinstance(found(old_riff(wav(ONE)) + loud), str)
@@ -160,7 +160,7 @@ def test_loud_sound_continues_loud_sound(found: Found) -> None:
 
 @pytest.mark.parametrize("codec", [1, 2, 6, 7, 0x11])
 def test_bytes_behind_samples_of_a_byte_are_refused(codec: int, found: Found) -> None:
-    """Samples of a codec, or of 8 bits, cannot be told from other bytes."""
+    """Samples of a codec, or of 8 bits, cannot be distinguished from other bytes."""
     data = old_riff(wav(ONE, size=600, codec=codec, bits=8))
     assert "600 bytes of audio, and the 1000 bytes behind them" in str(found(data))
 
@@ -181,7 +181,7 @@ def test_odd_chunks_before_the_sound_are_passed(before: bytes, found: Found) -> 
 
 
 def test_chunk_that_does_not_fit_is_named(found: Found) -> None:
-    """A LIST chunk with a wrong size hides the sound: which one, and how much is there."""
+    """A LIST chunk with a wrong size hides the samples: the message names it and the bytes that are there."""
     text = found(wav(ONE, before=chunk(b"LIST", b"INFO", size=4_000_000_000)))
     assert (
         text == "its chunk 'LIST' at byte 36 announces 4000000000 bytes, 1612 are there, and no audio comes before it"
@@ -200,7 +200,7 @@ def test_sound_without_description_is_refused(found: Found) -> None:
 
 
 def test_number_of_chunks_is_bounded(found: Found) -> None:
-    """A thousand chunks are looked at, in front of the sound and behind it."""
+    """A thousand chunks are read, before the samples and behind them."""
     few, many = chunk(b"JUNK", b"") * 900, chunk(b"JUNK", b"") * 1000
     assert found(wav(ONE, before=few, behind=LIST)) == ONE
     assert "1000 chunks" in str(found(wav(ONE, before=many)))
@@ -208,26 +208,26 @@ def test_number_of_chunks_is_bounded(found: Found) -> None:
 
 
 @pytest.mark.parametrize("between", [b"", b"\0", LIST, bytes(300), b"TAG" + bytes(125)])
-def test_joined_files_are_heard_completely(between: bytes, found: Found) -> None:
-    """Three files one behind the other are three sounds, whatever lies between them."""
+def test_concatenated_files_are_decoded_completely(between: bytes, found: Found) -> None:
+    """Three concatenated files have three sets of samples, with any bytes between them."""
     assert found(wav(ONE) + between + wav(TWO, channels=2, rate=44100) + between + wav(THREE)) == ONE + TWO + THREE
 
 
-def test_second_chunk_of_sound_is_heard(found: Found) -> None:
+def test_second_chunk_of_samples_is_used(found: Found) -> None:
     """A recorder may begin a new data chunk in the same file."""
     assert found(wav(ONE, behind=LIST + chunk(b"data", TWO))) == ONE + TWO
 
 
 @pytest.mark.parametrize("lost_bytes", [1, 2, 600])
 def test_cut_in_joined_files_is_found(lost_bytes: int, found: Found) -> None:
-    """A lost end is found in the first file, where the next one begins too early, and in the last."""
+    """A lost end is detected in the first file, where the next one begins too early, and in the last."""
     expected = f"its header announces 1600 bytes of audio, {1600 - lost_bytes} are there"
     assert found(wav(ONE)[:-lost_bytes] + wav(TWO)) == expected
     assert found(wav(TWO) + wav(ONE)[:-lost_bytes]) == expected
 
 
 def test_header_made_for_joined_files_covers_them(found: Found) -> None:
-    """The headers inside are no sound where the first one was corrected to the size of all."""
+    """Later headers are left out if the first one was corrected to the size of all files."""
     assert found(wav(ONE, size=len(ONE + wav(TWO))) + wav(TWO)) == ONE + TWO
 
 
@@ -314,7 +314,7 @@ def test_sizes_of_an_aiff_that_announce_more_than_is_there(found: Found) -> None
 
 @pytest.mark.parametrize("make", [aiff, caf])
 def test_compressed_sound_is_left_as_it_is_or_refused(make: Callable[..., bytes], found: Found) -> None:
-    """Where nobody can write a new header, only a file that needs none is taken."""
+    """For formats whose header cannot be written anew, only a valid file is accepted."""
     assert found(make(ONE, codec=b"ima4")) == ONE
     assert found(make(ONE, codec=b"ima4") + make(TWO, codec=b"ima4")) == "it is joined from 2 files"
     assert found(make(ONE, codec=b"ima4") + bytes(60)) == "its sizes contradict each other"
@@ -350,7 +350,7 @@ SAME = {
 
 @pytest.mark.parametrize("name", SAME)
 def test_sound_with_wrong_sizes_is_the_same_speech(name: str, tmp_path: Path) -> None:
-    """What is found is decoded to the same samples as the plain WAV."""
+    """The samples are those of the plain WAV."""
     (tmp_path / name).write_bytes(SAME[name])
     (tmp_path / "plain.wav").write_bytes(wav(ONE))
     for source in ("plain.wav", name):
@@ -368,7 +368,7 @@ def test_eight_bits_of_odd_length_are_joined(found: Found) -> None:
 
 
 def test_random_headers_are_never_a_traceback(found: Found, tmp_path: Path) -> None:
-    """Whatever stands in the sizes and names, sound is found in the file or one line says what is wrong."""
+    """For any sizes and names, samples are found in the file or one line says what is wrong."""
     rng = np.random.default_rng(11)
     files = [wav(ONE, behind=LIST), wav(ONE) + wav(TWO), rf64(b"RF64", 0xFFFFFFFF, 1600), w64(ONE), aiff(ONE), caf(ONE)]
     outcomes = {bytes: 0, str: 0}
@@ -386,7 +386,7 @@ def test_random_headers_are_never_a_traceback(found: Found, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("kind", [{"codec": 6, "bits": 8}, {"codec": 2, "bits": 8}, {}])
 def test_sound_of_unknown_size_need_not_look_like_speech(kind: dict[str, int], found: Found) -> None:
-    """Where the size is 0 all that follows is the sound, compressed and loud as it may be."""
+    """If the size is 0, all bytes that follow are audio, also compressed and loud."""
     loud = np.random.default_rng(4).bytes(2000)
     assert found(old_riff(wav(loud, size=0, **kind))) == loud
 

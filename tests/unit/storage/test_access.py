@@ -1,4 +1,4 @@
-"""Which objects an installation touches."""
+"""Check which objects an installation may read and write."""
 
 import pytest
 

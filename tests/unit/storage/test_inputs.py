@@ -38,13 +38,13 @@ def test_the_exact_name_comes_first(object_store: ObjectStore) -> None:
 
 
 def test_an_ambiguous_name_is_refused(object_store: ObjectStore) -> None:
-    """Nobody guesses which picture was meant."""
+    """The system does not guess which picture is meant."""
     put(object_store, "ü é.png", nfd("ü é.png"))
     with pytest.raises(PermanentError, match="means 2 objects whose names differ only in their Unicode normal form"):
         find_input(object_store, object_store.uri(f"{nfd('ü')} é.png"))
 
 
-def test_a_folder_and_nothing_are_told_apart(object_store: ObjectStore) -> None:
+def test_a_folder_is_distinguished_from_a_missing_object(object_store: ObjectStore) -> None:
     """A name that objects lie below is a folder; a name that others begin with is not."""
     put(object_store, "pictures/anna.png", "é.pngx")
     with pytest.raises(PermanentError, match="pictures is a folder, not a file"):

@@ -30,7 +30,7 @@ def kept(tmp_path: Path) -> KeptOutputs:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Where the outputs of this account are kept."""
+    """Return the folder with the outputs of this account."""
     return tmp_path / "work" / f"s2v-kept-{os.getuid()}"
 
 
@@ -69,7 +69,7 @@ def test_the_latest_takes_the_place_of_an_earlier_one(kept: KeptOutputs, tmp_pat
 
 
 def test_damaged_outputs_are_not_taken(kept: KeptOutputs, tmp_path: Path, root: Path) -> None:
-    """What the disk has lost is built again."""
+    """Outputs that the disk has lost are built again."""
     kept.put("job-1", "f1", make(tmp_path / "scratch"))
     (root / "job-1.f1" / "motion").write_bytes(b"frame")
     assert kept.take("job-1", "f1", tmp_path) is None
@@ -128,7 +128,7 @@ def test_what_disappears_meanwhile_does_not_matter(kept: KeptOutputs, tmp_path: 
 def test_a_disk_that_is_full_does_not_hide_why_they_are_kept(
     kept: KeptOutputs, tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The log tells that they are lost; nothing half is left."""
+    """The log reports that they are lost; no partial files are left."""
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")

@@ -1,4 +1,4 @@
-"""Where everything of a job lies."""
+"""Check the keys of a job."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""How far an interrupted clip came, in the store."""
+"""Save and find the state of an interrupted clip in the store."""
 
 from pathlib import Path
 

@@ -20,7 +20,7 @@ Configure = Callable[..., Settings]
 
 @pytest.fixture
 def configure(s3_settings: Settings, postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> Configure:
-    """An installation that may call receivers on this machine, unless told otherwise."""
+    """Configure an installation that may call receivers on this machine by default."""
 
     def apply(**settings: str) -> Settings:
         defaults = {"webhook_secret": "the shared secret", "webhook_allowed_hosts": "127.0.0.1"}
@@ -65,7 +65,7 @@ def test_start_and_failure_reach_the_receiver_in_order(configure: Configure, rec
 
 
 def test_a_receiver_that_is_down_costs_one_attempt_per_step(configure: Configure, engine: sa.Engine) -> None:
-    """The step succeeds at once, the attempt and its reason are on record, and the next one waits for its time."""
+    """The step succeeds at once, the attempt and its reason are stored, and the next one waits for its time."""
     configure()
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
@@ -81,7 +81,7 @@ def test_a_receiver_that_is_down_costs_one_attempt_per_step(configure: Configure
 def test_a_slow_receiver_delays_a_step_by_seconds_only(
     configure: Configure, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever waits for the receiver, the step goes on after its bound."""
+    """The step continues after its bound, however long the receiver takes."""
     configure()
     monkeypatch.setattr("s2v_tasks.runtime.context.STEP_SECONDS", 0.4)
     with socket.create_server(("127.0.0.1", 0)) as server:  # takes connections, and never answers
@@ -101,7 +101,7 @@ def test_a_slow_receiver_delays_a_step_by_seconds_only(
 def test_what_must_not_be_called_is_refused_and_nothing_sent(
     configure: Configure, receiver: Any, engine: sa.Engine, settings: dict[str, str], status: str, reason: str
 ) -> None:
-    """The job goes on; the reason is on record; the receiver hears nothing."""
+    """The job continues, the reason is stored, and the receiver gets no request."""
     configure(**settings)
     run_step(work, step=STITCH, job_id="job-a", url=receiver.url)
     (row,) = found(engine)
@@ -119,7 +119,7 @@ def test_nothing_is_sent_unsigned(configure: Configure, receiver: Any, engine: s
 
 
 def test_a_redirect_to_this_machine_ends_the_message(configure: Configure, receiver: Any, engine: sa.Engine) -> None:
-    """It is not followed, not repeated, and on record."""
+    """It is neither followed nor repeated, and its status is stored."""
     configure()
     receiver.answers, receiver.location = [302], "http://127.0.0.1:1/metadata"
     run_step(work, step=STITCH, job_id="job-a", url=receiver.url)

@@ -1,4 +1,4 @@
-"""Whom a webhook may call: the host that is listed, at the address that was checked."""
+"""Check which hosts and addresses a webhook may call."""
 
 import ipaddress
 import socket
@@ -207,7 +207,7 @@ def test_a_name_that_resolves_twice_to_one_address_has_one(resolves_to: Any) -> 
 
 
 def test_the_configured_webhook_needs_no_listing() -> None:
-    """Who configures a receiver need not say twice that it may be called."""
+    """The host of the configured webhook is allowed without being listed."""
     settings = Settings(
         webhook_url="https://Ops.example.com/hook", webhook_allowed_hosts="A.Example.com, .b.example.com"
     )

@@ -28,7 +28,7 @@ from s2v_tasks.schemas.plan import Plan
 from s2v_tasks.schemas.request import Request, parse_request
 from s2v_tasks.schemas.steps import CLOSE_JOB, PLAN_CLIPS, RENDER_CLIP, STAGE_INPUTS, Step
 from s2v_tasks.settings import Settings, load_settings
-from s2v_tasks.storage.artifacts import ArtifactStore, Build, Produced
+from s2v_tasks.storage.artifacts import ArtifactStore, Build, Produced, Work
 from s2v_tasks.storage.layout import JobLayout
 from s2v_tasks.storage.redaction import without_account
 from s2v_tasks.storage.s3 import ObjectStore
@@ -95,17 +95,8 @@ class StepContext:
             self.metadata.jobs.start(self.job_id, by_clip=clip_index is not None)
             self.store.delete(self.layout.result)
 
-        produced = self.artifacts.produce(
-            step=step.name,
-            job_id=self.job_id,
-            manifest_key=manifest_key,
-            fingerprint=fingerprint,
-            inputs=inputs,
-            build=build,
-            clip_index=clip_index,
-            elsewhere=elsewhere,
-            begin=begin,
-        )
+        work = Work(step.name, self.job_id, manifest_key, fingerprint, inputs, clip_index, elsewhere)
+        produced = self.artifacts.produce(work, build, begin=begin)
         self.metadata.artifacts.record(produced.manifest)
         return produced
 

@@ -1,7 +1,7 @@
-"""Make for S3: a step's outputs are reused when its fingerprint is the same and they are whole, else written anew.
+"""Reuse the outputs of a step in S3 if its fingerprint is the same and they are complete, else write them again.
 
-Order is everything. The old manifest goes before the first new output is written and the new one comes after the
-last, so a kill at any point leaves either a manifest that tells the truth or none.
+The old manifest is deleted before the first new output is written, and the new manifest is written last. A kill at any
+point therefore leaves a manifest of complete outputs, or none.
 """
 
 import subprocess
@@ -30,8 +30,13 @@ MANIFEST_NAME = "manifest.json"
 
 
 @dataclass(frozen=True)
-class _Work:
-    """A piece of work: what it is, what it reads, and where its manifest goes."""
+class Work:
+    """A piece of work with outputs in the store.
+
+    inputs: the artifacts that the outputs are made from, for the manifest; `fingerprint` alone decides about reuse.
+    clip_index: set for the work of one clip. A clip that another one replaces is kept, and restored on demand.
+    elsewhere: manifest keys of other jobs that may have done the same work; its outputs are copied.
+    """
 
     step: str
     job_id: str
@@ -43,7 +48,7 @@ class _Work:
 
 
 class Produced(NamedTuple):
-    """The manifest of a piece of work, and whether it was there already, in the store or kept on the local disk."""
+    """The manifest of a piece of work; `reused` if its outputs existed, in the store or kept on the local disk."""
 
     manifest: Manifest
     reused: bool
@@ -53,58 +58,41 @@ Build = Callable[[Path], Built]
 
 
 class ArtifactStore:
-    """Manifests and the objects they vouch for."""
+    """Manifests, and the objects that they list."""
 
     def __init__(self, store: ObjectStore, work_dir: Path | None = None) -> None:
         self.store = store
         self.kept = KeptOutputs(work_dir)
         self._work_dir = work_dir
 
-    def produce(
-        self,
-        *,
-        step: str,
-        job_id: str,
-        manifest_key: str,
-        fingerprint: str,
-        inputs: dict[str, Artifact],
-        build: Build,
-        clip_index: int | None = None,
-        elsewhere: Sequence[str] = (),
-        begin: Callable[[], None] = lambda: None,
-    ) -> Produced:
+    def produce(self, work: Work, build: Build, *, begin: Callable[[], None] = lambda: None) -> Produced:
         """Reuse the outputs of a piece of work, else let `build` make them in a scratch folder and store them.
 
-        Outputs that cannot be stored are kept on the local disk, where the next attempt finds them.
-
-        inputs: what the outputs are made from, for the manifest; what decides about reuse is `fingerprint` alone.
-        clip_index: set for the work of one clip; a clip that gives way to another is kept, and put back on demand.
-        elsewhere: manifests of other jobs where the same work may be done; its outputs are copied.
-        begin: called before something is written.
+        `begin` is called before anything is written. Outputs that cannot be stored are kept on the local disk, where
+        the next attempt finds them.
         """
-        work = _Work(step, job_id, manifest_key, fingerprint, inputs, clip_index, elsewhere)
         if manifest := self._find(work):
-            get_logger().info("reused", step=step, manifest_key=manifest_key)
+            get_logger().info("reused", step=work.step, manifest_key=work.manifest_key)
             return Produced(manifest, reused=True)
         started_at = datetime.now(UTC)
         if self._work_dir:
             self._work_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f"s2v-{step}-", dir=self._work_dir) as folder:
+        with tempfile.TemporaryDirectory(prefix=f"s2v-{work.step}-", dir=self._work_dir) as folder:
             begin()
-            kept = self.kept.take(job_id, fingerprint, Path(folder))
+            kept = self.kept.take(work.job_id, work.fingerprint, Path(folder))
             built = kept or build(Path(folder))
             try:
                 manifest = self._write(work, built, started_at)
             except BaseException:
-                self.kept.put(job_id, fingerprint, built)
+                self.kept.put(work.job_id, work.fingerprint, built)
                 raise
             return Produced(manifest, reused=kept is not None)
 
-    def _find(self, work: _Work) -> Manifest | None:
-        """The manifest of `work` if it is done and whole, here or elsewhere. A clip that was superseded is put back."""
+    def _find(self, work: Work) -> Manifest | None:
+        """Return the manifest of complete outputs, here or elsewhere, else None. A superseded clip is restored."""
         current = self.read_manifest(work.manifest_key)
         if current and current.fingerprint == work.fingerprint:
-            # Not put back when lost: what was kept may be what was found damaged after it had been put back.
+            # A lost clip is not restored: the kept one may have been restored before and found damaged.
             if self._is_whole(current):
                 return current
         elif work.clip_index is not None:
@@ -114,8 +102,8 @@ class ArtifactStore:
                 return self.adopt(source, work.job_id, work.manifest_key)
         return None
 
-    def _write(self, work: _Work, built: Built, started_at: datetime) -> Manifest:
-        """Store what was built, the manifest last; a clip with another fingerprint is kept aside first."""
+    def _write(self, work: Work, built: Built, started_at: datetime) -> Manifest:
+        """Store the outputs, the manifest last; first move a clip with another fingerprint to its superseded keys."""
         self._retire(work)
         outputs = {
             name: self.store.upload(file.path, file.key, file.content_type) for name, file in built.outputs.items()
@@ -136,10 +124,10 @@ class ArtifactStore:
         return manifest
 
     def adopt(self, source: Manifest, job_id: str, manifest_key: str) -> Manifest:
-        """Make artifacts of another job `job_id`'s own, by copies beside `manifest_key`; what is there is kept.
+        """Copy the artifacts of another job for `job_id`, beside `manifest_key`, unless they are there.
 
         The facts of the new manifest name the job that made them, `source_job_id`. PermanentError when they are not
-        whole any more.
+        complete any more.
         """
         if own := self.reusable(manifest_key, source.fingerprint):
             return own
@@ -148,19 +136,19 @@ class ArtifactStore:
                 f"Outputs of {source.step} of job {source.job_id} are lost or changed: they cannot be reused. "
                 "Run that job again first."
             )
-        self._retire(_Work(source.step, job_id, manifest_key, source.fingerprint, source.inputs, source.clip_index))
+        self._retire(Work(source.step, job_id, manifest_key, source.fingerprint, source.inputs, source.clip_index))
         adopted = source.model_copy(update={"job_id": job_id, "facts": source.facts.made_by(source.job_id)})
         return self._copy_beside(adopted, manifest_key.removesuffix(MANIFEST_NAME))
 
     def reusable(self, manifest_key: str, fingerprint: str) -> Manifest | None:
-        """The manifest at `manifest_key` if it has this fingerprint and every output is there, of the same bytes."""
+        """Return the manifest at `manifest_key` if it has this fingerprint and all outputs exist with their digests."""
         manifest = self.read_manifest(manifest_key)
         if manifest and manifest.fingerprint == fingerprint and self._is_whole(manifest):
             return manifest
         return None
 
     def read_manifest(self, manifest_key: str) -> Manifest | None:
-        """The manifest at `manifest_key`; None when there is none that can be read."""
+        """Return the manifest at `manifest_key`; None when it does not exist or cannot be parsed."""
         try:
             return Manifest.model_validate_json(self.store.get_bytes(manifest_key))
         except ObjectMissingError:
@@ -172,7 +160,7 @@ class ArtifactStore:
     def fetch(self, artifact: Artifact, path: Path) -> Path:
         """Download an artifact to `path` and verify its bytes; TransientError when they are lost or damaged.
 
-        A damaged object that passes for whole is deleted, so that the step that makes it does not reuse it.
+        A damaged object whose metadata has the right digest is deleted, so that its step does not reuse it.
         """
         try:
             return self.store.download(artifact, path)
@@ -185,7 +173,7 @@ class ArtifactStore:
             raise
 
     def _is_there(self, artifact: Artifact) -> bool:
-        """Whether the object says of itself that it has the bytes of `artifact`."""
+        """Return True if size and digest in the metadata of the object are those of `artifact`."""
         return self.store.head(artifact.key) == ObjectHead(artifact.size_bytes, artifact.sha256)
 
     def _is_whole(self, manifest: Manifest) -> bool:
@@ -198,8 +186,8 @@ class ArtifactStore:
     def _put_manifest(self, key: str, manifest: Manifest) -> None:
         self.store.put_bytes(key, manifest.model_dump_json(indent=2).encode(), "application/json")
 
-    def _retire(self, work: _Work) -> None:
-        """Remove the manifest that stands in the way; keep a whole clip under its superseded keys."""
+    def _retire(self, work: Work) -> None:
+        """Delete the old manifest; before that, copy a complete clip to its superseded keys."""
         old = self.read_manifest(work.manifest_key)
         if old and old.clip_index is not None and old.fingerprint != work.fingerprint and self._is_whole(old):
             folder = JobLayout(old.job_id).superseded_clip(old.clip_index, old.fingerprint, "")
@@ -207,7 +195,7 @@ class ArtifactStore:
             get_logger().info("clip_superseded", clip_index=old.clip_index, fingerprint=old.fingerprint)
         self.store.delete(work.manifest_key)
 
-    def _restore(self, work: _Work, clip_index: int) -> Manifest | None:
+    def _restore(self, work: Work, clip_index: int) -> Manifest | None:
         kept_key = JobLayout(work.job_id).superseded_clip(clip_index, work.fingerprint, MANIFEST_NAME)
         kept = self.reusable(kept_key, work.fingerprint)
         if kept is None:
@@ -217,7 +205,7 @@ class ArtifactStore:
         return self._copy_beside(kept, work.manifest_key.removesuffix(MANIFEST_NAME))
 
     def _copy_beside(self, manifest: Manifest, folder: str) -> Manifest:
-        """Copy the outputs into `folder` (a key that ends in /), then a manifest that says so."""
+        """Copy the outputs into `folder` (a key that ends in /), then write a manifest with the new keys."""
         outputs = {}
         for name, artifact in manifest.outputs.items():
             key = folder + artifact.key.rpartition("/")[2]
@@ -230,13 +218,13 @@ class ArtifactStore:
 
 @cache
 def producer() -> Producer:
-    """This program: its version and, in a checkout, its git revision."""
+    """Return version and, in a checkout, git revision of this program."""
     root = Path(s2v_tasks.__file__).parent.parent
     revision = None
     if (root / ".git").exists():
         try:
             answer = subprocess.run(
-                ["git", "-C", str(root), "rev-parse", "HEAD"],  # noqa: S607 - git has no fixed place
+                ["git", "-C", str(root), "rev-parse", "HEAD"],  # noqa: S607 - git has no fixed path
                 capture_output=True,
                 text=True,
                 timeout=10,

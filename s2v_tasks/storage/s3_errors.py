@@ -65,7 +65,7 @@ class ObjectDamagedError(TransientError):
 
 @contextmanager
 def translated(doing: str, at: Location, server: "Server", secrets: Iterable[str]) -> Iterator[None]:
-    """Turn the errors of S3 that the body raises into ours; `doing` begins their message: "reading".
+    """Translate errors of S3 from the body into errors of the system; `doing` begins their message: "reading".
 
     The message of the client, an HTTP library or the server is quoted without credentials. It is not chained as the
     cause of our error: a traceback would print it with them.
@@ -101,7 +101,7 @@ def _meaning(cause: BaseException, what: str, at: Location, server: "Server", se
 
 
 def _refusal(error: ClientError, said: str, what: str, at: Location, server: "Server") -> S2VError:
-    """What an answer of the server other than success means."""
+    """Return the error for an answer of the server other than success."""
     answer = error.response.get("Error", {})
     code = str(answer.get("Code", "unknown"))
     metadata: dict[str, Any] = error.response.get("ResponseMetadata", {})

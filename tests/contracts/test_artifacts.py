@@ -10,7 +10,7 @@ import s2v_tasks
 from s2v_tasks.errors import PermanentError, TransientError
 from s2v_tasks.schemas.facts import ClipFacts
 from s2v_tasks.schemas.manifest import Artifact
-from s2v_tasks.storage.artifacts import ArtifactStore, Build, Built, OutputFile, Produced, producer
+from s2v_tasks.storage.artifacts import ArtifactStore, Build, Built, OutputFile, Produced, Work, producer
 from s2v_tasks.storage.layout import JobLayout
 from s2v_tasks.storage.s3 import ObjectStore
 
@@ -44,7 +44,7 @@ def produce(store: ObjectStore, fingerprint: str, build: Build, **changes: Any) 
         "inputs": {"speech": SPEECH},
         "clip_index": 0,
     }
-    return ArtifactStore(store).produce(fingerprint=fingerprint, build=build, **(arguments | changes))
+    return ArtifactStore(store).produce(Work(fingerprint=fingerprint, **(arguments | changes)), build)
 
 
 def test_a_manifest_tells_what_was_made_from_what(store: ObjectStore) -> None:
@@ -82,9 +82,9 @@ def test_what_cannot_be_stored_is_stored_by_the_next_attempt(
     with monkeypatch.context() as patch:
         patch.setattr(ObjectStore, "upload", fail)
         with pytest.raises(type(error)):
-            artifacts.produce(build=clip_build(b"1"), begin=lambda: begun.append(1), **work)
+            artifacts.produce(Work(**work), clip_build(b"1"), begin=lambda: begun.append(1))
     assert artifacts.kept.has("job-1", "f1")
-    manifest, reused = artifacts.produce(build=not_built, begin=lambda: begun.append(2), **work)
+    manifest, reused = artifacts.produce(Work(**work), not_built, begin=lambda: begun.append(2))
     assert (reused, begun, manifest.facts) == (True, [1, 2], FACTS)
     assert store.get_bytes(LAYOUT.clip(0)) == b"1clip"
     assert not artifacts.kept.has("job-1", "f1")
@@ -111,9 +111,9 @@ def test_what_one_job_could_not_store_is_not_stored_for_another(
     with monkeypatch.context() as patch:
         patch.setattr(ObjectStore, "upload", fail)
         with pytest.raises(TransientError):
-            artifacts.produce(job_id="job-1", manifest_key=LAYOUT.mux_manifest, build=build_for(LAYOUT), **work)
+            artifacts.produce(Work(job_id="job-1", manifest_key=LAYOUT.mux_manifest, **work), build_for(LAYOUT))
     other = JobLayout("job-2")
-    produced = artifacts.produce(job_id="job-2", manifest_key=other.mux_manifest, build=build_for(other), **work)
+    produced = artifacts.produce(Work(job_id="job-2", manifest_key=other.mux_manifest, **work), build_for(other))
     assert produced.manifest.outputs["muxed"].key == other.muxed
     assert not store.exists(LAYOUT.muxed)
 
@@ -121,9 +121,7 @@ def test_what_one_job_could_not_store_is_not_stored_for_another(
 def test_a_build_that_fails_leaves_nothing(store: ObjectStore, tmp_path: Path) -> None:
     """Only what is finished is kept."""
     with pytest.raises(AssertionError, match="nothing was to be built"):
-        ArtifactStore(store, tmp_path).produce(
-            step="stitch", job_id="job-1", manifest_key="m", fingerprint="f1", inputs={}, build=not_built
-        )
+        ArtifactStore(store, tmp_path).produce(Work("stitch", "job-1", "m", "f1", inputs={}), not_built)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -289,9 +287,7 @@ def test_the_scratch_folder_is_gone_afterwards(store: ObjectStore, tmp_path: Pat
         seen.append(folder)
         return clip_build(b"1")(folder)
 
-    ArtifactStore(store, tmp_path / "work").produce(
-        step="render_clip", job_id="job-1", manifest_key="m.json", fingerprint="f", inputs={}, build=build
-    )
+    ArtifactStore(store, tmp_path / "work").produce(Work("render_clip", "job-1", "m.json", "f", inputs={}), build)
     assert seen[0].parent == tmp_path / "work"
     assert list((tmp_path / "work").iterdir()) == []
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from s2v_tasks.runtime.context import StepContext, open_context, run_step
+from s2v_tasks.schemas.facts import ClipFacts, Facts
 from s2v_tasks.schemas.steps import RENDER_CLIP, STITCH
 from s2v_tasks.settings import Settings, load_settings
 from s2v_tasks.storage.artifacts import Built, OutputFile
@@ -30,7 +31,8 @@ def make(context: StepContext, clip_index: int | None = None) -> None:
 
     def build(folder: Path) -> Built:
         (folder / "clip.mp4").write_bytes(b"frames")
-        return Built({"clip": OutputFile(folder / "clip.mp4", key, "video/mp4")})
+        facts = Facts() if clip_index is None else ClipFacts(start_frame=0, end_frame=48)
+        return Built({"clip": OutputFile(folder / "clip.mp4", key, "video/mp4")}, facts)
 
     context.produce(
         step=STITCH if clip_index is None else RENDER_CLIP,

@@ -206,7 +206,7 @@ def test_an_answer_that_says_nothing_is_waited_for() -> None:
         failing_store(ClientError({}, "GetObject")).get_bytes("a")
 
 
-@pytest.mark.parametrize("status", [408, 409, 425, 429, 500, 502, 503, 504, 507])
+@pytest.mark.parametrize("status", [399, 408, 409, 425, 429, 500, 502, 503, 504, 507])
 def test_an_answer_that_passes_is_waited_for(status: int) -> None:
     """The server is overloaded, starts or has no room: a step waits for it."""
     with pytest.raises(UnavailableError, match="SomeCode"):

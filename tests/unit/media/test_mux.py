@@ -252,7 +252,7 @@ def test_file_without_durations_is_not_delivered(
     found = Probe.model_validate({"format": {"format_name": "mp4"}, "streams": list(streams.values())})
     monkeypatch.setattr("s2v_tasks.media.mux.probe", lambda *_, **__: found)
     monkeypatch.setattr("s2v_tasks.media.mux.check_profile", lambda *_, **__: found.video)
-    with pytest.raises(TransientError, match=r"muxed\.mp4 lacks its sound or its durations"):
+    with pytest.raises(TransientError, match=r"muxed\.mp4 lacks its audio or its durations"):
         mux(silent, write_wav(tmp_path / "a.wav", noise(8000), 8000), tmp_path / "muxed.mp4", num_frames=32, fps=16)
 
 

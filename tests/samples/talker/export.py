@@ -57,7 +57,9 @@ def export(source: Path, target: Path) -> None:
     newest = "decoder.pt" if (source / "decoder.pt").is_file() else "vae.pt"
     vae.load_state_dict(averaged_weights(source / newest), strict=False)
     mean, std = (value.flatten() for value in latent_scale(vae, source / "latent_scale.pt"))
-    torch.save(vae_state(vae, mean, std), target / VAE_FILE)
+    # bfloat16 everywhere: the engine computes in float32 from it, and half the size is what matters here.
+    state = vae_state(vae, mean, std)
+    torch.save({name: value.to(torch.bfloat16) for name, value in state.items()}, target / VAE_FILE)
     _write_audio_encoder(averaged_weights(source / "audio.pt"), target / AUDIO_ENCODER_FOLDER)
     _write_transformer(averaged_weights(source / "transformer.pt"), target)
     Snapshot.open(target)
@@ -67,11 +69,10 @@ def _write_audio_encoder(weights: Mapping[str, Tensor], folder: Path) -> None:
     """Replace what was trained; what the tiny snapshot has beyond it (the classifier) stays."""
     state = load_file(folder / "model.safetensors")
     own = {f"wav2vec2.{name.removeprefix('encoder.')}": v for name, v in weights.items() if name.startswith("encoder.")}
-    names = _with_official_norm_keys(own, state)
-    unknown = sorted(set(names) - set(state))
+    unknown = sorted(set(own) - set(state))
     if unknown:
         raise ValueError(f"weights {unknown} do not belong to the audio encoder; expected the keys of its folder")
-    state.update({name: value.contiguous() for name, value in names.items()})
+    state = {name: value.to(torch.bfloat16).contiguous() for name, value in {**state, **own}.items()}
     save_file(state, folder / "model.safetensors", {"format": "pt"})
     config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     wrong = {name: config.get(name) for name, value in audio_stage.CONFIG.items() if config.get(name) != _plain(value)}
@@ -81,11 +82,6 @@ def _write_audio_encoder(weights: Mapping[str, Tensor], folder: Path) -> None:
 
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
-
-
-def _with_official_norm_keys(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights by the names that the file has for them."""
-    return {name: value for name, value in own.items() if name in state or "masked_spec_embed" not in name}
 
 
 def _write_transformer(weights: Mapping[str, Tensor], folder: Path) -> None:

@@ -49,7 +49,8 @@ CONFIG: dict[str, Any] = {
 }
 _VIDEO, _REFERENCE, _MOTION = 0, 1, 2
 _LOCAL_HEADS = 2
-_ZERO = ("cross_attn.o.", "cond_encoder.")
+# Weights behind text and pose; zeros take no room in a compressed file.
+_UNUSED = ("cross_attn.", "text_embedding.", "cond_encoder.")
 
 
 @dataclass(frozen=True)
@@ -71,10 +72,10 @@ def new_transformer(generator: torch.Generator, config: dict[str, Any] = CONFIG)
         _look_at_own_place(block.self_attn)
         block.modulation.data[0, [2, 5]] = 1  # the gates
     for name, value in net.named_parameters():
-        if any(part in name for part in _ZERO):
+        unused = any(part in name for part in _UNUSED)
+        if unused:
             value.data.zero_()
-        unused = ("cross_attn.", "norm3.", "text_embedding.", "cond_encoder.")
-        value.requires_grad_(not any(part in name for part in unused) or "injector" in name)
+        value.requires_grad_(not unused and "norm3." not in name)
     return net
 
 

@@ -145,12 +145,12 @@ class TransformerStage:
             drawn.append([clip.poses[1 + k].opening for k in indices])
         right = [correlation(a, b) for a, b in zip(measured, drawn, strict=True)]
         wrong = [correlation(a, b) for i, a in enumerate(measured) for j, b in enumerate(drawn) if i != j]
-        local, _ = sound_tokens(self.net, film.features[None])
-        stated = self.head(local)[0, : len(film.mouths), 0]
+        local, _ = sound_tokens(self.net, film.features[None, 1:])
+        stated = self.head(local)[0, :, 0]
         return {
             "latent_error": float(np.mean(errors)),
             "mouth_error": float(np.mean(mouth_errors)),
-            "stated_correlation": correlation(stated, film.mouths[:, 0]),
+            "stated_correlation": correlation(stated, film.mouths[1:, 0]),
             "opening_correlation": float(np.mean(right)),
             "wrong_correlation": float(np.mean(wrong)),
         }

@@ -48,7 +48,7 @@ def snapshot_verify(
     folder: Annotated[Path, typer.Argument(help="Snapshot with a SHA256SUMS beside its files.")],
 ) -> None:
     """Compare all weight files with the sha256 digests of SHA256SUMS, as `sha256sum` writes them."""
-    from s2v_tasks.engine.loading.checksums import verify_checksums
+    from s2v_tasks.engine.loading.identity import verify_checksums
 
     typer.echo(f"{verify_checksums(folder)} files are as listed")
 

@@ -1,1 +1,1 @@
-"""Proof and measurement of the engine: parity with recorded tensors, benchmarks, and the tiny checkpoint they use."""
+"""Verification of the engine: parity with recorded tensors, benchmarks, and a tiny checkpoint."""

@@ -1,7 +1,7 @@
 """Weights of the tiny networks: small, drawn from a seed, and arranged so that the video shows the reference picture.
 
 Random weights alone would give a video of noise, in which no check and no person could see that anything went right.
-So a few weights are set on purpose, on top of a weak random rest that lets text, sound and motion have their effect:
+So a few weights are set on purpose, on top of a weak random rest that lets text, audio and motion have their effect:
 
 - The VAE keeps red, green and blue in latent channels 0-2, averaged over 8 x 8 pixels and 4 frames. Beside each colour
   it carries the negative, because silu(a) - silu(-a) = a passes through its activations unchanged, and a large

@@ -123,7 +123,7 @@ def test_float8_is_refused_where_it_is_not_possible(monkeypatch: pytest.MonkeyPa
 
 
 def test_float8_weights_give_about_the_same_velocity() -> None:
-    """Where torchao is installed: another velocity, within a few percent of that of the whole weights."""
+    """With torchao, the velocity differs from that of the whole weights by a few percent."""
     pytest.importorskip("torchao", reason="s2v-tasks[fp8] is not installed")
     transformer = random_transformer()
     expected = velocities(transformer, None, [500])[0]

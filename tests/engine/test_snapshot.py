@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from s2v_tasks.engine.loading import Snapshot, snapshot_id
-from s2v_tasks.engine.loading.checksums import verify_checksums
+from s2v_tasks.engine.loading.identity import verify_checksums
 from s2v_tasks.engine.loading.snapshot import (
     AUDIO_ENCODER_FOLDER,
     TRANSFORMER_FILE,

@@ -13,8 +13,14 @@ from s2v_tasks.engine.models.config import S2VConfig
 from s2v_tasks.engine.worker import Worker
 from s2v_tasks.errors import ConfigurationError
 from s2v_tasks.verification.bench.cache import bench_cache
-from s2v_tasks.verification.bench.kernel_times import longest_kernels
-from s2v_tasks.verification.bench.step import StepBench, bench_step, bench_transformer, draw_inputs, prepared_step
+from s2v_tasks.verification.bench.step import (
+    StepBench,
+    bench_step,
+    bench_transformer,
+    draw_inputs,
+    longest_kernels,
+    prepared_step,
+)
 from tests.gpu.machine import Clock, Machine, Rows, step_flops
 
 # W, H, frames: the presets' sizes for a picture of about 16:9, and the tokens of a later clip of them.

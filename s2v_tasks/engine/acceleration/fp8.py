@@ -15,9 +15,9 @@ _DYNAMIC_CAPABILITY = (8, 9)  # the first GPUs that multiply float8
 
 
 def is_quantized(module: nn.Module, name: str) -> bool:
-    """Whether a module of the transformer gets float8 weights: the wide matrix products within the blocks.
+    """Return whether a module gets float8 weights: the wide matrix products within the blocks.
 
-    Norms, modulation, embeddings, sound and head keep the precision that the model was released with.
+    Norms, modulation, embeddings, audio modules and head keep the precision that the model was released with.
     """
     return name.startswith("blocks.") and isinstance(module, Linear)
 
@@ -25,10 +25,10 @@ def is_quantized(module: nn.Module, name: str) -> bool:
 def quantizer(
     transformer: S2VTransformer, kind: Literal["fp8", "fp8-dynamic"], device: torch.device
 ) -> Callable[[str, Tensor], Tensor]:
-    """What the loader of `transformer` does to a weight of the given key: those of the blocks become float8.
+    """Return the conversion that the loader applies to each weight of `transformer`: those of the blocks become float8.
 
-    They have a scale per row. "fp8" multiplies in the dtype of the run, "fp8-dynamic" in float8 with activations
-    scaled row by row. A weight is turned as soon as it is read, so that beside the result one tensor is held at most.
+    Each has a scale per row. "fp8" multiplies in the dtype of the run, "fp8-dynamic" in float8 with activations
+    scaled row by row. A weight is converted when it is read, so that few whole ones are in memory at a time.
 
     Raises ConfigurationError where torchao is not installed or the device cannot multiply float8.
     """
@@ -58,7 +58,7 @@ def quantizer(
     def convert(key: str, weight: Tensor) -> Tensor:
         if key not in chosen:
             return weight
-        # torchao turns modules: one that has this weight alone.
+        # torchao converts modules: build one for this weight.
         linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
         linear.weight = nn.Parameter(weight, requires_grad=False)
         quantize_(linear, config)

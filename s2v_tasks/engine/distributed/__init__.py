@@ -1,1 +1,1 @@
-"""Several ranks render one clip: parallelism applied to a transformer from outside; its files know nothing of it."""
+"""Distributed rendering of one clip: parallelism is attached to the networks from outside, by hooks."""

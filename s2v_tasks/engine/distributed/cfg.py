@@ -1,4 +1,4 @@
-"""The two branches of guidance on two groups of ranks."""
+"""CFG parallelism: the two branches of classifier-free guidance run on two groups of ranks."""
 
 from collections.abc import Sequence
 from typing import TypeVar
@@ -11,18 +11,18 @@ T = TypeVar("T")
 
 
 class BranchSplit:
-    """Every rank of `group` computes one branch, then all have all velocities."""
+    """Assigns one branch to each rank of `group` and exchanges the velocities."""
 
     def __init__(self, group: dist.ProcessGroup) -> None:
         self.group = group
 
     def mine(self, branches: Sequence[T]) -> Sequence[T]:
-        """The branch of this rank."""
+        """Return the branch of this rank."""
         rank = self.group.rank()
         return branches[rank : rank + 1]
 
     def exchange(self, velocity: Tensor) -> tuple[Tensor, ...]:
-        """The velocities of all branches, in their order."""
+        """Return the velocities of all branches, in their order."""
         velocities = [torch.empty_like(velocity) for _ in range(self.group.size())]
         dist.all_gather(velocities, velocity.contiguous(), group=self.group)
         return tuple(velocities)

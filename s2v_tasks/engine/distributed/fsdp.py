@@ -1,4 +1,4 @@
-"""Fully sharded weights: each rank keeps its share and has a unit whole only while that unit computes."""
+"""FSDP: each rank keeps a shard of the weights; a unit is gathered only while it computes."""
 
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -15,8 +15,8 @@ _PREPARATIONS = ("prepare_scene", "prepare_text", "prepare_sound")
 def shard_weights(transformer: S2VTransformer, mesh: DeviceMesh) -> None:
     """Shard all weights over the ranks of a one-dimensional mesh.
 
-    Units are what runs together: each block, each injection, and what prepares keys and values or modulations once per
-    clip, which therefore is not gathered in the steps. The rest is the root unit.
+    A unit is a group of modules that run together: each block, each injection, and the modules that prepare keys and
+    values or modulations once per clip, which are not gathered in the steps. The rest is the root unit.
     """
     # No casts: the layers state their own precision, and inputs of other dtypes are meant to stay as they are.
     policy = MixedPrecisionPolicy(cast_forward_inputs=False)

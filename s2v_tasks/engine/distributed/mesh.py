@@ -13,13 +13,13 @@ from s2v_tasks.engine.models.transformer import S2VTransformer
 from s2v_tasks.errors import ConfigurationError
 
 _BRANCHES = 2
-# Weights that fill more of a rank's memory than this leave too little for tokens and are sharded.
+# Weights above this share of a rank's memory leave too little for activations and are sharded.
 _WEIGHTS_SHARE = 0.5
 
 
 @dataclass(frozen=True)
 class Layout:
-    """`cfg` groups compute one guidance branch each; in each group `ulysses` ranks share the tokens.
+    """The axes of a mesh: `cfg` groups compute a guidance branch each; `ulysses` ranks of a group share the tokens.
 
     `fsdp` shards the weights over all ranks. `str(layout)` and `Layout.parse` are inverse: "cfg2,ulysses4,fsdp".
     """
@@ -30,7 +30,7 @@ class Layout:
 
     @property
     def world_size(self) -> int:
-        """Ranks that the layout takes."""
+        """Number of ranks of the layout."""
         return self.cfg * self.ulysses
 
     def __str__(self) -> str:
@@ -38,7 +38,7 @@ class Layout:
 
     @classmethod
     def parse(cls, text: str) -> "Layout":
-        """Read parts like "cfg2,ulysses4,fsdp", in any order; what is left out is 1 or off.
+        """Read parts like "cfg2,ulysses4,fsdp", in any order; a missing part is 1 or off.
 
         Raises ConfigurationError for anything else.
         """
@@ -55,7 +55,7 @@ class Layout:
         return cls(values.get("cfg", 1), values.get("ulysses", 1), "fsdp" in values)
 
     def check(self, world_size: int, num_heads: int, *, guided: bool) -> None:
-        """Raise ConfigurationError, with the arithmetic, where `world_size` ranks cannot work in this layout."""
+        """Raise ConfigurationError, with the arithmetic, if `world_size` ranks cannot use this layout."""
         problem = None
         if self.world_size != world_size:
             problem = f"takes {self.cfg} x {self.ulysses} = {self.world_size} ranks, but {world_size} were started"
@@ -84,9 +84,9 @@ def choose_layout(
     weight_bytes: int = 0,
     memory_bytes: int | None = None,
 ) -> Layout:
-    """The layout for `world_size` ranks.
+    """Return the layout for `world_size` ranks.
 
-    The rule: with guidance and an even number of ranks, two groups compute one branch each, because that costs one
+    With guidance and an even number of ranks, two groups compute one branch each, because that costs one
     exchange per step where sharing tokens costs two per block. The ranks of a group share the tokens. Weights are
     sharded where `weight_bytes` are more than half of the `memory_bytes` of a rank (None: memory is no concern).
 
@@ -100,17 +100,18 @@ def choose_layout(
 
 
 def open_mesh(layout: Layout, device_type: str) -> DeviceMesh:
-    """The mesh `[cfg, ulysses]` over all ranks; the process group must have been initialised."""
+    """Return the mesh `[cfg, ulysses]` over all ranks; the process group must have been initialised."""
     return init_device_mesh(device_type, (layout.cfg, layout.ulysses), mesh_dim_names=("cfg", "ulysses"))
 
 
 def parallelize(
     transformer: S2VTransformer, layout: Layout, device_type: str, *, guided: bool = True
 ) -> BranchSplit | None:
-    """Let the ranks share the work on `transformer` and return how the guidance branches are split (None: not at all).
+    """Attach the parallelism of `layout` to `transformer`; return the split of the guidance branches (None: no split).
 
-    The transformer may be on the meta device: with `layout.fsdp` its parameters become shards, which are then to be
-    filled. Choose an attention kernel before. Every rank must call this, and later call the transformer, alike.
+    The transformer may be on the meta device: with `layout.fsdp` its parameters become empty shards, to be filled
+    afterwards. Choose an attention kernel before. Every rank must call this, and later the transformer, in the same
+    way.
 
     Raises ConfigurationError where the layout does not fit the ranks or the transformer.
     """

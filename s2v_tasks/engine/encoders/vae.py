@@ -58,7 +58,7 @@ class Vae:
         renamed = {names.get(key, key): value.to(device, dtype) for key, value in state.items()}
         assign_weights(model, renamed, source="the VAE")
         if precision == "bfloat16":
-            _lay_out_channels_last(model)
+            lay_out_channels_last(model)
         elif torch.device(device).type == "cpu":
             use_onednn(model)
         return cls(model, device)
@@ -89,7 +89,8 @@ class Vae:
             yield frames.float()
 
 
-def _lay_out_channels_last(model: nn.Module) -> None:
+def lay_out_channels_last(model: nn.Module) -> None:
+    """Store the weights of all convolutions channels last, as the kernels of tensor cores read them."""
     for module in model.modules():
         if isinstance(module, nn.Conv3d):
             module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last_3d)

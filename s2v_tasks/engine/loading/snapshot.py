@@ -55,7 +55,7 @@ class Snapshot:
         return snapshot
 
     def check_model(self, name: str, dimensions: Mapping[str, Any]) -> None:
-        """ConfigurationError unless config.json has the `dimensions` of the model `name`; others are not compared."""
+        """Raise ConfigurationError unless config.json has the `dimensions` of the model `name`, which may be a part."""
         from s2v_tasks.engine.models.config import S2VConfig
 
         config = asdict(S2VConfig.from_json(_read_json(self.path / CONFIG_FILE)))
@@ -71,7 +71,7 @@ class Snapshot:
             )
 
     def transformer_shards(self) -> list[Path]:
-        """The files with the transformer's weights: those of the index, or the single file where there is no index."""
+        """Return the files of the transformer's weights: those of the index, or the single file without an index."""
         index_path = self.path / TRANSFORMER_INDEX_FILE
         if not index_path.is_file():
             return [self.path / TRANSFORMER_FILE]
@@ -81,7 +81,7 @@ class Snapshot:
         return [self.path / name for name in sorted(names)]
 
     def weight_files(self) -> list[Path]:
-        """Every file that decides what the networks compute, sorted; documentation and assets do not."""
+        """Return every file that decides what the networks compute, sorted; without documentation and assets."""
         tokenizer = (path for path in (self.path / TOKENIZER_FOLDER).rglob("*") if not path.name.startswith("."))
         audio_names = (CONFIG_FILE, "preprocessor_config.json", *_AUDIO_ENCODER_WEIGHTS)
         single = (CONFIG_FILE, TRANSFORMER_INDEX_FILE, TEXT_ENCODER_FILE, VAE_FILE)
@@ -94,13 +94,13 @@ class Snapshot:
         return sorted(path for path in candidates if path.is_file())
 
     def load_transformer(self, device: "torch.device | str", dtype: "torch.dtype") -> "S2VTransformer":
-        """The transformer with its weights on `device` in `dtype`; see `fill_transformer`."""
+        """Return the transformer with its weights on `device` in `dtype`; see `fill_transformer`."""
         transformer = self.build_transformer()
         self.fill_transformer(transformer, device, dtype)
         return transformer
 
     def build_transformer(self) -> "S2VTransformer":
-        """The transformer of config.json on the meta device, without weights: to be sharded, then filled."""
+        """Return the transformer of config.json on the meta device, without weights: to be sharded, then filled."""
         import torch
 
         from s2v_tasks.engine.models.config import S2VConfig
@@ -148,7 +148,7 @@ class Snapshot:
         return Vae.from_state_dict(read_pth(self.path / VAE_FILE, device), device, precision)
 
     def load_text_encoder(self, device: "torch.device | str") -> "TextEncoder":
-        """The text encoder with its tokenizer, in the dtype of its file; on the CPU the weights stay mapped to it."""
+        """Return the text encoder with its tokenizer, in the dtype of its file; on the CPU its weights stay mapped."""
         from s2v_tasks.engine.encoders.text_encoder import TextEncoder
         from s2v_tasks.engine.loading.weights import read_pth
         from s2v_tasks.engine.models.config import S2VConfig

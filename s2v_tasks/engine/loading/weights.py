@@ -1,4 +1,4 @@
-"""Putting weights into modules: everything must fit, nothing may be left over."""
+"""Assign weights to modules strictly: every key and shape must fit, and none may be left over."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
@@ -15,7 +15,7 @@ _MAX_NAMES = 5
 
 
 def assign_weights(module: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
-    """Make `state` the weights of `module`, which may be on the meta device; tensors are taken over, not copied.
+    """Make `state` the weights of `module`, which may be on the meta device; tensors are used without a copy.
 
     `source` names the weights in the error. Raises ConfigurationError that names missing and unexpected keys and
     wrong shapes.
@@ -56,7 +56,7 @@ def finish(module: nn.Module) -> None:
 
 
 def read_pth(path: Path, device: torch.device | str) -> dict[str, Tensor]:
-    """The plain state dict in a .pth file; on the CPU its tensors stay mapped to the file.
+    """Return the plain state dict of a .pth file; on the CPU its tensors stay mapped to the file.
 
     Raises ConfigurationError when the file is damaged or holds anything but tensors.
     """

@@ -1,1 +1,1 @@
-"""Measurements of the engine, each a table of ratios taken in one run."""
+"""Benchmarks of the engine; each compares its variants in one run."""

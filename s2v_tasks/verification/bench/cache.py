@@ -1,8 +1,8 @@
-"""What the step cache saves and what it costs: a whole denoising with random weights, at several thresholds.
+"""Measure the first-block cache: time and error of a whole denoising with random weights, at several thresholds.
 
-Every threshold starts from the same noise. The error is that of the final latents to those of a denoising without a
-cache, relative to them. Random weights show that the cache works and how share and error belong together; which
-threshold suits the released weights must be found with them.
+Every threshold starts from the same noise. The error is the relative difference of the final latents to those without a
+cache. Random weights show that the cache works and how the skipped share and the error are related; the threshold for
+the released weights must be found with those.
 """
 
 import time
@@ -24,7 +24,7 @@ _SHIFT = 3.0
 
 @dataclass(frozen=True)
 class CacheResult:
-    """One threshold; 0 is the denoising without a cache."""
+    """Measurements of one threshold; 0 is the denoising without a cache."""
 
     threshold: float
     seconds: float

@@ -21,12 +21,12 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from diffusers import AutoencoderKLWan
-from torch import Tensor, nn
+from torch import Tensor
 from torch.multiprocessing.spawn import start_processes
 
 from s2v_tasks.engine.distributed.halo_exchange import ParallelVae
 from s2v_tasks.engine.encoders.cpu_convolution import use_onednn
-from s2v_tasks.engine.encoders.vae import Vae
+from s2v_tasks.engine.encoders.vae import Vae, lay_out_channels_last
 from s2v_tasks.engine.models.framepack import MOTION_LATENTS
 
 _LATENT_CHANNELS = 16
@@ -34,7 +34,7 @@ _LATENT_CHANNELS = 16
 
 @dataclass(frozen=True)
 class DecodeBench:
-    """What is measured."""
+    """The clip to measure."""
 
     base_dim: int  # 96 in the released VAE
     num_frames: int  # of the clip, a multiple of 4
@@ -69,11 +69,7 @@ def random_vae(
     torch.manual_seed(0)
     model = AutoencoderKLWan(base_dim=base_dim).eval().requires_grad_(requires_grad=False).to(device, dtype)
     if channels_last:
-        for module in model.modules():
-            if isinstance(module, nn.Conv3d):
-                module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last_3d)
-            elif isinstance(module, nn.Conv2d):
-                module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
+        lay_out_channels_last(model)
     elif device.type == "cpu" and dtype == torch.float32:
         use_onednn(model)
     return Vae(model, device)
@@ -114,7 +110,7 @@ class _Measured:
         self._pixels = (torch.rand(pixels, generator=generator) * 2 - 1).to(device)
 
     def alone(self) -> None:
-        """Measure what one rank does."""
+        """Measure the variants on one rank."""
         vae, end = random_vae(self._bench.base_dim, self._device), self._bench.num_frames
         self._add("decode all frames", "frames", lambda: vae.decode(self._latents)[:, :, -end:])
         self.decode("decode the clip", vae.decode_pieces)

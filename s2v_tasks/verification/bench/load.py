@@ -109,7 +109,7 @@ def _shards(shapes: dict[str, torch.Size]) -> Iterator[list[str]]:
 
 
 def _repeated(block: Tensor, shape: torch.Size) -> Tensor:
-    # Nothing is allocated besides: small tensors kept between large ones that are given back fragment memory.
+    # No other allocations: small tensors between large ones that are freed would fragment the memory.
     numbers = torch.empty(shape.numel(), dtype=block.dtype)
     for piece in torch.split(numbers, len(block)):
         piece.copy_(block[: len(piece)])
@@ -162,9 +162,10 @@ def _load(folder: Path, variant: str, device: torch.device, num_ranks: int) -> n
 
 @contextmanager
 def _peak_of_own_memory() -> Iterator[list[int]]:
-    """The most memory beyond the present that the process has for itself while the block runs, bytes in a list of one.
+    """Measure the peak of the private memory of this process while the block runs, in bytes above its start.
 
-    Mapped files are not counted: all ranks share them, and the kernel may drop them at any time.
+    The list that is yielded holds the peak. Mapped files are not counted: all ranks share them, and the kernel can
+    drop them at any time.
     """
     peak, done = [0], threading.Event()
     before = _own_bytes()

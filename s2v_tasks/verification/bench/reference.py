@@ -1,10 +1,10 @@
 """A forward as the reference computes it (spec c, f.2), written plainly on the engine's weights.
 
-To be measured beside the engine, and to check it: nothing is prepared, shared or fused. Every forward encodes the
-sound, embeds reference and motion, projects the text and its padding, and rotates in complex128.
+The bench measures it beside the engine and compares both. Nothing is prepared, shared or fused: every forward encodes
+the audio, embeds reference and motion, projects the text and its padding, and rotates in complex128.
 
 Legend: B batch (1), C channels, T latent frames, h w latent sides, n tokens of a frame, N video and M motion tokens,
-L all tokens, D model width, H heads, d head width, c = d/2, S text rows, A sound tokens per frame, F pixel frames,
+L all tokens, D model width, H heads, d head width, c = d/2, S text rows, A audio tokens per frame, F pixel frames,
 K layers of speech features.
 """
 
@@ -27,7 +27,7 @@ from s2v_tasks.engine.models.transformer import S2VTransformer
 
 @dataclass(frozen=True)
 class ClipTensors:
-    """What a forward is given besides latents and timestep."""
+    """Inputs of a forward besides latents and timestep."""
 
     reference_BC1hw: Tensor
     motion_BCFhw: Tensor
@@ -36,7 +36,7 @@ class ClipTensors:
 
 
 def reference_forward(model: S2VTransformer, latents_BCThw: Tensor, timestep_1: Tensor, clip: ClipTensors) -> Tensor:
-    """Velocity `[1, 16, T, h, w]` of a later clip without a pose."""
+    """Return the velocity `[1, 16, T, h, w]` of a later clip without a pose."""
     config = model.config
     frames, rows, columns = latents_BCThw.shape[2], latents_BCThw.shape[3] // 2, latents_BCThw.shape[4] // 2
     kinds_3D = model.trainable_cond_mask.weight
@@ -116,7 +116,7 @@ def _attention(module: Attention, x_BLD: Tensor, context_BSD: Tensor, table_LHc:
 def _rotate(x_BLHd: Tensor, table_LHc: Tensor) -> Tensor:
     pairs = torch.view_as_complex(rearrange(x_BLHd.double(), "b l h (c pair) -> b l h c pair", pair=2))
     rotated_LHd = torch.view_as_real(pairs * table_LHc).flatten(-2)[0]
-    # Two copies more: what lies behind a sample's tokens is put behind them, and the samples of a batch are stacked.
+    # Two more copies, as in the reference: the rest behind the tokens is appended, and the batch is stacked.
     rest_LHd = x_BLHd[0, table_LHc.shape[0] :].double()
     return torch.stack([torch.cat([rotated_LHd, rest_LHd])]).float()
 

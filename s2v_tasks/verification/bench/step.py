@@ -1,9 +1,9 @@
-"""How long a denoising step takes: the transformer at any dimensions with random weights, no checkpoint.
+"""Measure a denoising step of the transformer, at any dimensions, with random weights.
 
-Two variants of the same weights and inputs run in turns in one process:
+Two variants with the same weights and inputs alternate in one process:
 
-- "hoisted", what rendering does: all that does not change over the steps of a clip is prepared once
-- "reference", what the reference does, forward by forward: `bench.reference`
+- "hoisted", as rendering does: everything that is constant over the steps of a clip is prepared once
+- "reference", as the reference computes each forward: `bench.reference`
 """
 
 import time
@@ -13,6 +13,7 @@ from statistics import median
 
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from s2v_tasks.engine.acceleration.fp8 import quantizer
 from s2v_tasks.engine.distributed.cfg import BranchSplit
@@ -24,16 +25,16 @@ from s2v_tasks.engine.models.framepack import MOTION_LATENTS
 from s2v_tasks.engine.models.transformer import Guidance, S2VTransformer, Scene
 from s2v_tasks.engine.options import WeightsDtype
 from s2v_tasks.engine.worker import Worker
-from s2v_tasks.verification.bench.kernel_times import KernelTime, longest_kernels
 from s2v_tasks.verification.bench.reference import ClipTensors, reference_forward
 
 _LATENT_CHANNELS = 16
+MOST_KERNELS = 25
 _GUIDE_SCALE = 4.5
 
 
 @dataclass(frozen=True)
 class StepBench:
-    """What is measured: a clip without a pose video, by default a later one of a chain, so with motion tokens."""
+    """The clip and options to measure: without a pose video, by default a later clip of a chain, with motion tokens."""
 
     config: S2VConfig
     latent_shape: tuple[int, int, int]  # T, h, w
@@ -57,8 +58,18 @@ class StepResult:
 
 
 @dataclass(frozen=True)
+class KernelTime:
+    """One kernel, or on a CPU one operator without those that it calls."""
+
+    name: str
+    seconds: float
+    calls: int
+    share: float  # of the time of all
+
+
+@dataclass(frozen=True)
 class StepReport:
-    """What was measured, and on what."""
+    """The measurements, and the way in which they were made."""
 
     rows: tuple[StepResult, ...]
     layout: Layout
@@ -71,7 +82,7 @@ class StepReport:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a transformer of the bench is given."""
+    """Inputs of the transformer."""
 
     latents: Tensor
     timestep: Tensor
@@ -124,7 +135,7 @@ def bench_transformer(bench: StepBench, device: torch.device, dtype: torch.dtype
 
 
 def random_transformer(config: S2VConfig, device: torch.device, dtype: torch.dtype) -> S2VTransformer:
-    """A transformer on `device` with small random weights, without a copy of them elsewhere; equal on every rank."""
+    """Return a transformer on `device` with small random weights, equal on every rank, without a copy elsewhere."""
     with torch.device("meta"):
         transformer = S2VTransformer(config)
     transformer = transformer.to(dtype).to_empty(device=device).eval().requires_grad_(requires_grad=False)
@@ -135,7 +146,7 @@ def random_transformer(config: S2VConfig, device: torch.device, dtype: torch.dty
 
 
 def draw_inputs(bench: StepBench, device: torch.device, dtype: torch.dtype) -> Inputs:
-    """Random inputs, the same for each call."""
+    """Return random inputs, the same for each call."""
     config, (num_latents, height, width) = bench.config, bench.latent_shape
     generator = torch.Generator(device).manual_seed(1)
 
@@ -156,7 +167,7 @@ def draw_inputs(bench: StepBench, device: torch.device, dtype: torch.dtype) -> I
 def prepared_step(
     transformer: S2VTransformer, inputs: Inputs, bench: StepBench, branches: BranchSplit | None = None
 ) -> Callable[[], Tensor]:
-    """Return what computes the velocity of one step, everything that is constant over the steps being prepared."""
+    """Prepare everything that is constant over the steps; return the function that computes one step's velocity."""
     scene = scene_of(transformer, inputs)
     guidances = [guidance_of(transformer, inputs, branch) for branch in range(1 + bench.guided)]
     mine = guidances if branches is None or not bench.guided else branches.mine(guidances)
@@ -165,8 +176,8 @@ def prepared_step(
         velocities = transformer(inputs.latents, inputs.timestep, scene, mine)
         if not bench.guided:
             return velocities[0]  # type: ignore[no-any-return]
-        told, untold = velocities if branches is None else branches.exchange(velocities[0])
-        return _guided(told, untold)
+        cond, uncond = velocities if branches is None else branches.exchange(velocities[0])
+        return _guided(cond, uncond)
 
     return step
 
@@ -179,22 +190,22 @@ def _reference(transformer: S2VTransformer, inputs: Inputs, motion: Tensor, *, g
     return (lambda: _guided(forward(0), forward(1))) if guided else lambda: forward(0)
 
 
-def _guided(told: Tensor, untold: Tensor) -> Tensor:
-    return untold + _GUIDE_SCALE * (told - untold)
+def _guided(cond: Tensor, uncond: Tensor) -> Tensor:
+    return uncond + _GUIDE_SCALE * (cond - uncond)
 
 
 def scene_of(transformer: S2VTransformer, inputs: Inputs) -> Scene:
-    """What the clip sees."""
+    """Return the prepared tokens and positions of the clip."""
     return transformer.prepare_scene(inputs.latents.shape[2], inputs.reference, inputs.motion, None)
 
 
 def guidance_of(transformer: S2VTransformer, inputs: Inputs, branch: int) -> Guidance:
-    """What one of the branches is told: 0 the prompt, 1 the negative prompt."""
+    """Return the conditioning of a branch: 0 with the prompt (cond), 1 with the negative prompt (uncond)."""
     return transformer.prepare_guidance(inputs.contexts[branch], inputs.sounds[branch])
 
 
 def _measure(variants: dict[str, Callable[[], Tensor]], repeats: int, device: torch.device) -> tuple[StepResult, ...]:
-    """The median time of each variant, measured in turns, so that a disturbance of the machine hits all."""
+    """Return the median time of each variant. The variants alternate, so that other load on the machine affects all."""
     velocities = {name: step() for name, step in variants.items()}  # also warms up
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(repeats):
@@ -214,3 +225,20 @@ def _measure(variants: dict[str, Callable[[], Tensor]], repeats: int, device: to
 def _wait_for(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def longest_kernels(compute: Callable[[], object], device: torch.device, most: int = MOST_KERNELS) -> list[KernelTime]:
+    """Run `compute` once under the profiler and return its longest kernels, the longest first."""
+    on_gpu = device.type == "cuda"
+    with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as profiler:
+        compute()
+        if on_gpu:
+            torch.cuda.synchronize(device)
+    averages = profiler.key_averages()
+    times = {
+        event.key: ((event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e6, event.count)
+        for event in averages
+    }
+    total = sum(seconds for seconds, _ in times.values()) or 1.0
+    longest = sorted(times.items(), key=lambda item: item[1][0], reverse=True)[:most]
+    return [KernelTime(name, seconds, calls, seconds / total) for name, (seconds, calls) in longest if seconds > 0]

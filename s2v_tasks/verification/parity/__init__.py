@@ -1,1 +1,1 @@
-"""Proof against golden tensors: `runner.run(folder)` executes every golden file of a folder and compares."""
+"""Comparison with golden tensors: `runner.run(folder)` executes and compares every golden file of a folder."""

@@ -1,4 +1,4 @@
-"""Parity of the encoders around the transformer: wav2vec2, umT5, VAE."""
+"""Golden cases of the encoders around the transformer: wav2vec2, umT5, VAE."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -67,5 +67,5 @@ def _vae(golden: Golden, device: torch.device) -> Iterator[CaseResult]:
 
 
 def _stems(golden: Golden, suffix: str) -> list[str]:
-    """What stands before `suffix` in the golden's tensor names."""
+    """Return the names of the golden's tensors that end with `suffix`, without it."""
     return sorted(key.removesuffix(suffix) for key in golden.tensors if key.endswith(suffix))

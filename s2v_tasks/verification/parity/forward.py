@@ -20,8 +20,7 @@ from s2v_tasks.engine.models.layers import timestep_sinusoid
 from s2v_tasks.engine.models.rope import Grid, motion_grids, reference_grid, rope_table, video_grid
 from s2v_tasks.engine.models.transformer import S2VTransformer, Scene
 from s2v_tasks.errors import ConfigurationError
-from s2v_tasks.verification.parity.golden_weights import is_weights, load_transformer
-from s2v_tasks.verification.parity.ranks import num_ranks, share_among_ranks
+from s2v_tasks.verification.parity.golden_transformer import is_weights, load_transformer, num_ranks, share_among_ranks
 from s2v_tasks.verification.parity.results import (
     CASE_SUFFIXES,
     CPU_FLOAT32,
@@ -75,7 +74,7 @@ def _run_file(folder: Path, layout: Layout | None, target: Target, path: Path) -
 
 
 def _weights(model: S2VTransformer, path: Path) -> Iterator[CaseResult]:
-    """The model gives back exactly the weights of the file, under the same keys."""
+    """Compare the weights of the model with those of the file, exactly and by key."""
     golden = load_golden(path)
     state = model.state_dict()
     yield compare_all(
@@ -124,13 +123,13 @@ def _forward(model: S2VTransformer, golden: Golden, layout: Layout | None) -> It
 
 
 def _scaled(key: str, actual: Tensor, expected: Tensor) -> Pair:
-    """The residual stream grows with depth, and float noise with it: bring it to the size the gate was made for."""
+    """Scale a pair of tensors to the size at which the gate was measured: rounding grows with the residual stream."""
     scale = max(1.0, expected.abs().max().item() / _GATED_ABSMAX)
     return key, actual / scale, expected / scale
 
 
 class Recorder:
-    """Notes what enters and leaves the modules of a transformer while it prepares and runs, under the goldens' names.
+    """Hooks that record inputs and outputs of the modules of a transformer, under the names of the goldens.
 
     Results are copied as they appear, because the transformer goes on to work in their memory.
     """
@@ -199,7 +198,7 @@ class Recorder:
 
 
 def _history(model: S2VTransformer, motion_latents: Tensor) -> dict[str, Tensor]:
-    """The packed history, which the reference computes even where it is dropped."""
+    """Return the packed history, which the reference computes even where it is dropped."""
     tokens, grids = model.frame_packer(motion_latents, 2)
     table = rope_table(grids, model.config.head_dim)
     return {"framepack.tokens": tokens, "framepack.rope_cos_sin": torch.view_as_real(table)}

@@ -1,6 +1,6 @@
 """Golden cases of the clip loop: the real pipeline in reference mode, with the golden noise.
 
-The run starts where the goldens start: from the image as it came, the 30 Hz speech features and the raw pose frames.
+Like the goldens, a case starts from the original image, the 30 Hz speech features and the raw pose frames.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,8 +22,7 @@ from s2v_tasks.engine.images import fit_image, fit_pose, pad_pose, reference_pos
 from s2v_tasks.engine.models.transformer import MOTION_FRAMES
 from s2v_tasks.engine.pipeline import S2VPipeline
 from s2v_tasks.errors import ConfigurationError
-from s2v_tasks.verification.parity.golden_weights import load_transformer
-from s2v_tasks.verification.parity.ranks import share_among_ranks
+from s2v_tasks.verification.parity.golden_transformer import load_transformer, share_among_ranks
 from s2v_tasks.verification.parity.results import (
     CASE_SUFFIXES,
     CPU_FLOAT32,
@@ -61,14 +60,14 @@ class LinearCodec:
         self._decode_PZ, self._decode_bias = golden["vae_D"], golden["vae_bd"]
 
     def encode(self, pixels_BCTHW: Tensor, /) -> Tensor:
-        """Pixels to latents, with three copies of the first frame in front."""
+        """Encode pixels to latents, with three copies of the first frame in front."""
         used = pixels_BCTHW[:, :, : 1 + 4 * ((pixels_BCTHW.shape[2] - 1) // 4)]
         padded = torch.cat([used[:, :, :1].expand(-1, -1, 3, -1, -1), used], dim=2)
         patches = rearrange(padded, "b c (t f) (h y) (w x) -> b t h w (c f y x)", f=4, y=8, x=8)
         return rearrange(F.linear(patches, self._encode_ZP, self._encode_bias), "b t h w z -> b z t h w")
 
     def decode_pieces(self, latents_BCZhw: Tensor, num_frames: int, /) -> Iterator[Tensor]:
-        """Latents to the last `num_frames` frames, clamped, in one piece."""
+        """Yield the last `num_frames` frames of latents, clamped, in one piece."""
         latents = rearrange(latents_BCZhw, "b z t h w -> b t h w z")
         patches = F.linear(latents, self._decode_PZ, self._decode_bias)
         frames = rearrange(patches, "b t h w (c f y x) -> b c (t f) (h y) (w x)", c=3, f=4, y=8, x=8)
@@ -77,7 +76,7 @@ class LinearCodec:
 
 @dataclass
 class _Seen:
-    """What one clip put through the VAE and the transformer."""
+    """Tensors that one clip passed through the VAE and the transformer."""
 
     encoded: list[Tensor] = field(default_factory=list)
     decoder_input: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -160,7 +159,7 @@ def _run_file(
 
 
 def _clip_inputs(golden: Golden, output_size: OutputSize) -> Iterable[dict[str, Any]]:
-    """The inputs of each clip of the loop, without the motion state."""
+    """Yield the inputs of each clip of the loop, without the motion state."""
     meta = golden.metadata
     image = golden["image_u8"].cpu().numpy()
     height, width = output_size(image.shape[0], image.shape[1], meta["max_area"])
@@ -199,7 +198,7 @@ def _counts(golden: Golden, clips: list[_Seen]) -> CaseResult:
 
 
 def _close(golden: Golden, clips: list[_Seen], motion_latents: list[Tensor]) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """All (key, actual, golden) of a loop that are compared within the loop gate."""
+    """Yield all (key, actual, golden) of a loop that are compared within the loop gate."""
     video = torch.cat([clip.frames for clip in clips], dim=2)[0]
     found = {
         "ref_latents": _first(clips[0].encoded, golden["ref_latents"]),
@@ -226,5 +225,5 @@ def _close(golden: Golden, clips: list[_Seen], motion_latents: list[Tensor]) -> 
 
 
 def _first(encoded: list[Tensor], like: Tensor) -> Tensor:
-    """The first tensor that was encoded to the shape of `like`."""
+    """Return the first tensor that was encoded to the shape of `like`."""
     return next((latents for latents in encoded if latents.shape == like.shape), torch.empty(0))

@@ -1,4 +1,4 @@
-"""What a parity case reports, how golden files are read and how tensors are compared."""
+"""Read golden files, compare tensors, and report the cases of a parity run as rows."""
 
 import json
 import math
@@ -25,7 +25,7 @@ CASE_SUFFIXES = (".safetensors", ".json")  # notes beside them are no cases
 
 @dataclass(frozen=True)
 class Target:
-    """Where the networks of the cases run, and in what: float32, or bfloat16 for the transformer."""
+    """The device and dtype of the networks: float32, or bfloat16 for the transformer."""
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32
@@ -60,7 +60,7 @@ class Golden:
         return key in self.tensors
 
     def with_prefix(self, prefix: str) -> dict[str, Tensor]:
-        """The tensors whose key starts with `prefix`, with the prefix removed."""
+        """Return the tensors whose key starts with `prefix`, with the prefix removed."""
         return {key.removeprefix(prefix): t for key, t in self.tensors.items() if key.startswith(prefix)}
 
 
@@ -73,7 +73,7 @@ def load_golden(path: Path, device: torch.device | str = "cpu") -> Golden:
 
 
 def max_abs_diff(actual: Tensor, expected: Tensor) -> float:
-    """Largest absolute difference in float64; infinite for unequal shapes and for anything not finite."""
+    """Return the largest absolute difference in float64; infinite for unequal shapes and for anything not finite."""
     if actual.shape != expected.shape:
         return math.inf
     if expected.numel() == 0:
@@ -83,7 +83,7 @@ def max_abs_diff(actual: Tensor, expected: Tensor) -> float:
 
 
 def compare(name: str, actual: Tensor, expected: Tensor, gate: float) -> CaseResult:
-    """One row for one tensor; a gate of `EXACT` asks for equality."""
+    """Return one row for one tensor; a gate of `EXACT` demands equality."""
     diff = max_abs_diff(actual, expected)
     note = "" if actual.shape == expected.shape else f"shape {list(actual.shape)}, golden {list(expected.shape)}"
     return CaseResult(name, diff, gate, diff <= gate, note)
@@ -101,7 +101,7 @@ def compare_bfloat16(name: str, actual: Tensor, expected: Tensor) -> CaseResult:
 
 
 def compare_all(name: str, pairs: Iterable[tuple[str, Tensor, Tensor]], gate: float) -> CaseResult:
-    """One row for many (key, actual, expected): the worst one decides and is named in the note."""
+    """Return one row for many (key, actual, expected): the worst decides, and the note names it."""
     rows = [compare(key, actual, expected, gate) for key, actual, expected in pairs]
     if not rows:
         return CaseResult(name, math.inf, gate, ok=False, note="nothing to compare")
@@ -111,14 +111,14 @@ def compare_all(name: str, pairs: Iterable[tuple[str, Tensor, Tensor]], gate: fl
 
 
 def failed(name: str, gate: float, note: str) -> CaseResult:
-    """A row for a case that could not be compared at all."""
+    """Return a row for a case that could not be compared."""
     return CaseResult(name, math.inf, gate, ok=False, note=note)
 
 
 def per_file(
     paths: Iterable[Path], run_file: Callable[[Path], Iterable[CaseResult]], gate: float
 ) -> Iterator[CaseResult]:
-    """The rows of each file; a file whose case raises becomes a failing row, so that the others still run."""
+    """Yield the rows of each file; a file whose case raises gives a failing row, and the others still run."""
     for path in paths:
         try:
             with torch.inference_mode():

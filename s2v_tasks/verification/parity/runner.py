@@ -1,9 +1,15 @@
-"""Runs every golden file of a folder, whatever weights and dimensions it was made with."""
+"""Run every golden file of a folder, of any weights and dimensions, in this process or on several ranks."""
 
+import tempfile
 from collections.abc import Callable, Iterator
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import spawn
 
 from s2v_tasks.engine.distributed.mesh import Layout
 from s2v_tasks.errors import ConfigurationError, PermanentError
@@ -12,8 +18,8 @@ from s2v_tasks.verification.parity.results import CASE_SUFFIXES, CPU_FLOAT32, EX
 
 # What a folder of goldens holds of these kinds besides cases.
 _DOCUMENTS = ("README", "manifest", "mutation_results", "upstream_timing")
-
-
+# Cases are small: a rank that waits so long for another one waits in vain.
+_TIMEOUT = timedelta(minutes=2)
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 OutputSize = Callable[[int, int, int], tuple[int, int]]
@@ -22,13 +28,13 @@ OutputSize = Callable[[int, int, int], tuple[int, int]]
 def run(
     folder: Path, *, output_size: OutputSize, layout: Layout | None = None, target: Target = CPU_FLOAT32
 ) -> list[CaseResult]:
-    """All rows of the parity table, in the order of the file names.
+    """Return all rows of the parity table, in the order of the file names.
 
     `output_size(height, width, area)` is the size rule of the planner, returning (height, width). Where a process
     group has been initialised, its ranks compute the forwards and loops together, in `layout` or in the one that a
-    render job would choose. `target` is where the networks run; in bfloat16 only the forwards of the transformer are
-    compared, which is what runs in bfloat16. A *.safetensors or *.json file that no case knows, or that
-    gave no row, is a failing row; other files are left alone. Raises PermanentError when the folder has nothing to run.
+    render chooses. `target` is the device and dtype of the networks; in bfloat16 only the forwards of the transformer
+    are compared. A *.safetensors or *.json file that no case reads, or that gives no row, is a failing row; other files
+    are ignored. Raises PermanentError when the folder has nothing to run.
     """
     if not folder.is_dir():
         raise PermanentError(f"{folder} is not a folder; give a folder of golden files")
@@ -44,8 +50,35 @@ def run(
     return sorted(rows, key=lambda row: row.name)
 
 
+def run_on_ranks(
+    folder: Path, *, num_ranks: int, output_size: OutputSize, layout: Layout | None = None
+) -> list[CaseResult]:
+    """Return the rows of `run` on `num_ranks` gloo processes: for each case the row of the rank with the largest error.
+
+    An error of a rank ends all ranks and is raised here, with its traceback.
+    """
+    with tempfile.TemporaryDirectory() as meeting_point:
+        rows_of_ranks = mp.get_context("spawn").SimpleQueue()
+        work = partial(_work, num_ranks, Path(meeting_point), rows_of_ranks, folder, output_size, layout)
+        ranks = spawn(work, nprocs=num_ranks, join=False)  # type: ignore[no-untyped-call]
+        # Read before joining: a rank ends only when its rows have been taken.
+        found: list[list[CaseResult]] = []
+        while len(found) < num_ranks and not ranks.join(timeout=0.2):
+            while not rows_of_ranks.empty():
+                found.append(rows_of_ranks.get())
+        while not rows_of_ranks.empty():
+            found.append(rows_of_ranks.get())
+        while not ranks.join():
+            pass
+    worst: dict[str, CaseResult] = {}
+    for row in (row for rows in found for row in rows):
+        if row.name not in worst or row.max_abs_diff > worst[row.name].max_abs_diff:
+            worst[row.name] = row
+    return sorted(worst.values(), key=lambda row: row.name)
+
+
 def parse_target(device: str, dtype: str, *, num_ranks: int = 1) -> Target:
-    """Return where the networks of the cases run; ConfigurationError for what is not there or not possible."""
+    """Return the device and dtype of the networks; ConfigurationError if this machine lacks the device."""
     if dtype not in _DTYPES:
         raise ConfigurationError(f"dtype is {dtype!r}; expected one of {', '.join(_DTYPES)}.")
     if device not in {"cpu", "cuda"} or (device == "cuda" and not torch.cuda.is_available()):
@@ -67,3 +100,19 @@ def _unknown(files: list[Path]) -> Iterator[CaseResult]:
     for path in files:
         if not path.name.startswith(known):
             yield failed(path.stem, EXACT, f"{path.name}: no case knows this file")
+
+
+def _work(
+    num_ranks: int,
+    meeting_point: Path,
+    rows_of_ranks: "mp.SimpleQueue[list[CaseResult]]",
+    folder: Path,
+    output_size: OutputSize,
+    layout: Layout | None,
+    rank: int,
+) -> None:
+    torch.set_num_threads(1)
+    store = dist.FileStore(str(meeting_point / "store"), num_ranks)  # type: ignore[attr-defined]
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=num_ranks, timeout=_TIMEOUT)
+    rows_of_ranks.put(run(folder, output_size=output_size, layout=layout))
+    dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""Parity of everything around the networks: sound timing, solvers, output sizes, picture fitting."""
+"""Golden cases of everything around the networks: timing of speech, solvers, output sizes, fitting of pictures."""
 
 import hashlib
 import json
@@ -138,7 +138,7 @@ def _images(golden: Golden, output_size: OutputSize) -> Iterator[CaseResult]:
 
 
 def _exact(name: str, rows: list[tuple[str, object, object]] | list[tuple[str, int, int]]) -> CaseResult:
-    """One row for a table of values that must be equal; the number of unequal ones is the difference."""
+    """Return one row for a table of values that must be equal; its difference is the number of unequal ones."""
     wrong = [f"{key}: {actual} instead of {expected}" for key, actual, expected in rows if actual != expected]
     note = f"{len(rows)} rows" + (f", {len(wrong)} differ, first {wrong[0]}" if wrong else "")
     return CaseResult(name, float(len(wrong)), EXACT, bool(rows) and not wrong, note)

@@ -1,39 +1,14 @@
-"""Commands that ask beforehand: what will it cost, does this engine compute the right thing."""
+"""`s2v parity`: the engine compared with recorded tensors."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
 from s2v_tasks.cli import app
-from s2v_tasks.cli.options import PLANNING, request_options
 from s2v_tasks.cli.terminal import PEOPLE, console
-
-if TYPE_CHECKING:
-    from s2v_tasks.schemas.plan import Plan
-
-
-@app.command(rich_help_panel=PEOPLE)
-@request_options(*PLANNING)
-def plan(
-    audio: Annotated[Path, typer.Option(help="Speech file.")],
-    image: Annotated[Path, typer.Option(help="Reference picture.")],
-    fields: dict[str, Any],
-    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
-) -> None:
-    """Show clips, frames, size and cost of a video before anything is spent."""
-    from s2v_tasks.planning.table import plan_table
-    from s2v_tasks.steps.plan_clips import plan_files
-
-    def show(result: "Plan") -> None:
-        if as_json:
-            typer.echo(result.model_dump_json(indent=2))
-        else:
-            console.print(plan_table(result))
-
-    plan_files(image, audio, fields, show)
 
 
 @app.command(rich_help_panel=PEOPLE)
@@ -45,14 +20,13 @@ def parity(
     ] = "auto",
     device: Annotated[str, typer.Option(help="cpu, or cuda on one process.")] = "cpu",
     dtype: Annotated[
-        str, typer.Option(help="float32, or bfloat16: the forwards of the transformer alone, with gates of their own.")
+        str, typer.Option(help="float32, or bfloat16: forwards of the transformer alone, with their own tolerances.")
     ] = "float32",
 ) -> None:
-    """Compare this engine with recorded tensors; exit code 1 when one case is outside its gate."""
+    """Compare this engine with recorded tensors; exit code 1 when a case is outside its tolerance."""
     from s2v_tasks.engine.distributed.mesh import Layout
     from s2v_tasks.planning.resolution import output_size
-    from s2v_tasks.verification.parity.launch import run_on_ranks
-    from s2v_tasks.verification.parity.runner import parse_target, run
+    from s2v_tasks.verification.parity.runner import parse_target, run, run_on_ranks
 
     shared = None if layout == "auto" else Layout.parse(layout)
     target = parse_target(device, dtype, num_ranks=nproc)
@@ -71,6 +45,6 @@ def parity(
         )
     console.print(table)
     failed = [result.name for result in results if not result.ok]
-    typer.echo(f"{len(results) - len(failed)} of {len(results)} cases inside their gates")
+    typer.echo(f"{len(results) - len(failed)} of {len(results)} cases within their tolerances")
     if failed:
         raise typer.Exit(1)

@@ -1,9 +1,12 @@
-"""The transformer of a folder of goldens: the `dit_*` file whose metadata has a `config`."""
+"""The transformer of a folder of goldens (the `dit_*` file whose metadata has a `config`), on one or several ranks."""
 
 from pathlib import Path
 
+import torch.distributed as dist
 from safetensors import safe_open
 
+from s2v_tasks.engine.distributed.cfg import BranchSplit
+from s2v_tasks.engine.distributed.mesh import Layout, choose_layout, parallelize
 from s2v_tasks.engine.models.config import S2VConfig
 from s2v_tasks.engine.models.transformer import S2VTransformer
 from s2v_tasks.errors import ConfigurationError
@@ -11,7 +14,7 @@ from s2v_tasks.verification.parity.results import CPU_FLOAT32, Target, load_gold
 
 
 def load_transformer(folder: Path, target: Target = CPU_FLOAT32) -> S2VTransformer:
-    """The transformer of the folder's golden weights, loaded strictly.
+    """Load the golden weights of `folder` into a transformer, strictly.
 
     Raises ConfigurationError when the folder has no such weights or when keys or shapes differ.
     """
@@ -31,3 +34,22 @@ def is_weights(path: Path) -> bool:
     """Return whether a golden file holds the weights of a transformer."""
     with safe_open(path, framework="pt") as file:
         return "config" in (file.metadata() or {})
+
+
+def num_ranks() -> int:
+    """Return the number of ranks of the process group; 1 without a group."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def share_among_ranks(model: S2VTransformer, layout: Layout | None, *, guided: bool) -> BranchSplit | None:
+    """Let all ranks compute a case together, in `layout` or in the one that a render chooses.
+
+    A case without guidance runs alike in both groups of a layout with cfg 2.
+    """
+    world_size = num_ranks()
+    if world_size == 1 and layout is None:
+        return None
+    if layout is None:
+        heads = model.config.num_heads
+        layout = choose_layout(world_size, heads, guided=guided or heads % world_size != 0)
+    return parallelize(model, layout, "cpu", guided=True)

@@ -5,6 +5,11 @@ Coordinates are pixels of the picture, x to the right and y downwards. Pictures 
 
 import hashlib
 import math
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -132,7 +137,8 @@ class _Network:
         if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != _SHA256[name]:
             raise ConfigurationError(f"{path} is missing or damaged: install the package again.")
         self._interpreter = Interpreter(str(path), num_threads=1)
-        self._interpreter.allocate_tensors()
+        with _without_info_lines():
+            self._interpreter.allocate_tensors()
         self._input = self._interpreter.get_input_details()[0]["index"]
         self._outputs = {output["name"]: output["index"] for output in self._interpreter.get_output_details()}
 
@@ -140,6 +146,24 @@ class _Network:
         self._interpreter.set_tensor(self._input, np.ascontiguousarray(picture[None], dtype=np.float32))
         self._interpreter.invoke()
         return {name: self._interpreter.get_tensor(index)[0] for name, index in self._outputs.items()}
+
+
+@contextmanager
+def _without_info_lines() -> Iterator[None]:
+    """Keep lines that begin with INFO: off stderr. The library writes them in C++ and has no setting for it."""
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as written:
+        os.dup2(written.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            written.seek(0)
+            for line in written:
+                if not line.startswith(b"INFO:"):
+                    os.write(2, line)
 
 
 def _decode(

@@ -18,11 +18,12 @@ from s2v_tasks.planning.estimate import (
 )
 from s2v_tasks.planning.memory import ONE_GPU, RenderSetup, peak_memory_gib
 from s2v_tasks.planning.pauses import Samples
-from s2v_tasks.planning.resolution import plan_size
+from s2v_tasks.planning.resolution import cropped_share, plan_size
 from s2v_tasks.planning.timeline import frames_of_speech
 from s2v_tasks.planning.warnings import (
     clip_count_warnings,
     cut_warnings,
+    face_warnings,
     input_warnings,
     picture_warnings,
 )
@@ -86,6 +87,7 @@ def make_plan(
     peak_gib = max(peak_memory_gib(shape, model, gpu, guided=guided, setup=setup) for shape in shapes)
     estimate = estimate_clips(shapes, costs, processes, model, gpu, peak_gib=peak_gib)
     warnings = [
+        *face_warnings(inputs.faces if inputs else None, cropped_share(*image_size, width, height)),
         *clip_count_warnings(choices.num_clip, needed, num_frames, speech),
         *input_warnings(inputs or InputFacts(), num_frames),
         *cut_warnings(request, cuts, speech),

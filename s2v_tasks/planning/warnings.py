@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from s2v_tasks.planning.chains import SENTENCE_PAUSE_SECONDS
 from s2v_tasks.planning.resolution import cropped_share
+from s2v_tasks.schemas.facts import StagedFaces, StagedSound
 from s2v_tasks.schemas.model_card import ModelCard
 from s2v_tasks.schemas.plan import FPS, Cut, InputFacts, SpeechFacts
 from s2v_tasks.schemas.request import Request
@@ -12,6 +13,13 @@ from s2v_tasks.schemas.request_fields import parse_size
 NOTABLE_CROP = 0.10
 NOTABLE_POSE_SHORTFALL = 0.10
 SILENT_BELOW_DBFS = -60.0
+SMALL_FACE_SHARE = 0.05
+PROFILE_TURN = 0.6
+COVERED_BELOW = 0.5  # confidence of the landmarks
+NOTABLE_LEAD_IN_SECONDS = 2.0
+MOSTLY_SILENT = 0.5
+STEADY_BELOW_DB = 2.0
+NOTABLE_CLIPPING = 0.005
 NOTABLE_SHORTFALL = 0.75  # sides are multiples of 64: a normal video of size 480*832 keeps 80 % of its pixels or more
 
 
@@ -38,11 +46,48 @@ def input_warnings(inputs: InputFacts, num_frames: int) -> Iterator[str]:
             f"The speech is silent ({inputs.speech_rms_dbfs:.0f} dB of full scale): the model hears nothing to move "
             "the mouth to. Upload a louder recording."
         )
+    if inputs.sound is not None:
+        yield from sound_warnings(inputs.sound)
     if inputs.pose_frames is not None and inputs.pose_frames < (1 - NOTABLE_POSE_SHORTFALL) * num_frames:
         yield (
             f"The pose video lasts {inputs.pose_frames / FPS:.2f} s, the video {num_frames / FPS:.2f} s: without a "
             "pose from there on. Upload a pose video that is as long as the speech."
         )
+
+
+def face_warnings(faces: StagedFaces | None, crop: float) -> Iterator[str]:
+    """Yield reasons why the person in the picture may not talk well. `crop`: share of the picture that is cut away."""
+    if faces is None:
+        return
+    if faces.num_faces == 0:
+        yield "No face was found in the picture. Use a picture of one person from the front, eyes and mouth visible."
+        return
+    if faces.num_faces > 1:
+        yield f"The picture shows {faces.num_faces} faces, and each of them may talk. Crop it to one person."
+    share = (faces.area_share or 0.0) / (1 - crop)
+    if share < SMALL_FACE_SHARE:
+        yield f"The face fills {share:.1%} of the frame, expected {SMALL_FACE_SHARE:.0%} or more. Crop it closer."
+    if faces.turn is not None and abs(faces.turn) > PROFILE_TURN:
+        yield "The face is seen from the side. Use a picture from the front, so that the mouth is visible."
+    if faces.confidence is not None and faces.confidence < COVERED_BELOW:
+        yield "Parts of the face seem to be covered. Use a picture in which eyes and mouth are visible."
+
+
+def sound_warnings(sound: StagedSound) -> Iterator[str]:
+    """Yield reasons why the speech may not drive a mouth well. A speech without any sound has a warning of its own."""
+    if sound.movement_db is None:
+        return
+    if sound.lead_in_seconds >= NOTABLE_LEAD_IN_SECONDS:
+        yield f"The speech begins after {sound.lead_in_seconds:.1f} s of silence, which are rendered too. Cut them off."
+    if sound.silent_share > MOSTLY_SILENT:
+        yield f"{sound.silent_share:.0%} of the speech is silence. Shorten the pauses: each second is rendered."
+    if sound.movement_db < STEADY_BELOW_DB:
+        yield (
+            f"The level changes by only {sound.movement_db:.1f} dB from moment to moment, as in music or noise; speech "
+            "changes by 4 or more. Use a recording of the voice alone."
+        )
+    if sound.clipped_share > NOTABLE_CLIPPING:
+        yield f"The recording is clipped ({sound.clipped_share:.1%} of its samples). Record again at a lower level."
 
 
 def cut_warnings(request: Request, cuts: list[Cut], speech: SpeechFacts) -> Iterator[str]:

@@ -31,12 +31,31 @@ class Facts(_Values):
         return self if self.source_job_id else self.model_copy(update={"source_job_id": job_id})
 
 
+class StagedFaces(_Values):
+    """Faces of the reference image; the values are those of the face with the best score."""
+
+    num_faces: int
+    area_share: float | None = None  # of the picture
+    turn: float | None = None  # -1..1: 0 is frontal, above 0.6 a profile
+    confidence: float | None = None  # of the landmarks, 0..1
+
+
+class StagedSound(_Values):
+    """Properties of the level of the speech."""
+
+    lead_in_seconds: float
+    silent_share: float
+    clipped_share: float
+    movement_db: float | None = None  # None: everything is silent
+
+
 class StagedImage(_Values):
-    """The reference image, upright: its size in pixels and a warning about its colours."""
+    """The reference image, upright: its size in pixels, a warning about its colours, and its faces."""
 
     width: int
     height: int
     warning: str | None = None
+    faces: StagedFaces | None = None
 
 
 class StagedSpeech(_Values):
@@ -54,6 +73,7 @@ class StagedSpeech(_Values):
     gap_seconds: float = 0.0
     late_seconds: float = 0.0
     notes: tuple[str, ...] = ()
+    sound: StagedSound | None = None
 
 
 class StagedPose(_Values):

@@ -5,6 +5,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from s2v_tasks.schemas.facts import StagedFaces, StagedSound
 from s2v_tasks.schemas.manifest import fingerprint
 from s2v_tasks.schemas.request import Solver
 
@@ -34,6 +35,8 @@ class InputFacts(_Model):
     speech_rms_dbfs: float | None = None
     pose_frames: int | None = None
     image_warning: str | None = None
+    faces: StagedFaces | None = None
+    sound: StagedSound | None = None
 
 
 class Sampling(_Model):

@@ -6,7 +6,8 @@ from typing import Any
 
 from s2v_tasks import log
 from s2v_tasks.errors import PermanentError
-from s2v_tasks.media.speech import load_waveform, normalise_speech
+from s2v_tasks.media.speech import SPEECH_SAMPLE_RATE, load_waveform, normalise_speech
+from s2v_tasks.perception.preflight import listen, look
 from s2v_tasks.planning.budget import check_budget
 from s2v_tasks.planning.clips import turns
 from s2v_tasks.planning.memory import RenderSetup, check_memory
@@ -58,6 +59,8 @@ def _plan_staged(ctx: StepContext, request: Request, staged: Manifest) -> Plan:
             speech_rms_dbfs=facts.speech.rms_dbfs,
             pose_frames=facts.pose.num_frames if facts.pose else None,
             image_warning=facts.image.warning,
+            faces=facts.image.faces,
+            sound=facts.speech.sound,
         ),
         wav=wav,
     )
@@ -120,7 +123,11 @@ def plan_files(image: Path, audio: Path, fields: dict[str, Any], show: Callable[
             speech=SpeechFacts(num_samples=speech.num_samples, sample_rate=speech.sample_rate),
             image_size=(picture.width, picture.height),
             inputs=InputFacts(
-                speech_notes=speech.notes, speech_rms_dbfs=speech.rms_dbfs, image_warning=picture.warning
+                speech_notes=speech.notes,
+                speech_rms_dbfs=speech.rms_dbfs,
+                image_warning=picture.warning,
+                faces=look(folder / "image.png"),
+                sound=listen(load_waveform(wav), SPEECH_SAMPLE_RATE),
             ),
             wav=wav,
         )

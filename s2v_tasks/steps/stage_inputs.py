@@ -12,7 +12,8 @@ from s2v_tasks.errors import PermanentError
 from s2v_tasks.log import get_logger
 from s2v_tasks.media.image import normalise_image
 from s2v_tasks.media.pose import normalise_pose
-from s2v_tasks.media.speech import normalise_speech
+from s2v_tasks.media.speech import SPEECH_SAMPLE_RATE, load_waveform, normalise_speech
+from s2v_tasks.perception.preflight import listen, look
 from s2v_tasks.runtime.context import StepContext
 from s2v_tasks.runtime.inheritance import inherit_inputs, parent_request
 from s2v_tasks.runtime.requirements import check_requirements
@@ -65,7 +66,10 @@ def run(ctx: StepContext, *, request_json: str, run_id: str | None = None) -> di
             "audio": OutputFile(sources["audio"][1], ctx.layout.audio(extension), "application/octet-stream"),
             "audio_16k": OutputFile(folder / "audio_16k.wav", ctx.layout.audio_16k, "audio/wav"),
         }
-        staged: dict[str, Any] = {"image": asdict(image), "speech": asdict(speech)}
+        staged: dict[str, Any] = {
+            "image": {**asdict(image), "faces": look(folder / "image.png")},
+            "speech": {**asdict(speech), "sound": listen(load_waveform(folder / "audio_16k.wav"), SPEECH_SAMPLE_RATE)},
+        }
         if "pose" in sources:
             staged["pose"] = {
                 "num_frames": normalise_pose(

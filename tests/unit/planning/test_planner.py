@@ -13,6 +13,7 @@ from s2v_tasks.errors import PermanentError
 from s2v_tasks.planning.clips import lay_out
 from s2v_tasks.planning.estimate import load_seconds
 from s2v_tasks.planning.timeline import frames_of_speech
+from s2v_tasks.schemas.facts import StagedFaces, StagedSound
 from s2v_tasks.schemas.plan import InputFacts, Plan, SpeechFacts
 
 
@@ -288,6 +289,12 @@ def test_cuts_that_surprise_are_said(plan_of: Any, sentences: Any, speech: Any) 
     assert "Widen min_chain_seconds and max_chain_seconds" in spoken
 
 
+def sound(**changes: Any) -> StagedSound:
+    """Return the sound of an ordinary speech with changes."""
+    values = {"lead_in_seconds": 0.3, "silent_share": 0.1, "clipped_share": 0.0, "movement_db": 7.0} | changes
+    return StagedSound(**values)
+
+
 @pytest.mark.parametrize(
     ("inputs", "expected"),
     [
@@ -297,6 +304,21 @@ def test_cuts_that_surprise_are_said(plan_of: Any, sentences: Any, speech: Any) 
         ({"pose_frames": 71}, ["The pose video lasts 4.44 s, the video 5.00 s"]),
         ({"pose_frames": 0}, ["The pose video lasts 0.00 s"]),
         ({"image_warning": "Its profile is ignored."}, ["The colours of the picture may be wrong. Its profile is"]),
+        ({"faces": StagedFaces(num_faces=1, area_share=0.2, turn=0.1, confidence=1.0)}, []),
+        ({"faces": StagedFaces(num_faces=0)}, ["No face was found in the picture."]),
+        ({"faces": StagedFaces(num_faces=3, area_share=0.2)}, ["The picture shows 3 faces"]),
+        (
+            {"faces": StagedFaces(num_faces=1, area_share=0.03)},
+            ["of the frame, expected 5% or more. Crop it closer."],
+        ),
+        ({"faces": StagedFaces(num_faces=1, area_share=0.2, turn=-0.7)}, ["The face is seen from the side"]),
+        ({"faces": StagedFaces(num_faces=1, area_share=0.2, confidence=0.3)}, ["Parts of the face seem to be covered"]),
+        ({"sound": sound()}, []),
+        ({"sound": sound(lead_in_seconds=2.0)}, ["The speech begins after 2.0 s of silence"]),
+        ({"sound": sound(silent_share=0.6)}, ["60% of the speech is silence"]),
+        ({"sound": sound(movement_db=1.2)}, ["The level changes by only 1.2 dB"]),
+        ({"sound": sound(clipped_share=0.02)}, ["The recording is clipped (2.0% of its samples)"]),
+        ({"sound": sound(movement_db=None, silent_share=1.0, lead_in_seconds=5.0)}, []),
         ({"speech_notes": ("Track 2 is used.", "Channel 1 is used."), "pose_frames": 8}, ["Track", "Channel", "pose"]),
     ],
 )

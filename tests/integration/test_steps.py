@@ -285,6 +285,7 @@ def test_a_plan_says_which_clips_a_task_renders(run: Run, give_up: GiveUp) -> No
 def test_what_is_heard_is_on_record_and_in_the_plan(run: Run, store: ObjectStore, tmp_path: Path) -> None:
     """Staging notes the track, the mix and the pose's frames of a job; its plan warns of what is not obvious."""
     noise = np.random.default_rng(7).integers(-9000, 9000, (3 * 16000, 1))
+    noise = (noise * np.abs(np.sin(np.arange(len(noise)) * 2 * np.pi / 16000))[:, None] ** 2).astype(int)
     with wave.open(str(tmp_path / "a.wav"), "wb") as file:
         file.setparams((2, 2, 16000, 0, "NONE", ""))
         file.writeframes(np.concatenate([noise, -noise], axis=1).astype("<i2").tobytes())

@@ -135,7 +135,7 @@ class AirflowApi:
 
 
 def _object(data: bytes) -> dict[str, Any]:
-    """The JSON object of an answer; an answer that is none is told as its own text."""
+    """Return the JSON object of an answer; for an answer without one, its text is the detail."""
     try:
         parsed = json.loads(data)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Runs of jobs that are not on record yet, as Airflow knows them: waiting, or ended before their first step."""
+"""Runs in Airflow whose jobs the database does not have yet: waiting, or ended before their first step."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,8 +45,8 @@ class AwaitedRun:
             if event.event == JobEvent.REQUEST_REFUSED and event.detail["dag_run_id"] == self.run_id:
                 raise JobTakenError(event.detail["error"])
         raise TransientError(
-            f"Run {self.run_id} of job {self.job_id} is {self.state} in Airflow, and no step of it is on record: see "
-            "the log of its first task there."
+            f"Run {self.run_id} of job {self.job_id} is {self.state} in Airflow before its first step: see the "
+            "log of its first task there."
         )
 
 
@@ -67,28 +67,28 @@ def find_run(job_id: str, run_id: str | None = None) -> AwaitedRun | None:
 
 
 class Waiting:
-    """Tells, on stderr, what a job waits for whenever that is something new."""
+    """Prints to stderr what a job waits for, whenever that changes."""
 
     def __init__(self, find: Callable[[], AwaitedRun | None]) -> None:
         self._find = find
-        self._told = ""
+        self._printed = ""
         self.run: AwaitedRun | None = None
 
     def ask(self) -> None:
-        """Ask Airflow; one that does not answer is told, too, and asked again the next time."""
+        """Ask Airflow for the run; an Airflow that does not answer is reported and asked again the next time."""
         try:
             self.run = self._find()
         except TransientError as error:
             self.run = None
-            self._tell(str(error))
+            self._print(str(error))
 
-    def tell(self, job: Job | None) -> None:
-        """Tell of the run, which was asked for before `job` was looked up; raise when the job never begins."""
+    def report(self, job: Job | None) -> None:
+        """Print the state of the run, found before `job` was read; raise if the job never starts."""
         if self.run is not None:
             self.run.check_begins(job)
-            self._tell(self.run.sentence)
+            self._print(self.run.sentence)
 
-    def _tell(self, sentence: str) -> None:
-        if sentence != self._told:
+    def _print(self, sentence: str) -> None:
+        if sentence != self._printed:
             typer.echo(sentence, err=True)
-        self._told = sentence
+        self._printed = sentence

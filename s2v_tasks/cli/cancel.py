@@ -71,7 +71,7 @@ def _await_end(metadata: "MetadataStore", job_id: str, ended_runs: list[str]) ->
     deadline = time.monotonic() + _WAIT_SECONDS
     while True:
         job = metadata.jobs.get(job_id)
-        assert job is not None  # noqa: S101 - it was on record a moment ago
+        assert job is not None  # noqa: S101 - it existed a moment ago
         if job.status == JobStatus.QUEUED and job.dag_run_id is None and not ended_runs:
             metadata.jobs.cancel(job_id)  # it waits for its turn: nothing of it runs that could say so
         elif job.status == JobStatus.CANCELLED:

@@ -1,6 +1,6 @@
-"""The doors for many requests: the drop folder, batches, and the queue of jobs that wait to be started.
+"""Commands of the drop folder, of batches, and of the queue of jobs that wait to be started.
 
-Each prints one JSON object, the result, on stdout, for Airflow as for people; logs go to stderr.
+Each prints its result to stdout as one JSON object. Logs go to stderr.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from s2v_tasks.ingestion.batches import Batches
 
 _SILENT_ASKED_AFTER = 50  # each costs Airflow a question, every minute
-DOORS = "Drop folder and batches"
+INGESTION = "Drop folder and batches"
 ManifestUri = Annotated[str, typer.Argument(help="S3 URI of the manifest: .jsonl or .csv, one request per row.")]
 BatchId = Annotated[str, typer.Argument(help="The batch, as `s2v start-batch` prints it.")]
 
@@ -34,7 +34,7 @@ def _batches() -> Iterator["Batches"]:
         yield Batches(ObjectStore.from_settings(settings), metadata.batches, presets)
 
 
-@app.command(rich_help_panel=DOORS)
+@app.command(rich_help_panel=INGESTION)
 def sweep_drops() -> None:
     """Take in what lies in the drop folder: each folder becomes a job, or is rejected with an error.json."""
     from datetime import UTC, datetime
@@ -51,7 +51,7 @@ def sweep_drops() -> None:
         print_json(sweeper.run(datetime.now(UTC)), indent=None)
 
 
-@app.command(rich_help_panel=DOORS)
+@app.command(rich_help_panel=INGESTION)
 def next_jobs() -> None:
     """Show which waiting jobs may start now, by priority, then by age, under S2V_MAX_RUNNING_JOBS.
 
@@ -67,7 +67,7 @@ def next_jobs() -> None:
         print_json({"jobs": jobs, "waiting": metadata.queue.num_waiting(), "silent_runs": silent}, indent=None)
 
 
-@app.command(rich_help_panel=DOORS)
+@app.command(rich_help_panel=INGESTION)
 def close_lost(run_ids: Annotated[list[str], typer.Argument(help="DAG runs that ended or do not exist.")]) -> None:
     """Close the jobs of these runs, so that they take no place any more; those that are not silent are left alone."""
     with open_metadata_store() as metadata:
@@ -76,7 +76,7 @@ def close_lost(run_ids: Annotated[list[str], typer.Argument(help="DAG runs that 
     print_json({"closed": closed}, indent=None)
 
 
-@app.command(rich_help_panel=DOORS)
+@app.command(rich_help_panel=INGESTION)
 def refuse_job(
     job_id: Annotated[str, typer.Argument(help="A job that waits to be started.")],
     reason: Annotated[str, typer.Option(help="Why it never will be, in one sentence.")],
@@ -87,7 +87,7 @@ def refuse_job(
     print_json({"job_id": job_id}, indent=None)
 
 
-@app.command(rich_help_panel=DOORS)
+@app.command(rich_help_panel=INGESTION)
 def mark_started(job_ids: Annotated[list[str], typer.Argument(help="Jobs that have their DAG run.")]) -> None:
     """Note that jobs are started, so that they wait no longer."""
     with open_metadata_store() as metadata:
@@ -95,7 +95,7 @@ def mark_started(job_ids: Annotated[list[str], typer.Argument(help="Jobs that ha
     print_json({"started": len(job_ids)}, indent=None)
 
 
-@app.command(rich_help_panel=DOORS)
+@app.command(rich_help_panel=INGESTION)
 def check_batch(
     manifest_uri: ManifestUri, as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False
 ) -> None:
@@ -123,7 +123,7 @@ def check_batch(
         raise typer.Exit(65)
 
 
-@app.command(rich_help_panel=DOORS)
+@app.command(rich_help_panel=INGESTION)
 def start_batch(
     manifest_uri: ManifestUri,
     retry_failed: Annotated[bool, typer.Option(help="Also rows whose job failed or was cancelled.")] = False,
@@ -133,14 +133,14 @@ def start_batch(
         print_json(batches.start(manifest_uri, retry_failed=retry_failed), indent=None)
 
 
-@app.command(rich_help_panel=DOORS)
+@app.command(rich_help_panel=INGESTION)
 def batch_state(batch_id: BatchId) -> None:
     """Show how many jobs of a batch have which status, and whether all have ended."""
     with _batches() as batches:
         print_json(batches.state(batch_id), indent=None)
 
 
-@app.command(rich_help_panel=DOORS)
+@app.command(rich_help_panel=INGESTION)
 def summarise_batch(batch_id: BatchId) -> None:
     """Write what became of each row, and the numbers, beside the manifest."""
     with _batches() as batches:

@@ -1,4 +1,4 @@
-"""How far a job is, made from its record: solver steps over the whole plan, time to go, memory, attempts."""
+"""Progress of a job, computed from its record: solver steps over the whole plan, time left, memory, attempts."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +30,7 @@ class JobProgress:
 
     @property
     def headline(self) -> str:
-        """What the job is at."""
+        """Return the job, its phase, memory and attempts in one line."""
         parts = [self.job_id, self.phase]
         if self.gpu_memory_bytes:
             parts.append(f"{self.gpu_memory_bytes / 2**30:.1f} GiB")
@@ -40,7 +40,7 @@ class JobProgress:
 
     @property
     def numbers(self) -> str:
-        """How much of it is done; empty before there is a plan."""
+        """Return the finished steps and clips and the time left; empty before there is a plan."""
         if not self.steps_total:
             return ""
         done = f"{self.steps_done}/{self.steps_total} steps, {self.clips_done}/{self.clips_total} clips"
@@ -48,7 +48,7 @@ class JobProgress:
 
 
 def job_progress(job: Job) -> JobProgress:
-    """How far `job`, with its clips and events, is."""
+    """Return the progress of `job`, which has its clips and events."""
     clips = job.clips
     done = sum(_steps_done(clip) for clip in clips)
     total = sum(clip.progress_steps or 0 for clip in clips)

@@ -12,7 +12,7 @@ from rich.markup import escape
 from s2v_tasks.cli import app
 from s2v_tasks.cli.options import BOOKKEEPING, PLANNING, request_options
 from s2v_tasks.cli.terminal import PEOPLE, console, open_metadata_store, print_json
-from s2v_tasks.cli.watch import Watch, end_on_record, watch_job
+from s2v_tasks.cli.watch import Watch, last_end, watch_job
 from s2v_tasks.schemas.job import check_job_id, job_slug, run_id_of_start
 from s2v_tasks.schemas.manifest import fingerprint
 from s2v_tasks.schemas.request import Request, parse_request
@@ -29,9 +29,9 @@ def _check_job_id(job_id: str | None) -> str | None:
 
 
 AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
-Door = Literal["api", "drop"]
+Interface = Literal["api", "drop"]
 Unpause = Annotated[bool, typer.Option("--unpause", help="Unpause the DAG in Airflow, where new DAGs begin paused.")]
-Via = Annotated[Door, typer.Option(help="api: Airflow's REST API; drop: the drop folder in S3, without Airflow.")]
+Via = Annotated[Interface, typer.Option(help="api: Airflow's REST API; drop: the drop folder in S3, without Airflow.")]
 JobIdOption = Annotated[
     str | None, typer.Option(callback=_check_job_id, help="Name of the job; left out: made from the request.")
 ]
@@ -50,10 +50,10 @@ def submit(
     unpause: Unpause = False,
     as_json: AsJson = False,
 ) -> None:
-    """Hand in a job: files are uploaded, then Airflow is told. One that failed or was cancelled goes on.
+    """Submit a job: upload the files, then start a run in Airflow. A failed or cancelled job continues.
 
-    The same files and fields again are the same job: nothing is started while it runs or when it has succeeded.
-    What is left out takes the defaults of the DAG's form, then those of the preset.
+    The same files and fields are the same job: nothing starts while it runs or after it has succeeded.
+    Omitted fields have the defaults of the form of the DAG, then those of the preset.
     """
     from s2v_tasks.storage.s3 import ObjectStore
 
@@ -69,7 +69,7 @@ def submit(
 class HandIn:
     """Options of a submission; `unpause`: the DAG, where it is paused."""
 
-    via: Door
+    via: Interface
     watch: bool
     unpause: bool
     as_json: bool
@@ -84,7 +84,7 @@ def hand_in(job_id: str, request: Request, way: HandIn) -> int:
     if load_settings().database_url is not None:
         with open_metadata_store() as metadata:
             metadata.jobs.check_request(job_id, request.model_dump(exclude_defaults=True), given_only=True)
-            ended_before = end_on_record(metadata, job_id)
+            ended_before = last_end(metadata, job_id)
     api = AirflowApi.from_settings(load_settings()) if way.via == "api" else None
     outcome = drop(job_id, request) if api is None else start(api, job_id, request, unpause=way.unpause)
     report(outcome, as_json=way.as_json)

@@ -1,4 +1,4 @@
-"""What the commands for people share: the console, the metadata store, and how records become JSON."""
+"""Parts that the commands for people share: the console, the metadata store, and records as JSON."""
 
 import json
 import sys

@@ -42,7 +42,7 @@ def watch_job(
 ) -> int:
     """Show the job until it ends; its exit code: 0 succeeded, 130 cancelled, else 65, 75 or 78; 1 after Ctrl-C.
 
-    `ended_before`: an end on record that is not the awaited one. `may_come`: the job need not be on record yet.
+    `ended_before`: an earlier end, which is not the awaited one. `may_come`: the job may not exist yet.
     `find_run`: asks Airflow for the run of a job that has not begun.
     """
     from s2v_tasks.cli import airflow_run
@@ -71,7 +71,7 @@ def watch_job(
 def _await_begin(
     metadata: "MetadataStore", job_id: str, waiting: "Waiting", *, ended_before: datetime | None, may_come: bool
 ) -> None:
-    """Wait until the awaited work of the job is on record, and tell what it waits for."""
+    """Wait until the awaited work of the job has started, and print what it waits for."""
     for look in count():
         if look % _LOOKS_PER_QUESTION == 1:
             waiting.ask()
@@ -79,21 +79,21 @@ def _await_begin(
         if job is not None and not (job.has_ended and job.finished_at == ended_before):
             return
         if look % _LOOKS_PER_QUESTION == 1:
-            waiting.tell(job)
+            waiting.report(job)
             if job is None and waiting.run is None and not may_come:
                 raise unknown_job(job_id)
         if look:
             time.sleep(POLL_SECONDS)
 
 
-def end_on_record(metadata: "MetadataStore", job_id: str) -> datetime | None:
+def last_end(metadata: "MetadataStore", job_id: str) -> datetime | None:
     """Return when the job ended, if it did."""
     job = metadata.jobs.get(job_id)
     return job.finished_at if job else None
 
 
 def unknown_job(job_id: str) -> PermanentError:
-    """The error for a job that is not on record."""
+    """Return the error for an unknown job."""
     return PermanentError(f"Job {job_id!r} is not known: `s2v jobs` lists the jobs that are.")
 
 

@@ -44,7 +44,7 @@ _COMPONENTS = {
 _START_SECONDS = 180.0
 _STOP_SECONDS = 20.0
 _POLL_SECONDS = 0.25
-_TOLD_AGAIN_SECONDS = 10.0
+_LOG_AGAIN_SECONDS = 10.0
 
 
 class AirflowInstallation:
@@ -159,7 +159,7 @@ class AirflowInstallation:
         return [name for name in _COMPONENTS if self._process(name).pid() is not None]
 
     def health(self) -> dict[str, str]:
-        """What Airflow says about its parts; empty while it does not answer."""
+        """Return the status of each component of Airflow; empty while it does not answer."""
         return {part: str(facts["status"]) for part, facts in self._ask("monitor/health").items()}
 
     def _has_read_its_dags(self) -> bool:
@@ -174,8 +174,8 @@ class AirflowInstallation:
             return {}
 
     def _wait_until_healthy(self) -> None:
-        began = told_at = time.monotonic()
-        deadline, told = began + _START_SECONDS, ""
+        began = logged_at = time.monotonic()
+        deadline, logged = began + _START_SECONDS, ""
         while True:
             health = self.health()
             waits_for = _unhealthy(health) if health else ["api server"]
@@ -184,9 +184,9 @@ class AirflowInstallation:
             if not waits_for:
                 return
             now = time.monotonic()
-            if told != (told := ", ".join(waits_for)) or now - told_at > _TOLD_AGAIN_SECONDS:
-                told_at = now
-                get_logger().info("airflow_starts", waits_for=told, seconds=round(now - began))
+            if logged != (logged := ", ".join(waits_for)) or now - logged_at > _LOG_AGAIN_SECONDS:
+                logged_at = now
+                get_logger().info("airflow_starts", waits_for=logged, seconds=round(now - began))
             for component in _COMPONENTS:
                 if self._process(component).pid() is None:
                     log_path = self._log_path(component)

@@ -69,7 +69,7 @@ def run_demo(
         if _is_acceptable(request, settings):
             _run_dag(services, {**request, "job_id": job_id})
         else:
-            # Airflow would refuse it before any task ran; this way the refusal is on record as the job's reason.
+            # Airflow would refuse it before any task ran; this way the job stores the refusal as its reason.
             _run_first_step(request, job_id)
         _check_id(job_id, request, settings)  # another demo may have taken it first
         job = _job(job_id, settings, since=began_at)
@@ -160,7 +160,7 @@ def _job(job_id: str, settings: Settings, *, since: datetime) -> Job | None:
 
 
 def _uploaded(inputs: DemoInputs, settings: Settings, job_id: str) -> dict[str, str]:
-    """The URIs of the local files in S3; a file that is not there fails a new job on record."""
+    """Return the URIs of the local files in S3; a missing file fails a new job, which stores the reason."""
     try:
         return _upload(inputs, ObjectStore.from_settings(settings))
     except PermanentError as error:
@@ -202,7 +202,7 @@ def _collect(job: Job, settings: Settings, out_dir: Path) -> tuple[Path, Table]:
 
 
 def _step_seconds(job: Job) -> Iterator[str]:
-    """Wall seconds of each step's latest finished run, in the order of the road."""
+    """Yield the wall seconds of the latest finished run of each step, in the order of the pipeline."""
     latest: dict[tuple[str, int | None], float] = {}
     for event in job.events:
         if event.event == JobEvent.STEP_FINISHED:

@@ -85,7 +85,7 @@ class S3Server:
             get_logger().info("s3_stopped")
 
     def is_running(self) -> bool:
-        """Whether the server of this home folder runs and answers."""
+        """Return True if the server of this home folder runs and answers."""
         return self._process.pid() is not None and self._answers()
 
     def ensure_bucket(self, name: str) -> None:
@@ -107,7 +107,7 @@ class S3Server:
         raise ConfigurationError(f"There is no S3 server in {self._folder}: start it first (`s2v up`).")
 
     def _prepared_state(self) -> dict[str, Any]:
-        """What the server remembers: made up at the first start; ports anew when another program has taken one."""
+        """Return the stored state: created at the first start, with new ports if another program has taken one."""
         (self._folder / "data").mkdir(parents=True, exist_ok=True)
         self._folder.chmod(0o700)
         state = read_state(self._state_path) or {
@@ -153,10 +153,10 @@ class S3Server:
             time.sleep(_POLL_SECONDS)
 
     def _answers(self) -> bool:
-        """Whether requests are answered and objects can be read.
+        """Return True if requests are answered and objects can be read.
 
-        The S3 port opens before the server's own master knows its volumes (seconds later, after a kill): until then
-        every object that is there would be an internal error.
+        The S3 port opens before the master of the server knows its volumes (seconds later, after a kill). Until then
+        reading an existing object is an internal error.
         """
         ports = self._state["ports"]
         if _get(ports["s3.port"], "/healthz") is None:

@@ -80,7 +80,7 @@ class PostgresServer:
                 get_logger().info("postgres_stopped")
 
     def is_running(self) -> bool:
-        """Whether the server of this home folder runs and answers."""
+        """Return True if the server of this home folder runs and answers."""
         state = read_state(self._state_path)
         return bool(state) and self._process(state).pid() is not None and self._answers(state)
 
@@ -99,7 +99,7 @@ class PostgresServer:
         return self.url(name)
 
     def _prepared_state(self) -> dict[str, Any]:
-        """What the server remembers: made up at the first start."""
+        """Return the stored state, which is created at the first start."""
         self._folder.mkdir(parents=True, exist_ok=True)
         state = read_state(self._state_path)
         if state:
@@ -188,7 +188,7 @@ class PostgresServer:
         return False
 
     def _answers(self, state: dict[str, Any]) -> bool:
-        """Whether our own cluster (not another server on its port) accepts connections."""
+        """Return True if our own cluster (not another server on its port) accepts connections."""
         try:
             with psycopg.connect(self._url(state, "postgres"), connect_timeout=5) as connection:
                 row = connection.execute("SHOW data_directory").fetchone()
@@ -231,7 +231,7 @@ def _identity() -> dict[str, Any]:
 
 
 def _others_can_reach(path: Path) -> bool:
-    """Whether any account may open `path` and all folders on the way to it."""
+    """Return True if any account may open `path` and all its parent folders."""
     return all(place.stat().st_mode & 0o001 for place in (path, *path.parents))
 
 

@@ -158,7 +158,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def is_free(port: int) -> bool:
-    """Whether a server could listen on this port of the loopback address."""
+    """Return True if a server could listen on this port of the loopback address."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -178,7 +178,7 @@ def write_private(path: Path, text: str) -> None:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """What a server remembers between starts; empty before its first start."""
+    """Return the state that a server stores between starts; empty before its first start."""
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
 
 

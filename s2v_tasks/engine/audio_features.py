@@ -19,7 +19,7 @@ _CONVOLUTIONS = ((10, 5), (3, 2), (3, 2), (3, 2), (3, 2), (2, 2), (2, 2))
 
 
 def num_states_at_50(num_samples: int) -> int:
-    """How many wav2vec2 states samples at 16 kHz give; 0 when there are too few."""
+    """Return the number of wav2vec2 states for samples at 16 kHz; 0 if there are too few samples."""
     length = num_samples
     for kernel, stride in _CONVOLUTIONS:
         length = (length - kernel) // stride + 1
@@ -27,7 +27,7 @@ def num_states_at_50(num_samples: int) -> int:
 
 
 def num_features_at_30(num_states_at_50: int) -> int:
-    """How many 30 Hz features T50 states give.
+    """Return the number of 30 Hz features for T50 states.
 
     The order of the float operations is part of the model: for some lengths (205, 410, ...) it is one below 0.6 * T50.
     """
@@ -65,5 +65,5 @@ def frame_features(features30_STC: Tensor, num_frames: int) -> Tensor:
 
 
 def reference_num_repeat(num_features: int, infer_frames: int) -> int:
-    """How many clips the reference renders for T30 features: one too many when the audio fills its clips exactly."""
+    """Return the number of clips of the reference for T30 features: one too many if the audio fills them exactly."""
     return int(num_features / (infer_frames * (FEATURES_PER_SECOND / FRAMES_PER_SECOND))) + 1

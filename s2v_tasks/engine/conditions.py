@@ -1,4 +1,4 @@
-"""What the clips of a job are made from, computed once per job: text, sound, reference picture (spec b, d.2, d.5).
+"""Conditions of the clips of a job, computed once per job: text, audio, reference image (spec b, d.2, d.5).
 
 Each encoder is loaded, used and freed before the next one, so that the peak is that of the text encoder alone.
 """

@@ -50,7 +50,7 @@ def frames_to_pixels(frames_u8_THWC: ImageU8) -> Tensor:
 
 
 def to_u8(pixels_BCTHW: Tensor) -> Tensor:
-    """What the VAE gives as bytes [T, H, W, 3], truncated as the reference does (spec d.7)."""
+    """Convert the output of the VAE to bytes [T, H, W, 3], truncated as in the reference (spec d.7)."""
     bytes_BCTHW = ((pixels_BCTHW.clamp(-1, 1) + 1) / 2 * 255).to(torch.uint8)
     return rearrange(bytes_BCTHW, "1 c t h w -> t h w c").contiguous()
 
@@ -106,7 +106,7 @@ def _short_side_size(source_width: int, source_height: int, width: int, height: 
 
 
 def _margins(source_width: int, source_height: int, width: int, height: int) -> tuple[int, int, int, int]:
-    """What to add (negative: to cut) at left, right, top and bottom for a centred crop of the target size."""
+    """Return the pixels to add (negative: to cut) at left, right, top and bottom for a centred crop."""
     left, right = _margin_pair(source_width, width)
     top, bottom = _margin_pair(source_height, height)
     return left, right, top, bottom

@@ -35,7 +35,7 @@ _NOWHERE = "/nonexistent"  # no server listens on a socket there
 
 @dataclass(frozen=True)
 class DatabaseTarget:
-    """Where a URL leads: libpq's parameters, what each transaction sets, and the place without user and password."""
+    """Target of a URL: parameters of libpq, settings of each transaction, place without user and password."""
 
     parameters: dict[str, str] = field(repr=False)
     transaction_settings: dict[str, str]

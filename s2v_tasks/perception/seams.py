@@ -16,7 +16,7 @@ _LEAST_SHIFT = 0.0006
 
 @dataclass(frozen=True)
 class Spectrum:
-    """What `shift` needs of a frame: the Fourier transform of its windowed luma, and its size (width, height) there."""
+    """Input of `shift` from a frame: the Fourier transform of its windowed luma, and its size (width, height) there."""
 
     values: npt.NDArray[np.complex128]
     size: tuple[int, int]

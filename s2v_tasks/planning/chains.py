@@ -1,4 +1,4 @@
-"""Where a speech is cut into chains (ADR 7).
+"""Cuts of a speech into chains (ADR 7).
 
 The cuts are the cheapest ones whose chains all keep the shortest and the longest length. A pause in which a sentence
 ends is worth a cut; a shorter pause costs one, so it is used where the longest length asks for it; a place where

@@ -1,4 +1,4 @@
-"""How the frames of a video are divided into clips (ADR 3)."""
+"""Division of the frames of a video into clips (ADR 3)."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -45,7 +45,7 @@ DECODER_LEVELS = (
 
 @dataclass(frozen=True)
 class ClipShape:
-    """What the cost of a clip depends on."""
+    """Dimensions of a clip that decide its cost."""
 
     width: int
     height: int
@@ -81,7 +81,7 @@ class ForwardFlops:
         return self.linear + self.self_attention + self.text_attention + self.injection + self.embeddings
 
     def per_step(self, branches: int) -> float:
-        """What each step computes, all branches in one process; split over ranks, each computes what they share."""
+        """Return the operations of a step with all branches in one process; separate ranks repeat the shared part."""
         return branches * (self.total - self.constant - self.unseen) - (branches - 1) * self.shared
 
 
@@ -118,10 +118,10 @@ def forward_flops(shape: ClipShape, model: ModelCard) -> ForwardFlops:
     audio_tokens = AUDIO_TOKENS_PER_LATENT_FRAME * shape.latent_frames
     # self-attention q, k, v, o and cross-attention q, o; then the two feed-forward layers
     linear = 2 * all_tokens * (6 * dim**2 + 2 * dim * model.ffn_dim) * layers
-    # heard: k, v of the audio tokens, scale and shift of each frame; then q, o of the video tokens, scores and values
+    # k, v of the audio tokens, scale and shift of each frame; then q, o of the video tokens, scores and values
     injections = len(model.audio_inject_layers)
-    heard = injections * 4 * (audio_tokens + shape.latent_frames) * dim**2
-    injection = heard + injections * (
+    audio_projections = injections * 4 * (audio_tokens + shape.latent_frames) * dim**2
+    injection = audio_projections + injections * (
         4 * video_tokens * dim**2 + 4 * video_tokens * AUDIO_TOKENS_PER_LATENT_FRAME * dim
     )
     patch_values = 64
@@ -134,7 +134,7 @@ def forward_flops(shape: ClipShape, model: ModelCard) -> ForwardFlops:
         text_attention=4 * all_tokens * model.text_len * dim * layers,
         injection=injection,
         embeddings=text + 4 * video_tokens * patch_values * dim,
-        constant=text + heard,
+        constant=text + audio_projections,
         unseen=unseen,
         shared=8 * all_tokens * dim**2 + 4 * all_tokens**2 * dim,
     )

@@ -1,6 +1,6 @@
-"""Pauses of a speech, heard by its loudness: pure functions over mono samples at 16 kHz.
+"""Pauses of a speech, detected by its loudness: pure functions over mono samples at 16 kHz.
 
-What counts as quiet follows the recording itself: its loud parts (speech) and its quietest ones (the room).
+The threshold depends on the recording: on its loud parts (speech) and its quietest parts (the room).
 """
 
 from dataclasses import dataclass

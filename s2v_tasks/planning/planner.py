@@ -113,7 +113,7 @@ def make_plan(
 
 
 def _cuts(request: Request, samples: Samples | None, speech_frames: int) -> list[Cut]:
-    """Where new chains start; nowhere unless the request says so."""
+    """Return the cuts at which new chains start; empty unless the request has `continuity: cut`."""
     if request.continuity == "chained":
         return []
     if samples is None:

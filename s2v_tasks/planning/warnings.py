@@ -37,7 +37,7 @@ def clip_count_warnings(num_clip: int | None, needed: int, num_frames: int, spee
 
 
 def input_warnings(inputs: InputFacts, num_frames: int) -> Iterator[str]:
-    """What is heard is not obvious or nothing, colours may be wrong, or the pose video ends before `num_frames`."""
+    """Yield warnings of an unusual or silent track, of uncertain colours, and of a pose video that is too short."""
     yield from inputs.speech_notes
     if inputs.image_warning is not None:
         yield f"The colours of the picture may be wrong. {inputs.image_warning}"

@@ -39,7 +39,7 @@ class Window:
         return slice(first, first + (self.end - self.start - 1) * _SAMPLES_BETWEEN_STATES + _SAMPLES_PER_STATE)
 
     def weights(self) -> Tensor:
-        """How much each state of the window counts, float32 `[end - start]`; relative to those of other windows."""
+        """Return the weight of each state of the window, float32 `[end - start]`, relative to other windows."""
         states = torch.arange(self.start, self.end)
         distances = torch.full((len(states),), WINDOW_STATES)
         if self.start > 0:

@@ -36,13 +36,13 @@ class _Stage:
 
     @property
     def num_convolutions(self) -> int:
-        """How many causal convolutions follow each other; those of shortcuts see one frame only."""
+        """Return the number of consecutive causal convolutions; those of shortcuts see one frame only."""
         modules = (module for part in self.modules for module in part.modules())
         return sum(isinstance(module, WanCausalConv3d) and module.kernel_size[0] > 1 for module in modules)
 
     @property
     def context_latents(self) -> int:
-        """How many earlier latents its output depends on, counted in its own input."""
+        """Return the number of earlier latents in the receptive field, counted at its own input."""
         return -(-2 * self.num_convolutions // self.frames_per_latent)
 
     @property

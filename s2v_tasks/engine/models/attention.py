@@ -14,7 +14,7 @@ from s2v_tasks.engine.models.rope import rotate
 
 
 class KeysValues(NamedTuple):
-    """What a context offers to the tokens that attend to it: `[B, S, H, d]` and, where keys count unequally, a bias."""
+    """Keys and values of a context `[B, S, H, d]` and, if keys count unequally, a bias."""
 
     keys: Tensor
     values: Tensor

@@ -21,7 +21,7 @@ _COUNTERS = "solver.counters"
 
 
 class Scheduler(Protocol):
-    """What the denoising loop needs from a solver."""
+    """The interface of a solver that the denoising loop uses."""
 
     timesteps: Tensor
     sigmas: Tensor
@@ -49,7 +49,7 @@ def make_scheduler(solver: str, *, num_steps: int, shift: float, device: torch.d
 
 
 def solver_state(scheduler: Scheduler) -> dict[str, Tensor]:
-    """What a solver remembers of its earlier steps, as tensors; nothing before the first step.
+    """Return the history of a solver as tensors; empty before the first step.
 
     Its sigmas and timesteps are not part of it: `make_scheduler` gives them again.
     """
@@ -120,7 +120,7 @@ class _UniPC(UniPCMultistepScheduler):  # type: ignore[misc]
         )
 
     def _weighted(self, update: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-        """What `update` makes of `inputs` and the remembered model outputs, in the dtype of the first input."""
+        """Apply `update` to `inputs` and the stored model outputs, in the dtype of the first input."""
         remembered: Any = self.model_outputs  # type: ignore[has-type]
         units = torch.eye(len(inputs) + len(remembered), dtype=torch.float64)[:, None].unbind()
         self.model_outputs = list(units[len(inputs) :])

@@ -146,11 +146,11 @@ def test_a_run_that_another_request_kept_out_ends_the_watch(metadata: MetadataSt
         follow()
 
 
-def test_nothing_is_told_of_no_run(capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_run_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     """Neither before the first question nor when there is no run."""
     waiting = Waiting(lambda: None)
-    waiting.tell(None)
+    waiting.report(None)
     waiting.ask()
-    waiting.tell(None)
+    waiting.report(None)
     assert capsys.readouterr().err == ""
     assert airflow_run.HOW_TO_UNPAUSE in RUN.sentence

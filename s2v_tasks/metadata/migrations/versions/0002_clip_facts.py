@@ -1,4 +1,4 @@
-"""What the rendering of a clip cost."""
+"""Cost of the rendering of a clip."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Downloads the weights at a pinned commit into a folder and verifies every file; what is there already is not fetched
-# again. Digests come from SHA256SUMS in the folder, else from the Hub once, after which they are kept beside the files.
+# Download the weights at a pinned commit into a folder and verify every file; files that exist are not downloaded
+# again. Digests come from SHA256SUMS in the folder, else once from the Hub; then they are stored beside the files.
 # usage: SNAPSHOT_REPO_ID=Wan-AI/Wan2.2-S2V-14B SNAPSHOT_REVISION=<commit> fetch-snapshot.sh FOLDER
 set -eu
 folder=$1

@@ -1,8 +1,7 @@
 #!/bin/sh
-# Adds the package, with its ffmpeg, to an Airflow that is there already. ENGINE=cpu adds the engine on torch's CPU
-# build, for one machine where Airflow itself renders; ENGINE=none is for clusters, where pods render, logs go to S3,
-# drops may come by SQS and people log in: with the providers for that at the versions that fit together, whatever the
-# image brings.
+# Add the package, with its ffmpeg, to an installed Airflow. ENGINE=cpu adds the engine with the CPU build of torch, for
+# one machine on which Airflow itself renders. ENGINE=none is for clusters: pods render, logs go to S3, SQS may announce
+# drops, and users log in. It installs the providers for that in matching versions, in place of those of the image.
 # usage, in the root of the sources: install-airflow.sh [PYTHON]
 set -eu
 python=${1:-python}

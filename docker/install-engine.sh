@@ -1,5 +1,5 @@
 #!/bin/sh
-# Adds the engine to the virtual environment of install-steps.sh. The wheels of torch bring CUDA, cuDNN and NCCL along;
+# Add the engine to the virtual environment of install-steps.sh. The wheels of torch contain CUDA, cuDNN and NCCL.
 # TORCH_INDEX_URL names another index, for example https://download.pytorch.org/whl/cpu.
 # usage, in the root of the sources: install-engine.sh VENV
 set -eu

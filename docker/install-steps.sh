@@ -1,6 +1,6 @@
 #!/bin/sh
-# Installs the package, with its ffmpeg, and the Hugging Face client into a new virtual environment: what CPU steps, database
-# migrations and the snapshot job need. No torch.
+# Install the package, with its ffmpeg, and the Hugging Face client into a new virtual environment, without torch: for
+# CPU steps, database migrations and the snapshot job.
 # usage, in the root of the sources: install-steps.sh VENV
 set -eu
 venv=$1

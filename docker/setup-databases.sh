@@ -1,6 +1,6 @@
 #!/bin/sh
-# Brings Airflow's database and the project's to their schemas and makes what Airflow needs and does not have yet: the
-# pool `gpu` and the connections. What a person has changed since stays. Harmless when repeated.
+# Migrate the databases of Airflow and of the project, and create the pool `gpu` and the connections if Airflow lacks
+# them. Existing ones are not changed. The script is idempotent.
 # usage: setup-databases.sh FOLDER   (with pools.json and connections.json)
 set -eu
 folder=$1

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Brings an installation with the tiny model to the point where the DAG can be triggered; harmless when repeated.
+# Prepare an installation with the tiny model, so that the DAG can be triggered. The script is idempotent.
 # usage: init.sh SOURCES SAMPLES SNAPSHOT
 set -eu
 sources=$1 samples=$2 snapshot=$3

@@ -1,4 +1,4 @@
-"""A video that somebody else made, as frames at 16 per second: checked and bounded before it is decoded."""
+"""Check and bound an uploaded video, resample it to 16 fps, and normalise the optional pose video."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from s2v_tasks.errors import PermanentError
-from s2v_tasks.media.encode import Frames, to_rgb
-from s2v_tasks.media.ffmpeg import VIDEO_FORMATS, read_chunks, uploaded_input
+from s2v_tasks.errors import PermanentError, TransientError
+from s2v_tasks.log import get_logger
+from s2v_tasks.media.encode import Frames, check_profile, h264_output, to_rgb, to_yuv
+from s2v_tasks.media.ffmpeg import VIDEO_FORMATS, read_chunks, run, uploaded_input
 from s2v_tasks.media.probe import Stream, probe
 
 FPS = 16
@@ -23,7 +24,7 @@ _ACCEPTED = "MP4, MOV, WebM, MKV or AVI"
 
 @dataclass(frozen=True)
 class UploadedVideo:
-    """A video stream within our bounds. `called` names the file in messages, "The pose video dance.mp4"."""
+    """A video stream within the bounds. `called` names the file in messages: "The pose video dance.mp4"."""
 
     source: Path
     called: str
@@ -33,22 +34,22 @@ class UploadedVideo:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height of the frames of `resampled`, if the pixels are square: even, longest side at most 1280."""
+        """Return width and height of the resampled frames for square pixels: even, longest side at most 1280."""
         shrink = min(Fraction(1), Fraction(LONGEST_SIDE, max(self.stream.width, self.stream.height)))
         return int(self.stream.width * shrink / 2) * 2, int(self.stream.height * shrink / 2) * 2
 
     def resampled(self, max_duration_seconds: float) -> Any:
         """Return an ffmpeg-python stream: upright, 16 fps by time, square pixels, longest side at most 1280.
 
-        Frame n shows what the source shows n/16 s after its first frame.
+        Frame n shows the picture that the source shows n/16 s after its first frame.
         """
-        # The frame size can change inside a stream, and each decoding thread holds frames of its own.
+        # Bounds for memory: the frame size can change in a stream, and each decoding thread has frames of its own.
         options = {"max_pixels": _MAX_PIXELS, "threads": _DECODING_THREADS}
         video = uploaded_input(self.source, VIDEO_FORMATS, **options).video
-        # round=up: a source frame counts from the first 1/16 s at which it is on display, never before.
+        # round=up: a source frame is used from the first 1/16 s at which it is on display, never before.
         timed = video.filter("setpts", "PTS-STARTPTS").filter("fps", fps=FPS, round="up", start_time=0)
         timed = timed.filter("trim", duration=max_duration_seconds)
-        # Square pixels, even sides, and only ever smaller.
+        # Square pixels and even sides; the picture is never enlarged.
         shrink = f"min(1,{LONGEST_SIDE}/max(iw*sar,ih))"
         return timed.filter("scale", f"trunc(iw*sar*{shrink}/2)*2", f"trunc(ih*{shrink}/2)*2").filter("setsar", 1)
 
@@ -65,7 +66,7 @@ class UploadedVideo:
 
 
 def open_uploaded_video(source: Path, called: str) -> UploadedVideo:
-    """Check what the container says. Raises PermanentError if it is empty, no video, too small or too large."""
+    """Check the headers of the container. Raises PermanentError if it is empty, no video, too small or too large."""
     if source.stat().st_size == 0:
         raise PermanentError(f"{called} is empty (0 bytes): upload a {_ACCEPTED} file.")
     doing = f"{called} is not a readable video (expected {_ACCEPTED}): reading it"
@@ -86,3 +87,29 @@ def open_uploaded_video(source: Path, called: str) -> UploadedVideo:
         duration_seconds=stream.duration or found.container.duration or Fraction(0),
         audio_start_seconds=(found.audio.start_time or Fraction(0)) if found.audio else None,
     )
+
+
+def normalise_pose(source: Path, destination_mp4: Path, *, max_duration_seconds: float) -> int:
+    """Write `source` upright, at 16 fps, longest side at most 1280 pixels; return the number of frames.
+
+    Frame n shows the picture that the source shows n/16 s after its first frame. Frames beyond `max_duration_seconds`
+    are left out, with a warning. Raises PermanentError if it is no video, damaged or too small.
+    """
+    video = open_uploaded_video(source, f"The pose video {source.name}")
+    if video.duration_seconds > max_duration_seconds:
+        get_logger().warning(
+            "pose_cut", duration_seconds=float(video.duration_seconds), kept_seconds=max_duration_seconds
+        )
+    run(
+        h264_output(to_yuv(video.resampled(max_duration_seconds)), destination_mp4, FPS),
+        doing=f"{video.called} is damaged: decoding it",
+        error=PermanentError,
+    )
+    return _written(destination_mp4).nb_read_packets
+
+
+def _written(path: Path) -> Stream:
+    found = probe(path, doing=f"checking {path.name}", error=TransientError, count_packets=True).video
+    if found is None or not found.nb_read_packets:
+        raise PermanentError(f"The pose video gave no frames for {path.name}: upload a complete video.")
+    return check_profile(path, width=found.width, height=found.height, fps=FPS, num_frames=found.nb_read_packets)

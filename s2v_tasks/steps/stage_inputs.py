@@ -11,8 +11,8 @@ from typing import Any
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.log import get_logger
 from s2v_tasks.media.image import normalise_image
-from s2v_tasks.media.pose import normalise_pose
 from s2v_tasks.media.speech import SPEECH_SAMPLE_RATE, load_waveform, normalise_speech
+from s2v_tasks.media.uploaded_video import normalise_pose
 from s2v_tasks.perception.preflight import listen, look
 from s2v_tasks.runtime.context import StepContext
 from s2v_tasks.runtime.inheritance import inherit_inputs, parent_request

@@ -23,7 +23,7 @@ from pathlib import Path
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.media.speech import normalise_speech
 from s2v_tasks.media.image import normalise_image
-from s2v_tasks.media.pose import normalise_pose
+from s2v_tasks.media.uploaded_video import normalise_pose
 
 outcomes = {}
 with tempfile.TemporaryDirectory() as folder:

@@ -11,7 +11,7 @@ from s2v_tasks.errors import PermanentError
 from s2v_tasks.media import ffmpeg
 from s2v_tasks.media.encode import Frames, encode_clip
 from s2v_tasks.media.frames import read_frames, video_stream
-from s2v_tasks.media.pose import normalise_pose
+from s2v_tasks.media.uploaded_video import normalise_pose
 
 
 def _counting(num_frames: int) -> Frames:

@@ -1,4 +1,4 @@
-"""`s2v bench`: measurements of the engine on this machine, each a table of ratios taken in one run."""
+"""`s2v bench`: benchmarks of the engine on this machine; each compares its variants in one run."""
 
 import re
 from typing import Annotated, Any
@@ -13,17 +13,16 @@ from s2v_tasks.errors import PermanentError
 bench = typer.Typer(help="Measure the engine on this machine, with random weights.", no_args_is_help=True)
 app.add_typer(bench, name="bench", rich_help_panel=OPERATORS)
 
-# Of the dimensions that a command does not name: about 50 million parameters with heads as wide as in the released
-# model, and those of that model.
+# About 50 million parameters with heads as wide as in the released model, and the dimensions of that model.
 PRESETS = {
     "50m": {"dim": 512, "ffn_dim": 1408, "num_heads": 4, "num_layers": 8},
     "14b": {"dim": 5120, "ffn_dim": 13824, "num_heads": 40, "num_layers": 40},
 }
 
-# A checkpoint below this loads faster than the interpreter and the ranks get ready.
+# Below this size the start of the processes takes as long as the loading.
 _TELLING_GIGABYTES = 2.0
 
-PresetName = Annotated[str, typer.Option(help=f"Dimensions: {', '.join(PRESETS)}; single ones may be set besides.")]
+PresetName = Annotated[str, typer.Option(help=f"Dimensions: {', '.join(PRESETS)}; other options replace single ones.")]
 Dim = Annotated[int | None, typer.Option(min=64, help="Width of the transformer.")]
 Layers = Annotated[int | None, typer.Option(min=1, help="Number of blocks.")]
 Heads = Annotated[int | None, typer.Option(min=1, help="Attention heads.")]
@@ -36,9 +35,9 @@ LayoutName = Annotated[str, typer.Option(help="How several ranks share the work:
 
 @bench.command()
 def load(
-    gigabytes: Annotated[float, typer.Option(min=0.008, help="Size of the checkpoint that is written for it.")] = 0.5,
-    ranks: Annotated[int, typer.Option(min=1, max=8, help="Processes that load at once, besides one alone.")] = 2,
-    naive: Annotated[bool, typer.Option(help="Also the naive way, which holds two copies in host memory.")] = True,
+    gigabytes: Annotated[float, typer.Option(min=0.008, help="Size of the checkpoint that is written.")] = 0.5,
+    ranks: Annotated[int, typer.Option(min=1, max=8, help="Processes that load at the same time.")] = 2,
+    naive: Annotated[bool, typer.Option(help="Also measure a loader with two copies in host memory.")] = True,
 ) -> None:
     """Load a checkpoint of a given size from the page cache; the ratio is to one thread on as many ranks."""
     from s2v_tasks.verification.bench.load import bench_load
@@ -58,8 +57,8 @@ def load(
     console.print(table)
     if gigabytes < _TELLING_GIGABYTES:
         console.print(
-            f"[yellow]{gigabytes:g} GB take as long to start as to read: compare loaders from --gigabytes "
-            f"{_TELLING_GIGABYTES:g} on.[/yellow]"
+            f"[yellow]{gigabytes:g} GB load as fast as the processes start: compare loaders with --gigabytes "
+            f"{_TELLING_GIGABYTES:g} or more.[/yellow]"
         )
 
 
@@ -71,9 +70,9 @@ def cache(
     steps: Annotated[int, typer.Option(min=1, help="Solver steps of the clip.")] = 20,
     thresholds: Annotated[str, typer.Option(help="Values of S2V_STEP_CACHE to compare.")] = "0.02,0.05,0.1",
 ) -> None:
-    """Denoise a clip with the step cache at several thresholds; error and ratio are to the one without it.
+    """Denoise a clip with the first-block cache at several thresholds; compare time and error with no cache.
 
-    With random weights: the released ones change otherwise from step to step.
+    The weights are random: released weights give other errors and other shares of skipped forwards.
     """
     from s2v_tasks.engine.models.config import S2VConfig
     from s2v_tasks.engine.worker import choose_device
@@ -85,7 +84,7 @@ def cache(
     config = S2VConfig.from_json(dimensions(preset, {"num_layers": None}))
     shape = StepBench(config, (latent_frames(frames), height // 8, width // 8))
     results = bench_cache(shape, steps, _shares(thresholds), choose_device(load_settings().device))
-    table = Table("threshold", "forwards left out", "seconds", "ratio", "relative error")
+    table = Table("threshold", "skipped forwards", "seconds", "ratio", "relative error")
     for result in results:
         table.add_row(
             f"{result.threshold:g}" if result.threshold else "off",
@@ -107,7 +106,7 @@ def decode(
         bool, typer.Option("--bfloat16", help="Also in bfloat16, with its error against float32.")
     ] = False,
 ) -> None:
-    """Decode and encode a later clip of a chain; decode with its history, without, and in bands on several ranks."""
+    """Decode and encode a later clip of a chain: decode all frames, only the clip, and the clip on several ranks."""
     from s2v_tasks.verification.bench.decode import DecodeBench, bench_decode
 
     width, height = sides(size)

@@ -1,4 +1,4 @@
-"""`s2v bench step` and `s2v bench scaling`: a denoising step on this machine, alone and on several ranks."""
+"""`s2v bench step` and `s2v bench scaling`: time a denoising step on one and on several ranks of this machine."""
 
 import json
 import os
@@ -51,16 +51,16 @@ def step(
     ] = "auto",
     layout: LayoutName = "auto",
     first_clip: Annotated[bool, typer.Option(help="The first clip of a chain, without motion tokens.")] = False,
-    guidance: Annotated[bool, typer.Option(help="Both branches of guidance, or the prompt's alone.")] = True,
+    guidance: Annotated[bool, typer.Option(help="Compute both branches of guidance, or only the prompt.")] = True,
     compiled: Annotated[bool, typer.Option("--compile", help="As S2V_COMPILE.")] = False,
     weights: Annotated[str, typer.Option(help="As S2V_WEIGHTS_DTYPE: auto, fp8 or fp8-dynamic.")] = "auto",
     reference: Annotated[
-        bool, typer.Option(help="Also what the reference computes: minutes at the size of the released model.")
+        bool, typer.Option(help="Also measure the reference; this takes minutes at the size of the released model.")
     ] = True,
-    profile: Annotated[bool, typer.Option(help="List the kernels that take longest, on one rank.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
+    profile: Annotated[bool, typer.Option(help="List the slowest kernels, on one rank.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
 ) -> None:
-    """Time a denoising step: as rendered, against what the reference computes.
+    """Time a denoising step, and compare it with the reference implementation.
 
     Under torchrun all ranks share the step.
     """
@@ -128,9 +128,9 @@ def scaling(
     repeats: Repeats = 3,
     layout: LayoutName = "auto",
 ) -> None:
-    """Time a denoising step on several numbers of ranks of this machine, against the first of them.
+    """Time a denoising step on several numbers of ranks of this machine, and compare with the first number.
 
-    On a CPU the ranks share its cores: there the table shows what the exchange costs, not what it gains.
+    On a CPU the ranks share its cores: there the table shows the cost of the exchanges only.
     """
     options = ["--preset", preset, "--size", size, "--frames", str(frames), "--repeats", str(repeats), "--json"]
     table = Table("ranks", "layout", "s per step", "speedup", "efficiency")
@@ -150,7 +150,7 @@ def scaling(
 
 
 def _measure_step(measured: "StepBench", given: dict[str, Any], *, profile: bool) -> dict[str, Any] | None:
-    """Return what `step` prints; None on the ranks that print nothing."""
+    """Return the report that `step` prints; None on all ranks but the leader."""
     from s2v_tasks.engine.worker import open_worker
     from s2v_tasks.planning.estimate import ClipShape, clip_tokens, forward_flops
     from s2v_tasks.rendering.progress import peak_flops_per_second
@@ -203,7 +203,7 @@ def _numbers(text: str) -> list[int]:
 
 
 def _on_ranks(num_ranks: int, options: list[str]) -> dict[str, Any]:
-    """The report of `s2v bench step` on processes of their own; their log goes to stderr."""
+    """Return the report of `s2v bench step` on `num_ranks` processes; their log goes to stderr."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
     command = [sys.executable, *launcher, "-m", "s2v_tasks.cli", "bench", "step", *options]
     end_with_us = partial(end_with_parent, signal.SIGTERM, os.getpid())

@@ -1,8 +1,8 @@
-"""Check the engine on one GPU: is it right there, how fast is it, and what does it need?
+"""Check the engine on one GPU: its correctness, its speed, and the memory that it needs.
 
-Run by `make gpu-check`, or where nothing can be installed with the sources on PYTHONPATH: see README.md beside this
-file. Sections run in their order while the budget lasts. The JSON report is written after each section, so that a run
-that is stopped keeps what it measured. The exit code is 1 when a check of correctness failed.
+`make gpu-check` runs it. Without an installation it runs from the sources on PYTHONPATH; see README.md beside this
+file. Sections run in their order until the budget is used up. The JSON report is written after each section, so that a
+run that is stopped keeps its measurements. The exit code is 1 if a check of correctness failed.
 """
 
 import argparse
@@ -15,6 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import s2v_tasks.engine  # noqa: F401  (sets the environment that torch reads)
+
+# isort: split
 import torch
 
 from tests.gpu import correctness, networks, speed
@@ -25,7 +28,7 @@ DEFAULT_BUDGET_SECONDS = 440.0
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the check: what it needs at least of the budget, and what gives its rows.
+    """A part of the check: the least seconds that it needs, and the function that returns its rows.
 
     A row with `ok` false fails the check.
     """
@@ -35,7 +38,7 @@ class Section:
     run: Callable[[Machine, Clock], Rows]
 
 
-# The sections of correctness and of the true size come first: what is cut off last is what matters least.
+# In order of importance: the budget cuts off the last ones.
 SECTIONS = (
     Section("versions", 0, correctness.versions),
     Section("goldens", 10, correctness.goldens),
@@ -88,9 +91,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(section: Section, machine: Machine, clock: Clock) -> dict[str, Any]:
-    """The rows of a section, or why it has none: one that fails must not cost those behind it."""
+    """Return the rows of a section, or its error; the sections after a failed one still run."""
     if clock.left_seconds < section.least_seconds:
-        print(f"{section.name}: left out, {clock.left_seconds:.0f} s are left of the budget", flush=True)
+        print(f"{section.name}: skipped, {clock.left_seconds:.0f} s of the budget are left", flush=True)
         return {"rows": [], "left_out": True}
     print(f"{section.name} ...", flush=True)
     started = time.monotonic()
@@ -109,7 +112,7 @@ def _print(report: dict[str, Any]) -> None:
     """Print a line for each row, then the verdict."""
     for name, section in report["sections"].items():
         if section.get("left_out"):
-            print(f"\n{name}: left out, the budget was used up")
+            print(f"\n{name}: skipped, the budget was used up")
             continue
         print(f"\n{name} ({section['seconds']} s) {section.get('error', '')}")
         for row in section["rows"]:

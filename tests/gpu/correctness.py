@@ -1,4 +1,4 @@
-"""Sections that must pass: what is installed, the goldens, and bytes that repeat themselves."""
+"""Sections of correctness: versions, goldens, and equal bytes from repeated renders."""
 
 import json
 import os
@@ -24,7 +24,7 @@ _PACKAGES = ("torch", "triton", "transformers", "diffusers", "accelerate", "torc
 
 
 def versions(machine: Machine, _clock: Clock) -> Rows:
-    """Name versions and GPU, and the kernel that torch chooses for attention at head width 128."""
+    """Return versions and GPU, and the kernel that torch chooses for attention at head width 128."""
     rows: Rows = [{"name": "python", "version": sys.version.split()[0]}]
     rows += [{"name": name, "version": metadata.version(name)} for name in _PACKAGES if find_spec(name)]
     heads, tokens = (2, 64) if machine.tiny else (40, 4096)
@@ -80,9 +80,9 @@ def repeatable(machine: Machine, _clock: Clock) -> Rows:
 
 
 def _digest(machine: Machine, *options: str) -> str:
-    """The SHA-256 of the frames that a process of its own renders; empty for one that is stopped."""
+    """Return the SHA-256 of the frames that a new process renders; empty if it is stopped."""
     command = [sys.executable, "-m", "tests.gpu.render_tiny", str(machine.work_dir / "tiny"), machine.device.type]
-    # At toy size the compiler is left out for its time; the option still takes its way through the engine.
+    # At toy size the compiler is disabled to save time; the option still passes through the engine.
     environment = os.environ | ({"TORCH_COMPILE_DISABLE": "1"} if machine.tiny else {})
     done = subprocess.run(
         [*command, *options], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False

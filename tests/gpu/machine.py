@@ -34,7 +34,7 @@ class Machine:
 
     @property
     def peak_flops(self) -> float | None:
-        """The dense bf16 peak of the GPU by config/gpus.yaml; None for a GPU that is not there."""
+        """The dense bf16 peak of the GPU by config/gpus.yaml; None for a GPU that the file lacks."""
         if self.device.type != "cuda":
             return None
         name = torch.cuda.get_device_name(self.device).lower()
@@ -43,7 +43,7 @@ class Machine:
         return tflops[0] * 1e12 if tflops else None
 
     def synchronize(self) -> None:
-        """Wait until the GPU has done all that it was given."""
+        """Wait until the GPU has finished all work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 

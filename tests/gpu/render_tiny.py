@@ -6,6 +6,9 @@ import json
 from itertools import count
 from pathlib import Path
 
+import s2v_tasks.engine  # noqa: F401  (sets the environment that torch reads)
+
+# isort: split
 import torch
 from torch import Tensor
 
@@ -19,7 +22,7 @@ _MADE_BY = "tests.gpu.render_tiny"
 
 
 def main() -> None:
-    """Render, or stop where asked to and save the state."""
+    """Render the clip, or stop at a given step and save the state."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("snapshot", type=Path)
     parser.add_argument("device", choices=["cpu", "cuda"])
@@ -51,7 +54,7 @@ def main() -> None:
 
 
 def _inputs() -> ClipInputs:
-    """Conditions of 16 frames of 64x64 pixels, drawn from a seed on the CPU."""
+    """Return conditions of 16 frames of 64x64 pixels, drawn from a seed on the CPU."""
     generator = torch.Generator().manual_seed(3)
     return ClipInputs(
         reference_u8=torch.randint(0, 256, (64, 64, 3), generator=generator).to(torch.uint8),

@@ -1,4 +1,4 @@
-"""Sections that measure the transformer: attention alone, whole steps, their kernels, and the options."""
+"""Sections that measure the transformer: attention alone, whole steps, their kernels, and options."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -39,7 +39,7 @@ _VARIANT_SECONDS, _FULL_SECONDS = 15.0, 40.0
 
 
 def attention(machine: Machine, _clock: Clock) -> Rows:
-    """Time each kernel that is there: self attention at the tokens of both sizes, text, and audio injection."""
+    """Time each available kernel: self attention at the tokens of both sizes, text, and audio injection."""
     rows: Rows = []
     heads, width = (2, 32) if machine.tiny else (40, 128)
     for tokens in (48, 96) if machine.tiny else TOKENS:
@@ -82,7 +82,7 @@ def full_step(machine: Machine, clock: Clock) -> Rows:
 
 
 def profile_of_step(machine: Machine, _clock: Clock) -> Rows:
-    """List the kernels of a step that take longest, with a quarter of the layers at the smaller size."""
+    """List the slowest kernels of a step, with a quarter of the layers at the smaller size."""
     bench = _bench(_sizes(machine)[0], _config(machine))
     with torch.inference_mode():
         transformer, _ = bench_transformer(bench, machine.device, machine.dtype)
@@ -96,7 +96,7 @@ def profile_of_step(machine: Machine, _clock: Clock) -> Rows:
 
 
 def variants(machine: Machine, clock: Clock) -> Rows:
-    """Time the options at both sizes with a quarter of the layers; `ratio` is to the default of that size."""
+    """Time the options at both sizes with a quarter of the layers; `ratio` compares with the default of that size."""
     rows: Rows = []
     options: dict[str, dict[str, Any]] = {
         "default": {},
@@ -124,7 +124,7 @@ def _cache(machine: Machine, size: tuple[int, int, int]) -> Rows:
     full, cached = bench_cache(bench, _CACHE_STEPS, [_CACHE_THRESHOLD], machine.device)
     return [
         {
-            "name": f"{_named(size)} step cache {_CACHE_THRESHOLD}",
+            "name": f"{_named(size)} first-block cache {_CACHE_THRESHOLD}",
             "ratio": full.seconds / cached.seconds,
             "left_out_forwards": cached.skipped_share,
             "relative_error": cached.relative_error,

@@ -1,4 +1,4 @@
-"""The GPU check at toy size on a CPU: every section runs, and a failure is an exit code."""
+"""The GPU check at toy size on a CPU: every section runs, and a failure gives an exit code."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_every_section_runs_at_toy_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each gives rows, the report has them, and what must be right is."""
+    """Each section gives rows, the report holds them, and all checks of correctness pass."""
     report_path = tmp_path / "report.json"
     code = main(["--tiny", "--work-dir", str(tmp_path / "work"), "--report", str(report_path)])
     report: dict[str, Any] = json.loads(report_path.read_text())
@@ -30,7 +30,7 @@ def test_every_section_runs_at_toy_size(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def sections(*names_and_rows: tuple[str, float, Rows | Exception]) -> tuple[Section, ...]:
-    """Sections that give these rows, or raise."""
+    """Return sections that give these rows, or raise."""
 
     def run_of(result: Rows | Exception) -> Any:
         def run(_machine: Machine, _clock: Clock) -> Rows:
@@ -46,7 +46,7 @@ def sections(*names_and_rows: tuple[str, float, Rows | Exception]) -> tuple[Sect
 def test_a_wrong_result_and_an_error_fail_the_check_and_cost_no_other_section(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The exit code is 1, the rest is measured, and the last line names what failed."""
+    """The exit code is 1, the other sections are measured, and the last line names the failed checks."""
     monkeypatch.setattr(
         check,
         "SECTIONS",

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from diffusers import AutoencoderKLWan
-from torch import Tensor
+from torch import Tensor, nn
 from torch.multiprocessing.spawn import start_processes
 
 from s2v_tasks.engine.distributed.halo_exchange import ParallelVae
@@ -67,7 +67,8 @@ def random_vae(
 ) -> Vae:
     """Return a VAE with random weights, equal on every rank; in float32 on a CPU it runs as in a render."""
     torch.manual_seed(0)
-    model = AutoencoderKLWan(base_dim=base_dim).eval().requires_grad_(requires_grad=False).to(device, dtype)
+    model = AutoencoderKLWan(base_dim=base_dim).eval().requires_grad_(requires_grad=False)
+    model = nn.Module.to(model, device, dtype)  # the method of diffusers warns about modules that this model lacks
     if channels_last:
         lay_out_channels_last(model)
     elif device.type == "cpu" and dtype == torch.float32:

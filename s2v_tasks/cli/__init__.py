@@ -1,4 +1,4 @@
-"""The command `s2v`: one command per step of the road, and the commands for people."""
+"""The command `s2v`: one command per step of the pipeline, and the commands for people."""
 
 import fcntl
 import importlib
@@ -103,8 +103,8 @@ def _leave(exit_code: int, message: str) -> None:
 def leave_error(exit_code: int, message: str) -> None:
     """Write exit code and message where the parent asked for them: torchrun hides both from its own caller.
 
-    Of several ranks the first to fail is heard: the others only fail because they miss it. In a pod the file is the
-    container's termination message, which is there from the start and of which Kubernetes keeps 4096 bytes.
+    Of several ranks, only the first failure is written: the others fail because of it. In a pod the file is the
+    termination message of the container. It exists from the start, and Kubernetes keeps 4096 bytes of it.
     """
     path = os.environ.get("STEP_ERROR_FILE")
     if not path:

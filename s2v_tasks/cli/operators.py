@@ -104,7 +104,7 @@ def housekeeping(
 
 @app.command(rich_help_panel=OPERATORS)
 def silent_runs() -> None:
-    """List the DAG runs of jobs of which nothing was heard for a while."""
+    """List the DAG runs of jobs without a recent heartbeat."""
     with open_metadata_store() as metadata:
         print_json({"run_ids": [job.dag_run_id for job in metadata.housekeeping.silent_runs()]}, indent=None)
 

@@ -100,7 +100,7 @@ class Site:
         return Manifest.model_validate_json(self.store.get_bytes(self.layout.clip_manifest(0)))
 
     def partial_keys(self) -> list[str]:
-        """What is kept of the clip beside its outputs."""
+        """Return the artifacts that are kept beside the outputs of the clip."""
         folder = self.layout.partial_clip(0, str(self.clip().fingerprint), "")
         return sorted(item.uri.rpartition("/")[2] for item in self.store.listing(folder))
 

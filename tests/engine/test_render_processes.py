@@ -187,7 +187,7 @@ def test_a_killed_rank_ends_the_others_in_mid_clip(site: Site, whole_of_two: Man
 
 
 def test_nothing_survives_a_torchrun_that_is_killed(site: Site) -> None:
-    """Who waits no longer for a rank that hangs kills torchrun alone: the ranks, in sessions of their own, end too."""
+    """If torchrun alone is killed because a rank hangs, all ranks end, although they have sessions of their own."""
     site.forget_the_clip()
     attempt = site.start_held(*TWO_RANKS, num_ranks=2)
     (hanging,) = attempt.pids("RANK=1")

@@ -115,7 +115,7 @@ def test_without_torchrun_it_is_a_group_of_one() -> None:
 
 
 def test_errors_pass_through_the_worker_unchanged() -> None:
-    """What the work raises is what the caller gets."""
+    """The caller gets the exception that the work raises."""
     with pytest.raises(PermanentError, match="bad input"), open_worker("cpu"):
         raise PermanentError("bad input")
 

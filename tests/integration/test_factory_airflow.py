@@ -72,7 +72,7 @@ class Site:
         wait_until(lambda: set(self.states(job_ids)) <= {"success", "failed"})
 
     def is_rendering(self, job_ids: list[str]) -> bool:
-        """Whether a clip is in the middle of its solver steps."""
+        """Return True if a clip is between its first and its last solver step."""
         jobs = [job for job_id in job_ids if (job := self.metadata.jobs.get(job_id))]
         return any(
             clip.status == "rendering" and 0 < (clip.progress_step or 0) < (clip.progress_steps or 0) // 2

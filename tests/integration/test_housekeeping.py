@@ -133,7 +133,7 @@ def test_it_deletes_exactly_what_its_dry_run_listed(
 def test_a_bucket_of_its_own_needs_no_prefix(
     s3_settings: Settings, engine: sa.Engine, metadata: MetadataStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the data lie at the top of a bucket, as in the embedded stack, jobs are told from other objects, too."""
+    """Jobs are distinguished from other objects even if the data are at the top of a bucket."""
     monkeypatch.setenv("S2V_DATA_URI", s3_settings.data_uri.removesuffix("/data"))
     load_settings.cache_clear()
     store = ObjectStore.from_settings(load_settings())
@@ -153,7 +153,7 @@ def publish(store: ObjectStore, job_id: str) -> tuple[str, str]:
 def test_nothing_goes_before_its_time(
     store: ObjectStore, metadata: MetadataStore, housekeeping: Round, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is younger than the retention time stays."""
+    """Objects younger than the retention time are kept."""
     make_job(store, metadata, "failed")
     metadata.jobs.fail("failed", "It had to be.")
     monkeypatch.setenv("S2V_RETENTION_DAYS", "1")

@@ -120,7 +120,7 @@ def database(postgres_server: PostgresServer) -> Iterator[str]:
 
 @pytest.fixture
 def postgres_url(pooler: Pooler, database: str) -> str:
-    """What the fixtures of this folder use: the database through the pooler, brought to the schema by the command."""
+    """The database that the fixtures of this folder use: through the pooler, migrated by the command."""
     url = pooler.url(database)
     done = s2v(url, "db", "upgrade")
     assert done.returncode == 0, done.stderr

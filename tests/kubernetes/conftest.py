@@ -155,7 +155,7 @@ def render_here(stack: Settings) -> Callable[..., None]:
 
 @pytest.fixture
 def job(stack: Settings) -> Callable[[str], Job]:
-    """What PostgreSQL knows about a job."""
+    """Return the row of a job in PostgreSQL."""
 
     def look_up(job_id: str) -> Job:
         engine = engine_from_settings(stack)

@@ -1,4 +1,4 @@
-"""What a cluster does to pods and to Airflow: the job recovers and renders no finished clip again, or says why not."""
+"""Check failures of pods and of Airflow: the job recovers without rendering a finished clip again, or reports why."""
 
 import os
 import re

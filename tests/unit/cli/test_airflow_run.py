@@ -1,4 +1,4 @@
-"""What is told of a job whose run waits in Airflow."""
+"""Check the messages about a job whose run waits in Airflow."""
 
 from collections.abc import Iterator
 from dataclasses import replace

@@ -112,7 +112,7 @@ def test_an_id_that_another_job_has_is_refused_before_airflow_is_asked(
 def test_local_files_go_through_the_drop_folder_without_airflow(
     s3_settings: Settings, object_store: ObjectStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What lies there afterwards is a drop that can be taken in, whatever the files are called; the same again, too."""
+    """The result is a complete drop, whatever the names of the files; submitting the same again changes nothing."""
     image, audio = object_store.uri("Fotos für Anna/Über uns 🎬 #1?.jpg"), tmp_path / "Rede für Anna 🎬.mp3"
     shutil.copy(SAMPLES / "speech.mp3", audio)
     arguments = {"image": image, "audio": str(audio), "prompt": "Hello."}

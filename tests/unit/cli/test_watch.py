@@ -89,7 +89,7 @@ def metadata(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Met
 
 
 def test_a_job_is_redrawn_in_place_to_its_end(metadata: MetadataStore) -> None:
-    """What it is at, and a bar with steps, clips and time to go, in two rows; then one row that says how it ended."""
+    """Two rows show the state and a bar with steps, clips and time left; at the end one row shows the result."""
     terminal = Terminal("job", "talk", "--watch")
     terminal.read_until("0/80 steps")
     metadata.clips.start("talk", 0, "f")

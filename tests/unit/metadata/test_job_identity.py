@@ -34,7 +34,7 @@ def test_the_awaited_run_may_fill_in_what_was_left_out(waiting: MetadataStore) -
 
 
 def test_a_request_is_checked_without_being_queued(waiting: MetadataStore) -> None:
-    """What a form fills in later may be left out where the caller says so."""
+    """Fields that a form fills in later may be omitted if the caller allows it."""
     waiting.jobs.check_request("unknown", REQUEST)
     waiting.jobs.check_request("talk", REQUEST | {"preset": "balanced", "job_id": "talk"})
     waiting.jobs.enqueue("talk", REQUEST | {"size": "128*192"}, dag_run_id="talk")

@@ -1,4 +1,4 @@
-"""What a record says of a job as a whole."""
+"""Check the properties of a job record that summarise the job."""
 
 import pytest
 

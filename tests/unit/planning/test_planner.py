@@ -130,7 +130,7 @@ def test_bad_inputs_are_refused(plan_of: Any) -> None:
 
 
 def test_request_overrides_the_preset_field_by_field(plan_of: Any) -> None:
-    """What the request leaves out comes from the preset; what it gives replaces only that field."""
+    """Omitted fields of the request come from the preset; a given field replaces only that field."""
     plan = plan_of(seconds(8), preset="high", sample_steps=7, start_from_ref=True, sample_solver="dpm++")
     assert plan.sampling.model_dump() == {
         "sample_steps": 7,
@@ -323,7 +323,7 @@ def sound(**changes: Any) -> StagedSound:
     ],
 )
 def test_input_warnings(plan_of: Any, inputs: dict[str, Any], expected: list[str]) -> None:
-    """What staging noted, a silent speech and a pose video that ends more than a tenth early are warnings."""
+    """Notes of staging, silent speech and a pose video that ends more than a tenth early are warnings."""
     warnings = plan_of(seconds(5), inputs=InputFacts(**inputs)).warnings
     assert len(warnings) == len(expected)
     assert all(part in warning for part, warning in zip(expected, warnings, strict=True))

@@ -20,4 +20,4 @@ cpu)
     ;;
 esac
 "$python" -m s2v_tasks.cli --version
-"$python" -c 'import s2v_tasks.orchestration.execution'
+"$python" -c 'import s2v_tasks.orchestration.step_operators'

@@ -19,8 +19,8 @@ import signal
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from s2v_tasks.orchestration.process import PERMANENT_EXIT_CODES, last_words
-from s2v_tasks.orchestration.retries import EXIT_TRY_AGAIN
+from s2v_tasks.orchestration.retry_policy import EXIT_TRY_AGAIN
+from s2v_tasks.orchestration.step_process import PERMANENT_EXIT_CODES, last_words
 
 Fault = Literal["permanent", "step", "cluster"]
 

@@ -1,12 +1,15 @@
-"""The operator that runs a step in a pod of its own, from the templates in `config/pods`.
+"""Operator and trigger that run a step in its own pod, from the templates in `config/pods`.
 
 A template states everything about a pod that an installation may want to change: namespace, image, volumes, security,
 resources. The operator adds what it alone knows: the command, labels, deadline, the number of GPUs, and the resources
 that the processes beyond the first need.
 """
 
+import asyncio
+import time
+from collections.abc import AsyncIterator
 from contextlib import suppress
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -15,21 +18,22 @@ import yaml
 from airflow.providers.cncf.kubernetes.hooks.kubernetes import KubernetesHook
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
 from airflow.providers.cncf.kubernetes.pod_generator import make_safe_label_value
+from airflow.providers.cncf.kubernetes.triggers.pod import KubernetesPodTrigger
+from airflow.providers.cncf.kubernetes.utils.pod_manager import PodLaunchTimeoutException
 from airflow.sdk import Context
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
+from airflow.triggers.base import TriggerEvent
 from kubernetes.client import ApiException
 from kubernetes.utils.quantity import format_quantity, parse_quantity
 from urllib3.exceptions import HTTPError
 
 from s2v_tasks import __version__
 from s2v_tasks.errors import ConfigurationError
-from s2v_tasks.orchestration.commands import job_id_of, num_processes, step_arguments
-from s2v_tasks.orchestration.failures import record_failure
-from s2v_tasks.orchestration.operators import CloseJobOperator
+from s2v_tasks.orchestration.clip_sensor import DEFERRED_POLL_SECONDS
 from s2v_tasks.orchestration.pod_failures import PodFailure, judge, not_answered, not_created
-from s2v_tasks.orchestration.pod_trigger import StepPodTrigger
-from s2v_tasks.orchestration.retries import is_one_too_many
-from s2v_tasks.orchestration.timeouts import working_time
+from s2v_tasks.orchestration.retry_policy import is_one_too_many, working_time
+from s2v_tasks.orchestration.step_commands import job_id_of, num_processes, record_failure, step_arguments
+from s2v_tasks.orchestration.step_operators import CloseJobOperator
 from s2v_tasks.schemas.steps import HEAVY_STEPS, Step
 from s2v_tasks.settings import config_dir, load_settings
 
@@ -215,3 +219,39 @@ def namespace_of(step: Step) -> str:
     if not isinstance(namespace, str):
         raise ConfigurationError(f"{path} has namespace {namespace!r}: expected metadata.namespace, where pods run.")
     return namespace
+
+
+# A kubelet ends a deleted pod within its grace, whose end is the pod's time of deletion.
+_KUBELET_PATIENCE = timedelta(minutes=1)
+
+
+class StepPodTrigger(KubernetesPodTrigger):  # type: ignore[misc]
+    """Waits like its base, but never fires within seconds of its deferral, and not for the pod of a dead node.
+
+    A pod without an image fails at once, and a trigger that fires so soon can fail its task behind the back of the
+    worker that resumes it (apache/airflow#66374): the try is spent, and nobody has counted whose fault it was.
+
+    When a node dies, Kubernetes deletes its pods, but only the node's kubelet could report that they have ended:
+    they stay "Running" until somebody removes the node, and a clip would wait for that until its own time is over.
+    """
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Import path and arguments, from which a triggerer makes the trigger again."""
+        return f"{type(self).__module__}.{type(self).__qualname__}", super().serialize()[1]
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """The events of the base, none too early."""
+        earliest = time.monotonic() + DEFERRED_POLL_SECONDS
+        async for event in super().run():
+            await asyncio.sleep(max(0.0, earliest - time.monotonic()))
+            yield event
+
+    async def _get_pod(self) -> Any:
+        """The pod, as its base reads it; PodLaunchTimeoutException, after which nobody waits for it, if it is lost."""
+        pod = await super()._get_pod()
+        ends = pod.metadata.deletion_timestamp
+        if ends is not None and datetime.now(UTC) > ends + _KUBELET_PATIENCE:
+            raise PodLaunchTimeoutException(
+                f"Pod {self.pod_name} should have ended at {ends:%H:%M:%S} UTC: its node does not answer any more."
+            )
+        return pod

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from airflow.plugins_manager import AirflowPlugin
 
 from s2v_tasks.errors import ConfigurationError, PermanentError, TransientError
-from s2v_tasks.orchestration.links import URL_PREFIX
+from s2v_tasks.orchestration.operator_links import URL_PREFIX
 from s2v_tasks.settings import load_settings
 
 if TYPE_CHECKING:

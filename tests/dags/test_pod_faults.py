@@ -17,9 +17,9 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException, TaskD
 from kubernetes.client import ApiClient, ApiException, Configuration, CoreV1Api
 from urllib3.exceptions import HTTPError
 
-from s2v_tasks.orchestration.execution import step_task
 from s2v_tasks.orchestration.pods import CloseJobOfPodsOperator, StepPodOperator
-from s2v_tasks.orchestration.retries import OWN_FAILURES
+from s2v_tasks.orchestration.retry_policy import OWN_FAILURES
+from s2v_tasks.orchestration.step_operators import step_task
 from s2v_tasks.schemas.steps import CLOSE_JOB, ENCODE_CONDITIONS, RENDER_CLIP, STITCH
 from s2v_tasks.settings import load_settings
 

@@ -12,9 +12,9 @@ from airflow.providers.cncf.kubernetes.triggers.pod import KubernetesPodTrigger
 from airflow.sdk.exceptions import TaskDeferred
 from airflow.triggers.base import TriggerEvent
 
-from s2v_tasks.orchestration import pod_trigger
-from s2v_tasks.orchestration.execution import step_task
-from s2v_tasks.orchestration.pod_trigger import StepPodTrigger
+from s2v_tasks.orchestration import pods
+from s2v_tasks.orchestration.pods import StepPodTrigger
+from s2v_tasks.orchestration.step_operators import step_task
 from s2v_tasks.schemas.steps import ENCODE_CONDITIONS
 from s2v_tasks.settings import load_settings
 
@@ -36,7 +36,7 @@ def test_a_step_waits_by_our_trigger_with_all_that_its_base_knows(monkeypatch: p
     with pytest.raises(TaskDeferred) as deferral:
         step_task(ENCODE_CONDITIONS).defer(trigger=waiting_for_a_pod(), method_name="trigger_reentry")
     path, arguments = deferral.value.trigger.serialize()
-    assert path == "s2v_tasks.orchestration.pod_trigger.StepPodTrigger"
+    assert path == "s2v_tasks.orchestration.pods.StepPodTrigger"
     assert StepPodTrigger(**arguments).serialize()[1] == waiting_for_a_pod().serialize()[1]
 
 
@@ -47,7 +47,7 @@ def test_a_pod_that_fails_at_once_is_told_of_later(monkeypatch: pytest.MonkeyPat
         yield TriggerEvent({"status": "error"})
 
     monkeypatch.setattr(KubernetesPodTrigger, "run", at_once)
-    monkeypatch.setattr(pod_trigger, "DEFERRED_POLL_SECONDS", 0.2)
+    monkeypatch.setattr(pods, "DEFERRED_POLL_SECONDS", 0.2)
 
     async def first_event() -> TriggerEvent:
         return await anext(StepPodTrigger(**waiting_for_a_pod().serialize()[1]).run())
@@ -76,7 +76,7 @@ def test_the_pod_of_a_dead_node_is_not_waited_for(
 
     monkeypatch.setattr(KubernetesPodTrigger, "_get_pod", read)
     monkeypatch.setattr(KubernetesPodTrigger, "_wait_for_pod_start", started)
-    monkeypatch.setattr(pod_trigger, "DEFERRED_POLL_SECONDS", 0.0)
+    monkeypatch.setattr(pods, "DEFERRED_POLL_SECONDS", 0.0)
 
     async def first_event() -> TriggerEvent:
         arguments = waiting_for_a_pod().serialize()[1] | {"trigger_kwargs": {}, "poll_interval": 0.01}

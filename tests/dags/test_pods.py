@@ -11,8 +11,8 @@ from kubernetes.utils.quantity import parse_quantity
 
 from s2v_tasks import __version__
 from s2v_tasks.errors import ConfigurationError
-from s2v_tasks.orchestration.execution import step_task
 from s2v_tasks.orchestration.pods import StepPodOperator
+from s2v_tasks.orchestration.step_operators import step_task
 from s2v_tasks.schemas.steps import ENCODE_CONDITIONS, RENDER_CLIP, Step, step_of_command
 from s2v_tasks.settings import load_settings
 
@@ -151,7 +151,7 @@ def test_pods_of_clips_share_what_the_compiler_made(monkeypatch: pytest.MonkeyPa
 
 def test_a_clip_has_shared_memory_and_time_to_save_its_state(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shared memory is a volume in memory; the grace is above what the step takes to save what it has rendered."""
-    from s2v_tasks.orchestration.process import TERMINATION_GRACE_SECONDS
+    from s2v_tasks.orchestration.step_process import TERMINATION_GRACE_SECONDS
 
     spec = rendered(RENDER_CLIP, monkeypatch).spec
     mounts = {mount.name: mount.mount_path for mount in spec.containers[0].volume_mounts}

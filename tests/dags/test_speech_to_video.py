@@ -85,7 +85,7 @@ def test_the_outcome_of_a_run_is_that_of_its_job(dag: Any) -> None:
 
 
 def test_every_task_retries_and_has_an_end(dag: Any) -> None:
-    """No task gives up at the first passing fault (see test_retries), and no step runs for ever."""
+    """No task gives up at the first passing fault (see test_retry_policy), and no step runs for ever."""
     assert min(task.retries for task in dag.tasks) >= 2
     assert all(task.execution_timeout for task in dag.tasks if task.task_id != "clip.wait")
     assert dag.dagrun_timeout is None  # a run that waits for a GPU would end, and without `close_job`
@@ -96,7 +96,7 @@ def test_each_step_of_the_dag_is_a_command(dag: Any) -> None:
     from s2v_tasks.cli import app, steps  # noqa: F401
 
     commands = {command.name or command.callback.__name__.replace("_", "-") for command in app.registered_commands}
-    assert {task.step for task in dag.tasks if task.task_id != "clip.wait"} <= commands
+    assert {task.step.command for task in dag.tasks if task.task_id != "clip.wait"} <= commands
 
 
 def test_as_many_runs_go_on_as_jobs_may_run(dag: Any) -> None:
@@ -111,7 +111,7 @@ def test_clips_take_turns_on_the_gpu_of_the_machine(monkeypatch: pytest.MonkeyPa
 
     As many others may encode their conditions.
     """
-    from s2v_tasks.orchestration.execution import step_task
+    from s2v_tasks.orchestration.step_operators import step_task
     from s2v_tasks.settings import load_settings
 
     assert step_task(RENDER_CLIP).max_active_tis_per_dag == 1

@@ -7,7 +7,7 @@ from typing import Any
 import boto3
 import pytest
 
-from s2v_tasks.orchestration.drop_events import drop_schedule
+from s2v_tasks.orchestration.command_operators import drop_schedule
 from s2v_tasks.settings import Settings, load_settings
 from s2v_tasks.storage.s3 import ObjectStore
 

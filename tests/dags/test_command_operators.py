@@ -17,8 +17,7 @@ from airflow.sdk.execution_time import task_runner
 from airflow.sdk.execution_time.comms import DRCount, ErrorResponse, GetDRCount, OKResponse, TriggerDagRun
 
 from s2v_tasks.orchestration import doors
-from s2v_tasks.orchestration.doors import BatchSensor, CommandOperator, StartJobsOperator
-from s2v_tasks.orchestration.drop_events import drop_schedule
+from s2v_tasks.orchestration.command_operators import BatchSensor, CommandOperator, StartJobsOperator, drop_schedule
 from s2v_tasks.settings import load_settings
 
 DAGS = Path(__file__).parents[2] / "dags"

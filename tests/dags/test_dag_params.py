@@ -8,7 +8,7 @@ import pytest
 from airflow.sdk import Param
 from airflow.sdk.exceptions import ParamValidationError
 
-from s2v_tasks.orchestration.params import form_params, request_params
+from s2v_tasks.orchestration.dag_params import form_params, request_params
 from s2v_tasks.schemas.preset import load_presets
 from s2v_tasks.schemas.request import JOB_ID_PATTERN, Request
 from s2v_tasks.settings import load_settings

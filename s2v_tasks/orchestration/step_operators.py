@@ -1,4 +1,4 @@
-"""The operators that run a step of the system as a local process."""
+"""Operators that run one step as a local process, and the choice between process and pod."""
 
 import sys
 from typing import Any, ClassVar
@@ -6,14 +6,13 @@ from typing import Any, ClassVar
 from airflow.sdk import BaseOperator, Context
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
-from s2v_tasks.orchestration.commands import job_id_of, step_arguments
-from s2v_tasks.orchestration.failures import first_failed_task, record_failure
-from s2v_tasks.orchestration.links import LINKS_OF_STEP
-from s2v_tasks.orchestration.process import StepFailedError, StepProcess
-from s2v_tasks.orchestration.retries import EXIT_TRY_AGAIN, is_one_too_many
-from s2v_tasks.orchestration.timeouts import working_time
+from s2v_tasks.orchestration.operator_links import LINKS_OF_STEP
+from s2v_tasks.orchestration.retry_policy import EXIT_TRY_AGAIN, is_one_too_many, retries, working_time
+from s2v_tasks.orchestration.step_commands import first_failed_task, job_id_of, record_failure, step_arguments
+from s2v_tasks.orchestration.step_process import StepFailedError, StepProcess
 from s2v_tasks.schemas.job import JobStatus
-from s2v_tasks.schemas.steps import Step
+from s2v_tasks.schemas.steps import CLOSE_JOB, Step
+from s2v_tasks.settings import load_settings
 
 
 class StepOperator(BaseOperator):  # type: ignore[misc]
@@ -90,3 +89,30 @@ class CloseJobOperator(StepOperator):
         """The argument list of the step, with the task that failed: it may have had no chance to say why."""
         failed = first_failed_task(self.dag_id, context["run_id"])
         return super().command(context) + (["--failed-task", failed] if failed else [])
+
+
+# One slot for each pod. Its definition (config/airflow/pools.json) counts deferred tasks: those whose pods run.
+GPU_POOL = "gpu"
+
+
+def step_task(step: Step, **kwargs: Any) -> BaseOperator:
+    """Return the task of a step: it runs in an Airflow worker, or in a pod if pods are configured and it is heavy.
+
+    The decision falls while the DAG is parsed, because it chooses the operator: a DAG that cannot run shows as an
+    import error with the reason, before anyone can trigger it.
+    """
+    kwargs.setdefault("task_id", step.name)
+    settings = load_settings()
+    if settings.execution == "kubernetes":
+        # Imported here: the operator costs each parse of the DAG a second, where it is not used too.
+        from s2v_tasks.orchestration import pods
+
+        if step.is_heavy:
+            return pods.StepPodOperator(step=step, pool=GPU_POOL, **retries(step.pod_retries), **kwargs)
+        if step == CLOSE_JOB:
+            return pods.CloseJobOfPodsOperator(step=step, **retries(step.retries), **kwargs)
+    elif step.is_heavy:
+        # All runs share the GPUs of the workers. Not the pool: a machine of one's own need not have made it.
+        kwargs["max_active_tis_per_dag"] = settings.local_renders
+    operator = CloseJobOperator if step == CLOSE_JOB else StepOperator
+    return operator(step=step, **retries(step.retries), **kwargs)

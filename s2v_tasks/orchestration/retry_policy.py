@@ -1,14 +1,15 @@
-"""How often a task is tried again.
+"""Retries and timeouts of tasks.
 
-What fails for a reason outside the step (exit code 75: S3 or PostgreSQL away, a disk that is full, a process that had
-to end) is tried again with growing delays for as long as S2V_RETRY_SECONDS, or longer. A step that fails by itself gets
-`OWN_FAILURES` more tries: after an hour of GPU it would fail again. Bad input is never retried (see StepOperator).
+A failure outside the step (exit code 75: S3 or PostgreSQL unreachable, a full disk, a process that had to end) is
+retried with exponential backoff for at least S2V_RETRY_SECONDS. A failure of the step itself is retried `OWN_FAILURES`
+times: after an hour of GPU time it would probably fail again. Bad input is never retried (see StepOperator).
 """
 
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
+from s2v_tasks.schemas.steps import Step
 from s2v_tasks.settings import load_settings
 
 EXIT_TRY_AGAIN = 75
@@ -41,3 +42,12 @@ def is_one_too_many(context: Mapping[str, Any]) -> bool:
     count = 1 + (known["count"] if known.get("max_tries") == max_tries else 0)
     store.set(_FAILURES_KEY, {"count": count, "max_tries": max_tries})
     return bool(count > OWN_FAILURES)
+
+
+def working_time(step: Step, clip: Mapping[str, Any] | None = None) -> timedelta:
+    """The limit for one task; one that renders several clips has the time of each.
+
+    In it a step may wait for S3 and after that for PostgreSQL, with its work done: those waits are not taken from it.
+    """
+    waits = timedelta(seconds=2 * load_settings().retry_seconds)
+    return (step.timeout + waits) * (1 if clip is None else clip["count"])

@@ -1,14 +1,23 @@
-"""The operators of the drop folder and of batches: they run commands, and start DAG runs for the jobs that wait."""
+"""Operators that run `s2v` commands for many jobs: drop folder, batches, housekeeping, notifications."""
 
 import sys
 from collections.abc import Mapping
 from typing import Any
 
-from airflow.sdk import BaseOperator, BaseSensorOperator, Context
+from airflow.sdk import (
+    Asset,
+    AssetOrTimeSchedule,
+    AssetWatcher,
+    BaseOperator,
+    BaseSensorOperator,
+    Context,
+    CronTriggerTimetable,
+)
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowRuntimeError, ErrorType
 
-from s2v_tasks.orchestration.process import StepFailedError, StepProcess
+from s2v_tasks.orchestration.step_process import StepFailedError, StepProcess
 from s2v_tasks.schemas.steps import JOB_DAG
+from s2v_tasks.settings import load_settings
 
 _ACTIVE = ["queued", "running"]
 # What Airflow can have against a request itself. All else it has against the moment or the installation, and no job is
@@ -153,3 +162,40 @@ def _trigger(job: dict[str, Any]) -> None:
     )
     if isinstance(answer, ErrorResponse) and answer.error != ErrorType.DAGRUN_ALREADY_EXISTS:
         raise AirflowRuntimeError(answer)
+
+
+_EVERY_MINUTE = "* * * * *"
+_POLL_SECONDS = 5
+
+
+def drop_schedule() -> Any:
+    """The schedule of this installation. An event is a nudge; what lies in the folder is the truth."""
+    settings = load_settings()
+    if settings.drop_queue_url is None:
+        return CronTriggerTimetable(_EVERY_MINUTE, timezone="UTC")
+
+    # The extra `queue`; without a queue nobody needs to install it.
+    from airflow.providers.common.messaging.triggers.msg_queue import MessageQueueTrigger
+
+    trigger = MessageQueueTrigger(
+        scheme="sqs", sqs_queue=settings.drop_queue_url, waiter_delay=_POLL_SECONDS, region_name=settings.s3_region
+    )
+    drops = Asset("s2v_drops", watchers=[AssetWatcher(name="s2v_drop_queue", trigger=trigger)])
+    return AssetOrTimeSchedule(timetable=CronTriggerTimetable(_EVERY_MINUTE, timezone="UTC"), assets=[drops])
+
+
+class HousekeepingOperator(BaseOperator):  # type: ignore[misc]
+    """Runs `s2v housekeeping`.
+
+    A run that somebody triggers obeys the field `dry_run` of its form, a scheduled one `S2V_HOUSEKEEPING_APPLY`.
+    """
+
+    ui_color = "#f2f0e6"
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """The numbers of what was done, or would be done; AirflowException when the command failed."""
+        run_ids = run_command(self, "silent-runs")["run_ids"]
+        gone = [argument for run_id in run_ids if is_gone(run_id) for argument in ("--gone-run", run_id)]
+        scheduled = context["dag_run"].run_type == "scheduled"
+        apply = load_settings().housekeeping_apply if scheduled else not context["params"]["dry_run"]
+        return run_command(self, "housekeeping", "--apply" if apply else "--dry-run", *gone)

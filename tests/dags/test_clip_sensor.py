@@ -9,7 +9,7 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowRescheduleExcept
 from airflow.triggers.base import TaskSuccessEvent
 
 from s2v_tasks.orchestration import chain
-from s2v_tasks.orchestration.chain import ClipTurnSensor, ClipTurnTrigger
+from s2v_tasks.orchestration.clip_sensor import ClipSensor, ClipTrigger
 
 FIRST = {"clip_index": 0, "predecessor": None, "label": "clip 1/2 frames 0..80"}
 SECOND = {"clip_index": 1, "predecessor": 0, "label": "clip 2/2 frames 80..154"}
@@ -25,8 +25,8 @@ class TaskInstance:
 CONTEXT: dict[str, Any] = {"run_id": "manual__1", "ti": TaskInstance()}
 
 
-def sensor(clip: dict[str, Any]) -> ClipTurnSensor:
-    return ClipTurnSensor(task_id="wait", clip=clip, render_task_id="clip.render")
+def sensor(clip: dict[str, Any]) -> ClipSensor:
+    return ClipSensor(task_id="wait", clip=clip, render_task_id="clip.render")
 
 
 @pytest.fixture(params=["worker", "dag.test()"])
@@ -50,7 +50,7 @@ def states(monkeypatch: pytest.MonkeyPatch) -> dict[int, str | None]:
         return {"manual__1": {f"clip.render_{index}": known[index]}} if index in known else {}
 
     monkeypatch.setattr(chain.RuntimeTaskInstance, "get_task_states", staticmethod(get_task_states))
-    monkeypatch.setattr(ClipTurnSensor, "dag_id", "speech_to_video")
+    monkeypatch.setattr(ClipSensor, "dag_id", "speech_to_video")
     return known
 
 
@@ -97,8 +97,8 @@ def test_a_clip_waits_without_a_slot(
         sensor(SECOND).execute(CONTEXT)
     assert deferred.value.method_name == "resume"
     path, arguments = deferred.value.trigger.serialize()
-    assert path == "s2v_tasks.orchestration.chain.ClipTurnTrigger"
-    assert ClipTurnTrigger(**arguments).target["map_index"] == 0
+    assert path == "s2v_tasks.orchestration.clip_sensor.ClipTrigger"
+    assert ClipTrigger(**arguments).target["map_index"] == 0
 
 
 def test_the_trigger_fires_when_the_clip_before_ends(
@@ -110,7 +110,7 @@ def test_the_trigger_fires_when_the_clip_before_ends(
     states[0] = "running"
 
     async def first_event() -> dict[str, Any]:
-        trigger = ClipTurnTrigger("speech_to_video", "manual__1", "clip.render", 0)
+        trigger = ClipTrigger("speech_to_video", "manual__1", "clip.render", 0)
         asyncio.get_running_loop().call_later(0.05, states.update, {0: "failed"})
         async for event in trigger.run():
             return event.payload
@@ -133,7 +133,7 @@ def test_the_trigger_does_not_fire_within_seconds_of_its_deferral(
         states[0] = next(upcoming)
 
     async def consume() -> None:
-        async for event in ClipTurnTrigger("speech_to_video", "manual__1", "clip.render", 0).run():
+        async for event in ClipTrigger("speech_to_video", "manual__1", "clip.render", 0).run():
             events.append(type(event))
 
     monkeypatch.setattr(chain.asyncio, "sleep", sleep)
@@ -145,7 +145,7 @@ def test_a_wait_that_airflow_fails_is_tried_again_more_often_than_work_is() -> N
     """It costs nothing, and a job must not fail for it."""
     assert sensor(SECOND).retries == 20
     assert sensor(SECOND).retry_delay.total_seconds() == 10
-    assert ClipTurnSensor(task_id="wait", clip=SECOND, render_task_id="clip.render", retries=3).retries == 3
+    assert ClipSensor(task_id="wait", clip=SECOND, render_task_id="clip.render", retries=3).retries == 3
 
 
 def test_the_demo_looks_every_two_seconds() -> None:

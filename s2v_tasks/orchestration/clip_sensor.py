@@ -47,7 +47,7 @@ def _state(dag_id: str, run_id: str, task_id: str, map_index: int) -> str | None
     return states[0] if states else None
 
 
-class ClipTurnSensor(BaseSensorOperator):  # type: ignore[misc]
+class ClipSensor(BaseSensorOperator):  # type: ignore[misc]
     """Succeeds when the predecessor of `clip` is rendered, at once when it has none; fails when it finally failed."""
 
     template_fields = ("clip",)
@@ -62,7 +62,7 @@ class ClipTurnSensor(BaseSensorOperator):  # type: ignore[misc]
         if _in_dag_test():
             super().execute(context)
         elif not self.poke(context):
-            self.defer(trigger=ClipTurnTrigger(**self._predecessor(context)), method_name="resume")
+            self.defer(trigger=ClipTrigger(**self._predecessor(context)), method_name="resume")
 
     def poke(self, context: Context) -> bool:
         """Whether the predecessor is rendered; AirflowFailException when it never will be."""
@@ -92,7 +92,7 @@ class ClipTurnSensor(BaseSensorOperator):  # type: ignore[misc]
         }
 
 
-class ClipTurnTrigger(BaseTrigger):  # type: ignore[misc]
+class ClipTrigger(BaseTrigger):  # type: ignore[misc]
     """Ends the wait when one mapped task of a run has succeeded; fires with its state when it finally failed."""
 
     def __init__(self, dag_id: str, run_id: str, task_id: str, map_index: int) -> None:

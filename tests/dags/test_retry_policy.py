@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from s2v_tasks.orchestration.execution import step_task
-from s2v_tasks.orchestration.retries import OWN_FAILURES, is_one_too_many, retries
+from s2v_tasks.orchestration.retry_policy import OWN_FAILURES, is_one_too_many, retries
+from s2v_tasks.orchestration.step_operators import step_task
 from s2v_tasks.schemas.steps import CLOSE_JOB, PUBLISH, RENDER_CLIP, STAGE_INPUTS
 from s2v_tasks.settings import load_settings
 

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from s2v_tasks.orchestration.links import VideoLink
-from s2v_tasks.orchestration.operators import StepOperator
+from s2v_tasks.orchestration.operator_links import VideoLink
+from s2v_tasks.orchestration.step_operators import StepOperator
 from s2v_tasks.schemas.steps import PUBLISH, STITCH, VALIDATE
 
 

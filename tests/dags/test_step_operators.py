@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
-from s2v_tasks.orchestration.operators import CloseJobOperator, StepOperator
+from s2v_tasks.orchestration.step_operators import CloseJobOperator, StepOperator
 from s2v_tasks.schemas.steps import CLOSE_JOB, PLAN_CLIPS, PUBLISH, RENDER_CLIP, STAGE_INPUTS, STITCH
 
 

@@ -8,7 +8,7 @@ import pytest
 from airflow.sdk.exceptions import AirflowFailException, AirflowRescheduleException, TaskDeferred
 from airflow.triggers.base import TaskSuccessEvent
 
-from s2v_tasks.orchestration import chain
+from s2v_tasks.orchestration import clip_sensor
 from s2v_tasks.orchestration.clip_sensor import ClipSensor, ClipTrigger
 
 FIRST = {"clip_index": 0, "predecessor": None, "label": "clip 1/2 frames 0..80"}
@@ -35,7 +35,7 @@ def runner(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     from airflow.sdk.execution_time.supervisor import InProcessSupervisorComms
 
     comms = object() if request.param == "worker" else InProcessSupervisorComms(supervisor=SimpleNamespace())
-    monkeypatch.setattr(chain.task_runner, "SUPERVISOR_COMMS", comms, raising=False)
+    monkeypatch.setattr(clip_sensor.task_runner, "SUPERVISOR_COMMS", comms, raising=False)
     return str(request.param)
 
 
@@ -49,7 +49,7 @@ def states(monkeypatch: pytest.MonkeyPatch) -> dict[int, str | None]:
         index = query["map_index"]
         return {"manual__1": {f"clip.render_{index}": known[index]}} if index in known else {}
 
-    monkeypatch.setattr(chain.RuntimeTaskInstance, "get_task_states", staticmethod(get_task_states))
+    monkeypatch.setattr(clip_sensor.RuntimeTaskInstance, "get_task_states", staticmethod(get_task_states))
     monkeypatch.setattr(ClipSensor, "dag_id", "speech_to_video")
     return known
 
@@ -105,8 +105,8 @@ def test_the_trigger_fires_when_the_clip_before_ends(
     states: dict[int, str | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It polls until there is a final state and hands that on; the resumed sensor judges it."""
-    monkeypatch.setattr(chain, "DEFERRED_POLL_SECONDS", 0.01)
-    monkeypatch.setattr(chain, "NEAR_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(clip_sensor, "DEFERRED_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(clip_sensor, "NEAR_POLL_SECONDS", 0.01)
     states[0] = "running"
 
     async def first_event() -> dict[str, Any]:
@@ -136,7 +136,7 @@ def test_the_trigger_does_not_fire_within_seconds_of_its_deferral(
         async for event in ClipTrigger("speech_to_video", "manual__1", "clip.render", 0).run():
             events.append(type(event))
 
-    monkeypatch.setattr(chain.asyncio, "sleep", sleep)
+    monkeypatch.setattr(clip_sensor.asyncio, "sleep", sleep)
     asyncio.run(consume())
     assert events == [10.0, 10.0, 10.0, 2.0, 2.0, TaskSuccessEvent]
 

@@ -16,7 +16,7 @@ from airflow.sdk.exceptions import (
 from airflow.sdk.execution_time import task_runner
 from airflow.sdk.execution_time.comms import DRCount, ErrorResponse, GetDRCount, OKResponse, TriggerDagRun
 
-from s2v_tasks.orchestration import doors
+from s2v_tasks.orchestration import command_operators
 from s2v_tasks.orchestration.command_operators import BatchSensor, CommandOperator, StartJobsOperator, drop_schedule
 from s2v_tasks.settings import load_settings
 
@@ -69,7 +69,7 @@ def supervisor(monkeypatch: pytest.MonkeyPatch) -> Supervisor:
 
 def commands(monkeypatch: pytest.MonkeyPatch, **script: Any) -> Answers:
     answers = Answers({name.replace("_", "-"): answer for name, answer in script.items()})
-    monkeypatch.setattr(doors, "run_command", answers)
+    monkeypatch.setattr(command_operators, "run_command", answers)
     return answers
 
 
@@ -225,7 +225,9 @@ def test_places_of_jobs_whose_runs_are_gone_are_given_to_others(
     supervisor.runs["goes-on"] = TriggerDagRun(dag_id="speech_to_video", run_id="goes-on")
     looks = [{"jobs": [], "waiting": 3, "silent_runs": ["gone", "goes-on"]}, WAITING]
     answers = commands(monkeypatch, mark_started={}, close_lost={})
-    monkeypatch.setattr(doors, "run_command", lambda *call: looks.pop(0) if call[1] == "next-jobs" else answers(*call))
+    monkeypatch.setattr(
+        command_operators, "run_command", lambda *call: looks.pop(0) if call[1] == "next-jobs" else answers(*call)
+    )
     assert StartJobsOperator(task_id="start").execute({})["started"] == 3
     assert answers.calls[0] == ("close-lost", "gone")
 

@@ -7,7 +7,7 @@ import pytest
 from airflow.sdk.execution_time import task_runner
 from airflow.sdk.execution_time.comms import DRCount, GetDRCount
 
-from s2v_tasks.orchestration import upkeep
+from s2v_tasks.orchestration import command_operators
 from s2v_tasks.settings import load_settings
 
 
@@ -40,10 +40,10 @@ def test_the_form_decides_by_hand_and_the_setting_at_night(
         calls.append(arguments)
         return {"run_ids": ["goes-on", "gone"]}
 
-    monkeypatch.setattr(upkeep, "run_command", run_command)
+    monkeypatch.setattr(command_operators, "run_command", run_command)
     monkeypatch.setattr(task_runner, "SUPERVISOR_COMMS", Supervisor(), raising=False)
     monkeypatch.setenv("S2V_HOUSEKEEPING_APPLY", str(configured))
     load_settings.cache_clear()
-    task = upkeep.HousekeepingOperator(task_id="housekeeping")
+    task = command_operators.HousekeepingOperator(task_id="housekeeping")
     task.execute({"dag_run": SimpleNamespace(run_type=run_type), "params": {"dry_run": dry_run}})
     assert calls == [("silent-runs",), ("housekeeping", expected, "--gone-run", "gone")]

@@ -1,7 +1,8 @@
-"""Small generated media."""
+"""Generate small media files."""
 
 import wave
 from collections.abc import Callable
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from s2v_tasks.errors import PermanentError
 from s2v_tasks.media import ffmpeg
 from s2v_tasks.media.encode import Frames
 from s2v_tasks.media.speech import normalise_speech
+from s2v_tasks.media.wav_scan import find_audio
 
 Samples = npt.NDArray[np.float64]
 
@@ -89,3 +91,16 @@ def moving() -> Callable[..., Frames]:
         return np.stack(frames).astype(np.uint8)
 
     return make
+
+
+@pytest.fixture
+def found(tmp_path: Path) -> Callable[[bytes], bytes | str]:
+    """Return all samples that are found in a file of these bytes, or the message."""
+
+    def find(data: bytes) -> bytes | str:
+        (tmp_path / "a").write_bytes(data)
+        with (tmp_path / "a").open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as mapped:
+            audio = find_audio(mapped)
+            return audio if isinstance(audio, str) else b"".join(mapped[s.start : s.end] for s in audio)
+
+    return find

@@ -52,7 +52,7 @@ def read_parts(
     reader = _Reader(device, dtype)
     waiting: deque[_Pending] = deque()
     with ExitStack() as stack:
-        pool = ThreadPoolExecutor(num_threads, thread_name_prefix="weights")
+        pool = ThreadPoolExecutor(num_threads, "weights", initializer=reader.begin_thread)
         files: dict[Path, int] = {}
         try:
             for part in parts:
@@ -87,8 +87,15 @@ class _Reader:
     """The buffers and streams of the threads, one each."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        if str(device) == "cuda":  # without a number
+            device = torch.device("cuda", torch.cuda.current_device())
         self._device, self._dtype = device, dtype
         self._own = threading.local()
+
+    def begin_thread(self) -> None:
+        """Choose the GPU of this thread: a new thread begins with the first one of the machine."""
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)
 
     def start(self, pool: ThreadPoolExecutor, file: int, part: Part) -> _Pending:
         """Allocate the tensor of `part` and hand its reads, a buffer each, to the threads."""

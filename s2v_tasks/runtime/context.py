@@ -3,7 +3,7 @@
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +23,7 @@ from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.runtime.cancellation import cancellable, refuse_cancelled
 from s2v_tasks.runtime.outages import RetryPolicy, retried, tried_once
 from s2v_tasks.schemas.events import JobEvent
-from s2v_tasks.schemas.manifest import Artifact, Manifest
+from s2v_tasks.schemas.manifest import Manifest
 from s2v_tasks.schemas.plan import Plan
 from s2v_tasks.schemas.request import Request, parse_request
 from s2v_tasks.schemas.steps import CLOSE_JOB, PLAN_CLIPS, RENDER_CLIP, STAGE_INPUTS, Step
@@ -74,29 +74,18 @@ class StepContext:
             raise _not_there(key, f"{RENDER_CLIP.command} --clip-index {clip_index}")
         return manifest
 
-    def produce(
-        self,
-        *,
-        step: Step,
-        manifest_key: str,
-        fingerprint: str,
-        inputs: dict[str, Artifact],
-        build: Build,
-        clip_index: int | None = None,
-        elsewhere: Sequence[str] = (),
-    ) -> Produced:
-        """Reuse the artifacts of a step or build them, and put them on record.
+    def withdraw_result(self, *, by_clip: bool = False) -> None:
+        """Let a job that ended run again, and delete its result: another one is about to be made.
 
-        Where something is built, a job that had ended runs again (a clip may only be late, see `job_started`), and its
-        old success does not stand any more.
+        `by_clip`: see `JobRepository.start`.
         """
+        self.metadata.jobs.start(self.job_id, by_clip=by_clip)
+        self.store.delete(self.layout.result)
 
-        def begin() -> None:
-            self.metadata.jobs.start(self.job_id, by_clip=clip_index is not None)
-            self.store.delete(self.layout.result)
-
-        work = Work(step.name, self.job_id, manifest_key, fingerprint, inputs, clip_index, elsewhere)
-        produced = self.artifacts.produce(work, build, begin=begin)
+    def produce(self, work: Work, build: Build) -> Produced:
+        """Reuse the outputs of `work` or build them, and record them; the result is withdrawn before they are built."""
+        by_clip = work.clip_index is not None
+        produced = self.artifacts.produce(work, build, begin=lambda: self.withdraw_result(by_clip=by_clip))
         self.metadata.artifacts.record(produced.manifest)
         return produced
 

@@ -24,7 +24,7 @@ from s2v_tasks.schemas.facts import ConditionsFacts
 from s2v_tasks.schemas.job import AttemptOutcome
 from s2v_tasks.schemas.manifest import fingerprint
 from s2v_tasks.schemas.steps import ENCODE_CONDITIONS, STAGE_INPUTS
-from s2v_tasks.storage.artifacts import Built, OutputFile
+from s2v_tasks.storage.artifacts import Built, OutputFile, Work
 from s2v_tasks.storage.layout import JobLayout
 
 REVISION = 1  # raise it when the same inputs would be encoded differently
@@ -74,15 +74,16 @@ def run(ctx: StepContext) -> dict[str, Any]:
 
     await_earlier_attempt(ctx, CONDITIONS)
     others = ctx.metadata.artifacts.jobs_with_conditions(made_from)
+    work = Work(
+        ENCODE_CONDITIONS,
+        ctx.job_id,
+        ctx.layout.conditions_manifest,
+        made_from,
+        inputs={"image": inputs["image"], "audio_16k": inputs["audio_16k"]},
+        elsewhere=[JobLayout(job_id).conditions_manifest for job_id in others],
+    )
     try:
-        produced = ctx.produce(
-            step=ENCODE_CONDITIONS,
-            manifest_key=ctx.layout.conditions_manifest,
-            fingerprint=made_from,
-            inputs={"image": inputs["image"], "audio_16k": inputs["audio_16k"]},
-            build=build,
-            elsewhere=[JobLayout(job_id).conditions_manifest for job_id in others],
-        )
+        produced = ctx.produce(work, build)
     except Exception as error:
         is_kept = ctx.artifacts.kept.has(ctx.job_id, made_from)
         outcome = AttemptOutcome.INTERRUPTED if is_kept else AttemptOutcome.FAILED

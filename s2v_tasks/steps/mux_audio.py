@@ -8,7 +8,7 @@ from s2v_tasks.runtime.context import StepContext
 from s2v_tasks.schemas.facts import AssemblyFacts
 from s2v_tasks.schemas.manifest import fingerprint
 from s2v_tasks.schemas.steps import MUX_AUDIO, STAGE_INPUTS, STITCH
-from s2v_tasks.storage.artifacts import Built, OutputFile
+from s2v_tasks.storage.artifacts import Built, OutputFile, Work
 
 REVISION = 2  # raise it when the same inputs would be muxed differently
 
@@ -27,11 +27,6 @@ def run(ctx: StepContext) -> dict[str, Any]:
         mux(silent, audio, folder / "muxed.mp4", num_frames=plan.num_frames, fps=plan.fps)
         return Built({"muxed": OutputFile(folder / "muxed.mp4", ctx.layout.muxed, "video/mp4")}, AssemblyFacts())
 
-    produced = ctx.produce(
-        step=MUX_AUDIO,
-        manifest_key=ctx.layout.mux_manifest,
-        fingerprint=fingerprint(MUX_AUDIO.name, REVISION, plan.num_frames, [item.sha256 for item in inputs.values()]),
-        inputs=inputs,
-        build=build,
-    )
-    return {"reused": produced.reused}
+    made_from = fingerprint(MUX_AUDIO.name, REVISION, plan.num_frames, [item.sha256 for item in inputs.values()])
+    work = Work(MUX_AUDIO, ctx.job_id, ctx.layout.mux_manifest, made_from, inputs)
+    return {"reused": ctx.produce(work, build).reused}

@@ -32,8 +32,7 @@ def run(ctx: StepContext) -> dict[str, Any]:
     job = ctx.metadata.jobs.get(ctx.job_id)
     stored = ctx.store.get_bytes(ctx.layout.plan) if ctx.store.exists(ctx.layout.plan) else None
     if data != stored or job is None or job.num_clip != plan.num_clip:
-        ctx.metadata.jobs.start(ctx.job_id)
-        ctx.store.delete(ctx.layout.result)
+        ctx.withdraw_result()
         ctx.metadata.jobs.record_plan(ctx.job_id, plan)
         for clip in plan.inherited:
             made = ctx.clip_manifest(clip.clip_index)

@@ -39,7 +39,7 @@ from s2v_tasks.schemas.manifest import Artifact, Manifest, fingerprint
 from s2v_tasks.schemas.plan import FPS, ClipPlan, Plan
 from s2v_tasks.schemas.steps import ENCODE_CONDITIONS, RENDER_CLIP, STAGE_INPUTS
 from s2v_tasks.settings import Settings, load_settings
-from s2v_tasks.storage.artifacts import Built, OutputFile
+from s2v_tasks.storage.artifacts import Built, OutputFile, Work
 from s2v_tasks.storage.partial_clips import PartialClip
 
 if TYPE_CHECKING:
@@ -158,14 +158,9 @@ class _Leader:
                 return self._build(clip, inputs, saved_clip, folder)
 
             try:
-                manifest, reused = ctx.produce(
-                    step=RENDER_CLIP,
-                    clip_index=index,
-                    manifest_key=ctx.layout.clip_manifest(index),
-                    fingerprint=self._prints[index],
-                    inputs=inputs,
-                    build=build,
-                )
+                manifest_key, made_from = ctx.layout.clip_manifest(index), self._prints[index]
+                work = Work(RENDER_CLIP, ctx.job_id, manifest_key, made_from, inputs, clip_index=index)
+                manifest, reused = ctx.produce(work, build)
             except Exception as error:
                 self._record_failure(index, error)
                 raise

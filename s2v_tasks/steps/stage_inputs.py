@@ -26,7 +26,7 @@ from s2v_tasks.schemas.steps import STAGE_INPUTS
 from s2v_tasks.schemas.strict_json import parse_json
 from s2v_tasks.settings import config_dir
 from s2v_tasks.storage.access import printable
-from s2v_tasks.storage.artifacts import Built, OutputFile, file_sha256
+from s2v_tasks.storage.artifacts import Built, OutputFile, Work, file_sha256
 from s2v_tasks.storage.inputs import find_input, same_name
 
 REVISION = 2  # raise it when the same sources would be normalised differently
@@ -79,14 +79,9 @@ def run(ctx: StepContext, *, request_json: str, run_id: str | None = None) -> di
             outputs["pose"] = OutputFile(folder / "pose.mp4", ctx.layout.pose, "video/mp4")
         return Built(outputs, StagedFacts.model_validate(staged))
 
-    produced = ctx.produce(
-        step=STAGE_INPUTS,
-        manifest_key=ctx.layout.input_manifest,
-        fingerprint=fingerprint(STAGE_INPUTS.name, REVISION, {name: item.sha256 for name, item in inputs.items()}),
-        inputs=inputs,
-        build=build,
-    )
-    return {"reused": produced.reused}
+    made_from = fingerprint(STAGE_INPUTS.name, REVISION, {name: item.sha256 for name, item in inputs.items()})
+    work = Work(STAGE_INPUTS, ctx.job_id, ctx.layout.input_manifest, made_from, inputs)
+    return {"reused": ctx.produce(work, build).reused}
 
 
 def _accept(ctx: StepContext, request_json: str, run_id: str | None) -> Request:
@@ -124,7 +119,7 @@ def _keep_request(ctx: StepContext, request: Request) -> None:
     """Write request.json. A changed request takes back the success and the plan of the one before."""
     data = request.model_dump_json(indent=2).encode()
     if not ctx.store.exists(ctx.layout.request) or ctx.store.get_bytes(ctx.layout.request) != data:
-        ctx.store.delete(ctx.layout.result)
+        ctx.withdraw_result()
         ctx.store.delete(ctx.layout.plan)
         ctx.store.put_bytes(ctx.layout.request, data, "application/json")
 

@@ -16,7 +16,7 @@ from s2v_tasks.schemas.facts import AssemblyFacts, ClipFacts
 from s2v_tasks.schemas.manifest import Manifest, fingerprint
 from s2v_tasks.schemas.plan import ClipPlan, Plan
 from s2v_tasks.schemas.steps import STITCH
-from s2v_tasks.storage.artifacts import Built, OutputFile
+from s2v_tasks.storage.artifacts import Built, OutputFile, Work
 
 REVISION = 1  # raise it when the same clips would be joined differently
 
@@ -48,14 +48,9 @@ def run(ctx: StepContext) -> dict[str, Any]:
         [item.sha256 for item in clips.values()],
         *([fades, encoder_build()] if fades else []),
     ]
-    produced = ctx.produce(
-        step=STITCH,
-        manifest_key=ctx.layout.silent_manifest,
-        fingerprint=fingerprint(STITCH.name, REVISION, *parts),
-        inputs=clips,
-        build=build,
-    )
-    return {"reused": produced.reused}
+    made_from = fingerprint(STITCH.name, REVISION, *parts)
+    work = Work(STITCH, ctx.job_id, ctx.layout.silent_manifest, made_from, clips)
+    return {"reused": ctx.produce(work, build).reused}
 
 
 def _manifest_of(ctx: StepContext, clip: ClipPlan) -> Manifest:

@@ -18,7 +18,7 @@ from s2v_tasks.schemas.plan import Plan
 from s2v_tasks.schemas.report import Expected
 from s2v_tasks.schemas.steps import MUX_AUDIO, STAGE_INPUTS, VALIDATE
 from s2v_tasks.settings import config_dir
-from s2v_tasks.storage.artifacts import Built, OutputFile
+from s2v_tasks.storage.artifacts import Built, OutputFile, Work
 from s2v_tasks.validation import load_thresholds
 from s2v_tasks.validation import validate as judge
 
@@ -55,19 +55,10 @@ def run(ctx: StepContext) -> dict[str, Any]:
             facts=ReportFacts(checks={check.name: check.ok for check in report.checks}),
         )
 
-    manifest, reused = ctx.produce(
-        step=VALIDATE,
-        manifest_key=ctx.layout.report_manifest,
-        fingerprint=fingerprint(
-            VALIDATE.name,
-            REVISION,
-            inputs["video"].sha256,
-            plan.model_dump(mode="json", exclude={"estimate"}),
-            thresholds.model_dump(),
-        ),
-        inputs=inputs,
-        build=build,
-    )
+    promised = plan.model_dump(mode="json", exclude={"estimate"})
+    made_from = fingerprint(VALIDATE.name, REVISION, inputs["video"].sha256, promised, thresholds.model_dump())
+    work = Work(VALIDATE, ctx.job_id, ctx.layout.report_manifest, made_from, inputs)
+    manifest, reused = ctx.produce(work, build)
     return {"reused": reused, "num_checks": len(manifest.facts_as(ReportFacts).checks)}
 
 

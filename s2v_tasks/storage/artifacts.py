@@ -19,6 +19,7 @@ import s2v_tasks
 from s2v_tasks.errors import PermanentError, TransientError
 from s2v_tasks.log import get_logger
 from s2v_tasks.schemas.manifest import Artifact, Manifest, Producer
+from s2v_tasks.schemas.steps import Step
 from s2v_tasks.storage.kept_outputs import Built as Built
 from s2v_tasks.storage.kept_outputs import KeptOutputs
 from s2v_tasks.storage.kept_outputs import OutputFile as OutputFile
@@ -38,7 +39,7 @@ class Work:
     elsewhere: manifest keys of other jobs that may have done the same work; its outputs are copied.
     """
 
-    step: str
+    step: Step
     job_id: str
     manifest_key: str
     fingerprint: str
@@ -72,12 +73,12 @@ class ArtifactStore:
         the next attempt finds them.
         """
         if manifest := self._find(work):
-            get_logger().info("reused", step=work.step, manifest_key=work.manifest_key)
+            get_logger().info("reused", step=work.step.name, manifest_key=work.manifest_key)
             return Produced(manifest, reused=True)
         started_at = datetime.now(UTC)
         if self._work_dir:
             self._work_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f"s2v-{work.step}-", dir=self._work_dir) as folder:
+        with tempfile.TemporaryDirectory(prefix=f"s2v-{work.step.name}-", dir=self._work_dir) as folder:
             begin()
             kept = self.kept.take(work.job_id, work.fingerprint, Path(folder))
             built = kept or build(Path(folder))
@@ -104,12 +105,12 @@ class ArtifactStore:
 
     def _write(self, work: Work, built: Built, started_at: datetime) -> Manifest:
         """Store the outputs, the manifest last; first move a clip with another fingerprint to its superseded keys."""
-        self._retire(work)
+        self._retire(work.manifest_key, work.fingerprint)
         outputs = {
             name: self.store.upload(file.path, file.key, file.content_type) for name, file in built.outputs.items()
         }
         manifest = Manifest(
-            step=work.step,
+            step=work.step.name,
             job_id=work.job_id,
             clip_index=work.clip_index,
             fingerprint=work.fingerprint,
@@ -136,7 +137,7 @@ class ArtifactStore:
                 f"Outputs of {source.step} of job {source.job_id} are lost or changed: they cannot be reused. "
                 "Run that job again first."
             )
-        self._retire(Work(source.step, job_id, manifest_key, source.fingerprint, source.inputs, source.clip_index))
+        self._retire(manifest_key, source.fingerprint)
         adopted = source.model_copy(update={"job_id": job_id, "facts": source.facts.made_by(source.job_id)})
         return self._copy_beside(adopted, manifest_key.removesuffix(MANIFEST_NAME))
 
@@ -186,21 +187,21 @@ class ArtifactStore:
     def _put_manifest(self, key: str, manifest: Manifest) -> None:
         self.store.put_bytes(key, manifest.model_dump_json(indent=2).encode(), "application/json")
 
-    def _retire(self, work: Work) -> None:
+    def _retire(self, manifest_key: str, fingerprint: str) -> None:
         """Delete the old manifest; before that, copy a complete clip to its superseded keys."""
-        old = self.read_manifest(work.manifest_key)
-        if old and old.clip_index is not None and old.fingerprint != work.fingerprint and self._is_whole(old):
+        old = self.read_manifest(manifest_key)
+        if old and old.clip_index is not None and old.fingerprint != fingerprint and self._is_whole(old):
             folder = JobLayout(old.job_id).superseded_clip(old.clip_index, old.fingerprint, "")
             self._copy_beside(old, folder)
             get_logger().info("clip_superseded", clip_index=old.clip_index, fingerprint=old.fingerprint)
-        self.store.delete(work.manifest_key)
+        self.store.delete(manifest_key)
 
     def _restore(self, work: Work, clip_index: int) -> Manifest | None:
         kept_key = JobLayout(work.job_id).superseded_clip(clip_index, work.fingerprint, MANIFEST_NAME)
         kept = self.reusable(kept_key, work.fingerprint)
         if kept is None:
             return None
-        self._retire(work)
+        self._retire(work.manifest_key, work.fingerprint)
         get_logger().info("clip_restored", clip_index=clip_index, fingerprint=work.fingerprint)
         return self._copy_beside(kept, work.manifest_key.removesuffix(MANIFEST_NAME))
 

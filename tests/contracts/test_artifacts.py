@@ -10,6 +10,7 @@ import s2v_tasks
 from s2v_tasks.errors import PermanentError, TransientError
 from s2v_tasks.schemas.facts import ClipFacts
 from s2v_tasks.schemas.manifest import Artifact
+from s2v_tasks.schemas.steps import MUX_AUDIO, RENDER_CLIP, STITCH
 from s2v_tasks.storage.artifacts import ArtifactStore, Build, Built, OutputFile, Produced, Work, producer
 from s2v_tasks.storage.layout import JobLayout
 from s2v_tasks.storage.s3 import ObjectStore
@@ -38,7 +39,7 @@ def not_built(folder: Path) -> Built:
 
 def produce(store: ObjectStore, fingerprint: str, build: Build, **changes: Any) -> Produced:
     arguments: dict[str, Any] = {
-        "step": "render_clip",
+        "step": RENDER_CLIP,
         "job_id": "job-1",
         "manifest_key": LAYOUT.clip_manifest(0),
         "inputs": {"speech": SPEECH},
@@ -72,8 +73,7 @@ def test_what_cannot_be_stored_is_stored_by_the_next_attempt(
 ) -> None:
     """The outputs stay on the local disk, whatever kept them from the store; nothing is built again."""
     artifacts = ArtifactStore(store, tmp_path)
-    work: dict[str, Any] = {"step": "render_clip", "job_id": "job-1", "manifest_key": LAYOUT.clip_manifest(0)}
-    work |= {"fingerprint": "f1", "inputs": {"speech": SPEECH}, "clip_index": 0}
+    work = Work(RENDER_CLIP, "job-1", LAYOUT.clip_manifest(0), "f1", {"speech": SPEECH}, clip_index=0)
     begun: list[int] = []
 
     def fail(*_: object) -> None:
@@ -82,9 +82,9 @@ def test_what_cannot_be_stored_is_stored_by_the_next_attempt(
     with monkeypatch.context() as patch:
         patch.setattr(ObjectStore, "upload", fail)
         with pytest.raises(type(error)):
-            artifacts.produce(Work(**work), clip_build(b"1"), begin=lambda: begun.append(1))
+            artifacts.produce(work, clip_build(b"1"), begin=lambda: begun.append(1))
     assert artifacts.kept.has("job-1", "f1")
-    manifest, reused = artifacts.produce(Work(**work), not_built, begin=lambda: begun.append(2))
+    manifest, reused = artifacts.produce(work, not_built, begin=lambda: begun.append(2))
     assert (reused, begun, manifest.facts) == (True, [1, 2], FACTS)
     assert store.get_bytes(LAYOUT.clip(0)) == b"1clip"
     assert not artifacts.kept.has("job-1", "f1")
@@ -96,7 +96,6 @@ def test_what_one_job_could_not_store_is_not_stored_for_another(
 ) -> None:
     """Two jobs of one request have equal fingerprints: the manifest of each names objects of its own."""
     artifacts = ArtifactStore(store, tmp_path)
-    work: dict[str, Any] = {"step": "mux_audio", "fingerprint": "f1", "inputs": {}}
 
     def build_for(layout: JobLayout) -> Build:
         def build(folder: Path) -> Built:
@@ -111,9 +110,9 @@ def test_what_one_job_could_not_store_is_not_stored_for_another(
     with monkeypatch.context() as patch:
         patch.setattr(ObjectStore, "upload", fail)
         with pytest.raises(TransientError):
-            artifacts.produce(Work(job_id="job-1", manifest_key=LAYOUT.mux_manifest, **work), build_for(LAYOUT))
+            artifacts.produce(Work(MUX_AUDIO, "job-1", LAYOUT.mux_manifest, "f1", {}), build_for(LAYOUT))
     other = JobLayout("job-2")
-    produced = artifacts.produce(Work(job_id="job-2", manifest_key=other.mux_manifest, **work), build_for(other))
+    produced = artifacts.produce(Work(MUX_AUDIO, "job-2", other.mux_manifest, "f1", {}), build_for(other))
     assert produced.manifest.outputs["muxed"].key == other.muxed
     assert not store.exists(LAYOUT.muxed)
 
@@ -121,7 +120,7 @@ def test_what_one_job_could_not_store_is_not_stored_for_another(
 def test_a_build_that_fails_leaves_nothing(store: ObjectStore, tmp_path: Path) -> None:
     """Only what is finished is kept."""
     with pytest.raises(AssertionError, match="nothing was to be built"):
-        ArtifactStore(store, tmp_path).produce(Work("stitch", "job-1", "m", "f1", inputs={}), not_built)
+        ArtifactStore(store, tmp_path).produce(Work(STITCH, "job-1", "m", "f1", {}), not_built)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -287,7 +286,7 @@ def test_the_scratch_folder_is_gone_afterwards(store: ObjectStore, tmp_path: Pat
         seen.append(folder)
         return clip_build(b"1")(folder)
 
-    ArtifactStore(store, tmp_path / "work").produce(Work("render_clip", "job-1", "m.json", "f", inputs={}), build)
+    ArtifactStore(store, tmp_path / "work").produce(Work(RENDER_CLIP, "job-1", "m.json", "f", {}), build)
     assert seen[0].parent == tmp_path / "work"
     assert list((tmp_path / "work").iterdir()) == []
 

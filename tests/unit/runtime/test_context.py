@@ -10,7 +10,7 @@ from s2v_tasks.runtime.context import StepContext, open_context, run_step
 from s2v_tasks.schemas.facts import ClipFacts, Facts
 from s2v_tasks.schemas.steps import RENDER_CLIP, STITCH
 from s2v_tasks.settings import Settings, load_settings
-from s2v_tasks.storage.artifacts import Built, OutputFile
+from s2v_tasks.storage.artifacts import Built, OutputFile, Work
 
 
 @pytest.fixture
@@ -34,14 +34,8 @@ def make(context: StepContext, clip_index: int | None = None) -> None:
         facts = Facts() if clip_index is None else ClipFacts(start_frame=0, end_frame=48)
         return Built({"clip": OutputFile(folder / "clip.mp4", key, "video/mp4")}, facts)
 
-    context.produce(
-        step=STITCH if clip_index is None else RENDER_CLIP,
-        clip_index=clip_index,
-        manifest_key=f"{key}.manifest.json",
-        fingerprint="f",
-        inputs={},
-        build=build,
-    )
+    step = STITCH if clip_index is None else RENDER_CLIP
+    context.produce(Work(step, "my-job", f"{key}.manifest.json", "f", {}, clip_index), build)
 
 
 def status(context: StepContext) -> str:

@@ -18,7 +18,7 @@ from s2v_tasks.schemas.plan import ClipPlan, Estimate, Plan, Sampling, SpeechFac
 from s2v_tasks.schemas.steps import RENDER_CLIP, STITCH
 from s2v_tasks.settings import Settings, load_settings
 from s2v_tasks.steps import stitch
-from s2v_tasks.storage.artifacts import Built, OutputFile
+from s2v_tasks.storage.artifacts import Built, OutputFile, Work
 
 OTHER = "ffmpeg 5.1.9, x264 - core 164 r3095, digest 8f905914e21e"
 LENGTHS = (12, 9, 7)
@@ -87,14 +87,8 @@ def finish(context: StepContext, clip: ClipPlan, encoder: str | None) -> np.ndar
         facts = ClipFacts(start_frame=clip.start_frame, end_frame=clip.end_frame)
         return Built(outputs, facts.model_copy(update={"encoder": encoder}) if encoder else facts)
 
-    context.produce(
-        step=RENDER_CLIP,
-        clip_index=clip.clip_index,
-        manifest_key=context.layout.clip_manifest(clip.clip_index),
-        fingerprint=f"fingerprint-{clip.clip_index}",
-        inputs={},
-        build=build,
-    )
+    index, key = clip.clip_index, context.layout.clip_manifest(clip.clip_index)
+    context.produce(Work(RENDER_CLIP, context.job_id, key, f"fingerprint-{index}", {}, index), build)
     return decoded[0]
 
 

@@ -67,7 +67,7 @@ def render_clip(
     """Render clips, each durable before the next begins; torchrun starts several ranks. Finished clips are reused."""
     _prepare_torch()
     if int(os.environ.get("RANK", "0")) > 0:
-        from s2v_tasks.steps.render_clip import follow
+        from s2v_tasks.rendering.follower import follow
 
         follow(job_id)
         return

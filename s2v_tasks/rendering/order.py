@@ -1,7 +1,8 @@
-"""What each rank of render_clip does: load the networks once, render the clips that the leader orders."""
+"""Orders of the leader, and the renderer of each rank, which loads the networks once and renders the ordered clips."""
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,21 +11,23 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from s2v_tasks.engine import check_compile_cache
-from s2v_tasks.engine.clip import ClipInputs, MotionState, Sampling, TakeFrames, motion_frames_needed
+from s2v_tasks.engine.clip import ClipInputs, MotionState, Sampling, TakeFrames
 from s2v_tasks.engine.images import fit_pose
 from s2v_tasks.engine.loading import Snapshot
 from s2v_tasks.engine.models.attention_kernels import kernel_name
 from s2v_tasks.engine.options import EngineOptions
 from s2v_tasks.engine.pipeline import S2VPipeline
 from s2v_tasks.engine.resume import DenoiseState
-from s2v_tasks.engine.worker import Worker, load_pipeline, made_with, vae_precision
+from s2v_tasks.engine.worker import Worker, load_pipeline, made_with, open_worker, vae_precision
 from s2v_tasks.media.frames import read_frames
+from s2v_tasks.rendering.fingerprints import frames_to_keep
 from s2v_tasks.schemas.plan import ClipPlan, Plan
+from s2v_tasks.settings import Settings
 
 
 @dataclass(frozen=True)
 class Order:
-    """A clip to render; the files are on the disk that the ranks share."""
+    """A clip to render; its files are on the disk that the ranks share."""
 
     plan: Plan
     clip: ClipPlan
@@ -35,17 +38,19 @@ class Order:
 
 
 class Renderer:
-    """One rank's share of the networks: loaded for the first clip that is missing, kept for those after it."""
+    """Renderer of one rank: it loads its shard of the networks for the first missing clip and keeps it."""
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
         self._pipeline: S2VPipeline | None = None
-        self.facts: dict[str, Any] = {}  # how the networks run, once they are loaded
+        self.facts: dict[str, Any] = {}  # of the loaded networks
 
-    def render(self, order: Order, take: TakeFrames, on_step: Callable[[int, int], None]) -> MotionState | None:
-        """Render the clip, from its state where there is one; all ranks call it with the same order.
+    def render(
+        self, order: Order, state: DenoiseState | None, take: TakeFrames, on_step: Callable[[int, int], None]
+    ) -> MotionState | None:
+        """Render the clip, from `state` if it is given; all ranks call it with the same order and state.
 
-        `take` and `on_step` are told of frames and solver steps as they are made, see `S2VPipeline.stream_clip`.
+        `take` gets frames and `on_step` gets solver steps as they are made, see `S2VPipeline.stream_clip`.
         """
         sampling = order.plan.sampling
         return self.load(order).stream_clip(
@@ -60,12 +65,12 @@ class Renderer:
             ),
             take,
             on_step,
-            state=self.saved_state(order),
+            state=state,
             interrupted=self._worker.interrupted,
         )
 
     def load(self, order: Order) -> S2VPipeline:
-        """The networks; all ranks call it with the same order."""
+        """Load the networks for the first clip and return them; all ranks call it with the same order."""
         if self._pipeline is not None:
             return self._pipeline
         if order.options.compiled:
@@ -89,38 +94,29 @@ class Renderer:
         return self._pipeline
 
     def saved_state(self, order: Order) -> DenoiseState | None:
-        """Where the clip goes on; None where it begins at the first step. The networks are loaded."""
+        """Load the networks and return the saved state of the clip; None if it begins at the first step."""
+        self.load(order)
         path = order.paths.get("state")
         return None if path is None else DenoiseState.load(path, self.name)
 
     @property
     def name(self) -> str:
-        """What decides about the bytes beside the inputs: a saved state is continued by the same alone."""
+        """Return the hardware and software that decide about bytes; only an equal renderer resumes a saved state."""
         names = ("device", "device_model", "parallel_layout", "attention", "torch_version", "cudnn_version")
         return " ".join(str(self.facts[name]) for name in names if name in self.facts)
 
     def clip_facts(self) -> dict[str, Any]:
-        """How the latest clip was rendered; all ranks call it."""
+        """Return the facts of the latest clip that the engine knows; all ranks call it."""
         share = {} if self._pipeline is None else {"skipped_share": round(self._pipeline.skipped_share, 4)}
         return self.facts | share | self._worker.largest(self._worker.peak_memory_bytes())
 
 
-def frames_to_keep(plan: Plan, clip: ClipPlan) -> int | None:
-    """How many pixel frames the motion state must carry for the rest of the chain; None: nobody follows."""
-    later = []
-    successor = clip.successor
-    while successor is not None:
-        later.append(plan.clips[successor].infer_frames)
-        successor = plan.clips[successor].successor
-    return motion_frames_needed(later) if later else None
-
-
 def _clip_inputs(order: Order) -> ClipInputs:
-    """What the engine needs of this clip, as tensors."""
+    """Return the inputs of the engine as tensors."""
     plan, clip, paths = order.plan, order.clip, order.paths
     rendered_end = clip.start_frame + clip.infer_frames
     with safe_open(paths["conditions"], framework="pt") as conditions:
-        # Of the speech of a long video only what this clip hears.
+        # Only the part of the speech that belongs to this clip.
         audio = conditions.get_slice("audio")[clip.start_frame : rendered_end]
         whole = {name: conditions.get_tensor(name) for name in ("reference_u8", "context", "context_null")}
     motion = None
@@ -140,3 +136,13 @@ def _clip_inputs(order: Order) -> ClipInputs:
         start_from_ref=plan.sampling.start_from_ref,
         keep_motion_frames=frames_to_keep(plan, clip),
     )
+
+
+def open_rank(settings: Settings) -> AbstractContextManager[Worker]:
+    """Open this process as one rank; followers wait for the leader while S3 and then PostgreSQL may be away."""
+    return open_worker(settings.device, leader_waits_seconds=leader_waits_seconds(settings))
+
+
+def leader_waits_seconds(settings: Settings) -> float:
+    """Return the maximum seconds between two clips: one outage of S3 and one of PostgreSQL."""
+    return 2.0 * settings.retry_seconds

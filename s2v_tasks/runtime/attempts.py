@@ -1,33 +1,41 @@
-"""Writes down what an attempt has cost so far: one that is killed, with its node perhaps, cannot say so at its end."""
+"""Attempts at GPU work: wait for an earlier attempt, send heartbeats, record the outcome.
+
+Heartbeats record the GPU-seconds so far: a process that is killed, perhaps with its node, cannot report them.
+"""
 
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Self
 
 from s2v_tasks import log
 from s2v_tasks.errors import TransientError
 from s2v_tasks.metadata.attempts import AttemptKey
 from s2v_tasks.runtime.context import StepContext, tolerated
+from s2v_tasks.schemas.job import AttemptOutcome
+from s2v_tasks.storage.artifacts import Build, Built, Produced, Work
 
 BEAT_SECONDS = 5.0
-_SILENT_SECONDS = 3 * BEAT_SECONDS  # after that an attempt is taken for dead
+_SILENT_SECONDS = 3 * BEAT_SECONDS  # without a heartbeat; then an attempt counts as dead
 _LOOK_SECONDS = 1.0
-# The other ranks wait in a collective operation meanwhile, which ends after 30 minutes.
+# The other ranks wait meanwhile in a collective operation with a timeout of 30 minutes.
 _LONGEST_WAIT_SECONDS = 15 * 60.0
 
 
 @contextmanager
-def metered(ctx: StepContext, work: AttemptKey) -> Iterator[None]:
-    """Work on GPUs that began a moment ago; its seconds are on record as they go by, loading the model included."""
+def heartbeats(ctx: StepContext, work: AttemptKey) -> Iterator[None]:
+    """Record the GPU-seconds of the running attempt every few seconds."""
     over = threading.Event()
 
     def beat() -> None:
         while not over.wait(BEAT_SECONDS):
-            with tolerated("attempt_not_metered"):
+            with tolerated("heartbeat_not_recorded"):
                 ctx.metadata.attempts.heartbeat(ctx.job_id, work)
 
-    thread = threading.Thread(target=beat, name="attempt-meter", daemon=True)
+    thread = threading.Thread(target=beat, name="heartbeats", daemon=True)
     thread.start()
     try:
         yield
@@ -37,23 +45,23 @@ def metered(ctx: StepContext, work: AttemptKey) -> Iterator[None]:
 
 
 def await_earlier_attempt(ctx: StepContext, work: AttemptKey) -> None:
-    """Wait while another process works on the same; TransientError when that takes too long.
+    """Wait while another process does the same work; TransientError when that takes too long.
 
-    Airflow starts a task again when its scheduler was lost, and ends the process of the first try only some seconds
-    later. What that process saves at its end, or even finishes, would else be computed twice.
+    After the loss of its scheduler, Airflow starts a task again and ends the first process only some seconds later.
+    Without this wait, the work that the first process saves or finishes would be done twice.
     """
     deadline = time.monotonic() + _LONGEST_WAIT_SECONDS
     waits = False
     while _is_alive(ctx, work):
         if ctx.retry_policy.asked_to_end():
             raise TransientError(
-                "This process was asked to end while it waited for an earlier one that works on the same: the next try "
-                "looks again."
+                "This process was asked to end while it waited for an earlier attempt at the same work. The next try "
+                "waits again."
             )
         if time.monotonic() > deadline:
             raise TransientError(
-                f"Another process has worked on this for {_LONGEST_WAIT_SECONDS / 60:.0f} minutes: expected that it "
-                "ends, since Airflow has started this one in its place. The next try looks again."
+                f"Another process has done this work for {_LONGEST_WAIT_SECONDS / 60:.0f} minutes: expected its end, "
+                "because Airflow has started this process in its place. The next try waits again."
             )
         if not waits:
             log.get_logger().info("waiting_for_earlier_attempt")
@@ -62,9 +70,9 @@ def await_earlier_attempt(ctx: StepContext, work: AttemptKey) -> None:
 
 
 def _is_alive(ctx: StepContext, work: AttemptKey) -> bool:
-    """Whether another process works on the same, as far as one can tell after an outage.
+    """Return whether another process has sent a heartbeat lately.
 
-    While the database was away it could not give a sign of life: that silence does not count.
+    It could not send one while the database was away: the time of an outage does not count.
     """
     outage, silent_seconds = ctx.retry_policy.latest_outage, _SILENT_SECONDS
     if outage is not None:
@@ -73,4 +81,101 @@ def _is_alive(ctx: StepContext, work: AttemptKey) -> bool:
         if now - ended < _SILENT_SECONDS:
             silent_seconds += now - began
     alive = ctx.metadata.attempts.is_alive(ctx.job_id, work, within_seconds=silent_seconds)
-    return alive or ctx.retry_policy.latest_outage != outage  # this look has outlasted one: look again
+    return alive or ctx.retry_policy.latest_outage != outage  # there was an outage during this call: look again
+
+
+class AttemptInterruptedError(TransientError):
+    """The process was asked to end; the state of its work is saved."""
+
+
+class Attempt(ABC):
+    """One attempt at GPU work, recorded in the metadata store from its start to its end.
+
+    Entering it waits for an earlier attempt at the same work. Heartbeats begin with the build and end with the block,
+    because the GPU is held until the outputs are stored and recorded, however long S3 is away.
+    """
+
+    def __init__(self, ctx: StepContext, work: Work) -> None:
+        self.ctx, self.work = ctx, work
+        self._key = AttemptKey(work.step.name, work.clip_index)
+        self._heartbeats = ExitStack()
+
+    def __enter__(self) -> Self:
+        await_earlier_attempt(self.ctx, self._key)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._heartbeats.close()
+
+    def produce(self, build: Build) -> Produced:
+        """Reuse the outputs of the work or build them; a failure ends the attempt.
+
+        It is interrupted, not failed, if the next attempt need not do its work again.
+        """
+
+        def build_as_attempt(folder: Path) -> Built:
+            self._start()
+            self._heartbeats.enter_context(heartbeats(self.ctx, self._key))
+            return build(folder)
+
+        try:
+            return self.ctx.produce(self.work, build_as_attempt)
+        except Exception as error:
+            is_kept = isinstance(error, AttemptInterruptedError) or self.ctx.artifacts.kept.has(
+                self.work.job_id, self.work.fingerprint
+            )
+            with tolerated("attempt_not_recorded"):
+                self._fail(AttemptOutcome.INTERRUPTED if is_kept else AttemptOutcome.FAILED, str(error))
+            raise
+
+    @abstractmethod
+    def succeed(self, produced: Produced) -> None:
+        """Record the success; `produced.reused` outputs were made by an earlier attempt or by another job."""
+
+    @abstractmethod
+    def _start(self) -> None: ...
+
+    @abstractmethod
+    def _fail(self, outcome: AttemptOutcome, reason: str) -> None: ...
+
+
+class ConditionsAttempt(Attempt):
+    """An attempt to encode the conditions of a job."""
+
+    def succeed(self, produced: Produced) -> None:
+        """Record the success."""
+        if produced.reused:
+            self.ctx.metadata.conditions.reuse(self.work.job_id, made_at=produced.manifest.made_at)
+        else:
+            self.ctx.metadata.conditions.end(self.work.job_id, outcome=AttemptOutcome.SUCCEEDED)
+
+    def _start(self) -> None:
+        self.ctx.metadata.conditions.start(self.work.job_id)
+
+    def _fail(self, outcome: AttemptOutcome, reason: str) -> None:
+        self.ctx.metadata.conditions.end(self.work.job_id, outcome=outcome, reason=reason)
+
+
+class ClipAttempt(Attempt):
+    """An attempt to render a clip on `world_size` GPUs."""
+
+    def __init__(self, ctx: StepContext, work: Work, *, world_size: int) -> None:
+        super().__init__(ctx, work)
+        self._clip_index, self._world_size = work.clip_index or 0, world_size
+
+    def succeed(self, produced: Produced) -> None:
+        """Record the success and the facts of the clip."""
+        self.ctx.metadata.clips.succeed(
+            self.work.job_id,
+            self._clip_index,
+            facts=produced.manifest.facts.model_dump(mode="json"),
+            reused=produced.reused,
+            made_at=produced.manifest.made_at,
+        )
+
+    def _start(self) -> None:
+        fingerprint, world_size = self.work.fingerprint, self._world_size
+        self.ctx.metadata.clips.start(self.work.job_id, self._clip_index, fingerprint, world_size=world_size)
+
+    def _fail(self, outcome: AttemptOutcome, reason: str) -> None:
+        self.ctx.metadata.clips.fail(self.work.job_id, self._clip_index, reason, outcome=outcome)

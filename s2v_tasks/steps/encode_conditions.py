@@ -16,12 +16,10 @@ from s2v_tasks.engine.conditions import NEGATIVE_PROMPT, encode_conditions
 from s2v_tasks.engine.loading import snapshot_id
 from s2v_tasks.engine.worker import choose_device
 from s2v_tasks.media.speech import load_waveform
-from s2v_tasks.metadata.attempts import CONDITIONS
-from s2v_tasks.runtime.attempts import await_earlier_attempt, metered
-from s2v_tasks.runtime.context import StepContext, tolerated
+from s2v_tasks.runtime.attempts import ConditionsAttempt
+from s2v_tasks.runtime.context import StepContext
 from s2v_tasks.runtime.requirements import open_snapshot
 from s2v_tasks.schemas.facts import ConditionsFacts
-from s2v_tasks.schemas.job import AttemptOutcome
 from s2v_tasks.schemas.manifest import fingerprint
 from s2v_tasks.schemas.steps import ENCODE_CONDITIONS, STAGE_INPUTS
 from s2v_tasks.storage.artifacts import Built, OutputFile, Work
@@ -67,12 +65,6 @@ def run(ctx: StepContext) -> dict[str, Any]:
             facts=ConditionsFacts(prompt=request.prompt, shapes=shapes),
         )
 
-    def build(folder: Path) -> Built:
-        ctx.metadata.conditions.start(ctx.job_id)
-        with metered(ctx, CONDITIONS):
-            return encode(folder)
-
-    await_earlier_attempt(ctx, CONDITIONS)
     others = ctx.metadata.artifacts.jobs_with_conditions(made_from)
     work = Work(
         ENCODE_CONDITIONS,
@@ -82,16 +74,7 @@ def run(ctx: StepContext) -> dict[str, Any]:
         inputs={"image": inputs["image"], "audio_16k": inputs["audio_16k"]},
         elsewhere=[JobLayout(job_id).conditions_manifest for job_id in others],
     )
-    try:
-        produced = ctx.produce(work, build)
-    except Exception as error:
-        is_kept = ctx.artifacts.kept.has(ctx.job_id, made_from)
-        outcome = AttemptOutcome.INTERRUPTED if is_kept else AttemptOutcome.FAILED
-        with tolerated("attempt_not_recorded"):
-            ctx.metadata.conditions.end(ctx.job_id, outcome=outcome, reason=str(error))
-        raise
-    if produced.reused:
-        ctx.metadata.conditions.reuse(ctx.job_id, made_at=produced.manifest.made_at)
-    else:
-        ctx.metadata.conditions.end(ctx.job_id, outcome=AttemptOutcome.SUCCEEDED)
+    with ConditionsAttempt(ctx, work) as attempt:
+        produced = attempt.produce(encode)
+        attempt.succeed(produced)
     return {"reused": produced.reused}

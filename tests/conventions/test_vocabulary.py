@@ -24,7 +24,7 @@ WORDS = {
 ALLOWED = {
     ("s2v_tasks/validation/__init__.py", "validate"),
     ("s2v_tasks/runtime/cancellation.py", "job_cancelled"),
-    ("s2v_tasks/steps/render_clip.py", "interrupted"),
+    ("s2v_tasks/rendering/follower.py", "interrupted"),
 }
 
 

@@ -15,12 +15,12 @@ from s2v_tasks.media.encode import encoder_build
 from s2v_tasks.metadata.clips import ClipRepository
 from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.metadata.tables import Job
+from s2v_tasks.rendering import fingerprints, leader
 from s2v_tasks.rendering import order as clip_order
 from s2v_tasks.runtime import attempts
 from s2v_tasks.schemas.facts import ClipFacts
 from s2v_tasks.schemas.manifest import Artifact, Manifest
 from s2v_tasks.schemas.plan import Plan
-from s2v_tasks.steps import render_clip
 from s2v_tasks.storage.artifacts import ArtifactStore
 from s2v_tasks.storage.layout import JobLayout
 from s2v_tasks.storage.s3 import ObjectStore
@@ -167,7 +167,7 @@ def test_a_clip_needs_the_clip_before_it(run: Run, give_up: GiveUp) -> None:
 def clip_fingerprints(
     plan: Plan, inputs: dict[str, str], snapshot: str, options: EngineOptions, encoder: str = "x264"
 ) -> list[str]:
-    return render_clip.clip_fingerprints(plan, inputs, snapshot, options, encoder)
+    return fingerprints.clip_fingerprints(plan, inputs, snapshot, options, encoder)
 
 
 def test_a_fingerprint_follows_all_that_a_clip_is_made_from(run: Run, store: ObjectStore) -> None:
@@ -208,7 +208,7 @@ def test_clips_of_one_job_are_encoded_by_one_build(
     """A clip names its encoder; a process with another one says so, continues none of its clips and reuses none."""
     render()
     assert [manifest_of(store, index).facts_as(ClipFacts).encoder for index in range(2)] == [encoder_build()] * 2
-    monkeypatch.setattr(render_clip, "encoder_build", lambda: "ffmpeg 5.1, x264 - core 164")
+    monkeypatch.setattr(leader, "encoder_build", lambda: "ffmpeg 5.1, x264 - core 164")
     with pytest.raises(
         TransientError, match=r"clips/0000/manifest\.json .* made by the encoder ffmpeg .*, and here is"
     ) as told:

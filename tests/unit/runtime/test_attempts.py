@@ -13,7 +13,7 @@ from s2v_tasks.metadata.attempts import CONDITIONS, AttemptKey, AttemptRepositor
 from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.planning import make_plan
 from s2v_tasks.runtime import attempts, outages
-from s2v_tasks.runtime.attempts import await_earlier_attempt, metered
+from s2v_tasks.runtime.attempts import await_earlier_attempt, heartbeats
 from s2v_tasks.runtime.context import StepContext, open_context
 from s2v_tasks.schemas.model_card import load_gpu_card, load_model_card
 from s2v_tasks.schemas.plan import Plan, SpeechFacts
@@ -46,9 +46,9 @@ def test_gpu_seconds_are_on_record_while_the_work_goes_on(
 
     with open_context("job-1", load_settings()) as ctx:
         ctx.metadata.conditions.start("job-1")
-        with metered(ctx, CONDITIONS):
+        with heartbeats(ctx, CONDITIONS):
             grows(grows(0.0))
-        assert "attempt-meter" not in [thread.name for thread in threading.enumerate()]
+        assert "heartbeats" not in [thread.name for thread in threading.enumerate()]
 
 
 def plan_of_three_clips(job_id: str) -> Plan:

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from s2v_tasks.engine.options import EngineOptions
+from s2v_tasks.rendering import fingerprints, leader, order
+from s2v_tasks.rendering.fingerprints import clip_fingerprints
 from s2v_tasks.schemas.manifest import Manifest, Producer
 from s2v_tasks.schemas.plan import ClipPlan, Estimate, InheritedClip, Plan, Sampling, SpeechFacts
 from s2v_tasks.settings import load_settings
-from s2v_tasks.steps import render_clip
-from s2v_tasks.steps.render_clip import clip_fingerprints
 
 GOLDEN = ["bfa875e91a2d9ce4", "346bc9c9aa7ad674", "1f4f739f46415138", "df8280c744f3f32d"]
 GOLDEN_FADES = [*GOLDEN[:2], "fe1b91534a38c963", "8da4de2b37021da1"]  # of the two clips that meet in a cross-fade
@@ -81,7 +81,7 @@ def prints(
 
 def test_fingerprints_stay_what_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep those of finished clips: another value for the same clip would have all users pay for it again."""
-    monkeypatch.setattr(render_clip, "REVISION", 5)
+    monkeypatch.setattr(fingerprints, "REVISION", 5)
     assert [found[:16] for found in prints(plan())] == GOLDEN
     assert [found[:16] for found in prints(plan(clip(3, fade_in_frames=4), clip(2, fade_out_frames=4)))] == GOLDEN_FADES
 
@@ -89,7 +89,7 @@ def test_fingerprints_stay_what_they_are(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_revision_of_the_engine_renders_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     """Change all fingerprints with the revision."""
     before = prints(plan())
-    monkeypatch.setattr(render_clip, "REVISION", render_clip.REVISION + 1)
+    monkeypatch.setattr(fingerprints, "REVISION", fingerprints.REVISION + 1)
     assert not set(before) & set(prints(plan()))
 
 
@@ -152,10 +152,10 @@ def test_a_clip_stores_its_frames_and_those_that_fade_out(tmp_path: Path, monkey
     def encode(frames: Iterable[Any], path: Path, **options: Any) -> None:
         encoded.extend([[int(frame[0, 0, 0]) for frame in frames], path, options])
 
-    monkeypatch.setattr(render_clip, "encode_clip", encode)
+    monkeypatch.setattr(leader, "encode_clip", encode)
     pieces = iter([torch.full((4, 2, 2, 3), number, dtype=torch.uint8) for number in range(5)])
     short = clip(1, infer_frames=20, end_frame=28, fade_in_frames=3, fade_out_frames=5)
-    render_clip._encode(short, tmp_path / "clip.mp4", pieces)
+    leader._encode(short, tmp_path / "clip.mp4", pieces)
     frames, path, options = encoded
     assert frames == [*[0] * 4, *[1] * 4, *[2] * 4, *[3] * 4, 4]
     assert (path, options) == (tmp_path / "clip.mp4", {"fps": 16, "key_frame": 3})
@@ -174,17 +174,17 @@ def test_a_clip_of_another_encoder_is_told_from_one_of_other_inputs(
     facts: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Name both encoders where they differ; clips of earlier versions name none."""
-    monkeypatch.setattr(render_clip, "encoder_build", lambda: "ours")
+    monkeypatch.setattr(leader, "encoder_build", lambda: "ours")
     now = datetime(2026, 11, 20, tzinfo=UTC)
     made = Manifest(
         step="render_clip", job_id="job-1", fingerprint="f", producer=Producer(package_version="1"), inputs={},
         outputs={}, started_at=now, finished_at=now, facts={"start_frame": 0, "end_frame": 16} | facts,
     )  # fmt: skip
-    assert render_clip._difference(made) == words
+    assert leader._difference(made) == words
 
 
 def test_ranks_wait_for_a_leader_that_waits_for_two_servers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Allow for S3 and then for PostgreSQL to be away, each as long as a step is tried again."""
     monkeypatch.setenv("S2V_RETRY_SECONDS", "900")
     load_settings.cache_clear()
-    assert render_clip._waits_seconds(load_settings()) == 1800
+    assert order.leader_waits_seconds(load_settings()) == 1800

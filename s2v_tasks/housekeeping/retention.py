@@ -1,10 +1,10 @@
-"""Housekeeping: what nobody needs any more goes, what was lost is told, what no run works on is closed.
+"""Delete expired objects, report mismatches between S3 and the database, close jobs whose DAG run is gone.
 
-Deleted, when older than the retention time: superseded clips and saved states of interrupted clips, of jobs that have
-ended and that no running rerun needs; folders in accepted/ and rejected/ of the drop folder, unless a job that runs or
-a published result names their files. Uploads in parts that nobody finished, of jobs and of what people hand in, are
-aborted after a day; not in the output prefix, which may be shared with others. Nothing else is ever deleted: the
-inputs, the plan, the clips and the result of a job stay, also of a failed one, for its next start.
+After the retention time these are deleted: superseded clips and saved states of interrupted clips, if the job has ended
+and no running rerun needs it; folders in accepted/ and rejected/ of the drop folder, unless a running job or a
+published result names their files. Incomplete multipart uploads of jobs and inputs are aborted after a day, but not in
+the output prefix, which others may use. Nothing else is deleted: inputs, plan, clips and result of a job stay for its
+next start, also if it failed.
 """
 
 import re
@@ -22,17 +22,17 @@ from s2v_tasks.storage.layout import drop_folder_uri
 from s2v_tasks.storage.objects import ListedObject, UnfinishedUpload
 from s2v_tasks.storage.s3 import ObjectStore
 
-_TOLD_OF_EACH_KIND = 100  # in the log; `s2v housekeeping --json` has them all
+_MAX_LOGGED = 100  # of each kind; `s2v housekeeping --json` lists all
 UNFINISHED_UPLOAD_AGE = timedelta(days=1)
 _JOB_AND_NAME = re.compile(r"([^/]+)/(.+)", re.DOTALL)
 _EXPIRING = re.compile(r"clips/\d{4}/(superseded|partial)/.+", re.DOTALL)
-# What a job keeps without a row of its own.
+# Objects of a job without a row in the database.
 _UNRECORDED = re.compile(r"(request|plan|result)\.json|.*manifest\.json", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Differences:
-    """Where PostgreSQL and S3 disagree; told, never mended by guessing."""
+    """Mismatches between PostgreSQL and S3; they are reported, not repaired."""
 
     rows_without_object: tuple[str, ...]
     other_size: tuple[str, ...]
@@ -42,7 +42,7 @@ class Differences:
 
 @dataclass(frozen=True)
 class Findings:
-    """What a round of housekeeping does, or would do."""
+    """Findings of one round: objects and uploads to remove, jobs to close, mismatches."""
 
     objects: tuple[ListedObject, ...]
     uploads: tuple[UnfinishedUpload, ...]
@@ -50,7 +50,7 @@ class Findings:
     differences: Differences
 
     def listing(self) -> dict[str, Any]:
-        """All of it, for machines."""
+        """Return all findings as JSON values."""
         return {
             "delete": [item.uri for item in self.objects],
             "delete_bytes": sum(item.size_bytes for item in self.objects),
@@ -60,13 +60,13 @@ class Findings:
         }
 
     def tell(self, *, applied: bool) -> None:
-        """Log what was done, or would be: of each kind how much, and the first of it one by one."""
+        """Log the number of findings of each kind, and the first of them one by one; `applied`: they were removed."""
         listing = self.listing()
         work = {name: listing[name] for name in ("delete", "abort_uploads", "close_jobs")}
         kinds = work if applied else {f"would_{name}": names for name, names in work.items()}
         for kind, names in {**kinds, **listing["differences"]}.items():
             get_logger().info(kind, count=len(names))
-            for name in names[:_TOLD_OF_EACH_KIND]:
+            for name in names[:_MAX_LOGGED]:
                 get_logger().info(kind, what=printable(name))
 
 
@@ -81,7 +81,7 @@ class Housekeeping:
         return [job.dag_run_id for job in self._queries.silent_runs()]
 
     def look(self, gone_runs: Collection[str] = ()) -> Findings:
-        """Find what is to be done; nothing is changed. `gone_runs`: DAG runs that ended or do not exist."""
+        """Return the findings without changing anything. `gone_runs`: DAG runs that ended or do not exist."""
         now = datetime.now(UTC)
         expired_before = now - timedelta(days=self._settings.retention_days)
         jobs = list(self._store.listing("jobs/"))
@@ -100,7 +100,7 @@ class Housekeeping:
         )
 
     def apply(self, found: Findings) -> None:
-        """Do what was found, except for jobs that were started again since."""
+        """Remove and close the findings, except those of jobs that were started again since."""
         settled = self._queries.settled_jobs(datetime.now(UTC))
         objects = [item.uri for item in found.objects if self._job_of(item.uri)[0] in {None, *settled}]
         self._store.delete_all(objects)
@@ -115,7 +115,7 @@ class Housekeeping:
         return job_id in settled and _EXPIRING.fullmatch(name) is not None
 
     def _expired_drops(self, before: datetime) -> Iterator[ListedObject]:
-        """Files of dropped folders that are done with; a folder goes as a whole or not at all."""
+        """Yield the files of expired drops; a folder is deleted completely or not at all."""
         named = self._queries.named_inputs()
         for part in ("accepted", "rejected"):
             root = f"{drop_folder_uri(self._settings)}/{part}/"
@@ -146,7 +146,7 @@ class Housekeeping:
         )
 
     def _job_of(self, uri: str) -> tuple[str | None, str]:
-        """The job whose folder the object lies in, and its name there."""
+        """Return the job of an object and the name of the object below its prefix."""
         jobs = self._store.uri("jobs/")
         match = _JOB_AND_NAME.fullmatch(uri.removeprefix(jobs)) if uri.startswith(jobs) else None
         return (match[1], match[2]) if match else (None, "")

@@ -1,4 +1,4 @@
-"""What people see of a clip while it is rendered, and what is on record of its cost afterwards."""
+"""Progress of a clip while it is rendered, and its facts afterwards."""
 
 import time
 from collections.abc import Callable
@@ -37,9 +37,9 @@ def clip_facts(settings: Settings, clip: ClipPlan, engine_facts: dict[str, Any],
 
 
 def peak_flops_per_second(card: GpuCard, device: str, precision: str, world_size: int) -> float | None:
-    """The peak of all GPUs of a run for the dtype of the weights.
+    """Return the peak FLOPS of all GPUs for the dtype of the weights.
 
-    None on a CPU, whose peak depends on the machine, and where the card is not that of a GPU.
+    None on a CPU, whose peak is not known, and for a card that is not of a GPU.
     """
     if card.name == "cpu" or device == "cpu":
         return None
@@ -47,7 +47,7 @@ def peak_flops_per_second(card: GpuCard, device: str, precision: str, world_size
 
 
 class Progress:
-    """One line for people and one row for `s2v job` as the solver steps of a clip go by."""
+    """Reports solver steps of a clip: a log line for people, and a row of the metadata store for `s2v job`."""
 
     def __init__(
         self, ctx: StepContext, plan: Plan, clip: ClipPlan, peak_memory_bytes: Callable[[], dict[str, int]]
@@ -55,10 +55,10 @@ class Progress:
         self._ctx, self._plan, self._clip = ctx, plan, clip
         self._peak_memory_bytes = peak_memory_bytes
         self._started, self._reported = time.monotonic(), -PROGRESS_SECONDS  # the first step is reported
-        self._first_step = 0  # the first step of this attempt, told by the first call
+        self._first_step = 0  # of this attempt, set by the first call
 
     def __call__(self, step: int, num_steps: int) -> None:
-        """Called after solver step `step` (from 1) of `num_steps`."""
+        """Report solver step `step` (from 1) of `num_steps`."""
         now = time.monotonic()
         self._first_step = self._first_step or step
         if step < num_steps and now - self._reported < PROGRESS_SECONDS:

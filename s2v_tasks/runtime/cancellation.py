@@ -16,18 +16,19 @@ from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.settings import Settings
 
 POLL_SECONDS = 1.0
-UNWIND_SECONDS = 3.0  # a process that waits for a GPU or another rank may not notice a signal before it is over
+UNWIND_SECONDS = 3.0  # a process that waits for a GPU or another rank may not handle a signal earlier
 
 
 class _Cancelled(BaseException):
-    """Raised in the midst of the work, past everything that handles errors."""
+    """Interrupt the work; as a BaseException it passes all handlers of errors."""
 
 
 @contextmanager
 def cancellable(job_id: str, settings: Settings) -> Iterator[None]:
-    """Work that ends with JobCancelledError within seconds of `s2v cancel`; in the main thread only.
+    """Raise JobCancelledError in the block within seconds of `s2v cancel`; in the main thread only.
 
-    The work is unwound, so that scratch and children are cleaned up; what cannot be unwound in time is ended hard.
+    The block is unwound, so that scratch files and child processes are removed. A process that does not unwind in time
+    exits at once.
     """
     watch = _Watch(job_id, settings)
     previous = signal.signal(signal.SIGUSR1, watch.on_signal)
@@ -40,7 +41,7 @@ def cancellable(job_id: str, settings: Settings) -> Iterator[None]:
     except _Cancelled:
         raise _error(job_id) from None
     except Exception as error:
-        if watch.cancelled:  # another rank was faster, or Airflow's signal was
+        if watch.cancelled:  # another rank or the signal of Airflow came first
             raise _error(job_id) from error
         raise
     finally:
@@ -48,19 +49,19 @@ def cancellable(job_id: str, settings: Settings) -> Iterator[None]:
 
 
 def refuse_cancelled(metadata: MetadataStore, job_id: str) -> None:
-    """JobCancelledError when the job was cancelled and nobody has started it again."""
+    """Raise JobCancelledError if the job was cancelled and not started again."""
     if metadata.jobs.is_cancel_requested(job_id):
         raise _error(job_id)
 
 
 def _error(job_id: str) -> JobCancelledError:
     return JobCancelledError(
-        f"Job {job_id} was cancelled. Its finished clips are kept: submit it again, or clear its whole run, to go on."
+        f"Job {job_id} was cancelled. Its finished clips are kept: to continue, submit it again or clear its run."
     )
 
 
 class _Watch(threading.Thread):
-    """Asks the metadata store every few seconds, on a connection of its own, and interrupts the main thread."""
+    """Thread that polls the metadata store on its own connection, and interrupts the main thread."""
 
     def __init__(self, job_id: str, settings: Settings) -> None:
         super().__init__(name="cancellation", daemon=True)
@@ -70,12 +71,12 @@ class _Watch(threading.Thread):
         self.cancelled = False
 
     def on_signal(self, _signal: int, _frame: Any) -> None:
-        """In the main thread."""
+        """Interrupt the main thread, which handles the signal."""
         if not self._closed.is_set():
             raise _Cancelled
 
     def close(self) -> None:
-        """The work is over: nothing is interrupted from here on."""
+        """Stop polling; the work is not interrupted any more."""
         self._closed.set()
         self.join()
         self._metadata.close()

@@ -1,4 +1,4 @@
-"""What every step has at hand, and what happens around it: logs, events, the recorded reason of a failure."""
+"""The context of a step, and everything around its work: logs, events, the recorded reason of a failure."""
 
 import json
 import tempfile
@@ -37,7 +37,7 @@ from s2v_tasks.webhooks.dispatch import STEP_SECONDS, deliver_due
 
 @dataclass(frozen=True)
 class StepContext:
-    """The job at hand and the places where its data are; calls to `store` and `metadata store` outlast an outage."""
+    """One job with its stores; calls to S3 and to the metadata store are repeated during an outage."""
 
     job_id: str
     settings: Settings
@@ -50,13 +50,15 @@ class StepContext:
 
     @cached_property
     def work_dir(self) -> Path:
-        """Scratch: made when it is first asked for, gone when the step ends."""
+        """Return the scratch folder; it is made on first use and deleted when the step ends."""
         return self.until_closed.enter_context(scratch_folder(self.settings, f"s2v-{self.job_id}-"))
 
     def request(self) -> Request:
+        """Return the request; TransientError until stage_inputs has stored it."""
         return parse_request(json.loads(self._needed(self.layout.request, STAGE_INPUTS)))
 
     def plan(self) -> Plan:
+        """Return the plan; TransientError until plan_clips has stored it."""
         return Plan.model_validate_json(self._needed(self.layout.plan, PLAN_CLIPS))
 
     def manifest(self, key: str, made_by: Step) -> Manifest:
@@ -96,12 +98,12 @@ class StepContext:
 
 
 def _not_there(key: str, command: str) -> TransientError:
-    return TransientError(f"{key} is not there: run `s2v {command}` for this job first, or wait until it has finished.")
+    return TransientError(f"{key} is missing: run `s2v {command}` for this job first, or wait until it has finished.")
 
 
 @contextmanager
 def tolerated(event: str) -> Iterator[None]:
-    """A database that is away costs a note, not the hours of a render nor the true reason of its failure."""
+    """Log an error of the database instead of raising it: a render or the reason of a failure matters more."""
     try:
         with tried_once():
             yield
@@ -111,7 +113,7 @@ def tolerated(event: str) -> Iterator[None]:
 
 @contextmanager
 def open_context(job_id: str, settings: Settings) -> Iterator[StepContext]:
-    """A context whose scratch folder and connections are gone at the end."""
+    """Open the context of a job; its scratch folder and connections are closed at the end."""
     layout = JobLayout(job_id)
     policy = RetryPolicy(settings.retry_seconds)
     store = retried(ObjectStore.from_settings(settings), "S3", policy)
@@ -132,7 +134,7 @@ def open_context(job_id: str, settings: Settings) -> Iterator[StepContext]:
 
 @contextmanager
 def scratch_folder(settings: Settings, prefix: str) -> Iterator[Path]:
-    """A folder for a while, below S2V_WORK_DIR where that is set."""
+    """Make a temporary folder below S2V_WORK_DIR, or in the folder of the system."""
     if settings.work_dir:
         settings.work_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=prefix, dir=settings.work_dir) as folder:
@@ -142,15 +144,15 @@ def scratch_folder(settings: Settings, prefix: str) -> Iterator[Path]:
 def run_step(
     body: Callable[..., dict[str, Any]], *, step: Step, job_id: str, clip_index: int | None = None, **arguments: Any
 ) -> dict[str, Any]:
-    """Run one step and record how it went.
+    """Run one step and record its outcome.
 
-    A PermanentError ends the job: its sentence becomes the job's reason in Postgres; so does a person who cancels it.
-    Anything else leaves the job running, because another attempt may follow; `close-job` settles it when none does.
+    A PermanentError or a cancellation ends the job and becomes its reason in the metadata store. After any other error
+    the job goes on, because another try may follow; close_job ends it if none does.
     """
     settings = load_settings()
     log.bind(job_id=job_id, step=step.name, **({} if clip_index is None else {"clip_index": clip_index}))
     logger = log.get_logger()
-    logger.info("settings", **_shown(settings))
+    logger.info("settings", **_loggable(settings))
     if clip_index is not None:
         arguments["clip_index"] = clip_index
     with open_context(job_id, settings) as context:
@@ -165,7 +167,7 @@ def run_step(
                 _record_refusal(context, arguments.get("run_id"), error)
             else:
                 _record_failure(context, step, clip_index, error)
-            _tell(context)
+            _notify(context)
             if error is raised:
                 raise
             raise error from raised
@@ -178,26 +180,26 @@ def run_step(
             detail={"seconds": seconds} | result,
         )
         logger.info(JobEvent.STEP_FINISHED, seconds=seconds, **result)
-        _tell(context)
+        _notify(context)
         return result
 
 
-def _shown(settings: Settings) -> dict[str, Any]:
-    """The settings that differ from their defaults, without what belongs to an account."""
-    values = settings.model_dump(mode="json", exclude_defaults=True, exclude={"s3_access_key_id"})  # masks secrets
+def _loggable(settings: Settings) -> dict[str, Any]:
+    """Return the settings that differ from their defaults, without accounts and secrets."""
+    values = settings.model_dump(mode="json", exclude_defaults=True, exclude={"s3_access_key_id"})  # secrets are masked
     return {name: without_account(value) if isinstance(value, str) else value for name, value in values.items()}
 
 
-def _tell(context: StepContext) -> None:
-    """Send what the webhook of the job waits for; what does not get through is swept up later."""
+def _notify(context: StepContext) -> None:
+    """Send the pending messages of the job; a message that fails is sent again by the DAG of notifications."""
     with tolerated("notifications_not_delivered"):
         deliver_due(context.metadata, context.settings, job_id=context.job_id, seconds=STEP_SECONDS)
 
 
 @contextmanager
 def _until_cancelled(context: StepContext, step: Step, run_id: str | None) -> Iterator[None]:
-    """Ends the step when its job is cancelled; the first step of a new start forgets that an earlier one was."""
-    if step == CLOSE_JOB:  # it tells how a cancelled job ended
+    """End the step when its job is cancelled; the first step of a new start resets an earlier cancellation."""
+    if step == CLOSE_JOB:  # it records the end of a cancelled job, too
         yield
         return
     if step == STAGE_INPUTS:
@@ -208,14 +210,14 @@ def _until_cancelled(context: StepContext, step: Step, run_id: str | None) -> It
 
 
 def _record_refusal(context: StepContext, run_id: str | None, error: JobTakenError) -> None:
-    """Note on the job that another request was refused: it is no failure of the job, which goes on."""
+    """Record that another request for the job was refused; the job goes on."""
     detail = {"error": str(error), "dag_run_id": run_id}
     with tolerated("refusal_not_recorded"):
         context.metadata.events.record(context.job_id, event=JobEvent.REQUEST_REFUSED, detail=detail)
 
 
 def _record_failure(context: StepContext, step: Step, clip_index: int | None, error: Exception) -> None:
-    """Write the failure down; a database that is away must not hide the error itself."""
+    """Record the failure; an error of the database is only logged, so that the failure itself is raised."""
     try:
         context.metadata.events.record(
             context.job_id,

@@ -1,6 +1,6 @@
-"""What a rerun takes over from its parent: the staged inputs, the frames of the plan, and the clips before `from_clip`.
+"""Copy to a rerun from its parent job: the staged inputs, the frames of the plan, and the clips before `from_clip`.
 
-Everything is copied inside the store and keeps its checksum and fingerprint, so the parent may be deleted afterwards.
+Copies keep their checksums and fingerprints, and the parent may be deleted afterwards.
 """
 
 import json
@@ -15,7 +15,7 @@ from s2v_tasks.schemas.request import Request, parse_request
 from s2v_tasks.storage.layout import JobLayout
 from s2v_tasks.storage.s3 import ObjectMissingError
 
-# What a rerun may change: how the clips are sampled, and what no clip is made from.
+# Fields that a rerun may change: sampling, and fields that no clip depends on.
 CHANGEABLE = frozenset({
     "prompt", "base_seed", "sample_steps", "sample_guide_scale", "sample_shift", "sample_solver",
     "clips_per_pod", "priority", "labels", "max_gpu_seconds", "max_cost", "webhook_url", "parent_job_id", "from_clip",
@@ -23,7 +23,7 @@ CHANGEABLE = frozenset({
 
 
 def parent_request(ctx: StepContext, request: Request) -> Request:
-    """The request of the parent; PermanentError when it has none or the rerun changes what it may not."""
+    """Return the request of the parent; PermanentError if it is missing or the rerun changes another field."""
     parent_id = str(request.parent_job_id)
     if parent_id == ctx.job_id:
         raise PermanentError(f"parent_job_id {parent_id!r} is the job itself: a rerun is a new job with a new id.")
@@ -39,7 +39,7 @@ def parent_request(ctx: StepContext, request: Request) -> Request:
 
 
 def parent_plan(ctx: StepContext, request: Request) -> Plan:
-    """The plan of the parent; PermanentError when `from_clip` is beyond it."""
+    """Return the plan of the parent; PermanentError if it has no clip `from_clip`."""
     layout = JobLayout(str(request.parent_job_id))
     plan = Plan.model_validate(_read_json(ctx, layout.job_id, layout.plan))
     check_from_clip(plan, request.from_clip or 0)
@@ -47,18 +47,18 @@ def parent_plan(ctx: StepContext, request: Request) -> Plan:
 
 
 def inherit_inputs(ctx: StepContext, parent_id: str) -> None:
-    """Make the staged inputs of the parent those of this job."""
+    """Copy the staged inputs of the parent to this job."""
     source = ctx.artifacts.read_manifest(JobLayout(parent_id).input_manifest)
     if source is None:
-        raise PermanentError(f"Job {parent_id} has no staged inputs: expected a job that got to its first clip.")
+        raise PermanentError(f"Job {parent_id} has no staged inputs: expected a job that has staged its inputs.")
     ctx.metadata.artifacts.record(ctx.artifacts.adopt(source, ctx.job_id, ctx.layout.input_manifest))
 
 
 def inherit_clips(ctx: StepContext, parent: Plan, request: Request, from_clip: int) -> tuple[InheritedClip, ...]:
-    """Make the parent's clips before `from_clip` those of this job.
+    """Copy the clips of the parent before `from_clip` to this job.
 
-    PermanentError when one is not finished, or is not made from `request`, the parent's own, and its plan: the parent
-    may have been started again since, with other words.
+    PermanentError if one is not finished, or is not made from `request`, that of the parent, and its plan: the parent
+    may have been started again with another prompt.
     """
     adopted: dict[int, Manifest] = {}
     inputs = _inputs_of_clips(ctx, parent.job_id, request)
@@ -72,8 +72,8 @@ def inherit_clips(ctx: StepContext, parent: Plan, request: Request, from_clip: i
             )
         if not _belongs(source, clip, parent, inputs | _motion_before(clip, adopted)):
             raise PermanentError(
-                f"{name} is left from an earlier start: expected one that is made from the request and the plan that "
-                f"the job has now. Rerun from clip {clip.clip_index}, or let that job finish first."
+                f"{name} is of an earlier start: expected a clip of the present request and plan of that job. "
+                f"Rerun from clip {clip.clip_index}, or let that job finish first."
             )
         manifest = ctx.artifacts.adopt(source, ctx.job_id, ctx.layout.clip_manifest(clip.clip_index))
         adopted[clip.clip_index] = manifest
@@ -90,9 +90,9 @@ def inherit_clips(ctx: StepContext, parent: Plan, request: Request, from_clip: i
 
 
 def _inputs_of_clips(ctx: StepContext, job_id: str, request: Request) -> dict[str, str]:
-    """SHA-256 of what every clip of a job is made from, by name; no conditions where they are not those of `request`.
+    """Return the SHA-256 of the inputs of all clips of a job by name, without conditions of another request.
 
-    The staged inputs are: a request that changes takes its plan along, and only staged inputs are planned for.
+    The staged inputs belong to `request`: a changed request deletes the plan, and a plan needs staged inputs.
     """
     layout = JobLayout(job_id)
     staged, conditions = (
@@ -109,14 +109,14 @@ def _inputs_of_clips(ctx: StepContext, job_id: str, request: Request) -> dict[st
 
 
 def _motion_before(clip: ClipPlan, adopted: dict[int, Manifest]) -> dict[str, str]:
-    """SHA-256 of the motion state that a clip continues, by name; nothing where it starts its chain."""
+    """Return the SHA-256 of the motion state before a clip by name; empty for the first clip of a chain."""
     return {} if clip.predecessor is None else {"motion": adopted[clip.predecessor].outputs["motion"].sha256}
 
 
 def _belongs(source: Manifest, clip: ClipPlan, plan: Plan, inputs: dict[str, str]) -> bool:
-    """Whether a clip is the one that the plan means, made from these inputs.
+    """Return True if a clip is of this plan and made from these inputs.
 
-    A clip that the job has inherited itself is made from the inputs of another: the plan names its fingerprint.
+    A clip that the job has inherited itself has inputs of another job; the plan has its fingerprint.
     """
     if clip.clip_index < len(plan.inherited):
         return source.fingerprint == plan.inherited[clip.clip_index].fingerprint

@@ -1,7 +1,7 @@
-"""Repeats calls to the store and to the database while their service is away: an outage costs time, no work.
+"""Repeat calls to S3 and PostgreSQL while the service does not answer: an outage costs time, but no work.
 
-A step waits where it is, with its files on disk and, in a render, with the GPU that it holds; the meter of its attempt
-runs on. Every try is a line in the log. A cancel ends the wait as it ends any work.
+A step waits in the call, with its files on disk and, in a render, with its GPU; heartbeats go on. Each try is logged.
+A cancellation ends the wait.
 """
 
 import random
@@ -19,8 +19,8 @@ from s2v_tasks.metadata.sql import Repository
 
 T = TypeVar("T")
 LONGEST_PAUSE_SECONDS = 15.0
-POLL_SECONDS = 0.5  # so soon a pause hears that the process was asked to end
-# What is left to a process that was asked to end. Less than the grace that it gets: see TERMINATION_GRACE_SECONDS.
+POLL_SECONDS = 0.5  # a pause notices within this time that the process was asked to end
+# For tries of a process that was asked to end; less than TERMINATION_GRACE_SECONDS.
 LAST_SECONDS = 45.0
 
 _tries_once: ContextVar[bool] = ContextVar("tries_once", default=False)
@@ -28,15 +28,15 @@ _tries_once: ContextVar[bool] = ContextVar("tries_once", default=False)
 
 @dataclass
 class RetryPolicy:
-    """How long an outage is outlasted; `asked_to_end` tells of a SIGTERM, after which only `LAST_SECONDS` are left."""
+    """Duration of retries in an outage; after a SIGTERM (`asked_to_end`) only `LAST_SECONDS` are left."""
 
     seconds: float
     asked_to_end: Callable[[], bool] = lambda: False
-    latest_outage: tuple[float, float] | None = None  # from when until when, as `time.monotonic` tells; of any service
-    _end: float | None = None  # of a process that was asked to end
+    latest_outage: tuple[float, float] | None = None  # start and end by `time.monotonic`, of any service
+    _end: float | None = None  # set when the process was asked to end
 
     def seconds_left(self, began: float) -> float:
-        """In which a try may still be made during an outage that began then."""
+        """Return the seconds that are left for tries in an outage that began at `began`."""
         now = time.monotonic()
         ends = began + self.seconds
         if self.asked_to_end():
@@ -47,7 +47,7 @@ class RetryPolicy:
 
 @contextmanager
 def tried_once() -> Iterator[None]:
-    """Calls in this block are not repeated: nobody waits for what they write."""
+    """Make each call in this block only once, because no later work depends on it."""
     token = _tries_once.set(True)
     try:
         yield
@@ -56,9 +56,9 @@ def tried_once() -> Iterator[None]:
 
 
 def retried(target: T, service: str, policy: RetryPolicy) -> T:
-    """`target` with methods that are called again on UnavailableError, until the outage has lasted `policy.seconds`.
+    """Return `target` with methods that are repeated on UnavailableError until the outage has lasted `policy.seconds`.
 
-    Its methods must be idempotent. The time counts from the first call that failed, and anew after one that succeeded.
+    The methods must be idempotent. An outage begins with the first call that fails and ends with one that succeeds.
     """
     return cast("T", _Retried(target, service, policy, _Outage()))
 
@@ -89,7 +89,7 @@ class _Retried:
                 if _tries_once.get():
                     raise
                 tries += 1
-                # The time of this call counts on when another thread, the meter of an attempt, has had an answer.
+                # Its own start counts, even if a call of another thread (the heartbeats) succeeds meanwhile.
                 began = self._outage.began = began or self._outage.began or time.monotonic()
                 if not self._pause(tries, began, error):
                     raise
@@ -98,7 +98,7 @@ class _Retried:
                 return answer
 
     def _note_end(self) -> None:
-        """Write down the end of an outage, if there was one. Threads share it: it is read once."""
+        """Record the end of an outage. Threads share the start, so it is read only once."""
         began, self._outage.began = self._outage.began, None
         if began is not None:
             now = time.monotonic()
@@ -106,7 +106,7 @@ class _Retried:
             get_logger().warning("service_is_back", service=self._service, away_seconds=round(now - began, 1))
 
     def _pause(self, tries: int, began: float, error: UnavailableError) -> bool:
-        """Wait until the next try; False when the time for tries is over."""
+        """Wait until the next try; return False when no time is left for one."""
         left = self._policy.seconds_left(began)
         if left <= 0:
             return False

@@ -1,6 +1,6 @@
-"""What a job needs of its installation, checked before anything is fetched or rendered.
+"""Checks of the installation before a job fetches or renders anything.
 
-A snapshot or an output bucket that is not there would else be noticed hours later, or after the GPUs have been paid.
+Without them a missing snapshot or output bucket would be noticed hours later, after GPU time was spent.
 """
 
 from collections.abc import Callable
@@ -17,15 +17,15 @@ from s2v_tasks.storage.s3 import ObjectStore
 
 
 def check_requirements(settings: Settings, store: ObjectStore) -> None:
-    """ConfigurationError with one sentence for each thing that is missing; TransientError when the store is away.
+    """Raise ConfigurationError with a sentence for each missing requirement; TransientError when S3 does not answer.
 
-    The snapshot is looked for only where the steps render themselves: pods have it on a volume of their own.
+    The snapshot is checked only for S2V_EXECUTION=local: pods have it on their own volume.
     """
     _raise_all(_requirements(settings, store))
 
 
 def check_installation(settings: Settings, store: ObjectStore, database_url: str) -> None:
-    """The same, and what is not worth its time before each job: the schema of the database, the GPUs. Loads torch."""
+    """Check also the schema of the database and the GPUs; it loads torch, which is too slow for each job."""
     from s2v_tasks.metadata import migrate
 
     checks = [*_requirements(settings, store), lambda: migrate.check(database_url)]
@@ -51,7 +51,7 @@ def _requirements(settings: Settings, store: ObjectStore) -> list[Callable[[], o
 
 
 def open_snapshot(settings: Settings, model: str) -> Snapshot:
-    """Return the weights on disk; ConfigurationError unless they are complete and those of `model`."""
+    """Return the snapshot; ConfigurationError unless it is complete and of `model`."""
     path = settings.snapshot_path
     if path is None or not (path / "config.json").is_file():
         raise ConfigurationError(

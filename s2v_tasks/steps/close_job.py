@@ -1,4 +1,4 @@
-"""close_job: give a job that ended without a word (killed, lost worker, cancelled) its final state and a reason."""
+"""close_job: record status and reason of a job that ended without reporting (killed, lost worker, cancelled)."""
 
 from datetime import datetime
 from typing import Any
@@ -12,45 +12,46 @@ from s2v_tasks.schemas.job import JobStatus
 def run(
     ctx: StepContext, *, since: datetime | None = None, run_id: str | None = None, failed_task: str | None = None
 ) -> dict[str, Any]:
-    """`since`: when the work began; what the job was before that is not the outcome of this work.
+    """Close the job of a DAG run and return its status and reason.
 
-    `run_id`: the DAG run that ends; a job whose id it could not have for its own request is none of its business.
-    `failed_task`: the task that failed in Airflow; it is the reason where no step has given one.
+    since: start of the run; an earlier end of the job is not the outcome of this run.
+    run_id: the DAG run that ends; a job that refused its request is left alone.
+    failed_task: the task that failed in Airflow, for the reason if no step reported one.
     """
     job = ctx.metadata.jobs.get(ctx.job_id)
     if job is None:
-        return {"status": "unknown", "reason": "The job is not on record: its first step never ran."}
+        return {"status": "unknown", "reason": "The metadata store has no such job: its first step never ran."}
     if since and job.finished_at and job.finished_at < since:
-        return {"status": "not run", "reason": f"No step ran; the job still is what it was before: {job.status}."}
+        return {"status": "not run", "reason": f"No step ran; the job is unchanged: {job.status}."}
     if run_id and (refusal := _refusal_of(job, run_id)):
         return {"status": "not run", "reason": refusal}
     if job.cancel_requested_at and job.status != JobStatus.SUCCEEDED:
         ctx.metadata.jobs.cancel(ctx.job_id)
-        return {"status": JobStatus.CANCELLED, "reason": "A person cancelled it; finished clips are kept and reused."}
+        return {"status": JobStatus.CANCELLED, "reason": "It was cancelled; finished clips are kept and reused."}
     if job.has_ended:
         return {"status": job.status, "reason": job.reason}
-    reason = _last_words(job) or (
-        f"Task {failed_task} failed and no step gave a reason: Airflow failed the task itself, or its process was "
+    reason = _last_reason(job) or (
+        f"Task {failed_task} failed and no step reported a reason: Airflow failed the task itself, or its process was "
         "killed. See the task's log in Airflow and the log of the scheduler, then start the job again; finished clips "
         "are reused."
         if failed_task
-        else "A step was killed before it could say why: see the Airflow log of the failed task, then start the job "
-        "again; finished clips are reused."
+        else "A step was killed before it could report a reason: see the Airflow log of the failed task, then start "
+        "the job again; finished clips are reused."
     )
     ctx.metadata.jobs.fail(ctx.job_id, reason)
     return {"status": JobStatus.FAILED, "reason": reason}
 
 
 def _refusal_of(job: Job, run_id: str) -> str | None:
-    """Why this run could not become one of the job, if so; a later start of the run may have succeeded in that."""
+    """Return why the request of this run was refused; None if it was accepted, then or in a later start."""
     if job.dag_run_id == run_id:
         return None
     refusals = [event.detail for event in job.events if event.event == JobEvent.REQUEST_REFUSED]
     return next((detail["error"] for detail in refusals if detail["dag_run_id"] == run_id), None)
 
 
-def _last_words(job: Job) -> str | None:
-    """What the last step said that failed since the job was queued and was not finished by a later attempt."""
+def _last_reason(job: Job) -> str | None:
+    """Return the reason of the last step that failed since the job was queued and was not finished later."""
     open_failures: dict[tuple[str | None, int | None], str] = {}
     for event in job.events:
         if event.event == JobEvent.JOB_QUEUED:

@@ -1,8 +1,7 @@
-"""encode_conditions: prompt, speech and picture become tensors, once for all clips of the job.
+"""encode_conditions: encode prompt, speech and reference image as tensors, once for all clips of the job.
 
 Writes conditions/{conditions.safetensors, manifest.json}. A render process then needs neither the text encoder
-(11 GB) nor the audio encoder. Where another job, such as the parent of a rerun, has encoded the same, its conditions
-are copied.
+(11 GB) nor the audio encoder. Equal conditions of another job, such as the parent of a rerun, are copied.
 """
 
 from pathlib import Path
@@ -25,10 +24,11 @@ from s2v_tasks.schemas.steps import ENCODE_CONDITIONS, STAGE_INPUTS
 from s2v_tasks.storage.artifacts import Built, OutputFile, Work
 from s2v_tasks.storage.layout import JobLayout
 
-REVISION = 1  # raise it when the same inputs would be encoded differently
+REVISION = 1  # increase it when the same inputs are encoded differently
 
 
 def run(ctx: StepContext) -> dict[str, Any]:
+    """Encode the conditions, or reuse them."""
     plan, request = ctx.plan(), ctx.request()
     inputs = ctx.manifest(ctx.layout.input_manifest, STAGE_INPUTS).outputs
     snapshot = open_snapshot(ctx.settings, plan.model)

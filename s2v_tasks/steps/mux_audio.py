@@ -1,4 +1,7 @@
-"""mux_audio: add the speech to the joined clips, in sync and of exactly their length. Writes assembly/muxed.mp4."""
+"""mux_audio: add the speech to the stitched clips, in sync and with exactly their length.
+
+Writes assembly/{muxed.mp4, manifest.json}.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -10,10 +13,11 @@ from s2v_tasks.schemas.manifest import fingerprint
 from s2v_tasks.schemas.steps import MUX_AUDIO, STAGE_INPUTS, STITCH
 from s2v_tasks.storage.artifacts import Built, OutputFile, Work
 
-REVISION = 2  # raise it when the same inputs would be muxed differently
+REVISION = 2  # increase it when the same inputs are muxed differently
 
 
 def run(ctx: StepContext) -> dict[str, Any]:
+    """Mux the video, or reuse it."""
     plan = ctx.plan()
     inputs = {
         "silent": ctx.manifest(ctx.layout.silent_manifest, STITCH).outputs["silent"],

@@ -1,4 +1,4 @@
-"""plan_clips: fix the number of clips and every frame before anything is spent. Writes plan.json."""
+"""plan_clips: decide all clips and frames of the video before any GPU starts. Writes plan.json."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +26,7 @@ from s2v_tasks.settings import Settings, config_dir, load_settings
 
 
 def run(ctx: StepContext) -> dict[str, Any]:
+    """Make and store the plan; return the clips in the form that Airflow needs."""
     staged, request = ctx.manifest(ctx.layout.input_manifest, STAGE_INPUTS), ctx.request()
     plan = _plan_staged(ctx, request, staged) if request.parent_job_id is None else _plan_rerun(ctx, request)
     data = plan.model_dump_json(indent=2).encode()
@@ -37,13 +38,13 @@ def run(ctx: StepContext) -> dict[str, Any]:
         for clip in plan.inherited:
             made = ctx.clip_manifest(clip.clip_index)
             ctx.metadata.clips.inherit(ctx.job_id, clip, facts=made.facts.model_dump(mode="json"))
-        # Last: a plan that is stored is one that is on record, with its inherited clips.
+        # Last: a stored plan is also in the metadata store, with its inherited clips.
         ctx.store.put_bytes(ctx.layout.plan, data, "application/json")
     return {"num_frames": plan.num_frames, "warnings": list(plan.warnings), "clips": _turns(plan)}
 
 
 def _plan_staged(ctx: StepContext, request: Request, staged: Manifest) -> Plan:
-    """The plan that the staged inputs decide."""
+    """Return the plan for the staged inputs."""
     facts, wav = staged.facts_as(StagedFacts), ctx.work_dir / "audio_16k.wav"
     if request.continuity == "cut":
         ctx.artifacts.fetch(staged.outputs["audio_16k"], wav)
@@ -68,7 +69,7 @@ def _plan_staged(ctx: StepContext, request: Request, staged: Manifest) -> Plan:
 
 
 def _plan_rerun(ctx: StepContext, request: Request) -> Plan:
-    """The parent's plan as the request changes it, with the clips that are reused already in place."""
+    """Return the plan of the parent with the changes of the request, after copying the clips that are reused."""
     folder, earlier = config_dir(ctx.settings), parent_request(ctx, request)
     parent = parent_plan(ctx, request)
     model, gpu = load_model_card(folder, ctx.settings.model), load_gpu_card(folder, ctx.settings.gpu)
@@ -108,7 +109,7 @@ def plan_files(image: Path, audio: Path, fields: dict[str, Any], show: Callable[
     settings = load_settings()
     for path in (image, audio):
         if not path.is_file():
-            raise PermanentError(f"{path} is not a file: expected the picture and the speech to plan for.")
+            raise PermanentError(f"{path} is not a file: expected an image and a speech file.")
     unstored = {"image_uri": "s3://local/image", "audio_uri": "s3://local/audio", "prompt": "not needed for a plan"}
     request = parse_request(unstored | fields)
     with scratch_folder(settings, "s2v-plan-") as folder:
@@ -144,7 +145,7 @@ def _plan(
     inputs: InputFacts,
     wav: Path,
 ) -> Plan:
-    """The plan by this configuration; `wav`, the speech at 16 kHz, is read only for a request that may be cut."""
+    """Return the plan by this configuration; `wav`, the speech at 16 kHz, is read only for continuity cut."""
     folder = config_dir(settings)
     return make_plan(
         request,
@@ -162,9 +163,9 @@ def _plan(
 
 
 def _turns(plan: Plan) -> list[dict[str, Any]]:
-    """What Airflow needs to know of the clips that one task renders, for each task: small enough for XCom.
+    """Return the clips of each render task, small enough for XCom; inherited clips need no task.
 
-    `predecessor` is the position of the turn before in the chain. Inherited clips have no turn: they are there.
+    `predecessor` is the position of the task before it in its chain.
     """
     found: list[dict[str, Any]] = []
     rendered = plan.clips[len(plan.inherited) :]

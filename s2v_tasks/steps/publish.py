@@ -1,6 +1,6 @@
-"""publish: copy the validated video to the output, close the job.
+"""publish: copy the validated video to the output prefix, and record the success of the job.
 
-Writes <output>/<job_id>.mp4, its sidecar, result.json, which comes last: its presence is the success of the job.
+Writes <output>/<job_id>.mp4, its sidecar, and then result.json, whose presence is the success of the job.
 """
 
 import json
@@ -14,6 +14,7 @@ from s2v_tasks.storage.layout import output_sidecar_uri, output_video_uri
 
 
 def run(ctx: StepContext) -> dict[str, Any]:
+    """Publish the video."""
     plan = ctx.plan()
     report = ctx.manifest(ctx.layout.report_manifest, VALIDATE)
     video = report.inputs["video"]
@@ -35,7 +36,7 @@ def run(ctx: StepContext) -> dict[str, Any]:
         "contact_sheet_key": report.outputs["contact_sheet"].key,
         "clips": [_clip(ctx, clip.clip_index) for clip in plan.clips],
         "parent_job_id": ctx.request().parent_job_id,
-        # The address of a webhook often is a secret in itself; the video and its sidecar are for others.
+        # The URL of a webhook is often a secret, and others read the sidecar.
         "request": ctx.request().model_dump(exclude={"webhook_url"}),
         "producer": producer().model_dump(),
     }

@@ -1,4 +1,4 @@
-"""record_failure: write down why a step died that could not do it itself; `close_job` makes it the job's reason."""
+"""record_failure: record the reason of a step that could not report it; close_job makes it the reason of the job."""
 
 from s2v_tasks.runtime.context import StepContext
 from s2v_tasks.schemas.events import JobEvent
@@ -7,9 +7,9 @@ from s2v_tasks.schemas.steps import ENCODE_CONDITIONS, Step
 
 
 def run(ctx: StepContext, *, step: Step, reason: str, clip_index: int | None = None, count: int = 1) -> None:
-    """`step` at work on `count` clips from `clip_index` on, if on any.
+    """Record why `step` failed; a render had `count` clips from `clip_index` on.
 
-    Clips are rendered in order and each is durable before the next begins: the first that is not done is the one that
+    Clips are rendered in order, and each is durable before the next begins: the first one that is not finished has
     failed.
     """
     detail = {"error": reason, "exit_code": 1}

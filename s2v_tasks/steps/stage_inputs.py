@@ -1,4 +1,4 @@
-"""stage_inputs: check the request, fetch its files once, bring them into one form.
+"""stage_inputs: check the request, fetch its files once, and normalise them.
 
 Writes request.json, inputs/{image.png, audio.<ext>, audio_16k.wav, pose.mp4?} and inputs/manifest.json.
 """
@@ -29,11 +29,11 @@ from s2v_tasks.storage.access import printable
 from s2v_tasks.storage.artifacts import Built, OutputFile, Work, file_sha256
 from s2v_tasks.storage.inputs import find_input, same_name
 
-REVISION = 2  # raise it when the same sources would be normalised differently
+REVISION = 2  # increase it when the same sources are normalised differently
 
 
 def run(ctx: StepContext, *, request_json: str, run_id: str | None = None) -> dict[str, Any]:
-    """`run_id`: the DAG run that runs the job, if one does."""
+    """Stage the inputs; `run_id` is the DAG run of the job, if it has one."""
     request = _accept(ctx, request_json, run_id)
     check_requirements(ctx.settings, ctx.store)
     if request.parent_job_id is not None:
@@ -54,7 +54,7 @@ def run(ctx: StepContext, *, request_json: str, run_id: str | None = None) -> di
     }
 
     def build(folder: Path) -> Built:
-        # Something else has changed, or a copy is lost, too: this tells what is missing.
+        # Another source has changed, or a copy is lost, too: fetching names the missing source.
         sources.update(_fetch(ctx, {name: uris[name] for name in gone}))
         image = normalise_image(sources["image"][1], folder / "image.png")
         speech = normalise_speech(
@@ -85,7 +85,7 @@ def run(ctx: StepContext, *, request_json: str, run_id: str | None = None) -> di
 
 
 def _accept(ctx: StepContext, request_json: str, run_id: str | None) -> Request:
-    """The request, valid in itself and with a known preset. The job is on record before anything can be refused."""
+    """Return the valid request; the job is recorded first, so that a refusal becomes its reason."""
     try:
         data = parse_json(request_json)
     except ValueError as error:
@@ -107,7 +107,7 @@ def _queue(ctx: StepContext, data: dict[str, Any], run_id: str | None) -> None:
 
 
 def source_of(data: dict[str, Any], run_id: str | None) -> Source:
-    """The door of a job that no queue has noted. A program names its run; the form leaves that to Airflow."""
+    """Return the source of a job outside the queue: the form leaves the name of the run to Airflow, programs set it."""
     if data.get("parent_job_id"):
         return Source.RERUN
     if run_id is None:
@@ -116,7 +116,7 @@ def source_of(data: dict[str, Any], run_id: str | None) -> Source:
 
 
 def _keep_request(ctx: StepContext, request: Request) -> None:
-    """Write request.json. A changed request takes back the success and the plan of the one before."""
+    """Store request.json; a changed request deletes the result and the plan of the earlier one."""
     data = request.model_dump_json(indent=2).encode()
     if not ctx.store.exists(ctx.layout.request) or ctx.store.get_bytes(ctx.layout.request) != data:
         ctx.withdraw_result()
@@ -125,9 +125,9 @@ def _keep_request(ctx: StepContext, request: Request) -> None:
 
 
 def _gone_since(ctx: StepContext, uris: dict[str, str]) -> dict[str, Artifact]:
-    """The sources that are gone since the job's inputs were made from them, as they were then.
+    """Return the staged sources that were deleted since, as recorded then.
 
-    A source is free to go once it is staged: a person tidies up, or housekeeping does.
+    A source may be deleted once it is staged, by people or by housekeeping.
     """
     manifest = ctx.artifacts.read_manifest(ctx.layout.input_manifest)
     staged = manifest.inputs if manifest else {}
@@ -142,7 +142,7 @@ def _gone_since(ctx: StepContext, uris: dict[str, str]) -> dict[str, Artifact]:
 
 
 def _fetch(ctx: StepContext, uris: dict[str, str]) -> dict[str, tuple[str, Path]]:
-    """Download what the request names into scratch: name → (URI, local path)."""
+    """Download the sources to scratch; return URI and local path by name."""
     sources = {}
     for name, uri in uris.items():
         path = ctx.work_dir / name / _plain_name(uri)
@@ -153,11 +153,11 @@ def _fetch(ctx: StepContext, uris: dict[str, str]) -> dict[str, tuple[str, Path]
 
 
 def _plain_name(uri: str) -> str:
-    """The name that the user knows the file by, for messages, without what a file system could misread."""
+    """Return the file name of a URI for messages, without characters that are special in a file system."""
     return re.sub(r"[^A-Za-z0-9._-]", "_", uri.rpartition("/")[2])[-80:].lstrip(".-") or "file"
 
 
 def _extension(uri: str) -> str:
-    """The suffix of the uploaded file when it is a plain one: names are data, not paths."""
+    """Return the extension of the uploaded file if it is a plain one, else bin."""
     suffix = Path(uri).suffix.lower().lstrip(".")
     return suffix if re.fullmatch(r"[a-z0-9]{1,5}", suffix) else "bin"

@@ -1,7 +1,7 @@
 """stitch: join the clips by stream copy; only the frames of a cross-fade are encoded. Writes assembly/silent.mp4.
 
-Clips of several encoders (of a rerun after an update, for example) are joined where the decoded frames prove that this
-changes none of them. Else the job is refused, and the clips are named that must be rendered again.
+Clips of several encoders, as in a rerun after an update, are joined if their decoded frames stay equal. Otherwise the
+step fails and names the clips to render again.
 """
 
 from collections.abc import Sequence
@@ -18,10 +18,11 @@ from s2v_tasks.schemas.plan import ClipPlan, Plan
 from s2v_tasks.schemas.steps import STITCH
 from s2v_tasks.storage.artifacts import Built, OutputFile, Work
 
-REVISION = 1  # raise it when the same clips would be joined differently
+REVISION = 1  # increase it when the same clips are joined differently
 
 
 def run(ctx: StepContext) -> dict[str, Any]:
+    """Join the clips, or reuse the joined video."""
     plan = ctx.plan()
     manifests = [_manifest_of(ctx, clip) for clip in plan.clips]
     clips = {f"clip_{index:04d}": manifest.outputs["clip"] for index, manifest in enumerate(manifests)}
@@ -54,7 +55,7 @@ def run(ctx: StepContext) -> dict[str, Any]:
 
 
 def _manifest_of(ctx: StepContext, clip: ClipPlan) -> Manifest:
-    """The manifest of a finished clip, checked to be of this plan."""
+    """Return the manifest of a finished clip; TransientError if it belongs to another plan."""
     key = ctx.layout.clip_manifest(clip.clip_index)
     manifest = ctx.clip_manifest(clip.clip_index)
     facts = manifest.facts_as(ClipFacts)
@@ -68,7 +69,7 @@ def _manifest_of(ctx: StepContext, clip: ClipPlan) -> Manifest:
 
 
 def _pieces(plan: Plan, paths: list[Path]) -> list[Path]:
-    """The files to join, in order: the clips, cut where they fade into each other, and their mixed frames."""
+    """Return the files to join in order: clips, cut at cross-fades, and the mixed frames of cross-fades."""
     pieces: list[Path] = []
     for clip, path in zip(plan.clips, paths, strict=True):
         if clip.fade_in_frames:
@@ -79,11 +80,11 @@ def _pieces(plan: Plan, paths: list[Path]) -> list[Path]:
 
 
 def _remedy(job_id: str, encoders: Sequence[str]) -> str:
-    """Say which encoder made which clips, and how they get one."""
+    """Return which encoder made which clips, and the remedy, in words."""
     here = encoder_build()
     made = "; ".join(
         f"{encoder}: clips {', '.join(str(index) for index, other in enumerate(encoders) if other == encoder)}"
         for encoder in dict.fromkeys(encoders)
     )
     first = next(index for index, encoder in enumerate(encoders) if encoder != here)
-    return f"They are of several encoders ({made}): `s2v rerun {job_id} --from-clip {first}` has all by {here}."
+    return f"They are of several encoders ({made}): `s2v rerun {job_id} --from-clip {first}` renders all with {here}."

@@ -1,7 +1,6 @@
 """validate: check the finished video against the plan. Writes report/{report.json, contact_sheet.jpg}.
 
-A failed check fails the job: the report is stored for the person who looks, its manifest is not, and nothing is
-published.
+A failed check fails the job: the report is stored for people, its manifest is not, and nothing is published.
 """
 
 from pathlib import Path
@@ -22,11 +21,12 @@ from s2v_tasks.storage.artifacts import Built, OutputFile, Work
 from s2v_tasks.validation import load_thresholds
 from s2v_tasks.validation import validate as judge
 
-REVISION = 1  # raise it when the checks change
-HELD_FRAMES = 4  # the fourth frame and the three before it, when a chain starts from the picture (ADR 4)
+REVISION = 1  # increase it when the checks change
+HELD_FRAMES = 4  # the fourth frame and the three before it, at the start of the video (ADR 4)
 
 
 def run(ctx: StepContext) -> dict[str, Any]:
+    """Check the video, or reuse an earlier approval."""
     plan = ctx.plan()
     inputs = {
         "video": ctx.manifest(ctx.layout.mux_manifest, MUX_AUDIO).outputs["muxed"],
@@ -42,7 +42,7 @@ def run(ctx: StepContext) -> dict[str, Any]:
         report_path, sheet_path = folder / "report.json", folder / "contact_sheet.jpg"
         report_path.write_text(report.model_dump_json(indent=2), encoding="utf-8")
         if not report.ok:
-            ctx.store.delete(ctx.layout.report_manifest)  # an approval under milder thresholds does not stand
+            ctx.store.delete(ctx.layout.report_manifest)  # withdraw an approval by earlier thresholds
             ctx.store.upload(report_path, ctx.layout.report, "application/json")
             sentences = " ".join(check.message for check in report.failures)
             raise PermanentError(f"The video failed {len(report.failures)} of {len(report.checks)} checks: {sentences}")

@@ -194,10 +194,10 @@ def test_only_clips_of_what_the_parent_is_now_are_reused(
     for change in ({"prompt": "Somebody else."}, {"base_seed": 9}, {"size": "256*256"}, turned):
         metadata.jobs.fail(PARENT, "A person gave it up.")
         stage(store, PARENT, **change)
-        with pytest.raises(PermanentError, match="Clip 0 of job first-take is left from an earlier start"):
+        with pytest.raises(PermanentError, match="Clip 0 of job first-take is of an earlier start"):
             stage(store, CHILD, **{"parent_job_id": PARENT, "from_clip": 1} | change)
     run(PARENT, "encode_conditions")
-    with pytest.raises(PermanentError, match=r"left from an earlier start.*Rerun from clip 0"):
+    with pytest.raises(PermanentError, match=r"is of an earlier start.*Rerun from clip 0"):
         stage(store, CHILD, **{"parent_job_id": PARENT, "from_clip": 1} | change)
     metadata.jobs.fail(PARENT, "A person gave it up.")
     stage(store, PARENT)

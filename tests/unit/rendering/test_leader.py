@@ -170,7 +170,7 @@ def test_a_clip_stores_its_frames_and_those_that_fade_out(tmp_path: Path, monkey
     ],
     ids=["unknown", "same", "other"],
 )
-def test_a_clip_of_another_encoder_is_told_from_one_of_other_inputs(
+def test_a_clip_of_another_encoder_is_distinguished_from_one_of_other_inputs(
     facts: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Name both encoders where they differ; clips of earlier versions name none."""

@@ -22,7 +22,7 @@ from s2v_tasks.schemas.request import parse_request
 from s2v_tasks.settings import config_dir, load_settings
 
 
-def test_gpu_seconds_are_on_record_while_the_work_goes_on(
+def test_gpu_seconds_are_recorded_while_the_work_goes_on(
     postgres_url: str, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They grow, and when the work is over nobody writes any more."""
@@ -83,7 +83,7 @@ def ctx(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[StepCont
 
 @pytest.fixture
 def looks(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], None]]:
-    """What happens between two looks at the earlier attempt; when nothing is left to happen the test has failed."""
+    """Events between two polls of the earlier attempt; the test fails when none is left."""
     events: list[Callable[[], None]] = []
     monkeypatch.setattr(attempts.time, "sleep", lambda _: events.pop(0)())
     return events

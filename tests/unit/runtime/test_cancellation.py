@@ -1,4 +1,4 @@
-"""A cancel reaches the work of a step through the metadata store alone."""
+"""A cancellation reaches the work of a step through the metadata store alone."""
 
 import subprocess
 import sys

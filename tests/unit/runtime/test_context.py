@@ -1,4 +1,4 @@
-"""What happens around the work of a step."""
+"""Events, failures and results around the work of a step."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,7 +64,7 @@ def test_a_clip_of_another_chain_does_not_start_a_failed_job_again(context: Step
         (ValueError("a bug"), 1, "running"),
     ],
 )
-def test_an_error_of_the_local_disk_is_on_record_as_what_it_is(
+def test_an_error_of_the_local_disk_is_recorded_as_what_it_is(
     context: StepContext, error: Exception, exit_code: int, ends: str
 ) -> None:
     """A full disk is tried again; a wrong folder ends the job with its sentence; a bug keeps its class."""
@@ -83,7 +83,7 @@ def test_an_error_of_the_local_disk_is_on_record_as_what_it_is(
 
 
 def test_scratch_is_made_when_it_is_needed(context: StepContext, tmp_path: Path) -> None:
-    """A wrong S2V_WORK_DIR is found inside the step, where it can be put on record; the folder goes with the step."""
+    """A wrong S2V_WORK_DIR is found inside the step, where it can be recorded; the folder goes with the step."""
     (tmp_path / "file").touch()
     settings = context.settings.model_copy(update={"work_dir": tmp_path / "file"})
     with open_context("my-job", settings) as wrong, pytest.raises(OSError, match="file"):

@@ -184,10 +184,10 @@ def test_a_process_that_is_asked_to_end_tries_for_a_short_while(service: Service
     for store in stores:
         with pytest.raises(UnavailableError):
             store.get("a")
-    heard = next(call for call in service.calls if call >= 1300)
-    assert heard < 1300 + outages.POLL_SECONDS
-    assert service.calls[-1] == pytest.approx(heard + LAST_SECONDS)
-    assert service.calls[-2] == pytest.approx(heard + LAST_SECONDS)
+    noticed = next(call for call in service.calls if call >= 1300)
+    assert noticed < 1300 + outages.POLL_SECONDS
+    assert service.calls[-1] == pytest.approx(noticed + LAST_SECONDS)
+    assert service.calls[-2] == pytest.approx(noticed + LAST_SECONDS)
 
 
 def test_a_sigterm_gives_no_more_time_than_there_was(service: Service, clock: Clock) -> None:

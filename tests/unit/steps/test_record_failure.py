@@ -1,4 +1,4 @@
-"""A step that died without a word has its reason on record all the same."""
+"""The reason of a step that could not report it is recorded in its place."""
 
 from collections.abc import Iterator
 
@@ -83,7 +83,7 @@ def test_a_job_fails_for_the_latest_reason_since_it_was_queued(context: StepCont
 
 
 def test_a_job_that_airflow_failed_names_the_task(context: StepContext) -> None:
-    """Where a step gave a reason that is the job's, else the task that Airflow failed is named with where to look."""
+    """The reason of a step is that of the job; without one, the task that Airflow failed is named."""
     assert close_job.run(context, failed_task="clip.wait[1]")["reason"].startswith("Task clip.wait[1] failed")
     context.metadata.jobs.enqueue("my-job", {})
     context.metadata.jobs.start("my-job")

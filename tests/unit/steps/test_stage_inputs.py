@@ -15,6 +15,6 @@ from s2v_tasks.steps.stage_inputs import source_of
         ({"parent_job_id": "speech-0123456789"}, "speech-r2", "rerun"),
     ],
 )
-def test_the_door_of_a_job_is_told_by_its_run(data: dict[str, str | None], run_id: str | None, source: str) -> None:
+def test_the_source_of_a_job_follows_from_its_run(data: dict[str, str | None], run_id: str | None, source: str) -> None:
     """The form, a command on the spot, `s2v submit` and a rerun are kept apart."""
     assert source_of(data, run_id) == source

@@ -111,7 +111,7 @@ def compared(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 def test_clips_of_two_encoders_are_joined_where_that_changes_no_frame(
     old: str | None, context: StepContext, compared: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A rerun after an update has old and new clips: every frame is proven to be there; the encoders are on record."""
+    """A rerun after an update has old and new clips: every frame is proven to be there; the encoders are recorded."""
     plan = store_plan(context)
     params = encode._H264["x264-params"]
     monkeypatch.setitem(encode._H264, "x264-params", f"{params}:no-mbtree=1:trellis=0")
@@ -161,11 +161,11 @@ def test_clips_of_two_encoders_that_do_not_fit_are_named(
         monkeypatch.setitem(encode._H264, "bf", 2 if clip.clip_index == odd else 0)
         finish(context, clip, OTHER if clip.clip_index == odd else encoder_build())
     others = ", ".join(str(index) for index in range(3) if index != odd)
-    with pytest.raises(PermanentError, match="clips of one video need one encoding profile") as told:
+    with pytest.raises(PermanentError, match="clips of one video need one encoding profile") as raised:
         stitch.run(context)
-    assert f"{OTHER}: clips {odd}" in str(told.value)
-    assert f"{encoder_build()}: clips {others}" in str(told.value)
-    assert f"`s2v rerun my-job --from-clip {first}` has all by {encoder_build()}." in str(told.value)
+    assert f"{OTHER}: clips {odd}" in str(raised.value)
+    assert f"{encoder_build()}: clips {others}" in str(raised.value)
+    assert f"`s2v rerun my-job --from-clip {first}` renders all with {encoder_build()}." in str(raised.value)
 
 
 def test_clips_of_one_encoder_that_do_not_fit_blame_no_encoder(

@@ -1,7 +1,7 @@
 """`s2v jobs` and `s2v job`: what the metadata store knows."""
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -16,6 +16,7 @@ from s2v_tasks.schemas.job import JobStatus
 if TYPE_CHECKING:
     from s2v_tasks.metadata.costs import Spending
     from s2v_tasks.metadata.tables import Job
+    from s2v_tasks.schemas.facts import ClipFacts
 
 
 @app.command(rich_help_panel=PEOPLE)
@@ -102,7 +103,7 @@ def _print_job(found: "Job", spent: "Spending | None") -> None:
             str(clip.attempts),
             f"of {clip.source_job_id}" if clip.source_job_id else "yes" if clip.reused else "no",
             f"{clip.render_seconds:.1f}" if clip.render_seconds is not None else "",
-            *_meter(clip.facts or {}),
+            *_cost_cells(clip.clip_facts),
             (clip.fingerprint or "")[:12],
         )
     console.print(clips)
@@ -133,11 +134,13 @@ def _cost_line(found: "Job", spent: "Spending | None") -> str:
     return f"{line}; cost: {cost:.4f} {found.currency}, about {expected:.4f} expected"
 
 
-def _meter(facts: dict[str, Any]) -> tuple[str, str, str]:
-    """Operations, utilisation of the device, and peak memory: of the GPU, on a CPU of the process."""
-    peak_bytes = facts.get("peak_gpu_memory_bytes", facts.get("peak_host_memory_bytes"))
+def _cost_cells(facts: "ClipFacts | None") -> tuple[str, str, str]:
+    """Return operations, utilisation of the device, and peak memory: of the GPU, on a CPU of the process."""
+    if facts is None:
+        return "", "", ""
+    peak_bytes = facts.peak_gpu_memory_bytes or facts.peak_host_memory_bytes
     return (
-        f"{facts['pflops']:.3g}" if "pflops" in facts else "",
-        f"{facts['mfu']:.1%}" if "mfu" in facts else "",
-        f"{peak_bytes / 2**30:.2f}" if peak_bytes is not None else "",
+        "" if facts.pflops is None else f"{facts.pflops:.3g}",
+        "" if facts.mfu is None else f"{facts.mfu:.1%}",
+        "" if peak_bytes is None else f"{peak_bytes / 2**30:.2f}",
     )

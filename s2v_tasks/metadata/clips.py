@@ -1,7 +1,6 @@
 """Clips: attempts to render them, progress, outcome."""
 
 from datetime import datetime
-from typing import Any
 
 import sqlalchemy as sa
 
@@ -10,6 +9,7 @@ from s2v_tasks.metadata.events import EventRepository
 from s2v_tasks.metadata.session import transaction
 from s2v_tasks.metadata.sql import Repository, lock_job, storable, update_clip
 from s2v_tasks.schemas.events import JobEvent
+from s2v_tasks.schemas.facts import ClipFacts
 from s2v_tasks.schemas.job import AttemptOutcome, ClipStatus
 from s2v_tasks.schemas.plan import InheritedClip
 
@@ -59,7 +59,7 @@ class ClipRepository(Repository):
             )
 
     def succeed(
-        self, job_id: str, clip_index: int, facts: dict[str, Any], reused: bool, *, made_at: datetime | None = None
+        self, job_id: str, clip_index: int, facts: ClipFacts, reused: bool, *, made_at: datetime | None = None
     ) -> None:
         """Record that the clip is stored, rendered now or reused. `facts`: the cost of its rendering.
 
@@ -69,8 +69,8 @@ class ClipRepository(Repository):
             "status": ClipStatus.SUCCEEDED,
             "reused": reused,
             "eta_seconds": None,
-            "facts": storable(facts),
-            "render_seconds": facts.get("render_seconds"),
+            "facts": storable(facts.model_dump(mode="json")),
+            "render_seconds": facts.render_seconds,
         }
         with transaction(self._engine) as connection:
             lock_job(connection, job_id)
@@ -87,15 +87,15 @@ class ClipRepository(Repository):
                 connection, job_id, JobEvent.CLIP_SUCCEEDED, clip_index=clip_index, detail={"reused": reused}
             )
 
-    def inherit(self, job_id: str, clip: InheritedClip, *, facts: dict[str, Any]) -> None:
+    def inherit(self, job_id: str, clip: InheritedClip, *, facts: ClipFacts) -> None:
         """Record that the clip was copied from another job, which paid for it. `facts`: the cost of its rendering."""
         values = {
             "status": ClipStatus.SUCCEEDED,
             "reused": True,
             "fingerprint": clip.fingerprint,
             "source_job_id": clip.source_job_id,
-            "facts": storable(facts),
-            "render_seconds": facts.get("render_seconds"),
+            "facts": storable(facts.model_dump(mode="json")),
+            "render_seconds": facts.render_seconds,
         }
         with transaction(self._engine) as connection:
             lock_job(connection, job_id)

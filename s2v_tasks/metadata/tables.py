@@ -24,6 +24,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, MappedAsDataclass, mapped_co
 
 from s2v_tasks.errors import ConfigurationError, PermanentError, TransientError
 from s2v_tasks.schemas.events import JobEvent
+from s2v_tasks.schemas.facts import ClipFacts
 from s2v_tasks.schemas.job import (
     DEFAULT_PRIORITY,
     ENDED_STATUSES,
@@ -155,6 +156,11 @@ class Clip(Base, kw_only=True):
     source_job_id: Mapped[str | None] = mapped_column(index=True)
     facts: Mapped[dict[str, Any] | None]
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now(), default=None)
+
+    @property
+    def clip_facts(self) -> ClipFacts | None:
+        """Return the facts as a model; None until the clip is rendered."""
+        return None if self.facts is None else ClipFacts.model_validate(self.facts)
 
 
 class Attempt(Base, kw_only=True):

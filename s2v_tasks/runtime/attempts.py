@@ -15,6 +15,7 @@ from s2v_tasks import log
 from s2v_tasks.errors import TransientError
 from s2v_tasks.metadata.attempts import AttemptKey
 from s2v_tasks.runtime.context import StepContext, tolerated
+from s2v_tasks.schemas.facts import ClipFacts
 from s2v_tasks.schemas.job import AttemptOutcome
 from s2v_tasks.storage.artifacts import Build, Built, Produced, Work
 
@@ -168,7 +169,7 @@ class ClipAttempt(Attempt):
         self.ctx.metadata.clips.succeed(
             self.work.job_id,
             self._clip_index,
-            facts=produced.manifest.facts.model_dump(mode="json"),
+            facts=produced.manifest.facts_as(ClipFacts),
             reused=produced.reused,
             made_at=produced.manifest.made_at,
         )

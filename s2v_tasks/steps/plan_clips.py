@@ -15,7 +15,7 @@ from s2v_tasks.planning.planner import make_plan
 from s2v_tasks.planning.rerun import replan
 from s2v_tasks.runtime.context import StepContext, scratch_folder
 from s2v_tasks.runtime.inheritance import inherit_clips, parent_plan, parent_request
-from s2v_tasks.schemas.facts import StagedFacts
+from s2v_tasks.schemas.facts import ClipFacts, StagedFacts
 from s2v_tasks.schemas.manifest import Manifest
 from s2v_tasks.schemas.model_card import load_gpu_card, load_model_card
 from s2v_tasks.schemas.plan import InputFacts, Plan, SpeechFacts
@@ -37,7 +37,7 @@ def run(ctx: StepContext) -> dict[str, Any]:
         ctx.metadata.jobs.record_plan(ctx.job_id, plan)
         for clip in plan.inherited:
             made = ctx.clip_manifest(clip.clip_index)
-            ctx.metadata.clips.inherit(ctx.job_id, clip, facts=made.facts.model_dump(mode="json"))
+            ctx.metadata.clips.inherit(ctx.job_id, clip, facts=made.facts_as(ClipFacts))
         # Last: a stored plan is also in the metadata store, with its inherited clips.
         ctx.store.put_bytes(ctx.layout.plan, data, "application/json")
     return {"num_frames": plan.num_frames, "warnings": list(plan.warnings), "clips": _turns(plan)}

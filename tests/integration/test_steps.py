@@ -195,7 +195,7 @@ def test_a_job_that_died_without_a_word_gets_a_reason(run: Run, found: Found) ->
         run("stage_inputs", preset="unheard-of")
     run("stage_inputs")
     run("close_job")
-    assert "was killed before it could say why" in (found().reason or "")
+    assert "was killed before it could report a reason" in (found().reason or "")
 
 
 def test_a_finished_job_stays_finished_when_a_step_runs_again(

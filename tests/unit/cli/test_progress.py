@@ -100,7 +100,7 @@ def test_before_the_first_clip_the_step_that_is_done_is_named() -> None:
     ],
 )
 def test_a_job_has_an_exit_code(status: str, events: tuple[Event, ...], expected: int) -> None:
-    """That of its last failure; 75 where a step was killed before it could say why; 130 when it was cancelled."""
+    """That of its last failure; 75 where a step was killed and reported no reason; 130 when it was cancelled."""
     assert replace(job(), status=status, events=events).exit_code == expected
 
 

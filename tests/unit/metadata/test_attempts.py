@@ -9,7 +9,10 @@ import pytest
 from s2v_tasks.metadata.attempts import CONDITIONS, rendering
 from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.metadata.tables import Job
+from s2v_tasks.schemas.facts import ClipFacts
 from s2v_tasks.schemas.plan import Plan
+
+FACTS = ClipFacts(start_frame=0, end_frame=16)
 
 MakePlan = Callable[..., Plan]
 Planned = Callable[..., MetadataStore]
@@ -32,8 +35,8 @@ def test_every_attempt_is_on_record_with_its_gpu_seconds(
     metadata.clips.start("job-1", 0, "f0")
     metadata.clips.fail("job-1", 0, "SIGTERM", outcome="interrupted")
     metadata.clips.start("job-1", 0, "f0")
-    metadata.clips.succeed("job-1", 0, facts={}, reused=False)
-    metadata.clips.succeed("job-1", 0, facts={}, reused=True)
+    metadata.clips.succeed("job-1", 0, facts=FACTS, reused=False)
+    metadata.clips.succeed("job-1", 0, facts=FACTS, reused=True)
     attempts = job(metadata).attempts
     assert [(a.clip_index, a.attempt, a.outcome, a.reason) for a in attempts] == [
         (0, 1, "failed", "Out of memory."),
@@ -107,7 +110,7 @@ def test_an_attempt_whose_clip_is_reused_was_no_waste(
             "UPDATE attempts SET finished_at = started_at + interval '30 s', gpu_seconds = 60"
             " WHERE outcome <> 'running' AND step = 'render_clip'"
         )
-    metadata.clips.succeed("job-1", 2, facts={}, reused=True, made_at=began + timedelta(seconds=100))
+    metadata.clips.succeed("job-1", 2, facts=FACTS, reused=True, made_at=began + timedelta(seconds=100))
     metadata.conditions.reuse("job-1", made_at=encoding + timedelta(seconds=90))
     rendered, encoded = sorted(job(metadata).attempts, key=lambda attempt: attempt.step, reverse=True)
     assert [(a.outcome, a.reason) for a in (rendered, encoded)] == [("succeeded", None)] * 2
@@ -129,8 +132,8 @@ def test_an_attempt_after_the_clip_that_is_reused_is_lost(
     with psycopg.connect(postgres_url) as connection:
         connection.execute("UPDATE attempts SET started_at = started_at - interval '1 hour'")
         ((began,),) = connection.execute("SELECT min(started_at) FROM attempts").fetchall()
-    metadata.clips.succeed("job-1", 0, facts={}, reused=True, made_at=began - timedelta(seconds=1))
-    metadata.clips.succeed("job-1", 1, facts={}, reused=True)
+    metadata.clips.succeed("job-1", 0, facts=FACTS, reused=True, made_at=began - timedelta(seconds=1))
+    metadata.clips.succeed("job-1", 1, facts=FACTS, reused=True)
     metadata.conditions.reuse("job-1", made_at=None)
     assert [a.outcome for a in job(metadata).attempts] == ["lost", "lost", "running", "lost"]
 
@@ -141,11 +144,11 @@ def test_only_the_latest_attempt_made_the_clip(metadata: MetadataStore, postgres
     metadata.clips.fail("job-1", 0, "Out of memory.")
     metadata.clips.start("job-1", 0, "f0")
     later = datetime.now(UTC) + timedelta(hours=1)
-    metadata.clips.succeed("job-1", 0, facts={}, reused=True, made_at=later)
+    metadata.clips.succeed("job-1", 0, facts=FACTS, reused=True, made_at=later)
     before = job(metadata).attempts
     assert [(a.outcome, a.reason) for a in before] == [("failed", "Out of memory."), ("succeeded", None)]
     assert before[1].gpu_seconds == pytest.approx(0, abs=60)
-    metadata.clips.succeed("job-1", 0, facts={}, reused=True, made_at=later)
+    metadata.clips.succeed("job-1", 0, facts=FACTS, reused=True, made_at=later)
     assert job(metadata).attempts == before
 
 
@@ -160,7 +163,7 @@ def test_a_clip_that_was_kept_and_stored_later_keeps_the_length_of_its_attempt(
             "UPDATE attempts SET started_at = started_at - interval '2 hours', gpu_seconds = 3600,"
             " finished_at = started_at - interval '1 hour'"
         )
-    metadata.clips.succeed("job-1", 0, facts={}, reused=False)
+    metadata.clips.succeed("job-1", 0, facts=FACTS, reused=False)
     (attempt,) = job(metadata).attempts
     assert (attempt.outcome, attempt.gpu_seconds) == ("succeeded", pytest.approx(3600))
 
@@ -171,7 +174,7 @@ def test_a_clip_that_outlives_the_failure_of_its_job_is_no_waste(metadata: Metad
     metadata.clips.start("job-1", 1, "f1", world_size=2)
     metadata.clips.fail("job-1", 0, "The picture is black.")
     metadata.jobs.fail("job-1", "render_clip: The picture is black.")
-    metadata.clips.succeed("job-1", 1, facts={}, reused=False)
+    metadata.clips.succeed("job-1", 1, facts=FACTS, reused=False)
     assert [attempt.outcome for attempt in job(metadata).attempts] == ["failed", "succeeded"]
     (spent,) = metadata.costs.spending()
     assert spent.used_gpu_seconds > 0
@@ -185,7 +188,7 @@ def test_a_clip_that_is_rendered_ends_its_attempt_now(
     with psycopg.connect(postgres_url) as connection:
         connection.execute("UPDATE attempts SET started_at = started_at - interval '1 hour'")
         ((began,),) = connection.execute("SELECT started_at FROM attempts").fetchall()
-    metadata.clips.succeed("job-1", 0, facts={}, reused=False, made_at=began + timedelta(seconds=100))
+    metadata.clips.succeed("job-1", 0, facts=FACTS, reused=False, made_at=began + timedelta(seconds=100))
     (attempt,) = job(metadata).attempts
     assert (attempt.outcome, attempt.gpu_seconds) == ("succeeded", pytest.approx(7200, abs=60))
 

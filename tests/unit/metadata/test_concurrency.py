@@ -16,8 +16,11 @@ from s2v_tasks.metadata.session import transaction
 from s2v_tasks.metadata.sql import lock_job
 from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.metadata.tables import Drop
+from s2v_tasks.schemas.facts import ClipFacts
 from s2v_tasks.schemas.manifest import Manifest, Producer
 from s2v_tasks.schemas.plan import InheritedClip, Plan
+
+FACTS = ClipFacts(start_frame=0, end_frame=16)
 
 Planned = Callable[..., MetadataStore]
 MakePlan = Callable[..., Plan]
@@ -51,8 +54,8 @@ WRITERS: dict[str, Callable[[MetadataStore, Plan], object]] = {
     "cancelled": lambda metadata, _: metadata.jobs.cancel("job-1"),
     "succeeded": lambda metadata, _: metadata.jobs.succeed("job-1", "s3://o/v.mp4", "00"),
     "clip started": lambda metadata, _: metadata.clips.start("job-1", 0, "f"),
-    "clip succeeded": lambda metadata, _: metadata.clips.succeed("job-1", 0, facts={}, reused=False),
-    "clip inherited": lambda metadata, _: metadata.clips.inherit("job-1", INHERITED, facts={}),
+    "clip succeeded": lambda metadata, _: metadata.clips.succeed("job-1", 0, facts=FACTS, reused=False),
+    "clip inherited": lambda metadata, _: metadata.clips.inherit("job-1", INHERITED, facts=FACTS),
     "clip failed": lambda metadata, _: metadata.clips.fail("job-1", 0, "Why."),
     "conditions started": lambda metadata, _: metadata.conditions.start("job-1"),
     "conditions ended": lambda metadata, _: metadata.conditions.end("job-1", outcome="failed"),

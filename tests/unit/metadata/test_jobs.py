@@ -10,7 +10,10 @@ from s2v_tasks.metadata.batches import NewRow
 from s2v_tasks.metadata.queue import NewJob
 from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.metadata.tables import ArtifactRow, Attempt, Clip, Event, Job
+from s2v_tasks.schemas.facts import ClipFacts
 from s2v_tasks.schemas.plan import Plan
+
+FACTS = ClipFacts(start_frame=0, end_frame=16)
 
 Planned = Callable[..., MetadataStore]
 
@@ -81,7 +84,7 @@ def test_a_cancelled_job_keeps_what_is_finished(planned: Planned) -> None:
     """What runs has failed, its attempts with the reason; a second cancel, or one after the video, changes nothing."""
     metadata = planned(3)
     metadata.clips.start("job-1", 0, "f0")
-    metadata.clips.succeed("job-1", 0, facts={}, reused=False)
+    metadata.clips.succeed("job-1", 0, facts=FACTS, reused=False)
     metadata.clips.start("job-1", 1, "f1")
     metadata.jobs.request_cancel("job-1")
     metadata.jobs.cancel("job-1")

@@ -9,6 +9,9 @@ import sqlalchemy as sa
 from s2v_tasks.metadata.session import create_engine
 from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.metadata.tables import Notification
+from s2v_tasks.schemas.facts import ClipFacts
+
+FACTS = ClipFacts(start_frame=0, end_frame=16)
 
 HOOK = "https://hooks.example.com/x"
 
@@ -43,7 +46,7 @@ def test_each_piece_of_news_is_told(engine: sa.Engine, planned: Callable[..., Me
     metadata = planned(3, webhook_url=HOOK)
     metadata.clips.start("job-1", 2, "f")
     metadata.clips.fail("job-1", 2, "Out of memory.")
-    metadata.clips.succeed("job-1", 2, facts={}, reused=True)
+    metadata.clips.succeed("job-1", 2, facts=FACTS, reused=True)
     metadata.jobs.succeed("job-1", "s3://o/v.mp4", "00")
     metadata.jobs.fail("job-1", "Why.")
     metadata.jobs.request_cancel("job-1")

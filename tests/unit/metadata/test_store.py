@@ -9,8 +9,16 @@ import sqlalchemy as sa
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.metadata.tables import Job
+from s2v_tasks.schemas.facts import ClipFacts
 from s2v_tasks.schemas.manifest import Artifact, Manifest, Producer
 from s2v_tasks.schemas.plan import InheritedClip, Plan
+
+FACTS = ClipFacts(start_frame=0, end_frame=16)
+
+
+def facts(**values: float) -> ClipFacts:
+    return FACTS.model_copy(update=values)
+
 
 REQUEST = {"prompt": "A person speaks.", "audio_uri": "s3://in/a.wav"}
 MakePlan = Callable[..., Plan]
@@ -72,7 +80,7 @@ def test_a_failed_job_renders_nothing(metadata: MetadataStore, planned: Planned)
     """A clip whose process was killed is failed with its job; finished and pending clips stay what they are."""
     planned(3)
     metadata.clips.start("job-1", 0, "f0")
-    metadata.clips.succeed("job-1", 0, facts={"render_seconds": 1.0}, reused=False)
+    metadata.clips.succeed("job-1", 0, facts=facts(render_seconds=1.0), reused=False)
     metadata.clips.start("job-1", 1, "f1")
     metadata.jobs.fail("job-1", "Killed.")
     assert [clip.status for clip in job(metadata).clips] == ["succeeded", "failed", "pending"]
@@ -87,12 +95,12 @@ def test_a_clip_on_its_road(metadata: MetadataStore, planned: Planned) -> None:
     metadata.clips.fail("job-1", 1, "Out of memory.")
     assert job(metadata).clips[1].status == "failed"
     metadata.clips.start("job-1", 1, "f1")
-    metadata.clips.succeed("job-1", 1, facts={"render_seconds": 2.5, "mfu": 0.4}, reused=False)
+    metadata.clips.succeed("job-1", 1, facts=facts(render_seconds=2.5, mfu=0.4), reused=False)
     metadata.clips.start("job-1", 1, "f1")
-    metadata.clips.succeed("job-1", 1, facts={"render_seconds": 2.5, "mfu": 0.4}, reused=True)
+    metadata.clips.succeed("job-1", 1, facts=facts(render_seconds=2.5, mfu=0.4), reused=True)
     clip = job(metadata).clips[1]
     assert (clip.status, clip.attempts, clip.render_seconds, clip.reused) == ("succeeded", 3, 2.5, True)
-    assert clip.facts == {"render_seconds": 2.5, "mfu": 0.4}
+    assert clip.clip_facts == ClipFacts(start_frame=0, end_frame=16, render_seconds=2.5, mfu=0.4)
     assert (clip.fingerprint, clip.start_frame, clip.end_frame) == ("f1", 48, 96)
 
 
@@ -106,7 +114,7 @@ def test_a_clip_tells_its_progress_while_it_is_rendered(metadata: MetadataStore,
     assert (event.event, event.clip_index, event.detail) == ("clip_failed", 1, {"reason": "Out of memory."})
     assert job(metadata).clips[1].eta_seconds is None
     metadata.clips.record_progress("job-1", 1, step=4, num_steps=4, eta_seconds=0.5)
-    metadata.clips.succeed("job-1", 1, facts={}, reused=False)
+    metadata.clips.succeed("job-1", 1, facts=FACTS, reused=False)
     event = job(metadata).events[-1]
     assert (event.event, event.clip_index, event.detail) == ("clip_succeeded", 1, {"reused": False})
     assert job(metadata).clips[1].eta_seconds is None
@@ -122,10 +130,13 @@ def test_a_clip_that_was_inherited_and_is_rendered_is_the_jobs_own(
     planned(3)
     for again in ("rendered", "planned"):
         metadata.clips.record_progress("job-1", 1, step=3, num_steps=4, eta_seconds=2.0, gpu_memory_bytes=2**40)
-        metadata.clips.inherit("job-1", inherited, facts={"render_seconds": 2.0})
+        metadata.clips.inherit("job-1", inherited, facts=facts(render_seconds=2.0))
         clip = job(metadata).clips[1]
         assert (clip.status, clip.reused, clip.source_job_id, clip.fingerprint) == ("succeeded", True, "job-0", "f0")
-        assert (clip.render_seconds, clip.facts) == (2.0, {"render_seconds": 2.0})
+        assert (clip.render_seconds, clip.clip_facts) == (
+            2.0,
+            facts(render_seconds=2.0),
+        )
         event = job(metadata).events[-1]
         assert (event.event, event.clip_index, event.detail) == ("clip_inherited", 1, {"source_job_id": "job-0"})
         if again == "rendered":
@@ -234,7 +245,7 @@ def test_any_text_and_any_number_can_be_recorded(metadata: MetadataStore) -> Non
 
 def test_a_number_that_is_none_stays_one_in_its_column(metadata: MetadataStore, planned: Planned) -> None:
     """A column of numbers holds NaN itself."""
-    planned().clips.succeed("job-1", 0, facts={"render_seconds": float("nan")}, reused=False)
+    planned().clips.succeed("job-1", 0, facts=facts(render_seconds=float("nan")), reused=False)
     assert str(job(metadata).clips[0].render_seconds) == "nan"
 
 

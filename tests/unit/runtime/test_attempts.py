@@ -15,11 +15,14 @@ from s2v_tasks.planning import make_plan
 from s2v_tasks.runtime import attempts, outages
 from s2v_tasks.runtime.attempts import await_earlier_attempt, heartbeats
 from s2v_tasks.runtime.context import StepContext, open_context
+from s2v_tasks.schemas.facts import ClipFacts
 from s2v_tasks.schemas.model_card import load_gpu_card, load_model_card
 from s2v_tasks.schemas.plan import Plan, SpeechFacts
 from s2v_tasks.schemas.preset import load_presets
 from s2v_tasks.schemas.request import parse_request
 from s2v_tasks.settings import config_dir, load_settings
+
+FACTS = ClipFacts(start_frame=0, end_frame=16)
 
 
 def test_gpu_seconds_are_recorded_while_the_work_goes_on(
@@ -100,7 +103,7 @@ def test_an_attempt_that_still_runs_is_waited_for(
         if work == CONDITIONS:
             ctx.metadata.conditions.end("job-1", outcome="failed" if outcome == "interrupted" else outcome)  # type: ignore[arg-type]
         elif outcome == "succeeded":
-            ctx.metadata.clips.succeed("job-1", work.clip_index or 0, facts={}, reused=False)
+            ctx.metadata.clips.succeed("job-1", work.clip_index or 0, facts=FACTS, reused=False)
         else:
             ctx.metadata.clips.fail("job-1", work.clip_index or 0, "x", outcome=outcome)  # type: ignore[arg-type]
 

@@ -6,6 +6,7 @@ import pytest
 
 from s2v_tasks.planning import make_plan
 from s2v_tasks.runtime.context import StepContext, open_context
+from s2v_tasks.schemas.facts import ClipFacts
 from s2v_tasks.schemas.model_card import load_gpu_card, load_model_card
 from s2v_tasks.schemas.plan import Plan, SpeechFacts
 from s2v_tasks.schemas.preset import load_presets
@@ -13,6 +14,8 @@ from s2v_tasks.schemas.request import parse_request
 from s2v_tasks.schemas.steps import ENCODE_CONDITIONS, RENDER_CLIP, STITCH
 from s2v_tasks.settings import Settings, config_dir, load_settings
 from s2v_tasks.steps import close_job, record_failure
+
+FACTS = ClipFacts(start_frame=0, end_frame=16)
 
 
 @pytest.fixture
@@ -63,7 +66,7 @@ def test_of_the_clips_of_a_process_the_one_failed_that_was_rendered(context: Ste
     metadata = context.metadata
     metadata.jobs.record_plan("my-job", plan_of_clips(context.settings, 4))
     metadata.clips.start("my-job", 1, "f1")
-    metadata.clips.succeed("my-job", 1, facts={}, reused=False)
+    metadata.clips.succeed("my-job", 1, facts=FACTS, reused=False)
     metadata.clips.start("my-job", 2, "f2")
     record_failure.run(context, step=RENDER_CLIP, reason="The pod is gone.", clip_index=1, count=3)
     job = metadata.jobs.get("my-job")
@@ -79,7 +82,7 @@ def test_a_job_fails_for_the_latest_reason_since_it_was_queued(context: StepCont
     assert close_job.run(context)["reason"] == "render_clip: Third."
     context.metadata.jobs.enqueue("my-job", {})
     context.metadata.jobs.start("my-job")
-    assert "killed before it could say why" in close_job.run(context)["reason"]
+    assert "killed before it could report a reason" in close_job.run(context)["reason"]
 
 
 def test_a_job_that_airflow_failed_names_the_task(context: StepContext) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from s2v_tasks.cli import COMMAND_MODULES
+from s2v_tasks.schemas.steps import PIPELINE, RECORD_FAILURE
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "s2v_tasks"
@@ -28,11 +29,12 @@ def test_no_module_has_a_name_that_says_nothing() -> None:
 
 
 def test_steps_and_commands_have_the_same_names() -> None:
-    """One step = one CLI command = one file in steps/."""
+    """One step = one CLI command = one file in steps/, and steps/ holds nothing else."""
     from s2v_tasks.cli import app, operators, steps  # noqa: F401
 
     commands = {command.callback.__name__ for command in app.registered_commands if command.callback}
     files = {path.stem for path in (PACKAGE / "steps").glob("*.py")} - {"__init__"}
+    assert files == {step.name for step in (*PIPELINE, RECORD_FAILURE)}
     assert files <= commands
 
 

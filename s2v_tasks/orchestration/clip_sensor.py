@@ -32,7 +32,7 @@ _FAILED = frozenset({"failed", "upstream_failed", "skipped", "removed"})
 
 
 def _in_dag_test() -> bool:
-    """Whether this task runs in the process of `dag.test()`, which has no triggerer beside it."""
+    """Return True if this task runs in the process of `dag.test()`, which has no triggerer."""
     # Only the supervisor of dag.test() talks to its task within one process. Every worker has this module loaded;
     # a parse of the DAG does without it.
     from airflow.sdk.execution_time.supervisor import InProcessSupervisorComms
@@ -65,7 +65,7 @@ class ClipSensor(BaseSensorOperator):  # type: ignore[misc]
             self.defer(trigger=ClipTrigger(**self._predecessor(context)), method_name="resume")
 
     def poke(self, context: Context) -> bool:
-        """Whether the predecessor is rendered; AirflowFailException when it never will be."""
+        """Return True if the predecessor is rendered; AirflowFailException if it has finally failed."""
         if self.clip["predecessor"] is None:
             return True
         return self._is_turn(_state(**self._predecessor(context)))

@@ -68,7 +68,7 @@ class BatchSensor(BaseSensorOperator):  # type: ignore[misc]
         self.batch_id = batch_id
 
     def poke(self, context: Context) -> bool:
-        """Whether all have ended."""
+        """Return True if all jobs of the batch have ended."""
         state = run_command(self, "batch-state", self.batch_id)
         self.log.info("%s", state["jobs"])
         if not state["ended"]:
@@ -114,7 +114,7 @@ def start_waiting_jobs(task: Any) -> dict[str, int]:
 
 
 def _turn(task: Any) -> dict[str, Any]:
-    """Whose turn it is, after jobs whose runs are gone have given their places back."""
+    """Return the jobs to start now, after closing the jobs whose runs are gone."""
     turn = run_command(task, "next-jobs")
     gone = [run_id for run_id in turn["silent_runs"] if is_gone(run_id)]
     if not gone:
@@ -125,7 +125,7 @@ def _turn(task: Any) -> dict[str, Any]:
 
 
 def is_gone(run_id: str) -> bool:
-    """Whether the run of a job ended or does not exist."""
+    """Return True if the run of a job ended or does not exist."""
     # The runtime of a running task: a parse of the DAG does without it and the many libraries that it loads.
     from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 

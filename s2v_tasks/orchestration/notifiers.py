@@ -1,4 +1,4 @@
-"""Whom Airflow tells when a run fails, from config/notifiers.yaml. Systems that wait for a job use webhooks instead."""
+"""Notifiers that Airflow calls if a run fails, from config/notifiers.yaml. Systems use webhooks instead."""
 
 import importlib
 from pathlib import Path
@@ -14,7 +14,7 @@ FILE = "notifiers.yaml"
 
 
 def failure_notifiers() -> list[BaseNotifier] | None:
-    """What a DAG takes as `on_failure_callback`; None when nobody is to be told."""
+    """Return the `on_failure_callback` of a DAG; None without notifiers."""
     path = config_dir(load_settings()) / FILE
     if not path.is_file():
         return None

@@ -1,4 +1,4 @@
-"""What a pod died of, in one sentence, and whether another try makes sense. Knows pods, not Airflow.
+"""Cause of a failed pod, in one sentence, and whether a retry is useful. Knows pods, not Airflow.
 
 | What happened | What follows |
 |---|---|
@@ -42,7 +42,7 @@ _REGISTRY_AWAY = re.compile(
 
 @dataclass(frozen=True)
 class PodFailure:
-    """Why a pod failed. `fault` decides about retries; what was `said_by_step` is on record already."""
+    """Cause of a failed pod. `fault` decides about retries; a reason with `said_by_step` is already stored."""
 
     message: str
     fault: Fault

@@ -134,7 +134,7 @@ class StepPodOperator(KubernetesPodOperator):  # type: ignore[misc]
             raise self._failed(judge(self.pod, self.base_container_name, str(error)), context) from error
 
     def _failed(self, failure: PodFailure, context: Context) -> AirflowException:
-        """The exception that fails this try, or the task for good; the reason is on record then."""
+        """Return the exception that fails this try, or the task finally; the reason is then stored."""
         if not failure.said_by_step:
             record_failure(self.step, context, self.clip, failure.message, self.log.info)
         # What the cluster did to the step is not counted.

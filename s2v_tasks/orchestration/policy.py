@@ -1,4 +1,4 @@
-"""Which job gets a free GPU first: the `priority` of its request. Airflow finds this module by its entry point.
+"""Order of the jobs that wait for a GPU: the `priority` of the request. Airflow loads this module by entry point.
 
 Priorities are fixed in a DAG, and a request is known only with its run: a cluster policy is where both meet.
 """

@@ -15,9 +15,9 @@ CLI = ("-m", "s2v_tasks.cli")
 
 
 def step_arguments(step: Step, context: Mapping[str, Any], clip: Mapping[str, Any] | None = None) -> list[str]:
-    """What follows the Python interpreter to run `step` for the job of a task's run.
+    """Return the arguments of the Python interpreter that run `step` for the job of the run of a task.
 
-    `clip` tells which clips of the plan the task renders: `count` from `clip_index` on.
+    `clip` selects the clips of the plan that the task renders: `count` from `clip_index` on.
     """
     arguments = [*_launcher(step), *CLI, step.command, "--job-id", job_id_of(context)]
     if step == STAGE_INPUTS:
@@ -41,7 +41,7 @@ def request_of(context: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def num_processes(step: Step) -> int:
-    """How many processes, and GPUs where there are any, work on `step`."""
+    """Return the number of processes of `step`, each with a GPU if there are any."""
     return load_settings().nproc_per_node if step.is_distributed else 1
 
 
@@ -79,7 +79,7 @@ def record_failure(
     try:
         StepProcess([*command, "--reason", reason], log_line).run()
     except StepFailedError as failure:
-        log_line(f"The reason could not be put on record: {failure.message}")
+        log_line(f"The reason could not be stored: {failure.message}")
 
 
 def first_failed_task(dag_id: str, run_id: str) -> str | None:

@@ -30,11 +30,11 @@ class StepFailedError(Exception):
         super().__init__(message)
         self.exit_code = exit_code
         self.message = message
-        self.said_by_step = said_by_step  # and so on record already
+        self.said_by_step = said_by_step  # and therefore already stored
 
     @property
     def is_permanent(self) -> bool:
-        """Whether a retry is pointless."""
+        """Return True if a retry is pointless."""
         return self.exit_code in PERMANENT_EXIT_CODES
 
 

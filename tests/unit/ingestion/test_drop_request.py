@@ -299,7 +299,7 @@ def test_any_name_gets_a_plain_one(name: str) -> None:
         ("\N{CLAPPER BOARD}.png", "file-{}.png"),
         ("-x-.png", "x-{}.png"),
         ("a" * 300 + ".png", "a" * 60 + "-{}.png"),
-        ("two words.toolong", "two-words-{}"),
+        ("two words.sixlet", "two-words-{}"),
         ("two words.jpegs", "two-words-{}.jpegs"),
         ("two words.", "two-words-{}"),
         ("a" * 81, "a" * 60 + "-{}"),

@@ -199,7 +199,7 @@ def killed_after(calls: int, folder: Folder, patch: pytest.MonkeyPatch) -> None:
 
     for target, names in [
         (folder.store, ["copy", "delete_all", "put_bytes", "get_bytes"]),
-        (folder.drops, ["claim", "arrived", "rejected", "earlier"]),
+        (folder.drops, ["claim", "mark_accepted", "mark_rejected", "earlier"]),
     ]:
         for name in names:
             patch.setattr(target, name, counted(getattr(target, name)))

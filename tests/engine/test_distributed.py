@@ -96,13 +96,13 @@ def compare_on_rank(rank: int, folder: Path, num_ranks: int, layouts: list[str],
         transformer = random_transformer()
         branches = parallelize(transformer, layout, "cpu")
         assert all(isinstance(p, DTensor) == layout.fsdp for p in transformer.parameters())
-        heard: list[int] = []
+        received: list[int] = []
         transformer.audio_injector.injector_adain_layers[0].register_forward_hook(
-            lambda _module, args, _output, heard=heard: heard.append(args[0].shape[0])
+            lambda _module, args, _output, received=received: received.append(args[0].shape[0])
         )
         together = render_two_clips(transformer, branches, scale)
         # A rank injects only into the frames of which it holds tokens.
-        assert (max(heard) < LATENT_FRAMES) == (layout.ulysses > 1)
+        assert (max(received) < LATENT_FRAMES) == (layout.ulysses > 1)
         for actual, expected in zip(together, alone, strict=True):
             torch.testing.assert_close(actual, expected, rtol=0, atol=GATE, msg=lambda text: f"{layout}: {text}")  # noqa: B023
     dist.destroy_process_group()

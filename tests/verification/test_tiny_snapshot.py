@@ -43,7 +43,7 @@ def _conditions(path: Path, prompt: str = "a man speaks", num_samples: int = 160
 
 @pytest.fixture(scope="module")
 def conditions(tiny_snapshot_path: Path) -> dict[str, torch.Tensor]:
-    """The conditions of a video of 20 frames with one second of sound."""
+    """The conditions of a video of 20 frames with one second of speech."""
     return _conditions(tiny_snapshot_path)
 
 
@@ -131,7 +131,7 @@ def test_video_shows_the_reference_and_moves(frames: np.ndarray, conditions: dic
 def test_sound_and_prompt_change_the_video(
     tiny_snapshot_path: Path, conditions: dict[str, torch.Tensor], frames: np.ndarray
 ) -> None:
-    """Other sound and another prompt each give another video."""
+    """Another speech and another prompt each give another video."""
     silent = {**conditions, "audio": torch.zeros_like(conditions["audio"])}
     assert np.abs(_render(tiny_snapshot_path, silent) - frames).mean() > 1
     prompted = {**conditions, "context": conditions["context_null"]}
@@ -139,7 +139,7 @@ def test_sound_and_prompt_change_the_video(
 
 
 def test_conditions_fit_the_video(conditions: dict[str, torch.Tensor]) -> None:
-    """Conditions have the agreed names, shapes and types; frames beyond the sound are silent."""
+    """Conditions have the agreed names, shapes and types; frames beyond the speech are silent."""
     assert conditions.keys() == {"context", "context_null", "audio", "reference_u8"}
     assert conditions["audio"].shape == (NUM_FRAMES, 25, 32)
     spoken = conditions["audio"].abs().amax(dim=(1, 2)) > 0

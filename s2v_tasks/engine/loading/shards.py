@@ -82,7 +82,7 @@ def _open(shard: Path) -> Any:
 
 
 def _parts(shard: Path) -> dict[str, Part]:
-    """Return where in the file each tensor lies, in the order of the file, which `_open` has found to be sound."""
+    """Return where in the file each tensor lies, in the order of the file, which `_open` has checked."""
     with shard.open("rb") as stream:
         header_bytes = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
         header: dict[str, Any] = json.loads(stream.read(header_bytes))

@@ -89,7 +89,7 @@ class Inputs:
     reference: Tensor
     motion: Tensor | None
     contexts: tuple[Tensor, Tensor]  # prompt, negative prompt
-    sounds: tuple[Tensor, Tensor]  # speech, silence
+    features: tuple[Tensor, Tensor]  # speech, silence
 
 
 def bench_step(bench: StepBench, worker: Worker, *, profile: bool = False) -> StepReport:
@@ -153,14 +153,14 @@ def draw_inputs(bench: StepBench, device: torch.device, dtype: torch.dtype) -> I
     def draw(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, device=device, dtype=dtype)
 
-    sound = draw(4 * num_latents, NUM_FEATURE_LAYERS, config.audio_dim)
+    speech = draw(4 * num_latents, NUM_FEATURE_LAYERS, config.audio_dim)
     return Inputs(
         latents=draw(1, _LATENT_CHANNELS, num_latents, height, width),
         timestep=torch.tensor([749], device=device),
         reference=draw(1, _LATENT_CHANNELS, 1, height, width),
         motion=None if bench.first_clip else draw(1, _LATENT_CHANNELS, MOTION_LATENTS, height, width),
         contexts=(draw(config.text_len // 8, config.text_dim), draw(config.text_len // 4, config.text_dim)),
-        sounds=(sound, torch.zeros_like(sound)),
+        features=(speech, torch.zeros_like(speech)),
     )
 
 
@@ -184,7 +184,7 @@ def prepared_step(
 
 def _reference(transformer: S2VTransformer, inputs: Inputs, motion: Tensor, *, guided: bool) -> Callable[[], Tensor]:
     def forward(branch: int) -> Tensor:
-        clip = ClipTensors(inputs.reference, motion, inputs.contexts[branch], inputs.sounds[branch])
+        clip = ClipTensors(inputs.reference, motion, inputs.contexts[branch], inputs.features[branch])
         return reference_forward(transformer, inputs.latents, inputs.timestep, clip)
 
     return (lambda: _guided(forward(0), forward(1))) if guided else lambda: forward(0)
@@ -201,7 +201,7 @@ def scene_of(transformer: S2VTransformer, inputs: Inputs) -> Scene:
 
 def guidance_of(transformer: S2VTransformer, inputs: Inputs, branch: int) -> Guidance:
     """Return the conditioning of a branch: 0 with the prompt (cond), 1 with the negative prompt (uncond)."""
-    return transformer.prepare_guidance(inputs.contexts[branch], inputs.sounds[branch])
+    return transformer.prepare_guidance(inputs.contexts[branch], inputs.features[branch])
 
 
 def _measure(variants: dict[str, Callable[[], Tensor]], repeats: int, device: torch.device) -> tuple[StepResult, ...]:

@@ -72,7 +72,7 @@ def job(
 
 
 def _show_awaited(job_id: str, *, as_json: bool) -> None:
-    """Show the run of a job that is not on record yet; PermanentError when Airflow knows none either."""
+    """Show the run of a job that is not in the database yet; PermanentError if Airflow has none either."""
     from s2v_tasks.cli.airflow_run import find_run
 
     run = find_run(job_id)

@@ -94,7 +94,7 @@ def test_inputs_are_found_in_another_normal_form(run: Run, store: ObjectStore, g
     ],
 )
 def test_a_request_is_strict_json(settings: Settings, text: str, words: str, found: Found) -> None:
-    """What has no single meaning is refused, on record, in a sentence."""
+    """An ambiguous request is refused with one sentence, which is stored."""
     with pytest.raises(PermanentError, match=re.escape(words)):
         run_step(importlib.import_module("s2v_tasks.steps.stage_inputs").run, step=STAGE_INPUTS, job_id=JOB,
                  request_json=text)  # fmt: skip
@@ -118,7 +118,7 @@ def test_colours_that_may_be_wrong_are_a_warning_of_the_plan(
 
 
 def test_a_job_goes_on_when_its_sources_are_gone(run: Run, store: ObjectStore, give_up: GiveUp) -> None:
-    """What was staged is enough for another start, unless it is damaged, or something else is named or has changed."""
+    """Staged inputs are enough for another start, unless they are damaged or the request or its files changed."""
     run("stage_inputs")
     store.delete("portrait.jpg")
     assert run("stage_inputs") == {"reused": True}
@@ -178,7 +178,7 @@ def test_a_failed_check_fails_the_job(
 
 
 def test_passing_faults_leave_the_job_running_until_it_is_closed(run: Run, found: Found) -> None:
-    """What may work at the next attempt is no failure of the job; closing it makes the last words its reason."""
+    """A retryable error does not fail the job; closing the job makes the last error its reason."""
     run("stage_inputs")
     with pytest.raises(TransientError):
         run("encode_conditions")

@@ -1,4 +1,4 @@
-"""How far a job is, in the words of the command line."""
+"""Check the progress of a job as the command line shows it."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta

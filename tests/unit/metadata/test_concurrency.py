@@ -36,7 +36,7 @@ def manifest() -> Manifest:
 
 
 def waits(url: str, writer: "Future[object]") -> bool:
-    """Whether a writer waits for a lock; False when it has finished without waiting."""
+    """Return True if a writer waits for a lock; False if it has finished without waiting."""
     look = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
     with psycopg.connect(url, autocommit=True) as connection:
         while not writer.done():

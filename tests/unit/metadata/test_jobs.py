@@ -1,4 +1,4 @@
-"""What becomes of a job: how it is found, cancelled, given up, and started again."""
+"""Check how jobs are found, cancelled, closed and started again."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -81,7 +81,7 @@ def test_a_cancel_is_asked_for_once(planned: Planned) -> None:
 
 
 def test_a_cancelled_job_keeps_what_is_finished(planned: Planned) -> None:
-    """What runs has failed, its attempts with the reason; a second cancel, or one after the video, changes nothing."""
+    """A running job fails with its attempts; a second cancellation, or one after the video, changes nothing."""
     metadata = planned(3)
     metadata.clips.start("job-1", 0, "f0")
     metadata.clips.succeed("job-1", 0, facts=FACTS, reused=False)
@@ -197,7 +197,7 @@ def test_a_start_that_failed_is_over_when_it_was_closed(metadata: MetadataStore,
 
 
 def test_every_change_is_a_sign_of_life(metadata: MetadataStore, plan: Callable[..., Plan], engine: sa.Engine) -> None:
-    """Who looks for silent jobs and clips goes by the time of their last change."""
+    """Every change of a job or a clip renews the time by which silent ones are found."""
     old = datetime(2026, 11, 20, tzinfo=UTC)
 
     def refreshed(change: Callable[[], object], table: type[Job | Clip] = Job) -> bool:

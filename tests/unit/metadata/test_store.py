@@ -215,7 +215,7 @@ def test_artifacts_are_recorded_by_key(metadata: MetadataStore) -> None:
 
 
 def test_events_need_no_job(metadata: MetadataStore) -> None:
-    """What befell a job before it was queued is found with it afterwards."""
+    """Events of a job from before it was queued are found with it afterwards."""
     metadata.events.record("job-1", "step_failed", step="stage_inputs", clip_index=None, detail={"error": "no network"})
     metadata.jobs.enqueue("job-1", REQUEST)
     first = job(metadata).events[0]
@@ -231,7 +231,7 @@ def test_jobs_are_listed_newest_first(metadata: MetadataStore) -> None:
 
 
 def test_any_text_and_any_number_can_be_recorded(metadata: MetadataStore) -> None:
-    """What PostgreSQL cannot hold is replaced in reason, request and detail, and the call succeeds."""
+    """Characters that PostgreSQL cannot store are replaced in reason, request and detail."""
     metadata.jobs.enqueue("job-1", {"prompt\0": ["a\0b", {"seed": (float("nan"), float("inf"))}], "n": 1, "ok": True})
     metadata.jobs.fail("job-1", "no \udcff file\0")
     metadata.events.record("job-1", "step_failed", step="a\0", detail={"loss": float("-inf"), "text": "\ud800é😀"})

@@ -32,7 +32,7 @@ def rerun(
     unpause: Unpause = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make a video again with other words, seed or sampling; clips before --from-clip are reused and cost nothing.
+    """Make a video again with another prompt, seed or sampling; clips before --from-clip are reused.
 
     Frames, size and, where not changed, seeds are those of the earlier job. The same rerun again is the same job.
     """

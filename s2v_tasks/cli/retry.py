@@ -27,7 +27,7 @@ def retry(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list them.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
 ) -> None:
-    """Start jobs again that failed or were cancelled: after an outage `s2v retry --status failed --code 75`.
+    """Restart failed or cancelled jobs, for example after an outage: `s2v retry --status failed --code 75`.
 
     Each goes on with its own request and the clips that it has, the oldest job first. A job that Airflow refuses keeps
     no other from its start; the exit code is 65 then.

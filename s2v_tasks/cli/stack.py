@@ -1,4 +1,4 @@
-"""The embedded stack as commands: the whole system on one machine, on loopback, with nothing to configure."""
+"""The embedded stack: PostgreSQL, S3 and Airflow on one machine, on loopback, without configuration."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,8 +16,8 @@ STACK = "Embedded stack"
 @request_options("prompt", *PLANNING, *BOOKKEEPING, "parent_job_id", "from_clip")
 def demo(
     fields: dict[str, Any],
-    image: Annotated[Path | None, typer.Option(help="Reference picture; left out: the sample.")] = None,
-    audio: Annotated[Path | None, typer.Option(help="Speech file; left out: the sample.")] = None,
+    image: Annotated[Path | None, typer.Option(help="Reference picture. Default: the sample.")] = None,
+    audio: Annotated[Path | None, typer.Option(help="Speech file. Default: the sample.")] = None,
     pose_video: Annotated[Path | None, typer.Option(help="Pose video.")] = None,
     job_id: Annotated[str | None, typer.Option(help="Name of the job; the same name continues or reuses it.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for the finished video.")] = Path("out"),
@@ -39,7 +39,7 @@ def up() -> None:
 
 @app.command(rich_help_panel=STACK)
 def down() -> None:
-    """Stop them; their state stays."""
+    """Stop PostgreSQL, S3 and Airflow; their data is kept."""
     from s2v_tasks.embedded.stack import down as stop
 
     stop(load_settings().home)
@@ -47,7 +47,7 @@ def down() -> None:
 
 @app.command(rich_help_panel=STACK)
 def status() -> None:
-    """Say what runs and where."""
+    """Show the services that run and their addresses."""
     from s2v_tasks.embedded.stack import status as show
 
     show(load_settings().home)

@@ -1,4 +1,4 @@
-"""The steps of the road as commands: what Airflow runs, what a person can run by hand.
+"""The steps of the pipeline as commands, for Airflow and for people.
 
 Each prints one JSON object, the result, on stdout; logs go to stderr.
 """
@@ -16,7 +16,7 @@ from s2v_tasks.schemas import steps
 from s2v_tasks.settings import compile_cache_dir, load_settings
 
 JobId = Annotated[str, typer.Option(help="The job: lower-case letters, digits and hyphens.")]
-STEPS = "Steps of the road"
+STEPS = "Pipeline steps"
 
 
 def _run(step: steps.Step, job_id: str, clip_index: int | None = None, **arguments: Any) -> None:
@@ -41,7 +41,7 @@ def stage_inputs(
     request_json: Annotated[str, typer.Option(help="The request as JSON; fields as in the UI form.")],
     run_id: Annotated[str | None, typer.Option(help="The DAG run that runs the job.")] = None,
 ) -> None:
-    """Check the request, fetch its files, bring them into one form under the job's prefix."""
+    """Check the request, fetch its files, normalise them under the prefix of the job."""
     _run(steps.STAGE_INPUTS, job_id, request_json=request_json, run_id=run_id)
 
 
@@ -64,7 +64,7 @@ def render_clip(
     clip_index: Annotated[int, typer.Option(min=0, help="Which clip of the plan, from 0.")],
     count: Annotated[int, typer.Option(min=1, help="How many clips from there on, with the networks loaded once.")] = 1,
 ) -> None:
-    """Render clips, each durable before the next begins; torchrun starts several ranks. Finished clips are reused."""
+    """Render clips. Each is stored before the next starts; finished clips are reused. torchrun starts several ranks."""
     _prepare_torch()
     if int(os.environ.get("RANK", "0")) > 0:
         from s2v_tasks.rendering.follower import follow
@@ -103,26 +103,28 @@ def close_job(
     job_id: JobId,
     since: Annotated[
         datetime | None,
-        typer.Option(formats=["%Y-%m-%dT%H:%M:%S%z"], help="When the work began; what was before is not its outcome."),
+        typer.Option(
+            formats=["%Y-%m-%dT%H:%M:%S%z"], help="Start of the run; an earlier end of the job is not its outcome."
+        ),
     ] = None,
     run_id: Annotated[str | None, typer.Option(help="The DAG run that ends.")] = None,
     failed_task: Annotated[
-        str | None, typer.Option(help="The task that failed in Airflow: the reason where no step gave one.")
+        str | None, typer.Option(help="The task that failed in Airflow; used if no step gave a reason.")
     ] = None,
 ) -> None:
-    """Mark a job failed whose step died without a word."""
+    """Close a job: mark it failed if its step ended without a report."""
     _run(steps.CLOSE_JOB, job_id, since=since, run_id=run_id, failed_task=failed_task)
 
 
 @app.command(rich_help_panel=STEPS)
 def record_failure(
     job_id: JobId,
-    step: Annotated[str, typer.Option(help="The step that died, such as render-clip.")],
-    reason: Annotated[str, typer.Option(help="Why, in one sentence.")],
+    step: Annotated[str, typer.Option(help="The failed step, for example render-clip.")],
+    reason: Annotated[str, typer.Option(help="The reason in one sentence.")],
     clip_index: Annotated[int | None, typer.Option(min=0, help="The first clip that it was to render.")] = None,
     count: Annotated[int, typer.Option(min=1, help="How many clips from there on.")] = 1,
 ) -> None:
-    """Note why a step died that could not say so itself: killed, out of memory, never started."""
+    """Record why a step ended without a report: killed, out of memory, never started."""
     from s2v_tasks.runtime.context import open_context
     from s2v_tasks.steps.record_failure import run
 

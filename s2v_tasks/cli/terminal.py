@@ -13,7 +13,7 @@ from rich.console import Console
 if TYPE_CHECKING:
     from s2v_tasks.metadata.store import MetadataStore
 
-PEOPLE, OPERATORS = "For people", "For operators"
+PEOPLE, OPERATORS, INGESTION = "For people", "For operators", "Drop folder and batches"
 # Into a pipe or a file rows keep their width, so that a line is a row.
 console = Console(width=None if sys.stdout.isatty() else 180)
 

@@ -1,5 +1,6 @@
-"""`s2v fetch`: the result of a job as files here."""
+"""`s2v fetch` and `s2v link`: the result of a job as local files or as URLs."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -28,3 +29,16 @@ def fetch(
     else:
         for name, path in files.items():
             console.print(f"{name.replace('_', ' ')}: {path}", markup=False)
+
+
+@app.command(rich_help_panel=PEOPLE)
+def link(
+    job_id: Annotated[str, typer.Argument(help="The job.")],
+    file: Annotated[str, typer.Argument(help="video, report or contact-sheet.")] = "video",
+) -> None:
+    """Print a presigned URL of a file of a job. It is valid for one hour and needs no login."""
+    from s2v_tasks.settings import load_settings
+    from s2v_tasks.storage.result_files import JobLinks
+
+    url = JobLinks(load_settings()).url(job_id, file)
+    typer.echo(json.dumps({"job_id": job_id, "file": file, "url": url}))

@@ -63,7 +63,7 @@ def test_a_worker_that_renders_in_pods_needs_no_snapshot(settings: Settings, sto
 def test_check_passes_where_all_is_there(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
     """`s2v check` says so in one line."""
     check()
-    assert capsys.readouterr().out == "everything that a job needs is there\n"
+    assert capsys.readouterr().out == "all requirements are met\n"
 
 
 def test_check_finds_an_old_schema_other_weights_and_a_missing_gpu_at_once(

@@ -30,7 +30,7 @@ def test_no_module_has_a_name_that_says_nothing() -> None:
 
 def test_steps_and_commands_have_the_same_names() -> None:
     """One step = one CLI command = one file in steps/, and steps/ holds nothing else."""
-    from s2v_tasks.cli import app, operators, steps  # noqa: F401
+    from s2v_tasks.cli import app, steps  # noqa: F401
 
     commands = {command.callback.__name__ for command in app.registered_commands if command.callback}
     files = {path.stem for path in (PACKAGE / "steps").glob("*.py")} - {"__init__"}

@@ -11,13 +11,27 @@ BANNED = re.compile(
     r"ledger|(?<![a-z])(on[ _]record|doors?|road|wish(es)?|(un)?told|heard)(?![a-z])",
     re.IGNORECASE,
 )
-# So many are left from before these tests. Lower the numbers as files are cleaned; never raise them.
-LEFT_DOCSTRINGS = 23
-LEFT_WORDS = 18
+# Files that still have some, all of the engine. Remove each when it is clean.
+PENDING = {
+    "s2v_tasks/engine/branch.py",
+    "s2v_tasks/engine/clip.py",
+    "s2v_tasks/engine/models/audio.py",
+    "s2v_tasks/engine/models/step_memory.py",
+    "s2v_tasks/engine/models/transformer.py",
+    "s2v_tasks/engine/pipeline.py",
+    "s2v_tasks/engine/resume.py",
+    "s2v_tasks/engine/worker.py",
+    "s2v_tasks/rendering/order.py",
+    "s2v_tasks/steps/render_clip.py",
+    "tests/engine/test_pipeline.py",
+    "tests/engine/test_transformer.py",
+}
 
 
 def sources(*folders: str) -> list[Path]:
-    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+    """Return the Python files in these folders, without those that are still pending."""
+    found = sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+    return [path for path in found if str(path.relative_to(ROOT)) not in PENDING]
 
 
 def test_docstrings_say_what_is_done() -> None:
@@ -29,7 +43,7 @@ def test_docstrings_say_what_is_done() -> None:
                 first_line = (ast.get_docstring(node) or "").partition("\n")[0]
                 if RIDDLES.match(first_line):
                     riddles.append(f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 1)}: {first_line}")
-    assert len(riddles) <= LEFT_DOCSTRINGS, "\n".join(riddles)
+    assert riddles == []
 
 
 def test_code_uses_the_words_of_the_field() -> None:
@@ -39,4 +53,4 @@ def test_code_uses_the_words_of_the_field() -> None:
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
             if word := BANNED.search(line):
                 found.append(f"{path.relative_to(ROOT)}:{number}: {word[0]}")
-    assert len(found) <= LEFT_WORDS, "\n".join(found)
+    assert found == []

@@ -159,7 +159,7 @@ MAY_CHANGE = {
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_what_a_rerun_may_change(store: ObjectStore, settings: Settings, name: str) -> None:
-    """How clips are sampled and what no clip is made from; every other field is that of the earlier job."""
+    """A rerun may change the sampling and fields that no clip depends on, and nothing else."""
     assert {*CHANGES, "parent_job_id", "from_clip"} == set(Request.model_fields)
     base = {"image_uri": "s3://bucket/a.png", "audio_uri": "s3://bucket/a.wav", "prompt": "A person speaks."}
     if name in ("min_chain_seconds", "max_chain_seconds", "transition"):

@@ -1,4 +1,4 @@
-"""What goes into the rendering of a clip and what comes out of it.
+"""Inputs and results of the rendering of a clip.
 
 Legend: B batch (1), C channels, F pixel frames, H W pixels, T latent frames, h = H/8, w = W/8.
 """
@@ -12,10 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from s2v_tasks.engine.models.transformer import MOTION_FRAMES
-from s2v_tasks.engine.options import NoiseDevice
 
-# Takes frames as they are made, u8 `[n, H, W, 3]` on the device of the run.
-TakeFrames = Callable[[Tensor], None]
 _LATENT_CHANNELS = 16
 
 
@@ -36,19 +33,39 @@ class Codec(Protocol):
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a clip is denoised; the names are those of the request."""
+    """Parameters of the denoising; the names are those of the request."""
 
     sample_steps: int
     sample_guide_scale: float
     sample_shift: float
     sample_solver: str
-    noise_device: NoiseDevice = "run"  # this and the next: see `engine.options`
-    step_cache: float = 0.0
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether a step has two branches, cond and uncond."""
+        return self.sample_guide_scale > 1
+
+
+def _ignore(*_: object) -> None:
+    return None
+
+
+def _never() -> bool:
+    return False
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """Functions that a render calls on its way; the defaults do nothing."""
+
+    on_frames: Callable[[Tensor], None] = _ignore  # frames in order as they are decoded, u8 [n, H, W, 3] on the device
+    on_step: Callable[[int, int], None] = _ignore  # solver steps done, and in all
+    is_interrupted: Callable[[], bool] = _never  # asked for each branch of a step and each decoded latent; true: stop
 
 
 @dataclass(frozen=True)
 class MotionState:
-    """What a clip leaves to the next one of its chain."""
+    """The newest frames of a clip, which the next clip of the chain continues."""
 
     latents: Tensor  # [1, 16, 19, h, w], the newest 73 pixel frames encoded
     frames: Tensor  # [1, 3, n, H, W], as many of the newest pixel frames as a later clip needs
@@ -56,7 +73,7 @@ class MotionState:
 
 @dataclass(frozen=True)
 class ClipInputs:
-    """Everything that is particular to a clip."""
+    """Inputs of one clip."""
 
     reference_u8: NDArray[np.uint8] | Tensor  # [H, W, 3], fitted
     context: Tensor  # [len, text_dim], the prompt
@@ -79,7 +96,7 @@ class ClipOutput:
 
 @dataclass(frozen=True)
 class ClipLatents:
-    """What the VAE makes of a clip's inputs."""
+    """Inputs of a clip, encoded by the VAE."""
 
     reference: Tensor  # [1, 16, 1, h, w]
     history: MotionState | None  # None: nothing precedes, the clip starts from noise alone
@@ -94,9 +111,9 @@ class ClipLatents:
 
 
 def motion_frames_needed(later_infer_frames: Sequence[int]) -> int | None:
-    """How many newest pixel frames a clip's state must carry, given the frames of each later clip of its chain.
+    """Return the number of newest pixel frames in a clip's state, from the frames of each later clip of its chain.
 
-    None where no clip follows. The next clip reads old frames only to fill up its own 73-frame history, and only if
+    None if no clip follows. The next clip reads old frames only to fill up its own 73-frame history, and only if
     another clip needs that history.
     """
     if not later_infer_frames:

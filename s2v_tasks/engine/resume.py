@@ -1,4 +1,4 @@
-"""A clip that was stopped between two solver steps, as tensors: it goes on elsewhere as if it had never stopped."""
+"""The saved state of an interrupted clip: another process resumes it with bit-identical results."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,45 +13,48 @@ from s2v_tasks.engine.schedulers import Scheduler, restore_solver, solver_state
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.log import get_logger
 
-_STEP, _LATENTS, _BASES, _MADE_BY = "step", "latents", "bases", "made_by"
+# Names in the file.
+_STEP, _LATENTS, _CACHED, _MADE_BY = "step", "latents", "bases", "made_by"
 
 
 @dataclass(frozen=True)
-class Basis:
-    """The last solver step that a guidance branch computed in full: computed again, its `StepMemory` is there again."""
+class CachedStep:
+    """The last solver step at which all blocks of a branch ran. Computing it again fills the first-block cache."""
 
     step: int
-    num_skipped: int  # steps that were taken from memory so far
+    num_skipped: int  # steps whose later blocks were skipped so far
     latents: Tensor  # before the step
 
 
 @dataclass(frozen=True)
 class DenoiseState:
-    """What denoising knows after `step` solver steps: the latents, and what the solver and the memories remember."""
+    """The state after `step` solver steps: latents, history of the solver, and steps that fill the caches."""
 
     step: int
     tensors: dict[str, Tensor]
 
     @classmethod
-    def capture(cls, step: int, latents: Tensor, scheduler: Scheduler, bases: Sequence[Basis] = ()) -> "DenoiseState":
-        """The state after `step` steps, on the CPU."""
+    def capture(
+        cls, step: int, latents: Tensor, scheduler: Scheduler, cached_steps: Sequence[CachedStep] = ()
+    ) -> "DenoiseState":
+        """Copy the state after `step` steps to the CPU."""
         tensors = {_LATENTS: latents} | solver_state(scheduler)
-        if bases:
-            tensors[_BASES] = torch.tensor([[basis.step, basis.num_skipped] for basis in bases])
-        tensors |= {f"{_BASES}.{index}": basis.latents for index, basis in enumerate(bases)}
+        if cached_steps:
+            tensors[_CACHED] = torch.tensor([[cached.step, cached.num_skipped] for cached in cached_steps])
+        tensors |= {f"{_CACHED}.{index}": cached.latents for index, cached in enumerate(cached_steps)}
         return cls(step, {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()})
 
     def restore(self, scheduler: Scheduler, device: torch.device) -> Tensor:
-        """Put the solver where it was; returns the latents on `device`."""
+        """Restore the history of the solver and return the latents on `device`."""
         tensors = {name: value.to(device) for name, value in self.tensors.items()}
         restore_solver(scheduler, tensors, self.step)
         return tensors[_LATENTS]
 
-    def bases(self, device: torch.device) -> list[Basis]:
-        """What the memories of the branches rest on; nothing where none were used."""
-        counts = self.tensors[_BASES].tolist() if _BASES in self.tensors else []
+    def cached_steps(self, device: torch.device) -> list[CachedStep]:
+        """Return the step that fills the cache of each branch; empty without caches."""
+        counts = self.tensors[_CACHED].tolist() if _CACHED in self.tensors else []
         return [
-            Basis(step, num_skipped, self.tensors[f"{_BASES}.{index}"].to(device))
+            CachedStep(step, num_skipped, self.tensors[f"{_CACHED}.{index}"].to(device))
             for index, (step, num_skipped) in enumerate(counts)
         ]
 
@@ -61,9 +64,9 @@ class DenoiseState:
 
     @classmethod
     def load(cls, path: Path, made_by: str) -> "DenoiseState | None":
-        """Read what `save` wrote; None where others made it: going on from there would give other bytes.
+        """Read a saved state; None if `made_by` differs, because resuming would then give other bytes.
 
-        Raises PermanentError when the file is no state.
+        Raises PermanentError when the file is not a saved state.
         """
         try:
             with safe_open(path, framework="pt") as file:
@@ -80,7 +83,7 @@ class DenoiseState:
 
 
 class Interrupted(Exception):  # noqa: N818 - it is no failure: the caller asked for it
-    """The clip was stopped because the caller's `interrupted` said so; `state` is where it stopped."""
+    """The clip was interrupted by its callbacks; a later render resumes from `state`."""
 
     def __init__(self, state: DenoiseState) -> None:
         super().__init__(f"stopped after solver step {state.step}")

@@ -1,7 +1,7 @@
-"""The render processes under torchrun: which rank this one is, on which device it works, and how the ranks act as one.
+"""A render process under torchrun: its rank and device, and the messages between the ranks.
 
-The leader (rank 0) alone touches storage, database and encoder. It tells the others what to do by `share`. All of them
-stop at the same solver step: `interrupted` is asked of all ranks together.
+Only the leader (rank 0) uses storage, database and encoder. It sends work to the followers with `share`. All ranks stop
+at the same solver step, because `interrupted` combines the answers of all ranks.
 """
 
 import os
@@ -10,6 +10,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from enum import Enum
 from typing import Any, TypeVar
 
 import torch
@@ -33,14 +34,21 @@ _LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Connecti
 _TIMEOUT = timedelta(minutes=30)
 
 
+class GroupState(Enum):
+    """The state of the group of ranks, as this rank sees it."""
+
+    WAITING = "waiting"  # the other ranks wait in `share` for the leader
+    WORKING = "working"  # the ranks need each other for the value that was shared
+    ENDED = "ended"  # nothing more is shared
+
+
 class Worker:
     """One process of the group that renders a clip."""
 
     def __init__(self, rank: int, world_size: int, device: torch.device) -> None:
         self.rank, self.world_size, self.device = rank, world_size, device
         self._terminating = False
-        self._others_wait = world_size > 1
-        self.at_work = False  # on something that was shared, for which the ranks need each other
+        self.state = GroupState.WAITING
 
     @property
     def is_leader(self) -> bool:
@@ -48,28 +56,28 @@ class Worker:
         return self.rank == 0
 
     def share(self, value: T | None = None) -> T | None:
-        """The leader's `value`, on every rank; all ranks call it. None: there is nothing (more) to do."""
-        self._others_wait = self.at_work = False
+        """Return the leader's `value` on every rank; all ranks call it. None means that nothing is left to do."""
+        self.state = GroupState.ENDED
         box = [value]
         if self.world_size > 1:
             dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
-        self.at_work = box[0] is not None
+        if box[0] is not None:
+            self.state = GroupState.WORKING
         return box[0]
 
     @property
     def asked_to_end(self) -> bool:
-        """Whether this process has had a SIGTERM."""
+        """Return true after a SIGTERM to this process."""
         return self._terminating
 
     def done(self) -> None:
-        """The leader needs the other ranks no more for what was shared: they come back to `share`."""
-        self._others_wait, self.at_work = self.world_size > 1, False
+        """End the common work on the shared value: the other ranks return to `share`."""
+        self.state = GroupState.WAITING
 
     def interrupted(self) -> bool:
-        """Whether any rank was asked to end (SIGTERM); all ranks call it at the same points.
+        """Return true if any rank received SIGTERM; all ranks call it at the same points.
 
-        The answer travels between the hosts' threads, so that the GPU's queue is not drained for it. It also finds a
-        rank that has died.
+        The exchange runs on the CPU, so that the queue of the GPU is not drained. It fails if a rank has died.
         """
         if self.world_size == 1:
             return self._terminating
@@ -78,20 +86,20 @@ class Worker:
         return bool(flag.item())
 
     def total(self, value: Tensor) -> Tensor:
-        """The sum of a tensor over all ranks, in its place; all ranks call it."""
+        """Sum a tensor over all ranks in place; all ranks call it."""
         if self.world_size > 1:
             dist.all_reduce(value)
         return value
 
     def peak_memory_bytes(self) -> dict[str, int]:
-        """The most memory that this process has had so far, of the host and of its GPU."""
+        """Return the peak memory of this process so far, on the host and on its GPU."""
         peaks = {"peak_host_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
         if self.device.type == "cuda":
             peaks["peak_gpu_memory_bytes"] = torch.cuda.max_memory_allocated(self.device)
         return peaks
 
     def largest(self, values: dict[str, int]) -> dict[str, int]:
-        """Of each value the largest of all ranks; all ranks call it with the same names."""
+        """Return the maximum of each value over all ranks; all ranks call it with the same names."""
         if self.world_size == 1:
             return values
         numbers = torch.tensor(list(values.values()))
@@ -129,7 +137,7 @@ def open_worker(device: str, *, leader_waits_seconds: float = 0.0) -> Iterator[W
         try:
             yield worker
         finally:
-            if worker.is_leader and worker._others_wait:
+            if worker.is_leader and world_size > 1 and worker.state is GroupState.WAITING:
                 worker.share(None)
             if world_size > 1:
                 watch.close()
@@ -153,7 +161,7 @@ def _watch_others(worker: Worker) -> PeerWatch:
     pids = torch.zeros(worker.world_size, dtype=torch.int64)
     pids[worker.rank] = os.getpid()
     dist.all_reduce(pids)
-    watch = PeerWatch(pids.tolist(), together=lambda: worker.at_work)
+    watch = PeerWatch(pids.tolist(), together=lambda: worker.state is GroupState.WORKING)
     watch.start()
     return watch
 
@@ -198,7 +206,7 @@ def load_pipeline(
     snapshot.fill_transformer(transformer, device, dtype, convert=convert)
     vae = snapshot.load_vae(device, options.vae_precision)
     codec = ParallelVae(vae) if worker.world_size > 1 else vae
-    pipeline = S2VPipeline(transformer, codec, device, dtype, branches=branches, total=worker.total)
+    pipeline = S2VPipeline(transformer, codec, device, dtype, options=options, branches=branches, total=worker.total)
     return pipeline, layout
 
 

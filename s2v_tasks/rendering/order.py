@@ -5,13 +5,13 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 from s2v_tasks.engine import check_compile_cache
-from s2v_tasks.engine.clip import ClipInputs, MotionState, Sampling, TakeFrames
+from s2v_tasks.engine.clip import Callbacks, ClipInputs, MotionState, Sampling
 from s2v_tasks.engine.images import fit_pose
 from s2v_tasks.engine.loading import Snapshot
 from s2v_tasks.engine.models.attention_kernels import kernel_name
@@ -23,6 +23,9 @@ from s2v_tasks.media.frames import read_frames
 from s2v_tasks.rendering.fingerprints import frames_to_keep
 from s2v_tasks.schemas.plan import ClipPlan, Plan
 from s2v_tasks.settings import Settings
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -46,27 +49,20 @@ class Renderer:
         self.facts: dict[str, Any] = {}  # of the loaded networks
 
     def render(
-        self, order: Order, state: DenoiseState | None, take: TakeFrames, on_step: Callable[[int, int], None]
+        self, order: Order, state: DenoiseState | None, take: Callable[["Tensor"], None], on_step: Callable[[int, int], None]
     ) -> MotionState | None:
         """Render the clip, from `state` if it is given; all ranks call it with the same order and state.
 
-        `take` gets frames and `on_step` gets solver steps as they are made, see `S2VPipeline.stream_clip`.
+        `take` gets frames and `on_step` gets solver steps as they are made, see `engine.clip.Callbacks`.
         """
         sampling = order.plan.sampling
         return self.load(order).stream_clip(
             _clip_inputs(order),
             Sampling(
-                sampling.sample_steps,
-                sampling.sample_guide_scale,
-                sampling.sample_shift,
-                sampling.sample_solver,
-                order.options.noise_device,
-                order.options.step_cache,
+                sampling.sample_steps, sampling.sample_guide_scale, sampling.sample_shift, sampling.sample_solver
             ),
-            take,
-            on_step,
+            Callbacks(take, on_step, self._worker.interrupted),
             state=state,
-            interrupted=self._worker.interrupted,
         )
 
     def load(self, order: Order) -> S2VPipeline:

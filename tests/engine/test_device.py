@@ -14,10 +14,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from s2v_tasks.engine.clip import ClipInputs, MotionState, Sampling
+from s2v_tasks.engine.clip import Callbacks, ClipInputs, MotionState, Sampling
 from s2v_tasks.engine.encoders.vae import Vae
 from s2v_tasks.engine.models.config import S2VConfig
 from s2v_tasks.engine.models.transformer import S2VTransformer
+from s2v_tasks.engine.options import EngineOptions
 from s2v_tasks.engine.pipeline import S2VPipeline
 
 SMALL = {
@@ -49,8 +50,11 @@ def test_the_loop_stays_on_its_device(solver: str) -> None:
     with torch.device("meta"):
         transformer = S2VTransformer(S2VConfig.from_json(SMALL)).to(torch.bfloat16)
         vae = Vae(AutoencoderKLWan(base_dim=8), "meta")
-    pipeline = S2VPipeline(transformer.requires_grad_(requires_grad=False), vae, "meta", torch.bfloat16)
-    sampling = Sampling(4, sample_guide_scale=4.0, sample_shift=3.0, sample_solver=solver, noise_device="cpu")
+    options = EngineOptions(noise_device="cpu")
+    pipeline = S2VPipeline(
+        transformer.requires_grad_(requires_grad=False), vae, "meta", torch.bfloat16, options=options
+    )
+    sampling = Sampling(4, sample_guide_scale=4.0, sample_shift=3.0, sample_solver=solver)
     motion: MotionState | None = None
     waiting = NoWaiting()
 
@@ -60,7 +64,7 @@ def test_the_loop_stays_on_its_device(solver: str) -> None:
     for _ in range(2):
         frames: list[Tensor] = []
         with waiting:
-            motion = pipeline.stream_clip(clip(motion=motion), sampling, frames.append, between_steps)
+            motion = pipeline.stream_clip(clip(motion=motion), sampling, Callbacks(frames.append, between_steps))
         assert [piece.device.type for piece in frames] == ["meta"] * len(frames)
         assert sum(piece.shape[0] for piece in frames) == NUM_FRAMES
         assert motion is not None

@@ -1,7 +1,7 @@
 """Several ranks, one clip: whatever the layout, it is the clip of a single rank."""
 
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 from torch.multiprocessing.spawn import start_processes
 
 from s2v_tasks.engine.clip import ClipInputs, MotionState, Sampling
+from s2v_tasks.engine.denoising import Denoising
 from s2v_tasks.engine.distributed.cfg import BranchSplit
 from s2v_tasks.engine.distributed.mesh import Layout, choose_layout, parallelize
 from s2v_tasks.engine.distributed.ulysses import split_tokens
@@ -46,14 +47,14 @@ class FirstPixels:
 
 
 class RecordedPipeline(S2VPipeline):
-    """Keeps the latents and velocities of every step."""
+    """Keeps the latents and noise predictions of every step."""
 
     seen: list[Tensor]
 
-    def _velocities(self, latents: Tensor, *args: Any) -> tuple[Tensor, ...]:
-        velocities = super()._velocities(latents, *args)
-        self.seen += [latents, *velocities]
-        return velocities
+    def _predict_noise(self, denoising: Denoising, *args: Any) -> Sequence[Tensor]:
+        predictions = super()._predict_noise(denoising, *args)
+        self.seen += [denoising.latents, *predictions]
+        return predictions
 
 
 def random_transformer() -> S2VTransformer:
@@ -82,7 +83,7 @@ def render_two_clips(transformer: S2VTransformer, branches: BranchSplit | None, 
             start_from_ref=False,
             keep_motion_frames=73,
         )
-        motion = pipeline.render_clip(inputs, Sampling(2, scale, 3.0, "unipc"), lambda _done, _total: None).motion
+        motion = pipeline.render_clip(inputs, Sampling(2, scale, 3.0, "unipc")).motion
         assert motion is not None
         pipeline.seen.append(motion.latents)
     return pipeline.seen
@@ -138,7 +139,7 @@ def test_injection_into_a_run_of_tokens_equals_its_part_of_the_whole(bounds: tup
     """Runs that begin or end within a frame, or hold no video at all, get what they would get in the whole."""
     transformer = random_transformer()
     generator = torch.Generator().manual_seed(3)
-    sound = transformer.prepare_sound(torch.randn(NUM_FRAMES, 25, 6, generator=generator))[1]
+    sound = transformer.prepare_audio(torch.randn(NUM_FRAMES, 25, 6, generator=generator))[1]
     video = torch.randn(1, 16 * LATENT_FRAMES, 96, generator=generator)
     whole = transformer.audio_injector(1, video, 0, 16, sound)
     held = slice(*(min(bound, 16 * LATENT_FRAMES) for bound in bounds))

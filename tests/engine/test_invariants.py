@@ -16,7 +16,7 @@ from s2v_tasks.engine.models import transformer as transformer_module
 from s2v_tasks.engine.models.blocks import Block
 from s2v_tasks.engine.models.config import S2VConfig
 from s2v_tasks.engine.models.rope import cos_sin, rope_table, rotate, video_grid
-from s2v_tasks.engine.models.transformer import Guidance, S2VTransformer, Scene
+from s2v_tasks.engine.models.transformer import ClipTokens, Conditioning, S2VTransformer
 from s2v_tasks.engine.pipeline import S2VPipeline
 
 SMALL = {
@@ -76,13 +76,13 @@ def render(pipeline: S2VPipeline, motion: MotionState | None, prompt: float) -> 
         start_from_ref=False,
         keep_motion_frames=73,
     )
-    state = pipeline.render_clip(inputs, Sampling(STEPS, 4.0, 3.0, "unipc"), lambda _done, _total: None).motion
+    state = pipeline.render_clip(inputs, Sampling(STEPS, 4.0, 3.0, "unipc")).motion
     assert state is not None
     return state
 
 
 def test_what_is_constant_over_the_steps_is_computed_once_per_clip(model: S2VTransformer, calls: Counter[str]) -> None:
-    """Sound, history, reference, pose, positions and the modulation of timestep 0 once; tokens once per step."""
+    """Audio, history, reference, pose, positions and the modulation of timestep 0 once; tokens once per step."""
     pipeline = S2VPipeline(model, NoVae(), "cpu", torch.float32)
     first = render(pipeline, None, prompt=1.0)
     calls.clear()
@@ -133,17 +133,17 @@ class NoReading(TorchFunctionMode):
 
 def test_a_forward_never_waits_for_the_device(model: S2VTransformer) -> None:
     """Nothing in it depends on the value of a tensor."""
-    scene, guidance = prepare(model)
+    clip_tokens, conditioning = prepare(model)
     with NoReading():
-        model(latents(), torch.tensor([500]), scene, [guidance])
+        model(latents(), torch.tensor([500]), clip_tokens, [conditioning])
 
 
-def prepare(model: S2VTransformer) -> tuple[Scene, Guidance]:
+def prepare(model: S2VTransformer) -> tuple[ClipTokens, Conditioning]:
     generator = torch.Generator().manual_seed(1)
     reference, motion = (torch.randn(1, 16, n, 8, 8, generator=generator) for n in (1, 19))
-    scene = model.prepare_scene(T, reference, motion, None)
+    clip_tokens = model.prepare_clip_tokens(T, reference, motion, None)
     audio = torch.randn(NUM_FRAMES, 25, 6, generator=generator)
-    return scene, model.prepare_guidance(torch.randn(5, 12, generator=generator), audio)
+    return clip_tokens, model.prepare_conditioning(torch.randn(5, 12, generator=generator), audio)
 
 
 def latents() -> Tensor:
@@ -173,12 +173,12 @@ def test_compiled_blocks_give_the_same_velocity(model: S2VTransformer, monkeypat
     def velocities(num_latents: int, *, first: bool) -> Tensor:
         generator = torch.Generator().manual_seed(num_latents)
         reference, motion = (torch.randn(1, 16, n, 8, 8, generator=generator) for n in (1, 19))
-        scene = model.prepare_scene(num_latents, reference, None if first else motion, None)
+        clip_tokens = model.prepare_clip_tokens(num_latents, reference, None if first else motion, None)
         audio = torch.randn(4 * num_latents, 25, 6, generator=generator)
         context = torch.randn(5, 12, generator=generator)
-        guidances = [model.prepare_guidance(context, sound) for sound in (audio, torch.zeros_like(audio))]
+        conditionings = [model.prepare_conditioning(context, sound) for sound in (audio, torch.zeros_like(audio))]
         noise = torch.randn(1, 16, num_latents, 8, 8, generator=generator)
-        return torch.stack(model(noise, torch.tensor([500]), scene, guidances))
+        return torch.stack(model(noise, torch.tensor([500]), clip_tokens, conditionings))
 
     chain = [(T, True), (T, False), (T - 1, False), (T + 3, True)]
     monkeypatch.setattr(Block, "compile", partialmethod(Block.compile, backend=backend, fullgraph=True))

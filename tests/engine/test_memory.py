@@ -13,7 +13,8 @@ from s2v_tasks.engine.encoders.vae import Vae
 from s2v_tasks.engine.loading import Snapshot
 from s2v_tasks.engine.models import blocks
 from s2v_tasks.engine.models.config import S2VConfig
-from s2v_tasks.engine.pipeline import S2VPipeline
+from s2v_tasks.engine.options import EngineOptions
+from s2v_tasks.engine.worker import Worker, load_pipeline
 from s2v_tasks.media.encode import encode_clip
 from s2v_tasks.verification.bench.step import random_transformer
 from tests.engine.live_bytes import LiveBytes
@@ -29,7 +30,7 @@ def resident_bytes() -> int:
 
 def memory_of_a_chain(snapshot: Snapshot, num_clips: int, folder: Path) -> list[int]:
     """Resident bytes after each of the clips of one chain, rendered and encoded in this process."""
-    pipeline = S2VPipeline.from_snapshot(snapshot, "cpu")
+    pipeline, _ = load_pipeline(Worker(0, 1, torch.device("cpu")), snapshot, "auto", EngineOptions(), guided=True)
     generator = torch.Generator().manual_seed(3)
     reference = torch.randint(0, 256, (64, 64, 3), generator=generator).to(torch.uint8)
     context, context_null = torch.randn(2, 5, 32, generator=generator)
@@ -40,7 +41,7 @@ def memory_of_a_chain(snapshot: Snapshot, num_clips: int, folder: Path) -> list[
         clip = ClipInputs(
             reference, context, context_null, audio, None, index, motion, start_from_ref=False, keep_motion_frames=57
         )
-        output = pipeline.render_clip(clip, SAMPLING, lambda _done, _total: None)
+        output = pipeline.render_clip(clip, SAMPLING)
         encode_clip(output.frames_u8, folder / "clip.mp4")
         motion = output.motion
         memory.append(resident_bytes())
@@ -73,14 +74,14 @@ def test_a_forward_keeps_little_at_a_time(
     transformer = random_transformer(PROPORTIONS, torch.device("cpu"), dtype)
     with torch.inference_mode():
         reference, history, latents = (torch.zeros(1, 16, n, 32, 32, dtype=dtype) for n in (1, 19, 8))
-        scene = transformer.prepare_scene(8, reference, history, None)
+        clip_tokens = transformer.prepare_clip_tokens(8, reference, history, None)
         context, audio = torch.zeros(8, 16, dtype=dtype), torch.zeros(32, 25, 8, dtype=dtype)
-        guidances = [transformer.prepare_guidance(context, audio) for _ in range(branches)]
-        monkeypatch.setattr(blocks, "CHUNK_TOKENS", scene.end // 8)
-        prepared = (latents, scene.extra_BMD, scene.cond_BND, scene.rope_Lc2, scene.e0_6D)
+        conditionings = [transformer.prepare_conditioning(context, audio) for _ in range(branches)]
+        monkeypatch.setattr(blocks, "CHUNK_TOKENS", clip_tokens.end // 8)
+        prepared = (latents, clip_tokens.extra_BMD, clip_tokens.cond_BND, clip_tokens.rope_Lc2, clip_tokens.e0_6D)
         with LiveBytes([*transformer.parameters(), *prepared]) as live:
-            transformer(latents, torch.tensor([500]), scene, guidances)
-    assert live.peak_bytes / (scene.end * PROPORTIONS.dim) <= 0.65 * earlier
+            transformer(latents, torch.tensor([500]), clip_tokens, conditionings)
+    assert live.peak_bytes / (clip_tokens.end * PROPORTIONS.dim) <= 0.65 * earlier
 
 
 def test_the_decoder_passes_few_frames_at_a_time_through_its_widest_levels() -> None:

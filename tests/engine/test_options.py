@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import start_processes
 
 from s2v_tasks.engine.acceleration import fp8
+from s2v_tasks.engine.acceleration.first_block_cache import FirstBlockCache
 from s2v_tasks.engine.distributed.mesh import Layout, parallelize
 from s2v_tasks.engine.loading import Snapshot
 from s2v_tasks.engine.models.attention_kernels import sdpa
 from s2v_tasks.engine.models.config import S2VConfig
 from s2v_tasks.engine.models.layers import Linear
-from s2v_tasks.engine.models.step_memory import StepMemory
 from s2v_tasks.engine.models.transformer import S2VTransformer
 from s2v_tasks.engine.options import EngineOptions
 from s2v_tasks.engine.worker import Worker, load_pipeline
@@ -38,16 +38,16 @@ def random_transformer() -> S2VTransformer:
     return transformer
 
 
-def velocities(transformer: S2VTransformer, memory: StepMemory | None, timesteps: list[int]) -> list[Tensor]:
+def velocities(transformer: S2VTransformer, memory: FirstBlockCache | None, timesteps: list[int]) -> list[Tensor]:
     """The velocity of the same latents at some timesteps, one after the other."""
     generator = torch.Generator().manual_seed(1)
-    scene = transformer.prepare_scene(2, torch.randn(1, 16, 1, 8, 8, generator=generator), None, None)
-    guidance = transformer.prepare_guidance(
+    clip_tokens = transformer.prepare_clip_tokens(2, torch.randn(1, 16, 1, 8, 8, generator=generator), None, None)
+    conditioning = transformer.prepare_conditioning(
         torch.randn(5, 12, generator=generator), torch.randn(8, 25, 6, generator=generator)
     )
     latents = torch.randn(1, 16, 2, 8, 8, generator=generator)
     memories = [] if memory is None else [memory]
-    return [transformer(latents, torch.tensor([step]), scene, [guidance], memories)[0] for step in timesteps]
+    return [transformer(latents, torch.tensor([step]), clip_tokens, [conditioning], memories)[0] for step in timesteps]
 
 
 def test_a_step_is_left_out_where_the_first_block_does_what_it_did() -> None:
@@ -57,7 +57,7 @@ def test_a_step_is_left_out_where_the_first_block_does_what_it_did() -> None:
     transformer.blocks[2].register_forward_hook(lambda *_: runs.append(1))
     plain = velocities(transformer, None, [900, 900, 100])
     runs.clear()
-    memory = StepMemory(0.01)
+    memory = FirstBlockCache(0.01)
     cached = velocities(transformer, memory, [900, 900, 100])
     assert (len(runs), memory.num_skipped) == (2, 1)
     for actual, expected in zip(cached, plain, strict=True):
@@ -68,7 +68,7 @@ def test_the_threshold_decides() -> None:
     """A neighbouring step is computed with a small threshold and left out with a large one, which costs accuracy."""
     transformer = random_transformer()
     plain = velocities(transformer, None, [500, 480])[1]
-    small, large = StepMemory(1e-6), StepMemory(0.5)
+    small, large = FirstBlockCache(1e-6), FirstBlockCache(0.5)
     torch.testing.assert_close(velocities(transformer, small, [500, 480])[1], plain, rtol=0, atol=GATE)
     error = (velocities(transformer, large, [500, 480])[1] - plain).abs().max()
     assert (small.num_skipped, large.num_skipped) == (0, 1)
@@ -84,10 +84,10 @@ def decide_on_rank(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     steps = [900, 890, 500, 490, 100]
-    alone = StepMemory(0.16)
+    alone = FirstBlockCache(0.16)
     expected = velocities(random_transformer(), alone, steps)
     for layout in ("ulysses2", "ulysses2,fsdp"):
-        transformer, memory = random_transformer(), StepMemory(0.16, _total)
+        transformer, memory = random_transformer(), FirstBlockCache(0.16, _total)
         parallelize(transformer, Layout.parse(layout), "cpu")
         together = velocities(transformer, memory, steps)
         assert 0 < memory.num_skipped == alone.num_skipped < len(steps) - 1

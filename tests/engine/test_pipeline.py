@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,12 +11,12 @@ from diffusers import AutoencoderKLWan
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from s2v_tasks.engine.clip import ClipInputs, ClipOutput, Codec, MotionState, Sampling, motion_frames_needed
+from s2v_tasks.engine.clip import Callbacks, ClipInputs, ClipOutput, Codec, MotionState, Sampling, motion_frames_needed
 from s2v_tasks.engine.encoders.vae import Vae, key_pairs
 from s2v_tasks.engine.images import Compat, fit_pose
 from s2v_tasks.engine.models.config import S2VConfig
 from s2v_tasks.engine.models.transformer import S2VTransformer
-from s2v_tasks.engine.options import NoiseDevice
+from s2v_tasks.engine.options import EngineOptions, NoiseDevice
 from s2v_tasks.engine.pipeline import S2VPipeline
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.verification.parity.loops import LinearCodec
@@ -83,7 +82,7 @@ def inputs(num_frames: int = 16, **changes: Any) -> ClipInputs:
 
 
 def render(pipeline: S2VPipeline, clip: ClipInputs, sampling: Sampling = SAMPLING) -> ClipOutput:
-    return pipeline.render_clip(clip, sampling, lambda _done, _total: None)
+    return pipeline.render_clip(clip, sampling)
 
 
 def reloaded(motion: MotionState, folder: Path) -> MotionState:
@@ -162,7 +161,7 @@ def test_frames_are_given_away_as_they_are_decoded(tmp_path: Path) -> None:
         counted = vae.model.decoder.conv_out.register_forward_hook(lambda *_args, seen=decoded: seen.append(1))
         pieces: list[tuple[int, Tensor]] = []
         pipeline.stream_clip(
-            clip, FAST, lambda piece, to=pieces, seen=decoded: to.append((len(seen), piece)), lambda *_: None
+            clip, FAST, Callbacks(lambda piece, to=pieces, seen=decoded: to.append((len(seen), piece)))
         )
         counted.remove()
         assert [len(piece) for _, piece in pieces] == expected
@@ -217,7 +216,7 @@ def test_guidance_costs_a_second_branch_and_steps_are_reported(scale: float, cal
     pipeline.transformer.head.register_forward_hook(lambda *_: velocities.append(1))
     steps: list[tuple[int, int]] = []
     sampling = replace(SAMPLING, sample_guide_scale=scale)
-    pipeline.render_clip(inputs(), sampling, lambda done, total: steps.append((done, total)))
+    pipeline.render_clip(inputs(), sampling, Callbacks(on_step=lambda done, total: steps.append((done, total))))
     assert len(velocities) == calls
     assert steps == [(1, 2), (2, 2)]
 
@@ -266,9 +265,10 @@ def test_the_seed_decides_the_clip(pipeline: S2VPipeline) -> None:
 def test_a_clip_begins_with_the_noise_of_its_seed(noise_device: NoiseDevice) -> None:
     """Draw it in the dtype of the weights, or in fp32 where it must be the same on every device."""
     pipeline = make_pipeline(dtype=torch.bfloat16)
+    pipeline.options = EngineOptions(noise_device=noise_device)
     seen: list[Tensor] = []
     pipeline.transformer.register_forward_hook(lambda _m, args, _o: seen.append(args[0]))
-    render(pipeline, inputs(seed=11), replace(FAST, noise_device=noise_device))
+    render(pipeline, inputs(seed=11), FAST)
     (latents,) = seen
     drawn_as = torch.bfloat16 if noise_device == "run" else torch.float32
     expected = torch.randn(latents.shape[1:], generator=torch.Generator().manual_seed(11), dtype=drawn_as)
@@ -300,20 +300,6 @@ def test_bf16_weights_render_a_clip() -> None:
     pipeline.transformer.register_forward_hook(lambda _m, args, _o: seen.append(args[0].dtype))
     assert render(pipeline, inputs()).frames_u8.shape[0] == 16
     assert set(seen) == {torch.bfloat16}
-
-
-@pytest.mark.parametrize(
-    ("device", "dtype"), [("cpu", torch.float32), ("cuda", torch.bfloat16), ("cuda:1", torch.bfloat16)]
-)
-def test_the_weights_are_loaded_in_the_precision_of_the_device(device: str, dtype: torch.dtype) -> None:
-    """A GPU computes in bf16; a processor, which would emulate it, in fp32."""
-    asked: list[tuple[str, torch.dtype]] = []
-    snapshot: Any = SimpleNamespace(
-        load_transformer=lambda *arguments: asked.append(arguments), load_vae=lambda _device: None
-    )
-    pipeline = S2VPipeline.from_snapshot(snapshot, device)
-    assert asked == [(device, dtype)]
-    assert (pipeline.device, pipeline.dtype) == (torch.device(device), dtype)
 
 
 def test_inputs_that_do_not_fit_are_refused(pipeline: S2VPipeline) -> None:

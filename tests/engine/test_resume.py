@@ -3,22 +3,31 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
-from s2v_tasks.engine.clip import ClipInputs, ClipOutput, Sampling
+from s2v_tasks.engine.clip import Callbacks, ClipInputs, ClipOutput, Sampling
 from s2v_tasks.engine.loading import Snapshot
+from s2v_tasks.engine.options import EngineOptions, NoiseDevice
 from s2v_tasks.engine.pipeline import S2VPipeline
 from s2v_tasks.engine.resume import DenoiseState, Interrupted
-from s2v_tasks.engine.worker import Worker
+from s2v_tasks.engine.worker import Worker, load_pipeline
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.rendering.order import Renderer
 
 RANKS = "cpu cfg1,ulysses1"
 SAMPLING = Sampling(sample_steps=5, sample_guide_scale=4.0, sample_shift=3.0, sample_solver="unipc")
+
+
+def load(snapshot: Snapshot, **options: Any) -> S2VPipeline:
+    worker = Worker(0, 1, torch.device("cpu"))
+    pipeline, _ = load_pipeline(worker, snapshot, "auto", EngineOptions(**options), guided=True)
+    return pipeline
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +37,7 @@ def snapshot(tiny_snapshot_path: Path) -> Snapshot:
 
 @pytest.fixture(scope="module")
 def pipeline(snapshot: Snapshot) -> S2VPipeline:
-    return S2VPipeline.from_snapshot(snapshot, "cpu")
+    return load(snapshot)
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +56,6 @@ def inputs() -> ClipInputs:
     )
 
 
-def ignore(_done: int, _total: int) -> None:
-    """Nobody watches the steps."""
-
-
 def after(num_asked: int) -> Callable[[], bool]:
     """Interrupts when it is asked for the `num_asked`-th time."""
     asked = iter([False] * (num_asked - 1) + [True])
@@ -60,7 +65,7 @@ def after(num_asked: int) -> Callable[[], bool]:
 def stopped(pipeline: S2VPipeline, inputs: ClipInputs, sampling: Sampling, forwards: int, folder: Path) -> DenoiseState:
     """The state of a clip that was stopped after `forwards`, two to a step, from disk; behind them count decodings."""
     with pytest.raises(Interrupted) as stop:
-        pipeline.render_clip(inputs, sampling, ignore, interrupted=after(forwards + 1))
+        pipeline.render_clip(inputs, sampling, Callbacks(is_interrupted=after(forwards + 1)))
     stop.value.state.save(folder / "state.safetensors", RANKS)
     state = DenoiseState.load(folder / "state.safetensors", RANKS)
     assert state is not None
@@ -80,30 +85,29 @@ def test_a_clip_stopped_at_any_step_goes_on_bit_for_bit(
 ) -> None:
     """Before the first step, in or after each, in mid-decoding: state over the disk, new pipeline call, same bytes."""
     sampling = replace(SAMPLING, sample_solver=solver)
-    whole = pipeline.render_clip(inputs, sampling, ignore)
+    whole = pipeline.render_clip(inputs, sampling)
     for forwards in (0, 2, 3, 5, 6, 8, 10, 12):
         state = stopped(pipeline, inputs, sampling, forwards, tmp_path)
         step = min(forwards // 2, sampling.sample_steps)
         assert state.step == step
         steps: list[tuple[int, int]] = []
         resumed = pipeline.render_clip(
-            inputs, sampling, lambda *progress, seen=steps: seen.append(progress), state=state
+            inputs, sampling, Callbacks(on_step=lambda *progress, seen=steps: seen.append(progress)), state=state
         )
         assert steps == [(done, sampling.sample_steps) for done in range(step + 1, sampling.sample_steps + 1)]
         assert_same(whole, resumed)
 
 
-def test_what_the_step_cache_remembers_is_there_again(
-    pipeline: S2VPipeline, inputs: ClipInputs, tmp_path: Path
-) -> None:
-    """With steps left out too: stopped before any step, also one that is left out, the clip ends in the same bytes."""
-    sampling = replace(SAMPLING, sample_steps=8, step_cache=0.2)
-    whole = pipeline.render_clip(inputs, sampling, ignore)
+def test_the_first_block_cache_is_restored(snapshot: Snapshot, inputs: ClipInputs, tmp_path: Path) -> None:
+    """A clip interrupted before any of its steps, also a skipped one, ends in the same bytes."""
+    pipeline = load(snapshot, step_cache=0.2)
+    sampling = replace(SAMPLING, sample_steps=8)
+    whole = pipeline.render_clip(inputs, sampling)
     share = pipeline.skipped_share
     assert 0 < share < 0.9
     for step in range(sampling.sample_steps + 1):
         state = stopped(pipeline, inputs, sampling, 2 * step + step % 2, tmp_path)
-        assert_same(whole, pipeline.render_clip(inputs, sampling, ignore, state=state))
+        assert_same(whole, pipeline.render_clip(inputs, sampling, state=state))
         assert pipeline.skipped_share == share
 
 
@@ -122,31 +126,37 @@ def test_a_clip_may_be_stopped_again_and_again(
     state = stopped(pipeline, inputs, sampling, 2, tmp_path)
     while state.step < sampling.sample_steps:
         with pytest.raises(Interrupted) as stop:
-            pipeline.render_clip(inputs, sampling, ignore, state=state, interrupted=after(3))
+            pipeline.render_clip(inputs, sampling, Callbacks(is_interrupted=after(3)), state=state)
         assert stop.value.state.step == state.step + 1
         state = stop.value.state
-    assert_same(
-        pipeline.render_clip(inputs, sampling, ignore), pipeline.render_clip(inputs, sampling, ignore, state=state)
-    )
+    assert_same(pipeline.render_clip(inputs, sampling), pipeline.render_clip(inputs, sampling, state=state))
 
 
 def test_bf16_latents_keep_their_dtype_in_the_state(snapshot: Snapshot, inputs: ClipInputs, tmp_path: Path) -> None:
     """In production precision too a stopped clip equals one that ran through."""
     vae = snapshot.load_vae("cpu")
     pipeline = S2VPipeline(snapshot.load_transformer("cpu", torch.bfloat16), vae, "cpu", torch.bfloat16)
-    whole = pipeline.render_clip(inputs, SAMPLING, ignore)
+    whole = pipeline.render_clip(inputs, SAMPLING)
     for solver_step in (1, 3):
         state = stopped(pipeline, inputs, SAMPLING, 2 * solver_step, tmp_path)
-        assert_same(whole, pipeline.render_clip(inputs, SAMPLING, ignore, state=state))
+        assert_same(whole, pipeline.render_clip(inputs, SAMPLING, state=state))
 
 
-def test_noise_from_the_cpu_does_not_depend_on_the_dtype_of_the_run(pipeline: S2VPipeline, snapshot: Snapshot) -> None:
-    """With `noise_device="cpu"` a bf16 and an fp32 pipeline start from the same numbers; the same seed, the same."""
-    other = S2VPipeline(snapshot.load_transformer("cpu", torch.bfloat16), pipeline.vae, "cpu", torch.bfloat16)
+def test_noise_from_the_cpu_does_not_depend_on_the_dtype_of_the_run(snapshot: Snapshot) -> None:
+    """With `noise_device="cpu"` a bf16 and an fp32 pipeline start from the same numbers; each seed has its own."""
     shape = (16, 4, 8, 8)
-    assert torch.equal(pipeline._draw_noise(1, shape, "cpu"), other._draw_noise(1, shape, "cpu"))
-    assert not torch.equal(pipeline._draw_noise(1, shape, "run"), other._draw_noise(1, shape, "run").float())
-    assert not torch.equal(pipeline._draw_noise(1, shape, "cpu"), pipeline._draw_noise(2, shape, "cpu"))
+
+    def draw(dtype: torch.dtype, noise_device: NoiseDevice, seed: int = 1) -> Tensor:
+        options = EngineOptions(noise_device=noise_device)
+        transformer = snapshot.load_transformer("cpu", dtype)
+        return S2VPipeline(transformer, snapshot.load_vae("cpu"), "cpu", dtype, options=options)._draw_noise(
+            seed, shape
+        )
+
+    wide, narrow = torch.float32, torch.bfloat16
+    assert torch.equal(draw(wide, "cpu"), draw(narrow, "cpu"))
+    assert not torch.equal(draw(wide, "run"), draw(narrow, "run").float())
+    assert not torch.equal(draw(wide, "cpu"), draw(wide, "cpu", seed=2))
 
 
 def test_a_file_that_is_no_state_is_refused(tmp_path: Path) -> None:

@@ -40,9 +40,9 @@ def test_transformer_for_training_is_that_of_the_engine() -> None:
     for history in (None, motion):
         expected, _ = velocity(net, latents, sigma, Scene(reference, history, features))
         with torch.inference_mode():
-            scene = net.prepare_scene(3, reference, history, None)
-            guidance = net.prepare_guidance(torch.randn(5, 32, generator=generator), features[0])
-            (actual,) = net(latents, 1000 * sigma, scene, [guidance])
+            clip_tokens = net.prepare_clip_tokens(3, reference, history, None)
+            conditioning = net.prepare_conditioning(torch.randn(5, 32, generator=generator), features[0])
+            (actual,) = net(latents, 1000 * sigma, clip_tokens, [conditioning])
         torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
 
 

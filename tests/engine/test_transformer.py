@@ -9,7 +9,7 @@ from torch import Tensor
 from s2v_tasks.engine.models.attention import CrossAttention
 from s2v_tasks.engine.models.config import S2VConfig
 from s2v_tasks.engine.models.rope import motion_grids, spread, video_grid
-from s2v_tasks.engine.models.transformer import Guidance, S2VTransformer, Scene
+from s2v_tasks.engine.models.transformer import ClipTokens, Conditioning, S2VTransformer
 from s2v_tasks.errors import ConfigurationError, PermanentError
 from s2v_tasks.verification.parity.forward import Recorder
 
@@ -33,21 +33,21 @@ def randomised(model: S2VTransformer) -> S2VTransformer:
     return model
 
 
-def prepare(model: S2VTransformer, cond: Tensor | None = None) -> tuple[Scene, Guidance]:
+def prepare(model: S2VTransformer, cond: Tensor | None = None) -> tuple[ClipTokens, Conditioning]:
     generator = torch.Generator().manual_seed(1)
     reference, motion = (torch.randn(1, 16, n, SIDE, SIDE, generator=generator) for n in (1, 19))
-    scene = model.prepare_scene(T, reference, motion, cond)
+    clip_tokens = model.prepare_clip_tokens(T, reference, motion, cond)
     context, audio = torch.randn(5, 12, generator=generator), torch.randn(4 * T, 25, 6, generator=generator)
-    return scene, model.prepare_guidance(context, audio)
+    return clip_tokens, model.prepare_conditioning(context, audio)
 
 
 def latents() -> Tensor:
     return torch.randn(1, 16, T, SIDE, SIDE, generator=torch.Generator().manual_seed(2))
 
 
-def velocity(model: S2VTransformer, scene: Scene, *guidances: Guidance) -> Tensor:
-    """That of the last of `guidances`."""
-    return model(latents(), torch.tensor([500]), scene, guidances)[-1]  # type: ignore[no-any-return]
+def velocity(model: S2VTransformer, clip_tokens: ClipTokens, *conditionings: Conditioning) -> Tensor:
+    """That of the last of `conditionings`."""
+    return model(latents(), torch.tensor([500]), clip_tokens, conditionings)[-1]  # type: ignore[no-any-return]
 
 
 def test_keys_and_shapes_are_those_of_the_official_checkpoint() -> None:
@@ -99,10 +99,10 @@ def test_no_pose_equals_a_pose_of_zeros(model: S2VTransformer) -> None:
 
 def test_branches_that_share_give_what_each_gives_alone(model: S2VTransformer) -> None:
     """What they have in common is computed once, and neither touches what the other was given, to the bit."""
-    scene, one = prepare(model)
-    other = model.prepare_guidance(torch.randn(8, 12), torch.randn(4 * T, 25, 6))
-    assert torch.equal(velocity(model, scene, one, other), velocity(model, scene, other))
-    assert torch.equal(velocity(model, scene, other, one), velocity(model, scene, one))
+    clip_tokens, one = prepare(model)
+    other = model.prepare_conditioning(torch.randn(8, 12), torch.randn(4 * T, 25, 6))
+    assert torch.equal(velocity(model, clip_tokens, one, other), velocity(model, clip_tokens, other))
+    assert torch.equal(velocity(model, clip_tokens, other, one), velocity(model, clip_tokens, one))
 
 
 @pytest.mark.parametrize(("num_rows", "keys"), [(0, 1), (5, 6), (6, 7), (7, 8), (8, 8)])
@@ -126,8 +126,8 @@ def test_bf16_weights_follow_the_precision_policy(model: S2VTransformer) -> None
     half = S2VTransformer(model.config).to(torch.bfloat16)
     half.load_state_dict(model.state_dict())
     with torch.inference_mode(), Recorder(half) as recorder:
-        scene, guidance = prepare(half)
-        (out,) = half(latents().bfloat16(), torch.tensor([500]), scene, [guidance])
+        clip_tokens, conditioning = prepare(half)
+        (out,) = half(latents().bfloat16(), torch.tensor([500]), clip_tokens, [conditioning])
     seen = {key: value.dtype for key, value in recorder.seen.items()}
     wide, narrow = torch.float32, torch.bfloat16
     assert out.dtype is wide
@@ -139,7 +139,7 @@ def test_bf16_weights_follow_the_precision_policy(model: S2VTransformer) -> None
     injector = half.audio_injector.injector[0]
     assert isinstance(injector, CrossAttention)
     assert injector.queries(torch.zeros(1, 4, 48)).dtype is narrow
-    assert (scene.extra_BMD.dtype, guidance.text[0].keys.dtype) == (narrow, narrow)
+    assert (clip_tokens.extra_BMD.dtype, conditioning.text[0].keys.dtype) == (narrow, narrow)
 
 
 def test_bf16_weights_stay_close_to_fp32(model: S2VTransformer) -> None:
@@ -157,7 +157,7 @@ def test_sound_reaches_the_latent_frames_that_may_hear_it(model: S2VTransformer,
     audio = torch.randn(12, 25, 6, generator=torch.Generator().manual_seed(3))
     changed = audio.clone()
     changed[frame] += 1
-    one, other = (model.prepare_sound(x)[0].tokens.keys for x in (audio, changed))
+    one, other = (model.prepare_audio(x)[0].tokens.keys for x in (audio, changed))
     heard = [j for j in range(3) if not torch.equal(one[j], other[j])]
     assert heard == [j for j in range(3) if 4 * j - 5 <= frame <= 4 * j + 3]
 
@@ -175,11 +175,11 @@ def test_coarse_positions_cover_the_patch_grid() -> None:
 def test_inputs_that_do_not_fit_are_refused(model: S2VTransformer) -> None:
     """Latent sides, prompt length, speech width and clip length are checked with the value in the message."""
     with pytest.raises(PermanentError, match="12x8 cannot be packed"):
-        model.prepare_scene(T, torch.zeros(1, 16, 1, 8, 12), None, None)
+        model.prepare_clip_tokens(T, torch.zeros(1, 16, 1, 8, 12), None, None)
     with pytest.raises(PermanentError, match="prompt has 9 tokens; at most 8"):
-        model.prepare_guidance(torch.zeros(9, 12), torch.zeros(4, 25, 6))
+        model.prepare_conditioning(torch.zeros(9, 12), torch.zeros(4, 25, 6))
     with pytest.raises(PermanentError, match="expected \\[25, 6\\]"):
-        model.prepare_guidance(torch.zeros(1, 12), torch.zeros(4, 25, 7))
-    scene, guidance = prepare(model)
-    with pytest.raises(PermanentError, match="do not fit the scene"):
-        model(torch.zeros(1, 16, T + 1, SIDE, SIDE), torch.tensor([1]), scene, [guidance])
+        model.prepare_conditioning(torch.zeros(1, 12), torch.zeros(4, 25, 7))
+    clip_tokens, conditioning = prepare(model)
+    with pytest.raises(PermanentError, match="do not fit the clip_tokens"):
+        model(torch.zeros(1, 16, T + 1, SIDE, SIDE), torch.tensor([1]), clip_tokens, [conditioning])

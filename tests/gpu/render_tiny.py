@@ -12,7 +12,7 @@ import s2v_tasks.engine  # noqa: F401  (sets the environment that torch reads)
 import torch
 from torch import Tensor
 
-from s2v_tasks.engine.clip import ClipInputs, Sampling
+from s2v_tasks.engine.clip import Callbacks, ClipInputs, Sampling
 from s2v_tasks.engine.loading import Snapshot
 from s2v_tasks.engine.options import EngineOptions
 from s2v_tasks.engine.resume import DenoiseState, Interrupted
@@ -43,10 +43,8 @@ def main() -> None:
             pipeline.stream_clip(
                 _inputs(),
                 Sampling(sample_steps=4, sample_guide_scale=4.0, sample_shift=3.0, sample_solver="unipc"),
-                take,
-                lambda _step, _steps: None,
+                Callbacks(take, is_interrupted=lambda: next(asked) == options.stop_at),
                 state=state,
-                interrupted=lambda: next(asked) == options.stop_at,
             )
         except Interrupted as stop:
             stop.state.save(options.state, _MADE_BY)

@@ -10,7 +10,8 @@ from s2v_tasks.engine.clip import ClipInputs, Sampling
 from s2v_tasks.engine.conditions import NEGATIVE_PROMPT, encode_conditions
 from s2v_tasks.engine.images import to_pixels
 from s2v_tasks.engine.loading import Snapshot, snapshot_id
-from s2v_tasks.engine.pipeline import S2VPipeline
+from s2v_tasks.engine.options import EngineOptions
+from s2v_tasks.engine.worker import Worker, load_pipeline
 from s2v_tasks.errors import ConfigurationError, PermanentError
 from s2v_tasks.verification.tiny_snapshot import write_tiny_snapshot
 
@@ -60,8 +61,10 @@ def _render(path: Path, conditions: dict[str, torch.Tensor]) -> np.ndarray:
         keep_motion_frames=None,
     )
     sampling = Sampling(sample_steps=4, sample_guide_scale=4.5, sample_shift=3.0, sample_solver="unipc")
-    pipeline = S2VPipeline.from_snapshot(Snapshot.open(path), "cpu")
-    return pipeline.render_clip(inputs, sampling, lambda _done, _total: None).frames_u8.astype(np.float32)
+    pipeline, _ = load_pipeline(
+        Worker(0, 1, torch.device("cpu")), Snapshot.open(path), "auto", EngineOptions(), guided=True
+    )
+    return pipeline.render_clip(inputs, sampling).frames_u8.astype(np.float32)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from s2v_tasks.engine.models.audio import AdaptiveNorm
 from s2v_tasks.engine.models.blocks import Block
 from s2v_tasks.engine.models.transformer import S2VTransformer
 
-_PREPARATIONS = ("prepare_scene", "prepare_text", "prepare_sound")
+_PREPARATIONS = ("prepare_clip_tokens", "prepare_text", "prepare_audio")
 
 
 def shard_weights(transformer: S2VTransformer, mesh: DeviceMesh) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from s2v_tasks.engine.models.attention import SelfAttention
 from s2v_tasks.engine.models.attention_kernels import Attend
-from s2v_tasks.engine.models.transformer import S2VTransformer, Scene
+from s2v_tasks.engine.models.transformer import ClipTokens, S2VTransformer
 
 
 def split_tokens(num_tokens: int, num_ranks: int) -> list[int]:
@@ -44,10 +44,10 @@ class SequenceParallel:
                 module.attend = self._over_heads(module.attend)
 
     def _cut(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        latents, timestep, scene, *rest = args
-        self._bounds, self._num_video = split_tokens(scene.end, self.num_ranks), scene.num_video
+        latents, timestep, clip_tokens, *rest = args
+        self._bounds, self._num_video = split_tokens(clip_tokens.end, self.num_ranks), clip_tokens.num_video
         start, end = self._bounds[self.rank : self.rank + 2]
-        part: Scene = scene.part(start, end)
+        part: ClipTokens = clip_tokens.part(start, end)
         return latents, timestep, part, *rest
 
     def _gather(self, _: nn.Module, __: tuple[Any, ...], patches_BNP: Tensor) -> Tensor:

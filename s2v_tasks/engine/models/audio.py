@@ -1,6 +1,6 @@
-"""Sound in the transformer: the causal encoder of speech features and the per-frame injection (spec b.4, c.8).
+"""Audio in the transformer: the causal encoder of speech features and the per-frame injection (spec b.4, c.8).
 
-Legend: B batch (1), K layers of speech features (25), C their width, F pixel frames, T latent frames, A sound tokens
+Legend: B batch (1), K layers of speech features (25), C their width, F pixel frames, T latent frames, A audio tokens
 per frame, D model width, n patches per latent frame, N video tokens, H heads, d head width.
 """
 
@@ -20,7 +20,7 @@ _ADAIN_EPS = 1e-5  # differs from every other norm of the network
 
 
 class CausalConv(nn.Module):
-    """A fp32 convolution over time that sees the past only; before the start, the first sample is repeated."""
+    """A causal fp32 convolution over time; before the start, the first sample is repeated."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class CausalConv(nn.Module):
 
 
 class MotionEncoder(nn.Module):
-    """Feature frames to sound tokens, four frames to one: local tokens in groups, and one global token."""
+    """Feature frames to audio tokens, four frames to one: local tokens in groups, and one global token."""
 
     def __init__(self, audio_dim: int, dim: int, num_groups: int) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class CausalAudioEncoder(nn.Module):
 
 
 class AdaptiveNorm(nn.Module):
-    """Layer norm whose gain and shift come from the global sound token of the frame."""
+    """Layer norm whose gain and shift come from the global audio token of the frame."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -92,8 +92,8 @@ class AdaptiveNorm(nn.Module):
 
 
 @dataclass(frozen=True)
-class Sound:
-    """What one injection does to the frames of a clip, whatever the video: constant over the solver steps."""
+class AudioConditioning:
+    """Conditioning of one injection, constant over the solver steps: keys and values, gain and shift per frame."""
 
     tokens: KeysValues  # [T, A, H, d]
     gain_T1D: Tensor
@@ -101,36 +101,38 @@ class Sound:
 
 
 class AudioInjector(nn.Module):
-    """Cross attention of each latent frame's patches to that frame's sound tokens, one set per injected layer."""
+    """Cross attention of each latent frame's patches to that frame's audio tokens, one set per injected layer."""
 
     def __init__(self, dim: int, num_heads: int, num_injections: int, eps: float) -> None:
         super().__init__()
         self.injector = nn.ModuleList(CrossAttention(dim, num_heads, eps) for _ in range(num_injections))
         self.injector_adain_layers = nn.ModuleList(AdaptiveNorm(dim) for _ in range(num_injections))
 
-    def prepare(self, tokens_TAD: Tensor, global_TD: Tensor) -> tuple[Sound, ...]:
-        """The sound of a clip as each injection takes it."""
+    def prepare(self, tokens_TAD: Tensor, global_TD: Tensor) -> tuple[AudioConditioning, ...]:
+        """Return the conditioning of each injection from the audio tokens of a clip."""
         pairs = zip(self.injector, self.injector_adain_layers, strict=True)
         return tuple(
-            Sound(attention.keys_values(tokens_TAD), *norm.gain_shift(global_TD))  # type: ignore[operator]
+            AudioConditioning(attention.keys_values(tokens_TAD), *norm.gain_shift(global_TD))  # type: ignore[operator]
             for attention, norm in pairs
         )
 
-    def forward(self, index: int, video_BND: Tensor, start: int, patches_per_frame: int, sound: Sound) -> Tensor:
-        """The residual `[B, N, D]` that injection `index` adds to the video tokens from token `start` of the clip on.
+    def forward(
+        self, index: int, video_BND: Tensor, start: int, patches_per_frame: int, audio: AudioConditioning
+    ) -> Tensor:
+        """Return the residual `[B, N, D]` of injection `index` for the video tokens from token `start` of the clip on.
 
-        Tokens need not begin or end with a frame: each is told what its own frame hears.
+        Tokens need not begin or end with a frame: each attends to the audio of its own frame.
         """
-        count, num_frames = video_BND.shape[1], sound.gain_T1D.shape[0]
+        count, num_frames = video_BND.shape[1], audio.gain_T1D.shape[0]
         first = min(start // patches_per_frame, num_frames - 1)
         stop = max(-(-(start + count) // patches_per_frame), first + 1)
         before, behind = start - first * patches_per_frame, stop * patches_per_frame - start - count
         if before or behind:
             video_BND = F.pad(video_BND, (0, 0, before, behind))
         frames_TnD = rearrange(video_BND, "1 (t n) d -> t n d", n=patches_per_frame)
-        heard = slice(first, stop)
-        adapted = self.injector_adain_layers[index](frames_TnD, sound.gain_T1D[heard], sound.shift_T1D[heard])
-        tokens = KeysValues(sound.tokens.keys[heard], sound.tokens.values[heard])
+        frames = slice(first, stop)
+        adapted = self.injector_adain_layers[index](frames_TnD, audio.gain_T1D[frames], audio.shift_T1D[frames])
+        tokens = KeysValues(audio.tokens.keys[frames], audio.tokens.values[frames])
         residual_TnD = self.injector[index](adapted, tokens)
         return residual_TnD.flatten(0, 1)[None, before : before + count]  # type: ignore[no-any-return]
 

@@ -1,13 +1,13 @@
-"""The S2V transformer: noisy latents to velocity, conditioned on image, motion, pose, text and sound (spec c).
+"""The S2V transformer: predict noise from latents, conditioned on image, motion, pose, text and audio (spec c).
 
 Legend: B batch (1), C latent channels, T latent frames, h w latent height and width, n = (h/2)(w/2) patches per frame,
 N = T*n video tokens, M reference and motion tokens, L = N + M, P values of a patch, D model width, S text rows,
-A sound tokens per frame, K layers of speech features, F pixel frames, c complex channels of a head.
+A audio tokens per frame, K layers of speech features, F pixel frames, c complex channels of a head.
 
-What does not change over the solver steps of a clip is computed once: `prepare_scene` (what both guidance branches
-share), `prepare_text` (once per prompt) and `prepare_sound` (what a clip hears); `forward` is then one call per step,
-in which the branches share what comes before they are told anything: the first self attention. A scene may be cut to a
-run of its tokens, `Scene.part`: `forward` then computes those tokens alone.
+Everything that is constant over the solver steps of a clip is computed once: `prepare_clip_tokens` for both guidance
+branches, `prepare_text` once per prompt and `prepare_audio` once per clip. `forward` is one call per step. The branches
+share all work before their conditioning differs: the first self attention. `ClipTokens.part` limits `forward` to a run
+of the tokens, for sequence parallelism.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,27 +21,27 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from s2v_tasks.engine.acceleration.first_block_cache import FirstBlockCache
 from s2v_tasks.engine.models.attention import KeysValues
 from s2v_tasks.engine.models.attention_kernels import Attend, sdpa
-from s2v_tasks.engine.models.audio import NUM_FEATURE_LAYERS, AudioInjector, CausalAudioEncoder, Sound
+from s2v_tasks.engine.models.audio import NUM_FEATURE_LAYERS, AudioConditioning, AudioInjector, CausalAudioEncoder
 from s2v_tasks.engine.models.blocks import Block, Head
 from s2v_tasks.engine.models.config import S2VConfig
 from s2v_tasks.engine.models.framepack import MOTION_LATENTS, FramePacker
 from s2v_tasks.engine.models.layers import Fp32Linear, Linear, PatchConv, timestep_sinusoid
 from s2v_tasks.engine.models.rope import cos_sin, reference_grid, rope_table, video_grid
-from s2v_tasks.engine.models.step_memory import StepMemory
 from s2v_tasks.errors import PermanentError
 
 MOTION_FRAMES = 4 * MOTION_LATENTS - 3
 _VIDEO, _REFERENCE, _MOTION = 0, 1, 2
-_MAX_GRAPHS = 64  # behind them the compiler gives up: three for each kind of clip that a process may meet
+_MAX_GRAPHS = 64  # beyond them the compiler gives up; a process needs three for each shape of clip that it renders
 
 
 @dataclass(frozen=True)
-class Scene:
-    """What a clip sees, constant over its steps and the same for both guidance branches.
+class ClipTokens:
+    """Inputs of a clip that are constant over its steps and equal for both guidance branches.
 
-    `start` and `end` say which tokens of `[video N][reference and motion M]` it holds.
+    Holds the tokens `start` to `end` of `[video N][reference and motion M]`.
     """
 
     latent_shape: tuple[int, int, int]  # T, h, w of the whole clip
@@ -64,11 +64,11 @@ class Scene:
 
     @property
     def video(self) -> slice:
-        """Which of the clip's video tokens are held."""
+        """The clip's video tokens that are held."""
         return slice(min(self.start, self.num_video), min(self.end, self.num_video))
 
-    def part(self, start: int, end: int) -> "Scene":
-        """The tokens from `start` to `end` of a whole scene; views, no copies."""
+    def part(self, start: int, end: int) -> "ClipTokens":
+        """Return the tokens from `start` to `end`; views, no copies."""
         video = slice(min(start, self.num_video), min(end, self.num_video))
         extra = slice(max(start, self.num_video) - self.num_video, max(end, self.num_video) - self.num_video)
         cond_BND = self.cond_BND if self.cond_BND.shape[1] == 1 else self.cond_BND[:, video]
@@ -83,11 +83,11 @@ class Scene:
 
 
 @dataclass(frozen=True)
-class Guidance:
-    """What a clip is told, constant over its steps: text for each block, sound for each injection."""
+class Conditioning:
+    """Conditioning of one guidance branch, constant over the steps: text for each block, audio for each injection."""
 
     text: tuple[KeysValues, ...]
-    sound: tuple[Sound, ...]
+    audio: tuple[AudioConditioning, ...]
 
 
 class S2VTransformer(nn.Module):
@@ -110,11 +110,11 @@ class S2VTransformer(nn.Module):
         self.head = Head(config)
 
     def choose_kernels(self, attend: Attend = sdpa, *, compiled: bool = False) -> None:
-        """Let self attention run on a kernel of `models.attention_kernels`, and compile the blocks.
+        """Run self attention on a kernel of `models.attention_kernels`; with `compiled`, compile the blocks.
 
-        The first block, where branches share, and the last, which leaves out tokens, have graphs of their own; all
-        others have one. Each number of tokens has graphs of its own, so that what a clip is computed with does not
-        depend on the clips before it.
+        The first block, which the branches share, and the last, which computes video tokens only, have graphs of their
+        own; the others share one. Each number of tokens has its own graphs, so that the result of a clip does not
+        depend on the clips rendered before it.
         """
         if compiled:
             # The setting, not the argument of `compile`, which torch has from 2.13 on.
@@ -124,14 +124,14 @@ class S2VTransformer(nn.Module):
             if compiled:
                 block.compile(dynamic=False)
 
-    def prepare_scene(
+    def prepare_clip_tokens(
         self,
         num_latent_frames: int,
         reference_BC1hw: Tensor,
         motion_BCFhw: Tensor | None,
         cond_BCThw: Tensor | None,
-    ) -> Scene:
-        """Tokens of the reference, of the motion history (None: none, the first clip) and of the pose (None: no pose).
+    ) -> ClipTokens:
+        """Embed the reference, the motion history (None for a first clip) and the pose (None: no pose).
 
         Raises PermanentError if the latent sides are not multiples of 8.
         """
@@ -154,7 +154,7 @@ class S2VTransformer(nn.Module):
         no_pose = self.cond_encoder.bias[None, None].clone()  # type: ignore[index]  # what zeros are embedded to
         rope_Lc2 = cos_sin(rope_table(grids, self.config.head_dim)).to(reference_BC1hw.device)
         _, e_16D = self._embed_time(torch.zeros(1, device=reference_BC1hw.device))
-        return Scene(
+        return ClipTokens(
             latent_shape=(num_latent_frames, height, width),
             start=0,
             end=rope_Lc2.shape[0],
@@ -164,12 +164,15 @@ class S2VTransformer(nn.Module):
             e0_6D=e_16D[0],
         )
 
-    def prepare_guidance(self, context_SD: Tensor, features_FKC: Tensor) -> Guidance:
-        """`prepare_text` and `prepare_sound` in one."""
-        return Guidance(self.prepare_text(context_SD), self.prepare_sound(features_FKC))
+    def prepare_conditioning(self, context_SD: Tensor, features_FKC: Tensor) -> Conditioning:
+        """Return the result of `prepare_text` and `prepare_audio`."""
+        return Conditioning(self.prepare_text(context_SD), self.prepare_audio(features_FKC))
 
     def prepare_text(self, context_SD: Tensor) -> tuple[KeysValues, ...]:
-        """Keys and values of each block for the rows `[len, text_dim]` of a prompt."""
+        """Return keys and values of each block for the rows `[len, text_dim]` of a prompt.
+
+        Raises PermanentError for more rows than `text_len`.
+        """
         missing = self.config.text_len - context_SD.shape[0]
         if missing < 0:
             raise PermanentError(
@@ -185,13 +188,16 @@ class S2VTransformer(nn.Module):
         attentions = [cast(Block, block).cross_attn for block in self.blocks]
         return tuple(attention.keys_values(context_BSD)._replace(bias_S=bias_S) for attention in attentions)
 
-    def prepare_sound(self, features_FKC: Tensor) -> tuple[Sound, ...]:
-        """What each injection hears of a clip's sound `[num_frames, 25, audio_dim]`."""
+    def prepare_audio(self, features_FKC: Tensor) -> tuple[AudioConditioning, ...]:
+        """Return the audio conditioning of each injection for the features `[num_frames, 25, audio_dim]` of a clip."""
         tokens_BTAD, global_BTAD = self.encode_audio(rearrange(features_FKC, "f k c -> 1 k c f"))
         return self.audio_injector.prepare(tokens_BTAD[0, MOTION_LATENTS:], global_BTAD[0, MOTION_LATENTS:].squeeze(1))
 
     def encode_audio(self, features_BKCF: Tensor) -> tuple[Tensor, Tensor]:
-        """Sound tokens of the history (the clip's first frame repeated) and of the clip."""
+        """Return local and global audio tokens of the history (the clip's first frame repeated) and of the clip.
+
+        Raises PermanentError for features of another shape than the transformer's.
+        """
         if features_BKCF.shape[1:3] != (NUM_FEATURE_LAYERS, self.config.audio_dim):
             raise PermanentError(
                 f"speech features have layers x width {list(features_BKCF.shape[1:3])}; expected "
@@ -204,77 +210,82 @@ class S2VTransformer(nn.Module):
         self,
         latents_BCThw: Tensor,
         timestep_1: Tensor,
-        scene: Scene,
-        guidances: Sequence[Guidance],
-        memories: Sequence[StepMemory] = (),
-        before_each: Callable[[], None] = lambda: None,
+        clip_tokens: ClipTokens,
+        conditionings: Sequence[Conditioning],
+        caches: Sequence[FirstBlockCache] = (),
+        before_branch: Callable[[], None] = lambda: None,
     ) -> list[Tensor]:
-        """Velocity `[1, 16, T, h, w]` in fp32 at `timestep_1` `[1]` for each of `guidances`.
+        """Predict the noise (velocity) `[1, 16, T, h, w]`, fp32, at `timestep_1` `[1]` for each of `conditionings`.
 
-        With a memory for each the blocks behind the first may be left out; none: never. `before_each` is called before
-        those blocks are run for a guidance; what it raises ends the step.
+        With a cache for each, the blocks behind the first may be skipped. `before_branch` is called before those blocks
+        run for a branch and may raise to end the step. Raises PermanentError for inputs of different clips.
         """
-        for guidance in guidances:
-            num_frames = guidance.sound[0].gain_T1D.shape[0] if guidance.sound else scene.latent_shape[0]
-            if tuple(latents_BCThw.shape[2:]) != scene.latent_shape or num_frames != scene.latent_shape[0]:
-                raise PermanentError(
-                    f"latents {list(latents_BCThw.shape[2:])} and sound for {num_frames} latent "
-                    f"frames do not fit the scene {list(scene.latent_shape)}; prepare all three for one clip."
-                )
+        for conditioning in conditionings:
+            self._check_fit(latents_BCThw, clip_tokens, conditioning)
         e_1D, e_16D = self._embed_time(timestep_1)
-        e_26D = torch.stack([e_16D[0], scene.e0_6D])
-        x_BLD = self._embed_tokens(latents_BCThw, scene)
-        # Blocks work in the memory of their input; only a memory compares it with what the first block makes of it.
-        before_BLD = x_BLD.clone() if memories else None
-        waiting = self._run_block(0, x_BLD, e_26D, scene, guidances)
+        e_26D = torch.stack([e_16D[0], clip_tokens.e0_6D])
+        x_BLD = self._embed_tokens(latents_BCThw, clip_tokens)
+        # Blocks work in the memory of their input; only a cache compares it with the output of the first block.
+        before_BLD = x_BLD.clone() if caches else None
+        waiting = self._run_block(0, x_BLD, e_26D, clip_tokens, conditionings)
         del x_BLD
 
-        velocities = []
-        for index, guidance in enumerate(guidances):
-            before_each()
-            rest = partial(self._run_rest, e_26D, scene, guidance)
+        predictions = []
+        for index, conditioning in enumerate(conditionings):
+            before_branch()
+            later_blocks = partial(self._run_later_blocks, e_26D, clip_tokens, conditioning)
             # Popped in the call, so that the memory is free as soon as the next block has run.
             if before_BLD is None:
-                y_BND = rest(waiting.pop(0))
+                y_BND = later_blocks(waiting.pop(0))
             else:
-                y_BND = memories[index].recall_or_run(before_BLD, waiting.pop(0), rest)
-            velocities.append(_unpatchify(self.head(y_BND, e_1D), scene.latent_shape))
-        return velocities
+                y_BND = caches[index].apply(before_BLD, waiting.pop(0), later_blocks)
+            predictions.append(_unpatchify(self.head(y_BND, e_1D), clip_tokens.latent_shape))
+        return predictions
 
-    def _embed_tokens(self, latents_BCThw: Tensor, scene: Scene) -> Tensor:
+    def _check_fit(self, latents_BCThw: Tensor, clip_tokens: ClipTokens, conditioning: Conditioning) -> None:
+        num_latents = clip_tokens.latent_shape[0]
+        num_frames = conditioning.audio[0].gain_T1D.shape[0] if conditioning.audio else num_latents
+        if tuple(latents_BCThw.shape[2:]) != clip_tokens.latent_shape or num_frames != num_latents:
+            raise PermanentError(
+                f"latents {list(latents_BCThw.shape[2:])} and audio for {num_frames} latent frames do not fit the clip "
+                f"{list(clip_tokens.latent_shape)}; prepare all three for one clip."
+            )
+
+    def _embed_tokens(self, latents_BCThw: Tensor, clip_tokens: ClipTokens) -> Tensor:
         """Return the tokens `[video N][reference and motion M]` `[1, L, D]`; the residual stream is fp32."""
-        video_BND = self.patch_embedding.tokens(self.patch_embedding.patches(latents_BCThw)[:, scene.video])
-        video_BND = video_BND + scene.cond_BND + self.trainable_cond_mask.weight[_VIDEO]
-        return torch.cat([video_BND, scene.extra_BMD], dim=1).float()
+        video_BND = self.patch_embedding.tokens(self.patch_embedding.patches(latents_BCThw)[:, clip_tokens.video])
+        video_BND = video_BND + clip_tokens.cond_BND + self.trainable_cond_mask.weight[_VIDEO]
+        return torch.cat([video_BND, clip_tokens.extra_BMD], dim=1).float()
 
     def _run_block(
-        self, layer: int, x_BLD: Tensor, e_26D: Tensor, scene: Scene, guidances: Sequence[Guidance]
+        self, layer: int, x_BLD: Tensor, e_26D: Tensor, clip_tokens: ClipTokens, conditionings: Sequence[Conditioning]
     ) -> list[Tensor]:
-        """Tokens through a block, by each guidance, with the sound injected behind it if it has an injection.
+        """Run a block for each conditioning, and inject the audio behind it where the layer has an injection.
 
-        Of the last block the video tokens only: the others have been seen by then.
+        The last block returns the video tokens only: nothing reads the others.
         """
-        num_video = scene.video.stop - scene.video.start
+        num_video = clip_tokens.video.stop - clip_tokens.video.start
         is_last = layer == len(self.blocks) - 1
-        texts = [guidance.text[layer] for guidance in guidances]
-        told = self.blocks[layer](x_BLD, e_26D, num_video, scene.rope_Lc2, texts, is_last)
+        texts = [conditioning.text[layer] for conditioning in conditionings]
+        outputs = self.blocks[layer](x_BLD, e_26D, num_video, clip_tokens.rope_Lc2, texts, is_last)
         if layer in self.config.audio_inject_layers:
             index = self.config.audio_inject_layers.index(layer)
-            for y_BLD, guidance in zip(told, guidances, strict=True):
+            start, per_frame = clip_tokens.video.start, clip_tokens.patches_per_frame
+            for y_BLD, conditioning in zip(outputs, conditionings, strict=True):
                 video_BND = y_BLD[:, :num_video]
-                video_BND += self.audio_injector(
-                    index, video_BND, scene.video.start, scene.patches_per_frame, guidance.sound[index]
-                )
-        return told  # type: ignore[no-any-return]
+                video_BND += self.audio_injector(index, video_BND, start, per_frame, conditioning.audio[index])
+        return outputs  # type: ignore[no-any-return]
 
-    def _run_rest(self, e_26D: Tensor, scene: Scene, guidance: Guidance, x_BLD: Tensor) -> Tensor:
-        """The video tokens `[1, N, D]` that the blocks behind the first make of what it gave."""
+    def _run_later_blocks(
+        self, e_26D: Tensor, clip_tokens: ClipTokens, conditioning: Conditioning, x_BLD: Tensor
+    ) -> Tensor:
+        """Run all blocks but the first on its output; return the video tokens `[1, N, D]`."""
         for layer in range(1, len(self.blocks)):
-            (x_BLD,) = self._run_block(layer, x_BLD, e_26D, scene, [guidance])
+            (x_BLD,) = self._run_block(layer, x_BLD, e_26D, clip_tokens, [conditioning])
         return x_BLD
 
     def _embed_time(self, timestep_1: Tensor) -> tuple[Tensor, Tensor]:
-        """The embedding of a timestep `[1, D]` and its modulation `[1, 6, D]`, fp32."""
+        """Return the embedding of a timestep `[1, D]` and its modulation `[1, 6, D]`, fp32."""
         e_1D = self.time_embedding(timestep_sinusoid(timestep_1, self.config.freq_dim).float())
         return e_1D, self.time_projection(e_1D).unflatten(1, (6, -1))
 

@@ -15,8 +15,15 @@ from torch import Tensor
 
 from s2v_tasks.engine.clip import Sampling
 from s2v_tasks.engine.encoders.vae import Vae
+from s2v_tasks.engine.options import EngineOptions
 from s2v_tasks.engine.pipeline import S2VPipeline
-from s2v_tasks.verification.bench.step import StepBench, draw_inputs, guidance_of, random_transformer, scene_of
+from s2v_tasks.verification.bench.step import (
+    StepBench,
+    clip_tokens_of,
+    conditioning_of,
+    draw_inputs,
+    random_transformer,
+)
 
 _GUIDE_SCALE = 4.5
 _SHIFT = 3.0
@@ -41,19 +48,18 @@ def bench_cache(
     transformer = random_transformer(bench.config, device, dtype)
     with torch.device("meta"):
         never_used = AutoencoderKLWan(base_dim=8)
-    pipeline = S2VPipeline(transformer, Vae(never_used, device), device, dtype)
     inputs = draw_inputs(bench, device, dtype)
-    scene = scene_of(transformer, inputs)
-    guidances = (guidance_of(transformer, inputs, 0), guidance_of(transformer, inputs, 1))
+    clip_tokens = clip_tokens_of(transformer, inputs)
+    conditionings = (conditioning_of(transformer, inputs, 0), conditioning_of(transformer, inputs, 1))
+    sampling = Sampling(num_steps, _GUIDE_SCALE, _SHIFT, "unipc")
     results: list[CacheResult] = []
     exact: Tensor | None = None
     for threshold in (0.0, *thresholds):
-        sampling = Sampling(num_steps, _GUIDE_SCALE, _SHIFT, "unipc", step_cache=threshold)
+        options = EngineOptions(step_cache=threshold)
+        pipeline = S2VPipeline(transformer, Vae(never_used, device), device, dtype, options=options)
         started = time.perf_counter()
-        denoised, _ = pipeline.denoise(
-            inputs.latents[0], scene, guidances, sampling, on_step=lambda *_: None, interrupted=lambda: False
-        )
-        latents = denoised.cpu()
+        denoising = pipeline.start_denoising(inputs.latents[0], conditionings, sampling)
+        latents = pipeline.denoise(denoising, clip_tokens, sampling).cpu()
         seconds = time.perf_counter() - started
         exact = latents if exact is None else exact
         error = (latents - exact).norm() / exact.norm()

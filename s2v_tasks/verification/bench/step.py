@@ -22,7 +22,7 @@ from s2v_tasks.engine.models.attention_kernels import attention_kernel, kernel_n
 from s2v_tasks.engine.models.audio import NUM_FEATURE_LAYERS
 from s2v_tasks.engine.models.config import S2VConfig
 from s2v_tasks.engine.models.framepack import MOTION_LATENTS
-from s2v_tasks.engine.models.transformer import Guidance, S2VTransformer, Scene
+from s2v_tasks.engine.models.transformer import ClipTokens, Conditioning, S2VTransformer
 from s2v_tasks.engine.options import WeightsDtype
 from s2v_tasks.engine.worker import Worker
 from s2v_tasks.verification.bench.reference import ClipTensors, reference_forward
@@ -168,12 +168,12 @@ def prepared_step(
     transformer: S2VTransformer, inputs: Inputs, bench: StepBench, branches: BranchSplit | None = None
 ) -> Callable[[], Tensor]:
     """Prepare everything that is constant over the steps; return the function that computes one step's velocity."""
-    scene = scene_of(transformer, inputs)
-    guidances = [guidance_of(transformer, inputs, branch) for branch in range(1 + bench.guided)]
-    mine = guidances if branches is None or not bench.guided else branches.mine(guidances)
+    clip_tokens = clip_tokens_of(transformer, inputs)
+    conditionings = [conditioning_of(transformer, inputs, branch) for branch in range(1 + bench.guided)]
+    mine = conditionings if branches is None or not bench.guided else branches.mine(conditionings)
 
     def step() -> Tensor:
-        velocities = transformer(inputs.latents, inputs.timestep, scene, mine)
+        velocities = transformer(inputs.latents, inputs.timestep, clip_tokens, mine)
         if not bench.guided:
             return velocities[0]  # type: ignore[no-any-return]
         cond, uncond = velocities if branches is None else branches.exchange(velocities[0])
@@ -194,14 +194,14 @@ def _guided(cond: Tensor, uncond: Tensor) -> Tensor:
     return uncond + _GUIDE_SCALE * (cond - uncond)
 
 
-def scene_of(transformer: S2VTransformer, inputs: Inputs) -> Scene:
+def clip_tokens_of(transformer: S2VTransformer, inputs: Inputs) -> ClipTokens:
     """Return the prepared tokens and positions of the clip."""
-    return transformer.prepare_scene(inputs.latents.shape[2], inputs.reference, inputs.motion, None)
+    return transformer.prepare_clip_tokens(inputs.latents.shape[2], inputs.reference, inputs.motion, None)
 
 
-def guidance_of(transformer: S2VTransformer, inputs: Inputs, branch: int) -> Guidance:
+def conditioning_of(transformer: S2VTransformer, inputs: Inputs, branch: int) -> Conditioning:
     """Return the conditioning of a branch: 0 with the prompt (cond), 1 with the negative prompt (uncond)."""
-    return transformer.prepare_guidance(inputs.contexts[branch], inputs.features[branch])
+    return transformer.prepare_conditioning(inputs.contexts[branch], inputs.features[branch])
 
 
 def _measure(variants: dict[str, Callable[[], Tensor]], repeats: int, device: torch.device) -> tuple[StepResult, ...]:

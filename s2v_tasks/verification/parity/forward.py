@@ -18,7 +18,7 @@ from s2v_tasks.engine.distributed.mesh import Layout
 from s2v_tasks.engine.models.framepack import MOTION_LATENTS, FramePacker
 from s2v_tasks.engine.models.layers import timestep_sinusoid
 from s2v_tasks.engine.models.rope import Grid, motion_grids, reference_grid, rope_table, video_grid
-from s2v_tasks.engine.models.transformer import S2VTransformer, Scene
+from s2v_tasks.engine.models.transformer import ClipTokens, S2VTransformer
 from s2v_tasks.errors import ConfigurationError
 from s2v_tasks.verification.parity.golden_transformer import is_weights, load_transformer, num_ranks, share_among_ranks
 from s2v_tasks.verification.parity.results import (
@@ -93,9 +93,9 @@ def _forward(model: S2VTransformer, golden: Golden, layout: Layout | None) -> It
     features = rearrange(golden["in.audio_input"], "1 k c f -> f k c").to(model.patch_embedding.weight.dtype)
     with Recorder(model) as recorder:
         num_frames = golden["in.latents"].shape[1]
-        scene = model.prepare_scene(num_frames, golden["in.ref_latents"], motion, golden["in.cond_states"])
-        guidance = model.prepare_guidance(golden["in.context"], features)
-        (velocity,) = model(golden["in.latents"][None], golden["in.timestep"], scene, [guidance])
+        clip_tokens = model.prepare_clip_tokens(num_frames, golden["in.ref_latents"], motion, golden["in.cond_states"])
+        conditioning = model.prepare_conditioning(golden["in.context"], features)
+        (velocity,) = model(golden["in.latents"][None], golden["in.timestep"], clip_tokens, [conditioning])
     if model.patch_embedding.weight.dtype == torch.bfloat16:
         yield compare_bfloat16(*_scaled(golden.name, velocity[0], golden["out"]))
         return
@@ -105,7 +105,7 @@ def _forward(model: S2VTransformer, golden: Golden, layout: Layout | None) -> It
 
     traced = golden.with_prefix("trace.")
     seen = recorder.seen | _history(model, golden["in.motion_latents"])
-    seen["seq_len_total"] = torch.tensor([scene.end])
+    seen["seq_len_total"] = torch.tensor([clip_tokens.end])
     exact = {"audio_enc.in_shape", "seg_idx", "seq_len_total"}
     rope = {key for key in traced if key.endswith("rope_cos_sin")}
     last = f"block{len(model.blocks) - 1:02}.out_before_injection"
@@ -116,7 +116,7 @@ def _forward(model: S2VTransformer, golden: Golden, layout: Layout | None) -> It
     if counted := [(key, seen[key], traced[key]) for key in sorted(traced.keys() & exact)]:
         yield compare_all(f"{golden.name} counts", counted, EXACT)
     if rope:
-        grids = _token_grids(scene, dropped=dropped)
+        grids = _token_grids(clip_tokens, dropped=dropped)
         seen["rope_cos_sin"] = torch.view_as_real(rope_table(grids, model.config.head_dim))
         pairs = [(key, seen[key], traced[key]) for key in sorted(rope)]
         yield compare_all(f"{golden.name} rope", pairs, ROPE_GATE)
@@ -188,7 +188,7 @@ class Recorder:
         self.seen["context_emb"] = output
 
     def _modulation(self, _: Any, output: Tensor) -> None:
-        """The scene prepares timestep 0 before the forward computes its own."""
+        """The clip_tokens prepares timestep 0 before the forward computes its own."""
         e_16D = rearrange(output, "1 (six d) -> 1 six 1 d", six=6)
         self.seen["e0"] = torch.cat([e_16D, self.seen["e0"][:, :, -1:]], dim=2) if "e0" in self.seen else e_16D
 
@@ -204,8 +204,8 @@ def _history(model: S2VTransformer, motion_latents: Tensor) -> dict[str, Tensor]
     return {"framepack.tokens": tokens, "framepack.rope_cos_sin": torch.view_as_real(table)}
 
 
-def _token_grids(scene: Scene, *, dropped: bool) -> list[Grid]:
-    num_frames, height, width = scene.latent_shape
+def _token_grids(clip_tokens: ClipTokens, *, dropped: bool) -> list[Grid]:
+    num_frames, height, width = clip_tokens.latent_shape
     rows, columns = height // 2, width // 2
     history = () if dropped else motion_grids(height, width)
     return [video_grid(num_frames, rows, columns), reference_grid(rows, columns), *history]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from s2v_tasks.engine.audio_features import frame_features, reference_num_repeat
 from s2v_tasks.engine.clip import ClipInputs, Codec, MotionState, Sampling
+from s2v_tasks.engine.denoising import Denoising
 from s2v_tasks.engine.distributed.mesh import Layout
 from s2v_tasks.engine.encoders.vae import Vae
 from s2v_tasks.engine.images import fit_image, fit_pose, pad_pose, reference_pose_step
@@ -111,11 +112,11 @@ class _ObservedPipeline(S2VPipeline):
         branches = share_among_ranks(transformer, layout, guided=golden.metadata["guide_scale"] > 1)
         super().__init__(transformer, self.observed, target.device, target.dtype, compat="reference", branches=branches)
 
-    def _velocities(self, latents: Tensor, *args: Any) -> Sequence[Tensor]:
-        velocities = super()._velocities(latents, *args)
-        self.observed.seen.latents.append(latents)
-        self.observed.seen.velocities += velocities
-        return velocities
+    def _predict_noise(self, denoising: Denoising, *args: Any) -> Sequence[Tensor]:
+        predictions = super()._predict_noise(denoising, *args)
+        self.observed.seen.latents.append(denoising.latents)
+        self.observed.seen.velocities += predictions
+        return predictions
 
     def _decode(self, latents: Tensor, clip: Any) -> Iterator[Tensor]:
         frames = torch.cat(list(super()._decode(latents, clip)), dim=2)
@@ -145,9 +146,7 @@ def _run_file(
     motion: MotionState | None = None
     for index, inputs in enumerate(_clip_inputs(golden, output_size)):
         pipeline.observed.seen = _Seen()
-        output = pipeline.render_clip(
-            ClipInputs(**inputs, motion=motion), sampling, lambda _done, _total: None, golden[f"clip{index}.noise"]
-        )
+        output = pipeline.render_clip(ClipInputs(**inputs, motion=motion), sampling, noise=golden[f"clip{index}.noise"])
         motion = output.motion
         clips.append(pipeline.observed.seen)
         videos.append(torch.from_numpy(output.frames_u8))

@@ -18,17 +18,21 @@ class Branch:
     def __init__(self, conditioning: Conditioning, cache: FirstBlockCache | None) -> None:
         self.conditioning, self.cache = conditioning, cache
         self._computed: tuple[int, Tensor] | None = None
+        self._num_skipped = 0  # after the last finished step; an interrupted one does not count
 
     def finish_step(self, step: int, latents: Tensor) -> None:
         """Note that solver step `step` was done from `latents`."""
-        if self.cache is not None and self.cache.computed:
+        if self.cache is None:
+            return
+        self._num_skipped = self.cache.num_skipped
+        if self.cache.computed:
             self._computed = step, latents
 
     def resume(self, cached: CachedStep) -> None:
         """Take over the counts of an earlier process; the cached step was computed again."""
-        self.finish_step(cached.step, cached.latents)
         if self.cache is not None:
             self.cache.num_skipped = cached.num_skipped
+        self.finish_step(cached.step, cached.latents)
 
     @property
     def cached_step(self) -> CachedStep | None:
@@ -36,7 +40,7 @@ class Branch:
         if self.cache is None or self._computed is None:
             return None
         step, latents = self._computed
-        return CachedStep(step, self.cache.num_skipped, latents)
+        return CachedStep(step, self._num_skipped, latents)
 
 
 @dataclass

@@ -181,5 +181,5 @@ def test_inputs_that_do_not_fit_are_refused(model: S2VTransformer) -> None:
     with pytest.raises(PermanentError, match="expected \\[25, 6\\]"):
         model.prepare_conditioning(torch.zeros(1, 12), torch.zeros(4, 25, 7))
     clip_tokens, conditioning = prepare(model)
-    with pytest.raises(PermanentError, match="do not fit the clip_tokens"):
+    with pytest.raises(PermanentError, match="do not fit the clip"):
         model(torch.zeros(1, 16, T + 1, SIDE, SIDE), torch.tensor([1]), clip_tokens, [conditioning])

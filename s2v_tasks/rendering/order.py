@@ -49,7 +49,11 @@ class Renderer:
         self.facts: dict[str, Any] = {}  # of the loaded networks
 
     def render(
-        self, order: Order, state: DenoiseState | None, take: Callable[["Tensor"], None], on_step: Callable[[int, int], None]
+        self,
+        order: Order,
+        state: DenoiseState | None,
+        take: Callable[["Tensor"], None],
+        on_step: Callable[[int, int], None],
     ) -> MotionState | None:
         """Render the clip, from `state` if it is given; all ranks call it with the same order and state.
 
@@ -58,9 +62,7 @@ class Renderer:
         sampling = order.plan.sampling
         return self.load(order).stream_clip(
             _clip_inputs(order),
-            Sampling(
-                sampling.sample_steps, sampling.sample_guide_scale, sampling.sample_shift, sampling.sample_solver
-            ),
+            Sampling(sampling.sample_steps, sampling.sample_guide_scale, sampling.sample_shift, sampling.sample_solver),
             Callbacks(take, on_step, self._worker.interrupted),
             state=state,
         )

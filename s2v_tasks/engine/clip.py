@@ -42,7 +42,7 @@ class Sampling:
 
     @property
     def is_guided(self) -> bool:
-        """Whether a step has two branches, cond and uncond."""
+        """Return True if a step has two branches, cond and uncond."""
         return self.sample_guide_scale > 1
 
 

@@ -211,7 +211,7 @@ def load_pipeline(
 
 
 def _weight_bytes(snapshot: Snapshot, options: EngineOptions) -> int:
-    """What the weights take of a device: those in float8 half of what they take in the files."""
+    """Return the bytes of the weights on a device; float8 weights need half of their size in the files."""
     size_bytes = sum(shard.stat().st_size for shard in snapshot.transformer_shards())
     return size_bytes if options.weights_dtype == "auto" else size_bytes // 2
 
@@ -228,7 +228,7 @@ def made_with(device: torch.device) -> dict[str, str]:
 
 
 def vae_precision(device: torch.device, precision: VaePrecision) -> str:
-    """Return the numbers in which the VAE convolves: a GPU rounds float32 to TF32, unless torch is told not to."""
+    """Return the precision of the convolutions of the VAE: a GPU rounds float32 to TF32 by default."""
     if precision == "float32" and device.type == "cuda" and torch.backends.cudnn.allow_tf32:
         return "tf32"
     return precision

@@ -11,27 +11,11 @@ BANNED = re.compile(
     r"ledger|(?<![a-z])(on[ _]record|doors?|road|wish(es)?|(un)?told|heard)(?![a-z])",
     re.IGNORECASE,
 )
-# Files that still have some, all of the engine. Remove each when it is clean.
-PENDING = {
-    "s2v_tasks/engine/branch.py",
-    "s2v_tasks/engine/clip.py",
-    "s2v_tasks/engine/models/audio.py",
-    "s2v_tasks/engine/models/step_memory.py",
-    "s2v_tasks/engine/models/transformer.py",
-    "s2v_tasks/engine/pipeline.py",
-    "s2v_tasks/engine/resume.py",
-    "s2v_tasks/engine/worker.py",
-    "s2v_tasks/rendering/order.py",
-    "s2v_tasks/steps/render_clip.py",
-    "tests/engine/test_pipeline.py",
-    "tests/engine/test_transformer.py",
-}
 
 
 def sources(*folders: str) -> list[Path]:
-    """Return the Python files in these folders, without those that are still pending."""
-    found = sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
-    return [path for path in found if str(path.relative_to(ROOT)) not in PENDING]
+    """Return the Python files in these folders."""
+    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
 
 
 def test_docstrings_say_what_is_done() -> None:

@@ -181,7 +181,7 @@ def test_a_state_carries_no_more_frames_than_needed(later: list[int], needed: in
 
 
 def test_the_history_of_a_short_first_clip_starts_grey(pipeline: S2VPipeline) -> None:
-    """What precedes the first 13 valid frames of a 16-frame clip is mid grey."""
+    """The frames before the first 13 valid frames of a 16-frame clip are mid grey."""
     motion = render(pipeline, inputs(keep_motion_frames=73)).motion
     assert motion is not None
     assert motion.frames.shape[2] == 73
@@ -223,7 +223,7 @@ def test_guidance_costs_a_second_branch_and_steps_are_reported(scale: float, cal
 
 @pytest.mark.parametrize("scale", [1.0, 4.0])
 def test_each_clip_has_its_own_prompt(scale: float) -> None:
-    """What is kept of one prompt serves clips of the same prompt only, whichever part of it differs, in any order."""
+    """Cached values of a prompt are used for clips of the same prompt only, in any order."""
     base = inputs()
     longer = torch.cat([base.context, base.context[:1]])
     variants = [

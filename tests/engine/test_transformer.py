@@ -98,7 +98,7 @@ def test_no_pose_equals_a_pose_of_zeros(model: S2VTransformer) -> None:
 
 
 def test_branches_that_share_give_what_each_gives_alone(model: S2VTransformer) -> None:
-    """What they have in common is computed once, and neither touches what the other was given, to the bit."""
+    """The shared part is computed once, and the inputs of both branches do not change, to the bit."""
     clip_tokens, one = prepare(model)
     other = model.prepare_conditioning(torch.randn(8, 12), torch.randn(4 * T, 25, 6))
     assert torch.equal(velocity(model, clip_tokens, one, other), velocity(model, clip_tokens, other))

@@ -93,15 +93,17 @@ def peak_memory_gib(
 def check_memory(plan: Plan, model: ModelCard, gpu: GpuCard, setup: RenderSetup) -> None:
     """Raise PermanentError for a plan that does not fit the GPU; it names single changes that would fit."""
     guided = plan.sampling.sample_guide_scale > 1
-    needed, shape = max(
-        (peak_memory_gib(shape, model, gpu, guided=guided, setup=setup), shape) for shape in plan_shapes(plan)
-    )
-    if needed <= gpu.memory_gib:
+
+    def needs(shape: ClipShape) -> float:
+        return peak_memory_gib(shape, model, gpu, guided=guided, setup=setup)
+
+    shape = max(plan_shapes(plan), key=needs, default=None)
+    if shape is None or needs(shape) <= gpu.memory_gib:
         return
     changes = [*_changes(shape, model, gpu, setup, guided=guided)]
     remedy = f"Each of these alone fits: {'; '.join(changes)}" if changes else "Choose a smaller size and shorter clips"
     raise PermanentError(
-        f"A clip of {shape.infer_frames} frames at {shape.width} x {shape.height} needs {needed:.1f} GiB of GPU "
+        f"A clip of {shape.infer_frames} frames at {shape.width} x {shape.height} needs {needs(shape):.1f} GiB of GPU "
         f"memory; expected at most {gpu.memory_gib:g}, what {gpu.name} (S2V_GPU) has. {remedy}; or use a larger GPU."
     )
 
@@ -150,7 +152,7 @@ def _weight_bytes(model: ModelCard, setup: RenderSetup, sharing: _Sharing) -> fl
 
 
 def _sharing(model: ModelCard, gpu: GpuCard, setup: RenderSetup, *, guided: bool) -> _Sharing:
-    """Return how the ranks share a clip; "auto" is the rule of `engine.distributed.layout.choose_layout`."""
+    """Return how the ranks share a clip; "auto" is the rule of `engine.distributed.mesh.choose_layout`."""
     if setup.parallel_layout != "auto":
         sizes = {name: int(size) for name, size in re.findall(r"(cfg|ulysses)(\d+)", setup.parallel_layout)}
         return _Sharing(sizes.get("cfg", 1), sizes.get("ulysses", 1), "fsdp" in setup.parallel_layout)

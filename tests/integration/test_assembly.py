@@ -163,7 +163,7 @@ def test_mux_runs_again_only_for_other_inputs(job: StepContext) -> None:
 
 def test_mux_needs_the_stitched_video(job: StepContext) -> None:
     """The error names the step that comes first."""
-    with pytest.raises(TransientError, match=r"silent_manifest\.json is not there: run `s2v stitch`"):
+    with pytest.raises(TransientError, match=r"silent_manifest\.json is missing: run `s2v stitch`"):
         mux_audio.run(job)
 
 

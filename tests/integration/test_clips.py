@@ -160,7 +160,7 @@ def test_a_clip_needs_the_clip_before_it(run: Run, give_up: GiveUp) -> None:
     run("encode_conditions")
     with pytest.raises(TransientError, match="made from other inputs"):
         run("render_clip", 1)
-    with pytest.raises(PermanentError, match="clip_index 2: expected clips within 0 to 1"):
+    with pytest.raises(PermanentError, match="clip_index 2: expected clips of the plan, 0 to 1"):
         run("render_clip", 2)
 
 

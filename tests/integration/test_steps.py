@@ -184,7 +184,7 @@ def test_passing_faults_leave_the_job_running_until_it_is_closed(run: Run, found
         run("encode_conditions")
     assert found().status == "running"
     assert run("close_job")["status"] == "failed"
-    assert "encode_conditions: jobs/step-by-step/plan.json is not there" in (found().reason or "")
+    assert "encode_conditions: jobs/step-by-step/plan.json is missing" in (found().reason or "")
     run("plan_clips")
     assert (found().status, found().reason) == ("running", None)
 

@@ -15,7 +15,7 @@ from tests.unit.planning.conftest import CONFIG, PlanOf
 
 GPUS = list(yaml.safe_load((CONFIG / "gpus.yaml").read_text()))
 PRESETS = list(load_presets(CONFIG))
-TEN_SECONDS = 10 * 16000
+TEN_SECONDS, THIRTY_SECONDS = 10 * 16000, 30 * 16000
 # A picture that fills the size of each preset, of a shape that leaves the most tokens.
 PICTURE = (1920, 1280)
 
@@ -39,6 +39,15 @@ def test_a_plan_fits_to_the_last_byte(plan_of: PlanOf, model_14b: ModelCard, nam
     check_memory(plan, model_14b, gpu.model_copy(update={"memory_gib": needed}), ONE_GPU)
     with pytest.raises(PermanentError, match=rf"needs {needed:.1f} GiB of GPU memory; expected at most .*{name}"):
         check_memory(plan, model_14b, gpu.model_copy(update={"memory_gib": needed - 1 / 1024}), ONE_GPU)
+
+
+def test_a_plan_with_clips_of_one_shape_is_checked(plan_of: PlanOf, model_14b: ModelCard) -> None:
+    """The clips in the middle of a chain need the same memory."""
+    gpu = load_gpu_card(CONFIG, "h100-sxm")
+    plan = plan_of(THIRTY_SECONDS, image_size=PICTURE, gpu=gpu)
+    check_memory(plan, model_14b, gpu, ONE_GPU)
+    with pytest.raises(PermanentError, match="A clip of 80 frames"):
+        check_memory(plan, model_14b, gpu.model_copy(update={"memory_gib": 20.0}), ONE_GPU)
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from s2v_tasks.engine.models.config import S2VConfig
-from s2v_tasks.planning.estimate import ClipShape, forward_flops
+from s2v_tasks.planning.estimate import ClipShape, clip_tokens, forward_flops
 from s2v_tasks.schemas.model_card import ModelCard
 from s2v_tasks.verification.bench.step import random_transformer
 
@@ -36,8 +36,8 @@ def test_the_formula_equals_the_counter(with_motion: bool) -> None:
     shape = ClipShape(192, 128, 32, with_motion=with_motion, starts_chain=not with_motion, ends_chain=False)
     transformer = random_transformer(CONFIG, torch.device("cpu"), torch.float32)
     motion = torch.zeros(1, 16, 19, 16, 24) if with_motion else None
-    clip_tokens = transformer.prepare_clip_tokens(8, torch.zeros(1, 16, 1, 16, 24), motion, None)
-    assert clip_tokens.end == clip_tokens(shape)
+    prepared_tokens = transformer.prepare_clip_tokens(8, torch.zeros(1, 16, 1, 16, 24), motion, None)
+    assert prepared_tokens.end == clip_tokens(shape)
     # The counter knows neither fused attention on a CPU nor oneDNN.
     onednn = {torch.ops.mkldnn._linear_pointwise: _flops_of_linear}
     with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH):
@@ -47,13 +47,15 @@ def test_the_formula_equals_the_counter(with_motion: bool) -> None:
         stepped = [FlopCounterMode(display=False, custom_mapping=onednn) for _ in range(2)]
         for branches, counter in enumerate(stepped, start=1):
             with counter:
-                transformer(torch.zeros(1, 16, 8, 16, 24), torch.tensor([500]), clip_tokens, [conditioning] * branches)
+                transformer(
+                    torch.zeros(1, 16, 8, 16, 24), torch.tensor([500]), prepared_tokens, [conditioning] * branches
+                )
     flops = forward_flops(shape, CARD)
     assert len(text) == CONFIG.num_layers
     for branches, counter in enumerate(stepped, start=1):
         assert counter.get_total_flops() == pytest.approx(flops.per_step(branches), rel=0.01)
-    heard = 2 * 4 * (8 * 5 + 8) * 192**2
-    assert prepared.get_total_flops() == pytest.approx(flops.constant - heard, rel=0.01)
+    audio = 2 * 4 * (8 * 5 + 8) * 192**2
+    assert prepared.get_total_flops() == pytest.approx(flops.constant - audio, rel=0.01)
 
 
 def _flops_of_linear(x: torch.Size, weight: torch.Size, *_: Any, **__: Any) -> int:

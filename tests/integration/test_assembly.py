@@ -20,7 +20,7 @@ from s2v_tasks.schemas.request import Request
 from s2v_tasks.schemas.steps import MUX_AUDIO, RENDER_CLIP, STAGE_INPUTS, STITCH, VALIDATE
 from s2v_tasks.settings import Settings, load_settings
 from s2v_tasks.steps import mux_audio, publish, stitch, validate
-from s2v_tasks.storage.artifacts import Built, OutputFile
+from s2v_tasks.storage.artifacts import Built, OutputFile, Work
 
 NUM_FRAMES = 24
 RATE = 16_000
@@ -102,13 +102,7 @@ def stage(job: StepContext, samples: np.ndarray) -> None:
         audio = OutputFile(folder / "audio.wav", job.layout.audio("wav"), "audio/wav")
         return Built({"audio": audio, "audio_16k": copied(folder, audio.path, job.layout.audio_16k)}, facts)
 
-    job.produce(
-        step=STAGE_INPUTS,
-        manifest_key=job.layout.input_manifest,
-        fingerprint=f"speech-{samples.sum()}",
-        inputs={},
-        build=build,
-    )
+    job.produce(Work(STAGE_INPUTS, job.job_id, job.layout.input_manifest, f"speech-{samples.sum()}", {}), build)
 
 
 def copied(folder: Path, source: Path, key: str) -> OutputFile:
@@ -125,14 +119,8 @@ def render(job: StepContext, frames: np.ndarray) -> None:
         outputs = {"clip": OutputFile(folder / "clip.mp4", job.layout.clip(0), "video/mp4")}
         return Built(outputs, ClipFacts(start_frame=0, end_frame=NUM_FRAMES, source_job_id="an-earlier-job"))
 
-    job.produce(
-        step=RENDER_CLIP,
-        clip_index=0,
-        manifest_key=job.layout.clip_manifest(0),
-        fingerprint=f"clip-{int(frames.sum())}",
-        inputs={},
-        build=build,
-    )
+    made_from = f"clip-{int(frames.sum())}"
+    job.produce(Work(RENDER_CLIP, job.job_id, job.layout.clip_manifest(0), made_from, {}, clip_index=0), build)
 
 
 def test_the_muxed_video_has_the_clip_and_the_speech_at_its_length(job: StepContext, tmp_path: Path) -> None:
@@ -222,7 +210,7 @@ def stage_louder_input_of_the_model(job: StepContext) -> None:
             manifest.facts,
         )
 
-    job.produce(step=STAGE_INPUTS, manifest_key=key, fingerprint="louder", inputs={}, build=build)
+    job.produce(Work(STAGE_INPUTS, job.job_id, key, "louder", {}), build)
 
 
 def test_the_result_is_published_last(job: StepContext) -> None:

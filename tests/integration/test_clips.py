@@ -129,7 +129,7 @@ def test_clips_rendered_by_one_process_are_those_of_a_process_each(
     store.delete(LAYOUT.clip_manifest(2))
     assert run("render_clip", 0, count=3) == {"clip_index": 0, "count": 3, "reused": False}
     assert [(clip.reused, clip.attempts) for clip in found().clips] == [(True, 2), (True, 2), (False, 3)]
-    with pytest.raises(PermanentError, match="clip_index 2 with count 2: expected clips within 0 to 2"):
+    with pytest.raises(PermanentError, match="clip_index 2 with count 2: expected clips of the plan, 0 to 2"):
         run("render_clip", 2, count=2)
 
 

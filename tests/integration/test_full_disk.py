@@ -59,4 +59,4 @@ def test_no_step_takes_a_full_disk_for_a_bad_input(
         monkeypatch.delenv("S2V_WORK_DIR")
         load_settings.cache_clear()
         run(step, clip_index)
-    assert {step: text[:44] for step, text in said.items()} == dict.fromkeys(MADE, "TransientError: The disk is full")
+    assert {step: text[:32] for step, text in said.items()} == dict.fromkeys(MADE, "TransientError: The disk is full")

@@ -58,7 +58,7 @@ def png(width: int, height: int, *, colour: int = 2, extra: bytes = b"", pixels:
 def zeros_deflated(size_bytes: int) -> bytes:
     """At least so many zeros, in a hundredth of the bytes."""
     packer = zlib.compressobj(1)
-    return b"".concatenate(packer.compress(bytes(1 << 20)) for _ in range((size_bytes >> 20) + 1)) + packer.flush()
+    return b"".join(packer.compress(bytes(1 << 20)) for _ in range((size_bytes >> 20) + 1)) + packer.flush()
 
 
 def wav(*, channels: int = 1, sample_rate: int = 16_000, junk: bytes = b"", samples: bytes = bytes(64_000)) -> bytes:

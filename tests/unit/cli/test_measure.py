@@ -6,16 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import typer
 from PIL import Image
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
-from s2v_tasks.cli import app, load_commands
+from s2v_tasks.cli.measure import measure as measure_command
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.media.encode import encode_clip
 from s2v_tasks.media.mux import mux
 from tests.unit.perception.drawn import Person, openings, speech
-
-load_commands()
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +31,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def measure(*arguments: object) -> Result:
+    """Run the command alone: that of the whole program would configure logs for the whole test process."""
+    command = typer.Typer()
+    command.command()(measure_command)
+    return CliRunner().invoke(command, list(map(str, arguments)))
+
+
 def measured(*arguments: object) -> str:
-    done = CliRunner().invoke(app, ["measure", *map(str, arguments)])
+    done = measure(*arguments)
     assert done.exit_code == 0, done.output
     return done.stdout
 
@@ -72,6 +78,6 @@ def test_a_video_without_sound_or_face_says_so(tmp_path: Path) -> None:
 def test_a_file_that_is_no_video_is_refused_in_one_sentence(tmp_path: Path) -> None:
     """The sentence names the file and what is accepted."""
     (tmp_path / "notes.mp4").write_text("no video")
-    done = CliRunner().invoke(app, ["measure", str(tmp_path / "notes.mp4")])
+    done = measure(tmp_path / "notes.mp4")
     assert isinstance(done.exception, PermanentError)
     assert "notes.mp4 is not a readable video (expected MP4, MOV, WebM, MKV or AVI)" in str(done.exception)

@@ -208,7 +208,7 @@ def test_channels_that_cancel_reach_model_and_video(
     assert np.abs(decoded.model).max() > 0.2
     assert (decoded.info.channels, decoded.info.mix) == (2, "channel 1 of 2")
     (note,) = decoded.info.notes
-    assert "plays, channel 1 of 2 of the speech alone, because a mix of all channels loses 100% of the sound" in note
+    assert "use channel 1 of 2 of the speech only, because a mix of all channels loses 100% of the sound" in note
 
 
 def test_speech_in_the_centre_is_kept(voice: Samples, make: Make, decode: Callable[[Path], Decoded]) -> None:

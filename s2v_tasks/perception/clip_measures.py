@@ -143,8 +143,8 @@ class ClipMeter:
         theirs = look.sharpness if look else None
         return LookQuality(
             skin_difference=_distance(skin, look.skin_lab) if look else None,
-            background_difference=(_distance(background, look.background_lab) or 0.0) if look else 0.0,
-            contrast_ratio=float(rows[:, 0].mean()) / max(look.contrast, 1e-6) if look else 1.0,
+            background_difference=_distance(background, look.background_lab) if look else None,
+            contrast_ratio=float(rows[:, 0].mean()) / max(look.contrast, 1e-6) if look else None,
             sharpness_ratio=sharpness / theirs if sharpness is not None and theirs else None,
         )
 

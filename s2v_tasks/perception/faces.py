@@ -70,7 +70,7 @@ class Face:
 class FaceFinder:
     """The two networks, loaded once. Not safe for several threads at once.
 
-    Raises ConfigurationError if a model file is missing or damaged. Measured: 5 ms per picture of 512x640 on one core.
+    Raises ConfigurationError if a model file is missing or damaged. On one core a picture of 192x240 takes 5 ms.
     """
 
     def __init__(self) -> None:

@@ -57,8 +57,8 @@ class LookQuality(_Record):
     """Colours, contrast and sharpness of a clip against the reference picture; colour distances are CIE76 in Lab."""
 
     skin_difference: float | None
-    background_difference: float
-    contrast_ratio: float
+    background_difference: float | None
+    contrast_ratio: float | None
     sharpness_ratio: float | None
 
 

@@ -109,14 +109,14 @@ def judge_clip(clip: ClipQuality, reference: ReferenceLook | None, limits: Quali
         _check("skin_difference", look.skin_difference, limits.skin_difference, "the skin's colour differs by {:.1f}"),
         _check(
             "background_difference",
-            look.background_difference if reference else None,
+            look.background_difference,
             limits.background_difference,
             "the background's colour differs by {:.1f}",
         ),
         _check("sharpness_ratio", look.sharpness_ratio, limits.sharpness_ratio, "the face has {:.0%} of the sharpness"),
         _check(
             "contrast_ratio",
-            look.contrast_ratio if reference else None,
+            look.contrast_ratio,
             limits.contrast_ratio,
             "the picture has {:.0%} of the contrast",
         ),

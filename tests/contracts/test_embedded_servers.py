@@ -119,7 +119,7 @@ def test_data_survive_a_kill(server: PostgresServer | S3Server, home: Path) -> N
 
 
 def test_a_taken_port_is_left_to_its_owner(server: PostgresServer | S3Server, home: Path) -> None:
-    """When another program has taken the remembered port, the server moves to a free one with its data."""
+    """The server moves to a free port with its data if another program has taken the remembered one."""
     server.start()
     write(server, "before_move")
     server.stop()

@@ -320,7 +320,7 @@ def test_credentials_that_cannot_be_fetched_now_are_waited_for(
 
 
 def test_a_download_that_broke_off_too_often_is_a_transient_error(tmp_path: Path) -> None:
-    """When the transfer manager gives up, the message says how its last attempt failed."""
+    """The message names the failure of the last attempt of the transfer manager."""
     store = failing_store(RetriesExceededError(ConnectionResetError("reset by peer")))
     with pytest.raises(TransientError, match="reading s3://bucket/a at AWS us-east-1: reset by peer"):
         store.download("a", tmp_path / "a")

@@ -31,7 +31,7 @@ def test_jobs_start_by_priority_then_by_age_under_the_limit(folder: Folder) -> N
 def test_a_job_whose_run_is_gone_gives_its_place_back(
     folder: Folder, postgres_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """When it has been silent for a while it is told by the queue, and closed once Airflow does not know its run."""
+    """The queue lists a job that is silent for long, and closes it if Airflow does not know its run."""
     monkeypatch.setenv("S2V_DATABASE_URL", postgres_url)
     monkeypatch.setenv("S2V_MAX_RUNNING_JOBS", "3")
     load_settings.cache_clear()

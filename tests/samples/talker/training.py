@@ -67,7 +67,7 @@ class Averaged:
 
 @dataclass(frozen=True)
 class Limits:
-    """When a training ends before its stop rule is met, and how often it is saved and judged."""
+    """Limits of a training, and the intervals at which it is saved and judged."""
 
     minutes: float = math.inf
     max_steps: int | None = None

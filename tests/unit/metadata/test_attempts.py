@@ -51,7 +51,7 @@ def test_every_attempt_is_on_record_with_its_gpu_seconds(
 def test_an_attempt_that_nobody_ended_is_lost(
     metadata: MetadataStore, postgres_url: str, plan: MakePlan, planned: Planned
 ) -> None:
-    """When the next one begins, or the job ends, it counts until its last sign of life; a new plan forgets nothing."""
+    """An attempt without an end counts until its last heartbeat, also after the job ends or is planned again."""
     planned().clips.start("job-1", 1, "f1")
     with psycopg.connect(postgres_url) as connection:
         connection.execute("UPDATE attempts SET started_at = now() - interval '1 hour'")

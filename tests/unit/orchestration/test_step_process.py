@@ -92,7 +92,7 @@ def test_a_killed_step_is_retried() -> None:
 
 
 def test_workers_of_a_killed_launcher_do_not_survive() -> None:
-    """When torchrun is killed, its orphaned workers are ended at once instead of being waited for."""
+    """The orphaned workers of a killed torchrun are ended at once."""
     log: list[str] = []
     with pytest.raises(StepFailedError, match="SIGKILL"):
         run_script(ORPHANING + "os.kill(os.getpid(), signal.SIGKILL)", log)
@@ -122,7 +122,7 @@ def test_terminate_ends_a_running_step_with_its_workers() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="parent death signals are Linux's")
 def test_a_step_ends_when_its_task_process_is_killed() -> None:
-    """When the Airflow worker dies by SIGKILL, the step that it ran does not go on alone."""
+    """A step ends with its Airflow worker, even if SIGKILL ends the worker."""
     step = "import os, sys, threading; print(os.getpid(), file=sys.stderr, flush=True); threading.Event().wait(60)"
     task = (
         "import sys; from s2v_tasks.orchestration.step_process import StepProcess; "

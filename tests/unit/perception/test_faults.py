@@ -135,6 +135,7 @@ def test_measures_without_a_reference_or_speech_are_left_out(talking: list[Pictu
     assert [clip.end_frame for clip in video.clips] == [32, 64]
     assert video.lip_sync is None
     assert video.drift is None
-    assert video.clips[1].look.skin_difference is None
+    look = video.clips[1].look
+    assert (look.skin_difference, look.background_difference, look.contrast_ratio) == (None, None, None)
     assert video.clips[1].seam is not None
     assert findings(video) == set()

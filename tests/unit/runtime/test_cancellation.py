@@ -53,7 +53,7 @@ def test_work_is_interrupted_and_unwound(settings: Settings, metadata: MetadataS
 
 
 def test_a_failure_that_a_cancel_brought_about_is_the_cancel(settings: Settings, metadata: MetadataStore) -> None:
-    """When another rank was faster, or a signal of Airflow, the step still says that the job was cancelled."""
+    """The step reports the cancellation even if another rank or a signal of Airflow ends it first."""
 
     def work() -> None:
         with cancellable(JOB, settings):

@@ -113,6 +113,12 @@ class Settings(BaseSettings):
         "SHA-256 of each object is verified in both cases.",
     )
 
+    video_delivery: Literal["proxy", "redirect"] = Field(
+        "proxy",
+        description="How players get videos on the Videos page. proxy: through Airflow's API server; redirect: from "
+        "the object store, by a URL that is valid for 15 minutes. Browsers must reach it then.",
+    )
+
     drop_uri: str | None = Field(
         None, description="Drop folder with incoming/, accepted/ and rejected/; empty: drop/ below S2V_DATA_URI."
     )

@@ -12,6 +12,7 @@ from s2v_tasks.metadata.clips import ClipRepository
 from s2v_tasks.metadata.costs import CostRepository
 from s2v_tasks.metadata.drops import DropRepository
 from s2v_tasks.metadata.events import EventRepository
+from s2v_tasks.metadata.gallery import GalleryRepository
 from s2v_tasks.metadata.housekeeping import HousekeepingRepository
 from s2v_tasks.metadata.jobs import JobRepository
 from s2v_tasks.metadata.notifications import NotificationRepository
@@ -40,6 +41,7 @@ class MetadataStore:
         self.batches = BatchRepository(engine)
         self.notifications = NotificationRepository(engine)
         self.costs = CostRepository(engine)
+        self.gallery = GalleryRepository(engine)
         self.housekeeping = HousekeepingRepository(engine)
 
     @classmethod

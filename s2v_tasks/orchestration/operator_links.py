@@ -1,6 +1,6 @@
 """Links of a run to what it made: the video, the report, the contact sheet.
 
-A link leads to this installation's Airflow (`web/job_files.py`), which sends whoever is logged in on to the file.
+A link leads to this installation's Airflow (`web/application.py`), which sends whoever is logged in on to the file.
 So it never expires, and no signed URL is kept in Airflow's database.
 """
 

@@ -22,6 +22,7 @@ class JobEvent(StrEnum):
     CLIP_FAILED = "clip_failed"
     STEP_FINISHED = "step_finished"
     STEP_FAILED = "step_failed"
+    USER_ACTION = "user_action"  # a person acted on the Videos page: `detail` has the action and the user's name
 
 
 # Sent to the webhook of the job.

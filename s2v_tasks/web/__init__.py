@@ -1,1 +1,1 @@
-"""Pages inside Airflow's UI. They answer in the API server and read storage there; no other process imports storage."""
+"""The Videos page inside Airflow's UI. It answers in the API server and reads storage there; no other process does."""

@@ -1,0 +1,204 @@
+"""Pages of jobs with the progress and the cost of each, and the state of one job for a poll.
+
+A page and a poll read a fixed number of rows, however many jobs there are: pages continue at the last job shown
+(keyset paging), and a poll reads one job by its key.
+"""
+
+import base64
+import binascii
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import sqlalchemy as sa
+
+from s2v_tasks.errors import PermanentError
+from s2v_tasks.metadata.session import transaction
+from s2v_tasks.metadata.sql import Repository
+from s2v_tasks.metadata.tables import Attempt, Clip, Event, Job
+from s2v_tasks.schemas.job import ENDED_STATUSES, ClipStatus
+
+PAGE_SIZE = 24
+EXCERPT_CHARACTERS = 200
+
+
+@dataclass(frozen=True)
+class JobFilter:
+    """The jobs to show; None means all. `text` is searched in the job id and in the prompt."""
+
+    status: str | None = None
+    source: str | None = None
+    label: tuple[str, str] | None = None
+    text: str | None = None
+
+
+class Cursor(NamedTuple):
+    """The place of a job in the list, newest first."""
+
+    created_at: datetime
+    job_id: str
+
+    def __str__(self) -> str:
+        text = json.dumps([self.created_at.isoformat(), self.job_id])
+        return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+    @classmethod
+    def parse(cls, text: str) -> "Cursor":
+        """Return the cursor of a link; PermanentError when the text is no cursor."""
+        try:
+            created_at, job_id = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+            return cls(datetime.fromisoformat(created_at), str(job_id))
+        except (ValueError, TypeError, binascii.Error):
+            raise PermanentError(f"page {text[:40]!r}: expected the link of a page; open the first page.") from None
+
+
+@dataclass(frozen=True)
+class ActiveClip:
+    """The clip that is rendered now: `step` of `num_steps` solver steps are done."""
+
+    clip_index: int
+    step: int
+    num_steps: int
+    eta_seconds: float | None
+
+
+@dataclass(frozen=True)
+class Card:
+    """One job of a page. `prompt` is its beginning; `cost` is None while the job has no price."""
+
+    job_id: str
+    status: str
+    prompt: str | None
+    labels: dict[str, Any]
+    source: str | None
+    preset: str | None
+    parent_job_id: str | None
+    num_clip: int | None
+    num_frames: int | None
+    width: int | None
+    height: int | None
+    gpu_seconds: float
+    cost: float | None
+    estimated_cost: float | None
+    currency: str | None
+    cancel_requested_at: datetime | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    num_finished: int = 0
+    active: ActiveClip | None = None
+
+    @property
+    def has_ended(self) -> bool:
+        """True when nothing more happens unless the job is started again."""
+        return self.status in ENDED_STATUSES
+
+    @property
+    def cursor(self) -> Cursor:
+        """Return the place of this job in the list."""
+        return Cursor(self.created_at, self.job_id)
+
+
+@dataclass(frozen=True)
+class Page:
+    """One page of jobs. `next` is None on the last page."""
+
+    cards: tuple[Card, ...]
+    next: Cursor | None
+
+
+class GalleryRepository(Repository):
+    """Lists of jobs for people."""
+
+    def page(self, chosen: JobFilter, after: Cursor | None = None, *, size: int = PAGE_SIZE) -> Page:
+        """Return the jobs behind `after`, newest first."""
+        statement = page_statement(chosen, after, size)
+        with transaction(self._engine) as connection:
+            cards = _with_progress(connection, connection.execute(statement).mappings().all())
+        more = cards[size - 1].cursor if len(cards) > size else None
+        return Page(tuple(cards[:size]), more)
+
+    def cards(self, job_ids: Sequence[str]) -> list[Card]:
+        """Return these jobs, in any order; jobs that do not exist are left out."""
+        with transaction(self._engine) as connection:
+            rows = connection.execute(_cards().where(Job.job_id.in_(job_ids))).mappings().all()
+            return _with_progress(connection, rows)
+
+    def last_event_id(self, job_id: str) -> int:
+        """Return the id of the latest event of a job, 0 if it has none."""
+        latest = sa.select(sa.func.coalesce(sa.func.max(Event.id), 0)).where(Event.job_id == job_id)
+        with transaction(self._engine) as connection:
+            number: int = connection.execute(latest).scalar_one()
+        return number
+
+    def job_of_run(self, dag_run_id: str) -> str | None:
+        """Return the id of the job whose latest DAG run is this one; None if there is none."""
+        with transaction(self._engine) as connection:
+            found: str | None = connection.execute(
+                sa.select(Job.job_id).where(Job.dag_run_id == dag_run_id).limit(1)
+            ).scalar_one_or_none()
+        return found
+
+
+def page_statement(chosen: JobFilter, after: Cursor | None, size: int) -> sa.Select[Any]:
+    """Return the query of one page and of the first job behind it."""
+    statement = _cards().order_by(Job.created_at.desc(), Job.job_id.desc()).limit(size + 1)
+    if after is not None:
+        statement = statement.where(sa.tuple_(Job.created_at, Job.job_id) < sa.tuple_(*after))
+    if chosen.status is not None:
+        statement = statement.where(Job.status == chosen.status)
+    if chosen.source is not None:
+        statement = statement.where(Job.source == chosen.source)
+    if chosen.label is not None:
+        statement = statement.where(Job.labels.contains(dict([chosen.label])))
+    if chosen.text:
+        prompt = Job.request["prompt"].astext
+        in_prompt, in_id = (column.icontains(chosen.text, autoescape=True) for column in (prompt, Job.job_id))
+        statement = statement.where(sa.or_(in_id, in_prompt))
+    return statement
+
+
+def _cards() -> sa.Select[Any]:
+    gpu_seconds = (
+        sa
+        .select(sa.func.coalesce(sa.func.sum(Attempt.gpu_seconds), 0.0))
+        .where(Attempt.job_id == Job.job_id)
+        .correlate(Job)
+        .scalar_subquery()
+    )
+    return sa.select(
+        *(Job.job_id, Job.status, Job.labels, Job.source, Job.preset, Job.parent_job_id),
+        sa.func.left(Job.request["prompt"].astext, EXCERPT_CHARACTERS).label("prompt"),
+        *(Job.num_clip, Job.num_frames, Job.width, Job.height, Job.currency),
+        gpu_seconds.label("gpu_seconds"),
+        (gpu_seconds * Job.cost_per_gpu_hour / 3600).label("cost"),
+        (Job.estimated_gpu_seconds * Job.cost_per_gpu_hour / 3600).label("estimated_cost"),
+        *(Job.cancel_requested_at, Job.created_at, Job.started_at, Job.finished_at),
+    )
+
+
+def _with_progress(connection: sa.Connection, rows: Sequence[Any]) -> list[Card]:
+    """Return the rows as cards with the progress of their clips."""
+    ids = [row["job_id"] for row in rows]
+    if not ids:
+        return []
+    finished = (
+        sa
+        .select(Clip.job_id, sa.func.count().label("num_clips"))
+        .where(Clip.job_id.in_(ids), Clip.status == ClipStatus.SUCCEEDED)
+        .group_by(Clip.job_id)
+    )
+    rendering = (
+        sa
+        .select(Clip.job_id, Clip.clip_index, Clip.progress_step, Clip.progress_steps, Clip.eta_seconds)
+        .where(Clip.job_id.in_(ids), Clip.status == ClipStatus.RENDERING)
+        .order_by(Clip.clip_index.desc())
+    )
+    counts = {row.job_id: row.num_clips for row in connection.execute(finished)}
+    active = {
+        row.job_id: ActiveClip(row.clip_index, row.progress_step or 0, row.progress_steps or 0, row.eta_seconds)
+        for row in connection.execute(rendering)
+    }
+    return [Card(**row, num_finished=counts.get(row["job_id"], 0), active=active.get(row["job_id"])) for row in rows]

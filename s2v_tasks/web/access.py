@@ -1,0 +1,100 @@
+"""Rights and protection of every page: login, permission for the DAG, same origin of changes, headers of answers.
+
+An application that a plugin mounts inherits no check of Airflow. Each route therefore depends on `may_read` or on a
+check that demands more; `create_application` sets `may_read` and `same_origin` for all routes.
+"""
+
+from typing import Annotated, Any
+from urllib.parse import quote, urlsplit
+
+from airflow.api_fastapi.app import get_auth_manager
+from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity, DagDetails
+from airflow.api_fastapi.core_api.security import get_user, requires_access_dag
+from fastapi import Depends, HTTPException, Request
+from fastapi.responses import JSONResponse, RedirectResponse, Response
+
+from s2v_tasks.schemas.steps import JOB_DAG
+from s2v_tasks.web.rendering import page
+
+User = Annotated[Any, Depends(get_user)]
+may_read = requires_access_dag(method="GET", access_entity=DagAccessEntity.RUN, param_dag_id=JOB_DAG)
+may_start = requires_access_dag(method="POST", access_entity=DagAccessEntity.RUN, param_dag_id=JOB_DAG)
+may_change = requires_access_dag(method="PUT", access_entity=DagAccessEntity.RUN, param_dag_id=JOB_DAG)
+_SAFE_METHODS = frozenset({"GET", "HEAD"})
+
+
+def can_act(user: User) -> bool:
+    """Return True if the user may start jobs: a page shows its actions only then. Each action checks again."""
+    details = DagDetails(id=JOB_DAG)
+    allowed: bool = get_auth_manager().is_authorized_dag(
+        method="POST", access_entity=DagAccessEntity.RUN, details=details, user=user
+    )
+    return allowed
+
+
+def same_origin(request: Request) -> None:
+    """Refuse a change that a page of another site requests (CSRF); a program outside a browser sends no origin."""
+    if request.method in _SAFE_METHODS:
+        return
+    site = request.headers.get("sec-fetch-site")
+    if site is not None:
+        if site != "same-origin":
+            raise HTTPException(403, f"Sec-Fetch-Site is {site[:20]!r}: expected same-origin; use the page of Airflow.")
+        return
+    origin = request.headers.get("origin")
+    if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
+        raise HTTPException(403, "The request comes from another site: use the page of Airflow.")
+
+
+async def refuse(request: Request, error: Exception) -> Response:
+    """Answer a refused request: a person who opens a page without a login is sent to the login of Airflow."""
+    assert isinstance(error, HTTPException)  # noqa: S101 - registered for this class
+    if error.status_code == 401 and _wants_page(request) and request.headers.get("sec-fetch-dest") != "iframe":
+        return RedirectResponse(get_auth_manager().get_url_login(next_url=str(request.url)), 303)
+    return problem(request, str(error.detail), error.status_code)
+
+
+def problem(request: Request, sentence: str, status: int) -> Response:
+    """Return an error: as a page for a person, as JSON for a program."""
+    if not _wants_page(request):
+        return JSONResponse({"detail": sentence}, status)
+    answer = page(request, "problem.html", sentence=sentence, status=status)
+    answer.status_code = status
+    return answer
+
+
+def _wants_page(request: Request) -> bool:
+    return request.method == "GET" and "text/html" in request.headers.get("accept", "")
+
+
+class SecurityHeaders:
+    """ASGI middleware that adds the headers that limit the pages of this application.
+
+    `media_origin`: the origin of the object store, where players are sent to it.
+    """
+
+    def __init__(self, app: Any, media_origin: str | None = None) -> None:
+        self._app = app
+        media = f"'self' {quote(media_origin, safe=':/.[]-')}" if media_origin else "'self'"
+        policy = (
+            f"default-src 'none'; script-src 'self'; style-src 'self'; img-src {media}; media-src {media}; "
+            "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'self'"
+        )
+        self._headers = [
+            (b"content-security-policy", policy.encode()),
+            (b"x-content-type-options", b"nosniff"),
+            (b"referrer-policy", b"same-origin"),
+            (b"cross-origin-resource-policy", b"same-origin"),
+        ]
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Pass the request on and add the headers to its answer."""
+
+        async def send_with_headers(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message["headers"], *self._headers]}
+                if not any(name == b"cache-control" for name, _ in message["headers"]):
+                    message["headers"].append((b"cache-control", b"private, no-store"))
+            await send(message)
+
+        await self._app(scope, receive, send_with_headers if scope["type"] == "http" else send)

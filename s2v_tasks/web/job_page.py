@@ -1,0 +1,139 @@
+"""The page of one job: player, timeline of its clips, plan, cost, events, and the poll that keeps it current."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, HTTPException, Request
+from fastapi.responses import Response
+
+from s2v_tasks.metadata.tables import Attempt, Clip, Job
+from s2v_tasks.schemas.job import ClipStatus, JobStatus, RestartableStatus
+from s2v_tasks.schemas.plan import FPS, ClipPlan, Plan
+from s2v_tasks.storage.layout import JobLayout
+from s2v_tasks.storage.s3 import ObjectMissingError
+from s2v_tasks.web.access import can_act
+from s2v_tasks.web.live import card_state, json_with_etag
+from s2v_tasks.web.media_files import video_address
+from s2v_tasks.web.rendering import money, page
+from s2v_tasks.web.services import JobId, KnownJob, Services, SharedServices
+from s2v_tasks.web.wording import event_rows, request_rows
+
+router = APIRouter(prefix="/job/{job_id}")
+
+
+@dataclass(frozen=True)
+class ClipRow:
+    """One clip as the page shows it; frames are half open. `starts_chain`: it starts again from the picture."""
+
+    index: int
+    status: str
+    is_ready: bool
+    start_frame: int
+    end_frame: int
+    starts_chain: bool
+    seed: int | None
+    attempts: int
+    step: int
+    num_steps: int
+    render_seconds: float | None
+    mfu: float | None
+    cost: str
+    rendered_by: str | None
+    version: str
+
+    @property
+    def num_frames(self) -> int:
+        """Return the number of frames."""
+        return self.end_frame - self.start_frame
+
+
+@router.get("")
+def job_page(
+    request: Request, job: KnownJob, services: SharedServices, may_act: Annotated[bool, Depends(can_act)]
+) -> Response:
+    """Return the page of a job."""
+    plan = stored_plan(services, job)
+    card = services.metadata.gallery.cards([job.job_id])[0]
+    parent = services.metadata.jobs.get(job.parent_job_id) if job.parent_job_id else None
+    return page(
+        request,
+        "job.html",
+        job=job,
+        card=card,
+        state=card_state(card),
+        version=job.events[-1].id if job.events else 0,
+        plan=plan,
+        fps=FPS,
+        prompt=(job.request or {}).get("prompt") or "",
+        clips=clip_rows(job, plan),
+        has_inputs=any(artifact.key == JobLayout(job.job_id).image for artifact in job.artifacts),
+        has_video=video_address(job, services) is not None,
+        has_report=any(artifact.key == JobLayout(job.job_id).report for artifact in job.artifacts),
+        parent=parent,
+        parent_has_video=parent is not None and video_address(parent, services) is not None,
+        parent_clips={clip.clip_index for clip in parent.clips if _is_ready(clip)} if parent else set(),
+        fields=request_rows(job.request or {}),
+        events=event_rows(job.events),
+        is_waiting=job.status == JobStatus.QUEUED,
+        is_restartable=job.status in list(RestartableStatus),
+        may_act=may_act,
+    )
+
+
+@router.get("/state.json")
+def state(request: Request, job_id: JobId, services: SharedServices) -> Response:
+    """Return what changes while a job runs, 304 if nothing has changed. `version` changes with each event."""
+    cards = services.metadata.gallery.cards([job_id])
+    if not cards:
+        raise HTTPException(404, f"Job {job_id} does not exist.")
+    version = services.metadata.gallery.last_event_id(job_id)
+    return json_with_etag(request, card_state(cards[0]) | {"version": version})
+
+
+def stored_plan(services: Services, job: Job) -> Plan | None:
+    """Return the plan of a job; None before it is planned."""
+    if job.num_clip is None:
+        return None
+    try:
+        return Plan.model_validate_json(services.store.get_bytes(JobLayout(job.job_id).plan))
+    except ObjectMissingError:
+        return None
+
+
+def clip_rows(job: Job, plan: Plan | None) -> list[ClipRow]:
+    """Return the clips of a job with the cost of all their attempts."""
+    planned = {clip.clip_index: clip for clip in plan.clips} if plan else {}
+    return [_clip_row(job, clip, planned.get(clip.clip_index)) for clip in job.clips]
+
+
+def _clip_row(job: Job, clip: Clip, planned: ClipPlan | None) -> ClipRow:
+    facts = clip.clip_facts
+    attempts = [attempt for attempt in job.attempts if attempt.clip_index == clip.clip_index]
+    return ClipRow(
+        index=clip.clip_index,
+        status=clip.status,
+        is_ready=_is_ready(clip),
+        start_frame=clip.start_frame,
+        end_frame=clip.end_frame,
+        starts_chain=planned is not None and planned.predecessor is None and clip.clip_index > 0,
+        seed=planned.seed if planned else None,
+        attempts=clip.attempts,
+        step=clip.progress_step or 0,
+        num_steps=clip.progress_steps or 0,
+        render_seconds=clip.render_seconds,
+        mfu=facts.mfu if facts else None,
+        cost=_cost(job, attempts),
+        rendered_by=clip.source_job_id,
+        version=(clip.fingerprint or "")[:12],
+    )
+
+
+def _is_ready(clip: Clip) -> bool:
+    return clip.status == ClipStatus.SUCCEEDED
+
+
+def _cost(job: Job, attempts: list[Attempt]) -> str:
+    if job.cost_per_gpu_hour is None or not attempts:
+        return ""
+    seconds: Any = sum(attempt.gpu_seconds or 0 for attempt in attempts)
+    return money(seconds * job.cost_per_gpu_hour / 3600, job.currency)

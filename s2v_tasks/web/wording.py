@@ -1,0 +1,74 @@
+"""Sentences and rows for people: events of a job, and the fields of its request."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from s2v_tasks.metadata.tables import Event
+from s2v_tasks.schemas.events import JobEvent
+from s2v_tasks.schemas.request import Request
+from s2v_tasks.schemas.steps import PIPELINE
+
+MAX_EVENTS = 200
+_HIDDEN_FIELDS = frozenset({"webhook_url", "prompt", "labels"})  # a secret, and what the page shows elsewhere
+_STEP_NAMES = {step.name: step.name.replace("_", " ") for step in PIPELINE}
+_SENTENCES = {
+    JobEvent.JOB_QUEUED: "Submitted",
+    JobEvent.JOB_STARTED: "Started",
+    JobEvent.JOB_PLANNED: "Planned: {num_clip} clips, {num_frames} frames, {width} × {height}",
+    JobEvent.JOB_SUCCEEDED: "Video published",
+    JobEvent.JOB_FAILED: "Failed: {reason}",
+    JobEvent.JOB_CANCELLED: "Cancelled: {reason}",
+    JobEvent.JOB_RETRIED: "Queued again",
+    JobEvent.CANCEL_REQUESTED: "Cancel requested",
+    JobEvent.REQUEST_REFUSED: "Another request was refused: {error}",
+    JobEvent.RUN_LOST: "Its run in Airflow is gone",
+    JobEvent.CLIP_STARTED: "{clip} started, attempt {attempt}",
+    JobEvent.CLIP_SUCCEEDED: "{clip} is stored",
+    JobEvent.CLIP_INHERITED: "{clip} is reused from {source_job_id}",
+    JobEvent.CLIP_FAILED: "{clip} failed: {reason}",
+    JobEvent.STEP_FINISHED: "{step} finished",
+    JobEvent.STEP_FAILED: "{step} failed: {error}",
+    JobEvent.USER_ACTION: "{user}: {action}",
+}
+_BAD_EVENTS = {JobEvent.JOB_FAILED, JobEvent.CLIP_FAILED, JobEvent.STEP_FAILED, JobEvent.RUN_LOST}
+
+
+@dataclass(frozen=True)
+class EventRow:
+    """One event as a sentence."""
+
+    at: datetime
+    text: str
+    is_bad: bool
+
+
+class _Values(dict[str, Any]):
+    def __missing__(self, key: str) -> str:
+        return "?"
+
+
+def event_rows(events: Sequence[Event]) -> list[EventRow]:
+    """Return the latest events, the newest first."""
+    return [
+        EventRow(event.at, _sentence(event), event.event in _BAD_EVENTS) for event in reversed(events[-MAX_EVENTS:])
+    ]
+
+
+def _sentence(event: Event) -> str:
+    clip = "" if event.clip_index is None else f"Clip {event.clip_index + 1}"
+    step = _STEP_NAMES.get(event.step or "", event.step or "Step")
+    values = _Values(event.detail) | {"clip": clip, "step": f"{step} ({clip.lower()})" if clip else step}
+    template = next((text for known, text in _SENTENCES.items() if known == event.event), event.event)
+    return template.format_map(_Values(values))
+
+
+def request_rows(request: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return title and value of the fields that a request sets, without secrets and with the names of the form."""
+    rows = []
+    for name, field in Request.model_fields.items():
+        value = request.get(name)
+        if name not in _HIDDEN_FIELDS and value is not None and value != field.default:
+            rows.append((field.title or name, str(value)))
+    return rows

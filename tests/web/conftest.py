@@ -1,0 +1,83 @@
+"""Airflow's API server in this process, with three accounts, the page of this package and real services behind it.
+
+Airflow reads its configuration at the first import, so it is set before any test module is imported.
+"""
+
+import os
+import tempfile
+
+os.environ["AIRFLOW_HOME"] = tempfile.mkdtemp(prefix="airflow-")
+os.environ |= {
+    "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+    "AIRFLOW__CORE__UNIT_TEST_MODE": "False",
+    "AIRFLOW__API_AUTH__JWT_SECRET": "a secret of the tests that is long enough for HS512, which needs 64 bytes",
+    "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "vera:viewer,edith:user,adam:admin",
+}
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from s2v_tasks.metadata.store import MetadataStore
+from s2v_tasks.settings import Settings, load_settings
+from s2v_tasks.storage.s3 import ObjectStore
+
+Login = Callable[[str | None], TestClient]
+
+
+@pytest.fixture(scope="session")
+def airflow_app() -> Any:
+    """The application of Airflow's API server with a migrated database."""
+    from airflow.api_fastapi.app import create_app
+    from airflow.utils.db import initdb
+
+    initdb()
+    return create_app(apps="core")
+
+
+@pytest.fixture
+def installation(
+    s3_settings: Settings, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[MetadataStore, ObjectStore]]:
+    """Metadata store and object store that the page reads."""
+    from s2v_tasks.web.services import services
+
+    monkeypatch.setenv("S2V_DATABASE_URL", postgres_url)
+    load_settings.cache_clear()
+    services.cache_clear()
+    shared = services()
+    yield shared.metadata, shared.store
+    shared.metadata.close()
+    services.cache_clear()
+
+
+@pytest.fixture
+def metadata(installation: tuple[MetadataStore, ObjectStore]) -> MetadataStore:
+    """The metadata store of the page."""
+    return installation[0]
+
+
+@pytest.fixture
+def store(installation: tuple[MetadataStore, ObjectStore]) -> ObjectStore:
+    """The object store of the page."""
+    return installation[1]
+
+
+@pytest.fixture
+def login(airflow_app: Any, installation: Any) -> Login:
+    """Return a browser in which an account is logged in; None: nobody is."""
+    from airflow.api_fastapi.app import get_auth_manager
+    from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
+
+    roles = {"vera": "viewer", "edith": "user", "adam": "admin"}
+
+    def login(name: str | None) -> TestClient:
+        browser = TestClient(airflow_app, base_url="http://airflow.test", follow_redirects=False)
+        if name is not None:
+            token = get_auth_manager().generate_jwt(SimpleAuthManagerUser(username=name, role=roles[name].upper()))
+            browser.cookies.set("_token", token)
+        return browser
+
+    return login

@@ -1,0 +1,129 @@
+"""Access: a table of every route, method and account, and what a hostile request can do."""
+
+from typing import Any
+
+import pytest
+
+from s2v_tasks.metadata.store import MetadataStore
+from s2v_tasks.storage.s3 import ObjectStore
+from tests.web.conftest import Login
+from tests.web.sample_job import add_job
+
+# Route → address, and the answers to an editor, a viewer and somebody who is not logged in.
+READ = {
+    "/videos": "/videos",
+    "/videos/changes.json": "/videos/changes.json?jobs=talk",
+    "/videos/of-run": "/videos/of-run?dag_id=other&run_id=1",
+    "/job/{job_id}": "/job/talk",
+    "/job/{job_id}/state.json": "/job/talk/state.json",
+    "/job/{job_id}/video.mp4": "/job/talk/video.mp4",
+    "/job/{job_id}/clips/{clip_index}.mp4": "/job/talk/clips/0.mp4",
+    "/job/{job_id}/speech.wav": "/job/talk/speech.wav",
+    "/job/{job_id}/picture.png": "/job/talk/picture.png",
+    "/job/{job_id}/contact-sheet.jpg": "/job/talk/contact-sheet.jpg",
+    "/job/{job_id}/poster.jpg": "/job/talk/poster.jpg",
+    "/job/{job_id}/waveform.json": "/job/talk/waveform.json",
+    "/job/{job_id}/download/{name}": "/job/talk/download/video",
+    "/static/{name}": "/static/videos.css",
+    "/jobs/{job_id}/{file}": "/jobs/talk/video",
+}
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+
+
+def routes() -> dict[str, set[str]]:
+    """Return the methods of every route of the application."""
+    from s2v_tasks.web.plugin import _application
+
+    found: dict[str, set[str]] = {}
+    for route in _application().routes:
+        found.setdefault(route.path, set()).update(route.methods)
+    return found
+
+
+def test_the_table_names_every_route(installation: Any) -> None:
+    """A new route without a row here fails, and no mounted application escapes the checks."""
+    assert routes() == {path: {"GET"} for path in READ}
+
+
+def test_no_route_answers_without_a_login(login: Login, metadata: MetadataStore, store: ObjectStore) -> None:
+    """401 for what exists, with every method; other methods are not allowed for anybody."""
+    add_job(metadata, store, "talk")
+    nobody, forged = login(None), login(None)
+    forged.cookies.set("_token", "e30.e30.e30")
+    for path, address in READ.items():
+        for method in METHODS:
+            answer = nobody.request(method, f"/s2v{address}")
+            assert answer.status_code == (401 if method == "GET" else 405), (method, path)
+            assert b"talk" not in answer.content
+        assert forged.get(f"/s2v{address}").status_code in {401, 403}, path
+
+
+@pytest.mark.parametrize("name", ["vera", "edith", "adam"])
+def test_who_may_see_runs_sees_their_videos(
+    login: Login, metadata: MetadataStore, store: ObjectStore, name: str
+) -> None:
+    """Viewer, editor and admin read all pages; what does not exist yet is not found."""
+    layout = add_job(metadata, store, "talk")
+    store.put_bytes(layout.clip(0), b"clip", "video/mp4")
+    missing = {"/job/{job_id}/video.mp4", "/job/{job_id}/contact-sheet.jpg", "/job/{job_id}/download/{name}"}
+    browser = login(name)
+    for path, address in READ.items():
+        answer = browser.get(f"/s2v{address}")
+        assert answer.status_code == (404 if path in missing or path.startswith("/jobs/") else 200), path
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        policy = answer.headers["content-security-policy"]
+        assert "default-src 'none'; script-src 'self'; style-src 'self';" in policy
+        assert "unsafe" not in policy
+
+
+def test_who_may_not_see_the_dag_sees_no_video(
+    login: Login, metadata: MetadataStore, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Permissions for the DAG hold here: without them every route answers 403."""
+    from airflow.api_fastapi.auth.managers.simple.simple_auth_manager import SimpleAuthManager
+
+    add_job(metadata, store, "talk")
+    asked = []
+
+    def deny(self: Any, *, details: Any, **_: Any) -> bool:
+        asked.append(details.id)
+        return False
+
+    monkeypatch.setattr(SimpleAuthManager, "is_authorized_dag", deny)
+    browser = login("edith")
+    assert {browser.get("/s2v" + address).status_code for address in READ.values()} == {403}
+    assert set(asked) == {"speech_to_video"}
+
+
+def test_a_person_without_a_login_is_sent_to_the_login(login: Login) -> None:
+    """A link to a video that somebody opens leads to Airflow's login and from there back."""
+    answer = login(None).get("/s2v/job/talk", headers={"Accept": "text/html"})
+    assert answer.status_code == 303
+    assert answer.headers["location"] == "/auth/login?next=http%3A%2F%2Fairflow.test%2Fs2v%2Fjob%2Ftalk"
+
+
+HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)> {{ 7 * 7 }} \u202egnp.exe " + "x" * 1800
+
+
+def test_a_hostile_job_is_shown_as_text(login: Login, metadata: MetadataStore, store: ObjectStore) -> None:
+    """Prompt, labels, reasons and names of files with markup are escaped on every page."""
+    hostile = {"prompt": HOSTILE, "labels": {"<b>bold": "<i>&amp;"}, "audio_uri": "s3://b/<svg onload=alert(3)>.wav"}
+    add_job(metadata, store, "talk", **hostile)
+    metadata.jobs.fail("talk", HOSTILE)
+    for address in ("/videos", "/job/talk", f"/videos?text={HOSTILE[:100]}", "/videos?label=<b>=<script>"):
+        text = login("vera").get(f"/s2v{address}").text
+        assert "<script>alert" not in text
+        assert "<img src=x" not in text
+        assert "<svg onload" not in text
+        assert "<b>" not in text
+        assert "<i>" not in text
+        assert " 49 " not in text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in login("vera").get("/s2v/job/talk").text
+    refused = login("vera").get("/s2v/job/<script>alert(1)", headers={"Accept": "text/html"})
+    assert (refused.status_code, "<script>alert" in refused.text) == (404, False)
+
+
+@pytest.mark.parametrize("name", ["../application.py", "..%2Fplugin.py", "%2e%2e/services.py", "none.css", "%00"])
+def test_only_static_files_are_served(login: Login, name: str) -> None:
+    """No name leaves the folder of static files."""
+    assert login("vera").get(f"/s2v/static/{name}").status_code == 404

@@ -12,7 +12,7 @@ from typing import Any
 
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.ingestion.batch_manifest import MAX_BYTES, BatchEntry, RowError, check_rows, job_ids, read_manifest
-from s2v_tasks.metadata.batches import BatchRepository, NewRow, RowOutcome
+from s2v_tasks.metadata.ingestion import BatchRepository, NewRow, RowOutcome
 from s2v_tasks.metadata.queue import NewJob
 from s2v_tasks.schemas.job import ENDED_STATUSES, JobStatus
 from s2v_tasks.schemas.plan import FPS

@@ -17,7 +17,7 @@ from s2v_tasks import log
 from s2v_tasks.errors import PermanentError, S2VError, TransientError
 from s2v_tasks.ingestion.drop_folder import MARKER, PROMPT, DropFolder, folders, plain_name
 from s2v_tasks.ingestion.drop_request import MAX_TEXT_BYTES, DropTexts, request_of_drop
-from s2v_tasks.metadata.drops import DropRepository
+from s2v_tasks.metadata.ingestion import DropRepository
 from s2v_tasks.metadata.queue import NewJob
 from s2v_tasks.metadata.tables import Drop
 from s2v_tasks.schemas.preset import Preset, find_preset

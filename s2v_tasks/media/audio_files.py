@@ -23,8 +23,7 @@ from s2v_tasks.errors import PermanentError
 from s2v_tasks.media.container_structure import MAX_FILES, file_boundaries, lost_part, ogg_page_end
 from s2v_tasks.media.ffmpeg import AUDIO_FORMATS, feed, file_url, pipe_input, read_chunks, uploaded_input
 from s2v_tasks.media.mp3 import MAX_TAG_BYTES, after_tags, is_longer, mp3_problem, mp3_without_junk
-from s2v_tasks.media.probe import Stream, probe
-from s2v_tasks.media.timestamps import Gap, Timeline, read_timeline
+from s2v_tasks.media.probe import Gap, Stream, Timeline, probe, read_timeline
 from s2v_tasks.media.wav_chunks import Pieces, slices
 from s2v_tasks.media.wav_scan import find_audio
 

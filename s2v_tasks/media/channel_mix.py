@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from s2v_tasks.media.timestamps import Samples
+from s2v_tasks.media.probe import Samples
 
 WINDOWS_PER_SECOND = 10
 _SILENT_DBFS = -60.0

@@ -20,8 +20,7 @@ from s2v_tasks.media.audio_files import audio_formats, container_format, decodab
 from s2v_tasks.media.channel_mix import WINDOWS_PER_SECOND, Mix, Survey, choose_mix, movement_db, survey
 from s2v_tasks.media.container_structure import lost_part
 from s2v_tasks.media.ffmpeg import AUDIO_FORMATS, read_chunks, uploaded_input
-from s2v_tasks.media.probe import Probe, Stream, probe
-from s2v_tasks.media.timestamps import Samples, Timeline, read_timeline, silence
+from s2v_tasks.media.probe import Probe, Samples, Stream, Timeline, probe, read_timeline, silence
 
 ACCEPTED = "WAV, MP3, FLAC, Ogg/Opus or M4A"
 # Containers whose stated length is an estimate from the bit rate.

@@ -5,17 +5,14 @@ from contextlib import contextmanager
 
 import sqlalchemy as sa
 
-from s2v_tasks.metadata.artifacts import ArtifactRepository
 from s2v_tasks.metadata.attempts import AttemptRepository, ConditionsRepository
-from s2v_tasks.metadata.batches import BatchRepository
-from s2v_tasks.metadata.clips import ClipRepository
+from s2v_tasks.metadata.clips import ArtifactRepository, ClipRepository
 from s2v_tasks.metadata.costs import CostRepository
-from s2v_tasks.metadata.drops import DropRepository
-from s2v_tasks.metadata.events import EventRepository
+from s2v_tasks.metadata.events import EventRepository, NotificationRepository
 from s2v_tasks.metadata.gallery import GalleryRepository
 from s2v_tasks.metadata.housekeeping import HousekeepingRepository
+from s2v_tasks.metadata.ingestion import BatchRepository, DropRepository
 from s2v_tasks.metadata.jobs import JobRepository
-from s2v_tasks.metadata.notifications import NotificationRepository
 from s2v_tasks.metadata.queue import JobQueue
 from s2v_tasks.metadata.session import engine_from_settings
 from s2v_tasks.settings import Settings

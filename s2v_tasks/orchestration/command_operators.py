@@ -15,7 +15,7 @@ from airflow.sdk import (
 )
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowRuntimeError, ErrorType
 
-from s2v_tasks.orchestration.step_process import StepFailedError, StepProcess
+from s2v_tasks.orchestration.step_commands import StepFailedError, StepProcess
 from s2v_tasks.schemas.steps import JOB_DAG
 from s2v_tasks.settings import load_settings
 

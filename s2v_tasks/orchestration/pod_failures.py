@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from s2v_tasks.orchestration.retry_policy import EXIT_TRY_AGAIN
-from s2v_tasks.orchestration.step_process import PERMANENT_EXIT_CODES, last_words
+from s2v_tasks.orchestration.step_commands import PERMANENT_EXIT_CODES, last_words
 
 Fault = Literal["permanent", "step", "cluster"]
 

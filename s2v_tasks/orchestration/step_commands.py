@@ -1,17 +1,36 @@
-"""Command lines of the steps, equal in a worker and in a pod, and the record of failures that a step cannot report."""
+"""Run a step or another `s2v` command as a child process: its command line, its log, its result and its failure.
 
+The command lines are equal in a worker and in a pod. A child never outlives its task.
+"""
+
+import contextlib
 import json
+import os
 import re
+import selectors
+import signal
+import subprocess
 import sys
-from collections.abc import Callable, Mapping
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-from s2v_tasks.orchestration.step_process import TERMINATION_GRACE_SECONDS, StepFailedError, StepProcess
+from s2v_tasks.parent_death import end_with_parent
 from s2v_tasks.schemas.job import job_id_of_run
 from s2v_tasks.schemas.steps import CLIP_WAIT_TASK, CLOSE_JOB, RECORD_FAILURE, STAGE_INPUTS, Step
 from s2v_tasks.settings import load_settings
 
 CLI = ("-m", "s2v_tasks.cli")
+_TASK_NAME = re.compile(r"(?P<task>.+?)(_(?P<map_index>\d+))?")  # a mapped task as Airflow lists it: clip.render_3
+ERROR_FILE_VARIABLE = "STEP_ERROR_FILE"
+# A render ends at its next forward (of an H100 at 14B: 5 to 20 s), saves its state and uploads it before it ends.
+TERMINATION_GRACE_SECONDS = 90.0
+_POLL_SECONDS = 0.5
+# Exit codes after which the same call would fail again: usage (2), bad input (65), configuration (78).
+PERMANENT_EXIT_CODES = frozenset({2, 65, 78})
 
 
 def step_arguments(step: Step, context: Mapping[str, Any], clip: Mapping[str, Any] | None = None) -> list[str]:
@@ -61,7 +80,141 @@ def _launcher(step: Step) -> list[str]:
     ]
 
 
-_NAME = re.compile(r"(?P<task>.+?)(_(?P<map_index>\d+))?")  # a mapped task as Airflow lists it: clip.render_3
+class StepFailedError(Exception):
+    """A step ended without success."""
+
+    def __init__(self, exit_code: int, message: str, *, said_by_step: bool = False) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+        self.message = message
+        self.said_by_step = said_by_step  # and therefore already stored
+
+    @property
+    def is_permanent(self) -> bool:
+        """Return True if a retry is pointless."""
+        return self.exit_code in PERMANENT_EXIT_CODES
+
+
+def last_words(text: str) -> StepFailedError | None:
+    """The failure as the step wrote it down (`cli.leave_error`); None when it died before it could."""
+    try:
+        record = json.loads(text)
+        return StepFailedError(int(record["exit_code"]), str(record["message"]), said_by_step=True)
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+class StepProcess:
+    """One run of a step's command.
+
+    The child and everything that it starts carry the path of their error file in the environment. This marks them:
+    torchrun puts its workers into sessions of their own, out of reach of a signal to the process group.
+    """
+
+    def __init__(self, command: Sequence[str], log_line: Callable[[str], None]) -> None:
+        self._command = list(command)
+        self._log_line = log_line
+        self._process: subprocess.Popen[bytes] | None = None
+        self._error_file = Path()
+        self._last_line = ""
+
+    def run(self) -> dict[str, Any]:
+        """Run to the end; the JSON object on the last line of stdout. StepFailedError when it fails."""
+        with tempfile.TemporaryDirectory(prefix="step-") as folder, (Path(folder) / "stdout").open("w+b") as stdout:
+            self._error_file = Path(folder) / "error.json"
+            self._process = subprocess.Popen(
+                self._command,
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=subprocess.PIPE,
+                env=self._environment(),
+                start_new_session=True,
+                # Also when the task's process is killed: the step saves what it can and ends.
+                preexec_fn=partial(end_with_parent, signal.SIGTERM, os.getpid()),
+            )
+            try:
+                self._stream_log(self._process)
+                return_code = self._process.wait()
+            finally:
+                self.terminate()
+            if return_code != 0:
+                raise self._failure(return_code)
+            stdout.seek(0)
+            return self._result(stdout.read().decode())
+
+    def terminate(self) -> None:
+        """End the child and all its descendants: politely first, by SIGKILL after the grace."""
+        if self._process is None:
+            return
+        if self._process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(TERMINATION_GRACE_SECONDS)
+        for pid in _marked_processes(f"{ERROR_FILE_VARIABLE}={self._error_file}".encode()):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        self._process.wait()
+
+    def _environment(self) -> dict[str, str]:
+        # A step needs none of Airflow's configuration, which holds the secrets of its database.
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("AIRFLOW__", "_AIRFLOW"))}
+        return inherited | {ERROR_FILE_VARIABLE: str(self._error_file)}
+
+    def _stream_log(self, process: subprocess.Popen[bytes]) -> None:
+        """Pass stderr on line by line until the child ends, even when an orphan of it keeps the pipe open."""
+        assert process.stderr is not None  # noqa: S101 - opened as a pipe above
+        descriptor, pending, ended_at = process.stderr.fileno(), b"", None
+        with selectors.DefaultSelector() as selector, process.stderr:
+            selector.register(descriptor, selectors.EVENT_READ)
+            while ended_at is None or time.monotonic() - ended_at < _POLL_SECONDS:
+                if selector.select(_POLL_SECONDS):
+                    chunk = os.read(descriptor, 65536)
+                    if not chunk:
+                        break
+                    *lines, pending = (pending + chunk).split(b"\n")
+                    for line in lines:
+                        self._pass_on(line)
+                if ended_at is None and process.poll() is not None:
+                    ended_at = time.monotonic()
+            self._pass_on(pending)
+
+    def _pass_on(self, line: bytes) -> None:
+        text = line.decode(errors="replace").rstrip()
+        if text:
+            self._last_line = text
+            self._log_line(text)
+
+    def _failure(self, return_code: int) -> StepFailedError:
+        """The failure in the step's own words, which torchrun would hide behind its exit code 1."""
+        if self._error_file.exists() and (failure := last_words(self._error_file.read_text())):
+            return failure
+        if return_code < 0:
+            return StepFailedError(return_code, f"The step was killed by {signal.Signals(-return_code).name}.")
+        return StepFailedError(return_code, f"The step exited with code {return_code}: {self._last_line or 'no log'}")
+
+    def _result(self, stdout: str) -> dict[str, Any]:
+        lines = stdout.strip().splitlines()
+        try:
+            result = json.loads(lines[-1])
+        except (IndexError, ValueError):
+            result = None
+        if not isinstance(result, dict):
+            last = lines[-1] if lines else ""
+            raise StepFailedError(1, f"The step ended well but printed {last!r} instead of its JSON result.")
+        return result
+
+
+def _marked_processes(mark: bytes) -> list[int]:
+    """Processes whose environment has the variable `mark` (NAME=value)."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark in (folder / "environ").read_bytes().split(b"\0"):
+                found.append(int(folder.name))
+        except OSError:  # it ended, or is another user's
+            continue
+    return found
 
 
 def record_failure(
@@ -93,7 +246,7 @@ def first_failed_task(dag_id: str, run_id: str) -> str | None:
     states = RuntimeTaskInstance.get_task_states(dag_id=dag_id, run_ids=[run_id]).get(run_id, {})
     failed = []
     for name, state in states.items():
-        if state == "failed" and (parts := _NAME.fullmatch(name)):
+        if state == "failed" and (parts := _TASK_NAME.fullmatch(name)):
             failed.append((parts["task"] == CLIP_WAIT_TASK, int(parts["map_index"] or -1), parts["task"]))
     if not failed:
         return None

@@ -8,8 +8,14 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from s2v_tasks.orchestration.operator_links import LINKS_OF_STEP
 from s2v_tasks.orchestration.retry_policy import EXIT_TRY_AGAIN, is_one_too_many, retries, working_time
-from s2v_tasks.orchestration.step_commands import first_failed_task, job_id_of, record_failure, step_arguments
-from s2v_tasks.orchestration.step_process import StepFailedError, StepProcess
+from s2v_tasks.orchestration.step_commands import (
+    StepFailedError,
+    StepProcess,
+    first_failed_task,
+    job_id_of,
+    record_failure,
+    step_arguments,
+)
 from s2v_tasks.schemas.job import JobStatus
 from s2v_tasks.schemas.steps import CLOSE_JOB, Step
 from s2v_tasks.settings import load_settings

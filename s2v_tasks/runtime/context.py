@@ -29,8 +29,8 @@ from s2v_tasks.schemas.request import Request, parse_request
 from s2v_tasks.schemas.steps import CLOSE_JOB, PLAN_CLIPS, RENDER_CLIP, STAGE_INPUTS, Step
 from s2v_tasks.settings import Settings, load_settings
 from s2v_tasks.storage.artifacts import ArtifactStore, Build, Produced, Work
+from s2v_tasks.storage.client import without_account
 from s2v_tasks.storage.layout import JobLayout
-from s2v_tasks.storage.redaction import without_account
 from s2v_tasks.storage.s3 import ObjectStore
 from s2v_tasks.webhooks.dispatch import STEP_SECONDS, deliver_due
 

@@ -6,7 +6,7 @@ Writes assembly/{muxed.mp4, manifest.json}.
 from pathlib import Path
 from typing import Any
 
-from s2v_tasks.media.mux import mux
+from s2v_tasks.media.assembly import mux
 from s2v_tasks.runtime.context import StepContext
 from s2v_tasks.schemas.facts import AssemblyFacts
 from s2v_tasks.schemas.manifest import fingerprint

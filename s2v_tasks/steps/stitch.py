@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from s2v_tasks.errors import PermanentError, TransientError
+from s2v_tasks.media.assembly import crossfade, stitch
 from s2v_tasks.media.encode import encoder_build
-from s2v_tasks.media.stitch import crossfade, stitch
 from s2v_tasks.runtime.context import StepContext
 from s2v_tasks.schemas.facts import AssemblyFacts, ClipFacts
 from s2v_tasks.schemas.manifest import Manifest, fingerprint

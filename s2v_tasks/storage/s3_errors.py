@@ -20,7 +20,7 @@ from s3transfer.exceptions import RetriesExceededError  # type: ignore[import-un
 
 from s2v_tasks.errors import ConfigurationError, PermanentError, S2VError, TransientError, UnavailableError
 from s2v_tasks.storage.access import Location, printable
-from s2v_tasks.storage.redaction import redacted
+from s2v_tasks.storage.client import redacted
 
 if TYPE_CHECKING:
     from s2v_tasks.storage.client import Server

@@ -35,8 +35,7 @@ from botocore.exceptions import (
 from s3transfer.exceptions import RetriesExceededError  # type: ignore[import-untyped]
 
 from s2v_tasks.errors import ConfigurationError, S2VError
-from s2v_tasks.storage.client import Connection
-from s2v_tasks.storage.redaction import redacted, without_account
+from s2v_tasks.storage.client import Connection, redacted, without_account
 from s2v_tasks.storage.s3 import ObjectStore
 
 KEY_ID = "PLANTEDKEYID/+="

@@ -151,7 +151,7 @@ def test_pods_of_clips_share_what_the_compiler_made(monkeypatch: pytest.MonkeyPa
 
 def test_a_clip_has_shared_memory_and_time_to_save_its_state(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shared memory is a volume in memory; the grace is above what the step takes to save what it has rendered."""
-    from s2v_tasks.orchestration.step_process import TERMINATION_GRACE_SECONDS
+    from s2v_tasks.orchestration.step_commands import TERMINATION_GRACE_SECONDS
 
     spec = rendered(RENDER_CLIP, monkeypatch).spec
     mounts = {mount.name: mount.mount_path for mount in spec.containers[0].volume_mounts}

@@ -13,7 +13,7 @@ from s2v_tasks.cli.cancel import cancel
 from s2v_tasks.embedded.process import free_ports
 from s2v_tasks.errors import JobCancelledError, PermanentError
 from s2v_tasks.metadata.store import MetadataStore
-from s2v_tasks.orchestration.step_process import StepFailedError, StepProcess
+from s2v_tasks.orchestration.step_commands import StepFailedError, StepProcess
 from s2v_tasks.runtime.context import run_step
 from s2v_tasks.schemas.steps import Step
 from s2v_tasks.settings import load_settings

@@ -12,8 +12,8 @@ from typer.testing import CliRunner, Result
 
 from s2v_tasks.cli.measure import measure as measure_command
 from s2v_tasks.errors import PermanentError
+from s2v_tasks.media.assembly import mux
 from s2v_tasks.media.encode import encode_clip
-from s2v_tasks.media.mux import mux
 from tests.unit.perception.drawn import Person, openings, speech
 
 

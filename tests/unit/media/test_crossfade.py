@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from s2v_tasks.errors import PermanentError
+from s2v_tasks.media.assembly import crossfade, mix, stitch
 from s2v_tasks.media.encode import Frames, encode_clip
 from s2v_tasks.media.frames import read_frames
-from s2v_tasks.media.stitch import crossfade, mix, stitch
 
 Moving = Callable[..., Frames]
 

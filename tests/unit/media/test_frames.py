@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from s2v_tasks.errors import PermanentError
+from s2v_tasks.media.assembly import mux
 from s2v_tasks.media.contact_sheet import contact_sheet
 from s2v_tasks.media.encode import Frames, encode_clip
 from s2v_tasks.media.frames import measure
-from s2v_tasks.media.mux import mux
 
 Moving = Callable[..., Frames]
 SAMPLES = Path(__file__).parents[2] / "samples"

@@ -13,9 +13,9 @@ import pytest
 
 from s2v_tasks.errors import PermanentError, TransientError
 from s2v_tasks.media import ffmpeg
+from s2v_tasks.media.assembly import mux
 from s2v_tasks.media.encode import Frames, encode_clip, mp4_options
 from s2v_tasks.media.frames import read_frames
-from s2v_tasks.media.mux import mux
 from s2v_tasks.media.probe import Probe, Stream, probe
 from s2v_tasks.media.speech import load_waveform, normalise_speech
 from s2v_tasks.media.speech_source import SpeechSource
@@ -228,7 +228,7 @@ def test_what_was_written_is_checked(
         command = arguments.output(*streams, str(output), vcodec="copy", acodec="flac", strict=-2, **mp4_options())
         ffmpeg.run(command, doing="adding audio", error=PermanentError)
 
-    monkeypatch.setattr("s2v_tasks.media.mux._add_audio", add_audio)
+    monkeypatch.setattr("s2v_tasks.media.assembly._add_audio", add_audio)
     if problem is None:
         mux(silent, source, tmp_path / "muxed.mp4", num_frames=32, fps=16)
         return
@@ -250,8 +250,8 @@ def test_file_without_durations_is_not_delivered(
     streams = {kind: times | {"codec_type": kind} for kind in ("audio", "video")}
     del streams["audio" if lacks == "sound" else "video"]["duration"]
     found = Probe.model_validate({"format": {"format_name": "mp4"}, "streams": list(streams.values())})
-    monkeypatch.setattr("s2v_tasks.media.mux.probe", lambda *_, **__: found)
-    monkeypatch.setattr("s2v_tasks.media.mux.check_profile", lambda *_, **__: found.video)
+    monkeypatch.setattr("s2v_tasks.media.assembly.probe", lambda *_, **__: found)
+    monkeypatch.setattr("s2v_tasks.media.assembly.check_profile", lambda *_, **__: found.video)
     with pytest.raises(TransientError, match=r"muxed\.mp4 lacks its audio or its durations"):
         mux(silent, write_wav(tmp_path / "a.wav", noise(8000), 8000), tmp_path / "muxed.mp4", num_frames=32, fps=16)
 

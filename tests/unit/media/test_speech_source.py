@@ -15,8 +15,8 @@ from structlog.testing import capture_logs
 
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.media import ffmpeg
+from s2v_tasks.media.assembly import mux
 from s2v_tasks.media.encode import Frames, encode_clip
-from s2v_tasks.media.mux import mux
 from s2v_tasks.media.speech import SpeechInfo, load_waveform, normalise_speech
 
 RATE = 48_000

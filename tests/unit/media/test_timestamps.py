@@ -5,7 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from s2v_tasks.media.timestamps import Frame, Gap, Timeline, lay_out, silence
+from s2v_tasks.media.probe import Frame, Gap, Timeline, lay_out, silence
 
 RATE = 1000  # one sample is a millisecond
 

@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 
 from s2v_tasks.errors import ConfigurationError, PermanentError, TransientError
-from s2v_tasks.media import encode, ffmpeg
-from s2v_tasks.media import stitch as stitching
+from s2v_tasks.media import assembly, encode, ffmpeg
+from s2v_tasks.media.assembly import stitch
 from s2v_tasks.media.encode import Frames, encode_clip, encoder_build
 from s2v_tasks.media.frames import iter_rgb, read_frames, video_stream
-from s2v_tasks.media.stitch import stitch
 from s2v_tasks.settings import load_settings
 
 Moving = Callable[..., Frames]
@@ -216,8 +215,8 @@ def test_a_join_that_changes_frames_is_found(
     """A compared frame that does not decode as in its clip is named, even if none is missing."""
     clips = _clips(tmp_path, moving, 8, 8, 8)
     instead = {clips[1]: clips[2], clips[2]: clips[1]} if wrong == "order" else {clips[2]: clips[0]}
-    entry = stitching._entry
-    monkeypatch.setattr(stitching, "_entry", lambda clip: entry(instead.get(clip, clip)))
+    entry = assembly._entry
+    monkeypatch.setattr(assembly, "_entry", lambda clip: entry(instead.get(clip, clip)))
     stitch(clips, tmp_path / "silent.mp4", 24)
     name = "clip '1.mp4" if wrong == "order" else "clip '2.mp4"
     with pytest.raises(PermanentError, match=f"Frame 0 of {name} is another one in silent.mp4: .* by one encoder"):

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import sqlalchemy as sa
 
-from s2v_tasks.metadata.batches import BatchRepository, NewRow
+from s2v_tasks.metadata.ingestion import BatchRepository, NewRow
 from s2v_tasks.metadata.queue import NewJob
 from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.metadata.tables import Attempt, Batch, Job

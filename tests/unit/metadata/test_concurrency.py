@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from s2v_tasks.metadata.attempts import rendering
-from s2v_tasks.metadata.batches import NewRow
+from s2v_tasks.metadata.ingestion import NewRow
 from s2v_tasks.metadata.queue import NewJob
 from s2v_tasks.metadata.session import transaction
 from s2v_tasks.metadata.sql import lock_job

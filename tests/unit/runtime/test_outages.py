@@ -202,6 +202,6 @@ def test_a_sigterm_gives_no_more_time_than_there_was(service: Service, clock: Cl
 
 def test_the_last_tries_fit_into_the_grace_of_a_process() -> None:
     """A process that is asked to end has this long until it is killed, in a pod a little more."""
-    from s2v_tasks.orchestration.step_process import TERMINATION_GRACE_SECONDS
+    from s2v_tasks.orchestration.step_commands import TERMINATION_GRACE_SECONDS
 
     assert LAST_SECONDS <= TERMINATION_GRACE_SECONDS / 2

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from s2v_tasks.errors import PermanentError
-from s2v_tasks.media import encode
-from s2v_tasks.media import stitch as stitching
+from s2v_tasks.media import assembly, encode
 from s2v_tasks.media.encode import encode_clip, encoder_build
 from s2v_tasks.media.frames import read_frames
 from s2v_tasks.runtime.context import StepContext, open_context
@@ -102,8 +101,8 @@ def store_plan(context: StepContext, fade: int = 0) -> Plan:
 def compared(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The videos whose frames were compared with those of their clips."""
     seen: list[Path] = []
-    check: Callable[..., None] = stitching._check_frames
-    monkeypatch.setattr(stitching, "_check_frames", lambda output, clips: seen.append(output) or check(output, clips))
+    check: Callable[..., None] = assembly._check_frames
+    monkeypatch.setattr(assembly, "_check_frames", lambda output, clips: seen.append(output) or check(output, clips))
     return seen
 
 

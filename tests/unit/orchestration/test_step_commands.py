@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from s2v_tasks.orchestration.step_process import StepFailedError, StepProcess
+from s2v_tasks.orchestration.step_commands import StepFailedError, StepProcess
 
 
 def run_script(script: str, log: list[str] | None = None) -> dict[str, object]:
@@ -125,7 +125,7 @@ def test_a_step_ends_when_its_task_process_is_killed() -> None:
     """A step ends with its Airflow worker, even if SIGKILL ends the worker."""
     step = "import os, sys, threading; print(os.getpid(), file=sys.stderr, flush=True); threading.Event().wait(60)"
     task = (
-        "import sys; from s2v_tasks.orchestration.step_process import StepProcess; "
+        "import sys; from s2v_tasks.orchestration.step_commands import StepProcess; "
         f"StepProcess([sys.executable, '-c', {step!r}], lambda line: print(line, flush=True)).run()"
     )
     parent = subprocess.Popen([sys.executable, "-c", task], stdout=subprocess.PIPE, text=True)

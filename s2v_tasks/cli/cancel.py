@@ -1,7 +1,7 @@
 """`s2v cancel`: end a job; what it has finished stays."""
 
 import time
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -9,7 +9,7 @@ from s2v_tasks.cli import app
 from s2v_tasks.cli.terminal import PEOPLE, console, open_metadata_store, print_json
 from s2v_tasks.cli.watch import unknown_job
 from s2v_tasks.errors import PermanentError, TransientError
-from s2v_tasks.schemas.job import JobStatus, job_id_of_run
+from s2v_tasks.schemas.job import JobStatus
 from s2v_tasks.settings import load_settings
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def cancel(
 
 def _end_runs(job_id: str) -> list[str]:
     """End the job's runs in Airflow; their ids. The job's own steps end without Airflow, so it may be away."""
-    from s2v_tasks.cli.airflow_api import AirflowApi
+    from s2v_tasks.cli.airflow_api import AirflowApi, job_of_run
 
     settings = load_settings()
     if settings.airflow_url is None:
@@ -59,11 +59,6 @@ def _end_runs(job_id: str) -> list[str]:
         typer.echo(f"{error} The steps of the job end all the same.", err=True)
         return []
     return runs
-
-
-def job_of_run(run: dict[str, Any]) -> str:
-    """Return the job of a run of the DAG."""
-    return job_id_of_run(run["dag_run_id"], (run["conf"] or {}).get("job_id"))
 
 
 def _await_end(metadata: "MetadataStore", job_id: str, ended_runs: list[str]) -> str:

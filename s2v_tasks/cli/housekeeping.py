@@ -11,7 +11,7 @@ from s2v_tasks.cli import app
 from s2v_tasks.cli.terminal import OPERATORS, open_metadata_store, print_json
 
 if TYPE_CHECKING:
-    from s2v_tasks.housekeeping.retention import Housekeeping
+    from s2v_tasks.housekeeping import Housekeeping
 
 
 @app.command(rich_help_panel=OPERATORS)
@@ -49,7 +49,7 @@ def deliver_notifications(
 ) -> None:
     """Deliver pending webhook messages; failed ones are retried for up to a day after their event."""
     from s2v_tasks.settings import load_settings
-    from s2v_tasks.webhooks.dispatch import deliver_due
+    from s2v_tasks.webhooks.delivery import deliver_due
 
     with open_metadata_store() as metadata:
         typer.echo(json.dumps(deliver_due(metadata, load_settings(), seconds=seconds)))
@@ -57,7 +57,7 @@ def deliver_notifications(
 
 @contextmanager
 def _housekeeping() -> Iterator["Housekeeping"]:
-    from s2v_tasks.housekeeping.retention import Housekeeping
+    from s2v_tasks.housekeeping import Housekeeping
     from s2v_tasks.settings import load_settings
     from s2v_tasks.storage.s3 import ObjectStore
 

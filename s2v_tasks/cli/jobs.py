@@ -1,6 +1,7 @@
-"""`s2v jobs` and `s2v job`: what the metadata store knows."""
+"""`s2v jobs`, `s2v job`, `s2v fetch` and `s2v link`: jobs in the metadata store, and the files of their results."""
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -8,10 +9,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from s2v_tasks.cli import app
-from s2v_tasks.cli.options import parse_labels
+from s2v_tasks.cli.request_options import parse_labels
 from s2v_tasks.cli.terminal import PEOPLE, console, open_metadata_store, plain, print_json
 from s2v_tasks.cli.watch import Watch, unknown_job, watch_job
 from s2v_tasks.schemas.job import JobStatus
+from s2v_tasks.settings import load_settings
 
 if TYPE_CHECKING:
     from s2v_tasks.metadata.costs import Spending
@@ -73,7 +75,7 @@ def job(
 
 def _show_awaited(job_id: str, *, as_json: bool) -> None:
     """Show the run of a job that is not in the database yet; PermanentError if Airflow has none either."""
-    from s2v_tasks.cli.airflow_run import find_run
+    from s2v_tasks.cli.airflow_api import find_run
 
     run = find_run(job_id)
     if run is None:
@@ -144,3 +146,35 @@ def _cost_cells(facts: "ClipFacts | None") -> tuple[str, str, str]:
         "" if facts.mfu is None else f"{facts.mfu:.1%}",
         "" if peak_bytes is None else f"{peak_bytes / 2**30:.2f}",
     )
+
+
+@app.command(rich_help_panel=PEOPLE)
+def fetch(
+    job_id: Annotated[str, typer.Argument(help="The job.")],
+    to: Annotated[Path, typer.Option(help="Folder for the files.")] = Path("out"),
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+) -> None:
+    """Download video, report and contact sheet of a job that succeeded; their checksums are verified."""
+    from s2v_tasks.storage.artifacts import ArtifactStore
+    from s2v_tasks.storage.result_files import fetch_result
+    from s2v_tasks.storage.s3 import ObjectStore
+
+    fetched = fetch_result(ArtifactStore(ObjectStore.from_settings(load_settings())), job_id, to)
+    files = {name: str(getattr(fetched, name)) for name in ("video", "report", "contact_sheet", "description")}
+    if as_json:
+        print_json({"job_id": job_id, "sha256": fetched.facts["sha256"]} | files)
+    else:
+        for name, path in files.items():
+            console.print(f"{name.replace('_', ' ')}: {path}", markup=False)
+
+
+@app.command(rich_help_panel=PEOPLE)
+def link(
+    job_id: Annotated[str, typer.Argument(help="The job.")],
+    file: Annotated[str, typer.Argument(help="video, report or contact-sheet.")] = "video",
+) -> None:
+    """Print a presigned URL of a file of a job. It is valid for one hour and needs no login."""
+    from s2v_tasks.storage.result_files import JobLinks
+
+    url = JobLinks(load_settings()).url(job_id, file)
+    typer.echo(json.dumps({"job_id": job_id, "file": file, "url": url}))

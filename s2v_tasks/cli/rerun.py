@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from s2v_tasks.cli import app
-from s2v_tasks.cli.options import BOOKKEEPING, SAMPLING, request_options
+from s2v_tasks.cli.request_options import BOOKKEEPING, SAMPLING, request_options
 from s2v_tasks.cli.submit import AsJson, HandIn, JobIdOption, Unpause, Via, hand_in
 from s2v_tasks.cli.terminal import PEOPLE
 from s2v_tasks.cli.watch import Watch, unknown_job
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.schemas.manifest import fingerprint
 from s2v_tasks.schemas.plan import Plan
-from s2v_tasks.schemas.request import Request, parse_request
+from s2v_tasks.schemas.request import Request
+from s2v_tasks.schemas.request_parsing import parse_request
 from s2v_tasks.settings import load_settings
 
 if TYPE_CHECKING:

@@ -5,12 +5,12 @@ from typing import Annotated, Any
 import typer
 
 from s2v_tasks.cli import app
-from s2v_tasks.cli.options import parse_labels
+from s2v_tasks.cli.request_options import parse_labels
 from s2v_tasks.cli.submit import start
 from s2v_tasks.cli.terminal import PEOPLE, console, open_metadata_store, print_json
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.schemas.job import RestartableStatus
-from s2v_tasks.schemas.request import parse_request
+from s2v_tasks.schemas.request_parsing import parse_request
 from s2v_tasks.settings import load_settings
 
 _AT_MOST = 10_000

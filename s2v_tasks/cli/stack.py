@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from s2v_tasks.cli import app
-from s2v_tasks.cli.options import BOOKKEEPING, PLANNING, request_options
+from s2v_tasks.cli.request_options import BOOKKEEPING, PLANNING, request_options
 from s2v_tasks.settings import load_settings
 
 STACK = "Embedded stack"

@@ -1,4 +1,7 @@
-"""`s2v submit`: hand in a job, from files here or objects in S3. The same request again is the same job."""
+"""`s2v plan` and `s2v submit`: show the plan of a video, and submit it from files here or objects in S3.
+
+The same request again is the same job.
+"""
 
 import json
 from dataclasses import dataclass
@@ -10,17 +13,18 @@ import typer
 from rich.markup import escape
 
 from s2v_tasks.cli import app
-from s2v_tasks.cli.options import BOOKKEEPING, PLANNING, request_options
+from s2v_tasks.cli.request_options import BOOKKEEPING, PLANNING, request_options
 from s2v_tasks.cli.terminal import PEOPLE, console, open_metadata_store, print_json
 from s2v_tasks.cli.watch import Watch, last_end, watch_job
 from s2v_tasks.schemas.job import check_job_id, job_slug, run_id_of_start
 from s2v_tasks.schemas.manifest import fingerprint
-from s2v_tasks.schemas.request import Request, parse_request
-from s2v_tasks.schemas.same_request import refuse_other_request
+from s2v_tasks.schemas.request import Request
+from s2v_tasks.schemas.request_parsing import parse_request, refuse_other_request
 from s2v_tasks.settings import load_settings
 
 if TYPE_CHECKING:
     from s2v_tasks.cli.airflow_api import AirflowApi
+    from s2v_tasks.schemas.plan import Plan
     from s2v_tasks.storage.s3 import ObjectStore
 
 
@@ -35,6 +39,27 @@ Via = Annotated[Interface, typer.Option(help="api: Airflow's REST API; drop: the
 JobIdOption = Annotated[
     str | None, typer.Option(callback=_check_job_id, help="Name of the job; left out: made from the request.")
 ]
+
+
+@app.command(rich_help_panel=PEOPLE)
+@request_options(*PLANNING)
+def plan(
+    audio: Annotated[Path, typer.Option(help="Speech file.")],
+    image: Annotated[Path, typer.Option(help="Reference picture.")],
+    fields: dict[str, Any],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+) -> None:
+    """Show clips, frames, size and cost of a video before anything is spent."""
+    from s2v_tasks.planning.table import plan_table
+    from s2v_tasks.steps.plan_clips import plan_files
+
+    def show(result: "Plan") -> None:
+        if as_json:
+            typer.echo(result.model_dump_json(indent=2))
+        else:
+            console.print(plan_table(result))
+
+    plan_files(image, audio, fields, show)
 
 
 @app.command(rich_help_panel=PEOPLE)
@@ -77,8 +102,7 @@ class HandIn:
 
 def hand_in(job_id: str, request: Request, way: HandIn) -> int:
     """Hand in a job and say so; where it is watched the exit code is the job's, else 0."""
-    from s2v_tasks.cli.airflow_api import AirflowApi
-    from s2v_tasks.cli.airflow_run import find_run
+    from s2v_tasks.cli.airflow_api import AirflowApi, find_run
 
     ended_before = None
     if load_settings().database_url is not None:
@@ -148,7 +172,7 @@ def report(outcome: dict[str, Any], *, as_json: bool) -> None:
     job_id = outcome["job_id"]
     console.print(f"[bold]{job_id}[/bold] {escape(state)}; `s2v job {job_id} --watch` follows it")
     if outcome.get("dag_is_paused") and outcome["run_state"] == "queued":
-        from s2v_tasks.cli.airflow_run import HOW_TO_UNPAUSE
+        from s2v_tasks.cli.airflow_api import HOW_TO_UNPAUSE
 
         console.print(f"It waits: {HOW_TO_UNPAUSE}.", style="yellow", markup=False)
 

@@ -1,13 +1,16 @@
-"""Follow a job to its end: a live bar on a terminal, a line for each change elsewhere, JSON lines for machines."""
+"""Follow a job to its end: a live bar on a terminal, a line for each change elsewhere, JSON lines for machines.
+
+The progress is computed from the record of the job: solver steps over the whole plan, time left, memory, attempts.
+"""
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
 from itertools import count
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Group
@@ -16,19 +19,20 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
+from s2v_tasks.cli import airflow_api
 from s2v_tasks.cli.terminal import console, open_metadata_store, print_json
 from s2v_tasks.errors import PermanentError
+from s2v_tasks.schemas.events import JobEvent
+from s2v_tasks.schemas.job import AttemptOutcome, ClipStatus
 
 if TYPE_CHECKING:
-    from s2v_tasks.cli.airflow_run import AwaitedRun, Waiting
     from s2v_tasks.metadata.store import MetadataStore
-    from s2v_tasks.metadata.tables import Job
+    from s2v_tasks.metadata.tables import Clip, Job
 
 Watch = Annotated[bool, typer.Option("--watch", help="Follow it to its end, then end with the exit code of the job.")]
 POLL_SECONDS = 1.0
 _LOOKS_PER_QUESTION = 5  # at the metadata store, before Airflow is asked again
-
-FindRun = Callable[[], "AwaitedRun | None"]
+FindRun = Callable[[], airflow_api.AwaitedRun | None]
 Show = Callable[["Job"], None]
 
 
@@ -38,19 +42,17 @@ def watch_job(
     as_json: bool,
     ended_before: datetime | None = None,
     may_come: bool = False,
-    find_run: "FindRun | None" = None,
+    find_run: FindRun | None = None,
 ) -> int:
     """Show the job until it ends; its exit code: 0 succeeded, 130 cancelled, else 65, 75 or 78; 1 after Ctrl-C.
 
     `ended_before`: an earlier end, which is not the awaited one. `may_come`: the job may not exist yet.
     `find_run`: asks Airflow for the run of a job that has not begun.
     """
-    from s2v_tasks.cli import airflow_run
-
-    ask = find_run or partial(airflow_run.find_run, job_id)
+    ask = find_run or partial(airflow_api.find_run, job_id)
     try:
         with open_metadata_store() as metadata:
-            _await_begin(metadata, job_id, airflow_run.Waiting(ask), ended_before=ended_before, may_come=may_come)
+            _await_begin(metadata, job_id, airflow_api.Waiting(ask), ended_before=ended_before, may_come=may_come)
             with _display(as_json) as show:
                 while True:
                     job = metadata.jobs.get(job_id)
@@ -69,7 +71,12 @@ def watch_job(
 
 
 def _await_begin(
-    metadata: "MetadataStore", job_id: str, waiting: "Waiting", *, ended_before: datetime | None, may_come: bool
+    metadata: "MetadataStore",
+    job_id: str,
+    waiting: airflow_api.Waiting,
+    *,
+    ended_before: datetime | None,
+    may_come: bool,
 ) -> None:
     """Wait until the awaited work of the job has started, and print what it waits for."""
     for look in count():
@@ -116,8 +123,6 @@ def _bar() -> Iterator[Show]:
     task = bar.add_task("", total=None)
 
     def show(job: "Job") -> None:
-        from s2v_tasks.cli.progress import clock, job_progress
-
         now = job_progress(job)
         headline.plain = now.headline
         began = job.started_at
@@ -135,8 +140,6 @@ def _lines(*, as_json: bool) -> Show:
     shown: list[str] = []
 
     def show(job: "Job") -> None:
-        from s2v_tasks.cli.progress import clip_states, job_progress
-
         now = job_progress(job)
         if now.line in shown[-1:]:
             return
@@ -148,3 +151,116 @@ def _lines(*, as_json: bool) -> Show:
             console.print(now.line, markup=False)
 
     return show
+
+
+@dataclass(frozen=True)
+class JobProgress:
+    """A moment in the life of a job. `phase` says in words what it is at."""
+
+    job_id: str
+    status: str
+    phase: str
+    steps_done: int
+    steps_total: int
+    eta_seconds: float | None
+    gpu_memory_bytes: int | None
+    attempts: int
+    clips_done: int
+    clips_total: int
+
+    @property
+    def line(self) -> str:
+        """One line for people."""
+        return "  ".join([self.headline, self.numbers] if self.numbers else [self.headline])
+
+    @property
+    def headline(self) -> str:
+        """Return the job, its phase, memory and attempts in one line."""
+        parts = [self.job_id, self.phase]
+        if self.gpu_memory_bytes:
+            parts.append(f"{self.gpu_memory_bytes / 2**30:.1f} GiB")
+        if self.attempts > self.clips_total:
+            parts.append(f"{self.attempts} attempts")
+        return "  ".join(parts)
+
+    @property
+    def numbers(self) -> str:
+        """Return the finished steps and clips and the time left; empty before there is a plan."""
+        if not self.steps_total:
+            return ""
+        done = f"{self.steps_done}/{self.steps_total} steps, {self.clips_done}/{self.clips_total} clips"
+        return done if self.eta_seconds is None else f"{done}  eta {clock(self.eta_seconds)}"
+
+
+def job_progress(job: "Job") -> JobProgress:
+    """Return the progress of `job`, which has its clips and events."""
+    clips = job.clips
+    done = sum(_steps_done(clip) for clip in clips)
+    total = sum(clip.progress_steps or 0 for clip in clips)
+    rendering = [clip for clip in clips if clip.status == ClipStatus.RENDERING]
+    memory = [clip.gpu_memory_bytes for clip in rendering if clip.gpu_memory_bytes]
+    seconds = _seconds_per_step(job)
+    is_over = job.has_ended or done == total
+    eta = None if seconds is None or is_over else (total - done) * seconds / max(1, len(rendering))
+    return JobProgress(
+        job_id=job.job_id,
+        status=job.status,
+        phase=_phase(job, rendering),
+        steps_done=done,
+        steps_total=total,
+        eta_seconds=eta,
+        gpu_memory_bytes=max(memory, default=None),
+        attempts=sum(clip.attempts for clip in clips),
+        clips_done=sum(clip.status == ClipStatus.SUCCEEDED for clip in clips),
+        clips_total=len(clips),
+    )
+
+
+def clip_states(job: "Job") -> list[dict[str, Any]]:
+    """The clips of a job as small objects for machines."""
+    names = ("clip_index", "status", "progress_step", "progress_steps", "eta_seconds", "gpu_memory_bytes", "attempts")
+    return [{name: getattr(clip, name) for name in names} for clip in job.clips]
+
+
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss."""
+    return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02d}:{int(seconds) % 60:02d}"
+
+
+def _steps_done(clip: "Clip") -> int:
+    return (clip.progress_steps if clip.status == ClipStatus.SUCCEEDED else clip.progress_step) or 0
+
+
+def _seconds_per_step(job: "Job") -> float | None:
+    """Seconds of a solver step of this job: of the clips that it rendered, else of one that it renders."""
+    own = [clip for clip in job.clips if clip.status == ClipStatus.SUCCEEDED and clip.source_job_id is None]
+    rates = [(clip.render_seconds or 0) / clip.progress_steps for clip in own if clip.progress_steps]
+    for clip in job.clips:
+        left = (clip.progress_steps or 0) - (clip.progress_step or 0)
+        if clip.status == ClipStatus.RENDERING and clip.eta_seconds is not None and left > 0:
+            rates.append(clip.eta_seconds / left)
+    # At the last step of the first clip nothing else is known: the time of the attempt, the loading included.
+    rates = rates or [rate for clip in job.clips if (rate := _rate_of_attempt(job, clip))]
+    return sum(rates) / len(rates) if rates else None
+
+
+def _rate_of_attempt(job: "Job", clip: "Clip") -> float | None:
+    began = [
+        a.started_at for a in job.attempts if a.clip_index == clip.clip_index and a.outcome == AttemptOutcome.RUNNING
+    ]
+    if clip.status != ClipStatus.RENDERING or not clip.progress_step or not began:
+        return None
+    return (clip.updated_at - began[-1]).total_seconds() / clip.progress_step
+
+
+def _phase(job: "Job", rendering: "list[Clip]") -> str:
+    if job.has_ended:
+        return job.status
+    if rendering:
+        clips = ", ".join(
+            f"{clip.clip_index + 1}/{len(job.clips)} step {clip.progress_step or 0}/{clip.progress_steps}"
+            for clip in rendering
+        )
+        return f"clip {clips}"
+    last = next((event for event in reversed(job.events) if event.step), None)
+    return f"{last.step} done" if last and last.event == JobEvent.STEP_FINISHED else job.status

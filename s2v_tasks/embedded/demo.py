@@ -31,7 +31,7 @@ from s2v_tasks.schemas.events import JobEvent
 from s2v_tasks.schemas.job import JobStatus
 from s2v_tasks.schemas.preset import find_preset, load_presets
 from s2v_tasks.schemas.report import Report
-from s2v_tasks.schemas.request import parse_request
+from s2v_tasks.schemas.request_parsing import parse_request
 from s2v_tasks.schemas.steps import JOB_DAG, STAGE_INPUTS
 from s2v_tasks.settings import Settings, config_dir
 from s2v_tasks.storage.artifacts import ArtifactStore

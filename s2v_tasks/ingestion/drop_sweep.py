@@ -15,8 +15,16 @@ from typing import Any
 
 from s2v_tasks import log
 from s2v_tasks.errors import PermanentError, S2VError, TransientError
-from s2v_tasks.ingestion.drop_folder import MARKER, PROMPT, DropFolder, folders, plain_name
-from s2v_tasks.ingestion.drop_request import MAX_TEXT_BYTES, DropTexts, request_of_drop
+from s2v_tasks.ingestion.drop_folder import (
+    MARKER,
+    MAX_TEXT_BYTES,
+    PROMPT,
+    DropFolder,
+    DropTexts,
+    folders,
+    plain_name,
+    request_of_drop,
+)
 from s2v_tasks.metadata.ingestion import DropRepository
 from s2v_tasks.metadata.queue import NewJob
 from s2v_tasks.metadata.tables import Drop

@@ -25,7 +25,7 @@ from s2v_tasks.schemas.job import (
 )
 from s2v_tasks.schemas.plan import Plan
 from s2v_tasks.schemas.request import MAX_CLIPS
-from s2v_tasks.schemas.same_request import refuse_other_request
+from s2v_tasks.schemas.request_parsing import refuse_other_request
 from s2v_tasks.schemas.steps import CLOSE_JOB
 
 _LOST = "Its run disappeared from Airflow or ended without closing it; start the job again: finished clips are reused."

@@ -1,12 +1,23 @@
-"""Division of the frames of a video into clips (ADR 3)."""
+"""Division of the frames of a video into clips (ADR 3). Integers and fractions only, never floats."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby, pairwise
 
+from s2v_tasks.errors import PermanentError
+from s2v_tasks.schemas.plan import FPS, SpeechFacts
+
 FRAMES_PER_LATENT = 4  # the VAE turns four frames into one latent, so a clip is a multiple of it
 MIN_INFER_FRAMES = 16
 MAX_INFER_FRAMES = 120
+
+
+def frames_of_speech(speech: SpeechFacts) -> int:
+    """The fewest frames at 16 fps that last at least as long as the speech; PermanentError when it is empty."""
+    if speech.num_samples <= 0:
+        raise PermanentError("The speech has 0 samples: expected at least one; check that the file holds sound.")
+    return math.ceil(FPS * speech.duration_seconds)
 
 
 def clips_needed(num_frames: int, infer_frames: int) -> int:

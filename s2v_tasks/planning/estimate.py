@@ -1,14 +1,19 @@
-"""The cost of a clip: tokens, floating point operations, seconds and money.
+"""The cost of a clip: tokens, floating point operations, seconds and money; and the budget of a plan.
 
 Operations are counted by formula (a multiply-add is two). The counts of the 14B model agree with spec f.1 to four
 digits. Symbols: D = dim, F = ffn_dim, N = video tokens, n = tokens of one latent frame, M = motion tokens,
 L = N + n + M = all tokens of a forward.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+from s2v_tasks.errors import PermanentError
 from s2v_tasks.planning.clips import FRAMES_PER_LATENT
 from s2v_tasks.schemas.model_card import GpuCard, ModelCard
+from s2v_tasks.schemas.plan import Estimate
+from s2v_tasks.schemas.request import Request
+from s2v_tasks.settings import Settings
 
 VAE_SCALE = 8  # pixels of a side per latent
 LATENT_CHANNELS = 16
@@ -18,7 +23,6 @@ MOTION_LATENTS = 19
 LOST_FRAMES = 3  # of the first clip of a chain, behind the latent of the picture
 AUDIO_TOKENS_PER_LATENT_FRAME = 5
 GIB = 1024**3
-
 # Operations of the VAE at 1024x704 with 96 channels, counted on the released architecture. They are linear in the
 # latent frames; the first costs less because it stands for one pixel frame, not four. Encoding 19 and 21 latents takes
 # 268 and 297 TFLOP, decoding all of 21 latents 499 and the last 80 frames of 39 latents 687.
@@ -193,3 +197,25 @@ def weight_bytes(model: ModelCard) -> int:
 
 def _vae_scale(width: int, height: int, model: ModelCard) -> float:
     return width * height / VAE_PIXELS * (model.vae_base_dim / VAE_BASE_DIM) ** 2
+
+
+def check_budget(estimate: Estimate, request: Request, settings: Settings) -> None:
+    """PermanentError that names every limit, of the request and of the installation, that the plan exceeds."""
+    problems = [*_exceeded(estimate, request, settings)]
+    if problems:
+        raise PermanentError(
+            f"The plan is over budget: {'; '.join(problems)}. Make less (num_clip for a preview, fewer sample_steps, "
+            "a smaller size, guidance 1), or raise the limit."
+        )
+
+
+def _exceeded(estimate: Estimate, request: Request, settings: Settings) -> Iterator[str]:
+    for limit, source in (
+        (request.max_gpu_seconds, "max_gpu_seconds of the request"),
+        (settings.max_gpu_seconds, "S2V_MAX_GPU_SECONDS"),
+    ):
+        if limit is not None and estimate.gpu_seconds > limit:
+            yield f"{estimate.gpu_seconds:,.0f} GPU-seconds on {estimate.gpu}, expected at most {limit:,g} ({source})"
+    for limit, source in ((request.max_cost, "max_cost of the request"), (settings.max_cost, "S2V_MAX_COST")):
+        if limit is not None and estimate.cost > limit:
+            yield f"{estimate.cost:,.4g} {estimate.currency}, expected at most {limit:,g} ({source})"

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from s2v_tasks.errors import PermanentError
-from s2v_tasks.planning.chains import find_cuts
-from s2v_tasks.planning.clips import Slot, lay_out, turns
+from s2v_tasks.planning.chains import Samples, find_cuts
+from s2v_tasks.planning.clips import Slot, frames_of_speech, lay_out, turns
 from s2v_tasks.planning.estimate import (
     ClipShape,
     Cost,
@@ -17,9 +17,7 @@ from s2v_tasks.planning.estimate import (
     load_seconds,
 )
 from s2v_tasks.planning.memory import ONE_GPU, RenderSetup, peak_memory_gib
-from s2v_tasks.planning.pauses import Samples
 from s2v_tasks.planning.resolution import cropped_share, plan_size
-from s2v_tasks.planning.timeline import frames_of_speech
 from s2v_tasks.planning.warnings import (
     clip_count_warnings,
     cut_warnings,

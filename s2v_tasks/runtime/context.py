@@ -25,14 +25,15 @@ from s2v_tasks.runtime.outages import RetryPolicy, retried, tried_once
 from s2v_tasks.schemas.events import JobEvent
 from s2v_tasks.schemas.manifest import Manifest
 from s2v_tasks.schemas.plan import Plan
-from s2v_tasks.schemas.request import Request, parse_request
+from s2v_tasks.schemas.request import Request
+from s2v_tasks.schemas.request_parsing import parse_request
 from s2v_tasks.schemas.steps import CLOSE_JOB, PLAN_CLIPS, RENDER_CLIP, STAGE_INPUTS, Step
 from s2v_tasks.settings import Settings, load_settings
 from s2v_tasks.storage.artifacts import ArtifactStore, Build, Produced, Work
 from s2v_tasks.storage.client import without_account
 from s2v_tasks.storage.layout import JobLayout
 from s2v_tasks.storage.s3 import ObjectStore
-from s2v_tasks.webhooks.dispatch import STEP_SECONDS, deliver_due
+from s2v_tasks.webhooks.delivery import STEP_SECONDS, deliver_due
 
 
 @dataclass(frozen=True)

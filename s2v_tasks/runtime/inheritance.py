@@ -11,7 +11,8 @@ from s2v_tasks.runtime.context import StepContext
 from s2v_tasks.schemas.facts import ClipFacts, ConditionsFacts
 from s2v_tasks.schemas.manifest import Manifest
 from s2v_tasks.schemas.plan import ClipPlan, InheritedClip, Plan
-from s2v_tasks.schemas.request import Request, parse_request
+from s2v_tasks.schemas.request import Request
+from s2v_tasks.schemas.request_parsing import parse_request
 from s2v_tasks.storage.layout import JobLayout
 from s2v_tasks.storage.s3 import ObjectMissingError
 

@@ -8,11 +8,10 @@ import re
 from collections.abc import Iterable
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from s2v_tasks.errors import PermanentError
 from s2v_tasks.schemas.job import DEFAULT_PRIORITY, JOB_ID_PATTERN, Priority
-from s2v_tasks.schemas.request_fields import SIZE_PATTERN, parse_size, plain_number, sentences
+from s2v_tasks.schemas.request_fields import SIZE_PATTERN, parse_size, plain_number
 
 # Any object name that S3 accepts, without control characters and line ends; storage.access decides which are read.
 S3_URI_PATTERN = r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/[^\x00-\x1f\x7f-\x9f\u2028\u2029]+$"
@@ -267,33 +266,3 @@ class Request(BaseModel):
     def longest_chain_seconds(self) -> float:
         """Return the maximum seconds between two cuts, with continuity cut."""
         return DEFAULT_MAX_CHAIN_SECONDS if self.max_chain_seconds is None else self.max_chain_seconds
-
-
-def parse_request(data: dict[str, Any]) -> Request:
-    """Return `data` as a request; PermanentError names each bad field, its value and what was expected."""
-    try:
-        return Request.model_validate(data)
-    except ValidationError as error:
-        problems = [*sentences(error, Request.model_fields), *_problems_of_the_rest(data, error)]
-    raise PermanentError("Bad request: " + "; ".join(problems) + ".")
-
-
-def _problems_of_the_rest(data: dict[str, Any], error: ValidationError) -> list[str]:
-    """Return the conflicts between valid fields, which pydantic does not check while other fields are invalid."""
-    bad = {problem["loc"][0] for problem in error.errors() if problem["loc"]}
-    if not bad:
-        return []
-    bad |= {name for group in _JUDGED_TOGETHER if bad & group for name in group}
-    try:
-        Request.model_validate(_PLACEHOLDERS | {name: value for name, value in data.items() if name not in bad})
-    except ValidationError as second:
-        return sentences(second, Request.model_fields)
-    return []
-
-
-# Fields that `Request._problems_between_fields` compares, and placeholders for required fields.
-_JUDGED_TOGETHER = (
-    {"continuity", "min_chain_seconds", "max_chain_seconds", "transition"},
-    {"parent_job_id", "from_clip"},
-)
-_PLACEHOLDERS = {"image_uri": "s3://bucket/image", "audio_uri": "s3://bucket/audio", "prompt": "placeholder"}

@@ -8,8 +8,8 @@ from s2v_tasks import log
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.media.speech import SPEECH_SAMPLE_RATE, load_waveform, normalise_speech
 from s2v_tasks.perception.preflight import listen, look
-from s2v_tasks.planning.budget import check_budget
 from s2v_tasks.planning.clips import turns
+from s2v_tasks.planning.estimate import check_budget
 from s2v_tasks.planning.memory import RenderSetup, check_memory
 from s2v_tasks.planning.planner import make_plan
 from s2v_tasks.planning.rerun import replan
@@ -20,7 +20,8 @@ from s2v_tasks.schemas.manifest import Manifest
 from s2v_tasks.schemas.model_card import load_gpu_card, load_model_card
 from s2v_tasks.schemas.plan import InputFacts, Plan, SpeechFacts
 from s2v_tasks.schemas.preset import load_presets
-from s2v_tasks.schemas.request import Request, parse_request
+from s2v_tasks.schemas.request import Request
+from s2v_tasks.schemas.request_parsing import parse_request
 from s2v_tasks.schemas.steps import STAGE_INPUTS
 from s2v_tasks.settings import Settings, config_dir, load_settings
 

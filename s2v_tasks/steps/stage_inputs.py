@@ -21,7 +21,8 @@ from s2v_tasks.schemas.facts import StagedFacts
 from s2v_tasks.schemas.job import Source
 from s2v_tasks.schemas.manifest import Artifact, fingerprint
 from s2v_tasks.schemas.preset import find_preset, load_presets
-from s2v_tasks.schemas.request import Request, parse_request
+from s2v_tasks.schemas.request import Request
+from s2v_tasks.schemas.request_parsing import parse_request
 from s2v_tasks.schemas.steps import STAGE_INPUTS
 from s2v_tasks.schemas.strict_json import parse_json
 from s2v_tasks.settings import config_dir

@@ -119,7 +119,7 @@ def test_a_batch_is_checked_waited_for_and_summed_up() -> None:
 
 def test_the_manuals_name_every_task_and_every_command_exists() -> None:
     """A task that is added appears in the manual, and what it runs is a command of the command line."""
-    from s2v_tasks.cli import app, batches, housekeeping, queue  # noqa: F401
+    from s2v_tasks.cli import app, housekeeping, ingestion  # noqa: F401
 
     known = {(command.callback.__name__).replace("_", "-") for command in app.registered_commands if command.callback}
     for dag_id in ("s2v_drop_folder", "s2v_batch"):

@@ -131,7 +131,7 @@ def test_runs_start_only_when_asked_for(dag: Any) -> None:
 def test_the_example_of_the_manual_works_when_pasted(dag: Any) -> None:
     """The run configuration in the manual passes the form and the request schema; it is that of the demo."""
     from s2v_tasks.schemas.preset import find_preset, load_presets
-    from s2v_tasks.schemas.request import parse_request
+    from s2v_tasks.schemas.request_parsing import parse_request
 
     match = re.search(r"```json\n(.*?)```", dag.doc_md, re.DOTALL)
     assert match is not None

@@ -7,7 +7,8 @@ from typing import Any
 from s2v_tasks.ingestion.drop_sweep import Sweeper
 from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.schemas.preset import load_presets
-from s2v_tasks.schemas.request import Request, parse_request
+from s2v_tasks.schemas.request import Request
+from s2v_tasks.schemas.request_parsing import parse_request
 from s2v_tasks.settings import Settings, config_dir
 from s2v_tasks.storage.layout import drop_folder_uri
 from s2v_tasks.storage.s3 import ObjectStore

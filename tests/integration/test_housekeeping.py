@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 from structlog.testing import capture_logs
 
-from s2v_tasks.housekeeping.retention import Differences, Findings, Housekeeping
+from s2v_tasks.housekeeping import Differences, Findings, Housekeeping
 from s2v_tasks.metadata.housekeeping import HousekeepingRepository
 from s2v_tasks.metadata.session import engine_from_settings
 from s2v_tasks.metadata.store import MetadataStore

@@ -5,7 +5,7 @@ import json
 import psycopg
 import pytest
 
-from s2v_tasks.cli.queue import close_lost, next_jobs, refuse_job
+from s2v_tasks.cli.ingestion import close_lost, next_jobs, refuse_job
 from s2v_tasks.settings import load_settings
 from tests.integration.drop_folder import Folder
 

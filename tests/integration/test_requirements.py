@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from s2v_tasks.cli.db import check
+from s2v_tasks.cli.installation import check
 from s2v_tasks.errors import ConfigurationError, UnavailableError
 from s2v_tasks.metadata import migrate
 from s2v_tasks.runtime import outages

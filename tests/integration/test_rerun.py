@@ -9,15 +9,16 @@ import pytest
 import typer
 from PIL import Image
 
+from s2v_tasks.cli.jobs import fetch
 from s2v_tasks.cli.rerun import rerun
-from s2v_tasks.cli.results import fetch
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.metadata.tables import Job
 from s2v_tasks.runtime.context import open_context, run_step
 from s2v_tasks.runtime.inheritance import parent_request
 from s2v_tasks.schemas.plan import Plan
-from s2v_tasks.schemas.request import Request, parse_request
+from s2v_tasks.schemas.request import Request
+from s2v_tasks.schemas.request_parsing import parse_request
 from s2v_tasks.schemas.steps import Step
 from s2v_tasks.settings import Settings
 from s2v_tasks.storage.artifacts import ArtifactStore

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from s2v_tasks.cli import airflow_run, watch
-from s2v_tasks.cli.airflow_run import AwaitedRun, Waiting, find_run
+from s2v_tasks.cli import watch
+from s2v_tasks.cli.airflow_api import HOW_TO_UNPAUSE, AwaitedRun, Waiting, find_run
 from s2v_tasks.cli.jobs import job
 from s2v_tasks.cli.watch import watch_job
 from s2v_tasks.errors import JobTakenError, PermanentError, TransientError
@@ -153,4 +153,4 @@ def test_no_run_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     waiting.ask()
     waiting.report(None)
     assert capsys.readouterr().err == ""
-    assert airflow_run.HOW_TO_UNPAUSE in RUN.sentence
+    assert HOW_TO_UNPAUSE in RUN.sentence

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from s2v_tasks.cli.progress import clock, job_progress
+from s2v_tasks.cli.watch import clock, job_progress
 from s2v_tasks.metadata.tables import Attempt, Clip, Event, Job
 
 NOW = datetime(2026, 11, 22, tzinfo=UTC)

@@ -12,8 +12,7 @@ from typer.testing import CliRunner
 
 from s2v_tasks.cli.submit import HandIn, hand_in, report, start, submit
 from s2v_tasks.errors import ConfigurationError, JobTakenError, PermanentError
-from s2v_tasks.ingestion.drop_folder import folders
-from s2v_tasks.ingestion.drop_request import DropTexts, request_of_drop
+from s2v_tasks.ingestion.drop_folder import DropTexts, folders, request_of_drop
 from s2v_tasks.metadata.session import create_engine
 from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.schemas.request import Request

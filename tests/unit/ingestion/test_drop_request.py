@@ -9,8 +9,15 @@ from typing import Any
 import pytest
 
 from s2v_tasks.errors import PermanentError
-from s2v_tasks.ingestion.drop_folder import DropFolder, folders, plain_name
-from s2v_tasks.ingestion.drop_request import DropRequest, DropTexts, default_job_id, request_of_drop
+from s2v_tasks.ingestion.drop_folder import (
+    DropFolder,
+    DropRequest,
+    DropTexts,
+    default_job_id,
+    folders,
+    plain_name,
+    request_of_drop,
+)
 from s2v_tasks.storage.objects import ListedObject
 
 INCOMING = "s3://bucket/drop/incoming"

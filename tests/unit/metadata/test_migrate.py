@@ -8,7 +8,7 @@ from urllib.parse import quote
 import psycopg
 import pytest
 
-from s2v_tasks.cli.db import db_upgrade
+from s2v_tasks.cli.installation import db_upgrade
 from s2v_tasks.embedded.postgres import PostgresServer
 from s2v_tasks.errors import ConfigurationError, PermanentError
 from s2v_tasks.metadata import migrate

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from s2v_tasks.planning import make_plan
-from s2v_tasks.planning.pauses import SAMPLE_RATE, Samples
+from s2v_tasks.planning.chains import SAMPLE_RATE, Samples
 from s2v_tasks.schemas.model_card import GpuCard, ModelCard, load_gpu_card, load_model_card
 from s2v_tasks.schemas.plan import Plan, SpeechFacts
 from s2v_tasks.schemas.preset import load_presets
-from s2v_tasks.schemas.request import parse_request
+from s2v_tasks.schemas.request_parsing import parse_request
 
 CONFIG = Path(__file__).parents[3] / "config"
 

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from s2v_tasks.errors import PermanentError
-from s2v_tasks.planning.budget import check_budget
+from s2v_tasks.planning.estimate import check_budget
 from s2v_tasks.schemas.plan import Estimate
-from s2v_tasks.schemas.request import parse_request
+from s2v_tasks.schemas.request_parsing import parse_request
 from s2v_tasks.settings import Settings
 
 ESTIMATE = Estimate(

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from s2v_tasks.planning.chains import find_cuts
-from s2v_tasks.planning.pauses import SAMPLES_PER_FRAME, Samples, boundary_levels
+from s2v_tasks.planning.chains import SAMPLES_PER_FRAME, Samples, boundary_levels, find_cuts
 from s2v_tasks.schemas.plan import Cut
 
 

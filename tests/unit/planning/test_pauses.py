@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from s2v_tasks.planning.pauses import SAMPLE_RATE, boundary_levels, find_pauses
+from s2v_tasks.planning.chains import SAMPLE_RATE, boundary_levels, find_pauses
 
 
 def heard(samples: np.ndarray) -> list[tuple[float, float]]:

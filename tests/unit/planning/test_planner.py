@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from s2v_tasks.errors import PermanentError
-from s2v_tasks.planning.clips import lay_out
+from s2v_tasks.planning.clips import frames_of_speech, lay_out
 from s2v_tasks.planning.estimate import load_seconds
-from s2v_tasks.planning.timeline import frames_of_speech
 from s2v_tasks.schemas.facts import StagedFaces, StagedSound
 from s2v_tasks.schemas.plan import InputFacts, Plan, SpeechFacts
 

@@ -19,7 +19,7 @@ from s2v_tasks.schemas.facts import ClipFacts
 from s2v_tasks.schemas.model_card import load_gpu_card, load_model_card
 from s2v_tasks.schemas.plan import Plan, SpeechFacts
 from s2v_tasks.schemas.preset import load_presets
-from s2v_tasks.schemas.request import parse_request
+from s2v_tasks.schemas.request_parsing import parse_request
 from s2v_tasks.settings import config_dir, load_settings
 
 FACTS = ClipFacts(start_frame=0, end_frame=16)

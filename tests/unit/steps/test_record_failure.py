@@ -10,7 +10,7 @@ from s2v_tasks.schemas.facts import ClipFacts
 from s2v_tasks.schemas.model_card import load_gpu_card, load_model_card
 from s2v_tasks.schemas.plan import Plan, SpeechFacts
 from s2v_tasks.schemas.preset import load_presets
-from s2v_tasks.schemas.request import parse_request
+from s2v_tasks.schemas.request_parsing import parse_request
 from s2v_tasks.schemas.steps import ENCODE_CONDITIONS, RENDER_CLIP, STITCH
 from s2v_tasks.settings import Settings, config_dir, load_settings
 from s2v_tasks.steps import close_job, record_failure

@@ -13,7 +13,7 @@ from s2v_tasks.metadata.tables import Notification
 from s2v_tasks.runtime.context import StepContext, run_step
 from s2v_tasks.schemas.steps import STAGE_INPUTS, STITCH
 from s2v_tasks.settings import Settings, load_settings
-from s2v_tasks.webhooks.dispatch import deliver_due
+from s2v_tasks.webhooks.delivery import deliver_due
 
 Configure = Callable[..., Settings]
 

@@ -1,5 +1,6 @@
-"""`s2v db` and `s2v check`: the database of this installation, and all that a job needs of it."""
+"""`s2v db`, `s2v snapshot` and `s2v check`: prepare an installation, and check all that a job needs of it."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -7,9 +8,12 @@ import typer
 from s2v_tasks.cli import app
 from s2v_tasks.cli.terminal import OPERATORS
 from s2v_tasks.errors import ConfigurationError
+from s2v_tasks.settings import load_settings
 
 db = typer.Typer(help="The project's own database.", no_args_is_help=True)
 app.add_typer(db, name="db", rich_help_panel=OPERATORS)
+snapshot = typer.Typer(help="Model weights on disk.", no_args_is_help=True)
+app.add_typer(snapshot, name="snapshot", rich_help_panel=OPERATORS)
 
 
 @db.command("upgrade")
@@ -29,7 +33,6 @@ def check() -> None:
     Exit code 78: a requirement is missing.
     """
     from s2v_tasks.runtime.requirements import check_installation
-    from s2v_tasks.settings import load_settings
     from s2v_tasks.storage.s3 import ObjectStore
 
     settings = load_settings()
@@ -38,9 +41,29 @@ def check() -> None:
 
 
 def _database_url() -> str:
-    from s2v_tasks.settings import load_settings
-
     url = load_settings().database_url
     if url is None:
         raise ConfigurationError("S2V_DATABASE_URL is not set: expected a PostgreSQL URL, or run `make up` first.")
     return url.get_secret_value()
+
+
+@snapshot.command("init-tiny")
+def snapshot_init_tiny(
+    folder: Annotated[Path, typer.Argument(help="Folder to create.")],
+    seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal bytes.")] = 0,
+) -> None:
+    """Write a tiny checkpoint with random weights in the official layout, for demos and tests."""
+    from s2v_tasks.verification.tiny_snapshot import write_tiny_snapshot
+
+    write_tiny_snapshot(folder, seed)
+    typer.echo(str(folder))
+
+
+@snapshot.command("verify")
+def snapshot_verify(
+    folder: Annotated[Path, typer.Argument(help="Snapshot with a SHA256SUMS beside its files.")],
+) -> None:
+    """Compare all weight files with the sha256 digests of SHA256SUMS, as `sha256sum` writes them."""
+    from s2v_tasks.engine.loading.identity import verify_checksums
+
+    typer.echo(f"{verify_checksums(folder)} files are as listed")

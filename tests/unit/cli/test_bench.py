@@ -3,7 +3,7 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from s2v_tasks.cli.overhead import TaskTime, task_times
+from s2v_tasks.cli.bench import TaskTime, task_times
 from s2v_tasks.metadata.tables import Event
 
 NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)

@@ -6,7 +6,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from s2v_tasks.cli.options import BOOKKEEPING, PLANNING, parse_labels, request_options
+from s2v_tasks.cli.request_options import BOOKKEEPING, PLANNING, parse_labels, request_options
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.schemas.request import Request
 

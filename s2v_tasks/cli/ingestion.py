@@ -1,0 +1,140 @@
+"""Jobs that arrive as files: sweep the drop folder, check and start batches, and pass on the queue of waiting jobs."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from s2v_tasks.cli import app
+from s2v_tasks.cli.terminal import INGESTION, console, open_metadata_store, print_json
+from s2v_tasks.settings import config_dir, load_settings
+
+if TYPE_CHECKING:
+    from s2v_tasks.ingestion.batches import Batches
+
+ManifestUri = Annotated[str, typer.Argument(help="S3 URI of the manifest: .jsonl or .csv, one request per row.")]
+BatchId = Annotated[str, typer.Argument(help="The batch, as `s2v start-batch` prints it.")]
+_SILENT_ASKED_AFTER = 50  # each costs Airflow a question, every minute
+
+
+@app.command(rich_help_panel=INGESTION)
+def sweep_drops() -> None:
+    """Sweep the drop folder: each folder becomes a job, or is rejected with an error.json."""
+    from datetime import UTC, datetime
+
+    from s2v_tasks.ingestion.drop_sweep import Sweeper
+    from s2v_tasks.schemas.preset import load_presets
+    from s2v_tasks.storage.s3 import ObjectStore
+
+    settings = load_settings()
+    with open_metadata_store() as metadata:
+        presets = load_presets(config_dir(settings))
+        sweeper = Sweeper(settings, ObjectStore.from_settings(settings), metadata.drops, presets)
+        print_json(sweeper.run(datetime.now(UTC)), indent=None)
+
+
+@app.command(rich_help_panel=INGESTION)
+def check_batch(
+    manifest_uri: ManifestUri, as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False
+) -> None:
+    """Check every row of a manifest, its files too, and list all that is wrong; exit code 65 if anything is.
+
+    A row is named by the line in which it begins, as an editor counts: from 1, the heading of a CSV included.
+    """
+    from dataclasses import asdict
+
+    from rich.markup import escape
+    from rich.table import Table
+
+    with _batches() as batches:
+        right, errors = batches.check(manifest_uri)
+    if as_json:
+        print_json({"rows": len(right) + len(errors), "errors": [asdict(error) for error in errors]})
+    else:
+        table = Table("line", "id", "error")
+        for error in errors:
+            table.add_row(str(error.line), escape(error.row_id or ""), escape(error.error))
+        if errors:
+            console.print(table)
+        typer.echo(f"{len(right)} of {len(right) + len(errors)} rows are right")
+    if errors:
+        raise typer.Exit(65)
+
+
+@app.command(rich_help_panel=INGESTION)
+def start_batch(
+    manifest_uri: ManifestUri,
+    retry_failed: Annotated[bool, typer.Option(help="Also rows whose job failed or was cancelled.")] = False,
+) -> None:
+    """Queue the jobs of a manifest that are not there yet; nothing if one row is wrong."""
+    with _batches() as batches:
+        print_json(batches.start(manifest_uri, retry_failed=retry_failed), indent=None)
+
+
+@app.command(rich_help_panel=INGESTION)
+def batch_state(batch_id: BatchId) -> None:
+    """Show how many jobs of a batch have which status, and whether all have ended."""
+    with _batches() as batches:
+        print_json(batches.state(batch_id), indent=None)
+
+
+@app.command(rich_help_panel=INGESTION)
+def summarise_batch(batch_id: BatchId) -> None:
+    """Write what became of each row, and the numbers, beside the manifest."""
+    with _batches() as batches:
+        print_json(batches.summarise(batch_id), indent=None)
+
+
+@contextmanager
+def _batches() -> Iterator["Batches"]:
+    from s2v_tasks.ingestion.batches import Batches
+    from s2v_tasks.schemas.preset import load_presets
+    from s2v_tasks.storage.s3 import ObjectStore
+
+    settings = load_settings()
+    with open_metadata_store() as metadata:
+        presets = load_presets(config_dir(settings))
+        yield Batches(ObjectStore.from_settings(settings), metadata.batches, presets)
+
+
+@app.command(rich_help_panel=INGESTION)
+def next_jobs() -> None:
+    """Show which waiting jobs may start now, by priority, then by age, under S2V_MAX_RUNNING_JOBS.
+
+    And some runs whose jobs have been silent for a while: one that Airflow does not know holds a place for nothing.
+    """
+    from dataclasses import asdict
+
+    with open_metadata_store() as metadata:
+        jobs = [asdict(job) for job in metadata.queue.next(load_settings().max_running_jobs)]
+        silent = [job.dag_run_id for job in metadata.housekeeping.silent_runs(_SILENT_ASKED_AFTER)]
+        print_json({"jobs": jobs, "waiting": metadata.queue.num_waiting(), "silent_runs": silent}, indent=None)
+
+
+@app.command(rich_help_panel=INGESTION)
+def mark_started(job_ids: Annotated[list[str], typer.Argument(help="Jobs that have their DAG run.")]) -> None:
+    """Note that jobs are started, so that they wait no longer."""
+    with open_metadata_store() as metadata:
+        metadata.queue.mark_started(job_ids)
+    print_json({"started": len(job_ids)}, indent=None)
+
+
+@app.command(rich_help_panel=INGESTION)
+def refuse_job(
+    job_id: Annotated[str, typer.Argument(help="A job that waits to be started.")],
+    reason: Annotated[str, typer.Option(help="Why it never will be, in one sentence.")],
+) -> None:
+    """Mark a waiting job failed that Airflow refuses to start, so that it holds up no other."""
+    with open_metadata_store() as metadata:
+        metadata.jobs.fail(job_id, reason)
+    print_json({"job_id": job_id}, indent=None)
+
+
+@app.command(rich_help_panel=INGESTION)
+def close_lost(run_ids: Annotated[list[str], typer.Argument(help="DAG runs that ended or do not exist.")]) -> None:
+    """Close the jobs of these runs, so that they take no place any more; those that are not silent are left alone."""
+    with open_metadata_store() as metadata:
+        lost = [job for job in metadata.housekeeping.silent_runs() if job.dag_run_id in run_ids]
+        closed = [job.job_id for job in lost if metadata.jobs.close_lost(job.job_id, job.dag_run_id)]
+    print_json({"closed": closed}, indent=None)

@@ -1,0 +1,71 @@
+"""Parse requests, and compare requests that name the same job id.
+
+All problems of a request are found at once. The same request continues a job. A different request is refused while the
+job is queued, runs or has succeeded. A job that failed or was cancelled may start again with a corrected request.
+"""
+
+from contextlib import suppress
+from typing import Any
+
+from pydantic import ValidationError
+
+from s2v_tasks.errors import JobTakenError, PermanentError
+from s2v_tasks.schemas.request import Request
+from s2v_tasks.schemas.request_fields import sentences
+
+# Fields that `Request._problems_between_fields` compares, and placeholders for required fields.
+_JUDGED_TOGETHER = (
+    {"continuity", "min_chain_seconds", "max_chain_seconds", "transition"},
+    {"parent_job_id", "from_clip"},
+)
+_PLACEHOLDERS = {"image_uri": "s3://bucket/image", "audio_uri": "s3://bucket/audio", "prompt": "placeholder"}
+
+
+def parse_request(data: dict[str, Any]) -> Request:
+    """Return `data` as a request; PermanentError names each bad field, its value and what was expected."""
+    try:
+        return Request.model_validate(data)
+    except ValidationError as error:
+        problems = [*sentences(error, Request.model_fields), *_problems_of_the_rest(data, error)]
+    raise PermanentError("Bad request: " + "; ".join(problems) + ".")
+
+
+def _problems_of_the_rest(data: dict[str, Any], error: ValidationError) -> list[str]:
+    """Return the conflicts between valid fields, which pydantic does not check while other fields are invalid."""
+    bad = {problem["loc"][0] for problem in error.errors() if problem["loc"]}
+    if not bad:
+        return []
+    bad |= {name for group in _JUDGED_TOGETHER if bad & group for name in group}
+    try:
+        Request.model_validate(_PLACEHOLDERS | {name: value for name, value in data.items() if name not in bad})
+    except ValidationError as second:
+        return sentences(second, Request.model_fields)
+    return []
+
+
+def differing_fields(ours: dict[str, Any], theirs: dict[str, Any], *, given_only: bool = False) -> list[str]:
+    """Return the names of the fields in which two requests differ; an omitted field has its default.
+
+    `given_only`: fields that `ours` omits are not compared, because a form fills them later.
+    """
+    ours, theirs = _given(ours), _given(theirs)
+    given = set(ours)
+    with suppress(PermanentError):  # an invalid request is compared as it is
+        ours, theirs = parse_request(ours).model_dump(), parse_request(theirs).model_dump()
+    names = given if given_only else {*ours, *theirs}
+    return sorted(name for name in names if ours.get(name) != theirs.get(name))
+
+
+def refuse_other_request(
+    job_id: str, ours: dict[str, Any], theirs: dict[str, Any], *, given_only: bool = False
+) -> None:
+    """Raise JobTakenError if `ours` differs from `theirs`, the request of the job."""
+    if differing := differing_fields(ours, theirs, given_only=given_only):
+        raise JobTakenError(
+            f"Job {job_id!r} exists with other values of {', '.join(differing)}: choose another job id, or use "
+            f"`s2v rerun {job_id}` to change its video."
+        )
+
+
+def _given(request: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in request.items() if value is not None and name != "job_id"}

@@ -183,6 +183,15 @@ class Settings(BaseSettings):
         False, description="Let webhooks call private, loopback and link-local addresses."
     )
 
+    git_revision: str | None = Field(
+        None, description="Git revision of this program, for manifests; set in the images. Empty: that of the checkout."
+    )
+    image_digest: str | None = Field(
+        None,
+        pattern=r"^sha256:[0-9a-f]{64}$",
+        description="Digest of the container image of this process, for manifests. Airflow sets it in the pods whose "
+        "template names its image by digest.",
+    )
     log_json: bool = Field(False, description="Write logs as JSON lines.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Lowest level of log lines.")
 

@@ -23,7 +23,7 @@ from airflow.providers.cncf.kubernetes.utils.pod_manager import PodLaunchTimeout
 from airflow.sdk import Context
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from airflow.triggers.base import TriggerEvent
-from kubernetes.client import ApiException
+from kubernetes.client import ApiException, V1EnvVar
 from kubernetes.utils.quantity import format_quantity, parse_quantity
 from urllib3.exceptions import HTTPError
 
@@ -112,9 +112,16 @@ class StepPodOperator(KubernetesPodOperator):  # type: ignore[misc]
         super().defer(trigger=StepPodTrigger(**trigger.serialize()[1]), **kwargs)
 
     def build_pod_request_obj(self, context: Any = None, **kwargs: Any) -> Any:
-        """Return the pod of the template, scaled to the number of processes of the step."""
+        """Return the pod of the template, scaled to the number of processes of the step, with the digest of its image.
+
+        The digest is known if the template names the image by it.
+        """
         pod = super().build_pod_request_obj(context, **kwargs)
         scale_resources(pod, num_processes(self.step))
+        container = pod.spec.containers[0]
+        _, _, digest = (container.image or "").partition("@")
+        if digest:
+            container.env = [*(container.env or []), V1EnvVar(name="S2V_IMAGE_DIGEST", value=digest)]
         return pod
 
     def get_or_create_pod(self, pod_request_obj: Any, context: Context) -> Any:

@@ -20,6 +20,7 @@ from s2v_tasks.errors import PermanentError, TransientError
 from s2v_tasks.log import get_logger
 from s2v_tasks.schemas.manifest import Artifact, Manifest, Producer
 from s2v_tasks.schemas.steps import Step
+from s2v_tasks.settings import load_settings
 from s2v_tasks.storage.kept_outputs import Built as Built
 from s2v_tasks.storage.kept_outputs import KeptOutputs
 from s2v_tasks.storage.kept_outputs import OutputFile as OutputFile
@@ -219,19 +220,29 @@ class ArtifactStore:
 
 @cache
 def producer() -> Producer:
-    """Return version and, in a checkout, git revision of this program."""
+    """Return version, git revision and image digest of this program, as far as they are known."""
+    settings = load_settings()
+    return Producer(
+        package_version=s2v_tasks.__version__,
+        git_revision=settings.git_revision or _revision_of_checkout(),
+        image_digest=settings.image_digest,
+    )
+
+
+def _revision_of_checkout() -> str | None:
+    """Return the git revision of the folder of this program; None outside a checkout."""
     root = Path(s2v_tasks.__file__).parent.parent
-    revision = None
-    if (root / ".git").exists():
-        try:
-            answer = subprocess.run(
-                ["git", "-C", str(root), "rev-parse", "HEAD"],  # noqa: S607 - git has no fixed path
-                capture_output=True,
-                text=True,
-                timeout=10,
-                check=False,
-            )
-            revision = answer.stdout.strip() or None
-        except (OSError, subprocess.TimeoutExpired) as error:
-            get_logger().warning("git_revision_unknown", reason=str(error))
-    return Producer(package_version=s2v_tasks.__version__, git_revision=revision)
+    if not (root / ".git").exists():
+        return None
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "HEAD"],  # noqa: S607 - git has no fixed path
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        get_logger().warning("git_revision_unknown", reason=str(error))
+        return None
+    return answer.stdout.strip() or None

@@ -1,6 +1,8 @@
 """Check the layout of the repository: imports, names of modules, steps, generated references."""
 
+import ast
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ import pytest
 
 from s2v_tasks.cli import COMMAND_MODULES
 from s2v_tasks.schemas.steps import PIPELINE, RECORD_FAILURE
+from s2v_tasks.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "s2v_tasks"
@@ -26,6 +29,15 @@ def test_no_module_has_a_name_that_says_nothing() -> None:
     """No drawer where anything may lie: utils, helpers, common, misc."""
     names = {path.stem for path in PACKAGE.rglob("*.py")} | {path.name for path in PACKAGE.rglob("*") if path.is_dir()}
     assert not names & {"utils", "util", "helpers", "common", "misc", "part2"}
+
+
+def test_every_setting_is_read() -> None:
+    """Each setting has a reader outside `settings.py`."""
+    sources = [*PACKAGE.rglob("*.py"), *(ROOT / "dags").glob("*.py")]
+    texts = [path.read_text(encoding="utf-8") for path in sources if path.name != "settings.py"]
+    attributes = {node.attr for text in texts for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Attribute)}
+    own = re.findall(r"settings\.(\w+)", (PACKAGE / "settings.py").read_text(encoding="utf-8"))
+    assert set(Settings.model_fields) - attributes - set(own) == set()
 
 
 def test_steps_and_commands_have_the_same_names() -> None:

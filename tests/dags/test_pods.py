@@ -233,6 +233,23 @@ def test_the_template_is_that_of_the_configured_folder(tmp_path: Path, monkeypat
     pod = rendered(RENDER_CLIP, monkeypatch)
     assert pod.metadata.namespace == "video"
     assert pod.spec.containers[0].image == "registry.example.com/s2v-engine:2"
+    assert "S2V_IMAGE_DIGEST" not in {variable.name for variable in pod.spec.containers[0].env}
+
+
+def test_a_pod_knows_the_digest_of_its_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The digest by which a template names the image reaches the step, which states it in its manifests."""
+    template = yaml.safe_load((Path(__file__).parents[2] / "config/pods/render_clip.yaml").read_text())
+    template["spec"]["containers"][0]["image"] = f"registry.example.com/s2v-engine@sha256:{64 * 'a'}"
+    (tmp_path / "pods").mkdir()
+    (tmp_path / "presets.yaml").touch()
+    (tmp_path / "pods/render_clip.yaml").write_text(yaml.safe_dump(template))
+    monkeypatch.setenv("S2V_CONFIG_DIR", str(tmp_path))
+    load_settings.cache_clear()
+    environment = {
+        variable.name: variable.value for variable in rendered(RENDER_CLIP, monkeypatch).spec.containers[0].env
+    }
+    assert environment["S2V_IMAGE_DIGEST"] == f"sha256:{64 * 'a'}"
+    assert environment["S2V_SNAPSHOT_PATH"] == "/snapshot"
     with pytest.raises(ConfigurationError, match=r"encode_conditions\.yaml is not there"):
         step_task(ENCODE_CONDITIONS)
 

@@ -33,7 +33,8 @@ def load_on_rank(rank: int, folder: Path, snapshot_path: Path) -> None:
     assert own_numbers < 0.51 * sum(value.numel() for value in files.values())
 
     context = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
-    alone = snapshot.load_transformer("cpu", torch.float32)
+    alone = snapshot.build_transformer()
+    snapshot.fill_transformer(alone, "cpu", torch.float32)
     with torch.inference_mode():
         for actual, expected in zip(sharded.prepare_text(context), alone.prepare_text(context), strict=True):
             torch.testing.assert_close(actual, expected)

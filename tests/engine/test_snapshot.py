@@ -20,6 +20,7 @@ from s2v_tasks.engine.loading.snapshot import (
     VAE_FILE,
 )
 from s2v_tasks.engine.loading.weights import read_pth
+from s2v_tasks.engine.models.transformer import S2VTransformer
 from s2v_tasks.errors import ConfigurationError
 
 
@@ -37,6 +38,14 @@ class _Trap:
 def copied(tiny_snapshot_path: Path, tmp_path: Path) -> Path:
     """A copy of the tiny snapshot that a test may damage."""
     return Path(shutil.copytree(tiny_snapshot_path, tmp_path / "copy"))
+
+
+def loaded(folder: Path, dtype: torch.dtype) -> S2VTransformer:
+    """Return the transformer of a snapshot with its weights."""
+    snapshot = Snapshot.open(folder)
+    transformer = snapshot.build_transformer()
+    snapshot.fill_transformer(transformer, "cpu", dtype)
+    return transformer
 
 
 def test_missing_files_are_all_named(copied: Path) -> None:
@@ -74,19 +83,19 @@ def test_a_converted_weight_is_dropped_before_the_next(tiny_snapshot_path: Path)
 
 def test_shards_and_a_single_file_load_alike(copied: Path, tiny_snapshot_path: Path) -> None:
     """The transformer loads the same from shards with an index and from one file without."""
-    sharded = Snapshot.open(tiny_snapshot_path).load_transformer("cpu", torch.float32).state_dict()
+    sharded = loaded(tiny_snapshot_path, torch.float32).state_dict()
     shards = Snapshot.open(copied).transformer_shards()
     save_file({name: value for shard in shards for name, value in load_file(shard).items()}, copied / TRANSFORMER_FILE)
     for file in (*shards, copied / TRANSFORMER_INDEX_FILE):
         file.unlink()
-    single = Snapshot.open(copied).load_transformer("cpu", torch.float32).state_dict()
+    single = loaded(copied, torch.float32).state_dict()
     assert single.keys() == sharded.keys()
     assert all(torch.equal(single[name], sharded[name]) for name in single)
 
 
 def test_transformer_has_the_dtype_asked_for(tiny_snapshot_path: Path) -> None:
     """All weights come in one dtype, without gradients, in evaluation mode."""
-    transformer = Snapshot.open(tiny_snapshot_path).load_transformer("cpu", torch.bfloat16)
+    transformer = loaded(tiny_snapshot_path, torch.bfloat16)
     assert {value.dtype for value in transformer.state_dict().values()} == {torch.bfloat16}
     assert not any(parameter.requires_grad for parameter in transformer.parameters())
     assert not transformer.training
@@ -97,7 +106,7 @@ def test_transformer_that_does_not_fit_its_config_is_refused(copied: Path) -> No
     config = json.loads((copied / "config.json").read_text())
     (copied / "config.json").write_text(json.dumps({**config, "num_layers": 3, "ffn_dim": 64}))
     with pytest.raises(ConfigurationError) as caught:
-        Snapshot.open(copied).load_transformer("cpu", torch.float32)
+        loaded(copied, torch.float32)
     assert "unexpected: blocks.3." in str(caught.value)
     assert "instead of [64" in str(caught.value)
 
@@ -106,7 +115,6 @@ def test_index_must_belong_to_its_shards(copied: Path) -> None:
     """Weights that the index places elsewhere are configuration errors; a total that is wrong is a warning."""
     path = copied / TRANSFORMER_INDEX_FILE
     index = json.loads(path.read_text())
-    snapshot = Snapshot.open(copied)
     key, shard = sorted(index["weight_map"].items())[0]
     other = next(name for name in index["weight_map"].values() if name != shard)
     for weight_map, message in (
@@ -115,10 +123,10 @@ def test_index_must_belong_to_its_shards(copied: Path) -> None:
     ):
         path.write_text(json.dumps({**index, "weight_map": weight_map}))
         with pytest.raises(ConfigurationError, match=message):
-            snapshot.load_transformer("cpu", torch.float32)
+            loaded(copied, torch.float32)
     path.write_text(json.dumps({**index, "metadata": {"total_size": index["metadata"]["total_size"] + 2}}))
     with structlog.testing.capture_logs() as logs:
-        snapshot.load_transformer("cpu", torch.float32)
+        loaded(copied, torch.float32)
     (warning,) = (entry for entry in logs if entry["event"] == "index_states_another_size")
     assert warning["stated_bytes"] - warning["found_bytes"] == 2
 
@@ -147,7 +155,7 @@ def test_damaged_files_are_named(copied: Path) -> None:
         file.write_bytes(file.read_bytes()[:1000])
     snapshot = Snapshot.open(copied)
     with pytest.raises(ConfigurationError, match="00001-of-00002"):
-        snapshot.load_transformer("cpu", torch.float32)
+        loaded(copied, torch.float32)
     with pytest.raises(ConfigurationError, match="Wan2"):
         snapshot.load_vae("cpu")
 
@@ -200,7 +208,7 @@ def test_a_commit_in_a_cache_of_the_hub_is_a_snapshot(tiny_snapshot_path: Path, 
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(os.path.relpath(blob, link.parent))
     assert snapshot_id(commit) == snapshot_id(tiny_snapshot_path)
-    Snapshot.open(commit).load_transformer("cpu", torch.float32)
+    loaded(commit, torch.float32)
 
 
 def test_identity_sees_the_ends_of_large_files(copied: Path) -> None:

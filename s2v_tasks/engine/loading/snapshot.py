@@ -93,12 +93,6 @@ class Snapshot:
         ]
         return sorted(path for path in candidates if path.is_file())
 
-    def load_transformer(self, device: "torch.device | str", dtype: "torch.dtype") -> "S2VTransformer":
-        """Return the transformer with its weights on `device` in `dtype`; see `fill_transformer`."""
-        transformer = self.build_transformer()
-        self.fill_transformer(transformer, device, dtype)
-        return transformer
-
     def build_transformer(self) -> "S2VTransformer":
         """Return the transformer of config.json on the meta device, without weights: to be sharded, then filled."""
         import torch

@@ -17,6 +17,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from s2v_tasks.errors import ConfigurationError
 
 PREFIX = "S2V_"
+# "auto" and the kernels of engine/models/attention_kernels.py, which knows no settings.
+AttentionKernel = Literal["auto", "sdpa", "cudnn", "flash", "flash2", "flash3", "sage"]
 _UNSEEN = "\ufeff\u200b"  # byte order mark and zero-width space, which editors and web pages add
 
 
@@ -54,7 +56,7 @@ class Settings(BaseSettings):
         "run",
         description="Device that draws the noise. run: that of the render; cpu: equal noise on every kind of device.",
     )
-    attention: Literal["auto", "sdpa", "cudnn", "flash", "flash2", "flash3", "sage"] = Field(
+    attention: AttentionKernel = Field(
         "auto",
         description="Kernel of self attention. auto: cudnn on Hopper and newer GPUs, flash on others, sdpa on a CPU. "
         "flash2, flash3 and sage need their own packages.",

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 from rich.table import Table
@@ -31,6 +31,7 @@ from s2v_tasks.cli.bench import (
 from s2v_tasks.cli.terminal import console
 from s2v_tasks.errors import PermanentError, TransientError
 from s2v_tasks.parent_death import end_with_parent
+from s2v_tasks.settings import AttentionKernel
 
 if TYPE_CHECKING:
     from s2v_tasks.verification.bench.step import StepBench
@@ -46,9 +47,7 @@ def step(
     size: VideoSize = "448*256",
     frames: Frames = 16,
     repeats: Repeats = 3,
-    attention: Annotated[
-        str, typer.Option(help="As S2V_ATTENTION: auto, sdpa, cudnn, flash, flash2, flash3, sage.")
-    ] = "auto",
+    attention: Annotated[str, typer.Option(help=f"As S2V_ATTENTION: {', '.join(get_args(AttentionKernel))}.")] = "auto",
     layout: LayoutName = "auto",
     first_clip: Annotated[bool, typer.Option(help="The first clip of a chain, without motion tokens.")] = False,
     guidance: Annotated[bool, typer.Option(help="Compute both branches of guidance, or only the prompt.")] = True,

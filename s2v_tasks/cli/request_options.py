@@ -1,4 +1,4 @@
-"""Options made from the fields of a request: what a field is, is said once, in `schemas.request`."""
+"""Options of commands, made from the fields of a request in `schemas.request`."""
 
 import functools
 import inspect
@@ -13,12 +13,10 @@ from s2v_tasks.schemas.request import Request
 
 Command = Callable[..., None]
 SAMPLING = ("base_seed", "sample_steps", "sample_guide_scale", "sample_shift", "sample_solver")
-# What decides the plan, and with it the cost, of a picture and a speech.
-PLANNING = (
-    "preset", "num_clip", "infer_frames", "size", *SAMPLING, "start_from_ref", "continuity", "min_chain_seconds",
-    "max_chain_seconds", "transition", "clips_per_pod", "max_gpu_seconds", "max_cost",
-)  # fmt: skip
 BOOKKEEPING = ("priority", "labels", "webhook_url")
+# Every other field decides the plan of a picture and a speech, and with it the cost.
+_NOT_PLANNING = ("image_uri", "audio_uri", "pose_video_uri", "prompt", *BOOKKEEPING, "parent_job_id", "from_clip")
+PLANNING = tuple(name for name in Request.model_fields if name not in _NOT_PLANNING)
 
 
 def request_options(*names: str) -> Callable[[Command], Command]:

@@ -4,7 +4,7 @@ A message is stored in the transaction of its event and sent later, in order for
 """
 
 from collections.abc import Collection
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any, Literal
 
 import sqlalchemy as sa
@@ -14,7 +14,7 @@ from sqlalchemy.orm import aliased
 from s2v_tasks.metadata.session import transaction
 from s2v_tasks.metadata.sql import NOW, Repository, storable
 from s2v_tasks.metadata.tables import Event, Job, Notification
-from s2v_tasks.schemas.events import NOTIFIED_EVENTS, JobEvent
+from s2v_tasks.schemas.events import NOTIFIED_EVENTS, JobEvent, WebhookMessage
 
 # The lease of a claim: when a sender dies during an attempt, another one may claim the message after this time.
 _LEASE = timedelta(minutes=1)
@@ -55,31 +55,25 @@ class EventRepository(Repository):
     ) -> None:
         """Add an event to a transaction and, for NOTIFIED_EVENTS unless `notify` is false, the webhook message."""
         values = {"job_id": job_id, "event": event, "step": step, "clip_index": clip_index, "detail": detail or {}}
-        at = connection.execute(insert(Event).values(storable(values)).returning(Event.at)).scalar_one()
+        values = storable(values)
+        at = connection.execute(insert(Event).values(values).returning(Event.at)).scalar_one()
         if notify and event in NOTIFIED_EVENTS:
-            self._add_notification(connection, values, at)
+            self._add_notification(connection, values | {"at": at.isoformat()})
 
-    def _add_notification(self, connection: sa.Connection, event: dict[str, Any], at: datetime) -> None:
+    def _add_notification(self, connection: sa.Connection, event: dict[str, Any]) -> None:
         """Add a message to the webhook of the request or to the configured one; nothing without either."""
-        columns = (Job.request, Job.labels, Job.num_clip, Job.num_frames)
-        job = connection.execute(sa.select(*columns).where(Job.job_id == event["job_id"])).one()
-        url = (job.request or {}).get("webhook_url") or self._webhook_url
+        columns = [
+            column for column in Job.__table__.columns if column.name in {"request", *WebhookMessage.model_fields}
+        ]
+        job = connection.execute(sa.select(*columns).where(Job.job_id == event["job_id"])).mappings().one()
+        url = (job["request"] or {}).get("webhook_url") or self._webhook_url
         if not url:
             return
-        payload = {
-            "schema_version": 1,
-            "event": event["event"],
-            "at": at.isoformat(),
-            "job_id": event["job_id"],
-            "clip_index": event["clip_index"],
-            "num_clip": job.num_clip,
-            "num_frames": job.num_frames,
-            "labels": job.labels,
-            "detail": event["detail"],
-        }
-        names = ("job_id", "clip_index", "event")
-        row = {name: event[name] for name in names} | {"url": str(url), "payload": payload}
-        connection.execute(insert(Notification).values(storable(row)))
+        message = WebhookMessage.model_validate({**job, **event})
+        row = {name: event[name] for name in ("job_id", "clip_index", "event")}
+        connection.execute(
+            insert(Notification).values(**row, url=storable(str(url)), payload=message.model_dump(mode="json"))
+        )
 
 
 class NotificationRepository(Repository):

@@ -82,7 +82,7 @@ def run_command(task: Any, *arguments: str) -> dict[str, Any]:
     try:
         return command.run()
     except StepFailedError as failure:
-        raise (AirflowFailException if failure.is_permanent else AirflowException)(failure.message) from None
+        raise (AirflowFailException if failure.fault == "permanent" else AirflowException)(failure.message) from None
 
 
 def start_waiting_jobs(task: Any) -> dict[str, int]:

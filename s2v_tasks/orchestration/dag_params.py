@@ -1,4 +1,4 @@
-"""The form of the DAG, generated from the request schema: what a request is, is said once, in `schemas.request`."""
+"""Generate the form of the DAG from the fields of a request in `schemas.request`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,31 +10,6 @@ from s2v_tasks.schemas.job import JOB_ID_PATTERN, PRIORITIES
 from s2v_tasks.schemas.preset import Preset, load_presets
 from s2v_tasks.schemas.request import Request
 from s2v_tasks.settings import config_dir, load_settings
-
-INPUTS, WHAT_TO_MAKE, LONG_VIDEOS = "Inputs", "What to make", "Long videos"
-BOOKKEEPING, RERUN, SAMPLING = "Budget and bookkeeping", "Rerun", "Sampling"
-_SECTIONS = {
-    "image_uri": INPUTS,
-    "audio_uri": INPUTS,
-    "pose_video_uri": INPUTS,
-    "prompt": WHAT_TO_MAKE,
-    "preset": WHAT_TO_MAKE,
-    "size": WHAT_TO_MAKE,
-    "num_clip": WHAT_TO_MAKE,
-    "continuity": LONG_VIDEOS,
-    "min_chain_seconds": LONG_VIDEOS,
-    "max_chain_seconds": LONG_VIDEOS,
-    "transition": LONG_VIDEOS,
-    "clips_per_pod": LONG_VIDEOS,
-    "priority": BOOKKEEPING,
-    "labels": BOOKKEEPING,
-    "max_gpu_seconds": BOOKKEEPING,
-    "max_cost": BOOKKEEPING,
-    "webhook_url": BOOKKEEPING,
-    "parent_job_id": RERUN,
-    "from_clip": RERUN,
-    "job_id": RERUN,
-}
 
 _LABELS = {
     "continuity": {
@@ -69,7 +44,7 @@ def request_params(presets: Mapping[str, Preset], prefill: Mapping[str, Any]) ->
         description="Empty: made from the run id. An earlier job's id resumes it and reuses its finished clips.",
         type=["null", "string"],
         pattern=JOB_ID_PATTERN,
-        section=_SECTIONS["job_id"],
+        section="Rerun",
     )
     return params
 
@@ -81,7 +56,6 @@ def _param(name: str, schema: dict[str, Any], presets: Mapping[str, Preset], pre
             keywords |= alternative | {"type": ["null", alternative["type"]]}
             if "enum" in alternative:  # JSON schema: null must be a member too
                 keywords["enum"] = [*alternative["enum"], None]
-    keywords["section"] = _SECTIONS.get(name, SAMPLING)
     if name in _LABELS:
         keywords["values_display"] = _LABELS[name]
     if name == "prompt":

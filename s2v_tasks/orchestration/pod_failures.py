@@ -1,28 +1,25 @@
-"""Cause of a failed pod, in one sentence, and whether a retry is useful. Knows pods, not Airflow.
+"""Find the cause of a failed pod, in one sentence, and the fault that decides about retries (`retry_policy`).
 
-| What happened | What follows |
+| cause | fault |
 |---|---|
-| the step said why, with exit code 2, 65 or 78 | no retry: bad input or bad configuration |
-| more memory (OOMKilled) or disk (Evicted) than its limits | no retry: after an hour of GPU it would again |
-| no node took the pod within the time for it | no retry: that time is the patience of the installation |
-| the image's name is no image name | no retry |
-| the step said why, with exit code 75 | retry, as the cluster's fault: preempted with its state saved, or S3 was away |
-| evicted, preempted, refused by its node, node lost, killed, pod deleted or gone | retry, as the cluster's fault |
-| the quota of the namespace is used up, the API is busy or does not answer | retry, as the cluster's fault |
-| the registry does not answer | retry, as the cluster's fault |
-| pod refused, no such image, start or run too slow, any other exit | retry, as the step's own fault |
+| the step reported a reason and an exit code | that of the exit code |
+| more memory (OOMKilled) or disk (Evicted) than its limits | permanent: it would fail again after an hour of GPU time |
+| no node took the pod within S2V_POD_SCHEDULE_SECONDS | permanent |
+| the name of the image is not valid | permanent |
+| evicted, preempted, refused by its node, node lost, killed, pod deleted or gone | environment |
+| the quota of the namespace is used up, the API is busy or does not answer | environment |
+| the registry does not answer | environment |
+| pod refused, no such image, start or run too slow, any other exit | step |
 """
 
 import json
 import re
 import signal
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from s2v_tasks.orchestration.retry_policy import EXIT_TRY_AGAIN
-from s2v_tasks.orchestration.step_commands import PERMANENT_EXIT_CODES, last_words
-
-Fault = Literal["permanent", "step", "cluster"]
+from s2v_tasks.orchestration.retry_policy import Fault
+from s2v_tasks.orchestration.step_commands import last_words
 
 _KILLED = {128 + number: number.name for number in (signal.SIGKILL, signal.SIGTERM)}
 _SERVER_ERROR = 500
@@ -55,7 +52,7 @@ def judge(pod: Any | None, container: str, seen: str) -> PodFailure:
         return PodFailure(
             "The pod is gone: it was deleted, or its node was lost. The next try goes on from what was saved. "
             f"({_last_line(seen)})",
-            "cluster",
+            "environment",
         )
     states = [s.state for s in pod.status.container_statuses or [] if s.name == container]
     terminated, waiting = (states[0].terminated, states[0].waiting) if states else (None, None)
@@ -89,26 +86,25 @@ def _beyond_its_limits(pod: Any, container: str, terminated: Any | None) -> PodF
 
 def _said_by_step(terminated: Any | None) -> PodFailure | None:
     words = last_words(terminated.message or "") if terminated is not None else None
-    if words is None:
-        return None
-    if words.exit_code in PERMANENT_EXIT_CODES:
-        return PodFailure(words.message, "permanent", said_by_step=True)
-    fault: Fault = "cluster" if words.exit_code == EXIT_TRY_AGAIN else "step"
-    return PodFailure(words.message, fault, said_by_step=True)
+    return None if words is None else PodFailure(words.message, words.fault, said_by_step=True)
 
 
 def _done_by_cluster(pod: Any, seen: str) -> PodFailure | None:
     name, status = pod.metadata.name, pod.status
     if status.reason in _TAKEN_AWAY:
-        return PodFailure(f"Pod {name} was taken away ({status.reason}): {status.message or 'no message'}", "cluster")
+        return PodFailure(
+            f"Pod {name} was taken away ({status.reason}): {status.message or 'no message'}", "environment"
+        )
     if status.reason == "DeadlineExceeded":
         return PodFailure(f"Pod {name} ran longer than its deadline: {status.message or seen}", "step")
     # A kubelet refuses for its own reasons: a device plugin that is not up yet, a node that has filled meanwhile.
     if status.phase == "Failed" and status.reason and not status.container_statuses:
-        return PodFailure(f"The node refused pod {name} ({status.reason}): {status.message or 'no message'}", "cluster")
+        return PodFailure(
+            f"The node refused pod {name} ({status.reason}): {status.message or 'no message'}", "environment"
+        )
     # The kubelet may have forgotten how its container ended, and a step that was just starting dies without a word.
     if pod.metadata.deletion_timestamp and status.phase != "Pending":
-        return PodFailure(f"Pod {name} was deleted. The next try goes on from what was saved.", "cluster")
+        return PodFailure(f"Pod {name} was deleted. The next try goes on from what was saved.", "environment")
     return None
 
 
@@ -116,7 +112,7 @@ def _ended(pod: Any, terminated: Any | None) -> PodFailure | None:
     name = pod.metadata.name
     if terminated is not None and terminated.exit_code in _KILLED:
         by = _KILLED[terminated.exit_code]
-        return PodFailure(f"The step in pod {name} was killed ({by}) before it could say why.", "cluster")
+        return PodFailure(f"The step in pod {name} was killed ({by}) before it could say why.", "environment")
     if terminated is not None and terminated.exit_code:
         last = _last_line(terminated.message or "")
         return PodFailure(f"The step in pod {name} exited with code {terminated.exit_code}: {last}", "step")
@@ -140,12 +136,12 @@ def not_created(error: Exception) -> PodFailure:
     except (ValueError, KeyError, TypeError):
         reason = str(error)
     passes = int(status) >= _SERVER_ERROR or int(status) in _BUSY or _QUOTA_USED_UP in reason
-    return PodFailure(f"The pod was refused ({status}): {reason}", "cluster" if passes else "step")
+    return PodFailure(f"The pod was refused ({status}): {reason}", "environment" if passes else "step")
 
 
 def not_answered(error: Exception) -> PodFailure:
     """The Kubernetes API is away; the pod, if there is one, goes on without us, and the next try finds it."""
-    return PodFailure(f"The Kubernetes API did not answer: {_last_line(str(error))}", "cluster")
+    return PodFailure(f"The Kubernetes API did not answer: {_last_line(str(error))}", "environment")
 
 
 def _last_line(text: str) -> str:
@@ -158,7 +154,7 @@ def _never_started(pod: Any, waiting: Any | None, seen: str) -> PodFailure:
     if waiting is not None and "mage" in (waiting.reason or ""):
         fault: Fault = "permanent" if waiting.reason in _NO_IMAGE_NAME else "step"
         if _REGISTRY_AWAY.search(waiting.message or ""):
-            fault = "cluster"
+            fault = "environment"
         image = pod.spec.containers[0].image
         return PodFailure(
             f"Image {image!r} cannot be pulled ({waiting.reason}: {waiting.message}): check its name in the pod's "

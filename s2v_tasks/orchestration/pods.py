@@ -31,7 +31,7 @@ from s2v_tasks import __version__
 from s2v_tasks.errors import ConfigurationError
 from s2v_tasks.orchestration.clip_sensor import DEFERRED_POLL_SECONDS
 from s2v_tasks.orchestration.pod_failures import PodFailure, judge, not_answered, not_created
-from s2v_tasks.orchestration.retry_policy import is_one_too_many, working_time
+from s2v_tasks.orchestration.retry_policy import is_final, working_time
 from s2v_tasks.orchestration.step_commands import job_id_of, num_processes, record_failure, step_arguments
 from s2v_tasks.orchestration.step_operators import CloseJobOperator
 from s2v_tasks.schemas.steps import HEAVY_STEPS, Step
@@ -144,9 +144,8 @@ class StepPodOperator(KubernetesPodOperator):  # type: ignore[misc]
         """Return the exception that fails this try, or the task finally; the reason is then stored."""
         if not failure.said_by_step:
             record_failure(self.step, context, self.clip, failure.message, self.log.info)
-        # What the cluster did to the step is not counted.
-        is_final = failure.fault == "permanent" or (failure.fault == "step" and is_one_too_many(context))
-        return (AirflowFailException if is_final else AirflowException)(failure.message)
+        give_up = is_final(failure.fault, context)
+        return (AirflowFailException if give_up else AirflowException)(failure.message)
 
 
 class CloseJobOfPodsOperator(CloseJobOperator):

@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from s2v_tasks.orchestration.retry_policy import Fault, fault_of
 from s2v_tasks.parent_death import end_with_parent
 from s2v_tasks.schemas.job import job_id_of_run
 from s2v_tasks.schemas.steps import CLIP_WAIT_TASK, CLOSE_JOB, RECORD_FAILURE, STAGE_INPUTS, Step
@@ -29,8 +30,6 @@ ERROR_FILE_VARIABLE = "STEP_ERROR_FILE"
 # A render ends at its next forward (of an H100 at 14B: 5 to 20 s), saves its state and uploads it before it ends.
 TERMINATION_GRACE_SECONDS = 90.0
 _POLL_SECONDS = 0.5
-# Exit codes after which the same call would fail again: usage (2), bad input (65), configuration (78).
-PERMANENT_EXIT_CODES = frozenset({2, 65, 78})
 
 
 def step_arguments(step: Step, context: Mapping[str, Any], clip: Mapping[str, Any] | None = None) -> list[str]:
@@ -90,9 +89,9 @@ class StepFailedError(Exception):
         self.said_by_step = said_by_step  # and therefore already stored
 
     @property
-    def is_permanent(self) -> bool:
-        """Return True if a retry is pointless."""
-        return self.exit_code in PERMANENT_EXIT_CODES
+    def fault(self) -> Fault:
+        """Return the fault, which decides about retries."""
+        return fault_of(self.exit_code)
 
 
 def last_words(text: str) -> StepFailedError | None:

@@ -7,7 +7,7 @@ from airflow.sdk import BaseOperator, Context
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from s2v_tasks.orchestration.operator_links import LINKS_OF_STEP
-from s2v_tasks.orchestration.retry_policy import EXIT_TRY_AGAIN, is_one_too_many, retries, working_time
+from s2v_tasks.orchestration.retry_policy import is_final, retries, working_time
 from s2v_tasks.orchestration.step_commands import (
     StepFailedError,
     StepProcess,
@@ -60,9 +60,8 @@ class StepOperator(BaseOperator):  # type: ignore[misc]
         except StepFailedError as failure:
             if not failure.said_by_step:
                 record_failure(self.step, context, self.clip, failure.message, self.log.info)
-            is_own = failure.exit_code != EXIT_TRY_AGAIN
-            is_final = failure.is_permanent or (is_own and is_one_too_many(context))
-            raise (AirflowFailException if is_final else AirflowException)(failure.message) from None
+            give_up = is_final(failure.fault, context)
+            raise (AirflowFailException if give_up else AirflowException)(failure.message) from None
         for asset in self.outlets:
             context["outlet_events"][asset].extra = result
         return result[self.result_key] if self.result_key else result

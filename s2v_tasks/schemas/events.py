@@ -1,6 +1,12 @@
-"""Names of the events of a job, as the database stores them and webhooks send them."""
+"""Events of a job: their names, and the webhook message about some of them.
+
+The database stores the names, and webhooks send them.
+"""
 
 from enum import StrEnum
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
 
 
 class JobEvent(StrEnum):
@@ -29,3 +35,22 @@ class JobEvent(StrEnum):
 NOTIFIED_EVENTS = frozenset({
     JobEvent.JOB_STARTED, JobEvent.CLIP_SUCCEEDED, JobEvent.JOB_SUCCEEDED, JobEvent.JOB_FAILED, JobEvent.JOB_CANCELLED,
 })  # fmt: skip
+
+
+class WebhookMessage(BaseModel):
+    """The body of a webhook message (docs/how-to/webhooks.md).
+
+    A field with the name of a column of the table `jobs` has the value of the job, the others that of the event.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    schema_version: Literal[1] = 1
+    event: JobEvent
+    at: str
+    job_id: str
+    clip_index: int | None
+    num_clip: int | None
+    num_frames: int | None
+    labels: dict[str, Any]
+    detail: dict[str, Any]

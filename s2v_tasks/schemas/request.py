@@ -6,7 +6,7 @@ this model.
 
 import re
 from collections.abc import Iterable
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
@@ -29,48 +29,57 @@ Continuity = Literal["chained", "cut"]
 Transition = Literal["cut", "crossfade"]
 
 
+def _section(title: str) -> Any:
+    return Field(json_schema_extra={"section": title})
+
+
+# Sections of the UI form.
+INPUTS, WHAT_TO_MAKE, LONG_VIDEOS = _section("Inputs"), _section("What to make"), _section("Long videos")
+BOOKKEEPING, RERUN, SAMPLING = _section("Budget and bookkeeping"), _section("Rerun"), _section("Sampling")
+
+
 class Request(BaseModel):
     """Parameters of one video. Omitted fields (None) take the value of the preset."""
 
     # JSON has no infinity.
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    image_uri: str = Field(
+    image_uri: Annotated[str, INPUTS] = Field(
         pattern=S3_URI_PATTERN,
         title="Reference image",
         description="S3 URI of a picture of the speaker: PNG, JPEG or WebP, 32 px to 40 megapixels (WebP: 20).",
     )
-    audio_uri: str = Field(
+    audio_uri: Annotated[str, INPUTS] = Field(
         pattern=S3_URI_PATTERN,
         title="Speech",
         description="S3 URI of the speech (WAV, MP3, FLAC, OGG, M4A ...). The video is as long as the speech.",
     )
-    pose_video_uri: str | None = Field(
+    pose_video_uri: Annotated[str | None, INPUTS] = Field(
         None,
         pattern=S3_URI_PATTERN,
         title="Pose video",
         description="Optional S3 URI of a pose video that guides the movement of the body. It is converted to 16 fps.",
     )
-    prompt: str = Field(
+    prompt: Annotated[str, WHAT_TO_MAKE] = Field(
         min_length=1,
         max_length=MAX_PROMPT_CHARACTERS,
         title="Prompt",
         description="Describe the picture, and how the person speaks and moves.",
     )
-    preset: str = Field(
+    preset: Annotated[str, WHAT_TO_MAKE] = Field(
         "balanced",
         pattern=r"^[a-z][a-z0-9_-]{0,31}$",
         title="Preset",
         description="A set of defaults for the fields that you leave empty.",
     )
-    num_clip: int | None = Field(
+    num_clip: Annotated[int | None, WHAT_TO_MAKE] = Field(
         None,
         ge=1,
         le=MAX_CLIPS,
         title="Number of clips",
         description="Empty: as many clips as the speech needs. A smaller number makes a preview of the beginning.",
     )
-    infer_frames: int | None = Field(
+    infer_frames: Annotated[int | None, SAMPLING] = Field(
         None,
         ge=16,
         le=120,
@@ -78,29 +87,31 @@ class Request(BaseModel):
         title="Frames per clip",
         description="Frames per clip at 16 fps: a multiple of 4, from 16 (1 s) to 120 (7.5 s).",
     )
-    sample_steps: int | None = Field(
+    sample_steps: Annotated[int | None, SAMPLING] = Field(
         None,
         ge=2,
         le=100,
         title="Solver steps",
         description="Denoising steps of each clip. More steps cost more time.",
     )
-    sample_guide_scale: float | None = Field(
+    sample_guide_scale: Annotated[float | None, SAMPLING] = Field(
         None,
         ge=1.0,
         le=20.0,
         title="Guidance scale",
         description="How strongly the video follows prompt and speech. 1 turns guidance off and halves the cost.",
     )
-    sample_shift: float | None = Field(
+    sample_shift: Annotated[float | None, SAMPLING] = Field(
         None,
         ge=1.0,
         le=20.0,
         title="Schedule shift",
         description="Shift of the noise schedule. Empty: 3 up to 480*832 pixels, 5 from 1024*704.",
     )
-    sample_solver: Solver | None = Field(None, title="Solver", description="unipc (default) or dpm++.")
-    size: str | None = Field(
+    sample_solver: Annotated[Solver | None, SAMPLING] = Field(
+        None, title="Solver", description="unipc (default) or dpm++."
+    )
+    size: Annotated[str | None, WHAT_TO_MAKE] = Field(
         None,
         pattern=SIZE_PATTERN,
         title="Size W*H",
@@ -108,25 +119,25 @@ class Request(BaseModel):
         "multiple of 32 from 128 to 1280, with at most 1280*720 pixels in total. The 14B model was trained for "
         "480*832 up to 1024*704 and 720p.",
     )
-    base_seed: int = Field(
+    base_seed: Annotated[int, SAMPLING] = Field(
         -1,
         ge=-1,
         le=2**63 - 1001,
         title="Seed",
         description="Seed of the first clip; clip k uses seed + k. -1: made from the job id, the same in a retry.",
     )
-    start_from_ref: bool = Field(
+    start_from_ref: Annotated[bool, SAMPLING] = Field(
         False,
         title="Start from the reference picture",
         description="The first clip of each chain begins with the reference picture itself.",
     )
-    continuity: Continuity = Field(
+    continuity: Annotated[Continuity, LONG_VIDEOS] = Field(
         "chained",
         title="Continuity",
         description="chained: each clip continues the clip before it. cut: the video starts again from the "
         "reference picture at pauses of the speech, so that a long video renders on several GPUs at once.",
     )
-    min_chain_seconds: float | None = Field(
+    min_chain_seconds: Annotated[float | None, LONG_VIDEOS] = Field(
         None,
         ge=2,
         le=600,
@@ -134,7 +145,7 @@ class Request(BaseModel):
         description="Only with continuity cut. Minimum seconds between two cuts. "
         f"Empty: {DEFAULT_MIN_CHAIN_SECONDS:g} s.",
     )
-    max_chain_seconds: float | None = Field(
+    max_chain_seconds: Annotated[float | None, LONG_VIDEOS] = Field(
         None,
         ge=4,
         le=1200,
@@ -142,54 +153,54 @@ class Request(BaseModel):
         description="Only with continuity cut. Maximum seconds between two cuts. A cut is forced if the speaker does "
         f"not pause. At least twice the minimum. Empty: {DEFAULT_MAX_CHAIN_SECONDS:g} s.",
     )
-    transition: Transition = Field(
+    transition: Annotated[Transition, LONG_VIDEOS] = Field(
         "cut",
         title="Transition",
         description="Only with continuity cut. cut: the picture changes at once; crossfade: within 250 ms.",
     )
-    clips_per_pod: int = Field(
+    clips_per_pod: Annotated[int, LONG_VIDEOS] = Field(
         1,
         ge=1,
         le=16,
         title="Clips per pod",
         description="Number of consecutive clips that one process renders; it loads the model once for all of them.",
     )
-    priority: Priority = Field(
+    priority: Annotated[Priority, BOOKKEEPING] = Field(
         DEFAULT_PRIORITY, title="Priority", description="Jobs of higher priority get a free GPU first."
     )
-    labels: dict[str, str] = Field(
+    labels: Annotated[dict[str, str], BOOKKEEPING] = Field(
         {},
         max_length=MAX_LABELS,
         title="Labels",
         description=f"At most {MAX_LABELS} names and values, to find jobs and to sum up their cost. Each has up to 63 "
         'letters, digits, dots, dashes and underscores, for example {"team": "news"}.',
     )
-    max_gpu_seconds: float | None = Field(
+    max_gpu_seconds: Annotated[float | None, BOOKKEEPING] = Field(
         None,
         gt=0,
         title="Maximum GPU-seconds",
         description="A plan that needs more is refused before rendering begins.",
     )
-    max_cost: float | None = Field(
+    max_cost: Annotated[float | None, BOOKKEEPING] = Field(
         None,
         gt=0,
         title="Maximum cost",
         description="In the currency of the configured GPU. A plan that costs more is refused before rendering begins.",
     )
-    webhook_url: str | None = Field(
+    webhook_url: Annotated[str | None, BOOKKEEPING] = Field(
         None,
         pattern=WEBHOOK_URL_PATTERN,
         max_length=1000,
         title="Webhook",
         description="Optional http(s) URL that gets a message when the job starts, a clip is done, or the job ends.",
     )
-    parent_job_id: str | None = Field(
+    parent_job_id: Annotated[str | None, RERUN] = Field(
         None,
         pattern=JOB_ID_PATTERN,
         title="Earlier job",
         description="Rerun: the job to reuse. Its clips before `from_clip` are kept, with its frames, size and seeds.",
     )
-    from_clip: int | None = Field(
+    from_clip: Annotated[int | None, RERUN] = Field(
         None,
         ge=0,
         lt=MAX_CLIPS,

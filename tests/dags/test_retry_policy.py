@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from s2v_tasks.orchestration.retry_policy import OWN_FAILURES, is_one_too_many, retries
+from s2v_tasks.orchestration.retry_policy import OWN_FAILURES, is_final, retries
 from s2v_tasks.orchestration.step_operators import step_task
 from s2v_tasks.schemas.steps import CLOSE_JOB, PUBLISH, RENDER_CLIP, STAGE_INPUTS
 from s2v_tasks.settings import load_settings
@@ -47,6 +47,6 @@ def test_failures_of_the_step_itself_are_counted(monkeypatch: pytest.MonkeyPatch
     """Two are tried again and the third is final; a person who clears the task gives it as many again."""
     context = {"task_state_store": Store(), "ti": SimpleNamespace(max_tries=6)}
     assert OWN_FAILURES == 2
-    assert [is_one_too_many(context) for _ in range(4)] == [False, False, True, True]
+    assert [is_final("step", context) for _ in range(4)] == [False, False, True, True]
     context["ti"] = SimpleNamespace(max_tries=13)
-    assert [is_one_too_many(context) for _ in range(3)] == [False, False, True]
+    assert [is_final("step", context) for _ in range(3)] == [False, False, True]

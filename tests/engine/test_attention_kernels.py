@@ -2,6 +2,7 @@
 
 from importlib import metadata
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from s2v_tasks.engine.models import attention_kernels
 from s2v_tasks.engine.models.attention import SelfAttention
 from s2v_tasks.engine.models.attention_kernels import ATTENTION_KERNELS, attention_kernel, kernel_name, sdpa
 from s2v_tasks.errors import ConfigurationError
+from s2v_tasks.settings import AttentionKernel
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 # A package whose function takes tokens before heads, like the real ones, and keeps the shapes that it was given.
@@ -23,6 +25,11 @@ def flash_attn_func(q, k, v):
     heads_first = [x.transpose(1, 2) for x in (q, k, v)]
     return F.scaled_dot_product_attention(*heads_first).transpose(1, 2), None
 """
+
+
+def test_the_setting_offers_every_kernel() -> None:
+    """S2V_ATTENTION takes the names of the kernels, in their order, and auto."""
+    assert get_args(AttentionKernel) == ("auto", *ATTENTION_KERNELS)
 
 
 def qkv(queries: int = 5, keys: int = 7) -> tuple[Tensor, Tensor, Tensor]:

@@ -77,7 +77,7 @@ def test_a_cancelled_job_leaves_no_process_and_keeps_its_clips(
     worker.join(300)
     assert not worker.is_alive()
     assert processes_of(JOB) == []
-    assert [failure.is_permanent for failure in failures] == [True]
+    assert [failure.fault for failure in failures] == ["permanent"]
 
     assert run("close_job")["status"] == "cancelled"
     job = metadata.jobs.get(JOB)

@@ -38,7 +38,7 @@ def words(exit_code: int) -> str:
 
 
 @pytest.mark.parametrize(
-    ("exit_code", "fault"), [(65, "permanent"), (78, "permanent"), (2, "permanent"), (75, "cluster"), (1, "step")]
+    ("exit_code", "fault"), [(65, "permanent"), (78, "permanent"), (2, "permanent"), (75, "environment"), (1, "step")]
 )
 def test_a_step_that_spoke_is_quoted(exit_code: int, fault: str) -> None:
     """Its sentence is the message, its own exit code decides (torchrun's is always 1), and it is on record already."""
@@ -57,10 +57,10 @@ def test_out_of_memory_is_final_whatever_the_survivors_say() -> None:
 @pytest.mark.parametrize(
     ("status", "fault", "expected"),
     [
-        ({"phase": "Failed", "reason": "Evicted", "message": "low on disk"}, "cluster", r"Evicted.*low on disk"),
+        ({"phase": "Failed", "reason": "Evicted", "message": "low on disk"}, "environment", r"Evicted.*low on disk"),
         (
             {"phase": "Failed", "reason": "Evicted", "message": "The node was low on resource: ephemeral-storage. "},
-            "cluster",
+            "environment",
             "Evicted.*low on resource",
         ),
         (
@@ -93,24 +93,24 @@ def test_out_of_memory_is_final_whatever_the_survivors_say() -> None:
         ),
         (
             {"phase": "Failed", "reason": "OutOfmemory", "message": "Node: what it requests exceeds the free limit"},
-            "cluster",
+            "environment",
             r"node refused pod render-clip-x \(OutOfmemory\)",
         ),
         (
             {"phase": "Failed", "reason": "UnexpectedAdmissionError", "message": "Allocate failed: no healthy devices"},
-            "cluster",
+            "environment",
             r"node refused pod render-clip-x \(UnexpectedAdmissionError\): Allocate failed: no healthy devices",
         ),
-        ({"phase": "Failed", "reason": "NodeLost"}, "cluster", "NodeLost"),
-        ({"phase": "Failed", "reason": "OutOfcpu"}, "cluster", r"node refused pod .* \(OutOfcpu\): no message"),
+        ({"phase": "Failed", "reason": "NodeLost"}, "environment", "NodeLost"),
+        ({"phase": "Failed", "reason": "OutOfcpu"}, "environment", r"node refused pod .* \(OutOfcpu\): no message"),
         ({"phase": "Failed", "reason": "DeadlineExceeded"}, "step", "longer than its deadline: Traceback\nseen last$"),
         (
             {"phase": "Failed", "reason": "DeadlineExceeded", "message": "active longer than 600 s"},
             "step",
             "longer than its deadline: active longer than 600 s$",
         ),
-        ({"phase": "Failed", "state": ended(137)}, "cluster", "SIGKILL"),
-        ({"phase": "Failed", "state": ended(143)}, "cluster", "SIGTERM"),
+        ({"phase": "Failed", "state": ended(137)}, "environment", "SIGKILL"),
+        ({"phase": "Failed", "state": ended(143)}, "environment", "SIGTERM"),
         ({"phase": "Failed", "state": ended(3, "no such file")}, "step", "code 3: no such file"),
         (
             {"phase": "Pending", "state": {"waiting": {"reason": "ErrImagePull", "message": "not found"}}},
@@ -124,7 +124,7 @@ def test_out_of_memory_is_final_whatever_the_survivors_say() -> None:
                     "waiting": {"reason": "ErrImagePull", "message": "dial tcp 10.0.0.9:443: connection refused"}
                 },
             },
-            "cluster",
+            "environment",
             "cannot be pulled .*connection refused",
         ),
         (
@@ -191,7 +191,7 @@ def test_a_pod_that_died_without_a_word_is_judged_by_what_the_cluster_says(
 def test_a_pod_that_is_gone_is_the_clusters_fault() -> None:
     """Somebody deleted it, or its node went away."""
     failure = judge(None, "base", "Pod s2v/x not found")
-    assert (failure.fault, "not found" in failure.message) == ("cluster", True)
+    assert (failure.fault, "not found" in failure.message) == ("environment", True)
 
 
 @pytest.mark.parametrize("state", [{"waiting": {"reason": "ContainerCreating"}}, ended(1, "SignalException: 15")])
@@ -200,7 +200,7 @@ def test_a_deleted_pod_is_the_clusters_fault_however_it_ended(state: dict[str, A
     deleted = pod(state, phase="Failed")
     deleted.metadata.deletion_timestamp = datetime.now(UTC)
     failure = judge(deleted, "base", "seen")
-    assert (failure.fault, "was deleted" in failure.message) == ("cluster", True)
+    assert (failure.fault, "was deleted" in failure.message) == ("environment", True)
 
 
 def test_a_deleted_pod_that_never_had_its_image_is_still_the_steps_fault() -> None:
@@ -218,7 +218,7 @@ def test_a_deleted_pod_that_never_had_its_image_is_still_the_steps_fault() -> No
 def test_each_way_to_take_a_pod_away_is_the_clusters_fault(reason: str) -> None:
     """The reason is quoted; what the container said with its last breath is not the step's failure."""
     failure = judge(pod(ended(1, "SignalException: 15"), phase="Failed", reason=reason), "base", "seen")
-    assert (failure.fault, f"({reason}): no message" in failure.message) == ("cluster", True)
+    assert (failure.fault, f"({reason}): no message" in failure.message) == ("environment", True)
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_each_way_to_take_a_pod_away_is_the_clusters_fault(reason: str) -> None:
 def test_a_registry_that_is_away_is_the_clusters_fault(message: str) -> None:
     """Its name is right, so waiting helps."""
     waiting = {"waiting": {"reason": "ErrImagePull", "message": message}}
-    assert judge(pod(waiting, phase="Pending"), "base", "seen").fault == "cluster"
+    assert judge(pod(waiting, phase="Pending"), "base", "seen").fault == "environment"
 
 
 @pytest.mark.parametrize("reason", ["InvalidImageName", "ErrImageNeverPull"])
@@ -323,7 +323,7 @@ def test_a_refusal_without_a_message_is_told_by_its_status(body: str) -> None:
 
 def test_a_server_error_of_500_passes() -> None:
     """The smallest of them, and the largest error that is the client's own."""
-    assert [not_created(ApiException(status=status)).fault for status in (499, 500)] == ["step", "cluster"]
+    assert [not_created(ApiException(status=status)).fault for status in (499, 500)] == ["step", "environment"]
 
 
 QUOTA = (
@@ -335,14 +335,14 @@ QUOTA = (
 @pytest.mark.parametrize(
     ("status", "message", "fault"),
     [
-        (403, QUOTA, "cluster"),
+        (403, QUOTA, "environment"),
         (403, 'pods is forbidden: User "airflow-worker" cannot create resource "pods"', "step"),
         (403, 'pods "x" is forbidden: violates PodSecurity "restricted:latest": runAsNonRoot != true', "step"),
         (403, 'pods "x" is forbidden: failed quota: gpus: must specify limits.cpu for: base', "step"),
-        (409, 'Operation cannot be fulfilled on resourcequotas "gpus": the object has been modified', "cluster"),
-        (429, "Too many requests, please try again later.", "cluster"),
+        (409, 'Operation cannot be fulfilled on resourcequotas "gpus": the object has been modified', "environment"),
+        (429, "Too many requests, please try again later.", "environment"),
         (422, 'Pod "x" is invalid: spec.containers[0].image: Required value', "step"),
-        (503, "etcdserver: leader changed", "cluster"),
+        (503, "etcdserver: leader changed", "environment"),
     ],
 )
 def test_a_refused_pod_says_why(status: int, message: str, fault: str) -> None:
@@ -355,6 +355,6 @@ def test_a_refused_pod_says_why(status: int, message: str, fault: str) -> None:
 
 def test_an_api_that_does_not_answer_refuses_nothing() -> None:
     """It is the cluster's fault, and the answer of a proxy in its place is quoted."""
-    assert not_created(ApiException(status=503)).fault == "cluster"
+    assert not_created(ApiException(status=503)).fault == "environment"
     assert not_created(HTTPError("refused")) == not_answered(HTTPError("refused"))
-    assert not_answered(HTTPError("refused")).fault == "cluster"
+    assert not_answered(HTTPError("refused")).fault == "environment"

@@ -70,11 +70,13 @@ def test_a_step_without_result_is_a_failure() -> None:
     assert "instead of its JSON result" in failure_of("print('done')").message
 
 
-@pytest.mark.parametrize(("code", "permanent"), [(65, True), (78, True), (2, True), (75, False), (1, False)])
-def test_exit_codes_decide_whether_a_retry_makes_sense(code: int, permanent: bool) -> None:
+@pytest.mark.parametrize(
+    ("code", "fault"), [(65, "permanent"), (78, "permanent"), (2, "permanent"), (75, "environment"), (1, "step")]
+)
+def test_exit_codes_decide_whether_a_retry_makes_sense(code: int, fault: str) -> None:
     """Bad input, bad configuration and wrong usage are permanent; all else may pass."""
     failure = failure_of(f"import sys; print('why', file=sys.stderr); sys.exit({code})")
-    assert (failure.exit_code, failure.is_permanent) == (code, permanent)
+    assert (failure.exit_code, failure.fault) == (code, fault)
     assert "why" in failure.message
 
 
@@ -87,7 +89,7 @@ def test_the_error_file_tells_what_torchrun_hides() -> None:
 def test_a_killed_step_is_retried() -> None:
     """SIGKILL, as the kernel sends it when memory is short, is not a permanent failure."""
     failure = failure_of("import os; os.kill(os.getpid(), 9)")
-    assert not failure.is_permanent
+    assert failure.fault == "step"
     assert "SIGKILL" in failure.message
 
 

@@ -77,7 +77,7 @@ class SecurityHeaders:
         self._app = app
         media = f"'self' {quote(media_origin, safe=':/.[]-')}" if media_origin else "'self'"
         policy = (
-            f"default-src 'none'; script-src 'self'; style-src 'self'; img-src {media}; media-src {media}; "
+            f"default-src 'none'; script-src 'self'; style-src 'self'; img-src {media} blob:; media-src {media} blob:; "
             "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'self'"
         )
         self._headers = [

@@ -12,6 +12,7 @@ from s2v_tasks.schemas.steps import JOB_DAG
 from s2v_tasks.web.access import can_act
 from s2v_tasks.web.live import card_state, json_with_etag
 from s2v_tasks.web.rendering import page
+from s2v_tasks.web.runs import find_conf
 from s2v_tasks.web.services import SharedServices
 
 MAX_TEXT = 200
@@ -74,8 +75,6 @@ def of_run(
     """Redirect to the page of the job of a DAG run; the tab of a run shows it."""
     if dag_id != JOB_DAG:
         return page(request, "no_video.html", run_id=None)
-    from s2v_tasks.web.runs import find_conf
-
     job_id = services.metadata.gallery.job_of_run(run_id)
     if job_id is None:
         conf = find_conf(run_id)

@@ -33,11 +33,11 @@ def duration(seconds: float | None) -> str:
 
 
 def money(amount: float | None, currency: str | None) -> str:
-    """Return an amount with at least two significant digits."""
+    """Return an amount with two decimals, or with two digits that count where it is smaller than 0.1."""
     if amount is None:
         return ""
-    digits = 2 if amount >= 0.1 or amount == 0 else 4
-    return f"{amount:.{digits}f} {currency or ''}".rstrip()
+    figure = f"{amount:.2f}" if amount >= 0.1 or amount == 0 else f"{amount:.2g}"
+    return f"{figure}\N{NO-BREAK SPACE}{currency}" if currency else figure
 
 
 def age(at: datetime | None) -> str:

@@ -1,17 +1,103 @@
 """DAG runs of jobs, with Airflow's own database session: this runs inside the API server."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
+from airflow.api.common.trigger_dag import trigger_dag
+from airflow.api_fastapi.core_api.datamodels.dag_run import DagRunMutableStates
+from airflow.api_fastapi.core_api.services.public.dag_run import patch_dag_run_state
+from airflow.exceptions import DagNotFound, DagRunAlreadyExists
+from airflow.models.dag import DagModel
+from airflow.models.dagbag import DBDagBag
 from airflow.models.dagrun import DagRun
 from airflow.utils.session import create_session
+from airflow.utils.state import DagRunState
+from airflow.utils.types import DagRunTriggeredByType
 
+from s2v_tasks.errors import ConfigurationError, PermanentError
+from s2v_tasks.schemas.job import job_id_of_run, run_id_of_start
+from s2v_tasks.schemas.request import Request
+from s2v_tasks.schemas.request_parsing import refuse_other_request
 from s2v_tasks.schemas.steps import JOB_DAG
+
+_ACTIVE = (DagRunState.QUEUED, DagRunState.RUNNING)
+
+
+@dataclass(frozen=True)
+class StartedRun:
+    """The run of a job. `is_new`: it was started now. `dag_is_paused`: it waits until the DAG is unpaused."""
+
+    run_id: str
+    is_new: bool
+    dag_is_paused: bool
 
 
 def find_conf(run_id: str) -> dict[str, Any] | None:
     """Return the configuration of a run; None if there is no such run."""
-    statement = sa.select(DagRun.conf).where(DagRun.dag_id == JOB_DAG, DagRun.run_id == run_id)
+    found = _find(run_id)
+    return None if found is None else found[1]
+
+
+def start_run(job_id: str, request: Request, user: str) -> StartedRun:
+    """Start the run of a job unless it has one that runs or succeeded, as `s2v submit` does.
+
+    A job whose runs all failed gets another one. JobTakenError when the job id belongs to another request;
+    PermanentError when Airflow refuses the fields.
+    """
+    conf = request.model_dump(exclude_defaults=True) | {"job_id": job_id}
+    number = 1
+    while True:
+        run_id = run_id_of_start(job_id, number)
+        found = _find(run_id)
+        if found is None:
+            if _trigger(run_id, conf, user):
+                return StartedRun(run_id, True, _is_paused())
+            continue  # another was faster
+        state, earlier_conf = found
+        if state != DagRunState.FAILED:
+            refuse_other_request(job_id, conf, earlier_conf)
+            return StartedRun(run_id, False, _is_paused())
+        number += 1
+
+
+def end_runs(job_id: str) -> list[str]:
+    """End the runs of a job that have not ended, as failed; return their ids. Teardown tasks still run."""
+    ended = []
+    with create_session() as session:
+        active = sa.select(DagRun).where(DagRun.dag_id == JOB_DAG, DagRun.state.in_(_ACTIVE))
+        for run in session.scalars(active).unique():
+            if job_id_of_run(run.run_id, (run.conf or {}).get("job_id")) != job_id:
+                continue
+            dag = DBDagBag().get_dag_for_run(run, session=session)
+            if dag is None:
+                raise ConfigurationError(f"Airflow has no DAG {JOB_DAG!r} any more: give it the folder dags/.")
+            patch_dag_run_state(dag=dag, dag_run=run, state=DagRunMutableStates.FAILED, session=session)
+            ended.append(str(run.run_id))
+    return ended
+
+
+def _find(run_id: str) -> tuple[str, dict[str, Any]] | None:
+    """Return state and configuration of a run."""
+    statement = sa.select(DagRun.state, DagRun.conf).where(DagRun.dag_id == JOB_DAG, DagRun.run_id == run_id)
     with create_session() as session:
         row = session.execute(statement).one_or_none()
-    return None if row is None else dict(row[0] or {})
+    return None if row is None else (str(row[0]), dict(row[1] or {}))
+
+
+def _trigger(run_id: str, conf: dict[str, Any], user: str) -> bool:
+    """Start a run; return False if there is one with this id."""
+    try:
+        trigger_dag(JOB_DAG, triggered_by=DagRunTriggeredByType.UI, triggering_user_name=user, run_id=run_id, conf=conf)
+    except DagRunAlreadyExists:
+        return False
+    except DagNotFound:
+        raise ConfigurationError(f"Airflow has no DAG {JOB_DAG!r}: give it the folder dags/.") from None
+    except ValueError as error:  # ParamValidationError is one; its message ends with the schema
+        raise PermanentError(f"Airflow refuses the request: {str(error).partition(chr(10))[0]}") from None
+    return True
+
+
+def _is_paused() -> bool:
+    with create_session() as session:
+        return bool(session.scalar(sa.select(DagModel.is_paused).where(DagModel.dag_id == JOB_DAG)))

@@ -15,6 +15,7 @@ os.environ |= {
 }
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -37,6 +38,21 @@ def airflow_app() -> Any:
     return create_app(apps="core")
 
 
+@pytest.fixture(scope="session")
+def dag(airflow_app: Any) -> str:
+    """The DAG of the package in Airflow's database, as a DAG processor stores it."""
+    from airflow.dag_processing.bundles.manager import DagBundlesManager
+    from airflow.dag_processing.dagbag import DagBag, sync_bag_to_db
+
+    from s2v_tasks.schemas.steps import JOB_DAG
+
+    DagBundlesManager().sync_bundles_to_db()
+    bag = DagBag(str(Path(__file__).parents[2] / "dags" / f"{JOB_DAG}.py"), bundle_name="dags-folder")
+    assert bag.import_errors == {}
+    sync_bag_to_db(bag, "dags-folder", None)
+    return JOB_DAG
+
+
 @pytest.fixture
 def installation(
     s3_settings: Settings, postgres_url: str, monkeypatch: pytest.MonkeyPatch
@@ -51,6 +67,11 @@ def installation(
     yield shared.metadata, shared.store
     shared.metadata.close()
     services.cache_clear()
+    from airflow.models.dagrun import DagRun
+    from airflow.utils.session import create_session
+
+    with create_session() as session:
+        session.query(DagRun).delete()
 
 
 @pytest.fixture

@@ -27,6 +27,16 @@ READ = {
     "/static/{name}": "/static/videos.css",
     "/jobs/{job_id}/{file}": "/jobs/talk/video",
 }
+# Routes that change something: method and address.
+ACT = {
+    "/new": ("GET", "/new?from=talk"),
+    "/new/plan": ("POST", "/new/plan"),
+    "/new/start": ("POST", "/new/start"),
+    "/new/upload": ("POST", "/new/upload?name=a.png"),
+    "/job/{job_id}/cancel": ("POST", "/job/talk/cancel"),
+    "/job/{job_id}/retry": ("POST", "/job/talk/retry"),
+    "/job/{job_id}/rerun": ("POST", "/job/talk/rerun"),
+}
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 
@@ -42,7 +52,7 @@ def routes() -> dict[str, set[str]]:
 
 def test_the_table_names_every_route(installation: Any) -> None:
     """A new route without a row here fails, and no mounted application escapes the checks."""
-    assert routes() == {path: {"GET"} for path in READ}
+    assert routes() == {path: {"GET"} for path in READ} | {path: {method} for path, (method, _) in ACT.items()}
 
 
 def test_no_route_answers_without_a_login(login: Login, metadata: MetadataStore, store: ObjectStore) -> None:
@@ -50,12 +60,44 @@ def test_no_route_answers_without_a_login(login: Login, metadata: MetadataStore,
     add_job(metadata, store, "talk")
     nobody, forged = login(None), login(None)
     forged.cookies.set("_token", "e30.e30.e30")
-    for path, address in READ.items():
+    for path, (allowed, address) in (ACT | {path: ("GET", address) for path, address in READ.items()}).items():
         for method in METHODS:
             answer = nobody.request(method, f"/s2v{address}")
-            assert answer.status_code == (401 if method == "GET" else 405), (method, path)
+            assert answer.status_code == (401 if method == allowed else 405), (method, path)
             assert b"talk" not in answer.content
-        assert forged.get(f"/s2v{address}").status_code in {401, 403}, path
+        assert forged.request(allowed, f"/s2v{address}").status_code in {401, 403}, path
+
+
+def test_a_viewer_changes_nothing(login: Login, metadata: MetadataStore, store: ObjectStore) -> None:
+    """403 for every action, before its values are looked at; the pages of a viewer offer none."""
+    add_job(metadata, store, "talk")
+    before = metadata.gallery.last_event_id("talk")
+    viewer = login("vera")
+    for method, address in ACT.values():
+        assert viewer.request(method, f"/s2v{address}", json={"from_clip": 0}).status_code == 403, address
+    assert metadata.gallery.last_event_id("talk") == before
+    assert "data-action" not in viewer.get("/s2v/job/talk").text
+    assert "New video" not in viewer.get("/s2v/videos").text
+    assert "data-action" in login("edith").get("/s2v/job/talk").text
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"Sec-Fetch-Site": "cross-site"}, {"Sec-Fetch-Site": "same-site"}, {"Origin": "https://evil.example"}],
+    ids=["cross-site", "same-site", "origin"],
+)
+def test_a_page_of_another_site_changes_nothing(
+    login: Login, metadata: MetadataStore, store: ObjectStore, headers: dict[str, str]
+) -> None:
+    """A browser that another site directs to an action is refused, whatever account is logged in."""
+    add_job(metadata, store, "talk")
+    for method, address in ACT.values():
+        if method == "POST":
+            answer = login("adam").request(method, f"/s2v{address}", headers=headers, json={"from_clip": 0})
+            assert answer.status_code == 403, address
+    job = metadata.jobs.get("talk")
+    assert job is not None
+    assert job.cancel_requested_at is None
 
 
 @pytest.mark.parametrize("name", ["vera", "edith", "adam"])
@@ -91,7 +133,8 @@ def test_who_may_not_see_the_dag_sees_no_video(
 
     monkeypatch.setattr(SimpleAuthManager, "is_authorized_dag", deny)
     browser = login("edith")
-    assert {browser.get("/s2v" + address).status_code for address in READ.values()} == {403}
+    calls = [*ACT.values(), *(("GET", address) for address in READ.values())]
+    assert {browser.request(method, f"/s2v{address}").status_code for method, address in calls} == {403}
     assert set(asked) == {"speech_to_video"}
 
 

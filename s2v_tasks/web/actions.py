@@ -1,0 +1,146 @@
+"""Actions of people who may change runs: new job, cancel, retry, rerun. Each leaves an event with the user's name."""
+
+import json
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Depends, HTTPException, Query
+from fastapi import Request as HttpRequest
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from s2v_tasks.errors import PermanentError
+from s2v_tasks.metadata.tables import Job
+from s2v_tasks.schemas.events import JobEvent
+from s2v_tasks.schemas.job import JOB_ID_PATTERN, JobStatus, RestartableStatus, is_job_id, job_slug
+from s2v_tasks.schemas.manifest import fingerprint
+from s2v_tasks.schemas.preset import load_presets
+from s2v_tasks.schemas.request import Request
+from s2v_tasks.schemas.request_parsing import parse_request
+from s2v_tasks.settings import config_dir
+from s2v_tasks.storage.layout import JobLayout
+from s2v_tasks.storage.s3 import ObjectMissingError
+from s2v_tasks.web.access import User, may_change, may_start
+from s2v_tasks.web.estimates import PlanSummary, estimate
+from s2v_tasks.web.job_page import stored_plan
+from s2v_tasks.web.rendering import page
+from s2v_tasks.web.runs import end_runs, start_run
+from s2v_tasks.web.services import KnownJob, Services, SharedServices
+
+router = APIRouter()
+Fields = Annotated[dict[str, Any], Body()]
+# A copy leaves out what belongs to its origin.
+_NOT_COPIED = ("parent_job_id", "from_clip", "webhook_url", "job_id")
+_PLACEHOLDER = "not needed for a plan"
+
+
+class Rerun(BaseModel):
+    """Changes of a rerun; fields that are left out stay those of the earlier job."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    from_clip: int = Field(ge=0)
+    prompt: str | None = None
+    base_seed: int | None = None
+    sample_steps: int | None = None
+    sample_guide_scale: float | None = None
+
+
+@router.get("/new", dependencies=[Depends(may_start)])
+def new_job(
+    request: HttpRequest, services: SharedServices, copied: Annotated[str, Query(alias="from", max_length=63)] = ""
+) -> Response:
+    """Return the form of a new job, filled with the request of another one where the address names it."""
+    fields: dict[str, Any] = {}
+    if is_job_id(copied) and (job := services.metadata.jobs.get(copied)) is not None:
+        fields = {name: value for name, value in (job.request or {}).items() if value is not None}
+        fields = {name: value for name, value in fields.items() if name not in _NOT_COPIED}
+    presets = load_presets(config_dir(services.settings))
+    return page(request, "new.html", presets=presets, fields=fields, copied=copied if fields else "")
+
+
+@router.post("/new/plan", dependencies=[Depends(may_start)])
+def plan_job(fields: Fields, services: SharedServices) -> PlanSummary:
+    """Return the plan and the cost of a new job; nothing is stored."""
+    return estimate(services, parse_request({"prompt": _PLACEHOLDER} | _given(fields)))
+
+
+@router.post("/new/start", dependencies=[Depends(may_start)])
+def start_job(fields: Fields, services: SharedServices, user: User) -> Response:
+    """Start a new job. The same fields are the same job, which is started once."""
+    given = _given(fields)
+    job_id = given.pop("job_id", None)
+    request = parse_request(given)
+    if job_id is None:
+        name = job_slug(request.audio_uri.rpartition("/")[2].rpartition(".")[0]) or "job"
+        job_id = f"{name}-{fingerprint(request.model_dump())[:10]}"
+    elif not is_job_id(job_id):
+        raise PermanentError(f"The name {str(job_id)[:80]!r} is refused: expected {JOB_ID_PATTERN}.")
+    return _start(services, str(job_id), request, user, "submitted this video")
+
+
+@router.post("/job/{job_id}/cancel", dependencies=[Depends(may_change)])
+def cancel_job(job: KnownJob, services: SharedServices, user: User) -> Response:
+    """End a job: its steps stop, its finished clips are kept. Its end shows on the page some seconds later."""
+    if job.has_ended:
+        raise HTTPException(409, f"Job {job.job_id} has {job.status}: there is nothing to cancel.")
+    _leave_event(services, job.job_id, user, "cancelled this video")
+    services.metadata.jobs.request_cancel(job.job_id)
+    ended = end_runs(job.job_id)
+    if job.status == JobStatus.QUEUED and job.dag_run_id is None and not ended:
+        services.metadata.jobs.cancel(job.job_id)  # it waits in the queue: no step of it can report the end
+    return JSONResponse({"job_id": job.job_id, "ended_runs": ended}, 202)
+
+
+@router.post("/job/{job_id}/retry", dependencies=[Depends(may_start)])
+def retry_job(job: KnownJob, services: SharedServices, user: User) -> Response:
+    """Start a job again that failed or was cancelled; finished clips are reused."""
+    if job.status not in list(RestartableStatus):
+        raise HTTPException(409, f"Job {job.job_id} is {job.status}: expected a job that failed or was cancelled.")
+    request = parse_request({name: value for name, value in (job.request or {}).items() if value is not None})
+    return _start(services, job.job_id, request, user, "started this video again")
+
+
+@router.post("/job/{job_id}/rerun", dependencies=[Depends(may_start)])
+def rerun_job(job: KnownJob, changes: Rerun, services: SharedServices, user: User) -> Response:
+    """Start a new job that keeps the clips before `from_clip` and renders the others with changed fields."""
+    plan = stored_plan(services, job)
+    if plan is None:
+        raise HTTPException(409, f"Job {job.job_id} has no plan: expected a job that was planned.")
+    if changes.from_clip >= plan.num_clip:
+        raise PermanentError(f"from_clip {changes.from_clip}: expected 0 to {plan.num_clip - 1}.")
+    earlier = _stored_request(services, job)
+    fields = changes.model_dump(exclude_none=True, exclude={"from_clip"})
+    now = {"prompt": earlier.prompt, "base_seed": plan.base_seed} | plan.sampling.model_dump()
+    if changes.from_clip >= len(plan.inherited) and all(
+        value in (now[name], getattr(earlier, name)) for name, value in fields.items()
+    ):
+        raise PermanentError("Nothing is changed: give another prompt, seed, number of steps or guidance scale.")
+    changed = earlier.model_dump() | fields | {"parent_job_id": job.job_id, "from_clip": changes.from_clip}
+    request = parse_request(changed)
+    job_id = f"{job.job_id[:50].rstrip('-')}-r{fingerprint(request.model_dump())[:10]}"
+    return _start(services, job_id, request, user, f"made this video from clip {changes.from_clip + 1} of {job.job_id}")
+
+
+def _start(services: Services, job_id: str, request: Request, user: Any, action: str) -> Response:
+    services.metadata.jobs.check_request(job_id, request.model_dump(exclude_defaults=True), given_only=True)
+    started = start_run(job_id, request, user.get_name())
+    if started.is_new:
+        _leave_event(services, job_id, user, action)
+    answer = {"job_id": job_id, "run_id": started.run_id, "started": started.is_new}
+    return JSONResponse(answer | {"dag_is_paused": started.dag_is_paused}, 201 if started.is_new else 200)
+
+
+def _leave_event(services: Services, job_id: str, user: Any, action: str) -> None:
+    services.metadata.events.record(job_id, JobEvent.USER_ACTION, detail={"user": user.get_name(), "action": action})
+
+
+def _stored_request(services: Services, job: Job) -> Request:
+    try:
+        return parse_request(json.loads(services.store.get_bytes(JobLayout(job.job_id).request)))
+    except ObjectMissingError:
+        raise HTTPException(409, f"Job {job.job_id} has no stored request: its first step never ended.") from None
+
+
+def _given(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a form that are filled."""
+    return {name: value for name, value in fields.items() if value not in (None, "")}

@@ -1,0 +1,98 @@
+"""The plan and the cost of a new job before it is started: the command `s2v plan` on its input files."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from s2v_tasks.errors import PermanentError, TransientError
+from s2v_tasks.orchestration.step_commands import ERROR_FILE_VARIABLE, last_words
+from s2v_tasks.schemas.plan import Plan
+from s2v_tasks.schemas.request import Request
+from s2v_tasks.web.rendering import duration, money
+from s2v_tasks.web.services import Services
+
+_TIMEOUT_SECONDS = 180.0
+_WAIT_SECONDS = 20.0
+# Each decodes a picture and speech: hundreds of MB.
+_running = threading.BoundedSemaphore(2)
+_FIELDS = (
+    "preset", "num_clip", "infer_frames", "size", "base_seed", "sample_steps", "sample_guide_scale", "sample_shift",
+    "sample_solver", "continuity", "min_chain_seconds", "max_chain_seconds", "transition", "clips_per_pod",
+    "max_gpu_seconds", "max_cost",
+)  # fmt: skip
+
+
+class PlanSummary(BaseModel):
+    """The plan as the form shows it. `problem`: the reason for which such a job would be refused."""
+
+    model_config = ConfigDict(frozen=True)
+
+    num_clip: int
+    duration: str
+    size: str
+    gpu_time: str
+    cost: str
+    warnings: tuple[str, ...]
+    problem: str | None = None
+
+
+def estimate(services: Services, request: Request) -> PlanSummary:
+    """Return the plan that the request would get; PermanentError when an input is refused."""
+    if not _running.acquire(timeout=_WAIT_SECONDS):
+        raise TransientError("Other plans are being made: try again in some seconds.")
+    try:
+        with tempfile.TemporaryDirectory(prefix="s2v-plan-", dir=services.settings.work_dir) as folder:
+            return _estimate(services, request, Path(folder))
+    finally:
+        _running.release()
+
+
+def _estimate(services: Services, request: Request, folder: Path) -> PlanSummary:
+    limit = services.settings.max_input_bytes
+    image = services.store.fetch_uri(request.image_uri, folder / "image", limit)
+    audio = services.store.fetch_uri(request.audio_uri, folder / "audio", limit)
+    error_file = folder / "error.json"
+    command = [sys.executable, "-m", "s2v_tasks.cli", "plan", f"--image={image}", f"--audio={audio}", "--json"]
+    command += _options(request)
+    # As for a step: the configuration of Airflow holds the secrets of its database.
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW__", "_AIRFLOW"))}
+    try:
+        done = subprocess.run(
+            command,
+            env=inherited | {ERROR_FILE_VARIABLE: str(error_file)},
+            capture_output=True,
+            timeout=_TIMEOUT_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise TransientError(f"The plan was not made within {_TIMEOUT_SECONDS:.0f} s: try again.") from None
+    failure = last_words(error_file.read_text()) if error_file.exists() else None
+    problem = failure.message if failure else None
+    if not done.stdout:
+        raise PermanentError(problem or f"`s2v plan` ended with exit code {done.returncode}: see the log of Airflow.")
+    return _summary(Plan.model_validate(json.loads(done.stdout)), problem)
+
+
+def _options(request: Request) -> list[str]:
+    given: dict[str, Any] = request.model_dump(exclude_defaults=True)
+    options = [f"--{name.replace('_', '-')}={given[name]}" for name in _FIELDS if name in given]
+    return options + (["--start-from-ref"] if request.start_from_ref else [])
+
+
+def _summary(plan: Plan, problem: str | None) -> PlanSummary:
+    return PlanSummary(
+        num_clip=plan.num_clip,
+        duration=duration(float(plan.duration_seconds)),
+        size=f"{plan.width} × {plan.height}",
+        gpu_time=f"{duration(plan.estimate.gpu_seconds)} on {plan.estimate.gpu}",
+        cost=money(plan.estimate.cost, plan.estimate.currency),
+        warnings=plan.warnings,
+        problem=problem,
+    )

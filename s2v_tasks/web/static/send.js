@@ -1,0 +1,32 @@
+// Send an action as JSON; the answer's sentence becomes the error.
+export async function send(address, body) {
+  const answer = await fetch(address, {
+    method: "POST",
+    headers: { "Content-Type": "application/json" },
+    body: JSON.stringify(body ?? {}),
+  });
+  const result = await answer.json().catch(() => ({}));
+  if (!answer.ok) throw new Error(result.detail || `The server answered ${answer.status}.`);
+  return result;
+}
+
+export function upload(file, onProgress) {
+  return new Promise((resolve, reject) => {
+    const request = new XMLHttpRequest();
+    request.open("POST", `new/upload?name=${encodeURIComponent(file.name)}`);
+    request.setRequestHeader("Content-Type", "application/octet-stream");
+    request.upload.addEventListener("progress", (event) => onProgress(event.loaded / Math.max(event.total, 1)));
+    request.addEventListener("load", () => {
+      let result = {};
+      try {
+        result = JSON.parse(request.responseText);
+      } catch {
+        // The status says enough.
+      }
+      if (request.status < 300) resolve(result.uri);
+      else reject(new Error(result.detail || `The server answered ${request.status}.`));
+    });
+    request.addEventListener("error", () => reject(new Error("The upload was interrupted: try again.")));
+    request.send(file);
+  });
+}

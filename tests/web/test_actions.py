@@ -1,0 +1,210 @@
+"""Actions of an editor: they start and end runs in Airflow, and leave an event with the user's name."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from s2v_tasks.metadata.store import MetadataStore
+from s2v_tasks.schemas.events import JobEvent
+from s2v_tasks.settings import load_settings
+from s2v_tasks.storage.s3 import ObjectStore
+from s2v_tasks.web.services import services
+from tests.web.conftest import Login
+from tests.web.sample_job import REQUEST, add_job
+
+SAMPLES = Path(__file__).parents[1] / "samples"
+pytestmark = pytest.mark.usefixtures("dag")
+
+
+def runs() -> dict[str, tuple[str, dict[str, Any], str]]:
+    """Return state, configuration and user of every run in Airflow."""
+    from airflow.models.dagrun import DagRun
+    from airflow.utils.session import create_session
+
+    columns = (DagRun.run_id, DagRun.state, DagRun.conf, DagRun.triggering_user_name)
+    with create_session() as session:
+        return {run_id: (str(state), conf, user) for run_id, state, conf, user in session.execute(sa.select(*columns))}
+
+
+def skipped_tasks(run_id: str) -> set[str]:
+    """Return the tasks of a run that will not run."""
+    from airflow.models.taskinstance import TaskInstance
+    from airflow.utils.session import create_session
+
+    skipped = sa.select(TaskInstance.task_id).where(TaskInstance.run_id == run_id, TaskInstance.state == "skipped")
+    with create_session() as session:
+        return set(session.scalars(skipped))
+
+
+def end(run_id: str) -> None:
+    """Let a run end as failed, as the scheduler would."""
+    from airflow.models.dagrun import DagRun
+    from airflow.utils.session import create_session
+
+    with create_session() as session:
+        session.execute(sa.update(DagRun).where(DagRun.run_id == run_id).values(state="failed"))
+
+
+def actions(metadata: MetadataStore, job_id: str) -> list[tuple[str, str]]:
+    job = metadata.jobs.get(job_id)
+    events = job.events if job else ()
+    return [(e.detail["user"], e.detail["action"]) for e in events if e.event == JobEvent.USER_ACTION]
+
+
+def test_a_new_job_starts_once(login: Login) -> None:
+    """The run has the request and the user's name; the same fields again start nothing; the name can be chosen."""
+    editor = login("edith")
+    fields = REQUEST | {"labels": {"team": "news"}, "sample_steps": 4, "size": ""}
+    answer = editor.post("/s2v/new/start", json=fields)
+    assert answer.status_code == 201
+    job_id = answer.json()["job_id"]
+    assert job_id.startswith("speech-")
+    conf = REQUEST | {"labels": {"team": "news"}, "sample_steps": 4, "job_id": job_id}
+    assert runs() == {job_id: ("queued", conf, "edith")}
+    again = editor.post("/s2v/new/start", json=fields)
+    assert (again.status_code, again.json()["started"]) == (200, False)
+    assert editor.post("/s2v/new/start", json=fields | {"job_id": "my-video"}).json()["run_id"] == "my-video"
+    assert len(runs()) == 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"infer_frames": 50}, "infer_frames 50: expected a multiple of 4 from 16 to 120"),
+        ({"prompt": " "}, "prompt ' ': is blank"),
+        ({"audio_uri": "/etc/passwd"}, "audio_uri '/etc/passwd': expected an S3 URI"),
+        ({"job_id": "../x"}, "The name '../x' is refused"),
+        ({"nonsense": 1}, "nonsense is not a field of a request"),
+    ],
+)
+def test_a_bad_request_starts_nothing(login: Login, fields: dict[str, Any], said: str) -> None:
+    """400 with the sentence of the system, which names the field and the expectation."""
+    answer = login("edith").post("/s2v/new/start", json=REQUEST | fields)
+    assert answer.status_code == 400
+    assert said in answer.json()["detail"]
+    assert runs() == {}
+
+
+def test_a_name_that_is_taken_by_another_request_is_refused(
+    login: Login, metadata: MetadataStore, store: ObjectStore
+) -> None:
+    """The job that has the name stays what it is."""
+    add_job(metadata, store, "talk")
+    answer = login("edith").post("/s2v/new/start", json=REQUEST | {"prompt": "Another.", "job_id": "talk"})
+    assert answer.status_code == 400
+    assert "exists with other values of prompt" in answer.json()["detail"]
+    assert runs() == {}
+
+
+def test_cancel_ends_the_run_and_asks_the_steps(login: Login, metadata: MetadataStore, store: ObjectStore) -> None:
+    """The tasks of its run are skipped, its steps see the request, and the history names the user."""
+    editor = login("edith")
+    editor.post("/s2v/new/start", json=REQUEST | {"job_id": "talk"})
+    editor.post("/s2v/new/start", json=REQUEST | {"job_id": "other"})
+    add_job(metadata, store, "talk")
+    answer = editor.post("/s2v/job/talk/cancel")
+    assert (answer.status_code, answer.json()["ended_runs"]) == (202, ["talk"])
+    assert skipped_tasks("talk") >= {"stage_inputs", "plan_clips", "publish"}
+    assert "close_job" not in skipped_tasks("talk")  # a teardown still runs
+    assert skipped_tasks("other") == set()
+    job = metadata.jobs.get("talk")
+    assert job is not None
+    assert job.cancel_requested_at is not None
+    assert ("edith", "cancelled this video") in actions(metadata, "talk")
+    assert "It is being cancelled" in editor.get("/s2v/job/talk").text
+
+
+def test_a_job_in_the_queue_is_cancelled_at_once(login: Login, metadata: MetadataStore) -> None:
+    """No step of it runs that could report the end."""
+    metadata.jobs.enqueue("talk", REQUEST)
+    assert login("edith").post("/s2v/job/talk/cancel").status_code == 202
+    job = metadata.jobs.get("talk")
+    assert job is not None
+    assert job.status == "cancelled"
+    assert login("edith").post("/s2v/job/talk/cancel").status_code == 409
+
+
+def test_a_failed_job_starts_again(login: Login, metadata: MetadataStore, store: ObjectStore) -> None:
+    """It gets another run with its own request; a job that runs is refused."""
+    editor = login("edith")
+    editor.post("/s2v/new/start", json=REQUEST | {"job_id": "talk"})
+    add_job(metadata, store, "talk")
+    assert editor.post("/s2v/job/talk/retry").status_code == 409
+    end("talk")
+    metadata.jobs.fail("talk", "A node was lost.")
+    answer = editor.post("/s2v/job/talk/retry")
+    assert (answer.status_code, answer.json()["run_id"]) == (201, "talk--2")
+    assert runs()["talk--2"] == ("queued", REQUEST | {"job_id": "talk"}, "edith")
+    assert actions(metadata, "talk")[-1] == ("edith", "started this video again")
+
+
+def test_a_rerun_is_a_new_job_with_the_changes(login: Login, metadata: MetadataStore, store: ObjectStore) -> None:
+    """It names its parent and the clip; a rerun without a change and a clip beyond the plan are refused."""
+    layout = add_job(metadata, store, "talk")
+    store.put_bytes(layout.request, json.dumps(REQUEST).encode(), "application/json")
+    editor = login("edith")
+    answer = editor.post("/s2v/job/talk/rerun", json={"from_clip": 1, "prompt": "She laughs.", "base_seed": 3})
+    assert answer.status_code == 201
+    job_id = answer.json()["job_id"]
+    changes = {"prompt": "She laughs.", "base_seed": 3, "parent_job_id": "talk", "from_clip": 1, "job_id": job_id}
+    assert runs()[job_id][1] == REQUEST | changes
+    for changes, said in (
+        ({"from_clip": 1, "prompt": REQUEST["prompt"], "base_seed": 7}, "Nothing is changed"),
+        ({"from_clip": 2, "prompt": "She laughs."}, "from_clip 2: expected 0 to 1"),
+    ):
+        refused = editor.post("/s2v/job/talk/rerun", json=changes)
+        assert refused.status_code == 400
+        assert said in refused.json()["detail"]
+    assert len(runs()) == 1
+
+
+def test_an_upload_is_stored_by_its_content(login: Login, store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The name of a file is never a path; a file that is too large is refused, also when its size is not announced."""
+    editor = login("edith")
+    answer = editor.post("/s2v/new/upload", params={"name": "../../ä b.png"}, content=b"picture")
+    uri = answer.json()["uri"]
+    assert uri.startswith(store.uri("uploads/"))
+    assert uri.endswith("/b.png")
+    assert ".." not in uri
+    assert store.get_bytes(uri) == b"picture"
+    monkeypatch.setenv("S2V_MAX_INPUT_BYTES", "10")
+    load_settings.cache_clear()
+    services.cache_clear()
+    assert editor.post("/s2v/new/upload?name=a.png", content=b"x" * 11).status_code == 413
+    assert editor.post("/s2v/new/upload?name=a.png", content=iter([b"x" * 6] * 2)).status_code == 413
+    assert editor.post("/s2v/new/upload?name=a.png", content=b"x" * 10).status_code == 200
+    assert editor.post("/s2v/new/upload?name=a.png", content=b"").status_code == 400
+
+
+def test_the_cost_is_known_before_a_job_starts(
+    login: Login, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plan of the uploaded files is shown with its cost, and with the reason if it would be refused."""
+    monkeypatch.setenv("S2V_MODEL", "tiny")
+    monkeypatch.setenv("S2V_GPU", "cpu")
+    editor = login("edith")
+    uris = {}
+    for field, name in (("image_uri", "portrait.jpg"), ("audio_uri", "speech.mp3")):
+        content = (SAMPLES / name).read_bytes()
+        uris[field] = editor.post("/s2v/new/upload", params={"name": name}, content=content).json()["uri"]
+    plan = editor.post("/s2v/new/plan", json=uris | {"size": "128*192", "sample_steps": 4, "max_cost": 1e-9}).json()
+    assert (plan["num_clip"], plan["size"]) == (2, "128 × 192")
+    assert plan["cost"].endswith("USD")
+    assert "max_cost" in plan["problem"]
+    damaged = editor.post("/s2v/new/plan", json=uris | {"image_uri": uris["audio_uri"]})
+    assert damaged.status_code == 400
+    assert "PNG, JPEG or WebP" in damaged.json()["detail"]
+    assert runs() == {}
+
+
+def test_a_copy_opens_the_form_with_the_request(login: Login, metadata: MetadataStore, store: ObjectStore) -> None:
+    """Prompt, inputs and settings are filled in; what ties a rerun to its parent is left out."""
+    add_job(metadata, store, "talk", sample_steps=17, parent_job_id="before", from_clip=1)
+    text = login("edith").get("/s2v/new?from=talk").text
+    assert 'value="17"' in text
+    assert REQUEST["prompt"] in text
+    assert REQUEST["audio_uri"] in text
+    assert "before" not in text

@@ -9,7 +9,9 @@ a chain that continues from a saved state is bit-identical to an uninterrupted o
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -17,16 +19,18 @@ from torch import Tensor
 
 from s2v_tasks.engine.acceleration.first_block_cache import FirstBlockCache
 from s2v_tasks.engine.clip import Callbacks, ClipInputs, ClipLatents, ClipOutput, Codec, MotionState, Sampling
-from s2v_tasks.engine.denoising import Branch, Denoising
-from s2v_tasks.engine.distributed.cfg import BranchSplit
+from s2v_tasks.engine.denoising import Denoising, InterruptionCheck
+from s2v_tasks.engine.distributed.mesh import BranchSplit
 from s2v_tasks.engine.images import Compat, pad_pose, to_pixels, to_u8
 from s2v_tasks.engine.models.attention import KeysValues
-from s2v_tasks.engine.models.transformer import MOTION_FRAMES, ClipTokens, Conditioning, S2VTransformer
+from s2v_tasks.engine.models.forward_inputs import ClipTokens, Conditioning, LayerHook
+from s2v_tasks.engine.models.transformer import MOTION_FRAMES, S2VTransformer
 from s2v_tasks.engine.options import EngineOptions
 from s2v_tasks.engine.resume import DenoiseState, Interrupted
 from s2v_tasks.engine.schedulers import make_scheduler
 from s2v_tasks.errors import PermanentError
 
+T = TypeVar("T")
 NO_CALLBACKS, DEFAULT_OPTIONS = Callbacks(), EngineOptions()
 _START_FROM_REF_FRAMES = 6
 # Decoding behind the reference latent instead of a history spoils this many frames at the start of a chain.
@@ -162,7 +166,8 @@ class S2VPipeline:
             audios.append(torch.zeros_like(cond_audio))
         texts = self._prepare_texts(contexts)
         prepared = [self.transformer.prepare_audio(audio) for audio in self._mine(audios)]
-        return clip_tokens, tuple(Conditioning(text, audio) for text, audio in zip(texts, prepared, strict=True))
+        names = self._mine(["cond", "uncond"][: len(contexts)])
+        return clip_tokens, tuple(map(Conditioning, texts, prepared, names))
 
     def _prepare_texts(self, contexts: list[Tensor]) -> Sequence[tuple[KeysValues, ...]]:
         """Return the texts of this rank's branches, cached for the next clip: prompts seldom change within a job."""
@@ -173,7 +178,7 @@ class S2VPipeline:
             self._contexts = contexts
         return self._texts
 
-    def _mine(self, branches: list[Tensor]) -> Sequence[Tensor]:
+    def _mine(self, branches: list[T]) -> Sequence[T]:
         return branches if self.branches is None or len(branches) == 1 else self.branches.mine(branches)
 
     def _draw_noise(self, seed: int, shape: tuple[int, ...]) -> Tensor:
@@ -192,48 +197,43 @@ class S2VPipeline:
             sampling.sample_solver, num_steps=sampling.sample_steps, shift=sampling.sample_shift, device=self.device
         )
         threshold = self.options.step_cache
-        branches = [
-            Branch(conditioning, FirstBlockCache(threshold, self.total) if threshold else None)
-            for conditioning in conditionings
-        ]
-        return Denoising(scheduler, branches, noise.to(self.device, self.dtype)[None])
+        cache = FirstBlockCache(threshold, self.total) if threshold else None
+        return Denoising(scheduler, conditionings, noise.to(self.device, self.dtype)[None], cache)
 
     def _restore(self, denoising: Denoising, state: DenoiseState, clip_tokens: ClipTokens) -> None:
-        """Resume from `state`: restore the solver, and compute again the steps that fill the first-block caches."""
-        cached_steps = denoising.restore(state, self.device)
-        for branch, cached in zip(denoising.branches, cached_steps, strict=False):
-            timestep = denoising.scheduler.timesteps[cached.step]
-            self.transformer(cached.latents, timestep[None], clip_tokens, [branch.conditioning], [branch.cache])
-            branch.resume(cached)
+        """Resume from `state`: restore the solver, and compute again the steps that fill the first-block cache."""
+
+        def compute(latents: Tensor, timestep: Tensor, conditioning: Conditioning) -> None:
+            with self._hooked(denoising):
+                self.transformer(latents, timestep[None], clip_tokens, [conditioning])
+
+        denoising.restore(state, compute)
 
     @torch.inference_mode()
     def denoise(
         self, denoising: Denoising, clip_tokens: ClipTokens, sampling: Sampling, callbacks: Callbacks = NO_CALLBACKS
     ) -> Tensor:
         """Take the remaining solver steps and return the latents `[1, 16, T, h, w]` of the clip."""
-
-        def check_interrupted() -> None:
-            if callbacks.is_interrupted():
-                raise Interrupted(denoising.state())
-
-        while denoising.step < sampling.sample_steps:
-            timestep = denoising.scheduler.timesteps[denoising.step]
-            cond, *uncond = self._predict_noise(denoising, clip_tokens, sampling, check_interrupted)
-            prediction = uncond[0] + sampling.sample_guide_scale * (cond - uncond[0]) if uncond else cond
-            denoising.advance(prediction, timestep)
-            callbacks.on_step(denoising.step, sampling.sample_steps)
+        with self._hooked(denoising, InterruptionCheck(denoising, callbacks.is_interrupted)):
+            while denoising.step < sampling.sample_steps:
+                timestep = denoising.scheduler.timesteps[denoising.step]
+                cond, *uncond = self._predict_noise(denoising, timestep, clip_tokens, sampling)
+                prediction = uncond[0] + sampling.sample_guide_scale * (cond - uncond[0]) if uncond else cond
+                denoising.advance(prediction, timestep)
+                callbacks.on_step(denoising.step, sampling.sample_steps)
         self.skipped_share = denoising.skipped_share
         return denoising.latents
 
+    def _hooked(self, denoising: Denoising, *hooks: LayerHook) -> AbstractContextManager[None]:
+        """Attach `hooks` and the first-block cache of this clip to the transformer."""
+        return self.transformer.hooked(*hooks, *([] if denoising.cache is None else [denoising.cache]))
+
     def _predict_noise(
-        self, denoising: Denoising, clip_tokens: ClipTokens, sampling: Sampling, before_branch: Callable[[], None]
+        self, denoising: Denoising, timestep: Tensor, clip_tokens: ClipTokens, sampling: Sampling
     ) -> Sequence[Tensor]:
         """Return the noise predictions of all branches, cond before uncond, whichever rank computes them."""
-        timestep = denoising.scheduler.timesteps[denoising.step]
-        conditionings = [branch.conditioning for branch in denoising.branches]
-        caches = [branch.cache for branch in denoising.branches if branch.cache is not None]
         predictions: list[Tensor] = self.transformer(
-            denoising.latents, timestep[None], clip_tokens, conditionings, caches, before_branch
+            denoising.latents, timestep[None], clip_tokens, denoising.conditionings
         )
         if self.branches is None or not sampling.is_guided:
             return predictions

@@ -7,7 +7,8 @@ at the same solver step, because `interrupted` combines the answers of all ranks
 import os
 import resource
 import signal
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from enum import Enum
@@ -17,21 +18,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from s2v_tasks.engine.acceleration.fp8 import quantizer
-from s2v_tasks.engine.distributed.halo_exchange import ParallelVae
-from s2v_tasks.engine.distributed.mesh import Layout, choose_layout, parallelize
-from s2v_tasks.engine.loading import Snapshot
-from s2v_tasks.engine.models.attention_kernels import attention_kernel, kernel_name
-from s2v_tasks.engine.options import EngineOptions, VaePrecision
-from s2v_tasks.engine.peers import PeerWatch
-from s2v_tasks.engine.pipeline import S2VPipeline
 from s2v_tasks.errors import ConfigurationError, TransientError
+from s2v_tasks.log import get_logger
 
 T = TypeVar("T")
 # What gloo says when the process at the other end of a connection has ended.
 _LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Connection refused")
 # A rank may wait this long for the others: the leader downloads the inputs before it shares them.
 _TIMEOUT = timedelta(minutes=30)
+POLL_SECONDS = 1.0
+UNWIND_SECONDS = 10.0  # for a rank that has noticed by itself: it says what it lost and cleans up
 
 
 class GroupState(Enum):
@@ -157,6 +153,40 @@ def open_worker(device: str, *, leader_waits_seconds: float = 0.0) -> Iterator[W
         signal.signal(signal.SIGTERM, previous)
 
 
+class PeerWatch(threading.Thread):
+    """Ends this process hard when one of `pids`, all on this machine, is gone while the ranks work `together`.
+
+    On a CPU an exchange with a dead rank fails at once. On a GPU it is only queued: the device waits for ever, and the
+    host goes on until the queue is full, where it hears neither signals nor other ranks.
+    """
+
+    def __init__(self, pids: Sequence[int], together: Callable[[], bool]) -> None:
+        super().__init__(name="peers", daemon=True)
+        self._pids, self._together = pids, together
+        self._closed = threading.Event()
+
+    def close(self) -> None:
+        """The ranks part: nothing is ended from here on."""
+        self._closed.set()
+        self.join()
+
+    def run(self) -> None:
+        """Look until the ranks part or one of them is gone."""
+        while not self._closed.wait(POLL_SECONDS):
+            gone = [rank for rank, pid in enumerate(self._pids) if not _runs(pid)]
+            if gone and self._together() and not self._closed.wait(UNWIND_SECONDS) and self._together():
+                get_logger().error(f"ranks {gone} are gone and this one still waits for them: it ends hard. Try again.")
+                os._exit(TransientError.exit_code)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 def _watch_others(worker: Worker) -> PeerWatch:
     pids = torch.zeros(worker.world_size, dtype=torch.int64)
     pids[worker.rank] = os.getpid()
@@ -164,74 +194,6 @@ def _watch_others(worker: Worker) -> PeerWatch:
     watch = PeerWatch(pids.tolist(), together=lambda: worker.state is GroupState.WORKING)
     watch.start()
     return watch
-
-
-def load_pipeline(
-    worker: Worker, snapshot: Snapshot, parallel_layout: str, options: EngineOptions, *, guided: bool
-) -> tuple[S2VPipeline, Layout]:
-    """The pipeline of a clip, shared by all ranks in a layout ("auto", or like "cfg2,ulysses2"); all ranks call it.
-
-    bf16 on a GPU; fp32 on a CPU, where bf16 is emulated and slow. Raises ConfigurationError for an impossible layout
-    and for options that are not possible here.
-    """
-    device = worker.device
-    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    transformer = snapshot.build_transformer()
-    attend = attention_kernel(kernel_name(options.attention, device), device)
-    transformer.choose_kernels(attend, compiled=options.compiled)
-    if parallel_layout == "auto":
-        layout = choose_layout(
-            worker.world_size,
-            transformer.config.num_heads,
-            guided=guided,
-            weight_bytes=_weight_bytes(snapshot, options),
-            memory_bytes=None if device.type == "cpu" else torch.cuda.mem_get_info(device)[1],
-        )
-    else:
-        layout = Layout.parse(parallel_layout)
-    convert = None
-    if options.weights_dtype == "fp8-dynamic" and not options.compiled:
-        raise ConfigurationError(
-            "S2V_WEIGHTS_DTYPE is fp8-dynamic without S2V_COMPILE: expected both. Uncompiled, the activations are "
-            "quantised in five passes over memory, which makes a step slower than in bf16."
-        )
-    if options.weights_dtype != "auto":
-        if layout.fsdp:
-            raise ConfigurationError(
-                f"parallel layout {layout} shards the weights, which is not possible in {options.weights_dtype}: "
-                "choose a layout without fsdp, or S2V_WEIGHTS_DTYPE=auto."
-            )
-        convert = quantizer(transformer, options.weights_dtype, device)
-    branches = parallelize(transformer, layout, device.type, guided=guided)
-    snapshot.fill_transformer(transformer, device, dtype, convert=convert)
-    vae = snapshot.load_vae(device, options.vae_precision)
-    codec = ParallelVae(vae) if worker.world_size > 1 else vae
-    pipeline = S2VPipeline(transformer, codec, device, dtype, options=options, branches=branches, total=worker.total)
-    return pipeline, layout
-
-
-def _weight_bytes(snapshot: Snapshot, options: EngineOptions) -> int:
-    """Return the bytes of the weights on a device; float8 weights need half of their size in the files."""
-    size_bytes = sum(shard.stat().st_size for shard in snapshot.transformer_shards())
-    return size_bytes if options.weights_dtype == "auto" else size_bytes // 2
-
-
-def made_with(device: torch.device) -> dict[str, str]:
-    """Return what decides about rounding beside the weights: the kind of the device and the versions of its kernels."""
-    if device.type == "cuda":
-        return {
-            "device_model": torch.cuda.get_device_name(device),
-            "torch_version": str(torch.__version__),
-            "cudnn_version": str(torch.backends.cudnn.version()),  # type: ignore[no-untyped-call]
-        }
-    return {"device_model": torch.backends.cpu.get_cpu_capability(), "torch_version": str(torch.__version__)}
-
-
-def vae_precision(device: torch.device, precision: VaePrecision) -> str:
-    """Return the precision of the convolutions of the VAE: a GPU rounds float32 to TF32 by default."""
-    if precision == "float32" and device.type == "cuda" and torch.backends.cudnn.allow_tf32:
-        return "tf32"
-    return precision
 
 
 def check_gpus(device: str, num_processes: int) -> int:

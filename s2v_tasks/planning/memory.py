@@ -23,9 +23,9 @@ ATTENTION_BYTES = 14
 WAITING_BRANCH_BYTES = 4
 # Ulysses: queries, keys and values stacked (6), cut into shares (6) and received (6), beside what they were made from.
 EXCHANGE_BYTES = 18
-# First-block cache, per branch: the residual of the first block (4) and of the others (4); per forward: the tokens
-# before the first block (4) and behind it (4).
-CACHED_BRANCH_BYTES, CACHED_FORWARD_BYTES = 8, 8
+# First-block cache, per branch: the residual of the first block (4) and of the others (4); in the first
+# block: the tokens before it (4).
+CACHED_BRANCH_BYTES, CACHED_FORWARD_BYTES = 8, 4
 # Feed-forward and text attention pass this many tokens at a time: the input (2 D) and the hidden layer before and
 # behind its activation (4 F).
 CHUNK_TOKENS = 8192

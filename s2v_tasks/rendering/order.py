@@ -14,11 +14,12 @@ from s2v_tasks.engine import check_compile_cache
 from s2v_tasks.engine.clip import Callbacks, ClipInputs, MotionState, Sampling
 from s2v_tasks.engine.images import fit_pose
 from s2v_tasks.engine.loading import Snapshot
+from s2v_tasks.engine.loading.networks import load_pipeline, made_with, vae_precision
 from s2v_tasks.engine.models.attention_kernels import kernel_name
 from s2v_tasks.engine.options import EngineOptions
 from s2v_tasks.engine.pipeline import S2VPipeline
 from s2v_tasks.engine.resume import DenoiseState
-from s2v_tasks.engine.worker import Worker, load_pipeline, made_with, open_worker, vae_precision
+from s2v_tasks.engine.worker import Worker, open_worker
 from s2v_tasks.media.frames import read_frames
 from s2v_tasks.rendering.fingerprints import frames_to_keep
 from s2v_tasks.schemas.plan import ClipPlan, Plan

@@ -15,8 +15,7 @@ from torch.multiprocessing.spawn import start_processes
 
 from s2v_tasks.engine.clip import ClipInputs, MotionState, Sampling
 from s2v_tasks.engine.denoising import Denoising
-from s2v_tasks.engine.distributed.cfg import BranchSplit
-from s2v_tasks.engine.distributed.mesh import Layout, choose_layout, parallelize
+from s2v_tasks.engine.distributed.mesh import BranchSplit, Layout, choose_layout, parallelize
 from s2v_tasks.engine.distributed.ulysses import split_tokens
 from s2v_tasks.engine.models.config import S2VConfig
 from s2v_tasks.engine.models.transformer import S2VTransformer

@@ -15,8 +15,9 @@ from s2v_tasks.engine.clip import ClipInputs, MotionState, Sampling
 from s2v_tasks.engine.models import transformer as transformer_module
 from s2v_tasks.engine.models.blocks import Block
 from s2v_tasks.engine.models.config import S2VConfig
+from s2v_tasks.engine.models.forward_inputs import ClipTokens, Conditioning
 from s2v_tasks.engine.models.rope import cos_sin, rope_table, rotate, video_grid
-from s2v_tasks.engine.models.transformer import ClipTokens, Conditioning, S2VTransformer
+from s2v_tasks.engine.models.transformer import S2VTransformer
 from s2v_tasks.engine.pipeline import S2VPipeline
 
 SMALL = {

@@ -11,10 +11,11 @@ from diffusers import AutoencoderKLWan
 from s2v_tasks.engine.clip import ClipInputs, MotionState, Sampling
 from s2v_tasks.engine.encoders.vae import Vae
 from s2v_tasks.engine.loading import Snapshot
+from s2v_tasks.engine.loading.networks import load_pipeline
 from s2v_tasks.engine.models import blocks
 from s2v_tasks.engine.models.config import S2VConfig
 from s2v_tasks.engine.options import EngineOptions
-from s2v_tasks.engine.worker import Worker, load_pipeline
+from s2v_tasks.engine.worker import Worker
 from s2v_tasks.media.encode import encode_clip
 from s2v_tasks.verification.bench.step import random_transformer
 from tests.engine.live_bytes import LiveBytes

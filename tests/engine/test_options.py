@@ -13,12 +13,13 @@ from s2v_tasks.engine.acceleration import fp8
 from s2v_tasks.engine.acceleration.first_block_cache import FirstBlockCache
 from s2v_tasks.engine.distributed.mesh import Layout, parallelize
 from s2v_tasks.engine.loading import Snapshot
+from s2v_tasks.engine.loading.networks import load_pipeline
 from s2v_tasks.engine.models.attention_kernels import sdpa
 from s2v_tasks.engine.models.config import S2VConfig
 from s2v_tasks.engine.models.layers import Linear
 from s2v_tasks.engine.models.transformer import S2VTransformer
 from s2v_tasks.engine.options import EngineOptions
-from s2v_tasks.engine.worker import Worker, load_pipeline
+from s2v_tasks.engine.worker import Worker
 from s2v_tasks.errors import ConfigurationError
 from s2v_tasks.settings import Settings
 
@@ -46,8 +47,8 @@ def velocities(transformer: S2VTransformer, memory: FirstBlockCache | None, time
         torch.randn(5, 12, generator=generator), torch.randn(8, 25, 6, generator=generator)
     )
     latents = torch.randn(1, 16, 2, 8, 8, generator=generator)
-    memories = [] if memory is None else [memory]
-    return [transformer(latents, torch.tensor([step]), clip_tokens, [conditioning], memories)[0] for step in timesteps]
+    with transformer.hooked(*([] if memory is None else [memory])):
+        return [transformer(latents, torch.tensor([step]), clip_tokens, [conditioning])[0] for step in timesteps]
 
 
 def test_a_step_is_left_out_where_the_first_block_does_what_it_did() -> None:

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from s2v_tasks.engine.clip import Callbacks, ClipInputs, ClipOutput, Sampling
 from s2v_tasks.engine.loading import Snapshot
+from s2v_tasks.engine.loading.networks import load_pipeline
 from s2v_tasks.engine.options import EngineOptions, NoiseDevice
 from s2v_tasks.engine.pipeline import S2VPipeline
 from s2v_tasks.engine.resume import DenoiseState, Interrupted
-from s2v_tasks.engine.worker import Worker, load_pipeline
+from s2v_tasks.engine.worker import Worker
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.rendering.order import Renderer
 

@@ -8,7 +8,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.multiprocessing.spawn import start_processes
 
-from s2v_tasks.engine.distributed.fsdp import shard_weights
+from s2v_tasks.engine.distributed.mesh import shard_weights
 from s2v_tasks.engine.loading import Snapshot
 
 NUM_RANKS = 2

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from s2v_tasks.engine.models.attention import CrossAttention
 from s2v_tasks.engine.models.config import S2VConfig
+from s2v_tasks.engine.models.forward_inputs import ClipTokens, Conditioning
 from s2v_tasks.engine.models.rope import motion_grids, spread, video_grid
-from s2v_tasks.engine.models.transformer import ClipTokens, Conditioning, S2VTransformer
+from s2v_tasks.engine.models.transformer import S2VTransformer
 from s2v_tasks.errors import ConfigurationError, PermanentError
 from s2v_tasks.verification.parity.forward import Recorder
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from s2v_tasks.engine.worker import Worker, check_gpus, choose_device, open_worker, vae_precision
+from s2v_tasks.engine.loading.networks import vae_precision
+from s2v_tasks.engine.worker import Worker, check_gpus, choose_device, open_worker
 from s2v_tasks.errors import ConfigurationError, PermanentError
 
 LEADER_THAT_ENDS = """
@@ -52,10 +53,10 @@ except TransientError as error:
 # As on a GPU that waits for the other: rank 0 neither asks nor exchanges anything.
 LEADER_THAT_HEARS_NOTHING = """
 import os, signal, sys, time
-from s2v_tasks.engine import peers
+from s2v_tasks.engine import worker as engine_worker
 from s2v_tasks.engine.worker import open_worker
 
-peers.POLL_SECONDS = peers.UNWIND_SECONDS = 0.5
+engine_worker.POLL_SECONDS = engine_worker.UNWIND_SECONDS = 0.5
 with open_worker("cpu") as worker:
     worker.share("order")
     if not worker.is_leader:

@@ -10,8 +10,9 @@ from s2v_tasks.engine.clip import ClipInputs, Sampling
 from s2v_tasks.engine.conditions import NEGATIVE_PROMPT, encode_conditions
 from s2v_tasks.engine.images import to_pixels
 from s2v_tasks.engine.loading import Snapshot, snapshot_id
+from s2v_tasks.engine.loading.networks import load_pipeline
 from s2v_tasks.engine.options import EngineOptions
-from s2v_tasks.engine.worker import Worker, load_pipeline
+from s2v_tasks.engine.worker import Worker
 from s2v_tasks.errors import ConfigurationError, PermanentError
 from s2v_tasks.verification.tiny_snapshot import write_tiny_snapshot
 

@@ -4,45 +4,102 @@ Legend: B batch (1), L tokens, N video tokens, D model width.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from s2v_tasks.engine.models.forward_inputs import LayerInputs, RunLayer
 
-def _one_rank(sums_2: Tensor) -> Tensor:
-    return sums_2
+
+def _one_rank(sums: Tensor) -> Tensor:
+    return sums
+
+
+@dataclass
+class CacheContext:
+    """Residuals of one guidance branch at the last step whose blocks all ran."""
+
+    first_BLD: Tensor | None = None  # of the first block
+    later_BND: Tensor | None = None  # of the later blocks; while they run, the output of the first block
+    computed: bool = False  # True if all blocks ran at the latest step
+    num_skipped: int = 0
 
 
 class FirstBlockCache:
-    """Residuals of one guidance branch at the last step whose blocks all ran.
+    """A layer hook that skips the later blocks of a branch, in a context of its own for `cond` and for `uncond`.
 
-    The later blocks are skipped where the residual of the first block differs from the cached one by less than
-    `threshold` times its size (mean absolute values over all tokens). `total` sums over the ranks that share the
-    work, so that all of them decide alike.
+    They are skipped where the residual of the first block differs from the cached one by less than `threshold` times
+    its size (mean absolute values over all tokens). `total` sums over the ranks that share the work, so that all of
+    them decide alike.
     """
 
     def __init__(self, threshold: float, total: Callable[[Tensor], Tensor] = _one_rank) -> None:
         self._threshold, self._total = threshold, total
-        self._first_BLD: Tensor | None = None
-        self._later_BND: Tensor | None = None
-        self.num_skipped = 0
-        self.computed = False  # whether all blocks ran at the latest step
+        self.contexts: dict[str, CacheContext] = {}
 
-    def apply(self, x_BLD: Tensor, first_BLD: Tensor, later_blocks: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return the video tokens `[1, N, D]` behind the last block, computed or from the cached residual.
+    @property
+    def num_skipped(self) -> int:
+        """Forwards of all branches whose later blocks were skipped."""
+        return sum(context.num_skipped for context in self.contexts.values())
 
-        `x_BLD` is the input of the first block, `first_BLD` its output. `later_blocks` runs the other blocks.
-        """
-        change_BLD = first_BLD - x_BLD
-        self.computed = self._first_BLD is None or not self._is_near(change_BLD, self._first_BLD)
-        if self._later_BND is not None and not self.computed:
-            self.num_skipped += 1
-            return first_BLD[:, : self._later_BND.shape[1]] + self._later_BND
-        y_BND = later_blocks(first_BLD.clone())  # the blocks work in the memory of their input
-        self._first_BLD, self._later_BND = change_BLD, y_BND - first_BLD[:, : y_BND.shape[1]]
-        return y_BND
+    def __call__(self, run: RunLayer, layer: int, states: list[Tensor], inputs: LayerInputs, /) -> list[Tensor]:
+        contexts = [self.contexts.setdefault(branch.name, CacheContext()) for branch in inputs.conditionings]
+        if layer == 0:
+            return self._run_first(run, states, inputs, contexts)
+        running = [index for index, context in enumerate(contexts) if context.computed]
+        if running:
+            branches = [inputs.conditionings[index] for index in running]
+            outputs = run(layer, [states[index] for index in running], replace(inputs, conditionings=branches))
+            states = states.copy()
+            for index, y_BLD in zip(running, outputs, strict=True):
+                states[index] = y_BLD
+        if layer < len(inputs.conditionings[0].text) - 1:
+            return states
+        return [_after_last(y_BLD, context) for y_BLD, context in zip(states, contexts, strict=True)]
 
-    def _is_near(self, first_BLD: Tensor, cached_BLD: Tensor) -> bool:
-        sums = [(first_BLD - cached_BLD).abs().sum(), cached_BLD.abs().sum()]
-        difference, size = self._total(torch.stack(sums).double()).tolist()
-        return bool(difference < self._threshold * size)
+    def _run_first(
+        self, run: RunLayer, states: list[Tensor], inputs: LayerInputs, contexts: list[CacheContext]
+    ) -> list[Tensor]:
+        """Run the first layer, and decide for each branch whether the others run."""
+        before_BLD = states[0].clone()  # the block works in the memory of its input
+        outputs = run(0, states, inputs)
+        changes = [y_BLD - before_BLD for y_BLD in outputs]
+        num_video = inputs.clip_tokens.video.stop - inputs.clip_tokens.video.start
+        near = self._near(changes, contexts)
+        for y_BLD, change_BLD, context, is_near in zip(outputs, changes, contexts, near, strict=True):
+            context.computed = not is_near
+            if is_near:
+                context.num_skipped += 1
+            else:
+                context.first_BLD = change_BLD
+                context.later_BND = y_BLD[:, :num_video].clone()
+        return outputs
+
+    def _near(self, changes: list[Tensor], contexts: list[CacheContext]) -> list[bool]:
+        """Return for each branch True if its residual is near the cached one; one exchange for all branches."""
+        cached = [context.first_BLD for context in contexts]
+        sums = [
+            torch.stack([(change - first).abs().sum(), first.abs().sum()])
+            for change, first in zip(changes, cached, strict=True)
+            if first is not None
+        ]
+        if not sums:
+            return [False] * len(changes)
+        decided = iter(self._total(torch.stack(sums).double()).tolist())
+        near = []
+        for first in cached:
+            difference, size = (1.0, 0.0) if first is None else next(decided)
+            near.append(difference < self._threshold * size)
+        return near
+
+
+def _after_last(y_BLD: Tensor, context: CacheContext) -> Tensor:
+    """Return the video tokens behind the last layer; keep the residual of the later blocks, or add the cached one."""
+    if context.later_BND is None:
+        raise RuntimeError("the later blocks of a branch ran without its first block")
+    num_video = context.later_BND.shape[1]
+    if not context.computed:
+        return y_BLD[:, :num_video] + context.later_BND
+    torch.sub(y_BLD, context.later_BND, out=context.later_BND)
+    return y_BLD

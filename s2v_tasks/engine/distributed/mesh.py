@@ -1,18 +1,26 @@
-"""The layout of the ranks of a job, and the device mesh that puts it to work on a transformer."""
+"""The layout of the ranks of a job, and what puts it to work: the device mesh, CFG parallelism and FSDP."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
+import torch
 import torch.distributed as dist
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
-from s2v_tasks.engine.distributed.cfg import BranchSplit
-from s2v_tasks.engine.distributed.fsdp import shard_weights
 from s2v_tasks.engine.distributed.ulysses import SequenceParallel
+from s2v_tasks.engine.models.attention import CrossAttention
+from s2v_tasks.engine.models.audio import AdaptiveNorm
+from s2v_tasks.engine.models.blocks import Block
 from s2v_tasks.engine.models.transformer import S2VTransformer
 from s2v_tasks.errors import ConfigurationError
 
+T = TypeVar("T")
 _BRANCHES = 2
+_PREPARATIONS = ("prepare_clip_tokens", "prepare_text", "prepare_audio")
 # Weights above this share of a rank's memory leave too little for activations and are sharded.
 _WEIGHTS_SHARE = 0.5
 
@@ -104,6 +112,24 @@ def open_mesh(layout: Layout, device_type: str) -> DeviceMesh:
     return init_device_mesh(device_type, (layout.cfg, layout.ulysses), mesh_dim_names=("cfg", "ulysses"))
 
 
+class BranchSplit:
+    """Assigns one branch to each rank of `group` and exchanges the velocities."""
+
+    def __init__(self, group: dist.ProcessGroup) -> None:
+        self.group = group
+
+    def mine(self, branches: Sequence[T]) -> Sequence[T]:
+        """Return the branch of this rank."""
+        rank = self.group.rank()
+        return branches[rank : rank + 1]
+
+    def exchange(self, velocity: Tensor) -> tuple[Tensor, ...]:
+        """Return the velocities of all branches, in their order."""
+        velocities = [torch.empty_like(velocity) for _ in range(self.group.size())]
+        dist.all_gather(velocities, velocity.contiguous(), group=self.group)
+        return tuple(velocities)
+
+
 def parallelize(
     transformer: S2VTransformer, layout: Layout, device_type: str, *, guided: bool = True
 ) -> BranchSplit | None:
@@ -125,3 +151,29 @@ def parallelize(
     if layout.ulysses > 1:
         SequenceParallel(mesh.get_group("ulysses")).attach(transformer)
     return BranchSplit(mesh.get_group("cfg")) if layout.cfg > 1 else None
+
+
+def shard_weights(transformer: S2VTransformer, mesh: DeviceMesh) -> None:
+    """Shard all weights over the ranks of a one-dimensional mesh.
+
+    A unit is a group of modules that run together: each block, each injection, and the modules that prepare keys and
+    values or modulations once per clip, which are not gathered in the steps. The rest is the root unit.
+    """
+    # No casts: the layers state their own precision, and inputs of other dtypes are meant to stay as they are.
+    policy = MixedPrecisionPolicy(cast_forward_inputs=False)
+
+    def shard(*modules: nn.Module) -> None:
+        fully_shard(modules[0] if len(modules) == 1 else list(modules), mesh=mesh, mp_policy=policy)
+
+    units = list(transformer.modules())
+    for module in units:
+        if isinstance(module, CrossAttention):
+            shard(module.k, module.norm_k, module.v)
+        elif isinstance(module, AdaptiveNorm):
+            shard(module.linear)
+    for module in (*transformer.audio_injector.injector, *(unit for unit in units if isinstance(unit, Block))):
+        # A cross attention is used in parts, so that its own forward brackets only queries and output.
+        shard(module)
+    fully_shard(transformer, mesh=mesh, mp_policy=policy)
+    for method in _PREPARATIONS:
+        register_fsdp_forward_method(transformer, method)

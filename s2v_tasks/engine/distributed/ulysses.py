@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from s2v_tasks.engine.models.attention import SelfAttention
 from s2v_tasks.engine.models.attention_kernels import Attend
-from s2v_tasks.engine.models.transformer import ClipTokens, S2VTransformer
+from s2v_tasks.engine.models.forward_inputs import ClipTokens
+from s2v_tasks.engine.models.transformer import S2VTransformer
 
 
 def split_tokens(num_tokens: int, num_ranks: int) -> list[int]:

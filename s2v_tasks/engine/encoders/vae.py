@@ -4,12 +4,12 @@ Shapes: B batch (1), T pixel frames, Z latent frames, H x W pixels, h x w latent
 """
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 
 import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor, nn
 
-from s2v_tasks.engine.encoders.cpu_convolution import use_onednn
 from s2v_tasks.engine.encoders.vae_decoder import decode_end
 from s2v_tasks.engine.loading.weights import assign_weights
 from s2v_tasks.engine.options import VaePrecision
@@ -96,6 +96,31 @@ def lay_out_channels_last(model: nn.Module) -> None:
             module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last_3d)
         elif isinstance(module, nn.Conv2d):
             module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
+
+
+def use_onednn(model: nn.Module) -> None:
+    """Route the 3D convolutions of a float32 CPU model through oneDNN, channels last; does nothing without oneDNN.
+
+    For a single video of few channels PyTorch chooses its own 3D convolution, which is ten times slower than oneDNN
+    there (8 channels at 128 x 192: 44 ms instead of 3 ms). The sums are the same up to rounding.
+    """
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return
+    for module in model.modules():
+        if isinstance(module, nn.Conv3d):
+            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last_3d)
+            # The only seam that a subclass's own padding and caching passes through.
+            module._conv_forward = partial(_convolve, module)  # type: ignore[method-assign]
+
+
+def _convolve(module: nn.Conv3d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    channels_last = x.contiguous(memory_format=torch.channels_last_3d)
+    if not isinstance(module.padding, tuple):
+        raise TypeError(f"padding {module.padding!r} is not a tuple of numbers")
+    result: Tensor = torch.mkldnn_convolution(
+        channels_last, weight, bias, module.padding, module.stride, module.dilation, module.groups
+    )
+    return result
 
 
 def key_pairs() -> Iterator[tuple[str, str]]:

@@ -1,4 +1,6 @@
-"""Layers that carry the precision policy of spec c.10.
+"""Layers that carry the precision policy of spec c.10, and the kernels of their matrix products and norms.
+
+Legend: B batch (1), C latent channels, F latent frames, h w latent height and width, M motion tokens, D model width.
 
 With bf16 weights the wide matrix products run in bf16, everything that normalises, modulates or embeds time and sound
 runs in fp32, and the residual stream is fp32. The casts are explicit, so that the same code with fp32 weights is an
@@ -10,7 +12,12 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from s2v_tasks.engine.models.kernels import linear, rms_norm
+from s2v_tasks.engine.models.rope import Grid, motion_grids
+
+_ONEDNN = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+# Latent frames of the motion history by their age: the older, the coarser their patches (spec c.4).
+_NEWEST, _MIDDLE, _OLDEST = 1, 2, 16
+MOTION_LATENTS = _NEWEST + _MIDDLE + _OLDEST
 
 
 class Linear(nn.Linear):
@@ -96,3 +103,60 @@ def timestep_sinusoid(t: Tensor, width: int) -> Tensor:
     exponents = torch.arange(half, dtype=torch.float64, device=t.device) / half
     angles = torch.outer(t.double(), torch.pow(10000, -exponents))
     return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+class FramePacker(nn.Module):
+    """Pack up to 19 latent frames into tokens ordered newest 1, the 2 before, the 16 before."""
+
+    def __init__(self, in_dim: int, dim: int, drop_mode: str) -> None:
+        super().__init__()
+        self.proj = PatchConv(in_dim, dim, (1, 2, 2))
+        self.proj_2x = PatchConv(in_dim, dim, (2, 4, 4))
+        self.proj_4x = PatchConv(in_dim, dim, (4, 8, 8))
+        self.drop_mode = drop_mode
+
+    def forward(self, motion_BCFhw: Tensor, last_motion: int) -> tuple[Tensor, list[Grid]]:
+        """Return tokens `[1, M, D]` and their positions.
+
+        `last_motion` says how much of the newest history takes part: 2 all of it, 1 without the newest frame, 0 without
+        the newest three; "padd" zeroes what is left out, "drop" removes its tokens.
+        """
+        history = motion_BCFhw[:, :, -MOTION_LATENTS:]
+        missing = MOTION_LATENTS - history.shape[2]
+        history = nn.functional.pad(history, (0, 0, 0, 0, missing, 0))
+        left_out = (_NEWEST + _MIDDLE, _NEWEST, 0)[last_motion]
+        if left_out and self.drop_mode == "padd":
+            history = nn.functional.pad(history[:, :, :-left_out], (0, 0, 0, 0, 0, left_out))
+
+        oldest, middle, newest = torch.split(history, [_OLDEST, _MIDDLE, _NEWEST], dim=2)
+        tokens = [self.proj(newest), self.proj_2x(middle), self.proj_4x(oldest)]
+        grids = list(motion_grids(*history.shape[-2:]))
+        first = 2 - last_motion if self.drop_mode == "drop" else 0
+        return torch.cat(tokens[first:], dim=1), grids[first:]
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, gelu: bool = False) -> Tensor:
+    """`x` `[..., in]` times `weight` `[out, in]`, plus `bias`, in their common dtype; then GELU (tanh), if asked for.
+
+    In fp32 on a CPU oneDNN computes it: MKL, which torch takes there, leaves a third of an AMD processor unused. The
+    sums differ by rounding. Weights of another class than torch's own, such as quantised ones, know their own way.
+    """
+    is_plain = type(weight) in (Tensor, nn.Parameter)
+    onednn = _ONEDNN and is_plain and weight.device.type == "cpu" and weight.dtype == torch.float32
+    if not onednn or torch.compiler.is_compiling():  # the compiler cannot take the operator with weights as arguments
+        product = F.linear(x, weight, bias)
+        return F.gelu(product, approximate="tanh") if gelu else product
+    # An operator of the compiler's own output: the public ones copy what they take and give.
+    fused: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu" if gelu else "none", [], "tanh")
+    return fused
+
+
+def rms_norm(x: Tensor, eps: float) -> Tensor:
+    """`x` over its root mean square along the last axis, computed in fp32 and returned in its dtype.
+
+    Works in the memory of `x` in fp32 on a CPU: torch has no kernel for it there and would fill fresh memory twice.
+    """
+    if x.device.type != "cpu" or x.dtype != torch.float32:
+        return F.rms_norm(x, x.shape[-1:], eps=eps)
+    mean = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1])
+    return x.mul_(mean.add_(eps).rsqrt_())

@@ -7,11 +7,12 @@ A audio tokens per frame, K layers of speech features, F pixel frames, c complex
 Everything that is constant over the solver steps of a clip is computed once: `prepare_clip_tokens` for both guidance
 branches, `prepare_text` once per prompt and `prepare_audio` once per clip. `forward` is one call per step. The branches
 share all work before their conditioning differs: the first self attention. `ClipTokens.part` limits `forward` to a run
-of the tokens, for sequence parallelism.
+of the tokens, for sequence parallelism. Hooks around the layers attach what is not the network: the first-block cache,
+offload and interruption.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from math import log
 from typing import cast
@@ -21,73 +22,19 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from s2v_tasks.engine.acceleration.first_block_cache import FirstBlockCache
 from s2v_tasks.engine.models.attention import KeysValues
 from s2v_tasks.engine.models.attention_kernels import Attend, sdpa
 from s2v_tasks.engine.models.audio import NUM_FEATURE_LAYERS, AudioConditioning, AudioInjector, CausalAudioEncoder
 from s2v_tasks.engine.models.blocks import Block, Head
 from s2v_tasks.engine.models.config import S2VConfig
-from s2v_tasks.engine.models.framepack import MOTION_LATENTS, FramePacker
-from s2v_tasks.engine.models.layers import Fp32Linear, Linear, PatchConv, timestep_sinusoid
+from s2v_tasks.engine.models.forward_inputs import ClipTokens, Conditioning, LayerHook, LayerInputs, RunLayer
+from s2v_tasks.engine.models.layers import MOTION_LATENTS, Fp32Linear, FramePacker, Linear, PatchConv, timestep_sinusoid
 from s2v_tasks.engine.models.rope import cos_sin, reference_grid, rope_table, video_grid
 from s2v_tasks.errors import PermanentError
 
 MOTION_FRAMES = 4 * MOTION_LATENTS - 3
 _VIDEO, _REFERENCE, _MOTION = 0, 1, 2
 _MAX_GRAPHS = 64  # beyond them the compiler gives up; a process needs three for each shape of clip that it renders
-
-
-@dataclass(frozen=True)
-class ClipTokens:
-    """Inputs of a clip that are constant over its steps and equal for both guidance branches.
-
-    Holds the tokens `start` to `end` of `[video N][reference and motion M]`.
-    """
-
-    latent_shape: tuple[int, int, int]  # T, h, w of the whole clip
-    start: int
-    end: int
-    extra_BMD: Tensor  # reference and motion tokens
-    cond_BND: Tensor  # added to the video tokens; [1, 1, D] where there is no pose
-    rope_Lc2: Tensor
-    e0_6D: Tensor  # modulation of the reference and motion tokens, that of timestep 0
-
-    @property
-    def patches_per_frame(self) -> int:
-        """Tokens of one latent frame."""
-        return self.latent_shape[1] * self.latent_shape[2] // 4
-
-    @property
-    def num_video(self) -> int:
-        """Video tokens of the whole clip."""
-        return self.latent_shape[0] * self.patches_per_frame
-
-    @property
-    def video(self) -> slice:
-        """The clip's video tokens that are held."""
-        return slice(min(self.start, self.num_video), min(self.end, self.num_video))
-
-    def part(self, start: int, end: int) -> "ClipTokens":
-        """Return the tokens from `start` to `end`; views, no copies."""
-        video = slice(min(start, self.num_video), min(end, self.num_video))
-        extra = slice(max(start, self.num_video) - self.num_video, max(end, self.num_video) - self.num_video)
-        cond_BND = self.cond_BND if self.cond_BND.shape[1] == 1 else self.cond_BND[:, video]
-        return replace(
-            self,
-            start=start,
-            end=end,
-            extra_BMD=self.extra_BMD[:, extra],
-            cond_BND=cond_BND,
-            rope_Lc2=self.rope_Lc2[start:end],
-        )
-
-
-@dataclass(frozen=True)
-class Conditioning:
-    """Conditioning of one guidance branch, constant over the steps: text for each block, audio for each injection."""
-
-    text: tuple[KeysValues, ...]
-    audio: tuple[AudioConditioning, ...]
 
 
 class S2VTransformer(nn.Module):
@@ -108,6 +55,7 @@ class S2VTransformer(nn.Module):
         self.audio_injector = AudioInjector(dim, config.num_heads, len(config.audio_inject_layers), config.eps)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.head = Head(config)
+        self.layer_hooks: list[LayerHook] = []
 
     def choose_kernels(self, attend: Attend = sdpa, *, compiled: bool = False) -> None:
         """Run self attention on a kernel of `models.attention_kernels`; with `compiled`, compile the blocks.
@@ -164,9 +112,9 @@ class S2VTransformer(nn.Module):
             e0_6D=e_16D[0],
         )
 
-    def prepare_conditioning(self, context_SD: Tensor, features_FKC: Tensor) -> Conditioning:
+    def prepare_conditioning(self, context_SD: Tensor, features_FKC: Tensor, name: str = "cond") -> Conditioning:
         """Return the result of `prepare_text` and `prepare_audio`."""
-        return Conditioning(self.prepare_text(context_SD), self.prepare_audio(features_FKC))
+        return Conditioning(self.prepare_text(context_SD), self.prepare_audio(features_FKC), name)
 
     def prepare_text(self, context_SD: Tensor) -> tuple[KeysValues, ...]:
         """Return keys and values of each block for the rows `[len, text_dim]` of a prompt.
@@ -212,35 +160,38 @@ class S2VTransformer(nn.Module):
         timestep_1: Tensor,
         clip_tokens: ClipTokens,
         conditionings: Sequence[Conditioning],
-        caches: Sequence[FirstBlockCache] = (),
-        before_branch: Callable[[], None] = lambda: None,
     ) -> list[Tensor]:
         """Predict the noise (velocity) `[1, 16, T, h, w]`, fp32, at `timestep_1` `[1]` for each of `conditionings`.
 
-        With a cache for each, the blocks behind the first may be skipped. `before_branch` is called before those blocks
-        run for a branch and may raise to end the step. Raises PermanentError for inputs of different clips.
+        All branches pass a layer before the next one, so that its weights are needed once. Raises PermanentError for
+        inputs of different clips.
         """
         for conditioning in conditionings:
             self._check_fit(latents_BCThw, clip_tokens, conditioning)
         e_1D, e_16D = self._embed_time(timestep_1)
-        e_26D = torch.stack([e_16D[0], clip_tokens.e0_6D])
-        x_BLD = self._embed_tokens(latents_BCThw, clip_tokens)
-        # Blocks work in the memory of their input; only a cache compares it with the output of the first block.
-        before_BLD = x_BLD.clone() if caches else None
-        waiting = self._run_block(0, x_BLD, e_26D, clip_tokens, conditionings)
-        del x_BLD
+        inputs = LayerInputs(torch.stack([e_16D[0], clip_tokens.e0_6D]), clip_tokens, conditionings)
+        run_layer = self._hooked_layer()
 
-        predictions = []
-        for index, conditioning in enumerate(conditionings):
-            before_branch()
-            later_blocks = partial(self._run_later_blocks, e_26D, clip_tokens, conditioning)
-            # Popped in the call, so that the memory is free as soon as the next block has run.
-            if before_BLD is None:
-                y_BND = later_blocks(waiting.pop(0))
-            else:
-                y_BND = caches[index].apply(before_BLD, waiting.pop(0), later_blocks)
-            predictions.append(_unpatchify(self.head(y_BND, e_1D), clip_tokens.latent_shape))
-        return predictions
+        states = [self._embed_tokens(latents_BCThw, clip_tokens)]
+        for layer in range(len(self.blocks)):
+            states = run_layer(layer, states, inputs)
+        return [_unpatchify(self.head(x_BND, e_1D), clip_tokens.latent_shape) for x_BND in states]
+
+    @contextmanager
+    def hooked(self, *hooks: LayerHook) -> Iterator[None]:
+        """Run every layer through `hooks`, the first one outermost, outside of those that are attached already."""
+        before = self.layer_hooks
+        self.layer_hooks = [*hooks, *before]
+        try:
+            yield
+        finally:
+            self.layer_hooks = before
+
+    def _hooked_layer(self) -> RunLayer:
+        run_layer: RunLayer = self._run_layer
+        for hook in reversed(self.layer_hooks):
+            run_layer = partial(hook, run_layer)
+        return run_layer
 
     def _check_fit(self, latents_BCThw: Tensor, clip_tokens: ClipTokens, conditioning: Conditioning) -> None:
         num_latents = clip_tokens.latent_shape[0]
@@ -257,32 +208,27 @@ class S2VTransformer(nn.Module):
         video_BND = video_BND + clip_tokens.cond_BND + self.trainable_cond_mask.weight[_VIDEO]
         return torch.cat([video_BND, clip_tokens.extra_BMD], dim=1).float()
 
-    def _run_block(
-        self, layer: int, x_BLD: Tensor, e_26D: Tensor, clip_tokens: ClipTokens, conditionings: Sequence[Conditioning]
-    ) -> list[Tensor]:
+    def _run_layer(self, layer: int, states: list[Tensor], inputs: LayerInputs) -> list[Tensor]:
         """Run a block for each conditioning, and inject the audio behind it where the layer has an injection.
 
-        The last block returns the video tokens only: nothing reads the others.
+        The first layer turns the one state of all branches into one for each: the branches share its self attention.
+        The last layer returns the video tokens only, because nothing reads the others.
         """
+        clip_tokens, conditionings = inputs.clip_tokens, inputs.conditionings
         num_video = clip_tokens.video.stop - clip_tokens.video.start
         is_last = layer == len(self.blocks) - 1
         texts = [conditioning.text[layer] for conditioning in conditionings]
-        outputs = self.blocks[layer](x_BLD, e_26D, num_video, clip_tokens.rope_Lc2, texts, is_last)
+        calls = [(states[0], texts)] if layer == 0 else zip(states, ([text] for text in texts), strict=True)
+        outputs: list[Tensor] = []
+        for x_BLD, own_texts in calls:
+            outputs += self.blocks[layer](x_BLD, inputs.e_26D, num_video, clip_tokens.rope_Lc2, own_texts, is_last)
         if layer in self.config.audio_inject_layers:
             index = self.config.audio_inject_layers.index(layer)
             start, per_frame = clip_tokens.video.start, clip_tokens.patches_per_frame
             for y_BLD, conditioning in zip(outputs, conditionings, strict=True):
                 video_BND = y_BLD[:, :num_video]
                 video_BND += self.audio_injector(index, video_BND, start, per_frame, conditioning.audio[index])
-        return outputs  # type: ignore[no-any-return]
-
-    def _run_later_blocks(
-        self, e_26D: Tensor, clip_tokens: ClipTokens, conditioning: Conditioning, x_BLD: Tensor
-    ) -> Tensor:
-        """Run all blocks but the first on its output; return the video tokens `[1, N, D]`."""
-        for layer in range(1, len(self.blocks)):
-            (x_BLD,) = self._run_block(layer, x_BLD, e_26D, clip_tokens, [conditioning])
-        return x_BLD
+        return outputs
 
     def _embed_time(self, timestep_1: Tensor) -> tuple[Tensor, Tensor]:
         """Return the embedding of a timestep `[1, D]` and its modulation `[1, 6, D]`, fp32."""

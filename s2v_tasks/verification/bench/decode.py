@@ -25,9 +25,8 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import start_processes
 
 from s2v_tasks.engine.distributed.halo_exchange import ParallelVae
-from s2v_tasks.engine.encoders.cpu_convolution import use_onednn
-from s2v_tasks.engine.encoders.vae import Vae, lay_out_channels_last
-from s2v_tasks.engine.models.framepack import MOTION_LATENTS
+from s2v_tasks.engine.encoders.vae import Vae, lay_out_channels_last, use_onednn
+from s2v_tasks.engine.models.layers import MOTION_LATENTS
 
 _LATENT_CHANNELS = 16
 

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.multiprocessing.spawn import start_processes
 
-from s2v_tasks.engine.distributed.fsdp import shard_weights
+from s2v_tasks.engine.distributed.mesh import shard_weights
 from s2v_tasks.engine.loading import shards  # noqa: F401  (the snapshot imports it late, then within the measured time)
 from s2v_tasks.engine.loading.snapshot import CONFIG_FILE, TRANSFORMER_INDEX_FILE, Snapshot
 from s2v_tasks.engine.models.config import S2VConfig

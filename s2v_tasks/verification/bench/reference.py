@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from s2v_tasks.engine.models.attention import Attention
 from s2v_tasks.engine.models.audio import AdaptiveNorm
 from s2v_tasks.engine.models.blocks import Block
-from s2v_tasks.engine.models.framepack import MOTION_LATENTS
-from s2v_tasks.engine.models.layers import PatchConv, RMSNorm, timestep_sinusoid
+from s2v_tasks.engine.models.layers import MOTION_LATENTS, PatchConv, RMSNorm, timestep_sinusoid
 from s2v_tasks.engine.models.rope import reference_grid, rope_table, video_grid
 from s2v_tasks.engine.models.transformer import S2VTransformer
 

@@ -16,13 +16,13 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from s2v_tasks.engine.acceleration.fp8 import quantizer
-from s2v_tasks.engine.distributed.cfg import BranchSplit
-from s2v_tasks.engine.distributed.mesh import Layout, choose_layout, parallelize
+from s2v_tasks.engine.distributed.mesh import BranchSplit, Layout, choose_layout, parallelize
 from s2v_tasks.engine.models.attention_kernels import attention_kernel, kernel_name
 from s2v_tasks.engine.models.audio import NUM_FEATURE_LAYERS
 from s2v_tasks.engine.models.config import S2VConfig
-from s2v_tasks.engine.models.framepack import MOTION_LATENTS
-from s2v_tasks.engine.models.transformer import ClipTokens, Conditioning, S2VTransformer
+from s2v_tasks.engine.models.forward_inputs import ClipTokens, Conditioning
+from s2v_tasks.engine.models.layers import MOTION_LATENTS
+from s2v_tasks.engine.models.transformer import S2VTransformer
 from s2v_tasks.engine.options import WeightsDtype
 from s2v_tasks.engine.worker import Worker
 from s2v_tasks.verification.bench.reference import ClipTensors, reference_forward
@@ -201,7 +201,8 @@ def clip_tokens_of(transformer: S2VTransformer, inputs: Inputs) -> ClipTokens:
 
 def conditioning_of(transformer: S2VTransformer, inputs: Inputs, branch: int) -> Conditioning:
     """Return the conditioning of a branch: 0 with the prompt (cond), 1 with the negative prompt (uncond)."""
-    return transformer.prepare_conditioning(inputs.contexts[branch], inputs.features[branch])
+    name = ("cond", "uncond")[branch]
+    return transformer.prepare_conditioning(inputs.contexts[branch], inputs.features[branch], name)
 
 
 def _measure(variants: dict[str, Callable[[], Tensor]], repeats: int, device: torch.device) -> tuple[StepResult, ...]:

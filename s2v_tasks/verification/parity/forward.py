@@ -15,10 +15,10 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from s2v_tasks.engine.distributed.mesh import Layout
-from s2v_tasks.engine.models.framepack import MOTION_LATENTS, FramePacker
-from s2v_tasks.engine.models.layers import timestep_sinusoid
+from s2v_tasks.engine.models.forward_inputs import ClipTokens
+from s2v_tasks.engine.models.layers import MOTION_LATENTS, FramePacker, timestep_sinusoid
 from s2v_tasks.engine.models.rope import Grid, motion_grids, reference_grid, rope_table, video_grid
-from s2v_tasks.engine.models.transformer import ClipTokens, S2VTransformer
+from s2v_tasks.engine.models.transformer import S2VTransformer
 from s2v_tasks.errors import ConfigurationError
 from s2v_tasks.verification.parity.golden_transformer import is_weights, load_transformer, num_ranks, share_among_ranks
 from s2v_tasks.verification.parity.results import (

@@ -5,8 +5,7 @@ from pathlib import Path
 import torch.distributed as dist
 from safetensors import safe_open
 
-from s2v_tasks.engine.distributed.cfg import BranchSplit
-from s2v_tasks.engine.distributed.mesh import Layout, choose_layout, parallelize
+from s2v_tasks.engine.distributed.mesh import BranchSplit, Layout, choose_layout, parallelize
 from s2v_tasks.engine.models.config import S2VConfig
 from s2v_tasks.engine.models.transformer import S2VTransformer
 from s2v_tasks.errors import ConfigurationError

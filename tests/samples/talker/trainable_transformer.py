@@ -18,8 +18,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from s2v_tasks.engine.models.config import S2VConfig
-from s2v_tasks.engine.models.framepack import MOTION_LATENTS
-from s2v_tasks.engine.models.layers import timestep_sinusoid
+from s2v_tasks.engine.models.layers import MOTION_LATENTS, timestep_sinusoid
 from s2v_tasks.engine.models.rope import Grid, cos_sin, motion_grids, reference_grid, rope_table
 from s2v_tasks.engine.models.transformer import MOTION_FRAMES, S2VTransformer
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from trainable_transformer import Scene, SoundHead, sound_tokens, velocity
 from training import Measures, averaged_weights, correlation
 
-from s2v_tasks.engine.models.framepack import MOTION_LATENTS
+from s2v_tasks.engine.models.layers import MOTION_LATENTS
 from s2v_tasks.engine.schedulers import make_scheduler
 
 _SEED = 4

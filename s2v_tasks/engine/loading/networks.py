@@ -1,0 +1,81 @@
+"""Load the networks of a pipeline on all ranks, in their layout and with the options of the installation."""
+
+import torch
+
+from s2v_tasks.engine.acceleration.fp8 import quantizer
+from s2v_tasks.engine.distributed.halo_exchange import ParallelVae
+from s2v_tasks.engine.distributed.mesh import Layout, choose_layout, parallelize
+from s2v_tasks.engine.loading.snapshot import Snapshot
+from s2v_tasks.engine.models.attention_kernels import attention_kernel, kernel_name
+from s2v_tasks.engine.options import EngineOptions, VaePrecision
+from s2v_tasks.engine.pipeline import S2VPipeline
+from s2v_tasks.engine.worker import Worker
+from s2v_tasks.errors import ConfigurationError
+
+
+def load_pipeline(
+    worker: Worker, snapshot: Snapshot, parallel_layout: str, options: EngineOptions, *, guided: bool
+) -> tuple[S2VPipeline, Layout]:
+    """The pipeline of a clip, shared by all ranks in a layout ("auto", or like "cfg2,ulysses2"); all ranks call it.
+
+    bf16 on a GPU; fp32 on a CPU, where bf16 is emulated and slow. Raises ConfigurationError for an impossible layout
+    and for options that are not possible here.
+    """
+    device = worker.device
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    transformer = snapshot.build_transformer()
+    attend = attention_kernel(kernel_name(options.attention, device), device)
+    transformer.choose_kernels(attend, compiled=options.compiled)
+    if parallel_layout == "auto":
+        layout = choose_layout(
+            worker.world_size,
+            transformer.config.num_heads,
+            guided=guided,
+            weight_bytes=_weight_bytes(snapshot, options),
+            memory_bytes=None if device.type == "cpu" else torch.cuda.mem_get_info(device)[1],
+        )
+    else:
+        layout = Layout.parse(parallel_layout)
+    convert = None
+    if options.weights_dtype == "fp8-dynamic" and not options.compiled:
+        raise ConfigurationError(
+            "S2V_WEIGHTS_DTYPE is fp8-dynamic without S2V_COMPILE: expected both. Uncompiled, the activations are "
+            "quantised in five passes over memory, which makes a step slower than in bf16."
+        )
+    if options.weights_dtype != "auto":
+        if layout.fsdp:
+            raise ConfigurationError(
+                f"parallel layout {layout} shards the weights, which is not possible in {options.weights_dtype}: "
+                "choose a layout without fsdp, or S2V_WEIGHTS_DTYPE=auto."
+            )
+        convert = quantizer(transformer, options.weights_dtype, device)
+    branches = parallelize(transformer, layout, device.type, guided=guided)
+    snapshot.fill_transformer(transformer, device, dtype, convert=convert)
+    vae = snapshot.load_vae(device, options.vae_precision)
+    codec = ParallelVae(vae) if worker.world_size > 1 else vae
+    pipeline = S2VPipeline(transformer, codec, device, dtype, options=options, branches=branches, total=worker.total)
+    return pipeline, layout
+
+
+def _weight_bytes(snapshot: Snapshot, options: EngineOptions) -> int:
+    """Return the bytes of the weights on a device; float8 weights need half of their size in the files."""
+    size_bytes = sum(shard.stat().st_size for shard in snapshot.transformer_shards())
+    return size_bytes if options.weights_dtype == "auto" else size_bytes // 2
+
+
+def made_with(device: torch.device) -> dict[str, str]:
+    """Return what decides about rounding beside the weights: the kind of the device and the versions of its kernels."""
+    if device.type == "cuda":
+        return {
+            "device_model": torch.cuda.get_device_name(device),
+            "torch_version": str(torch.__version__),
+            "cudnn_version": str(torch.backends.cudnn.version()),  # type: ignore[no-untyped-call]
+        }
+    return {"device_model": torch.backends.cpu.get_cpu_capability(), "torch_version": str(torch.__version__)}
+
+
+def vae_precision(device: torch.device, precision: VaePrecision) -> str:
+    """Return the precision of the convolutions of the VAE: a GPU rounds float32 to TF32 by default."""
+    if precision == "float32" and device.type == "cuda" and torch.backends.cudnn.allow_tf32:
+        return "tf32"
+    return precision

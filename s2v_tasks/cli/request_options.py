@@ -12,7 +12,7 @@ from s2v_tasks.errors import PermanentError
 from s2v_tasks.schemas.request import Request
 
 Command = Callable[..., None]
-SAMPLING = ("base_seed", "sample_steps", "sample_guide_scale", "sample_shift", "sample_solver")
+SAMPLING = ("base_seed", "sample_steps", "sample_guide_scale", "guide_steps", "sample_shift", "sample_solver")
 BOOKKEEPING = ("priority", "labels", "webhook_url")
 # Every other field decides the plan of a picture and a speech, and with it the cost.
 _NOT_PLANNING = ("image_uri", "audio_uri", "pose_video_uri", "prompt", *BOOKKEEPING, "parent_job_id", "from_clip")
@@ -37,6 +37,8 @@ def request_options(*names: str) -> Callable[[Command], Command]:
             fields = {name: value for name, value in given.items() if value not in (None, [])}
             if "labels" in fields:
                 fields["labels"] = parse_labels(fields["labels"])
+            if "guide_steps" in fields:
+                fields["guide_steps"] = parse_step_range(fields["guide_steps"])
             command(**arguments, fields=fields)
 
         with_fields.__dict__["__signature__"] = inspect.Signature(parameters)
@@ -57,12 +59,22 @@ def parse_labels(pairs: list[str]) -> dict[str, str]:
     return labels
 
 
+def parse_step_range(text: str) -> list[int]:
+    """Return `from:to` as two numbers; PermanentError for another text."""
+    numbers = text.split(":")
+    if len(numbers) != 2 or not all(number.isascii() and number.isdigit() for number in numbers):
+        raise PermanentError(f"--guide-steps {text!r}: expected FROM:TO, for example 0:10 for the first ten steps.")
+    return [int(number) for number in numbers]
+
+
 def _option(name: str) -> inspect.Parameter:
     """The option of one field. Its bounds are checked with the whole request, in the request's own words."""
     field = Request.model_fields[name]
     flag, kind, metavar = f"--{name.replace('_', '-')}", _value_type(field.annotation), None
     if name == "labels":
         flag, kind, metavar = "--label", list[str], "NAME=VALUE"
+    elif name == "guide_steps":
+        kind, metavar = str, "FROM:TO"
     elif get_origin(kind) is Literal:
         kind, metavar = str, "|".join(get_args(kind))
     help_text = (field.description or "").replace("Empty:", "Left out:")

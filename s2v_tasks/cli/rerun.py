@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @app.command(rich_help_panel=PEOPLE)
-@request_options("prompt", *SAMPLING, *BOOKKEEPING, "max_gpu_seconds", "max_cost")
+@request_options("prompt", "preset", *SAMPLING, *BOOKKEEPING, "max_gpu_seconds", "max_cost")
 def rerun(
     parent: Annotated[str, typer.Argument(metavar="JOB_ID", help="The earlier job; it stays what it is.")],
     fields: dict[str, Any],
@@ -35,16 +35,21 @@ def rerun(
 ) -> None:
     """Make a video again with another prompt, seed or sampling; clips before --from-clip are reused.
 
-    Frames, size and, where not changed, seeds are those of the earlier job. The same rerun again is the same job.
+    Frames, size and, where not changed, seeds are those of the earlier job. --preset takes the sampling of a preset:
+    `--preset high` turns a preview into the video itself. The same rerun again is the same job.
     """
     from s2v_tasks.planning.rerun import check_from_clip
+    from s2v_tasks.planning.sampling import SAMPLING_FIELDS
     from s2v_tasks.storage.s3 import ObjectStore
 
     store = ObjectStore.from_settings(load_settings())
     earlier, plan = _request(store, parent), _plan(store, parent)
     check_from_clip(plan, from_clip)
     _check_change(earlier, plan, fields, from_clip)
-    changed = earlier.model_dump() | fields | {"parent_job_id": parent, "from_clip": from_clip}
+    kept = earlier.model_dump()
+    if fields.get("preset", earlier.preset) != earlier.preset:
+        kept |= dict.fromkeys(SAMPLING_FIELDS)  # the new preset decides them
+    changed = kept | fields | {"parent_job_id": parent, "from_clip": from_clip}
     request = parse_request(changed)
     name = job_id or f"{parent[:50].rstrip('-')}-r{fingerprint(request.model_dump())[:10]}"
     raise typer.Exit(hand_in(name, request, HandIn(via, watch=watch, unpause=unpause, as_json=as_json)))
@@ -79,11 +84,12 @@ def _check_change(earlier: Request, plan: Plan, fields: dict[str, Any], from_cli
 
     Clips that the earlier job has inherited may be made from other words than its own: from there on it is a change.
     """
-    now = {"prompt": earlier.prompt, "base_seed": plan.base_seed} | plan.sampling.model_dump()
+    now = {"prompt": earlier.prompt, "preset": plan.preset, "base_seed": plan.base_seed, "guide_steps": None}
+    now |= plan.sampling.model_dump()
     if any(value not in (now[name], getattr(earlier, name)) for name, value in fields.items() if name in now):
         return
     if from_clip >= len(plan.inherited):
-        options = ", ".join(f"--{name.replace('_', '-')}" for name in ("prompt", *SAMPLING))
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in ("prompt", "preset", *SAMPLING))
         raise PermanentError(
             f"Nothing is changed: the clips of job {plan.job_id} from {from_clip} on would be rendered once more. Give "
             f"another {options}, or `s2v fetch {plan.job_id}` to get the video that is there."

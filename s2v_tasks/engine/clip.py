@@ -39,11 +39,22 @@ class Sampling:
     sample_guide_scale: float
     sample_shift: float
     sample_solver: str
+    guide_steps: tuple[int, int] | None = None  # [from, to): the steps with guidance; None: all
 
     @property
     def is_guided(self) -> bool:
-        """Return True if a step has two branches, cond and uncond."""
+        """Return True if any step has two branches, cond and uncond."""
         return self.sample_guide_scale > 1
+
+    @property
+    def is_partly_guided(self) -> bool:
+        """Return True if some steps have two branches and others only cond."""
+        return self.is_guided and self.guide_steps not in (None, (0, self.sample_steps))
+
+    def is_guided_at(self, step: int) -> bool:
+        """Return True if this step has two branches."""
+        first, end = self.guide_steps or (0, self.sample_steps)
+        return self.is_guided and first <= step < end
 
 
 def _ignore(*_: object) -> None:

@@ -16,12 +16,20 @@ class Denoising:
     """The latents `[1, 16, T, h, w]` after `step` solver steps, with the solver and the branches of this rank."""
 
     scheduler: Scheduler
-    conditionings: Sequence[Conditioning]
+    branches_at: Callable[[int], Sequence[Conditioning]]  # that this rank computes at a step
     latents: Tensor
     cache: FirstBlockCache | None = None  # without it every block runs at every step
     step: int = 0
     # By branch: the last step whose blocks all ran. An interrupted step does not count.
     _cached: dict[str, CachedStep] = field(default_factory=dict)
+
+    def begin_step(self) -> Sequence[Conditioning]:
+        """Return the branches of the next step. Where guidance begins or ends, the cache starts anew on all ranks."""
+        branches = self.branches_at(self.step)
+        if self.cache is not None and self.step and branches != self.branches_at(self.step - 1):
+            self.cache.restart(branches[0].name)
+            self._cached.clear()
+        return branches
 
     def advance(self, prediction: Tensor, timestep: Tensor) -> None:
         """Take a solver step with the noise prediction of this step."""
@@ -42,9 +50,9 @@ class Denoising:
         """Continue from `state`. `compute`, which predicts noise, fills the first-block cache again."""
         device = self.latents.device
         self.latents, self.step = state.restore(self.scheduler, device), state.step
-        if self.cache is None:
+        if self.cache is None or not self.step:
             return
-        for conditioning, cached in zip(self.conditionings, state.cached_steps(device), strict=False):
+        for conditioning, cached in zip(self.branches_at(self.step - 1), state.cached_steps(device), strict=False):
             compute(cached.latents, self.scheduler.timesteps[cached.step], conditioning)
             self.cache.contexts[conditioning.name].num_skipped = cached.num_skipped
             self._cached[conditioning.name] = cached
@@ -54,7 +62,7 @@ class Denoising:
         """The share of the forwards of the clip so far whose later blocks the first-block cache skipped."""
         if self.cache is None or not self.step:
             return 0.0
-        return self.cache.num_skipped / (self.step * len(self.conditionings))
+        return self.cache.num_skipped / sum(len(self.branches_at(step)) for step in range(self.step))
 
 
 class InterruptionCheck:

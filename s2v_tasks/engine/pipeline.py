@@ -67,7 +67,7 @@ class S2VPipeline:
         self.branches = branches
         self.total = total
         self.skipped_share = 0.0  # of the latest clip's forwards, by the first-block cache
-        self._contexts: list[Tensor] = []
+        self._contexts: dict[str, Tensor] = {}
         self._texts: list[tuple[KeysValues, ...]] = []
 
     def render_clip(
@@ -156,29 +156,31 @@ class S2VPipeline:
     def _prepare(
         self, inputs: ClipInputs, clip: ClipLatents, sampling: Sampling
     ) -> tuple[ClipTokens, tuple[Conditioning, ...]]:
-        """Compute the constant inputs of the steps, with the conditioning of the branches of this rank."""
+        """Compute the constant inputs of the steps, with the conditioning of the branches that this rank computes.
+
+        Where only some steps are guided, every rank has both branches: all of them compute cond at the other steps.
+        """
         motion = None if clip.history is None else clip.history.latents
         clip_tokens = self.transformer.prepare_clip_tokens(clip.noise_shape[1], clip.reference, motion, clip.pose)
         cond_audio = inputs.audio.to(self.device, self.dtype)
-        contexts, audios = [inputs.context], [cond_audio]
-        if sampling.is_guided:
-            contexts.append(inputs.context_null)
-            audios.append(torch.zeros_like(cond_audio))
-        texts = self._prepare_texts(contexts)
-        prepared = [self.transformer.prepare_audio(audio) for audio in self._mine(audios)]
-        names = self._mine(["cond", "uncond"][: len(contexts)])
-        return clip_tokens, tuple(map(Conditioning, texts, prepared, names))
+        names = ["cond", "uncond"] if sampling.is_guided else ["cond"]
+        contexts = {"cond": inputs.context, "uncond": inputs.context_null}
+        audios = {"cond": cond_audio, "uncond": torch.zeros_like(cond_audio)}
+        own = names if sampling.is_partly_guided else self._mine(names)
+        texts = self._prepare_texts({name: contexts[name] for name in names}, own)
+        prepared = [self.transformer.prepare_audio(audios[name]) for name in own]
+        return clip_tokens, tuple(map(Conditioning, texts, prepared, own))
 
-    def _prepare_texts(self, contexts: list[Tensor]) -> Sequence[tuple[KeysValues, ...]]:
-        """Return the texts of this rank's branches, cached for the next clip: prompts seldom change within a job."""
+    def _prepare_texts(self, contexts: dict[str, Tensor], own: Sequence[str]) -> Sequence[tuple[KeysValues, ...]]:
+        """Return the texts of the branches `own`, cached for the next clip: prompts seldom change within a job."""
         # All ranks compare all prompts, so that they agree on computing them (and on gathering the weights for it).
-        is_cached = len(contexts) == len(self._contexts) and all(map(torch.equal, contexts, self._contexts))
-        if not is_cached:
-            self._texts = [self.transformer.prepare_text(context.to(self.device)) for context in self._mine(contexts)]
+        is_cached = list(contexts) == list(self._contexts) and len(own) == len(self._texts)
+        if not is_cached or not all(map(torch.equal, contexts.values(), self._contexts.values())):
+            self._texts = [self.transformer.prepare_text(contexts[name].to(self.device)) for name in own]
             self._contexts = contexts
         return self._texts
 
-    def _mine(self, branches: list[T]) -> Sequence[T]:
+    def _mine(self, branches: Sequence[T]) -> Sequence[T]:
         return branches if self.branches is None or len(branches) == 1 else self.branches.mine(branches)
 
     def _draw_noise(self, seed: int, shape: tuple[int, ...]) -> Tensor:
@@ -192,13 +194,18 @@ class S2VPipeline:
         return torch.randn(shape, generator=generator, device=self.device, dtype=self.dtype)
 
     def start_denoising(self, noise: Tensor, conditionings: Sequence[Conditioning], sampling: Sampling) -> Denoising:
-        """Return a denoising that starts from `noise` `[16, T, h, w]`."""
+        """Return a denoising that starts from `noise` `[16, T, h, w]`; `conditionings` are those of `_prepare`."""
         scheduler = make_scheduler(
             sampling.sample_solver, num_steps=sampling.sample_steps, shift=sampling.sample_shift, device=self.device
         )
         threshold = self.options.step_cache
         cache = FirstBlockCache(threshold, self.total) if threshold else None
-        return Denoising(scheduler, conditionings, noise.to(self.device, self.dtype)[None], cache)
+        guided = self._mine(conditionings)
+
+        def branches_at(step: int) -> Sequence[Conditioning]:
+            return guided if sampling.is_guided_at(step) else conditionings[:1]
+
+        return Denoising(scheduler, branches_at, noise.to(self.device, self.dtype)[None], cache)
 
     def _restore(self, denoising: Denoising, state: DenoiseState, clip_tokens: ClipTokens) -> None:
         """Resume from `state`: restore the solver, and compute again the steps that fill the first-block cache."""
@@ -232,10 +239,9 @@ class S2VPipeline:
         self, denoising: Denoising, timestep: Tensor, clip_tokens: ClipTokens, sampling: Sampling
     ) -> Sequence[Tensor]:
         """Return the noise predictions of all branches, cond before uncond, whichever rank computes them."""
-        predictions: list[Tensor] = self.transformer(
-            denoising.latents, timestep[None], clip_tokens, denoising.conditionings
-        )
-        if self.branches is None or not sampling.is_guided:
+        branches = denoising.begin_step()
+        predictions: list[Tensor] = self.transformer(denoising.latents, timestep[None], clip_tokens, branches)
+        if self.branches is None or not sampling.is_guided_at(denoising.step):
             return predictions
         return self.branches.exchange(predictions[0])
 

@@ -19,7 +19,7 @@ _LABELS = {
     "transition": {"cut": "Plain cut", "crossfade": "Cross-fade (250 ms)"},
     "priority": {name: name.capitalize() for name in PRIORITIES},
     # "null" is how the form looks up a choice that may stay empty.
-    "sample_solver": {"unipc": "UniPC", "dpm++": "DPM++", "null": "As the preset says"},
+    "sample_solver": {"unipc": "UniPC", "dpm++": "DPM++", "euler": "Euler (few steps)", "null": "As the preset says"},
 }
 
 

@@ -164,9 +164,9 @@ def vae_decode_flops(width: int, height: int, latent_frames: int, num_frames: in
     return flops * _vae_scale(width, height, model)
 
 
-def clip_cost(shape: ClipShape, model: ModelCard, *, sample_steps: int, guided: bool) -> Cost:
-    """Operations of a clip: all solver steps (two branches each when guided), decoding, and the motion state."""
-    branches = 2 if guided else 1
+def clip_cost(shape: ClipShape, model: ModelCard, *, sample_steps: int, guided_steps: int) -> Cost:
+    """Operations of a clip: all solver steps (a guided step has two branches), decoding, and the motion state."""
+    branches = 2 if guided_steps else 1
     forward = forward_flops(shape, model)
     encodes = (shape.starts_chain and shape.with_motion) + (not shape.ends_chain)
     encode = vae_encode_flops(shape.width, shape.height, MOTION_LATENTS, model)
@@ -174,15 +174,19 @@ def clip_cost(shape: ClipShape, model: ModelCard, *, sample_steps: int, guided: 
     latents = shape.latent_frames + (MOTION_LATENTS if shape.with_motion else 1)
     frames = shape.infer_frames - (0 if shape.with_motion else LOST_FRAMES)
     decode = vae_decode_flops(shape.width, shape.height, latents, frames, model)
-    transformer = sample_steps * forward.per_step(branches) + branches * forward.constant
+    steps = guided_steps * forward.per_step(2) + (sample_steps - guided_steps) * forward.per_step(1)
+    transformer = steps + branches * forward.constant
     return Cost(transformer, encodes * encode + decode)
 
 
 def compute_seconds(cost: Cost, gpu: GpuCard) -> float:
     """Expected seconds of one clip on `gpu`, the weights being there."""
-    transformer = cost.transformer_flops / (gpu.bf16_tflops * 1e12 * gpu.utilization)
-    vae = cost.vae_flops / (gpu.tf32_tflops * 1e12 * gpu.vae_utilization)
-    return transformer + vae
+    return cost.transformer_flops / (gpu.bf16_tflops * 1e12 * gpu.utilization) + vae_seconds(cost, gpu)
+
+
+def vae_seconds(cost: Cost, gpu: GpuCard) -> float:
+    """Return the expected seconds of the VAE in one clip."""
+    return cost.vae_flops / (gpu.tf32_tflops * 1e12 * gpu.vae_utilization)
 
 
 def load_seconds(gpu: GpuCard, model: ModelCard) -> float:

@@ -92,7 +92,7 @@ def peak_memory_gib(
 
 def check_memory(plan: Plan, model: ModelCard, gpu: GpuCard, setup: RenderSetup) -> None:
     """Raise PermanentError for a plan that does not fit the GPU; it names single changes that would fit."""
-    guided = plan.sampling.sample_guide_scale > 1
+    guided = plan.sampling.guided_steps > 0
 
     def needs(shape: ClipShape) -> float:
         return peak_memory_gib(shape, model, gpu, guided=guided, setup=setup)

@@ -15,24 +15,24 @@ from s2v_tasks.planning.estimate import (
     clip_tokens,
     compute_seconds,
     load_seconds,
+    vae_seconds,
 )
 from s2v_tasks.planning.memory import ONE_GPU, RenderSetup, peak_memory_gib
 from s2v_tasks.planning.resolution import cropped_share, plan_size
+from s2v_tasks.planning.sampling import choose_sampling
 from s2v_tasks.planning.warnings import (
     clip_count_warnings,
     cut_warnings,
     face_warnings,
     input_warnings,
     picture_warnings,
+    preview_warning,
 )
 from s2v_tasks.schemas.model_card import GpuCard, ModelCard
 from s2v_tasks.schemas.plan import FPS, ClipPlan, Cut, Estimate, InputFacts, Plan, Sampling, SpeechFacts
 from s2v_tasks.schemas.preset import Preset, find_preset
 from s2v_tasks.schemas.request import Request
-from s2v_tasks.schemas.request_fields import parse_size
 
-LARGE_AREA = 1024 * 704
-SHIFT_BELOW_LARGE_AREA, SHIFT_FROM_LARGE_AREA = 3.0, 5.0
 SEED_RANGE = 2**63 - 1000  # leaves room for seed + clip_index below 2**63
 CROSSFADE_FRAMES = 4  # 250 ms: as long as a chain holds its first picture (ADR 4, ADR 7)
 MIN_FADING_INFER_FRAMES = 20  # clips of 16 frames cannot share: one of them would do nothing but fade out
@@ -70,7 +70,8 @@ def make_plan(
     Raises PermanentError for an unknown preset, an empty speech, more than `max_clips` clips, or a picture that is
     too long or too wide.
     """
-    choices = _choices(request, find_preset(presets, request.preset))
+    preset = find_preset(presets, request.preset)
+    choices = _choices(request, preset)
     speech_frames = frames_of_speech(speech)
     cuts = _cuts(request, samples, speech_frames)
     slots, needed = _slots(request, choices, cuts, speech_frames)
@@ -81,10 +82,11 @@ def make_plan(
     shapes = [_clip_shape(width, height, slot, choices.sampling) for slot in slots]
     costs = [_cost(shape, model, choices.sampling) for shape in shapes]
     processes = turns([slot.chain_index for slot in slots], request.clips_per_pod)
-    guided = choices.sampling.sample_guide_scale > 1
+    guided = choices.sampling.guided_steps > 0
     peak_gib = max(peak_memory_gib(shape, model, gpu, guided=guided, setup=setup) for shape in shapes)
     estimate = estimate_clips(shapes, costs, processes, model, gpu, peak_gib=peak_gib)
     warnings = [
+        *([preview_warning(job_id, choices.sampling)] if preset.preview else []),
         *face_warnings(inputs.faces if inputs else None, cropped_share(*image_size, width, height)),
         *clip_count_warnings(choices.num_clip, needed, num_frames, speech),
         *input_warnings(inputs or InputFacts(), num_frames),
@@ -94,6 +96,7 @@ def make_plan(
     return Plan(
         job_id=job_id,
         preset=request.preset,
+        preview=preset.preview,
         model=model.name,
         width=width,
         height=height,
@@ -147,24 +150,8 @@ def _choices(request: Request, preset: Preset) -> _Choices:
         num_clip=chosen["num_clip"],
         infer_frames=chosen["infer_frames"],
         size=chosen["size"],
-        sampling=Sampling(
-            sample_steps=chosen["sample_steps"],
-            sample_guide_scale=chosen["sample_guide_scale"],
-            sample_shift=_sample_shift(request, preset),
-            sample_solver=chosen["sample_solver"],
-            start_from_ref=request.start_from_ref,
-        ),
+        sampling=choose_sampling(request, preset),
     )
-
-
-def _sample_shift(request: Request, preset: Preset) -> float:
-    """The shift that the request gives, else the one that fits its size, else the preset's."""
-    if request.sample_shift is not None:
-        return request.sample_shift
-    if request.size is None:
-        return preset.sample_shift
-    width, height = parse_size(request.size)
-    return SHIFT_BELOW_LARGE_AREA if width * height < LARGE_AREA else SHIFT_FROM_LARGE_AREA
 
 
 def _check_clip_count(num_clip: int, infer_frames: int, max_clips: int) -> None:
@@ -192,8 +179,7 @@ def _clip_shape(width: int, height: int, slot: Slot, sampling: Sampling) -> Clip
 
 
 def _cost(shape: ClipShape, model: ModelCard, sampling: Sampling) -> Cost:
-    guided = sampling.sample_guide_scale > 1
-    return clip_cost(shape, model, sample_steps=sampling.sample_steps, guided=guided)
+    return clip_cost(shape, model, sample_steps=sampling.sample_steps, guided_steps=sampling.guided_steps)
 
 
 def _clips(slots: list[Slot], shapes: list[ClipShape], costs: list[Cost], base_seed: int) -> Iterator[ClipPlan]:
@@ -243,4 +229,5 @@ def estimate_clips(
         cost=sum(chain_seconds) / 3600 * gpu.cost_per_hour,
         currency=gpu.currency,
         peak_gpu_memory_gib=peak_gib,
+        vae_share=sum(vae_seconds(cost, gpu) for cost in costs) / sum(compute_seconds(cost, gpu) for cost in costs),
     )

@@ -5,11 +5,12 @@ from s2v_tasks.planning.clips import turns
 from s2v_tasks.planning.estimate import clip_cost
 from s2v_tasks.planning.memory import ONE_GPU, RenderSetup, peak_memory_gib, plan_shapes
 from s2v_tasks.planning.planner import estimate_clips, job_seed
+from s2v_tasks.planning.sampling import change_sampling, choose_sampling_of_rerun
+from s2v_tasks.planning.warnings import PREVIEW_MARK, preview_warning
 from s2v_tasks.schemas.model_card import GpuCard, ModelCard
-from s2v_tasks.schemas.plan import Plan
+from s2v_tasks.schemas.plan import Plan, Sampling
+from s2v_tasks.schemas.preset import Preset, find_preset
 from s2v_tasks.schemas.request import Request
-
-_SAMPLING = ("sample_steps", "sample_guide_scale", "sample_shift", "sample_solver")
 
 
 def check_from_clip(parent: Plan, from_clip: int) -> None:
@@ -26,25 +27,33 @@ def replan(
     parent_request: Request,
     *,
     job_id: str,
+    presets: dict[str, Preset],
     model: ModelCard,
     gpu: GpuCard,
     setup: RenderSetup = ONE_GPU,
 ) -> Plan:
-    """The parent's plan as `request` changes it from `request.from_clip` on; what is estimated are those clips.
+    """Return the parent's plan as `request` changes it from `request.from_clip` on; those clips are estimated.
 
-    A field of the sampling that the request leaves out, and a seed that it repeats, stay the parent's.
+    Sampling that the request leaves out is that of its preset if it names another preset than the parent, else the
+    parent's. A seed that it repeats stays the parent's.
     """
     from_clip = request.from_clip or 0
-    changed = {name: value for name in _SAMPLING if (value := getattr(request, name)) is not None}
-    sampling = parent.sampling.model_copy(update=changed)
+    if request.preset == parent.preset:
+        sampling, is_preview = change_sampling(parent.sampling, request), parent.preview
+    else:
+        preset = find_preset(presets, request.preset)
+        sampling, is_preview = choose_sampling_of_rerun(request, preset, parent.width * parent.height), preset.preview
     base_seed = parent.base_seed
     if request.base_seed != parent_request.base_seed:
         base_seed = job_seed(job_id) if request.base_seed == -1 else request.base_seed
     rendered = parent.clips[from_clip:]
     shapes = plan_shapes(parent.model_copy(update={"sampling": sampling, "inherited": ()}))[from_clip:]
-    guided = sampling.sample_guide_scale > 1
+    guided = sampling.guided_steps > 0
     peak_gib = max(peak_memory_gib(shape, model, gpu, guided=guided, setup=setup) for shape in shapes)
-    costs = [clip_cost(shape, model, sample_steps=sampling.sample_steps, guided=guided) for shape in shapes]
+    costs = [
+        clip_cost(shape, model, sample_steps=sampling.sample_steps, guided_steps=sampling.guided_steps)
+        for shape in shapes
+    ]
     clips = [
         clip.model_copy(
             update={
@@ -58,6 +67,8 @@ def replan(
     return parent.model_copy(
         update={
             "job_id": job_id,
+            "preset": request.preset,
+            "preview": is_preview,
             "model": model.name,
             "sampling": sampling,
             "base_seed": base_seed,
@@ -65,5 +76,12 @@ def replan(
             "clips_per_pod": request.clips_per_pod,
             "estimate": estimate_clips(shapes, costs, processes, model, gpu, peak_gib=peak_gib),
             "inherited": (),
+            "warnings": _warnings(parent, job_id, sampling, is_preview=is_preview),
         }
     )
+
+
+def _warnings(parent: Plan, job_id: str, sampling: Sampling, *, is_preview: bool) -> tuple[str, ...]:
+    """Return the warnings of the parent, with the mark of a preview only if the rerun is one."""
+    kept = tuple(warning for warning in parent.warnings if not warning.startswith(PREVIEW_MARK))
+    return (preview_warning(job_id, sampling), *kept) if is_preview else kept

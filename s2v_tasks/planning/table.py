@@ -5,7 +5,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from s2v_tasks.schemas.plan import ClipPlan, Cut, Plan
+from s2v_tasks.schemas.plan import ClipPlan, Cut, Plan, Sampling
 
 MOST_ROWS = 20
 SHOWN_AT_EACH_END = 8
@@ -24,7 +24,7 @@ def _summary(plan: Plan) -> Table:
     table = Table(title=f"Plan of {plan.job_id}", title_justify="left", box=None, show_header=False)
     table.add_column(style="bold")
     table.add_column()
-    table.add_row("Preset", f"{plan.preset} on {plan.model}")
+    table.add_row("Preset", f"{plan.preset} on {plan.model}" + (" (preview)" if plan.preview else ""))
     table.add_row("Speech", f"{speech:.3f} s, {plan.covered_seconds:.3f} s covered")
     table.add_row("Video", f"{plan.num_frames} frames = {video:g} s at {plan.fps} fps")
     table.add_row("Clips", f"{plan.num_clip}, {_rendered(plan)} frames rendered")
@@ -33,11 +33,12 @@ def _summary(plan: Plan) -> Table:
     table.add_row("Size", f"{plan.width} x {plan.height} pixels, latents {latent_width} x {latent_height}")
     table.add_row(
         "Sampling",
-        f"{sampling.sample_steps} steps {sampling.sample_solver}, guidance {sampling.sample_guide_scale:g}, "
+        f"{sampling.sample_steps} steps {sampling.sample_solver}, {_guidance(sampling)}, "
         f"shift {sampling.sample_shift:g}, seed {plan.base_seed}"
         + (", starts from the reference picture" if sampling.start_from_ref else ""),
     )
-    table.add_row("Work", f"{_number(estimate.pflops)} PFLOPs")
+    vae = "" if estimate.vae_share is None else f", {estimate.vae_share:.0%} of the time in the VAE"
+    table.add_row("Work", f"{_number(estimate.pflops)} PFLOPs{vae}")
     table.add_row(
         "Expected",
         f"{_duration(estimate.gpu_seconds)} ({estimate.gpu_seconds:,.0f} GPU-seconds) on {estimate.gpu}, "
@@ -48,6 +49,13 @@ def _summary(plan: Plan) -> Table:
         table.add_row("Side by side", f"{_duration(longest)} with a GPU for each chain ({longest:,.0f} s)")
     table.add_row("Peak memory", f"about {estimate.peak_gpu_memory_gib:.1f} GiB on the GPU")
     return table
+
+
+def _guidance(sampling: Sampling) -> str:
+    if sampling.guided_steps == 0:
+        return "without guidance"
+    steps = "" if sampling.guide_steps is None else f" in steps {sampling.guide_steps[0]}..{sampling.guide_steps[1]}"
+    return f"guidance {sampling.sample_guide_scale:g}{steps}"
 
 
 def _cut(cut: Cut, plan: Plan) -> str:

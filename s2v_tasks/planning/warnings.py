@@ -6,10 +6,11 @@ from s2v_tasks.planning.chains import SENTENCE_PAUSE_SECONDS
 from s2v_tasks.planning.resolution import cropped_share
 from s2v_tasks.schemas.facts import StagedFaces, StagedSound
 from s2v_tasks.schemas.model_card import ModelCard
-from s2v_tasks.schemas.plan import FPS, Cut, InputFacts, SpeechFacts
+from s2v_tasks.schemas.plan import FPS, Cut, InputFacts, Sampling, SpeechFacts
 from s2v_tasks.schemas.request import Request
 from s2v_tasks.schemas.request_fields import parse_size
 
+PREVIEW_MARK = "Preview quality"
 NOTABLE_CROP = 0.10
 NOTABLE_POSE_SHORTFALL = 0.10
 SILENT_BELOW_DBFS = -60.0
@@ -34,6 +35,15 @@ def clip_count_warnings(num_clip: int | None, needed: int, num_frames: int, spee
         )
     if num_clip is not None and num_clip > needed:
         yield f"num_clip {num_clip} is reduced to {needed}: {seconds:.2f} s of speech need no more."
+
+
+def preview_warning(job_id: str, sampling: Sampling) -> str:
+    """Return the sentence that marks a video as a preview, with the command that makes the video itself."""
+    guidance = "without guidance" if sampling.guided_steps == 0 else "with guidance"
+    return (
+        f"{PREVIEW_MARK}: {sampling.sample_steps} steps {guidance}, less detail and motion. "
+        f"`s2v rerun {job_id} --preset high` renders the same clips and seeds at full quality."
+    )
 
 
 def input_warnings(inputs: InputFacts, num_frames: int) -> Iterator[str]:

@@ -63,7 +63,13 @@ class Renderer:
         sampling = order.plan.sampling
         return self.load(order).stream_clip(
             _clip_inputs(order),
-            Sampling(sampling.sample_steps, sampling.sample_guide_scale, sampling.sample_shift, sampling.sample_solver),
+            Sampling(
+                sample_steps=sampling.sample_steps,
+                sample_guide_scale=sampling.sample_guide_scale,
+                sample_shift=sampling.sample_shift,
+                sample_solver=sampling.sample_solver,
+                guide_steps=sampling.guide_steps,
+            ),
             Callbacks(take, on_step, self._worker.interrupted),
             state=state,
         )
@@ -75,7 +81,7 @@ class Renderer:
         if order.options.compiled:
             check_compile_cache()
         started = time.monotonic()
-        guided = order.plan.sampling.sample_guide_scale > 1
+        guided = order.plan.sampling.guided_steps > 0
         self._pipeline, layout = load_pipeline(
             self._worker, order.snapshot, order.parallel_layout, order.options, guided=guided
         )

@@ -18,7 +18,8 @@ from s2v_tasks.storage.s3 import ObjectMissingError
 
 # Fields that a rerun may change: sampling, and fields that no clip depends on.
 CHANGEABLE = frozenset({
-    "prompt", "base_seed", "sample_steps", "sample_guide_scale", "sample_shift", "sample_solver",
+    "prompt", "preset", "base_seed", "sample_steps", "sample_guide_scale", "sample_shift", "sample_solver",
+    "guide_steps",
     "clips_per_pod", "priority", "labels", "max_gpu_seconds", "max_cost", "webhook_url", "parent_job_id", "from_clip",
 })  # fmt: skip
 

@@ -1,9 +1,9 @@
 """The plan of a job: every clip and every frame, fixed before a GPU starts."""
 
 from fractions import Fraction
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
 from s2v_tasks.schemas.facts import StagedFaces, StagedSound
 from s2v_tasks.schemas.manifest import fingerprint
@@ -47,6 +47,20 @@ class Sampling(_Model):
     sample_shift: float
     sample_solver: Solver
     start_from_ref: bool
+    guide_steps: tuple[int, int] | None = None  # [from, to): steps with guidance; None: all
+
+    @property
+    def guided_steps(self) -> int:
+        """Return the number of steps that have two branches, cond and uncond."""
+        if self.sample_guide_scale <= 1:
+            return 0
+        first, end = self.guide_steps or (0, self.sample_steps)
+        return end - first
+
+    @model_serializer(mode="wrap")
+    def _leave_out_none(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out later fields that are None, so that the fingerprints of earlier clips stay."""
+        return {name: value for name, value in handler(self).items() if value is not None}
 
 
 class ClipPlan(_Model):
@@ -115,6 +129,7 @@ class Estimate(_Model):
     cost: float
     currency: str
     peak_gpu_memory_gib: float
+    vae_share: float | None = None  # of the seconds in which clips are computed
 
 
 class Plan(_Model):
@@ -123,6 +138,7 @@ class Plan(_Model):
     schema_version: Literal[1] = 1
     job_id: str
     preset: str
+    preview: bool = False  # rendered to look at, with few steps; a rerun with another preset makes the video
     model: str
     fps: Literal[16] = 16
     width: int

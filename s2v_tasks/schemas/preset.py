@@ -19,11 +19,13 @@ class Preset(BaseModel):
     label: str
     num_clip: int | None = Field(None, ge=1)
     infer_frames: int = Field(ge=16, le=120, multiple_of=4)
-    sample_steps: int = Field(ge=2, le=100)
+    sample_steps: int = Field(ge=1, le=100)
     sample_guide_scale: float = Field(ge=1.0, le=20.0)
     sample_shift: float = Field(ge=1.0, le=20.0)
     sample_solver: Solver = "unipc"
+    guide_steps: tuple[int, int] | None = None
     size: str
+    preview: bool = Field(False, description="Mark videos of this preset as previews, to be rendered again.")
 
     @field_validator("*", mode="before")
     @classmethod

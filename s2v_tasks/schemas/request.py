@@ -24,7 +24,7 @@ MAX_CLIPS = 1000
 
 DEFAULT_MIN_CHAIN_SECONDS, DEFAULT_MAX_CHAIN_SECONDS = 10.0, 60.0
 
-Solver = Literal["unipc", "dpm++"]
+Solver = Literal["unipc", "dpm++", "euler"]
 Continuity = Literal["chained", "cut"]
 Transition = Literal["cut", "crossfade"]
 
@@ -89,7 +89,7 @@ class Request(BaseModel):
     )
     sample_steps: Annotated[int | None, SAMPLING] = Field(
         None,
-        ge=2,
+        ge=1,
         le=100,
         title="Solver steps",
         description="Denoising steps of each clip. More steps cost more time.",
@@ -101,6 +101,14 @@ class Request(BaseModel):
         title="Guidance scale",
         description="How strongly the video follows prompt and speech. 1 turns guidance off and halves the cost.",
     )
+    guide_steps: Annotated[list[Annotated[int, Field(ge=0, le=100)]] | None, SAMPLING] = Field(
+        None,
+        min_length=2,
+        max_length=2,
+        title="Guided steps",
+        description="Guidance only from one step to before another, counted from 0: [0, 10] guides the first ten "
+        "steps. The other steps cost half. Empty: all steps.",
+    )
     sample_shift: Annotated[float | None, SAMPLING] = Field(
         None,
         ge=1.0,
@@ -109,7 +117,7 @@ class Request(BaseModel):
         description="Shift of the noise schedule. Empty: 3 up to 480*832 pixels, 5 from 1024*704.",
     )
     sample_solver: Annotated[Solver | None, SAMPLING] = Field(
-        None, title="Solver", description="unipc (default) or dpm++."
+        None, title="Solver", description="unipc (default), dpm++, or euler for distilled models."
     )
     size: Annotated[str | None, WHAT_TO_MAKE] = Field(
         None,
@@ -234,6 +242,13 @@ class Request(BaseModel):
     def _size_is_legal(cls, value: str | None) -> str | None:
         if value is not None:
             parse_size(value)
+        return value
+
+    @field_validator("guide_steps")
+    @classmethod
+    def _range_is_not_empty(cls, value: list[int] | None) -> list[int] | None:
+        if value is not None and value[0] >= value[1]:
+            raise ValueError("expected [from, to] with from below to, such as [0, 10]")
         return value
 
     @field_validator("labels")

@@ -75,7 +75,16 @@ def _plan_rerun(ctx: StepContext, request: Request) -> Plan:
     parent = parent_plan(ctx, request)
     model, gpu = load_model_card(folder, ctx.settings.model), load_gpu_card(folder, ctx.settings.gpu)
     setup = RenderSetup.of(ctx.settings)
-    plan = replan(parent, request, earlier, job_id=ctx.job_id, model=model, gpu=gpu, setup=setup)
+    plan = replan(
+        parent,
+        request,
+        earlier,
+        job_id=ctx.job_id,
+        presets=load_presets(folder),
+        model=model,
+        gpu=gpu,
+        setup=setup,
+    )
     _agree_to_cost(plan, request, ctx.settings)
     return plan.model_copy(update={"inherited": inherit_clips(ctx, parent, earlier, request.from_clip or 0)})
 

@@ -46,7 +46,7 @@ def test_solvers_are_a_list_that_may_stay_empty(params: dict[str, Param]) -> Non
     assert params["sample_solver"].resolve("dpm++") == "dpm++"
     assert params["sample_solver"].resolve(None) is None
     with pytest.raises(ParamValidationError):
-        params["sample_solver"].resolve("euler")
+        params["sample_solver"].resolve("heun")
 
 
 def test_presets_are_a_list_with_readable_labels(params: dict[str, Param]) -> None:
@@ -71,8 +71,8 @@ def test_every_field_has_a_section_of_its_kind(params: dict[str, Param]) -> None
     assert sections["Long videos"][0] == "continuity"
     assert sections["Rerun"] == ["parent_job_id", "from_clip", "job_id"]
     assert set(sections["Sampling"]) == {
-        "infer_frames", "sample_steps", "sample_guide_scale", "sample_shift", "sample_solver", "base_seed",
-        "start_from_ref",
+        "infer_frames", "sample_steps", "sample_guide_scale", "sample_shift", "sample_solver", "guide_steps",
+        "base_seed", "start_from_ref",
     }  # fmt: skip
 
 

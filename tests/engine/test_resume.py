@@ -80,7 +80,7 @@ def assert_same(one: ClipOutput, other: ClipOutput) -> None:
     assert torch.equal(one.motion.latents, other.motion.latents)
 
 
-@pytest.mark.parametrize("solver", ["unipc", "dpm++"])
+@pytest.mark.parametrize("solver", ["unipc", "dpm++", "euler"])
 def test_a_clip_stopped_at_any_step_goes_on_bit_for_bit(
     pipeline: S2VPipeline, inputs: ClipInputs, tmp_path: Path, solver: str
 ) -> None:
@@ -110,6 +110,21 @@ def test_the_first_block_cache_is_restored(snapshot: Snapshot, inputs: ClipInput
         state = stopped(pipeline, inputs, sampling, 2 * step + step % 2, tmp_path)
         assert_same(whole, pipeline.render_clip(inputs, sampling, state=state))
         assert pipeline.skipped_share == share
+
+
+def test_the_cache_is_restored_where_guidance_begins_and_ends(
+    snapshot: Snapshot, inputs: ClipInputs, tmp_path: Path
+) -> None:
+    """A clip whose steps 2 to 5 are guided, interrupted before any of its steps, ends in the same bytes."""
+    pipeline = load(snapshot, step_cache=0.2)
+    sampling = replace(SAMPLING, sample_steps=8, guide_steps=(2, 6))
+    whole = pipeline.render_clip(inputs, sampling)
+    share = pipeline.skipped_share
+    assert 0 < share < 0.9
+    for step in range(sampling.sample_steps + 1):
+        state = stopped(pipeline, inputs, sampling, 2 * step, tmp_path)
+        assert_same(whole, pipeline.render_clip(inputs, sampling, state=state))
+        assert pipeline.skipped_share == pytest.approx(share)
 
 
 def test_a_state_of_other_ranks_is_not_used(pipeline: S2VPipeline, inputs: ClipInputs, tmp_path: Path) -> None:

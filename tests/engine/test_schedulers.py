@@ -1,5 +1,6 @@
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 
 from s2v_tasks.engine.schedulers import make_scheduler
 from s2v_tasks.errors import PermanentError
@@ -21,7 +22,17 @@ def test_timesteps_are_the_models_own(solver: str, timesteps: list[int]) -> None
     assert scheduler.sigmas[-1] == 0
 
 
-@pytest.mark.parametrize("solver", ["unipc", "dpm++"])
+def test_euler_has_the_schedule_of_the_library() -> None:
+    """The sigmas are the library's own for the shift, and the timesteps are a thousand times the sigmas."""
+    library = FlowMatchEulerDiscreteScheduler(shift=8.0)
+    library.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25])
+    scheduler = make_scheduler("euler", num_steps=4, shift=8.0, device="cpu")
+    assert torch.equal(scheduler.sigmas, library.sigmas)
+    torch.testing.assert_close(scheduler.timesteps, 1000 * scheduler.sigmas[:-1])
+    assert scheduler.sigmas[1] == pytest.approx(0.96)
+
+
+@pytest.mark.parametrize("solver", ["unipc", "dpm++", "euler"])
 @pytest.mark.parametrize("num_steps", [1, 4, 40])
 def test_the_exact_velocity_leads_to_the_target(solver: str, num_steps: int) -> None:
     """Following the velocity that points from noise to a target ends at the target, in any number of steps."""
@@ -38,7 +49,7 @@ def test_the_exact_velocity_leads_to_the_target(solver: str, num_steps: int) -> 
 
 @pytest.mark.parametrize(
     ("solver", "num_steps", "shift", "named"),
-    [("euler", 4, 3.0, "'euler'"), ("unipc", 0, 3.0, "sample_steps=0"), ("dpm++", 4, 0.0, "sample_shift=0.0")],
+    [("heun", 4, 3.0, "'heun'"), ("unipc", 0, 3.0, "sample_steps=0"), ("dpm++", 4, 0.0, "sample_shift=0.0")],
 )
 def test_impossible_sampling_is_refused(solver: str, num_steps: int, shift: float, named: str) -> None:
     """An unknown solver and impossible numbers are permanent errors that name the value."""

@@ -147,13 +147,15 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 CHANGES: dict[str, Any] = {
     "image_uri": "s3://bucket/b.png", "audio_uri": "s3://bucket/b.wav", "pose_video_uri": "s3://bucket/b.mp4",
     "prompt": "Other words.", "preset": "quick", "num_clip": 3, "infer_frames": 20, "sample_steps": 9,
-    "sample_guide_scale": 2.0, "sample_shift": 4.0, "sample_solver": "dpm++", "size": "256*256", "base_seed": 9,
-    "start_from_ref": True, "continuity": "cut", "min_chain_seconds": 3.0, "max_chain_seconds": 90.0,
+    "sample_guide_scale": 2.0, "sample_shift": 4.0, "sample_solver": "dpm++", "guide_steps": [0, 1],
+    "size": "256*256", "base_seed": 9, "start_from_ref": True, "continuity": "cut",
+    "min_chain_seconds": 3.0, "max_chain_seconds": 90.0,
     "transition": "crossfade", "clips_per_pod": 2, "priority": "high", "labels": {"team": "sport"},
     "max_gpu_seconds": 7.0, "max_cost": 8.0, "webhook_url": "https://hooks.example.com/x",
 }  # fmt: skip
 MAY_CHANGE = {
-    "prompt", "sample_steps", "sample_guide_scale", "sample_shift", "sample_solver", "base_seed", "clips_per_pod",
+    "prompt", "preset", "guide_steps", "sample_steps", "sample_guide_scale", "sample_shift", "sample_solver",
+    "base_seed", "clips_per_pod",
     "priority", "labels", "max_gpu_seconds", "max_cost", "webhook_url",
 }  # fmt: skip
 
@@ -249,6 +251,33 @@ def test_clips_that_a_job_has_inherited_may_be_made_from_its_own_words(
         rerun(parent=CHILD, from_clip=2, via="drop")
     with pytest.raises(typer.Exit):
         rerun(parent=CHILD, from_clip=1, via="drop", as_json=True)
+
+
+def test_a_preview_becomes_the_video_itself(store: ObjectStore) -> None:
+    """`s2v rerun --preset high` keeps clips, frames and seeds of a preview; only the sampling is that of the preset."""
+    make(store, PARENT, preset="preview", sample_steps=1)
+    with pytest.raises(typer.Exit):
+        rerun(parent=PARENT, preset="high", sample_steps=2, job_id=CHILD, via="drop", as_json=True)
+    key = next(found.key for found in store.listing("drop/incoming/") if found.key.endswith("request.json"))
+    request = json.loads(store.get_bytes(key))
+    run(CHILD, "stage_inputs", request_json=json.dumps(request))
+    run(CHILD, "plan_clips")
+    before, after = (Plan.model_validate_json(store.get_bytes(JobLayout(job).plan)) for job in (PARENT, CHILD))
+    assert (before.preview, before.sampling.sample_steps, before.sampling.guided_steps) == (True, 1, 0)
+    assert (after.preview, after.preset) == (False, "high")
+    assert after.sampling.model_dump() == {
+        "sample_steps": 2, "sample_guide_scale": 5.0, "sample_shift": 3.0, "sample_solver": "unipc",
+        "start_from_ref": False,
+    }  # fmt: skip
+    cost = {"pflops"}
+    assert [clip.model_dump(exclude=cost) for clip in after.clips] == [
+        clip.model_dump(exclude=cost) for clip in before.clips
+    ]
+    assert before.warnings[0].startswith("Preview quality: 1 steps without guidance")
+    assert "s2v rerun first-take --preset high" in before.warnings[0]
+    assert not any(warning.startswith("Preview") for warning in after.warnings)
+    run(CHILD, "encode_conditions")
+    assert not run(CHILD, "render_clip", 0)["reused"]
 
 
 def test_a_job_without_result_is_not_fetched(tmp_path: Path) -> None:

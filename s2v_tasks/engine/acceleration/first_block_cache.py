@@ -43,6 +43,10 @@ class FirstBlockCache:
         """Forwards of all branches whose later blocks were skipped."""
         return sum(context.num_skipped for context in self.contexts.values())
 
+    def restart(self, branch: str) -> None:
+        """Forget all residuals; `branch` goes on with the count of skipped forwards."""
+        self.contexts = {branch: CacheContext(num_skipped=self.num_skipped)}
+
     def __call__(self, run: RunLayer, layer: int, states: list[Tensor], inputs: LayerInputs, /) -> list[Tensor]:
         contexts = [self.contexts.setdefault(branch.name, CacheContext()) for branch in inputs.conditionings]
         if layer == 0:

@@ -1,6 +1,6 @@
 """Solvers of the flow-matching equation, as the model was released with them (spec g).
 
-Both are diffusers schedulers; only their sigmas and timesteps are ours, because the library's default lists differ
+All are diffusers schedulers; only their sigmas and timesteps are ours, because the library's default lists differ
 from the model's by up to 4e-3 in sigma and by up to 4 in the timestep. No step waits for the device.
 """
 
@@ -9,7 +9,8 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
-from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
+from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+from numpy.typing import NDArray
 from torch import Tensor
 
 from s2v_tasks.errors import PermanentError
@@ -32,10 +33,10 @@ class Scheduler(Protocol):
 
 
 def make_scheduler(solver: str, *, num_steps: int, shift: float, device: torch.device | str) -> Scheduler:
-    """A solver ready for its first step: `timesteps` int64 [num_steps] on `device`, `sigmas` [num_steps + 1].
+    """A solver ready for its first step: `timesteps` [num_steps] on `device`, `sigmas` [num_steps + 1].
 
-    `solver` is "unipc" or "dpm++"; `shift` > 0 moves the steps towards high noise. A solver serves one clip: it keeps
-    the previous model outputs. Raises PermanentError for an unknown solver or impossible numbers.
+    `solver` is "unipc", "dpm++" or "euler"; `shift` > 0 moves the steps towards high noise. A solver serves one
+    clip: it keeps the previous model outputs. Raises PermanentError for an unknown solver or impossible numbers.
     """
     if num_steps < 1 or not shift > 0:
         raise PermanentError(
@@ -45,17 +46,19 @@ def make_scheduler(solver: str, *, num_steps: int, shift: float, device: torch.d
         return _unipc(num_steps, shift, device)
     if solver == "dpm++":
         return _dpm_plus_plus(num_steps, shift, device)
-    raise PermanentError(f"sample_solver={solver!r} is unknown; use 'unipc' or 'dpm++'")
+    if solver == "euler":
+        return _euler(num_steps, shift, device)
+    raise PermanentError(f"sample_solver={solver!r} is unknown; use 'unipc', 'dpm++' or 'euler'")
 
 
 def solver_state(scheduler: Scheduler) -> dict[str, Tensor]:
-    """Return the history of a solver as tensors; empty before the first step.
+    """Return the history of a solver as tensors; empty before the first step, and for a solver without history.
 
     Its sigmas and timesteps are not part of it: `make_scheduler` gives them again.
     """
     solver: Any = scheduler
-    if solver.step_index is None:
-        return {}
+    if solver.step_index is None or isinstance(solver, FlowMatchEulerDiscreteScheduler):
+        return {}  # Euler steps depend on nothing earlier
     state = {_COUNTERS: torch.tensor([solver.lower_order_nums, getattr(solver, "this_order", 0)])}
     for index, output in enumerate(solver.model_outputs):
         if output is not None:
@@ -70,9 +73,11 @@ def restore_solver(scheduler: Scheduler, state: Mapping[str, Tensor], step: int)
     if step == 0:
         return
     solver: Any = scheduler
+    solver._step_index = step
+    if isinstance(solver, FlowMatchEulerDiscreteScheduler):
+        return
     solver.lower_order_nums, this_order = state[_COUNTERS].tolist()
     solver.model_outputs = [state.get(f"solver.model_outputs.{i}") for i in range(len(solver.model_outputs))]
-    solver._step_index = step
     if "solver.last_sample" in state:
         solver.last_sample, solver.this_order = state["solver.last_sample"], this_order
         order = len(solver.timestep_list)
@@ -146,9 +151,21 @@ def _dpm_plus_plus(num_steps: int, shift: float, device: torch.device | str) -> 
         final_sigmas_type="zero",
     )
     scheduler.set_timesteps(num_steps, device=device)
-    sigmas = np.linspace(1.0, 0.0, num_steps + 1)[:-1]
-    sigmas = shift * sigmas / (1 + (shift - 1) * sigmas)
+    sigmas = _shifted_sigmas(num_steps, shift)
     scheduler.sigmas = torch.from_numpy(np.append(sigmas, 0.0).astype(np.float32))
     scheduler.timesteps = torch.from_numpy((sigmas * _NUM_TRAIN_TIMESTEPS).astype(np.int64)).to(device)
     scheduler.set_begin_index(0)
     return cast(Scheduler, scheduler)
+
+
+def _euler(num_steps: int, shift: float, device: torch.device | str) -> Scheduler:
+    """Return Euler steps over the sigmas of `_dpm_plus_plus`; timesteps are not rounded, as the library has them."""
+    scheduler: Any = FlowMatchEulerDiscreteScheduler(num_train_timesteps=_NUM_TRAIN_TIMESTEPS, shift=shift)
+    scheduler.set_timesteps(sigmas=np.linspace(1.0, 0.0, num_steps + 1)[:-1], device=device)
+    scheduler.set_begin_index(0)
+    return cast(Scheduler, scheduler)
+
+
+def _shifted_sigmas(num_steps: int, shift: float) -> NDArray[np.float64]:
+    sigmas = np.linspace(1.0, 0.0, num_steps + 1)[:-1]
+    return shift * sigmas / (1 + (shift - 1) * sigmas)

@@ -6,7 +6,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from s2v_tasks.cli.request_options import BOOKKEEPING, PLANNING, parse_labels, request_options
+from s2v_tasks.cli.request_options import BOOKKEEPING, PLANNING, parse_labels, parse_step_range, request_options
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.schemas.request import Request
 
@@ -41,6 +41,14 @@ def test_values_have_the_type_of_their_field() -> None:
     given = fields_of("--num-clip", "2", "--sample-shift", "3", "--priority", "high", "--label", "a=1", "--label", "b=")
     assert given | {"labels": {"a": "1", "b": ""}} == given
     assert (given["num_clip"], given["sample_shift"], given["priority"]) == (2, 3.0, "high")
+
+
+def test_a_range_of_steps_is_two_numbers() -> None:
+    """FROM:TO arrives as the list that a request takes; another text is refused."""
+    assert fields_of("--guide-steps", "2:10")["guide_steps"] == [2, 10]
+    for text in ("10", "a:b", "1:2:3", ":"):
+        with pytest.raises(PermanentError, match="expected FROM:TO"):
+            parse_step_range(text)
 
 
 def test_every_field_of_a_request_has_an_option() -> None:

@@ -57,9 +57,9 @@ def test_forty_steps_equal_the_counted_ones(model_14b: ModelCard) -> None:
     shape = clip(with_motion=False)
     forward = forward_flops(shape, model_14b)
     assert round(40 * 2 * forward.total / 1e15) == 137
-    guided = clip_cost(shape, model_14b, sample_steps=40, guided=True)
+    guided = clip_cost(shape, model_14b, sample_steps=40, guided_steps=40)
     assert guided.transformer_flops / (40 * 2 * forward.total) == pytest.approx(0.988, abs=0.002)
-    unguided = clip_cost(shape, model_14b, sample_steps=40, guided=False)
+    unguided = clip_cost(shape, model_14b, sample_steps=40, guided_steps=0)
     assert unguided.transformer_flops * 2 == pytest.approx(guided.transformer_flops + 40 * forward.shared)
     assert unguided.vae_flops == guided.vae_flops
 
@@ -77,7 +77,7 @@ def test_vae_work_of_a_clip(model_14b: ModelCard) -> None:
 
     def vae_tflops(**changes: bool) -> int:
         shape = clip(1024, 704, **changes)
-        return round(clip_cost(shape, model_14b, sample_steps=2, guided=True).vae_flops / 1e12)
+        return round(clip_cost(shape, model_14b, sample_steps=2, guided_steps=2).vae_flops / 1e12)
 
     assert vae_tflops(with_motion=False, starts_chain=True) == 499 + 268
     assert vae_tflops(with_motion=False, starts_chain=True, ends_chain=True) == 499
@@ -95,7 +95,7 @@ def test_weights_of_the_14b_model(model_14b: ModelCard) -> None:
 
 def test_seconds_follow_the_card(model_14b: ModelCard, h100: GpuCard) -> None:
     """A GPU of twice the speed computes in half the time; loading takes as long as the weights are large."""
-    cost = clip_cost(clip(), model_14b, sample_steps=40, guided=True)
+    cost = clip_cost(clip(), model_14b, sample_steps=40, guided_steps=40)
     assert load_seconds(h100, model_14b) == weight_bytes(model_14b) / 2e9
     fast = h100.model_copy(update={"bf16_tflops": h100.bf16_tflops * 2, "tf32_tflops": h100.tf32_tflops * 2})
     computing = compute_seconds(cost, h100)
@@ -106,5 +106,5 @@ def test_seconds_follow_the_card(model_14b: ModelCard, h100: GpuCard) -> None:
 
 def test_decoding_on_a_gpu_takes_seconds_not_most_of_a_minute(model_14b: ModelCard, h100: GpuCard) -> None:
     """The VAE of a 1024x704 clip is planned at TF32 speed: about 10 s on an H100."""
-    cost = clip_cost(clip(1024, 704), model_14b, sample_steps=2, guided=True)
+    cost = clip_cost(clip(1024, 704), model_14b, sample_steps=2, guided_steps=2)
     assert 8 < compute_seconds(replace(cost, transformer_flops=0), h100) < 12

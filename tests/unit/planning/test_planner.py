@@ -178,6 +178,43 @@ def test_guidance_of_1_halves_the_work(plan_of: Any) -> None:
     assert unguided.estimate.pflops == pytest.approx(guided.estimate.pflops / 2, rel=0.02)
 
 
+def test_steps_without_guidance_cost_one_branch(plan_of: Any) -> None:
+    """Guidance in 10 of 30 steps costs two thirds of guidance in all of them."""
+    everywhere, partly = plan_of(seconds(5)), plan_of(seconds(5), guide_steps=[0, 10])
+    assert (everywhere.sampling.guided_steps, partly.sampling.guided_steps) == (30, 10)
+    transformer = [plan.estimate.pflops * 1e15 - 1.1e15 for plan in (everywhere, partly)]
+    assert transformer[1] / transformer[0] == pytest.approx(2 / 3, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"guide_steps": [0, 31]}, r"guide_steps \[0, 31\]: expected a range within the 30 steps"),
+        ({"guide_steps": [0, 4], "sample_guide_scale": 1}, "with sample_guide_scale 1: expected a scale above 1"),
+    ],
+)
+def test_guided_steps_that_do_not_exist_are_refused(plan_of: Any, fields: dict[str, Any], words: str) -> None:
+    """The sentence names the range, the steps and a remedy."""
+    with pytest.raises(PermanentError, match=words):
+        plan_of(seconds(5), **fields)
+
+
+def test_the_vae_is_a_large_part_of_a_preview(plan_of: Any) -> None:
+    """At 4 steps without guidance the VAE takes more than a fifth of the time, at 30 guided steps less than 3 %."""
+    preview, balanced = plan_of(seconds(10), preset="preview"), plan_of(seconds(10))
+    assert preview.preview
+    assert preview.estimate.vae_share > 0.2
+    assert balanced.estimate.vae_share < 0.03
+    assert preview.estimate.gpu_seconds < balanced.estimate.gpu_seconds / 5
+
+
+def test_fingerprints_of_plans_without_new_fields_stay(plan_of: Any) -> None:
+    """The sampling of a plan states later fields only where they are given."""
+    fields = {"sample_steps", "sample_guide_scale", "sample_shift", "sample_solver", "start_from_ref"}
+    assert set(plan_of(seconds(5)).sampling.model_dump()) == fields
+    assert plan_of(seconds(5), guide_steps=[2, 9]).sampling.model_dump()["guide_steps"] == (2, 9)
+
+
 def test_estimate_sums_the_clips(plan_of: Any, h100: Any) -> None:
     """The estimate is the sum of the clips on the configured GPU, and its price follows from the seconds."""
     plan = plan_of(seconds(30))

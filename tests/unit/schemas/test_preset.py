@@ -15,7 +15,7 @@ ENTRY = (
 
 
 def test_shipped_presets() -> None:
-    """The four presets have the values of the design."""
+    """The presets have the values of the design, and only the preview is marked as one."""
     table = [
         (
             name,
@@ -33,7 +33,9 @@ def test_shipped_presets() -> None:
         ("balanced", None, 80, 30, 4.5, "480*832", 3.0),
         ("high", None, 112, 40, 5.0, "1024*704", 5.0),
         ("long", None, 80, 35, 4.5, "480*832", 3.0),
+        ("preview", None, 80, 4, 1.0, "480*832", 5.0),
     ]
+    assert [name for name, preset in load_presets(CONFIG).items() if preset.preview] == ["preview"]
 
 
 def test_own_preset_is_found(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from s2v_tasks.engine.acceleration.first_block_cache import FirstBlockCache
+from s2v_tasks.engine.acceleration.first_block_cache import CacheContext, FirstBlockCache
 from s2v_tasks.engine.models.forward_inputs import Conditioning, LayerInputs, RunLayer
 from s2v_tasks.engine.resume import CachedStep, DenoiseState, Interrupted
 from s2v_tasks.engine.schedulers import Scheduler
@@ -26,21 +26,23 @@ class Denoising:
     def begin_step(self) -> Sequence[Conditioning]:
         """Return the branches of the next step. Where guidance begins or ends, the cache starts anew on all ranks."""
         branches = self.branches_at(self.step)
-        if self.cache is not None and self.step and branches != self.branches_at(self.step - 1):
-            self.cache.restart(branches[0].name)
-            self._cached.clear()
+        if self.cache is not None and self.step:
+            names, earlier = ([branch.name for branch in self.branches_at(step)] for step in (self.step, self.step - 1))
+            if names != earlier:
+                self.cache.restart(names[0])
         return branches
 
     def advance(self, prediction: Tensor, timestep: Tensor) -> None:
         """Take a solver step with the noise prediction of this step."""
-        for name, context in {} if self.cache is None else self.cache.contexts.items():
-            self._cached[name] = (
-                CachedStep(self.step, context.num_skipped, self.latents)
-                if context.computed
-                else replace(self._cached[name], num_skipped=context.num_skipped)
-            )
+        contexts = {} if self.cache is None else self.cache.contexts
+        self._cached = {name: self._cached_step(name, context) for name, context in contexts.items()}
         self.latents = self.scheduler.step(prediction, timestep, self.latents, return_dict=False)[0]
         self.step += 1
+
+    def _cached_step(self, name: str, context: CacheContext) -> CachedStep:
+        if context.computed:
+            return CachedStep(self.step, context.num_skipped, self.latents)
+        return replace(self._cached[name], num_skipped=context.num_skipped)
 
     def state(self) -> DenoiseState:
         """Return the state from which another process continues with the next solver step, on the CPU."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from s2v_tasks.engine.clip import Callbacks, ClipInputs, ClipOutput, Sampling
 from s2v_tasks.engine.loading import Snapshot
 from s2v_tasks.engine.loading.networks import load_pipeline
+from s2v_tasks.engine.models.transformer import S2VTransformer
 from s2v_tasks.engine.options import EngineOptions, NoiseDevice
 from s2v_tasks.engine.pipeline import S2VPipeline
 from s2v_tasks.engine.resume import DenoiseState, Interrupted
@@ -29,6 +30,12 @@ def load(snapshot: Snapshot, **options: Any) -> S2VPipeline:
     worker = Worker(0, 1, torch.device("cpu"))
     pipeline, _ = load_pipeline(worker, snapshot, "auto", EngineOptions(**options), guided=True)
     return pipeline
+
+
+def transformer_of(snapshot: Snapshot, dtype: torch.dtype) -> S2VTransformer:
+    transformer = snapshot.build_transformer()
+    snapshot.fill_transformer(transformer, "cpu", dtype)
+    return transformer
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +158,7 @@ def test_a_clip_may_be_stopped_again_and_again(
 def test_bf16_latents_keep_their_dtype_in_the_state(snapshot: Snapshot, inputs: ClipInputs, tmp_path: Path) -> None:
     """In production precision too a stopped clip equals one that ran through."""
     vae = snapshot.load_vae("cpu")
-    pipeline = S2VPipeline(snapshot.load_transformer("cpu", torch.bfloat16), vae, "cpu", torch.bfloat16)
+    pipeline = S2VPipeline(transformer_of(snapshot, torch.bfloat16), vae, "cpu", torch.bfloat16)
     whole = pipeline.render_clip(inputs, SAMPLING)
     for solver_step in (1, 3):
         state = stopped(pipeline, inputs, SAMPLING, 2 * solver_step, tmp_path)
@@ -164,7 +171,7 @@ def test_noise_from_the_cpu_does_not_depend_on_the_dtype_of_the_run(snapshot: Sn
 
     def draw(dtype: torch.dtype, noise_device: NoiseDevice, seed: int = 1) -> Tensor:
         options = EngineOptions(noise_device=noise_device)
-        transformer = snapshot.load_transformer("cpu", dtype)
+        transformer = transformer_of(snapshot, dtype)
         return S2VPipeline(transformer, snapshot.load_vae("cpu"), "cpu", dtype, options=options)._draw_noise(
             seed, shape
         )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from s2v_tasks.embedded.guard import temporary_home
 from s2v_tasks.embedded.stack import Services
@@ -88,6 +89,14 @@ def store(settings: Settings) -> ObjectStore:
 def metadata(settings: Settings) -> Iterator[MetadataStore]:
     engine = engine_from_settings(settings)
     yield MetadataStore(engine)
+    engine.dispose()
+
+
+@pytest.fixture
+def engine(postgres_url: str) -> Iterator[sa.Engine]:
+    """Connections to a fresh, migrated database."""
+    engine = create_engine(postgres_url)
+    yield engine
     engine.dispose()
 
 

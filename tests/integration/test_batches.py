@@ -17,7 +17,6 @@ import sqlalchemy as sa
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.ingestion.batch_manifest import RowError
 from s2v_tasks.ingestion.batches import Batches, csv_of
-from s2v_tasks.metadata.session import create_engine
 from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.metadata.tables import Attempt, Batch, Job
 from s2v_tasks.schemas.preset import load_presets
@@ -45,13 +44,6 @@ def rows(count: int) -> list[dict[str, Any]]:
         {"id": f"row-{n}", "image_uri": "anna.png", "audio_uri": "speech.wav", "prompt": f"{n} speaks."}
         for n in range(count)
     ]
-
-
-@pytest.fixture
-def engine(postgres_url: str) -> Iterator[sa.Engine]:
-    engine = create_engine(postgres_url)
-    yield engine
-    engine.dispose()
 
 
 @pytest.fixture

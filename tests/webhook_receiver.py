@@ -1,4 +1,4 @@
-"""A database of its own for a test, and receivers of webhooks as they may be met outside."""
+"""A receiver of webhooks on loopback, which answers as receivers outside may do."""
 
 import threading
 from collections.abc import Iterator
@@ -7,17 +7,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-import sqlalchemy as sa
-
-from s2v_tasks.metadata.session import create_engine
-
-
-@pytest.fixture
-def engine(postgres_url: str) -> Iterator[sa.Engine]:
-    """Connections to a fresh, migrated database."""
-    engine = create_engine(postgres_url)
-    yield engine
-    engine.dispose()
 
 
 @dataclass

@@ -2,51 +2,15 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-import s2v_tasks
 from s2v_tasks.errors import PermanentError, TransientError
-from s2v_tasks.schemas.facts import ClipFacts
-from s2v_tasks.schemas.manifest import Artifact
 from s2v_tasks.schemas.steps import MUX_AUDIO, RENDER_CLIP, STITCH
-from s2v_tasks.settings import load_settings
 from s2v_tasks.storage.artifacts import ArtifactStore, Build, Built, OutputFile, Produced, Work, producer
 from s2v_tasks.storage.layout import JobLayout
 from s2v_tasks.storage.s3 import ObjectStore
-
-FACTS = ClipFacts(start_frame=0, end_frame=48)
-LAYOUT = JobLayout("job-1")
-SPEECH = Artifact(key="jobs/job-1/inputs/audio.wav", sha256="0" * 64, size_bytes=1)
-
-
-def clip_build(content: bytes) -> Build:
-    """A build of two outputs."""
-
-    def build(folder: Path) -> Built:
-        outputs = {}
-        for name, key in (("clip", LAYOUT.clip(0)), ("motion", LAYOUT.motion(0))):
-            (folder / name).write_bytes(content + name.encode())
-            outputs[name] = OutputFile(folder / name, key, "application/octet-stream")
-        return Built(outputs, facts=FACTS)
-
-    return build
-
-
-def not_built(folder: Path) -> Built:
-    raise AssertionError("nothing was to be built")
-
-
-def produce(store: ObjectStore, fingerprint: str, build: Build, **changes: Any) -> Produced:
-    arguments: dict[str, Any] = {
-        "step": RENDER_CLIP,
-        "job_id": "job-1",
-        "manifest_key": LAYOUT.clip_manifest(0),
-        "inputs": {"speech": SPEECH},
-        "clip_index": 0,
-    }
-    return ArtifactStore(store).produce(Work(fingerprint=fingerprint, **(arguments | changes)), build)
+from tests.contracts.artifact_builds import FACTS, LAYOUT, SPEECH, clip_build, not_built, produce
 
 
 def test_a_manifest_tells_what_was_made_from_what(store: ObjectStore) -> None:
@@ -215,144 +179,3 @@ def test_other_steps_keep_no_old_outputs(store: ObjectStore) -> None:
     produce(store, "f1", clip_build(b"1"), clip_index=None)
     produce(store, "f2", clip_build(b"2"), clip_index=None)
     assert not produce(store, "f1", clip_build(b"1"), clip_index=None).reused
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing catches it."""
-
-
-class MortalStore(ObjectStore):
-    """A store whose process dies before its n-th write."""
-
-    writes_left = 10**9
-
-    def _count(self) -> None:
-        if self.writes_left == 0:
-            raise Killed
-        self.writes_left -= 1
-
-    def put_bytes(self, *arguments: Any) -> Artifact:
-        self._count()
-        return super().put_bytes(*arguments)
-
-    def upload(self, *arguments: Any) -> Artifact:
-        self._count()
-        return super().upload(*arguments)
-
-    def copy(self, *arguments: Any) -> None:
-        self._count()
-        super().copy(*arguments)
-
-    def delete(self, *arguments: Any) -> None:
-        self._count()
-        super().delete(*arguments)
-
-
-@pytest.mark.parametrize("back", [False, True], ids=["new clip", "superseded clip"])
-def test_a_kill_before_any_write_leaves_no_manifest_that_lies(object_store: ObjectStore, back: bool) -> None:
-    """Whenever a clip that takes another's place is interrupted, the next run gives exactly the wanted clip."""
-    store = MortalStore(
-        f"s3://{object_store.bucket}/{object_store.prefix}",
-        endpoint_url=object_store._server.endpoint_url,
-        access_key_id="test",
-        secret_access_key="test-secret",
-    )
-    wanted, current = (b"1", b"2") if back else (b"3", b"2")
-    survived, num_writes = False, 0
-    while not survived:
-        store.writes_left = 10**9
-        for content in (b"1", b"2"):
-            produce(store, content.decode(), clip_build(content))
-        if not back:
-            store.delete(LAYOUT.superseded_clip(0, "3", "manifest.json"))
-        store.writes_left = num_writes
-        try:
-            produce(store, wanted.decode(), clip_build(wanted))
-            survived = True
-        except Killed:
-            num_writes += 1
-        store.writes_left = 10**9
-        for content in (wanted, current):
-            produce(store, content.decode(), clip_build(content))
-            assert store.get_bytes(LAYOUT.clip(0)) == content + b"clip"
-            assert store.get_bytes(LAYOUT.motion(0)) == content + b"motion"
-    assert num_writes == 7
-
-
-def test_the_scratch_folder_is_gone_afterwards(store: ObjectStore, tmp_path: Path) -> None:
-    """A build gets a folder inside the configured scratch folder, and it is removed."""
-    seen: list[Path] = []
-
-    def build(folder: Path) -> Built:
-        seen.append(folder)
-        return clip_build(b"1")(folder)
-
-    ArtifactStore(store, tmp_path / "work").produce(Work(RENDER_CLIP, "job-1", "m.json", "f", {}), build)
-    assert seen[0].parent == tmp_path / "work"
-    assert list((tmp_path / "work").iterdir()) == []
-
-
-def test_fetching_verifies(store: ObjectStore, tmp_path: Path) -> None:
-    """An artifact of a manifest is downloaded with the bytes that the manifest vouches for."""
-    manifest = produce(store, "f1", clip_build(b"1")).manifest
-    assert ArtifactStore(store).fetch(manifest.outputs["clip"], tmp_path / "clip").read_bytes() == b"1clip"
-
-
-def damage(store: ObjectStore, key: str) -> None:
-    """Change the bytes of an object behind the store's back: size and metadata stay."""
-    place = {"Bucket": store.bucket, "Key": f"{store.prefix}/{key}"}
-    metadata = store._client.head_object(**place)["Metadata"]
-    store._client.put_object(**place, Body=b"X" + store.get_bytes(key)[1:], Metadata=metadata)
-
-
-def test_damage_is_found_once_and_made_good(store: ObjectStore, tmp_path: Path) -> None:
-    """Fetching damaged bytes fails and deletes them, so that the step that makes them does not reuse them."""
-    clip = produce(store, "f1", clip_build(b"1")).manifest.outputs["clip"]
-    damage(store, clip.key)
-    assert produce(store, "f1", not_built).reused
-    for problem in ("expected 5 bytes", "does not exist"):
-        with pytest.raises(TransientError, match=f"{problem}.*Run the step that writes it again"):
-            ArtifactStore(store).fetch(clip, tmp_path / "clip")
-    assert not produce(store, "f1", clip_build(b"1")).reused
-    assert ArtifactStore(store).fetch(clip, tmp_path / "clip").read_bytes() == b"1clip"
-
-
-def test_a_damaged_clip_is_not_put_back_for_ever(store: ObjectStore, tmp_path: Path) -> None:
-    """A clip that was damaged while it was superseded is put back once, found out, and then rendered anew."""
-    produce(store, "f1", clip_build(b"1"))
-    produce(store, "f2", clip_build(b"2"))
-    damage(store, LAYOUT.superseded_clip(0, "f1", "clip.mp4"))
-    clip = produce(store, "f1", not_built).manifest.outputs["clip"]
-    with pytest.raises(TransientError, match="expected 5 bytes"):
-        ArtifactStore(store).fetch(clip, tmp_path / "clip")
-    assert not produce(store, "f1", clip_build(b"1")).reused
-    produce(store, "f2", not_built)
-    produce(store, "f1", not_built)
-    assert ArtifactStore(store).fetch(clip, tmp_path / "clip").read_bytes() == b"1clip"
-
-
-def test_an_object_that_was_replaced_is_left_alone(store: ObjectStore, tmp_path: Path) -> None:
-    """A process with an old manifest does not delete a newer object."""
-    old = produce(store, "f1", clip_build(b"1")).manifest.outputs["clip"]
-    produce(store, "f2", clip_build(b"2"))
-    with pytest.raises(TransientError, match="expected 5 bytes"):
-        ArtifactStore(store).fetch(old, tmp_path / "clip")
-    assert produce(store, "f2", not_built).reused
-
-
-def test_the_producer_is_this_package() -> None:
-    """The producer has the version of the package."""
-    assert producer().package_version == s2v_tasks.__version__
-
-
-def test_the_producer_names_revision_and_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Git revision and image digest of the settings, which images and pods state, are in the manifests."""
-    monkeypatch.setenv("S2V_GIT_REVISION", "0123abcd")
-    monkeypatch.setenv("S2V_IMAGE_DIGEST", f"sha256:{64 * 'e'}")
-    load_settings.cache_clear()
-    producer.cache_clear()
-    try:
-        found = producer()
-    finally:
-        producer.cache_clear()
-    assert (found.git_revision, found.image_digest) == ("0123abcd", f"sha256:{64 * 'e'}")

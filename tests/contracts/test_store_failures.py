@@ -1,32 +1,21 @@
 """Check the messages for failures of an S3 server, and which requests are never sent."""
 
 import threading
-from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from boto3.exceptions import S3UploadFailedError
 from botocore.exceptions import (
-    ClientError,
     CredentialRetrievalError,
-    EndpointConnectionError,
-    FlexibleChecksumError,
     HTTPClientError,
-    InvalidConfigError,
-    NoCredentialsError,
-    ParamValidationError,
-    PartialCredentialsError,
-    ProfileNotFound,
 )
-from s3transfer.exceptions import RetriesExceededError  # type: ignore[import-untyped]
 
 from s2v_tasks.embedded.object_store import S3Server
 from s2v_tasks.embedded.process import free_ports
 from s2v_tasks.errors import ConfigurationError, PermanentError, TransientError, UnavailableError
 from s2v_tasks.storage.access import AccessPolicy, Location
-from s2v_tasks.storage.client import Connection
-from s2v_tasks.storage.s3 import ObjectDamagedError, ObjectMissingError, ObjectStore
+from s2v_tasks.storage.s3 import ObjectStore
+from tests.contracts.test_store_errors import answer, failing_store
 
 
 @pytest.mark.parametrize(
@@ -91,52 +80,6 @@ def test_a_data_uri_that_is_none_is_refused(uri: str) -> None:
         ObjectStore(uri)
 
 
-class FailingClient:
-    """A client whose every call fails in one way."""
-
-    def __init__(self, error: Exception) -> None:
-        self._error = error
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        def call(*arguments: object, **options: object) -> None:
-            raise self._error
-
-        return call
-
-
-def failing_store(error: Exception) -> ObjectStore:
-    store = ObjectStore("s3://bucket", region="us-east-1")
-    vars(store)["_connection"] = Connection(FailingClient(error), secrets=())
-    return store
-
-
-def answer(code: str, status: int = 400, message: str = "", **headers: str) -> ClientError:
-    """The error that the client makes of an answer of the server."""
-    metadata = {"HTTPHeaders": headers, "HTTPStatusCode": status}
-    return ClientError({"Error": {"Code": code, "Message": message}, "ResponseMetadata": metadata}, "HeadObject")
-
-
-@pytest.mark.parametrize(
-    "code",
-    [
-        *("400", "401", "403", "AccessDenied", "AuthorizationHeaderMalformed", "ExpiredToken", "InvalidAccessKeyId"),
-        *("InvalidToken", "SignatureDoesNotMatch"),
-    ],
-)
-def test_a_refusal_of_the_credentials_is_a_configuration_error(code: str) -> None:
-    """Every code of this kind: no retry mends it, and the message names code and settings."""
-    with pytest.raises(ConfigurationError, match=rf"refused \({code}\); check S2V_S3_ACCESS_KEY_ID"):
-        failing_store(answer(code)).get_bytes("a")
-
-
-@pytest.mark.parametrize("code", ["404", "NoSuchKey", "NotFound"])
-def test_a_missing_object_is_reported_as_missing(code: str) -> None:
-    """Every code of this kind, and no other error of the same status."""
-    with pytest.raises(ObjectMissingError, match="s3://bucket/a does not exist at AWS us-east-1"):
-        failing_store(answer(code, 404)).get_bytes("a")
-    assert failing_store(answer(code, 404)).head("a") is None
-
-
 class _NoSuchPage(BaseHTTPRequestHandler):
     """The page with which a proxy answers while the server behind it starts."""
 
@@ -180,117 +123,6 @@ def test_the_404_of_a_proxy_is_an_outage() -> None:
         server.server_close()
 
 
-@pytest.mark.parametrize(
-    ("operation", "code", "kind", "meaning"),
-    [
-        ("GetObject", "404", "text/html", UnavailableError),
-        ("GetObject", "404", "application/xml", ObjectMissingError),
-        ("GetObject", "NoSuchKey", "text/xml", ObjectMissingError),
-        ("HeadObject", "404", "text/html", ObjectMissingError),
-        ("GetObject", "403", "text/html", ConfigurationError),
-    ],
-)
-def test_the_404_of_a_proxy_is_distinguished_from_that_of_the_server(
-    operation: str, code: str, kind: str, meaning: type[Exception]
-) -> None:
-    """The server names what is missing in XML, and a HEAD has no text that could tell them apart."""
-    metadata = {"HTTPHeaders": {"content-type": kind}, "HTTPStatusCode": 404}
-    error = ClientError({"Error": {"Code": code, "Message": ""}, "ResponseMetadata": metadata}, operation)
-    with pytest.raises(meaning):
-        failing_store(error).get_bytes("a")
-
-
-def test_an_answer_that_says_nothing_is_waited_for() -> None:
-    """Neither a status nor a code: nothing shows that it would stay."""
-    with pytest.raises(UnavailableError, match="Unknown"):
-        failing_store(ClientError({}, "GetObject")).get_bytes("a")
-
-
-@pytest.mark.parametrize("status", [399, 408, 409, 425, 429, 500, 502, 503, 504, 507])
-def test_an_answer_that_passes_is_waited_for(status: int) -> None:
-    """The server is overloaded, starts or has no room: a step waits for it."""
-    with pytest.raises(UnavailableError, match="SomeCode"):
-        failing_store(answer("SomeCode", status, "Try later")).get_bytes("a")
-
-
-@pytest.mark.parametrize("status", [400, 405, 412, 416, 499, 501])
-def test_an_answer_that_stays_is_not_waited_for(status: int) -> None:
-    """The same request gets the same answer: the attempt ends, and Airflow tries again later."""
-    with pytest.raises(TransientError, match="SomeCode") as caught:
-        failing_store(answer("SomeCode", status, "No")).get_bytes("a")
-    assert not isinstance(caught.value, UnavailableError)
-
-
-@pytest.mark.parametrize(
-    ("code", "status", "message"),
-    [
-        *((code, 400, "") for code in ("InvalidRequest", "InvalidArgument", "NotImplemented")),
-        *((code, 500, "") for code in ("MalformedTrailerError", "XAmzContentSHA256Mismatch", "MissingContentMD5")),
-        ("501", 501, ""),
-        *(("Odd", status, word) for status in (400, 499, 501) for word in ("x-amz-checksum-crc32", "A Trailer")),
-        *(("Odd", 400, word) for word in ("aws-chunked", "ContentEncoding", "content-md5", "STREAMING-UNSIGNED")),
-    ],
-)
-def test_a_refusal_of_checksums_names_the_setting(code: str, status: int, message: str) -> None:
-    """Every code and word of this kind; not from a server that is merely away."""
-    with pytest.raises(ConfigurationError, match="S2V_S3_CHECKSUMS=when_required"):
-        failing_store(answer(code, status, message)).put_bytes("a", b"", "text/plain")
-    for other_code, other_status in (
-        ("SlowDown", 503),
-        ("BadDigest", 400),
-        ("InvalidDigest", 400),
-        ("IncompleteBody", 400),
-    ):
-        with pytest.raises(TransientError):
-            failing_store(answer(other_code, other_status, message)).put_bytes("a", b"", "text/plain")
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        NoCredentialsError(), PartialCredentialsError(provider="p", cred_var="v"), ProfileNotFound(profile="p"),
-        InvalidConfigError(error_msg="m"),
-    ],
-    ids=lambda error: type(error).__name__,
-)  # fmt: skip
-def test_missing_credentials_are_a_configuration_error(error: Exception) -> None:
-    """Every error of this kind names the settings that take the place of AWS's own configuration."""
-    with pytest.raises(ConfigurationError, match="set S2V_S3_ACCESS_KEY_ID and S2V_S3_SECRET_ACCESS_KEY"):
-        failing_store(error).get_bytes("a")
-
-
-def test_a_connection_that_fails_is_waited_for() -> None:
-    """No answer at all is an outage."""
-    with pytest.raises(UnavailableError, match="Could not connect"):
-        failing_store(EndpointConnectionError(endpoint_url="http://h")).get_bytes("a")
-
-
-@pytest.mark.parametrize(
-    ("error", "remedy"),
-    [
-        (ValueError("Invalid header value b'AWS4 planted'"), "A credential holds a character that no HTTP header"),
-        (
-            UnicodeEncodeError("latin-1", "\u0101", 0, 1, "planted"),
-            "A credential holds a character that no HTTP header",
-        ),
-        (ValueError("Invalid endpoint: http://a b"), "Invalid endpoint: http://a b. Check the S2V_S3_\\* settings"),
-    ],
-    ids=["header", "letter", "other"],
-)
-def test_a_request_that_cannot_be_sent_is_a_configuration_error(error: Exception, remedy: str) -> None:
-    """Name the settings to correct, and quote nothing of a credential."""
-    with pytest.raises(ConfigurationError, match=remedy) as seen:
-        failing_store(error).get_bytes("a")
-    assert "planted" not in str(seen.value)
-    assert (seen.value.__cause__, seen.value.__suppress_context__) == (None, True)
-
-
-def test_a_name_that_the_client_refuses_is_bad_input() -> None:
-    """No retry makes it legal."""
-    with pytest.raises(PermanentError, match="not a legal S3 address"):
-        failing_store(ParamValidationError(report="Invalid length")).get_bytes("a")
-
-
 def test_aws_configuration_that_cannot_be_read_is_a_configuration_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """A profile that is not there, a region that is none: known before the first request."""
     monkeypatch.setenv("AWS_PROFILE", "no-such-profile")
@@ -317,36 +149,3 @@ def test_credentials_that_cannot_be_fetched_now_are_waited_for(
     monkeypatch.setattr("boto3.Session.get_credentials", fail)
     with pytest.raises(UnavailableError, match="It is tried again"):
         ObjectStore("s3://bucket").head("a")
-
-
-def test_a_download_that_broke_off_too_often_is_a_transient_error(tmp_path: Path) -> None:
-    """The message names the failure of the last attempt of the transfer manager."""
-    store = failing_store(RetriesExceededError(ConnectionResetError("reset by peer")))
-    with pytest.raises(TransientError, match="reading s3://bucket/a at AWS us-east-1: reset by peer"):
-        store.download("a", tmp_path / "a")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_failed_transfer_means_what_the_server_answered() -> None:
-    """An answer that a transfer error wraps decides about the error; without one the failure is transient."""
-    wrapped = S3UploadFailedError("Failed to upload")
-    with pytest.raises(TransientError, match="Failed to upload"):
-        failing_store(wrapped).head("a")
-    wrapped.__context__ = answer("NoSuchBucket")
-    with pytest.raises(ConfigurationError, match="'bucket' does not exist"):
-        failing_store(wrapped).head("a")
-
-
-@pytest.mark.parametrize("code", ["301", "PermanentRedirect"])
-def test_a_bucket_of_another_region_is_a_configuration_error(code: str) -> None:
-    """The message names both regions and the setting to change."""
-    store = failing_store(answer(code, **{"x-amz-bucket-region": "eu-west-1"}))
-    with pytest.raises(ConfigurationError, match=r"region eu-west-1, asked was us-east-1 .*S2V_S3_REGION"):
-        store.head("a")
-
-
-def test_bytes_that_differ_from_the_servers_checksum_are_damaged() -> None:
-    """A checksum that the client finds wrong while it reads is reported as damage."""
-    error = FlexibleChecksumError(error_msg="Expected checksum a did not match calculated checksum b")
-    with pytest.raises(ObjectDamagedError, match="did not match"):
-        failing_store(error).get_bytes("a")

@@ -40,6 +40,13 @@ def test_every_setting_is_read() -> None:
     assert set(Settings.model_fields) - attributes - set(own) == set()
 
 
+def test_unit_tests_need_no_services() -> None:
+    """Tests that use PostgreSQL or S3 are in `integration` or `contracts`."""
+    services = re.compile(r"\b(postgres_server|postgres_url|moto_endpoint|s3_settings|object_store|seaweedfs)\b")
+    unit = (ROOT / "tests" / "unit").rglob("*.py")
+    assert [str(path) for path in unit if services.search(path.read_text(encoding="utf-8"))] == []
+
+
 def test_steps_and_commands_have_the_same_names() -> None:
     """One step = one CLI command = one file in steps/, and steps/ holds nothing else."""
     from s2v_tasks.cli import app, steps  # noqa: F401

@@ -24,6 +24,7 @@ from s2v_tasks.schemas.steps import Step
 from s2v_tasks.settings import Settings, load_settings
 from s2v_tasks.storage.s3 import ObjectStore
 from s2v_tasks.verification.tiny_snapshot import write_tiny_snapshot
+from tests.integration.batch_site import site as site
 from tests.integration.drop_folder import Folder
 
 SAMPLES = Path(__file__).parents[1] / "samples"

@@ -3,7 +3,6 @@
 import csv
 import hashlib
 import io
-import json
 import re
 import unicodedata
 from collections.abc import Iterator
@@ -12,43 +11,10 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-import sqlalchemy as sa
 
 from s2v_tasks.errors import PermanentError
-from s2v_tasks.ingestion.batch_manifest import RowError
-from s2v_tasks.ingestion.batches import Batches, csv_of
-from s2v_tasks.metadata.store import MetadataStore
-from s2v_tasks.metadata.tables import Attempt, Batch, Job
-from s2v_tasks.schemas.preset import load_presets
-from s2v_tasks.settings import Settings, config_dir
-from s2v_tasks.storage.s3 import ObjectStore
-
-
-class Site:
-    """The batches of a test and what they work on; `put` writes the manifest."""
-
-    def __init__(self, settings: Settings, store: ObjectStore, engine: Any) -> None:
-        metadata = MetadataStore(engine)
-        self.store, self.jobs, self.queue = store, metadata.jobs, metadata.queue
-        self.batches = Batches(store, metadata.batches, load_presets(config_dir(settings)))
-        self.uri = store.uri("batch/monday.jsonl")
-        for name in ("anna.png", "speech.wav"):
-            store.put_bytes(f"batch/{name}", b"x", "application/octet-stream")
-
-    def put(self, rows: list[dict[str, Any]]) -> None:
-        self.store.put_bytes(self.uri, "\n".join(map(json.dumps, rows)).encode(), "application/jsonl")
-
-
-def rows(count: int) -> list[dict[str, Any]]:
-    return [
-        {"id": f"row-{n}", "image_uri": "anna.png", "audio_uri": "speech.wav", "prompt": f"{n} speaks."}
-        for n in range(count)
-    ]
-
-
-@pytest.fixture
-def site(s3_settings: Settings, object_store: ObjectStore, engine: sa.Engine) -> Site:
-    return Site(s3_settings, object_store, engine)
+from s2v_tasks.settings import Settings
+from tests.integration.batch_site import Site, rows
 
 
 def test_files_of_a_batch_may_have_any_name(site: Site) -> None:
@@ -181,31 +147,6 @@ def test_one_wrong_row_stops_the_batch_and_all_errors_are_reported(site: Site) -
     assert not site.store.exists(report)
 
 
-def test_a_batch_is_summed_up_beside_its_manifest(site: Site) -> None:
-    """Each row with what became of it, then the totals; it has ended when all its jobs have."""
-    site.put(rows(3))
-    batch_id = site.batches.start(site.uri)["batch_id"]
-    done, failed, waiting = (job.job_id for job in site.queue.next(max_running=3))
-    site.jobs.succeed(done, "s3://out/a.mp4", "ab" * 32)
-    site.jobs.fail(failed, "The speech is silent.")
-    assert site.batches.state(batch_id) == {
-        "batch_id": batch_id,
-        "jobs": {"failed": 1, "queued": 1, "succeeded": 1},
-        "ended": False,
-    }
-    site.jobs.fail(waiting, "No GPU.")
-    assert site.batches.state(batch_id)["ended"]
-    numbers = site.batches.summarise(batch_id)
-    assert (numbers["rows"], numbers["jobs"]) == (3, {"succeeded": 1, "failed": 2})
-    assert json.loads(site.store.get_bytes(f"{site.uri}.summary.json")) == numbers
-    table = list(csv.DictReader(io.StringIO(site.store.get_bytes(f"{site.uri}.summary.csv").decode())))
-    assert [(row["line"], row["row_id"], row["status"], row["reason"] or row["video_uri"]) for row in table] == [
-        ("1", "row-0", "succeeded", "s3://out/a.mp4"),
-        ("2", "row-1", "failed", "The speech is silent."),
-        ("3", "row-2", "failed", "No GPU."),
-    ]
-
-
 def test_a_refused_batch_names_its_first_five_errors(site: Site) -> None:
     """The others are in the report, and nothing is queued."""
     site.put([row | {"num_clip": 0} for row in rows(7)])
@@ -236,73 +177,12 @@ def test_a_batch_id_is_that_of_the_manifest_and_its_bytes(site: Site) -> None:
     assert first != second
 
 
-def test_costs_of_a_batch_are_summed_by_currency(site: Site, engine: sa.Engine) -> None:
-    """Seconds of video are those of finished jobs alone; a batch ends when it is summed up after the last of them."""
-    site.put(rows(6))
-    batch_id = site.batches.start(site.uri)["batch_id"]
-    jobs = [turn.job_id for turn in site.queue.next(max_running=6)]
-    prices: list[dict[str, Any]] = [
-        {"num_frames": 24, "cost_per_gpu_hour": 36.0, "currency": "EUR"},
-        {"num_frames": 72, "cost_per_gpu_hour": 3.6, "currency": "USD"},
-        {"num_frames": 400, "cost_per_gpu_hour": 7.2, "currency": "USD"},
-        {},
-        {"currency": "USD"},
-        {"cost_per_gpu_hour": 5.0},
-    ]
-    with engine.begin() as connection:
-        for number, (job_id, price) in enumerate(zip(jobs, prices, strict=True), 1):
-            row = {"job_id": job_id, "clip_index": 0, "attempt": 1, "outcome": "succeeded", "world_size": 1}
-            connection.execute(sa.insert(Attempt).values(**row, gpu_seconds=100.0 * number + 0.0004))
-            if price:
-                connection.execute(sa.update(Job).where(Job.job_id == job_id).values(**price))
-    for job_id in (*jobs[:2], *jobs[4:]):
-        site.jobs.succeed(job_id, "s3://out/a.mp4", "ab" * 32)
-    site.jobs.fail(jobs[2], "No GPU.")
-    numbers = site.batches.summarise(batch_id)
-    assert numbers == {
-        "batch_id": batch_id, "manifest_uri": site.uri, "summary_uri": f"{site.uri}.summary.csv", "rows": 6,
-        "jobs": {"succeeded": 4, "failed": 1, "queued": 1}, "video_seconds": 6.0, "gpu_seconds": 2100.002,
-        "cost": {"EUR": 1.0, "USD": 0.8},
-    }  # fmt: skip
-
-    def status() -> str:
-        with engine.connect() as connection:
-            return str(connection.execute(sa.select(Batch.status)).scalar_one())
-
-    assert status() == "running"
-    site.jobs.fail(jobs[3], "No GPU.")
-    site.batches.summarise(batch_id)
-    assert status() == "finished"
-
-
 def test_ten_thousand_rows_are_one_batch(site: Site) -> None:
     """The largest manifest is checked and queued in one go."""
     site.put(rows(10_000))
     started = site.batches.start(site.uri)
     assert (started["rows"], started["new_jobs"]) == (10_000, 10_000)
     assert len(site.queue.next(max_running=16)) == 16
-
-
-def test_a_batch_that_nobody_knows_is_an_error(site: Site) -> None:
-    """The message says where ids come from."""
-    with pytest.raises(PermanentError, match="start-batch"):
-        site.batches.summarise("nothing")
-
-
-def test_a_batch_has_ended_when_each_job_succeeded_failed_or_was_cancelled(site: Site) -> None:
-    """Count all three as ends, also side by side."""
-    site.put(rows(3))
-    batch_id = site.batches.start(site.uri)["batch_id"]
-    done, failed, cancelled = (job.job_id for job in site.queue.next(max_running=3))
-    site.jobs.succeed(done, "s3://out/a.mp4", "ab" * 32)
-    site.jobs.fail(failed, "No GPU.")
-    assert not site.batches.state(batch_id)["ended"]
-    site.jobs.cancel(cancelled)
-    assert site.batches.state(batch_id) == {
-        "batch_id": batch_id,
-        "jobs": {"succeeded": 1, "failed": 1, "cancelled": 1},
-        "ended": True,
-    }
 
 
 @pytest.mark.parametrize(("count", "listed"), [(19, False), (20, True)])
@@ -327,12 +207,6 @@ def test_a_folder_is_listed_where_more_than_twenty_files_of_it_are_named(
     assert len(seen) == (count + 1 if listed else 0)
 
 
-def test_a_table_holds_any_text_and_any_number_of_rows() -> None:
-    """Replace what UTF-8 cannot hold; a table without rows is empty."""
-    assert csv_of([RowError(3, "a", 'not "\ud800"')]) == b'line,row_id,error\r\n3,a,"not ""?"""\r\n'
-    assert csv_of([]) == b""
-
-
 def test_a_manifest_beyond_the_bound_is_not_read(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """Refuse it by its size when it is checked and when it is started; the bound itself is allowed."""
     site.put(rows(2))
@@ -344,17 +218,3 @@ def test_a_manifest_beyond_the_bound_is_not_read(site: Site, monkeypatch: pytest
     monkeypatch.setattr("s2v_tasks.ingestion.batches.MAX_BYTES", size_bytes)
     assert site.batches.check(site.uri)[1] == []
     assert site.batches.start(site.uri)["new_jobs"] == 2
-
-
-def test_reports_say_what_they_are(site: Site) -> None:
-    """Name the kind of each file that is written beside a manifest, and indent what people read."""
-    site.put(rows(1))
-    site.batches.summarise(site.batches.start(site.uri)["batch_id"])
-    assert site.store.get_bytes(f"{site.uri}.summary.json").count(b"\n  ") >= 5
-    site.put([rows(1)[0] | {"num_clip": 0}])
-    with pytest.raises(PermanentError):
-        site.batches.start(site.uri)
-    for ending, kind in (("summary.csv", "text/csv"), ("summary.json", "application/json"), ("errors.csv", "text/csv")):
-        key = f"{site.uri}.{ending}".removeprefix(f"s3://{site.store.bucket}/")
-        found = site.store._client.head_object(Bucket=site.store.bucket, Key=key)
-        assert found["ContentType"] == kind

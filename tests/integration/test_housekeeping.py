@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from structlog.testing import capture_logs
 
-from s2v_tasks.housekeeping import Differences, Findings, Housekeeping
+from s2v_tasks.housekeeping import Housekeeping
 from s2v_tasks.metadata.housekeeping import HousekeepingRepository
 from s2v_tasks.metadata.session import engine_from_settings
 from s2v_tasks.metadata.store import MetadataStore
@@ -232,22 +231,6 @@ def test_young_uploads_go_on(
     housekeeping(apply=True)
     left = [upload.uri for prefix in ("jobs/", "uploads/") for upload in store.unfinished_uploads(prefix)]
     assert left == [motion, store.uri("uploads/0123/young.wav")]
-
-
-@pytest.mark.parametrize(("applied", "kind"), [(False, "would_delete"), (True, "delete")])
-def test_the_log_has_the_first_hundred_of_each_kind(applied: bool, kind: str) -> None:
-    """And how much there is in all; differences are told in either case."""
-    objects = tuple(ListedObject(f"s3://b/{k}", 1, NOW, "e") for k in range(103))
-    differences = Differences(("s3://b/lost\n",), (), (), ())
-    with capture_logs() as lines:
-        Findings(objects, (), (), differences).tell(applied=applied)
-    assert [line["count"] for line in lines if line["event"] == kind and "count" in line] == [103]
-    assert [line["what"] for line in lines if line["event"] == kind and "what" in line] == [
-        f"s3://b/{k}" for k in range(100)
-    ]
-    assert [line["what"] for line in lines if line["event"] == "rows_without_object" and "what" in line] == [
-        "s3://b/lost\\n"
-    ]
 
 
 def test_a_job_that_was_started_again_keeps_everything(

@@ -1,43 +1,20 @@
 """From dropped files to a request: what may be left out, what is refused, and in which words."""
 
-import hashlib
-import json
 import re
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.ingestion.drop_folder import (
-    DropFolder,
-    DropRequest,
-    DropTexts,
     default_job_id,
     folders,
     plain_name,
-    request_of_drop,
 )
-from s2v_tasks.storage.objects import ListedObject
+from tests.unit.ingestion.drops import INCOMING, folder, listed, request_of
 
-INCOMING = "s3://bucket/drop/incoming"
 # "Größe é" as macOS writes it, as others do, and half of each.
 NFC, NFD, MIXED = "Gr\u00f6\u00dfe \u00e9", "Gro\u0308\u00dfe e\u0301", "Gro\u0308\u00dfe \u00e9"
-WRITTEN = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
-
-
-def listed(name: str, *, size_bytes: int = 10, etag: str = "e1") -> ListedObject:
-    return ListedObject(f"{INCOMING}/{name}", size_bytes, WRITTEN, etag)
-
-
-def folder(*names: str, name: str = "anna") -> DropFolder:
-    (found,) = folders([listed(f"{name}/{file}") for file in names], INCOMING)
-    return found
-
-
-def request_of(dropped: DropFolder, marker: Any = None, prompt: bytes | None = b"A person speaks.\n") -> DropRequest:
-    data = marker if isinstance(marker, bytes | None) else json.dumps(marker).encode()
-    return request_of_drop(dropped, DropTexts(data, prompt), "s3://bucket/drop/accepted/anna", max_input_bytes=1000)
 
 
 def test_a_folder_of_a_person_needs_no_request_file() -> None:
@@ -135,27 +112,6 @@ def test_small_files_may_have_any_encoding_of_unicode(encoding: str) -> None:
     assert request_of(dropped, None, "Grüße\r\n".encode(encoding)).request.prompt == "Grüße"
 
 
-@pytest.mark.parametrize(
-    "suffix",
-    [
-        *("wav", "wave", "bwf", "w64", "rf64", "mp3", "flac", "ogg", "oga", "opus", "spx", "m4a", "m4b", "aac", "aif"),
-        *("aiff", "aifc", "caf", "amr", "mka", "weba", "mp4", "m4v", "mov", "webm", "mkv", "3gp"),
-    ],
-)
-def test_sound_and_video_files_are_speech(suffix: str) -> None:
-    """A phone's recording is speech when nothing else is; a pose video is none."""
-    dropped = folder("me.jfif", f"Take.{suffix.upper()}", "pose.mov", "notes.docx")
-    found = request_of(dropped).request
-    assert found.audio_uri.endswith(f"/Take.{suffix.upper()}")
-    assert found.pose_video_uri == "s3://bucket/drop/accepted/anna/pose.mov"
-
-
-@pytest.mark.parametrize("suffix", ["png", "jpg", "jpeg", "jpe", "jfif", "webp"])
-def test_pictures_are_recognised_by_their_suffixes(suffix: str) -> None:
-    """Those that can be read."""
-    assert request_of(folder("a.wav", f"Me.{suffix.upper()}")).request.image_uri.endswith(f"/Me.{suffix.upper()}")
-
-
 @pytest.mark.parametrize("suffix", ["mp4", "m4v", "mov", "webm", "mkv", "3gp"])
 def test_a_video_beside_a_sound_file_is_no_speech(suffix: str) -> None:
     """A video called pose guides the body, another one is left alone."""
@@ -163,33 +119,6 @@ def test_a_video_beside_a_sound_file_is_no_speech(suffix: str) -> None:
     found = request_of(dropped).request
     assert found.audio_uri.endswith("/talk.wav")
     assert str(found.pose_video_uri).endswith(f"/POSE.{suffix}")
-
-
-DROPPINGS = [
-    *("._a.png", ".DS_Store", ".hidden/b.png", "__MACOSX/a.png", "Thumbs.db", "thumbs.db:encryptable", "ehthumbs.db"),
-    *("ehthumbs_vista.db", "Desktop.INI", "Icon\r", "@eaDir/a.png", "$RECYCLE.BIN/a.png", "~$talk.wav", "~lock.png"),
-    *("System Volume Information/a.png", "a.png~", "#a.png#", "prompt.txt.bak", "a.png.orig", "a.png.swp", "b.swo"),
-    *("pictures.png/", "..."),
-]
-
-
-@pytest.mark.parametrize("name", DROPPINGS)
-def test_what_systems_leave_behind_is_ignored(name: str) -> None:
-    """It is no file of the drop, neither for its kind nor for its identity or its age, and no drop by itself."""
-    plain = folder("a.png", "a.wav", "prompt.txt")
-    later = WRITTEN + timedelta(hours=9)
-    items = [listed(f"anna/{file}") for file in plain.files] + [ListedObject(f"{INCOMING}/anna/{name}", 7, later, "e7")]
-    (littered,) = folders(items, INCOMING)
-    assert list(littered.ignored) == [name]
-    assert (littered.files, littered.etag, littered.handed_in_at) == (plain.files, plain.etag, WRITTEN)
-    assert request_of(littered) == request_of(plain)
-    assert folders(items[3:], INCOMING) == []
-
-
-@pytest.mark.parametrize("name", ["a.b.png", "desktop.ini.png", "bak.png", "thumbs.png", "x/..", ".", "..", "icon.png"])
-def test_files_of_people_are_no_droppings(name: str) -> None:
-    """Names that only look alike, and names that the store will refuse, count."""
-    assert list(folder(name).files) == [name]
 
 
 @pytest.mark.parametrize("size_bytes", [0, 1001])
@@ -217,122 +146,7 @@ def test_a_job_id_is_that_of_these_files_in_this_folder() -> None:
     assert default_job_id(folder("a.png", name="🎬\n..")).startswith("drop-")
 
 
-def test_folders_are_found_in_one_listing() -> None:
-    """Files below a folder belong to it, also in subfolders; objects outside folders belong to none."""
-    items = [listed("anna/"), listed("anna/a.png"), listed("anna/more/b.wav"), listed("stray.png"), listed("b/x.png")]
-    assert {found.name: sorted(found.files) for found in folders(items, INCOMING)} == {
-        "anna": ["a.png", "more/b.wav"],
-        "b": ["x.png"],
-    }
-
-
-@pytest.mark.parametrize(
-    ("names", "seconds", "ready"),
-    [
-        (["request.json"], 0, True),
-        (["a.png", "a.wav", "prompt.txt"], 59, False),
-        (["a.png", "a.wav", "prompt.txt"], 60, True),
-        (["a.png", "prompt.txt"], 3599, False),
-        (["a.png", "prompt.txt"], 3600, True),
-        (["a.png", "a.wav"], 3599, False),
-        (["a.wav", "prompt.txt"], 3599, False),
-        (["a.png", "a.mp4", "prompt.txt"], 60, True),
-        (["a.png", "a.wav", "prompt.txt", "a.wav.part"], 3599, False),
-        (["a.png", "a.wav", "prompt.txt", "a.wav.part"], 3600, True),
-        (["request.json", "a.wav.crdownload"], 3599, False),
-        (["request.json", "a.wav.crdownload"], 3600, True),
-    ],
-)
-def test_a_folder_is_ready_when_nobody_writes_in_it(names: list[str], seconds: int, ready: bool) -> None:
-    """The marker says so at once; without it time does, more of it when something is missing."""
-    now = WRITTEN + timedelta(seconds=seconds)
-    assert folder(*names).is_ready(now, settle_seconds=60, abandoned_seconds=3600) is ready
-
-
-@pytest.mark.parametrize(
-    "suffix",
-    [
-        *("part", "partial", "filepart", "crdownload", "opdownload", "download", "tmp", "temp", "upload", "uploading"),
-        *("incomplete", "aria2", "!ut", "PART"),
-    ],
-)
-def test_an_unfinished_upload_is_waited_for(suffix: str) -> None:
-    """The names of unfinished uploads of many programs are known."""
-    assert folder("a.png", f"a.wav.{suffix}").unfinished == [f"a.wav.{suffix}"]
-    assert folder("a.png", f"x.{suffix}/a.wav").unfinished == [f"x.{suffix}/a.wav"]
-
-
-def test_a_folder_is_as_old_as_its_last_file() -> None:
-    """One that is still written in is not taken, whatever the others of its files are; the oldest comes first."""
-    times = {"anna/a.png": 100, "anna/a.wav": 40, "anna/prompt.txt": 70, "berta/a.png": 90, "zoe/a.png": 20}
-    items = [ListedObject(f"{INCOMING}/{n}", 10, WRITTEN + timedelta(seconds=s), "e") for n, s in times.items()]
-    zoe, berta, anna = folders(items, INCOMING)
-    assert [found.name for found in (zoe, berta, anna)] == ["zoe", "berta", "anna"]
-    assert anna.handed_in_at == WRITTEN + timedelta(seconds=100)
-    ready = [
-        anna.is_ready(WRITTEN + timedelta(seconds=at), settle_seconds=60, abandoned_seconds=3600) for at in (159, 160)
-    ]
-    assert ready == [False, True]
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "my photo (1).PNG",
-        "bild\n.png",
-        "🎬.png",
-        "..",
-        "-x.png",
-        "a" * 300 + ".png",
-        "m/b.wav",
-        "photo.my file",
-        "a.suffix",
-    ],
-)
-def test_any_name_gets_a_plain_one(name: str) -> None:
-    """Characters with a meaning in a URI or a path are replaced; different names stay different."""
-    plain = plain_name(name)
-    assert plain.isascii()
-    assert plain.replace("-", "").replace(".", "").isalnum()
-    assert len(plain) < 100
-    assert plain_name(name + "x") != plain != plain_name(name.upper() + " ")
-    assert plain_name("portrait_1.png") == "portrait_1.png"
-
-
-@pytest.mark.parametrize(
-    ("name", "plain"),
-    [
-        ("my photo (1).PNG", "my-photo-1-{}.png"),
-        ("\N{CLAPPER BOARD}.png", "file-{}.png"),
-        ("-x-.png", "x-{}.png"),
-        ("a" * 300 + ".png", "a" * 60 + "-{}.png"),
-        ("two words.sixlet", "two-words-{}"),
-        ("two words.jpegs", "two-words-{}.jpegs"),
-        ("two words.", "two-words-{}"),
-        ("a" * 81, "a" * 60 + "-{}"),
-        ("a" * 80, "a" * 80),
-        ("Z0._-", "Z0._-"),
-    ],
-)
-def test_a_plain_name_keeps_what_people_recognise(name: str, plain: str) -> None:
-    """Keep up to 60 letters and digits and a usual ending; the digest of the whole name keeps names apart."""
-    assert plain_name(name) == plain.format(hashlib.sha256(name.encode()).hexdigest()[:8])
-
-
-def test_names_that_no_encoding_holds_make_plain_names_and_digests() -> None:
-    """Accept the half of a pair that some clients send for an emoji."""
-    name = "\ud83c.png"
-    assert re.fullmatch(r"file-[0-9a-f]{8}\.png", plain_name(name))
-    assert folder(name).etag != folder("\ud83d.png").etag
-
-
 def test_a_video_is_no_picture() -> None:
     """Take a video for the speech of a folder, and never for its image."""
     dropped = folder("talk.mp4", "pose.mp4", "prompt.txt")
     assert [dropped.named(kind) for kind in ("image", "audio", "pose")] == [[], ["talk.mp4"], ["pose.mp4"]]
-
-
-def test_folders_of_the_same_age_come_in_the_order_of_their_names() -> None:
-    """Sort by name where the last files were written at the same time, whatever the order of the listing is."""
-    items = [listed(f"{name}/a.png") for name in ("carl", "anna", "berta")]
-    assert [found.name for found in folders(items, INCOMING)] == ["anna", "berta", "carl"]

@@ -73,3 +73,7 @@ def speech() -> SpeechOf:
 def sentences(speech: SpeechOf) -> Samples:
     """20 s of speech: sentences end at 6 s and at 12.75 s, with 0.75 s until the next one begins."""
     return speech((6, -20), (0.75, -70), (6, -20), (0.75, -70), (6.5, -20))
+
+
+def seconds(value: float) -> int:
+    return round(value * 16000)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from s2v_tasks.planning.clips import clips_needed, frame_ranges, split
+from s2v_tasks.planning.clips import clips_needed, frame_ranges, split, turns
 
 LEGAL_INFER_FRAMES = st.sampled_from(range(16, 121, 4))
 NUM_FRAMES = st.integers(1, 20_000)
@@ -89,3 +89,17 @@ def test_ranges_are_contiguous_and_end_with_the_video(num_frames: int, infer_fra
     lengths = [end - start for start, end in ranges]
     assert lengths[:-1] == clips[:-1]
     assert 0 < lengths[-1] <= clips[-1]
+
+
+@pytest.mark.parametrize(
+    ("chains", "clips_per_pod", "expected"),
+    [
+        ([0, 0, 0], 1, [[0], [1], [2]]),
+        ([0, 0, 0], 2, [[0, 1], [2]]),
+        ([0, 0, 1, 1, 1, 2], 2, [[0, 1], [2, 3], [4], [5]]),
+        ([0, 1, 2], 16, [[0], [1], [2]]),
+    ],
+)
+def test_a_process_renders_clips_of_one_chain_only(chains: list[int], clips_per_pod: int, expected: object) -> None:
+    """Every clip has its turn once, in order; a turn ends with its chain."""
+    assert [list(turn) for turn in turns(chains, clips_per_pod)] == expected

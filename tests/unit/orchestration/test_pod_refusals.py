@@ -1,0 +1,65 @@
+"""Causes of pods that the cluster refuses to create."""
+
+import json
+from typing import Any
+
+import pytest
+from kubernetes.client import ApiException
+from urllib3.exceptions import HTTPError
+
+from s2v_tasks.orchestration.pod_failures import not_answered, not_created
+
+
+class Response:
+    """A response from which the client of Kubernetes creates its objects."""
+
+    def __init__(self, data: Any) -> None:
+        self.data = json.dumps(data)
+
+
+@pytest.mark.parametrize("body", ["not JSON", "{}", "[]", "null", '"text"'])
+def test_a_refusal_without_a_message_is_told_by_its_status(body: str) -> None:
+    """A proxy in front of the API server answers in words of its own."""
+    refused = ApiException(status=403, reason="Forbidden")
+    refused.body = body
+    failure = not_created(refused)
+    assert (failure.fault, failure.message.splitlines()[0]) == ("step", "The pod was refused (403): (403)")
+
+
+def test_a_server_error_of_500_passes() -> None:
+    """The smallest of them, and the largest error that is the client's own."""
+    assert [not_created(ApiException(status=status)).fault for status in (499, 500)] == ["step", "environment"]
+
+
+QUOTA = (
+    'pods "render-clip-x" is forbidden: exceeded quota: gpus, requested: requests.nvidia.com/gpu=1, '
+    "used: requests.nvidia.com/gpu=4, limited: requests.nvidia.com/gpu=4"
+)
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "fault"),
+    [
+        (403, QUOTA, "environment"),
+        (403, 'pods is forbidden: User "airflow-worker" cannot create resource "pods"', "step"),
+        (403, 'pods "x" is forbidden: violates PodSecurity "restricted:latest": runAsNonRoot != true', "step"),
+        (403, 'pods "x" is forbidden: failed quota: gpus: must specify limits.cpu for: base', "step"),
+        (409, 'Operation cannot be fulfilled on resourcequotas "gpus": the object has been modified', "environment"),
+        (429, "Too many requests, please try again later.", "environment"),
+        (422, 'Pod "x" is invalid: spec.containers[0].image: Required value', "step"),
+        (503, "etcdserver: leader changed", "environment"),
+    ],
+)
+def test_a_refused_pod_says_why(status: int, message: str, fault: str) -> None:
+    """A refusal that repeats is a fault of the template; a used-up quota or a failing server is temporary."""
+    refused = ApiException(status=status, reason="Forbidden")
+    refused.body = json.dumps({"kind": "Status", "status": "Failure", "message": message, "code": status})
+    failure = not_created(refused)
+    assert (failure.message, failure.fault) == (f"The pod was refused ({status}): {message}", fault)
+
+
+def test_an_api_that_does_not_answer_refuses_nothing() -> None:
+    """It is the cluster's fault, and the answer of a proxy in its place is quoted."""
+    assert not_created(ApiException(status=503)).fault == "environment"
+    assert not_created(HTTPError("refused")) == not_answered(HTTPError("refused"))
+    assert not_answered(HTTPError("refused")).fault == "environment"

@@ -1,0 +1,85 @@
+"""Sentences of a plan about inputs and choices that may surprise."""
+
+from typing import Any
+
+import pytest
+
+from s2v_tasks.schemas.facts import StagedFaces, StagedSound
+from s2v_tasks.schemas.plan import InputFacts
+from tests.unit.planning.conftest import seconds
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"image_size": (200, 200)}, ["only 200 x 200 pixels", "256 x 256 pixels is smaller than what wan2.2-s2v-14b"]),
+        ({"image_size": (3000, 1000)}, ["Filling 1024 x 384 cuts 11% of the picture away"]),
+        ({"size": "128*192", "image_size": (1920, 1280)}, ["192 x 128 pixels is smaller"]),
+    ],
+)
+def test_picture_warnings(plan_of: Any, changes: dict[str, Any], expected: list[str]) -> None:
+    """A small picture, a video below the trained sizes and a large cut are told, and nothing else is."""
+    warnings = plan_of(seconds(2), **changes).warnings
+    assert len(warnings) == len(expected)
+    assert all(part in warning for part, warning in zip(expected, warnings, strict=True))
+
+
+def test_cuts_that_surprise_are_said(plan_of: Any, sentences: Any, speech: Any) -> None:
+    """No cut where cuts were asked for, and a cut in the middle of speech, are warnings with their remedy."""
+    (whole,) = plan_of(seconds(20), samples=sentences, continuity="cut", min_chain_seconds=14).warnings
+    assert whole.startswith(
+        "Nothing is cut: 20.00 s of speech have no pause of 0.5 s at least 14 s (min_chain_seconds)"
+    )
+    (spoken,) = plan_of(
+        seconds(10), samples=speech((10, -20)), continuity="cut", min_chain_seconds=4, max_chain_seconds=8
+    ).warnings
+    assert "falls into speech, at its quietest place" in spoken
+    assert "Widen min_chain_seconds and max_chain_seconds" in spoken
+
+
+def sound(**changes: Any) -> StagedSound:
+    """Return the sound of an ordinary speech with changes."""
+    values = {"lead_in_seconds": 0.3, "silent_share": 0.1, "clipped_share": 0.0, "movement_db": 7.0} | changes
+    return StagedSound(**values)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "expected"),
+    [
+        ({}, []),
+        ({"speech_rms_dbfs": -60.0, "pose_frames": 72}, []),
+        ({"speech_rms_dbfs": -60.1}, ["The speech is silent (-60 dB of full scale)"]),
+        ({"pose_frames": 71}, ["The pose video lasts 4.44 s, the video 5.00 s"]),
+        ({"pose_frames": 0}, ["The pose video lasts 0.00 s"]),
+        ({"image_warning": "Its profile is ignored."}, ["The colours of the picture may be wrong. Its profile is"]),
+        ({"faces": StagedFaces(num_faces=1, area_share=0.2, turn=0.1, confidence=1.0)}, []),
+        ({"faces": StagedFaces(num_faces=0)}, ["No face was found in the picture."]),
+        ({"faces": StagedFaces(num_faces=3, area_share=0.2)}, ["The picture shows 3 faces"]),
+        (
+            {"faces": StagedFaces(num_faces=1, area_share=0.03)},
+            ["of the frame, expected 5% or more. Crop it closer."],
+        ),
+        ({"faces": StagedFaces(num_faces=1, area_share=0.2, turn=-0.7)}, ["The face is seen from the side"]),
+        ({"faces": StagedFaces(num_faces=1, area_share=0.2, confidence=0.3)}, ["Parts of the face seem to be covered"]),
+        ({"sound": sound()}, []),
+        ({"sound": sound(lead_in_seconds=2.0)}, ["The speech begins after 2.0 s of silence"]),
+        ({"sound": sound(silent_share=0.6)}, ["60% of the speech is silence"]),
+        ({"sound": sound(movement_db=1.2)}, ["The level changes by only 1.2 dB"]),
+        ({"sound": sound(clipped_share=0.02)}, ["The recording is clipped (2.0% of its samples)"]),
+        ({"sound": sound(movement_db=None, silent_share=1.0, lead_in_seconds=5.0)}, []),
+        ({"speech_notes": ("Track 2 is used.", "Channel 1 is used."), "pose_frames": 8}, ["Track", "Channel", "pose"]),
+    ],
+)
+def test_input_warnings(plan_of: Any, inputs: dict[str, Any], expected: list[str]) -> None:
+    """Notes of staging, silent speech and a pose video that ends more than a tenth early are warnings."""
+    warnings = plan_of(seconds(5), inputs=InputFacts(**inputs)).warnings
+    assert len(warnings) == len(expected)
+    assert all(part in warning for part, warning in zip(expected, warnings, strict=True))
+
+
+def test_pose_video_needs_to_last_as_long_as_a_preview(plan_of: Any) -> None:
+    """A pose video that is shorter than the speech is long enough for a preview that is shorter still."""
+    facts = InputFacts(pose_frames=48)
+    assert len(plan_of(seconds(20), inputs=facts).warnings) == 1
+    (preview,) = plan_of(seconds(20), inputs=facts, preset="quick").warnings
+    assert preview.startswith("This is a preview")

@@ -27,7 +27,7 @@ UNFINISHED_UPLOAD_AGE = timedelta(days=1)
 _JOB_AND_NAME = re.compile(r"([^/]+)/(.+)", re.DOTALL)
 _EXPIRING = re.compile(r"clips/\d{4}/(superseded|partial)/.+", re.DOTALL)
 # Objects of a job without a row in the database.
-_UNRECORDED = re.compile(r"(request|plan|result)\.json|.*manifest\.json", re.DOTALL)
+_UNRECORDED = re.compile(r"(request|plan|result)\.json|clips/\d{4}/quality\.json|.*manifest\.json", re.DOTALL)
 
 
 @dataclass(frozen=True)

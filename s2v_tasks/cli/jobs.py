@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from s2v_tasks.metadata.costs import Spending
     from s2v_tasks.metadata.tables import Job
     from s2v_tasks.schemas.facts import ClipFacts
+    from s2v_tasks.schemas.quality import TakeRecord
 
 
 @app.command(rich_help_panel=PEOPLE)
@@ -94,8 +95,9 @@ def _print_job(found: "Job", spent: "Spending | None") -> None:
         console.print(f"rerun of {found.parent_job_id} from clip {found.from_clip}", markup=False)
     console.print(_cost_line(found, spent), markup=False)
     clips = Table(
-        "clip", "status", "frames", "step", "attempts", "reused", "render s", "PFLOP", "MFU", "peak GiB", "fingerprint"
-    )
+        "clip", "status", "frames", "step", "attempts", "reused", "render s", "PFLOP", "MFU", "peak GiB", "quality",
+        "fingerprint",
+    )  # fmt: skip
     for clip in found.clips:
         clips.add_row(
             str(clip.clip_index),
@@ -106,9 +108,13 @@ def _print_job(found: "Job", spent: "Spending | None") -> None:
             f"of {clip.source_job_id}" if clip.source_job_id else "yes" if clip.reused else "no",
             f"{clip.render_seconds:.1f}" if clip.render_seconds is not None else "",
             *_cost_cells(clip.clip_facts),
+            _quality_cell(clip.takes),
             (clip.fingerprint or "")[:12],
         )
     console.print(clips)
+    for clip in found.clips:
+        for sentence in _quality_sentences(clip.takes):
+            console.print(sentence, markup=False, highlight=False)
     artifacts = Table("artifact", "bytes", "sha256")
     for artifact in found.artifacts:
         artifacts.add_row(artifact.key, str(artifact.size_bytes), artifact.sha256[:12])
@@ -134,6 +140,33 @@ def _cost_line(found: "Job", spent: "Spending | None") -> str:
     expected = found.estimated_gpu_seconds * found.cost_per_gpu_hour / 3600
     cost = spent.cost or 0.0 if spent else 0.0
     return f"{line}; cost: {cost:.4f} {found.currency}, about {expected:.4f} expected"
+
+
+def _quality_cell(takes: "TakeRecord | None") -> str:
+    """Return the findings of the kept take in a few words, and which take it is if there are several."""
+    if takes is None or not takes.takes:
+        return ""
+    take = takes.kept_take or takes.takes[-1]
+    if take.measured is None:
+        text = "not measured"
+    else:
+        levels = [finding.level for finding in take.findings]
+        counts = [f"{levels.count(level)} {level}" for level in ("fail", "warn") if level in levels]
+        text = ", ".join(counts) or "ok"
+    return text if len(takes.takes) == 1 else f"{text}; take {take.take} of {len(takes.takes)}"
+
+
+def _quality_sentences(takes: "TakeRecord | None") -> list[str]:
+    """Return the measures and the findings of the kept take as sentences."""
+    from s2v_tasks.validation.quality import clip_in_words, findings_in_words
+
+    take = takes.kept_take if takes else None
+    if takes is None or take is None:
+        return []
+    if take.measured is None:
+        return [f"Clip {takes.clip_index} was not measured: {take.error}"]
+    words = [f"Clip {takes.clip_index}: {clip_in_words(take.measured)}"]
+    return words + findings_in_words(takes.clip_index, take.findings)
 
 
 def _cost_cells(facts: "ClipFacts | None") -> tuple[str, str, str]:

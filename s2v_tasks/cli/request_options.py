@@ -13,6 +13,7 @@ from s2v_tasks.schemas.request import Request
 
 Command = Callable[..., None]
 SAMPLING = ("base_seed", "sample_steps", "sample_guide_scale", "guide_steps", "sample_shift", "sample_solver")
+QUALITY = ("quality", "max_retakes", "after_retakes")
 BOOKKEEPING = ("priority", "labels", "webhook_url")
 # Every other field decides the plan of a picture and a speech, and with it the cost.
 _NOT_PLANNING = ("image_uri", "audio_uri", "pose_video_uri", "prompt", *BOOKKEEPING, "parent_job_id", "from_clip")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from s2v_tasks.cli import app
-from s2v_tasks.cli.request_options import BOOKKEEPING, SAMPLING, request_options
+from s2v_tasks.cli.request_options import BOOKKEEPING, QUALITY, SAMPLING, request_options
 from s2v_tasks.cli.submit import AsJson, HandIn, JobIdOption, Unpause, Via, hand_in
 from s2v_tasks.cli.terminal import PEOPLE
 from s2v_tasks.cli.watch import Watch, unknown_job
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @app.command(rich_help_panel=PEOPLE)
-@request_options("prompt", "preset", *SAMPLING, *BOOKKEEPING, "max_gpu_seconds", "max_cost")
+@request_options("prompt", "preset", *SAMPLING, *QUALITY, *BOOKKEEPING, "max_gpu_seconds", "max_cost")
 def rerun(
     parent: Annotated[str, typer.Argument(metavar="JOB_ID", help="The earlier job; it stays what it is.")],
     fields: dict[str, Any],

@@ -11,14 +11,19 @@ from s2v_tasks.media.frames import iter_rgb
 
 _THUMBNAIL_HEIGHT = 160
 _LABEL_HEIGHT = 20
+_NOTE_HEIGHT = 18
 _MARGIN = 8
 _CLIP_COLUMN_WIDTH = 76
 _MIN_CELL_WIDTH = 128  # room for the label of a narrow picture
 _BACKGROUND, _INK = "#16181d", "#e6e6e6"
 
 
-def contact_sheet(video: Path, clip_ranges: Sequence[tuple[int, int]], jpg: Path, *, fps: int = 16) -> None:
+def contact_sheet(
+    video: Path, clip_ranges: Sequence[tuple[int, int]], jpg: Path, *, fps: int = 16, notes: Sequence[str] = ()
+) -> None:
     """Draw the sheet of `video`; `clip_ranges` are the [start_frame, end_frame) of its clips.
+
+    `notes`: a line below each clip; empty for a sheet without such lines.
 
     Raises PermanentError if the video ends before a frame of the sheet.
     """
@@ -26,7 +31,7 @@ def contact_sheet(video: Path, clip_ranges: Sequence[tuple[int, int]], jpg: Path
     pictures = _pictures(video, {frame for row in rows for frame in row})
     thumbnail_width = next(iter(pictures.values())).shape[1]
     cell_width = max(thumbnail_width, _MIN_CELL_WIDTH) + _MARGIN
-    cell_height = _LABEL_HEIGHT + _THUMBNAIL_HEIGHT + _MARGIN
+    cell_height = _LABEL_HEIGHT + _THUMBNAIL_HEIGHT + _MARGIN + (_NOTE_HEIGHT if notes else 0)
     size = (_CLIP_COLUMN_WIDTH + 3 * cell_width + _MARGIN, len(rows) * cell_height + _MARGIN)
     sheet = Image.new("RGB", size, _BACKGROUND)
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)
@@ -37,6 +42,9 @@ def contact_sheet(video: Path, clip_ranges: Sequence[tuple[int, int]], jpg: Path
             left = _CLIP_COLUMN_WIDTH + _MARGIN + column * cell_width
             draw.text((left, top), f"frame {frame}  {frame / fps:.2f} s", fill=_INK, font=font)
             sheet.paste(Image.fromarray(pictures[frame]), (left, top + _LABEL_HEIGHT))
+        if notes:
+            below = top + _LABEL_HEIGHT + _THUMBNAIL_HEIGHT + 2
+            draw.text((_CLIP_COLUMN_WIDTH, below), notes[clip_index], fill=_INK, font=font)
     sheet.save(jpg, format="JPEG", quality=88)
 
 

@@ -1,5 +1,6 @@
 """Attempts: every encoding and every rendering that was started, with its GPU-seconds and its outcome."""
 
+from collections.abc import Collection
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -70,14 +71,17 @@ class ConditionsRepository(Repository):
             end_attempts(connection, job_id, CONDITIONS, outcome=AttemptOutcome.LOST)
 
 
-def start_attempt(connection: sa.Connection, job_id: str, key: AttemptKey, world_size: int) -> int:
+def start_attempt(
+    connection: sa.Connection, job_id: str, key: AttemptKey, world_size: int, fingerprint: str | None = None
+) -> int:
     """Insert a new attempt and return its number, from 1. An attempt that still runs becomes lost.
 
-    The caller holds the lock of the job.
+    The caller holds the lock of the job. `fingerprint`: that of the take of a clip.
     """
     end_attempts(connection, job_id, key, outcome=AttemptOutcome.LOST, reason="Another attempt began.")
     attempt: int = connection.execute(sa.select(_latest(job_id, key))).scalar_one() + 1
     values = {**key._asdict(), "job_id": job_id, "attempt": attempt, "world_size": world_size}
+    values["fingerprint"] = fingerprint
     connection.execute(sa.insert(Attempt).values(**values))
     return attempt
 
@@ -137,6 +141,18 @@ def credit_attempt(connection: sa.Connection, job_id: str, key: AttemptKey, made
         .where(*conditions, Attempt.started_at <= made_at)
         .values(outcome=AttemptOutcome.SUCCEEDED, reason=None, finished_at=end, gpu_seconds=_gpu_seconds(end))
     )
+
+
+def supersede_attempts(
+    connection: sa.Connection, job_id: str, key: AttemptKey, kept: str, others: Collection[str]
+) -> None:
+    """Mark the attempts that made takes `others` of a clip as superseded, and those that made `kept` as succeeded."""
+    for fingerprints, before, after in (
+        (others, AttemptOutcome.SUCCEEDED, AttemptOutcome.SUPERSEDED),
+        ([kept], AttemptOutcome.SUPERSEDED, AttemptOutcome.SUCCEEDED),
+    ):
+        conditions = (*_of(job_id, key), Attempt.outcome == before, Attempt.fingerprint.in_(fingerprints))
+        connection.execute(sa.update(Attempt).where(*conditions).values(outcome=after))
 
 
 def _last_heartbeat() -> Any:

@@ -1,11 +1,19 @@
 """Clips: attempts to render them, progress, outcome; and the stored objects (artifacts) of all steps."""
 
 from datetime import datetime
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
-from s2v_tasks.metadata.attempts import CONDITIONS, credit_attempt, end_attempts, rendering, start_attempt
+from s2v_tasks.metadata.attempts import (
+    CONDITIONS,
+    credit_attempt,
+    end_attempts,
+    rendering,
+    start_attempt,
+    supersede_attempts,
+)
 from s2v_tasks.metadata.events import EventRepository
 from s2v_tasks.metadata.session import transaction
 from s2v_tasks.metadata.sql import NOW, Repository, lock_job, storable, update_clip
@@ -15,6 +23,7 @@ from s2v_tasks.schemas.facts import ClipFacts
 from s2v_tasks.schemas.job import AttemptOutcome, ClipStatus
 from s2v_tasks.schemas.manifest import Manifest
 from s2v_tasks.schemas.plan import InheritedClip
+from s2v_tasks.schemas.quality import TakeRecord
 
 _MAX_DONOR_JOBS = 3  # more than one, because objects of a job may be lost
 
@@ -37,7 +46,7 @@ class ClipRepository(Repository):
         } | fresh
         with transaction(self._engine) as connection:
             lock_job(connection, job_id)
-            attempt = start_attempt(connection, job_id, rendering(clip_index), world_size)
+            attempt = start_attempt(connection, job_id, rendering(clip_index), world_size, fingerprint)
             update_clip(connection, job_id, clip_index, values | {"attempts": attempt})
             self._events.add(
                 connection, job_id, JobEvent.CLIP_STARTED, clip_index=clip_index, detail={"attempt": attempt}
@@ -79,18 +88,29 @@ class ClipRepository(Repository):
         }
         with transaction(self._engine) as connection:
             lock_job(connection, job_id)
-            if reused and made_at is not None:
-                credit_attempt(connection, job_id, rendering(clip_index), made_at)
-            end_attempts(
-                connection,
-                job_id,
-                rendering(clip_index),
-                outcome=AttemptOutcome.LOST if reused else AttemptOutcome.SUCCEEDED,
-            )
+            _end_attempt(connection, job_id, clip_index, reused, made_at)
             update_clip(connection, job_id, clip_index, values)
             self._events.add(
                 connection, job_id, JobEvent.CLIP_SUCCEEDED, clip_index=clip_index, detail={"reused": reused}
             )
+
+    def end_take(self, job_id: str, clip_index: int, reused: bool, *, made_at: datetime | None = None) -> None:
+        """Record that a take of the clip is stored, and that the clip is not decided by it."""
+        with transaction(self._engine) as connection:
+            lock_job(connection, job_id)
+            _end_attempt(connection, job_id, clip_index, reused, made_at)
+
+    def record_quality(self, job_id: str, record: TakeRecord) -> None:
+        """Record the measured takes of a clip. Attempts that made other takes than the kept one become superseded."""
+        kept = record.kept_take
+        values: dict[str, Any] = {"quality": storable(record.without_series().model_dump(mode="json"))}
+        with transaction(self._engine) as connection:
+            lock_job(connection, job_id)
+            if kept is not None:
+                values["fingerprint"] = kept.fingerprint
+                others = [take.fingerprint for take in record.takes if take is not kept]
+                supersede_attempts(connection, job_id, rendering(record.clip_index), kept.fingerprint, others)
+            update_clip(connection, job_id, record.clip_index, values)
 
     def inherit(self, job_id: str, clip: InheritedClip, *, facts: ClipFacts) -> None:
         """Record that the clip was copied from another job, which paid for it. `facts`: the cost of its rendering."""
@@ -150,3 +170,13 @@ class ArtifactRepository(Repository):
         )
         with transaction(self._engine) as connection:
             return list(connection.execute(statement).scalars())
+
+
+def _end_attempt(
+    connection: sa.Connection, job_id: str, clip_index: int, reused: bool, made_at: datetime | None
+) -> None:
+    """End the attempt whose outputs are stored; `made_at`: when an earlier attempt of the job made reused ones."""
+    key = rendering(clip_index)
+    if reused and made_at is not None:
+        credit_attempt(connection, job_id, key, made_at)
+    end_attempts(connection, job_id, key, outcome=AttemptOutcome.LOST if reused else AttemptOutcome.SUCCEEDED)

@@ -1,7 +1,8 @@
 """Cost of encoding and rendering: GPU-seconds of attempts, and money at the price with which each job was planned.
 
 Used: attempts that produced a clip or conditions, and interrupted ones whose state the next attempt resumed.
-Wasted: attempts that failed, were cancelled or were lost. A running attempt counts as used until its last heartbeat.
+Wasted: attempts that failed, were cancelled or were lost, and those that made a take of a clip which is not kept.
+A running attempt counts as used until its last heartbeat.
 Clips and conditions that were reused or inherited have no attempt and cost nothing.
 """
 
@@ -18,7 +19,7 @@ from s2v_tasks.metadata.tables import Attempt, Job
 from s2v_tasks.schemas.job import AttemptOutcome
 
 Grouping = Literal["all", "label", "preset", "day", "job"]
-WASTED_OUTCOMES = (AttemptOutcome.FAILED, AttemptOutcome.LOST)
+WASTED_OUTCOMES = (AttemptOutcome.FAILED, AttemptOutcome.LOST, AttemptOutcome.SUPERSEDED)
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ from s2v_tasks.schemas.job import (
     JobStatus,
     Source,
 )
+from s2v_tasks.schemas.quality import TakeRecord
 from s2v_tasks.schemas.steps import HEAVY_STEPS, RENDER_CLIP
 
 DROP_STATUSES = ("claimed", "accepted", "refused", "rejected")
@@ -134,7 +135,8 @@ class Clip(Base, kw_only=True):
     """One clip of a job. `progress_step` of `progress_steps` solver steps are done; the frames are half open.
 
     `attempts`: number of renderings that were started. `facts`: facts of the clip's manifest (PFLOP, MFU, peak memory,
-    world size). `source_job_id`: the job that rendered the clip, if that is another job.
+    world size). `source_job_id`: the job that rendered the clip, if that is another job. `quality`: its takes, their
+    measures and findings.
     """
 
     __tablename__ = "clips"
@@ -155,6 +157,7 @@ class Clip(Base, kw_only=True):
     reused: Mapped[bool] = mapped_column(server_default=text("false"), default=None)
     source_job_id: Mapped[str | None] = mapped_column(index=True)
     facts: Mapped[dict[str, Any] | None]
+    quality: Mapped[dict[str, Any] | None]
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now(), default=None)
 
     @property
@@ -162,11 +165,17 @@ class Clip(Base, kw_only=True):
         """Return the facts as a model; None until the clip is rendered."""
         return None if self.facts is None else ClipFacts.model_validate(self.facts)
 
+    @property
+    def takes(self) -> TakeRecord | None:
+        """Return the measured takes as a model, without the series of their frames; None if none was measured."""
+        return None if self.quality is None else TakeRecord.model_validate(self.quality)
+
 
 class Attempt(Base, kw_only=True):
     """One encoding or rendering that was started: `gpu_seconds` = duration x `world_size`, for every outcome.
 
-    lost: the process did not report its end; the attempt counts until its last heartbeat. There is no foreign key to
+    lost: the process did not report its end; the attempt counts until its last heartbeat. superseded: it made a take of
+    the clip that is not kept; `fingerprint` names the take. There is no foreign key to
     clips: a new plan deletes clips but not their cost. Conditions belong to all clips and have no `clip_index`.
     """
 
@@ -189,6 +198,7 @@ class Attempt(Base, kw_only=True):
     gpu_seconds: Mapped[float | None]
     world_size: Mapped[int]
     reason: Mapped[str | None]
+    fingerprint: Mapped[str | None]
 
 
 class ArtifactRow(Base, kw_only=True):

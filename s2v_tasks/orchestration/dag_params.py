@@ -17,6 +17,8 @@ _LABELS = {
         "cut": "Cut at pauses, chains side by side",
     },
     "transition": {"cut": "Plain cut", "crossfade": "Cross-fade (250 ms)"},
+    "quality": {"off": "Off", "report": "Measure and report", "gate": "Render bad clips again"},
+    "after_retakes": {"keep_best": "Go on with the best take", "stop": "Stop the job"},
     "priority": {name: name.capitalize() for name in PRIORITIES},
     # "null" is how the form looks up a choice that may stay empty.
     "sample_solver": {"unipc": "UniPC", "dpm++": "DPM++", "euler": "Euler (few steps)", "null": "As the preset says"},

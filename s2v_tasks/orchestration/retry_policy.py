@@ -60,9 +60,9 @@ def retries(at_least: int = OWN_FAILURES) -> dict[str, Any]:
 
 
 def working_time(step: Step, clip: Mapping[str, Any] | None = None) -> timedelta:
-    """Return the timeout of one task: the time of each of its clips.
+    """Return the timeout of one task: the time of each of its clips, and of each take of them.
 
     A step may wait for S3 and then for PostgreSQL after its work is done. The time of these waits is added.
     """
     waits = timedelta(seconds=2 * load_settings().retry_seconds)
-    return (step.timeout + waits) * (1 if clip is None else clip["count"])
+    return (step.timeout + waits) * (1 if clip is None else clip["count"] * clip.get("takes", 1))

@@ -11,6 +11,7 @@ from s2v_tasks.perception.faces import FaceFinder, Picture, Points
 from s2v_tasks.schemas.quality import (
     ClipQuality,
     FaceQuality,
+    FrameSeries,
     LipSyncQuality,
     LookQuality,
     ReferenceLook,
@@ -70,6 +71,32 @@ class ClipMeter:
     _most_faces: int = 0
     _seam_shift: float | None = None
     _last: seams.Spectrum | None = None
+
+    @classmethod
+    def of_end(
+        cls, finder: FaceFinder, reference: Reference | None, last: Iterable[Picture], series: FrameSeries | None
+    ) -> "ClipMeter":
+        """Return a meter that serves as `before`, from the last frames of a clip and the series of all its frames.
+
+        Without a series the usual motion and the usual colour step are those of the next clip alone.
+        """
+        meter = cls(finder, reference)
+        for picture in last:
+            meter.take(picture)
+        if series is not None:
+            meter._shifts = list(series.shifts)
+            meter._skin = [np.full(3, np.nan) if lab is None else np.array(lab) for lab in series.skin]
+            meter._background = [np.array(lab) for lab in series.background]
+        return meter
+
+    def series(self) -> FrameSeries:
+        """Return the numbers of each frame, rounded: they are kept for later measures."""
+        return FrameSeries(
+            mouth=tuple(round(opening, 5) if np.isfinite(opening) else None for opening in self.mouth),
+            shifts=tuple(round(moved, 6) for moved in self._shifts),
+            skin=tuple(_rounded(lab) if np.isfinite(lab).all() else None for lab in self._skin),
+            background=tuple(_rounded(lab) for lab in self._background),
+        )
 
     def take(self, picture: Picture) -> None:
         """Measure one frame u8 RGB `[H,W,3]`."""
@@ -217,6 +244,11 @@ def _distance(one: npt.ArrayLike | None, other: npt.ArrayLike | None) -> float |
 
 def _triple(lab: npt.NDArray[np.float64]) -> tuple[float, float, float]:
     lightness, a, b = (float(value) for value in lab)
+    return lightness, a, b
+
+
+def _rounded(lab: npt.NDArray[np.float64]) -> tuple[float, float, float]:
+    lightness, a, b = (round(value, 3) for value in _triple(lab))
     return lightness, a, b
 
 

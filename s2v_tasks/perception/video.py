@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from s2v_tasks.perception.clip_measures import ClipMeter, Reference, measure_lip_sync
 from s2v_tasks.perception.faces import FaceFinder, Picture
-from s2v_tasks.schemas.quality import ClipQuality, Drift, VideoQuality
+from s2v_tasks.schemas.quality import ClipQuality, Drift, LipSyncQuality, ReferenceLook, VideoQuality
 
 
 def measure_video(
@@ -46,11 +46,18 @@ def measure_video(
         mouth += meter.mouth
         meter.before = None  # two clips are in memory, not all
     whole = measure_lip_sync(np.array(mouth), speech, sample_rate, fps) if speech is not None and mouth else None
+    return whole_video(known.look if known else None, measured, whole)
+
+
+def whole_video(
+    reference: ReferenceLook | None, clips: Sequence[ClipQuality], lip_sync: LipSyncQuality | None
+) -> VideoQuality:
+    """Return the measures of a video from those of its clips and its lip sync as a whole."""
     return VideoQuality(
-        reference=known.look if known else None,
-        clips=tuple(measured),
-        drift=drift(measured) if known and len(measured) >= 3 else None,
-        lip_sync=whole,
+        reference=reference,
+        clips=tuple(clips),
+        drift=drift(clips) if reference and len(clips) >= 3 else None,
+        lip_sync=lip_sync,
     )
 
 

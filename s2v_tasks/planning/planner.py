@@ -85,6 +85,8 @@ def make_plan(
     guided = choices.sampling.guided_steps > 0
     peak_gib = max(peak_memory_gib(shape, model, gpu, guided=guided, setup=setup) for shape in shapes)
     estimate = estimate_clips(shapes, costs, processes, model, gpu, peak_gib=peak_gib)
+    if request.quality == "gate":
+        estimate = with_retakes(estimate, costs, gpu, request.max_retakes)
     warnings = [
         *([preview_warning(job_id, choices.sampling)] if preset.preview else []),
         *face_warnings(inputs.faces if inputs else None, cropped_share(*image_size, width, height)),
@@ -231,3 +233,10 @@ def estimate_clips(
         peak_gpu_memory_gib=peak_gib,
         vae_share=sum(vae_seconds(cost, gpu) for cost in costs) / sum(compute_seconds(cost, gpu) for cost in costs),
     )
+
+
+def with_retakes(estimate: Estimate, costs: list[Cost], gpu: GpuCard, max_retakes: int) -> Estimate:
+    """Add the worst case: every clip of `costs` is rendered `max_retakes` times more, by the same processes."""
+    seconds = estimate.gpu_seconds + max_retakes * sum(compute_seconds(cost, gpu) for cost in costs)
+    worst = {"worst_case_gpu_seconds": seconds, "worst_case_cost": seconds / 3600 * gpu.cost_per_hour}
+    return estimate.model_copy(update=worst)

@@ -4,7 +4,7 @@ from s2v_tasks.errors import PermanentError
 from s2v_tasks.planning.clips import turns
 from s2v_tasks.planning.estimate import clip_cost
 from s2v_tasks.planning.memory import ONE_GPU, RenderSetup, peak_memory_gib, plan_shapes
-from s2v_tasks.planning.planner import estimate_clips, job_seed
+from s2v_tasks.planning.planner import estimate_clips, job_seed, with_retakes
 from s2v_tasks.planning.sampling import change_sampling, choose_sampling_of_rerun
 from s2v_tasks.planning.warnings import PREVIEW_MARK, preview_warning
 from s2v_tasks.schemas.model_card import GpuCard, ModelCard
@@ -64,6 +64,9 @@ def replan(
         for clip, cost in zip(rendered, costs, strict=True)
     ]
     processes = turns([clip.chain_index for clip in rendered], request.clips_per_pod)
+    estimate = estimate_clips(shapes, costs, processes, model, gpu, peak_gib=peak_gib)
+    if request.quality == "gate":
+        estimate = with_retakes(estimate, costs, gpu, request.max_retakes)
     return parent.model_copy(
         update={
             "job_id": job_id,
@@ -74,7 +77,7 @@ def replan(
             "base_seed": base_seed,
             "clips": (*parent.clips[:from_clip], *clips),
             "clips_per_pod": request.clips_per_pod,
-            "estimate": estimate_clips(shapes, costs, processes, model, gpu, peak_gib=peak_gib),
+            "estimate": estimate,
             "inherited": (),
             "warnings": _warnings(parent, job_id, sampling, is_preview=is_preview),
         }

@@ -44,6 +44,9 @@ def _summary(plan: Plan) -> Table:
         f"{_duration(estimate.gpu_seconds)} ({estimate.gpu_seconds:,.0f} GPU-seconds) on {estimate.gpu}, "
         f"{estimate.cost:,.2f} {estimate.currency}",
     )
+    if estimate.worst_case_gpu_seconds is not None:
+        worst, cost = estimate.worst_case_gpu_seconds, estimate.worst_case_cost or 0.0
+        table.add_row("Worst case", f"{_duration(worst)}, {cost:,.2f} {estimate.currency} with all retakes")
     if plan.cuts:
         longest = estimate.longest_chain_seconds
         table.add_row("Side by side", f"{_duration(longest)} with a GPU for each chain ({longest:,.0f} s)")

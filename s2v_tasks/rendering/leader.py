@@ -1,11 +1,12 @@
-"""The leader, rank 0: it finds clips that exist, and renders, encodes and stores those that are missing."""
+"""The leader, rank 0: it finds clips that exist, and renders, encodes, stores and measures those that are missing."""
 
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from safetensors.torch import save_file
 
@@ -20,12 +21,15 @@ from s2v_tasks.media.encode import encode_clip, encoder_build
 from s2v_tasks.rendering.fingerprints import clip_fingerprints
 from s2v_tasks.rendering.order import Order, Renderer
 from s2v_tasks.rendering.progress import Progress, clip_facts
+from s2v_tasks.rendering.take_gate import TakeGate
+from s2v_tasks.rendering.takes import as_take, with_takes
 from s2v_tasks.runtime.attempts import AttemptInterruptedError, ClipAttempt
 from s2v_tasks.runtime.context import StepContext
 from s2v_tasks.runtime.requirements import open_snapshot
 from s2v_tasks.schemas.facts import ClipFacts, PartialClipFacts
 from s2v_tasks.schemas.manifest import Artifact, Manifest
-from s2v_tasks.schemas.plan import FPS, ClipPlan
+from s2v_tasks.schemas.plan import FPS, ClipPlan, Plan
+from s2v_tasks.schemas.quality import TakeRecord
 from s2v_tasks.schemas.steps import ENCODE_CONDITIONS, RENDER_CLIP, STAGE_INPUTS
 from s2v_tasks.storage.artifacts import Built, OutputFile, Work
 from s2v_tasks.storage.partial_clips import PartialClip
@@ -39,17 +43,12 @@ class Leader:
 
     def __init__(self, ctx: StepContext, worker: Worker) -> None:
         self._ctx, self._worker = ctx, worker
-        self._plan = ctx.plan()
+        self._plan, self._request = ctx.plan(), ctx.request()
         self._snapshot = open_snapshot(ctx.settings, self._plan.model)
         self._inputs = _inputs(ctx)
         self._options = EngineOptions.of(ctx.settings)
-        self._prints = clip_fingerprints(
-            self._plan,
-            {name: item.sha256 for name, item in self._inputs.items()},
-            snapshot_id(self._snapshot.path),
-            self._options,
-            encoder_build(),
-        )
+        self._prints = self._fingerprints(self._plan)
+        self._gate = TakeGate(ctx, self._plan, self._request)
         self._renderer = Renderer(worker)
         self._fetched: dict[str, Path] = {}  # inputs of all clips that are on disk
 
@@ -62,37 +61,99 @@ class Leader:
         return self._plan.clips[first : first + count]
 
     def render(self, clip: ClipPlan) -> bool:
-        """Make the clip durable; return True if it existed."""
-        ctx, index = self._ctx, clip.clip_index
-        log.bind(clip_index=index)
-        inputs = dict(self._inputs)
-        predecessor = self._predecessor(clip)
-        if predecessor is not None:
-            inputs["motion"] = predecessor.outputs["motion"]
-        manifest_key, made_from = ctx.layout.clip_manifest(index), self._prints[index]
-        work = Work(RENDER_CLIP, ctx.job_id, manifest_key, made_from, inputs, clip_index=index)
-        saved_clip = PartialClip(ctx.artifacts, ctx.layout, index, made_from)
-        with ClipAttempt(ctx, work, world_size=self._worker.world_size) as attempt:
-            produced = attempt.produce(lambda folder: self._build(clip, inputs, saved_clip, folder))
-            saved_clip.drop()
-            attempt.succeed(produced)
-        return produced.reused
+        """Make the clip durable and decide which take of it is kept; return True if nothing was rendered.
 
-    def _predecessor(self, clip: ClipPlan) -> Manifest | None:
-        """Return the manifest of the clip before; TransientError unless it has the fingerprint of this plan."""
+        Until that is decided, the takes are made one after the other. The kept one is then made the clip again, if a
+        later one has taken its place.
+        """
+        log.bind(clip_index=clip.clip_index)
+        before = self._before(clip)
+        takes = self._gate.begin(clip, self._fingerprint(clip, 0, before))
+        reused = True
+        while True:
+            number = self._gate.next_take(clip, takes)
+            made, takes = self._make(clip, number, before, takes)
+            reused = reused and made
+            if takes is None or takes.kept == number:
+                self._gate.check(clip, takes)
+                return reused
+
+    def _make(self, clip: ClipPlan, number: int, before: "_Before", takes: TakeRecord | None) -> "_Made":
+        """Make one take durable and measure it, unless that was done."""
+        ctx, index, taken = self._ctx, clip.clip_index, as_take(clip, number)
+        inputs = dict(self._inputs)
+        if before.manifest is not None:
+            inputs["motion"] = before.manifest.outputs["motion"]
+        made_from = self._fingerprint(clip, number, before)
+        work = Work(RENDER_CLIP, ctx.job_id, ctx.layout.clip_manifest(index), made_from, inputs, clip_index=index)
+        saved_clip = PartialClip(ctx.artifacts, ctx.layout, index, made_from)
+        chain_takes = (*before.takes, number)
+        with ClipAttempt(ctx, work, world_size=self._worker.world_size) as attempt:
+            produced = attempt.produce(lambda folder: self._build(taken, inputs, saved_clip, folder, chain_takes))
+            saved_clip.drop()
+            takes = self._gate.judge(taken, takes, produced.manifest, before.manifest)
+            if takes is None or takes.kept == number:
+                attempt.succeed(produced, takes)
+            else:
+                attempt.end_take(produced)
+        return _Made(produced.reused, takes)
+
+    def _before(self, clip: ClipPlan) -> "_Before":
+        """Return the clip before; TransientError unless it has the fingerprint of this plan and its take is decided."""
         if clip.predecessor is None:
-            return None
+            return _Before(None, ())
         key = self._ctx.layout.clip_manifest(clip.predecessor)
         manifest = self._ctx.clip_manifest(clip.predecessor)
-        expected = self._prints[clip.predecessor]
+        chain = self._chain(clip)[:-1]
+        known = manifest.facts_as(ClipFacts).chain_takes or (0,) * len(chain)
+        inherited = len(self._plan.inherited)
+        # Takes of inherited clips are part of their fingerprints; own ones exist only behind the gate.
+        takes = tuple(
+            take if index < inherited or self._gate.has_retakes else 0
+            for index, take in zip(chain, known, strict=False)
+        )
+        expected = self._fingerprint(self._plan.clips[clip.predecessor], takes[-1], _Before(None, takes[:-1]))
         if manifest.fingerprint != expected:
             raise TransientError(
                 f"{key} has fingerprint {manifest.fingerprint[:12]}: expected {expected[:12]}. It was made "
                 f"{_difference(manifest)}; render clip {clip.predecessor} again first."
             )
-        return manifest
+        if clip.predecessor >= inherited:
+            self._gate.check_decided(manifest)
+        return _Before(manifest, takes)
 
-    def _build(self, clip: ClipPlan, inputs: dict[str, Artifact], saved_clip: PartialClip, folder: Path) -> Built:
+    def _chain(self, clip: ClipPlan) -> list[int]:
+        """Return the indexes of the clips of a chain up to this clip."""
+        return [
+            other.clip_index
+            for other in self._plan.clips[: clip.clip_index + 1]
+            if other.chain_index == clip.chain_index
+        ]
+
+    def _fingerprint(self, clip: ClipPlan, number: int, before: "_Before") -> str:
+        """Return the fingerprint of a take behind these takes of its chain."""
+        takes = dict(zip(self._chain(clip), (*before.takes, number), strict=True))
+        if not any(takes.values()):
+            return self._prints[clip.clip_index]
+        return self._fingerprints(with_takes(self._plan, takes))[clip.clip_index]
+
+    def _fingerprints(self, plan: Plan) -> list[str]:
+        return clip_fingerprints(
+            plan,
+            {name: item.sha256 for name, item in self._inputs.items()},
+            snapshot_id(self._snapshot.path),
+            self._options,
+            encoder_build(),
+        )
+
+    def _build(
+        self,
+        clip: ClipPlan,
+        inputs: dict[str, Artifact],
+        saved_clip: PartialClip,
+        folder: Path,
+        chain_takes: tuple[int, ...],
+    ) -> Built:
         """Render and encode the clip in `folder`; AttemptInterruptedError if it is interrupted with its state saved."""
         ctx = self._ctx
         saved = saved_clip.find()
@@ -133,7 +194,10 @@ class Leader:
             path = folder / "motion_out.safetensors"
             save_file({"latents": motion.latents.contiguous(), "frames": motion.frames.contiguous()}, path)
             outputs["motion"] = OutputFile(path, ctx.layout.motion(clip.clip_index), "application/octet-stream")
-        made = {"plan_digest": self._plan.digest_of(clip), "encoder": encoder_build()}
+        planned = self._plan.clips[clip.clip_index]
+        made: dict[str, Any] = {"plan_digest": self._plan.digest_of(planned), "encoder": encoder_build()}
+        if any(chain_takes):
+            made |= {"take": chain_takes[-1], "seed": clip.seed, "chain_takes": chain_takes}
         return Built(outputs, clip_facts(ctx.settings, clip, engine_facts, render_seconds).model_copy(update=made))
 
     def _fetch(self, needed: dict[str, Artifact], folder: Path) -> dict[str, Path]:
@@ -146,6 +210,21 @@ class Leader:
             if is_shared:
                 self._fetched[name] = path
         return paths
+
+
+@dataclass(frozen=True)
+class _Before:
+    """The clip before in the chain, None for the first one, and the takes of all clips of the chain before this one."""
+
+    manifest: Manifest | None
+    takes: tuple[int, ...]
+
+
+class _Made(NamedTuple):
+    """The result of making one take: if it existed, and the measured takes; None: nothing is measured."""
+
+    reused: bool
+    takes: TakeRecord | None
 
 
 def _encode(clip: ClipPlan, path: Path, pieces: "Iterator[Tensor]") -> None:

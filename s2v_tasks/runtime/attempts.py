@@ -17,6 +17,7 @@ from s2v_tasks.metadata.attempts import AttemptKey
 from s2v_tasks.runtime.context import StepContext, tolerated
 from s2v_tasks.schemas.facts import ClipFacts
 from s2v_tasks.schemas.job import AttemptOutcome
+from s2v_tasks.schemas.quality import TakeRecord
 from s2v_tasks.storage.artifacts import Build, Built, Produced, Work
 
 BEAT_SECONDS = 5.0
@@ -164,8 +165,10 @@ class ClipAttempt(Attempt):
         super().__init__(ctx, work)
         self._clip_index, self._world_size = work.clip_index or 0, world_size
 
-    def succeed(self, produced: Produced) -> None:
-        """Record the success and the facts of the clip."""
+    def succeed(self, produced: Produced, takes: TakeRecord | None = None) -> None:
+        """Record the success and the facts of the clip. `takes`: its measured takes; `produced` is the kept one."""
+        if takes is not None:
+            self.ctx.metadata.clips.record_quality(self.work.job_id, takes)
         self.ctx.metadata.clips.succeed(
             self.work.job_id,
             self._clip_index,
@@ -173,6 +176,11 @@ class ClipAttempt(Attempt):
             reused=produced.reused,
             made_at=produced.manifest.made_at,
         )
+
+    def end_take(self, produced: Produced) -> None:
+        """Record that a take is stored which is not kept."""
+        made_at = produced.manifest.made_at
+        self.ctx.metadata.clips.end_take(self.work.job_id, self._clip_index, produced.reused, made_at=made_at)
 
     def _start(self) -> None:
         fingerprint, world_size = self.work.fingerprint, self._world_size

@@ -15,12 +15,14 @@ from s2v_tasks.schemas.request import Request
 from s2v_tasks.schemas.request_parsing import parse_request
 from s2v_tasks.storage.layout import JobLayout
 from s2v_tasks.storage.s3 import ObjectMissingError
+from s2v_tasks.storage.take_records import TakeRecords
 
 # Fields that a rerun may change: sampling, and fields that no clip depends on.
 CHANGEABLE = frozenset({
     "prompt", "preset", "base_seed", "sample_steps", "sample_guide_scale", "sample_shift", "sample_solver",
     "guide_steps",
     "clips_per_pod", "priority", "labels", "max_gpu_seconds", "max_cost", "webhook_url", "parent_job_id", "from_clip",
+    "quality", "max_retakes", "after_retakes",
 })  # fmt: skip
 
 
@@ -67,7 +69,7 @@ def inherit_clips(ctx: StepContext, parent: Plan, request: Request, from_clip: i
     for clip in parent.clips[:from_clip]:
         name = f"Clip {clip.clip_index} of job {parent.job_id}"
         source = ctx.artifacts.read_manifest(JobLayout(parent.job_id).clip_manifest(clip.clip_index))
-        if source is None:
+        if source is None or not _is_decided(ctx, source, parent, request):
             raise PermanentError(
                 f"{name} is not finished: expected all clips before from_clip {from_clip} to be. "
                 f"Rerun from clip {clip.clip_index}, or let that job finish first."
@@ -78,6 +80,7 @@ def inherit_clips(ctx: StepContext, parent: Plan, request: Request, from_clip: i
                 f"Rerun from clip {clip.clip_index}, or let that job finish first."
             )
         manifest = ctx.artifacts.adopt(source, ctx.job_id, ctx.layout.clip_manifest(clip.clip_index))
+        TakeRecords(ctx.store, ctx.layout).copy(JobLayout(parent.job_id), clip.clip_index)
         adopted[clip.clip_index] = manifest
         ctx.metadata.artifacts.record(manifest)
     return tuple(
@@ -124,6 +127,13 @@ def _belongs(source: Manifest, clip: ClipPlan, plan: Plan, inputs: dict[str, str
         return source.fingerprint == plan.inherited[clip.clip_index].fingerprint
     made_from = {name: artifact.sha256 for name, artifact in source.inputs.items()}
     return made_from == inputs and source.facts_as(ClipFacts).plan_digest == plan.digest_of(clip)
+
+
+def _is_decided(ctx: StepContext, source: Manifest, parent: Plan, request: Request) -> bool:
+    """Return False for a take of the parent that may still be rendered again."""
+    if request.quality != "gate" or (source.clip_index or 0) < len(parent.inherited):
+        return True
+    return TakeRecords(ctx.store, JobLayout(parent.job_id)).kept(source) is not None
 
 
 def _read_json(ctx: StepContext, parent_id: str, key: str) -> dict[str, object]:

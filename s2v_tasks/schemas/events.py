@@ -23,6 +23,7 @@ class JobEvent(StrEnum):
     REQUEST_REFUSED = "request_refused"  # another request wanted the id of the job
     RUN_LOST = "run_lost"  # the DAG run of the job is gone
     CLIP_STARTED = "clip_started"
+    CLIP_MEASURED = "clip_measured"
     CLIP_SUCCEEDED = "clip_succeeded"
     CLIP_INHERITED = "clip_inherited"
     CLIP_FAILED = "clip_failed"

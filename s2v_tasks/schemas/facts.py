@@ -107,6 +107,7 @@ class PartialClipFacts(Facts):
 class ClipFacts(Facts):
     """Facts of a rendered clip: the hardware and software that rendered it, its frames, and its cost.
 
+    `take`, `seed` and `chain_takes` (the takes of the chain up to this clip) stand where a retake was kept.
     `mfu` is the share of the peak FLOPS of all devices that the planned operations took, over all attempts, without
     loading. It is None where the peak is not known and where the first-block cache skipped operations.
     """
@@ -138,6 +139,9 @@ class ClipFacts(Facts):
     mfu: float | None = None
     plan_digest: str | None = None
     encoder: str | None = None  # the build that encoded the clip
+    take: int = 0
+    seed: int | None = None
+    chain_takes: tuple[int, ...] = ()
 
 
 class AssemblyFacts(Facts):
@@ -147,9 +151,10 @@ class AssemblyFacts(Facts):
 
 
 class ReportFacts(Facts):
-    """Facts of validate: the result of each check by name."""
+    """Facts of validate: the result of each check by name, and sentences about the quality of the video."""
 
     checks: dict[str, bool] = {}
+    quality: tuple[str, ...] = ()
 
 
 _OF_STEP: dict[str, type[Facts]] = {

@@ -47,13 +47,17 @@ class ClipStatus(StrEnum):
 
 
 class AttemptOutcome(StrEnum):
-    """Outcome of an attempt to encode or render. LOST: its process ended without a report."""
+    """Outcome of an attempt to encode or render.
+
+    LOST: its process ended without a report. SUPERSEDED: it rendered a take of a clip of which another take is kept.
+    """
 
     RUNNING = "running"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     INTERRUPTED = "interrupted"
     LOST = "lost"
+    SUPERSEDED = "superseded"
 
 
 class Source(StrEnum):

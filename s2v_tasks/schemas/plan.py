@@ -3,7 +3,7 @@
 from fractions import Fraction
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from s2v_tasks.schemas.facts import StagedFaces, StagedSound
 from s2v_tasks.schemas.manifest import fingerprint
@@ -120,7 +120,10 @@ class Cut(_Model):
 
 
 class Estimate(_Model):
-    """Expected cost of the plan on the configured GPU."""
+    """Expected cost of the plan on the configured GPU.
+
+    The worst case, with all retakes of all clips, is stated for `quality: gate` only.
+    """
 
     pflops: float
     gpu: str
@@ -130,6 +133,8 @@ class Estimate(_Model):
     currency: str
     peak_gpu_memory_gib: float
     vae_share: float | None = None  # of the seconds in which clips are computed
+    worst_case_gpu_seconds: float | None = Field(None, exclude_if=lambda value: value is None)
+    worst_case_cost: float | None = Field(None, exclude_if=lambda value: value is None)
 
 
 class Plan(_Model):

@@ -3,7 +3,7 @@
 Every measure may be None: it could not be taken, for example because no face was found.
 """
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -101,3 +101,67 @@ class VideoQuality(_Record):
     clips: tuple[ClipQuality, ...]
     drift: Drift | None = Field(description="None: less than three clips, or no reference picture")
     lip_sync: LipSyncQuality | None
+
+
+class Finding(_Record):
+    """A measure beyond a limit of `config/quality.yaml`, in words. `penalty`: its part of the score of a take."""
+
+    level: Literal["warn", "fail"]
+    measure: str
+    message: str
+    penalty: float
+
+
+class FrameSeries(_Record):
+    """Numbers of each frame of a clip: for the seam to the next clip, and for the lip sync of the whole video."""
+
+    mouth: tuple[float | None, ...] = Field(description="opening; None: no face")
+    shifts: tuple[float, ...] = Field(description="motion of the picture between frames, shares of its width")
+    skin: tuple[tuple[float, float, float] | None, ...] = Field(description="colour in Lab; None: no face")
+    background: tuple[tuple[float, float, float], ...]
+
+
+class Take(_Record):
+    """One rendering of a clip with its own seed, and its measures. Take 0 has the seed of the plan."""
+
+    take: int
+    seed: int
+    fingerprint: str
+    measured: ClipQuality | None = Field(None, description="None: it could not be measured, `error` says why")
+    findings: tuple[Finding, ...] = ()
+    series: FrameSeries | None = None
+    error: str | None = None
+    measure_seconds: float
+
+    @property
+    def fails(self) -> bool:
+        """Return True if a measure is beyond the limit at which the clip counts as bad."""
+        return any(finding.level == "fail" for finding in self.findings)
+
+    @property
+    def score(self) -> float:
+        """Return the score by which takes are compared: 0 without findings, lower with each; -inf if not measured."""
+        return -sum(finding.penalty for finding in self.findings) if self.measured else float("-inf")
+
+
+class TakeRecord(_Record):
+    """Content of `clips/<k>/quality.json`: the takes of a clip that were measured, and the one that is kept.
+
+    `fingerprint` is that of take 0: the record belongs to this clip behind this predecessor and to no other.
+    """
+
+    schema_version: Literal[1] = 1
+    clip_index: int
+    fingerprint: str
+    reference: ReferenceLook | None = None
+    takes: tuple[Take, ...] = ()
+    kept: int | None = Field(None, description="None: another take is rendered")
+
+    @property
+    def kept_take(self) -> Take | None:
+        """Return the take that is kept; None while that is not decided."""
+        return None if self.kept is None else self.takes[self.kept]
+
+    def without_series(self) -> "TakeRecord":
+        """Return the record without the numbers of single frames."""
+        return self.model_copy(update={"takes": tuple(take.model_copy(update={"series": None}) for take in self.takes)})

@@ -5,6 +5,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from s2v_tasks.schemas.quality import VideoQuality
+
 
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -68,13 +70,26 @@ class CheckResult(_Model):
     message: str
 
 
+class QualityReport(_Model):
+    """Quality of the video, as the clips were measured when they were rendered.
+
+    `num_takes`: measured takes of each clip of the plan, 0 for one that was not measured; `kept_takes`: the kept ones.
+    """
+
+    sentences: tuple[str, ...]
+    video: VideoQuality | None
+    num_takes: tuple[int, ...]
+    kept_takes: tuple[int, ...]
+
+
 class Report(_Model):
-    """Measurements, expectations and the results of all checks."""
+    """Measurements, expectations and the results of all checks; `quality` is None if no clip was measured."""
 
     schema_version: Literal[1] = 1
     facts: VideoFacts
     expected: Expected
     checks: tuple[CheckResult, ...]
+    quality: QualityReport | None = None
 
     @property
     def ok(self) -> bool:

@@ -27,6 +27,9 @@ DEFAULT_MIN_CHAIN_SECONDS, DEFAULT_MAX_CHAIN_SECONDS = 10.0, 60.0
 Solver = Literal["unipc", "dpm++", "euler"]
 Continuity = Literal["chained", "cut"]
 Transition = Literal["cut", "crossfade"]
+Quality = Literal["off", "report", "gate"]
+AfterRetakes = Literal["keep_best", "stop"]
+DEFAULT_MAX_RETAKES = 2
 
 
 def _section(title: str) -> Any:
@@ -35,6 +38,7 @@ def _section(title: str) -> Any:
 
 # Sections of the UI form.
 INPUTS, WHAT_TO_MAKE, LONG_VIDEOS = _section("Inputs"), _section("What to make"), _section("Long videos")
+QUALITY = _section("Quality")
 BOOKKEEPING, RERUN, SAMPLING = _section("Budget and bookkeeping"), _section("Rerun"), _section("Sampling")
 
 
@@ -172,6 +176,30 @@ class Request(BaseModel):
         le=16,
         title="Clips per pod",
         description="Number of consecutive clips that one process renders; it loads the model once for all of them.",
+    )
+    # The defaults of these three are left out of a dump: requests that do not use them keep their bytes and their ids.
+    quality: Annotated[Quality, QUALITY] = Field(
+        "report",
+        title="Quality",
+        description="report: each clip is measured (face, lip sync, seam, sharpness, colours). gate: a clip beyond a "
+        "limit of config/quality.yaml is also rendered again with another seed before the next clip starts.",
+        exclude_if=lambda value: value == "report",
+    )
+    max_retakes: Annotated[int, QUALITY] = Field(
+        DEFAULT_MAX_RETAKES,
+        ge=0,
+        le=5,
+        title="Maximum retakes",
+        description="Only with quality gate. How often one clip is rendered again; a budget of the job may end it "
+        "earlier.",
+        exclude_if=lambda value: value == DEFAULT_MAX_RETAKES,
+    )
+    after_retakes: Annotated[AfterRetakes, QUALITY] = Field(
+        "keep_best",
+        title="After the last retake",
+        description="Only with quality gate. keep_best: the job goes on with the best take and a warning. stop: the "
+        "job fails.",
+        exclude_if=lambda value: value == "keep_best",
     )
     priority: Annotated[Priority, BOOKKEEPING] = Field(
         DEFAULT_PRIORITY, title="Priority", description="Jobs of higher priority get a free GPU first."

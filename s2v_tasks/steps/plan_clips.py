@@ -41,7 +41,7 @@ def run(ctx: StepContext) -> dict[str, Any]:
             ctx.metadata.clips.inherit(ctx.job_id, clip, facts=made.facts_as(ClipFacts))
         # Last: a stored plan is also in the metadata store, with its inherited clips.
         ctx.store.put_bytes(ctx.layout.plan, data, "application/json")
-    return {"num_frames": plan.num_frames, "warnings": list(plan.warnings), "clips": _turns(plan)}
+    return {"num_frames": plan.num_frames, "warnings": list(plan.warnings), "clips": _turns(plan, request)}
 
 
 def _plan_staged(ctx: StepContext, request: Request, staged: Manifest) -> Plan:
@@ -172,11 +172,13 @@ def _plan(
     )
 
 
-def _turns(plan: Plan) -> list[dict[str, Any]]:
+def _turns(plan: Plan, request: Request) -> list[dict[str, Any]]:
     """Return the clips of each render task, small enough for XCom; inherited clips need no task.
 
-    `predecessor` is the position of the task before it in its chain.
+    `predecessor` is the position of the task before it in its chain. `takes` is the number of takes of each clip for
+    which the task needs time.
     """
+    takes = {"takes": 1 + request.max_retakes} if request.quality == "gate" else {}
     found: list[dict[str, Any]] = []
     rendered = plan.clips[len(plan.inherited) :]
     for position, turn in enumerate(turns([clip.chain_index for clip in rendered], plan.clips_per_pod)):
@@ -190,5 +192,6 @@ def _turns(plan: Plan) -> list[dict[str, Any]]:
             "chain_index": first.chain_index,
             "predecessor": position - 1 if continues else None,
             "label": f"{numbers}/{plan.num_clip} frames {first.start_frame}..{last.end_frame}",
+            **takes,
         })
     return found

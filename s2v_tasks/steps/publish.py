@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from s2v_tasks.runtime.context import StepContext
+from s2v_tasks.schemas.facts import ReportFacts
 from s2v_tasks.schemas.manifest import Artifact
 from s2v_tasks.schemas.steps import VALIDATE
 from s2v_tasks.storage.artifacts import producer
@@ -34,6 +35,7 @@ def run(ctx: StepContext) -> dict[str, Any]:
         "height": plan.height,
         "report_key": report.outputs["report"].key,
         "contact_sheet_key": report.outputs["contact_sheet"].key,
+        "quality": list(report.facts_as(ReportFacts).quality),
         "clips": [_clip(ctx, clip.clip_index) for clip in plan.clips],
         "parent_job_id": ctx.request().parent_job_id,
         # The URL of a webhook is often a secret, and others read the sidecar.

@@ -63,6 +63,9 @@ class JobLayout:
     def clip_manifest(self, clip_index: int) -> str:
         return self._clip_key(clip_index, "manifest.json")
 
+    def clip_quality(self, clip_index: int) -> str:
+        return self._clip_key(clip_index, "quality.json")
+
     def superseded_clip(self, clip_index: int, fingerprint: str, name: str) -> str:
         """Return the key for the file `name` of a clip that a clip with another fingerprint has replaced."""
         return self._clip_key(clip_index, f"superseded/{fingerprint}/{name}")

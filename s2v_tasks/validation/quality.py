@@ -1,14 +1,17 @@
 """Judge the quality measures of a clip, and say them in words. Limits: `config/quality.yaml`."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from s2v_tasks.errors import ConfigurationError
-from s2v_tasks.schemas.quality import ClipQuality, LipSyncQuality, ReferenceLook, VideoQuality
+from s2v_tasks.schemas.quality import ClipQuality, Finding, LipSyncQuality, ReferenceLook, VideoQuality
+
+# In the score of a take, a measure beyond its limit to fail counts as ten beyond their limit to warn. Each counts up to
+# twice as much the further it is beyond.
+_FAIL_PENALTY = 10.0
 
 
 class _Limits(BaseModel):
@@ -49,15 +52,6 @@ class QualityLimits(_Limits):
     contrast_ratio: Below
     colour_drift: Above
     sharpness_drift: Below
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A measure beyond a limit, in words."""
-
-    level: Literal["warn", "fail"]
-    measure: str
-    message: str
 
 
 def load_quality_limits(path: Path) -> QualityLimits:
@@ -158,7 +152,10 @@ def _check(measure: str, value: float | None, limits: Below | Above, message: st
         if limit is not None and sign * value > sign * limit:
             side = "at least" if sign < 0 else "at most"
             text = f"{message.format(value)}, expected {side} {limit:g}"
-            return Finding("fail" if level == "fail" else "warn", measure, text)
+            excess = min(1.0, abs(value - limit) / max(abs(limit), 1e-6))
+            if level == "fail":
+                return Finding(level="fail", measure=measure, message=text, penalty=_FAIL_PENALTY * (1 + excess))
+            return Finding(level="warn", measure=measure, message=text, penalty=1 + excess)
     return None
 
 
@@ -191,6 +188,43 @@ def _difference(one: float | None, other: float | None) -> float | None:
 
 def in_words(video: VideoQuality, limits: QualityLimits) -> list[str]:
     """Return sentences for people: faces, lip sync, seams, sharpness, and each finding."""
+    sentences = summary_in_words(video, limits)
+    for index, clip in enumerate(video.clips):
+        sentences += findings_in_words(index, judge_clip(clip, video.reference, limits))
+    return sentences + drift_in_words(video, limits)
+
+
+def findings_in_words(clip_index: int, findings: Iterable[Finding]) -> list[str]:
+    """Return a sentence for each finding of a clip."""
+    return [f"Clip {clip_index} ({finding.level}): {finding.message}." for finding in findings]
+
+
+def drift_in_words(video: VideoQuality, limits: QualityLimits) -> list[str]:
+    """Return a sentence for each slope over the clips that is beyond its limit."""
+    return [f"Drift ({finding.level}): {finding.message}." for finding in judge_drift(video, limits)]
+
+
+def clip_in_words(clip: ClipQuality) -> str:
+    """Return the measures of a clip in one short line, for a strip below its pictures."""
+    sync, look = clip.lip_sync, clip.look
+    parts = []
+    if clip.face.share_of_frames < 1:
+        parts.append(f"face in {clip.face.share_of_frames:.0%}")
+    if sync is not None and sync.lag_ms is not None:
+        parts.append(f"lag {sync.lag_ms:.0f} ms")
+        parts.append(f"correlation {sync.correlation:.2f}")
+    if look.sharpness_ratio is not None:
+        parts.append(f"sharpness {look.sharpness_ratio:.0%}")
+    colour = look.skin_difference if look.skin_difference is not None else look.background_difference
+    if colour is not None:
+        parts.append(f"colour {colour:.1f}")
+    if clip.seam is not None:
+        parts.append(f"seam {clip.seam.jump:.1f}")
+    return "   ".join(parts)
+
+
+def summary_in_words(video: VideoQuality, limits: QualityLimits) -> list[str]:
+    """Return sentences about the whole video: faces, lip sync, seams, sharpness."""
     sentences = [_faces_in_words(video), _lip_sync_in_words(video.lip_sync, limits)]
     seams = [clip.seam for clip in video.clips if clip.seam is not None]
     if seams:
@@ -200,11 +234,7 @@ def in_words(video: VideoQuality, limits: QualityLimits) -> list[str]:
         sentences.append(f"Seams: {quiet} of {len(seams)} invisible.")
     last = video.clips[-1].look
     if last.sharpness_ratio is not None:
-        sentences.append(f"Sharpness: {last.sharpness_ratio:.0%} of the reference at the end.")
-    for index, clip in enumerate(video.clips):
-        findings = judge_clip(clip, video.reference, limits)
-        sentences += [f"Clip {index} ({finding.level}): {finding.message}." for finding in findings]
-    sentences += [f"Drift ({finding.level}): {finding.message}." for finding in judge_drift(video, limits)]
+        sentences.append(f"Sharpness: {last.sharpness_ratio:.0%} of the reference in the last clip.")
     return sentences
 
 

@@ -58,7 +58,7 @@ def test_presets_are_a_list_with_readable_labels(params: dict[str, Param]) -> No
 
 def test_choices_have_labels_for_each_value(params: dict[str, Param]) -> None:
     """Every value of a choice is shown in words, and no word stands for a value that is not there."""
-    for name in ("continuity", "transition", "priority", "sample_solver"):
+    for name in ("continuity", "transition", "quality", "after_retakes", "priority", "sample_solver"):
         schema = params[name].schema
         assert list(schema["values_display"]) == [value or "null" for value in schema["enum"]]
 

@@ -13,6 +13,9 @@ _TO_XYZ = np.array([
     [0.2126729, 0.7151522, 0.0721750],
     [0.0193339, 0.1191920, 0.9503041],
 ])
+# Linear light of each level of sRGB.
+_SRGB = np.arange(256) / 255
+_LINEAR = np.where(_SRGB <= 0.04045, _SRGB / 12.92, ((_SRGB + 0.055) / 1.055) ** 2.4)
 _WHITE_D65 = np.array([0.95047, 1.0, 1.08883])
 _EPSILON, _KAPPA = 216 / 24389, 24389 / 27
 _LUMA = np.array([0.2126, 0.7152, 0.0722])
@@ -24,9 +27,7 @@ _FACE_SIDE = 160
 
 def to_lab(rgb: npt.NDArray[np.uint8]) -> Lab:
     """Convert sRGB pixels `[...,3]` to CIE Lab (D65): L 0..100, a and b about -100..100."""
-    values = rgb.astype(np.float64) / 255
-    linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
-    xyz = linear @ _TO_XYZ.T / _WHITE_D65
+    xyz = _LINEAR[rgb] @ _TO_XYZ.T / _WHITE_D65
     f = np.where(xyz > _EPSILON, np.cbrt(xyz), (_KAPPA * xyz + 16) / 116)
     return np.stack([116 * f[..., 1] - 16, 500 * (f[..., 0] - f[..., 1]), 200 * (f[..., 1] - f[..., 2])], axis=-1)
 
@@ -52,7 +53,7 @@ def background_pixels(picture: Picture) -> npt.NDArray[np.uint8]:
 
 def contrast(picture: Picture) -> float:
     """Return the standard deviation of the luma, 0..127, over a quarter of the pixels."""
-    return float((picture[::2, ::2] @ _LUMA).std())
+    return float((picture[::2, ::2].astype(np.float32) @ _LUMA.astype(np.float32)).std(dtype=np.float64))
 
 
 def sharpness(picture: Picture, landmarks: Points) -> float:

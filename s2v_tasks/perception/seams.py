@@ -1,6 +1,7 @@
 """Seams: does the picture jump between the last frame of a clip and the first frame of the next?"""
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,7 @@ _LEAST_SHIFT = 0.0006
 class Spectrum:
     """Input of `shift` from a frame: the Fourier transform of its windowed luma, and its size (width, height) there."""
 
-    values: npt.NDArray[np.complex128]
+    values: npt.NDArray[np.complex64]
     size: tuple[int, int]
 
 
@@ -26,9 +27,14 @@ def spectrum(picture: Picture) -> Spectrum:
     """Return the spectrum of a frame u8 RGB `[H,W,3]`, with a Hann window."""
     height, width = picture.shape[:2]
     size = (min(width, _WIDTH), max(1, round(min(width, _WIDTH) * height / width)))
-    grey = np.asarray(Image.fromarray(picture).convert("L").resize(size, Image.Resampling.BOX), dtype=np.float64)
-    window = np.outer(np.hanning(size[1]), np.hanning(size[0]))
-    return Spectrum(np.asarray(np.fft.rfft2((grey - grey.mean()) * window)), size)
+    grey = np.asarray(Image.fromarray(picture).convert("L").resize(size, Image.Resampling.BOX), dtype=np.float32)
+    return Spectrum(np.asarray(np.fft.rfft2((grey - grey.mean()) * _window(size))), size)
+
+
+@cache
+def _window(size: tuple[int, int]) -> npt.NDArray[np.float32]:
+    """Return the Hann window `[height, width]` of a size (width, height)."""
+    return np.outer(np.hanning(size[1]), np.hanning(size[0])).astype(np.float32)
 
 
 def shift(one: Spectrum, other: Spectrum) -> float:
@@ -38,7 +44,7 @@ def shift(one: Spectrum, other: Spectrum) -> float:
     brightness does not count. A moving mouth on a still picture gives 0.
     """
     cross = one.values * np.conj(other.values)
-    surface = np.fft.irfft2(cross / (np.abs(cross) + 1e-9), s=one.size[::-1])
+    surface = np.fft.irfft2(cross / (np.abs(cross) + np.float32(1e-9)), s=one.size[::-1])
     row, column = np.unravel_index(int(np.argmax(surface)), surface.shape)
     rows, columns = surface.shape
     y = _peak(surface[np.arange(row - 1, row + 2) % rows, column]) + _signed(int(row), rows)

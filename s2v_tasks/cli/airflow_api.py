@@ -41,7 +41,7 @@ class AirflowApi:
 
     @classmethod
     def from_settings(cls, settings: Settings) -> "AirflowApi":
-        """The API server of this installation; ConfigurationError when none is configured."""
+        """Return the API server of this installation; ConfigurationError if none is configured."""
         if settings.airflow_url is None:
             raise ConfigurationError(
                 "S2V_AIRFLOW_URL is not set: expected the address of Airflow's API server, such as "
@@ -56,7 +56,7 @@ class AirflowApi:
         )
 
     def run(self, run_id: str) -> dict[str, Any] | None:
-        """One run: its state, its configuration; None when there is none with this id."""
+        """Return a run with its state and configuration; None if there is no run of this id."""
         status, answer = self._call("GET", self._path(run_id))
         return None if status == 404 else answer
 
@@ -72,7 +72,7 @@ class AirflowApi:
         return status != 409
 
     def is_paused(self) -> bool:
-        """Return whether the DAG is paused: its runs wait."""
+        """Return True if the DAG is paused, so that its runs wait."""
         return bool(self._call("GET", _DAG_PATH)[1].get("is_paused"))
 
     def unpause(self) -> None:
@@ -80,7 +80,7 @@ class AirflowApi:
         self._call("PATCH", f"{_DAG_PATH}?update_mask=is_paused", {"is_paused": False})
 
     def active_runs(self) -> Iterator[dict[str, Any]]:
-        """The runs that have not ended, newest first."""
+        """Yield the runs that have not ended, newest first."""
         offset, total = 0, 1
         while offset < total:
             query = urlencode(
@@ -91,7 +91,7 @@ class AirflowApi:
             offset, total = offset + _PAGE, page.get("total_entries", 0)
 
     def task_instances(self, run_id: str) -> list[dict[str, Any]]:
-        """The tasks of a run, each in its latest try; a mapped task once for each of its values."""
+        """Return the tasks of a run in their latest try; a mapped task has one entry for each of its values."""
         found: list[dict[str, Any]] = []
         total = 1
         while len(found) < total:
@@ -112,7 +112,7 @@ class AirflowApi:
         return runs if run_id is None else f"{runs}/{quote(run_id, safe='')}"
 
     def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> tuple[int, dict[str, Any]]:
-        """Status and JSON of an answer that the caller understands; all else is raised."""
+        """Return status and JSON of an expected answer; raise an error for every other answer."""
         if self._token is None and self._account:
             self._token = str(self._send("POST", "/auth/token", self._account)[1].get("access_token", ""))
         return self._send(method, path, body)
@@ -188,7 +188,7 @@ class AwaitedRun:
 
 
 def find_run(job_id: str, run_id: str | None = None) -> AwaitedRun | None:
-    """The run `run_id` of a job, else its newest that has not ended, else the one of its name; None: there is none."""
+    """Return the run `run_id` of a job, else its newest active run, else the run of its name; None if there is none."""
     settings = load_settings()
     if settings.airflow_url is None:
         return None

@@ -233,7 +233,7 @@ def task_times(instances: Iterable[Mapping[str, Any]], events: Iterable["Event"]
 
 
 def _work_seconds(events: Iterable["Event"]) -> dict[str, list[float]]:
-    """The latest seconds of each step, of the clips by their index."""
+    """Return the latest seconds of each step; of the clips in the order of their indices."""
     latest: dict[str, dict[int, float]] = {}
     for event in events:
         if event.event == JobEvent.STEP_FINISHED and event.step:

@@ -1,4 +1,4 @@
-"""`s2v cancel`: end a job; what it has finished stays."""
+"""`s2v cancel`: end a job and keep its finished clips."""
 
 import time
 from typing import TYPE_CHECKING, Annotated
@@ -44,7 +44,7 @@ def cancel(
 
 
 def _end_runs(job_id: str) -> list[str]:
-    """End the job's runs in Airflow; their ids. The job's own steps end without Airflow, so it may be away."""
+    """End the job's runs in Airflow and return their ids. The steps of the job end without Airflow, too."""
     from s2v_tasks.cli.airflow_api import AirflowApi, job_of_run
 
     settings = load_settings()
@@ -62,13 +62,13 @@ def _end_runs(job_id: str) -> list[str]:
 
 
 def _await_end(metadata: "MetadataStore", job_id: str, ended_runs: list[str]) -> str:
-    """The job's last words once it is cancelled; TransientError when nobody confirms it in time."""
+    """Return the reason of the cancelled job; TransientError if no step confirms the cancel in time."""
     deadline = time.monotonic() + _WAIT_SECONDS
     while True:
         job = metadata.jobs.get(job_id)
         assert job is not None  # noqa: S101 - it existed a moment ago
         if job.status == JobStatus.QUEUED and job.dag_run_id is None and not ended_runs:
-            metadata.jobs.cancel(job_id)  # it waits for its turn: nothing of it runs that could say so
+            metadata.jobs.cancel(job_id)  # it waits in the queue: no step runs that could confirm the cancel
         elif job.status == JobStatus.CANCELLED:
             return job.reason or ""
         elif job.has_ended:

@@ -67,7 +67,7 @@ def _housekeeping() -> Iterator["Housekeeping"]:
 
 
 def _gone_runs(run_ids: list[str]) -> list[str]:
-    """Those that Airflow does not know or knows to have ended; none where no Airflow is configured."""
+    """Return the runs that have ended or are unknown to Airflow; none if no Airflow is configured."""
     from s2v_tasks.cli.airflow_api import AirflowApi
     from s2v_tasks.settings import load_settings
 

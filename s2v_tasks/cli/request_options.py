@@ -50,7 +50,7 @@ def request_options(*names: str) -> Callable[[Command], Command]:
 
 
 def parse_labels(pairs: list[str]) -> dict[str, str]:
-    """`name=value` texts as a dict; PermanentError names a text that is none."""
+    """Return `name=value` texts as a dict; PermanentError names a text of another form."""
     labels = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
@@ -69,7 +69,7 @@ def parse_step_range(text: str) -> list[int]:
 
 
 def _option(name: str) -> inspect.Parameter:
-    """The option of one field. Its bounds are checked with the whole request, in the request's own words."""
+    """Return the option of a field. Its bounds are checked later, with the whole request."""
     field = Request.model_fields[name]
     flag, kind, metavar = f"--{name.replace('_', '-')}", _value_type(field.annotation), None
     if name == "labels":
@@ -86,7 +86,7 @@ def _option(name: str) -> inspect.Parameter:
 
 
 def _value_type(annotation: Any) -> Any:
-    """The type of a field's value where there is one."""
+    """Return the type of a field's value, without None."""
     if get_origin(annotation) in (Union, types.UnionType):
         return next(kind for kind in get_args(annotation) if kind is not type(None))
     return annotation

@@ -1,4 +1,4 @@
-"""`s2v rerun`: a new job from an earlier one, with other words or another sampling from some clip on."""
+"""`s2v rerun`: make a new job from an earlier one, with another prompt or sampling from a given clip on."""
 
 import json
 from typing import TYPE_CHECKING, Annotated, Any
@@ -56,7 +56,7 @@ def rerun(
 
 
 def _request(store: "ObjectStore", job_id: str) -> Request:
-    """The request of a job that got past its first step."""
+    """Return the request of a job whose inputs were staged."""
     from s2v_tasks.storage.layout import JobLayout
     from s2v_tasks.storage.s3 import ObjectMissingError
 
@@ -67,7 +67,7 @@ def _request(store: "ObjectStore", job_id: str) -> Request:
 
 
 def _plan(store: "ObjectStore", job_id: str) -> Plan:
-    """The plan of a job."""
+    """Return the plan of a job."""
     from s2v_tasks.storage.layout import JobLayout
     from s2v_tasks.storage.s3 import ObjectMissingError
 
@@ -80,7 +80,7 @@ def _plan(store: "ObjectStore", job_id: str) -> Plan:
 
 
 def _check_change(earlier: Request, plan: Plan, fields: dict[str, Any], from_clip: int) -> None:
-    """PermanentError when a rerun would render nothing but the clips that are there.
+    """Raise PermanentError if a rerun would only render the existing clips again.
 
     Clips that the earlier job has inherited may be made from other words than its own: from there on it is a change.
     """

@@ -1,4 +1,4 @@
-"""`s2v retry`: start jobs again that failed, all of a kind at once; finished clips are reused."""
+"""`s2v retry`: restart failed or cancelled jobs, also many at once; finished clips are reused."""
 
 from typing import Annotated, Any
 
@@ -61,7 +61,7 @@ def retry(
 def _find(
     job_ids: list[str], status: str, code: int | None, labels: dict[str, str]
 ) -> list[tuple[str, dict[str, Any]]]:
-    """Jobs, the oldest first, and their requests."""
+    """Return jobs with their requests, the oldest first."""
     with open_metadata_store() as metadata:
         jobs = metadata.jobs.recent(_AT_MOST, status=status, labels=labels)
         if unknown := sorted(set(job_ids) - {job.job_id for job in jobs}):

@@ -101,7 +101,7 @@ class HandIn:
 
 
 def hand_in(job_id: str, request: Request, way: HandIn) -> int:
-    """Hand in a job and say so; where it is watched the exit code is the job's, else 0."""
+    """Submit a job and print its state; return 0, or the exit code of the job if it is watched."""
     from s2v_tasks.cli.airflow_api import AirflowApi, find_run
 
     ended_before = None
@@ -120,7 +120,7 @@ def hand_in(job_id: str, request: Request, way: HandIn) -> int:
 
 
 def drop(job_id: str, request: Request) -> dict[str, Any]:
-    """Leave the request in the drop folder: one object, so that it is there whole or not at all."""
+    """Write the request to the drop folder as one object, so that no sweep sees a part of it."""
     from s2v_tasks.storage.layout import drop_folder_uri
     from s2v_tasks.storage.s3 import ObjectStore
 
@@ -133,7 +133,7 @@ def drop(job_id: str, request: Request) -> dict[str, Any]:
 
 
 def start(api: "AirflowApi", job_id: str, request: Request, *, unpause: bool = False) -> dict[str, Any]:
-    """Start the run of a job unless it has one that runs or succeeded; what it is now, and whether the DAG is paused.
+    """Start a run of a job unless one runs or has succeeded; return its state, and if the DAG is paused.
 
     A job whose runs all failed gets another one, `<job id>--2` and so on: finished clips are reused.
     JobTakenError when the job id belongs to another request.
@@ -161,7 +161,7 @@ def _start(api: "AirflowApi", job_id: str, request: Request) -> dict[str, Any]:
 
 
 def report(outcome: dict[str, Any], *, as_json: bool) -> None:
-    """Say what became of a request."""
+    """Print the outcome of a submission."""
     if as_json:
         print_json(outcome, indent=None)
         return
@@ -178,7 +178,7 @@ def report(outcome: dict[str, Any], *, as_json: bool) -> None:
 
 
 def _request(store: "ObjectStore", sources: dict[str, str], fields: dict[str, Any]) -> tuple[Request, list[Path]]:
-    """The request, checked before anything is sent, and the local files that it needs in S3."""
+    """Return the checked request, and the local files that must be uploaded for it."""
     from s2v_tasks.storage.inputs import input_uri
 
     files = [Path(given) for given in sources.values() if not given.startswith("s3://")]
@@ -196,5 +196,5 @@ def _upload(store: "ObjectStore", files: list[Path]) -> None:
 
 
 def _job_id(request: Request, name: str) -> str:
-    """A readable job id that is the same for the same request."""
+    """Return a readable job id that is the same for the same request."""
     return f"{job_slug(name) or 'job'}-{fingerprint(request.model_dump())[:10]}"

@@ -1,4 +1,4 @@
-"""Parts that the commands for people share: the console, the metadata store, and records as JSON."""
+"""Console, metadata store and JSON output of the commands for people."""
 
 import json
 import sys
@@ -29,7 +29,7 @@ def open_metadata_store() -> Iterator["MetadataStore"]:
 
 
 def plain(record: Any) -> dict[str, Any]:
-    """A record as plain values."""
+    """Return a record as plain values."""
     return asdict(record)
 
 

@@ -117,7 +117,7 @@ def _display(as_json: bool) -> Iterator[Show]:
 
 @contextmanager
 def _bar() -> Iterator[Show]:
-    """Shows a job in place: what it is at in one line, a bar with the numbers in another."""
+    """Show a job in place: its phase in one line, a bar with the numbers in another."""
     headline = Text("waiting for the job to begin", no_wrap=True, overflow="ellipsis")
     bar = Progress(BarColumn(bar_width=None), TextColumn("{task.description}", markup=False), expand=True)
     task = bar.add_task("", total=None)
@@ -136,7 +136,7 @@ def _bar() -> Iterator[Show]:
 
 
 def _lines(*, as_json: bool) -> Show:
-    """Shows a job by printing a line whenever there is something new."""
+    """Show a job by printing a line after each change."""
     shown: list[str] = []
 
     def show(job: "Job") -> None:
@@ -155,7 +155,7 @@ def _lines(*, as_json: bool) -> Show:
 
 @dataclass(frozen=True)
 class JobProgress:
-    """A moment in the life of a job. `phase` says in words what it is at."""
+    """Progress of a job at one moment. `phase` describes the current work in words."""
 
     job_id: str
     status: str
@@ -170,7 +170,7 @@ class JobProgress:
 
     @property
     def line(self) -> str:
-        """One line for people."""
+        """Return headline and numbers in one line."""
         return "  ".join([self.headline, self.numbers] if self.numbers else [self.headline])
 
     @property
@@ -217,13 +217,13 @@ def job_progress(job: "Job") -> JobProgress:
 
 
 def clip_states(job: "Job") -> list[dict[str, Any]]:
-    """The clips of a job as small objects for machines."""
+    """Return the clips of a job as JSON objects."""
     names = ("clip_index", "status", "progress_step", "progress_steps", "eta_seconds", "gpu_memory_bytes", "attempts")
     return [{name: getattr(clip, name) for name in names} for clip in job.clips]
 
 
 def clock(seconds: float) -> str:
-    """Seconds as h:mm:ss."""
+    """Return seconds as h:mm:ss."""
     return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02d}:{int(seconds) % 60:02d}"
 
 
@@ -232,7 +232,7 @@ def _steps_done(clip: "Clip") -> int:
 
 
 def _seconds_per_step(job: "Job") -> float | None:
-    """Seconds of a solver step of this job: of the clips that it rendered, else of one that it renders."""
+    """Return the seconds per solver step, measured on finished clips, else on the clip that is being rendered."""
     own = [clip for clip in job.clips if clip.status == ClipStatus.SUCCEEDED and clip.source_job_id is None]
     rates = [(clip.render_seconds or 0) / clip.progress_steps for clip in own if clip.progress_steps]
     for clip in job.clips:

@@ -65,7 +65,7 @@ class AirflowInstallation:
         return f"http://127.0.0.1:{self._state['port']}"
 
     def claim_port(self) -> str:
-        """The address at which Airflow runs or will run, on a port that no other program has taken."""
+        """Return the URL of the API server; choose a free port before the first start."""
         with exclusive(self.folder / "lock"):
             self._leave_taken_port()
             return self.url
@@ -166,7 +166,7 @@ class AirflowInstallation:
         return any(self._ask(path).get("total_entries") for path in ("dags", "importErrors"))
 
     def _ask(self, path: str) -> dict[str, Any]:
-        """The answer of the REST API; empty while there is none."""
+        """Return the answer of the REST API; empty while it does not answer."""
         try:
             with urllib.request.urlopen(f"{self.url}/api/v2/{path}", timeout=30) as answer:  # noqa: S310 - ours
                 return dict(json.load(answer))
@@ -227,12 +227,12 @@ class AirflowInstallation:
 
 
 def _unhealthy(health: dict[str, str]) -> list[str]:
-    """The parts that are not healthy yet, in words."""
+    """Return the components that are not healthy yet."""
     return [part.replace("_", " ") for part, state in health.items() if state != "healthy"]
 
 
 def _without_variables(path: Path) -> Path:
-    """A path to the same place in which Airflow, which has no way to write a `$`, finds no variable to replace."""
+    """Return a path to the same folder without `$`, which Airflow would replace as a variable."""
     if "$" not in str(path):
         return path
     alias = Path(tempfile.gettempdir()) / f"s2v-{hashlib.sha256(os.fsencode(path)).hexdigest()[:16]}"
@@ -245,7 +245,7 @@ def _without_variables(path: Path) -> Path:
 
 
 def airflow_command(*arguments: str) -> list[str]:
-    """The argument list that runs Airflow's command line with this interpreter."""
+    """Return the argument list that runs Airflow's command line with this interpreter."""
     if not (CHECKOUT / "dags").is_dir():
         raise ConfigurationError(f"{CHECKOUT} has no folder dags/: the embedded stack runs from a checkout.")
     return [sys.executable, "-m", "airflow", *arguments]

@@ -1,4 +1,4 @@
-"""The demo: the DAG, run once on this machine from S3 to S3, and its video in a folder.
+"""The demo: run the DAG once on this machine, from S3 to S3, and download its video.
 
 It is the same DAG, the same steps and the same services as `s2v up`; only the scheduler is Airflow's own test loop
 (`airflow dags test`), with a metadata database of its own.
@@ -55,7 +55,7 @@ class DemoInputs:
 def run_demo(
     home: Path, inputs: DemoInputs, fields: dict[str, Any], *, out_dir: Path, job_id: str | None = None
 ) -> int:
-    """Make one video; the exit code of the step that failed, 0 when none did.
+    """Make one video; return the exit code of the failed step, 0 if none failed.
 
     `fields` override the example request (config/demo.yaml). The same `job_id` continues or reuses an earlier job.
     """
@@ -82,7 +82,7 @@ def run_demo(
 
 
 def new_job_id(began_at: datetime) -> str:
-    """A job id that no other demo gets, also of those that began in the same second."""
+    """Return a job id that is unique, also among demos that start in the same second."""
     return f"demo-{began_at:%Y%m%d-%H%M%S}-{secrets.token_hex(4)}"
 
 
@@ -143,7 +143,7 @@ def _run_dag(services: Services, run_conf: dict[str, Any]) -> None:
 
 
 def _step_line(line: str) -> str | None:
-    """The words of a step in one JSON line of Airflow's log; None for Airflow's own."""
+    """Return the log line of a step from one JSON line of Airflow's log; None for other lines."""
     try:
         record = json.loads(line)
     except ValueError:
@@ -152,7 +152,7 @@ def _step_line(line: str) -> str | None:
 
 
 def _job(job_id: str, settings: Settings, *, since: datetime) -> Job | None:
-    """The job with what happened since; None when nothing did, whatever it was before."""
+    """Return the job with its events since a time; None if it has none."""
     with open_metadata(settings) as metadata:
         job = metadata.jobs.get(job_id)
     events = tuple(event for event in job.events if event.at >= since) if job else ()

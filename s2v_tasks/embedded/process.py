@@ -1,4 +1,4 @@
-"""Servers that outlive the command that started them: found again by pid file, ended by their own pid only."""
+"""Start servers that outlive their command, find them again by a pid file, and end them by their own pid."""
 
 import fcntl
 import json
@@ -33,7 +33,7 @@ class DetachedProcess:
     marker: str
 
     def pid(self) -> int | None:
-        """The pid, None when the process is gone or the pid now belongs to another."""
+        """Return the pid; None if the process has ended or the pid belongs to another process now."""
         pid = self._noted_pid()
         if pid is None:
             return None
@@ -117,7 +117,7 @@ def launch(command: Sequence[str], log_path: Path, **options: Any) -> "subproces
 
 
 def _command_line(pid: int) -> str:
-    """The arguments of a process separated by blanks; empty when it is gone, a zombie or another account's secret."""
+    """Return the arguments of a process, separated by blanks; empty if it has ended or may not be read."""
     try:
         return " ".join(psutil.Process(pid).cmdline())
     except psutil.Error:
@@ -183,5 +183,5 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def log_tail(path: Path, num_lines: int = 8) -> str:
-    """The last lines of a log, for an error message."""
+    """Return the last lines of a log, for an error message."""
     return "\n".join(path.read_text(errors="replace").splitlines()[-num_lines:]) if path.exists() else "(no log)"

@@ -1,4 +1,4 @@
-"""The embedded stack: PostgreSQL, S3, a tiny snapshot and Airflow on this machine, with nothing to configure.
+"""The embedded stack: PostgreSQL, S3, a tiny snapshot and Airflow on this machine, without configuration.
 
 All state lies in the home folder and survives a restart. Everything listens on loopback only.
 """
@@ -39,7 +39,7 @@ _OWN_SETTINGS = (
 
 
 class Services:
-    """PostgreSQL and S3 with all that steps need of them."""
+    """PostgreSQL and S3, with the database, buckets, snapshot and samples that steps need."""
 
     def __init__(self, home: Path) -> None:
         self.home = home.resolve()
@@ -48,7 +48,7 @@ class Services:
         self.s3 = S3Server(self.home)
 
     def start(self) -> Settings:
-        """Start what does not run, make what is missing; the settings with which steps reach it."""
+        """Start the services that do not run, create what is missing, and return the settings for steps."""
         with exclusive(self.home / "stack.lock"):
             self.postgres.start()
             self.s3.start()
@@ -90,7 +90,7 @@ class Services:
         self.postgres.stop()
 
     def _snapshot(self) -> Path:
-        """The tiny snapshot, made at the first start; it appears when it is complete."""
+        """Return the path of the tiny snapshot; write it at the first start and rename it when complete."""
         folder = self.home / "snapshot"
         if not folder.exists():
             part = self.home / "snapshot.part"
@@ -141,13 +141,13 @@ class Services:
 
 
 def demo_request(settings: Settings) -> dict[str, Any]:
-    """The request of config/demo.yaml: sample inputs at a size that a CPU renders in seconds."""
+    """Return the request of config/demo.yaml: sample inputs at a size that a CPU renders in seconds."""
     request: dict[str, Any] = yaml.safe_load((config_dir(settings) / "demo.yaml").read_text(encoding="utf-8"))
     return request
 
 
 def _quoted(value: str) -> str:
-    """A value as python-dotenv reads it, which replaces variables even between single quotes.
+    """Return a value quoted for python-dotenv, which replaces variables even between single quotes.
 
     The variable without a name and with the default `$` stands for a `$` that begins no variable.
     """

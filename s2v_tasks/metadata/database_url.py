@@ -42,7 +42,7 @@ class DatabaseTarget:
     place: str
 
     def without_credentials(self, text: str) -> str:
-        """The text with *** for the user name, the password and their percent-encoded forms."""
+        """Return the text with *** for the user name, the password and their percent-encoded forms."""
         for name in _SECRETS:
             if value := self.parameters.get(name):
                 for form in (value, quote(value, safe="")):
@@ -51,7 +51,7 @@ class DatabaseTarget:
 
 
 def parse_database_url(url: str) -> DatabaseTarget:
-    """The target of a PostgreSQL URL; ConfigurationError names what is wrong with it, without showing it."""
+    """Return the target of a PostgreSQL URL; ConfigurationError names the problem without showing the URL."""
     scheme = re.match(r"postgres(ql)?(\+\w+)?://", url, re.IGNORECASE)
     if scheme is None:
         raise _error("it does not begin with postgresql://")
@@ -85,7 +85,7 @@ def _error(why: str) -> ConfigurationError:
 
 
 def _known_options(query: str) -> list[str]:
-    """The options behind the question mark; `pgbouncer=true` of other drivers goes: nothing here needs it."""
+    """Return the options behind the question mark, without `pgbouncer=true`, which other drivers need."""
     options = [option for option in query.split("&") if option]
     names = [unquote(option.partition("=")[0]) for option in options]
     for position, name in enumerate(names, 1):
@@ -99,7 +99,7 @@ def _known_options(query: str) -> list[str]:
 
 
 def _check_values(parameters: dict[str, str]) -> None:
-    """Let libpq look at the values: it does so before it connects, here to a socket on which no server listens."""
+    """Let libpq check the values. It does so before it connects, here to a socket on which no server listens."""
     if not parameters.get("dbname") and "service" not in parameters:
         raise _error("it names no database")
     for name in sorted(_INTEGERS & parameters.keys()):
@@ -132,7 +132,7 @@ def _bad_value(name: str) -> ConfigurationError:
 
 
 def _split_options(options: str) -> tuple[dict[str, str], str]:
-    """The settings among start-up `options` that each transaction can set as well, and the other options."""
+    """Split start-up `options` into settings that a transaction can set, and all others."""
     settings, others = {}, []
     words = iter(re.findall(r"(?:\\.|\S)+", options))
     for word in words:
@@ -147,7 +147,7 @@ def _split_options(options: str) -> tuple[dict[str, str], str]:
 
 
 def _place(parameters: dict[str, str]) -> str:
-    """host:port/database, of each host."""
+    """Return host:port/database of each host."""
     database = parameters.get("dbname", "")
     if "service" in parameters and "host" not in parameters:
         return f"of service {parameters['service']}" + (f", {database}" if database else "")

@@ -1,4 +1,4 @@
-"""Connections to the project's database, and what its failures mean.
+"""Connections to the project's database, and the translation of its errors.
 
 Nothing outlives a transaction: no session setting, prepared statement or session lock. So PgBouncer may give each
 transaction another connection to the server.
@@ -61,7 +61,9 @@ def engine_from_settings(settings: Settings) -> sa.Engine:
 
 
 def create_engine(url: str) -> sa.Engine:
-    """An engine on psycopg 3 for a PostgreSQL URL; ConfigurationError when the URL is wrong. Connects on first use.
+    """Return an engine on psycopg 3 for a PostgreSQL URL; ConfigurationError if the URL is wrong.
+
+    It connects on first use.
 
     The engine's own URL is empty, so that no message or log can show a part of it.
     """
@@ -97,7 +99,7 @@ def _connect(target: DatabaseTarget, *arguments: Any) -> _Connection:
 
 @contextmanager
 def transaction(engine: sa.Engine) -> Iterator[sa.Connection]:
-    """One short transaction; a failure of the database becomes one of our errors.
+    """Run one short transaction; translate a failure of the database into an error of this system.
 
     UnavailableError: it cannot be reached. ConfigurationError: it refuses us or lacks the tables. PermanentError: it
     cannot hold a value.
@@ -126,11 +128,11 @@ def sole_holder(engine: sa.Engine, lock: int, busy: str) -> Iterator[None]:
 
 @contextmanager
 def _translated(engine: sa.Engine) -> Iterator[None]:
-    """Make errors of the driver ours. They are not chained: they show the user name, and values with secrets."""
+    """Translate errors of the driver. They are not chained: they show the user name, and values with secrets."""
     target = _target(engine)
     try:
         yield
-    # A standby that takes over lets nobody write for a moment: psycopg calls that an internal error.
+    # A standby that takes over is read-only for a moment: psycopg calls that an internal error.
     except (OperationalError, InterfaceError, InternalError) as error:
         raise _unavailable(target, error) from None
     except TimeoutError as error:

@@ -114,7 +114,7 @@ class Job(Base, kw_only=True):
 
     @property
     def has_ended(self) -> bool:
-        """True when nothing more happens unless the job is started again."""
+        """Return True if the job succeeded, failed or was cancelled."""
         return self.status in ENDED_STATUSES
 
     @property

@@ -1,4 +1,4 @@
-"""Order of the clips: a clip waits for the one before it in its chain. Airflow has no order between mapped tasks.
+"""Let a clip wait for the clip before it in its chain: Airflow has no order between mapped tasks.
 
 The wait holds no worker slot: it defers to the triggerer, whatever `[operators] default_deferrable` says. Rescheduling
 every few seconds is no alternative: Airflow overtakes itself and fails the task. The exception is `dag.test()`, which
@@ -23,7 +23,7 @@ DEFERRED_POLL_SECONDS = 10.0
 # While the clip before is rendered its end is near; of each chain one wait looks so often.
 NEAR_POLL_SECONDS = 2.0
 RESCHEDULED_POLL_SECONDS = 2.0
-# A wait computes nothing, and on a busy machine Airflow can still fail it: trying again is free.
+# On a busy machine Airflow can fail a wait. It computes nothing, so a retry costs nothing.
 WAIT_RETRIES: dict[str, Any] = {"retries": 20, "retry_delay": timedelta(seconds=10)}
 
 _SUCCEEDED = frozenset({"success"})
@@ -41,7 +41,7 @@ def _in_dag_test() -> bool:
 
 
 def _state(dag_id: str, run_id: str, task_id: str, map_index: int) -> str | None:
-    """State of one mapped task of a run; None while it has none."""
+    """Return the state of one mapped task of a run; None while it has none."""
     runs = RuntimeTaskInstance.get_task_states(dag_id=dag_id, map_index=map_index, task_ids=[task_id], run_ids=[run_id])
     states = list(runs.get(run_id, {}).values())
     return states[0] if states else None
@@ -71,7 +71,7 @@ class ClipSensor(BaseSensorOperator):  # type: ignore[misc]
         return self._is_turn(_state(**self._predecessor(context)))
 
     def resume(self, context: Context, event: dict[str, Any]) -> None:
-        """Called when the trigger saw the predecessor fail."""
+        """Fail the task: the trigger has found that the predecessor failed."""
         self._is_turn(event["state"])
 
     def _is_turn(self, state: str | None) -> bool:
@@ -83,7 +83,7 @@ class ClipSensor(BaseSensorOperator):  # type: ignore[misc]
         return state in _SUCCEEDED
 
     def _predecessor(self, context: Context) -> dict[str, Any]:
-        """Turns are mapped in the order of the plan: the position of a turn is its map index."""
+        """Return the mapped task of the predecessor. Its position in the plan is its map index."""
         return {
             "dag_id": self.dag_id,
             "run_id": context["run_id"],
@@ -100,7 +100,7 @@ class ClipTrigger(BaseTrigger):  # type: ignore[misc]
         self.target: dict[str, Any] = {"dag_id": dag_id, "run_id": run_id, "task_id": task_id, "map_index": map_index}
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Import path and arguments, from which a triggerer makes the trigger again."""
+        """Return import path and arguments, from which a triggerer makes the trigger again."""
         return f"{type(self).__module__}.{type(self).__qualname__}", dict(self.target)
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
@@ -109,5 +109,5 @@ class ClipTrigger(BaseTrigger):  # type: ignore[misc]
         while state not in _SUCCEEDED | _FAILED:
             await asyncio.sleep(NEAR_POLL_SECONDS if state in _UNDER_WAY else DEFERRED_POLL_SECONDS)
             state = await sync_to_async(_state)(**self.target)
-        # A success needs no worker, which would only start to say so.
+        # A success ends the task here, without starting a worker.
         yield TaskSuccessEvent() if state in _SUCCEEDED else TriggerEvent({"state": state})

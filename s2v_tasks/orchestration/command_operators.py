@@ -20,12 +20,12 @@ from s2v_tasks.schemas.steps import JOB_DAG
 from s2v_tasks.settings import load_settings
 
 _ACTIVE = ["queued", "running"]
-# What Airflow can have against a request itself. All else it has against the moment or the installation, and no job is
-# to blame: it is busy, it does not know the DAG, the DAG has an error, a right is missing.
+# Answers of Airflow that refuse the request itself. Other answers have another cause: Airflow is busy, the DAG is
+# unknown or has an error, a permission is missing.
 _REFUSED_FOR_GOOD = {413, 422}
 _REFUSED_FOR_ITS_VALUES = (400, "value_error")
 _LONGEST_REASON = 500  # characters: Airflow repeats the value, however long it is
-_NOTED_AT_ONCE = 100  # so much is asked again, in vain, after a start that was killed
+_NOTED_AT_ONCE = 100  # after a kill at most so many runs are requested again, without effect
 
 
 class CommandOperator(BaseOperator):  # type: ignore[misc]
@@ -44,7 +44,7 @@ class CommandOperator(BaseOperator):  # type: ignore[misc]
 
 
 class StartJobsOperator(BaseOperator):  # type: ignore[misc]
-    """Starts a DAG run for each job whose turn it is.
+    """Starts a DAG run for each waiting job that may start now.
 
     The run has the name of its job, so it can exist only once, whoever starts it and however often.
     """
@@ -57,13 +57,13 @@ class StartJobsOperator(BaseOperator):  # type: ignore[misc]
 
 
 class BatchSensor(BaseSensorOperator):  # type: ignore[misc]
-    """Waits until all jobs of a batch have ended; each time it looks, it starts those whose turn it is."""
+    """Waits until all jobs of a batch have ended; each poll starts the waiting jobs that may start now."""
 
     template_fields = ("batch_id",)
     ui_color = "#e8f6ee"
 
     def __init__(self, *, batch_id: str, **kwargs: Any) -> None:
-        # A wait of days meets more passing faults than a task has retries; it tells them in its log and looks again.
+        # In a wait of days more transient errors occur than a task has retries: they are logged, and it polls again.
         super().__init__(silent_fail=True, **kwargs)
         self.batch_id = batch_id
 
@@ -77,7 +77,7 @@ class BatchSensor(BaseSensorOperator):  # type: ignore[misc]
 
 
 def run_command(task: Any, *arguments: str) -> dict[str, Any]:
-    """The result of `s2v <arguments>`, run as a child of this task."""
+    """Run `s2v <arguments>` as a child of this task and return its result."""
     command = StepProcess([sys.executable, "-m", "s2v_tasks.cli", *arguments], task.log.info)
     try:
         return command.run()
@@ -86,7 +86,7 @@ def run_command(task: Any, *arguments: str) -> dict[str, Any]:
 
 
 def start_waiting_jobs(task: Any) -> dict[str, int]:
-    """Start a run for each job whose turn it is; how many were started, were refused for good, and wait on."""
+    """Start a run for each waiting job that may start now; return the numbers of started, refused and waiting jobs."""
     turn = _turn(task)
     num_started, problems, refused = 0, [], {}
     for begin in range(0, len(turn["jobs"]), _NOTED_AT_ONCE):
@@ -133,7 +133,7 @@ def is_gone(run_id: str) -> bool:
 
 
 def _refusal(detail: Mapping[str, Any]) -> str | None:
-    """Why Airflow will never start a run with this request; None where it may do so later.
+    """Return the reason for which Airflow never starts a run with this request; None if it may start one later.
 
     `detail` is what the supervisor passes on: the status, and the answer of the API server, whose detail says more.
     """
@@ -148,7 +148,7 @@ def _refusal(detail: Mapping[str, Any]) -> str | None:
 
 
 def _trigger(job: dict[str, Any]) -> None:
-    """Create the run of a job, or find that it is there.
+    """Create the run of a job unless it exists.
 
     This is the message that TriggerDagRunOperator ends with: a mapped instance of that operator for each of a
     thousand jobs would cost a process each.
@@ -169,12 +169,12 @@ _POLL_SECONDS = 5
 
 
 def drop_schedule() -> Any:
-    """The schedule of this installation. An event is a nudge; what lies in the folder is the truth."""
+    """Return the schedule of the drop folder: every minute, and at each event of its queue if there is one."""
     settings = load_settings()
     if settings.drop_queue_url is None:
         return CronTriggerTimetable(_EVERY_MINUTE, timezone="UTC")
 
-    # The extra `queue`; without a queue nobody needs to install it.
+    # Needs the extra `queue`, which is not installed where no queue is used.
     from airflow.providers.common.messaging.triggers.msg_queue import MessageQueueTrigger
 
     trigger = MessageQueueTrigger(
@@ -193,7 +193,7 @@ class HousekeepingOperator(BaseOperator):  # type: ignore[misc]
     ui_color = "#f2f0e6"
 
     def execute(self, context: Context) -> dict[str, Any]:
-        """The numbers of what was done, or would be done; AirflowException when the command failed."""
+        """Return the numbers of (planned) changes; AirflowException if the command failed."""
         run_ids = run_command(self, "silent-runs")["run_ids"]
         gone = [argument for run_id in run_ids if is_gone(run_id) for argument in ("--gone-run", run_id)]
         scheduled = context["dag_run"].run_type == "scheduled"

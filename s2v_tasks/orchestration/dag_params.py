@@ -26,7 +26,7 @@ _LABELS = {
 
 
 def form_params() -> dict[str, Param]:
-    """The form of this installation. With the tiny snapshot it opens with a request that a CPU renders in seconds."""
+    """Return the form of this installation, with the tiny snapshot filled in with the request of the demo."""
     settings = load_settings()
     folder = config_dir(settings)
     prefill = yaml.safe_load((folder / "demo.yaml").read_text()) if settings.model == "tiny" else {}
@@ -34,9 +34,9 @@ def form_params() -> dict[str, Param]:
 
 
 def request_params(presets: Mapping[str, Preset], prefill: Mapping[str, Any]) -> dict[str, Param]:
-    """One Param for each field of a request, in its order and with its bounds, and `job_id`.
+    """Return a Param for each field of a request, in its order and with its bounds, and for `job_id`.
 
-    `prefill` replaces defaults so that a form can be sent as it opens; a required field without one opens empty.
+    `prefill` replaces defaults, so that the form can be sent unchanged; other required fields are empty.
     """
     properties: dict[str, dict[str, Any]] = Request.model_json_schema()["properties"]
     params = {name: _param(name, schema, presets, prefill) for name, schema in properties.items()}

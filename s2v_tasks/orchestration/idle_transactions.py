@@ -1,4 +1,4 @@
-"""Airflow plugin: a scheduler that is killed leaves no lock in Airflow's database.
+"""Airflow plugin: release the locks of a killed scheduler in Airflow's database.
 
 Workers of LocalExecutor are forks of the scheduler and inherit its connections. One that outlives a killed scheduler
 keeps a transaction of it open, and the next scheduler skips the runs whose rows are locked there: they never end. So
@@ -12,7 +12,7 @@ from airflow import settings
 from airflow.listeners import hookimpl
 from airflow.plugins_manager import AirflowPlugin
 
-# Airflow works in each transaction: it is never idle in one for so long, not even on a machine that is starved.
+# Airflow is never idle in a transaction for so long, not even on an overloaded machine.
 IDLE_SECONDS = 120
 
 

@@ -23,7 +23,7 @@ def failure_notifiers() -> list[BaseNotifier] | None:
 
 
 def _notifier(entry: Any, path: Path) -> BaseNotifier:
-    """The notifier of one entry; ConfigurationError names what of it is wrong."""
+    """Return the notifier of one entry; ConfigurationError names the problem."""
     if not isinstance(entry, dict) or "notifier" not in entry or set(entry) - {"notifier", "arguments"}:
         raise ConfigurationError(f"{path}: {entry!r}: expected an entry with `notifier` and `arguments`.")
     module, _, name = str(entry["notifier"]).rpartition(".")

@@ -22,7 +22,7 @@ class JobLink(BaseOperatorLink):  # type: ignore[misc]
     file: ClassVar[str]
 
     def get_link(self, operator: Any, *, ti_key: Any) -> str:
-        """The address at Airflow's API server; called in the worker when the task ends."""
+        """Return the URL at Airflow's API server; called in the worker when the task ends."""
         base_url = conf.get("api", "base_url", fallback="").rstrip("/")
         return f"{base_url}{URL_PREFIX}/jobs/{quote(operator.job_id)}/{self.file}"
 

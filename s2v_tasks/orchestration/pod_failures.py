@@ -66,7 +66,7 @@ def judge(pod: Any | None, container: str, seen: str) -> PodFailure:
 
 
 def _beyond_its_limits(pod: Any, container: str, terminated: Any | None) -> PodFailure | None:
-    """Memory and disk: the same clip would need as much again, whatever the step could still say."""
+    """Return the failure of a pod that exceeded its memory or disk, whatever the step reported."""
     name, status = pod.metadata.name, pod.status
     if terminated is not None and terminated.reason == "OOMKilled":
         limits = next(c.resources.limits for c in pod.spec.containers if c.name == container)
@@ -116,7 +116,7 @@ def _ended(pod: Any, terminated: Any | None) -> PodFailure | None:
     if terminated is not None and terminated.exit_code:
         last = _last_line(terminated.message or "")
         return PodFailure(f"The step in pod {name} exited with code {terminated.exit_code}: {last}", "step")
-    for init in pod.status.init_container_statuses or []:  # ours have none; a template of yours may
+    for init in pod.status.init_container_statuses or []:  # the templates of this repository have none
         ended = init.state.terminated
         if ended is not None and ended.exit_code:
             last = _last_line(ended.message or ended.reason or "")
@@ -127,7 +127,7 @@ def _ended(pod: Any, terminated: Any | None) -> PodFailure | None:
 
 
 def not_created(error: Exception) -> PodFailure:
-    """The cluster refused the pod (quota, rights, Pod Security, a bad template), or could not be reached."""
+    """Return the failure of a pod that the cluster refused (quota, rights, Pod Security, template) or never got."""
     status, body = getattr(error, "status", None), str(getattr(error, "body", ""))
     if not status:
         return not_answered(error)
@@ -140,7 +140,7 @@ def not_created(error: Exception) -> PodFailure:
 
 
 def not_answered(error: Exception) -> PodFailure:
-    """The Kubernetes API is away; the pod, if there is one, goes on without us, and the next try finds it."""
+    """Return the failure for an API that does not answer. The pod runs on, and the next try finds it."""
     return PodFailure(f"The Kubernetes API did not answer: {_last_line(str(error))}", "environment")
 
 
@@ -149,7 +149,7 @@ def _last_line(text: str) -> str:
 
 
 def _never_started(pod: Any, waiting: Any | None, seen: str) -> PodFailure:
-    """A pod that is still pending or running: Airflow's patience ended."""
+    """Return the failure of a pod that was still pending or running at its timeout."""
     name, status = pod.metadata.name, pod.status
     if waiting is not None and "mage" in (waiting.reason or ""):
         fault: Fault = "permanent" if waiting.reason in _NO_IMAGE_NAME else "step"

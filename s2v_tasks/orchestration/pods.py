@@ -95,7 +95,7 @@ class StepPodOperator(KubernetesPodOperator):  # type: ignore[misc]
         self.clip = clip
 
     def pre_execute(self, context: Any) -> None:
-        """Only a task that is about to run knows how many clips are its own."""
+        """Set the timeouts for the number of clips of this task, which is known just before it runs."""
         self.execution_timeout = _time_of_task(self.step, self.clip)
         self.active_deadline_seconds = int((self.execution_timeout + DEADLINE_MARGIN).total_seconds())
 
@@ -125,14 +125,14 @@ class StepPodOperator(KubernetesPodOperator):  # type: ignore[misc]
         return pod
 
     def get_or_create_pod(self, pod_request_obj: Any, context: Context) -> Any:
-        """The pod of this try; a refusal by the cluster fails with its own words."""
+        """Return the pod of this try; a refusal by the cluster fails the task with its message."""
         try:
             return super().get_or_create_pod(pod_request_obj, context)
         except Exception as error:
             raise self._failed(not_created(error), context) from error
 
     def trigger_reentry(self, context: Context, event: dict[str, Any]) -> None:
-        """Called when the pod has ended or cannot be waited for any longer."""
+        """Continue after the wait: the pod has ended, or the time for it is over."""
         try:
             super().trigger_reentry(context, event)
         except (ApiException, HTTPError) as error:
@@ -203,23 +203,21 @@ def _quantity(annotation: str, value: str) -> Decimal:
 
 
 def _time_of_task(step: Step, clip: Any = None) -> timedelta:
-    """Airflow counts from the start of the task: without the waits on top, those would be taken from the work."""
+    """Return the timeout of a task: that of its work and the waits for a node and an image."""
     settings = load_settings()
     return working_time(step, clip) + timedelta(seconds=settings.pod_schedule_seconds + settings.pod_startup_seconds)
 
 
 def template_path(step: Step) -> Path:
-    """The pod template of a step; ConfigurationError when there is none."""
+    """Return the path of the pod template of a step; ConfigurationError if there is none."""
     path = config_dir(load_settings()) / "pods" / f"{step.name}.yaml"
     if not path.is_file():
-        raise ConfigurationError(
-            f"{path} is not there: expected the pod template of {step.command}. See S2V_CONFIG_DIR."
-        )
+        raise ConfigurationError(f"{path} is missing: expected the pod template of {step.command}. See S2V_CONFIG_DIR.")
     return path
 
 
 def namespace_of(step: Step) -> str:
-    """The namespace that the pod template of a step names; ConfigurationError when it names none."""
+    """Return the namespace in the pod template of a step; ConfigurationError if it has none."""
     path = template_path(step)
     namespace = yaml.safe_load(path.read_text(encoding="utf-8"))["metadata"].get("namespace")
     if not isinstance(namespace, str):
@@ -242,18 +240,18 @@ class StepPodTrigger(KubernetesPodTrigger):  # type: ignore[misc]
     """
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Import path and arguments, from which a triggerer makes the trigger again."""
+        """Return import path and arguments, from which a triggerer makes the trigger again."""
         return f"{type(self).__module__}.{type(self).__qualname__}", super().serialize()[1]
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """The events of the base, none too early."""
+        """Yield the events of the base class, none within seconds of the deferral."""
         earliest = time.monotonic() + DEFERRED_POLL_SECONDS
         async for event in super().run():
             await asyncio.sleep(max(0.0, earliest - time.monotonic()))
             yield event
 
     async def _get_pod(self) -> Any:
-        """The pod, as its base reads it; PodLaunchTimeoutException, after which nobody waits for it, if it is lost."""
+        """Return the pod; PodLaunchTimeoutException, which ends the wait, if its node is lost."""
         pod = await super()._get_pod()
         ends = pod.metadata.deletion_timestamp
         if ends is not None and datetime.now(UTC) > ends + _KUBELET_PATIENCE:

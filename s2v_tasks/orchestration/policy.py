@@ -21,7 +21,7 @@ settings.task_instance_mutation_hook.is_noop = False
 
 @hookimpl  # type: ignore[untyped-decorator]
 def task_instance_mutation_hook(task_instance: Any, dag_run: Any) -> None:
-    """Lift the weight of a task by the priority of its run; the same however often Airflow asks."""
+    """Raise the weight of a task by the priority of its run; repeated calls change nothing."""
     if task_instance.dag_id == JOB_DAG and dag_run is not None:
         rank = _RANKS.get(str((dag_run.conf or {}).get("priority")), _RANKS[DEFAULT_PRIORITY])
         task_instance.priority_weight = rank * _SPAN + task_instance.priority_weight % _SPAN

@@ -64,7 +64,7 @@ def num_processes(step: Step) -> int:
 
 
 def _launcher(step: Step) -> list[str]:
-    """Several processes are started by torchrun. One needs none: starting torchrun takes as long as importing torch."""
+    """Return the arguments of torchrun for several processes. One process starts faster without it."""
     processes = num_processes(step)
     if processes == 1:
         return []
@@ -95,7 +95,7 @@ class StepFailedError(Exception):
 
 
 def last_words(text: str) -> StepFailedError | None:
-    """The failure as the step wrote it down (`cli.leave_error`); None when it died before it could."""
+    """Return the failure that the step reported (`cli.leave_error`); None if it ended without a report."""
     try:
         record = json.loads(text)
         return StepFailedError(int(record["exit_code"]), str(record["message"]), said_by_step=True)
@@ -118,7 +118,7 @@ class StepProcess:
         self._last_line = ""
 
     def run(self) -> dict[str, Any]:
-        """Run to the end; the JSON object on the last line of stdout. StepFailedError when it fails."""
+        """Run to the end and return the JSON object on the last line of stdout; StepFailedError if it fails."""
         with tempfile.TemporaryDirectory(prefix="step-") as folder, (Path(folder) / "stdout").open("w+b") as stdout:
             self._error_file = Path(folder) / "error.json"
             self._process = subprocess.Popen(
@@ -142,7 +142,7 @@ class StepProcess:
             return self._result(stdout.read().decode())
 
     def terminate(self) -> None:
-        """End the child and all its descendants: politely first, by SIGKILL after the grace."""
+        """End the child and all its descendants: by SIGTERM, and by SIGKILL after the grace period."""
         if self._process is None:
             return
         if self._process.poll() is None:
@@ -185,7 +185,7 @@ class StepProcess:
             self._log_line(text)
 
     def _failure(self, return_code: int) -> StepFailedError:
-        """The failure in the step's own words, which torchrun would hide behind its exit code 1."""
+        """Return the failure that the step reported, which torchrun hides behind its exit code 1."""
         if self._error_file.exists() and (failure := last_words(self._error_file.read_text())):
             return failure
         if return_code < 0:
@@ -205,7 +205,7 @@ class StepProcess:
 
 
 def _marked_processes(mark: bytes) -> list[int]:
-    """Processes whose environment has the variable `mark` (NAME=value)."""
+    """Return the processes whose environment has the variable `mark` (NAME=value)."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -223,7 +223,7 @@ def record_failure(
     reason: str,
     log_line: Callable[[str], None],
 ) -> None:
-    """Write `reason` to the project's database, as the step would have. A database that is away costs a log line."""
+    """Write `reason` to the project's database in place of the step. If that fails, log it."""
     command = [sys.executable, *CLI, RECORD_FAILURE.command, "--job-id", job_id_of(context)]
     command += ["--step", step.command]
     if clip is not None:

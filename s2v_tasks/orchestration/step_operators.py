@@ -48,7 +48,7 @@ class StepOperator(BaseOperator):  # type: ignore[misc]
         self._process: StepProcess | None = None
 
     def pre_execute(self, context: Any) -> None:
-        """Only a task that is about to run knows how many clips are its own."""
+        """Set the timeout for the number of clips of this task, which is known just before it runs."""
         self.execution_timeout = working_time(self.step, self.clip)
 
     def execute(self, context: Context) -> Any:
@@ -72,26 +72,26 @@ class StepOperator(BaseOperator):  # type: ignore[misc]
             self._process.terminate()
 
     def command(self, context: Any) -> list[str]:
-        """The argument list of the step."""
+        """Return the argument list of the step."""
         return [sys.executable, *step_arguments(self.step, context, self.clip)]
 
 
 class CloseJobOperator(StepOperator):
-    """Runs `s2v close-job` and ends like the job: it fails, with the job's reason, unless the job succeeded.
+    """Runs `s2v close-job` and fails with the job's reason unless the job succeeded.
 
     Airflow takes the outcome of a run from its last task. A run that a person cancels would else end as a success,
     because Airflow marks what had not started yet as skipped.
     """
 
     def execute(self, context: Context) -> Any:
-        """Settle the job; AirflowFailException unless it succeeded."""
+        """Close the job; AirflowFailException unless it succeeded."""
         result = super().execute(context)
         if result["status"] != JobStatus.SUCCEEDED:
             raise AirflowFailException(f"Job {result['job_id']} {result['status']}: {result['reason']}")
         return result
 
     def command(self, context: Any) -> list[str]:
-        """The argument list of the step, with the task that failed: it may have had no chance to say why."""
+        """Return the argument list of the step, with the failed task, which may have reported no reason."""
         failed = first_failed_task(self.dag_id, context["run_id"])
         return super().command(context) + (["--failed-task", failed] if failed else [])
 
@@ -117,7 +117,7 @@ def step_task(step: Step, **kwargs: Any) -> BaseOperator:
         if step == CLOSE_JOB:
             return pods.CloseJobOfPodsOperator(step=step, **retries(step.retries), **kwargs)
     elif step.is_heavy:
-        # All runs share the GPUs of the workers. Not the pool: a machine of one's own need not have made it.
+        # All runs share the GPUs of the workers. A pool is not used: it may not exist on a single machine.
         kwargs["max_active_tis_per_dag"] = settings.local_renders
     operator = CloseJobOperator if step == CLOSE_JOB else StepOperator
     return operator(step=step, **retries(step.retries), **kwargs)

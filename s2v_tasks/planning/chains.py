@@ -25,11 +25,11 @@ _LOUD_PERCENTILE, _ROOM_PERCENTILE = 95, 1
 # Quiet is 30 dB below speech; in a noisy room, what is in the lowest fifth between room and speech.
 _BELOW_SPEECH_DB = 30.0
 _SHARE_ABOVE_ROOM = 0.2
-_LEAST_RANGE_DB = 6.0  # less between loud and quiet is music, a tone or silence: nobody pauses there
+_LEAST_RANGE_DB = 6.0  # a smaller range is that of music, a tone or silence, which have no pauses
 Samples = npt.NDArray[np.float32]
 Levels = npt.NDArray[np.float64]
 SENTENCE_PAUSE_SECONDS = 0.5
-# A chain opens with its first picture held for as long (ADR 4): nobody should speak yet.
+# A chain begins with a held picture of this length (ADR 4), which should have no speech.
 SETTLING_SAMPLES = SAMPLE_RATE // 4
 _LONGEST_COUNTED_SECONDS = 2.0
 _BONUS_PER_SECOND = 0.1
@@ -40,7 +40,7 @@ _COST_OF_SPEECH = 1e6
 
 @dataclass(frozen=True)
 class Pause:
-    """Samples [start_sample, end_sample) in which nobody speaks."""
+    """Samples [start_sample, end_sample) without speech."""
 
     start_sample: int
     end_sample: int
@@ -51,7 +51,7 @@ class Pause:
 
 
 def find_pauses(samples: Samples) -> list[Pause]:
-    """Every pause of at least 0.2 s in `samples` `[n]`, in order, to within 10 ms."""
+    """Return every pause of at least 0.2 s in `samples` `[n]`, in order, with a resolution of 10 ms."""
     if not samples.size:
         return []
     levels = _without_clicks(_levels_db(_power(samples, _HOP)))
@@ -65,21 +65,21 @@ def find_pauses(samples: Samples) -> list[Pause]:
 
 
 def boundary_levels(samples: Samples, num_frames: int) -> Levels:
-    """Loudness in dB at each boundary between video frames, 0..`num_frames`: of the frames on both sides of it."""
+    """Return the loudness in dB at each boundary of video frames, 0..`num_frames`: the mean of both frames."""
     power = _power(samples, SAMPLES_PER_FRAME)[:num_frames]
     power = np.pad(power, (0, num_frames - len(power)))
     return _levels_db((np.pad(power, (1, 0)) + np.pad(power, (0, 1))) / 2)
 
 
 def _power(samples: Samples, window: int) -> Levels:
-    """Mean square of each whole or begun window of so many samples."""
+    """Return the mean square of each window of so many samples; the last one may be shorter."""
     padded = np.pad(samples, (0, -len(samples) % window))
     power: Levels = np.square(padded.reshape(-1, window), dtype=np.float64).mean(axis=1)
     return power
 
 
 def _without_clicks(levels: Levels) -> Levels:
-    """The median around each level: unlike a mean it keeps the edges of a pause where they are."""
+    """Return the median around each level, which keeps the edges of pauses, unlike a mean."""
     padded = np.pad(levels, _MEDIAN_HOPS // 2, mode="edge")
     medians: Levels = np.median(np.lib.stride_tricks.sliding_window_view(padded, _MEDIAN_HOPS), axis=1)
     return medians
@@ -90,7 +90,7 @@ def _levels_db(power: Levels) -> Levels:
 
 
 def find_cuts(samples: Samples, num_frames: int, *, shortest_seconds: float, longest_seconds: float) -> list[Cut]:
-    """Cuts of a video of `num_frames` frames whose speech is `samples` `[n]` at 16 kHz, in order.
+    """Return the cuts of a video of `num_frames` frames with the speech `samples` `[n]` at 16 kHz, in order.
 
     Every chain lasts from `shortest_seconds` to `longest_seconds` (at least twice the shortest); a video that is
     shorter than the shortest is one chain.
@@ -106,7 +106,7 @@ def find_cuts(samples: Samples, num_frames: int, *, shortest_seconds: float, lon
 
 
 def _pause_costs(pause: Pause) -> Iterable[tuple[int, float]]:
-    """(frame boundary, cost of a cut there) for each boundary inside the pause.
+    """Yield (frame boundary, cost of a cut there) for each boundary inside the pause.
 
     The best one is the last that leaves the new chain time to settle, else the first.
     """
@@ -122,7 +122,7 @@ def _pause_costs(pause: Pause) -> Iterable[tuple[int, float]]:
 
 
 def _cheapest(costs: Levels, shortest: int, longest: int) -> list[int]:
-    """The boundaries that divide 0..len(costs) - 1 into chains within the bounds (frames) at the least sum of costs."""
+    """Return the boundaries that divide 0..len(costs) - 1 into chains of legal length at the least sum of costs."""
     num_frames = len(costs) - 1
     total = np.full(num_frames + 1, np.inf)
     previous = np.zeros(num_frames + 1, dtype=int)

@@ -14,19 +14,19 @@ MAX_INFER_FRAMES = 120
 
 
 def frames_of_speech(speech: SpeechFacts) -> int:
-    """The fewest frames at 16 fps that last at least as long as the speech; PermanentError when it is empty."""
+    """Return the least number of frames at 16 fps that covers the speech; PermanentError if it is empty."""
     if speech.num_samples <= 0:
         raise PermanentError("The speech has 0 samples: expected at least one; check that the file holds sound.")
     return math.ceil(FPS * speech.duration_seconds)
 
 
 def clips_needed(num_frames: int, infer_frames: int) -> int:
-    """The fewest clips of at most `infer_frames` that cover `num_frames`."""
+    """Return the least number of clips of at most `infer_frames` that covers `num_frames`."""
     return -(-_rounded_up(num_frames) // infer_frames)
 
 
 def split(num_frames: int, infer_frames: int, num_clip: int | None = None) -> list[int]:
-    """Frames that each clip renders, to deliver `num_frames` with clips of `infer_frames`.
+    """Return the frames that each clip renders to deliver `num_frames` with clips of `infer_frames`.
 
     All clips are full but the last, which is as short as it can be; a last clip under half of `infer_frames` (or
     under the legal minimum) shares its frames evenly with the clip before it, and with as many more as it takes for
@@ -63,7 +63,7 @@ class Slot:
 
 
 def lay_out(bounds: list[int], infer_frames: int, num_clip: int | None, fade_frames: int) -> list[Slot]:
-    """The clips of a video whose chain k delivers the frames `bounds[k]` to `bounds[k + 1]`.
+    """Return the clips of a video whose chain k delivers the frames `bounds[k]` to `bounds[k + 1]`.
 
     Each chain is divided by `split`, every one but the last with `fade_frames` more to fade out. `num_clip` bounds the
     clips of all chains together: what would come behind them is left out.
@@ -95,7 +95,7 @@ def lay_out(bounds: list[int], infer_frames: int, num_clip: int | None, fade_fra
 
 
 def turns(chain_indices: Sequence[int], clips_per_pod: int) -> list[range]:
-    """Clip indices that one process renders, for each process: up to `clips_per_pod` consecutive clips of one chain.
+    """Return the clips of each process: up to `clips_per_pod` consecutive clips of one chain.
 
     `chain_indices` has the chain of each clip.
     """
@@ -110,7 +110,7 @@ def turns(chain_indices: Sequence[int], clips_per_pod: int) -> list[range]:
 
 
 def frame_ranges(infer_frames: list[int], start_frame: int, end_frame: int) -> Iterator[tuple[int, int]]:
-    """[start_frame, end_frame) of each clip of a chain: contiguous, the last trimmed to end with the chain."""
+    """Yield [start_frame, end_frame) of each clip of a chain: contiguous, the last trimmed to end with the chain."""
     for start, end in pairwise(accumulate(infer_frames, initial=start_frame)):
         yield start, min(end, end_frame)
 
@@ -120,6 +120,6 @@ def _rounded_up(num_frames: int) -> int:
 
 
 def _evenly(frames: int, parts: int) -> list[int]:
-    """`frames` as `parts` multiples of 4 that differ by at most 4, the larger ones first."""
+    """Divide `frames` into `parts` multiples of 4 that differ by at most 4, the larger ones first."""
     quotient, rest = divmod(frames // FRAMES_PER_LATENT, parts)
     return [FRAMES_PER_LATENT * (quotient + (part < rest)) for part in range(parts)]

@@ -204,7 +204,7 @@ def _vae_scale(width: int, height: int, model: ModelCard) -> float:
 
 
 def check_budget(estimate: Estimate, request: Request, settings: Settings) -> None:
-    """PermanentError that names every limit, of the request and of the installation, that the plan exceeds."""
+    """Raise PermanentError that names every limit of request and installation that the plan exceeds."""
     problems = [*_exceeded(estimate, request, settings)]
     if problems:
         raise PermanentError(

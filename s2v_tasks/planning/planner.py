@@ -1,4 +1,4 @@
-"""The plan of a job: what a request, its preset and its inputs decide, written down before anything is spent."""
+"""Make the plan of a job from the request, its preset and its inputs, before any GPU time is spent."""
 
 import hashlib
 from collections.abc import Iterator
@@ -62,7 +62,7 @@ def make_plan(
     samples: Samples | None = None,
     inputs: InputFacts | None = None,
 ) -> Plan:
-    """The plan of `job_id` (ADR 3). `image_size` is (width, height) in pixels as the picture is shown.
+    """Return the plan of `job_id` (ADR 3). `image_size` is (width, height) in pixels as the picture is shown.
 
     `samples` `[n]` is the speech at 16 kHz; a request with continuity cut needs it (ADR 7). `inputs` gives
     warnings only.
@@ -130,7 +130,7 @@ def _cuts(request: Request, samples: Samples | None, speech_frames: int) -> list
 
 
 def _slots(request: Request, choices: _Choices, cuts: list[Cut], speech_frames: int) -> tuple[list[Slot], int]:
-    """The clips of the video, and how many it takes for the whole speech."""
+    """Return the clips of the video, and the number of clips that the whole speech needs."""
     fade_frames = CROSSFADE_FRAMES if request.transition == "crossfade" else 0
     if fade_frames and choices.infer_frames < MIN_FADING_INFER_FRAMES:
         raise PermanentError(
@@ -165,7 +165,7 @@ def _check_clip_count(num_clip: int, infer_frames: int, max_clips: int) -> None:
 
 
 def job_seed(job_id: str) -> int:
-    """The seed of the first clip where the request gives none: a retry repeats it."""
+    """Return the seed of the first clip for a request without one; it is the same in a retry."""
     return int.from_bytes(hashlib.sha256(job_id.encode()).digest()[:8], "big") % SEED_RANGE
 
 

@@ -1,4 +1,4 @@
-"""The plan of a rerun: the parent's frames and size, with another sampling or other seeds from some clip on."""
+"""Make the plan of a rerun: the parent's frames and size, another sampling or seed from a given clip on."""
 
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.planning.clips import turns
@@ -14,7 +14,7 @@ from s2v_tasks.schemas.request import Request
 
 
 def check_from_clip(parent: Plan, from_clip: int) -> None:
-    """PermanentError when `from_clip` is beyond the plan of the parent."""
+    """Raise PermanentError if `from_clip` is beyond the plan of the parent."""
     if from_clip >= parent.num_clip:
         raise PermanentError(
             f"from_clip {from_clip}: expected 0 to {parent.num_clip - 1}, the clips of job {parent.job_id}."

@@ -12,7 +12,7 @@ MAX_ASPECT = 4
 
 
 def output_size(height: int, width: int, max_area: int) -> tuple[int, int]:
-    """(height, width) that the reference renders for a picture of `height` x `width` and an area limit, in pixels.
+    """Return (height, width) that the reference renders for a picture of `height` x `width` and an area limit.
 
     Sides are multiples of 64. For extreme aspect ratios the rule yields 0; `plan_size` refuses those pictures.
     """
@@ -26,7 +26,7 @@ def output_size(height: int, width: int, max_area: int) -> tuple[int, int]:
 
 
 def plan_size(image_width: int, image_height: int, size: str) -> tuple[int, int]:
-    """(width, height) of the video for a picture and the size `W*H` of the request.
+    """Return (width, height) of the video for a picture and the size `W*H` of the request.
 
     Raises PermanentError for a picture more than four times as long as wide: the rule would cut most of it away, or
     yield a side of 0.
@@ -42,13 +42,13 @@ def plan_size(image_width: int, image_height: int, size: str) -> tuple[int, int]
 
 
 def cropped_share(image_width: int, image_height: int, width: int, height: int) -> float:
-    """Share of the picture, 0..1, that is cut away when it is scaled to cover `width` x `height`."""
+    """Return the share of the picture, 0..1, that is cut away when it is scaled to cover `width` x `height`."""
     scale = max(width / image_width, height / image_height)
     return 1 - (width * height) / (image_width * image_height * scale**2)
 
 
 def _scale_range(height: int, width: int, max_area: int) -> tuple[float, float]:
-    """(largest, smallest) scale to try; the factor 2 under the root is the reference's."""
+    """Return the (largest, smallest) scale to try; the factor 2 under the root is the reference's."""
     area = height * width
     if area <= max_area:
         return 1.0, SMALLEST_SCALE

@@ -1,4 +1,4 @@
-"""The plan as people read it in a terminal: what is made, what it costs, clip by clip."""
+"""Show a plan in a terminal: size, frames and cost, clip by clip."""
 
 from rich import box
 from rich.console import Group, RenderableType

@@ -1,4 +1,4 @@
-"""Sentences of a plan that tell its reader what may surprise: legal, but perhaps not what was meant."""
+"""Warnings of a plan: legal choices and inputs that may have surprising results."""
 
 from collections.abc import Iterator
 
@@ -25,7 +25,7 @@ NOTABLE_SHORTFALL = 0.75  # sides are multiples of 64: a normal video of size 48
 
 
 def clip_count_warnings(num_clip: int | None, needed: int, num_frames: int, speech: SpeechFacts) -> Iterator[str]:
-    """The wanted number of clips is not the needed one: a preview, or clips that are not made."""
+    """Warn of a number of clips that is smaller or larger than the speech needs."""
     seconds = float(speech.duration_seconds)
     if num_clip is not None and num_clip < needed:
         left_out = seconds - num_frames / FPS
@@ -101,7 +101,7 @@ def sound_warnings(sound: StagedSound) -> Iterator[str]:
 
 
 def cut_warnings(request: Request, cuts: list[Cut], speech: SpeechFacts) -> Iterator[str]:
-    """Cuts were asked for and there are none, or one falls where nobody pauses."""
+    """Warn of a cut video without a cut, or with a cut inside speech."""
     if request.continuity == "cut" and not cuts:
         yield (
             f"Nothing is cut: {float(speech.duration_seconds):.2f} s of speech have no pause of "
@@ -120,7 +120,7 @@ def cut_warnings(request: Request, cuts: list[Cut], speech: SpeechFacts) -> Iter
 def picture_warnings(
     image_size: tuple[int, int], video_size: tuple[int, int], size: str, model: ModelCard
 ) -> Iterator[str]:
-    """The picture is small, the video is smaller than the model knows, or much of the picture is cut away."""
+    """Warn of a small picture, a video below the trained sizes, or a picture of which much is cut away."""
     (image_width, image_height), (width, height) = image_size, video_size
     size_width, size_height = parse_size(size)
     if image_width * image_height < NOTABLE_SHORTFALL * size_width * size_height:

@@ -67,7 +67,7 @@ def _send(
     policy: TargetPolicy,
     seconds: float,
 ) -> str:
-    """Try one message and write down what became of it: the status that it has now."""
+    """Send one message, record the outcome and return the status of the message."""
     logger = log.get_logger().bind(notification_id=notification.id, event_name=notification.event)
     try:
         if not settings.webhook_secret:

@@ -225,7 +225,7 @@ def namespace_of(step: Step) -> str:
     return namespace
 
 
-# A kubelet ends a deleted pod within its grace, whose end is the pod's time of deletion.
+# A pod that runs for so long after its time of deletion is lost: a living kubelet would have ended it.
 _KUBELET_PATIENCE = timedelta(minutes=1)
 
 

@@ -250,7 +250,7 @@ def test_a_pod_knows_the_digest_of_its_image(tmp_path: Path, monkeypatch: pytest
     }
     assert environment["S2V_IMAGE_DIGEST"] == f"sha256:{64 * 'a'}"
     assert environment["S2V_SNAPSHOT_PATH"] == "/snapshot"
-    with pytest.raises(ConfigurationError, match=r"encode_conditions\.yaml is not there"):
+    with pytest.raises(ConfigurationError, match=r"encode_conditions\.yaml is missing"):
         step_task(ENCODE_CONDITIONS)
 
 

@@ -181,4 +181,4 @@ def test_a_missing_pod_template_breaks_the_import(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("S2V_CONFIG_DIR", str(tmp_path))
     load_settings.cache_clear()
     errors = DagBag(DAGS).import_errors
-    assert "render_clip.yaml is not there" in next(iter(errors.values()))
+    assert "render_clip.yaml is missing" in next(iter(errors.values()))

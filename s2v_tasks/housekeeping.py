@@ -17,8 +17,8 @@ from s2v_tasks.log import get_logger
 from s2v_tasks.metadata.housekeeping import OpenRun
 from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.settings import Settings
-from s2v_tasks.storage.access import printable
 from s2v_tasks.storage.layout import drop_folder_uri
+from s2v_tasks.storage.locations import printable
 from s2v_tasks.storage.objects import ListedObject, UnfinishedUpload
 from s2v_tasks.storage.s3 import ObjectStore
 

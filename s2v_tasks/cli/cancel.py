@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from s2v_tasks.cli import app
-from s2v_tasks.cli.terminal import PEOPLE, console, open_metadata_store, print_json
+from s2v_tasks.cli.terminal import PEOPLE, AsJson, console, open_metadata_store, print_json
 from s2v_tasks.cli.watch import unknown_job
 from s2v_tasks.errors import PermanentError, TransientError
 from s2v_tasks.schemas.job import JobStatus
@@ -22,7 +22,7 @@ _POLL_SECONDS = 0.5
 @app.command(rich_help_panel=PEOPLE)
 def cancel(
     job_id: Annotated[str, typer.Argument(help="The job.")],
-    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """End a job: its processes and pods stop, its finished clips are kept and reused by a later start or rerun.
 

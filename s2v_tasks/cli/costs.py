@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from s2v_tasks.cli import app
-from s2v_tasks.cli.terminal import PEOPLE, console, open_metadata_store, plain, print_json
+from s2v_tasks.cli.terminal import PEOPLE, AsJson, console, open_metadata_store, plain, print_json
 
 
 @app.command(rich_help_panel=PEOPLE)
@@ -18,7 +18,7 @@ def costs(
         datetime | None,
         typer.Option(formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"], help="Only what was begun then or later, UTC."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show GPU-seconds and cost, at the price that each job was planned with.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from s2v_tasks.cli import app
-from s2v_tasks.cli.terminal import INGESTION, console, open_metadata_store, print_json
+from s2v_tasks.cli.terminal import INGESTION, AsJson, console, open_metadata_store, print_json
 from s2v_tasks.settings import config_dir, load_settings
 
 if TYPE_CHECKING:
@@ -35,9 +35,7 @@ def sweep_drops() -> None:
 
 
 @app.command(rich_help_panel=INGESTION)
-def check_batch(
-    manifest_uri: ManifestUri, as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False
-) -> None:
+def check_batch(manifest_uri: ManifestUri, as_json: AsJson = False) -> None:
     """Check every row of a manifest, its files too, and list all that is wrong; exit code 65 if anything is.
 
     A row is named by the line in which it begins, as an editor counts: from 1, the heading of a CSV included.

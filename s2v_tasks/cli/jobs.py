@@ -10,7 +10,7 @@ from rich.table import Table
 
 from s2v_tasks.cli import app
 from s2v_tasks.cli.request_options import parse_labels
-from s2v_tasks.cli.terminal import PEOPLE, console, open_metadata_store, plain, print_json
+from s2v_tasks.cli.terminal import PEOPLE, AsJson, console, open_metadata_store, plain, print_json
 from s2v_tasks.cli.watch import Watch, unknown_job, watch_job
 from s2v_tasks.schemas.job import JobStatus
 from s2v_tasks.settings import load_settings
@@ -27,7 +27,7 @@ def jobs(
     limit: Annotated[int, typer.Option(min=1, max=1000, help="How many, newest first.")] = 20,
     status: Annotated[JobStatus | None, typer.Option(help="Only jobs that are so.")] = None,
     label: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="Only jobs with this label.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List jobs, newest first."""
     with open_metadata_store() as metadata:
@@ -185,7 +185,7 @@ def _cost_cells(facts: "ClipFacts | None") -> tuple[str, str, str]:
 def fetch(
     job_id: Annotated[str, typer.Argument(help="The job.")],
     to: Annotated[Path, typer.Option(help="Folder for the files.")] = Path("out"),
-    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Download video, report and contact sheet of a job that succeeded; their checksums are verified."""
     from s2v_tasks.storage.artifacts import ArtifactStore

@@ -7,8 +7,8 @@ import typer
 
 from s2v_tasks.cli import app
 from s2v_tasks.cli.request_options import BOOKKEEPING, QUALITY, SAMPLING, request_options
-from s2v_tasks.cli.submit import AsJson, HandIn, JobIdOption, Unpause, Via, hand_in
-from s2v_tasks.cli.terminal import PEOPLE
+from s2v_tasks.cli.submit import HandIn, JobIdOption, Unpause, Via, hand_in
+from s2v_tasks.cli.terminal import PEOPLE, AsJson
 from s2v_tasks.cli.watch import Watch, unknown_job
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.schemas.manifest import fingerprint

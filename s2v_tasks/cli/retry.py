@@ -7,7 +7,7 @@ import typer
 from s2v_tasks.cli import app
 from s2v_tasks.cli.request_options import parse_labels
 from s2v_tasks.cli.submit import start
-from s2v_tasks.cli.terminal import PEOPLE, console, open_metadata_store, print_json
+from s2v_tasks.cli.terminal import PEOPLE, AsJson, console, open_metadata_store, print_json
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.schemas.job import RestartableStatus
 from s2v_tasks.schemas.request_parsing import parse_request
@@ -25,7 +25,7 @@ def retry(
     ] = None,
     label: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="Only jobs with this label.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list them.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Restart failed or cancelled jobs, for example after an outage: `s2v retry --status failed --code 75`.
 

@@ -14,7 +14,7 @@ from rich.markup import escape
 
 from s2v_tasks.cli import app
 from s2v_tasks.cli.request_options import BOOKKEEPING, PLANNING, request_options
-from s2v_tasks.cli.terminal import PEOPLE, console, open_metadata_store, print_json
+from s2v_tasks.cli.terminal import PEOPLE, AsJson, console, open_metadata_store, print_json
 from s2v_tasks.cli.watch import Watch, last_end, watch_job
 from s2v_tasks.schemas.job import check_job_id, job_slug, run_id_of_start
 from s2v_tasks.schemas.manifest import fingerprint
@@ -32,7 +32,6 @@ def _check_job_id(job_id: str | None) -> str | None:
     return None if job_id is None else check_job_id(job_id)
 
 
-AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
 Interface = Literal["api", "drop"]
 Unpause = Annotated[bool, typer.Option("--unpause", help="Unpause the DAG in Airflow, where new DAGs begin paused.")]
 Via = Annotated[Interface, typer.Option(help="api: Airflow's REST API; drop: the drop folder in S3, without Airflow.")]

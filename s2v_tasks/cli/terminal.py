@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -13,6 +13,7 @@ from rich.console import Console
 if TYPE_CHECKING:
     from s2v_tasks.metadata.store import MetadataStore
 
+AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
 PEOPLE, OPERATORS, INGESTION = "For people", "For operators", "Drop folder and batches"
 # Into a pipe or a file rows keep their width, so that a line is a row.
 console = Console(width=None if sys.stdout.isatty() else 180)

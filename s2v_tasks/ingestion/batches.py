@@ -17,8 +17,8 @@ from s2v_tasks.metadata.queue import NewJob
 from s2v_tasks.schemas.job import ENDED_STATUSES, JobStatus
 from s2v_tasks.schemas.plan import FPS
 from s2v_tasks.schemas.preset import Preset
-from s2v_tasks.storage.access import parse_uri, printable
 from s2v_tasks.storage.inputs import find_input
+from s2v_tasks.storage.locations import parse_uri, printable
 from s2v_tasks.storage.s3 import ObjectStore
 
 # Up to this many files of one folder are checked one by one, more by listing the folder.

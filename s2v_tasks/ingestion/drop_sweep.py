@@ -31,8 +31,8 @@ from s2v_tasks.metadata.tables import Drop
 from s2v_tasks.schemas.preset import Preset, find_preset
 from s2v_tasks.schemas.request import Request
 from s2v_tasks.settings import Settings
-from s2v_tasks.storage.access import parse_uri, printable
 from s2v_tasks.storage.layout import drop_folder_uri
+from s2v_tasks.storage.locations import parse_uri, printable
 from s2v_tasks.storage.objects import ListedObject
 from s2v_tasks.storage.s3 import ObjectStore
 

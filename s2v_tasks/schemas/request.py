@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from s2v_tasks.schemas.job import DEFAULT_PRIORITY, JOB_ID_PATTERN, Priority
 from s2v_tasks.schemas.request_fields import SIZE_PATTERN, parse_size, plain_number
 
-# Any object name that S3 accepts, without control characters and line ends; storage.access decides which are read.
+# Any object name that S3 accepts, without control characters and line ends; storage.locations decides which are read.
 S3_URI_PATTERN = r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/[^\x00-\x1f\x7f-\x9f\u2028\u2029]+$"
 WEBHOOK_URL_PATTERN = r"^https?://[A-Za-z0-9.:\[\]-]+([/?]\S*)?$"
 # The syntax of Kubernetes labels without a key prefix, because labels are copied to pods.

@@ -26,9 +26,9 @@ from s2v_tasks.schemas.request_parsing import parse_request
 from s2v_tasks.schemas.steps import STAGE_INPUTS
 from s2v_tasks.schemas.strict_json import parse_json
 from s2v_tasks.settings import config_dir
-from s2v_tasks.storage.access import printable
 from s2v_tasks.storage.artifacts import Built, OutputFile, Work, file_sha256
 from s2v_tasks.storage.inputs import find_input, same_name
+from s2v_tasks.storage.locations import printable
 
 REVISION = 2  # increase it when the same sources are normalised differently
 

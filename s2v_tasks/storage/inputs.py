@@ -11,7 +11,7 @@ from pathlib import Path
 from unicodedata import normalize
 
 from s2v_tasks.errors import ConfigurationError, PermanentError
-from s2v_tasks.storage.access import parse_uri, printable
+from s2v_tasks.storage.locations import parse_uri, printable
 from s2v_tasks.storage.s3 import ObjectStore, file_sha256
 
 _CONTENT_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".mp3": "audio/mpeg", ".ogg": "audio/ogg"}

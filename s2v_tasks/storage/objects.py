@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from s2v_tasks.errors import PermanentError
-from s2v_tasks.storage.access import printable
+from s2v_tasks.storage.locations import printable
 
 
 @dataclass(frozen=True)

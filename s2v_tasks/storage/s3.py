@@ -18,8 +18,8 @@ from boto3.s3.transfer import TransferConfig
 from s2v_tasks.errors import ConfigurationError, PermanentError, TransientError
 from s2v_tasks.schemas.manifest import Artifact
 from s2v_tasks.settings import Settings
-from s2v_tasks.storage.access import AccessPolicy, Location, parse_setting, parse_uri, printable
 from s2v_tasks.storage.client import Checksums, Connection, Server, connect
+from s2v_tasks.storage.locations import AccessPolicy, Location, parse_setting, parse_uri, printable
 from s2v_tasks.storage.objects import BoundedFile, ListedObject, UnfinishedUpload, too_large
 from s2v_tasks.storage.objects import ObjectHead as ObjectHead
 from s2v_tasks.storage.objects import file_sha256 as file_sha256

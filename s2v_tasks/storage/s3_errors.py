@@ -19,8 +19,8 @@ from botocore.exceptions import (
 from s3transfer.exceptions import RetriesExceededError  # type: ignore[import-untyped]
 
 from s2v_tasks.errors import ConfigurationError, PermanentError, S2VError, TransientError, UnavailableError
-from s2v_tasks.storage.access import Location, printable
 from s2v_tasks.storage.client import redacted
+from s2v_tasks.storage.locations import Location, printable
 
 if TYPE_CHECKING:
     from s2v_tasks.storage.client import Server

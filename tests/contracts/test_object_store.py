@@ -10,8 +10,8 @@ import pytest
 
 from s2v_tasks.errors import ConfigurationError, PermanentError, TransientError
 from s2v_tasks.schemas.manifest import Artifact
-from s2v_tasks.storage.access import AccessPolicy, Location
 from s2v_tasks.storage.artifacts import ArtifactStore
+from s2v_tasks.storage.locations import AccessPolicy, Location
 from s2v_tasks.storage.s3 import ObjectHead, ObjectMissingError, ObjectStore
 
 

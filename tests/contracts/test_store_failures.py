@@ -13,7 +13,7 @@ from botocore.exceptions import (
 from s2v_tasks.embedded.object_store import S3Server
 from s2v_tasks.embedded.process import free_ports
 from s2v_tasks.errors import ConfigurationError, PermanentError, TransientError, UnavailableError
-from s2v_tasks.storage.access import AccessPolicy, Location
+from s2v_tasks.storage.locations import AccessPolicy, Location
 from s2v_tasks.storage.s3 import ObjectStore
 from tests.contracts.test_store_errors import answer, failing_store
 

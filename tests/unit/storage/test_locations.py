@@ -4,7 +4,7 @@ import pytest
 
 from s2v_tasks.errors import ConfigurationError, PermanentError
 from s2v_tasks.settings import Settings
-from s2v_tasks.storage.access import AccessPolicy, parse_uri, printable
+from s2v_tasks.storage.locations import AccessPolicy, parse_uri, printable
 
 SETTINGS = Settings(
     data_uri="s3://data/s2v",

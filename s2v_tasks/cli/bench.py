@@ -175,8 +175,8 @@ def _shares(text: str) -> list[float]:
 class TaskTime:
     """Seconds of one task.
 
-    `before`: from the end of the task before it until Airflow starts it. `around`: in the task, outside the work of its
-    step (processes, imports, connections). `work`: what the step measured of itself, 0 for a task without a step.
+    `before`: from the end of the previous task to the start by Airflow. `around`: in the task, outside the work of its
+    step (processes, imports, connections). `work`: time that the step measured, 0 for a task without a step.
     """
 
     task: str
@@ -189,9 +189,9 @@ class TaskTime:
 @bench.command()
 def tasks(
     job_id: Annotated[str, typer.Argument(help="A finished job that Airflow has run.")],
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show for each task of a run how much time passed outside the work of its step."""
+    """Show for each task of a run the time that passed outside the work of its step."""
     with open_metadata_store() as metadata:
         job = metadata.jobs.get(job_id)
     if job is None:

@@ -24,9 +24,9 @@ def cancel(
     job_id: Annotated[str, typer.Argument(help="The job.")],
     as_json: AsJson = False,
 ) -> None:
-    """End a job: its processes and pods stop, its finished clips are kept and reused by a later start or rerun.
+    """Cancel a job: its processes and pods stop. Finished clips are kept for a later start or rerun.
 
-    Exit code 0 when the job is cancelled, 65 when it had ended before, 75 when its end is not confirmed yet.
+    Exit codes: 0 the job is cancelled, 65 it had ended before, 75 its end is not confirmed yet.
     """
     with open_metadata_store() as metadata:
         status = metadata.jobs.request_cancel(job_id)
@@ -75,7 +75,7 @@ def _await_end(metadata: "MetadataStore", job_id: str, ended_runs: list[str]) ->
             raise PermanentError(f"Job {job_id} has {job.status} before it could be cancelled.")
         elif time.monotonic() > deadline:
             raise TransientError(
-                f"Job {job_id} is to be cancelled, but none of its steps has confirmed that within "
-                f"{_WAIT_SECONDS:.0f} s: its next step will not begin. Look again with `s2v job {job_id}`."
+                f"Job {job_id} is being cancelled, but no step has confirmed it within "
+                f"{_WAIT_SECONDS:.0f} s. Its next step does not start. Check with `s2v job {job_id}`."
             )
         time.sleep(_POLL_SECONDS)

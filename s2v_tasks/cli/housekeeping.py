@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @app.command(rich_help_panel=OPERATORS)
 def housekeeping(
-    apply: Annotated[bool, typer.Option("--apply/--dry-run", help="Apply the changes, or only list them.")] = False,
+    apply: Annotated[bool, typer.Option("--apply/--dry-run", help="Make the changes, or only list them.")] = False,
     gone_run: Annotated[
         list[str] | None, typer.Option(help="A DAG run that ended or does not exist. Default: ask Airflow.")
     ] = None,
@@ -45,7 +45,7 @@ def silent_runs() -> None:
 
 @app.command(rich_help_panel=OPERATORS)
 def deliver_notifications(
-    seconds: Annotated[float, typer.Option(min=1, help="Send no further message after this time.")] = 50.0,
+    seconds: Annotated[float, typer.Option(min=1, help="Start no further delivery after this time.")] = 50.0,
 ) -> None:
     """Deliver pending webhook messages; failed ones are retried for up to a day after their event."""
     from s2v_tasks.settings import load_settings

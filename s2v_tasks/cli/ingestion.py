@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 ManifestUri = Annotated[str, typer.Argument(help="S3 URI of the manifest: .jsonl or .csv, one request per row.")]
 BatchId = Annotated[str, typer.Argument(help="The batch, as `s2v start-batch` prints it.")]
-_SILENT_ASKED_AFTER = 50  # each costs Airflow a question, every minute
+_SILENT_ASKED_AFTER = 50  # each costs a request to Airflow, every minute
 
 
 @app.command(rich_help_panel=INGESTION)
@@ -36,9 +36,9 @@ def sweep_drops() -> None:
 
 @app.command(rich_help_panel=INGESTION)
 def check_batch(manifest_uri: ManifestUri, as_json: AsJson = False) -> None:
-    """Check every row of a manifest, its files too, and list all that is wrong; exit code 65 if anything is.
+    """Check every row of a manifest and its files, and list all errors; exit code 65 if there are any.
 
-    A row is named by the line in which it begins, as an editor counts: from 1, the heading of a CSV included.
+    A row has the number of its first line, counted from 1 with the heading of a CSV.
     """
     from dataclasses import asdict
 
@@ -55,7 +55,7 @@ def check_batch(manifest_uri: ManifestUri, as_json: AsJson = False) -> None:
             table.add_row(str(error.line), escape(error.row_id or ""), escape(error.error))
         if errors:
             console.print(table)
-        typer.echo(f"{len(right)} of {len(right) + len(errors)} rows are right")
+        typer.echo(f"{len(right)} of {len(right) + len(errors)} rows are valid")
     if errors:
         raise typer.Exit(65)
 
@@ -63,23 +63,23 @@ def check_batch(manifest_uri: ManifestUri, as_json: AsJson = False) -> None:
 @app.command(rich_help_panel=INGESTION)
 def start_batch(
     manifest_uri: ManifestUri,
-    retry_failed: Annotated[bool, typer.Option(help="Also rows whose job failed or was cancelled.")] = False,
+    retry_failed: Annotated[bool, typer.Option(help="Also queue rows whose job failed or was cancelled.")] = False,
 ) -> None:
-    """Queue the jobs of a manifest that are not there yet; nothing if one row is wrong."""
+    """Queue the new jobs of a manifest; nothing if one row has an error."""
     with _batches() as batches:
         print_json(batches.start(manifest_uri, retry_failed=retry_failed), indent=None)
 
 
 @app.command(rich_help_panel=INGESTION)
 def batch_state(batch_id: BatchId) -> None:
-    """Show how many jobs of a batch have which status, and whether all have ended."""
+    """Show the number of jobs of a batch by status, and if all have ended."""
     with _batches() as batches:
         print_json(batches.state(batch_id), indent=None)
 
 
 @app.command(rich_help_panel=INGESTION)
 def summarise_batch(batch_id: BatchId) -> None:
-    """Write what became of each row, and the numbers, beside the manifest."""
+    """Write the outcome of each row, and a summary, beside the manifest."""
     with _batches() as batches:
         print_json(batches.summarise(batch_id), indent=None)
 
@@ -98,9 +98,9 @@ def _batches() -> Iterator["Batches"]:
 
 @app.command(rich_help_panel=INGESTION)
 def next_jobs() -> None:
-    """Show which waiting jobs may start now, by priority, then by age, under S2V_MAX_RUNNING_JOBS.
+    """List the waiting jobs that may start now, by priority, then by age, within S2V_MAX_RUNNING_JOBS.
 
-    And some runs whose jobs have been silent for a while: one that Airflow does not know holds a place for nothing.
+    It also lists some DAG runs without a recent heartbeat. A run that is gone would count as running.
     """
     from dataclasses import asdict
 
@@ -111,8 +111,8 @@ def next_jobs() -> None:
 
 
 @app.command(rich_help_panel=INGESTION)
-def mark_started(job_ids: Annotated[list[str], typer.Argument(help="Jobs that have their DAG run.")]) -> None:
-    """Note that jobs are started, so that they wait no longer."""
+def mark_started(job_ids: Annotated[list[str], typer.Argument(help="Jobs that have a DAG run now.")]) -> None:
+    """Record that jobs have a DAG run and wait no longer."""
     with open_metadata_store() as metadata:
         metadata.queue.mark_started(job_ids)
     print_json({"started": len(job_ids)}, indent=None)
@@ -121,9 +121,9 @@ def mark_started(job_ids: Annotated[list[str], typer.Argument(help="Jobs that ha
 @app.command(rich_help_panel=INGESTION)
 def refuse_job(
     job_id: Annotated[str, typer.Argument(help="A job that waits to be started.")],
-    reason: Annotated[str, typer.Option(help="Why it never will be, in one sentence.")],
+    reason: Annotated[str, typer.Option(help="The reason in one sentence.")],
 ) -> None:
-    """Mark a waiting job failed that Airflow refuses to start, so that it holds up no other."""
+    """Mark a waiting job as failed because Airflow refuses its run."""
     with open_metadata_store() as metadata:
         metadata.jobs.fail(job_id, reason)
     print_json({"job_id": job_id}, indent=None)
@@ -131,7 +131,7 @@ def refuse_job(
 
 @app.command(rich_help_panel=INGESTION)
 def close_lost(run_ids: Annotated[list[str], typer.Argument(help="DAG runs that ended or do not exist.")]) -> None:
-    """Close the jobs of these runs, so that they take no place any more; those that are not silent are left alone."""
+    """Close the jobs of lost DAG runs, so that they no longer count as running. Jobs with a heartbeat are kept."""
     with open_metadata_store() as metadata:
         lost = [job for job in metadata.housekeeping.silent_runs() if job.dag_run_id in run_ids]
         closed = [job.job_id for job in lost if metadata.jobs.close_lost(job.job_id, job.dag_run_id)]

@@ -50,7 +50,7 @@ def _database_url() -> str:
 @snapshot.command("init-tiny")
 def snapshot_init_tiny(
     folder: Annotated[Path, typer.Argument(help="Folder to create.")],
-    seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal bytes.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Equal seeds make equal files.")] = 0,
 ) -> None:
     """Write a tiny checkpoint with random weights in the official layout, for demos and tests."""
     from s2v_tasks.verification.tiny_snapshot import write_tiny_snapshot
@@ -61,7 +61,7 @@ def snapshot_init_tiny(
 
 @snapshot.command("verify")
 def snapshot_verify(
-    folder: Annotated[Path, typer.Argument(help="Snapshot with a SHA256SUMS beside its files.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of the snapshot, which contains SHA256SUMS.")],
 ) -> None:
     """Compare all weight files with the sha256 digests of SHA256SUMS, as `sha256sum` writes them."""
     from s2v_tasks.engine.loading.identity import verify_checksums

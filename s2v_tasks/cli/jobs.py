@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 @app.command(rich_help_panel=PEOPLE)
 def jobs(
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many, newest first.")] = 20,
-    status: Annotated[JobStatus | None, typer.Option(help="Only jobs that are so.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Maximum number of jobs.")] = 20,
+    status: Annotated[JobStatus | None, typer.Option(help="Only jobs with this status.")] = None,
     label: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="Only jobs with this label.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -54,9 +54,9 @@ def jobs(
 def job(
     job_id: Annotated[str, typer.Argument(help="The job.")],
     watch: Watch = False,
-    as_json: Annotated[bool, typer.Option("--json", help="For machines; with --watch a line for each change.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON; with --watch a line after each change.")] = False,
 ) -> None:
-    """Show one job: its state, its clips, its artifacts and what happened.
+    """Show one job: its status, cost, clips, artifacts and events.
 
     With --watch the exit code is the job's: 0 succeeded, 65 bad input, 75 try again, 78 configuration, 130 cancelled.
     """
@@ -128,7 +128,7 @@ def _print_job(found: "Job", spent: "Spending | None") -> None:
 
 
 def _cost_line(found: "Job", spent: "Spending | None") -> str:
-    """Return what the job cost so far, beside what the plan expected of its clips."""
+    """Return the cost of the job so far, and the cost that its plan expects."""
     used, wasted = (spent.used_gpu_seconds, spent.wasted_gpu_seconds) if spent else (0.0, 0.0)
     conditions = spent.conditions_gpu_seconds if spent else 0.0
     line = f"GPU-seconds: {used:.1f} used ({conditions:.1f} for the conditions), {wasted:.1f} wasted"

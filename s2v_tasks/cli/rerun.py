@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 @app.command(rich_help_panel=PEOPLE)
 @request_options("prompt", "preset", *SAMPLING, *QUALITY, *BOOKKEEPING, "max_gpu_seconds", "max_cost")
 def rerun(
-    parent: Annotated[str, typer.Argument(metavar="JOB_ID", help="The earlier job; it stays what it is.")],
+    parent: Annotated[str, typer.Argument(metavar="JOB_ID", help="The earlier job, which is not changed.")],
     fields: dict[str, Any],
-    from_clip: Annotated[int, typer.Option(min=0, help="First clip, from 0, that is rendered anew.")] = 0,
+    from_clip: Annotated[int, typer.Option(min=0, help="Index, from 0, of the first clip that is rendered again.")] = 0,
     job_id: JobIdOption = None,
     via: Via = "api",
     watch: Watch = False,

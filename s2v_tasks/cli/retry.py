@@ -18,10 +18,11 @@ _AT_MOST = 10_000
 
 @app.command(rich_help_panel=PEOPLE)
 def retry(
-    job_id: Annotated[list[str] | None, typer.Argument(help="Jobs; left out: all that the options describe.")] = None,
-    status: Annotated[RestartableStatus, typer.Option(help="Only jobs that ended so.")] = RestartableStatus.FAILED,
+    job_id: Annotated[list[str] | None, typer.Argument(help="Jobs. Default: all jobs that match the options.")] = None,
+    status: Annotated[RestartableStatus, typer.Option(help="Only jobs with this status.")] = RestartableStatus.FAILED,
     code: Annotated[
-        int | None, typer.Option(help="Only jobs whose last failed step had this exit code: 75 after an outage.")
+        int | None,
+        typer.Option(help="Only jobs whose last failed step had this exit code, such as 75 after an outage."),
     ] = None,
     label: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="Only jobs with this label.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list them.")] = False,
@@ -29,8 +30,8 @@ def retry(
 ) -> None:
     """Restart failed or cancelled jobs, for example after an outage: `s2v retry --status failed --code 75`.
 
-    Each goes on with its own request and the clips that it has, the oldest job first. A job that Airflow refuses keeps
-    no other from its start; the exit code is 65 then.
+    Each job keeps its request and its finished clips; the oldest starts first. If Airflow refuses a job, the others
+    are started, and the exit code is 65.
     """
     from s2v_tasks.cli.airflow_api import AirflowApi
 

@@ -19,10 +19,10 @@ def demo(
     image: Annotated[Path | None, typer.Option(help="Reference picture. Default: the sample.")] = None,
     audio: Annotated[Path | None, typer.Option(help="Speech file. Default: the sample.")] = None,
     pose_video: Annotated[Path | None, typer.Option(help="Pose video.")] = None,
-    job_id: Annotated[str | None, typer.Option(help="Name of the job; the same name continues or reuses it.")] = None,
+    job_id: Annotated[str | None, typer.Option(help="Name of the job. An existing job is continued or reused.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for the finished video.")] = Path("out"),
 ) -> None:
-    """Run the DAG on this machine, with a tiny model: S3 in, talking video out."""
+    """Make a talking video with the DAG on this machine, from S3 to S3, with a tiny model."""
     from s2v_tasks.embedded.demo import DemoInputs, run_demo
 
     inputs = DemoInputs(image=image, audio=audio, pose_video=pose_video)

@@ -61,8 +61,10 @@ def encode_conditions(job_id: JobId) -> None:
 @app.command(rich_help_panel=STEPS)
 def render_clip(
     job_id: JobId,
-    clip_index: Annotated[int, typer.Option(min=0, help="Which clip of the plan, from 0.")],
-    count: Annotated[int, typer.Option(min=1, help="How many clips from there on, with the networks loaded once.")] = 1,
+    clip_index: Annotated[int, typer.Option(min=0, help="Index of the clip, from 0.")],
+    count: Annotated[
+        int, typer.Option(min=1, help="Number of consecutive clips; the model is loaded once for all.")
+    ] = 1,
 ) -> None:
     """Render clips. Each is stored before the next starts; finished clips are reused. torchrun starts several ranks."""
     _prepare_torch()
@@ -121,8 +123,8 @@ def record_failure(
     job_id: JobId,
     step: Annotated[str, typer.Option(help="The failed step, for example render-clip.")],
     reason: Annotated[str, typer.Option(help="The reason in one sentence.")],
-    clip_index: Annotated[int | None, typer.Option(min=0, help="The first clip that it was to render.")] = None,
-    count: Annotated[int, typer.Option(min=1, help="How many clips from there on.")] = 1,
+    clip_index: Annotated[int | None, typer.Option(min=0, help="Index of the first clip of the task.")] = None,
+    count: Annotated[int, typer.Option(min=1, help="Number of clips of the task.")] = 1,
 ) -> None:
     """Record why a step ended without a report: killed, out of memory, never started."""
     from s2v_tasks.runtime.context import open_context

@@ -36,7 +36,7 @@ Interface = Literal["api", "drop"]
 Unpause = Annotated[bool, typer.Option("--unpause", help="Unpause the DAG in Airflow, where new DAGs begin paused.")]
 Via = Annotated[Interface, typer.Option(help="api: Airflow's REST API; drop: the drop folder in S3, without Airflow.")]
 JobIdOption = Annotated[
-    str | None, typer.Option(callback=_check_job_id, help="Name of the job; left out: made from the request.")
+    str | None, typer.Option(callback=_check_job_id, help="Name of the job. Default: made from the request.")
 ]
 
 
@@ -76,8 +76,8 @@ def submit(
 ) -> None:
     """Submit a job: upload the files, then start a run in Airflow. A failed or cancelled job continues.
 
-    The same files and fields are the same job: nothing starts while it runs or after it has succeeded.
-    Omitted fields have the defaults of the form of the DAG, then those of the preset.
+    The same files and fields make the same job: nothing starts if it runs or has succeeded. Omitted fields have the
+    defaults of the UI form, then those of the preset.
     """
     from s2v_tasks.storage.s3 import ObjectStore
 

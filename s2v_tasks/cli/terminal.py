@@ -13,7 +13,7 @@ from rich.console import Console
 if TYPE_CHECKING:
     from s2v_tasks.metadata.store import MetadataStore
 
-AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 PEOPLE, OPERATORS, INGESTION = "For people", "For operators", "Drop folder and batches"
 # Into a pipe or a file rows keep their width, so that a line is a row.
 console = Console(width=None if sys.stdout.isatty() else 180)
@@ -35,5 +35,5 @@ def plain(record: Any) -> dict[str, Any]:
 
 
 def print_json(value: Any, *, indent: int | None = 2) -> None:
-    """Print for machines; times as ISO-like text."""
+    """Print a value as JSON, with times as text."""
     typer.echo(json.dumps(value, indent=indent, default=str))

@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from s2v_tasks.metadata.store import MetadataStore
     from s2v_tasks.metadata.tables import Clip, Job
 
-Watch = Annotated[bool, typer.Option("--watch", help="Follow it to its end, then end with the exit code of the job.")]
+Watch = Annotated[
+    bool, typer.Option("--watch", help="Show the progress until the job ends; exit with the code of the job.")
+]
 POLL_SECONDS = 1.0
 _LOOKS_PER_QUESTION = 5  # at the metadata store, before Airflow is asked again
 FindRun = Callable[[], airflow_api.AwaitedRun | None]
@@ -62,7 +64,7 @@ def watch_job(
                         break
                     time.sleep(POLL_SECONDS)
     except KeyboardInterrupt:
-        typer.echo(f"No longer watched. The job is not touched by that; `s2v cancel {job_id}` ends it.", err=True)
+        typer.echo(f"No longer watched. The job runs on; `s2v cancel {job_id}` ends it.", err=True)
         return 1
     if not as_json:
         end = f"[bold]{job.job_id}[/bold] {job.status}: {escape(job.reason or job.video_uri or '')}"

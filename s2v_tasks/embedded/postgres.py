@@ -53,7 +53,7 @@ class PostgresServer:
         self._log_path = home.resolve() / "logs" / "postgres.log"
 
     def start(self) -> None:
-        """Have the server run: adopt it when it does, else create what is missing and start it."""
+        """Start the server unless it runs; create the missing files before."""
         with exclusive(self._lock_path):
             state = self._prepared_state()
             process = self._process(state)

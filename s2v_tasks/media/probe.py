@@ -128,7 +128,7 @@ def probe(
 
 @dataclass(frozen=True)
 class Gap:
-    """Silence of `num_samples` that belongs before the sample `position` of those that are not skipped."""
+    """A gap: `num_samples` of silence before the sample `position`, counted without the skipped samples."""
 
     position: int
     num_samples: int

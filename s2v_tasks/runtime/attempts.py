@@ -72,7 +72,7 @@ def await_earlier_attempt(ctx: StepContext, work: AttemptKey) -> None:
 
 
 def _is_alive(ctx: StepContext, work: AttemptKey) -> bool:
-    """Return whether another process has sent a heartbeat lately.
+    """Return True if another process has sent a heartbeat recently.
 
     It could not send one while the database was away: the time of an outage does not count.
     """

@@ -79,7 +79,7 @@ DEFAULT_PRIORITY: Priority = "normal"
 
 
 def is_job_id(value: object) -> bool:
-    """Return whether `value` is a valid job id."""
+    """Return True if `value` is a valid job id."""
     return isinstance(value, str) and re.fullmatch(JOB_ID_PATTERN, value) is not None
 
 

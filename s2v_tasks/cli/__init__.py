@@ -71,7 +71,7 @@ def load_commands() -> None:
 def main() -> None:
     """Run the command line; errors become one sentence on stderr and their exit code."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        # A rank is in a session of its own: nobody else would end it when torchrun is killed.
+        # A rank has a session of its own: it would outlive a killed torchrun.
         end_with_parent(signal.SIGKILL)
     load_commands()
 
@@ -90,7 +90,7 @@ def main() -> None:
 
 
 def _leave(exit_code: int, message: str) -> None:
-    """Leave the error for the parent; the disk may have no room for it, and the exit code says it all the same."""
+    """Report the error to the parent. If the disk is full, only the exit code reports it."""
     try:
         leave_error(exit_code, message)
     except OSError as error:
@@ -98,7 +98,7 @@ def _leave(exit_code: int, message: str) -> None:
 
 
 def leave_error(exit_code: int, message: str) -> None:
-    """Write exit code and message where the parent asked for them: torchrun hides both from its own caller.
+    """Write exit code and message to the file that the parent named: torchrun hides both from its caller.
 
     Of several ranks, only the first failure is written: the others fail because of it. In a pod the file is the
     termination message of the container. It exists from the start, and Kubernetes keeps 4096 bytes of it.

@@ -56,7 +56,7 @@ def _end_runs(job_id: str) -> list[str]:
         for run_id in runs:
             api.fail(run_id)
     except TransientError as error:
-        typer.echo(f"{error} The steps of the job end all the same.", err=True)
+        typer.echo(f"{error} The steps of the job end without it.", err=True)
         return []
     return runs
 

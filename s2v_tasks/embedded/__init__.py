@@ -1,1 +1,1 @@
-"""The embedded default: the services that a laptop or a fresh machine has not, installed by pip, run on loopback."""
+"""The embedded services of a laptop or a fresh machine: PostgreSQL, S3 and Airflow from pip, on loopback."""

@@ -71,7 +71,7 @@ class AirflowInstallation:
             return self.url
 
     def environment(self, database_url: str) -> dict[str, str]:
-        """Environment of every Airflow process."""
+        """Return the environment of every Airflow process."""
         self.claim_port()
         state = self._state
         configuration = {
@@ -95,7 +95,7 @@ class AirflowInstallation:
             },
             "api_auth": {"jwt_secret": state["jwt_secret"]},
             "dag_processor": {"refresh_interval": 10},
-            # A stack that was switched off in the middle of a task finds that out soon after its next start.
+            # After a power failure interrupted tasks are found soon after the next start.
             "scheduler": {"task_instance_heartbeat_timeout": 60},
         }
         variables = {
@@ -109,7 +109,7 @@ class AirflowInstallation:
         return inherited | variables | {"AIRFLOW_HOME": airflow_home, "S2V_HOME": str(self._home), "PATH": path}
 
     def migrate(self, environment: dict[str, str]) -> None:
-        """Bring Airflow's database to its installed version; TransientError with the log when that fails."""
+        """Migrate Airflow's database to the installed version; TransientError with the log if that fails."""
         version, state = importlib.metadata.version("apache-airflow-core"), self._state
         if state.get("migrated_to") == version:
             return
@@ -131,7 +131,7 @@ class AirflowInstallation:
             for component, arguments in _COMPONENTS.items():
                 process = self._process(component)
                 if process.pid() is None:
-                    # Workers of a scheduler that was killed wait for ever; those at work finish their task.
+                    # Idle workers of a killed scheduler wait for ever; busy ones finish their task.
                     process.stop_left_behind("LocalExecutor: <idle>", _POLL_SECONDS)
                     command = airflow_command(component, *arguments)
                     child = launch(command, self._log_path(component), env=environment, cwd=CHECKOUT)
@@ -143,7 +143,7 @@ class AirflowInstallation:
         """End all processes; running tasks are ended with them and retried after the next start."""
         with exclusive(self.folder / "lock"):
             running = [process for name in _COMPONENTS if (process := self._process(name)).pid() is not None]
-            for process in running:  # all at once: they take seconds to end
+            for process in running:  # first signal all of them: each takes seconds to end
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process.pid() or 0, signal.SIGTERM)
             for process in running:
@@ -153,7 +153,7 @@ class AirflowInstallation:
             get_logger().info("airflow_stopped", processes=len(running) + left)
 
     def running(self) -> list[str]:
-        """Components that run."""
+        """Return the components that run."""
         if not self._state_path.exists():
             return []
         return [name for name in _COMPONENTS if self._process(name).pid() is not None]
@@ -199,7 +199,7 @@ class AirflowInstallation:
 
     @property
     def _state(self) -> dict[str, Any]:
-        """Port and secrets: made up once, so that addresses, sessions and stored values survive a restart."""
+        """Return port and secrets. They are created once: URLs, sessions and stored values survive a restart."""
         state = read_state(self._state_path)
         if not state:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -213,7 +213,7 @@ class AirflowInstallation:
         return state
 
     def _leave_taken_port(self) -> None:
-        """Move to a free port when another program has taken ours while nothing of ours ran."""
+        """Choose another port if a program has taken it while Airflow did not run."""
         state = self._state
         if not is_free(state["port"]) and not self.running():
             write_private(self._state_path, json.dumps(state | {"port": free_ports(1)[0]}))
@@ -238,9 +238,9 @@ def _without_variables(path: Path) -> Path:
     alias = Path(tempfile.gettempdir()) / f"s2v-{hashlib.sha256(os.fsencode(path)).hexdigest()[:16]}"
     with contextlib.suppress(FileExistsError):
         alias.symlink_to(path)
-    # In a folder where everybody may write it must be ours.
+    # Any account can write to the folder: the link must belong to this one.
     if not alias.is_symlink() or alias.readlink() != path or alias.lstat().st_uid != os.geteuid():
-        raise ConfigurationError(f"{alias} is in the way: expected a link to {path}. Remove it.")
+        raise ConfigurationError(f"{alias} exists: expected a link to {path}. Remove it.")
     return alias
 
 

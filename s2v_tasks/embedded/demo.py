@@ -45,7 +45,7 @@ console = Console(soft_wrap=True)
 
 @dataclass(frozen=True)
 class DemoInputs:
-    """Local files that take the place of the samples."""
+    """Local files that replace the samples."""
 
     image: Path | None = None
     audio: Path | None = None
@@ -69,7 +69,7 @@ def run_demo(
         if _is_acceptable(request, settings):
             _run_dag(services, {**request, "job_id": job_id})
         else:
-            # Airflow would refuse it before any task ran; this way the job stores the refusal as its reason.
+            # Airflow would refuse it before any task runs. The first step stores the refusal as the reason of the job.
             _run_first_step(request, job_id)
         _check_id(job_id, request, settings)  # another demo may have taken it first
         job = _job(job_id, settings, since=began_at)
@@ -87,13 +87,13 @@ def new_job_id(began_at: datetime) -> str:
 
 
 def _check_id(job_id: str, request: dict[str, Any], settings: Settings) -> None:
-    """JobTakenError when the id belongs to a job with another request."""
+    """Raise JobTakenError if the id belongs to a job with another request."""
     with open_metadata(settings) as metadata:
         metadata.jobs.check_request(job_id, request)
 
 
 def _upload(inputs: DemoInputs, store: ObjectStore) -> dict[str, str]:
-    """Put local files into S3."""
+    """Upload the local files to S3 and return their URIs."""
     files = {"image_uri": inputs.image, "audio_uri": inputs.audio, "pose_video_uri": inputs.pose_video}
     return {field: upload_input(store, path) for field, path in files.items() if path is not None}
 
@@ -116,7 +116,7 @@ def _run_first_step(request: dict[str, Any], job_id: str) -> None:
 
 
 def _run_dag(services: Services, run_conf: dict[str, Any]) -> None:
-    """Run the DAG to its end, showing the steps' own log lines; all of Airflow's go to a file."""
+    """Run the DAG to its end. Print the log lines of the steps; write those of Airflow to a file."""
     airflow = AirflowInstallation(services.home, "airflow-demo")
     environment = airflow.environment(services.postgres.ensure_database("airflow_demo"))
     environment |= {"AIRFLOW__LOGGING__JSON_LOGS": "True"}
@@ -131,7 +131,7 @@ def _run_dag(services: Services, run_conf: dict[str, Any]) -> None:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            # At a SIGTERM Airflow ends only the task, and tries it again; the step of a killed one ends in order.
+            # After SIGTERM Airflow retries the task. After SIGKILL the step ends in order, and nothing is retried.
             preexec_fn=partial(end_with_parent, signal.SIGKILL, os.getpid()),
         ) as process,
     ):
@@ -171,7 +171,7 @@ def _uploaded(inputs: DemoInputs, settings: Settings, job_id: str) -> dict[str, 
 
 
 def _report_failure(job: Job | None, services: Services) -> int:
-    """Print the one reason; the exit code of the error that it was."""
+    """Print the reason of the failure and return its exit code."""
     logs = services.home / "logs"
     if job is None:
         console.print(f"No step of the job ran; see {logs}.")
@@ -182,7 +182,7 @@ def _report_failure(job: Job | None, services: Services) -> int:
 
 
 def _collect(job: Job, settings: Settings, out_dir: Path) -> tuple[Path, Table]:
-    """Copy video, report and contact sheet to `out_dir`; the video's path and a table of what it is."""
+    """Copy video, report and contact sheet to `out_dir`; return the path and a table of the video's properties."""
     fetched = fetch_result(ArtifactStore(ObjectStore.from_settings(settings)), job.job_id, out_dir)
     result = fetched.facts
     report = Report.model_validate_json(fetched.report.read_bytes())

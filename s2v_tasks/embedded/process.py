@@ -19,9 +19,9 @@ import psutil
 from s2v_tasks.errors import TransientError
 
 _POLL_SECONDS = 0.05
-# Below the ports that systems hand to outgoing connections, so that a remembered port is seldom taken.
+# Below the ephemeral ports, so that another program seldom takes a stored port.
 _PORTS = range(20000, 32000)
-# What this process started: a child must be waited for, or it stays a zombie.
+# Children of this process, which must be waited for, or they stay zombies.
 _children: dict[int, subprocess.Popen[bytes]] = {}
 
 
@@ -38,7 +38,7 @@ class DetachedProcess:
         if pid is None:
             return None
         if child := _children.get(pid):
-            # Asked instead of /proc, where the command line is empty for an instant after the start.
+            # Not from /proc, where the command line is empty for an instant after the start.
             if child.poll() is None:
                 return pid
             del _children[pid]
@@ -49,13 +49,13 @@ class DetachedProcess:
         write_private(self.pid_path, f"{launch(command, log_path, **options).pid}\n")
 
     def forget_reused_pid(self) -> None:
-        """Remove the pid file if its pid is now that of another program, which a server would take for itself."""
+        """Remove the pid file if its pid belongs to another program now: a server would mistake it for its own."""
         pid = self._noted_pid()
         if pid is not None and self.pid() is None and _command_line(pid):
             self.pid_path.unlink(missing_ok=True)
 
     def stop(self, stop_signal: signal.Signals, timeout_seconds: float) -> None:
-        """End the process with `stop_signal`, with SIGKILL when it takes too long; it may be gone already."""
+        """End the process with `stop_signal`, after the time limit with SIGKILL; do nothing if it has ended."""
         for chosen in (stop_signal, signal.SIGKILL):
             pid = self.pid()
             if pid is None:
@@ -69,13 +69,13 @@ class DetachedProcess:
             raise TransientError(f"Process {self.pid()} ({self.marker}) does not end: end it by hand.")
 
     def stop_left_behind(self, marker: str, timeout_seconds: float) -> int:
-        """End what the process started and left when it was killed; returns how many there were.
+        """End the processes that a killed process has left; return their number.
 
         They are those of its session whose command line has `marker`. SIGTERM first, so that work is put down in order;
         SIGKILL for those that do not heed it.
         """
         leader = self._noted_pid()
-        # The system does not give a pid anew while a session goes by it: whoever has it is the leader.
+        # A pid is not reused while a session has its number: the process with it is the leader.
         if leader is None or _runs(leader):
             return 0
         left = [
@@ -140,7 +140,7 @@ def _session(pid: int) -> int | None:
 
 @contextmanager
 def exclusive(path: Path) -> Iterator[None]:
-    """Hold a lock file: of two commands that start or stop one server, the second waits for the first."""
+    """Hold a lock file, so that only one command at a time starts or stops a server."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -148,7 +148,7 @@ def exclusive(path: Path) -> Iterator[None]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Different TCP ports that nobody listens on at the loopback address now."""
+    """Return different TCP ports of the loopback address without a listener."""
     ports: list[int] = []
     while len(ports) < count:
         port = secrets.choice(_PORTS)

@@ -31,7 +31,7 @@ from s2v_tasks.storage.s3 import ObjectStore
 
 BUCKET = "s2v"
 SAMPLES = CHECKOUT / "tests" / "samples"
-# Where data go. The environment may choose other weights than the tiny ones, but not send jobs to another installation.
+# Settings of the services. The environment may choose other weights, but not the services of another installation.
 _OWN_SETTINGS = (
     "DATABASE_URL", "DATA_URI", "OUTPUT_URI", "S3_ENDPOINT_URL", "S3_ACCESS_KEY_ID", "S3_SECRET_ACCESS_KEY",
     "AIRFLOW_URL",
@@ -62,7 +62,7 @@ class Services:
 
     @contextmanager
     def in_use(self, when_killed: Ending = "release") -> Iterator[Settings]:
-        """Run them for a while; they are stopped afterwards unless another user or Airflow still needs them.
+        """Start the services for the block; stop them afterwards unless another process or Airflow uses them.
 
         `when_killed`: what is done when this process is killed meanwhile.
         """
@@ -75,7 +75,7 @@ class Services:
                 self._release(users)
 
     def release(self) -> None:
-        """Stop them unless somebody needs them."""
+        """Stop the services unless a process uses them."""
         with (self.home / "users.lock").open("w") as users:
             self._release(users)
 
@@ -102,7 +102,7 @@ class Services:
         return folder
 
     def _write_environment(self, snapshot: Path) -> None:
-        """Leave the settings where every `s2v` command of this home folder finds them."""
+        """Write the settings to the file that every `s2v` command of this home folder reads."""
         if stack_env_path().resolve() != self.home / "stack.env":
             raise ConfigurationError(
                 f"{PREFIX}HOME leads to {stack_env_path().resolve()}: expected {self.home / 'stack.env'}."
@@ -132,7 +132,7 @@ class Services:
         write_private(self.home / "stack.env", "\n".join(lines) + "\n")
 
     def _upload_samples(self, settings: Settings) -> None:
-        """Put the inputs of the example request where it says they are."""
+        """Upload the inputs of the example request."""
         store, example = ObjectStore.from_settings(settings), demo_request(settings)
         for uri in (example["image_uri"], example["audio_uri"]):
             path = SAMPLES / uri.rpartition("/")[2]
@@ -156,9 +156,9 @@ def _quoted(value: str) -> str:
 
 
 def up(home: Path) -> None:
-    """Start everything, wait until it is healthy, print where the UI is."""
+    """Start all services, wait until they are healthy, and print the address of the UI."""
     services, airflow = Services(home), AirflowInstallation(home)
-    # What runs already is another start's.
+    # Services that run already belong to an earlier start.
     with services.in_use(when_killed="release" if airflow.running() else "down"):
         database_url = services.postgres.ensure_database("airflow")
         airflow.start(airflow.environment(database_url))
@@ -166,7 +166,7 @@ def up(home: Path) -> None:
 
 
 def down(home: Path) -> None:
-    """Stop everything; state stays. Running tasks are ended and retried after the next `up`.
+    """Stop all services; data is kept. Running tasks are ended and retried after the next `up`.
 
     So is what a killed run of tests has left on this machine.
     """
@@ -176,13 +176,13 @@ def down(home: Path) -> None:
 
 
 def stop_all(home: Path) -> None:
-    """Stop what runs in a home folder."""
+    """Stop all services of a home folder."""
     AirflowInstallation(home).stop()
     Services(home).stop()
 
 
 def status(home: Path) -> None:
-    """Print what runs and where."""
+    """Print the services that run and their addresses."""
     services, airflow = Services(home), AirflowInstallation(home)
     health = airflow.health() if airflow.running() else {}
     table = Table("service", "state", "where")

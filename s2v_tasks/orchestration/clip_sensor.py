@@ -20,7 +20,7 @@ from asgiref.sync import sync_to_async
 
 # A trigger that fires within seconds of its deferral can fail its task (apache/airflow#66374): wait first, then look.
 DEFERRED_POLL_SECONDS = 10.0
-# While the clip before is rendered its end is near; of each chain one wait looks so often.
+# Interval while the clip before is being rendered: one wait of each chain polls so often.
 NEAR_POLL_SECONDS = 2.0
 RESCHEDULED_POLL_SECONDS = 2.0
 # On a busy machine Airflow can fail a wait. It computes nothing, so a retry costs nothing.
@@ -33,8 +33,8 @@ _FAILED = frozenset({"failed", "upstream_failed", "skipped", "removed"})
 
 def _in_dag_test() -> bool:
     """Return True if this task runs in the process of `dag.test()`, which has no triggerer."""
-    # Only the supervisor of dag.test() talks to its task within one process. Every worker has this module loaded;
-    # a parse of the DAG does without it.
+    # Only dag.test() has a supervisor in the process of its task. Imported here, because a parse of the DAG does not
+    # need it.
     from airflow.sdk.execution_time.supervisor import InProcessSupervisorComms
 
     return isinstance(getattr(task_runner, "SUPERVISOR_COMMS", None), InProcessSupervisorComms)
@@ -58,7 +58,7 @@ class ClipSensor(BaseSensorOperator):  # type: ignore[misc]
         self.render_task_id = render_task_id
 
     def execute(self, context: Context) -> None:
-        """Return when it is the clip's turn; until then defer, or in `dag.test()` reschedule."""
+        """Return when the clip may start; until then defer, or in `dag.test()` reschedule."""
         if _in_dag_test():
             super().execute(context)
         elif not self.poke(context):

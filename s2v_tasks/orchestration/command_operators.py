@@ -39,20 +39,20 @@ class CommandOperator(BaseOperator):  # type: ignore[misc]
         self.arguments = arguments
 
     def execute(self, context: Context) -> Any:
-        """Run it; AirflowFailException when a retry is pointless, AirflowException otherwise."""
+        """Run the command; AirflowFailException if a retry is useless, AirflowException otherwise."""
         return run_command(self, *self.arguments)
 
 
 class StartJobsOperator(BaseOperator):  # type: ignore[misc]
     """Starts a DAG run for each waiting job that may start now.
 
-    The run has the name of its job, so it can exist only once, whoever starts it and however often.
+    The id of a run is made from that of its job, so that a job cannot have two runs.
     """
 
     ui_color = "#e8f6ee"
 
     def execute(self, context: Context) -> dict[str, int]:
-        """Start them; AirflowException, after all have been tried, when one could not be started."""
+        """Start the jobs; AirflowException, after all have been tried, if one could not be started."""
         return start_waiting_jobs(self)
 
 
@@ -94,7 +94,7 @@ def start_waiting_jobs(task: Any) -> dict[str, int]:
         for job in turn["jobs"][begin : begin + _NOTED_AT_ONCE]:
             try:
                 _trigger(job)
-            except AirflowRuntimeError as error:  # one job that cannot be started must not keep the others waiting
+            except AirflowRuntimeError as error:  # the other jobs are started all the same
                 if reason := _refusal(error.error.detail or {}):
                     refused[job["job_id"]] = reason
                 else:
@@ -187,7 +187,7 @@ def drop_schedule() -> Any:
 class HousekeepingOperator(BaseOperator):  # type: ignore[misc]
     """Runs `s2v housekeeping`.
 
-    A run that somebody triggers obeys the field `dry_run` of its form, a scheduled one `S2V_HOUSEKEEPING_APPLY`.
+    A manual run uses the field `dry_run` of its form, a scheduled run `S2V_HOUSEKEEPING_APPLY`.
     """
 
     ui_color = "#f2f0e6"

@@ -13,8 +13,8 @@ from s2v_tasks.settings import config_dir, load_settings
 
 _LABELS = {
     "continuity": {
-        "chained": "One chain, each clip goes on from the last",
-        "cut": "Cut at pauses, chains side by side",
+        "chained": "One chain: each clip continues the clip before it",
+        "cut": "Cut at pauses: chains render in parallel",
     },
     "transition": {"cut": "Plain cut", "crossfade": "Cross-fade (250 ms)"},
     "quality": {"off": "Off", "report": "Measure and report", "gate": "Render bad clips again"},

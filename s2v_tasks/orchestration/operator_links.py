@@ -1,4 +1,4 @@
-"""Links of a run to what it made: the video, the report, the contact sheet.
+"""Links of a run to its results: the video, the report, the contact sheet.
 
 A link leads to this installation's Airflow (`web/application.py`), which sends whoever is logged in on to the file.
 So it never expires, and no signed URL is kept in Airflow's database.
@@ -48,7 +48,7 @@ class ContactSheetLink(JobLink):
     file = "contact-sheet"
 
 
-# A video that fails its checks has a report too, and nothing else.
+# A video that fails its checks has only a report.
 LINKS_OF_STEP: dict[Step, tuple[JobLink, ...]] = {
     VALIDATE: (ReportLink(),),
     PUBLISH: (VideoLink(), ReportLink(), ContactSheetLink()),

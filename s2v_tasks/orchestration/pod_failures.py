@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from s2v_tasks.orchestration.retry_policy import Fault
-from s2v_tasks.orchestration.step_commands import last_words
+from s2v_tasks.orchestration.step_commands import reported_failure
 
 _KILLED = {128 + number: number.name for number in (signal.SIGKILL, signal.SIGTERM)}
 _SERVER_ERROR = 500
@@ -39,18 +39,18 @@ _REGISTRY_AWAY = re.compile(
 
 @dataclass(frozen=True)
 class PodFailure:
-    """Cause of a failed pod. `fault` decides about retries; a reason with `said_by_step` is already stored."""
+    """Cause of a failed pod. `fault` decides about retries; a reason with `reported_by_step` is already stored."""
 
     message: str
     fault: Fault
-    said_by_step: bool = False
+    reported_by_step: bool = False
 
 
 def judge(pod: Any | None, container: str, seen: str) -> PodFailure:
     """Judge a V1Pod in its last known state; None: it is gone. `seen` is what Airflow saw from outside."""
     if pod is None:
         return PodFailure(
-            "The pod is gone: it was deleted, or its node was lost. The next try goes on from what was saved. "
+            "The pod is gone: it was deleted, or its node was lost. The next try continues from the saved state. "
             f"({_last_line(seen)})",
             "environment",
         )
@@ -58,7 +58,7 @@ def judge(pod: Any | None, container: str, seen: str) -> PodFailure:
     terminated, waiting = (states[0].terminated, states[0].waiting) if states else (None, None)
     return (
         _beyond_its_limits(pod, container, terminated)
-        or _said_by_step(terminated)
+        or _reported_by_step(terminated)
         or _done_by_cluster(pod, seen)
         or _ended(pod, terminated)
         or _never_started(pod, waiting, seen)
@@ -84,9 +84,9 @@ def _beyond_its_limits(pod: Any, container: str, terminated: Any | None) -> PodF
     return None
 
 
-def _said_by_step(terminated: Any | None) -> PodFailure | None:
-    words = last_words(terminated.message or "") if terminated is not None else None
-    return None if words is None else PodFailure(words.message, words.fault, said_by_step=True)
+def _reported_by_step(terminated: Any | None) -> PodFailure | None:
+    words = reported_failure(terminated.message or "") if terminated is not None else None
+    return None if words is None else PodFailure(words.message, words.fault, reported_by_step=True)
 
 
 def _done_by_cluster(pod: Any, seen: str) -> PodFailure | None:
@@ -104,7 +104,7 @@ def _done_by_cluster(pod: Any, seen: str) -> PodFailure | None:
         )
     # The kubelet may have forgotten how its container ended, and a step that was just starting dies without a word.
     if pod.metadata.deletion_timestamp and status.phase != "Pending":
-        return PodFailure(f"Pod {name} was deleted. The next try goes on from what was saved.", "environment")
+        return PodFailure(f"Pod {name} was deleted. The next try continues from the saved state.", "environment")
     return None
 
 

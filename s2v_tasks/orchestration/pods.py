@@ -39,7 +39,7 @@ from s2v_tasks.settings import config_dir, load_settings
 
 POLL_SECONDS = 10
 LOG_SECONDS = 30
-# The deadline of the pod itself lies behind Airflow's: it ends a pod that nobody watches any more.
+# Added to Airflow's timeout for the deadline of the pod itself, which ends a pod that Airflow has lost.
 DEADLINE_MARGIN = timedelta(minutes=10)
 _GPU_SUFFIX = "/gpu"  # nvidia.com/gpu, amd.com/gpu
 # Annotations of a template: what each process beyond the first adds to requests and limits, and in which unit.
@@ -49,8 +49,8 @@ _PER_FURTHER_PROCESS = {"cpu": ("s2v/cpu-per-further-process", "m"), "memory": (
 class StepPodOperator(KubernetesPodOperator):  # type: ignore[misc]
     """Runs `s2v <step>` for the job of this DAG run in a pod.
 
-    It waits in the triggerer, finds its pod again when a worker or the triggerer is lost, and fails with the reason
-    in the step's own words, or in the cluster's where the step could not speak (`pod_failures`).
+    It waits in the triggerer and finds its pod again after the loss of a worker or the triggerer. It fails with the
+    reason that the step reported, else with that of the cluster (`pod_failures`).
     """
 
     template_fields = (*KubernetesPodOperator.template_fields, "clip")
@@ -67,19 +67,19 @@ class StepPodOperator(KubernetesPodOperator):  # type: ignore[misc]
             logging_interval=LOG_SECONDS,
             # A lost worker or triggerer leaves the pod running; the next try finds it by the identity kept in Airflow.
             durable=True,
-            # GPUs are often all taken: much longer than the two minutes of the default. Then the image is pulled.
+            # The wait for a free GPU is much longer than the default of two minutes. Then the image is pulled.
             schedule_timeout_seconds=settings.pod_schedule_seconds,
             startup_timeout_seconds=settings.pod_startup_seconds,
-            # Log, container state and events are in the task's log by then: a dead pod has nothing more to tell.
+            # Log, container state and events are in the task's log by then.
             on_finish_action="delete_pod",
-            # A cancelled clip must free its GPU; the template's grace lets it save its state before.
+            # A cancelled clip must free its GPU; it saves its state within the grace period of the template.
             on_kill_action="delete_pod",
             log_events_on_failure=True,
             # A process that could not write its reason is quoted from the end of its log.
             termination_message_policy="FallbackToLogsOnError",
             # The specification names the secrets, and the log is no place for a whole environment.
             log_pod_spec_on_failure=False,
-            # A step speaks through its artifacts; the sidecar for XCom would need an image and exec rights.
+            # A step returns artifacts only; the sidecar for XCom would need an image and exec rights.
             do_xcom_push=False,
             random_name_suffix=True,
             name=step.command,
@@ -142,20 +142,20 @@ class StepPodOperator(KubernetesPodOperator):  # type: ignore[misc]
 
     def _failed(self, failure: PodFailure, context: Context) -> AirflowException:
         """Return the exception that fails this try, or the task finally; the reason is then stored."""
-        if not failure.said_by_step:
+        if not failure.reported_by_step:
             record_failure(self.step, context, self.clip, failure.message, self.log.info)
         give_up = is_final(failure.fault, context)
         return (AirflowFailException if give_up else AirflowException)(failure.message)
 
 
 class CloseJobOfPodsOperator(CloseJobOperator):
-    """Closes a job whose steps ran in pods, and deletes what pods of this run are left.
+    """Closes a job whose steps ran in pods, and deletes pods that this run has left.
 
-    None are, unless Airflow itself failed in the moment in which it should have deleted one.
+    Pods are left only if Airflow failed at the moment of a deletion.
     """
 
     def execute(self, context: Context) -> Any:
-        """Settle the job; AirflowFailException unless it succeeded."""
+        """Close the job; AirflowFailException unless it succeeded."""
         try:
             return super().execute(context)
         finally:
@@ -167,7 +167,7 @@ class CloseJobOfPodsOperator(CloseJobOperator):
         selector = ",".join(f"{name}={make_safe_label_value(value)}" for name, value in own.items())
         for namespace in {namespace_of(step) for step in HEAVY_STEPS}:
             for pod in client.list_namespaced_pod(namespace, label_selector=selector).items:
-                if pod.metadata.deletion_timestamp:  # asked twice, a kubelet may tell a minute late that it is gone
+                if pod.metadata.deletion_timestamp:  # a second request may delay the end of the pod by a minute
                     continue
                 self.log.warning("Deleting pod %s, which this run has left.", pod.metadata.name)
                 with suppress(ApiException):  # it is gone meanwhile
@@ -225,18 +225,18 @@ def namespace_of(step: Step) -> str:
     return namespace
 
 
-# A pod that runs for so long after its time of deletion is lost: a living kubelet would have ended it.
+# A pod that runs for so long after its time of deletion is lost: its kubelet would have ended it.
 _KUBELET_PATIENCE = timedelta(minutes=1)
 
 
 class StepPodTrigger(KubernetesPodTrigger):  # type: ignore[misc]
-    """Waits like its base, but never fires within seconds of its deferral, and not for the pod of a dead node.
+    """Waits like its base class, but fires no event within seconds of its deferral, and gives up on pods of dead nodes.
 
     A pod without an image fails at once, and a trigger that fires so soon can fail its task behind the back of the
-    worker that resumes it (apache/airflow#66374): the try is spent, and nobody has counted whose fault it was.
+    worker that resumes it (apache/airflow#66374): a retry is used without counting the fault.
 
     When a node dies, Kubernetes deletes its pods, but only the node's kubelet could report that they have ended:
-    they stay "Running" until somebody removes the node, and a clip would wait for that until its own time is over.
+    they stay "Running" until the node is removed, and a clip would wait for that until its timeout.
     """
 
     def serialize(self) -> tuple[str, dict[str, Any]]:

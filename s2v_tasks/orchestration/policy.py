@@ -11,11 +11,11 @@ from airflow.policies import hookimpl
 from s2v_tasks.schemas.job import DEFAULT_PRIORITY, PRIORITIES
 from s2v_tasks.schemas.steps import JOB_DAG
 
-# Wider than the weights that tasks have among themselves, by which a run that is nearly done goes first.
+# Larger than all weights of tasks, which let a nearly finished run go first.
 _SPAN = 10_000
 _RANKS: dict[str, int] = {name: rank for rank, name in enumerate(PRIORITIES)}
-# Airflow 3.3 sets this mark only for a policy in airflow_local_settings.py: without it, it does not ask us about tasks
-# that it makes together with their run, and `encode_conditions` would wait for its GPU without a priority.
+# Airflow 3.3 sets this flag only for a policy in airflow_local_settings.py. Without it, tasks that are created together
+# with their run skip the policy, and `encode_conditions` would wait for its GPU without a priority.
 settings.task_instance_mutation_hook.is_noop = False
 
 

@@ -82,11 +82,11 @@ def _launcher(step: Step) -> list[str]:
 class StepFailedError(Exception):
     """A step ended without success."""
 
-    def __init__(self, exit_code: int, message: str, *, said_by_step: bool = False) -> None:
+    def __init__(self, exit_code: int, message: str, *, reported_by_step: bool = False) -> None:
         super().__init__(message)
         self.exit_code = exit_code
         self.message = message
-        self.said_by_step = said_by_step  # and therefore already stored
+        self.reported_by_step = reported_by_step  # then the reason is stored already
 
     @property
     def fault(self) -> Fault:
@@ -94,11 +94,11 @@ class StepFailedError(Exception):
         return fault_of(self.exit_code)
 
 
-def last_words(text: str) -> StepFailedError | None:
+def reported_failure(text: str) -> StepFailedError | None:
     """Return the failure that the step reported (`cli.leave_error`); None if it ended without a report."""
     try:
         record = json.loads(text)
-        return StepFailedError(int(record["exit_code"]), str(record["message"]), said_by_step=True)
+        return StepFailedError(int(record["exit_code"]), str(record["message"]), reported_by_step=True)
     except (ValueError, KeyError, TypeError):
         return None
 
@@ -128,7 +128,7 @@ class StepProcess:
                 stderr=subprocess.PIPE,
                 env=self._environment(),
                 start_new_session=True,
-                # Also when the task's process is killed: the step saves what it can and ends.
+                # If the task's process is killed, the step saves its state and ends.
                 preexec_fn=partial(end_with_parent, signal.SIGTERM, os.getpid()),
             )
             try:
@@ -186,7 +186,7 @@ class StepProcess:
 
     def _failure(self, return_code: int) -> StepFailedError:
         """Return the failure that the step reported, which torchrun hides behind its exit code 1."""
-        if self._error_file.exists() and (failure := last_words(self._error_file.read_text())):
+        if self._error_file.exists() and (failure := reported_failure(self._error_file.read_text())):
             return failure
         if return_code < 0:
             return StepFailedError(return_code, f"The step was killed by {signal.Signals(-return_code).name}.")
@@ -200,7 +200,7 @@ class StepProcess:
             result = None
         if not isinstance(result, dict):
             last = lines[-1] if lines else ""
-            raise StepFailedError(1, f"The step ended well but printed {last!r} instead of its JSON result.")
+            raise StepFailedError(1, f"The step succeeded but printed {last!r} instead of its JSON result.")
         return result
 
 
@@ -237,7 +237,7 @@ def record_failure(
 def first_failed_task(dag_id: str, run_id: str) -> str | None:
     """Return the task of a run that failed first, such as `clip.render[3]`; None when none has failed.
 
-    Waits come last, in the order of the clips: they also fail because the clip failed that they wait for.
+    Waits come last: they also fail because the clip before them failed.
     """
     # The runtime of a running task: a parse of the DAG does without it and the many libraries that it loads.
     from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance

@@ -25,7 +25,7 @@ class StepOperator(BaseOperator):  # type: ignore[misc]
     """Runs `s2v <step>` for the job of this DAG run.
 
     Its log is the step's stderr, its XCom the step's result (or the one value `result_key` of it). Bad input, bad
-    configuration and wrong usage fail the task for good; anything else, a killed process too, is retried.
+    configuration and wrong usage fail the task finally; other failures, also killed processes, are retried.
     """
 
     template_fields = ("clip",)
@@ -52,13 +52,13 @@ class StepOperator(BaseOperator):  # type: ignore[misc]
         self.execution_timeout = working_time(self.step, self.clip)
 
     def execute(self, context: Context) -> Any:
-        """Run the step; AirflowFailException when a retry is pointless, AirflowException otherwise."""
+        """Run the step; AirflowFailException if there is no further retry, AirflowException otherwise."""
         self.job_id = job_id_of(context)
         self._process = StepProcess(self.command(context), self.log.info)
         try:
             result = self._process.run()
         except StepFailedError as failure:
-            if not failure.said_by_step:
+            if not failure.reported_by_step:
                 record_failure(self.step, context, self.clip, failure.message, self.log.info)
             give_up = is_final(failure.fault, context)
             raise (AirflowFailException if give_up else AirflowException)(failure.message) from None
@@ -103,13 +103,13 @@ GPU_POOL = "gpu"
 def step_task(step: Step, **kwargs: Any) -> BaseOperator:
     """Return the task of a step: it runs in an Airflow worker, or in a pod if pods are configured and it is heavy.
 
-    The decision falls while the DAG is parsed, because it chooses the operator: a DAG that cannot run shows as an
-    import error with the reason, before anyone can trigger it.
+    The operator is chosen while the DAG is parsed. A DAG with a wrong configuration therefore shows an import error
+    before it can be triggered.
     """
     kwargs.setdefault("task_id", step.name)
     settings = load_settings()
     if settings.execution == "kubernetes":
-        # Imported here: the operator costs each parse of the DAG a second, where it is not used too.
+        # Imported here: loading the operator takes a second of each parse of the DAG.
         from s2v_tasks.orchestration import pods
 
         if step.is_heavy:

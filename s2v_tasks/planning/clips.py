@@ -10,7 +10,6 @@ from s2v_tasks.schemas.plan import FPS, SpeechFacts
 
 FRAMES_PER_LATENT = 4  # the VAE turns four frames into one latent, so a clip is a multiple of it
 MIN_INFER_FRAMES = 16
-MAX_INFER_FRAMES = 120
 
 
 def frames_of_speech(speech: SpeechFacts) -> int:
@@ -32,8 +31,9 @@ def split(num_frames: int, infer_frames: int, num_clip: int | None = None) -> li
     under the legal minimum) shares its frames evenly with the clip before it, and with as many more as it takes for
     each to reach the minimum. Fewer clips than needed (`num_clip`) make a preview of full clips; more are not used.
 
-    Every clip is a multiple of 4 in 16..`infer_frames`. Fewer than 4 frames are rendered in vain, unless 16 frames for
-    each clip are already more than that. The arguments are legal values of a request and at least one frame.
+    Every clip is a multiple of 4 in 16..`infer_frames`. Fewer than 4 frames are rendered beyond the
+    video, unless 16 frames for each clip are already more. The arguments are legal values of a request and at least
+    one frame.
     """
     needed = clips_needed(num_frames, infer_frames)
     if num_clip is not None and num_clip < needed:

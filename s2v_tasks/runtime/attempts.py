@@ -94,7 +94,7 @@ class Attempt(ABC):
     """One attempt at GPU work, recorded in the metadata store from its start to its end.
 
     Entering it waits for an earlier attempt at the same work. Heartbeats begin with the build and end with the block,
-    because the GPU is held until the outputs are stored and recorded, however long S3 is away.
+    because the GPU is held until the outputs are stored and recorded, also during an outage of S3.
     """
 
     def __init__(self, ctx: StepContext, work: Work) -> None:

@@ -148,7 +148,7 @@ def run_step(
     """Run one step and record its outcome.
 
     A PermanentError or a cancellation ends the job and becomes its reason in the metadata store. After any other error
-    the job goes on, because another try may follow; close_job ends it if none does.
+    the job stays running, because another try may follow; close_job ends it if none does.
     """
     settings = load_settings()
     log.bind(job_id=job_id, step=step.name, **({} if clip_index is None else {"clip_index": clip_index}))
@@ -211,7 +211,7 @@ def _until_cancelled(context: StepContext, step: Step, run_id: str | None) -> It
 
 
 def _record_refusal(context: StepContext, run_id: str | None, error: JobTakenError) -> None:
-    """Record that another request for the job was refused; the job goes on."""
+    """Record that another request for the job was refused; the job is unchanged."""
     detail = {"error": str(error), "dag_run_id": run_id}
     with tolerated("refusal_not_recorded"):
         context.metadata.events.record(context.job_id, event=JobEvent.REQUEST_REFUSED, detail=detail)

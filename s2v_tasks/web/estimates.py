@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from s2v_tasks.errors import PermanentError, TransientError
-from s2v_tasks.orchestration.step_commands import ERROR_FILE_VARIABLE, last_words
+from s2v_tasks.orchestration.step_commands import ERROR_FILE_VARIABLE, reported_failure
 from s2v_tasks.schemas.plan import Plan
 from s2v_tasks.schemas.request import Request
 from s2v_tasks.web.rendering import duration, money
@@ -73,7 +73,7 @@ def _estimate(services: Services, request: Request, folder: Path) -> PlanSummary
         )
     except subprocess.TimeoutExpired:
         raise TransientError(f"The plan was not made within {_TIMEOUT_SECONDS:.0f} s: try again.") from None
-    failure = last_words(error_file.read_text()) if error_file.exists() else None
+    failure = reported_failure(error_file.read_text()) if error_file.exists() else None
     problem = failure.message if failure else None
     if not done.stdout:
         raise PermanentError(problem or f"`s2v plan` ended with exit code {done.returncode}: see the log of Airflow.")

@@ -102,7 +102,7 @@ def test_a_link_that_is_not_ours_is_not_followed(tmp_path: Path, monkeypatch: py
         link.symlink_to(tmp_path)
     else:
         link.mkdir()
-    with pytest.raises(ConfigurationError, match="is in the way: expected a link to"):
+    with pytest.raises(ConfigurationError, match="exists: expected a link to"):
         airflow._without_variables(tmp_path / "$x")
     assert link.exists()
 

@@ -15,13 +15,13 @@ from tests.unit.orchestration.pods import ended, pod, words
 def test_a_step_that_spoke_is_quoted(exit_code: int, fault: str) -> None:
     """Its sentence is the message, its own exit code decides (torchrun's is always 1), and it is on record already."""
     failure = judge(pod(ended(1, words(exit_code)), phase="Failed"), "base", "seen")
-    assert (failure.message, failure.fault, failure.said_by_step) == ("rank 0: size 9*9.", fault, True)
+    assert (failure.message, failure.fault, failure.reported_by_step) == ("rank 0: size 9*9.", fault, True)
 
 
 def test_out_of_memory_is_final_whatever_the_survivors_say() -> None:
     """The rank that is left only misses the one that was killed; the message names limit and remedy."""
     failure = judge(pod(ended(1, words(75), "OOMKilled"), phase="Failed"), "base", "seen")
-    assert (failure.fault, failure.said_by_step) == ("permanent", False)
+    assert (failure.fault, failure.reported_by_step) == ("permanent", False)
     assert "limit of 64Gi" in failure.message
     assert "infer_frames" in failure.message
 
@@ -157,7 +157,7 @@ def test_a_pod_that_died_without_a_word_is_judged_by_what_the_cluster_says(
 
     failure = judge(pod(status.pop("state", None), **status), "base", "Traceback\nseen last")
     assert re.search(expected, failure.message)
-    assert (failure.fault, failure.said_by_step) == (fault, False)
+    assert (failure.fault, failure.reported_by_step) == (fault, False)
 
 
 def test_a_pod_that_is_gone_is_the_clusters_fault() -> None:

@@ -12,7 +12,16 @@ from s2v_tasks.errors import PermanentError
 from s2v_tasks.schemas.request import Request
 
 Command = Callable[..., None]
-SAMPLING = ("base_seed", "sample_steps", "sample_guide_scale", "guide_steps", "sample_shift", "sample_solver")
+SAMPLING = (
+    "base_seed",
+    "sample_steps",
+    "sample_guide_scale",
+    "guide_steps",
+    "sample_shift",
+    "sample_solver",
+    "adapters",
+    "step_cache",
+)
 QUALITY = ("quality", "max_retakes", "after_retakes")
 BOOKKEEPING = ("priority", "labels", "webhook_url")
 # Every other field decides the plan of a picture and a speech, and with it the cost.
@@ -38,6 +47,8 @@ def request_options(*names: str) -> Callable[[Command], Command]:
             fields = {name: value for name, value in given.items() if value not in (None, [])}
             if "labels" in fields:
                 fields["labels"] = parse_labels(fields["labels"])
+            if "adapters" in fields:
+                fields["adapters"] = parse_adapters(fields["adapters"])
             if "guide_steps" in fields:
                 fields["guide_steps"] = parse_step_range(fields["guide_steps"])
             command(**arguments, fields=fields)
@@ -60,6 +71,17 @@ def parse_labels(pairs: list[str]) -> dict[str, str]:
     return labels
 
 
+def parse_adapters(texts: list[str]) -> list[dict[str, Any]]:
+    """Return `name` and `name=strength` texts as a request has them; `none` alone is an empty list."""
+    if texts == ["none"]:
+        return []
+    adapters: list[dict[str, Any]] = []
+    for text in texts:
+        name, equals, strength = text.partition("=")
+        adapters.append({"name": name} | ({"strength": strength} if equals else {}))
+    return adapters
+
+
 def parse_step_range(text: str) -> list[int]:
     """Return `from:to` as two numbers; PermanentError for another text."""
     numbers = text.split(":")
@@ -74,6 +96,8 @@ def _option(name: str) -> inspect.Parameter:
     flag, kind, metavar = f"--{name.replace('_', '-')}", _value_type(field.annotation), None
     if name == "labels":
         flag, kind, metavar = "--label", list[str], "NAME=VALUE"
+    elif name == "adapters":
+        flag, kind, metavar = "--adapter", list[str], "NAME[=STRENGTH]"
     elif name == "guide_steps":
         kind, metavar = str, "FROM:TO"
     elif get_origin(kind) is Literal:

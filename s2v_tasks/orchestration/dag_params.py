@@ -22,6 +22,12 @@ _LABELS = {
     "priority": {name: name.capitalize() for name in PRIORITIES},
     # "null" is how the form looks up a choice that may stay empty.
     "sample_solver": {"unipc": "UniPC", "dpm++": "DPM++", "euler": "Euler (few steps)", "null": "As the preset says"},
+    "step_cache": {
+        "off": "Off",
+        "quality": "Quality (small error)",
+        "fast": "Fast (larger error)",
+        "null": "As the installation says",
+    },
 }
 
 

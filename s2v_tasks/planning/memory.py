@@ -13,7 +13,7 @@ from s2v_tasks.planning.clips import FRAMES_PER_LATENT, MIN_INFER_FRAMES
 from s2v_tasks.planning.estimate import GIB, MOTION_FRAMES, ClipShape, clip_tokens
 from s2v_tasks.planning.resolution import SIDE_MULTIPLE
 from s2v_tasks.schemas.model_card import GpuCard, ModelCard
-from s2v_tasks.schemas.plan import Plan
+from s2v_tasks.schemas.plan import Plan, Sampling
 from s2v_tasks.settings import Settings
 
 # Bytes per token and unit of width at the peak, which is attention: the residual stream (4), its modulated norm (2),
@@ -65,6 +65,12 @@ class RenderSetup:
             first_block_cache=settings.step_cache > 0,
         )
 
+    def for_sampling(self, sampling: Sampling) -> "RenderSetup":
+        """Return the setup of a plan whose sampling may choose the first-block cache."""
+        if sampling.step_cache is None:
+            return self
+        return replace(self, first_block_cache=sampling.step_cache > 0)
+
 
 ONE_GPU = RenderSetup()
 
@@ -92,7 +98,7 @@ def peak_memory_gib(
 
 def check_memory(plan: Plan, model: ModelCard, gpu: GpuCard, setup: RenderSetup) -> None:
     """Raise PermanentError for a plan that does not fit the GPU; it names single changes that would fit."""
-    guided = plan.sampling.guided_steps > 0
+    guided, setup = plan.sampling.guided_steps > 0, setup.for_sampling(plan.sampling)
 
     def needs(shape: ClipShape) -> float:
         return peak_memory_gib(shape, model, gpu, guided=guided, setup=setup)

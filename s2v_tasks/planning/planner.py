@@ -1,7 +1,7 @@
 """Make the plan of a job from the request, its preset and its inputs, before any GPU time is spent."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -19,7 +19,7 @@ from s2v_tasks.planning.estimate import (
 )
 from s2v_tasks.planning.memory import ONE_GPU, RenderSetup, peak_memory_gib
 from s2v_tasks.planning.resolution import cropped_share, plan_size
-from s2v_tasks.planning.sampling import choose_sampling
+from s2v_tasks.planning.sampling import adapter_warnings, choose_sampling
 from s2v_tasks.planning.warnings import (
     clip_count_warnings,
     cut_warnings,
@@ -28,11 +28,12 @@ from s2v_tasks.planning.warnings import (
     picture_warnings,
     preview_warning,
 )
-from s2v_tasks.schemas.model_card import GpuCard, ModelCard
-from s2v_tasks.schemas.plan import FPS, ClipPlan, Cut, Estimate, InputFacts, Plan, Sampling, SpeechFacts
+from s2v_tasks.schemas.model_card import AdapterCard, GpuCard, ModelCard
+from s2v_tasks.schemas.plan import FPS, ClipPlan, Cut, Estimate, InputFacts, Plan, PlannedAdapter, Sampling, SpeechFacts
 from s2v_tasks.schemas.preset import Preset, find_preset
 from s2v_tasks.schemas.request import Request
 
+NO_ADAPTERS: Mapping[str, AdapterCard] = {}
 SEED_RANGE = 2**63 - 1000  # leaves room for seed + clip_index below 2**63
 CROSSFADE_FRAMES = 4  # 250 ms: as long as a chain holds its first picture (ADR 4, ADR 7)
 MIN_FADING_INFER_FRAMES = 20  # clips of 16 frames cannot share: one of them would do nothing but fade out
@@ -46,6 +47,7 @@ class _Choices:
     infer_frames: int
     size: str
     sampling: Sampling
+    adapters: tuple[PlannedAdapter, ...]
 
 
 def make_plan(
@@ -61,6 +63,7 @@ def make_plan(
     max_clips: int,
     samples: Samples | None = None,
     inputs: InputFacts | None = None,
+    adapters: Mapping[str, AdapterCard] = NO_ADAPTERS,
 ) -> Plan:
     """Return the plan of `job_id` (ADR 3). `image_size` is (width, height) in pixels as the picture is shown.
 
@@ -71,7 +74,8 @@ def make_plan(
     too long or too wide.
     """
     preset = find_preset(presets, request.preset)
-    choices = _choices(request, preset)
+    choices = _choices(request, preset, adapters)
+    setup = setup.for_sampling(choices.sampling)
     speech_frames = frames_of_speech(speech)
     cuts = _cuts(request, samples, speech_frames)
     slots, needed = _slots(request, choices, cuts, speech_frames)
@@ -89,6 +93,7 @@ def make_plan(
         estimate = with_retakes(estimate, costs, gpu, request.max_retakes)
     warnings = [
         *([preview_warning(job_id, choices.sampling)] if preset.preview else []),
+        *adapter_warnings(choices.adapters, adapters),
         *face_warnings(inputs.faces if inputs else None, cropped_share(*image_size, width, height)),
         *clip_count_warnings(choices.num_clip, needed, num_frames, speech),
         *input_warnings(inputs or InputFacts(), num_frames),
@@ -106,6 +111,7 @@ def make_plan(
         num_frames=num_frames,
         covered_seconds=float(min(speech.duration_seconds, Fraction(num_frames, FPS))),
         sampling=choices.sampling,
+        adapters=choices.adapters,
         base_seed=base_seed,
         clips=tuple(_clips(slots, shapes, costs, base_seed)),
         cuts=tuple(cuts[: slots[-1].chain_index]),
@@ -144,15 +150,17 @@ def _slots(request: Request, choices: _Choices, cuts: list[Cut], speech_frames: 
     return lay_out(bounds, choices.infer_frames, choices.num_clip, fade_frames), len(whole)
 
 
-def _choices(request: Request, preset: Preset) -> _Choices:
+def _choices(request: Request, preset: Preset, cards: Mapping[str, AdapterCard]) -> _Choices:
     defaults = preset.model_dump()
     said = {name: value for name, value in request.model_dump().items() if name in defaults and value is not None}
     chosen = defaults | said
+    choice = choose_sampling(request, preset, cards)
     return _Choices(
         num_clip=chosen["num_clip"],
         infer_frames=chosen["infer_frames"],
         size=chosen["size"],
-        sampling=choose_sampling(request, preset),
+        sampling=choice.sampling,
+        adapters=choice.adapters,
     )
 
 

@@ -1,13 +1,15 @@
 """Make the plan of a rerun: the parent's frames and size, another sampling or seed from a given clip on."""
 
+from collections.abc import Mapping
+
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.planning.clips import turns
 from s2v_tasks.planning.estimate import clip_cost
 from s2v_tasks.planning.memory import ONE_GPU, RenderSetup, peak_memory_gib, plan_shapes
-from s2v_tasks.planning.planner import estimate_clips, job_seed, with_retakes
-from s2v_tasks.planning.sampling import change_sampling, choose_sampling_of_rerun
+from s2v_tasks.planning.planner import NO_ADAPTERS, estimate_clips, job_seed, with_retakes
+from s2v_tasks.planning.sampling import change_sampling, choose_sampling, planned_adapters
 from s2v_tasks.planning.warnings import PREVIEW_MARK, preview_warning
-from s2v_tasks.schemas.model_card import GpuCard, ModelCard
+from s2v_tasks.schemas.model_card import AdapterCard, GpuCard, ModelCard
 from s2v_tasks.schemas.plan import Plan, Sampling
 from s2v_tasks.schemas.preset import Preset, find_preset
 from s2v_tasks.schemas.request import Request
@@ -28,6 +30,7 @@ def replan(
     *,
     job_id: str,
     presets: dict[str, Preset],
+    adapters: Mapping[str, AdapterCard] = NO_ADAPTERS,
     model: ModelCard,
     gpu: GpuCard,
     setup: RenderSetup = ONE_GPU,
@@ -40,9 +43,12 @@ def replan(
     from_clip = request.from_clip or 0
     if request.preset == parent.preset:
         sampling, is_preview = change_sampling(parent.sampling, request), parent.preview
+        chosen = parent.adapters if request.adapters is None else planned_adapters(request.adapters, adapters)
     else:
         preset = find_preset(presets, request.preset)
-        sampling, is_preview = choose_sampling_of_rerun(request, preset, parent.width * parent.height), preset.preview
+        choice = choose_sampling(request, preset, adapters, parent.width * parent.height)
+        sampling, chosen, is_preview = choice.sampling, choice.adapters, preset.preview
+    setup = setup.for_sampling(sampling)
     base_seed = parent.base_seed
     if request.base_seed != parent_request.base_seed:
         base_seed = job_seed(job_id) if request.base_seed == -1 else request.base_seed
@@ -74,6 +80,7 @@ def replan(
             "preview": is_preview,
             "model": model.name,
             "sampling": sampling,
+            "adapters": chosen,
             "base_seed": base_seed,
             "clips": (*parent.clips[:from_clip], *clips),
             "clips_per_pod": request.clips_per_pod,

@@ -1,41 +1,83 @@
-"""Sampling of a plan: fields of the request, else those of the preset."""
+"""Sampling and adapters of a plan: fields of the request, else those of the adapters, else those of the preset."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from s2v_tasks.errors import PermanentError
-from s2v_tasks.schemas.plan import Sampling
+from s2v_tasks.schemas.model_card import AdapterCard
+from s2v_tasks.schemas.plan import PlannedAdapter, Sampling
 from s2v_tasks.schemas.preset import Preset
-from s2v_tasks.schemas.request import Request
+from s2v_tasks.schemas.request import AdapterChoice, Request
 from s2v_tasks.schemas.request_fields import parse_size
 
-SAMPLING_FIELDS = ("sample_steps", "sample_guide_scale", "sample_shift", "sample_solver", "guide_steps")
+ADAPTER_FIELDS = ("sample_steps", "sample_guide_scale", "sample_shift", "sample_solver")
+PRESET_FIELDS = (*ADAPTER_FIELDS, "guide_steps")
+SAMPLING_FIELDS = (*PRESET_FIELDS, "adapters", "step_cache")
+# Thresholds of the first-block cache by level, see docs/how-to/speed.md.
+STEP_CACHE_THRESHOLDS = {"off": 0.0, "quality": 0.05, "fast": 0.1}
 LARGE_AREA = 1024 * 704
 SHIFT_BELOW_LARGE_AREA, SHIFT_FROM_LARGE_AREA = 3.0, 5.0
 
 
-def choose_sampling(request: Request, preset: Preset) -> Sampling:
-    """Return the sampling of a new job; PermanentError for guided steps that do not fit the other values."""
-    area = None
-    if request.size is not None:
+@dataclass(frozen=True)
+class Choice:
+    """Sampling and adapters of a plan."""
+
+    sampling: Sampling
+    adapters: tuple[PlannedAdapter, ...]
+
+
+def choose_sampling(
+    request: Request, preset: Preset, cards: Mapping[str, AdapterCard], area: int | None = None
+) -> Choice:
+    """Return sampling and adapters for a video whose frames have `area` pixels (None: that of the request's size).
+
+    Raises PermanentError for an unknown adapter, and for guided steps that do not fit the other values.
+    """
+    if area is None and request.size is not None:
         width, height = parse_size(request.size)
         area = width * height
-    return _checked(request, preset, area)
+    chosen = request.adapters if request.adapters is not None else preset.adapters
+    defaults = {name: getattr(preset, name) for name in PRESET_FIELDS}
+    if area is not None:
+        defaults["sample_shift"] = SHIFT_BELOW_LARGE_AREA if area < LARGE_AREA else SHIFT_FROM_LARGE_AREA
+    for choice in chosen:
+        card = _card(choice.name, cards)
+        defaults |= {name: value for name in ADAPTER_FIELDS if (value := getattr(card, name)) is not None}
+    defaults["step_cache"] = STEP_CACHE_THRESHOLDS.get(preset.step_cache or "")
+    sampling = Sampling(**defaults, start_from_ref=request.start_from_ref)
+    return Choice(change_sampling(sampling, request), planned_adapters(chosen, cards))
 
 
-def choose_sampling_of_rerun(request: Request, preset: Preset, area: int) -> Sampling:
-    """Return the sampling of another preset for a video whose frames have `area` pixels; see `choose_sampling`."""
-    return _checked(request, preset, area)
+def planned_adapters(chosen: Sequence[AdapterChoice], cards: Mapping[str, AdapterCard]) -> tuple[PlannedAdapter, ...]:
+    """Return the adapters that change something, with the digests of their files; see `choose_sampling`."""
+    return tuple(
+        PlannedAdapter(name=choice.name, sha256=_card(choice.name, cards).sha256, strength=choice.strength)
+        for choice in chosen
+        if choice.strength
+    )
+
+
+def adapter_warnings(adapters: Sequence[PlannedAdapter], cards: Mapping[str, AdapterCard]) -> Iterator[str]:
+    """Yield the warnings of the catalogue about the adapters of a plan."""
+    for adapter in adapters:
+        if adapter.name in cards and (warning := cards[adapter.name].warning):
+            yield f"Adapter {adapter.name}: {warning}"
+
+
+def _card(name: str, cards: Mapping[str, AdapterCard]) -> AdapterCard:
+    if name not in cards:
+        known = ", ".join(cards) or "none, the file has no entries"
+        raise PermanentError(f"adapter {name!r} is not an entry of adapters.yaml: expected one of {known}.")
+    return cards[name]
 
 
 def change_sampling(sampling: Sampling, request: Request) -> Sampling:
     """Return `sampling` with the fields that the request gives."""
-    changed = {name: value for name in SAMPLING_FIELDS if (value := getattr(request, name)) is not None}
+    changed = {name: value for name in PRESET_FIELDS if (value := getattr(request, name)) is not None}
+    if request.step_cache is not None:
+        changed["step_cache"] = STEP_CACHE_THRESHOLDS[request.step_cache]
     return check_guide_steps(Sampling.model_validate(sampling.model_dump() | changed))
-
-
-def _checked(request: Request, preset: Preset, area: int | None) -> Sampling:
-    defaults = {name: getattr(preset, name) for name in SAMPLING_FIELDS}
-    if area is not None:
-        defaults["sample_shift"] = SHIFT_BELOW_LARGE_AREA if area < LARGE_AREA else SHIFT_FROM_LARGE_AREA
-    return change_sampling(Sampling(**defaults, start_from_ref=request.start_from_ref), request)
 
 
 def check_guide_steps(sampling: Sampling) -> Sampling:

@@ -38,6 +38,9 @@ def _summary(plan: Plan) -> Table:
         + (", starts from the reference picture" if sampling.start_from_ref else ""),
     )
     vae = "" if estimate.vae_share is None else f", {estimate.vae_share:.0%} of the time in the VAE"
+    if plan.adapters:
+        adapters = ", ".join(f"{adapter.name} ({adapter.strength:g})" for adapter in plan.adapters)
+        table.add_row("Adapters", adapters)
     table.add_row("Work", f"{_number(estimate.pflops)} PFLOPs{vae}")
     table.add_row(
         "Expected",

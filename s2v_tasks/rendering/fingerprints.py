@@ -33,6 +33,7 @@ def clip_fingerprints(
                 frames_to_keep(plan, clip),
                 None if clip.predecessor is None else prints[clip.predecessor],
                 *([clip.fades] if any(clip.fades) else []),
+                *plan.adapter_fingerprint,
             )
         )
     return prints

@@ -12,7 +12,6 @@ from safetensors.torch import save_file
 
 from s2v_tasks import log
 from s2v_tasks.engine.loading import snapshot_id
-from s2v_tasks.engine.options import EngineOptions
 from s2v_tasks.engine.resume import Interrupted
 from s2v_tasks.engine.worker import Worker
 from s2v_tasks.errors import PermanentError, TransientError
@@ -20,6 +19,7 @@ from s2v_tasks.media.background import background_consumer
 from s2v_tasks.media.encode import encode_clip, encoder_build
 from s2v_tasks.rendering.fingerprints import clip_fingerprints
 from s2v_tasks.rendering.order import Order, Renderer
+from s2v_tasks.rendering.plan_options import plan_adapters, plan_options
 from s2v_tasks.rendering.progress import Progress, clip_facts
 from s2v_tasks.rendering.take_gate import TakeGate
 from s2v_tasks.rendering.takes import as_take, with_takes
@@ -46,7 +46,8 @@ class Leader:
         self._plan, self._request = ctx.plan(), ctx.request()
         self._snapshot = open_snapshot(ctx.settings, self._plan.model)
         self._inputs = _inputs(ctx)
-        self._options = EngineOptions.of(ctx.settings)
+        self._options = plan_options(ctx.settings, self._plan)
+        self._adapters = plan_adapters(ctx.settings, self._plan)
         self._prints = self._fingerprints(self._plan)
         self._gate = TakeGate(ctx, self._plan, self._request)
         self._renderer = Renderer(worker)
@@ -165,6 +166,7 @@ class Leader:
             self._fetch(needed, folder),
             self._options,
             ctx.settings.parallel_layout,
+            self._adapters,
         )
         self._worker.share(order)
         state = self._renderer.saved_state(order)

@@ -14,6 +14,7 @@ from s2v_tasks.engine import check_compile_cache
 from s2v_tasks.engine.clip import Callbacks, ClipInputs, MotionState, Sampling
 from s2v_tasks.engine.images import fit_pose
 from s2v_tasks.engine.loading import Snapshot
+from s2v_tasks.engine.loading.adapters import Adapter
 from s2v_tasks.engine.loading.networks import load_pipeline, made_with, vae_precision
 from s2v_tasks.engine.models.attention_kernels import kernel_name
 from s2v_tasks.engine.options import EngineOptions
@@ -39,6 +40,7 @@ class Order:
     paths: dict[str, Path]  # conditions, and where they exist: pose, motion, state
     options: EngineOptions
     parallel_layout: str
+    adapters: tuple[Adapter, ...] = ()
 
 
 class Renderer:
@@ -83,7 +85,7 @@ class Renderer:
         started = time.monotonic()
         guided = order.plan.sampling.guided_steps > 0
         self._pipeline, layout = load_pipeline(
-            self._worker, order.snapshot, order.parallel_layout, order.options, guided=guided
+            self._worker, order.snapshot, order.parallel_layout, order.options, guided=guided, adapters=order.adapters
         )
         self.facts = {
             "device": self._worker.device.type,
@@ -93,6 +95,7 @@ class Renderer:
             **asdict(order.options),
             "vae_precision": vae_precision(self._worker.device, order.options.vae_precision),
             "attention": kernel_name(order.options.attention, self._worker.device),
+            **({"adapters": {item.name: item.strength for item in order.adapters}} if order.adapters else {}),
             **made_with(self._worker.device),
             "load_seconds": round(time.monotonic() - started, 3),
         }

@@ -20,7 +20,7 @@ from s2v_tasks.storage.take_records import TakeRecords
 # Fields that a rerun may change: sampling, and fields that no clip depends on.
 CHANGEABLE = frozenset({
     "prompt", "preset", "base_seed", "sample_steps", "sample_guide_scale", "sample_shift", "sample_solver",
-    "guide_steps",
+    "guide_steps", "adapters", "step_cache",
     "clips_per_pod", "priority", "labels", "max_gpu_seconds", "max_cost", "webhook_url", "parent_job_id", "from_clip",
     "quality", "max_retakes", "after_retakes",
 })  # fmt: skip

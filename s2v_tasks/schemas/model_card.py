@@ -7,6 +7,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from s2v_tasks.errors import ConfigurationError
+from s2v_tasks.schemas.request import Solver
 
 
 class _Card(BaseModel):
@@ -42,6 +43,31 @@ class GpuCard(_Card):
     memory_gib: float = Field(gt=0, description="Memory of one GPU.")
     cost_per_hour: float = Field(ge=0, description="Price of one GPU for one hour.")
     currency: str = Field(pattern=r"^[A-Z]{3}$", description="Currency of the price, ISO 4217.")
+
+
+class AdapterCard(_Card):
+    """An adapter (LoRA): its file, its purpose, and sampling that suits it."""
+
+    path: Path = Field(description="Safetensors file: absolute, or relative to the folder that holds the snapshot.")
+    sha256: str = Field(pattern="^[0-9a-f]{64}$", description="Digest of the file.")
+    purpose: str = Field(description="What it is for, for people who choose it.")
+    warning: str | None = Field(None, description="What users of it must expect; plans repeat it.")
+    alpha: float | None = Field(None, gt=0, description="Numerator of the scale, where the file states none.")
+    least_matched: float = Field(0.9, gt=0, le=1, description="Share of its modules that the model must have.")
+    sample_steps: int | None = Field(None, ge=1, le=100, description="Steps, where the request gives none.")
+    sample_guide_scale: float | None = Field(None, ge=1, le=20, description="Guidance scale, likewise.")
+    sample_shift: float | None = Field(None, ge=1, le=20, description="Shift of the schedule, likewise.")
+    sample_solver: Solver | None = Field(None, description="Solver, likewise.")
+
+
+def load_adapter_cards(config_dir: Path) -> dict[str, AdapterCard]:
+    """Return all adapters of `config_dir`/adapters.yaml by name, empty without the file; ConfigurationError if bad."""
+    path = config_dir / "adapters.yaml"
+    try:
+        entries = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return {name: AdapterCard.model_validate({"name": name, **card}) for name, card in (entries or {}).items()}
+    except (OSError, yaml.YAMLError, ValidationError, TypeError, AttributeError) as error:
+        raise ConfigurationError(f"{path} is not a valid file of adapters: {error}") from error
 
 
 def load_model_card(config_dir: Path, name: str) -> ModelCard:

@@ -48,6 +48,7 @@ class Sampling(_Model):
     sample_solver: Solver
     start_from_ref: bool
     guide_steps: tuple[int, int] | None = None  # [from, to): steps with guidance; None: all
+    step_cache: float | None = None  # threshold of the first-block cache; None: that of the installation
 
     @property
     def guided_steps(self) -> int:
@@ -61,6 +62,14 @@ class Sampling(_Model):
     def _leave_out_none(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out later fields that are None, so that the fingerprints of earlier clips stay."""
         return {name: value for name, value in handler(self).items() if value is not None}
+
+
+class PlannedAdapter(_Model):
+    """An adapter that is merged into the weights: the digest of its file decides what it is."""
+
+    name: str
+    sha256: str
+    strength: float
 
 
 class ClipPlan(_Model):
@@ -152,6 +161,7 @@ class Plan(_Model):
     num_frames: int  # delivered frames of the whole video
     covered_seconds: float  # of the speech; less than its length in a preview
     sampling: Sampling
+    adapters: tuple[PlannedAdapter, ...] = ()
     base_seed: int
     clips: tuple[ClipPlan, ...]
     cuts: tuple[Cut, ...] = ()
@@ -182,4 +192,10 @@ class Plan(_Model):
         """
         later = [other.infer_frames for other in self.clips if other.chain_index == clip.chain_index]
         what = clip.model_dump(mode="json", exclude={"tokens", "pflops"})  # derived by rules that may change
-        return fingerprint(self.model, [self.width, self.height], self.sampling.model_dump(), what, later)
+        size, sampling = [self.width, self.height], self.sampling.model_dump()
+        return fingerprint(self.model, size, sampling, what, later, *self.adapter_fingerprint)
+
+    @property
+    def adapter_fingerprint(self) -> list[Any]:
+        """Return the part of the adapters in fingerprints; empty without adapters, as before there were any."""
+        return [{"adapters": [[item.sha256, item.strength] for item in self.adapters]}] if self.adapters else []

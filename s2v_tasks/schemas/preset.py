@@ -7,7 +7,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from s2v_tasks.errors import ConfigurationError, PermanentError
-from s2v_tasks.schemas.request import Solver
+from s2v_tasks.schemas.request import AdapterChoice, Solver, StepCache
 from s2v_tasks.schemas.request_fields import parse_size, plain_number
 
 
@@ -24,6 +24,8 @@ class Preset(BaseModel):
     sample_shift: float = Field(ge=1.0, le=20.0)
     sample_solver: Solver = "unipc"
     guide_steps: tuple[int, int] | None = None
+    adapters: tuple[AdapterChoice, ...] = ()
+    step_cache: StepCache | None = None
     size: str
     preview: bool = Field(False, description="Mark videos of this preset as previews, to be rendered again.")
 

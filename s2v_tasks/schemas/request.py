@@ -8,7 +8,15 @@ import re
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from s2v_tasks.schemas.job import DEFAULT_PRIORITY, JOB_ID_PATTERN, Priority
 from s2v_tasks.schemas.request_fields import SIZE_PATTERN, parse_size, plain_number
@@ -25,6 +33,9 @@ MAX_CLIPS = 1000
 DEFAULT_MIN_CHAIN_SECONDS, DEFAULT_MAX_CHAIN_SECONDS = 10.0, 60.0
 
 Solver = Literal["unipc", "dpm++", "euler"]
+StepCache = Literal["off", "quality", "fast"]
+ADAPTER_NAME_PATTERN = r"^[a-z][a-z0-9_-]{0,63}$"
+MAX_ADAPTERS = 8
 Continuity = Literal["chained", "cut"]
 Transition = Literal["cut", "crossfade"]
 Quality = Literal["off", "report", "gate"]
@@ -40,6 +51,27 @@ def _section(title: str) -> Any:
 INPUTS, WHAT_TO_MAKE, LONG_VIDEOS = _section("Inputs"), _section("What to make"), _section("Long videos")
 QUALITY = _section("Quality")
 BOOKKEEPING, RERUN, SAMPLING = _section("Budget and bookkeeping"), _section("Rerun"), _section("Sampling")
+
+
+class AdapterChoice(BaseModel):
+    """An adapter of config/adapters.yaml, and how strongly it changes the weights."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    name: str = Field(pattern=ADAPTER_NAME_PATTERN)
+    strength: float = Field(1.0, ge=-4.0, le=4.0)
+
+
+# Written out, because the form takes no references to other schemas.
+_ADAPTER_SCHEMA = {
+    "type": "object",
+    "required": ["name"],
+    "additionalProperties": False,
+    "properties": {
+        "name": {"type": "string", "pattern": ADAPTER_NAME_PATTERN},
+        "strength": {"type": "number", "minimum": -4, "maximum": 4},
+    },
+}
 
 
 class Request(BaseModel):
@@ -122,6 +154,19 @@ class Request(BaseModel):
     )
     sample_solver: Annotated[Solver | None, SAMPLING] = Field(
         None, title="Solver", description="unipc (default), dpm++, or euler for distilled models."
+    )
+    adapters: Annotated[list[Annotated[AdapterChoice, WithJsonSchema(_ADAPTER_SCHEMA)]] | None, SAMPLING] = Field(
+        None,
+        max_length=MAX_ADAPTERS,
+        title="Adapters",
+        description="LoRA adapters of config/adapters.yaml that change the model, as a list of name and strength: "
+        '[{"name": "four-steps", "strength": 1.0}]. Empty: those of the preset. []: none.',
+    )
+    step_cache: Annotated[StepCache | None, SAMPLING] = Field(
+        None,
+        title="Step cache",
+        description="Skip blocks whose result barely changes from step to step: off, quality (small error) or fast "
+        "(larger error). Empty: S2V_STEP_CACHE.",
     )
     size: Annotated[str | None, WHAT_TO_MAKE] = Field(
         None,
@@ -277,6 +322,14 @@ class Request(BaseModel):
     def _range_is_not_empty(cls, value: list[int] | None) -> list[int] | None:
         if value is not None and value[0] >= value[1]:
             raise ValueError("expected [from, to] with from below to, such as [0, 10]")
+        return value
+
+    @field_validator("adapters")
+    @classmethod
+    def _adapters_are_different(cls, value: list[AdapterChoice] | None) -> list[AdapterChoice] | None:
+        names = [choice.name for choice in value or ()]
+        if len(names) != len(set(names)):
+            raise ValueError("names an adapter twice: give each of them once, with its strength")
         return value
 
     @field_validator("labels")

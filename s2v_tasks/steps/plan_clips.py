@@ -17,7 +17,7 @@ from s2v_tasks.runtime.context import StepContext, scratch_folder
 from s2v_tasks.runtime.inheritance import inherit_clips, parent_plan, parent_request
 from s2v_tasks.schemas.facts import ClipFacts, StagedFacts
 from s2v_tasks.schemas.manifest import Manifest
-from s2v_tasks.schemas.model_card import load_gpu_card, load_model_card
+from s2v_tasks.schemas.model_card import load_adapter_cards, load_gpu_card, load_model_card
 from s2v_tasks.schemas.plan import InputFacts, Plan, SpeechFacts
 from s2v_tasks.schemas.preset import load_presets
 from s2v_tasks.schemas.request import Request
@@ -81,6 +81,7 @@ def _plan_rerun(ctx: StepContext, request: Request) -> Plan:
         earlier,
         job_id=ctx.job_id,
         presets=load_presets(folder),
+        adapters=load_adapter_cards(folder),
         model=model,
         gpu=gpu,
         setup=setup,
@@ -161,6 +162,7 @@ def _plan(
         request,
         job_id=job_id,
         presets=load_presets(folder),
+        adapters=load_adapter_cards(folder),
         speech=speech,
         image_size=image_size,
         model=load_model_card(folder, settings.model),

@@ -49,6 +49,15 @@ def test_solvers_are_a_list_that_may_stay_empty(params: dict[str, Param]) -> Non
         params["sample_solver"].resolve("heun")
 
 
+def test_adapters_are_a_list_of_names_and_strengths(params: dict[str, Param]) -> None:
+    """The form accepts what a request accepts, and refuses an adapter without a name."""
+    chosen = [{"name": "four-steps", "strength": 0.5}, {"name": "voice"}]
+    assert params["adapters"].resolve(chosen) == chosen
+    assert params["adapters"].resolve(None) is None
+    with pytest.raises(ParamValidationError):
+        params["adapters"].resolve([{"strength": 1}])
+
+
 def test_presets_are_a_list_with_readable_labels(params: dict[str, Param]) -> None:
     """The form offers the configured presets by their labels."""
     schema = params["preset"].schema
@@ -58,7 +67,7 @@ def test_presets_are_a_list_with_readable_labels(params: dict[str, Param]) -> No
 
 def test_choices_have_labels_for_each_value(params: dict[str, Param]) -> None:
     """Every value of a choice is shown in words, and no word stands for a value that is not there."""
-    for name in ("continuity", "transition", "quality", "after_retakes", "priority", "sample_solver"):
+    for name in ("continuity", "transition", "quality", "after_retakes", "priority", "sample_solver", "step_cache"):
         schema = params[name].schema
         assert list(schema["values_display"]) == [value or "null" for value in schema["enum"]]
 
@@ -72,7 +81,7 @@ def test_every_field_has_a_section_of_its_kind(params: dict[str, Param]) -> None
     assert sections["Rerun"] == ["parent_job_id", "from_clip", "job_id"]
     assert set(sections["Sampling"]) == {
         "infer_frames", "sample_steps", "sample_guide_scale", "sample_shift", "sample_solver", "guide_steps",
-        "base_seed", "start_from_ref",
+        "adapters", "step_cache", "base_seed", "start_from_ref",
     }  # fmt: skip
 
 

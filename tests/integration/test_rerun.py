@@ -148,6 +148,7 @@ CHANGES: dict[str, Any] = {
     "image_uri": "s3://bucket/b.png", "audio_uri": "s3://bucket/b.wav", "pose_video_uri": "s3://bucket/b.mp4",
     "prompt": "Other words.", "preset": "quick", "num_clip": 3, "infer_frames": 20, "sample_steps": 9,
     "sample_guide_scale": 2.0, "sample_shift": 4.0, "sample_solver": "dpm++", "guide_steps": [0, 1],
+    "adapters": [], "step_cache": "fast",
     "size": "256*256", "base_seed": 9, "start_from_ref": True, "continuity": "cut",
     "min_chain_seconds": 3.0, "max_chain_seconds": 90.0,
     "transition": "crossfade", "clips_per_pod": 2, "priority": "high", "labels": {"team": "sport"},
@@ -155,7 +156,8 @@ CHANGES: dict[str, Any] = {
     "quality": "gate", "max_retakes": 1, "after_retakes": "stop",
 }  # fmt: skip
 MAY_CHANGE = {
-    "prompt", "preset", "guide_steps", "sample_steps", "sample_guide_scale", "sample_shift", "sample_solver",
+    "prompt", "preset", "guide_steps", "adapters", "step_cache",
+    "sample_steps", "sample_guide_scale", "sample_shift", "sample_solver",
     "base_seed", "clips_per_pod",
     "priority", "labels", "max_gpu_seconds", "max_cost", "webhook_url",
     "quality", "max_retakes", "after_retakes",

@@ -1,20 +1,30 @@
 """Load the networks of a pipeline on all ranks, in their layout and with the options of the installation."""
 
+from collections.abc import Sequence
+
 import torch
 
 from s2v_tasks.engine.acceleration.fp8 import quantizer
 from s2v_tasks.engine.distributed.halo_exchange import ParallelVae
 from s2v_tasks.engine.distributed.mesh import Layout, choose_layout, parallelize
+from s2v_tasks.engine.loading.adapters import Adapter
 from s2v_tasks.engine.loading.snapshot import Snapshot
 from s2v_tasks.engine.models.attention_kernels import attention_kernel, kernel_name
 from s2v_tasks.engine.options import EngineOptions, VaePrecision
 from s2v_tasks.engine.pipeline import S2VPipeline
 from s2v_tasks.engine.worker import Worker
 from s2v_tasks.errors import ConfigurationError
+from s2v_tasks.log import get_logger
 
 
 def load_pipeline(
-    worker: Worker, snapshot: Snapshot, parallel_layout: str, options: EngineOptions, *, guided: bool
+    worker: Worker,
+    snapshot: Snapshot,
+    parallel_layout: str,
+    options: EngineOptions,
+    *,
+    guided: bool,
+    adapters: Sequence[Adapter] = (),
 ) -> tuple[S2VPipeline, Layout]:
     """The pipeline of a clip, shared by all ranks in a layout ("auto", or like "cfg2,ulysses2"); all ranks call it.
 
@@ -50,7 +60,15 @@ def load_pipeline(
             )
         convert = quantizer(transformer, options.weights_dtype, device)
     branches = parallelize(transformer, layout, device.type, guided=guided)
-    snapshot.fill_transformer(transformer, device, dtype, convert=convert)
+    for report in snapshot.fill_transformer(transformer, device, dtype, convert=convert, adapters=adapters):
+        get_logger().info(
+            "adapter_merged",
+            adapter=report.name,
+            matched=len(report.matched),
+            unmatched=len(report.unmatched),
+            mismatched=len(report.mismatched),
+            examples=[*report.unmatched, *report.mismatched][:3],
+        )
     vae = snapshot.load_vae(device, options.vae_precision)
     codec = ParallelVae(vae) if worker.world_size > 1 else vae
     pipeline = S2VPipeline(transformer, codec, device, dtype, options=options, branches=branches, total=worker.total)

@@ -35,6 +35,7 @@ class Part:
     offset: int
     dtype: torch.dtype
     shape: tuple[int, ...]
+    read_as: torch.dtype | None = None  # the dtype in which it is given; None: that of the caller
 
     @property
     def size_bytes(self) -> int:
@@ -80,7 +81,7 @@ class _Pending:
         """Wait for the reads and return the tensor; raises the first error of a thread."""
         for read in self.reads:
             read.result()
-        return self.tensor.to(dtype)
+        return self.tensor.to(self.part.read_as or dtype)
 
 
 class _Reader:
@@ -102,7 +103,9 @@ class _Reader:
         on_gpu = self._device.type == "cuda"
         with torch.inference_mode(mode=False):  # other threads write in it
             # On a CPU a thread converts what its buffer holds; a GPU converts the whole tensor when it is there.
-            tensor = torch.empty(part.shape, dtype=part.dtype if on_gpu else self._dtype, device=self._device)
+            tensor = torch.empty(
+                part.shape, dtype=part.dtype if on_gpu else part.read_as or self._dtype, device=self._device
+            )
         allocated = torch.cuda.current_stream(self._device).record_event() if on_gpu else None
         numbers, step = tensor.view(-1), BUFFER_BYTES // part.dtype.itemsize
         reads = [

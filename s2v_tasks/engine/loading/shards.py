@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from s2v_tasks.engine.loading.adapters import AdapterMerge
 from s2v_tasks.engine.loading.reading import NUM_THREADS, Part, read_parts
 from s2v_tasks.engine.loading.weights import check_fit, finish
 from s2v_tasks.errors import ConfigurationError
@@ -40,13 +41,15 @@ def load_shards(
     device: torch.device | str,
     dtype: torch.dtype,
     convert: Callable[[str, Tensor], Tensor] | None = None,
+    merge: AdapterMerge | None = None,
     index: Mapping[str, Any] | None = None,
     source: str,
     num_threads: int | None = None,
 ) -> None:
     """Fill all parameters of `module`, which may be sharded by FSDP, from `shards`.
 
-    `convert` is called with key and value of each weight as it is read, on its device, and gives what is kept of it;
+    `merge` adds the changes of adapters to a weight, in fp32, before it gets its dtype. `convert` is called then with
+    key and value of each weight, on its device, and gives what is kept of it;
     `index` is the content of the index file beside the shards, which must agree with them; `source` names the weights
     in errors; `num_threads` read at a time (None: as many as suit this machine). Everything is checked before the first
     tensor is read. Raises ConfigurationError that names missing, unexpected and misshapen weights, and damaged files;
@@ -61,15 +64,22 @@ def load_shards(
         stored = {key: part for shard in shards for key, part in _parts(shard).items()}
         check_fit(module, {key: part.shape for key, part in stored.items()}, source=source)
         targets, device = module.state_dict(), torch.device(device)
+
+        def change(key: str, rows: Tensor) -> Tensor:
+            return rows if merge is None or key not in merge.keys else merge(key, rows, _first_row(targets[key]))
+
         state: dict[str, Tensor] = {}
         wanted: dict[str, Part] = {}
         for key, part in stored.items():
-            if device.type == "cpu" and part.dtype == dtype and not isinstance(targets[key], DTensor):
+            merged = merge is not None and key in merge.keys
+            if device.type == "cpu" and part.dtype == dtype and not merged and not isinstance(targets[key], DTensor):
                 state[key] = keep(key, files[part.path].get_tensor(key))
             else:
-                wanted[key] = _own_rows(part, targets[key])
+                own = _own_rows(part, targets[key])
+                wanted[key] = replace(own, read_as=torch.float32) if merged else own
         with closing(read_parts(wanted.values(), device, dtype, num_threads=num_threads or NUM_THREADS)) as tensors:
-            state |= {key: keep(key, _like(targets[key], own)) for key, own in zip(wanted, tensors, strict=True)}
+            for key, rows in zip(wanted, tensors, strict=True):
+                state[key] = keep(key, _like(targets[key], change(key, rows).to(dtype)))
     module.load_state_dict(state, strict=True, assign=True)
     finish(module)
 
@@ -101,12 +111,18 @@ def _own_rows(part: Part, target: Tensor) -> Part:
     """Return what this rank keeps of a tensor: the rows of its shard, or everything."""
     if not isinstance(target, DTensor):
         return part
-    num_rows = target.to_local().shape[0]
+    row_bytes = part.size_bytes // part.shape[0]
+    shape = (target.to_local().shape[0], *part.shape[1:])
+    return replace(part, offset=part.offset + _first_row(target) * row_bytes, shape=shape)
+
+
+def _first_row(target: Tensor) -> int:
+    """Return the first row of this rank's shard; 0 where it keeps everything."""
+    if not isinstance(target, DTensor):
+        return 0
     # FSDP deals out rows like torch.chunk: all ranks get the same number until there are none left.
     rows_per_rank = -(-target.shape[0] // target.device_mesh.size())
-    start = min(rows_per_rank * target.device_mesh.get_local_rank(), target.shape[0])
-    row_bytes = part.size_bytes // part.shape[0]
-    return replace(part, offset=part.offset + start * row_bytes, shape=(num_rows, *part.shape[1:]))
+    return min(rows_per_rank * target.device_mesh.get_local_rank(), target.shape[0])
 
 
 def _like(target: Tensor, own: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """A snapshot: the weights on disk in the official layout (spec a), from which each network is loaded when needed."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from s2v_tasks.engine.encoders.audio_encoder import AudioEncoder
     from s2v_tasks.engine.encoders.text_encoder import TextEncoder
     from s2v_tasks.engine.encoders.vae import Vae
+    from s2v_tasks.engine.loading.adapters import Adapter, AdapterReport
     from s2v_tasks.engine.models.transformer import S2VTransformer
     from s2v_tasks.engine.options import VaePrecision
 
@@ -111,28 +113,35 @@ class Snapshot:
         dtype: "torch.dtype",
         *,
         convert: "Callable[[str, torch.Tensor], torch.Tensor] | None" = None,
+        adapters: "Sequence[Adapter]" = (),
         num_threads: int | None = None,
-    ) -> None:
+    ) -> "tuple[AdapterReport, ...]":
         """Read the weights of `build_transformer`'s result; where FSDP has sharded it, only this rank's shards.
 
-        `convert` is called with key and value of each weight as it is read and gives what is kept of it. `num_threads`
+        `adapters` are merged into the weights; returns what of each of them fits. `convert` is called with key and
+        value of each weight and gives what is kept of it. `num_threads`
         read at a time (None: as many as suit this machine). On the CPU, weights that are in `dtype` already stay mapped
         to their files. Raises ConfigurationError when keys or shapes do not belong to config.json, when index and
         shards differ, or when a shard is damaged; TransientError when a shard cannot be read.
         """
+        from s2v_tasks.engine.loading.adapters import AdapterMerge
         from s2v_tasks.engine.loading.shards import load_shards
 
         index_path = self.path / TRANSFORMER_INDEX_FILE
-        load_shards(
-            transformer,
-            self.transformer_shards(),
-            device=device,
-            dtype=dtype,
-            convert=convert,
-            num_threads=num_threads,
-            index=_read_json(index_path) if index_path.is_file() else None,
-            source=f"the transformer in {self.path}",
-        )
+        shapes = {key: weight.shape for key, weight in transformer.state_dict().items()}
+        with closing(AdapterMerge(adapters, shapes)) as merge:
+            load_shards(
+                transformer,
+                self.transformer_shards(),
+                device=device,
+                dtype=dtype,
+                convert=convert,
+                merge=merge,
+                num_threads=num_threads,
+                index=_read_json(index_path) if index_path.is_file() else None,
+                source=f"the transformer in {self.path}",
+            )
+        return merge.reports
 
     def load_vae(self, device: "torch.device | str", precision: "VaePrecision" = "float32") -> "Vae":
         """Load the VAE, which computes in `precision`."""

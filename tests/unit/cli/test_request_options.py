@@ -51,6 +51,13 @@ def test_a_range_of_steps_is_two_numbers() -> None:
             parse_step_range(text)
 
 
+def test_adapters_are_names_with_strengths() -> None:
+    """Each option is one adapter, with a strength of 1 if it states none; `none` turns those of a preset off."""
+    given = fields_of("--adapter", "four-steps=0.5", "--adapter", "voice")
+    assert given["adapters"] == [{"name": "four-steps", "strength": "0.5"}, {"name": "voice"}]
+    assert fields_of("--adapter", "none")["adapters"] == []
+
+
 def test_every_field_of_a_request_has_an_option() -> None:
     """No field is forgotten: files have arguments of their own, a rerun its own command."""
     own = {"image_uri", "audio_uri", "pose_video_uri", "prompt", "parent_job_id", "from_clip"}

@@ -47,6 +47,7 @@ def plan_of(model_14b: ModelCard, h100: GpuCard) -> PlanOf:
             "inputs": None,
         }
         inputs |= {name: changes.pop(name) for name in list(changes) if name in inputs}
+        inputs["adapters"] = changes.pop("catalogue", {})
         fields = {"image_uri": "s3://bucket/a.png", "audio_uri": "s3://bucket/a.wav", "prompt": "A woman speaks."}
         speech = SpeechFacts(num_samples=num_samples, sample_rate=16000)
         return make_plan(parse_request(fields | changes), speech=speech, **inputs)

@@ -86,6 +86,7 @@ def _check_change(earlier: Request, plan: Plan, fields: dict[str, Any], from_cli
     """
     now = {"prompt": earlier.prompt, "preset": plan.preset, "base_seed": plan.base_seed, "guide_steps": None}
     now |= plan.sampling.model_dump()
+    now |= {"adapters": [item.model_dump() for item in earlier.adapters or ()], "step_cache": earlier.step_cache}
     if any(value not in (now[name], getattr(earlier, name)) for name, value in fields.items() if name in now):
         return
     if from_clip >= len(plan.inherited):

@@ -231,7 +231,9 @@ def test_a_rerun_that_renders_nothing_new_is_not_handed_in(store: ObjectStore, m
         rerun(parent=PARENT, from_clip=4, prompt="Other words.", via="drop")
     for same in ({}, {"prompt": REQUEST["prompt"]}, {"sample_steps": 2}, {"base_seed": plan.base_seed},
                  {"sample_shift": plan.sampling.sample_shift}, {"priority": "high"}):  # fmt: skip
-        with pytest.raises(PermanentError, match=r"Nothing is changed: .* from 3 on.*--prompt, --preset, --base-seed.*s2v fetch"):
+        with pytest.raises(
+            PermanentError, match=r"Nothing is changed: .* from 3 on.*--prompt, --preset, --base-seed.*s2v fetch"
+        ):
             rerun(parent=PARENT, from_clip=3, via="drop", **same)
     for change in ({"prompt": "Other words."}, {"sample_steps": 3}, {"base_seed": 8}, {"sample_shift": 4.5}):
         with pytest.raises(typer.Exit) as done:

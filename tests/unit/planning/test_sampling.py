@@ -42,7 +42,7 @@ def test_the_sampling_of_an_adapter_is_a_default(adapted: PlanOf) -> None:
 
 
 def test_the_plan_states_digest_strength_and_warning(adapted: PlanOf) -> None:
-    """What decides the weights is in the plan; an adapter of strength 0 is left out."""
+    """The plan has all that decides the weights; an adapter of strength 0 is left out."""
     plan = adapted(adapters=[{"name": "four-steps", "strength": 0.5}, {"name": "voice", "strength": 0}])
     assert [item.model_dump() for item in plan.adapters] == [
         {"name": "four-steps", "sha256": "a" * 64, "strength": 0.5}

@@ -132,7 +132,7 @@ class JobRepository(Repository):
             for clip in plan.clips:
                 frames = {"start_frame": clip.start_frame, "end_frame": clip.end_frame}
                 fresh = {"status": ClipStatus.PENDING, "reused": False, "source_job_id": None} | steps
-                fresh |= {"eta_seconds": None, "gpu_memory_bytes": None}
+                fresh |= {"eta_seconds": None, "gpu_memory_bytes": None, "quality": None}
                 statement = insert(Clip).values(job_id=job_id, clip_index=clip.clip_index, **frames, **fresh)
                 connection.execute(
                     statement.on_conflict_do_update(

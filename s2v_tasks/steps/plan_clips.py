@@ -24,6 +24,7 @@ from s2v_tasks.schemas.request import Request
 from s2v_tasks.schemas.request_parsing import parse_request
 from s2v_tasks.schemas.steps import STAGE_INPUTS
 from s2v_tasks.settings import Settings, config_dir, load_settings
+from s2v_tasks.storage.take_records import TakeRecords
 
 
 def run(ctx: StepContext) -> dict[str, Any]:
@@ -39,6 +40,8 @@ def run(ctx: StepContext) -> dict[str, Any]:
         for clip in plan.inherited:
             made = ctx.clip_manifest(clip.clip_index)
             ctx.metadata.clips.inherit(ctx.job_id, clip, facts=made.facts_as(ClipFacts))
+            if measured := TakeRecords(ctx.store, ctx.layout).kept(made):
+                ctx.metadata.clips.record_quality(ctx.job_id, measured[0])
         # Last: a stored plan is also in the metadata store, with its inherited clips.
         ctx.store.put_bytes(ctx.layout.plan, data, "application/json")
     return {"num_frames": plan.num_frames, "warnings": list(plan.warnings), "clips": _turns(plan, request)}

@@ -39,6 +39,7 @@ class QualityLimits(_Limits):
     face_gap_frames: Above
     shape_difference: Above
     min_speech_share: float = Field(ge=0, le=1)
+    min_lip_sync_frames: int = Field(48, ge=32)
     still_mouth: Below
     lip_sync_margin: Below
     lip_sync_lag_ms: Above
@@ -86,7 +87,7 @@ def judge_clip(clip: ClipQuality, reference: ReferenceLook | None, limits: Quali
         _check(
             "shape_difference", face.shape_difference, limits.shape_difference, "the face has another shape by {:.1%}"
         ),
-        *(_judge_lip_sync(clip.lip_sync, limits) if clip.lip_sync is not None else ()),
+        *(_judge_lip_sync(clip.lip_sync, _frames_with_face(clip), limits) if clip.lip_sync is not None else ()),
         _check(
             "seam_jump",
             seam.jump if seam else None,
@@ -118,12 +119,18 @@ def judge_clip(clip: ClipQuality, reference: ReferenceLook | None, limits: Quali
     return [finding for finding in found if finding is not None]
 
 
-def _judge_lip_sync(sync: LipSyncQuality, limits: QualityLimits) -> list[Finding | None]:
+def _frames_with_face(clip: ClipQuality) -> int:
+    return round(clip.face.share_of_frames * (clip.end_frame - clip.start_frame))
+
+
+def _judge_lip_sync(sync: LipSyncQuality, num_frames: int, limits: QualityLimits) -> list[Finding | None]:
     if sync.speech_share < limits.min_speech_share:
         return []
     still = _check("still_mouth", sync.opening_range, limits.still_mouth, "the mouth moves by {:.1%} during speech")
     if still is not None:
         return [still]  # lag and correlation of a still mouth mean nothing
+    if num_frames < limits.min_lip_sync_frames:
+        return []
     margin = _difference(sync.correlation, sync.other_correlation)
     lag = abs(sync.lag_ms) if sync.lag_ms is not None else None
     ratio = sync.silent_opening_range / sync.opening_range if sync.silent_opening_range and sync.opening_range else None

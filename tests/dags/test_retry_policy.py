@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from s2v_tasks.orchestration.retry_policy import OWN_FAILURES, is_final, retries
+from s2v_tasks.orchestration.retry_policy import OWN_FAILURES, is_final, retries, working_time
 from s2v_tasks.orchestration.step_operators import step_task
 from s2v_tasks.schemas.steps import CLOSE_JOB, PUBLISH, RENDER_CLIP, STAGE_INPUTS
 from s2v_tasks.settings import load_settings
@@ -50,3 +50,10 @@ def test_failures_of_the_step_itself_are_counted(monkeypatch: pytest.MonkeyPatch
     assert [is_final("step", context) for _ in range(4)] == [False, False, True, True]
     context["ti"] = SimpleNamespace(max_tries=13)
     assert [is_final("step", context) for _ in range(3)] == [False, False, True]
+
+
+def test_a_task_has_time_for_each_take_of_each_clip() -> None:
+    """Without retakes the number of clips alone counts."""
+    one = working_time(RENDER_CLIP)
+    assert working_time(RENDER_CLIP, {"count": 2}) == 2 * one
+    assert working_time(RENDER_CLIP, {"count": 2, "takes": 3}) == 6 * one

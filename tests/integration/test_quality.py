@@ -233,7 +233,7 @@ def test_the_video_is_that_of_an_unspoiled_job_with_the_seed_of_the_retake(
 
 @pytest.mark.usefixtures("one_limit")
 def test_a_rerun_continues_the_kept_take(
-    run: Run, store: ObjectStore, spoil: Spoil, request_json: Callable[..., str]
+    run: Run, store: ObjectStore, metadata: MetadataStore, spoil: Spoil, request_json: Callable[..., str]
 ) -> None:
     """The inherited clip is the retake, with its record; a clip whose takes are not decided is not inherited."""
     prepare(run, **GATE)
@@ -246,6 +246,9 @@ def test_a_rerun_continues_the_kept_take(
         run_job("child", step)
     run_job("child", "render_clip", 2)
     artifacts = ArtifactStore(store)
+    clips = metadata.jobs.get("child")
+    assert clips is not None
+    assert [takes.kept if (takes := clip.takes) else None for clip in clips.clips] == [0, 1, 0]
     inherited, rendered = (artifacts.read_manifest(child.clip_manifest(index)) for index in (1, 2))
     assert inherited is not None
     assert rendered is not None

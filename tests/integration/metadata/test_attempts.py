@@ -11,6 +11,7 @@ from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.metadata.tables import Job
 from s2v_tasks.schemas.facts import ClipFacts
 from s2v_tasks.schemas.plan import Plan
+from s2v_tasks.schemas.quality import Take, TakeRecord
 
 FACTS = ClipFacts(start_frame=0, end_frame=16)
 
@@ -46,6 +47,21 @@ def test_every_attempt_is_on_record_with_its_gpu_seconds(
     assert attempts[0].gpu_seconds == pytest.approx(20, abs=2)
     assert attempts[0].finished_at is not None
     assert attempts[2].gpu_seconds == pytest.approx(0, abs=1)
+
+
+def test_an_attempt_at_a_take_that_is_not_kept_is_superseded(metadata: MetadataStore, planned: Planned) -> None:
+    """Its cost is wasted; another decision makes it the kept one again. Attempts at other clips stay as they are."""
+    planned()
+    for clip_index, fingerprint in ((1, "f1"), (0, "take-0"), (0, "take-1")):
+        metadata.clips.start("job-1", clip_index, fingerprint)
+        metadata.clips.end_take("job-1", clip_index, reused=False)
+    takes = tuple(Take(take=n, seed=n, fingerprint=f"take-{n}", measure_seconds=0.0) for n in range(2))
+    for kept, outcomes in ((1, ["superseded", "succeeded"]), (0, ["succeeded", "superseded"])):
+        record = TakeRecord(clip_index=0, fingerprint="take-0", takes=takes, kept=kept)
+        metadata.clips.record_quality("job-1", record)
+        assert [a.outcome for a in job(metadata).attempts] == ["succeeded", *outcomes]
+        clip = job(metadata).clips[0]
+        assert (clip.fingerprint, clip.takes) == (f"take-{kept}", record)
 
 
 def test_an_attempt_that_nobody_ended_is_lost(

@@ -61,6 +61,11 @@ def test_the_way_back_keeps_what_the_older_schema_can_hold(empty_url: str) -> No
                 "INSERT INTO attempts (job_id, step, clip_index, attempt, world_size) VALUES ('job-1', %s, %s, 1, 1)",
                 row,
             )
+        connection.execute("UPDATE attempts SET outcome = 'superseded' WHERE clip_index = 1")
+    migrate.downgrade(empty_url, "0004")
+    with psycopg.connect(empty_url) as connection:
+        outcomes = connection.execute("SELECT outcome FROM attempts ORDER BY clip_index").fetchall()
+    assert outcomes == [("running",), ("failed",), ("running",)]
     migrate.downgrade(empty_url, "0003")
     with psycopg.connect(empty_url) as connection:
         clips = connection.execute("SELECT clip_index FROM attempts ORDER BY clip_index").fetchall()

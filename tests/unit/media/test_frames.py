@@ -125,6 +125,18 @@ def test_contact_sheet_shows_first_middle_and_last_frame_of_each_clip(tmp_path: 
     assert np.abs(np.array(shown) - np.array([[0, 5, 11], [12, 15, 19]]) * 12).max() <= 3
 
 
+def test_contact_sheet_has_a_line_below_each_clip_where_there_are_notes(tmp_path: Path) -> None:
+    """The pictures keep their size, and each row has room for its note."""
+    encode_clip(np.zeros((20, 64, 96, 3), np.uint8), tmp_path / "a.mp4")
+    contact_sheet(tmp_path / "a.mp4", [(0, 12), (12, 20)], tmp_path / "sheet.jpg", notes=["lag 12 ms", ""])
+    with Image.open(tmp_path / "sheet.jpg") as sheet:
+        pixels = np.asarray(sheet.convert("L")).astype(int)
+    assert pixels.shape == (2 * 206 + 8, 76 + 3 * 248 + 8)
+    first, second = (pixels[8 + row * 206 + 182 : 8 + row * 206 + 200, 76:] for row in range(2))
+    assert first.max() > 150
+    assert second.max() < 60
+
+
 def test_contact_sheet_of_a_short_video_is_refused(tmp_path: Path, moving: Moving) -> None:
     """A clip that is not there cannot be shown."""
     encode_clip(moving(8), tmp_path / "a.mp4")

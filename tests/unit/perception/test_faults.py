@@ -139,3 +139,19 @@ def test_measures_without_a_reference_or_speech_are_left_out(talking: list[Pictu
     assert (look.skin_difference, look.background_difference, look.contrast_ratio) == (None, None, None)
     assert video.clips[1].seam is not None
     assert findings(video) == set()
+
+
+@pytest.mark.parametrize(("clips", "names"), [(((0, 95),), {"lip_sync_margin"}), (CLIPS, set())])
+def test_lip_sync_is_judged_in_clips_of_three_seconds_and_more(
+    talking: list[Picture], clips: tuple[tuple[int, int], ...], names: set[str]
+) -> None:
+    """Other speech is found in a clip of six seconds; in two seconds chance looks like lip sync."""
+    video = measure_video(
+        talking,
+        clips,
+        fps=FPS,
+        speech=speech("harbour")[: 95 * SAMPLE_RATE // FPS],
+        sample_rate=SAMPLE_RATE,
+        reference=Person(1).draw(0, 0),
+    )
+    assert {measure for _, measure in findings(video) if measure.startswith("lip_sync")} == names

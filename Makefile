@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 CONSTRAINTS := config/constraints-py311.txt
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo up down status test test-kubernetes test-ingestion test-outages test-images gpu-check gpu-wheels lint docs clean
+.PHONY: install demo up down status test test-kubernetes test-ingestion test-outages test-images test-web gpu-check gpu-wheels lint docs clean
 
 help: ## Show this help.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -51,6 +51,9 @@ test-outages: $(INSTALLED) ## Run five jobs at once on Airflow with default sett
 
 test-images: $(INSTALLED) ## Run the scripts of the images as their builds do, without a container engine.
 	$(BIN)/python -m pytest -m images tests/contracts/test_images.py tests/contracts/test_compose.py
+
+test-web: $(INSTALLED) ## Test the Videos page: rights, 10,000 jobs, and a browser on a running Airflow (needs Chromium).
+	$(BIN)/python -m pytest tests/web
 
 test-kubernetes: $(INSTALLED) ## Run the DAG with pods on the cluster of this machine (KUBECONFIG), and test failures of pods.
 	$(BIN)/python -m pytest -m kubernetes tests/kubernetes

@@ -67,11 +67,6 @@ def installation(
     yield shared.metadata, shared.store
     shared.metadata.close()
     services.cache_clear()
-    from airflow.models.dagrun import DagRun
-    from airflow.utils.session import create_session
-
-    with create_session() as session:
-        session.query(DagRun).delete()
 
 
 @pytest.fixture

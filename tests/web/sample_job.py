@@ -2,17 +2,25 @@
 
 import io
 import struct
+import tempfile
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
+from s2v_tasks.media.assembly import mux, stitch
+from s2v_tasks.media.encode import encode_clip
 from s2v_tasks.metadata.store import MetadataStore
+from s2v_tasks.schemas.facts import ClipFacts
 from s2v_tasks.schemas.manifest import Artifact, Manifest, Producer
 from s2v_tasks.schemas.plan import Plan
-from s2v_tasks.storage.layout import JobLayout
+from s2v_tasks.settings import load_settings
+from s2v_tasks.storage.layout import JobLayout, output_video_uri
 from s2v_tasks.storage.s3 import ObjectStore
 
 CLIP_FRAMES = 16
+SPEECH = Path(__file__).parents[1] / "samples" / "speech.mp3"
 REQUEST: dict[str, Any] = {
     "image_uri": "s3://bucket/picture.png",
     "audio_uri": "s3://bucket/speech.wav",
@@ -61,6 +69,39 @@ def add_job(metadata: MetadataStore, store: ObjectStore, job_id: str, num_clip: 
     }
     record(metadata, job_id, "stage_inputs", outputs)
     return layout
+
+
+def add_rendered_clip(metadata: MetadataStore, store: ObjectStore, job_id: str, clip_index: int) -> None:
+    """Store a clip of one second, with a colour of its own, as rendered."""
+    metadata.clips.start(job_id, clip_index, f"{clip_index}" * 64)
+    with tempfile.TemporaryDirectory() as folder:
+        store.upload(_clip(Path(folder), clip_index), JobLayout(job_id).clip(clip_index), "video/mp4")
+    facts = ClipFacts(start_frame=clip_index * CLIP_FRAMES, end_frame=(clip_index + 1) * CLIP_FRAMES, mfu=0.4)
+    metadata.clips.succeed(job_id, clip_index, facts, False)
+
+
+def add_finished_job(metadata: MetadataStore, store: ObjectStore, job_id: str, **fields: Any) -> None:
+    """Add a job of two clips with its published video, which has sound."""
+    layout = add_job(metadata, store, job_id, **fields)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        clips = [_clip(folder, clip_index) for clip_index in range(2)]
+        stitch(clips, folder / "silent.mp4", 2 * CLIP_FRAMES)
+        mux(folder / "silent.mp4", SPEECH, folder / "video.mp4", num_frames=2 * CLIP_FRAMES, fps=16)
+        video = store.upload(folder / "video.mp4", layout.muxed, "video/mp4")
+        store.upload(folder / "video.mp4", output_video_uri(load_settings(), job_id), "video/mp4")
+    for clip_index in range(2):
+        add_rendered_clip(metadata, store, job_id, clip_index)
+    record(metadata, job_id, "mux_audio", {"muxed": video})
+    metadata.jobs.succeed(job_id, output_video_uri(load_settings(), job_id), video.sha256)
+
+
+def _clip(folder: Path, clip_index: int) -> Path:
+    path = folder / f"{clip_index}.mp4"
+    frames = np.full((CLIP_FRAMES, 96, 64, 3), 40 + 40 * clip_index, dtype=np.uint8)
+    frames[:, :, :, 0] += np.arange(CLIP_FRAMES, dtype=np.uint8)[:, None, None]
+    encode_clip(frames, path, 16)
+    return path
 
 
 def record(metadata: MetadataStore, job_id: str, step: str, outputs: dict[str, Artifact], **facts: Any) -> None:

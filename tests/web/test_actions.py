@@ -1,6 +1,7 @@
 """Actions of an editor: they start and end runs in Airflow, and leave an event with the user's name."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,16 @@ from tests.web.conftest import Login
 from tests.web.sample_job import REQUEST, add_job
 
 SAMPLES = Path(__file__).parents[1] / "samples"
-pytestmark = pytest.mark.usefixtures("dag")
+
+
+@pytest.fixture(autouse=True)
+def _no_runs(dag: str) -> Iterator[None]:
+    from airflow.models.dagrun import DagRun
+    from airflow.utils.session import create_session
+
+    yield
+    with create_session() as session:
+        session.execute(sa.delete(DagRun))
 
 
 def runs() -> dict[str, tuple[str, dict[str, Any], str]]:

@@ -1,0 +1,190 @@
+"""The pages in a real browser: Chromium, controlled by playwright, against Airflow's API server."""
+
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from s2v_tasks.embedded.process import free_ports
+from s2v_tasks.metadata.store import MetadataStore
+from s2v_tasks.schemas.facts import ClipFacts
+from s2v_tasks.storage.s3 import ObjectStore
+from tests.web.sample_job import add_finished_job, add_job, add_rendered_clip
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: `apt-get install chromium`")
+HOSTILE = '<script>window.hacked = 1</script><img src=x onerror="window.hacked = 2">\u202egnp.exe ' + "W" * 1500
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """A browser without a window that may play sound without a click."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        arguments = ["--no-sandbox", "--autoplay-policy=no-user-gesture-required", "--mute-audio"]
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def server(airflow_app: Any) -> Iterator[str]:
+    """Airflow's API server on loopback; its address."""
+    import uvicorn
+
+    port = free_ports(1)[0]
+    running = uvicorn.Server(
+        uvicorn.Config(airflow_app, host="127.0.0.1", port=port, log_level="warning", lifespan="off")
+    )
+    thread = threading.Thread(target=running.run, daemon=True)
+    thread.start()
+    while not running.started:
+        time.sleep(0.05)
+    yield f"http://127.0.0.1:{port}"
+    running.should_exit = True
+    thread.join(timeout=20)
+
+
+@pytest.fixture
+def opened(chromium: Any, server: str, login: Any) -> Iterator[Callable[..., Any]]:
+    """Opens a page as an account; None: nobody. Errors of scripts and of the content policy fail the test."""
+    problems: list[str] = []
+    contexts = []
+
+    def opened(address: str, name: str | None = "vera", **options: Any) -> Any:
+        context = chromium.new_context(**options)
+        contexts.append(context)
+        if name is not None:
+            context.add_cookies([{"name": "_token", "value": login(name).cookies["_token"], "url": server}])
+        page = context.new_page()
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on(
+            "console", lambda message: problems.append(message.text) if "Content Security" in message.text else None
+        )
+        page.goto(f"{server}/s2v/{address}")
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert problems == []
+
+
+def until(page: Any, expression: str, seconds: float = 30) -> None:
+    """Wait until an expression is true. Playwright's own wait evaluates a string, which the content policy forbids."""
+    deadline = time.monotonic() + seconds
+    while not page.evaluate(expression):
+        assert time.monotonic() < deadline, expression
+        page.wait_for_timeout(50)
+
+
+def test_a_clip_plays_with_its_sound_before_the_job_ends(
+    opened: Callable[..., Any], metadata: MetadataStore, store: ObjectStore
+) -> None:
+    """The second clip plays with its part of the speech; the next one appears without a reload when it is stored."""
+    add_job(metadata, store, "talk", num_clip=3)
+    for clip_index in range(2):
+        add_rendered_clip(metadata, store, "talk", clip_index)
+    page = opened("job/talk")
+    assert page.locator("#segment-2").is_disabled()
+    page.locator("#segment-1").focus()
+    page.keyboard.press("Enter")
+    until(page, "player.currentTime > 0.4 && !player.paused")
+    frames, drift = page.evaluate(
+        "[player.getVideoPlaybackQuality().totalVideoFrames, speech.currentTime - 1 - player.currentTime]"
+    )
+    assert frames >= 4
+    assert abs(drift) < 0.2
+    add_rendered_clip(metadata, store, "talk", 2)
+    page.wait_for_selector("#segment-2:not([disabled])")
+    assert page.locator("#live-state .badge").inner_text().strip() == "running"
+
+
+def test_a_rerun_plays_beside_its_parent(
+    opened: Callable[..., Any], metadata: MetadataStore, store: ObjectStore
+) -> None:
+    """Both videos advance in step."""
+    add_finished_job(metadata, store, "talk")
+    add_finished_job(metadata, store, "talk-2", parent_job_id="talk", from_clip=1)
+    page = opened("job/talk-2")
+    page.click("#compare")
+    page.click("#play-whole")
+    until(page, "player.currentTime > 0.8")
+    until(page, "other.currentTime > 0.5 && Math.abs(other.currentTime - player.currentTime) < 0.25")
+
+
+@pytest.mark.parametrize("address", ["videos", "job/talk", "new"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_pages_fit_a_phone_and_have_names_for_everything(
+    opened: Callable[..., Any], metadata: MetadataStore, store: ObjectStore, address: str, scheme: str
+) -> None:
+    """Nothing is wider than the screen; each control and picture has a name; the theme is that of the system."""
+    add_finished_job(metadata, store, "talk", prompt="W" * 2000, labels={"team": "n" * 60})
+    phone = {"viewport": {"width": 390, "height": 844}, "color_scheme": scheme}
+    page = opened(address, "edith", **phone)
+    page.wait_for_load_state("networkidle")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert page.evaluate("document.documentElement.dataset.theme") == scheme
+    nameless = """[...document.querySelectorAll("button, a, input:not([type=hidden]), select, textarea, video, img")]
+        .filter((one) => one.checkVisibility() && !one.closest("[aria-hidden]"))
+        .filter((one) => !(one.innerText || one.ariaLabel || one.alt || one.title || one.labels?.length))
+        .filter((one) => !one.querySelector("img[alt]"))
+        .map((one) => one.outerHTML.slice(0, 100))"""
+    assert page.evaluate(nameless) == []
+
+
+def test_a_hostile_job_runs_nothing(opened: Callable[..., Any], metadata: MetadataStore, store: ObjectStore) -> None:
+    """Markup in prompt, labels, reason and events stays text in every page."""
+    add_job(metadata, store, "talk", prompt=HOSTILE, labels={"<img src=x onerror=hacked=3>": HOSTILE})
+    metadata.jobs.fail("talk", HOSTILE)
+    for address in ("videos", "job/talk", "new?from=talk"):
+        page = opened(address, "edith")
+        page.wait_for_load_state("networkidle")
+        assert page.evaluate("window.hacked") is None
+    assert page.locator("textarea[name=prompt]").input_value().startswith("<script>")
+
+
+def test_a_viewer_sees_no_action_and_nobody_sees_the_login(
+    opened: Callable[..., Any], metadata: MetadataStore, store: ObjectStore
+) -> None:
+    """A viewer has no buttons that change something; without a login a link leads to Airflow's login."""
+    add_job(metadata, store, "talk")
+    assert opened("job/talk", "vera").get_by_role("button", name="Cancel").count() == 0
+    assert opened("job/talk", "edith").get_by_role("button", name="Cancel").count() == 1
+    assert "/auth/login" in opened("job/talk", None).url
+
+
+def test_a_hidden_page_asks_for_nothing(
+    opened: Callable[..., Any], metadata: MetadataStore, store: ObjectStore
+) -> None:
+    """Polls stop while the page is hidden and go on when it is shown."""
+    add_job(metadata, store, "talk")
+    page = opened("job/talk")
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.wait_for_timeout(3500)
+    assert any("state.json" in url for url in asked)
+    page.evaluate("Object.defineProperty(document, 'hidden', {value: true, configurable: true})")
+    page.wait_for_timeout(500)
+    asked.clear()
+    page.wait_for_timeout(4000)
+    assert asked == []
+    page.evaluate("delete document.hidden; document.dispatchEvent(new Event('visibilitychange'))")
+    page.wait_for_timeout(1500)
+    assert any("state.json" in url for url in asked)
+
+
+def test_the_gallery_follows_a_job(opened: Callable[..., Any], metadata: MetadataStore, store: ObjectStore) -> None:
+    """State, clips and cost of a card change without a reload."""
+    add_job(metadata, store, "talk", num_clip=2)
+    page = opened("videos")
+    metadata.clips.start("talk", 0, "f" * 64)
+    metadata.clips.record_progress("talk", 0, 3, 4, eta_seconds=12)
+    until(page, "document.querySelector('.progress-text').textContent.includes('clip 1 step 3/4')")
+    metadata.clips.succeed("talk", 0, ClipFacts(start_frame=0, end_frame=16), False)
+    metadata.jobs.fail("talk", "A node was lost.")
+    page.wait_for_selector(".card[data-ended] .badge.failed")

@@ -40,6 +40,10 @@ class ClipRow:
     cost: str
     rendered_by: str | None
     version: str
+    num_takes: int
+    verdict: str  # good, warn, fail; empty where the clip was not measured
+    findings: tuple[str, ...]
+    lip_sync_lag_ms: float | None
 
     @property
     def num_frames(self) -> int:
@@ -125,7 +129,24 @@ def _clip_row(job: Job, clip: Clip, planned: ClipPlan | None) -> ClipRow:
         cost=_cost(job, attempts),
         rendered_by=clip.source_job_id,
         version=(clip.fingerprint or "")[:12],
+        **_quality(clip),
     )
+
+
+def _quality(clip: Clip) -> dict[str, Any]:
+    """Return the measures of the take of a clip that is kept."""
+    record = clip.takes
+    take = record.kept_take if record else None
+    if record is None or take is None or take.measured is None:
+        num_takes = len(record.takes) if record else 0
+        return {"num_takes": num_takes, "verdict": "", "findings": (), "lip_sync_lag_ms": None}
+    lip_sync = take.measured.lip_sync
+    return {
+        "num_takes": len(record.takes),
+        "verdict": "fail" if take.fails else "warn" if take.findings else "good",
+        "findings": tuple(finding.message for finding in take.findings),
+        "lip_sync_lag_ms": lip_sync.lag_ms if lip_sync else None,
+    }
 
 
 def _is_ready(clip: Clip) -> bool:

@@ -28,6 +28,7 @@ _SENTENCES = {
     JobEvent.CLIP_SUCCEEDED: "{clip} is stored",
     JobEvent.CLIP_INHERITED: "{clip} is reused from {source_job_id}",
     JobEvent.CLIP_FAILED: "{clip} failed: {reason}",
+    JobEvent.CLIP_MEASURED: "{clip} is measured",
     JobEvent.STEP_FINISHED: "{step} finished",
     JobEvent.STEP_FAILED: "{step} failed: {error}",
     JobEvent.USER_ACTION: "{user}: {action}",

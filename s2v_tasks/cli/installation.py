@@ -59,6 +59,17 @@ def snapshot_init_tiny(
     typer.echo(str(folder))
 
 
+@snapshot.command("inspect")
+def snapshot_inspect(
+    path: Annotated[Path, typer.Argument(help="File or folder of weights.")],
+) -> None:
+    """Show the kind and layout of weights, the files that are missing, and the command that completes them."""
+    from s2v_tasks.engine.loading.inspection import inspect
+
+    for line in inspect(path):
+        typer.echo(line)
+
+
 @snapshot.command("verify")
 def snapshot_verify(
     folder: Annotated[Path, typer.Argument(help="Folder of the snapshot, which contains SHA256SUMS.")],

@@ -142,7 +142,7 @@ class Leader:
         return clip_fingerprints(
             plan,
             {name: item.sha256 for name, item in self._inputs.items()},
-            snapshot_id(self._snapshot.path),
+            snapshot_id(self._snapshot),
             self._options,
             encoder_build(),
         )

@@ -53,13 +53,14 @@ def _requirements(settings: Settings, store: ObjectStore) -> list[Callable[[], o
 def open_snapshot(settings: Settings, model: str) -> Snapshot:
     """Return the snapshot; ConfigurationError unless it is complete and of `model`."""
     path = settings.snapshot_path
-    if path is None or not (path / "config.json").is_file():
+    card = load_model_card(config_dir(settings), model)
+    if path is None or (not (path / "config.json").is_file() and "config" not in card.files):
         raise ConfigurationError(
             f"S2V_SNAPSHOT_PATH is {path or 'not set'}: expected the folder with the model weights in the official "
             "layout; download Wan-AI/Wan2.2-S2V-14B there, or write a tiny one with `s2v snapshot init-tiny`."
         )
-    snapshot = Snapshot.open(path)
-    snapshot.check_model(model, load_model_card(config_dir(settings), model).model_dump())
+    snapshot = Snapshot.open(path, {name: path / file for name, file in card.files.items()})
+    snapshot.check_model(model, card.model_dump())
     return snapshot
 
 

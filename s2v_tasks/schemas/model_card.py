@@ -1,13 +1,15 @@
 """Properties of models and GPUs that planning needs, read from config/models.yaml and config/gpus.yaml."""
 
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from s2v_tasks.errors import ConfigurationError
 from s2v_tasks.schemas.request import Solver
+
+Component = Literal["config", "transformer", "text_encoder", "tokenizer", "vae", "audio_encoder"]
 
 
 class _Card(BaseModel):
@@ -28,6 +30,7 @@ class ModelCard(_Card):
     transformer_parameters: int = Field(gt=0, description="Parameters of the transformer, kept in bfloat16.")
     vae_parameters: int = Field(gt=0, description="Parameters of the VAE, kept in float32.")
     vae_base_dim: int = Field(gt=0, description="Channels of the VAE at full resolution.")
+    files: dict[Component, Path] = Field({}, description="Components that lie outside of the folder of the snapshot.")
     smallest_trained_area: int = Field(ge=0, description="Pixels of the smallest video it was trained for.")
 
 

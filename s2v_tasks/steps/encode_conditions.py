@@ -36,7 +36,7 @@ def run(ctx: StepContext) -> dict[str, Any]:
     made_from = fingerprint(
         ENCODE_CONDITIONS.name,
         REVISION,
-        snapshot_id(snapshot.path),
+        snapshot_id(snapshot),
         [request.prompt, NEGATIVE_PROMPT],
         [inputs["image"].sha256, inputs["audio_16k"].sha256],
         [plan.width, plan.height, num_frames],

@@ -111,7 +111,7 @@ def _apply_umask(folder: Path) -> None:
 
 def _check_same(path: Path, partial: Path) -> None:
     try:
-        same = snapshot_id(path) == snapshot_id(partial)
+        same = snapshot_id(Snapshot.open(path)) == snapshot_id(Snapshot.open(partial))
     except ConfigurationError:
         same = False
     if not same:

@@ -65,7 +65,7 @@ class AudioEncoder:
     ) -> "AudioEncoder":
         """Build on `device` from the values of a config.json and weights with the folder's keys (`wav2vec2.*`)."""
         model = Wav2Vec2Model(Wav2Vec2Config(**config))
-        own = {key.removeprefix("wav2vec2."): value for key, value in state.items()}
+        own = {_present_name(key.removeprefix("wav2vec2.")): value for key, value in state.items()}
         assign_weights(
             model,
             {key: value for key, value in own.items() if not key.startswith(_UNUSED_PREFIX)},
@@ -98,6 +98,13 @@ class AudioEncoder:
         # The library's own last hidden state is the one before the final norm, and was the one after it in 4.x.
         states = [*output.hidden_states[: NUM_STATES - 1], output.last_hidden_state]
         return torch.cat(states).cpu()
+
+
+def _present_name(key: str) -> str:
+    """Return the key of a weight in the present library; older files name the weight norm otherwise."""
+    norm = "encoder.pos_conv_embed.conv."
+    names = {f"{norm}weight_g": "original0", f"{norm}weight_v": "original1"}
+    return f"{norm}parametrizations.weight.{names[key]}" if key in names else key
 
 
 @contextmanager

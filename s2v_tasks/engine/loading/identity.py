@@ -16,17 +16,18 @@ _WINDOW_BYTES = 1 << 20
 _NUM_WINDOWS = 8
 
 
-def snapshot_id(path: Path) -> str:
-    """Return a sha256 (64 hex digits) over names, sizes and content of the weight files of the snapshot at `path`.
+def snapshot_id(snapshot: Snapshot) -> str:
+    """Return a sha256 (64 hex digits) over names, sizes and content of the weight files of `snapshot`.
 
     Of files above 8 MiB only eight windows of 1 MiB are read, the first at the head, the last at the tail: other
     weights of the same size differ there. Copies of a snapshot have the same identity; documentation does not count.
     """
-    snapshot = Snapshot.open(path)
+    path = snapshot.path
     digest = hashlib.sha256()
     for file in snapshot.weight_files():
         size_bytes = file.stat().st_size
-        digest.update(f"{file.relative_to(path).as_posix()}\0{size_bytes}\0".encode())
+        name = file.relative_to(path).as_posix() if file.is_relative_to(path) else file.name
+        digest.update(f"{name}\0{size_bytes}\0".encode())
         digest.update(_content_digest(file, size_bytes))
     return digest.hexdigest()
 

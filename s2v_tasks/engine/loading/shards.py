@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from s2v_tasks.engine.loading.adapters import AdapterMerge
+from s2v_tasks.engine.loading.layouts import Names, apply_scale, refuse_gguf
 from s2v_tasks.engine.loading.reading import NUM_THREADS, Part, read_parts
 from s2v_tasks.engine.loading.weights import check_fit, finish
 from s2v_tasks.errors import ConfigurationError
@@ -31,6 +32,7 @@ _DTYPES = {
     "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
+    "U8": torch.uint8,  # of markers, which are left out
 }
 
 
@@ -61,19 +63,25 @@ def load_shards(
         if index is not None:
             _check_index(index, files)
         # In the order of the files, which are then read from front to back.
-        stored = {key: part for shard in shards for key, part in _parts(shard).items()}
+        in_files = {key: part for shard in shards for key, part in _parts(shard).items()}
+        names = Names.of(in_files, module.state_dict())
+        stored = {key: in_files[name] for key, name in names.weights.items()}
         check_fit(module, {key: part.shape for key, part in stored.items()}, source=source)
         targets, device = module.state_dict(), torch.device(device)
 
         def change(key: str, rows: Tensor) -> Tensor:
-            return rows if merge is None or key not in merge.keys else merge(key, rows, _first_row(targets[key]))
+            first_row = _first_row(targets[key])
+            if key in names.scales:
+                scale = names.scales[key]
+                rows = apply_scale(rows, files[in_files[scale].path].get_tensor(scale), first_row)
+            return rows if merge is None or key not in merge.keys else merge(key, rows, first_row)
 
         state: dict[str, Tensor] = {}
         wanted: dict[str, Part] = {}
         for key, part in stored.items():
-            merged = merge is not None and key in merge.keys
+            merged = key in names.scales or (merge is not None and key in merge.keys)
             if device.type == "cpu" and part.dtype == dtype and not merged and not isinstance(targets[key], DTensor):
-                state[key] = keep(key, files[part.path].get_tensor(key))
+                state[key] = keep(key, files[part.path].get_tensor(names.weights[key]))
             else:
                 own = _own_rows(part, targets[key])
                 wanted[key] = replace(own, read_as=torch.float32) if merged else own
@@ -85,6 +93,7 @@ def load_shards(
 
 
 def _open(shard: Path) -> Any:
+    refuse_gguf(shard)
     try:
         return safe_open(shard, framework="pt", device="cpu")
     except SafetensorError as error:

@@ -27,6 +27,14 @@ VAE_FILE = "Wan2.1_VAE.pth"
 TOKENIZER_FOLDER = "google/umt5-xxl"
 AUDIO_ENCODER_FOLDER = "wav2vec2-large-xlsr-53-english"
 _AUDIO_ENCODER_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+# Names of single files that are published for node editors; a snapshot may have them instead of the official ones.
+_COMPANIONS = {
+    "transformer": ("wan2.2_s2v_14B_bf16.safetensors", "wan2.2_s2v_14B_fp8_scaled.safetensors"),
+    "text_encoder": ("umt5_xxl_fp8_e4m3fn_scaled.safetensors", "umt5_xxl_fp16.safetensors"),
+    "vae": ("wan_2.1_vae.safetensors",),
+    "audio_encoder": ("wav2vec2_large_english_fp16.safetensors",),
+}
+COMPONENTS = ("config", "transformer", "text_encoder", "tokenizer", "vae", "audio_encoder")
 _REMEDY = "download the whole snapshot again, or make a tiny one with `s2v snapshot init-tiny`"
 
 
@@ -35,32 +43,79 @@ class Snapshot:
     """A complete folder of weights. Nothing is loaded before a `load_` method is called."""
 
     path: Path
+    files: tuple[tuple[str, Path], ...] = ()  # components that lie elsewhere: name and file, or folder of a tokenizer
 
     @classmethod
-    def open(cls, path: Path) -> "Snapshot":
-        """Check that every file is there.
+    def open(cls, path: Path, files: Mapping[str, Path] | None = None) -> "Snapshot":
+        """Check that every file is there; `files` are components (`COMPONENTS`) that lie outside of the folder `path`.
 
         Raises ConfigurationError that names all missing files.
         """
         if not path.is_dir():
             raise ConfigurationError(f"snapshot {path} is not a folder; {_REMEDY}")
-        snapshot = cls(path)
-        expected = [CONFIG_FILE, TEXT_ENCODER_FILE, VAE_FILE, f"{AUDIO_ENCODER_FOLDER}/{CONFIG_FILE}"]
-        missing = [name for name in expected if not (path / name).is_file()]
-        if not any((path / AUDIO_ENCODER_FOLDER / name).is_file() for name in _AUDIO_ENCODER_WEIGHTS):
-            missing.append(f"{AUDIO_ENCODER_FOLDER}/{_AUDIO_ENCODER_WEIGHTS[0]}")
-        if not any((path / TOKENIZER_FOLDER).glob("tokenizer*")):
-            missing.append(f"{TOKENIZER_FOLDER}/tokenizer.json")
-        missing += [shard.name for shard in snapshot.transformer_shards() if not shard.is_file()]
-        if missing:
+        snapshot = cls(path, tuple(sorted((files or {}).items())))
+        if missing := snapshot.missing_files():
             raise ConfigurationError(f"snapshot {path} lacks {', '.join(missing)}; {_REMEDY}")
         return snapshot
+
+    def missing_files(self) -> list[str]:
+        """Return the names of the files that the snapshot lacks."""
+        singles = [self.config_path, self.text_encoder_path, self.vae_path, self.audio_encoder_folder / CONFIG_FILE]
+        missing = [self._shown(file) for file in singles if not file.is_file()]
+        if not self.audio_encoder_path.is_file():
+            missing.append(self._shown(self.audio_encoder_folder / _AUDIO_ENCODER_WEIGHTS[0]))
+        if not any(self.tokenizer_folder.glob("tokenizer*")):
+            missing.append(self._shown(self.tokenizer_folder / "tokenizer.json"))
+        return missing + [self._shown(shard) for shard in self.transformer_shards() if not shard.is_file()]
+
+    @property
+    def config_path(self) -> Path:
+        """Return the path of the transformer's config.json."""
+        return self._component("config", self.path / CONFIG_FILE)
+
+    @property
+    def text_encoder_path(self) -> Path:
+        """Return the file of the text encoder."""
+        return self._component("text_encoder", self.path / TEXT_ENCODER_FILE)
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """Return the folder of the tokenizer."""
+        return self._component("tokenizer", self.path / TOKENIZER_FOLDER)
+
+    @property
+    def vae_path(self) -> Path:
+        """Return the file of the VAE."""
+        return self._component("vae", self.path / VAE_FILE)
+
+    @property
+    def audio_encoder_folder(self) -> Path:
+        """Return the folder with the config.json of the audio encoder."""
+        return self.path / AUDIO_ENCODER_FOLDER
+
+    @property
+    def audio_encoder_path(self) -> Path:
+        """Return the file of the audio encoder."""
+        in_folder = [self.audio_encoder_folder / name for name in _AUDIO_ENCODER_WEIGHTS]
+        official = next((path for path in in_folder if path.is_file()), in_folder[0])
+        return self._component("audio_encoder", official)
+
+    def _component(self, name: str, official: Path) -> Path:
+        """Return the path of a component: the configured one, the official one, or a companion in the folder."""
+        configured = dict(self.files).get(name)
+        if configured is not None:
+            return configured
+        candidates = (official, *(self.path / companion for companion in _COMPANIONS.get(name, ())))
+        return next((path for path in candidates if path.exists()), official)
+
+    def _shown(self, path: Path) -> str:
+        return path.relative_to(self.path).as_posix() if path.is_relative_to(self.path) else str(path)
 
     def check_model(self, name: str, dimensions: Mapping[str, Any]) -> None:
         """Raise ConfigurationError unless config.json has the `dimensions` of the model `name`, which may be a part."""
         from s2v_tasks.engine.models.config import S2VConfig
 
-        config = asdict(S2VConfig.from_json(_read_json(self.path / CONFIG_FILE)))
+        config = asdict(S2VConfig.from_json(_read_json(self.config_path)))
         wrong = [
             f"{field}={config[field]!r} instead of {expected!r}"
             for field, expected in dimensions.items()
@@ -75,8 +130,8 @@ class Snapshot:
     def transformer_shards(self) -> list[Path]:
         """Return the files of the transformer's weights: those of the index, or the single file without an index."""
         index_path = self.path / TRANSFORMER_INDEX_FILE
-        if not index_path.is_file():
-            return [self.path / TRANSFORMER_FILE]
+        if "transformer" in dict(self.files) or not index_path.is_file():
+            return [self._component("transformer", self.path / TRANSFORMER_FILE)]
         names = set(_read_json(index_path).get("weight_map", {}).values())
         if not names or any(Path(name).name != name for name in names):
             raise ConfigurationError(f"{index_path} names no weight files in its own folder; {_REMEDY}")
@@ -84,15 +139,19 @@ class Snapshot:
 
     def weight_files(self) -> list[Path]:
         """Return every file that decides what the networks compute, sorted; without documentation and assets."""
-        tokenizer = (path for path in (self.path / TOKENIZER_FOLDER).rglob("*") if not path.name.startswith("."))
-        audio_names = (CONFIG_FILE, "preprocessor_config.json", *_AUDIO_ENCODER_WEIGHTS)
-        single = (CONFIG_FILE, TRANSFORMER_INDEX_FILE, TEXT_ENCODER_FILE, VAE_FILE)
-        candidates = [
-            *(self.path / name for name in single),
+        tokenizer = (path for path in self.tokenizer_folder.rglob("*") if not path.name.startswith("."))
+        audio = (self.audio_encoder_folder / name for name in (CONFIG_FILE, "preprocessor_config.json"))
+        candidates = {
+            self.config_path,
+            self.path / TRANSFORMER_INDEX_FILE,
+            self.text_encoder_path,
+            self.vae_path,
             *self.transformer_shards(),
             *tokenizer,
-            *(self.path / AUDIO_ENCODER_FOLDER / name for name in audio_names),
-        ]
+            *audio,
+            self.audio_encoder_path,
+            *(self.audio_encoder_folder / name for name in _AUDIO_ENCODER_WEIGHTS),
+        }
         return sorted(path for path in candidates if path.is_file())
 
     def build_transformer(self) -> "S2VTransformer":
@@ -102,7 +161,7 @@ class Snapshot:
         from s2v_tasks.engine.models.config import S2VConfig
         from s2v_tasks.engine.models.transformer import S2VTransformer
 
-        config = S2VConfig.from_json(_read_json(self.path / CONFIG_FILE))
+        config = S2VConfig.from_json(_read_json(self.config_path))
         with torch.device("meta"):
             return S2VTransformer(config)
 
@@ -138,28 +197,34 @@ class Snapshot:
                 convert=convert,
                 merge=merge,
                 num_threads=num_threads,
-                index=_read_json(index_path) if index_path.is_file() else None,
+                index=_read_json(index_path)
+                if index_path.is_file() and "transformer" not in dict(self.files)
+                else None,
                 source=f"the transformer in {self.path}",
             )
         return merge.reports
 
     def load_vae(self, device: "torch.device | str", precision: "VaePrecision" = "float32") -> "Vae":
         """Load the VAE, which computes in `precision`."""
-        from s2v_tasks.engine.encoders.vae import Vae
-        from s2v_tasks.engine.loading.weights import read_pth
+        from s2v_tasks.engine.encoders.vae import Vae, key_pairs
+        from s2v_tasks.engine.loading.layouts import invert
 
-        return Vae.from_state_dict(read_pth(self.path / VAE_FILE, device), device, precision)
+        state = invert(key_pairs(), self._read_state(self.vae_path, device), "encoder.conv_in.weight")
+        return Vae.from_state_dict(state, device, precision)
 
     def load_text_encoder(self, device: "torch.device | str") -> "TextEncoder":
         """Return the text encoder with its tokenizer, in the dtype of its file; on the CPU its weights stay mapped."""
-        from s2v_tasks.engine.encoders.text_encoder import TextEncoder
-        from s2v_tasks.engine.loading.weights import read_pth
+        from s2v_tasks.engine.encoders.text_encoder import TextEncoder, key_pairs
+        from s2v_tasks.engine.loading.layouts import invert
         from s2v_tasks.engine.models.config import S2VConfig
 
+        state = self._read_state(self.text_encoder_path, device)
+        state.pop("encoder.embed_tokens.weight", None)  # equal to shared.weight
+        num_layers = len({key.split(".")[2] for key in state if key.startswith("encoder.block.")})
         return TextEncoder.from_state_dict(
-            read_pth(self.path / TEXT_ENCODER_FILE, device),
-            self.path / TOKENIZER_FOLDER,
-            text_len=S2VConfig.from_json(_read_json(self.path / CONFIG_FILE)).text_len,
+            invert(key_pairs(num_layers), state, "shared.weight"),
+            self.tokenizer_folder,
+            text_len=S2VConfig.from_json(_read_json(self.config_path)).text_len,
             device=device,
         )
 
@@ -167,7 +232,22 @@ class Snapshot:
         """The audio encoder, float32."""
         from s2v_tasks.engine.encoders.audio_encoder import AudioEncoder
 
-        return AudioEncoder.from_folder(self.path / AUDIO_ENCODER_FOLDER, device)
+        if self.audio_encoder_path.parent == self.audio_encoder_folder:
+            return AudioEncoder.from_folder(self.audio_encoder_folder, device)
+        config = _read_json(self.audio_encoder_folder / CONFIG_FILE)
+        state = self._read_state(self.audio_encoder_path, device)
+        return AudioEncoder.from_state_dict({key: value.float() for key, value in state.items()}, config, device)
+
+    def _read_state(self, path: Path, device: "torch.device | str") -> "dict[str, torch.Tensor]":
+        """Return the weights of a .pth or safetensors file; those in float8 with scales become bfloat16."""
+        import torch
+
+        from s2v_tasks.engine.loading.layouts import read_safetensors
+        from s2v_tasks.engine.loading.weights import read_pth
+
+        if path.suffix == ".safetensors":
+            return read_safetensors(path, device, torch.bfloat16)
+        return read_pth(path, device)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -1,0 +1,131 @@
+"""Layouts of checkpoint files: names of weights and scales of float8 weights, turned into the official keys.
+
+| layout | recognised by |
+|---|---|
+| official | its keys |
+| node editor, one file | the prefix `model.diffusion_model.` or `diffusion_model.` before official keys |
+| float8 with scales | `.scale_weight` (with the marker `scaled_fp8`) or `.weight_scale` beside a weight |
+| Diffusers | `condition_embedder.time_proj.weight` |
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from s2v_tasks.errors import ConfigurationError
+
+_GGUF_MAGIC = b"GGUF"
+_PREFIXES = ("model.diffusion_model.", "diffusion_model.")
+_SCALES = {".scale_weight": ".weight", ".weight_scale": ".weight"}
+# Markers and values that inference with weights in float8 does not need.
+_IGNORED = ("scaled_fp8", "spiece_model")
+_IGNORED_SUFFIXES = (".scale_input", ".input_scale", ".comfy_quant")
+_DIFFUSERS_MARK = "condition_embedder.time_proj.weight"
+# Parts of official keys and of diffusers' names for Wan transformers, replaced in this order.
+DIFFUSERS_NAMES = (
+    ("time_embedding.0", "condition_embedder.time_embedder.linear_1"),
+    ("time_embedding.2", "condition_embedder.time_embedder.linear_2"),
+    ("text_embedding.0", "condition_embedder.text_embedder.linear_1"),
+    ("text_embedding.2", "condition_embedder.text_embedder.linear_2"),
+    ("time_projection.1", "condition_embedder.time_proj"),
+    ("cross_attn", "attn2"),
+    ("self_attn", "attn1"),
+    (".o.", ".to_out.0."),
+    (".q.", ".to_q."),
+    (".k.", ".to_k."),
+    (".v.", ".to_v."),
+    ("head.modulation", "scale_shift_table"),
+    ("head.head", "proj_out"),
+    ("modulation", "scale_shift_table"),
+    ("ffn.0", "ffn.net.0.proj"),
+    ("ffn.2", "ffn.net.2"),
+    ("norm3", "norm2"),
+)
+
+
+def diffusers_key(key: str) -> str:
+    """Return the name of a weight in the Diffusers layout from its official key."""
+    for official, diffusers in DIFFUSERS_NAMES:
+        key = key.replace(official, diffusers)
+    return key
+
+
+@dataclass(frozen=True)
+class Names:
+    """Names of the weights of a file by official key, and of the scales of its float8 weights."""
+
+    weights: dict[str, str]
+    scales: dict[str, str]
+    layout: str
+
+    @classmethod
+    def of(cls, keys: Iterable[str], expected: Iterable[str]) -> "Names":
+        """Recognise the layout of a file with `keys`; `expected` are the official keys of the transformer."""
+        present = [key for key in keys if key not in _IGNORED and not key.endswith(_IGNORED_SUFFIXES)]
+        prefix = next((prefix for prefix in _PREFIXES if any(key.startswith(prefix) for key in present)), "")
+        found = {key.removeprefix(prefix): key for key in present}
+        layout = "single file with prefix" if prefix else "official keys"
+        renamed: Mapping[str, str] = {}
+        if _DIFFUSERS_MARK in found:
+            renamed, layout = {diffusers_key(key): key for key in expected}, "Diffusers"
+        weights: dict[str, str] = {}
+        scales: dict[str, str] = {}
+        for name, key in found.items():
+            suffix = next((suffix for suffix in _SCALES if name.endswith(suffix)), None)
+            if suffix is None:
+                weights[renamed.get(name, name)] = key
+            else:
+                weight = name.removesuffix(suffix) + _SCALES[suffix]
+                scales[renamed.get(weight, weight)] = key
+        return cls(weights, scales, layout + (", float8 with scales" if scales else ""))
+
+
+def apply_scale(rows: Tensor, scale: Tensor, first_row: int = 0) -> Tensor:
+    """Return float8 weights that were read as fp32 times their scale: one number, or one for each row."""
+    scale = scale.float().to(rows.device)
+    if scale.numel() == 1:
+        return rows * scale.reshape(())
+    own = scale.reshape(-1)[first_row : first_row + rows.shape[0]]
+    return rows * own.view(-1, *[1] * (rows.dim() - 1))
+
+
+def read_safetensors(path: Path, device: torch.device | str, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return all weights of a file; those in float8 with scales are turned into `dtype`.
+
+    Raises ConfigurationError for a damaged file.
+    """
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            names = Names.of(file.keys(), ())
+            state = {}
+            for name, key in names.weights.items():
+                tensor = file.get_tensor(key)
+                if name in names.scales:
+                    tensor = apply_scale(tensor.float(), file.get_tensor(names.scales[name])).to(dtype)
+                state[name] = tensor.to(device)
+    except SafetensorError as error:
+        raise ConfigurationError(f"{path} cannot be read as weights ({error}); download it again") from error
+    return state
+
+
+def invert(pairs: Iterable[tuple[str, str]], state: Mapping[str, Any], mark: str) -> dict[str, Any]:
+    """Return `state` under official keys, if it has the key `mark` of the library; `pairs` are (official, library)."""
+    if mark not in state:
+        return dict(state)
+    official = {library: own for own, library in pairs}
+    return {official.get(key, key): value for key, value in state.items()}
+
+
+def refuse_gguf(path: Path) -> None:
+    """Raise ConfigurationError for a GGUF file, whose blocks of quantized numbers this engine does not compute."""
+    with path.open("rb") as stream:
+        if stream.read(len(_GGUF_MAGIC)) == _GGUF_MAGIC:
+            raise ConfigurationError(
+                f"{path} is a GGUF file: its weights are quantized in blocks, which this engine does not compute. Use "
+                "the bf16 or fp8_scaled safetensors file of the same model"
+            )

@@ -13,7 +13,8 @@ from typing import Any
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.schemas.job import job_slug
 from s2v_tasks.schemas.preset import Preset, find_preset
-from s2v_tasks.schemas.request import S3_URI_PATTERN, Request
+from s2v_tasks.schemas.request import Request
+from s2v_tasks.schemas.request_fields import S3_URI_PATTERN
 from s2v_tasks.schemas.request_parsing import parse_request
 from s2v_tasks.schemas.strict_json import decode_text, parse_json
 

@@ -24,7 +24,7 @@ from s2v_tasks.schemas.job import (
     Source,
 )
 from s2v_tasks.schemas.plan import Plan
-from s2v_tasks.schemas.request import MAX_CLIPS
+from s2v_tasks.schemas.request_fields import MAX_CLIPS
 from s2v_tasks.schemas.request_parsing import refuse_other_request
 from s2v_tasks.schemas.steps import CLOSE_JOB
 

@@ -7,8 +7,8 @@ from s2v_tasks.errors import PermanentError
 from s2v_tasks.schemas.model_card import AdapterCard
 from s2v_tasks.schemas.plan import PlannedAdapter, Sampling
 from s2v_tasks.schemas.preset import Preset
-from s2v_tasks.schemas.request import AdapterChoice, Request
-from s2v_tasks.schemas.request_fields import parse_size
+from s2v_tasks.schemas.request import Request
+from s2v_tasks.schemas.request_fields import AdapterChoice, parse_size
 
 ADAPTER_FIELDS = ("sample_steps", "sample_guide_scale", "sample_shift", "sample_solver")
 PRESET_FIELDS = (*ADAPTER_FIELDS, "guide_steps")

@@ -7,7 +7,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from s2v_tasks.errors import ConfigurationError
-from s2v_tasks.schemas.request import Solver
+from s2v_tasks.schemas.request_fields import Solver
 
 Component = Literal["config", "transformer", "text_encoder", "tokenizer", "vae", "audio_encoder"]
 

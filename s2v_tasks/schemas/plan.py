@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler
 
 from s2v_tasks.schemas.facts import StagedFaces, StagedSound
 from s2v_tasks.schemas.manifest import fingerprint
-from s2v_tasks.schemas.request import Solver
+from s2v_tasks.schemas.request_fields import Solver
 
 FPS = 16
 

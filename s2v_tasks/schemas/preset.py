@@ -7,8 +7,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from s2v_tasks.errors import ConfigurationError, PermanentError
-from s2v_tasks.schemas.request import AdapterChoice, Solver, StepCache
-from s2v_tasks.schemas.request_fields import parse_size, plain_number
+from s2v_tasks.schemas.request_fields import AdapterChoice, Solver, StepCache, parse_size, plain_number
 
 
 class Preset(BaseModel):

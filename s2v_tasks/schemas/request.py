@@ -4,74 +4,46 @@ The fields have the names of the reference implementation. The UI form, the CLI 
 this model.
 """
 
-import re
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationInfo,
-    WithJsonSchema,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from s2v_tasks.schemas.job import DEFAULT_PRIORITY, JOB_ID_PATTERN, Priority
-from s2v_tasks.schemas.request_fields import SIZE_PATTERN, parse_size, plain_number
-
-# Any object name that S3 accepts, without control characters and line ends; storage.locations decides which are read.
-S3_URI_PATTERN = r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/[^\x00-\x1f\x7f-\x9f\u2028\u2029]+$"
-WEBHOOK_URL_PATTERN = r"^https?://[A-Za-z0-9.:\[\]-]+([/?]\S*)?$"
-# The syntax of Kubernetes labels without a key prefix, because labels are copied to pods.
-LABEL_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"
-MAX_LABELS = 16
-MAX_PROMPT_CHARACTERS = 2000
-MAX_CLIPS = 1000
-
-DEFAULT_MIN_CHAIN_SECONDS, DEFAULT_MAX_CHAIN_SECONDS = 10.0, 60.0
-
-Solver = Literal["unipc", "dpm++", "euler"]
-StepCache = Literal["off", "quality", "fast"]
-ADAPTER_NAME_PATTERN = r"^[a-z][a-z0-9_-]{0,63}$"
-MAX_ADAPTERS = 8
-Continuity = Literal["chained", "cut"]
-Transition = Literal["cut", "crossfade"]
-Quality = Literal["off", "report", "gate"]
-AfterRetakes = Literal["keep_best", "stop"]
-DEFAULT_MAX_RETAKES = 2
-
-
-def _section(title: str) -> Any:
-    return Field(json_schema_extra={"section": title})
-
-
-# Sections of the UI form.
-INPUTS, WHAT_TO_MAKE, LONG_VIDEOS = _section("Inputs"), _section("What to make"), _section("Long videos")
-QUALITY = _section("Quality")
-BOOKKEEPING, RERUN, SAMPLING = _section("Budget and bookkeeping"), _section("Rerun"), _section("Sampling")
-
-
-class AdapterChoice(BaseModel):
-    """An adapter of config/adapters.yaml, and how strongly it changes the weights."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    name: str = Field(pattern=ADAPTER_NAME_PATTERN)
-    strength: float = Field(1.0, ge=-4.0, le=4.0)
-
-
-# Written out, because the form takes no references to other schemas.
-_ADAPTER_SCHEMA = {
-    "type": "object",
-    "required": ["name"],
-    "additionalProperties": False,
-    "properties": {
-        "name": {"type": "string", "pattern": ADAPTER_NAME_PATTERN},
-        "strength": {"type": "number", "minimum": -4, "maximum": 4},
-    },
-}
+from s2v_tasks.schemas.request_fields import (
+    BOOKKEEPING,
+    DEFAULT_MAX_CHAIN_SECONDS,
+    DEFAULT_MAX_RETAKES,
+    DEFAULT_MIN_CHAIN_SECONDS,
+    INPUTS,
+    LONG_VIDEOS,
+    MAX_ADAPTERS,
+    MAX_CLIPS,
+    MAX_LABELS,
+    MAX_PROMPT_CHARACTERS,
+    QUALITY,
+    RERUN,
+    S3_URI_PATTERN,
+    SAMPLING,
+    SIZE_PATTERN,
+    WEBHOOK_URL_PATTERN,
+    WHAT_TO_MAKE,
+    Adapter,
+    AfterRetakes,
+    Continuity,
+    Quality,
+    Solver,
+    StepCache,
+    StepIndex,
+    Transition,
+    are_different,
+    are_plain,
+    has_words,
+    is_legal_size,
+    is_range,
+    names_a_file,
+    plain_number,
+)
 
 
 class Request(BaseModel):
@@ -80,23 +52,23 @@ class Request(BaseModel):
     # JSON has no infinity.
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    image_uri: Annotated[str, INPUTS] = Field(
+    image_uri: Annotated[str, AfterValidator(names_a_file), INPUTS] = Field(
         pattern=S3_URI_PATTERN,
         title="Reference image",
         description="S3 URI of a picture of the speaker: PNG, JPEG or WebP, 32 px to 40 megapixels (WebP: 20).",
     )
-    audio_uri: Annotated[str, INPUTS] = Field(
+    audio_uri: Annotated[str, AfterValidator(names_a_file), INPUTS] = Field(
         pattern=S3_URI_PATTERN,
         title="Speech",
         description="S3 URI of the speech (WAV, MP3, FLAC, OGG, M4A ...). The video is as long as the speech.",
     )
-    pose_video_uri: Annotated[str | None, INPUTS] = Field(
+    pose_video_uri: Annotated[str | None, AfterValidator(names_a_file), INPUTS] = Field(
         None,
         pattern=S3_URI_PATTERN,
         title="Pose video",
         description="Optional S3 URI of a pose video that guides the movement of the body. It is converted to 16 fps.",
     )
-    prompt: Annotated[str, WHAT_TO_MAKE] = Field(
+    prompt: Annotated[str, AfterValidator(has_words), WHAT_TO_MAKE] = Field(
         min_length=1,
         max_length=MAX_PROMPT_CHARACTERS,
         title="Prompt",
@@ -137,7 +109,7 @@ class Request(BaseModel):
         title="Guidance scale",
         description="How strongly the video follows prompt and speech. 1 turns guidance off and halves the cost.",
     )
-    guide_steps: Annotated[list[Annotated[int, Field(ge=0, le=100)]] | None, SAMPLING] = Field(
+    guide_steps: Annotated[list[StepIndex] | None, AfterValidator(is_range), SAMPLING] = Field(
         None,
         min_length=2,
         max_length=2,
@@ -155,7 +127,7 @@ class Request(BaseModel):
     sample_solver: Annotated[Solver | None, SAMPLING] = Field(
         None, title="Solver", description="unipc (default), dpm++, or euler for distilled models."
     )
-    adapters: Annotated[list[Annotated[AdapterChoice, WithJsonSchema(_ADAPTER_SCHEMA)]] | None, SAMPLING] = Field(
+    adapters: Annotated[list[Adapter] | None, AfterValidator(are_different), SAMPLING] = Field(
         None,
         max_length=MAX_ADAPTERS,
         title="Adapters",
@@ -168,7 +140,7 @@ class Request(BaseModel):
         description="Skip blocks whose result barely changes from step to step: off, quality (small error) or fast "
         "(larger error). Empty: S2V_STEP_CACHE.",
     )
-    size: Annotated[str | None, WHAT_TO_MAKE] = Field(
+    size: Annotated[str | None, AfterValidator(is_legal_size), WHAT_TO_MAKE] = Field(
         None,
         pattern=SIZE_PATTERN,
         title="Size W*H",
@@ -249,7 +221,7 @@ class Request(BaseModel):
     priority: Annotated[Priority, BOOKKEEPING] = Field(
         DEFAULT_PRIORITY, title="Priority", description="Jobs of higher priority get a free GPU first."
     )
-    labels: Annotated[dict[str, str], BOOKKEEPING] = Field(
+    labels: Annotated[dict[str, str], AfterValidator(are_plain), BOOKKEEPING] = Field(
         {},
         max_length=MAX_LABELS,
         title="Labels",
@@ -293,55 +265,6 @@ class Request(BaseModel):
     @classmethod
     def _numbers_are_plain(cls, value: Any, info: ValidationInfo) -> Any:
         return plain_number(value, cls.model_fields[str(info.field_name)])
-
-    @field_validator("image_uri", "audio_uri", "pose_video_uri")
-    @classmethod
-    def _uri_names_a_file(cls, value: str | None) -> str | None:
-        if value is not None and value.endswith("/"):
-            raise ValueError("is a folder, not a file: add the name of the file to it")
-        return value
-
-    @field_validator("prompt")
-    @classmethod
-    def _prompt_has_words(cls, value: str) -> str:
-        if not value.strip():
-            raise ValueError("is blank: describe the picture and how the person speaks")
-        if "\0" in value:
-            raise ValueError("has a NUL character: expected plain text")
-        return value
-
-    @field_validator("size")
-    @classmethod
-    def _size_is_legal(cls, value: str | None) -> str | None:
-        if value is not None:
-            parse_size(value)
-        return value
-
-    @field_validator("guide_steps")
-    @classmethod
-    def _range_is_not_empty(cls, value: list[int] | None) -> list[int] | None:
-        if value is not None and value[0] >= value[1]:
-            raise ValueError("expected [from, to] with from below to, such as [0, 10]")
-        return value
-
-    @field_validator("adapters")
-    @classmethod
-    def _adapters_are_different(cls, value: list[AdapterChoice] | None) -> list[AdapterChoice] | None:
-        names = [choice.name for choice in value or ()]
-        if len(names) != len(set(names)):
-            raise ValueError("names an adapter twice: give each of them once, with its strength")
-        return value
-
-    @field_validator("labels")
-    @classmethod
-    def _labels_are_plain(cls, value: dict[str, str]) -> dict[str, str]:
-        parts = [*value, *value.values()]
-        if wrong := [part[:80] for part in parts if not re.fullmatch(LABEL_PATTERN, part)]:
-            raise ValueError(
-                f"{' and '.join(map(repr, wrong))} is not a label: expected 1 to 63 letters, digits, dots, dashes and "
-                "underscores, a letter or digit first and last"
-            )
-        return value
 
     @model_validator(mode="after")
     def _fields_fit_each_other(self) -> Self:

@@ -1,16 +1,67 @@
-"""Values of request fields: sizes and numbers, and sentences about values that are refused."""
+"""Types of the fields of a request: choices, patterns, bounds, sections of the UI form, and rules for single values."""
 
 import re
-from collections.abc import Iterable
-from typing import Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 from pydantic.fields import FieldInfo
 
+# Any object name that S3 accepts, without control characters and line ends; storage.locations decides which are read.
+S3_URI_PATTERN = r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/[^\x00-\x1f\x7f-\x9f\u2028\u2029]+$"
+WEBHOOK_URL_PATTERN = r"^https?://[A-Za-z0-9.:\[\]-]+([/?]\S*)?$"
+# The syntax of Kubernetes labels without a key prefix, because labels are copied to pods.
+LABEL_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"
 SIZE_PATTERN = r"^[0-9]{3,4}\*[0-9]{3,4}$"  # not \d, which takes the digits of all scripts
 SIDE_STEP, MIN_SIDE, MAX_SIDE, MAX_AREA = 32, 128, 1280, 1280 * 720
 # A decimal number in ASCII digits: Python also accepts 1_000, nan and the digits of other scripts.
 _NUMBER = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"
+ADAPTER_NAME_PATTERN = r"^[a-z][a-z0-9_-]{0,63}$"
+MAX_LABELS = 16
+MAX_PROMPT_CHARACTERS = 2000
+MAX_CLIPS = 1000
+MAX_ADAPTERS = 8
+DEFAULT_MAX_RETAKES = 2
+DEFAULT_MIN_CHAIN_SECONDS, DEFAULT_MAX_CHAIN_SECONDS = 10.0, 60.0
+
+Solver = Literal["unipc", "dpm++", "euler"]
+StepCache = Literal["off", "quality", "fast"]
+Continuity = Literal["chained", "cut"]
+Transition = Literal["cut", "crossfade"]
+Quality = Literal["off", "report", "gate"]
+AfterRetakes = Literal["keep_best", "stop"]
+StepIndex = Annotated[int, Field(ge=0, le=100)]
+
+
+def _section(title: str) -> Any:
+    return Field(json_schema_extra={"section": title})
+
+
+# Sections of the UI form.
+INPUTS, WHAT_TO_MAKE, LONG_VIDEOS = _section("Inputs"), _section("What to make"), _section("Long videos")
+QUALITY = _section("Quality")
+BOOKKEEPING, RERUN, SAMPLING = _section("Budget and bookkeeping"), _section("Rerun"), _section("Sampling")
+
+
+class AdapterChoice(BaseModel):
+    """An adapter of config/adapters.yaml, and how strongly it changes the weights."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    name: str = Field(pattern=ADAPTER_NAME_PATTERN)
+    strength: float = Field(1.0, ge=-4.0, le=4.0)
+
+
+# Written out, because the form takes no references to other schemas.
+_ADAPTER_SCHEMA = {
+    "type": "object",
+    "required": ["name"],
+    "additionalProperties": False,
+    "properties": {
+        "name": {"type": "string", "pattern": ADAPTER_NAME_PATTERN},
+        "strength": {"type": "number", "minimum": -4, "maximum": 4},
+    },
+}
+Adapter = Annotated[AdapterChoice, WithJsonSchema(_ADAPTER_SCHEMA)]
 
 
 def parse_size(size: str) -> tuple[int, int]:
@@ -38,41 +89,50 @@ def plain_number(value: Any, field: FieldInfo) -> Any:
     return value
 
 
-def sentences(error: ValidationError, known_fields: Iterable[str]) -> list[str]:
-    """Return one sentence for each problem: the field, a short form of its value and the expectation."""
-    return [_sentence(problem, known_fields) for problem in error.errors()]
+def names_a_file(uri: str | None) -> str | None:
+    """Return the URI; ValueError if it is that of a folder."""
+    if uri is not None and uri.endswith("/"):
+        raise ValueError("is a folder, not a file: add the name of the file to it")
+    return uri
 
 
-def _sentence(error: Any, known_fields: Iterable[str]) -> str:
-    if not error["loc"]:
-        return str(error.get("ctx", {}).get("error", error["msg"]))
-    field = ".".join(str(part) if str(part).isprintable() else ascii(part) for part in error["loc"])
-    value = repr(error.get("input"))
-    if len(value) > 60:
-        value = f"{value[:57]}... ({len(str(error.get('input')))} characters)"
-    if field == "webhook_url":
-        value = "(not shown: it may hold a secret)"
-    match error["type"]:
-        case "missing":
-            return f"{field} is missing"
-        case "extra_forbidden":
-            return f"{field} is not a field of a request (known: {', '.join(known_fields)})"
-        case "value_error":
-            return f"{field} {value}: {error['ctx']['error']}"
-        case _:
-            return f"{field} {value}: {_expected(field, error['msg'])}"
+def has_words(prompt: str) -> str:
+    """Return the prompt; ValueError if it is blank or no plain text."""
+    if not prompt.strip():
+        raise ValueError("is blank: describe the picture and how the person speaks")
+    if "\0" in prompt:
+        raise ValueError("has a NUL character: expected plain text")
+    return prompt
 
 
-def _expected(field: str, message: str) -> str:
-    if field == "infer_frames":
-        return "expected a multiple of 4 from 16 to 120, for example 80"
-    if field == "size":
-        return (
-            f"expected W*H such as 480*832, each side a multiple of {SIDE_STEP} from {MIN_SIDE} to {MAX_SIDE}, in the "
-            "digits 0 to 9"
+def is_legal_size(size: str | None) -> str | None:
+    """Return the size `W*H`; ValueError for a side or an area out of bounds."""
+    if size is not None:
+        parse_size(size)
+    return size
+
+
+def is_range(steps: list[int] | None) -> list[int] | None:
+    """Return [from, to]; ValueError unless the range has a step."""
+    if steps is not None and steps[0] >= steps[1]:
+        raise ValueError("expected [from, to] with from below to, such as [0, 10]")
+    return steps
+
+
+def are_different(adapters: list[AdapterChoice] | None) -> list[AdapterChoice] | None:
+    """Return the adapters; ValueError if one is named twice."""
+    names = [adapter.name for adapter in adapters or ()]
+    if len(names) != len(set(names)):
+        raise ValueError("names an adapter twice: give each of them once, with its strength")
+    return adapters
+
+
+def are_plain(labels: dict[str, str]) -> dict[str, str]:
+    """Return the labels; ValueError for names and values that are no labels of Kubernetes."""
+    parts = [*labels, *labels.values()]
+    if wrong := [part[:80] for part in parts if not re.fullmatch(LABEL_PATTERN, part)]:
+        raise ValueError(
+            f"{' and '.join(map(repr, wrong))} is not a label: expected 1 to 63 letters, digits, dots, dashes and "
+            "underscores, a letter or digit first and last"
         )
-    if field == "webhook_url":
-        return "expected an http or https URL without user and password, of at most 1000 characters"
-    if field.endswith("_uri"):
-        return "expected an S3 URI such as s3://bucket/folder/file, without control characters"
-    return message[0].lower() + message[1:]
+    return labels

@@ -4,6 +4,7 @@ All problems of a request are found at once. The same request continues a job. A
 job is queued, runs or has succeeded. A job that failed or was cancelled may start again with a corrected request.
 """
 
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -11,7 +12,7 @@ from pydantic import ValidationError
 
 from s2v_tasks.errors import JobTakenError, PermanentError
 from s2v_tasks.schemas.request import Request
-from s2v_tasks.schemas.request_fields import sentences
+from s2v_tasks.schemas.request_fields import MAX_SIDE, MIN_SIDE, SIDE_STEP
 
 # Fields that `Request._problems_between_fields` compares, and placeholders for required fields.
 _JUDGED_TOGETHER = (
@@ -26,7 +27,7 @@ def parse_request(data: dict[str, Any]) -> Request:
     try:
         return Request.model_validate(data)
     except ValidationError as error:
-        problems = [*sentences(error, Request.model_fields), *_problems_of_the_rest(data, error)]
+        problems = [*_sentences(error, Request.model_fields), *_problems_of_the_rest(data, error)]
     raise PermanentError("Bad request: " + "; ".join(problems) + ".")
 
 
@@ -39,8 +40,48 @@ def _problems_of_the_rest(data: dict[str, Any], error: ValidationError) -> list[
     try:
         Request.model_validate(_PLACEHOLDERS | {name: value for name, value in data.items() if name not in bad})
     except ValidationError as second:
-        return sentences(second, Request.model_fields)
+        return _sentences(second, Request.model_fields)
     return []
+
+
+def _sentences(error: ValidationError, known_fields: Iterable[str]) -> list[str]:
+    """Return one sentence for each problem: the field, a short form of its value and the expectation."""
+    return [_sentence(problem, known_fields) for problem in error.errors()]
+
+
+def _sentence(error: Any, known_fields: Iterable[str]) -> str:
+    if not error["loc"]:
+        return str(error.get("ctx", {}).get("error", error["msg"]))
+    field = ".".join(str(part) if str(part).isprintable() else ascii(part) for part in error["loc"])
+    value = repr(error.get("input"))
+    if len(value) > 60:
+        value = f"{value[:57]}... ({len(str(error.get('input')))} characters)"
+    if field == "webhook_url":
+        value = "(not shown: it may hold a secret)"
+    match error["type"]:
+        case "missing":
+            return f"{field} is missing"
+        case "extra_forbidden":
+            return f"{field} is not a field of a request (known: {', '.join(known_fields)})"
+        case "value_error":
+            return f"{field} {value}: {error['ctx']['error']}"
+        case _:
+            return f"{field} {value}: {_expected(field, error['msg'])}"
+
+
+def _expected(field: str, message: str) -> str:
+    if field == "infer_frames":
+        return "expected a multiple of 4 from 16 to 120, for example 80"
+    if field == "size":
+        return (
+            f"expected W*H such as 480*832, each side a multiple of {SIDE_STEP} from {MIN_SIDE} to {MAX_SIDE}, in the "
+            "digits 0 to 9"
+        )
+    if field == "webhook_url":
+        return "expected an http or https URL without user and password, of at most 1000 characters"
+    if field.endswith("_uri"):
+        return "expected an S3 URI such as s3://bucket/folder/file, without control characters"
+    return message[0].lower() + message[1:]
 
 
 def differing_fields(ours: dict[str, Any], theirs: dict[str, Any], *, given_only: bool = False) -> list[str]:

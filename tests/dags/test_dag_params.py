@@ -9,8 +9,9 @@ from airflow.sdk import Param
 from airflow.sdk.exceptions import ParamValidationError
 
 from s2v_tasks.orchestration.dag_params import form_params, request_params
+from s2v_tasks.schemas.job import JOB_ID_PATTERN
 from s2v_tasks.schemas.preset import load_presets
-from s2v_tasks.schemas.request import JOB_ID_PATTERN, Request
+from s2v_tasks.schemas.request import Request
 from s2v_tasks.settings import load_settings
 
 PRESETS = load_presets(Path(__file__).parents[2] / "config")

@@ -19,7 +19,7 @@ from s2v_tasks.media.encode import encode_clip
 from s2v_tasks.metadata.session import engine_from_settings
 from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.metadata.tables import Job
-from s2v_tasks.schemas.request import MAX_PROMPT_CHARACTERS
+from s2v_tasks.schemas.request_fields import MAX_PROMPT_CHARACTERS
 from s2v_tasks.settings import Settings, config_dir
 from s2v_tasks.storage.layout import JobLayout, output_video_uri
 from s2v_tasks.storage.s3 import ObjectStore, file_sha256

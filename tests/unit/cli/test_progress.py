@@ -75,6 +75,7 @@ def test_the_time_to_go_is_known_from_the_first_step_to_the_last() -> None:
         reason=None,
         outcome="running",
         step="render_clip",
+        fingerprint=None,
     )
     decoding = job(clip(0, "rendering", progress_step=40, eta_seconds=0.0), clip(1, "pending"))
     assert job_progress(replace(decoding, attempts=(attempt,))).eta_seconds == pytest.approx(400)

@@ -4,7 +4,7 @@ import re
 from datetime import UTC, datetime
 
 from s2v_tasks.embedded.demo import new_job_id
-from s2v_tasks.schemas.request import JOB_ID_PATTERN
+from s2v_tasks.schemas.job import JOB_ID_PATTERN
 
 
 def test_demos_of_one_second_are_different_jobs() -> None:

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from s2v_tasks.errors import PermanentError
-from s2v_tasks.schemas.request import MAX_PROMPT_CHARACTERS, Request
-from s2v_tasks.schemas.request_fields import parse_size
+from s2v_tasks.schemas.request import Request
+from s2v_tasks.schemas.request_fields import MAX_PROMPT_CHARACTERS, parse_size
 from s2v_tasks.schemas.request_parsing import parse_request
 
 FIELDS = {"image_uri": "s3://bucket/in/a.png", "audio_uri": "s3://bucket/in/a.wav", "prompt": "A woman speaks."}

@@ -10,6 +10,7 @@ from s2v_tasks.engine.distributed.mesh import Layout, choose_layout, parallelize
 from s2v_tasks.engine.loading.adapters import Adapter
 from s2v_tasks.engine.loading.snapshot import Snapshot
 from s2v_tasks.engine.models.attention_kernels import attention_kernel, kernel_name
+from s2v_tasks.engine.models.transformer import S2VTransformer
 from s2v_tasks.engine.options import EngineOptions, VaePrecision
 from s2v_tasks.engine.pipeline import S2VPipeline
 from s2v_tasks.engine.worker import Worker
@@ -41,7 +42,7 @@ def load_pipeline(
             worker.world_size,
             transformer.config.num_heads,
             guided=guided,
-            weight_bytes=_weight_bytes(snapshot, options),
+            weight_bytes=_weight_bytes(transformer, options),
             memory_bytes=None if device.type == "cpu" else torch.cuda.mem_get_info(device)[1],
         )
     else:
@@ -75,10 +76,10 @@ def load_pipeline(
     return pipeline, layout
 
 
-def _weight_bytes(snapshot: Snapshot, options: EngineOptions) -> int:
-    """Return the bytes of the weights on a device; float8 weights need half of their size in the files."""
-    size_bytes = sum(shard.stat().st_size for shard in snapshot.transformer_shards())
-    return size_bytes if options.weights_dtype == "auto" else size_bytes // 2
+def _weight_bytes(transformer: S2VTransformer, options: EngineOptions) -> int:
+    """Return the bytes of the weights on a GPU; float8 weights need half of those in bfloat16."""
+    num_bytes = 2 * sum(parameter.numel() for parameter in transformer.parameters())
+    return num_bytes if options.weights_dtype == "auto" else num_bytes // 2
 
 
 def made_with(device: torch.device) -> dict[str, str]:

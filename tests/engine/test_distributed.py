@@ -29,6 +29,8 @@ SMALL = {
 }  # fmt: skip
 GATE = 2e-5
 NUM_FRAMES, SIDE = 28, 64
+GUIDED, UNGUIDED = Sampling(2, 4.0, 3.0, "unipc"), Sampling(2, 1.0, 3.0, "unipc")
+PARTLY_GUIDED = Sampling(3, 4.0, 3.0, "euler", guide_steps=(1, 2))
 LATENT_FRAMES = NUM_FRAMES // 4
 
 
@@ -64,7 +66,7 @@ def random_transformer() -> S2VTransformer:
     return transformer
 
 
-def render_two_clips(transformer: S2VTransformer, branches: BranchSplit | None, scale: float) -> list[Tensor]:
+def render_two_clips(transformer: S2VTransformer, branches: BranchSplit | None, sampling: Sampling) -> list[Tensor]:
     """Latents and velocities of each step of a first and a following clip, and the state that they leave."""
     pipeline = RecordedPipeline(transformer, FirstPixels(), "cpu", torch.float32, branches=branches)
     pipeline.seen = []
@@ -82,16 +84,16 @@ def render_two_clips(transformer: S2VTransformer, branches: BranchSplit | None, 
             start_from_ref=False,
             keep_motion_frames=73,
         )
-        motion = pipeline.render_clip(inputs, Sampling(2, scale, 3.0, "unipc")).motion
+        motion = pipeline.render_clip(inputs, sampling).motion
         assert motion is not None
         pipeline.seen.append(motion.latents)
     return pipeline.seen
 
 
-def compare_on_rank(rank: int, folder: Path, num_ranks: int, layouts: list[str], scale: float) -> None:
+def compare_on_rank(rank: int, folder: Path, num_ranks: int, layouts: list[str], sampling: Sampling) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=num_ranks)
-    alone = render_two_clips(random_transformer(), None, scale)
+    alone = render_two_clips(random_transformer(), None, sampling)
     for layout in map(Layout.parse, layouts):
         transformer = random_transformer()
         branches = parallelize(transformer, layout, "cpu")
@@ -100,7 +102,7 @@ def compare_on_rank(rank: int, folder: Path, num_ranks: int, layouts: list[str],
         transformer.audio_injector.injector_adain_layers[0].register_forward_hook(
             lambda _module, args, _output, received=received: received.append(args[0].shape[0])
         )
-        together = render_two_clips(transformer, branches, scale)
+        together = render_two_clips(transformer, branches, sampling)
         # A rank injects only into the frames of which it holds tokens.
         assert (max(received) < LATENT_FRAMES) == (layout.ulysses > 1)
         for actual, expected in zip(together, alone, strict=True):
@@ -109,20 +111,21 @@ def compare_on_rank(rank: int, folder: Path, num_ranks: int, layouts: list[str],
 
 
 @pytest.mark.parametrize(
-    ("num_ranks", "layouts", "scale"),
+    ("num_ranks", "layouts", "sampling"),
     [
-        pytest.param(2, ["cfg2", "ulysses2", "ulysses2,fsdp", "cfg2,fsdp"], 4.0, id="2-ranks"),
-        pytest.param(3, ["ulysses3", "ulysses3,fsdp"], 1.0, id="3-ranks-uneven-unguided"),
-        pytest.param(4, ["ulysses4", "cfg2,ulysses2", "cfg2,ulysses2,fsdp"], 4.0, id="4-ranks"),
+        pytest.param(2, ["cfg2", "ulysses2", "ulysses2,fsdp", "cfg2,fsdp"], GUIDED, id="2-ranks"),
+        pytest.param(2, ["cfg2", "cfg2,fsdp"], PARTLY_GUIDED, id="2-ranks-partly-guided"),
+        pytest.param(3, ["ulysses3", "ulysses3,fsdp"], UNGUIDED, id="3-ranks-uneven-unguided"),
+        pytest.param(4, ["ulysses4", "cfg2,ulysses2", "cfg2,ulysses2,fsdp"], GUIDED, id="4-ranks"),
     ],
 )
-def test_ranks_together_equal_one_rank(tmp_path: Path, num_ranks: int, layouts: list[str], scale: float) -> None:
+def test_ranks_together_equal_one_rank(tmp_path: Path, num_ranks: int, layouts: list[str], sampling: Sampling) -> None:
     """First and following clip, step by step and on every rank, also where the tokens cannot be shared evenly."""
     tokens = (LATENT_FRAMES + 1) * 16
     assert num_ranks != 3 or (tokens % 3 and (tokens + 24) % 3)
     multiprocessing.set_forkserver_preload([parallelize.__module__, S2VPipeline.__module__])  # once for all ranks
     start_processes(  # type: ignore[no-untyped-call]
-        compare_on_rank, (tmp_path, num_ranks, layouts, scale), num_ranks, start_method="forkserver"
+        compare_on_rank, (tmp_path, num_ranks, layouts, sampling), num_ranks, start_method="forkserver"
     )
 
 

@@ -133,6 +133,16 @@ def test_size_and_sampling_belong_to_every_clip(changes: dict[str, Any]) -> None
     assert not set(prints(plan())) & set(prints(plan(**changes)))
 
 
+def test_adapters_belong_to_every_clip() -> None:
+    """Digest and strength change all fingerprints, the name does not; without adapters they stay."""
+    adapter = {"name": "voice", "sha256": "a" * 64, "strength": 1.0}
+    made = prints(plan(adapters=(adapter,)))
+    assert made == prints(plan(adapters=(adapter | {"name": "other"},)))
+    for others in ((), (adapter | {"strength": 0.5},), (adapter | {"sha256": "b" * 64},), (adapter, adapter)):
+        assert not set(made) & set(prints(plan(adapters=others)))
+    assert prints(plan(adapters=())) == prints(plan())
+
+
 def test_inherited_clips_keep_their_fingerprints() -> None:
     """Take those of the parent job, and continue its chain from them."""
     inherited = tuple(

@@ -1,0 +1,68 @@
+"""Options and adapters of a plan."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from s2v_tasks.errors import ConfigurationError
+from s2v_tasks.rendering.plan_options import plan_adapters, plan_options
+from s2v_tasks.schemas.plan import PlannedAdapter
+from s2v_tasks.settings import Settings
+from tests.unit.rendering.test_leader import plan
+
+CONTENT = b"\x02\0\0\0\0\0\0\0{}"
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """Return an installation with one adapter beside its snapshot."""
+    (tmp_path / "presets.yaml").write_text("")
+    (tmp_path / "adapters.yaml").write_text(
+        f"voice:\n  path: lora/v.safetensors\n  sha256: {SHA256}\n  purpose: Style.\n  alpha: 64\n"
+    )
+    (tmp_path / "lora").mkdir()
+    (tmp_path / "lora" / "v.safetensors").write_bytes(CONTENT)
+    return Settings(config_dir=tmp_path, snapshot_path=tmp_path / "snapshot", step_cache=0.03)
+
+
+def with_adapter(**changes: Any) -> Any:
+    return plan(adapters=(PlannedAdapter(**{"name": "voice", "sha256": SHA256, "strength": 0.5} | changes),))
+
+
+def test_adapters_lie_beside_the_snapshot(settings: Settings, tmp_path: Path) -> None:
+    """A relative path of the catalogue starts at the folder of the snapshot; a plan without adapters reads nothing."""
+    (adapter,) = plan_adapters(settings, with_adapter())
+    assert adapter.path == tmp_path / "lora" / "v.safetensors"
+    assert (adapter.strength, adapter.alpha, adapter.least_matched) == (0.5, 64, 0.9)
+    assert plan_adapters(Settings(config_dir=tmp_path / "nowhere"), plan()) == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"sha256": "0" * 64}, "adapter voice has another digest in adapters.yaml than in the plan: expected 00000000"),
+        ({"name": "gone"}, "adapter gone has another digest in adapters.yaml"),
+    ],
+)
+def test_a_changed_catalogue_is_refused(settings: Settings, changes: dict[str, Any], words: str) -> None:
+    """An adapter that is not the one of the plan is an error before anything is loaded."""
+    with pytest.raises(ConfigurationError, match=words):
+        plan_adapters(settings, with_adapter(**changes))
+
+
+def test_a_changed_file_is_refused(settings: Settings, tmp_path: Path) -> None:
+    """The digest of the file must be that of the catalogue."""
+    (tmp_path / "lora" / "v.safetensors").write_bytes(b"other bytes")
+    with pytest.raises(ConfigurationError, match=r"v\.safetensors has sha256"):
+        plan_adapters(settings, with_adapter())
+
+
+@pytest.mark.parametrize(("chosen", "expected"), [(None, 0.03), (0.0, 0.0), (0.1, 0.1)])
+def test_the_step_cache_of_the_plan_counts(settings: Settings, chosen: float | None, expected: float) -> None:
+    """A plan without a level has the threshold of the installation."""
+    made = plan()
+    made = made.model_copy(update={"sampling": made.sampling.model_copy(update={"step_cache": chosen})})
+    assert plan_options(settings, made).step_cache == expected

@@ -30,6 +30,9 @@ _LEAST_STEP = 0.35
 _BLINK_BELOW = 0.6
 # Speech is audible in a frame whose compressed loudness is above this share of its range.
 _AUDIBLE_ABOVE = 0.35
+# Silence counts from so many frames behind speech to so many before it, and if there are enough frames of it.
+_BESIDE_SPEECH_FRAMES = 2
+_MIN_SILENT_FRAMES = 8
 
 
 @dataclass(frozen=True)
@@ -212,7 +215,7 @@ def measure_lip_sync(opening: Series, speech: npt.NDArray[np.float32], sample_ra
         other_correlation=found.other_correlation if found else None,
         speech_share=float(audible.mean()),
         opening_range=_range(opening[audible]),
-        silent_opening_range=_range(opening[~audible]),
+        silent_opening_range=_range(opening[_in_silence(audible)], at_least=_MIN_SILENT_FRAMES),
     )
 
 
@@ -257,9 +260,15 @@ def _mean(values: Series) -> float | None:
     return float(known.mean()) if len(known) else None
 
 
-def _range(values: Series) -> float | None:
+def _in_silence(audible: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Return the frames without speech that are not beside speech: there the mouth still opens or closes."""
+    padded = np.pad(audible, _BESIDE_SPEECH_FRAMES, mode="edge")
+    return np.asarray(~np.lib.stride_tricks.sliding_window_view(padded, 2 * _BESIDE_SPEECH_FRAMES + 1).any(axis=1))
+
+
+def _range(values: Series, *, at_least: int = 4) -> float | None:
     known = values[np.isfinite(values)]
-    return float(np.percentile(known, 95) - np.percentile(known, 5)) if len(known) >= 4 else None
+    return float(np.percentile(known, 95) - np.percentile(known, 5)) if len(known) >= at_least else None
 
 
 def _longest_run(flags: npt.NDArray[np.bool_]) -> int:

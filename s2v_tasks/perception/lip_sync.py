@@ -42,10 +42,18 @@ def envelope(
 
     samples: mono, -1..1. delay: seconds by which the sound is moved later.
     """
-    half = int(sample_rate / fps * _WINDOW_FRAMES / 2)
-    energy = np.concatenate([[0.0], np.cumsum(samples.astype(np.float64) ** 2)])
+    return _envelope_of_energy(_energy(samples), sample_rate, num_frames, fps, delay)
+
+
+def _energy(samples: npt.NDArray[np.float32]) -> Series:
+    """Return the energy `[n + 1]` of the samples before each sample."""
+    return np.concatenate([[0.0], np.cumsum(samples.astype(np.float64) ** 2)])
+
+
+def _envelope_of_energy(energy: Series, sample_rate: int, num_frames: int, fps: float, delay: float) -> Series:
+    num_samples, half = len(energy) - 1, int(sample_rate / fps * _WINDOW_FRAMES / 2)
     middle = (((np.arange(num_frames) + 0.5) / fps - delay) * sample_rate).astype(int)
-    first, last = np.clip(middle - half, 0, len(samples)), np.clip(middle + half, 0, len(samples))
+    first, last = np.clip(middle - half, 0, num_samples), np.clip(middle + half, 0, num_samples)
     rms = np.sqrt((energy[last] - energy[first]) / np.maximum(last - first, 1))
     loudest = float(np.sqrt(np.max(np.diff(energy[:: max(1, half)]), initial=0.0) / max(1, half)))
     return np.asarray(np.log1p(rms / (_FLOOR * loudest + 1e-9)))
@@ -68,11 +76,9 @@ def _best(
     opening: Series, known: npt.NDArray[np.bool_], samples: npt.NDArray[np.float32], sample_rate: int, fps: float
 ) -> tuple[float, float]:
     lags = np.arange(-_MAX_LAG_SECONDS, _MAX_LAG_SECONDS + _STEP_SECONDS / 2, _STEP_SECONDS)
-    mouth = _standardised(opening[known])
-    correlations = [
-        float(np.mean(mouth * _standardised(envelope(samples, sample_rate, len(opening), fps, lag)[known])))
-        for lag in lags
-    ]
+    mouth, energy = _standardised(opening[known]), _energy(samples)
+    envelopes = (_envelope_of_energy(energy, sample_rate, len(opening), fps, float(lag)) for lag in lags)
+    correlations = [float(np.mean(mouth * _standardised(loudness[known]))) for loudness in envelopes]
     best = int(np.argmax(correlations))
     return float(lags[best]), correlations[best]
 

@@ -8,15 +8,22 @@ from sqlalchemy.dialects.postgresql import insert
 from s2v_tasks.metadata.attempts import end_attempts
 from s2v_tasks.metadata.events import EventRepository
 from s2v_tasks.metadata.session import transaction
-from s2v_tasks.metadata.sql import NOW, Repository, load_rows, lock_job, storable, update_job, upsert_job
+from s2v_tasks.metadata.sql import (
+    NOW,
+    Repository,
+    load_rows,
+    lock_job,
+    queued_run_id,
+    request_columns,
+    storable,
+    update_job,
+    upsert_job,
+)
 from s2v_tasks.metadata.tables import ArtifactRow, Attempt, Clip, Event, Job
 from s2v_tasks.schemas.events import JobEvent
 from s2v_tasks.schemas.job import (
-    DEFAULT_PRIORITY,
     ENDED_STATUSES,
-    PRIORITIES,
     QUEUED_SOURCES,
-    START_SEPARATOR,
     AttemptOutcome,
     ClipStatus,
     JobStatus,
@@ -24,7 +31,6 @@ from s2v_tasks.schemas.job import (
     Source,
 )
 from s2v_tasks.schemas.plan import Plan
-from s2v_tasks.schemas.request_fields import MAX_CLIPS
 from s2v_tasks.schemas.request_parsing import refuse_other_request
 from s2v_tasks.schemas.steps import CLOSE_JOB
 
@@ -280,29 +286,3 @@ def _is_settled(connection: sa.Connection, job_id: str) -> bool:
 
 def _clear_cancel(connection: sa.Connection, job_id: str) -> None:
     update_job(connection, job_id, {"cancel_requested_at": None}, Job.status.in_(ENDED_STATUSES))
-
-
-def queued_run_id() -> sa.ColumnElement[str]:
-    """Return the id of the DAG run of a waiting job: equal for all callers, different after each retry."""
-    retries = (
-        sa
-        .select(sa.func.count())
-        .where(Event.job_id == Job.job_id, Event.event == JobEvent.JOB_RETRIED)
-        .correlate(Job)
-        .scalar_subquery()
-    )
-    return sa.case((retries == 0, Job.job_id), else_=sa.func.concat(Job.job_id, START_SEPARATOR, retries + 1))
-
-
-def request_columns(request: dict[str, Any]) -> dict[str, Any]:
-    """Return the columns of a job row that repeat fields of its request; the request may be invalid."""
-    labels, priority, from_clip = (request.get(name) for name in ("labels", "priority", "from_clip"))
-    columns: dict[str, Any] = {
-        "labels": labels if isinstance(labels, dict) else {},
-        "priority": priority if priority in PRIORITIES else DEFAULT_PRIORITY,
-        "from_clip": from_clip if isinstance(from_clip, int) and 0 <= from_clip < MAX_CLIPS else None,
-    }
-    for name in ("preset", "parent_job_id"):
-        value = request.get(name)
-        columns[name] = value if isinstance(value, str) else None
-    return dict(storable(columns))

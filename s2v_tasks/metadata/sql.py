@@ -1,4 +1,4 @@
-"""Statements that several repositories share: locks, upserts and updates of rows, and values that can be stored."""
+"""Statements that several repositories share: locks, upserts and updates of rows, run ids, and storable values."""
 
 import math
 import re
@@ -9,7 +9,10 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
 from s2v_tasks.errors import PermanentError
-from s2v_tasks.metadata.tables import Base, Clip, Job
+from s2v_tasks.metadata.tables import Base, Clip, Event, Job
+from s2v_tasks.schemas.events import JobEvent
+from s2v_tasks.schemas.job import DEFAULT_PRIORITY, PRIORITIES, START_SEPARATOR
+from s2v_tasks.schemas.request_fields import MAX_CLIPS
 
 NOW = sa.func.now()
 _NOT_STORABLE = re.compile(r"[\x00\ud800-\udfff]")
@@ -82,3 +85,29 @@ def storable(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     return value
+
+
+def queued_run_id() -> sa.ColumnElement[str]:
+    """Return the id of the DAG run of a waiting job: equal for all callers, different after each retry."""
+    retries = (
+        sa
+        .select(sa.func.count())
+        .where(Event.job_id == Job.job_id, Event.event == JobEvent.JOB_RETRIED)
+        .correlate(Job)
+        .scalar_subquery()
+    )
+    return sa.case((retries == 0, Job.job_id), else_=sa.func.concat(Job.job_id, START_SEPARATOR, retries + 1))
+
+
+def request_columns(request: dict[str, Any]) -> dict[str, Any]:
+    """Return the columns of a job row that repeat fields of its request; the request may be invalid."""
+    labels, priority, from_clip = (request.get(name) for name in ("labels", "priority", "from_clip"))
+    columns: dict[str, Any] = {
+        "labels": labels if isinstance(labels, dict) else {},
+        "priority": priority if priority in PRIORITIES else DEFAULT_PRIORITY,
+        "from_clip": from_clip if isinstance(from_clip, int) and 0 <= from_clip < MAX_CLIPS else None,
+    }
+    for name in ("preset", "parent_job_id"):
+        value = request.get(name)
+        columns[name] = value if isinstance(value, str) else None
+    return dict(storable(columns))

@@ -52,7 +52,7 @@ test-outages: $(INSTALLED) ## Run five jobs at once on Airflow with default sett
 test-images: $(INSTALLED) ## Run the scripts of the images as their builds do, without a container engine.
 	$(BIN)/python -m pytest -m images tests/contracts/test_images.py tests/contracts/test_compose.py
 
-test-web: $(INSTALLED) ## Test the Videos page: rights, 10,000 jobs, and a browser on a running Airflow (needs Chromium).
+test-web: $(INSTALLED) ## Test the Videos page: rights, 10,000 jobs, and a browser on the API server (needs Chromium).
 	$(BIN)/python -m pytest tests/web
 
 test-kubernetes: $(INSTALLED) ## Run the DAG with pods on the cluster of this machine (KUBECONFIG), and test failures of pods.

@@ -35,14 +35,13 @@ document.addEventListener("click", async (event) => {
   }
 });
 
-const form = document.getElementById("rerun");
-if (form) {
-  form.addEventListener("submit", async (event) => {
-    event.preventDefault();
-    const values = Object.fromEntries([...new FormData(form)].filter(([, value]) => value !== ""));
-    for (const name of ["from_clip", "base_seed", "sample_steps", "sample_guide_scale"]) {
-      if (name in values) values[name] = Number(values[name]);
-    }
-    openRun(await act("rerun", values));
-  });
-}
+// The form appears with the plan of the job.
+document.addEventListener("submit", async (event) => {
+  if (event.target.id !== "rerun") return;
+  event.preventDefault();
+  const values = Object.fromEntries([...new FormData(event.target)].filter(([, value]) => value !== ""));
+  for (const name of ["from_clip", "base_seed", "sample_steps", "sample_guide_scale"]) {
+    if (name in values) values[name] = Number(values[name]);
+  }
+  openRun(await act("rerun", values));
+});

@@ -183,6 +183,7 @@ async function refresh() {
   const focused = document.activeElement && document.activeElement.id;
   for (const part of document.querySelectorAll("[data-live]")) {
     const replacement = fresh.getElementById(part.id);
+    if (part.dataset.live === "once" && part.childElementCount) continue; // somebody may be typing there
     if (replacement && replacement.outerHTML !== part.outerHTML) part.replaceWith(replacement);
   }
   if (clip) clip = document.getElementById(clip.id) || clip;

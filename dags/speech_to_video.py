@@ -27,7 +27,7 @@ and size are those of the embedded stack; for the 14B model omit `size` and `sam
 {
   "image_uri": "s3://s2v/samples/portrait.jpg",
   "audio_uri": "s3://s2v/samples/speech.mp3",
-  "prompt": "A drawn portrait of a friendly young woman who looks into the camera and speaks calmly.",
+  "prompt": "A drawn portrait of a friendly person with fair hair who looks into the camera and speaks calmly.",
   "preset": "balanced",
   "size": "128*192",
   "sample_steps": 4

@@ -1,13 +1,11 @@
 #!/bin/sh
-# Prepare an installation with the tiny model, so that the DAG can be triggered. The script is idempotent.
+# Prepare an installation with the talking model, so that the DAG can be triggered. The script is idempotent.
 # usage: init.sh SOURCES SAMPLES SNAPSHOT
 set -eu
 sources=$1 samples=$2 snapshot=$3
 "$sources/docker/setup-databases.sh" "$sources/config/airflow"
 if [ ! -d "$snapshot" ]; then
-    rm -rf "$snapshot.part"
-    s2v snapshot init-tiny "$snapshot.part"
-    mv "$snapshot.part" "$snapshot"
+    s2v snapshot init-talker "$snapshot"
 fi
 python - "$samples" <<'EOF'
 import sys

@@ -70,6 +70,15 @@ def snapshot_inspect(
         typer.echo(line)
 
 
+@snapshot.command("init-talker")
+def snapshot_init_talker(folder: Annotated[Path, typer.Argument(help="Folder to create.")]) -> None:
+    """Write the talking snapshot: a small trained checkpoint in the official layout, for demos on a CPU."""
+    from s2v_tasks.verification.talker_snapshot import write_talker_snapshot
+
+    write_talker_snapshot(folder)
+    typer.echo(str(folder))
+
+
 @snapshot.command("verify")
 def snapshot_verify(
     folder: Annotated[Path, typer.Argument(help="Folder of the snapshot, which contains SHA256SUMS.")],

@@ -30,6 +30,7 @@ from s2v_tasks.storage.inputs import content_type
 from s2v_tasks.storage.s3 import ObjectStore
 
 BUCKET = "s2v"
+_MODEL = "talker"  # an entry of config/models.yaml
 SAMPLES = CHECKOUT / "tests" / "samples"
 # Settings of the services. The environment may choose other weights, but not the services of another installation.
 _OWN_SETTINGS = (
@@ -90,15 +91,13 @@ class Services:
         self.postgres.stop()
 
     def _snapshot(self) -> Path:
-        """Return the path of the tiny snapshot; write it at the first start and rename it when complete."""
-        folder = self.home / "snapshot"
+        """Return the path of the talking snapshot; write it at the first start."""
+        folder = self.home / "snapshots" / _MODEL
         if not folder.exists():
-            part = self.home / "snapshot.part"
-            command = [sys.executable, "-m", "s2v_tasks.cli", "snapshot", "init-tiny", str(part), "--seed", "0"]
+            command = [sys.executable, "-m", "s2v_tasks.cli", "snapshot", "init-talker", str(folder)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
-                raise ConfigurationError(f"The tiny snapshot cannot be made: {done.stderr.strip()}")
-            part.rename(folder)
+                raise ConfigurationError(f"The snapshot {folder} cannot be made: {done.stderr.strip()}")
         return folder
 
     def _write_environment(self, snapshot: Path) -> None:
@@ -116,7 +115,7 @@ class Services:
             "OUTPUT_URI": f"s3://{BUCKET}/output",
             "AIRFLOW_URL": AirflowInstallation(self.home).claim_port(),
             "SNAPSHOT_PATH": str(snapshot),
-            "MODEL": "tiny",
+            "MODEL": _MODEL,
             "GPU": "cpu",
         }
         strayed = sorted(name for name in _OWN_SETTINGS if os.environ.get(PREFIX + name, values[name]) != values[name])

@@ -32,10 +32,10 @@ _LABELS = {
 
 
 def form_params() -> dict[str, Param]:
-    """Return the form of this installation, with the tiny snapshot filled in with the request of the demo."""
+    """Return the form of this installation; on a CPU it is filled with the request of the demo."""
     settings = load_settings()
     folder = config_dir(settings)
-    prefill = yaml.safe_load((folder / "demo.yaml").read_text()) if settings.model == "tiny" else {}
+    prefill = yaml.safe_load((folder / "demo.yaml").read_text()) if settings.gpu == "cpu" else {}
     return request_params(load_presets(folder), prefill)
 
 

@@ -7,7 +7,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -88,10 +89,20 @@ def write_tiny_snapshot(path: Path, seed: int) -> None:
     """
     if not 0 <= seed < 2**63:
         raise PermanentError(f"seed={seed}; expected 0..2^63-1")
+    with whole_folder(path) as partial:
+        write_tiny_files(partial, torch.Generator().manual_seed(seed))
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder that becomes the snapshot `path` when the block ends without an error.
+
+    A folder that already holds this snapshot stays as it is; any other folder with content raises ConfigurationError.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
-        _write_files(partial, torch.Generator().manual_seed(seed))
+        yield partial
         _apply_umask(partial)
         if path.is_dir() and any(path.iterdir()):
             _check_same(path, partial)
@@ -116,11 +127,12 @@ def _check_same(path: Path, partial: Path) -> None:
         same = False
     if not same:
         raise ConfigurationError(
-            f"{path} is not empty and holds something else than this tiny snapshot; name another folder or empty it"
+            f"{path} is not empty and holds something else than this snapshot; name another folder or empty it"
         )
 
 
-def _write_files(path: Path, generator: torch.Generator) -> None:
+def write_tiny_files(path: Path, generator: torch.Generator) -> None:
+    """Write the files of the tiny snapshot into the empty folder `path`."""
     _write_transformer(path, generator)
     vocabulary_size = _write_tokenizer(path / TOKENIZER_FOLDER)
     _write_text_encoder(path / TEXT_ENCODER_FILE, generator, vocabulary_size)

@@ -120,7 +120,7 @@ def test_the_compose_stack_is_ready_after_its_init(tmp_path: Path, postgres_serv
         "AIRFLOW_HOME": str(tmp_path / "airflow"),
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": airflow_url,
         "S2V_DATABASE_URL": postgres_server.ensure_database("compose_s2v"),
-        "S2V_MODEL": "tiny",
+        "S2V_MODEL": "talker",
         "S2V_S3_ENDPOINT_URL": endpoint,
         "S2V_S3_ACCESS_KEY_ID": keys["AWS_ACCESS_KEY_ID"],
         "S2V_S3_SECRET_ACCESS_KEY": keys["AWS_SECRET_ACCESS_KEY"],
@@ -141,14 +141,14 @@ def test_the_compose_stack_is_ready_after_its_init(tmp_path: Path, postgres_serv
     with subprocess.Popen(command, env=environment | keys, cwd=tmp_path, **options) as server:
         try:
             wait_for(f"{endpoint}/{compose['healthcheck']['test'][-1].rpartition('/')[2]}")
-            init = ("/bin/sh", DOCKER / "compose" / "init.sh", ROOT, ROOT / "tests" / "samples", tmp_path / "tiny")
+            init = ("/bin/sh", DOCKER / "compose" / "init.sh", ROOT, ROOT / "tests" / "samples", tmp_path / "talker")
             run(*init)
             run("airflow", "pools", "set", "gpu", "5", "as many as we have")
             run(*init)
             assert json.loads(run("airflow", "pools", "get", "gpu", "--output", "json"))[0]["slots"] == "5"
             connections = json.loads(run("airflow", "connections", "list", "--output", "json"))
             assert {"kubernetes_default", "s2v_logs"} <= {row["conn_id"] for row in connections}
-            assert (tmp_path / "tiny" / "config.json").is_file()
+            assert (tmp_path / "talker" / "config.json").is_file()
             assert run("s2v", "jobs", "--json").strip() == "[]"
         finally:
             server.kill()

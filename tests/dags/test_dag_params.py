@@ -109,11 +109,11 @@ def test_the_job_id_follows_the_pattern_of_the_system(params: dict[str, Param]) 
 
 
 def test_the_form_of_the_embedded_stack_can_be_sent_as_it_opens(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the tiny snapshot the form is filled with a request for the sample inputs; otherwise inputs open empty."""
-    monkeypatch.setenv("S2V_MODEL", "tiny")
+    """With a CPU the form is filled with a request for the sample inputs; otherwise inputs open empty."""
+    monkeypatch.setenv("S2V_GPU", "cpu")
     load_settings.cache_clear()
     filled = {name: param.value for name, param in form_params().items()}
-    monkeypatch.setenv("S2V_MODEL", "wan2.2-s2v-14b")
+    monkeypatch.setenv("S2V_GPU", "h100-sxm")
     load_settings.cache_clear()
     empty = {name: param.value for name, param in form_params().items()}
     load_settings.cache_clear()

@@ -148,7 +148,7 @@ def _fit(template: dict[str, Any], home: Path) -> None:
     spec["hostNetwork"] = True
     spec["volumes"] = [volume for volume in spec["volumes"] if "persistentVolumeClaim" not in volume]
     spec["volumes"] += [{"name": n, "hostPath": {"path": p}} for n, p in mounted.items()]
-    spec["volumes"].append({"name": "snapshot", "hostPath": {"path": str(home / "snapshot")}})
+    spec["volumes"].append({"name": "snapshot", "hostPath": {"path": str(home / "snapshots" / "talker")}})
     if any(mount["name"] == "compile-cache" for mount in container["volumeMounts"]):
         spec["volumes"].append({"name": "compile-cache", "emptyDir": {}})
     spec["volumes"].append({"name": "hold", "hostPath": {"path": str(home / "hold")}})

@@ -80,7 +80,7 @@ def running(home: Path, config_dir: Path, kubeconfig: str) -> Iterator[tuple[Air
         load_settings.cache_clear()
         services = Services(home)
         cleanup.enter_context(services.in_use())
-        for path in (home / "snapshot").rglob("*.safetensors"):
+        for path in (home / "snapshots").rglob("*.safetensors"):
             path.chmod(0o644)  # they are written for their owner alone
         cluster = Cluster(kubeconfig, config_dir)
         cleanup.callback(cluster.uninstall)

@@ -1,8 +1,8 @@
 """Drawn people of many looks, whose mouth, eyes and head move.
 
 A person is drawn once in layers (wall, body, head with open, half open and closed eyes). A frame needs only the mouth
-and one affine transform of the head. The geometry is that of `tests/samples/draw_portrait.py`: coordinates are those
-of a picture of 480 x 640 whose face is centred at (240, 278).
+and one affine transform of the head. Coordinates are those of a picture of 480 x 640 whose face is
+centred at (240, 278).
 """
 
 import math

@@ -1,9 +1,11 @@
 """The Wan VAE over whole videos at once, for training.
 
 The library encodes and decodes one latent frame after the other with caches. Here all frames go through each layer
-together, `[B * T, C, H, W]`, and the three time taps of a convolution become channels of a 2D convolution: the same
-sums several times as fast on a CPU, with gradients. The weights are those of the library's modules. The attention in
-the middle is left out: its output projection is zero and stays so.
+together, `[B * T, C, H, W]`, by 2D convolutions with gradients. The weights are those of the library's modules.
+
+Two parts have no effect, as their weights are zero and stay so: the attention in the middle, and the two earlier time
+taps of the 3x3x3 convolutions. Frames therefore meet only where their number is halved or doubled: what holds for short
+films in the training holds for films of any length.
 """
 
 from typing import Any
@@ -26,7 +28,6 @@ def new_vae(generator: torch.Generator) -> AutoencoderKLWan:
     with torch.no_grad():
         for name, module in vae.named_modules():
             if isinstance(module, nn.Conv3d) and module.kernel_size == (3, 3, 3):
-                module.weight[:, :, :2] = 0
                 module.weight *= (0.2 if name.endswith("conv2") else 1.0) * 3**0.5
             if name.endswith("time_conv"):
                 _blend_frames(module, doubles=name.startswith("decoder"))
@@ -34,7 +35,16 @@ def new_vae(generator: torch.Generator) -> AutoencoderKLWan:
                 module.proj.weight.zero_()
                 module.proj.bias.zero_()
                 module.requires_grad_(False)
+    keep_frames_apart(vae)
     return vae
+
+
+@torch.no_grad()
+def keep_frames_apart(vae: AutoencoderKLWan) -> None:
+    """Set the earlier time taps of all 3x3x3 convolutions to zero."""
+    for module in vae.modules():
+        if isinstance(module, nn.Conv3d) and module.kernel_size == (3, 3, 3):
+            module.weight[:, :, :2] = 0
 
 
 def _blend_frames(conv: Any, *, doubles: bool) -> None:
@@ -81,12 +91,12 @@ def decode(vae: AutoencoderKLWan, latents_BCZhw: Tensor) -> Tensor:
 
 
 def _conv(conv: Any, x: Tensor, batch: int) -> Tensor:
-    """Return the causal convolution of each video; frames before the first are zero."""
+    """Return the causal convolution of each film, its time taps as channels; frames before the first are zero."""
     weight = conv.weight
     padding, (stride, *_) = conv._padding, conv.stride
     taps = weight.shape[2]
     num_frames = x.shape[0] // batch
-    if taps == 3 and num_frames == 1 and stride == 1:
+    if conv.kernel_size == (3, 3, 3):  # the earlier taps are zero
         weight, taps = weight[:, :, 2:], 1
     if taps == 3:
         frames = x.unflatten(0, (batch, num_frames))

@@ -47,10 +47,14 @@ def film_seed(index: int) -> np.random.Generator:
 
 
 def draw_film(index: int) -> tuple[clips.Clip, speech.Utterance, np.ndarray]:
-    """Return the frames of a film, its speech from the film's start on, and the reference picture."""
+    """Return the frames of a film, its speech from the film's start on, and the reference picture.
+
+    Films for tests show the sample's person and an unseen one in turns, the sample's first.
+    """
     rng = film_seed(index)
     utterance = speech.draw_utterance(rng, NUM_FRAMES / 16 + 0.2)
-    clip = clips.draw_clip(rng, utterance, 0.0, NUM_FRAMES)
+    person = clips.draw_person(rng, clips.SAMPLE_SHARE if index >= 0 else float(index % 2))
+    clip = clips.draw_clip(rng, person, utterance, 0.0, NUM_FRAMES)
     return clip, utterance, reference_picture(rng, clip.person)
 
 
@@ -69,12 +73,19 @@ class FilmMaker:
         self.vae = fast_vae.new_vae(torch.Generator().manual_seed(0))
         self.vae.load_state_dict(averaged_weights(folder / "vae.pt"), strict=False)
         self.mean, self.std = latent_scale(self.vae, folder / "latent_scale.pt")
+        self._grey: dict[tuple[int, int], Tensor] = {}
 
     @torch.no_grad()
     def encode(self, frames_THWC: np.ndarray) -> Tensor:
         """Return scaled latents `[16, Z, h, w]`."""
         pixels = torch.tensor(frames_THWC).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
         return ((fast_vae.encode(self.vae, pixels) - self.mean) / self.std)[0]
+
+    def _before(self, height: int, width: int) -> Tensor:
+        """Return the latents of the grey frames that precede a chain."""
+        if (height, width) not in self._grey:
+            self._grey[height, width] = self.encode(np.full((73, height, width, 3), 127.5, np.float32))
+        return self._grey[height, width]
 
     def make(self, index: int) -> dict[str, Tensor]:
         """Return film `index` as it is stored."""
@@ -89,7 +100,7 @@ class FilmMaker:
             "features": audio_stage.video_features(self.audio_encoder, utterance.waveform, NUM_FRAMES),
             "mouths": torch.from_numpy(utterance.mouth(times)),
             "mouth_cells": cells,
-            "before": self.encode(np.full((73, clip.person.height, clip.person.width, 3), 127.5, np.float32)),
+            "before": self._before(clip.person.height, clip.person.width),
         }
         return {name: value.half().contiguous() for name, value in content.items()}
 
@@ -99,7 +110,8 @@ def latent_scale(vae: object, path: Path) -> tuple[Tensor, Tensor]:
     if not path.is_file():
         rng, latents = np.random.default_rng((_SEED, 0)), []
         for _ in range(24):
-            clip = clips.draw_clip(rng, speech.draw_utterance(rng, 2), 0.3, 9)
+            person = clips.draw_person(rng, clips.SAMPLE_SHARE)
+            clip = clips.draw_clip(rng, person, speech.draw_utterance(rng, 2), 0.3, 9)
             pixels = torch.from_numpy(clip.frames).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
             with torch.no_grad():
                 latents.append(fast_vae.encode(vae, pixels).transpose(0, 1).flatten(1))

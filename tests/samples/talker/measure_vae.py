@@ -33,7 +33,8 @@ def main() -> None:
     rng = np.random.default_rng(_SEED)
     faces, drawn, seen = [], [], []
     for _ in range(arguments.clips):
-        clip = clips.draw_clip(rng, speech.draw_utterance(rng, 3), 0.0, 33)
+        person = clips.draw_person(rng, 0.0)
+        clip = clips.draw_clip(rng, person, speech.draw_utterance(rng, 3), 0.0, 33)
         pixels = torch.from_numpy(clip.frames).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
         decoded = fast_vae.decode(vae, fast_vae.encode(vae, pixels))[0].clamp(-1, 1).permute(1, 2, 3, 0)
         watched = watch([((decoded + 1) * 127.5).round().to(torch.uint8).numpy()], arguments.models)

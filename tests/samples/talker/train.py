@@ -29,11 +29,11 @@ def _stage(name: str, out: Path) -> Stage:
     if name == "vae":
         from vae_stage import VaeStage
 
-        return VaeStage()
+        return VaeStage(compiled=True)
     if name == "decoder":
         from vae_stage import VaeStage
 
-        return VaeStage(out / "vae.pt")
+        return VaeStage(out / "vae.pt", compiled=True)
     from transformer_stage import TransformerStage
 
     return TransformerStage(out)

@@ -221,3 +221,10 @@ def test_movement_distinguishes_speech_from_steady_noise(voice: Signal, noise: S
     assert 0 < moving[1] < 0.5
     assert moving[2] == 0
     assert movement_db(np.array([1.0])) == 0
+
+
+def test_a_mix_has_as_many_channels_as_its_matrix_has_rows() -> None:
+    """Without a matrix all channels stay; the mix of five channels to two has two."""
+    decoded = np.ones((3, 5), np.float32)
+    for mix, expected in ((Mix("as it is"), 5), (Mix("two", np.ones((2, 5), np.float32)), 2)):
+        assert mix.num_mixed(5) == mix.apply(decoded).shape[1] == expected

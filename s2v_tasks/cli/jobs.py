@@ -170,7 +170,7 @@ def _quality_sentences(takes: "TakeRecord | None") -> list[str]:
 
 
 def _cost_cells(facts: "ClipFacts | None") -> tuple[str, str, str]:
-    """Return operations, utilisation of the device, and peak memory: of the GPU, on a CPU of the process."""
+    """Return the operations, utilisation of the device, and peak memory: of the GPU, on a CPU of the process."""
     if facts is None:
         return "", "", ""
     peak_bytes = facts.peak_gpu_memory_bytes or facts.peak_host_memory_bytes

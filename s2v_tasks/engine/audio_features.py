@@ -48,14 +48,14 @@ def resample_50_to_30(states_SNC: Tensor) -> Tensor:
 
 
 def feature_indices(num_frames: int) -> Tensor:
-    """The 30 Hz feature that belongs to each video frame: round_half_even(frame * 30 / 16), int64 [K]."""
+    """Return the 30 Hz feature of each video frame: round_half_even(frame * 30 / 16), int64 [K]."""
     # 30 / 16 = 1.875 is exact in binary and torch.round rounds halves to even.
     frames = torch.arange(num_frames, dtype=torch.float64)
     return torch.round(frames * (FEATURES_PER_SECOND / FRAMES_PER_SECOND)).long()
 
 
 def frame_features(features30_STC: Tensor, num_frames: int) -> Tensor:
-    """The feature of each of `num_frames` video frames, [K, S, C]; zeros for frames beyond the audio."""
+    """Return the feature of each of `num_frames` video frames, [K, S, C]; zeros for frames beyond the audio."""
     num_states, num_features, num_channels = features30_STC.shape
     indices = feature_indices(num_frames)
     indices = indices[indices < num_features]

@@ -20,7 +20,7 @@ class Codec(Protocol):
     """The VAE as the pipeline uses it; see `engine.encoders.vae.Vae`."""
 
     def encode(self, pixels_BCTHW: Tensor, /) -> Tensor:
-        """Pixels `[1, 3, F, H, W]` to normalised latents `[1, 16, 1 + (F-1)//4, h, w]`."""
+        """Encode pixels `[1, 3, F, H, W]` to normalised latents `[1, 16, 1 + (F-1)//4, h, w]`."""
         ...
 
     def decode_pieces(self, latents_BCZhw: Tensor, num_frames: int, /) -> Iterator[Tensor]:
@@ -116,7 +116,7 @@ class ClipLatents:
 
     @property
     def noise_shape(self) -> tuple[int, int, int, int]:
-        """Of the latents that are denoised, `[16, T, h, w]`."""
+        """Return the shape `[16, T, h, w]` of the latents that are denoised."""
         height, width = self.reference.shape[-2:]
         return (_LATENT_CHANNELS, self.num_frames // 4, height, width)
 

@@ -61,7 +61,7 @@ class Denoising:
 
     @property
     def skipped_share(self) -> float:
-        """The share of the forwards of the clip so far whose later blocks the first-block cache skipped."""
+        """Return the share of forwards of the clip so far whose later blocks the first-block cache skipped."""
         if self.cache is None or not self.step:
             return 0.0
         return self.cache.num_skipped / sum(len(self.branches_at(step)) for step in range(self.step))

@@ -39,12 +39,12 @@ def fit_image(image_u8_HWC: ImageU8, width: int, height: int, *, compat: Compat)
 
 
 def to_pixels(image_u8_HWC: ImageU8) -> Tensor:
-    """An image as the VAE wants it: [1, 3, 1, H, W] in [-1, 1]."""
+    """Return an image as the VAE reads it: [1, 3, 1, H, W] in [-1, 1]."""
     return frames_to_pixels(image_u8_HWC[None])
 
 
 def frames_to_pixels(frames_u8_THWC: ImageU8) -> Tensor:
-    """Frames as the VAE wants them: [1, 3, T, H, W] in [-1, 1]."""
+    """Return frames as the VAE reads them: [1, 3, T, H, W] in [-1, 1]."""
     pixels_THWC = torch.tensor(frames_u8_THWC).to(torch.float32) / 255 * 2 - 1
     return pixels_THWC.permute(3, 0, 1, 2)[None].contiguous()
 
@@ -78,18 +78,18 @@ def fit_pose(frames_u8_THWC: ImageU8, width: int, height: int, *, compat: Compat
 
 
 def pad_pose(pixels_BCTHW: Tensor, num_frames: int) -> Tensor:
-    """The first `num_frames` pose frames; a pose video that is too short ends in black."""
+    """Return the first `num_frames` pose frames; a pose video that is too short ends in black."""
     missing = max(0, num_frames - pixels_BCTHW.shape[2])
     return F.pad(pixels_BCTHW[:, :, :num_frames], (0, 0, 0, 0, 0, missing), value=_BLACK_PIXEL)
 
 
 def reference_pose_step(frames_per_second: float) -> int:
-    """The integer step at which the reference samples a pose video; 25 fps then plays 1.28 times too fast."""
+    """Return the integer step of the reference over a pose video; 25 fps then plays 1.28 times too fast."""
     return max(1, round(frames_per_second / 16))
 
 
 def _cover_box(source_width: int, source_height: int, width: int, height: int) -> tuple[float, float, float, float]:
-    """The largest centred part of the source that has the target's aspect ratio, exact to fractions of a pixel."""
+    """Return the largest centred part of the source with the aspect ratio of the target, in fractions of a pixel."""
     scale = max(width / source_width, height / source_height)
     box_width = min(source_width, width / scale)
     box_height = min(source_height, height / scale)
@@ -98,7 +98,7 @@ def _cover_box(source_width: int, source_height: int, width: int, height: int) -
 
 
 def _short_side_size(source_width: int, source_height: int, width: int, height: int) -> tuple[int, int]:
-    """The reference's (width, height) before its crop: shorter side = shorter target side, longer side truncated."""
+    """Return (width, height) before the crop of the reference: the shorter side fits, the longer one is truncated."""
     short = min(width, height)
     if source_width <= source_height:
         return short, int(short * source_height / source_width)

@@ -48,7 +48,7 @@ class Worker:
 
     @property
     def is_leader(self) -> bool:
-        """Only the leader touches storage, the database and the encoder."""
+        """Return True for rank 0, which alone uses storage, the database and the encoder."""
         return self.rank == 0
 
     def share(self, value: T | None = None) -> T | None:
@@ -166,7 +166,7 @@ class PeerWatch(threading.Thread):
         self._closed = threading.Event()
 
     def close(self) -> None:
-        """The ranks part: nothing is ended from here on."""
+        """Stop watching: the ranks part, and none is ended from here on."""
         self._closed.set()
         self.join()
 
@@ -212,7 +212,10 @@ def check_gpus(device: str, num_processes: int) -> int:
 
 
 def choose_device(device: str) -> torch.device:
-    """The device of this process: "cpu", "cuda", or "auto", a GPU where there is one; ConfigurationError if none."""
+    """Return the device of this process for "cpu", "cuda" or "auto" (a GPU if there is one).
+
+    Raises ConfigurationError if there is no GPU for "cuda", or fewer GPUs than processes.
+    """
     local_rank, world_size = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if check_gpus(device, world_size) == 0:
         # torchrun sets OMP_NUM_THREADS=1 for its children; together they may use all cores.

@@ -133,7 +133,7 @@ def _profile_of_gamma(gamma: int | None, chromaticities: tuple[int, ...] | None,
 
 
 def _built(curve: tuple[float, ...], points: tuple[float, ...], mode: str) -> bytes:
-    """An ICC profile (version 4) of a curve and, for RGB, of the x and y of white, red, green and blue."""
+    """Return an ICC profile (version 4) of a curve and, for RGB, of the x and y of white, red, green and blue."""
     trc = b"para\0\0\0\0" + (3 if len(curve) > 1 else 0).to_bytes(2) + b"\0\0" + _fixed(*curve)
     if mode == "RGB":
         columns = zip((b"r", b"g", b"b"), _colorants(points).T, strict=True)

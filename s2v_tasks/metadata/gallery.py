@@ -92,7 +92,7 @@ class Card:
 
     @property
     def has_ended(self) -> bool:
-        """True when nothing more happens unless the job is started again."""
+        """Return True if nothing more happens unless the job is started again."""
         return self.status in ENDED_STATUSES
 
     @property

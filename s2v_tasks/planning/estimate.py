@@ -102,7 +102,7 @@ class Cost:
 
 
 def frame_tokens(shape: ClipShape) -> int:
-    """n: tokens of one latent frame."""
+    """Return n, the tokens of one latent frame."""
     side = VAE_SCALE * PATCH
     return (shape.height // side) * (shape.width // side)
 
@@ -116,7 +116,7 @@ def clip_tokens(shape: ClipShape) -> int:
 
 
 def forward_flops(shape: ClipShape, model: ModelCard) -> ForwardFlops:
-    """Operations of one forward (spec f.1)."""
+    """Return the operations of one forward (spec f.1)."""
     dim, layers, all_tokens = model.dim, model.num_layers, clip_tokens(shape)
     video_tokens = shape.latent_frames * frame_tokens(shape)
     audio_tokens = AUDIO_TOKENS_PER_LATENT_FRAME * shape.latent_frames
@@ -145,12 +145,12 @@ def forward_flops(shape: ClipShape, model: ModelCard) -> ForwardFlops:
 
 
 def vae_encode_flops(width: int, height: int, latent_frames: int, model: ModelCard) -> float:
-    """Operations to encode the pixel frames of `latent_frames`."""
+    """Return the operations to encode the pixel frames of `latent_frames`."""
     return (ENCODE_FIRST + ENCODE_NEXT * (latent_frames - 1)) * _vae_scale(width, height, model)
 
 
 def vae_decode_flops(width: int, height: int, latent_frames: int, num_frames: int, model: ModelCard) -> float:
-    """Operations to decode the last `num_frames` of the 4 * `latent_frames` - 3 frames.
+    """Return the operations to decode the last `num_frames` of the 4 * `latent_frames` - 3 frames.
 
     Each level starts at the first latent on which those frames depend, see `engine.encoders.vae_decoder`.
     """
@@ -165,7 +165,7 @@ def vae_decode_flops(width: int, height: int, latent_frames: int, num_frames: in
 
 
 def clip_cost(shape: ClipShape, model: ModelCard, *, sample_steps: int, guided_steps: int) -> Cost:
-    """Operations of a clip: all solver steps (a guided step has two branches), decoding, and the motion state."""
+    """Return the operations of a clip: all solver steps (a guided one has two branches), decoding, motion state."""
     branches = 2 if guided_steps else 1
     forward = forward_flops(shape, model)
     encodes = (shape.starts_chain and shape.with_motion) + (not shape.ends_chain)
@@ -195,7 +195,7 @@ def load_seconds(gpu: GpuCard, model: ModelCard) -> float:
 
 
 def weight_bytes(model: ModelCard) -> int:
-    """Bytes of the weights that rendering keeps on the GPU."""
+    """Return the bytes of the weights that rendering keeps on the GPU."""
     return 2 * model.transformer_parameters + 4 * model.vae_parameters
 
 

@@ -49,7 +49,7 @@ def draw(shapes: Mapping[str, torch.Size], generator: torch.Generator, gains: Ma
 
 
 def shapes_of(build: Callable[[], nn.Module], names: Iterable[tuple[str, str]] = ()) -> dict[str, torch.Size]:
-    """Names and shapes of a module's weights; `names` are (official, library) pairs by which to rename them."""
+    """Return the names and shapes of a module's weights; `names` are (official, library) pairs by which to rename."""
     with torch.device("meta"):
         state: dict[str, Any] = build().state_dict()
     pairs = list(names)
@@ -95,7 +95,7 @@ def _colours_to_pairs(weight: Tensor, bias: Tensor) -> None:
 
 
 def _pairs_to_colours(weight: Tensor) -> None:
-    """Colours as silu(colour) - silu(-colour), scaled back by what the norm before it divided them by."""
+    """Decode colours as silu(colour) - silu(-colour), scaled back by what the norm before it divided them by."""
     scale = _VAE_CONSTANT / math.sqrt(weight.shape[1])
     weight[:_NUM_COLOURS] = 0
     for colour in range(_NUM_COLOURS):
@@ -104,7 +104,7 @@ def _pairs_to_colours(weight: Tensor) -> None:
 
 
 def _connect_latents(state: dict[str, Tensor]) -> None:
-    """Colours to the first normalised latent channels and back; the other channels stay at their mean."""
+    """Connect colours with the first normalised latent channels; the other channels stay at their mean."""
     for name in ("conv1.weight", "conv2.weight"):
         state[name].zero_()
     state["conv1.bias"][: len(LATENT_MEAN)] = torch.tensor(LATENT_MEAN)

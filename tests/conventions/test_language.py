@@ -6,6 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 RIDDLES = re.compile(r"\W*(what|how|whether|where|who|whom|whose|which)\b", re.IGNORECASE)
+NO_VERB = re.compile(r"(an?|the|each|all|of|no|only|true|none|in|with)\b", re.IGNORECASE)
 # Words that the project does not use: say metadata store, stored, drop folder, pipeline, reported.
 BANNED = re.compile(
     r"ledger|(?<![a-z])(on[ _]record|doors?|road|wish(es)?|(un)?told|heard)(?![a-z])",
@@ -28,6 +29,18 @@ def test_docstrings_say_what_is_done() -> None:
                 if RIDDLES.match(first_line):
                     riddles.append(f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 1)}: {first_line}")
     assert riddles == []
+
+
+def test_docstrings_of_functions_begin_with_a_verb() -> None:
+    """No docstring of a function or property of the package begins with an article or a similar word."""
+    found = []
+    for path in sources("s2v_tasks"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                first_line = (ast.get_docstring(node) or "").partition("\n")[0]
+                if NO_VERB.match(first_line):
+                    found.append(f"{path.relative_to(ROOT)}:{node.lineno}: {first_line}")
+    assert found == []
 
 
 def test_code_uses_the_words_of_the_field() -> None:

@@ -40,7 +40,7 @@ class FirstBlockCache:
 
     @property
     def num_skipped(self) -> int:
-        """Forwards of all branches whose later blocks were skipped."""
+        """Return the number of forwards of all branches whose later blocks were skipped."""
         return sum(context.num_skipped for context in self.contexts.values())
 
     def restart(self, branch: str) -> None:

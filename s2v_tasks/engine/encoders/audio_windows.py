@@ -34,7 +34,7 @@ class Window:
 
     @property
     def samples(self) -> slice:
-        """The samples that these states, and no others, are made from."""
+        """Return the samples that these states, and no others, are made from."""
         first = self.start * _SAMPLES_BETWEEN_STATES
         return slice(first, first + (self.end - self.start - 1) * _SAMPLES_BETWEEN_STATES + _SAMPLES_PER_STATE)
 
@@ -50,7 +50,7 @@ class Window:
 
 
 def windows_over(num_samples: int) -> list[Window]:
-    """Windows of equal length, evenly spread over the states of a sound; a single one up to WINDOW_STATES."""
+    """Return windows of equal length, evenly spread over the states of a sound; one window up to WINDOW_STATES."""
     num_states = num_states_at_50(num_samples)
     if num_states <= WINDOW_STATES:
         return [Window(0, num_states, num_states)]
@@ -77,7 +77,7 @@ class JoinedStates:
         self._weights_N[window.start : window.end] += weights_N
 
     def result(self) -> Tensor:
-        """The joined states, `[S, num_states, C]`."""
+        """Return the joined states, `[S, num_states, C]`."""
         if self._sum_SNC is None:
             raise ValueError("no window was added")
         return self._sum_SNC.div_(self._weights_N[:, None])

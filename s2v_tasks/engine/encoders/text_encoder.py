@@ -60,7 +60,7 @@ class TextEncoder:
 
     @torch.inference_mode()
     def encode(self, prompt: str) -> Tensor:
-        """The context rows of a prompt, float32 [num_tokens, D], num_tokens <= text_len.
+        """Return the context rows of a prompt, float32 [num_tokens, D], num_tokens <= text_len.
 
         Raises PermanentError for a prompt of more than `text_len` tokens: nothing is cut off silently.
         """
@@ -77,7 +77,7 @@ class TextEncoder:
 
 
 def build_umt5(state: Mapping[str, Tensor], device: torch.device | str) -> UMT5EncoderModel:
-    """The encoder for weights with the official keys; all dimensions are read from their shapes."""
+    """Return the encoder for weights with the official keys; all dimensions are read from their shapes."""
     try:
         vocab_size, width = state["token_embedding.weight"].shape
         num_buckets, num_heads = state["blocks.0.pos_embedding.embedding.weight"].shape
@@ -111,7 +111,7 @@ def build_umt5(state: Mapping[str, Tensor], device: torch.device | str) -> UMT5E
 
 @torch.inference_mode()
 def encode_ids(model: UMT5EncoderModel, ids_BS: Tensor, mask_BS: Tensor) -> list[Tensor]:
-    """The valid rows of each tokenized text, [num_tokens, D]; the mask is 1 for tokens, then 0 for padding."""
+    """Return the valid rows of each tokenized text, [num_tokens, D]; the mask is 1 for tokens, then 0 for padding."""
     rows_BSD = model(input_ids=ids_BS, attention_mask=mask_BS).last_hidden_state
     return [rows_SD[:length] for rows_SD, length in zip(rows_BSD, mask_BS.sum(dim=1).tolist(), strict=True)]
 
@@ -123,7 +123,7 @@ def clean_prompt(prompt: str) -> str:
 
 
 def key_pairs(num_layers: int) -> Iterator[tuple[str, str]]:
-    """All (official key, transformers key) pairs of an encoder with `num_layers` blocks."""
+    """Return all (official key, transformers key) pairs of an encoder with `num_layers` blocks."""
     yield "token_embedding.weight", "shared.weight"
     yield "norm.weight", "encoder.final_layer_norm.weight"
     for index in range(num_layers):

@@ -65,7 +65,7 @@ class Vae:
 
     @torch.inference_mode()
     def encode(self, pixels_BCTHW: Tensor) -> Tensor:
-        """Pixels [B, 3, T, H, W] in [-1, 1] to normalised latents [B, 16, 1 + (T - 1) // 4, h, w].
+        """Encode pixels [B, 3, T, H, W] in [-1, 1] to normalised latents [B, 16, 1 + (T - 1) // 4, h, w].
 
         The latent is the mode, never a sample. Frames beyond a multiple of four (plus one) are not seen.
         """
@@ -83,7 +83,7 @@ class Vae:
 
     @torch.inference_mode()
     def decode_pieces(self, latents_BCZhw: Tensor, num_frames: int) -> Iterator[Tensor]:
-        """The last `num_frames` frames of `decode`, up to four at a time as they are made."""
+        """Yield the last `num_frames` frames of `decode`, up to four at a time as they are made."""
         unnormalised_BCZhw = latents_BCZhw.to(self._mean) / self._inverse_std + self._mean
         for frames in decode_end(self.model, unnormalised_BCZhw.to(self._dtype), num_frames):
             yield frames.float()
@@ -124,7 +124,7 @@ def _convolve(module: nn.Conv3d, x: Tensor, weight: Tensor, bias: Tensor | None)
 
 
 def key_pairs() -> Iterator[tuple[str, str]]:
-    """All (official key, diffusers key) pairs of the VAE."""
+    """Return all (official key, diffusers key) pairs of the VAE."""
     for official, library in (("conv1", "quant_conv"), ("conv2", "post_quant_conv")):
         yield from _affine(official, library)
     # Flat index in the official file: residual blocks, and after each level but the last a resampler.

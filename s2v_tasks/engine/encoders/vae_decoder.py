@@ -77,7 +77,7 @@ class _Stage:
 
 
 def decode_end(model: AutoencoderKLWan, latents_BCZhw: Tensor, num_frames: int) -> Iterator[Tensor]:
-    """The last `num_frames` of the 4 Z - 3 frames of unnormalised latents, as each latent gives them.
+    """Yield the last `num_frames` of the 4 Z - 3 frames of unnormalised latents, as each latent gives them.
 
     Clamped, `[B, 3, up to 4, 8 h, 8 w]`. Equal to the end of the whole decoded video.
     """

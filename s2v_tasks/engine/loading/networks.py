@@ -27,7 +27,9 @@ def load_pipeline(
     guided: bool,
     adapters: Sequence[Adapter] = (),
 ) -> tuple[S2VPipeline, Layout]:
-    """The pipeline of a clip, shared by all ranks in a layout ("auto", or like "cfg2,ulysses2"); all ranks call it.
+    """Return the pipeline of a clip, shared by all ranks in a layout ("auto", or like "cfg2,ulysses2").
+
+    All ranks call it.
 
     bf16 on a GPU; fp32 on a CPU, where bf16 is emulated and slow. Raises ConfigurationError for an impossible layout
     and for options that are not possible here.

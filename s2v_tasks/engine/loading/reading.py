@@ -39,7 +39,7 @@ class Part:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of the part in its file."""
+        """Return the bytes of the part in its file."""
         return prod(self.shape) * self.dtype.itemsize
 
 

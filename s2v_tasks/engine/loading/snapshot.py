@@ -229,7 +229,7 @@ class Snapshot:
         )
 
     def load_audio_encoder(self, device: "torch.device | str") -> "AudioEncoder":
-        """The audio encoder, float32."""
+        """Return the audio encoder, float32."""
         from s2v_tasks.engine.encoders.audio_encoder import AudioEncoder
 
         if self.audio_encoder_path.parent == self.audio_encoder_folder:

@@ -35,11 +35,11 @@ class Attention(nn.Module):
         self.norm_k = RMSNorm(dim, eps)
 
     def queries(self, x_BLD: Tensor) -> Tensor:
-        """Queries `[B, L, H, d]`."""
+        """Return the queries `[B, L, H, d]`."""
         return self._heads(self.norm_q(self.q(x_BLD)))
 
     def keys_values(self, x_BSD: Tensor) -> KeysValues:
-        """Keys and values of a context."""
+        """Return the keys and values of a context."""
         return KeysValues(self._heads(self.norm_k(self.k(x_BSD))), self._heads(self.v(x_BSD)))
 
     def _heads(self, x: Tensor) -> Tensor:

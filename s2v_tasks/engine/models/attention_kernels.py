@@ -129,5 +129,5 @@ def _of_package(name: str, package: _Package) -> Attend:
 
 
 def _version(module: str) -> tuple[int, ...]:
-    """The first two numbers of the installed version."""
+    """Return the first two numbers of the installed version."""
     return tuple(int(part) for part in metadata.version(module).split(".")[:2])

@@ -31,7 +31,7 @@ class ClipTokens:
 
     @property
     def patches_per_frame(self) -> int:
-        """Tokens of one latent frame."""
+        """Return the tokens of one latent frame."""
         return self.latent_shape[1] * self.latent_shape[2] // 4
 
     @property
@@ -41,7 +41,7 @@ class ClipTokens:
 
     @property
     def video(self) -> slice:
-        """The clip's video tokens that are held."""
+        """Return the clip's video tokens that are held."""
         return slice(min(self.start, self.num_video), min(self.end, self.num_video))
 
     def part(self, start: int, end: int) -> "ClipTokens":

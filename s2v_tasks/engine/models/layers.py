@@ -52,13 +52,13 @@ class PatchConv(nn.Conv3d):
         super().__init__(in_channels, out_channels, kernel_size=kernel, stride=kernel)
 
     def patches(self, x_BCFhw: Tensor) -> Tensor:
-        """The values of each patch, `[1, F' * h' * w', C * t * y * x]`."""
+        """Return the values of each patch, `[1, F' * h' * w', C * t * y * x]`."""
         dt, dy, dx = self.kernel_size
         values: Tensor = rearrange(x_BCFhw, "b c (f dt) (h dy) (w dx) -> b (f h w) (c dt dy dx)", dt=dt, dy=dy, dx=dx)
         return values
 
     def tokens(self, patches: Tensor) -> Tensor:
-        """Each patch times the kernel."""
+        """Return the product of each patch and the kernel."""
         return linear(patches.to(self.weight.dtype), self.weight.flatten(1), self.bias)
 
     def forward(self, x_BCFhw: Tensor) -> Tensor:

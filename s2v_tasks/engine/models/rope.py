@@ -25,7 +25,7 @@ class Grid:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of the block."""
+        """Return the tokens of the block."""
         return len(self.times) * len(self.rows) * len(self.columns)
 
 
@@ -37,17 +37,17 @@ def spread(count: int, extent: int) -> tuple[int, ...]:
 
 
 def video_grid(num_frames: int, rows: int, columns: int) -> Grid:
-    """Patches of the clip itself."""
+    """Return the patches of the clip itself."""
     return Grid(tuple(range(num_frames)), tuple(range(rows)), tuple(range(columns)))
 
 
 def reference_grid(rows: int, columns: int) -> Grid:
-    """Patches of the reference image: one frame at a time that lies behind the longest clip."""
+    """Return the patches of the reference image: one frame at a time behind the longest clip."""
     return Grid((REFERENCE_TIME,), tuple(range(rows)), tuple(range(columns)))
 
 
 def motion_grids(height: int, width: int) -> tuple[Grid, Grid, Grid]:
-    """Patches of the motion history for latents of height x width: newest 1, the 2 before, the 16 before."""
+    """Return the patches of the motion history for latents of height x width: newest 1, 2 before, 16 before."""
     rows, columns = height // 2, width // 2
     newest = Grid((-1,), tuple(range(rows)), tuple(range(columns)))
     middle = Grid((-3,), spread(height // 4, rows), spread(width // 4, columns))
@@ -56,12 +56,12 @@ def motion_grids(height: int, width: int) -> tuple[Grid, Grid, Grid]:
 
 
 def rope_table(grids: list[Grid], head_dim: int) -> Tensor:
-    """The rotations `exp(i * angle)` of all tokens of `grids` in order: `[L, c]`, complex128, on the CPU."""
+    """Return the rotations `exp(i * angle)` of all tokens of `grids` in order: `[L, c]`, complex128, on the CPU."""
     return torch.cat([_grid_table(grid, head_dim) for grid in grids])
 
 
 def cos_sin(table_Lc: Tensor) -> Tensor:
-    """A table in the form that `rotate` takes: cosine and sine, fp32 `[L, c, 2]`."""
+    """Return a table in the form that `rotate` takes: cosine and sine, fp32 `[L, c, 2]`."""
     return torch.view_as_real(table_Lc).float()
 
 
@@ -110,6 +110,6 @@ def _grid_table(grid: Grid, head_dim: int) -> Tensor:
 
 
 def _angles(positions: tuple[int, ...], band: int) -> Tensor:
-    """Angles `[len(positions), band / 2]` of a band of `band` real channels."""
+    """Return the angles `[len(positions), band / 2]` of a band of `band` real channels."""
     exponents = torch.arange(0, band, 2, dtype=torch.float64) / band
     return torch.outer(torch.tensor(positions, dtype=torch.float64), torch.pow(_BASE, -exponents))

@@ -117,7 +117,7 @@ class S2VTransformer(nn.Module):
         return Conditioning(self.prepare_text(context_SD), self.prepare_audio(features_FKC), name)
 
     def prepare_text(self, context_SD: Tensor) -> tuple[KeysValues, ...]:
-        """Return keys and values of each block for the rows `[len, text_dim]` of a prompt.
+        """Return the keys and values of each block for the rows `[len, text_dim]` of a prompt.
 
         Raises PermanentError for more rows than `text_len`.
         """

@@ -33,7 +33,7 @@ class Scheduler(Protocol):
 
 
 def make_scheduler(solver: str, *, num_steps: int, shift: float, device: torch.device | str) -> Scheduler:
-    """A solver ready for its first step: `timesteps` [num_steps] on `device`, `sigmas` [num_steps + 1].
+    """Return a solver ready for its first step: `timesteps` [num_steps] on `device`, `sigmas` [num_steps + 1].
 
     `solver` is "unipc", "dpm++" or "euler"; `shift` > 0 moves the steps towards high noise. A solver serves one
     clip: it keeps the previous model outputs. Raises PermanentError for an unknown solver or impossible numbers.

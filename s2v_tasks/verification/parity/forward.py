@@ -188,7 +188,7 @@ class Recorder:
         self.seen["context_emb"] = output
 
     def _modulation(self, _: Any, output: Tensor) -> None:
-        """The clip_tokens prepares timestep 0 before the forward computes its own."""
+        """Join the modulation of the forward with that of timestep 0, which the clip tokens prepare before it."""
         e_16D = rearrange(output, "1 (six d) -> 1 six 1 d", six=6)
         self.seen["e0"] = torch.cat([e_16D, self.seen["e0"][:, :, -1:]], dim=2) if "e0" in self.seen else e_16D
 

@@ -22,14 +22,14 @@ from rich.console import Console
 from rich.table import Table
 
 from s2v_tasks.embedded.airflow import AirflowInstallation, airflow_command
-from s2v_tasks.embedded.stack import Services, demo_request
+from s2v_tasks.embedded.stack import Services
 from s2v_tasks.errors import PermanentError, TransientError
 from s2v_tasks.metadata.store import open_metadata
 from s2v_tasks.metadata.tables import Job
 from s2v_tasks.parent_death import end_with_parent
 from s2v_tasks.schemas.events import JobEvent
 from s2v_tasks.schemas.job import JobStatus
-from s2v_tasks.schemas.preset import find_preset, load_presets
+from s2v_tasks.schemas.preset import find_preset, load_demo_request, load_presets
 from s2v_tasks.schemas.report import Report
 from s2v_tasks.schemas.request_parsing import parse_request
 from s2v_tasks.schemas.steps import JOB_DAG, STAGE_INPUTS
@@ -63,7 +63,7 @@ def run_demo(
     job_id = JobLayout(job_id or new_job_id(began_at)).job_id
     services = Services(home)
     with services.in_use() as settings:
-        request = demo_request(settings) | fields | _uploaded(inputs, settings, job_id)
+        request = load_demo_request(config_dir(settings)) | fields | _uploaded(inputs, settings, job_id)
         _check_id(job_id, request, settings)
         console.print(f"job {job_id}: {request['image_uri']} + {request['audio_uri']}", markup=False)
         if _is_acceptable(request, settings):

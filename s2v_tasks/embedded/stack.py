@@ -10,9 +10,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 
@@ -24,6 +23,7 @@ from s2v_tasks.embedded.process import exclusive, write_private
 from s2v_tasks.errors import ConfigurationError
 from s2v_tasks.log import get_logger
 from s2v_tasks.metadata.migrate import upgrade
+from s2v_tasks.schemas.preset import load_demo_request
 from s2v_tasks.schemas.steps import JOB_DAG
 from s2v_tasks.settings import PREFIX, Settings, config_dir, load_settings, stack_env_path
 from s2v_tasks.storage.inputs import content_type
@@ -132,17 +132,11 @@ class Services:
 
     def _upload_samples(self, settings: Settings) -> None:
         """Upload the inputs of the example request."""
-        store, example = ObjectStore.from_settings(settings), demo_request(settings)
+        store, example = ObjectStore.from_settings(settings), load_demo_request(config_dir(settings))
         for uri in (example["image_uri"], example["audio_uri"]):
             path = SAMPLES / uri.rpartition("/")[2]
             if not store.exists(uri):
                 store.upload(path, uri, content_type(path))
-
-
-def demo_request(settings: Settings) -> dict[str, Any]:
-    """Return the request of config/demo.yaml: sample inputs at a size that a CPU renders in seconds."""
-    request: dict[str, Any] = yaml.safe_load((config_dir(settings) / "demo.yaml").read_text(encoding="utf-8"))
-    return request
 
 
 def _quoted(value: str) -> str:

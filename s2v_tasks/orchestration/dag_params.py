@@ -3,11 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
 from airflow.sdk import Param
 
 from s2v_tasks.schemas.job import JOB_ID_PATTERN, PRIORITIES
-from s2v_tasks.schemas.preset import Preset, load_presets
+from s2v_tasks.schemas.preset import Preset, load_demo_request, load_presets
 from s2v_tasks.schemas.request import Request
 from s2v_tasks.settings import config_dir, load_settings
 
@@ -35,7 +34,7 @@ def form_params() -> dict[str, Param]:
     """Return the form of this installation; on a CPU it is filled with the request of the demo."""
     settings = load_settings()
     folder = config_dir(settings)
-    prefill = yaml.safe_load((folder / "demo.yaml").read_text()) if settings.gpu == "cpu" else {}
+    prefill = load_demo_request(folder) if settings.gpu == "cpu" else {}
     return request_params(load_presets(folder), prefill)
 
 

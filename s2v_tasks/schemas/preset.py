@@ -49,6 +49,12 @@ def load_presets(config_dir: Path) -> dict[str, Preset]:
         raise ConfigurationError(f"{path} is not a valid preset file: {error}") from error
 
 
+def load_demo_request(config_dir: Path) -> dict[str, Any]:
+    """Return the request of `config_dir`/demo.yaml: sample inputs at a size that a CPU renders in seconds."""
+    request: dict[str, Any] = yaml.safe_load((config_dir / "demo.yaml").read_text(encoding="utf-8"))
+    return request
+
+
 def find_preset(presets: dict[str, Preset], name: str) -> Preset:
     """Return the preset `name`; PermanentError with the known names if there is none."""
     if name not in presets:

@@ -13,7 +13,7 @@ from s2v_tasks.metadata.tables import Job
 from s2v_tasks.schemas.events import JobEvent
 from s2v_tasks.schemas.job import JOB_ID_PATTERN, JobStatus, RestartableStatus, is_job_id, job_slug
 from s2v_tasks.schemas.manifest import fingerprint
-from s2v_tasks.schemas.preset import load_presets
+from s2v_tasks.schemas.preset import load_demo_request, load_presets
 from s2v_tasks.schemas.request import Request
 from s2v_tasks.schemas.request_parsing import parse_request
 from s2v_tasks.settings import config_dir
@@ -49,13 +49,15 @@ class Rerun(BaseModel):
 def new_job(
     request: HttpRequest, services: SharedServices, copied: Annotated[str, Query(alias="from", max_length=63)] = ""
 ) -> Response:
-    """Return the form of a new job, filled with the request of another one where the address names it."""
-    fields: dict[str, Any] = {}
+    """Return the form of a new job, filled with the request of the job that the address names, or of the demo."""
+    folder, fields = config_dir(services.settings), {}
     if is_job_id(copied) and (job := services.metadata.jobs.get(copied)) is not None:
         fields = {name: value for name, value in (job.request or {}).items() if value is not None}
         fields = {name: value for name, value in fields.items() if name not in _NOT_COPIED}
-    presets = load_presets(config_dir(services.settings))
-    return page(request, "new.html", presets=presets, fields=fields, copied=copied if fields else "")
+    is_demo = not copied and services.settings.gpu == "cpu"
+    shown = load_demo_request(folder) if is_demo else fields
+    names = {"presets": load_presets(folder), "fields": shown, "copied": copied if fields else "", "is_demo": is_demo}
+    return page(request, "new.html", **names)
 
 
 @router.post("/new/plan", dependencies=[Depends(may_start)])

@@ -218,3 +218,17 @@ def test_a_copy_opens_the_form_with_the_request(login: Login, metadata: Metadata
     assert REQUEST["prompt"] in text
     assert REQUEST["audio_uri"] in text
     assert "before" not in text
+
+
+@pytest.mark.parametrize(("gpu", "is_filled"), [("cpu", True), ("h100-sxm", False)])
+def test_the_form_is_filled_with_the_demo_on_a_cpu(
+    login: Login, monkeypatch: pytest.MonkeyPatch, gpu: str, is_filled: bool
+) -> None:
+    """On a CPU a new video can be started as the form opens; with a GPU the form is empty."""
+    monkeypatch.setenv("S2V_GPU", gpu)
+    load_settings.cache_clear()
+    services.cache_clear()
+    form = login("edith").get("/s2v/new").text
+    assert ("s3://s2v/samples/portrait.jpg" in form) is is_filled
+    assert ("128*192" in form) is is_filled
+    assert 'name="max_retakes"' in form

@@ -4,7 +4,7 @@ import { send, upload } from "./send.js";
 const form = document.getElementById("new");
 const problem = document.getElementById("problem");
 const start = document.getElementById("start");
-const NUMBERS = ["sample_steps", "sample_guide_scale", "infer_frames", "num_clip", "base_seed", "max_cost"];
+const NUMBERS = ["sample_steps", "sample_guide_scale", "infer_frames", "num_clip", "base_seed", "max_retakes", "max_cost"];
 let planned = 0;
 let uploading = 0;
 

@@ -77,6 +77,11 @@ class Settings(BaseSettings):
         "float32",
         description="Numbers of the VAE. bfloat16: about half its memory, in the layout channels last; other pixels.",
     )
+    offload: Literal["none", "blocks"] = Field(
+        "none",
+        description="blocks: keep the blocks in host memory and copy each to the GPU when it is needed, for GPUs of 24 "
+        "GB; 26.2 GiB of host memory per process with the 14B model. The pixels are the same.",
+    )
     step_cache: float = Field(
         0.0,
         ge=0,

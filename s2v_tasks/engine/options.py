@@ -5,16 +5,19 @@ from typing import Any, Literal
 
 NoiseDevice = Literal["run", "cpu"]
 VaePrecision = Literal["float32", "bfloat16"]
+Offload = Literal["none", "blocks"]
 WeightsDtype = Literal["auto", "fp8", "fp8-dynamic"]
 
 # Later options, which the fingerprints of clips leave out at their default: earlier clips stay valid.
 _LEFT_OUT_AT_DEFAULT = ("vae_precision",)
+# Options that change no byte.
+_NEVER_IN_FINGERPRINT = ("offload",)
 _NAMES_OF_SETTINGS = {"compiled": "compile"}
 
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """Options that change the bytes of a clip, so all of them belong into its fingerprint.
+    """Options of the engine. Those that change the bytes of a clip belong into its fingerprint: all but `offload`.
 
     A new option is a field here and a setting of the same name.
     """
@@ -25,6 +28,7 @@ class EngineOptions:
     weights_dtype: WeightsDtype = "auto"  # of the blocks; "auto": that of the run
     step_cache: float = 0.0  # first-block cache: the relative change below which the other blocks are skipped; 0: never
     vae_precision: VaePrecision = "float32"  # "bfloat16": in the memory format channels last
+    offload: Offload = "none"  # "blocks": they live in host memory, see `acceleration.offload`
 
     @classmethod
     def of(cls, settings: object) -> "EngineOptions":
@@ -38,5 +42,5 @@ class EngineOptions:
         return {
             name: value
             for name, value in asdict(self).items()
-            if name not in _LEFT_OUT_AT_DEFAULT or value != default[name]
+            if name not in _NEVER_IN_FINGERPRINT and (name not in _LEFT_OUT_AT_DEFAULT or value != default[name])
         }

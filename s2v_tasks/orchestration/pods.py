@@ -43,6 +43,7 @@ LOG_SECONDS = 30
 DEADLINE_MARGIN = timedelta(minutes=10)
 _GPU_SUFFIX = "/gpu"  # nvidia.com/gpu, amd.com/gpu
 # Annotations of a template: what each process beyond the first adds to requests and limits, and in which unit.
+_PER_OFFLOADING_PROCESS = "s2v/memory-per-offloading-process"
 _PER_FURTHER_PROCESS = {"cpu": ("s2v/cpu-per-further-process", "m"), "memory": ("s2v/memory-per-further-process", "Mi")}
 
 
@@ -117,7 +118,7 @@ class StepPodOperator(KubernetesPodOperator):  # type: ignore[misc]
         The digest is known if the template names the image by it.
         """
         pod = super().build_pod_request_obj(context, **kwargs)
-        scale_resources(pod, num_processes(self.step))
+        scale_resources(pod, num_processes(self.step), offloads=load_settings().offload == "blocks")
         container = pod.spec.containers[0]
         _, _, digest = (container.image or "").partition("@")
         if digest:
@@ -174,11 +175,12 @@ class CloseJobOfPodsOperator(CloseJobOperator):
                     client.delete_namespaced_pod(pod.metadata.name, namespace)
 
 
-def scale_resources(pod: Any, processes: int) -> None:
+def scale_resources(pod: Any, processes: int, *, offloads: bool = False) -> None:
     """Set the resources of `pod`, whose template states those of one process on one GPU.
 
     Where the template asks for GPUs it gets one for each process. CPU and memory grow by what the annotations
-    `s2v/cpu-per-further-process` and `s2v/memory-per-further-process` state; without them they stay as they are.
+    `s2v/cpu-per-further-process` and `s2v/memory-per-further-process` state, and if blocks are offloaded, memory by
+    `s2v/memory-per-offloading-process` for each process; without them they stay as they are.
 
     Raises ConfigurationError for an annotation that is no quantity.
     """
@@ -190,6 +192,9 @@ def scale_resources(pod: Any, processes: int) -> None:
             if processes > 1 and name in amounts and annotation in annotations:
                 more = (processes - 1) * _quantity(annotation, annotations[annotation])
                 amounts[name] = format_quantity(parse_quantity(amounts[name]) + more, unit)
+        if offloads and "memory" in amounts and _PER_OFFLOADING_PROCESS in annotations:
+            more = processes * _quantity(_PER_OFFLOADING_PROCESS, annotations[_PER_OFFLOADING_PROCESS])
+            amounts["memory"] = format_quantity(parse_quantity(amounts["memory"]) + more, "Mi")
 
 
 def _quantity(annotation: str, value: str) -> Decimal:

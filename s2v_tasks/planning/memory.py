@@ -53,6 +53,7 @@ class RenderSetup:
     float8_weights: bool = False
     bfloat16_vae: bool = False
     first_block_cache: bool = False
+    offloaded_blocks: bool = False
 
     @classmethod
     def of(cls, settings: Settings) -> "RenderSetup":
@@ -63,6 +64,7 @@ class RenderSetup:
             float8_weights=settings.weights_dtype != "auto",
             bfloat16_vae=settings.vae_precision == "bfloat16",
             first_block_cache=settings.step_cache > 0,
+            offloaded_blocks=settings.offload == "blocks",
         )
 
     def for_sampling(self, sampling: Sampling) -> "RenderSetup":
@@ -94,6 +96,11 @@ def peak_memory_gib(
     stays = _weight_bytes(model, setup, sharing) + text
     denoising = _forward_bytes(shape, model, setup, sharing, branches)
     return (stays + max(denoising, _vae_bytes(shape, model, setup))) / GIB
+
+
+def block_bytes(model: ModelCard) -> int:
+    """Return the bytes of the weights of one block in bf16."""
+    return 2 * _block_parameters(model)
 
 
 def check_memory(plan: Plan, model: ModelCard, gpu: GpuCard, setup: RenderSetup) -> None:
@@ -149,12 +156,19 @@ def _vae_bytes(shape: ClipShape, model: ModelCard, setup: RenderSetup) -> float:
 
 
 def _weight_bytes(model: ModelCard, setup: RenderSetup, sharing: _Sharing) -> float:
-    block = 8 * model.dim**2 + 2 * model.dim * model.ffn_dim
+    block = _block_parameters(model)
     transformer: float = 2 * model.transformer_parameters - (model.num_layers * block if setup.float8_weights else 0)
+    if setup.offloaded_blocks:
+        # Two blocks: the one that computes and the next one.
+        transformer = 2 * (model.transformer_parameters - (model.num_layers - 2) * block)
     if sharing.fsdp:
         # A share of all, and two blocks whole: the one that computes and the next one.
         transformer = transformer / setup.num_ranks + 2 * 2 * block
     return transformer + (2 if setup.bfloat16_vae else 4) * model.vae_parameters
+
+
+def _block_parameters(model: ModelCard) -> int:
+    return 8 * model.dim**2 + 2 * model.dim * model.ffn_dim
 
 
 def _sharing(model: ModelCard, gpu: GpuCard, setup: RenderSetup, *, guided: bool) -> _Sharing:
@@ -164,7 +178,7 @@ def _sharing(model: ModelCard, gpu: GpuCard, setup: RenderSetup, *, guided: bool
         return _Sharing(sizes.get("cfg", 1), sizes.get("ulysses", 1), "fsdp" in setup.parallel_layout)
     cfg = BRANCHES if guided and setup.num_ranks % BRANCHES == 0 else 1
     weights = 2 * model.transformer_parameters / (2 if setup.float8_weights else 1)
-    crowded = weights > SHARDED_FROM_SHARE * gpu.memory_gib * GIB
+    crowded = weights > SHARDED_FROM_SHARE * gpu.memory_gib * GIB and not setup.offloaded_blocks
     return _Sharing(cfg, setup.num_ranks // cfg, fsdp=crowded and setup.num_ranks > 1)
 
 
@@ -183,11 +197,23 @@ def _changes(shape: ClipShape, model: ModelCard, gpu: GpuCard, setup: RenderSetu
         if width >= 2 * SIDE_MULTIPLE and fits(replace(shape, width=width, height=height)):
             yield f"size {width}*{height}"
             break
-    if not setup.bfloat16_vae and fits(shape, replace(setup, bfloat16_vae=True)):
-        yield "S2V_VAE_PRECISION=bfloat16"
-    if not setup.float8_weights and fits(shape, replace(setup, float8_weights=True)):
-        yield "S2V_WEIGHTS_DTYPE=fp8"
+    for change, changed in _other_setups(model, setup):
+        if fits(shape, changed):
+            yield change
     for num_ranks in (2, 4, MOST_RANKS):
         if num_ranks > setup.num_ranks and fits(shape, replace(setup, num_ranks=num_ranks, parallel_layout="auto")):
             yield f"S2V_NPROC_PER_NODE={num_ranks} with as many GPUs"
             break
+
+
+def _other_setups(model: ModelCard, setup: RenderSetup) -> Iterator[tuple[str, RenderSetup]]:
+    """Yield the settings that spare memory and are not used yet, with the setup that they make."""
+    if not setup.bfloat16_vae:
+        yield "S2V_VAE_PRECISION=bfloat16", replace(setup, bfloat16_vae=True)
+    if setup.offloaded_blocks:
+        return
+    if not setup.float8_weights:
+        yield "S2V_WEIGHTS_DTYPE=fp8", replace(setup, float8_weights=True)
+        host_gib = model.num_layers * block_bytes(model) / GIB
+        change = f"S2V_OFFLOAD=blocks with {host_gib:.0f} GiB of host memory for each process"
+        yield change, replace(setup, offloaded_blocks=True)

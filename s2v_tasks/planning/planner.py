@@ -25,6 +25,7 @@ from s2v_tasks.planning.warnings import (
     cut_warnings,
     face_warnings,
     input_warnings,
+    offload_warnings,
     picture_warnings,
     preview_warning,
 )
@@ -94,6 +95,7 @@ def make_plan(
     warnings = [
         *([preview_warning(job_id, choices.sampling)] if preset.preview else []),
         *adapter_warnings(choices.adapters, adapters),
+        *offload_warnings(shapes, model, gpu, setup, guided=guided),
         *face_warnings(inputs.faces if inputs else None, cropped_share(*image_size, width, height)),
         *clip_count_warnings(choices.num_clip, needed, num_frames, speech),
         *input_warnings(inputs or InputFacts(), num_frames),

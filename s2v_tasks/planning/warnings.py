@@ -1,11 +1,13 @@
 """Warnings of a plan: legal choices and inputs that may have surprising results."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from s2v_tasks.planning.chains import SENTENCE_PAUSE_SECONDS
+from s2v_tasks.planning.estimate import GIB, ClipShape, forward_flops
+from s2v_tasks.planning.memory import RenderSetup, block_bytes
 from s2v_tasks.planning.resolution import cropped_share
 from s2v_tasks.schemas.facts import StagedFaces, StagedSound
-from s2v_tasks.schemas.model_card import ModelCard
+from s2v_tasks.schemas.model_card import GpuCard, ModelCard
 from s2v_tasks.schemas.plan import FPS, Cut, InputFacts, Sampling, SpeechFacts
 from s2v_tasks.schemas.request import Request
 from s2v_tasks.schemas.request_fields import parse_size
@@ -43,6 +45,23 @@ def preview_warning(job_id: str, sampling: Sampling) -> str:
     return (
         f"{PREVIEW_MARK}: {sampling.sample_steps} steps {guidance}, less detail and motion. "
         f"`s2v rerun {job_id} --preset high` renders the same clips and seeds at full quality."
+    )
+
+
+def offload_warnings(
+    shapes: Sequence[ClipShape], model: ModelCard, gpu: GpuCard, setup: RenderSetup, *, guided: bool
+) -> Iterator[str]:
+    """Yield the copies of offloaded blocks beside the computing of a step, for the shortest clip, and their memory."""
+    if not setup.offloaded_blocks or not shapes:
+        return
+    copied = model.num_layers * block_bytes(model)
+    copying = copied / (gpu.host_gb_per_second * 1e9)
+    flops = min(forward_flops(shape, model).per_step(2 if guided else 1) for shape in shapes)
+    computing = flops / (gpu.bf16_tflops * 1e12 * gpu.utilization)
+    slower = "" if copying < computing else " The copies take longer, so steps wait for them."
+    yield (
+        f"The blocks are offloaded (S2V_OFFLOAD): each process needs {copied / GIB:.1f} GiB of host memory. "
+        f"A step copies them in about {copying:.2g} s, and computes for {computing:.2g} s.{slower}"
     )
 
 

@@ -122,6 +122,7 @@ class ClipFacts(Facts):
     compiled: bool | None = None
     weights_dtype: str | None = None
     step_cache: float | None = None
+    offload: str | None = None
     device_model: str | None = None
     torch_version: str | None = None
     cudnn_version: str | None = None

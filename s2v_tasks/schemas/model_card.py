@@ -43,6 +43,9 @@ class GpuCard(_Card):
     utilization: float = Field(gt=0, le=1, description="Share of its peak that the transformer is assumed to reach.")
     vae_utilization: float = Field(gt=0, le=1, description="Share of its peak that the VAE is assumed to reach.")
     load_gb_per_second: float = Field(gt=0, description="Speed at which weights reach the GPU, 1e9 bytes a second.")
+    host_gb_per_second: float = Field(
+        25.0, gt=0, description="Speed of copies from pinned host memory to the GPU, 1e9 bytes a second."
+    )
     memory_gib: float = Field(gt=0, description="Memory of one GPU.")
     cost_per_hour: float = Field(ge=0, description="Price of one GPU for one hour.")
     currency: str = Field(pattern=r"^[A-Z]{3}$", description="Currency of the price, ISO 4217.")

@@ -86,6 +86,15 @@ def test_a_clip_has_processors_and_memory_for_each_process(
         assert amounts["ephemeral-storage"] == "20Gi"
 
 
+def test_offloaded_blocks_have_host_memory_for_each_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With S2V_OFFLOAD=blocks the pod asks for 28 GiB more for each of its processes."""
+    monkeypatch.setenv("S2V_NPROC_PER_NODE", "2")
+    monkeypatch.setenv("S2V_OFFLOAD", "blocks")
+    load_settings.cache_clear()
+    resources = rendered(RENDER_CLIP, monkeypatch).spec.containers[0].resources
+    assert {parse_quantity(amounts["memory"]) for amounts in (resources.requests, resources.limits)} == {136 * 2**30}
+
+
 def test_a_template_without_annotations_keeps_its_resources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the number of GPUs follows the processes; a template whose annotation is no quantity is refused."""
     template = yaml.safe_load((Path(__file__).parents[2] / "config/pods/render_clip.yaml").read_text())

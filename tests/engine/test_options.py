@@ -165,6 +165,7 @@ def test_fingerprints_of_earlier_options_stay() -> None:
         "step_cache": 0.0,
     }
     assert EngineOptions().for_fingerprint() == earlier
+    assert EngineOptions(offload="blocks").for_fingerprint() == earlier  # it changes no byte
     assert EngineOptions(vae_precision="bfloat16").for_fingerprint() == earlier | {"vae_precision": "bfloat16"}
 
 

@@ -102,6 +102,7 @@ def variants(machine: Machine, clock: Clock) -> Rows:
         "default": {},
         "flash": {"attention": "flash"},
         "cudnn": {"attention": "cudnn"},
+        "offload": {"offload": True},
         "compile": {"compiled": not machine.tiny},
         "fp8": {"weights_dtype": "fp8"},
         "fp8-dynamic, compile": {"weights_dtype": "fp8-dynamic", "compiled": not machine.tiny},

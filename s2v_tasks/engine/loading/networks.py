@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from s2v_tasks.engine.acceleration.fp8 import quantizer
+from s2v_tasks.engine.acceleration.offload import BlockOffload, keep_blocks_on_host
 from s2v_tasks.engine.distributed.halo_exchange import ParallelVae
 from s2v_tasks.engine.distributed.mesh import Layout, choose_layout, parallelize
 from s2v_tasks.engine.loading.adapters import Adapter
@@ -50,6 +51,9 @@ def load_pipeline(
     else:
         layout = Layout.parse(parallel_layout)
     convert = None
+    if options.offload == "blocks":
+        _check_offload(options, layout)
+        convert = keep_blocks_on_host(device)
     if options.weights_dtype == "fp8-dynamic" and not options.compiled:
         raise ConfigurationError(
             "S2V_WEIGHTS_DTYPE is fp8-dynamic without S2V_COMPILE: expected both. Uncompiled, the activations are "
@@ -72,15 +76,36 @@ def load_pipeline(
             mismatched=len(report.mismatched),
             examples=[*report.unmatched, *report.mismatched][:3],
         )
+    if options.offload == "blocks":
+        transformer.lend_block = BlockOffload(list(transformer.blocks), device).lend
     vae = snapshot.load_vae(device, options.vae_precision)
     codec = ParallelVae(vae) if worker.world_size > 1 else vae
     pipeline = S2VPipeline(transformer, codec, device, dtype, options=options, branches=branches, total=worker.total)
     return pipeline, layout
 
 
+def _check_offload(options: EngineOptions, layout: Layout) -> None:
+    if options.weights_dtype != "auto":
+        raise ConfigurationError(
+            f"S2V_OFFLOAD is blocks with S2V_WEIGHTS_DTYPE {options.weights_dtype}: expected auto. Offloaded blocks do "
+            "not stay on the GPU, so smaller weights spare no memory there."
+        )
+    if layout.fsdp:
+        raise ConfigurationError(
+            f"S2V_OFFLOAD is blocks with the layout {layout}, which shards the blocks: expected a layout without fsdp. "
+            "Choose one of both."
+        )
+
+
 def _weight_bytes(transformer: S2VTransformer, options: EngineOptions) -> int:
-    """Return the bytes of the weights on a GPU; float8 weights need half of those in bfloat16."""
+    """Return the bytes of the weights on a GPU; float8 weights need half of those in bfloat16.
+
+    Of offloaded blocks, two are on the GPU.
+    """
     num_bytes = 2 * sum(parameter.numel() for parameter in transformer.parameters())
+    if options.offload == "blocks":
+        blocks = [2 * sum(value.numel() for value in block.parameters()) for block in transformer.blocks]
+        return num_bytes - sum(blocks[2:])
     return num_bytes if options.weights_dtype == "auto" else num_bytes // 2
 
 

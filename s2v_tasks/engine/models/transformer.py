@@ -7,15 +7,15 @@ A audio tokens per frame, K layers of speech features, F pixel frames, c complex
 Everything that is constant over the solver steps of a clip is computed once: `prepare_clip_tokens` for both guidance
 branches, `prepare_text` once per prompt and `prepare_audio` once per clip. `forward` is one call per step. The branches
 share all work before their conditioning differs: the first self attention. `ClipTokens.part` limits `forward` to a run
-of the tokens, for sequence parallelism. Hooks around the layers attach what is not the network: the first-block cache,
-offload and interruption.
+of the tokens, for sequence parallelism. Hooks around the layers attach what is not the network: the first-block cache
+and interruption. `lend_block` gives a block while it computes: offload replaces it.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from math import log
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +34,7 @@ from s2v_tasks.errors import PermanentError
 
 MOTION_FRAMES = 4 * MOTION_LATENTS - 3
 _VIDEO, _REFERENCE, _MOTION = 0, 1, 2
+LendBlock = Callable[[int], AbstractContextManager[Any]]
 _MAX_GRAPHS = 64  # beyond them the compiler gives up; a process needs three for each shape of clip that it renders
 
 
@@ -56,6 +57,8 @@ class S2VTransformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.head = Head(config)
         self.layer_hooks: list[LayerHook] = []
+        # Gives a block for the time in which it computes; `acceleration.offload` copies its weights to the device.
+        self.lend_block: LendBlock = self._own_block
 
     def choose_kernels(self, attend: Attend = sdpa, *, compiled: bool = False) -> None:
         """Run self attention on a kernel of `models.attention_kernels`; with `compiled`, compile the blocks.
@@ -133,8 +136,14 @@ class S2VTransformer(nn.Module):
             context_BSD = context_BSD[:, : 1 - missing]
             bias_S = context_BSD.new_zeros(context_BSD.shape[1])
             bias_S[-1] = log(missing)
-        attentions = [cast(Block, block).cross_attn for block in self.blocks]
-        return tuple(attention.keys_values(context_BSD)._replace(bias_S=bias_S) for attention in attentions)
+        texts = []
+        for layer in range(len(self.blocks)):
+            with self.lend_block(layer) as block:
+                texts.append(block.cross_attn.keys_values(context_BSD)._replace(bias_S=bias_S))
+        return tuple(texts)
+
+    def _own_block(self, layer: int) -> AbstractContextManager[Any]:
+        return nullcontext(self.blocks[layer])
 
     def prepare_audio(self, features_FKC: Tensor) -> tuple[AudioConditioning, ...]:
         """Return the audio conditioning of each injection for the features `[num_frames, 25, audio_dim]` of a clip."""
@@ -220,8 +229,9 @@ class S2VTransformer(nn.Module):
         texts = [conditioning.text[layer] for conditioning in conditionings]
         calls = [(states[0], texts)] if layer == 0 else zip(states, ([text] for text in texts), strict=True)
         outputs: list[Tensor] = []
-        for x_BLD, own_texts in calls:
-            outputs += self.blocks[layer](x_BLD, inputs.e_26D, num_video, clip_tokens.rope_Lc2, own_texts, is_last)
+        with self.lend_block(layer) as block:
+            for x_BLD, own_texts in calls:
+                outputs += block(x_BLD, inputs.e_26D, num_video, clip_tokens.rope_Lc2, own_texts, is_last)
         if layer in self.config.audio_inject_layers:
             index = self.config.audio_inject_layers.index(layer)
             start, per_frame = clip_tokens.video.start, clip_tokens.patches_per_frame

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from s2v_tasks.engine.acceleration.fp8 import quantizer
+from s2v_tasks.engine.acceleration.offload import BlockOffload, keep_blocks_on_host
 from s2v_tasks.engine.distributed.mesh import BranchSplit, Layout, choose_layout, parallelize
 from s2v_tasks.engine.models.attention_kernels import attention_kernel, kernel_name
 from s2v_tasks.engine.models.audio import NUM_FEATURE_LAYERS
@@ -45,6 +46,7 @@ class StepBench:
     guided: bool = True
     compiled: bool = False
     weights_dtype: WeightsDtype = "auto"
+    offload: bool = False  # blocks in host memory
     with_reference: bool = True
 
 
@@ -129,6 +131,11 @@ def bench_transformer(bench: StepBench, device: torch.device, dtype: torch.dtype
         convert = quantizer(transformer, bench.weights_dtype, device)
         for key, weight in transformer.state_dict().items():
             transformer.load_state_dict({key: convert(key, weight)}, strict=False, assign=True)
+    if bench.offload:
+        keep = keep_blocks_on_host(device)
+        for key, weight in transformer.state_dict().items():
+            transformer.load_state_dict({key: keep(key, weight)}, strict=False, assign=True)
+        transformer.lend_block = BlockOffload(list(transformer.blocks), device).lend
     kernel = kernel_name(bench.attention, device)
     transformer.choose_kernels(attention_kernel(kernel, device), compiled=bench.compiled)
     return transformer, kernel

@@ -9,6 +9,7 @@ import pytest
 
 from s2v_tasks.planning import make_plan
 from s2v_tasks.planning.chains import SAMPLE_RATE, Samples
+from s2v_tasks.planning.memory import ONE_GPU
 from s2v_tasks.schemas.model_card import GpuCard, ModelCard, load_gpu_card, load_model_card
 from s2v_tasks.schemas.plan import Plan, SpeechFacts
 from s2v_tasks.schemas.preset import load_presets
@@ -48,6 +49,7 @@ def plan_of(model_14b: ModelCard, h100: GpuCard) -> PlanOf:
         }
         inputs |= {name: changes.pop(name) for name in list(changes) if name in inputs}
         inputs["adapters"] = changes.pop("catalogue", {})
+        inputs["setup"] = changes.pop("setup", ONE_GPU)
         fields = {"image_uri": "s3://bucket/a.png", "audio_uri": "s3://bucket/a.wav", "prompt": "A woman speaks."}
         speech = SpeechFacts(num_samples=num_samples, sample_rate=16000)
         return make_plan(parse_request(fields | changes), speech=speech, **inputs)

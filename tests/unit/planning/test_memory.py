@@ -55,9 +55,17 @@ def test_a_plan_with_clips_of_one_shape_is_checked(plan_of: PlanOf, model_14b: M
 def test_every_preset_fits_every_gpu_with_tensor_cores(
     plan_of: PlanOf, model_14b: ModelCard, name: str, preset: str
 ) -> None:
-    """The released model fits 48, 80 and 141 GB at each preset; the 8 GB of the CPU's entry hold the tiny model."""
+    """The released model fits 48, 80 and 141 GB at each preset, and 24 GB with offloaded blocks.
+
+    The 8 GB of the CPU's entry hold the tiny model.
+    """
     gpu = load_gpu_card(CONFIG, name)
     plan = plan_of(TEN_SECONDS, preset=preset, image_size=PICTURE, gpu=gpu)
+    if name == "rtx4090":
+        with pytest.raises(PermanentError, match="S2V_OFFLOAD=blocks with 26 GiB of host memory for each process"):
+            check_memory(plan, model_14b, gpu, ONE_GPU)
+        check_memory(plan, model_14b, gpu, RenderSetup(offloaded_blocks=True))
+        return
     if name != "cpu":
         check_memory(plan, model_14b, gpu, ONE_GPU)
         return
@@ -86,7 +94,7 @@ def test_the_smallest_changes_that_fit_are_named(plan_of: PlanOf, model_14b: Mod
     assert "expected at most 44.4, what l40s (S2V_GPU) has" in message
     assert (
         "Each of these alone fits: size 1152*640; S2V_VAE_PRECISION=bfloat16; S2V_WEIGHTS_DTYPE=fp8; "
-        "S2V_NPROC_PER_NODE=2 with as many GPUs"
+        "S2V_OFFLOAD=blocks with 26 GiB of host memory for each process; S2V_NPROC_PER_NODE=2 with as many GPUs"
     ) in message
 
 
@@ -116,6 +124,28 @@ def test_ranks_and_float8_need_less(model_14b: ModelCard, changes: dict[str, Any
     """More GPUs, sharded weights and float8 weights lower the peak of a GPU."""
     clip = shape(1024, 704)
     assert gib(model_14b, clip, replace(ONE_GPU, **changes)) < gib(model_14b, clip) - 1
+
+
+def test_offloaded_blocks_leave_two_on_the_gpu(model_14b: ModelCard) -> None:
+    """38 of 40 blocks leave the GPU: 832x448x80 fits 24 GB in bf16."""
+    clip, block = shape(832, 448), 2 * (8 * 5120**2 + 2 * 5120 * 13824)
+    offloaded = gib(model_14b, clip, RenderSetup(offloaded_blocks=True))
+    assert gib(model_14b, clip) - offloaded == pytest.approx(38 * block / GIB)
+    assert offloaded < 14
+
+
+@pytest.mark.parametrize(("speed", "waits"), [(25.0, False), (0.1, True)])
+def test_a_plan_states_the_copies_of_offloaded_blocks(
+    plan_of: PlanOf, model_14b: ModelCard, speed: float, waits: bool
+) -> None:
+    """The warning has the host memory, and the seconds of copying and of computing of a step."""
+    gpu = load_gpu_card(CONFIG, "rtx4090").model_copy(update={"host_gb_per_second": speed})
+    assert not [text for text in plan_of(TEN_SECONDS, gpu=gpu).warnings if "offloaded" in text]
+    plan = plan_of(TEN_SECONDS, gpu=gpu, setup=RenderSetup(offloaded_blocks=True))
+    (warning,) = [text for text in plan.warnings if "offloaded" in text]
+    assert "each process needs 26.2 GiB of host memory" in warning
+    assert f"copies them in about {28.1 / speed:.2g} s" in warning
+    assert ("steps wait for them" in warning) is waits
 
 
 def test_a_layout_of_the_settings_counts(model_14b: ModelCard) -> None:

@@ -1,0 +1,103 @@
+"""Offload: the blocks live in host memory, and each is copied to the device when it is needed.
+
+While a block computes, the next one is copied on a stream of its own: with a clip of usual size a step computes longer
+than it copies. At most two blocks are on the device. The results are those of resident blocks, bit for bit.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+_BLOCK_PREFIX = "blocks."
+
+
+def keep_blocks_on_host(device: torch.device) -> Callable[[str, Tensor], Tensor]:
+    """Return the conversion for the loader that keeps the weights of blocks in host memory, pinned for a GPU."""
+
+    def keep(key: str, weight: Tensor) -> Tensor:
+        if not key.startswith(_BLOCK_PREFIX):
+            return weight
+        host = weight.to("cpu")
+        return host.pin_memory() if device.type == "cuda" else host
+
+    return keep
+
+
+class _Weight(NamedTuple):
+    """A weight of a block: the module and the name under which it stands, and its value in host memory."""
+
+    module: nn.Module
+    name: str
+    host: nn.Parameter
+
+
+@dataclass(frozen=True)
+class _Copies:
+    """The weights of one block on the device; on a GPU they are there when `ready` has passed."""
+
+    weights: list[nn.Parameter]
+    ready: torch.cuda.Event | None
+
+
+class BlockOffload:
+    """Lends blocks, whose weights are in host memory, with their weights on the device."""
+
+    def __init__(self, blocks: Sequence[nn.Module], device: torch.device) -> None:
+        self._blocks, self._device = blocks, device
+        self._weights = [_weights_of(block) for block in blocks]
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._computed: torch.cuda.Event | None = None
+        self._next: tuple[int, _Copies] | None = None
+
+    @contextmanager
+    def lend(self, index: int) -> Iterator[nn.Module]:
+        """Lend the block `index` while the context lasts; meanwhile the next one is copied, after the last the first.
+
+        Blocks in their order are copied once each. Another order costs a copy for each jump.
+        """
+        known, self._next = self._next, None
+        copies = known[1] if known is not None and known[0] == index else self._copy(index)
+        del known
+        following = (index + 1) % len(self._blocks)
+        self._next = following, self._copy(following)
+        if copies.ready is not None:
+            torch.cuda.current_stream(self._device).wait_event(copies.ready)
+        _place(self._weights[index], copies.weights)
+        try:
+            yield self._blocks[index]
+        finally:
+            _place(self._weights[index], [weight.host for weight in self._weights[index]])
+            if self._stream is not None:
+                self._computed = torch.cuda.current_stream(self._device).record_event()
+
+    def _copy(self, index: int) -> _Copies:
+        """Start to copy a block. The copies take the memory of a block that has computed, so they wait for it."""
+        with self._on_stream():
+            if self._stream is not None and self._computed is not None:
+                self._stream.wait_event(self._computed)
+            weights = [self._to_device(weight.host) for weight in self._weights[index]]
+            ready = None if self._stream is None else self._stream.record_event()
+        return _Copies([nn.Parameter(weight, requires_grad=False) for weight in weights], ready)
+
+    def _to_device(self, weight: Tensor) -> Tensor:
+        return weight.detach().to(self._device, non_blocking=True, copy=True)
+
+    def _on_stream(self) -> AbstractContextManager[object]:
+        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
+
+
+def _weights_of(block: nn.Module) -> list[_Weight]:
+    return [
+        _Weight(module, name, parameter)
+        for module in block.modules()
+        for name, parameter in module.named_parameters(recurse=False)
+    ]
+
+
+def _place(weights: Sequence[_Weight], values: Sequence[nn.Parameter]) -> None:
+    for weight, value in zip(weights, values, strict=True):
+        setattr(weight.module, weight.name, value)

@@ -1,0 +1,120 @@
+"""Offloaded blocks: the same results, each block copied once in a forward, at most two on the device."""
+
+import gc
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from s2v_tasks.engine.acceleration.offload import BlockOffload, keep_blocks_on_host
+from s2v_tasks.engine.clip import ClipInputs, Sampling
+from s2v_tasks.engine.loading import Snapshot
+from s2v_tasks.engine.loading.networks import load_pipeline
+from s2v_tasks.engine.options import EngineOptions
+from s2v_tasks.engine.worker import Worker
+from s2v_tasks.errors import ConfigurationError
+
+CPU = torch.device("cpu")
+NUM_BLOCKS = 5
+
+
+class CountedOffload(BlockOffload):
+    """Counts the blocks that are copied, and the copies that are alive."""
+
+    def __init__(self, blocks: list[nn.Module]) -> None:
+        super().__init__(blocks, CPU)
+        self._copied: list[weakref.ref[Any]] = []
+
+    def _copy(self, index: int) -> Any:
+        copies = super()._copy(index)
+        self._copied += map(weakref.ref, copies.weights)
+        return copies
+
+    @property
+    def num_copied(self) -> int:
+        return len(self._copied)
+
+    @property
+    def num_alive(self) -> int:
+        gc.collect()
+        return sum(reference() is not None for reference in self._copied)
+
+
+def blocks() -> list[nn.Module]:
+    return [nn.Linear(3, 3, bias=False).requires_grad_(False) for _ in range(NUM_BLOCKS)]
+
+
+def test_each_block_is_copied_once_in_a_forward() -> None:
+    """Over three forwards each block crosses three times, and never more than two are on the device."""
+    lent, most = blocks(), 0
+    offload = CountedOffload(lent)
+    hosts = [block.weight for block in lent]
+    for _ in range(3):
+        for index in range(NUM_BLOCKS):
+            with offload.lend(index) as block:
+                assert block.weight is not hosts[index]
+                assert torch.equal(block.weight, hosts[index])
+                most = max(most, offload.num_alive)
+            assert block.weight is hosts[index]
+    assert offload.num_copied == 3 * NUM_BLOCKS + 1  # the first block is on its way for the next forward
+    assert most == 2
+
+
+def test_a_forward_that_is_interrupted_starts_again() -> None:
+    """A jump back to the first block costs a copy; the weights are right, and host memory stays as it is."""
+    lent = blocks()
+    offload = CountedOffload(lent)
+    hosts = [block.weight for block in lent]
+    with pytest.raises(RuntimeError, match="stop"), offload.lend(0), offload.lend(1):
+        raise RuntimeError("stop")
+    for index in range(NUM_BLOCKS):
+        with offload.lend(index) as block:
+            assert torch.equal(block.weight, hosts[index])
+    assert all(block.weight is host for block, host in zip(lent, hosts, strict=True))
+
+
+def test_only_blocks_stay_on_the_host() -> None:
+    """The loader moves the weights of blocks away, and nothing else."""
+    keep = keep_blocks_on_host(torch.device("meta"))
+    weight = torch.ones(2, device="meta")
+    assert keep("head.head.weight", weight) is weight
+    here = torch.ones(2)
+    assert torch.equal(keep("blocks.0.ffn.0.weight", here), here)
+
+
+def _frames(snapshot: Snapshot, options: EngineOptions) -> Tensor:
+    pipeline, _ = load_pipeline(Worker(0, 1, CPU), snapshot, "auto", options, guided=True)
+    generator = torch.Generator().manual_seed(0)
+    inputs = ClipInputs(
+        reference_u8=torch.randint(0, 256, (64, 64, 3), generator=generator, dtype=torch.uint8),
+        context=torch.randn(5, 32, generator=generator),
+        context_null=torch.randn(3, 32, generator=generator),
+        audio=torch.randn(16, 25, 32, generator=generator),
+        pose=None,
+        seed=1,
+        motion=None,
+        start_from_ref=False,
+        keep_motion_frames=None,
+    )
+    sampling = Sampling(sample_steps=3, sample_guide_scale=4.0, sample_shift=3.0, sample_solver="unipc")
+    return torch.from_numpy(pipeline.render_clip(inputs, sampling).frames_u8)
+
+
+@pytest.mark.parametrize("step_cache", [0.0, 0.5])
+def test_a_clip_is_the_same_with_offloaded_blocks(tiny_snapshot_path: Path, step_cache: float) -> None:
+    """The frames are equal, also where the first-block cache skips blocks."""
+    snapshot = Snapshot.open(tiny_snapshot_path)
+    resident = _frames(snapshot, EngineOptions(step_cache=step_cache))
+    assert torch.equal(_frames(snapshot, EngineOptions(step_cache=step_cache, offload="blocks")), resident)
+
+
+def test_other_ways_to_spare_memory_are_refused(tiny_snapshot_path: Path) -> None:
+    """Sharded and float8 weights do not go with offloaded ones."""
+    snapshot, worker = Snapshot.open(tiny_snapshot_path), Worker(0, 1, CPU)
+    with pytest.raises(ConfigurationError, match="S2V_OFFLOAD is blocks with S2V_WEIGHTS_DTYPE fp8: expected auto"):
+        load_pipeline(worker, snapshot, "auto", EngineOptions(offload="blocks", weights_dtype="fp8"), guided=True)
+    with pytest.raises(ConfigurationError, match="S2V_OFFLOAD is blocks with the layout fsdp, which shards"):
+        load_pipeline(worker, snapshot, "fsdp", EngineOptions(offload="blocks"), guided=True)

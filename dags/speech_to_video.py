@@ -21,7 +21,7 @@ stage_inputs → plan_clips → encode_conditions → clip[0..n-1]: wait → ren
 | `close_job` | always runs and ends like the job; if no step gave a reason, it names the task that failed |
 
 An example, as run configuration (`Trigger` → `Advanced options` → JSON, or `conf` of the REST API). Inputs
-and size are those of the embedded stack; for the 14B model omit `size` and `sample_steps`:
+and size are those of the embedded stack; for the 14B model omit `size` and what follows it:
 
 ```json
 {
@@ -30,7 +30,8 @@ and size are those of the embedded stack; for the 14B model omit `size` and `sam
   "prompt": "A drawn portrait of a friendly person with fair hair who looks into the camera and speaks calmly.",
   "preset": "balanced",
   "size": "128*192",
-  "sample_steps": 4
+  "sample_steps": 4,
+  "sample_guide_scale": 1.0
 }
 ```
 

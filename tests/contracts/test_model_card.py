@@ -13,7 +13,14 @@ from s2v_tasks.verification.talker_snapshot import write_talker_snapshot
 from s2v_tasks.verification.tiny_snapshot import write_tiny_snapshot
 
 CONFIG = Path(__file__).parents[2] / "config"
-NOT_IN_CONFIG_JSON = {"name", "transformer_parameters", "vae_parameters", "vae_base_dim", "smallest_trained_area"}
+NOT_IN_CONFIG_JSON = {
+    "name",
+    "transformer_parameters",
+    "vae_parameters",
+    "vae_base_dim",
+    "smallest_trained_area",
+    "files",
+}
 
 
 @pytest.mark.parametrize(

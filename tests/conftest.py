@@ -21,6 +21,16 @@ from s2v_tasks.storage.s3 import ObjectStore
 _TEMPLATE = "s2v_template"
 
 
+def pytest_configure() -> None:
+    """Give each worker of pytest-xdist one core.
+
+    Threads of torch would otherwise wait for each other in busy loops, which takes half as much time again.
+    """
+    worker, cores = os.environ.get("PYTEST_XDIST_WORKER"), sorted(os.sched_getaffinity(0))
+    if worker is not None:
+        os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+
+
 @pytest.fixture(autouse=True)
 def _own_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in list(os.environ):

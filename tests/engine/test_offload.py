@@ -116,5 +116,5 @@ def test_other_ways_to_spare_memory_are_refused(tiny_snapshot_path: Path) -> Non
     snapshot, worker = Snapshot.open(tiny_snapshot_path), Worker(0, 1, CPU)
     with pytest.raises(ConfigurationError, match="S2V_OFFLOAD is blocks with S2V_WEIGHTS_DTYPE fp8: expected auto"):
         load_pipeline(worker, snapshot, "auto", EngineOptions(offload="blocks", weights_dtype="fp8"), guided=True)
-    with pytest.raises(ConfigurationError, match="S2V_OFFLOAD is blocks with the layout .*fsdp, which shards"):
+    with pytest.raises(ConfigurationError, match=r"S2V_OFFLOAD is blocks with the layout .*fsdp, which shards"):
         load_pipeline(worker, snapshot, "fsdp", EngineOptions(offload="blocks"), guided=True)

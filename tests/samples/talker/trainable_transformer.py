@@ -183,7 +183,7 @@ def _projected(linear: Any, norm: Any, x: Tensor, num_heads: int) -> Tensor:
     """Return heads `[B, H, L, d]` of a projection, normalised over the full width where there is a norm."""
     y = F.linear(x, linear.weight, linear.bias)
     if norm is not None:
-        y = F.rms_norm(y, y.shape[-1:], norm.weight, norm.eps)
+        y = F.rms_norm(y.float(), y.shape[-1:], norm.weight, norm.eps)  # the fused kernel needs one dtype
     return y.unflatten(-1, (num_heads, -1)).transpose(1, 2)
 
 

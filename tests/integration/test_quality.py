@@ -35,6 +35,7 @@ from s2v_tasks.storage.take_records import TakeRecords
 JOB = "step-by-step"
 LAYOUT = JobLayout(JOB)
 CONFIG = Path(__file__).parents[2] / "config"
+SAMPLES = Path(__file__).parents[1] / "samples"
 GATE = {"quality": "gate", "num_clip": 3}
 PLANNED = [7, 8, 9]  # seeds of the three clips
 Run = Callable[..., dict[str, Any]]
@@ -42,6 +43,12 @@ Assemble = Callable[[], None]
 Found = Callable[[], Job]
 Spoil = Callable[..., list[int]]
 RETAKE = take_seed(PLANNED[1], 1)
+
+
+@pytest.fixture(autouse=True)
+def _picture(store: ObjectStore) -> None:
+    """The tiny networks draw a blur of the picture, in which only some faces are still found."""
+    store.upload(SAMPLES / "woman.jpg", "portrait.jpg", "image/jpeg")
 
 
 @pytest.fixture

@@ -264,8 +264,9 @@ def test_a_preview_becomes_the_video_itself(store: ObjectStore) -> None:
     make(store, PARENT, preset="preview", sample_steps=1)
     with pytest.raises(typer.Exit):
         rerun(parent=PARENT, preset="high", sample_steps=2, job_id=CHILD, via="drop", as_json=True)
-    key = next(found.key for found in store.listing("drop/incoming/") if found.key.endswith("request.json"))
-    request = json.loads(store.get_bytes(key))
+    uri = next(found.uri for found in store.listing("drop/incoming/") if found.uri.endswith("request.json"))
+    request = json.loads(store.get_bytes(uri))
+    assert request.pop("job_id") == CHILD
     run(CHILD, "stage_inputs", request_json=json.dumps(request))
     run(CHILD, "plan_clips")
     before, after = (Plan.model_validate_json(store.get_bytes(JobLayout(job).plan)) for job in (PARENT, CHILD))

@@ -10,6 +10,7 @@ import typer
 
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.schemas.request import Request
+from s2v_tasks.schemas.request_fields import NOT_PLANNING
 
 Command = Callable[..., None]
 SAMPLING = (
@@ -24,9 +25,7 @@ SAMPLING = (
 )
 QUALITY = ("quality", "max_retakes", "after_retakes")
 BOOKKEEPING = ("priority", "labels", "webhook_url")
-# Every other field decides the plan of a picture and a speech, and with it the cost.
-_NOT_PLANNING = ("image_uri", "audio_uri", "pose_video_uri", "prompt", *BOOKKEEPING, "parent_job_id", "from_clip")
-PLANNING = tuple(name for name in Request.model_fields if name not in _NOT_PLANNING)
+PLANNING = tuple(name for name in Request.model_fields if name not in NOT_PLANNING)
 
 
 def request_options(*names: str) -> Callable[[Command], Command]:

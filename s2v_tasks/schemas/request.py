@@ -1,7 +1,6 @@
-"""A request: all parameters of one talking video.
+"""A request: all parameters of one talking video, with the names of the reference implementation.
 
-The fields have the names of the reference implementation. The UI form, the CLI options and `request.json` come from
-this model.
+The UI form, the CLI options and `request.json` come from this model.
 """
 
 from collections.abc import Iterable
@@ -40,6 +39,7 @@ from s2v_tasks.schemas.request_fields import (
     are_plain,
     has_words,
     is_legal_size,
+    is_none,
     is_range,
     names_a_file,
     plain_number,
@@ -47,10 +47,12 @@ from s2v_tasks.schemas.request_fields import (
 
 
 class Request(BaseModel):
-    """Parameters of one video. Omitted fields (None) take the value of the preset."""
+    """Parameters of one video. Omitted fields (None) take the value of the preset.
 
-    # JSON has no infinity.
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    Later fields are left out of dumps at their default (`exclude_if`): other requests keep their bytes and job ids.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)  # JSON has no infinity
 
     image_uri: Annotated[str, AfterValidator(names_a_file), INPUTS] = Field(
         pattern=S3_URI_PATTERN,
@@ -114,6 +116,7 @@ class Request(BaseModel):
         min_length=2,
         max_length=2,
         title="Guided steps",
+        exclude_if=is_none,
         description="Guidance only from one step to before another, counted from 0: [0, 10] guides the first ten "
         "steps. The other steps cost half. Empty: all steps.",
     )
@@ -131,12 +134,14 @@ class Request(BaseModel):
         None,
         max_length=MAX_ADAPTERS,
         title="Adapters",
+        exclude_if=is_none,
         description="LoRA adapters of config/adapters.yaml that change the model, as a list of name and strength: "
         '[{"name": "four-steps", "strength": 1.0}]. Empty: those of the preset. []: none.',
     )
     step_cache: Annotated[StepCache | None, SAMPLING] = Field(
         None,
         title="Step cache",
+        exclude_if=is_none,
         description="Skip blocks whose result barely changes from step to step: off, quality (small error) or fast "
         "(larger error). Empty: S2V_STEP_CACHE.",
     )
@@ -194,7 +199,6 @@ class Request(BaseModel):
         title="Clips per pod",
         description="Number of consecutive clips that one process renders; it loads the model once for all of them.",
     )
-    # The defaults of these three are left out of a dump: requests that do not use them keep their bytes and their ids.
     quality: Annotated[Quality, QUALITY] = Field(
         "report",
         title="Quality",
@@ -207,15 +211,13 @@ class Request(BaseModel):
         ge=0,
         le=5,
         title="Maximum retakes",
-        description="Only with quality gate. How often one clip is rendered again; a budget of the job may end it "
-        "earlier.",
+        description="Only with quality gate. How often one clip is rendered again, within the budget of the job.",
         exclude_if=lambda value: value == DEFAULT_MAX_RETAKES,
     )
     after_retakes: Annotated[AfterRetakes, QUALITY] = Field(
         "keep_best",
         title="After the last retake",
-        description="Only with quality gate. keep_best: the job goes on with the best take and a warning. stop: the "
-        "job fails.",
+        description="Only with quality gate. keep_best: go on with the best take and a warning. stop: the job fails.",
         exclude_if=lambda value: value == "keep_best",
     )
     priority: Annotated[Priority, BOOKKEEPING] = Field(

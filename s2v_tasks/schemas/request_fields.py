@@ -42,6 +42,13 @@ QUALITY = _section("Quality")
 BOOKKEEPING, RERUN, SAMPLING = _section("Budget and bookkeeping"), _section("Rerun"), _section("Sampling")
 
 
+# Fields that do not change the plan of a picture and a speech, and so not its cost.
+NOT_PLANNING = frozenset({
+    "image_uri", "audio_uri", "pose_video_uri", "prompt", "priority", "labels", "webhook_url", "parent_job_id",
+    "from_clip",
+})  # fmt: skip
+
+
 class AdapterChoice(BaseModel):
     """An adapter of config/adapters.yaml, and how strongly it changes the weights."""
 
@@ -87,6 +94,11 @@ def plain_number(value: Any, field: FieldInfo) -> Any:
         if isinstance(value, str) and not re.fullmatch(_NUMBER, value.strip(" ")):
             raise ValueError("expected a number in the digits 0 to 9, such as 80 or 4.5")
     return value
+
+
+def is_none(value: object) -> bool:
+    """Return True for None."""
+    return value is None
 
 
 def names_a_file(uri: str | None) -> str | None:

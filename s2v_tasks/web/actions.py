@@ -30,6 +30,11 @@ router = APIRouter()
 Fields = Annotated[dict[str, Any], Body()]
 # A copy leaves out what belongs to its origin.
 _NOT_COPIED = ("parent_job_id", "from_clip", "webhook_url", "job_id")
+# Fields that the form shows; a copy keeps the others as they are.
+_SHOWN = frozenset({
+    "image_uri", "audio_uri", "prompt", "preset", "labels", "size", "sample_steps", "sample_guide_scale",
+    "infer_frames", "num_clip", "base_seed", "continuity", "quality", "max_retakes", "max_cost",
+})  # fmt: skip
 _PLACEHOLDER = "not needed for a plan"
 
 
@@ -56,8 +61,15 @@ def new_job(
         fields = {name: value for name, value in fields.items() if name not in _NOT_COPIED}
     is_demo = not copied and services.settings.gpu == "cpu"
     shown = load_demo_request(folder) if is_demo else fields
-    names = {"presets": load_presets(folder), "fields": shown, "copied": copied if fields else "", "is_demo": is_demo}
-    return page(request, "new.html", **names)
+    return page(
+        request,
+        "new.html",
+        presets=load_presets(folder),
+        fields=shown,
+        others={name: value for name, value in shown.items() if name not in _SHOWN},
+        copied=copied if fields else "",
+        is_demo=is_demo,
+    )
 
 
 @router.post("/new/plan", dependencies=[Depends(may_start)])

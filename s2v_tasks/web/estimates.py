@@ -7,7 +7,6 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -15,6 +14,7 @@ from s2v_tasks.errors import PermanentError, TransientError
 from s2v_tasks.orchestration.step_commands import ERROR_FILE_VARIABLE, reported_failure
 from s2v_tasks.schemas.plan import Plan
 from s2v_tasks.schemas.request import Request
+from s2v_tasks.schemas.request_fields import NOT_PLANNING
 from s2v_tasks.web.rendering import duration, money
 from s2v_tasks.web.services import Services
 
@@ -22,11 +22,6 @@ _TIMEOUT_SECONDS = 180.0
 _WAIT_SECONDS = 20.0
 # Each decodes a picture and speech: hundreds of MB.
 _running = threading.BoundedSemaphore(2)
-_FIELDS = (
-    "preset", "num_clip", "infer_frames", "size", "base_seed", "sample_steps", "sample_guide_scale", "sample_shift",
-    "sample_solver", "continuity", "min_chain_seconds", "max_chain_seconds", "transition", "clips_per_pod",
-    "max_gpu_seconds", "max_cost",
-)  # fmt: skip
 
 
 class PlanSummary(BaseModel):
@@ -81,9 +76,19 @@ def _estimate(services: Services, request: Request, folder: Path) -> PlanSummary
 
 
 def _options(request: Request) -> list[str]:
-    given: dict[str, Any] = request.model_dump(exclude_defaults=True)
-    options = [f"--{name.replace('_', '-')}={given[name]}" for name in _FIELDS if name in given]
-    return options + (["--start-from-ref"] if request.start_from_ref else [])
+    """Return the options of `s2v plan` for all given fields that change the plan."""
+    options: list[str] = []
+    for name, value in request.model_dump(exclude_defaults=True).items():
+        option = f"--{name.replace('_', '-')}"
+        if name in NOT_PLANNING:
+            continue
+        if name == "adapters":
+            options += [f"--adapter={item['name']}={item['strength']}" for item in value] or ["--adapter=none"]
+        elif name == "guide_steps":
+            options.append(f"{option}={value[0]}:{value[1]}")
+        else:
+            options.append(option if value is True else f"{option}={value}")
+    return options
 
 
 def _summary(plan: Plan, problem: str | None) -> PlanSummary:

@@ -70,7 +70,7 @@ def of_run(
     request: Request,
     services: SharedServices,
     dag_id: Text,
-    run_id: Annotated[str, Query(max_length=300)],
+    run_id: Annotated[str, Query(max_length=300, pattern=r"^[^\x00]*$")],
 ) -> Response:
     """Redirect to the page of the job of a DAG run; the tab of a run shows it."""
     if dag_id != JOB_DAG:

@@ -1,6 +1,8 @@
 """Actions of an editor: they start and end runs in Airflow, and leave an event with the user's name."""
 
+import html
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,10 @@ import sqlalchemy as sa
 
 from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.schemas.events import JobEvent
+from s2v_tasks.schemas.request_parsing import parse_request
 from s2v_tasks.settings import load_settings
 from s2v_tasks.storage.s3 import ObjectStore
+from s2v_tasks.web.estimates import _options
 from s2v_tasks.web.services import services
 from tests.web.conftest import Login
 from tests.web.sample_job import REQUEST, add_job
@@ -232,3 +236,24 @@ def test_the_form_is_filled_with_the_demo_on_a_cpu(
     assert ("s3://s2v/samples/portrait.jpg" in form) is is_filled
     assert ("128*192" in form) is is_filled
     assert 'name="max_retakes"' in form
+
+
+def test_a_copy_keeps_what_the_form_does_not_show(login: Login, metadata: MetadataStore, store: ObjectStore) -> None:
+    """Solver, guided steps and priority of the copied job reach the new one; its webhook does not."""
+    more = {"sample_solver": "euler", "guide_steps": [0, 2], "priority": "high", "webhook_url": "https://example.com/a"}
+    add_job(metadata, store, "talk", **more)
+    form = login("edith").get("/s2v/new?from=talk").text
+    others = html.unescape(re.search(r'data-others="([^"]*)"', form)[1])
+    assert json.loads(others) == {"sample_solver": "euler", "guide_steps": [0, 2], "priority": "high"}
+
+
+def test_the_plan_of_the_form_is_that_of_all_its_fields() -> None:
+    """Each field that changes the cost is an option of `s2v plan`."""
+    fields = {
+        "sample_steps": 4, "guide_steps": [0, 2], "quality": "gate", "max_retakes": 3, "start_from_ref": True,
+        "adapters": [{"name": "few-steps", "strength": 0.5}], "priority": "high", "labels": {"team": "news"},
+    }  # fmt: skip
+    assert _options(parse_request(REQUEST | fields)) == [
+        "--sample-steps=4", "--guide-steps=0:2", "--adapter=few-steps=0.5", "--start-from-ref", "--quality=gate",
+        "--max-retakes=3",
+    ]  # fmt: skip

@@ -9,7 +9,8 @@ let planned = 0;
 let uploading = 0;
 
 function fields() {
-  const values = Object.fromEntries([...new FormData(form)].filter(([, value]) => typeof value === "string" && value.trim()));
+  const shown = Object.fromEntries([...new FormData(form)].filter(([, value]) => typeof value === "string" && value.trim()));
+  const values = { ...JSON.parse(form.dataset.others), ...shown };
   for (const name of NUMBERS) if (name in values) values[name] = Number(values[name]);
   if (values.labels) {
     values.labels = Object.fromEntries(

@@ -26,6 +26,9 @@ from s2v_tasks.storage.s3 import ObjectStore
 from s2v_tasks.verification.tiny_snapshot import write_tiny_snapshot
 from tests.integration.batch_site import site as site
 from tests.integration.drop_folder import Folder
+from tests.integration.spoiled_clips import findable_face as findable_face
+from tests.integration.spoiled_clips import one_limit as one_limit
+from tests.integration.spoiled_clips import spoil as spoil
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 JOB = "step-by-step"

@@ -18,11 +18,11 @@ from s2v_tasks.cli.cancel import cancel
 from s2v_tasks.cli.submit import submit
 from s2v_tasks.embedded.airflow import AirflowInstallation
 from s2v_tasks.embedded.postgres import PostgresServer
-from s2v_tasks.embedded.stack import demo_request
 from s2v_tasks.metadata.session import engine_from_settings
 from s2v_tasks.metadata.store import MetadataStore
+from s2v_tasks.schemas.preset import load_demo_request
 from s2v_tasks.schemas.request import Request
-from s2v_tasks.settings import Settings, load_settings
+from s2v_tasks.settings import Settings, config_dir, load_settings
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 
@@ -83,7 +83,12 @@ def test_a_run_from_the_form_makes_a_video_and_is_there_after_a_restart(
 
     That the wait is deferred, and that the links lead to a page of ours, needs no setting of Airflow.
     """
-    example = demo_request(stack) | {"num_clip": 2, "infer_frames": 16, "sample_steps": 2, "size": "128*128"}
+    example = load_demo_request(config_dir(stack)) | {
+        "num_clip": 2,
+        "infer_frames": 16,
+        "sample_steps": 2,
+        "size": "128*128",
+    }
     body = {"logical_date": None, "conf": example | {"job_id": "from-the-form"}}
     run_id = call(airflow, "/dags/speech_to_video/dagRuns", body)["dag_run_id"]
     path = f"/dags/speech_to_video/dagRuns/{urllib.parse.quote(run_id)}"

@@ -22,10 +22,10 @@ import pytest
 from s2v_tasks.embedded.airflow import AirflowInstallation
 from s2v_tasks.embedded.object_store import S3Server
 from s2v_tasks.embedded.postgres import PostgresServer
-from s2v_tasks.embedded.stack import demo_request
 from s2v_tasks.metadata.session import engine_from_settings
 from s2v_tasks.metadata.store import MetadataStore
-from s2v_tasks.settings import Settings, load_settings
+from s2v_tasks.schemas.preset import load_demo_request
+from s2v_tasks.settings import Settings, config_dir, load_settings
 
 pytestmark = [pytest.mark.outages, pytest.mark.timeout(3600)]
 
@@ -59,7 +59,11 @@ class Site:
     def start_jobs(self, prefix: str, **fields: Any) -> list[str]:
         """Start five jobs of three clips at once."""
         job_ids = [f"{prefix}-{number}" for number in range(NUM_JOBS)]
-        request = demo_request(self.settings) | {"num_clip": NUM_CLIPS, "infer_frames": 16, "size": "128*128"} | fields
+        request = (
+            load_demo_request(config_dir(self.settings))
+            | {"num_clip": NUM_CLIPS, "infer_frames": 16, "size": "128*128"}
+            | fields
+        )
         for number, job_id in enumerate(job_ids):
             conf = request | {"job_id": job_id, "base_seed": number}
             self.call("/dags/speech_to_video/dagRuns", {"logical_date": None, "dag_run_id": job_id, "conf": conf})

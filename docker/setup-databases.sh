@@ -1,10 +1,13 @@
 #!/bin/sh
 # Migrate the databases of Airflow and of the project, and create the pool `gpu` and the connections if Airflow lacks
-# them. Existing ones are not changed. The script is idempotent.
-# usage: setup-databases.sh FOLDER   (with pools.json and connections.json)
+# them. Existing connections are not changed, and the pool only if S2V_GPU_POOL_SLOTS is set. The script is idempotent.
+# usage: setup-databases.sh FOLDER   (with connections.json)
 set -eu
 folder=$1
 airflow db migrate
-airflow pools get gpu > /dev/null 2>&1 || airflow pools import "$folder/pools.json"
+s2v db upgrade # refuses wrong settings
+# The pool counts deferred tasks: those whose pods run.
+if [ -n "${S2V_GPU_POOL_SLOTS:-}" ] || ! airflow pools get gpu > /dev/null 2>&1; then
+    airflow pools set gpu "${S2V_GPU_POOL_SLOTS:-1}" "Clips that render at the same time, each in its own pod" --include-deferred
+fi
 airflow connections import "$folder/connections.json"
-s2v db upgrade

@@ -6,6 +6,7 @@ around a value is removed, such as the line end of a secret that was made from a
 """
 
 import os
+import re
 import unicodedata
 from functools import cache
 from pathlib import Path
@@ -19,6 +20,7 @@ from s2v_tasks.errors import ConfigurationError
 PREFIX = "S2V_"
 # "auto" and the kernels of engine/models/attention_kernels.py, which knows no settings.
 AttentionKernel = Literal["auto", "sdpa", "cudnn", "flash", "flash2", "flash3", "sage"]
+_IMAGE = re.compile(r"[a-z0-9][\w.-]*(:\d+)?(/[\w.-]+)*(:\w[\w.-]{0,127}|(:\w[\w.-]{0,127})?@sha256:[0-9a-f]{64})")
 _UNSEEN = "\ufeff\u200b"  # byte order mark and zero-width space, which editors and web pages add
 
 
@@ -93,6 +95,22 @@ class Settings(BaseSettings):
     model: str = Field("wan2.2-s2v-14b", description="Entry of models.yaml for the snapshot: dimensions for planning.")
     gpu: str = Field("h100-sxm", description="Entry of gpus.yaml for cost estimates: speed, memory, price per hour.")
 
+    engine_image: str | None = Field(
+        None,
+        description="Image of the pods that encode and render, with tag or digest; empty: that of the pod templates. A "
+        "change needs no other image of Airflow.",
+    )
+    pod_patch_dir: Path | None = Field(
+        None,
+        description="Folder of a mounted ConfigMap whose files are merged into the pod templates: every_pod.yaml, "
+        "encode_conditions.yaml, render_clip.yaml. Empty: the templates as they are.",
+    )
+    gpu_pool_slots: int | None = Field(
+        None,
+        ge=0,
+        description="Slots of Airflow's pool gpu, which each installation and upgrade sets: the number of clips that "
+        "render at the same time in pods. Empty: 1 at first, then as set in Airflow.",
+    )
     pod_schedule_seconds: int = Field(
         3600, ge=1, description="Seconds for which a pod may wait for a node with free GPUs; then its step fails."
     )
@@ -208,6 +226,17 @@ class Settings(BaseSettings):
         """Remove white space around each value; an empty value counts as not set."""
         stripped = {name: _stripped(value) if isinstance(value, str) else value for name, value in values.items()}
         return {name: value for name, value in stripped.items() if value != ""}
+
+    @field_validator("engine_image")
+    @classmethod
+    def _require_one_image(cls, value: str | None) -> str | None:
+        """Raise ValueError for a reference without tag and digest, which would be the image `latest`."""
+        if value is not None and not _IMAGE.fullmatch(value):
+            raise ValueError(
+                f"{value!r} names no image; expected registry/name:tag or registry/name@sha256:..., for example "
+                "registry.example.com/s2v-engine:0.1.0"
+            )
+        return value
 
     @field_validator("*", mode="before")
     @classmethod

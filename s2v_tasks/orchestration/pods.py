@@ -1,4 +1,4 @@
-"""Operator and trigger that run a step in its own pod, from the templates in `config/pods`.
+"""Operator and trigger that run a step in its own pod, from the templates of `pod_templates`.
 
 A template states everything about a pod that an installation may want to change: namespace, image, volumes, security,
 resources. The operator adds what it alone knows: the command, labels, deadline, the number of GPUs, and the resources
@@ -11,10 +11,8 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
-import yaml
 from airflow.providers.cncf.kubernetes.hooks.kubernetes import KubernetesHook
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
 from airflow.providers.cncf.kubernetes.pod_generator import make_safe_label_value
@@ -31,11 +29,12 @@ from s2v_tasks import __version__
 from s2v_tasks.errors import ConfigurationError
 from s2v_tasks.orchestration.clip_sensor import DEFERRED_POLL_SECONDS
 from s2v_tasks.orchestration.pod_failures import PodFailure, judge, not_answered, not_created
+from s2v_tasks.orchestration.pod_templates import BASE_CONTAINER, load_pod_template, namespace_of
 from s2v_tasks.orchestration.retry_policy import is_final, working_time
 from s2v_tasks.orchestration.step_commands import job_id_of, num_processes, record_failure, step_arguments
 from s2v_tasks.orchestration.step_operators import CloseJobOperator
 from s2v_tasks.schemas.steps import HEAVY_STEPS, Step
-from s2v_tasks.settings import config_dir, load_settings
+from s2v_tasks.settings import load_settings
 
 POLL_SECONDS = 10
 LOG_SECONDS = 30
@@ -58,10 +57,10 @@ class StepPodOperator(KubernetesPodOperator):  # type: ignore[misc]
 
     def __init__(self, *, step: Step, clip: Any = None, **kwargs: Any) -> None:
         settings = load_settings()
+        load_pod_template(step)  # a wrong file is an import error of the DAG
         super().__init__(
             execution_timeout=_time_of_task(step),
-            pod_template_file=str(template_path(step)),
-            base_container_name="base",
+            base_container_name=BASE_CONTAINER,
             # Waiting for a GPU and for a clip takes hours: it must not hold a worker.
             deferrable=True,
             poll_interval=POLL_SECONDS,
@@ -117,6 +116,8 @@ class StepPodOperator(KubernetesPodOperator):  # type: ignore[misc]
 
         The digest is known if the template names the image by it.
         """
+        # Set now and not in the constructor: so no patch is rendered by Jinja or stored with the DAG.
+        self.pod_template_dict = load_pod_template(self.step)
         pod = super().build_pod_request_obj(context, **kwargs)
         scale_resources(pod, num_processes(self.step), offloads=load_settings().offload == "blocks")
         container = pod.spec.containers[0]
@@ -211,23 +212,6 @@ def _time_of_task(step: Step, clip: Any = None) -> timedelta:
     """Return the timeout of a task: that of its work and the waits for a node and an image."""
     settings = load_settings()
     return working_time(step, clip) + timedelta(seconds=settings.pod_schedule_seconds + settings.pod_startup_seconds)
-
-
-def template_path(step: Step) -> Path:
-    """Return the path of the pod template of a step; ConfigurationError if there is none."""
-    path = config_dir(load_settings()) / "pods" / f"{step.name}.yaml"
-    if not path.is_file():
-        raise ConfigurationError(f"{path} is missing: expected the pod template of {step.command}. See S2V_CONFIG_DIR.")
-    return path
-
-
-def namespace_of(step: Step) -> str:
-    """Return the namespace in the pod template of a step; ConfigurationError if it has none."""
-    path = template_path(step)
-    namespace = yaml.safe_load(path.read_text(encoding="utf-8"))["metadata"].get("namespace")
-    if not isinstance(namespace, str):
-        raise ConfigurationError(f"{path} has namespace {namespace!r}: expected metadata.namespace, where pods run.")
-    return namespace
 
 
 # A pod that runs for so long after its time of deletion is lost: its kubelet would have ended it.

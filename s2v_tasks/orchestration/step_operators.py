@@ -96,7 +96,7 @@ class CloseJobOperator(StepOperator):
         return super().command(context) + (["--failed-task", failed] if failed else [])
 
 
-# One slot for each pod. Its definition (config/airflow/pools.json) counts deferred tasks: those whose pods run.
+# One slot for each pod. Its definition (docker/setup-databases.sh) counts deferred tasks: those whose pods run.
 GPU_POOL = "gpu"
 
 

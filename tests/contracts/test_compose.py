@@ -106,7 +106,7 @@ def test_compose_takes_every_secret_from_its_own_env_file(tmp_path: Path, compos
 def test_the_compose_stack_is_ready_after_its_init(tmp_path: Path, postgres_server: PostgresServer) -> None:
     """With the S3 server started as compose starts it: bucket, samples, model, both databases, the pool; also twice.
 
-    What a person has changed in between, here the slots of the pool, stays.
+    What a person has changed in between, here the slots of the pool, stays, unless a setting states it.
     """
     ports = dict(zip((*_PORTS, "admin.port", "admin.port.grpc"), free_ports(len(_PORTS) + 2), strict=True))
     compose = yaml.safe_load(COMPOSE.read_text(encoding="utf-8"))["services"]["s3"]
@@ -147,6 +147,10 @@ def test_the_compose_stack_is_ready_after_its_init(tmp_path: Path, postgres_serv
             run(*init)
             assert json.loads(run("airflow", "pools", "get", "gpu", "--output", "json"))[0]["slots"] == "5"
             connections = json.loads(run("airflow", "connections", "list", "--output", "json"))
+            environment["S2V_GPU_POOL_SLOTS"] = "3"
+            run(*init)
+            pool = json.loads(run("airflow", "pools", "get", "gpu", "--output", "json"))[0]
+            assert (pool["slots"], pool["include_deferred"]) == ("3", "True")
             assert {"kubernetes_default", "s2v_logs"} <= {row["conn_id"] for row in connections}
             assert (tmp_path / "talker" / "config.json").is_file()
             assert run("s2v", "jobs", "--json").strip() == "[]"

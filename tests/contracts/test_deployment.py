@@ -1,7 +1,6 @@
 """Check the files that are applied to a cluster: valid manifests, values that Airflow knows, consistent names."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -18,6 +17,7 @@ from s2v_tasks.settings import PREFIX, Settings
 ROOT = Path(__file__).parents[2]
 KUBERNETES = ROOT / "config" / "kubernetes"
 AIRFLOW = ROOT / "config" / "airflow"
+EXAMPLE = ROOT / "config" / "clusters" / "example"
 MODELS = {
     "ConfigMap": "V1ConfigMap", "Job": "V1Job", "Namespace": "V1Namespace", "NetworkPolicy": "V1NetworkPolicy",
     "PersistentVolumeClaim": "V1PersistentVolumeClaim", "PriorityClass": "V1PriorityClass", "Role": "V1Role",
@@ -40,6 +40,8 @@ CHART_KEYS: dict[str, Any] = {
     "apiSecretKeySecretName": str,
     "jwtSecretName": str,
     "extraEnvFrom": str,
+    "volumes": list,
+    "volumeMounts": list,
     "migrateDatabaseJob": {"args": list},
     "createUserJob": {"enabled": bool},
     "scheduler": {"resources": RESOURCES},
@@ -53,9 +55,25 @@ CHART_KEYS: dict[str, Any] = {
 
 
 def manifests() -> list[dict[str, Any]]:
-    """Return the objects that `kubectl apply -k` would send, in its order."""
+    """Return the objects that `kubectl apply -k` would send, without the ConfigMaps that it makes of settings.env."""
     files = yaml.safe_load((KUBERNETES / "kustomization.yaml").read_text(encoding="utf-8"))["resources"]
     return [doc for name in files for doc in yaml.safe_load_all((KUBERNETES / name).read_text(encoding="utf-8"))]
+
+
+def settings() -> dict[str, str]:
+    """Return the settings of all pods."""
+    lines = (KUBERNETES / "settings.env").read_text(encoding="utf-8").splitlines()
+    return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+
+
+def with_kustomize(folder: Path) -> list[dict[str, Any]]:
+    """Return the objects that `kubectl apply -k` sends for a folder."""
+    kubectl = shutil.which("kubectl")
+    if kubectl is None:
+        pytest.skip("needs kubectl, of version 1.30 or later")
+    done = subprocess.run([kubectl, "kustomize", folder], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return list(yaml.safe_load_all(done.stdout))
 
 
 def manifest(kind: str) -> dict[str, Any]:
@@ -111,8 +129,12 @@ def test_the_pods_of_the_steps_find_what_they_name() -> None:
         pod = yaml.safe_load(path.read_text(encoding="utf-8"))
         assert pod["metadata"]["namespace"] == namespace
         assert ("PriorityClass", pod["spec"]["priorityClassName"]) in made
+        generated = yaml.safe_load((KUBERNETES / "kustomization.yaml").read_text(encoding="utf-8"))[
+            "configMapGenerator"
+        ]
+        maps = {(generator["namespace"], generator["name"]) for generator in generated}
         for source in pod["spec"]["containers"][0]["envFrom"]:
-            assert ("ConfigMap", source["configMapRef"]["name"]) in made if "configMapRef" in source else True
+            assert (namespace, source["configMapRef"]["name"]) in maps if "configMapRef" in source else True
         claims = [
             v["persistentVolumeClaim"]["claimName"] for v in pod["spec"]["volumes"] if "persistentVolumeClaim" in v
         ]
@@ -133,13 +155,17 @@ def test_the_snapshot_job_is_as_confined_as_its_namespace_demands() -> None:
     assert container["resources"]["requests"] == container["resources"]["limits"]
 
 
-def test_settings_are_known_and_hold_no_secret() -> None:
+@pytest.mark.parametrize("of_example", [False, True], ids=["settings.env", "example"])
+def test_settings_are_known_and_hold_no_secret(of_example: bool) -> None:
     """A name that the package does not know would stop every pod; a secret belongs into the Secret."""
     fields = Settings.model_fields
-    for name in manifest("ConfigMap")["data"]:
+    found = settings()
+    if of_example:
+        found = yaml.safe_load((EXAMPLE / "settings.yaml").read_text(encoding="utf-8"))["data"]
+    for name in found:
         field = fields[name.removeprefix(PREFIX).lower()]
         assert "Secret" not in str(field.annotation), name
-    Settings.model_validate({k.removeprefix(PREFIX).lower(): v for k, v in manifest("ConfigMap")["data"].items()})
+    Settings.model_validate({k.removeprefix(PREFIX).lower(): v for k, v in found.items()})
 
 
 def kinds(value: Any) -> Any:
@@ -159,20 +185,60 @@ def test_the_chart_gets_what_it_knows(values: dict[str, Any]) -> None:
         assert all(f" --version {CHART} " in command for command in commands), page
 
 
-def test_the_names_of_an_installation_reach_every_file(tmp_path: Path) -> None:
-    """The commands of the how-to, with a tag that looks like a number, which the chart would refuse as one."""
-    shutil.copytree(ROOT / "config", tmp_path / "config")
-    page = (ROOT / "docs" / "how-to" / "first-clip-on-kubernetes.md").read_text(encoding="utf-8")
-    names = {"REGISTRY": "registry.example.com/video", "TAG": "1.0", "BUCKET": "films"}
-    for command in re.findall(r"^sed -i .*", page, re.MULTILINE):
-        subprocess.run(["/bin/sh", "-c", command], cwd=tmp_path, env={"PATH": os.defpath} | names, check=True)
-    texts = {path.name: path.read_text(encoding="utf-8") for path in tmp_path.rglob("*.yaml")}
-    changed = yaml.safe_load(texts["values.yaml"])
-    assert changed["images"]["airflow"] == {"repository": "registry.example.com/video/s2v-airflow", "tag": "1.0"}
-    assert changed["config"]["logging"]["remote_base_log_folder"].startswith("s3://films/")
-    for name, image in (("render_clip", "engine"), ("encode_conditions", "engine"), ("snapshot", "steps")):
-        assert f"image: registry.example.com/video/s2v-{image}:1.0\n" in texts[f"{name}.yaml"]
-    assert "s2v-data" not in texts["settings.yaml"]
+def test_a_cluster_is_configured_by_its_overlay_alone() -> None:
+    """The example changes settings in both namespaces, storage classes, the image of the job and the pods."""
+    made = with_kustomize(EXAMPLE)
+    names = [(doc["kind"], doc["metadata"].get("namespace"), doc["metadata"]["name"]) for doc in made]
+    assert len(set(names)) == len(names)
+    found = dict(zip(names, made, strict=True))
+    for namespace in ("s2v", "airflow"):
+        data = found["ConfigMap", namespace, "s2v-settings"]["data"]
+        assert data.keys() >= settings().keys()
+        assert data["S2V_ENGINE_IMAGE"] == "registry.example.com/video/s2v-engine:0.1.0"
+        assert data["S2V_DATA_URI"] == "s3://films"
+        assert data["S2V_EXECUTION"] == "kubernetes"
+    claims = [doc for doc in made if doc["kind"] == "PersistentVolumeClaim"]
+    assert [claim["spec"]["storageClassName"] for claim in claims] == ["shared-files"] * 2
+    job = found["Job", "s2v", "s2v-fetch-snapshot"]["spec"]["template"]["spec"]
+    assert job["containers"][0]["image"] == "registry.example.com/video/s2v-steps:0.1.0"
+    assert found["ConfigMap", "airflow", "s2v-pods"]["data"] == {
+        path.name: path.read_text(encoding="utf-8") for path in (EXAMPLE / "pods").glob("*.yaml")
+    }
+
+
+def test_the_overlay_changes_the_pods_of_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Airflow reads its files where the chart mounts them: other nodes and more memory, nothing else is lost."""
+    from s2v_tasks.orchestration.pod_templates import load_pod_template
+    from s2v_tasks.schemas.steps import ENCODE_CONDITIONS, RENDER_CLIP
+    from s2v_tasks.settings import load_settings
+
+    monkeypatch.setenv("S2V_ENGINE_IMAGE", "registry.example.com/video/s2v-engine:0.1.0")
+    load_settings.cache_clear()
+    before = load_pod_template(RENDER_CLIP)
+    monkeypatch.setenv("S2V_POD_PATCH_DIR", str(EXAMPLE / "pods"))
+    load_settings.cache_clear()
+    conditions, render = load_pod_template(ENCODE_CONDITIONS), load_pod_template(RENDER_CLIP)
+    for pod in (conditions, render):
+        assert pod["spec"]["nodeSelector"] == {"example.com/gpu-pool": "h100"}
+        assert [toleration["key"] for toleration in pod["spec"]["tolerations"]] == ["example.com/gpu-pool"]
+        assert pod["spec"]["containers"][0]["image"] == "registry.example.com/video/s2v-engine:0.1.0"
+    limits = render["spec"]["containers"][0]["resources"]["limits"]
+    assert limits == {"cpu": "12", "memory": "96Gi", "ephemeral-storage": "20Gi", "nvidia.com/gpu": "1"}
+    assert conditions["spec"]["containers"][0]["resources"]["limits"]["memory"] == "32Gi"
+    changed = {"nodeSelector", "tolerations", "containers"}
+    assert {name for name in before["spec"] if render["spec"].get(name) != before["spec"][name]} == changed
+
+
+def test_the_chart_mounts_the_patches_of_the_pods(values: dict[str, Any]) -> None:
+    """At the folder of the setting, from the ConfigMap of the overlay, which a cluster may lack."""
+    (mount,), (volume,) = values["volumeMounts"], values["volumes"]
+    assert (mount["name"], mount["mountPath"]) == (volume["name"], settings()["S2V_POD_PATCH_DIR"])
+    example = yaml.safe_load((EXAMPLE / "kustomization.yaml").read_text(encoding="utf-8"))
+    (generator,) = example["configMapGenerator"]
+    assert volume["configMap"] == {"name": generator["name"], "optional": True}
+    own = yaml.safe_load((EXAMPLE / "values.yaml").read_text(encoding="utf-8"))
+    assert kinds(own["images"]) == CHART_KEYS["images"]
+    assert own["config"]["logging"].keys() <= values["config"]["logging"].keys()
 
 
 def test_the_chart_gets_what_airflow_knows(values: dict[str, Any]) -> None:
@@ -187,10 +253,10 @@ def test_the_chart_gets_what_airflow_knows(values: dict[str, Any]) -> None:
     assert values["images"]["airflow"]["tag"] == __version__
     assert manifest("Job")["spec"]["template"]["spec"]["containers"][0]["image"].endswith(f":{__version__}")
     sources = yaml.safe_load(values["extraEnvFrom"])
-    assert sources[0]["configMapRef"]["name"] == manifest("ConfigMap")["metadata"]["name"]
+    assert sources[0]["configMapRef"]["name"] == "s2v-settings"
     script, folder = values["migrateDatabaseJob"]["args"][1:]
     assert (ROOT / script.removeprefix("/opt/airflow/src/")).is_file()
-    assert (ROOT / folder.removeprefix("/opt/airflow/src/") / "pools.json").is_file()
+    assert (ROOT / folder.removeprefix("/opt/airflow/src/") / "connections.json").is_file()
     connections = json.loads((AIRFLOW / "connections.json").read_text(encoding="utf-8"))
     assert values["config"]["logging"]["remote_log_conn_id"] in connections
     assert not any(word in (AIRFLOW / "connections.json").read_text() for word in ("password", "secret"))

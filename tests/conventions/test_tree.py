@@ -32,12 +32,14 @@ def test_no_module_has_a_name_that_says_nothing() -> None:
 
 
 def test_every_setting_is_read() -> None:
-    """Each setting has a reader outside `settings.py`."""
+    """Each setting has a reader outside `settings.py`, in the package or in a script of the images."""
     sources = [*PACKAGE.rglob("*.py"), *(ROOT / "dags").glob("*.py")]
     texts = [path.read_text(encoding="utf-8") for path in sources if path.name != "settings.py"]
     attributes = {node.attr for text in texts for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Attribute)}
     own = re.findall(r"settings\.(\w+)", (PACKAGE / "settings.py").read_text(encoding="utf-8"))
-    assert set(Settings.model_fields) - attributes - set(own) == set()
+    scripts = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "docker").glob("*.sh"))
+    in_scripts = {name.lower() for name in re.findall(r"\$\{S2V_(\w+)", scripts)}
+    assert set(Settings.model_fields) - attributes - set(own) - in_scripts == set()
 
 
 def test_unit_tests_need_no_services() -> None:

@@ -11,7 +11,7 @@ from kubernetes.utils.quantity import parse_quantity
 
 from s2v_tasks import __version__
 from s2v_tasks.errors import ConfigurationError
-from s2v_tasks.orchestration.pods import StepPodOperator, namespace_of
+from s2v_tasks.orchestration.pods import StepPodOperator
 from s2v_tasks.orchestration.step_operators import step_task
 from s2v_tasks.schemas.steps import ENCODE_CONDITIONS, RENDER_CLIP, Step, step_of_command
 from s2v_tasks.settings import load_settings
@@ -111,20 +111,6 @@ def test_a_template_without_annotations_keeps_its_resources(tmp_path: Path, monk
         else:
             limits = rendered(RENDER_CLIP, monkeypatch).spec.containers[0].resources.limits
             assert (limits["cpu"], limits["memory"], limits["nvidia.com/gpu"]) == ("8", "64Gi", "4")
-
-
-def test_a_template_without_a_namespace_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Closing a job deletes its pods by namespace, so each template must name one."""
-    (tmp_path / "pods").mkdir()
-    (tmp_path / "presets.yaml").touch()
-    monkeypatch.setenv("S2V_CONFIG_DIR", str(tmp_path))
-    load_settings.cache_clear()
-    template = tmp_path / "pods/render_clip.yaml"
-    template.write_text("metadata: {name: clip}")
-    with pytest.raises(ConfigurationError, match=r"render_clip\.yaml has namespace None: expected metadata\.namespace"):
-        namespace_of(RENDER_CLIP)
-    template.write_text("metadata: {namespace: videos}")
-    assert namespace_of(RENDER_CLIP) == "videos"
 
 
 def test_conditions_are_encoded_by_one_process_on_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

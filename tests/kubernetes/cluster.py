@@ -78,14 +78,15 @@ class Cluster:
         self.hold_folder.mkdir()
         self.hold_folder.chmod(0o777)  # the account of the pods writes in it
         folder = self.config_dir / "kubernetes"
-        _change(folder / "settings.yaml", lambda docs: docs[0].update(data={name: values[name] for name in _SHARED}))
+        (folder / "settings.env").write_text("".join(f"{name}={values[name]}\n" for name in _SHARED))
         _change(folder / "snapshot.yaml", lambda docs: docs.pop())  # the job that downloads the weights
         # A server that enforces `restricted` would refuse the mounts and the network of the fitted pods.
         _change(folder / "namespace.yaml", lambda docs: docs[0]["metadata"].pop("labels"))
         for path in (self.config_dir / "pods").glob("*.yaml"):
             _change(path, lambda docs: _fit(docs[0], self.config_dir.parent))
+        self.admin("apply", "--filename", "-", documents=_account_of_airflow())
         self.admin("apply", "--kustomize", str(folder))
-        self.admin("apply", "--filename", "-", documents=_documents(values))
+        self.admin("apply", "--filename", "-", documents=[_secret(values)])
         self.core.patch_node(self._node, {"metadata": {"labels": {"nvidia.com/gpu.present": "true"}}})
         self.core.patch_node_status(self._node, {"status": {"capacity": {"nvidia.com/gpu": str(NUM_GPUS)}}})
         self._write_kubeconfig_of_worker()
@@ -165,11 +166,15 @@ def _fit(template: dict[str, Any], home: Path) -> None:
         container["resources"][amounts] = {"cpu": processors, "memory": "3Gi", "nvidia.com/gpu": "1"}
 
 
-def _documents(values: dict[str, str]) -> list[dict[str, Any]]:
-    """Create the objects that an installation creates separately: the secret of the pods, the account of the chart."""
-    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s2v-credentials", "namespace": NAMESPACE}}
+def _account_of_airflow() -> list[dict[str, Any]]:
+    """Create the namespace and the account that the chart of Airflow makes."""
     return [
-        secret | {"stringData": {name: values[name] for name in _SECRETS}},
         {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": WORKER["namespace"]}},
         {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": WORKER},
     ]
+
+
+def _secret(values: dict[str, str]) -> dict[str, Any]:
+    """Create the secret of the pods, which an installation creates separately."""
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s2v-credentials", "namespace": NAMESPACE}}
+    return secret | {"stringData": {name: values[name] for name in _SECRETS}}

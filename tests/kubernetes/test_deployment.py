@@ -22,8 +22,17 @@ def test_the_api_server_takes_every_manifest(cluster: Cluster) -> None:
     folder = CONFIG / "kubernetes"
     files = [path for path in folder.glob("*.yaml") if path.name != "kustomization.yaml"]
     expected = {(doc["kind"].lower(), doc["metadata"]["name"]) for doc in documents(*files)}
+    expected.add(("configmap", "s2v-settings"))
     accepted = {(kind.partition(".")[0], name) for kind, _, name in (line.partition("/") for line in said.split())}
     assert accepted == expected
+
+
+def test_the_api_server_takes_the_example_of_a_cluster(cluster: Cluster) -> None:
+    """`kubectl apply -k config/clusters/example`, with the patches of the pods for Airflow."""
+    folder = str(CONFIG / "clusters" / "example")
+    said = cluster.admin("apply", "--kustomize", folder, "--dry-run=server", "--output=name")
+    assert "configmap/s2v-pods" in said.split()
+    assert said.split().count("configmap/s2v-settings") == 2
 
 
 @pytest.mark.parametrize("template", sorted((CONFIG / "pods").glob("*.yaml")), ids=lambda path: path.stem)

@@ -18,7 +18,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from s2v_tasks.errors import ConfigurationError
 
 PREFIX = "S2V_"
-# "auto" and the kernels of engine/models/attention_kernels.py, which knows no settings.
+# "auto" and the kernels of engine/models/attention.py, which knows no settings.
 AttentionKernel = Literal["auto", "sdpa", "cudnn", "flash", "flash2", "flash3", "sage"]
 _IMAGE = re.compile(r"[a-z0-9][\w.-]*(:\d+)?(/[\w.-]+)*(:\w[\w.-]{0,127}|(:\w[\w.-]{0,127})?@sha256:[0-9a-f]{64})")
 _UNSEEN = "\ufeff\u200b"  # byte order mark and zero-width space, which editors and web pages add

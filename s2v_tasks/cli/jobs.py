@@ -1,8 +1,9 @@
-"""`s2v jobs`, `s2v job`, `s2v fetch` and `s2v link`: jobs in the metadata store, and the files of their results."""
+"""`s2v jobs`, `s2v job`, `s2v fetch`, `s2v link`, `s2v costs`: jobs in the metadata store, their results and cost."""
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.markup import escape
@@ -16,9 +17,9 @@ from s2v_tasks.schemas.job import JobStatus
 from s2v_tasks.settings import load_settings
 
 if TYPE_CHECKING:
-    from s2v_tasks.metadata.costs import Spending
+    from s2v_tasks.metadata.attempts import Spending
     from s2v_tasks.metadata.tables import Job
-    from s2v_tasks.schemas.facts import ClipFacts
+    from s2v_tasks.schemas.manifest import ClipFacts
     from s2v_tasks.schemas.quality import TakeRecord
 
 
@@ -211,3 +212,38 @@ def link(
 
     url = JobLinks(load_settings()).url(job_id, file)
     typer.echo(json.dumps({"job_id": job_id, "file": file, "url": url}))
+
+
+@app.command(rich_help_panel=PEOPLE)
+def costs(
+    by: Annotated[Literal["all", "label", "preset", "day", "job"], typer.Option(help="Group by.")] = "all",
+    since: Annotated[
+        datetime | None,
+        typer.Option(
+            formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"], help="Only attempts that started at this UTC time or later."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show GPU-seconds and cost, at the price that each job was planned with.
+
+    Wasted: attempts that failed, were cancelled or lost. A job counts once for each of its labels.
+    """
+    with open_metadata_store() as metadata:
+        lines = metadata.costs.spending(by, since=since.replace(tzinfo=UTC) if since else None)
+    if as_json:
+        print_json([plain(line) for line in lines])
+        return
+    table = Table(by, "jobs", "GPU-seconds used", "for conditions", "wasted", "cost", "wasted cost", "currency")
+    for line in lines:
+        table.add_row(
+            escape(line.name),
+            str(line.jobs),
+            f"{line.used_gpu_seconds:.1f}",
+            f"{line.conditions_gpu_seconds:.1f}",
+            f"{line.wasted_gpu_seconds:.1f}",
+            "" if line.cost is None else f"{line.cost:.4f}",
+            f"{line.wasted_cost or 0:.4f}",
+            line.currency or "",
+        )
+    console.print(table)

@@ -69,7 +69,7 @@ def render_clip(
     """Render clips. Each is stored before the next starts; finished clips are reused. torchrun starts several ranks."""
     _prepare_torch()
     if int(os.environ.get("RANK", "0")) > 0:
-        from s2v_tasks.rendering.follower import follow
+        from s2v_tasks.rendering.renderer import follow
 
         follow(job_id)
         return

@@ -23,7 +23,7 @@ class EngineOptions:
     """
 
     noise_device: NoiseDevice = "run"  # where noise is drawn; "cpu": the same numbers on every device
-    attention: str = "auto"  # or one of `models.attention_kernels.ATTENTION_KERNELS`
+    attention: str = "auto"  # or one of `models.attention.ATTENTION_KERNELS`
     compiled: bool = False  # whether torch.compile makes one graph of a block
     weights_dtype: WeightsDtype = "auto"  # of the blocks; "auto": that of the run
     step_cache: float = 0.0  # first-block cache: the relative change below which the other blocks are skipped; 0: never

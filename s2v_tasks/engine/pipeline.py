@@ -19,14 +19,13 @@ from torch import Tensor
 
 from s2v_tasks.engine.acceleration.first_block_cache import FirstBlockCache
 from s2v_tasks.engine.clip import Callbacks, ClipInputs, ClipLatents, ClipOutput, Codec, MotionState, Sampling
-from s2v_tasks.engine.denoising import Denoising, InterruptionCheck
+from s2v_tasks.engine.denoising import DenoiseState, Denoising, Interrupted, InterruptionCheck
 from s2v_tasks.engine.distributed.mesh import BranchSplit
 from s2v_tasks.engine.images import Compat, pad_pose, to_pixels, to_u8
 from s2v_tasks.engine.models.attention import KeysValues
 from s2v_tasks.engine.models.forward_inputs import ClipTokens, Conditioning, LayerHook
 from s2v_tasks.engine.models.transformer import MOTION_FRAMES, S2VTransformer
 from s2v_tasks.engine.options import EngineOptions
-from s2v_tasks.engine.resume import DenoiseState, Interrupted
 from s2v_tasks.engine.schedulers import make_scheduler
 from s2v_tasks.errors import PermanentError
 

@@ -15,8 +15,7 @@ from s2v_tasks.schemas.job import job_slug
 from s2v_tasks.schemas.preset import Preset, find_preset
 from s2v_tasks.schemas.request import Request
 from s2v_tasks.schemas.request_fields import S3_URI_PATTERN
-from s2v_tasks.schemas.request_parsing import parse_request
-from s2v_tasks.schemas.strict_json import decode_text, parse_json
+from s2v_tasks.schemas.request_parsing import decode_text, parse_json, parse_request
 
 MAX_ROWS = 10_000
 MAX_BYTES = 64 * 1024**2

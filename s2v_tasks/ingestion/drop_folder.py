@@ -13,8 +13,7 @@ from unicodedata import normalize
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.schemas.job import JOB_ID_RULE, is_job_id, job_slug
 from s2v_tasks.schemas.request import Request
-from s2v_tasks.schemas.request_parsing import parse_request
-from s2v_tasks.schemas.strict_json import decode_text, parse_json
+from s2v_tasks.schemas.request_parsing import decode_text, parse_json, parse_request
 from s2v_tasks.storage.objects import ListedObject
 
 MARKER = "request.json"

@@ -19,9 +19,8 @@ from s2v_tasks.metadata.session import transaction
 from s2v_tasks.metadata.sql import NOW, Repository, lock_job, storable, update_clip
 from s2v_tasks.metadata.tables import ArtifactRow
 from s2v_tasks.schemas.events import JobEvent
-from s2v_tasks.schemas.facts import ClipFacts
 from s2v_tasks.schemas.job import AttemptOutcome, ClipStatus
-from s2v_tasks.schemas.manifest import Manifest
+from s2v_tasks.schemas.manifest import ClipFacts, Manifest
 from s2v_tasks.schemas.plan import InheritedClip
 from s2v_tasks.schemas.quality import TakeRecord
 

@@ -24,7 +24,6 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, MappedAsDataclass, mapped_co
 
 from s2v_tasks.errors import ConfigurationError, PermanentError, TransientError
 from s2v_tasks.schemas.events import JobEvent
-from s2v_tasks.schemas.facts import ClipFacts
 from s2v_tasks.schemas.job import (
     DEFAULT_PRIORITY,
     ENDED_STATUSES,
@@ -34,6 +33,7 @@ from s2v_tasks.schemas.job import (
     JobStatus,
     Source,
 )
+from s2v_tasks.schemas.manifest import ClipFacts
 from s2v_tasks.schemas.quality import TakeRecord
 from s2v_tasks.schemas.steps import HEAVY_STEPS, RENDER_CLIP
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from s2v_tasks.perception import landmarks
 from s2v_tasks.perception.faces import FaceFinder, Picture
-from s2v_tasks.schemas.facts import StagedFaces, StagedSound
+from s2v_tasks.schemas.manifest import StagedFaces, StagedSound
 
 _LONGEST_SIDE = 1280  # of the picture in which faces are searched
 _WINDOWS_PER_SECOND = 10

@@ -6,7 +6,7 @@ from s2v_tasks.planning.chains import SENTENCE_PAUSE_SECONDS
 from s2v_tasks.planning.estimate import GIB, ClipShape, forward_flops
 from s2v_tasks.planning.memory import RenderSetup, block_bytes
 from s2v_tasks.planning.resolution import cropped_share
-from s2v_tasks.schemas.facts import StagedFaces, StagedSound
+from s2v_tasks.schemas.manifest import StagedFaces, StagedSound
 from s2v_tasks.schemas.model_card import GpuCard, ModelCard
 from s2v_tasks.schemas.plan import FPS, Cut, InputFacts, Sampling, SpeechFacts
 from s2v_tasks.schemas.request import Request

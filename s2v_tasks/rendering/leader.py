@@ -11,23 +11,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from safetensors.torch import save_file
 
 from s2v_tasks import log
+from s2v_tasks.engine.denoising import Interrupted
 from s2v_tasks.engine.loading import snapshot_id
-from s2v_tasks.engine.resume import Interrupted
 from s2v_tasks.engine.worker import Worker
 from s2v_tasks.errors import PermanentError, TransientError
 from s2v_tasks.media.background import background_consumer
 from s2v_tasks.media.encode import encode_clip, encoder_build
 from s2v_tasks.rendering.fingerprints import clip_fingerprints
-from s2v_tasks.rendering.order import Order, Renderer
-from s2v_tasks.rendering.plan_options import plan_adapters, plan_options
 from s2v_tasks.rendering.progress import Progress, clip_facts
-from s2v_tasks.rendering.take_gate import TakeGate
-from s2v_tasks.rendering.takes import as_take, with_takes
+from s2v_tasks.rendering.renderer import Order, Renderer, plan_adapters, plan_options
+from s2v_tasks.rendering.takes import TakeGate, as_take, with_takes
 from s2v_tasks.runtime.attempts import AttemptInterruptedError, ClipAttempt
 from s2v_tasks.runtime.context import StepContext
 from s2v_tasks.runtime.requirements import open_snapshot
-from s2v_tasks.schemas.facts import ClipFacts, PartialClipFacts
-from s2v_tasks.schemas.manifest import Artifact, Manifest
+from s2v_tasks.schemas.manifest import Artifact, ClipFacts, Manifest, PartialClipFacts
 from s2v_tasks.schemas.plan import FPS, ClipPlan, Plan
 from s2v_tasks.schemas.quality import TakeRecord
 from s2v_tasks.schemas.steps import ENCODE_CONDITIONS, RENDER_CLIP, STAGE_INPUTS

@@ -6,7 +6,7 @@ from typing import Any
 
 from s2v_tasks import log
 from s2v_tasks.runtime.context import StepContext, tolerated
-from s2v_tasks.schemas.facts import ClipFacts
+from s2v_tasks.schemas.manifest import ClipFacts
 from s2v_tasks.schemas.model_card import GpuCard, load_gpu_card
 from s2v_tasks.schemas.plan import ClipPlan, Plan
 from s2v_tasks.settings import Settings, config_dir

@@ -15,8 +15,8 @@ from s2v_tasks import log
 from s2v_tasks.errors import TransientError
 from s2v_tasks.metadata.attempts import AttemptKey
 from s2v_tasks.runtime.context import StepContext, tolerated
-from s2v_tasks.schemas.facts import ClipFacts
 from s2v_tasks.schemas.job import AttemptOutcome
+from s2v_tasks.schemas.manifest import ClipFacts
 from s2v_tasks.schemas.quality import TakeRecord
 from s2v_tasks.storage.artifacts import Build, Built, Produced, Work
 

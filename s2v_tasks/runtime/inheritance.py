@@ -8,8 +8,7 @@ import json
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.planning.rerun import check_from_clip
 from s2v_tasks.runtime.context import StepContext
-from s2v_tasks.schemas.facts import ClipFacts, ConditionsFacts
-from s2v_tasks.schemas.manifest import Manifest
+from s2v_tasks.schemas.manifest import ClipFacts, ConditionsFacts, Manifest
 from s2v_tasks.schemas.plan import ClipPlan, InheritedClip, Plan
 from s2v_tasks.schemas.request import Request
 from s2v_tasks.schemas.request_parsing import parse_request

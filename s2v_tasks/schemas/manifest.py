@@ -1,18 +1,194 @@
-"""Manifests: the outputs of a step, its inputs, and the program that made them.
+"""Manifests: the outputs of a step, its inputs, the program that made them, and the facts that the step keeps in them.
 
 A manifest is written last, so its presence means that the outputs are complete.
+
+Facts are typed by step. They have the version of their manifest, `Manifest.schema_version`: within a version fields are
+only added, with a default, so that manifests of earlier programs load. Facts that a later program has added are kept as
+they are. Only the fields that were set are written.
 """
 
 import hashlib
 import json
 from datetime import datetime
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, SerializeAsAny, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializeAsAny,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+)
 
-from s2v_tasks.schemas.facts import Facts, facts_of_step
+from s2v_tasks.schemas import steps
 
-F = TypeVar("F", bound=Facts)
+F = TypeVar("F", bound="Facts")
+
+
+class _Values(BaseModel):
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    @model_serializer(mode="wrap")
+    def _leave_out_unset(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        written = self.model_fields_set
+        return {name: value for name, value in handler(self).items() if name in written}
+
+
+class Facts(_Values):
+    """Facts of any step."""
+
+    source_job_id: str | None = None  # the job that made the outputs, where they are copies of another job's
+
+    def made_by(self, job_id: str) -> Self:
+        """Return these facts as those of a copy; the job that made the outputs is `job_id` unless it is known."""
+        return self if self.source_job_id else self.model_copy(update={"source_job_id": job_id})
+
+
+class StagedFaces(_Values):
+    """Faces of the reference image; the values are those of the face with the best score."""
+
+    num_faces: int
+    area_share: float | None = None  # of the picture
+    turn: float | None = None  # -1..1: 0 is frontal, above 0.6 a profile
+    confidence: float | None = None  # of the landmarks, 0..1
+
+
+class StagedSound(_Values):
+    """Properties of the level of the speech."""
+
+    lead_in_seconds: float
+    silent_share: float
+    clipped_share: float
+    movement_db: float | None = None  # None: everything is silent
+
+
+class StagedImage(_Values):
+    """The reference image, upright: its size in pixels, a warning about its colours, and its faces."""
+
+    width: int
+    height: int
+    warning: str | None = None
+    faces: StagedFaces | None = None
+
+
+class StagedSpeech(_Values):
+    """The speech as decoded: its exact length in samples, the levels in dB of full scale, sentences for its user."""
+
+    num_samples: int
+    sample_rate: int
+    channels: int | None = None
+    codec: str | None = None
+    rms_dbfs: float | None = None
+    peak_dbfs: float | None = None
+    track: int | None = None
+    num_tracks: int | None = None
+    mix: str | None = None
+    gap_seconds: float = 0.0
+    late_seconds: float = 0.0
+    notes: tuple[str, ...] = ()
+    sound: StagedSound | None = None
+
+
+class StagedPose(_Values):
+    """The pose video at 16 fps."""
+
+    num_frames: int
+
+
+class StagedFacts(Facts):
+    """Facts of stage_inputs."""
+
+    image: StagedImage
+    speech: StagedSpeech
+    pose: StagedPose | None = None
+
+
+class ConditionsFacts(Facts):
+    """Facts of encode_conditions: the prompt, and the shapes of the tensors by name."""
+
+    prompt: str | None = None
+    shapes: dict[str, tuple[int, ...]] = {}
+
+
+class PartialClipFacts(Facts):
+    """Facts of an interrupted clip: solver steps that are done, and the seconds that they took."""
+
+    solver_step: int
+    render_seconds: float = 0.0
+
+
+class ClipFacts(Facts):
+    """Facts of a rendered clip: the hardware and software that rendered it, its frames, and its cost.
+
+    `take`, `seed` and `chain_takes` (the takes of the chain up to this clip) stand where a retake was kept.
+    `mfu` is the share of the peak FLOPS of all devices that the planned operations took, over all attempts, without
+    loading. It is None where the peak is not known and where the first-block cache skipped operations.
+    """
+
+    device: str | None = None
+    world_size: int = 1
+    parallel_layout: str | None = None
+    precision: str | None = None
+    vae_precision: str | None = None
+    noise_device: str | None = None
+    attention: str | None = None
+    compiled: bool | None = None
+    weights_dtype: str | None = None
+    step_cache: float | None = None
+    offload: str | None = None
+    device_model: str | None = None
+    torch_version: str | None = None
+    cudnn_version: str | None = None
+    load_seconds: float | None = None
+    skipped_share: float | None = None  # of the evaluations of blocks, by the first-block cache
+    peak_host_memory_bytes: int | None = None
+    peak_gpu_memory_bytes: int | None = None
+    start_frame: int
+    end_frame: int
+    infer_frames: int | None = None
+    tokens: int | None = None
+    pflops: float | None = None
+    render_seconds: float | None = None
+    gpu: str | None = None
+    mfu: float | None = None
+    plan_digest: str | None = None
+    encoder: str | None = None  # the build that encoded the clip
+    take: int = 0
+    seed: int | None = None
+    chain_takes: tuple[int, ...] = ()
+
+
+class AssemblyFacts(Facts):
+    """Facts of stitch and mux_audio: the encoders of the joined clips."""
+
+    encoders: tuple[str, ...] = ()
+
+
+class ReportFacts(Facts):
+    """Facts of validate: the result of each check by name, and sentences about the quality of the video."""
+
+    checks: dict[str, bool] = {}
+    quality: tuple[str, ...] = ()
+
+
+_OF_STEP: dict[str, type[Facts]] = {
+    steps.STAGE_INPUTS.name: StagedFacts,
+    steps.ENCODE_CONDITIONS.name: ConditionsFacts,
+    steps.RENDER_CLIP.name: ClipFacts,
+    steps.STITCH.name: AssemblyFacts,
+    steps.MUX_AUDIO.name: AssemblyFacts,
+    steps.VALIDATE.name: ReportFacts,
+}
+
+
+def facts_of_step(step: str, values: dict[str, Any]) -> Facts:
+    """Return `values` as the facts of a step; ValidationError when they are not valid."""
+    kind = _OF_STEP.get(step, Facts)
+    if kind is ClipFacts and "solver_step" in values:
+        kind = PartialClipFacts
+    return kind.model_validate(values)
 
 
 class Artifact(BaseModel):

@@ -5,8 +5,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
-from s2v_tasks.schemas.facts import StagedFaces, StagedSound
-from s2v_tasks.schemas.manifest import fingerprint
+from s2v_tasks.schemas.manifest import StagedFaces, StagedSound, fingerprint
 from s2v_tasks.schemas.request_fields import Solver
 
 FPS = 16

@@ -1,9 +1,12 @@
-"""Parse requests, and compare requests that name the same job id.
+"""Parse requests from untrusted text, and compare requests that name the same job id.
 
-All problems of a request are found at once. The same request continues a job. A different request is refused while the
-job is queued, runs or has succeeded. A job that failed or was cancelled may start again with a corrected request.
+Text and JSON are parsed strictly: what Python accepts beyond the standard is refused. All problems of a request are
+found at once. The same request continues a job. A different request is refused while the job is queued, runs or has
+succeeded. A job that failed or was cancelled may start again with a corrected request.
 """
 
+import json
+import math
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
@@ -20,6 +23,8 @@ _JUDGED_TOGETHER = (
     {"parent_job_id", "from_clip"},
 )
 _PLACEHOLDERS = {"image_uri": "s3://bucket/image", "audio_uri": "s3://bucket/audio", "prompt": "placeholder"}
+_MOST_DIGITS = 308  # of a whole number: what a double can hold
+_DEEPEST = 32  # a request needs two levels
 
 
 def parse_request(data: dict[str, Any]) -> Request:
@@ -110,3 +115,73 @@ def refuse_other_request(
 
 def _given(request: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in request.items() if value is not None and name != "job_id"}
+
+
+def decode_text(data: bytes) -> str:
+    """Return the text of a file in UTF-8, UTF-16 or UTF-32, without its byte order mark; ValueError for others."""
+    encoding = json.detect_encoding(data)
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 text: {error}") from error
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return the value of a JSON text; ValueError for anything else.
+
+    Also refused: NaN, a number that no double can hold, deep nesting, and a key that is given more than once.
+    """
+    if isinstance(text, bytes):
+        text = decode_text(text)
+    try:
+        value = json.loads(
+            text.removeprefix("\ufeff"),
+            parse_constant=_refuse_constant,
+            parse_float=_fraction,
+            parse_int=_whole_number,
+            object_pairs_hook=_object,
+        )
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    _check_depth(value)
+    return value
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number of JSON")
+
+
+def _fraction(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:40]} is too large for a number")
+    return number
+
+
+def _whole_number(text: str) -> int:
+    if len(text) > _MOST_DIGITS:
+        raise ValueError(f"a number of {len(text)} digits is too large: expected at most {_MOST_DIGITS}")
+    return int(text)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in members:
+            raise ValueError(f"the key {name[:200]!r} is given more than once")
+        members[name] = value
+    return members
+
+
+def _check_depth(value: Any) -> None:
+    """Raise ValueError for deep nesting: later code may process the value recursively."""
+    level = [value]
+    for _ in range(_DEEPEST):
+        level = [member for members in map(_members, level) for member in members]
+        if not level:
+            return
+    raise ValueError(f"nested too deeply: expected at most {_DEEPEST} levels")
+
+
+def _members(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()

@@ -18,8 +18,7 @@ from s2v_tasks.media.speech import load_waveform
 from s2v_tasks.runtime.attempts import ConditionsAttempt
 from s2v_tasks.runtime.context import StepContext
 from s2v_tasks.runtime.requirements import open_snapshot
-from s2v_tasks.schemas.facts import ConditionsFacts
-from s2v_tasks.schemas.manifest import fingerprint
+from s2v_tasks.schemas.manifest import ConditionsFacts, fingerprint
 from s2v_tasks.schemas.steps import ENCODE_CONDITIONS, STAGE_INPUTS
 from s2v_tasks.storage.artifacts import Built, OutputFile, Work
 from s2v_tasks.storage.layout import JobLayout

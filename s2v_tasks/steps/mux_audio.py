@@ -8,8 +8,7 @@ from typing import Any
 
 from s2v_tasks.media.assembly import mux
 from s2v_tasks.runtime.context import StepContext
-from s2v_tasks.schemas.facts import AssemblyFacts
-from s2v_tasks.schemas.manifest import fingerprint
+from s2v_tasks.schemas.manifest import AssemblyFacts, fingerprint
 from s2v_tasks.schemas.steps import MUX_AUDIO, STAGE_INPUTS, STITCH
 from s2v_tasks.storage.artifacts import Built, OutputFile, Work
 

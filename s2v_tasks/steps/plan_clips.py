@@ -15,8 +15,7 @@ from s2v_tasks.planning.planner import make_plan
 from s2v_tasks.planning.rerun import replan
 from s2v_tasks.runtime.context import StepContext, scratch_folder
 from s2v_tasks.runtime.inheritance import inherit_clips, parent_plan, parent_request
-from s2v_tasks.schemas.facts import ClipFacts, StagedFacts
-from s2v_tasks.schemas.manifest import Manifest
+from s2v_tasks.schemas.manifest import ClipFacts, Manifest, StagedFacts
 from s2v_tasks.schemas.model_card import load_adapter_cards, load_gpu_card, load_model_card
 from s2v_tasks.schemas.plan import InputFacts, Plan, SpeechFacts
 from s2v_tasks.schemas.preset import load_presets

@@ -7,8 +7,7 @@ import json
 from typing import Any
 
 from s2v_tasks.runtime.context import StepContext
-from s2v_tasks.schemas.facts import ReportFacts
-from s2v_tasks.schemas.manifest import Artifact
+from s2v_tasks.schemas.manifest import Artifact, ReportFacts
 from s2v_tasks.schemas.steps import VALIDATE
 from s2v_tasks.storage.artifacts import producer
 from s2v_tasks.storage.layout import output_sidecar_uri, output_video_uri

@@ -11,7 +11,7 @@ Rank 0 leads (`rendering.leader`): it alone uses storage and database. The other
 from typing import Any
 
 from s2v_tasks.rendering.leader import Leader
-from s2v_tasks.rendering.order import open_rank
+from s2v_tasks.rendering.renderer import open_rank
 from s2v_tasks.runtime.context import StepContext
 
 

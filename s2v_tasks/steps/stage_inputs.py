@@ -17,14 +17,12 @@ from s2v_tasks.perception.preflight import listen, look
 from s2v_tasks.runtime.context import StepContext
 from s2v_tasks.runtime.inheritance import inherit_inputs, parent_request
 from s2v_tasks.runtime.requirements import check_requirements
-from s2v_tasks.schemas.facts import StagedFacts
 from s2v_tasks.schemas.job import Source
-from s2v_tasks.schemas.manifest import Artifact, fingerprint
+from s2v_tasks.schemas.manifest import Artifact, StagedFacts, fingerprint
 from s2v_tasks.schemas.preset import find_preset, load_presets
 from s2v_tasks.schemas.request import Request
-from s2v_tasks.schemas.request_parsing import parse_request
+from s2v_tasks.schemas.request_parsing import parse_json, parse_request
 from s2v_tasks.schemas.steps import STAGE_INPUTS
-from s2v_tasks.schemas.strict_json import parse_json
 from s2v_tasks.settings import config_dir
 from s2v_tasks.storage.artifacts import Built, OutputFile, Work, file_sha256
 from s2v_tasks.storage.inputs import find_input, same_name

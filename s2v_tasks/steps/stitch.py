@@ -12,8 +12,7 @@ from s2v_tasks.errors import PermanentError, TransientError
 from s2v_tasks.media.assembly import crossfade, stitch
 from s2v_tasks.media.encode import encoder_build
 from s2v_tasks.runtime.context import StepContext
-from s2v_tasks.schemas.facts import AssemblyFacts, ClipFacts
-from s2v_tasks.schemas.manifest import Manifest, fingerprint
+from s2v_tasks.schemas.manifest import AssemblyFacts, ClipFacts, Manifest, fingerprint
 from s2v_tasks.schemas.plan import ClipPlan, Plan
 from s2v_tasks.schemas.steps import STITCH
 from s2v_tasks.storage.artifacts import Built, OutputFile, Work

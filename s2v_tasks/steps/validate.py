@@ -1,29 +1,129 @@
 """validate: check the finished video against the plan. Writes report/{report.json, contact_sheet.jpg}.
 
-A failed check fails the job: the report is stored for people, its manifest is not, and nothing is published.
+A failed check fails the job: the report is stored for people, its manifest is not, and nothing is published. The
+quality of the whole video comes from the records of its clips: no frame is decoded again.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.media.contact_sheet import contact_sheet
 from s2v_tasks.media.frames import measure
-from s2v_tasks.media.speech import SPEECH_SAMPLE_RATE, load_waveform, rms_dbfs
+from s2v_tasks.media.speech import SPEECH_SAMPLE_RATE, Waveform, load_waveform, rms_dbfs
+from s2v_tasks.perception.clip_measures import measure_lip_sync
+from s2v_tasks.perception.video import whole_video
 from s2v_tasks.runtime.context import StepContext
-from s2v_tasks.runtime.quality_report import MeasuredClips
-from s2v_tasks.schemas.facts import ReportFacts
-from s2v_tasks.schemas.manifest import fingerprint
-from s2v_tasks.schemas.plan import Plan
-from s2v_tasks.schemas.report import Expected, Report
+from s2v_tasks.schemas.manifest import ReportFacts, fingerprint
+from s2v_tasks.schemas.plan import FPS, Plan
+from s2v_tasks.schemas.quality import ClipQuality, Take, TakeRecord, VideoQuality
+from s2v_tasks.schemas.report import Expected, QualityReport, Report
 from s2v_tasks.schemas.steps import MUX_AUDIO, STAGE_INPUTS, VALIDATE
 from s2v_tasks.settings import config_dir
 from s2v_tasks.storage.artifacts import Built, OutputFile, Work
+from s2v_tasks.storage.take_records import TakeRecords
 from s2v_tasks.validation import load_thresholds
 from s2v_tasks.validation import validate as judge
+from s2v_tasks.validation.quality import (
+    QualityLimits,
+    clip_in_words,
+    drift_in_words,
+    findings_in_words,
+    load_quality_limits,
+    summary_in_words,
+)
 
 REVISION = 1  # increase it when the checks change
 HELD_FRAMES = 4  # the fourth frame and the three before it, at the start of the video (ADR 4)
+
+
+@dataclass(frozen=True)
+class MeasuredClips:
+    """The record and the kept take of each clip of a plan; None for a clip that was not measured."""
+
+    clips: tuple[tuple[TakeRecord, Take] | None, ...]
+    limits: QualityLimits
+
+    @classmethod
+    def of(cls, ctx: StepContext, plan: Plan) -> "MeasuredClips":
+        """Read the records that describe the stored clips."""
+        records = TakeRecords(ctx.store, ctx.layout)
+        keys = [ctx.layout.clip_manifest(clip.clip_index) for clip in plan.clips]
+        return cls(
+            clips=tuple(records.kept(ctx.artifacts.read_manifest(key)) for key in keys),
+            limits=load_quality_limits(config_dir(ctx.settings) / "quality.yaml"),
+        )
+
+    def for_fingerprint(self) -> list[str]:
+        """Return what a report depends on; empty if no clip was measured."""
+        if not any(self.clips):
+            return []
+        takes = [None if known is None else known[0].model_dump(mode="json") for known in self.clips]
+        return [fingerprint(takes, self.limits.model_dump())]
+
+    def report(self, speech: Waveform) -> QualityReport | None:
+        """Return measures and sentences; None if no clip was measured. `speech`: 16 kHz mono, from frame 0 on."""
+        if not any(self.clips):
+            return None
+        video = self._video(speech)
+        sentences = [] if video is None else summary_in_words(video, self.limits)
+        for index, known in enumerate(self.clips):
+            sentences += _clip_sentences(index, known)
+        if video is not None:
+            sentences += drift_in_words(video, self.limits)
+        return QualityReport(
+            sentences=tuple(sentences),
+            video=video,
+            num_takes=tuple(len(known[0].takes) if known else 0 for known in self.clips),
+            kept_takes=tuple(known[1].take if known else 0 for known in self.clips),
+        )
+
+    def notes(self) -> list[str]:
+        """Return a line about each clip for the contact sheet; empty if no clip was measured."""
+        return [_note(known) for known in self.clips] if any(self.clips) else []
+
+    def _video(self, speech: Waveform) -> VideoQuality | None:
+        measured: list[ClipQuality] = []
+        reference = None
+        frames = max((known[1].measured.end_frame for known in self.clips if known and known[1].measured), default=0)
+        mouth = np.full(frames, np.nan)  # frames of a clip that was not measured count as frames without a face
+        for known in self.clips:
+            if known is None or known[1].measured is None or known[1].series is None:
+                continue
+            record, clip = known[0], known[1].measured
+            measured.append(clip)
+            reference = reference or record.reference
+            mouth[clip.start_frame : clip.end_frame] = [np.nan if v is None else v for v in known[1].series.mouth]
+        if not measured:
+            return None
+        covered = speech[: frames * SPEECH_SAMPLE_RATE // FPS]
+        return whole_video(reference, measured, measure_lip_sync(mouth, covered, SPEECH_SAMPLE_RATE, FPS))
+
+
+def _clip_sentences(index: int, known: tuple[TakeRecord, Take] | None) -> list[str]:
+    if known is None:
+        return [f"Clip {index} was not measured."]
+    record, take = known
+    if take.measured is None:
+        return [f"Clip {index} was not measured: {take.error}"]
+    sentences = findings_in_words(index, take.findings)
+    if len(record.takes) > 1:
+        scores = ", ".join(f"take {taken.take}: {taken.score:.1f}" for taken in record.takes)
+        sentences.insert(
+            0, f"Clip {index} was rendered {len(record.takes)} times; take {take.take} is kept ({scores})."
+        )
+    return sentences
+
+
+def _note(known: tuple[TakeRecord, Take] | None) -> str:
+    if known is None or known[1].measured is None:
+        return "not measured"
+    record, take = known
+    words = clip_in_words(known[1].measured)
+    return words if len(record.takes) == 1 else f"{words}   take {take.take} of {len(record.takes)}"
 
 
 def run(ctx: StepContext) -> dict[str, Any]:

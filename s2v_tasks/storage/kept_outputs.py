@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from s2v_tasks.log import get_logger
-from s2v_tasks.schemas.facts import Facts
+from s2v_tasks.schemas.manifest import Facts
 from s2v_tasks.storage.objects import file_sha256
 
 KEPT_SECONDS = 7 * 24 * 3600.0

@@ -4,8 +4,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from s2v_tasks.log import get_logger
-from s2v_tasks.schemas.facts import PartialClipFacts
-from s2v_tasks.schemas.manifest import Manifest
+from s2v_tasks.schemas.manifest import Manifest, PartialClipFacts
 from s2v_tasks.schemas.steps import RENDER_CLIP
 from s2v_tasks.storage.artifacts import MANIFEST_NAME, ArtifactStore, producer
 from s2v_tasks.storage.layout import JobLayout

@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from s2v_tasks.schemas.facts import ClipFacts
-from s2v_tasks.schemas.manifest import Artifact
+from s2v_tasks.schemas.manifest import Artifact, ClipFacts
 from s2v_tasks.schemas.steps import RENDER_CLIP
 from s2v_tasks.storage.artifacts import ArtifactStore, Build, Built, OutputFile, Produced, Work
 from s2v_tasks.storage.layout import JobLayout

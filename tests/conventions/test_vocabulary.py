@@ -24,7 +24,7 @@ WORDS = {
 ALLOWED = {
     ("s2v_tasks/validation/__init__.py", "validate"),
     ("s2v_tasks/runtime/cancellation.py", "job_cancelled"),
-    ("s2v_tasks/rendering/follower.py", "interrupted"),
+    ("s2v_tasks/rendering/renderer.py", "interrupted"),
 }
 
 

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend
 
-from s2v_tasks.engine.models import attention_kernels
-from s2v_tasks.engine.models.attention import SelfAttention
-from s2v_tasks.engine.models.attention_kernels import ATTENTION_KERNELS, attention_kernel, kernel_name, sdpa
+from s2v_tasks.engine.models import attention
+from s2v_tasks.engine.models.attention import ATTENTION_KERNELS, SelfAttention, attention_kernel, kernel_name, sdpa
 from s2v_tasks.errors import ConfigurationError
 from s2v_tasks.settings import AttentionKernel
 
@@ -69,7 +68,7 @@ def test_a_kernel_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) 
         attention_kernel("fast", GPU)
     with pytest.raises(ConfigurationError, match="'cudnn' needs a GPU, this device is cpu"):
         attention_kernel("cudnn", CPU)
-    monkeypatch.setattr(attention_kernels, "find_spec", lambda _name: object())
+    monkeypatch.setattr(attention, "find_spec", lambda _name: object())
     for version in ("1.0.6", "2.1.9"):
         monkeypatch.setattr(metadata, "version", lambda _name, version=version: version)
         with pytest.raises(ConfigurationError, match=rf"needs sageattention 2\.2 or newer, {version} is installed"):
@@ -92,11 +91,11 @@ def test_a_kernel_of_torch_is_the_only_one_that_torch_may_take(name: str, monkey
         ])
         return torch.zeros(1)
 
-    monkeypatch.setattr(attention_kernels, "sdpa", look)
+    monkeypatch.setattr(attention, "sdpa", look)
     attention_kernel(name, GPU)(*qkv())
     assert seen == [[name == "cudnn", name == "flash", False, False]]
     assert set(ATTENTION_KERNELS) >= {"cudnn", "flash"}
-    assert SDPBackend.MATH not in attention_kernels._TORCH_BACKENDS.values()
+    assert SDPBackend.MATH not in attention._TORCH_BACKENDS.values()
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import torch
 from numpy.typing import NDArray
 
 from s2v_tasks.engine.audio_features import num_states_at_50
-from s2v_tasks.engine.encoders import audio_windows
-from s2v_tasks.engine.encoders.audio_windows import WINDOW_STATES, JoinedStates, Window, windows_over
+from s2v_tasks.engine.encoders import audio_encoder
+from s2v_tasks.engine.encoders.audio_encoder import WINDOW_STATES, JoinedStates, Window, windows_over
 from s2v_tasks.engine.loading import Snapshot
 
 MINUTE = 60 * 16000
@@ -49,9 +49,9 @@ def test_ends_of_windows_do_not_count() -> None:
     for window in windows_over(num_samples):
         states = torch.ones(2, WINDOW_STATES, 3)
         if window.start > 0:
-            states[:, : audio_windows._UNUSED_STATES + 1] = 1000
+            states[:, : audio_encoder._UNUSED_STATES + 1] = 1000
         if window.end < window.num_states:
-            states[:, -audio_windows._UNUSED_STATES - 1 :] = 1000
+            states[:, -audio_encoder._UNUSED_STATES - 1 :] = 1000
         joined.add(window, states)
     torch.testing.assert_close(joined.result(), torch.ones(2, num_states_at_50(num_samples), 3))
 
@@ -61,7 +61,7 @@ def test_windows_differ_little_from_the_whole(tiny_snapshot_path: Path, monkeypa
     encoder = Snapshot.open(tiny_snapshot_path).load_audio_encoder("cpu")
     waveform = speech(66 * 16000)
     joined = encoder.encode(waveform)
-    monkeypatch.setattr(audio_windows, "WINDOW_STATES", 4000)
+    monkeypatch.setattr(audio_encoder, "WINDOW_STATES", 4000)
     whole = encoder.encode(waveform)
     difference = (joined - whole).abs()
     print(f"windowed against whole: max {difference.max():.2e}, mean {difference.mean():.2e}, spread {whole.std():.2f}")

@@ -14,7 +14,7 @@ from s2v_tasks.engine.acceleration.first_block_cache import FirstBlockCache
 from s2v_tasks.engine.distributed.mesh import Layout, parallelize
 from s2v_tasks.engine.loading import Snapshot
 from s2v_tasks.engine.loading.networks import load_pipeline
-from s2v_tasks.engine.models.attention_kernels import sdpa
+from s2v_tasks.engine.models.attention import sdpa
 from s2v_tasks.engine.models.config import S2VConfig
 from s2v_tasks.engine.models.layers import Linear
 from s2v_tasks.engine.models.transformer import S2VTransformer

@@ -19,8 +19,8 @@ from s2v_tasks.engine.models.transformer import S2VTransformer
 from s2v_tasks.engine.options import EngineOptions, NoiseDevice
 from s2v_tasks.engine.pipeline import S2VPipeline
 from s2v_tasks.errors import PermanentError
+from s2v_tasks.verification.parity.golden import Golden
 from s2v_tasks.verification.parity.loops import LinearCodec
-from s2v_tasks.verification.parity.results import Golden
 
 SMALL = {
     "dim": 48, "ffn_dim": 64, "num_heads": 2, "num_layers": 2, "freq_dim": 16, "text_dim": 12, "text_len": 8,

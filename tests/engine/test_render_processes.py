@@ -15,8 +15,7 @@ from s2v_tasks.embedded.postgres import PostgresServer
 from s2v_tasks.metadata import migrate
 from s2v_tasks.metadata.session import create_engine
 from s2v_tasks.metadata.store import MetadataStore
-from s2v_tasks.schemas.facts import ClipFacts
-from s2v_tasks.schemas.manifest import Manifest
+from s2v_tasks.schemas.manifest import ClipFacts, Manifest
 from s2v_tasks.storage.layout import JobLayout
 from s2v_tasks.storage.s3 import ObjectStore
 from tests.engine.render_site import JOB, Site

@@ -12,15 +12,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from s2v_tasks.engine.clip import Callbacks, ClipInputs, ClipOutput, Sampling
+from s2v_tasks.engine.denoising import DenoiseState, Interrupted
 from s2v_tasks.engine.loading import Snapshot
 from s2v_tasks.engine.loading.networks import load_pipeline
 from s2v_tasks.engine.models.transformer import S2VTransformer
 from s2v_tasks.engine.options import EngineOptions, NoiseDevice
 from s2v_tasks.engine.pipeline import S2VPipeline
-from s2v_tasks.engine.resume import DenoiseState, Interrupted
 from s2v_tasks.engine.worker import Worker
 from s2v_tasks.errors import PermanentError
-from s2v_tasks.rendering.order import Renderer
+from s2v_tasks.rendering.renderer import Renderer
 
 RANKS = "cpu cfg1,ulysses1"
 SAMPLING = Sampling(sample_steps=5, sample_guide_scale=4.0, sample_shift=3.0, sample_solver="unipc")

@@ -12,11 +12,11 @@ from importlib.util import find_spec
 import torch
 import torch.nn.functional as F
 
-from s2v_tasks.engine.models.attention_kernels import kernel_name
+from s2v_tasks.engine.models.attention import kernel_name
 from s2v_tasks.planning.resolution import output_size
 from s2v_tasks.verification.bench.step import longest_kernels
 from s2v_tasks.verification.parity import runner
-from s2v_tasks.verification.parity.results import Target
+from s2v_tasks.verification.parity.golden import Target
 from s2v_tasks.verification.tiny_snapshot import write_tiny_snapshot
 from tests.gpu.machine import REPOSITORY, Clock, Machine, Rows
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from s2v_tasks.engine.clip import Callbacks, ClipInputs, Sampling
+from s2v_tasks.engine.denoising import DenoiseState, Interrupted
 from s2v_tasks.engine.loading import Snapshot
 from s2v_tasks.engine.loading.networks import load_pipeline
 from s2v_tasks.engine.options import EngineOptions
-from s2v_tasks.engine.resume import DenoiseState, Interrupted
 from s2v_tasks.engine.worker import open_worker
 
 _MADE_BY = "tests.gpu.render_tiny"

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from s2v_tasks.engine.models.attention_kernels import ATTENTION_KERNELS, attention_kernel
+from s2v_tasks.engine.models.attention import ATTENTION_KERNELS, attention_kernel
 from s2v_tasks.engine.models.config import S2VConfig
 from s2v_tasks.engine.worker import Worker
 from s2v_tasks.errors import ConfigurationError

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import typer
 
-from s2v_tasks.cli.cancel import cancel
+from s2v_tasks.cli.job_control import cancel
 from s2v_tasks.cli.submit import submit
 from s2v_tasks.embedded.airflow import AirflowInstallation
 from s2v_tasks.embedded.postgres import PostgresServer

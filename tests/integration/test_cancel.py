@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from s2v_tasks.cli.cancel import cancel
+from s2v_tasks.cli.job_control import cancel
 from s2v_tasks.embedded.process import free_ports
 from s2v_tasks.errors import JobCancelledError, PermanentError
 from s2v_tasks.metadata.store import MetadataStore

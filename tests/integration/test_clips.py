@@ -15,11 +15,9 @@ from s2v_tasks.media.encode import encoder_build
 from s2v_tasks.metadata.clips import ClipRepository
 from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.metadata.tables import Job
-from s2v_tasks.rendering import fingerprints, leader
-from s2v_tasks.rendering import order as clip_order
+from s2v_tasks.rendering import fingerprints, leader, renderer
 from s2v_tasks.runtime import attempts
-from s2v_tasks.schemas.facts import ClipFacts
-from s2v_tasks.schemas.manifest import Artifact, Manifest
+from s2v_tasks.schemas.manifest import Artifact, ClipFacts, Manifest
 from s2v_tasks.schemas.plan import Plan
 from s2v_tasks.storage.artifacts import ArtifactStore
 from s2v_tasks.storage.layout import JobLayout
@@ -102,8 +100,8 @@ def test_clips_rendered_by_one_process_are_those_of_a_process_each(
 ) -> None:
     """With `count` the networks are loaded once, and not at all when every clip is there; the bytes are the same."""
     loads: list[int] = []
-    load = clip_order.load_pipeline
-    monkeypatch.setattr(clip_order, "load_pipeline", lambda *args, **named: loads.append(1) or load(*args, **named))
+    load = renderer.load_pipeline
+    monkeypatch.setattr(renderer, "load_pipeline", lambda *args, **named: loads.append(1) or load(*args, **named))
     fetched: list[str] = []
     fetch = ArtifactStore.fetch
 

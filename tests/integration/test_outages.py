@@ -16,7 +16,7 @@ from s2v_tasks.errors import JobCancelledError, TransientError, UnavailableError
 from s2v_tasks.metadata import migrate
 from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.metadata.tables import Job
-from s2v_tasks.rendering.order import Renderer
+from s2v_tasks.rendering.renderer import Renderer
 from s2v_tasks.runtime import cancellation, outages
 from s2v_tasks.settings import load_settings
 from s2v_tasks.storage.layout import JobLayout

@@ -12,7 +12,7 @@ from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.perception.faces import FaceFinder
 from s2v_tasks.rendering.measuring import ClipMeasurer
 from s2v_tasks.runtime.context import run_step
-from s2v_tasks.schemas.facts import ClipFacts
+from s2v_tasks.schemas.manifest import ClipFacts
 from s2v_tasks.schemas.report import Report
 from s2v_tasks.schemas.steps import Step
 from s2v_tasks.settings import Settings

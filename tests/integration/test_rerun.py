@@ -9,8 +9,8 @@ import pytest
 import typer
 from PIL import Image
 
+from s2v_tasks.cli.job_control import rerun
 from s2v_tasks.cli.jobs import fetch
-from s2v_tasks.cli.rerun import rerun
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.metadata.tables import Job

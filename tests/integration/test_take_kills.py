@@ -8,9 +8,9 @@ import pytest
 from s2v_tasks.engine.pipeline import S2VPipeline
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.metadata.clips import ClipRepository
-from s2v_tasks.rendering import order as clip_order
+from s2v_tasks.rendering import renderer
 from s2v_tasks.rendering.measuring import ClipMeasurer
-from s2v_tasks.rendering.take_gate import TakeGate
+from s2v_tasks.rendering.takes import TakeGate
 from s2v_tasks.runtime import attempts
 from s2v_tasks.schemas.quality import TakeRecord
 from s2v_tasks.storage.artifacts import ArtifactStore
@@ -106,7 +106,7 @@ def test_a_kill_between_two_takes_changes_neither_bytes_nor_takes(
 ) -> None:
     """Wherever the process is killed, the next one decides the same and renders nothing that is durable."""
     monkeypatch.setattr(attempts, "_SILENT_SECONDS", 0.0)
-    monkeypatch.setattr(clip_order, "load_pipeline", loaded_once(clip_order.load_pipeline))
+    monkeypatch.setattr(renderer, "load_pipeline", loaded_once(renderer.load_pipeline))
     prepare(run, **GATE)
     drawn = spoil(PLANNED[1])
     run("render_clip", 0, count=2)

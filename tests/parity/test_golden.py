@@ -13,8 +13,8 @@ from s2v_tasks.engine.models.config import S2VConfig
 from s2v_tasks.engine.models.transformer import S2VTransformer
 from s2v_tasks.errors import ConfigurationError, PermanentError
 from s2v_tasks.planning.resolution import output_size
-from s2v_tasks.verification.parity import encoders
-from s2v_tasks.verification.parity.results import CaseResult, load_golden
+from s2v_tasks.verification.parity import components
+from s2v_tasks.verification.parity.golden import CaseResult, load_golden
 from s2v_tasks.verification.parity.runner import parse_target, run
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -111,11 +111,11 @@ def test_a_silent_file_is_not_hidden_by_one_of_a_longer_name(tmp_path: Path, mon
     """A file without a row fails, whatever other files of the folder gave."""
     for name in ("t5_tiny", "t5_tiny_b"):
         shutil.copy(GOLDEN / "t5_tiny.safetensors", tmp_path / f"{name}.safetensors")
-    speaking = encoders.cases
+    speaking = components.cases
     monkeypatch.setattr(
-        encoders,
+        components,
         "cases",
-        lambda folder, target: (row for row in speaking(folder, target) if row.name.startswith("t5_tiny_b")),
+        lambda *args, **named: (row for row in speaking(*args, **named) if row.name.startswith("t5_tiny_b")),
     )
     assert list(failures(tmp_path)) == ["t5_tiny"]
 

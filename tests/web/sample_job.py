@@ -12,8 +12,7 @@ from PIL import Image
 from s2v_tasks.media.assembly import mux, stitch
 from s2v_tasks.media.encode import encode_clip
 from s2v_tasks.metadata.store import MetadataStore
-from s2v_tasks.schemas.facts import ClipFacts
-from s2v_tasks.schemas.manifest import Artifact, Manifest, Producer
+from s2v_tasks.schemas.manifest import Artifact, ClipFacts, Manifest, Producer
 from s2v_tasks.schemas.plan import Plan
 from s2v_tasks.settings import load_settings
 from s2v_tasks.storage.layout import JobLayout, output_video_uri

@@ -11,7 +11,7 @@ import pytest
 
 from s2v_tasks.embedded.process import free_ports
 from s2v_tasks.metadata.store import MetadataStore
-from s2v_tasks.schemas.facts import ClipFacts
+from s2v_tasks.schemas.manifest import ClipFacts
 from s2v_tasks.storage.s3 import ObjectStore
 from tests.web.sample_job import REQUEST, SPEECH, add_finished_job, add_job, add_rendered_clip
 

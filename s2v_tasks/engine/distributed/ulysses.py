@@ -16,8 +16,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from s2v_tasks.engine.models.attention import SelfAttention
-from s2v_tasks.engine.models.attention_kernels import Attend
+from s2v_tasks.engine.models.attention import Attend, SelfAttention
 from s2v_tasks.engine.models.forward_inputs import ClipTokens
 from s2v_tasks.engine.models.transformer import S2VTransformer
 

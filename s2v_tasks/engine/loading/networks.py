@@ -10,7 +10,7 @@ from s2v_tasks.engine.distributed.halo_exchange import ParallelVae
 from s2v_tasks.engine.distributed.mesh import Layout, choose_layout, parallelize
 from s2v_tasks.engine.loading.adapters import Adapter
 from s2v_tasks.engine.loading.snapshot import Snapshot
-from s2v_tasks.engine.models.attention_kernels import attention_kernel, kernel_name
+from s2v_tasks.engine.models.attention import attention_kernel, kernel_name
 from s2v_tasks.engine.models.transformer import S2VTransformer
 from s2v_tasks.engine.options import EngineOptions, VaePrecision
 from s2v_tasks.engine.pipeline import S2VPipeline

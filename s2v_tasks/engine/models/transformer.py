@@ -22,8 +22,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from s2v_tasks.engine.models.attention import KeysValues
-from s2v_tasks.engine.models.attention_kernels import Attend, sdpa
+from s2v_tasks.engine.models.attention import Attend, KeysValues, sdpa
 from s2v_tasks.engine.models.audio import NUM_FEATURE_LAYERS, AudioConditioning, AudioInjector, CausalAudioEncoder
 from s2v_tasks.engine.models.blocks import Block, Head
 from s2v_tasks.engine.models.config import S2VConfig
@@ -61,7 +60,7 @@ class S2VTransformer(nn.Module):
         self.lend_block: LendBlock = self._own_block
 
     def choose_kernels(self, attend: Attend = sdpa, *, compiled: bool = False) -> None:
-        """Run self attention on a kernel of `models.attention_kernels`; with `compiled`, compile the blocks.
+        """Run self attention on a kernel of `models.attention`; with `compiled`, compile the blocks.
 
         The first block, which the branches share, and the last, which computes video tokens only, have graphs of their
         own; the others share one. Each number of tokens has its own graphs, so that the result of a clip does not

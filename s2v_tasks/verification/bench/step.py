@@ -18,7 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 from s2v_tasks.engine.acceleration.fp8 import quantizer
 from s2v_tasks.engine.acceleration.offload import BlockOffload, keep_blocks_on_host
 from s2v_tasks.engine.distributed.mesh import BranchSplit, Layout, choose_layout, parallelize
-from s2v_tasks.engine.models.attention_kernels import attention_kernel, kernel_name
+from s2v_tasks.engine.models.attention import attention_kernel, kernel_name
 from s2v_tasks.engine.models.audio import NUM_FEATURE_LAYERS
 from s2v_tasks.engine.models.config import S2VConfig
 from s2v_tasks.engine.models.forward_inputs import ClipTokens, Conditioning

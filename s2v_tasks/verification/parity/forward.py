@@ -20,8 +20,7 @@ from s2v_tasks.engine.models.layers import MOTION_LATENTS, FramePacker, timestep
 from s2v_tasks.engine.models.rope import Grid, motion_grids, reference_grid, rope_table, video_grid
 from s2v_tasks.engine.models.transformer import S2VTransformer
 from s2v_tasks.errors import ConfigurationError
-from s2v_tasks.verification.parity.golden_transformer import is_weights, load_transformer, num_ranks, share_among_ranks
-from s2v_tasks.verification.parity.results import (
+from s2v_tasks.verification.parity.golden import (
     CASE_SUFFIXES,
     CPU_FLOAT32,
     EXACT,
@@ -33,8 +32,12 @@ from s2v_tasks.verification.parity.results import (
     compare,
     compare_all,
     compare_bfloat16,
+    is_weights,
     load_golden,
+    load_transformer,
+    num_ranks,
     per_file,
+    share_among_ranks,
 )
 
 PREFIXES = ("dit_", "framepack", "rope", "time_embedding", "audio_encoder")

@@ -23,8 +23,7 @@ from s2v_tasks.engine.images import fit_image, fit_pose, pad_pose, reference_pos
 from s2v_tasks.engine.models.transformer import MOTION_FRAMES
 from s2v_tasks.engine.pipeline import S2VPipeline
 from s2v_tasks.errors import ConfigurationError
-from s2v_tasks.verification.parity.golden_transformer import load_transformer, share_among_ranks
-from s2v_tasks.verification.parity.results import (
+from s2v_tasks.verification.parity.golden import (
     CASE_SUFFIXES,
     CPU_FLOAT32,
     EXACT,
@@ -35,7 +34,9 @@ from s2v_tasks.verification.parity.results import (
     compare,
     compare_all,
     load_golden,
+    load_transformer,
     per_file,
+    share_among_ranks,
 )
 
 PREFIXES = ("loop_",)

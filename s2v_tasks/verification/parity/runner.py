@@ -13,8 +13,8 @@ from torch.multiprocessing.spawn import spawn
 
 from s2v_tasks.engine.distributed.mesh import Layout
 from s2v_tasks.errors import ConfigurationError, PermanentError
-from s2v_tasks.verification.parity import encoders, forward, loops, tables
-from s2v_tasks.verification.parity.results import CASE_SUFFIXES, CPU_FLOAT32, EXACT, CaseResult, Target, failed
+from s2v_tasks.verification.parity import components, forward, loops
+from s2v_tasks.verification.parity.golden import CASE_SUFFIXES, CPU_FLOAT32, EXACT, CaseResult, Target, failed
 
 # What a folder of goldens holds of these kinds besides cases.
 _DOCUMENTS = ("README", "manifest", "mutation_results", "upstream_timing")
@@ -90,13 +90,12 @@ def parse_target(device: str, dtype: str, *, num_ranks: int = 1) -> Target:
 
 def _all_cases(folder: Path, output_size: OutputSize, layout: Layout | None, target: Target) -> Iterator[CaseResult]:
     yield from forward.cases(folder, layout, target)
-    yield from encoders.cases(folder, target)
-    yield from tables.cases(folder, output_size=output_size)
+    yield from components.cases(folder, target, output_size=output_size)
     yield from loops.cases(folder, output_size=output_size, layout=layout, target=target)
 
 
 def _unknown(files: list[Path]) -> Iterator[CaseResult]:
-    known = (*forward.PREFIXES, *encoders.PREFIXES, *tables.PREFIXES, *loops.PREFIXES)
+    known = (*forward.PREFIXES, *components.PREFIXES, *loops.PREFIXES)
     for path in files:
         if not path.name.startswith(known):
             yield failed(path.stem, EXACT, f"{path.name}: no case knows this file")

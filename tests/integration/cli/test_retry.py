@@ -9,7 +9,7 @@ import typer
 from typer.testing import CliRunner, Result
 
 from s2v_tasks.cli.airflow_api import AirflowApi
-from s2v_tasks.cli.retry import retry as retry_command
+from s2v_tasks.cli.job_control import retry as retry_command
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.settings import load_settings

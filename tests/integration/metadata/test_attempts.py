@@ -9,7 +9,7 @@ import pytest
 from s2v_tasks.metadata.attempts import CONDITIONS, rendering
 from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.metadata.tables import Job
-from s2v_tasks.schemas.facts import ClipFacts
+from s2v_tasks.schemas.manifest import ClipFacts
 from s2v_tasks.schemas.plan import Plan
 from s2v_tasks.schemas.quality import Take, TakeRecord
 

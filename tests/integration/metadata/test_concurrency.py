@@ -16,8 +16,7 @@ from s2v_tasks.metadata.session import transaction
 from s2v_tasks.metadata.sql import lock_job
 from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.metadata.tables import Drop
-from s2v_tasks.schemas.facts import ClipFacts
-from s2v_tasks.schemas.manifest import Manifest, Producer
+from s2v_tasks.schemas.manifest import ClipFacts, Manifest, Producer
 from s2v_tasks.schemas.plan import InheritedClip, Plan
 
 FACTS = ClipFacts(start_frame=0, end_frame=16)

@@ -10,7 +10,7 @@ from s2v_tasks.metadata.ingestion import NewRow
 from s2v_tasks.metadata.queue import NewJob
 from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.metadata.tables import ArtifactRow, Attempt, Clip, Event, Job
-from s2v_tasks.schemas.facts import ClipFacts
+from s2v_tasks.schemas.manifest import ClipFacts
 from s2v_tasks.schemas.plan import Plan
 
 FACTS = ClipFacts(start_frame=0, end_frame=16)

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from s2v_tasks.metadata.session import create_engine
 from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.metadata.tables import Notification
-from s2v_tasks.schemas.facts import ClipFacts
+from s2v_tasks.schemas.manifest import ClipFacts
 
 FACTS = ClipFacts(start_frame=0, end_frame=16)
 

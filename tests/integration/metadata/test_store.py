@@ -9,8 +9,7 @@ import sqlalchemy as sa
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.metadata.tables import Job
-from s2v_tasks.schemas.facts import ClipFacts
-from s2v_tasks.schemas.manifest import Artifact, Manifest, Producer
+from s2v_tasks.schemas.manifest import Artifact, ClipFacts, Manifest, Producer
 from s2v_tasks.schemas.plan import InheritedClip, Plan
 
 FACTS = ClipFacts(start_frame=0, end_frame=16)

@@ -13,7 +13,7 @@ from s2v_tasks.errors import PermanentError, TransientError
 from s2v_tasks.media.encode import encode_clip
 from s2v_tasks.media.frames import measure, read_frames
 from s2v_tasks.runtime.context import StepContext, open_context
-from s2v_tasks.schemas.facts import ClipFacts, ReportFacts, StagedFacts, StagedImage, StagedSpeech
+from s2v_tasks.schemas.manifest import ClipFacts, ReportFacts, StagedFacts, StagedImage, StagedSpeech
 from s2v_tasks.schemas.plan import ClipPlan, Estimate, Plan, Sampling, SpeechFacts
 from s2v_tasks.schemas.report import Report
 from s2v_tasks.schemas.request import Request

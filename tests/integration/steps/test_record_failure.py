@@ -6,7 +6,7 @@ import pytest
 
 from s2v_tasks.planning import make_plan
 from s2v_tasks.runtime.context import StepContext, open_context
-from s2v_tasks.schemas.facts import ClipFacts
+from s2v_tasks.schemas.manifest import ClipFacts
 from s2v_tasks.schemas.model_card import load_gpu_card, load_model_card
 from s2v_tasks.schemas.plan import Plan, SpeechFacts
 from s2v_tasks.schemas.preset import load_presets

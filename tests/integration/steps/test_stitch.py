@@ -12,7 +12,7 @@ from s2v_tasks.media import assembly, encode
 from s2v_tasks.media.encode import encode_clip, encoder_build
 from s2v_tasks.media.frames import read_frames
 from s2v_tasks.runtime.context import StepContext, open_context
-from s2v_tasks.schemas.facts import AssemblyFacts, ClipFacts
+from s2v_tasks.schemas.manifest import AssemblyFacts, ClipFacts
 from s2v_tasks.schemas.plan import ClipPlan, Estimate, Plan, Sampling, SpeechFacts
 from s2v_tasks.schemas.steps import RENDER_CLIP, STITCH
 from s2v_tasks.settings import Settings, load_settings

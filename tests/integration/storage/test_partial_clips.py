@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from s2v_tasks.schemas.facts import PartialClipFacts
+from s2v_tasks.schemas.manifest import PartialClipFacts
 from s2v_tasks.storage.artifacts import ArtifactStore
 from s2v_tasks.storage.layout import JobLayout
 from s2v_tasks.storage.partial_clips import PartialClip

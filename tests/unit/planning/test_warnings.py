@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from s2v_tasks.schemas.facts import StagedFaces, StagedSound
+from s2v_tasks.schemas.manifest import StagedFaces, StagedSound
 from s2v_tasks.schemas.plan import InputFacts
 from tests.unit.planning.conftest import seconds
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from s2v_tasks.engine.options import EngineOptions
-from s2v_tasks.rendering import fingerprints, leader, order
+from s2v_tasks.rendering import fingerprints, leader, renderer
 from s2v_tasks.rendering.fingerprints import clip_fingerprints
 from s2v_tasks.schemas.manifest import Manifest, Producer
 from s2v_tasks.schemas.plan import ClipPlan, Estimate, InheritedClip, Plan, Sampling, SpeechFacts
@@ -197,4 +197,4 @@ def test_ranks_wait_for_a_leader_that_waits_for_two_servers(monkeypatch: pytest.
     """Allow for S3 and then for PostgreSQL to be away, each as long as a step is tried again."""
     monkeypatch.setenv("S2V_RETRY_SECONDS", "900")
     load_settings.cache_clear()
-    assert order.leader_waits_seconds(load_settings()) == 1800
+    assert renderer.leader_waits_seconds(load_settings()) == 1800

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from s2v_tasks.errors import ConfigurationError
-from s2v_tasks.rendering.plan_options import plan_adapters, plan_options
+from s2v_tasks.rendering.renderer import plan_adapters, plan_options
 from s2v_tasks.schemas.plan import PlannedAdapter
 from s2v_tasks.settings import Settings
 from tests.unit.rendering.test_leader import plan

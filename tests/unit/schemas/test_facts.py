@@ -7,8 +7,16 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from s2v_tasks.schemas.facts import AssemblyFacts, ClipFacts, ConditionsFacts, Facts, PartialClipFacts, StagedFacts
-from s2v_tasks.schemas.manifest import Manifest, Producer
+from s2v_tasks.schemas.manifest import (
+    AssemblyFacts,
+    ClipFacts,
+    ConditionsFacts,
+    Facts,
+    Manifest,
+    PartialClipFacts,
+    Producer,
+    StagedFacts,
+)
 from s2v_tasks.schemas.steps import RENDER_CLIP, STAGE_INPUTS, STITCH
 
 # Written by version 0.1.0 before facts were typed.

@@ -2,7 +2,7 @@
 
 import pytest
 
-from s2v_tasks.schemas.strict_json import decode_text, parse_json
+from s2v_tasks.schemas.request_parsing import decode_text, parse_json
 
 
 def test_plain_json_is_what_it_says() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from s2v_tasks.schemas.facts import ClipFacts
+from s2v_tasks.schemas.manifest import ClipFacts
 from s2v_tasks.storage import kept_outputs
 from s2v_tasks.storage.kept_outputs import Built, KeptOutputs, OutputFile
 

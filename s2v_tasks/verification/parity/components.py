@@ -1,9 +1,10 @@
-"""Golden cases of everything around the networks: timing of speech, solvers, output sizes, fitting of pictures."""
+"""Golden cases of all parts but the transformer: encoders, timing of speech, solvers, output sizes, fitted pictures."""
 
 import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,37 +19,92 @@ from s2v_tasks.engine.audio_features import (
     reference_num_repeat,
     resample_50_to_30,
 )
+from s2v_tasks.engine.encoders.audio_encoder import AudioEncoder, normalise
+from s2v_tasks.engine.encoders.text_encoder import build_umt5, encode_ids
+from s2v_tasks.engine.encoders.vae import Vae
 from s2v_tasks.engine.images import fit_image, to_pixels
 from s2v_tasks.engine.schedulers import make_scheduler
-from s2v_tasks.verification.parity.results import (
+from s2v_tasks.verification.parity.golden import (
+    CASE_SUFFIXES,
+    CPU_FLOAT32,
     EXACT,
     FORWARD_GATE,
     SCHEDULER_GATE,
     CaseResult,
     Golden,
+    Target,
     compare,
     compare_all,
     load_golden,
     per_file,
 )
 
+_ENCODERS = ("wav2vec", "t5", "vae")
 OutputSize = Callable[[int, int, int], tuple[int, int]]
-PREFIXES = ("audio_bucket", "scheduler", "size", "image")
+_RULES = ("audio_bucket", "scheduler", "size", "image")
+PREFIXES = (*_ENCODERS, *_RULES)
 
 
-def cases(folder: Path, *, output_size: OutputSize) -> Iterator[CaseResult]:
-    """Run every table golden of `folder`; `output_size(height, width, area)` gives the (height, width) to render."""
+def cases(folder: Path, target: Target = CPU_FLOAT32, *, output_size: OutputSize) -> Iterator[CaseResult]:
+    """Run every golden of `folder` that is not of the transformer; weights and dimensions come from the files.
 
-    def run_file(path: Path) -> Iterator[CaseResult]:
-        if path.suffix == ".json":
-            return _audio_indices(path) if path.stem.startswith("audio") else _sizes(path, output_size)
-        golden = load_golden(path)
-        if golden.name.startswith("audio"):
-            return _audio_buckets(golden)
-        return _schedulers(golden) if golden.name.startswith("scheduler") else _images(golden, output_size)
+    `output_size(height, width, area)` gives the (height, width) to render.
+    """
+    paths = sorted(path for path in folder.iterdir() if path.suffix in CASE_SUFFIXES)
+    networks = (path for path in paths if path.suffix == ".safetensors" and path.stem.startswith(_ENCODERS))
+    yield from per_file(networks, partial(_encoder_case, target.device), FORWARD_GATE)
+    rules = (path for path in paths if path.stem.startswith(_RULES))
+    yield from per_file(rules, partial(_rule_case, output_size), EXACT)
 
-    paths = (path for path in folder.iterdir() if path.suffix in (".json", ".safetensors"))
-    return per_file(sorted(path for path in paths if path.stem.startswith(PREFIXES)), run_file, EXACT)
+
+def _encoder_case(device: torch.device, path: Path) -> Iterator[CaseResult]:
+    golden = load_golden(path, device)
+    if golden.name.startswith("wav2vec"):
+        return _wav2vec(golden, device)
+    return _t5(golden, device) if golden.name.startswith("t5") else _vae(golden, device)
+
+
+def _wav2vec(golden: Golden, device: torch.device) -> Iterator[CaseResult]:
+    encoder = AudioEncoder.from_state_dict(golden.with_prefix("w."), golden.metadata["config"], device)
+    for clip in _stems(golden, ".input_values"):
+        waveform = golden[f"{clip}.loaded"].cpu().numpy()
+        values = golden[f"{clip}.input_values"]
+        states = encoder.encode(waveform)
+        name = f"{golden.name} {clip}"
+        yield compare(f"{name} input_values", values.new_tensor(normalise(waveform))[None], values, FORWARD_GATE)
+        yield compare(f"{name} hidden50", states, golden[f"{clip}.hidden50"], FORWARD_GATE)
+        yield compare(f"{name} feat30", resample_50_to_30(states), golden[f"{clip}.feat30"], FORWARD_GATE)
+
+
+def _t5(golden: Golden, device: torch.device) -> Iterator[CaseResult]:
+    model = build_umt5(golden.with_prefix("w."), device)
+    for index, rows in enumerate(encode_ids(model, golden["ids"], golden["mask"])):
+        yield compare(f"{golden.name} out{index}", rows, golden[f"out{index}"], FORWARD_GATE)
+
+
+def _vae(golden: Golden, device: torch.device) -> Iterator[CaseResult]:
+    vae = Vae.from_state_dict(golden.with_prefix("w."), device)
+    for clip in _stems(golden, ".x"):
+        name = f"{golden.name} {clip}"
+        yield compare(f"{name} encode", vae.encode(golden[f"{clip}.x"][None])[0], golden[f"{clip}.z"], FORWARD_GATE)
+        for latents in ("z", "zrand"):
+            if f"{clip}.dec_{latents}" in golden:
+                actual = vae.decode(golden[f"{clip}.{latents}"][None])[0]
+                yield compare(f"{name} decode {latents}", actual, golden[f"{clip}.dec_{latents}"], FORWARD_GATE)
+
+
+def _stems(golden: Golden, suffix: str) -> list[str]:
+    """Return the names of the golden's tensors that end with `suffix`, without it."""
+    return sorted(key.removesuffix(suffix) for key in golden.tensors if key.endswith(suffix))
+
+
+def _rule_case(output_size: OutputSize, path: Path) -> Iterator[CaseResult]:
+    if path.suffix == ".json":
+        return _audio_indices(path) if path.stem.startswith("audio") else _sizes(path, output_size)
+    golden = load_golden(path)
+    if golden.name.startswith("audio"):
+        return _audio_buckets(golden)
+    return _schedulers(golden) if golden.name.startswith("scheduler") else _images(golden, output_size)
 
 
 def _audio_buckets(golden: Golden) -> Iterator[CaseResult]:

@@ -1,33 +1,67 @@
-"""Orders of the leader, and the renderer of each rank, which loads the networks once and renders the ordered clips."""
+"""The renderer of each rank: it loads the networks once and renders the clips that the leader orders.
+
+Followers, the ranks other than 0, do nothing else: they have no storage or metadata of their own.
+"""
 
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from s2v_tasks import log
 from s2v_tasks.engine import check_compile_cache
 from s2v_tasks.engine.clip import Callbacks, ClipInputs, MotionState, Sampling
+from s2v_tasks.engine.denoising import DenoiseState, Interrupted
 from s2v_tasks.engine.images import fit_pose
 from s2v_tasks.engine.loading import Snapshot
 from s2v_tasks.engine.loading.adapters import Adapter
 from s2v_tasks.engine.loading.networks import load_pipeline, made_with, vae_precision
-from s2v_tasks.engine.models.attention_kernels import kernel_name
+from s2v_tasks.engine.models.attention import kernel_name
 from s2v_tasks.engine.options import EngineOptions
 from s2v_tasks.engine.pipeline import S2VPipeline
-from s2v_tasks.engine.resume import DenoiseState
 from s2v_tasks.engine.worker import Worker, open_worker
+from s2v_tasks.errors import ConfigurationError
 from s2v_tasks.media.frames import read_frames
 from s2v_tasks.rendering.fingerprints import frames_to_keep
+from s2v_tasks.runtime.cancellation import cancellable
+from s2v_tasks.schemas.model_card import load_adapter_cards
 from s2v_tasks.schemas.plan import ClipPlan, Plan
-from s2v_tasks.settings import Settings
+from s2v_tasks.settings import Settings, config_dir, load_settings
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+def plan_options(settings: Settings, plan: Plan) -> EngineOptions:
+    """Return the options of the installation, with the step cache of the plan where it states one."""
+    options = EngineOptions.of(settings)
+    threshold = plan.sampling.step_cache
+    return options if threshold is None else replace(options, step_cache=threshold)
+
+
+def plan_adapters(settings: Settings, plan: Plan) -> tuple[Adapter, ...]:
+    """Return the adapters of the plan, whose files are as the catalogue and the plan say."""
+    if not plan.adapters:
+        return ()
+    cards = load_adapter_cards(config_dir(settings))
+    folder = (settings.snapshot_path or Path()).absolute().parent
+    found = []
+    for planned in plan.adapters:
+        card = cards.get(planned.name)
+        if card is None or card.sha256 != planned.sha256:
+            raise ConfigurationError(
+                f"adapter {planned.name} has another digest in adapters.yaml than in the plan: expected "
+                f"{planned.sha256[:12]}.... Restore the entry, or rerun the job"
+            )
+        adapter = Adapter(card.name, folder / card.path, planned.strength, card.sha256, card.alpha, card.least_matched)
+        adapter.check_file()
+        found.append(adapter)
+    return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -154,3 +188,21 @@ def open_rank(settings: Settings) -> AbstractContextManager[Worker]:
 def leader_waits_seconds(settings: Settings) -> float:
     """Return the maximum seconds between two clips: one outage of S3 and one of PostgreSQL."""
     return 2.0 * settings.retry_seconds
+
+
+def follow(job_id: str) -> None:
+    """Render the clips that the leader orders, until it sends no more orders."""
+    settings = load_settings()
+    with cancellable(job_id, settings), open_rank(settings) as worker:
+        log.bind(job_id=job_id, rank=worker.rank)
+        renderer = Renderer(worker)
+        order: Order | None = worker.share()
+        while order is not None:
+            log.bind(clip_index=order.clip.clip_index)
+            try:
+                state = renderer.saved_state(order)
+                renderer.render(order, state, take=lambda _frames: None, on_step=lambda _step, _num_steps: None)
+                renderer.clip_facts()
+            except Interrupted as stop:
+                log.get_logger().info("interrupted", step=stop.state.step)
+            order = worker.share()

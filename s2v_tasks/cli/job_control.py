@@ -1,0 +1,228 @@
+"""`s2v cancel`, `s2v retry`, `s2v rerun`: end a job, restart it, or make a new job from it. Finished clips are kept."""
+
+import json
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from s2v_tasks.cli import app
+from s2v_tasks.cli.request_options import BOOKKEEPING, QUALITY, SAMPLING, parse_labels, request_options
+from s2v_tasks.cli.submit import HandIn, JobIdOption, Unpause, Via, hand_in, start
+from s2v_tasks.cli.terminal import PEOPLE, AsJson, console, open_metadata_store, print_json
+from s2v_tasks.cli.watch import Watch, unknown_job
+from s2v_tasks.errors import PermanentError, TransientError
+from s2v_tasks.schemas.job import JobStatus, RestartableStatus
+from s2v_tasks.schemas.manifest import fingerprint
+from s2v_tasks.schemas.plan import Plan
+from s2v_tasks.schemas.request import Request
+from s2v_tasks.schemas.request_parsing import parse_request
+from s2v_tasks.settings import load_settings
+
+if TYPE_CHECKING:
+    from s2v_tasks.metadata.store import MetadataStore
+    from s2v_tasks.storage.s3 import ObjectStore
+
+_CANCEL_WAIT_SECONDS = 30.0
+_CANCEL_POLL_SECONDS = 0.5
+_MOST_RETRIED = 10_000
+
+
+@app.command(rich_help_panel=PEOPLE)
+def cancel(
+    job_id: Annotated[str, typer.Argument(help="The job.")],
+    as_json: AsJson = False,
+) -> None:
+    """Cancel a job: its processes and pods stop. Finished clips are kept for a later start or rerun.
+
+    Exit codes: 0 the job is cancelled, 65 it had ended before, 75 its end is not confirmed yet.
+    """
+    with open_metadata_store() as metadata:
+        status = metadata.jobs.request_cancel(job_id)
+        if status in {JobStatus.SUCCEEDED, JobStatus.FAILED}:
+            raise PermanentError(f"Job {job_id} has {status}: there is nothing to cancel.")
+        ended_runs = _end_runs(job_id)
+        if status is None and not ended_runs:
+            raise unknown_job(job_id)
+        reason = "It ended before its first step." if status is None else _await_end(metadata, job_id, ended_runs)
+    outcome = {"job_id": job_id, "status": JobStatus.CANCELLED, "reason": reason, "ended_runs": ended_runs}
+    if as_json:
+        print_json(outcome)
+    else:
+        console.print(f"[bold]{job_id}[/bold] cancelled: {reason}")
+
+
+def _end_runs(job_id: str) -> list[str]:
+    """End the job's runs in Airflow and return their ids. The steps of the job end without Airflow, too."""
+    from s2v_tasks.cli.airflow_api import AirflowApi, job_of_run
+
+    settings = load_settings()
+    if settings.airflow_url is None:
+        return []
+    api = AirflowApi.from_settings(settings)
+    try:
+        runs = [str(run["dag_run_id"]) for run in api.active_runs() if job_of_run(run) == job_id]
+        for run_id in runs:
+            api.fail(run_id)
+    except TransientError as error:
+        typer.echo(f"{error} The steps of the job end without it.", err=True)
+        return []
+    return runs
+
+
+def _await_end(metadata: "MetadataStore", job_id: str, ended_runs: list[str]) -> str:
+    """Return the reason of the cancelled job; TransientError if no step confirms the cancel in time."""
+    deadline = time.monotonic() + _CANCEL_WAIT_SECONDS
+    while True:
+        job = metadata.jobs.get(job_id)
+        assert job is not None  # noqa: S101 - it existed a moment ago
+        if job.status == JobStatus.QUEUED and job.dag_run_id is None and not ended_runs:
+            metadata.jobs.cancel(job_id)  # it waits in the queue: no step runs that could confirm the cancel
+        elif job.status == JobStatus.CANCELLED:
+            return job.reason or ""
+        elif job.has_ended:
+            raise PermanentError(f"Job {job_id} has {job.status} before it could be cancelled.")
+        elif time.monotonic() > deadline:
+            raise TransientError(
+                f"Job {job_id} is being cancelled, but no step has confirmed it within "
+                f"{_CANCEL_WAIT_SECONDS:.0f} s. Its next step does not start. Check with `s2v job {job_id}`."
+            )
+        time.sleep(_CANCEL_POLL_SECONDS)
+
+
+@app.command(rich_help_panel=PEOPLE)
+def retry(
+    job_id: Annotated[list[str] | None, typer.Argument(help="Jobs. Default: all jobs that match the options.")] = None,
+    status: Annotated[RestartableStatus, typer.Option(help="Only jobs with this status.")] = RestartableStatus.FAILED,
+    code: Annotated[
+        int | None,
+        typer.Option(help="Only jobs whose last failed step had this exit code, such as 75 after an outage."),
+    ] = None,
+    label: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="Only jobs with this label.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list them.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Restart failed or cancelled jobs, for example after an outage: `s2v retry --status failed --code 75`.
+
+    Each job keeps its request and its finished clips; the oldest starts first. If Airflow refuses a job, the others
+    are started, and the exit code is 65.
+    """
+    from s2v_tasks.cli.airflow_api import AirflowApi
+
+    found = _find(job_id or [], status, code, parse_labels(label or []))
+    api = None if dry_run else AirflowApi.from_settings(load_settings())
+    outcomes: list[dict[str, Any]] = []
+    for name, request in found:
+        outcome: dict[str, Any] = {"job_id": name, "started": False}
+        if api is not None:
+            try:
+                outcome |= start(api, name, parse_request(request))
+            except PermanentError as error:
+                outcome |= {"refused": str(error)}
+        outcomes.append(outcome)
+    if as_json:
+        print_json(outcomes, indent=None)
+    else:
+        for outcome in outcomes:
+            state = outcome.get("refused") or ("started" if outcome["started"] else outcome.get("run_state", "found"))
+            console.print(f"{outcome['job_id']} {state}", markup=False)
+        console.print(
+            f"{sum(outcome['started'] for outcome in outcomes)} of {len(outcomes)} jobs started", markup=False
+        )
+    if any("refused" in outcome for outcome in outcomes):
+        raise typer.Exit(PermanentError.exit_code)
+
+
+def _find(
+    job_ids: list[str], status: str, code: int | None, labels: dict[str, str]
+) -> list[tuple[str, dict[str, Any]]]:
+    """Return jobs with their requests, the oldest first."""
+    with open_metadata_store() as metadata:
+        jobs = metadata.jobs.recent(_MOST_RETRIED, status=status, labels=labels)
+        if unknown := sorted(set(job_ids) - {job.job_id for job in jobs}):
+            raise PermanentError(f"{', '.join(unknown)}: expected jobs that are {status}; see `s2v jobs`.")
+        chosen = [job for job in reversed(jobs) if not job_ids or job.job_id in job_ids]
+        found = []
+        for job in chosen:
+            # Only the record of one job has its events, by which its exit code is known.
+            full = metadata.jobs.get(job.job_id) if code is not None else job
+            if full is not None and (code is None or full.exit_code == code):
+                request = {name: value for name, value in (full.request or {}).items() if value is not None}
+                found.append((job.job_id, request))
+        return found
+
+
+@app.command(rich_help_panel=PEOPLE)
+@request_options("prompt", "preset", *SAMPLING, *QUALITY, *BOOKKEEPING, "max_gpu_seconds", "max_cost")
+def rerun(
+    parent: Annotated[str, typer.Argument(metavar="JOB_ID", help="The earlier job, which is not changed.")],
+    fields: dict[str, Any],
+    from_clip: Annotated[int, typer.Option(min=0, help="Index, from 0, of the first clip that is rendered again.")] = 0,
+    job_id: JobIdOption = None,
+    via: Via = "api",
+    watch: Watch = False,
+    unpause: Unpause = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make a video again with another prompt, seed or sampling; clips before --from-clip are reused.
+
+    Frames, size and, where not changed, seeds are those of the earlier job. --preset takes the sampling of a preset:
+    `--preset high` turns a preview into the video itself. The same rerun again is the same job.
+    """
+    from s2v_tasks.planning.rerun import check_from_clip
+    from s2v_tasks.planning.sampling import SAMPLING_FIELDS
+    from s2v_tasks.storage.s3 import ObjectStore
+
+    store = ObjectStore.from_settings(load_settings())
+    earlier, plan = _request(store, parent), _plan(store, parent)
+    check_from_clip(plan, from_clip)
+    _check_change(earlier, plan, fields, from_clip)
+    kept = earlier.model_dump()
+    if fields.get("preset", earlier.preset) != earlier.preset:
+        kept |= dict.fromkeys(SAMPLING_FIELDS)  # the new preset decides them
+    changed = kept | fields | {"parent_job_id": parent, "from_clip": from_clip}
+    request = parse_request(changed)
+    name = job_id or f"{parent[:50].rstrip('-')}-r{fingerprint(request.model_dump())[:10]}"
+    raise typer.Exit(hand_in(name, request, HandIn(via, watch=watch, unpause=unpause, as_json=as_json)))
+
+
+def _request(store: "ObjectStore", job_id: str) -> Request:
+    """Return the request of a job whose inputs were staged."""
+    from s2v_tasks.storage.layout import JobLayout
+    from s2v_tasks.storage.s3 import ObjectMissingError
+
+    try:
+        return parse_request(json.loads(store.get_bytes(JobLayout(job_id).request)))
+    except ObjectMissingError:
+        raise unknown_job(job_id) from None
+
+
+def _plan(store: "ObjectStore", job_id: str) -> Plan:
+    """Return the plan of a job."""
+    from s2v_tasks.storage.layout import JobLayout
+    from s2v_tasks.storage.s3 import ObjectMissingError
+
+    try:
+        return Plan.model_validate_json(store.get_bytes(JobLayout(job_id).plan))
+    except ObjectMissingError:
+        raise PermanentError(
+            f"Job {job_id} has no plan: expected a job that was planned; `s2v job {job_id}` shows it."
+        ) from None
+
+
+def _check_change(earlier: Request, plan: Plan, fields: dict[str, Any], from_clip: int) -> None:
+    """Raise PermanentError if a rerun would only render the existing clips again.
+
+    Clips that the earlier job has inherited may be made from other words than its own: from there on it is a change.
+    """
+    now = {"prompt": earlier.prompt, "preset": plan.preset, "base_seed": plan.base_seed, "guide_steps": None}
+    now |= plan.sampling.model_dump()
+    now |= {"adapters": [item.model_dump() for item in earlier.adapters or ()], "step_cache": earlier.step_cache}
+    if any(value not in (now[name], getattr(earlier, name)) for name, value in fields.items() if name in now):
+        return
+    if from_clip >= len(plan.inherited):
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in ("prompt", "preset", *SAMPLING))
+        raise PermanentError(
+            f"Nothing is changed: the clips of job {plan.job_id} from {from_clip} on would be rendered once more. Give "
+            f"another {options}, or `s2v fetch {plan.job_id}` to get the video that is there."
+        )

@@ -7,7 +7,7 @@ no credential.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,16 @@ from s2v_tasks.schemas.manifest import Artifact
 from s2v_tasks.settings import Settings
 from s2v_tasks.storage.client import Checksums, Connection, Server, connect
 from s2v_tasks.storage.locations import AccessPolicy, Location, parse_setting, parse_uri, printable
-from s2v_tasks.storage.objects import BoundedFile, ListedObject, UnfinishedUpload, too_large
+from s2v_tasks.storage.objects import (
+    BoundedFile,
+    ListedObject,
+    ObjectPart,
+    UnfinishedUpload,
+    deleted_at_once,
+    open_part,
+    too_large,
+    verify_sha256,
+)
 from s2v_tasks.storage.objects import ObjectHead as ObjectHead
 from s2v_tasks.storage.objects import file_sha256 as file_sha256
 from s2v_tasks.storage.s3_errors import ObjectDamagedError as ObjectDamagedError
@@ -30,7 +39,6 @@ from s2v_tasks.storage.s3_errors import translated
 SHA256_METADATA = "sha256"
 MEBIBYTE = 1024**2
 SMALL_OBJECT_BYTES = 64 * MEBIBYTE
-_DELETED_AT_ONCE = 1000  # S3's own bound
 _COPIED_AT_ONCE_BYTES = 5 * 1024 * MEBIBYTE  # S3's own bound
 
 
@@ -99,6 +107,11 @@ class ObjectStore:
             body: bytes = answer["Body"].read()
         return body
 
+    def open(self, address: str, *, byte_range: str | None = None, known_etag: str | None = None) -> ObjectPart:
+        """Return the object, or a part of it, as a stream; see `open_part`. ObjectMissingError if there is none."""
+        with self._reading("reading", address) as at:
+            return open_part(self._client, at, byte_range, known_etag)
+
     def put_bytes(self, address: str, data: bytes, content_type: str) -> Artifact:
         """Write a small object in one request."""
         sha256 = hashlib.sha256(data).hexdigest()
@@ -131,19 +144,11 @@ class ObjectStore:
             with self._reading("reading", address) as at, BoundedFile(part, at.uri, max_bytes) as file:
                 self._client.download_fileobj(at.bucket, at.key, file, Config=self._transfer)
             if isinstance(source, Artifact):
-                self._verify(source, part)
+                verify_sha256(part, source, self.uri(address))
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
         return path
-
-    def _verify(self, artifact: Artifact, path: Path) -> None:
-        sha256 = file_sha256(path)
-        if sha256 != artifact.sha256:
-            raise ObjectDamagedError(
-                f"{self.uri(artifact.key)} has {path.stat().st_size} bytes with SHA-256 {sha256}: expected "
-                f"{artifact.size_bytes} bytes with {artifact.sha256}. Run the step that writes it again."
-            )
 
     def head(self, address: str) -> ObjectHead | None:
         """Return size and SHA-256 of an object, None when it does not exist."""
@@ -192,7 +197,7 @@ class ObjectStore:
             at = self._locate(address)
             self.access.check_write(at)
             buckets.setdefault(at.bucket, []).append(at)
-        for places in _lots(buckets.values()):
+        for places in deleted_at_once(buckets.values()):
             with self._writing(f"deleting {len(places)} objects, the first", places[0].uri) as first:
                 keys = {"Objects": [{"Key": at.key} for at in places], "Quiet": True}
                 failed = self._client.delete_objects(Bucket=first.bucket, Delete=keys).get("Errors", [])
@@ -285,13 +290,6 @@ class ObjectStore:
 
     def _translated(self, doing: str, at: Location) -> AbstractContextManager[None]:
         return translated(doing, at, self._server, self._connection.secrets)
-
-
-def _lots(buckets: Iterable[list[Location]]) -> Iterator[list[Location]]:
-    """Yield the objects that one request may delete, all of one bucket."""
-    for places in buckets:
-        for start in range(0, len(places), _DELETED_AT_ONCE):
-            yield places[start : start + _DELETED_AT_ONCE]
 
 
 def _named(at: Location) -> dict[str, str]:

@@ -9,7 +9,6 @@ from fastapi.responses import RedirectResponse, Response, StreamingResponse
 
 from s2v_tasks.metadata.tables import Job
 from s2v_tasks.schemas.job import JobStatus
-from s2v_tasks.storage.byte_ranges import open_part
 from s2v_tasks.storage.layout import JobLayout, output_video_uri
 from s2v_tasks.web import pictures
 from s2v_tasks.web.services import JobId, KnownJob, Services, SharedServices
@@ -117,7 +116,7 @@ def deliver(
         url = services.public_store.link(address, seconds=LINK_SECONDS)
         return RedirectResponse(url, 307, headers={"Cache-Control": "private, no-store"})
     known = etag if etag and _PLAIN_ETAG.fullmatch(etag) else None
-    part = open_part(services.store, address, byte_range=byte_range, known_etag=known)
+    part = services.store.open(address, byte_range=byte_range, known_etag=known)
     # The encoding is said so that Airflow's server does not compress what is compressed.
     headers = {"Cache-Control": "private, no-cache", "Accept-Ranges": "bytes", "Content-Encoding": "identity"}
     if part.etag:

@@ -9,7 +9,6 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
-from s2v_tasks.storage.byte_ranges import open_part
 from s2v_tasks.storage.s3 import SMALL_OBJECT_BYTES, ObjectStore
 
 POSTER_SIDE = 480
@@ -62,7 +61,7 @@ def _shrunk(store: ObjectStore, image_key: str) -> bytes:
 
 
 def _peaks(store: ObjectStore, wav_key: str) -> list[int]:
-    part = open_part(store, wav_key)
+    part = store.open(wav_key)
     window = max(-(-part.size_bytes // _SAMPLE_BYTES // NUM_PEAKS), 1)
     peaks: list[float] = []
     pending, is_behind_header = b"", False

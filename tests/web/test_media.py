@@ -8,7 +8,7 @@ from PIL import Image
 
 from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.settings import load_settings
-from s2v_tasks.storage import byte_ranges
+from s2v_tasks.storage import objects
 from s2v_tasks.storage.s3 import ObjectStore
 from s2v_tasks.web.services import services
 from tests.web.conftest import Login
@@ -50,7 +50,7 @@ def test_a_player_gets_the_range_that_it_asks_for(
 
 def test_an_open_range_is_answered_in_parts(login: Login, clip_address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A player that asks for everything gets a part, so that no answer holds a connection for minutes."""
-    monkeypatch.setattr(byte_ranges, "MAX_RANGE_BYTES", 1000)
+    monkeypatch.setattr(objects, "MAX_RANGE_BYTES", 1000)
     answer = login("vera").get(clip_address, headers={"Range": "bytes=0-"})
     assert (answer.status_code, len(answer.content)) == (206, 1000)
     assert answer.headers["content-range"] == f"bytes 0-999/{len(CLIP)}"

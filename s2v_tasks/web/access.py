@@ -14,7 +14,7 @@ from fastapi import Depends, HTTPException, Request
 from fastapi.responses import JSONResponse, RedirectResponse, Response
 
 from s2v_tasks.schemas.steps import JOB_DAG
-from s2v_tasks.web.rendering import page
+from s2v_tasks.web.pages import page
 
 User = Annotated[Any, Depends(get_user)]
 may_read = requires_access_dag(method="GET", access_entity=DagAccessEntity.RUN, param_dag_id=JOB_DAG)

@@ -22,7 +22,7 @@ from s2v_tasks.storage.s3 import ObjectMissingError
 from s2v_tasks.web.access import User, may_change, may_start
 from s2v_tasks.web.estimates import PlanSummary, estimate
 from s2v_tasks.web.job_page import stored_plan
-from s2v_tasks.web.rendering import page
+from s2v_tasks.web.pages import page
 from s2v_tasks.web.runs import end_runs, start_run
 from s2v_tasks.web.services import KnownJob, Services, SharedServices
 

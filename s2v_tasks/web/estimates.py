@@ -15,7 +15,7 @@ from s2v_tasks.orchestration.step_commands import ERROR_FILE_VARIABLE, reported_
 from s2v_tasks.schemas.plan import Plan
 from s2v_tasks.schemas.request import Request
 from s2v_tasks.schemas.request_fields import NOT_PLANNING
-from s2v_tasks.web.rendering import duration, money
+from s2v_tasks.web.pages import duration, money
 from s2v_tasks.web.services import Services
 
 _TIMEOUT_SECONDS = 180.0

@@ -10,8 +10,7 @@ from s2v_tasks.metadata.gallery import PAGE_SIZE, Cursor, JobFilter
 from s2v_tasks.schemas.job import JobStatus, Source, is_job_id, job_id_of_run
 from s2v_tasks.schemas.steps import JOB_DAG
 from s2v_tasks.web.access import can_act
-from s2v_tasks.web.live import card_state, json_with_etag
-from s2v_tasks.web.rendering import page
+from s2v_tasks.web.pages import card_state, json_with_etag, page
 from s2v_tasks.web.runs import find_conf
 from s2v_tasks.web.services import SharedServices
 

@@ -12,9 +12,8 @@ from s2v_tasks.schemas.plan import FPS, ClipPlan, Plan
 from s2v_tasks.storage.layout import JobLayout
 from s2v_tasks.storage.s3 import ObjectMissingError
 from s2v_tasks.web.access import can_act
-from s2v_tasks.web.live import card_state, json_with_etag
 from s2v_tasks.web.media_files import video_address
-from s2v_tasks.web.rendering import money, page
+from s2v_tasks.web.pages import card_state, json_with_etag, money, page
 from s2v_tasks.web.services import JobId, KnownJob, Services, SharedServices
 from s2v_tasks.web.wording import event_rows, request_rows
 

@@ -8,7 +8,7 @@ import pytest
 from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.schemas.quality import ClipQuality, FaceQuality, Finding, LipSyncQuality, LookQuality, Take, TakeRecord
 from s2v_tasks.storage.s3 import ObjectStore
-from s2v_tasks.web.rendering import age, duration, money
+from s2v_tasks.web.pages import age, duration, money
 from tests.web.conftest import Login
 from tests.web.sample_job import REQUEST, add_job
 

@@ -29,7 +29,7 @@ from s2v_tasks.schemas.plan import FPS, ClipPlan, Plan
 from s2v_tasks.schemas.quality import TakeRecord
 from s2v_tasks.schemas.steps import ENCODE_CONDITIONS, RENDER_CLIP, STAGE_INPUTS
 from s2v_tasks.storage.artifacts import Built, OutputFile, Work
-from s2v_tasks.storage.partial_clips import PartialClip
+from s2v_tasks.storage.clip_state import PartialClip
 
 if TYPE_CHECKING:
     from torch import Tensor

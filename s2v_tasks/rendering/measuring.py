@@ -25,7 +25,7 @@ from s2v_tasks.schemas.plan import FPS, ClipPlan, Plan
 from s2v_tasks.schemas.quality import FrameSeries, ReferenceLook, Take
 from s2v_tasks.schemas.steps import STAGE_INPUTS
 from s2v_tasks.settings import config_dir
-from s2v_tasks.storage.take_records import TakeRecords
+from s2v_tasks.storage.clip_state import TakeRecords
 from s2v_tasks.validation.quality import judge_clip, load_quality_limits
 
 # Frames of the clip before that are decoded again, for the picture and the colours at the seam.

@@ -20,7 +20,7 @@ from s2v_tasks.schemas.plan import ClipPlan, Plan
 from s2v_tasks.schemas.quality import Take, TakeRecord
 from s2v_tasks.schemas.request import Request
 from s2v_tasks.schemas.steps import RENDER_CLIP
-from s2v_tasks.storage.take_records import TakeRecords
+from s2v_tasks.storage.clip_state import TakeRecords
 
 
 def take_seed(seed: int, take: int) -> int:

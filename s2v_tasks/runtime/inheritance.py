@@ -12,9 +12,9 @@ from s2v_tasks.schemas.manifest import ClipFacts, ConditionsFacts, Manifest
 from s2v_tasks.schemas.plan import ClipPlan, InheritedClip, Plan
 from s2v_tasks.schemas.request import Request
 from s2v_tasks.schemas.request_parsing import parse_request
+from s2v_tasks.storage.clip_state import TakeRecords
 from s2v_tasks.storage.layout import JobLayout
 from s2v_tasks.storage.s3 import ObjectMissingError
-from s2v_tasks.storage.take_records import TakeRecords
 
 # Fields that a rerun may change: sampling, and fields that no clip depends on.
 CHANGEABLE = frozenset({

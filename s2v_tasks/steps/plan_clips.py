@@ -23,7 +23,7 @@ from s2v_tasks.schemas.request import Request
 from s2v_tasks.schemas.request_parsing import parse_request
 from s2v_tasks.schemas.steps import STAGE_INPUTS
 from s2v_tasks.settings import Settings, config_dir, load_settings
-from s2v_tasks.storage.take_records import TakeRecords
+from s2v_tasks.storage.clip_state import TakeRecords
 
 
 def run(ctx: StepContext) -> dict[str, Any]:

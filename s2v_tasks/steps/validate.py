@@ -24,7 +24,7 @@ from s2v_tasks.schemas.report import Expected, QualityReport, Report
 from s2v_tasks.schemas.steps import MUX_AUDIO, STAGE_INPUTS, VALIDATE
 from s2v_tasks.settings import config_dir
 from s2v_tasks.storage.artifacts import Built, OutputFile, Work
-from s2v_tasks.storage.take_records import TakeRecords
+from s2v_tasks.storage.clip_state import TakeRecords
 from s2v_tasks.validation import load_thresholds
 from s2v_tasks.validation import validate as judge
 from s2v_tasks.validation.quality import (

@@ -12,9 +12,9 @@ from s2v_tasks.metadata.tables import Job
 from s2v_tasks.rendering.takes import take_seed
 from s2v_tasks.schemas.quality import TakeRecord
 from s2v_tasks.settings import Settings, load_settings
+from s2v_tasks.storage.clip_state import TakeRecords
 from s2v_tasks.storage.layout import JobLayout
 from s2v_tasks.storage.s3 import ObjectStore
-from s2v_tasks.storage.take_records import TakeRecords
 
 JOB = "step-by-step"
 LAYOUT = JobLayout(JOB)

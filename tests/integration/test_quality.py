@@ -17,9 +17,9 @@ from s2v_tasks.schemas.report import Report
 from s2v_tasks.schemas.steps import Step
 from s2v_tasks.settings import Settings
 from s2v_tasks.storage.artifacts import ArtifactStore
+from s2v_tasks.storage.clip_state import TakeRecords
 from s2v_tasks.storage.layout import JobLayout, output_sidecar_uri
 from s2v_tasks.storage.s3 import ObjectStore
-from s2v_tasks.storage.take_records import TakeRecords
 from tests.integration.spoiled_clips import (
     GATE,
     JOB,

@@ -14,9 +14,9 @@ from s2v_tasks.rendering.takes import TakeGate
 from s2v_tasks.runtime import attempts
 from s2v_tasks.schemas.quality import TakeRecord
 from s2v_tasks.storage.artifacts import ArtifactStore
+from s2v_tasks.storage.clip_state import TakeRecords
 from s2v_tasks.storage.kept_outputs import KeptOutputs
 from s2v_tasks.storage.s3 import ObjectStore
-from s2v_tasks.storage.take_records import TakeRecords
 from tests.integration.spoiled_clips import GATE, JOB, LAYOUT, PLANNED, RETAKE, Found, Run, Spoil, prepare, record
 
 pytestmark = pytest.mark.usefixtures("findable_face")

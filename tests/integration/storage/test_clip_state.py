@@ -6,8 +6,8 @@ import pytest
 
 from s2v_tasks.schemas.manifest import PartialClipFacts
 from s2v_tasks.storage.artifacts import ArtifactStore
+from s2v_tasks.storage.clip_state import PartialClip
 from s2v_tasks.storage.layout import JobLayout
-from s2v_tasks.storage.partial_clips import PartialClip
 from s2v_tasks.storage.s3 import ObjectStore
 
 LAYOUT = JobLayout("job-1")

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from s2v_tasks.engine.acceleration.offload import BlockOffload, keep_blocks_on_host
-from s2v_tasks.engine.clip import ClipInputs, Sampling
+from s2v_tasks.engine.clip import Sampling
 from s2v_tasks.engine.loading import Snapshot
 from s2v_tasks.engine.loading.networks import load_pipeline
 from s2v_tasks.engine.options import EngineOptions
 from s2v_tasks.engine.worker import Worker
 from s2v_tasks.errors import ConfigurationError
+from tests.engine.clip_inputs import random_clip
 
 CPU = torch.device("cpu")
 NUM_BLOCKS = 5
@@ -87,20 +88,8 @@ def test_only_blocks_stay_on_the_host() -> None:
 
 def _frames(snapshot: Snapshot, options: EngineOptions) -> Tensor:
     pipeline, _ = load_pipeline(Worker(0, 1, CPU), snapshot, "auto", options, guided=True)
-    generator = torch.Generator().manual_seed(0)
-    inputs = ClipInputs(
-        reference_u8=torch.randint(0, 256, (64, 64, 3), generator=generator, dtype=torch.uint8),
-        context=torch.randn(5, 32, generator=generator),
-        context_null=torch.randn(3, 32, generator=generator),
-        audio=torch.randn(16, 25, 32, generator=generator),
-        pose=None,
-        seed=1,
-        motion=None,
-        start_from_ref=False,
-        keep_motion_frames=None,
-    )
     sampling = Sampling(sample_steps=3, sample_guide_scale=4.0, sample_shift=3.0, sample_solver="unipc")
-    return torch.from_numpy(pipeline.render_clip(inputs, sampling).frames_u8)
+    return torch.from_numpy(pipeline.render_clip(random_clip(seed=1), sampling).frames_u8)
 
 
 @pytest.mark.parametrize("step_cache", [0.0, 0.5])

@@ -21,6 +21,7 @@ from s2v_tasks.engine.pipeline import S2VPipeline
 from s2v_tasks.engine.worker import Worker
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.rendering.renderer import Renderer
+from tests.engine.clip_inputs import random_clip
 
 RANKS = "cpu cfg1,ulysses1"
 SAMPLING = Sampling(sample_steps=5, sample_guide_scale=4.0, sample_shift=3.0, sample_solver="unipc")
@@ -50,18 +51,7 @@ def pipeline(snapshot: Snapshot) -> S2VPipeline:
 
 @pytest.fixture(scope="module")
 def inputs() -> ClipInputs:
-    generator = torch.Generator().manual_seed(3)
-    return ClipInputs(
-        reference_u8=torch.randint(0, 256, (64, 64, 3), generator=generator).to(torch.uint8),
-        context=torch.randn(5, 32, generator=generator),
-        context_null=torch.randn(3, 32, generator=generator),
-        audio=torch.randn(16, 25, 32, generator=generator),
-        pose=None,
-        seed=11,
-        motion=None,
-        start_from_ref=False,
-        keep_motion_frames=0,
-    )
+    return random_clip(seed=11, keep_motion_frames=0)
 
 
 def after(num_asked: int) -> Callable[[], bool]:

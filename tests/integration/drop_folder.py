@@ -48,3 +48,8 @@ class Folder:
 
     def requests(self) -> list[Request]:
         return [parse_request(job.request or {}) for job in self.jobs.recent()]
+
+
+def counts(**expected: int) -> dict[str, int]:
+    """Return the counts of a sweep; those that are not given are 0."""
+    return {"accepted": 0, "rejected": 0, "postponed": 0, "unready": 0} | expected

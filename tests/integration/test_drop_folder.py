@@ -1,18 +1,13 @@
 """The drop folder on an S3 server and a real database: each folder becomes one job, or is rejected with a reason."""
 
 import json
-from contextlib import suppress
 from typing import Any
 
 import pytest
 
 from s2v_tasks.errors import TransientError
 from s2v_tasks.settings import Settings
-from tests.integration.drop_folder import PROMPT, Folder
-
-
-def counts(**expected: int) -> dict[str, int]:
-    return {"accepted": 0, "rejected": 0, "postponed": 0, "unready": 0} | expected
+from tests.integration.drop_folder import PROMPT, Folder, counts
 
 
 def test_a_dropped_folder_is_a_waiting_job_whose_files_are_accepted(folder: Folder) -> None:
@@ -89,23 +84,6 @@ def test_a_published_video_is_no_input_of_a_drop(folder: Folder, s3_settings: Se
     assert "earlier.wav may not be read for a request" in folder.error("anna")
 
 
-def test_a_file_that_is_overwritten_after_the_claim_stays(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only what was claimed is moved: neither is the new file taken for the old one, nor is it deleted."""
-    folder.drop("anna", {})
-    with monkeypatch.context() as patch:
-        killed_after(4, folder, patch)  # behind the claim, before the first copy
-    assert len(folder.queue.next(max_running=9)) == 0
-    (claim,) = folder.drops.unfinished()
-    etags = {name: file["etag"] for name, file in claim.files.items()}
-    assert claim.files["speech.wav"] == {"etag": etags["speech.wav"], "size_bytes": 5, "target": "speech.wav"}
-    assert len(set(etags.values())) == 4
-    folder.put("anna/speech.wav", b"another speech")
-    assert folder.sweep() == counts(accepted=1, unready=1)
-    assert folder.names("incoming/") == ["incoming/anna/speech.wav"]
-    assert folder.store.get_bytes(f"{folder.uri}/incoming/anna/speech.wav") == b"another speech"
-    assert "accepted/anna/speech.wav" not in folder.names("accepted/")
-
-
 def test_bad_folders_are_rejected_with_reasons_and_block_nobody(folder: Folder) -> None:
     """Each has an error.json in words, keeps its files, and good ones beside it become jobs."""
     folder.drop("bad-json", b"{")
@@ -177,74 +155,6 @@ def test_names_that_no_store_understands_alike_are_refused_and_left_alone(folder
     assert "'more//b.wav': a name that S3 cannot address" in folder.error("anna")
     assert folder.sweep(seconds_later=10_000) == counts(unready=2)
     assert folder.jobs.recent() == []
-
-
-class _KilledError(BaseException):
-    """Stands for SIGKILL: nothing handles it."""
-
-
-def killed_after(calls: int, folder: Folder, patch: pytest.MonkeyPatch) -> None:
-    """Sweep, and die before the call to the store or the metadata store with this number."""
-    left = calls
-
-    def counted(real: Any) -> Any:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            nonlocal left
-            if left == 0:
-                raise _KilledError
-            left -= 1
-            return real(*args, **kwargs)
-
-        return call
-
-    for target, names in [
-        (folder.store, ["copy", "delete_all", "put_bytes", "get_bytes"]),
-        (folder.drops, ["claim", "mark_accepted", "mark_rejected", "earlier"]),
-    ]:
-        for name in names:
-            patch.setattr(target, name, counted(getattr(target, name)))
-    with suppress(_KilledError):
-        folder.sweep()
-
-
-@pytest.mark.parametrize(("request_json", "calls"), [({}, 10), (b"{", 11)], ids=["accepted", "rejected"])
-def test_a_sweep_that_is_killed_anywhere_is_finished_by_the_next(
-    folder: Folder, monkeypatch: pytest.MonkeyPatch, request_json: Any, calls: int
-) -> None:
-    """Stop after each call to S3 or PostgreSQL in turn: the next sweep leaves one job or none and loses no file."""
-    for calls_before_the_end in range(calls):
-        folder.drop(f"drop-{calls_before_the_end}", request_json)
-        with monkeypatch.context() as patch:
-            killed_after(calls_before_the_end, folder, patch)
-        assert folder.sweep() in (counts(accepted=1), counts(rejected=1))
-    assert folder.names("incoming/") == []
-    place, num_files = ("accepted", 4) if request_json == {} else ("rejected", 5)
-    assert len(folder.names(f"{place}/")) == len(folder.names()) == num_files * calls
-    num_jobs = calls if request_json == {} else 0
-    assert len(folder.jobs.recent()) == len(folder.queue.next(max_running=99)) == num_jobs
-    folder.drop("drop-whole", request_json)
-    with monkeypatch.context() as patch:
-        killed_after(calls, folder, patch)
-    assert folder.names("incoming/") == []  # so many calls are a whole sweep: none was left out above
-
-
-def test_files_half_deleted_by_a_killed_sweep_are_no_new_drop(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files that a deletion left behind, without the request, are completed with their drop at any later time."""
-    folder.drop("anna", {})
-
-    def only_the_request(addresses: list[str]) -> None:
-        folder.store.delete(next(address for address in addresses if address.endswith("request.json")))
-        raise _KilledError
-
-    with monkeypatch.context() as patch:
-        patch.setattr(folder.store, "delete_all", only_the_request)
-        with pytest.raises(_KilledError):
-            folder.sweep()
-    assert len(folder.names("incoming/")) == 3
-    assert folder.queue.next(max_running=9) == []
-    assert folder.sweep(seconds_later=10_000) == counts(accepted=1)
-    assert len(folder.jobs.recent()) == 1
-    assert folder.names("incoming/") == []
 
 
 def test_a_folder_that_cannot_be_moved_waits_for_the_next_sweep(

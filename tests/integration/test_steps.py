@@ -6,7 +6,6 @@ import re
 import unicodedata
 import wave
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from s2v_tasks.metadata.jobs import JobRepository
 from s2v_tasks.metadata.tables import Job
 from s2v_tasks.runtime.context import run_step
 from s2v_tasks.schemas.plan import Plan
-from s2v_tasks.schemas.steps import CLOSE_JOB, STAGE_INPUTS
+from s2v_tasks.schemas.steps import STAGE_INPUTS
 from s2v_tasks.settings import Settings, load_settings
 from s2v_tasks.steps.plan_clips import plan_files
 from s2v_tasks.storage.layout import JobLayout
@@ -177,27 +176,6 @@ def test_a_failed_check_fails_the_job(
     assert not store.exists(f"{settings.output_uri}/{JOB}.mp4")
 
 
-def test_passing_faults_leave_the_job_running_until_it_is_closed(run: Run, found: Found) -> None:
-    """A retryable error does not fail the job; closing the job makes the last error its reason."""
-    run("stage_inputs")
-    with pytest.raises(TransientError):
-        run("encode_conditions")
-    assert found().status == "running"
-    assert run("close_job")["status"] == "failed"
-    assert "encode_conditions: jobs/step-by-step/plan.json is missing" in (found().reason or "")
-    run("plan_clips")
-    assert (found().status, found().reason) == ("running", None)
-
-
-def test_a_job_that_died_without_a_word_gets_a_reason(run: Run, found: Found) -> None:
-    """A step that was killed wrote nothing; a failure that a later attempt made good is not blamed."""
-    with pytest.raises(PermanentError):
-        run("stage_inputs", preset="unheard-of")
-    run("stage_inputs")
-    run("close_job")
-    assert "was killed before it could report a reason" in (found().reason or "")
-
-
 def test_a_finished_job_stays_finished_when_a_step_runs_again(
     run: Run, store: ObjectStore, render: Render, assemble: Assemble, found: Found
 ) -> None:
@@ -211,21 +189,6 @@ def test_a_finished_job_stays_finished_when_a_step_runs_again(
     after = found()
     assert (after.status, after.clips) == (before.status, before.clips)
     assert store.exists(LAYOUT.result)
-
-
-def test_an_old_outcome_is_not_that_of_new_work(run: Run, found: Found) -> None:
-    """Work that ended before its first step is not crowned by the success of the work before."""
-    with pytest.raises(PermanentError):
-        run("stage_inputs", preset="unheard-of")
-    now = datetime.now(UTC)
-    assert close_since(now - timedelta(hours=1))["status"] == "failed"
-    assert close_since(now + timedelta(seconds=1))["status"] == "not run"
-    assert found().status == "failed"
-
-
-def close_since(since: datetime) -> dict[str, Any]:
-    body = importlib.import_module("s2v_tasks.steps.close_job").run
-    return run_step(body, step=CLOSE_JOB, job_id=JOB, since=since)
 
 
 def unavailable(*_: Any, **__: Any) -> None:

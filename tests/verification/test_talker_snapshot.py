@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from s2v_tasks.engine.clip import ClipInputs, Sampling
+from s2v_tasks.engine.clip import Sampling
 from s2v_tasks.engine.conditions import NEGATIVE_PROMPT, encode_conditions
 from s2v_tasks.engine.loading import Snapshot
 from s2v_tasks.engine.loading.networks import load_pipeline
@@ -20,6 +20,7 @@ from s2v_tasks.perception.video import measure_video
 from s2v_tasks.schemas.quality import LipSyncQuality
 from s2v_tasks.verification import talker_snapshot
 from s2v_tasks.verification.talker_snapshot import write_talker_snapshot
+from tests.engine.clip_inputs import clip_of
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 NUM_FRAMES, FPS, RATE = 64, 16, 16000
@@ -54,17 +55,7 @@ def lip_sync(snapshot: Path, speech: np.ndarray, compat: Literal["corrected", "r
         width=128,
         height=192,
     )
-    inputs = ClipInputs(
-        reference_u8=conditions["reference_u8"],
-        context=conditions["context"],
-        context_null=conditions["context_null"],
-        audio=conditions["audio"],
-        pose=None,
-        seed=11,
-        motion=None,
-        start_from_ref=False,
-        keep_motion_frames=None,
-    )
+    inputs = clip_of(conditions, 11)
     worker = Worker(0, 1, torch.device("cpu"))
     pipeline, _ = load_pipeline(worker, Snapshot.open(snapshot), "auto", EngineOptions(), guided=False)
     pipeline.compat = compat

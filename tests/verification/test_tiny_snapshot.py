@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from s2v_tasks.engine.clip import ClipInputs, Sampling
+from s2v_tasks.engine.clip import Sampling
 from s2v_tasks.engine.conditions import NEGATIVE_PROMPT, encode_conditions
 from s2v_tasks.engine.images import to_pixels
 from s2v_tasks.engine.loading import Snapshot, snapshot_id
@@ -15,6 +15,7 @@ from s2v_tasks.engine.options import EngineOptions
 from s2v_tasks.engine.worker import Worker
 from s2v_tasks.errors import ConfigurationError, PermanentError
 from s2v_tasks.verification.tiny_snapshot import write_tiny_snapshot
+from tests.engine.clip_inputs import clip_of
 
 WIDTH, HEIGHT, NUM_FRAMES = 192, 128, 20
 
@@ -50,17 +51,7 @@ def conditions(tiny_snapshot_path: Path) -> dict[str, torch.Tensor]:
 
 
 def _render(path: Path, conditions: dict[str, torch.Tensor]) -> np.ndarray:
-    inputs = ClipInputs(
-        reference_u8=conditions["reference_u8"],
-        context=conditions["context"],
-        context_null=conditions["context_null"],
-        audio=conditions["audio"],
-        pose=None,
-        seed=7,
-        motion=None,
-        start_from_ref=False,
-        keep_motion_frames=None,
-    )
+    inputs = clip_of(conditions, 7)
     sampling = Sampling(sample_steps=4, sample_guide_scale=4.5, sample_shift=3.0, sample_solver="unipc")
     pipeline, _ = load_pipeline(
         Worker(0, 1, torch.device("cpu")), Snapshot.open(path), "auto", EngineOptions(), guided=True

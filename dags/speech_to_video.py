@@ -13,11 +13,11 @@ stage_inputs → plan_clips → encode_conditions → clip[0..n-1]: wait → ren
 | `stage_inputs` | checks the request and its files, copies image and speech under the prefix of the job |
 | `plan_clips` | fixes clips, frames, size and seeds before any GPU starts; its log shows time and cost |
 | `encode_conditions` | encodes prompt and speech, once for all clips |
-| `clip.wait` | waits for the previous clip of the chain |
+| `clip.wait` | waits for the previous clip of the chain, with `approval: each_clip` also for its approval |
 | `clip.render` | renders one clip and stores it with its motion state |
 | `stitch`, `mux_audio` | joins the clips without loss and adds the speech in sync |
 | `validate` | checks the finished file against the plan; writes the report and the contact sheet |
-| `publish` | copies the video to the output prefix, updates the asset `talking_videos` |
+| `publish` | with `approval` waits for a person first; copies the video to the output prefix, updates the asset |
 | `close_job` | always runs and ends like the job; if no step gave a reason, it names the task that failed |
 
 An example, as run configuration (`Trigger` → `Advanced options` → JSON, or `conf` of the REST API). Inputs
@@ -41,6 +41,11 @@ only missing ones are rendered.
 
 **Results.** The task `publish` links to the video, the report and the contact sheet; `validate` to the report,
 also if the video failed its checks. Result of `publish`: `video_uri`, `sha256`, `duration_seconds`.
+
+**Approval.** With `approval: result` the finished video waits until a person approves it; with `each_clip` each clip
+does, too. A waiting task has the state *awaiting input* and holds no worker. Answer on the page Videos, under *Required
+Actions*, or with `s2v approve` and `s2v reject`. A rejection with a changed prompt, seed or number of steps starts a
+rerun from that clip. Without an answer within `S2V_APPROVAL_SECONDS` the job fails.
 
 **Long videos.** `continuity: cut` starts a new chain from the reference image at pauses of the speech. Chains are
 rendered in parallel. The log of `plan_clips` and `s2v plan` show the cuts.

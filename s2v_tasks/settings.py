@@ -175,6 +175,12 @@ class Settings(BaseSettings):
         description="Maximum number of jobs at the same time. Jobs of the drop folder and of batches wait until fewer "
         "run. Hundreds of concurrent runs slow each other down.",
     )
+    approval_seconds: int = Field(
+        7 * 24 * 3600,
+        ge=60,
+        description="Seconds for which a job with `approval` waits for a person; then it fails, and `s2v retry` asks "
+        "again.",
+    )
     batch_schedule: str | None = Field(None, description="Cron expression of the DAG s2v_batch; empty: no schedule.")
     batch_uri: str | None = Field(None, description="Manifest of a scheduled batch: s3://bucket/folder/name.jsonl.")
 

@@ -44,6 +44,7 @@ def _process(
 
 
 COMMAND_MODULES = (
+    "approval",
     "bench",
     "bench_step",
     "housekeeping",

@@ -103,6 +103,22 @@ class AirflowApi:
             total = page["total_entries"]
         return found
 
+    def open_questions(self, run_id: str) -> list[dict[str, Any]]:
+        """Return the tasks of a run that wait for the answer of a person, with the questions."""
+        query = urlencode({"response_received": "false", "state": "awaiting_input", "limit": _PAGE})
+        _, page = self._call("GET", f"{self._path(run_id)}/hitlDetails?{query}")
+        return list(page.get("hitl_details", []))
+
+    def answer(self, question: dict[str, Any], option: str, fields: dict[str, Any]) -> bool:
+        """Answer one of `open_questions`; return False if somebody was faster."""
+        task = question["task_instance"]
+        path = f"{self._path(task['dag_run_id'])}/taskInstances/{quote(task['task_id'], safe='')}/{task['map_index']}"
+        body = {"chosen_options": [option], "params_input": fields}
+        status, answer = self._call("PATCH", f"{path}/hitlDetails", body)
+        if status in {400, 422}:
+            raise PermanentError(f"Airflow refuses the answer: {answer.get('detail', answer)}")
+        return status == 200
+
     def fail(self, run_id: str) -> None:
         """End a run: its tasks get their signal, what has not begun is skipped, teardowns still run."""
         self._call("PATCH", self._path(run_id), {"state": "failed"})

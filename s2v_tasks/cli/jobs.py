@@ -94,6 +94,9 @@ def _print_job(found: "Job", spent: "Spending | None") -> None:
     console.print(f"[bold]{found.job_id}[/bold]  {found.status}  {escape(found.reason or found.video_uri or '')}")
     if found.parent_job_id:
         console.print(f"rerun of {found.parent_job_id} from clip {found.from_clip}", markup=False)
+    if waiting := found.waiting_approval:
+        what = "the video" if waiting.clip_index is None else f"clip {waiting.clip_index}"
+        console.print(f"waits for approval of {what} until {waiting.expires_at:%Y-%m-%d %H:%M} UTC", markup=False)
     console.print(_cost_line(found, spent), markup=False)
     clips = Table(
         "clip", "status", "frames", "step", "attempts", "reused", "render s", "PFLOP", "MFU", "peak GiB", "quality",

@@ -24,7 +24,7 @@ SAMPLING = (
     "step_cache",
 )
 QUALITY = ("quality", "max_retakes", "after_retakes")
-BOOKKEEPING = ("priority", "labels", "webhook_url")
+BOOKKEEPING = ("priority", "labels", "webhook_url", "approval")
 PLANNING = tuple(name for name in Request.model_fields if name not in NOT_PLANNING)
 
 

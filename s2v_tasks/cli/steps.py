@@ -13,6 +13,7 @@ import typer
 
 from s2v_tasks.cli import app
 from s2v_tasks.schemas import steps
+from s2v_tasks.schemas.approval import ApprovalStatus, rejection_of
 from s2v_tasks.settings import compile_cache_dir, load_settings
 
 JobId = Annotated[str, typer.Option(help="The job: lower-case letters, digits and hyphens.")]
@@ -116,6 +117,30 @@ def close_job(
 ) -> None:
     """Close a job: mark it failed if its step ended without a report."""
     _run(steps.CLOSE_JOB, job_id, since=since, run_id=run_id, failed_task=failed_task)
+
+
+@app.command(rich_help_panel=STEPS)
+def ask_approval(
+    job_id: JobId,
+    clip_index: Annotated[int | None, typer.Option(min=0, help="Index of the clip; without it the video.")] = None,
+    run_id: Annotated[str | None, typer.Option(help="The DAG run that waits.")] = None,
+) -> None:
+    """Record that a person must approve a clip or the video; print the decision if there is one."""
+    _run(steps.ASK_APPROVAL, job_id, clip_index, run_id=run_id)
+
+
+@app.command(rich_help_panel=STEPS)
+def record_approval(
+    job_id: JobId,
+    status: Annotated[ApprovalStatus, typer.Option(help="The answer: approved, rejected, or expired without one.")],
+    clip_index: Annotated[int | None, typer.Option(min=0, help="Index of the clip; without it the video.")] = None,
+    run_id: Annotated[str | None, typer.Option(help="The DAG run that waits.")] = None,
+    user: Annotated[str | None, typer.Option(help="Name of the person in Airflow.")] = None,
+    rejection: Annotated[str | None, typer.Option(help="Note and changed fields of a rejection, as JSON.")] = None,
+) -> None:
+    """Record the answer of a person in Airflow, which `s2v approve` and `s2v reject` give."""
+    answer = None if rejection is None else rejection_of(json.loads(rejection))
+    _run(steps.RECORD_APPROVAL, job_id, clip_index, status=status, run_id=run_id, user=user, rejection=answer)
 
 
 @app.command(rich_help_panel=STEPS)

@@ -264,5 +264,8 @@ def _phase(job: "Job", rendering: "list[Clip]") -> str:
             for clip in rendering
         )
         return f"clip {clips}"
+    if waiting := job.waiting_approval:
+        what = "the video" if waiting.clip_index is None else f"clip {waiting.clip_index + 1}/{len(job.clips)}"
+        return f"waits for approval of {what}"
     last = next((event for event in reversed(job.events) if event.step), None)
     return f"{last.step} done" if last and last.event == JobEvent.STEP_FINISHED else job.status

@@ -17,7 +17,8 @@ import sqlalchemy as sa
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.metadata.session import transaction
 from s2v_tasks.metadata.sql import Repository
-from s2v_tasks.metadata.tables import Attempt, Clip, Event, Job
+from s2v_tasks.metadata.tables import Approval, Attempt, Clip, Event, Job
+from s2v_tasks.schemas.approval import ApprovalStatus
 from s2v_tasks.schemas.job import ENDED_STATUSES, ClipStatus
 
 PAGE_SIZE = 24
@@ -89,6 +90,7 @@ class Card:
     finished_at: datetime | None
     num_finished: int = 0
     active: ActiveClip | None = None
+    waits_for: str | None = None  # the part that a person must approve: "the video" or "clip 2"
 
     @property
     def has_ended(self) -> bool:
@@ -201,4 +203,19 @@ def _with_progress(connection: sa.Connection, rows: Sequence[Any]) -> list[Card]
         row.job_id: ActiveClip(row.clip_index, row.progress_step or 0, row.progress_steps or 0, row.eta_seconds)
         for row in connection.execute(rendering)
     }
-    return [Card(**row, num_finished=counts.get(row["job_id"], 0), active=active.get(row["job_id"])) for row in rows]
+    waiting = sa.select(Approval.job_id, Approval.clip_index).where(
+        Approval.job_id.in_(ids), Approval.status == ApprovalStatus.WAITING
+    )
+    parts = {
+        row.job_id: "the video" if row.clip_index is None else f"clip {row.clip_index + 1}"
+        for row in connection.execute(waiting)
+    }
+    return [
+        Card(
+            **row,
+            num_finished=counts.get(row["job_id"], 0),
+            active=active.get(row["job_id"]),
+            waits_for=parts.get(row["job_id"]),
+        )
+        for row in rows
+    ]

@@ -5,6 +5,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
+from s2v_tasks.metadata.approvals import withdraw_approvals
 from s2v_tasks.metadata.attempts import end_attempts
 from s2v_tasks.metadata.events import EventRepository
 from s2v_tasks.metadata.session import transaction
@@ -19,7 +20,7 @@ from s2v_tasks.metadata.sql import (
     update_job,
     upsert_job,
 )
-from s2v_tasks.metadata.tables import ArtifactRow, Attempt, Clip, Event, Job
+from s2v_tasks.metadata.tables import Approval, ArtifactRow, Attempt, Clip, Event, Job
 from s2v_tasks.schemas.events import JobEvent
 from s2v_tasks.schemas.job import (
     ENDED_STATUSES,
@@ -55,7 +56,7 @@ class JobRepository(Repository):
             return [Job(**row) for row in connection.execute(statement).mappings()]
 
     def get(self, job_id: str) -> Job | None:
-        """Return one job with its clips, attempts, artifacts and events in order; None if it does not exist."""
+        """Return one job with its clips, attempts, artifacts, events and approvals; None if it does not exist."""
         with transaction(self._engine) as connection:
             row = connection.execute(sa.select(Job.__table__).where(Job.job_id == job_id)).mappings().one_or_none()
             if row is None:
@@ -68,6 +69,7 @@ class JobRepository(Repository):
                     load_rows(connection, ArtifactRow, ArtifactRow.job_id == job_id, order=ArtifactRow.key)
                 ),
                 events=tuple(load_rows(connection, Event, Event.job_id == job_id, order=Event.id)),
+                approvals=tuple(load_rows(connection, Approval, Approval.job_id == job_id, order=Approval.id)),
             )
 
     def enqueue(
@@ -198,11 +200,11 @@ class JobRepository(Repository):
             if not update_job(connection, job_id, {"dag_run_id": run_id}, *waited, queued_run_id() == run_id):
                 _clear_cancel(connection, job_id)
 
-    def cancel(self, job_id: str) -> None:
-        """End the job as cancelled; finished clips keep their status."""
+    def cancel(self, job_id: str, reason: str | None = None) -> None:
+        """End the job as cancelled; finished clips keep their status. `reason`: the default counts the clips."""
         with transaction(self._engine) as connection:
             lock_job(connection, job_id)
-            self._cancel(connection, job_id)
+            self._cancel(connection, job_id, reason)
 
     def succeed(self, job_id: str, video_uri: str, sha256: str) -> None:
         """Record that the video is published."""
@@ -225,18 +227,20 @@ class JobRepository(Repository):
         upsert_job(connection, job_id, {"status": JobStatus.FAILED, "reason": reason, "finished_at": NOW})
         end_attempts(connection, job_id, outcome=AttemptOutcome.LOST, reason=reason)
         _interrupt_clips(connection, job_id)
+        withdraw_approvals(connection, job_id)
         self._events.add(
             connection, job_id, JobEvent.JOB_FAILED, detail={"reason": reason}, notify=before != JobStatus.FAILED
         )
 
-    def _cancel(self, connection: sa.Connection, job_id: str) -> None:
+    def _cancel(self, connection: sa.Connection, job_id: str, reason: str | None = None) -> None:
         counts = sa.select(sa.func.count(), sa.func.count().filter(Clip.status == ClipStatus.SUCCEEDED))
         planned, done = connection.execute(counts.where(Clip.job_id == job_id)).one()
-        reason = f"Cancelled by a person; {done} of {planned} clips are finished and are reused."
+        reason = reason or f"Cancelled by a person; {done} of {planned} clips are finished and are reused."
         values = {"status": JobStatus.CANCELLED, "reason": reason, "finished_at": NOW}
         if update_job(connection, job_id, values, Job.status.not_in((JobStatus.SUCCEEDED, JobStatus.CANCELLED))):
             end_attempts(connection, job_id, outcome=AttemptOutcome.FAILED, reason="The job was cancelled.")
             _interrupt_clips(connection, job_id)
+            withdraw_approvals(connection, job_id)
             self._events.add(connection, job_id, JobEvent.JOB_CANCELLED, detail={"reason": reason})
 
 

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import sqlalchemy as sa
 
+from s2v_tasks.metadata.approvals import ApprovalRepository
 from s2v_tasks.metadata.attempts import AttemptRepository, ConditionsRepository, CostRepository
 from s2v_tasks.metadata.clips import ArtifactRepository, ClipRepository
 from s2v_tasks.metadata.events import EventRepository, NotificationRepository
@@ -29,6 +30,7 @@ class MetadataStore:
         self.events = EventRepository(engine, webhook_url)
         self.jobs = JobRepository(engine, self.events)
         self.clips = ClipRepository(engine, self.events)
+        self.approvals = ApprovalRepository(engine, self.events)
         self.conditions = ConditionsRepository(engine)
         self.attempts = AttemptRepository(engine)
         self.artifacts = ArtifactRepository(engine)

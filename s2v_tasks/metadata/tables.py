@@ -23,6 +23,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, MappedAsDataclass, mapped_column
 
 from s2v_tasks.errors import ConfigurationError, PermanentError, TransientError
+from s2v_tasks.schemas.approval import ApprovalStatus
 from s2v_tasks.schemas.events import JobEvent
 from s2v_tasks.schemas.job import (
     DEFAULT_PRIORITY,
@@ -111,11 +112,18 @@ class Job(Base, kw_only=True):
     attempts: tuple["Attempt", ...] = ()
     artifacts: tuple["ArtifactRow", ...] = ()
     events: tuple["Event", ...] = ()
+    approvals: tuple["Approval", ...] = ()
 
     @property
     def has_ended(self) -> bool:
         """Return True if the job succeeded, failed or was cancelled."""
         return self.status in ENDED_STATUSES
+
+    @property
+    def waiting_approval(self) -> "Approval | None":
+        """Return the approval that the job waits for; None if it waits for none."""
+        waiting = [approval for approval in self.approvals if approval.status == ApprovalStatus.WAITING]
+        return waiting[-1] if waiting and not self.has_ended else None
 
     @property
     def exit_code(self) -> int:
@@ -228,6 +236,30 @@ class Event(Base, kw_only=True):
     event: Mapped[str]
     detail: Mapped[dict[str, Any]]
     at: Mapped[datetime] = mapped_column(server_default=func.now(), default=None)
+
+
+class Approval(Base, kw_only=True):
+    """One question to people about a clip, or about the whole video (`clip_index` is empty), and its answer.
+
+    `fingerprint` is that of the clip, or the SHA-256 of the video: an approval holds for these bytes. `rejection`: the
+    note and the changed fields; `next_job_id`: the job that renders the clips again.
+    """
+
+    __tablename__ = "approvals"
+    __table_args__ = (CheckConstraint(_one_of("status", ApprovalStatus), name="status"),)
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True, default=None)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.job_id", ondelete="CASCADE"), index=True)
+    clip_index: Mapped[int | None]
+    fingerprint: Mapped[str]
+    dag_run_id: Mapped[str | None]
+    status: Mapped[str]
+    decided_by: Mapped[str | None]
+    rejection: Mapped[dict[str, Any] | None]
+    next_job_id: Mapped[str | None]
+    requested_at: Mapped[datetime] = mapped_column(server_default=func.now(), default=None)
+    expires_at: Mapped[datetime]
+    decided_at: Mapped[datetime | None]
 
 
 class Drop(Base, kw_only=True):

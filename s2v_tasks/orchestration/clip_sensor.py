@@ -13,10 +13,12 @@ from typing import Any
 
 from airflow.sdk import BaseSensorOperator, Context
 from airflow.sdk.exceptions import AirflowFailException
-from airflow.sdk.execution_time import task_runner
 from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 from airflow.triggers.base import BaseTrigger, TaskSuccessEvent, TriggerEvent
 from asgiref.sync import sync_to_async
+
+from s2v_tasks.orchestration.approval import ask, settle, wanted_approval
+from s2v_tasks.orchestration.step_commands import in_dag_test
 
 # A trigger that fires within seconds of its deferral can fail its task (apache/airflow#66374): wait first, then look.
 DEFERRED_POLL_SECONDS = 10.0
@@ -29,15 +31,6 @@ WAIT_RETRIES: dict[str, Any] = {"retries": 20, "retry_delay": timedelta(seconds=
 _SUCCEEDED = frozenset({"success"})
 _UNDER_WAY = frozenset({"running", "deferred"})
 _FAILED = frozenset({"failed", "upstream_failed", "skipped", "removed"})
-
-
-def _in_dag_test() -> bool:
-    """Return True if this task runs in the process of `dag.test()`, which has no triggerer."""
-    # Only dag.test() has a supervisor in the process of its task. Imported here, because a parse of the DAG does not
-    # need it.
-    from airflow.sdk.execution_time.supervisor import InProcessSupervisorComms
-
-    return isinstance(getattr(task_runner, "SUPERVISOR_COMMS", None), InProcessSupervisorComms)
 
 
 def _state(dag_id: str, run_id: str, task_id: str, map_index: int) -> str | None:
@@ -59,10 +52,13 @@ class ClipSensor(BaseSensorOperator):  # type: ignore[misc]
 
     def execute(self, context: Context) -> None:
         """Return when the clip may start; until then defer, or in `dag.test()` reschedule."""
-        if _in_dag_test():
+        if in_dag_test():
             super().execute(context)
         elif not self.poke(context):
-            self.defer(trigger=ClipTrigger(**self._predecessor(context)), method_name="resume")
+            trigger = ClipTrigger(**self._predecessor(context), asks=self._asks(context))
+            self.defer(trigger=trigger, method_name="resume")
+        if self._asks(context):
+            ask(self, context, self._clip_before)
 
     def poke(self, context: Context) -> bool:
         """Return True if the predecessor is rendered; AirflowFailException if it has finally failed."""
@@ -71,8 +67,23 @@ class ClipSensor(BaseSensorOperator):  # type: ignore[misc]
         return self._is_turn(_state(**self._predecessor(context)))
 
     def resume(self, context: Context, event: dict[str, Any]) -> None:
-        """Fail the task: the trigger has found that the predecessor failed."""
+        """Go on after the predecessor has ended: ask for its approval, or fail because it failed."""
         self._is_turn(event["state"])
+        if self._asks(context):
+            ask(self, context, self._clip_before)
+
+    def decided(self, context: Context, event: dict[str, Any]) -> None:
+        """Return if a person has approved the clip before; otherwise fail."""
+        settle(self, context, self._clip_before, event)
+
+    @property
+    def _clip_before(self) -> int:
+        """Return the number of the clip that this one continues; with approvals a task renders one clip."""
+        return int(self.clip["clip_index"]) - 1
+
+    def _asks(self, context: Context) -> bool:
+        """Return True if a person must approve the clip before."""
+        return self.clip["predecessor"] is not None and wanted_approval(context) == "each_clip"
 
     def _is_turn(self, state: str | None) -> bool:
         if state in _FAILED:
@@ -93,15 +104,19 @@ class ClipSensor(BaseSensorOperator):  # type: ignore[misc]
 
 
 class ClipTrigger(BaseTrigger):  # type: ignore[misc]
-    """Ends the wait when one mapped task of a run has succeeded; fires with its state when it finally failed."""
+    """Ends the wait when one mapped task of a run has succeeded; fires with its state when it finally failed.
 
-    def __init__(self, dag_id: str, run_id: str, task_id: str, map_index: int) -> None:
+    `asks`: a person is asked next, so that a success resumes the sensor, too.
+    """
+
+    def __init__(self, dag_id: str, run_id: str, task_id: str, map_index: int, asks: bool = False) -> None:
         super().__init__()
+        self.asks = asks
         self.target: dict[str, Any] = {"dag_id": dag_id, "run_id": run_id, "task_id": task_id, "map_index": map_index}
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return import path and arguments, from which a triggerer makes the trigger again."""
-        return f"{type(self).__module__}.{type(self).__qualname__}", dict(self.target)
+        return f"{type(self).__module__}.{type(self).__qualname__}", self.target | {"asks": self.asks}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Poll until the task has ended."""
@@ -109,5 +124,6 @@ class ClipTrigger(BaseTrigger):  # type: ignore[misc]
         while state not in _SUCCEEDED | _FAILED:
             await asyncio.sleep(NEAR_POLL_SECONDS if state in _UNDER_WAY else DEFERRED_POLL_SECONDS)
             state = await sync_to_async(_state)(**self.target)
-        # A success ends the task here, without starting a worker.
-        yield TaskSuccessEvent() if state in _SUCCEEDED else TriggerEvent({"state": state})
+        # A success ends the task here, without starting a worker, unless a person is asked next.
+        is_done = state in _SUCCEEDED and not self.asks
+        yield TaskSuccessEvent() if is_done else TriggerEvent({"state": state})

@@ -93,7 +93,7 @@ def start_waiting_jobs(task: Any) -> dict[str, int]:
         started = []
         for job in turn["jobs"][begin : begin + _NOTED_AT_ONCE]:
             try:
-                _trigger(job)
+                start_run(job)
             except AirflowRuntimeError as error:  # the other jobs are started all the same
                 if reason := _refusal(error.error.detail or {}):
                     refused[job["job_id"]] = reason
@@ -147,7 +147,7 @@ def _refusal(detail: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _trigger(job: dict[str, Any]) -> None:
+def start_run(job: dict[str, Any]) -> None:
     """Create the run of a job unless it exists.
 
     This is the message that TriggerDagRunOperator ends with: a mapped instance of that operator for each of a

@@ -18,6 +18,7 @@ _LABELS = {
     "transition": {"cut": "Plain cut", "crossfade": "Cross-fade (250 ms)"},
     "quality": {"off": "Off", "report": "Measure and report", "gate": "Render bad clips again"},
     "after_retakes": {"keep_best": "Go on with the best take", "stop": "Stop the job"},
+    "approval": {"none": "None", "result": "The finished video", "each_clip": "Each clip and the video"},
     "priority": {name: name.capitalize() for name in PRIORITIES},
     # "null" is how the form looks up a choice that may stay empty.
     "sample_solver": {"unipc": "UniPC", "dpm++": "DPM++", "euler": "Euler (few steps)", "null": "As the preset says"},
@@ -44,7 +45,7 @@ def request_params(presets: Mapping[str, Preset], prefill: Mapping[str, Any]) ->
     `prefill` replaces defaults, so that the form can be sent unchanged; other required fields are empty.
     """
     properties: dict[str, dict[str, Any]] = Request.model_json_schema()["properties"]
-    params = {name: _param(name, schema, presets, prefill) for name, schema in properties.items()}
+    params = {name: field_param(name, schema, presets, prefill) for name, schema in properties.items()}
     params["job_id"] = Param(
         prefill.get("job_id"),
         title="Job id",
@@ -56,7 +57,8 @@ def request_params(presets: Mapping[str, Preset], prefill: Mapping[str, Any]) ->
     return params
 
 
-def _param(name: str, schema: dict[str, Any], presets: Mapping[str, Preset], prefill: Mapping[str, Any]) -> Param:
+def field_param(name: str, schema: dict[str, Any], presets: Mapping[str, Preset], prefill: Mapping[str, Any]) -> Param:
+    """Return the Param of one field with this JSON schema."""
     keywords = {key: value for key, value in schema.items() if key not in {"default", "anyOf"}}
     for alternative in schema.get("anyOf", []):
         if alternative["type"] != "null":

@@ -63,6 +63,16 @@ def num_processes(step: Step) -> int:
     return load_settings().nproc_per_node if step.is_distributed else 1
 
 
+def in_dag_test() -> bool:
+    """Return True if this task runs in the process of `dag.test()`, which has no scheduler and no triggerer."""
+    # Only dag.test() has a supervisor in the process of its task. Imported here, because a parse of the DAG does not
+    # need it.
+    from airflow.sdk.execution_time import task_runner
+    from airflow.sdk.execution_time.supervisor import InProcessSupervisorComms
+
+    return isinstance(getattr(task_runner, "SUPERVISOR_COMMS", None), InProcessSupervisorComms)
+
+
 def _launcher(step: Step) -> list[str]:
     """Return the arguments of torchrun for several processes. One process starts faster without it."""
     processes = num_processes(step)

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 from airflow.sdk import BaseOperator, Context
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
+from s2v_tasks.orchestration.approval import ask, settle, wanted_approval
 from s2v_tasks.orchestration.operator_links import LINKS_OF_STEP
 from s2v_tasks.orchestration.retry_policy import is_final, retries, working_time
 from s2v_tasks.orchestration.step_commands import (
@@ -17,7 +18,7 @@ from s2v_tasks.orchestration.step_commands import (
     step_arguments,
 )
 from s2v_tasks.schemas.job import JobStatus
-from s2v_tasks.schemas.steps import CLOSE_JOB, Step
+from s2v_tasks.schemas.steps import CLOSE_JOB, PUBLISH, Step
 from s2v_tasks.settings import load_settings
 
 
@@ -96,6 +97,23 @@ class CloseJobOperator(StepOperator):
         return super().command(context) + (["--failed-task", failed] if failed else [])
 
 
+class PublishOperator(StepOperator):
+    """Runs `s2v publish`, for a job with approval after a person has approved the video."""
+
+    def execute(self, context: Context) -> Any:
+        """Publish the video, or park the task until somebody approves it."""
+        self.job_id = job_id_of(context)
+        if wanted_approval(context) != "none":
+            ask(self, context, None)
+        return super().execute(context)
+
+    def decided(self, context: Context, event: dict[str, Any]) -> Any:
+        """Publish the approved video; AirflowFailException after a rejection."""
+        settle(self, context, None, event)
+        return super().execute(context)
+
+
+_OPERATORS: dict[Step, type[StepOperator]] = {PUBLISH: PublishOperator, CLOSE_JOB: CloseJobOperator}
 # One slot for each pod. Its definition (docker/setup-databases.sh) counts deferred tasks: those whose pods run.
 GPU_POOL = "gpu"
 
@@ -119,5 +137,5 @@ def step_task(step: Step, **kwargs: Any) -> BaseOperator:
     elif step.is_heavy:
         # All runs share the GPUs of the workers. A pool is not used: it may not exist on a single machine.
         kwargs["max_active_tis_per_dag"] = settings.local_renders
-    operator = CloseJobOperator if step == CLOSE_JOB else StepOperator
+    operator = _OPERATORS.get(step, StepOperator)
     return operator(step=step, **retries(step.retries), **kwargs)

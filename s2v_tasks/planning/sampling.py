@@ -12,7 +12,6 @@ from s2v_tasks.schemas.request_fields import AdapterChoice, parse_size
 
 ADAPTER_FIELDS = ("sample_steps", "sample_guide_scale", "sample_shift", "sample_solver")
 PRESET_FIELDS = (*ADAPTER_FIELDS, "guide_steps")
-SAMPLING_FIELDS = (*PRESET_FIELDS, "adapters", "step_cache")
 # Thresholds of the first-block cache by level; docs/how-to/speed.md has their errors.
 STEP_CACHE_THRESHOLDS = {"off": 0.0, "quality": 0.05, "fast": 0.1}
 LARGE_AREA = 1024 * 704

@@ -21,7 +21,7 @@ CHANGEABLE = frozenset({
     "prompt", "preset", "base_seed", "sample_steps", "sample_guide_scale", "sample_shift", "sample_solver",
     "guide_steps", "adapters", "step_cache",
     "clips_per_pod", "priority", "labels", "max_gpu_seconds", "max_cost", "webhook_url", "parent_job_id", "from_clip",
-    "quality", "max_retakes", "after_retakes",
+    "quality", "max_retakes", "after_retakes", "approval",
 })  # fmt: skip
 
 

@@ -29,12 +29,17 @@ class JobEvent(StrEnum):
     CLIP_FAILED = "clip_failed"
     STEP_FINISHED = "step_finished"
     STEP_FAILED = "step_failed"
+    APPROVAL_REQUESTED = "approval_requested"  # of a clip, or without `clip_index` of the video
+    APPROVAL_GIVEN = "approval_given"
+    APPROVAL_REFUSED = "approval_refused"
+    APPROVAL_EXPIRED = "approval_expired"
     USER_ACTION = "user_action"  # a person acted on the Videos page: `detail` has the action and the user's name
 
 
 # Sent to the webhook of the job.
 NOTIFIED_EVENTS = frozenset({
     JobEvent.JOB_STARTED, JobEvent.CLIP_SUCCEEDED, JobEvent.JOB_SUCCEEDED, JobEvent.JOB_FAILED, JobEvent.JOB_CANCELLED,
+    JobEvent.APPROVAL_REQUESTED, JobEvent.APPROVAL_GIVEN, JobEvent.APPROVAL_REFUSED, JobEvent.APPROVAL_EXPIRED,
 })  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from s2v_tasks.schemas.request_fields import (
     MAX_CLIPS,
     MAX_LABELS,
     MAX_PROMPT_CHARACTERS,
+    MAX_SEED,
     QUALITY,
     RERUN,
     S3_URI_PATTERN,
@@ -29,6 +30,7 @@ from s2v_tasks.schemas.request_fields import (
     WHAT_TO_MAKE,
     Adapter,
     AfterRetakes,
+    Approval,
     Continuity,
     Quality,
     Solver,
@@ -156,7 +158,7 @@ class Request(BaseModel):
     base_seed: Annotated[int, SAMPLING] = Field(
         -1,
         ge=-1,
-        le=2**63 - 1001,
+        le=MAX_SEED,
         title="Seed",
         description="Seed of the first clip; clip k uses seed + k. -1: made from the job id, the same in a retry.",
     )
@@ -219,6 +221,13 @@ class Request(BaseModel):
         title="After the last retake",
         description="Only with quality gate. keep_best: go on with the best take and a warning. stop: the job fails.",
         exclude_if=lambda value: value == "keep_best",
+    )
+    approval: Annotated[Approval, QUALITY] = Field(
+        "none",
+        title="Approval",
+        description="result: a person approves the finished video before it is published. each_clip: also each clip "
+        "before the next one is rendered; no GPU waits. Rejected clips are rendered again with changed fields.",
+        exclude_if=lambda value: value == "none",
     )
     priority: Annotated[Priority, BOOKKEEPING] = Field(
         DEFAULT_PRIORITY, title="Priority", description="Jobs of higher priority get a free GPU first."
@@ -285,6 +294,11 @@ class Request(BaseModel):
             yield (
                 f"max_chain_seconds {self.longest_chain_seconds:g} is less than twice min_chain_seconds "
                 f"{self.shortest_chain_seconds:g}: with less room not every length of speech can be divided"
+            )
+        if self.approval == "each_clip" and (self.continuity != "chained" or self.clips_per_pod != 1):
+            yield (
+                "approval each_clip needs continuity chained and clips_per_pod 1, where one clip waits at a time: "
+                "choose them, or approval result"
             )
         if (self.parent_job_id is None) != (self.from_clip is None):
             yield "parent_job_id and from_clip make a rerun together: give both or neither"

@@ -21,6 +21,7 @@ MAX_PROMPT_CHARACTERS = 2000
 MAX_CLIPS = 1000
 MAX_ADAPTERS = 8
 DEFAULT_MAX_RETAKES = 2
+MAX_SEED = 2**63 - 1001
 DEFAULT_MIN_CHAIN_SECONDS, DEFAULT_MAX_CHAIN_SECONDS = 10.0, 60.0
 
 Solver = Literal["unipc", "dpm++", "euler"]
@@ -29,6 +30,7 @@ Continuity = Literal["chained", "cut"]
 Transition = Literal["cut", "crossfade"]
 Quality = Literal["off", "report", "gate"]
 AfterRetakes = Literal["keep_best", "stop"]
+Approval = Literal["none", "result", "each_clip"]
 StepIndex = Annotated[int, Field(ge=0, le=100)]
 
 
@@ -45,7 +47,7 @@ BOOKKEEPING, RERUN, SAMPLING = _section("Budget and bookkeeping"), _section("Rer
 # Fields that do not change the plan of a picture and a speech, and so not its cost.
 NOT_PLANNING = frozenset({
     "image_uri", "audio_uri", "pose_video_uri", "prompt", "priority", "labels", "webhook_url", "parent_job_id",
-    "from_clip",
+    "from_clip", "approval",
 })  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from s2v_tasks.schemas.request_fields import MAX_SIDE, MIN_SIDE, SIDE_STEP
 
 # Fields that `Request._problems_between_fields` compares, and placeholders for required fields.
 _JUDGED_TOGETHER = (
-    {"continuity", "min_chain_seconds", "max_chain_seconds", "transition"},
+    {"continuity", "min_chain_seconds", "max_chain_seconds", "transition", "approval", "clips_per_pod"},
     {"parent_job_id", "from_clip"},
 )
 _PLACEHOLDERS = {"image_uri": "s3://bucket/image", "audio_uri": "s3://bucket/audio", "prompt": "placeholder"}

@@ -48,6 +48,9 @@ PUBLISH = Step("publish")
 CLOSE_JOB = Step("close_job")
 # Run by Airflow in place of a step that ended without a report; it is not a task.
 RECORD_FAILURE = Step("record_failure")
+# Run by the tasks that wait for a person: `clip.wait` for the clip before, `publish` for the video.
+ASK_APPROVAL = Step("ask_approval")
+RECORD_APPROVAL = Step("record_approval")
 
 PIPELINE = (
     STAGE_INPUTS, PLAN_CLIPS, ENCODE_CONDITIONS, RENDER_CLIP, STITCH, MUX_AUDIO, VALIDATE, PUBLISH, CLOSE_JOB,

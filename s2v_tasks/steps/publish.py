@@ -6,7 +6,9 @@ Writes <output>/<job_id>.mp4, its sidecar, and then result.json, whose presence 
 import json
 from typing import Any
 
+from s2v_tasks.errors import PermanentError
 from s2v_tasks.runtime.context import StepContext
+from s2v_tasks.schemas.approval import ApprovalStatus
 from s2v_tasks.schemas.manifest import Artifact, ReportFacts
 from s2v_tasks.schemas.steps import VALIDATE
 from s2v_tasks.storage.artifacts import producer
@@ -18,6 +20,7 @@ def run(ctx: StepContext) -> dict[str, Any]:
     plan = ctx.plan()
     report = ctx.manifest(ctx.layout.report_manifest, VALIDATE)
     video = report.inputs["video"]
+    _check_approval(ctx, video.sha256)
     video_uri = output_video_uri(ctx.settings, ctx.job_id)
     path = ctx.work_dir / "video.mp4"
     ctx.artifacts.fetch(video, path)
@@ -47,6 +50,18 @@ def run(ctx: StepContext) -> dict[str, Any]:
     ctx.store.put_bytes(ctx.layout.result, sidecar.read_bytes(), "application/json")
     ctx.metadata.jobs.succeed(ctx.job_id, video_uri=video_uri, sha256=video.sha256)
     return {name: result[name] for name in ("video_uri", "sha256", "duration_seconds")}
+
+
+def _check_approval(ctx: StepContext, sha256: str) -> None:
+    """Raise PermanentError for a video that a person must approve and has not."""
+    if ctx.request().approval == "none":
+        return
+    found = ctx.metadata.approvals.find(ctx.job_id, None, sha256, None)
+    if found is None or found.status != ApprovalStatus.APPROVED:
+        raise PermanentError(
+            f"Nobody has approved this video: expected an approval, because the request has approval "
+            f"{ctx.request().approval}. Approve it with `s2v approve {ctx.job_id}` while the job waits for it."
+        )
 
 
 def _clip(ctx: StepContext, clip_index: int) -> dict[str, Any]:

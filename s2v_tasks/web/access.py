@@ -20,6 +20,7 @@ User = Annotated[Any, Depends(get_user)]
 may_read = requires_access_dag(method="GET", access_entity=DagAccessEntity.RUN, param_dag_id=JOB_DAG)
 may_start = requires_access_dag(method="POST", access_entity=DagAccessEntity.RUN, param_dag_id=JOB_DAG)
 may_change = requires_access_dag(method="PUT", access_entity=DagAccessEntity.RUN, param_dag_id=JOB_DAG)
+may_answer = requires_access_dag(method="PUT", access_entity=DagAccessEntity.HITL_DETAIL, param_dag_id=JOB_DAG)
 _SAFE_METHODS = frozenset({"GET", "HEAD"})
 
 

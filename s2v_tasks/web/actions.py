@@ -13,9 +13,10 @@ from s2v_tasks.metadata.tables import Job
 from s2v_tasks.schemas.events import JobEvent
 from s2v_tasks.schemas.job import JOB_ID_PATTERN, JobStatus, RestartableStatus, is_job_id, job_slug
 from s2v_tasks.schemas.manifest import fingerprint
-from s2v_tasks.schemas.preset import load_demo_request, load_presets
+from s2v_tasks.schemas.preset import find_preset, load_demo_request, load_presets
 from s2v_tasks.schemas.request import Request
 from s2v_tasks.schemas.request_parsing import parse_request
+from s2v_tasks.schemas.rerun import changes_something, rerun_job_id, rerun_request
 from s2v_tasks.settings import config_dir
 from s2v_tasks.storage.layout import JobLayout
 from s2v_tasks.storage.s3 import ObjectMissingError
@@ -33,7 +34,7 @@ _NOT_COPIED = ("parent_job_id", "from_clip", "webhook_url", "job_id")
 # Fields that the form shows; a copy keeps the others as they are.
 _SHOWN = frozenset({
     "image_uri", "audio_uri", "prompt", "preset", "labels", "size", "sample_steps", "sample_guide_scale",
-    "infer_frames", "num_clip", "base_seed", "continuity", "quality", "max_retakes", "max_cost",
+    "infer_frames", "num_clip", "base_seed", "continuity", "quality", "max_retakes", "approval", "max_cost",
 })  # fmt: skip
 _PLACEHOLDER = "not needed for a plan"
 
@@ -45,6 +46,7 @@ class Rerun(BaseModel):
 
     from_clip: int = Field(ge=0)
     prompt: str | None = None
+    preset: str | None = None
     base_seed: int | None = None
     sample_steps: int | None = None
     sample_guide_scale: float | None = None
@@ -124,14 +126,12 @@ def rerun_job(job: KnownJob, changes: Rerun, services: SharedServices, user: Use
         raise PermanentError(f"from_clip {changes.from_clip}: expected 0 to {plan.num_clip - 1}.")
     earlier = _stored_request(services, job)
     fields = changes.model_dump(exclude_none=True, exclude={"from_clip"})
-    now = {"prompt": earlier.prompt, "base_seed": plan.base_seed} | plan.sampling.model_dump()
-    if changes.from_clip >= len(plan.inherited) and all(
-        value in (now[name], getattr(earlier, name)) for name, value in fields.items()
-    ):
-        raise PermanentError("Nothing is changed: give another prompt, seed, number of steps or guidance scale.")
-    changed = earlier.model_dump() | fields | {"parent_job_id": job.job_id, "from_clip": changes.from_clip}
-    request = parse_request(changed)
-    job_id = f"{job.job_id[:50].rstrip('-')}-r{fingerprint(request.model_dump())[:10]}"
+    if "preset" in fields:
+        find_preset(load_presets(config_dir(services.settings)), fields["preset"])
+    if not changes_something(earlier, plan, fields, changes.from_clip):
+        raise PermanentError("Nothing is changed: give another prompt, preset, seed, steps or guidance scale.")
+    request = rerun_request(job.job_id, earlier, fields, changes.from_clip)
+    job_id = rerun_job_id(job.job_id, request)
     return _start(services, job_id, request, user, f"made this video from clip {changes.from_clip + 1} of {job.job_id}")
 
 

@@ -10,7 +10,7 @@ from fastapi.responses import RedirectResponse, Response
 from s2v_tasks.errors import ConfigurationError, PermanentError, S2VError, TransientError
 from s2v_tasks.settings import load_settings
 from s2v_tasks.storage.s3 import ObjectMissingError
-from s2v_tasks.web import actions, gallery, job_page, media_files, uploads
+from s2v_tasks.web import actions, approvals, gallery, job_page, media_files, uploads
 from s2v_tasks.web.access import SecurityHeaders, may_read, problem, refuse, same_origin
 from s2v_tasks.web.services import SharedServices, media_origin
 
@@ -32,7 +32,7 @@ def create_application() -> FastAPI:
     application.add_exception_handler(HTTPException, refuse)
     application.add_exception_handler(RequestValidationError, _refuse_value)
     application.add_exception_handler(S2VError, _explain)
-    for part in (gallery, job_page, media_files, actions, uploads):
+    for part in (gallery, job_page, media_files, actions, approvals, uploads):
         application.include_router(part.router)
     application.add_api_route("/static/{name}", static_file, methods=["GET"])
     application.add_api_route("/jobs/{job_id}/{file}", job_file, methods=["GET"])

@@ -9,6 +9,8 @@ from fastapi.responses import Response
 from s2v_tasks.metadata.tables import Attempt, Clip, Job
 from s2v_tasks.schemas.job import ClipStatus, JobStatus, RestartableStatus
 from s2v_tasks.schemas.plan import FPS, ClipPlan, Plan
+from s2v_tasks.schemas.preset import load_presets
+from s2v_tasks.settings import config_dir
 from s2v_tasks.storage.layout import JobLayout
 from s2v_tasks.storage.s3 import ObjectMissingError
 from s2v_tasks.web.access import can_act
@@ -78,6 +80,8 @@ def job_page(
         fields=request_rows(job.request or {}),
         events=event_rows(job.events),
         is_waiting=job.status == JobStatus.QUEUED,
+        approval=job.waiting_approval,
+        presets=load_presets(config_dir(services.settings)),
         is_restartable=job.status in list(RestartableStatus),
         may_act=may_act,
     )

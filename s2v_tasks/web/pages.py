@@ -90,6 +90,8 @@ def card_state(card: Card) -> dict[str, Any]:
         state |= {"clip": active.clip_index, "step": active.step, "steps": active.num_steps}
         if active.eta_seconds is not None:
             state["eta"] = duration(active.eta_seconds)
+    if card.waits_for is not None and not card.has_ended:
+        state["waits"] = card.waits_for
     return state
 
 

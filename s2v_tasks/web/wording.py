@@ -8,7 +8,7 @@ from typing import Any
 from s2v_tasks.metadata.tables import Event
 from s2v_tasks.schemas.events import JobEvent
 from s2v_tasks.schemas.request import Request
-from s2v_tasks.schemas.steps import PIPELINE
+from s2v_tasks.schemas.steps import ASK_APPROVAL, PIPELINE, RECORD_APPROVAL
 
 MAX_EVENTS = 200
 _HIDDEN_FIELDS = frozenset({"webhook_url", "prompt", "labels"})  # a secret, and what the page shows elsewhere
@@ -31,9 +31,16 @@ _SENTENCES = {
     JobEvent.CLIP_MEASURED: "{clip} is measured",
     JobEvent.STEP_FINISHED: "{step} finished",
     JobEvent.STEP_FAILED: "{step} failed: {error}",
+    JobEvent.APPROVAL_REQUESTED: "{judged} waits for approval",
+    JobEvent.APPROVAL_GIVEN: "{judged} approved by {user}",
+    JobEvent.APPROVAL_REFUSED: "{judged} rejected by {user}: {note}",
+    JobEvent.APPROVAL_EXPIRED: "Nobody approved {judged} in time",
     JobEvent.USER_ACTION: "{user}: {action}",
 }
 _BAD_EVENTS = {JobEvent.JOB_FAILED, JobEvent.CLIP_FAILED, JobEvent.STEP_FAILED, JobEvent.RUN_LOST}
+_BAD_EVENTS |= {JobEvent.APPROVAL_REFUSED, JobEvent.APPROVAL_EXPIRED}
+# The events of the approvals say it.
+_HIDDEN = {(JobEvent.STEP_FINISHED, step.name) for step in (ASK_APPROVAL, RECORD_APPROVAL)}
 
 
 @dataclass(frozen=True)
@@ -52,15 +59,19 @@ class _Values(dict[str, Any]):
 
 def event_rows(events: Sequence[Event]) -> list[EventRow]:
     """Return the latest events, the newest first."""
-    return [
-        EventRow(event.at, _sentence(event), event.event in _BAD_EVENTS) for event in reversed(events[-MAX_EVENTS:])
-    ]
+    shown = [event for event in events if (event.event, event.step) not in _HIDDEN]
+    return [EventRow(event.at, _sentence(event), event.event in _BAD_EVENTS) for event in reversed(shown[-MAX_EVENTS:])]
 
 
 def _sentence(event: Event) -> str:
     clip = "" if event.clip_index is None else f"Clip {event.clip_index + 1}"
     step = _STEP_NAMES.get(event.step or "", event.step or "Step")
-    values = _Values(event.detail) | {"clip": clip, "step": f"{step} ({clip.lower()})" if clip else step}
+    given = {name: value for name, value in event.detail.items() if value is not None}
+    values = _Values(given) | {
+        "clip": clip,
+        "judged": clip or "The video",
+        "step": f"{step} ({clip.lower()})" if clip else step,
+    }
     template = next((text for known, text in _SENTENCES.items() if known == event.event), event.event)
     return template.format_map(_Values(values))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from s2v_tasks.cli import COMMAND_MODULES
-from s2v_tasks.schemas.steps import PIPELINE, RECORD_FAILURE
+from s2v_tasks.schemas.steps import ASK_APPROVAL, PIPELINE, RECORD_APPROVAL, RECORD_FAILURE
 from s2v_tasks.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -55,7 +55,7 @@ def test_steps_and_commands_have_the_same_names() -> None:
 
     commands = {command.callback.__name__ for command in app.registered_commands if command.callback}
     files = {path.stem for path in (PACKAGE / "steps").glob("*.py")} - {"__init__"}
-    assert files == {step.name for step in (*PIPELINE, RECORD_FAILURE)}
+    assert files == {step.name for step in (*PIPELINE, ASK_APPROVAL, RECORD_APPROVAL, RECORD_FAILURE)}
     assert files <= commands
 
 

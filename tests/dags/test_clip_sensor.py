@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from airflow.sdk.exceptions import AirflowFailException, AirflowRescheduleException, TaskDeferred
+from airflow.sdk.execution_time import task_runner
 from airflow.triggers.base import TaskSuccessEvent
 
 from s2v_tasks.orchestration import clip_sensor
@@ -22,7 +23,7 @@ class TaskInstance:
         return None
 
 
-CONTEXT: dict[str, Any] = {"run_id": "manual__1", "ti": TaskInstance()}
+CONTEXT: dict[str, Any] = {"run_id": "manual__1", "params": {}, "ti": TaskInstance()}
 
 
 def sensor(clip: dict[str, Any]) -> ClipSensor:
@@ -35,7 +36,7 @@ def runner(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     from airflow.sdk.execution_time.supervisor import InProcessSupervisorComms
 
     comms = object() if request.param == "worker" else InProcessSupervisorComms(supervisor=SimpleNamespace())
-    monkeypatch.setattr(clip_sensor.task_runner, "SUPERVISOR_COMMS", comms, raising=False)
+    monkeypatch.setattr(task_runner, "SUPERVISOR_COMMS", comms, raising=False)
     return str(request.param)
 
 

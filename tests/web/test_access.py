@@ -36,6 +36,8 @@ ACT = {
     "/job/{job_id}/cancel": ("POST", "/job/talk/cancel"),
     "/job/{job_id}/retry": ("POST", "/job/talk/retry"),
     "/job/{job_id}/rerun": ("POST", "/job/talk/rerun"),
+    "/job/{job_id}/approve": ("POST", "/job/talk/approve"),
+    "/job/{job_id}/reject": ("POST", "/job/talk/reject"),
 }
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 

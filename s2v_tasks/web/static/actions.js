@@ -4,6 +4,7 @@ import { send } from "./send.js";
 const job = document.getElementById("job").dataset.job;
 const problem = document.getElementById("action-problem");
 const dialog = document.getElementById("confirm-cancel");
+const rejection = document.getElementById("rejection-dialog");
 
 async function act(name, body) {
   problem.textContent = "";
@@ -13,6 +14,34 @@ async function act(name, body) {
     problem.textContent = error.message;
     return null;
   }
+}
+
+// The part that the page shows, so that no other one is approved which came meanwhile.
+function judged() {
+  const index = document.querySelector(".approval").dataset.clip;
+  return { clip_index: index === "" ? null : Number(index) };
+}
+
+// The fields of a form that are filled, with numbers as numbers.
+function filled(form) {
+  const values = Object.fromEntries([...new FormData(form)].filter(([, value]) => value !== ""));
+  for (const name of ["from_clip", "base_seed", "sample_steps", "sample_guide_scale"]) {
+    if (name in values) values[name] = Number(values[name]);
+  }
+  return values;
+}
+
+async function sendRejection(form) {
+  rejection.close();
+  if (!document.querySelector(".approval")) {
+    problem.textContent = "It does not wait for approval any more.";
+    return;
+  }
+  const values = { ...judged(), ...filled(form) };
+  if ("from_clip" in values) values.from_clip -= 1; // people count from 1
+  if (!(await act("reject", values))) return;
+  form.reset();
+  document.querySelector(".approval .row").textContent = "Rejected. The job ends in some seconds.";
 }
 
 function openRun(answer) {
@@ -27,6 +56,12 @@ document.addEventListener("click", async (event) => {
     dialog.close();
     if (await act("cancel")) location.reload();
   } else if (button.dataset.action === "keep") dialog.close();
+  else if (button.dataset.action === "approve") {
+    button.disabled = true;
+    if (await act("approve", judged())) button.closest(".row").textContent = "Approved. The job goes on in some seconds.";
+    else button.disabled = false;
+  } else if (button.dataset.action === "ask-reject") rejection.showModal();
+  else if (button.dataset.action === "keep-waiting") rejection.close();
   else if (button.dataset.action === "retry") {
     button.disabled = true;
     const answer = await act("retry");
@@ -37,11 +72,8 @@ document.addEventListener("click", async (event) => {
 
 // The form appears with the plan of the job.
 document.addEventListener("submit", async (event) => {
-  if (event.target.id !== "rerun") return;
+  if (event.target.id !== "rerun" && event.target.id !== "rejection") return;
   event.preventDefault();
-  const values = Object.fromEntries([...new FormData(event.target)].filter(([, value]) => value !== ""));
-  for (const name of ["from_clip", "base_seed", "sample_steps", "sample_guide_scale"]) {
-    if (name in values) values[name] = Number(values[name]);
-  }
-  openRun(await act("rerun", values));
+  if (event.target.id === "rejection") await sendRejection(event.target);
+  else openRun(await act("rerun", filled(event.target)));
 });

@@ -35,6 +35,7 @@ export function progressText(state) {
   if (!state.of) return "not planned yet";
   let text = `${state.done} of ${state.of} clips`;
   if (state.steps) text += ` · clip ${state.clip + 1} step ${state.step}/${state.steps}`;
+  if (state.waits) text += ` · waits for approval of ${state.waits}`;
   if (state.eta) text += ` · ${state.eta} left`;
   return text;
 }

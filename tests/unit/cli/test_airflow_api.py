@@ -136,3 +136,25 @@ def test_a_paused_dag_is_found_and_unpaused(server: Server) -> None:
     method, path, _, body = server.asked[3]
     assert (method, path) == ("PATCH", "/api/v2/dags/speech_to_video?update_mask=is_paused")
     assert body == {"is_paused": False}
+
+
+def test_an_open_question_is_answered_once(server: Server) -> None:
+    """The answer goes to the parked task; who is late, or finds no question, learns it."""
+    task = {"dag_run_id": "run 1", "task_id": "clip.wait", "map_index": 2}
+    question = {"subject": "Approve clip 2 of 3 of job talk?", "task_instance": task}
+    server.answers = [(200, {"hitl_details": [question], "total_entries": 1}), (200, {}), (409, {}), (404, {})]
+    api = AirflowApi(server.url)
+    assert api.open_questions("run 1") == [question]
+    assert [api.answer(question, "Reject", {"note": "No."}) for _ in range(3)] == [True, False, False]
+    assert "response_received=false&state=awaiting_input" in server.asked[0][1]
+    method, path, _, body = server.asked[1]
+    assert (method, path.partition("/dagRuns/")[2]) == ("PATCH", "run%201/taskInstances/clip.wait/2/hitlDetails")
+    assert body == {"chosen_options": ["Reject"], "params_input": {"note": "No."}}
+
+
+def test_an_answer_that_airflow_refuses_is_an_error(server: Server) -> None:
+    """A bad value is told apart from a question that is gone."""
+    server.answers = [(400, {"detail": "Invalid options"})]
+    task = {"dag_run_id": "r", "task_id": "publish", "map_index": -1}
+    with pytest.raises(PermanentError, match="Invalid options"):
+        AirflowApi(server.url).answer({"task_instance": task}, "Approve", {})

@@ -77,6 +77,9 @@ def test_legal_sizes(size: str) -> None:
         ({"parent_job_id": "talk-1"}, "parent_job_id and from_clip make a rerun together: give both or neither"),
         ({"from_clip": 2}, "give both or neither"),
         ({"parent_job_id": "Talk 1", "from_clip": 2}, "parent_job_id 'Talk 1': "),
+        ({"approval": "all"}, "approval 'all': input should be 'none', 'result' or 'each_clip'"),
+        ({"approval": "each_clip", "continuity": "cut"}, "approval each_clip needs continuity chained"),
+        ({"approval": "each_clip", "clips_per_pod": 2}, "and clips_per_pod 1"),
         ({"labels": {"team": "the news"}}, "'the news' is not a label: expected 1 to 63 letters"),
         ({"labels": {"-team": "news"}}, "'-team' is not a label"),
         ({"labels": {f"l{k}": "x" for k in range(17)}}, "at most 16 items"),
@@ -176,3 +179,9 @@ def test_a_request_may_ask_for_cuts_and_say_how_long_chains_are() -> None:
     assert parse_request(FIELDS | {"continuity": "cut"}).shortest_chain_seconds == 10
     request = parse_request(FIELDS | {"continuity": "cut", "min_chain_seconds": 3, "max_chain_seconds": 6})
     assert (request.shortest_chain_seconds, request.longest_chain_seconds) == (3, 6)
+
+
+def test_a_request_without_approval_keeps_its_bytes() -> None:
+    """The field is left out of dumps at its default, so that job ids and stored requests stay."""
+    assert "approval" not in parse_request(FIELDS | {"approval": "none"}).model_dump()
+    assert parse_request(FIELDS | {"approval": "result"}).model_dump()["approval"] == "result"

@@ -1,0 +1,74 @@
+"""`s2v approve` and `s2v reject`: answer the approval that a job waits for."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from s2v_tasks.cli import app
+from s2v_tasks.cli.terminal import PEOPLE, AsJson, console, print_json
+from s2v_tasks.errors import PermanentError
+from s2v_tasks.schemas.approval import APPROVE, REJECT, rejection_of
+from s2v_tasks.settings import load_settings
+
+if TYPE_CHECKING:
+    from s2v_tasks.cli.airflow_api import AirflowApi
+
+JobId = Annotated[str, typer.Argument(help="The job.")]
+
+
+@app.command(rich_help_panel=PEOPLE)
+def approve(job_id: JobId, as_json: AsJson = False) -> None:
+    """Approve the clip or the video that a job waits for; the job goes on within seconds.
+
+    Airflow records the account of S2V_AIRFLOW_USER as the one who approved.
+    """
+    _answer(job_id, APPROVE, {}, as_json=as_json)
+
+
+@app.command(rich_help_panel=PEOPLE)
+def reject(
+    job_id: JobId,
+    note: Annotated[str | None, typer.Option(help="Why it is rejected.")] = None,
+    from_clip: Annotated[
+        int | None,
+        typer.Option(min=0, help="First clip to render again, from 0. Left out: the rejected clip, or all clips."),
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="Another prompt.")] = None,
+    base_seed: Annotated[int | None, typer.Option(help="Another seed.")] = None,
+    sample_steps: Annotated[int | None, typer.Option(help="Another number of solver steps.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Reject the clip or the video that a job waits for. The job ends as cancelled.
+
+    With a changed field, a new job keeps the clips before --from-clip and renders the others again. It is the job that
+    `s2v rerun` would make, and it has the same approval.
+    """
+    given = {"note": note, "from_clip": from_clip, "prompt": prompt}
+    given |= {"base_seed": base_seed, "sample_steps": sample_steps}
+    rejection = rejection_of({name: value for name, value in given.items() if value is not None})
+    _answer(job_id, REJECT, rejection.model_dump(exclude_none=True), as_json=as_json)
+
+
+def _answer(job_id: str, option: str, fields: dict[str, Any], *, as_json: bool) -> None:
+    """Give the answer to Airflow; PermanentError if the job waits for none."""
+    from s2v_tasks.cli.airflow_api import AirflowApi
+
+    api = AirflowApi.from_settings(load_settings())
+    question = _question(api, job_id)
+    if question is None or not api.answer(question, option, fields):
+        raise PermanentError(
+            f"Job {job_id} waits for no approval: expected a job with approval whose clip or video is not judged yet. "
+            f"See `s2v job {job_id}`."
+        )
+    if as_json:
+        print_json({"job_id": job_id, "answer": option.lower(), "subject": question["subject"]})
+    else:
+        console.print(f"{question['subject']} {option}", markup=False)
+
+
+def _question(api: "AirflowApi", job_id: str) -> dict[str, Any] | None:
+    """Return the open question of a job."""
+    from s2v_tasks.cli.airflow_api import job_of_run
+
+    runs = (run["dag_run_id"] for run in api.active_runs() if job_of_run(run) == job_id)
+    return next((question for run_id in runs for question in api.open_questions(run_id)), None)

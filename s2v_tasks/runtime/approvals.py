@@ -1,0 +1,63 @@
+"""Approvals inside a step: the bytes that a person judges, and what follows from the answer."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from s2v_tasks.metadata.tables import Approval
+from s2v_tasks.runtime.context import StepContext
+from s2v_tasks.schemas.approval import ApprovalStatus, Rejection
+from s2v_tasks.schemas.request import Request
+from s2v_tasks.schemas.rerun import changes_something, rerun_job_id, rerun_request
+from s2v_tasks.schemas.steps import VALIDATE
+
+
+@dataclass(frozen=True)
+class NextJob:
+    """The rerun that a rejection asks for."""
+
+    job_id: str
+    request: Request
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """Return the fields that make the request a rerun."""
+        return {"parent_job_id": self.request.parent_job_id, "from_clip": self.request.from_clip}
+
+
+def fingerprint_of(ctx: StepContext, clip_index: int | None) -> str:
+    """Return what identifies the judged bytes: the fingerprint of a clip, or the SHA-256 of the validated video."""
+    if clip_index is not None:
+        return ctx.clip_manifest(clip_index).fingerprint
+    return ctx.manifest(ctx.layout.report_manifest, VALIDATE).inputs["video"].sha256
+
+
+def next_job(ctx: StepContext, clip_index: int | None, rejection: Rejection) -> NextJob | None:
+    """Return the rerun with the fields that a rejection changes; None if it changes nothing.
+
+    Equal rejections make the same job id, so that the rerun is started once.
+    """
+    earlier, first = ctx.request(), rejection.first_clip(clip_index)
+    if not rejection.changes or not changes_something(earlier, ctx.plan(), rejection.changes, first):
+        return None
+    request = rerun_request(ctx.job_id, earlier, rejection.changes, first)
+    return NextJob(rerun_job_id(ctx.job_id, request), request)
+
+
+def decision(ctx: StepContext, approval: Approval) -> dict[str, Any]:
+    """Return what follows from an answer: the reason of a rejection, and the rerun to start."""
+    if approval.status == ApprovalStatus.APPROVED:
+        return {"status": approval.status, "user": approval.decided_by}
+    rejection = Rejection.model_validate(approval.rejection or {})
+    what = "The video" if approval.clip_index is None else f"Clip {approval.clip_index + 1}"
+    reason = f"{what} was rejected by {approval.decided_by or 'a person'}"
+    if rejection.note:
+        reason += f": {rejection.note.rstrip('. ')}"
+    following = next_job(ctx, approval.clip_index, rejection)
+    if following is None:
+        return {"status": approval.status, "reason": f"{reason}. Finished clips are kept for a rerun."}
+    first = rejection.first_clip(approval.clip_index)
+    return {
+        "status": approval.status,
+        "reason": f"{reason}. Job {following.job_id} makes it again from clip {first + 1}.",
+        "next_job": {"job_id": following.job_id, "changes": rejection.changes | following.origin},
+    }

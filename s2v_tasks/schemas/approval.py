@@ -1,0 +1,67 @@
+"""Approval of clips and videos by people: its states, and what a rejection may ask for."""
+
+from enum import StrEnum
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from s2v_tasks.errors import PermanentError
+from s2v_tasks.schemas.request_fields import MAX_CLIPS, MAX_PROMPT_CHARACTERS, MAX_SEED
+
+# The options that Airflow shows to a person (Required Actions).
+APPROVE, REJECT = "Approve", "Reject"
+
+
+class ApprovalStatus(StrEnum):
+    """Status of one approval. WITHDRAWN: the job ended while somebody was asked."""
+
+    WAITING = "waiting"
+    APPROVED = "approved"
+    REJECTED = "rejected"
+    EXPIRED = "expired"
+    WITHDRAWN = "withdrawn"
+
+
+class Rejection(BaseModel):
+    """A rejection. With a changed field, a rerun renders the clips from `from_clip` on again."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    note: str | None = Field(None, max_length=1000, title="Note", description="Why it is rejected.")
+    from_clip: int | None = Field(
+        None,
+        ge=0,
+        lt=MAX_CLIPS,
+        title="From clip",
+        description="First clip that is rendered again, counted from 0. Empty: the rejected clip, or all clips.",
+    )
+    prompt: str | None = Field(None, max_length=MAX_PROMPT_CHARACTERS, title="Prompt", description="Empty: unchanged.")
+    base_seed: int | None = Field(None, ge=-1, le=MAX_SEED, title="Seed", description="Empty: unchanged.")
+    sample_steps: int | None = Field(None, ge=1, le=100, title="Solver steps", description="Empty: unchanged.")
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """Return the fields of the request that the rerun changes."""
+        given = self.model_dump(exclude={"note", "from_clip"}, exclude_none=True)
+        return {name: value for name, value in given.items() if value != ""}
+
+    def first_clip(self, clip_index: int | None) -> int:
+        """Return the first clip to render again; `clip_index`: the rejected clip, None for the video.
+
+        PermanentError for a clip behind the rejected one, which is not rendered yet.
+        """
+        if clip_index is None:
+            return self.from_clip or 0
+        first = clip_index if self.from_clip is None else self.from_clip
+        if first > clip_index:
+            raise PermanentError(f"from_clip {first}: expected 0 to {clip_index}, the rejected clip.")
+        return first
+
+
+def rejection_of(fields: dict[str, Any]) -> Rejection:
+    """Return the rejection with these fields; PermanentError names the fields that are wrong."""
+    try:
+        return Rejection.model_validate(fields)
+    except ValidationError as error:
+        problems = (f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        raise PermanentError(f"Bad rejection: {'; '.join(problems)}.") from None

@@ -1,0 +1,43 @@
+"""The request of a rerun: the request of an earlier job with changed fields from a clip on."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from s2v_tasks.schemas.manifest import fingerprint
+from s2v_tasks.schemas.plan import Plan
+from s2v_tasks.schemas.request import Request
+from s2v_tasks.schemas.request_parsing import parse_request
+
+# Fields that a preset decides where the request leaves them out.
+SAMPLING_FIELDS = (
+    "sample_steps", "sample_guide_scale", "sample_shift", "sample_solver", "guide_steps", "adapters", "step_cache",
+)  # fmt: skip
+_ID_CHARACTERS = 50  # of the earlier job id; the digest of the request follows
+
+
+def rerun_request(job_id: str, earlier: Request, fields: Mapping[str, Any], from_clip: int) -> Request:
+    """Return the request of job `job_id` with changed fields from a clip on; PermanentError names a bad field.
+
+    Another preset decides the sampling anew.
+    """
+    kept = earlier.model_dump()
+    if fields.get("preset", earlier.preset) != earlier.preset:
+        kept |= dict.fromkeys(SAMPLING_FIELDS)
+    return parse_request(kept | dict(fields) | {"parent_job_id": job_id, "from_clip": from_clip})
+
+
+def rerun_job_id(job_id: str, request: Request) -> str:
+    """Return the id of a rerun, the same for the same changes: the same rerun again is the same job."""
+    return f"{job_id[:_ID_CHARACTERS].rstrip('-')}-r{fingerprint(request.model_dump())[:10]}"
+
+
+def changes_something(earlier: Request, plan: Plan, fields: Mapping[str, Any], from_clip: int) -> bool:
+    """Return False if a rerun would only render the existing clips again.
+
+    Clips that the earlier job has inherited may be made from other fields than its own: from there on it is a change.
+    """
+    now = {"prompt": earlier.prompt, "preset": plan.preset, "base_seed": plan.base_seed, "guide_steps": None}
+    now |= plan.sampling.model_dump()
+    now |= {"adapters": [item.model_dump() for item in earlier.adapters or ()], "step_cache": earlier.step_cache}
+    differ = (value not in (now[name], getattr(earlier, name)) for name, value in fields.items() if name in now)
+    return any(differ) or from_clip < len(plan.inherited)

@@ -1,0 +1,83 @@
+"""Answers to the approval that a job waits for. Airflow takes the answer and resumes the task, as it does in its UI."""
+
+from typing import Any
+
+from airflow.api_fastapi.core_api.datamodels.hitl import UpdateHITLDetailPayload
+from airflow.api_fastapi.core_api.routes.public.hitl import update_hitl_detail
+from airflow.models.taskinstance import TaskInstance
+from airflow.utils.session import create_session
+from airflow.utils.state import TaskInstanceState
+from fastapi import APIRouter, Depends, HTTPException
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel, ConfigDict
+from sqlalchemy import select
+
+from s2v_tasks.metadata.tables import Approval, Job
+from s2v_tasks.schemas.approval import APPROVE, REJECT, Rejection
+from s2v_tasks.schemas.events import JobEvent
+from s2v_tasks.schemas.steps import CLIP_WAIT_TASK, JOB_DAG, PUBLISH
+from s2v_tasks.web.access import User, may_answer, may_start
+from s2v_tasks.web.services import KnownJob, Services, SharedServices
+
+router = APIRouter(prefix="/job/{job_id}", dependencies=[Depends(may_answer)])
+
+
+class Judged(BaseModel):
+    """The part that a page shows to the person: the clip that waits, None for the video."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    clip_index: int | None
+
+
+class RejectedPart(Rejection):
+    """A rejection with the part that the page shows; `from_clip` and the others are those of the rerun."""
+
+    clip_index: int | None
+
+
+@router.post("/approve")
+def approve(job: KnownJob, judged: Judged, services: SharedServices, user: User) -> Response:
+    """Approve the clip or the video that the job waits for; the job goes on some seconds later."""
+    what = _answer(job, judged.clip_index, APPROVE, {}, user)
+    return _noted(services, job, user, f"approved {what}")
+
+
+@router.post("/reject", dependencies=[Depends(may_start)])
+def reject(job: KnownJob, rejected: RejectedPart, services: SharedServices, user: User) -> Response:
+    """Reject the clip or the video: the job ends, and a rerun starts if a field is changed."""
+    rejected.first_clip(rejected.clip_index)
+    fields = rejected.model_dump(exclude={"clip_index"}, exclude_none=True)
+    what = _answer(job, rejected.clip_index, REJECT, fields, user)
+    return _noted(services, job, user, f"rejected {what}")
+
+
+def _answer(job: Job, clip_index: int | None, option: str, fields: dict[str, Any], user: Any) -> str:
+    """Give the answer to the parked task and return its subject in words; 409 if it waits for nothing of the kind."""
+    waiting = job.waiting_approval
+    if waiting is None or waiting.clip_index != clip_index:
+        raise HTTPException(409, f"Job {job.job_id} does not wait for this approval: load the page again.")
+    with create_session() as session:
+        parked = session.execute(_parked_task(waiting)).one_or_none()
+        if parked is None:
+            raise HTTPException(409, "Airflow does not ask for this approval at the moment: try again in some seconds.")
+        answer = UpdateHITLDetailPayload(chosen_options=[option], params_input=fields)
+        update_hitl_detail(JOB_DAG, str(waiting.dag_run_id), parked[0], answer, user, session, parked[1])
+    return "the video" if clip_index is None else f"clip {clip_index + 1}"
+
+
+def _parked_task(waiting: Approval) -> Any:
+    """Return the query of the task that waits: `publish` for the video, the next wait of the chain for a clip."""
+    task_id = PUBLISH.name if waiting.clip_index is None else CLIP_WAIT_TASK
+    return select(TaskInstance.task_id, TaskInstance.map_index).where(
+        TaskInstance.dag_id == JOB_DAG,
+        TaskInstance.run_id == waiting.dag_run_id,
+        TaskInstance.task_id == task_id,
+        TaskInstance.state == TaskInstanceState.AWAITING_INPUT,
+    )
+
+
+def _noted(services: Services, job: Job, user: Any, action: str) -> Response:
+    detail = {"user": user.get_name(), "action": action}
+    services.metadata.events.record(job.job_id, JobEvent.USER_ACTION, detail=detail)
+    return JSONResponse({"job_id": job.job_id, "answer": action}, 202)

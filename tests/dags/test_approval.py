@@ -1,0 +1,191 @@
+"""Tasks that wait for a person: who asks, what Airflow is told, and what an answer leads to."""
+
+import asyncio
+import json
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from airflow.sdk.exceptions import AirflowFailException, TaskAwaitingInput, TaskDeferred
+from airflow.sdk.execution_time import task_runner
+from airflow.triggers.base import TaskSuccessEvent, TriggerEvent
+
+from s2v_tasks.orchestration import approval, clip_sensor
+from s2v_tasks.orchestration.clip_sensor import ClipSensor, ClipTrigger
+from s2v_tasks.orchestration.step_operators import PublishOperator, step_task
+from s2v_tasks.schemas.steps import PUBLISH
+
+SECOND = {"clip_index": 1, "predecessor": 0, "label": "clip 2/2 frames 80..154"}
+WAITING = {"status": "waiting", "subject": "Approve clip 1 of 2 of job my-job?", "wait_seconds": 600.0}
+APPROVED = {"status": "approved", "user": "edith"}
+PUBLISHED = {"job_id": "my-job", "video_uri": "s3://b/v.mp4"}
+ANSWER = {"responded_by_user": {"id": "1", "name": "edith"}, "params_input": {}}
+
+
+class Airflow:
+    """Everything that a task tells Airflow: commands that it runs, questions that it asks, runs that it starts."""
+
+    def __init__(self) -> None:
+        self.results: list[dict[str, Any]] = []
+        self.commands: list[tuple[str, ...]] = []
+        self.questions: list[dict[str, Any]] = []
+        self.started: list[dict[str, Any]] = []
+
+    def run_command(self, task: Any, *arguments: str) -> dict[str, Any]:
+        self.commands.append(arguments)
+        return self.results.pop(0)
+
+
+@pytest.fixture
+def airflow(monkeypatch: pytest.MonkeyPatch) -> Airflow:
+    """A worker whose commands give prepared results; the clip before is rendered."""
+    airflow = Airflow()
+    monkeypatch.setattr(task_runner, "SUPERVISOR_COMMS", object(), raising=False)
+    monkeypatch.setattr(approval, "run_command", airflow.run_command)
+    monkeypatch.setattr(approval, "upsert_hitl_detail", lambda **question: airflow.questions.append(question))
+    monkeypatch.setattr(approval, "start_run", airflow.started.append)
+    monkeypatch.setattr(clip_sensor, "_state", lambda **_: "success")
+    monkeypatch.setattr(ClipSensor, "dag_id", "speech_to_video")
+    return airflow
+
+
+def context(approval: str) -> dict[str, Any]:
+    params = {"prompt": "Hello.", "size": None, "approval": approval, "job_id": "my-job"}
+    return {"params": params, "run_id": "my-job", "ti": SimpleNamespace(id="an-id", max_tries=6)}
+
+
+def sensor() -> ClipSensor:
+    return ClipSensor(task_id="wait", clip=SECOND, render_task_id="clip.render")
+
+
+def publish(monkeypatch: pytest.MonkeyPatch) -> PublishOperator:
+    operator = step_task(PUBLISH)
+    assert isinstance(operator, PublishOperator)
+    script = f"import json; print(json.dumps({PUBLISHED!r}))"
+    monkeypatch.setattr(operator, "command", lambda _: [sys.executable, "-c", script])
+    return operator
+
+
+def test_a_job_without_approval_asks_nobody(airflow: Airflow, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No command, no question: both tasks do what they did before there were approvals."""
+    sensor().execute(context("none"))
+    assert publish(monkeypatch).execute(context("none")) == PUBLISHED
+    assert (airflow.commands, airflow.questions) == ([], [])
+
+
+def test_only_each_clip_stops_between_clips(airflow: Airflow) -> None:
+    """`result` asks once, at the end; the first clip of a chain has none before it."""
+    sensor().execute(context("result"))
+    first = ClipSensor(task_id="wait", clip=SECOND | {"clip_index": 0, "predecessor": None}, render_task_id="r")
+    first.execute(context("each_clip"))
+    assert airflow.commands == []
+
+
+def test_a_task_is_parked_with_its_question(airflow: Airflow) -> None:
+    """Airflow gets subject, options and the form of a rejection; the task ends and holds nothing until the answer."""
+    airflow.results = [dict(WAITING)]
+    with pytest.raises(TaskAwaitingInput) as parked:
+        sensor().execute(context("each_clip"))
+    assert (parked.value.method_name, parked.value.timeout.total_seconds()) == ("decided", 600)
+    assert airflow.commands == [("ask-approval", "--job-id", "my-job", "--run-id", "my-job", "--clip-index", "0")]
+    (question,) = airflow.questions
+    assert (question["ti_id"], question["options"]) == ("an-id", ["Approve", "Reject"])
+    assert question["subject"] == WAITING["subject"]
+    assert list(question["params"]) == ["note", "from_clip", "prompt", "base_seed", "sample_steps"]
+    assert question["params"]["sample_steps"]["schema"]["maximum"] == 100
+    json.dumps(question["params"])
+
+
+def test_the_next_clip_starts_after_the_approval(airflow: Airflow) -> None:
+    """The answer is recorded with the name of the person, and the sensor succeeds."""
+    airflow.results = [dict(APPROVED)]
+    sensor().decided(context("each_clip"), ANSWER | {"chosen_options": ["Approve"]})
+    assert airflow.commands[0][0] == "record-approval"
+    assert airflow.commands[0][-4:] == ("--status", "approved", "--user", "edith")
+
+
+def test_what_is_approved_already_is_not_asked_again(airflow: Airflow, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A retry of `publish` after its approval publishes."""
+    airflow.results = [dict(APPROVED)]
+    assert publish(monkeypatch).execute(context("result")) == PUBLISHED
+    assert airflow.questions == []
+
+
+def test_the_video_is_published_after_its_approval(airflow: Airflow, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`publish` asks about the video for both kinds of approval, and runs its step when it is resumed."""
+    for kind in ("result", "each_clip"):
+        airflow.results = [dict(WAITING)]
+        with pytest.raises(TaskAwaitingInput):
+            publish(monkeypatch).execute(context(kind))
+    airflow.results = [dict(APPROVED)]
+    operator = publish(monkeypatch)
+    assert operator.decided(context("result"), ANSWER | {"chosen_options": ["Approve"]}) == PUBLISHED
+    assert operator.job_id == "my-job"
+    assert "--clip-index" not in airflow.commands[-1]
+
+
+def test_a_rejection_starts_the_rerun_and_fails_the_task_for_good(airflow: Airflow) -> None:
+    """The rerun has the request of this run with the changes; the reason of the failure is that of the job."""
+    changes = {"base_seed": 5, "parent_job_id": "my-job", "from_clip": 0}
+    rejected = {"status": "rejected", "reason": "Clip 1 was rejected by edith."}
+    airflow.results = [rejected | {"next_job": {"job_id": "my-job-r1", "changes": changes}}]
+    given = {"params_input": {"note": "No.", "base_seed": 5, "prompt": None}, "chosen_options": ["Reject"]}
+    with pytest.raises(AirflowFailException, match="rejected by edith"):
+        sensor().decided(context("each_clip"), ANSWER | given)
+    assert airflow.commands[0][-2:] == ("--rejection", '{"note": "No.", "base_seed": 5}')
+    request = {"prompt": "Hello.", "approval": "each_clip"} | changes
+    assert airflow.started == [{"job_id": "my-job-r1", "run_id": "my-job-r1", "request": request}]
+
+
+def test_a_try_that_was_killed_after_the_rejection_starts_the_rerun(airflow: Airflow) -> None:
+    """The decision is stored, so that the next try of the task does what the killed one did not."""
+    airflow.results = [{"status": "rejected", "reason": "Rejected.", "next_job": {"job_id": "r-1", "changes": {}}}]
+    with pytest.raises(AirflowFailException, match="Rejected"):
+        sensor().execute(context("each_clip"))
+    assert [run["run_id"] for run in airflow.started] == ["r-1"]
+
+
+def test_a_question_that_nobody_answers_fails_the_task(airflow: Airflow, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scheduler resumes the task when the time is over; it fails with the sentence of the step."""
+    airflow.results = [{"status": "expired", "reason": "Nobody approved or rejected the video within 168 h."}]
+    with pytest.raises(AirflowFailException, match="Nobody approved"):
+        publish(monkeypatch).decided(context("result"), {"error": "timeout", "error_type": "timeout"})
+    assert airflow.commands[0][-2:] == ("--status", "expired")
+
+
+def test_dag_test_does_not_hang(airflow: Airflow, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody can answer there: the task fails at once; the reason of the job says what to do."""
+    from airflow.sdk.execution_time.supervisor import InProcessSupervisorComms
+
+    comms = InProcessSupervisorComms(supervisor=SimpleNamespace())
+    monkeypatch.setattr(task_runner, "SUPERVISOR_COMMS", comms, raising=False)
+    reasons: list[str] = []
+    monkeypatch.setattr(approval, "record_failure", lambda *arguments: reasons.append(arguments[3]))
+    with pytest.raises(AirflowFailException, match="nobody who could answer"):
+        publish(monkeypatch).execute(context("result"))
+    assert "leave approval out" in reasons[0]
+    assert airflow.questions == []
+
+
+def test_the_wait_is_resumed_to_ask(airflow: Airflow, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the clip before is rendered, the trigger hands over to a worker only if a person is asked."""
+    monkeypatch.setattr(clip_sensor, "DEFERRED_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(clip_sensor, "_state", lambda **_: "running")
+    with pytest.raises(TaskDeferred) as deferred:
+        sensor().execute(context("each_clip"))
+    assert deferred.value.trigger.serialize()[1]["asks"] is True
+    monkeypatch.setattr(clip_sensor, "_state", lambda **_: "success")
+
+    async def first_event(trigger: ClipTrigger) -> Any:
+        async for event in trigger.run():
+            return event
+        raise AssertionError("the trigger ended without an event")
+
+    place = ("speech_to_video", "my-job", "clip.render", 0)
+    assert isinstance(asyncio.run(first_event(ClipTrigger(*place))), TaskSuccessEvent)
+    event = asyncio.run(first_event(ClipTrigger(*place, asks=True)))
+    assert type(event) is TriggerEvent
+    airflow.results = [dict(WAITING)]
+    with pytest.raises(TaskAwaitingInput):
+        sensor().resume(context("each_clip"), event.payload)

@@ -1,0 +1,67 @@
+"""`s2v approve` and `s2v reject`: the question of a job is found and answered."""
+
+import json
+from typing import Any
+
+import pytest
+
+from s2v_tasks.cli import airflow_api
+from s2v_tasks.cli.approval import approve, reject
+from s2v_tasks.errors import PermanentError
+
+RUNS = [{"dag_run_id": "other", "conf": {"job_id": "other"}}, {"dag_run_id": "talk--2", "conf": {"job_id": "talk"}}]
+QUESTION = {"subject": "Approve clip 1 of 2 of job talk?"}
+
+
+class Api:
+    """An Airflow with one open question."""
+
+    answers: list[tuple[Any, str, dict[str, Any]]]
+    is_first = True
+
+    def __init__(self) -> None:
+        self.answers = []
+
+    def active_runs(self) -> list[dict[str, Any]]:
+        return RUNS
+
+    def open_questions(self, run_id: str) -> list[dict[str, Any]]:
+        return [QUESTION] if run_id == "talk--2" else []
+
+    def answer(self, question: dict[str, Any], option: str, fields: dict[str, Any]) -> bool:
+        self.answers.append((question, option, fields))
+        return self.is_first
+
+
+@pytest.fixture
+def api(monkeypatch: pytest.MonkeyPatch) -> Api:
+    api = Api()
+    monkeypatch.setattr(airflow_api.AirflowApi, "from_settings", lambda _: api)
+    return api
+
+
+def test_the_question_of_the_job_is_answered(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
+    """Only given fields of a rejection are sent; a prompt and a clip 0 count as given."""
+    approve("talk", as_json=True)
+    assert json.loads(capsys.readouterr().out)["answer"] == "approve"
+    reject("talk", note="No.", from_clip=0, base_seed=7)
+    assert api.answers == [
+        (QUESTION, "Approve", {}),
+        (QUESTION, "Reject", {"note": "No.", "from_clip": 0, "base_seed": 7}),
+    ]
+
+
+def test_a_job_that_waits_for_nothing_is_refused(api: Api) -> None:
+    """No question, or one that somebody else has just answered: the sentence says where to look."""
+    with pytest.raises(PermanentError, match=r"Job other waits for no approval.*s2v job other"):
+        approve("other")
+    api.is_first = False
+    with pytest.raises(PermanentError, match="waits for no approval"):
+        reject("talk")
+
+
+def test_a_bad_rejection_is_refused_before_it_is_sent(api: Api) -> None:
+    """The bounds are those of a request."""
+    with pytest.raises(PermanentError, match="Bad rejection: sample_steps: Input should be greater"):
+        reject("talk", sample_steps=0)
+    assert api.answers == []

@@ -1,0 +1,120 @@
+"""Answers to approvals on the page of a job: they reach the parked task in Airflow with the name of the user."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from s2v_tasks.metadata.store import MetadataStore
+from s2v_tasks.schemas.approval import ApprovalStatus
+from s2v_tasks.storage.s3 import ObjectStore
+from tests.web.conftest import Login
+from tests.web.sample_job import REQUEST, add_job
+
+VIDEO = {"clip_index": None}
+
+
+@pytest.fixture(autouse=True)
+def _no_runs(dag: str) -> Iterator[None]:
+    from airflow.models.dagrun import DagRun
+    from airflow.utils.session import create_session
+
+    yield
+    with create_session() as session:
+        session.execute(sa.delete(DagRun))
+
+
+@pytest.fixture
+def park(login: Login, metadata: MetadataStore, store: ObjectStore) -> Callable[..., None]:
+    """Lets the job `talk` wait for an approval: in the metadata store, and its task in Airflow."""
+    from airflow.models.hitl import HITLDetail
+    from airflow.models.taskinstance import TaskInstance
+    from airflow.utils.session import create_session
+
+    def park(clip_index: int | None = None) -> None:
+        login("edith").post("/s2v/new/start", json=REQUEST | {"job_id": "talk", "approval": "each_clip"})
+        add_job(metadata, store, "talk", approval="each_clip")
+        metadata.approvals.request("talk", clip_index, "f" * 64, run_id="talk", seconds=600)
+        task = "publish" if clip_index is None else "clip.wait"
+        with create_session() as session:
+            found = sa.select(TaskInstance).where(TaskInstance.run_id == "talk", TaskInstance.task_id == task)
+            parked = session.scalars(found).one()
+            parked.state, parked.next_method = "awaiting_input", "decided"
+            session.add(HITLDetail(ti_id=parked.id, options=["Approve", "Reject"], subject="?", params={}))
+
+    return park
+
+
+def answer(task_id: str) -> tuple[str, list[str], dict[str, Any], str | None]:
+    """Return what Airflow knows: state of the task, chosen options, fields, and the name of the person."""
+    from airflow.models.hitl import HITLDetail
+    from airflow.models.taskinstance import TaskInstance
+    from airflow.utils.session import create_session
+
+    with create_session() as session:
+        found = sa.select(TaskInstance).where(TaskInstance.run_id == "talk", TaskInstance.task_id == task_id)
+        task = session.scalars(found).one()
+        detail = session.get_one(HITLDetail, task.id)
+        return str(task.state), detail.chosen_options, detail.params_input, detail.responded_by_user_name
+
+
+def test_an_approval_resumes_the_task(login: Login, metadata: MetadataStore, park: Callable[..., None]) -> None:
+    """Airflow stores the name of the person; the history of the job has it, too; a second answer is refused."""
+    park()
+    editor = login("edith")
+    assert editor.post("/s2v/job/talk/approve", json=VIDEO).status_code == 202
+    assert answer("publish") == ("scheduled", ["Approve"], {}, "edith")
+    assert "edith: approved the video" in editor.get("/s2v/job/talk").text
+    assert login("adam").post("/s2v/job/talk/approve", json=VIDEO).status_code == 409
+    assert answer("publish")[3] == "edith"
+
+
+def test_a_rejection_takes_note_and_changes_along(login: Login, park: Callable[..., None]) -> None:
+    """The resumed task gets the fields; a wrong value is refused before anything is answered."""
+    park(1)
+    editor = login("edith")
+    for wrong in ({"sample_steps": 0}, {"from_clip": 2}, {"size": "9*9"}, {"note": "x" * 1001}):
+        refused = editor.post("/s2v/job/talk/reject", json={"clip_index": 1} | wrong)
+        assert refused.status_code in {400, 422}, wrong
+    assert answer("clip.wait")[1] is None
+    changes = {"note": "<b>No</b>", "base_seed": 5, "from_clip": 0}
+    assert editor.post("/s2v/job/talk/reject", json={"clip_index": 1} | changes).status_code == 202
+    assert answer("clip.wait") == ("scheduled", ["Reject"], changes, "edith")
+
+
+def test_only_the_shown_part_is_answered(login: Login, metadata: MetadataStore, park: Callable[..., None]) -> None:
+    """An answer about clip 1 while clip 2 waits approves nothing, nor does a late one."""
+    park(1)
+    editor = login("edith")
+    for shown in (VIDEO, {"clip_index": 0}):
+        assert editor.post("/s2v/job/talk/approve", json=shown).status_code == 409
+    metadata.jobs.cancel("talk")
+    assert editor.post("/s2v/job/talk/approve", json={"clip_index": 1}).status_code == 409
+    assert answer("clip.wait")[:2] == ("awaiting_input", None)
+
+
+def test_a_viewer_sees_the_question_without_buttons(login: Login, park: Callable[..., None]) -> None:
+    """The page shows what waits and until when; gallery and poll say it, too."""
+    park(0)
+    page = login("vera").get("/s2v/job/talk").text
+    assert "Clip 1 waits for approval" in page
+    assert "data-action" not in page
+    assert 'data-action="approve"' in login("edith").get("/s2v/job/talk").text
+    assert login("vera").get("/s2v/job/talk/state.json").json()["waits"] == "clip 1"
+    assert "waits for approval of clip 1" in login("vera").get("/s2v/videos").text
+    assert login("vera").post("/s2v/job/talk/approve", json={"clip_index": 0}).status_code == 403
+
+
+def test_an_answered_question_is_gone(login: Login, metadata: MetadataStore, park: Callable[..., None]) -> None:
+    """After the task has recorded the answer, the page shows the decision in its events alone."""
+    park()
+    job = metadata.jobs.get("talk")
+    assert job is not None
+    waiting = job.waiting_approval
+    assert waiting is not None
+    metadata.approvals.decide(waiting, ApprovalStatus.APPROVED, user="edith")
+    page = login("edith").get("/s2v/job/talk").text
+    assert "waits for approval</h2>" not in page
+    assert "The video approved by edith" in page
+    assert "waits" not in login("vera").get("/s2v/job/talk/state.json").json()

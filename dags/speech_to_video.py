@@ -74,6 +74,8 @@ CLIP_LABEL = "{{ task.clip['label'] }}"
     on_failure_callback=failure_notifiers(),
     max_active_runs=load_settings().max_running_jobs,
     params=form_params(),
+    # Later tasks first: a run that has begun ends before workers begin another one.
+    default_args={"weight_rule": "upstream"},
     tags=["s2v", "video"],
 )
 def speech_to_video() -> None:

@@ -76,6 +76,11 @@ QUEUED_SOURCES = (Source.DROP, Source.BATCH)  # their jobs wait until the queue 
 Priority = Literal["low", "normal", "high"]
 PRIORITIES: tuple[Priority, ...] = get_args(Priority)  # in ascending order
 DEFAULT_PRIORITY: Priority = "normal"
+_RANKS: dict[str, int] = {name: rank for rank, name in enumerate(PRIORITIES)}
+
+# Weights of tasks are 32-bit integers in Airflow's database: 3 priorities x 35,000,000 ages x 20 tasks of a pipeline.
+_AGE_SECONDS, _AGES, _TASKS = 10, 35_000_000, 20
+JOB_WEIGHTS_END = len(PRIORITIES) * _AGES * _TASKS  # larger than each of them
 
 
 def is_job_id(value: object) -> bool:
@@ -114,3 +119,15 @@ def job_id_of_run(run_id: str, job_id: object = None) -> str:
 def run_id_of_start(job_id: str, number: int) -> str:
     """Return the DAG run id of start `number` of a job, from 1: the job id, then `<job id>--2` and so on."""
     return job_id if number == 1 else f"{job_id}{START_SEPARATOR}{number}"
+
+
+def task_weight(priority: str | None, submitted_at: float, own: int) -> int:
+    """Return the weight of a task of a job; of two tasks that wait for a slot, the one with the larger weight starts.
+
+    The priority comes first, then the age of the run, to 10 seconds, then `own`, the weight of the task in its run: a
+    run that has begun ends before a later one begins. `submitted_at`: seconds since the epoch; ages repeat after 11
+    years. An unknown priority counts as the default.
+    """
+    rank = _RANKS.get(str(priority), _RANKS[DEFAULT_PRIORITY])
+    age = _AGES - 1 - int(submitted_at // _AGE_SECONDS) % _AGES
+    return (rank * _AGES + age) * _TASKS + own % _TASKS

@@ -55,6 +55,13 @@ def test_parsing_the_folder_is_fast_and_loads_nothing_heavy() -> None:
     assert parsed["seconds"] < 2.0
 
 
+def test_later_tasks_of_a_run_go_first(dag: Any) -> None:
+    """A worker goes to the run that is nearest to its end: many runs do not all wait for the last one."""
+    order = ["stage_inputs", "plan_clips", "encode_conditions", "clip.wait", "clip.render", "stitch", "mux_audio"]
+    weights = [dag.get_task(name).weight_rule for name in order]
+    assert {str(getattr(rule, "value", rule)) for rule in weights} == {"upstream"}
+
+
 def test_the_tasks_follow_the_road(dag: Any) -> None:
     """Every step waits for the one before; a clip waits for its turn, then renders."""
     downstream = {task_id: task.downstream_task_ids for task_id, task in dag.task_dict.items()}

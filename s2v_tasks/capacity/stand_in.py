@@ -1,0 +1,69 @@
+"""The networks of a benchmark of the orchestration: their time, and outputs of the right shapes.
+
+It replaces two names of two modules inside a process of the benchmark (`capacity.recording`). No setting reaches it.
+"""
+
+import time
+from typing import Any
+
+_AUDIO_DIM, _TEXT_DIM, _TOKENS = 32, 32, 8
+_LATENT_FRAMES, _CHANNELS = 19, 16
+_STRIPES = 16  # pixels
+
+
+def replace_encoders(module: Any) -> None:
+    """Let `steps.encode_conditions` store drawn conditions."""
+    import torch
+
+    def encode(_snapshot: Any, *, num_frames: int, image_u8: Any, **_: Any) -> dict[str, Any]:
+        return {
+            "context": torch.zeros(_TOKENS, _TEXT_DIM),
+            "context_null": torch.zeros(_TOKENS, _TEXT_DIM),
+            "audio": torch.zeros(num_frames, 25, _AUDIO_DIM),
+            "reference_u8": torch.tensor(image_u8),
+        }
+
+    module.encode_conditions = encode
+
+
+def replace_renderer(module: Any, clip_seconds: float) -> None:
+    """Let the renderer of `rendering.renderer` wait for `clip_seconds` and pass drawn frames on."""
+    module.Renderer = type("Renderer", (StandIn,), {"clip_seconds": clip_seconds})
+
+
+class StandIn:
+    """Has the methods of `rendering.renderer.Renderer` that the leader calls."""
+
+    clip_seconds = 0.0
+    name = "stand-in"
+
+    def __init__(self, worker: Any) -> None:
+        self._worker = worker
+
+    def saved_state(self, order: Any) -> None:
+        """Return None: no clip is interrupted."""
+
+    def render(self, order: Any, _state: None, take: Any, on_step: Any) -> Any:
+        """Wait, give frames with moving stripes to `take`, and return a motion state of the usual shape."""
+        import torch
+
+        from s2v_tasks.engine.clip import MotionState
+
+        plan, clip = order.plan, order.clip
+        num_steps = plan.sampling.sample_steps
+        on_step(1, num_steps)
+        time.sleep(self.clip_seconds)
+        on_step(num_steps, num_steps)
+        columns = torch.arange(plan.width)[None, :] + 2 * torch.arange(clip.infer_frames)[:, None]
+        rows = (64 + 128 * (columns // _STRIPES % 2)).to(torch.uint8)
+        take(rows[:, None, :, None].expand(-1, plan.height, -1, 3).contiguous())
+        if clip.successor is None:
+            return None
+        return MotionState(
+            latents=torch.zeros(1, _CHANNELS, _LATENT_FRAMES, plan.height // 8, plan.width // 8),
+            frames=torch.zeros(1, 3, 1, plan.height, plan.width),
+        )
+
+    def clip_facts(self) -> dict[str, Any]:
+        """Return the facts of a clip that the leader stores."""
+        return {"device": "cpu", "world_size": self._worker.world_size, "parallel_layout": "one rank"}

@@ -1,0 +1,188 @@
+"""`s2v bench orchestration` and `s2v bench queue`: what jobs cost beside the GPU, and a simulation of many of them."""
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from s2v_tasks.cli.bench import bench
+from s2v_tasks.cli.terminal import console, print_json
+from s2v_tasks.schemas.job import PRIORITIES
+
+if TYPE_CHECKING:
+    from s2v_tasks.capacity.counting import StepCount
+    from s2v_tasks.capacity.queue import Outcome
+    from s2v_tasks.capacity.report import Report
+
+
+@bench.command()
+def orchestration(
+    jobs: Annotated[int, typer.Option(min=1, max=1000, help="Jobs that are submitted at once.")] = 2,
+    clips: Annotated[int, typer.Option(min=1, max=9, help="Clips of each job, in one chain.")] = 2,
+    clip_seconds: Annotated[float, typer.Option(min=0.0, help="Time of a clip, in which nothing is computed.")] = 15.0,
+    render: Annotated[bool, typer.Option("--render", help="Render with the tiny networks instead.")] = False,
+    clips_per_pod: Annotated[int, typer.Option(min=1, max=9, help="As the field of the request.")] = 1,
+    renders: Annotated[int, typer.Option(min=1, help="As S2V_LOCAL_RENDERS: clips at the same time.")] = 2,
+    workers: Annotated[int, typer.Option(min=1, help="Tasks that Airflow runs at the same time.")] = 4,
+    idle_seconds: Annotated[float, typer.Option(min=1.0, help="Time without a job, measured before.")] = 60.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Run jobs through an Airflow of its own and count what each costs beside the GPU.
+
+    Steps, stores and Airflow are the real ones, in a temporary folder; only the networks are left out. The counts are
+    equal in each run of equal --clips and --clips-per-pod; times depend on the machine. docs/capacity.md explains them.
+    """
+    from s2v_tasks.capacity.orchestration import Load, measure
+    from s2v_tasks.capacity.report import report
+
+    load = Load(
+        jobs=jobs,
+        clips=clips,
+        clip_seconds=None if render else clip_seconds,
+        clips_per_pod=clips_per_pod,
+        renders=renders,
+        workers=workers,
+        idle_seconds=idle_seconds,
+    )
+    result = report(measure(load))
+    if as_json:
+        print_json(asdict(result))
+        return
+    console.print(_table_of_steps(result))
+    _print_counts(result)
+    _print_times(result)
+    _print_links(result)
+
+
+def _table_of_steps(result: "Report") -> Table:
+    columns = ("statements", "S3 reads", "S3 writes", "bytes sent", "bytes received")
+    table = Table("process", *columns, title="One job")
+    for name, count in result.steps:
+        table.add_row(name, *_cells(count))
+    total = result.counts
+    sums = (total.statements, total.s3_reads, total.s3_writes, total.bytes_sent, total.bytes_received)
+    table.add_row(f"{total.processes} processes", *(f"{value:,}" for value in sums), style="bold")
+    return table
+
+
+def _cells(count: "StepCount") -> list[str]:
+    values = (count.statements, count.s3_reads, count.s3_writes, count.bytes_sent, count.bytes_received)
+    return [f"{value:,}" for value in values]
+
+
+def _print_counts(result: "Report") -> None:
+    calls = ", ".join(f"{number} {name}" for name, number in result.calls.items())
+    console.print(
+        f"Task instances {result.counts.task_instances}, tries {result.counts.tries}, triggers of all jobs "
+        f"{result.triggers}. API calls {result.counts.api_calls}: {calls}."
+    )
+    console.print(f"While a clip is rendered: {result.polls_per_minute:g} statements per minute.")
+    if result.differing:
+        console.print(f"[yellow]Other counts: {', '.join(result.differing)}.[/yellow]")
+
+
+def _print_times(result: "Report") -> None:
+    times = result.times
+    table = Table("Airflow", "CPU seconds per job", "share of a core without a job")
+    for name, seconds in times.cpu_seconds_per_job.items():
+        table.add_row(name, f"{seconds:.1f}", f"{times.idle_cpu_share[name]:.3f}")
+    console.print(table)
+    for name, number in times.transactions_per_job.items():
+        idle = times.idle_transactions_per_minute[name]
+        console.print(f"Database {name}: {number:.0f} transactions per job; {idle} per minute without a job.")
+    console.print(
+        f"Write-ahead log: {times.wal_bytes_per_job / 1e6:.2f} MB per job. Scheduler: {times.loops} busy loops, median "
+        f"{times.loop_seconds_median:.3f} s, longest {times.loop_seconds_longest:.3f} s; "
+        f"{times.loop_cpu_seconds_per_task:.3f} CPU seconds per task."
+    )
+    console.print(f"First job ended after {times.first_end_seconds:g} s, last after {times.last_end_seconds:g} s.")
+
+
+def _print_links(result: "Report") -> None:
+    if result.link is not None:
+        table = Table(*asdict(result.link), "sum", title="Seconds between two clips")
+        table.add_row(*(f"{value:.1f}" for value in asdict(result.link).values()), f"{result.link.seconds:.1f}")
+        console.print(table)
+    if result.inside_seconds is not None:
+        console.print(f"Seconds between two clips of one process: {result.inside_seconds:.1f}")
+
+
+@bench.command()
+def queue(
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs, or groups of them that render one clip.")] = 1000,
+    jobs_per_day: Annotated[float, typer.Option(min=1, help="Jobs that arrive in a day, at random times.")] = 100_000,
+    hours: Annotated[float, typer.Option(min=0.1, help="Time in which jobs arrive.")] = 24.0,
+    clips: Annotated[float, typer.Option(min=1, help="Clips of a job, mean.")] = 3.0,
+    clip_seconds: Annotated[float, typer.Option(min=0.1, help="Seconds of the solver for a clip, mean.")] = 200.0,
+    clips_per_pod: Annotated[int, typer.Option(min=1, help="As the field of the request.")] = 1,
+    start_seconds: Annotated[float, typer.Option(min=0, help="From the start of a pod to its first solver step.")] = 60,
+    workers: Annotated[int, typer.Option(min=1, help="Worker slots of Airflow.")] = 64,
+    schedulers: Annotated[int, typer.Option(min=1, help="Replicas of the scheduler.")] = 4,
+    schedule_seconds: Annotated[float, typer.Option(min=0, help="Time of a scheduler for one task.")] = 0.05,
+    max_running_jobs: Annotated[int, typer.Option(min=1, help="As S2V_MAX_RUNNING_JOBS.")] = 1600,
+    preemptions_per_hour: Annotated[float, typer.Option(min=0, help="Of a GPU in use.")] = 0.05,
+    failures: Annotated[float, typer.Option(min=0, max=1, help="Share of the attempts at a clip that fail.")] = 0.01,
+    seed: Annotated[int, typer.Option(help="Of all that is drawn at random.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Simulate the queue of an installation: shares of its parts in use, and the time that jobs wait.
+
+    A day with 100,000 jobs takes about half a minute. The rule of priorities is that of the product.
+    """
+    from s2v_tasks.capacity.queue import Demand, Simulation, Site
+
+    site = Site(
+        gpus, workers, schedulers, max_running_jobs, start_seconds=start_seconds, schedule_seconds=schedule_seconds
+    )
+    demand = Demand(
+        jobs_per_day,
+        seconds=hours * 3600,
+        clips=clips,
+        clip_seconds=clip_seconds,
+        clips_per_pod=clips_per_pod,
+        preemptions_per_hour=preemptions_per_hour,
+        failures=failures,
+        seed=seed,
+    )
+    outcome = Simulation(site, demand).run()
+    if as_json:
+        print_json(_summary(outcome))
+    else:
+        _print_outcome(outcome)
+
+
+def _summary(outcome: "Outcome") -> dict[str, object]:
+    from s2v_tasks.capacity.queue import percentile
+
+    return {
+        "jobs": len(outcome.jobs),
+        "failed": sum(job.failed for job in outcome.jobs),
+        "shares": outcome.shares,
+        "longest_queues": outcome.longest_queues,
+        "solver_share": outcome.solver_share,
+        "saturated": outcome.saturated,
+        "wait_seconds": {
+            name: [round(percentile(outcome.waits(name), part), 1) for part in (50, 95, 99)] for name in PRIORITIES
+        },
+        "whole_seconds": [round(percentile(outcome.whole(), part), 1) for part in (50, 95, 99)],
+    }
+
+
+def _print_outcome(outcome: "Outcome") -> None:
+    from s2v_tasks.capacity.queue import percentile
+
+    table = Table("part", "share in use", "longest queue")
+    for name, share in outcome.shares.items():
+        table.add_row(name, f"{share:.1%}", f"{outcome.longest_queues[name]}")
+    console.print(table)
+    waits = Table("from arrival to the first GPU", "median s", "95 % s", "99 % s")
+    for name in reversed(PRIORITIES):
+        waits.add_row(name, *(f"{percentile(outcome.waits(name), part):,.0f}" for part in (50, 95, 99)))
+    waits.add_row("to the end, all", *(f"{percentile(outcome.whole(), part):,.0f}" for part in (50, 95, 99)))
+    console.print(waits)
+    failed = sum(job.failed for job in outcome.jobs)
+    console.print(
+        f"{len(outcome.jobs)} jobs, {failed} failed. Solver: {outcome.solver_share:.1%} of all GPU time until the last "
+        f"job ended. Saturates first: {outcome.saturated}."
+    )

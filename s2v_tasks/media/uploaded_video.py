@@ -38,25 +38,31 @@ class UploadedVideo:
         shrink = min(Fraction(1), Fraction(LONGEST_SIDE, max(self.stream.width, self.stream.height)))
         return int(self.stream.width * shrink / 2) * 2, int(self.stream.height * shrink / 2) * 2
 
-    def resampled(self, max_duration_seconds: float) -> Any:
+    def resampled(self, max_duration_seconds: float, *, after_seconds: Fraction = Fraction(0)) -> Any:
         """Return an ffmpeg-python stream: upright, 16 fps by time, square pixels, longest side at most 1280.
 
-        Frame n shows the picture that the source shows n/16 s after its first frame.
+        Frame n shows the picture that the source shows n/16 s + `after_seconds` after its first frame.
         """
         # Bounds for memory: the frame size can change in a stream, and each decoding thread has frames of its own.
         options = {"max_pixels": _MAX_PIXELS, "threads": _DECODING_THREADS}
         video = uploaded_input(self.source, VIDEO_FORMATS, **options).video
         # round=up: a source frame is used from the first 1/16 s at which it is on display, never before.
-        timed = video.filter("setpts", "PTS-STARTPTS").filter("fps", fps=FPS, round="up", start_time=0)
+        timed = video.filter("setpts", f"PTS-STARTPTS-({after_seconds})/TB").filter(
+            "fps", fps=FPS, round="up", start_time=0
+        )
         timed = timed.filter("trim", duration=max_duration_seconds)
         # Square pixels and even sides; the picture is never enlarged.
         shrink = f"min(1,{LONGEST_SIDE}/max(iw*sar,ih))"
         return timed.filter("scale", f"trunc(iw*sar*{shrink}/2)*2", f"trunc(ih*{shrink}/2)*2").filter("setsar", 1)
 
     def frames(self, max_duration_seconds: float) -> Iterator[Frames]:
-        """Yield RGB frames u8 `[H,W,3]` at 16 fps of the size `size`. Raises PermanentError if the video is damaged."""
+        """Yield RGB frames u8 `[H,W,3]` at 16 fps of the size `size`. Raises PermanentError if the video is damaged.
+
+        A frame is the picture in the middle of its 1/16 s: motion at other frame rates is neither late nor early.
+        """
         width, height = self.size
-        raw = to_rgb(self.resampled(max_duration_seconds), width=width, height=height).output(
+        video = self.resampled(max_duration_seconds, after_seconds=Fraction(1, 2 * FPS))
+        raw = to_rgb(video, width=width, height=height).output(
             "pipe:1", format="rawvideo", pix_fmt="rgb24", fps_mode="passthrough"
         )
         size_bytes = width * height * 3

@@ -69,7 +69,7 @@ def compare(opening: Series, samples: npt.NDArray[np.float32], sample_rate: int,
         return None
     lag, correlation = _best(opening, known, samples, sample_rate, fps)
     others = [_best(opening, known, other, sample_rate, fps)[1] for other in _other_speech(samples)]
-    return LipSync(lag - _CALIBRATION_SECONDS, correlation, float(np.mean(others)))
+    return LipSync(round(lag - _CALIBRATION_SECONDS, 3), correlation, float(np.mean(others)))
 
 
 def _best(

@@ -41,6 +41,7 @@ class QualityLimits(_Limits):
     min_speech_share: float = Field(ge=0, le=1)
     min_lip_sync_frames: int = Field(48, ge=32)
     still_mouth: Below
+    landmark_noise: float = Field(0.03, ge=0)
     lip_sync_margin: Below
     lip_sync_lag_ms: Above
     silent_mouth_ratio: Above
@@ -126,26 +127,41 @@ def _frames_with_face(clip: ClipQuality) -> int:
 def _judge_lip_sync(sync: LipSyncQuality, num_frames: int, limits: QualityLimits) -> list[Finding | None]:
     if sync.speech_share < limits.min_speech_share:
         return []
-    still = _check("still_mouth", sync.opening_range, limits.still_mouth, "the mouth moves by {:.1%} during speech")
+    is_long = num_frames >= limits.min_lip_sync_frames
+    still = _still_mouth(sync, limits, with_margin=is_long)
     if still is not None:
         return [still]  # lag and correlation of a still mouth mean nothing
-    if num_frames < limits.min_lip_sync_frames:
+    if not is_long:
         return []
-    margin = _difference(sync.correlation, sync.other_correlation)
     lag = abs(sync.lag_ms) if sync.lag_ms is not None else None
     ratio = sync.silent_opening_range / sync.opening_range if sync.silent_opening_range and sync.opening_range else None
-    follows = _check(
-        "lip_sync_margin",
-        margin,
-        limits.lip_sync_margin,
-        "the mouth follows this speech by {:.2f} more than other speech",
-    )
-    if follows is not None:
-        return [follows]  # neither does a lag of a mouth that does not follow
+    apart = _no_margin(sync, limits)
+    if apart is not None:
+        return [apart]  # neither does a lag of a mouth that does not follow
     return [
         _check("lip_sync_lag_ms", lag, limits.lip_sync_lag_ms, "mouth and sound are {:.0f} ms apart"),
         _check("silent_mouth_ratio", ratio, limits.silent_mouth_ratio, "the mouth moves {:.0%} as much in silence"),
     ]
+
+
+def _still_mouth(sync: LipSyncQuality, limits: QualityLimits, *, with_margin: bool) -> Finding | None:
+    """Return the finding of a mouth that moves too little, or by the noise of the landmarks and not with the speech.
+
+    The landmarks of a still mouth in a head that sways move, too, most in drawings.
+    """
+    if with_margin and _no_margin(sync, limits) is not None:
+        noise = Below(warn_below=None, fail_below=limits.landmark_noise)
+        message = "the mouth moves by {:.1%} during speech, and not with it"
+        if (found := _check("still_mouth", sync.opening_range, noise, message)) is not None:
+            return found
+    return _check("still_mouth", sync.opening_range, limits.still_mouth, "the mouth moves by {:.1%} during speech")
+
+
+def _no_margin(sync: LipSyncQuality, limits: QualityLimits) -> Finding | None:
+    """Return the finding of a mouth that follows this speech hardly more than other speech."""
+    margin = _difference(sync.correlation, sync.other_correlation)
+    message = "the mouth follows this speech by {:.2f} more than other speech"
+    return _check("lip_sync_margin", margin, limits.lip_sync_margin, message)
 
 
 def _check(measure: str, value: float | None, limits: Below | Above, message: str) -> Finding | None:
@@ -255,14 +271,17 @@ def _faces_in_words(video: VideoQuality) -> str:
 
 
 def _lip_sync_in_words(sync: LipSyncQuality | None, limits: QualityLimits) -> str:
-    if sync is None or sync.speech_share < limits.min_speech_share:
+    if sync is None:
+        return "Lip sync: not measured, there is no sound."
+    if sync.speech_share < limits.min_speech_share:
         return "Lip sync: not measured, there is little or no speech."
     if sync.opening_range is None:
         return "Lip sync: not measured, there is no face."
-    if _check("", sync.opening_range, limits.still_mouth, "") is not None or sync.lag_ms is None:
+    if _still_mouth(sync, limits, with_margin=True) is not None:
         return "Lip sync: the mouth is still during speech."
-    margin = _difference(sync.correlation, sync.other_correlation)
-    if _check("", margin, limits.lip_sync_margin, "") is not None:
+    if sync.lag_ms is None:
+        return "Lip sync: not measured, a face is visible for less than two seconds."
+    if _no_margin(sync, limits) is not None:
         return (
             f"Lip sync: the mouth does not follow the speech (correlation {sync.correlation:.2f}; "
             f"{sync.other_correlation:.2f} for other speech)."

@@ -72,7 +72,16 @@ def test_a_video_without_sound_or_face_says_so(tmp_path: Path) -> None:
     encode_clip(np.stack([np.roll(np.repeat(ramp, 3, axis=2), n, axis=1) for n in range(40)]), tmp_path / "hills.mp4")
     words = measured(tmp_path / "hills.mp4")
     assert "Faces: none was found." in words
-    assert "Lip sync: not measured" in words
+    assert "Lip sync: not measured, there is no sound." in words
+
+
+def test_a_face_of_half_a_second_is_too_short_for_lip_sync(tmp_path: Path) -> None:
+    """Eight frames with a moving mouth are neither in sync nor still."""
+    frames = np.stack(Person(2).frames(openings("delay")[8:16]))
+    encode_clip(frames, tmp_path / "short.mp4")
+    soundfile.write(tmp_path / "speech.wav", speech("delay")[8000:16000], 16000)
+    words = measured(tmp_path / "short.mp4", "--audio", tmp_path / "speech.wav")
+    assert "Lip sync: not measured, a face is visible for less than two seconds." in words
 
 
 def test_a_file_that_is_no_video_is_refused_in_one_sentence(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from s2v_tasks.errors import PermanentError
 from s2v_tasks.media import ffmpeg
 from s2v_tasks.media.encode import Frames, encode_clip
 from s2v_tasks.media.frames import read_frames, video_stream
-from s2v_tasks.media.uploaded_video import normalise_pose
+from s2v_tasks.media.uploaded_video import normalise_pose, open_uploaded_video
 
 
 def _counting(num_frames: int) -> Frames:
@@ -29,6 +29,16 @@ def test_pose_is_resampled_by_time(fps: int, tmp_path: Path) -> None:
     frames = read_frames(tmp_path / "pose.mp4", start_frame=0, end_frame=num_frames)
     shown = np.round(frames.mean(axis=(1, 2, 3)) / 4).astype(int)
     assert shown.tolist() == [min(49, n * fps // 16) for n in range(num_frames)]
+
+
+@pytest.mark.parametrize("fps", [16, 24, 30, 48])
+def test_measured_frames_show_the_middle_of_their_time(fps: int, tmp_path: Path) -> None:
+    """Frame n of a measured video is the source frame that is on display (n + 1/2) / 16 s after the start."""
+    encode_clip(_counting(50), tmp_path / "source.mp4", fps=fps)
+    video = open_uploaded_video(tmp_path / "source.mp4", "The video source.mp4")
+    shown = [round(float(frame.mean()) / 4) for frame in video.frames(60)]
+    assert abs(len(shown) - 50 * 16 / fps) <= 1
+    assert shown == [min(49, (2 * n + 1) * fps // 32) for n in range(len(shown))]
 
 
 def test_what_lies_beyond_the_bound_is_left_out(tmp_path: Path) -> None:

@@ -1,0 +1,95 @@
+"""Planted faults in other pictures than those the measures were made with: a cartoon and a warped photograph."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from s2v_tasks.perception import landmarks
+from s2v_tasks.perception.clip_measures import measure_lip_sync
+from s2v_tasks.perception.faces import FaceFinder
+from s2v_tasks.perception.video import measure_video
+from s2v_tasks.schemas.quality import VideoQuality
+from s2v_tasks.validation.quality import in_words, judge_clip
+from tests.unit.perception.drawn import FPS, SAMPLE_RATE, Picture, blurred, brightened, moved, openings, speech
+from tests.unit.perception.drawn_styles import Cartoon, cartoon_frames
+from tests.unit.perception.test_faults import CLIPS, LIMITS, findings
+from tests.unit.perception.warped import photograph
+
+LENGTH = 95
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A talking picture, its still picture, and another talking picture."""
+
+    frames: list[Picture]
+    reference: Picture
+    other: list[Picture]
+
+
+@pytest.fixture(scope="module", params=["cartoon", "photograph"])
+def subject(request: pytest.FixtureRequest) -> Subject:
+    mouth = openings("baker")[:LENGTH]
+    if request.param == "cartoon":
+        return Subject(cartoon_frames(5, mouth), Cartoon(5).draw(0, 0), cartoon_frames(25, mouth))
+    one, other = photograph("astronaut.jpg"), photograph("woman.jpg")
+    return Subject(one.frames(mouth), one.draw(0, 0), other.frames(mouth))
+
+
+def measured(frames: list[Picture], reference: Picture, clips: tuple[tuple[int, int], ...] = CLIPS) -> VideoQuality:
+    sound = speech("baker")[: len(frames) * SAMPLE_RATE // FPS]
+    return measure_video(frames, clips, fps=FPS, speech=sound, sample_rate=SAMPLE_RATE, reference=reference)
+
+
+def test_a_clean_video_has_no_finding(subject: Subject) -> None:
+    """Every clip is within every limit, and the lag is that of the picture."""
+    video = measured(subject.frames, subject.reference)
+    assert findings(video) == set()
+    assert video.lip_sync is not None
+    assert video.lip_sync.lag_ms == pytest.approx(0, abs=20)
+
+
+def test_lags_and_other_speech_are_found(subject: Subject, finder: FaceFinder) -> None:
+    """A lag of 188 ms of either sign is right within 20 ms; the right speech fits better than the three others."""
+    faces = [finder.find(frame) for frame in subject.frames]
+    mouth = np.array([np.nan if face is None else landmarks.mouth_opening(face.landmarks) for face in faces])
+    sound, late = speech("baker")[: LENGTH * SAMPLE_RATE // FPS], SAMPLE_RATE * 188 // 1000
+    right = measure_lip_sync(mouth, sound, SAMPLE_RATE, FPS)
+    for shifted, lag_ms in ((np.pad(sound, (late, 0)), -188), (sound[late:], 188)):
+        assert measure_lip_sync(mouth, shifted, SAMPLE_RATE, FPS).lag_ms == pytest.approx(lag_ms, abs=20)
+    for name in ("delay", "harbour", "tickets"):
+        other = measure_lip_sync(mouth, np.resize(speech(name), len(sound)), SAMPLE_RATE, FPS)
+        assert (other.correlation or 0) < (right.correlation or 0)
+
+
+def test_each_planted_fault_is_found(subject: Subject) -> None:
+    """A jump, a colour step, growing blur, a missing face and another person, each from the second clip on."""
+    frames = subject.frames
+    wall = np.broadcast_to(frames[0][2, 2], frames[0].shape).astype(np.uint8)
+    faults = {
+        (1, "seam_jump"): frames[:32] + [moved(frame, 3) for frame in frames[32:]],
+        (1, "seam_colour_jump"): frames[:32] + [brightened(frame, 4) for frame in frames[32:]],
+        (None, "sharpness_drift"): frames[:32]
+        + [blurred(frame, 0.5) for frame in frames[32:64]]
+        + [blurred(frame, 1.0) for frame in frames[64:]],
+        (1, "face_gap_frames"): frames[:40] + 10 * [wall] + frames[50:],
+        (1, "skin_difference"): frames[:32] + subject.other[32:],
+    }
+    assert [
+        fault for fault, spoiled in faults.items() if fault not in findings(measured(spoiled, subject.reference))
+    ] == []
+
+
+@pytest.mark.parametrize("picture", [Cartoon(203), Cartoon(207), photograph("astronaut.jpg")], ids=str)
+def test_a_still_mouth_in_a_head_that_sways_fails_the_clip(picture: object) -> None:
+    """Its landmarks move by 1 to 3 % of the face's height, but not with the speech."""
+    frames = [picture.draw(0.0, index / FPS) for index in range(64)]  # type: ignore[attr-defined]
+    video = measured(frames, frames[0], ((0, 64),))
+    levels = {
+        finding.level
+        for finding in judge_clip(video.clips[0], video.reference, LIMITS)
+        if finding.measure == "still_mouth"
+    }
+    assert levels == {"fail"}
+    assert "Lip sync: the mouth is still during speech." in in_words(video, LIMITS)

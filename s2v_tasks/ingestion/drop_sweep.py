@@ -26,8 +26,8 @@ from s2v_tasks.ingestion.drop_folder import (
     request_of_drop,
 )
 from s2v_tasks.metadata.ingestion import DropRepository
+from s2v_tasks.metadata.ingestion_tables import Drop
 from s2v_tasks.metadata.queue import NewJob
-from s2v_tasks.metadata.tables import Drop
 from s2v_tasks.schemas.preset import Preset, find_preset
 from s2v_tasks.schemas.request import Request
 from s2v_tasks.settings import Settings

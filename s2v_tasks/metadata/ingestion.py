@@ -8,10 +8,11 @@ from datetime import datetime
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
+from s2v_tasks.metadata.ingestion_tables import Batch, BatchRow, Drop
 from s2v_tasks.metadata.queue import NewJob, enqueue, retry
 from s2v_tasks.metadata.session import sole_holder, transaction
 from s2v_tasks.metadata.sql import NOW, Repository, load_rows, storable
-from s2v_tasks.metadata.tables import Attempt, Batch, BatchRow, Drop, Job
+from s2v_tasks.metadata.tables import Attempt, Job
 from s2v_tasks.schemas.job import Source
 
 _SWEEP_LOCK = 7236002  # key of the advisory lock: any number that nothing else in this database uses

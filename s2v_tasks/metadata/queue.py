@@ -8,9 +8,10 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
+from s2v_tasks.metadata.ingestion_tables import Drop
 from s2v_tasks.metadata.session import transaction
 from s2v_tasks.metadata.sql import NOW, Repository, queued_run_id, request_columns, storable
-from s2v_tasks.metadata.tables import Drop, Event, Job
+from s2v_tasks.metadata.tables import Event, Job
 from s2v_tasks.schemas.events import JobEvent
 from s2v_tasks.schemas.job import ENDED_STATUSES, PRIORITIES, QUEUED_SOURCES, JobStatus, RestartableStatus, Source
 

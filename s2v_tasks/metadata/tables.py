@@ -1,4 +1,4 @@
-"""The tables of the project's own database (docs/metadata.md), each also the dataclass of one of its rows.
+"""The tables of jobs in the project's own database (docs/metadata.md), each also the dataclass of one of its rows.
 
 Times are timestamptz, written as UTC. Rows are created by name only; columns that the database fills may be left out.
 """
@@ -38,14 +38,12 @@ from s2v_tasks.schemas.manifest import ClipFacts
 from s2v_tasks.schemas.quality import TakeRecord
 from s2v_tasks.schemas.steps import HEAVY_STEPS, RENDER_CLIP
 
-DROP_STATUSES = ("claimed", "accepted", "refused", "rejected")
-BATCH_STATUSES = ("running", "finished")
 CANCELLED_EXIT_CODE = 130
 _STEP_EXIT_CODES = {error.exit_code for error in (PermanentError, ConfigurationError, TransientError)}
 NOTIFICATION_STATUSES = ("pending", "delivered", "failed", "refused")
 
 
-def _one_of(column: str, values: Iterable[str]) -> str:
+def one_of(column: str, values: Iterable[str]) -> str:
     """Return the SQL condition that a column has one of these values."""
     return f"{column} IN {tuple(str(value) for value in values)}"
 
@@ -74,9 +72,9 @@ class Job(Base, kw_only=True):
 
     __tablename__ = "jobs"
     __table_args__ = (
-        CheckConstraint(_one_of("status", JobStatus), name="status"),
-        CheckConstraint(_one_of("priority", PRIORITIES), name="priority"),
-        CheckConstraint(_one_of("source", Source), name="source"),
+        CheckConstraint(one_of("status", JobStatus), name="status"),
+        CheckConstraint(one_of("priority", PRIORITIES), name="priority"),
+        CheckConstraint(one_of("source", Source), name="source"),
         Index("ix_jobs_status_created_at", "status", "created_at"),
         Index("ix_jobs_labels", "labels", postgresql_using="gin"),
     )
@@ -148,7 +146,7 @@ class Clip(Base, kw_only=True):
     """
 
     __tablename__ = "clips"
-    __table_args__ = (CheckConstraint(_one_of("status", ClipStatus), name="status"),)
+    __table_args__ = (CheckConstraint(one_of("status", ClipStatus), name="status"),)
 
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.job_id", ondelete="CASCADE"), primary_key=True)
     clip_index: Mapped[int] = mapped_column(primary_key=True)
@@ -190,9 +188,9 @@ class Attempt(Base, kw_only=True):
     __tablename__ = "attempts"
     __table_args__ = (
         UniqueConstraint("job_id", "step", "clip_index", "attempt"),
-        CheckConstraint(_one_of("step", [step.name for step in HEAVY_STEPS]), name="step"),
+        CheckConstraint(one_of("step", [step.name for step in HEAVY_STEPS]), name="step"),
         CheckConstraint(f"(step = '{RENDER_CLIP.name}') = (clip_index IS NOT NULL)", name="clip_index"),
-        CheckConstraint(_one_of("outcome", AttemptOutcome), name="outcome"),
+        CheckConstraint(one_of("outcome", AttemptOutcome), name="outcome"),
     )
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True, default=None)
@@ -246,7 +244,7 @@ class Approval(Base, kw_only=True):
     """
 
     __tablename__ = "approvals"
-    __table_args__ = (CheckConstraint(_one_of("status", ApprovalStatus), name="status"),)
+    __table_args__ = (CheckConstraint(one_of("status", ApprovalStatus), name="status"),)
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True, default=None)
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.job_id", ondelete="CASCADE"), index=True)
@@ -262,67 +260,12 @@ class Approval(Base, kw_only=True):
     decided_at: Mapped[datetime | None]
 
 
-class Drop(Base, kw_only=True):
-    """One dropped folder with exactly these files. Its row is the claim of a sweep to it.
-
-    Statuses: claimed → accepted, or refused → rejected. The first of each pair means that files are being moved from
-    `folder_uri` to `target_uri`. `files`: name in the folder → {etag, size_bytes, target name}.
-    """
-
-    __tablename__ = "drops"
-    __table_args__ = (
-        CheckConstraint(_one_of("status", DROP_STATUSES), name="status"),
-        Index("ix_drops_status_created_at", "status", "created_at"),
-    )
-
-    drop_id: Mapped[str] = mapped_column(primary_key=True)
-    folder_uri: Mapped[str] = mapped_column(index=True)
-    target_uri: Mapped[str] = mapped_column(unique=True)
-    etag: Mapped[str]
-    files: Mapped[dict[str, Any]]
-    job_id: Mapped[str | None] = mapped_column(unique=True)
-    status: Mapped[str]
-    error: Mapped[dict[str, Any] | None]
-    created_at: Mapped[datetime] = mapped_column(server_default=func.now(), default=None)
-    updated_at: Mapped[datetime] = mapped_column(server_default=func.now(), default=None)
-
-
-class Batch(Base, kw_only=True):
-    """One version of a batch manifest, in which every row is valid."""
-
-    __tablename__ = "batches"
-    __table_args__ = (
-        CheckConstraint(_one_of("status", BATCH_STATUSES), name="status"),
-        Index("ix_batches_manifest_uri_created_at", "manifest_uri", "created_at"),
-    )
-
-    batch_id: Mapped[str] = mapped_column(primary_key=True)
-    manifest_uri: Mapped[str]
-    etag: Mapped[str]
-    num_rows: Mapped[int]
-    status: Mapped[str] = mapped_column(server_default=text("'running'"), default=None)
-    created_at: Mapped[datetime] = mapped_column(server_default=func.now(), default=None)
-    finished_at: Mapped[datetime | None]
-    updated_at: Mapped[datetime] = mapped_column(server_default=func.now(), default=None)
-
-
-class BatchRow(Base, kw_only=True):
-    """One row of a manifest and its job; equal rows of two versions of a manifest have the same job."""
-
-    __tablename__ = "batch_rows"
-
-    batch_id: Mapped[str] = mapped_column(ForeignKey("batches.batch_id", ondelete="CASCADE"), primary_key=True)
-    row_number: Mapped[int] = mapped_column(primary_key=True)
-    row_id: Mapped[str | None]
-    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.job_id", ondelete="CASCADE"), index=True)
-
-
 class Notification(Base, kw_only=True):
     """One message to a webhook. It is stored before it is sent (transactional outbox)."""
 
     __tablename__ = "notifications"
     __table_args__ = (
-        CheckConstraint(_one_of("status", NOTIFICATION_STATUSES), name="status"),
+        CheckConstraint(one_of("status", NOTIFICATION_STATUSES), name="status"),
         Index("ix_notifications_due", "next_attempt_at", postgresql_where=text("status = 'pending'")),
     )
 

@@ -11,7 +11,8 @@ import sqlalchemy as sa
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.ingestion.batch_manifest import RowError
 from s2v_tasks.ingestion.batches import csv_of
-from s2v_tasks.metadata.tables import Attempt, Batch, Job
+from s2v_tasks.metadata.ingestion_tables import Batch
+from s2v_tasks.metadata.tables import Attempt, Job
 from tests.integration.batch_site import Site, rows
 
 

@@ -2,6 +2,7 @@
 
 from alembic import context
 
+from s2v_tasks.metadata import ingestion_tables  # noqa: F401  (registers its tables)
 from s2v_tasks.metadata.tables import Base
 
 context.configure(

@@ -6,9 +6,10 @@ import pytest
 import sqlalchemy as sa
 
 from s2v_tasks.metadata.ingestion import BatchRepository, NewRow
+from s2v_tasks.metadata.ingestion_tables import Batch
 from s2v_tasks.metadata.queue import NewJob
 from s2v_tasks.metadata.store import MetadataStore
-from s2v_tasks.metadata.tables import Attempt, Batch, Job
+from s2v_tasks.metadata.tables import Attempt, Job
 
 URI = "s3://b/m.jsonl"
 

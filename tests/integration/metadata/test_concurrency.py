@@ -11,11 +11,11 @@ import sqlalchemy as sa
 
 from s2v_tasks.metadata.attempts import rendering
 from s2v_tasks.metadata.ingestion import NewRow
+from s2v_tasks.metadata.ingestion_tables import Drop
 from s2v_tasks.metadata.queue import NewJob
 from s2v_tasks.metadata.session import transaction
 from s2v_tasks.metadata.sql import lock_job
 from s2v_tasks.metadata.store import MetadataStore
-from s2v_tasks.metadata.tables import Drop
 from s2v_tasks.schemas.manifest import ClipFacts, Manifest, Producer
 from s2v_tasks.schemas.plan import InheritedClip, Plan
 

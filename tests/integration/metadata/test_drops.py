@@ -7,9 +7,9 @@ import pytest
 import sqlalchemy as sa
 
 from s2v_tasks.metadata.ingestion import DropRepository
+from s2v_tasks.metadata.ingestion_tables import Drop
 from s2v_tasks.metadata.queue import NewJob
 from s2v_tasks.metadata.store import MetadataStore
-from s2v_tasks.metadata.tables import Drop
 
 FILES = {"a.png": {"etag": "1", "size_bytes": 5, "target": "a.png"}}
 

@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 CONSTRAINTS := config/constraints-py311.txt
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo up down status test test-kubernetes test-ingestion test-outages test-images test-web gpu-check gpu-wheels lint docs clean
+.PHONY: install demo up down status test test-kubernetes test-ingestion test-outages test-images images-check test-web gpu-check gpu-wheels lint docs clean
 
 help: ## Show this help.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -52,9 +52,13 @@ test-outages: $(INSTALLED) ## Run five jobs at once on Airflow with default sett
 test-images: $(INSTALLED) ## Run the scripts of the images as their builds do, without a container engine.
 	$(BIN)/python -m pytest -m images tests/contracts/test_images.py tests/contracts/test_compose.py
 
+images-check: $(INSTALLED) ## Build the images with buildah, check and run them (root, Debian).
+	PYTHONPATH=. $(BIN)/python -m tests.images.check $(IMAGES_CHECK_ARGS)
+
 test-web: $(INSTALLED) ## Test the Videos page: rights, 10,000 jobs, and a browser on the API server (needs Chromium).
 	$(BIN)/python -m pytest tests/web
 
+# The pods run in the engine image, which is built first unless `make images-check IMAGES_CHECK_ARGS=--keep` has kept it.
 test-kubernetes: $(INSTALLED) ## Run the DAG with pods on the cluster of this machine (KUBECONFIG), and test failures of pods.
 	$(BIN)/python -m pytest -m kubernetes tests/kubernetes
 

@@ -1,14 +1,18 @@
 """The cluster as `config/kubernetes` makes it, fitted to one node without GPUs and without an image registry.
 
-The pods are those of `config/pods` as far as that node allows: Python, the packages and the sources are mounted from
-this machine instead of an image, the network is its own, on whose loopback S3 and PostgreSQL are, and it is said to
-have GPUs, which nobody uses. A render can be held at a solver step (hold/sitecustomize.py).
+The pods are those of `config/pods` in the engine image of this checkout, with its user and its read-only root. What
+they still have of this machine, and why:
+
+* its network, because S3 and PostgreSQL listen on its loopback, and pods have no route to it;
+* the weights as a mounted folder instead of a claim, because the node has no storage class;
+* hold/sitecustomize.py, which holds a render at a solver step, so that a fault meets it there;
+* Airflow, which runs beside the cluster by the rights of its account.
+
+The node is said to have GPUs, which nobody uses.
 """
 
 import shutil
 import subprocess
-import sys
-import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -62,7 +66,8 @@ class Kubectl:
 class Cluster:
     """The namespace of the pods, seen by an administrator."""
 
-    def __init__(self, kubeconfig: str, config_dir: Path) -> None:
+    def __init__(self, kubeconfig: str, config_dir: Path, image: str) -> None:
+        self._image = image
         self.admin = Kubectl(kubeconfig)
         self.core: Any = client.CoreV1Api(config.new_client_from_config(kubeconfig))
         self.config_dir = config_dir
@@ -83,7 +88,7 @@ class Cluster:
         # A server that enforces `restricted` would refuse the mounts and the network of the fitted pods.
         _change(folder / "namespace.yaml", lambda docs: docs[0]["metadata"].pop("labels"))
         for path in (self.config_dir / "pods").glob("*.yaml"):
-            _change(path, lambda docs: _fit(docs[0], self.config_dir.parent))
+            _change(path, lambda docs: _fit(docs[0], self.config_dir.parent, self._image))
         self.admin("apply", "--filename", "-", documents=_account_of_airflow())
         self.admin("apply", "--kustomize", str(folder))
         self.admin("apply", "--filename", "-", documents=[_secret(values)])
@@ -141,25 +146,21 @@ def _change(path: Path, change: Callable[[list[Any]], Any]) -> None:
     path.write_text(yaml.safe_dump_all(documents))
 
 
-def _fit(template: dict[str, Any], home: Path) -> None:
-    """Give a template of `config/pods` what this node has: mounts instead of an image, its network, less memory."""
+def _fit(template: dict[str, Any], home: Path, image: str) -> None:
+    """Give a template of `config/pods` what this node has: the image, its network, folders for claims, less memory."""
     spec, container = template["spec"], template["spec"]["containers"][0]
-    mounted = {"python": sys.base_prefix, "packages": sysconfig.get_path("purelib"), "sources": str(REPOSITORY)}
-    mounted["hold-module"] = str(HOLD_MODULE)
     spec["hostNetwork"] = True
     spec["volumes"] = [volume for volume in spec["volumes"] if "persistentVolumeClaim" not in volume]
-    spec["volumes"] += [{"name": n, "hostPath": {"path": p}} for n, p in mounted.items()]
     spec["volumes"].append({"name": "snapshot", "hostPath": {"path": str(home / "snapshots" / "talker")}})
     if any(mount["name"] == "compile-cache" for mount in container["volumeMounts"]):
         spec["volumes"].append({"name": "compile-cache", "emptyDir": {}})
     spec["volumes"].append({"name": "hold", "hostPath": {"path": str(home / "hold")}})
-    container["volumeMounts"] += [{"name": n, "mountPath": f"/mnt/{n}", "readOnly": True} for n in mounted]
+    spec["volumes"].append({"name": "hold-module", "hostPath": {"path": str(HOLD_MODULE)}})
     container["volumeMounts"].append({"name": "hold", "mountPath": "/mnt/hold"})
+    container["volumeMounts"].append({"name": "hold-module", "mountPath": "/mnt/hold-module", "readOnly": True})
     container["env"].append({"name": "HOLD_FOLDER", "value": "/mnt/hold"})
-    container["image"] = "python:3.11"
-    container["command"] = [f"/mnt/python/bin/{Path(sys.executable).resolve().name}", "-B"]
-    container["env"].append({"name": "PYTHONPATH", "value": "/mnt/hold-module:/mnt/sources:/mnt/packages"})
-    container["env"].append({"name": "LD_LIBRARY_PATH", "value": "/mnt/python/lib"})
+    container["env"].append({"name": "PYTHONPATH", "value": "/mnt/hold-module"})
+    container["image"] = image
     container["env"].append({"name": "OMP_WAIT_POLICY", "value": "passive"})  # the processors are shared
     template["metadata"].pop("annotations", None)  # further processes share what the pod has
     for amounts, processors in (("requests", "500m"), ("limits", "2")):

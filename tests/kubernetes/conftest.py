@@ -21,6 +21,7 @@ from s2v_tasks.metadata.tables import Job
 from s2v_tasks.settings import Settings, load_settings
 from tests.kubernetes.cluster import NUM_GPUS, REPOSITORY, Cluster
 from tests.kubernetes.holding import Hold
+from tests.kubernetes.images import import_engine_image
 from tests.kubernetes.serving import Airflow, small_request
 
 CLUSTER_SCRIPT = REPOSITORY.parent / "shared" / "kubernetes" / "cluster.sh"
@@ -73,7 +74,16 @@ def config_dir(home: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def running(home: Path, config_dir: Path, kubeconfig: str) -> Iterator[tuple[Airflow, Cluster]]:
+def engine_image(kubeconfig: str) -> str:
+    """Name of the engine image of this checkout, which the node has."""
+    missing = [name for name in ("buildah", "mmdebstrap", "ctr") if not shutil.which(name)]
+    if missing:
+        pytest.skip(f"{', '.join(missing)} not found: the pods run in the engine image, which the tests build")
+    return import_engine_image(kubeconfig)
+
+
+@pytest.fixture(scope="session")
+def running(home: Path, config_dir: Path, kubeconfig: str, engine_image: str) -> Iterator[tuple[Airflow, Cluster]]:
     """Services, cluster and Airflow; the cluster is left as it was found."""
     with pytest.MonkeyPatch.context() as patch, ExitStack() as cleanup:
         patch.setenv("S2V_HOME", str(home))
@@ -82,7 +92,7 @@ def running(home: Path, config_dir: Path, kubeconfig: str) -> Iterator[tuple[Air
         cleanup.enter_context(services.in_use())
         for path in (home / "snapshots").rglob("*.safetensors"):
             path.chmod(0o644)  # they are written for their owner alone
-        cluster = Cluster(kubeconfig, config_dir)
+        cluster = Cluster(kubeconfig, config_dir, engine_image)
         cleanup.callback(cluster.uninstall)
         cluster.install(_values(home))
         variables = {

@@ -4,6 +4,7 @@ This is no SyncNet and gives no LSE scores. It sees whether and when the mouth o
 whether the mouth has the shape of the right vowel.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,7 +48,9 @@ def envelope(
 
 def _energy(samples: npt.NDArray[np.float32]) -> Series:
     """Return the energy `[n + 1]` of the samples before each sample."""
-    return np.concatenate([[0.0], np.cumsum(samples.astype(np.float64) ** 2)])
+    energy = np.zeros(len(samples) + 1)  # the only copy in double precision: 128 KB for each second of sound
+    np.multiply(samples, samples, out=energy[1:], dtype=np.float64)
+    return np.cumsum(energy, out=energy)
 
 
 def _envelope_of_energy(energy: Series, sample_rate: int, num_frames: int, fps: float, delay: float) -> Series:
@@ -83,11 +86,14 @@ def _best(
     return float(lags[best]), correlations[best]
 
 
-def _other_speech(samples: npt.NDArray[np.float32]) -> list[npt.NDArray[np.float32]]:
-    """Return speech with the same voice and loudness that this mouth does not say: reversed, and turned by thirds."""
+def _other_speech(samples: npt.NDArray[np.float32]) -> Iterator[npt.NDArray[np.float32]]:
+    """Yield speech with the same voice and loudness that this mouth does not say: reversed, and turned by thirds."""
     third = len(samples) // 3
     backwards = samples[::-1]
-    return [backwards, np.roll(backwards, third), np.roll(samples, third), np.roll(samples, -third)]
+    yield backwards
+    yield np.roll(backwards, third)
+    yield np.roll(samples, third)
+    yield np.roll(samples, -third)
 
 
 def _standardised(values: Series) -> Series:

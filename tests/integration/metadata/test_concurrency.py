@@ -18,6 +18,7 @@ from s2v_tasks.metadata.sql import lock_job
 from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.schemas.manifest import ClipFacts, Manifest, Producer
 from s2v_tasks.schemas.plan import InheritedClip, Plan
+from s2v_tasks.schemas.quality import TakeRecord
 
 FACTS = ClipFacts(start_frame=0, end_frame=16)
 
@@ -25,6 +26,7 @@ Planned = Callable[..., MetadataStore]
 MakePlan = Callable[..., Plan]
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 INHERITED = InheritedClip(clip_index=1, fingerprint="f", source_job_id="job-0", source_manifest_key="m.json")
+MEASURED = TakeRecord(clip_index=0, fingerprint="f")
 
 
 def manifest() -> Manifest:
@@ -54,6 +56,8 @@ WRITERS: dict[str, Callable[[MetadataStore, Plan], object]] = {
     "succeeded": lambda metadata, _: metadata.jobs.succeed("job-1", "s3://o/v.mp4", "00"),
     "clip started": lambda metadata, _: metadata.clips.start("job-1", 0, "f"),
     "clip succeeded": lambda metadata, _: metadata.clips.succeed("job-1", 0, facts=FACTS, reused=False),
+    "take ended": lambda metadata, _: metadata.clips.end_take("job-1", 0, reused=False),
+    "takes measured": lambda metadata, _: metadata.clips.record_quality("job-1", MEASURED),
     "clip inherited": lambda metadata, _: metadata.clips.inherit("job-1", INHERITED, facts=FACTS),
     "clip failed": lambda metadata, _: metadata.clips.fail("job-1", 0, "Why."),
     "conditions started": lambda metadata, _: metadata.conditions.start("job-1"),

@@ -6,7 +6,11 @@ from typing import Any
 
 import pytest
 
+from s2v_tasks.errors import PermanentError
 from s2v_tasks.media.audio_files import decodable_copy, missing_end
+from s2v_tasks.media.mp3 import MAX_TAG_BYTES
+from s2v_tasks.media.speech import normalise_speech
+from tests.unit.media.wav_bytes import speech, wav
 
 
 @pytest.fixture
@@ -101,3 +105,35 @@ def test_file_of_another_kind_is_not_passed_over(
     found = _problem(tmp_path, one + two, format_name)
     expected = None if format_name == other else f"a file of another kind ({other}) begins at byte {len(one)}"
     assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("rate", "channels", "accepted"),
+    [(4_000, 1, True), (3_999, 1, False), (192_000, 1, True), (192_001, 1, False), (8_000, 8, True), (8_000, 9, False)],
+)
+def test_rates_and_channels_of_recordings_are_accepted(
+    rate: int, channels: int, accepted: bool, tmp_path: Path
+) -> None:
+    """4 to 192 kHz and up to eight channels, both bounds included, are decoded; the refusal names the bounds."""
+    (tmp_path / "a.wav").write_bytes(wav(speech(rate // 4 * channels), rate=rate, channels=channels))
+    if accepted:
+        info = normalise_speech(tmp_path / "a.wav", tmp_path / "16k.wav", max_duration_seconds=9)
+        assert (info.sample_rate, info.channels, info.num_samples) == (rate, channels, rate // 4)
+    else:
+        with pytest.raises(PermanentError, match="expected at most 8 channels of 4000 to 192000 Hz"):
+            normalise_speech(tmp_path / "a.wav", tmp_path / "16k.wav", max_duration_seconds=9)
+
+
+def test_tags_are_measured_before_any_file_is_opened(
+    tmp_path: Path, write_wav: Callable[..., Path], noise: Callable[..., Any], convert: Callable[..., Path]
+) -> None:
+    """AAC behind tags is no MP3, and its tags are bounded, too: ffmpeg would read them all first."""
+    sound = convert(write_wav(tmp_path / "a.wav", noise(8000), 8000), tmp_path / "a.aac").read_bytes()
+    for tag_bytes, refused in ((1024, False), (MAX_TAG_BYTES, True)):
+        size = bytes(tag_bytes >> shift & 127 for shift in (21, 14, 7, 0))
+        (tmp_path / "tagged.aac").write_bytes(b"ID3\4\0\0" + size + bytes(tag_bytes) + sound)
+        if refused:
+            with pytest.raises(PermanentError, match=f"more than {MAX_TAG_BYTES} bytes of tags"):
+                normalise_speech(tmp_path / "tagged.aac", tmp_path / "16k.wav", max_duration_seconds=9)
+        else:
+            normalise_speech(tmp_path / "tagged.aac", tmp_path / "16k.wav", max_duration_seconds=9)

@@ -5,9 +5,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from structlog.testing import capture_logs
 
 from s2v_tasks.errors import ConfigurationError, TransientError, UnavailableError
+from s2v_tasks.metadata.sql import Repository
 from s2v_tasks.runtime import outages
 from s2v_tasks.runtime.outages import LAST_SECONDS, LONGEST_PAUSE_SECONDS, RetryPolicy, retried, tried_once
 
@@ -107,6 +109,26 @@ def test_an_outage_that_lasts_too_long_is_given_up(service: Service, clock: Cloc
     with pytest.raises(UnavailableError):
         store.get("a")
     assert service.calls[-1] == pytest.approx(1120)
+
+
+def test_the_parts_of_a_store_share_the_outage(service: Service, clock: Clock) -> None:
+    """A part of the metadata store is repeated like the store itself, and has only the time that is left."""
+
+    class Part(Repository):
+        get = staticmethod(service.get)
+
+    store = retried(SimpleNamespace(jobs=Part(sa.create_mock_engine("postgresql://", print))), "PG", RetryPolicy(60))  # type: ignore[arg-type]
+    service.away()
+    clock.at[clock.now + 20] = service.back
+    assert store.jobs.get("a") == ("a", 0)
+    assert len(service.calls) > 2
+    service.away()
+    with pytest.raises(UnavailableError):
+        store.jobs.get("a")
+    calls = len(service.calls)
+    with pytest.raises(UnavailableError):
+        store.jobs.get("b")
+    assert len(service.calls) == calls + 1
 
 
 def test_an_answer_to_another_thread_gives_a_call_no_more_time(service: Service, clock: Clock) -> None:

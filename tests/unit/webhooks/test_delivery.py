@@ -75,7 +75,8 @@ def test_receivers_of_earlier_versions_still_verify_the_message() -> None:
     assert (headers["X-S2V-Delivery"], headers["X-S2V-Timestamp"]) == ("7", "1000")
 
 
-@pytest.mark.parametrize(("status", "expected"), [(500, TransientError), (503, TransientError), (429, TransientError),
+@pytest.mark.parametrize(("status", "expected"), [(500, TransientError), (503, TransientError),
+                                                    (408, TransientError), (425, TransientError), (429, TransientError),
                                                   (400, PermanentError), (410, PermanentError)])  # fmt: skip
 def test_the_answer_decides_whether_it_is_sent_again(receiver: Any, status: int, expected: type[Exception]) -> None:
     """A server error is retried, a refusal is not."""

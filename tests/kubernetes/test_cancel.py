@@ -12,7 +12,7 @@ from tests.kubernetes.cluster import Cluster
 from tests.kubernetes.holding import Hold
 from tests.kubernetes.serving import LONG, Airflow
 
-pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(1500, func_only=True)]
 
 
 def test_a_job_that_is_ended_frees_its_gpu_and_keeps_its_clips(

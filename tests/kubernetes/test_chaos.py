@@ -15,7 +15,7 @@ from tests.kubernetes.cluster import Cluster
 from tests.kubernetes.holding import Hold
 from tests.kubernetes.serving import LONG, Airflow
 
-pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(3000)]
+pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(3000, func_only=True)]
 Look = Callable[[str], Job]
 
 

@@ -8,7 +8,7 @@ import yaml
 
 from tests.kubernetes.cluster import NAMESPACE, REPOSITORY, Cluster
 
-pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(600, func_only=True)]
 CONFIG = REPOSITORY / "config"
 
 

@@ -10,7 +10,7 @@ from tests.kubernetes.cluster import Cluster
 from tests.kubernetes.holding import Hold
 from tests.kubernetes.serving import Airflow
 
-pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(1500, func_only=True)]
 Look = Callable[[str], Job]
 
 

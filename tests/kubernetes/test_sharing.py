@@ -10,7 +10,7 @@ from tests.kubernetes.cluster import NUM_GPUS, Cluster
 from tests.kubernetes.holding import Hold
 from tests.kubernetes.serving import Airflow
 
-pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(1500, func_only=True)]
 
 
 def test_two_jobs_share_one_gpu_in_order(airflow: Airflow, cluster: Cluster, hold: Hold) -> None:

@@ -41,6 +41,13 @@ def test_a_request_file_names_files_of_the_folder_or_objects_elsewhere() -> None
     assert (found.request.prompt, found.request.preset, found.job_id) == ("Hello", "quick", "job-7")
 
 
+def test_an_empty_field_of_a_request_file_is_one_that_is_left_out() -> None:
+    """Programs write null for what they do not know: the defaults apply, as without the field."""
+    names = ("a.png", "a.wav", "prompt.txt", "request.json")
+    empty = dict.fromkeys(["preset", "priority", "job_id", "prompt", "image_uri", "pose_video_uri", "size"])
+    assert request_of(folder(*names), empty) == request_of(folder(*names), {})
+
+
 @pytest.mark.parametrize(
     ("names", "marker", "prompt", "sentence"),
     [

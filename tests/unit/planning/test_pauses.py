@@ -49,3 +49,14 @@ def test_the_loudness_of_a_boundary_is_that_of_the_frames_beside_it(speech: Any)
     assert levels.shape == (41,)
     assert list(np.flatnonzero(levels < -45)) == list(range(17, 24))
     assert levels[8] == pytest.approx(-20, abs=0.5)
+
+
+def test_a_pause_of_a_loud_room_is_found(speech: Any) -> None:
+    """A difference of 10 dB is one of speech and room."""
+    (pause,) = heard(speech((2.0, -20), (0.6, -30), (3.0, -20)))
+    assert pause == pytest.approx((2.0, 2.6), abs=0.03)
+
+
+def test_digital_silence_has_the_lowest_level() -> None:
+    """It is -120 dB at each boundary, also behind the end of the samples."""
+    assert boundary_levels(np.zeros(8_000, np.float32), 12) == pytest.approx(np.full(13, -120.0))

@@ -1,6 +1,5 @@
 """Snapshots in the layouts of other tools: the same weights, whatever the names of files and keys."""
 
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +20,7 @@ from s2v_tasks.engine.loading.layouts import diffusers_key
 from s2v_tasks.engine.loading.snapshot import AUDIO_ENCODER_FOLDER, TEXT_ENCODER_FILE, TRANSFORMER_INDEX_FILE, VAE_FILE
 from s2v_tasks.engine.loading.weights import read_pth
 from s2v_tasks.errors import ConfigurationError
+from tests.engine.float8_file import in_float8
 
 KEYS = [line.split("\t")[0] for line in (Path(__file__).parent / "s2v_14b_state_dict.tsv").read_text().split("\n")[1:]]
 SINGLE, SCALED = "wan2.2_s2v_14B_bf16.safetensors", "wan2.2_s2v_14B_fp8_scaled.safetensors"
@@ -75,16 +75,7 @@ def test_a_single_file_holds_the_same_weights(
 @pytest.mark.parametrize("per_row", [False, True])
 def test_float8_with_scales_is_close(copied: Path, official: dict[str, Tensor], suffix: str, per_row: bool) -> None:
     """Each float8 weight times its scale is within the rounding of float8; markers are left out."""
-    tensors: dict[str, Tensor] = {}
-    for key, value in official.items():
-        if not re.fullmatch(r"blocks\.\d+\.(self_attn|cross_attn|ffn)\.[qkvo02]\.weight", key):
-            tensors[key] = value
-            continue
-        scale = value.float().abs().amax(dim=1 if per_row else (0, 1)).div(448)
-        tensors[key] = (value.float() / (scale[:, None] if per_row else scale)).to(torch.float8_e4m3fn)
-        tensors[key.removesuffix(".weight") + suffix] = scale
-        tensors[key.removesuffix(".weight") + ".comfy_quant"] = torch.zeros(4, dtype=torch.uint8)
-    tensors["scaled_fp8"] = torch.zeros(2, dtype=torch.float8_e4m3fn)
+    tensors = in_float8(official, suffix, per_row=per_row)
     save_file(tensors, copied / SCALED)
     weights = loaded(Snapshot.open(copied))
     for key, value in official.items():

@@ -1,4 +1,4 @@
-"""Options of an installation: kernels, float8 weights, steps left out."""
+"""Options of an installation: kernels, steps left out."""
 
 import multiprocessing
 from pathlib import Path
@@ -6,49 +6,23 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.multiprocessing.spawn import start_processes
 
-from s2v_tasks.engine.acceleration import fp8
 from s2v_tasks.engine.acceleration.first_block_cache import FirstBlockCache
 from s2v_tasks.engine.distributed.mesh import Layout, parallelize
 from s2v_tasks.engine.loading import Snapshot
 from s2v_tasks.engine.loading.networks import load_pipeline
 from s2v_tasks.engine.models.attention import sdpa
-from s2v_tasks.engine.models.config import S2VConfig
-from s2v_tasks.engine.models.layers import Linear
 from s2v_tasks.engine.models.transformer import S2VTransformer
 from s2v_tasks.engine.options import EngineOptions
 from s2v_tasks.engine.worker import Worker
 from s2v_tasks.errors import ConfigurationError
 from s2v_tasks.settings import Settings
+from tests.engine.small_transformer import random_transformer, velocities
 
-SMALL = {
-    "dim": 48, "ffn_dim": 64, "num_heads": 2, "num_layers": 3, "freq_dim": 16, "text_dim": 12, "text_len": 8,
-    "audio_dim": 6, "audio_inject_layers": [0, 2],
-}  # fmt: skip
 CPU = torch.device("cpu")
 GATE = 2e-5
-
-
-def random_transformer() -> S2VTransformer:
-    torch.manual_seed(0)
-    transformer = S2VTransformer(S2VConfig.from_json(SMALL)).requires_grad_(requires_grad=False)
-    for parameter in transformer.parameters():
-        nn.init.normal_(parameter, std=0.15)
-    return transformer
-
-
-def velocities(transformer: S2VTransformer, memory: FirstBlockCache | None, timesteps: list[int]) -> list[Tensor]:
-    """The velocity of the same latents at some timesteps, one after the other."""
-    generator = torch.Generator().manual_seed(1)
-    clip_tokens = transformer.prepare_clip_tokens(2, torch.randn(1, 16, 1, 8, 8, generator=generator), None, None)
-    conditioning = transformer.prepare_conditioning(
-        torch.randn(5, 12, generator=generator), torch.randn(8, 25, 6, generator=generator)
-    )
-    latents = torch.randn(1, 16, 2, 8, 8, generator=generator)
-    with transformer.hooked(*([] if memory is None else [memory])):
-        return [transformer(latents, torch.tensor([step]), clip_tokens, [conditioning])[0] for step in timesteps]
 
 
 def test_a_step_is_left_out_where_the_first_block_does_what_it_did() -> None:
@@ -101,40 +75,6 @@ def test_ranks_leave_out_the_same_steps(tmp_path: Path) -> None:
     """Each sees its own tokens, and all decide like one rank that sees all of them."""
     multiprocessing.set_forkserver_preload([parallelize.__module__])
     start_processes(decide_on_rank, (tmp_path,), 2, start_method="forkserver")  # type: ignore[no-untyped-call]
-
-
-def test_float8_is_for_the_wide_products_of_the_blocks() -> None:
-    """Ten matrices of each block, nothing outside of the blocks, no norm and no modulation."""
-    modules = dict(random_transformer().named_modules())
-    chosen = {name for name, module in modules.items() if fp8.is_quantized(module, name)}
-    assert len(chosen) == 3 * 10
-    assert {name.split(".", 2)[2] for name in chosen} == {
-        *(f"{attention}.{name}" for attention in ("self_attn", "cross_attn") for name in "qkvo"), "ffn.0", "ffn.2",
-    }  # fmt: skip
-    assert {name for name, module in modules.items() if isinstance(module, Linear)} - chosen > {"text_embedding.0"}
-
-
-def test_float8_is_refused_where_it_is_not_possible(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The message names what is missing: the package, or a GPU that multiplies float8."""
-    with pytest.raises(ConfigurationError, match=r"capability 8\.9 or more, this device is cpu"):
-        fp8.quantizer(random_transformer(), "fp8-dynamic", CPU)
-    monkeypatch.setattr(fp8, "find_spec", lambda _name: None)
-    with pytest.raises(ConfigurationError, match="torchao, which is not installed"):
-        fp8.quantizer(random_transformer(), "fp8", CPU)
-
-
-def test_float8_weights_give_about_the_same_velocity() -> None:
-    """With torchao, the velocity differs from that of the whole weights by a few percent."""
-    pytest.importorskip("torchao", reason="s2v-tasks[fp8] is not installed")
-    transformer = random_transformer()
-    expected = velocities(transformer, None, [500])[0]
-    convert = fp8.quantizer(transformer, "fp8", CPU)
-    state = {key: convert(key, weight) for key, weight in transformer.state_dict().items()}
-    turned = {key for key, weight in state.items() if type(weight) is not type(transformer.state_dict()[key])}
-    assert len(turned) == 3 * 10
-    transformer.load_state_dict(state, assign=True)
-    actual = velocities(transformer, None, [500])[0]
-    assert 1e-4 < (actual - expected).norm() / expected.norm() < 0.1
 
 
 def test_options_reach_the_networks(tiny_snapshot_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

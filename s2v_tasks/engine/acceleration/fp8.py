@@ -1,8 +1,7 @@
 """Weights of the blocks in float8, by torchao: half the memory of bf16, at some loss of precision."""
 
-from collections.abc import Callable
 from importlib.util import find_spec
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,16 +21,73 @@ def is_quantized(module: nn.Module, name: str) -> bool:
     return name.startswith("blocks.") and isinstance(module, Linear)
 
 
-def quantizer(
-    transformer: S2VTransformer, kind: Literal["fp8", "fp8-dynamic"], device: torch.device
-) -> Callable[[str, Tensor], Tensor]:
-    """Return the conversion that the loader applies to each weight of `transformer`: those of the blocks become float8.
+class Float8Weights:
+    """Keeps the weights of the blocks in float8, with a scale per row. Called by the loader for each weight it reads.
 
-    Each has a scale per row. "fp8" multiplies in the dtype of the run, "fp8-dynamic" in float8 with activations
-    scaled row by row. A weight is converted when it is read, so that few whole ones are in memory at a time.
+    "fp8" multiplies in `dtype`, that of the run; "fp8-dynamic" in float8 with activations scaled row by row. A weight
+    is converted when it is read, so that few whole ones are in memory at a time.
 
     Raises ConfigurationError where torchao is not installed or the device cannot multiply float8.
     """
+
+    def __init__(
+        self,
+        transformer: S2VTransformer,
+        kind: Literal["fp8", "fp8-dynamic"],
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        _check(kind, device)
+        self._kind, self._dtype = kind, dtype
+        self.keys = frozenset(
+            f"{name}.weight" for name, module in transformer.named_modules() if is_quantized(module, name)
+        )
+
+    def __call__(self, key: str, weight: Tensor) -> Tensor:
+        """Return a weight as it is kept: in float8 if it belongs to the wide products of a block."""
+        kept: Tensor = self._quantize(weight) if key in self.keys else weight
+        return kept
+
+    def from_file(self, values: Tensor, scale: Tensor) -> Tensor:
+        """Return the weight of a file that has it in float8 already: `values` [rows, columns] times `scale`.
+
+        The scale is one number, or one for each row. Nothing is rounded again.
+        """
+        # torchao states what belongs to a weight of this kind; only values and scales are the file's.
+        example = self._quantize(torch.zeros(16, 16, dtype=self._dtype, device=values.device))
+        rows, columns = values.shape
+        weight: Tensor = type(example)(
+            values,
+            scale.to(values.device, torch.float32).reshape(-1, 1).expand(rows, 1).contiguous(),
+            block_size=[1, columns],
+            mm_config=example.mm_config,
+            act_quant_kwargs=example.act_quant_kwargs,
+            kernel_preference=example.kernel_preference,
+            dtype=self._dtype,
+        )
+        return weight
+
+    def _quantize(self, weight: Tensor) -> Any:
+        from torchao.quantization import (
+            Float8DynamicActivationFloat8WeightConfig,
+            Float8WeightOnlyConfig,
+            PerRow,
+            quantize_,
+        )
+
+        config = (
+            Float8WeightOnlyConfig()
+            if self._kind == "fp8"
+            else Float8DynamicActivationFloat8WeightConfig(granularity=PerRow())
+        )
+        # torchao converts modules: build one for this weight.
+        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+        linear.weight = nn.Parameter(weight, requires_grad=False)
+        quantize_(linear, config)
+        return linear.weight
+
+
+def _check(kind: str, device: torch.device) -> None:
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
     if kind == "fp8-dynamic" and (capability is None or capability < _DYNAMIC_CAPABILITY):
         raise ConfigurationError(
@@ -43,25 +99,3 @@ def quantizer(
             f"weights in {kind} need the Python module torchao, which is not installed; "
             "install s2v-tasks[fp8] or set S2V_WEIGHTS_DTYPE=auto"
         )
-    from torchao.quantization import (
-        Float8DynamicActivationFloat8WeightConfig,
-        Float8WeightOnlyConfig,
-        PerRow,
-        quantize_,
-    )
-
-    config = (
-        Float8WeightOnlyConfig() if kind == "fp8" else Float8DynamicActivationFloat8WeightConfig(granularity=PerRow())
-    )
-    chosen = {f"{name}.weight" for name, module in transformer.named_modules() if is_quantized(module, name)}
-
-    def convert(key: str, weight: Tensor) -> Tensor:
-        if key not in chosen:
-            return weight
-        # torchao converts modules: build one for this weight.
-        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-        linear.weight = nn.Parameter(weight, requires_grad=False)
-        quantize_(linear, config)
-        return linear.weight
-
-    return convert

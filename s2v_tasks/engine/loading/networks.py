@@ -1,10 +1,11 @@
 """Load the networks of a pipeline on all ranks, in their layout and with the options of the installation."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
-from s2v_tasks.engine.acceleration.fp8 import quantizer
+from s2v_tasks.engine.acceleration.fp8 import Float8Weights
 from s2v_tasks.engine.acceleration.offload import BlockOffload, keep_blocks_on_host
 from s2v_tasks.engine.distributed.halo_exchange import ParallelVae
 from s2v_tasks.engine.distributed.mesh import Layout, choose_layout, parallelize
@@ -50,7 +51,8 @@ def load_pipeline(
         )
     else:
         layout = Layout.parse(parallel_layout)
-    convert = None
+    convert: Callable[[str, Tensor], Tensor] | None = None
+    float8: Float8Weights | None = None
     if options.offload == "blocks":
         _check_offload(options, layout)
         convert = keep_blocks_on_host(device)
@@ -65,9 +67,10 @@ def load_pipeline(
                 f"parallel layout {layout} shards the weights, which is not possible in {options.weights_dtype}: "
                 "choose a layout without fsdp, or S2V_WEIGHTS_DTYPE=auto."
             )
-        convert = quantizer(transformer, options.weights_dtype, device)
+        convert = float8 = Float8Weights(transformer, options.weights_dtype, device, dtype)
     branches = parallelize(transformer, layout, device.type, guided=guided)
-    for report in snapshot.fill_transformer(transformer, device, dtype, convert=convert, adapters=adapters):
+    reports = snapshot.fill_transformer(transformer, device, dtype, convert=convert, float8=float8, adapters=adapters)
+    for report in reports:
         get_logger().info(
             "adapter_merged",
             adapter=report.name,

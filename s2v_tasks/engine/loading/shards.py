@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from s2v_tasks.engine.acceleration.fp8 import Float8Weights
 from s2v_tasks.engine.loading.adapters import AdapterMerge
 from s2v_tasks.engine.loading.layouts import Names, apply_scale, refuse_gguf
 from s2v_tasks.engine.loading.reading import NUM_THREADS, Part, read_parts
@@ -43,6 +44,7 @@ def load_shards(
     device: torch.device | str,
     dtype: torch.dtype,
     convert: Callable[[str, Tensor], Tensor] | None = None,
+    float8: Float8Weights | None = None,
     merge: AdapterMerge | None = None,
     index: Mapping[str, Any] | None = None,
     source: str,
@@ -51,7 +53,8 @@ def load_shards(
     """Fill all parameters of `module`, which may be sharded by FSDP, from `shards`.
 
     `merge` adds the changes of adapters to a weight, in fp32, before it gets its dtype. `convert` is called then with
-    key and value of each weight, on its device, and gives what is kept of it;
+    key and value of each weight, on its device, and gives what is kept of it. Weights that the files have in float8
+    with scales are given to `float8` as they are, unless an adapter changes them; without it they get `dtype`.
     `index` is the content of the index file beside the shards, which must agree with them; `source` names the weights
     in errors; `num_threads` read at a time (None: as many as suit this machine). Everything is checked before the first
     tensor is read. Raises ConfigurationError that names missing, unexpected and misshapen weights, and damaged files;
@@ -69,25 +72,42 @@ def load_shards(
         check_fit(module, {key: part.shape for key, part in stored.items()}, source=source)
         targets, device = module.state_dict(), torch.device(device)
 
-        def change(key: str, rows: Tensor) -> Tensor:
+        changed = frozenset() if merge is None else merge.keys
+        # Float8 weights that stay as the files have them.
+        kept = {
+            key
+            for key in names.scales.keys() - changed
+            if float8 and key in float8.keys and stored[key].dtype == torch.float8_e4m3fn
+        }
+
+        def finished(key: str, rows: Tensor) -> Tensor:
             first_row = _first_row(targets[key])
             if key in names.scales:
-                scale = names.scales[key]
-                rows = apply_scale(rows, files[in_files[scale].path].get_tensor(scale), first_row)
-            return rows if merge is None or key not in merge.keys else merge(key, rows, first_row)
+                name = names.scales[key]
+                scale = files[in_files[name].path].get_tensor(name)
+                if float8 and key in kept:
+                    return float8.from_file(rows, scale)
+                rows = apply_scale(rows, scale, first_row)
+            if merge and key in changed:
+                rows = merge(key, rows, first_row)
+            return keep(key, _like(targets[key], rows.to(dtype)))
 
         state: dict[str, Tensor] = {}
         wanted: dict[str, Part] = {}
         for key, part in stored.items():
-            merged = key in names.scales or (merge is not None and key in merge.keys)
-            if device.type == "cpu" and part.dtype == dtype and not merged and not isinstance(targets[key], DTensor):
+            in_float32 = key in names.scales or key in changed
+            if (
+                device.type == "cpu"
+                and part.dtype == dtype
+                and not in_float32
+                and not isinstance(targets[key], DTensor)
+            ):
                 state[key] = keep(key, files[part.path].get_tensor(names.weights[key]))
             else:
-                own = _own_rows(part, targets[key])
-                wanted[key] = replace(own, read_as=torch.float32) if merged else own
+                read_as = part.dtype if key in kept else torch.float32 if in_float32 else None
+                wanted[key] = replace(_own_rows(part, targets[key]), read_as=read_as)
         with closing(read_parts(wanted.values(), device, dtype, num_threads=num_threads or NUM_THREADS)) as tensors:
-            for key, rows in zip(wanted, tensors, strict=True):
-                state[key] = keep(key, _like(targets[key], change(key, rows).to(dtype)))
+            state |= {key: finished(key, rows) for key, rows in zip(wanted, tensors, strict=True)}
     module.load_state_dict(state, strict=True, assign=True)
     finish(module)
 

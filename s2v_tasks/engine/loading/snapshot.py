@@ -12,6 +12,7 @@ from s2v_tasks.errors import ConfigurationError
 if TYPE_CHECKING:
     import torch
 
+    from s2v_tasks.engine.acceleration.fp8 import Float8Weights
     from s2v_tasks.engine.encoders.audio_encoder import AudioEncoder
     from s2v_tasks.engine.encoders.text_encoder import TextEncoder
     from s2v_tasks.engine.encoders.vae import Vae
@@ -172,14 +173,16 @@ class Snapshot:
         dtype: "torch.dtype",
         *,
         convert: "Callable[[str, torch.Tensor], torch.Tensor] | None" = None,
+        float8: "Float8Weights | None" = None,
         adapters: "Sequence[Adapter]" = (),
         num_threads: int | None = None,
     ) -> "tuple[AdapterReport, ...]":
         """Read the weights of `build_transformer`'s result; where FSDP has sharded it, only this rank's shards.
 
         `adapters` are merged into the weights; returns what of each of them fits. `convert` is called with key and
-        value of each weight and gives what is kept of it. `num_threads`
-        read at a time (None: as many as suit this machine). On the CPU, weights that are in `dtype` already stay mapped
+        value of each weight and gives what is kept of it; `float8` keeps weights that the files have in float8 as they
+        are. `num_threads` read at a time (None: as many as suit this machine). On the CPU, weights that are in `dtype`
+        already stay mapped
         to their files. Raises ConfigurationError when keys or shapes do not belong to config.json, when index and
         shards differ, or when a shard is damaged; TransientError when a shard cannot be read.
         """
@@ -195,6 +198,7 @@ class Snapshot:
                 device=device,
                 dtype=dtype,
                 convert=convert,
+                float8=float8,
                 merge=merge,
                 num_threads=num_threads,
                 index=_read_json(index_path)

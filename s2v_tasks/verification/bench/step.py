@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from s2v_tasks.engine.acceleration.fp8 import quantizer
+from s2v_tasks.engine.acceleration.fp8 import Float8Weights
 from s2v_tasks.engine.acceleration.offload import BlockOffload, keep_blocks_on_host
 from s2v_tasks.engine.distributed.mesh import BranchSplit, Layout, choose_layout, parallelize
 from s2v_tasks.engine.models.attention import attention_kernel, kernel_name
@@ -128,9 +128,9 @@ def bench_transformer(bench: StepBench, device: torch.device, dtype: torch.dtype
     """Return a transformer with random weights that runs as `bench` says, and the name of its attention kernel."""
     transformer = random_transformer(bench.config, device, dtype)
     if bench.weights_dtype != "auto":
-        convert = quantizer(transformer, bench.weights_dtype, device)
+        float8 = Float8Weights(transformer, bench.weights_dtype, device, dtype)
         for key, weight in transformer.state_dict().items():
-            transformer.load_state_dict({key: convert(key, weight)}, strict=False, assign=True)
+            transformer.load_state_dict({key: float8(key, weight)}, strict=False, assign=True)
     if bench.offload:
         keep = keep_blocks_on_host(device)
         for key, weight in transformer.state_dict().items():

@@ -50,7 +50,15 @@ def frames_to_pixels(frames_u8_THWC: ImageU8) -> Tensor:
 
 
 def to_u8(pixels_BCTHW: Tensor) -> Tensor:
-    """Convert the output of the VAE to bytes [T, H, W, 3], truncated as in the reference (spec d.7)."""
+    """Convert the output of the VAE to bytes [T, H, W, 3], truncated as in the reference (spec d.7).
+
+    Raises PermanentError for values that are not finite, which would be shown as black.
+    """
+    if not pixels_BCTHW.isfinite().all():
+        raise PermanentError(
+            "decoded frames have NaN or infinite values, expected finite numbers. The weights of the VAE are damaged "
+            "or overflow: compare their checksum, and use S2V_VAE_PRECISION=float32."
+        )
     bytes_BCTHW = ((pixels_BCTHW.clamp(-1, 1) + 1) / 2 * 255).to(torch.uint8)
     return rearrange(bytes_BCTHW, "1 c t h w -> t h w c").contiguous()
 

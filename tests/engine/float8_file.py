@@ -15,7 +15,9 @@ def in_float8(official: Mapping[str, Tensor], suffix: str, *, per_row: bool) -> 
     tensors = dict(official)
     for key in filter(_WIDE.fullmatch, official):
         value = official[key].float()
-        scale = value.abs().amax(dim=1 if per_row else (0, 1)).div(_LARGEST)
+        scale = (
+            value.abs().amax(dim=1 if per_row else (0, 1)).div(_LARGEST).clamp(min=1e-12)
+        )  # of a weight of zeros, too
         tensors[key] = (value / (scale[:, None] if per_row else scale)).to(torch.float8_e4m3fn)
         tensors[key.removesuffix(".weight") + suffix] = scale
         tensors[key.removesuffix(".weight") + ".comfy_quant"] = torch.zeros(4, dtype=torch.uint8)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from s2v_tasks.engine.images import Compat, fit_image, fit_pose, frames_to_pixels, pad_pose, to_pixels
+from s2v_tasks.engine.images import Compat, fit_image, fit_pose, frames_to_pixels, pad_pose, to_pixels, to_u8
 from s2v_tasks.engine.images import reference_pose_step as pose_step
 from s2v_tasks.errors import PermanentError
 
@@ -86,3 +86,12 @@ def test_anything_but_rgb_is_refused(image: np.ndarray) -> None:
     """Grey, transparent, float and empty arrays are permanent errors that name shape and type."""
     with pytest.raises(PermanentError, match="shape"):
         fit_image(image, 64, 64, compat="corrected")
+
+
+def test_pixels_that_are_not_finite_are_refused() -> None:
+    """One NaN in a decoded frame is an error, because as a byte it would be black."""
+    pixels = torch.zeros(1, 3, 2, 4, 4)
+    assert to_u8(pixels).shape == (2, 4, 4, 3)
+    pixels[0, 1, 1, 2, 3] = torch.nan
+    with pytest.raises(PermanentError, match="decoded frames have NaN"):
+        to_u8(pixels)

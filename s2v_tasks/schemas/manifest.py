@@ -138,6 +138,7 @@ class ClipFacts(Facts):
     weights_dtype: str | None = None
     step_cache: float | None = None
     offload: str | None = None
+    adapters: dict[str, float] | None = None  # strength by name
     device_model: str | None = None
     torch_version: str | None = None
     cudnn_version: str | None = None

@@ -13,7 +13,7 @@ import yaml
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from s2v_tasks.cli import rerun as rerun_command
+from s2v_tasks.cli import job_control as rerun_command
 from s2v_tasks.embedded.demo import DemoInputs, run_demo
 from s2v_tasks.engine.loading import Snapshot
 from s2v_tasks.schemas.plan import Plan
@@ -84,7 +84,7 @@ def test_a_preview_with_an_adapter_becomes_the_whole_video(
     assert [(clip.num_frames, clip.seed) for clip in video.clips] == [
         (clip.num_frames, clip.seed) for clip in preview.clips
     ]
-    assert video.estimate.gpu_seconds > 5 * preview.estimate.gpu_seconds
+    assert video.estimate.gpu_seconds > 2 * preview.estimate.gpu_seconds  # of which the VAE is a great part
     facts = [json.loads(store.get_bytes(JobLayout(job).clip_manifest(1)))["facts"] for job in (PREVIEW, VIDEO)]
     assert facts[0]["adapters"] == {"few-steps": 0.5}
     assert "adapters" not in facts[1]

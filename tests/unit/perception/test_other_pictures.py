@@ -81,7 +81,11 @@ def test_each_planted_fault_is_found(subject: Subject) -> None:
     ] == []
 
 
-@pytest.mark.parametrize("picture", [Cartoon(203), Cartoon(207), photograph("astronaut.jpg")], ids=str)
+@pytest.mark.parametrize(
+    "picture",
+    [Cartoon(203), Cartoon(207), photograph("astronaut.jpg")],
+    ids=["cartoon-203", "cartoon-207", "photograph"],
+)
 def test_a_still_mouth_in_a_head_that_sways_fails_the_clip(picture: object) -> None:
     """Its landmarks move by 1 to 3 % of the face's height, but not with the speech."""
     frames = [picture.draw(0.0, index / FPS) for index in range(64)]  # type: ignore[attr-defined]

@@ -49,12 +49,17 @@ def frames_to_pixels(frames_u8_THWC: ImageU8) -> Tensor:
     return pixels_THWC.permute(3, 0, 1, 2)[None].contiguous()
 
 
+def is_finite(values: Tensor) -> bool:
+    """Return True if no value is NaN or infinite. The host waits for the device."""
+    return bool(values.isfinite().all())
+
+
 def to_u8(pixels_BCTHW: Tensor) -> Tensor:
     """Convert the output of the VAE to bytes [T, H, W, 3], truncated as in the reference (spec d.7).
 
     Raises PermanentError for values that are not finite, which would be shown as black.
     """
-    if not pixels_BCTHW.isfinite().all():
+    if not is_finite(pixels_BCTHW):
         raise PermanentError(
             "decoded frames have NaN or infinite values, expected finite numbers. The weights of the VAE are damaged "
             "or overflow: compare their checksum, and use S2V_VAE_PRECISION=float32."

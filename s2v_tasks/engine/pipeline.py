@@ -21,7 +21,7 @@ from s2v_tasks.engine.acceleration.first_block_cache import FirstBlockCache
 from s2v_tasks.engine.clip import Callbacks, ClipInputs, ClipLatents, ClipOutput, Codec, MotionState, Sampling
 from s2v_tasks.engine.denoising import DenoiseState, Denoising, Interrupted, InterruptionCheck
 from s2v_tasks.engine.distributed.mesh import BranchSplit
-from s2v_tasks.engine.images import Compat, pad_pose, to_pixels, to_u8
+from s2v_tasks.engine.images import Compat, is_finite, pad_pose, to_pixels, to_u8
 from s2v_tasks.engine.models.attention import KeysValues
 from s2v_tasks.engine.models.forward_inputs import ClipTokens, Conditioning, LayerHook
 from s2v_tasks.engine.models.transformer import MOTION_FRAMES, S2VTransformer
@@ -219,7 +219,10 @@ class S2VPipeline:
     def denoise(
         self, denoising: Denoising, clip_tokens: ClipTokens, sampling: Sampling, callbacks: Callbacks = NO_CALLBACKS
     ) -> Tensor:
-        """Take the remaining solver steps and return the latents `[1, 16, T, h, w]` of the clip."""
+        """Take the remaining solver steps and return the latents `[1, 16, T, h, w]` of the clip.
+
+        Raises PermanentError for latents that are not finite. They are looked at once, so that no step waits for that.
+        """
         with self._hooked(denoising, InterruptionCheck(denoising, callbacks.is_interrupted)):
             while denoising.step < sampling.sample_steps:
                 timestep = denoising.scheduler.timesteps[denoising.step]
@@ -228,6 +231,12 @@ class S2VPipeline:
                 denoising.advance(prediction, timestep)
                 callbacks.on_step(denoising.step, sampling.sample_steps)
         self.skipped_share = denoising.skipped_share
+        if not is_finite(denoising.latents):
+            raise PermanentError(
+                "the latents of the clip have NaN or infinite values, expected finite numbers. The weights are damaged "
+                "or do not fit this dtype: compare their checksums, and try without adapters and with "
+                "S2V_WEIGHTS_DTYPE=auto."
+            )
         return denoising.latents
 
     def _hooked(self, denoising: Denoising, *hooks: LayerHook) -> AbstractContextManager[None]:

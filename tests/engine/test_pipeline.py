@@ -264,3 +264,13 @@ def test_inputs_that_do_not_fit_are_refused(pipeline: S2VPipeline) -> None:
     state = MotionState(torch.zeros(1, 16, 19, 8, 8), torch.zeros(1, 3, 5, SIDE, SIDE))
     with pytest.raises(PermanentError, match="carries 5 pixel frames, the next clip needs 57"):
         render(pipeline, inputs(motion=state, keep_motion_frames=0))
+
+
+def test_latents_that_are_not_finite_end_the_render_before_they_are_decoded() -> None:
+    """One weight that is NaN is an error of the clip, and no frame of it is given away."""
+    pipeline = make_pipeline()
+    next(iter(pipeline.transformer.blocks[0].parameters())).view(-1)[0] = torch.nan
+    frames: list[Tensor] = []
+    with pytest.raises(PermanentError, match="the latents of the clip have NaN or infinite values"):
+        pipeline.stream_clip(inputs(), FAST, Callbacks(frames.append))
+    assert frames == []

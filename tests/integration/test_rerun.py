@@ -153,14 +153,14 @@ CHANGES: dict[str, Any] = {
     "min_chain_seconds": 3.0, "max_chain_seconds": 90.0,
     "transition": "crossfade", "clips_per_pod": 2, "priority": "high", "labels": {"team": "sport"},
     "max_gpu_seconds": 7.0, "max_cost": 8.0, "webhook_url": "https://hooks.example.com/x",
-    "quality": "gate", "max_retakes": 1, "after_retakes": "stop",
+    "quality": "gate", "max_retakes": 1, "after_retakes": "stop", "approval": "result",
 }  # fmt: skip
 MAY_CHANGE = {
     "prompt", "preset", "guide_steps", "adapters", "step_cache",
     "sample_steps", "sample_guide_scale", "sample_shift", "sample_solver",
     "base_seed", "clips_per_pod",
     "priority", "labels", "max_gpu_seconds", "max_cost", "webhook_url",
-    "quality", "max_retakes", "after_retakes",
+    "quality", "max_retakes", "after_retakes", "approval",
 }  # fmt: skip
 
 

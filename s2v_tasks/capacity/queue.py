@@ -38,7 +38,7 @@ class Site:
     max_running_jobs: int
     task_seconds: float = 3.0
     visit_seconds: float = 2.0
-    schedule_seconds: float = 0.05
+    schedule_seconds: float = 0.35
     start_seconds: float = 60.0
     link_seconds: float = 3.0
 

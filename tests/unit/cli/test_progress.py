@@ -33,7 +33,7 @@ def event(name: str, exit_code: int | None = None) -> Event:
 
 def job(*clips: Clip, status: str = "running", events: tuple[Event, ...] = ()) -> Job:
     values: dict[str, Any] = dict.fromkeys(Job.__dataclass_fields__) | {"job_id": "talk", "status": status}
-    return Job(**values | {"clips": clips, "events": events, "attempts": (), "artifacts": ()})
+    return Job(**values | {"clips": clips, "events": events, "attempts": (), "artifacts": (), "approvals": ()})
 
 
 def test_steps_are_counted_over_the_whole_plan() -> None:

@@ -130,7 +130,8 @@ def queue(
 
     A day with 100,000 jobs takes about half a minute. The rule of priorities is that of the product.
     """
-    from s2v_tasks.capacity.queue import Demand, Simulation, Site
+    from s2v_tasks.capacity.demand import Demand, Site
+    from s2v_tasks.capacity.queue import Simulation
 
     site = Site(
         gpus, workers, schedulers, max_running_jobs, start_seconds=start_seconds, schedule_seconds=schedule_seconds

@@ -77,7 +77,7 @@ def test_compilers_are_found(files: Files, name: str) -> None:
     ("path", "check"),
     [
         ("root/.cache/pip/http", "caches"),
-        ("var/lib/apt/lists/deb.debian.org_Packages", "caches"),
+        ("var/lib/apt/lists/main_Packages", "caches"),
         ("etc/pip.conf", "foreign files"),
         ("opt/wheels/torch.whl", "foreign files"),
     ],

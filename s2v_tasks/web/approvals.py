@@ -1,5 +1,6 @@
 """Answers to the approval that a job waits for. Airflow takes the answer and resumes the task, as it does in its UI."""
 
+import time
 from typing import Any
 
 from airflow.api_fastapi.core_api.datamodels.hitl import UpdateHITLDetailPayload
@@ -11,6 +12,7 @@ from fastapi import APIRouter, Depends, HTTPException
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from s2v_tasks.metadata.tables import Approval, Job
 from s2v_tasks.schemas.approval import APPROVE, REJECT, Rejection
@@ -18,6 +20,9 @@ from s2v_tasks.schemas.events import JobEvent
 from s2v_tasks.schemas.steps import CLIP_WAIT_TASK, JOB_DAG, PUBLISH
 from s2v_tasks.web.access import User, may_answer, may_start
 from s2v_tasks.web.services import KnownJob, Services, SharedServices
+
+PARKING_SECONDS = 10.0
+_POLL_SECONDS = 0.5
 
 router = APIRouter(prefix="/job/{job_id}", dependencies=[Depends(may_answer)])
 
@@ -58,7 +63,7 @@ def _answer(job: Job, clip_index: int | None, option: str, fields: dict[str, Any
     if waiting is None or waiting.clip_index != clip_index:
         raise HTTPException(409, f"Job {job.job_id} does not wait for this approval: load the page again.")
     with create_session() as session:
-        parked = session.execute(_parked_task(waiting)).one_or_none()
+        parked = _parked_task(session, waiting)
         if parked is None:
             raise HTTPException(409, "Airflow does not ask for this approval at the moment: try again in some seconds.")
         answer = UpdateHITLDetailPayload(chosen_options=[option], params_input=fields)
@@ -66,15 +71,22 @@ def _answer(job: Job, clip_index: int | None, option: str, fields: dict[str, Any
     return "the video" if clip_index is None else f"clip {clip_index + 1}"
 
 
-def _parked_task(waiting: Approval) -> Any:
-    """Return the query of the task that waits: `publish` for the video, the next wait of the chain for a clip."""
-    task_id = PUBLISH.name if waiting.clip_index is None else CLIP_WAIT_TASK
-    return select(TaskInstance.task_id, TaskInstance.map_index).where(
+def _parked_task(session: Session, waiting: Approval) -> Any:
+    """Return task and map index of the task that waits: `publish` for the video, the next `clip.wait` for a clip.
+
+    The page shows an approval some moments before the task that asks for it is parked. None if it is not by then.
+    """
+    query = select(TaskInstance.task_id, TaskInstance.map_index).where(
         TaskInstance.dag_id == JOB_DAG,
         TaskInstance.run_id == waiting.dag_run_id,
-        TaskInstance.task_id == task_id,
+        TaskInstance.task_id == (PUBLISH.name if waiting.clip_index is None else CLIP_WAIT_TASK),
         TaskInstance.state == TaskInstanceState.AWAITING_INPUT,
     )
+    give_up_at = time.monotonic() + PARKING_SECONDS
+    while (parked := session.execute(query).one_or_none()) is None and time.monotonic() < give_up_at:
+        session.rollback()  # no transaction while this waits
+        time.sleep(_POLL_SECONDS)
+    return parked
 
 
 def _noted(services: Services, job: Job, user: Any, action: str) -> Response:

@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.schemas.approval import ApprovalStatus
 from s2v_tasks.storage.s3 import ObjectStore
+from s2v_tasks.web import approvals
 from tests.web.conftest import Login
 from tests.web.sample_job import REQUEST, add_job
 
@@ -23,6 +24,11 @@ def _no_runs(dag: str) -> Iterator[None]:
     yield
     with create_session() as session:
         session.execute(sa.delete(DagRun))
+
+
+@pytest.fixture(autouse=True)
+def _no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(approvals, "PARKING_SECONDS", 0.0)
 
 
 @pytest.fixture
@@ -68,6 +74,28 @@ def test_an_approval_resumes_the_task(login: Login, metadata: MetadataStore, par
     assert "edith: approved the video" in editor.get("/s2v/job/talk").text
     assert login("adam").post("/s2v/job/talk/approve", json=VIDEO).status_code == 409
     assert answer("publish")[3] == "edith"
+
+
+def test_an_answer_waits_until_the_task_is_parked(
+    login: Login, park: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer that comes too early is given when Airflow has parked the task, and refused if it does not."""
+    park()
+    set_state("running")
+    assert login("edith").post("/s2v/job/talk/approve", json=VIDEO).status_code == 409
+    monkeypatch.setattr(approvals, "PARKING_SECONDS", 60.0)
+    monkeypatch.setattr(approvals.time, "sleep", lambda _seconds: set_state("awaiting_input"))
+    assert login("edith").post("/s2v/job/talk/approve", json=VIDEO).status_code == 202
+    assert answer("publish")[1] == ["Approve"]
+
+
+def set_state(state: str) -> None:
+    from airflow.models.taskinstance import TaskInstance
+    from airflow.utils.session import create_session
+
+    with create_session() as session:
+        here = (TaskInstance.run_id == "talk", TaskInstance.task_id == "publish")
+        session.execute(sa.update(TaskInstance).where(*here).values(state=state))
 
 
 def test_a_rejection_takes_note_and_changes_along(login: Login, park: Callable[..., None]) -> None:

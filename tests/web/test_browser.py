@@ -1,7 +1,6 @@
 """The pages in a real browser: Chromium, controlled by playwright, against Airflow's API server."""
 
 import json
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,23 +12,12 @@ from s2v_tasks.embedded.process import free_ports
 from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.schemas.manifest import ClipFacts
 from s2v_tasks.storage.s3 import ObjectStore
+from tests.web.chromium import chromium as chromium
+from tests.web.chromium import needs_chromium, until
 from tests.web.sample_job import REQUEST, SPEECH, add_finished_job, add_job, add_rendered_clip
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: `apt-get install chromium`")
+pytestmark = needs_chromium
 HOSTILE = '<script>window.hacked = 1</script><img src=x onerror="window.hacked = 2">\u202egnp.exe ' + "W" * 1500
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    """A browser without a window that may play sound without a click."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        arguments = ["--no-sandbox", "--autoplay-policy=no-user-gesture-required", "--mute-audio"]
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -73,14 +61,6 @@ def opened(chromium: Any, server: str, login: Any) -> Iterator[Callable[..., Any
     for context in contexts:
         context.close()
     assert problems == []
-
-
-def until(page: Any, expression: str, seconds: float = 30) -> None:
-    """Wait until an expression is true. Playwright's own wait evaluates a string, which the content policy forbids."""
-    deadline = time.monotonic() + seconds
-    while not page.evaluate(expression):
-        assert time.monotonic() < deadline, expression
-        page.wait_for_timeout(50)
 
 
 def test_a_clip_plays_with_its_sound_before_the_job_ends(

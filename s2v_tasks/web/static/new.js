@@ -97,7 +97,8 @@ async function choose(input) {
 }
 
 let timer = null;
-form.addEventListener("change", (event) => {
+// Not "change": that comes when a field loses the focus, for example to a click on Start, which would be lost.
+form.addEventListener("input", (event) => {
   if (event.target.type === "file") choose(event.target);
   else if (!["prompt", "labels", "job_id"].includes(event.target.name)) {
     clearTimeout(timer);

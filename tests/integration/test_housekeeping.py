@@ -23,8 +23,6 @@ from s2v_tasks.storage.objects import ListedObject, UnfinishedUpload
 from s2v_tasks.storage.s3 import ObjectStore
 from tests.integration.housekeeping_jobs import everything, make_job, manifest, publish, put
 
-NOW = datetime.now(UTC)
-
 
 @pytest.fixture
 def engine(s3_settings: Settings, postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[sa.Engine]:
@@ -129,11 +127,12 @@ def test_nothing_goes_before_its_time(
 
 
 def aged(store: ObjectStore, monkeypatch: pytest.MonkeyPatch, days: dict[str, float]) -> None:
-    """Make objects and uploads whose names end like a key as old as it says."""
+    """Make objects and uploads whose names end like a key as many days old as it says."""
+    now = datetime.now(UTC)
     listing, unfinished = store.listing, store.unfinished_uploads
 
     def age(uri: str, otherwise: datetime) -> datetime:
-        return next((NOW - timedelta(days=days[end]) for end in days if uri.endswith(end)), otherwise)
+        return next((now - timedelta(days=days[end]) for end in days if uri.endswith(end)), otherwise)
 
     def aged_listing(prefix: str) -> Iterator[ListedObject]:
         for item in listing(prefix):
@@ -156,7 +155,7 @@ def test_each_object_has_its_own_age(
     clip, _, state = make_job(store, metadata, "failed")
     metadata.jobs.fail("failed", "It had to be.")
     with engine.begin() as connection:
-        connection.execute(sa.update(Job).values(finished_at=NOW - timedelta(days=9)))
+        connection.execute(sa.update(Job).values(finished_at=datetime.now(UTC) - timedelta(days=9)))
     old = put(store, "drop/accepted/old/x.wav", "drop/accepted/old/y.png", "drop/rejected/bad/z.json")
     put(store, "drop/accepted/mixed/young.png", "drop/accepted/mixed/x.wav")
     days = {"clip.mp4": 3, "superseded/manifest.json": 1, ".safetensors": 2.1, "young.png": 1.9}
@@ -239,7 +238,7 @@ def test_a_job_whose_run_is_gone_is_closed(metadata: MetadataStore, engine: sa.E
         metadata.jobs.start(job_id)
     metadata.jobs.request_cancel("stopped")
     with engine.begin() as connection:
-        silent = sa.update(Job).where(Job.job_id != "busy").values(updated_at=NOW - timedelta(hours=2))
+        silent = sa.update(Job).where(Job.job_id != "busy").values(updated_at=datetime.now(UTC) - timedelta(hours=2))
         connection.execute(silent)
     gone = [f"run-{job_id}" for job_id in ("gone", "stopped", "busy")]
     assert sorted(housekeeping(*gone)["close_jobs"]) == ["gone", "stopped"]

@@ -32,6 +32,7 @@ from s2v_tasks.settings import PREFIX, Settings, config_dir, load_settings
 MOST_CLIPS = 9  # so many of `INFER_FRAMES` fit into the sample of speech, with a rest: each job is a preview
 _INFER_FRAMES = 16
 _POLL_SECONDS = 1.0
+_SETTLING_SECONDS = 30.0  # after its start Airflow works for itself, which is neither idling nor a job
 _ENDED = {"success", "failed"}
 _COMPONENTS = ("scheduler", "triggerer", "dag-processor", "api-server")
 
@@ -156,6 +157,7 @@ class _Bench:
         """Start Airflow, let it idle, run the jobs."""
         environment = self.airflow.environment(self._database)
         self.airflow.start(environment | {"AIRFLOW__CORE__PARALLELISM": str(self._load.workers)})
+        time.sleep(_SETTLING_SECONDS)
         began = self._read()
         time.sleep(self._load.idle_seconds)
         before = self._read()

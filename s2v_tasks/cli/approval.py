@@ -1,5 +1,7 @@
 """`s2v approve` and `s2v reject`: answer the approval that a job waits for."""
 
+import time
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -7,7 +9,7 @@ import typer
 from s2v_tasks.cli import app
 from s2v_tasks.cli.terminal import PEOPLE, AsJson, console, print_json
 from s2v_tasks.errors import PermanentError
-from s2v_tasks.schemas.approval import APPROVE, REJECT, rejection_of
+from s2v_tasks.schemas.approval import APPROVE, EARLIEST_ANSWER_SECONDS, REJECT, rejection_of
 from s2v_tasks.settings import load_settings
 
 if TYPE_CHECKING:
@@ -50,11 +52,14 @@ def reject(
 
 
 def _answer(job_id: str, option: str, fields: dict[str, Any], *, as_json: bool) -> None:
-    """Give the answer to Airflow; PermanentError if the job waits for none."""
+    """Give the answer to Airflow, which takes none at once; PermanentError if the job waits for no answer."""
     from s2v_tasks.cli.airflow_api import AirflowApi
 
     api = AirflowApi.from_settings(load_settings())
     question = _question(api, job_id)
+    if question is not None:
+        age = datetime.now(UTC) - datetime.fromisoformat(question["created_at"])
+        time.sleep(max(0.0, EARLIEST_ANSWER_SECONDS - age.total_seconds()))
     if question is None or not api.answer(question, option, fields):
         raise PermanentError(
             f"Job {job_id} waits for no approval: expected a job with approval whose clip or video is not judged yet. "

@@ -46,7 +46,7 @@ class ApprovalRepository(Repository):
             lock_job(connection, job_id)
             if found := _decision(connection, job_id, clip_index, fingerprint, run_id):
                 return found
-            again = withdraw_approvals(connection, job_id) > 0
+            withdraw_approvals(connection, job_id)
             values: dict[str, Any] = {
                 "job_id": job_id,
                 "clip_index": clip_index,
@@ -63,7 +63,6 @@ class ApprovalRepository(Repository):
                 JobEvent.APPROVAL_REQUESTED,
                 clip_index=clip_index,
                 detail={"expires_at": approval.expires_at.isoformat()},
-                notify=not again,
             )
             return approval
 
@@ -92,11 +91,11 @@ class ApprovalRepository(Repository):
                 )
 
 
-def withdraw_approvals(connection: sa.Connection, job_id: str) -> int:
-    """Withdraw the approvals that wait and return their number: the job ends, or asks again."""
+def withdraw_approvals(connection: sa.Connection, job_id: str) -> None:
+    """Withdraw the approvals that wait: the job ends, or asks again."""
     waiting = (Approval.job_id == job_id, Approval.status == ApprovalStatus.WAITING)
     values = {"status": ApprovalStatus.WITHDRAWN, "decided_at": NOW}
-    return connection.execute(sa.update(Approval).where(*waiting).values(values)).rowcount
+    connection.execute(sa.update(Approval).where(*waiting).values(values))
 
 
 def _decision(

@@ -10,6 +10,8 @@ from s2v_tasks.schemas.request_fields import MAX_CLIPS, MAX_PROMPT_CHARACTERS, M
 
 # The options that Airflow shows to a person (Required Actions).
 APPROVE, REJECT = "Approve", "Reject"
+# An answer within seconds of its question can fail the parked task, which then asks again (apache/airflow#66374).
+EARLIEST_ANSWER_SECONDS = 10.0
 
 
 class ApprovalStatus(StrEnum):

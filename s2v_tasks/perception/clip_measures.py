@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from s2v_tasks.perception import colour, landmarks, lip_sync, seams
 from s2v_tasks.perception.faces import FaceFinder, Picture, Points
+from s2v_tasks.perception.identity import Identity
 from s2v_tasks.schemas.quality import (
     ClipQuality,
     FaceQuality,
@@ -22,6 +23,8 @@ Series = npt.NDArray[np.float64]
 
 # Other faces than the first are searched for in every such frame: they do not come and go within half a second.
 _ALL_FACES_EVERY = 8
+# The face is compared with that of the reference once in so many frames, first in the middle of them.
+_IDENTITY_EVERY = 32
 # Colours on each side of a seam are the mean of so many frames.
 _SEAM_FRAMES = 3
 # Steps of colour below this distance in Lab cannot be distinguished from noise of the encoder.
@@ -41,6 +44,7 @@ class Reference:
 
     look: ReferenceLook
     landmarks: Points | None
+    identity: Identity | None = None
 
     @classmethod
     def of(cls, picture: Picture, finder: FaceFinder) -> "Reference":
@@ -56,7 +60,7 @@ class Reference:
             contrast=colour.contrast(picture),
             sharpness=colour.sharpness(picture, points) if points is not None else None,
         )
-        return cls(look=look, landmarks=points)
+        return cls(look, points, identity=Identity.of(picture, points) if points is not None else None)
 
 
 @dataclass
@@ -71,6 +75,7 @@ class ClipMeter:
     _skin: list[npt.NDArray[np.float64]] = field(default_factory=list)
     _background: list[npt.NDArray[np.float64]] = field(default_factory=list)
     _shifts: list[float] = field(default_factory=list)
+    _identities: list[float] = field(default_factory=list)
     _most_faces: int = 0
     _seam_shift: float | None = None
     _last: seams.Spectrum | None = None
@@ -116,6 +121,9 @@ class ClipMeter:
         if index % _ALL_FACES_EVERY == 0:
             self._most_faces = max(self._most_faces, len(detections))
         points = self.finder.mesh(picture, detections[0]).landmarks if detections else None
+        identity = self.reference.identity if self.reference else None
+        if index % _IDENTITY_EVERY == _IDENTITY_EVERY // 2 and points is not None and identity is not None:
+            self._identities.append(identity.difference(picture, points))
         self.mouth.append(landmarks.mouth_opening(points) if points is not None else np.nan)
         self._rows.append(self._row(picture, points))
         self._skin.append(_skin(picture, points))
@@ -162,6 +170,7 @@ class ClipMeter:
             most_faces=self._most_faces,
             height_ratio=height / theirs if height is not None and theirs is not None else None,
             shape_difference=_mean(rows[:, 6]),
+            identity_difference=_mean(np.array(self._identities)),
             blinks_per_minute=_blinks(rows[:, 3]) / (len(rows) / fps / 60) if found.any() else None,
             head_motion=float(np.hypot(np.nanstd(rows[:, 4]), np.nanstd(rows[:, 5]))) / height if height else None,
         )

@@ -36,6 +36,9 @@ class FaceQuality(_Record):
     shape_difference: float | None = Field(
         description="rigid landmarks against the reference, shares of the face's height"
     )
+    identity_difference: float | None = Field(
+        None, description="distance of the face from that of the reference; None without s2v-tasks[identity]"
+    )
     blinks_per_minute: float | None
     head_motion: float | None = Field(description="standard deviation of the face's position in shares of its height")
 

@@ -38,6 +38,7 @@ class QualityLimits(_Limits):
     face_share: Below
     face_gap_frames: Above
     shape_difference: Above
+    identity_difference: Above = Above(warn_above=0.5, fail_above=None)
     min_speech_share: float = Field(ge=0, le=1)
     min_lip_sync_frames: int = Field(48, ge=32)
     still_mouth: Below
@@ -87,6 +88,12 @@ def judge_clip(clip: ClipQuality, reference: ReferenceLook | None, limits: Quali
         ),
         _check(
             "shape_difference", face.shape_difference, limits.shape_difference, "the face has another shape by {:.1%}"
+        ),
+        _check(
+            "identity_difference",
+            face.identity_difference,
+            limits.identity_difference,
+            "the face differs from the reference by {:.2f}",
         ),
         *(_judge_lip_sync(clip.lip_sync, _frames_with_face(clip), limits) if clip.lip_sync is not None else ()),
         _check(

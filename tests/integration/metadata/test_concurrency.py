@@ -1,14 +1,18 @@
 """Several processes write at once: each waits for the other, and none loses what the other wrote."""
 
+import ast
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
+from operator import attrgetter
+from pathlib import Path
 from threading import Barrier
 
 import psycopg
 import pytest
 import sqlalchemy as sa
 
+from s2v_tasks.metadata import sql
 from s2v_tasks.metadata.attempts import rendering
 from s2v_tasks.metadata.ingestion import NewRow
 from s2v_tasks.metadata.ingestion_tables import Drop
@@ -16,6 +20,8 @@ from s2v_tasks.metadata.queue import NewJob
 from s2v_tasks.metadata.session import transaction
 from s2v_tasks.metadata.sql import lock_job
 from s2v_tasks.metadata.store import MetadataStore
+from s2v_tasks.metadata.tables import Approval
+from s2v_tasks.schemas.approval import ApprovalStatus
 from s2v_tasks.schemas.manifest import ClipFacts, Manifest, Producer
 from s2v_tasks.schemas.plan import InheritedClip, Plan
 from s2v_tasks.schemas.quality import TakeRecord
@@ -27,6 +33,10 @@ MakePlan = Callable[..., Plan]
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 INHERITED = InheritedClip(clip_index=1, fingerprint="f", source_job_id="job-0", source_manifest_key="m.json")
 MEASURED = TakeRecord(clip_index=0, fingerprint="f")
+ASKED = Approval(
+    id=1, job_id="job-1", clip_index=0, fingerprint="f", dag_run_id=None, status="waiting", decided_by=None,
+    rejection=None, next_job_id=None, expires_at=NOW, decided_at=None,
+)  # fmt: skip
 
 
 def manifest() -> Manifest:
@@ -46,25 +56,51 @@ def waits(url: str, writer: "Future[object]") -> bool:
     return False
 
 
-WRITERS: dict[str, Callable[[MetadataStore, Plan], object]] = {
-    "started": lambda metadata, _: metadata.jobs.start("job-1"),
-    "planned": lambda metadata, plan: metadata.jobs.record_plan("job-1", plan),
-    "failed": lambda metadata, _: metadata.jobs.fail("job-1", "Why."),
-    "lost": lambda metadata, _: metadata.jobs.close_lost("job-1", "run-1"),
-    "cancel requested": lambda metadata, _: metadata.jobs.request_cancel("job-1"),
-    "cancelled": lambda metadata, _: metadata.jobs.cancel("job-1"),
-    "succeeded": lambda metadata, _: metadata.jobs.succeed("job-1", "s3://o/v.mp4", "00"),
-    "clip started": lambda metadata, _: metadata.clips.start("job-1", 0, "f"),
-    "clip succeeded": lambda metadata, _: metadata.clips.succeed("job-1", 0, facts=FACTS, reused=False),
-    "take ended": lambda metadata, _: metadata.clips.end_take("job-1", 0, reused=False),
-    "takes measured": lambda metadata, _: metadata.clips.record_quality("job-1", MEASURED),
-    "clip inherited": lambda metadata, _: metadata.clips.inherit("job-1", INHERITED, facts=FACTS),
-    "clip failed": lambda metadata, _: metadata.clips.fail("job-1", 0, "Why."),
-    "conditions started": lambda metadata, _: metadata.conditions.start("job-1"),
-    "conditions ended": lambda metadata, _: metadata.conditions.end("job-1", outcome="failed"),
-    "conditions reused": lambda metadata, _: metadata.conditions.reuse("job-1", made_at=None),
-    "artifacts": lambda metadata, _: metadata.artifacts.record(manifest()),
+WRITERS: dict[str, Callable[[Callable[..., object], Plan], object]] = {
+    "jobs.start": lambda call, _: call("job-1"),
+    "jobs.record_plan": lambda call, plan: call("job-1", plan),
+    "jobs.fail": lambda call, _: call("job-1", "Why."),
+    "jobs.close_lost": lambda call, _: call("job-1", "run-1"),
+    "jobs.request_cancel": lambda call, _: call("job-1"),
+    "jobs.cancel": lambda call, _: call("job-1"),
+    "jobs.succeed": lambda call, _: call("job-1", "s3://o/v.mp4", "00"),
+    "clips.start": lambda call, _: call("job-1", 0, "f"),
+    "clips.succeed": lambda call, _: call("job-1", 0, facts=FACTS, reused=False),
+    "clips.end_take": lambda call, _: call("job-1", 0, reused=False),
+    "clips.record_quality": lambda call, _: call("job-1", MEASURED),
+    "clips.inherit": lambda call, _: call("job-1", INHERITED, facts=FACTS),
+    "clips.fail": lambda call, _: call("job-1", 0, "Why."),
+    "conditions.start": lambda call, _: call("job-1"),
+    "conditions.end": lambda call, _: call("job-1", outcome="failed"),
+    "conditions.reuse": lambda call, _: call("job-1", made_at=None),
+    "artifacts.record": lambda call, _: call(manifest()),
+    "approvals.request": lambda call, _: call("job-1", 0, "f", run_id=None, seconds=60.0),
+    "approvals.decide": lambda call, _: call(ASKED, ApprovalStatus.APPROVED),
 }
+
+
+def locking_methods(metadata: MetadataStore) -> set[str]:
+    """Return the methods of the store that call `lock_job`, by the sources of the package."""
+    parts = {type(part).__name__: name for name, part in vars(metadata).items()}
+    found = set()
+    for path in Path(sql.__file__).parent.glob("*.py"):
+        for owner in ast.parse(path.read_text()).body:
+            for function in ast.walk(owner):
+                if isinstance(function, ast.FunctionDef) and _calls_lock_job(function):
+                    assert isinstance(owner, ast.ClassDef), f"{function.name} is no method"
+                    found.add(f"{parts[owner.name]}.{function.name}")
+    return found
+
+
+def _calls_lock_job(function: ast.FunctionDef) -> bool:
+    calls = (node.func for node in ast.walk(function) if isinstance(node, ast.Call))
+    return any(isinstance(call, ast.Name) and call.id == "lock_job" for call in calls)
+
+
+def test_every_writer_is_tested(metadata: MetadataStore) -> None:
+    """Each method that locks a job is in the table above."""
+    assert len(locking_methods(metadata)) > 10
+    assert locking_methods(metadata) <= set(WRITERS)
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -78,7 +114,7 @@ def test_writers_of_a_job_take_turns(
         with transaction(engine) as connection:
             lock_job(connection, "job-1")
             metadata.jobs.start("job-2")
-            writer = pool.submit(WRITERS[name], metadata, plan(3))
+            writer = pool.submit(WRITERS[name], attrgetter(name)(metadata), plan(3))
             assert waits(postgres_url, writer)
         writer.result()
 

@@ -155,9 +155,15 @@ def _refuse_too_much(source: Path, format_name: str, max_duration_seconds: float
 
 def _probe_speech(source: Path, formats: str) -> Probe:
     found = probe(source, doing=_reading(source), error=PermanentError, formats=formats)
-    if found.audio is None or found.audio.sample_rate <= 0 or found.audio.channels <= 0:
-        kinds = ", ".join(sorted({s.codec_type for s in found.streams})) or "nothing"
-        raise PermanentError(f"The speech {source.name} has no audio, only {kinds}: upload a {ACCEPTED} file.")
+    if found.audio is None:
+        others = ", ".join(sorted({s.codec_type for s in found.streams}))
+        only = f"only {others}" if others else "and no other track"
+        raise PermanentError(f"The speech {source.name} has no audio, {only}: upload a {ACCEPTED} file.")
+    if found.audio.sample_rate <= 0 or found.audio.channels <= 0:
+        raise PermanentError(
+            f"The speech {source.name} states {found.audio.channels} channels of {found.audio.sample_rate} Hz: "
+            f"expected at least one of each; upload a {ACCEPTED} file."
+        )
     return found
 
 

@@ -176,6 +176,17 @@ def test_video_without_sound_is_refused(tmp_path: Path, moving: Callable[..., ob
     assert "has no audio, only video" in refusal(tmp_path / "a.mp4")
 
 
+def test_a_track_that_states_no_rate_is_refused(
+    tmp_path: Path, noise: Noise, write_wav: WriteWav, convert: Convert, refusal: Refusal
+) -> None:
+    """The refusal names what the file states, or that no track is left."""
+    write_wav(tmp_path / "a.wav", noise(8000), 16_000)
+    sound = convert(tmp_path / "a.wav", tmp_path / "a.m4a", acodec="aac", movflags="+faststart").read_bytes()
+    for box, problem in ((b"stsd", "states 0 channels of 0 Hz"), (b"trak", "has no audio, and no other track")):
+        (tmp_path / "b.m4a").write_bytes(sound.replace(box, b"none"))
+        assert problem in refusal(tmp_path / "b.m4a")
+
+
 @pytest.mark.parametrize(
     ("name", "options"),
     [

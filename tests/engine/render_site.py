@@ -71,17 +71,17 @@ class Site:
             time.sleep(0.02)
         return attempt
 
-    def start(self, *launcher: str, count: int = 1) -> "Attempt":
-        """`s2v render-clip` of the first `count` clips in processes of its own."""
-        return self._start([*launcher], self._new_folder(), count)
+    def start(self, *launcher: str, count: int = 1, job_id: str = JOB) -> "Attempt":
+        """`s2v render-clip` of the first `count` clips of a job in processes of its own."""
+        return self._start([*launcher], self._new_folder(), count, job_id)
 
     def _new_folder(self) -> Path:
         folder = self.folder / uuid.uuid4().hex
         folder.mkdir()
         return folder
 
-    def _start(self, launcher: list[str], folder: Path, count: int) -> "Attempt":
-        arguments = ["render-clip", "--job-id", JOB, "--clip-index", "0", "--count", str(count)]
+    def _start(self, launcher: list[str], folder: Path, count: int, job_id: str = JOB) -> "Attempt":
+        arguments = ["render-clip", "--job-id", job_id, "--clip-index", "0", "--count", str(count)]
         with (folder / "stdout").open("wb") as stdout, (folder / "stderr").open("wb") as stderr:
             process = subprocess.Popen(
                 [sys.executable, *launcher, *arguments],

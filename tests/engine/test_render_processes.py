@@ -7,6 +7,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,13 @@ from s2v_tasks.embedded.postgres import PostgresServer
 from s2v_tasks.metadata import migrate
 from s2v_tasks.metadata.session import create_engine
 from s2v_tasks.metadata.store import MetadataStore
+from s2v_tasks.rendering.takes import take_seed
 from s2v_tasks.schemas.manifest import ClipFacts, Manifest
+from s2v_tasks.storage.clip_state import TakeRecords
 from s2v_tasks.storage.layout import JobLayout
 from s2v_tasks.storage.s3 import ObjectStore
 from tests.engine.render_site import JOB, Site
+from tests.integration.spoiled_clips import write_one_limit
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 REQUEST = {
@@ -26,15 +30,16 @@ REQUEST = {
     "base_seed": 7,
 }  # fmt: skip
 # The steps before rendering, in one process of their own.
-PREPARE = f"""
+PREPARE = """
 import sys
 from s2v_tasks.steps import encode_conditions, plan_clips, stage_inputs
 from s2v_tasks.runtime.context import run_step
 from s2v_tasks.schemas.steps import ENCODE_CONDITIONS, PLAN_CLIPS, STAGE_INPUTS
 
-run_step(stage_inputs.run, step=STAGE_INPUTS, job_id="{JOB}", request_json=sys.argv[1])
-run_step(plan_clips.run, step=PLAN_CLIPS, job_id="{JOB}")
-run_step(encode_conditions.run, step=ENCODE_CONDITIONS, job_id="{JOB}")
+job_id, request_json = sys.argv[1:]
+run_step(stage_inputs.run, step=STAGE_INPUTS, job_id=job_id, request_json=request_json)
+run_step(plan_clips.run, step=PLAN_CLIPS, job_id=job_id)
+run_step(encode_conditions.run, step=ENCODE_CONDITIONS, job_id=job_id)
 """
 # Rank 1 fails in the forward of its third solver step, with the CLI around it as in production.
 BROKEN_RANK = """
@@ -51,6 +56,27 @@ def failing(*arguments):
     return forward(*arguments)
 
 S2VTransformer.forward = failing
+main()
+"""
+# The noise of clip 1 gives a picture of one colour. The first process of each rank ends at the noise of its retake.
+SPOILED = """
+import os
+import signal
+from pathlib import Path
+
+from s2v_tasks.cli import main
+from s2v_tasks.engine.pipeline import S2VPipeline
+
+draw, seeds, spoiled, retake = S2VPipeline._draw_noise, Path("{folder}") / os.environ["RANK"], {spoiled}, {retake}
+
+def noted(pipeline, seed, shape):
+    known = seeds.read_text() if seeds.exists() else ""
+    seeds.write_text(f"{{known}}{{seed}} ")
+    if seed == retake and str(seed) not in known:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return draw(pipeline, seed, shape) + 20 * (seed == spoiled)
+
+S2VPipeline._draw_noise = noted
 main()
 """
 CLI = ("-m", "s2v_tasks.cli")
@@ -83,11 +109,11 @@ def site(
     }
     store = ObjectStore(f"s3://{bucket}", endpoint_url=moto_endpoint, access_key_id="test", secret_access_key="test")
     store.ensure_bucket()
-    for name in ("portrait.jpg", "speech.mp3"):
+    for name in ("portrait.jpg", "woman.jpg", "speech.mp3"):
         store.upload(SAMPLES / name, f"samples/{name}", "application/octet-stream")
     request = REQUEST | {"image_uri": store.uri("samples/portrait.jpg"), "audio_uri": store.uri("samples/speech.mp3")}
     environment = {name: value for name, value in os.environ.items() if not name.startswith("S2V_")} | variables
-    subprocess.run([sys.executable, "-c", PREPARE, json.dumps(request)], env=environment, check=True)
+    subprocess.run([sys.executable, "-c", PREPARE, JOB, json.dumps(request)], env=environment, check=True)
     engine = create_engine(url)
     site = Site(environment, store, MetadataStore(engine), tmp_path_factory.mktemp("attempts"), JobLayout(JOB))
     yield site
@@ -209,3 +235,30 @@ def test_a_rank_that_fails_is_the_one_that_is_heard(site: Site, whole_of_two: Ma
     assert 'raise ValueError("the third step of rank 1 is broken")' in attempt.log
     assert site.clip().status == "failed"
     assert not site.store.exists(site.layout.clip_manifest(0))
+
+
+def test_two_ranks_repeat_a_bad_clip(site: Site, tmp_path: Path) -> None:
+    """Both ranks render the retake that rank 0 decides; killed at its start, the next ones render no other clip."""
+    job, layout, retake = "retakes", JobLayout("retakes"), take_seed(8, 1)
+    limits = tmp_path / "config"
+    limits.mkdir()
+    write_one_limit(limits)
+    environment = site.environment | {"S2V_CONFIG_DIR": str(limits)}
+    request = REQUEST | {"sample_steps": 4, "num_clip": 3, "quality": "gate"}
+    request |= {"image_uri": site.store.uri("samples/woman.jpg"), "audio_uri": site.store.uri("samples/speech.mp3")}
+    subprocess.run([sys.executable, "-c", PREPARE, job, json.dumps(request)], env=environment, check=True)
+    script = tmp_path / "spoiled.py"
+    script.write_text(SPOILED.format(folder=tmp_path, spoiled=8, retake=retake))
+    gated = replace(site, environment=environment)
+    killed = gated.start(*TWO_RANKS, str(script), count=3, job_id=job)
+    assert killed.wait() != 0
+    second = gated.start(*TWO_RANKS, str(script), count=3, job_id=job)
+    assert second.wait() == 0, second.log
+    for rank in ("0", "1"):
+        assert (tmp_path / rank).read_text().split() == ["7", "8", str(retake), str(retake), "9"]
+    takes = TakeRecords(site.store, layout).read(1)
+    assert takes is not None
+    assert [(take.seed, take.fails) for take in takes.takes] == [(8, True), (retake, False)]
+    kept, last = (Manifest.model_validate_json(site.store.get_bytes(layout.clip_manifest(index))) for index in (1, 2))
+    assert (kept.facts_as(ClipFacts).take, kept.facts_as(ClipFacts).world_size) == (1, 2)
+    assert last.inputs["motion"] == kept.outputs["motion"]

@@ -37,16 +37,21 @@ def findable_face(store: ObjectStore) -> None:
 
 @pytest.fixture
 def one_limit(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Limits of which only the share of frames with a face can fail: the tiny networks draw blur."""
+    """Limits of which one alone can fail a clip."""
+    write_one_limit(tmp_path)
+    monkeypatch.setenv("S2V_CONFIG_DIR", str(tmp_path))
+    load_settings.cache_clear()
+
+
+def write_one_limit(folder: Path) -> None:
+    """Write limits of which only the share of frames with a face can fail: the tiny networks draw blur."""
     for path in CONFIG.glob("*.yaml"):
-        (tmp_path / path.name).write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
+        (folder / path.name).write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
     limits = yaml.safe_load((CONFIG / "quality.yaml").read_text(encoding="utf-8"))
     for measure, value in limits.items():
         if isinstance(value, dict) and measure != "face_share":
             value.update({name: None for name in value if name.startswith("fail")})
-    (tmp_path / "quality.yaml").write_text(yaml.safe_dump(limits), encoding="utf-8")
-    monkeypatch.setenv("S2V_CONFIG_DIR", str(tmp_path))
-    load_settings.cache_clear()
+    (folder / "quality.yaml").write_text(yaml.safe_dump(limits), encoding="utf-8")
 
 
 @pytest.fixture

@@ -67,7 +67,8 @@ def test_a_call_outlasts_an_outage(service: Service, clock: Clock) -> None:
     """It is repeated until the service is back; each try is a line in the log, and so is the end of the outage."""
     service.away()
     clock.at[clock.now + 100] = service.back
-    store = retried(service, "S3", RetryPolicy(900))
+    policy = RetryPolicy(900)
+    store = retried(service, "S3", policy)
     assert store.name == "store"
     with capture_logs() as logs:
         assert store.get("a", size=3) == ("a", 3)
@@ -77,6 +78,7 @@ def test_a_call_outlasts_an_outage(service: Service, clock: Clock) -> None:
         ("service_is_away", "S3", "connection refused", "warning")
     }
     assert (back["event"], back["away_seconds"]) == ("service_is_back", round(clock.now - 1000, 1))
+    assert policy.latest_outage == (1000, clock.now)
     assert 100 <= clock.now - 1000 < 100 + LONGEST_PAUSE_SECONDS
 
 
@@ -165,6 +167,19 @@ def test_two_threads_may_see_the_end_of_an_outage(
         assert store.get("a") == ("a", 0)
     assert others == []
     assert [line["event"] for line in logs].count("service_is_back") == 1
+
+
+def test_a_service_that_returns_is_noticed_soon() -> None:
+    """A GPU waits at most a quarter of a minute longer than the outage lasts."""
+    assert LONGEST_PAUSE_SECONDS <= 15
+
+
+def test_the_last_second_of_an_outage_is_waited_for(service: Service, clock: Clock) -> None:
+    """A try is made after the time is over, even if less than a second was left."""
+    service.away()
+    with pytest.raises(UnavailableError):
+        retried(service, "S3", RetryPolicy(0.25)).get("a")
+    assert service.calls == [1000, 1000.25]
 
 
 def test_no_time_means_one_try(service: Service) -> None:

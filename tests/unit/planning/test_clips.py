@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from s2v_tasks.planning.clips import clips_needed, frame_ranges, split, turns
+from s2v_tasks.planning.clips import clips_needed, frame_ranges, lay_out, split, turns
 
 LEGAL_INFER_FRAMES = st.sampled_from(range(16, 121, 4))
 NUM_FRAMES = st.integers(1, 20_000)
@@ -103,3 +103,10 @@ def test_ranges_are_contiguous_and_end_with_the_video(num_frames: int, infer_fra
 def test_a_process_renders_clips_of_one_chain_only(chains: list[int], clips_per_pod: int, expected: object) -> None:
     """Every clip has its turn once, in order; a turn ends with its chain."""
     assert [list(turn) for turn in turns(chains, clips_per_pod)] == expected
+
+
+def test_the_last_chain_renders_no_frames_to_fade_out() -> None:
+    """Nothing comes behind it; each chain before it has the frames of its cross-fade."""
+    slots = lay_out([0, 40, 80], 48, None, 4)
+    assert [slot.infer_frames for slot in slots] == [44, 40]
+    assert [slot.end_frame for slot in slots] == [40, 80]

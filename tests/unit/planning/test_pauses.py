@@ -60,3 +60,21 @@ def test_a_pause_of_a_loud_room_is_found(speech: Any) -> None:
 def test_digital_silence_has_the_lowest_level() -> None:
     """It is -120 dB at each boundary, also behind the end of the samples."""
     assert boundary_levels(np.zeros(8_000, np.float32), 12) == pytest.approx(np.full(13, -120.0))
+
+
+def test_a_small_difference_of_loudness_is_no_pause(speech: Any) -> None:
+    """Music that becomes 4 dB quieter for a while goes on."""
+    assert heard(speech((2.0, -20), (0.6, -24), (3.0, -20))) == []
+
+
+def test_the_shortest_pause_lasts_a_fifth_of_a_second() -> None:
+    """It is one at exactly this length; 10 ms less is none."""
+    for num_quiet, num_pauses in ((20, 1), (19, 0)):
+        levels = np.repeat([0.1] * 100 + [0.0001] * num_quiet + [0.1] * 100, SAMPLE_RATE // 100)
+        assert len(find_pauses(levels.astype(np.float32))) == num_pauses
+
+
+def test_a_pause_at_the_end_ends_with_the_samples(speech: Any) -> None:
+    """The last 10 ms may be cut short."""
+    samples = speech((2.0, -20), (0.6, -70))[:-50]
+    assert find_pauses(samples)[-1].end_sample == len(samples)

@@ -52,8 +52,9 @@ class StandIn:
         plan, clip = order.plan, order.clip
         num_steps = plan.sampling.sample_steps
         on_step(1, num_steps)
-        time.sleep(self.clip_seconds)
-        on_step(num_steps, num_steps)
+        for step in range(2, num_steps + 1):
+            time.sleep(self.clip_seconds / (num_steps - 1))
+            on_step(step, num_steps)
         columns = torch.arange(plan.width)[None, :] + 2 * torch.arange(clip.infer_frames)[:, None]
         rows = (64 + 128 * (columns // _STRIPES % 2)).to(torch.uint8)
         take(rows[:, None, :, None].expand(-1, plan.height, -1, 3).contiguous())

@@ -48,6 +48,7 @@ COMMAND_MODULES = (
     "bench",
     "bench_jobs",
     "bench_step",
+    "bench_viewers",
     "housekeeping",
     "ingestion",
     "installation",

@@ -33,7 +33,8 @@ def orchestration(
     Steps, stores and Airflow are the real ones, in a temporary folder; only the networks are left out. The counts are
     equal in each run of equal --clips and --clips-per-pod; times depend on the machine. docs/capacity.md explains them.
     """
-    from s2v_tasks.capacity.orchestration import Load, measure
+    from s2v_tasks.capacity.bench_airflow import Load
+    from s2v_tasks.capacity.orchestration import measure
     from s2v_tasks.capacity.report import report
 
     load = Load(

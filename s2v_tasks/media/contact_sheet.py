@@ -1,4 +1,4 @@
-"""Draw the contact sheet of a video: one row per clip with its first, middle and last frame."""
+"""Draw small pictures of a video: its contact sheet, with the first, middle and last frame of each clip; its poster."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +10,7 @@ from s2v_tasks.media.encode import Frames
 from s2v_tasks.media.frames import iter_rgb
 
 _THUMBNAIL_HEIGHT = 160
+_POSTER_SIZE = (320, 640)
 _LABEL_HEIGHT = 20
 _NOTE_HEIGHT = 18
 _MARGIN = 8
@@ -46,6 +47,13 @@ def contact_sheet(
             below = top + _LABEL_HEIGHT + _THUMBNAIL_HEIGHT + 2
             draw.text((_CLIP_COLUMN_WIDTH, below), notes[clip_index], fill=_INK, font=font)
     sheet.save(jpg, format="JPEG", quality=88)
+
+
+def poster(frame: Frames, jpg: Path) -> None:
+    """Save a frame as a JPEG that is at most 320 pixels wide and 640 high."""
+    picture = Image.fromarray(frame)
+    picture.thumbnail(_POSTER_SIZE)
+    picture.save(jpg, format="JPEG", quality=82)
 
 
 def _pictures(video: Path, wanted: set[int]) -> dict[int, Frames]:

@@ -16,7 +16,8 @@ from s2v_tasks.engine.loading import snapshot_id
 from s2v_tasks.engine.worker import Worker
 from s2v_tasks.errors import PermanentError, TransientError
 from s2v_tasks.media.background import background_consumer
-from s2v_tasks.media.encode import encode_clip, encoder_build
+from s2v_tasks.media.contact_sheet import poster
+from s2v_tasks.media.encode import Frames, encode_clip, encoder_build
 from s2v_tasks.rendering.fingerprints import clip_fingerprints
 from s2v_tasks.rendering.progress import Progress, clip_facts
 from s2v_tasks.rendering.renderer import Order, Renderer, plan_adapters, plan_options
@@ -33,6 +34,9 @@ from s2v_tasks.storage.clip_state import PartialClip
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+_CLIP, _POSTER = "clip.mp4", "poster.jpg"  # names of files while a clip is made
 
 
 class Leader:
@@ -171,7 +175,7 @@ class Leader:
         started = time.monotonic()
         try:
             progress = Progress(ctx, self._plan, clip, self._worker.peak_memory_bytes)
-            with background_consumer(partial(_encode, clip, folder / "clip.mp4")) as take:
+            with background_consumer(partial(_encode, clip, folder)) as take:
                 motion = self._renderer.render(order, state, take, on_step=progress)
                 render_seconds = earlier_seconds + time.monotonic() - started
         except Interrupted as stop:
@@ -188,7 +192,9 @@ class Leader:
             ) from stop
         engine_facts = self._renderer.clip_facts()
         self._worker.done()
-        outputs = {"clip": OutputFile(folder / "clip.mp4", ctx.layout.clip(clip.clip_index), "video/mp4")}
+        outputs = {"clip": OutputFile(folder / _CLIP, ctx.layout.clip(clip.clip_index), "video/mp4")}
+        if clip.clip_index == 0:
+            outputs["poster"] = OutputFile(folder / _POSTER, ctx.layout.poster, "image/jpeg")
         if motion is not None:
             path = folder / "motion_out.safetensors"
             save_file({"latents": motion.latents.contiguous(), "frames": motion.frames.contiguous()}, path)
@@ -226,10 +232,21 @@ class _Made(NamedTuple):
     takes: TakeRecord | None
 
 
-def _encode(clip: ClipPlan, path: Path, pieces: "Iterator[Tensor]") -> None:
-    """Encode the stored frames of the clip as they come; a few more may be rendered."""
-    frames = (frame for piece in pieces for frame in piece.cpu().numpy())
-    encode_clip(islice(frames, clip.stored_frames), path, fps=FPS, key_frame=clip.fade_in_frames)
+def _encode(clip: ClipPlan, folder: Path, pieces: "Iterator[Tensor]") -> None:
+    """Encode the stored frames of the clip as they come; a few more may be rendered. The first clip has a poster."""
+    rendered = (frame for piece in pieces for frame in piece.cpu().numpy())
+    frames: Iterator[Frames] = islice(rendered, clip.stored_frames)
+    if clip.clip_index == 0:
+        frames = _with_poster(frames, clip.stored_frames // 2, folder / _POSTER)
+    encode_clip(frames, folder / _CLIP, fps=FPS, key_frame=clip.fade_in_frames)
+
+
+def _with_poster(frames: "Iterator[Frames]", shown: int, path: Path) -> "Iterator[Frames]":
+    """Yield the frames; save one of them as the poster."""
+    for index, frame in enumerate(frames):
+        if index == shown:
+            poster(frame, path)
+        yield frame
 
 
 def _difference(made: Manifest) -> str:

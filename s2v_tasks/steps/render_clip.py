@@ -1,9 +1,9 @@
 """render_clip: render clips of the plan one after the other, in one process or on the processes of one torchrun.
 
-Writes clips/<k>/{clip.mp4, motion.safetensors, manifest.json}; the last clip of a chain has no motion state. A clip is
-durable before the next one begins. A clip with the same fingerprint is reused. A clip that was interrupted (SIGTERM)
-resumes at its last solver step. A clip that cannot be stored or recorded waits for S3 and PostgreSQL, with its GPU held
-and counted (see `runtime.outages`).
+Writes clips/<k>/{clip.mp4, motion.safetensors, manifest.json}; the last clip of a chain has no motion state, and the
+first clip of a job has a poster.jpg. A clip is durable before the next one begins. A clip with the same fingerprint is
+reused. A clip that was interrupted (SIGTERM) resumes at its last solver step. A clip that cannot be stored or recorded
+waits for S3 and PostgreSQL, with its GPU held and counted (see `runtime.outages`).
 
 Rank 0 leads (`rendering.leader`): it alone uses storage and database. The other ranks follow (`rendering.follower`).
 """

@@ -60,6 +60,11 @@ class JobLayout:
     def motion(self, clip_index: int) -> str:
         return self._clip_key(clip_index, "motion.safetensors")
 
+    @property
+    def poster(self) -> str:
+        """Return the key of a small frame of the first clip. Jobs of earlier versions have none."""
+        return self._clip_key(0, "poster.jpg")
+
     def clip_manifest(self, clip_index: int) -> str:
         return self._clip_key(clip_index, "manifest.json")
 

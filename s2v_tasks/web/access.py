@@ -33,7 +33,7 @@ def can_act(user: User) -> bool:
     return allowed
 
 
-def same_origin(request: Request) -> None:
+async def same_origin(request: Request) -> None:
     """Refuse a change that a page of another site requests (CSRF); a program outside a browser sends no origin."""
     if request.method in _SAFE_METHODS:
         return

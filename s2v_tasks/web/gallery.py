@@ -10,7 +10,8 @@ from s2v_tasks.metadata.gallery import PAGE_SIZE, Cursor, JobFilter
 from s2v_tasks.schemas.job import JobStatus, Source, is_job_id, job_id_of_run
 from s2v_tasks.schemas.steps import JOB_DAG
 from s2v_tasks.web.access import can_act
-from s2v_tasks.web.pages import card_state, json_with_etag, page
+from s2v_tasks.web.pages import page
+from s2v_tasks.web.polls import json_with_etag
 from s2v_tasks.web.runs import find_conf
 from s2v_tasks.web.services import SharedServices
 
@@ -60,8 +61,7 @@ def changes(
 ) -> Response:
     """Return the state of the jobs that a page shows, 304 if nothing has changed."""
     job_ids = [job_id for job_id in jobs.split(",")[:PAGE_SIZE] if is_job_id(job_id)]
-    cards = services.metadata.gallery.cards(job_ids)
-    return json_with_etag(request, {card.job_id: card_state(card) for card in cards})
+    return json_with_etag(request, services.states.of(job_ids))
 
 
 @router.get("/videos/of-run")

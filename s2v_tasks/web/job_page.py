@@ -15,7 +15,8 @@ from s2v_tasks.storage.layout import JobLayout
 from s2v_tasks.storage.s3 import ObjectMissingError
 from s2v_tasks.web.access import can_act
 from s2v_tasks.web.media_files import video_address
-from s2v_tasks.web.pages import card_state, json_with_etag, money, page
+from s2v_tasks.web.pages import money, page
+from s2v_tasks.web.polls import card_state, json_with_etag
 from s2v_tasks.web.services import JobId, KnownJob, Services, SharedServices
 from s2v_tasks.web.wording import event_rows, request_rows
 
@@ -90,11 +91,10 @@ def job_page(
 @router.get("/state.json")
 def state(request: Request, job_id: JobId, services: SharedServices) -> Response:
     """Return what changes while a job runs, 304 if nothing has changed. `version` changes with each event."""
-    cards = services.metadata.gallery.cards([job_id])
-    if not cards:
+    states, versions = services.states.of([job_id]), services.versions.of([job_id])
+    if job_id not in states:
         raise HTTPException(404, f"Job {job_id} does not exist.")
-    version = services.metadata.gallery.last_event_id(job_id)
-    return json_with_etag(request, card_state(cards[0]) | {"version": version})
+    return json_with_etag(request, states[job_id] | {"version": versions[job_id]})
 
 
 def stored_plan(services: Services, job: Job) -> Plan | None:

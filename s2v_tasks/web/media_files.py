@@ -10,10 +10,12 @@ from fastapi.responses import RedirectResponse, Response, StreamingResponse
 from s2v_tasks.metadata.tables import Job
 from s2v_tasks.schemas.job import JobStatus
 from s2v_tasks.storage.layout import JobLayout, output_video_uri
+from s2v_tasks.storage.s3 import ObjectMissingError
 from s2v_tasks.web import pictures
 from s2v_tasks.web.services import JobId, KnownJob, Services, SharedServices
 
 LINK_SECONDS = 900
+_KEPT = "private, max-age=3600"
 router = APIRouter(prefix="/job/{job_id}")
 ByteRange = Annotated[str | None, Header(alias="range")]
 KnownEtag = Annotated[str | None, Header(alias="if-none-match")]
@@ -74,10 +76,26 @@ def contact_sheet(job_id: JobId, services: SharedServices, etag: KnownEtag = Non
 
 
 @router.get("/poster.jpg")
-def poster(job_id: JobId, services: SharedServices) -> Response:
+def poster(job_id: JobId, services: SharedServices, etag: KnownEtag = None) -> Response:
+    """Return a small frame of the video; the reference picture while there is none.
+
+    The address that pages use changes (`?v=`) as soon as there is one, because browsers keep this answer.
+    """
+    try:
+        answer = deliver(services, JobLayout(job_id).poster, "image/jpeg", None, etag, redirect=False)
+    except ObjectMissingError:
+        answer = reference(job_id, services)
+        answer.headers["Cache-Control"] = "private, max-age=60"
+        return answer
+    answer.headers["Cache-Control"] = _KEPT
+    return answer
+
+
+@router.get("/reference.jpg")
+def reference(job_id: JobId, services: SharedServices) -> Response:
     """Return a small reference picture."""
-    jpeg = pictures.poster(services.store, JobLayout(job_id).image)
-    return Response(jpeg, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
+    jpeg = pictures.reference(services.store, JobLayout(job_id).image)
+    return Response(jpeg, media_type="image/jpeg", headers={"Cache-Control": _KEPT})
 
 
 @router.get("/waveform.json")
@@ -85,7 +103,7 @@ def waveform(job_id: JobId, services: SharedServices) -> Response:
     """Return the peaks of the speech, for drawing."""
     peaks = pictures.waveform(services.store, JobLayout(job_id).audio_16k)
     body = json.dumps(peaks, separators=(",", ":"))
-    return Response(body, media_type="application/json", headers={"Cache-Control": "private, max-age=3600"})
+    return Response(body, media_type="application/json", headers={"Cache-Control": _KEPT})
 
 
 @router.get("/download/{name}")

@@ -1,4 +1,4 @@
-"""Small pictures of a job for pages: the poster and the waveform, made once per process and kept in bounded memory."""
+"""Small pictures of a job for pages, the reference picture and the waveform, made once and kept in bounded memory."""
 
 import io
 import threading
@@ -11,7 +11,7 @@ from PIL import Image
 
 from s2v_tasks.storage.s3 import SMALL_OBJECT_BYTES, ObjectStore
 
-POSTER_SIDE = 480
+REFERENCE_SIDE = 480
 NUM_PEAKS = 800
 _KEPT = 512  # of about 30 kB
 _MAX_IMAGE_BYTES = 3 * SMALL_OBJECT_BYTES
@@ -41,9 +41,9 @@ class _Kept:
 _kept = _Kept()
 
 
-def poster(store: ObjectStore, image_key: str) -> bytes:
-    """Return a JPEG of the staged picture, at most POSTER_SIDE pixels on its longer side."""
-    return _kept.get(f"poster {store.uri(image_key)}", lambda: _shrunk(store, image_key))
+def reference(store: ObjectStore, image_key: str) -> bytes:
+    """Return a JPEG of the staged picture, at most REFERENCE_SIDE pixels on its longer side."""
+    return _kept.get(f"reference {store.uri(image_key)}", lambda: _shrunk(store, image_key))
 
 
 def waveform(store: ObjectStore, wav_key: str) -> list[int]:
@@ -54,7 +54,7 @@ def waveform(store: ObjectStore, wav_key: str) -> list[int]:
 def _shrunk(store: ObjectStore, image_key: str) -> bytes:
     data = store.get_bytes(image_key, max_bytes=_MAX_IMAGE_BYTES)
     with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-        image.thumbnail((POSTER_SIDE, POSTER_SIDE))
+        image.thumbnail((REFERENCE_SIDE, REFERENCE_SIDE))
         jpeg = io.BytesIO()
         image.convert("RGB").save(jpeg, format="JPEG", quality=82)
     return jpeg.getvalue()

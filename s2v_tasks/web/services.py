@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 from fastapi import Depends, Path
@@ -13,6 +13,7 @@ from s2v_tasks.schemas.job import JOB_ID_PATTERN
 from s2v_tasks.settings import Settings, load_settings
 from s2v_tasks.storage.result_files import JobLinks
 from s2v_tasks.storage.s3 import ObjectMissingError, ObjectStore
+from s2v_tasks.web.polls import Recent, card_state
 
 
 @dataclass(frozen=True)
@@ -24,18 +25,24 @@ class Services:
     store: ObjectStore
     public_store: ObjectStore
     links: JobLinks
+    states: Recent[dict[str, Any]]  # by job
+    versions: Recent[int]  # by job: the id of its latest event
 
 
 @cache
 def services() -> Services:
     """Return the services of this process."""
     settings = load_settings()
+    metadata = MetadataStore.from_settings(settings)
+    jobs = metadata.gallery
     return Services(
         settings=settings,
-        metadata=MetadataStore.from_settings(settings),
+        metadata=metadata,
         store=ObjectStore.from_settings(settings),
         public_store=ObjectStore.seen_by_browsers(settings),
         links=JobLinks(settings),
+        states=Recent(lambda job_ids: {card.job_id: card_state(card) for card in jobs.cards(job_ids)}),
+        versions=Recent(lambda job_ids: {job_id: jobs.last_event_id(job_id) for job_id in job_ids}),
     )
 
 

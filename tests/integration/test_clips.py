@@ -1,17 +1,21 @@
 """Clips: reused where nothing changed, rendered in turn, kept when the process ends."""
 
+import io
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from s2v_tasks.engine.options import EngineOptions
 from s2v_tasks.engine.worker import Worker
 from s2v_tasks.errors import PermanentError, TransientError
 from s2v_tasks.media.encode import encoder_build
+from s2v_tasks.media.frames import iter_rgb
 from s2v_tasks.metadata.clips import ClipRepository
 from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.metadata.tables import Job
@@ -221,9 +225,23 @@ def test_only_a_clip_with_a_successor_leaves_a_motion_state(store: ObjectStore, 
     """The state is there for the clip that follows; nobody follows the last one."""
     render()
     first, last = (manifest_of(store, index) for index in (0, 1))
-    assert set(first.outputs) == {"clip", "motion"}
+    assert set(first.outputs) == {"clip", "motion", "poster"}
     assert set(last.outputs) == {"clip"}
     assert last.inputs["motion"] == first.outputs["motion"]
+
+
+def test_the_first_clip_leaves_a_frame_as_the_poster_of_its_job(
+    store: ObjectStore, render: Render, tmp_path: Path
+) -> None:
+    """The middle frame of the stored clip, which is small enough here to be shown as it is."""
+    render()
+    with Image.open(io.BytesIO(store.get_bytes(LAYOUT.poster))) as picture:
+        assert picture.format == "JPEG"
+        shown = np.asarray(picture, dtype=int)
+    clip = store.download(manifest_of(store, 0).outputs["clip"], tmp_path / "clip.mp4")
+    frames = [np.asarray(frame, dtype=int) for frame in iter_rgb(clip)]
+    errors = [np.abs(frame - shown).mean() for frame in frames]
+    assert errors.index(min(errors)) == len(frames) // 2
 
 
 def unavailable(*_: Any, **__: Any) -> None:

@@ -91,7 +91,7 @@ def test_clips_before_the_change_are_reused_and_cost_nothing(
     make(store, CHILD, prompt="Somebody else shouts.", parent_job_id=PARENT, from_clip=2)
     after, child = objects(store, CHILD), JobLayout(CHILD)
     same = {name for name, checksum in before.items() if after.get(name) == checksum}
-    assert same == {"0/clip", "0/motion", "1/clip", "1/motion"}
+    assert same == {"0/clip", "0/motion", "0/poster", "1/clip", "1/motion"}
     for index in (0, 1):
         assert store.get_bytes(child.clip(index)) == store.get_bytes(parent.clip(index))
     assert objects(store, PARENT) == before

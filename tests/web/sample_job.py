@@ -19,6 +19,7 @@ from s2v_tasks.storage.layout import JobLayout, output_video_uri
 from s2v_tasks.storage.s3 import ObjectStore
 
 CLIP_FRAMES = 16
+POSTER_COLOUR = "#335577"
 SPEECH = Path(__file__).parents[1] / "samples" / "speech.mp3"
 REQUEST: dict[str, Any] = {
     "image_uri": "s3://bucket/picture.png",
@@ -75,6 +76,10 @@ def add_rendered_clip(metadata: MetadataStore, store: ObjectStore, job_id: str, 
     metadata.clips.start(job_id, clip_index, f"{clip_index}" * 64)
     with tempfile.TemporaryDirectory() as folder:
         store.upload(_clip(Path(folder), clip_index), JobLayout(job_id).clip(clip_index), "video/mp4")
+    if clip_index == 0:
+        frame = io.BytesIO()
+        Image.new("RGB", (64, 96), POSTER_COLOUR).save(frame, format="JPEG")
+        store.put_bytes(JobLayout(job_id).poster, frame.getvalue(), "image/jpeg")
     facts = ClipFacts(start_frame=clip_index * CLIP_FRAMES, end_frame=(clip_index + 1) * CLIP_FRAMES, mfu=0.4)
     metadata.clips.succeed(job_id, clip_index, facts, False)
 

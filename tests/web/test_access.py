@@ -22,6 +22,7 @@ READ = {
     "/job/{job_id}/picture.png": "/job/talk/picture.png",
     "/job/{job_id}/contact-sheet.jpg": "/job/talk/contact-sheet.jpg",
     "/job/{job_id}/poster.jpg": "/job/talk/poster.jpg",
+    "/job/{job_id}/reference.jpg": "/job/talk/reference.jpg",
     "/job/{job_id}/waveform.json": "/job/talk/waveform.json",
     "/job/{job_id}/download/{name}": "/job/talk/download/video",
     "/static/{name}": "/static/videos.css",

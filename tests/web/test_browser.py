@@ -10,7 +10,6 @@ import pytest
 
 from s2v_tasks.embedded.process import free_ports
 from s2v_tasks.metadata.store import MetadataStore
-from s2v_tasks.schemas.manifest import ClipFacts
 from s2v_tasks.storage.s3 import ObjectStore
 from tests.web.chromium import chromium as chromium
 from tests.web.chromium import needs_chromium, until
@@ -163,7 +162,10 @@ def test_the_gallery_follows_a_job(opened: Callable[..., Any], metadata: Metadat
     metadata.clips.start("talk", 0, "f" * 64)
     metadata.clips.record_progress("talk", 0, 3, 4, eta_seconds=12)
     until(page, "document.querySelector('.progress-text').textContent.includes('clip 1 step 3/4')")
-    metadata.clips.succeed("talk", 0, ClipFacts(start_frame=0, end_frame=16), False)
+    poster = page.locator(".card .poster img")
+    assert poster.evaluate("image => image.naturalWidth") == 320  # the reference picture
+    add_rendered_clip(metadata, store, "talk", 0)
+    until(page, "document.querySelector('.card .poster img').naturalWidth === 64")
     metadata.jobs.fail("talk", "A node was lost.")
     page.wait_for_selector(".card[data-ended] .badge.failed")
 

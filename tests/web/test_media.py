@@ -94,12 +94,34 @@ def test_a_player_is_sent_to_the_store_where_that_is_configured(
         assert file.read() == CLIP
 
 
-def test_a_poster_is_a_small_picture(login: Login, metadata: MetadataStore, store: ObjectStore) -> None:
-    """A JPEG of at most 480 pixels on its longer side."""
+@pytest.mark.parametrize("name", ["poster.jpg", "reference.jpg"])
+def test_without_a_frame_the_poster_is_the_small_reference_picture(
+    login: Login, metadata: MetadataStore, store: ObjectStore, name: str
+) -> None:
+    """A JPEG of at most 480 pixels on its longer side; as a poster it is soon asked for again."""
     add_job(metadata, store, "talk")
-    answer = login("vera").get("/s2v/job/talk/poster.jpg")
+    answer = login("vera").get(f"/s2v/job/talk/{name}")
     with Image.open(io.BytesIO(answer.content)) as picture:
         assert (picture.format, picture.size) == ("JPEG", (320, 480))
+    seconds = {"poster.jpg": 60, "reference.jpg": 3600}[name]
+    assert answer.headers["cache-control"] == f"private, max-age={seconds}"
+
+
+def test_the_poster_is_a_frame_as_soon_as_a_clip_is_stored(
+    login: Login, metadata: MetadataStore, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stored frame is sent by the API server, also where players are sent to the store; browsers keep it."""
+    monkeypatch.setenv("S2V_VIDEO_DELIVERY", "redirect")
+    load_settings.cache_clear()
+    services.cache_clear()
+    layout, browser = add_job(metadata, store, "talk"), login("vera")
+    store.put_bytes(layout.poster, b"a frame", "text/html")
+    answer = browser.get("/s2v/job/talk/poster.jpg?v=1")
+    assert (answer.status_code, answer.content) == (200, b"a frame")
+    assert (answer.headers["content-type"], answer.headers["cache-control"]) == ("image/jpeg", "private, max-age=3600")
+    again = browser.get("/s2v/job/talk/poster.jpg?v=1", headers={"If-None-Match": answer.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+    assert browser.get("/s2v/job/talk/reference.jpg").content != b"a frame"
 
 
 def test_the_waveform_shows_where_speech_is_loud(login: Login, metadata: MetadataStore, store: ObjectStore) -> None:

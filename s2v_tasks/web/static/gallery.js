@@ -16,6 +16,12 @@ function update(card, state) {
   bar.max = state.of || 1;
   bar.value = state.done + (state.steps ? state.step / state.steps : 0);
   card.querySelector(".progress-text").textContent = progressText(state);
+  const picture = card.querySelector(".poster img");
+  const address = `job/${card.dataset.job}/poster.jpg?v=${state.done ? 1 : 0}`;
+  if (picture.getAttribute("src") !== address) {
+    picture.classList.remove("missing");
+    picture.src = address;
+  }
   if (state.cost) card.querySelector(".cost").textContent = state.cost;
   if (ENDED.has(state.status)) {
     card.dataset.ended = "";

@@ -207,7 +207,7 @@ if (!("ended" in job.dataset)) {
     const line = document.getElementById("progress-text");
     if (line) line.textContent = progressText(state);
     if (state.cost) document.getElementById("cost").textContent = state.cost;
-    if (state.version !== version) {
+    if (state.version > version) { // a poll may be a second older than the page
       await refresh();
       version = state.version;
     }

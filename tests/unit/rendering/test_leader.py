@@ -165,7 +165,7 @@ def test_a_clip_stores_its_frames_and_those_that_fade_out(tmp_path: Path, monkey
     monkeypatch.setattr(leader, "encode_clip", encode)
     pieces = iter([torch.full((4, 2, 2, 3), number, dtype=torch.uint8) for number in range(5)])
     short = clip(1, infer_frames=20, end_frame=28, fade_in_frames=3, fade_out_frames=5)
-    leader._encode(short, tmp_path / "clip.mp4", pieces)
+    leader._encode(short, tmp_path, pieces)
     frames, path, options = encoded
     assert frames == [*[0] * 4, *[1] * 4, *[2] * 4, *[3] * 4, 4]
     assert (path, options) == (tmp_path / "clip.mp4", {"fps": 16, "key_frame": 3})

@@ -1,0 +1,244 @@
+"""An embedded Airflow of a benchmark, with jobs of its own and the meters of its services.
+
+Services and Airflow are those of `s2v up`, in a temporary home folder. Each step runs by its production command.
+`capacity.recording` counts in the processes; the rest is read from Airflow's database and from /proc.
+"""
+
+import json
+import os
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import psycopg
+
+from s2v_tasks.capacity.recording import CLIP_SECONDS, FOLDER, SITE
+from s2v_tasks.embedded.airflow import AirflowInstallation
+from s2v_tasks.embedded.guard import temporary_home
+from s2v_tasks.embedded.stack import Services
+from s2v_tasks.errors import TransientError
+from s2v_tasks.log import get_logger
+from s2v_tasks.metadata.store import open_metadata
+from s2v_tasks.schemas.preset import load_demo_request
+from s2v_tasks.schemas.steps import JOB_DAG
+from s2v_tasks.settings import PREFIX, Settings, config_dir, load_settings
+
+MOST_CLIPS = 9  # so many of `INFER_FRAMES` fit into the sample of speech, with a rest: each job is a preview
+_INFER_FRAMES = 16
+_POLL_SECONDS = 1.0
+_SETTLING_SECONDS = 30.0  # after its start Airflow works for itself, which is neither idling nor a job
+_ENDED = {"success", "failed"}
+_COMPONENTS = ("scheduler", "triggerer", "dag-processor", "api-server")
+
+
+@dataclass(frozen=True)
+class Load:
+    """Jobs of a benchmark, all submitted at once, and the machines that they find.
+
+    `clip_seconds`: time of a clip, without networks; None: the tiny networks render it.
+    """
+
+    jobs: int
+    clips: int
+    clip_seconds: float | None = 5.0
+    clips_per_pod: int = 1
+    sample_steps: int = 2
+    renders: int = 1  # S2V_LOCAL_RENDERS
+    workers: int = 4  # worker slots of LocalExecutor
+    max_running_jobs: int = 16
+    idle_seconds: float = 30.0  # without a job, before: what Airflow costs for itself
+    most_seconds: float = 3600.0
+
+    def job_ids(self) -> list[str]:
+        """Return the ids of the jobs in the order of their submission."""
+        return [f"bench-{number:04}" for number in range(self.jobs)]
+
+    def request(self, number: int, folder: Path) -> dict[str, Any]:
+        """Return the request of a job; its prompt is its own, so that it reuses nothing of another job."""
+        return load_demo_request(folder) | {
+            "prompt": f"A drawn portrait speaks, number {number}.",
+            "num_clip": self.clips,
+            "infer_frames": _INFER_FRAMES,
+            "sample_steps": self.sample_steps,
+            "size": "128*128",
+            "base_seed": number,
+            "clips_per_pod": self.clips_per_pod,
+        }
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Meters of the services at one moment."""
+
+    at: float
+    cpu_seconds: dict[str, float]
+    transactions: dict[str, int]  # by database
+    wal_bytes: int
+
+    def since(self, earlier: "Reading") -> "Reading":
+        """Return the differences; `at` becomes the seconds between."""
+        return Reading(
+            self.at - earlier.at,
+            {name: value - earlier.cpu_seconds.get(name, 0.0) for name, value in self.cpu_seconds.items()},
+            {name: value - earlier.transactions.get(name, 0) for name, value in self.transactions.items()},
+            self.wal_bytes - earlier.wal_bytes,
+        )
+
+
+@contextmanager
+def bench_airflow(load: Load) -> Iterator["BenchAirflow"]:
+    """Start services and Airflow for a benchmark; stop and delete them afterwards."""
+    with temporary_home() as home, _environment(home, load):
+        services = Services(home)
+        with services.in_use() as settings:
+            airflow = BenchAirflow(services, settings, load)
+            try:
+                airflow.start()
+                yield airflow
+            finally:
+                airflow.installation.stop()
+
+
+@contextmanager
+def _environment(home: Path, load: Load) -> Iterator[None]:
+    """Set the variables of all processes of the benchmark, this one included; restore them afterwards."""
+    site = home / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(SITE)
+    given = {
+        f"{PREFIX}HOME": str(home),
+        f"{PREFIX}LOCAL_RENDERS": str(load.renders),
+        f"{PREFIX}MAX_RUNNING_JOBS": str(load.max_running_jobs),
+        FOLDER: str(site),
+        "PYTHONPATH": os.pathsep.join([str(site), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]).rstrip(":"),
+    }
+    if load.clip_seconds is not None:
+        given[CLIP_SECONDS] = str(load.clip_seconds)
+    before = dict(os.environ)
+    os.environ.update(given)
+    load_settings.cache_clear()
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+        load_settings.cache_clear()
+
+
+class BenchAirflow:
+    """Services and Airflow of one benchmark."""
+
+    def __init__(self, services: Services, settings: Settings, load: Load) -> None:
+        self.settings, self._load = settings, load
+        self.installation = AirflowInstallation(services.home)
+        self.folder = services.home / "site"
+        self._database = services.postgres.ensure_database("airflow")
+
+    def start(self) -> None:
+        """Start Airflow and let it settle."""
+        environment = self.installation.environment(self._database)
+        self.installation.start(environment | {"AIRFLOW__CORE__PARALLELISM": str(self._load.workers)})
+        time.sleep(_SETTLING_SECONDS)
+
+    def submit(self) -> None:
+        """Submit all jobs of the load."""
+        for number, job_id in enumerate(self._load.job_ids()):
+            self._trigger(job_id, self._load.request(number, config_dir(self.settings)) | {"job_id": job_id})
+
+    def wait(self) -> list[dict[str, Any]]:
+        """Return the runs when all of them have ended."""
+        deadline, ended = time.monotonic() + self._load.most_seconds, 0
+        while True:
+            runs = self.rows("SELECT run_id, state, queued_at, start_date, end_date FROM dag_run WHERE dag_id = %s")
+            states = Counter(str(run["state"]) for run in runs)
+            if ended != (ended := sum(states[state] for state in _ENDED)):
+                get_logger().info("bench_runs", **states)
+            if ended == self._load.jobs:
+                break
+            if time.monotonic() > deadline:
+                raise TransientError(f"{dict(states)} after {self._load.most_seconds:.0f} s: expected all runs to end.")
+            time.sleep(_POLL_SECONDS)
+        if failed := [run["run_id"] for run in runs if run["state"] != "success"]:
+            with open_metadata(self.settings) as metadata:
+                job = metadata.jobs.get(failed[0])
+            raise TransientError(f"{len(failed)} jobs failed, the first is {failed[0]}: {job and job.reason}.")
+        return runs
+
+    def _trigger(self, job_id: str, conf: dict[str, Any]) -> None:
+        request = urllib.request.Request(  # noqa: S310 - the server of this benchmark
+            f"{self.installation.url}/api/v2/dags/{JOB_DAG}/dagRuns",
+            data=json.dumps({"dag_run_id": job_id, "logical_date": None, "conf": conf}).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=120):  # noqa: S310
+            pass
+
+    def attempts(self) -> dict[str, list[tuple[int, float, float]]]:
+        """Return the attempts at clips of each job: clip, start, end."""
+        found = {}
+        with open_metadata(self.settings) as metadata:
+            for job_id in self._load.job_ids():
+                job = metadata.jobs.get(job_id)
+                found[job_id] = [
+                    (attempt.clip_index, attempt.started_at.timestamp(), attempt.finished_at.timestamp())
+                    for attempt in (job.attempts if job else ())
+                    if attempt.clip_index is not None and attempt.finished_at is not None
+                ]
+        return found
+
+    def rows(self, query: str) -> list[dict[str, Any]]:
+        """Return the rows of Airflow's database that a query with the id of the DAG finds."""
+        with psycopg.connect(self._database, row_factory=psycopg.rows.dict_row) as connection:
+            return connection.execute(query, (JOB_DAG,)).fetchall()
+
+    def num_triggers(self) -> int:
+        """Return the number of triggers that were ever created."""
+        query = "SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM trigger_id_seq"
+        with psycopg.connect(self._database) as connection:
+            return int((connection.execute(query).fetchone() or [0])[0])
+
+    def read(self) -> Reading:
+        """Return the meters of the services now."""
+        with psycopg.connect(self._database) as connection:
+            databases = connection.execute(
+                "SELECT datname, xact_commit + xact_rollback FROM pg_stat_database WHERE datname IN ('airflow', 's2v')"
+            ).fetchall()
+            wal = connection.execute("SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')").fetchone()
+        seconds = {name: _seconds(self.installation.folder / f"{name}.pid") for name in _COMPONENTS}
+        return Reading(time.time(), seconds, {name: int(n) for name, n in databases}, int((wal or [0])[0]))
+
+    def has_ended(self) -> bool:
+        """Return True if no run is left that goes on."""
+        return all(run["state"] in _ENDED for run in self.rows("SELECT state FROM dag_run WHERE dag_id = %s"))
+
+    def heartbeat_age(self) -> float:
+        """Return the seconds since the latest heartbeat of the scheduler."""
+        age = "SELECT extract(epoch FROM now() - max(latest_heartbeat)) FROM job WHERE job_type = 'SchedulerJob'"
+        with psycopg.connect(self._database) as connection:
+            return float((connection.execute(age).fetchone() or [0])[0])
+
+    def api_server(self) -> psutil.Process:
+        """Return the process of the API server."""
+        return psutil.Process(int((self.installation.folder / "api-server.pid").read_text()))
+
+    def loops(self, begin: float, end: float) -> list[dict[str, float]]:
+        """Return the loops of the scheduler that began between two moments."""
+        return [loop for loop in lines(self.folder / "loops.jsonl") if begin <= loop["at"] <= end]
+
+
+def _seconds(pid_path: Path) -> float:
+    """Return the CPU seconds of a component of Airflow, without the workers of the scheduler and what they start."""
+    process = psutil.Process(int(pid_path.read_text()))
+    helpers = [] if pid_path.stem == "scheduler" else process.children()
+    return float(sum(sum(part.cpu_times()[:2]) for part in [process, *helpers]))
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    """Return the records of a file of JSON lines."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

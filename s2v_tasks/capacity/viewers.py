@@ -37,7 +37,7 @@ class Watching:
 
 @dataclass(frozen=True)
 class Window:
-    """What was measured in one window."""
+    """The measurements of one window."""
 
     has_viewers: bool
     meters: Reading

@@ -65,7 +65,7 @@ $(VENV)/extras: $(INSTALLED)
 	@touch $@
 
 test-extras: $(VENV)/extras ## Test the extras fp8 (weights in float8) and identity (comparison of faces).
-	PYTHONPATH=$(VENV)/extras $(BIN)/python -m pytest tests/engine/test_fp8.py tests/unit/perception/test_identity.py
+	PYTHONPATH=$(VENV)/extras $(BIN)/python -m pytest tests/engine/test_fp8.py tests/unit/perception/test_face_identity.py
 
 # The pods run in the engine image, which is built first unless `make images-check IMAGES_CHECK_ARGS=--keep` has kept it.
 test-kubernetes: $(INSTALLED) ## Run the DAG with pods on the cluster of this machine (KUBECONFIG), and test failures of pods.

@@ -81,7 +81,10 @@ class Housekeeping:
         return [job.dag_run_id for job in self._queries.silent_runs()]
 
     def look(self, gone_runs: Collection[str] = ()) -> Findings:
-        """Return the findings without changing anything. `gone_runs`: DAG runs that ended or do not exist."""
+        """Find what is to be deleted, aborted and closed, and change nothing.
+
+        `gone_runs`: DAG runs that ended or do not exist.
+        """
         now = datetime.now(UTC)
         expired_before = now - timedelta(days=self._settings.retention_days)
         jobs = list(self._store.listing("jobs/"))

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from s2v_tasks.capacity.queue import percentile
+from s2v_tasks.capacity.simulation import percentile
 
 # As the calls of `poll` in gallery.js and job.js.
 GALLERY_SECONDS, JOB_SECONDS = 4.0, 3.0

@@ -15,7 +15,7 @@ import psutil
 
 from s2v_tasks.capacity.bench_airflow import BenchAirflow, Load, Reading, bench_airflow
 from s2v_tasks.capacity.browsing import PAGE, POLL, Answer, AnswerTimes, Browser, answer_times, watch
-from s2v_tasks.capacity.queue import percentile
+from s2v_tasks.capacity.simulation import percentile
 from s2v_tasks.errors import TransientError
 from s2v_tasks.log import get_logger
 from s2v_tasks.metadata.store import open_metadata

@@ -11,9 +11,9 @@ from s2v_tasks.cli.terminal import console, print_json
 from s2v_tasks.schemas.job import PRIORITIES
 
 if TYPE_CHECKING:
+    from s2v_tasks.capacity.benchmark_report import Report
     from s2v_tasks.capacity.counting import StepCount
-    from s2v_tasks.capacity.queue import Outcome
-    from s2v_tasks.capacity.report import Report
+    from s2v_tasks.capacity.simulation import Outcome
 
 
 @bench.command()
@@ -23,7 +23,7 @@ def orchestration(
     clip_seconds: Annotated[float, typer.Option(min=0.0, help="Time of a clip, in which nothing is computed.")] = 15.0,
     render: Annotated[bool, typer.Option("--render", help="Render with the tiny networks instead.")] = False,
     clips_per_pod: Annotated[int, typer.Option(min=1, max=9, help="As the field of the request.")] = 1,
-    renders: Annotated[int, typer.Option(min=1, help="As S2V_LOCAL_RENDERS: clips at the same time.")] = 2,
+    renders: Annotated[int, typer.Option(min=1, help="Clips at the same time, like S2V_LOCAL_RENDERS.")] = 2,
     workers: Annotated[int, typer.Option(min=1, help="Tasks that Airflow runs at the same time.")] = 4,
     idle_seconds: Annotated[float, typer.Option(min=1.0, help="Time without a job, measured before.")] = 60.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -34,8 +34,8 @@ def orchestration(
     equal in each run of equal --clips and --clips-per-pod; times depend on the machine. docs/capacity.md explains them.
     """
     from s2v_tasks.capacity.bench_airflow import Load
+    from s2v_tasks.capacity.benchmark_report import report
     from s2v_tasks.capacity.orchestration import measure
-    from s2v_tasks.capacity.report import report
 
     load = Load(
         jobs=jobs,
@@ -121,7 +121,9 @@ def queue(
     workers: Annotated[int, typer.Option(min=1, help="Worker slots of Airflow.")] = 64,
     schedulers: Annotated[int, typer.Option(min=1, help="Replicas of the scheduler.")] = 8,
     schedule_seconds: Annotated[float, typer.Option(min=0, help="Time of a scheduler for one task.")] = 0.35,
-    max_running_jobs: Annotated[int, typer.Option(min=1, help="As S2V_MAX_RUNNING_JOBS.")] = 1600,
+    max_running_jobs: Annotated[
+        int, typer.Option(min=1, help="Jobs at the same time, like S2V_MAX_RUNNING_JOBS.")
+    ] = 1600,
     preemptions_per_hour: Annotated[float, typer.Option(min=0, help="Of a GPU in use.")] = 0.05,
     failures: Annotated[float, typer.Option(min=0, max=1, help="Share of the attempts at a clip that fail.")] = 0.01,
     seed: Annotated[int, typer.Option(help="Of all that is drawn at random.")] = 0,
@@ -132,7 +134,7 @@ def queue(
     A day with 100,000 jobs takes about half a minute. The rule of priorities is that of the product.
     """
     from s2v_tasks.capacity.demand import Demand, Site
-    from s2v_tasks.capacity.queue import Simulation
+    from s2v_tasks.capacity.simulation import Simulation
 
     site = Site(
         gpus, workers, schedulers, max_running_jobs, start_seconds=start_seconds, schedule_seconds=schedule_seconds
@@ -155,7 +157,7 @@ def queue(
 
 
 def _summary(outcome: "Outcome") -> dict[str, object]:
-    from s2v_tasks.capacity.queue import percentile
+    from s2v_tasks.capacity.simulation import percentile
 
     return {
         "jobs": len(outcome.jobs),
@@ -172,7 +174,7 @@ def _summary(outcome: "Outcome") -> dict[str, object]:
 
 
 def _print_outcome(outcome: "Outcome") -> None:
-    from s2v_tasks.capacity.queue import percentile
+    from s2v_tasks.capacity.simulation import percentile
 
     table = Table("part", "share in use", "longest queue")
     for name, share in outcome.shares.items():

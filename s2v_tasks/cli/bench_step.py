@@ -47,12 +47,16 @@ def step(
     size: VideoSize = "448*256",
     frames: Frames = 16,
     repeats: Repeats = 3,
-    attention: Annotated[str, typer.Option(help=f"As S2V_ATTENTION: {', '.join(get_args(AttentionKernel))}.")] = "auto",
+    attention: Annotated[
+        str, typer.Option(help=f"Like S2V_ATTENTION: {', '.join(get_args(AttentionKernel))}.")
+    ] = "auto",
     layout: LayoutName = "auto",
     first_clip: Annotated[bool, typer.Option(help="The first clip of a chain, without motion tokens.")] = False,
     guidance: Annotated[bool, typer.Option(help="Compute both branches of guidance, or only the prompt.")] = True,
-    compiled: Annotated[bool, typer.Option("--compile", help="As S2V_COMPILE.")] = False,
-    weights: Annotated[str, typer.Option(help="As S2V_WEIGHTS_DTYPE: auto, fp8 or fp8-dynamic.")] = "auto",
+    compiled: Annotated[bool, typer.Option("--compile", help="Compile the blocks, like S2V_COMPILE.")] = False,
+    weights: Annotated[
+        str, typer.Option(help="Type of the weights, like S2V_WEIGHTS_DTYPE: auto, fp8 or fp8-dynamic.")
+    ] = "auto",
     reference: Annotated[
         bool, typer.Option(help="Also measure the reference; this takes minutes at the size of the released model.")
     ] = True,

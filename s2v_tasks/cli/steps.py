@@ -122,7 +122,7 @@ def close_job(
 @app.command(rich_help_panel=STEPS)
 def ask_approval(
     job_id: JobId,
-    clip_index: Annotated[int | None, typer.Option(min=0, help="Index of the clip; without it the video.")] = None,
+    clip_index: Annotated[int | None, typer.Option(min=0, help="Index of the clip. Omitted: the whole video.")] = None,
     run_id: Annotated[str | None, typer.Option(help="The DAG run that waits.")] = None,
 ) -> None:
     """Record that a person must approve a clip or the video; print the decision if there is one."""
@@ -133,7 +133,7 @@ def ask_approval(
 def record_approval(
     job_id: JobId,
     status: Annotated[ApprovalStatus, typer.Option(help="The answer: approved, rejected, or expired without one.")],
-    clip_index: Annotated[int | None, typer.Option(min=0, help="Index of the clip; without it the video.")] = None,
+    clip_index: Annotated[int | None, typer.Option(min=0, help="Index of the clip. Omitted: the whole video.")] = None,
     run_id: Annotated[str | None, typer.Option(help="The DAG run that waits.")] = None,
     user: Annotated[str | None, typer.Option(help="Name of the person in Airflow.")] = None,
     rejection: Annotated[str | None, typer.Option(help="Note and changed fields of a rejection, as JSON.")] = None,

@@ -30,7 +30,7 @@ def open_metadata_store() -> Iterator["MetadataStore"]:
 
 
 def plain(record: Any) -> dict[str, Any]:
-    """Return a record as plain values."""
+    """Return a dataclass record as a dict, nested records included."""
     return asdict(record)
 
 

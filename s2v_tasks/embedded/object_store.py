@@ -41,7 +41,7 @@ _POLL_SECONDS = 0.05
 
 
 class S3Server:
-    """The embedded server of one home folder; any number of objects and processes may refer to it."""
+    """The embedded S3 server of one home folder. Several instances of this class and processes may refer to it."""
 
     def __init__(self, home: Path) -> None:
         self._folder = home.resolve() / "s3"

@@ -60,7 +60,7 @@ class RowError:
 
 
 def check_rows(rows: Iterable[ManifestRow], refused: Mapping[str, str]) -> tuple[list[BatchEntry], list[RowError]]:
-    """Return the valid rows, and the errors of the others. `refused`: unusable files, each with its reason."""
+    """Return the valid rows, and the errors of the others. `refused`: the reason for each URI that cannot be used."""
     entries, errors = [], []
     for row in rows:
         problems = [*row.problems, *(refused[uri] for uri in row.uris if uri in refused)]

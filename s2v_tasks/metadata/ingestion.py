@@ -23,7 +23,7 @@ class _CollisionError(Exception):
 
 
 class DropRepository(Repository):
-    """Claims to dropped folders."""
+    """Claims of dropped folders: each is claimed once, so that it starts at most one job."""
 
     def sweep_lock(self) -> AbstractContextManager[None]:
         """Hold the lock of the sweep; TransientError when another sweep holds it."""

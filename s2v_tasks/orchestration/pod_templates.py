@@ -132,12 +132,17 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _check(pod: dict[str, Any], path: Path) -> None:
-    """Raise ConfigurationError unless `pod`, after `path` was merged, is a Pod that loses nothing in Kubernetes."""
+    """Raise ConfigurationError unless Kubernetes knows all fields of `pod`, which has namespace, image and no secret.
+
+    `path` is the file that was merged last, for the message.
+    """
     client = ApiClient(configuration=Configuration())
     try:
         sent = client.sanitize_for_serialization(client._ApiClient__deserialize(pod, "V1Pod"))
     except (ValueError, TypeError, AttributeError) as error:
-        raise ConfigurationError(f"{path} makes no Pod: {error}. Expected the fields of a Kubernetes Pod.") from error
+        raise ConfigurationError(
+            f"{path} gives no valid Pod: {error}. Expected the fields of a Kubernetes Pod."
+        ) from error
     _compare(pod, sent, "", path)
     namespace = (pod.get("metadata") or {}).get("namespace")
     if not isinstance(namespace, str):

@@ -133,9 +133,9 @@ def step_task(step: Step, **kwargs: Any) -> BaseOperator:
         if step.is_heavy:
             return pods.StepPodOperator(step=step, pool=GPU_POOL, **retries(step.pod_retries), **kwargs)
         if step == CLOSE_JOB:
-            return pods.CloseJobOfPodsOperator(step=step, **retries(step.retries), **kwargs)
+            return pods.CloseJobOfPodsOperator(step=step, **retries(), **kwargs)
     elif step.is_heavy:
         # All runs share the GPUs of the workers. A pool is not used: it may not exist on a single machine.
         kwargs["max_active_tis_per_dag"] = settings.local_renders
     operator = _OPERATORS.get(step, StepOperator)
-    return operator(step=step, **retries(step.retries), **kwargs)
+    return operator(step=step, **retries(), **kwargs)

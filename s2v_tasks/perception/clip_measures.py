@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 
 from s2v_tasks.perception import colour, landmarks, lip_sync, seams
+from s2v_tasks.perception.face_identity import Identity
 from s2v_tasks.perception.faces import FaceFinder, Picture, Points
-from s2v_tasks.perception.identity import Identity
 from s2v_tasks.schemas.quality import (
     ClipQuality,
     FaceQuality,

@@ -122,9 +122,10 @@ class PartialClipFacts(Facts):
 class ClipFacts(Facts):
     """Facts of a rendered clip: the hardware and software that rendered it, its frames, and its cost.
 
-    `take`, `seed` and `chain_takes` (the takes of the chain up to this clip) stand where a retake was kept.
-    `mfu` is the share of the peak FLOPS of all devices that the planned operations took, over all attempts, without
-    loading. It is None where the peak is not known and where the first-block cache skipped operations.
+    `take`, `seed` and `chain_takes` (the takes of the chain up to this clip) are set only if a retake was kept for this
+    clip or an earlier one of its chain. `mfu` is the planned operations over the render seconds of all attempts and the
+    peak FLOPS of all devices; loading is not counted. It is None where the peak is not known and where the first-block
+    cache skipped operations.
     """
 
     device: str | None = None

@@ -158,7 +158,9 @@ class TakeRecord(_Record):
     fingerprint: str
     reference: ReferenceLook | None = None
     takes: tuple[Take, ...] = ()
-    kept: int | None = Field(None, description="None: another take is rendered")
+    kept: int | None = Field(
+        None, description="number of the kept take; None: not decided yet, another take is rendered"
+    )
 
     @property
     def kept_take(self) -> Take | None:

@@ -146,7 +146,7 @@ def are_plain(labels: dict[str, str]) -> dict[str, str]:
     parts = [*labels, *labels.values()]
     if wrong := [part[:80] for part in parts if not re.fullmatch(LABEL_PATTERN, part)]:
         raise ValueError(
-            f"{' and '.join(map(repr, wrong))} is not a label: expected 1 to 63 letters, digits, dots, dashes and "
-            "underscores, a letter or digit first and last"
+            f"{' and '.join(map(repr, wrong))} cannot be a label: expected 1 to 63 letters, digits, dots, dashes and "
+            "underscores, with a letter or digit at both ends"
         )
     return labels

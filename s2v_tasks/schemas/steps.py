@@ -26,7 +26,6 @@ class Step:
 
     name: str
     timeout: timedelta = timedelta(minutes=30)  # of the work alone, without waits for S3, PostgreSQL or a node
-    retries: int = 2  # after failures of the step itself
     pod_retries: int = 10  # a pod may be evicted more often than a step may fail
     is_heavy: bool = False  # needs GPU time: runs in a pod where pods are configured, and is metered by attempts
     is_distributed: bool = False  # runs on S2V_NPROC_PER_NODE processes

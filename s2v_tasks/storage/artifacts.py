@@ -136,7 +136,7 @@ class ArtifactStore:
         if not self._is_whole(source):
             raise PermanentError(
                 f"Outputs of {source.step} of job {source.job_id} are lost or changed: they cannot be reused. "
-                "Run that job again first."
+                "Start the request as a new job without parent_job_id."
             )
         self._retire(manifest_key, source.fingerprint)
         adopted = source.model_copy(update={"job_id": job_id, "facts": source.facts.made_by(source.job_id)})

@@ -50,7 +50,7 @@ class KeptOutputs:
         self._root = (work_dir or Path(tempfile.gettempdir())) / f"s2v-kept-{os.getuid()}"
 
     def has(self, job_id: str, fingerprint: str) -> bool:
-        """Return True if outputs are kept for this work of the job."""
+        """Return True if the local disk has outputs of this work that could not be stored in S3."""
         return self._is_ours() and self._folder(job_id, fingerprint).is_dir()
 
     def put(self, job_id: str, fingerprint: str, built: Built) -> None:

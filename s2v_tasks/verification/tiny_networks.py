@@ -157,7 +157,7 @@ def show_reference_in_transformer(state: dict[str, Tensor], num_heads: int) -> N
 
 
 def _attend_to_own_place(state: dict[str, Tensor], attention: str, num_heads: int, mark: int) -> None:
-    """Make queries match the marked key of the same row and column, whatever the time between them.
+    """Make each token attend to the reference patch of its own row and column, at any distance in time.
 
     Equal constants in the fastest rotating pairs of the row and column bands match best at distance 0. The slowest pair
     of the time band hardly rotates: through it a key says whether it is a reference patch.

@@ -2,7 +2,8 @@
 
 The signature is that of Standard Webhooks (https://www.standardwebhooks.com): `webhook-signature` is `v1,` and the
 base64 of HMAC-SHA256 over `<webhook-id>.<webhook-timestamp>.<body>`. `X-S2V-Signature` is sent, too, for receivers of
-earlier versions. docs/how-to/webhooks.md describes the verification. Delivery takes bounded time and never fails a job.
+earlier versions. docs/how-to/webhooks.md describes the verification. `WebhookMessage` in
+schemas/events.py has the fields of a message. Delivery takes bounded time and never fails a job.
 """
 
 import base64

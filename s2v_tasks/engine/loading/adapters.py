@@ -98,7 +98,7 @@ class AdapterReport:
 
 @dataclass
 class _Module:
-    """Tensors of one module in an adapter file: their keys by part."""
+    """Tensors of one module in an adapter file: the key of each part (`down`, `up`, `alpha` and others)."""
 
     keys: dict[str, str] = field(default_factory=dict)
 

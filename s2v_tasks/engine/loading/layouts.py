@@ -114,7 +114,10 @@ def read_safetensors(path: Path, device: torch.device | str, dtype: torch.dtype)
 
 
 def invert(pairs: Iterable[tuple[str, str]], state: Mapping[str, Any], mark: str) -> dict[str, Any]:
-    """Return `state` under official keys, if it has the key `mark` of the library; `pairs` are (official, library)."""
+    """Return `state` with official keys in place of those of a library; `pairs` are (official, library).
+
+    A state without `mark`, a key that only the library has, keeps its keys.
+    """
     if mark not in state:
         return dict(state)
     official = {library: own for own, library in pairs}

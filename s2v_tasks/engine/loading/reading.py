@@ -29,7 +29,7 @@ AHEAD_BYTES = 256 << 20
 
 @dataclass(frozen=True)
 class Part:
-    """A tensor in a file: `shape` numbers of `dtype` from byte `offset` on."""
+    """A tensor in a file, or some of its rows: it begins at byte `offset`."""
 
     path: Path
     offset: int

@@ -137,7 +137,7 @@ def _parts(shard: Path) -> dict[str, Part]:
 
 
 def _own_rows(part: Part, target: Tensor) -> Part:
-    """Return what this rank keeps of a tensor: the rows of its shard, or everything."""
+    """Return the part of the file that this rank reads: the rows of its shard, or the whole tensor without shards."""
     if not isinstance(target, DTensor):
         return part
     row_bytes = part.size_bytes // part.shape[0]

@@ -47,7 +47,10 @@ def reference_grid(rows: int, columns: int) -> Grid:
 
 
 def motion_grids(height: int, width: int) -> tuple[Grid, Grid, Grid]:
-    """Return the patches of the motion history for latents of height x width: newest 1, 2 before, 16 before."""
+    """Return three grids of the motion history: the newest latent frame, the 2 before it, and the 16 before those.
+
+    Older grids are coarser. `height` and `width` are those of the latents.
+    """
     rows, columns = height // 2, width // 2
     newest = Grid((-1,), tuple(range(rows)), tuple(range(columns)))
     middle = Grid((-3,), spread(height // 4, rows), spread(width // 4, columns))
@@ -89,7 +92,7 @@ def rotate(x_BLHd: Tensor, rope_Lc2: Tensor) -> Tensor:
 
 
 def _pairs(x_BLHd: Tensor) -> Tensor:
-    """Return the channels in pairs, fp32; the memory of `x_BLHd` where that is fp32."""
+    """Return the channels in pairs, fp32: a view of `x_BLHd` if that is fp32, else a copy."""
     pairs: Tensor = rearrange(x_BLHd.float(), "b l h (c pair) -> b l h c pair", pair=2)
     return pairs
 

@@ -62,7 +62,7 @@ class LinearCodec:
         self._decode_PZ, self._decode_bias = golden["vae_D"], golden["vae_bd"]
 
     def encode(self, pixels_BCTHW: Tensor, /) -> Tensor:
-        """Encode pixels to latents, with three copies of the first frame in front."""
+        """Encode pixels to latents. Three copies of the first frame are put in front: a latent covers four frames."""
         used = pixels_BCTHW[:, :, : 1 + 4 * ((pixels_BCTHW.shape[2] - 1) // 4)]
         padded = torch.cat([used[:, :, :1].expand(-1, -1, 3, -1, -1), used], dim=2)
         patches = rearrange(padded, "b c (t f) (h y) (w x) -> b t h w (c f y x)", f=4, y=8, x=8)

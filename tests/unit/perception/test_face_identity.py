@@ -2,7 +2,7 @@
 
 import pytest
 
-from s2v_tasks.perception import identity
+from s2v_tasks.perception import face_identity
 from s2v_tasks.perception.faces import FaceFinder
 from s2v_tasks.perception.video import measure_video
 from s2v_tasks.schemas.quality import ClipQuality
@@ -11,7 +11,7 @@ from tests.unit.perception.drawn import FPS, SAMPLE_RATE, openings
 from tests.unit.perception.test_faults import LIMITS
 from tests.unit.perception.warped import photograph
 
-needs_extra = pytest.mark.skipif(identity._network() is None, reason="s2v-tasks[identity] is not installed")
+needs_extra = pytest.mark.skipif(face_identity._network() is None, reason="s2v-tasks[identity] is not installed")
 
 
 def measured() -> list[ClipQuality]:
@@ -42,7 +42,7 @@ def test_speaking_does_not_change_the_person(finder: FaceFinder, opening: float)
     picture = one.draw(0, 0)
     face = finder.find(picture)
     assert face is not None
-    known = identity.Identity.of(picture, face.landmarks)
+    known = face_identity.Identity.of(picture, face.landmarks)
     assert known is not None
     distances = []
     for person in (one, other):
@@ -55,7 +55,7 @@ def test_speaking_does_not_change_the_person(finder: FaceFinder, opening: float)
 
 def test_without_the_extra_nothing_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     """The measure is missing, and a missing measure is no finding."""
-    monkeypatch.setattr(identity, "_network", lambda: None)
+    monkeypatch.setattr(face_identity, "_network", lambda: None)
     _, other = measured()
     assert other.face.identity_difference is None
     assert "identity_difference" not in {finding.measure for finding in judge_clip(other, None, LIMITS)}

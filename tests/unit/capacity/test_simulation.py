@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from s2v_tasks.capacity.demand import Demand, Job, Site
-from s2v_tasks.capacity.queue import Outcome, Simulation, percentile
+from s2v_tasks.capacity.simulation import Outcome, Simulation, percentile
 from s2v_tasks.schemas.job import Priority
 
 # One GPU and enough of everything else; a pod needs 10 s to its first step, a clip 100 s, the conditions 20 s.

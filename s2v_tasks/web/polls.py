@@ -37,16 +37,14 @@ class Recent(Generic[Value]):
             fresh = time.monotonic() - KEPT_SECONDS
             missing = [job_id for job_id in wanted if self._kept.get(job_id, (fresh, None))[0] <= fresh]
             if missing:
-                self._keep(missing)
+                self._keep(missing, fresh)
             found = {job_id: self._kept[job_id][1] for job_id in wanted}
         return {job_id: value for job_id, value in found.items() if value is not None}
 
-    def _keep(self, job_ids: list[str]) -> None:
+    def _keep(self, job_ids: list[str], fresh: float) -> None:
         read_at, values = time.monotonic(), self._read(job_ids)
         if len(self._kept) > MOST_KEPT:
-            self._kept = {
-                job_id: kept for job_id, kept in self._kept.items() if kept[0] > time.monotonic() - KEPT_SECONDS
-            }
+            self._kept = {job_id: kept for job_id, kept in self._kept.items() if kept[0] > fresh}
         self._kept.update({job_id: (read_at, values.get(job_id)) for job_id in job_ids})
 
 

@@ -83,3 +83,13 @@ def test_pages_see_a_change_within_a_second(login: Login, metadata: MetadataStor
     after = browser.get("/s2v/job/talk/state.json").json()
     assert (before["status"], after["status"]) == ("running", "failed")
     assert after["version"] > before["version"]
+
+
+def test_a_state_is_not_forgotten_during_a_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A state that becomes old while others are read is still returned."""
+    monkeypatch.setattr(polls, "KEPT_SECONDS", 0.1)
+    monkeypatch.setattr(polls, "MOST_KEPT", 0)
+    recent = Recent(Reader())
+    recent.of(["a"])
+    time.sleep(0.03)
+    assert recent.of(["a", "b"]).keys() == {"a", "b"}

@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 CONSTRAINTS := config/constraints-py311.txt
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo up down status test test-kubernetes test-ingestion test-outages test-images images-check test-web test-extras gpu-check gpu-wheels lint docs clean
+.PHONY: install demo up down status test test-kubernetes test-ingestion test-outages test-images images-check test-web test-journey test-extras gpu-check gpu-wheels lint docs clean
 
 help: ## Show this help.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -57,6 +57,9 @@ images-check: $(INSTALLED) ## Build the images with buildah, check and run them 
 
 test-web: $(INSTALLED) ## Test the Videos page: rights, 10,000 jobs, and a browser on the API server (needs Chromium).
 	$(BIN)/python -m pytest tests/web
+
+test-journey: $(INSTALLED) ## Order, judge and redo a video in a browser on a running Airflow (needs Chromium).
+	$(BIN)/python -m pytest -m journey tests/integration/test_journey.py
 
 # In a folder of its own: where torchao is installed, diffusers imports it into every process that renders.
 $(VENV)/extras: $(INSTALLED)

@@ -19,7 +19,7 @@ SAMPLES = Path(__file__).parents[1] / "samples"
 JOB = "journey"
 FIELDS = {"num_clip": "2", "infer_frames": "16", "sample_steps": "4", "size": "128*128", "base_seed": "3"}
 PATIENCE = 300_000  # ms: other tests may use the machine
-pytestmark = [needs_chromium, pytest.mark.timeout(1500)]
+pytestmark = [needs_chromium, pytest.mark.journey, pytest.mark.timeout(1500)]
 
 
 @pytest.fixture(scope="module")

@@ -58,7 +58,7 @@ def failing(*arguments):
 S2VTransformer.forward = failing
 main()
 """
-# The noise of clip 1 gives a picture of one colour. The first process of each rank ends at the noise of its retake.
+# Notes the seeds of each rank. The noise `spoiled` gives a picture of one colour; rank 0 ends at the noise `killed_at`.
 SPOILED = """
 import os
 import signal
@@ -67,14 +67,14 @@ from pathlib import Path
 from s2v_tasks.cli import main
 from s2v_tasks.engine.pipeline import S2VPipeline
 
-draw, seeds, spoiled, retake = S2VPipeline._draw_noise, Path("{folder}") / os.environ["RANK"], {spoiled}, {retake}
+draw, rank = S2VPipeline._draw_noise, os.environ["RANK"]
 
 def noted(pipeline, seed, shape):
-    known = seeds.read_text() if seeds.exists() else ""
-    seeds.write_text(f"{{known}}{{seed}} ")
-    if seed == retake and str(seed) not in known:
+    with Path(__file__).with_name(f"{{Path(__file__).stem}}-{{rank}}").open("a") as seeds:
+        seeds.write(f"{{seed}} ")
+    if rank == "0" and seed == {killed_at}:
         os.kill(os.getpid(), signal.SIGKILL)
-    return draw(pipeline, seed, shape) + 20 * (seed == spoiled)
+    return draw(pipeline, seed, shape) + 20 * (seed == {spoiled})
 
 S2VPipeline._draw_noise = noted
 main()
@@ -238,7 +238,7 @@ def test_a_rank_that_fails_is_the_one_that_is_heard(site: Site, whole_of_two: Ma
 
 
 def test_two_ranks_repeat_a_bad_clip(site: Site, tmp_path: Path) -> None:
-    """Both ranks render the retake that rank 0 decides; killed at its start, the next ones render no other clip."""
+    """Both ranks render the retake that rank 0 decides. Killed at its start, they repeat no other clip."""
     job, layout, retake = "retakes", JobLayout("retakes"), take_seed(8, 1)
     limits = tmp_path / "config"
     limits.mkdir()
@@ -247,15 +247,16 @@ def test_two_ranks_repeat_a_bad_clip(site: Site, tmp_path: Path) -> None:
     request = REQUEST | {"sample_steps": 4, "num_clip": 3, "quality": "gate"}
     request |= {"image_uri": site.store.uri("samples/woman.jpg"), "audio_uri": site.store.uri("samples/speech.mp3")}
     subprocess.run([sys.executable, "-c", PREPARE, job, json.dumps(request)], env=environment, check=True)
-    script = tmp_path / "spoiled.py"
-    script.write_text(SPOILED.format(folder=tmp_path, spoiled=8, retake=retake))
     gated = replace(site, environment=environment)
-    killed = gated.start(*TWO_RANKS, str(script), count=3, job_id=job)
-    assert killed.wait() != 0
-    second = gated.start(*TWO_RANKS, str(script), count=3, job_id=job)
+    (tmp_path / "first.py").write_text(SPOILED.format(spoiled=8, killed_at=retake))
+    first = gated.start(*TWO_RANKS, str(tmp_path / "first.py"), count=3, job_id=job)
+    assert first.wait() != 0
+    assert (tmp_path / "first-0").read_text().split() == ["7", "8", str(retake)]
+    (tmp_path / "second.py").write_text(SPOILED.format(spoiled=8, killed_at=None))
+    second = gated.start(*TWO_RANKS, str(tmp_path / "second.py"), count=3, job_id=job)
     assert second.wait() == 0, second.log
-    for rank in ("0", "1"):
-        assert (tmp_path / rank).read_text().split() == ["7", "8", str(retake), str(retake), "9"]
+    for rank in (0, 1):
+        assert (tmp_path / f"second-{rank}").read_text().split() == [str(retake), "9"]
     takes = TakeRecords(site.store, layout).read(1)
     assert takes is not None
     assert [(take.seed, take.fails) for take in takes.takes] == [(8, True), (retake, False)]

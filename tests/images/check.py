@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,14 +21,14 @@ from typing import Any
 from s2v_tasks import __version__
 from s2v_tasks.embedded.stack import Services
 from s2v_tasks.settings import load_settings
-from tests.images import findings
+from tests.images import compose, findings
 from tests.images.builder import PYTHON_BASE, ROOT, Build, Builder, Built
 from tests.images.container import Container
 
 HOME = Path(os.environ.get("IMAGES_HOME") or Path.home() / ".cache" / "s2v-images")
 REPORT = ROOT / "out" / "images" / "report.json"
 _TAGS = {"steps": "localhost/s2v-steps:check", "engine": "localhost/s2v-engine:check",
-         "airflow": "localhost/s2v-airflow:check"}  # fmt: skip
+         "airflow": "localhost/s2v-airflow:check", "compose": compose.TAG}  # fmt: skip
 _FFMPEG = (
     "import subprocess; from s2v_tasks.media.ffmpeg import tool_path; "
     "subprocess.run([tool_path('ffmpeg'), '-version'], check=True)"
@@ -50,6 +51,7 @@ def builds(builder: Builder) -> list[Build]:
         Build(_TAGS["steps"], "steps", builder.python_base(), labels),
         Build(_TAGS["engine"], "engine", PYTHON_BASE, labels | cpu),
         Build(_TAGS["airflow"], "airflow", airflow, labels),
+        Build(_TAGS["compose"], "airflow", airflow, labels | cpu | {"ENGINE": "cpu"}),
     ]
 
 
@@ -66,12 +68,12 @@ def mounted(builder: Builder, image: str) -> Iterator[Path]:
 def examine(builder: Builder, built: Built, root: Path, services: dict[str, str], snapshot: Path) -> dict[str, Any]:
     """Check an image and run its commands; return what was measured and what was found."""
     build = built.build
-    renders = build.folder == "engine"
+    renders = build.folder == "engine" or build.arguments.get("ENGINE") == "cpu"
     found = findings.configuration(built)
     with mounted(builder, build.base) as base:
         files = findings.Files(root, base)
         size, base_size = files.size_bytes(), findings.Files(base, base).size_bytes()
-        found += findings.compilers(files, expected=renders)
+        found += findings.compilers(files, expected=build.folder == "engine")
         found += findings.secrets(files, builder.sources.hosts())
         for check in findings.CHECKS.values():
             found += check(files)
@@ -120,6 +122,30 @@ def table(images: list[dict[str, Any]]) -> str:
     return "\n".join(rows)
 
 
+def check(work: Path, *, reuse: bool, keep: bool) -> list[dict[str, Any]]:
+    """Build the images and check each of them; `work` is a folder that every account can reach."""
+    os.environ["S2V_HOME"] = str(work / "home")
+    load_settings.cache_clear()
+    builder, services, images = Builder(HOME, work), Services(work / "home"), []
+    with services.in_use() as settings:  # before the builds, which take minutes
+        for path in (work / "home" / "snapshots").rglob("*.safetensors"):
+            path.chmod(0o644)  # they are written for their owner alone
+        lines = (work / "home" / "stack.env").read_text().splitlines()
+        values = {line.partition("=")[0]: line.partition("=")[2].strip("'") for line in lines if "=" in line}
+        environment = {name: values[name] for name in _VARIABLES}
+        wanted = builds(builder)
+        finished = [builder.built(build) if reuse else builder.build(build) for build in wanted]
+        for built in finished:
+            with mounted(builder, built.build.tag) as root:
+                images.append(examine(builder, built, root, environment, work / "home" / "snapshots" / "talker"))
+                if built.build.tag == compose.TAG:
+                    stack = compose.Stack(Container(built, root), services, settings, work)
+                    images[-1]["compose"] = stack.render_a_video()
+    if not keep:
+        builder("rmi", "--force", *(build.tag for build in wanted))
+    return images
+
+
 def main() -> int:
     """Build, check and run; return the exit code."""
     parser = argparse.ArgumentParser(prog="make images-check", description=__doc__)
@@ -131,31 +157,16 @@ def main() -> int:
         print(f"images-check needs root and {', '.join(missing) or 'nothing else'}: apt-get install buildah mmdebstrap")
         return 2
     HOME.mkdir(parents=True, exist_ok=True)
-    report: dict[str, Any] = {"images": []}
+    begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="s2v-images-") as folder:
-        work = Path(folder)
-        work.chmod(0o755)
-        os.environ["S2V_HOME"] = str(work / "home")
-        load_settings.cache_clear()
-        builder, services = Builder(HOME, work), Services(work / "home")
-        wanted = builds(builder)
-        finished = [builder.built(build) if options.reuse else builder.build(build) for build in wanted]
-        with services.in_use():
-            for path in (work / "home" / "snapshots").rglob("*.safetensors"):
-                path.chmod(0o644)  # they are written for their owner alone
-            lines = (work / "home" / "stack.env").read_text().splitlines()
-            values = {line.partition("=")[0]: line.partition("=")[2].strip("'") for line in lines if "=" in line}
-            environment = {name: values[name] for name in _VARIABLES}
-            for built in finished:
-                with mounted(builder, built.build.tag) as root:
-                    snapshot = work / "home" / "snapshots" / "talker"
-                    report["images"].append(examine(builder, built, root, environment, snapshot))
-        if not options.keep:
-            builder("rmi", "--force", *(build.tag for build in wanted))
+        Path(folder).chmod(0o755)
+        images = check(Path(folder), reuse=options.reuse, keep=options.keep)
     REPORT.parent.mkdir(parents=True, exist_ok=True)
-    REPORT.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    print(table(report["images"]))
-    found = [f"{image['image']}: {finding}" for image in report["images"] for finding in image["findings"]]
+    REPORT.write_text(json.dumps({"images": images}, indent=1) + "\n", encoding="utf-8")
+    print(table(images))
+    print(f"services of the compose file: {images[-1]['compose']}")
+    print(f"{time.monotonic() - begun:.0f} s in all")
+    found = [f"{image['image']}: {finding}" for image in images for finding in image["findings"]]
     print("\n".join(found) or f"nothing found; {REPORT.relative_to(ROOT)} has the packages")
     return 1 if found else 0
 

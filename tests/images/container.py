@@ -11,11 +11,12 @@ from pathlib import Path
 
 from tests.images.builder import Built
 
-# $1: root, $2: uid:gid, $3: folder to start in; then pairs of source and target of mounts up to `--`, then the command.
+# $1: root, $2: uid:gid, $3: folder to start in, $4: ro or rw; then pairs of source and target of mounts up to `--`,
+# then the command.
 _SCRIPT = """
 set -eu
-root=$1 user=$2 folder=$3
-shift 3
+root=$1 user=$2 folder=$3 mode=$4
+shift 4
 mount --bind "$root" "$root"
 mount -t proc proc "$root/proc"
 mount --rbind /dev "$root/dev"
@@ -25,7 +26,7 @@ while [ "$1" != -- ]; do
     shift 2
 done
 shift
-mount -o remount,bind,ro "$root"
+mount -o "remount,bind,$mode" "$root"
 exec chroot --userspec="$user" --groups= "$root" /usr/bin/env --chdir="$folder" "$@"
 """
 
@@ -38,6 +39,7 @@ class Container:
     root: Path
     environment: Mapping[str, str] = field(default_factory=dict)
     mounts: Mapping[Path, str] = field(default_factory=dict)
+    is_read_only: bool = True
 
     @property
     def user(self) -> str:
@@ -52,7 +54,8 @@ class Container:
         variables = [f"{name}={value}" for name, value in values.items()]
         targets = [word for source, target in self.mounts.items() for word in (str(source), target)]
         folder = self.built.config.get("WorkingDir") or "/"
-        script = ["sh", "-c", _SCRIPT, "sh", str(self.root), self.user, folder, *targets, "--"]
+        mode = "ro" if self.is_read_only else "rw"
+        script = ["sh", "-c", _SCRIPT, "sh", str(self.root), self.user, folder, mode, *targets, "--"]
         return ["unshare", "--mount", "--propagation", "private", *script, "-i", *variables, *arguments]
 
     def run(self, *arguments: str, timeout: float = 300) -> str:

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 CONFIG_IN_IMAGE = "/etc/pip.conf"
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+_DEFAULT_INDEX = "https://pypi.org/simple"  # pip's own
 
 
 class PackageSources:
@@ -38,11 +39,11 @@ class PackageSources:
         return [f"--volume={volume}" for volume in volumes]
 
     def torch_index(self) -> str:
-        """Return the index with a CPU build of torch: TORCH_INDEX_URL, else that of pip if it has the wheels."""
+        """Return the index for a CPU build of torch: TORCH_INDEX_URL, else that of pip if a local folder has it."""
         folders = [Path(word) for word in self._options.get("find-links", "").split()]
         here = any(list(folder.glob("torch-*+cpu-*.whl")) for folder in folders if folder.is_dir())
-        own = self._options.get("index-url")
-        return os.environ.get("TORCH_INDEX_URL") or (own if own and here else CPU_INDEX)
+        own = self._options.get("index-url", _DEFAULT_INDEX)
+        return os.environ.get("TORCH_INDEX_URL") or (own if here else CPU_INDEX)
 
     def hosts(self) -> set[str]:
         """Return the hosts of the indexes that pip is configured with here; images must not name them."""

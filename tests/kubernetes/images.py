@@ -16,14 +16,15 @@ TAG = "localhost/s2v-engine:check"
 def import_engine_image(kubeconfig: str) -> str:
     """Return the name of the engine image of this checkout, which the node has then.
 
-    An image that `make images-check` has kept is used if it is of the same commit and nothing has changed since then.
+    An image in the storage is used if nothing that goes into it has changed since its commit.
     """
     HOME.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="s2v-images-") as folder:
         builder = Builder(HOME, Path(folder))
-        git = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
-        revision = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-        if revision.endswith("-dirty") or _revision(builder) != revision:
+        if _has_changed_since(_revision(builder)):
+            git = ["git", "rev-parse", "HEAD"]
+            revision = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+            revision += "-dirty" if _has_changed_since(revision) else ""
             builder.python_base()
             arguments = {"REVISION": revision, "VERSION": __version__, "TORCH_INDEX_URL": builder.sources.torch_index()}
             builder.build(Build(TAG, "engine", PYTHON_BASE, arguments))
@@ -33,6 +34,21 @@ def import_engine_image(kubeconfig: str) -> str:
         command = ["ctr", "--address", socket, "--namespace", "k8s.io", "images", "import", str(archive)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return TAG
+
+
+def _has_changed_since(commit: str | None) -> bool:
+    """Return True if a file that the image contains differs from a commit; also for a commit that is unknown."""
+    if commit is None or commit.endswith("-dirty"):
+        return True
+    lines = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    inside = [f":(glob){line[1:]}" for line in lines if line.startswith("!")]
+    folders = [f"{pattern}/**" for pattern in inside]
+    paths = ["--", *inside, *folders, "docker/engine/Dockerfile", ".dockerignore"]
+    changed = subprocess.run(["git", "diff", "--quiet", commit, *paths], cwd=ROOT, check=False).returncode != 0
+    new = subprocess.run(
+        ["git", "ls-files", "--others", "--exclude-standard", *paths], cwd=ROOT, capture_output=True, check=True
+    )
+    return changed or bool(new.stdout)
 
 
 def _revision(builder: Builder) -> str | None:

@@ -84,6 +84,8 @@ class AirflowInstallation:
                 "simple_auth_manager_all_admins": True,
                 "dags_are_paused_at_creation": False,
                 "execution_api_server_url": f"{self.url}/execution/",
+                # The import of the pod operator takes 2 s alone, and over 30 s (the default) on a busy machine.
+                "dagbag_import_timeout": 120,
             },
             "database": {"sql_alchemy_conn": database_url.replace("postgresql://", "postgresql+psycopg2://")},
             "api": {
@@ -94,7 +96,7 @@ class AirflowInstallation:
                 "workers": 1,
             },
             "api_auth": {"jwt_secret": state["jwt_secret"]},
-            "dag_processor": {"refresh_interval": 10},
+            "dag_processor": {"refresh_interval": 10, "dag_file_processor_timeout": 180},
             # After a power failure interrupted tasks are found soon after the next start.
             "scheduler": {"task_instance_heartbeat_timeout": 60},
         }
@@ -162,8 +164,11 @@ class AirflowInstallation:
         """Return the status of each component of Airflow; empty while it does not answer."""
         return {part: str(facts["status"]) for part, facts in self._ask("monitor/health").items()}
 
-    def _has_read_its_dags(self) -> bool:
-        return any(self._ask(path).get("total_entries") for path in ("dags", "importErrors"))
+    def _unread_dags(self) -> list[str]:
+        """Return the files of DAGs of which Airflow has neither a DAG nor an import error."""
+        read = {dag["relative_fileloc"] for dag in self._ask("dags").get("dags", [])}
+        read |= {Path(error["filename"]).name for error in self._ask("importErrors").get("import_errors", [])}
+        return sorted(path.name for path in (CHECKOUT / "dags").glob("*.py") if path.name not in read)
 
     def _ask(self, path: str) -> dict[str, Any]:
         """Return the answer of the REST API; empty while it does not answer."""
@@ -179,8 +184,8 @@ class AirflowInstallation:
         while True:
             health = self.health()
             waits_for = _unhealthy(health) if health else ["api server"]
-            if not waits_for and not self._has_read_its_dags():
-                waits_for = ["DAGs to be read"]
+            if not waits_for:
+                waits_for = self._unread_dags()
             if not waits_for:
                 return
             now = time.monotonic()

@@ -11,6 +11,7 @@ they still have of this machine, and why:
 The node is said to have GPUs, which nobody uses.
 """
 
+import json
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -52,6 +53,11 @@ class Kubectl:
         )
         assert done.returncode == 0, f"kubectl {' '.join(arguments)}: {done.stderr}"
         return done.stdout
+
+    def version(self) -> tuple[int, int]:
+        """Return major and minor number of the program."""
+        client = json.loads(self("version", "--client", "--output=json"))["clientVersion"]
+        return int(client["major"]), int(client["minor"].rstrip("+"))
 
     def may(self, verb: str, resource: str, namespace: str) -> bool:
         """Return True if the account has a right; `resource` may be a subresource, such as pods/log."""

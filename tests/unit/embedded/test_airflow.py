@@ -3,6 +3,7 @@
 import socket
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
@@ -117,10 +118,10 @@ def test_a_start_says_what_it_waits_for(tmp_path: Path, monkeypatch: pytest.Monk
         *[{"metadatabase": "healthy", "scheduler": "healthy", "dag_processor": "healthy"}] * 3,
     ]
     seconds = iter([0.0, 1.0, 1.0, 3.0, 3.0, 5.0, 5.0, 7.0, 7.0, 9.0, 9.0, 20.0, 20.0])
-    has_read = iter([False, False, True])
+    unread = iter([["s2v_batch.py", "speech_to_video.py"], ["speech_to_video.py"], []])
     installation = AirflowInstallation(tmp_path)
     monkeypatch.setattr(installation, "health", lambda: answers.pop(0))
-    monkeypatch.setattr(installation, "_has_read_its_dags", lambda: next(has_read))
+    monkeypatch.setattr(installation, "_unread_dags", lambda: next(unread))
     monkeypatch.setattr(installation, "_process", lambda _: SimpleNamespace(pid=lambda: 1))
     clock = SimpleNamespace(monotonic=lambda: next(seconds), sleep=lambda _: None)
     monkeypatch.setattr(airflow, "time", clock)
@@ -130,9 +131,22 @@ def test_a_start_says_what_it_waits_for(tmp_path: Path, monkeypatch: pytest.Monk
         ("api server", 1),
         ("scheduler, dag processor", 3),
         ("dag processor", 7),
-        ("DAGs to be read", 9),
-        ("DAGs to be read", 20),
+        ("s2v_batch.py, speech_to_video.py", 9),
+        ("speech_to_video.py", 20),
     ]
+
+
+def test_a_start_waits_for_every_file_of_dags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file is read when Airflow has its DAG or its import error: a run of the last one can be started at once."""
+    answers: dict[str, dict[str, Any]] = {
+        "dags": {"dags": [{"relative_fileloc": name} for name in ("s2v_batch.py", "s2v_housekeeping.py")]},
+        "importErrors": {"import_errors": [{"filename": "s2v_drop_folder.py"}]},
+    }
+    installation = AirflowInstallation(tmp_path)
+    monkeypatch.setattr(installation, "_ask", lambda path: answers.get(path, {}))
+    assert installation._unread_dags() == ["s2v_notifications.py", "speech_to_video.py"]
+    answers["dags"]["dags"] += [{"relative_fileloc": name} for name in installation._unread_dags()]
+    assert installation._unread_dags() == []
 
 
 @pytest.mark.parametrize("setting", ["CORE__PLUGINS_FOLDER", "OPERATORS__DEFAULT_DEFERRABLE"])

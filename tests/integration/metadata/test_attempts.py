@@ -31,7 +31,7 @@ def test_every_attempt_is_on_record_with_its_gpu_seconds(
     """Seconds times GPUs count whatever became of the attempt; reusing a clip begins none."""
     planned().clips.start("job-1", 0, "f0", world_size=2)
     with psycopg.connect(postgres_url) as connection:
-        connection.execute("UPDATE attempts SET started_at = now() - interval '10 s'")
+        connection.execute("UPDATE attempts SET started_at = now() - interval '1 hour'")
     metadata.clips.fail("job-1", 0, "Out of memory.")
     metadata.clips.start("job-1", 0, "f0")
     metadata.clips.fail("job-1", 0, "SIGTERM", outcome="interrupted")
@@ -44,9 +44,9 @@ def test_every_attempt_is_on_record_with_its_gpu_seconds(
         (0, 2, "interrupted", "SIGTERM"),
         (0, 3, "succeeded", None),
     ]
-    assert attempts[0].gpu_seconds == pytest.approx(20, abs=2)
+    assert attempts[0].gpu_seconds == pytest.approx(2 * 3600, abs=60)
     assert attempts[0].finished_at is not None
-    assert attempts[2].gpu_seconds == pytest.approx(0, abs=1)
+    assert attempts[2].gpu_seconds == pytest.approx(0, abs=60)
 
 
 def test_an_attempt_at_a_take_that_is_not_kept_is_superseded(metadata: MetadataStore, planned: Planned) -> None:
@@ -79,7 +79,7 @@ def test_an_attempt_that_nobody_ended_is_lost(
     metadata.clips.start("job-1", 1, "f1")
     attempts = job(metadata).attempts
     assert [(a.attempt, a.outcome) for a in attempts] == [(1, "lost"), (2, "lost"), (3, "running")]
-    assert attempts[0].gpu_seconds == pytest.approx(60, abs=1)
+    assert attempts[0].gpu_seconds == pytest.approx(60, abs=30)
     assert job(metadata).clips[1].attempts == 3
 
 
@@ -101,9 +101,10 @@ def test_an_attempt_without_progress_is_lost_at_its_last_sign_of_life(
     metadata.attempts.heartbeat("job-1", CONDITIONS)
     encoded, rendered = job(metadata).attempts
     assert [encoded.outcome, rendered.outcome] == ["lost", "lost"]
-    assert [encoded.gpu_seconds, rendered.gpu_seconds] == [pytest.approx(3600, abs=5), pytest.approx(4 * 3600, abs=20)]
+    assert encoded.gpu_seconds == pytest.approx(3600, abs=60)
+    assert rendered.gpu_seconds == pytest.approx(4 * 3600, abs=240)
     assert encoded.finished_at is not None
-    assert (encoded.finished_at - encoded.started_at).total_seconds() == pytest.approx(3600, abs=5)
+    assert (encoded.finished_at - encoded.started_at).total_seconds() == pytest.approx(3600, abs=60)
 
 
 @pytest.mark.parametrize("ended", ["not", "as lost", "as failed", "as interrupted"])

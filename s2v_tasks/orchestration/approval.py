@@ -19,7 +19,7 @@ from s2v_tasks.orchestration.dag_params import field_param
 from s2v_tasks.orchestration.step_commands import in_dag_test, job_id_of, record_failure, request_of
 from s2v_tasks.schemas.approval import APPROVE, REJECT, ApprovalStatus, Rejection
 from s2v_tasks.schemas.request_fields import Approval
-from s2v_tasks.schemas.steps import ASK_APPROVAL, PUBLISH, RECORD_APPROVAL
+from s2v_tasks.schemas.steps import ASK_APPROVAL, PUBLISH, RECORD_APPROVAL, RENDER_CLIP
 
 RESUME_METHOD = "decided"  # of the operator, called with the answer
 _BODY = (
@@ -45,7 +45,8 @@ def ask(task: Any, context: Context, clip_index: int | None) -> None:
     AirflowFailException if it was rejected, or if nobody could answer.
     """
     if in_dag_test():
-        record_failure(PUBLISH, context, None, _NOBODY, task.log.info)
+        step, clip = (PUBLISH, None) if clip_index is None else (RENDER_CLIP, task.clip)
+        record_failure(step, context, clip, _NOBODY, task.log.info)
         raise AirflowFailException(_NOBODY)
     result = _go_on(task, context, run_command(task, ASK_APPROVAL.command, *_place(context, clip_index)))
     if result["status"] != ApprovalStatus.WAITING:

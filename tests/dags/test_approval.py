@@ -155,16 +155,19 @@ def test_a_question_that_nobody_answers_fails_the_task(airflow: Airflow, monkeyp
 
 
 def test_dag_test_does_not_hang(airflow: Airflow, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody can answer there: the task fails at once; the reason of the job says what to do."""
+    """Nobody can answer there: the task fails at once; the reason, kept at its step, says what to do."""
     from airflow.sdk.execution_time.supervisor import InProcessSupervisorComms
 
     comms = InProcessSupervisorComms(supervisor=SimpleNamespace())
     monkeypatch.setattr(task_runner, "SUPERVISOR_COMMS", comms, raising=False)
-    reasons: list[str] = []
-    monkeypatch.setattr(approval, "record_failure", lambda *arguments: reasons.append(arguments[3]))
+    recorded: list[Any] = []
+    monkeypatch.setattr(approval, "record_failure", lambda *arguments: recorded.append(arguments))
     with pytest.raises(AirflowFailException, match="nobody who could answer"):
         publish(monkeypatch).execute(context("result"))
-    assert "leave approval out" in reasons[0]
+    with pytest.raises(AirflowFailException, match="nobody who could answer"):
+        approval.ask(sensor(), context("each_clip"), 0)
+    assert all("leave approval out" in reason for _, _, _, reason, _ in recorded)
+    assert [(step.command, clip) for step, _, clip, _, _ in recorded] == [("publish", None), ("render-clip", SECOND)]
     assert airflow.questions == []
 
 

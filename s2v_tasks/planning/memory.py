@@ -16,9 +16,9 @@ from s2v_tasks.schemas.model_card import GpuCard, ModelCard
 from s2v_tasks.schemas.plan import Plan, Sampling
 from s2v_tasks.settings import Settings
 
-# Bytes per token and unit of width at the peak, which is attention: the residual stream (4), its modulated norm (2),
-# queries, keys and values (6) and the result (2).
-ATTENTION_BYTES = 14
+# Bytes per token and unit of width at the peak, which is attention: the residual stream (4), queries, keys and values
+# (6) and the result (2), or while the values are computed their modulated norm (2).
+ATTENTION_BYTES = 12
 # With guidance in one process, the residual stream of the branch that waits.
 WAITING_BRANCH_BYTES = 4
 # Ulysses: queries, keys and values stacked (6), cut into shares (6) and received (6), beside what they were made from.

@@ -125,7 +125,7 @@ def test_a_kernel_is_part_of_one_compiled_graph(name: str, package: list[object]
         nn.init.normal_(parameter, std=0.2)
     x, rope = torch.randn(1, 6, 32), torch.randn(6, 8, 2)
     with torch.inference_mode():
-        expected = module(x, rope, 6)
+        expected = module(x, nn.Identity(), rope, 6)
         module.attend = attention_kernel(name, CPU)
         compiled = torch.compile(module, fullgraph=True, dynamic=False, backend="aot_eager")
-        torch.testing.assert_close(compiled(x, rope, 6), expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(compiled(x, nn.Identity(), rope, 6), expected, rtol=0, atol=1e-5)

@@ -66,7 +66,7 @@ PROPORTIONS = S2VConfig(
 
 @pytest.mark.parametrize(
     ("dtype", "branches", "earlier"),
-    [(torch.bfloat16, 1, 30.48), (torch.bfloat16, 2, 34.57), (torch.float32, 1, 38.11)],
+    [(torch.bfloat16, 1, 30.48), (torch.bfloat16, 2, 34.57), (torch.float32, 1, 38.11), (torch.float32, 2, 42.30)],
 )
 def test_a_forward_keeps_little_at_a_time(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, branches: int, earlier: float

@@ -181,17 +181,17 @@ class SelfAttention(Attention):
         super().__init__(dim, num_heads, eps)
         self.attend: Attend = sdpa
 
-    def forward(self, x_BLD: Tensor, rope_Lc2: Tensor, num_kept: int) -> Tensor:
-        """Return the attention `[1, num_kept, D]` of the first `num_kept` tokens to all tokens."""
-        return self.o(self._attend(x_BLD, rope_Lc2, num_kept).flatten(2))  # type: ignore[no-any-return]
+    def forward(self, x_BLD: Tensor, norm: Callable[[Tensor], Tensor], rope_Lc2: Tensor, num_kept: int) -> Tensor:
+        """Return the attention `[1, num_kept, D]` of the first `num_kept` tokens to all tokens, after `norm`."""
+        # No name holds what `norm`, the projections and the kernel return: each is as large as all tokens.
+        attended = self.attend(*self._queries_keys_values(norm(x_BLD), rope_Lc2, num_kept))
+        return self.o(attended.flatten(2))  # type: ignore[no-any-return]
 
-    def _attend(self, x_BLD: Tensor, rope_Lc2: Tensor, num_kept: int) -> Tensor:
-        # A method of its own, so that queries, keys and values are freed before the output projection.
+    def _queries_keys_values(self, x_BLD: Tensor, rope_Lc2: Tensor, num_kept: int) -> tuple[Tensor, Tensor, Tensor]:
         x_BLD = x_BLD.to(self.q.weight.dtype)  # once for the three products
-        k, v, _ = self.keys_values(x_BLD)
-        k = rotate(k, rope_Lc2)
         q = rotate(self.queries(x_BLD[:, :num_kept]), rope_Lc2[:num_kept])
-        return self.attend(q, k, v)
+        k, v, _ = self.keys_values(x_BLD)  # the values last: they need no norm, which takes memory
+        return q, rotate(k, rope_Lc2), v
 
 
 class CrossAttention(Attention):

@@ -53,10 +53,11 @@ class Block(nn.Module):
         shift1, scale1, gate1, *ffn_m_32D = m_62D
 
         num_kept = num_video if video_only else x_BLD.shape[1]
-        # Cast before the call: the fp32 tensor would live as long as the attention takes.
-        modulated = self._modulate(x_BLD, shift1, scale1, num_video).to(self.self_attn.q.weight.dtype)
-        y_BLD = self.self_attn(modulated, rope_Lc2, num_kept)
-        del modulated
+
+        def norm(x_BLD: Tensor) -> Tensor:
+            return self._modulate(x_BLD, shift1, scale1, num_video)
+
+        y_BLD = self.self_attn(x_BLD, norm, rope_Lc2, num_kept)
         x_BLD = x_BLD[:, :num_kept]
         _add_gated(x_BLD, y_BLD, gate1, num_video)
         del y_BLD

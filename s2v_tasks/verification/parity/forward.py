@@ -145,7 +145,8 @@ class Recorder:
         self._watch(model.text_embedding, self._text)
         self._watch(model.time_projection, self._modulation)
         self._watch(model.head, self._head)
-        for name in ("self_attn", "cross_attn", "ffn"):
+        self._watch(first.get_submodule("self_attn"), self._self_attention)
+        for name in ("cross_attn", "ffn"):
             self._watch(getattr(first, name), partial(self._in_out, f"block00.{name}", "out"))
         for index, block in enumerate(model.blocks):
             self._watch_block(block, f"block{index:02}")
@@ -177,6 +178,10 @@ class Recorder:
 
     def _in_out(self, name: str, out: str, args: Any, output: Tensor) -> None:
         self.seen |= {f"{name}.in": args[0].clone(), f"{name}.{out}": output.clone()}
+
+    def _self_attention(self, args: Any, output: Tensor) -> None:
+        x_BLD, norm, *_ = args
+        self._in_out("block00.self_attn", "out", (norm(x_BLD),), output)
 
     def _injection(self, name: str, args: Any, output: Tensor) -> None:
         self.seen |= {f"{name}.attn_in": args[0], f"{name}.residual": output}

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,14 +14,16 @@ from s2v_tasks.errors import PermanentError, TransientError
 from s2v_tasks.media.encode import encode_clip
 from s2v_tasks.media.frames import measure, read_frames
 from s2v_tasks.runtime.context import StepContext, open_context
+from s2v_tasks.schemas.approval import ApprovalStatus, Rejection
 from s2v_tasks.schemas.manifest import ClipFacts, ReportFacts, StagedFacts, StagedImage, StagedSpeech
 from s2v_tasks.schemas.plan import ClipPlan, Estimate, Plan, Sampling, SpeechFacts
 from s2v_tasks.schemas.report import Report
 from s2v_tasks.schemas.request import Request
 from s2v_tasks.schemas.steps import MUX_AUDIO, RENDER_CLIP, STAGE_INPUTS, STITCH, VALIDATE
-from s2v_tasks.settings import Settings, load_settings
+from s2v_tasks.settings import Settings, config_dir, load_settings
 from s2v_tasks.steps import mux_audio, publish, stitch, validate
 from s2v_tasks.storage.artifacts import Built, OutputFile, Work
+from s2v_tasks.validation import load_thresholds
 
 NUM_FRAMES = 24
 RATE = 16_000
@@ -91,6 +94,16 @@ def job(s3_settings: Settings, postgres_url: str, monkeypatch: pytest.MonkeyPatc
         yield context
 
 
+def put_plan(job: StepContext, **changes: Any) -> None:
+    plan = PLAN.model_copy(update=changes)
+    job.store.put_bytes(job.layout.plan, plan.model_dump_json().encode(), "application/json")
+
+
+def put_request(job: StepContext, **changes: Any) -> None:
+    asked = job.request().model_copy(update=changes)
+    job.store.put_bytes(job.layout.request, asked.model_dump_json().encode(), "application/json")
+
+
 def stage(job: StepContext, samples: np.ndarray) -> None:
     """Store the speech as stage_inputs does."""
     facts = StagedFacts(
@@ -141,12 +154,18 @@ def test_the_muxed_video_has_the_clip_and_the_speech_at_its_length(job: StepCont
 
 
 def test_mux_runs_again_only_for_other_inputs(job: StepContext) -> None:
-    """The same clip and speech are reused; another speech is muxed."""
+    """The same clip and speech are reused; another speech, another clip and another length are muxed."""
     stitch.run(job)
     mux_audio.run(job)
     assert mux_audio.run(job) == {"reused": True}
     stage(job, speech(seed=4))
     assert mux_audio.run(job) == {"reused": False}
+    render(job, 255 - moving_frames())
+    assert stitch.run(job) == {"reused": False}
+    assert mux_audio.run(job) == {"reused": False}
+    put_plan(job, num_frames=NUM_FRAMES - 1)
+    with pytest.raises(TransientError, match=r"24\), expected .* 23\): run the step again"):
+        mux_audio.run(job)
 
 
 def test_mux_needs_the_stitched_video(job: StepContext) -> None:
@@ -167,6 +186,35 @@ def test_a_good_video_gets_a_report_and_a_contact_sheet(job: StepContext) -> Non
     assert job.store.get_bytes(job.layout.contact_sheet).startswith(b"\xff\xd8")
     assert Report.model_validate_json(job.store.get_bytes(job.layout.report)).ok
     assert validate.run(job) == {"reused": True, "num_checks": len(checks)}
+
+
+def test_a_report_is_made_again_when_what_it_was_judged_by_changes(
+    job: StepContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other thresholds and another promise of the plan are judged anew; another price is not."""
+    assemble(job)
+    assert validate.run(job)["reused"] is False
+    put_plan(job, estimate=PLAN.estimate.model_copy(update={"cost": 9.0}))
+    assert validate.run(job)["reused"] is True
+    put_plan(job, sampling=PLAN.sampling.model_copy(update={"start_from_ref": False}))
+    assert validate.run(job)["reused"] is False
+    limits = load_thresholds(config_dir(job.settings) / "validation.yaml")
+    stricter = limits.model_copy(update={"min_mean_luma": 250.0})
+    monkeypatch.setattr(validate, "load_thresholds", lambda _path: stricter)
+    with pytest.raises(PermanentError, match="failed 1 of"):
+        validate.run(job)
+
+
+@pytest.mark.parametrize("start_from_ref", [False, True])
+def test_the_first_picture_may_be_held_where_the_plan_holds_it(job: StepContext, start_from_ref: bool) -> None:
+    """Four equal frames at the start are those of a chain that does not start from the reference picture."""
+    put_plan(job, sampling=PLAN.sampling.model_copy(update={"start_from_ref": start_from_ref}))
+    assemble(job)
+    seen = validate._expected(job.plan(), job.artifacts.fetch(
+        job.manifest(job.layout.input_manifest, STAGE_INPUTS).outputs["audio_16k"], job.work_dir / "audio.wav"
+    ))  # fmt: skip
+    assert seen.num_held_frames == (0 if start_from_ref else 4)
+    assert (seen.width, seen.height, seen.fps, seen.num_frames) == (SIZE, SIZE, 16, NUM_FRAMES)
 
 
 def test_a_bad_video_is_refused_and_its_report_is_kept(job: StepContext) -> None:
@@ -231,6 +279,47 @@ def test_the_result_is_published_last(job: StepContext) -> None:
     record = job.metadata.jobs.get("my-job")
     assert record is not None
     assert (record.status, record.video_uri) == ("succeeded", outcome["video_uri"])
+
+
+def test_the_sidecar_says_what_was_made_and_from_what(job: StepContext) -> None:
+    """Everything that a receiver of the video needs, in the letters of its request."""
+    put_request(job, prompt="Grüße", parent_job_id="an-earlier-job", from_clip=0)
+    assemble(job)
+    validate.run(job)
+    outcome = publish.run(job)
+    data = job.store.get_bytes(job.layout.result)
+    assert "Grüße".encode() in data
+    found = json.loads(data)
+    muxed = job.manifest(job.layout.mux_manifest, MUX_AUDIO).outputs["muxed"]
+    clip = job.clip_manifest(0)
+    assert (found["sha256"], found["size_bytes"], found["duration_seconds"]) == (muxed.sha256, muxed.size_bytes, 1.5)
+    assert (found["video_uri"], found["parent_job_id"]) == (outcome["video_uri"], "an-earlier-job")
+    assert (found["report_key"], found["contact_sheet_key"]) == (job.layout.report, job.layout.contact_sheet)
+    assert found["clips"] == [{
+        "clip_index": 0, "fingerprint": clip.fingerprint, "key": job.layout.clip(0),
+        "sha256": clip.outputs["clip"].sha256, "rendered_by": "an-earlier-job",
+    }]  # fmt: skip
+    assert found["producer"]["package_version"]
+
+
+@pytest.mark.parametrize("approval", ["result", "each_clip"])
+def test_a_video_that_was_rejected_or_not_asked_about_is_not_published(job: StepContext, approval: str) -> None:
+    """Only an approval of exactly these bytes lets it out, whichever approvals the request asks for."""
+    put_request(job, approval=approval)
+    assemble(job)
+    validate.run(job)
+    sha256 = job.manifest(job.layout.mux_manifest, MUX_AUDIO).outputs["muxed"].sha256
+    approvals = job.metadata.approvals
+    with pytest.raises(PermanentError, match=f"has approval {approval}. Approve it with `s2v approve my-job`"):
+        publish.run(job)
+    first = approvals.request("my-job", None, sha256, run_id=None, seconds=60)
+    approvals.decide(first, ApprovalStatus.REJECTED, rejection=Rejection(note="No."))
+    with pytest.raises(PermanentError, match="Nobody has approved"):
+        publish.run(job)
+    assert not job.store.exists(job.layout.result)
+    second = approvals.request("my-job", None, sha256, run_id="my-job--2", seconds=60)
+    approvals.decide(second, ApprovalStatus.APPROVED)
+    assert publish.run(job)["sha256"] == sha256
 
 
 def test_nothing_is_published_without_a_report(job: StepContext) -> None:

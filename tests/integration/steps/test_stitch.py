@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from s2v_tasks.errors import PermanentError
+from s2v_tasks.errors import PermanentError, TransientError
 from s2v_tasks.media import assembly, encode
 from s2v_tasks.media.encode import encode_clip, encoder_build
 from s2v_tasks.media.frames import read_frames
@@ -74,9 +74,9 @@ def context(s3_settings: Settings, postgres_url: str, monkeypatch: pytest.Monkey
         yield context
 
 
-def finish(context: StepContext, clip: ClipPlan, encoder: str | None) -> np.ndarray[Any, Any]:
+def finish(context: StepContext, clip: ClipPlan, encoder: str | None, seed: int = 0) -> np.ndarray[Any, Any]:
     """Store a clip as rendered on a process with `encoder`; gives its decoded frames."""
-    frames = np.random.default_rng(clip.clip_index).integers(0, 255, (clip.stored_frames, 64, 64, 3), np.uint8)
+    frames = np.random.default_rng([seed, clip.clip_index]).integers(0, 255, (clip.stored_frames, 64, 64, 3), np.uint8)
     decoded = []
 
     def build(folder: Path) -> Built:
@@ -87,7 +87,7 @@ def finish(context: StepContext, clip: ClipPlan, encoder: str | None) -> np.ndar
         return Built(outputs, facts.model_copy(update={"encoder": encoder}) if encoder else facts)
 
     index, key = clip.clip_index, context.layout.clip_manifest(clip.clip_index)
-    context.produce(Work(RENDER_CLIP, context.job_id, key, f"fingerprint-{index}", {}, index), build)
+    context.produce(Work(RENDER_CLIP, context.job_id, key, f"fingerprint-{index}-{seed}", {}, index), build)
     return decoded[0]
 
 
@@ -145,6 +145,8 @@ def test_a_crossfade_is_encoded_by_this_process(
         finish(context, clip, encoder)
     assert stitch.run(context) == {"reused": False}
     assert len(compared) == times
+    made = context.manifest(context.layout.silent_manifest, STITCH).facts_as(AssemblyFacts)
+    assert made.encoders == tuple(sorted({encoder, encoder_build()}))
     assert stitch.run(context) == {"reused": True}
     monkeypatch.setattr(stitch, "encoder_build", lambda: "a third")
     assert stitch.run(context) == {"reused": False}
@@ -176,4 +178,25 @@ def test_clips_of_one_encoder_that_do_not_fit_blame_no_encoder(
         monkeypatch.setitem(encode._H264, "bf", 2 * clip.clip_index)
         finish(context, clip, OTHER)
     with pytest.raises(PermanentError, match=r"render the odd one again\.$"):
+        stitch.run(context)
+
+
+def test_another_clip_is_joined_anew(context: StepContext) -> None:
+    """The joined video is reused for the same clips alone."""
+    plan = store_plan(context)
+    for clip in plan.clips:
+        finish(context, clip, encoder_build())
+    assert [stitch.run(context)["reused"] for _ in range(2)] == [False, True]
+    finish(context, plan.clips[1], encoder_build(), seed=1)
+    assert [stitch.run(context)["reused"] for _ in range(2)] == [False, True]
+
+
+@pytest.mark.parametrize(("start", "end"), [(20, 28), (21, 27)])
+def test_a_clip_of_other_frames_is_not_joined(context: StepContext, start: int, end: int) -> None:
+    """Neither one that begins elsewhere nor one that ends elsewhere belongs to this plan."""
+    plan = store_plan(context)
+    for clip in plan.clips[:2]:
+        finish(context, clip, encoder_build())
+    finish(context, plan.clips[2].model_copy(update={"start_frame": start, "end_frame": end}), encoder_build())
+    with pytest.raises(TransientError, match=rf"has frames {start}\.\.{end}: expected 21\.\.28.* render clip 2 again"):
         stitch.run(context)

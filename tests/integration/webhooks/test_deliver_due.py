@@ -2,17 +2,19 @@
 
 import socket
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
-from s2v_tasks.errors import PermanentError
+from s2v_tasks.errors import PermanentError, TransientError
 from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.metadata.tables import Notification
 from s2v_tasks.runtime.context import StepContext, run_step
 from s2v_tasks.schemas.steps import STAGE_INPUTS, STITCH
 from s2v_tasks.settings import Settings, load_settings
+from s2v_tasks.webhooks import delivery
 from s2v_tasks.webhooks.delivery import deliver_due
 
 Configure = Callable[..., Settings]
@@ -151,3 +153,42 @@ def test_the_sweep_sends_later_what_did_not_get_through(configure: Configure, re
     identities = [headers["X-S2V-Delivery"] for _, headers, _ in receiver.requests]
     assert len(set(identities)) == 2
     assert len(identities) == 5
+
+
+@pytest.fixture
+def limits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The limit of each message, in order; every receiver takes as long as it may and does not answer."""
+    given: list[float] = []
+
+    def silent(_url: str, _message: Any, *, seconds: float, **_: Any) -> None:
+        given.append(seconds)
+        raise TransientError("no answer")
+
+    monkeypatch.setattr(delivery, "deliver", silent)
+    monkeypatch.setattr(delivery, "time", SimpleNamespace(monotonic=lambda: 1000.0 + sum(given)))
+    return given
+
+
+def test_silent_receivers_hold_a_step_for_three_seconds(
+    configure: Configure, limits: list[float], metadata: MetadataStore, engine: sa.Engine
+) -> None:
+    """The messages of other jobs are left to the sweep, even if they are older."""
+    configure()
+    metadata.jobs.enqueue("earlier", {"webhook_url": "http://127.0.0.1:1/earlier"})
+    metadata.jobs.start("earlier")
+    run_step(work, step=STITCH, job_id="job-a", url="http://127.0.0.1:1/a")
+    assert limits == [3.0]
+    assert [(row[0], row[2]) for row in found(engine)] == [("job_started", 0), ("job_started", 1)]
+
+
+def test_silent_receivers_hold_a_sweep_for_less_than_a_minute(
+    configure: Configure, limits: list[float], metadata: MetadataStore
+) -> None:
+    """Each has 5 s, the last one what is left of 50 s; the others wait for the next sweep, which begins a minute on."""
+    settings = configure()
+    for number in range(13):
+        metadata.jobs.enqueue(f"job-{number}", {"webhook_url": f"http://127.0.0.1:1/{number}"})
+        metadata.jobs.start(f"job-{number}")
+    assert deliver_due(metadata, settings)["pending"] == 10
+    assert deliver_due(metadata, settings, seconds=12)["pending"] == 3
+    assert limits == [5.0] * 12 + [2.0]

@@ -179,3 +179,11 @@ def test_job_ids_come_from_what_a_row_asks_for() -> None:
     assert changed[0] != first[0]
     assert changed[1:] == first[1:]
     assert not set(job_ids("s3://bucket/other.jsonl", read(*rows)[0])) & set(first)
+
+
+def test_job_ids_of_rows_stay_what_they_are() -> None:
+    """A manifest that was started by an earlier version names the same jobs: none of them is rendered again."""
+    entries, _ = read(ROW | {"id": "Welcome 1"}, ROW, ROW | {"num_clip": 2, "preset": "quick"}, ROW)
+    assert job_ids(URI, entries) == [
+        "welcome-1-dac521f71099ecb8", "batch-5ab85d0cde4242e0", "batch-6cba8ba8be10da14", "batch-e9db530a04f5b76a"
+    ]  # fmt: skip

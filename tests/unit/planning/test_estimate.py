@@ -108,3 +108,19 @@ def test_decoding_on_a_gpu_takes_seconds_not_most_of_a_minute(model_14b: ModelCa
     """The VAE of a 1024x704 clip is planned at TF32 speed: about 10 s on an H100."""
     cost = clip_cost(clip(1024, 704), model_14b, sample_steps=2, guided_steps=2)
     assert 8 < compute_seconds(replace(cost, transformer_flops=0), h100) < 12
+
+
+@pytest.mark.parametrize(("guided", "branches"), [(0, 1), (1, 2)])
+def test_what_stays_the_same_over_the_steps_is_paid_once(model_14b: ModelCard, guided: int, branches: int) -> None:
+    """Text and audio of a clip are projected once for each branch, however many steps there are."""
+    one, two = (clip_cost(clip(), model_14b, sample_steps=n, guided_steps=n * guided).transformer_flops for n in (1, 2))
+    assert 2 * one - two == pytest.approx(branches * forward_flops(clip(), model_14b).constant, rel=1e-4)
+
+
+def test_a_vae_of_half_the_channels_costs_a_quarter(model_14b: ModelCard) -> None:
+    """Operations of a convolution follow the square of its channels, and the pixels."""
+    small = model_14b.model_copy(update={"vae_base_dim": 48})
+    assert vae_encode_flops(1024, 704, 19, small) == pytest.approx(vae_encode_flops(1024, 704, 19, model_14b) / 4)
+    assert vae_decode_flops(512, 704, 21, 80, small) == pytest.approx(
+        vae_decode_flops(1024, 704, 21, 80, model_14b) / 8
+    )

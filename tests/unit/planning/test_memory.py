@@ -9,6 +9,7 @@ import yaml
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.planning.estimate import ClipShape
 from s2v_tasks.planning.memory import GIB, ONE_GPU, RenderSetup, check_memory, peak_memory_gib
+from s2v_tasks.planning.warnings import offload_warnings
 from s2v_tasks.schemas.model_card import GpuCard, ModelCard, load_gpu_card, load_model_card
 from s2v_tasks.schemas.preset import load_presets
 from tests.unit.planning.conftest import CONFIG, PlanOf
@@ -167,3 +168,16 @@ def test_cards_of_gpus_have_speeds_in_order() -> None:
     """Dense figures: bf16 is at least as fast as TF32, and TF32 as float32."""
     cards: list[GpuCard] = [load_gpu_card(CONFIG, name) for name in GPUS]
     assert all(card.bf16_tflops >= card.tf32_tflops >= card.fp32_tflops for card in cards)
+
+
+def test_the_copies_of_offloaded_blocks_are_compared_with_the_shortest_clip(model_14b: ModelCard) -> None:
+    """A clip without guidance computes half as long; the steps of the shortest clip are the first that wait."""
+    gpu = load_gpu_card(CONFIG, "rtx4090")
+    short, long = shape(832, 448, 40), shape(832, 448, 80)
+
+    def seconds(*shapes: ClipShape, guided: bool = True) -> float:
+        (sentence,) = offload_warnings(shapes, model_14b, gpu, RenderSetup(offloaded_blocks=True), guided=guided)
+        return float(sentence.partition("computes for ")[2].split()[0])
+
+    assert seconds(long, short) == seconds(short, long) == seconds(short) < 0.6 * seconds(long)
+    assert seconds(short, guided=False) == pytest.approx(seconds(short) / 2, rel=0.1)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.planning.clips import frames_of_speech, lay_out
 from s2v_tasks.planning.estimate import load_seconds
+from s2v_tasks.planning.planner import job_seed
 from s2v_tasks.schemas.plan import Plan, SpeechFacts
 from tests.unit.planning.conftest import seconds
 
@@ -156,8 +157,10 @@ def test_shift_follows_the_size_unless_given(plan_of: Any, fields: dict[str, Any
 def test_seeds(plan_of: Any) -> None:
     """Clip k uses base_seed + k; without a seed the job id decides, so that a retry repeats it."""
     assert [clip.seed for clip in plan_of(seconds(15), base_seed=7).clips] == [7, 8, 9]
+    assert [clip.seed for clip in plan_of(seconds(15), base_seed=0).clips] == [0, 1, 2]
     derived, again = plan_of(seconds(15)), plan_of(seconds(15))
     assert derived.base_seed == again.base_seed
+    assert all(0 <= job_seed(f"job-{number}") < 2**63 - 1000 for number in range(20))
     assert 0 <= derived.base_seed < 2**63 - 1000
     assert derived.base_seed != plan_of(seconds(15), job_id="job-2").base_seed
 
@@ -221,6 +224,7 @@ def test_estimate_sums_the_clips(plan_of: Any, h100: Any) -> None:
 
 def test_clips_that_share_a_process_load_the_model_once(plan_of: Any, model_14b: Any, h100: Any) -> None:
     """Two clips in one process cost one load less; the longest chain cannot be done sooner, the others can."""
+    assert (plan_of(seconds(15)).clips_per_pod, plan_of(seconds(15), clips_per_pod=2).clips_per_pod) == (1, 2)
     apart, together = plan_of(seconds(15)).estimate, plan_of(seconds(15), clips_per_pod=2).estimate
     assert apart.gpu_seconds - together.gpu_seconds == pytest.approx(load_seconds(h100, model_14b))
     assert apart.longest_chain_seconds == apart.gpu_seconds
@@ -262,6 +266,7 @@ def test_a_crossfade_renders_a_quarter_of_a_second_more_of_each_chain_but_the_la
     assert [clip.fade_in_frames for clip in plan.clips] == [0, 0, 4, 0, 4, 0]
     assert [clip.fade_out_frames for clip in plan.clips] == [0, 4, 0, 4, 0, 0]
     assert all(clip.stored_frames <= clip.infer_frames for clip in plan.clips)
+    assert plan_of(seconds(20), transition="crossfade", infer_frames=20, **fields).num_frames == 320
     with pytest.raises(PermanentError, match="infer_frames 16 is too short for a cross-fade: expected at least 20"):
         plan_of(seconds(20), transition="crossfade", infer_frames=16, **fields)
 
@@ -291,3 +296,13 @@ def test_a_preview_of_a_cut_video_keeps_the_first_clips(plan_of: Any, sentences:
     assert (frames(plan)[2], plan.num_frames, len(plan.cuts)) == (80, 104 + 80, 1)
     assert "leaves out the last 8.50 s of 20.00 s of speech, which needs 6 clips" in plan.warnings[0]
     assert plan_of(seconds(20), num_clip=2, **fields).clips[-1].fade_out_frames == 0
+
+
+def test_only_retakes_have_a_worst_case(plan_of: Any, model_14b: Any, h100: Any) -> None:
+    """With the gate each clip may be computed `max_retakes` times more; the weights are loaded once all the same."""
+    for quality in ("off", "report"):
+        assert plan_of(seconds(10), quality=quality).estimate.worst_case_gpu_seconds is None
+    estimate = plan_of(seconds(10), quality="gate", max_retakes=3, clips_per_pod=2).estimate
+    computing = estimate.gpu_seconds - load_seconds(h100, model_14b)
+    assert estimate.worst_case_gpu_seconds == pytest.approx(estimate.gpu_seconds + 3 * computing)
+    assert estimate.worst_case_cost == pytest.approx(estimate.worst_case_gpu_seconds / 3600 * h100.cost_per_hour)

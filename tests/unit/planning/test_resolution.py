@@ -8,7 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from s2v_tasks.errors import PermanentError
-from s2v_tasks.planning.resolution import cropped_share, output_size, plan_size
+from s2v_tasks.planning.resolution import _floored_size, cropped_share, output_size, plan_size
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "size_cases.json"
 SIDES = st.integers(32, 8000)
@@ -27,6 +27,11 @@ def test_output_size_keeps_the_zero_of_the_reference() -> None:
     assert output_size(1, 30000, 480 * 832) == (0, 29760)
 
 
+def test_a_picture_of_just_the_area_is_not_scaled_by_it() -> None:
+    """The scales of the reference then go down from 1 to a tenth, as for a smaller picture."""
+    assert output_size(600, 1536, 1280 * 720) == (576, 1472)
+
+
 @pytest.mark.parametrize(
     ("image", "size", "expected"),
     [
@@ -35,6 +40,7 @@ def test_output_size_keeps_the_zero_of_the_reference() -> None:
         ((4000, 3000), "1024*704", (960, 704)),
         ((200, 200), "480*832", (256, 256)),
         ((720, 1280), "1280*704", (704, 1280)),
+        ((400, 100), "480*832", (448, 128)),
     ],
 )
 def test_plan_size_follows_the_picture(image: tuple[int, int], size: str, expected: tuple[int, int]) -> None:
@@ -67,3 +73,13 @@ def test_cropped_share() -> None:
     """Covering a square with a 2:1 picture cuts half of it away; the same shape cuts nothing, at any scale."""
     assert cropped_share(200, 100, 640, 640) == pytest.approx(0.5)
     assert cropped_share(300, 150, 640, 320) == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "expected"), [(100, 400, (64, 384)), (400, 100, (384, 64)), (4000, 3000, (704, 512))]
+)
+def test_the_size_behind_all_scales_is_that_of_the_reference(
+    height: int, width: int, expected: tuple[int, int]
+) -> None:
+    """Sides are those of the area, or of the picture itself where either of them would be larger than it is."""
+    assert _floored_size(height, width, 480 * 832) == expected

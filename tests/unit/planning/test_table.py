@@ -1,11 +1,14 @@
 """The plan in a terminal."""
 
 import io
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from s2v_tasks.planning.table import plan_table
+from s2v_tasks.schemas.model_card import AdapterCard
 
 
 def text_of(plan: Any) -> str:
@@ -46,3 +49,31 @@ def test_long_tables_are_folded(plan_of: Any) -> None:
     (row,) = [line.split() for line in folded if "9-112/120" in line]
     assert row[1:5] == ["1", "8320", "640..8960", "520"]
     assert sum("/120 " in line for line in folded) == 17
+
+
+def test_table_states_what_was_chosen(plan_of: Any) -> None:
+    """Adapters with their strengths, the start from the picture, hours of work, and the worst case of retakes.
+
+    What was not chosen has no row.
+    """
+    card = AdapterCard(name="voice", path=Path("b.safetensors"), sha256="b" * 64, purpose="Style.")
+    chosen = {"adapters": [{"name": "voice", "strength": 0.5}], "start_from_ref": True, "quality": "gate"}
+    plan = plan_of(16000 * 240, catalogue={"voice": card}, **chosen)
+    lines = [" ".join(line.split()) for line in text_of(plan).splitlines()]
+    estimate = plan.estimate
+    expected, worst = (
+        timedelta(seconds=round(seconds)) for seconds in (estimate.gpu_seconds, estimate.worst_case_gpu_seconds)
+    )
+    assert timedelta(hours=2) < expected < worst < timedelta(days=1)
+    assert "Adapters voice (0.5)" in lines
+    assert f"Work {estimate.pflops:,.0f} PFLOPs, {estimate.vae_share:.0%} of the time in the VAE" in lines
+    assert (
+        f"Expected {expected} ({estimate.gpu_seconds:,.0f} GPU-seconds) on h100-sxm, {estimate.cost:,.2f} USD" in lines
+    )
+    assert f"Worst case {worst}, {estimate.worst_case_cost:,.2f} USD with all retakes" in lines
+    assert any(line.endswith(", starts from the reference picture") for line in lines)
+    plain = text_of(plan_of(16000 * 5))
+    for words in ("Adapters", "Worst case", "Side by side", "Chains", "reference picture", "(preview)"):
+        assert words not in plain
+    assert "balanced on wan2.2-s2v-14b" in plain
+    assert "preview on wan2.2-s2v-14b (preview)" in text_of(plan_of(16000 * 5, preset="preview"))

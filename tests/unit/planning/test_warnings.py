@@ -13,6 +13,7 @@ from tests.unit.planning.conftest import seconds
     ("changes", "expected"),
     [
         ({"image_size": (200, 200)}, ["only 200 x 200 pixels", "256 x 256 pixels is smaller than what wan2.2-s2v-14b"]),
+        ({"image_size": (800, 450)}, []),
         ({"image_size": (3000, 1000)}, ["Filling 1024 x 384 cuts 11% of the picture away"]),
         ({"size": "128*192", "image_size": (1920, 1280)}, ["192 x 128 pixels is smaller"]),
     ],
@@ -61,11 +62,15 @@ def sound(**changes: Any) -> StagedSound:
         ),
         ({"faces": StagedFaces(num_faces=1, area_share=0.2, turn=-0.7)}, ["The face is seen from the side"]),
         ({"faces": StagedFaces(num_faces=1, area_share=0.2, confidence=0.3)}, ["Parts of the face seem to be covered"]),
+        ({"faces": StagedFaces(num_faces=1, area_share=0.2, turn=-0.6, confidence=0.5)}, []),
+        ({"faces": StagedFaces(num_faces=1, area_share=0.2, turn=0.61)}, ["The face is seen from the side"]),
+        ({"faces": StagedFaces(num_faces=1, area_share=0.2, confidence=0.49)}, ["Parts of the face seem to be"]),
         ({"sound": sound()}, []),
+        ({"sound": sound(lead_in_seconds=1.99, silent_share=0.5, movement_db=2.0, clipped_share=0.005)}, []),
         ({"sound": sound(lead_in_seconds=2.0)}, ["The speech begins after 2.0 s of silence"]),
-        ({"sound": sound(silent_share=0.6)}, ["60% of the speech is silence"]),
-        ({"sound": sound(movement_db=1.2)}, ["The level changes by only 1.2 dB"]),
-        ({"sound": sound(clipped_share=0.02)}, ["The recording is clipped (2.0% of its samples)"]),
+        ({"sound": sound(silent_share=0.51)}, ["51% of the speech is silence"]),
+        ({"sound": sound(movement_db=1.9)}, ["The level changes by only 1.9 dB"]),
+        ({"sound": sound(clipped_share=0.006)}, ["The recording is clipped (0.6% of its samples)"]),
         ({"sound": sound(movement_db=None, silent_share=1.0, lead_in_seconds=5.0)}, []),
         ({"speech_notes": ("Track 2 is used.", "Channel 1 is used."), "pose_frames": 8}, ["Track", "Channel", "pose"]),
     ],
@@ -83,3 +88,18 @@ def test_pose_video_needs_to_last_as_long_as_a_preview(plan_of: Any) -> None:
     assert len(plan_of(seconds(20), inputs=facts).warnings) == 1
     (preview,) = plan_of(seconds(20), inputs=facts, preset="quick").warnings
     assert preview.startswith("This is a preview")
+
+
+def test_the_face_is_measured_in_what_is_left_of_the_picture(plan_of: Any) -> None:
+    """A face that fills a little less than 5 % of the picture fills more of a video that is cut out of it."""
+    inputs = InputFacts(faces=StagedFaces(num_faces=1, area_share=0.047))
+    (small,) = plan_of(seconds(5), inputs=inputs, image_size=(832, 448)).warnings
+    assert small.startswith("The face fills 4.7% of the frame")
+    assert plan_of(seconds(5), inputs=inputs, image_size=(832, 480)).warnings == ()
+
+
+def test_two_faces_are_one_too_many(plan_of: Any) -> None:
+    """Either of them may talk; the other reasons are told, too."""
+    several, small = plan_of(seconds(5), inputs=InputFacts(faces=StagedFaces(num_faces=2, area_share=0.02))).warnings
+    assert several.startswith("The picture shows 2 faces")
+    assert small.startswith("The face fills 2.1% of the frame")

@@ -1,0 +1,137 @@
+"""The gate of retakes without a rendering: what a budget allows, and what the kept take means for the job."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from s2v_tasks.errors import PermanentError
+from s2v_tasks.rendering.takes import TakeGate, can_afford_retake
+from s2v_tasks.schemas.plan import InheritedClip
+from s2v_tasks.schemas.quality import Finding, Take, TakeRecord
+from s2v_tasks.schemas.request_parsing import parse_request
+from s2v_tasks.storage.layout import JobLayout
+from tests.unit.rendering.test_leader import clip, plan
+from tests.unit.rendering.test_takes import MEASURED, take
+
+FIELDS = {"image_uri": "s3://bucket/a.png", "audio_uri": "s3://bucket/a.wav", "prompt": "A woman speaks."}
+# The plan of four clips is estimated at 12.5 GPU-seconds and 0.10 USD, the same for each clip.
+CLIP_SECONDS = 12.5 / 4
+
+
+def context(used: float = 0.0, wasted: float = 0.0, **settings: float | None) -> Any:
+    """Return a context whose job has spent so many GPU-seconds; all jobs together have spent more."""
+
+    def spending(_group: str, *, job_id: str | None = None) -> list[Any]:
+        others = [] if job_id == "job-1" else [SimpleNamespace(used_gpu_seconds=1e6, wasted_gpu_seconds=1e6)]
+        return [SimpleNamespace(used_gpu_seconds=used, wasted_gpu_seconds=wasted), *others]
+
+    limits = {"max_gpu_seconds": None, "max_cost": None} | settings
+    return SimpleNamespace(
+        job_id="job-1",
+        settings=SimpleNamespace(**limits),
+        metadata=SimpleNamespace(costs=SimpleNamespace(spending=spending)),
+        store=None,
+        layout=JobLayout("job-1"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("ctx", "request_fields", "index", "affordable"),
+    [
+        (context(used=1e9), {}, 1, True),
+        (context(used=CLIP_SECONDS), {"max_gpu_seconds": 4 * CLIP_SECONDS}, 1, True),
+        (context(used=CLIP_SECONDS + 0.01), {"max_gpu_seconds": 4 * CLIP_SECONDS}, 1, False),
+        (context(wasted=CLIP_SECONDS + 0.01), {"max_gpu_seconds": 4 * CLIP_SECONDS}, 1, False),
+        (context(used=3 * CLIP_SECONDS), {"max_gpu_seconds": 4 * CLIP_SECONDS}, 3, True),
+        (context(used=3 * CLIP_SECONDS + 0.01), {"max_gpu_seconds": 4 * CLIP_SECONDS}, 3, False),
+        (context(used=CLIP_SECONDS), {"max_cost": 0.1}, 1, True),
+        (context(used=CLIP_SECONDS), {"max_cost": 0.099}, 1, False),
+        (context(used=CLIP_SECONDS, max_gpu_seconds=12.0), {}, 1, False),
+        (context(used=CLIP_SECONDS, max_cost=0.099), {}, 1, False),
+        (context(used=CLIP_SECONDS, max_gpu_seconds=12.0), {"max_gpu_seconds": 99}, 1, False),
+        (context(used=CLIP_SECONDS, max_gpu_seconds=99.0), {"max_gpu_seconds": 12}, 1, False),
+        (context(used=CLIP_SECONDS, max_gpu_seconds=99.0), {"max_gpu_seconds": 98}, 1, True),
+    ],
+)
+def test_a_retake_needs_room_for_itself_and_all_clips_behind_it(
+    ctx: Any, request_fields: dict[str, Any], index: int, affordable: bool
+) -> None:
+    """The tightest limit of request and installation counts, against what the job itself has spent, used or wasted."""
+    asked = parse_request(FIELDS | request_fields)
+    assert can_afford_retake(ctx, plan(), clip(index), asked) is affordable
+
+
+def test_inherited_clips_need_no_room() -> None:
+    """The estimate of a rerun is that of the clips that it renders."""
+    inherited = tuple(
+        InheritedClip(clip_index=index, fingerprint=f"f{index}", source_job_id="job-0", source_manifest_key="m.json")
+        for index in range(3)
+    )
+    asked = parse_request(FIELDS | {"max_gpu_seconds": 12.5})
+    assert can_afford_retake(context(), plan(inherited=inherited), clip(3), asked)
+    assert not can_afford_retake(context(used=0.1), plan(inherited=inherited), clip(3), asked)
+
+
+def test_a_price_of_nothing_is_no_limit() -> None:
+    """A budget in money says nothing where a GPU costs nothing."""
+    free = plan()
+    free = free.model_copy(update={"estimate": free.estimate.model_copy(update={"cost": 0.0})})
+    assert can_afford_retake(context(used=1e6), free, clip(1), parse_request(FIELDS | {"max_cost": 0.1}))
+
+
+def record(*takes: Take, kept: int | None = None) -> TakeRecord:
+    return TakeRecord(clip_index=1, fingerprint="f", takes=takes, kept=kept)
+
+
+def gate(ctx: Any = None, **fields: Any) -> TakeGate:
+    return TakeGate(ctx or context(), plan(), parse_request(FIELDS | fields))
+
+
+def bad(number: int) -> Take:
+    """Return a take with a finding of each level."""
+    findings = (
+        Finding(level="fail", measure="face_share", message="no face", penalty=11.0),
+        Finding(level="warn", measure="skin_difference", message="a little pale", penalty=1.5),
+    )
+    return Take(take=number, seed=number, fingerprint=f"f{number}", measured=MEASURED, findings=findings,
+                measure_seconds=0.0)  # fmt: skip
+
+
+def test_a_bad_clip_ends_a_job_that_says_so() -> None:
+    """Only with the gate and `after_retakes: stop`; the sentence has what failed, and not what is only a warning."""
+    takes = record(bad(0), bad(1), kept=0)
+    with pytest.raises(PermanentError, match=r"Clip 1 fails .* in all 2 takes.* take 0: no face\. Look at") as stopped:
+        gate(quality="gate", after_retakes="stop").check(clip(1), takes)
+    assert "pale" not in str(stopped.value)
+    gate(quality="gate", after_retakes="stop").check(clip(1), record(take(0, 1.0), kept=0))
+    gate(quality="gate", after_retakes="stop").check(clip(1), None)
+    with capture_logs() as lines:
+        gate(quality="gate").check(clip(1), takes)
+    assert [(line["event"], line["kept"], line["num_takes"], line["problems"]) for line in lines] == [
+        ("retakes_used_up", 0, 2, "no face")
+    ]
+    with capture_logs() as lines:
+        gate(quality="report", after_retakes="stop").check(clip(1), takes)
+    assert lines == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "takes", "number"),
+    [
+        ({"quality": "gate", "max_retakes": 2}, None, 0),
+        ({"quality": "gate", "max_retakes": 2}, record(), 0),
+        ({"quality": "gate", "max_retakes": 2}, record(bad(0)), 1),
+        ({"quality": "gate", "max_retakes": 2}, record(bad(0), bad(1)), 2),
+        ({"quality": "gate", "max_retakes": 1}, record(bad(0), bad(1)), 0),
+        ({"quality": "gate", "max_retakes": 2}, record(bad(0), take(1)), 1),
+        ({"quality": "gate", "max_retakes": 2, "max_gpu_seconds": 1}, record(take(0, 12), take(1, 11)), 1),
+        ({"quality": "report", "max_retakes": 2}, record(bad(0)), 0),
+    ],
+)
+def test_the_next_take_is_the_kept_one_once_that_is_decided(
+    fields: dict[str, Any], takes: TakeRecord | None, number: int
+) -> None:
+    """A bad one is followed by another while retakes and budget last; without the gate there is one."""
+    assert gate(**fields).next_take(clip(1), takes) == number

@@ -46,6 +46,7 @@ def _process(
 COMMAND_MODULES = (
     "approval",
     "bench",
+    "bench_cache",
     "bench_jobs",
     "bench_step",
     "bench_viewers",

@@ -24,7 +24,7 @@ from s2v_tasks.settings import load_settings
 if TYPE_CHECKING:
     from s2v_tasks.metadata.tables import Event
 
-bench = typer.Typer(help="Measure the engine on this machine, with random weights.", no_args_is_help=True)
+bench = typer.Typer(help="Measure the engine on this machine.", no_args_is_help=True)
 app.add_typer(bench, name="bench", rich_help_panel=OPERATORS)
 
 # About 50 million parameters with heads as wide as in the released model, and the dimensions of that model.
@@ -72,39 +72,6 @@ def load(
             f"[yellow]{gigabytes:g} GB load as fast as the processes start: compare loaders with --gigabytes "
             f"{_TELLING_GIGABYTES:g} or more.[/yellow]"
         )
-
-
-@bench.command()
-def cache(
-    preset: PresetName = "50m",
-    size: VideoSize = "256*256",
-    frames: Frames = 16,
-    steps: Annotated[int, typer.Option(min=1, help="Solver steps of the clip.")] = 20,
-    thresholds: Annotated[str, typer.Option(help="Values of S2V_STEP_CACHE to compare.")] = "0.02,0.05,0.1",
-) -> None:
-    """Denoise a clip with the first-block cache at several thresholds; compare time and error with no cache.
-
-    The weights are random: released weights give other errors and other shares of skipped forwards.
-    """
-    from s2v_tasks.engine.models.config import S2VConfig
-    from s2v_tasks.engine.worker import choose_device
-    from s2v_tasks.verification.bench.cache import bench_cache
-    from s2v_tasks.verification.bench.step import StepBench
-
-    width, height = sides(size)
-    config = S2VConfig.from_json(dimensions(preset, {"num_layers": None}))
-    shape = StepBench(config, (latent_frames(frames), height // 8, width // 8))
-    results = bench_cache(shape, steps, _shares(thresholds), choose_device(load_settings().device))
-    table = Table("threshold", "skipped forwards", "seconds", "ratio", "relative error")
-    for result in results:
-        table.add_row(
-            f"{result.threshold:g}" if result.threshold else "off",
-            f"{result.skipped_share:.0%}",
-            f"{result.seconds:.2f}",
-            f"{results[0].seconds / result.seconds:.2f}",
-            f"{result.relative_error:.1e}",
-        )
-    console.print(table)
 
 
 @bench.command()
@@ -163,12 +130,6 @@ def latent_frames(frames: int) -> int:
     if frames % 4:
         raise PermanentError(f"--frames {frames}: expected a multiple of 4.")
     return frames // 4
-
-
-def _shares(text: str) -> list[float]:
-    if not re.fullmatch(r"0?\.\d+(,0?\.\d+)*", text):
-        raise PermanentError(f"--thresholds {text!r}: expected shares between 0 and 1 like 0.02,0.05.")
-    return [float(share) for share in text.split(",")]
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,13 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
+from s2v_tasks.cli import bench_cache as cache_command
 from s2v_tasks.cli import bench_step as bench
 from s2v_tasks.engine.models.config import S2VConfig
 from s2v_tasks.engine.models.transformer import S2VTransformer
@@ -19,6 +21,7 @@ CONFIG = S2VConfig(
     dim=48, ffn_dim=64, num_heads=2, num_layers=2, freq_dim=16, text_dim=12, text_len=8, audio_dim=6,
     audio_inject_layers=(1,),
 )  # fmt: skip
+SAMPLES = Path(__file__).parents[1] / "samples"
 ALONE = Worker(0, 1, torch.device("cpu"))
 TINY = ["--dim", "96", "--layers", "2", "--heads", "2", "--ffn", "128", "--size", "64*64", "--frames", "8"]
 
@@ -79,6 +82,22 @@ def test_a_step_cache_trades_accuracy_for_forwards() -> None:
     assert (small.skipped_share, small.relative_error) == (0, 0)
     assert 0 < large.skipped_share < 1
     assert 0 < large.relative_error < 1
+
+
+def test_a_step_cache_is_judged_with_the_weights_of_a_snapshot(tiny_snapshot_path: Path) -> None:
+    """A clip is rendered from picture and speech; a threshold that skips forwards changes its frames."""
+    options = ["--size", "64*64", "--frames", "8", "--steps", "6", "--thresholds", "0.00001,0.5", "--guide-scale", "1"]
+    inputs = ["--image", str(SAMPLES / "portrait.jpg"), "--audio", str(SAMPLES / "speech.mp3")]
+    command = ["cache", "--json", "--snapshot", str(tiny_snapshot_path), *options]
+    answer = CliRunner().invoke(cache_command.bench, [*command, *inputs], catch_exceptions=False)
+    off, unused, used = json.loads(answer.stdout[answer.stdout.index("{") :])["thresholds"]
+    assert [(row["skipped_share"], row["relative_error"], row["psnr_db"]) for row in (off, unused)] == [
+        (0, 0, None)
+    ] * 2
+    assert 0 < used["skipped_share"] < 1
+    assert 10 < used["psnr_db"] < 100
+    with pytest.raises(PermanentError, match="expected all three"):
+        CliRunner().invoke(cache_command.bench, [*command, *inputs[:2]], catch_exceptions=False)
 
 
 @pytest.mark.parametrize(

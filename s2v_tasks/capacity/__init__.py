@@ -1,1 +1,1 @@
-"""The capacity of an installation: what a job costs beside the GPU, measured, and the queue of many jobs, simulated."""
+"""The capacity of an installation: measured overhead of a job outside the GPU, and a simulation of the job queue."""

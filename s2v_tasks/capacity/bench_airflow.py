@@ -1,4 +1,4 @@
-"""An embedded Airflow of a benchmark, with jobs of its own and the meters of its services.
+"""The separate embedded Airflow of a benchmark: its jobs, and measurements of its services.
 
 Services and Airflow are those of `s2v up`, in a temporary home folder. Each step runs by its production command.
 `capacity.recording` counts in the processes; the rest is read from Airflow's database and from /proc.
@@ -29,19 +29,19 @@ from s2v_tasks.schemas.preset import load_demo_request
 from s2v_tasks.schemas.steps import JOB_DAG
 from s2v_tasks.settings import PREFIX, Settings, config_dir, load_settings
 
-MOST_CLIPS = 9  # so many of `INFER_FRAMES` fit into the sample of speech, with a rest: each job is a preview
+MOST_CLIPS = 9  # the sample of speech is longer than this many clips of `INFER_FRAMES`: each job is a preview
 _INFER_FRAMES = 16
 _POLL_SECONDS = 1.0
-_SETTLING_SECONDS = 30.0  # after its start Airflow works for itself, which is neither idling nor a job
+_SETTLING_SECONDS = 30.0  # Airflow is busy after its start, which is neither idle time nor the cost of a job
 _ENDED = {"success", "failed"}
 _COMPONENTS = ("scheduler", "triggerer", "dag-processor", "api-server")
 
 
 @dataclass(frozen=True)
 class Load:
-    """Jobs of a benchmark, all submitted at once, and the machines that they find.
+    """Jobs of a benchmark, all submitted at once, and the limits of their Airflow.
 
-    `clip_seconds`: time of a clip, without networks; None: the tiny networks render it.
+    `clip_seconds`: simulated time of a clip; None: the tiny networks render it.
     """
 
     jobs: int
@@ -52,7 +52,7 @@ class Load:
     renders: int = 1  # S2V_LOCAL_RENDERS
     workers: int = 4  # worker slots of LocalExecutor
     max_running_jobs: int = 16
-    idle_seconds: float = 30.0  # without a job, before: what Airflow costs for itself
+    idle_seconds: float = 30.0  # before the jobs, to measure an idle Airflow
     most_seconds: float = 3600.0
 
     def job_ids(self) -> list[str]:
@@ -60,7 +60,7 @@ class Load:
         return [f"bench-{number:04}" for number in range(self.jobs)]
 
     def request(self, number: int, folder: Path) -> dict[str, Any]:
-        """Return the request of a job; its prompt is its own, so that it reuses nothing of another job."""
+        """Return the request of a job. Each job has another prompt, so that none reuses artifacts of another."""
         return load_demo_request(folder) | {
             "prompt": f"A drawn portrait speaks, number {number}.",
             "num_clip": self.clips,
@@ -74,7 +74,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Reading:
-    """Meters of the services at one moment."""
+    """Measurements of the services at one moment."""
 
     at: float
     cpu_seconds: dict[str, float]
@@ -141,7 +141,7 @@ class BenchAirflow:
         self._database = services.postgres.ensure_database("airflow")
 
     def start(self) -> None:
-        """Start Airflow and let it settle."""
+        """Start Airflow and wait until it is idle."""
         environment = self.installation.environment(self._database)
         self.installation.start(environment | {"AIRFLOW__CORE__PARALLELISM": str(self._load.workers)})
         time.sleep(_SETTLING_SECONDS)
@@ -198,13 +198,13 @@ class BenchAirflow:
             return connection.execute(query, (JOB_DAG,)).fetchall()
 
     def num_triggers(self) -> int:
-        """Return the number of triggers that were ever created."""
+        """Return the number of triggers created so far."""
         query = "SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM trigger_id_seq"
         with psycopg.connect(self._database) as connection:
             return int((connection.execute(query).fetchone() or [0])[0])
 
     def read(self) -> Reading:
-        """Return the meters of the services now."""
+        """Measure the services now."""
         with psycopg.connect(self._database) as connection:
             databases = connection.execute(
                 "SELECT datname, xact_commit + xact_rollback FROM pg_stat_database WHERE datname IN ('airflow', 's2v')"
@@ -214,7 +214,7 @@ class BenchAirflow:
         return Reading(time.time(), seconds, {name: int(n) for name, n in databases}, int((wal or [0])[0]))
 
     def has_ended(self) -> bool:
-        """Return True if no run is left that goes on."""
+        """Return True if all runs have ended."""
         return all(run["state"] in _ENDED for run in self.rows("SELECT state FROM dag_run WHERE dag_id = %s"))
 
     def heartbeat_age(self) -> float:

@@ -13,7 +13,7 @@ from s2v_tasks.schemas.steps import RENDER_CLIP
 
 @dataclass(frozen=True)
 class Report:
-    """`steps`, `counts` and `calls` are those of every job; `differing` names the jobs that have others."""
+    """`steps`, `counts` and `calls` are equal in all jobs except those in `differing`."""
 
     steps: list[tuple[str, StepCount]]
     counts: JobCounts

@@ -1,8 +1,8 @@
-"""Simulate browsers that show pages of videos, and keep the time and the size of each answer.
+"""Simulate browsers that show pages of videos, and record the time and size of each answer.
 
-A viewer is a visible page: it polls as `web/static/live.js` does, with the ETag of the answer before, and waits between
-an answer and the next question. As `job.js` does, the page of a job loads itself again when the version of its state
-changes, which it does with each event of the job.
+A viewer is a visible page: it polls like `web/static/live.js`, with the ETag of the previous answer, and waits between
+an answer and the next request. Like `job.js`, the page of a job reloads when the version of its state changes, which
+happens with each event of the job.
 """
 
 import http.client
@@ -33,7 +33,7 @@ class Answer:
 
 
 class Browser:
-    """One connection that stays open, as browsers keep theirs."""
+    """One connection that stays open, like that of a browser."""
 
     def __init__(self, url: str) -> None:
         self._connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=120)
@@ -60,7 +60,7 @@ class Browser:
 
 
 class Viewer(threading.Thread):
-    """A page that is shown: of the gallery with `jobs`, or of the single one of them."""
+    """An open page: the gallery with all `jobs`, or the page of the only one."""
 
     def __init__(self, url: str, jobs: Sequence[str], ended: threading.Event, *, is_gallery: bool) -> None:
         super().__init__(daemon=True)
@@ -89,7 +89,7 @@ class Viewer(threading.Thread):
 
 
 def watch(url: str, jobs: Sequence[str], num_viewers: int, seconds: float) -> list[Answer]:
-    """Let viewers watch for a time, half of them the gallery, the others one job each; return all answers."""
+    """Run viewers for a time, half on the gallery, half on the page of one job each; return all answers."""
     ended = threading.Event()
     viewers = [
         Viewer(url, jobs, ended, is_gallery=True)

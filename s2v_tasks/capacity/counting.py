@@ -1,4 +1,4 @@
-"""Turn the records of a benchmark into counts per job, equal on every machine, and times, which differ."""
+"""Compute counts per job (equal on every machine) and times (different) from the records of a benchmark."""
 
 import re
 from collections import Counter
@@ -12,8 +12,8 @@ from s2v_tasks.schemas.steps import PIPELINE
 
 _COMMANDS = {step.command: step.name for step in PIPELINE}
 _CALL = re.compile(r"\[http\.access\].* method=(\w+) path=(\S+) query=(\S*)")
-_IN_TIME = ("heartbeat",)  # last parts of the paths of calls that a task repeats while it runs
-_BUSY_LOOP_SECONDS = 0.05  # a loop of a scheduler without work is shorter
+_IN_TIME = ("heartbeat",)  # last path segments of calls that a running task repeats
+_BUSY_LOOP_SECONDS = 0.05  # an idle loop of the scheduler is shorter
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class StepCount:
 
 @dataclass(frozen=True)
 class JobCounts:
-    """The costs of one job beside the GPU, without those that depend on time."""
+    """The overhead of one job outside the GPU, without the parts that depend on time."""
 
     processes: int
     task_instances: int
@@ -88,7 +88,7 @@ def job_counts(steps: list[tuple[int, StepCount]], tasks: Sequence[Mapping[str, 
 
 
 def api_calls(log: Iterable[str], tasks: Iterable[Mapping[str, Any]]) -> dict[str, Counter[str]]:
-    """Return for each job the calls of the API server that are about it, without heartbeats: method and kind → number.
+    """Return for each job its calls of the API server, without heartbeats: method and kind → number.
 
     `log` is that of the API server, `tasks` are the task instances of all jobs.
     """
@@ -110,7 +110,7 @@ def api_calls(log: Iterable[str], tasks: Iterable[Mapping[str, Any]]) -> dict[st
 
 @dataclass(frozen=True)
 class Times:
-    """Times on this machine; other machines need other times."""
+    """Times, valid for this machine only."""
 
     seconds_per_job: float  # of the whole benchmark, per job
     first_end_seconds: float  # from the submission of all jobs to the end of the first
@@ -119,7 +119,7 @@ class Times:
     loop_seconds_median: float  # of loops in which the scheduler had work
     loop_seconds_longest: float
     loop_cpu_seconds_per_task: float  # of all loops while the jobs ran
-    cpu_seconds_per_job: dict[str, float]  # by component of Airflow, above what it needs without a job
+    cpu_seconds_per_job: dict[str, float]  # by component of Airflow, beyond an idle Airflow
     idle_cpu_share: dict[str, float]  # of a core, without a job
     transactions_per_job: dict[str, float]  # by database, above those without a job
     idle_transactions_per_minute: dict[str, float]

@@ -11,10 +11,11 @@ DAY = 86400.0
 
 @dataclass(frozen=True)
 class Site:
-    """An installation. Seconds: `task` a step on a worker, `visit` a worker that starts or ends a pod,
+    """An installation, with its times in seconds.
 
-    `schedule` the time of a scheduler for one task, `start` a pod from its start to its first solver step, `link` from
-    the end of a clip until the next one asks for a GPU.
+    `task`: a step on a worker; `visit`: a worker starts or ends a pod; `schedule`: a scheduler handles one task;
+    `start`: from the start of a pod to its first solver step; `link`: from the end of a clip until the next clip
+    requests a GPU.
     """
 
     gpus: int
@@ -30,7 +31,7 @@ class Site:
 
 @dataclass(frozen=True)
 class Demand:
-    """Jobs of one kind. `clips` and `clip_seconds` are means; each job and clip has a value of its own around them."""
+    """Jobs of one kind. `clips` and `clip_seconds` are means; the value of each job and clip is random."""
 
     jobs_per_day: float
     seconds: float = DAY  # in which jobs arrive
@@ -58,7 +59,7 @@ class Demand:
 
 @dataclass(eq=False)
 class Job:
-    """One job: the seconds of the clips of each chain, and what happened to it."""
+    """One job: the seconds of the clips of each chain, and its outcome."""
 
     arrived: float
     priority: Priority
@@ -69,5 +70,5 @@ class Job:
     open_chains: int = 0
 
     def weight(self, own: int) -> int:
-        """Return the weight of one of its tasks."""
+        """Return the weight of a task of this job."""
         return task_weight(self.priority, self.arrived, own)

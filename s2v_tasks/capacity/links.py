@@ -1,7 +1,7 @@
 """Split the time between two clips of a chain: from the end of one to the first solver step of the next.
 
-The ends are attempts of the metadata store, the middle is Airflow's task instances, and the parts of a process are
-moments of `capacity.recording`.
+The start and the end come from attempts in the metadata store, the times between from Airflow's task instances, and the
+parts of a process from `capacity.recording`.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,7 +18,7 @@ _MOMENTS = ("created", "imported", "attempt", "loaded", "first_step")
 
 @dataclass(frozen=True)
 class Link:
-    """Seconds between two clips that two processes render, in the order of time.
+    """Seconds between two clips that two processes render, in order.
 
     ending: the first process reports and ends, and Airflow notices; sensor: until the wait of the second clip has
     ended; scheduling: until a worker takes its task; worker: until the process of the step is started; imports: Python

@@ -1,4 +1,4 @@
-"""Run real DAG runs on an embedded Airflow of its own, and collect what they cost beside the GPU."""
+"""Run real DAG runs on a separate embedded Airflow, and collect their overhead outside the GPU."""
 
 import time
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from s2v_tasks.capacity.bench_airflow import Load, Reading, bench_airflow, lines
 
 @dataclass(frozen=True)
 class Measured:
-    """Everything that a benchmark has recorded."""
+    """All records of a benchmark."""
 
     load: Load
     steps: list[dict[str, Any]]  # records of `StepRecorder`

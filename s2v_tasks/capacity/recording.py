@@ -1,11 +1,11 @@
-"""Record in each process of a benchmark what it costs: statements, requests to S3, moments of its start.
+"""Record the costs of each process of a benchmark: statements, requests to S3, moments of its start.
 
 `s2v bench orchestration` puts a module `sitecustomize` on the PYTHONPATH of its own Airflow, and that calls `install`.
 No other process loads this module. A step appends one JSON line to `steps.jsonl` when it ends, the scheduler one line
 to `loops.jsonl` with each of its loops.
 
-With `CLIP_SECONDS` set, the networks are replaced by their time: a render waits so long and encodes drawn frames.
-Everything else of a step is the real one: planning, storage, fingerprints, attempts, video encoding, checks.
+With `CLIP_SECONDS` set, a render waits for that time instead of running the networks, and encodes drawn frames. All
+other parts of a step are real: planning, storage, fingerprints, attempts, video encoding, checks.
 """
 
 import atexit
@@ -44,7 +44,7 @@ def install() -> None:
 
 
 class _AfterImport(MetaPathFinder):
-    """Calls a function with each of some modules as soon as it is imported."""
+    """Calls a function with each of the given modules as soon as it is imported."""
 
     def __init__(self, hooks: dict[str, Callable[[Any], None]]) -> None:
         self._hooks = hooks
@@ -68,8 +68,8 @@ class _AfterImport(MetaPathFinder):
 class StepRecorder:
     """Counts the work of one `s2v` command.
 
-    `statements` and `requests` are those of its work, `polls` those of the threads that repeat themselves in time.
-    `moments`: name → seconds since the epoch.
+    `statements` and `requests` count the work. `polls` counts the statements of periodic threads. `moments`: name →
+    seconds since the epoch.
     """
 
     def __init__(self, path: Path, command: list[str]) -> None:
@@ -82,7 +82,7 @@ class StepRecorder:
         self.polls = 0
 
     def hooks(self) -> dict[str, Callable[[Any], None]]:
-        """Return what is done with each module when it is imported."""
+        """Return the function to call for each module when it is imported."""
         hooks = {
             "s2v_tasks.metadata.session": self._count_statements,
             "s2v_tasks.storage.client": self._count_requests,
@@ -164,7 +164,7 @@ class StepRecorder:
 
 
 def time_loops(module: Any, path: Path) -> None:
-    """Write the duration of each loop of the scheduler, and its CPU time, which other processes do not lengthen."""
+    """Write the duration of each scheduler loop, and its CPU time, which does not depend on other processes."""
     runner = module.SchedulerJobRunner
     schedule = runner._do_scheduling
 

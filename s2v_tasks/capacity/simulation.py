@@ -1,11 +1,11 @@
 """Simulate the queue of many jobs on many GPUs: a discrete-event simulation with a seed.
 
-Jobs arrive at random. They start by priority and age, at most `max_running_jobs` at a time. Each brings its tasks
-through three pools: workers of Airflow, GPUs, and schedulers, which hand each task to its slot. Waiting tasks get a
-slot by `schemas.job.task_weight`, the rule of Airflow's policy. A task holds its slot while it waits for a scheduler.
+Jobs arrive at random. They start by priority and age, at most `max_running_jobs` at a time. Their tasks need slots of
+three pools: workers of Airflow, GPUs, and schedulers, which start each task. Waiting tasks get a slot by
+`schemas.job.task_weight`, the rule of Airflow's policy. A task holds its slot while it waits for a scheduler.
 
 A job is staged and planned on a worker, encoded on a GPU, rendered clip by clip along its chains, and finished on a
-worker. A preempted clip goes on at its last solver step, a failed one begins anew.
+worker. A preempted clip continues at its last solver step. A failed clip starts again.
 """
 
 import heapq
@@ -17,7 +17,7 @@ from statistics import quantiles
 from s2v_tasks.capacity.demand import Demand, Job, Site
 from s2v_tasks.schemas.job import Priority
 
-MOST_RETRIES = 2  # of a clip that fails by itself, as `orchestration.retry_policy.OWN_FAILURES`
+MOST_RETRIES = 2  # of a failing clip, as `orchestration.retry_policy.OWN_FAILURES`
 _RETRY_SECONDS = 10.0
 _FIRST, _ENCODE, _RENDER, _LAST = 1, 3, 5, 6  # weights of the tasks within a run: later ones are larger
 _TASKS_BEFORE, _TASKS_AFTER = 2, 5  # of a job on workers
@@ -25,7 +25,7 @@ _POD_VISITS = 2  # a task in a pod visits a worker when it begins and when it en
 
 
 class Pool:
-    """Slots, and what waits for them: the largest weight first, then the first to come."""
+    """Slots and the queue for them: the largest weight first, then first in, first out."""
 
     def __init__(self, slots: int, clock: Callable[[], float]) -> None:
         self.slots, self.used, self.used_seconds, self.longest = slots, 0, 0.0, 0
@@ -57,7 +57,7 @@ class Pool:
 
 @dataclass
 class Outcome:
-    """The result: shares of the slots in use on average while jobs arrived, and the seconds that jobs waited."""
+    """The result: mean shares of the used slots while jobs arrived, and the seconds that jobs waited."""
 
     jobs: list[Job]
     shares: dict[str, float]  # GPUs, workers, schedulers, running jobs
@@ -68,7 +68,7 @@ class Outcome:
 
     @property
     def saturated(self) -> str:
-        """Return the resource of which the largest share is in use."""
+        """Return the resource with the largest used share."""
         return max(self.shares, key=lambda name: self.shares[name])
 
     def waits(self, priority: Priority | None = None) -> list[float]:
@@ -88,7 +88,7 @@ def percentile(values: list[float], percent: int) -> float:
 
 @dataclass
 class Simulation:
-    """Plays the events in the order of their time until no job is left."""
+    """Processes the events in the order of their time until all jobs have ended."""
 
     site: Site
     demand: Demand
@@ -149,7 +149,7 @@ class Simulation:
         self.pools["workers"].request(job.weight(own), begin)
 
     def _scheduled(self, tasks: int, then: Callable[[], None]) -> None:
-        """Hand tasks over: in the order of their requests, the time of one scheduler for each."""
+        """Start tasks in the order of their requests; each takes the time of one scheduler."""
 
         def end() -> None:
             self.pools["schedulers"].release()
@@ -189,7 +189,7 @@ class Simulation:
         self._in_pod(job, _ENCODE, lambda: seconds, render)
 
     def _render(self, job: Job, clips: list[float], *, saved: float, failures: int) -> None:
-        """Render the clips of a chain that are left; `saved` seconds of the first are done."""
+        """Render the remaining clips of a chain; `saved` seconds of the first are done."""
         made: list[Attempt] = []
 
         def work() -> float:
@@ -211,7 +211,7 @@ class Simulation:
         self._in_pod(job, _RENDER, work, then)
 
     def _attempt(self, clips: list[float], saved: float) -> "Attempt":
-        """Draw the end of a pod that renders these clips."""
+        """Draw at random how a pod that renders these clips ends."""
         demand, rng, at = self.demand, self._rng, self.site.start_seconds
         rate = demand.preemptions_per_hour / 3600
         preempted_at = rng.expovariate(rate) if rate else float("inf")

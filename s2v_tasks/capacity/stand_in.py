@@ -27,7 +27,7 @@ def replace_encoders(module: Any) -> None:
 
 
 def replace_renderer(module: Any, clip_seconds: float) -> None:
-    """Let the renderer of `rendering.renderer` wait for `clip_seconds` and pass drawn frames on."""
+    """Make the renderer of `rendering.renderer` wait for `clip_seconds` and return drawn frames."""
     module.Renderer = type("Renderer", (StandIn,), {"clip_seconds": clip_seconds})
 
 
@@ -44,7 +44,7 @@ class StandIn:
         """Return None: no clip is interrupted."""
 
     def render(self, order: Any, _state: None, take: Any, on_step: Any) -> Any:
-        """Wait, give frames with moving stripes to `take`, and return a motion state of the usual shape."""
+        """Wait, pass frames with moving stripes to `take`, and return a motion state of the usual shape."""
         import torch
 
         from s2v_tasks.engine.clip import MotionState

@@ -1,7 +1,7 @@
-"""Measure many viewers of the page Videos on an Airflow of its own, while jobs run and after they have ended.
+"""Measure many viewers of the Videos page on a separate Airflow, while jobs run and after they have ended.
 
-Windows without and with viewers alternate, so that both meet the same jobs and the same other programs. Afterwards the
-memory of the API server is read while it answers thousands of requests of all kinds.
+Periods without and with viewers alternate, so that both see the same load. Afterwards the memory of the API server is
+measured while it answers thousands of requests of all kinds.
 """
 
 import threading
@@ -26,7 +26,7 @@ _RANGE = {"Range": "bytes=0-65535"}
 
 @dataclass(frozen=True)
 class Watching:
-    """Viewers, and the windows in which they watch: `rounds` of one without and one with them."""
+    """Viewers and measurement windows: `rounds` pairs of one window without and one with viewers."""
 
     viewers: int = 200
     rounds: int = 2
@@ -73,7 +73,7 @@ class ViewersReport:
 
 
 def measure_viewers(load: Load, watching: Watching) -> ViewersReport:
-    """Run the jobs, let people watch them, and read the memory when they have ended."""
+    """Run the jobs with simulated viewers, and measure the memory when they have ended."""
     with bench_airflow(load) as airflow:
         airflow.submit()
         _wait_for_clips(airflow, load)
@@ -129,7 +129,7 @@ def _observe_heartbeat(airflow: BenchAirflow, ended: threading.Event, ages: list
 
 
 def _addresses(job_ids: Sequence[str]) -> list[tuple[str, dict[str, str]]]:
-    """Return addresses of all kinds of answers, with their headers."""
+    """Return URLs of all kinds of answers, with the headers to send."""
     found: list[tuple[str, dict[str, str]]] = []
     for job_id in job_ids:
         job = f"/s2v/job/{job_id}"
@@ -188,7 +188,7 @@ def viewers_report(windows: Sequence[Window], memory: dict[int, int], answers: S
 
 
 def scheduler_times(windows: Sequence[Window]) -> SchedulerTimes:
-    """Return the figures of the scheduler in these windows together."""
+    """Return the figures of the scheduler over these windows."""
     loops = sorted(loop["seconds"] for window in windows for loop in window.loops)
     seconds = sum(window.meters.at for window in windows)
     components = windows[0].meters.cpu_seconds

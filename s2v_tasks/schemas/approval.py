@@ -1,4 +1,4 @@
-"""Approval of clips and videos by people: its states, and what a rejection may ask for."""
+"""Approval of clips and videos by people: its states, and the fields of a rejection."""
 
 from enum import StrEnum
 from typing import Any
@@ -8,14 +8,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.schemas.request_fields import MAX_CLIPS, MAX_PROMPT_CHARACTERS, MAX_SEED
 
-# The options that Airflow shows to a person (Required Actions).
+# The options that Airflow shows under Required Actions.
 APPROVE, REJECT = "Approve", "Reject"
-# An answer within seconds of its question can fail the parked task, which then asks again (apache/airflow#66374).
+# An answer within seconds of the question can fail the waiting task, which then asks again (apache/airflow#66374).
 EARLIEST_ANSWER_SECONDS = 10.0
 
 
 class ApprovalStatus(StrEnum):
-    """Status of one approval. WITHDRAWN: the job ended while somebody was asked."""
+    """Status of one approval. WITHDRAWN: the job ended before an answer."""
 
     WAITING = "waiting"
     APPROVED = "approved"
@@ -50,7 +50,7 @@ class Rejection(BaseModel):
     def first_clip(self, clip_index: int | None) -> int:
         """Return the first clip to render again; `clip_index`: the rejected clip, None for the video.
 
-        PermanentError for a clip behind the rejected one, which is not rendered yet.
+        PermanentError for a later clip than the rejected one: it is not rendered yet.
         """
         if clip_index is None:
             return self.from_clip or 0
@@ -61,7 +61,7 @@ class Rejection(BaseModel):
 
 
 def rejection_of(fields: dict[str, Any]) -> Rejection:
-    """Return the rejection with these fields; PermanentError names the fields that are wrong."""
+    """Return the rejection with these fields; PermanentError lists the wrong fields."""
     try:
         return Rejection.model_validate(fields)
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""Events of a job: their names, and the webhook message about some of them.
+"""Events of a job: their names, and the webhook message that is sent for some of them.
 
 The database stores the names, and webhooks send them.
 """
@@ -20,7 +20,7 @@ class JobEvent(StrEnum):
     JOB_CANCELLED = "job_cancelled"
     JOB_RETRIED = "job_retried"
     CANCEL_REQUESTED = "cancel_requested"
-    REQUEST_REFUSED = "request_refused"  # another request wanted the id of the job
+    REQUEST_REFUSED = "request_refused"  # a different request used the id of the job
     RUN_LOST = "run_lost"  # the DAG run of the job is gone
     CLIP_STARTED = "clip_started"
     CLIP_MEASURED = "clip_measured"
@@ -46,7 +46,7 @@ NOTIFIED_EVENTS = frozenset({
 class WebhookMessage(BaseModel):
     """The body of a webhook message (docs/how-to/webhooks.md).
 
-    A field with the name of a column of the table `jobs` has the value of the job, the others that of the event.
+    Fields that are also columns of the table `jobs` have the value of the job. The others have the value of the event.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)

@@ -1,4 +1,4 @@
-"""The vocabulary of a job: its id, its status, where it came from, its priority, and the states of its parts."""
+"""The vocabulary of a job: its id, status, source and priority, and the states of its parts."""
 
 import hashlib
 import re
@@ -49,7 +49,7 @@ class ClipStatus(StrEnum):
 class AttemptOutcome(StrEnum):
     """Outcome of an attempt to encode or render.
 
-    LOST: its process ended without a report. SUPERSEDED: it rendered a take of a clip of which another take is kept.
+    LOST: its process ended without a report. SUPERSEDED: it rendered a take that is not kept.
     """
 
     RUNNING = "running"
@@ -71,7 +71,7 @@ class Source(StrEnum):
     API = "api"
 
 
-QUEUED_SOURCES = (Source.DROP, Source.BATCH)  # their jobs wait until the queue starts them
+QUEUED_SOURCES = (Source.DROP, Source.BATCH)  # jobs from these sources wait in the queue
 
 Priority = Literal["low", "normal", "high"]
 PRIORITIES: tuple[Priority, ...] = get_args(Priority)  # in ascending order
@@ -96,18 +96,18 @@ def check_job_id(value: str) -> str:
 
 
 def job_slug(text: str, max_characters: int = 40) -> str:
-    """Return the part of a job id that a person can read: `text` in lower-case letters, digits and dashes.
+    """Return the readable part of a job id: `text` in lower-case letters, digits and dashes.
 
-    It is empty where `text` has none of them.
+    It is empty if `text` has none of them.
     """
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:max_characters].strip("-")
 
 
 def job_id_of_run(run_id: str, job_id: object = None) -> str:
-    """Return the job of a DAG run: the `job_id` of its request, else one made from the run id.
+    """Return the job id of a DAG run: the `job_id` of its request, or an id derived from the run id.
 
     "manual__2026-11-22T10:15:30.123456+00:00" becomes "manual-20261122-101530-1a2b3c4d". The hash distinguishes runs
-    whose readable parts are equal. A `job_id` that is not valid is returned as it is: stage_inputs refuses it.
+    whose readable parts are equal. An invalid `job_id` is returned unchanged: stage_inputs refuses it.
     """
     if job_id:
         return str(job_id)
@@ -117,16 +117,16 @@ def job_id_of_run(run_id: str, job_id: object = None) -> str:
 
 
 def run_id_of_start(job_id: str, number: int) -> str:
-    """Return the DAG run id of start `number` of a job, from 1: the job id, then `<job id>--2` and so on."""
+    """Return the DAG run id of the start with this `number`, from 1: the job id, then `<job id>--2` and so on."""
     return job_id if number == 1 else f"{job_id}{START_SEPARATOR}{number}"
 
 
 def task_weight(priority: str | None, submitted_at: float, own: int) -> int:
-    """Return the weight of a task of a job; of two tasks that wait for a slot, the one with the larger weight starts.
+    """Return the weight of a task of a job; the waiting task with the largest weight gets the next slot.
 
-    The priority comes first, then the age of the run, to 10 seconds, then `own`, the weight of the task in its run: a
-    run that has begun ends before a later one begins. `submitted_at`: seconds since the epoch; ages repeat after 11
-    years. An unknown priority counts as the default.
+    The priority counts first, then the age of the run in steps of 10 seconds, then `own`, the weight of the task in its
+    run: a run that has begun ends before a later run begins. `submitted_at`: seconds since the epoch; ages repeat after
+    11 years. An unknown priority counts as the default.
     """
     rank = _RANKS.get(str(priority), _RANKS[DEFAULT_PRIORITY])
     age = _AGES - 1 - int(submitted_at // _AGE_SECONDS) % _AGES

@@ -1,10 +1,10 @@
-"""Manifests: the outputs of a step, its inputs, the program that made them, and the facts that the step keeps in them.
+"""Manifests: outputs and inputs of a step, the program that produced them, and the facts of the step.
 
 A manifest is written last, so its presence means that the outputs are complete.
 
-Facts are typed by step. They have the version of their manifest, `Manifest.schema_version`: within a version fields are
-only added, with a default, so that manifests of earlier programs load. Facts that a later program has added are kept as
-they are. Only the fields that were set are written.
+Each step has its own type of facts. Their version is `Manifest.schema_version`. Within a version fields are only added,
+with a default, so that manifests of earlier programs load. Facts that a later program has added are kept unchanged.
+Only the fields that were set are written.
 """
 
 import hashlib
@@ -39,15 +39,15 @@ class _Values(BaseModel):
 class Facts(_Values):
     """Facts of any step."""
 
-    source_job_id: str | None = None  # the job that made the outputs, where they are copies of another job's
+    source_job_id: str | None = None  # the job that made the outputs, if they are copies
 
     def made_by(self, job_id: str) -> Self:
-        """Return these facts as those of a copy; the job that made the outputs is `job_id` unless it is known."""
+        """Return these facts for a copy; `job_id` made the outputs if no earlier job is recorded."""
         return self if self.source_job_id else self.model_copy(update={"source_job_id": job_id})
 
 
 class StagedFaces(_Values):
-    """Faces of the reference image; the values are those of the face with the best score."""
+    """Faces of the reference image; the values describe the face with the best score."""
 
     num_faces: int
     area_share: float | None = None  # of the picture
@@ -56,7 +56,7 @@ class StagedFaces(_Values):
 
 
 class StagedSound(_Values):
-    """Properties of the level of the speech."""
+    """Properties of the loudness of the speech."""
 
     lead_in_seconds: float
     silent_share: float
@@ -74,7 +74,7 @@ class StagedImage(_Values):
 
 
 class StagedSpeech(_Values):
-    """The speech as decoded: its exact length in samples, the levels in dB of full scale, sentences for its user."""
+    """The decoded speech: its exact length in samples, the levels in dB of full scale, sentences for its user."""
 
     num_samples: int
     sample_rate: int
@@ -113,7 +113,7 @@ class ConditionsFacts(Facts):
 
 
 class PartialClipFacts(Facts):
-    """Facts of an interrupted clip: solver steps that are done, and the seconds that they took."""
+    """Facts of an interrupted clip: the finished solver steps and their seconds."""
 
     solver_step: int
     render_seconds: float = 0.0
@@ -123,9 +123,9 @@ class ClipFacts(Facts):
     """Facts of a rendered clip: the hardware and software that rendered it, its frames, and its cost.
 
     `take`, `seed` and `chain_takes` (the takes of the chain up to this clip) are set only if a retake was kept for this
-    clip or an earlier one of its chain. `mfu` is the planned operations over the render seconds of all attempts and the
-    peak FLOPS of all devices; loading is not counted. It is None where the peak is not known and where the first-block
-    cache skipped operations.
+    clip or an earlier one of its chain. `mfu` is the planned operations divided by the render seconds of all attempts
+    and by the peak FLOPS of all devices, without loading. It is None if the peak is unknown or the first-block cache
+    skipped operations.
     """
 
     device: str | None = None
@@ -144,7 +144,7 @@ class ClipFacts(Facts):
     torch_version: str | None = None
     cudnn_version: str | None = None
     load_seconds: float | None = None
-    skipped_share: float | None = None  # of the evaluations of blocks, by the first-block cache
+    skipped_share: float | None = None  # share of the block evaluations, by the first-block cache
     peak_host_memory_bytes: int | None = None
     peak_gpu_memory_bytes: int | None = None
     start_frame: int
@@ -237,14 +237,14 @@ class Manifest(BaseModel):
         return facts_of_step(info.data["step"], values) if "step" in info.data and isinstance(values, dict) else values
 
     def facts_as(self, kind: type[F]) -> F:
-        """Return the facts of a step that writes `kind`; TypeError where the step writes other facts."""
+        """Return the facts of a step that writes `kind`; TypeError if the step writes other facts."""
         if not isinstance(self.facts, kind):
             raise TypeError(f"facts of {self.step} are {type(self.facts).__name__}: expected {kind.__name__}")
         return self.facts
 
     @property
     def made_at(self) -> datetime | None:
-        """Return the time when the job made the outputs; None where they are copies of another job's."""
+        """Return the time when the job made the outputs; None if they are copies from another job."""
         return None if self.facts.source_job_id else self.finished_at
 
 

@@ -19,7 +19,7 @@ class _Card(BaseModel):
 
 
 class ModelCard(_Card):
-    """Dimensions of a model; the names of its config.json where that has them."""
+    """Dimensions of a model, named as in its config.json if they occur there."""
 
     dim: int = Field(gt=0, description="Width of the transformer.")
     ffn_dim: int = Field(gt=0, description="Width of its feed-forward layers.")
@@ -52,15 +52,17 @@ class GpuCard(_Card):
 
 
 class AdapterCard(_Card):
-    """An adapter (LoRA): its file, its purpose, and sampling that suits it."""
+    """An adapter (LoRA): its file, its purpose, and recommended sampling."""
 
     path: Path = Field(description="Safetensors file: absolute, or relative to the folder that holds the snapshot.")
     sha256: str = Field(pattern="^[0-9a-f]{64}$", description="Digest of the file.")
-    purpose: str = Field(description="What it is for, for people who choose it.")
-    warning: str | None = Field(None, description="What users of it must expect; plans repeat it.")
-    alpha: float | None = Field(None, gt=0, description="Numerator of the scale, where the file states none.")
-    least_matched: float = Field(0.9, gt=0, le=1, description="Share of its modules that the model must have.")
-    sample_steps: int | None = Field(None, ge=1, le=100, description="Steps, where the request gives none.")
+    purpose: str = Field(description="Its purpose, for people who choose it.")
+    warning: str | None = Field(None, description="Its drawbacks for users; each plan repeats them.")
+    alpha: float | None = Field(None, gt=0, description="Numerator of the scale, if the file states none.")
+    least_matched: float = Field(
+        0.9, gt=0, le=1, description="Minimum share of its modules that must exist in the model."
+    )
+    sample_steps: int | None = Field(None, ge=1, le=100, description="Steps, if the request gives none.")
     sample_guide_scale: float | None = Field(None, ge=1, le=20, description="Guidance scale, likewise.")
     sample_shift: float | None = Field(None, ge=1, le=20, description="Shift of the schedule, likewise.")
     sample_solver: Solver | None = Field(None, description="Solver, likewise.")

@@ -28,7 +28,7 @@ class SpeechFacts(_Model):
 
 
 class InputFacts(_Model):
-    """Properties of the staged inputs that lead to warnings; None where they are not known."""
+    """Properties of the staged inputs that lead to warnings; None if unknown."""
 
     speech_notes: tuple[str, ...] = ()
     speech_rms_dbfs: float | None = None
@@ -64,7 +64,7 @@ class Sampling(_Model):
 
 
 class PlannedAdapter(_Model):
-    """An adapter that is merged into the weights: the digest of its file decides what it is."""
+    """An adapter that is merged into the weights; the digest of its file identifies it."""
 
     name: str
     sha256: str
@@ -146,12 +146,12 @@ class Estimate(_Model):
 
 
 class Plan(_Model):
-    """All decisions about a job: later steps decide no number of frames or clips."""
+    """All decisions about a job: later steps do not change the number of frames or clips."""
 
     schema_version: Literal[1] = 1
     job_id: str
     preset: str
-    preview: bool = False  # rendered to look at, with few steps; a rerun with another preset makes the video
+    preview: bool = False  # a quick look with few steps; a rerun with another preset renders the final video
     model: str
     fps: Literal[16] = 16
     width: int
@@ -185,9 +185,9 @@ class Plan(_Model):
         return len(self.cuts) + 1
 
     def digest_of(self, clip: ClipPlan) -> str:
-        """Return the SHA-256 (hex) of everything in the plan that decides how a clip is rendered.
+        """Return the SHA-256 (hex) of the parts of the plan that affect the rendering of a clip.
 
-        That includes the lengths of all clips of its chain, which decide the length of the motion state.
+        They include the lengths of all clips of its chain, which define the length of the motion state.
         """
         later = [other.infer_frames for other in self.clips if other.chain_index == clip.chain_index]
         what = clip.model_dump(mode="json", exclude={"tokens", "pflops"})  # derived by rules that may change
@@ -196,5 +196,5 @@ class Plan(_Model):
 
     @property
     def adapter_fingerprint(self) -> list[Any]:
-        """Return the part of the adapters in fingerprints; empty without adapters, as before there were any."""
+        """Return the part of the adapters in fingerprints; empty without adapters, so that older fingerprints stay."""
         return [{"adapters": [[item.sha256, item.strength] for item in self.adapters]}] if self.adapters else []

@@ -1,6 +1,6 @@
-"""Quality of a talking video: what was measured of its faces, lip sync, seams, colours and sharpness.
+"""Quality of a talking video: measures of its faces, lip sync, seams, colours and sharpness.
 
-Every measure may be None: it could not be taken, for example because no face was found.
+A measure that could not be taken is None, for example because no face was found.
 """
 
 from typing import Annotated, Literal
@@ -16,7 +16,7 @@ class _Record(BaseModel):
 
 
 class ReferenceLook(_Record):
-    """The reference picture, fitted to the video: what the clips are compared with."""
+    """The reference picture, fitted to the video. The clips are compared with it."""
 
     num_faces: int
     face_height: float | None = Field(description="forehead to chin over the height of the picture")
@@ -31,7 +31,7 @@ class FaceQuality(_Record):
 
     share_of_frames: Share = Field(description="frames in which a face was found")
     longest_gap_frames: int = Field(description="longest run of frames without a face")
-    most_faces: int = Field(description="largest number of faces in a frame that was searched for all")
+    most_faces: int = Field(description="largest number of faces in a frame, of those in which all faces are counted")
     height_ratio: float | None = Field(description="height of the face over that in the reference")
     shape_difference: float | None = Field(
         description="rigid landmarks against the reference, shares of the face's height"
@@ -48,7 +48,7 @@ class LipSyncQuality(_Record):
 
     lag_ms: float | None = Field(description="positive: the mouth follows the sound")
     correlation: float | None
-    other_correlation: float | None = Field(description="the same against speech that is not said here")
+    other_correlation: float | None = Field(description="the same for other speech: reversed and rotated")
     speech_share: Share = Field(description="frames in which speech is audible")
     opening_range: float | None = Field(
         description="5th to 95th percentile of the opening, shares of the face's height"
@@ -138,19 +138,19 @@ class Take(_Record):
 
     @property
     def fails(self) -> bool:
-        """Return True if a measure is beyond the limit at which the clip counts as bad."""
+        """Return True if a measure is beyond the limit at which a clip fails."""
         return any(finding.level == "fail" for finding in self.findings)
 
     @property
     def score(self) -> float:
-        """Return the score by which takes are compared: 0 without findings, lower with each; -inf if not measured."""
+        """Return the score of the take: 0 without findings, lower with each finding, -inf if not measured."""
         return -sum(finding.penalty for finding in self.findings) if self.measured else float("-inf")
 
 
 class TakeRecord(_Record):
-    """Content of `clips/<k>/quality.json`: the takes of a clip that were measured, and the one that is kept.
+    """Content of `clips/<k>/quality.json`: the measured takes of a clip, and the kept one.
 
-    `fingerprint` is that of take 0: the record belongs to this clip behind this predecessor and to no other.
+    `fingerprint` is the fingerprint of take 0: the record is valid only for this clip with this predecessor.
     """
 
     schema_version: Literal[1] = 1
@@ -164,7 +164,7 @@ class TakeRecord(_Record):
 
     @property
     def kept_take(self) -> Take | None:
-        """Return the take that is kept; None while that is not decided."""
+        """Return the kept take; None before the decision."""
         return None if self.kept is None else self.takes[self.kept]
 
     def without_series(self) -> "TakeRecord":

@@ -61,7 +61,7 @@ class Expected(_Model):
 
 
 class CheckResult(_Model):
-    """Result of one check; `message` is a sentence for people."""
+    """Result of one check; `message` is one sentence."""
 
     name: str
     ok: bool
@@ -71,9 +71,9 @@ class CheckResult(_Model):
 
 
 class QualityReport(_Model):
-    """Quality of the video, as the clips were measured when they were rendered.
+    """Quality of the video, from the measures of its clips.
 
-    `num_takes`: measured takes of each clip of the plan, 0 for one that was not measured; `kept_takes`: the kept ones.
+    `num_takes`: number of measured takes of each planned clip, 0 if not measured; `kept_takes`: the kept takes.
     """
 
     sentences: tuple[str, ...]

@@ -6,12 +6,13 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 from pydantic.fields import FieldInfo
 
-# Any object name that S3 accepts, without control characters and line ends; storage.locations decides which are read.
+# Any object name that S3 accepts, without control characters and line ends; storage.locations decides which may be
+# read.
 S3_URI_PATTERN = r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/[^\x00-\x1f\x7f-\x9f\u2028\u2029]+$"
 WEBHOOK_URL_PATTERN = r"^https?://[A-Za-z0-9.:\[\]-]+([/?]\S*)?$"
 # The syntax of Kubernetes labels without a key prefix, because labels are copied to pods.
 LABEL_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"
-SIZE_PATTERN = r"^[0-9]{3,4}\*[0-9]{3,4}$"  # not \d, which takes the digits of all scripts
+SIZE_PATTERN = r"^[0-9]{3,4}\*[0-9]{3,4}$"  # not \d, which matches the digits of all scripts
 SIDE_STEP, MIN_SIDE, MAX_SIDE, MAX_AREA = 32, 128, 1280, 1280 * 720
 # A decimal number in ASCII digits: Python also accepts 1_000, nan and the digits of other scripts.
 _NUMBER = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"
@@ -44,7 +45,7 @@ QUALITY = _section("Quality")
 BOOKKEEPING, RERUN, SAMPLING = _section("Budget and bookkeeping"), _section("Rerun"), _section("Sampling")
 
 
-# Fields that do not change the plan of a picture and a speech, and so not its cost.
+# Fields that do not change the plan, and therefore not the cost.
 NOT_PLANNING = frozenset({
     "image_uri", "audio_uri", "pose_video_uri", "prompt", "priority", "labels", "webhook_url", "parent_job_id",
     "from_clip", "approval",
@@ -52,7 +53,7 @@ NOT_PLANNING = frozenset({
 
 
 class AdapterChoice(BaseModel):
-    """An adapter of config/adapters.yaml, and how strongly it changes the weights."""
+    """An adapter of config/adapters.yaml and its strength."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -89,7 +90,7 @@ def parse_size(size: str) -> tuple[int, int]:
 
 
 def plain_number(value: Any, field: FieldInfo) -> Any:
-    """Return `value`; ValueError if the field takes numbers and it is true, false or a text that is no plain number."""
+    """Return `value`; ValueError if the field takes numbers and `value` is true, false or no plain number."""
     if {int, float} & {field.annotation, *get_args(field.annotation)}:
         if isinstance(value, bool):
             raise ValueError("expected a number, not true or false")
@@ -104,7 +105,7 @@ def is_none(value: object) -> bool:
 
 
 def names_a_file(uri: str | None) -> str | None:
-    """Return the URI; ValueError if it is that of a folder."""
+    """Return the URI; ValueError if it names a folder."""
     if uri is not None and uri.endswith("/"):
         raise ValueError("is a folder, not a file: add the name of the file to it")
     return uri
@@ -127,7 +128,7 @@ def is_legal_size(size: str | None) -> str | None:
 
 
 def is_range(steps: list[int] | None) -> list[int] | None:
-    """Return [from, to]; ValueError unless the range has a step."""
+    """Return [from, to]; ValueError if the range is empty."""
     if steps is not None and steps[0] >= steps[1]:
         raise ValueError("expected [from, to] with from below to, such as [0, 10]")
     return steps
@@ -137,12 +138,12 @@ def are_different(adapters: list[AdapterChoice] | None) -> list[AdapterChoice] |
     """Return the adapters; ValueError if one is named twice."""
     names = [adapter.name for adapter in adapters or ()]
     if len(names) != len(set(names)):
-        raise ValueError("names an adapter twice: give each of them once, with its strength")
+        raise ValueError("names an adapter twice: give each adapter once, with its strength")
     return adapters
 
 
 def are_plain(labels: dict[str, str]) -> dict[str, str]:
-    """Return the labels; ValueError for names and values that are no labels of Kubernetes."""
+    """Return the labels; ValueError for names and values that are not valid Kubernetes labels."""
     parts = [*labels, *labels.values()]
     if wrong := [part[:80] for part in parts if not re.fullmatch(LABEL_PATTERN, part)]:
         raise ValueError(

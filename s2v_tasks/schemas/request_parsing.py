@@ -1,7 +1,7 @@
 """Parse requests from untrusted text, and compare requests that name the same job id.
 
-Text and JSON are parsed strictly: what Python accepts beyond the standard is refused. All problems of a request are
-found at once. The same request continues a job. A different request is refused while the job is queued, runs or has
+Text and JSON are parsed strictly: extensions of Python to the standard are refused. All problems of a request are
+reported at once. The same request continues a job. A different request is refused while the job is queued, runs or has
 succeeded. A job that failed or was cancelled may start again with a corrected request.
 """
 
@@ -28,7 +28,7 @@ _DEEPEST = 32  # a request needs two levels
 
 
 def parse_request(data: dict[str, Any]) -> Request:
-    """Return `data` as a request; PermanentError names each bad field, its value and what was expected."""
+    """Return `data` as a request; PermanentError lists each bad field with its value and the expectation."""
     try:
         return Request.model_validate(data)
     except ValidationError as error:
@@ -129,7 +129,7 @@ def decode_text(data: bytes) -> str:
 def parse_json(text: str | bytes) -> Any:
     """Return the value of a JSON text; ValueError for anything else.
 
-    Also refused: NaN, a number that no double can hold, deep nesting, and a key that is given more than once.
+    NaN, numbers beyond the range of a double, deep nesting and repeated keys are refused too.
     """
     if isinstance(text, bytes):
         text = decode_text(text)

@@ -8,7 +8,7 @@ from s2v_tasks.schemas.plan import Plan
 from s2v_tasks.schemas.request import Request
 from s2v_tasks.schemas.request_parsing import parse_request
 
-# Fields that a preset decides where the request leaves them out.
+# Fields that come from the preset if the request omits them.
 SAMPLING_FIELDS = (
     "sample_steps", "sample_guide_scale", "sample_shift", "sample_solver", "guide_steps", "adapters", "step_cache",
 )  # fmt: skip
@@ -18,7 +18,7 @@ _ID_CHARACTERS = 50  # of the earlier job id; the digest of the request follows
 def rerun_request(job_id: str, earlier: Request, fields: Mapping[str, Any], from_clip: int) -> Request:
     """Return the request of job `job_id` with changed fields from a clip on; PermanentError names a bad field.
 
-    Another preset decides the sampling anew.
+    A new preset replaces the sampling.
     """
     kept = earlier.model_dump()
     if fields.get("preset", earlier.preset) != earlier.preset:
@@ -27,14 +27,14 @@ def rerun_request(job_id: str, earlier: Request, fields: Mapping[str, Any], from
 
 
 def rerun_job_id(job_id: str, request: Request) -> str:
-    """Return the id of a rerun, the same for the same changes: the same rerun again is the same job."""
+    """Return the id of a rerun. It depends only on the changes, so a repeated rerun is the same job."""
     return f"{job_id[:_ID_CHARACTERS].rstrip('-')}-r{fingerprint(request.model_dump())[:10]}"
 
 
 def changes_something(earlier: Request, plan: Plan, fields: Mapping[str, Any], from_clip: int) -> bool:
     """Return False if a rerun would only render the existing clips again.
 
-    Clips that the earlier job has inherited may be made from other fields than its own: from there on it is a change.
+    Clips that the earlier job has inherited may have other fields than that job. Rendering them again is a change.
     """
     now = {"prompt": earlier.prompt, "preset": plan.preset, "base_seed": plan.base_seed, "guide_steps": None}
     now |= plan.sampling.model_dump()

@@ -1,4 +1,4 @@
-"""The steps of the pipeline and the DAGs: their names, and what the scheduler must know about each step."""
+"""The steps of the pipeline and the DAGs: their names, and the properties of each step for scheduling."""
 
 from dataclasses import dataclass
 from datetime import timedelta
@@ -25,7 +25,7 @@ class Step:
     """
 
     name: str
-    timeout: timedelta = timedelta(minutes=30)  # of the work alone, without waits for S3, PostgreSQL or a node
+    timeout: timedelta = timedelta(minutes=30)  # of the work only, without waits for S3, PostgreSQL or a node
     pod_retries: int = 10  # a pod may be evicted more often than a step may fail
     is_heavy: bool = False  # needs GPU time: runs in a pod where pods are configured, and is metered by attempts
     is_distributed: bool = False  # runs on S2V_NPROC_PER_NODE processes
@@ -47,7 +47,7 @@ PUBLISH = Step("publish")
 CLOSE_JOB = Step("close_job")
 # Run by Airflow in place of a step that ended without a report; it is not a task.
 RECORD_FAILURE = Step("record_failure")
-# Run by the tasks that wait for a person: `clip.wait` for the clip before, `publish` for the video.
+# Run by the tasks that wait for an approval: `clip.wait` for the previous clip, `publish` for the video.
 ASK_APPROVAL = Step("ask_approval")
 RECORD_APPROVAL = Step("record_approval")
 
@@ -58,7 +58,7 @@ HEAVY_STEPS = tuple(step for step in PIPELINE if step.is_heavy)
 
 
 def step_of_command(command: str) -> Step:
-    """Return the step of an `s2v` command; PermanentError where there is none."""
+    """Return the step of an `s2v` command; PermanentError if there is none."""
     for step in PIPELINE:
         if step.command == command:
             return step

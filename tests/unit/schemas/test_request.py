@@ -68,13 +68,13 @@ def test_legal_sizes(size: str) -> None:
         ({"num_clip": 0}, "num_clip 0: "),
         ({"base_seed": -2}, "base_seed -2: "),
         ({"continuity": "loose"}, "continuity 'loose': input should be 'chained' or 'cut'"),
-        ({"min_chain_seconds": 20}, "belong to continuity cut: set continuity to cut or leave them out"),
-        ({"transition": "crossfade"}, "belong to continuity cut"),
+        ({"min_chain_seconds": 20}, "need continuity cut: set continuity to cut or leave them out"),
+        ({"transition": "crossfade"}, "need continuity cut"),
         (
             {"continuity": "cut", "max_chain_seconds": 19},
             "max_chain_seconds 19 is less than twice min_chain_seconds 10",
         ),
-        ({"parent_job_id": "talk-1"}, "parent_job_id and from_clip make a rerun together: give both or neither"),
+        ({"parent_job_id": "talk-1"}, "a rerun needs both parent_job_id and from_clip: give both or neither"),
         ({"from_clip": 2}, "give both or neither"),
         ({"parent_job_id": "Talk 1", "from_clip": 2}, "parent_job_id 'Talk 1': "),
         ({"approval": "all"}, "approval 'all': input should be 'none', 'result' or 'each_clip'"),
@@ -129,11 +129,11 @@ def test_all_bad_fields_are_named_at_once() -> None:
     ("changes", "problems"),
     [
         ({"infer_frames": 50, "from_clip": 2}, ["infer_frames 50", "give both or neither"]),
-        ({"prompt": None, "transition": "crossfade"}, ["prompt None", "belong to continuity cut"]),
+        ({"prompt": None, "transition": "crossfade"}, ["prompt None", "need continuity cut"]),
         ({"speed": 1, "min_chain_seconds": 20, "from_clip": 1}, ["speed", "continuity cut", "both or neither"]),
         ({"continuity": "loose", "min_chain_seconds": 20}, ["continuity 'loose'"]),
         ({"from_clip": -1}, ["from_clip -1"]),
-        ({"min_chain_seconds": 20, "from_clip": 2}, ["belong to continuity cut", "give both or neither"]),
+        ({"min_chain_seconds": 20, "from_clip": 2}, ["need continuity cut", "give both or neither"]),
     ],
 )
 def test_fields_that_do_not_fit_each_other_are_named_beside_bad_ones(

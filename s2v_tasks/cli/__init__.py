@@ -69,9 +69,9 @@ def load_commands() -> None:
 
 
 def main() -> None:
-    """Run the command line; errors become one sentence on stderr and their exit code."""
+    """Run the command line; an error is printed as one sentence on stderr and sets the exit code."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        # A rank has a session of its own: it would outlive a killed torchrun.
+        # A rank has its own session, so it would survive a killed torchrun.
         end_with_parent(signal.SIGKILL)
     load_commands()
 
@@ -98,7 +98,7 @@ def _leave(exit_code: int, message: str) -> None:
 
 
 def leave_error(exit_code: int, message: str) -> None:
-    """Write exit code and message to the file that the parent named: torchrun hides both from its caller.
+    """Write exit code and message to the file that the parent process chose: torchrun hides both from its caller.
 
     Of several ranks, only the first failure is written: the others fail because of it. In a pod the file is the
     termination message of the container. It exists from the start, and Kubernetes keeps 4096 bytes of it.

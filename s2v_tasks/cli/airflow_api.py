@@ -1,4 +1,4 @@
-"""Airflow's REST API: the runs of the DAG that makes videos, and those whose jobs the database does not have yet."""
+"""Airflow's REST API: runs of the DAG that makes videos, including runs whose jobs are not in the database yet."""
 
 import json
 import urllib.error
@@ -23,14 +23,14 @@ _DAG_PATH = f"/api/v2/dags/{JOB_DAG}"
 _TIMEOUT_SECONDS = 30.0
 _PAGE = 100
 HOW_TO_UNPAUSE = (
-    f"the DAG {JOB_DAG} is paused in Airflow, where new DAGs begin paused: nothing starts until it is unpaused, by its "
-    "switch in the UI or by `--unpause` of `s2v submit`"
+    f"the DAG {JOB_DAG} is paused in Airflow, as all new DAGs are: no run starts. Unpause it in the UI or with "
+    "`--unpause` of `s2v submit`"
 )
 _ENDED = ("failed", "success")
 
 
 class AirflowApi:
-    """Speaks with one API server. Nothing is contacted before the first call."""
+    """Client of one API server. It connects at the first call."""
 
     def __init__(self, url: str, user: str | None = None, password: str | None = None, token: str | None = None):
         self.url = url.rstrip("/")
@@ -61,11 +61,13 @@ class AirflowApi:
         return None if status == 404 else answer
 
     def trigger(self, run_id: str, conf: dict[str, Any]) -> bool:
-        """Start a run; False when there is one with this id. PermanentError when Airflow refuses the fields."""
+        """Start a run; return False if a run with this id exists. PermanentError if Airflow refuses the fields."""
         body = {"dag_run_id": run_id, "logical_date": None, "conf": conf}
         status, answer = self._call("POST", self._path(), body)
         if status == 404:
-            raise ConfigurationError(f"Airflow at {self.url} has no DAG {JOB_DAG!r}: give it the folder dags/.")
+            raise ConfigurationError(
+                f"Airflow at {self.url} has no DAG {JOB_DAG!r}: set its DAGs folder to dags/ of this project."
+            )
         if status in {400, 422}:
             sentence = str(answer.get("detail", answer)).partition("\n")[0]  # without the schema that Airflow adds
             raise PermanentError(f"Airflow refuses the request: {sentence}")
@@ -110,7 +112,7 @@ class AirflowApi:
         return list(page.get("hitl_details", []))
 
     def answer(self, question: dict[str, Any], option: str, fields: dict[str, Any]) -> bool:
-        """Answer one of `open_questions`; return False if somebody was faster."""
+        """Answer one of `open_questions`; return False if it was answered before."""
         task = question["task_instance"]
         path = f"{self._path(task['dag_run_id'])}/taskInstances/{quote(task['task_id'], safe='')}/{task['map_index']}"
         body = {"chosen_options": [option], "params_input": fields}
@@ -120,7 +122,7 @@ class AirflowApi:
         return status == 200
 
     def fail(self, run_id: str) -> None:
-        """End a run: its tasks get their signal, what has not begun is skipped, teardowns still run."""
+        """End a run: running tasks get a signal, other tasks are skipped, teardowns still run."""
         self._call("PATCH", self._path(run_id), {"state": "failed"})
 
     def _path(self, run_id: str | None = None) -> str:
@@ -156,7 +158,7 @@ class AirflowApi:
         if status in {401, 403}:
             raise ConfigurationError(
                 f"Airflow at {self.url} refuses the account ({status}): check S2V_AIRFLOW_USER and "
-                "S2V_AIRFLOW_PASSWORD, or S2V_AIRFLOW_TOKEN, and what they are allowed to do."
+                "S2V_AIRFLOW_PASSWORD, or S2V_AIRFLOW_TOKEN, and their permissions."
             )
         if status in {400, 404, 409, 422}:
             return status, answer
@@ -164,7 +166,7 @@ class AirflowApi:
 
 
 def _object(data: bytes) -> dict[str, Any]:
-    """Return the JSON object of an answer; for an answer without one, its text is the detail."""
+    """Return the JSON object of an answer; other answers become an object with their text as `detail`."""
     try:
         parsed = json.loads(data)
     except ValueError:
@@ -183,14 +185,14 @@ class AwaitedRun:
 
     @property
     def sentence(self) -> str:
-        """Return what the run waits for."""
+        """Return the state of the waiting run in one sentence."""
         text = f"Job {self.job_id} has not begun: its run {self.run_id} is {self.state}"
         return f"{text}, and {HOW_TO_UNPAUSE}." if self.dag_is_paused else f"{text} in Airflow."
 
     def check_begins(self, job: "Job | None" = None) -> None:
-        """Raise when the run has ended, so that the job, which was looked up later, never begins.
+        """Raise if the run has ended before the job was read: the job will not begin.
 
-        JobTakenError where another request has the job, else TransientError.
+        JobTakenError if the job belongs to another request, else TransientError.
         """
         if self.state not in _ENDED:
             return
@@ -198,13 +200,13 @@ class AwaitedRun:
             if event.event == JobEvent.REQUEST_REFUSED and event.detail["dag_run_id"] == self.run_id:
                 raise JobTakenError(event.detail["error"])
         raise TransientError(
-            f"Run {self.run_id} of job {self.job_id} is {self.state} in Airflow before its first step: see the "
-            "log of its first task there."
+            f"Run {self.run_id} of job {self.job_id} is {self.state} in Airflow before its first step: see the log of "
+            "its first task in Airflow."
         )
 
 
 def find_run(job_id: str, run_id: str | None = None) -> AwaitedRun | None:
-    """Return the run `run_id` of a job, else its newest active run, else the run of its name; None if there is none."""
+    """Return the run `run_id` of a job, else its newest active run, else the run named after it, else None."""
     settings = load_settings()
     if settings.airflow_url is None:
         return None
@@ -223,7 +225,7 @@ def job_of_run(run: dict[str, Any]) -> str:
 
 
 class Waiting:
-    """Prints to stderr what a job waits for, whenever that changes."""
+    """Prints to stderr the reason for which a job waits, whenever it changes."""
 
     def __init__(self, find: Callable[[], AwaitedRun | None]) -> None:
         self._find = find
@@ -231,7 +233,7 @@ class Waiting:
         self.run: AwaitedRun | None = None
 
     def ask(self) -> None:
-        """Ask Airflow for the run; an Airflow that does not answer is reported and asked again the next time."""
+        """Get the run from Airflow; if Airflow does not answer, report it and try again at the next call."""
         try:
             self.run = self._find()
         except TransientError as error:

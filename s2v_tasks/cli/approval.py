@@ -20,9 +20,9 @@ JobId = Annotated[str, typer.Argument(help="The job.")]
 
 @app.command(rich_help_panel=PEOPLE)
 def approve(job_id: JobId, as_json: AsJson = False) -> None:
-    """Approve the clip or the video that a job waits for; the job goes on within seconds.
+    """Approve the clip or the video for which a job waits; the job continues within seconds.
 
-    Airflow records the account of S2V_AIRFLOW_USER as the one who approved.
+    Airflow records the account of S2V_AIRFLOW_USER as the approver.
     """
     _answer(job_id, APPROVE, {}, as_json=as_json)
 
@@ -33,14 +33,14 @@ def reject(
     note: Annotated[str | None, typer.Option(help="Why it is rejected.")] = None,
     from_clip: Annotated[
         int | None,
-        typer.Option(min=0, help="First clip to render again, from 0. Left out: the rejected clip, or all clips."),
+        typer.Option(min=0, help="First clip to render again, from 0. Omitted: the rejected clip, or all clips."),
     ] = None,
     prompt: Annotated[str | None, typer.Option(help="Another prompt.")] = None,
     base_seed: Annotated[int | None, typer.Option(help="Another seed.")] = None,
     sample_steps: Annotated[int | None, typer.Option(help="Another number of solver steps.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Reject the clip or the video that a job waits for. The job ends as cancelled.
+    """Reject the clip or the video for which a job waits. The job ends as cancelled.
 
     With a changed field, a new job keeps the clips before --from-clip and renders the others again. It is the job that
     `s2v rerun` would make, and it has the same approval.
@@ -52,7 +52,7 @@ def reject(
 
 
 def _answer(job_id: str, option: str, fields: dict[str, Any], *, as_json: bool) -> None:
-    """Give the answer to Airflow, which takes none at once; PermanentError if the job waits for no answer."""
+    """Send the answer to Airflow, not before it is accepted; PermanentError if the job waits for no answer."""
     from s2v_tasks.cli.airflow_api import AirflowApi
 
     api = AirflowApi.from_settings(load_settings())
@@ -62,7 +62,7 @@ def _answer(job_id: str, option: str, fields: dict[str, Any], *, as_json: bool) 
         time.sleep(max(0.0, EARLIEST_ANSWER_SECONDS - age.total_seconds()))
     if question is None or not api.answer(question, option, fields):
         raise PermanentError(
-            f"Job {job_id} waits for no approval: expected a job with approval whose clip or video is not judged yet. "
+            f"Job {job_id} waits for no approval: expected a job with an open question about a clip or the video. "
             f"See `s2v job {job_id}`."
         )
     if as_json:

@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 bench = typer.Typer(help="Measure the engine on this machine.", no_args_is_help=True)
 app.add_typer(bench, name="bench", rich_help_panel=OPERATORS)
 
-# About 50 million parameters with heads as wide as in the released model, and the dimensions of that model.
+# About 50 million parameters with the head size of the released model; and the released model.
 PRESETS = {
     "50m": {"dim": 512, "ffn_dim": 1408, "num_heads": 4, "num_layers": 8},
     "14b": {"dim": 5120, "ffn_dim": 13824, "num_heads": 40, "num_layers": 40},
 }
-# Below this size the start of the processes takes as long as the loading.
+# Below this size the start of the processes takes as long as loading.
 _TELLING_GIGABYTES = 2.0
 PresetName = Annotated[str, typer.Option(help=f"Dimensions: {', '.join(PRESETS)}; other options replace single ones.")]
 Dim = Annotated[int | None, typer.Option(min=64, help="Width of the transformer.")]
@@ -51,7 +51,7 @@ def load(
     ranks: Annotated[int, typer.Option(min=1, max=8, help="Processes that load at the same time.")] = 2,
     naive: Annotated[bool, typer.Option(help="Also measure a loader with two copies in host memory.")] = True,
 ) -> None:
-    """Load a checkpoint of a given size from the page cache; the ratio is to one thread on as many ranks."""
+    """Load a checkpoint of a given size from the page cache; compare with one thread on the same number of ranks."""
     from s2v_tasks.verification.bench.load import bench_load
 
     results = bench_load(gigabytes * 1e9, ranks, _device(), with_naive=naive)
@@ -69,7 +69,7 @@ def load(
     console.print(table)
     if gigabytes < _TELLING_GIGABYTES:
         console.print(
-            f"[yellow]{gigabytes:g} GB load as fast as the processes start: compare loaders with --gigabytes "
+            f"[yellow]{gigabytes:g} GB load faster than the processes start: compare loaders with --gigabytes "
             f"{_TELLING_GIGABYTES:g} or more.[/yellow]"
         )
 
@@ -84,7 +84,7 @@ def decode(
         bool, typer.Option("--bfloat16", help="Also in bfloat16, with its error against float32.")
     ] = False,
 ) -> None:
-    """Decode and encode a later clip of a chain: decode all frames, only the clip, and the clip on several ranks."""
+    """Decode and encode a later clip of a chain: all frames, only the clip, and the clip on several ranks."""
     from s2v_tasks.verification.bench.decode import DecodeBench, bench_decode
 
     width, height = sides(size)
@@ -137,7 +137,7 @@ class TaskTime:
     """Seconds of one task.
 
     `before`: from the end of the previous task to the start by Airflow. `around`: in the task, outside the work of its
-    step (processes, imports, connections). `work`: time that the step measured, 0 for a task without a step.
+    step (processes, imports, connections). `work`: measured by the step, 0 for a task without a step.
     """
 
     task: str
@@ -171,19 +171,19 @@ def tasks(
         name = time.task if time.map_index < 0 else f"{time.task} [{time.map_index}]"
         table.add_row(name, f"{time.before:.1f}", f"{time.around:.1f}", f"{time.work:.1f}")
     console.print(table)
-    console.print(f"outside the work: {outside:.1f} of {whole:.1f} s, the waits of the clips left out")
+    console.print(f"outside the work: {outside:.1f} of {whole:.1f} s, without the waits of the clips")
 
 
 def task_times(instances: Iterable[Mapping[str, Any]], events: Iterable["Event"]) -> Iterator[TaskTime]:
     """Return the seconds of each task that ran, in the order of their starts.
 
-    `instances` are task instances as Airflow's REST API gives them, `events` those of the job.
+    `instances`: task instances from Airflow's REST API; `events`: events of the job.
     """
     ran = sorted((i for i in instances if i["start_date"] and i["end_date"]), key=lambda i: i["start_date"])
     work = _work_seconds(events)
     for instance in ran:
         start, end = _moment(instance, "start_date"), _moment(instance, "end_date")
-        # A wait ends when the clip before it is rendered: what follows it is its own render.
+        # A wait ends when the previous clip is rendered: its own render follows.
         earlier = [_moment(other, "end_date") for other in ran if _moment(other, "end_date") <= start]
         before = (start - max(earlier)).total_seconds() if earlier else 0.0
         step, position = instance["task_id"].rpartition(".")[2], max(instance["map_index"], 0)

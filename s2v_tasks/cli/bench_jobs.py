@@ -1,4 +1,4 @@
-"""`s2v bench orchestration` and `s2v bench queue`: what jobs cost beside the GPU, and a simulation of many of them."""
+"""`s2v bench orchestration` and `s2v bench queue`: overhead of jobs outside the GPU, and simulation of the queue."""
 
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 def orchestration(
     jobs: Annotated[int, typer.Option(min=1, max=1000, help="Jobs that are submitted at once.")] = 2,
     clips: Annotated[int, typer.Option(min=1, max=9, help="Clips of each job, in one chain.")] = 2,
-    clip_seconds: Annotated[float, typer.Option(min=0.0, help="Time of a clip, in which nothing is computed.")] = 15.0,
+    clip_seconds: Annotated[float, typer.Option(min=0.0, help="Simulated time of a clip, without computation.")] = 15.0,
     render: Annotated[bool, typer.Option("--render", help="Render with the tiny networks instead.")] = False,
     clips_per_pod: Annotated[int, typer.Option(min=1, max=9, help="As the field of the request.")] = 1,
-    renders: Annotated[int, typer.Option(min=1, help="Clips at the same time, like S2V_LOCAL_RENDERS.")] = 2,
+    renders: Annotated[int, typer.Option(min=1, help="Clips rendered at the same time, like S2V_LOCAL_RENDERS.")] = 2,
     workers: Annotated[int, typer.Option(min=1, help="Tasks that Airflow runs at the same time.")] = 4,
-    idle_seconds: Annotated[float, typer.Option(min=1.0, help="Time without a job, measured before.")] = 60.0,
+    idle_seconds: Annotated[float, typer.Option(min=1.0, help="Time without jobs, measured first.")] = 60.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Run jobs through an Airflow of its own and count what each costs beside the GPU.
+    """Run jobs on a separate embedded Airflow and count the overhead of each job outside the GPU.
 
-    Steps, stores and Airflow are the real ones, in a temporary folder; only the networks are left out. The counts are
-    equal in each run of equal --clips and --clips-per-pod; times depend on the machine. docs/capacity.md explains them.
+    Steps, stores and Airflow are real, in a temporary folder; only the networks are replaced. For the same --clips and
+    --clips-per-pod the counts are always equal; times depend on the machine. docs/capacity.md explains them.
     """
     from s2v_tasks.capacity.bench_airflow import Load
     from s2v_tasks.capacity.benchmark_report import report
@@ -122,16 +122,16 @@ def queue(
     schedulers: Annotated[int, typer.Option(min=1, help="Replicas of the scheduler.")] = 8,
     schedule_seconds: Annotated[float, typer.Option(min=0, help="Time of a scheduler for one task.")] = 0.35,
     max_running_jobs: Annotated[
-        int, typer.Option(min=1, help="Jobs at the same time, like S2V_MAX_RUNNING_JOBS.")
+        int, typer.Option(min=1, help="Jobs running at the same time, like S2V_MAX_RUNNING_JOBS.")
     ] = 1600,
     preemptions_per_hour: Annotated[float, typer.Option(min=0, help="Of a GPU in use.")] = 0.05,
     failures: Annotated[float, typer.Option(min=0, max=1, help="Share of the attempts at a clip that fail.")] = 0.01,
     seed: Annotated[int, typer.Option(help="Of all that is drawn at random.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Simulate the queue of an installation: shares of its parts in use, and the time that jobs wait.
+    """Simulate the queue of an installation: utilisation of its resources, and the time that jobs wait.
 
-    A day with 100,000 jobs takes about half a minute. The rule of priorities is that of the product.
+    A day with 100,000 jobs takes about half a minute. Tasks are ordered by the rule of the real system.
     """
     from s2v_tasks.capacity.demand import Demand, Site
     from s2v_tasks.capacity.simulation import Simulation

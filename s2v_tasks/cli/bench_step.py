@@ -131,9 +131,9 @@ def scaling(
     repeats: Repeats = 3,
     layout: LayoutName = "auto",
 ) -> None:
-    """Time a denoising step on several numbers of ranks of this machine, and compare with the first number.
+    """Time a denoising step on different numbers of ranks of this machine, and compare with the first number.
 
-    On a CPU the ranks share its cores: there the table shows the cost of the exchanges only.
+    On a CPU the ranks share the cores, so the table shows only the cost of the exchanges.
     """
     options = ["--preset", preset, "--size", size, "--frames", str(frames), "--repeats", str(repeats), "--json"]
     table = Table("ranks", "layout", "s per step", "speedup", "efficiency")
@@ -153,7 +153,7 @@ def scaling(
 
 
 def _measure_step(measured: "StepBench", given: dict[str, Any], *, profile: bool) -> dict[str, Any] | None:
-    """Return the report that `step` prints; None on all ranks but the leader."""
+    """Return the report that `step` prints; None on all ranks except the leader."""
     from s2v_tasks.engine.worker import open_worker
     from s2v_tasks.planning.estimate import ClipShape, clip_tokens, forward_flops
     from s2v_tasks.rendering.progress import peak_flops_per_second

@@ -1,4 +1,4 @@
-"""`s2v bench viewers`: people who watch the page Videos, the scheduler beside them, and the memory of the server."""
+"""`s2v bench viewers`: the effect of viewers of the Videos page on scheduler and API server."""
 
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
@@ -17,19 +17,23 @@ if TYPE_CHECKING:
 @bench.command()
 def viewers(
     number: Annotated[int, typer.Option("--viewers", min=1, max=2000, help="Pages that are shown.")] = 200,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds of one window without and one with viewers.")] = 2,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Number of pairs of a window without and a window with viewers.")
+    ] = 2,
     window_seconds: Annotated[float, typer.Option(min=5.0, help="Time of each window.")] = 60.0,
     jobs: Annotated[int, typer.Option(min=1, max=24, help="Jobs that run meanwhile.")] = 4,
     clips: Annotated[int, typer.Option(min=1, max=9, help="Clips of each job.")] = 5,
-    clip_seconds: Annotated[float, typer.Option(min=0.0, help="Time of a clip, in which nothing is computed.")] = 60.0,
-    requests: Annotated[int, typer.Option(min=0, help="Requests while the memory is read, after the jobs.")] = 10_000,
-    warm_up: Annotated[int, typer.Option(min=1, help="Requests before the first reading of the memory.")] = 1_000,
+    clip_seconds: Annotated[float, typer.Option(min=0.0, help="Simulated time of a clip, without computation.")] = 60.0,
+    requests: Annotated[
+        int, typer.Option(min=0, help="Requests during the measurement of memory, after the jobs.")
+    ] = 10_000,
+    warm_up: Annotated[int, typer.Option(min=1, help="Requests before the first measurement of memory.")] = 1_000,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Let people watch jobs on an Airflow of its own; compare the scheduler with and without them in one run.
+    """Simulate viewers of jobs on a separate Airflow; compare the scheduler with and without viewers in one run.
 
-    Half of the viewers show the gallery, half the page of one job; each polls as the script of its page does. The jobs
-    must run longer than all windows. Then the memory of the API server is read over requests of all kinds.
+    Half of the viewers show the gallery, half the page of one job; each polls like the script of its page. The jobs
+    must run longer than all windows. Then the memory of the API server is measured over requests of all kinds.
     """
     from s2v_tasks.capacity.bench_airflow import Load
     from s2v_tasks.capacity.viewers import Watching, measure_viewers

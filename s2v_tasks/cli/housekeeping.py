@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def housekeeping(
     apply: Annotated[bool, typer.Option("--apply/--dry-run", help="Make the changes, or only list them.")] = False,
     gone_run: Annotated[
-        list[str] | None, typer.Option(help="A DAG run that ended or does not exist. Default: ask Airflow.")
+        list[str] | None, typer.Option(help="A DAG run that ended or does not exist. Default: Airflow is asked.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole listing.")] = False,
 ) -> None:

@@ -1,4 +1,4 @@
-"""Jobs that arrive as files: sweep the drop folder, check and start batches, and pass on the queue of waiting jobs."""
+"""Jobs from files: sweep the drop folder, check and start batches, and list the waiting jobs for Airflow."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,7 +38,7 @@ def sweep_drops() -> None:
 def check_batch(manifest_uri: ManifestUri, as_json: AsJson = False) -> None:
     """Check every row of a manifest and its files, and list all errors; exit code 65 if there are any.
 
-    A row has the number of its first line, counted from 1 with the heading of a CSV.
+    Rows are identified by their first line, counted from 1 including the heading of a CSV.
     """
     from dataclasses import asdict
 
@@ -79,7 +79,7 @@ def batch_state(batch_id: BatchId) -> None:
 
 @app.command(rich_help_panel=INGESTION)
 def summarise_batch(batch_id: BatchId) -> None:
-    """Write the outcome of each row, and a summary, beside the manifest."""
+    """Write the outcome of each row and a summary to files next to the manifest."""
     with _batches() as batches:
         print_json(batches.summarise(batch_id), indent=None)
 
@@ -112,7 +112,7 @@ def next_jobs() -> None:
 
 @app.command(rich_help_panel=INGESTION)
 def mark_started(job_ids: Annotated[list[str], typer.Argument(help="Jobs that have a DAG run now.")]) -> None:
-    """Record that jobs have a DAG run and wait no longer."""
+    """Record that jobs have a DAG run and no longer wait."""
     with open_metadata_store() as metadata:
         metadata.queue.mark_started(job_ids)
     print_json({"started": len(job_ids)}, indent=None)

@@ -1,4 +1,4 @@
-"""`s2v db`, `s2v snapshot`, `s2v check`, `s2v parity`: prepare an installation, and check all that jobs need of it."""
+"""`s2v db`, `s2v snapshot`, `s2v check`, `s2v parity`: prepare an installation, and check the requirements of jobs."""
 
 from pathlib import Path
 from typing import Annotated
@@ -87,7 +87,7 @@ def snapshot_init_talker(folder: Annotated[Path, typer.Argument(help="Folder to 
 def snapshot_verify(
     folder: Annotated[Path, typer.Argument(help="Folder of the snapshot, which contains SHA256SUMS.")],
 ) -> None:
-    """Compare all weight files with the sha256 digests of SHA256SUMS, as `sha256sum` writes them."""
+    """Compare all weight files with the digests in SHA256SUMS (format of `sha256sum`)."""
     from s2v_tasks.engine.loading.identity import verify_checksums
 
     typer.echo(f"{verify_checksums(folder)} files are as listed")
@@ -98,11 +98,11 @@ def parity(
     folder: Annotated[Path, typer.Argument(help="Folder with golden files.")],
     nproc: Annotated[int, typer.Option(min=1, help="Processes that share each forward and loop, on the CPU.")] = 1,
     layout: Annotated[
-        str, typer.Option(help="How they share the work: auto, or parts like cfg2,ulysses2,fsdp.")
+        str, typer.Option(help="Layout of several ranks: auto, or parts like cfg2,ulysses2,fsdp.")
     ] = "auto",
     device: Annotated[str, typer.Option(help="cpu, or cuda on one process.")] = "cpu",
     dtype: Annotated[
-        str, typer.Option(help="float32, or bfloat16: forwards of the transformer alone, with their own tolerances.")
+        str, typer.Option(help="float32, or bfloat16: only forwards of the transformer, with separate tolerances.")
     ] = "float32",
 ) -> None:
     """Compare this engine with recorded tensors; exit code 1 when a case is outside its tolerance."""

@@ -35,7 +35,7 @@ def cancel(
 ) -> None:
     """Cancel a job: its processes and pods stop. Finished clips are kept for a later start or rerun.
 
-    Exit codes: 0 the job is cancelled, 65 it had ended before, 75 its end is not confirmed yet.
+    Exit codes: 0: the job is cancelled; 65: it had ended before; 75: its end is not confirmed yet.
     """
     with open_metadata_store() as metadata:
         status = metadata.jobs.request_cancel(job_id)
@@ -53,7 +53,7 @@ def cancel(
 
 
 def _end_runs(job_id: str) -> list[str]:
-    """End the job's runs in Airflow and return their ids. The steps of the job end without Airflow, too."""
+    """End the job's runs in Airflow and return their ids. The steps of the job also end without Airflow."""
     from s2v_tasks.cli.airflow_api import AirflowApi, job_of_run
 
     settings = load_settings()
@@ -65,7 +65,7 @@ def _end_runs(job_id: str) -> list[str]:
         for run_id in runs:
             api.fail(run_id)
     except TransientError as error:
-        typer.echo(f"{error} The steps of the job end without it.", err=True)
+        typer.echo(f"{error} The steps of the job end without Airflow.", err=True)
         return []
     return runs
 
@@ -77,7 +77,7 @@ def _await_end(metadata: "MetadataStore", job_id: str, ended_runs: list[str]) ->
         job = metadata.jobs.get(job_id)
         assert job is not None  # noqa: S101 - it existed a moment ago
         if job.status == JobStatus.QUEUED and job.dag_run_id is None and not ended_runs:
-            metadata.jobs.cancel(job_id)  # it waits in the queue: no step runs that could confirm the cancel
+            metadata.jobs.cancel(job_id)  # the job waits in the queue: no step runs that could confirm the cancellation
         elif job.status == JobStatus.CANCELLED:
             return job.reason or ""
         elif job.has_ended:
@@ -144,7 +144,7 @@ def _find(
         chosen = [job for job in reversed(jobs) if not job_ids or job.job_id in job_ids]
         found = []
         for job in chosen:
-            # Only the record of one job has its events, by which its exit code is known.
+            # The exit code is known from the events, which only the record of a single job has.
             full = metadata.jobs.get(job.job_id) if code is not None else job
             if full is not None and (code is None or full.exit_code == code):
                 request = {name: value for name, value in (full.request or {}).items() if value is not None}
@@ -166,8 +166,8 @@ def rerun(
 ) -> None:
     """Make a video again with another prompt, seed or sampling; clips before --from-clip are reused.
 
-    Frames, size and, where not changed, seeds are those of the earlier job. --preset takes the sampling of a preset:
-    `--preset high` turns a preview into the video itself. The same rerun again is the same job.
+    Frames and size come from the earlier job, and seeds too unless they are changed. --preset takes the sampling of a
+    preset: `--preset high` turns a preview into the final video. A repeated rerun is the same job.
     """
     from s2v_tasks.planning.rerun import check_from_clip
     from s2v_tasks.storage.s3 import ObjectStore
@@ -178,8 +178,8 @@ def rerun(
     if not changes_something(earlier, plan, fields, from_clip):
         options = ", ".join(f"--{name.replace('_', '-')}" for name in ("prompt", "preset", *SAMPLING))
         raise PermanentError(
-            f"Nothing is changed: the clips of job {plan.job_id} from {from_clip} on would be rendered once more. Give "
-            f"another {options}, or `s2v fetch {plan.job_id}` to get the video that is there."
+            f"Nothing is changed: the clips of job {plan.job_id} from {from_clip} on would be rendered again "
+            f"unchanged. Change {options}, or download the video with `s2v fetch {plan.job_id}`."
         )
     request = rerun_request(parent, earlier, fields, from_clip)
     name = job_id or rerun_job_id(parent, request)

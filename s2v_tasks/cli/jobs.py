@@ -59,7 +59,7 @@ def job(
 ) -> None:
     """Show one job: its status, cost, clips, artifacts and events.
 
-    With --watch the exit code is the job's: 0 succeeded, 65 bad input, 75 try again, 78 configuration, 130 cancelled.
+    Exit codes with --watch: 0 succeeded, 65 bad input, 75 try again, 78 configuration, 130 cancelled.
     """
     if watch:
         raise typer.Exit(watch_job(job_id, as_json=as_json))
@@ -147,7 +147,7 @@ def _cost_line(found: "Job", spent: "Spending | None") -> str:
 
 
 def _quality_cell(takes: "TakeRecord | None") -> str:
-    """Return the findings of the kept take in a few words, and which take it is if there are several."""
+    """Return the findings of the kept take in a few words, with the number of the take if there are several."""
     if takes is None or not takes.takes:
         return ""
     take = takes.kept_take or takes.takes[-1]
@@ -174,7 +174,7 @@ def _quality_sentences(takes: "TakeRecord | None") -> list[str]:
 
 
 def _cost_cells(facts: "ClipFacts | None") -> tuple[str, str, str]:
-    """Return the operations, utilisation of the device, and peak memory: of the GPU, on a CPU of the process."""
+    """Return operations, utilisation of the device, and peak memory (of the GPU, or of the process on a CPU)."""
     if facts is None:
         return "", "", ""
     peak_bytes = facts.peak_gpu_memory_bytes or facts.peak_host_memory_bytes
@@ -228,9 +228,9 @@ def costs(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show GPU-seconds and cost, at the price that each job was planned with.
+    """Show GPU-seconds and cost, at the price at the time of planning.
 
-    Wasted: attempts that failed, were cancelled or lost. A job counts once for each of its labels.
+    Wasted: attempts that failed, were cancelled or were lost. A job counts once for each of its labels.
     """
     with open_metadata_store() as metadata:
         lines = metadata.costs.spending(by, since=since.replace(tzinfo=UTC) if since else None)

@@ -1,4 +1,4 @@
-"""`s2v measure`: faces, lip sync, seams and drift of any talking video, also of one that was not made here."""
+"""`s2v measure`: faces, lip sync, seams and drift of any talking video, including videos of other programs."""
 
 import tempfile
 from pathlib import Path
@@ -15,17 +15,18 @@ if TYPE_CHECKING:
     from s2v_tasks.media.uploaded_video import UploadedVideo
     from s2v_tasks.schemas.quality import VideoQuality
 
-# Drift is shown per part of so many frames where the clips of a video are not known: five seconds.
+# If the clips of a video are unknown, drift is shown per part of this many frames (5 s).
 _PART_FRAMES = 80
 
 
 @app.command(rich_help_panel=PEOPLE)
 def measure(
     video: Annotated[Path, typer.Argument(help="Video file.", exists=True, dir_okay=False)],
-    audio: Annotated[Path | None, typer.Option(help="Its speech. Default: the sound of the video.")] = None,
+    audio: Annotated[Path | None, typer.Option(help="Speech of the video. Default: its sound track.")] = None,
     image: Annotated[Path | None, typer.Option(help="Reference picture of the person.")] = None,
     clip_frames: Annotated[
-        int | None, typer.Option(min=16, help="Frames per clip of a video made clip by clip: its seams are measured.")
+        int | None,
+        typer.Option(min=16, help="Frames per clip, for a video made clip by clip: its seams are measured too."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print all measures as JSON.")] = False,
 ) -> None:
@@ -72,13 +73,13 @@ def _measured(
             speech=_speech(video, audio, Path(scratch), max_seconds),
             sample_rate=SPEECH_SAMPLE_RATE,
             reference=reference,
-            # Without known clips the parts have no seams.
+            # Without known clips there are no seams.
             chain_starts=frozenset() if clip_frames else frozenset(range(len(clips))),
         )
 
 
 def _speech(video: "UploadedVideo", audio: Path | None, scratch: Path, max_seconds: float) -> "Waveform | None":
-    """Return the speech from the first frame on, at 16 kHz; None where the video has no sound."""
+    """Return the speech from the first frame on, at 16 kHz; None if the video has no sound."""
     import numpy as np
 
     from s2v_tasks.media.speech import SPEECH_SAMPLE_RATE, load_waveform, normalise_speech
@@ -90,7 +91,7 @@ def _speech(video: "UploadedVideo", audio: Path | None, scratch: Path, max_secon
     speech = load_waveform(wav)
     if audio is not None:
         return speech
-    # Both are read from their own first stamp; one of them may start later.
+    # Sound and picture are read from their own first time stamps; one of them may start later.
     picture_start = video.stream.start_time or 0
     late = round(float((video.audio_start_seconds or 0) - picture_start) * SPEECH_SAMPLE_RATE)
     return speech[-late:] if late < 0 else np.concatenate([np.zeros(late, np.float32), speech])

@@ -1,4 +1,4 @@
-"""Options of commands, made from the fields of a request in `schemas.request`."""
+"""Generate options of commands from the fields of a request in `schemas.request`."""
 
 import functools
 import inspect
@@ -29,7 +29,7 @@ PLANNING = tuple(name for name in Request.model_fields if name not in NOT_PLANNI
 
 
 def request_options(*names: str) -> Callable[[Command], Command]:
-    """Give a command an option for each named field; what was given reaches it as the one dict `fields`."""
+    """Add an option for each named field to a command, which gets the given values as one dict `fields`."""
 
     def decorate(command: Command) -> Command:
         own = inspect.signature(command, eval_str=True).parameters.values()
@@ -60,7 +60,7 @@ def request_options(*names: str) -> Callable[[Command], Command]:
 
 
 def parse_labels(pairs: list[str]) -> dict[str, str]:
-    """Return `name=value` texts as a dict; PermanentError names a text of another form."""
+    """Return `name=value` texts as a dict; PermanentError if a text has another form."""
     labels = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
@@ -71,7 +71,7 @@ def parse_labels(pairs: list[str]) -> dict[str, str]:
 
 
 def parse_adapters(texts: list[str]) -> list[dict[str, Any]]:
-    """Return `name` and `name=strength` texts as a request has them; `none` alone is an empty list."""
+    """Convert `name` and `name=strength` texts to the field of a request; a single `none` is an empty list."""
     if texts == ["none"]:
         return []
     adapters: list[dict[str, Any]] = []
@@ -101,7 +101,7 @@ def _option(name: str) -> inspect.Parameter:
         kind, metavar = str, "FROM:TO"
     elif get_origin(kind) is Literal:
         kind, metavar = str, "|".join(get_args(kind))
-    help_text = (field.description or "").replace("Empty:", "Left out:")
+    help_text = (field.description or "").replace("Empty:", "Omitted:")
     option = typer.Option(flag, help=help_text, metavar=metavar)
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]

@@ -22,7 +22,7 @@ def demo(
     job_id: Annotated[str | None, typer.Option(help="Name of the job. An existing job is continued or reused.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for the finished video.")] = Path("out"),
 ) -> None:
-    """Make a talking video with the DAG on this machine, from S3 to S3, with a tiny model."""
+    """Make a talking video with the DAG on this machine, from S3 to S3, with a small model."""
     from s2v_tasks.embedded.demo import DemoInputs, run_demo
 
     inputs = DemoInputs(image=image, audio=audio, pose_video=pose_video)

@@ -23,7 +23,7 @@ STEPS = "Pipeline steps"
 def _run(step: steps.Step, job_id: str, clip_index: int | None = None, **arguments: Any) -> None:
     from s2v_tasks.runtime.context import run_step
 
-    # A step module loads what its work needs (torch, boto3, SQLAlchemy): only the one that runs is imported.
+    # Step modules load heavy libraries (torch, boto3, SQLAlchemy), so only the module that runs is imported.
     body = importlib.import_module(f"s2v_tasks.steps.{step.name}").run
     result = run_step(body, step=step, job_id=job_id, clip_index=clip_index, **arguments)
     typer.echo(json.dumps({"job_id": job_id} | result))
@@ -42,7 +42,7 @@ def stage_inputs(
     request_json: Annotated[str, typer.Option(help="The request as JSON; fields as in the UI form.")],
     run_id: Annotated[str | None, typer.Option(help="The DAG run that runs the job.")] = None,
 ) -> None:
-    """Check the request, fetch its files, normalise them under the prefix of the job."""
+    """Check the request, fetch its files, and store them in normalised form under the prefix of the job."""
     _run(steps.STAGE_INPUTS, job_id, request_json=request_json, run_id=run_id)
 
 
@@ -106,9 +106,7 @@ def close_job(
     job_id: JobId,
     since: Annotated[
         datetime | None,
-        typer.Option(
-            formats=["%Y-%m-%dT%H:%M:%S%z"], help="Start of the run; an earlier end of the job is not its outcome."
-        ),
+        typer.Option(formats=["%Y-%m-%dT%H:%M:%S%z"], help="Start of the run; an earlier end of the job is ignored."),
     ] = None,
     run_id: Annotated[str | None, typer.Option(help="The DAG run that ends.")] = None,
     failed_task: Annotated[
@@ -132,13 +130,15 @@ def ask_approval(
 @app.command(rich_help_panel=STEPS)
 def record_approval(
     job_id: JobId,
-    status: Annotated[ApprovalStatus, typer.Option(help="The answer: approved, rejected, or expired without one.")],
+    status: Annotated[
+        ApprovalStatus, typer.Option(help="The answer: approved, rejected, or expired (no answer in time).")
+    ],
     clip_index: Annotated[int | None, typer.Option(min=0, help="Index of the clip. Omitted: the whole video.")] = None,
     run_id: Annotated[str | None, typer.Option(help="The DAG run that waits.")] = None,
     user: Annotated[str | None, typer.Option(help="Name of the person in Airflow.")] = None,
     rejection: Annotated[str | None, typer.Option(help="Note and changed fields of a rejection, as JSON.")] = None,
 ) -> None:
-    """Record the answer of a person in Airflow, which `s2v approve` and `s2v reject` give."""
+    """Record the answer that a person gave in Airflow or by `s2v approve` or `s2v reject`."""
     answer = None if rejection is None else rejection_of(json.loads(rejection))
     _run(steps.RECORD_APPROVAL, job_id, clip_index, status=status, run_id=run_id, user=user, rejection=answer)
 
@@ -151,7 +151,7 @@ def record_failure(
     clip_index: Annotated[int | None, typer.Option(min=0, help="Index of the first clip of the task.")] = None,
     count: Annotated[int, typer.Option(min=1, help="Number of clips of the task.")] = 1,
 ) -> None:
-    """Record why a step ended without a report: killed, out of memory, never started."""
+    """Record the reason of a step that ended without a report: killed, out of memory, never started."""
     from s2v_tasks.runtime.context import open_context
     from s2v_tasks.steps.record_failure import run
 

@@ -1,6 +1,6 @@
-"""`s2v plan` and `s2v submit`: show the plan of a video, and submit it from files here or objects in S3.
+"""`s2v plan` and `s2v submit`: show the plan of a video, and submit it from local files or objects in S3.
 
-The same request again is the same job.
+A repeated request is the same job.
 """
 
 import json
@@ -33,10 +33,10 @@ def _check_job_id(job_id: str | None) -> str | None:
 
 
 Interface = Literal["api", "drop"]
-Unpause = Annotated[bool, typer.Option("--unpause", help="Unpause the DAG in Airflow, where new DAGs begin paused.")]
+Unpause = Annotated[bool, typer.Option("--unpause", help="Unpause the DAG; Airflow pauses new DAGs.")]
 Via = Annotated[Interface, typer.Option(help="api: Airflow's REST API; drop: the drop folder in S3, without Airflow.")]
 JobIdOption = Annotated[
-    str | None, typer.Option(callback=_check_job_id, help="Name of the job. Default: made from the request.")
+    str | None, typer.Option(callback=_check_job_id, help="Name of the job. Default: derived from the request.")
 ]
 
 
@@ -48,7 +48,7 @@ def plan(
     fields: dict[str, Any],
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
-    """Show clips, frames, size and cost of a video before anything is spent."""
+    """Show clips, frames, size and cost of a video before any GPU time is used."""
     from s2v_tasks.planning.table import plan_table
     from s2v_tasks.steps.plan_clips import plan_files
 
@@ -91,7 +91,7 @@ def submit(
 
 @dataclass(frozen=True)
 class HandIn:
-    """Options of a submission; `unpause`: the DAG, where it is paused."""
+    """Options of a submission; `unpause`: unpause the DAG if it is paused."""
 
     via: Interface
     watch: bool
@@ -132,7 +132,7 @@ def drop(job_id: str, request: Request) -> dict[str, Any]:
 
 
 def start(api: "AirflowApi", job_id: str, request: Request, *, unpause: bool = False) -> dict[str, Any]:
-    """Start a run of a job unless one runs or has succeeded; return its state, and if the DAG is paused.
+    """Start a run of a job unless one runs or has succeeded; return its state, and True if the DAG is paused.
 
     A job whose runs all failed gets another one, `<job id>--2` and so on: finished clips are reused.
     JobTakenError when the job id belongs to another request.
@@ -151,7 +151,7 @@ def _start(api: "AirflowApi", job_id: str, request: Request) -> dict[str, Any]:
         if run is None:
             if api.trigger(run_id, conf):
                 return {"job_id": job_id, "run_id": run_id, "started": True, "run_state": "queued"}
-            continue  # another was faster
+            continue  # another process started it first
         if run["state"] != "failed":
             refuse_other_request(job_id, conf, run["conf"] or {})
             return {"job_id": job_id, "run_id": run_id, "started": False, "run_state": run["state"]}
@@ -167,7 +167,7 @@ def report(outcome: dict[str, Any], *, as_json: bool) -> None:
     if "dropped_as" in outcome:
         state = f"waits as {outcome['dropped_as']} for the next sweep of the drop folder"
     else:
-        state = "queued in Airflow" if outcome["started"] else f"was there already, its run is {outcome['run_state']}"
+        state = "queued in Airflow" if outcome["started"] else f"existed already, its run is {outcome['run_state']}"
     job_id = outcome["job_id"]
     console.print(f"[bold]{job_id}[/bold] {escape(state)}; `s2v job {job_id} --watch` follows it")
     if outcome.get("dag_is_paused") and outcome["run_state"] == "queued":

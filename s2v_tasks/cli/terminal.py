@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 PEOPLE, OPERATORS, INGESTION = "For people", "For operators", "Drop folder and batches"
-# Into a pipe or a file rows keep their width, so that a line is a row.
+# In a pipe or a file rows are not wrapped, so that each line is a row.
 console = Console(width=None if sys.stdout.isatty() else 180)
 
 

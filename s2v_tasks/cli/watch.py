@@ -1,4 +1,4 @@
-"""Follow a job to its end: a live bar on a terminal, a line for each change elsewhere, JSON lines for machines.
+"""Follow a job to its end: a live bar on a terminal, a line for each change in a pipe, or JSON lines.
 
 The progress is computed from the record of the job: solver steps over the whole plan, time left, memory, attempts.
 """
@@ -33,7 +33,7 @@ Watch = Annotated[
     bool, typer.Option("--watch", help="Show the progress until the job ends; exit with the code of the job.")
 ]
 POLL_SECONDS = 1.0
-_LOOKS_PER_QUESTION = 5  # at the metadata store, before Airflow is asked again
+_LOOKS_PER_QUESTION = 5  # reads of the metadata store between two requests to Airflow
 FindRun = Callable[[], airflow_api.AwaitedRun | None]
 Show = Callable[["Job"], None]
 
@@ -48,8 +48,8 @@ def watch_job(
 ) -> int:
     """Show the job until it ends; its exit code: 0 succeeded, 130 cancelled, else 65, 75 or 78; 1 after Ctrl-C.
 
-    `ended_before`: an earlier end, which is not the awaited one. `may_come`: the job may not exist yet.
-    `find_run`: asks Airflow for the run of a job that has not begun.
+    `ended_before`: an earlier end, which is ignored. `may_come`: the job may not exist yet. `find_run`: asks Airflow
+    for the run of a job that has not begun.
     """
     ask = find_run or partial(airflow_api.find_run, job_id)
     try:
@@ -64,7 +64,7 @@ def watch_job(
                         break
                     time.sleep(POLL_SECONDS)
     except KeyboardInterrupt:
-        typer.echo(f"No longer watched. The job runs on; `s2v cancel {job_id}` ends it.", err=True)
+        typer.echo(f"The display has ended. The job continues; `s2v cancel {job_id}` ends it.", err=True)
         return 1
     if not as_json:
         end = f"[bold]{job.job_id}[/bold] {job.status}: {escape(job.reason or job.video_uri or '')}"
@@ -80,7 +80,7 @@ def _await_begin(
     ended_before: datetime | None,
     may_come: bool,
 ) -> None:
-    """Wait until the awaited work of the job has started, and print what it waits for."""
+    """Wait until the job has started, and print the reason for the wait."""
     for look in count():
         if look % _LOOKS_PER_QUESTION == 1:
             waiting.ask()
@@ -96,14 +96,14 @@ def _await_begin(
 
 
 def last_end(metadata: "MetadataStore", job_id: str) -> datetime | None:
-    """Return when the job ended, if it did."""
+    """Return the time at which the job ended; None if it has not ended."""
     job = metadata.jobs.get(job_id)
     return job.finished_at if job else None
 
 
 def unknown_job(job_id: str) -> PermanentError:
     """Return the error for an unknown job."""
-    return PermanentError(f"Job {job_id!r} is not known: `s2v jobs` lists the jobs that are.")
+    return PermanentError(f"Job {job_id!r} does not exist: `s2v jobs` lists all jobs.")
 
 
 @contextmanager
@@ -119,7 +119,7 @@ def _display(as_json: bool) -> Iterator[Show]:
 
 @contextmanager
 def _bar() -> Iterator[Show]:
-    """Show a job in place: its phase in one line, a bar with the numbers in another."""
+    """Show a job on two lines that update in place: its phase, and a bar with the numbers."""
     headline = Text("waiting for the job to begin", no_wrap=True, overflow="ellipsis")
     bar = Progress(BarColumn(bar_width=None), TextColumn("{task.description}", markup=False), expand=True)
     task = bar.add_task("", total=None)
@@ -157,7 +157,7 @@ def _lines(*, as_json: bool) -> Show:
 
 @dataclass(frozen=True)
 class JobProgress:
-    """Progress of a job at one moment. `phase` describes the current work in words."""
+    """Progress of a job at one moment. `phase` describes the current work."""
 
     job_id: str
     status: str
@@ -241,7 +241,7 @@ def _seconds_per_step(job: "Job") -> float | None:
         left = (clip.progress_steps or 0) - (clip.progress_step or 0)
         if clip.status == ClipStatus.RENDERING and clip.eta_seconds is not None and left > 0:
             rates.append(clip.eta_seconds / left)
-    # At the last step of the first clip nothing else is known: the time of the attempt, the loading included.
+    # At the last step of the first clip only the time of the attempt is known, including loading.
     rates = rates or [rate for clip in job.clips if (rate := _rate_of_attempt(job, clip))]
     return sum(rates) / len(rates) if rates else None
 

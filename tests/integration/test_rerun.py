@@ -201,10 +201,10 @@ def test_only_clips_of_what_the_parent_is_now_are_reused(
     for change in ({"prompt": "Somebody else."}, {"base_seed": 9}, {"size": "256*256"}, turned):
         metadata.jobs.fail(PARENT, "A person gave it up.")
         stage(store, PARENT, **change)
-        with pytest.raises(PermanentError, match="Clip 0 of job first-take is of an earlier start"):
+        with pytest.raises(PermanentError, match="Clip 0 of job first-take belongs to an earlier start"):
             stage(store, CHILD, **{"parent_job_id": PARENT, "from_clip": 1} | change)
     run(PARENT, "encode_conditions")
-    with pytest.raises(PermanentError, match=r"is of an earlier start.*Rerun from clip 0"):
+    with pytest.raises(PermanentError, match=r"belongs to an earlier start.*Rerun from clip 0"):
         stage(store, CHILD, **{"parent_job_id": PARENT, "from_clip": 1} | change)
     metadata.jobs.fail(PARENT, "A person gave it up.")
     stage(store, PARENT)
@@ -240,7 +240,7 @@ def test_a_rerun_that_renders_nothing_new_is_not_handed_in(store: ObjectStore, m
             rerun(parent=PARENT, from_clip=3, via="drop", as_json=True, **change)
         assert done.value.exit_code == 0
     assert [job.job_id for job in metadata.jobs.recent()] == [PARENT]  # the others wait in the drop folder
-    with pytest.raises(PermanentError, match="'nobody' is not known"):
+    with pytest.raises(PermanentError, match="'nobody' does not exist"):
         rerun(parent="nobody", via="drop")
     store.delete(JobLayout(PARENT).plan)
     with pytest.raises(PermanentError, match="Job first-take has no plan"):

@@ -95,9 +95,9 @@ def test_a_queued_run_is_shown_before_the_job_is_on_record(
         airflow.runs[0]["state"] = state
         with pytest.raises(TransientError, match=f"Run talk of job talk is {state} in Airflow"):
             job("talk")
-    with pytest.raises(PermanentError, match="'nobody' is not known"):
+    with pytest.raises(PermanentError, match="'nobody' does not exist"):
         job("nobody")
-    with pytest.raises(PermanentError, match="'nobody' is not known"):
+    with pytest.raises(PermanentError, match="'nobody' does not exist"):
         watch_job("nobody", as_json=False)
 
 

@@ -112,5 +112,5 @@ def test_who_stops_watching_stops_nothing_else(metadata: MetadataStore) -> None:
     terminal.read_until("0/80 steps")
     terminal.process.send_signal(signal.SIGINT)
     assert terminal.end() == 1
-    assert "The job runs on; `s2v cancel talk` ends it." in " ".join(terminal.screen)
+    assert "The job continues; `s2v cancel talk` ends it." in " ".join(terminal.screen)
     assert "Traceback" not in terminal.output

@@ -18,7 +18,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from s2v_tasks.errors import ConfigurationError
 
 PREFIX = "S2V_"
-# "auto" and the kernels of engine/models/attention.py, which knows no settings.
+# "auto" and the kernels of engine/models/attention.py, which does not import the settings.
 AttentionKernel = Literal["auto", "sdpa", "cudnn", "flash", "flash2", "flash3", "sage"]
 _IMAGE = re.compile(r"[a-z0-9][\w.-]*(:\d+)?(/[\w.-]+)*(:\w[\w.-]{0,127}|(:\w[\w.-]{0,127})?@sha256:[0-9a-f]{64})")
 _UNSEEN = "\ufeff\u200b"  # byte order mark and zero-width space, which editors and web pages add
@@ -30,9 +30,7 @@ class Settings(BaseSettings):
     # An empty variable, as in a ConfigMap or a compose file, counts as not set.
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, extra="forbid", frozen=True)
 
-    home: Path = Field(
-        Path(".s2v"), description="Folder of the embedded stack: its databases, objects, logs and snapshot."
-    )
+    home: Path = Field(Path(".s2v"), description="Folder of the embedded stack: databases, objects, logs and snapshot.")
     config_dir: Path | None = Field(None, description="Folder of presets.yaml, models.yaml and the other YAML files.")
     execution: Literal["local", "kubernetes"] = Field(
         "local", description="How Airflow runs the steps that need a GPU: as a process of its worker, or in a pod."
@@ -40,14 +38,14 @@ class Settings(BaseSettings):
     local_renders: int = Field(
         1,
         ge=1,
-        description="Maximum number of clips that Airflow's workers render at the same time (S2V_EXECUTION=local): the "
-        "number of their GPU sets. The same number of jobs may encode conditions meanwhile.",
+        description="Maximum number of clips that Airflow's workers render at the same time (S2V_EXECUTION=local): "
+        "one for each set of GPUs. The same number of jobs can encode conditions in the meantime.",
     )
     retry_seconds: int = Field(
         900,
         ge=0,
-        description="Seconds for which a step repeats a call while S3 or PostgreSQL does not answer; then its attempt "
-        "fails. A finished clip waits so long to be stored. Airflow's retries of a step take as long, too.",
+        description="Seconds for which a step repeats a call while S3 or PostgreSQL is unavailable; then its attempt "
+        "fails. A finished clip waits as long to be stored. Airflow's retries of a step last as long, too.",
     )
     nproc_per_node: int = Field(1, ge=1, le=8, description="Processes (GPUs) that render one clip.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Device of the engine; auto: a GPU if present.")
@@ -56,7 +54,8 @@ class Settings(BaseSettings):
     )
     noise_device: Literal["run", "cpu"] = Field(
         "run",
-        description="Device that draws the noise. run: that of the render; cpu: equal noise on every kind of device.",
+        description="Device that draws the noise. run: the device of the render; cpu: equal noise on every kind of "
+        "device.",
     )
     attention: AttentionKernel = Field(
         "auto",
@@ -77,7 +76,8 @@ class Settings(BaseSettings):
     )
     vae_precision: Literal["float32", "bfloat16"] = Field(
         "float32",
-        description="Numbers of the VAE. bfloat16: about half its memory, in the layout channels last; other pixels.",
+        description="Precision of the VAE. bfloat16: about half of its memory (channels-last layout), but other "
+        "pixels.",
     )
     offload: Literal["none", "blocks"] = Field(
         "none",
@@ -97,31 +97,33 @@ class Settings(BaseSettings):
 
     engine_image: str | None = Field(
         None,
-        description="Image of the pods that encode and render, with tag or digest; empty: that of the pod templates. A "
-        "change needs no other image of Airflow.",
+        description="Image of the pods that encode and render, with tag or digest; empty: the image in the pod "
+        "templates. A change needs no new Airflow image.",
     )
     pod_patch_dir: Path | None = Field(
         None,
         description="Folder of a mounted ConfigMap whose files are merged into the pod templates: every_pod.yaml, "
-        "encode_conditions.yaml, render_clip.yaml. Empty: the templates as they are.",
+        "encode_conditions.yaml, render_clip.yaml. Empty: the templates are used unchanged.",
     )
     gpu_pool_slots: int | None = Field(
         None,
         ge=0,
-        description="Slots of Airflow's pool gpu, which each installation and upgrade sets: the number of clips that "
-        "render at the same time in pods. Empty: 1 at first, then as set in Airflow.",
+        description="Slots of Airflow's pool gpu (clips that render at the same time in pods); each installation and "
+        "upgrade sets them. Empty: 1 at first, then as set in Airflow.",
     )
     pod_schedule_seconds: int = Field(
         3600, ge=1, description="Seconds for which a pod may wait for a node with free GPUs; then its step fails."
     )
     pod_startup_seconds: int = Field(
-        900, ge=1, description="Seconds from the node of a pod to its start, in which its image is pulled."
+        900,
+        ge=1,
+        description="Seconds between the assignment of a pod to a node and its start, while its image is pulled.",
     )
 
     database_url: SecretStr | None = Field(
         None,
-        description="PostgreSQL URL of the project's own database, user and password percent-encoded; "
-        "docs/metadata.md lists its forms, also for schemas and PgBouncer.",
+        description="PostgreSQL URL of the metadata store, with user and password percent-encoded; docs/metadata.md "
+        "lists its forms, also for schemas and PgBouncer.",
     )
     data_uri: str = Field("s3://s2v", description="Prefix of all jobs: s3://bucket[/prefix].")
     output_uri: str = Field("s3://s2v/output", description="Prefix of published videos.")
@@ -141,7 +143,7 @@ class Settings(BaseSettings):
     video_delivery: Literal["proxy", "redirect"] = Field(
         "proxy",
         description="How players get videos on the Videos page. proxy: through Airflow's API server; redirect: from "
-        "the object store, by a URL that is valid for 15 minutes. Browsers must reach it then.",
+        "the object store, by a URL that is valid for 15 minutes. Browsers must be able to reach it.",
     )
 
     drop_uri: str | None = Field(
@@ -198,7 +200,7 @@ class Settings(BaseSettings):
     )
     max_audio_seconds: int = Field(1200, ge=1, description="Maximum length of the speech of one job.")
     max_input_bytes: int = Field(512 * 1024**2, ge=1, description="Maximum size of an input file.")
-    work_dir: Path | None = Field(None, description="Scratch folder of the steps; empty: that of the system.")
+    work_dir: Path | None = Field(None, description="Scratch folder of the steps; empty: the folder of the system.")
     ffmpeg_path: Path | None = Field(None, description="Path of ffmpeg; empty: the pinned version of the package.")
     ffprobe_path: Path | None = Field(None, description="Path of ffprobe; empty: the pinned version of the package.")
     webhook_url: SecretStr | None = Field(
@@ -215,7 +217,9 @@ class Settings(BaseSettings):
     )
 
     git_revision: str | None = Field(
-        None, description="Git revision of this program, for manifests; set in the images. Empty: that of the checkout."
+        None,
+        description="Git revision of this program, for manifests; set in the images. Empty: the revision of the "
+        "checkout.",
     )
     image_digest: str | None = Field(
         None,
@@ -286,7 +290,7 @@ def load_settings() -> Settings:
 
 
 def config_dir(settings: Settings) -> Path:
-    """Return the folder of the YAML files: the setting, else that of the checkout, else that of the package."""
+    """Return the folder of the YAML files: of the setting, else of the checkout, else of the package."""
     package = Path(__file__).parent
     candidates = [settings.config_dir] if settings.config_dir else [package.parent / "config", package / "config"]
     for folder in candidates:

@@ -1,1 +1,1 @@
-"""The part that knows Airflow: it runs steps by command and imports of the system only the words."""
+"""Integration with Airflow: runs steps by command, and imports only `schemas` and `settings` of this package."""

@@ -1,8 +1,8 @@
 """Wait for a person who approves or rejects a clip or the video, in Airflow's state `awaiting_input`.
 
-The task that needs the approval asks for it: `clip.wait` for the clip before, `publish` for the video. Airflow lists
-the question under Required Actions. A parked task holds no worker, no pool slot and no trigger. The answer resumes it,
-or the scheduler does when the time is over. Jobs without approval run no line of this.
+The task that needs the approval asks for it: `clip.wait` for the previous clip, `publish` for the video. Airflow lists
+the question under Required Actions. A task in this state holds no worker, no pool slot and no trigger. It resumes when
+it is answered or when the time is over. Jobs without approval do not use this module.
 """
 
 import json
@@ -21,15 +21,15 @@ from s2v_tasks.schemas.approval import APPROVE, REJECT, ApprovalStatus, Rejectio
 from s2v_tasks.schemas.request_fields import Approval
 from s2v_tasks.schemas.steps import ASK_APPROVAL, PUBLISH, RECORD_APPROVAL, RENDER_CLIP
 
-RESUME_METHOD = "decided"  # of the operator, called with the answer
+RESUME_METHOD = "decided"  # method of the operator that gets the answer
 _BODY = (
-    "Look at it on the page Videos (tab *Video* of this run). *Reject* with a changed field renders again from the "
-    "clip on, as a new job; fields that stay empty are unchanged. Without a changed field the job ends."
+    "Look at it on the page Videos (tab *Video* of this run). *Reject* with a changed field starts a new job that "
+    "renders again from the clip on; empty fields are unchanged. Without a changed field the job ends."
 )
 
 _NOBODY = (
-    "This run has approval set, but dag.test() has nobody who could answer: submit the job to an Airflow with a "
-    "scheduler, or leave approval out."
+    "This run has approval set, but nobody can answer in dag.test(): submit the job to an Airflow with a scheduler, "
+    "or leave approval out."
 )
 
 
@@ -40,9 +40,9 @@ def wanted_approval(context: Mapping[str, Any]) -> Approval:
 
 
 def ask(task: Any, context: Context, clip_index: int | None) -> None:
-    """Return if the clip (None: the video) is approved; otherwise park the task, whose `decided` gets the answer.
+    """Return if the clip (None: the video) is approved; otherwise let the task wait. Its `decided` gets the answer.
 
-    AirflowFailException if it was rejected, or if nobody could answer.
+    AirflowFailException if it was rejected, or if no answer is possible.
     """
     if in_dag_test():
         step, clip = (PUBLISH, None) if clip_index is None else (RENDER_CLIP, task.clip)
@@ -59,7 +59,7 @@ def ask(task: Any, context: Context, clip_index: int | None) -> None:
 
 
 def settle(task: Any, context: Context, clip_index: int | None, event: Mapping[str, Any]) -> None:
-    """Record the answer; AirflowFailException unless it approves. A rejection may start the job that follows."""
+    """Record the answer; AirflowFailException unless it approves. A rejection may start a rerun."""
     place = _place(context, clip_index)
     _go_on(task, context, run_command(task, RECORD_APPROVAL.command, *place, *_answer(event)))
 
@@ -70,7 +70,7 @@ def _place(context: Context, clip_index: int | None) -> list[str]:
 
 
 def _answer(event: Mapping[str, Any]) -> list[str]:
-    """Return the options of `s2v record-approval` for the answer that Airflow hands on."""
+    """Return the options of `s2v record-approval` for an answer from Airflow."""
     if event.get("error_type") == "timeout":
         return ["--status", ApprovalStatus.EXPIRED]
     user = event.get("responded_by_user") or {}
@@ -82,12 +82,12 @@ def _answer(event: Mapping[str, Any]) -> list[str]:
 
 
 def _go_on(task: Any, context: Context, result: dict[str, Any]) -> dict[str, Any]:
-    """Return a result that ends nothing; AirflowFailException for a rejection or the end of the time."""
+    """Return the result of an approval; AirflowFailException for a rejection or an expired question."""
     if result["status"] in {ApprovalStatus.REJECTED, ApprovalStatus.EXPIRED}:
         if following := result.get("next_job"):
             given = {name: value for name, value in request_of(context).items() if value is not None}
             job_id = following["job_id"]
-            # It exists already if an earlier try of this task was killed here.
+            # The run exists already if an earlier try of this task was killed here.
             start_run({"job_id": job_id, "run_id": job_id, "request": given | following["changes"]})
             task.log.info("Started job %s.", following["job_id"])
         raise AirflowFailException(result["reason"])
@@ -95,7 +95,7 @@ def _go_on(task: Any, context: Context, result: dict[str, Any]) -> dict[str, Any
 
 
 def _form() -> dict[str, Any]:
-    """Return the fields that Airflow shows beside its two buttons, for a rejection."""
+    """Return the fields that Airflow shows next to its two buttons, for a rejection."""
     fields = Rejection.model_json_schema()["properties"]
     params: dict[str, Param] = {name: field_param(name, schema, {}, {}) for name, schema in fields.items()}
     return {name: param.serialize() for name, param in params.items()}

@@ -1,8 +1,8 @@
-"""Let a clip wait for the clip before it in its chain: Airflow has no order between mapped tasks.
+"""Let a clip wait for the previous clip of its chain: Airflow has no order between mapped tasks.
 
-The wait holds no worker slot: it defers to the triggerer, whatever `[operators] default_deferrable` says. Rescheduling
-every few seconds is no alternative: Airflow overtakes itself and fails the task. The exception is `dag.test()`, which
-runs one task after the other and a trigger inline: it would block the very clip that it waits for, so the wait is
+The wait holds no worker slot: it always defers to the triggerer and ignores `[operators] default_deferrable`. It does
+not reschedule every few seconds, because a race in Airflow then fails the task. The exception is `dag.test()`, which
+runs one task at a time and triggers inline. A trigger would block the clip for which it waits, so the wait is
 rescheduled there.
 """
 
@@ -20,9 +20,10 @@ from asgiref.sync import sync_to_async
 from s2v_tasks.orchestration.approval import ask, settle, wanted_approval
 from s2v_tasks.orchestration.step_commands import in_dag_test
 
-# A trigger that fires within seconds of its deferral can fail its task (apache/airflow#66374): wait first, then look.
+# A trigger that fires within seconds of its deferral can fail its task (apache/airflow#66374): wait before the first
+# poll.
 DEFERRED_POLL_SECONDS = 10.0
-# Interval while the clip before is being rendered: one wait of each chain polls so often.
+# Poll interval while the previous clip is rendered; one wait of each chain uses it.
 NEAR_POLL_SECONDS = 2.0
 RESCHEDULED_POLL_SECONDS = 2.0
 # On a busy machine Airflow can fail a wait. It computes nothing, so a retry costs nothing.
@@ -34,14 +35,14 @@ _FAILED = frozenset({"failed", "upstream_failed", "skipped", "removed"})
 
 
 def _state(dag_id: str, run_id: str, task_id: str, map_index: int) -> str | None:
-    """Return the state of one mapped task of a run; None while it has none."""
+    """Return the state of one mapped task of a run; None if it has none yet."""
     runs = RuntimeTaskInstance.get_task_states(dag_id=dag_id, map_index=map_index, task_ids=[task_id], run_ids=[run_id])
     states = list(runs.get(run_id, {}).values())
     return states[0] if states else None
 
 
 class ClipSensor(BaseSensorOperator):  # type: ignore[misc]
-    """Succeeds when the predecessor of `clip` is rendered, at once when it has none; fails when it finally failed."""
+    """Succeeds when the predecessor of `clip` is rendered or does not exist; fails if it failed finally."""
 
     template_fields = ("clip",)
 
@@ -61,35 +62,35 @@ class ClipSensor(BaseSensorOperator):  # type: ignore[misc]
             ask(self, context, self._clip_before)
 
     def poke(self, context: Context) -> bool:
-        """Return True if the predecessor is rendered; AirflowFailException if it has finally failed."""
+        """Return True if the predecessor is rendered; AirflowFailException if it failed finally."""
         if self.clip["predecessor"] is None:
             return True
         return self._is_turn(_state(**self._predecessor(context)))
 
     def resume(self, context: Context, event: dict[str, Any]) -> None:
-        """Go on after the predecessor has ended: ask for its approval, or fail because it failed."""
+        """Continue after the end of the predecessor: ask for its approval, or fail if it failed."""
         self._is_turn(event["state"])
         if self._asks(context):
             ask(self, context, self._clip_before)
 
     def decided(self, context: Context, event: dict[str, Any]) -> None:
-        """Return if a person has approved the clip before; otherwise fail."""
+        """Return if the previous clip is approved; otherwise fail."""
         settle(self, context, self._clip_before, event)
 
     @property
     def _clip_before(self) -> int:
-        """Return the number of the clip that this one continues; with approvals a task renders one clip."""
+        """Return the index of the previous clip; with approvals each task renders one clip."""
         return int(self.clip["clip_index"]) - 1
 
     def _asks(self, context: Context) -> bool:
-        """Return True if a person must approve the clip before."""
+        """Return True if a person must approve the previous clip."""
         return self.clip["predecessor"] is not None and wanted_approval(context) == "each_clip"
 
     def _is_turn(self, state: str | None) -> bool:
         if state in _FAILED:
             raise AirflowFailException(
                 f"{self.clip['label']} cannot start: clip {self.clip['clip_index']}, which it continues, "
-                f"is {state}. Clear that clip's task and this one to go on; finished clips are reused."
+                f"is {state}. Clear the task of that clip and this task to continue; finished clips are reused."
             )
         return state in _SUCCEEDED
 
@@ -104,9 +105,9 @@ class ClipSensor(BaseSensorOperator):  # type: ignore[misc]
 
 
 class ClipTrigger(BaseTrigger):  # type: ignore[misc]
-    """Ends the wait when one mapped task of a run has succeeded; fires with its state when it finally failed.
+    """Ends the wait when one mapped task of a run has succeeded; fires with its state if it failed finally.
 
-    `asks`: a person is asked next, so that a success resumes the sensor, too.
+    `asks`: the sensor also resumes after a success, to ask for the approval.
     """
 
     def __init__(self, dag_id: str, run_id: str, task_id: str, map_index: int, asks: bool = False) -> None:
@@ -115,7 +116,7 @@ class ClipTrigger(BaseTrigger):  # type: ignore[misc]
         self.target: dict[str, Any] = {"dag_id": dag_id, "run_id": run_id, "task_id": task_id, "map_index": map_index}
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Return import path and arguments, from which a triggerer makes the trigger again."""
+        """Return import path and arguments, from which a triggerer creates the trigger."""
         return f"{type(self).__module__}.{type(self).__qualname__}", self.target | {"asks": self.asks}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
@@ -124,6 +125,6 @@ class ClipTrigger(BaseTrigger):  # type: ignore[misc]
         while state not in _SUCCEEDED | _FAILED:
             await asyncio.sleep(NEAR_POLL_SECONDS if state in _UNDER_WAY else DEFERRED_POLL_SECONDS)
             state = await sync_to_async(_state)(**self.target)
-        # A success ends the task here, without starting a worker, unless a person is asked next.
+        # A success ends the task here, without starting a worker, unless an approval is needed.
         is_done = state in _SUCCEEDED and not self.asks
         yield TaskSuccessEvent() if is_done else TriggerEvent({"state": state})

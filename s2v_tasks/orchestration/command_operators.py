@@ -20,12 +20,12 @@ from s2v_tasks.schemas.steps import JOB_DAG
 from s2v_tasks.settings import load_settings
 
 _ACTIVE = ["queued", "running"]
-# Answers of Airflow that refuse the request itself. Other answers have another cause: Airflow is busy, the DAG is
+# Answers of Airflow that refuse the request itself. All other answers have other causes: Airflow is busy, the DAG is
 # unknown or has an error, a permission is missing.
 _REFUSED_FOR_GOOD = {413, 422}
 _REFUSED_FOR_ITS_VALUES = (400, "value_error")
-_LONGEST_REASON = 500  # characters: Airflow repeats the value, however long it is
-_NOTED_AT_ONCE = 100  # after a kill at most so many runs are requested again, without effect
+_LONGEST_REASON = 500  # characters: Airflow repeats the whole value
+_NOTED_AT_ONCE = 100  # after a kill at most this many runs are requested again, without effect
 
 
 class CommandOperator(BaseOperator):  # type: ignore[misc]
@@ -46,13 +46,13 @@ class CommandOperator(BaseOperator):  # type: ignore[misc]
 class StartJobsOperator(BaseOperator):  # type: ignore[misc]
     """Starts a DAG run for each waiting job that may start now.
 
-    The id of a run is made from that of its job, so that a job cannot have two runs.
+    The run id is derived from the job id, so that a job cannot have two runs.
     """
 
     ui_color = "#e8f6ee"
 
     def execute(self, context: Context) -> dict[str, int]:
-        """Start the jobs; AirflowException, after all have been tried, if one could not be started."""
+        """Start the jobs; AirflowException, after all were tried, if one could not be started."""
         return start_waiting_jobs(self)
 
 
@@ -63,7 +63,7 @@ class BatchSensor(BaseSensorOperator):  # type: ignore[misc]
     ui_color = "#e8f6ee"
 
     def __init__(self, *, batch_id: str, **kwargs: Any) -> None:
-        # In a wait of days more transient errors occur than a task has retries: they are logged, and it polls again.
+        # A wait can last days, with more transient errors than retries: they are logged, and the sensor polls again.
         super().__init__(silent_fail=True, **kwargs)
         self.batch_id = batch_id
 
@@ -94,7 +94,7 @@ def start_waiting_jobs(task: Any) -> dict[str, int]:
         for job in turn["jobs"][begin : begin + _NOTED_AT_ONCE]:
             try:
                 start_run(job)
-            except AirflowRuntimeError as error:  # the other jobs are started all the same
+            except AirflowRuntimeError as error:  # the other jobs are still started
                 if reason := _refusal(error.error.detail or {}):
                     refused[job["job_id"]] = reason
                 else:
@@ -133,9 +133,9 @@ def is_gone(run_id: str) -> bool:
 
 
 def _refusal(detail: Mapping[str, Any]) -> str | None:
-    """Return the reason for which Airflow never starts a run with this request; None if it may start one later.
+    """Return the reason if Airflow can never start a run with this request; None if a later try may succeed.
 
-    `detail` is what the supervisor passes on: the status, and the answer of the API server, whose detail says more.
+    `detail` comes from the supervisor: the status and the answer of the API server, with its own `detail`.
     """
     status, answer = detail.get("status_code"), (detail.get("detail") or {}).get("detail")
     reason, message = (answer.get("reason"), answer.get("message")) if isinstance(answer, dict) else (None, answer)
@@ -143,15 +143,15 @@ def _refusal(detail: Mapping[str, Any]) -> str | None:
         sentence = str(message or detail.get("message")).partition("\n")[0]  # without the schema that Airflow adds
         if len(sentence) > _LONGEST_REASON:
             sentence = f"{sentence[:_LONGEST_REASON]} ..."
-        return f"Airflow refuses its run: {sentence}. Correct the request and hand it in again."
+        return f"Airflow refuses its run: {sentence}. Correct the request and submit it again."
     return None
 
 
 def start_run(job: dict[str, Any]) -> None:
     """Create the run of a job unless it exists.
 
-    This is the message that TriggerDagRunOperator ends with: a mapped instance of that operator for each of a
-    thousand jobs would cost a process each.
+    This sends the same message as TriggerDagRunOperator. A mapped instance of that operator would cost one process per
+    job.
     """
     # The runtime of a running task: a parse of the DAG does without it and the many libraries that it loads.
     from airflow.sdk.execution_time import task_runner
@@ -174,7 +174,7 @@ def drop_schedule() -> Any:
     if settings.drop_queue_url is None:
         return CronTriggerTimetable(_EVERY_MINUTE, timezone="UTC")
 
-    # Needs the extra `queue`, which is not installed where no queue is used.
+    # Needs the extra `queue`, which is installed only if a queue is used.
     from airflow.providers.common.messaging.triggers.msg_queue import MessageQueueTrigger
 
     trigger = MessageQueueTrigger(

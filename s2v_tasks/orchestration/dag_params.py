@@ -12,7 +12,7 @@ from s2v_tasks.settings import config_dir, load_settings
 
 _LABELS = {
     "continuity": {
-        "chained": "One chain: each clip continues the clip before it",
+        "chained": "One chain: each clip continues the previous clip",
         "cut": "Cut at pauses: chains render in parallel",
     },
     "transition": {"cut": "Plain cut", "crossfade": "Cross-fade (250 ms)"},
@@ -20,7 +20,7 @@ _LABELS = {
     "after_retakes": {"keep_best": "Go on with the best take", "stop": "Stop the job"},
     "approval": {"none": "None", "result": "The finished video", "each_clip": "Each clip and the video"},
     "priority": {name: name.capitalize() for name in PRIORITIES},
-    # "null" is how the form looks up a choice that may stay empty.
+    # The form of Airflow uses "null" for a choice that may stay empty.
     "sample_solver": {"unipc": "UniPC", "dpm++": "DPM++", "euler": "Euler (few steps)", "null": "As the preset says"},
     "step_cache": {
         "off": "Off",
@@ -42,14 +42,15 @@ def form_params() -> dict[str, Param]:
 def request_params(presets: Mapping[str, Preset], prefill: Mapping[str, Any]) -> dict[str, Param]:
     """Return a Param for each field of a request, in its order and with its bounds, and for `job_id`.
 
-    `prefill` replaces defaults, so that the form can be sent unchanged; other required fields are empty.
+    `prefill` replaces defaults, so that the form can be submitted unchanged; other required fields are empty.
     """
     properties: dict[str, dict[str, Any]] = Request.model_json_schema()["properties"]
     params = {name: field_param(name, schema, presets, prefill) for name, schema in properties.items()}
     params["job_id"] = Param(
         prefill.get("job_id"),
         title="Job id",
-        description="Empty: made from the run id. An earlier job's id resumes it and reuses its finished clips.",
+        description="Empty: derived from the run id. The id of an earlier job resumes that job and reuses its "
+        "finished clips.",
         type=["null", "string"],
         pattern=JOB_ID_PATTERN,
         section="Rerun",

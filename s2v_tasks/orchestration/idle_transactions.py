@@ -1,8 +1,8 @@
 """Airflow plugin: release the locks of a killed scheduler in Airflow's database.
 
-Workers of LocalExecutor are forks of the scheduler and inherit its connections. One that outlives a killed scheduler
-keeps a transaction of it open, and the next scheduler skips the runs whose rows are locked there: they never end. So
-PostgreSQL ends such a transaction.
+Workers of LocalExecutor are forks of the scheduler and inherit its connections. A worker that survives a killed
+scheduler keeps its transaction open. The next scheduler skips the runs whose rows are locked, so they never end.
+PostgreSQL therefore ends such a transaction.
 """
 
 import sys
@@ -12,25 +12,25 @@ from airflow import settings
 from airflow.listeners import hookimpl
 from airflow.plugins_manager import AirflowPlugin
 
-# Airflow is never idle in a transaction for so long, not even on an overloaded machine.
+# Longer than Airflow is ever idle in a transaction, even on an overloaded machine.
 IDLE_SECONDS = 120
 
 
 @hookimpl  # type: ignore[untyped-decorator]
 def on_starting(component: Any) -> None:
     """Limit idle transactions on each connection of a scheduler, triggerer or DAG processor that starts."""
-    # Tasks start as well; they have no connection to Airflow's database.
+    # Airflow also calls this for tasks, which have no connection to its database.
     if type(component).__name__ != "Job" or settings.engine is None or settings.engine.dialect.name != "postgresql":
         return
     from sqlalchemy import event
 
     if not event.contains(settings.engine, "connect", limit_idle_transactions):
         event.listen(settings.engine, "connect", limit_idle_transactions)
-        settings.engine.dispose()  # those that are open already
+        settings.engine.dispose()  # connections that are already open
 
 
 def limit_idle_transactions(connection: Any, _record: Any) -> None:
-    """Let PostgreSQL end the session when it is idle in a transaction for too long."""
+    """Let PostgreSQL end a session that is idle in a transaction for too long."""
     with connection.cursor() as cursor:
         cursor.execute(f"SET idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'")
     connection.commit()

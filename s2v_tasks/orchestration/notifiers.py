@@ -1,4 +1,4 @@
-"""Notifiers that Airflow calls if a run fails, from config/notifiers.yaml. Systems use webhooks instead."""
+"""Notifiers that Airflow calls if a run fails, from config/notifiers.yaml. Other systems use webhooks instead."""
 
 import importlib
 from pathlib import Path

@@ -1,7 +1,7 @@
 """Links of a run to its results: the video, the report, the contact sheet.
 
-A link leads to this installation's Airflow (`web/application.py`), which sends whoever is logged in on to the file.
-So it never expires, and no signed URL is kept in Airflow's database.
+A link points to Airflow (`web/application.py`), which redirects logged-in users to the file. A link therefore never
+expires, and Airflow's database contains no signed URL.
 """
 
 from typing import Any, ClassVar
@@ -16,13 +16,13 @@ URL_PREFIX = "/s2v"
 
 
 class JobLink(BaseOperatorLink):  # type: ignore[misc]
-    """A link to one file of the job of a task; the task's operator has `job_id` from the moment it runs."""
+    """A link to one file of the job of a task; the operator has `job_id` as soon as the task runs."""
 
     name: ClassVar[str]
     file: ClassVar[str]
 
     def get_link(self, operator: Any, *, ti_key: Any) -> str:
-        """Return the URL at Airflow's API server; called in the worker when the task ends."""
+        """Return the URL on Airflow's API server; called in the worker when the task ends."""
         base_url = conf.get("api", "base_url", fallback="").rstrip("/")
         return f"{base_url}{URL_PREFIX}/jobs/{quote(operator.job_id)}/{self.file}"
 

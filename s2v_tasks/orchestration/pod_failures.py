@@ -1,4 +1,4 @@
-"""Find the cause of a failed pod, in one sentence, and the fault that decides about retries (`retry_policy`).
+"""Find the cause of a failed pod, as one sentence, and its fault, which defines the retries (`retry_policy`).
 
 | cause | fault |
 |---|---|
@@ -23,14 +23,14 @@ from s2v_tasks.orchestration.step_commands import reported_failure
 
 _KILLED = {128 + number: number.name for number in (signal.SIGKILL, signal.SIGTERM)}
 _SERVER_ERROR = 500
-_BUSY = frozenset({409, 429})  # two at a quota in the same moment; too many requests
+_BUSY = frozenset({409, 429})  # two requests for a quota at the same moment; too many requests
 _QUOTA_USED_UP = "exceeded quota"
-# Reasons that the kubelet or the scheduler give for ending a pod that did nothing wrong.
+# Reasons of the kubelet or the scheduler for ending a pod without a fault of its own.
 _TAKEN_AWAY = frozenset({"Evicted", "Preempting", "Preempted", "NodeLost", "NodeShutdown", "Shutdown", "Terminated"})
-# Evicted for what the pod itself has written; a node that is short of disk says "was low on resource".
+# The pod itself wrote too much. If the node is short of disk, the message is "was low on resource" instead.
 _OVER_LIMIT = re.compile(r"exceed(s|ed) (the|its) .*limit")
 _NO_IMAGE_NAME = frozenset({"InvalidImageName", "ErrImageNeverPull"})
-# Not where its name could not be looked up: that may be misspelt.
+# Not for a failed DNS lookup: the name may be misspelt.
 _REGISTRY_AWAY = re.compile(
     r"^(?!.*\blookup\b).*(connection re(fused|set)|EOF|no route to host|network is unreachable|TLS handshake)",
     re.DOTALL,
@@ -39,7 +39,7 @@ _REGISTRY_AWAY = re.compile(
 
 @dataclass(frozen=True)
 class PodFailure:
-    """Cause of a failed pod. `fault` decides about retries; a reason with `reported_by_step` is already stored."""
+    """Cause of a failed pod. `fault` defines the retries; a reason with `reported_by_step` is already stored."""
 
     message: str
     fault: Fault
@@ -47,7 +47,7 @@ class PodFailure:
 
 
 def judge(pod: Any | None, container: str, seen: str) -> PodFailure:
-    """Judge a V1Pod in its last known state; None: it is gone. `seen` is what Airflow saw from outside."""
+    """Return the failure of a V1Pod from its last known state (None: it is gone). `seen`: the error in Airflow."""
     if pod is None:
         return PodFailure(
             "The pod is gone: it was deleted, or its node was lost. The next try continues from the saved state. "
@@ -66,13 +66,13 @@ def judge(pod: Any | None, container: str, seen: str) -> PodFailure:
 
 
 def _beyond_its_limits(pod: Any, container: str, terminated: Any | None) -> PodFailure | None:
-    """Return the failure of a pod that exceeded its memory or disk, whatever the step reported."""
+    """Return the failure of a pod that exceeded its memory or disk; the report of the step is ignored."""
     name, status = pod.metadata.name, pod.status
     if terminated is not None and terminated.reason == "OOMKilled":
         limits = next(c.resources.limits for c in pod.spec.containers if c.name == container)
         return PodFailure(
             f"Pod {name} ran out of memory: its container needed more than its limit of {limits['memory']}. "
-            "Raise the limit in its template (config/pods), or ask for a smaller size or fewer infer_frames.",
+            "Raise the limit in its template (config/pods), or use a smaller size or fewer infer_frames.",
             "permanent",
         )
     if status.reason == "Evicted" and _OVER_LIMIT.search(status.message or ""):
@@ -97,12 +97,12 @@ def _done_by_cluster(pod: Any, seen: str) -> PodFailure | None:
         )
     if status.reason == "DeadlineExceeded":
         return PodFailure(f"Pod {name} ran longer than its deadline: {status.message or seen}", "step")
-    # A kubelet refuses for its own reasons: a device plugin that is not up yet, a node that has filled meanwhile.
+    # The kubelet can refuse a pod, for example if a device plugin is not ready or the node is full by now.
     if status.phase == "Failed" and status.reason and not status.container_statuses:
         return PodFailure(
             f"The node refused pod {name} ({status.reason}): {status.message or 'no message'}", "environment"
         )
-    # The kubelet may have forgotten how its container ended, and a step that was just starting dies without a word.
+    # The kubelet may have lost the state of the container, and a step that was just starting reports nothing.
     if pod.metadata.deletion_timestamp and status.phase != "Pending":
         return PodFailure(f"Pod {name} was deleted. The next try continues from the saved state.", "environment")
     return None
@@ -112,7 +112,7 @@ def _ended(pod: Any, terminated: Any | None) -> PodFailure | None:
     name = pod.metadata.name
     if terminated is not None and terminated.exit_code in _KILLED:
         by = _KILLED[terminated.exit_code]
-        return PodFailure(f"The step in pod {name} was killed ({by}) before it could say why.", "environment")
+        return PodFailure(f"The step in pod {name} was killed ({by}) before it could report a reason.", "environment")
     if terminated is not None and terminated.exit_code:
         last = _last_line(terminated.message or "")
         return PodFailure(f"The step in pod {name} exited with code {terminated.exit_code}: {last}", "step")
@@ -127,7 +127,7 @@ def _ended(pod: Any, terminated: Any | None) -> PodFailure | None:
 
 
 def not_created(error: Exception) -> PodFailure:
-    """Return the failure of a pod that the cluster refused (quota, rights, Pod Security, template) or never got."""
+    """Return the failure of a pod that the cluster refused (quota, rights, Pod Security, template) or did not get."""
     status, body = getattr(error, "status", None), str(getattr(error, "body", ""))
     if not status:
         return not_answered(error)
@@ -140,7 +140,7 @@ def not_created(error: Exception) -> PodFailure:
 
 
 def not_answered(error: Exception) -> PodFailure:
-    """Return the failure for an API that does not answer. The pod runs on, and the next try finds it."""
+    """Return the failure for an API that does not answer. The pod continues, and the next try finds it."""
     return PodFailure(f"The Kubernetes API did not answer: {_last_line(str(error))}", "environment")
 
 

@@ -1,11 +1,11 @@
 """Pod templates of the heavy steps, with the patches of an installation.
 
-The templates in `config/pods` are part of the Airflow image. An installation changes them without another image: the
-folder `S2V_POD_PATCH_DIR`, usually a mounted ConfigMap, has parts of pods that are merged into them, and
-`S2V_ENGINE_IMAGE` names the image. Each task reads them anew.
+The templates in `config/pods` are part of the Airflow image. An installation changes them without a new image: the
+files in the folder `S2V_POD_PATCH_DIR`, usually a mounted ConfigMap, are merged into them, and `S2V_ENGINE_IMAGE` names
+the image of the pods. Each task reads them again.
 
-A patch is merged as Kubernetes merges its strategic patches: maps are merged, null removes a field, and the lists of
-`_MERGE_KEYS` are merged by the key of their items. Any other list replaces that of the template.
+A patch is merged like a strategic merge patch of Kubernetes: maps are merged, null removes a field, and the lists of
+`_MERGE_KEYS` are merged by the key of their items. Any other list replaces the list of the template.
 """
 
 from pathlib import Path
@@ -37,7 +37,7 @@ _SECRET_VARIABLES = {
 
 
 def load_pod_template(step: Step) -> dict[str, Any]:
-    """Return the pod of a step as this installation wants it; ConfigurationError names the file that is wrong."""
+    """Return the pod of a step with all patches of this installation; ConfigurationError names a wrong file."""
     settings = load_settings()
     path = template_path(step)
     pod = _read(path)
@@ -65,7 +65,7 @@ def namespace_of(step: Step) -> str:
 
 
 def merge(target: Any, patch: Any, field: str = "") -> Any:
-    """Return `target` with `patch` merged into it; `field` is the name under which both are found."""
+    """Return `target` with `patch` merged into it; `field` is the name of both."""
     if isinstance(target, dict) and isinstance(patch, dict):
         merged = dict(target)
         for name, value in patch.items():
@@ -94,7 +94,7 @@ def _merge_items(target: list[Any], patch: list[Any], key: str) -> list[Any]:
 
 
 def _without_nulls(value: Any) -> Any:
-    """Return a new value of a patch without the fields that it removes."""
+    """Return a copy of a patch value without nulls, which remove fields."""
     return {name: _without_nulls(v) for name, v in value.items() if v is not None} if isinstance(value, dict) else value
 
 
@@ -109,7 +109,7 @@ def _patch_paths(settings: Settings, step: Step) -> list[Path]:
             "remove the setting."
         )
     known = {EVERY_POD, *(f"{heavy.name}.yaml" for heavy in HEAVY_STEPS)}
-    # Names with two dots are the links by which Kubernetes exchanges the files of a ConfigMap.
+    # Kubernetes uses links that start with two dots to replace the files of a ConfigMap.
     for path in sorted(folder.iterdir()):
         if path.name not in known and not path.name.startswith(".."):
             raise ConfigurationError(f"{path}: expected one of {', '.join(sorted(known))}. Rename or remove the file.")
@@ -117,7 +117,7 @@ def _patch_paths(settings: Settings, step: Step) -> list[Path]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Return the part of a pod in a file; ConfigurationError if it holds something else."""
+    """Return the part of a pod in a file; ConfigurationError for other content."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -132,7 +132,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _check(pod: dict[str, Any], path: Path) -> None:
-    """Raise ConfigurationError unless Kubernetes knows all fields of `pod`, which has namespace, image and no secret.
+    """Raise ConfigurationError unless `pod` has only Kubernetes fields, a namespace, an image and no secret value.
 
     `path` is the file that was merged last, for the message.
     """
@@ -141,7 +141,7 @@ def _check(pod: dict[str, Any], path: Path) -> None:
         sent = client.sanitize_for_serialization(client._ApiClient__deserialize(pod, "V1Pod"))
     except (ValueError, TypeError, AttributeError) as error:
         raise ConfigurationError(
-            f"{path} gives no valid Pod: {error}. Expected the fields of a Kubernetes Pod."
+            f"{path} is not a valid Pod: {error}. Expected the fields of a Kubernetes Pod."
         ) from error
     _compare(pod, sent, "", path)
     namespace = (pod.get("metadata") or {}).get("namespace")
@@ -168,7 +168,7 @@ def _base_container(pod: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _compare(given: Any, sent: Any, field: str, path: Path) -> None:
-    """Raise ConfigurationError for the first field that Kubernetes would not get as it is given."""
+    """Raise ConfigurationError for the first field that would not reach Kubernetes unchanged."""
     if isinstance(given, dict):
         for name, value in given.items():
             inner = f"{field}.{name}" if field else str(name)

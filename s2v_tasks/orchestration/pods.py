@@ -1,8 +1,7 @@
 """Operator and trigger that run a step in its own pod, from the templates of `pod_templates`.
 
-A template states everything about a pod that an installation may want to change: namespace, image, volumes, security,
-resources. The operator adds what it alone knows: the command, labels, deadline, the number of GPUs, and the resources
-that the processes beyond the first need.
+A template has all properties of a pod that an installation may change: namespace, image, volumes, security, resources.
+The operator adds the command, the labels, the deadline, the number of GPUs, and the resources of further processes.
 """
 
 import asyncio
@@ -41,7 +40,7 @@ LOG_SECONDS = 30
 # Added to Airflow's timeout for the deadline of the pod itself, which ends a pod that Airflow has lost.
 DEADLINE_MARGIN = timedelta(minutes=10)
 _GPU_SUFFIX = "/gpu"  # nvidia.com/gpu, amd.com/gpu
-# Annotations of a template: what each process beyond the first adds to requests and limits, and in which unit.
+# Annotations of a template: additions to requests and limits for each further process, with their unit.
 _PER_OFFLOADING_PROCESS = "s2v/memory-per-offloading-process"
 _PER_FURTHER_PROCESS = {"cpu": ("s2v/cpu-per-further-process", "m"), "memory": ("s2v/memory-per-further-process", "Mi")}
 
@@ -49,8 +48,8 @@ _PER_FURTHER_PROCESS = {"cpu": ("s2v/cpu-per-further-process", "m"), "memory": (
 class StepPodOperator(KubernetesPodOperator):  # type: ignore[misc]
     """Runs `s2v <step>` for the job of this DAG run in a pod.
 
-    It waits in the triggerer and finds its pod again after the loss of a worker or the triggerer. It fails with the
-    reason that the step reported, else with that of the cluster (`pod_failures`).
+    It waits in the triggerer and finds its pod again if a worker or the triggerer is lost. It fails with the reason of
+    the step, else with the reason of the cluster (`pod_failures`).
     """
 
     template_fields = (*KubernetesPodOperator.template_fields, "clip")
@@ -61,7 +60,7 @@ class StepPodOperator(KubernetesPodOperator):  # type: ignore[misc]
         super().__init__(
             execution_timeout=_time_of_task(step),
             base_container_name=BASE_CONTAINER,
-            # Waiting for a GPU and for a clip takes hours: it must not hold a worker.
+            # Waiting for a GPU and for a clip takes hours, so it must not hold a worker.
             deferrable=True,
             poll_interval=POLL_SECONDS,
             logging_interval=LOG_SECONDS,
@@ -75,9 +74,9 @@ class StepPodOperator(KubernetesPodOperator):  # type: ignore[misc]
             # A cancelled clip must free its GPU; it saves its state within the grace period of the template.
             on_kill_action="delete_pod",
             log_events_on_failure=True,
-            # A process that could not write its reason is quoted from the end of its log.
+            # If a process could not write its reason, the end of its log is used.
             termination_message_policy="FallbackToLogsOnError",
-            # The specification names the secrets, and the log is no place for a whole environment.
+            # The specification names the secrets and has the whole environment, which must not be logged.
             log_pod_spec_on_failure=False,
             # A step returns artifacts only; the sidecar for XCom would need an image and exec rights.
             do_xcom_push=False,
@@ -100,7 +99,7 @@ class StepPodOperator(KubernetesPodOperator):  # type: ignore[misc]
         self.active_deadline_seconds = int((self.execution_timeout + DEADLINE_MARGIN).total_seconds())
 
     def execute(self, context: Context) -> None:
-        """Start the pod, or find the one that an earlier try has left, and wait for it in the triggerer."""
+        """Start the pod, or find the pod of an earlier try, and wait for it in the triggerer."""
         self.arguments = step_arguments(self.step, context, self.clip)
         self.labels |= {"s2v/job-id": make_safe_label_value(job_id_of(context))}
         if self.clip is not None:
@@ -108,15 +107,15 @@ class StepPodOperator(KubernetesPodOperator):  # type: ignore[misc]
         super().execute(context)
 
     def defer(self, *, trigger: Any, **kwargs: Any) -> None:
-        """Wait in the triggerer, by a trigger that does not fire too early."""
+        """Wait in the triggerer, with a trigger that does not fire too early."""
         super().defer(trigger=StepPodTrigger(**trigger.serialize()[1]), **kwargs)
 
     def build_pod_request_obj(self, context: Any = None, **kwargs: Any) -> Any:
         """Return the pod of the template, scaled to the number of processes of the step, with the digest of its image.
 
-        The digest is known if the template names the image by it.
+        The digest is known if the template names the image by digest.
         """
-        # Set now and not in the constructor: so no patch is rendered by Jinja or stored with the DAG.
+        # Set here instead of in the constructor, so that no patch is rendered by Jinja or stored with the DAG.
         self.pod_template_dict = load_pod_template(self.step)
         pod = super().build_pod_request_obj(context, **kwargs)
         scale_resources(pod, num_processes(self.step), offloads=load_settings().offload == "blocks")
@@ -127,14 +126,14 @@ class StepPodOperator(KubernetesPodOperator):  # type: ignore[misc]
         return pod
 
     def get_or_create_pod(self, pod_request_obj: Any, context: Context) -> Any:
-        """Return the pod of this try; a refusal by the cluster fails the task with its message."""
+        """Return the pod of this try; if the cluster refuses it, the task fails with its message."""
         try:
             return super().get_or_create_pod(pod_request_obj, context)
         except Exception as error:
             raise self._failed(not_created(error), context) from error
 
     def trigger_reentry(self, context: Context, event: dict[str, Any]) -> None:
-        """Continue after the wait: the pod has ended, or the time for it is over."""
+        """Continue after the wait: the pod has ended or timed out."""
         try:
             super().trigger_reentry(context, event)
         except (ApiException, HTTPError) as error:
@@ -143,7 +142,7 @@ class StepPodOperator(KubernetesPodOperator):  # type: ignore[misc]
             raise self._failed(judge(self.pod, self.base_container_name, str(error)), context) from error
 
     def _failed(self, failure: PodFailure, context: Context) -> AirflowException:
-        """Return the exception that fails this try, or the task finally; the reason is then stored."""
+        """Return the exception that fails this try or, after storing the reason, the task finally."""
         if not failure.reported_by_step:
             record_failure(self.step, context, self.clip, failure.message, self.log.info)
         give_up = is_final(failure.fault, context)
@@ -151,9 +150,9 @@ class StepPodOperator(KubernetesPodOperator):  # type: ignore[misc]
 
 
 class CloseJobOfPodsOperator(CloseJobOperator):
-    """Closes a job whose steps ran in pods, and deletes pods that this run has left.
+    """Closes a job whose steps ran in pods, and deletes the remaining pods of this run.
 
-    Pods are left only if Airflow failed at the moment of a deletion.
+    Pods remain only if Airflow failed at the moment of a deletion.
     """
 
     def execute(self, context: Context) -> Any:
@@ -172,18 +171,18 @@ class CloseJobOfPodsOperator(CloseJobOperator):
                 if pod.metadata.deletion_timestamp:  # a second request may delay the end of the pod by a minute
                     continue
                 self.log.warning("Deleting pod %s, which this run has left.", pod.metadata.name)
-                with suppress(ApiException):  # it is gone meanwhile
+                with suppress(ApiException):  # it is already gone
                     client.delete_namespaced_pod(pod.metadata.name, namespace)
 
 
 def scale_resources(pod: Any, processes: int, *, offloads: bool = False) -> None:
     """Set the resources of `pod`, whose template states those of one process on one GPU.
 
-    Where the template asks for GPUs it gets one for each process. CPU and memory grow by what the annotations
-    `s2v/cpu-per-further-process` and `s2v/memory-per-further-process` state, and if blocks are offloaded, memory by
-    `s2v/memory-per-offloading-process` for each process; without them they stay as they are.
+    If the template requests GPUs, the pod gets one for each process. The annotations `s2v/cpu-per-further-process` and
+    `s2v/memory-per-further-process` are added for each further process. If blocks are offloaded,
+    `s2v/memory-per-offloading-process` is added for each process. Without annotations CPU and memory do not change.
 
-    Raises ConfigurationError for an annotation that is no quantity.
+    Raises ConfigurationError for an annotation that is not a quantity.
     """
     resources, annotations = pod.spec.containers[0].resources, pod.metadata.annotations or {}
     for amounts in (resources.requests, resources.limits):
@@ -209,23 +208,23 @@ def _quantity(annotation: str, value: str) -> Decimal:
 
 
 def _time_of_task(step: Step, clip: Any = None) -> timedelta:
-    """Return the timeout of a task: that of its work and the waits for a node and an image."""
+    """Return the timeout of a task: time of its work, and of the waits for a node and an image."""
     settings = load_settings()
     return working_time(step, clip) + timedelta(seconds=settings.pod_schedule_seconds + settings.pod_startup_seconds)
 
 
-# A pod that runs for so long after its time of deletion is lost: its kubelet would have ended it.
+# A pod that still runs this long after its deletion time is lost: a live kubelet ends it earlier.
 _KUBELET_PATIENCE = timedelta(minutes=1)
 
 
 class StepPodTrigger(KubernetesPodTrigger):  # type: ignore[misc]
-    """Waits like its base class, but fires no event within seconds of its deferral, and gives up on pods of dead nodes.
+    """Trigger that fires no event within seconds of its deferral, and ends the wait for pods of dead nodes.
 
-    A pod without an image fails at once, and a trigger that fires so soon can fail its task behind the back of the
-    worker that resumes it (apache/airflow#66374): a retry is used without counting the fault.
+    If the image of a pod is missing, it fails at once. A trigger that fires so soon can fail its task while a worker
+    resumes it (apache/airflow#66374): a retry is used, and the fault is not counted.
 
-    When a node dies, Kubernetes deletes its pods, but only the node's kubelet could report that they have ended:
-    they stay "Running" until the node is removed, and a clip would wait for that until its timeout.
+    When a node dies, Kubernetes deletes its pods, but only the kubelet of the node can report their end. They stay
+    "Running" until the node is removed, and a clip would wait until its timeout.
     """
 
     def serialize(self) -> tuple[str, dict[str, Any]]:

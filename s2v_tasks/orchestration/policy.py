@@ -1,6 +1,6 @@
 """Order of the tasks that wait for a worker or a GPU. Airflow loads this module by entry point.
 
-Weights are fixed in a DAG, and a request is known only with its run: a cluster policy is where both meet.
+Weights are fixed in a DAG, but the request is known only with the run, so a cluster policy sets the weights.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ from airflow.policies import hookimpl
 from s2v_tasks.schemas.job import JOB_WEIGHTS_END, task_weight
 from s2v_tasks.schemas.steps import BATCH_DAG, DROP_FOLDER_DAG, HOUSEKEEPING_DAG, JOB_DAG, NOTIFICATIONS_DAG
 
-# A few short tasks, which start, report and clean up jobs: waiting jobs must not keep a worker from them.
+# Few short tasks that start, report and clean up jobs: they go before all tasks of jobs.
 _FIRST_DAGS = frozenset({BATCH_DAG, DROP_FOLDER_DAG, HOUSEKEEPING_DAG, NOTIFICATIONS_DAG})
 # Airflow 3.3 sets this flag only for a policy in airflow_local_settings.py. Without it, tasks that are created together
 # with their run skip the policy, and `encode_conditions` would wait for its GPU without a priority.

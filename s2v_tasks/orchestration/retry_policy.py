@@ -19,7 +19,7 @@ from s2v_tasks.settings import load_settings
 
 Fault = Literal["permanent", "environment", "step"]
 OWN_FAILURES = 2  # of the step itself that are tried again
-_WRONG_USAGE = 2  # exit code of a command that does not know an option
+_WRONG_USAGE = 2  # exit code of a command with an unknown option
 _FIRST_DELAY, _FACTOR, _LONGEST_DELAY = timedelta(seconds=10), 3, timedelta(minutes=5)
 _FAILURES_KEY = "own_failures"
 
@@ -32,9 +32,9 @@ def fault_of(exit_code: int) -> Fault:
 
 
 def is_final(fault: Fault, context: Mapping[str, Any]) -> bool:
-    """Return True if the task is not tried again. A fault of the step itself is counted.
+    """Return True if the task is not retried. A fault of the step itself is counted.
 
-    The count lives as long as the tries do: a person who clears the task starts it anew.
+    Clearing the task resets the count.
     """
     if fault != "step":
         return fault == "permanent"
@@ -46,7 +46,7 @@ def is_final(fault: Fault, context: Mapping[str, Any]) -> bool:
 
 
 def retries(at_least: int = OWN_FAILURES) -> dict[str, Any]:
-    """Return the arguments of a task with `at_least` so many retries, which last at least S2V_RETRY_SECONDS."""
+    """Return the retry arguments of a task: `at_least` this many retries, over at least S2V_RETRY_SECONDS."""
     number, delays = 0, timedelta()
     while number < at_least or delays.total_seconds() < load_settings().retry_seconds:
         delays += min(_FIRST_DELAY * _FACTOR**number, _LONGEST_DELAY)
@@ -60,7 +60,7 @@ def retries(at_least: int = OWN_FAILURES) -> dict[str, Any]:
 
 
 def working_time(step: Step, clip: Mapping[str, Any] | None = None) -> timedelta:
-    """Return the timeout of one task: the time of each of its clips, and of each take of them.
+    """Return the timeout of one task: the time of its clips, with all their takes.
 
     A step may wait for S3 and then for PostgreSQL after its work is done. The time of these waits is added.
     """

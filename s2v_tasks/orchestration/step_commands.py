@@ -1,4 +1,4 @@
-"""Run a step or another `s2v` command as a child process: its command line, its log, its result and its failure.
+"""Run a step or another `s2v` command as a child process: command line, log, result, failure.
 
 The command lines are equal in a worker and in a pod. A child never outlives its task.
 """
@@ -33,7 +33,7 @@ _POLL_SECONDS = 0.5
 
 
 def step_arguments(step: Step, context: Mapping[str, Any], clip: Mapping[str, Any] | None = None) -> list[str]:
-    """Return the arguments of the Python interpreter that run `step` for the job of the run of a task.
+    """Return the arguments of the Python interpreter that run `step` for the job of a task.
 
     `clip` selects the clips of the plan that the task renders: `count` from `clip_index` on.
     """
@@ -105,7 +105,7 @@ class StepFailedError(Exception):
 
 
 def reported_failure(text: str) -> StepFailedError | None:
-    """Return the failure that the step reported (`cli.leave_error`); None if it ended without a report."""
+    """Return the failure reported by the step (`cli.leave_error`); None if it ended without a report."""
     try:
         record = json.loads(text)
         return StepFailedError(int(record["exit_code"]), str(record["message"]), reported_by_step=True)
@@ -116,8 +116,8 @@ def reported_failure(text: str) -> StepFailedError | None:
 class StepProcess:
     """One run of a step's command.
 
-    The child and everything that it starts carry the path of their error file in the environment. This marks them:
-    torchrun puts its workers into sessions of their own, out of reach of a signal to the process group.
+    The child and its descendants have the path of the error file in their environment. They are found by it, because
+    torchrun puts its workers into separate sessions, which a signal to the process group does not reach.
     """
 
     def __init__(self, command: Sequence[str], log_line: Callable[[str], None]) -> None:
@@ -171,7 +171,7 @@ class StepProcess:
         return inherited | {ERROR_FILE_VARIABLE: str(self._error_file)}
 
     def _stream_log(self, process: subprocess.Popen[bytes]) -> None:
-        """Pass stderr on line by line until the child ends, even when an orphan of it keeps the pipe open."""
+        """Forward stderr line by line until the child ends, even if an orphan process keeps the pipe open."""
         assert process.stderr is not None  # noqa: S101 - opened as a pipe above
         descriptor, pending, ended_at = process.stderr.fileno(), b"", None
         with selectors.DefaultSelector() as selector, process.stderr:
@@ -195,7 +195,7 @@ class StepProcess:
             self._log_line(text)
 
     def _failure(self, return_code: int) -> StepFailedError:
-        """Return the failure that the step reported, which torchrun hides behind its exit code 1."""
+        """Return the failure reported by the step, which torchrun hides behind its exit code 1."""
         if self._error_file.exists() and (failure := reported_failure(self._error_file.read_text())):
             return failure
         if return_code < 0:
@@ -221,7 +221,7 @@ def _marked_processes(mark: bytes) -> list[int]:
         try:
             if mark in (folder / "environ").read_bytes().split(b"\0"):
                 found.append(int(folder.name))
-        except OSError:  # it ended, or is another user's
+        except OSError:  # the process ended or belongs to another user
             continue
     return found
 
@@ -233,7 +233,7 @@ def record_failure(
     reason: str,
     log_line: Callable[[str], None],
 ) -> None:
-    """Write `reason` to the project's database in place of the step. If that fails, log it."""
+    """Write `reason` to the metadata store in place of the step. If that fails, log it."""
     command = [sys.executable, *CLI, RECORD_FAILURE.command, "--job-id", job_id_of(context)]
     command += ["--step", step.command]
     if clip is not None:
@@ -245,11 +245,11 @@ def record_failure(
 
 
 def first_failed_task(dag_id: str, run_id: str) -> str | None:
-    """Return the task of a run that failed first, such as `clip.render[3]`; None when none has failed.
+    """Return the task of a run that failed first, such as `clip.render[3]`; None if none has failed.
 
-    Waits come last: they also fail because the clip before them failed.
+    Waits come last: they also fail if the previous clip failed.
     """
-    # The runtime of a running task: a parse of the DAG does without it and the many libraries that it loads.
+    # Imported here, because it loads many libraries and a parse of the DAG does not need it.
     from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 
     states = RuntimeTaskInstance.get_task_states(dag_id=dag_id, run_ids=[run_id]).get(run_id, {})

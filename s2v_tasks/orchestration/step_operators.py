@@ -80,8 +80,8 @@ class StepOperator(BaseOperator):  # type: ignore[misc]
 class CloseJobOperator(StepOperator):
     """Runs `s2v close-job` and fails with the job's reason unless the job succeeded.
 
-    Airflow takes the outcome of a run from its last task. A run that a person cancels would else end as a success,
-    because Airflow marks what had not started yet as skipped.
+    Airflow takes the outcome of a run from its last task. Without this failure a cancelled run would be a success,
+    because Airflow marks tasks that have not started as skipped.
     """
 
     def execute(self, context: Context) -> Any:
@@ -92,16 +92,16 @@ class CloseJobOperator(StepOperator):
         return result
 
     def command(self, context: Any) -> list[str]:
-        """Return the argument list of the step, with the failed task, which may have reported no reason."""
+        """Return the argument list of the step, with the failed task as the fallback reason."""
         failed = first_failed_task(self.dag_id, context["run_id"])
         return super().command(context) + (["--failed-task", failed] if failed else [])
 
 
 class PublishOperator(StepOperator):
-    """Runs `s2v publish`, for a job with approval after a person has approved the video."""
+    """Runs `s2v publish`. If the job needs an approval, it first waits for the approval of the video."""
 
     def execute(self, context: Context) -> Any:
-        """Publish the video, or park the task until somebody approves it."""
+        """Publish the video, or wait until it is approved."""
         self.job_id = job_id_of(context)
         if wanted_approval(context) != "none":
             ask(self, context, None)
@@ -127,7 +127,7 @@ def step_task(step: Step, **kwargs: Any) -> BaseOperator:
     kwargs.setdefault("task_id", step.name)
     settings = load_settings()
     if settings.execution == "kubernetes":
-        # Imported here: loading the operator takes a second of each parse of the DAG.
+        # Imported here, because loading the operator takes a second in each parse of the DAG.
         from s2v_tasks.orchestration import pods
 
         if step.is_heavy:
@@ -135,7 +135,7 @@ def step_task(step: Step, **kwargs: Any) -> BaseOperator:
         if step == CLOSE_JOB:
             return pods.CloseJobOfPodsOperator(step=step, **retries(), **kwargs)
     elif step.is_heavy:
-        # All runs share the GPUs of the workers. A pool is not used: it may not exist on a single machine.
+        # All runs share the GPUs of the workers. A pool is not used, because it may not exist on a single machine.
         kwargs["max_active_tis_per_dag"] = settings.local_renders
     operator = _OPERATORS.get(step, StepOperator)
     return operator(step=step, **retries(), **kwargs)

@@ -162,9 +162,9 @@ def test_dag_test_does_not_hang(airflow: Airflow, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(task_runner, "SUPERVISOR_COMMS", comms, raising=False)
     recorded: list[Any] = []
     monkeypatch.setattr(approval, "record_failure", lambda *arguments: recorded.append(arguments))
-    with pytest.raises(AirflowFailException, match="nobody who could answer"):
+    with pytest.raises(AirflowFailException, match="nobody can answer"):
         publish(monkeypatch).execute(context("result"))
-    with pytest.raises(AirflowFailException, match="nobody who could answer"):
+    with pytest.raises(AirflowFailException, match="nobody can answer"):
         approval.ask(sensor(), context("each_clip"), 0)
     assert all("leave approval out" in reason for _, _, _, reason, _ in recorded)
     assert [(step.command, clip) for step, _, clip, _, _ in recorded] == [("publish", None), ("render-clip", SECOND)]

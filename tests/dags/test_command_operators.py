@@ -182,7 +182,7 @@ def test_a_job_that_airflow_refuses_for_good_has_failed(
     assert StartJobsOperator(task_id="start").execute({}) == {"started": 2, "refused": 1, "waiting": 2}
     command, job_id, _, reason = answers.calls[-1]
     assert (command, job_id) == ("refuse-job", "job-1")
-    assert reason.endswith("num_clip: 0 is less than the minimum of 1. Correct the request and hand it in again.")
+    assert reason.endswith("num_clip: 0 is less than the minimum of 1. Correct the request and submit it again.")
 
 
 def test_a_reason_stays_short_however_long_the_value_is(

@@ -10,7 +10,7 @@ from torch import Tensor
 from s2v_tasks.errors import PermanentError
 
 FRAMES_PER_SECOND = 16
-# The rate at which the model was trained to read the features; it is not the rate of the video.
+# The rate of the features in the training of the model; it differs from the rate of the video.
 FEATURES_PER_SECOND = 30
 
 
@@ -29,7 +29,8 @@ def num_states_at_50(num_samples: int) -> int:
 def num_features_at_30(num_states_at_50: int) -> int:
     """Return the number of 30 Hz features for T50 states.
 
-    The order of the float operations is part of the model: for some lengths (205, 410, ...) it is one below 0.6 * T50.
+    The order of the float operations is part of the model: for some lengths (205, 410, ...) the result is one below 0.6
+    * T50.
     """
     return int(num_states_at_50 / 50.0 * FEATURES_PER_SECOND)
 
@@ -37,7 +38,7 @@ def num_features_at_30(num_states_at_50: int) -> int:
 def resample_50_to_30(states_SNC: Tensor) -> Tensor:
     """Resample [S, T50, C] to [S, T30, C], linearly, first and last samples aligned.
 
-    Raises PermanentError when the audio is too short to give a single feature.
+    Raises PermanentError if the audio is too short for one feature.
     """
     num_states = states_SNC.shape[1]
     num_features = num_features_at_30(num_states)

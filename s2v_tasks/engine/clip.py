@@ -67,11 +67,11 @@ def _never() -> bool:
 
 @dataclass(frozen=True)
 class Callbacks:
-    """Functions that a render calls on its way; the defaults do nothing."""
+    """Functions that a render calls; the defaults do nothing."""
 
     on_frames: Callable[[Tensor], None] = _ignore  # frames in order as they are decoded, u8 [n, H, W, 3] on the device
     on_step: Callable[[int, int], None] = _ignore  # solver steps done, and in all
-    is_interrupted: Callable[[], bool] = _never  # asked for each branch of a step and each decoded latent; true: stop
+    is_interrupted: Callable[[], bool] = _never  # called for each branch of a step and each decoded latent; True: stop
 
 
 @dataclass(frozen=True)
@@ -124,8 +124,8 @@ class ClipLatents:
 def motion_frames_needed(later_infer_frames: Sequence[int]) -> int | None:
     """Return the number of newest pixel frames in a clip's state, from the frames of each later clip of its chain.
 
-    None if no clip follows. The next clip reads old frames only to fill up its own 73-frame history, and only if
-    another clip needs that history.
+    None if no clip follows. The next clip uses old frames only to fill its 73-frame history, and only if another clip
+    needs that history.
     """
     if not later_infer_frames:
         return None

@@ -1,6 +1,6 @@
 """Conditions of the clips of a job, computed once per job: text, audio, reference image (spec b, d.2, d.5).
 
-Each encoder is loaded, used and freed before the next one, so that the peak is that of the text encoder alone.
+Each encoder is loaded, used and freed before the next one, so that the peak memory is that of the text encoder.
 """
 
 import gc
@@ -48,7 +48,7 @@ def encode_conditions(
     - `audio`: float32 [num_frames, 25, audio_dim], the sound of each frame, zeros beyond the speech
     - `reference_u8`: uint8 [height, width, 3]
 
-    Raises PermanentError for an empty or too long prompt, for unusable speech and for an unusable picture.
+    Raises PermanentError for an empty or too long prompt, unusable speech or an unusable picture.
     """
     if not prompt.strip():
         raise PermanentError("the prompt is empty; describe what the video shows")

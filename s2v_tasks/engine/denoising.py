@@ -1,6 +1,6 @@
-"""A denoising in progress: its solver, its guidance branches, and the saved state that another process resumes.
+"""A denoising in progress: its solver, its guidance branches, and its saved state.
 
-The resumed one has bit-identical results.
+Another process can resume from the saved state, with bit-identical results.
 """
 
 from collections.abc import Callable, Sequence
@@ -69,9 +69,9 @@ class DenoiseState:
 
     @classmethod
     def load(cls, path: Path, made_by: str) -> "DenoiseState | None":
-        """Read a saved state; None if `made_by` differs, because resuming would then give other bytes.
+        """Read a saved state; None if `made_by` differs, because a resumed render would give other bytes.
 
-        Raises PermanentError when the file is not a saved state.
+        Raises PermanentError if the file is not a saved state.
         """
         try:
             with safe_open(path, framework="pt") as file:
@@ -108,7 +108,7 @@ class Denoising:
     _cached: dict[str, CachedStep] = field(default_factory=dict)
 
     def begin_step(self) -> Sequence[Conditioning]:
-        """Return the branches of the next step. Where guidance begins or ends, the cache starts anew on all ranks."""
+        """Return the branches of the next step. When guidance begins or ends, the cache is cleared on all ranks."""
         branches = self.branches_at(self.step)
         if self.cache is not None and self.step:
             names, earlier = ([branch.name for branch in self.branches_at(step)] for step in (self.step, self.step - 1))
@@ -152,9 +152,9 @@ class Denoising:
 
 
 class InterruptionCheck:
-    """A layer hook that raises Interrupted with the state of `denoising` when `is_interrupted` returns true.
+    """A layer hook that raises Interrupted with the state of `denoising` if `is_interrupted` returns True.
 
-    It asks twice per forward: behind the first layer, and half-way through the layers.
+    It checks twice per forward: after the first layer and after half of the layers.
     """
 
     def __init__(self, denoising: Denoising, is_interrupted: Callable[[], bool]) -> None:

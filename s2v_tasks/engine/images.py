@@ -1,4 +1,4 @@
-"""From pictures to the pixels that the VAE sees, and back (spec d.2, d.4, d.7).
+"""Convert pictures to the pixels of the VAE, and back (spec d.2, d.4, d.7).
 
 `compat="corrected"` scales to cover and crops. `compat="reference"` repeats the reference: the shorter side is fitted
 to the shorter target side, so that about half of all pictures get borders, black for the image and grey for the pose.
@@ -27,7 +27,7 @@ _BLACK_PIXEL = -1.0
 def fit_image(image_u8_HWC: ImageU8, width: int, height: int, *, compat: Compat) -> ImageU8:
     """Fit an RGB image to [height, width, 3], antialiased bilinear.
 
-    Raises PermanentError when the array is not an RGB image of 8 bits.
+    Raises PermanentError if the array is not an RGB image of 8 bits.
     """
     _check_rgb(image_u8_HWC, dimensions=3)
     image = Image.fromarray(image_u8_HWC)
@@ -39,12 +39,12 @@ def fit_image(image_u8_HWC: ImageU8, width: int, height: int, *, compat: Compat)
 
 
 def to_pixels(image_u8_HWC: ImageU8) -> Tensor:
-    """Return an image as the VAE reads it: [1, 3, 1, H, W] in [-1, 1]."""
+    """Return an image as input of the VAE: [1, 3, 1, H, W] in [-1, 1]."""
     return frames_to_pixels(image_u8_HWC[None])
 
 
 def frames_to_pixels(frames_u8_THWC: ImageU8) -> Tensor:
-    """Return frames as the VAE reads them: [1, 3, T, H, W] in [-1, 1]."""
+    """Return frames as input of the VAE: [1, 3, T, H, W] in [-1, 1]."""
     pixels_THWC = torch.tensor(frames_u8_THWC).to(torch.float32) / 255 * 2 - 1
     return pixels_THWC.permute(3, 0, 1, 2)[None].contiguous()
 
@@ -69,10 +69,10 @@ def to_u8(pixels_BCTHW: Tensor) -> Tensor:
 
 
 def fit_pose(frames_u8_THWC: ImageU8, width: int, height: int, *, compat: Compat) -> Tensor:
-    """Fit pose frames of any size to pixels [1, 3, T, height, width], without an 8-bit rounding in between.
+    """Fit pose frames of any size to pixels [1, 3, T, height, width], without intermediate 8-bit rounding.
 
-    The frames come at 16 fps; there may be none, where the pose video has ended. Raises PermanentError when the array
-    is not RGB frames of 8 bits.
+    The frames are at 16 fps; there are none if the pose video has ended. Raises PermanentError if the array is not RGB
+    frames of 8 bits.
     """
     _check_rgb(frames_u8_THWC, dimensions=4)
     if not len(frames_u8_THWC):

@@ -1,4 +1,4 @@
-"""Options of an installation: how clips are computed, beyond what their plan says."""
+"""Options of an installation for the computation of clips, in addition to the plan."""
 
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
@@ -8,7 +8,7 @@ VaePrecision = Literal["float32", "bfloat16"]
 Offload = Literal["none", "blocks"]
 WeightsDtype = Literal["auto", "fp8", "fp8-dynamic"]
 
-# Later options, which the fingerprints of clips leave out at their default: earlier clips stay valid.
+# Newer options: fingerprints omit them at their default, so that earlier clips stay valid.
 _LEFT_OUT_AT_DEFAULT = ("vae_precision",)
 # Options that change no byte.
 _NEVER_IN_FINGERPRINT = ("offload",)
@@ -17,18 +17,18 @@ _NAMES_OF_SETTINGS = {"compiled": "compile"}
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """Options of the engine. Those that change the bytes of a clip belong into its fingerprint: all but `offload`.
+    """Options of the engine. Options that change the bytes of a clip are part of its fingerprint: all except `offload`.
 
     A new option is a field here and a setting of the same name.
     """
 
-    noise_device: NoiseDevice = "run"  # where noise is drawn; "cpu": the same numbers on every device
+    noise_device: NoiseDevice = "run"  # device that draws the noise; "cpu": equal noise on every device
     attention: str = "auto"  # or one of `models.attention.ATTENTION_KERNELS`
-    compiled: bool = False  # whether torch.compile makes one graph of a block
-    weights_dtype: WeightsDtype = "auto"  # of the blocks; "auto": that of the run
+    compiled: bool = False  # compile each block to one graph with torch.compile
+    weights_dtype: WeightsDtype = "auto"  # dtype of the blocks; "auto": the dtype of the run
     step_cache: float = 0.0  # first-block cache: the relative change below which the other blocks are skipped; 0: never
     vae_precision: VaePrecision = "float32"  # "bfloat16": in the memory format channels last
-    offload: Offload = "none"  # "blocks": they live in host memory, see `acceleration.offload`
+    offload: Offload = "none"  # "blocks": they stay in host memory, see `acceleration.offload`
 
     @classmethod
     def of(cls, settings: object) -> "EngineOptions":

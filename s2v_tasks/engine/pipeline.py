@@ -1,7 +1,7 @@
 """Render one clip from its conditions to its frames: encode, prepare, denoise, decode (spec d).
 
-Legend: B batch (1), C channels, F pixel frames, H W pixels, T latent frames, h = H/8, w = W/8.
-Pixels and everything of the VAE are fp32 in [-1, 1]; the transformer runs in the dtype of its weights.
+Legend: B batch (1), C channels, F pixel frames, H W pixels, T latent frames, h = H/8, w = W/8. Pixels and the VAE are
+fp32 in [-1, 1]; the transformer runs in the dtype of its weights.
 
 Clips of a chain follow each other through `MotionState`, the newest pixel frames and their latents, in full precision:
 a chain that continues from a saved state is bit-identical to an uninterrupted one.
@@ -32,16 +32,16 @@ from s2v_tasks.errors import PermanentError
 T = TypeVar("T")
 NO_CALLBACKS, DEFAULT_OPTIONS = Callbacks(), EngineOptions()
 _START_FROM_REF_FRAMES = 6
-# Decoding behind the reference latent instead of a history spoils this many frames at the start of a chain.
+# Frames at the start of a chain that are bad because decoding starts from the reference latent, without a history.
 _LOST_FRAMES = 3
 
 
 class S2VPipeline:
     """Renders clips with one transformer and one VAE on one device.
 
-    `dtype` is that of the transformer's weights. `options` decides the device of the noise and the first-block cache.
-    `compat="reference"` repeats the known errors of the reference: the first clip of a chain then has 3 frames less.
-    `branches` splits the guidance branches over ranks; the transformer itself may be shared by several ranks
+    `dtype` is the dtype of the transformer's weights. `options` defines the device of the noise and the first-block
+    cache. `compat="reference"` repeats the known errors of the reference: the first clip of a chain then has 3 frames
+    less. `branches` splits the guidance branches over ranks; the transformer itself may be shared by several ranks
     (`engine.distributed.mesh.parallelize` does both). `total` sums a tensor over these ranks.
     """
 
@@ -96,10 +96,9 @@ class S2VPipeline:
     ) -> MotionState | None:
         """Render a clip and pass its frames to `callbacks` in order, as they are decoded.
 
-        `noise` `[16, T, h, w]` replaces the draw from `inputs.seed`. When `callbacks.is_interrupted` returns true,
+        `noise` `[16, T, h, w]` replaces the draw from `inputs.seed`. If `callbacks.is_interrupted` returns True,
         Interrupted is raised with the state from which another call with the same inputs resumes. Returns the motion
-        state for the next clip of the chain, None for the last one. Raises PermanentError for inputs that do not fit
-        each other.
+        state for the next clip of the chain, None for the last clip. Raises PermanentError for inconsistent inputs.
         """
         clip = self._encode(inputs)
         clip_tokens, conditionings = self._prepare(inputs, clip, sampling)
@@ -149,7 +148,7 @@ class S2VPipeline:
                 f"of {list(reference_shape[-2:])}. Fit it to the clip first."
             )
         frames = pad_pose(pose.to(self.device), num_frames)
-        # The VAE's first latent sees a single frame; a copy of it in front gives each latent its four frames.
+        # The first latent of the VAE covers one frame; a copied frame in front makes it four for each latent.
         return self.vae.encode(torch.cat([frames[:, :, :1], frames], dim=2))[:, :, 1:]
 
     def _prepare(
@@ -157,7 +156,7 @@ class S2VPipeline:
     ) -> tuple[ClipTokens, tuple[Conditioning, ...]]:
         """Compute the constant inputs of the steps, with the conditioning of the branches that this rank computes.
 
-        Where only some steps are guided, every rank has both branches: all of them compute cond at the other steps.
+        If only some steps are guided, every rank has both branches: all ranks compute cond at the other steps.
         """
         motion = None if clip.history is None else clip.history.latents
         clip_tokens = self.transformer.prepare_clip_tokens(clip.noise_shape[1], clip.reference, motion, clip.pose)
@@ -171,7 +170,7 @@ class S2VPipeline:
         return clip_tokens, tuple(map(Conditioning, texts, prepared, own))
 
     def _prepare_texts(self, contexts: dict[str, Tensor], own: Sequence[str]) -> Sequence[tuple[KeysValues, ...]]:
-        """Return the texts of the branches `own`, cached for the next clip: prompts seldom change within a job."""
+        """Return the texts of the branches `own`, cached for the next clip: prompts rarely change within a job."""
         # All ranks compare all prompts, so that they agree on computing them (and on gathering the weights for it).
         is_cached = list(contexts) == list(self._contexts) and len(own) == len(self._texts)
         if not is_cached or not all(map(torch.equal, contexts.values(), self._contexts.values())):
@@ -185,7 +184,7 @@ class S2VPipeline:
     def _draw_noise(self, seed: int, shape: tuple[int, ...]) -> Tensor:
         """Draw noise in the transformer's dtype on the device, or in fp32 on the CPU (spec d.6).
 
-        Each kind of device and each dtype has its own numbers; those of the CPU in fp32 are the same everywhere.
+        Each kind of device and each dtype gives other noise; fp32 noise of the CPU is the same everywhere.
         """
         if self.options.noise_device == "cpu":
             return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
@@ -193,7 +192,7 @@ class S2VPipeline:
         return torch.randn(shape, generator=generator, device=self.device, dtype=self.dtype)
 
     def start_denoising(self, noise: Tensor, conditionings: Sequence[Conditioning], sampling: Sampling) -> Denoising:
-        """Return a denoising that starts from `noise` `[16, T, h, w]`; `conditionings` are those of `_prepare`."""
+        """Return a denoising that starts from `noise` `[16, T, h, w]`; `conditionings` come from `_prepare`."""
         scheduler = make_scheduler(
             sampling.sample_solver, num_steps=sampling.sample_steps, shift=sampling.sample_shift, device=self.device
         )
@@ -221,7 +220,7 @@ class S2VPipeline:
     ) -> Tensor:
         """Take the remaining solver steps and return the latents `[1, 16, T, h, w]` of the clip.
 
-        Raises PermanentError for latents that are not finite. They are looked at once, so that no step waits for that.
+        Raises PermanentError for latents that are not finite. They are checked once at the end, so that no step waits.
         """
         with self._hooked(denoising, InterruptionCheck(denoising, callbacks.is_interrupted)):
             while denoising.step < sampling.sample_steps:
@@ -246,7 +245,7 @@ class S2VPipeline:
     def _predict_noise(
         self, denoising: Denoising, timestep: Tensor, clip_tokens: ClipTokens, sampling: Sampling
     ) -> Sequence[Tensor]:
-        """Return the noise predictions of all branches, cond before uncond, whichever rank computes them."""
+        """Return the noise predictions of all branches, cond before uncond, from all ranks."""
         branches = denoising.begin_step()
         predictions: list[Tensor] = self.transformer(denoising.latents, timestep[None], clip_tokens, branches)
         if self.branches is None or not sampling.is_guided_at(denoising.step):
@@ -268,13 +267,13 @@ class S2VPipeline:
                 "Render the previous clip again with the current plan."
             )
         buffer = torch.cat([old[:, :, old.shape[2] - missing :], newest], dim=2)
-        # The layout in memory decides which kernels run: a state must have the one that it has after a reload.
+        # The memory layout affects the choice of kernels, so a state must have the same layout as after a reload.
         kept = buffer[:, :, MOTION_FRAMES - keep :].clone(memory_format=torch.contiguous_format)
         return MotionState(self.vae.encode(buffer).contiguous(), kept)
 
 
 class _NewestFrames:
-    """Keeps the newest `count` frames of those that are added."""
+    """Keeps the newest `count` of the added frames."""
 
     def __init__(self, count: int) -> None:
         self._count = count

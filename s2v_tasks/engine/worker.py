@@ -22,12 +22,12 @@ from s2v_tasks.errors import ConfigurationError, TransientError
 from s2v_tasks.log import get_logger
 
 T = TypeVar("T")
-# What gloo says when the process at the other end of a connection has ended.
+# Error messages of gloo if the process at the other end of a connection has ended.
 _LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Connection refused")
 # A rank may wait this long for the others: the leader downloads the inputs before it shares them.
 _TIMEOUT = timedelta(minutes=30)
 POLL_SECONDS = 1.0
-UNWIND_SECONDS = 10.0  # for a rank that has noticed by itself: it says what it lost and cleans up
+UNWIND_SECONDS = 10.0  # time for a rank to report the lost rank itself and to clean up
 
 
 class GroupState(Enum):
@@ -52,7 +52,7 @@ class Worker:
         return self.rank == 0
 
     def share(self, value: T | None = None) -> T | None:
-        """Return the leader's `value` on every rank; all ranks call it. None means that nothing is left to do."""
+        """Return the leader's `value` on every rank; all ranks call it. None means that all work is done."""
         self.state = GroupState.ENDED
         box = [value]
         if self.world_size > 1:
@@ -63,7 +63,7 @@ class Worker:
 
     @property
     def asked_to_end(self) -> bool:
-        """Return true after a SIGTERM to this process."""
+        """Return True after a SIGTERM to this process."""
         return self._terminating
 
     def done(self) -> None:
@@ -71,7 +71,7 @@ class Worker:
         self.state = GroupState.WAITING
 
     def interrupted(self) -> bool:
-        """Return true if any rank received SIGTERM; all ranks call it at the same points.
+        """Return True if any rank received SIGTERM; all ranks call it at the same points.
 
         The exchange runs on the CPU, so that the queue of the GPU is not drained. It fails if a rank has died.
         """
@@ -110,12 +110,12 @@ class Worker:
 def open_worker(device: str, *, leader_waits_seconds: float = 0.0) -> Iterator[Worker]:
     """Join the group that torchrun has started, on the device chosen by `device` ("auto", "cpu" or "cuda").
 
-    A process joins once: what torchrun's store keeps of one group would send the next to addresses that are gone.
-    Without torchrun it is a group of one. A run repeats its bytes: deterministic kernels are switched on. From here on
-    SIGTERM does not end the process: `Worker.interrupted` tells of it. `leader_waits_seconds` is how much longer than
-    usual the others wait for the leader, which may have to wait for its services. Raises ConfigurationError where the
-    device is not there, TransientError when another rank has ended; after an error a rank goes on without heeding
-    SIGTERM. A rank that still waits for one that has ended, as a GPU does, is ended hard (`PeerWatch`).
+    A process can join only once, because the store of torchrun keeps the addresses of the first group. Without torchrun
+    the group has one process. Deterministic kernels are enabled, so that repeated runs give the same bytes. From here
+    on SIGTERM does not end the process: `Worker.interrupted` reports it. The other ranks wait `leader_waits_seconds`
+    longer than usual for the leader, which may wait for its services. Raises ConfigurationError if the device does not
+    exist, TransientError if another rank has ended. After an error a rank ignores SIGTERM. A rank that still waits for
+    an ended rank, for example on a GPU, is killed (`PeerWatch`).
     """
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     worker = Worker(rank, world_size, choose_device(device))
@@ -147,17 +147,17 @@ def open_worker(device: str, *, leader_waits_seconds: float = 0.0) -> Iterator[W
         if world_size == 1:
             signal.signal(signal.SIGTERM, previous)
     if world_size > 1:
-        # Not after an error: until this process has said what went wrong, first of all, the connections must live, and
-        # it must outlive the SIGTERM that torchrun sends to all when one of them has failed.
+        # Not after an error: until this process has reported it, the connections must stay open, and it must survive
+        # the SIGTERM that torchrun sends to all ranks if one fails.
         dist.destroy_process_group()
         signal.signal(signal.SIGTERM, previous)
 
 
 class PeerWatch(threading.Thread):
-    """Ends this process hard when one of `pids`, all on this machine, is gone while the ranks work `together`.
+    """Kills this process if one of `pids`, all on this machine, ends while the ranks work `together`.
 
-    On a CPU an exchange with a dead rank fails at once. On a GPU it is only queued: the device waits for ever, and the
-    host goes on until the queue is full, where it hears neither signals nor other ranks.
+    On a CPU an exchange with a dead rank fails at once. On a GPU it is only queued: the device waits forever, and the
+    host continues until the queue is full and then blocks, without reacting to signals or other ranks.
     """
 
     def __init__(self, pids: Sequence[int], together: Callable[[], bool]) -> None:
@@ -166,12 +166,12 @@ class PeerWatch(threading.Thread):
         self._closed = threading.Event()
 
     def close(self) -> None:
-        """Stop watching: the ranks part, and none is ended from here on."""
+        """Stop watching: the common work has ended, and no rank is killed any more."""
         self._closed.set()
         self.join()
 
     def run(self) -> None:
-        """Look until the ranks part or one of them is gone."""
+        """Watch until the common work ends or a rank is gone."""
         while not self._closed.wait(POLL_SECONDS):
             gone = [rank for rank, pid in enumerate(self._pids) if not _runs(pid)]
             if gone and self._together() and not self._closed.wait(UNWIND_SECONDS) and self._together():
@@ -197,7 +197,7 @@ def _watch_others(worker: Worker) -> PeerWatch:
 
 
 def check_gpus(device: str, num_processes: int) -> int:
-    """Number of GPUs that processes on `device` can use; ConfigurationError unless each process has one it needs."""
+    """Return the number of GPUs for processes on `device`; ConfigurationError if there are too few."""
     num_gpus = torch.cuda.device_count() if device != "cpu" else 0
     if device == "cuda" and num_gpus == 0:
         raise ConfigurationError(
@@ -225,6 +225,6 @@ def choose_device(device: str) -> torch.device:
     # cuBLAS repeats its results only with a fixed workspace.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
-    # Nothing reads memory that it has not written.
+    # No kernel reads uninitialised memory.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return torch.device("cuda", local_rank)

@@ -192,7 +192,7 @@ def test_a_layout_that_cannot_be_read_is_refused(text: str) -> None:
         (Layout(2, 2), 8, True, "takes 2 x 2 = 4 ranks, but 8 were started"),
         (Layout(3, 1), 3, True, "guidance has 2 branches"),
         (Layout(2, 1), 2, False, "there is one branch; use cfg1"),
-        (Layout(1, 3), 3, True, "leaves 1 over \\(40 = 13 x 3 \\+ 1\\)"),
+        (Layout(1, 3), 3, True, "remainder 1 \\(40 = 13 x 3 \\+ 1\\)"),
     ],
 )
 def test_an_impossible_layout_is_refused(layout: Layout, world_size: int, guided: bool, message: str) -> None:

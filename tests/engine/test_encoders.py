@@ -172,7 +172,7 @@ def test_context_depends_on_the_prompt_only(texts: TextEncoder) -> None:
 def test_too_long_prompt_is_refused(texts: TextEncoder) -> None:
     """A prompt beyond the limit is an error with its length and the limit, never cut off silently."""
     assert texts.encode("a " * 511).shape[0] == 512
-    with pytest.raises(PermanentError, match="513 tokens, the model reads 512"):
+    with pytest.raises(PermanentError, match="513 tokens, the model reads at most 512"):
         texts.encode("a " * 512)
 
 

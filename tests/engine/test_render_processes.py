@@ -139,7 +139,7 @@ def test_a_terminated_process_saves_its_state_and_the_next_goes_on(site: Site, w
     first.process.send_signal(signal.SIGTERM)
     assert first.wait() == 75
     assert first.error["exit_code"] == 75
-    assert "the next attempt goes on there" in first.error["message"]
+    assert "the next attempt continues there" in first.error["message"]
     assert site.clip().status == "failed"
     assert not site.store.exists(site.layout.clip_manifest(0))
     manifest, state = site.partial_keys()

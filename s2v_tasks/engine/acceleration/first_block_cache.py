@@ -27,11 +27,10 @@ class CacheContext:
 
 
 class FirstBlockCache:
-    """A layer hook that skips the later blocks of a branch, in a context of its own for `cond` and for `uncond`.
+    """A layer hook that skips the later blocks of a branch, with separate contexts for `cond` and `uncond`.
 
-    They are skipped where the residual of the first block differs from the cached one by less than `threshold` times
-    its size (mean absolute values over all tokens). `total` sums over the ranks that share the work, so that all of
-    them decide alike.
+    They are skipped if the residual of the first block differs from the cached one by less than `threshold` times its
+    size (mean absolute values over all tokens). `total` sums over the ranks, so that all ranks decide the same.
     """
 
     def __init__(self, threshold: float, total: Callable[[Tensor], Tensor] = _one_rank) -> None:
@@ -44,7 +43,7 @@ class FirstBlockCache:
         return sum(context.num_skipped for context in self.contexts.values())
 
     def restart(self, branch: str) -> None:
-        """Forget all residuals; `branch` goes on with the count of skipped forwards."""
+        """Forget all residuals; `branch` keeps the count of skipped forwards."""
         self.contexts = {branch: CacheContext(num_skipped=self.num_skipped)}
 
     def __call__(self, run: RunLayer, layer: int, states: list[Tensor], inputs: LayerInputs, /) -> list[Tensor]:
@@ -81,7 +80,7 @@ class FirstBlockCache:
         return outputs
 
     def _near(self, changes: list[Tensor], contexts: list[CacheContext]) -> list[bool]:
-        """Return for each branch True if its residual is near the cached one; one exchange for all branches."""
+        """Return True for each branch whose residual is close to the cached one; one exchange for all branches."""
         cached = [context.first_BLD for context in contexts]
         sums = [
             torch.stack([(change - first).abs().sum(), first.abs().sum()])
@@ -99,7 +98,7 @@ class FirstBlockCache:
 
 
 def _after_last(y_BLD: Tensor, context: CacheContext) -> Tensor:
-    """Return the video tokens behind the last layer; keep the residual of the later blocks, or add the cached one."""
+    """Return the video tokens after the last layer; store the residual of the later blocks, or add the cached one."""
     if context.later_BND is None:
         raise RuntimeError("the later blocks of a branch ran without its first block")
     num_video = context.later_BND.shape[1]

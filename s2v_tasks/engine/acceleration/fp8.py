@@ -14,9 +14,9 @@ _DYNAMIC_CAPABILITY = (8, 9)  # the first GPUs that multiply float8
 
 
 def is_quantized(module: nn.Module, name: str) -> bool:
-    """Return whether a module gets float8 weights: the wide matrix products within the blocks.
+    """Return True if a module gets float8 weights: the large matrices of the blocks.
 
-    Norms, modulation, embeddings, audio modules and head keep the precision that the model was released with.
+    Norms, modulation, embeddings, audio modules and head keep the released precision.
     """
     return name.startswith("blocks.") and isinstance(module, Linear)
 
@@ -24,10 +24,10 @@ def is_quantized(module: nn.Module, name: str) -> bool:
 class Float8Weights:
     """Keeps the weights of the blocks in float8, with a scale per row. Called by the loader for each weight it reads.
 
-    "fp8" multiplies in `dtype`, that of the run; "fp8-dynamic" in float8 with activations scaled row by row. A weight
-    is converted when it is read, so that few whole ones are in memory at a time.
+    "fp8" multiplies in `dtype`, the dtype of the run; "fp8-dynamic" multiplies in float8 with activations scaled row by
+    row. A weight is converted when it is read, so that only few full weights are in memory at a time.
 
-    Raises ConfigurationError where torchao is not installed or the device cannot multiply float8.
+    Raises ConfigurationError if torchao is not installed or the device cannot multiply float8.
     """
 
     def __init__(
@@ -44,16 +44,16 @@ class Float8Weights:
         )
 
     def __call__(self, key: str, weight: Tensor) -> Tensor:
-        """Return a weight as it is kept: in float8 if it belongs to the wide products of a block."""
+        """Return a weight in the form in which it is kept: float8 for the large matrices of a block."""
         kept: Tensor = self._quantize(weight) if key in self.keys else weight
         return kept
 
     def from_file(self, values: Tensor, scale: Tensor) -> Tensor:
-        """Return the weight of a file that has it in float8 already: `values` [rows, columns] times `scale`.
+        """Return a float8 weight of a file: `values` [rows, columns] times `scale`.
 
         The scale is one number, or one for each row. Nothing is rounded again.
         """
-        # torchao states what belongs to a weight of this kind; only values and scales are the file's.
+        # torchao defines the attributes of such a weight; only values and scales come from the file.
         example = self._quantize(torch.zeros(16, 16, dtype=self._dtype, device=values.device))
         rows, columns = values.shape
         weight: Tensor = type(example)(

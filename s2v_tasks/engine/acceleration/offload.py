@@ -1,7 +1,7 @@
-"""Offload: the blocks live in host memory, and each is copied to the device when it is needed.
+"""Offload: the blocks stay in host memory, and each is copied to the device when it is needed.
 
-While a block computes, the next one is copied on a stream of its own: with a clip of usual size a step computes longer
-than it copies. At most two blocks are on the device. The results are those of resident blocks, bit for bit.
+While a block computes, the next one is copied on a separate stream. For clips of usual size, computing takes longer
+than copying. At most two blocks are on the device. The results equal those of resident blocks bit for bit.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +28,7 @@ def keep_blocks_on_host(device: torch.device) -> Callable[[str, Tensor], Tensor]
 
 
 class _Weight(NamedTuple):
-    """A weight of a block: the module and the name under which it stands, and its value in host memory."""
+    """A weight of a block: its module, its name, and its value in host memory."""
 
     module: nn.Module
     name: str
@@ -37,14 +37,14 @@ class _Weight(NamedTuple):
 
 @dataclass(frozen=True)
 class _Copies:
-    """The weights of one block on the device; on a GPU they are there when `ready` has passed."""
+    """The weights of one block on the device; on a GPU they are complete after the event `ready`."""
 
     weights: list[nn.Parameter]
     ready: torch.cuda.Event | None
 
 
 class BlockOffload:
-    """Lends blocks, whose weights are in host memory, with their weights on the device."""
+    """Lends blocks with their weights on the device; otherwise the weights are in host memory."""
 
     def __init__(self, blocks: Sequence[nn.Module], device: torch.device) -> None:
         self._blocks, self._device = blocks, device
@@ -55,9 +55,9 @@ class BlockOffload:
 
     @contextmanager
     def lend(self, index: int) -> Iterator[nn.Module]:
-        """Lend the block `index` while the context lasts; meanwhile the next one is copied, after the last the first.
+        """Lend the block `index` during the context; the next one is copied meanwhile (the first after the last).
 
-        Blocks in their order are copied once each. Another order costs a copy for each jump.
+        If blocks are used in order, each is copied once. Each jump costs one more copy.
         """
         known, self._next = self._next, None
         copies = known[1] if known is not None and known[0] == index else self._copy(index)
@@ -75,7 +75,7 @@ class BlockOffload:
                 self._computed = torch.cuda.current_stream(self._device).record_event()
 
     def _copy(self, index: int) -> _Copies:
-        """Start to copy a block. The copies take the memory of a block that has computed, so they wait for it."""
+        """Start to copy a block. The copies reuse the memory of a finished block, so they wait for it."""
         with self._on_stream():
             if self._stream is not None and self._computed is not None:
                 self._stream.wait_event(self._computed)

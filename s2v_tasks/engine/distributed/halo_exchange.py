@@ -1,7 +1,7 @@
 """The VAE on several ranks by halo exchange: each rank computes a band of rows, and neighbours exchange edge rows.
 
 Convolutions have a receptive field of one row above and below, so each exchanges one row (the halo) with each
-neighbour. The attention in the middle of encoder and decoder sees a whole frame: there the bands are gathered, at
+neighbour. The attention in the middle of encoder and decoder needs a whole frame. There the bands are gathered, at
 latent resolution, where a frame is small. The result equals that of one rank up to rounding, no row is computed twice,
 and memory decreases with the number of ranks. The bands are attached by hooks.
 
@@ -28,9 +28,9 @@ _PIXELS_PER_LATENT = 8
 
 
 class ParallelVae:
-    """Encodes and decodes like the `Vae` that it wraps, which from then on works in bands only.
+    """Encodes and decodes like the wrapped `Vae`, which can then be used only in bands.
 
-    Every rank of `group` (None: all ranks) calls with the same tensors and gets the whole result.
+    Every rank of `group` (None: all ranks) passes the same tensors and gets the whole result.
     """
 
     def __init__(self, vae: Vae, group: dist.ProcessGroup | None = None) -> None:
@@ -105,7 +105,7 @@ class _Bands:
         return torch.cat(own, dim=_ROWS)
 
     def with_halo(self, band: Tensor, above: int) -> Tensor:
-        """Return the band with `above` (0 or 1) rows of the rank before and one of the rank after; zeros at edges."""
+        """Return the band with `above` (0 or 1) rows of the previous rank and one of the next rank; zeros at edges."""
         first, last = (row.contiguous() for row in (band[..., :1, :], band[..., -1:, :]))
         before, after = torch.zeros_like(first), torch.zeros_like(last)
         messages = []

@@ -1,4 +1,4 @@
-"""The layout of the ranks of a job, and what puts it to work: the device mesh, CFG parallelism and FSDP."""
+"""The layout of the ranks of a job, and its implementation: the device mesh, CFG parallelism and FSDP."""
 
 import re
 from collections.abc import Sequence
@@ -76,7 +76,7 @@ class Layout:
         elif num_heads % self.ulysses:
             rest = num_heads % self.ulysses
             problem = (
-                f"shares {num_heads} attention heads among ulysses {self.ulysses} ranks, which leaves {rest} over "
+                f"shares {num_heads} attention heads among ulysses {self.ulysses} ranks, remainder {rest} "
                 f"({num_heads} = {num_heads // self.ulysses} x {self.ulysses} + {rest}); "
                 f"expected a divisor of {num_heads}"
             )
@@ -94,11 +94,11 @@ def choose_layout(
 ) -> Layout:
     """Return the layout for `world_size` ranks.
 
-    With guidance and an even number of ranks, two groups compute one branch each, because that costs one
-    exchange per step where sharing tokens costs two per block. The ranks of a group share the tokens. Weights are
-    sharded where `weight_bytes` are more than half of the `memory_bytes` of a rank (None: memory is no concern).
+    With guidance and an even number of ranks, two groups compute one branch each: this costs one exchange per step,
+    while sharing tokens costs two per block. The ranks of a group share the tokens. Weights are sharded if
+    `weight_bytes` exceed half of the `memory_bytes` of a rank (None: no limit).
 
-    Raises ConfigurationError where the ranks of a group do not divide the attention heads.
+    Raises ConfigurationError if the ranks of a group do not divide the attention heads.
     """
     cfg = _BRANCHES if guided and world_size % _BRANCHES == 0 else 1
     crowded = memory_bytes is not None and weight_bytes > _WEIGHTS_SHARE * memory_bytes
@@ -136,10 +136,10 @@ def parallelize(
     """Attach the parallelism of `layout` to `transformer`; return the split of the guidance branches (None: no split).
 
     The transformer may be on the meta device: with `layout.fsdp` its parameters become empty shards, to be filled
-    afterwards. Choose an attention kernel before. Every rank must call this, and later the transformer, in the same
+    afterwards. Choose the attention kernel first. Every rank must call this, and later the transformer, in the same
     way.
 
-    Raises ConfigurationError where the layout does not fit the ranks or the transformer.
+    Raises ConfigurationError if the layout does not fit the ranks or the transformer.
     """
     world_size = dist.get_world_size() if dist.is_initialized() else 1
     layout.check(world_size, transformer.config.num_heads, guided=guided)
@@ -159,7 +159,7 @@ def shard_weights(transformer: S2VTransformer, mesh: DeviceMesh) -> None:
     A unit is a group of modules that run together: each block, each injection, and the modules that prepare keys and
     values or modulations once per clip, which are not gathered in the steps. The rest is the root unit.
     """
-    # No casts: the layers state their own precision, and inputs of other dtypes are meant to stay as they are.
+    # No casts: the layers define their precision, and inputs of other dtypes must not change.
     policy = MixedPrecisionPolicy(cast_forward_inputs=False)
 
     def shard(*modules: nn.Module) -> None:
@@ -172,7 +172,7 @@ def shard_weights(transformer: S2VTransformer, mesh: DeviceMesh) -> None:
         elif isinstance(module, AdaptiveNorm):
             shard(module.linear)
     for module in (*transformer.audio_injector.injector, *(unit for unit in units if isinstance(unit, Block))):
-        # A cross attention is used in parts, so that its own forward brackets only queries and output.
+        # Methods of a cross attention are called separately, so its forward covers only queries and output.
         shard(module)
     fully_shard(transformer, mesh=mesh, mp_policy=policy)
     for method in _PREPARATIONS:

@@ -1,11 +1,11 @@
-"""Ulysses sequence parallelism: each rank holds a range of the tokens, and in self attention a share of the heads.
+"""Ulysses sequence parallelism: each rank holds a range of the tokens and, in self attention, a share of the heads.
 
-All-to-all exchanges before and after self attention change from one to the other.
+All-to-all exchanges before and after self attention convert between both.
 
 Legend: p ranks of the group, B batch (1), L all tokens, l tokens of this rank, H heads, d head width, P values of a
-patch. Ranges can be of unequal length: the exchanges use the length of each rank, so that no token is padding.
-Everything outside of self attention is local to a token, also the audio injection. Only the finished patches of the
-video are gathered, which are much smaller than hidden states.
+patch. Ranges can be of unequal length: the exchanges use the length of each rank, so that no token is padding. All work
+outside of self attention is local to a token, including the audio injection. Only the finished patches of the video are
+gathered, which are much smaller than hidden states.
 """
 
 from itertools import pairwise

@@ -1,7 +1,8 @@
 """Speech to hidden states at 50 Hz with wav2vec2-large-xlsr-53 (spec b.1), in overlapping windows over a long sound.
 
-The encoder's attention looks at all it is given, so that a window's states differ a little from those of the whole,
-most near the ends of the window. There they do not count; further in they are faded over into those of the next window.
+The attention of the encoder covers its whole input, so the states of a window differ slightly from those of the whole
+sound, mostly near the ends of the window. States at the ends have weight 0; further in they are cross-faded with the
+states of the next window.
 
 Times of windows are in states, 50 per second.
 
@@ -26,12 +27,12 @@ from s2v_tasks.engine.audio_features import num_states_at_50
 from s2v_tasks.engine.loading.weights import assign_weights
 from s2v_tasks.errors import ConfigurationError, PermanentError
 
-# What one pass takes: up to this length the result is exactly that of the whole sound.
+# Length of one pass: shorter sounds are encoded exactly, in one window.
 WINDOW_STATES = 3000
 _MIN_OVERLAP_STATES = 500
 # At each inner end; more than the 64 states that the positional convolution reaches.
 _UNUSED_STATES = 150
-# A state is made from this many samples, the next one from as many, so many further on.
+# Samples per state, and samples between the starts of two states.
 _SAMPLES_PER_STATE, _SAMPLES_BETWEEN_STATES = 400, 320
 SAMPLES_PER_SECOND = 16000
 NUM_STATES = 25
@@ -42,7 +43,7 @@ _UNUSED_IN_INFERENCE = "masked_spec_embed"
 
 @dataclass(frozen=True)
 class Window:
-    """States `start` to `end`, of `num_states` that the whole sound has."""
+    """States `start` to `end` of the `num_states` of the whole sound."""
 
     start: int
     end: int
@@ -50,7 +51,7 @@ class Window:
 
     @property
     def samples(self) -> slice:
-        """Return the samples that these states, and no others, are made from."""
+        """Return the samples from which these states are computed."""
         first = self.start * _SAMPLES_BETWEEN_STATES
         return slice(first, first + (self.end - self.start - 1) * _SAMPLES_BETWEEN_STATES + _SAMPLES_PER_STATE)
 
@@ -77,7 +78,7 @@ def windows_over(num_samples: int) -> list[Window]:
 
 
 class JoinedStates:
-    """The states of a sound, put together from those of its windows."""
+    """The states of a sound, joined from the states of its windows."""
 
     def __init__(self) -> None:
         self._sum_SNC: Tensor | None = None
@@ -100,7 +101,7 @@ class JoinedStates:
 
 
 class AudioEncoder:
-    """Computes in float32, without gradients; on a GPU too, where convolutions would round what goes in to TF32."""
+    """Computes in float32 without gradients; on a GPU without TF32, which would round the inputs of convolutions."""
 
     def __init__(self, model: Wav2Vec2Model) -> None:
         if model.config.num_hidden_layers + 1 != NUM_STATES:
@@ -114,9 +115,9 @@ class AudioEncoder:
     def from_folder(cls, path: Path, device: torch.device | str) -> "AudioEncoder":
         """Load a Hugging Face folder (config, safetensors or .bin weights).
 
-        Raises ConfigurationError when weights are missing or do not belong to the model.
+        Raises ConfigurationError if weights are missing or do not belong to the model.
         """
-        # The library's own load report and progress bar say less than the check below, and they are no log events.
+        # The load report and progress bar of the library are less precise than the check below, and are no log events.
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         model, info = Wav2Vec2Model.from_pretrained(
@@ -149,12 +150,12 @@ class AudioEncoder:
     def encode(self, waveform_P: NDArray[np.float32]) -> Tensor:
         """Mono speech at 16 kHz to its hidden states, float32 [25, T50, C], on the CPU.
 
-        State 0 is the input of the first layer, 1..23 the outputs of layers 1..23, and 24 the last layer's output
-        after the final norm. Speech of more than a minute is encoded in overlapping windows, so that memory grows with
-        its length and not with the square. Raises PermanentError when the waveform is not mono float32 of a usable
-        length.
+        State 0 is the input of the first layer, 1..23 the outputs of layers 1..23, and 24 the last layer's output after
+        the final norm. Speech of more than a minute is encoded in overlapping windows, so that memory grows linearly
+        with its length instead of quadratically. Raises PermanentError when the waveform is not mono float32 of a
+        usable length.
         """
-        # Over the utterance, also where it is encoded in windows.
+        # Over the whole utterance, also if it is encoded in windows.
         values = torch.from_numpy(normalise(waveform_P))
         windows = windows_over(len(values))
         if len(windows) == 1:
@@ -167,13 +168,13 @@ class AudioEncoder:
     def _encode(self, values: Tensor) -> Tensor:
         with _float32_convolutions():
             output = self._model(values[None].to(self._model.device), output_hidden_states=True)
-        # The library's own last hidden state is the one before the final norm, and was the one after it in 4.x.
+        # The last hidden state of the library is taken before the final norm (in 4.x: after it).
         states = [*output.hidden_states[: NUM_STATES - 1], output.last_hidden_state]
         return torch.cat(states).cpu()
 
 
 def _present_name(key: str) -> str:
-    """Return the key of a weight in the present library; older files name the weight norm otherwise."""
+    """Return the key of a weight in the current library; older files have another name for the weight norm."""
     norm = "encoder.pos_conv_embed.conv."
     names = {f"{norm}weight_g": "original0", f"{norm}weight_v": "original1"}
     return f"{norm}parametrizations.weight.{names[key]}" if key in names else key

@@ -47,7 +47,7 @@ class TextEncoder:
     ) -> "TextEncoder":
         """Build from weights with the official keys and the tokenizer folder of the snapshot.
 
-        Raises ConfigurationError when weights or tokenizer are not those of a umT5 encoder.
+        Raises ConfigurationError if weights or tokenizer do not belong to a umT5 encoder.
         """
         tokenizer = AutoTokenizer.from_pretrained(tokenizer_path, local_files_only=True)
         model = build_umt5(state, device)
@@ -62,13 +62,13 @@ class TextEncoder:
     def encode(self, prompt: str) -> Tensor:
         """Return the context rows of a prompt, float32 [num_tokens, D], num_tokens <= text_len.
 
-        Raises PermanentError for a prompt of more than `text_len` tokens: nothing is cut off silently.
+        Raises PermanentError for a prompt of more than `text_len` tokens, instead of truncating it silently.
         """
         text = clean_prompt(prompt)
         num_tokens = len(self._tokenizer(text).input_ids)
         if num_tokens > self._text_len:
             raise PermanentError(
-                f"the prompt has {num_tokens} tokens, the model reads {self._text_len}; shorten it "
+                f"the prompt has {num_tokens} tokens, the model reads at most {self._text_len}; shorten it "
                 f"(it starts with {text[:40]!r})"
             )
         tokens = self._tokenizer(text, padding="max_length", max_length=self._text_len, return_tensors="pt")

@@ -27,7 +27,7 @@ LATENT_STD = (
 
 
 class Vae:
-    """Encodes and decodes in chunks of four frames with the causal context kept between them.
+    """Encodes and decodes in chunks of four frames and keeps the causal context between them.
 
     It computes in the dtype of the model; inputs and results are float32.
     """
@@ -44,9 +44,9 @@ class Vae:
     ) -> "Vae":
         """Build from weights with the official keys; the width is read from their shapes.
 
-        In bfloat16 the weights are laid out channels last, which the convolutions of tensor cores take as they are.
+        In bfloat16 the weights are stored channels last, the layout of the convolutions of tensor cores.
 
-        Raises ConfigurationError when keys or shapes are not those of the Wan 2.1 VAE.
+        Raises ConfigurationError if keys or shapes are not those of the Wan 2.1 VAE.
         """
         first_conv = state.get("encoder.conv1.weight")
         if first_conv is None:
@@ -67,7 +67,7 @@ class Vae:
     def encode(self, pixels_BCTHW: Tensor) -> Tensor:
         """Encode pixels [B, 3, T, H, W] in [-1, 1] to normalised latents [B, 16, 1 + (T - 1) // 4, h, w].
 
-        The latent is the mode, never a sample. Frames beyond a multiple of four (plus one) are not seen.
+        The latent is the mode instead of a sample. Frames beyond a multiple of four (plus one) are ignored.
         """
         mode_BCZhw = self.model.encode(pixels_BCTHW.to(self._mean.device, self._dtype)).latent_dist.mode().float()
         latents_BCZhw: Tensor = (mode_BCZhw - self._mean) * self._inverse_std
@@ -76,7 +76,7 @@ class Vae:
     def decode(self, latents_BCZhw: Tensor, num_frames: int | None = None) -> Tensor:
         """Normalised latents [B, 16, Z, h, w] to pixels [B, 3, 4 * Z - 3, H, W], clamped to [-1, 1].
 
-        With `num_frames` only that many frames at the end, the same values for less work.
+        With `num_frames` only that many frames at the end: the same values with less work.
         """
         pieces = self.decode_pieces(latents_BCZhw, num_frames or 4 * latents_BCZhw.shape[2] - 3)
         return torch.cat(list(pieces), dim=2)
@@ -101,15 +101,15 @@ def lay_out_channels_last(model: nn.Module) -> None:
 def use_onednn(model: nn.Module) -> None:
     """Route the 3D convolutions of a float32 CPU model through oneDNN, channels last; does nothing without oneDNN.
 
-    For a single video of few channels PyTorch chooses its own 3D convolution, which is ten times slower than oneDNN
-    there (8 channels at 128 x 192: 44 ms instead of 3 ms). The sums are the same up to rounding.
+    For a single video of few channels PyTorch selects its native 3D convolution, which is ten times slower than oneDNN
+    (8 channels at 128 x 192: 44 ms instead of 3 ms). The sums are the same up to rounding.
     """
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return
     for module in model.modules():
         if isinstance(module, nn.Conv3d):
             module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last_3d)
-            # The only seam that a subclass's own padding and caching passes through.
+            # The only method through which the padding and caching of a subclass passes.
             module._conv_forward = partial(_convolve, module)  # type: ignore[method-assign]
 
 
@@ -127,7 +127,7 @@ def key_pairs() -> Iterator[tuple[str, str]]:
     """Return all (official key, diffusers key) pairs of the VAE."""
     for official, library in (("conv1", "quant_conv"), ("conv2", "post_quant_conv")):
         yield from _affine(official, library)
-    # Flat index in the official file: residual blocks, and after each level but the last a resampler.
+    # Flat index in the official file: residual blocks, and a resampler after each level except the last.
     yield from _half("encoder", _encoder_level_keys())
     yield from _half("decoder", _decoder_level_keys())
 

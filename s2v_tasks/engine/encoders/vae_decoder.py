@@ -1,11 +1,11 @@
-"""The VAE's decoder, one latent at a time, without the work that the wanted frames do not depend on.
+"""The VAE's decoder, one latent at a time, without work on which the requested frames do not depend.
 
-Its convolutions over time are causal and keep the two frames they saw last. From stage to stage a latent becomes more
-pixels (the last two levels are three quarters of the work), and what a stage puts out depends on few of its
-own earlier frames. So a stage that starts late, with nothing behind it, is exact again after those frames: 14 frames
-of the last level are 4 latents, while the whole decoder reaches back 38 latents.
+Its convolutions over time are causal and keep their last two input frames. The later the stage, the larger its frames
+(the last two levels are three quarters of the work), and the output of a stage depends on few of its earlier frames. A
+stage that starts late, without history, is therefore exact after those frames: 14 frames of the last level are 4
+latents, while the receptive field of the whole decoder is 38 latents.
 
-The four frames of a latent pass the last two levels, which hold the most memory, two at a time.
+The last two levels, which need the most memory, process the four frames of a latent two at a time.
 
 Shapes: B batch, C channels, Z latent frames, T frames, H x W pixels of a stage, h x w latent pixels.
 """
@@ -19,16 +19,16 @@ from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
 from torch import Tensor, nn
 
-# Diffusers' mark for "one frame was seen": from then on a resampler makes two frames of one.
+# Marker of diffusers for "one frame was processed": after it a resampler makes two frames of one.
 _NOT_THE_FIRST = "Rep"
-# Frames that pass the last levels at a time: as many as a convolution keeps, so that halving the memory of its input
-# and output costs no further copies of what it keeps.
+# Frames per pass of the last levels: as many as a convolution caches. This halves the memory of its input and output
+# without further copies of the cache.
 _FRAMES_AT_A_TIME = 2
 
 
 @dataclass
 class _Stage:
-    """One level of the decoder with its convolutions' memory."""
+    """One level of the decoder with the cached frames of its convolutions."""
 
     modules: list[nn.Module]
     frames_per_latent: int  # at its input
@@ -36,7 +36,7 @@ class _Stage:
 
     @property
     def num_convolutions(self) -> int:
-        """Return the number of consecutive causal convolutions; those of shortcuts see one frame only."""
+        """Return the number of consecutive causal convolutions; convolutions of shortcuts use one frame only."""
         modules = (module for part in self.modules for module in part.modules())
         return sum(isinstance(module, WanCausalConv3d) and module.kernel_size[0] > 1 for module in modules)
 
@@ -90,18 +90,18 @@ def decode_end(model: AutoencoderKLWan, latents_BCZhw: Tensor, num_frames: int) 
         for stage, start in zip(stages, starts, strict=True):
             if index == start:
                 stage.start(at_first_latent=index == 0)
-        # Each stage starts no later than the one after it.
+        # Each stage starts no later than the next one.
         started = [stage for stage, start in zip(stages, starts, strict=True) if index >= start]
         x_BCTHW = _run(started, hidden_BCZhw[:, :, index : index + 1])
         # The first latent gives frame 0, latent i the four frames from 4 i - 3 on.
         behind = max(0, not_wanted - max(0, 4 * index - 3))
         if len(started) == len(stages) and behind < x_BCTHW.shape[2]:
             yield x_BCTHW[:, :, behind:].clamp(-1, 1)
-        del x_BCTHW  # while the next latent is decoded, its memory is needed
+        del x_BCTHW  # its memory is needed while the next latent is decoded
 
 
 def _run(stages: list[_Stage], x_BCTHW: Tensor) -> Tensor:
-    """Run the stages one after the other, from the first one with more frames on with few frames at a time."""
+    """Run the stages in order; stages with more than one frame per latent get a few frames at a time."""
     for number, stage in enumerate(stages):
         if x_BCTHW.shape[2] > _FRAMES_AT_A_TIME:
             parts = torch.split(x_BCTHW, _FRAMES_AT_A_TIME, dim=2)

@@ -1,8 +1,7 @@
 """Adapters (LoRA): changes of weights that are merged tensor by tensor while the transformer is loaded.
 
 A weight W becomes W + strength * (alpha / rank) * up @ down, in fp32, before it is cast, quantized or sharded, so that
-a render costs nothing extra. Accepted are safetensors files with these names, where MODULE is a module of the
-transformer:
+a render costs nothing extra. Safetensors files with these names are accepted (MODULE: a module of the transformer):
 
 | writer | keys |
 |---|---|
@@ -45,7 +44,7 @@ _MAX_NAMES = 3
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter to merge; `alpha` counts where the file states none (then the scale is alpha / rank, else 1)."""
+    """An adapter to merge; `alpha` is used if the file has none. The scale is alpha / rank, or 1 without alpha."""
 
     name: str
     path: Path
@@ -55,7 +54,7 @@ class Adapter:
     least_matched: float = 0.9  # share of its modules that the transformer must have
 
     def check_file(self) -> None:
-        """Raise ConfigurationError unless the file is there, of an accepted size and kind, and of its digest."""
+        """Raise ConfigurationError unless the file exists and has an accepted size, an accepted kind and its digest."""
         if not self.path.is_file():
             raise ConfigurationError(
                 f"adapter {self.name}: {self.path} is not a file; correct its path in adapters.yaml"
@@ -70,7 +69,7 @@ class Adapter:
             if stream.read(4).startswith(_PICKLE_STARTS):
                 raise ConfigurationError(
                     f"adapter {self.name}: {self.path} is a pickle file, which can run code; expected safetensors. "
-                    "Convert it on a machine where that does no harm"
+                    "Convert it on an isolated machine"
                 )
             stream.seek(0)
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -135,8 +134,8 @@ class _Change:
 class AdapterMerge:
     """The merge of `adapters` into a transformer whose weights have `shapes`; several adapters add up.
 
-    The files stay open until `close`. Raises ConfigurationError for a file that cannot be used, and for an adapter of
-    which the transformer has too few modules.
+    The files stay open until `close`. Raises ConfigurationError for an unusable file, and if the transformer has too
+    few of the modules of an adapter.
     """
 
     def __init__(self, adapters: Sequence[Adapter], shapes: Mapping[str, Sequence[int]]) -> None:
@@ -208,7 +207,7 @@ class AdapterMerge:
             yield f"{target}.bias", _Change(adapter, file.get_tensor, (keys["diff_b"],), adapter.strength)
 
     def _problem(self, key: str, shapes: tuple[tuple[int, ...], ...]) -> str | None:
-        """Return what is wrong with the shapes of a change; None if they fit the weight."""
+        """Return the error in the shapes of a change; None if they fit the weight."""
         expected, (first, *down) = self._shapes[key], shapes
         if down and first[1] != down[0][0]:
             return f"{key} (up of rank {first[1]}, down of rank {down[0][0]})"
@@ -220,7 +219,7 @@ class AdapterMerge:
 
 
 def _modules(keys: Sequence[str]) -> dict[str, _Module]:
-    """Return the modules of an adapter file; a key of an unknown kind is a module of its own."""
+    """Return the modules of an adapter file; a key of an unknown kind becomes a separate module."""
     modules: dict[str, _Module] = {}
     for key in keys:
         suffix = next((suffix for suffix in _PARTS if key.endswith(suffix)), "")

@@ -1,4 +1,4 @@
-"""Compute the identity of a snapshot, cheaply enough for every start, and verify its files against SHA-256 digests."""
+"""Compute the identity of a snapshot (fast, for every start), and verify its files against SHA-256 digests."""
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +9,7 @@ from s2v_tasks.errors import ConfigurationError
 
 CHECKSUM_FILE = "SHA256SUMS"
 _DIGEST_LENGTH = 64
-# Hashing runs outside Python's lock; more threads than disks can feed bring nothing.
+# Hashing releases Python's global lock; with more threads the disk is the limit.
 _NUM_THREADS = 4
 
 _WINDOW_BYTES = 1 << 20
@@ -19,8 +19,8 @@ _NUM_WINDOWS = 8
 def snapshot_id(snapshot: Snapshot) -> str:
     """Return a sha256 (64 hex digits) over names, sizes and content of the weight files of `snapshot`.
 
-    Of files above 8 MiB only eight windows of 1 MiB are read, the first at the head, the last at the tail: other
-    weights of the same size differ there. Copies of a snapshot have the same identity; documentation does not count.
+    Of files above 8 MiB only eight windows of 1 MiB are read, from the start to the end of the file: other weights of
+    the same size differ there. Copies of a snapshot have the same identity; documentation is ignored.
     """
     path = snapshot.path
     digest = hashlib.sha256()
@@ -46,10 +46,10 @@ def _content_digest(file: Path, size_bytes: int) -> bytes:
 
 
 def verify_checksums(path: Path) -> int:
-    """Compare every weight file of the snapshot at `path` with `SHA256SUMS` and return how many there are.
+    """Compare every weight file of the snapshot at `path` with `SHA256SUMS` and return their number.
 
-    The list is what `sha256sum` writes, paths relative to the snapshot. Raises ConfigurationError that names all files
-    that differ or are not listed.
+    The list has the format of `sha256sum`, with paths relative to the snapshot. Raises ConfigurationError with all
+    files that differ or are not listed.
     """
     listed = _read_list(path / CHECKSUM_FILE)
     files = {file.relative_to(path).as_posix(): file for file in Snapshot.open(path).weight_files()}
@@ -67,7 +67,7 @@ def verify_checksums(path: Path) -> int:
 
 def _read_list(path: Path) -> dict[str, str]:
     if not path.is_file():
-        raise ConfigurationError(f"{path} is missing; write it where the snapshot is known to be good, with sha256sum")
+        raise ConfigurationError(f"{path} is missing; create it with sha256sum from a verified copy of the snapshot")
     lines = [line.split(maxsplit=1) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     wrong = [line for line in lines if len(line) != 2 or len(line[0]) != _DIGEST_LENGTH]
     if wrong:

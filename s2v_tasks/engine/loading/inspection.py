@@ -1,4 +1,4 @@
-"""Say what a file or folder of weights is, what is missing, and which command completes it."""
+"""Describe a file or folder of weights: its kind, its missing files, and the command that completes it."""
 
 import json
 from collections import Counter
@@ -24,7 +24,7 @@ _KINDS = (
 
 
 def inspect(path: Path) -> list[str]:
-    """Return sentences about a file or folder. Raises ConfigurationError for one that cannot be used."""
+    """Return sentences about a file or folder. Raises ConfigurationError if it is unusable."""
     if path.is_dir():
         return [*_folder(path)]
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""Layouts of checkpoint files: names of weights and scales of float8 weights, turned into the official keys.
+"""Layouts of checkpoint files: map names of weights and scales of float8 weights to the official keys.
 
 | layout | recognised by |
 |---|---|
@@ -22,7 +22,7 @@ from s2v_tasks.errors import ConfigurationError
 _GGUF_MAGIC = b"GGUF"
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.")
 _SCALES = {".scale_weight": ".weight", ".weight_scale": ".weight"}
-# Markers and values that inference with weights in float8 does not need.
+# Keys that inference with float8 weights does not need.
 _IGNORED = ("scaled_fp8", "spiece_model")
 _IGNORED_SUFFIXES = (".scale_input", ".input_scale", ".comfy_quant")
 _DIFFUSERS_MARK = "condition_embedder.time_proj.weight"
@@ -86,7 +86,7 @@ class Names:
 
 
 def apply_scale(rows: Tensor, scale: Tensor, first_row: int = 0) -> Tensor:
-    """Return float8 weights that were read as fp32 times their scale: one number, or one for each row."""
+    """Return float8 weights, read as fp32, times their scale: one number, or one for each row."""
     scale = scale.float().to(rows.device)
     if scale.numel() == 1:
         return rows * scale.reshape(())
@@ -95,7 +95,7 @@ def apply_scale(rows: Tensor, scale: Tensor, first_row: int = 0) -> Tensor:
 
 
 def read_safetensors(path: Path, device: torch.device | str, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Return all weights of a file; those in float8 with scales are turned into `dtype`.
+    """Return all weights of a file; float8 weights with scales are converted to `dtype`.
 
     Raises ConfigurationError for a damaged file.
     """
@@ -116,7 +116,7 @@ def read_safetensors(path: Path, device: torch.device | str, dtype: torch.dtype)
 def invert(pairs: Iterable[tuple[str, str]], state: Mapping[str, Any], mark: str) -> dict[str, Any]:
     """Return `state` with official keys in place of those of a library; `pairs` are (official, library).
 
-    A state without `mark`, a key that only the library has, keeps its keys.
+    If `mark`, a key of the library only, is missing, the keys stay unchanged.
     """
     if mark not in state:
         return dict(state)
@@ -125,7 +125,7 @@ def invert(pairs: Iterable[tuple[str, str]], state: Mapping[str, Any], mark: str
 
 
 def refuse_gguf(path: Path) -> None:
-    """Raise ConfigurationError for a GGUF file, whose blocks of quantized numbers this engine does not compute."""
+    """Raise ConfigurationError for a GGUF file: this engine does not support its quantized blocks."""
     with path.open("rb") as stream:
         if stream.read(len(_GGUF_MAGIC)) == _GGUF_MAGIC:
             raise ConfigurationError(

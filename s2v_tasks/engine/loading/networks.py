@@ -34,7 +34,7 @@ def load_pipeline(
     All ranks call it.
 
     bf16 on a GPU; fp32 on a CPU, where bf16 is emulated and slow. Raises ConfigurationError for an impossible layout
-    and for options that are not possible here.
+    and for unsupported options.
     """
     device = worker.device
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
@@ -101,9 +101,9 @@ def _check_offload(options: EngineOptions, layout: Layout) -> None:
 
 
 def _weight_bytes(transformer: S2VTransformer, options: EngineOptions) -> int:
-    """Return the bytes of the weights on a GPU; float8 weights need half of those in bfloat16.
+    """Return the bytes of the weights on a GPU; float8 weights need half as much as bfloat16.
 
-    Of offloaded blocks, two are on the GPU.
+    If blocks are offloaded, two are on the GPU.
     """
     num_bytes = 2 * sum(parameter.numel() for parameter in transformer.parameters())
     if options.offload == "blocks":
@@ -113,7 +113,7 @@ def _weight_bytes(transformer: S2VTransformer, options: EngineOptions) -> int:
 
 
 def made_with(device: torch.device) -> dict[str, str]:
-    """Return what decides about rounding beside the weights: the kind of the device and the versions of its kernels."""
+    """Return the properties that affect rounding: the kind of the device and the versions of its kernels."""
     if device.type == "cuda":
         return {
             "device_model": torch.cuda.get_device_name(device),

@@ -1,8 +1,8 @@
 """Read parts of files on several threads, straight to the device that keeps them.
 
-Each thread has one buffer, page-locked for a GPU. It fills the buffer from the file and copies it to the device on a
-stream of its own, so that the reads and copies of the threads overlap. Host memory is bounded by the buffers and by
-`AHEAD_BYTES`, for files of any size.
+Each thread has one buffer, page-locked for a GPU. It fills the buffer from the file and copies it to the device on its
+own stream, so that reads and copies overlap. Host memory is bounded by the buffers and by `AHEAD_BYTES`, for files of
+any size.
 """
 
 import os
@@ -23,7 +23,7 @@ from s2v_tasks.errors import ConfigurationError, TransientError
 
 NUM_THREADS = min(8, max(4, len(os.sched_getaffinity(0))))
 BUFFER_BYTES = 8 << 20
-# Tensors that are being read while the caller works on an earlier one, by their size in the files.
+# Bytes in the files of tensors that are read ahead of the caller.
 AHEAD_BYTES = 256 << 20
 
 
@@ -35,7 +35,7 @@ class Part:
     offset: int
     dtype: torch.dtype
     shape: tuple[int, ...]
-    read_as: torch.dtype | None = None  # the dtype in which it is given; None: that of the caller
+    read_as: torch.dtype | None = None  # the dtype of the result; None: the dtype of the caller
 
     @property
     def size_bytes(self) -> int:
@@ -48,7 +48,7 @@ def read_parts(
 ) -> Generator[Tensor, None, None]:
     """Yield the tensors of `parts`, in their order, on `device` in `dtype`.
 
-    Raises ConfigurationError where a file ends within a part, TransientError where it cannot be read.
+    Raises ConfigurationError if a file ends within a part, TransientError if it cannot be read.
     """
     reader = _Reader(device, dtype)
     waiting: deque[_Pending] = deque()
@@ -65,13 +65,13 @@ def read_parts(
             while waiting:
                 yield waiting.popleft().result(dtype)
         finally:
-            # After an error, or when the caller stops early, the reads that have not begun are dropped.
+            # After an error, or if the caller stops early, the queued reads are dropped.
             pool.shutdown(wait=True, cancel_futures=True)
 
 
 @dataclass(frozen=True)
 class _Pending:
-    """A part whose reads were handed to the threads."""
+    """A part whose reads are queued for the threads."""
 
     part: Part
     tensor: Tensor
@@ -94,15 +94,15 @@ class _Reader:
         self._own = threading.local()
 
     def begin_thread(self) -> None:
-        """Choose the GPU of this thread: a new thread begins with the first one of the machine."""
+        """Select the GPU of this thread: a new thread starts with the first GPU of the machine."""
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)
 
     def start(self, pool: ThreadPoolExecutor, file: int, part: Part) -> _Pending:
-        """Allocate the tensor of `part` and hand its reads, a buffer each, to the threads."""
+        """Allocate the tensor of `part` and queue its reads, one per buffer, for the threads."""
         on_gpu = self._device.type == "cuda"
-        with torch.inference_mode(mode=False):  # other threads write in it
-            # On a CPU a thread converts what its buffer holds; a GPU converts the whole tensor when it is there.
+        with torch.inference_mode(mode=False):  # other threads write to it
+            # On a CPU a thread converts the content of its buffer; a GPU converts the whole tensor at the end.
             tensor = torch.empty(
                 part.shape, dtype=part.dtype if on_gpu else part.read_as or self._dtype, device=self._device
             )
@@ -115,7 +115,7 @@ class _Reader:
         return _Pending(part, tensor, reads)
 
     def _read(self, file: int, part: Part, start: int, target: Tensor, allocated: torch.cuda.Event | None) -> None:
-        """Fill `target`, the numbers of `part` from `start` on, from the file."""
+        """Fill `target`, the values of `part` from `start` on, from the file."""
         buffer = self._buffer()[: len(target) * part.dtype.itemsize]
         _fill(buffer, file, part.offset + start * part.dtype.itemsize, part.path)
         stream = self._stream()

@@ -1,7 +1,7 @@
 """Load safetensors files straight into a module on the meta device, tensor by tensor.
 
-A rank reads of each tensor only what it keeps: its shard, on its device, in its dtype or quantized. The ranks of a node
-share the page cache. On a CPU, tensors that are in the dtype of the run already stay mapped to their files.
+A rank reads only its shard of each tensor, to its device, in its dtype or quantized. The ranks of a node share the page
+cache. On a CPU, tensors that already have the dtype of the run stay mapped to their files.
 """
 
 import json
@@ -52,13 +52,13 @@ def load_shards(
 ) -> None:
     """Fill all parameters of `module`, which may be sharded by FSDP, from `shards`.
 
-    `merge` adds the changes of adapters to a weight, in fp32, before it gets its dtype. `convert` is called then with
-    key and value of each weight, on its device, and gives what is kept of it. Weights that the files have in float8
-    with scales are given to `float8` as they are, unless an adapter changes them; without it they get `dtype`.
-    `index` is the content of the index file beside the shards, which must agree with them; `source` names the weights
-    in errors; `num_threads` read at a time (None: as many as suit this machine). Everything is checked before the first
-    tensor is read. Raises ConfigurationError that names missing, unexpected and misshapen weights, and damaged files;
-    TransientError for a file that cannot be read.
+    `merge` adds the changes of adapters to a weight, in fp32, before it gets its dtype. Then `convert` gets the key and
+    value of each weight, on its device, and returns the value to keep. Float8 weights with scales are passed to
+    `float8` unchanged, unless an adapter changes them; without `float8` they get `dtype`. `index` is the content of the
+    index file of the shards, which must match them; `source` names the weights in errors; `num_threads` threads read at
+    a time (None: chosen for this machine). Everything is checked before the first tensor is read. Raises
+    ConfigurationError that names missing, unexpected and misshapen weights, and damaged files; TransientError for a
+    file that cannot be read.
     """
     keep = convert or (lambda _key, weight: weight)
     with ExitStack() as stack:
@@ -73,7 +73,7 @@ def load_shards(
         targets, device = module.state_dict(), torch.device(device)
 
         changed = frozenset() if merge is None else merge.keys
-        # Float8 weights that stay as the files have them.
+        # Float8 weights that stay unchanged.
         kept = {
             key
             for key in names.scales.keys() - changed
@@ -121,7 +121,7 @@ def _open(shard: Path) -> Any:
 
 
 def _parts(shard: Path) -> dict[str, Part]:
-    """Return where in the file each tensor lies, in the order of the file, which `_open` has checked."""
+    """Return the position of each tensor in the file, in the order of the file. `_open` has checked them."""
     with shard.open("rb") as stream:
         header_bytes = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
         header: dict[str, Any] = json.loads(stream.read(header_bytes))
@@ -146,16 +146,16 @@ def _own_rows(part: Part, target: Tensor) -> Part:
 
 
 def _first_row(target: Tensor) -> int:
-    """Return the first row of this rank's shard; 0 where it keeps everything."""
+    """Return the first row of this rank's shard; 0 without shards."""
     if not isinstance(target, DTensor):
         return 0
-    # FSDP deals out rows like torch.chunk: all ranks get the same number until there are none left.
+    # FSDP divides rows like torch.chunk: all ranks get the same number until no rows are left.
     rows_per_rank = -(-target.shape[0] // target.device_mesh.size())
     return min(rows_per_rank * target.device_mesh.get_local_rank(), target.shape[0])
 
 
 def _like(target: Tensor, own: Tensor) -> Tensor:
-    """Return `own` as what `target` is: itself, or this rank's shard of a distributed tensor."""
+    """Return `own` as a tensor of the type of `target`: itself, or this rank's shard of a distributed tensor."""
     if not isinstance(target, DTensor):
         return own
     return DTensor.from_local(
@@ -166,7 +166,7 @@ def _like(target: Tensor, own: Tensor) -> Tensor:
 def _check_index(index: Mapping[str, Any], files: Mapping[Path, Any]) -> None:
     """Compare the index with the shards: which file holds which key.
 
-    How many bytes it states in all is a note of its writer, of no use to a loader: where it is wrong, a warning.
+    The loader does not use the total size that the index states: a wrong one is only a warning.
     """
     folder = next(iter(files)).parent
     stated = dict(index["weight_map"])

@@ -41,14 +41,14 @@ _REMEDY = "download the whole snapshot again, or make a tiny one with `s2v snaps
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A complete folder of weights. Nothing is loaded before a `load_` method is called."""
+    """A complete folder of weights. The `load_` methods load the networks."""
 
     path: Path
-    files: tuple[tuple[str, Path], ...] = ()  # components that lie elsewhere: name and file, or folder of a tokenizer
+    files: tuple[tuple[str, Path], ...] = ()  # components in other places: name and file, or folder of a tokenizer
 
     @classmethod
     def open(cls, path: Path, files: Mapping[str, Path] | None = None) -> "Snapshot":
-        """Check that every file is there; `files` are components (`COMPONENTS`) that lie outside of the folder `path`.
+        """Check that every file exists; `files` are components (`COMPONENTS`) outside of the folder `path`.
 
         Raises ConfigurationError that names all missing files.
         """
@@ -139,7 +139,7 @@ class Snapshot:
         return [self.path / name for name in sorted(names)]
 
     def weight_files(self) -> list[Path]:
-        """Return every file that decides what the networks compute, sorted; without documentation and assets."""
+        """Return every file that affects the results of the networks, sorted; without documentation and assets."""
         tokenizer = (path for path in self.tokenizer_folder.rglob("*") if not path.name.startswith("."))
         audio = (self.audio_encoder_folder / name for name in (CONFIG_FILE, "preprocessor_config.json"))
         candidates = {
@@ -156,7 +156,7 @@ class Snapshot:
         return sorted(path for path in candidates if path.is_file())
 
     def build_transformer(self) -> "S2VTransformer":
-        """Return the transformer of config.json on the meta device, without weights: to be sharded, then filled."""
+        """Return the transformer of config.json on the meta device, without weights; shard it, then fill it."""
         import torch
 
         from s2v_tasks.engine.models.config import S2VConfig
@@ -177,14 +177,13 @@ class Snapshot:
         adapters: "Sequence[Adapter]" = (),
         num_threads: int | None = None,
     ) -> "tuple[AdapterReport, ...]":
-        """Read the weights of `build_transformer`'s result; where FSDP has sharded it, only this rank's shards.
+        """Read the weights of the result of `build_transformer`; if FSDP has sharded it, only this rank's shards.
 
-        `adapters` are merged into the weights; returns what of each of them fits. `convert` is called with key and
-        value of each weight and gives what is kept of it; `float8` keeps weights that the files have in float8 as they
-        are. `num_threads` read at a time (None: as many as suit this machine). On the CPU, weights that are in `dtype`
-        already stay mapped
-        to their files. Raises ConfigurationError when keys or shapes do not belong to config.json, when index and
-        shards differ, or when a shard is damaged; TransientError when a shard cannot be read.
+        `adapters` are merged into the weights; the result reports the matching modules of each. `convert` gets the key
+        and value of each weight and returns the value to keep; `float8` keeps float8 weights of the files unchanged.
+        `num_threads` threads read at a time (None: chosen for this machine). On the CPU, weights that already have
+        `dtype` stay mapped to their files. Raises ConfigurationError if keys or shapes do not match config.json, if
+        index and shards differ, or if a shard is damaged; TransientError if a shard cannot be read.
         """
         from s2v_tasks.engine.loading.adapters import AdapterMerge
         from s2v_tasks.engine.loading.shards import load_shards
@@ -243,7 +242,7 @@ class Snapshot:
         return AudioEncoder.from_state_dict({key: value.float() for key, value in state.items()}, config, device)
 
     def _read_state(self, path: Path, device: "torch.device | str") -> "dict[str, torch.Tensor]":
-        """Return the weights of a .pth or safetensors file; those in float8 with scales become bfloat16."""
+        """Return the weights of a .pth or safetensors file; float8 weights with scales become bfloat16."""
         import torch
 
         from s2v_tasks.engine.loading.layouts import read_safetensors

@@ -1,4 +1,4 @@
-"""Assign weights to modules strictly: every key and shape must fit, and none may be left over."""
+"""Assign weights to modules strictly: all keys and shapes must match."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
@@ -17,8 +17,8 @@ _MAX_NAMES = 5
 def assign_weights(module: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
     """Make `state` the weights of `module`, which may be on the meta device; tensors are used without a copy.
 
-    `source` names the weights in the error. Raises ConfigurationError that names missing and unexpected keys and
-    wrong shapes.
+    `source` names the weights in the error. Raises ConfigurationError with all missing keys, unexpected keys and wrong
+    shapes.
     """
     check_fit(module, {key: value.shape for key, value in state.items()}, source=source)
     module.load_state_dict(dict(state), strict=True, assign=True)
@@ -26,7 +26,7 @@ def assign_weights(module: nn.Module, state: Mapping[str, Tensor], *, source: st
 
 
 def check_fit(module: nn.Module, shapes: Mapping[str, Sequence[int]], *, source: str) -> None:
-    """Compare the weights of `module` with those that are to fill it, by key and shape, and refuse any difference."""
+    """Compare keys and shapes of the weights of `module` with `shapes`, and refuse any difference."""
     expected = {key: list(value.shape) for key, value in module.state_dict().items()}
     problems = [
         *_named("missing", expected.keys() - shapes.keys()),
@@ -58,7 +58,7 @@ def finish(module: nn.Module) -> None:
 def read_pth(path: Path, device: torch.device | str) -> dict[str, Tensor]:
     """Return the plain state dict of a .pth file; on the CPU its tensors stay mapped to the file.
 
-    Raises ConfigurationError when the file is damaged or holds anything but tensors.
+    Raises ConfigurationError if the file is damaged or contains other objects than tensors.
     """
     try:
         # Only the zip format of PyTorch 1.6 and later can be mapped.

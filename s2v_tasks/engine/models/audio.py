@@ -16,7 +16,7 @@ from s2v_tasks.engine.models.layers import Fp32Linear, LayerNorm, Linear
 
 NUM_FEATURE_LAYERS = 25
 _ENCODER_EPS = 1e-6
-_ADAIN_EPS = 1e-5  # differs from every other norm of the network
+_ADAIN_EPS = 1e-5  # unlike every other norm of the network
 
 
 class CausalConv(nn.Module):
@@ -121,7 +121,7 @@ class AudioInjector(nn.Module):
     ) -> Tensor:
         """Return the residual `[B, N, D]` of injection `index` for the video tokens from token `start` of the clip on.
 
-        Tokens need not begin or end with a frame: each attends to the audio of its own frame.
+        The range of tokens may begin and end within a frame: each token attends to the audio of its frame.
         """
         count, num_frames = video_BND.shape[1], audio.gain_T1D.shape[0]
         first = min(start // patches_per_frame, num_frames - 1)

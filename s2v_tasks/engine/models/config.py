@@ -6,7 +6,7 @@ from typing import Any
 
 from s2v_tasks.errors import ConfigurationError
 
-# What the released checkpoint is: any other value means another architecture, which this code is not.
+# Values of the released checkpoint: this code does not support other values, which mean another architecture.
 _FIXED: dict[str, Any] = {
     "model_type": "s2v",
     "patch_size": [1, 2, 2],
@@ -21,7 +21,7 @@ _FIXED: dict[str, Any] = {
     "enable_tsm": False,
     "trainable_token_pos_emb": False,
 }
-# Written by the serializer or used in training only.
+# Written by the serializer, or used only in training.
 _IGNORED = {"_class_name", "_diffusers_version", "zero_init", "motion_token_num"}
 
 
@@ -55,8 +55,8 @@ class S2VConfig:
     def from_json(cls, values: Mapping[str, Any]) -> "S2VConfig":
         """Build from the content of `config.json`.
 
-        Raises ConfigurationError for an unknown field, for an architecture other than the released one, and for
-        dimensions that do not fit each other.
+        Raises ConfigurationError for an unknown field, another architecture than the released one, or dimensions that
+        do not match.
         """
         names = {field.name for field in fields(cls)}
         unknown = sorted(set(values) - names - set(_FIXED) - _IGNORED)

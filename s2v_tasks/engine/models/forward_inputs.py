@@ -16,7 +16,7 @@ from s2v_tasks.engine.models.audio import AudioConditioning
 
 @dataclass(frozen=True)
 class ClipTokens:
-    """Inputs of a clip that are constant over its steps and equal for both guidance branches.
+    """Inputs of a clip that are the same for all its steps and for both guidance branches.
 
     Holds the tokens `start` to `end` of `[video N][reference and motion M]`.
     """
@@ -25,9 +25,9 @@ class ClipTokens:
     start: int
     end: int
     extra_BMD: Tensor  # reference and motion tokens
-    cond_BND: Tensor  # added to the video tokens; [1, 1, D] where there is no pose
+    cond_BND: Tensor  # added to the video tokens; [1, 1, D] without a pose
     rope_Lc2: Tensor
-    e0_6D: Tensor  # modulation of the reference and motion tokens, that of timestep 0
+    e0_6D: Tensor  # modulation of the reference and motion tokens, for timestep 0
 
     @property
     def patches_per_frame(self) -> int:
@@ -41,7 +41,7 @@ class ClipTokens:
 
     @property
     def video(self) -> slice:
-        """Return the clip's video tokens that are held."""
+        """Return the video tokens of the clip that this object holds."""
         return slice(min(self.start, self.num_video), min(self.end, self.num_video))
 
     def part(self, start: int, end: int) -> "ClipTokens":
@@ -77,12 +77,12 @@ class LayerInputs:
     conditionings: Sequence[Conditioning]
 
 
-# The number of a layer and the tokens of each branch `[1, L, D]` to those behind it; may work in the same memory.
+# Maps the index of a layer and the tokens of each branch `[1, L, D]` to its output; may work in place.
 RunLayer = Callable[[int, list[Tensor], LayerInputs], list[Tensor]]
 
 
 class LayerHook(Protocol):
-    """A change of how layers run, attached from outside; `run` runs the layer itself."""
+    """A wrapper around each layer, attached from outside; `run` runs the layer itself."""
 
     def __call__(self, run: RunLayer, layer: int, states: list[Tensor], inputs: LayerInputs, /) -> list[Tensor]:
         """Return what the layer returns."""

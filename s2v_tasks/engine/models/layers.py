@@ -2,9 +2,8 @@
 
 Legend: B batch (1), C latent channels, F latent frames, h w latent height and width, M motion tokens, D model width.
 
-With bf16 weights the wide matrix products run in bf16, everything that normalises, modulates or embeds time and sound
-runs in fp32, and the residual stream is fp32. The casts are explicit, so that the same code with fp32 weights is an
-all-fp32 forward.
+With bf16 weights the large matrix products run in bf16. Norms, modulation, embeddings of time and sound, and the
+residual stream are fp32. The casts are explicit, so that the same code with fp32 weights runs completely in fp32.
 """
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from s2v_tasks.engine.models.rope import Grid, motion_grids
 
 _ONEDNN = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-# Latent frames of the motion history by their age: the older, the coarser their patches (spec c.4).
+# Latent frames of the motion history by age: older frames have coarser patches (spec c.4).
 _NEWEST, _MIDDLE, _OLDEST = 1, 2, 16
 MOTION_LATENTS = _NEWEST + _MIDDLE + _OLDEST
 
@@ -28,7 +27,7 @@ class Linear(nn.Linear):
 
 
 class GeluLinear(Linear):
-    """A linear layer with a tanh GELU behind it, in one kernel where there is one."""
+    """A linear layer followed by a tanh GELU, in one kernel if available."""
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x.to(self.weight.dtype), self.weight, self.bias, gelu=True)
@@ -44,8 +43,8 @@ class Fp32Linear(nn.Linear):
 class PatchConv(nn.Conv3d):
     """Non-overlapping patches of `kernel` (t, y, x) to tokens, in the dtype of the weight.
 
-    `[1, C, F, h, w]` to `[1, F' * h' * w', D]`, ordered frame, row, column. Stored as a convolution, computed as the
-    matrix product that it is.
+    `[1, C, F, h, w]` to `[1, F' * h' * w', D]`, ordered frame, row, column. Stored as a convolution, computed as a
+    matrix product.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel: tuple[int, int, int]) -> None:
@@ -68,7 +67,7 @@ class PatchConv(nn.Conv3d):
 class RMSNorm(nn.Module):
     """Root mean square norm over the last axis: computed in fp32, cast back, then scaled by its weight.
 
-    It may work in the memory of what it is given.
+    It may work in place.
     """
 
     def __init__(self, dim: int, eps: float) -> None:
@@ -118,8 +117,8 @@ class FramePacker(nn.Module):
     def forward(self, motion_BCFhw: Tensor, last_motion: int) -> tuple[Tensor, list[Grid]]:
         """Return tokens `[1, M, D]` and their positions.
 
-        `last_motion` says how much of the newest history takes part: 2 all of it, 1 without the newest frame, 0 without
-        the newest three; "padd" zeroes what is left out, "drop" removes its tokens.
+        `last_motion` selects the history: 2: all, 1: without the newest frame, 0: without the newest three. "padd" sets
+        the omitted frames to zero, "drop" removes their tokens.
         """
         history = motion_BCFhw[:, :, -MOTION_LATENTS:]
         missing = MOTION_LATENTS - history.shape[2]
@@ -138,15 +137,15 @@ class FramePacker(nn.Module):
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, gelu: bool = False) -> Tensor:
     """`x` `[..., in]` times `weight` `[out, in]`, plus `bias`, in their common dtype; then GELU (tanh), if asked for.
 
-    In fp32 on a CPU oneDNN computes it: MKL, which torch takes there, leaves a third of an AMD processor unused. The
-    sums differ by rounding. Weights of another class than torch's own, such as quantised ones, know their own way.
+    In fp32 on a CPU oneDNN computes it: MKL, the choice of torch, leaves a third of an AMD processor unused. The sums
+    differ by rounding. Weights of other classes than torch's own, such as quantised ones, use their own implementation.
     """
     is_plain = type(weight) in (Tensor, nn.Parameter)
     onednn = _ONEDNN and is_plain and weight.device.type == "cpu" and weight.dtype == torch.float32
     if not onednn or torch.compiler.is_compiling():  # the compiler cannot take the operator with weights as arguments
         product = F.linear(x, weight, bias)
         return F.gelu(product, approximate="tanh") if gelu else product
-    # An operator of the compiler's own output: the public ones copy what they take and give.
+    # An operator that the compiler itself emits: the public ones copy their inputs and outputs.
     fused: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu" if gelu else "none", [], "tanh")
     return fused
 

@@ -42,7 +42,7 @@ def video_grid(num_frames: int, rows: int, columns: int) -> Grid:
 
 
 def reference_grid(rows: int, columns: int) -> Grid:
-    """Return the patches of the reference image: one frame at a time behind the longest clip."""
+    """Return the patches of the reference image: one frame at a time position after the longest clip."""
     return Grid((REFERENCE_TIME,), tuple(range(rows)), tuple(range(columns)))
 
 
@@ -73,8 +73,8 @@ def rotate(x_BLHd: Tensor, rope_Lc2: Tensor) -> Tensor:
 
     Works in the memory of `x_BLHd`, unless it is compiled, and returns its dtype.
 
-    Multiplied in fp32: the table was made in float64, so this adds less than the rounding of the product to fp32 or
-    bf16, and spares the complex128 copies of queries and keys.
+    The product is computed in fp32. The table was computed in float64, so the error is below the rounding of the
+    product to fp32 or bf16, and complex128 copies of queries and keys are not needed.
     """
     if torch.compiler.is_compiling():
         # The compiler fuses real numbers only; run eagerly, the complex product is faster.

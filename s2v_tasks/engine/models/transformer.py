@@ -6,9 +6,9 @@ A audio tokens per frame, K layers of speech features, F pixel frames, c complex
 
 Everything that is constant over the solver steps of a clip is computed once: `prepare_clip_tokens` for both guidance
 branches, `prepare_text` once per prompt and `prepare_audio` once per clip. `forward` is one call per step. The branches
-share all work before their conditioning differs: the first self attention. `ClipTokens.part` limits `forward` to a run
-of the tokens, for sequence parallelism. Hooks around the layers attach what is not the network: the first-block cache
-and interruption. `lend_block` gives a block while it computes: offload replaces it.
+share all work before their conditioning differs: the first self attention. `ClipTokens.part` limits `forward` to a
+range of the tokens, for sequence parallelism. Hooks around the layers attach the first-block cache and interruption.
+`lend_block` provides a block while it computes; offload replaces it.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -34,7 +34,7 @@ from s2v_tasks.errors import PermanentError
 MOTION_FRAMES = 4 * MOTION_LATENTS - 3
 _VIDEO, _REFERENCE, _MOTION = 0, 1, 2
 LendBlock = Callable[[int], AbstractContextManager[Any]]
-_MAX_GRAPHS = 64  # beyond them the compiler gives up; a process needs three for each shape of clip that it renders
+_MAX_GRAPHS = 64  # limit of graphs of the compiler; a process needs three for each clip shape
 
 
 class S2VTransformer(nn.Module):
@@ -56,18 +56,18 @@ class S2VTransformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.head = Head(config)
         self.layer_hooks: list[LayerHook] = []
-        # Gives a block for the time in which it computes; `acceleration.offload` copies its weights to the device.
+        # Provides a block while it computes; `acceleration.offload` copies its weights to the device.
         self.lend_block: LendBlock = self._own_block
 
     def choose_kernels(self, attend: Attend = sdpa, *, compiled: bool = False) -> None:
         """Run self attention on a kernel of `models.attention`; with `compiled`, compile the blocks.
 
-        The first block, which the branches share, and the last, which computes video tokens only, have graphs of their
-        own; the others share one. Each number of tokens has its own graphs, so that the result of a clip does not
-        depend on the clips rendered before it.
+        The first block, which the branches share, and the last, which computes video tokens only, have separate graphs;
+        the others share one. Each number of tokens has its own graphs, so that the result of a clip does not depend on
+        earlier clips.
         """
         if compiled:
-            # The setting, not the argument of `compile`, which torch has from 2.13 on.
+            # The setting is used because the argument of `compile` exists only from torch 2.13 on.
             torch._dynamo.config.recompile_limit = _MAX_GRAPHS
         for block in self.blocks:
             cast(Block, block).self_attn.attend = attend
@@ -131,7 +131,7 @@ class S2VTransformer(nn.Module):
         context_BSD = self.text_embedding(F.pad(context_SD, (0, 0, 0, missing))[None])
         bias_S = None
         if missing > 1 and context_BSD.dtype == torch.float32:
-            # All rows of the padding are equal: one counts as often as there are. In bf16 its bias would be too coarse.
+            # All rows of the padding are equal: one row stands for all, by a bias, which would be too coarse in bf16.
             context_BSD = context_BSD[:, : 1 - missing]
             bias_S = context_BSD.new_zeros(context_BSD.shape[1])
             bias_S[-1] = log(missing)
@@ -152,7 +152,7 @@ class S2VTransformer(nn.Module):
     def encode_audio(self, features_BKCF: Tensor) -> tuple[Tensor, Tensor]:
         """Return local and global audio tokens of the history (the clip's first frame repeated) and of the clip.
 
-        Raises PermanentError for features of another shape than the transformer's.
+        Raises PermanentError if the shape of the features does not match the transformer.
         """
         if features_BKCF.shape[1:3] != (NUM_FEATURE_LAYERS, self.config.audio_dim):
             raise PermanentError(
@@ -171,7 +171,7 @@ class S2VTransformer(nn.Module):
     ) -> list[Tensor]:
         """Predict the noise (velocity) `[1, 16, T, h, w]`, fp32, at `timestep_1` `[1]` for each of `conditionings`.
 
-        All branches pass a layer before the next one, so that its weights are needed once. Raises PermanentError for
+        All branches pass a layer before the next layer, so that its weights are needed once. Raises PermanentError for
         inputs of different clips.
         """
         for conditioning in conditionings:
@@ -187,7 +187,7 @@ class S2VTransformer(nn.Module):
 
     @contextmanager
     def hooked(self, *hooks: LayerHook) -> Iterator[None]:
-        """Run every layer through `hooks`, the first one outermost, outside of those that are attached already."""
+        """Run every layer through `hooks`, the first one outermost, outside of already attached hooks."""
         before = self.layer_hooks
         self.layer_hooks = [*hooks, *before]
         try:
@@ -217,10 +217,10 @@ class S2VTransformer(nn.Module):
         return torch.cat([video_BND, clip_tokens.extra_BMD], dim=1).float()
 
     def _run_layer(self, layer: int, states: list[Tensor], inputs: LayerInputs) -> list[Tensor]:
-        """Run a block for each conditioning, and inject the audio behind it where the layer has an injection.
+        """Run a block for each conditioning, then inject the audio if the layer has an injection.
 
-        The first layer turns the one state of all branches into one for each: the branches share its self attention.
-        The last layer returns the video tokens only, because nothing reads the others.
+        The first layer gets one common state and returns one state per branch: the branches share its self attention.
+        The last layer returns only the video tokens, because the others are not used.
         """
         clip_tokens, conditionings = inputs.clip_tokens, inputs.conditionings
         num_video = clip_tokens.video.stop - clip_tokens.video.start

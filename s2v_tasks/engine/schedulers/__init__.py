@@ -1,7 +1,7 @@
 """Solvers of the flow-matching equation, as the model was released with them (spec g).
 
-All are diffusers schedulers; only their sigmas and timesteps are ours, because the library's default lists differ
-from the model's by up to 4e-3 in sigma and by up to 4 in the timestep. No step waits for the device.
+All are diffusers schedulers with our sigmas and timesteps, because the default lists of the library differ from those
+of the model by up to 4e-3 in sigma and 4 in the timestep. No step waits for the device.
 """
 
 from collections.abc import Callable, Mapping
@@ -54,7 +54,7 @@ def make_scheduler(solver: str, *, num_steps: int, shift: float, device: torch.d
 def solver_state(scheduler: Scheduler) -> dict[str, Tensor]:
     """Return the history of a solver as tensors; empty before the first step, and for a solver without history.
 
-    Its sigmas and timesteps are not part of it: `make_scheduler` gives them again.
+    Sigmas and timesteps are not part of it: `make_scheduler` computes them again.
     """
     solver: Any = scheduler
     if solver.step_index is None or isinstance(solver, FlowMatchEulerDiscreteScheduler):
@@ -69,7 +69,7 @@ def solver_state(scheduler: Scheduler) -> dict[str, Tensor]:
 
 
 def restore_solver(scheduler: Scheduler, state: Mapping[str, Tensor], step: int) -> None:
-    """Make a fresh solver one that has done `step` steps and remembers `state`."""
+    """Set a new solver to the state after `step` steps with the history `state`."""
     if step == 0:
         return
     solver: Any = scheduler
@@ -103,11 +103,11 @@ def _unipc(num_steps: int, shift: float, device: torch.device | str) -> Schedule
 
 
 class _UniPC(UniPCMultistepScheduler):  # type: ignore[misc]
-    """UniPC that never makes the host wait for the device.
+    """UniPC without synchronisation between host and device.
 
-    The library works out its coefficients on the device of the samples and solves for some of them there, so that each
-    step would copy numbers to the device and read others back. An update is a weighted sum of samples and model
-    outputs: given unit vectors on the host, the library's own formulas tell the weights.
+    The library computes and solves for its coefficients on the device of the samples, so each step copies numbers to
+    the device and back. An update is a weighted sum of samples and model outputs. Applied to unit vectors on the host,
+    the formulas of the library give these weights.
     """
 
     def multistep_uni_p_bh_update(self, model_output: Tensor, *, sample: Tensor, order: int) -> Tensor:
@@ -159,7 +159,7 @@ def _dpm_plus_plus(num_steps: int, shift: float, device: torch.device | str) -> 
 
 
 def _euler(num_steps: int, shift: float, device: torch.device | str) -> Scheduler:
-    """Return Euler steps over the sigmas of `_dpm_plus_plus`; timesteps are not rounded, as the library has them."""
+    """Return Euler steps over the sigmas of `_dpm_plus_plus`; timesteps are not rounded, as in the library."""
     scheduler: Any = FlowMatchEulerDiscreteScheduler(num_train_timesteps=_NUM_TRAIN_TIMESTEPS, shift=shift)
     scheduler.set_timesteps(sigmas=np.linspace(1.0, 0.0, num_steps + 1)[:-1], device=device)
     scheduler.set_begin_index(0)

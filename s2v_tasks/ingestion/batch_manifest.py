@@ -1,4 +1,4 @@
-"""Read a batch manifest: JSON lines or CSV, one request per row. All errors of all rows are found at once."""
+"""Read a batch manifest: JSON lines or CSV, one request per row. All errors of all rows are reported at once."""
 
 import csv
 import hashlib
@@ -28,7 +28,7 @@ _NO_TEXT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 @dataclass(frozen=True)
 class ManifestRow:
-    """One row of the file. `line`: where it begins, as an editor counts: from 1, the heading of a CSV included.
+    """One row of the file. `line`: number of its first line, from 1, including the heading of a CSV.
 
     `request` is None if it is invalid. `problems`: all errors of the row itself. `uris`: the files that it names, which
     are not checked here.
@@ -75,8 +75,8 @@ def read_manifest(data: bytes, manifest_uri: str, presets: dict[str, Preset]) ->
     """Return the rows of a manifest, each with all its errors.
 
     A row has the fields of a request and, optionally, an `id`. A file name without `s3://` is relative to the folder of
-    the manifest. In a CSV an empty cell is an omitted field, and `labels.team` is the label `team`.
-    PermanentError when the file is no manifest.
+    the manifest. In a CSV an empty cell is an omitted field, and `labels.team` is the label `team`. PermanentError if
+    the file is not a manifest.
     """
     folder_uri = manifest_uri.rpartition("/")[0]
     rows: list[ManifestRow] = []
@@ -96,8 +96,8 @@ def read_manifest(data: bytes, manifest_uri: str, presets: dict[str, Preset]) ->
 def job_ids(manifest_uri: str, entries: list[BatchEntry]) -> list[str]:
     """Return a job id for each row, derived from its content and not from its position in the manifest.
 
-    The same manifest therefore gives the same jobs again; a changed row gives a new one. Two equal rows without an `id`
-    are two jobs.
+    The same manifest therefore gives the same jobs; a changed row gives a new job. Two equal rows without an `id` are
+    two jobs.
     """
     seen: Counter[str] = Counter()
     found = []
@@ -187,11 +187,11 @@ def _check_heading(names: Sequence[str], manifest_uri: str) -> None:
         )
     if unknown:
         raise PermanentError(
-            f"{manifest_uri}: column {', '.join(map(repr, unknown[:5]))} is none of a manifest; expected id, the "
-            f"fields of a request, or {_LABEL_COLUMN}<name>."
+            f"{manifest_uri}: column {', '.join(map(repr, unknown[:5]))} is not a column of a manifest; expected id, "
+            f"the fields of a request, or {_LABEL_COLUMN}<name>."
         )
     if repeated := [name for name, count in Counter(names).items() if count > 1]:
-        raise PermanentError(f"{manifest_uri}: column {', '.join(map(repr, repeated))} is there twice: keep one.")
+        raise PermanentError(f"{manifest_uri}: column {', '.join(map(repr, repeated))} occurs twice: keep one.")
 
 
 def _csv_row(names: list[str], cells: list[str]) -> dict[str, Any] | str:
@@ -211,7 +211,7 @@ def _csv_row(names: list[str], cells: list[str]) -> dict[str, Any] | str:
 
 
 def _row_id(value: Any, line: int, line_of_id: dict[str, int]) -> str | None:
-    """Return the id of a row; PermanentError when it is no text, or the id of an earlier row."""
+    """Return the id of a row; PermanentError if it is not a text or is the id of an earlier row."""
     if value is None:
         return None
     row_id = str(value)
@@ -221,6 +221,6 @@ def _row_id(value: Any, line: int, line_of_id: dict[str, int]) -> str | None:
             f"id {row_id[:80]!r}: expected a text of 1 to {MAX_ROW_ID_CHARACTERS} characters, none a control character."
         )
     if row_id in line_of_id:
-        raise PermanentError(f"id {row_id!r} is that of line {line_of_id[row_id]} already: expected each id once.")
+        raise PermanentError(f"id {row_id!r} is already used in line {line_of_id[row_id]}: expected each id once.")
     line_of_id[row_id] = line
     return row_id

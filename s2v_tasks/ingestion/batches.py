@@ -1,4 +1,4 @@
-"""Run a batch: check its manifest as a whole, queue its jobs, and write errors and summary beside the manifest."""
+"""Run a batch: check its manifest as a whole, queue its jobs, and write errors and summary to its folder."""
 
 import csv
 import hashlib
@@ -39,11 +39,11 @@ class Batches:
     def start(self, manifest_uri: str, *, retry_failed: bool = False) -> dict[str, Any]:
         """Queue the jobs of a manifest that do not exist yet; PermanentError, and no job, if a row is wrong.
 
-        The errors of all rows are then in `<manifest>.errors.csv`. `retry_failed`: queue failed and cancelled jobs
-        again, too; they reuse the clips that they have.
+        The errors of all rows are then in `<manifest>.errors.csv`. `retry_failed`: also queue failed and cancelled jobs
+        again; they reuse their finished clips.
         """
         report_uri = f"{manifest_uri}.errors.csv"
-        self._store.access.check_write(parse_uri(report_uri))  # before any cost: the summary is written there, too
+        self._store.access.check_write(parse_uri(report_uri))  # before any cost: the summary is written there too
         data = self._store.get_bytes(manifest_uri, max_bytes=MAX_BYTES)
         entries, errors = self._check(manifest_uri, data)
         if errors:
@@ -67,10 +67,10 @@ class Batches:
         return {"batch_id": batch_id, "jobs": counts, "ended": set(counts) <= set(ENDED_STATUSES)}
 
     def summarise(self, batch_id: str) -> dict[str, Any]:
-        """Write the outcome of each row, and the totals, beside the manifest."""
+        """Write the outcome of each row and the totals to the folder of the manifest."""
         manifest_uri = self._batches.manifest_uri(batch_id)
         if manifest_uri is None:
-            raise PermanentError(f"Batch {batch_id!r} is not known: `s2v start-batch` prints the id of a batch.")
+            raise PermanentError(f"Batch {batch_id!r} does not exist: `s2v start-batch` prints the id of a batch.")
         outcomes, summary_uri = self._batches.outcomes(batch_id), f"{manifest_uri}.summary.csv"
         numbers = {"batch_id": batch_id, "manifest_uri": manifest_uri, "summary_uri": summary_uri} | _numbers(outcomes)
         self._store.put_bytes(summary_uri, csv_of(outcomes), "text/csv")
@@ -101,7 +101,7 @@ class Batches:
         return refused
 
     def _unlisted(self, folder_uri: str, wanted: list[str]) -> list[str]:
-        """Return the files that a listing of their folder lacks; all, if they are too few to be worth a listing."""
+        """Return the files that a listing of their folder lacks; return all files if a listing would cost more."""
         if len(wanted) <= _LOOKED_AT_ONE_BY_ONE:
             return wanted
         missing = set(wanted)
@@ -112,7 +112,7 @@ class Batches:
         return sorted(missing)
 
     def _problem(self, uri: str) -> str | None:
-        """Return why a file that requests may name cannot be read, None if it can."""
+        """Return the reason why an allowed input file cannot be read, None if it can."""
         try:
             return None if find_input(self._store, uri) else f"{printable(uri)} does not exist."
         except PermanentError as error:

@@ -151,22 +151,22 @@ class DropTexts:
 
 @dataclass(frozen=True)
 class DropRequest:
-    """The request of a folder. The folder may choose the `job_id`, so that its sender knows it beforehand."""
+    """The request of a folder. The folder may set the `job_id`, so that the sender knows it in advance."""
 
     job_id: str
     request: Request
 
 
 def request_of_drop(folder: DropFolder, texts: DropTexts, target_uri: str, max_input_bytes: int) -> DropRequest:
-    """Return the request of a folder whose files will be at `target_uri`; PermanentError when it has none.
+    """Return the request of a folder whose files will be at `target_uri`; PermanentError without a valid one.
 
     A URI field of request.json names a file of the folder, or any S3 object by its full URI. An omitted field means the
     only file of its kind, an omitted prompt the content of prompt.txt.
     """
     if folder.unfinished:
         raise PermanentError(
-            f"{', '.join(map(repr, folder.unfinished[:5]))}: an upload that was not finished; upload the file again, "
-            "or remove what is left of it."
+            f"{', '.join(map(repr, folder.unfinished[:5]))}: an unfinished upload; upload the file again, or remove "
+            "the rest."
         )
     fields = {} if texts.marker is None else _object(texts.marker)
     job_id = fields.pop("job_id", None)
@@ -203,7 +203,7 @@ def _object(data: bytes) -> dict[str, Any]:
 
 
 def _file_name(folder: DropFolder, field: str, kind: Literal["image", "audio", "pose"], given: Any) -> str | None:
-    """Return the file of the folder that a field means; None when it means no file, or an object elsewhere."""
+    """Return the file of the folder for a field; None if the field means no file or another object."""
     if isinstance(given, str) and not given.startswith("s3://"):
         return _named_file(folder, field, given)
     if given is not None:

@@ -99,7 +99,7 @@ class Sweeper:
             drop, job = self._decide(folder)
             if self._drops.claim(drop, job):
                 return self._finish(drop, [*folder.files.values(), *folder.ignored.values()])
-        raise TransientError("Others claim its names again and again.")
+        raise TransientError("Other sweeps claim its names again and again.")
 
     def _decide(self, folder: DropFolder) -> tuple[Drop, NewJob | None]:
         """Return the claim of a folder with its job, or its refusal, by the present state of the database."""
@@ -110,7 +110,7 @@ class Sweeper:
             if earlier_job_id is not None:
                 raise PermanentError(
                     f"Exactly these files were dropped here before and are job {earlier_job_id}: "
-                    f"`s2v job {earlier_job_id}` shows it. Change something for another video."
+                    f"`s2v job {earlier_job_id}` shows it. Change a file for another video."
                 )
             job_id, request = self._accept(folder, target_uri)
         except PermanentError as error:
@@ -121,7 +121,7 @@ class Sweeper:
         return drop, NewJob(job_id, values, folder.handed_in_at)
 
     def _accept(self, folder: DropFolder, target_uri: str) -> tuple[str, Request]:
-        """Return job id and request of a folder; PermanentError when it has no valid request."""
+        """Return job id and request of a folder; PermanentError without a valid request."""
         if bad := sorted(set(folder.files) - set(self._addressable(folder))):
             raise PermanentError(f"{', '.join(map(repr, bad[:5]))}: a name that S3 cannot address; rename it.")
         texts = DropTexts(self._text(folder, MARKER), self._text(folder, PROMPT))
@@ -170,7 +170,7 @@ class Sweeper:
         )
 
     def _addressable(self, folder: DropFolder) -> dict[str, ListedObject]:
-        """Return the files whose names all stores interpret equally; the others cannot be moved."""
+        """Return the files whose names all stores interpret in the same way; the others cannot be moved."""
         found = {}
         for name, file in (folder.files | folder.ignored).items():
             with suppress(PermanentError):

@@ -1,4 +1,4 @@
-"""Approvals: people who are asked about a clip or a video, and their answers."""
+"""Approvals: questions to people about a clip or a video, and their answers."""
 
 from datetime import timedelta
 from typing import Any
@@ -30,7 +30,7 @@ class ApprovalRepository(Repository):
     def find(self, job_id: str, clip_index: int | None, fingerprint: str, run_id: str | None) -> Approval | None:
         """Return the decision about these bytes; None if there is none.
 
-        An approval holds in every start of the job. A rejection ends its own start; a later start asks again.
+        An approval is valid in every start of the job. A rejection ends its start; a later start asks again.
         """
         with transaction(self._engine) as connection:
             return _decision(connection, job_id, clip_index, fingerprint, run_id)
@@ -38,9 +38,9 @@ class ApprovalRepository(Repository):
     def request(
         self, job_id: str, clip_index: int | None, fingerprint: str, *, run_id: str | None, seconds: float
     ) -> Approval:
-        """Return the decision about these bytes, else the approval that waits now for at most `seconds`.
+        """Return the decision about these bytes, or a waiting approval that expires after `seconds`.
 
-        A job waits for one approval at a time. One that nobody answered is withdrawn when the job asks again.
+        A job waits for one approval at a time. An unanswered approval is withdrawn when the job asks again.
         """
         with transaction(self._engine) as connection:
             lock_job(connection, job_id)
@@ -92,7 +92,7 @@ class ApprovalRepository(Repository):
 
 
 def withdraw_approvals(connection: sa.Connection, job_id: str) -> None:
-    """Withdraw the approvals that wait: the job ends, or asks again."""
+    """Withdraw the waiting approvals, because the job ends or asks again."""
     waiting = (Approval.job_id == job_id, Approval.status == ApprovalStatus.WAITING)
     values = {"status": ApprovalStatus.WITHDRAWN, "decided_at": NOW}
     connection.execute(sa.update(Approval).where(*waiting).values(values))

@@ -1,10 +1,9 @@
-"""Attempts: every encoding and every rendering that was started, with its GPU-seconds and its outcome; and their cost.
+"""Attempts: every started encoding and rendering, with its GPU-seconds, outcome and cost.
 
-Cost is GPU-seconds of attempts, and money at the price with which each job was planned.
-Used: attempts that produced a clip or conditions, and interrupted ones whose state the next attempt resumed.
-Wasted: attempts that failed, were cancelled or were lost, and those that made a take of a clip which is not kept.
-A running attempt counts as used until its last heartbeat.
-Clips and conditions that were reused or inherited have no attempt and cost nothing.
+Cost: GPU-seconds of attempts, and money at the price at the time of planning. Used: attempts that produced a clip or
+conditions, and interrupted ones whose state the next attempt resumed. Wasted: attempts that failed, were cancelled,
+were lost, or made a take that is not kept. A running attempt counts as used until its last heartbeat. Clips and
+conditions that were reused or inherited have no attempt and cost nothing.
 """
 
 from collections.abc import Collection
@@ -26,7 +25,7 @@ WASTED_OUTCOMES = (AttemptOutcome.FAILED, AttemptOutcome.LOST, AttemptOutcome.SU
 
 
 class AttemptKey(NamedTuple):
-    """The work that attempts are counted for: one clip, or the conditions of all clips."""
+    """The work of an attempt: one clip, or the conditions of all clips."""
 
     step: str
     clip_index: int | None
@@ -45,13 +44,13 @@ class AttemptRepository(Repository):
     """Heartbeats of attempts."""
 
     def heartbeat(self, job_id: str, key: AttemptKey) -> None:
-        """Record the GPU-seconds so far of the attempt that runs, if one does."""
+        """Record the GPU-seconds so far of the running attempt, if there is one."""
         running = (*_of(job_id, key), Attempt.outcome == AttemptOutcome.RUNNING)
         with transaction(self._engine) as connection:
             connection.execute(sa.update(Attempt).where(*running).values(gpu_seconds=_gpu_seconds(NOW)))
 
     def is_alive(self, job_id: str, key: AttemptKey, *, within_seconds: float) -> bool:
-        """Return True if an attempt runs whose last heartbeat is at most so many seconds old."""
+        """Return True if an attempt runs and its last heartbeat is at most this many seconds old."""
         recent = _last_heartbeat() > NOW - sa.func.make_interval(0, 0, 0, 0, 0, 0, within_seconds)
         running = sa.select(Attempt.attempt).where(*_of(job_id, key), Attempt.outcome == AttemptOutcome.RUNNING, recent)
         with transaction(self._engine) as connection:
@@ -68,7 +67,7 @@ class ConditionsRepository(Repository):
             start_attempt(connection, job_id, CONDITIONS, world_size=1)
 
     def end(self, job_id: str, *, outcome: AttemptOutcome, reason: str | None = None) -> None:
-        """End the attempt that runs, if one does."""
+        """End the running attempt, if there is one."""
         with transaction(self._engine) as connection:
             lock_job(connection, job_id)
             end_attempts(connection, job_id, CONDITIONS, outcome=outcome, reason=reason)
@@ -87,7 +86,7 @@ def start_attempt(
 ) -> int:
     """Insert a new attempt and return its number, from 1. An attempt that still runs becomes lost.
 
-    The caller holds the lock of the job. `fingerprint`: that of the take of a clip.
+    The caller holds the lock of the job. `fingerprint`: fingerprint of the take of a clip.
     """
     end_attempts(connection, job_id, key, outcome=AttemptOutcome.LOST, reason="Another attempt began.")
     attempt: int = connection.execute(sa.select(_latest(job_id, key))).scalar_one() + 1
@@ -137,7 +136,7 @@ def end_attempts(
 def credit_attempt(connection: sa.Connection, job_id: str, key: AttemptKey, made_at: datetime) -> None:
     """Mark the latest attempt as succeeded if it had started by `made_at`, the time when the reused work was finished.
 
-    The database was unreachable, or the process was killed, before the end of that attempt was recorded.
+    The end of that attempt was not recorded, because the database was unreachable or the process was killed.
     """
     ended = sa.func.greatest(sa.func.coalesce(Attempt.finished_at, _last_heartbeat()), sa.func.least(made_at, NOW))
     end = sa.case((Attempt.outcome.in_(_OPEN_OUTCOMES), ended), else_=Attempt.finished_at)

@@ -24,7 +24,7 @@ from s2v_tasks.schemas.manifest import ClipFacts, Manifest
 from s2v_tasks.schemas.plan import InheritedClip
 from s2v_tasks.schemas.quality import TakeRecord
 
-_MAX_DONOR_JOBS = 3  # more than one, because objects of a job may be lost
+_MAX_DONOR_JOBS = 3  # more than one job, because objects of a job may be lost
 
 
 class ClipRepository(Repository):
@@ -94,7 +94,7 @@ class ClipRepository(Repository):
             )
 
     def end_take(self, job_id: str, clip_index: int, reused: bool, *, made_at: datetime | None = None) -> None:
-        """Record that a take of the clip is stored, and that the clip is not decided by it."""
+        """Record that a take of the clip is stored, but that the clip is not decided yet."""
         with transaction(self._engine) as connection:
             lock_job(connection, job_id)
             _end_attempt(connection, job_id, clip_index, reused, made_at)

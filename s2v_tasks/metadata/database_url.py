@@ -1,4 +1,4 @@
-"""Read a database URL as libpq does, and refuse a wrong one before anything connects.
+"""Parse a database URL like libpq, and refuse a wrong URL before any connection.
 
 Messages never repeat a part of the URL that may be a piece of a user name or a password.
 """
@@ -14,7 +14,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from s2v_tasks.errors import ConfigurationError
 
-# PgBouncer refuses start-up `options` and shares a server connection between clients. So these are set per transaction.
+# PgBouncer refuses start-up `options` and shares server connections, so these are set per transaction.
 _PER_TRANSACTION = {"search_path", "statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"}
 _DEFAULTS = {"statement_timeout": "60s", "idle_in_transaction_session_timeout": "60s"}
 _ALWAYS = {"timezone": "UTC"}  # all times are read and written as UTC
@@ -35,7 +35,7 @@ _NOWHERE = "/nonexistent"  # no server listens on a socket there
 
 @dataclass(frozen=True)
 class DatabaseTarget:
-    """Target of a URL: parameters of libpq, settings of each transaction, place without user and password."""
+    """Target of a URL: parameters of libpq, settings of each transaction, and the address without user and password."""
 
     parameters: dict[str, str] = field(repr=False)
     transaction_settings: dict[str, str]
@@ -59,8 +59,8 @@ def parse_database_url(url: str) -> DatabaseTarget:
     credentials, at, address = rest.rpartition("@")
     if "@" in credentials or "/" in credentials or re.search(r"\s|%(?![0-9A-Fa-f]{2})", rest):
         raise _error(
-            "it has an @, /, % or blank that is not encoded: percent-encode user and password (@ is %40, / is %2F, "
-            "% is %25), and any @ behind the host"
+            "it has an @, /, % or blank that is not encoded: percent-encode user and password (@ is %40, / is %2F, % "
+            "is %25), and any @ after the host"
         )
     address, _, query = address.partition("?")
     query = "&".join(_known_options(query))
@@ -85,21 +85,21 @@ def _error(why: str) -> ConfigurationError:
 
 
 def _known_options(query: str) -> list[str]:
-    """Return the options behind the question mark, without `pgbouncer=true`, which other drivers need."""
+    """Return the options after the question mark, without `pgbouncer=true`, which only other drivers use."""
     options = [option for option in query.split("&") if option]
     names = [unquote(option.partition("=")[0]) for option in options]
     for position, name in enumerate(names, 1):
         if name not in _OPTIONS | {"ssl", "pgbouncer"}:
             similar = difflib.get_close_matches(name, sorted(_OPTIONS), n=1)
             hint = f"did you mean {similar[0]}?" if similar else "remove it"
-            raise _error(f"PostgreSQL does not know option {position} behind the ?: {hint} (a & in a value is %26)")
+            raise _error(f"PostgreSQL does not know option {position} after the ?: {hint} (a & in a value is %26)")
         if name in names[: position - 1]:
             raise _error(f"it has the option {name} twice: write several hosts as host1:port1,host2:port2/database")
     return [option for option, name in zip(options, names, strict=True) if name != "pgbouncer"]
 
 
 def _check_values(parameters: dict[str, str]) -> None:
-    """Let libpq check the values. It does so before it connects, here to a socket on which no server listens."""
+    """Let libpq check the values. It checks them before it connects to a socket on which no server listens."""
     if not parameters.get("dbname") and "service" not in parameters:
         raise _error("it names no database")
     for name in sorted(_INTEGERS & parameters.keys()):

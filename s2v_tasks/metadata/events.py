@@ -1,4 +1,4 @@
-"""Events of jobs, and the outbox of webhook messages that some of them cause.
+"""Events of jobs, and the outbox with the webhook messages for some of them.
 
 A message is stored in the transaction of its event and sent later, in order for each job.
 """
@@ -16,14 +16,14 @@ from s2v_tasks.metadata.sql import NOW, Repository, storable
 from s2v_tasks.metadata.tables import Event, Job, Notification
 from s2v_tasks.schemas.events import NOTIFIED_EVENTS, JobEvent, WebhookMessage
 
-# The lease of a claim: when a sender dies during an attempt, another one may claim the message after this time.
+# The lease of a claim: if a sender dies during an attempt, another sender may claim the message after this time.
 _LEASE = timedelta(minutes=1)
 _FIRST_DELAY_SECONDS, _LONGEST_DELAY_SECONDS = 15, 3600
 GIVE_UP_AFTER = timedelta(days=1)
 
 
 class EventRepository(Repository):
-    """Events of jobs. `webhook_url` receives the messages of jobs whose request names no webhook of its own."""
+    """Events of jobs. `webhook_url` receives the messages of jobs whose request names no webhook."""
 
     def __init__(self, engine: sa.Engine, webhook_url: str | None = None) -> None:
         super().__init__(engine)
@@ -38,7 +38,7 @@ class EventRepository(Repository):
         clip_index: int | None = None,
         detail: dict[str, Any] | None = None,
     ) -> None:
-        """Record that something happened."""
+        """Record an event of a job."""
         with transaction(self._engine) as connection:
             self.add(connection, job_id, event, step=step, clip_index=clip_index, detail=detail)
 
@@ -111,7 +111,7 @@ class NotificationRepository(Repository):
         self._settle(notification_id, {"status": "delivered", "delivered_at": NOW, "last_error": None})
 
     def give_up(self, notification_id: int, status: Literal["failed", "refused"], error: str) -> None:
-        """Record that the message is not sent again: the receiver rejects it, or may not be called."""
+        """Record that the message will not be sent again: the receiver rejects it, or its URL is not allowed."""
         self._settle(notification_id, {"status": status, "last_error": storable(error)})
 
     def postpone(self, notification_id: int, error: str) -> None:

@@ -1,7 +1,7 @@
 """Pages of jobs with the progress and the cost of each, and the state of one job for a poll.
 
-A page and a poll read a fixed number of rows, however many jobs there are: pages continue at the last job shown
-(keyset paging), and a poll reads one job by its key.
+A page and a poll read a bounded number of rows for any number of jobs: pages use keyset pagination, and a poll reads
+one job by its key.
 """
 
 import base64
@@ -94,7 +94,7 @@ class Card:
 
     @property
     def has_ended(self) -> bool:
-        """Return True if nothing more happens unless the job is started again."""
+        """Return True if the job has ended."""
         return self.status in ENDED_STATUSES
 
     @property
@@ -115,7 +115,7 @@ class GalleryRepository(Repository):
     """Lists of jobs for people."""
 
     def page(self, chosen: JobFilter, after: Cursor | None = None, *, size: int = PAGE_SIZE) -> Page:
-        """Return the jobs behind `after`, newest first."""
+        """Return the jobs that follow `after`, newest first."""
         statement = page_statement(chosen, after, size)
         with transaction(self._engine) as connection:
             cards = _with_progress(connection, connection.execute(statement).mappings().all())
@@ -145,7 +145,7 @@ class GalleryRepository(Repository):
 
 
 def page_statement(chosen: JobFilter, after: Cursor | None, size: int) -> sa.Select[Any]:
-    """Return the query of one page and of the first job behind it."""
+    """Return the query of one page and of the first job after it."""
     statement = _cards().order_by(Job.created_at.desc(), Job.job_id.desc()).limit(size + 1)
     if after is not None:
         statement = statement.where(sa.tuple_(Job.created_at, Job.job_id) < sa.tuple_(*after))

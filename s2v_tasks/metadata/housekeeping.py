@@ -38,7 +38,7 @@ class HousekeepingRepository(Repository):
         return self._strings(sa.select(Job.job_id))
 
     def settled_jobs(self, before: datetime) -> set[str]:
-        """Return the jobs that ended before this time and that no unfinished rerun needs."""
+        """Return the jobs that ended before this time and are not needed by an unfinished rerun."""
         child = aliased(Job)
         needed = sa.exists().where(child.parent_job_id == Job.job_id, child.status.not_in(ENDED_STATUSES))
         return self._strings(
@@ -61,9 +61,9 @@ class HousekeepingRepository(Repository):
             return {key: StoredArtifact(job_id, size) for key, job_id, size in connection.execute(statement)}
 
     def silent_runs(self, at_most: int | None = None) -> list[OpenRun]:
-        """Return unfinished jobs with a DAG run that recorded nothing for SILENT_BEFORE_LOST.
+        """Return unfinished jobs with a DAG run and without records for SILENT_BEFORE_LOST.
 
-        Airflow knows the state of their runs. `at_most`: a random sample of this size, for frequent callers.
+        Ask Airflow for the state of their runs. `at_most`: a random sample of this size, for frequent callers.
         """
         before = datetime.now(UTC) - SILENT_BEFORE_LOST
         alive = sa.exists().where(Clip.job_id == Job.job_id, Clip.updated_at >= before)

@@ -35,7 +35,7 @@ class DropRepository(Repository):
             return load_rows(connection, Drop, Drop.status.in_(["claimed", "refused"]), order=Drop.created_at)
 
     def earlier(self, folder_uri: str, etag: str) -> tuple[int, str | None]:
-        """Return how often exactly these files were dropped in this folder before, and the id of their job."""
+        """Return the number of earlier drops with exactly these files in this folder, and the id of their job."""
         statement = sa.select(sa.func.count(), sa.func.max(Drop.job_id))
         with transaction(self._engine) as connection:
             count, job_id = connection.execute(

@@ -1,4 +1,4 @@
-"""The tables of drops and batches, by which jobs are submitted; like those of `tables.py`."""
+"""The tables of drops and batches, in the form of those in `tables.py`."""
 
 from datetime import datetime
 from typing import Any
@@ -13,7 +13,7 @@ BATCH_STATUSES = ("running", "finished")
 
 
 class Drop(Base, kw_only=True):
-    """One dropped folder with exactly these files. Its row is the claim of a sweep to it.
+    """One dropped folder with exactly these files. The row is the claim of a sweep.
 
     Statuses: claimed → accepted, or refused → rejected. The first of each pair means that files are being moved from
     `folder_uri` to `target_uri`. `files`: name in the folder → {etag, size_bytes, target name}.

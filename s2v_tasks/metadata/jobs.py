@@ -192,8 +192,8 @@ class JobRepository(Repository):
     def clear_cancel(self, job_id: str, run_id: str | None = None) -> None:
         """Clear the cancel request of an ended job that starts again as the DAG run `run_id`.
 
-        Keep it if that is the run for which the job waited: it was cancelled while the queue was about to start it.
-        The job then has that run, so that clearing the run in Airflow starts it again.
+        Keep the request if the job waited for this run: it was cancelled while the queue was about to start it. The job
+        then has that run, so that clearing the run in Airflow starts it again.
         """
         waited = (Job.status == JobStatus.CANCELLED, Job.source.in_(QUEUED_SOURCES), Job.dag_run_id.is_(None))
         with transaction(self._engine) as connection:
@@ -254,8 +254,9 @@ def _check_owner(
 ) -> None:
     """Raise JobTakenError if the existing job has another request; its row stays locked for this transaction.
 
-    `run_id`: the DAG run that brings the request. The current run of the job may bring any request: the defaults of the
-    form may have changed since. So may the run for which the job waits: the form fills in fields that are not set.
+    `run_id`: the DAG run that brings the request. The current run of the job may bring any request, because the
+    defaults of the form may have changed. The run for which the job waits may do so too, because the form fills in
+    omitted fields.
     """
     columns = sa.select(Job.status, Job.request, Job.dag_run_id, queued_run_id().label("awaited_run_id"))
     job = connection.execute(columns.where(Job.job_id == job_id).with_for_update()).one_or_none()

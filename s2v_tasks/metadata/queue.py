@@ -18,7 +18,7 @@ from s2v_tasks.schemas.job import ENDED_STATUSES, PRIORITIES, QUEUED_SOURCES, Jo
 
 @dataclass(frozen=True)
 class NewJob:
-    """A job to be queued. `submitted_at`, if known, decides its age in the queue."""
+    """A job to be queued. Its age in the queue starts at `submitted_at`, if known."""
 
     job_id: str
     request: dict[str, Any]
@@ -35,12 +35,13 @@ class ReadyJob:
 
 
 class JobQueue(Repository):
-    """The queue. Concurrent callers are safe: a run id is made from the job id, so Airflow accepts it only once."""
+    """The queue. Concurrent callers are safe: a run id is derived from the job id, so Airflow accepts it only once."""
 
     def next(self, max_running: int) -> list[ReadyJob]:
         """Return the jobs that may start now so that at most `max_running` run: by priority, then by age.
 
-        A job without a DAG run (run from the command line) does not count as running: its end may go unnoticed.
+        A job without a DAG run (started on the command line) does not count as running, because its end may not be
+        recorded.
         """
         active = sa.select(sa.func.count()).where(Job.status.not_in(ENDED_STATUSES), Job.dag_run_id.is_not(None))
         rank = sa.case({name: index for index, name in enumerate(PRIORITIES)}, value=Job.priority)

@@ -1,7 +1,7 @@
 """Connections to the project's database, and the translation of its errors.
 
-Nothing outlives a transaction: no session setting, prepared statement or session lock. So PgBouncer may give each
-transaction another connection to the server.
+There are no session settings, prepared statements or session locks, so PgBouncer may give each transaction another
+server connection.
 """
 
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ from s2v_tasks.errors import ConfigurationError, PermanentError, TransientError,
 from s2v_tasks.metadata.database_url import DatabaseTarget, parse_database_url
 from s2v_tasks.settings import Settings
 
-# PostgreSQL and PgBouncer say these only in words when they refuse a connection: there is no SQLSTATE at that moment.
+# PostgreSQL and PgBouncer refuse a connection with these messages, without an SQLSTATE.
 _REFUSALS = (
     "authentication failed",
     "no password supplied",
@@ -90,7 +90,7 @@ class _Connection(psycopg.Connection[Any]):
 
 
 def _connect(target: DatabaseTarget, *arguments: Any) -> _Connection:
-    """Connect with the last of SQLAlchemy's arguments; it logs an error of this before that is translated."""
+    """Connect with the last of SQLAlchemy's arguments, which logs an error of this function before it is translated."""
     try:
         return _Connection.connect(**arguments[-1])
     except psycopg.Error as error:
@@ -112,9 +112,9 @@ def transaction(engine: sa.Engine) -> Iterator[sa.Connection]:
 
 @contextmanager
 def sole_holder(engine: sa.Engine, lock: int, busy: str) -> Iterator[None]:
-    """Hold the advisory lock of this schema for as long as the block takes; TransientError(busy) when another has it.
+    """Hold the advisory lock of this schema during the block; TransientError(busy) if another process has it.
 
-    The lock is that of a transaction, which has no time limit. It ends with this process at the latest.
+    The lock belongs to a transaction without a time limit. It ends with this process at the latest.
     """
     limits = sa.table("pg_settings", sa.column("name"))
     unlimited = sa.select(sa.func.set_config(limits.c.name, "0", True))
@@ -132,7 +132,7 @@ def _translated(engine: sa.Engine) -> Iterator[None]:
     target = _target(engine)
     try:
         yield
-    # A standby that takes over is read-only for a moment: psycopg calls that an internal error.
+    # A standby that takes over is read-only for a moment, which psycopg reports as an internal error.
     except (OperationalError, InterfaceError, InternalError) as error:
         raise _unavailable(target, error) from None
     except TimeoutError as error:
@@ -151,7 +151,7 @@ def _translated(engine: sa.Engine) -> Iterator[None]:
 
 def _unavailable(target: DatabaseTarget, error: DBAPIError) -> PermanentError | UnavailableError:
     line = _line(target, error)
-    if _sqlstate(error).startswith("54"):  # program limit exceeded: an index cannot hold so long a text
+    if _sqlstate(error).startswith("54"):  # program limit exceeded: the text is too long for an index
         return _not_storable(target, line)
     if any(refusal in line for refusal in _REFUSALS):
         return _refused(target, error)
@@ -175,9 +175,9 @@ def _misconfigured(target: DatabaseTarget, error: ProgrammingError) -> Configura
     line = _line(target, error)
     match _sqlstate(error):
         case state if state in _NO_TABLES:
-            what = f"has not the expected tables ({line}): run `s2v db upgrade`"
+            what = f"does not have the expected tables ({line}): run `s2v db upgrade`"
         case "3F000":  # no schema of the search_path exists
-            what = f"has not the schema of the search_path ({line}): create it with CREATE SCHEMA"
+            what = f"does not have the schema of the search_path ({line}): create it with CREATE SCHEMA"
         case "42501":  # insufficient privilege
             what = f"refuses a statement ({line}): grant the user of S2V_DATABASE_URL the rights on schema and tables"
         case _:

@@ -1,4 +1,4 @@
-"""Statements that several repositories share: locks, upserts and updates of rows, run ids, and storable values."""
+"""Shared statements of the repositories: locks, upserts and updates of rows, run ids, and storable values."""
 
 import math
 import re
@@ -33,7 +33,7 @@ def load_rows(connection: sa.Connection, table: type[Row], *conditions: Any, ord
 
 
 def lock_job(connection: sa.Connection, job_id: str) -> None:
-    """Lock the row of a job until the transaction ends: writers of one job take this lock first, so none deadlocks.
+    """Lock the row of a job until the transaction ends. Writers of a job take this lock first, which avoids deadlocks.
 
     PermanentError when the job was never queued.
     """
@@ -72,7 +72,7 @@ def update_clip(connection: sa.Connection, job_id: str, clip_index: int, values:
 
 
 def storable(value: Any) -> Any:
-    """Replace what PostgreSQL refuses: NUL and lone surrogates by U+FFFD, NaN and infinities by their names.
+    """Replace values that PostgreSQL refuses: NUL and lone surrogates by U+FFFD, NaN and infinities by their names.
 
     A numeric column reads such a name as the number.
     """

@@ -1,4 +1,4 @@
-"""The metadata store: everything that PostgreSQL holds about jobs, in one object with one part per concern."""
+"""The metadata store: all data of jobs in PostgreSQL, in one object with one part per concern."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,8 +21,8 @@ from s2v_tasks.settings import Settings
 class MetadataStore:
     """Metadata of all jobs. Each call of a part is one short, idempotent transaction.
 
-    Calls raise PermanentError when they name a job that was never queued. `webhook_url`: the receiver of messages of
-    jobs whose request names none.
+    Calls raise PermanentError for a job that was never queued. `webhook_url`: the receiver of messages of jobs whose
+    request names none.
     """
 
     def __init__(self, engine: sa.Engine, *, webhook_url: str | None = None) -> None:

@@ -67,7 +67,7 @@ class Job(Base, kw_only=True):
     """One talking video. Columns of the plan are empty until it is planned; the price is the price at that time.
 
     A queued job without `dag_run_id` waits to be started. `parent_job_id` and `from_clip`: the job is a rerun, whose
-    clips before `from_clip` are those of its parent. `reason`: why a failed or cancelled job ended.
+    clips before `from_clip` are those of its parent. `reason`: reason of a failed or cancelled job.
     """
 
     __tablename__ = "jobs"
@@ -105,7 +105,7 @@ class Job(Base, kw_only=True):
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now(), default=None)
-    # No columns: filled by `MetadataStore.jobs.get` alone.
+    # Not columns: only `MetadataStore.jobs.get` sets them.
     clips: tuple["Clip", ...] = ()
     attempts: tuple["Attempt", ...] = ()
     artifacts: tuple["ArtifactRow", ...] = ()
@@ -125,9 +125,9 @@ class Job(Base, kw_only=True):
 
     @property
     def exit_code(self) -> int:
-        """Exit code of a command that waited for this job, which `MetadataStore.jobs.get` returned.
+        """Return the exit code of a command that waited for this job, a result of `MetadataStore.jobs.get`.
 
-        0: succeeded; 130: cancelled; otherwise the code of the step that failed last, 75 where it gave none.
+        0: succeeded; 130: cancelled; otherwise the code of the step that failed last, or 75 without one.
         """
         if self.status == JobStatus.SUCCEEDED:
             return 0
@@ -208,7 +208,7 @@ class Attempt(Base, kw_only=True):
 
 
 class ArtifactRow(Base, kw_only=True):
-    """One stored object of a job, the step that made it, and the fingerprint of everything it is made from."""
+    """One stored object of a job, the step that made it, and the fingerprint of its inputs."""
 
     __tablename__ = "artifacts"
 

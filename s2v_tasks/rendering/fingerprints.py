@@ -6,16 +6,16 @@ from s2v_tasks.schemas.manifest import fingerprint
 from s2v_tasks.schemas.plan import ClipPlan, Plan
 from s2v_tasks.schemas.steps import RENDER_CLIP
 
-REVISION = 5  # increase it when the engine or the encoding profile makes other bytes from the same inputs
+REVISION = 5  # increase it if the engine or the encoding profile gives other bytes for the same inputs
 
 
 def clip_fingerprints(
     plan: Plan, inputs: dict[str, str], snapshot: str, options: EngineOptions, encoder: str
 ) -> list[str]:
-    """Return the fingerprint of each clip, made from its frames, its seed, its inputs and the clip before it.
+    """Return the fingerprint of each clip, computed from its frames, seed and inputs and from the previous clip.
 
-    `inputs` maps the names of the artifacts that all clips read (conditions, pose) to their SHA-256. `encoder` is the
-    build that encodes the clips. Inherited clips of a rerun keep their fingerprints.
+    `inputs`: SHA-256 by name of the artifacts that all clips read (conditions, pose). `encoder`: the build that encodes
+    the clips. Inherited clips of a rerun keep their fingerprints.
     """
     prints = [clip.fingerprint for clip in plan.inherited]
     for clip in plan.clips[len(prints) :]:

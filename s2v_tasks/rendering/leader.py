@@ -63,10 +63,9 @@ class Leader:
         return self._plan.clips[first : first + count]
 
     def render(self, clip: ClipPlan) -> bool:
-        """Make the clip durable and decide which take of it is kept; return True if nothing was rendered.
+        """Store the clip and decide which take is kept; return True if nothing was rendered.
 
-        Until that is decided, the takes are made one after the other. The kept one is then made the clip again, if a
-        later one has taken its place.
+        Takes are rendered in order until the decision. If the kept take is not the last one, it becomes the clip again.
         """
         log.bind(clip_index=clip.clip_index)
         before = self._before(clip)
@@ -81,7 +80,7 @@ class Leader:
                 return reused
 
     def _make(self, clip: ClipPlan, number: int, before: "_Before", takes: TakeRecord | None) -> "_Made":
-        """Make one take durable and measure it, unless that was done."""
+        """Store and measure one take, unless that was already done."""
         ctx, index, taken = self._ctx, clip.clip_index, as_take(clip, number)
         inputs = dict(self._inputs)
         if before.manifest is not None:
@@ -101,7 +100,7 @@ class Leader:
         return _Made(produced.reused, takes)
 
     def _before(self, clip: ClipPlan) -> "_Before":
-        """Return the clip before; TransientError unless it has the fingerprint of this plan and its take is decided."""
+        """Return the previous clip; TransientError unless it has the planned fingerprint and its take is decided."""
         if clip.predecessor is None:
             return _Before(None, ())
         key = self._ctx.layout.clip_manifest(clip.predecessor)
@@ -109,7 +108,7 @@ class Leader:
         chain = self._chain(clip)[:-1]
         known = manifest.facts_as(ClipFacts).chain_takes or (0,) * len(chain)
         inherited = len(self._plan.inherited)
-        # Takes of inherited clips are part of their fingerprints; own ones exist only behind the gate.
+        # Takes of inherited clips are part of their fingerprints; takes of this job exist only with the gate.
         takes = tuple(
             take if index < inherited or self._gate.has_retakes else 0
             for index, take in zip(chain, known, strict=False)
@@ -133,7 +132,7 @@ class Leader:
         ]
 
     def _fingerprint(self, clip: ClipPlan, number: int, before: "_Before") -> str:
-        """Return the fingerprint of a take behind these takes of its chain."""
+        """Return the fingerprint of a take that follows these takes of its chain."""
         takes = dict(zip(self._chain(clip), (*before.takes, number), strict=True))
         if not any(takes.values()):
             return self._prints[clip.clip_index]
@@ -188,7 +187,7 @@ class Leader:
                 saved_clip.save(folder / "interrupted.safetensors", facts)
             raise AttemptInterruptedError(
                 f"clip {clip.clip_index} was interrupted after solver step {step} of {num_steps}: "
-                "the next attempt goes on there."
+                "the next attempt continues there."
             ) from stop
         engine_facts = self._renderer.clip_facts()
         self._worker.done()
@@ -219,21 +218,21 @@ class Leader:
 
 @dataclass(frozen=True)
 class _Before:
-    """The clip before in the chain, None for the first one, and the takes of all clips of the chain before this one."""
+    """The previous clip of the chain (None for the first), and the takes of all earlier clips of the chain."""
 
     manifest: Manifest | None
     takes: tuple[int, ...]
 
 
 class _Made(NamedTuple):
-    """The result of making one take: if it existed, and the measured takes; None: nothing is measured."""
+    """The result of one take: True if it existed, and the measured takes (None: nothing is measured)."""
 
     reused: bool
     takes: TakeRecord | None
 
 
 def _encode(clip: ClipPlan, folder: Path, pieces: "Iterator[Tensor]") -> None:
-    """Encode the stored frames of the clip as they come; a few more may be rendered. The first clip has a poster."""
+    """Encode the frames of the clip as they arrive, without extra rendered frames. The first clip has a poster."""
     rendered = (frame for piece in pieces for frame in piece.cpu().numpy())
     frames: Iterator[Frames] = islice(rendered, clip.stored_frames)
     if clip.clip_index == 0:
@@ -250,7 +249,7 @@ def _with_poster(frames: "Iterator[Frames]", shown: int, path: Path) -> "Iterato
 
 
 def _difference(made: Manifest) -> str:
-    """Return how a clip of another fingerprint was made, in words."""
+    """Return a phrase that names the difference to a clip with another fingerprint."""
     theirs, ours = made.facts_as(ClipFacts).encoder, encoder_build()
     return "from other inputs" if theirs in {None, ours} else f"by the encoder {theirs}, and here is {ours}"
 

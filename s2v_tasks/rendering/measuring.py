@@ -1,6 +1,6 @@
-"""Measure a durable clip on the CPU of the leader, as viewers see it: after encoding.
+"""Measure a stored clip on the CPU of the leader, after encoding, as viewers see it.
 
-A failure of the measuring is logged and recorded; the clip stays as it is.
+If measuring fails, the error is logged and recorded, and the clip does not change.
 """
 
 import time
@@ -28,7 +28,7 @@ from s2v_tasks.settings import config_dir
 from s2v_tasks.storage.clip_state import TakeRecords
 from s2v_tasks.validation.quality import judge_clip, load_quality_limits
 
-# Frames of the clip before that are decoded again, for the picture and the colours at the seam.
+# Frames of the previous clip that are decoded again, for the picture and the colours at the seam.
 _LAST_FRAMES = 3
 
 
@@ -79,9 +79,9 @@ class ClipMeasurer:
         return meter
 
     def _before(self, clip: ClipPlan, predecessor: Manifest | None, folder: Path) -> ClipMeter | None:
-        """Return the end of the clip before in the chain; None for the first clip of a chain.
+        """Return the end of the previous clip of the chain; None for the first clip.
 
-        It comes from stored objects alone, so that every process measures the same.
+        It is decoded from stored objects only, so that every process measures the same values.
         """
         if predecessor is None or clip.predecessor is None:
             return None

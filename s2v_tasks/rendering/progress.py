@@ -17,7 +17,7 @@ PROGRESS_SECONDS = 2.0  # at most one progress line and one row update in this t
 def clip_facts(settings: Settings, clip: ClipPlan, engine_facts: dict[str, Any], render_seconds: float) -> ClipFacts:
     """Return the facts of a rendered clip, for its manifest and the database.
 
-    `mfu` is left out where `S2V_GPU` does not state the peak of the device, and where operations were skipped.
+    `mfu` is omitted if `S2V_GPU` does not state the peak of the device, or if operations were skipped.
     """
     facts = ClipFacts(
         **engine_facts,
@@ -39,7 +39,7 @@ def clip_facts(settings: Settings, clip: ClipPlan, engine_facts: dict[str, Any],
 def peak_flops_per_second(card: GpuCard, device: str, precision: str, world_size: int) -> float | None:
     """Return the peak FLOPS of all GPUs for the dtype of the weights.
 
-    None on a CPU, whose peak is not known, and for a card that is not of a GPU.
+    None on a CPU, whose peak is unknown, and for a card that does not describe a GPU.
     """
     if card.name == "cpu" or device == "cpu":
         return None

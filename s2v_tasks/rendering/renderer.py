@@ -1,6 +1,6 @@
 """The renderer of each rank: it loads the networks once and renders the clips that the leader orders.
 
-Followers, the ranks other than 0, do nothing else: they have no storage or metadata of their own.
+Followers (ranks other than 0) only render: they do not use storage or metadata.
 """
 
 import time
@@ -38,14 +38,14 @@ if TYPE_CHECKING:
 
 
 def plan_options(settings: Settings, plan: Plan) -> EngineOptions:
-    """Return the options of the installation, with the step cache of the plan where it states one."""
+    """Return the options of the installation, with the step cache of the plan if it has one."""
     options = EngineOptions.of(settings)
     threshold = plan.sampling.step_cache
     return options if threshold is None else replace(options, step_cache=threshold)
 
 
 def plan_adapters(settings: Settings, plan: Plan) -> tuple[Adapter, ...]:
-    """Return the adapters of the plan, whose files are as the catalogue and the plan say."""
+    """Return the adapters of the plan, after checking their digests in adapters.yaml."""
     if not plan.adapters:
         return ()
     cards = load_adapter_cards(config_dir(settings))
@@ -143,12 +143,12 @@ class Renderer:
 
     @property
     def name(self) -> str:
-        """Return the hardware and software that decide about bytes; only an equal renderer resumes a saved state."""
+        """Return the hardware and software that affect the bytes; only an equal renderer resumes a saved state."""
         names = ("device", "device_model", "parallel_layout", "attention", "torch_version", "cudnn_version")
         return " ".join(str(self.facts[name]) for name in names if name in self.facts)
 
     def clip_facts(self) -> dict[str, Any]:
-        """Return the facts of the latest clip that the engine knows; all ranks call it."""
+        """Return the facts of the latest clip from the engine; all ranks call it."""
         share = {} if self._pipeline is None else {"skipped_share": round(self._pipeline.skipped_share, 4)}
         return self.facts | share | self._worker.largest(self._worker.peak_memory_bytes())
 
@@ -181,7 +181,7 @@ def _clip_inputs(order: Order) -> ClipInputs:
 
 
 def open_rank(settings: Settings) -> AbstractContextManager[Worker]:
-    """Open this process as one rank; followers wait for the leader while S3 and then PostgreSQL may be away."""
+    """Open this process as one rank; followers wait for the leader during an outage of S3 and then of PostgreSQL."""
     return open_worker(settings.device, leader_waits_seconds=leader_waits_seconds(settings))
 
 

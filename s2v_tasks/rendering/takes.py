@@ -1,9 +1,8 @@
 """Takes of a clip, renderings with different seeds, and the gate that measures them and keeps one (ADR 19).
 
-Which take is kept follows from stored measures, the request and the budget alone. A process that was killed anywhere
-therefore repeats the decision of the process before it. State is `clips/<k>/quality.json` alone. A take is measured
-after it is durable and recorded after it is measured; the next one is rendered after that. `kept` is written before the
-kept take becomes the clip again.
+The decision depends only on stored measures, the request and the budget. After a kill, the next process therefore
+repeats the same decision. The only state is `clips/<k>/quality.json`. A take is stored, then measured, then recorded,
+before the next take is rendered. `kept` is written before the kept take becomes the clip again.
 """
 
 import hashlib
@@ -24,7 +23,7 @@ from s2v_tasks.storage.clip_state import TakeRecords
 
 
 def take_seed(seed: int, take: int) -> int:
-    """Return the seed of a take: take 0 has the seed of the plan, each other one a seed made from it and its number."""
+    """Return the seed of a take: for take 0 the seed of the plan, for others a seed derived from it and the number."""
     if take == 0:
         return seed
     digest = hashlib.sha256(f"{seed} {take}".encode()).digest()
@@ -42,10 +41,10 @@ def with_takes(plan: Plan, takes: Mapping[int, int]) -> Plan:
 
 
 def decide(takes: Sequence[Take], max_retakes: int) -> int | None:
-    """Return the number of the take to keep; None if another take is to be rendered.
+    """Return the number of the take to keep; None if another take must be rendered.
 
-    The first take that does not fail is kept. Otherwise, after the last retake, it is the best one. A take that could
-    not be measured ends the retakes: another one would probably not be measured either.
+    The first take that does not fail is kept. After the last retake, the best take is kept. A take that could not be
+    measured ends the retakes, because further takes could probably not be measured either.
     """
     considered = takes[: max_retakes + 1]
     for take in considered:
@@ -57,14 +56,14 @@ def decide(takes: Sequence[Take], max_retakes: int) -> int | None:
 
 
 def best(takes: Iterable[Take]) -> int:
-    """Return the number of the take with the highest score, the earlier of equal ones."""
+    """Return the number of the take with the highest score, the earliest of several equal ones."""
     return max(takes, key=lambda take: (take.score, -take.take)).take
 
 
 def can_afford_retake(ctx: StepContext, plan: Plan, clip: ClipPlan, request: Request) -> bool:
-    """Return True if one more take of the clip, and then every later clip, are expected to stay within all budgets.
+    """Return True if one more take of the clip and all later clips are expected to fit all budgets.
 
-    Spending only grows, so a repeated question is never answered by yes after a no.
+    Spending only grows, so the answer never changes from False to True.
     """
     limits = _limits_in_gpu_seconds(plan, request.max_gpu_seconds, request.max_cost)
     limits += _limits_in_gpu_seconds(plan, ctx.settings.max_gpu_seconds, ctx.settings.max_cost)
@@ -101,9 +100,9 @@ class TakeGate:
         return self._request.quality == "gate"
 
     def begin(self, clip: ClipPlan, fingerprint: str) -> TakeRecord | None:
-        """Return what is known of the takes of a clip whose take 0 has this fingerprint; None: nothing is measured.
+        """Return the record of the takes of a clip whose take 0 has this fingerprint; None: nothing is measured.
 
-        Without retakes nothing depends on a measure, and one that failed is tried again.
+        Without retakes no decision depends on a measure, so a failed measurement is repeated.
         """
         if self._request.quality == "off":
             return None
@@ -113,7 +112,7 @@ class TakeGate:
         return record
 
     def next_take(self, clip: ClipPlan, record: TakeRecord | None) -> int:
-        """Return the number of the take to make: the kept one once that is decided, else the next one."""
+        """Return the number of the take to make: the kept take after the decision, else the next take."""
         if record is None or not record.takes:
             return 0
         kept = self._decision(clip, record)
@@ -150,13 +149,13 @@ class TakeGate:
         if self._request.after_retakes == "stop":
             raise PermanentError(
                 f"Clip {clip.clip_index} fails the quality gate in all {len(record.takes)} takes. The best one, take "
-                f"{kept.take}: {problems}. Look at clips/{clip.clip_index:04d}/clip.mp4; then start the job again with "
+                f"{kept.take}: {problems}. See clips/{clip.clip_index:04d}/clip.mp4; then start the job again with "
                 f"after_retakes keep_best or more retakes, or rerun it from clip {clip.clip_index} with another prompt."
             )
         log.get_logger().warning("retakes_used_up", kept=kept.take, num_takes=len(record.takes), problems=problems)
 
     def check_decided(self, predecessor: Manifest) -> None:
-        """Raise TransientError while the takes of the clip before are not decided, or another one than its clip is."""
+        """Raise TransientError unless the takes of the previous clip are decided and its clip is the kept take."""
         if self.has_retakes and self._records.kept(predecessor) is None:
             index = predecessor.clip_index
             raise TransientError(

@@ -1,4 +1,4 @@
-"""Approvals inside a step: the bytes that a person judges, and what follows from the answer."""
+"""Approvals inside a step: the judged bytes, and the consequence of the answer."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ from s2v_tasks.schemas.steps import VALIDATE
 
 @dataclass(frozen=True)
 class NextJob:
-    """The rerun that a rejection asks for."""
+    """The rerun that a rejection starts."""
 
     job_id: str
     request: Request
@@ -25,7 +25,7 @@ class NextJob:
 
 
 def fingerprint_of(ctx: StepContext, clip_index: int | None) -> str:
-    """Return what identifies the judged bytes: the fingerprint of a clip, or the SHA-256 of the validated video."""
+    """Return the identity of the judged bytes: the fingerprint of a clip, or the SHA-256 of the validated video."""
     if clip_index is not None:
         return ctx.clip_manifest(clip_index).fingerprint
     return ctx.manifest(ctx.layout.report_manifest, VALIDATE).inputs["video"].sha256
@@ -34,7 +34,7 @@ def fingerprint_of(ctx: StepContext, clip_index: int | None) -> str:
 def next_job(ctx: StepContext, clip_index: int | None, rejection: Rejection) -> NextJob | None:
     """Return the rerun with the fields that a rejection changes; None if it changes nothing.
 
-    Equal rejections make the same job id, so that the rerun is started once.
+    Equal rejections give the same job id, so that the rerun starts once.
     """
     earlier, first = ctx.request(), rejection.first_clip(clip_index)
     if not rejection.changes or not changes_something(earlier, ctx.plan(), rejection.changes, first):
@@ -44,7 +44,7 @@ def next_job(ctx: StepContext, clip_index: int | None, rejection: Rejection) -> 
 
 
 def decision(ctx: StepContext, approval: Approval) -> dict[str, Any]:
-    """Return what follows from an answer: the reason of a rejection, and the rerun to start."""
+    """Return the consequence of an answer: the reason of a rejection, and the rerun to start."""
     if approval.status == ApprovalStatus.APPROVED:
         return {"status": approval.status, "user": approval.decided_by}
     rejection = Rejection.model_validate(approval.rejection or {})
@@ -58,6 +58,6 @@ def decision(ctx: StepContext, approval: Approval) -> dict[str, Any]:
     first = rejection.first_clip(approval.clip_index)
     return {
         "status": approval.status,
-        "reason": f"{reason}. Job {following.job_id} makes it again from clip {first + 1}.",
+        "reason": f"{reason}. Job {following.job_id} renders it again from clip {first + 1}.",
         "next_job": {"job_id": following.job_id, "changes": rejection.changes | following.origin},
     }

@@ -47,23 +47,23 @@ def heartbeats(ctx: StepContext, work: AttemptKey) -> Iterator[None]:
 
 
 def await_earlier_attempt(ctx: StepContext, work: AttemptKey) -> None:
-    """Wait while another process does the same work; TransientError when that takes too long.
+    """Wait while another process does the same work; TransientError if that takes too long.
 
-    After the loss of its scheduler, Airflow starts a task again and ends the first process only some seconds later.
-    Without this wait, the work that the first process saves or finishes would be done twice.
+    If a scheduler is lost, Airflow starts its task again and ends the first process some seconds later. The wait
+    prevents that the work of the first process is done twice.
     """
     deadline = time.monotonic() + _LONGEST_WAIT_SECONDS
     waits = False
     while _is_alive(ctx, work):
         if ctx.retry_policy.asked_to_end():
             raise TransientError(
-                "This process was asked to end while it waited for an earlier attempt at the same work. The next try "
+                "This process had to end while it waited for an earlier attempt at the same work. The next try "
                 "waits again."
             )
         if time.monotonic() > deadline:
             raise TransientError(
-                f"Another process has done this work for {_LONGEST_WAIT_SECONDS / 60:.0f} minutes: expected its end, "
-                "because Airflow has started this process in its place. The next try waits again."
+                f"Another process has done this work for {_LONGEST_WAIT_SECONDS / 60:.0f} minutes: expected it to "
+                "end, because Airflow has started this process as its replacement. The next try waits again."
             )
         if not waits:
             log.get_logger().info("waiting_for_earlier_attempt")
@@ -74,7 +74,7 @@ def await_earlier_attempt(ctx: StepContext, work: AttemptKey) -> None:
 def _is_alive(ctx: StepContext, work: AttemptKey) -> bool:
     """Return True if another process has sent a heartbeat recently.
 
-    It could not send one while the database was away: the time of an outage does not count.
+    The time of an outage of the database does not count, because no heartbeat could be sent.
     """
     outage, silent_seconds = ctx.retry_policy.latest_outage, _SILENT_SECONDS
     if outage is not None:
@@ -83,11 +83,11 @@ def _is_alive(ctx: StepContext, work: AttemptKey) -> bool:
         if now - ended < _SILENT_SECONDS:
             silent_seconds += now - began
     alive = ctx.metadata.attempts.is_alive(ctx.job_id, work, within_seconds=silent_seconds)
-    return alive or ctx.retry_policy.latest_outage != outage  # there was an outage during this call: look again
+    return alive or ctx.retry_policy.latest_outage != outage  # there was an outage during this call: check again
 
 
 class AttemptInterruptedError(TransientError):
-    """The process was asked to end; the state of its work is saved."""
+    """A signal ended the process; the state of its work is saved."""
 
 
 class Attempt(ABC):
@@ -112,7 +112,7 @@ class Attempt(ABC):
     def produce(self, build: Build) -> Produced:
         """Reuse the outputs of the work or build them; a failure ends the attempt.
 
-        It is interrupted, not failed, if the next attempt need not do its work again.
+        If the next attempt can continue the work, the attempt counts as interrupted instead of failed.
         """
 
         def build_as_attempt(folder: Path) -> Built:

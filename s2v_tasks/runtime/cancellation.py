@@ -1,6 +1,6 @@
 """Stop a step when its job is cancelled: each process of the step polls the metadata store.
 
-A cancel therefore reaches every process without help from Airflow or Kubernetes.
+A cancellation therefore reaches every process without Airflow or Kubernetes.
 """
 
 import os
@@ -20,7 +20,7 @@ UNWIND_SECONDS = 3.0  # a process that waits for a GPU or another rank may not h
 
 
 class _Cancelled(BaseException):
-    """Interrupt the work; as a BaseException it passes all handlers of errors."""
+    """Interrupt the work; as a BaseException it is not caught by error handlers."""
 
 
 @contextmanager
@@ -76,7 +76,7 @@ class _Watch(threading.Thread):
             raise _Cancelled
 
     def close(self) -> None:
-        """Stop polling; the work is not interrupted any more."""
+        """Stop polling, so that the work is no longer interrupted."""
         self._closed.set()
         self.join()
         self._metadata.close()

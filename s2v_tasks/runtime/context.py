@@ -51,7 +51,7 @@ class StepContext:
 
     @cached_property
     def work_dir(self) -> Path:
-        """Return the scratch folder; it is made on first use and deleted when the step ends."""
+        """Return the scratch folder, which exists from its first use to the end of the step."""
         return self.until_closed.enter_context(scratch_folder(self.settings, f"s2v-{self.job_id}-"))
 
     def request(self) -> Request:
@@ -78,7 +78,7 @@ class StepContext:
         return manifest
 
     def withdraw_result(self, *, by_clip: bool = False) -> None:
-        """Let a job that ended run again, and delete its result: another one is about to be made.
+        """Let an ended job run again, and delete its result, which is about to be replaced.
 
         `by_clip`: see `JobRepository.start`.
         """
@@ -104,7 +104,7 @@ def _not_there(key: str, command: str) -> TransientError:
 
 @contextmanager
 def tolerated(event: str) -> Iterator[None]:
-    """Log an error of the database instead of raising it: a render or the reason of a failure matters more."""
+    """Log an error of the database instead of raising it: the render or the reason of a failure is more important."""
     try:
         with tried_once():
             yield
@@ -192,7 +192,7 @@ def _loggable(settings: Settings) -> dict[str, Any]:
 
 
 def _notify(context: StepContext) -> None:
-    """Send the pending messages of the job; a message that fails is sent again by the DAG of notifications."""
+    """Send the pending messages of the job; failed messages are sent again by the DAG of notifications."""
     with tolerated("notifications_not_delivered"):
         deliver_due(context.metadata, context.settings, job_id=context.job_id, seconds=STEP_SECONDS)
 
@@ -200,7 +200,7 @@ def _notify(context: StepContext) -> None:
 @contextmanager
 def _until_cancelled(context: StepContext, step: Step, run_id: str | None) -> Iterator[None]:
     """End the step when its job is cancelled; the first step of a new start resets an earlier cancellation."""
-    if step == CLOSE_JOB:  # it records the end of a cancelled job, too
+    if step == CLOSE_JOB:  # close_job also records the end of a cancelled job
         yield
         return
     if step == STAGE_INPUTS:

@@ -60,8 +60,8 @@ def inherit_inputs(ctx: StepContext, parent_id: str) -> None:
 def inherit_clips(ctx: StepContext, parent: Plan, request: Request, from_clip: int) -> tuple[InheritedClip, ...]:
     """Copy the clips of the parent before `from_clip` to this job.
 
-    PermanentError if one is not finished, or is not made from `request`, that of the parent, and its plan: the parent
-    may have been started again with another prompt.
+    PermanentError if a clip is not finished or does not match `request` (of the parent) and its plan: the parent may
+    have been restarted with another prompt.
     """
     adopted: dict[int, Manifest] = {}
     inputs = _inputs_of_clips(ctx, parent.job_id, request)
@@ -75,7 +75,7 @@ def inherit_clips(ctx: StepContext, parent: Plan, request: Request, from_clip: i
             )
         if not _belongs(source, clip, parent, inputs | _motion_before(clip, adopted)):
             raise PermanentError(
-                f"{name} is of an earlier start: expected a clip of the present request and plan of that job. "
+                f"{name} belongs to an earlier start: expected a clip of the current request and plan of that job. "
                 f"Rerun from clip {clip.clip_index}, or let that job finish first."
             )
         manifest = ctx.artifacts.adopt(source, ctx.job_id, ctx.layout.clip_manifest(clip.clip_index))
@@ -120,7 +120,7 @@ def _motion_before(clip: ClipPlan, adopted: dict[int, Manifest]) -> dict[str, st
 def _belongs(source: Manifest, clip: ClipPlan, plan: Plan, inputs: dict[str, str]) -> bool:
     """Return True if a clip is of this plan and made from these inputs.
 
-    A clip that the job has inherited itself has inputs of another job; the plan has its fingerprint.
+    An inherited clip has the inputs of another job; the plan has its fingerprint.
     """
     if clip.clip_index < len(plan.inherited):
         return source.fingerprint == plan.inherited[clip.clip_index].fingerprint

@@ -1,7 +1,7 @@
 """Repeat calls to S3 and PostgreSQL while the service does not answer: an outage costs time, but no work.
 
-A step waits in the call, with its files on disk and, in a render, with its GPU; heartbeats go on. Each try is logged.
-A cancellation ends the wait.
+The step waits in the call and keeps its files on disk and, in a render, its GPU. Heartbeats continue. Each try is
+logged. A cancellation ends the wait.
 """
 
 import random
@@ -19,8 +19,8 @@ from s2v_tasks.metadata.sql import Repository
 
 T = TypeVar("T")
 LONGEST_PAUSE_SECONDS = 15.0
-POLL_SECONDS = 0.5  # a pause notices within this time that the process was asked to end
-# For tries of a process that was asked to end; less than TERMINATION_GRACE_SECONDS.
+POLL_SECONDS = 0.5  # longest time until a pause notices a SIGTERM
+# For tries after a SIGTERM; less than TERMINATION_GRACE_SECONDS.
 LAST_SECONDS = 45.0
 
 _tries_once: ContextVar[bool] = ContextVar("tries_once", default=False)
@@ -28,7 +28,7 @@ _tries_once: ContextVar[bool] = ContextVar("tries_once", default=False)
 
 @dataclass
 class RetryPolicy:
-    """Duration of retries in an outage; after a SIGTERM (`asked_to_end`) only `LAST_SECONDS` are left."""
+    """Duration of retries in an outage; after a SIGTERM (`asked_to_end`) only `LAST_SECONDS` remain."""
 
     seconds: float
     asked_to_end: Callable[[], bool] = lambda: False
@@ -36,7 +36,7 @@ class RetryPolicy:
     _end: float | None = None  # set when the process was asked to end
 
     def seconds_left(self, began: float) -> float:
-        """Return the seconds that are left for tries in an outage that began at `began`."""
+        """Return the remaining seconds for tries in an outage that began at `began`."""
         now = time.monotonic()
         ends = began + self.seconds
         if self.asked_to_end():

@@ -1,6 +1,6 @@
 """Checks of the installation before a job fetches or renders anything.
 
-Without them a missing snapshot or output bucket would be noticed hours later, after GPU time was spent.
+They report a missing snapshot or output bucket before hours of GPU time are spent.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ def check_requirements(settings: Settings, store: ObjectStore) -> None:
 
 
 def check_installation(settings: Settings, store: ObjectStore, database_url: str) -> None:
-    """Check also the schema of the database and the GPUs; it loads torch, which is too slow for each job."""
+    """Check also the schema of the database and the GPUs. This loads torch, which is too slow for each job."""
     from s2v_tasks.metadata import migrate
 
     checks = [*_requirements(settings, store), lambda: migrate.check(database_url)]

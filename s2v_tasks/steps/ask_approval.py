@@ -1,6 +1,6 @@
 """ask_approval: record that a person must approve a clip or the video, unless it is decided already.
 
-It is no task: the tasks `clip.wait` and `publish` run it before they wait for the answer.
+The tasks `clip.wait` and `publish` run it before they wait for the answer.
 """
 
 from datetime import UTC, datetime
@@ -12,7 +12,7 @@ from s2v_tasks.schemas.approval import ApprovalStatus
 
 
 def run(ctx: StepContext, *, clip_index: int | None = None, run_id: str | None = None) -> dict[str, Any]:
-    """Return the decision, or `waiting` with the question; `clip_index`: the clip, without it the video."""
+    """Return the decision, or `waiting` with the question. Without `clip_index` it is about the video."""
     approval = ctx.metadata.approvals.request(
         ctx.job_id,
         clip_index,

@@ -14,9 +14,9 @@ def run(
 ) -> dict[str, Any]:
     """Close the job of a DAG run and return its status and reason.
 
-    since: start of the run; an earlier end of the job is not the outcome of this run.
-    run_id: the DAG run that ends; a job that refused its request is left alone.
-    failed_task: the task that failed in Airflow, for the reason if no step reported one.
+    since: start of the run; an earlier end of the job is not the outcome of this run. run_id: the DAG run that ends; a
+    job that refused the request of this run does not change. failed_task: the task that failed in Airflow, for the
+    reason if no step reported one.
     """
     job = ctx.metadata.jobs.get(ctx.job_id)
     if job is None:
@@ -31,7 +31,7 @@ def run(
     if job.has_ended:
         return {"status": job.status, "reason": job.reason}
     reason = _last_reason(job) or (
-        f"Task {failed_task} failed and no step reported a reason: Airflow failed the task itself, or its process was "
+        f"Task {failed_task} failed and no step reported a reason: Airflow failed the task, or its process was "
         "killed. See the task's log in Airflow and the log of the scheduler, then start the job again; finished clips "
         "are reused."
         if failed_task
@@ -43,7 +43,7 @@ def run(
 
 
 def _refusal_of(job: Job, run_id: str) -> str | None:
-    """Return why the request of this run was refused; None if it was accepted, then or in a later start."""
+    """Return the reason why the request of this run was refused; None if it was accepted at any time."""
     if job.dag_run_id == run_id:
         return None
     refusals = [event.detail for event in job.events if event.event == JobEvent.REQUEST_REFUSED]
@@ -57,7 +57,7 @@ def _last_reason(job: Job) -> str | None:
         if event.event == JobEvent.JOB_QUEUED:
             open_failures.clear()
         elif event.event == JobEvent.STEP_FAILED:
-            open_failures.pop((event.step, event.clip_index), None)  # the last to fail comes last
+            open_failures.pop((event.step, event.clip_index), None)  # the latest failure comes last
             open_failures[event.step, event.clip_index] = f"{event.step}: {event.detail['error']}"
         elif event.event == JobEvent.STEP_FINISHED:
             open_failures.pop((event.step, event.clip_index), None)

@@ -1,4 +1,4 @@
-"""mux_audio: add the speech to the stitched clips, in sync and with exactly their length.
+"""mux_audio: add the speech to the stitched clips, in sync and with the same length.
 
 Writes assembly/{muxed.mp4, manifest.json}.
 """

@@ -113,9 +113,9 @@ def _check_limits(plan: Plan, request: Request, settings: Settings) -> None:
 
 
 def plan_files(image: Path, audio: Path, fields: dict[str, Any], show: Callable[[Plan], None]) -> None:
-    """Show the plan that local files would get, by the same checks and rules; nothing is stored.
+    """Show the plan for local files, by the same checks and rules; nothing is stored.
 
-    A plan over budget, or too large for the GPU, is shown before it is refused: its numbers tell what to change.
+    A plan over budget or too large for the GPU is shown before it is refused, because its numbers show the cause.
     """
     from s2v_tasks.media.image import normalise_image
 
@@ -179,8 +179,8 @@ def _plan(
 def _turns(plan: Plan, request: Request) -> list[dict[str, Any]]:
     """Return the clips of each render task, small enough for XCom; inherited clips need no task.
 
-    `predecessor` is the position of the task before it in its chain. `takes` is the number of takes of each clip for
-    which the task needs time.
+    `predecessor` is the position of the previous task of the chain. `takes` is the maximum number of takes of each
+    clip, for the timeout of the task.
     """
     takes = {"takes": 1 + request.max_retakes} if request.quality == "gate" else {}
     found: list[dict[str, Any]] = []

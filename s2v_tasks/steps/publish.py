@@ -1,6 +1,6 @@
 """publish: copy the validated video to the output prefix, and record the success of the job.
 
-Writes <output>/<job_id>.mp4, its sidecar, and then result.json, whose presence is the success of the job.
+Writes <output>/<job_id>.mp4, its sidecar, and then result.json, whose presence means success.
 """
 
 import json
@@ -40,7 +40,7 @@ def run(ctx: StepContext) -> dict[str, Any]:
         "quality": list(report.facts_as(ReportFacts).quality),
         "clips": [_clip(ctx, clip.clip_index) for clip in plan.clips],
         "parent_job_id": ctx.request().parent_job_id,
-        # The URL of a webhook is often a secret, and others read the sidecar.
+        # The URL of a webhook is often a secret, and other systems read the sidecar.
         "request": ctx.request().model_dump(exclude={"webhook_url"}),
         "producer": producer().model_dump(),
     }
@@ -53,7 +53,7 @@ def run(ctx: StepContext) -> dict[str, Any]:
 
 
 def _check_approval(ctx: StepContext, sha256: str) -> None:
-    """Raise PermanentError for a video that a person must approve and has not."""
+    """Raise PermanentError for a video that needs an approval and has none."""
     if ctx.request().approval == "none":
         return
     found = ctx.metadata.approvals.find(ctx.job_id, None, sha256, None)

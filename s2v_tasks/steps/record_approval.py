@@ -1,6 +1,6 @@
 """record_approval: record the answer of a person to an approval, or that nobody answered in time.
 
-It is no task: the tasks `clip.wait` and `publish` run it when they are resumed.
+The tasks `clip.wait` and `publish` run it when they resume.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ def run(
     user: str | None = None,
     rejection: Rejection | None = None,
 ) -> dict[str, Any]:
-    """Record the answer and return what follows from it; an earlier answer is kept.
+    """Record the answer and return its consequence; an earlier answer is kept.
 
     A rejected job is cancelled; with changed fields another job renders the clips again. A job without an answer fails.
     """

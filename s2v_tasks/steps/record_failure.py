@@ -9,8 +9,7 @@ from s2v_tasks.schemas.steps import ENCODE_CONDITIONS, Step
 def run(ctx: StepContext, *, step: Step, reason: str, clip_index: int | None = None, count: int = 1) -> None:
     """Record why `step` failed; a render had `count` clips from `clip_index` on.
 
-    Clips are rendered in order, and each is durable before the next begins: the first one that is not finished has
-    failed.
+    Clips are rendered and stored in order, so the first unfinished clip has failed.
     """
     detail = {"error": reason, "exit_code": 1}
     ctx.metadata.events.record(

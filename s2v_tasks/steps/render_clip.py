@@ -5,7 +5,8 @@ first clip of a job has a poster.jpg. A clip is durable before the next one begi
 reused. A clip that was interrupted (SIGTERM) resumes at its last solver step. A clip that cannot be stored or recorded
 waits for S3 and PostgreSQL, with its GPU held and counted (see `runtime.outages`).
 
-Rank 0 leads (`rendering.leader`): it alone uses storage and database. The other ranks follow (`rendering.renderer`).
+Rank 0 is the leader (`rendering.leader`), which alone uses storage and database. The other ranks are followers
+(`rendering.renderer`).
 """
 
 from typing import Any

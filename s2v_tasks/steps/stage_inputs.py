@@ -53,7 +53,7 @@ def run(ctx: StepContext, *, request_json: str, run_id: str | None = None) -> di
     }
 
     def build(folder: Path) -> Built:
-        # Another source has changed, or a copy is lost, too: fetching names the missing source.
+        # Another source has changed or a copy is lost as well: fetching reports the missing source.
         sources.update(_fetch(ctx, {name: uris[name] for name in gone}))
         image = normalise_image(sources["image"][1], folder / "image.png")
         speech = normalise_speech(
@@ -106,7 +106,7 @@ def _queue(ctx: StepContext, data: dict[str, Any], run_id: str | None) -> None:
 
 
 def source_of(data: dict[str, Any], run_id: str | None) -> Source:
-    """Return the source of a job outside the queue: the form leaves the name of the run to Airflow, programs set it."""
+    """Return the source of a job outside the queue: runs of the form have a name from Airflow, programs choose it."""
     if data.get("parent_job_id"):
         return Source.RERUN
     if run_id is None:
@@ -124,9 +124,9 @@ def _keep_request(ctx: StepContext, request: Request) -> None:
 
 
 def _gone_since(ctx: StepContext, uris: dict[str, str]) -> dict[str, Artifact]:
-    """Return the staged sources that were deleted since, as recorded then.
+    """Return the recorded facts of staged sources that no longer exist.
 
-    A source may be deleted once it is staged, by people or by housekeeping.
+    Users or housekeeping may delete a source after it is staged.
     """
     manifest = ctx.artifacts.read_manifest(ctx.layout.input_manifest)
     staged = manifest.inputs if manifest else {}
@@ -157,6 +157,6 @@ def _plain_name(uri: str) -> str:
 
 
 def _extension(uri: str) -> str:
-    """Return the extension of the uploaded file if it is a plain one, else bin."""
+    """Return the extension of the uploaded file if it is plain, else bin."""
     suffix = Path(uri).suffix.lower().lstrip(".")
     return suffix if re.fullmatch(r"[a-z0-9]{1,5}", suffix) else "bin"

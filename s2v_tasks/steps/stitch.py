@@ -79,7 +79,7 @@ def _pieces(plan: Plan, paths: list[Path]) -> list[Path]:
 
 
 def _remedy(job_id: str, encoders: Sequence[str]) -> str:
-    """Return which encoder made which clips, and the remedy, in words."""
+    """Return a sentence with the encoder of each clip, and the remedy."""
     here = encoder_build()
     made = "; ".join(
         f"{encoder}: clips {', '.join(str(index) for index, other in enumerate(encoders) if other == encoder)}"

@@ -1,7 +1,7 @@
 """validate: check the finished video against the plan. Writes report/{report.json, contact_sheet.jpg}.
 
-A failed check fails the job: the report is stored for people, its manifest is not, and nothing is published. The
-quality of the whole video comes from the records of its clips: no frame is decoded again.
+A failed check fails the job: the report is stored without its manifest, and nothing is published. The quality of the
+whole video comes from the records of its clips, without decoding frames again.
 """
 
 from dataclasses import dataclass
@@ -58,7 +58,7 @@ class MeasuredClips:
         )
 
     def for_fingerprint(self) -> list[str]:
-        """Return what a report depends on; empty if no clip was measured."""
+        """Return the inputs of a report for its fingerprint; empty if no clip was measured."""
         if not any(self.clips):
             return []
         takes = [None if known is None else known[0].model_dump(mode="json") for known in self.clips]
@@ -145,7 +145,7 @@ def run(ctx: StepContext) -> dict[str, Any]:
         report_path, sheet_path = folder / "report.json", folder / "contact_sheet.jpg"
         report_path.write_text(report.model_dump_json(indent=2), encoding="utf-8")
         if not report.ok:
-            ctx.store.delete(ctx.layout.report_manifest)  # withdraw an approval by earlier thresholds
+            ctx.store.delete(ctx.layout.report_manifest)  # withdraw a success that used earlier thresholds
             ctx.store.upload(report_path, ctx.layout.report, "application/json")
             sentences = " ".join(check.message for check in report.failures)
             raise PermanentError(f"The video failed {len(report.failures)} of {len(report.checks)} checks: {sentences}")

@@ -1,1 +1,1 @@
-"""Objects in S3: where everything of a job lies, how it gets there, and when it may be reused."""
+"""Objects in S3: the keys of a job, transfers, and the reuse of artifacts."""

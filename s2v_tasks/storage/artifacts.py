@@ -35,9 +35,9 @@ MANIFEST_NAME = "manifest.json"
 class Work:
     """A piece of work with outputs in the store.
 
-    inputs: the artifacts that the outputs are made from, for the manifest; `fingerprint` alone decides about reuse.
-    clip_index: set for the work of one clip. A clip that another one replaces is kept, and restored on demand.
-    elsewhere: manifest keys of other jobs that may have done the same work; its outputs are copied.
+    inputs: the artifacts from which the outputs are made, for the manifest; only `fingerprint` decides about reuse.
+    clip_index: set for the work of one clip. A replaced clip is kept, and restored on demand. elsewhere: manifest keys
+    of other jobs that may have done the same work; its outputs are copied.
     """
 
     step: Step
@@ -94,7 +94,7 @@ class ArtifactStore:
         """Return the manifest of complete outputs, here or elsewhere, else None. A superseded clip is restored."""
         current = self.read_manifest(work.manifest_key)
         if current and current.fingerprint == work.fingerprint:
-            # A lost clip is not restored: the kept one may have been restored before and found damaged.
+            # A lost clip is not restored: the kept copy may have been restored before and be damaged.
             if self._is_whole(current):
                 return current
         elif work.clip_index is not None:
@@ -126,10 +126,10 @@ class ArtifactStore:
         return manifest
 
     def adopt(self, source: Manifest, job_id: str, manifest_key: str) -> Manifest:
-        """Copy the artifacts of another job for `job_id`, beside `manifest_key`, unless they are there.
+        """Copy the artifacts of another job for `job_id` into the folder of `manifest_key`, unless they exist there.
 
-        The facts of the new manifest name the job that made them, `source_job_id`. PermanentError when they are not
-        complete any more.
+        The facts of the new manifest name the job that made them, `source_job_id`. PermanentError if they are no longer
+        complete.
         """
         if own := self.reusable(manifest_key, source.fingerprint):
             return own

@@ -21,7 +21,7 @@ from s2v_tasks.errors import ConfigurationError, UnavailableError
 _PASSING_ERRORS = (ClientError, CredentialRetrievalError, HTTPClientError)
 Checksums = Literal["always", "when_required"]
 HIDDEN = "***"
-_SHORT = 8  # a secret of fewer characters may be part of a plain word: it is hidden where it stands alone
+_SHORT = 8  # a shorter secret may be part of a normal word: it is hidden only as a separate word
 _PATTERNS = (
     # An invalid header value may be the whole Authorization, or a session token.
     (re.compile(r"(Invalid header (?:value|name)).*", re.DOTALL | re.IGNORECASE), rf"\1 {HIDDEN}"),
@@ -69,7 +69,7 @@ class Server:
 
 @dataclass(frozen=True)
 class Connection:
-    """A client of a server, and the secrets that no message may show."""
+    """A client of a server, and the secrets to remove from messages."""
 
     client: Any
     secrets: tuple[str, ...] = field(repr=False)
@@ -91,7 +91,7 @@ def connect(server: Server) -> Connection:
     )
     secrets = [server.access_key_id, server.secret_access_key, *account_of(server.endpoint_url or "")]
     try:
-        # A session of its own: the default session of boto3 is not safe for threads.
+        # A separate session, because the default session of boto3 is not thread-safe.
         session = boto3.Session(server.access_key_id, server.secret_access_key, region_name=server.region)
         if credentials := session.get_credentials():
             secrets += credentials.get_frozen_credentials()
@@ -124,7 +124,7 @@ def _keep_credentials_out_of_logs() -> None:
 
 
 def redacted(text: str, secrets: Iterable[str | None] = ()) -> str:
-    """Return `text` on one line, without the secrets in any encoding, and without anything like a signature."""
+    """Return `text` on one line, without the secrets in any encoding and without signatures."""
     for form in sorted({form for secret in secrets if secret for form in _forms(secret)}, key=len, reverse=True):
         alone = len(form) < _SHORT
         pattern = re.escape(form)
@@ -149,7 +149,7 @@ def account_of(url: str) -> list[str]:
 
 
 def _forms(secret: str) -> Iterator[str]:
-    """Yield the secret in the encodings that texts may have it in."""
+    """Yield the secret in all encodings that may occur in texts."""
     for plain in {secret, secret.strip()} - {""}:
         data = plain.encode(errors="surrogateescape")
         yield plain

@@ -1,4 +1,4 @@
-"""State of a clip that outlives its process: the solver state of an interrupted rendering, and the measured takes.
+"""State of a clip that is stored between processes: solver state of an interrupted rendering, measured takes.
 
 The takes and the number of the kept one are in `clips/<k>/quality.json`.
 """
@@ -21,18 +21,18 @@ _MAX_RECORD_BYTES = 16 << 20
 
 
 class PartialClip:
-    """The saved state of one clip with one fingerprint. A clip with another fingerprint has a state of its own."""
+    """The saved state of one clip with one fingerprint. A clip with another fingerprint has another state."""
 
     def __init__(self, artifacts: ArtifactStore, layout: JobLayout, clip_index: int, fingerprint: str) -> None:
         self._artifacts, self._layout = artifacts, layout
         self._clip_index, self._fingerprint = clip_index, fingerprint
 
     def find(self) -> Manifest | None:
-        """Return the manifest of the newest state, whose output `state` is whole; None: begin at the first step."""
+        """Return the manifest of the newest state with a complete output `state`; None: begin at the first step."""
         return self._artifacts.reusable(self._key(MANIFEST_NAME), self._fingerprint)
 
     def save(self, path: Path, facts: PartialClipFacts) -> None:
-        """Store the state in the file `path`; in place of an earlier one.
+        """Store the state in the file `path`, replacing an earlier one.
 
         The manifest is written in one request and the earlier state is deleted last: after a kill at any point one of
         the two is complete.
@@ -60,7 +60,7 @@ class PartialClip:
         )
 
     def drop(self) -> None:
-        """Delete the state, its manifest first; do nothing when there is none."""
+        """Delete the state, its manifest first; do nothing if there is none."""
         manifest = self._artifacts.read_manifest(self._key(MANIFEST_NAME))
         if manifest is None:
             return

@@ -19,7 +19,7 @@ _MAX_SPELLINGS = 64  # each costs a request: six segments of a name with letters
 
 
 def find_input(store: ObjectStore, uri: str) -> str | None:
-    """Return the URI of the object that `uri` of a request means, in the Unicode normal form of the store.
+    """Return the URI of the object for `uri` of a request, in the Unicode normal form of the store.
 
     None when there is none. PermanentError when requests may not name it, when it is a folder, or when two objects
     differ only in their normal form and neither is spelled like `uri`.
@@ -59,7 +59,7 @@ def input_uri(store: ObjectStore, path: Path) -> str:
 
 
 def upload_input(store: ObjectStore, path: Path) -> str:
-    """Upload a local file below `uploads/` unless it is there, and return its S3 URI, which has a digest of it."""
+    """Upload a local file below `uploads/` unless it exists there; return its S3 URI, which contains its digest."""
     uri = input_uri(store, path)
     head = store.head(uri)
     if head is None or head.sha256 != file_sha256(path):

@@ -1,7 +1,7 @@
 """Keep the outputs of a build on the local disk while the store is unavailable.
 
-The next attempt on the same machine stores them and builds nothing. Another machine builds again, and so does another
-pod unless S2V_WORK_DIR is a volume that outlives the pod.
+The next attempt on the same machine stores them instead of building them again. Another machine builds again, and so
+does another pod unless S2V_WORK_DIR is a persistent volume.
 """
 
 import json
@@ -54,7 +54,7 @@ class KeptOutputs:
         return self._is_ours() and self._folder(job_id, fingerprint).is_dir()
 
     def put(self, job_id: str, fingerprint: str, built: Built) -> None:
-        """Move the outputs here. A failure is logged only: the caller raises the error that prevents the upload."""
+        """Move the outputs here. A failure is only logged, because the caller raises the error of the upload."""
         folder, part = self._folder(job_id, fingerprint), self._root / f"{uuid.uuid4().hex}.part"
         try:
             self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -74,7 +74,7 @@ class KeptOutputs:
         get_logger().warning("outputs_kept_on_disk", folder=str(folder))
 
     def take(self, job_id: str, fingerprint: str, folder: Path) -> Built | None:
-        """Move the outputs of this work into `folder` and return them; None when there are none, or damaged ones."""
+        """Move the outputs of this work into `folder` and return them; None if they are missing or damaged."""
         if not self.has(job_id, fingerprint):
             return None
         taken = folder / "kept"
@@ -102,7 +102,7 @@ class KeptOutputs:
         return status.st_uid == os.getuid() and status.st_mode & 0o170022 == 0o040000
 
     def _forget_old(self) -> None:
-        """Delete what no attempt has asked for in a week."""
+        """Delete outputs that no attempt has used for a week."""
         for folder in self._root.iterdir():
             with suppress(FileNotFoundError):  # another process has just taken it
                 if folder.stat().st_mtime < time.time() - KEPT_SECONDS:
@@ -110,7 +110,7 @@ class KeptOutputs:
 
 
 def _read(folder: Path) -> Built:
-    """Return the outputs in a folder; OSError or ValueError when they were changed."""
+    """Return the outputs in a folder; OSError or ValueError if they were changed."""
     description = json.loads((folder / _DESCRIPTION).read_text(encoding="utf-8"))
     outputs = {}
     for name, item in description["outputs"].items():

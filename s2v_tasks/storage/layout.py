@@ -8,7 +8,7 @@ from s2v_tasks.settings import Settings
 
 @dataclass(frozen=True)
 class JobLayout:
-    """The keys of one job; PermanentError when `job_id` is not one."""
+    """The keys of one job; PermanentError for an invalid `job_id`."""
 
     job_id: str
 

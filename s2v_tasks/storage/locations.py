@@ -1,7 +1,7 @@
-"""Check every object name before it is sent to the store: may this installation read or write it?
+"""Check every object name before it is sent to the store, by the permissions of this installation.
 
 Names come from users. They are compared segment by segment. A name with a `.`, `..` or empty segment or a backslash is
-refused: behind an S3 endpoint may be a file system that resolves it to another place.
+refused, because the file system of an S3 server may resolve it to another object.
 """
 
 import re
@@ -34,7 +34,7 @@ class Location(NamedTuple):
 
 @dataclass(frozen=True)
 class AccessPolicy:
-    """`own`: what this installation reads and writes. `inputs`: what a request may name; only read."""
+    """`own`: locations that this installation reads and writes. `inputs`: read-only locations for requests."""
 
     own: tuple[Location, ...]
     inputs: tuple[Location, ...]
@@ -95,7 +95,7 @@ def _check(at: Location, allowed: tuple[Location, ...], verb: str, remedy: str) 
 
 
 def _problem(key: str) -> str | None:
-    """Return why the key is refused, None if it is not. A trailing slash is legal: it marks a folder."""
+    """Return the reason to refuse the key, None if it is valid. A trailing slash is valid: it marks a folder."""
     segments = key.removesuffix("/").split("/")
     if key and any(segment in {"", ".", ".."} for segment in segments):
         return "its name has an empty, '.' or '..' segment, which some stores resolve to another object"

@@ -1,4 +1,4 @@
-"""Objects of the store: records of them, a part of one as a stream for players, and files with a bounded size."""
+"""Objects of the store: their metadata, streams of a byte range for players, and files with a bounded size."""
 
 import hashlib
 import io
@@ -61,7 +61,7 @@ class ObjectPart:
     body: Any = None
 
     def chunks(self) -> Iterator[bytes]:
-        """Yield the bytes; the connection to the store is released at the end, also when nobody reads on."""
+        """Yield the bytes; the connection to the store is released at the end, also if the reader stops early."""
         try:
             while chunk := self.body.read(CHUNK_BYTES):
                 yield chunk
@@ -70,7 +70,7 @@ class ObjectPart:
 
 
 class BoundedFile(io.FileIO):
-    """A new file that takes no more than `max_bytes`; PermanentError, naming the object at `uri`, beyond them."""
+    """A new file of at most `max_bytes`; PermanentError with the object at `uri` if more are written."""
 
     def __init__(self, path: Path, uri: str, max_bytes: int | None) -> None:
         super().__init__(path, "w")
@@ -138,7 +138,7 @@ def open_part(client: Any, at: Location, byte_range: str | None, known_etag: str
 
 
 def deleted_at_once(buckets: Iterable[list[Location]]) -> Iterator[list[Location]]:
-    """Yield the objects that one request may delete, all of one bucket."""
+    """Yield groups of objects that one request may delete, all of one bucket."""
     for places in buckets:
         for start in range(0, len(places), _DELETED_AT_ONCE):
             yield places[start : start + _DELETED_AT_ONCE]

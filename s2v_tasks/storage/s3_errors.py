@@ -67,8 +67,8 @@ class ObjectDamagedError(TransientError):
 def translated(doing: str, at: Location, server: "Server", secrets: Iterable[str]) -> Iterator[None]:
     """Translate errors of S3 from the body into errors of the system; `doing` begins their message: "reading".
 
-    The message of the client, an HTTP library or the server is quoted without credentials. It is not chained as the
-    cause of our error: a traceback would print it with them.
+    The message of the client, an HTTP library or the server is quoted without credentials. The original error is not
+    chained, because a traceback would print it with credentials.
     """
     what = f"{doing} {printable(at.uri)} at {server.name}"
     try:

@@ -1,1 +1,1 @@
-"""Messages to receivers outside: who may be called, what is sent, and how it is signed."""
+"""Webhook messages: allowed receivers, delivery and signature."""

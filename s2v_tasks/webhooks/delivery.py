@@ -1,4 +1,4 @@
-"""Send the messages that are due: each signed, with a limit on the whole call, without following redirects.
+"""Send the messages that are due: signed, with a time limit on the whole call, without following redirects.
 
 The signature is that of Standard Webhooks (https://www.standardwebhooks.com): `webhook-signature` is `v1,` and the
 base64 of HMAC-SHA256 over `<webhook-id>.<webhook-timestamp>.<body>`. `X-S2V-Signature` is sent, too, for receivers of
@@ -30,8 +30,8 @@ from s2v_tasks.metadata.tables import Notification
 from s2v_tasks.settings import Settings
 from s2v_tasks.webhooks.target import RefusedTargetError, Target, TargetPolicy
 
-MESSAGE_SECONDS = 5.0  # the longest that a receiver may take for one message
-STEP_SECONDS = 3.0  # the longest that a step stays for the messages of its job
+MESSAGE_SECONDS = 5.0  # maximum time of a receiver for one message
+STEP_SECONDS = 3.0  # maximum time of a step for the messages of its job
 SWEEP_SECONDS = 50.0
 # Statuses after which the same message may be accepted later: timeout, too early, too many requests, and all 5xx.
 _RETRYABLE = frozenset({408, 425, 429})
@@ -44,7 +44,7 @@ def deliver_due(
 ) -> dict[str, Any]:
     """Send the messages that are due, of one job or of all, until none is left or `seconds` have passed.
 
-    A receiver that does not answer is not asked again in the same round, so that others do not wait for it.
+    A receiver that does not answer is skipped for the rest of the round, so that others do not wait for it.
     """
     deadline = time.monotonic() + seconds
     policy = TargetPolicy.from_settings(settings)
@@ -72,9 +72,7 @@ def _send(
     logger = log.get_logger().bind(notification_id=notification.id, event_name=notification.event)
     try:
         if not settings.webhook_secret:
-            raise RefusedTargetError(
-                "S2V_WEBHOOK_SECRET is not set: expected the secret that messages are signed with."
-            )
+            raise RefusedTargetError("S2V_WEBHOOK_SECRET is not set: expected the secret that signs the messages.")
         message = Message(notification.id, notification.event, notification.payload)
         secret = settings.webhook_secret.get_secret_value()
         deliver(notification.url, message, secret=secret, policy=policy, seconds=seconds)
@@ -124,8 +122,8 @@ def signed_headers(secret: str, message_id: str, timestamp: str, body: bytes) ->
 def deliver(url: str, message: Message, *, secret: str, policy: TargetPolicy, seconds: float) -> None:
     """POST the message; return when the receiver has answered 2xx, after `seconds` at the latest.
 
-    RefusedTargetError: this installation does not call the URL. PermanentError: the receiver refuses the message.
-    TransientError: it may accept the message later. The body of the answer is not read.
+    RefusedTargetError: the URL is not allowed. PermanentError: the receiver refuses the message. TransientError: it may
+    accept the message later. The body of the answer is not read.
     """
     deadline = time.monotonic() + seconds
     target = policy.resolve(url, seconds=seconds)
@@ -161,7 +159,7 @@ def _key(secret: str) -> bytes:
         return base64.b64decode(secret.removeprefix(_ENCODED), validate=True)
     except binascii.Error as error:
         raise RefusedTargetError(
-            f"S2V_WEBHOOK_SECRET begins with {_ENCODED}: expected base64 behind it, as Standard Webhooks has it."
+            f"S2V_WEBHOOK_SECRET begins with {_ENCODED}: expected base64 after it, as in Standard Webhooks."
         ) from error
 
 
@@ -173,7 +171,7 @@ def _hmac(key: bytes, prefix: str, body: bytes) -> "hmac.HMAC":
 def _connection(target: Target, deadline: float) -> Iterator[http.client.HTTPConnection]:
     """Open a connection to one of the verified addresses. At the deadline it is closed, also in a TLS handshake."""
     raw = _connect(target, deadline)
-    timer_end = raw.dup()  # a handle for the timer: TLS takes over the other one
+    timer_end = raw.dup()  # a second handle for the timer, because TLS takes over the first
     timer = threading.Timer(max(deadline - time.monotonic(), 0), _shut_down, [timer_end])
     timer.daemon = True
     timer.start()

@@ -17,12 +17,12 @@ _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
 class RefusedTargetError(PermanentError):
-    """A URL that this installation does not call."""
+    """The URL is not allowed by this installation."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """A receiver whose name is resolved. Connect to one of `addresses`: a second look-up may give other ones."""
+    """A receiver with a resolved name. Connect to one of `addresses`: a second look-up may give others."""
 
     scheme: str
     host: str
@@ -55,8 +55,8 @@ class TargetPolicy:
     def resolve(self, url: str, *, seconds: float) -> Target:
         """Resolve the host of `url` and return the receiver, all of whose addresses are allowed.
 
-        RefusedTargetError when it must not be called, TransientError when its name cannot be resolved in time. Messages
-        name the host only: the rest of a URL may be a secret.
+        RefusedTargetError if it is not allowed, TransientError if its name cannot be resolved in time. Messages name
+        the host only: the rest of a URL may be a secret.
         """
         parts, host, port = _parts(url)
         if not self._is_listed(host):
@@ -68,7 +68,7 @@ class TargetPolicy:
             if not self.allow_private and not is_public(ipaddress.ip_address(address)):
                 raise RefusedTargetError(
                     f"{host!r} is {address}, which is not a public address: expected one, or "
-                    "S2V_WEBHOOK_ALLOW_PRIVATE=true where receivers are on an inner network."
+                    "S2V_WEBHOOK_ALLOW_PRIVATE=true if receivers are on an inner network."
                 )
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         return Target(parts.scheme, host, port, path, addresses)
@@ -105,7 +105,7 @@ def _parts(url: str) -> tuple[SplitResult, str, int]:
 
 
 def _addresses(host: str, port: int, seconds: float) -> tuple[str, ...]:
-    """Return the addresses of a name. The system's resolver has no time limit: a late one is left in its thread."""
+    """Return the addresses of a name. The system resolver has no time limit: a late one is abandoned in its thread."""
     found: list[str] = []
     errors: list[OSError | UnicodeError] = []
 

@@ -120,7 +120,7 @@ def test_a_rejected_clip_is_rendered_again_by_one_rerun(store: ObjectStore, meta
     job = found(metadata)
     assert job.status == "cancelled"
     assert job.reason == (
-        f"Clip 2 was rejected by edith: She blinks. Job {following['job_id']} makes it again from clip 2."
+        f"Clip 2 was rejected by edith: She blinks. Job {following['job_id']} renders it again from clip 2."
     )
     child = following["job_id"]
     stage(store, child, num_clip=2, **following["changes"])

@@ -72,7 +72,7 @@ def test_an_unfinished_upload_is_waited_for_and_reported(folder: Folder) -> None
     folder.put("anna/speech.wav", b"audio")
     assert folder.sweep() == counts(accepted=1, unready=1)
     assert folder.sweep(seconds_later=4000) == counts(rejected=1)
-    assert "'speech.wav.part': an upload that was not finished" in folder.error("berta")
+    assert "'speech.wav.part': an unfinished upload" in folder.error("berta")
 
 
 def test_a_published_video_is_no_input_of_a_drop(folder: Folder, s3_settings: Settings) -> None:

@@ -102,7 +102,7 @@ def test_a_person_makes_judges_and_remakes_a_video(page: Any, airflow: AirflowIn
         page.wait_for_timeout(500)
         child = found(stack, str(first.approvals[-1].next_job_id))
     assert first.video_uri is None
-    assert first.reason.endswith(f"She looks away. Job {child.job_id} makes it again from clip 2.")
+    assert first.reason.endswith(f"She looks away. Job {child.job_id} renders it again from clip 2.")
 
     # The rerun has the first clip already; its video is approved, published and played.
     page.goto(f"{airflow.url}/s2v/job/{child.job_id}")

@@ -139,7 +139,7 @@ def test_tables_land_in_the_named_schema(postgres_url: str, path: str) -> None:
         assert ours == others
         assert ("alembic_version",) in ours
         connection.execute(f'ALTER TABLE "{schema}".jobs ADD COLUMN extra text')
-    with pytest.raises(ConfigurationError, match=r"changed by hand .*extra.*: take the changes back"):
+    with pytest.raises(ConfigurationError, match=r"changed by hand .*extra.*: revert the changes"):
         migrate.check(url)
     migrate.downgrade(url, "base")
     assert "jobs" in tables(postgres_url)

@@ -114,7 +114,7 @@ def planted(postgres_url: str) -> Iterator[dict[str, str]]:
         ("bad parameter", 78, 'refuses the connection .*"jit"'),
         ("bad argument", 78, "refuses the connection .*invalid command-line argument"),
         ("bad setting", 78, 'refuses the connection .*"lock_timeout": "long"'),
-        ("no schema", 78, "has not the expected tables"),
+        ("no schema", 78, "does not have the expected tables"),
         ("unknown host", 75, "unknown.invalid:5432/.* cannot be used"),
         ("away", 75, "cannot be used"),
         ("all away", 75, r"127.0.0.1:1,\[::1\]:1/db cannot be used"),

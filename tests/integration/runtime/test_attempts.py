@@ -202,7 +202,7 @@ def test_a_process_that_waits_hears_that_it_shall_end(ctx: StepContext, looks: l
     asked: list[bool] = []
     ctx.retry_policy.asked_to_end = lambda: bool(asked)
     looks += [lambda: None, lambda: asked.append(True)]
-    with pytest.raises(TransientError, match="asked to end"):
+    with pytest.raises(TransientError, match="had to end"):
         await_earlier_attempt(ctx, rendering(0))
     assert looks == []
 

@@ -65,7 +65,7 @@ def test_all_errors_are_found_row_by_row() -> None:
     words = [
         "not JSON",
         "JSON list",
-        "id 'a' is that of line 1 already",
+        "id 'a' is already used in line 1",
         "fast",
         "infer_frames 50",
         "image_uri is missing",
@@ -84,8 +84,8 @@ def test_all_errors_are_found_row_by_row() -> None:
         (b"image,audio_uri\n1,2\n", "b.csv", "column 'image'"),
         (b'prompt\n"x\n', "b.csv", "is not CSV"),
         (b'prompt,"x\n', "b.csv", "is not CSV"),
-        (b"prompt,id,prompt\nx,1,y\n", "b.csv", "column 'prompt' is there twice"),
-        (b"labels.a,prompt,labels.a \nx,1,y\n", "b.csv", "column 'labels.a' is there twice"),
+        (b"prompt,id,prompt\nx,1,y\n", "b.csv", "column 'prompt' occurs twice"),
+        (b"labels.a,prompt,labels.a \nx,1,y\n", "b.csv", "column 'labels.a' occurs twice"),
         (b"prompt;id\nx;1\n", "b.csv", "columns are separated by ';': expected commas"),
         ("prompt\tid\nx\t1\n".encode("utf-16"), "b.csv", "columns are separated by"),
         (b"\n\n", "b.csv", "has no rows"),
@@ -134,7 +134,7 @@ def test_all_errors_of_a_row_are_listed() -> None:
         rows[1:], {"s3://bucket/voices/a.wav": "It is gone.", "s3://other/b.wav": "Not asked."}
     )
     assert entries == []
-    for words in ("line 1 already", "infer_frames 50", "num_clip True", "'fast' is unknown", "a folder", "It is gone."):
+    for words in ("used in line 1", "infer_frames 50", "num_clip True", "'fast' is unknown", "a folder", "It is gone."):
         assert error.error.count(words) == 1
     assert "Not asked." not in error.error
     entries, errors = check_rows(rows[:1], {"s3://bucket/batch/anna.png": "It is gone."})

@@ -86,9 +86,9 @@ def test_a_password_that_is_not_encoded_is_refused_without_showing_it(url: str) 
     ("options", "why"),
     [
         ("sslmode=requier", "the value of sslmode, expected disable, allow, prefer, require, verify-ca or verify-full"),
-        ("sslmod=require", r"does not know option 1 behind the \?: did you mean sslmode\?"),
-        ("sslmode=require&pool_size=3", r"does not know option 2 behind the \?: remove it \(a & in a value is %26\)"),
-        ("password=planted&planted", r"does not know option 2 behind the \?"),
+        ("sslmod=require", r"does not know option 1 after the \?: did you mean sslmode\?"),
+        ("sslmode=require&pool_size=3", r"does not know option 2 after the \?: remove it \(a & in a value is %26\)"),
+        ("password=planted&planted", r"does not know option 2 after the \?"),
         ("connect_timeout=soon", "the value of connect_timeout, expected a number of seconds"),
         ("keepalives_idle=1.5", "the value of keepalives_idle;"),
         ("tcp_user_timeout=x", "the value of tcp_user_timeout;"),

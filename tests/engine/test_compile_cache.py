@@ -138,7 +138,7 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: py
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
     (tmp_path / "file").touch()
     use_compile_cache(tmp_path / "file")
-    with pytest.raises(ConfigurationError, match=r"compile cache .*/file .* S2V_COMPILE_CACHE name one"):
+    with pytest.raises(ConfigurationError, match=r"compile cache .*/file .* S2V_COMPILE_CACHE to one"):
         check_compile_cache()
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "new" / "folder"))
     check_compile_cache()

@@ -6,7 +6,7 @@ from typing import Any
 
 from s2v_tasks.metadata.tables import Job
 from tests.kubernetes.cluster import Cluster
-from tests.kubernetes.serving import Airflow
+from tests.kubernetes.serving import LONGEST_SECONDS, Airflow
 
 
 class Hold:
@@ -32,7 +32,7 @@ class Hold:
             assert self._airflow.ended(run) is None, self._job(job_id).reason
             return self._path(job_id, clip_index, "reached").exists() and self._cluster.rendering(job_id, labelled)
 
-        return self._airflow.wait(pod, 900)
+        return self._airflow.wait(pod, LONGEST_SECONDS)
 
     def release(self, job_id: str, *clip_indices: int) -> None:
         """Let these clips go on."""

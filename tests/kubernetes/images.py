@@ -28,12 +28,20 @@ def import_engine_image(kubeconfig: str) -> str:
             builder.python_base()
             arguments = {"REVISION": revision, "VERSION": __version__, "TORCH_INDEX_URL": builder.sources.torch_index()}
             builder.build(Build(TAG, "engine", PYTHON_BASE, arguments))
-        archive = Path(folder) / "engine.tar"
-        builder("push", TAG, f"docker-archive:{archive}:{TAG}")
-        socket = os.environ.get("CONTAINERD_SOCKET") or str(Path(kubeconfig).with_name("containerd.sock"))
-        command = ["ctr", "--address", socket, "--namespace", "k8s.io", "images", "import", str(archive)]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        _import(builder, Path(folder) / "engine.tar", kubeconfig)
     return TAG
+
+
+def _import(builder: Builder, archive: Path, kubeconfig: str) -> None:
+    """Import the image into the node's containerd unless the node has it; a label says which one it has."""
+    socket = os.environ.get("CONTAINERD_SOCKET") or str(Path(kubeconfig).with_name("containerd.sock"))
+    ctr = ["ctr", "--address", socket, "--namespace", "k8s.io", "images"]
+    label = f"s2v/image-id={json.loads(builder('inspect', '--type=image', TAG))['FromImageID']}"
+    known = subprocess.run([*ctr, "list", f"name=={TAG}"], capture_output=True, text=True, check=True).stdout
+    if label not in known:
+        builder("push", TAG, f"docker-archive:{archive}:{TAG}")
+        for command in (["import", str(archive)], ["label", TAG, label]):
+            subprocess.run([*ctr, *command], check=True, stdout=subprocess.DEVNULL)
 
 
 def _has_changed_since(commit: str | None) -> bool:

@@ -17,6 +17,7 @@ import yaml
 from s2v_tasks.embedded.airflow import CHECKOUT, AirflowInstallation
 
 ENDED = {"success", "failed"}
+LONGEST_SECONDS = 2400  # of a run, on a machine that is busy with other work
 SMALL: dict[str, Any] = {"num_clip": 3, "infer_frames": 16, "sample_steps": 2, "size": "128*128", "base_seed": 7}
 LONG = {"sample_steps": 6}  # a clip that is held at its third step has some before it
 
@@ -73,11 +74,11 @@ class Airflow:
         state = str(self.call(run)["state"])
         return state if state in ENDED else None
 
-    def outcome(self, run: str, seconds: float = 900) -> str:
+    def outcome(self, run: str, seconds: float = LONGEST_SECONDS) -> str:
         """The state of a run when it has ended."""
         return str(self.wait(lambda: self.ended(run), seconds))
 
-    def wait(self, what: Callable[[], Any], seconds: float = 300, every: float = 0.5) -> Any:
+    def wait(self, what: Callable[[], Any], seconds: float = 900, every: float = 0.5) -> Any:
         """The first true value of `what`."""
         deadline = time.monotonic() + seconds
         while not (value := what()):

@@ -15,7 +15,7 @@ from tests.kubernetes.cluster import Cluster
 from tests.kubernetes.holding import Hold
 from tests.kubernetes.serving import LONG, Airflow
 
-pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(3000, func_only=True)]
+pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(5000, func_only=True)]
 Look = Callable[[str], Job]
 
 
@@ -84,7 +84,7 @@ def test_the_next_try_attaches_to_the_pod_of_a_lost_worker(
     job_id = "lost-worker"
     hold.at(job_id, 0)
     run = airflow.trigger(job_id=job_id, num_clip=1, **LONG)
-    task = airflow.wait(lambda: next((t for t in airflow.tasks(run) if is_rendering(t)), None), 300, every=0.05)
+    task = airflow.wait(lambda: next((t for t in airflow.tasks(run) if is_rendering(t)), None), every=0.05)
     (pod,) = airflow.wait(lambda: cluster.pods(job_id, **{"s2v/clip-index": "0"}), 60, every=0.01)
     for pid in processes("airflow worker", task["id"]):
         os.kill(pid, signal.SIGKILL)
@@ -129,4 +129,4 @@ def test_a_pod_that_cannot_work_fails_with_the_reason(
     assert len([event for event in job(job_id).events if event.event == "step_failed"]) == tries
     assert [clip.attempts for clip in job(job_id).clips][1] == 0
     assert "cannot start: clip 1, which it continues, is failed" in airflow.log(run, "clip.wait", 1)
-    airflow.wait(lambda: cluster.pods(job_id) == [], 60)  # a kubelet takes its time to end a pod without an image
+    airflow.wait(lambda: cluster.pods(job_id) == [])  # a kubelet takes its time to end a pod without an image

@@ -8,9 +8,9 @@ import pytest
 from s2v_tasks.metadata.tables import Job
 from tests.kubernetes.cluster import Cluster
 from tests.kubernetes.holding import Hold
-from tests.kubernetes.serving import Airflow
+from tests.kubernetes.serving import LONGEST_SECONDS, Airflow
 
-pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(1500, func_only=True)]
+pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(5000, func_only=True)]
 Look = Callable[[str], Job]
 
 
@@ -25,7 +25,7 @@ def test_a_video_from_pods_is_the_one_that_this_machine_makes(
         seen.update(pod.metadata.labels.get("s2v/clip-index", "conditions") for pod in cluster.pods("in-pods"))
         return airflow.ended(run)
 
-    assert airflow.wait(ended, 900) == "success", job("in-pods").reason
+    assert airflow.wait(ended, LONGEST_SECONDS) == "success", job("in-pods").reason
     assert seen == {"conditions", "0", "1", "2"}
     assert cluster.pods("in-pods") == []
     render_here("at-home")

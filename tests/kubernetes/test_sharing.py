@@ -8,9 +8,9 @@ import pytest
 
 from tests.kubernetes.cluster import NUM_GPUS, Cluster
 from tests.kubernetes.holding import Hold
-from tests.kubernetes.serving import Airflow
+from tests.kubernetes.serving import LONGEST_SECONDS, Airflow
 
-pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(1500, func_only=True)]
+pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(5000, func_only=True)]
 
 
 def test_two_jobs_share_one_gpu_in_order(airflow: Airflow, cluster: Cluster, hold: Hold) -> None:
@@ -33,12 +33,12 @@ def test_two_jobs_share_one_gpu_in_order(airflow: Airflow, cluster: Cluster, hol
         return all(airflow.ended(run) for run in runs.values())
 
     try:
-        airflow.wait(both_wait, 120)
+        airflow.wait(both_wait)
         airflow.slots(1)
         hold.reached(runs["high"], "one-gpu-high", 0)
         airflow.wait(lambda: all_ended() or most_deferred > 1)  # the waits of the clips behind it
         hold.release("one-gpu-high", 0)
-        airflow.wait(all_ended, 1200)
+        airflow.wait(all_ended, LONGEST_SECONDS)
     finally:
         airflow.slots(NUM_GPUS)
     print(f"looks {looks}, pods at once {most_pods}, tasks deferred {most_deferred}, workers busy {most_workers}")

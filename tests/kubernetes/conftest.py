@@ -19,11 +19,12 @@ from s2v_tasks.metadata.session import engine_from_settings
 from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.metadata.tables import Job
 from s2v_tasks.settings import Settings, load_settings
-from tests.kubernetes.cluster import NUM_GPUS, REPOSITORY, Cluster
+from tests.kubernetes.cluster import NUM_GPUS, REPOSITORY, Cluster, Kubectl
 from tests.kubernetes.holding import Hold
 from tests.kubernetes.images import import_engine_image
 from tests.kubernetes.serving import Airflow, small_request
 
+OLDEST_KUBECTL = (1, 30)  # as docs/how-to/first-clip-on-kubernetes.md requires
 CLUSTER_SCRIPT = REPOSITORY.parent / "shared" / "kubernetes" / "cluster.sh"
 
 
@@ -76,6 +77,8 @@ def config_dir(home: Path) -> Path:
 @pytest.fixture(scope="session")
 def engine_image(kubeconfig: str) -> str:
     """Name of the engine image of this checkout, which the node has."""
+    if (version := Kubectl(kubeconfig).version()) < OLDEST_KUBECTL:
+        pytest.skip(f"kubectl is {version}, but its kustomize must be that of {OLDEST_KUBECTL}: put it on PATH")
     missing = [name for name in ("buildah", "mmdebstrap", "ctr") if not shutil.which(name)]
     if missing:
         pytest.skip(f"{', '.join(missing)} not found: the pods run in the engine image, which the tests build")

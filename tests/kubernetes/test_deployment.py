@@ -10,7 +10,6 @@ from tests.kubernetes.cluster import NAMESPACE, REPOSITORY, Cluster
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(600, func_only=True)]
 CONFIG = REPOSITORY / "config"
-OLDEST_KUBECTL = (1, 30)  # as docs/how-to/first-clip-on-kubernetes.md requires
 
 
 def documents(*paths: Path) -> list[dict[str, Any]]:
@@ -30,9 +29,6 @@ def test_the_api_server_takes_every_manifest(cluster: Cluster) -> None:
 
 def test_the_api_server_takes_the_example_of_a_cluster(cluster: Cluster) -> None:
     """`kubectl apply -k config/clusters/example`, with the patches of the pods for Airflow."""
-    version = cluster.admin.version()
-    if version < OLDEST_KUBECTL:
-        pytest.skip(f"kubectl is {version}, the how-to requires {OLDEST_KUBECTL}: put it on PATH")
     # The storage class of a claim cannot be changed. Nothing uses the claims on this node.
     cluster.admin("delete", "persistentvolumeclaims", "--all", "--namespace", NAMESPACE)
     folder = str(CONFIG / "clusters" / "example")

@@ -5,7 +5,7 @@ they still have of this machine, and why:
 
 * its network, because S3 and PostgreSQL listen on its loopback, and pods have no route to it;
 * the weights as a mounted folder instead of a claim, because the node has no storage class;
-* hold/sitecustomize.py, which holds a render at a solver step, so that a fault meets it there;
+* hold/sitecustomize.py, which holds a render at a solver step, so that a fault meets it there, or spoils a clip;
 * Airflow, which runs beside the cluster by the rights of its account.
 
 The node is said to have GPUs, which nobody uses.

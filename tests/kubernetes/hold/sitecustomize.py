@@ -1,8 +1,10 @@
-"""Hold a render at a solver step, so that a test meets it there on a machine of any speed.
+"""Hold a render at a solver step, so that a test meets it there on a machine of any speed; or spoil one clip.
 
 Python imports this module at the start of each process of a pod, because its folder is on PYTHONPATH there. The render
 waits behind its `HELD_STEP`-th solver step while the file `<job_id>.<clip_index>.hold` is in `HOLD_FOLDER`, and leaves
 `<job_id>.<clip_index>.reached` beside it. SIGTERM ends the wait: the product decides what follows.
+
+The clip whose seed is `SPOILED_SEED` becomes one of a single colour.
 """
 
 import os
@@ -15,32 +17,50 @@ from pathlib import Path
 from typing import Any
 
 HELD_STEP = 3
-_MODULE = "s2v_tasks.rendering.progress"
 _POLL_SECONDS = 0.02
 
 
 class _Finder(MetaPathFinder):
-    """Changes `Progress` of the module that reports solver steps as soon as it is imported."""
+    """Changes the modules of `_CHANGES` as soon as they are imported."""
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
-        spec = PathFinder.find_spec(name, path) if name == _MODULE else None
+        spec = PathFinder.find_spec(name, path) if name in _CHANGES else None
         if spec is None or spec.loader is None:
             return None
         load = spec.loader.exec_module
 
-        def load_and_hold(module: Any) -> None:
+        def load_and_change(module: Any) -> None:
             load(module)
-            report = module.Progress.__call__
+            _CHANGES[name](module)
 
-            def report_and_wait(progress: Any, step: int, num_steps: int) -> None:
-                report(progress, step, num_steps)
-                if step == HELD_STEP:
-                    _wait(f"{progress._ctx.job_id}.{progress._clip.clip_index}")
-
-            module.Progress.__call__ = report_and_wait
-
-        spec.loader.exec_module = load_and_hold  # type: ignore[method-assign]
+        spec.loader.exec_module = load_and_change  # type: ignore[method-assign]
         return spec
+
+
+def _hold(progress_module: Any) -> None:
+    """Let the reports of solver steps wait."""
+    report = progress_module.Progress.__call__
+
+    def report_and_wait(progress: Any, step: int, num_steps: int) -> None:
+        report(progress, step, num_steps)
+        if step == HELD_STEP and "HOLD_FOLDER" in os.environ:
+            _wait(f"{progress._ctx.job_id}.{progress._clip.clip_index}")
+
+    progress_module.Progress.__call__ = report_and_wait
+
+
+def _spoil(pipeline_module: Any) -> None:
+    """Add a constant to the noise of one seed."""
+    draw = pipeline_module.S2VPipeline._draw_noise
+
+    def draw_spoiled(pipeline: Any, seed: int, shape: tuple[int, ...]) -> Any:
+        noise = draw(pipeline, seed, shape)
+        return noise + 20 if str(seed) == os.environ.get("SPOILED_SEED") else noise
+
+    pipeline_module.S2VPipeline._draw_noise = draw_spoiled
+
+
+_CHANGES = {"s2v_tasks.rendering.progress": _hold, "s2v_tasks.engine.pipeline": _spoil}
 
 
 def _wait(name: str) -> None:

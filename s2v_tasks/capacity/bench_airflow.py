@@ -1,4 +1,4 @@
-"""The separate embedded Airflow of a benchmark: its jobs, and measurements of its services.
+"""Run the jobs of a benchmark on a separate embedded Airflow, and measure its services.
 
 Services and Airflow are those of `s2v up`, in a temporary home folder. Each step runs by its production command.
 `capacity.recording` counts in the processes; the rest is read from Airflow's database and from /proc.
@@ -230,6 +230,46 @@ class BenchAirflow:
     def loops(self, begin: float, end: float) -> list[dict[str, float]]:
         """Return the loops of the scheduler that began between two moments."""
         return [loop for loop in lines(self.folder / "loops.jsonl") if begin <= loop["at"] <= end]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """All records of a benchmark."""
+
+    load: Load
+    steps: list[dict[str, Any]]  # records of `StepRecorder`
+    loops: list[dict[str, float]]  # of the scheduler, while the jobs ran
+    tasks: list[dict[str, Any]]  # rows of Airflow's task instances
+    runs: list[dict[str, Any]]  # rows of its DAG runs
+    num_triggers: int
+    api_log: list[str]
+    attempts: dict[str, list[tuple[int, float, float]]]  # job → clip, start, end
+    idle: Reading
+    busy: Reading
+
+
+def measure(load: Load) -> Measured:
+    """Run the jobs to their end; TransientError if they do not end in time or one of them fails."""
+    with bench_airflow(load) as airflow:
+        began = airflow.read()
+        time.sleep(load.idle_seconds)
+        before = airflow.read()
+        triggers = airflow.num_triggers()
+        airflow.submit()
+        runs = airflow.wait()
+        after = airflow.read()
+        return Measured(
+            load=load,
+            steps=lines(airflow.folder / "steps.jsonl"),
+            loops=airflow.loops(before.at, after.at),
+            tasks=airflow.rows("SELECT * FROM task_instance WHERE dag_id = %s"),
+            runs=runs,
+            num_triggers=airflow.num_triggers() - triggers,
+            api_log=(airflow.installation.logs / "airflow-api-server.log").read_text(errors="replace").splitlines(),
+            attempts=airflow.attempts(),
+            idle=before.since(began),
+            busy=after.since(before),
+        )
 
 
 def _seconds(pid_path: Path) -> float:

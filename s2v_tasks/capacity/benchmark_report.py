@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
+from s2v_tasks.capacity.bench_airflow import Measured
 from s2v_tasks.capacity.counting import JobCounts, StepCount, Times, api_calls, job_counts, steps_of, times
 from s2v_tasks.capacity.links import Link, links, mean_link, seconds_inside
-from s2v_tasks.capacity.orchestration import Measured
 from s2v_tasks.schemas.steps import RENDER_CLIP
 
 

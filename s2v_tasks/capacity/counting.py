@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from s2v_tasks.capacity.orchestration import Measured
+from s2v_tasks.capacity.bench_airflow import Measured
 from s2v_tasks.schemas.steps import PIPELINE
 
 _COMMANDS = {step.command: step.name for step in PIPELINE}

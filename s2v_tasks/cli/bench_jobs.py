@@ -33,9 +33,8 @@ def orchestration(
     Steps, stores and Airflow are real, in a temporary folder; only the networks are replaced. For the same --clips and
     --clips-per-pod the counts are always equal; times depend on the machine. docs/capacity.md explains them.
     """
-    from s2v_tasks.capacity.bench_airflow import Load
+    from s2v_tasks.capacity.bench_airflow import Load, measure
     from s2v_tasks.capacity.benchmark_report import report
-    from s2v_tasks.capacity.orchestration import measure
 
     load = Load(
         jobs=jobs,

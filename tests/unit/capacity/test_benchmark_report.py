@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from typing import Any
 
-from s2v_tasks.capacity.links import Link, links, mean_link, seconds_inside
+from s2v_tasks.capacity.benchmark_report import Link, links, mean_link, seconds_inside
 
 
 def row(task_id: str, map_index: int, start: float, end: float) -> dict[str, Any]:

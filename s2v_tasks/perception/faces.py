@@ -22,7 +22,7 @@ from s2v_tasks.errors import ConfigurationError
 Picture = npt.NDArray[np.uint8]
 Points = npt.NDArray[np.float64]
 
-_MODELS = Path(__file__).parent / "models"
+_NETWORKS = Path(__file__).parent / "mediapipe"
 _SHA256 = {
     "face_detection_short_range": "bbff11cebd1eb27a1e004cae0b0e63ec8c551cbf34a4451148b4908b8db3eca8",
     "face_landmark": "1055cb9d4a9ca8b8c688902a3a5194311138ba256bcc94e336d8373a5f30c814",
@@ -133,7 +133,7 @@ class _Network:
     def __init__(self, name: str) -> None:
         from ai_edge_litert.interpreter import Interpreter
 
-        path = _MODELS / f"{name}.tflite"
+        path = _NETWORKS / f"{name}.tflite"
         if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != _SHA256[name]:
             raise ConfigurationError(f"{path} is missing or damaged: install the package again.")
         self._interpreter = Interpreter(str(path), num_threads=1)

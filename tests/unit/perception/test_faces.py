@@ -76,6 +76,6 @@ def test_an_open_mouth_is_more_open_at_every_size(finder: FaceFinder) -> None:
 def test_a_damaged_network_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model file whose SHA-256 differs is named with the remedy."""
     (tmp_path / "face_detection_short_range.tflite").write_bytes(b"TFL3")
-    monkeypatch.setattr(faces, "_MODELS", tmp_path)
+    monkeypatch.setattr(faces, "_NETWORKS", tmp_path)
     with pytest.raises(ConfigurationError, match=r"face_detection_short_range\.tflite is missing or damaged"):
         FaceFinder()

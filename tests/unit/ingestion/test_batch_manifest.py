@@ -1,14 +1,24 @@
 """Batch manifests: what a row may be, and that all that is wrong is found at once."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from s2v_tasks.errors import PermanentError
-from s2v_tasks.ingestion.batch_manifest import BatchEntry, RowError, check_rows, job_ids, read_manifest
+from s2v_tasks.ingestion.batch_manifest import (
+    MAX_BYTES,
+    MAX_ROWS,
+    BatchEntry,
+    RowError,
+    check_rows,
+    job_ids,
+    read_manifest,
+)
 from s2v_tasks.schemas.preset import load_presets
+from s2v_tasks.schemas.request_fields import MAX_PROMPT_CHARACTERS
 
 PRESETS = load_presets(Path(__file__).parents[3] / "config")
 URI = "s3://bucket/batch/monday.jsonl"
@@ -187,3 +197,48 @@ def test_job_ids_of_rows_stay_what_they_are() -> None:
     assert job_ids(URI, entries) == [
         "welcome-1-dac521f71099ecb8", "batch-5ab85d0cde4242e0", "batch-6cba8ba8be10da14", "batch-e9db530a04f5b76a"
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["b.CSV", "b.csv", "b.JSONL", "b.ndjson", "b.NDJSON"])
+def test_the_ending_of_a_name_tells_the_format(name: str) -> None:
+    """Capital letters do not matter, and both names of JSON lines are known."""
+    text = "image_uri,audio_uri,prompt\na.png,a.wav,Hi\n" if name.lower().endswith("csv") else json.dumps(ROW)
+    (entry,), errors = read_text(text, f"s3://bucket/{name}")
+    assert (entry.row_id, errors) == (None, [])
+
+
+def test_an_empty_field_of_a_row_is_one_that_is_left_out() -> None:
+    """Programs write null for what they do not know: the row asks for the same, and is the same job."""
+    empty = ROW | dict.fromkeys(["id", "preset", "priority", "num_clip", "pose_video_uri", "labels"])
+    (entry,), errors = read(empty)
+    assert errors == []
+    assert job_ids(URI, [entry]) == job_ids(URI, read(ROW)[0])
+    (plain,) = read_manifest(json.dumps(empty).encode(), URI, PRESETS)
+    assert plain.uris == ("s3://bucket/batch/anna.png", "s3://bucket/voices/a.wav")
+
+
+@pytest.mark.parametrize("row_id", [True, False, {}, ["x"]])
+def test_an_id_is_a_text_or_a_number(row_id: Any) -> None:
+    """Spreadsheets write numbers; anything else is a mistake."""
+    _, (error,) = read(ROW | {"id": row_id})
+    assert error.error.startswith(f"id {str(row_id)!r}: expected a text of 1 to 200 characters")
+    (entry,), _ = read(ROW | {"id": 17})
+    assert entry.row_id == "17"
+
+
+@pytest.mark.parametrize("separator", [";", "\t", "|"])
+def test_another_separator_of_a_csv_is_named(separator: str) -> None:
+    """Spreadsheets of some countries use one."""
+    with pytest.raises(PermanentError, match=re.escape(f"separated by {separator!r}: expected commas")):
+        read_text(f"prompt{separator}id\nx{separator}1\n", "s3://bucket/b.csv")
+
+
+def test_labels_have_columns_of_their_own() -> None:
+    """A column of that name alone says nothing about the name of a label."""
+    with pytest.raises(PermanentError, match=r"column 'labels' is none of a manifest; .* or labels\.<name>"):
+        read_text("prompt,labels\nx,y\n", "s3://bucket/b.csv")
+
+
+def test_the_largest_manifest_fits_the_bound() -> None:
+    """As many rows as are allowed, each with the longest prompt and a kilobyte of names."""
+    assert MAX_ROWS * (MAX_PROMPT_CHARACTERS + 1000) <= MAX_BYTES <= 100e6

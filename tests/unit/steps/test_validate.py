@@ -1,0 +1,125 @@
+"""The quality of a whole video from the records of its clips, in numbers and in words."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from s2v_tasks.schemas.quality import Finding, FrameSeries, LookQuality, ReferenceLook, SeamQuality, Take, TakeRecord
+from s2v_tasks.steps import validate
+from s2v_tasks.steps.validate import MeasuredClips
+from s2v_tasks.validation.quality import load_quality_limits
+from tests.unit.rendering.test_takes import MEASURED
+
+LIMITS = load_quality_limits(Path(__file__).parents[3] / "config" / "quality.yaml")
+LOOK = ReferenceLook(
+    num_faces=1, face_height=0.5, skin_lab=(60.0, 10.0, 10.0), background_lab=(40.0, 0.0, 0.0), contrast=40.0,
+    sharpness=1.0,
+)  # fmt: skip
+SPEECH = np.arange(16_000 * 4, dtype=np.float32)  # of 64 frames
+Known = tuple[TakeRecord, Take] | None
+
+
+def known(
+    index: int, *, takes: int = 1, kept: int = 0, reference: ReferenceLook | None = LOOK, **changes: Any
+) -> Known:
+    """Return the record of clip `index`, of 16 frames, whose mouth opens by its index; and its kept take."""
+    series = FrameSeries(mouth=(float(index), *[None] * 15), shifts=(), skin=(), background=())
+    measured = MEASURED.model_copy(update={"start_frame": 16 * index, "end_frame": 16 * index + 16} | changes)
+    penalties = [Finding(level="fail", measure="face_share", message="no face", penalty=11.0 + n) for n in range(takes)]
+    made = tuple(
+        Take(
+            take=number, seed=number, fingerprint=f"f{number}", measured=measured,
+            findings=(penalties[number],) if takes > 1 else (), series=series, measure_seconds=0.0,
+        )
+        for number in range(takes)
+    )  # fmt: skip
+    record = TakeRecord(clip_index=index, fingerprint="f0", reference=reference, takes=made, kept=kept)
+    return record, made[kept]
+
+
+def failed(index: int) -> Known:
+    """Return the record of a clip that could not be measured."""
+    take = Take(take=0, seed=0, fingerprint="f0", error="OSError: gone", measure_seconds=0.0)
+    return TakeRecord(clip_index=index, fingerprint="f0", takes=(take,), kept=0), take
+
+
+@pytest.fixture
+def synced(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Notes what the lip sync of the whole video is measured from, and measures nothing."""
+    seen: list[Any] = []
+    monkeypatch.setattr(validate, "measure_lip_sync", lambda *given: seen.extend(given))
+    return seen
+
+
+def test_lip_sync_of_the_whole_video_leaves_out_what_was_not_measured(synced: list[Any]) -> None:
+    """Frames of such a clip have no mouth, and speech behind the last measured frame is not looked for."""
+    report = MeasuredClips((failed(0), known(1), None, known(3)), LIMITS).report(np.append(SPEECH, SPEECH))
+    mouth, speech, rate, fps = synced
+    assert (rate, fps, len(mouth)) == (16_000, 16, 64)
+    assert [index for index in range(64) if not np.isnan(mouth[index])] == [16, 48]
+    assert (mouth[16], mouth[48]) == (1.0, 3.0)
+    assert np.array_equal(speech, SPEECH)
+    assert report is not None
+    assert report.video is not None
+    assert [clip.start_frame for clip in report.video.clips] == [16, 48]
+    assert report.video.reference == LOOK
+    assert (report.num_takes, report.kept_takes) == ((1, 1, 0, 1), (0, 0, 0, 0))
+    assert "Clip 0 was not measured: OSError: gone" in report.sentences
+    assert "Clip 2 was not measured." in report.sentences
+
+
+def test_a_video_of_which_nothing_could_be_measured_says_why(synced: list[Any]) -> None:
+    """There are no numbers; a job that measures nothing has no report of its quality at all."""
+    report = MeasuredClips((failed(0), None), LIMITS).report(SPEECH)
+    assert report is not None
+    assert report.video is None
+    assert report.sentences == ("Clip 0 was not measured: OSError: gone", "Clip 1 was not measured.")
+    nothing = MeasuredClips((None, None), LIMITS)
+    assert (nothing.report(SPEECH), nothing.notes(), nothing.for_fingerprint()) == (None, [], [])
+    assert synced == []
+
+
+def test_sentences_tell_takes_findings_seams_and_drift(synced: list[Any]) -> None:
+    """The kept take comes with the scores of all; the drift of the colours over the clips comes last."""
+    seam = SeamQuality(start_frame=16, jump=0.5, colour_jump=0.5, skin_step=0.1, background_step=0.1)
+    looks = [
+        LookQuality(skin_difference=10.0 * n, background_difference=10.0 * n, contrast_ratio=1.0, sharpness_ratio=1.0)
+        for n in range(3)
+    ]
+    clips = (known(0, look=looks[0], reference=None), known(1, takes=2, kept=1, look=looks[1], seam=seam),
+             known(2, look=looks[2]))  # fmt: skip
+    report = MeasuredClips(clips, LIMITS).report(SPEECH)
+    assert report is not None
+    assert (report.num_takes, report.kept_takes) == ((1, 2, 1), (0, 1, 0))
+    first = report.sentences.index("Clip 1 was rendered 2 times; take 1 is kept (take 0: -11.0, take 1: -12.0).")
+    assert report.sentences[first + 1] == "Clip 1 (fail): no face."
+    assert "Seams: 1 of 1 invisible." in report.sentences[:first]
+    assert report.sentences[-1].startswith("Drift (")
+    assert not any(sentence.startswith(("Clip 0", "Clip 2")) for sentence in report.sentences)
+
+
+def test_the_contact_sheet_has_a_note_for_each_clip() -> None:
+    """The measures in short; for a clip with retakes also which take it is."""
+    notes = MeasuredClips((known(0), known(1, takes=3, kept=1), failed(2), None), LIMITS).notes()
+    assert notes[1] == f"{notes[0]}   take 1 of 3"
+    assert notes[2:] == ["not measured", "not measured"]
+    assert "take" not in notes[0]
+
+
+def test_a_report_depends_on_records_and_limits() -> None:
+    """Another measure and another limit make another report; equal ones make the same."""
+
+    def digest(*clips: Known, **limits: Any) -> list[str]:
+        return MeasuredClips(clips, LIMITS.model_copy(update=limits)).for_fingerprint()
+
+    same = digest(known(0), None)
+    assert len(same) == 1
+    assert same == digest(known(0), None)
+    others = [
+        digest(known(0), known(1)),
+        digest(known(0, end_frame=15), None),
+        digest(known(0), None, min_speech_share=0.9),
+    ]
+    assert all(other != same for other in others)

@@ -1,11 +1,14 @@
 """Approvals in the database: what a decision holds for, and what it leaves alone."""
 
+from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import timedelta
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
+from s2v_tasks.metadata.session import transaction
+from s2v_tasks.metadata.sql import lock_job
 from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.metadata.tables import Approval
 from s2v_tasks.schemas.approval import ApprovalStatus, Rejection
@@ -132,3 +135,20 @@ def test_the_end_of_a_job_leaves_answers_and_other_jobs_alone(store: MetadataSto
     ask(store, job="b")
     store.jobs.cancel("a")
     assert statuses(engine) == [("a", "approved"), ("a", "withdrawn"), ("b", "waiting")]
+
+
+def test_processes_that_ask_at_once_leave_one_question(store: MetadataStore, engine: sa.Engine) -> None:
+    """A clip and the next try of its task take turns: the earlier question is withdrawn."""
+    with ThreadPoolExecutor(2) as pool:
+        with transaction(engine) as connection:
+            lock_job(connection, "a")
+            asked = [pool.submit(ask, store, clip) for clip in (0, 1)]
+            look = sa.text(
+                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+            )
+            while not any(found.done() for found in asked):
+                with engine.connect() as other:
+                    if other.execute(look).scalar_one() == 2:
+                        break
+        wait(asked)
+    assert statuses(engine) == [("a", "withdrawn"), ("a", "waiting")]

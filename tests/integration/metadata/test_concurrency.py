@@ -98,9 +98,11 @@ def _calls_lock_job(function: ast.FunctionDef) -> bool:
 
 
 def test_every_writer_is_tested(metadata: MetadataStore) -> None:
-    """Each method that locks a job is in the table above."""
-    assert len(locking_methods(metadata)) > 10
-    assert locking_methods(metadata) <= set(WRITERS)
+    """Each method that locks a job is in the table above; three others lock it by their update of its row.
+
+    A foreign key makes most writers wait even without a lock of their own, but only after they have read.
+    """
+    assert locking_methods(metadata) == set(WRITERS) - {"jobs.fail", "jobs.close_lost", "jobs.request_cancel"}
 
 
 @pytest.mark.parametrize("name", WRITERS)

@@ -157,3 +157,23 @@ def test_a_video_is_no_picture() -> None:
     """Take a video for the speech of a folder, and never for its image."""
     dropped = folder("talk.mp4", "pose.mp4", "prompt.txt")
     assert [dropped.named(kind) for kind in ("image", "audio", "pose")] == [[], ["talk.mp4"], ["pose.mp4"]]
+
+
+@pytest.mark.parametrize(("size_bytes", "accepted"), [(0, False), (1, True), (1000, True), (1001, False)])
+def test_files_of_a_drop_have_bounds(size_bytes: int, accepted: bool) -> None:
+    """An empty file and one beyond the setting are refused by name, both bounds are allowed."""
+    items = [listed("anna/a.png"), listed("anna/a.wav", size_bytes=size_bytes)]
+    (dropped,) = folders(items, INCOMING)
+    if accepted:
+        assert request_of(dropped).request.audio_uri.endswith("/a.wav")
+        return
+    with pytest.raises(PermanentError, match=rf"'a\.wav' has {size_bytes} bytes: expected 1 to 1000"):
+        request_of(dropped)
+
+
+@pytest.mark.parametrize(("count", "end"), [(10, "'09.txt'. Expected"), (12, "'09.txt' and 2 more. Expected")])
+def test_a_refusal_names_ten_files(count: int, end: str) -> None:
+    """Of more the number is told."""
+    with pytest.raises(PermanentError) as refused:
+        request_of(folder(*(f"{number:02}.txt" for number in range(count))))
+    assert f"'08.txt', {end}" in str(refused.value)

@@ -1,15 +1,17 @@
 """The gate of retakes without a rendering: what a budget allows, and what the kept take means for the job."""
 
+from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
-from s2v_tasks.errors import PermanentError
+from s2v_tasks.errors import PermanentError, TransientError
 from s2v_tasks.rendering.takes import TakeGate, can_afford_retake
+from s2v_tasks.schemas.manifest import Manifest, Producer
 from s2v_tasks.schemas.plan import InheritedClip
-from s2v_tasks.schemas.quality import Finding, Take, TakeRecord
+from s2v_tasks.schemas.quality import Finding, ReferenceLook, Take, TakeRecord
 from s2v_tasks.schemas.request_parsing import parse_request
 from s2v_tasks.storage.layout import JobLayout
 from tests.unit.rendering.test_leader import clip, plan
@@ -135,3 +137,98 @@ def test_the_next_take_is_the_kept_one_once_that_is_decided(
 ) -> None:
     """A bad one is followed by another while retakes and budget last; without the gate there is one."""
     assert gate(**fields).next_take(clip(1), takes) == number
+
+
+LOOK = ReferenceLook(
+    num_faces=1, face_height=0.5, skin_lab=None, background_lab=(40.0, 0.0, 0.0), contrast=40.0, sharpness=1.0
+)
+
+
+class Records:
+    """The records of a job in memory, and which were written."""
+
+    def __init__(self, found: TakeRecord | None = None) -> None:
+        self.found, self.written = found, []
+
+    def begin(self, clip_index: int, fingerprint: str) -> TakeRecord:
+        return self.found or TakeRecord(clip_index=clip_index, fingerprint=fingerprint)
+
+    def write(self, record: TakeRecord) -> None:
+        self.written.append(record)
+
+    def kept(self, made: Manifest) -> Any:
+        take = self.found.kept_take if self.found else None
+        return (self.found, take) if take and take.fingerprint == made.fingerprint else None
+
+
+def with_records(found: TakeRecord | None = None, *, measures: Take | None = None, **fields: Any) -> Any:
+    """Return a gate over records in memory, which measures `measures`; and the events that it records."""
+    ctx, told = context(), []
+    ctx.metadata.events = SimpleNamespace(record=lambda *place, **event: told.append((*place, event)))
+    made = gate(ctx, **fields)
+    records: Any = Records(found)
+    measurer: Any = SimpleNamespace(take=lambda *_: measures, reference=LOOK)
+    made._records, made._measurer = records, measurer
+    return made, records, told
+
+
+def manifest(number: int) -> Manifest:
+    now = datetime(2026, 11, 20, tzinfo=UTC)
+    return Manifest(
+        step="render_clip", job_id="job-1", clip_index=1, fingerprint=f"f{number}",
+        producer=Producer(package_version="1"),
+        inputs={}, outputs={}, started_at=now, finished_at=now, facts={"start_frame": 0, "end_frame": 16},
+    )  # fmt: skip
+
+
+def test_only_without_retakes_a_failed_measure_is_tried_again() -> None:
+    """With the gate it has decided something: a process that comes later must decide the same."""
+    failed = record(take(0, measured=False), kept=0)
+    assert with_records(failed, quality="off")[0].begin(clip(1), "f") is None
+    again = with_records(failed, quality="report")[0].begin(clip(1), "f")
+    assert (again.takes, again.fingerprint, again.clip_index) == ((), "f", 1)
+    assert with_records(failed, quality="gate")[0].begin(clip(1), "f") == failed
+    good = record(take(0), kept=0)
+    assert with_records(good, quality="report")[0].begin(clip(1), "f") == good
+
+
+def test_a_new_take_is_measured_recorded_and_told() -> None:
+    """The record has the take, the look of the reference picture and the decision; the event the findings."""
+    one, records, told = with_records(measures=bad(0), quality="report")
+    judged = one.judge(clip(1), record(), manifest(0), None)
+    assert judged == TakeRecord(clip_index=1, fingerprint="f", reference=LOOK, takes=(bad(0),), kept=0)
+    assert records.written == [judged]
+    ((job_id, name, event),) = told
+    assert (job_id, name, event["clip_index"]) == ("job-1", "clip_measured", 1)
+    assert event["detail"] == {
+        "take": 0, "kept": 0, "seconds": 0.0, "findings": ["fail: no face", "warn: a little pale"]
+    }  # fmt: skip
+
+
+def test_a_take_that_could_not_be_measured_says_why() -> None:
+    """It leaves the look of the reference picture as it was known."""
+    failed = Take(take=0, seed=0, fingerprint="f0", error="OSError: gone", measure_seconds=0.0)
+    one, records, told = with_records(measures=failed, quality="report")
+    judged = one.judge(clip(1), record(), manifest(0), None)
+    assert (judged.reference, judged.kept, records.written) == (None, 0, [judged])
+    assert told[0][2]["detail"]["error"] == "OSError: gone"
+
+
+def test_a_known_take_is_neither_measured_nor_told_again() -> None:
+    """Nothing is written, unless a decision was not stored; nothing at all is known where nothing is measured."""
+    known = record(take(0), kept=0)
+    one, records, told = with_records(measures=bad(1), quality="gate")
+    assert one.judge(clip(1), known, manifest(0), None) == known
+    assert (records.written, told) == ([], [])
+    assert one.judge(clip(1), record(take(0)), manifest(0), None) == known
+    assert (records.written, told) == ([known], [])
+    assert one.judge(clip(1), None, manifest(0), None) is None
+
+
+def test_a_clip_waits_for_the_decision_about_the_clip_before() -> None:
+    """Only with retakes: another take could still take its place."""
+    for undecided in (None, record(bad(0)), record(bad(0), take(1), kept=1)):
+        with pytest.raises(TransientError, match=r"Clip 1 is not decided: .*Run `s2v render-clip --clip-index 1`"):
+            with_records(undecided, quality="gate")[0].check_decided(manifest(0))
+        with_records(undecided, quality="report")[0].check_decided(manifest(0))
+    with_records(record(bad(0), take(1), kept=1), quality="gate")[0].check_decided(manifest(1))

@@ -19,10 +19,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from s2v_tasks.errors import PermanentError, TransientError
+from s2v_tasks.webhooks import delivery
 from s2v_tasks.webhooks.delivery import Message, deliver, signed_headers
 from s2v_tasks.webhooks.target import RefusedTargetError, TargetPolicy
 
-MESSAGE = Message(7, "job_succeeded", {"job_id": "my-job", "labels": {"team": "näh"}})
+MESSAGE = Message(7, "job_succeeded", {"labels": {"team": "näh"}, "job_id": "my-job"})
 LOOPBACK = TargetPolicy(frozenset({"127.0.0.1", "localhost", "rebind.test"}), allow_private=True)
 SECRET = "whsec_dGhlIHNoYXJlZCBzZWNyZXQgb2YgdGVzdHM="
 
@@ -37,7 +38,9 @@ def test_a_receiver_can_verify_who_sent_what_and_when(receiver: Any) -> None:
     path, headers, body = receiver.requests[0]
     assert path == "/hook?token=abc"
     assert json.loads(body) == MESSAGE.payload
+    assert body == '{"job_id": "my-job", "labels": {"team": "näh"}}'.encode()
     assert (headers["X-S2V-Event"], headers["webhook-id"]) == ("job_succeeded", "7")
+    assert (headers["Content-Type"], headers["Connection"]) == ("application/json", "close")
     assert abs(time.time() - int(headers["webhook-timestamp"])) < 60
     how_to = (Path(__file__).parents[3] / "docs" / "how-to" / "webhooks.md").read_text(encoding="utf-8")
     code = how_to.split("```python\n")[1].split("```")[0]
@@ -85,6 +88,52 @@ def test_the_answer_decides_whether_it_is_sent_again(receiver: Any, status: int,
         send(receiver.url)
     assert type(caught.value) is expected
     assert "token" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("status", "is_redirect"), [(300, True), (399, True), (400, False)])
+def test_only_2xx_takes_a_message(receiver: Any, status: int, is_redirect: bool) -> None:
+    """All others are refusals, with a hint where the URL is that of a redirect."""
+    receiver.answers = [299, status]
+    send(receiver.url)
+    with pytest.raises(PermanentError, match=f"answered {status}: expected 2xx") as refused:
+        send(receiver.url)
+    assert ("redirects are not followed" in str(refused.value)) is is_redirect
+
+
+@pytest.mark.parametrize("works", [0, 1])
+def test_every_address_of_a_name_is_tried(receiver: Any, monkeypatch: pytest.MonkeyPatch, works: int) -> None:
+    """The first has half of the time, so that enough is left for the second."""
+    addresses = ["127.0.0.2", "127.0.0.2"]
+    addresses[works] = "127.0.0.1"
+    real, connect, given = socket.getaddrinfo, socket.create_connection, []
+
+    def two(host: str, *args: Any, **kwargs: Any) -> Any:
+        if host != "rebind.test":
+            return real(host, *args, **kwargs)
+        return [entry for address in addresses for entry in real(address, *args, **kwargs)]
+
+    def noted(address: tuple[str, int], timeout: float) -> socket.socket:
+        given.append((address[0], timeout))
+        return connect(address, timeout)
+
+    monkeypatch.setattr(socket, "getaddrinfo", two)
+    monkeypatch.setattr(socket, "create_connection", noted)
+    send(receiver.url.replace("127.0.0.1", "rebind.test"), seconds=600)
+    assert [address for address, _ in given] == addresses[: works + 1]
+    assert given[0][1] <= 300 < 2 * given[0][1]
+    assert len(given) == 1 or given[1][1] > 300
+    assert len(receiver.requests) == 1
+
+
+def test_a_message_that_http_cannot_carry_is_tried_later(receiver: Any) -> None:
+    """Whatever the library refuses is an error of this message alone."""
+    with pytest.raises(TransientError, match="ValueError: Invalid header value"):
+        deliver(receiver.url, Message(7, "a\nb", {}), secret=SECRET, policy=LOOPBACK, seconds=60)
+
+
+def test_a_connection_is_tried_even_at_the_last_moment() -> None:
+    """A limit of 0 would mean one without blocking, and a negative one is an error."""
+    assert 0 < delivery._left(time.monotonic() - 5) <= 0.1
 
 
 def test_a_redirect_is_not_followed(receiver: Any) -> None:

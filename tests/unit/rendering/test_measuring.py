@@ -1,4 +1,4 @@
-"""What of videos, speech and earlier records the measures of a clip are made from."""
+"""Measure clips from parts of videos, speech and earlier records: which parts they are."""
 
 import shutil
 from collections.abc import Iterable

@@ -1,7 +1,7 @@
 """Airflow on this machine, on loopback: its configuration, its database, its four processes.
 
-The processes are started one by one instead of by `airflow standalone`, which would open the log servers of scheduler
-and triggerer to the network and leaves its children behind when it is ended.
+The processes are started one by one instead of by `airflow standalone`, which opens the log servers of scheduler and
+triggerer to the network and does not end its child processes.
 """
 
 import contextlib
@@ -48,9 +48,9 @@ _LOG_AGAIN_SECONDS = 10.0
 
 
 class AirflowInstallation:
-    """One Airflow with a folder and a database of its own.
+    """One Airflow with its own folder and database.
 
-    `name` keeps the one that serves apart from the one of the demo, whose runs a live scheduler must not see.
+    `name` separates the serving Airflow from the one of the demo, because no live scheduler may see runs of the demo.
     """
 
     def __init__(self, home: Path, name: str = "airflow") -> None:
@@ -133,7 +133,7 @@ class AirflowInstallation:
             for component, arguments in _COMPONENTS.items():
                 process = self._process(component)
                 if process.pid() is None:
-                    # Idle workers of a killed scheduler wait for ever; busy ones finish their task.
+                    # Idle workers of a killed scheduler wait forever; busy ones finish their task.
                     process.stop_left_behind("LocalExecutor: <idle>", _POLL_SECONDS)
                     command = airflow_command(component, *arguments)
                     child = launch(command, self._log_path(component), env=environment, cwd=CHECKOUT)

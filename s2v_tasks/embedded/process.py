@@ -1,4 +1,4 @@
-"""Start servers that outlive their command, find them again by a pid file, and end them by their own pid."""
+"""Start servers that keep running after their command, find them by a pid file, and end them by pid."""
 
 import fcntl
 import json
@@ -27,7 +27,7 @@ _children: dict[int, subprocess.Popen[bytes]] = {}
 
 @dataclass(frozen=True)
 class DetachedProcess:
-    """A process in a session of its own. Ours is the one whose command line has `marker`: pids are used again."""
+    """A process in a separate session. Pids are reused, so the command line of our process must have `marker`."""
 
     pid_path: Path  # its first line is the pid
     marker: str
@@ -49,7 +49,7 @@ class DetachedProcess:
         write_private(self.pid_path, f"{launch(command, log_path, **options).pid}\n")
 
     def forget_reused_pid(self) -> None:
-        """Remove the pid file if its pid belongs to another program now: a server would mistake it for its own."""
+        """Remove the pid file if its pid now belongs to another program, because a server would take it for itself."""
         pid = self._noted_pid()
         if pid is not None and self.pid() is None and _command_line(pid):
             self.pid_path.unlink(missing_ok=True)
@@ -69,10 +69,10 @@ class DetachedProcess:
             raise TransientError(f"Process {self.pid()} ({self.marker}) does not end: end it by hand.")
 
     def stop_left_behind(self, marker: str, timeout_seconds: float) -> int:
-        """End the processes that a killed process has left; return their number.
+        """End the remaining processes of a killed process; return their number.
 
-        They are those of its session whose command line has `marker`. SIGTERM first, so that work is put down in order;
-        SIGKILL for those that do not heed it.
+        These are the processes of its session whose command line has `marker`. They get SIGTERM to end in order, then
+        SIGKILL.
         """
         leader = self._noted_pid()
         # A pid is not reused while a session has its number: the process with it is the leader.
@@ -101,7 +101,7 @@ class DetachedProcess:
 
 
 def launch(command: Sequence[str], log_path: Path, **options: Any) -> "subprocess.Popen[bytes]":
-    """Start `command` in a session of its own, its output appended to `log_path`; options go to Popen."""
+    """Start `command` in a separate session, append its output to `log_path`, and pass options to Popen."""
     log_path.parent.mkdir(parents=True, exist_ok=True)
     with log_path.open("ab") as log:
         child = subprocess.Popen(

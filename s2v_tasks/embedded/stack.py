@@ -1,4 +1,4 @@
-"""The embedded stack: PostgreSQL, S3, a tiny snapshot and Airflow on this machine, without configuration.
+"""The embedded stack: PostgreSQL, S3, a small snapshot and Airflow on this machine, without configuration.
 
 All state lies in the home folder and survives a restart. Everything listens on loopback only.
 """
@@ -65,7 +65,7 @@ class Services:
     def in_use(self, when_killed: Ending = "release") -> Iterator[Settings]:
         """Start the services for the block; stop them afterwards unless another process or Airflow uses them.
 
-        `when_killed`: what is done when this process is killed meanwhile.
+        `when_killed`: action of the guard if this process is killed in the meantime.
         """
         end_leftovers()
         with (self.home / "users.lock").open("w") as users, guarded(self.home, when_killed):
@@ -161,7 +161,7 @@ def up(home: Path) -> None:
 def down(home: Path) -> None:
     """Stop all services; data is kept. Running tasks are ended and retried after the next `up`.
 
-    So is what a killed run of tests has left on this machine.
+    Leftovers of killed test runs on this machine are stopped too.
     """
     stop_all(home)
     end_leftovers()

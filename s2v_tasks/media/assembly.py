@@ -29,7 +29,7 @@ _ANY_LENGTH_SECONDS = 1e6
 
 
 def stitch(clips: Sequence[Path], output: Path, expected_frames: int, *, compare_frames: bool = False) -> None:
-    """Concatenate `clips` in order by stream copy: every frame, bit for bit, at uniform times.
+    """Concatenate `clips` in order by stream copy, bit for bit, with uniform time stamps.
 
     Clips of several encoders need `compare_frames`: the output is decoded and compared with the decoded clips.
     Raises PermanentError if there is no clip, if their streams differ or if they decode to other frames when joined,

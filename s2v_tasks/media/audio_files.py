@@ -1,9 +1,9 @@
 """Recognise uploaded audio files by their bytes, find lost ends, and write a copy that ffmpeg decodes completely.
 
 ffmpeg decodes a truncated file (an interrupted upload) up to the cut and reports success. Of concatenated files it
-decodes the first. A job would then make a shorter video without a warning. Detected here: wrong sizes in WAV, AIFF and
-CAF; an MP3 whose last frame is not whole or that has fewer frames than its Xing header announces; an Ogg file whose
-last page is not whole; concatenated files. Not detectable: an MP3 without Xing header, or an Ogg file, that is cut
+decodes the first. A job would then make a shorter video without a warning. This module detects: wrong sizes in WAV,
+AIFF and CAF; an MP3 with an incomplete last frame or with fewer frames than in its Xing header; an Ogg file with an
+incomplete last page; concatenated files. It cannot detect: an MP3 without Xing header, or an Ogg file, that is cut
 exactly between two frames or pages; an MP3 frame whose end was replaced by zeros.
 
 File names are ignored: ffmpeg would trust the name of a file whose bytes it does not recognise.
@@ -65,7 +65,7 @@ def container_format(path: Path, formats: str, *, doing: str) -> str:
 
 
 def too_much(path: Path, format_name: str, max_duration_seconds: float) -> str | None:
-    """Return why the file is too long or has too many tags, None if it is not. This is cheap: nothing is decoded.
+    """Return a message if the file is too long or has too many tags, else None. Nothing is decoded.
 
     `format_name`: the answer of `audio_formats` (tags are checked before ffmpeg opens the file), then that of
     `container_format`.
@@ -225,7 +225,7 @@ def _written(data: mmap, pieces: Pieces, folder: Path, name: str) -> Path:
 
 
 def _new_path(folder: Path, name: str) -> Path:
-    return Path(mkdtemp(dir=folder)) / name  # in a folder of its own: `name` may be that of another file
+    return Path(mkdtemp(dir=folder)) / name  # in a new folder, because another file may have the same `name`
 
 
 def _other_file(data: mmap, format_name: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Consume items in a background thread through a bounded queue: a slow consumer holds the producer back."""
+"""Consume items in a background thread through a bounded queue: a slow consumer slows the producer down."""
 
 import queue
 from collections.abc import Callable, Iterator
@@ -19,9 +19,9 @@ class _AbandonedError(Exception):
 def background_consumer(consume: Callable[[Iterator[T]], object]) -> Iterator[Callable[[T], None]]:
     """Run `consume` in a thread and yield a function that passes one item to it.
 
-    That function blocks while `MAX_WAITING` items are in the queue (backpressure). It raises an error of `consume`; the
-    end of the block does, too, after it has waited for `consume`. Items that `consume` leaves are dropped. When the
-    block fails, `consume` gets an error in place of the next item.
+    That function blocks while `MAX_WAITING` items are in the queue (backpressure). It raises errors of `consume`. The
+    end of the block waits for `consume` and raises its errors too. Items that `consume` does not read are dropped. If
+    the block fails, `consume` gets an error in place of the next item.
     """
     items: queue.Queue[T | BaseException | None] = queue.Queue(MAX_WAITING)
     with ThreadPoolExecutor(1, thread_name_prefix="background-consumer") as threads:

@@ -1,7 +1,7 @@
-"""Choose the channels of the speech, so that their mean, which is the input of the model, contains the speech.
+"""Choose the channels of the speech. Their mean is the input of the model and must contain the speech.
 
-The plain choice is all channels as they are, or the usual downmix to stereo. Their mean can lack the speech: opposite
-polarities cancel, and a loud noise on one channel covers the speech on another. Then one channel is used alone.
+The default is all channels unchanged, or the usual downmix to stereo. Their mean can lack the speech: opposite
+polarities cancel, and a loud noise on one channel covers the speech on another. Then a single channel is used.
 """
 
 from collections.abc import Iterable

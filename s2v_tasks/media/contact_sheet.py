@@ -1,4 +1,4 @@
-"""Draw small pictures of a video: its contact sheet, with the first, middle and last frame of each clip; its poster."""
+"""Draw the contact sheet of a video (first, middle and last frame of each clip) and its poster."""
 
 from collections.abc import Sequence
 from pathlib import Path

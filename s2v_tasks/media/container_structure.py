@@ -1,7 +1,7 @@
 """Check the structure of MP4, Matroska and Ogg files, and find the boundaries of concatenated files.
 
-ffmpeg skips a lost or damaged part and reads on. The time stamps then have a gap, as after a muted microphone. A gap
-counts as silence only in a file whose structure is complete.
+ffmpeg skips a lost or damaged part and continues. The time stamps then have a gap, as after a muted microphone. A gap
+is treated as silence only if the structure of the file is complete.
 """
 
 import re
@@ -89,7 +89,7 @@ def _matroska_problem(data: mmap) -> str | None:
             return f"at byte {position} there is no element"
         name, content = _ebml_number(data, position)
         length, content = _ebml_number(data, content, is_size=True)
-        # A recorder leaves the sizes of clusters open: the elements in a cluster are checked like those beside it.
+        # A recorder leaves the sizes of clusters open: elements in a cluster are checked like elements outside it.
         position = content if name == _EBML_CLUSTER else content + (length or 0)
         if position > end and size is not None:
             return f"its last element announces {length} bytes, {end - content} are there"

@@ -1,8 +1,8 @@
-"""Encode frames in the one profile of the system: H.264, 8-bit 4:2:0, converted to bt709 and tagged, reproducible.
+"""Encode frames in the encoding profile of the system: H.264, 8-bit 4:2:0, bt709 with tags, reproducible.
 
 There are no B-frames, and a closed GOP starts with a key frame: clips can be joined by stream copy, and decoding order
-is display order. The number of threads is fixed because x264 writes other bytes with other numbers. Other builds of
-ffmpeg and x264 write other bytes, too: `encoder_build` names the one in use.
+is display order. The number of threads is fixed, because it changes the bytes that x264 writes. The build of ffmpeg and
+x264 changes them too: `encoder_build` names it.
 """
 
 import hashlib
@@ -107,7 +107,7 @@ class _Counter:
 
 
 def to_yuv(rgb: Any) -> Any:
-    """Convert RGB frames to limited-range bt709 4:2:0, with tags: without them players guess."""
+    """Convert RGB frames to limited-range bt709 4:2:0, with tags, which players would otherwise guess."""
     yuv = rgb.filter("scale", out_color_matrix="bt709", out_range="tv", flags=_SWSCALE)
     tags = {"colorspace": "bt709", "color_primaries": "bt709", "color_trc": "bt709", "range": "tv"}
     return yuv.filter("format", "yuv420p").filter("setparams", **tags)

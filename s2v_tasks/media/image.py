@@ -83,8 +83,8 @@ class ImageInfo:
 def normalise_image(source: Path, png: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> ImageInfo:
     """Write `source` upright, opaque and in 8-bit sRGB to `png`, with reproducible bytes and no metadata.
 
-    Transparent parts become white, as on the pages that show cut-out portraits. Raises PermanentError, in one sentence,
-    if the file is empty, no such picture, damaged, animated, or its size cannot be used.
+    Transparent parts become white. Raises PermanentError, in one sentence, if the file is empty, no such picture,
+    damaged, animated, or its size cannot be used.
     """
     if source.stat().st_size == 0:
         raise PermanentError(f"The image {source.name} is empty (0 bytes): upload a {_ACCEPTED} picture.")

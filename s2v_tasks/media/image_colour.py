@@ -100,7 +100,7 @@ def _transform(profile: bytes | None, mode: str) -> Callable[[Image.Image], Imag
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise _UnsuitableError("it is damaged") from error
     if found[0, 0].mean() - found[0, -1].mean() < _WHITE_OVER_BLACK:
-        raise _UnsuitableError("it does not tell white from black")
+        raise _UnsuitableError("it maps white and black to nearly the same colour")
     if mode != "CMYK" and np.abs(found - np.asarray(probe.convert("RGB"))).max() <= _SAME_LEVELS:
         return None
     return transform.apply

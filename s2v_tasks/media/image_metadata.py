@@ -1,7 +1,7 @@
 """Read the orientation and the colour description of a picture file, and copy the file without metadata.
 
-Metadata is often wrong, and sometimes forged. Pillow reads all of it when it opens a file, and some wrong values make
-it fail. So Pillow gets a copy of JPEG and PNG files without metadata, and the values in use are read here.
+Metadata is often wrong, and sometimes forged. Pillow reads all of it when it opens a file and fails for some wrong
+values. It therefore gets a copy of JPEG and PNG files without metadata, and this module reads the needed values.
 """
 
 import re

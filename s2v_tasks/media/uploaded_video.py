@@ -43,10 +43,10 @@ class UploadedVideo:
 
         Frame n shows the picture that the source shows n/16 s + `after_seconds` after its first frame.
         """
-        # Bounds for memory: the frame size can change in a stream, and each decoding thread has frames of its own.
+        # Bounds for memory: the frame size can change in a stream, and each decoding thread has its own frames.
         options = {"max_pixels": _MAX_PIXELS, "threads": _DECODING_THREADS}
         video = uploaded_input(self.source, VIDEO_FORMATS, **options).video
-        # round=up: a source frame is used from the first 1/16 s at which it is on display, never before.
+        # round=up: a source frame is used from the first 1/16 s after its display time, never before it.
         timed = video.filter("setpts", f"PTS-STARTPTS-({after_seconds})/TB").filter(
             "fps", fps=FPS, round="up", start_time=0
         )

@@ -1,12 +1,12 @@
 """Find the samples of a WAV, AIFF or CAF file, also if the sizes in its headers are wrong.
 
-Programs that write a stream leave a placeholder in place of the size. Recorders that crash leave the size of an earlier
-moment. `cat` appends a whole file to another one. A size is interpreted by these rules:
+Programs that write to a stream store a placeholder as the size. Crashed recorders leave an outdated size. `cat` appends
+a whole file to another. A size is interpreted by these rules:
 
 * It fits, and chunks, tags, zeros, another file or nothing follow: it is the size.
-* It is 0, or it points behind the file and is at least `_MIN_PLACEHOLDER`, or the size of the whole file contradicts
+* It is 0, or it points beyond the file and is at least `_MIN_PLACEHOLDER`, or the size of the whole file contradicts
   it: the size is unknown. The samples extend to the metadata or the next file that follows, or to the end.
-* It points behind the file and could be true: the file was truncated.
+* It points beyond the file and could be true: the file was truncated.
 * It fits, and other bytes follow: they continue the samples if they look like samples, else the file is refused.
 """
 

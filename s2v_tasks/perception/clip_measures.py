@@ -1,4 +1,4 @@
-"""Measures of a clip, frame by frame in bounded memory: a few numbers are kept of each frame, and two pictures."""
+"""Measures of a clip, frame by frame in bounded memory: a few values of each frame and two pictures are kept."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -23,9 +23,9 @@ Series = npt.NDArray[np.float64]
 
 # Other faces than the first are searched for in every such frame: they do not come and go within half a second.
 _ALL_FACES_EVERY = 8
-# The face is compared with that of the reference once in so many frames, first in the middle of them.
+# The face is compared with that of the reference once per this many frames, in the middle of them.
 _IDENTITY_EVERY = 32
-# Colours on each side of a seam are the mean of so many frames.
+# Colours on each side of a seam are the mean of this many frames.
 _SEAM_FRAMES = 3
 # Steps of colour below this distance in Lab cannot be distinguished from noise of the encoder.
 _LEAST_STEP = 0.35
@@ -33,7 +33,7 @@ _LEAST_STEP = 0.35
 _BLINK_BELOW = 0.6
 # Speech is audible in a frame whose compressed loudness is above this share of its range.
 _AUDIBLE_ABOVE = 0.35
-# Silence counts from so many frames behind speech to so many before it, and if there are enough frames of it.
+# Frames next to speech do not count as silence; silence is judged only if it has enough frames.
 _BESIDE_SPEECH_FRAMES = 2
 _MIN_SILENT_FRAMES = 8
 
@@ -65,7 +65,7 @@ class Reference:
 
 @dataclass
 class ClipMeter:
-    """Take the frames of one clip in order, then `finish` it. `before` is the finished meter of the clip before."""
+    """Takes the frames of a clip in order; `finish` returns the measures. `before`: meter of the previous clip."""
 
     finder: FaceFinder
     reference: Reference | None = None
@@ -86,7 +86,7 @@ class ClipMeter:
     ) -> "ClipMeter":
         """Return a meter that serves as `before`, from the last frames of a clip and the series of all its frames.
 
-        Without a series the usual motion and the usual colour step are those of the next clip alone.
+        Without a series, usual motion and colour step are computed from the next clip only.
         """
         meter = cls(finder, reference)
         for picture in last:
@@ -98,7 +98,7 @@ class ClipMeter:
         return meter
 
     def series(self) -> FrameSeries:
-        """Return the numbers of each frame, rounded: they are kept for later measures."""
+        """Return the rounded values of each frame, which are stored for later measures."""
         return FrameSeries(
             mouth=tuple(round(opening, 5) if np.isfinite(opening) else None for opening in self.mouth),
             shifts=tuple(round(moved, 6) for moved in self._shifts),
@@ -270,7 +270,7 @@ def _mean(values: Series) -> float | None:
 
 
 def _in_silence(audible: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """Return the frames without speech that are not beside speech: there the mouth still opens or closes."""
+    """Return the frames of silence, without those next to speech, in which the mouth still opens or closes."""
     padded = np.pad(audible, _BESIDE_SPEECH_FRAMES, mode="edge")
     return np.asarray(~np.lib.stride_tricks.sliding_window_view(padded, 2 * _BESIDE_SPEECH_FRAMES + 1).any(axis=1))
 

@@ -38,7 +38,7 @@ def mean_lab(rgb: npt.NDArray[np.uint8]) -> Lab:
 
 
 def difference(one: Lab, other: Lab) -> float:
-    """Return the distance of two Lab colours (CIE76): about 2 is just visible side by side, 10 is plain to see."""
+    """Return the distance of two Lab colours (CIE76): about 2 is just visible side by side, 10 is obvious."""
     return float(np.linalg.norm(one - other))
 
 

@@ -1,7 +1,7 @@
 """Compare faces by the face recognition network of dlib: an optional extra, `s2v-tasks[identity]`.
 
-The extra consists of dlib-bin, which runs the network, and face-recognition-models, which contains it (22 MB, CC0). Of
-the other networks in that package none is read: the mesh of `faces.py` gives the five landmarks that align a face.
+The extra consists of dlib-bin, which runs the network, and face-recognition-models, which contains it (22 MB, CC0). Its
+other networks are not used: the mesh of `faces.py` gives the five landmarks that align a face.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Find faces in pictures and place 468 landmarks on each (MediaPipe's two TFLite networks, see models/NOTICE).
+"""Find faces in pictures and place 468 landmarks on each (MediaPipe's two TFLite networks, see mediapipe/NOTICE).
 
 Coordinates are pixels of the picture, x to the right and y downwards. Pictures are u8 RGB `[H,W,3]`.
 """

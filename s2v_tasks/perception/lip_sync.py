@@ -1,7 +1,7 @@
 """Lip sync: mouth opening against the loudness of the speech.
 
-This is no SyncNet and gives no LSE scores. It sees whether and when the mouth opens with the speech. It does not see
-whether the mouth has the shape of the right vowel.
+This is not SyncNet and gives no LSE scores. It measures if and when the mouth opens with the speech. It does not check
+the mouth shape of each vowel.
 """
 
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ class LipSync:
     """Result of a comparison.
 
     lag_seconds: positive, the mouth follows the sound. correlation: -1..1 at that lag. other_correlation: mean of the
-    same search over speech that the face does not say. The difference of both tells sync from chance.
+    same search with other speech. The difference between both distinguishes sync from chance.
     """
 
     lag_seconds: float
@@ -87,7 +87,7 @@ def _best(
 
 
 def _other_speech(samples: npt.NDArray[np.float32]) -> Iterator[npt.NDArray[np.float32]]:
-    """Yield speech with the same voice and loudness that this mouth does not say: reversed, and turned by thirds."""
+    """Yield other speech with the same voice and loudness: reversed, and rotated by thirds."""
     third = len(samples) // 3
     backwards = samples[::-1]
     yield backwards

@@ -1,4 +1,4 @@
-"""Look at the inputs of a job before it costs anything: is there one face, and is there speech?"""
+"""Check the inputs of a job before it costs anything: one face in the picture, and speech in the audio."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,12 +18,12 @@ _SILENT_BELOW_DB = 40.0
 _LEAST_DBFS = -60.0
 _CLIPPING_LEVEL = 0.9
 _CLIPPED_ABOVE = 0.999
-# So many samples in a row at full scale are clipping; a single peak may be a normalised recording.
+# This many consecutive samples at full scale are clipping; a single peak may be a normalised recording.
 _CLIPPED_RUN = 3
 
 
 def look(path: Path) -> StagedFaces:
-    """Return the faces of the reference picture in a PNG file; size and turn are those of the surest one."""
+    """Return the faces of the reference picture in a PNG file; size and turn belong to the face with the best score."""
     with Image.open(path) as image:
         image.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
         picture = np.asarray(image.convert("RGB"))
@@ -54,7 +54,7 @@ def _parts(picture: Picture) -> Iterator[Picture]:
 
 
 def listen(samples: npt.NDArray[np.float32], sample_rate: int) -> StagedSound:
-    """Return what the level of a speech `[n]`, mono, -1..1, says: lead-in, silence, clipping, movement.
+    """Measure the level of a speech `[n]`, mono, -1..1: lead-in, silence, clipping, movement.
 
     movement_db is the mean change of the level between tenths of a second that are not silent: 4 to 10 dB in speech,
     below 2 dB in steady music, noise and tones.

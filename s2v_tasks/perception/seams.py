@@ -1,4 +1,4 @@
-"""Seams: does the picture jump between the last frame of a clip and the first frame of the next?"""
+"""Seams: measure jumps of the picture between the last frame of a clip and the first frame of the next."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -53,7 +53,7 @@ def shift(one: Spectrum, other: Spectrum) -> float:
 
 
 def jump(seam_shift: float, inside_shifts: npt.NDArray[np.float64]) -> float:
-    """Return the shift at a seam over the 95th percentile of the shifts inside both clips: above 3 people see it."""
+    """Return the shift at a seam over the 95th percentile of the shifts inside both clips; above 3 it is visible."""
     usual = float(np.percentile(inside_shifts, 95)) if len(inside_shifts) else 0.0
     return seam_shift / max(usual, _LEAST_SHIFT)
 

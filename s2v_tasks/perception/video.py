@@ -1,4 +1,4 @@
-"""Measures of a whole video from its frames in order: clip by clip, then lip sync over everything."""
+"""Measures of a whole video from its frames in order: clip by clip, then lip sync over the whole video."""
 
 from collections.abc import Iterable, Sequence
 
@@ -22,9 +22,9 @@ def measure_video(
 ) -> VideoQuality:
     """Measure frames u8 RGB `[H,W,3]`.
 
-    clips: half-open frame ranges that follow each other; what lies behind the last frame is left out. speech: mono
-    samples from frame 0 on. reference: the picture of the person, fitted to the size of the video. chain_starts: clips
-    that begin a new chain, whose seam is a cut on purpose.
+    clips: consecutive half-open frame ranges; frames beyond the video are ignored. speech: mono samples from frame 0
+    on. reference: the picture of the person, fitted to the size of the video. chain_starts: clips that begin a new
+    chain, whose seam is an intended cut.
     """
     finder = FaceFinder()
     known = Reference.of(reference, finder) if reference is not None else None

@@ -1,9 +1,9 @@
 """Cuts of a speech into chains (ADR 7), at its pauses: pure functions over mono samples at 16 kHz.
 
 Pauses are detected by loudness. The threshold depends on the recording: on its loud parts (speech) and its quietest
-parts (the room). The cuts are the cheapest ones whose chains all keep the shortest and the longest length. A pause in
-which a sentence ends is worth a cut. A shorter pause costs one, so it is used only if the longest length requires it. A
-place with speech costs more than all pauses together, and the quietest one costs least.
+parts (the room). The cuts have the lowest cost of all that keep every chain between the minimum and the maximum length.
+A pause at the end of a sentence has a negative cost. A shorter pause has a positive cost, so it is used only if a chain
+would be too long. A position with speech costs more than all pauses together; the quietest position costs least.
 """
 
 from collections import deque
@@ -25,7 +25,7 @@ _LOUD_PERCENTILE, _ROOM_PERCENTILE = 95, 1
 # Quiet is 30 dB below speech; in a noisy room, what is in the lowest fifth between room and speech.
 _BELOW_SPEECH_DB = 30.0
 _SHARE_ABOVE_ROOM = 0.2
-_LEAST_RANGE_DB = 6.0  # a smaller range is that of music, a tone or silence, which have no pauses
+_LEAST_RANGE_DB = 6.0  # music, tones and silence have a smaller range and no pauses
 Samples = npt.NDArray[np.float32]
 Levels = npt.NDArray[np.float64]
 SENTENCE_PAUSE_SECONDS = 0.5
@@ -72,7 +72,7 @@ def boundary_levels(samples: Samples, num_frames: int) -> Levels:
 
 
 def _power(samples: Samples, window: int) -> Levels:
-    """Return the mean square of each window of so many samples; the last one may be shorter."""
+    """Return the mean square of each window of this many samples; the last window may be shorter."""
     padded = np.pad(samples, (0, -len(samples) % window))
     power: Levels = np.square(padded.reshape(-1, window), dtype=np.float64).mean(axis=1)
     return power
@@ -108,7 +108,7 @@ def find_cuts(samples: Samples, num_frames: int, *, shortest_seconds: float, lon
 def _pause_costs(pause: Pause) -> Iterable[tuple[int, float]]:
     """Yield (frame boundary, cost of a cut there) for each boundary inside the pause.
 
-    The best one is the last that leaves the new chain time to settle, else the first.
+    The best boundary is the last one that leaves time for the held picture of the new chain, else the first.
     """
     first = -(-pause.start_sample // SAMPLES_PER_FRAME)
     last = pause.end_sample // SAMPLES_PER_FRAME

@@ -27,9 +27,9 @@ def clips_needed(num_frames: int, infer_frames: int) -> int:
 def split(num_frames: int, infer_frames: int, num_clip: int | None = None) -> list[int]:
     """Return the frames that each clip renders to deliver `num_frames` with clips of `infer_frames`.
 
-    All clips are full but the last, which is as short as it can be; a last clip under half of `infer_frames` (or
-    under the legal minimum) shares its frames evenly with the clip before it, and with as many more as it takes for
-    each to reach the minimum. Fewer clips than needed (`num_clip`) make a preview of full clips; more are not used.
+    All clips are full except the last, which is as short as possible. A last clip under half of `infer_frames` (or
+    under the minimum) shares its frames evenly with the previous clip, and with more clips if needed to reach the
+    minimum. Fewer clips than needed (`num_clip`) make a preview of full clips; more are not used.
 
     Every clip is a multiple of 4 in 16..`infer_frames`. Fewer than 4 frames are rendered beyond the
     video, unless 16 frames for each clip are already more. The arguments are legal values of a request and at least
@@ -65,8 +65,8 @@ class Slot:
 def lay_out(bounds: list[int], infer_frames: int, num_clip: int | None, fade_frames: int) -> list[Slot]:
     """Return the clips of a video whose chain k delivers the frames `bounds[k]` to `bounds[k + 1]`.
 
-    Each chain is divided by `split`, every one but the last with `fade_frames` more to fade out. `num_clip` bounds the
-    clips of all chains together: what would come behind them is left out.
+    Each chain is divided by `split`; every chain except the last has `fade_frames` more to fade out. `num_clip` limits
+    the number of clips of all chains; later clips are left out.
     """
     slots: list[Slot] = []
     for chain_index, (start_frame, end_frame) in enumerate(pairwise(bounds)):

@@ -76,7 +76,7 @@ class ForwardFlops:
     text_attention: float
     injection: float
     embeddings: float  # text projection and its keys and values, patches in and out
-    constant: float  # of all these, what stays the same over the steps of a clip: text, and what the injection hears
+    constant: float  # part that is constant over the steps of a clip: text, and the audio of the injections
     unseen: float  # what the last block would make of the reference and motion tokens, which nothing reads
     shared: float  # what the guidance branches have in common: the self attention of the first block
 
@@ -180,7 +180,7 @@ def clip_cost(shape: ClipShape, model: ModelCard, *, sample_steps: int, guided_s
 
 
 def compute_seconds(cost: Cost, gpu: GpuCard) -> float:
-    """Expected seconds of one clip on `gpu`, the weights being there."""
+    """Return the expected seconds of one clip on `gpu` with loaded weights."""
     return cost.transformer_flops / (gpu.bf16_tflops * 1e12 * gpu.utilization) + vae_seconds(cost, gpu)
 
 
@@ -190,7 +190,7 @@ def vae_seconds(cost: Cost, gpu: GpuCard) -> float:
 
 
 def load_seconds(gpu: GpuCard, model: ModelCard) -> float:
-    """Expected seconds until the weights are on `gpu`; each process pays them once."""
+    """Return the expected seconds to load the weights to `gpu`, once per process."""
     return weight_bytes(model) / (gpu.load_gb_per_second * 1e9)
 
 
@@ -208,7 +208,7 @@ def check_budget(estimate: Estimate, request: Request, settings: Settings) -> No
     problems = [*_exceeded(estimate, request, settings)]
     if problems:
         raise PermanentError(
-            f"The plan is over budget: {'; '.join(problems)}. Make less (num_clip for a preview, fewer sample_steps, "
+            f"The plan is over budget: {'; '.join(problems)}. Reduce it (num_clip for a preview, fewer sample_steps, "
             "a smaller size, guidance 1), or raise the limit."
         )
 

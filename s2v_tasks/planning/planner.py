@@ -37,7 +37,7 @@ from s2v_tasks.schemas.request import Request
 NO_ADAPTERS: Mapping[str, AdapterCard] = {}
 SEED_RANGE = 2**63 - 1000  # leaves room for seed + clip_index below 2**63
 CROSSFADE_FRAMES = 4  # 250 ms: as long as a chain holds its first picture (ADR 4, ADR 7)
-MIN_FADING_INFER_FRAMES = 20  # clips of 16 frames cannot share: one of them would do nothing but fade out
+MIN_FADING_INFER_FRAMES = 20  # clips of 16 frames cannot share: one clip would only fade out
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ def _cost(shape: ClipShape, model: ModelCard, sampling: Sampling) -> Cost:
 
 
 def _clips(slots: list[Slot], shapes: list[ClipShape], costs: list[Cost], base_seed: int) -> Iterator[ClipPlan]:
-    """Within a chain every clip continues the one before it."""
+    """Return the clips of the plan; within a chain every clip continues the previous one."""
     for index, (slot, shape, cost) in enumerate(zip(slots, shapes, costs, strict=True)):
         yield ClipPlan(
             clip_index=index,
@@ -223,9 +223,9 @@ def estimate_clips(
     *,
     peak_gib: float,
 ) -> Estimate:
-    """Sum up clips that `processes` render, each some positions of `shapes`; the first may continue a chain.
+    """Sum up the cost of clips. `processes`: positions of the clips of each process; the first may continue a chain.
 
-    `peak_gib` is the most memory that one of them needs.
+    `peak_gib` is the largest memory of one of them.
     """
     chain_seconds: list[float] = []
     for clips in processes:

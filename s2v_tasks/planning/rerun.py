@@ -1,4 +1,4 @@
-"""Make the plan of a rerun: the parent's frames and size, another sampling or seed from a given clip on."""
+"""Make the plan of a rerun: frames and size of the parent, with another sampling or seed from a given clip on."""
 
 from collections.abc import Mapping
 
@@ -35,10 +35,10 @@ def replan(
     gpu: GpuCard,
     setup: RenderSetup = ONE_GPU,
 ) -> Plan:
-    """Return the parent's plan as `request` changes it from `request.from_clip` on; those clips are estimated.
+    """Return the parent's plan with the changes of `request` from `request.from_clip` on; estimate only these clips.
 
-    Sampling that the request leaves out is that of its preset if it names another preset than the parent, else the
-    parent's. A seed that it repeats stays the parent's.
+    Omitted sampling fields come from the preset if it differs from the preset of the parent, else from the parent. A
+    repeated seed means the seeds of the parent.
     """
     from_clip = request.from_clip or 0
     if request.preset == parent.preset:

@@ -28,8 +28,8 @@ def output_size(height: int, width: int, max_area: int) -> tuple[int, int]:
 def plan_size(image_width: int, image_height: int, size: str) -> tuple[int, int]:
     """Return (width, height) of the video for a picture and the size `W*H` of the request.
 
-    Raises PermanentError for a picture more than four times as long as wide: the rule would cut most of it away, or
-    yield a side of 0.
+    Raises PermanentError for a picture with an aspect ratio above 4: the rule would cut most of it away, or yield a
+    side of 0.
     """
     if max(image_width, image_height) > MAX_ASPECT * min(image_width, image_height):
         raise PermanentError(

@@ -1,4 +1,4 @@
-"""Sampling and adapters of a plan: fields of the request, else those of the adapters, else those of the preset."""
+"""Sampling and adapters of a plan: fields of the request, else of the adapters, else of the preset."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

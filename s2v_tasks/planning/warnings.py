@@ -1,4 +1,4 @@
-"""Warnings of a plan: legal choices and inputs that may have surprising results."""
+"""Warnings of a plan: valid choices and inputs that may have surprising results."""
 
 from collections.abc import Iterator, Sequence
 
@@ -36,11 +36,11 @@ def clip_count_warnings(num_clip: int | None, needed: int, num_frames: int, spee
             f"{left_out:.2f} s of {seconds:.2f} s of speech, which needs {needed} clips."
         )
     if num_clip is not None and num_clip > needed:
-        yield f"num_clip {num_clip} is reduced to {needed}: {seconds:.2f} s of speech need no more."
+        yield f"num_clip {num_clip} is reduced to {needed}: {seconds:.2f} s of speech need only {needed}."
 
 
 def preview_warning(job_id: str, sampling: Sampling) -> str:
-    """Return the sentence that marks a video as a preview, with the command that makes the video itself."""
+    """Return the sentence that marks a video as a preview, with the command for the final video."""
     guidance = "without guidance" if sampling.guided_steps == 0 else "with guidance"
     return (
         f"{PREVIEW_MARK}: {sampling.sample_steps} steps {guidance}, less detail and motion. "
@@ -51,7 +51,7 @@ def preview_warning(job_id: str, sampling: Sampling) -> str:
 def offload_warnings(
     shapes: Sequence[ClipShape], model: ModelCard, gpu: GpuCard, setup: RenderSetup, *, guided: bool
 ) -> Iterator[str]:
-    """Yield the copies of offloaded blocks beside the computing of a step, for the shortest clip, and their memory."""
+    """Yield a warning with the copy time, computing time and host memory of offloaded blocks, for the shortest clip."""
     if not setup.offloaded_blocks or not shapes:
         return
     copied = model.num_layers * block_bytes(model)
@@ -72,15 +72,15 @@ def input_warnings(inputs: InputFacts, num_frames: int) -> Iterator[str]:
         yield f"The colours of the picture may be wrong. {inputs.image_warning}"
     if inputs.speech_rms_dbfs is not None and inputs.speech_rms_dbfs < SILENT_BELOW_DBFS:
         yield (
-            f"The speech is silent ({inputs.speech_rms_dbfs:.0f} dB of full scale): the model hears nothing to move "
-            "the mouth to. Upload a louder recording."
+            f"The speech is silent ({inputs.speech_rms_dbfs:.0f} dB of full scale): the mouth will not move with it. "
+            "Upload a louder recording."
         )
     if inputs.sound is not None:
         yield from sound_warnings(inputs.sound)
     if inputs.pose_frames is not None and inputs.pose_frames < (1 - NOTABLE_POSE_SHORTFALL) * num_frames:
         yield (
-            f"The pose video lasts {inputs.pose_frames / FPS:.2f} s, the video {num_frames / FPS:.2f} s: without a "
-            "pose from there on. Upload a pose video that is as long as the speech."
+            f"The pose video lasts {inputs.pose_frames / FPS:.2f} s, the video {num_frames / FPS:.2f} s: the rest has "
+            "no pose. Upload a pose video that is as long as the speech."
         )
 
 
@@ -103,7 +103,7 @@ def face_warnings(faces: StagedFaces | None, crop: float) -> Iterator[str]:
 
 
 def sound_warnings(sound: StagedSound) -> Iterator[str]:
-    """Yield reasons why the speech may not drive a mouth well. A speech without any sound has a warning of its own."""
+    """Yield reasons why the speech may not drive a mouth well. A speech without any sound has a separate warning."""
     if sound.movement_db is None:
         return
     if sound.lead_in_seconds >= NOTABLE_LEAD_IN_SECONDS:
@@ -149,12 +149,12 @@ def picture_warnings(
         )
     if width * height < NOTABLE_SHORTFALL * model.smallest_trained_area:
         yield (
-            f"A video of {width} x {height} pixels is smaller than what {model.name} was trained for "
-            f"({model.smallest_trained_area} pixels): expect a poor picture."
+            f"A video of {width} x {height} pixels is smaller than the training sizes of {model.name} (from "
+            f"{model.smallest_trained_area} pixels): expect a poor picture."
         )
     cut = cropped_share(image_width, image_height, width, height)
     if cut > NOTABLE_CROP:
         yield (
             f"Filling {width} x {height} cuts {cut:.0%} of the picture away at its edges: "
-            "crop it to that shape to choose what stays."
+            "crop it to that aspect ratio yourself to choose the visible part."
         )

@@ -1,4 +1,4 @@
-"""Judge the quality measures of a clip, and say them in words. Limits: `config/quality.yaml`."""
+"""Judge the quality measures of a clip and describe them in sentences. Limits: `config/quality.yaml`."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from s2v_tasks.errors import ConfigurationError
 from s2v_tasks.schemas.quality import ClipQuality, Finding, LipSyncQuality, ReferenceLook, VideoQuality
 
-# In the score of a take, a measure beyond its limit to fail counts as ten beyond their limit to warn. Each counts up to
-# twice as much the further it is beyond.
+# In the score of a take, one failing measure weighs as much as ten warnings. Each weighs up to twice as much the
+# further it is beyond its limit.
 _FAIL_PENALTY = 10.0
 
 
@@ -19,14 +19,14 @@ class _Limits(BaseModel):
 
 
 class Below(_Limits):
-    """Limits of a measure that is bad when it is low; None switches a limit off."""
+    """Lower limits of a measure; None switches a limit off."""
 
     warn_below: float | None
     fail_below: float | None
 
 
 class Above(_Limits):
-    """Limits of a measure that is bad when it is high; None switches a limit off."""
+    """Upper limits of a measure; None switches a limit off."""
 
     warn_above: float | None
     fail_above: float | None
@@ -154,7 +154,7 @@ def _judge_lip_sync(sync: LipSyncQuality, num_frames: int, limits: QualityLimits
 def _still_mouth(sync: LipSyncQuality, limits: QualityLimits, *, with_margin: bool) -> Finding | None:
     """Return the finding of a mouth that moves too little, or by the noise of the landmarks and not with the speech.
 
-    The landmarks of a still mouth in a head that sways move, too, most in drawings.
+    When the head sways, the landmarks of a still mouth move too, mostly in drawings.
     """
     if with_margin and _no_margin(sync, limits) is not None:
         noise = Below(warn_below=None, fail_below=limits.landmark_noise)
@@ -217,7 +217,7 @@ def _difference(one: float | None, other: float | None) -> float | None:
 
 
 def in_words(video: VideoQuality, limits: QualityLimits) -> list[str]:
-    """Return sentences for people: faces, lip sync, seams, sharpness, and each finding."""
+    """Return sentences about faces, lip sync, seams and sharpness, and each finding."""
     sentences = summary_in_words(video, limits)
     for index, clip in enumerate(video.clips):
         sentences += findings_in_words(index, judge_clip(clip, video.reference, limits))

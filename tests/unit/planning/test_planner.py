@@ -97,7 +97,7 @@ def test_num_clip_more_is_reduced(plan_of: Any) -> None:
     """More clips than the speech needs are reduced to the needed number, with a warning."""
     plan = plan_of(seconds(5.02), num_clip=9)
     assert frames(plan) == [44, 40]
-    assert plan.warnings == ("num_clip 9 is reduced to 2: 5.02 s of speech need no more.",)
+    assert plan.warnings == ("num_clip 9 is reduced to 2: 5.02 s of speech need only 2.",)
 
 
 def test_quick_preset_previews_long_speech_and_covers_short_speech(plan_of: Any) -> None:

@@ -12,7 +12,10 @@ from tests.unit.planning.conftest import seconds
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"image_size": (200, 200)}, ["only 200 x 200 pixels", "256 x 256 pixels is smaller than what wan2.2-s2v-14b"]),
+        (
+            {"image_size": (200, 200)},
+            ["only 200 x 200 pixels", "256 x 256 pixels is smaller than the training sizes of wan2.2-s2v-14b"],
+        ),
         ({"image_size": (800, 450)}, []),
         ({"image_size": (3000, 1000)}, ["Filling 1024 x 384 cuts 11% of the picture away"]),
         ({"size": "128*192", "image_size": (1920, 1280)}, ["192 x 128 pixels is smaller"]),

@@ -97,6 +97,8 @@ class AirflowInstallation:
             },
             "api_auth": {"jwt_secret": state["jwt_secret"]},
             "dag_processor": {"refresh_interval": 10, "dag_file_processor_timeout": 180},
+            # The first answers of the API server take over 5 s (the default) on a busy machine: tasks would fail.
+            "workers": {"execution_api_timeout": 30},
             # After a power failure interrupted tasks are found soon after the next start.
             "scheduler": {"task_instance_heartbeat_timeout": 60},
         }

@@ -70,6 +70,23 @@ def test_airflow_settings_of_the_machine_are_left_out(tmp_path: Path, monkeypatc
     assert "AIRFLOW_CONN_OTHER" not in environment
 
 
+@pytest.mark.parametrize(
+    ("section", "option"),
+    [
+        ("core", "dagbag_import_timeout"),
+        ("dag_processor", "dag_file_processor_timeout"),
+        ("workers", "execution_api_timeout"),
+    ],
+)
+def test_a_busy_machine_has_more_time_than_airflow_gives(tmp_path: Path, section: str, option: str) -> None:
+    """Parts of Airflow wait for each other at least three times as long as by default."""
+    from airflow.configuration import conf
+
+    environment = AirflowInstallation(tmp_path).environment(DATABASE_URL)
+    default = float(conf.get_default_value(section, option))
+    assert float(environment[f"AIRFLOW__{section}__{option}".upper()]) >= 3 * default
+
+
 def test_nothing_runs_before_the_first_start(tmp_path: Path) -> None:
     """Asking for the state creates nothing and finds nothing."""
     installation = AirflowInstallation(tmp_path)

@@ -191,13 +191,16 @@ def test_a_good_video_gets_a_report_and_a_contact_sheet(job: StepContext) -> Non
 def test_a_report_is_made_again_when_what_it_was_judged_by_changes(
     job: StepContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Other thresholds and another promise of the plan are judged anew; another price is not."""
+    """Other thresholds, measures and another promise of the plan are judged anew; another price is not."""
     assemble(job)
     assert validate.run(job)["reused"] is False
     put_plan(job, estimate=PLAN.estimate.model_copy(update={"cost": 9.0}))
     assert validate.run(job)["reused"] is True
     put_plan(job, sampling=PLAN.sampling.model_copy(update={"start_from_ref": False}))
     assert validate.run(job)["reused"] is False
+    with monkeypatch.context() as patch:
+        patch.setattr(validate.MeasuredClips, "for_fingerprint", lambda _clips: ["measured anew"])
+        assert [validate.run(job)["reused"] for _ in range(2)] == [False, True]
     limits = load_thresholds(config_dir(job.settings) / "validation.yaml")
     stricter = limits.model_copy(update={"min_mean_luma": 250.0})
     monkeypatch.setattr(validate, "load_thresholds", lambda _path: stricter)

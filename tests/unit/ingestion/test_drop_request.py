@@ -171,7 +171,7 @@ def test_files_of_a_drop_have_bounds(size_bytes: int, accepted: bool) -> None:
         request_of(dropped)
 
 
-@pytest.mark.parametrize(("count", "end"), [(10, "'09.txt'. Expected"), (12, "'09.txt' and 2 more. Expected")])
+@pytest.mark.parametrize(("count", "end"), [(10, "'09.txt'. Expected"), (11, "'09.txt' and 1 more. Expected")])
 def test_a_refusal_names_ten_files(count: int, end: str) -> None:
     """Of more the number is told."""
     with pytest.raises(PermanentError) as refused:

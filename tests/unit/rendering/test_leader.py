@@ -171,6 +171,17 @@ def test_a_clip_stores_its_frames_and_those_that_fade_out(tmp_path: Path, monkey
     assert (path, options) == (tmp_path / "clip.mp4", {"fps": 16, "key_frame": 3})
 
 
+@pytest.mark.parametrize(("index", "has_poster"), [(0, True), (1, False), (3, False)])
+def test_only_the_first_clip_of_a_job_has_a_poster(
+    index: int, has_poster: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clip that begins another chain would replace it by a picture of its own."""
+    monkeypatch.setattr(leader, "encode_clip", lambda frames, *_, **__: list(frames))
+    short = clip(index, infer_frames=16, end_frame=clip(index).start_frame + 16)
+    leader._encode(short, tmp_path, iter([torch.zeros((16, 16, 16, 3), dtype=torch.uint8)]))
+    assert (tmp_path / "poster.jpg").exists() is has_poster
+
+
 @pytest.mark.parametrize(
     ("facts", "words"),
     [

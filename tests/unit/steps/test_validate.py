@@ -5,11 +5,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 
 from s2v_tasks.schemas.quality import Finding, FrameSeries, LookQuality, ReferenceLook, SeamQuality, Take, TakeRecord
 from s2v_tasks.steps import validate
 from s2v_tasks.steps.validate import MeasuredClips
 from s2v_tasks.validation.quality import load_quality_limits
+from tests.unit.rendering.test_leader import plan
 from tests.unit.rendering.test_takes import MEASURED
 
 LIMITS = load_quality_limits(Path(__file__).parents[3] / "config" / "quality.yaml")
@@ -123,3 +125,10 @@ def test_a_report_depends_on_records_and_limits() -> None:
         digest(known(0), None, min_speech_share=0.9),
     ]
     assert all(other != same for other in others)
+
+
+def test_the_level_of_the_speech_is_that_of_the_part_in_the_video(tmp_path: Path) -> None:
+    """A preview leaves the rest of the speech out, however loud or quiet that is."""
+    tone = 0.1 * np.sin(np.arange(16_000 * 10) / 5)
+    soundfile.write(tmp_path / "speech.wav", np.append(tone, np.zeros(16_000 * 10)), 16_000, subtype="FLOAT")
+    assert validate._expected(plan(), tmp_path / "speech.wav").speech_rms_dbfs == pytest.approx(-23.0, abs=0.05)

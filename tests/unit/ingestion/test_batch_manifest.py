@@ -235,7 +235,7 @@ def test_another_separator_of_a_csv_is_named(separator: str) -> None:
 
 def test_labels_have_columns_of_their_own() -> None:
     """A column of that name alone says nothing about the name of a label."""
-    with pytest.raises(PermanentError, match=r"column 'labels' is none of a manifest; .* or labels\.<name>"):
+    with pytest.raises(PermanentError, match=r"column 'labels' is not a column.*; .* or labels\.<name>"):
         read_text("prompt,labels\nx,y\n", "s3://bucket/b.csv")
 
 

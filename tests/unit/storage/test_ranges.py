@@ -1,0 +1,38 @@
+"""Parts of objects that a viewer asks for."""
+
+import pytest
+
+from s2v_tasks.storage.objects import MAX_RANGE_BYTES, _bounded, deleted_at_once
+
+MOST = MAX_RANGE_BYTES
+
+
+@pytest.mark.parametrize(
+    ("asked", "read"),
+    [
+        ("bytes=0-99", "bytes=0-99"),
+        ("bytes=100-100", "bytes=100-100"),
+        ("bytes = 5 - 9", "bytes=5-9"),
+        ("bytes=0-", f"bytes=0-{MOST - 1}"),
+        ("bytes=7-", f"bytes=7-{MOST + 6}"),
+        (f"bytes=0-{MOST - 1}", f"bytes=0-{MOST - 1}"),
+        (f"bytes=0-{MOST}", f"bytes=0-{MOST - 1}"),
+        (f"bytes=5-{10 * MOST}", f"bytes=5-{MOST + 4}"),
+        ("bytes=-500", "bytes=-500"),
+        (f"bytes=-{MOST + 1}", f"bytes=-{MOST}"),
+        ("bytes=0-1,5-6", None),
+        ("lines=0-1", None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_a_part_is_at_most_as_long_as_one_answer(asked: str | None, read: str | None) -> None:
+    """A player asks for more when it has played that; several parts at once are not served."""
+    assert _bounded(asked) == read
+
+
+def test_objects_are_deleted_a_thousand_at_a_time() -> None:
+    """S3 takes no more in one request; objects of two buckets are never in the same one."""
+    groups = list(deleted_at_once([list(range(2001)), ["a"]]))  # type: ignore[list-item]
+    assert [len(group) for group in groups] == [1000, 1000, 1, 1]
+    assert [item for group in groups[:3] for item in group] == list(range(2001))

@@ -167,7 +167,7 @@ class _Part:
         seconds = Fraction(num_samples, sample_rate)
         if seconds < min(self.declared, Fraction(max_seconds)) - _LENGTH_TOLERANCE_SECONDS:
             raise PermanentError(
-                f"The speech {self.name} is damaged or cut off: it announces {float(self.declared):.2f} s and only "
+                f"The speech {self.name} is damaged or cut off: it states {float(self.declared):.2f} s and only "
                 f"{float(seconds):.2f} s can be decoded; upload the complete file."
             )
 

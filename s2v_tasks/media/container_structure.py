@@ -68,7 +68,7 @@ def _mp4_problem(data: mmap) -> str | None:
         if size == 1:
             size = int.from_bytes(data[position + 8 : position + 16], "big")
         if position + size > len(data) and name in _MP4_PARTS:
-            return f"its {name.decode()} box announces {size} bytes, {len(data) - position} are there"
+            return f"its {name.decode()} box states {size} bytes, but {len(data) - position} exist"
         if size < 8:  # 0 means: to the end of the file; other sizes are invalid
             return None
         position += size
@@ -81,7 +81,7 @@ def _matroska_problem(data: mmap) -> str | None:
     size, position = _ebml_number(data, _ebml_number(data, position + (head_size or 0))[1], is_size=True)
     end = len(data) if size is None else position + size
     if end > len(data):
-        return f"its segment announces {size} bytes, {len(data) - position} are there"
+        return f"its segment states {size} bytes, but {len(data) - position} exist"
     for _ in range(_MAX_PARTS):
         if position >= end:
             return None
@@ -92,7 +92,7 @@ def _matroska_problem(data: mmap) -> str | None:
         # A recorder leaves the sizes of clusters open: elements in a cluster are checked like elements outside it.
         position = content if name == _EBML_CLUSTER else content + (length or 0)
         if position > end and size is not None:
-            return f"its last element announces {length} bytes, {end - content} are there"
+            return f"its last element states {length} bytes, but {end - content} exist"
     return f"it is in more than {_MAX_PARTS} elements"
 
 

@@ -35,7 +35,7 @@ class _Frame:
     start: int
     end: int
     kind: tuple[int, bool]
-    # Frames that a Xing/Info header in this frame announces (itself not counted); None: the frame holds audio.
+    # Frames that a Xing/Info header in this frame states (itself not counted); None: the frame holds audio.
     announced: int | None
 
 
@@ -56,7 +56,7 @@ def mp3_problem(data: mmap) -> str | None:
     for part in _parts(frames):
         announced, num_frames = part[0].announced or 0, sum(frame.announced is None for frame in part)
         if num_frames < announced:
-            return f"its header announces {announced} MP3 frames, {num_frames} are there"
+            return f"its header states {announced} MP3 frames, but {num_frames} exist"
     if not announced and len(data) - end > _MAX_PADDING_BYTES and _after_tag(data, end) == end:
         return f"its last {len(data) - end} bytes are no MP3 frames"
     return None

@@ -74,7 +74,7 @@ class SpeechSource:
             num_samples += len(block)
             if num_samples - len(block) + len(kept) > limit:
                 raise PermanentError(
-                    f"The speech {self.name} lasts longer than it announces, at most {self.max_duration_seconds:g} s "
+                    f"The speech {self.name} lasts longer than it states, at most {self.max_duration_seconds:g} s "
                     "are allowed: shorten it or raise the limit (S2V_MAX_AUDIO_SECONDS)."
                 )
             yield self.mix.apply(kept)
@@ -89,7 +89,7 @@ class SpeechSource:
             return
         if not self.timeline.stamped:
             raise PermanentError(
-                f"The speech {self.name} is damaged or cut off: it announces {float(self.declared):.2f} s and only "
+                f"The speech {self.name} is damaged or cut off: it states {float(self.declared):.2f} s and only "
                 f"{float(decoded):.2f} s can be decoded; upload the complete file."
             )
         _refuse_longer(self.name, self.declared, self.max_duration_seconds)

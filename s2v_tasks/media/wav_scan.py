@@ -107,8 +107,8 @@ class _Scan:
             return "it ends before its audio data begins"
         name, start, size = chunk
         return (
-            f"its chunk {name.decode('latin-1')!r} at byte {self.position} announces {size} bytes, "
-            f"{len(self.data) - start} are there, and no audio comes before it"
+            f"its chunk {name.decode('latin-1')!r} at byte {self.position} states {size} bytes, "
+            f"but {len(self.data) - start} exist, and no audio comes before it"
         )
 
     def _take_audio(self, start: int, size: int) -> str | None:
@@ -125,12 +125,12 @@ class _Scan:
         if announced is None:
             self.position = end = self._end_of_unknown(start)
         elif announced > following - start and start + announced != len(self.data):
-            return f"its header announces {announced} bytes of audio, {max(0, following - start)} are there"
+            return f"its header states {announced} bytes of audio, but {max(0, following - start)} exist"
         else:  # a header that was corrected after concatenation covers all files
             end = min(following, start + announced)
             self.position = self._after(start, end - start)
         if end - start < audio.described_bytes < _MIN_PLACEHOLDER:
-            return f"its header announces {audio.described_bytes} bytes of audio, {end - start} are there"
+            return f"its header states {audio.described_bytes} bytes of audio, but {end - start} exist"
         is_exact = self.is_regular and end - start == size and audio.is_described_as(size)
         self.found.append(replace(audio, end=end, as_declared=is_exact))
         self.has_audio = True
@@ -153,8 +153,8 @@ class _Scan:
             return None
         if not last.samples.continue_in(data, last.start, last.end, limit):
             return (
-                f"its header announces {last.end - last.start} bytes of audio, and the {limit - last.end} bytes "
-                "behind them are neither metadata nor clearly more of it"
+                f"its header states {last.end - last.start} bytes of audio, and the {limit - last.end} bytes "
+                "after them are neither metadata nor clearly more audio"
             )
         self.position = self._end_of_unknown(last.end)
         self.found[-1] = replace(last, end=self.position, as_declared=False)

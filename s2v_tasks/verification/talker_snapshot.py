@@ -86,7 +86,7 @@ def _write_transformer(state: dict[str, Tensor], config: dict[str, Any], folder:
 
 
 def _write_audio_encoder(state: dict[str, Tensor], folder: Path) -> None:
-    """Replace what was trained; what the tiny snapshot has beyond it (the classifier of letters) stays."""
+    """Replace the trained weights; other weights of the tiny snapshot (the classifier of letters) stay."""
     path = folder / "model.safetensors"
     whole = load_file(path)
     if unknown := sorted(set(state) - set(whole)):

@@ -1,13 +1,13 @@
 """Weights of the tiny networks: small, drawn from a seed, and arranged so that the video shows the reference picture.
 
-Random weights alone would give a video of noise, in which no check and no person could see that anything went right.
-So a few weights are set on purpose, on top of a weak random rest that lets text, audio and motion have their effect:
+With random weights alone the video would be noise, which shows no errors. A few weights are therefore set to fixed
+values. The others are weak random values, so that text, audio and motion have an effect:
 
 - The VAE keeps red, green and blue in latent channels 0-2, averaged over 8 x 8 pixels and 4 frames. Beside each colour
   it carries the negative, because silu(a) - silu(-a) = a passes through its activations unchanged, and a large
   constant, which keeps its norms linear.
 - In the transformer's first block the video patches attend to the reference patch at their own place, and the head
-  returns a velocity away from that patch: solving it leads from noise to the reference picture, with some noise left.
+  returns a velocity away from that patch: the solver leads from noise to the reference picture, with some noise left.
 """
 
 import math
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from s2v_tasks.engine.encoders.vae import LATENT_MEAN, LATENT_STD
 
 _NUM_COLOURS = 3
-# What one unit of colour is in a normalised latent: enough for noise of size 1 to be a mild flicker.
+# One unit of colour in a normalised latent: large enough that noise of size 1 is only a mild flicker.
 _COLOUR_GAIN = 2.0
 _VAE_CONSTANT = 8.0
 _BLUR = torch.tensor([0.25, 0.5, 0.25])
@@ -32,9 +32,9 @@ _VELOCITY_GAIN = 1.5
 
 
 def draw(shapes: Mapping[str, torch.Size], generator: torch.Generator, gains: Mapping[str, float]) -> dict[str, Tensor]:
-    """Random weights for named shapes: biases 0, norms 1, the rest normal with variance gain^2 / fan-in.
+    """Draw random weights for named shapes: biases 0, norms 1, the rest normal with variance gain^2 / fan-in.
 
-    `gains` maps regular expressions over names to gains; the first that matches counts, 1.0 where none does.
+    `gains` maps regular expressions over names to gains; the first match counts, 1.0 without a match.
     """
     state = {}
     for name, shape in sorted(shapes.items()):

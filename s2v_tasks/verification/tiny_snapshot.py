@@ -1,6 +1,6 @@
 """A tiny snapshot in the official layout: same files, same keys, small dimensions, weights drawn from a seed.
 
-It lets the production code run on a CPU in seconds. What its networks compute is described in `tiny_networks`.
+With it the production code runs on a CPU in seconds. `tiny_networks` describes the networks.
 """
 
 import json
@@ -84,7 +84,7 @@ _SPECIAL_TOKENS = ("<pad>", "</s>", "<unk>")
 def write_tiny_snapshot(path: Path, seed: int) -> None:
     """Write the tiny snapshot of `seed` to the folder `path`, completely or not at all.
 
-    The bytes depend on the seed alone. A folder that already holds this snapshot stays as it is; any other folder with
+    The bytes depend only on the seed. A folder that already holds this snapshot stays as it is; any other folder with
     content raises ConfigurationError. Raises PermanentError for a seed that is not in 0..2^63-1.
     """
     if not 0 <= seed < 2**63:
@@ -113,7 +113,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def _apply_umask(folder: Path) -> None:
-    """Give files and folders the modes of any new ones: temporary folders, and what safetensors writes, are private."""
+    """Give files and folders the usual modes of new files: temporary folders and files of safetensors are private."""
     umask = os.umask(0)  # the only way to read it
     os.umask(umask)
     for path in (folder, *folder.rglob("*")):

@@ -2,8 +2,8 @@
 
 Variants of the same weights and inputs in one run, each with its difference to the first one of its kind:
 
-- "decode all frames": also those of the motion history, which are thrown away, as the reference decodes
-- "decode the clip": what the frames of the clip depend on
+- "decode all frames": also the frames of the motion history, which are discarded, like the reference
+- "decode the clip": only the latents on which the frames of the clip depend
 - "decode the clip, n ranks": the same in bands of rows on n processes
 - "encode the clip"
 - each on one rank in bfloat16, with weights in the memory format channels last

@@ -1,4 +1,4 @@
-"""Measure how fast a checkpoint loads and what it takes of the host's memory, on one or several ranks.
+"""Measure the loading time and the host memory of a checkpoint, on one or several ranks.
 
 Variants, each in new processes on the same files, which the page cache holds:
 
@@ -55,7 +55,8 @@ class LoadResult:
 def bench_load(size_bytes: float, num_ranks: int, device: str = "cpu", *, with_naive: bool = True) -> list[LoadResult]:
     """Write a checkpoint of about `size_bytes` to a temporary folder, load it on 1 to `num_ranks` ranks, delete it.
 
-    `device` is "cpu" or "cuda", one GPU per rank. Raises PermanentError for a size below that of the smallest width.
+    `device` is "cpu" or "cuda", one GPU per rank. Raises PermanentError for a size that is too small for the smallest
+    width.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

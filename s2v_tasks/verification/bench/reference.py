@@ -1,6 +1,6 @@
 """A forward as the reference computes it (spec c, f.2), written plainly on the engine's weights.
 
-The bench measures it beside the engine and compares both. Nothing is prepared, shared or fused: every forward encodes
+The benchmark measures it and the engine and compares both. Nothing is prepared, shared or fused: every forward encodes
 the audio, embeds reference and motion, projects the text and its padding, and rotates in complex128.
 
 Legend: B batch (1), C channels, T latent frames, h w latent sides, n tokens of a frame, N video and M motion tokens,

@@ -52,7 +52,7 @@ class StepBench:
 
 @dataclass(frozen=True)
 class StepResult:
-    """One variant. `max_abs_diff` is that of its velocity to the first variant's."""
+    """One variant. `max_abs_diff`: largest difference of its velocity to that of the first variant."""
 
     name: str
     seconds_per_step: float
@@ -71,7 +71,7 @@ class KernelTime:
 
 @dataclass(frozen=True)
 class StepReport:
-    """The measurements, and the way in which they were made."""
+    """The measurements and their conditions."""
 
     rows: tuple[StepResult, ...]
     layout: Layout
@@ -99,7 +99,7 @@ def bench_step(bench: StepBench, worker: Worker, *, profile: bool = False) -> St
 
     "reference" is a later clip on one rank: with several ranks, and of a first clip, only "hoisted" is measured.
 
-    Raises ConfigurationError for a layout, an attention kernel or weights that are not possible here.
+    Raises ConfigurationError for an unsupported layout, attention kernel or type of weights.
     """
     device = worker.device
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
@@ -125,7 +125,7 @@ def bench_step(bench: StepBench, worker: Worker, *, profile: bool = False) -> St
 
 
 def bench_transformer(bench: StepBench, device: torch.device, dtype: torch.dtype) -> tuple[S2VTransformer, str]:
-    """Return a transformer with random weights that runs as `bench` says, and the name of its attention kernel."""
+    """Return a transformer with random weights and the options of `bench`, and the name of its attention kernel."""
     transformer = random_transformer(bench.config, device, dtype)
     if bench.weights_dtype != "auto":
         float8 = Float8Weights(transformer, bench.weights_dtype, device, dtype)

@@ -1,4 +1,4 @@
-"""Golden cases of all parts but the transformer: encoders, timing of speech, solvers, output sizes, fitted pictures."""
+"""Golden cases of all parts except the transformer: encoders, speech timing, solvers, output sizes, fitted pictures."""
 
 import hashlib
 import json
@@ -46,7 +46,7 @@ PREFIXES = (*_ENCODERS, *_RULES)
 
 
 def cases(folder: Path, target: Target = CPU_FLOAT32, *, output_size: OutputSize) -> Iterator[CaseResult]:
-    """Run every golden of `folder` that is not of the transformer; weights and dimensions come from the files.
+    """Run every golden case of `folder` except those of the transformer; weights and dimensions come from the files.
 
     `output_size(height, width, area)` gives the (height, width) to render.
     """

@@ -26,7 +26,7 @@ EXACT = 0.0
 # 0.042 were measured.
 BFLOAT16_RELATIVE_GATE = 0.01
 BFLOAT16_GATE = 0.06
-CASE_SUFFIXES = (".safetensors", ".json")  # notes beside them are no cases
+CASE_SUFFIXES = (".safetensors", ".json")  # notes in the same folder are not cases
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ CPU_FLOAT32 = Target()
 
 @dataclass(frozen=True)
 class CaseResult:
-    """One row of the parity table; `max_abs_diff` is infinite where shapes differ or a case raised."""
+    """One row of the parity table; `max_abs_diff` is infinite if shapes differ or a case raised an error."""
 
     name: str
     max_abs_diff: float
@@ -107,7 +107,7 @@ def compare_bfloat16(name: str, actual: Tensor, expected: Tensor) -> CaseResult:
 
 
 def compare_all(name: str, pairs: Iterable[tuple[str, Tensor, Tensor]], gate: float) -> CaseResult:
-    """Return one row for many (key, actual, expected): the worst decides, and the note names it."""
+    """Return one row for many (key, actual, expected): the row of the worst, which the note names."""
     rows = [compare(key, actual, expected, gate) for key, actual, expected in pairs]
     if not rows:
         return CaseResult(name, math.inf, gate, ok=False, note="nothing to compare")
@@ -152,7 +152,7 @@ def load_transformer(folder: Path, target: Target = CPU_FLOAT32) -> S2VTransform
 
 
 def is_weights(path: Path) -> bool:
-    """Return whether a golden file holds the weights of a transformer."""
+    """Return True if a golden file holds the weights of a transformer."""
     with safe_open(path, framework="pt") as file:
         return "config" in (file.metadata() or {})
 
@@ -165,7 +165,7 @@ def num_ranks() -> int:
 def share_among_ranks(model: S2VTransformer, layout: Layout | None, *, guided: bool) -> BranchSplit | None:
     """Let all ranks compute a case together, in `layout` or in the one that a render chooses.
 
-    A case without guidance runs alike in both groups of a layout with cfg 2.
+    A case without guidance runs equally in both groups of a layout with cfg 2.
     """
     world_size = num_ranks()
     if world_size == 1 and layout is None:

@@ -55,7 +55,7 @@ def cases(
 
 
 class LinearCodec:
-    """The goldens' linear stand-in for the VAE: patches of 4 frames x 8 x 8 pixels times a matrix."""
+    """The linear replacement of the VAE in the goldens: patches of 4 frames x 8 x 8 pixels times a matrix."""
 
     def __init__(self, golden: Golden) -> None:
         self._encode_ZP, self._encode_bias = golden["vae_E"], golden["vae_be"]

@@ -16,9 +16,9 @@ from s2v_tasks.errors import ConfigurationError, PermanentError
 from s2v_tasks.verification.parity import components, forward, loops
 from s2v_tasks.verification.parity.golden import CASE_SUFFIXES, CPU_FLOAT32, EXACT, CaseResult, Target, failed
 
-# What a folder of goldens holds of these kinds besides cases.
+# Files of these kinds in a folder of goldens that are not cases.
 _DOCUMENTS = ("README", "manifest", "mutation_results", "upstream_timing")
-# Cases are small: a rank that waits so long for another one waits in vain.
+# Cases are small: a rank that waits this long for another rank never gets an answer.
 _TIMEOUT = timedelta(minutes=2)
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -98,7 +98,7 @@ def _unknown(files: list[Path]) -> Iterator[CaseResult]:
     known = (*forward.PREFIXES, *components.PREFIXES, *loops.PREFIXES)
     for path in files:
         if not path.name.startswith(known):
-            yield failed(path.stem, EXACT, f"{path.name}: no case knows this file")
+            yield failed(path.stem, EXACT, f"{path.name}: no case reads this file")
 
 
 def _work(

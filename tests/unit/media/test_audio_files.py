@@ -62,7 +62,7 @@ def test_other_formats_are_left_to_the_decoder(tmp_path: Path) -> None:
 def test_sound_is_whole_where_only_metadata_is_cut(
     lost_bytes: int, tmp_path: Path, write_wav: Callable[..., Path], noise: Callable[..., Any]
 ) -> None:
-    """Metadata behind the audio that lacks its end, or announces too much, is left out."""
+    """Metadata behind the audio that lacks its end, or states too much, is left out."""
     data = write_wav(tmp_path / "source.wav", noise(800), 8000).read_bytes()
     metadata = b"LIST\x0c\0\0\0INFOISFT\0\0\0\0"
     (tmp_path / "a.wav").write_bytes(data + metadata[:-lost_bytes])

@@ -40,7 +40,7 @@ def test_box_that_is_larger_than_the_file(name: bytes, long: bool, tmp_path: Pat
     head = _box(b"ftyp", 24) + _box(b"free", 40, long=True)
     assert _problem(tmp_path, head + _box(name, 100, long=long), "mov") is None
     found = _problem(tmp_path, head + _box(name, 100, 101, long=long), "mov,mp4,m4a,3gp,3g2,mj2")
-    assert found == f"its {name.decode()} box announces 101 bytes, 100 are there"
+    assert found == f"its {name.decode()} box states 101 bytes, but 100 exist"
 
 
 def test_boxes_that_say_nothing(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_segment_that_is_larger_than_the_file(tmp_path: Path) -> None:
     whole = HEAD + _element(0x18538067, _element(0xEC, bytes(9)) + CLUSTER * 2)
     assert _problem(tmp_path, whole, "matroska") is None
     found = _problem(tmp_path, whole[:-1], "matroska,webm")
-    assert found == f"its segment announces {len(CLUSTER) * 2 + 18} bytes, {len(CLUSTER) * 2 + 17} are there"
+    assert found == f"its segment states {len(CLUSTER) * 2 + 18} bytes, but {len(CLUSTER) * 2 + 17} exist"
 
 
 @pytest.mark.parametrize("size", [OPEN, b"\xff"])
@@ -90,7 +90,7 @@ def test_element_that_is_larger_than_its_segment(tmp_path: Path) -> None:
     """A block that would end behind its segment was damaged."""
     wrong = _element(0x1F43B675, _element(0xA3, bytes(300), struct.pack(">Q", 1 << 56 | 301)))
     found = _problem(tmp_path, HEAD + _element(0x18538067, wrong), "matroska")
-    assert found == "its last element announces 301 bytes, 300 are there"
+    assert found == "its last element states 301 bytes, but 300 exist"
 
 
 def test_pages_that_are_missing(tmp_path: Path) -> None:

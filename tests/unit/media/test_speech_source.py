@@ -171,7 +171,7 @@ def test_delay_of_encoders_shifts_nothing(
 
 
 def test_silence_up_to_the_announced_end_is_kept(voice: Samples, make: Make, decode: Callable[[Path], Decoded]) -> None:
-    """A recording that announces 5.5 s and is whole ends in silence, up to its limit."""
+    """A recording that states 5.5 s and is whole ends in silence, up to its limit."""
     source = make("a.mkv", voice, acodec="flac")
     data = source.read_bytes()
     at = data.index(b"\x44\x89\x88") + 3  # Duration, milliseconds
@@ -281,7 +281,7 @@ def test_cut_off_recording_is_refused(name: str, picture: bool, voice: Samples, 
     source = make(name, voice, picture=picture, **(OPUS if name == "a.webm" else AAC), movflags="+faststart")
     data = source.read_bytes()
     source.write_bytes(data[: len(data) * 9 // 10])
-    with pytest.raises(PermanentError, match=r"damaged or cut off: its .* announces"):
+    with pytest.raises(PermanentError, match=r"damaged or cut off: its .* states"):
         normalise_speech(source, tmp_path / "16k.wav", max_duration_seconds=30)
 
 

@@ -35,7 +35,7 @@ def test_wide_sizes_are_read(name: bytes, found: Found) -> None:
     assert found(rf64(name, len(ONE), 5) + LIST) == ONE
     for unknown in (0, 2**64 - 1, 2**63, 2_000_000_000):
         assert found(rf64(name, 0xFFFFFFFF, unknown) + LIST) == ONE
-    expected = "its header announces 1602 bytes of audio, 1600 are there"
+    expected = "its header states 1602 bytes of audio, but 1600 exist"
     assert found(rf64(name, 0xFFFFFFFF, 1602)) == expected
 
 
@@ -45,8 +45,8 @@ def test_other_families_follow_the_same_rules(make: Callable[..., bytes], found:
     assert found(make(ONE)) == ONE
     assert found(make(ONE) + bytes(600)) == ONE
     assert found(make(ONE) + make(TWO) + make(THREE)) == ONE + TWO + THREE
-    assert found(make(ONE)[:-8]) == "its header announces 1600 bytes of audio, 1592 are there"
-    assert found(make(ONE)[:-8] + make(TWO)) == "its header announces 1600 bytes of audio, 1592 are there"
+    assert found(make(ONE)[:-8]) == "its header states 1600 bytes of audio, but 1592 exist"
+    assert found(make(ONE)[:-8] + make(TWO)) == "its header states 1600 bytes of audio, but 1592 exist"
     assert "and the 3000 bytes behind" in str(found(make(ONE) + np.random.default_rng(5).bytes(3000)))
 
 
@@ -71,9 +71,9 @@ def test_unknown_size_of_an_aiff(size: int | None, frames: int, found: Found) ->
 
 def test_sizes_of_an_aiff_that_announce_more_than_is_there(found: Found) -> None:
     """The number of frames shows a cut, too."""
-    assert found(aiff(ONE, frames=1000)) == "its header announces 2000 bytes of audio, 1600 are there"
+    assert found(aiff(ONE, frames=1000)) == "its header states 2000 bytes of audio, but 1600 exist"
     data = aiff(ONE, size=0, frames=1000)
-    assert found(data[:4] + bytes(4) + data[8:]) == "its header announces 2000 bytes of audio, 1600 are there"
+    assert found(data[:4] + bytes(4) + data[8:]) == "its header states 2000 bytes of audio, but 1600 exist"
 
 
 @pytest.mark.parametrize("make", [aiff, caf])

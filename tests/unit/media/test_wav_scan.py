@@ -31,7 +31,7 @@ def test_size_that_cannot_be_true_is_unknown(size: int, behind: bytes, found: Fo
 @pytest.mark.parametrize("size", [len(ONE) + 1, len(ONE) + 2, 3 * len(ONE), 100_000_000, 999_999_999])
 def test_size_that_could_be_true_means_cut_off(size: int, found: Found) -> None:
     """A file that lacks samples is refused with both numbers, unless its own size says that it is complete."""
-    expected = f"its header announces {size} bytes of audio, 1600 are there"
+    expected = f"its header states {size} bytes of audio, but 1600 exist"
     assert found(old_riff(wav(ONE, size=size), size + 36)) == expected
     assert found(wav(ONE, size=size)) == ONE
 
@@ -39,14 +39,14 @@ def test_size_that_could_be_true_means_cut_off(size: int, found: Found) -> None:
 @pytest.mark.parametrize("lost_bytes", [*range(1, 50), 500, 1599, 1600])
 def test_every_cut_of_a_wav_is_found(lost_bytes: int, found: Found) -> None:
     """One lost byte is detected; a header without samples is refused, too."""
-    assert found(wav(ONE)[:-lost_bytes]) == f"its header announces 1600 bytes of audio, {1600 - lost_bytes} are there"
+    assert found(wav(ONE)[:-lost_bytes]) == f"its header states 1600 bytes of audio, but {1600 - lost_bytes} exist"
 
 
 @pytest.mark.parametrize("num_bytes", [12, 15, 20, 30, 36, 40, 43])
 def test_cut_inside_the_header_is_said(num_bytes: int, found: Found) -> None:
     """A file that ends before its samples is no silence."""
     assert any(
-        words in found(wav(ONE)[:num_bytes]) for words in ("before its audio data", "so no audio data", "are there")
+        words in found(wav(ONE)[:num_bytes]) for words in ("before its audio data", "so no audio data", " exist")
     )  # type: ignore[operator]
 
 
@@ -103,7 +103,7 @@ def test_more_samples_are_distinguished_from_other_bytes(bits: int, codec: int, 
     kind = {"bits": bits, "codec": codec, "channels": channels}
     assert found(old_riff(wav(samples, size=size, **kind))) == samples
     for other in (np.random.default_rng(5).bytes(3000), b"<html><body>Too many requests</body></html>" * 9):
-        expected = f"its header announces {len(samples)} bytes of audio, and the {len(other)} bytes behind them are"
+        expected = f"its header states {len(samples)} bytes of audio, and the {len(other)} bytes after them are"
         assert str(found(wav(samples, **kind) + other)).startswith(expected)
 
 
@@ -118,7 +118,7 @@ def test_loud_sound_continues_loud_sound(found: Found) -> None:
 def test_bytes_behind_samples_of_a_byte_are_refused(codec: int, found: Found) -> None:
     """Samples of a codec, or of 8 bits, cannot be distinguished from other bytes."""
     data = old_riff(wav(ONE, size=600, codec=codec, bits=8))
-    assert "600 bytes of audio, and the 1000 bytes behind them" in str(found(data))
+    assert "600 bytes of audio, and the 1000 bytes after them" in str(found(data))
 
 
 @pytest.mark.parametrize(
@@ -139,9 +139,7 @@ def test_odd_chunks_before_the_sound_are_passed(before: bytes, found: Found) -> 
 def test_chunk_that_does_not_fit_is_named(found: Found) -> None:
     """A LIST chunk with a wrong size hides the samples: the message names it and the bytes that are there."""
     text = found(wav(ONE, before=chunk(b"LIST", b"INFO", size=4_000_000_000)))
-    assert (
-        text == "its chunk 'LIST' at byte 36 announces 4000000000 bytes, 1612 are there, and no audio comes before it"
-    )
+    assert text == "its chunk 'LIST' at byte 36 states 4000000000 bytes, but 1612 exist, and no audio comes before it"
 
 
 def test_sound_without_description_is_refused(found: Found) -> None:
@@ -177,7 +175,7 @@ def test_second_chunk_of_samples_is_used(found: Found) -> None:
 @pytest.mark.parametrize("lost_bytes", [1, 2, 600])
 def test_cut_in_joined_files_is_found(lost_bytes: int, found: Found) -> None:
     """A lost end is detected in the first file, where the next one begins too early, and in the last."""
-    expected = f"its header announces 1600 bytes of audio, {1600 - lost_bytes} are there"
+    expected = f"its header states 1600 bytes of audio, but {1600 - lost_bytes} exist"
     assert found(wav(ONE)[:-lost_bytes] + wav(TWO)) == expected
     assert found(wav(TWO) + wav(ONE)[:-lost_bytes]) == expected
 

@@ -92,6 +92,7 @@ def test_chains_of_a_cut_video_are_rendered_apart_and_joined_in_sync(
     for clip in plan.clips:
         inputs = heard[clip.seed]
         assert (inputs.motion is None) == (clip.predecessor is None)
+        assert len(inputs.audio) == clip.infer_frames
         assert torch.equal(inputs.audio, sound[clip.start_frame : clip.start_frame + clip.infer_frames])
 
     joined = decoded(store, f"{settings.output_uri}/{JOB}.mp4", tmp_path)

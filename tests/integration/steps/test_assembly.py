@@ -174,8 +174,17 @@ def test_mux_needs_the_stitched_video(job: StepContext) -> None:
         mux_audio.run(job)
 
 
-def test_a_good_video_gets_a_report_and_a_contact_sheet(job: StepContext) -> None:
-    """All checks pass, the report lists them, and a second run reuses it."""
+def test_a_good_video_gets_a_report_and_a_contact_sheet(job: StepContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All checks pass, the report lists them, and a second run reuses it; the sheet shows each clip with its note."""
+    shown: list[Any] = []
+    draw = validate.contact_sheet
+
+    def noted(video: Path, ranges: Any, *rest: Any, **options: Any) -> None:
+        shown.append((ranges, options))
+        draw(video, ranges, *rest, **options)
+
+    monkeypatch.setattr(validate, "contact_sheet", noted)
+    monkeypatch.setattr(validate.MeasuredClips, "notes", lambda _clips: ["as expected"])
     assemble(job)
     outcome = validate.run(job)
     manifest = job.manifest(job.layout.report_manifest, VALIDATE)
@@ -184,6 +193,7 @@ def test_a_good_video_gets_a_report_and_a_contact_sheet(job: StepContext) -> Non
     assert len(checks) > 5
     assert all(checks.values())
     assert job.store.get_bytes(job.layout.contact_sheet).startswith(b"\xff\xd8")
+    assert shown == [([(0, NUM_FRAMES)], {"fps": 16, "notes": ["as expected"]})]
     assert Report.model_validate_json(job.store.get_bytes(job.layout.report)).ok
     assert validate.run(job) == {"reused": True, "num_checks": len(checks)}
 

@@ -22,7 +22,8 @@ Configure = Callable[..., Settings]
 
 @pytest.fixture
 def configure(s3_settings: Settings, postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> Configure:
-    """Configure an installation that may call receivers on this machine by default."""
+    """Configure an installation that may call receivers on this machine by default, and waits longer for them."""
+    monkeypatch.setattr("s2v_tasks.runtime.context.STEP_SECONDS", 60.0)  # a loaded machine needs more than 3 s
 
     def apply(**settings: str) -> Settings:
         defaults = {"webhook_secret": "the shared secret", "webhook_allowed_hosts": "127.0.0.1"}
@@ -140,7 +141,7 @@ def test_the_sweep_sends_later_what_did_not_get_through(configure: Configure, re
     with engine.begin() as connection:
         connection.execute(sa.update(Notification).values(next_attempt_at=sa.func.now()))
     receiver.answers = [500, 200]
-    assert deliver_due(MetadataStore(engine), settings, seconds=5) == {
+    assert deliver_due(MetadataStore(engine), settings, seconds=60) == {
         "delivered": 0,
         "failed": 0,
         "pending": 1,
@@ -148,7 +149,7 @@ def test_the_sweep_sends_later_what_did_not_get_through(configure: Configure, re
     }
     with engine.begin() as connection:
         connection.execute(sa.update(Notification).values(next_attempt_at=sa.func.now()))
-    assert deliver_due(MetadataStore(engine), settings, seconds=5)["delivered"] == 2
+    assert deliver_due(MetadataStore(engine), settings, seconds=60)["delivered"] == 2
     assert [row[1] for row in found(engine)] == ["delivered", "delivered"]
     identities = [headers["X-S2V-Delivery"] for _, headers, _ in receiver.requests]
     assert len(set(identities)) == 2
@@ -170,10 +171,15 @@ def limits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def test_silent_receivers_hold_a_step_for_three_seconds(
-    configure: Configure, limits: list[float], metadata: MetadataStore, engine: sa.Engine
+    configure: Configure,
+    limits: list[float],
+    metadata: MetadataStore,
+    engine: sa.Engine,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The messages of other jobs are left to the sweep, even if they are older."""
     configure()
+    monkeypatch.setattr("s2v_tasks.runtime.context.STEP_SECONDS", delivery.STEP_SECONDS)
     metadata.jobs.enqueue("earlier", {"webhook_url": "http://127.0.0.1:1/earlier"})
     metadata.jobs.start("earlier")
     run_step(work, step=STITCH, job_id="job-a", url="http://127.0.0.1:1/a")

@@ -28,7 +28,7 @@ LOOPBACK = TargetPolicy(frozenset({"127.0.0.1", "localhost", "rebind.test"}), al
 SECRET = "whsec_dGhlIHNoYXJlZCBzZWNyZXQgb2YgdGVzdHM="
 
 
-def send(url: str, policy: TargetPolicy = LOOPBACK, seconds: float = 2.0) -> None:
+def send(url: str, policy: TargetPolicy = LOOPBACK, seconds: float = 60.0) -> None:
     deliver(url, MESSAGE, secret=SECRET, policy=policy, seconds=seconds)
 
 

@@ -71,3 +71,24 @@ def test_the_home_folder_is_found_with_a_line_end_behind_it(monkeypatch: pytest.
     monkeypatch.setenv("S2V_HOME", f"{tmp_path}\n")
     settings = load_settings()
     assert (settings.home, settings.s3_region) == (tmp_path, "eu-west-3")
+
+
+@pytest.mark.parametrize(
+    ("image", "is_one"),
+    [
+        ("registry.example.com:5000/team/s2v-engine:0.1.0", True),
+        (f"s2v-engine@sha256:{'a' * 64}", True),
+        (f"s2v-engine:0.1.0@sha256:{'a' * 64}", True),
+        ("registry.example.com/s2v-engine", False),
+        ("s2v-engine@sha256:abc", False),
+        ("S2V:1", False),
+    ],
+)
+def test_an_engine_image_has_a_tag_or_a_digest(monkeypatch: pytest.MonkeyPatch, image: str, is_one: bool) -> None:
+    """One without them would be whatever is the latest when a pod starts."""
+    monkeypatch.setenv("S2V_ENGINE_IMAGE", image)
+    if is_one:
+        assert load_settings().engine_image == image
+        return
+    with pytest.raises(ConfigurationError, match="names no image; expected registry/name:tag"):
+        load_settings()

@@ -1,16 +1,19 @@
 """Save and find the state of an interrupted clip in the store."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from s2v_tasks.schemas.manifest import PartialClipFacts
+from s2v_tasks.schemas.manifest import Manifest, PartialClipFacts, Producer
+from s2v_tasks.schemas.quality import Take, TakeRecord
 from s2v_tasks.storage.artifacts import ArtifactStore
-from s2v_tasks.storage.clip_state import PartialClip
+from s2v_tasks.storage.clip_state import PartialClip, TakeRecords
 from s2v_tasks.storage.layout import JobLayout
 from s2v_tasks.storage.s3 import ObjectStore
 
 LAYOUT = JobLayout("job-1")
+NOW = datetime(2026, 11, 20, tzinfo=UTC)
 
 
 @pytest.fixture
@@ -62,3 +65,21 @@ def test_a_dropped_state_leaves_nothing(artifacts: ArtifactStore, tmp_path: Path
     assert partial.find() is None
     assert not artifacts.store.exists(key)
     partial.drop()
+
+
+def test_a_record_describes_the_clip_of_its_kept_take(object_store: ObjectStore) -> None:
+    """Neither an undecided record nor another take says anything about a stored clip."""
+    records = TakeRecords(object_store, LAYOUT)
+    takes = tuple(Take(take=number, seed=number, fingerprint=f"f{number}", measure_seconds=0.0) for number in range(2))
+    clip = Manifest(
+        step="render_clip", job_id="job-1", clip_index=3, fingerprint="f1", producer=Producer(package_version="1"),
+        inputs={}, outputs={}, started_at=NOW, finished_at=NOW, facts={"start_frame": 0, "end_frame": 16},
+    )  # fmt: skip
+    assert records.kept(clip) is None
+    assert records.kept(None) is None
+    for kept, described in ((None, None), (0, None), (1, takes[1])):
+        record = TakeRecord(clip_index=3, fingerprint="f0", takes=takes, kept=kept)
+        records.write(record)
+        assert records.kept(clip) == (None if described is None else (record, described))
+    assert records.begin(3, "f0") == record
+    assert records.begin(3, "f9") == TakeRecord(clip_index=3, fingerprint="f9")

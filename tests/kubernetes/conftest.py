@@ -19,7 +19,7 @@ from s2v_tasks.metadata.session import engine_from_settings
 from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.metadata.tables import Job
 from s2v_tasks.settings import Settings, load_settings
-from tests.kubernetes.cluster import NUM_GPUS, REPOSITORY, Cluster, Kubectl
+from tests.kubernetes.cluster import HOLD_MODULE, NUM_GPUS, REPOSITORY, Cluster, Kubectl
 from tests.kubernetes.holding import Hold
 from tests.kubernetes.images import import_engine_image
 from tests.kubernetes.serving import Airflow, small_request
@@ -109,6 +109,7 @@ def running(home: Path, config_dir: Path, kubeconfig: str, engine_image: str) ->
         installation = AirflowInstallation(home)
         environment = installation.environment(services.postgres.ensure_database("airflow"))
         environment["AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT"] = "30"  # to miss a lost worker soon
+        environment |= {"PYTHONPATH": str(HOLD_MODULE), "HOLD_FOLDER": str(cluster.hold_folder)}  # to hold workers
         installation.start(environment)
         cleanup.callback(installation.stop)
         airflow = Airflow(installation, environment)

@@ -34,6 +34,20 @@ class Hold:
 
         return self._airflow.wait(pod, LONGEST_SECONDS)
 
+    def worker_at(self, job_id: str, clip_index: int) -> None:
+        """Let the worker that makes the pod of this clip wait before it defers; called before it starts."""
+        self._path(job_id, clip_index, "worker.hold").touch()
+
+    def worker_reached(self, job_id: str, clip_index: int) -> Any:
+        """Return the pod that a worker has made and not yet left to the triggerer."""
+        self._airflow.wait(self._path(job_id, clip_index, "worker.reached").exists, LONGEST_SECONDS)
+        (pod,) = self._cluster.pods(job_id, **{"s2v/clip-index": str(clip_index)})
+        return pod
+
+    def release_worker(self, job_id: str, clip_index: int) -> None:
+        """Let the next worker go on."""
+        self._path(job_id, clip_index, "worker.hold").unlink()
+
     def release(self, job_id: str, *clip_indices: int) -> None:
         """Let these clips go on."""
         for index in clip_indices:

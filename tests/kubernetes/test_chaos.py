@@ -83,12 +83,15 @@ def test_the_next_try_attaches_to_the_pod_of_a_lost_worker(
     """Killed when it has just made a pod, before the triggerer has it: no second pod, and no attempt is lost."""
     job_id = "lost-worker"
     hold.at(job_id, 0)
+    hold.worker_at(job_id, 0)
     run = airflow.trigger(job_id=job_id, num_clip=1, **LONG)
-    task = airflow.wait(lambda: next((t for t in airflow.tasks(run) if is_rendering(t)), None), every=0.05)
-    (pod,) = airflow.wait(lambda: cluster.pods(job_id, **{"s2v/clip-index": "0"}), 60, every=0.01)
+    name = hold.worker_reached(job_id, 0).metadata.name
+    task = airflow.task(run, "clip.render", 0)
+    assert task["state"] == "running"
     for pid in processes("airflow worker", task["id"]):
         os.kill(pid, signal.SIGKILL)
-    killed, name = time.monotonic(), pod.metadata.name
+    hold.release_worker(job_id, 0)
+    killed = time.monotonic()
     airflow.wait(lambda: airflow.task(run, "clip.render", 0)["try_number"] == 2)
     airflow.wait(lambda: airflow.task(run, "clip.render", 0)["state"] == "deferred")
     print(f"the second try waits for the pod {time.monotonic() - killed:.0f} s after the worker was killed")
@@ -100,10 +103,6 @@ def test_the_next_try_attaches_to_the_pod_of_a_lost_worker(
     assert airflow.task(run, "clip.render", 0)["try_number"] == 2
     assert [clip.attempts for clip in job(job_id).clips] == [1]
     assert failures(job(job_id)) == ""
-
-
-def is_rendering(task: dict[str, Any]) -> bool:
-    return bool(task["task_id"] == "clip.render" and task["state"] == "running")
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,11 @@
-"""Hold a render at a solver step, so that a test meets it there on a machine of any speed; or spoil one clip.
+"""Hold a render at a solver step, so that a test meets it there on a machine of any speed. Hold a worker; spoil a clip.
 
-Python imports this module at the start of each process of a pod, because its folder is on PYTHONPATH there. The render
-waits behind its `HELD_STEP`-th solver step while the file `<job_id>.<clip_index>.hold` is in `HOLD_FOLDER`, and leaves
-`<job_id>.<clip_index>.reached` beside it. SIGTERM ends the wait: the product decides what follows.
+Python imports this module at the start of each process of a pod and of Airflow, because PYTHONPATH has its folder. A
+render waits behind its `HELD_STEP`-th solver step while the file `<job_id>.<clip_index>.hold` is in `HOLD_FOLDER`, and
+leaves `<job_id>.<clip_index>.reached` beside it. SIGTERM ends the wait: the product decides what follows.
 
-The clip whose seed is `SPOILED_SEED` becomes one of a single colour.
+In the same way a worker of Airflow that has made the pod of a clip waits before it leaves it to the triggerer, while
+`<job_id>.<clip_index>.worker.hold` is there. The clip whose seed is `SPOILED_SEED` becomes one of a single colour.
 """
 
 import os
@@ -43,10 +44,22 @@ def _hold(progress_module: Any) -> None:
 
     def report_and_wait(progress: Any, step: int, num_steps: int) -> None:
         report(progress, step, num_steps)
-        if step == HELD_STEP and "HOLD_FOLDER" in os.environ:
+        if step == HELD_STEP:
             _wait(f"{progress._ctx.job_id}.{progress._clip.clip_index}")
 
     progress_module.Progress.__call__ = report_and_wait
+
+
+def _hold_worker(pods_module: Any) -> None:
+    """Let workers wait between the creation of a pod and the deferral of the task."""
+    defer = pods_module.StepPodOperator.defer
+
+    def wait_and_defer(operator: Any, **arguments: Any) -> None:
+        if operator.clip is not None:
+            _wait(f"{operator.labels.get('s2v/job-id')}.{operator.clip['clip_index']}.worker")
+        defer(operator, **arguments)
+
+    pods_module.StepPodOperator.defer = wait_and_defer
 
 
 def _spoil(pipeline_module: Any) -> None:
@@ -60,10 +73,16 @@ def _spoil(pipeline_module: Any) -> None:
     pipeline_module.S2VPipeline._draw_noise = draw_spoiled
 
 
-_CHANGES = {"s2v_tasks.rendering.progress": _hold, "s2v_tasks.engine.pipeline": _spoil}
+_CHANGES = {
+    "s2v_tasks.engine.pipeline": _spoil,
+    "s2v_tasks.orchestration.pods": _hold_worker,
+    "s2v_tasks.rendering.progress": _hold,
+}
 
 
 def _wait(name: str) -> None:
+    if "HOLD_FOLDER" not in os.environ:
+        return
     folder = Path(os.environ["HOLD_FOLDER"])
     is_asked_to_end = False
     heed: Any = signal.getsignal(signal.SIGTERM)

@@ -42,7 +42,7 @@ def stitch(clips: Sequence[Path], output: Path, expected_frames: int, *, compare
         if _profile(stream) != _profile(streams[0]):
             raise PermanentError(
                 f"{clip.name} is {_profile(stream)}, but {clips[0].name} is {_profile(streams[0])}: "
-                "clips of one video need one encoding profile; render the odd one again."
+                "clips of one video need one encoding profile; render the clips with another profile again."
             )
     with tempfile.TemporaryDirectory(dir=output.parent) as scratch:
         script = Path(scratch) / "clips.txt"

@@ -23,7 +23,7 @@ _SIDE, _MARGIN = 150, 0.25
 
 @dataclass(frozen=True)
 class Identity:
-    """The face of the reference picture as the network sees it: `vector [128]`."""
+    """The face of the reference picture as the output of the network, `vector [128]`."""
 
     vector: Points
 

@@ -69,7 +69,7 @@ class ClipShape:
 
 @dataclass(frozen=True)
 class ForwardFlops:
-    """Operations of one forward of the transformer, by part, and how many of them a step does not need."""
+    """Operations of one forward of the transformer, by part, and the operations that a step does not need."""
 
     linear: float  # projections and feed-forward layers of the blocks
     self_attention: float

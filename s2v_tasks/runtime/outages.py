@@ -33,7 +33,7 @@ class RetryPolicy:
     seconds: float
     asked_to_end: Callable[[], bool] = lambda: False
     latest_outage: tuple[float, float] | None = None  # start and end by `time.monotonic`, of any service
-    _end: float | None = None  # set when the process was asked to end
+    _end: float | None = None  # set after a SIGTERM
 
     def seconds_left(self, began: float) -> float:
         """Return the remaining seconds for tries in an outage that began at `began`."""

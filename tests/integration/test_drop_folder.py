@@ -4,9 +4,11 @@ import json
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from s2v_tasks.errors import TransientError
 from s2v_tasks.settings import Settings
+from s2v_tasks.storage.s3 import ObjectStore
 from tests.integration.drop_folder import PROMPT, Folder, counts
 
 
@@ -218,3 +220,13 @@ def test_many_drops_become_exactly_their_jobs(folder: Folder) -> None:
     assert len(jobs) == 45
     assert {request.base_seed for request in folder.requests()} == {-1, *range(40)}
     assert folder.names("incoming/") == []
+
+
+def test_a_file_beyond_the_bound_of_the_installation_is_refused(
+    s3_settings: Settings, object_store: ObjectStore, engine: sa.Engine
+) -> None:
+    """With the name of the setting, before anything is downloaded."""
+    small = Folder(s3_settings.model_copy(update={"max_input_bytes": 4}), object_store, engine)
+    small.drop("anna", {})
+    assert small.sweep() == counts(rejected=1)
+    assert "'portrait.png' has 5 bytes: expected 1 to 4 (S2V_MAX_INPUT_BYTES)" in small.error("anna")

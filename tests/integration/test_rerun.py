@@ -109,9 +109,10 @@ def test_clips_before_the_change_are_reused_and_cost_nothing(
     assert [clip.seed for clip in plans[0].clips] == [clip.seed for clip in plans[1].clips]
     assert plans[1].estimate.gpu_seconds < plans[0].estimate.gpu_seconds
 
-    fetch(CHILD, to=tmp_path, as_json=False)
-    assert file_sha256(tmp_path / f"{CHILD}.mp4") == result["sha256"]
-    assert {path.suffix for path in tmp_path.iterdir()} == {".mp4", ".json", ".jpg"}
+    folder = tmp_path / "videos" / "of today"  # which is made
+    fetch(CHILD, to=folder, as_json=False)
+    assert file_sha256(folder / f"{CHILD}.mp4") == result["sha256"]
+    assert {path.suffix for path in folder.iterdir()} == {".mp4", ".json", ".jpg"}
 
 
 def test_only_the_clips_that_are_rendered_have_a_turn(store: ObjectStore, metadata: MetadataStore) -> None:

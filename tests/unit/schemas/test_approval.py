@@ -1,0 +1,22 @@
+"""The clips that a rejection renders again."""
+
+import pytest
+
+from s2v_tasks.errors import PermanentError
+from s2v_tasks.schemas.approval import Rejection
+
+
+@pytest.mark.parametrize(
+    ("from_clip", "rejected", "first"), [(None, None, 0), (2, None, 2), (None, 3, 3), (0, 3, 0), (3, 3, 3)]
+)
+def test_a_rejection_begins_at_the_rejected_clip_unless_it_says_another(
+    from_clip: int | None, rejected: int | None, first: int
+) -> None:
+    """A rejected video is made again from its first clip on."""
+    assert Rejection(from_clip=from_clip).first_clip(rejected) == first
+
+
+def test_clips_behind_the_rejected_one_are_not_there_yet() -> None:
+    """The bounds are in the sentence."""
+    with pytest.raises(PermanentError, match="from_clip 4: expected 0 to 3, the rejected clip"):
+        Rejection(from_clip=4).first_clip(3)

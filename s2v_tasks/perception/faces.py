@@ -89,8 +89,12 @@ class FaceFinder:
         height, width = picture.shape[:2]
         side = max(height, width)
         offset = np.array([(side - width) // 2, (side - height) // 2])
-        square = Image.new("RGB", (side, side))
-        square.paste(Image.fromarray(picture), (int(offset[0]), int(offset[1])))
+        image, border = Image.fromarray(picture), (int(offset[0]), int(offset[1]))
+        if width == side:
+            # A resize begins with the rows: those of the border need none.
+            image = image.resize((_DETECTOR_SIDE, height), Image.Resampling.BOX)
+        square = Image.new("RGB", (side if width < side else _DETECTOR_SIDE, side))
+        square.paste(image, border)
         small = square.resize((_DETECTOR_SIDE, _DETECTOR_SIDE), Image.Resampling.BOX)
         outputs = self._detector(np.asarray(small, dtype=np.float32) / np.float32(127.5) - 1)
         scores = _sigmoid(outputs["classificators"][:, 0])

@@ -142,12 +142,12 @@ class Recorder:
         self._handles: list[Any] = []
         first = model.blocks[0]
         self._watch(model.casual_audio_encoder, self._audio)
-        self._watch(model.text_embedding, self._text)
+        self._watch(model.text_embedding, lambda _, output: self.seen.update(context_emb=output))
         self._watch(model.time_projection, self._modulation)
         self._watch(model.head, self._head)
         self._watch(first.get_submodule("self_attn"), self._self_attention)
         for name in ("cross_attn", "ffn"):
-            self._watch(getattr(first, name), partial(self._in_out, f"block00.{name}", "out"))
+            self._watch(getattr(first, name), partial(self._in_out, f"block00.{name}"))
         for index, block in enumerate(model.blocks):
             self._watch_block(block, f"block{index:02}")
         for index, injector in enumerate(model.audio_injector.injector):
@@ -176,24 +176,20 @@ class Recorder:
         self._handles.append(block.register_forward_pre_hook(note_input))
         self._watch(block, note_output)
 
-    def _in_out(self, name: str, out: str, args: Any, output: Tensor) -> None:
-        self.seen |= {f"{name}.in": args[0].clone(), f"{name}.{out}": output.clone()}
+    def _in_out(self, name: str, args: Any, output: Tensor) -> None:
+        self.seen |= {f"{name}.in": args[0].clone(), f"{name}.out": output.clone()}
 
     def _self_attention(self, args: Any, output: Tensor) -> None:
-        x_BLD, norm, *_ = args
-        self._in_out("block00.self_attn", "out", (norm(x_BLD),), output)
+        self._in_out("block00.self_attn", [args[1](args[0])], output)  # the tokens after their norm
 
     def _injection(self, name: str, args: Any, output: Tensor) -> None:
         self.seen |= {f"{name}.attn_in": args[0], f"{name}.residual": output}
 
     def _audio(self, args: Any, output: Any) -> None:
-        local, global_ = output
-        self.seen |= {"audio_enc.in_shape": torch.tensor(args[0].shape)}
+        (features, *_), (local, global_) = args, output
+        self.seen |= {"audio_enc.in_shape": torch.tensor(features.shape)}
         self.seen |= {"audio_enc.local": local, "audio_enc.global": global_}
         self.seen |= {"merged_audio_emb": local[:, MOTION_LATENTS:], "audio_emb_global": global_[:, MOTION_LATENTS:]}
-
-    def _text(self, _: Any, output: Tensor) -> None:
-        self.seen["context_emb"] = output
 
     def _modulation(self, _: Any, output: Tensor) -> None:
         """Join the modulation of the forward with that of timestep 0, which the clip tokens prepare before it."""
@@ -201,8 +197,8 @@ class Recorder:
         self.seen["e0"] = torch.cat([e_16D, self.seen["e0"][:, :, -1:]], dim=2) if "e0" in self.seen else e_16D
 
     def _head(self, args: Any, output: Tensor) -> None:
-        self.seen |= {"head.in": args[0], "head.e": args[1], "head.out": output}
-        self.seen["seg_idx"] = torch.tensor([args[0].shape[1]])
+        x_BND, e_1D = args
+        self.seen |= {"head.in": x_BND, "head.e": e_1D, "head.out": output, "seg_idx": torch.tensor([x_BND.shape[1]])}
 
 
 def _history(model: S2VTransformer, motion_latents: Tensor) -> dict[str, Tensor]:

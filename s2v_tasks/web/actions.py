@@ -29,7 +29,7 @@ from s2v_tasks.web.services import KnownJob, Services, SharedServices
 
 router = APIRouter()
 Fields = Annotated[dict[str, Any], Body()]
-# A copy leaves out what belongs to its origin.
+# Fields that belong to the original job and are not copied.
 _NOT_COPIED = ("parent_job_id", "from_clip", "webhook_url", "job_id")
 # Fields that the form shows; a copy keeps the others as they are.
 _SHOWN = frozenset({
@@ -82,7 +82,7 @@ def plan_job(fields: Fields, services: SharedServices) -> PlanSummary:
 
 @router.post("/new/start", dependencies=[Depends(may_start)])
 def start_job(fields: Fields, services: SharedServices, user: User) -> Response:
-    """Start a new job. The same fields are the same job, which is started once."""
+    """Start a new job. Equal fields make the same job, which is started once."""
     given = _given(fields)
     job_id = given.pop("job_id", None)
     request = parse_request(given)
@@ -96,7 +96,7 @@ def start_job(fields: Fields, services: SharedServices, user: User) -> Response:
 
 @router.post("/job/{job_id}/cancel", dependencies=[Depends(may_change)])
 def cancel_job(job: KnownJob, services: SharedServices, user: User) -> Response:
-    """End a job: its steps stop, its finished clips are kept. Its end shows on the page some seconds later."""
+    """Cancel a job: its steps stop, and its finished clips are kept. The page shows the end some seconds later."""
     if job.has_ended:
         raise HTTPException(409, f"Job {job.job_id} has {job.status}: there is nothing to cancel.")
     _leave_event(services, job.job_id, user, "cancelled this video")

@@ -30,7 +30,7 @@ router = APIRouter(prefix="/job/{job_id}", dependencies=[Depends(may_answer)])
 
 
 class Judged(BaseModel):
-    """The part that a page shows to the person: the clip that waits, None for the video."""
+    """The subject of an approval: the index of a clip, None for the video."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -38,7 +38,7 @@ class Judged(BaseModel):
 
 
 class RejectedPart(Rejection):
-    """A rejection with the part that the page shows; `from_clip` and the others are those of the rerun."""
+    """A rejection of a subject; `from_clip` and the other fields are those of the rerun."""
 
     clip_index: int | None
 
@@ -60,7 +60,7 @@ def reject(job: KnownJob, rejected: RejectedPart, services: SharedServices, user
 
 
 def _answer(job: Job, clip_index: int | None, option: str, fields: dict[str, Any], user: Any) -> str:
-    """Give the answer to the parked task and return its subject in words; 409 if it waits for nothing of the kind."""
+    """Send the answer to the waiting task and return its subject in words; 409 if the job waits for none."""
     waiting = job.waiting_approval
     if waiting is None or waiting.clip_index != clip_index:
         raise HTTPException(409, f"Job {job.job_id} does not wait for this approval: load the page again.")

@@ -135,7 +135,7 @@ def deliver(
         return RedirectResponse(url, 307, headers={"Cache-Control": "private, no-store"})
     known = etag if etag and _PLAIN_ETAG.fullmatch(etag) else None
     part = services.store.open(address, byte_range=byte_range, known_etag=known)
-    # The encoding is said so that Airflow's server does not compress what is compressed.
+    # An explicit encoding keeps Airflow's server from compressing media again.
     headers = {"Cache-Control": "private, no-cache", "Accept-Ranges": "bytes", "Content-Encoding": "identity"}
     if part.etag:
         headers["ETag"] = part.etag

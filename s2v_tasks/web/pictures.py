@@ -20,14 +20,14 @@ Value = TypeVar("Value")
 
 
 class _Kept:
-    """The latest results. One is made at a time, because decoding a picture needs hundreds of MB."""
+    """Cache of the latest results. One is computed at a time, because decoding a picture needs hundreds of MB."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._values: OrderedDict[str, object] = OrderedDict()
 
     def get(self, key: str, make: Callable[[], Value]) -> Value:
-        """Return the kept value of `key`, or make and keep it."""
+        """Return the cached value of `key`, or compute and cache it."""
         if (found := self._values.get(key)) is not None:
             return found  # type: ignore[return-value]
         with self._lock:

@@ -23,7 +23,7 @@ Value = TypeVar("Value")
 
 
 class Recent(Generic[Value]):
-    """Values by the id of their job, each kept for a second. One thread reads at a time; the others then find it."""
+    """Cache of one value per job, for a second. One thread reads at a time; the others use its result."""
 
     def __init__(self, read: Callable[[list[str]], Mapping[str, Value]]) -> None:
         self._read = read
@@ -67,7 +67,7 @@ def json_with_etag(request: Request, value: Any) -> Response:
     """Return `value` as JSON, or 304 if the browser has it."""
     body = json.dumps(value, separators=(",", ":"), sort_keys=True).encode()
     etag = f'"{hashlib.sha256(body).hexdigest()[:20]}"'
-    # The encoding is said so that Airflow's server does not compress so small an answer.
+    # An explicit encoding keeps Airflow's server from compressing so small an answer.
     headers = {"ETag": etag, "Cache-Control": "private, no-cache", "Content-Encoding": "identity"}
     if request.headers.get("if-none-match", "").removeprefix("W/") == etag:
         return Response(status_code=304, headers=headers)

@@ -71,7 +71,7 @@ def end_runs(job_id: str) -> list[str]:
                 continue
             dag = DBDagBag().get_dag_for_run(run, session=session)
             if dag is None:
-                raise ConfigurationError(f"Airflow has no DAG {JOB_DAG!r} any more: give it the folder dags/.")
+                raise ConfigurationError(f"Airflow has no DAG {JOB_DAG!r} any more: set its DAGs folder to dags/.")
             patch_dag_run_state(dag=dag, dag_run=run, state=DagRunMutableStates.FAILED, session=session)
             ended.append(str(run.run_id))
     return ended
@@ -92,7 +92,7 @@ def _trigger(run_id: str, conf: dict[str, Any], user: str) -> bool:
     except DagRunAlreadyExists:
         return False
     except DagNotFound:
-        raise ConfigurationError(f"Airflow has no DAG {JOB_DAG!r}: give it the folder dags/.") from None
+        raise ConfigurationError(f"Airflow has no DAG {JOB_DAG!r}: set its DAGs folder to dags/.") from None
     except ValueError as error:  # ParamValidationError is one; its message ends with the schema
         raise PermanentError(f"Airflow refuses the request: {str(error).partition(chr(10))[0]}") from None
     return True

@@ -47,7 +47,7 @@ def services() -> Services:
 
 
 def media_origin(settings: Settings) -> str | None:
-    """Return the origin of the object store for browsers; None where the API server passes the bytes on."""
+    """Return the origin of the object store for browsers; None if the API server forwards the bytes."""
     if settings.video_delivery == "proxy":
         return None
     endpoint = settings.s3_public_endpoint_url or settings.s3_endpoint_url

@@ -173,11 +173,12 @@ VALUES = {
 }
 
 
+@pytest.mark.parametrize("status", [400, 413, 422])
 def test_a_job_that_airflow_refuses_for_good_has_failed(
-    monkeypatch: pytest.MonkeyPatch, supervisor: Supervisor
+    monkeypatch: pytest.MonkeyPatch, supervisor: Supervisor, status: int
 ) -> None:
     """It holds up nobody, and its reason is what Airflow says of its request; the task goes on."""
-    supervisor.refused, supervisor.answer = "job-1", answer_of_airflow(400, VALUES)
+    supervisor.refused, supervisor.answer = "job-1", answer_of_airflow(status, VALUES)
     answers = commands(monkeypatch, next_jobs=WAITING, mark_started={}, refuse_job={})
     assert StartJobsOperator(task_id="start").execute({}) == {"started": 2, "refused": 1, "waiting": 2}
     command, job_id, _, reason = answers.calls[-1]

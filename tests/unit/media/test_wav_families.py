@@ -47,7 +47,7 @@ def test_other_families_follow_the_same_rules(make: Callable[..., bytes], found:
     assert found(make(ONE) + make(TWO) + make(THREE)) == ONE + TWO + THREE
     assert found(make(ONE)[:-8]) == "its header states 1600 bytes of audio, but 1592 exist"
     assert found(make(ONE)[:-8] + make(TWO)) == "its header states 1600 bytes of audio, but 1592 exist"
-    assert "and the 3000 bytes behind" in str(found(make(ONE) + np.random.default_rng(5).bytes(3000)))
+    assert "and the 3000 bytes after them" in str(found(make(ONE) + np.random.default_rng(5).bytes(3000)))
 
 
 @pytest.mark.parametrize("size", [-24, 0, 2_000_000_000, 2**63 - 25])

@@ -104,7 +104,7 @@ def bad(number: int) -> Take:
 def test_a_bad_clip_ends_a_job_that_says_so() -> None:
     """Only with the gate and `after_retakes: stop`; the sentence has what failed, and not what is only a warning."""
     takes = record(bad(0), bad(1), kept=0)
-    with pytest.raises(PermanentError, match=r"Clip 1 fails .* in all 2 takes.* take 0: no face\. Look at") as stopped:
+    with pytest.raises(PermanentError, match=r"Clip 1 fails .* in all 2 takes.* take 0: no face\. See") as stopped:
         gate(quality="gate", after_retakes="stop").check(clip(1), takes)
     assert "pale" not in str(stopped.value)
     gate(quality="gate", after_retakes="stop").check(clip(1), record(take(0, 1.0), kept=0))

@@ -86,6 +86,7 @@ def _benched_clip(
     from s2v_tasks.media.speech import load_waveform, normalise_speech
     from s2v_tasks.verification.bench.cache import BenchedClip
 
+    latent_frames(shape[2])  # refuses other numbers before anything is read
     with tempfile.TemporaryDirectory() as scratch:
         png, wav = Path(scratch) / "image.png", Path(scratch) / "speech.wav"
         normalise_image(image, png)
@@ -93,7 +94,6 @@ def _benched_clip(
         with Image.open(png) as picture:
             image_u8 = np.asarray(picture.convert("RGB"))
         speech = load_waveform(wav)
-    latent_frames(shape[2])
     return BenchedClip(prompt, image_u8, speech, *shape, Sampling(*sampling, _SHIFT, "unipc"))
 
 

@@ -91,7 +91,7 @@ class FaceFinder:
         offset = np.array([(side - width) // 2, (side - height) // 2])
         image, border = Image.fromarray(picture), (int(offset[0]), int(offset[1]))
         if width == side:
-            # A resize begins with the rows: those of the border need none.
+            # Equal to the resize of the square, which shortens each row first, without the rows of the border.
             image = image.resize((_DETECTOR_SIDE, height), Image.Resampling.BOX)
         square = Image.new("RGB", (side if width < side else _DETECTOR_SIDE, side))
         square.paste(image, border)

@@ -80,7 +80,6 @@ class BenchedClip:
     height: int
     num_frames: int
     sampling: Sampling
-    seed: int = 0
 
 
 def bench_cache_of_clip(
@@ -103,7 +102,7 @@ def bench_cache_of_clip(
         reference_u8,
         **conditions,
         pose=None,
-        seed=clip.seed,
+        seed=0,
         motion=None,
         start_from_ref=False,
         keep_motion_frames=None,

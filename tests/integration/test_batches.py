@@ -102,6 +102,16 @@ def test_jobs_of_a_batch_start_in_the_order_of_the_manifest(site: Site) -> None:
     assert site.jobs.recent()[0].source == "batch"
 
 
+def test_a_job_of_a_batch_keeps_only_the_fields_that_its_row_gives(site: Site) -> None:
+    """Leave out fields that are null in the row or missing: the preset decides about them when the job starts."""
+    site.put([rows(1)[0] | {"sample_steps": 7, "num_clip": None}])
+    site.batches.start(site.uri)
+    (job,) = site.queue.next(max_running=1)
+    assert job.request["sample_steps"] == 7
+    assert "num_clip" not in job.request
+    assert None not in job.request.values()
+
+
 def test_failed_rows_are_started_again_on_request(site: Site) -> None:
     """As another run of the same job; those that run or succeeded are left alone."""
     site.put(rows(4))

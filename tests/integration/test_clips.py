@@ -138,7 +138,7 @@ def test_clips_rendered_by_one_process_are_those_of_a_process_each(
 def test_a_process_that_is_ended_keeps_the_clips_that_it_finished(
     run: Run, store: ObjectStore, monkeypatch: pytest.MonkeyPatch, found: Found
 ) -> None:
-    """SIGTERM during the second of two clips: the first is durable, the other one failed and may be tried again."""
+    """SIGTERM before the first step of the second clip: the first is durable, the other one may be tried again."""
     for step in ("stage_inputs", "plan_clips", "encode_conditions"):
         run(step)
     monkeypatch.setattr(Worker, "interrupted", lambda _worker: store.exists(LAYOUT.clip_manifest(0)))
@@ -146,6 +146,7 @@ def test_a_process_that_is_ended_keeps_the_clips_that_it_finished(
         run("render_clip", 0, count=2)
     assert (manifest_of(store, 0).facts_as(ClipFacts).render_seconds or 0) > 0
     assert [clip.status for clip in found().clips] == ["succeeded", "failed"]
+    assert not store.has_any(f"jobs/{JOB}/clips/0001/partial/")  # no step was done: there is nothing to continue
 
 
 def test_a_clip_needs_the_clip_before_it(run: Run, give_up: GiveUp) -> None:

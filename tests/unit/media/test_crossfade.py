@@ -47,6 +47,8 @@ def test_a_clip_that_cannot_be_cut_is_refused(tmp_path: Path, moving: Moving) ->
     encode_clip(moving(8), after)
     with pytest.raises(PermanentError, match=r"before\.mp4 has 4 frames and after\.mp4 8: expected more than the 4"):
         crossfade(before, after, 4, tmp_path)
+    with pytest.raises(PermanentError, match=r"after\.mp4 has 8 frames and before\.mp4 4: expected more than the 4"):
+        crossfade(after, before, 4, tmp_path)
     with pytest.raises(PermanentError, match=r"Frame 4 of after\.mp4 is no key frame"):
         crossfade(after, after, 4, tmp_path)
 

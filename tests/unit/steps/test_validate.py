@@ -102,6 +102,16 @@ def test_sentences_tell_takes_findings_seams_and_drift(synced: list[Any]) -> Non
     assert not any(sentence.startswith(("Clip 0", "Clip 2")) for sentence in report.sentences)
 
 
+@pytest.mark.parametrize("later", [None, LOOK.model_copy(update={"contrast": 80.0})], ids=["none", "other"])
+@pytest.mark.usefixtures("synced")
+def test_the_reference_of_a_video_is_that_of_its_first_measured_clip(later: ReferenceLook | None) -> None:
+    """Records of later clips may have none, or one that was measured by another version."""
+    report = MeasuredClips((known(0, reference=None), known(1), known(2, reference=later)), LIMITS).report(SPEECH)
+    assert report is not None
+    assert report.video is not None
+    assert report.video.reference == LOOK
+
+
 def test_the_contact_sheet_has_a_note_for_each_clip() -> None:
     """The measures in short; for a clip with retakes also which take it is."""
     notes = MeasuredClips((known(0), known(1, takes=3, kept=1), failed(2), None), LIMITS).notes()

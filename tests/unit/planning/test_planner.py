@@ -1,6 +1,5 @@
-"""Whole plans."""
+"""Check whole plans of one chain: clips, sampling and seeds."""
 
-import itertools
 import math
 from fractions import Fraction
 from typing import Any
@@ -10,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from s2v_tasks.errors import PermanentError
-from s2v_tasks.planning.clips import frames_of_speech, lay_out
-from s2v_tasks.planning.estimate import load_seconds
+from s2v_tasks.planning.clips import frames_of_speech
 from s2v_tasks.planning.planner import job_seed
 from s2v_tasks.schemas.plan import Plan, SpeechFacts
 from tests.unit.planning.conftest import seconds
@@ -171,20 +169,6 @@ def test_start_from_ref_gives_the_first_clip_motion_tokens(plan_of: Any) -> None
     assert [clip.tokens for clip in plan_of(seconds(10), start_from_ref=True).clips] == [32760, 32760]
 
 
-def test_guidance_of_1_halves_the_work(plan_of: Any) -> None:
-    """A guidance scale of 1 needs one branch a step instead of two, which have a little in common."""
-    guided, unguided = plan_of(seconds(5), sample_guide_scale=1.1), plan_of(seconds(5), sample_guide_scale=1)
-    assert unguided.estimate.pflops == pytest.approx(guided.estimate.pflops / 2, rel=0.02)
-
-
-def test_steps_without_guidance_cost_one_branch(plan_of: Any) -> None:
-    """Guidance in 10 of 30 steps costs two thirds of guidance in all of them."""
-    everywhere, partly = plan_of(seconds(5)), plan_of(seconds(5), guide_steps=[0, 10])
-    assert (everywhere.sampling.guided_steps, partly.sampling.guided_steps) == (30, 10)
-    transformer = [plan.estimate.pflops * 1e15 - 1.1e15 for plan in (everywhere, partly)]
-    assert transformer[1] / transformer[0] == pytest.approx(2 / 3, rel=0.02)
-
-
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
@@ -198,111 +182,8 @@ def test_guided_steps_that_do_not_exist_are_refused(plan_of: Any, fields: dict[s
         plan_of(seconds(5), **fields)
 
 
-def test_the_vae_is_a_large_part_of_a_preview(plan_of: Any) -> None:
-    """At 4 steps without guidance the VAE takes 19 % of the time, at 30 guided steps less than 3 %."""
-    preview, balanced = plan_of(seconds(10), preset="preview"), plan_of(seconds(10))
-    assert preview.preview
-    assert round(preview.estimate.vae_share, 2) == 0.19
-    assert balanced.estimate.vae_share < 0.03
-    assert preview.estimate.gpu_seconds < balanced.estimate.gpu_seconds / 5
-
-
 def test_fingerprints_of_plans_without_new_fields_stay(plan_of: Any) -> None:
     """The sampling of a plan states later fields only where they are given."""
     fields = {"sample_steps", "sample_guide_scale", "sample_shift", "sample_solver", "start_from_ref"}
     assert set(plan_of(seconds(5)).sampling.model_dump()) == fields
     assert plan_of(seconds(5), guide_steps=[2, 9]).sampling.model_dump()["guide_steps"] == (2, 9)
-
-
-def test_estimate_sums_the_clips(plan_of: Any, h100: Any) -> None:
-    """The estimate is the sum of the clips on the configured GPU, and its price follows from the seconds."""
-    plan = plan_of(seconds(30))
-    assert plan.estimate.pflops == pytest.approx(sum(clip.pflops for clip in plan.clips))
-    assert plan.estimate.cost == pytest.approx(plan.estimate.gpu_seconds / 3600 * h100.cost_per_hour)
-    assert (plan.estimate.gpu, plan.estimate.currency) == ("h100-sxm", "USD")
-
-
-def test_clips_that_share_a_process_load_the_model_once(plan_of: Any, model_14b: Any, h100: Any) -> None:
-    """Two clips in one process cost one load less; the longest chain cannot be done sooner, the others can."""
-    assert (plan_of(seconds(15)).clips_per_pod, plan_of(seconds(15), clips_per_pod=2).clips_per_pod) == (1, 2)
-    apart, together = plan_of(seconds(15)).estimate, plan_of(seconds(15), clips_per_pod=2).estimate
-    assert apart.gpu_seconds - together.gpu_seconds == pytest.approx(load_seconds(h100, model_14b))
-    assert apart.longest_chain_seconds == apart.gpu_seconds
-
-
-def test_chains_need_no_longer_than_the_longest(plan_of: Any, sentences: Any) -> None:
-    """Three chains of about equal length take a third of their GPU-seconds when each has a GPU."""
-    estimate = plan_of(seconds(20), samples=sentences, continuity="cut", min_chain_seconds=4).estimate
-    assert estimate.longest_chain_seconds == pytest.approx(estimate.gpu_seconds / 3, rel=0.1)
-
-
-def test_peak_memory_is_that_of_the_largest_clip(plan_of: Any) -> None:
-    """Later clips, with motion tokens, need more memory than the first; a preview of the first alone needs less."""
-    whole, first = plan_of(seconds(10)).estimate, plan_of(seconds(10), num_clip=1).estimate
-    assert whole.peak_gpu_memory_gib > first.peak_gpu_memory_gib
-
-
-def test_a_cut_plan_has_a_chain_for_each_sentence(plan_of: Any, sentences: Any) -> None:
-    """Chains are contiguous, each divided by the rule for its own frames, and starts from the picture."""
-    plan: Plan = plan_of(seconds(20), samples=sentences, continuity="cut", min_chain_seconds=4)
-    assert [(cut.frame, cut.pause_seconds) for cut in plan.cuts] == [(104, 0.75), (212, 0.75)]
-    assert [clip.chain_index for clip in plan.clips] == [0, 0, 1, 1, 2, 2]
-    assert [clip.predecessor for clip in plan.clips] == [None, 0, None, 2, None, 4]
-    assert [clip.successor for clip in plan.clips] == [1, None, 3, None, 5, None]
-    assert frames(plan) == [52, 52, 56, 52, 56, 52]
-    assert [clip.start_frame for clip in plan.clips] == [0, 52, 104, 160, 212, 268]
-    assert [clip.end_frame for clip in plan.clips] == [52, 104, 160, 212, 268, 320]
-    assert all(plan.clips[k].tokens < plan.clips[k + 1].tokens for k in (0, 2, 4))  # no motion in the first one
-    assert plan.warnings == ()
-
-
-def test_a_crossfade_renders_a_quarter_of_a_second_more_of_each_chain_but_the_last(
-    plan_of: Any, sentences: Any
-) -> None:
-    """The end of a chain fades out beyond its last frame into the first frames of the next; no length changes."""
-    fields = {"samples": sentences, "continuity": "cut", "min_chain_seconds": 4}
-    plan: Plan = plan_of(seconds(20), transition="crossfade", **fields)
-    assert [clip.end_frame for clip in plan.clips] == [56, 104, 160, 212, 268, 320]
-    assert [clip.fade_in_frames for clip in plan.clips] == [0, 0, 4, 0, 4, 0]
-    assert [clip.fade_out_frames for clip in plan.clips] == [0, 4, 0, 4, 0, 0]
-    assert all(clip.stored_frames <= clip.infer_frames for clip in plan.clips)
-    assert plan_of(seconds(20), transition="crossfade", infer_frames=20, **fields).num_frames == 320
-    with pytest.raises(PermanentError, match="infer_frames 16 is too short for a cross-fade: expected at least 20"):
-        plan_of(seconds(20), transition="crossfade", infer_frames=16, **fields)
-
-
-@settings(max_examples=100, deadline=None)
-@given(
-    bounds=st.lists(st.integers(32, 400), min_size=1, max_size=5),
-    infer_frames=st.sampled_from(range(20, 121, 4)),
-    num_clip=st.none() | st.integers(1, 30),
-)
-def test_every_clip_of_every_chain_delivers_frames(bounds: list[int], infer_frames: int, num_clip: int | None) -> None:
-    """With cross-fades too: contiguous ranges, each clip renders what it stores, fades in and out come in pairs."""
-    edges = [0, *itertools.accumulate(bounds)]
-    slots = lay_out(edges, infer_frames, num_clip, fade_frames=4)
-    assert [slot.start_frame for slot in slots] == [0, *(slot.end_frame for slot in slots[:-1])]
-    assert all(0 < slot.end_frame - slot.start_frame + slot.fade_out_frames <= slot.infer_frames for slot in slots)
-    assert [slot.fade_out_frames for slot in slots[:-1]] == [slot.fade_in_frames for slot in slots[1:]]
-    assert slots[-1].fade_out_frames == 0
-    assert slots[-1].end_frame == edges[-1] or len(slots) == num_clip
-
-
-def test_a_preview_of_a_cut_video_keeps_the_first_clips(plan_of: Any, sentences: Any) -> None:
-    """`num_clip` counts the clips of all chains; what comes behind them is left out, and said."""
-    fields = {"samples": sentences, "continuity": "cut", "min_chain_seconds": 4, "transition": "crossfade"}
-    plan: Plan = plan_of(seconds(20), num_clip=3, **fields)
-    assert [clip.chain_index for clip in plan.clips] == [0, 0, 1]
-    assert (frames(plan)[2], plan.num_frames, len(plan.cuts)) == (80, 104 + 80, 1)
-    assert "leaves out the last 8.50 s of 20.00 s of speech, which needs 6 clips" in plan.warnings[0]
-    assert plan_of(seconds(20), num_clip=2, **fields).clips[-1].fade_out_frames == 0
-
-
-def test_only_retakes_have_a_worst_case(plan_of: Any, model_14b: Any, h100: Any) -> None:
-    """With the gate each clip may be computed `max_retakes` times more; the weights are loaded once all the same."""
-    for quality in ("off", "report"):
-        assert plan_of(seconds(10), quality=quality).estimate.worst_case_gpu_seconds is None
-    estimate = plan_of(seconds(10), quality="gate", max_retakes=3, clips_per_pod=2).estimate
-    computing = estimate.gpu_seconds - load_seconds(h100, model_14b)
-    assert estimate.worst_case_gpu_seconds == pytest.approx(estimate.gpu_seconds + 3 * computing)
-    assert estimate.worst_case_cost == pytest.approx(estimate.worst_case_gpu_seconds / 3600 * h100.cost_per_hour)

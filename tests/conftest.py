@@ -24,7 +24,7 @@ _TEMPLATE = "s2v_template"
 def pytest_configure() -> None:
     """Give each worker of pytest-xdist one core.
 
-    Threads of torch would otherwise wait for each other in busy loops, which takes half as much time again.
+    The threads of torch would otherwise wait for each other in busy loops, which takes half as much time again.
     """
     worker, cores = os.environ.get("PYTEST_XDIST_WORKER"), sorted(os.sched_getaffinity(0))
     if worker is not None:

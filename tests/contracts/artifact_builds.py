@@ -1,4 +1,4 @@
-"""Builds of a clip, and their storage."""
+"""Builds of the outputs of a clip, and their storage."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""The same contract for every S3 server that we run on."""
+"""Fixtures that run the same tests on every S3 server that the system supports."""
 
 import uuid
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Versions that everything here is installed with."""
+"""The exact versions of packages that tests and images install."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def constraint(name: str) -> str:
-    """The exact version of a package that everything here is installed with."""
+    """Return the exact version of a package in the constraints file."""
     pins = (ROOT / "config" / "constraints-py311.txt").read_text(encoding="utf-8")
     found = re.search(rf"^{re.escape(name)}==(\S+)$", pins, re.MULTILINE)
     assert found, name

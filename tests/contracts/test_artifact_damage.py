@@ -1,4 +1,4 @@
-"""Artifacts that are killed, lost or damaged are found and made again."""
+"""Check that artifacts that are incomplete, lost or damaged are detected and made again."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from tests.contracts.artifact_builds import LAYOUT, clip_build, not_built, produ
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL: nothing catches it."""
+    """Takes the place of SIGKILL: no handler of errors catches it."""
 
 
 class MortalStore(ObjectStore):
@@ -45,8 +45,8 @@ class MortalStore(ObjectStore):
 
 
 @pytest.mark.parametrize("back", [False, True], ids=["new clip", "superseded clip"])
-def test_a_kill_before_any_write_leaves_no_manifest_that_lies(object_store: ObjectStore, back: bool) -> None:
-    """Whenever a clip that takes another's place is interrupted, the next run gives exactly the wanted clip."""
+def test_a_kill_before_any_write_leaves_no_wrong_manifest(object_store: ObjectStore, back: bool) -> None:
+    """If the replacement of a clip is interrupted at any write, the next run stores exactly the requested clip."""
     store = MortalStore(
         f"s3://{object_store.bucket}/{object_store.prefix}",
         endpoint_url=object_store._server.endpoint_url,
@@ -76,7 +76,7 @@ def test_a_kill_before_any_write_leaves_no_manifest_that_lies(object_store: Obje
 
 
 def test_the_scratch_folder_is_gone_afterwards(store: ObjectStore, tmp_path: Path) -> None:
-    """A build gets a folder inside the configured scratch folder, and it is removed."""
+    """A build gets a folder inside the configured scratch folder, and that folder is removed afterwards."""
     seen: list[Path] = []
 
     def build(folder: Path) -> Built:
@@ -89,20 +89,20 @@ def test_the_scratch_folder_is_gone_afterwards(store: ObjectStore, tmp_path: Pat
 
 
 def test_fetching_verifies(store: ObjectStore, tmp_path: Path) -> None:
-    """An artifact of a manifest is downloaded with the bytes that the manifest vouches for."""
+    """A fetched artifact has the SHA-256 that its manifest states."""
     manifest = produce(store, "f1", clip_build(b"1")).manifest
     assert ArtifactStore(store).fetch(manifest.outputs["clip"], tmp_path / "clip").read_bytes() == b"1clip"
 
 
 def damage(store: ObjectStore, key: str) -> None:
-    """Change the bytes of an object behind the store's back: size and metadata stay."""
+    """Change the bytes of an object directly in the store; its size and its metadata stay the same."""
     place = {"Bucket": store.bucket, "Key": f"{store.prefix}/{key}"}
     metadata = store._client.head_object(**place)["Metadata"]
     store._client.put_object(**place, Body=b"X" + store.get_bytes(key)[1:], Metadata=metadata)
 
 
-def test_damage_is_found_once_and_made_good(store: ObjectStore, tmp_path: Path) -> None:
-    """Fetching damaged bytes fails and deletes them, so that the step that makes them does not reuse them."""
+def test_damaged_bytes_are_deleted_and_made_again(store: ObjectStore, tmp_path: Path) -> None:
+    """Fetching damaged bytes fails and deletes them, so that the step does not reuse them."""
     clip = produce(store, "f1", clip_build(b"1")).manifest.outputs["clip"]
     damage(store, clip.key)
     assert produce(store, "f1", not_built).reused
@@ -114,7 +114,7 @@ def test_damage_is_found_once_and_made_good(store: ObjectStore, tmp_path: Path) 
 
 
 def test_a_damaged_clip_is_not_put_back_for_ever(store: ObjectStore, tmp_path: Path) -> None:
-    """A clip that was damaged while it was superseded is put back once, found out, and then rendered anew."""
+    """A clip that was damaged while it was superseded is restored once, found damaged, and then rendered again."""
     produce(store, "f1", clip_build(b"1"))
     produce(store, "f2", clip_build(b"2"))
     damage(store, LAYOUT.superseded_clip(0, "f1", "clip.mp4"))

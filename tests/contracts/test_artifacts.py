@@ -1,4 +1,4 @@
-"""Make for S3: what is whole is reused, what is not is made again, and no manifest ever lies."""
+"""Check that complete outputs are reused, and that missing or incomplete outputs are made again."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,7 @@ from s2v_tasks.storage.s3 import ObjectStore
 from tests.contracts.artifact_builds import FACTS, LAYOUT, SPEECH, clip_build, not_built, produce
 
 
-def test_a_manifest_tells_what_was_made_from_what(store: ObjectStore) -> None:
+def test_a_manifest_states_outputs_and_inputs(store: ObjectStore) -> None:
     """The stored manifest has step, fingerprint, producer, inputs, outputs with checksums, facts and times."""
     manifest, reused = produce(store, "f1", clip_build(b"1"))
     assert not reused
@@ -36,7 +36,7 @@ def test_the_same_fingerprint_is_reused(store: ObjectStore) -> None:
 def test_what_cannot_be_stored_is_stored_by_the_next_attempt(
     store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
-    """The outputs stay on the local disk, whatever kept them from the store; nothing is built again."""
+    """Outputs that could not be stored stay on the local disk; the next attempt stores them without a new build."""
     artifacts = ArtifactStore(store, tmp_path)
     work = Work(RENDER_CLIP, "job-1", LAYOUT.clip_manifest(0), "f1", {"speech": SPEECH}, clip_index=0)
     begun: list[int] = []
@@ -59,7 +59,7 @@ def test_what_cannot_be_stored_is_stored_by_the_next_attempt(
 def test_what_one_job_could_not_store_is_not_stored_for_another(
     store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two jobs of one request have equal fingerprints: the manifest of each names objects of its own."""
+    """Outputs kept for one job are not used for another, although two jobs of one request have equal fingerprints."""
     artifacts = ArtifactStore(store, tmp_path)
 
     def build_for(layout: JobLayout) -> Build:
@@ -83,7 +83,7 @@ def test_what_one_job_could_not_store_is_not_stored_for_another(
 
 
 def test_a_build_that_fails_leaves_nothing(store: ObjectStore, tmp_path: Path) -> None:
-    """Only what is finished is kept."""
+    """A build that fails stores neither outputs nor a manifest."""
     with pytest.raises(AssertionError, match="nothing was to be built"):
         ArtifactStore(store, tmp_path).produce(Work(STITCH, "job-1", "m", "f1", {}), not_built)
     assert list(tmp_path.iterdir()) == []
@@ -102,8 +102,8 @@ def _garble_manifest(store: ObjectStore) -> None:
 
 
 @pytest.mark.parametrize("damage", [_delete_motion, _change_motion, _garble_manifest])
-def test_what_is_not_whole_is_made_again(store: ObjectStore, damage: Callable[[ObjectStore], None]) -> None:
-    """A lost output, an output of other bytes and a manifest that is not JSON each lead to a new build."""
+def test_incomplete_outputs_are_made_again(store: ObjectStore, damage: Callable[[ObjectStore], None]) -> None:
+    """A lost output, an output with other bytes and a manifest that is not JSON each lead to a new build."""
     produce(store, "f1", clip_build(b"1"))
     damage(store)
     assert not produce(store, "f1", clip_build(b"1")).reused
@@ -112,15 +112,15 @@ def test_what_is_not_whole_is_made_again(store: ObjectStore, damage: Callable[[O
 
 
 def test_a_build_that_fails_changes_nothing(store: ObjectStore) -> None:
-    """The outputs of before are still there, whole, and still reused."""
+    """After a build that fails, the earlier outputs are still complete and are reused."""
     produce(store, "f1", clip_build(b"1"))
     with pytest.raises(AssertionError):
         produce(store, "f2", not_built)
     assert produce(store, "f1", not_built).reused
 
 
-def test_a_clip_that_gives_way_is_kept(store: ObjectStore) -> None:
-    """The clip of before lies under its superseded keys with a manifest that names them."""
+def test_a_superseded_clip_is_kept(store: ObjectStore) -> None:
+    """A replaced clip is kept under its superseded keys, with a manifest that names them."""
     produce(store, "f1", clip_build(b"1"))
     produce(store, "f2", clip_build(b"2"))
     kept = ArtifactStore(store).reusable(LAYOUT.superseded_clip(0, "f1", "manifest.json"), "f1")
@@ -130,8 +130,8 @@ def test_a_clip_that_gives_way_is_kept(store: ObjectStore) -> None:
     assert store.get_bytes(LAYOUT.clip(0)) == b"2clip"
 
 
-def test_a_superseded_clip_is_put_back_and_not_rendered_again(store: ObjectStore) -> None:
-    """Going back to earlier inputs costs two copies; the clip in between is kept, too."""
+def test_a_superseded_clip_is_restored_and_not_rendered_again(store: ObjectStore) -> None:
+    """Returning to earlier inputs restores the earlier clip by copies; the clip that it replaces is kept, too."""
     produce(store, "f1", clip_build(b"1"))
     produce(store, "f2", clip_build(b"2"))
     for fingerprint, content in (("f1", b"1clip"), ("f2", b"2clip")):
@@ -142,7 +142,7 @@ def test_a_superseded_clip_is_put_back_and_not_rendered_again(store: ObjectStore
 
 
 def test_artifacts_of_another_job_become_its_own(store: ObjectStore) -> None:
-    """They are copies of the same bytes, which outlive the original; the first maker stays named."""
+    """Artifacts of another job are copied with equal bytes; the copy outlives the original and names its first job."""
     made, artifacts = produce(store, "f1", clip_build(b"1")).manifest, ArtifactStore(store)
     second, third = JobLayout("job-2"), JobLayout("job-3")
     copy = artifacts.adopt(made, "job-2", second.clip_manifest(0))
@@ -158,7 +158,7 @@ def test_artifacts_of_another_job_become_its_own(store: ObjectStore) -> None:
 
 
 def test_the_same_work_of_another_job_is_copied(store: ObjectStore) -> None:
-    """It is copied if its outputs are complete and have the same inputs; else the work is done again."""
+    """Outputs of another job are copied if they are complete and have the same inputs; otherwise the step runs."""
     second = JobLayout("job-2")
     theirs = {"job_id": "job-2", "manifest_key": second.clip_manifest(0), "clip_index": None}
     theirs["elsewhere"] = [LAYOUT.motion(1), LAYOUT.clip_manifest(0)]
@@ -175,7 +175,7 @@ def test_the_same_work_of_another_job_is_copied(store: ObjectStore) -> None:
 
 
 def test_other_steps_keep_no_old_outputs(store: ObjectStore) -> None:
-    """Outputs that are cheap to make are overwritten."""
+    """Outputs of steps other than rendering are overwritten, because they are cheap to make."""
     produce(store, "f1", clip_build(b"1"), clip_index=None)
     produce(store, "f2", clip_build(b"2"), clip_index=None)
     assert not produce(store, "f1", clip_build(b"1"), clip_index=None).reused

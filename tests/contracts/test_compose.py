@@ -1,4 +1,4 @@
-"""The compose stack: what its file promises. No container engine is needed."""
+"""Check the compose file without a container engine."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def compose() -> dict[str, Any]:
 
 
 def test_compose_refers_to_what_exists(compose: dict[str, Any]) -> None:
-    """Build files, mounted files, volumes and dependencies are there; images are of the tested versions."""
+    """Build files, mounted files, volumes and dependencies exist, and images have the tested versions."""
     for service in compose["services"].values():
         if "build" in service:
             assert (COMPOSE.parent / service["build"]["context"] / service["build"]["dockerfile"]).is_file()
@@ -49,7 +49,7 @@ def test_compose_refers_to_what_exists(compose: dict[str, Any]) -> None:
 
 
 def test_compose_has_no_key_that_it_would_refuse(compose: dict[str, Any]) -> None:
-    """Only words of the Compose specification; who waits for a healthy service waits for one that says so."""
+    """The file has only keys of the Compose specification, and a service that must be healthy has a health check."""
     words = {"build", "command", "depends_on", "entrypoint", "environment", "healthcheck", "image", "ports", "restart",
              "volumes"}  # fmt: skip
     services = compose["services"]
@@ -64,14 +64,14 @@ def test_compose_has_no_key_that_it_would_refuse(compose: dict[str, Any]) -> Non
 
 
 def test_compose_publishes_on_loopback_only(compose: dict[str, Any]) -> None:
-    """Its Airflow accepts everyone, so it must not be reachable from other machines."""
+    """Ports are published on loopback only, because this Airflow accepts everyone as an administrator."""
     ports = [port for service in compose["services"].values() for port in service.get("ports", [])]
     assert ports
     assert all(port.startswith("127.0.0.1:") for port in ports)
 
 
-def test_compose_sets_what_airflow_and_the_package_know(compose: dict[str, Any]) -> None:
-    """A misspelt variable would be ignored by Airflow and refused by the package, both in the running container."""
+def test_compose_sets_only_known_variables(compose: dict[str, Any]) -> None:
+    """Airflow and the package know every variable that the file sets; a misspelt one fails this test."""
     from airflow.configuration import conf
 
     for name in compose["services"]["scheduler"]["environment"]:
@@ -83,7 +83,7 @@ def test_compose_sets_what_airflow_and_the_package_know(compose: dict[str, Any])
 
 
 def test_compose_takes_every_secret_from_its_own_env_file(tmp_path: Path, compose: dict[str, Any]) -> None:
-    """The file has random values and is readable for its owner only; a second run keeps them, and none is left out."""
+    """Every secret comes from a private file of random values, and a second run of make-env.sh keeps the values."""
     shutil.copytree(COMPOSE.parent, tmp_path / "compose", ignore=shutil.ignore_patterns(".env"))
     for _ in range(2):
         subprocess.run([tmp_path / "compose" / "make-env.sh"], check=True, capture_output=True)
@@ -104,9 +104,9 @@ def test_compose_takes_every_secret_from_its_own_env_file(tmp_path: Path, compos
 
 @pytest.mark.images
 def test_the_compose_stack_is_ready_after_its_init(tmp_path: Path, postgres_server: PostgresServer) -> None:
-    """With the S3 server started as compose starts it: bucket, samples, model, both databases, the pool; also twice.
+    """The init service creates bucket, samples, model, databases and pool, and may run again.
 
-    What a person has changed in between, here the slots of the pool, stays, unless a setting states it.
+    It keeps a number of pool slots that a person has changed, unless a setting states the number.
     """
     ports = dict(zip((*_PORTS, "admin.port", "admin.port.grpc"), free_ports(len(_PORTS) + 2), strict=True))
     compose = yaml.safe_load(COMPOSE.read_text(encoding="utf-8"))["services"]["s3"]
@@ -159,7 +159,7 @@ def test_the_compose_stack_is_ready_after_its_init(tmp_path: Path, postgres_serv
 
 
 def wait_for(url: str) -> None:
-    """Until a server answers 200."""
+    """Wait until a server answers 200."""
     deadline = time.monotonic() + 60
     while True:
         try:

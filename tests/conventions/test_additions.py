@@ -13,7 +13,7 @@ SECTION = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("## Where
 
 
 def test_every_addition_names_its_file() -> None:
-    """Each entry of the list names a file that exists; names in capitals and classes are in a file of their entry."""
+    """Each entry of the list names an existing file, which contains the constants and classes that the entry names."""
     entries = re.split(r"^\* ", SECTION.partition("Run `make docs`")[0], flags=re.MULTILINE)[1:]
     assert len(entries) >= 14
     for entry in entries:

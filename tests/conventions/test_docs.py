@@ -22,23 +22,23 @@ def page_id(path: Path) -> str:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
-def test_links_lead_somewhere(page: Path) -> None:
-    """A relative link names a file of the repository."""
+def test_links_name_existing_files_of_the_repository(page: Path) -> None:
+    """Each relative link names a file of the repository."""
     for target in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), target
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
-def test_settings_are_real(page: Path) -> None:
-    """A setting that is mentioned can be set."""
+def test_settings_in_documents_exist(page: Path) -> None:
+    """Each setting that a document mentions exists."""
     known = {PREFIX + name.upper() for name in Settings.model_fields}
     names = set(re.findall(r"\bS2V_[A-Z0-9_]*[A-Z0-9]\b", page.read_text(encoding="utf-8")))
     assert names <= known
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
-def test_commands_are_real(page: Path) -> None:
-    """A command that is shown in code can be called."""
+def test_commands_in_documents_exist(page: Path) -> None:
+    """Each command that a document shows can be called."""
     from s2v_tasks.cli import app, load_commands
 
     load_commands()
@@ -51,7 +51,7 @@ def test_commands_are_real(page: Path) -> None:
 
 
 def test_messages_of_the_runbook_are_those_of_the_code() -> None:
-    """A message in a heading of the runbook can be found in the code; `...` and `N` stand for values."""
+    """Each message in a heading of the runbook exists in the code; `...` and `N` stand for values."""
     code = "\n".join(map(_strings, [*ROOT.glob("s2v_tasks/**/*.py"), *ROOT.glob("docker/*.sh")]))
     runbook = (ROOT / "docs" / "runbook.md").read_text(encoding="utf-8")
     shown = [
@@ -89,7 +89,7 @@ def _code(text: str) -> str:
 
 
 def test_the_plan_of_the_readme_is_what_the_command_shows() -> None:
-    """Called as it stands there, it prints what stands there."""
+    """The plan in the README equals the output of its command."""
     block = (ROOT / "README.md").read_text(encoding="utf-8").split("```\n$ ")[1].split("```")[0]
     command, _, shown = block.replace("\\\n", "").partition("\n")
     variables, _, arguments = command.partition(".venv/bin/s2v ")
@@ -100,7 +100,7 @@ def test_the_plan_of_the_readme_is_what_the_command_shows() -> None:
 
 
 def test_opentelemetry_reaches_its_collector_as_the_howto_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The values that the how-to shows can be pasted: nothing deprecated, and both exporters go where they should."""
+    """The settings of the how-to send traces and metrics to the collector, without deprecated options."""
     from airflow._shared.observability.common import get_otel_data_exporter
     from airflow._shared.observability.otel_env_config import load_metrics_env_config
     from airflow._shared.observability.traces import _load_exporter_from_env

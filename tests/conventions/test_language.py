@@ -1,4 +1,4 @@
-"""Checks of the language of the code: how docstrings begin, and words that the project does not use."""
+"""Check the language of the code: the first words of docstrings, and words that the project does not use."""
 
 import ast
 import re

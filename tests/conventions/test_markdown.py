@@ -1,4 +1,4 @@
-"""Checks of the Markdown files: width of lines, banned words, links and paths."""
+"""Check the Markdown files: width of lines, banned words, links and paths."""
 
 import re
 from pathlib import Path

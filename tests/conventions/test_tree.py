@@ -19,20 +19,20 @@ HEAVY = {"torch", "transformers", "diffusers", "accelerate", "librosa", "boto3",
 
 
 def test_import_contracts_hold() -> None:
-    """Layers, siblings and the homes of torch and Airflow are as pyproject.toml says."""
+    """The import contracts of pyproject.toml hold."""
     linter = Path(sys.executable).parent / "lint-imports"
     done = subprocess.run([linter, "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 
 
-def test_no_module_has_a_name_that_says_nothing() -> None:
-    """No drawer where anything may lie: utils, helpers, common, misc."""
+def test_no_module_has_a_general_name() -> None:
+    """No module is called utils, helpers, common or misc."""
     names = {path.stem for path in PACKAGE.rglob("*.py")} | {path.name for path in PACKAGE.rglob("*") if path.is_dir()}
     assert not names & {"utils", "util", "helpers", "common", "misc", "part2"}
 
 
 def test_every_setting_is_read() -> None:
-    """Each setting has a reader outside `settings.py`, in the package or in a script of the images."""
+    """Each setting is read outside `settings.py`, in the package or in a script of the images."""
     sources = [*PACKAGE.rglob("*.py"), *(ROOT / "dags").glob("*.py")]
     texts = [path.read_text(encoding="utf-8") for path in sources if path.name != "settings.py"]
     attributes = {node.attr for text in texts for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Attribute)}
@@ -50,7 +50,7 @@ def test_unit_tests_need_no_services() -> None:
 
 
 def test_steps_and_commands_have_the_same_names() -> None:
-    """One step = one CLI command = one file in steps/, and steps/ holds nothing else."""
+    """Each step has one CLI command and one file in steps/, and steps/ holds nothing else."""
     from s2v_tasks.cli import app, steps  # noqa: F401
 
     commands = {command.callback.__name__ for command in app.registered_commands if command.callback}
@@ -61,14 +61,14 @@ def test_steps_and_commands_have_the_same_names() -> None:
 
 @pytest.mark.parametrize("module", COMMAND_MODULES)
 def test_the_command_line_starts_without_heavy_libraries(module: str) -> None:
-    """`s2v --help` must not pay for torch or boto3."""
+    """`s2v --help` loads neither torch nor boto3."""
     code = f"import sys, s2v_tasks.cli.{module}; print(*sorted(set(sys.modules) & {HEAVY!r}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
 
 
 def test_generated_references_are_fresh() -> None:
-    """docs/configuration.md, cli.md and dags.md say what the code says; `make docs` refreshes them."""
+    """docs/configuration.md, cli.md and dags.md equal what `make docs` generates."""
     spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
     assert spec is not None
     assert spec.loader is not None

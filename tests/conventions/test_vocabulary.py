@@ -1,4 +1,4 @@
-"""Each word of the vocabulary is written once, in `schemas/`."""
+"""Check that each word of the vocabulary is written once, in `schemas/`."""
 
 import ast
 from collections.abc import Iterator

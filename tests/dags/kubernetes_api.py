@@ -27,7 +27,7 @@ QUOTA = (
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """An answer of the API server."""
+    """Answers requests as the API server does."""
 
     cluster: "Cluster"
 
@@ -124,15 +124,15 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The reasons that are put on record."""
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The reasons that are recorded in the metadata store."""
     reasons: list[str] = []
     monkeypatch.setattr("s2v_tasks.orchestration.pods.record_failure", lambda *call: reasons.append(call[3]))
     return reasons
 
 
 class Store(dict[str, Any]):
-    """The state that a task keeps over its tries."""
+    """The state that Airflow keeps for a task between tries."""
 
     def set(self, key: str, value: Any) -> None:
         self[key] = value

@@ -1,4 +1,4 @@
-"""Tasks that wait for a person: who asks, what Airflow is told, and what an answer leads to."""
+"""Check tasks that wait for a person: their question, the calls of Airflow, and the effects of an answer."""
 
 import asyncio
 import json
@@ -24,7 +24,7 @@ ANSWER = {"responded_by_user": {"id": "1", "name": "edith"}, "params_input": {}}
 
 
 class Airflow:
-    """Everything that a task tells Airflow: commands that it runs, questions that it asks, runs that it starts."""
+    """Records what a task asks of Airflow: commands, questions and new runs."""
 
     def __init__(self) -> None:
         self.results: list[dict[str, Any]] = []
@@ -39,7 +39,7 @@ class Airflow:
 
 @pytest.fixture
 def airflow(monkeypatch: pytest.MonkeyPatch) -> Airflow:
-    """A worker whose commands give prepared results; the clip before is rendered."""
+    """A worker whose commands give prepared results; the preceding clip is rendered."""
     airflow = Airflow()
     monkeypatch.setattr(task_runner, "SUPERVISOR_COMMS", object(), raising=False)
     monkeypatch.setattr(approval, "run_command", airflow.run_command)
@@ -68,22 +68,22 @@ def publish(monkeypatch: pytest.MonkeyPatch) -> PublishOperator:
 
 
 def test_a_job_without_approval_asks_nobody(airflow: Airflow, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No command, no question: both tasks do what they did before there were approvals."""
+    """Without approvals, neither task runs a command for them or asks a question."""
     sensor().execute(context("none"))
     assert publish(monkeypatch).execute(context("none")) == PUBLISHED
     assert (airflow.commands, airflow.questions) == ([], [])
 
 
 def test_only_each_clip_stops_between_clips(airflow: Airflow) -> None:
-    """`result` asks once, at the end; the first clip of a chain has none before it."""
+    """Only `each_clip` asks between clips; the first clip of a chain has no clip before it to approve."""
     sensor().execute(context("result"))
     first = ClipSensor(task_id="wait", clip=SECOND | {"clip_index": 0, "predecessor": None}, render_task_id="r")
     first.execute(context("each_clip"))
     assert airflow.commands == []
 
 
-def test_a_task_is_parked_with_its_question(airflow: Airflow) -> None:
-    """Airflow gets subject, options and the form of a rejection; the task ends and holds nothing until the answer."""
+def test_a_task_is_deferred_with_its_question(airflow: Airflow) -> None:
+    """Airflow gets the subject, the options and the form of a rejection, and the task is deferred until the answer."""
     airflow.results = [dict(WAITING)]
     with pytest.raises(TaskAwaitingInput) as parked:
         sensor().execute(context("each_clip"))
@@ -106,7 +106,7 @@ def test_the_next_clip_starts_after_the_approval(airflow: Airflow) -> None:
 
 
 def test_what_is_approved_already_is_not_asked_again(airflow: Airflow, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A retry of `publish` after its approval publishes."""
+    """A retry of `publish` after its approval publishes without another question."""
     airflow.results = [dict(APPROVED)]
     assert publish(monkeypatch).execute(context("result")) == PUBLISHED
     assert airflow.questions == []
@@ -126,7 +126,7 @@ def test_the_video_is_published_after_its_approval(airflow: Airflow, monkeypatch
 
 
 def test_a_rejection_starts_the_rerun_and_fails_the_task_for_good(airflow: Airflow) -> None:
-    """The rerun has the request of this run with the changes; the reason of the failure is that of the job."""
+    """The rerun has the request of this run with the changes; the task fails without a retry, with the job's reason."""
     changes = {"base_seed": 5, "parent_job_id": "my-job", "from_clip": 0}
     rejected = {"status": "rejected", "reason": "Clip 1 was rejected by edith."}
     airflow.results = [rejected | {"next_job": {"job_id": "my-job-r1", "changes": changes}}]
@@ -139,7 +139,7 @@ def test_a_rejection_starts_the_rerun_and_fails_the_task_for_good(airflow: Airfl
 
 
 def test_a_try_that_was_killed_after_the_rejection_starts_the_rerun(airflow: Airflow) -> None:
-    """The decision is stored, so that the next try of the task does what the killed one did not."""
+    """The decision is stored, so that the next try of a killed task starts the rerun."""
     airflow.results = [{"status": "rejected", "reason": "Rejected.", "next_job": {"job_id": "r-1", "changes": {}}}]
     with pytest.raises(AirflowFailException, match="Rejected"):
         sensor().execute(context("each_clip"))
@@ -147,7 +147,7 @@ def test_a_try_that_was_killed_after_the_rejection_starts_the_rerun(airflow: Air
 
 
 def test_a_question_that_nobody_answers_fails_the_task(airflow: Airflow, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The scheduler resumes the task when the time is over; it fails with the sentence of the step."""
+    """After the time limit, the scheduler resumes the task, which fails with the message of the step."""
     airflow.results = [{"status": "expired", "reason": "Nobody approved or rejected the video within 168 h."}]
     with pytest.raises(AirflowFailException, match="Nobody approved"):
         publish(monkeypatch).decided(context("result"), {"error": "timeout", "error_type": "timeout"})
@@ -155,7 +155,7 @@ def test_a_question_that_nobody_answers_fails_the_task(airflow: Airflow, monkeyp
 
 
 def test_dag_test_does_not_hang(airflow: Airflow, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody can answer there: the task fails at once; the reason, kept at its step, says what to do."""
+    """In `dag.test()`, where nobody can answer, the task fails at once with a message that says what to do."""
     from airflow.sdk.execution_time.supervisor import InProcessSupervisorComms
 
     comms = InProcessSupervisorComms(supervisor=SimpleNamespace())
@@ -172,7 +172,7 @@ def test_dag_test_does_not_hang(airflow: Airflow, monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_wait_is_resumed_to_ask(airflow: Airflow, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After the clip before is rendered, the trigger hands over to a worker only if a person is asked."""
+    """When the preceding clip is rendered, the trigger resumes the task in a worker only if a person is asked."""
     monkeypatch.setattr(clip_sensor, "DEFERRED_POLL_SECONDS", 0.01)
     monkeypatch.setattr(clip_sensor, "_state", lambda **_: "running")
     with pytest.raises(TaskDeferred) as deferred:

@@ -1,4 +1,4 @@
-"""The order of clips: who may start, who waits how, and who never will."""
+"""Check the order of clips: when a clip starts, waits or fails."""
 
 import asyncio
 from types import SimpleNamespace
@@ -17,7 +17,7 @@ SECOND = {"clip_index": 1, "predecessor": 0, "label": "clip 2/2 frames 80..154"}
 
 
 class TaskInstance:
-    """The part of a running task instance that a rescheduled sensor asks for."""
+    """The part of a running task instance that a rescheduled sensor reads."""
 
     def get_first_reschedule_date(self, context: Any) -> None:
         return None
@@ -32,7 +32,7 @@ def sensor(clip: dict[str, Any]) -> ClipSensor:
 
 @pytest.fixture(params=["worker", "dag.test()"])
 def runner(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A runner of the task: a worker with a supervisor in another process, or `dag.test()` with one in its own."""
+    """The process that runs the task: a worker with a supervisor in another process, or `dag.test()` with its own."""
     from airflow.sdk.execution_time.supervisor import InProcessSupervisorComms
 
     comms = object() if request.param == "worker" else InProcessSupervisorComms(supervisor=SimpleNamespace())
@@ -42,7 +42,7 @@ def runner(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
 
 @pytest.fixture
 def states(monkeypatch: pytest.MonkeyPatch) -> dict[int, str | None]:
-    """State of each rendered clip by map index, as Airflow would tell it."""
+    """The state of each rendered clip by map index, as Airflow would return it."""
     known: dict[int, str | None] = {}
 
     def get_task_states(**query: Any) -> dict[str, Any]:
@@ -57,13 +57,13 @@ def states(monkeypatch: pytest.MonkeyPatch) -> dict[int, str | None]:
 
 @pytest.mark.usefixtures("runner")
 def test_the_first_clip_of_a_chain_starts_at_once() -> None:
-    """A clip without predecessor asks nobody."""
+    """A clip without predecessor starts without asking Airflow for a state."""
     sensor(FIRST).execute(CONTEXT)
 
 
 @pytest.mark.usefixtures("runner")
 def test_a_clip_starts_when_the_one_before_is_rendered(states: dict[int, str | None]) -> None:
-    """No wait is added when the predecessor is there already."""
+    """The sensor succeeds at once if the predecessor is rendered."""
     states[0] = "success"
     sensor(SECOND).execute(CONTEXT)
 
@@ -71,7 +71,7 @@ def test_a_clip_starts_when_the_one_before_is_rendered(states: dict[int, str | N
 @pytest.mark.parametrize("state", ["failed", "upstream_failed", "skipped", "removed"])
 @pytest.mark.usefixtures("runner")
 def test_a_clip_fails_at_once_when_the_one_before_finally_failed(states: dict[int, str | None], state: str) -> None:
-    """Waiting longer or trying again would not help; the message names both clips."""
+    """The clip fails without a retry when its predecessor has failed for good; the message names both clips."""
     states[0] = state
     with pytest.raises(AirflowFailException, match=r"clip 2/2 .* clip 1"):
         sensor(SECOND).execute(CONTEXT)
@@ -86,7 +86,7 @@ def test_a_clip_waits_without_a_slot(
     default_deferrable: str | None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """While the predecessor may succeed the sensor defers, whatever the default; only in `dag.test()` it polls."""
+    """While the predecessor may succeed, the sensor defers, whatever the default is; only in `dag.test()` it polls."""
     if default_deferrable is not None:
         monkeypatch.setenv("AIRFLOW__OPERATORS__DEFAULT_DEFERRABLE", default_deferrable)
     states[0] = state
@@ -105,7 +105,7 @@ def test_a_clip_waits_without_a_slot(
 def test_the_trigger_fires_when_the_clip_before_ends(
     states: dict[int, str | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It polls until there is a final state and hands that on; the resumed sensor judges it."""
+    """The trigger polls until the predecessor has a final state, and the resumed sensor evaluates that state."""
     monkeypatch.setattr(clip_sensor, "DEFERRED_POLL_SECONDS", 0.01)
     monkeypatch.setattr(clip_sensor, "NEAR_POLL_SECONDS", 0.01)
     states[0] = "running"
@@ -126,7 +126,7 @@ def test_the_trigger_fires_when_the_clip_before_ends(
 def test_the_trigger_does_not_fire_within_seconds_of_its_deferral(
     states: dict[int, str | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Airflow would fail the task (apache/airflow#66374). It looks more often once the clip before is rendered."""
+    """An early event would fail the task (apache/airflow#66374); polls are more frequent once the clip is rendered."""
     upcoming, events = iter([None, "queued", "running", "deferred", "success"]), []
 
     async def sleep(seconds: float) -> None:
@@ -143,12 +143,12 @@ def test_the_trigger_does_not_fire_within_seconds_of_its_deferral(
 
 
 def test_a_wait_that_airflow_fails_is_tried_again_more_often_than_work_is() -> None:
-    """It costs nothing, and a job must not fail for it."""
+    """A sensor has 20 retries by default, because a retry of a wait costs nothing."""
     assert sensor(SECOND).retries == 20
     assert sensor(SECOND).retry_delay.total_seconds() == 10
     assert ClipSensor(task_id="wait", clip=SECOND, render_task_id="clip.render", retries=3).retries == 3
 
 
-def test_the_demo_looks_every_two_seconds() -> None:
-    """In `dag.test()` nothing else goes on: a long pause between two looks would only make it longer."""
+def test_the_demo_polls_every_two_seconds() -> None:
+    """In `dag.test()` the sensor polls every two seconds, because nothing else runs meanwhile."""
     assert sensor(SECOND).poke_interval == 2

@@ -1,4 +1,4 @@
-"""Pods that a run has left are deleted when its job is closed."""
+"""Check that pods that a run has left behind are deleted when its job is closed."""
 
 import sys
 
@@ -25,7 +25,7 @@ def close_job() -> CloseJobOfPodsOperator:
 
 
 def test_close_job_deletes_what_a_run_has_left_once(cluster: Cluster, close_job: CloseJobOfPodsOperator) -> None:
-    """Pods of other runs and of other DAGs stay; asked twice, a kubelet can tell a minute late that a pod is gone."""
+    """Pods of the run are deleted once, even if the API still lists one; pods of other runs and DAGs stay."""
     run_ids = ["manual__2026-11-22T10:15:30+00:00", "manual__2026-11-22T10:15:31+00:00", "my-job"]
     for run_id in run_ids:
         with pytest.raises(TaskDeferred):
@@ -41,7 +41,7 @@ def test_close_job_deletes_what_a_run_has_left_once(cluster: Cluster, close_job:
 def test_a_pod_that_is_gone_meanwhile_does_not_fail_the_job(
     cluster: Cluster, close_job: CloseJobOfPodsOperator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The others are deleted all the same."""
+    """A pod that disappears before its deletion is no error, and the other pods are deleted."""
     with pytest.raises(TaskDeferred):
         execute(Store())
     (pod,) = cluster.pods.values()
@@ -55,7 +55,7 @@ def test_a_pod_that_is_gone_meanwhile_does_not_fail_the_job(
 def test_what_is_left_is_deleted_however_the_job_ended(
     cluster: Cluster, close_job: CloseJobOfPodsOperator, monkeypatch: pytest.MonkeyPatch, status: str
 ) -> None:
-    """A job that failed has pods to look for more than any other; its reason stays the outcome."""
+    """The pods of a failed job are deleted, too, and its reason stays the outcome."""
     with pytest.raises(TaskDeferred):
         execute(Store())
     cluster.left = list(cluster.pods.values())

@@ -1,4 +1,4 @@
-"""The DAGs of the drop folder and of batches, and how they start jobs."""
+"""Check the DAGs of the drop folder and of batches, and the start of their jobs."""
 
 import json
 import sys
@@ -32,7 +32,7 @@ def loaded(dag_id: str) -> Any:
 
 
 class Answers:
-    """Stands for the commands: each argument list is noted and answered; `script` maps command → answer."""
+    """Takes the place of the commands: records each argument list and answers by `script`, command → answer."""
 
     def __init__(self, script: dict[str, Any]) -> None:
         self.script, self.calls = script, []
@@ -43,7 +43,7 @@ class Answers:
 
 
 class Supervisor:
-    """Stands for the supervisor of a task: it knows which runs exist, and refuses one with `answer`."""
+    """Takes the place of the supervisor of a task: knows which runs exist, and refuses one with `answer`."""
 
     def __init__(self) -> None:
         self.runs: dict[str, TriggerDagRun] = {}
@@ -78,7 +78,7 @@ WAITING = {"jobs": TURNS, "waiting": 5, "silent_runs": []}
 
 
 def test_the_drop_folder_is_swept_every_minute_and_never_twice_at_once() -> None:
-    """A sweep, then the start of what waits; a late scheduler does not make up for missed minutes."""
+    """The DAG sweeps, then starts waiting jobs; one run at a time, without catch-up of missed minutes."""
     dag = loaded("s2v_drop_folder")
     assert {task_id: task.downstream_task_ids for task_id, task in dag.task_dict.items()} == {
         "sweep": {"start"},
@@ -89,7 +89,7 @@ def test_the_drop_folder_is_swept_every_minute_and_never_twice_at_once() -> None
 
 
 def test_a_queue_adds_events_to_the_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With S2V_DROP_QUEUE_URL the asset watches that queue, and the sweep by the clock stays."""
+    """With S2V_DROP_QUEUE_URL the asset watches that queue, and the schedule by time stays."""
     monkeypatch.setenv("S2V_DROP_QUEUE_URL", "https://sqs.eu-central-1.amazonaws.com/1/drops")
     load_settings.cache_clear()
     schedule = drop_schedule()
@@ -101,7 +101,7 @@ def test_a_queue_adds_events_to_the_schedule(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_batch_is_checked_waited_for_and_summed_up() -> None:
-    """Without a schedule it runs when asked for; it asks for the manifest."""
+    """The batch DAG has no schedule, asks for the manifest, checks it, waits for its jobs and summarises them."""
     dag = loaded("s2v_batch")
     assert {task_id: task.downstream_task_ids for task_id, task in dag.task_dict.items()} == {
         "start": {"wait"},
@@ -118,7 +118,7 @@ def test_a_batch_is_checked_waited_for_and_summed_up() -> None:
 
 
 def test_the_manuals_name_every_task_and_every_command_exists() -> None:
-    """A task that is added appears in the manual, and what it runs is a command of the command line."""
+    """The manual of each DAG names all its tasks, and each command that a task runs exists."""
     from s2v_tasks.cli import app, housekeeping, ingestion  # noqa: F401
 
     known = {(command.callback.__name__).replace("_", "-") for command in app.registered_commands if command.callback}
@@ -130,7 +130,7 @@ def test_the_manuals_name_every_task_and_every_command_exists() -> None:
 
 
 def test_each_waiting_job_gets_the_run_of_its_name(monkeypatch: pytest.MonkeyPatch, supervisor: Supervisor) -> None:
-    """Request and job id are its configuration; then they wait no longer."""
+    """A waiting job gets a run named after it, with request and job id as configuration, and waits no longer."""
     answers = commands(monkeypatch, next_jobs=WAITING, mark_started={})
     assert StartJobsOperator(task_id="start").execute({}) == {"started": 3, "refused": 0, "waiting": 2}
     assert {message.dag_id for message in supervisor.runs.values()} == {"speech_to_video"}
@@ -138,10 +138,8 @@ def test_each_waiting_job_gets_the_run_of_its_name(monkeypatch: pytest.MonkeyPat
     assert answers.calls == [("next-jobs",), ("mark-started", "job-0", "job-1", "job-2")]
 
 
-def test_a_run_that_is_there_already_is_as_good_as_started(
-    monkeypatch: pytest.MonkeyPatch, supervisor: Supervisor
-) -> None:
-    """A start that was killed before it could note the runs is repeated without a second run."""
+def test_a_run_that_exists_counts_as_started(monkeypatch: pytest.MonkeyPatch, supervisor: Supervisor) -> None:
+    """A start that was killed before it recorded its runs is repeated without a second run."""
     answers = commands(monkeypatch, next_jobs=WAITING, mark_started={})
     for _ in range(2):
         StartJobsOperator(task_id="start").execute({})
@@ -152,7 +150,7 @@ def test_a_run_that_is_there_already_is_as_good_as_started(
 def test_a_job_that_cannot_be_started_does_not_stop_the_others(
     monkeypatch: pytest.MonkeyPatch, supervisor: Supervisor
 ) -> None:
-    """The others have their runs and are noted; the task fails and names the job."""
+    """The other jobs get their runs and are recorded; the task fails with the name of the job."""
     supervisor.refused = "job-1"
     answers = commands(monkeypatch, next_jobs=WAITING, mark_started={})
     with pytest.raises(AirflowException, match="1 jobs could not be started, the first is job-1"):
@@ -177,7 +175,7 @@ VALUES = {
 def test_a_job_that_airflow_refuses_for_good_has_failed(
     monkeypatch: pytest.MonkeyPatch, supervisor: Supervisor, status: int
 ) -> None:
-    """It holds up nobody, and its reason is what Airflow says of its request; the task goes on."""
+    """A job whose request Airflow refuses fails with Airflow's reason, and the task continues with the others."""
     supervisor.refused, supervisor.answer = "job-1", answer_of_airflow(status, VALUES)
     answers = commands(monkeypatch, next_jobs=WAITING, mark_started={}, refuse_job={})
     assert StartJobsOperator(task_id="start").execute({}) == {"started": 2, "refused": 1, "waiting": 2}
@@ -189,7 +187,7 @@ def test_a_job_that_airflow_refuses_for_good_has_failed(
 def test_a_reason_stays_short_however_long_the_value_is(
     monkeypatch: pytest.MonkeyPatch, supervisor: Supervisor
 ) -> None:
-    """Airflow repeats the value, and a command line has an end."""
+    """The reason in a command line is cut if Airflow repeats a long value."""
     long = VALUES | {"message": f"Invalid input for param prompt: '{'x' * 200_000}' is too long"}
     supervisor.refused, supervisor.answer = "job-1", answer_of_airflow(400, long)
     answers = commands(monkeypatch, next_jobs=WAITING, mark_started={}, refuse_job={})
@@ -211,7 +209,7 @@ def test_a_reason_stays_short_however_long_the_value_is(
 def test_no_job_is_blamed_for_a_fault_of_the_installation(
     monkeypatch: pytest.MonkeyPatch, supervisor: Supervisor, answer: dict[str, Any]
 ) -> None:
-    """A DAG with an error or a right that is missing would fail every job that waits: they wait on."""
+    """A DAG with an import error or a missing permission fails no job: jobs continue to wait."""
     supervisor.refused, supervisor.answer = "job-1", answer
     answers = commands(monkeypatch, next_jobs=WAITING, mark_started={})
     with pytest.raises(AirflowException, match="1 jobs could not be started"):
@@ -219,10 +217,10 @@ def test_no_job_is_blamed_for_a_fault_of_the_installation(
     assert answers.calls[-1] == ("mark-started", "job-0", "job-2")
 
 
-def test_places_of_jobs_whose_runs_are_gone_are_given_to_others(
+def test_places_of_jobs_with_lost_runs_are_given_to_others(
     monkeypatch: pytest.MonkeyPatch, supervisor: Supervisor
 ) -> None:
-    """Airflow is asked for each silent run; those that it does not know are closed, and the queue is asked again."""
+    """Silent runs that Airflow does not know are closed, and the queue is read again."""
     supervisor.runs["goes-on"] = TriggerDagRun(dag_id="speech_to_video", run_id="goes-on")
     looks = [{"jobs": [], "waiting": 3, "silent_runs": ["gone", "goes-on"]}, WAITING]
     answers = commands(monkeypatch, mark_started={}, close_lost={})
@@ -233,18 +231,18 @@ def test_places_of_jobs_whose_runs_are_gone_are_given_to_others(
     assert answers.calls[0] == ("close-lost", "gone")
 
 
-def test_nothing_is_noted_when_nobody_waits(monkeypatch: pytest.MonkeyPatch, supervisor: Supervisor) -> None:
-    """An idle minute costs one look."""
+def test_nothing_is_recorded_when_no_job_waits(monkeypatch: pytest.MonkeyPatch, supervisor: Supervisor) -> None:
+    """Without waiting jobs, the task makes one query and records nothing."""
     answers = commands(monkeypatch, next_jobs={"jobs": [], "waiting": 4, "silent_runs": []})
     assert StartJobsOperator(task_id="start").execute({}) == {"started": 0, "refused": 0, "waiting": 4}
     assert answers.calls == [("next-jobs",)]
 
 
 @pytest.mark.parametrize("ended", [True, False])
-def test_a_batch_starts_its_next_wave_whenever_it_looks(
+def test_a_batch_starts_more_jobs_at_each_poll(
     monkeypatch: pytest.MonkeyPatch, supervisor: Supervisor, ended: bool
 ) -> None:
-    """Jobs are started as places get free, and the wait ends with the last job, whoever else waits."""
+    """Each poll starts jobs in free places, and the wait ends with the last job of the batch."""
     state = {"jobs": {}, "ended": ended}
     answers = commands(monkeypatch, next_jobs=WAITING, mark_started={}, batch_state=state)
     assert BatchSensor(task_id="wait", batch_id="b1").poke({}) is ended
@@ -253,7 +251,7 @@ def test_a_batch_starts_its_next_wave_whenever_it_looks(
 
 
 def test_a_batch_waits_on_when_a_job_cannot_be_started(monkeypatch: pytest.MonkeyPatch, supervisor: Supervisor) -> None:
-    """A batch of days outlives every fault that passes: it looks again, and ends with its last job."""
+    """The wait of a batch outlasts temporary faults: it polls again and ends with its last job."""
     supervisor.refused = "job-1"
     answers = commands(monkeypatch, next_jobs=WAITING, mark_started={}, batch_state={"jobs": {}, "ended": False})
 
@@ -270,10 +268,10 @@ def test_a_batch_waits_on_when_a_job_cannot_be_started(monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("exit_code", "expected"), [(65, AirflowFailException), (75, AirflowException), (78, AirflowFailException)]
 )
-def test_a_command_fails_for_good_or_for_now(
+def test_the_exit_code_of_a_command_decides_about_a_retry(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, exit_code: int, expected: type[Exception]
 ) -> None:
-    """Its own sentence becomes the task's error, and its exit code decides about a retry."""
+    """The error of the task is the message of the command, and its exit code decides about a retry."""
     script = tmp_path / "interpreter"
     record = json.dumps({"exit_code": exit_code, "message": "Row 3 is wrong."})
     script.write_text(f"#!/bin/sh\necho '{record}' > \"$STEP_ERROR_FILE\"\nexit {exit_code}\n")

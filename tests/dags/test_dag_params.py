@@ -1,4 +1,4 @@
-"""The form says what the request schema says."""
+"""Check that the form has the fields, bounds and texts of the request schema."""
 
 import re
 from pathlib import Path
@@ -25,7 +25,7 @@ def params() -> dict[str, Param]:
 
 
 def test_the_form_has_exactly_the_fields_of_a_request_and_the_job_id(params: dict[str, Param]) -> None:
-    """No field is missing, none is invented, and they come in the order of the schema."""
+    """The form has every field of a request and the job id, in the order of the schema."""
     assert list(params) == [*Request.model_fields, "job_id"]
 
 
@@ -67,7 +67,7 @@ def test_presets_are_a_list_with_readable_labels(params: dict[str, Param]) -> No
 
 
 def test_choices_have_labels_for_each_value(params: dict[str, Param]) -> None:
-    """Every value of a choice is shown in words, and no word stands for a value that is not there."""
+    """Every value of a choice has a label, and no label has a value that does not exist."""
     for name in ("continuity", "transition", "quality", "after_retakes", "priority", "sample_solver", "step_cache"):
         schema = params[name].schema
         assert list(schema["values_display"]) == [value or "null" for value in schema["enum"]]
@@ -102,14 +102,14 @@ def test_the_form_takes_the_names_that_people_give_their_files(params: dict[str,
 
 
 def test_the_job_id_follows_the_pattern_of_the_system(params: dict[str, Param]) -> None:
-    """A job id is optional and must be one."""
+    """The form accepts no job id, or one that matches the pattern."""
     assert params["job_id"].schema["pattern"] == JOB_ID_PATTERN
     assert params["job_id"].resolve(None) is None
     assert re.match(JOB_ID_PATTERN, params["job_id"].resolve("talk-2026"))
 
 
 def test_the_form_of_the_embedded_stack_can_be_sent_as_it_opens(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a CPU the form is filled with a request for the sample inputs; otherwise inputs open empty."""
+    """With a CPU the form is filled with a request for the sample inputs; with a GPU the inputs are empty."""
     monkeypatch.setenv("S2V_GPU", "cpu")
     load_settings.cache_clear()
     filled = {name: param.value for name, param in form_params().items()}

@@ -1,4 +1,4 @@
-"""The task of the nightly housekeeping."""
+"""Check the task of the nightly housekeeping."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +12,7 @@ from s2v_tasks.settings import load_settings
 
 
 class Supervisor:
-    """Knows one run that goes on."""
+    """Knows one run, which is still running."""
 
     def send(self, message: GetDRCount | None = None, *, msg: GetDRCount | None = None) -> DRCount:
         asked = message or msg
@@ -33,7 +33,7 @@ class Supervisor:
 def test_the_form_decides_by_hand_and_the_setting_at_night(
     run_type: str, dry_run: bool, configured: bool, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The command is told whether to apply, and which of the silent runs do not go on."""
+    """The form decides about `--apply` in a manual run, the setting in a scheduled one; lost runs are passed by id."""
     calls: list[tuple[str, ...]] = []
 
     def run_command(task: Any, *arguments: str) -> dict[str, Any]:

@@ -18,12 +18,12 @@ class Job:
 
 
 class TaskRunnerMarker:
-    """The same for a task."""
+    """The marker that Airflow passes to a listener for a task runner."""
 
 
 @pytest.fixture
 def airflow_engine(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[sa.Engine]:
-    """The engine of a process of Airflow, with a connection that is open already."""
+    """The engine of an Airflow process, with a connection that is already open."""
     engine = create_engine(postgres_url)
     monkeypatch.setattr(settings, "engine", engine)
     limit(engine)
@@ -37,7 +37,7 @@ def limit(engine: sa.Engine) -> str:
 
 
 def start(component: object) -> None:
-    """Start it as Airflow does, with the listeners of the plugin."""
+    """Start the component as Airflow does, with the listeners of the plugin."""
     manager = pluggy.PluginManager("airflow")
     manager.add_hookspecs(lifecycle)
     for listener in IdleTransactionsPlugin.listeners:
@@ -45,8 +45,8 @@ def start(component: object) -> None:
     manager.hook.on_starting(component=component)
 
 
-def test_postgresql_ends_a_transaction_that_a_killed_scheduler_left_open(airflow_engine: sa.Engine) -> None:
-    """On each connection, those that were open before too; its locks go with it, and the next scheduler goes on."""
+def test_idle_transactions_of_a_scheduler_have_a_time_limit(airflow_engine: sa.Engine) -> None:
+    """Connections of a scheduler, also those opened earlier, end an idle transaction after two minutes."""
     before = limit(airflow_engine)
     start(TaskRunnerMarker())
     assert limit(airflow_engine) == before != "2min"
@@ -55,8 +55,10 @@ def test_postgresql_ends_a_transaction_that_a_killed_scheduler_left_open(airflow
         assert limit(airflow_engine) == "2min"
 
 
-def test_the_row_that_it_had_locked_is_free_again(airflow_engine: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A connection that nobody closes, because a worker has inherited it, is ended by the server."""
+def test_the_lock_of_an_inherited_connection_is_released(
+    airflow_engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server ends a connection that nobody closes, because a worker process has inherited it."""
     monkeypatch.setattr(idle_transactions, "IDLE_SECONDS", 1)
     start(Job())
     with airflow_engine.begin() as connection:
@@ -72,7 +74,7 @@ def test_the_row_that_it_had_locked_is_free_again(airflow_engine: sa.Engine, mon
 
 
 def test_another_database_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """SQLite knows no such setting, and a process without a database has no engine."""
+    """Nothing is set for SQLite, nor in a process without a database engine."""
     engine = sa.create_engine("sqlite://")
     for value in (engine, None):
         monkeypatch.setattr(settings, "engine", value)

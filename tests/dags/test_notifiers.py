@@ -49,15 +49,15 @@ def configure(config: Path, *entries: object) -> None:
     (config / "notifiers.yaml").write_text(yaml.safe_dump({"dag_failure": list(entries)}))
 
 
-def test_nobody_is_told_as_shipped(config: Path) -> None:
-    """Without an entry no DAG has a callback, and nothing is imported for it."""
+def test_no_notifier_is_configured_by_default(config: Path) -> None:
+    """Without an entry in the configuration, no DAG has a callback, and nothing is imported."""
     assert failure_notifiers() is None
     (config / "notifiers.yaml").unlink()
     assert failure_notifiers() is None
 
 
 def test_airflow_calls_the_notifier_of_the_configuration(config: Path, tmp_path: Path) -> None:
-    """The way the DAG processor does it, with the arguments' templates filled in."""
+    """Airflow's own callback code calls the configured notifier, with rendered templates in its arguments."""
     told = tmp_path / "told"
     arguments = {"path": str(told), "text": "{{ dag.dag_id }} failed"}
     configure(config, {"notifier": "file_notifier.FileNotifier", "arguments": arguments})
@@ -71,8 +71,8 @@ def test_airflow_calls_the_notifier_of_the_configuration(config: Path, tmp_path:
     assert told.read_text() == "some_dag failed"
 
 
-def test_every_dag_of_ours_tells(config: Path, tmp_path: Path) -> None:
-    """Whichever DAG fails, the notifiers hear of it."""
+def test_every_dag_has_the_notifiers(config: Path, tmp_path: Path) -> None:
+    """Every DAG of the package has the configured notifiers."""
     configure(config, {"notifier": "file_notifier.FileNotifier", "arguments": {"path": str(tmp_path), "text": "x"}})
     bag = DagBag(DAGS)
     assert bag.import_errors == {}
@@ -91,7 +91,7 @@ def test_every_dag_of_ours_tells(config: Path, tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_entry_is_named(config: Path, entry: object, said: str) -> None:
-    """The DAG shows as an import error with a sentence that says which entry and why."""
+    """A wrong entry is an import error of the DAG that names the entry and the reason."""
     configure(config, entry)
     with pytest.raises(ConfigurationError, match=said):
         failure_notifiers()
@@ -102,7 +102,7 @@ def test_a_wrong_entry_is_named(config: Path, entry: object, said: str) -> None:
 def test_the_sweep_of_webhooks_runs_where_they_are_configured(
     monkeypatch: pytest.MonkeyPatch, secret: str, schedule: str | None
 ) -> None:
-    """Without the shared secret nothing is sent, so nothing is swept."""
+    """The sweep of webhooks has a schedule only if the shared secret is set."""
     if secret:
         monkeypatch.setenv("S2V_WEBHOOK_SECRET", secret)
         load_settings.cache_clear()

@@ -1,4 +1,4 @@
-"""Links of a run to what it made."""
+"""Check the links from a run to its files."""
 
 from typing import Any
 
@@ -9,8 +9,8 @@ from s2v_tasks.orchestration.step_operators import StepOperator
 from s2v_tasks.schemas.steps import PUBLISH, STITCH, VALIDATE
 
 
-def test_publishing_links_to_all_files_and_judging_to_the_report() -> None:
-    """A video that fails its checks has a report to look at; other steps have nothing to link to."""
+def test_publish_links_to_all_files_and_validate_to_the_report() -> None:
+    """`publish` links to all files, `validate` to the report, and other steps have no links."""
     names = {
         step.name: [link.name for link in StepOperator(task_id="step", step=step).operator_extra_links]
         for step in (PUBLISH, VALIDATE, STITCH)
@@ -19,7 +19,7 @@ def test_publishing_links_to_all_files_and_judging_to_the_report() -> None:
 
 
 def test_a_link_leads_through_airflow_to_a_file_of_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It has the address of this installation and the job of the run, and no signature that could expire or leak."""
+    """A link has Airflow's address and the job of the run, and no signature that could expire or leak."""
     monkeypatch.setenv("AIRFLOW__API__BASE_URL", "https://airflow.example.org/team/")
     publish: Any = StepOperator(task_id="publish", step=PUBLISH)
     publish.job_id = "my-job"

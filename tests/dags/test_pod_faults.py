@@ -16,26 +16,26 @@ from tests.dags import kubernetes_api
 from tests.dags.kubernetes_api import QUOTA, Cluster, Store, context, execute
 
 # Fixtures of these tests.
-cluster, told = kubernetes_api.cluster, kubernetes_api.told
+cluster, recorded = kubernetes_api.cluster, kubernetes_api.recorded
 
 
-def test_a_used_up_quota_is_waited_for(cluster: Cluster, told: list[str]) -> None:
-    """However often it is met, the step has not failed: each try says why, and the first with room has its pod."""
+def test_a_used_up_quota_is_waited_for(cluster: Cluster, recorded: list[str]) -> None:
+    """A used-up quota is no failure of the step: each try records it, and the first try with room gets its pod."""
     store = Store()
     cluster.refusal = (403, QUOTA)
     for _ in range(OWN_FAILURES + 2):
         with pytest.raises(AirflowException, match=r"exceeded quota: gpus, .*limited: ") as seen:
             execute(store)
         assert not isinstance(seen.value, AirflowFailException)
-    assert told == [f"The pod was refused (403): {QUOTA}"] * (OWN_FAILURES + 2)
+    assert recorded == [f"The pod was refused (403): {QUOTA}"] * (OWN_FAILURES + 2)
     cluster.refusal = None
     with pytest.raises(TaskDeferred):
         execute(store)
     assert len(cluster.pods) == 1
 
 
-def test_a_refusal_that_stays_is_final(cluster: Cluster, told: list[str]) -> None:
-    """Rights or Pod Security: the template or the role is wrong, and a few tries show it."""
+def test_a_refusal_that_stays_is_final(cluster: Cluster, recorded: list[str]) -> None:
+    """A refusal for missing rights or Pod Security is final after a few tries."""
     store = Store()
     cluster.refusal = (403, 'pods is forbidden: User "system:serviceaccount:airflow:airflow-worker" cannot create')
     for _ in range(OWN_FAILURES):
@@ -46,8 +46,8 @@ def test_a_refusal_that_stays_is_final(cluster: Cluster, told: list[str]) -> Non
         execute(store)
 
 
-def test_a_person_who_clears_the_task_gives_it_all_its_tries_again(cluster: Cluster, told: list[str]) -> None:
-    """Airflow raises the number of tries by then: failures of before are counted no more, those of after are."""
+def test_a_person_who_clears_the_task_gives_it_all_its_tries_again(cluster: Cluster, recorded: list[str]) -> None:
+    """After a person has cleared the task, which raises `max_tries`, failures are counted from zero."""
     store = Store()
     cluster.refusal = (403, "pods is forbidden: cannot create")
     for max_tries in (10, 13, 24):
@@ -59,8 +59,8 @@ def test_a_person_who_clears_the_task_gives_it_all_its_tries_again(cluster: Clus
         assert seen == [AirflowException] * OWN_FAILURES + [AirflowFailException]
 
 
-def test_what_no_try_can_mend_is_final_at_once(cluster: Cluster, told: list[str]) -> None:
-    """A name that is no image name; the pod is told of in the words of the cluster, on record too."""
+def test_an_invalid_image_name_is_final_at_once(cluster: Cluster, recorded: list[str]) -> None:
+    """An invalid image name fails without a retry; the reason quotes the cluster and is recorded."""
     store = Store()
     with pytest.raises(TaskDeferred):
         execute(store)
@@ -72,16 +72,16 @@ def test_what_no_try_can_mend_is_final_at_once(cluster: Cluster, told: list[str]
     operator = step_task(ENCODE_CONDITIONS)
     with pytest.raises(AirflowFailException, match="cannot be pulled"):
         operator.trigger_reentry(context(store, operator), event)
-    assert len(told) == 1
+    assert len(recorded) == 1
 
 
 @pytest.mark.parametrize(
     "error", [ApiException(503, "Service Unavailable"), HTTPError("Connection refused")], ids=["status", "connection"]
 )
 def test_an_api_that_is_away_when_the_pod_has_ended_is_no_failure_of_the_step(
-    cluster: Cluster, told: list[str], monkeypatch: pytest.MonkeyPatch, error: Exception
+    cluster: Cluster, recorded: list[str], monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    """Record it and try again, however often: the next try finds the pod."""
+    """An API that does not answer is recorded and never counted as a failure: the next try finds the pod."""
 
     def fail(*_: Any) -> None:
         raise error
@@ -93,11 +93,11 @@ def test_an_api_that_is_away_when_the_pod_has_ended_is_no_failure_of_the_step(
             operator.trigger_reentry(context(store, operator), {})
         assert not isinstance(seen.value, AirflowFailException)
         assert seen.value.__cause__ is error
-    assert len(told) == OWN_FAILURES + 2
+    assert len(recorded) == OWN_FAILURES + 2
 
 
-def test_a_pod_may_be_taken_away_ten_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Try a heavy step again more often than it may fail: spot nodes come and go."""
+def test_a_pod_may_be_preempted_ten_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Heavy steps have more tries for preempted pods than for failures of their own."""
     monkeypatch.setenv("S2V_RETRY_SECONDS", "1")
     for execution, retries in (("kubernetes", 10), ("local", 2)):
         monkeypatch.setenv("S2V_EXECUTION", execution)
@@ -106,8 +106,8 @@ def test_a_pod_may_be_taken_away_ten_times(monkeypatch: pytest.MonkeyPatch) -> N
         assert step_task(STITCH).retries == 2
 
 
-def test_what_the_cluster_did_is_not_counted_among_failures_of_the_step(cluster: Cluster, told: list[str]) -> None:
-    """A quota in between neither uses a try up nor gives one back."""
+def test_failures_of_the_cluster_are_not_counted_as_failures_of_the_step(cluster: Cluster, recorded: list[str]) -> None:
+    """A used-up quota between failures of the step neither counts as one nor resets their number."""
     store, seen = Store(), []
     own, of_the_cluster = (403, "pods is forbidden: cannot create"), (403, QUOTA)
     for refusal in (of_the_cluster, own, of_the_cluster, own, of_the_cluster, own):
@@ -118,8 +118,8 @@ def test_what_the_cluster_did_is_not_counted_among_failures_of_the_step(cluster:
     assert seen == [AirflowException] * 5 + [AirflowFailException]
 
 
-def test_the_next_try_does_not_attach_to_the_pod_of_a_dead_node(cluster: Cluster, told: list[str]) -> None:
-    """It cannot be ended, so nobody waits for that; the step has not failed, and begins in another pod."""
+def test_the_next_try_does_not_attach_to_the_pod_of_a_dead_node(cluster: Cluster, recorded: list[str]) -> None:
+    """The next try makes another pod, does not wait for the lost one, and counts no failure of the step."""
     store = Store()
     with pytest.raises(TaskDeferred):
         execute(store)
@@ -131,7 +131,7 @@ def test_the_next_try_does_not_attach_to_the_pod_of_a_dead_node(cluster: Cluster
     with pytest.raises(AirflowException, match=f"Pod {name} was deleted") as seen:
         operator.trigger_reentry(context(store, operator), event)
     assert not isinstance(seen.value, AirflowFailException)
-    assert len(told) == 1
+    assert len(recorded) == 1
     with pytest.raises(TaskDeferred):
         execute(store)
     assert len(cluster.pods) == 2

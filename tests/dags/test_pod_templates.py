@@ -1,4 +1,4 @@
-"""Pod templates: settings and files of a mounted ConfigMap change them, and a wrong file is refused with its name."""
+"""Check that settings and mounted files change the pod templates, and that a wrong file is refused by name."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +24,7 @@ def _kubernetes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def patch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """Writes a file as Kubernetes mounts one of a ConfigMap, a link to a folder whose name has two dots."""
+    """Writes a file as Kubernetes mounts one of a ConfigMap: a link to a folder whose name starts with two dots."""
     folder = tmp_path / "mounted"
     (folder / "..2026").mkdir(parents=True)
     (folder / "..data").symlink_to("..2026")
@@ -48,13 +48,13 @@ def template() -> dict[str, Any]:
 
 @pytest.mark.usefixtures("patch")
 def test_an_empty_folder_changes_nothing() -> None:
-    """A cluster without the ConfigMap gets the templates of the image."""
+    """Without files in the folder, the pods have the templates of the image."""
     assert load_pod_template(RENDER_CLIP) == template()
 
 
 @pytest.mark.parametrize("suffix", [":0.2.0", f"@sha256:{64 * 'a'}", f":0.2.0@sha256:{64 * 'a'}"])
 def test_one_setting_names_the_image_of_all_pods(monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
-    """Nothing but the image changes, by tag or digest."""
+    """S2V_ENGINE_IMAGE replaces the image in all templates, by tag or digest, and changes nothing else."""
     monkeypatch.setenv("S2V_ENGINE_IMAGE", IMAGE + suffix)
     load_settings.cache_clear()
     for step in (ENCODE_CONDITIONS, RENDER_CLIP):
@@ -66,7 +66,7 @@ def test_one_setting_names_the_image_of_all_pods(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("image", [IMAGE, "s2v-engine", "s2v-engine: 1", f"{IMAGE}@sha256:aa", "https://a.b/c:1"])
 def test_an_image_without_tag_is_refused(monkeypatch: pytest.MonkeyPatch, image: str) -> None:
-    """It would be the changing tag `latest`, or none at all."""
+    """An image without tag or digest, and a text that is no image name, are configuration errors."""
     monkeypatch.setenv("S2V_ENGINE_IMAGE", image)
     load_settings.cache_clear()
     with pytest.raises(ConfigurationError, match=r"S2V_ENGINE_IMAGE: .*names no image; expected registry/name:tag"):
@@ -74,7 +74,7 @@ def test_an_image_without_tag_is_refused(monkeypatch: pytest.MonkeyPatch, image:
 
 
 def test_a_file_for_every_pod_and_one_for_a_step(patch: Callable[..., Path]) -> None:
-    """The file of the step is merged last; the other step does not have it."""
+    """The file of a step is merged after the file for every pod, and only into the template of that step."""
     patch({"metadata": {"namespace": "videos"}, "spec": {"priorityClassName": "common", "nodeSelector": {"a": "1"}}})
     patch({"spec": {"priorityClassName": "renders"}}, "render_clip.yaml")
     render, conditions = load_pod_template(RENDER_CLIP), load_pod_template(ENCODE_CONDITIONS)
@@ -85,14 +85,14 @@ def test_a_file_for_every_pod_and_one_for_a_step(patch: Callable[..., Path]) -> 
 
 
 def test_the_next_task_reads_a_changed_file(patch: Callable[..., Path]) -> None:
-    """Nothing is kept in the process: a ConfigMap is exchanged while it runs."""
+    """A changed file is used by the next task of the same process."""
     for name in ("first", "second"):
         patch({"spec": {"priorityClassName": name}})
         assert load_pod_template(RENDER_CLIP)["spec"]["priorityClassName"] == name
 
 
 def test_lists_are_merged_as_kubernetes_merges_them(patch: Callable[..., Path]) -> None:
-    """Containers, variables, volumes and mounts by their names; tolerations are replaced; null removes."""
+    """Containers, variables, volumes and mounts are merged by name; tolerations are replaced; null removes an entry."""
     patch({
         "spec": {
             "nodeSelector": None,
@@ -124,7 +124,7 @@ def test_lists_are_merged_as_kubernetes_merges_them(patch: Callable[..., Path]) 
 
 
 def test_a_merge_changes_neither_of_its_parts() -> None:
-    """Templates are merged once for each task of a process."""
+    """Merging changes neither the template nor the patch."""
     target, part = {"env": [{"name": "A", "value": "1"}]}, {"env": [{"name": "A", "value": None}, {"name": "B"}]}
     assert merge(target, part) == {"env": [{"name": "A"}, {"name": "B"}]}
     assert target == {"env": [{"name": "A", "value": "1"}]}
@@ -156,7 +156,7 @@ BASE: dict[str, Any] = {"name": "base"}
     ],
 )
 def test_a_wrong_file_is_refused_in_one_sentence(patch: Callable[..., Path], content: Any, words: str) -> None:
-    """Kubernetes' own models drop a misspelt field; here its file and place are named."""
+    """A misspelt field is a configuration error that names the file and the field."""
     path = patch(content)
     with pytest.raises(ConfigurationError, match=words) as refused:
         load_pod_template(RENDER_CLIP)
@@ -165,14 +165,14 @@ def test_a_wrong_file_is_refused_in_one_sentence(patch: Callable[..., Path], con
 
 
 def test_a_file_of_no_step_is_refused(patch: Callable[..., Path]) -> None:
-    """A patch that nothing reads would leave its owner in doubt."""
+    """A file whose name is no step is a configuration error."""
     patch({}, "render-clip.yaml")
     with pytest.raises(ConfigurationError, match=r"render-clip.yaml: expected one of .*render_clip.yaml. Rename"):
         load_pod_template(RENDER_CLIP)
 
 
 def test_a_missing_folder_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is a volume that is not mounted."""
+    """A configured folder that does not exist is a configuration error."""
     monkeypatch.setenv("S2V_POD_PATCH_DIR", "/nowhere")
     load_settings.cache_clear()
     with pytest.raises(ConfigurationError, match=r"S2V_POD_PATCH_DIR=/nowhere: no such folder.*Mount it"):
@@ -180,7 +180,7 @@ def test_a_missing_folder_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_template_itself_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An own S2V_CONFIG_DIR may be wrong too; closing a job deletes its pods by namespace."""
+    """A template of S2V_CONFIG_DIR without a namespace is a configuration error."""
     (tmp_path / "pods").mkdir()
     (tmp_path / "presets.yaml").touch()
     monkeypatch.setenv("S2V_CONFIG_DIR", str(tmp_path))

@@ -1,4 +1,4 @@
-"""Waiting for a pod in the triggerer."""
+"""Check the wait for a pod in the triggerer."""
 
 import asyncio
 import time
@@ -29,8 +29,8 @@ def waiting_for_a_pod() -> KubernetesPodTrigger:
     )
 
 
-def test_a_step_waits_by_our_trigger_with_all_that_its_base_knows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A triggerer can make it again from what Airflow keeps."""
+def test_a_step_waits_by_its_own_trigger(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step defers to StepPodTrigger, which keeps all arguments of its base class when it is serialized."""
     monkeypatch.setenv("S2V_EXECUTION", "kubernetes")
     load_settings.cache_clear()
     with pytest.raises(TaskDeferred) as deferral:
@@ -40,8 +40,8 @@ def test_a_step_waits_by_our_trigger_with_all_that_its_base_knows(monkeypatch: p
     assert StepPodTrigger(**arguments).serialize()[1] == waiting_for_a_pod().serialize()[1]
 
 
-def test_a_pod_that_fails_at_once_is_told_of_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An event within seconds of the deferral would fail the task behind its back."""
+def test_a_failure_soon_after_the_deferral_is_reported_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trigger sends no event in the first seconds after the deferral, because it would fail the task."""
 
     async def at_once(_: KubernetesPodTrigger) -> AsyncIterator[TriggerEvent]:
         yield TriggerEvent({"status": "error"})
@@ -61,7 +61,7 @@ def test_a_pod_that_fails_at_once_is_told_of_later(monkeypatch: pytest.MonkeyPat
 def test_the_pod_of_a_dead_node_is_not_waited_for(
     monkeypatch: pytest.MonkeyPatch, minutes: int | None, status: str
 ) -> None:
-    """It stays Running although its grace is over: the clip begins elsewhere; one that may still end is waited for."""
+    """A pod that is still Running after its grace period is not waited for; one that may still end is."""
     ends = None if minutes is None else datetime.now(UTC) + timedelta(minutes=minutes)
     phases = iter(["Running", "Running", "Failed"])
 

@@ -1,4 +1,4 @@
-"""The pods as the operator renders them: what they run, how they are confined, and what they never hold."""
+"""Check the pods that the operator renders: commands, resources, security and labels."""
 
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -37,7 +37,7 @@ def context(task: StepPodOperator) -> dict[str, Any]:
 
 
 def rendered(step: Step, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The pod as it would be submitted: taken at the moment of its creation."""
+    """Return the pod at the moment of its creation."""
     submitted = []
 
     def create(_: Any, pod_request_obj: Any, context: Any) -> Any:
@@ -60,7 +60,7 @@ def pod(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_a_clip_is_rendered_by_one_process_for_each_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """World size and number of GPUs come from one setting."""
+    """One setting gives the number of processes and of GPUs."""
     container = rendered(RENDER_CLIP, monkeypatch).spec.containers[0]
     assert container.command == ["python"]
     assert container.args[:5] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4"]
@@ -75,7 +75,7 @@ def test_a_clip_is_rendered_by_one_process_for_each_gpu(monkeypatch: pytest.Monk
 def test_a_clip_has_processors_and_memory_for_each_process(
     monkeypatch: pytest.MonkeyPatch, processes: int, cpu: int, memory_gib: int
 ) -> None:
-    """CPU and memory, requested and as limits, grow with the number of processes; the weights are counted once."""
+    """CPU and memory, requests and limits, grow with the number of processes; the weights are counted once."""
     monkeypatch.setenv("S2V_NPROC_PER_NODE", str(processes))
     load_settings.cache_clear()
     resources = rendered(RENDER_CLIP, monkeypatch).spec.containers[0].resources
@@ -96,7 +96,7 @@ def test_offloaded_blocks_have_host_memory_for_each_process(monkeypatch: pytest.
 
 
 def test_a_template_without_annotations_keeps_its_resources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only the number of GPUs follows the processes; a template whose annotation is no quantity is refused."""
+    """Without annotations, only the number of GPUs changes; an annotation that is no quantity is refused."""
     template = yaml.safe_load((Path(__file__).parents[2] / "config/pods/render_clip.yaml").read_text())
     (tmp_path / "pods").mkdir()
     (tmp_path / "presets.yaml").touch()
@@ -114,14 +114,14 @@ def test_a_template_without_annotations_keeps_its_resources(tmp_path: Path, monk
 
 
 def test_conditions_are_encoded_by_one_process_on_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The number of GPUs of a clip is none of its business."""
+    """The pod of encode_conditions has one GPU, whatever number a clip has."""
     container = rendered(ENCODE_CONDITIONS, monkeypatch).spec.containers[0]
     assert container.args == ["-m", "s2v_tasks.cli", "encode-conditions", "--job-id", "my-job"]
     assert container.resources.limits["nvidia.com/gpu"] == "1"
 
 
 def test_a_pod_passes_the_restricted_pod_security_standard(pod: Any) -> None:
-    """Non-root, no escalation, no capability, the runtime's seccomp profile, no volume of the node: no exception."""
+    """The pod is non-root, without escalation or capabilities, with the seccomp profile and without host volumes."""
     spec, container = pod.spec, pod.spec.containers[0]
     assert not any([spec.host_network, spec.host_pid, spec.host_ipc])
     assert spec.security_context.run_as_non_root is True
@@ -136,7 +136,7 @@ def test_a_pod_passes_the_restricted_pod_security_standard(pod: Any) -> None:
 
 
 def test_a_pod_can_write_only_where_it_should(pod: Any) -> None:
-    """Root and snapshot are read-only; scratch and shared memory are bounded; each cache has its folder."""
+    """Root and snapshot are read-only; scratch and shared memory are bounded; each cache has its own folder."""
     container = pod.spec.containers[0]
     assert container.security_context.read_only_root_filesystem is True
     mounts = {mount.mount_path: mount for mount in container.volume_mounts}
@@ -152,14 +152,14 @@ def test_a_pod_can_write_only_where_it_should(pod: Any) -> None:
 
 
 def test_pods_of_clips_share_what_the_compiler_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The compile cache is a claim of its own, which outlives the pod."""
+    """The compile cache is a volume claim that outlives the pod."""
     spec = rendered(RENDER_CLIP, monkeypatch).spec
     claims = {v.name: v.persistent_volume_claim.claim_name for v in spec.volumes if v.persistent_volume_claim}
     assert claims == {"snapshot": "s2v-snapshot", "compile-cache": "s2v-compile-cache"}
 
 
 def test_a_clip_has_shared_memory_and_time_to_save_its_state(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shared memory is a volume in memory; the grace is above what the step takes to save what it has rendered."""
+    """Shared memory is a memory volume; the grace period is longer than the step needs to save its state."""
     from s2v_tasks.orchestration.step_commands import TERMINATION_GRACE_SECONDS
 
     spec = rendered(RENDER_CLIP, monkeypatch).spec
@@ -170,7 +170,7 @@ def test_a_clip_has_shared_memory_and_time_to_save_its_state(monkeypatch: pytest
 
 
 def test_a_pod_gets_what_it_asks_for_on_a_node_for_it(pod: Any) -> None:
-    """Requests equal limits, for memory, processors, disk and GPUs; it goes to nodes with GPUs, with its priority."""
+    """Requests equal limits for memory, CPU, disk and GPUs; the pod has its priority and goes to nodes with GPUs."""
     resources = pod.spec.containers[0].resources
     assert resources.requests == resources.limits
     assert set(resources.limits) == {"cpu", "memory", "ephemeral-storage", "nvidia.com/gpu"}
@@ -179,13 +179,13 @@ def test_a_pod_gets_what_it_asks_for_on_a_node_for_it(pod: Any) -> None:
     assert pod.spec.priority_class_name == "s2v-render"
 
 
-def test_a_pod_hears_its_signals_from_its_first_moment(pod: Any) -> None:
-    """Process 1 ignores what it has no handler for: a step would miss the SIGTERM that comes while it is starting."""
+def test_a_pod_receives_signals_from_its_start(pod: Any) -> None:
+    """The pod shares its process namespace, because process 1 ignores SIGTERM until it has a handler."""
     assert pod.spec.share_process_namespace is True
 
 
 def test_a_pod_holds_no_secret_and_no_token(pod: Any) -> None:
-    """Secrets come by reference; nothing of Airflow's own environment or of the service account gets in."""
+    """Secrets are references; the pod has no variable of Airflow and no token of a service account."""
     container = pod.spec.containers[0]
     assert [source.secret_ref.name for source in container.env_from if source.secret_ref] == ["s2v-credentials"]
     assert not [variable.name for variable in container.env if "KEY" in variable.name or "URL" in variable.name]
@@ -195,7 +195,7 @@ def test_a_pod_holds_no_secret_and_no_token(pod: Any) -> None:
 
 
 def test_a_pod_can_be_found_and_ends_by_itself(pod: Any) -> None:
-    """Labels say whose it is; its deadline lies behind Airflow's own; only Airflow starts it again."""
+    """Labels name the job; the deadline of the pod is later than Airflow's; Kubernetes does not restart it."""
     labels = pod.metadata.labels
     assert (labels["app.kubernetes.io/name"], labels["s2v/job-id"], labels["run_id"]) == ("s2v", "my-job", "manual__1")
     assert (labels["app.kubernetes.io/version"], labels["app.kubernetes.io/managed-by"]) == (__version__, "airflow")
@@ -211,7 +211,7 @@ def test_a_pod_can_be_found_and_ends_by_itself(pod: Any) -> None:
 
 
 def test_waiting_for_a_node_takes_nothing_from_the_time_for_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Airflow's limit holds the whole patience for node and image, and the time of each clip of the pod."""
+    """The time limit of a task is the sum of the waits for node and image, outages, and the time of each clip."""
     monkeypatch.setenv("S2V_POD_SCHEDULE_SECONDS", str(24 * 3600))
     monkeypatch.setenv("S2V_POD_STARTUP_SECONDS", "3600")
     load_settings.cache_clear()
@@ -223,14 +223,14 @@ def test_waiting_for_a_node_takes_nothing_from_the_time_for_the_work(monkeypatch
 
 
 def test_the_step_says_its_reason_through_the_termination_message(pod: Any) -> None:
-    """Kubernetes reports the error file as the termination message of the container, otherwise the end of the log."""
+    """The error file of the step is the termination message of its container, or else the end of the log."""
     environment = {variable.name: variable.value for variable in pod.spec.containers[0].env}
     assert environment["STEP_ERROR_FILE"] == (pod.spec.containers[0].termination_message_path or "/dev/termination-log")
     assert pod.spec.containers[0].termination_message_policy == "FallbackToLogsOnError"
 
 
 def test_the_template_is_that_of_the_configured_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An installation changes image, namespace and volumes in its own templates; one that is missing is named."""
+    """Templates come from S2V_CONFIG_DIR; a missing one is named."""
     template = yaml.safe_load((Path(__file__).parents[2] / "config/pods/render_clip.yaml").read_text())
     template["metadata"]["namespace"] = "video"
     template["spec"]["containers"][0]["image"] = "registry.example.com/s2v-engine:2"
@@ -246,7 +246,7 @@ def test_the_template_is_that_of_the_configured_folder(tmp_path: Path, monkeypat
 
 
 def test_a_pod_knows_the_digest_of_its_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The digest by which a template names the image reaches the step, which states it in its manifests."""
+    """The step gets the digest of the image in its template and states it in its manifests."""
     template = yaml.safe_load((Path(__file__).parents[2] / "config/pods/render_clip.yaml").read_text())
     template["spec"]["containers"][0]["image"] = f"registry.example.com/s2v-engine@sha256:{64 * 'a'}"
     (tmp_path / "pods").mkdir()
@@ -263,8 +263,8 @@ def test_a_pod_knows_the_digest_of_its_image(tmp_path: Path, monkeypatch: pytest
         step_task(ENCODE_CONDITIONS)
 
 
-def test_a_pod_is_found_again_watched_without_a_worker_and_never_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each time has its own limit; what the log shows holds no environment; nothing stays when it has ended."""
+def test_options_of_the_pod_operator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The operator reattaches, defers, deletes its pod, has separate time limits, and logs no environment."""
     monkeypatch.setenv("S2V_POD_SCHEDULE_SECONDS", "7200")
     monkeypatch.setenv("S2V_POD_STARTUP_SECONDS", "300")
     load_settings.cache_clear()

@@ -12,14 +12,14 @@ from s2v_tasks.settings import load_settings
 
 
 class Store(dict[str, Any]):
-    """The state that a task keeps over its tries."""
+    """The state that Airflow keeps for a task between tries."""
 
     def set(self, key: str, value: Any) -> None:
         self[key] = value
 
 
 def delays(task: Any) -> list[float]:
-    """The shortest delays that Airflow makes between the tries of a task."""
+    """Return the shortest delays that Airflow makes between the tries of a task."""
     longest = task.max_retry_delay.total_seconds()
     base, factor = task.retry_delay.total_seconds(), task.retry_exponential_backoff
     return [min(longest, base * factor**number) for number in range(task.retries)]
@@ -39,12 +39,12 @@ def test_tries_last_as_long_as_an_outage_may(monkeypatch: pytest.MonkeyPatch, se
 
 
 def test_more_tries_may_be_asked_for() -> None:
-    """A pod may be taken away more often than S3 is away."""
+    """Heavy steps have more tries, because a pod may be preempted more often than S3 is unavailable."""
     assert retries(10)["retries"] == 10
 
 
 def test_failures_of_the_step_itself_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two are tried again and the third is final; a person who clears the task gives it as many again."""
+    """The third failure of the step is final; clearing the task starts the count again."""
     context = {"task_state_store": Store(), "ti": SimpleNamespace(max_tries=6)}
     assert OWN_FAILURES == 2
     assert [is_final("step", context) for _ in range(4)] == [False, False, True, True]
@@ -53,7 +53,7 @@ def test_failures_of_the_step_itself_are_counted(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_task_has_time_for_each_take_of_each_clip() -> None:
-    """Without retakes the number of clips alone counts."""
+    """The time limit grows with the number of clips times the number of takes; without retakes with that of clips."""
     one = working_time(RENDER_CLIP)
     assert working_time(RENDER_CLIP, {"count": 2}) == 2 * one
     assert working_time(RENDER_CLIP, {"count": 2, "takes": 3}) == 6 * one

@@ -1,4 +1,4 @@
-"""The DAG as Airflow sees it: it loads, fast and light, has the shape of the road, and its manual is right."""
+"""Check the DAG as Airflow sees it: its import, its tasks, their order and its manual."""
 
 import json
 import re
@@ -45,7 +45,7 @@ def dag() -> Any:
 
 
 def test_parsing_the_folder_is_fast_and_loads_nothing_heavy() -> None:
-    """A clean process parses all DAG files in under two seconds of CPU without the engine, S3, or our database."""
+    """A new process parses all DAG files in under two seconds of CPU without the engine, S3 or the database."""
     files = [str(path) for path in sorted(DAGS.glob("*.py"))]
     done = subprocess.run(
         [sys.executable, "-c", PARSE, *files], cwd=REPOSITORY, capture_output=True, text=True, check=True
@@ -56,14 +56,14 @@ def test_parsing_the_folder_is_fast_and_loads_nothing_heavy() -> None:
 
 
 def test_later_tasks_of_a_run_go_first(dag: Any) -> None:
-    """A worker goes to the run that is nearest to its end: many runs do not all wait for the last one."""
+    """Later tasks have a higher weight, so that a run ends before a new one gets all slots."""
     order = ["stage_inputs", "plan_clips", "encode_conditions", "clip.wait", "clip.render", "stitch", "mux_audio"]
     weights = [dag.get_task(name).weight_rule for name in order]
     assert {str(getattr(rule, "value", rule)) for rule in weights} == {"upstream"}
 
 
-def test_the_tasks_follow_the_road(dag: Any) -> None:
-    """Every step waits for the one before; a clip waits for its turn, then renders."""
+def test_the_tasks_follow_the_pipeline(dag: Any) -> None:
+    """Every step depends on the one before; each clip waits for its predecessor, then renders."""
     downstream = {task_id: task.downstream_task_ids for task_id, task in dag.task_dict.items()}
     assert downstream == {
         "stage_inputs": {"plan_clips"},
@@ -80,10 +80,9 @@ def test_the_tasks_follow_the_road(dag: Any) -> None:
 
 
 def test_the_outcome_of_a_run_is_that_of_its_job(dag: Any) -> None:
-    """`close_job` runs whatever happened, after a cancelled run too, and its failure is that of the run.
+    """`close_job` runs in any case, also after a cancelled run, and its failure is that of the run.
 
-    Not before the last clip has ended: those of other chains go on when one has failed, and nobody would close the job
-    behind them.
+    It runs after the last clip has ended, because clips of other chains continue when one has failed.
     """
     close_job = dag.task_dict["close_job"]
     assert close_job.is_teardown
@@ -92,7 +91,7 @@ def test_the_outcome_of_a_run_is_that_of_its_job(dag: Any) -> None:
 
 
 def test_every_task_retries_and_has_an_end(dag: Any) -> None:
-    """No task gives up at the first passing fault (see test_retry_policy), and no step runs for ever."""
+    """Every task has retries (see test_retry_policy), and every step has a time limit."""
     assert min(task.retries for task in dag.tasks) >= 2
     assert all(task.execution_timeout for task in dag.tasks if task.task_id != "clip.wait")
     assert dag.dagrun_timeout is None  # a run that waits for a GPU would end, and without `close_job`
@@ -107,17 +106,14 @@ def test_each_step_of_the_dag_is_a_command(dag: Any) -> None:
 
 
 def test_as_many_runs_go_on_as_jobs_may_run(dag: Any) -> None:
-    """One limit for both: Airflow does not hold back jobs whose turn it is, in an order of its own."""
+    """The limit of active runs is that of running jobs, so that Airflow does not hold back a job that was started."""
     from s2v_tasks.settings import load_settings
 
     assert dag.max_active_runs == load_settings().max_running_jobs
 
 
 def test_clips_take_turns_on_the_gpu_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two jobs at a time would each load the model: only as many clips render as the setting says, in all runs.
-
-    As many others may encode their conditions.
-    """
+    """At most as many clips render at once, over all runs, as the setting says. As many tasks may encode conditions."""
     from s2v_tasks.orchestration.step_operators import step_task
     from s2v_tasks.settings import load_settings
 
@@ -130,13 +126,13 @@ def test_clips_take_turns_on_the_gpu_of_the_machine(monkeypatch: pytest.MonkeyPa
 
 
 def test_runs_start_only_when_asked_for(dag: Any) -> None:
-    """Deploying the DAG starts nothing."""
+    """The DAG has no schedule."""
     assert dag.timetable.can_be_scheduled is False
     assert dag.catchup is False
 
 
 def test_the_example_of_the_manual_works_when_pasted(dag: Any) -> None:
-    """The run configuration in the manual passes the form and the request schema; it is that of the demo."""
+    """The run configuration in the manual is valid for the form and the request schema, and equals the demo's."""
     from s2v_tasks.schemas.preset import find_preset, load_presets
     from s2v_tasks.schemas.request_parsing import parse_request
 
@@ -150,7 +146,7 @@ def test_the_example_of_the_manual_works_when_pasted(dag: Any) -> None:
 
 
 def test_the_manual_names_every_task(dag: Any) -> None:
-    """A task that is added appears in the manual."""
+    """The manual of the DAG names each of its tasks."""
     assert [task_id for task_id in dag.task_dict if f"`{task_id}`" not in dag.doc_md] == []
 
 
@@ -164,7 +160,7 @@ def kubernetes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("kubernetes")
 def test_the_heavy_steps_run_in_pods_where_that_is_configured() -> None:
-    """Same tasks, same order; what renders or encodes waits in the pool of the GPU pods, nothing else does."""
+    """With pods the DAG has the same tasks in the same order; only heavy steps use the pool of GPU pods."""
     from airflow.dag_processing.dagbag import DagBag
 
     bag = DagBag(DAGS)
@@ -178,7 +174,7 @@ def test_the_heavy_steps_run_in_pods_where_that_is_configured() -> None:
 
 @pytest.mark.usefixtures("kubernetes")
 def test_a_missing_pod_template_breaks_the_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No run can be triggered; the import error names the file."""
+    """A missing template is an import error of the DAG that names the file."""
     from airflow.dag_processing.dagbag import DagBag
 
     from s2v_tasks.settings import load_settings

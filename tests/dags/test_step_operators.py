@@ -1,4 +1,4 @@
-"""The operator: its commands, its result, and what becomes of a failed step."""
+"""Check the operator of a step: its command, its result, and its failure."""
 
 import sys
 from datetime import UTC, datetime, timedelta
@@ -13,7 +13,7 @@ from s2v_tasks.schemas.steps import CLOSE_JOB, PLAN_CLIPS, PUBLISH, RENDER_CLIP,
 
 
 class Store(dict[str, Any]):
-    """The state that a task keeps over its tries."""
+    """The state that Airflow keeps for a task between tries."""
 
     def set(self, key: str, value: Any) -> None:
         self[key] = value
@@ -27,19 +27,19 @@ def context() -> dict[str, Any]:
 
 
 def execute(operator: StepOperator, context: dict[str, Any], monkeypatch: pytest.MonkeyPatch, script: str) -> Any:
-    """Run the operator with a script in the place of the system's command line."""
+    """Run the operator with a script in place of the command line of the package."""
     monkeypatch.setattr(operator, "command", lambda _: [sys.executable, "-c", script])
     return operator.execute(context)
 
 
 def test_a_step_is_run_by_command_with_the_job_id(context: dict[str, Any]) -> None:
-    """The command is an argument list for this interpreter."""
+    """The command is an argument list for this interpreter, with the job id."""
     command = StepOperator(task_id="stitch", step=STITCH).command(context)
     assert command == [sys.executable, "-m", "s2v_tasks.cli", "stitch", "--job-id", "my-job"]
 
 
 def test_the_request_is_one_argument_whatever_it_says(context: dict[str, Any]) -> None:
-    """No shell interprets the input of a user."""
+    """The request is one argument of the command, and no shell interprets it."""
     command = StepOperator(task_id="stage_inputs", step=STAGE_INPUTS).command(context)
     assert command[-4:] == [
         "--run-id",
@@ -52,7 +52,7 @@ def test_the_request_is_one_argument_whatever_it_says(context: dict[str, Any]) -
 def test_several_processes_of_a_clip_are_started_by_torchrun(
     context: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rendering starts one process per configured GPU."""
+    """With several GPUs, torchrun starts one process for each."""
     from s2v_tasks.settings import load_settings
 
     monkeypatch.setenv("S2V_NPROC_PER_NODE", "2")
@@ -75,13 +75,13 @@ def test_several_processes_of_a_clip_are_started_by_torchrun(
 
 
 def test_one_process_renders_without_torchrun(context: dict[str, Any]) -> None:
-    """Starting torchrun takes longer than many a step; a single process needs nobody to find the others."""
+    """With one GPU the step runs without torchrun, whose start takes seconds."""
     command = StepOperator(task_id="render", step=RENDER_CLIP, clip={"clip_index": 3, "count": 2}).command(context)
     assert command[1:4] == ["-m", "s2v_tasks.cli", "render-clip"]
 
 
 def test_several_clips_have_the_time_of_each(context: dict[str, Any]) -> None:
-    """The limit grows with the clips that one process renders."""
+    """The time limit grows with the number of clips that one process renders."""
     one, three = (StepOperator(task_id="r", step=RENDER_CLIP, clip={"clip_index": 0, "count": n}) for n in (1, 3))
     for operator in (one, three):
         operator.pre_execute(context)
@@ -93,7 +93,7 @@ def test_several_clips_have_the_time_of_each(context: dict[str, Any]) -> None:
 
 
 def test_the_result_or_one_value_of_it_is_the_xcom(context: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """`result_key` picks the list that a later task is mapped over."""
+    """The XCom is the result of the step, or its value under `result_key`, over which a later task is mapped."""
     script = 'print(\'{"job_id": "my-job", "clips": [1, 2]}\')'
     plan = StepOperator(task_id="plan", step=PLAN_CLIPS, result_key="clips")
     assert execute(plan, context, monkeypatch, script) == [1, 2]
@@ -101,7 +101,7 @@ def test_the_result_or_one_value_of_it_is_the_xcom(context: dict[str, Any], monk
 
 
 def test_a_published_video_updates_its_asset(context: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever waits for the asset learns which job, which file, how long, and its checksum."""
+    """The asset event has the job, the file, its duration and its checksum."""
     from airflow.sdk import Asset
 
     result = {"job_id": "my-job", "video_uri": "s3://b/v.mp4", "sha256": "0" * 64, "duration_seconds": 9.6875}
@@ -119,7 +119,7 @@ def test_a_published_video_updates_its_asset(context: dict[str, Any], monkeypatc
 def test_bad_input_is_never_retried(
     context: dict[str, Any], monkeypatch: pytest.MonkeyPatch, exit_code: int, expected: type[Exception]
 ) -> None:
-    """The exit code decides between a final failure and a retry; both end with the step's sentence."""
+    """The exit code decides between a final failure and a retry; both have the message of the step."""
     script = f"import sys; print('PermanentError: size 9*9.', file=sys.stderr); sys.exit({exit_code})"
     with pytest.raises(AirflowException, match=r"size 9\*9") as caught:
         execute(StepOperator(task_id="x", step=STITCH), context, monkeypatch, script)
@@ -127,7 +127,7 @@ def test_bad_input_is_never_retried(
 
 
 def test_a_killed_step_is_retried(context: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """SIGKILL leads to a retry."""
+    """A step that ends by SIGKILL is retried."""
     script = "import os; os.kill(os.getpid(), 9)"
     with pytest.raises(AirflowException, match="SIGKILL") as caught:
         execute(StepOperator(task_id="x", step=STITCH), context, monkeypatch, script)
@@ -135,7 +135,7 @@ def test_a_killed_step_is_retried(context: dict[str, Any], monkeypatch: pytest.M
 
 
 def test_a_step_that_keeps_failing_is_given_up(context: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """An outage is waited for as long as Airflow tries; a failure of the step itself is final at the third time."""
+    """An outage is retried while Airflow has tries left; the third failure of the step itself is final."""
     operator = StepOperator(task_id="x", step=STITCH)
     for exit_code in (75, 75, 75, 1, 75, 139):
         with pytest.raises(AirflowException) as caught:
@@ -146,7 +146,7 @@ def test_a_step_that_keeps_failing_is_given_up(context: dict[str, Any], monkeypa
 
 
 def test_closing_a_job_ends_like_the_job(context: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The last task of a run succeeds with a good job only, and tells the reason of a bad one."""
+    """The last task of a run succeeds only if the job has succeeded, and fails with its reason otherwise."""
     script = "import json; print(json.dumps({{'job_id': 'my-job', 'status': {!r}, 'reason': 'size 9*9 is odd.'}}))"
     close_job = CloseJobOperator(task_id="close_job", step=CLOSE_JOB)
     assert execute(close_job, context, monkeypatch, script.format("succeeded"))["status"] == "succeeded"
@@ -165,10 +165,10 @@ def test_closing_a_job_ends_like_the_job(context: dict[str, Any], monkeypatch: p
         ({"clip.render_0": "up_for_retry", "clip.render_1": "skipped", "stitch": "removed"}, []),
     ],
 )
-def test_closing_a_job_tells_which_task_failed_first(
+def test_closing_a_job_names_the_first_failed_task(
     context: dict[str, Any], monkeypatch: pytest.MonkeyPatch, states: dict[str, str], expected: list[str]
 ) -> None:
-    """Airflow may fail a task whose step never spoke; waits that only follow a failed clip are not the reason."""
+    """The first failed task is named if no step reported a reason; waits that fail after a failed clip are left out."""
     from airflow.sdk import DAG
     from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 

@@ -21,7 +21,7 @@ def clip_of(conditions: Mapping[str, Tensor], seed: int, *, keep_motion_frames: 
 
 
 def random_clip(seed: int, *, keep_motion_frames: int | None = None) -> ClipInputs:
-    """Return a clip of 16 frames of 64x64 pixels for the tiny snapshot, with conditions that are drawn from a seed."""
+    """Return a clip of 16 frames of 64x64 pixels for the tiny snapshot, with conditions drawn from a seed."""
     generator = torch.Generator().manual_seed(3)
     conditions = {
         "reference_u8": torch.randint(0, 256, (64, 64, 3), generator=generator).to(torch.uint8),

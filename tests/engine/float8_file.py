@@ -1,4 +1,4 @@
-"""Weights in float8 with scales and markers, as single files of node editors have them."""
+"""Weights in float8 with scales and markers, as single files for node editors contain them."""
 
 import re
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ _LARGEST = 448  # of float8_e4m3fn
 
 
 def in_float8(official: Mapping[str, Tensor], suffix: str, *, per_row: bool) -> dict[str, Tensor]:
-    """Return `official` with the wide products of the blocks in float8, each with its scale under `suffix`."""
+    """Return `official` with the large matrices of the blocks in float8, each with its scale under `suffix`."""
     tensors = dict(official)
     for key in filter(_WIDE.fullmatch, official):
         value = official[key].float()

@@ -1,4 +1,4 @@
-"""Counts the bytes of the tensors that are alive while a network runs."""
+"""Measure the bytes of the tensors that are alive while a network runs."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -10,10 +10,10 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):
-    """The peak of all storages that operations made within the context, after each operation.
+    """The peak of all storages that operations make within the context, after each operation.
 
-    Storages are held by weak references, so one counts until nothing uses it. `existing` were there before, such as
-    weights; operations that return views of them make nothing new. Memory within an operation is not seen.
+    Storages are held by weak references, so that a storage counts while something uses it. Storages in `existing`, such
+    as weights, do not count, nor do views of them. Memory used within an operation is not seen.
     """
 
     def __init__(self, existing: Iterable[Tensor] = ()) -> None:

@@ -62,7 +62,7 @@ class Site:
     attempts: list["Attempt"] = field(default_factory=list)
 
     def start_held(self, *launcher: str, num_ranks: int = 1) -> "Attempt":
-        """An attempt at the first clip whose ranks are all in the midst of their third solver step."""
+        """Start an attempt at the first clip; return when all its ranks are held in their third solver step."""
         folder = self._new_folder()
         (folder / "held.py").write_text(HELD_CLI)
         attempt = self._start([*launcher, str(folder / "held.py")], folder, 1)
@@ -72,7 +72,7 @@ class Site:
         return attempt
 
     def start(self, *launcher: str, count: int = 1, job_id: str = JOB) -> "Attempt":
-        """`s2v render-clip` of the first `count` clips of a job in processes of its own."""
+        """Start `s2v render-clip` for the first `count` clips of a job in processes of its own."""
         return self._start([*launcher], self._new_folder(), count, job_id)
 
     def _new_folder(self) -> Path:
@@ -93,14 +93,14 @@ class Site:
         return self.attempts[-1]
 
     def forget_the_clip(self) -> None:
-        """Without its manifest a clip counts as not rendered."""
+        """Delete the manifest of the clip, so that the clip counts as not rendered."""
         self.store.delete(self.layout.clip_manifest(0))
 
     def manifest(self) -> Manifest:
         return Manifest.model_validate_json(self.store.get_bytes(self.layout.clip_manifest(0)))
 
     def partial_keys(self) -> list[str]:
-        """Return the artifacts that are kept beside the outputs of the clip."""
+        """Return the keys of the artifacts that lie beside the outputs of the clip."""
         folder = self.layout.partial_clip(0, str(self.clip().fingerprint), "")
         return sorted(item.uri.rpartition("/")[2] for item in self.store.listing(folder))
 
@@ -118,23 +118,23 @@ class Attempt:
     folder: Path
 
     def wait(self) -> int:
-        """Its exit code; it is killed where it hangs."""
+        """Return the exit code of the attempt; kill the attempt if it hangs."""
         try:
             return self.process.wait(_HANGS_AFTER_SECONDS)
         finally:
             self.kill()
 
     def kill(self) -> None:
-        """End the process that was started, and leave its ranks to themselves."""
+        """Kill the process that was started, but not its ranks."""
         self.process.kill()
         self.process.wait()
 
     def go_on(self) -> None:
-        """Let ranks that are held go on."""
+        """Release the held ranks."""
         (self.folder / "go-on").touch()
 
     def still_running(self) -> list[int]:
-        """Its processes that do not end by themselves."""
+        """Return the processes of the attempt that do not end by themselves."""
         for pid in self.pids():
             with suppress(ProcessLookupError):
                 handle = os.pidfd_open(pid)
@@ -151,7 +151,7 @@ class Attempt:
         return dict(json.loads((self.folder / "error.json").read_text()))
 
     def pids(self, *marks: str) -> list[int]:
-        """Its processes, or those of them that have the given variables (NAME=value) in their environment."""
+        """Return the processes of the attempt, or those that have the given variables (NAME=value)."""
         wanted = {mark.encode() for mark in (f"STEP_ERROR_FILE={self.folder}/error.json", *marks)}
         found = []
         for folder in Path("/proc").glob("[0-9]*"):

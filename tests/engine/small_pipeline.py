@@ -23,7 +23,7 @@ SIDE = 64
 
 
 class CountingCodec(LinearCodec):
-    """The linear stand-in for the VAE, counting what goes through it."""
+    """A linear codec in place of the VAE, which counts the encoded and decoded frames."""
 
     def __init__(self) -> None:
         generator = torch.Generator().manual_seed(5)

@@ -22,7 +22,7 @@ def random_transformer() -> S2VTransformer:
 
 
 def velocities(transformer: S2VTransformer, memory: FirstBlockCache | None, timesteps: list[int]) -> list[Tensor]:
-    """The velocity of the same latents at some timesteps, one after the other."""
+    """Return the velocity of the same latents at each of some timesteps."""
     generator = torch.Generator().manual_seed(1)
     clip_tokens = transformer.prepare_clip_tokens(2, torch.randn(1, 16, 1, 8, 8, generator=generator), None, None)
     conditioning = transformer.prepare_conditioning(

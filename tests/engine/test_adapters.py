@@ -1,4 +1,4 @@
-"""Adapters are merged into the weights while these are loaded."""
+"""Check that adapters are merged into the weights while the weights are loaded."""
 
 import hashlib
 import multiprocessing
@@ -47,7 +47,7 @@ def plain(snapshot: Snapshot) -> dict[str, Tensor]:
 
 
 def factors(plain: dict[str, Tensor], seed: int = 0) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return down and up of each module."""
+    """Return the matrices down and up of each module."""
     generator = torch.Generator().manual_seed(seed)
     found = {}
     for module in MODULES:
@@ -98,7 +98,7 @@ def test_weights_change_by_the_scaled_product(
 def test_an_adapter_without_alpha_has_that_of_its_card(
     snapshot: Snapshot, plain: dict[str, Tensor], tmp_path: Path
 ) -> None:
-    """The catalogue states alpha where the file has none; without both, the scale is 1."""
+    """The catalogue states alpha if the file has none; without both, the scale is 1."""
     pairs = factors(plain)
     tensors = {key: value for key, value in in_layout("peft", pairs).items() if not key.endswith("alpha")}
     stated = weights(snapshot, written(tmp_path / "a.safetensors", tensors, alpha=ALPHA))
@@ -206,7 +206,7 @@ def test_the_report_names_what_does_not_fit(snapshot: Snapshot, plain: dict[str,
 
 
 def test_an_adapter_of_another_model_is_refused(snapshot: Snapshot, plain: dict[str, Tensor], tmp_path: Path) -> None:
-    """With half of its modules unknown, the sentence has the numbers, examples and the remedy."""
+    """If half of its modules are unknown, the message has the numbers, examples and the remedy."""
     tensors = in_layout("editor", factors(plain))
     for index in range(3):
         tensors |= {f"other.{index}.{part}.weight": torch.ones(8, 8) for part in ("lora_up", "lora_down")}
@@ -226,7 +226,7 @@ def test_an_adapter_with_two_ranks_is_refused(snapshot: Snapshot, plain: dict[st
 
 
 def test_an_adapter_that_is_not_finite_is_refused(snapshot: Snapshot, plain: dict[str, Tensor], tmp_path: Path) -> None:
-    """One NaN is enough; the sentence names its key."""
+    """An adapter with a NaN is refused by the key of the tensor."""
     tensors = in_layout("peft", factors(plain))
     tensors["blocks.3.ffn.2.lora_B.weight"][0, 0] = torch.nan
     text = refusal(snapshot, written(tmp_path / "a.safetensors", tensors))

@@ -1,4 +1,4 @@
-"""Kernels of self attention: each is the one of its name, or is refused; the default follows the device."""
+"""Check the kernels of self attention: their choice, their availability and their results."""
 
 from importlib import metadata
 from pathlib import Path
@@ -52,7 +52,7 @@ def qkv(queries: int = 5, keys: int = 7) -> tuple[Tensor, Tensor, Tensor]:
 def test_the_default_follows_the_generation_of_the_gpu(
     capability: tuple[int, int], cudnn: int | None, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """cuDNN's kernel needs Hopper or newer and cuDNN 9.10; a kernel that is chosen stays what it is."""
+    """`auto` is cuDNN's kernel from Hopper and cuDNN 9.10 on; a kernel that is configured by name is not replaced."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability if device == GPU else None)
     monkeypatch.setattr(torch.backends.cudnn, "version", lambda: cudnn)
     assert kernel_name("auto", GPU) == name
@@ -60,8 +60,8 @@ def test_the_default_follows_the_generation_of_the_gpu(
     assert kernel_name("auto", CPU) == "sdpa"
 
 
-def test_a_kernel_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The message names the kernel and what it needs, or the kernels that there are."""
+def test_an_unavailable_kernel_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message names the kernel and its requirement, or the available kernels."""
     with pytest.raises(ConfigurationError, match="'flash3' needs the Python module flash_attn_interface"):
         attention_kernel("flash3", GPU)
     with pytest.raises(ConfigurationError, match="expected one of sdpa, cudnn, flash, flash2, flash3, sage"):
@@ -78,7 +78,7 @@ def test_a_kernel_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("name", ["cudnn", "flash"])
 def test_a_kernel_of_torch_is_the_only_one_that_torch_may_take(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While it runs, all other kernels of torch are switched off."""
+    """While a kernel of torch is chosen, all other kernels of torch are switched off."""
     seen: list[list[bool]] = []
 
     def look(*_: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ def test_a_kernel_of_torch_is_the_only_one_that_torch_may_take(name: str, monkey
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """An installed FlashAttention 3; gives the shapes of queries and keys that it was called with."""
+    """Installs a stand-in for FlashAttention 3; gives the shapes of the queries and keys of its calls."""
     monkeypatch.delitem(__import__("sys").modules, "flash_attn_interface", raising=False)
     (tmp_path / "flash_attn_interface.py").write_text(PACKAGE)
     monkeypatch.syspath_prepend(tmp_path)
@@ -111,14 +111,14 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple
 
 
 def test_a_kernel_of_a_package_computes_attention(package: list[object]) -> None:
-    """It is called with tokens before heads; a second return value is dropped."""
+    """The kernel is called with tokens before heads, and a second return value is dropped."""
     torch.testing.assert_close(attention_kernel("flash3", GPU)(*qkv()), sdpa(*qkv()), rtol=0, atol=1e-6)
     assert package == [((1, 5, 2, 16), (1, 7, 2, 16))]
 
 
 @pytest.mark.parametrize("name", ["sdpa", "flash", "flash3"])
 def test_a_kernel_is_part_of_one_compiled_graph(name: str, package: list[object]) -> None:
-    """Self attention compiles as a whole with torch's kernels and with those of packages, and gives the same."""
+    """Self attention compiles to one graph with the kernels of torch and of packages, with equal results."""
     torch.manual_seed(0)
     module = SelfAttention(32, 2, 1e-6).requires_grad_(requires_grad=False)
     for parameter in module.parameters():

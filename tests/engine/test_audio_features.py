@@ -1,3 +1,5 @@
+"""Check the audio features of each video frame."""
+
 import numpy as np
 import pytest
 import torch
@@ -14,19 +16,19 @@ from s2v_tasks.errors import PermanentError
 
 
 def test_first_indices_round_halves_to_even() -> None:
-    """Frames read the nearest 30 Hz feature, halves rounded to even, and never run ahead of the sound."""
+    """Frames read the nearest 30 Hz feature, halves rounded to even, and never one ahead of the audio."""
     assert feature_indices(17).tolist() == [0, 2, 4, 6, 8, 9, 11, 13, 15, 17, 19, 21, 22, 24, 26, 28, 30]
     assert feature_indices(9600).tolist() == np.rint(np.arange(9600) * 1.875).astype(int).tolist()
 
 
 @pytest.mark.parametrize(("num_states", "expected"), [(100, 60), (205, 122), (410, 245), (845, 506), (1, 0)])
 def test_feature_count_repeats_the_models_float_arithmetic(num_states: int, expected: int) -> None:
-    """The number of 30 Hz features is the reference's, also where its float arithmetic comes out one lower."""
+    """The number of 30 Hz features equals the reference's, also if its float arithmetic gives one less."""
     assert num_features_at_30(num_states) == expected
 
 
 def test_resampling_aligns_both_ends() -> None:
-    """A ramp stays a ramp whose first and last values are kept."""
+    """A linear ramp stays linear and keeps its first and last values."""
     ramp_SNC = torch.arange(50.0).view(1, 50, 1)
     resampled = resample_50_to_30(ramp_SNC)
     torch.testing.assert_close(resampled[0, :, 0], torch.linspace(0, 49, 30))
@@ -46,12 +48,12 @@ def test_one_second_gives_49_states() -> None:
 
 
 def test_reference_repeats_once_too_often() -> None:
-    """Sound that fills its clips exactly costs the reference one more clip."""
+    """The reference renders one more clip for audio that fills its clips exactly."""
     assert reference_num_repeat(150, 80) == 2
     assert reference_num_repeat(149, 80) == 1
 
 
 def test_too_short_speech_is_refused() -> None:
-    """Sound without a single feature is a permanent error."""
+    """Audio without a single feature is a permanent error."""
     with pytest.raises(PermanentError, match="1 states"):
         resample_50_to_30(torch.zeros(25, 1, 4))

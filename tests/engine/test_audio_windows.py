@@ -1,3 +1,5 @@
+"""Check the encoding of long audio in windows."""
+
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ MINUTE = 60 * 16000
 
 
 def speech(num_samples: int) -> NDArray[np.float32]:
-    """Syllables, pauses and breath: a sound whose parts differ."""
+    """Return audio with syllables, pauses and breath, whose parts differ."""
     seconds = np.arange(num_samples) / 16000
     loudness = (np.sin(2 * np.pi * 0.3 * seconds) > -0.3) * (0.2 + 0.8 * np.abs(np.sin(2 * np.pi * 2.1 * seconds)))
     tone = 0.1 * np.sin(2 * np.pi * (140 + 40 * np.sin(seconds)) * seconds)
@@ -25,7 +27,7 @@ def speech(num_samples: int) -> NDArray[np.float32]:
 
 @pytest.mark.parametrize("num_samples", [MINUTE + 400, 961_000, 1_616_001, 9_600_123, 60 * MINUTE])
 def test_windows_cover_every_state(num_samples: int) -> None:
-    """Each window's samples give its states exactly, and every state of the sound counts somewhere."""
+    """The samples of a window give exactly its states, and every state of the audio belongs to a window."""
     windows = windows_over(num_samples)
     weights = torch.zeros(num_states_at_50(num_samples))
     for window in windows:
@@ -37,13 +39,13 @@ def test_windows_cover_every_state(num_samples: int) -> None:
 
 
 def test_a_minute_is_one_window() -> None:
-    """Up to a minute and the rest of its last state nothing is cut."""
+    """Audio of up to a minute and the rest of its last state is not split."""
     for num_samples in (400, 16000, MINUTE, MINUTE + 399):
         assert windows_over(num_samples) == [Window(0, num_states_at_50(num_samples), num_states_at_50(num_samples))]
 
 
 def test_ends_of_windows_do_not_count() -> None:
-    """States near the inner ends of a window are dropped from the joined states, and equal states stay equal."""
+    """States near the inner ends of a window are dropped when windows are joined, and equal states stay equal."""
     num_samples = MINUTE + 16000
     joined = JoinedStates()
     for window in windows_over(num_samples):
@@ -57,7 +59,7 @@ def test_ends_of_windows_do_not_count() -> None:
 
 
 def test_windows_differ_little_from_the_whole(tiny_snapshot_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """66 s in windows are close to one pass, even for a random network, which hears all of a sound alike."""
+    """66 s in windows give states close to those of one pass, also for a random network without locality."""
     encoder = Snapshot.open(tiny_snapshot_path).load_audio_encoder("cpu")
     waveform = speech(66 * 16000)
     joined = encoder.encode(waveform)

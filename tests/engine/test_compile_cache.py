@@ -1,4 +1,4 @@
-"""The environment of a render process, and what torch.compile keeps for the next one."""
+"""Check the environment of a render process, and the cache of torch.compile."""
 
 import json
 import os
@@ -84,7 +84,7 @@ def render(tmp_path: Path, **variables: str) -> dict[str, Any]:
 
 
 def test_a_render_process_sets_the_environment_before_torch(tmp_path: Path) -> None:
-    """Allocator, compiler threads, compile cache and waiting threads are chosen when torch reads them."""
+    """Allocator, compiler threads, compile cache and waiting threads are set before torch reads them."""
     found = render(tmp_path)
     cache = str(tmp_path / "compile-cache")
     threads = min(4, len(os.sched_getaffinity(0)))
@@ -93,8 +93,8 @@ def test_a_render_process_sets_the_environment_before_torch(tmp_path: Path) -> N
     assert (found["threads"], found["folder"]) == (threads, cache)
 
 
-def test_what_the_user_has_set_stays(tmp_path: Path) -> None:
-    """Variables of torch win over the settings; the older name of the allocator's variable counts too."""
+def test_variables_of_the_user_are_kept(tmp_path: Path) -> None:
+    """Variables of torch override the settings; the older name of the allocator's variable counts, too."""
     chosen = {
         "OMP_WAIT_POLICY": "active",
         "TORCHINDUCTOR_COMPILE_THREADS": "1",
@@ -106,7 +106,7 @@ def test_what_the_user_has_set_stays(tmp_path: Path) -> None:
 
 
 def test_the_folder_is_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """S2V_COMPILE_CACHE names it; without it, it lies below S2V_HOME."""
+    """S2V_COMPILE_CACHE names the folder; without it, the folder is below S2V_HOME."""
     monkeypatch.setenv("S2V_HOME", "/home")
     load_settings.cache_clear()
     assert compile_cache_dir(load_settings()) == Path("/home/compile-cache")
@@ -116,7 +116,7 @@ def test_the_folder_is_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_second_process_compiles_nothing(tmp_path: Path) -> None:
-    """All graphs of a step come from the folder that the first process has filled."""
+    """The second process loads all graphs of a step from the folder that the first process has filled."""
     first, second = (
         subprocess.run(
             [sys.executable, "-c", COMPILED_STEP, str(tmp_path / "cache")],
@@ -134,7 +134,7 @@ def test_the_second_process_compiles_nothing(tmp_path: Path) -> None:
 
 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file in its place fails the render with the setting to change."""
+    """A file at the path of the folder fails the render with the setting to change."""
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
     (tmp_path / "file").touch()
     use_compile_cache(tmp_path / "file")

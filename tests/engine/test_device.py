@@ -1,7 +1,8 @@
-"""The clip loop away from the host: torch's meta device stands for a GPU, with shapes, dtypes and places but no values.
+"""Check the clip loop on another device than the host.
 
-It refuses what a GPU refuses (tensors of two devices in one operation) and reading a value, for which the host would
-wait for a GPU. The other reasons to wait, which it does not mind, are looked for among the operations.
+Torch's meta device takes the place of a GPU, with shapes, dtypes and devices but no values. It refuses operations on
+tensors of two devices, and reading a value, for which the host would wait for a GPU. Other reasons to wait, which it
+allows, are searched for among the operations.
 """
 
 from typing import Any
@@ -31,7 +32,7 @@ SIDE, NUM_FRAMES = 64, 16
 
 
 class NoWaiting(TorchDispatchMode):
-    """Fails, while `active`, where the host would wait for a GPU: copies between the two, and checks of a result."""
+    """Fails, while `active`, if the host would wait for a GPU: for copies between them and for checks of a result."""
 
     active = False
 
@@ -48,7 +49,7 @@ class NoWaiting(TorchDispatchMode):
 
 @pytest.mark.parametrize("solver", ["unipc", "dpm++"])
 def test_the_loop_stays_on_its_device(solver: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two clips of a chain, with guidance and a pose, in bf16: all is computed there, no step waits for anything."""
+    """Two clips of a chain with guidance and a pose in bf16 are computed on the device, and no step waits for it."""
     waiting = NoWaiting()
 
     def is_finite(_values: Tensor) -> bool:

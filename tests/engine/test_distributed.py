@@ -1,4 +1,4 @@
-"""Several ranks, one clip: whatever the layout, it is the clip of a single rank."""
+"""Check that several ranks render the clip of a single rank in each layout."""
 
 import multiprocessing
 from collections.abc import Iterator, Sequence
@@ -35,7 +35,7 @@ LATENT_FRAMES = NUM_FRAMES // 4
 
 
 class FirstPixels:
-    """In place of the VAE: every eighth pixel of every fourth frame, in three of the channels."""
+    """Takes the place of the VAE: returns every eighth pixel of every fourth frame, in three channels."""
 
     def encode(self, pixels_BCTHW: Tensor, /) -> Tensor:
         small = pixels_BCTHW[:, :, ::4, ::8, ::8]
@@ -48,7 +48,7 @@ class FirstPixels:
 
 
 class RecordedPipeline(S2VPipeline):
-    """Keeps the latents and noise predictions of every step."""
+    """Records the latents and noise predictions of every step."""
 
     seen: list[Tensor]
 
@@ -67,7 +67,7 @@ def random_transformer() -> S2VTransformer:
 
 
 def render_two_clips(transformer: S2VTransformer, branches: BranchSplit | None, sampling: Sampling) -> list[Tensor]:
-    """Latents and velocities of each step of a first and a following clip, and the state that they leave."""
+    """Return latents and velocities of each step of two clips of a chain, and the motion state after them."""
     pipeline = RecordedPipeline(transformer, FirstPixels(), "cpu", torch.float32, branches=branches)
     pipeline.seen = []
     generator = torch.Generator().manual_seed(1)
@@ -120,7 +120,7 @@ def compare_on_rank(rank: int, folder: Path, num_ranks: int, layouts: list[str],
     ],
 )
 def test_ranks_together_equal_one_rank(tmp_path: Path, num_ranks: int, layouts: list[str], sampling: Sampling) -> None:
-    """First and following clip, step by step and on every rank, also where the tokens cannot be shared evenly."""
+    """First and following clip equal those of one rank at every step, also for uneven numbers of tokens."""
     tokens = (LATENT_FRAMES + 1) * 16
     assert num_ranks != 3 or (tokens % 3 and (tokens + 24) % 3)
     multiprocessing.set_forkserver_preload([parallelize.__module__, S2VPipeline.__module__])  # once for all ranks
@@ -129,16 +129,16 @@ def test_ranks_together_equal_one_rank(tmp_path: Path, num_ranks: int, layouts: 
     )
 
 
-def test_runs_of_tokens_differ_by_one_at_most() -> None:
-    """All tokens are held once, the longer runs first; more ranks than tokens leave some without."""
+def test_shards_of_tokens_differ_by_one_at_most() -> None:
+    """Every token is on one rank, the longer shards first; if there are more ranks than tokens, some have none."""
     assert split_tokens(80, 4) == [0, 20, 40, 60, 80]
     assert split_tokens(11, 4) == [0, 3, 6, 9, 11]
     assert split_tokens(2, 3) == [0, 1, 2, 2]
 
 
 @pytest.mark.parametrize("bounds", [(0, 5), (3, 16), (15, 17), (20, 112), (110, 120), (112, 128)])
-def test_injection_into_a_run_of_tokens_equals_its_part_of_the_whole(bounds: tuple[int, int]) -> None:
-    """Runs that begin or end within a frame, or hold no video at all, get what they would get in the whole."""
+def test_injection_into_a_shard_equals_its_part_of_the_whole(bounds: tuple[int, int]) -> None:
+    """Audio injection gives equal values in a shard that begins or ends within a frame, or has no video tokens."""
     transformer = random_transformer()
     generator = torch.Generator().manual_seed(3)
     sound = transformer.prepare_audio(torch.randn(NUM_FRAMES, 25, 6, generator=generator))[1]
@@ -161,12 +161,12 @@ def test_injection_into_a_run_of_tokens_equals_its_part_of_the_whole(bounds: tup
     ],
 )
 def test_layout_follows_the_rule(world_size: int, num_heads: int, guided: bool, expected: str) -> None:
-    """Branches first, then tokens."""
+    """The default layout splits the branches first, then the tokens."""
     assert str(choose_layout(world_size, num_heads, guided=guided)) == expected
 
 
 def test_weights_are_sharded_where_they_crowd_a_rank() -> None:
-    """More than half of a rank's memory for weights means sharding, but never on a single rank."""
+    """Weights are sharded if they take more than half of a rank's memory, but never on a single rank."""
     assert choose_layout(2, 40, guided=True, weight_bytes=33, memory_bytes=48).fsdp
     assert not choose_layout(2, 40, guided=True, weight_bytes=33, memory_bytes=80).fsdp
     assert not choose_layout(1, 40, guided=True, weight_bytes=33, memory_bytes=48).fsdp
@@ -174,14 +174,14 @@ def test_weights_are_sharded_where_they_crowd_a_rank() -> None:
 
 @pytest.mark.parametrize("layout", [Layout(), Layout(2, 4, fsdp=True), Layout(1, 3)])
 def test_a_layout_can_be_written_and_read(layout: Layout) -> None:
-    """`str` and `parse` are inverse, and parts may be left out."""
+    """`str` and `parse` are inverse, and parts may be omitted."""
     assert Layout.parse(str(layout)) == layout
     assert Layout.parse("fsdp, ulysses2") == Layout(1, 2, fsdp=True)
 
 
 @pytest.mark.parametrize("text", ["", "cfg", "cfg0", "tensor2", "cfg2,cfg2", "fsdp2"])
 def test_a_layout_that_cannot_be_read_is_refused(text: str) -> None:
-    """The message has the part that is wrong and an example."""
+    """The message has the invalid part and an example."""
     with pytest.raises(ConfigurationError, match="like cfg2,ulysses4,fsdp"):
         Layout.parse(text)
 
@@ -196,6 +196,6 @@ def test_a_layout_that_cannot_be_read_is_refused(text: str) -> None:
     ],
 )
 def test_an_impossible_layout_is_refused(layout: Layout, world_size: int, guided: bool, message: str) -> None:
-    """With the arithmetic."""
+    """A layout that does not fit the number of ranks is refused with the arithmetic."""
     with pytest.raises(ConfigurationError, match=message):
         layout.check(world_size, 40, guided=guided)

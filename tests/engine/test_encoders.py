@@ -1,3 +1,5 @@
+"""Check the text encoder, the VAE and the audio encoder."""
+
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +37,7 @@ def _speech(num_samples: int) -> np.ndarray:
 
 
 def published(name: str) -> dict[str, Tensor]:
-    """Keys, shapes and types of a published weight file, as tensors without data."""
+    """Return keys, shapes and dtypes of a published weight file, as tensors without data."""
     rows = (line.split("\t") for line in Path(__file__).with_name(name).read_text().splitlines()[1:])
     return {
         key: torch.empty([int(side) for side in shape.split("x")], dtype=getattr(torch, dtype), device="meta")
@@ -92,7 +94,7 @@ def test_vae_is_causal(snapshot: Snapshot) -> None:
 
 
 def test_vae_decodes_the_end_alone_for_less(snapshot: Snapshot) -> None:
-    """The last frames come out bit for bit as in the whole video, and the last level skips what they do not need."""
+    """Decoding the last frames alone gives the same bits as decoding all, and skips frames in the last level."""
     codec = snapshot.load_vae("cpu")
     latents = torch.randn(1, 16, 12, 2, 3, generator=torch.Generator().manual_seed(0))
     calls: list[int] = []
@@ -105,8 +107,8 @@ def test_vae_decodes_the_end_alone_for_less(snapshot: Snapshot) -> None:
         assert len(calls) == calls_of_last_level
 
 
-def test_each_level_of_the_decoder_starts_as_late_as_it_may() -> None:
-    """For 80 frames behind 73 old ones the levels of the released decoder start at latents 0, 5, 12 and 15."""
+def test_each_level_of_the_decoder_skips_what_it_can() -> None:
+    """For 80 frames after 73 old ones, the levels of the released decoder start at latents 0, 5, 12 and 15."""
     with torch.device("meta"):
         model = AutoencoderKLWan()
     calls = [0, 0, 0, 0]
@@ -148,7 +150,7 @@ def test_vae_names_weights_that_do_not_fit(tiny_snapshot_path: Path) -> None:
 
 
 def test_prompt_is_cleaned() -> None:
-    """Broken Unicode, doubly escaped entities and white space are repaired before the prompt is read."""
+    """Broken Unicode, doubly escaped entities and white space are repaired before the prompt is tokenized."""
     assert clean_prompt("  <b>It&amp;#39;s \n\t a caf\u00c3\u00a9 ") == "<b>It's a caf\u00e9"
 
 
@@ -170,14 +172,14 @@ def test_context_depends_on_the_prompt_only(texts: TextEncoder) -> None:
 
 
 def test_too_long_prompt_is_refused(texts: TextEncoder) -> None:
-    """A prompt beyond the limit is an error with its length and the limit, never cut off silently."""
+    """A prompt beyond the limit is an error with its length and the limit, and is never truncated."""
     assert texts.encode("a " * 511).shape[0] == 512
     with pytest.raises(PermanentError, match="513 tokens, the model reads at most 512"):
         texts.encode("a " * 512)
 
 
 def test_last_audio_state_is_normalised(snapshot: Snapshot) -> None:
-    """There are 25 states, and the last one is taken after the encoder's final norm (here: mean 0, variance 1)."""
+    """There are 25 states, and the last one is taken after the encoder's final norm (mean 0, variance 1)."""
     states = snapshot.load_audio_encoder("cpu").encode(_speech(8000))
     assert states.shape == (25, 24, 32)
     torch.testing.assert_close(states[24].mean(dim=1), torch.zeros(24), rtol=0, atol=1e-5)
@@ -186,7 +188,7 @@ def test_last_audio_state_is_normalised(snapshot: Snapshot) -> None:
 
 
 def test_speech_is_encoded_in_float32_on_a_gpu_too(snapshot: Snapshot) -> None:
-    """No convolution may round its input to TF32 meanwhile; afterwards they may again."""
+    """TF32 is switched off for convolutions while speech is encoded, and restored afterwards."""
     encoder = snapshot.load_audio_encoder("cpu")
     allowed: list[bool] = []
     encoder._model.register_forward_pre_hook(lambda *_: allowed.append(torch.backends.cudnn.allow_tf32))

@@ -1,4 +1,4 @@
-"""The plan's formula counts what the transformer really computes."""
+"""Check that the formula of the plan counts the operations of the transformer."""
 
 from math import prod
 from typing import Any
@@ -29,9 +29,9 @@ CARD = ModelCard(
 
 @pytest.mark.parametrize("with_motion", [False, True])
 def test_the_formula_equals_the_counter(with_motion: bool) -> None:
-    """Operations of a step by formula are those that torch counts, within 1 %, and so are its constant ones.
+    """Operations of a step, and its constant ones, equal those that torch counts within 1 %.
 
-    The prompt is as long as prompts may be: padding is counted by the formula, and not computed in fp32.
+    The prompt has the largest length, because the formula counts its padding, which is not computed in fp32.
     """
     shape = ClipShape(192, 128, 32, with_motion=with_motion, starts_chain=not with_motion, ends_chain=False)
     transformer = random_transformer(CONFIG, torch.device("cpu"), torch.float32)

@@ -1,4 +1,4 @@
-"""Weights of the blocks in float8, by torchao, from files in bf16 and from files in float8."""
+"""Check float8 weights of the blocks, by torchao, from files in bf16 and in float8."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -21,8 +21,8 @@ from tests.engine.small_transformer import SMALL, random_transformer, velocities
 CPU = torch.device("cpu")
 
 
-def test_float8_is_for_the_wide_products_of_the_blocks() -> None:
-    """Ten matrices of each block, nothing outside of the blocks, no norm and no modulation."""
+def test_only_large_matrices_of_the_blocks_are_float8() -> None:
+    """Ten matrices of each block are float8; norms, modulation and weights outside the blocks are not."""
     modules = dict(random_transformer().named_modules())
     chosen = {name for name, module in modules.items() if is_quantized(module, name)}
     assert len(chosen) == 3 * 10
@@ -33,7 +33,7 @@ def test_float8_is_for_the_wide_products_of_the_blocks() -> None:
 
 
 def test_float8_is_refused_where_it_is_not_possible(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The message names what is missing: the package, or a GPU that multiplies float8."""
+    """The message names the missing package, or a GPU that supports float8."""
     with pytest.raises(ConfigurationError, match=r"capability 8\.9 or more, this device is cpu"):
         Float8Weights(random_transformer(), "fp8-dynamic", CPU, torch.float32)
     monkeypatch.setattr(fp8, "find_spec", lambda _name: None)
@@ -73,7 +73,7 @@ def filled(file: Path, float8: Callable[[S2VTransformer], Float8Weights] | None)
 
 
 def test_a_file_in_float8_is_used_as_it_is(file: Path) -> None:
-    """Its values and scales are kept without another rounding; the velocity is that of their products."""
+    """Values and scales of the file are used without another rounding."""
     pytest.importorskip("torchao", reason="s2v-tasks[fp8] is not installed")
     transformer = filled(file, lambda network: Float8Weights(network, "fp8", CPU, torch.float32))
     stored = load_file(file)
@@ -90,7 +90,7 @@ def test_a_file_in_float8_is_used_as_it_is(file: Path) -> None:
 
 
 def test_weights_outside_of_the_blocks_are_never_float8(file: Path, tmp_path: Path) -> None:
-    """A file that has also the text embedding in float8 gives it in the dtype of the run."""
+    """A text embedding that is float8 in the file is loaded in the dtype of the run."""
     pytest.importorskip("torchao", reason="s2v-tasks[fp8] is not installed")
     stored = load_file(file)
     embedding: Tensor = stored["text_embedding.0.weight"]

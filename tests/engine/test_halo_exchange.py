@@ -1,3 +1,5 @@
+"""Check the VAE that is split over ranks."""
+
 import multiprocessing
 from pathlib import Path
 
@@ -32,7 +34,7 @@ def decoded(vae: ParallelVae, latents: Tensor, num_frames: int) -> Tensor:
 
 
 def compare_on_rank(rank: int, folder: Path) -> None:
-    """Encode, decode and decode of the end against one rank: split over all ranks, then over each half of them."""
+    """Compare encoding, decoding and decoding of the end with one rank: over all ranks, and over each half of them."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=NUM_RANKS)
     alone = random_vae()

@@ -1,3 +1,5 @@
+"""Check the fit of reference pictures and pose frames to the size of the video."""
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ def _white(height: int, width: int) -> np.ndarray:
 
 @pytest.mark.parametrize(("height", "width"), [(480, 832), (100, 31), (31, 100), (64, 128), (1, 1)])
 def test_corrected_fit_never_adds_borders(height: int, width: int) -> None:
-    """A white picture of any shape stays white everywhere."""
+    """A white picture of any shape is white everywhere after the corrected fit."""
     fitted = fit_image(_white(height, width), 128, 64, compat="corrected")
     assert fitted.shape == (64, 128, 3)
     assert fitted.min() == 255
@@ -50,7 +52,7 @@ def test_pixels_span_minus_one_to_one() -> None:
 
 @pytest.mark.parametrize("compat", ["corrected", "reference"])
 def test_pose_of_the_right_size_is_not_resampled(compat: Compat) -> None:
-    """Pose frames that already fit only change their number format."""
+    """Pose frames of the right size only change their number format."""
     frames = np.random.default_rng(0).integers(0, 256, (3, 64, 96, 3), dtype=np.uint8)
     torch.testing.assert_close(fit_pose(frames, 96, 64, compat=compat), frames_to_pixels(frames), rtol=0, atol=0)
 
@@ -67,7 +69,7 @@ def test_pose_covers_or_pads_with_grey() -> None:
 
 
 def test_short_pose_ends_in_black() -> None:
-    """Missing pose frames are black, surplus ones are dropped."""
+    """Missing pose frames are black, and surplus frames are dropped."""
     pose = torch.zeros(1, 3, 5, 4, 4)
     assert pad_pose(pose, 7)[0, 0, :, 0, 0].tolist() == [0, 0, 0, 0, 0, -1, -1]
     assert pad_pose(pose, 4).shape[2] == 4

@@ -1,4 +1,4 @@
-"""Check that constant values are computed once, and that the kernels of attention and blocks can be chosen."""
+"""Check that constant values are computed once, and that compiled and eager blocks agree."""
 
 import re
 from collections import Counter
@@ -29,7 +29,7 @@ T = NUM_FRAMES // 4
 
 
 class NoVae:
-    """Latents and pixels of the right shape."""
+    """Takes the place of the VAE: returns latents and pixels of the right shape."""
 
     def encode(self, pixels_BCTHW: Tensor, /) -> Tensor:
         return pixels_BCTHW.new_ones(1, 16, 1 + (pixels_BCTHW.shape[2] - 1) // 4, SIDE // 8, SIDE // 8)
@@ -49,7 +49,7 @@ def model() -> S2VTransformer:
 
 @pytest.fixture
 def calls(model: S2VTransformer, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """Count the runs of each module, with `*` for layer numbers, and the rope tables that were computed."""
+    """Return a counter of the runs of each module, with `*` for layer numbers, and of computed rope tables."""
     counted: Counter[str] = Counter()
 
     def count(name: str, *_: object) -> None:
@@ -83,7 +83,7 @@ def render(pipeline: S2VPipeline, motion: MotionState | None, prompt: float) -> 
 
 
 def test_what_is_constant_over_the_steps_is_computed_once_per_clip(model: S2VTransformer, calls: Counter[str]) -> None:
-    """Audio, history, reference, pose, positions and the modulation of timestep 0 once; tokens once per step."""
+    """Audio, history, reference, pose, positions and the modulation of timestep 0 are computed once per clip."""
     pipeline = S2VPipeline(model, NoVae(), "cpu", torch.float32)
     first = render(pipeline, None, prompt=1.0)
     calls.clear()
@@ -111,7 +111,7 @@ def test_what_is_constant_over_the_steps_is_computed_once_per_clip(model: S2VTra
 
 
 def test_prompts_that_stay_are_projected_once_per_job(model: S2VTransformer, calls: Counter[str]) -> None:
-    """The next clip with the same prompts reuses their keys and values; another prompt does not."""
+    """The next clip with the same prompts reuses their keys and values; another prompt has new ones."""
     pipeline = S2VPipeline(model, NoVae(), "cpu", torch.float32)
     motion = None
     seen = []
@@ -123,7 +123,7 @@ def test_prompts_that_stay_are_projected_once_per_job(model: S2VTransformer, cal
 
 
 class NoReading(TorchFunctionMode):
-    """Fails where a tensor is read on the host, which on a GPU would wait for all work before it."""
+    """Fails if the host reads a tensor, for which it would wait for all earlier work of a GPU."""
 
     _READS = ("item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__", "nonzero")
 
@@ -133,7 +133,7 @@ class NoReading(TorchFunctionMode):
 
 
 def test_a_forward_never_waits_for_the_device(model: S2VTransformer) -> None:
-    """Nothing in it depends on the value of a tensor."""
+    """A forward reads no value of a tensor on the host."""
     clip_tokens, conditioning = prepare(model)
     with NoReading():
         model(latents(), torch.tensor([500]), clip_tokens, [conditioning])
@@ -152,7 +152,7 @@ def latents() -> Tensor:
 
 
 def test_rotation_in_real_numbers_equals_the_complex_product(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The form for the compiler and the form for eager runs are one function."""
+    """The rotation for compiled blocks equals the rotation for eager blocks."""
     rope = cos_sin(rope_table([video_grid(2, 3, 4)], 16))
     x = torch.randn(1, 24, 2, 16)
     eager = rotate(x.clone(), rope)
@@ -161,9 +161,9 @@ def test_rotation_in_real_numbers_equals_the_complex_product(monkeypatch: pytest
 
 
 def test_compiled_blocks_give_the_same_velocity(model: S2VTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The blocks are captured whole, as three graphs for each length of clip, however many a process has rendered.
+    """The blocks are captured as three complete graphs for each length of clip, however many clips a process renders.
 
-    Code generation itself is left out here, for its time.
+    Code generation is left out in this test, because it takes long.
     """
     captured: list[int] = []
 

@@ -1,4 +1,4 @@
-"""Matrix products: the kernel that suits the processor gives what torch's own gives."""
+"""Check that matrix products by oneDNN and other kernels for the CPU equal those of torch."""
 
 import pytest
 import torch
@@ -18,13 +18,13 @@ TOKENS = torch.randn(1, 12, 33)
     ids=["matrix", "tokens", "part", "none", "frames", "transposed"],
 )
 def test_a_product_in_fp32_is_that_of_torch(x: Tensor, bias: Tensor | None) -> None:
-    """Tokens of any shape, none at all (a rank may hold none), and tensors that are views of others."""
+    """The product is equal for tokens of any shape, for no tokens (a rank may have none), and for views."""
     with torch.inference_mode():
         torch.testing.assert_close(layers.linear(x, WEIGHT, bias), F.linear(x, WEIGHT, bias), rtol=0, atol=1e-5)
 
 
 def test_gelu_behind_a_product_is_that_of_torch() -> None:
-    """In fp32, where it is part of the product, and in bf16, where it is not: the tanh form, not the exact one."""
+    """GELU with tanh is equal in fp32, where it is part of the product, and in bf16, where it is not."""
     for dtype, gate in ((torch.float32, 1e-5), (torch.bfloat16, 0.0)):
         x, weight, bias = (4 * TOKENS).to(dtype), WEIGHT.to(dtype), BIAS.to(dtype)
         expected = F.gelu(F.linear(x, weight, bias), approximate="tanh")
@@ -33,7 +33,7 @@ def test_gelu_behind_a_product_is_that_of_torch() -> None:
 
 @pytest.mark.parametrize(("dtype", "gate"), [(torch.float32, 1e-5), (torch.bfloat16, 0.0)])
 def test_the_norm_is_that_of_torch(dtype: torch.dtype, gate: float) -> None:
-    """Also for rows of zeros, which `eps` keeps finite."""
+    """The norm is equal, also for rows of zeros, which `eps` keeps finite."""
     x = (0.01 * TOKENS).to(dtype)
     x[:, 2] = 0
     expected = F.rms_norm(x, x.shape[-1:], eps=1e-6)
@@ -42,7 +42,7 @@ def test_the_norm_is_that_of_torch(dtype: torch.dtype, gate: float) -> None:
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
 def test_only_plain_fp32_weights_on_a_cpu_take_another_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights in bf16, on other devices, or of a class with an arithmetic of its own stay with torch."""
+    """Weights in bf16, on other devices, or of a subclass of tensors use the product of torch."""
 
     class Quantised(Tensor):
         pass

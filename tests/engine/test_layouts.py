@@ -1,4 +1,4 @@
-"""Snapshots in the layouts of other tools: the same weights, whatever the names of files and keys."""
+"""Check that snapshots in the layouts of other tools load as the same weights."""
 
 import shutil
 from collections.abc import Callable
@@ -48,7 +48,7 @@ def loaded(snapshot: Snapshot, dtype: torch.dtype = torch.float32) -> dict[str, 
 
 
 def test_the_diffusers_names_are_those_of_the_library() -> None:
-    """For all 1260 keys the map gives what the library's own conversion gives, and no two keys share a name."""
+    """The map of all 1260 keys equals the library's own conversion, and no two keys share a name."""
     keys = [key for key in KEYS if key]
     names = [diffusers_key(key) for key in keys]
     assert len(keys) == len(set(names)) == 1260
@@ -64,7 +64,7 @@ def test_the_diffusers_names_are_those_of_the_library() -> None:
 def test_a_single_file_holds_the_same_weights(
     copied: Path, official: dict[str, Tensor], rename: Callable[[str], str]
 ) -> None:
-    """One file with the keys of any layout gives the weights of the official shards, to the bit."""
+    """One file with the keys of any layout gives the weights of the official shards, bit for bit."""
     save_file({rename(key): value for key, value in official.items()}, copied / SINGLE)
     weights = loaded(Snapshot.open(copied))
     assert weights.keys() == official.keys()
@@ -84,7 +84,7 @@ def test_float8_with_scales_is_close(copied: Path, official: dict[str, Tensor], 
 
 
 def test_companions_hold_the_same_weights(copied: Path, official: dict[str, Tensor], tiny_snapshot_path: Path) -> None:
-    """VAE, text encoder and audio encoder as single files of other tools compute what the official ones do."""
+    """VAE, text encoder and audio encoder as single files of other tools give the results of the official files."""
     save_file(official, copied / SINGLE)
     state = read_pth(copied / VAE_FILE, "cpu")
     names = dict(vae.key_pairs())
@@ -122,8 +122,8 @@ def test_a_snapshot_is_composed_of_files_elsewhere(
     assert snapshot_id(composed) != snapshot_id(Snapshot.open(tiny_snapshot_path))
 
 
-def test_inspection_says_what_is_there(copied: Path, official: dict[str, Tensor]) -> None:
-    """Kind and layout of each file, what is missing, and the command that completes it."""
+def test_inspection_lists_files_and_what_is_missing(copied: Path, official: dict[str, Tensor]) -> None:
+    """Inspection prints kind and layout of each file, the missing files, and the command that adds them."""
     assert "transformer: missing" in inspect(copied)
     assert any(line.startswith("complete it with: hf download Wan-AI/Wan2.2-S2V-14B") for line in inspect(copied))
     save_file({f"diffusion_model.{key}": value for key, value in official.items()}, copied / SINGLE)
@@ -139,7 +139,7 @@ def test_inspection_says_what_is_there(copied: Path, official: dict[str, Tensor]
 
 
 def test_a_gguf_file_is_refused(copied: Path) -> None:
-    """The sentence says why, and which file to use instead, on inspection and on loading."""
+    """Inspection and loading refuse a GGUF file with the reason and the file to use instead."""
     (copied / SINGLE).write_bytes(b"GGUF" + bytes(100))
     for attempt in (lambda: inspect(copied / SINGLE), lambda: loaded(Snapshot.open(copied))):
         with pytest.raises(ConfigurationError, match=r"is a GGUF file: .*Use the bf16 or fp8_scaled"):

@@ -1,4 +1,4 @@
-"""Memory: what a forward keeps at a time, and that a process does not grow with the clips that it renders."""
+"""Check the peak memory of a forward, and that a process does not grow with the number of clips."""
 
 import gc
 import os
@@ -24,13 +24,13 @@ SAMPLING = Sampling(sample_steps=1, sample_guide_scale=4.0, sample_shift=3.0, sa
 
 
 def resident_bytes() -> int:
-    """Memory that this process has now."""
+    """Return the resident memory of this process."""
     gc.collect()
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def memory_of_a_chain(snapshot: Snapshot, num_clips: int, folder: Path) -> list[int]:
-    """Resident bytes after each of the clips of one chain, rendered and encoded in this process."""
+    """Return the resident bytes after each clip of one chain that this process renders and encodes."""
     pipeline, _ = load_pipeline(Worker(0, 1, torch.device("cpu")), snapshot, "auto", EngineOptions(), guided=True)
     generator = torch.Generator().manual_seed(3)
     reference = torch.randint(0, 256, (64, 64, 3), generator=generator).to(torch.uint8)
@@ -68,10 +68,10 @@ PROPORTIONS = S2VConfig(
     ("dtype", "branches", "earlier"),
     [(torch.bfloat16, 1, 30.48), (torch.bfloat16, 2, 34.57), (torch.float32, 1, 38.11), (torch.float32, 2, 42.30)],
 )
-def test_a_forward_keeps_little_at_a_time(
+def test_a_forward_has_a_bounded_peak(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, branches: int, earlier: float
 ) -> None:
-    """The peak in bytes per token and unit of width is at least 35 % below that of the first engine, `earlier`."""
+    """The peak in bytes per token and unit of width is at least 35 % below `earlier`, that of the first engine."""
     transformer = random_transformer(PROPORTIONS, torch.device("cpu"), dtype)
     with torch.inference_mode():
         reference, history, latents = (torch.zeros(1, 16, n, 32, 32, dtype=dtype) for n in (1, 19, 8))
@@ -86,7 +86,7 @@ def test_a_forward_keeps_little_at_a_time(
 
 
 def test_the_decoder_passes_few_frames_at_a_time_through_its_widest_levels() -> None:
-    """Decoding keeps at most 11 fp32 tensors of four frames with 96 channels; it was 13.2 (measured: 14.6 GB)."""
+    """Decoding keeps at most 11 fp32 tensors of four frames with 96 channels (earlier: 13.2, measured: 14.6 GB)."""
     with torch.device("meta"):
         model = AutoencoderKLWan()
     latents = torch.empty(1, 16, 39, 88, 128, device="meta")

@@ -1,4 +1,4 @@
-"""Offloaded blocks: the same results, each block copied once in a forward, at most two on the device."""
+"""Check offloaded blocks: equal results, one copy per block and forward, at most two blocks on the device."""
 
 import gc
 import weakref
@@ -23,7 +23,7 @@ NUM_BLOCKS = 5
 
 
 class CountedOffload(BlockOffload):
-    """Counts the blocks that are copied, and the copies that are alive."""
+    """Counts the blocks that are copied and the copies that are alive."""
 
     def __init__(self, blocks: list[nn.Module]) -> None:
         super().__init__(blocks, CPU)
@@ -49,7 +49,7 @@ def blocks() -> list[nn.Module]:
 
 
 def test_each_block_is_copied_once_in_a_forward() -> None:
-    """Over three forwards each block crosses three times, and never more than two are on the device."""
+    """In three forwards each block is copied three times, and at most two blocks are on the device."""
     lent, most = blocks(), 0
     offload = CountedOffload(lent)
     hosts = [block.weight for block in lent]
@@ -65,7 +65,7 @@ def test_each_block_is_copied_once_in_a_forward() -> None:
 
 
 def test_a_forward_that_is_interrupted_starts_again() -> None:
-    """A jump back to the first block costs a copy; the weights are right, and host memory stays as it is."""
+    """After an interrupted forward, the next one has the right weights, and host memory does not grow."""
     lent = blocks()
     offload = CountedOffload(lent)
     hosts = [block.weight for block in lent]
@@ -78,7 +78,7 @@ def test_a_forward_that_is_interrupted_starts_again() -> None:
 
 
 def test_only_blocks_stay_on_the_host() -> None:
-    """The loader moves the weights of blocks away, and nothing else."""
+    """The loader keeps the weights of blocks, and no others, on the host."""
     keep = keep_blocks_on_host(torch.device("meta"))
     weight = torch.ones(2, device="meta")
     assert keep("head.head.weight", weight) is weight
@@ -94,14 +94,14 @@ def _frames(snapshot: Snapshot, options: EngineOptions) -> Tensor:
 
 @pytest.mark.parametrize("step_cache", [0.0, 0.5])
 def test_a_clip_is_the_same_with_offloaded_blocks(tiny_snapshot_path: Path, step_cache: float) -> None:
-    """The frames are equal, also where the first-block cache skips blocks."""
+    """The frames are equal, also if the first-block cache skips blocks."""
     snapshot = Snapshot.open(tiny_snapshot_path)
     resident = _frames(snapshot, EngineOptions(step_cache=step_cache))
     assert torch.equal(_frames(snapshot, EngineOptions(step_cache=step_cache, offload="blocks")), resident)
 
 
 def test_other_ways_to_spare_memory_are_refused(tiny_snapshot_path: Path) -> None:
-    """Sharded and float8 weights do not go with offloaded ones."""
+    """Offloaded blocks cannot be combined with sharded or float8 weights."""
     snapshot, worker = Snapshot.open(tiny_snapshot_path), Worker(0, 1, CPU)
     with pytest.raises(ConfigurationError, match="S2V_OFFLOAD is blocks with S2V_WEIGHTS_DTYPE fp8: expected auto"):
         load_pipeline(worker, snapshot, "auto", EngineOptions(offload="blocks", weights_dtype="fp8"), guided=True)

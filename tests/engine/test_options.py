@@ -1,4 +1,4 @@
-"""Options of an installation: kernels, steps left out."""
+"""Check the options of an installation: kernels, compilation, dtypes and the step cache."""
 
 import multiprocessing
 from pathlib import Path
@@ -25,8 +25,8 @@ CPU = torch.device("cpu")
 GATE = 2e-5
 
 
-def test_a_step_is_left_out_where_the_first_block_does_what_it_did() -> None:
-    """The same step again runs the first block alone and gives the same; one that is far away is computed."""
+def test_a_step_with_an_unchanged_first_block_is_skipped() -> None:
+    """A repeated step runs only its first block, with the same result; a very different step is computed."""
     transformer = random_transformer()
     runs: list[int] = []
     transformer.blocks[2].register_forward_hook(lambda *_: runs.append(1))
@@ -40,7 +40,7 @@ def test_a_step_is_left_out_where_the_first_block_does_what_it_did() -> None:
 
 
 def test_the_threshold_decides() -> None:
-    """A neighbouring step is computed with a small threshold and left out with a large one, which costs accuracy."""
+    """A neighbouring step is computed with a small threshold and skipped with a large one, which costs accuracy."""
     transformer = random_transformer()
     plain = velocities(transformer, None, [500, 480])[1]
     small, large = FirstBlockCache(1e-6), FirstBlockCache(0.5)
@@ -71,14 +71,14 @@ def decide_on_rank(rank: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
-def test_ranks_leave_out_the_same_steps(tmp_path: Path) -> None:
-    """Each sees its own tokens, and all decide like one rank that sees all of them."""
+def test_ranks_skip_the_same_steps(tmp_path: Path) -> None:
+    """Each rank sees its own tokens, and all ranks skip the steps that one rank with all tokens skips."""
     multiprocessing.set_forkserver_preload([parallelize.__module__])
     start_processes(decide_on_rank, (tmp_path,), 2, start_method="forkserver")  # type: ignore[no-untyped-call]
 
 
 def test_options_reach_the_networks(tiny_snapshot_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kernel, compilation and dtype of the weights are those of the options; what is impossible is refused."""
+    """Kernel, compilation and dtype are those of the options, and an impossible combination is refused."""
     snapshot, worker = Snapshot.open(tiny_snapshot_path), Worker(0, 1, CPU)
     chosen: list[tuple[object, bool]] = []
     monkeypatch.setattr(S2VTransformer, "choose_kernels", lambda _, attend, compiled: chosen.append((attend, compiled)))
@@ -96,7 +96,7 @@ def test_options_reach_the_networks(tiny_snapshot_path: Path, monkeypatch: pytes
 
 
 def test_fingerprints_of_earlier_options_stay() -> None:
-    """An option that came later counts in a fingerprint only where it is not at its default."""
+    """An option that was added later changes a fingerprint only if it is not at its default."""
     earlier = {
         "noise_device": "run",
         "attention": "auto",
@@ -110,7 +110,7 @@ def test_fingerprints_of_earlier_options_stay() -> None:
 
 
 def test_options_are_the_settings_of_the_same_names() -> None:
-    """Each option is read by its name from the settings."""
+    """Each option is read from the setting of its name."""
     settings = Settings(compile=True, step_cache=0.1, vae_precision="bfloat16", noise_device="cpu")
     expected = EngineOptions("cpu", compiled=True, step_cache=0.1, vae_precision="bfloat16")
     assert EngineOptions.of(settings) == expected

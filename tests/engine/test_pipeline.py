@@ -1,4 +1,4 @@
-"""The clip loop: frame counts, the chain of motion states, and what a clip does not compute."""
+"""Check the clip loop: numbers of frames, the chain of motion states, and reuse of constant values."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -39,7 +39,7 @@ def reloaded(motion: MotionState, folder: Path) -> MotionState:
 def render_chain(
     pipeline: S2VPipeline, lengths: list[int], folder: Path | None = None, keep: int | None = None
 ) -> list[np.ndarray]:
-    """Frames of each clip of a chain; with `folder`, each state takes the way over the disk."""
+    """Return the frames of each clip of a chain; with `folder`, each motion state is written to disk and read."""
     motion = None
     frames = []
     for index, length in enumerate(lengths):
@@ -54,7 +54,7 @@ def render_chain(
 
 
 def test_first_clip_holds_the_fourth_frame_over_the_three_that_are_lost(pipeline: S2VPipeline) -> None:
-    """The first clip has all its frames; the reference delivers three fewer, otherwise the same."""
+    """The first clip repeats its fourth frame in place of the three frames that the reference drops."""
     corrected = render(pipeline, inputs(keep_motion_frames=0))
     reference = render(make_pipeline(compat="reference"), inputs(keep_motion_frames=0))
     assert corrected.frames_u8.shape == (16, SIDE, SIDE, 3)
@@ -68,7 +68,7 @@ def test_first_clip_holds_the_fourth_frame_over_the_three_that_are_lost(pipeline
 
 
 def test_later_clips_have_all_their_frames(pipeline: S2VPipeline) -> None:
-    """Behind a motion state nothing is lost, so nothing is held."""
+    """A clip with a motion state has all its frames, and repeats none."""
     _, later = render_chain(pipeline, [16, 16])
     assert later.shape[0] == 16
     assert not np.array_equal(later[0], later[3])
@@ -78,14 +78,14 @@ def test_later_clips_have_all_their_frames(pipeline: S2VPipeline) -> None:
 def test_a_chain_continued_from_disk_equals_one_that_never_stopped(
     pipeline: S2VPipeline, tmp_path: Path, lengths: list[int]
 ) -> None:
-    """With the fewest frames in the state or with all 73, from memory or from disk: the same bytes."""
+    """A state from memory or from disk, with the fewest frames or all 73, gives the same bytes."""
     expected = render_chain(pipeline, lengths, keep=73)
     resumed = render_chain(pipeline, lengths, tmp_path)
     assert all(np.array_equal(one, other) for one, other in zip(expected, resumed, strict=True))
 
 
 def test_a_chain_with_the_real_vae_continues_bit_for_bit(tmp_path: Path) -> None:
-    """The convolutional VAE gives the same bytes from a reloaded state too."""
+    """With the convolutional VAE, a reloaded state gives the same bytes, too."""
     torch.manual_seed(1)
     weights = AutoencoderKLWan(base_dim=8).state_dict()
     vae = Vae.from_state_dict({official: weights[library] for official, library in key_pairs()}, "cpu")
@@ -96,8 +96,8 @@ def test_a_chain_with_the_real_vae_continues_bit_for_bit(tmp_path: Path) -> None
     assert np.array_equal(one, other)
 
 
-def test_frames_are_given_away_as_they_are_decoded(tmp_path: Path) -> None:
-    """At most four at a time, each piece before the next latent is decoded; together they are the clip's frames."""
+def test_frames_are_passed_on_as_they_are_decoded(tmp_path: Path) -> None:
+    """Frames are passed on in pieces of at most four, each before the next latent is decoded."""
     torch.manual_seed(1)
     vae = Vae(AutoencoderKLWan(base_dim=8).eval(), "cpu")
     pipeline = make_pipeline(vae)
@@ -122,12 +122,12 @@ def test_frames_are_given_away_as_they_are_decoded(tmp_path: Path) -> None:
     ("later", "needed"), [([], None), ([80], 0), ([80, 80], 0), ([16], 0), ([16, 80], 57), ([44, 16, 16], 29)]
 )
 def test_a_state_carries_no_more_frames_than_needed(later: list[int], needed: int | None) -> None:
-    """Old pixel frames are kept only where a later clip is too short to fill the history itself."""
+    """A state keeps old pixel frames only if a later clip is too short to fill the history itself."""
     assert motion_frames_needed(later) == needed
 
 
 def test_the_history_of_a_short_first_clip_starts_grey(pipeline: S2VPipeline) -> None:
-    """The frames before the first 13 valid frames of a 16-frame clip are mid grey."""
+    """The history before the first 13 valid frames of a clip of 16 frames is mid grey."""
     motion = render(pipeline, inputs(keep_motion_frames=73)).motion
     assert motion is not None
     assert motion.frames.shape[2] == 73
@@ -137,7 +137,7 @@ def test_the_history_of_a_short_first_clip_starts_grey(pipeline: S2VPipeline) ->
 
 
 def test_start_from_ref_precedes_the_clip_with_the_picture(pipeline: S2VPipeline) -> None:
-    """Six frames of the picture stand before the first clip, which then loses no frames."""
+    """Six frames of the picture precede the first clip, which then loses no frames."""
     output = render(pipeline, inputs(start_from_ref=True, keep_motion_frames=73))
     assert output.motion is not None
     picture = torch.from_numpy(np.asarray(inputs().reference_u8)).permute(2, 0, 1) / 255 * 2 - 1
@@ -148,7 +148,7 @@ def test_start_from_ref_precedes_the_clip_with_the_picture(pipeline: S2VPipeline
 
 
 def test_the_last_clip_leaves_no_state_and_encodes_none() -> None:
-    """Without a follower only the picture is encoded, neither the grey history nor the new one."""
+    """Without a successor only the picture is encoded, neither the grey history nor a new one."""
     codec = CountingCodec()
     assert render(make_pipeline(vae=codec), inputs()).motion is None
     assert codec.encoded_frames == [1]
@@ -156,7 +156,7 @@ def test_the_last_clip_leaves_no_state_and_encodes_none() -> None:
 
 @pytest.mark.parametrize(("scale", "calls"), [(4.0, 4), (1.5, 4), (1.0, 2), (0.5, 2)])
 def test_guidance_costs_a_second_branch_and_steps_are_reported(scale: float, calls: int) -> None:
-    """Each step ends in one velocity, in two with guidance above 1, and is reported once."""
+    """Each step has one forward, or two with guidance above 1, and is reported once."""
     pipeline = make_pipeline()
     velocities: list[int] = []
     pipeline.transformer.head.register_forward_hook(lambda *_: velocities.append(1))
@@ -169,7 +169,7 @@ def test_guidance_costs_a_second_branch_and_steps_are_reported(scale: float, cal
 
 @pytest.mark.parametrize("scale", [1.0, 4.0])
 def test_each_clip_has_its_own_prompt(scale: float) -> None:
-    """Cached values of a prompt are used for clips of the same prompt only, in any order."""
+    """Cached values of a prompt are used only for clips with that prompt, in any order."""
     base = inputs()
     longer = torch.cat([base.context, base.context[:1]])
     variants = [
@@ -191,7 +191,7 @@ def test_each_clip_has_its_own_prompt(scale: float) -> None:
 def test_a_prompt_is_prepared_once_for_the_clips_that_share_it(
     pipeline: S2VPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Prompts seldom change within a job."""
+    """Consecutive clips with the same prompt prepare it once."""
     prepared = []
     real = pipeline.transformer.prepare_text
     monkeypatch.setattr(pipeline.transformer, "prepare_text", lambda text: prepared.append(text) or real(text))
@@ -223,7 +223,7 @@ def test_a_clip_begins_with_the_noise_of_its_seed(noise_device: NoiseDevice) -> 
 
 
 def test_a_pose_that_ends_early_goes_on_in_black(pipeline: S2VPipeline) -> None:
-    """A short pose equals the same pose with black frames behind it, and differs from no pose."""
+    """A short pose equals the same pose followed by black frames, and differs from no pose."""
     pose = torch.rand(1, 3, 5, SIDE, SIDE, generator=torch.Generator().manual_seed(9))
     padded = torch.cat([pose, torch.full((1, 3, 11, SIDE, SIDE), -1.0)], dim=2)
     short, full, none = (render(pipeline, inputs(pose=p)).frames_u8 for p in (pose, padded, None))
@@ -232,7 +232,7 @@ def test_a_pose_that_ends_early_goes_on_in_black(pipeline: S2VPipeline) -> None:
 
 
 def test_a_pose_that_has_ended_is_black(pipeline: S2VPipeline) -> None:
-    """A clip behind the end of the pose video is rendered with a black pose."""
+    """A clip after the end of the pose video is rendered with a black pose."""
     ended = fit_pose(np.empty((0, 90, 120, 3), dtype=np.uint8), SIDE, SIDE, compat="corrected")
     black = torch.full((1, 3, 16, SIDE, SIDE), -1.0)
     one, other = (render(pipeline, inputs(pose=pose)).frames_u8 for pose in (ended, black))
@@ -240,7 +240,7 @@ def test_a_pose_that_has_ended_is_black(pipeline: S2VPipeline) -> None:
 
 
 def test_bf16_weights_render_a_clip() -> None:
-    """With bf16 weights noise and latents are bf16, and the clip comes out whole."""
+    """With bf16 weights, noise and latents are bf16, and the clip has all its frames."""
     pipeline = make_pipeline(dtype=torch.bfloat16)
     seen: list[torch.dtype] = []
     pipeline.transformer.register_forward_hook(lambda _m, args, _o: seen.append(args[0].dtype))
@@ -249,7 +249,7 @@ def test_bf16_weights_render_a_clip() -> None:
 
 
 def test_inputs_that_do_not_fit_are_refused(pipeline: S2VPipeline) -> None:
-    """Frames that are no multiple of 4, a pose of another size and a state without the frames needed are named."""
+    """The message names a wrong number of frames, a pose of another size, or a state with too few frames."""
     for num_frames in (0, 2, 50, 51, 53):
         with pytest.raises(PermanentError, match=f"a clip of {num_frames} frames"):
             render(pipeline, inputs(num_frames))
@@ -267,7 +267,7 @@ def test_inputs_that_do_not_fit_are_refused(pipeline: S2VPipeline) -> None:
 
 
 def test_latents_that_are_not_finite_end_the_render_before_they_are_decoded() -> None:
-    """One weight that is NaN is an error of the clip, and no frame of it is given away."""
+    """One NaN weight is an error of the clip, and no frame is passed on."""
     pipeline = make_pipeline()
     next(iter(pipeline.transformer.blocks[0].parameters())).view(-1)[0] = torch.nan
     frames: list[Tensor] = []

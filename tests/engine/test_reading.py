@@ -1,4 +1,4 @@
-"""Weights are read by several threads, with bounded memory, and errors of a thread reach the caller."""
+"""Check that threads read weights with bounded memory, and that errors of a thread reach the caller."""
 
 import threading
 from pathlib import Path
@@ -35,7 +35,7 @@ def write(path: Path, tensors: list[Tensor]) -> list[Part]:
 
 @pytest.mark.parametrize("num_threads", [1, 8])
 def test_parts_come_in_their_order_and_dtype(tmp_path: Path, num_threads: int) -> None:
-    """Tensors of other types, of no row and of none dimension are those that were written."""
+    """Tensors of all dtypes, also without rows or without dimensions, are read as they were written."""
     generator = torch.Generator().manual_seed(0)
     shapes = [(40, 5), (0, 7), (), (33,), (3, 4, 5)]
     dtypes = [torch.bfloat16, torch.float32, torch.float32, torch.float16, torch.float64]
@@ -46,7 +46,7 @@ def test_parts_come_in_their_order_and_dtype(tmp_path: Path, num_threads: int) -
 
 
 def test_reading_stays_a_bounded_way_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While the caller works on one tensor, those that are read already are below the bound."""
+    """While the caller works on one tensor, the bytes that are read ahead stay below the limit."""
     monkeypatch.setattr(reading, "AHEAD_BYTES", 1000)
     started: list[int] = []
     parts = write(tmp_path / "file", [torch.ones(100) for _ in range(20)])  # of 400 bytes each
@@ -62,7 +62,7 @@ def test_reading_stays_a_bounded_way_ahead(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_file_that_ends_early_is_damaged(tmp_path: Path) -> None:
-    """The file, the byte and the remedy are named, and no thread is left."""
+    """The message names the file, the byte and the remedy, and no thread keeps running."""
     parts = write(tmp_path / "file", [torch.ones(100) for _ in range(20)])
     (tmp_path / "file").write_bytes((tmp_path / "file").read_bytes()[:-150])
     with pytest.raises(ConfigurationError, match=r"file ends at byte 7853, within a weight; download it again"):
@@ -71,7 +71,7 @@ def test_a_file_that_ends_early_is_damaged(tmp_path: Path) -> None:
 
 
 def test_an_error_of_a_thread_reaches_the_caller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A volume that fails is worth another try; the module that was to be filled stays without weights."""
+    """A volume that fails is a transient error, and the module stays without weights."""
     save_file({"weight": torch.ones(4, 4, dtype=torch.bfloat16)}, tmp_path / "shard")
 
     def broken(*_: object) -> int:

@@ -1,4 +1,4 @@
-"""Real render processes, alone and under torchrun: they stop, go on, fail and repeat themselves as promised."""
+"""Check real render processes, alone and under torchrun: interruption, continuation, failure, equal bytes."""
 
 import json
 import os
@@ -90,7 +90,7 @@ def site(
     tiny_snapshot_path: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Site]:
-    """A planned job with its conditions, on services of this machine."""
+    """A planned job with its conditions, and its services on this machine."""
     url = postgres_server.ensure_database(f"worker_{uuid.uuid4().hex}")
     migrate.upgrade(url)
     bucket = f"test-{uuid.uuid4().hex}"
@@ -126,14 +126,14 @@ def site(
 
 @pytest.fixture(scope="module")
 def whole(site: Site) -> Manifest:
-    """The manifest of the clip, rendered by one process without a break."""
+    """The manifest of the clip that one process renders without interruption."""
     attempt = site.start(*CLI)
     assert attempt.wait() == 0, attempt.log
     return site.manifest()
 
 
 def test_a_terminated_process_saves_its_state_and_the_next_goes_on(site: Site, whole: Manifest) -> None:
-    """SIGTERM: exit code 75 and a state; the next attempt begins there, gives the same bytes and removes the state."""
+    """After SIGTERM (exit code 75) the next attempt continues the saved state, gives equal bytes and deletes it."""
     site.forget_the_clip()
     first = site.start_held()
     first.process.send_signal(signal.SIGTERM)
@@ -151,8 +151,8 @@ def test_a_terminated_process_saves_its_state_and_the_next_goes_on(site: Site, w
     assert site.partial_keys() == []
 
 
-def test_a_clip_tells_what_it_cost(site: Site, whole: Manifest) -> None:
-    """Operations, time, utilisation, memory and the way of working are in the manifest and in the database."""
+def test_the_cost_of_a_clip_is_recorded(site: Site, whole: Manifest) -> None:
+    """Operations, time, utilisation, memory and layout are in the manifest and in the database."""
     facts = whole.facts_as(ClipFacts)
     assert (facts.pflops or 0) > 0
     assert facts.tokens == 5 * 64
@@ -169,7 +169,7 @@ def test_a_clip_tells_what_it_cost(site: Site, whole: Manifest) -> None:
 
 @pytest.fixture(scope="module")
 def whole_of_two(site: Site, whole: Manifest) -> Manifest:
-    """The manifest of the clip, rendered by two processes without a break, and in the same processes the one after."""
+    """The manifest of the first of two clips that two processes render without interruption."""
     site.forget_the_clip()
     attempt = site.start(*TWO_RANKS, *CLI, count=2)
     assert attempt.wait() == 0, attempt.log
@@ -180,7 +180,7 @@ def whole_of_two(site: Site, whole: Manifest) -> Manifest:
 
 
 def test_two_ranks_share_a_clip_stop_together_and_repeat_their_bytes(site: Site, whole_of_two: Manifest) -> None:
-    """SIGTERM to torchrun stops both at one step; what follows equals the bytes of a run of two without a break."""
+    """SIGTERM to torchrun stops both ranks at one step; the continued clip equals an uninterrupted one of two ranks."""
     assert whole_of_two.facts_as(ClipFacts).world_size == 2
     assert whole_of_two.facts_as(ClipFacts).parallel_layout == "cfg2,ulysses1"
     site.forget_the_clip()
@@ -196,7 +196,7 @@ def test_two_ranks_share_a_clip_stop_together_and_repeat_their_bytes(site: Site,
 
 
 def test_a_killed_rank_ends_the_others_in_mid_clip(site: Site, whole_of_two: Manifest) -> None:
-    """SIGKILL of rank 1: all processes end at that step, the error may be tried again, the clip is not done."""
+    """After SIGKILL of rank 1 all processes end at that step with a transient error, and the clip is not stored."""
     site.forget_the_clip()
     attempt = site.start_held(*TWO_RANKS, num_ranks=2)
     (pid,) = attempt.pids("RANK=1")
@@ -212,7 +212,7 @@ def test_a_killed_rank_ends_the_others_in_mid_clip(site: Site, whole_of_two: Man
 
 
 def test_nothing_survives_a_torchrun_that_is_killed(site: Site) -> None:
-    """If torchrun alone is killed because a rank hangs, all ranks end, although they have sessions of their own."""
+    """If torchrun alone is killed, all ranks end, although they have sessions of their own."""
     site.forget_the_clip()
     attempt = site.start_held(*TWO_RANKS, num_ranks=2)
     (hanging,) = attempt.pids("RANK=1")
@@ -224,8 +224,8 @@ def test_nothing_survives_a_torchrun_that_is_killed(site: Site) -> None:
     assert left == []
 
 
-def test_a_rank_that_fails_is_the_one_that_is_heard(site: Site, whole_of_two: Manifest, tmp_path: Path) -> None:
-    """An error of rank 1 in mid-step ends both ranks; its traceback is in the log and its words are the reason."""
+def test_the_error_of_the_failed_rank_is_reported(site: Site, whole_of_two: Manifest, tmp_path: Path) -> None:
+    """An error of rank 1 ends both ranks; its traceback is in the log, and its message is the reason."""
     site.forget_the_clip()
     (tmp_path / "broken.py").write_text(BROKEN_RANK)
     attempt = site.start(*TWO_RANKS, str(tmp_path / "broken.py"))
@@ -238,7 +238,7 @@ def test_a_rank_that_fails_is_the_one_that_is_heard(site: Site, whole_of_two: Ma
 
 
 def test_two_ranks_repeat_a_bad_clip(site: Site, tmp_path: Path) -> None:
-    """Both ranks render the retake that rank 0 decides. Killed at its start, they repeat no other clip."""
+    """Both ranks render the retake that rank 0 decides, also if they are killed when it starts."""
     job, layout, retake = "retakes", JobLayout("retakes"), take_seed(8, 1)
     limits = tmp_path / "config"
     limits.mkdir()

@@ -1,4 +1,4 @@
-"""A clip that is stopped and goes on gives the bytes of one that was never stopped."""
+"""Check that a clip that is interrupted and continued has the bytes of an uninterrupted one."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -55,13 +55,13 @@ def inputs() -> ClipInputs:
 
 
 def after(num_asked: int) -> Callable[[], bool]:
-    """Interrupts when it is asked for the `num_asked`-th time."""
+    """Return a check that interrupts when it is called for the `num_asked`-th time."""
     asked = iter([False] * (num_asked - 1) + [True])
     return lambda: next(asked)
 
 
 def stopped(pipeline: S2VPipeline, inputs: ClipInputs, sampling: Sampling, forwards: int, folder: Path) -> DenoiseState:
-    """The state of a clip that was stopped after `forwards`, two to a step, from disk; behind them count decodings."""
+    """Return the state from disk of a clip that was stopped after `forwards` calls, forwards first, then decodings."""
     with pytest.raises(Interrupted) as stop:
         pipeline.render_clip(inputs, sampling, Callbacks(is_interrupted=after(forwards + 1)))
     stop.value.state.save(folder / "state.safetensors", RANKS)
@@ -81,7 +81,7 @@ def assert_same(one: ClipOutput, other: ClipOutput) -> None:
 def test_a_clip_stopped_at_any_step_goes_on_bit_for_bit(
     pipeline: S2VPipeline, inputs: ClipInputs, tmp_path: Path, solver: str
 ) -> None:
-    """Before the first step, in or after each, in mid-decoding: state over the disk, new pipeline call, same bytes."""
+    """A clip stopped before, in or after any step, or while it is decoded, continues to the same bytes."""
     sampling = replace(SAMPLING, sample_solver=solver)
     whole = pipeline.render_clip(inputs, sampling)
     for forwards in (0, 2, 3, 5, 6, 8, 10, 12):
@@ -125,7 +125,7 @@ def test_the_cache_is_restored_where_guidance_begins_and_ends(
 
 
 def test_a_state_of_other_ranks_is_not_used(pipeline: S2VPipeline, inputs: ClipInputs, tmp_path: Path) -> None:
-    """Another device or layout would end in other bytes: the clip begins anew."""
+    """A state of another device or layout is ignored, and the clip starts at its first step."""
     stopped(pipeline, inputs, SAMPLING, 4, tmp_path)
     assert DenoiseState.load(tmp_path / "state.safetensors", "cpu cfg2,ulysses1") is None
 
@@ -134,7 +134,7 @@ def test_a_state_of_other_ranks_is_not_used(pipeline: S2VPipeline, inputs: ClipI
 def test_a_clip_may_be_stopped_again_and_again(
     pipeline: S2VPipeline, inputs: ClipInputs, tmp_path: Path, solver: str
 ) -> None:
-    """One step in each attempt ends in the same bytes as all steps in one."""
+    """One step per attempt gives the same bytes as all steps in one attempt."""
     sampling = replace(SAMPLING, sample_solver=solver)
     state = stopped(pipeline, inputs, sampling, 2, tmp_path)
     while state.step < sampling.sample_steps:
@@ -146,7 +146,7 @@ def test_a_clip_may_be_stopped_again_and_again(
 
 
 def test_bf16_latents_keep_their_dtype_in_the_state(snapshot: Snapshot, inputs: ClipInputs, tmp_path: Path) -> None:
-    """In production precision too a stopped clip equals one that ran through."""
+    """In bf16, an interrupted clip equals an uninterrupted one, too."""
     vae = snapshot.load_vae("cpu")
     pipeline = S2VPipeline(transformer_of(snapshot, torch.bfloat16), vae, "cpu", torch.bfloat16)
     whole = pipeline.render_clip(inputs, SAMPLING)
@@ -156,7 +156,7 @@ def test_bf16_latents_keep_their_dtype_in_the_state(snapshot: Snapshot, inputs: 
 
 
 def test_noise_from_the_cpu_does_not_depend_on_the_dtype_of_the_run(snapshot: Snapshot) -> None:
-    """With `noise_device="cpu"` a bf16 and an fp32 pipeline start from the same numbers; each seed has its own."""
+    """With `noise_device="cpu"` bf16 and fp32 start from equal noise, and each seed has its own."""
     shape = (16, 4, 8, 8)
 
     def draw(dtype: torch.dtype, noise_device: NoiseDevice, seed: int = 1) -> Tensor:
@@ -195,7 +195,7 @@ def test_a_file_that_is_no_state_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_a_state_is_continued_by_the_same_hardware_and_software_alone(fact: str, other: str, tmp_path: Path) -> None:
-    """Another device, GPU model, layout, kernel or version would end in other bytes: the clip starts again."""
+    """A state of another device, GPU model, layout, kernel or version is not continued."""
     facts = {"device": "cuda", "device_model": "NVIDIA H100", "parallel_layout": "cfg1,ulysses1"}
     facts |= {"attention": "cudnn", "torch_version": "2.13.0", "cudnn_version": "91900", "load_seconds": 1.0}
     here, elsewhere = Renderer(Worker(0, 1, torch.device("cpu"))), Renderer(Worker(0, 1, torch.device("cpu")))

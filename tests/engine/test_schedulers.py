@@ -1,3 +1,5 @@
+"""Check the schedulers of the sampling."""
+
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
@@ -14,7 +16,7 @@ from s2v_tasks.errors import PermanentError
     ],
 )
 def test_timesteps_are_the_models_own(solver: str, timesteps: list[int]) -> None:
-    """The timesteps are those of the released model, not the library's defaults."""
+    """The timesteps equal those of the released model and not the library's defaults."""
     scheduler = make_scheduler(solver, num_steps=10, shift=3.0, device="cpu")
     assert scheduler.timesteps.tolist() == timesteps
     assert scheduler.timesteps.dtype == torch.int64
@@ -23,7 +25,7 @@ def test_timesteps_are_the_models_own(solver: str, timesteps: list[int]) -> None
 
 
 def test_euler_has_the_schedule_of_the_library() -> None:
-    """The sigmas are the library's own for the shift, and the timesteps are a thousand times the sigmas."""
+    """The sigmas equal the library's for the shift, and the timesteps are the sigmas times a thousand."""
     library = FlowMatchEulerDiscreteScheduler(shift=8.0)
     library.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25])
     scheduler = make_scheduler("euler", num_steps=4, shift=8.0, device="cpu")
@@ -35,7 +37,7 @@ def test_euler_has_the_schedule_of_the_library() -> None:
 @pytest.mark.parametrize("solver", ["unipc", "dpm++", "euler"])
 @pytest.mark.parametrize("num_steps", [1, 4, 40])
 def test_the_exact_velocity_leads_to_the_target(solver: str, num_steps: int) -> None:
-    """Following the velocity that points from noise to a target ends at the target, in any number of steps."""
+    """The velocity from noise to a target leads to the target in any number of steps."""
     generator = torch.Generator().manual_seed(0)
     target = torch.randn(1, 16, 2, 4, 4, generator=generator)
     noise = torch.randn(target.shape, generator=generator)

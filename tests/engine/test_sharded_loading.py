@@ -1,3 +1,5 @@
+"""Check the loading of sharded weights."""
+
 import multiprocessing
 from pathlib import Path
 
@@ -15,7 +17,7 @@ NUM_RANKS = 2
 
 
 def load_on_rank(rank: int, folder: Path, snapshot_path: Path) -> None:
-    """Load sharded, compare every shard with the files and a result with that of the unsharded transformer."""
+    """Load sharded weights; compare each shard with the files and a result with the unsharded transformer."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=NUM_RANKS)
     snapshot = Snapshot.open(snapshot_path)
@@ -42,7 +44,7 @@ def load_on_rank(rank: int, folder: Path, snapshot_path: Path) -> None:
 
 
 def test_each_rank_loads_its_shards(tiny_snapshot_path: Path, tmp_path: Path) -> None:
-    """Under FSDP a rank reads its part of every weight from the files, and the parts make up the transformer."""
+    """Under FSDP each rank reads its part of every weight, and all parts together are the transformer."""
     multiprocessing.set_forkserver_preload([shard_weights.__module__])  # imported once for all ranks
     start_processes(  # type: ignore[no-untyped-call]
         load_on_rank, (tmp_path, tiny_snapshot_path), NUM_RANKS, start_method="forkserver"

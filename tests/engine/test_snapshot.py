@@ -1,3 +1,5 @@
+"""Check the files of a snapshot: completeness, checksums, identity and loading."""
+
 import hashlib
 import json
 import os
@@ -25,7 +27,7 @@ from s2v_tasks.errors import ConfigurationError
 
 
 class _Trap:
-    """Pickled code: unpickling it creates a folder."""
+    """A pickle that creates a folder when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -60,7 +62,7 @@ def test_missing_files_are_all_named(copied: Path) -> None:
 
 
 def test_absent_folder_is_named(tmp_path: Path) -> None:
-    """A snapshot path that is no folder is a configuration error with that path."""
+    """A snapshot path that is not a folder is a configuration error with that path."""
     with pytest.raises(ConfigurationError, match="nowhere"):
         Snapshot.open(tmp_path / "nowhere")
 
@@ -132,7 +134,7 @@ def test_index_must_belong_to_its_shards(copied: Path) -> None:
 
 
 def test_checksums_name_what_is_wrong(copied: Path) -> None:
-    """A list as sha256sum writes it passes; a damaged, an unlisted file and a missing list are named."""
+    """A list in the format of sha256sum passes; a damaged file, an unlisted file and a missing list are named."""
     with pytest.raises(ConfigurationError, match="SHA256SUMS is missing"):
         verify_checksums(copied)
     names = [file.relative_to(copied).as_posix() for file in Snapshot.open(copied).weight_files()]
@@ -161,7 +163,7 @@ def test_damaged_files_are_named(copied: Path) -> None:
 
 
 def test_pth_holds_tensors_only(tmp_path: Path) -> None:
-    """Both formats of PyTorch are read; a pickle that would create anything but tensors is never executed."""
+    """Both formats of PyTorch are read, and a pickle that creates anything but tensors is not executed."""
     torch.save({"weight": _Trap(tmp_path / "executed")}, tmp_path / "objects.pth")
     with pytest.raises(ConfigurationError, match=r"objects\.pth"):
         read_pth(tmp_path / "objects.pth", "cpu")
@@ -181,7 +183,7 @@ def test_index_cannot_point_outside(copied: Path) -> None:
 
 
 def test_identity_is_that_of_the_content(copied: Path, tiny_snapshot_path: Path) -> None:
-    """A copy has the same identity, documentation does not matter, one changed byte of any weight file does."""
+    """A copy has the same identity, documentation does not count, and one changed byte of a weight file does."""
     original = snapshot_id(Snapshot.open(tiny_snapshot_path))
     (copied / "README.md").write_text("A model card.")
     assert snapshot_id(Snapshot.open(copied)) == original
@@ -197,7 +199,7 @@ def test_identity_is_that_of_the_content(copied: Path, tiny_snapshot_path: Path)
 
 
 def test_a_commit_in_a_cache_of_the_hub_is_a_snapshot(tiny_snapshot_path: Path, tmp_path: Path) -> None:
-    """As it lies below HF_HOME, links to blobs elsewhere in the cache: it loads, and is the same snapshot."""
+    """A folder of links to blobs, as HF_HOME has it, loads and has the same identity."""
     cache = tmp_path / "hub" / "models--Wan-AI--Wan2.2-S2V-14B"
     commit = cache / "snapshots" / ("0" * 40)
     (cache / "blobs").mkdir(parents=True)
@@ -212,7 +214,7 @@ def test_a_commit_in_a_cache_of_the_hub_is_a_snapshot(tiny_snapshot_path: Path, 
 
 
 def test_identity_sees_the_ends_of_large_files(copied: Path) -> None:
-    """Of a large file head and tail are read, and its size counts."""
+    """The identity of a large file covers its first and last bytes and its size."""
     shard = copied / TRANSFORMER_FILE
     (copied / TRANSFORMER_INDEX_FILE).unlink()
     identities = set()

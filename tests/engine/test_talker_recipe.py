@@ -1,4 +1,4 @@
-"""The recipe of the small trained checkpoint: its fast networks are those of the engine, and every stage can step."""
+"""Check that the training recipe has the networks of the engine, and that every stage takes a step."""
 
 import ctypes.util
 import json
@@ -20,7 +20,7 @@ needs_espeak = pytest.mark.skipif(not ctypes.util.find_library("espeak-ng"), rea
 
 @pytest.fixture(autouse=True)
 def recipe(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let the recipe's modules import each other, as when its script runs, and compute on one thread."""
+    """Lets the modules of the recipe import each other, as when its script runs, and computes on one thread."""
     monkeypatch.setattr(sys, "path", [str(RECIPE), *sys.path])
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -72,7 +72,7 @@ def test_vae_for_training_is_that_of_the_engine() -> None:
 
 
 class _Line:
-    """A stage that fits a line."""
+    """A stage that fits a straight line."""
 
     name, least_steps = "line", 0
 
@@ -97,7 +97,7 @@ class _Line:
 
 
 def test_training_that_is_interrupted_goes_on_where_it_was(tmp_path: Path) -> None:
-    """Three steps and three more leave the same checkpoint as six, and each call leaves a line of measures."""
+    """Three steps and three more give the checkpoint of six, and each call writes a line of measures."""
     from training import Limits, is_complete, train
 
     for folder, calls in (("once", (6,)), ("twice", (3, 6))):
@@ -114,7 +114,7 @@ def test_training_that_is_interrupted_goes_on_where_it_was(tmp_path: Path) -> No
 
 @needs_espeak
 def test_audio_stage_steps() -> None:
-    """The audio encoder takes a step from synthetic speech."""
+    """The audio encoder takes a step with synthetic speech."""
     from audio_stage import AudioStage
 
     stage = AudioStage(num_test=0)
@@ -124,7 +124,7 @@ def test_audio_stage_steps() -> None:
 
 @needs_espeak
 def test_vae_stage_steps() -> None:
-    """The VAE takes a step from drawn clips."""
+    """The VAE takes a step with drawn clips."""
     from vae_stage import VaeStage
 
     stage = VaeStage(pool=1, num_test=0)
@@ -134,7 +134,7 @@ def test_vae_stage_steps() -> None:
 
 @needs_espeak
 def test_transformer_stage_steps(tmp_path: Path) -> None:
-    """The transformer takes a step from a film on disk, and every trained weight has a gradient."""
+    """The transformer takes a step with a film on disk, and every trained weight has a gradient."""
     from films import NUM_FRAMES, NUM_LATENTS, Film
     from trainable_transformer import CONFIG
     from transformer_stage import TransformerStage

@@ -1,4 +1,4 @@
-"""The transformer: keys, precision, what it refuses, and the pieces that the goldens cannot single out."""
+"""Check the transformer: keys, precision, refused inputs, and parts that the goldens do not cover."""
 
 from pathlib import Path
 
@@ -47,12 +47,12 @@ def latents() -> Tensor:
 
 
 def velocity(model: S2VTransformer, clip_tokens: ClipTokens, *conditionings: Conditioning) -> Tensor:
-    """That of the last of `conditionings`."""
+    """Return the velocity for the last of `conditionings`."""
     return model(latents(), torch.tensor([500]), clip_tokens, conditionings)[-1]  # type: ignore[no-any-return]
 
 
 def test_keys_and_shapes_are_those_of_the_official_checkpoint() -> None:
-    """All 1260 keys of Wan2.2-S2V-14B, none missing and none more, with their shapes."""
+    """The transformer has exactly the 1260 keys and shapes of Wan2.2-S2V-14B."""
     with torch.device("meta"):
         state = S2VTransformer(S2VConfig()).state_dict()
     rows = [line.split("\t") for line in KEY_LIST.read_text().splitlines()[1:]]
@@ -99,7 +99,7 @@ def test_no_pose_equals_a_pose_of_zeros(model: S2VTransformer) -> None:
 
 
 def test_branches_that_share_give_what_each_gives_alone(model: S2VTransformer) -> None:
-    """The shared part is computed once, and the inputs of both branches do not change, to the bit."""
+    """Branches that share computations give, bit for bit, the results of separate ones; inputs do not change."""
     clip_tokens, one = prepare(model)
     other = model.prepare_conditioning(torch.randn(8, 12), torch.randn(4 * T, 25, 6))
     assert torch.equal(velocity(model, clip_tokens, one, other), velocity(model, clip_tokens, other))
@@ -108,7 +108,7 @@ def test_branches_that_share_give_what_each_gives_alone(model: S2VTransformer) -
 
 @pytest.mark.parametrize(("num_rows", "keys"), [(0, 1), (5, 6), (6, 7), (7, 8), (8, 8)])
 def test_the_padding_of_a_prompt_counts_as_often_as_it_is_long(model: S2VTransformer, num_rows: int, keys: int) -> None:
-    """One key stands for its equal rows in fp32; in bf16, where its weight would be rounded, each row has its own."""
+    """In fp32 one weighted key replaces the equal rows of padding; in bf16 each row has its own key."""
     context = torch.randn(num_rows, 12)
     text = model.prepare_text(context)[1]
     assert text.keys.shape[1] == keys
@@ -123,7 +123,7 @@ def test_the_padding_of_a_prompt_counts_as_often_as_it_is_long(model: S2VTransfo
 
 
 def test_bf16_weights_follow_the_precision_policy(model: S2VTransformer) -> None:
-    """Tokens are embedded in bf16, the residual stream and all that modulates is fp32, products are bf16."""
+    """Tokens are embedded in bf16, the residual stream and the modulation are fp32, and products are bf16."""
     half = S2VTransformer(model.config).to(torch.bfloat16)
     half.load_state_dict(model.state_dict())
     with torch.inference_mode(), Recorder(half) as recorder:
@@ -144,7 +144,7 @@ def test_bf16_weights_follow_the_precision_policy(model: S2VTransformer) -> None
 
 
 def test_bf16_weights_stay_close_to_fp32(model: S2VTransformer) -> None:
-    """The policy costs well below 3 % of the output's norm."""
+    """The precision policy changes the output by less than 3 % of its norm."""
     half = S2VTransformer(model.config).to(torch.bfloat16)
     half.load_state_dict(model.state_dict())
     exact, rounded = (velocity(one, *prepare(one)) for one in (model, half))
@@ -153,8 +153,8 @@ def test_bf16_weights_stay_close_to_fp32(model: S2VTransformer) -> None:
 
 
 @pytest.mark.parametrize("frame", [0, 1, 2, 3, 7, 8, 11])
-def test_sound_reaches_the_latent_frames_that_may_hear_it(model: S2VTransformer, frame: int) -> None:
-    """Latent frame j hears the clip's frames 4j-5 to 4j+3, and the first frame also as the history before the clip."""
+def test_audio_reaches_the_latent_frames_in_its_receptive_field(model: S2VTransformer, frame: int) -> None:
+    """Audio of frames 4j-5 to 4j+3 reaches latent frame j, and audio of the first frame also the history."""
     audio = torch.randn(12, 25, 6, generator=torch.Generator().manual_seed(3))
     changed = audio.clone()
     changed[frame] += 1
@@ -164,7 +164,7 @@ def test_sound_reaches_the_latent_frames_that_may_hear_it(model: S2VTransformer,
 
 
 def test_coarse_positions_cover_the_patch_grid() -> None:
-    """The coarse history grids run from the first to the last patch, rounded down; a single sample lies at 0."""
+    """Coarse grids of the history go from the first to the last patch, rounded down; a single sample is at 0."""
     assert spread(7, 28) == (0, 4, 9, 13, 18, 22, 27)
     assert spread(1, 4) == (0,)
     newest, middle, oldest = motion_grids(8, 16)

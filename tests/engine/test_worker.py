@@ -1,4 +1,4 @@
-"""A process of the group that renders: which device it has, how it ends, and how ranks find the end together."""
+"""Check a process of the render group: its device, its end, and the end of the other ranks."""
 
 import os
 import signal
@@ -70,8 +70,8 @@ TWO_RANKS = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 
 
 
 @pytest.mark.parametrize(("num_orders", "end"), [(0, "fails"), (2, "peace")])
-def test_when_there_is_nothing_more_to_do_the_others_end_in_peace(num_orders: int, end: str, tmp_path: Path) -> None:
-    """A leader that ends or fails, with or without having shared an order, leaves no rank waiting or complaining."""
+def test_all_ranks_end_when_the_leader_ends(num_orders: int, end: str, tmp_path: Path) -> None:
+    """If the leader ends or fails, with or without a shared order, the other ranks end without an error of theirs."""
     (tmp_path / "ranks.py").write_text(LEADER_THAT_ENDS)
     process = subprocess.run(
         [sys.executable, *TWO_RANKS, str(tmp_path / "ranks.py"), str(num_orders), end],
@@ -85,8 +85,8 @@ def test_when_there_is_nothing_more_to_do_the_others_end_in_peace(num_orders: in
     assert "lost another rank" not in process.stderr
 
 
-def test_a_rank_that_lost_another_says_so_although_it_is_told_to_end(tmp_path: Path) -> None:
-    """torchrun sends SIGTERM to the ranks that are left while they still write down what they have seen."""
+def test_a_rank_reports_a_lost_rank_despite_sigterm(tmp_path: Path) -> None:
+    """A rank writes down that it lost another, although torchrun sends SIGTERM to the remaining ranks."""
     (tmp_path / "ranks.py").write_text(LEADER_THAT_LOSES_THE_OTHER)
     command = [sys.executable, *TWO_RANKS, str(tmp_path / "ranks.py")]
     process = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
@@ -95,7 +95,7 @@ def test_a_rank_that_lost_another_says_so_although_it_is_told_to_end(tmp_path: P
 
 @pytest.mark.parametrize("doing", ["waits", "saves"])
 def test_a_rank_that_waits_for_one_that_is_gone_is_ended(doing: str, tmp_path: Path) -> None:
-    """Within seconds, before torchrun loses patience; what a leader does alone, such as saving, is left in peace."""
+    """A rank that waits for a lost one ends within seconds; work of the leader alone, such as saving, continues."""
     (tmp_path / "ranks.py").write_text(LEADER_THAT_HEARS_NOTHING)
     command = [sys.executable, *TWO_RANKS, str(tmp_path / "ranks.py"), doing]
     process = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
@@ -104,7 +104,7 @@ def test_a_rank_that_waits_for_one_that_is_gone_is_ended(doing: str, tmp_path: P
 
 
 def test_without_torchrun_it_is_a_group_of_one() -> None:
-    """One rank, no process group; SIGTERM is told instead of ending the process, and ends it again afterwards."""
+    """There is one rank without a process group; SIGTERM sets a flag, and its handler is restored afterwards."""
     before = signal.getsignal(signal.SIGTERM)
     with open_worker("cpu") as worker:
         assert (worker.rank, worker.world_size, worker.is_leader, worker.device.type) == (0, 1, True, "cpu")
@@ -121,7 +121,7 @@ def test_errors_pass_through_the_worker_unchanged() -> None:
         raise PermanentError("bad input")
 
 
-def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """No GPU, or fewer GPUs than ranks, is a configuration error with the numbers."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(ConfigurationError, match="no GPU is visible"):
@@ -139,8 +139,8 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) 
         check_gpus("cuda", 3)
 
 
-def test_the_facts_say_what_a_gpu_makes_of_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Torch lets convolutions on a GPU round to TF32 by default; switched off, it is plain float32."""
+def test_the_facts_state_the_precision_of_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The facts state TF32, torch's default for convolutions on a GPU, or fp32 if TF32 is off."""
     gpu = torch.device("cuda")
     assert vae_precision(gpu, "float32") == "tf32"
     assert [vae_precision(torch.device("cpu"), precision) for precision in ("float32", "bfloat16")] == [
@@ -152,6 +152,6 @@ def test_the_facts_say_what_a_gpu_makes_of_float32(monkeypatch: pytest.MonkeyPat
 
 
 def test_memory_is_counted() -> None:
-    """The peak of the process, in bytes."""
+    """The peak memory of the process is stated in bytes."""
     peaks = Worker(0, 1, torch.device("cpu")).peak_memory_bytes()
     assert 50 * 2**20 < peaks["peak_host_memory_bytes"] < 2**40

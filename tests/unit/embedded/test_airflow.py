@@ -35,7 +35,7 @@ def test_port_and_secrets_survive_a_restart_and_are_private(tmp_path: Path) -> N
     assert (tmp_path / "airflow" / "server.json").stat().st_mode & 0o777 == 0o600
 
 
-def test_a_taken_port_is_left_to_its_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_moves_from_an_occupied_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At a start, Airflow moves to a free port with its keys; while something of it runs, it stays."""
     installation = AirflowInstallation(tmp_path)
     first = installation.environment(DATABASE_URL)

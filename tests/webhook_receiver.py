@@ -11,9 +11,9 @@ import pytest
 
 @dataclass
 class Receiver:
-    """Answers with the first of `answers`, the last one for ever, and keeps what it got.
+    """Answers with the first of `answers`, repeats the last one, and stores each request.
 
-    One that `drips` never comes to the end of an answer; `cut_off` is set when the caller has had enough.
+    With `drips` an answer never ends; `cut_off` is set when the caller closes the connection.
     """
 
     url: str = ""
@@ -45,7 +45,7 @@ def _handler_of(receiver: Receiver) -> type[BaseHTTPRequestHandler]:
             self.end_headers()
 
         def _drip(self, status: int) -> None:
-            """A header that grows for ever, each byte before any time limit on a single read is over."""
+            """Send a header that never ends, each byte before the time limit of a single read is over."""
             try:
                 self.wfile.write(f"HTTP/1.1 {status} OK\r\nX-Slow: ".encode())
                 while not receiver.closing.wait(0.02):

@@ -28,7 +28,7 @@ DEFAULT_BUDGET_SECONDS = 440.0
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the check: the least seconds that it needs, and the function that returns its rows.
+    """A part of the check: its least seconds, and the function that returns its rows.
 
     A row with `ok` false fails the check.
     """

@@ -67,14 +67,14 @@ class Machine:
 
 @dataclass
 class Clock:
-    """The budget of a run."""
+    """The time budget of a run."""
 
     budget_seconds: float
     started: float = field(default_factory=time.monotonic)
 
     @property
     def left_seconds(self) -> float:
-        """Seconds until the budget is used up."""
+        """Return the seconds until the budget is used up."""
         return self.budget_seconds - (time.monotonic() - self.started)
 
 

@@ -1,4 +1,4 @@
-"""Sections that measure what surrounds the transformer: the VAE, and the loading of weights."""
+"""Sections that measure the networks around the transformer: the VAE, and the loading of weights."""
 
 import shutil
 from functools import partial
@@ -47,7 +47,7 @@ def vae(machine: Machine, clock: Clock) -> Rows:
 
 
 def _inputs(machine: Machine, width: int, height: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Latents of a clip and its frames, drawn from a seed."""
+    """Return latents of a clip and its frames, drawn from a seed."""
     generator = torch.Generator().manual_seed(1)
     count = 2 if machine.tiny else _NUM_LATENTS
     latents = torch.randn(1, 16, count, height // 8, width // 8, generator=generator)

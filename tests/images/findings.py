@@ -1,4 +1,4 @@
-"""Checks of a built image: what its files and its configuration must and must not have."""
+"""Checks of a built image: what its files and its configuration must contain, and what they must not contain."""
 
 import json
 import os
@@ -120,7 +120,7 @@ def secrets(files: Files, words: set[str]) -> Findings:
 
 
 def _is_published(path: Path) -> bool:
-    """Return True for the tests of an installed package, whose keys everybody has."""
+    """Return True for the tests of an installed package, whose keys are public."""
     return "site-packages" in path.parts and path.parent.name in {"test", "tests"}
 
 

@@ -14,7 +14,7 @@ from s2v_tasks.storage.s3 import ObjectStore
 
 
 class Site:
-    """The batches of a test and what they work on; `put` writes the manifest."""
+    """The batches of a test with their store and metadata; `put` writes the manifest."""
 
     def __init__(self, settings: Settings, store: ObjectStore, engine: Any) -> None:
         metadata = MetadataStore(engine)

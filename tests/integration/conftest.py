@@ -1,6 +1,6 @@
-"""The embedded services, once for all integration tests: PostgreSQL, S3, the tiny snapshot.
+"""The embedded services, once for all integration tests: PostgreSQL, S3 and the tiny snapshot.
 
-A test that runs steps in its own process takes `settings` (an installation of its own) instead of `stack`.
+A test that runs steps in its own process uses `settings` (an installation of its own) instead of `stack`.
 """
 
 import importlib
@@ -45,7 +45,7 @@ Run = Callable[..., dict[str, Any]]
 
 @pytest.fixture(scope="session")
 def stack_home() -> Iterator[Path]:
-    """Home folder with running services; they end with this process, even when it is killed."""
+    """A home folder with running services, which end with this process, even if it is killed."""
     with temporary_home() as home, pytest.MonkeyPatch.context() as patch, ExitStack() as cleanup:
         patch.setenv("S2V_HOME", str(home))
         load_settings.cache_clear()
@@ -56,7 +56,7 @@ def stack_home() -> Iterator[Path]:
 
 @pytest.fixture
 def stack(stack_home: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """Settings of the running services, for this process and its children."""
+    """The settings of the running services, for this process and its children."""
     monkeypatch.setenv("S2V_HOME", str(stack_home))
     load_settings.cache_clear()
     return load_settings()
@@ -114,7 +114,7 @@ def folder(s3_settings: Settings, object_store: ObjectStore, postgres_url: str) 
 
 @pytest.fixture
 def request_json(store: ObjectStore) -> Callable[..., str]:
-    """Makes the request of the job "step-by-step": two clips of the samples; fields may be others."""
+    """Makes the request of the job "step-by-step": two clips of the samples, with changed fields."""
 
     def write(**fields: Any) -> str:
         uris = {"image_uri": store.uri("portrait.jpg"), "audio_uri": store.uri("speech.mp3")}
@@ -125,7 +125,7 @@ def request_json(store: ObjectStore) -> Callable[..., str]:
 
 @pytest.fixture
 def run(request_json: Callable[..., str]) -> Run:
-    """Runs one step of the job; `stage_inputs` takes fields of the request, the others their own options."""
+    """Runs one step of the job; `stage_inputs` takes fields of the request, other steps their own options."""
 
     def run(step: str, clip_index: int | None = None, **fields: Any) -> dict[str, Any]:
         arguments = {"request_json": request_json(**fields)} if step == "stage_inputs" else fields
@@ -137,7 +137,7 @@ def run(request_json: Callable[..., str]) -> Run:
 
 @pytest.fixture
 def render(run: Run) -> Callable[..., list[bool]]:
-    """Brings the job from the request to its clips; gives which of them were reused."""
+    """Runs the job from its request to its clips; returns the reused clips."""
 
     def render(**fields: Any) -> list[bool]:
         run("stage_inputs", **fields)
@@ -160,7 +160,7 @@ def give_up(metadata: MetadataStore) -> Callable[[], None]:
 
 @pytest.fixture
 def assemble(run: Run) -> Callable[[], None]:
-    """Brings the job from its clips to the published video."""
+    """Runs the job from its clips to the published video."""
 
     def assemble() -> None:
         for step in ("stitch", "mux_audio", "validate", "publish"):
@@ -171,7 +171,7 @@ def assemble(run: Run) -> Callable[[], None]:
 
 @pytest.fixture
 def found(metadata: MetadataStore) -> Callable[[], Job]:
-    """Looks the job up in the metadata store."""
+    """Reads the job from the metadata store."""
 
     def found() -> Job:
         record = metadata.jobs.get(JOB)
@@ -183,10 +183,10 @@ def found(metadata: MetadataStore) -> Callable[[], Job]:
 
 @pytest.fixture
 def processes_of() -> Callable[[str], list[str]]:
-    """A function that finds the running processes of a job."""
+    """A function that returns the running processes of a job."""
 
     def processes_of(job_id: str) -> list[str]:
-        """Command lines of the running processes that work on a job, this one left out."""
+        """Return the command lines of the other running processes that work on a job."""
         found = []
         for folder in Path("/proc").glob("[0-9]*"):
             if folder.name == str(os.getpid()):

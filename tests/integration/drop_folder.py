@@ -1,4 +1,4 @@
-"""The drop folder as a test drops things into it."""
+"""The drop folder, and functions that drop files into it."""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -17,7 +17,7 @@ PROMPT = b"A person speaks."
 
 
 class Folder:
-    """The drop folder of a test, its metadata and the sweep."""
+    """The drop folder of a test, its metadata and its sweep."""
 
     def __init__(self, settings: Settings, store: ObjectStore, engine: Any) -> None:
         self.uri = drop_folder_uri(settings)
@@ -26,7 +26,7 @@ class Folder:
         self._sweeper = Sweeper(settings, store, self.drops, load_presets(config_dir(settings)))
 
     def drop(self, name: str, request: Any = None, **files: bytes) -> None:
-        """Write a folder; dots in the names of files are written as two underlines. The request comes last."""
+        """Write a folder, request.json last; two underscores in a keyword stand for a dot in a file name."""
         for file, data in ({"portrait__png": b"image", "speech__wav": b"audio", "prompt__txt": PROMPT} | files).items():
             if data:
                 self.put(f"{name}/{file.replace('__', '.')}", data)
@@ -51,5 +51,5 @@ class Folder:
 
 
 def counts(**expected: int) -> dict[str, int]:
-    """Return the counts of a sweep; those that are not given are 0."""
+    """Return the counts of a sweep; counts that are not given are 0."""
     return {"accepted": 0, "rejected": 0, "postponed": 0, "unready": 0} | expected

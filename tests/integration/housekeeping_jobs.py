@@ -1,4 +1,4 @@
-"""Jobs with all the objects that housekeeping looks at."""
+"""Jobs with every kind of object that housekeeping handles."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -18,7 +18,7 @@ def put(store: ObjectStore, *keys: str) -> list[str]:
 
 
 def make_job(store: ObjectStore, metadata: MetadataStore, job_id: str, **request: Any) -> list[str]:
-    """A running job with one of everything; the URIs of what expires when it ends."""
+    """Add a running job with one object of each kind; return the URIs of those that expire after its end."""
     layout, fingerprint = JobLayout(job_id), "ab" * 32
     metadata.jobs.enqueue(job_id, request)
     metadata.jobs.start(job_id)

@@ -1,4 +1,4 @@
-"""Clips that are spoiled on purpose, to see how the quality gate treats them."""
+"""Clips that are spoiled on purpose for the quality gate."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -31,20 +31,20 @@ RETAKE = take_seed(PLANNED[1], 1)
 
 @pytest.fixture
 def findable_face(store: ObjectStore) -> None:
-    """The tiny networks draw a blur of the picture, in which only some faces are still found."""
+    """A picture whose face can be detected in the blurred output of the tiny networks."""
     store.upload(SAMPLES / "woman.jpg", "portrait.jpg", "image/jpeg")
 
 
 @pytest.fixture
 def one_limit(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Limits of which one alone can fail a clip."""
+    """Limits of which only one can fail a clip."""
     write_one_limit(tmp_path)
     monkeypatch.setenv("S2V_CONFIG_DIR", str(tmp_path))
     load_settings.cache_clear()
 
 
 def write_one_limit(folder: Path) -> None:
-    """Write limits of which only the share of frames with a face can fail: the tiny networks draw blur."""
+    """Write limits of which only the share of frames with a face can fail, because the tiny networks draw blur."""
     for path in CONFIG.glob("*.yaml"):
         (folder / path.name).write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
     limits = yaml.safe_load((CONFIG / "quality.yaml").read_text(encoding="utf-8"))
@@ -56,9 +56,9 @@ def write_one_limit(folder: Path) -> None:
 
 @pytest.fixture
 def spoil(monkeypatch: pytest.MonkeyPatch) -> Spoil:
-    """A function that spoils the noise of seeds; it returns the list of all seeds that are drawn from then on.
+    """A function that spoils the noise of seeds and returns the list of all seeds drawn from then on.
 
-    The clips of `flat` seeds are of one colour, those of `wild` seeds show a face in a few frames.
+    The clips of `flat` seeds have one colour; those of `wild` seeds show a face in a few frames.
     """
     draw = S2VPipeline._draw_noise
 

@@ -1,4 +1,4 @@
-"""The embedded Airflow with its four processes, as `s2v up` starts it."""
+"""Check the embedded Airflow with its four processes, as `s2v up` starts it."""
 
 # ruff: noqa: S310 - the address is that of the server under test
 
@@ -59,7 +59,7 @@ def test_all_parts_are_healthy_and_the_ui_answers(airflow: AirflowInstallation) 
 
 
 def test_the_form_is_there_and_filled(airflow: AirflowInstallation) -> None:
-    """The DAG is loaded without errors; its form has every field of a request and the sample inputs."""
+    """The DAG has no import error; its form has every field of a request, filled with the sample inputs."""
     assert call(airflow, "/importErrors")["total_entries"] == 0
     params = call(airflow, "/dags/speech_to_video/details")["params"]
     assert list(params) == [*Request.model_fields, "job_id"]
@@ -67,7 +67,7 @@ def test_the_form_is_there_and_filled(airflow: AirflowInstallation) -> None:
 
 
 def test_a_bad_field_is_refused_before_a_run_exists(airflow: AirflowInstallation) -> None:
-    """The API answers 400 and names the field; no run is left behind."""
+    """The API answers 400 with the name of the field, and no run exists."""
     with pytest.raises(urllib.error.HTTPError) as refused:
         call(airflow, "/dags/speech_to_video/dagRuns", {"logical_date": None, "conf": {"infer_frames": 50}})
     with refused.value as answer:
@@ -79,9 +79,9 @@ def test_a_bad_field_is_refused_before_a_run_exists(airflow: AirflowInstallation
 def test_a_run_from_the_form_makes_a_video_and_is_there_after_a_restart(
     airflow: AirflowInstallation, stack: Settings
 ) -> None:
-    """Scheduler, workers and triggerer bring a run to its end, each task with one try: clip 2 waits for clip 1.
+    """A run from the form ends with one try for each task, and clip 2 waits for clip 1.
 
-    That the wait is deferred, and that the links lead to a page of ours, needs no setting of Airflow.
+    The deferral and the links to files need no setting of Airflow.
     """
     example = load_demo_request(config_dir(stack)) | {
         "num_clip": 2,
@@ -113,7 +113,7 @@ def test_a_run_from_the_form_makes_a_video_and_is_there_after_a_restart(
 
 
 def check_links(airflow: AirflowInstallation, run_path: str) -> None:
-    """The run links to its video, report and contact sheet; each opens for who is logged in, and for nobody else."""
+    """Check that video, report and contact sheet of the run open for a logged-in account and for nobody else."""
     links = call(airflow, f"{run_path}/taskInstances/publish/links")["extra_links"]
     assert list(links) == ["Contact sheet", "Report", "Video"]
     beginnings = []
@@ -139,7 +139,7 @@ def test_a_submitted_job_is_cancelled_under_a_worker(
     processes_of: Callable[[str], list[str]],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """`s2v submit` starts it once; `s2v cancel` ends run and render within 15 seconds, and the job says cancelled."""
+    """`s2v submit` starts the job once; `s2v cancel` ends its run and its render within 15 seconds."""
     job_id, engine = "to-be-cancelled", engine_from_settings(stack)
     metadata = MetadataStore(engine)
     fields = {"num_clip": 1, "infer_frames": 16, "sample_steps": 100, "size": "256*256", "job_id": job_id}

@@ -1,4 +1,4 @@
-"""Approvals in the steps: what waits, what an answer leads to, and that nothing is asked or paid for twice."""
+"""Check approvals in the steps: waiting clips, effects of an answer, and no repeated question or render."""
 
 import importlib
 import json
@@ -36,14 +36,14 @@ def run(step: str, clip_index: int | None = None, job_id: str = JOB, **arguments
 
 
 def stage(store: ObjectStore, job_id: str = JOB, **fields: Any) -> None:
-    """Bring a job to its plan."""
+    """Run a job up to its plan."""
     uris = {"image_uri": store.uri("portrait.jpg"), "audio_uri": store.uri("speech.mp3")}
     run("stage_inputs", job_id=job_id, request_json=json.dumps(uris | REQUEST | fields), run_id=job_id)
     run("plan_clips", job_id=job_id)
 
 
 def store_clip(store: ObjectStore, clip_index: int, fingerprint: str = "f" * 64) -> None:
-    """Store the manifest of a clip, without its picture: an approval reads no more of it."""
+    """Store the manifest of a clip without its video, because an approval reads only the manifest."""
     times = {"started_at": "2026-11-01T10:00:00Z", "finished_at": "2026-11-01T10:00:01Z"}
     manifest = {"step": "render_clip", "job_id": JOB, "fingerprint": fingerprint, "inputs": {}, "outputs": {}, **times}
     manifest |= {
@@ -71,7 +71,7 @@ def answer(status: ApprovalStatus, clip_index: int | None, run_id: str = JOB, **
 
 
 def test_an_approved_clip_is_not_asked_about_again(store: ObjectStore, metadata: MetadataStore) -> None:
-    """The question waits with its deadline, also asked twice; the answer with its user holds in later starts."""
+    """A question keeps its deadline when it is asked twice; its answer and user hold in later starts."""
     stage(store)
     store_clip(store, 0)
     question = ask(0)
@@ -92,7 +92,7 @@ def test_an_approved_clip_is_not_asked_about_again(store: ObjectStore, metadata:
 
 
 def test_another_clip_in_the_same_place_is_asked_about(store: ObjectStore, metadata: MetadataStore) -> None:
-    """An approval belongs to the bytes: a clip that was rendered otherwise needs its own."""
+    """An approval holds for the checksum of a clip; a clip with other bytes needs its own."""
     stage(store)
     store_clip(store, 0)
     ask(0)
@@ -104,7 +104,7 @@ def test_another_clip_in_the_same_place_is_asked_about(store: ObjectStore, metad
 
 
 def test_a_rejected_clip_is_rendered_again_by_one_rerun(store: ObjectStore, metadata: MetadataStore) -> None:
-    """The job is cancelled with note and user; the rerun keeps the clips before, also when the answer comes twice."""
+    """The job is cancelled with note and user; a repeated answer makes no second rerun, which keeps earlier clips."""
     stage(store, num_clip=2)
     run("encode_conditions")
     run("render_clip", 0, count=1)
@@ -135,7 +135,7 @@ def test_a_rejected_clip_is_rendered_again_by_one_rerun(store: ObjectStore, meta
 def test_a_rejection_without_a_change_ends_the_job_and_a_new_start_asks_again(
     store: ObjectStore, metadata: MetadataStore
 ) -> None:
-    """The same fields would make the same bytes, so nothing follows; who starts the job again is asked again."""
+    """Without changed fields there is no rerun, which would have the same bytes; a new start of the job asks again."""
     stage(store)
     store_clip(store, 0)
     ask(0)
@@ -146,7 +146,7 @@ def test_a_rejection_without_a_change_ends_the_job_and_a_new_start_asks_again(
     assert ask(0, run_id="talk--2")["status"] == "waiting"
 
 
-def test_nobody_answers(store: ObjectStore, metadata: MetadataStore) -> None:
+def test_a_question_without_an_answer_fails_the_job(store: ObjectStore, metadata: MetadataStore) -> None:
     """The job fails with the time, the setting and the remedy, and can be started again."""
     stage(store)
     store_clip(store, 0)
@@ -162,7 +162,7 @@ def test_nobody_answers(store: ObjectStore, metadata: MetadataStore) -> None:
 
 
 def test_a_cancelled_job_waits_for_nobody(store: ObjectStore, metadata: MetadataStore) -> None:
-    """The question is withdrawn, and a later answer changes nothing."""
+    """A cancel withdraws the question, and a later answer changes nothing."""
     stage(store)
     store_clip(store, 0)
     ask(0)
@@ -173,7 +173,7 @@ def test_a_cancelled_job_waits_for_nobody(store: ObjectStore, metadata: Metadata
 
 
 def test_a_video_is_published_only_after_its_approval(store: ObjectStore, metadata: MetadataStore) -> None:
-    """Without an approval `publish` refuses; the approval belongs to the checksum of the validated video."""
+    """Without an approval `publish` refuses the video; the approval holds for its checksum."""
     stage(store, num_clip=1, approval="result")
     run("encode_conditions")
     run("render_clip", 0, count=1)
@@ -191,7 +191,7 @@ def test_a_video_is_published_only_after_its_approval(store: ObjectStore, metada
 
 
 def test_only_rendered_clips_are_rendered_again(store: ObjectStore) -> None:
-    """`from_clip` behind the rejected clip is refused with the bounds."""
+    """A `from_clip` after the rejected clip is refused with the bounds."""
     stage(store)
     store_clip(store, 0)
     ask(0)
@@ -202,7 +202,7 @@ def test_only_rendered_clips_are_rendered_again(store: ObjectStore) -> None:
 def test_the_command_makes_the_same_rerun(
     store: ObjectStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A rejection and `s2v rerun` with the same changes name the same job: it is never made twice."""
+    """A rejection and `s2v rerun` with the same changes give one job."""
     stage(store)
     store_clip(store, 0)
     ask(0)

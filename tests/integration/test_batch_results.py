@@ -1,4 +1,4 @@
-"""Results of batches: the state, the files beside the manifest, and the costs."""
+"""Check the results of batches: the state, the files beside the manifest, and the costs."""
 
 import csv
 import io
@@ -17,7 +17,7 @@ from tests.integration.batch_site import Site, rows
 
 
 def test_a_batch_is_summed_up_beside_its_manifest(site: Site) -> None:
-    """Each row with what became of it, then the totals; it has ended when all its jobs have."""
+    """The summary has each row with its outcome, then the totals; the batch ends when all its jobs have."""
     site.put(rows(3))
     batch_id = site.batches.start(site.uri)["batch_id"]
     done, failed, waiting = (job.job_id for job in site.queue.next(max_running=3))
@@ -42,7 +42,7 @@ def test_a_batch_is_summed_up_beside_its_manifest(site: Site) -> None:
 
 
 def test_costs_of_a_batch_are_summed_by_currency(site: Site, engine: sa.Engine) -> None:
-    """Seconds of video are those of finished jobs alone; a batch ends when it is summed up after the last of them."""
+    """Only finished jobs count in the seconds of video; the batch ends with the summary after its last job."""
     site.put(rows(6))
     batch_id = site.batches.start(site.uri)["batch_id"]
     jobs = [turn.job_id for turn in site.queue.next(max_running=6)]
@@ -80,14 +80,14 @@ def test_costs_of_a_batch_are_summed_by_currency(site: Site, engine: sa.Engine) 
     assert status() == "finished"
 
 
-def test_a_batch_that_nobody_knows_is_an_error(site: Site) -> None:
-    """The message says where ids come from."""
+def test_an_unknown_batch_is_an_error(site: Site) -> None:
+    """The message says where to find the id of a batch."""
     with pytest.raises(PermanentError, match="start-batch"):
         site.batches.summarise("nothing")
 
 
 def test_a_batch_has_ended_when_each_job_succeeded_failed_or_was_cancelled(site: Site) -> None:
-    """Count all three as ends, also side by side."""
+    """All three statuses count as ends, also in one batch."""
     site.put(rows(3))
     batch_id = site.batches.start(site.uri)["batch_id"]
     done, failed, cancelled = (job.job_id for job in site.queue.next(max_running=3))
@@ -103,13 +103,13 @@ def test_a_batch_has_ended_when_each_job_succeeded_failed_or_was_cancelled(site:
 
 
 def test_a_table_holds_any_text_and_any_number_of_rows() -> None:
-    """Replace what UTF-8 cannot hold; a table without rows is empty."""
+    """Text that UTF-8 cannot encode is replaced, and a table without rows is empty."""
     assert csv_of([RowError(3, "a", 'not "\ud800"')]) == b'line,row_id,error\r\n3,a,"not ""?"""\r\n'
     assert csv_of([]) == b""
 
 
 def test_reports_say_what_they_are(site: Site) -> None:
-    """Name the kind of each file that is written beside a manifest, and indent what people read."""
+    """Each file beside a manifest has its content type, and JSON is indented."""
     site.put(rows(1))
     site.batches.summarise(site.batches.start(site.uri)["batch_id"])
     assert site.store.get_bytes(f"{site.uri}.summary.json").count(b"\n  ") >= 5

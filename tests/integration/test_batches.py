@@ -1,4 +1,4 @@
-"""Batches on an S3 server and a real database: checked as a whole, started once, summed up beside the manifest."""
+"""Check batches on an S3 server and a database: validation, start of jobs, and reports."""
 
 import csv
 import hashlib
@@ -18,7 +18,7 @@ from tests.integration.batch_site import Site, rows
 
 
 def test_files_of_a_batch_may_have_any_name(site: Site) -> None:
-    """Rows name them as they are, relative to the manifest or by URI."""
+    """Rows name files relative to the manifest or by URI."""
     name = "Größe & Ünfug 🎬 #1.png"
     site.store.put_bytes(f"batch/{name}", b"x", "image/png")
     site.put([rows(1)[0] | {"image_uri": name}, rows(2)[1] | {"image_uri": site.store.uri(f"batch/{name}")}])
@@ -31,7 +31,7 @@ def nfd(text: str) -> str:
 
 @pytest.mark.parametrize("count", [3, 25], ids=["one by one", "by listing"])
 def test_files_of_a_batch_are_found_in_another_normal_form(site: Site, count: int) -> None:
-    """macOS uploads names in NFD, a manifest has them in NFC; two that differ in nothing else are ambiguous."""
+    """Names in NFC find files in NFD; two files that differ only in their form are ambiguous."""
     for name in (f"{nfd('Große Fotos')}/ü.png", f"{nfd('Große Fotos')}/{nfd('é.png')}", "ö é.png", nfd("ö é.png")):
         site.store.put_bytes(f"batch/{name}", b"x", "image/png")
     right, wrong = rows(count), rows(3)
@@ -50,7 +50,7 @@ def test_files_of_a_batch_are_found_in_another_normal_form(site: Site, count: in
 
 
 def test_all_errors_of_a_row_are_listed(site: Site) -> None:
-    """A wrong field does not hide a file that is missing or must not be read."""
+    """A wrong field is listed together with files that are missing or may not be read."""
     site.put([
         rows(1)[0],
         rows(2)[1]
@@ -64,7 +64,7 @@ def test_all_errors_of_a_row_are_listed(site: Site) -> None:
 
 @pytest.mark.parametrize("count", [1, 25], ids=["one by one", "by listing"])
 def test_an_input_that_only_the_installation_reads_is_refused(site: Site, s3_settings: Settings, count: int) -> None:
-    """A published file is no input of a request, though the object exists."""
+    """A published file is refused as an input, although it exists."""
     uris = [f"{s3_settings.output_uri}/earlier-{number}.png" for number in range(count)]
     for uri in uris:
         site.store.put_bytes(uri, b"x", "image/png")
@@ -76,7 +76,7 @@ def test_an_input_that_only_the_installation_reads_is_refused(site: Site, s3_set
 
 
 def test_the_same_manifest_starts_nothing_and_a_changed_row_starts_one(site: Site) -> None:
-    """A row whose job exists, running, failed or done, starts no second job."""
+    """A row whose job exists, in any status, starts no second job; a changed row starts one."""
     site.put(rows(5))
     first = site.batches.start(site.uri)
     assert (first["rows"], first["new_jobs"], site.queue.num_waiting()) == (5, 5, 5)
@@ -90,7 +90,7 @@ def test_the_same_manifest_starts_nothing_and_a_changed_row_starts_one(site: Sit
 
 
 def test_jobs_of_a_batch_start_in_the_order_of_the_manifest(site: Site) -> None:
-    """Under the limit, and before the jobs of a later batch."""
+    """Jobs start in the order of rows, up to the limit, and before those of a later batch."""
     site.put(rows(12))
     site.batches.start(site.uri)
     started = site.queue.next(max_running=4)
@@ -113,7 +113,7 @@ def test_a_job_of_a_batch_keeps_only_the_fields_that_its_row_gives(site: Site) -
 
 
 def test_failed_rows_are_started_again_on_request(site: Site) -> None:
-    """As another run of the same job; those that run or succeeded are left alone."""
+    """Failed jobs get another run; running and succeeded ones do not change."""
     site.put(rows(4))
     site.batches.start(site.uri)
     first = site.queue.next(max_running=4)
@@ -132,7 +132,7 @@ def test_failed_rows_are_started_again_on_request(site: Site) -> None:
 
 
 def test_one_wrong_row_stops_the_batch_and_all_errors_are_reported(site: Site) -> None:
-    """A missing file is an error like a bad field; nothing is queued; the report goes when the manifest is right."""
+    """With one bad field or missing file, nothing is queued; the report is deleted once the manifest is right."""
     wrong = rows(30)
     wrong[2]["image_uri"] = "nobody.png"
     wrong[7]["infer_frames"] = 50
@@ -158,7 +158,7 @@ def test_one_wrong_row_stops_the_batch_and_all_errors_are_reported(site: Site) -
 
 
 def test_a_refused_batch_names_its_first_five_errors(site: Site) -> None:
-    """The others are in the report, and nothing is queued."""
+    """The message has five errors, the report all of them, and nothing is queued."""
     site.put([row | {"num_clip": 0} for row in rows(7)])
     with pytest.raises(PermanentError, match=r"7 of 7 rows .* line 1: .*; line 5: ") as refused:
         site.batches.start(site.uri)
@@ -167,14 +167,14 @@ def test_a_refused_batch_names_its_first_five_errors(site: Site) -> None:
 
 
 def test_a_manifest_beside_which_nothing_may_be_written_starts_nothing(site: Site) -> None:
-    """Its summary could not be written: that is said before anything is read or queued."""
+    """A manifest in a place without write access is refused before anything is read or queued."""
     with pytest.raises(PermanentError, match=r"monday.jsonl.errors.csv may not be written"):
         site.batches.start("s3://elsewhere/monday.jsonl")
     assert site.queue.num_waiting() == 0
 
 
 def test_a_batch_id_is_that_of_the_manifest_and_its_bytes(site: Site) -> None:
-    """24 hex digits; the same rows in another file are another batch."""
+    """The id has 24 hex digits of the URI and the bytes, so that the same rows in another file are another batch."""
     site.put(rows(2))
     first = site.batches.start(site.uri)["batch_id"]
     etag = hashlib.sha256(site.store.get_bytes(site.uri)).hexdigest()
@@ -188,7 +188,7 @@ def test_a_batch_id_is_that_of_the_manifest_and_its_bytes(site: Site) -> None:
 
 
 def test_ten_thousand_rows_are_one_batch(site: Site) -> None:
-    """The largest manifest is checked and queued in one go."""
+    """The largest manifest is checked and queued at once."""
     site.put(rows(10_000))
     started = site.batches.start(site.uri)
     assert (started["rows"], started["new_jobs"]) == (10_000, 10_000)
@@ -199,7 +199,7 @@ def test_ten_thousand_rows_are_one_batch(site: Site) -> None:
 def test_a_folder_is_listed_where_more_than_twenty_files_of_it_are_named(
     site: Site, monkeypatch: pytest.MonkeyPatch, count: int, listed: bool
 ) -> None:
-    """Look at up to twenty files one by one; a listing ends with the last file that is looked for."""
+    """Up to twenty files of a folder are looked up one by one; a listing ends with the last file that is needed."""
     for number in range(40):
         site.store.put_bytes(f"batch/{number:02}.png", b"x", "image/png")
     site.store.put_bytes("batch/00.wav", b"x", "audio/wav")
@@ -218,7 +218,7 @@ def test_a_folder_is_listed_where_more_than_twenty_files_of_it_are_named(
 
 
 def test_a_manifest_beyond_the_bound_is_not_read(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Refuse it by its size when it is checked and when it is started; the bound itself is allowed."""
+    """A manifest above the size limit is refused at the check and at the start; one at the limit is accepted."""
     site.put(rows(2))
     size_bytes = len(site.store.get_bytes(site.uri))
     monkeypatch.setattr("s2v_tasks.ingestion.batches.MAX_BYTES", size_bytes - 1)

@@ -1,4 +1,4 @@
-"""A person cancels a job whose second clip renders in processes of its own, as a worker starts them."""
+"""Check the cancel of a job whose second clip renders in processes of its own."""
 
 import json
 import sys
@@ -40,7 +40,7 @@ def run(step: str, clip_index: int | None = None, **arguments: Any) -> dict[str,
 def test_a_cancelled_job_leaves_no_process_and_keeps_its_clips(
     store: ObjectStore, metadata: MetadataStore, processes_of: Callable[[str], list[str]], tmp_path: Path
 ) -> None:
-    """Two ranks in the midst of clip 1 end by themselves; clip 0 stays and is reused when the job starts again."""
+    """Both ranks of clip 1 end by themselves; clip 0 stays and is reused by the next start."""
     uris = {"image_uri": store.uri("portrait.jpg"), "audio_uri": store.uri("speech.mp3")}
     request_json = json.dumps(uris | REQUEST)
     run("stage_inputs", request_json=request_json)
@@ -100,7 +100,7 @@ def test_a_cancelled_job_leaves_no_process_and_keeps_its_clips(
 def test_a_job_that_waits_is_cancelled_at_once(
     metadata: MetadataStore, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing runs that could confirm it, nor does Airflow answer: the command does; a job that ended is refused."""
+    """The command cancels a waiting job itself, also without an answer of Airflow, and refuses a job that has ended."""
     monkeypatch.setenv("S2V_AIRFLOW_URL", f"http://127.0.0.1:{free_ports(1)[0]}")
     load_settings.cache_clear()
     metadata.jobs.enqueue("waiting", {})

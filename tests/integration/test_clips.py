@@ -1,4 +1,4 @@
-"""Clips: reused where nothing changed, rendered in turn, kept when the process ends."""
+"""Check clips: reuse, the order of rendering, and the end of a render process."""
 
 import io
 from collections.abc import Callable
@@ -45,7 +45,7 @@ def manifest_of(store: ObjectStore, clip_index: int) -> Manifest:
 def test_another_prompt_renders_anew_and_the_old_one_is_not_lost(
     store: ObjectStore, render: Render, assemble: Assemble, give_up: GiveUp
 ) -> None:
-    """A changed request takes back the old success, keeps the old clips aside, and finds them again."""
+    """A changed request withdraws the success and keeps the old clips, which are reused when it returns."""
     render()
     assemble()
     old = store.get_bytes(LAYOUT.clip(1))
@@ -59,7 +59,7 @@ def test_another_prompt_renders_anew_and_the_old_one_is_not_lost(
 
 
 def test_a_lost_clip_is_rendered_again_to_the_same_bytes(store: ObjectStore, render: Render) -> None:
-    """An output that vanished is noticed; the clip that follows it is not rendered again."""
+    """A lost output is rendered again; the clip after it is not."""
     render()
     first, second = (store.get_bytes(LAYOUT.clip(index)) for index in (0, 1))
     store.delete(LAYOUT.clip(0))
@@ -68,10 +68,10 @@ def test_a_lost_clip_is_rendered_again_to_the_same_bytes(store: ObjectStore, ren
 
 
 @pytest.mark.parametrize("clip_index", [None, 0])
-def test_work_on_which_another_process_still_is_is_not_done_twice(
+def test_work_in_progress_is_not_repeated(
     run: Run, metadata: MetadataStore, monkeypatch: pytest.MonkeyPatch, clip_index: int | None
 ) -> None:
-    """Airflow may start a task again before its first process has ended: that one is waited for."""
+    """A second process of the same task waits for the first instead of rendering the clip again."""
     run("stage_inputs")
     run("plan_clips")
     if clip_index is None:
@@ -102,7 +102,7 @@ def test_work_on_which_another_process_still_is_is_not_done_twice(
 def test_clips_rendered_by_one_process_are_those_of_a_process_each(
     run: Run, store: ObjectStore, monkeypatch: pytest.MonkeyPatch, render: Render, found: Found
 ) -> None:
-    """With `count` the networks are loaded once, and not at all when every clip is there; the bytes are the same."""
+    """With `count` the networks are loaded once, or not at all if every clip exists, and the bytes are equal."""
     loads: list[int] = []
     load = renderer.load_pipeline
     monkeypatch.setattr(renderer, "load_pipeline", lambda *args, **named: loads.append(1) or load(*args, **named))
@@ -138,7 +138,7 @@ def test_clips_rendered_by_one_process_are_those_of_a_process_each(
 def test_a_process_that_is_ended_keeps_the_clips_that_it_finished(
     run: Run, store: ObjectStore, monkeypatch: pytest.MonkeyPatch, found: Found
 ) -> None:
-    """SIGTERM before the first step of the second clip: the first is durable, the other one may be tried again."""
+    """After SIGTERM in the second of two clips, the first is stored, and the second has failed and may be retried."""
     for step in ("stage_inputs", "plan_clips", "encode_conditions"):
         run(step)
     monkeypatch.setattr(Worker, "interrupted", lambda _worker: store.exists(LAYOUT.clip_manifest(0)))
@@ -150,7 +150,7 @@ def test_a_process_that_is_ended_keeps_the_clips_that_it_finished(
 
 
 def test_a_clip_needs_the_clip_before_it(run: Run, give_up: GiveUp) -> None:
-    """Out of turn, or behind a clip of another request, a clip is not rendered but tried again later."""
+    """Without its predecessor, or after a clip of another request, a clip fails with a transient error."""
     run("stage_inputs")
     run("plan_clips")
     run("encode_conditions")
@@ -174,7 +174,7 @@ def clip_fingerprints(
 
 
 def test_a_fingerprint_follows_all_that_a_clip_is_made_from(run: Run, store: ObjectStore) -> None:
-    """A change in one clip changes it and those behind it in its chain; the clips before keep theirs."""
+    """A change in one clip changes its fingerprint and those of later clips of its chain, and no earlier one."""
     run("stage_inputs", num_clip=3)
     run("plan_clips")
     plan = Plan.model_validate_json(store.get_bytes(LAYOUT.plan))
@@ -208,7 +208,7 @@ def test_a_fingerprint_follows_all_that_a_clip_is_made_from(run: Run, store: Obj
 def test_clips_of_one_job_are_encoded_by_one_build(
     run: Run, store: ObjectStore, render: Render, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A clip names its encoder; a process with another one says so, continues none of its clips and reuses none."""
+    """A clip names its encoder; a process with another encoder continues and reuses none of the clips."""
     render()
     assert [manifest_of(store, index).facts_as(ClipFacts).encoder for index in range(2)] == [encoder_build()] * 2
     monkeypatch.setattr(leader, "encoder_build", lambda: "ffmpeg 5.1, x264 - core 164")
@@ -223,7 +223,7 @@ def test_clips_of_one_job_are_encoded_by_one_build(
 
 
 def test_only_a_clip_with_a_successor_leaves_a_motion_state(store: ObjectStore, render: Render) -> None:
-    """The state is there for the clip that follows; nobody follows the last one."""
+    """Every clip but the last of its chain stores a motion state."""
     render()
     first, last = (manifest_of(store, index) for index in (0, 1))
     assert set(first.outputs) == {"clip", "motion", "poster"}
@@ -236,7 +236,7 @@ def test_only_a_clip_with_a_successor_leaves_a_motion_state(store: ObjectStore, 
 def test_the_first_clip_leaves_a_frame_as_the_poster_of_its_job(
     store: ObjectStore, render: Render, tmp_path: Path
 ) -> None:
-    """The middle frame of the stored clip, which is small enough here to be shown as it is."""
+    """The poster is the middle frame of the first clip."""
     render()
     with Image.open(io.BytesIO(store.get_bytes(LAYOUT.poster))) as picture:
         assert picture.format == "JPEG"
@@ -252,7 +252,7 @@ def unavailable(*_: Any, **__: Any) -> None:
 
 
 def test_a_database_that_is_away_does_not_stop_a_render(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Progress that cannot be written is a line in the log; the clip is rendered all the same."""
+    """Progress that cannot be written is logged, and the clip is rendered."""
     run("stage_inputs")
     run("plan_clips")
     run("encode_conditions")
@@ -260,8 +260,8 @@ def test_a_database_that_is_away_does_not_stop_a_render(run: Run, monkeypatch: p
     assert run("render_clip", 0) == {"clip_index": 0, "count": 1, "reused": False}
 
 
-def test_progress_tells_time_to_go_and_memory(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While a clip renders, its row has the solver step, the seconds that are left and, on a GPU, its memory."""
+def test_progress_has_remaining_time_and_memory(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The row of a rendering clip has the solver step, the remaining seconds and, on a GPU, its memory."""
     seen: list[dict[str, Any]] = []
     record = ClipRepository.record_progress
 

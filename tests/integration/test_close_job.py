@@ -1,4 +1,4 @@
-"""Jobs that end without success: `close_job` gives them a status and a reason."""
+"""Check that `close_job` gives a status and a reason to jobs that end without success."""
 
 import importlib
 from collections.abc import Callable
@@ -18,7 +18,7 @@ Found = Callable[[], Job]
 
 
 def test_passing_faults_leave_the_job_running_until_it_is_closed(run: Run, found: Found) -> None:
-    """A retryable error does not fail the job; closing the job makes the last error its reason."""
+    """A transient error does not fail the job; closing the job makes the last error its reason."""
     run("stage_inputs")
     with pytest.raises(TransientError):
         run("encode_conditions")
@@ -29,8 +29,8 @@ def test_passing_faults_leave_the_job_running_until_it_is_closed(run: Run, found
     assert (found().status, found().reason) == ("running", None)
 
 
-def test_a_job_that_died_without_a_word_gets_a_reason(run: Run, found: Found) -> None:
-    """A step that was killed wrote nothing; a failure that a later attempt made good is not blamed."""
+def test_a_job_without_a_reported_reason_gets_one(run: Run, found: Found) -> None:
+    """A killed step reported no reason; a failure that a later attempt repaired is not the reason."""
     with pytest.raises(PermanentError):
         run("stage_inputs", preset="unheard-of")
     run("stage_inputs")
@@ -39,7 +39,7 @@ def test_a_job_that_died_without_a_word_gets_a_reason(run: Run, found: Found) ->
 
 
 def test_an_old_outcome_is_not_that_of_new_work(run: Run, found: Found) -> None:
-    """Work that ended before its first step is not crowned by the success of the work before."""
+    """A run that ended before its first step does not get the status of an earlier run."""
     with pytest.raises(PermanentError):
         run("stage_inputs", preset="unheard-of")
     now = datetime.now(UTC)

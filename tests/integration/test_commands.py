@@ -1,4 +1,4 @@
-"""The steps as commands: what a person or Airflow sees of a failure."""
+"""Check failures of the steps as commands."""
 
 import json
 import subprocess
@@ -33,7 +33,7 @@ def test_a_refused_step_says_why_in_one_sentence(
     found: Found,
     request_json: Callable[..., str],
 ) -> None:
-    """Exit code, stderr, the file for the parent process and the job's reason all carry it."""
+    """Exit code, stderr, the error file and the reason of the job agree."""
     error_file = tmp_path / "error.json"
     done = s2v("stage-inputs", "--job-id", JOB, "--request-json", request_json(**fields), error_file)
     assert done.returncode == exit_code
@@ -46,7 +46,7 @@ def test_a_refused_step_says_why_in_one_sentence(
 
 
 def test_an_unknown_setting_is_a_configuration_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A misspelt variable ends every command with 78 and its name."""
+    """A misspelt variable ends every command with exit code 78 and the name of the variable."""
     monkeypatch.setenv("S2V_MAX_CLIP", "3")
     done = s2v("jobs", tmp_path / "error.json")
     assert done.returncode == 78
@@ -54,7 +54,7 @@ def test_an_unknown_setting_is_a_configuration_error(tmp_path: Path, monkeypatch
 
 
 def s2v(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
-    """Run the command line as Airflow does; the last argument is the file for the error."""
+    """Run the command line as Airflow does; the last argument is the error file."""
     import os
 
     *command, error_file = map(str, arguments)
@@ -68,7 +68,7 @@ def s2v(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
 
 
 def test_words_of_a_user_are_never_markup(run: Run, tmp_path: Path) -> None:
-    """`s2v jobs` shows a reason as it is, brackets included."""
+    """`s2v jobs` prints the brackets of a reason as they are."""
     with pytest.raises(PermanentError):
         run("stage_inputs", size="[/x]")
     for command in (("jobs",), ("job", JOB)):
@@ -78,7 +78,7 @@ def test_words_of_a_user_are_never_markup(run: Run, tmp_path: Path) -> None:
 
 
 def test_a_plan_for_a_missing_file_is_refused_in_one_sentence(tmp_path: Path) -> None:
-    """`s2v plan` says which file is not there."""
+    """`s2v plan` names the missing file."""
     done = s2v("plan", "--audio", tmp_path / "none.wav", "--image", SAMPLES / "portrait.jpg", tmp_path / "error.json")
     assert done.returncode == 65
     assert "none.wav is not a file" in done.stderr

@@ -1,4 +1,4 @@
-"""A video that is cut into chains, from the request to the published file, step by step in this process."""
+"""Check a video that is cut into chains, from the request to the published file."""
 
 import importlib
 import json
@@ -38,7 +38,7 @@ REQUEST: dict[str, Any] = {
 
 
 @pytest.fixture
-def heard(monkeypatch: pytest.MonkeyPatch) -> dict[int, ClipInputs]:
+def engine_inputs(monkeypatch: pytest.MonkeyPatch) -> dict[int, ClipInputs]:
     """Return the inputs of the engine for each clip, by seed."""
     inputs: dict[int, ClipInputs] = {}
     stream_clip = S2VPipeline.stream_clip
@@ -57,7 +57,7 @@ def step(name: str, clip_index: int | None = None, **arguments: Any) -> dict[str
 
 
 def three_sentences(path: Path) -> None:
-    """8.4 s: sentences of 2, 3.2 and 2 s with 0.6 s of room between them."""
+    """Return 8.4 s of speech: sentences of 2, 3.2 and 2 s with pauses of 0.6 s."""
     noise = np.random.default_rng(3)
     parts = [(2.0, 0.1), (0.6, 0.0002), (3.2, 0.1), (0.6, 0.0002), (2.0, 0.1)]
     samples = np.concatenate([noise.standard_normal(int(s * SAMPLE_RATE)) * level for s, level in parts])
@@ -69,9 +69,9 @@ def three_sentences(path: Path) -> None:
 
 
 def test_chains_of_a_cut_video_are_rendered_apart_and_joined_in_sync(
-    settings: Settings, store: ObjectStore, tmp_path: Path, heard: dict[int, ClipInputs]
+    settings: Settings, store: ObjectStore, tmp_path: Path, engine_inputs: dict[int, ClipInputs]
 ) -> None:
-    """Each chain hears its own part of the speech and knows no other; every frame ends up at its time; checks pass."""
+    """Each chain gets its own part of the speech and no state of another; frames are in their places; checks pass."""
     three_sentences(tmp_path / "speech.wav")
     store.upload(tmp_path / "speech.wav", "speech.wav", "audio/wav")
     uris = {"image_uri": store.uri("portrait.jpg"), "audio_uri": store.uri("speech.wav")}
@@ -90,7 +90,7 @@ def test_chains_of_a_cut_video_are_rendered_apart_and_joined_in_sync(
 
     sound = load(store.get_bytes(LAYOUT.conditions))["audio"]
     for clip in plan.clips:
-        inputs = heard[clip.seed]
+        inputs = engine_inputs[clip.seed]
         assert (inputs.motion is None) == (clip.predecessor is None)
         assert len(inputs.audio) == clip.infer_frames
         assert torch.equal(inputs.audio, sound[clip.start_frame : clip.start_frame + clip.infer_frames])

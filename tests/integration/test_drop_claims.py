@@ -1,4 +1,4 @@
-"""Check claims of the drop folder: names in use, concurrent sweeps, and messages to people and logs."""
+"""Check claims of the drop folder: names in use, concurrent sweeps, and messages."""
 
 import json
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from tests.integration.drop_folder import Folder
 
 @pytest.fixture
 def overtaken(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[Any]]:
-    """Lets others be quicker for so many claims; the claims that were tried."""
+    """Lets another sweep win for a number of claims; gives the claims that were tried."""
     claim, tried = folder.drops.claim, []
 
     def overtake(times: int) -> list[Any]:
@@ -32,7 +32,7 @@ def overtaken(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> Callable[[int]
 def test_a_claim_that_another_was_quicker_with_is_tried_again(
     folder: Folder, overtaken: Callable[[int], list[Any]]
 ) -> None:
-    """Four times, and then the folder is taken."""
+    """A claim that another sweep has taken is tried again up to four times, and then succeeds."""
     folder.drop("anna", {})
     tried = overtaken(4)
     assert folder.sweep()["accepted"] == 1
@@ -43,7 +43,7 @@ def test_a_claim_that_another_was_quicker_with_is_tried_again(
 def test_a_claim_that_others_always_win_is_left_to_the_next_sweep(
     folder: Folder, overtaken: Callable[[int], list[Any]]
 ) -> None:
-    """After five tries; nothing was moved, and the log says why."""
+    """After five lost claims nothing is moved, and the log has the reason."""
     folder.drop("anna", {})
     tried = overtaken(99)
     with capture_logs() as lines, pytest.raises(TransientError, match="None of 1 folders"):
@@ -56,7 +56,7 @@ def test_a_claim_that_others_always_win_is_left_to_the_next_sweep(
 
 
 def test_folders_of_one_name_go_to_places_of_their_own(folder: Folder) -> None:
-    """The first has the plain name, others of other files add theirs, and a number where that is taken, too."""
+    """The first folder keeps its name; others get a suffix of their files, and a number if that is taken, too."""
     folder.drop("anna", {})
     etags = []
     for number in range(5):
@@ -74,7 +74,7 @@ def test_folders_of_one_name_go_to_places_of_their_own(folder: Folder) -> None:
 
 @pytest.mark.parametrize("field", ["image_uri", "audio_uri", "pose_video_uri"])
 def test_every_input_of_a_drop_is_checked(folder: Folder, field: str) -> None:
-    """Whichever field names a place that requests may not read is the reason of the refusal."""
+    """Each field that names a place which requests may not read is the reason of a refusal."""
     folder.drop("anna", {field: "s3://somewhere-else/file.mp4"})
     folder.drop("zoe", {})
     assert folder.sweep() == {"accepted": 1, "rejected": 1, "postponed": 0, "unready": 0}
@@ -82,7 +82,7 @@ def test_every_input_of_a_drop_is_checked(folder: Folder, field: str) -> None:
 
 
 def test_a_refusal_tells_what_was_wrong_and_what_to_do(folder: Folder) -> None:
-    """As JSON that a person can read, umlauts too, with the names of all files and the time."""
+    """error.json has the reason, the remedy, the names of all files and the time, in readable UTF-8."""
     folder.drop("anna", {"image_uri": "Größe.png"})
     before = datetime.now(UTC).replace(microsecond=0)
     with capture_logs() as lines:
@@ -105,7 +105,7 @@ def test_a_refusal_tells_what_was_wrong_and_what_to_do(folder: Folder) -> None:
 
 
 def test_a_taken_folder_is_in_the_log_with_its_job(folder: Folder) -> None:
-    """So that a person finds the job of a drop."""
+    """The log line of an accepted folder has its job id."""
     folder.drop("anna", {})
     with capture_logs() as lines:
         folder.sweep()
@@ -115,7 +115,7 @@ def test_a_taken_folder_is_in_the_log_with_its_job(folder: Folder) -> None:
 
 
 def test_at_most_five_names_that_cannot_be_addressed_are_listed(folder: Folder) -> None:
-    """A folder that cannot be addressed at all is in the log, and stays."""
+    """The message lists five names; a folder that cannot be addressed is logged and stays."""
     folder.drop("anna", {})
     prefix = f"{folder.uri}/incoming".removeprefix(f"s3://{folder.store.bucket}/")
     for name in (*(f"anna/x//{number}.wav" for number in range(6)), "../c.png"):
@@ -129,7 +129,7 @@ def test_at_most_five_names_that_cannot_be_addressed_are_listed(folder: Folder) 
 
 
 def test_a_folder_of_a_name_that_has_no_free_place_is_left(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Try a thousand places, then tell it in the log."""
+    """After a thousand occupied places the folder stays, and the log says so."""
     folder.drop("anna", {})
     tried: list[str] = []
     monkeypatch.setattr(folder.drops, "is_target", lambda uri: tried.append(uri) is None)
@@ -141,7 +141,7 @@ def test_a_folder_of_a_name_that_has_no_free_place_is_left(folder: Folder, monke
 
 
 def test_the_copy_gets_the_size_of_the_file(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Spare a request for each file: the listing has its size."""
+    """The size in the listing is passed to the copy, which saves a request for each file."""
     folder.drop("anna", {})
     sizes: list[int | None] = []
     copy = folder.store.copy

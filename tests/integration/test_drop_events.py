@@ -1,4 +1,4 @@
-"""Events of the drop folder: what S3 puts into the queue wakes the trigger that the DAG watches."""
+"""Check that S3 events in the queue trigger a sweep of the drop folder."""
 
 import asyncio
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from s2v_tasks.storage.s3 import ObjectStore
 
 @pytest.fixture
 def queue_url(s3_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A queue that gets an event for each object of the bucket of the test."""
+    """A queue that gets an event for each object in the bucket of the test."""
     access = {
         "endpoint_url": s3_settings.s3_endpoint_url,
         "region_name": "us-east-1",
@@ -45,7 +45,7 @@ async def _first_event(trigger: Any) -> Any:
 
 
 def test_a_dropped_object_wakes_the_trigger(queue_url: str, s3_settings: Settings) -> None:
-    """The message names the object; the sweep does not read it, for the listing is the truth."""
+    """The trigger fires with the message of a dropped object; the sweep reads the listing and not the message."""
     (asset,) = drop_schedule().asset_condition.objects
     (watcher,) = asset.watchers
     ObjectStore.from_settings(s3_settings).put_bytes("drop/incoming/anna/request.json", b"{}", "application/json")

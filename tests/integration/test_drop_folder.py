@@ -1,4 +1,4 @@
-"""The drop folder on an S3 server and a real database: each folder becomes one job, or is rejected with a reason."""
+"""Check the drop folder: each folder becomes one job, or is rejected with a reason."""
 
 import json
 from typing import Any
@@ -13,7 +13,7 @@ from tests.integration.drop_folder import PROMPT, Folder, counts
 
 
 def test_a_dropped_folder_is_a_waiting_job_whose_files_are_accepted(folder: Folder) -> None:
-    """The job names the files where they are now, and has the fields, the labels and the age of the drop."""
+    """The job names the moved files, and has the fields, the labels and the time of the drop."""
     folder.drop("anna", {"preset": "quick", "priority": "high", "labels": {"team": "news"}})
     written = max(item.modified_at for item in folder.store.listing(f"{folder.uri}/incoming/"))
     assert folder.sweep() == counts(accepted=1)
@@ -38,7 +38,7 @@ def test_a_dropped_folder_is_a_waiting_job_whose_files_are_accepted(folder: Fold
 
 
 def test_a_folder_without_a_request_is_taken_when_it_was_left_alone(folder: Folder) -> None:
-    """Files that arrive one by one are not taken too early, and a missing one is reported."""
+    """A folder is taken after a time without new files, and a missing file is then reported."""
     folder.drop("anna", prompt__txt=b"")
     assert folder.sweep(seconds_later=300) == counts(unready=1)
     folder.put("anna/prompt.txt", PROMPT)
@@ -50,7 +50,7 @@ def test_a_folder_without_a_request_is_taken_when_it_was_left_alone(folder: Fold
 
 
 def test_what_systems_leave_behind_moves_along_and_makes_no_drop(folder: Folder) -> None:
-    """Files of macOS and Windows are ignored beside a drop, and when they come again after it was taken."""
+    """Files of macOS and Windows are moved with a drop, and make no drop when they come later."""
     folder.drop("anna", {})
     for name in ("._portrait.png", ".DS_Store", "Thumbs.db", "~$notes.docx"):
         folder.put(f"anna/{name}", b"junk")
@@ -65,7 +65,7 @@ def test_what_systems_leave_behind_moves_along_and_makes_no_drop(folder: Folder)
 
 
 def test_an_unfinished_upload_is_waited_for_and_reported(folder: Folder) -> None:
-    """Also when the request is there already: many programs send several files at once."""
+    """A folder with an unfinished upload waits, also if its request is already there."""
     for name in ("anna", "berta"):
         folder.drop(name, {}, speech__wav=b"")
         folder.put(f"{name}/speech.wav.part", b"aud")
@@ -78,7 +78,7 @@ def test_an_unfinished_upload_is_waited_for_and_reported(folder: Folder) -> None
 
 
 def test_a_published_video_is_no_input_of_a_drop(folder: Folder, s3_settings: Settings) -> None:
-    """A request may not name files that only the installation reads."""
+    """A request that names files of other prefixes of the installation is refused."""
     uri = f"{s3_settings.output_uri}/earlier.wav"
     folder.store.put_bytes(uri, b"x", "audio/wav")
     folder.drop("anna", {"audio_uri": uri}, speech__wav=b"")
@@ -87,7 +87,7 @@ def test_a_published_video_is_no_input_of_a_drop(folder: Folder, s3_settings: Se
 
 
 def test_bad_folders_are_rejected_with_reasons_and_block_nobody(folder: Folder) -> None:
-    """Each has an error.json in words, keeps its files, and good ones beside it become jobs."""
+    """Each bad folder keeps its files and gets an error.json; good folders beside it become jobs."""
     folder.drop("bad-json", b"{")
     folder.drop("bad-field", {"infer_frames": 50})
     folder.drop("bad-preset", {"preset": "fast"})
@@ -106,7 +106,7 @@ def test_bad_folders_are_rejected_with_reasons_and_block_nobody(folder: Folder) 
 
 
 def test_the_same_files_again_are_no_second_job_and_changed_ones_are(folder: Folder) -> None:
-    """A repeated drop is refused with the id of its job; files of an earlier drop of that name stay where they are."""
+    """A repeated drop is refused with the id of its job; the files of the earlier drop stay."""
     for _ in range(3):
         folder.drop("anna", {})
         folder.sweep()
@@ -120,7 +120,7 @@ def test_the_same_files_again_are_no_second_job_and_changed_ones_are(folder: Fol
 
 
 def test_a_job_id_can_be_chosen_once(folder: Folder) -> None:
-    """The second folder that chooses it is rejected, in whatever order they come."""
+    """The second folder with the same job id is rejected, in whatever order they come."""
     folder.drop("anna", {"job_id": "job-1"})
     folder.drop("berta", {"job_id": "job-1"})
     assert folder.sweep() == counts(accepted=1, rejected=1)
@@ -130,7 +130,7 @@ def test_a_job_id_can_be_chosen_once(folder: Folder) -> None:
 
 
 def test_names_are_data(folder: Folder) -> None:
-    """Spaces, emoji and quotes in names make a job like any others, under plain names."""
+    """Names with spaces, emoji and quotes make a job, whose files get plain names."""
     name = "My 🎬 'folder' (1)"
     folder.drop(name, portrait__png=b"")
     folder.put(f"{name}/my photo 🎬.PNG", b"image")
@@ -147,7 +147,7 @@ def test_names_are_data(folder: Folder) -> None:
 
 
 def test_names_that_no_store_understands_alike_are_refused_and_left_alone(folder: Folder) -> None:
-    """Their folder is rejected with the rest of its files; what cannot be addressed stays, and is no new drop."""
+    """The folder is rejected with its other files; a file that cannot be addressed stays and is no new drop."""
     folder.drop("anna", {})
     incoming = f"{folder.uri}/incoming".removeprefix(f"s3://{folder.store.bucket}/")
     for name in ("anna/more//b.wav", "../c.png"):
@@ -162,7 +162,7 @@ def test_names_that_no_store_understands_alike_are_refused_and_left_alone(folder
 def test_a_folder_that_cannot_be_moved_waits_for_the_next_sweep(
     folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It keeps no other from being taken; when none can be moved the sweep fails, so that it is tried again."""
+    """Other folders are taken; if none can be moved, the sweep fails and is retried."""
     for name in ("anna", "berta", "carl"):
         folder.drop(name, {})
     copy = folder.store.copy
@@ -185,7 +185,7 @@ def test_a_folder_that_cannot_be_moved_waits_for_the_next_sweep(
 
 
 def test_small_files_are_bounded_before_they_are_read(folder: Folder) -> None:
-    """A prompt of 64 KiB is read, and refused by its own bound; a byte more is not read."""
+    """A prompt of 64 KiB is read and refused for its length; a larger file is not read."""
     folder.drop("anna", {}, prompt__txt=b"x" * 65536)
     folder.drop("berta", {}, prompt__txt=b"x" * 65537)
     folder.drop("carl", b" " * 65537)
@@ -196,14 +196,14 @@ def test_small_files_are_bounded_before_they_are_read(folder: Folder) -> None:
 
 
 def test_only_one_sweep_runs_at_a_time(folder: Folder) -> None:
-    """A second one says so and may be repeated."""
+    """A second sweep ends with a transient error."""
     with folder.drops.sweep_lock(), pytest.raises(TransientError, match="Another sweep"):
         folder.sweep()
     assert folder.sweep() == counts()
 
 
 def test_many_drops_become_exactly_their_jobs(folder: Folder) -> None:
-    """Sixty folders, among them duplicates, broken and unfinished ones, with a killed sweep in between."""
+    """Sixty folders with duplicates, broken ones and unfinished ones become their jobs despite a killed sweep."""
     for number in range(40):
         folder.drop(f"good-{number:02}", {"base_seed": number, "priority": "high" if number == 39 else "normal"})
     for number in range(10):
@@ -225,7 +225,7 @@ def test_many_drops_become_exactly_their_jobs(folder: Folder) -> None:
 def test_a_file_beyond_the_bound_of_the_installation_is_refused(
     s3_settings: Settings, object_store: ObjectStore, engine: sa.Engine
 ) -> None:
-    """With the name of the setting, before anything is downloaded."""
+    """The message names the setting, and nothing is downloaded."""
     small = Folder(s3_settings.model_copy(update={"max_input_bytes": 4}), object_store, engine)
     small.drop("anna", {})
     assert small.sweep() == counts(rejected=1)

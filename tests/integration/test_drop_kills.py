@@ -1,4 +1,4 @@
-"""Sweeps of the drop folder that are killed: the next one finishes their work."""
+"""Check that the next sweep of the drop folder completes the work of a killed one."""
 
 from contextlib import suppress
 from typing import Any
@@ -9,11 +9,11 @@ from tests.integration.drop_folder import Folder, counts
 
 
 class _KilledError(BaseException):
-    """Stands for SIGKILL: nothing handles it."""
+    """Takes the place of SIGKILL: nothing handles it."""
 
 
 def killed_after(calls: int, folder: Folder, patch: pytest.MonkeyPatch) -> None:
-    """Sweep, and die before the call to the store or the metadata store with this number."""
+    """Sweep, and stop before the call with this number to the store or the metadata store."""
     left = calls
 
     def counted(real: Any) -> Any:
@@ -40,7 +40,7 @@ def killed_after(calls: int, folder: Folder, patch: pytest.MonkeyPatch) -> None:
 def test_a_sweep_that_is_killed_anywhere_is_finished_by_the_next(
     folder: Folder, monkeypatch: pytest.MonkeyPatch, request_json: Any, calls: int
 ) -> None:
-    """Stop after each call to S3 or PostgreSQL in turn: the next sweep leaves one job or none and loses no file."""
+    """After a kill at any call to S3 or PostgreSQL, the next sweep leaves at most one job and loses no file."""
     for calls_before_the_end in range(calls):
         folder.drop(f"drop-{calls_before_the_end}", request_json)
         with monkeypatch.context() as patch:
@@ -58,7 +58,7 @@ def test_a_sweep_that_is_killed_anywhere_is_finished_by_the_next(
 
 
 def test_files_half_deleted_by_a_killed_sweep_are_no_new_drop(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files that a deletion left behind, without the request, are completed with their drop at any later time."""
+    """Files that remain from an interrupted deletion are moved to their drop, however late."""
     folder.drop("anna", {})
 
     def only_the_request(addresses: list[str]) -> None:
@@ -77,7 +77,7 @@ def test_files_half_deleted_by_a_killed_sweep_are_no_new_drop(folder: Folder, mo
 
 
 def test_a_file_that_is_overwritten_after_the_claim_stays(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only what was claimed is moved: neither is the new file taken for the old one, nor is it deleted."""
+    """Only claimed files are moved: a new file of the same name is neither moved nor deleted."""
     folder.drop("anna", {})
     with monkeypatch.context() as patch:
         killed_after(4, folder, patch)  # behind the claim, before the first copy

@@ -1,9 +1,7 @@
-"""Several jobs at once on an Airflow with its factory settings; its scheduler is killed, its S3 server is stopped.
+"""Check several jobs at once on an Airflow with its default settings, while its scheduler or S3 is killed.
 
-Run by `make test-outages`.
-
-Scheduler, triggerer, DAG processor and API server are processes of their own; the executor is LocalExecutor with its 32
-workers. Nothing is set but where this Airflow listens, where its database and its DAGs are, and its secrets.
+Run by `make test-outages`. Scheduler, triggerer, DAG processor and API server are processes of their own; the executor
+is LocalExecutor with its 32 workers. Only addresses, the database, the folder of DAGs and secrets are set.
 """
 
 # ruff: noqa: S310 - the address is that of the server under test
@@ -38,7 +36,7 @@ NEEDED = (
 
 
 class Site:
-    """Airflow as it comes, and the jobs that it runs."""
+    """An Airflow with default settings, and the jobs that it runs."""
 
     def __init__(self, airflow: AirflowInstallation, environment: dict[str, str], settings: Settings) -> None:
         self.airflow, self.environment, self.settings = airflow, environment, settings
@@ -97,7 +95,7 @@ class Site:
             assert [attempt.outcome for attempt in job.attempts] == ["succeeded"] * len(job.attempts)
 
     def tries(self, job_ids: list[str]) -> dict[str, int]:
-        """Task of a job → how often it was tried, where that is more than once."""
+        """Return the number of tries of each task of a job that was tried more than once."""
         found = {}
         for job_id in job_ids:
             for task in self.call(f"/dags/speech_to_video/dagRuns/{job_id}/taskInstances?limit=100")["task_instances"]:
@@ -134,7 +132,7 @@ def wait_until(true: Callable[[], bool]) -> None:
 
 
 def test_five_jobs_at_once_need_one_attempt_each(site: Site) -> None:
-    """No task of them is tried twice: waiting clips are deferred, and Airflow does not overtake itself."""
+    """No task is tried twice, because waiting clips are deferred and resumed once."""
     job_ids = site.start_jobs("at-once", sample_steps=2)
     site.wait_until_all_ended(job_ids)
     assert set(site.states(job_ids)) == {"success"}, [site.metadata.jobs.get(job_id) for job_id in job_ids]
@@ -143,7 +141,7 @@ def test_five_jobs_at_once_need_one_attempt_each(site: Site) -> None:
 
 
 def test_a_scheduler_that_is_killed_costs_no_clip(site: Site) -> None:
-    """Killed in the middle of a clip and started again: the clip goes on in its worker, and no job fails."""
+    """A scheduler is killed and restarted in the middle of a clip: the clip continues and no job fails."""
     job_ids = site.start_jobs("killed", sample_steps=40)
     wait_until(lambda: site.is_rendering(job_ids))
     site.kill_scheduler()
@@ -157,7 +155,7 @@ def test_a_scheduler_that_is_killed_costs_no_clip(site: Site) -> None:
 
 @pytest.mark.parametrize("seconds", [35, 120])
 def test_an_s3_server_that_is_away_costs_no_clip(site: Site, stack_home: Path, seconds: float) -> None:
-    """Stopped in the middle of a clip and started again: steps wait for it, no clip is rendered twice, no job fails."""
+    """S3 is stopped and started in the middle of a clip: steps wait, and no clip is rendered twice."""
     job_ids = site.start_jobs(f"away-{seconds}", sample_steps=40)
     wait_until(lambda: site.is_rendering(job_ids))
     server = S3Server(stack_home)

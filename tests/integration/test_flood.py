@@ -1,4 +1,4 @@
-"""A thousand drops at once into a running Airflow whose scheduler is killed twice (`make test-ingestion`)."""
+"""Check a thousand drops at once in an Airflow whose scheduler is killed twice (`make test-ingestion`)."""
 
 # ruff: noqa: S310 - the address is that of the server under test
 
@@ -40,7 +40,7 @@ SAMPLE = 2  # jobs that run to their end
 
 @dataclass
 class Site:
-    """An Airflow with the drop folder, and when which prompt or seed was handed in."""
+    """An Airflow with the drop folder, and the time at which each prompt or seed was submitted."""
 
     airflow: AirflowInstallation
     environment: dict[str, str]
@@ -80,7 +80,7 @@ class Site:
         return int(self.call("/dags/speech_to_video/dagRuns?limit=1")["total_entries"])
 
     def runs(self) -> dict[str, datetime]:
-        """Run id → when it was created."""
+        """Return the time of creation of each run by its id."""
         found: dict[str, datetime] = {}
         while len(found) < self.num_runs():
             page = self.call(f"/dags/speech_to_video/dagRuns?limit=100&order_by=id&offset={len(found)}")["dag_runs"]
@@ -94,7 +94,7 @@ class Site:
         self.airflow.start(self.environment)
 
     def run_few(self, num_runs: int) -> None:
-        """Let go on so many of the runs that wait: a thousand at once would keep each other from ending."""
+        """Unpause the DAG with this limit of active runs, because a thousand at once would starve each other."""
         self.environment["S2V_MAX_RUNNING_JOBS"] = str(num_runs)
         self.kill("dag-processor")  # the limit is part of the DAG
         wait_until(lambda: self.call("/dags/speech_to_video/details")["max_active_runs"] == num_runs, 120)
@@ -122,7 +122,7 @@ def site(stack_home: Path, stack: Settings, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_batch_runs_from_its_manifest_to_its_summary(site: Site, stack: Settings) -> None:
-    """It starts a run for each row, waits for their jobs, and sums up; triggered again it starts nothing."""
+    """The batch starts a run for each row and summarises their jobs; triggered again, it starts nothing."""
     manifest_uri = site.store.uri("batch/monday.csv")
     site.store.put_bytes("batch/portrait.png", site.picture, "image/png")
     site.store.put_bytes("batch/speech.wav", site.speech, "audio/wav")
@@ -171,7 +171,7 @@ def request_of(number: int, **fields: Any) -> bytes:
 
 
 def flood(site: Site) -> None:
-    """The drops, all at once: right ones, twins that choose the job id of another, broken ones, slow ones."""
+    """The drops, all at once: valid ones, ones with the job id of another, broken ones and slow ones."""
     with ThreadPoolExecutor(16) as pool:
         slow = [pool.submit(site.drop_slowly, f"slow-{number:04}") for number in range(SLOW)]
         drops = [(f"good-{number:04}", request_of(number)) for number in range(GOOD - TWINS)]
@@ -185,7 +185,7 @@ def flood(site: Site) -> None:
 
 
 def test_a_flood_of_drops_becomes_exactly_its_jobs(site: Site, stack: Settings) -> None:
-    """1,000 drops, 50 duplicates and 50 broken ones among them, 20 written file by file; the scheduler dies twice."""
+    """1,000 drops with 50 duplicates, 50 broken and 20 slow ones become their jobs; the scheduler is killed twice."""
     engine = engine_from_settings(stack)
     metadata, began = MetadataStore(engine), time.monotonic()
     expected, earlier = GOOD + SLOW, site.runs()

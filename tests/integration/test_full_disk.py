@@ -1,4 +1,4 @@
-"""A scratch disk without room: each step ends with exit code 75, and goes on where there is some."""
+"""Check that a step on a full scratch disk ends with exit code 75 and continues once there is space."""
 
 import os
 import subprocess
@@ -25,7 +25,7 @@ MADE = {
 
 @pytest.fixture
 def full_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 4 KiB with nothing in it."""
+    """An empty file system of 4 KiB."""
     folder = tmp_path / "disk"
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=4k", "none", str(folder)]
@@ -43,7 +43,7 @@ def test_no_step_takes_a_full_disk_for_a_bad_input(
     store: ObjectStore,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A full disk leaves no files, whichever of Python, ffmpeg or a library writes, and the next attempt has space."""
+    """A full disk is a transient error in Python, ffmpeg and libraries; no files remain for the next attempt."""
     render()
     assemble()
     said = {}

@@ -1,4 +1,4 @@
-"""Housekeeping over a bucket with jobs in every state."""
+"""Check housekeeping over a bucket with jobs in every status."""
 
 import json
 import subprocess
@@ -48,7 +48,7 @@ Round = Callable[..., dict[str, Any]]
 
 
 def command(*options: str) -> dict[str, Any]:
-    """One round, as a person runs it; `log` are the lines that Airflow shows as the task's."""
+    """Runs one round of the command; `log` has the lines of the task's log."""
     line = [sys.executable, "-m", "s2v_tasks.cli", "housekeeping", "--json", *options]
     done = subprocess.run(line, capture_output=True, text=True, check=True)
     return json.loads(done.stdout) | {"log": done.stderr.splitlines()}
@@ -56,7 +56,7 @@ def command(*options: str) -> dict[str, Any]:
 
 @pytest.fixture
 def housekeeping(store: ObjectStore, metadata: MetadataStore, engine: sa.Engine) -> Round:
-    """One round in this process: what it found, after it was applied or not."""
+    """Runs one round in this process; returns its findings, applied or not."""
 
     def run(*gone_runs: str, apply: bool = False) -> dict[str, Any]:
         house = Housekeeping(store, metadata, load_settings())
@@ -71,7 +71,7 @@ def housekeeping(store: ObjectStore, metadata: MetadataStore, engine: sa.Engine)
 def test_it_deletes_exactly_what_its_dry_run_listed(
     store: ObjectStore, metadata: MetadataStore, housekeeping: Round
 ) -> None:
-    """Only what ended jobs left over goes; what live jobs, published videos and running reruns refer to stays."""
+    """Only expired objects of ended jobs are deleted; objects of live jobs, published videos and reruns stay."""
     accepted = {name: put(store, f"drop/accepted/{name}/a.png")[0] for name in ("live", "published", "failed")}
     [rejected] = put(store, "drop/rejected/bad 🎬/error.json")
     put(store, "drop/incoming/new/a.png", "uploads/a/a.png", "jobs/never-seen/clips/0000/superseded/ab/clip.mp4")
@@ -101,10 +101,10 @@ def test_it_deletes_exactly_what_its_dry_run_listed(
     assert housekeeping()["delete"] == []
 
 
-def test_a_bucket_of_its_own_needs_no_prefix(
+def test_data_may_be_at_the_top_of_a_bucket(
     s3_settings: Settings, engine: sa.Engine, metadata: MetadataStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Jobs are distinguished from other objects even if the data are at the top of a bucket."""
+    """Jobs are distinguished from other objects, also without a prefix."""
     monkeypatch.setenv("S2V_DATA_URI", s3_settings.data_uri.removesuffix("/data"))
     load_settings.cache_clear()
     store = ObjectStore.from_settings(load_settings())
@@ -115,7 +115,7 @@ def test_a_bucket_of_its_own_needs_no_prefix(
     assert not any(found["differences"].values())
 
 
-def test_nothing_goes_before_its_time(
+def test_nothing_is_deleted_before_its_retention_time(
     store: ObjectStore, metadata: MetadataStore, housekeeping: Round, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Objects younger than the retention time are kept."""
@@ -127,7 +127,7 @@ def test_nothing_goes_before_its_time(
 
 
 def aged(store: ObjectStore, monkeypatch: pytest.MonkeyPatch, days: dict[str, float]) -> None:
-    """Make objects and uploads whose names end like a key as many days old as it says."""
+    """Give objects and uploads whose names end like a key the age in days of its value."""
     now = datetime.now(UTC)
     listing, unfinished = store.listing, store.unfinished_uploads
 
@@ -149,7 +149,7 @@ def aged(store: ObjectStore, monkeypatch: pytest.MonkeyPatch, days: dict[str, fl
 def test_each_object_has_its_own_age(
     store: ObjectStore, metadata: MetadataStore, engine: sa.Engine, housekeeping: Round, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a job that ended long ago the young object stays; a dropped folder is as old as its youngest file."""
+    """Young objects of an old job stay; a dropped folder is as old as its youngest file."""
     monkeypatch.setenv("S2V_RETENTION_DAYS", "2")
     load_settings.cache_clear()
     clip, _, state = make_job(store, metadata, "failed")
@@ -167,7 +167,7 @@ def test_each_object_has_its_own_age(
 def test_a_folder_of_which_one_file_is_needed_stays(
     store: ObjectStore, metadata: MetadataStore, housekeeping: Round
 ) -> None:
-    """It goes as a whole or not at all, whichever of its files a job names."""
+    """A dropped folder is deleted only if no job names any of its files."""
     kept = put(
         store, "drop/accepted/a/a.png", "drop/accepted/a/b.wav", "drop/accepted/c/c.mp4", "drop/accepted/c/d.txt"
     )
@@ -180,10 +180,10 @@ def test_a_folder_of_which_one_file_is_needed_stays(
     assert housekeeping()["delete"] == gone
 
 
-def test_young_uploads_go_on(
+def test_young_uploads_are_kept(
     store: ObjectStore, metadata: MetadataStore, housekeeping: Round, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A day is what an upload has, not the retention time; where a job is started again, its upload goes on too."""
+    """An upload is kept for a day, whatever the retention time is, and longer if its job is started again."""
     make_job(store, metadata, "failed")
     metadata.jobs.fail("failed", "It had to be.")
     for name in (JobLayout("failed").motion(0), "uploads/0123/young.wav", "uploads/0123/old.wav"):
@@ -203,7 +203,7 @@ def test_young_uploads_go_on(
 def test_a_job_that_was_started_again_keeps_everything(
     store: ObjectStore, metadata: MetadataStore, engine: sa.Engine
 ) -> None:
-    """Between the listing and the deletion a job may have been started again: then its objects stay."""
+    """A job that is started again between listing and deletion keeps its objects."""
     make_job(store, metadata, "failed")
     metadata.jobs.fail("failed", "It had to be.")
     before = everything(store)
@@ -218,7 +218,7 @@ def test_a_job_that_was_started_again_keeps_everything(
 def test_unfinished_uploads_of_ended_jobs_are_aborted(
     store: ObjectStore, metadata: MetadataStore, housekeeping: Round
 ) -> None:
-    """So are those of a submission that broke off; those of a live job are left alone."""
+    """Uploads of ended jobs and of interrupted submissions are aborted; those of a live job are not."""
     for job_id in ("live", "failed"):
         make_job(store, metadata, job_id)
     for name in (JobLayout("live").motion(0), JobLayout("failed").motion(0), "uploads/0123/speech.wav"):
@@ -232,7 +232,7 @@ def test_unfinished_uploads_of_ended_jobs_are_aborted(
 
 
 def test_a_job_whose_run_is_gone_is_closed(metadata: MetadataStore, engine: sa.Engine, housekeeping: Round) -> None:
-    """It fails with a reason, or is cancelled where a person wished so; a job that gave a sign of life goes on."""
+    """The job fails, or is cancelled if that was requested; a job with a recent update stays open."""
     for job_id in ("gone", "stopped", "running", "busy"):
         metadata.jobs.enqueue(job_id, {}, dag_run_id=f"run-{job_id}")
         metadata.jobs.start(job_id)
@@ -250,10 +250,10 @@ def test_a_job_whose_run_is_gone_is_closed(metadata: MetadataStore, engine: sa.E
     assert "disappeared" in (jobs["gone"].reason or "")
 
 
-def test_differences_between_postgresql_and_s3_are_told(
+def test_differences_between_postgresql_and_s3_are_reported(
     store: ObjectStore, metadata: MetadataStore, housekeeping: Round
 ) -> None:
-    """Lost objects, other sizes and objects that nobody recorded are named, and left as they are."""
+    """Lost objects, other sizes and unrecorded objects are reported and not changed."""
     for job_id in ("lost", "longer"):
         make_job(store, metadata, job_id)
     store.delete(JobLayout("lost").clip(0))

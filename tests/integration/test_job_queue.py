@@ -1,4 +1,4 @@
-"""Jobs that wait in the database: which of them starts, and what becomes of those whose run is gone."""
+"""Check jobs that wait in the database: their order, and jobs whose run is lost."""
 
 import json
 
@@ -11,7 +11,7 @@ from tests.integration.drop_folder import Folder
 
 
 def test_jobs_start_by_priority_then_by_age_under_the_limit(folder: Folder) -> None:
-    """A started job takes a place until it ends; one that is run by hand, without a run, never does."""
+    """A started job takes a place until it ends; a job that is run by hand takes none."""
     folder.jobs.enqueue("by-hand", {})
     folder.jobs.start("by-hand")
     for name, priority in [("a", "low"), ("b", "normal"), ("c", "normal"), ("d", "high"), ("e", "normal")]:
@@ -31,7 +31,7 @@ def test_jobs_start_by_priority_then_by_age_under_the_limit(folder: Folder) -> N
 def test_a_job_whose_run_is_gone_gives_its_place_back(
     folder: Folder, postgres_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The queue lists a job that is silent for long, and closes it if Airflow does not know its run."""
+    """The queue lists a silent job, and closes it if Airflow does not know its run."""
     monkeypatch.setenv("S2V_DATABASE_URL", postgres_url)
     monkeypatch.setenv("S2V_MAX_RUNNING_JOBS", "3")
     load_settings.cache_clear()
@@ -55,7 +55,7 @@ def test_a_job_whose_run_is_gone_gives_its_place_back(
 
 
 def test_a_job_that_is_cancelled_while_it_is_started_does_not_start(folder: Folder) -> None:
-    """Its run refuses to begin; a person who clears that run starts it all the same."""
+    """Its run refuses to start, unless a person clears that run."""
     folder.drop("a", {"job_id": "job-a"})
     folder.sweep()
     [turn] = folder.queue.next(max_running=1)
@@ -71,7 +71,7 @@ def test_a_job_that_is_cancelled_while_it_is_started_does_not_start(folder: Fold
 def test_a_job_that_is_refused_for_good_waits_no_longer(
     folder: Folder, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It has failed with its reason, and the next one has its turn."""
+    """The refused job fails with its reason, and the next job starts."""
     monkeypatch.setenv("S2V_DATABASE_URL", postgres_url)
     load_settings.cache_clear()
     for name in "ab":

@@ -1,4 +1,4 @@
-"""The whole way of a person on the Videos page of a running Airflow: from the upload to the approved video."""
+"""Check all actions of a person on the Videos page of a running Airflow, from upload to approved video."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,7 +36,7 @@ def airflow(stack_home: Path) -> Iterator[AirflowInstallation]:
 
 @pytest.fixture
 def page(chromium: Any, airflow: AirflowInstallation) -> Iterator[Any]:
-    """A page on which the embedded Airflow has logged its admin in; errors of scripts fail the test."""
+    """A page of the embedded Airflow with its admin logged in; errors of scripts fail the test."""
     problems: list[str] = []
     context = chromium.new_context()
     context.set_default_timeout(PATIENCE)
@@ -48,7 +48,7 @@ def page(chromium: Any, airflow: AirflowInstallation) -> Iterator[Any]:
 
 
 def submit(page: Any, url: str) -> None:
-    """Upload picture and speech, look at the cost, and start the job."""
+    """Upload picture and speech, read the cost, and start the job."""
     page.goto(f"{url}/s2v/new")
     page.set_input_files("#image", SAMPLES / "portrait.jpg")
     page.set_input_files("#audio", SAMPLES / "speech.mp3")
@@ -71,14 +71,14 @@ def badge(page: Any, status: str) -> None:
 
 
 def plays(page: Any) -> None:
-    """Time advances and frames are decoded."""
+    """Return whether time advances and frames are decoded."""
     page.evaluate("player.loop = true")
     until(page, "!player.paused && player.currentTime > 0.2", 60)
     until(page, "player.getVideoPlaybackQuality().totalVideoFrames >= 8", 60)
 
 
-def test_a_person_makes_judges_and_remakes_a_video(page: Any, airflow: AirflowInstallation, stack: Settings) -> None:
-    """Upload, a clip before the end, approve, reject, the rerun of the rejection, the result, another rerun, cancel."""
+def test_a_person_makes_approves_and_reruns_a_video(page: Any, airflow: AirflowInstallation, stack: Settings) -> None:
+    """Upload, play an early clip, approve, reject, watch the rerun, rerun again and cancel, all on the pages."""
     submit(page, airflow.url)
 
     # The first clip plays while the job waits for its approval; the next one is not rendered.
@@ -127,7 +127,7 @@ def test_a_person_makes_judges_and_remakes_a_video(page: Any, airflow: AirflowIn
 
 
 def found(settings: Settings, job_id: str) -> Job:
-    """Return the job, None before its first step has ended."""
+    """Return the job; None before its first step has ended."""
     engine = engine_from_settings(settings)
     job: Any = MetadataStore(engine).jobs.get(job_id)
     engine.dispose()

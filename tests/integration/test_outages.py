@@ -1,4 +1,4 @@
-"""S3 or PostgreSQL is away while clips are rendered: time is lost, no clip. The servers are real and are stopped."""
+"""Check that outages of S3 or PostgreSQL during a render cost time and no clip. Real servers are stopped."""
 
 import gc
 import uuid
@@ -29,7 +29,7 @@ Found = Callable[[], Job]
 
 
 class Server(Protocol):
-    """Something that can be away and comes back where it was, with what it had."""
+    """A server that can be stopped and started again at the same address with its data."""
 
     def start(self) -> None: ...
 
@@ -37,7 +37,7 @@ class Server(Protocol):
 
 
 class MotoOnItsPort:
-    """An S3 server in this process; its objects outlive it."""
+    """An S3 server in this process whose objects survive a stop."""
 
     def __init__(self) -> None:
         self._port = 0
@@ -65,13 +65,13 @@ def s3_server() -> Iterator[MotoOnItsPort]:
 
 @pytest.fixture
 def moto_endpoint(s3_server: MotoOnItsPort) -> str:
-    """Takes the place of the server that all tests share."""
+    """Replaces the server that all tests share."""
     return s3_server.endpoint_url
 
 
 @pytest.fixture(scope="module")
 def postgres() -> Iterator[PostgresServer]:
-    """A PostgreSQL of this file, in a folder that every account can reach."""
+    """A PostgreSQL for this file, in a folder that every account can reach."""
     with temporary_home() as home:
         server = PostgresServer(home)
         server.start()
@@ -80,7 +80,7 @@ def postgres() -> Iterator[PostgresServer]:
 
 @pytest.fixture
 def postgres_url(postgres: PostgresServer) -> str:
-    """Takes the place of a database on the server that all tests share."""
+    """Replaces the database on the server that all tests share."""
     url = postgres.ensure_database(f"outages_{uuid.uuid4().hex}")
     migrate.upgrade(url)
     return url
@@ -95,7 +95,7 @@ def servers(s3_server: MotoOnItsPort, postgres: PostgresServer) -> dict[str, Ser
 def ready(
     servers: dict[str, Server], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request_json: object
 ) -> Run:
-    """The job, ready to be rendered: three clips, with an installation that waits up to a minute."""
+    """A planned job of three clips, with an installation that waits up to a minute."""
     monkeypatch.setenv("S2V_RETRY_SECONDS", "60")
     monkeypatch.setenv("S2V_WORK_DIR", str(tmp_path / "work"))
     load_settings.cache_clear()
@@ -109,7 +109,7 @@ def ready(
 
 @pytest.fixture
 def rendered(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The clips that were rendered, each time that one was."""
+    """The index of each clip that is rendered, once per render."""
     clips: list[int] = []
     render = Renderer.render
 
@@ -122,7 +122,7 @@ def rendered(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def after_frames(monkeypatch: pytest.MonkeyPatch, clip_index: int, do: Callable[[], None]) -> None:
-    """Do something when the frames of a clip are made and it is not stored yet."""
+    """Run `do` when the frames of a clip are rendered and not stored yet."""
     facts = Renderer.clip_facts
     clips = iter(range(10))
 
@@ -135,7 +135,7 @@ def after_frames(monkeypatch: pytest.MonkeyPatch, clip_index: int, do: Callable[
 
 
 def at_try(monkeypatch: pytest.MonkeyPatch, number: int, do: Callable[[], None]) -> None:
-    """Do something when the calls of a step have waited so often for a service."""
+    """Run `do` when the calls of a step have waited this often for a service."""
     pause = outages._Retried._pause
 
     def then(target: Any, tries: int, began: float, error: UnavailableError) -> bool:
@@ -155,9 +155,9 @@ def test_a_finished_clip_waits_for_a_service_that_is_away(
     monkeypatch: pytest.MonkeyPatch,
     service: str,
 ) -> None:
-    """Stopped when the frames of the second of three clips are made: it is stored and recorded when the server is back.
+    """A clip that is finished during an outage is stored and recorded when the server is back.
 
-    Each clip is rendered once, in one attempt, and the attempt counts the GPU that it held while it waited.
+    Each clip is rendered once, in one attempt, and the wait counts in the GPU-seconds of the attempt.
     """
     after_frames(monkeypatch, 1, servers[service].stop)
     at_try(monkeypatch, 3, servers[service].start)
@@ -178,7 +178,7 @@ def test_a_finished_clip_waits_for_a_service_that_is_away(
 def test_a_step_begins_and_ends_while_a_service_is_away(
     ready: Run, servers: dict[str, Server], found: Found, monkeypatch: pytest.MonkeyPatch, service: str
 ) -> None:
-    """Whatever a step asks of a service first, it waits for the answer."""
+    """The first call of a step waits for the end of an outage."""
     servers[service].stop()
     at_try(monkeypatch, 2, servers[service].start)
     assert ready("render_clip", 0)["reused"] is False
@@ -193,7 +193,7 @@ def test_a_clip_that_waited_in_vain_is_stored_by_the_next_attempt(
     found: Found,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The time to wait is over: the attempt ends with 75, interrupted, not failed; the clip lies on the disk."""
+    """After the time limit the attempt is interrupted with code 75, and the clip stays on disk for the next one."""
     monkeypatch.setenv("S2V_RETRY_SECONDS", "0")
     load_settings.cache_clear()
     after_frames(monkeypatch, 0, servers["S3"].stop)
@@ -213,7 +213,7 @@ def test_a_clip_that_waited_in_vain_is_stored_by_the_next_attempt(
 def test_a_process_that_is_asked_to_end_keeps_its_clip(
     ready: Run, servers: dict[str, Server], rendered: list[int], found: Found, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """SIGTERM while a clip waits for S3: a few more tries, then the clip stays on the disk for the next attempt."""
+    """After SIGTERM in a wait for S3, a few tries follow; then the clip stays on disk for the next attempt."""
     monkeypatch.setattr(outages, "LAST_SECONDS", 0.2)
     after_frames(monkeypatch, 0, servers["S3"].stop)
     with monkeypatch.context() as patch:
@@ -235,7 +235,7 @@ def test_a_cancel_ends_the_wait(
     found: Found,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A person who cancels does not wait for S3; the finished clip is there when the job is started again."""
+    """A cancel ends a wait for S3, and the finished clip is stored by the next start of the job."""
     monkeypatch.setattr(cancellation, "POLL_SECONDS", 0.05)
     monkeypatch.setattr(cancellation, "UNWIND_SECONDS", 60.0)
     after_frames(monkeypatch, 0, servers["S3"].stop)

@@ -1,4 +1,4 @@
-"""The system behind PgBouncer, which gives each session or each transaction a connection of its pool."""
+"""Check the system with PgBouncer, in pool modes session and transaction."""
 
 import os
 import pwd
@@ -38,7 +38,7 @@ Render = Callable[..., list[bool]]
 
 
 class Pooler:
-    """A PgBouncer in front of one server; `pool_size` connections for each database."""
+    """A PgBouncer in front of one server, with `pool_size` connections for each database."""
 
     def __init__(self, server: PostgresServer, folder: Path, mode: str, pool_size: int = 4) -> None:
         self.mode, self._folder, self._port = mode, folder, free_ports(1)[0]
@@ -120,7 +120,7 @@ def database(postgres_server: PostgresServer) -> Iterator[str]:
 
 @pytest.fixture
 def postgres_url(pooler: Pooler, database: str) -> str:
-    """The database that the fixtures of this folder use: through the pooler, migrated by the command."""
+    """The database that the fixtures of this folder use, through the pooler and migrated by the command."""
     url = pooler.url(database)
     done = s2v(url, "db", "upgrade")
     assert done.returncode == 0, done.stderr
@@ -141,7 +141,7 @@ def s2v(url: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
 def test_a_job_runs_from_its_request_to_its_video(
     render: Render, assemble: Callable[[], None], found: Callable[[], Job], metadata: MetadataStore
 ) -> None:
-    """Each step works through the pooler, also when it runs again; six threads may look the job up at once."""
+    """Each step works through the pooler, also if it runs again, and six threads can read the job at once."""
     assert render() == [False, False]
     assemble()
     assert render() == [True, True]
@@ -157,7 +157,7 @@ def test_a_job_runs_from_its_request_to_its_video(
 def test_nothing_of_a_session_is_left_to_the_next_client(
     postgres_server: PostgresServer, folder_for_all: Path, database: str
 ) -> None:
-    """With one connection for all, another client finds no setting, prepared statement or lock of ours on it."""
+    """With one shared connection, another client finds no setting, prepared statement or lock of this one."""
     with Pooler(postgres_server, folder_for_all, "transaction", pool_size=1) as pooler:
         names = ("statement_timeout", "idle_in_transaction_session_timeout", "timezone", "search_path")
         look = "SELECT " + ", ".join(f"current_setting('{name}')" for name in names) + ", pg_backend_pid()"
@@ -180,7 +180,7 @@ def test_nothing_of_a_session_is_left_to_the_next_client(
 
 
 def test_one_sweep_at_a_time_however_long_it_takes(pooler: Pooler, postgres_url: str, database: str) -> None:
-    """The lock outlives the time after which the server ends an idle transaction, and is free afterwards."""
+    """The lock of a sweep outlives the idle limit of the server and is released afterwards."""
     first, second = create_engine(postgres_url), create_engine(postgres_url)
     with psycopg.connect(pooler.url(database), autocommit=True) as connection:
         connection.execute(f"ALTER DATABASE {database} SET idle_in_transaction_session_timeout = '100ms'")
@@ -203,7 +203,7 @@ def test_one_sweep_at_a_time_however_long_it_takes(pooler: Pooler, postgres_url:
 
 
 def test_tables_land_in_the_schema_of_the_url(pooler: Pooler, postgres_server: PostgresServer, database: str) -> None:
-    """A search_path needs no start-up parameter, which PgBouncer would refuse."""
+    """A search_path in the URL works without a startup parameter, which PgBouncer would refuse."""
     with psycopg.connect(postgres_server.url(database), autocommit=True) as connection:
         connection.execute("CREATE SCHEMA mine")
     url = pooler.url(database) + "?pgbouncer=true&options=-c%20search_path%3Dmine"
@@ -223,7 +223,7 @@ def test_tables_land_in_the_schema_of_the_url(pooler: Pooler, postgres_server: P
 def test_what_the_pooler_refuses_is_a_configuration_error(
     pooler: Pooler, database: str, password: str | None, options: str
 ) -> None:
-    """A wrong database, password or start-up parameter is told with its remedy, without user and password."""
+    """A wrong database, password or startup parameter has a message with its remedy, without user and password."""
     engine = create_engine(pooler.url(database, password=password) + options)
     with pytest.raises(ConfigurationError, match="refuses the connection") as caught:
         MetadataStore(engine).jobs.recent()

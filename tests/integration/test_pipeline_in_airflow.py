@@ -1,4 +1,4 @@
-"""The whole DAG on the embedded services: a good job, an interrupted one, and bad ones."""
+"""Check the whole DAG on the embedded services, with good, interrupted and bad jobs."""
 
 import json
 import shutil
@@ -43,7 +43,7 @@ def store(stack: Settings) -> ObjectStore:
 
 @pytest.fixture(scope="session")
 def whole_video(stack_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The video of an uninterrupted job `whole`."""
+    """The video of the uninterrupted job `whole`."""
     out_dir = tmp_path_factory.mktemp("out")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("S2V_HOME", str(stack_home))
@@ -60,7 +60,7 @@ def found(metadata: MetadataStore, job_id: str) -> Job:
 def test_the_dag_makes_a_validated_video(
     whole_video: Path, stack: Settings, store: ObjectStore, metadata: MetadataStore
 ) -> None:
-    """From S3 to S3: the published video is the delivered one, as long as planned, and on record."""
+    """The published video equals the delivered one, has its planned length, and is in the metadata store."""
     job = found(metadata, "whole")
     result = json.loads(store.get_bytes(JobLayout("whole").result))
     assert (job.status, job.reason, job.num_clip, job.num_frames) == ("succeeded", None, 2, 32)
@@ -79,7 +79,7 @@ def test_the_dag_makes_a_validated_video(
 def test_a_job_id_that_another_demo_has_is_refused(
     whole_video: Path, stack_home: Path, metadata: MetadataStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before anything runs, or, where the other one came first by a moment, instead of showing the other's video."""
+    """The id is refused before anything runs, or after the run if the other job was first by a moment."""
     before = found(metadata, "whole")
     with pytest.raises(JobTakenError, match="other values of base_seed"):
         run_demo(stack_home, DemoInputs(), FIELDS | {"base_seed": 8}, out_dir=tmp_path, job_id="whole")
@@ -102,7 +102,7 @@ def test_a_job_id_that_another_demo_has_is_refused(
 def test_an_interrupted_job_goes_on_where_it_was(
     whole_video: Path, stack_home: Path, metadata: MetadataStore, tmp_path: Path
 ) -> None:
-    """SIGKILL of the demo while clip 1 renders ends all its processes; the next run reuses clip 0: the same bytes."""
+    """SIGKILL of the demo in clip 1 ends all its processes; the next run reuses clip 0 and gives the same bytes."""
     fields = [f"--{name.replace('_', '-')}={value}" for name, value in FIELDS.items()]
     command = [sys.executable, "-m", "s2v_tasks.cli", "demo", "--job-id", "interrupted", "--out", str(tmp_path)]
     with (tmp_path / "log").open("wb") as log:
@@ -121,7 +121,7 @@ def test_an_interrupted_job_goes_on_where_it_was(
 def test_an_old_success_is_not_that_of_a_run_that_never_began(
     whole_video: Path, stack_home: Path, stack: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A DAG that cannot be loaded fails the demo, although a job of that name succeeded before."""
+    """A DAG that cannot be loaded fails the demo, although an earlier job of that name has succeeded."""
     config = shutil.copytree(config_dir(stack), tmp_path / "config", ignore=shutil.ignore_patterns("pods"))
     monkeypatch.setenv("S2V_CONFIG_DIR", str(config))
     monkeypatch.setenv("S2V_EXECUTION", "kubernetes")  # whose templates are not there
@@ -135,7 +135,7 @@ def clip_is_rendering(metadata: MetadataStore, job_id: str, clip_index: int) -> 
 
 
 def renderers(job_id: str) -> list[int]:
-    """Processes that render for a job."""
+    """Return the processes that render for a job."""
     pids = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -148,16 +148,16 @@ def renderers(job_id: str) -> list[int]:
 
 
 def wait_until(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
-    """Until the condition holds; fails when the process ends before."""
+    """Wait until the condition holds; fail if the process ends before."""
     while not condition():
         assert process.poll() is None
         time.sleep(0.05)
 
 
-def test_speech_that_is_none_fails_the_run_once(
+def test_bad_speech_fails_the_run_once(
     stack_home: Path, stack: Settings, store: ObjectStore, metadata: MetadataStore, tmp_path: Path
 ) -> None:
-    """Bad input ends the DAG with exit code 65 and one sentence on record, without a retry and without a video."""
+    """Bad input ends the DAG with exit code 65 and a reason of one sentence, without a retry and without a video."""
     speech = tmp_path / "my speech.wav"
     speech.write_text("This is text.")
     inputs = DemoInputs(audio=speech)
@@ -180,10 +180,10 @@ def test_speech_that_is_none_fails_the_run_once(
         ("odd-size", {"size": "100*100"}, "multiples of 32"),
     ],
 )
-def test_a_request_that_the_form_refuses_is_on_record(
+def test_a_request_that_the_form_refuses_is_stored(
     stack_home: Path, metadata: MetadataStore, tmp_path: Path, name: str, fields: dict[str, Any], reason: str
 ) -> None:
-    """A bad field never starts a run: exit code 65, and the job is there with its reason."""
+    """A bad field starts no run: exit code 65, and the job has its reason."""
     request = FIELDS | fields
     assert run_demo(stack_home, DemoInputs(), request, out_dir=tmp_path, job_id=name) == 65
     job = found(metadata, name)
@@ -191,8 +191,8 @@ def test_a_request_that_the_form_refuses_is_on_record(
     assert reason in (job.reason or "")
 
 
-def test_a_job_id_that_is_none_is_refused_at_once(tmp_path: Path) -> None:
-    """A malformed job id cannot be on record: it is refused before anything starts."""
+def test_a_malformed_job_id_is_refused_at_once(tmp_path: Path) -> None:
+    """A malformed job id is refused before anything starts, and no job is stored."""
     with pytest.raises(PermanentError, match="job id 'A B'"):
         run_demo(tmp_path / "home", DemoInputs(), {}, out_dir=tmp_path, job_id="A B")
     assert list(tmp_path.iterdir()) == []
@@ -236,7 +236,7 @@ def test_inputs_that_cannot_be_used_end_the_first_step(
     name: str,
     make: Callable[[Path], None] | None,
 ) -> None:
-    """One sentence that names the fault, exit code 65, and the same sentence as the reason of the failed job."""
+    """The first step ends with exit code 65 and a sentence that is also the reason of the job."""
     request = {
         "image_uri": "s3://s2v/samples/portrait.jpg",
         "audio_uri": "s3://s2v/samples/speech.mp3",

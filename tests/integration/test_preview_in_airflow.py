@@ -1,4 +1,4 @@
-"""A preview with an adapter, and its rerun in full quality, through the DAG."""
+"""Check a preview with an adapter, and its rerun in full quality, through the DAG."""
 
 import hashlib
 import json
@@ -53,7 +53,7 @@ def adapter(stack: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def request_of_rerun(monkeypatch: pytest.MonkeyPatch, *options: str) -> Request:
-    """Return the request that `s2v rerun` hands to Airflow."""
+    """Return the request that `s2v rerun` submits to Airflow."""
     handed: list[Request] = []
 
     def hand_in(_job_id: str, request: Request, _options: object) -> int:
@@ -71,7 +71,7 @@ def request_of_rerun(monkeypatch: pytest.MonkeyPatch, *options: str) -> Request:
 def test_a_preview_with_an_adapter_becomes_the_whole_video(
     stack_home: Path, stack: Settings, adapter: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The preview takes the adapter's steps; the rerun has the same clips and seeds, all steps, and no adapter."""
+    """The preview has the adapter's steps; the rerun has the same clips and seeds, all steps, and no adapter."""
     assert run_demo(stack_home, DemoInputs(), FIELDS, out_dir=tmp_path, job_id=PREVIEW) == 0
     again = request_of_rerun(monkeypatch, "--preset", "high").model_dump(mode="json")
     assert run_demo(stack_home, DemoInputs(), again, out_dir=tmp_path, job_id=VIDEO) == 0

@@ -1,4 +1,4 @@
-"""Clips are measured once they are durable; with `quality: gate` a bad one is rendered again before the next starts."""
+"""Check the measurement of stored clips, and `quality: gate`, which renders a bad clip again before the next."""
 
 import importlib
 import json
@@ -40,7 +40,7 @@ pytestmark = pytest.mark.usefixtures("findable_face")
 def test_a_report_has_the_measures_of_each_clip(
     run: Run, store: ObjectStore, settings: Settings, assemble: Assemble, found: Found, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The numbers are in quality.json, PostgreSQL, events, report and sidecar; clips are measured once."""
+    """The measures are in quality.json, PostgreSQL, events, report and sidecar, and are taken once per clip."""
     measured: list[int] = []
     take = ClipMeasurer.take
 
@@ -79,7 +79,7 @@ def test_a_report_has_the_measures_of_each_clip(
 
 
 def test_without_quality_nothing_is_measured(run: Run, store: ObjectStore, assemble: Assemble, found: Found) -> None:
-    """`quality: off` leaves no trace."""
+    """With `quality: off` nothing is measured or stored."""
     prepare(run, quality="off")
     for index in range(2):
         run("render_clip", index)
@@ -92,7 +92,7 @@ def test_without_quality_nothing_is_measured(run: Run, store: ObjectStore, assem
 def test_a_failure_to_measure_loses_no_clip(
     run: Run, store: ObjectStore, assemble: Assemble, found: Found, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The reason is an event and a sentence of the report; the next start measures the clip."""
+    """The reason is in an event and in the report, and the next start measures the clip."""
 
     def missing(_finder: FaceFinder) -> None:
         raise ConfigurationError("face_landmark.tflite is missing.")
@@ -117,7 +117,7 @@ def test_a_failure_to_measure_loses_no_clip(
 def test_a_bad_clip_is_rendered_again_before_the_next_one(
     run: Run, store: ObjectStore, assemble: Assemble, found: Found, spoil: Spoil, metadata: MetadataStore
 ) -> None:
-    """Clip 1 has one retake, clip 2 continues it, and the cost of the first take is wasted."""
+    """Clip 1 has one retake, clip 2 continues the retake, and the cost of the first take is wasted."""
     prepare(run, **GATE)
     drawn = spoil(PLANNED[1])
     for index in range(3):
@@ -155,7 +155,7 @@ def run_job(job_id: str, step: str, clip_index: int | None = None, **arguments: 
 def test_the_video_is_that_of_an_unspoiled_job_with_the_seed_of_the_retake(
     run: Run, store: ObjectStore, assemble: Assemble, spoil: Spoil, request_json: Callable[..., str]
 ) -> None:
-    """A job whose clip 1 has the seed of the retake from the start has the same video, to the byte."""
+    """The video equals that of a job whose clip 1 has the seed of the retake from the start, byte for byte."""
 
     def rerun(job_id: str, parent: str, from_clip: int, base_seed: int, num_rendered: int) -> None:
         fields = {"parent_job_id": parent, "from_clip": from_clip, "base_seed": base_seed, "num_clip": 3}
@@ -181,7 +181,7 @@ def test_the_video_is_that_of_an_unspoiled_job_with_the_seed_of_the_retake(
 def test_a_rerun_continues_the_kept_take(
     run: Run, store: ObjectStore, metadata: MetadataStore, spoil: Spoil, request_json: Callable[..., str]
 ) -> None:
-    """The inherited clip is the retake, with its record; a clip whose takes are not decided is not inherited."""
+    """A rerun inherits the retake with its record; a clip whose takes are undecided is not inherited."""
     prepare(run, **GATE)
     spoil(PLANNED[1])
     run("render_clip", 0, count=2)
@@ -217,7 +217,7 @@ def test_a_rerun_continues_the_kept_take(
 
 @pytest.mark.usefixtures("one_limit")
 def test_a_budget_ends_the_retakes(run: Run, store: ObjectStore, spoil: Spoil) -> None:
-    """With a limit that the job has used up, the first take stays, and the job goes on."""
+    """If the job has used its limit, the first take stays and the job continues."""
     prepare(run, **GATE, max_gpu_seconds=12)
     drawn = spoil(PLANNED[1])
     assert run("render_clip", 0, count=3)["count"] == 3

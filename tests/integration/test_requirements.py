@@ -21,12 +21,12 @@ from tests.integration.conftest import Run
 
 
 def test_a_complete_installation_passes(settings: Settings, store: ObjectStore) -> None:
-    """Buckets, tools, configuration and snapshot are there."""
+    """An installation with buckets, tools, configuration and snapshot passes."""
     check_requirements(settings, store)
 
 
 def test_everything_that_is_missing_is_named_at_once_with_its_remedy(settings: Settings, tmp_path: Path) -> None:
-    """No snapshot, no output bucket and an unknown GPU: one error with a sentence for each."""
+    """One error has a sentence each for a missing snapshot, a missing bucket and an unknown GPU."""
     missing = {"snapshot_path": tmp_path, "output_uri": "s3://no-such-bucket/videos", "gpu": "abacus"}
     poor = settings.model_copy(update=missing)
     with pytest.raises(ConfigurationError) as caught:
@@ -40,7 +40,7 @@ def test_everything_that_is_missing_is_named_at_once_with_its_remedy(settings: S
 def test_a_store_that_is_away_is_waited_for(
     settings: Settings, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first page of a listing comes when it is read: that, too, is repeated while S3 is away."""
+    """A listing, whose first page is read later, is repeated during an outage, too."""
     listing, asked = ObjectStore.listing, []
 
     def away_first(asked_store: ObjectStore, prefix: str) -> Iterator[ListedObject]:
@@ -56,12 +56,12 @@ def test_a_store_that_is_away_is_waited_for(
 
 
 def test_a_worker_that_renders_in_pods_needs_no_snapshot(settings: Settings, store: ObjectStore) -> None:
-    """The weights are on a volume of the pods."""
+    """Without local rendering, a worker passes without a snapshot."""
     check_requirements(settings.model_copy(update={"snapshot_path": None, "execution": "kubernetes"}), store)
 
 
-def test_check_passes_where_all_is_there(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
-    """`s2v check` says so in one line."""
+def test_check_passes_for_a_complete_installation(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+    """`s2v check` prints one line."""
     check()
     assert capsys.readouterr().out == "all requirements are met\n"
 
@@ -69,7 +69,7 @@ def test_check_passes_where_all_is_there(settings: Settings, capsys: pytest.Capt
 def test_check_finds_an_old_schema_other_weights_and_a_missing_gpu_at_once(
     settings: Settings, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The plan would be that of the 14B model, the video that of the tiny one: each fault has its own sentence."""
+    """Each fault has its own sentence, also weights of the tiny model where the plan is for the 14B model."""
     migrate.downgrade(postgres_url, "-1")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     for name, value in {"MODEL": "wan2.2-s2v-14b", "DEVICE": "cuda"}.items():
@@ -86,7 +86,7 @@ def test_check_finds_an_old_schema_other_weights_and_a_missing_gpu_at_once(
 def test_check_asks_no_gpu_of_a_machine_that_renders_in_pods(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """GPUs and weights are those of the pods."""
+    """A machine that renders in pods needs neither GPU nor weights."""
     for name, value in {"EXECUTION": "kubernetes", "DEVICE": "cuda", "SNAPSHOT_PATH": ""}.items():
         monkeypatch.setenv(f"S2V_{name}", value)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
@@ -109,7 +109,7 @@ def test_check_asks_no_gpu_of_a_machine_that_renders_in_pods(
 def test_each_dimension_of_the_model_is_compared(
     settings: Settings, store: ObjectStore, tmp_path: Path, field: str, value: object
 ) -> None:
-    """Weights that differ from the model in one number only are other weights."""
+    """Weights that differ from the model in one dimension are refused."""
     assert settings.snapshot_path is not None
     other = tmp_path / "other"
     shutil.copytree(settings.snapshot_path, other)
@@ -123,7 +123,7 @@ def test_each_dimension_of_the_model_is_compared(
 def test_a_step_refuses_weights_of_another_model_than_the_plan_is_for(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Settings, step: str
 ) -> None:
-    """A pod may have other weights than the worker that made the plan: nothing is computed with them."""
+    """A pod whose weights differ from the plan's model refuses the step before computing."""
     run("stage_inputs")
     run("plan_clips")
     if step == "render_clip":

@@ -1,4 +1,4 @@
-"""A rerun: a new job that takes over clips of an earlier one and renders the rest with other words."""
+"""Check a rerun: a new job that inherits clips of an earlier one and renders the rest with changes."""
 
 import importlib
 import json
@@ -45,7 +45,7 @@ def run(job_id: str, step: str, clip_index: int | None = None, **arguments: Any)
 
 
 def stage(store: ObjectStore, job_id: str, **fields: Any) -> list[dict[str, Any]]:
-    """Stage and plan; the turns of the plan."""
+    """Stage and plan a job; return the clips of its plan."""
     uris = {"image_uri": store.uri("portrait.jpg"), "audio_uri": store.uri("speech.mp3")}
     run(job_id, "stage_inputs", request_json=json.dumps(uris | REQUEST | fields))
     turns: list[dict[str, Any]] = run(job_id, "plan_clips")["clips"]
@@ -53,7 +53,7 @@ def stage(store: ObjectStore, job_id: str, **fields: Any) -> list[dict[str, Any]
 
 
 def make(store: ObjectStore, job_id: str, num_clip: int | None = None, **fields: Any) -> None:
-    """The whole road, or up to its first `num_clip` turns."""
+    """Run a job to its end, or up to its first `num_clip` render tasks."""
     turns = stage(store, job_id, **fields)
     run(job_id, "encode_conditions")
     for turn in turns[:num_clip]:
@@ -70,7 +70,7 @@ def found(metadata: MetadataStore, job_id: str) -> Job:
 
 
 def objects(store: ObjectStore, job_id: str) -> dict[str, str | None]:
-    """Keys and checksums of what lies under a job."""
+    """Return keys and checksums of the objects of a job."""
     artifacts = ArtifactStore(store)
     layout = JobLayout(job_id)
     checksums: dict[str, str | None] = {}
@@ -84,7 +84,7 @@ def objects(store: ObjectStore, job_id: str) -> dict[str, str | None]:
 def test_clips_before_the_change_are_reused_and_cost_nothing(
     store: ObjectStore, metadata: MetadataStore, tmp_path: Path
 ) -> None:
-    """Clips 0 and 1 are the parent's to the byte, without an attempt; 2 and 3 are new; the parent stays what it was."""
+    """Clips 0 and 1 equal the parent's and have no attempt; clips 2 and 3 are rendered; the parent does not change."""
     make(store, PARENT)
     before, parent = objects(store, PARENT), JobLayout(PARENT)
     store.delete("portrait.jpg")  # the staged inputs of the parent are enough
@@ -115,10 +115,10 @@ def test_clips_before_the_change_are_reused_and_cost_nothing(
     assert {path.suffix for path in folder.iterdir()} == {".mp4", ".json", ".jpg"}
 
 
-def test_only_the_clips_that_are_rendered_have_a_turn(store: ObjectStore, metadata: MetadataStore) -> None:
-    """The first turn continues a clip that is there; planning again changes nothing; a rerun of a rerun is possible.
+def test_only_changed_clips_are_rendered(store: ObjectStore, metadata: MetadataStore) -> None:
+    """The first rendered clip continues an inherited one; a new plan is equal; a rerun may have a rerun.
 
-    Conditions of the same words and speech are the parent's, at no cost.
+    Conditions of the same prompt and speech are inherited, too.
     """
     make(store, PARENT, num_clip=1)
     turns = stage(store, CHILD, base_seed=5, parent_job_id=PARENT, from_clip=1)
@@ -167,7 +167,7 @@ MAY_CHANGE = {
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_what_a_rerun_may_change(store: ObjectStore, settings: Settings, name: str) -> None:
-    """A rerun may change the sampling and fields that no clip depends on, and nothing else."""
+    """A rerun may change the sampling and fields on which no clip depends, and nothing else."""
     assert {*CHANGES, "parent_job_id", "from_clip"} == set(Request.model_fields)
     base = {"image_uri": "s3://bucket/a.png", "audio_uri": "s3://bucket/a.wav", "prompt": "A person speaks."}
     if name in ("min_chain_seconds", "max_chain_seconds", "transition"):
@@ -184,7 +184,7 @@ def test_what_a_rerun_may_change(store: ObjectStore, settings: Settings, name: s
 
 
 def test_a_rerun_that_cannot_be_is_refused(store: ObjectStore) -> None:
-    """The sentence names what is missing or may not change, and what to do instead."""
+    """The message names the missing clip or the field that may not change, and the remedy."""
     stage(store, PARENT)
     for fields, words in REFUSED:
         with pytest.raises(PermanentError, match=words):
@@ -194,7 +194,7 @@ def test_a_rerun_that_cannot_be_is_refused(store: ObjectStore) -> None:
 def test_only_clips_of_what_the_parent_is_now_are_reused(
     store: ObjectStore, metadata: MetadataStore, tmp_path: Path
 ) -> None:
-    """Clips that are left from a start with other words, seeds, sizes or pictures are refused, until those return."""
+    """Clips of an earlier start with another prompt, seed, size or picture are refused until those return."""
     make(store, PARENT, num_clip=1)
     Image.open(SAMPLES / "portrait.jpg").rotate(180).save(tmp_path / "turned.png")
     store.upload(tmp_path / "turned.png", "turned.png", "image/png")
@@ -215,7 +215,7 @@ def test_only_clips_of_what_the_parent_is_now_are_reused(
 
 
 def test_a_parent_that_was_not_planned_again_is_refused(store: ObjectStore, metadata: MetadataStore) -> None:
-    """A start with another request takes back the plan of the one before, so that none stands for the other."""
+    """A start with another request withdraws the earlier plan, so that a rerun does not use it."""
     stage(store, PARENT)
     uris = {"image_uri": store.uri("portrait.jpg"), "audio_uri": store.uri("speech.mp3")}
     metadata.jobs.fail(PARENT, "A person gave it up.")
@@ -224,8 +224,8 @@ def test_a_parent_that_was_not_planned_again_is_refused(store: ObjectStore, meta
         stage(store, CHILD, parent_job_id=PARENT, from_clip=0, sample_steps=3)
 
 
-def test_a_rerun_that_renders_nothing_new_is_not_handed_in(store: ObjectStore, metadata: MetadataStore) -> None:
-    """A clip that the plan has not, or no change, is refused before a job exists; each real change is handed in."""
+def test_a_rerun_without_a_change_is_not_submitted(store: ObjectStore, metadata: MetadataStore) -> None:
+    """A clip beyond the plan, or no change, is refused before a job exists; each real change is submitted."""
     stage(store, PARENT, base_seed=-1)
     plan = Plan.model_validate_json(store.get_bytes(JobLayout(PARENT).plan))
     with pytest.raises(PermanentError, match="from_clip 4: expected 0 to 3, the clips of job first-take"):
@@ -248,10 +248,10 @@ def test_a_rerun_that_renders_nothing_new_is_not_handed_in(store: ObjectStore, m
         rerun(parent=PARENT, via="drop")
 
 
-def test_clips_that_a_job_has_inherited_may_be_made_from_its_own_words(
+def test_inherited_clips_may_be_rendered_with_the_fields_of_the_job(
     store: ObjectStore, metadata: MetadataStore
 ) -> None:
-    """From a clip on that comes from an earlier job still, a rerun without a change is one; behind them it is none."""
+    """A rerun without changes is accepted from an inherited clip on, and refused from a clip of the job itself."""
     make(store, PARENT, num_clip=2)
     stage(store, CHILD, prompt="Other words.", parent_job_id=PARENT, from_clip=2)
     with pytest.raises(PermanentError, match="Nothing is changed"):
@@ -261,7 +261,7 @@ def test_clips_that_a_job_has_inherited_may_be_made_from_its_own_words(
 
 
 def test_a_preview_becomes_the_video_itself(store: ObjectStore) -> None:
-    """`s2v rerun --preset high` keeps clips, frames and seeds of a preview; only the sampling is that of the preset."""
+    """`s2v rerun --preset high` keeps clips, frames and seeds of a preview; the sampling is that of the preset."""
     make(store, PARENT, preset="preview", sample_steps=1)
     with pytest.raises(typer.Exit):
         rerun(parent=PARENT, preset="high", sample_steps=2, job_id=CHILD, via="drop", as_json=True)
@@ -289,7 +289,7 @@ def test_a_preview_becomes_the_video_itself(store: ObjectStore) -> None:
 
 
 def test_a_job_without_result_is_not_fetched(tmp_path: Path) -> None:
-    """Nothing is left in the folder."""
+    """Fetching a job without result leaves no file in the folder."""
     with pytest.raises(PermanentError, match="has no result"):
         fetch("never-heard-of", to=tmp_path / "out")
     assert not (tmp_path / "out").exists()

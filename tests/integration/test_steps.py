@@ -1,4 +1,4 @@
-"""The steps one by one, in this process, against real PostgreSQL and S3 with the tiny snapshot."""
+"""Check the steps one by one, in this process, with PostgreSQL, S3 and the tiny snapshot."""
 
 import importlib
 import json
@@ -38,7 +38,7 @@ GiveUp = Callable[[], None]
 def test_running_everything_twice_changes_nothing(
     store: ObjectStore, render: Render, assemble: Assemble, found: Found
 ) -> None:
-    """A finished job that runs again reuses each artifact, and its result stays the same to the byte."""
+    """Each step of a finished job reuses its artifacts, and the result stays the same, byte for byte."""
     assert render() == [False, False]
     assemble()
     before = {artifact.key: artifact.sha256 for artifact in found().artifacts}
@@ -53,7 +53,7 @@ def test_running_everything_twice_changes_nothing(
 
 
 def test_inputs_may_have_any_name(run: Run, store: ObjectStore, give_up: GiveUp) -> None:
-    """They are found, staged and planned for under names with blanks, umlauts, emoji and what URLs would escape."""
+    """Inputs with blanks, umlauts, emoji and characters that URLs escape are staged and planned."""
     names = {"image_uri": "Fotos für Anna/Über uns 🎬 (1)?.JPG", "audio_uri": "Rede #1 & 50 % + 'neu'.mp3"}
     for name, sample in zip(names.values(), ("portrait.jpg", "speech.mp3"), strict=True):
         store.upload(SAMPLES / sample, name, "application/octet-stream")
@@ -66,7 +66,7 @@ def test_inputs_may_have_any_name(run: Run, store: ObjectStore, give_up: GiveUp)
 
 
 def test_inputs_are_found_in_another_normal_form(run: Run, store: ObjectStore, give_up: GiveUp) -> None:
-    """Names that macOS uploaded in NFD, requested in NFC: staged, and not missed when they are gone later."""
+    """Objects with names in NFD are staged for names in NFC, and staged inputs suffice if they are deleted later."""
     names = {"image_uri": "Über uns é.jpg", "audio_uri": "Größe ガ.mp3"}
     for name, sample in zip(names.values(), ("portrait.jpg", "speech.mp3"), strict=True):
         store.upload(SAMPLES / sample, unicodedata.normalize("NFD", name), "application/octet-stream")
@@ -104,7 +104,7 @@ def test_a_request_is_strict_json(settings: Settings, text: str, words: str, fou
 def test_colours_that_may_be_wrong_are_a_warning_of_the_plan(
     run: Run, store: ObjectStore, settings: Settings, tmp_path: Path
 ) -> None:
-    """A picture with a damaged colour profile is used, and who planned the job, here or elsewhere, hears of it."""
+    """A picture with a damaged colour profile is used, and each plan of it has a warning."""
     with Image.open(SAMPLES / "portrait.jpg") as portrait:
         portrait.save(tmp_path / "photo.jpg", icc_profile=b"damaged")
     store.upload(tmp_path / "photo.jpg", "photo.jpg", "image/jpeg")
@@ -117,7 +117,7 @@ def test_colours_that_may_be_wrong_are_a_warning_of_the_plan(
 
 
 def test_a_job_goes_on_when_its_sources_are_gone(run: Run, store: ObjectStore, give_up: GiveUp) -> None:
-    """Staged inputs are enough for another start, unless they are damaged or the request or its files changed."""
+    """Staged inputs suffice for another start, unless they are damaged or the request or its files changed."""
     run("stage_inputs")
     store.delete("portrait.jpg")
     assert run("stage_inputs") == {"reused": True}
@@ -155,7 +155,7 @@ def test_a_failed_check_fails_the_job(
     render: Render,
     found: Found,
 ) -> None:
-    """The report is there for the person who looks; the job is failed with its sentence; nothing is published."""
+    """The report is stored, the job fails with its sentence, and nothing is published."""
     render()
     run("stitch")
     run("mux_audio")
@@ -179,7 +179,7 @@ def test_a_failed_check_fails_the_job(
 def test_a_finished_job_stays_finished_when_a_step_runs_again(
     run: Run, store: ObjectStore, render: Render, assemble: Assemble, found: Found
 ) -> None:
-    """A step that reuses everything leaves the job, its clips and its result as they are; closing it agrees."""
+    """A step that reuses everything changes neither job, clips nor result; closing the job succeeds."""
     render()
     assemble()
     before = found()
@@ -196,15 +196,15 @@ def unavailable(*_: Any, **__: Any) -> None:
 
 
 @pytest.mark.parametrize("prompt", ["a\0b", "\ud800"])
-def test_text_that_no_database_takes_is_refused_on_record(run: Run, prompt: str, found: Found) -> None:
-    """A prompt with characters that are none ends like any other bad input."""
+def test_text_that_postgresql_cannot_store_is_bad_input(run: Run, prompt: str, found: Found) -> None:
+    """A prompt with NUL or a lone surrogate fails the job like other bad input."""
     with pytest.raises(PermanentError, match="prompt"):
         run("stage_inputs", prompt=prompt)
     assert found().status == "failed"
 
 
 def test_a_plan_over_budget_ends_the_job_before_anything_is_spent(run: Run, store: ObjectStore, found: Found) -> None:
-    """The reason of the job has the numbers; no plan is left that a later step could follow."""
+    """The reason of the job has the numbers, and no plan is stored."""
     run("stage_inputs", max_gpu_seconds=0.001)
     with pytest.raises(
         PermanentError, match=r"over budget: .* expected at most 0\.001 \(max_gpu_seconds of the request"
@@ -213,10 +213,10 @@ def test_a_plan_over_budget_ends_the_job_before_anything_is_spent(run: Run, stor
     assert (found().status, store.exists(LAYOUT.plan)) == ("failed", False)
 
 
-def test_a_plan_that_was_not_put_on_record_is_made_again(
+def test_a_plan_that_was_not_recorded_is_made_again(
     run: Run, store: ObjectStore, monkeypatch: pytest.MonkeyPatch, found: Found, give_up: GiveUp
 ) -> None:
-    """A process that is lost between the plan and its record leaves neither believed: the next attempt does both."""
+    """If a process stops between storing and recording a plan, the next attempt does both."""
     run("stage_inputs")
     run("plan_clips")
     give_up()
@@ -231,7 +231,7 @@ def test_a_plan_that_was_not_put_on_record_is_made_again(
 
 
 def test_a_plan_says_which_clips_a_task_renders(run: Run, give_up: GiveUp) -> None:
-    """Clips that share a process are one turn: its first clip and their number, and the turn that it continues."""
+    """Clips that share a process are one item: its first clip, their number, and the item before it."""
     run("stage_inputs", num_clip=5, clips_per_pod=2)
     turns = run("plan_clips")["clips"]
     assert [(turn["clip_index"], turn["count"], turn["predecessor"]) for turn in turns] == [
@@ -245,8 +245,8 @@ def test_a_plan_says_which_clips_a_task_renders(run: Run, give_up: GiveUp) -> No
     assert run("plan_clips")["clips"][1]["label"] == "clip 2/2 frames 16..32"
 
 
-def test_what_is_heard_is_on_record_and_in_the_plan(run: Run, store: ObjectStore, tmp_path: Path) -> None:
-    """Staging notes the track, the mix and the pose's frames of a job; its plan warns of what is not obvious."""
+def test_the_used_sound_is_recorded_and_in_the_plan(run: Run, store: ObjectStore, tmp_path: Path) -> None:
+    """Staging records track, mix and pose frames of a job, and its plan warns of unusual ones."""
     noise = np.random.default_rng(7).integers(-9000, 9000, (3 * 16000, 1))
     noise = (noise * np.abs(np.sin(np.arange(len(noise)) * 2 * np.pi / 16000))[:, None] ** 2).astype(int)
     with wave.open(str(tmp_path / "a.wav"), "wb") as file:

@@ -1,4 +1,4 @@
-"""A process that is killed between two takes of a clip: the next one decides the same and renders nothing twice."""
+"""Check that a process that is killed between two takes of a clip is continued without a repeated render."""
 
 from collections.abc import Callable
 from typing import Any
@@ -23,11 +23,11 @@ pytestmark = pytest.mark.usefixtures("findable_face")
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL: no handler of errors sees it."""
+    """Takes the place of SIGKILL: no handler of errors catches it."""
 
 
 def before(owner: type, name: str, when: Callable[..., bool]) -> Callable[[pytest.MonkeyPatch], None]:
-    """Return a function that makes the first call of a method for which `when` is true end the process."""
+    """Return a function that ends the process at the first call of a method for which `when` is true."""
 
     def plant(patch: pytest.MonkeyPatch) -> None:
         method = getattr(owner, name)
@@ -47,7 +47,7 @@ def always(*_: Any, **__: Any) -> bool:
 
 
 def of_take(number: int) -> Callable[..., bool]:
-    """Return a condition on the arguments of a method that has a record or the number of a take."""
+    """Return a condition that is true for the record or the number of this take."""
 
     def matches(_self: Any, *arguments: Any, **_named: Any) -> bool:
         last = [len(value.takes) - 1 for value in arguments if isinstance(value, TakeRecord)]
@@ -57,7 +57,7 @@ def of_take(number: int) -> Callable[..., bool]:
 
 
 def stores(name: str, retake: bool) -> Callable[..., bool]:
-    """Return a condition: an object of this name is stored while there is a superseded take, or none."""
+    """Return a condition that is true if an object of this name is stored with or without a superseded take."""
 
     def matches(store: ObjectStore, *arguments: Any) -> bool:
         key = next(value for value in arguments if isinstance(value, str))
@@ -68,7 +68,7 @@ def stores(name: str, retake: bool) -> Callable[..., bool]:
 
 
 def loaded_once(load: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a loader that loads for its first call: all renders of a test have the same networks."""
+    """Return a loader that loads at its first call, so that all renders of a test share their networks."""
     loaded: list[Any] = []
 
     def load_once(*arguments: Any, **named: Any) -> Any:
@@ -104,7 +104,7 @@ KILLS = {
 def test_a_kill_between_two_takes_changes_neither_bytes_nor_takes(
     run: Run, store: ObjectStore, spoil: Spoil, found: Found, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Wherever the process is killed, the next one decides the same and renders nothing that is durable."""
+    """After a kill at any point, the next process decides the same and renders no stored take again."""
     monkeypatch.setattr(attempts, "_SILENT_SECONDS", 0.0)
     monkeypatch.setattr(renderer, "load_pipeline", loaded_once(renderer.load_pipeline))
     prepare(run, **GATE)
@@ -140,7 +140,7 @@ def test_the_best_of_bad_takes_becomes_the_clip_again(
     monkeypatch: pytest.MonkeyPatch,
     give_up: Callable[[], None],
 ) -> None:
-    """A kill while it is put back changes nothing; with `after_retakes: stop` the job fails with its findings."""
+    """A kill while the best take is restored changes nothing; `after_retakes: stop` fails the job."""
 
     def is_decided(*_: Any) -> bool:
         takes = TakeRecords(store, LAYOUT).read(1)

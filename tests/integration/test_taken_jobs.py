@@ -1,4 +1,4 @@
-"""A job id belongs to one request: by hand, through Airflow, by the demo."""
+"""Check that a job id belongs to one request, for steps by hand, Airflow and the demo."""
 
 import importlib
 import json
@@ -36,7 +36,7 @@ def close(run_id: str) -> dict[str, Any]:
 def test_another_request_leaves_a_job_as_it_is(
     run: Run, metadata: MetadataStore, store: ObjectStore, found: Found, outcome: str
 ) -> None:
-    """It is refused with the fields that differ; status, reason, request and artifacts stay; the refusal is noted."""
+    """Another request is refused with its different fields; the job does not change, and the refusal is an event."""
     run("stage_inputs")
     if outcome == "succeeded":
         metadata.jobs.succeed(JOB, "s3://out/x.mp4", "ab" * 32)
@@ -53,8 +53,8 @@ def test_another_request_leaves_a_job_as_it_is(
     run("stage_inputs")  # the same request again continues
 
 
-def test_what_is_no_request_leaves_a_running_job_as_it_is(run: Run, found: Found) -> None:
-    """A text that is not JSON, or a request with a bad field, is refused for its job id."""
+def test_a_malformed_request_leaves_a_running_job_as_it_is(run: Run, found: Found) -> None:
+    """Text that is not JSON, and a request with a bad field, are refused without a change of the job."""
     run("stage_inputs")
     for text in ("{", json.dumps({"size": "1*1"})):
         with pytest.raises(JobTakenError):
@@ -63,7 +63,7 @@ def test_what_is_no_request_leaves_a_running_job_as_it_is(run: Run, found: Found
 
 
 def test_a_failed_job_may_be_corrected(run: Run, metadata: MetadataStore, found: Found) -> None:
-    """So may one that was cancelled."""
+    """A failed or cancelled job may be started with another request."""
     run("stage_inputs")
     metadata.jobs.fail(JOB, "The prompt was wrong.")
     run("stage_inputs", prompt="Second.")
@@ -75,7 +75,7 @@ def test_a_failed_job_may_be_corrected(run: Run, metadata: MetadataStore, found:
 def test_a_run_that_was_refused_does_not_close_the_job(
     request_json: Callable[..., str], metadata: MetadataStore, found: Found
 ) -> None:
-    """Its last task says that it did not run, whatever becomes of the job; the job's own run closes it."""
+    """The last task of a refused run reports `not run`; the job's own run closes the job."""
     stage(request_json(), "first")
     with pytest.raises(JobTakenError):
         stage(request_json(num_clip=3), "second")
@@ -94,7 +94,7 @@ def test_a_run_that_was_refused_does_not_close_the_job(
 def test_clearing_a_run_goes_on_although_its_form_has_changed(
     run: Run, request_json: Callable[..., str], found: Found
 ) -> None:
-    """The run that a job has is its own, also after an upgrade that fills in other defaults."""
+    """The run of a job may start it again, also after an upgrade with other defaults in the form."""
     stage(request_json(), "own")
     stage(request_json(sample_steps=3), "own")
     assert (found().request or {})["sample_steps"] == 3
@@ -103,7 +103,7 @@ def test_clearing_a_run_goes_on_although_its_form_has_changed(
 
 
 def test_of_two_requests_at_once_one_has_the_job(settings: Settings, metadata: MetadataStore, found: Found) -> None:
-    """However they meet in the database, the second is refused."""
+    """The second of two concurrent requests is refused, in whatever order they reach the database."""
 
     def queue(prompt: str) -> str:
         try:

@@ -1,4 +1,4 @@
-"""The talking snapshot through the whole pipeline: the mouth of the published video follows its sound."""
+"""Check the talking snapshot in the whole pipeline: the mouth of the published video follows its speech."""
 
 import json
 from collections.abc import Callable
@@ -56,7 +56,7 @@ def published(
 
 
 def test_the_mouth_follows_the_sound(published: Published) -> None:
-    """The lag is at most one frame, no other speech fits as well, the face stays, and the seam is not seen."""
+    """The lag is at most one frame, other speech fits worse, the face stays, and the seam is not visible."""
     found = published()
     sync = found.lip_sync
     assert sync is not None

@@ -81,7 +81,7 @@ class Cluster:
 
     @property
     def hold_folder(self) -> Path:
-        """The folder through which tests hold renders."""
+        """Return the folder through which tests hold renders."""
         return self.config_dir.parent / "hold"
 
     def install(self, values: dict[str, str]) -> None:
@@ -110,13 +110,13 @@ class Cluster:
         self.core.patch_node_status(self._node, {"status": {"capacity": {"nvidia.com/gpu": None}}})
 
     def pods(self, job_id: str, **labels: str) -> list[Any]:
-        """The pods of a job that are there."""
+        """Return the pods of a job that exist."""
         wanted = {"s2v/job-id": job_id} | labels
         selector = ",".join(f"{name}={value}" for name, value in wanted.items())
         return list(self.core.list_namespaced_pod(NAMESPACE, label_selector=selector).items)
 
     def rendering(self, job_id: str, clip_index: int) -> Any | None:
-        """The pod that renders a clip, once its container runs."""
+        """Return the pod that renders a clip, once its container runs."""
         for pod in self.pods(job_id, **{"s2v/clip-index": str(clip_index)}):
             if pod.status.phase == "Running" and not pod.metadata.deletion_timestamp:
                 return pod
@@ -133,7 +133,7 @@ class Cluster:
         return str(node.metadata.name)
 
     def _write_kubeconfig_of_worker(self) -> None:
-        """Airflow talks to the cluster by a token of the account that the chart gives its workers."""
+        """Write the configuration by which Airflow uses a token of the account that the chart gives its workers."""
         request = client.AuthenticationV1TokenRequest(
             spec=client.V1TokenRequestSpec(audiences=[], expiration_seconds=_TOKEN_SECONDS)
         )
@@ -153,7 +153,7 @@ def _change(path: Path, change: Callable[[list[Any]], Any]) -> None:
 
 
 def _fit(template: dict[str, Any], home: Path, image: str) -> None:
-    """Give a template of `config/pods` what this node has: the image, its network, folders for claims, less memory."""
+    """Adapt a template of `config/pods` to this node: image, network, folders for claims, less memory."""
     spec, container = template["spec"], template["spec"]["containers"][0]
     spec["hostNetwork"] = True
     spec["volumes"] = [volume for volume in spec["volumes"] if "persistentVolumeClaim" not in volume]

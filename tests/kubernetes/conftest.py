@@ -1,4 +1,4 @@
-"""A real Kubernetes, a real Airflow beside it, and what the tests do to both."""
+"""A real Kubernetes, a real Airflow beside it, and functions by which tests control both."""
 
 import json
 import os
@@ -30,7 +30,7 @@ CLUSTER_SCRIPT = REPOSITORY.parent / "shared" / "kubernetes" / "cluster.sh"
 
 @pytest.fixture(scope="session")
 def kubeconfig() -> str:
-    """Path of the configuration of a cluster that is this machine: KUBECONFIG, else the script's."""
+    """The configuration of a cluster on this machine: KUBECONFIG, else that of the script."""
     if path := os.environ.get("KUBECONFIG"):
         return path
     if not CLUSTER_SCRIPT.is_file():
@@ -50,7 +50,7 @@ def kubeconfig() -> str:
 
 @pytest.fixture
 def apiserver(kubeconfig: str) -> int:
-    """The process of the API server, as the script that starts it has noted it beside its configuration."""
+    """The process of the API server, whose pid the script has written beside its configuration."""
     path = Path(kubeconfig).with_name("apiserver.pid")
     if not path.is_file():
         pytest.skip(f"{path} is not there: expected a cluster whose API server can be stopped")
@@ -59,7 +59,7 @@ def apiserver(kubeconfig: str) -> int:
 
 @pytest.fixture(scope="session")
 def home() -> Iterator[Path]:
-    """Home folder of running services that the account of the pods can read."""
+    """A home folder of running services that the account of the pods can read."""
     folder = Path(tempfile.mkdtemp(prefix="s2v-kubernetes-"))
     folder.chmod(0o755)
     yield folder
@@ -68,7 +68,7 @@ def home() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def config_dir(home: Path) -> Path:
-    """A copy of `config`, for a cluster that is fitted to this node."""
+    """A copy of `config` for a cluster that is adapted to this node."""
     folder = home / "config"
     shutil.copytree(REPOSITORY / "config", folder)
     return folder
@@ -76,7 +76,7 @@ def config_dir(home: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def engine_image(kubeconfig: str) -> str:
-    """Name of the engine image of this checkout, which the node has."""
+    """The name of the engine image of this checkout, which the node has."""
     if (version := Kubectl(kubeconfig).version()) < OLDEST_KUBECTL:
         pytest.skip(f"kubectl is {version}, but its kustomize must be that of {OLDEST_KUBECTL}: put it on PATH")
     missing = [name for name in ("buildah", "mmdebstrap", "ctr") if not shutil.which(name)]
@@ -120,7 +120,7 @@ def running(home: Path, config_dir: Path, kubeconfig: str, engine_image: str) ->
 
 
 def _values(home: Path) -> dict[str, str]:
-    """The settings of the running services."""
+    """Return the settings of the running services."""
     lines = (home / "stack.env").read_text().splitlines()
     return {line.partition("=")[0]: line.partition("=")[2].strip("'") for line in lines if "=" in line}
 
@@ -149,7 +149,7 @@ def stack(running: tuple[Airflow, Cluster], home: Path, monkeypatch: pytest.Monk
 
 @pytest.fixture
 def render_here(stack: Settings) -> Callable[..., None]:
-    """Runs all steps of a job one after another on this machine."""
+    """Runs all steps of a job one after the other on this machine."""
 
     def step(job_id: str, name: str, *arguments: str) -> Any:
         command = [sys.executable, "-m", "s2v_tasks.cli", name, "--job-id", job_id, *arguments]

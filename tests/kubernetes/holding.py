@@ -1,4 +1,4 @@
-"""Let a test meet a render at a solver step, on a machine of any speed."""
+"""Hold a render at a solver step until a test releases it, on a machine of any speed."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,21 +10,21 @@ from tests.kubernetes.serving import LONGEST_SECONDS, Airflow
 
 
 class Hold:
-    """Renders that wait behind a solver step until they are released: see hold/sitecustomize.py."""
+    """Renders that wait after a solver step until they are released: see hold/sitecustomize.py."""
 
     def __init__(self, airflow: Airflow, cluster: Cluster, job: Callable[[str], Job]) -> None:
         self._airflow, self._cluster, self._job = airflow, cluster, job
 
     def at(self, job_id: str, *clip_indices: int) -> None:
-        """Let these clips wait when they come to the step; called before they are started."""
+        """Let these clips wait at the step; call this before they are started."""
         for index in clip_indices:
             self._path(job_id, index, "reached").unlink(missing_ok=True)
             self._path(job_id, index, "hold").touch()
 
     def reached(self, run: str, job_id: str, clip_index: int, *, pod_of_clip: int | None = None) -> Any:
-        """Return the pod that renders the clip once it waits behind the step.
+        """Return the pod that renders the clip once the clip waits at the step.
 
-        pod_of_clip: the first clip of the pod, where that is another.
+        pod_of_clip: the first clip of the pod, if that is another.
         """
         labelled = clip_index if pod_of_clip is None else pod_of_clip
 
@@ -35,21 +35,21 @@ class Hold:
         return self._airflow.wait(pod, LONGEST_SECONDS)
 
     def worker_at(self, job_id: str, clip_index: int) -> None:
-        """Let the worker that makes the pod of this clip wait before it defers; called before it starts."""
+        """Let the worker that makes the pod of this clip wait before it defers; call this before it starts."""
         self._path(job_id, clip_index, "worker.hold").touch()
 
     def worker_reached(self, job_id: str, clip_index: int) -> Any:
-        """Return the pod that a worker has made and not yet left to the triggerer."""
+        """Return the pod that a worker has made before its deferral."""
         self._airflow.wait(self._path(job_id, clip_index, "worker.reached").exists, LONGEST_SECONDS)
         (pod,) = self._cluster.pods(job_id, **{"s2v/clip-index": str(clip_index)})
         return pod
 
     def release_worker(self, job_id: str, clip_index: int) -> None:
-        """Let the next worker go on."""
+        """Let the next worker continue."""
         self._path(job_id, clip_index, "worker.hold").unlink()
 
     def release(self, job_id: str, *clip_indices: int) -> None:
-        """Let these clips go on."""
+        """Let these clips continue."""
         for index in clip_indices:
             self._path(job_id, index, "hold").unlink()
 

@@ -1,4 +1,4 @@
-"""The embedded Airflow as the tests use it: its REST API, and the end of one of its processes."""
+"""The embedded Airflow as the tests use it: its REST API, and kills of its processes."""
 
 # ruff: noqa: S310 - the address is that of the server under test
 
@@ -23,7 +23,7 @@ LONG = {"sample_steps": 6}  # a clip that is held at its third step has some bef
 
 
 def small_request() -> dict[str, Any]:
-    """The request of the demo, three clips of it, as small as they can be."""
+    """Return the request of the demo with three clips of the smallest size."""
     return yaml.safe_load((CHECKOUT / "config/demo.yaml").read_text()) | SMALL
 
 
@@ -45,7 +45,7 @@ class Airflow:
             return json.load(answer)
 
     def kill(self, component: str) -> None:
-        """End a component and all that it has started, without a word."""
+        """Kill a component and all processes that it has started."""
         pids = [int((self.installation.folder / f"{component}.pid").read_text())]
         for pid in pids:
             for task in Path(f"/proc/{pid}/task").glob("*/children"):
@@ -56,11 +56,11 @@ class Airflow:
         self.wait(lambda: component not in self.installation.running() and not any(map(_runs, pids)), 30)
 
     def revive(self) -> None:
-        """Start what does not run any more."""
+        """Start each component that does not run."""
         self.installation.start(self.environment)
 
     def trigger(self, **fields: Any) -> str:
-        """Start a run; its path in the API."""
+        """Start a run; return its path in the API."""
         body = {"logical_date": None, "conf": small_request() | fields}
         run_id = self.call("/dags/speech_to_video/dagRuns", body)["dag_run_id"]
         return f"/dags/speech_to_video/dagRuns/{urllib.parse.quote(run_id)}"
@@ -70,16 +70,16 @@ class Airflow:
         self.call("/pools/gpu", {"name": "gpu", "slots": number, "include_deferred": True}, "PATCH")
 
     def ended(self, run: str) -> str | None:
-        """The state of a run that has ended."""
+        """Return the state of a run that has ended, else None."""
         state = str(self.call(run)["state"])
         return state if state in ENDED else None
 
     def outcome(self, run: str, seconds: float = LONGEST_SECONDS) -> str:
-        """The state of a run when it has ended."""
+        """Return the state of a run once it has ended."""
         return str(self.wait(lambda: self.ended(run), seconds))
 
     def wait(self, what: Callable[[], Any], seconds: float = 900, every: float = 0.5) -> Any:
-        """The first true value of `what`."""
+        """Return the first true value of `what`."""
         deadline = time.monotonic() + seconds
         while not (value := what()):
             assert time.monotonic() < deadline, f"still {value} after {seconds} s"
@@ -93,7 +93,7 @@ class Airflow:
         return next(t for t in self.tasks(run) if (t["task_id"], t["map_index"]) == (task_id, map_index))
 
     def log(self, run: str, task_id: str, map_index: int = -1) -> str:
-        """The log of all tries of a task."""
+        """Return the log of all tries of a task."""
         last = self.task(run, task_id, map_index)["try_number"]
         text = ""
         for number in range(1, last + 1):

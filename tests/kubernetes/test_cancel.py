@@ -1,4 +1,4 @@
-"""People end what runs in a pod: its GPU is free soon, and what is finished is kept."""
+"""Check the end of jobs whose clips render in pods."""
 
 import subprocess
 import sys
@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(5000, func_only=True)]
 def test_a_job_that_is_ended_frees_its_gpu_and_keeps_its_clips(
     airflow: Airflow, cluster: Cluster, job: Callable[[str], Job], hold: Hold
 ) -> None:
-    """By `s2v cancel` or by marking the run failed its pod ends long before its deadline; clips are rendered once."""
+    """`s2v cancel`, or marking the run failed, ends the pod long before its deadline; clips are rendered once."""
     job_id, fields = "ended", {"job_id": "ended", "num_clip": 2, **LONG}
 
     def await_end_of_pod(how: str) -> None:

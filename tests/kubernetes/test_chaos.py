@@ -24,7 +24,7 @@ def failures(record: Job) -> str:
 
 
 def processes(*words: str) -> list[int]:
-    """Processes of this machine whose command line has all `words`; containers are seen from outside."""
+    """Return the processes of this machine, containers included, whose command line has all `words`."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
@@ -36,10 +36,10 @@ def processes(*words: str) -> list[int]:
     return found
 
 
-def test_a_job_survives_what_befalls_its_clips(
+def test_a_job_survives_a_fault_in_each_clip(
     airflow: Airflow, cluster: Cluster, job: Look, hold: Hold, apiserver: int
 ) -> None:
-    """Each clip meets another fault in its middle; all are finished, and no finished clip is rendered again."""
+    """Each clip has another fault in its middle; all are finished, and no finished clip is rendered again."""
     job_id = "chaos"
     hold.at(job_id, 0, 1, 2, 3)
     run = airflow.trigger(job_id=job_id, num_clip=4, **LONG)
@@ -80,7 +80,7 @@ def test_a_job_survives_what_befalls_its_clips(
 def test_the_next_try_attaches_to_the_pod_of_a_lost_worker(
     airflow: Airflow, cluster: Cluster, job: Look, hold: Hold
 ) -> None:
-    """Killed when it has just made a pod, before the triggerer has it: no second pod, and no attempt is lost."""
+    """A worker is killed between making a pod and deferring: the next try uses that pod and its attempt."""
     job_id = "lost-worker"
     hold.at(job_id, 0)
     hold.worker_at(job_id, 0)
@@ -116,7 +116,7 @@ def test_the_next_try_attaches_to_the_pod_of_a_lost_worker(
 def test_a_pod_that_cannot_work_fails_with_the_reason(
     airflow: Airflow, cluster: Cluster, job: Look, job_id: str, change: Any, reason: str, tries: int
 ) -> None:
-    """Out of memory, no image, no node: log and PostgreSQL say so; the next clip never starts."""
+    """Out of memory, a missing image and a missing node are in log and PostgreSQL; the next clip never starts."""
     cluster.change_template("render-clip", change)
     if job_id == "no-memory":
         cluster.change_template("render-clip", lambda _, box: box["resources"]["requests"].update(memory="300Mi"))

@@ -16,8 +16,8 @@ def documents(*paths: Path) -> list[dict[str, Any]]:
     return [document for path in paths for document in yaml.safe_load_all(path.read_text())]
 
 
-def test_the_api_server_takes_every_manifest(cluster: Cluster) -> None:
-    """`kubectl apply -k config/kubernetes`, nothing of it changed, nothing of it missing."""
+def test_the_api_server_accepts_every_manifest(cluster: Cluster) -> None:
+    """`kubectl apply -k config/kubernetes` creates every object without a change."""
     said = cluster.admin("apply", "--kustomize", str(CONFIG / "kubernetes"), "--dry-run=server", "--output=name")
     folder = CONFIG / "kubernetes"
     files = [path for path in folder.glob("*.yaml") if path.name != "kustomization.yaml"]
@@ -27,8 +27,8 @@ def test_the_api_server_takes_every_manifest(cluster: Cluster) -> None:
     assert accepted == expected
 
 
-def test_the_api_server_takes_the_example_of_a_cluster(cluster: Cluster) -> None:
-    """`kubectl apply -k config/clusters/example`, with the patches of the pods for Airflow."""
+def test_the_api_server_accepts_the_example_of_a_cluster(cluster: Cluster) -> None:
+    """`kubectl apply -k config/clusters/example` succeeds, with the patches of the pods for Airflow."""
     # The storage class of a claim cannot be changed. Nothing uses the claims on this node.
     cluster.admin("delete", "persistentvolumeclaims", "--all", "--namespace", NAMESPACE)
     folder = str(CONFIG / "clusters" / "example")
@@ -39,7 +39,7 @@ def test_the_api_server_takes_the_example_of_a_cluster(cluster: Cluster) -> None
 
 @pytest.mark.parametrize("template", sorted((CONFIG / "pods").glob("*.yaml")), ids=lambda path: path.stem)
 def test_airflow_may_create_the_pods_of_the_templates(cluster: Cluster, template: Path) -> None:
-    """As they are for a cluster with GPUs, by the account of Airflow's workers."""
+    """The account of Airflow's workers may create the pods of a cluster with GPUs."""
     (pod,) = documents(template)
     pod["metadata"]["name"] = "as-it-is"
     said = cluster.worker("create", "--dry-run=server", "--output=yaml", "--filename", "-", documents=[pod])
@@ -49,7 +49,7 @@ def test_airflow_may_create_the_pods_of_the_templates(cluster: Cluster, template
 
 
 def test_airflow_has_the_rights_of_its_role_alone(cluster: Cluster) -> None:
-    """Its pods, their logs and events in one namespace: no secret, no command in a pod, no other namespace."""
+    """Airflow may use pods, their logs and events in one namespace, and neither secrets nor commands in pods."""
     for verb, resource in (("create", "pods"), ("delete", "pods"), ("get", "pods/log"), ("list", "events")):
         assert cluster.worker.may(verb, resource, NAMESPACE)
         assert not cluster.worker.may(verb, resource, "default")

@@ -1,4 +1,4 @@
-"""Jobs that wait for the same GPU."""
+"""Check jobs that wait for the same GPU."""
 
 from datetime import datetime
 from itertools import pairwise
@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(5000, func_only=True)]
 
 
 def test_two_jobs_share_one_gpu_in_order(airflow: Airflow, cluster: Cluster, hold: Hold) -> None:
-    """One slot: the higher priority has it first, never two pods at once, each chain in order, no worker waits."""
+    """With one slot the higher priority renders first, one pod at a time, clips in order, without a waiting worker."""
     airflow.slots(0)
     hold.at("one-gpu-high", 0)
     runs = {name: airflow.trigger(job_id=f"one-gpu-{name}", priority=name) for name in ("low", "high")}

@@ -1,4 +1,4 @@
-"""Clips that are rendered again in a pod, because they were measured as bad."""
+"""Check clips that are rendered again in a pod because they were measured as bad."""
 
 from collections.abc import Callable
 
@@ -20,7 +20,7 @@ def test_a_spoiled_clip_is_rendered_again_in_its_pod(
     render_here: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The second clip is of one colour: its pod renders a second take, and keeps the take that this machine keeps."""
+    """The pod of a clip of one colour renders a second take, and keeps the same take as this machine does."""
     spoiled = str(BASE_SEED + 1)
     cluster.change_template("render-clip", lambda _, box: box["env"].append({"name": "SPOILED_SEED", "value": spoiled}))
     run = airflow.trigger(job_id="gated-in-pods", **GATED)

@@ -1,4 +1,4 @@
-"""The engine equals the reference, number by number."""
+"""Check that the engine equals the reference, number by number."""
 
 import json
 import shutil
@@ -42,7 +42,7 @@ def rewrite(source: Path, target: Path, **changes: torch.Tensor) -> None:
 
 
 def test_every_golden_of_the_repository_is_reproduced() -> None:
-    """Forwards, loops, solvers and tables are within their gates."""
+    """Forwards, sampling loops, solvers and tables are within their tolerances."""
     rows = rows_of(GOLDEN)
     assert [row for row in rows if not row.ok] == []
     assert {path.stem for path in GOLDEN.iterdir()} - {"README"} <= {row.name.split(" ")[0] for row in rows}
@@ -50,13 +50,13 @@ def test_every_golden_of_the_repository_is_reproduced() -> None:
 
 @pytest.mark.skipif(not ALL_GOLDEN.is_dir(), reason="the complete golden set is not beside the repository")
 def test_every_golden_of_the_complete_set_is_reproduced() -> None:
-    """The larger set, with real VAE, pose video, images and wav2vec2, is within its gates."""
+    """The larger set, with real VAE, pose video, images and wav2vec2, is within its tolerances."""
     assert failures(ALL_GOLDEN) == {}
 
 
 @pytest.mark.parametrize("change", [1e-4, float("nan")])
 def test_a_changed_output_fails_its_case(tmp_path: Path, change: float) -> None:
-    """One element off by five gates, or not a number, is found."""
+    """An element that differs by five tolerances, or is NaN, fails its case."""
     shutil.copy(GOLDEN / "dit_tiny.safetensors", tmp_path)
     out = load_golden(GOLDEN / "dit_case_next.safetensors")["out"].clone()
     out[0, 0, 0, 0] += change
@@ -65,7 +65,7 @@ def test_a_changed_output_fails_its_case(tmp_path: Path, change: float) -> None:
 
 
 def test_a_changed_weight_fails_the_forward(tmp_path: Path) -> None:
-    """A single wrong weight tensor of the last injection is seen in the output."""
+    """One wrong weight tensor of the last audio injection fails the forward."""
     key = "audio_injector.injector_adain_layers.2.linear.bias"
     weight = load_golden(GOLDEN / "dit_tiny.safetensors")[key]
     rewrite(GOLDEN / "dit_tiny.safetensors", tmp_path / "dit_tiny.safetensors", **{key: weight + 0.01})
@@ -74,7 +74,7 @@ def test_a_changed_weight_fails_the_forward(tmp_path: Path) -> None:
 
 
 def test_a_changed_loop_fails_at_the_clip_that_changed(tmp_path: Path) -> None:
-    """Other noise in the second clip is traced to its latents."""
+    """Other noise in the second clip fails at the latents of that clip."""
     shutil.copy(GOLDEN / "dit_tiny.safetensors", tmp_path)
     source = GOLDEN / "loop_startref_nocfg.safetensors"
     noise = load_golden(source)["clip1.noise"] * 1.001
@@ -83,13 +83,13 @@ def test_a_changed_loop_fails_at_the_clip_that_changed(tmp_path: Path) -> None:
 
 
 def test_goldens_of_other_dimensions_run(tmp_path: Path) -> None:
-    """Nothing depends on the dimensions of the goldens at hand: a set with others is loaded and compared."""
+    """A set with other dimensions is loaded and compared."""
     write_case(tmp_path, OTHER_DIMENSIONS)
     assert failures(tmp_path) == {}
 
 
 def test_what_cannot_be_run_is_a_failing_row(tmp_path: Path) -> None:
-    """An unknown file, missing weights and a damaged file are reported, and do not stop the others."""
+    """An unknown file, missing weights and a damaged file are failing rows and do not stop the others."""
     (tmp_path / "surprise.safetensors").write_bytes(b"")
     (tmp_path / "scheduler_cases.safetensors").write_bytes(b"damaged")
     shutil.copy(GOLDEN / "dit_case_next.safetensors", tmp_path)
@@ -100,7 +100,7 @@ def test_what_cannot_be_run_is_a_failing_row(tmp_path: Path) -> None:
 
 
 def test_files_of_other_kinds_are_left_alone(tmp_path: Path) -> None:
-    """Somebody's notes beside the goldens are no case."""
+    """Other files beside the goldens are ignored."""
     shutil.copy(GOLDEN / "size_cases.json", tmp_path)
     for name in ("notes.txt", "dit_case_notes.txt", "loop_notes.txt"):
         (tmp_path / name).write_text("only words")
@@ -108,7 +108,7 @@ def test_files_of_other_kinds_are_left_alone(tmp_path: Path) -> None:
 
 
 def test_a_silent_file_is_not_hidden_by_one_of_a_longer_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file without a row fails, whatever other files of the folder gave."""
+    """A file without a row fails, whatever the other files of the folder give."""
     for name in ("t5_tiny", "t5_tiny_b"):
         shutil.copy(GOLDEN / "t5_tiny.safetensors", tmp_path / f"{name}.safetensors")
     speaking = components.cases
@@ -121,14 +121,14 @@ def test_a_silent_file_is_not_hidden_by_one_of_a_longer_name(tmp_path: Path, mon
 
 
 def test_a_folder_without_goldens_is_an_error(tmp_path: Path) -> None:
-    """Nothing compared is not a success."""
+    """A folder without goldens is an error and not a success."""
     (tmp_path / "README.md").write_text("only words")
     with pytest.raises(PermanentError, match="holds no golden files"):
         rows_of(tmp_path)
 
 
 def write_case(folder: Path, dimensions: dict[str, object]) -> None:
-    """A weights file and one forward of a random transformer in the golden format."""
+    """Write a weights file and one forward of a random transformer in the golden format."""
     torch.manual_seed(0)
     config = S2VConfig.from_json(dimensions)
     model = S2VTransformer(config)
@@ -154,8 +154,8 @@ def write_case(folder: Path, dimensions: dict[str, object]) -> None:
     save_file(model.state_dict(), folder / "dit_weights.safetensors", {"config": json.dumps(dimensions)})
 
 
-def test_bfloat16_has_gates_of_its_own(tmp_path: Path) -> None:
-    """Only the forwards run in it; an output that is off by more than its rounding fails."""
+def test_bfloat16_has_tolerances_of_its_own(tmp_path: Path) -> None:
+    """Only forwards run in bfloat16; an output that differs by more than its rounding fails."""
     bfloat16 = parse_target("cpu", "bfloat16")
     rows = run(GOLDEN, output_size=output_size, target=bfloat16)
     assert [row.name for row in rows] == ["dit_case_next", "dit_eps_case"]
@@ -167,8 +167,8 @@ def test_bfloat16_has_gates_of_its_own(tmp_path: Path) -> None:
     assert not row.ok
 
 
-def test_a_target_that_is_not_there_is_refused() -> None:
-    """Another dtype, a GPU on a machine without one, several processes in anything but float32 on the CPU."""
+def test_an_unavailable_target_is_refused() -> None:
+    """Another dtype, a missing GPU, and several processes other than float32 on CPUs are refused."""
     for target, named in (
         (("cpu", "float16", 1), "float16"),
         (("tpu", "float32", 1), "tpu"),

@@ -1,4 +1,4 @@
-"""The step bench at tiny size."""
+"""Check the bench of a solver step at tiny size."""
 
 import json
 import re
@@ -27,7 +27,7 @@ TINY = ["--dim", "96", "--layers", "2", "--heads", "2", "--ffn", "128", "--size"
 
 
 def test_both_variants_give_the_same_velocity_and_one_prepares_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Audio is encoded once per branch for "hoisted", in each forward for "reference", with equal output."""
+    """Audio is encoded once per branch for "hoisted" and in each forward for "reference", with equal output."""
     encoded: list[int] = []
     encode = S2VTransformer.encode_audio
     monkeypatch.setattr(S2VTransformer, "encode_audio", lambda *args: encoded.append(1) or encode(*args))
@@ -39,7 +39,7 @@ def test_both_variants_give_the_same_velocity_and_one_prepares_once(monkeypatch:
     assert report.precision == "float32"
 
 
-def test_what_is_not_possible_here_is_refused() -> None:
+def test_an_impossible_bench_is_refused() -> None:
     """A kernel that is not installed and a layout of too many ranks are configuration errors."""
     with pytest.raises(ConfigurationError, match="flash_attn"):
         bench_step(StepBench(CONFIG, (2, 8, 8), attention="flash2"), ALONE)
@@ -48,7 +48,7 @@ def test_what_is_not_possible_here_is_refused() -> None:
 
 
 def test_the_command_prints_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`s2v bench step` prints a table, or JSON; without the utilisation of a CPU."""
+    """`s2v bench step` prints a table, or JSON, without the utilisation on a CPU."""
     monkeypatch.setenv("S2V_DEVICE", "cpu")
     monkeypatch.setenv("S2V_GPU", "cpu")
     table = CliRunner().invoke(bench.bench, ["step", *TINY, "--repeats", "1"], catch_exceptions=False)
@@ -62,7 +62,7 @@ def test_the_command_prints_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_variants_of_a_step_are_measured_alone() -> None:
-    """A first clip has no motion tokens and is measured alone; the slowest kernels are listed first."""
+    """A first clip, without motion tokens, is measured alone; the slowest kernels are listed first."""
     options = ["--first-clip", "--no-guidance", "--profile", "--repeats", "1", "--attention", "flash", "--json"]
     answer = CliRunner().invoke(bench.bench, ["step", *TINY, *options], catch_exceptions=False)
     report = json.loads(answer.stdout)
@@ -75,7 +75,7 @@ def test_variants_of_a_step_are_measured_alone() -> None:
 
 
 def test_a_step_cache_trades_accuracy_for_forwards() -> None:
-    """Without the cache no forward is skipped and nothing differs; a larger threshold skips more."""
+    """Without the cache no forward is skipped and nothing differs; a larger threshold skips more forwards."""
     bench_of = StepBench(CONFIG, (2, 8, 8))
     off, small, large = bench_cache(bench_of, 6, [1e-6, 0.5], torch.device("cpu"))
     assert (off.skipped_share, off.relative_error) == (0, 0)

@@ -1,4 +1,4 @@
-"""The benches of loading and of the VAE at tiny size."""
+"""Check the benches of loading and of the VAE at tiny size."""
 
 import re
 import subprocess
@@ -17,7 +17,7 @@ from s2v_tasks.verification.bench.load import write_checkpoint
 
 
 def test_synthetic_checkpoint_loads(tmp_path: Path) -> None:
-    """A checkpoint of a chosen size has an index, real bytes and the released proportions, and the loader takes it."""
+    """A checkpoint of a chosen size has an index and the released proportions, and the loader loads it."""
     written = write_checkpoint(tmp_path, 4e7)
     assert 2e7 < written < 6e7
     transformer = Snapshot(tmp_path).build_transformer()
@@ -43,13 +43,13 @@ print(peak[0])
 
 
 def test_own_memory_is_watched() -> None:
-    """Memory that is given back before the end counts towards the peak, in bytes; 67 MB in a process of its own."""
+    """Memory that is released before the end counts towards the peak; here 67 MB in a process of its own."""
     done = subprocess.run([sys.executable, "-c", WATCHED], capture_output=True, text=True, check=True)
     assert 60e6 < int(done.stdout) < 100e6
 
 
 def test_the_vae_is_measured_in_each_way() -> None:
-    """Decoding the clip alone gives the frames of decoding all; bfloat16 differs, in decoding and in encoding."""
+    """Decoding the clip alone gives the frames of decoding all; bfloat16 differs when decoding and when encoding."""
     rows = bench_decode(DecodeBench(base_dim=4, num_frames=8, height=16, width=16, bfloat16=True), num_ranks=1)
     assert [(row.name, row.max_abs_diff == 0) for row in rows] == [
         ("decode all frames", True),
@@ -63,7 +63,7 @@ def test_the_vae_is_measured_in_each_way() -> None:
 
 
 def test_the_vae_is_measured_on_ranks() -> None:
-    """Bands on two ranks give the frames of one, up to rounding."""
+    """Bands on two ranks give the frames of one rank, up to rounding."""
     rows = bench_decode(DecodeBench(base_dim=4, num_frames=4, height=16, width=16), num_ranks=2)
     assert rows[-1].name == "decode the clip, 2 ranks"
     assert rows[-1].max_abs_diff < 1e-4

@@ -1,4 +1,4 @@
-"""The GPU check at toy size on a CPU: every section runs, and a failure gives an exit code."""
+"""Check the GPU check at toy size on a CPU: every section runs, and a failure gives an exit code."""
 
 import json
 from pathlib import Path
@@ -46,7 +46,7 @@ def sections(*names_and_rows: tuple[str, float, Rows | Exception]) -> tuple[Sect
 def test_a_wrong_result_and_an_error_fail_the_check_and_cost_no_other_section(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The exit code is 1, the other sections are measured, and the last line names the failed checks."""
+    """The exit code is 1, the other sections run, and the last line names the failed checks."""
     monkeypatch.setattr(
         check,
         "SECTIONS",
@@ -68,13 +68,13 @@ def test_a_wrong_result_and_an_error_fail_the_check_and_cost_no_other_section(
 
 
 def test_the_manual_names_every_section() -> None:
-    """tests/gpu/README.md has a row for each."""
+    """tests/gpu/README.md has a row for each section."""
     manual = (ROOT / "tests" / "gpu" / "README.md").read_text(encoding="utf-8")
     assert all(f"| `{section.name}` |" in manual for section in SECTIONS)
 
 
 def test_without_a_gpu_the_check_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is measured and nothing is written."""
+    """Without a GPU the check says so, and measures and writes nothing."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert main([]) == 2

@@ -1,4 +1,4 @@
-"""The talking snapshot: what is unpacked, and a mouth that follows the speech, or leads it as the reference does."""
+"""Check the talking snapshot: its unpacked files, and a mouth that follows the speech."""
 
 from pathlib import Path
 from typing import Literal

@@ -1,3 +1,5 @@
+"""Check the tiny snapshot and the videos that it renders."""
+
 import os
 import stat
 from pathlib import Path
@@ -25,7 +27,7 @@ def _files(path: Path) -> dict[str, bytes]:
 
 
 def _portrait() -> np.ndarray:
-    """A blue ground with an orange disc in the middle."""
+    """Return a blue ground with an orange disc in the middle."""
     rows, columns = np.mgrid[0:160, 0:240]
     disc = (rows - 80) ** 2 + (columns - 120) ** 2 < 50**2
     return np.where(disc[..., None], [230, 150, 60], [30, 60, 160]).astype(np.uint8)
@@ -66,7 +68,7 @@ def frames(tiny_snapshot_path: Path, conditions: dict[str, torch.Tensor]) -> np.
 
 
 def test_bytes_depend_on_the_seed_alone(tiny_snapshot_path: Path, tmp_path: Path) -> None:
-    """The same seed gives the same bytes, another seed another snapshot; all of it is below 10 MB."""
+    """The same seed gives the same bytes, another seed another snapshot, each below 10 MB."""
     write_tiny_snapshot(tmp_path / "again", seed=0)
     write_tiny_snapshot(tmp_path / "other", seed=1)
     assert _files(tmp_path / "again") == _files(tiny_snapshot_path)
@@ -76,7 +78,7 @@ def test_bytes_depend_on_the_seed_alone(tiny_snapshot_path: Path, tmp_path: Path
 
 
 def test_writing_again_changes_nothing(tmp_path: Path) -> None:
-    """A folder that holds the same snapshot is left as it is; one with other content is refused and kept."""
+    """A folder with the same snapshot does not change; one with other content is refused and kept."""
     folder = tmp_path / "deep" / "tiny"
     write_tiny_snapshot(folder, seed=3)
     before = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
@@ -152,7 +154,7 @@ def test_empty_prompt_is_refused(tiny_snapshot_path: Path) -> None:
 
 @pytest.mark.parametrize(("umask", "of_files", "of_folders"), [(0o022, 0o644, 0o755), (0o027, 0o640, 0o750)])
 def test_files_have_the_modes_of_any_new_ones(tmp_path: Path, umask: int, of_files: int, of_folders: int) -> None:
-    """The umask rules, for each file and folder: those who may read other new files may read the snapshot."""
+    """Modes of files and folders follow the umask."""
     before = os.umask(umask)
     try:
         write_tiny_snapshot(tmp_path / "snapshot", seed=0)

@@ -1,4 +1,4 @@
-"""Airflow's API server in this process, with three accounts, the page of this package and real services behind it.
+"""Airflow's API server in this process, with three accounts, the page of this package, and real services.
 
 Airflow reads its configuration at the first import, so it is set before any test module is imported.
 """
@@ -83,7 +83,7 @@ def store(installation: tuple[MetadataStore, ObjectStore]) -> ObjectStore:
 
 @pytest.fixture
 def login(airflow_app: Any, installation: Any) -> Login:
-    """Return a browser in which an account is logged in; None: nobody is."""
+    """Return a browser with a logged-in account; None: without a login."""
     from airflow.api_fastapi.app import get_auth_manager
     from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
 

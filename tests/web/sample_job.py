@@ -1,4 +1,4 @@
-"""A job of the page: its records in PostgreSQL, and in S3 the files that the page reads."""
+"""A job of the page: its records in PostgreSQL and its files in S3."""
 
 import io
 import struct

@@ -1,4 +1,4 @@
-"""Access: a table of every route, method and account, and what a hostile request can do."""
+"""Check access: a table of every route, method and account, and hostile requests."""
 
 from typing import Any
 
@@ -54,12 +54,12 @@ def routes() -> dict[str, set[str]]:
 
 
 def test_the_table_names_every_route(installation: Any) -> None:
-    """A new route without a row here fails, and no mounted application escapes the checks."""
+    """A route without a row in the table fails, and no mounted application escapes the checks."""
     assert routes() == {path: {"GET"} for path in READ} | {path: {method} for path, (method, _) in ACT.items()}
 
 
 def test_no_route_answers_without_a_login(login: Login, metadata: MetadataStore, store: ObjectStore) -> None:
-    """401 for what exists, with every method; other methods are not allowed for anybody."""
+    """Every existing route answers 401, with every method; other methods are not allowed."""
     add_job(metadata, store, "talk")
     nobody, forged = login(None), login(None)
     forged.cookies.set("_token", "e30.e30.e30")
@@ -72,7 +72,7 @@ def test_no_route_answers_without_a_login(login: Login, metadata: MetadataStore,
 
 
 def test_a_viewer_changes_nothing(login: Login, metadata: MetadataStore, store: ObjectStore) -> None:
-    """403 for every action, before its values are looked at; the pages of a viewer offer none."""
+    """Every action answers 403 before its values are read, and the pages of a viewer offer none."""
     add_job(metadata, store, "talk")
     before = metadata.gallery.last_event_id("talk")
     viewer = login("vera")
@@ -92,7 +92,7 @@ def test_a_viewer_changes_nothing(login: Login, metadata: MetadataStore, store: 
 def test_a_page_of_another_site_changes_nothing(
     login: Login, metadata: MetadataStore, store: ObjectStore, headers: dict[str, str]
 ) -> None:
-    """A browser that another site directs to an action is refused, whatever account is logged in."""
+    """An action from a page of another site is refused for every account."""
     add_job(metadata, store, "talk")
     for method, address in ACT.values():
         if method == "POST":
@@ -104,10 +104,10 @@ def test_a_page_of_another_site_changes_nothing(
 
 
 @pytest.mark.parametrize("name", ["vera", "edith", "adam"])
-def test_who_may_see_runs_sees_their_videos(
+def test_accounts_that_may_see_runs_see_their_videos(
     login: Login, metadata: MetadataStore, store: ObjectStore, name: str
 ) -> None:
-    """Viewer, editor and admin read all pages; what does not exist yet is not found."""
+    """Viewer, editor and admin read all pages, and get 404 for what does not exist."""
     layout = add_job(metadata, store, "talk")
     store.put_bytes(layout.clip(0), b"clip", "video/mp4")
     missing = {"/job/{job_id}/video.mp4", "/job/{job_id}/contact-sheet.jpg", "/job/{job_id}/download/{name}"}
@@ -121,10 +121,10 @@ def test_who_may_see_runs_sees_their_videos(
         assert "unsafe" not in policy
 
 
-def test_who_may_not_see_the_dag_sees_no_video(
+def test_accounts_without_the_dag_see_no_video(
     login: Login, metadata: MetadataStore, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Permissions for the DAG hold here: without them every route answers 403."""
+    """Without permission for the DAG, every route answers 403."""
     from airflow.api_fastapi.auth.managers.simple.simple_auth_manager import SimpleAuthManager
 
     add_job(metadata, store, "talk")
@@ -142,7 +142,7 @@ def test_who_may_not_see_the_dag_sees_no_video(
 
 
 def test_a_person_without_a_login_is_sent_to_the_login(login: Login) -> None:
-    """A link to a video that somebody opens leads to Airflow's login and from there back."""
+    """A link to a video leads to Airflow's login and back."""
     answer = login(None).get("/s2v/job/talk", headers={"Accept": "text/html"})
     assert answer.status_code == 303
     assert answer.headers["location"] == "/auth/login?next=http%3A%2F%2Fairflow.test%2Fs2v%2Fjob%2Ftalk"
@@ -152,7 +152,7 @@ HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)> {{ 7 * 7 }}
 
 
 def test_a_hostile_job_is_shown_as_text(login: Login, metadata: MetadataStore, store: ObjectStore) -> None:
-    """Prompt, labels, reasons and names of files with markup are escaped on every page."""
+    """Markup in prompts, labels, reasons and file names is escaped on every page."""
     hostile = {"prompt": HOSTILE, "labels": {"<b>bold": "<i>&amp;"}, "audio_uri": "s3://b/<svg onload=alert(3)>.wav"}
     add_job(metadata, store, "talk", **hostile)
     metadata.jobs.fail("talk", HOSTILE)
@@ -171,5 +171,5 @@ def test_a_hostile_job_is_shown_as_text(login: Login, metadata: MetadataStore, s
 
 @pytest.mark.parametrize("name", ["../application.py", "..%2Fplugin.py", "%2e%2e/services.py", "none.css", "%00"])
 def test_only_static_files_are_served(login: Login, name: str) -> None:
-    """No name leaves the folder of static files."""
+    """No name reaches a file outside the folder of static files."""
     assert login("vera").get(f"/s2v/static/{name}").status_code == 404

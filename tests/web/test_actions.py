@@ -1,4 +1,4 @@
-"""Actions of an editor: they start and end runs in Airflow, and leave an event with the user's name."""
+"""Check the actions of an editor: they start and end runs in Airflow, and leave an event with the user's name."""
 
 import html
 import json
@@ -69,7 +69,7 @@ def actions(metadata: MetadataStore, job_id: str) -> list[tuple[str, str]]:
 
 
 def test_a_new_job_starts_once(login: Login) -> None:
-    """The run has the request and the user's name; the same fields again start nothing; the name can be chosen."""
+    """The run has request and user; the same fields again start nothing; the job id can be chosen."""
     editor = login("edith")
     fields = REQUEST | {"labels": {"team": "news"}, "sample_steps": 4, "size": ""}
     answer = editor.post("/s2v/new/start", json=fields)
@@ -95,7 +95,7 @@ def test_a_new_job_starts_once(login: Login) -> None:
     ],
 )
 def test_a_bad_request_starts_nothing(login: Login, fields: dict[str, Any], said: str) -> None:
-    """400 with the sentence of the system, which names the field and the expectation."""
+    """A bad request answers 400 with the message of the package, which names field and expectation."""
     answer = login("edith").post("/s2v/new/start", json=REQUEST | fields)
     assert answer.status_code == 400
     assert said in answer.json()["detail"]
@@ -105,7 +105,7 @@ def test_a_bad_request_starts_nothing(login: Login, fields: dict[str, Any], said
 def test_a_name_that_is_taken_by_another_request_is_refused(
     login: Login, metadata: MetadataStore, store: ObjectStore
 ) -> None:
-    """The job that has the name stays what it is."""
+    """A job id of another request is refused, and its job does not change."""
     add_job(metadata, store, "talk")
     answer = login("edith").post("/s2v/new/start", json=REQUEST | {"prompt": "Another.", "job_id": "talk"})
     assert answer.status_code == 400
@@ -114,7 +114,7 @@ def test_a_name_that_is_taken_by_another_request_is_refused(
 
 
 def test_cancel_ends_the_run_and_asks_the_steps(login: Login, metadata: MetadataStore, store: ObjectStore) -> None:
-    """The tasks of its run are skipped, its steps see the request, and the history names the user."""
+    """The tasks of the run are skipped, its steps see the cancel, and the history names the user."""
     editor = login("edith")
     editor.post("/s2v/new/start", json=REQUEST | {"job_id": "talk"})
     editor.post("/s2v/new/start", json=REQUEST | {"job_id": "other"})
@@ -132,7 +132,7 @@ def test_cancel_ends_the_run_and_asks_the_steps(login: Login, metadata: Metadata
 
 
 def test_a_job_in_the_queue_is_cancelled_at_once(login: Login, metadata: MetadataStore) -> None:
-    """No step of it runs that could report the end."""
+    """A job without a running step is cancelled by the action itself."""
     metadata.jobs.enqueue("talk", REQUEST)
     assert login("edith").post("/s2v/job/talk/cancel").status_code == 202
     job = metadata.jobs.get("talk")
@@ -142,7 +142,7 @@ def test_a_job_in_the_queue_is_cancelled_at_once(login: Login, metadata: Metadat
 
 
 def test_a_failed_job_starts_again(login: Login, metadata: MetadataStore, store: ObjectStore) -> None:
-    """It gets another run with its own request; a job that runs is refused."""
+    """A failed job gets another run with its own request; a running job is refused."""
     editor = login("edith")
     editor.post("/s2v/new/start", json=REQUEST | {"job_id": "talk"})
     add_job(metadata, store, "talk")
@@ -156,7 +156,7 @@ def test_a_failed_job_starts_again(login: Login, metadata: MetadataStore, store:
 
 
 def test_a_rerun_is_a_new_job_with_the_changes(login: Login, metadata: MetadataStore, store: ObjectStore) -> None:
-    """It names its parent and the clip; a rerun without a change and a clip beyond the plan are refused."""
+    """A rerun names its parent and clip; one without a change, or from a clip beyond the plan, is refused."""
     layout = add_job(metadata, store, "talk")
     store.put_bytes(layout.request, json.dumps(REQUEST).encode(), "application/json")
     editor = login("edith")
@@ -176,7 +176,7 @@ def test_a_rerun_is_a_new_job_with_the_changes(login: Login, metadata: MetadataS
 
 
 def test_an_upload_is_stored_by_its_content(login: Login, store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The name of a file is never a path; a file that is too large is refused, also when its size is not announced."""
+    """The name of a file is never a path; a file that is too large is refused, also without an announced size."""
     editor = login("edith")
     answer = editor.post("/s2v/new/upload", params={"name": "../../ä b.png"}, content=b"picture")
     uri = answer.json()["uri"]
@@ -196,7 +196,7 @@ def test_an_upload_is_stored_by_its_content(login: Login, store: ObjectStore, mo
 def test_the_cost_is_known_before_a_job_starts(
     login: Login, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The plan of the uploaded files is shown with its cost, and with the reason if it would be refused."""
+    """The plan of uploaded files is shown with its cost, or with the reason of its refusal."""
     monkeypatch.setenv("S2V_MODEL", "tiny")
     monkeypatch.setenv("S2V_GPU", "cpu")
     editor = login("edith")
@@ -215,7 +215,7 @@ def test_the_cost_is_known_before_a_job_starts(
 
 
 def test_a_copy_opens_the_form_with_the_request(login: Login, metadata: MetadataStore, store: ObjectStore) -> None:
-    """Prompt, inputs and settings are filled in; what ties a rerun to its parent is left out."""
+    """The form is filled with prompt, inputs and settings of the job, without the fields of a rerun."""
     add_job(metadata, store, "talk", sample_steps=17, parent_job_id="before", from_clip=1)
     text = login("edith").get("/s2v/new?from=talk").text
     assert 'value="17"' in text
@@ -228,7 +228,7 @@ def test_a_copy_opens_the_form_with_the_request(login: Login, metadata: Metadata
 def test_the_form_is_filled_with_the_demo_on_a_cpu(
     login: Login, monkeypatch: pytest.MonkeyPatch, gpu: str, is_filled: bool
 ) -> None:
-    """On a CPU a new video can be started as the form opens; with a GPU the form is empty."""
+    """On a CPU the form is filled with the demo; with a GPU it is empty."""
     monkeypatch.setenv("S2V_GPU", gpu)
     load_settings.cache_clear()
     services.cache_clear()
@@ -239,7 +239,7 @@ def test_the_form_is_filled_with_the_demo_on_a_cpu(
 
 
 def test_a_copy_keeps_what_the_form_does_not_show(login: Login, metadata: MetadataStore, store: ObjectStore) -> None:
-    """Solver, guided steps and priority of the copied job reach the new one; its webhook does not."""
+    """The new job gets solver, guided steps and priority of the copied one, but not its webhook."""
     more = {"sample_solver": "euler", "guide_steps": [0, 2], "priority": "high", "webhook_url": "https://example.com/a"}
     add_job(metadata, store, "talk", **more)
     form = login("edith").get("/s2v/new?from=talk").text

@@ -1,4 +1,4 @@
-"""Answers to approvals on the page of a job: they reach the parked task in Airflow with the name of the user."""
+"""Check answers to approvals on the page of a job: they resume the deferred task with the user's name."""
 
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -34,13 +34,13 @@ def _no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def park(login: Login, metadata: MetadataStore, store: ObjectStore) -> Callable[..., None]:
-    """Lets the job `talk` wait for an approval: in the metadata store, and its task in Airflow."""
+def ask(login: Login, metadata: MetadataStore, store: ObjectStore) -> Callable[..., None]:
+    """Lets the job `talk` wait for an approval, in the metadata store and as a deferred task of Airflow."""
     from airflow.models.hitl import HITLDetail
     from airflow.models.taskinstance import TaskInstance
     from airflow.utils.session import create_session
 
-    def park(clip_index: int | None = None) -> None:
+    def ask(clip_index: int | None = None) -> None:
         login("edith").post("/s2v/new/start", json=REQUEST | {"job_id": "talk", "approval": "each_clip"})
         add_job(metadata, store, "talk", approval="each_clip")
         metadata.approvals.request("talk", clip_index, "f" * 64, run_id="talk", seconds=600)
@@ -51,11 +51,11 @@ def park(login: Login, metadata: MetadataStore, store: ObjectStore) -> Callable[
             parked.state, parked.next_method = "awaiting_input", "decided"
             session.add(HITLDetail(ti_id=parked.id, options=["Approve", "Reject"], subject="?", params={}))
 
-    return park
+    return ask
 
 
 def answer(task_id: str) -> tuple[str, list[str], dict[str, Any], str | None]:
-    """Return what Airflow knows: state of the task, chosen options, fields, and the name of the person."""
+    """Return the answer in Airflow: state of the task, chosen options, fields and user."""
     from airflow.models.hitl import HITLDetail
     from airflow.models.taskinstance import TaskInstance
     from airflow.utils.session import create_session
@@ -67,9 +67,9 @@ def answer(task_id: str) -> tuple[str, list[str], dict[str, Any], str | None]:
         return str(task.state), detail.chosen_options, detail.params_input, detail.responded_by_user_name
 
 
-def test_an_approval_resumes_the_task(login: Login, metadata: MetadataStore, park: Callable[..., None]) -> None:
-    """Airflow stores the name of the person; the history of the job has it, too; a second answer is refused."""
-    park()
+def test_an_approval_resumes_the_task(login: Login, metadata: MetadataStore, ask: Callable[..., None]) -> None:
+    """Airflow and the history of the job store the user's name, and a second answer is refused."""
+    ask()
     editor = login("edith")
     assert editor.post("/s2v/job/talk/approve", json=VIDEO).status_code == 202
     assert answer("publish") == ("scheduled", ["Approve"], {}, "edith")
@@ -78,11 +78,11 @@ def test_an_approval_resumes_the_task(login: Login, metadata: MetadataStore, par
     assert answer("publish")[3] == "edith"
 
 
-def test_an_answer_waits_until_the_task_is_parked(
-    login: Login, park: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+def test_an_answer_waits_until_the_task_is_deferred(
+    login: Login, ask: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An answer that comes too early is given when Airflow has parked the task, and refused if it does not."""
-    park()
+    """An early answer is given once Airflow has deferred the task, and refused if that does not happen."""
+    ask()
     set_state("running")
     assert login("edith").post("/s2v/job/talk/approve", json=VIDEO).status_code == 409
     monkeypatch.setattr(approvals, "PARKING_SECONDS", 60.0)
@@ -92,10 +92,10 @@ def test_an_answer_waits_until_the_task_is_parked(
 
 
 def test_an_answer_waits_until_the_task_has_settled(
-    login: Login, park: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    login: Login, ask: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A task that was parked a moment ago takes no answer before the earliest time of one."""
-    park()
+    """An answer to a newly deferred task waits until its earliest time."""
+    ask()
     monkeypatch.setattr(approvals, "EARLIEST_ANSWER_SECONDS", 3600.0)
     assert login("edith").post("/s2v/job/talk/approve", json=VIDEO).status_code == 409
     monkeypatch.setattr(approvals, "PARKING_SECONDS", 60.0)
@@ -113,9 +113,9 @@ def set_state(state: str, **values: Any) -> None:
         session.execute(sa.update(TaskInstance).where(*here).values(state=state, **values))
 
 
-def test_a_rejection_takes_note_and_changes_along(login: Login, park: Callable[..., None]) -> None:
-    """The resumed task gets the fields; a wrong value is refused before anything is answered."""
-    park(1)
+def test_a_rejection_takes_note_and_changes_along(login: Login, ask: Callable[..., None]) -> None:
+    """The resumed task gets note and changed fields; a wrong value is refused before the answer."""
+    ask(1)
     editor = login("edith")
     for wrong in ({"sample_steps": 0}, {"from_clip": 2}, {"size": "9*9"}, {"note": "x" * 1001}):
         refused = editor.post("/s2v/job/talk/reject", json={"clip_index": 1} | wrong)
@@ -126,9 +126,9 @@ def test_a_rejection_takes_note_and_changes_along(login: Login, park: Callable[.
     assert answer("clip.wait") == ("scheduled", ["Reject"], changes, "edith")
 
 
-def test_only_the_shown_part_is_answered(login: Login, metadata: MetadataStore, park: Callable[..., None]) -> None:
-    """An answer about clip 1 while clip 2 waits approves nothing, nor does a late one."""
-    park(1)
+def test_only_the_shown_part_is_answered(login: Login, metadata: MetadataStore, ask: Callable[..., None]) -> None:
+    """An answer about clip 1 while clip 2 waits, or a late one, approves nothing."""
+    ask(1)
     editor = login("edith")
     for shown in (VIDEO, {"clip_index": 0}):
         assert editor.post("/s2v/job/talk/approve", json=shown).status_code == 409
@@ -137,9 +137,9 @@ def test_only_the_shown_part_is_answered(login: Login, metadata: MetadataStore, 
     assert answer("clip.wait")[:2] == ("awaiting_input", None)
 
 
-def test_a_viewer_sees_the_question_without_buttons(login: Login, park: Callable[..., None]) -> None:
-    """The page shows what waits and until when; gallery and poll say it, too."""
-    park(0)
+def test_a_viewer_sees_the_question_without_buttons(login: Login, ask: Callable[..., None]) -> None:
+    """Page, gallery and poll show the question and its deadline to a viewer, without buttons."""
+    ask(0)
     page = login("vera").get("/s2v/job/talk").text
     assert "Clip 1 waits for approval" in page
     assert "data-action" not in page
@@ -149,9 +149,9 @@ def test_a_viewer_sees_the_question_without_buttons(login: Login, park: Callable
     assert login("vera").post("/s2v/job/talk/approve", json={"clip_index": 0}).status_code == 403
 
 
-def test_an_answered_question_is_gone(login: Login, metadata: MetadataStore, park: Callable[..., None]) -> None:
-    """After the task has recorded the answer, the page shows the decision in its events alone."""
-    park()
+def test_an_answered_question_is_gone(login: Login, metadata: MetadataStore, ask: Callable[..., None]) -> None:
+    """After the answer the page shows the decision in its events, and no question."""
+    ask()
     job = metadata.jobs.get("talk")
     assert job is not None
     waiting = job.waiting_approval

@@ -1,4 +1,4 @@
-"""The pages in a real browser: Chromium, controlled by playwright, against Airflow's API server."""
+"""Check the pages in Chromium, controlled by playwright, against Airflow's API server."""
 
 import json
 import threading
@@ -21,7 +21,7 @@ HOSTILE = '<script>window.hacked = 1</script><img src=x onerror="window.hacked =
 
 @pytest.fixture(scope="module")
 def server(airflow_app: Any) -> Iterator[str]:
-    """Airflow's API server on loopback; its address."""
+    """The address of Airflow's API server on loopback."""
     import uvicorn
 
     port = free_ports(1)[0]
@@ -39,7 +39,7 @@ def server(airflow_app: Any) -> Iterator[str]:
 
 @pytest.fixture
 def opened(chromium: Any, server: str, login: Any) -> Iterator[Callable[..., Any]]:
-    """Opens a page as an account; None: nobody. Errors of scripts and of the content policy fail the test."""
+    """Opens a page as an account, or as nobody; errors of scripts and of the content policy fail the test."""
     problems: list[str] = []
     contexts = []
 
@@ -65,7 +65,7 @@ def opened(chromium: Any, server: str, login: Any) -> Iterator[Callable[..., Any
 def test_a_clip_plays_with_its_sound_before_the_job_ends(
     opened: Callable[..., Any], metadata: MetadataStore, store: ObjectStore
 ) -> None:
-    """The second clip plays with its part of the speech; the next one appears without a reload when it is stored."""
+    """The second clip plays with its part of the speech; the next clip appears without a reload."""
     add_job(metadata, store, "talk", num_clip=3)
     for clip_index in range(2):
         add_rendered_clip(metadata, store, "talk", clip_index)
@@ -84,7 +84,7 @@ def test_a_clip_plays_with_its_sound_before_the_job_ends(
 def test_a_rerun_plays_beside_its_parent(
     opened: Callable[..., Any], metadata: MetadataStore, store: ObjectStore
 ) -> None:
-    """Both videos advance in step."""
+    """Both videos play in step."""
     add_finished_job(metadata, store, "talk")
     add_finished_job(metadata, store, "talk-2", parent_job_id="talk", from_clip=1)
     page = opened("job/talk-2")
@@ -99,7 +99,7 @@ def test_a_rerun_plays_beside_its_parent(
 def test_pages_fit_a_phone_and_have_names_for_everything(
     opened: Callable[..., Any], metadata: MetadataStore, store: ObjectStore, address: str, scheme: str
 ) -> None:
-    """Nothing is wider than the screen; each control and picture has a name; the theme is that of the system."""
+    """No page is wider than the screen, each control and picture has a name, and the theme is the system's."""
     add_finished_job(metadata, store, "talk", prompt="W" * 2000, labels={"team": "n" * 60})
     phone = {"viewport": {"width": 390, "height": 844}, "color_scheme": scheme}
     page = opened(address, "edith", **phone)
@@ -115,7 +115,7 @@ def test_pages_fit_a_phone_and_have_names_for_everything(
 
 
 def test_a_hostile_job_runs_nothing(opened: Callable[..., Any], metadata: MetadataStore, store: ObjectStore) -> None:
-    """Markup in prompt, labels, reason and events stays text in every page."""
+    """Markup in prompt, labels, reason and events stays text on every page."""
     add_job(metadata, store, "talk", prompt=HOSTILE, labels={"<img src=x onerror=hacked=3>": HOSTILE})
     metadata.jobs.fail("talk", HOSTILE)
     for address in ("videos", "job/talk", "new?from=talk"):
@@ -125,20 +125,18 @@ def test_a_hostile_job_runs_nothing(opened: Callable[..., Any], metadata: Metada
     assert page.locator("textarea[name=prompt]").input_value().startswith("<script>")
 
 
-def test_a_viewer_sees_no_action_and_nobody_sees_the_login(
+def test_a_viewer_sees_no_action_and_a_visitor_the_login(
     opened: Callable[..., Any], metadata: MetadataStore, store: ObjectStore
 ) -> None:
-    """A viewer has no buttons that change something; without a login a link leads to Airflow's login."""
+    """A viewer has no buttons of actions; without a login, a link leads to Airflow's login."""
     add_job(metadata, store, "talk")
     assert opened("job/talk", "vera").get_by_role("button", name="Cancel").count() == 0
     assert opened("job/talk", "edith").get_by_role("button", name="Cancel").count() == 1
     assert "/auth/login" in opened("job/talk", None).url
 
 
-def test_a_hidden_page_asks_for_nothing(
-    opened: Callable[..., Any], metadata: MetadataStore, store: ObjectStore
-) -> None:
-    """Polls stop while the page is hidden and go on when it is shown."""
+def test_a_hidden_page_does_not_poll(opened: Callable[..., Any], metadata: MetadataStore, store: ObjectStore) -> None:
+    """Polls stop while the page is hidden and continue when it is shown."""
     add_job(metadata, store, "talk")
     page = opened("job/talk")
     asked: list[str] = []
@@ -173,7 +171,7 @@ def test_the_gallery_follows_a_job(opened: Callable[..., Any], metadata: Metadat
 def test_an_editor_renders_again_and_cancels(
     opened: Callable[..., Any], metadata: MetadataStore, store: ObjectStore, dag: str
 ) -> None:
-    """The form of a rerun appears with the plan, without a reload; cancel asks first and then shows the request."""
+    """The form of a rerun appears with the plan; cancel asks for a confirmation, then shows the request."""
     metadata.jobs.enqueue("talk", REQUEST)
     page = opened("job/talk", "edith")
     assert page.locator("#rerun-panel").count() == 0
@@ -199,7 +197,7 @@ def test_an_editor_renders_again_and_cancels(
 def test_the_gallery_opens_in_the_frame_of_airflow(
     opened: Callable[..., Any], server: str, metadata: MetadataStore, store: ObjectStore
 ) -> None:
-    """The entry of the navigation shows it; links, players and scripts work in the sandbox of the frame."""
+    """Links, players and scripts work in the sandboxed frame that the navigation opens."""
     add_finished_job(metadata, store, "talk")
     page = opened("videos")
     page.goto(f"{server}/plugin/videos")
@@ -214,7 +212,7 @@ def test_the_gallery_opens_in_the_frame_of_airflow(
 
 
 def test_a_job_is_made_from_files_of_the_browser(opened: Callable[..., Any], store: ObjectStore, dag: str) -> None:
-    """Both files are uploaded when they are chosen, the cost appears, and only then the job can be started."""
+    """Files are uploaded when they are chosen, then the cost appears, then the job can be started."""
     page = opened("new", "edith")
     assert page.locator("#start").is_disabled()
     page.set_input_files("#image", SPEECH.with_name("portrait.jpg"))

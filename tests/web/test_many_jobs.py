@@ -1,4 +1,4 @@
-"""The gallery with 10,000 jobs: plans of its queries, and the time of its pages."""
+"""Check the gallery with 10,000 jobs: query plans, and the time of its pages."""
 
 import statistics
 import time
@@ -54,7 +54,7 @@ LABEL = JobFilter(label=("team", "team-7"))
 
 @pytest.fixture
 def many(metadata: MetadataStore, postgres_url: str) -> Iterator[sa.Engine]:
-    """The database with its jobs, clips and attempts."""
+    """A database with 10,000 jobs, their clips and attempts."""
     engine = create_engine(postgres_url)
     with engine.begin() as connection:
         connection.execute(_JOBS, {"num": NUM_JOBS})
@@ -67,7 +67,7 @@ def many(metadata: MetadataStore, postgres_url: str) -> Iterator[sa.Engine]:
 
 
 def test_pages_continue_where_the_last_one_ended(many: sa.Engine, metadata: MetadataStore) -> None:
-    """All jobs are shown once, newest first, also those of the same minute; a new job moves none of them."""
+    """Pages show each job once, newest first, also jobs of the same minute, and also after a new job."""
     shown: list[str] = []
     cursor: Cursor | None = None
     while True:
@@ -92,7 +92,7 @@ def test_pages_continue_where_the_last_one_ended(many: sa.Engine, metadata: Meta
 )
 @pytest.mark.parametrize("is_first", [True, False], ids=["first", "middle"])
 def test_a_page_is_read_by_an_index(many: sa.Engine, chosen: JobFilter, indexes: set[str], is_first: bool) -> None:
-    """No page reads the table of jobs or attempts from its beginning. (A search for a rare text has to.)"""
+    """No page scans the tables of jobs or attempts. (A search for a rare text has to.)"""
     with many.connect() as connection:
         at = connection.execute(sa.text("SELECT created_at FROM jobs WHERE job_id = 'job-05000'")).scalar_one()
         middle = Cursor(at, "job-05000")
@@ -110,7 +110,7 @@ def _scans(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def test_pages_are_quick(many: sa.Engine, login: Login) -> None:
-    """95 of 100 answers take less than 300 ms, whatever the filter; so do polls of a whole page."""
+    """95 of 100 answers take less than 300 ms with any filter, and so do polls of a whole page."""
     browser = login("vera")
     jobs = ",".join(f"job-{n:05d}" for n in range(NUM_JOBS - 24, NUM_JOBS))
     addresses = ["videos", "videos?status=failed", "videos?label=team%3Dteam-7", "videos?text=number+13"]
@@ -133,8 +133,8 @@ def test_pages_are_quick(many: sa.Engine, login: Login) -> None:
     assert slow == {}
 
 
-def test_a_poll_without_news_is_small(many: sa.Engine, login: Login) -> None:
-    """304 without a body; with news the state of a job takes some hundred bytes."""
+def test_a_poll_without_changes_is_small(many: sa.Engine, login: Login) -> None:
+    """An unchanged state answers 304 without a body; a changed one has some hundred bytes."""
     browser = login("vera")
     answer = browser.get("/s2v/job/job-00006/state.json")
     assert len(answer.content) < 200

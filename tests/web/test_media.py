@@ -1,4 +1,4 @@
-"""Media for players: ranges, caching, pictures and waveforms."""
+"""Check media for players: ranges, caching, pictures and waveforms."""
 
 import io
 import urllib.request
@@ -38,7 +38,7 @@ def clip_address(metadata: MetadataStore, store: ObjectStore) -> str:
 def test_a_player_gets_the_range_that_it_asks_for(
     login: Login, clip_address: str, asked: str, status: int, content: bytes, content_range: str | None
 ) -> None:
-    """206 with the bytes of one range; anything else is the whole object, as HTTP demands."""
+    """One range answers 206 with its bytes; anything else is the whole object, as HTTP requires."""
     answer = login("vera").get(clip_address, headers={"Range": asked})
     assert (answer.status_code, answer.content) == (status, content)
     assert answer.headers.get("content-range") == content_range
@@ -49,7 +49,7 @@ def test_a_player_gets_the_range_that_it_asks_for(
 
 
 def test_an_open_range_is_answered_in_parts(login: Login, clip_address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A player that asks for everything gets a part, so that no answer holds a connection for minutes."""
+    """A range without an end gets a part, so that no answer holds a connection for minutes."""
     monkeypatch.setattr(objects, "MAX_RANGE_BYTES", 1000)
     answer = login("vera").get(clip_address, headers={"Range": "bytes=0-"})
     assert (answer.status_code, len(answer.content)) == (206, 1000)
@@ -57,7 +57,7 @@ def test_an_open_range_is_answered_in_parts(login: Login, clip_address: str, mon
 
 
 def test_an_unchanged_clip_is_not_sent_again(login: Login, clip_address: str) -> None:
-    """304 for the ETag of the clip; a new clip has another one."""
+    """The ETag of a clip answers 304; a new clip has another ETag."""
     browser = login("vera")
     etag = browser.get(clip_address).headers["etag"]
     again = browser.get(clip_address, headers={"If-None-Match": etag})
@@ -69,7 +69,7 @@ def test_an_unchanged_clip_is_not_sent_again(login: Login, clip_address: str) ->
 def test_the_whole_video_can_be_played_before_it_is_published(
     login: Login, metadata: MetadataStore, store: ObjectStore
 ) -> None:
-    """The joined video is shown as soon as it is recorded, and downloaded by a name of its own."""
+    """The joined video is shown once it is recorded, and is downloaded under a name of its own."""
     layout = add_job(metadata, store, "talk")
     browser = login("vera")
     assert browser.get("/s2v/job/talk/video.mp4").status_code == 404
@@ -98,7 +98,7 @@ def test_a_player_is_sent_to_the_store_where_that_is_configured(
 def test_without_a_frame_the_poster_is_the_small_reference_picture(
     login: Login, metadata: MetadataStore, store: ObjectStore, name: str
 ) -> None:
-    """A JPEG of at most 480 pixels on its longer side; as a poster it is soon asked for again."""
+    """The poster is a JPEG of at most 480 pixels that browsers cache for a short time."""
     add_job(metadata, store, "talk")
     answer = login("vera").get(f"/s2v/job/talk/{name}")
     with Image.open(io.BytesIO(answer.content)) as picture:
@@ -110,7 +110,7 @@ def test_without_a_frame_the_poster_is_the_small_reference_picture(
 def test_the_poster_is_a_frame_as_soon_as_a_clip_is_stored(
     login: Login, metadata: MetadataStore, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The stored frame is sent by the API server, also where players are sent to the store; browsers keep it."""
+    """The API server sends the stored frame, also if players are redirected to the store, and browsers cache it."""
     monkeypatch.setenv("S2V_VIDEO_DELIVERY", "redirect")
     load_settings.cache_clear()
     services.cache_clear()
@@ -125,7 +125,7 @@ def test_the_poster_is_a_frame_as_soon_as_a_clip_is_stored(
 
 
 def test_the_waveform_shows_where_speech_is_loud(login: Login, metadata: MetadataStore, store: ObjectStore) -> None:
-    """Peaks from 0 to 100 with equal distances in time: silence first, then full loudness."""
+    """The peaks go from 0 for silence to 100 for full loudness, at equal distances in time."""
     add_job(metadata, store, "talk", num_clip=30)
     peaks = login("vera").get("/s2v/job/talk/waveform.json").json()
     half = len(peaks) // 2
@@ -134,7 +134,7 @@ def test_the_waveform_shows_where_speech_is_loud(login: Login, metadata: Metadat
 
 
 def test_files_that_are_not_stored_yet_are_not_found(login: Login, metadata: MetadataStore, store: ObjectStore) -> None:
-    """404 for a clip that is not rendered, and for files of a job that does not exist."""
+    """A clip that is not rendered, and files of a job that does not exist, answer 404."""
     add_job(metadata, store, "talk")
     browser = login("vera")
     for address in ("talk/clips/0.mp4", "none/poster.jpg", "none/waveform.json", "none/speech.wav", "none/video.mp4"):

@@ -1,4 +1,4 @@
-"""Content of the pages: gallery with filters, page of a job, tab of a run."""
+"""Check the content of the pages: gallery with filters, page of a job, tab of a run."""
 
 import re
 from datetime import UTC, datetime, timedelta
@@ -15,7 +15,7 @@ from tests.web.sample_job import REQUEST, add_job
 
 @pytest.fixture
 def _three_jobs(metadata: MetadataStore) -> None:
-    """Add three jobs: `news-1` failed, `news-2` and `shop-1` wait."""
+    """Add three jobs: `news-1` has failed, `news-2` and `shop-1` wait."""
     metadata.jobs.enqueue("news-1", REQUEST | {"labels": {"team": "news"}, "prompt": "The Weather."})
     metadata.jobs.enqueue("news-2", REQUEST | {"labels": {"team": "news"}, "prompt": "100% sport_news."})
     metadata.jobs.enqueue("shop-1", REQUEST | {"labels": {"team": "shop"}, "prompt": "A product."})
@@ -39,19 +39,19 @@ def _three_jobs(metadata: MetadataStore) -> None:
 )
 @pytest.mark.usefixtures("_three_jobs")
 def test_the_gallery_is_filtered(login: Login, query: str, expected: list[str]) -> None:
-    """By state, label and text, newest first; characters with a meaning in SQL mean themselves."""
+    """The gallery filters by state, label and text, newest first; SQL wildcards match themselves."""
     text = login("vera").get(f"/s2v/videos?{query}").text
     assert re.findall(r'data-job="([^"]+)"', text) == expected
 
 
 def test_a_wrong_page_is_refused(login: Login) -> None:
-    """A cursor that somebody has changed is a bad request, not an error of the server."""
+    """A changed cursor is a bad request and no error of the server."""
     for cursor in ("x", "W10", "bnVsbA", "WyIyMDI2IiwgMV0x"):
         assert login("vera").get(f"/s2v/videos?after={cursor}").status_code == 400
 
 
 def test_a_page_shows_why_a_job_failed(login: Login, metadata: MetadataStore, store: ObjectStore) -> None:
-    """The reason with its remedy, the warnings of the plan, and the events as sentences."""
+    """The page has the reason with its remedy, the warnings of the plan, and the events as sentences."""
     add_job(metadata, store, "talk")
     metadata.clips.start("talk", 0, "f" * 64)
     metadata.jobs.fail("talk", "The GPU was lost: start the job again.")
@@ -63,7 +63,7 @@ def test_a_page_shows_why_a_job_failed(login: Login, metadata: MetadataStore, st
 
 
 def test_quality_of_a_clip_is_shown(login: Login, metadata: MetadataStore, store: ObjectStore) -> None:
-    """The judgement of the kept take, its findings in words, and the number of takes."""
+    """The page has the result of the kept take, its findings in words, and the number of takes."""
     add_job(metadata, store, "talk")
     face = FaceQuality(
         share_of_frames=1.0,
@@ -96,7 +96,7 @@ def test_quality_of_a_clip_is_shown(login: Login, metadata: MetadataStore, store
 
 
 def test_the_tab_of_a_run_leads_to_its_job(login: Login, metadata: MetadataStore) -> None:
-    """By the run that the job recorded; runs of other DAGs make no video, and an unknown run is not found."""
+    """A run leads to the job that recorded it; a run of another DAG has no video, an unknown one is not found."""
     metadata.jobs.enqueue("talk", REQUEST, dag_run_id="manual__2026-11-22T10:15:30+00:00")
     browser = login("vera")
     found = browser.get(
@@ -110,7 +110,7 @@ def test_the_tab_of_a_run_leads_to_its_job(login: Login, metadata: MetadataStore
 
 
 def test_figures_are_short() -> None:
-    """Durations, amounts and ages in the units of people."""
+    """Durations, amounts and ages are shown in readable units."""
     assert [duration(value) for value in (None, 4.52, 59, 125, 3720)] == ["", "4.5 s", "59 s", "2:05 min", "1:02 h"]
     assert [money(value, "USD") for value in (None, 0, 0.00123, 12.345)] == [
         "",

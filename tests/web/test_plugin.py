@@ -1,4 +1,4 @@
-"""The plugin in Airflow: found by its entry point, light in processes that parse DAGs, with links to files of a job."""
+"""Check the plugin in Airflow: its entry point, its imports, and its links to files of a job."""
 
 import json
 import subprocess
@@ -23,7 +23,7 @@ NEEDED_FOR_ANSWERS_ONLY = ["boto3", "botocore", "s2v_tasks.storage.s3", "torch",
 
 
 def test_airflow_finds_the_plugin_by_the_entry_point_of_the_package() -> None:
-    """No `plugins_folder` is needed: the package names the plugin, whose application has a prefix of its own."""
+    """The package names the plugin without a `plugins_folder`, and its application has a prefix of its own."""
     declared = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["entry-points"]["airflow.plugins"]
     found = {point.name: point for point in entry_points(group="airflow.plugins") if point.name in declared}
     assert {name: point.value for name, point in found.items()} == declared
@@ -39,7 +39,7 @@ def test_the_ui_gets_an_entry_in_the_navigation_and_a_tab_of_a_run(login: Login)
 
 
 def test_a_process_that_parses_dags_loads_the_plugin_without_storage() -> None:
-    """Every Airflow process loads all plugins: this one imports what answers need only where requests come."""
+    """A process that loads the plugin imports storage and metadata only when a request comes."""
     script = "import json, sys, airflow.plugins_manager; known = set(sys.modules); import s2v_tasks.web.plugin; "
     script += "print(json.dumps(sorted(set(sys.modules) - known)))"
     done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=True)
@@ -51,7 +51,7 @@ def test_a_process_that_parses_dags_loads_the_plugin_without_storage() -> None:
 def test_each_file_is_signed_in_the_process_that_answers(
     login: Login, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The browser is sent on to the file itself; no process is started for it."""
+    """The browser is redirected to a signed URL of the file, and no process is started."""
     layout = JobLayout("my-job")
     files = {
         "video": output_video_uri(services().settings, "my-job"),
@@ -77,8 +77,8 @@ def test_each_file_is_signed_in_the_process_that_answers(
         ("My_Job/video", "job id 'My_Job': expected 3 to 63 lower-case letters"),
     ],
 )
-def test_what_is_not_there_is_not_found(login: Login, path: str, said: str) -> None:
-    """404 with the sentence of the system, also for a job id that is none."""
+def test_a_missing_file_is_not_found(login: Login, path: str, said: str) -> None:
+    """A missing file, and a malformed job id, answer 404 with the message of the package."""
     answer = login("vera").get(f"/s2v/jobs/{path}")
     assert answer.status_code == 404
     assert said in answer.json()["detail"]
@@ -88,7 +88,7 @@ def test_what_is_not_there_is_not_found(login: Login, path: str, said: str) -> N
 def test_a_store_that_fails_is_no_missing_file(
     login: Login, monkeypatch: pytest.MonkeyPatch, error: Exception, status: int
 ) -> None:
-    """A wrong setting and a store that is away have their own answers, with the reason."""
+    """A wrong setting and an unavailable store have their own answers with the reason."""
 
     def fail(*_: Any) -> str:
         raise error

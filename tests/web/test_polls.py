@@ -1,4 +1,4 @@
-"""Polls of many viewers: one read in a second for all of them."""
+"""Check polls of many viewers: one read per second for all of them."""
 
 import threading
 import time
@@ -28,7 +28,7 @@ class Reader:
 
 
 def test_many_polls_at_once_are_one_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of 20 threads get what one of them has read; a page of more jobs reads only the others."""
+    """All of 20 threads get the result of one read; a page with more jobs reads only the others."""
     monkeypatch.setattr(polls, "KEPT_SECONDS", 3600)  # however slowly the threads start
     reader = Reader()
     recent, found = Recent(reader), []
@@ -43,7 +43,7 @@ def test_many_polls_at_once_are_one_read(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_kept_state_is_read_again_after_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither a state nor the absence of a job is kept for longer; old ones are forgotten."""
+    """A state, or the absence of a job, is kept for a second, and old ones are deleted."""
     monkeypatch.setattr(polls, "KEPT_SECONDS", 0.1)
     monkeypatch.setattr(polls, "MOST_KEPT", 3)
     reader = Reader()
@@ -58,7 +58,7 @@ def test_a_kept_state_is_read_again_after_a_second(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_failed_read_is_not_kept() -> None:
-    """The next poll reads again."""
+    """After a failed read the next poll reads again."""
     answers = iter([OSError("away"), {"a": 5}])
 
     def read(_: list[str]) -> Mapping[str, int]:
@@ -74,7 +74,7 @@ def test_a_failed_read_is_not_kept() -> None:
 
 
 def test_pages_see_a_change_within_a_second(login: Login, metadata: MetadataStore, store: ObjectStore) -> None:
-    """Gallery and page of a job read the same state, and a change shows after the second has passed."""
+    """Gallery and page of a job share the state, and a change shows after a second."""
     add_job(metadata, store, "talk")
     browser = login("vera")
     before = browser.get("/s2v/job/talk/state.json").json()
@@ -87,7 +87,7 @@ def test_pages_see_a_change_within_a_second(login: Login, metadata: MetadataStor
 
 
 def test_a_state_is_not_forgotten_during_a_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A state that becomes old while others are read is still returned."""
+    """A state that expires while others are read is still returned."""
     monkeypatch.setattr(polls, "KEPT_SECONDS", 0.1)
     monkeypatch.setattr(polls, "MOST_KEPT", 0)
     recent = Recent(Reader())

@@ -60,7 +60,7 @@ def metadata(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Met
 
 
 def test_the_run_of_a_job_is_found(airflow: Airflow) -> None:
-    """The one that is asked for; else the newest that has not ended; else the one that has the job's name."""
+    """The requested run is found, else the newest that has not ended, else the run with the name of the job."""
     airflow.add("talk", "talk", "failed")
     assert find_run("talk") == AwaitedRun("talk", "talk", "failed", dag_is_paused=True)
     airflow.add("manual__1", "talk", "running")
@@ -73,15 +73,15 @@ def test_the_run_of_a_job_is_found(airflow: Airflow) -> None:
     assert find_run("nothing") is None
 
 
-def test_where_no_airflow_is_configured_none_is_asked() -> None:
-    """There is no run then."""
+def test_without_airflow_no_run_is_found() -> None:
+    """Without an address of Airflow, no request is sent and no run is found."""
     assert find_run("talk") is None
 
 
-def test_a_queued_run_is_shown_before_the_job_is_on_record(
+def test_a_queued_run_is_shown_before_the_job_exists(
     airflow: Airflow, metadata: MetadataStore, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`s2v job` says what it waits for; a run that ended without a word, or none at all, is an error."""
+    """`s2v job` shows the state of the run; a run that ended without a job, and no run at all, are errors."""
     airflow.add("talk", "talk", "queued")
     job("talk")
     said = " ".join(capsys.readouterr().out.split())
@@ -101,10 +101,10 @@ def test_a_queued_run_is_shown_before_the_job_is_on_record(
         watch_job("nobody", as_json=False)
 
 
-def test_who_watches_is_told_what_the_job_waits_for(
+def test_watch_shows_what_the_job_waits_for(
     airflow: Airflow, metadata: MetadataStore, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Each state once; the job is followed when it begins."""
+    """Each state of the run is printed once, and the job is followed when it starts."""
     answers = iter([RUN, RUN, replace(RUN, dag_is_paused=False), None, RUN])
 
     def ask() -> AwaitedRun | None:
@@ -122,8 +122,8 @@ def test_who_watches_is_told_what_the_job_waits_for(
     assert "The speech is silent." in said.out
 
 
-def test_a_run_that_another_request_kept_out_ends_the_watch(metadata: MetadataStore) -> None:
-    """With that refusal where it is this run's; an end that was there before is not awaited."""
+def test_the_refusal_of_a_run_ends_the_watch(metadata: MetadataStore) -> None:
+    """The watch ends with the refusal of this run; an earlier end of the job does not end it."""
     metadata.jobs.enqueue("talk", {})
     metadata.jobs.succeed("talk", "s3://out/talk.mp4", "ab" * 32)
     record = metadata.jobs.get("talk")
@@ -147,7 +147,7 @@ def test_a_run_that_another_request_kept_out_ends_the_watch(metadata: MetadataSt
 
 
 def test_no_run_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    """Neither before the first question nor when there is no run."""
+    """Nothing is printed before the first poll or without a run."""
     waiting = Waiting(lambda: None)
     waiting.report(None)
     waiting.ask()

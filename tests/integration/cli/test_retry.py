@@ -1,4 +1,4 @@
-"""Jobs of one kind are started again by one command."""
+"""Check that one command starts several failed jobs again."""
 
 import json
 from typing import Any
@@ -60,14 +60,14 @@ def airflow(postgres_url: str, engine: sa.Engine, monkeypatch: pytest.MonkeyPatc
 
 
 def retry(*arguments: str) -> Result:
-    """The command alone: that of the whole program would set up logs for good."""
+    """Run the command alone, because the whole program would configure logs for the test process."""
     command = typer.Typer()
     command.command()(retry_command)
     return CliRunner().invoke(command, arguments)
 
 
 def test_all_jobs_that_met_an_outage_start_again(airflow: Airflow) -> None:
-    """The oldest first, each with its own request; one whose step could not say why counts as tried in vain, too."""
+    """Jobs with code 75, or without a reported reason, start with their own requests, the oldest first."""
     done = retry("--status", "failed", "--code", "75", "--json")
     assert done.exit_code == 0, done.output
     assert [run_id for run_id, _ in airflow.triggered] == ["zoe--2", "anna--2", "silent--2"]
@@ -94,7 +94,7 @@ def test_all_jobs_that_met_an_outage_start_again(airflow: Airflow) -> None:
     ],
 )
 def test_options_choose_the_jobs(airflow: Airflow, arguments: tuple[str, ...], expected: list[str]) -> None:
-    """By exit code, status, label and name, and all of them together; a dry run starts none."""
+    """Exit code, status, label and name select jobs, also combined; a dry run starts none."""
     done = retry(*arguments)
     assert done.exit_code == 0, done.output
     assert [run_id for run_id, _ in airflow.triggered] == expected
@@ -102,7 +102,7 @@ def test_options_choose_the_jobs(airflow: Airflow, arguments: tuple[str, ...], e
 
 
 def test_a_job_that_is_refused_keeps_no_other_from_its_start(airflow: Airflow) -> None:
-    """The exit code tells of it, and so does its line."""
+    """The other jobs start; the exit code and the line of the job report the refusal."""
     airflow.refuses = "zoe"
     done = retry("--code", "75")
     assert done.exit_code == 65
@@ -111,7 +111,7 @@ def test_a_job_that_is_refused_keeps_no_other_from_its_start(airflow: Airflow) -
 
 
 def test_a_job_that_did_not_fail_is_named(airflow: Airflow) -> None:
-    """Nothing is started then."""
+    """If a named job has not failed, its name is in the message and no job is started."""
     done = retry("anna", "at-work", "nobody")
     assert isinstance(done.exception, PermanentError)
     assert "at-work, nobody: expected jobs that are failed" in str(done.exception)

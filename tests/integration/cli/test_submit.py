@@ -1,4 +1,4 @@
-"""Handing in: the same request is the same job, through either door."""
+"""Check submission: the same request is the same job, through Airflow or the drop folder."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ REQUEST = Request(image_uri="s3://bucket/a.png", audio_uri="s3://bucket/a.mp3", 
 
 
 class Runs:
-    """The runs of an Airflow: what `start` asks of it."""
+    """The runs of an Airflow as `start` uses them."""
 
     def __init__(self, *, paused: bool = False) -> None:
         self.runs: dict[str, dict[str, Any]] = {}
@@ -46,7 +46,7 @@ class Runs:
 
 
 def test_a_request_is_started_once_and_again_only_after_a_failure() -> None:
-    """While it runs, and when it has succeeded, nothing is started; a failed one gets a further run of the same job."""
+    """While a job runs, and after its success, nothing starts; a failed job gets another run."""
     airflow = Runs()
     api: Any = airflow
     assert [start(api, "talk", REQUEST)["started"] for _ in range(2)] == [True, False]
@@ -72,8 +72,8 @@ def test_a_job_id_belongs_to_one_request(state: str) -> None:
     assert start(api, "talk", other)["run_id"] == "talk--2"
 
 
-def test_a_paused_dag_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    """Of a run that waits for it, with the way to unpause it; --unpause does so, for the same request again, too."""
+def test_a_paused_dag_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    """The message says how to unpause the DAG; `--unpause` does so, also for a request that was submitted before."""
     airflow = Runs(paused=True)
     api: Any = airflow
     outcome = start(api, "talk", REQUEST)
@@ -95,7 +95,7 @@ def test_a_paused_dag_is_said(capsys: pytest.CaptureFixture[str]) -> None:
 def test_an_id_that_another_job_has_is_refused_before_airflow_is_asked(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where that job came by another way and Airflow does not know it."""
+    """A job id in the metadata store is refused, also if Airflow does not know the job."""
     monkeypatch.setenv("S2V_DATABASE_URL", postgres_url)
     load_settings.cache_clear()
     engine = create_engine(postgres_url)
@@ -111,7 +111,7 @@ def test_an_id_that_another_job_has_is_refused_before_airflow_is_asked(
 def test_local_files_go_through_the_drop_folder_without_airflow(
     s3_settings: Settings, object_store: ObjectStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The result is a complete drop, whatever the names of the files; submitting the same again changes nothing."""
+    """The files become a complete drop under any names, and submitting again changes nothing."""
     image, audio = object_store.uri("Fotos für Anna/Über uns 🎬 #1?.jpg"), tmp_path / "Rede für Anna 🎬.mp3"
     shutil.copy(SAMPLES / "speech.mp3", audio)
     arguments = {"image": image, "audio": str(audio), "prompt": "Hello."}
@@ -136,8 +136,8 @@ def test_local_files_go_through_the_drop_folder_without_airflow(
     assert head.size_bytes == (SAMPLES / "speech.mp3").stat().st_size
 
 
-def test_what_is_no_job_id_is_refused_before_anything_is_uploaded(object_store: ObjectStore) -> None:
-    """In the words of the project, not in those of Airflow's form."""
+def test_an_invalid_job_id_is_refused_before_anything_is_uploaded(object_store: ObjectStore) -> None:
+    """The message is that of the package, not that of Airflow's form."""
     app = typer.Typer()
     app.command()(submit)
     files = ["--image", str(SAMPLES / "portrait.jpg"), "--audio", str(SAMPLES / "speech.mp3"), "--prompt", "Hello."]
@@ -147,7 +147,7 @@ def test_what_is_no_job_id_is_refused_before_anything_is_uploaded(object_store: 
 
 
 def test_a_bad_request_is_refused_before_anything_is_uploaded(s3_settings: Settings, object_store: ObjectStore) -> None:
-    """Nothing is in the store afterwards."""
+    """A bad request leaves nothing in the store."""
     files = {"image": str(SAMPLES / "portrait.jpg"), "audio": str(SAMPLES / "speech.mp3")}
     with pytest.raises(PermanentError, match="prompt is missing"):
         submit(**files)

@@ -1,4 +1,4 @@
-"""`s2v job ID --watch` as a person sees it: on a pseudo terminal."""
+"""Check `s2v job ID --watch` on a pseudo terminal."""
 
 import fcntl
 import os
@@ -24,7 +24,7 @@ _TOLD = re.compile(r"\x1b\[\??(?P<number>[\d;]*)(?P<code>[A-Za-z])|(?P<move>[\r\
 
 
 class Terminal:
-    """A command on a pseudo terminal; `screen` are the rows that a person sees."""
+    """A command on a pseudo terminal; `screen` has the rows that a person sees."""
 
     def __init__(self, *arguments: str) -> None:
         self.output = ""
@@ -36,13 +36,13 @@ class Terminal:
         os.close(child)
 
     def read_until(self, words: str) -> None:
-        """Read what the command writes until these words stand on the screen."""
+        """Read the output of the command until these words are on the screen."""
         while not any(words in row for row in self.screen):
             assert select.select([self._descriptor], [], [], 30)[0], self.screen
             self.output += os.read(self._descriptor, 65536).decode()
 
     def end(self) -> int:
-        """Read to the end; the exit code."""
+        """Read the output to its end; return the exit code."""
         try:
             while chunk := os.read(self._descriptor, 65536):
                 self.output += chunk.decode()
@@ -106,8 +106,8 @@ def test_a_job_is_redrawn_in_place_to_its_end(metadata: MetadataStore) -> None:
     assert terminal.output.rindex("\x1b[?25h") > terminal.output.rindex("\x1b[?25l")  # the cursor is back
 
 
-def test_who_stops_watching_stops_nothing_else(metadata: MetadataStore) -> None:
-    """Ctrl-C ends the display, and says that the job goes on."""
+def test_ctrl_c_ends_the_display_only(metadata: MetadataStore) -> None:
+    """Ctrl-C ends the display and prints that the job continues."""
     terminal = Terminal("job", "talk", "--watch")
     terminal.read_until("0/80 steps")
     terminal.process.send_signal(signal.SIGINT)

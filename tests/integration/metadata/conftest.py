@@ -1,4 +1,4 @@
-"""A metadata store, and plans to put into it."""
+"""A metadata store, and plans to store in it."""
 
 from collections.abc import Callable
 
@@ -16,13 +16,13 @@ def metadata(engine: sa.Engine) -> MetadataStore:
 
 @pytest.fixture
 def plan() -> Callable[..., Plan]:
-    """Makes plans of job-1 with as many clips as asked for, one chain."""
+    """Makes plans of job-1 with the given number of clips in one chain."""
     return _plan
 
 
 @pytest.fixture
 def planned(metadata: MetadataStore) -> Callable[..., MetadataStore]:
-    """Puts job-1 on record, started and planned, and gives the metadata store; its request may have more fields."""
+    """Stores job-1 as started and planned; its request may have more fields."""
 
     def start(num_clip: int = 2, **fields: str) -> MetadataStore:
         metadata.jobs.enqueue("job-1", {"prompt": "A person speaks."} | fields)

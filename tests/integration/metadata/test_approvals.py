@@ -1,4 +1,4 @@
-"""Approvals in the database: what a decision holds for, and what it leaves alone."""
+"""Check approvals in the database: the scope of a decision, and the questions that it leaves alone."""
 
 from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import timedelta
@@ -45,7 +45,7 @@ def events(store: MetadataStore, job_id: str = "a") -> list[Any]:
 
 
 def test_one_question_of_a_job_waits_at_a_time(store: MetadataStore, engine: sa.Engine) -> None:
-    """It lasts as long as it was asked for; asked anew, the earlier one is withdrawn, and no other job's."""
+    """A question has its own time limit; a new question withdraws the earlier one of the job and of no other job."""
     ask(store, job="b")
     first, second = ask(store), ask(store, 1)
     assert (first.status, second.status) == ("waiting", "waiting")
@@ -63,7 +63,7 @@ def test_one_question_of_a_job_waits_at_a_time(store: MetadataStore, engine: sa.
 
 
 def test_an_approval_holds_for_its_bytes_in_their_place(store: MetadataStore, engine: sa.Engine) -> None:
-    """In every start of the job; another job, another clip, the whole video and other bytes are asked about."""
+    """An approval holds in every start for one job, clip and checksum; anything else is asked about again."""
     store.approvals.decide(ask(store), ApprovalStatus.APPROVED, user="edith")
     again = ask(store, run="r2")
     assert (again.status, again.decided_by, len(rows(engine))) == ("approved", "edith", 1)
@@ -79,7 +79,7 @@ def test_an_approval_holds_for_its_bytes_in_their_place(store: MetadataStore, en
 
 @pytest.mark.parametrize(("run", "other"), [("r1", "r2"), ("r1", None), (None, "r1")])
 def test_a_rejection_holds_for_its_own_start(store: MetadataStore, run: str | None, other: str | None) -> None:
-    """A later start asks again; one by hand, without a run, is a start like any other."""
+    """A rejection holds for its run only; a later start, also one without a run, asks again."""
     store.approvals.decide(ask(store, run=run), ApprovalStatus.REJECTED, rejection=Rejection(note="No."))
     found = store.approvals.find("a", 0, "f", run)
     assert found is not None
@@ -95,8 +95,8 @@ def test_a_rejection_holds_for_its_own_start(store: MetadataStore, run: str | No
 
 
 @pytest.mark.parametrize("status", [ApprovalStatus.EXPIRED, ApprovalStatus.WITHDRAWN, ApprovalStatus.WAITING])
-def test_what_nobody_answered_is_no_decision(store: MetadataStore, engine: sa.Engine, status: ApprovalStatus) -> None:
-    """The job asks again."""
+def test_an_unanswered_question_is_no_decision(store: MetadataStore, engine: sa.Engine, status: ApprovalStatus) -> None:
+    """An expired, withdrawn or waiting question gives no decision."""
     ask(store)
     with engine.begin() as connection:
         connection.execute(sa.update(Approval).values(status=status))
@@ -112,7 +112,7 @@ def test_what_nobody_answered_is_no_decision(store: MetadataStore, engine: sa.En
     ],
 )
 def test_the_first_answer_counts(store: MetadataStore, engine: sa.Engine, status: ApprovalStatus, event: str) -> None:
-    """It is recorded with its person, time and event; a second one changes nothing, nor does it answer another job."""
+    """The first answer is stored with person, time and event; a second one changes nothing, also of other jobs."""
     waiting, other = ask(store, 3), ask(store, 3, job="b")
     rejection = Rejection(note="She blinks.", base_seed=9) if status == ApprovalStatus.REJECTED else None
     store.approvals.decide(waiting, status, user="edith", rejection=rejection, next_job_id="a-2")
@@ -129,7 +129,7 @@ def test_the_first_answer_counts(store: MetadataStore, engine: sa.Engine, status
 
 
 def test_the_end_of_a_job_leaves_answers_and_other_jobs_alone(store: MetadataStore, engine: sa.Engine) -> None:
-    """Only the question that waits is withdrawn."""
+    """The end of a job withdraws its waiting question only."""
     store.approvals.decide(ask(store), ApprovalStatus.APPROVED)
     ask(store, 1)
     ask(store, job="b")
@@ -138,7 +138,7 @@ def test_the_end_of_a_job_leaves_answers_and_other_jobs_alone(store: MetadataSto
 
 
 def test_processes_that_ask_at_once_leave_one_question(store: MetadataStore, engine: sa.Engine) -> None:
-    """A clip and the next try of its task take turns: the earlier question is withdrawn."""
+    """Of two concurrent questions about a job, the earlier one is withdrawn."""
     with ThreadPoolExecutor(2) as pool:
         with transaction(engine) as connection:
             lock_job(connection, "a")

@@ -1,4 +1,4 @@
-"""Attempts at clips: each is on record with what it took, however it ended."""
+"""Check attempts at clips: each is stored with its cost, in whatever way it ended."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -25,10 +25,10 @@ def job(metadata: MetadataStore) -> Job:
     return record
 
 
-def test_every_attempt_is_on_record_with_its_gpu_seconds(
+def test_every_attempt_is_stored_with_its_gpu_seconds(
     metadata: MetadataStore, postgres_url: str, planned: Planned
 ) -> None:
-    """Seconds times GPUs count whatever became of the attempt; reusing a clip begins none."""
+    """GPU-seconds are seconds times GPUs for every outcome; reusing a clip starts no attempt."""
     planned().clips.start("job-1", 0, "f0", world_size=2)
     with psycopg.connect(postgres_url) as connection:
         connection.execute("UPDATE attempts SET started_at = now() - interval '1 hour'")
@@ -50,7 +50,7 @@ def test_every_attempt_is_on_record_with_its_gpu_seconds(
 
 
 def test_an_attempt_at_a_take_that_is_not_kept_is_superseded(metadata: MetadataStore, planned: Planned) -> None:
-    """Its cost is wasted; another decision makes it the kept one again. Attempts at other clips stay as they are."""
+    """An attempt at a take that is not kept is superseded and wasted; a changed decision makes it succeeded again."""
     planned()
     for clip_index, fingerprint in ((1, "f1"), (0, "take-0"), (0, "take-1")):
         metadata.clips.start("job-1", clip_index, fingerprint)
@@ -86,7 +86,7 @@ def test_an_attempt_that_nobody_ended_is_lost(
 def test_an_attempt_without_progress_is_lost_at_its_last_sign_of_life(
     metadata: MetadataStore, postgres_url: str, planned: Planned
 ) -> None:
-    """Encoding, and loading the model, has no solver steps to tell of; what was written down meanwhile counts."""
+    """Heartbeats count also while no solver step is reported, as when the model is loaded."""
     planned().conditions.start("job-1")
     metadata.clips.start("job-1", 1, "f1", world_size=4)
     hour_earlier = "UPDATE attempts SET started_at = started_at - interval '1 hour'"
@@ -108,10 +108,10 @@ def test_an_attempt_without_progress_is_lost_at_its_last_sign_of_life(
 
 
 @pytest.mark.parametrize("ended", ["not", "as lost", "as failed", "as interrupted"])
-def test_an_attempt_whose_clip_is_reused_was_no_waste(
+def test_an_attempt_whose_clip_is_reused_has_succeeded(
     metadata: MetadataStore, postgres_url: str, planned: Planned, ended: str
 ) -> None:
-    """The database was away when the clip was done: its attempt ended when the clip did, as far as nobody knows."""
+    """If the end of a finished clip was not stored, its attempt ends with the clip once the clip is reused."""
     planned(3).clips.start("job-1", 2, "f2", world_size=2)
     metadata.conditions.start("job-1")
     with psycopg.connect(postgres_url) as connection:
@@ -141,7 +141,7 @@ def test_an_attempt_whose_clip_is_reused_was_no_waste(
 def test_an_attempt_after_the_clip_that_is_reused_is_lost(
     metadata: MetadataStore, postgres_url: str, planned: Planned
 ) -> None:
-    """An older clip was put back, or another job's was copied: what ran meanwhile made none of them."""
+    """An attempt that is younger than the reused clip, or of a copied clip, is lost."""
     planned(3)
     for clip_index in range(3):
         metadata.clips.start("job-1", clip_index, "f")
@@ -156,7 +156,7 @@ def test_an_attempt_after_the_clip_that_is_reused_is_lost(
 
 
 def test_only_the_latest_attempt_made_the_clip(metadata: MetadataStore, postgres_url: str, planned: Planned) -> None:
-    """Earlier ones stay what they were, and one that succeeded keeps its end; a clock that is ahead adds no time."""
+    """Reusing a clip changes its latest attempt only; an attempt that succeeded keeps its end."""
     planned().clips.start("job-1", 0, "f0")
     metadata.clips.fail("job-1", 0, "Out of memory.")
     metadata.clips.start("job-1", 0, "f0")
@@ -172,7 +172,7 @@ def test_only_the_latest_attempt_made_the_clip(metadata: MetadataStore, postgres
 def test_a_clip_that_was_kept_and_stored_later_keeps_the_length_of_its_attempt(
     metadata: MetadataStore, postgres_url: str, planned: Planned
 ) -> None:
-    """The attempt that rendered it was interrupted; the process that stores it renders nothing."""
+    """Storing a clip that an interrupted attempt rendered leaves the length of that attempt as it is."""
     planned().clips.start("job-1", 0, "f0")
     metadata.clips.fail("job-1", 0, "S3 is away.", outcome="interrupted")
     with psycopg.connect(postgres_url) as connection:
@@ -186,7 +186,7 @@ def test_a_clip_that_was_kept_and_stored_later_keeps_the_length_of_its_attempt(
 
 
 def test_a_clip_that_outlives_the_failure_of_its_job_is_no_waste(metadata: MetadataStore, planned: Planned) -> None:
-    """Clips of other chains go on while one has failed the job for good: what they make is there to be reused."""
+    """Clips of other chains that finish after the job has failed are not wasted."""
     planned().clips.start("job-1", 0, "f0")
     metadata.clips.start("job-1", 1, "f1", world_size=2)
     metadata.clips.fail("job-1", 0, "The picture is black.")
@@ -200,7 +200,7 @@ def test_a_clip_that_outlives_the_failure_of_its_job_is_no_waste(metadata: Metad
 def test_a_clip_that_is_rendered_ends_its_attempt_now(
     metadata: MetadataStore, postgres_url: str, planned: Planned
 ) -> None:
-    """Ignore when an earlier copy of the clip was made: only a clip that is reused was finished at that time."""
+    """A rendered clip ends its attempt now, even if an earlier copy of the clip has another time."""
     planned().clips.start("job-1", 0, "f0", world_size=2)
     with psycopg.connect(postgres_url) as connection:
         connection.execute("UPDATE attempts SET started_at = started_at - interval '1 hour'")
@@ -213,7 +213,7 @@ def test_a_clip_that_is_rendered_ends_its_attempt_now(
 def test_an_attempt_is_alive_as_long_as_it_gives_signs_of_life(
     metadata: MetadataStore, postgres_url: str, planned: Planned
 ) -> None:
-    """Its beginning is one, and its GPU-seconds are; one that has ended, or another piece of work, is not alive."""
+    """An attempt is alive within a time after its start or its last heartbeat, until it ends."""
     planned(3).clips.start("job-1", 1, "f1", world_size=2)
     assert metadata.attempts.is_alive("job-1", rendering(1), within_seconds=600)
     assert not metadata.attempts.is_alive("job-1", rendering(2), within_seconds=600)

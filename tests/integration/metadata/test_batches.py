@@ -1,4 +1,4 @@
-"""Batches: versions of a manifest, their rows in order, and what became of each."""
+"""Check batches: versions of a manifest, their rows in order, and the outcome of each row."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -22,7 +22,7 @@ def job(metadata: MetadataStore, job_id: str) -> Job:
 
 @pytest.fixture
 def batches(engine: sa.Engine) -> BatchRepository:
-    """One version of three rows, and another that shares one of its jobs."""
+    """A version of three rows, and another that shares one of its jobs."""
     batches = MetadataStore(engine).batches
     jobs = {name: NewJob(name, {"preset": "quick", "labels": {"row": name}, "n": name}) for name in "zyxw"}
     rows = [NewRow(3, "third", jobs["x"]), NewRow(1, "fi\0rst", jobs["z"]), NewRow(2, None, jobs["y"])]
@@ -32,7 +32,7 @@ def batches(engine: sa.Engine) -> BatchRepository:
 
 
 def test_rows_queue_their_jobs(batches: BatchRepository, metadata: MetadataStore) -> None:
-    """Each job keeps its request and says that it came from a batch."""
+    """Each row queues a job with its request and the source `batch`."""
     record = job(metadata, "x")
     assert (record.status, record.source, record.preset, record.labels) == ("queued", "batch", "quick", {"row": "x"})
     assert record.request == {"preset": "quick", "labels": {"row": "x"}, "n": "x"}
@@ -46,7 +46,7 @@ def test_rows_queue_their_jobs(batches: BatchRepository, metadata: MetadataStore
 
 
 def test_outcomes_are_those_of_each_row(batches: BatchRepository, metadata: MetadataStore, engine: sa.Engine) -> None:
-    """In the order of the manifest, with the GPU-seconds of all attempts and what they cost."""
+    """Outcomes come in the order of the manifest, with GPU-seconds and cost of all attempts."""
     with engine.begin() as connection:
         price = {"cost_per_gpu_hour": 36.0, "currency": "EUR", "num_frames": 96}
         connection.execute(sa.update(Job).where(Job.job_id == "y").values(**price))
@@ -82,7 +82,7 @@ def test_outcomes_are_those_of_each_row(batches: BatchRepository, metadata: Meta
 def test_a_retry_is_for_the_jobs_of_its_batch(
     batches: BatchRepository, metadata: MetadataStore, engine: sa.Engine
 ) -> None:
-    """Those of other batches stay as they are; a job without a source waits as one of the batch from then on."""
+    """Jobs of other batches do not change; a job without a source gets the source `batch`."""
     with engine.begin() as connection:
         connection.execute(sa.update(Job).where(Job.job_id == "z").values(source=None))
     for name in "zxw":
@@ -95,7 +95,7 @@ def test_a_retry_is_for_the_jobs_of_its_batch(
 
 
 def test_a_version_that_is_registered_again_runs_again(batches: BatchRepository, engine: sa.Engine) -> None:
-    """Only one that runs can finish, and its end stays; jobs that are there are not queued again."""
+    """Only a running version can finish, its end stays, and existing jobs are not queued again."""
     batches.finish("one")
     columns = sa.select(Batch.batch_id, Batch.status, Batch.finished_at, Batch.num_rows, Batch.etag)
     with engine.connect() as connection:

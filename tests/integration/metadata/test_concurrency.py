@@ -1,4 +1,4 @@
-"""Several processes write at once: each waits for the other, and none loses what the other wrote."""
+"""Check that processes that write at the same time wait for each other and lose nothing."""
 
 import ast
 from collections.abc import Callable
@@ -122,7 +122,7 @@ def test_writers_of_a_job_take_turns(
 
 
 def test_attempts_that_begin_at_once_have_different_numbers(metadata: MetadataStore, planned: Planned) -> None:
-    """Of several processes that begin the same clip each gets its own attempt, and the last one runs."""
+    """Each process that starts the same clip gets an attempt of its own, and the last attempt is the running one."""
     planned(3)
     together = Barrier(4)
 
@@ -141,7 +141,7 @@ def test_attempts_that_begin_at_once_have_different_numbers(metadata: MetadataSt
 
 
 def test_a_folder_that_several_sweeps_claim_is_one_drop(engine: sa.Engine) -> None:
-    """One of them has it and its job; for the others nothing changes, though each brings another job id."""
+    """One sweep gets the folder and its job; the others change nothing, although each proposes another job id."""
     drops, together = MetadataStore(engine).drops, Barrier(4)
 
     def claim(number: int) -> bool:
@@ -165,7 +165,7 @@ def test_a_folder_that_several_sweeps_claim_is_one_drop(engine: sa.Engine) -> No
 
 
 def test_a_manifest_that_is_registered_at_once_queues_each_job_once(engine: sa.Engine) -> None:
-    """The others find the jobs there; each job has one event."""
+    """Concurrent registrations queue each job once, with one event."""
     rows = [NewRow(number, None, NewJob(f"job-{number}", {})) for number in (2, 3, 1)]
     together = Barrier(3)
 
@@ -183,7 +183,7 @@ def test_a_manifest_that_is_registered_at_once_queues_each_job_once(engine: sa.E
 
 
 def test_a_job_that_several_processes_give_up_fails_once(metadata: MetadataStore, planned: Planned) -> None:
-    """One of them ends it; the others see that it has ended."""
+    """One process fails the job; the others find that it has ended."""
     planned(3)
     metadata.jobs.enqueue("job-1", {"prompt": "A person speaks."}, dag_run_id="run-1")
     together = Barrier(4)
@@ -200,7 +200,7 @@ def test_a_job_that_several_processes_give_up_fails_once(metadata: MetadataStore
 
 
 def test_jobs_that_are_started_twice_at_once_have_one_run(engine: sa.Engine) -> None:
-    """Both callers are given the same run id, which Airflow takes once."""
+    """Both callers get the same run id, which Airflow accepts once."""
     queue, together = MetadataStore(engine).queue, Barrier(2)
     MetadataStore(engine).batches.register("batch", "s3://b/m.jsonl", "e", [NewRow(1, None, NewJob("job-1", {}))])
 

@@ -14,7 +14,7 @@ DAY = datetime(2026, 11, 20, 12, tzinfo=UTC)
 
 @pytest.fixture
 def metadata(engine: sa.Engine) -> MetadataStore:
-    """Two jobs at 3.60 an hour and one at 36 in another currency; outcomes of all kinds."""
+    """Two jobs at 3.60 an hour and one at 36 in another currency, with attempts of all outcomes."""
     metadata = MetadataStore(engine)
     jobs: list[tuple[str, dict[str, Any]]] = [
         ("a", {"labels": {"team": "news", "show": "late"}, "preset": "quick", "price": (3.6, "USD")}),
@@ -48,13 +48,13 @@ def lines(metadata: MetadataStore, by: Any, **which: Any) -> list[tuple[Any, ...
 
 
 def test_wasted_attempts_are_counted_apart(metadata: MetadataStore) -> None:
-    """Failed and lost ones are wasted; one that was interrupted left its state; currencies are never added up."""
+    """Failed and lost attempts are wasted, interrupted ones are not; currencies are not added up."""
     assert lines(metadata, "all") == [("all", "EUR", 1, 100.0, 0.0, 1.0), ("all", "USD", 2, 50.0, 50.0, 0.1)]
     assert [line.wasted_cost for line in metadata.costs.spending("all")] == [0, pytest.approx(0.05)]
 
 
 def test_conditions_are_counted_apart_from_clips(metadata: MetadataStore) -> None:
-    """Their seconds are used like those of clips and told beside them; an attempt that failed is wasted, too."""
+    """Seconds of conditions are stated separately from those of clips; a failed attempt is wasted, too."""
     metadata.conditions.start("c")
     metadata.conditions.end("c", outcome="failed", reason="Out of memory.")
     metadata.conditions.start("c")
@@ -69,7 +69,7 @@ def test_conditions_are_counted_apart_from_clips(metadata: MetadataStore) -> Non
 
 
 def test_seconds_of_conditions_are_part_of_those_used(metadata: MetadataStore, engine: sa.Engine) -> None:
-    """Both add to the cost; only those of attempts that were of use are named as spent on conditions."""
+    """Both count towards the cost; only useful attempts count as spent on conditions."""
     with engine.begin() as connection:
         for attempt, (outcome, seconds) in enumerate([("failed", 5.0), ("succeeded", 7.0)], 1):
             row = {"job_id": "c", "step": "encode_conditions", "attempt": attempt, "outcome": outcome}
@@ -80,7 +80,7 @@ def test_seconds_of_conditions_are_part_of_those_used(metadata: MetadataStore, e
 
 
 def test_a_job_counts_under_each_of_its_labels(metadata: MetadataStore) -> None:
-    """Jobs without any have a line of their own."""
+    """A job counts once per label; jobs without labels have a row of their own."""
     assert lines(metadata, "label") == [
         ("(none)", "EUR", 1, 100.0, 0.0, 1.0),
         ("team=news", "USD", 2, 50.0, 50.0, 0.1),
@@ -88,8 +88,8 @@ def test_a_job_counts_under_each_of_its_labels(metadata: MetadataStore) -> None:
     ]
 
 
-def test_days_presets_and_jobs_are_lines_too(metadata: MetadataStore) -> None:
-    """Days are those on which an attempt began, in UTC and in order; `since` leaves earlier attempts out."""
+def test_costs_are_grouped_by_day_preset_and_job(metadata: MetadataStore) -> None:
+    """The day is the UTC day on which an attempt started; `since` leaves out earlier attempts."""
     assert [(name, used) for name, _, _, used, *_ in lines(metadata, "day")] == [
         ("2026-11-20", 50.0),
         ("2026-11-21", 100.0),
@@ -101,7 +101,7 @@ def test_days_presets_and_jobs_are_lines_too(metadata: MetadataStore) -> None:
 
 
 def test_an_attempt_that_runs_costs_already(metadata: MetadataStore, engine: sa.Engine) -> None:
-    """It counts from its beginning until now, on all of its GPUs."""
+    """A running attempt counts from its start until now, on all its GPUs."""
     with engine.begin() as connection:
         began = sa.func.now() - sa.text("interval '10 seconds'")
         row = {"job_id": "c", "clip_index": 1, "attempt": 1, "started_at": began, "world_size": 4}

@@ -1,4 +1,4 @@
-"""docs/metadata.md says what the database is."""
+"""Check the queries and the diagram of docs/metadata.md."""
 
 import re
 from pathlib import Path
@@ -37,29 +37,29 @@ def answers(url: str, number: int) -> list[dict[str, Any]]:
 
 
 def test_the_page_asks_five_questions() -> None:
-    """As many as the tests below answer."""
+    """The page has five queries, each of which a test below runs."""
     assert len(QUERIES) == 5
 
 
 def test_waiting_jobs_of_a_label(postgres_url: str) -> None:
-    """The urgent one first, other labels not at all."""
+    """The query returns waiting jobs of the label by priority, and no other job."""
     assert [row["job_id"] for row in answers(postgres_url, 0)] == ["job-2", "job-1"]
 
 
 def test_cost_by_preset(postgres_url: str) -> None:
-    """All attempts are paid for; lost ones are told apart."""
+    """The query counts all attempts and states lost ones separately."""
     (row,) = answers(postgres_url, 1)
     assert (row["preset"], row["jobs"], row["gpu_seconds"], row["wasted_gpu_seconds"]) == ("quick", 1, 1000, 100)
     assert row["cost"] == pytest.approx(1.0)
 
 
 def test_silent_clips(postgres_url: str) -> None:
-    """A clip that renders without progress is found."""
+    """The query finds a rendering clip without progress."""
     assert [(row["job_id"], row["is_silent"]) for row in answers(postgres_url, 2)] == [("job-1", True)]
 
 
 def test_refused_drops(postgres_url: str) -> None:
-    """The reason stands beside the folder; accepted ones have their job."""
+    """The query returns the reason of each refused folder, and the job of accepted ones."""
     rows = {row["folder_uri"]: row for row in answers(postgres_url, 3)}
     assert rows["s3://b/incoming/b"]["error"] == "No image."
     assert rows["s3://b/incoming/a"]["job_id"] == "job-1"
@@ -67,12 +67,12 @@ def test_refused_drops(postgres_url: str) -> None:
 
 
 def test_where_the_clips_of_a_rerun_come_from(postgres_url: str) -> None:
-    """Inherited ones from the parent, the others from the job itself."""
+    """The query returns the parent job for inherited clips, and the job itself for others."""
     assert [(row["clip_index"], row["rendered_by"]) for row in answers(postgres_url, 4)] == [(0, "job-1"), (1, "job-2")]
 
 
 def test_the_diagram_has_every_table_and_only_columns_that_exist() -> None:
-    """A table that is added appears in the diagram; a column that is renamed is renamed there."""
+    """The diagram has all tables, and only names of existing columns."""
     drawn = dict(re.findall(r"^    (\w+) \{\n(.*?)^    \}", PAGE, re.DOTALL | re.MULTILINE))
     assert set(drawn) == set(Base.metadata.tables)
     for name, body in drawn.items():

@@ -1,4 +1,4 @@
-"""Dropped folders: one claim each, with its job, and the way of its files."""
+"""Check dropped folders: one claim each, with its job and the state of its files."""
 
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
@@ -47,7 +47,7 @@ def drops(engine: sa.Engine) -> DropRepository:
 
 
 def test_files_on_their_way_are_unfinished(drops: DropRepository, engine: sa.Engine) -> None:
-    """The oldest first; a job starts when its files have arrived."""
+    """Claims whose files are not moved yet are listed, the oldest first; their jobs wait for the files."""
     assert drops.claim(drop("a"), NewJob("a", {}))
     refused = drop("b", status="refused", job_id=None, error={"error": "no \ufffd face"})
     assert [plain(claim) for claim in drops.unfinished()] == [plain(refused), plain(drop("c")), plain(drop("a"))]
@@ -72,10 +72,8 @@ def test_files_on_their_way_are_unfinished(drops: DropRepository, engine: sa.Eng
         drop("other", job_id="c"),
     ],
 )
-def test_a_claim_that_is_half_anothers_changes_nothing(
-    drops: DropRepository, metadata: MetadataStore, other: Drop
-) -> None:
-    """The folder, its target or its job is taken: neither drop nor job is on record."""
+def test_a_claim_that_conflicts_changes_nothing(drops: DropRepository, metadata: MetadataStore, other: Drop) -> None:
+    """If the folder, its target or its job is taken, neither drop nor job is stored."""
     assert not drops.claim(other, NewJob(str(other.job_id), {}))
     assert len(drops.unfinished()) == 2
     assert [job.job_id for job in metadata.jobs.recent()] == ["c"]
@@ -83,7 +81,7 @@ def test_a_claim_that_is_half_anothers_changes_nothing(
 
 
 def test_a_job_that_came_otherwise_is_not_taken(drops: DropRepository, metadata: MetadataStore) -> None:
-    """Its name is another's, too."""
+    """A claim with the id of a job that was submitted otherwise is refused."""
     metadata.jobs.enqueue("mine", {"prompt": "A."})
     assert not drops.claim(drop("new", job_id="mine"), NewJob("mine", {"prompt": "B."}))
     record = metadata.jobs.get("mine")
@@ -92,7 +90,7 @@ def test_a_job_that_came_otherwise_is_not_taken(drops: DropRepository, metadata:
 
 
 def test_what_was_dropped_before_is_known(drops: DropRepository) -> None:
-    """The same files in the same folder, how often and with which job; and where folders went."""
+    """Earlier drops of the same files in the same folder are returned with their job and target."""
     assert drops.claim(drop("c", drop_id="c@e#2", target_uri="s3://b/ok/c-2", status="refused", job_id=None))
     assert drops.earlier("s3://b/in/c", "e") == (2, "c")
     assert drops.earlier("s3://b/in/b", "e") == (1, None)

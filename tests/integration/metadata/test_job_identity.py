@@ -1,4 +1,4 @@
-"""A job that waits for its run: what that run's form fills in is no other request."""
+"""Check that values which the form fills in do not make another request of a waiting job."""
 
 import pytest
 import sqlalchemy as sa
@@ -20,7 +20,7 @@ def waiting(engine: sa.Engine) -> MetadataStore:
 
 
 def test_the_awaited_run_may_fill_in_what_was_left_out(waiting: MetadataStore) -> None:
-    """The run that the queue starts has the defaults of the form; any other run must have the same request."""
+    """The run that the queue starts may add defaults of the form; any other run must have the same request."""
     filled = REQUEST | {"size": "128*192", "num_clip": None}
     for run_id in (None, "manual__1", "talk--2"):
         with pytest.raises(JobTakenError, match="other values of size:"):

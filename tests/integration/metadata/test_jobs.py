@@ -29,7 +29,7 @@ def names(record: Job) -> list[str]:
 
 
 def test_jobs_are_found_by_status_and_labels(metadata: MetadataStore, engine: sa.Engine) -> None:
-    """All labels must fit; of the same time they come by name, else the newest first."""
+    """All given labels must match; jobs come newest first, and by name if their times are equal."""
     for job_id, labels in (("b", {"team": "news", "show": "a"}), ("c", {"team": "news"}), ("a", {"team": "sport"})):
         metadata.jobs.enqueue(job_id, {"labels": labels})
     with engine.begin() as connection:
@@ -45,7 +45,7 @@ def test_jobs_are_found_by_status_and_labels(metadata: MetadataStore, engine: sa
 
 
 def test_the_parts_of_a_job_come_in_order(planned: Planned, engine: sa.Engine) -> None:
-    """Attempts by time, artifacts by key, clips by index, events as they happened; of this job alone."""
+    """Attempts come by time, artifacts by key, clips by index and events in their order, of this job alone."""
     metadata = planned(3)
     metadata.jobs.enqueue("job-2", {})
     with engine.begin() as connection:
@@ -66,8 +66,8 @@ def test_the_parts_of_a_job_come_in_order(planned: Planned, engine: sa.Engine) -
     assert record.events[2].detail["num_frames"] == 144
 
 
-def test_a_cancel_is_asked_for_once(planned: Planned) -> None:
-    """The time of the first wish stays; a job that has ended or does not exist takes none."""
+def test_a_cancel_is_requested_once(planned: Planned) -> None:
+    """The time of the first request stays; a job that has ended or does not exist accepts none."""
     metadata = planned(3)
     assert (metadata.jobs.is_cancel_requested("job-1"), metadata.jobs.request_cancel("job-1")) == (False, "running")
     first = job(metadata).cancel_requested_at
@@ -81,7 +81,7 @@ def test_a_cancel_is_asked_for_once(planned: Planned) -> None:
 
 
 def test_a_cancelled_job_keeps_what_is_finished(planned: Planned) -> None:
-    """A running job fails with its attempts; a second cancellation, or one after the video, changes nothing."""
+    """A running job and its attempts end; a second cancel, or one after the video, changes nothing."""
     metadata = planned(3)
     metadata.clips.start("job-1", 0, "f0")
     metadata.clips.succeed("job-1", 0, facts=FACTS, reused=False)
@@ -106,8 +106,8 @@ def test_a_cancelled_job_keeps_what_is_finished(planned: Planned) -> None:
     assert job(metadata) == done
 
 
-def test_a_start_forgets_the_cancel_of_the_one_before(metadata: MetadataStore) -> None:
-    """Only of a job that has ended: one that is just being cancelled is so."""
+def test_a_start_clears_an_earlier_cancel(metadata: MetadataStore) -> None:
+    """A new start clears the cancel of an ended job; one that is still being cancelled stays so."""
     metadata.jobs.enqueue("job-1", {}, dag_run_id="run-1")
     metadata.jobs.request_cancel("job-1")
     metadata.jobs.enqueue("job-1", {})
@@ -121,7 +121,7 @@ def test_a_start_forgets_the_cancel_of_the_one_before(metadata: MetadataStore) -
 
 
 def test_a_cancel_that_met_the_start_of_a_waiting_job_stands(metadata: MetadataStore) -> None:
-    """Of the run for which it waited, and of no other; a job that came otherwise is started."""
+    """The cancel of a waiting job holds for the run that the queue starts; another run clears it."""
     for name, source in (("waits", "batch"), ("other", "batch"), ("by-hand", "cli")):
         metadata.jobs.enqueue(name, {}, source=source)  # type: ignore[arg-type]
         metadata.jobs.request_cancel(name)
@@ -135,7 +135,7 @@ def test_a_cancel_that_met_the_start_of_a_waiting_job_stands(metadata: MetadataS
 
 @pytest.mark.parametrize("wish", [False, True])
 def test_a_job_whose_run_is_lost_ends(planned: Planned, wish: bool) -> None:
-    """It has failed, or is cancelled where a person wished so; the run is on record."""
+    """The job fails, or is cancelled if a cancel was requested, and the run is in its event."""
     metadata = planned(3)
     metadata.jobs.enqueue("job-1", {"prompt": "A person speaks."}, dag_run_id="run-1")
     metadata.jobs.start("job-1")
@@ -154,7 +154,7 @@ def test_a_job_whose_run_is_lost_ends(planned: Planned, wish: bool) -> None:
 
 
 def test_a_job_that_is_queued_again_begins_anew(planned: Planned) -> None:
-    """With its new request; the times and the reason of before are gone, its clips and its video stay."""
+    """The new request replaces the old one; times and reason are cleared, clips and video stay."""
     metadata = planned(3)
     metadata.jobs.succeed("job-1", "s3://o/v.mp4", "00")
     metadata.jobs.fail("job-1", "The webhook is gone.")
@@ -166,7 +166,7 @@ def test_a_job_that_is_queued_again_begins_anew(planned: Planned) -> None:
 
 
 def test_conditions_are_found_in_the_jobs_that_encoded_the_same(metadata: MetadataStore, engine: sa.Engine) -> None:
-    """The three latest, by the fingerprint of that step."""
+    """The three latest jobs with the same fingerprint of the conditions are returned."""
     encoding, rendering = "encode_conditions", "render_clip"
     rows = [("a", 5, "f", encoding), ("b", 1, "f", encoding), ("c", 3, "f", encoding), ("d", 4, "f", encoding)]
     rows += [("e", 0, "g", encoding), ("g", 0, "f", rendering)]
@@ -181,7 +181,7 @@ def test_conditions_are_found_in_the_jobs_that_encoded_the_same(metadata: Metada
 
 
 def test_a_start_that_failed_is_over_when_it_was_closed(metadata: MetadataStore, engine: sa.Engine) -> None:
-    """Other steps that finish, and other jobs that are closed, do not close it."""
+    """A clip starts a failed job again only after close_job has finished for that job."""
     for name in ("job-1", "job-2"):
         metadata.jobs.enqueue(name, {})
         metadata.jobs.fail(name, "Why.")
@@ -196,8 +196,10 @@ def test_a_start_that_failed_is_over_when_it_was_closed(metadata: MetadataStore,
         assert connection.execute(count).scalar_one() == 1
 
 
-def test_every_change_is_a_sign_of_life(metadata: MetadataStore, plan: Callable[..., Plan], engine: sa.Engine) -> None:
-    """Every change of a job or a clip renews the time by which silent ones are found."""
+def test_every_change_renews_the_time_of_a_job(
+    metadata: MetadataStore, plan: Callable[..., Plan], engine: sa.Engine
+) -> None:
+    """Each change of a job or a clip renews `updated_at`, by which silent jobs are found."""
     old = datetime(2026, 11, 20, tzinfo=UTC)
 
     def refreshed(change: Callable[[], object], table: type[Job | Clip] = Job) -> bool:

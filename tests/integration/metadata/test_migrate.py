@@ -1,4 +1,4 @@
-"""Migrations: forth, back, and by several processes at once."""
+"""Check migrations up, down, and by several processes at once."""
 
 import uuid
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ def revision_of(url: str) -> str:
 
 
 def test_a_database_goes_up_and_down_and_up_again(empty_url: str) -> None:
-    """Each migration has a way back, and the tables are exactly those of the package."""
+    """Each migration can be reverted, and the tables are exactly those of the package."""
     with pytest.raises(ConfigurationError, match="s2v db upgrade"):
         migrate.check(empty_url)
     migrate.upgrade(empty_url)
@@ -50,8 +50,8 @@ def test_a_database_goes_up_and_down_and_up_again(empty_url: str) -> None:
     migrate.check(empty_url)
 
 
-def test_the_way_back_keeps_what_the_older_schema_can_hold(empty_url: str) -> None:
-    """Attempts at clips stay, those at conditions go; a cancelled job, for which there is no word, is a failed one."""
+def test_a_downgrade_keeps_what_the_older_schema_can_hold(empty_url: str) -> None:
+    """Attempts at clips stay and those at conditions are deleted; cancelled jobs become failed ones."""
     migrate.upgrade(empty_url)
     with psycopg.connect(empty_url) as connection:
         connection.execute("INSERT INTO jobs (job_id, status) VALUES ('job-1', 'cancelled'), ('job-2', 'queued')")
@@ -78,7 +78,7 @@ def test_the_way_back_keeps_what_the_older_schema_can_hold(empty_url: str) -> No
 
 
 def test_a_table_that_differs_from_the_package_is_found(postgres_url: str) -> None:
-    """A column that somebody added by hand fails the check."""
+    """A column that was added by hand fails the check."""
     with psycopg.connect(postgres_url) as connection:
         connection.execute("ALTER TABLE jobs ADD COLUMN extra text")
     with pytest.raises(ConfigurationError, match="extra"):
@@ -86,14 +86,14 @@ def test_a_table_that_differs_from_the_package_is_found(postgres_url: str) -> No
 
 
 def test_processes_that_upgrade_at_once_wait_for_each_other(empty_url: str) -> None:
-    """Of several upgrades at the same time one works and the others find the work done."""
+    """One of several concurrent upgrades runs, and the others find the database upgraded."""
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(migrate.upgrade, [empty_url] * 4))
     migrate.check(empty_url)
 
 
 def test_an_upgrade_may_stop_on_its_way_but_not_go_back(empty_url: str) -> None:
-    """It says where the database is; what it is beyond already, and what does not exist, is refused."""
+    """A revision may be given; an earlier or unknown one is refused with the current revision."""
     assert migrate.upgrade(empty_url, "0002") == "0002" == revision_of(empty_url)
     with pytest.raises(ConfigurationError, match=r"it is at revision 0002, expected \d{4}: run `s2v db upgrade`"):
         migrate.check(empty_url)
@@ -111,7 +111,7 @@ def test_an_upgrade_may_stop_on_its_way_but_not_go_back(empty_url: str) -> None:
 
 
 def test_a_database_that_is_newer_than_the_package_is_left_alone(postgres_url: str) -> None:
-    """The remedy is another version of the package, not another upgrade."""
+    """The message asks for a newer version of the package, not for an upgrade of the database."""
     with psycopg.connect(postgres_url) as connection:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
     for action in (migrate.upgrade, migrate.check):
@@ -125,7 +125,7 @@ def test_a_database_that_is_newer_than_the_package_is_left_alone(postgres_url: s
 
 @pytest.mark.parametrize("path", ["mine", "mine,public", '"Mine here",public'])
 def test_tables_land_in_the_named_schema(postgres_url: str, path: str) -> None:
-    """With alembic's own; another installation further back in the path is neither taken for ours nor compared."""
+    """Tables are created in the first schema of search_path; an installation in a later one is ignored."""
     schema = path.split(",")[0].strip('"')
     url = f"{postgres_url}?options={quote('-csearch_path=' + path.replace(' ', chr(92) + ' '))}"
     with psycopg.connect(postgres_url) as connection:
@@ -147,14 +147,14 @@ def test_tables_land_in_the_named_schema(postgres_url: str, path: str) -> None:
 
 @pytest.mark.parametrize("path", ["mine,public", "mine", "Mine"])
 def test_a_schema_that_does_not_exist_is_a_configuration_error(empty_url: str, path: str) -> None:
-    """Tables do not land in the next one of the path."""
+    """A missing schema is named, and no table is created in the next schema of the path."""
     with pytest.raises(ConfigurationError, match=r"Schema 'mine' of the search_path does not exist.*CREATE SCHEMA"):
         migrate.upgrade(f"{empty_url}?options=-csearch_path%3D{path}")
     assert tables(empty_url) == set()
 
 
 def test_a_role_may_have_its_own_schema(empty_url: str) -> None:
-    """PostgreSQL's default search_path begins with the schema that has the name of the user."""
+    """With PostgreSQL's default search_path, tables are created in the schema with the name of the user."""
     with psycopg.connect(empty_url) as connection:
         connection.execute("CREATE SCHEMA AUTHORIZATION current_user")
     migrate.upgrade(empty_url)
@@ -162,10 +162,10 @@ def test_a_role_may_have_its_own_schema(empty_url: str) -> None:
     assert tables(empty_url) == set()
 
 
-def test_the_command_says_where_the_database_is(
+def test_the_command_prints_the_revision_of_the_database(
     empty_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Not what it was asked for."""
+    """`s2v db upgrade` prints the revision that the database has, not the requested one."""
     monkeypatch.setenv("S2V_DATABASE_URL", f"{empty_url}\n")
     load_settings.cache_clear()
     for revision in ("0003", "head"):

@@ -1,4 +1,4 @@
-"""The outbox: written with the event, taken out in order, by one sender at a time."""
+"""Check the queue of notifications: written with the event, sent in order, by one sender at a time."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -22,14 +22,14 @@ def rows(engine: sa.Engine) -> list[Any]:
 
 
 def age(engine: sa.Engine, by: timedelta) -> None:
-    """Let time pass for every message."""
+    """Move the times of every message into the past."""
     with engine.begin() as connection:
         values = {"created_at": Notification.created_at - by, "next_attempt_at": Notification.next_attempt_at - by}
         connection.execute(sa.update(Notification).values(**values))
 
 
-def test_what_happens_to_a_job_is_put_into_the_outbox(engine: sa.Engine, metadata: MetadataStore) -> None:
-    """Start and end are told to the webhook of the request, what is between only where it is news."""
+def test_start_and_end_of_a_job_are_queued_as_notifications(engine: sa.Engine, metadata: MetadataStore) -> None:
+    """Start and end are queued for the webhook of the request; finished steps are not."""
     metadata.jobs.enqueue("a", {"webhook_url": HOOK, "labels": {"team": "m"}})
     metadata.jobs.start("a")
     metadata.events.record("a", "step_finished", step="stitch")
@@ -41,8 +41,8 @@ def test_what_happens_to_a_job_is_put_into_the_outbox(engine: sa.Engine, metadat
     assert started.payload["at"] == started.created_at.isoformat()
 
 
-def test_each_piece_of_news_is_told(engine: sa.Engine, planned: Callable[..., MetadataStore]) -> None:
-    """Starts, finished clips and all ends, with what a receiver needs to know; nothing else is."""
+def test_reported_events_and_their_details(engine: sa.Engine, planned: Callable[..., MetadataStore]) -> None:
+    """Starts, finished clips and all ends are queued with their details, and no other event."""
     metadata = planned(3, webhook_url=HOOK)
     metadata.clips.start("job-1", 2, "f")
     metadata.clips.fail("job-1", 2, "Out of memory.")
@@ -67,8 +67,8 @@ def test_each_piece_of_news_is_told(engine: sa.Engine, planned: Callable[..., Me
     assert told[2].payload["detail"] == {"video_uri": "s3://o/v.mp4", "sha256": "00"}
 
 
-def test_a_start_and_its_end_are_told_once(engine: sa.Engine, metadata: MetadataStore) -> None:
-    """Clips of other chains outlive a failure and may fail, too; once the job was closed they start it again."""
+def test_a_start_and_its_end_are_reported_once(engine: sa.Engine, metadata: MetadataStore) -> None:
+    """Clips of other chains after a failure are not reported again; after close_job they start the job again."""
     metadata.jobs.enqueue("a", {"webhook_url": HOOK})
     metadata.jobs.start("a")
     metadata.jobs.start("a", by_clip=True)
@@ -86,7 +86,7 @@ def test_a_start_and_its_end_are_told_once(engine: sa.Engine, metadata: Metadata
 
 
 def test_a_run_that_is_lost_ends_its_own_start_only(engine: sa.Engine, metadata: MetadataStore) -> None:
-    """A job that ended or has another run by now stays what it is; a clip may start again one that was lost."""
+    """A job that ended or has another run does not change; a clip may start a lost job again."""
     metadata.jobs.enqueue("a", {"webhook_url": HOOK}, dag_run_id="first")
     metadata.jobs.enqueue("a", {"webhook_url": HOOK}, dag_run_id="second")
     assert not metadata.jobs.close_lost("a", "first")
@@ -97,7 +97,7 @@ def test_a_run_that_is_lost_ends_its_own_start_only(engine: sa.Engine, metadata:
 
 
 def test_a_late_clip_does_not_revive_a_cancelled_job(metadata: MetadataStore) -> None:
-    """A clip that begins in the moment of the cancel leaves the job cancelled."""
+    """A clip that starts while the job is cancelled leaves it cancelled."""
     metadata.jobs.enqueue("a", {})
     metadata.jobs.start("a")
     metadata.jobs.cancel("a")
@@ -107,8 +107,8 @@ def test_a_late_clip_does_not_revive_a_cancelled_job(metadata: MetadataStore) ->
     assert record.status == "cancelled"
 
 
-def test_a_job_without_a_webhook_is_told_to_the_configured_one(postgres_url: str) -> None:
-    """The request's own wins; with neither there is nothing to tell."""
+def test_a_job_without_a_webhook_uses_the_configured_one(postgres_url: str) -> None:
+    """The webhook of the request has precedence; without both, nothing is queued."""
     for hook, expected in ((None, [HOOK]), ("https://ops.example.com/", ["https://ops.example.com/", HOOK])):
         engine = create_engine(postgres_url)
         metadata = MetadataStore(engine, webhook_url=hook)
@@ -122,7 +122,7 @@ def test_a_job_without_a_webhook_is_told_to_the_configured_one(postgres_url: str
 
 
 def test_messages_of_a_job_go_out_in_order(engine: sa.Engine, metadata: MetadataStore) -> None:
-    """One that waits holds up those after it, but not those of other jobs; a claimed one is nobody else's."""
+    """A waiting message delays the later ones of its job only; a claimed message is not given to another sender."""
     for job_id in ("a", "b"):
         metadata.jobs.enqueue(job_id, {"webhook_url": f"{HOOK}/{job_id}"})
         metadata.jobs.start(job_id)
@@ -148,7 +148,7 @@ def test_messages_of_a_job_go_out_in_order(engine: sa.Engine, metadata: Metadata
 
 
 def test_a_sender_that_died_leaves_its_message_to_the_next(engine: sa.Engine, metadata: MetadataStore) -> None:
-    """A claim holds for a minute."""
+    """A claim expires after a minute."""
     metadata.jobs.enqueue("a", {"webhook_url": HOOK})
     metadata.jobs.fail("a", "x")
     assert metadata.notifications.claim() is not None
@@ -159,7 +159,7 @@ def test_a_sender_that_died_leaves_its_message_to_the_next(engine: sa.Engine, me
 
 
 def test_the_delay_grows_and_ends_after_a_day(engine: sa.Engine, metadata: MetadataStore) -> None:
-    """15 s, 30 s, 1 min ... an hour; a day after the event the message has failed."""
+    """Delays grow from 15 s to an hour; a day after its event the message has failed."""
     metadata.jobs.enqueue("a", {"webhook_url": HOOK})
     metadata.jobs.fail("a", "x")
     delays = []

@@ -1,4 +1,4 @@
-"""Jobs that wait for their run: who is next, and what another try takes back."""
+"""Check jobs that wait for their run: their order, and retries."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -21,7 +21,7 @@ def job(metadata: MetadataStore, job_id: str) -> Job:
 
 @pytest.fixture
 def queue(engine: sa.Engine) -> JobQueue:
-    """Five jobs of a batch, handed in at other times than in order of their names."""
+    """Five jobs of a batch, submitted in another order than that of their names."""
     jobs = [("b", "normal", 3), ("a", "normal", 5), ("c", "high", 4), ("e", "low", 0), ("d", "high", 9)]
     rows = [
         NewRow(number, name, NewJob(name, {"priority": priority}, submitted_at=DAY + timedelta(hours=hours)))
@@ -32,7 +32,7 @@ def queue(engine: sa.Engine) -> JobQueue:
 
 
 def test_the_urgent_and_then_the_oldest_are_next(queue: JobQueue, metadata: MetadataStore) -> None:
-    """So many that at most the wished number runs; a place is free when a job ends or was cancelled."""
+    """Jobs start by priority, then age, up to the limit of running jobs; an ended job frees its place."""
     assert [turn.job_id for turn in queue.next(max_running=9)] == ["c", "d", "b", "a", "e"]
     assert (queue.num_waiting(), [turn.job_id for turn in queue.next(max_running=2)]) == (5, ["c", "d"])
     queue.mark_started(["c", "d"])
@@ -43,8 +43,10 @@ def test_the_urgent_and_then_the_oldest_are_next(queue: JobQueue, metadata: Meta
     assert (queue.num_waiting(), [turn.job_id for turn in queue.next(max_running=2)]) == (2, ["a"])
 
 
-def test_a_retry_takes_back_all_that_ended_the_job(queue: JobQueue, metadata: MetadataStore, engine: sa.Engine) -> None:
-    """Failed and cancelled jobs wait again, with a run id of their own; those that run or succeeded are left alone."""
+def test_a_retry_queues_failed_and_cancelled_jobs_again(
+    queue: JobQueue, metadata: MetadataStore, engine: sa.Engine
+) -> None:
+    """The jobs wait with a run id of their own; running and succeeded jobs do not change."""
     queue.mark_started(["a", "b", "c", "d"])
     metadata.jobs.fail("a", "No GPU.")
     metadata.jobs.request_cancel("b")
@@ -67,7 +69,7 @@ def test_a_retry_takes_back_all_that_ended_the_job(queue: JobQueue, metadata: Me
 
 
 def test_a_job_that_has_its_run_or_has_ended_is_not_started_again(queue: JobQueue, metadata: MetadataStore) -> None:
-    """It keeps the run that it has, and one that was cancelled meanwhile gets none."""
+    """A job with a run keeps it, and one that was cancelled gets none."""
     queue.mark_started(["a"])
     metadata.jobs.fail("a", "No GPU.")
     metadata.jobs.cancel("b")

@@ -13,7 +13,7 @@ def record(metadata: MetadataStore) -> Job:
 
 
 def test_a_job_has_ended_when_nothing_more_happens(metadata: MetadataStore) -> None:
-    """Succeeded, failed or cancelled; not while it waits or runs."""
+    """Succeeded, failed and cancelled jobs have ended; waiting and running ones have not."""
     metadata.jobs.enqueue("job-1", {})
     assert not record(metadata).has_ended
     metadata.jobs.start("job-1")
@@ -33,7 +33,7 @@ def test_a_job_has_ended_when_nothing_more_happens(metadata: MetadataStore) -> N
 def test_a_failed_job_ends_with_the_code_of_the_step_that_failed_last(
     metadata: MetadataStore, codes: list[int], expected: int
 ) -> None:
-    """A step that could not say why may be tried again; other events say nothing of it."""
+    """The code is that of the last failed step; without a reported code it is 75, and other events do not count."""
     metadata.jobs.enqueue("job-1", {})
     for code in codes:
         metadata.events.record("job-1", "step_failed", step="stitch", detail={"exit_code": code})

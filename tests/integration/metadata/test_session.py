@@ -1,4 +1,4 @@
-"""Connections to the metadata store's database: what is wrong with one, and what to do."""
+"""Check connections to the metadata store's database, and the messages about faulty ones."""
 
 import random
 import re
@@ -30,7 +30,7 @@ def test_a_database_without_tables_names_the_remedy(postgres_url: str) -> None:
 
 @pytest.mark.parametrize("change", [{"password": "wrong-secret"}, {"database": "nowhere"}])
 def test_a_refused_connection_is_a_configuration_error(postgres_url: str, change: dict[str, str]) -> None:
-    """A wrong password or database name is told without the password."""
+    """A wrong password or database name is reported without the password."""
     url = make_url(postgres_url).set(**change)  # type: ignore[arg-type]
     engine = create_engine(url.render_as_string(hide_password=False))
     with pytest.raises(ConfigurationError, match=f"127.0.0.1:{url.port}/{url.database} refuses") as caught:
@@ -50,7 +50,7 @@ def test_a_server_that_is_away_is_a_transient_error() -> None:
 
 
 def test_a_database_that_only_reads_is_a_transient_error(postgres_url: str) -> None:
-    """So is one in the middle of a failover; a render goes on without its progress."""
+    """A read-only database and a failover are transient errors; a render continues without its progress."""
     with psycopg.connect(postgres_url, autocommit=True) as connection:
         connection.execute(f"ALTER DATABASE {make_url(postgres_url).database} SET default_transaction_read_only = on")
     engine = create_engine(postgres_url)
@@ -63,8 +63,8 @@ SECRETS = ("planted-user", "planted-pass", "planted@user", "planted/pass", "plan
 
 
 @pytest.fixture
-def planted(postgres_url: str) -> Iterator[dict[str, str]]:
-    """Roles whose names and passwords are secrets: one that owns the tables, and one that may do nothing."""
+def secret_roles(postgres_url: str) -> Iterator[dict[str, str]]:
+    """Roles whose names and passwords are secrets: one owns the tables, the other has no permissions."""
     database = make_url(postgres_url).database
     with psycopg.connect(postgres_url, autocommit=True) as connection:
         for role, password in (("planted-user", "planted-pass"), ("planted@user", "planted/pass")):
@@ -124,7 +124,7 @@ def planted(postgres_url: str) -> Iterator[dict[str, str]]:
     ],
 )
 def test_no_failure_shows_user_or_password(
-    planted: dict[str, str],
+    secret_roles: dict[str, str],
     case: str,
     exit_code: int,
     remedy: str,
@@ -132,8 +132,8 @@ def test_no_failure_shows_user_or_password(
     capfd: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Neither the message, nor the printed chain of exceptions, nor what is logged at DEBUG, here and in migrations."""
-    monkeypatch.setenv("S2V_DATABASE_URL", planted[case])
+    """Messages, printed causes and logs at DEBUG show neither, for connections and for migrations."""
+    monkeypatch.setenv("S2V_DATABASE_URL", secret_roles[case])
     caplog.set_level("DEBUG", logger="sqlalchemy")
     load_settings.cache_clear()
     logged = ""
@@ -164,23 +164,23 @@ def _upgrade() -> None:
     raise TransientError("nothing failed")
 
 
-def test_a_statement_that_fails_shows_no_values(planted: dict[str, str], engine: sa.Engine) -> None:
-    """A fault of our own is raised as it is, with its statement, but a request may hold the secret of a webhook."""
+def test_a_statement_that_fails_shows_no_values(secret_roles: dict[str, str], engine: sa.Engine) -> None:
+    """An SQL error is raised with its statement, but without values, which may be secrets of a request."""
     with pytest.raises(sa.exc.ProgrammingError) as caught, transaction(engine) as connection:
-        connection.execute(sa.text("SELECT nothing(:value)"), {"value": planted["good"]})
+        connection.execute(sa.text("SELECT nothing(:value)"), {"value": secret_roles["good"]})
     assert "nothing(" in str(caught.value)
     assert "planted-pass" not in "".join(traceback.format_exception(caught.value))
 
 
 def test_an_index_that_cannot_hold_a_text_is_a_permanent_error(engine: sa.Engine) -> None:
-    """Such a text fails in every attempt."""
+    """A text that is too long for an index is a permanent error."""
     with pytest.raises(PermanentError, match=r"cannot hold a value .*index row") as caught:
         MetadataStore(engine).jobs.enqueue("job-1", {"parent_job_id": random.Random(0).randbytes(9000).hex()})
     assert caught.value.exit_code == 65
 
 
 def test_more_threads_than_connections_are_a_transient_error(engine: sa.Engine) -> None:
-    """Whoever gets no connection of the process in time may try again."""
+    """A thread that gets no connection of the pool in time may try again."""
     engine.pool._timeout = 0.01
     with ExitStack() as stack:
         for _ in range(12):
@@ -190,7 +190,7 @@ def test_more_threads_than_connections_are_a_transient_error(engine: sa.Engine) 
 
 
 def test_each_transaction_has_time_limits_and_utc(postgres_url: str) -> None:
-    """They hold for it alone; limits of the URL count more than ours, and the time zone is UTC whatever it says."""
+    """Limits and time zone hold per transaction; limits in the URL have precedence, the time zone is always UTC."""
     for options, expected in (
         ("", ("1min", "1min", "UTC")),
         ("?options=-c%20statement_timeout%3D7s%20-c%20timezone%3DCET", ("7s", "1min", "UTC")),
@@ -206,7 +206,7 @@ def test_each_transaction_has_time_limits_and_utc(postgres_url: str) -> None:
 
 
 def test_a_lock_is_free_when_its_block_ends(postgres_url: str) -> None:
-    """However it ends; meanwhile nobody else gets it, except in another schema, which is another installation."""
+    """A lock is released however its block ends; meanwhile only an installation in another schema gets it."""
     with psycopg.connect(postgres_url, autocommit=True) as connection:
         connection.execute("CREATE SCHEMA other")
     first, second = create_engine(postgres_url), create_engine(postgres_url)
@@ -225,7 +225,7 @@ def test_a_lock_is_free_when_its_block_ends(postgres_url: str) -> None:
 
 
 def test_a_lock_is_held_however_long_its_block_takes(postgres_url: str) -> None:
-    """The time limits of a transaction do not count for it, those of the server included."""
+    """Time limits of a transaction, also the server's, do not end a lock."""
     engine = create_engine(postgres_url)
     with psycopg.connect(postgres_url, autocommit=True) as connection:
         for name in ("idle_in_transaction_session_timeout", "transaction_timeout"):
@@ -241,6 +241,6 @@ def test_a_lock_is_held_however_long_its_block_takes(postgres_url: str) -> None:
 
 
 def test_no_database_is_a_configuration_error() -> None:
-    """Without a setting the message says how to get a database."""
+    """Without the setting, the message says how to get a database."""
     with pytest.raises(ConfigurationError, match="S2V_DATABASE_URL is not set"):
         engine_from_settings(Settings())  # type: ignore[call-arg]

@@ -1,4 +1,4 @@
-"""The metadata store: what each call leaves on record."""
+"""Check the values that each call of the metadata store writes."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -30,7 +30,7 @@ def job(metadata: MetadataStore) -> Job:
     return record
 
 
-def test_a_job_on_its_road(metadata: MetadataStore, plan: MakePlan) -> None:
+def test_states_of_a_job(metadata: MetadataStore, plan: MakePlan) -> None:
     """From queued to succeeded, each state has its times in UTC, its columns and its event."""
     metadata.jobs.enqueue("job-1", REQUEST)
     assert (job(metadata).status, job(metadata).request, job(metadata).started_at) == ("queued", REQUEST, None)
@@ -59,7 +59,7 @@ def test_a_job_that_runs_is_not_started_again(metadata: MetadataStore) -> None:
 
 
 def test_a_failed_job_that_is_started_again_runs_without_a_reason(metadata: MetadataStore, planned: Planned) -> None:
-    """A restart takes back reason and end, and leaves both in the events."""
+    """A restart clears reason and end of the job; its events keep them."""
     planned().jobs.fail("job-1", "The speech is silent.")
     assert (job(metadata).status, job(metadata).reason) == ("failed", "The speech is silent.")
     assert job(metadata).finished_at is not None
@@ -70,13 +70,13 @@ def test_a_failed_job_that_is_started_again_runs_without_a_reason(metadata: Meta
 
 
 def test_a_job_that_was_never_queued_can_fail(metadata: MetadataStore) -> None:
-    """The reason of a request that could not even be read is on record."""
+    """The reason of a request that could not be read is stored with a new job."""
     metadata.jobs.fail("job-1", "The request is not JSON.")
     assert (job(metadata).status, job(metadata).request) == ("failed", None)
 
 
 def test_a_failed_job_renders_nothing(metadata: MetadataStore, planned: Planned) -> None:
-    """A clip whose process was killed is failed with its job; finished and pending clips stay what they are."""
+    """A rendering clip fails with its job; finished and pending clips keep their status."""
     planned(3)
     metadata.clips.start("job-1", 0, "f0")
     metadata.clips.succeed("job-1", 0, facts=facts(render_seconds=1.0), reused=False)
@@ -85,7 +85,7 @@ def test_a_failed_job_renders_nothing(metadata: MetadataStore, planned: Planned)
     assert [clip.status for clip in job(metadata).clips] == ["succeeded", "failed", "pending"]
 
 
-def test_a_clip_on_its_road(metadata: MetadataStore, planned: Planned) -> None:
+def test_states_of_a_clip(metadata: MetadataStore, planned: Planned) -> None:
     """A clip counts its attempts, shows its progress, and keeps the time of its rendering when it is reused."""
     planned().clips.start("job-1", 1, "f1")
     metadata.clips.record_progress("job-1", 1, step=7, num_steps=40)
@@ -103,8 +103,8 @@ def test_a_clip_on_its_road(metadata: MetadataStore, planned: Planned) -> None:
     assert (clip.fingerprint, clip.start_frame, clip.end_frame) == ("f1", 48, 96)
 
 
-def test_a_clip_tells_its_progress_while_it_is_rendered(metadata: MetadataStore, planned: Planned) -> None:
-    """Time to go and memory are those of the last report; no time is to go when it failed or is done."""
+def test_progress_of_a_clip(metadata: MetadataStore, planned: Planned) -> None:
+    """Remaining time and memory are those of the last report; a finished or failed clip has no remaining time."""
     planned(3).clips.record_progress("job-1", 1, step=3, num_steps=4, eta_seconds=2.5, gpu_memory_bytes=2**40)
     clip = job(metadata).clips[1]
     assert (clip.status, clip.eta_seconds, clip.gpu_memory_bytes) == ("rendering", 2.5, 2**40)
@@ -122,7 +122,7 @@ def test_a_clip_tells_its_progress_while_it_is_rendered(metadata: MetadataStore,
 def test_a_clip_that_was_inherited_and_is_rendered_is_the_jobs_own(
     metadata: MetadataStore, plan: MakePlan, planned: Planned
 ) -> None:
-    """Another rendering, or another plan, forgets the job that it came from and the progress of before."""
+    """Rendering the clip, or a new plan, clears its source job and its earlier progress."""
     inherited = InheritedClip(
         clip_index=1, fingerprint="f0", source_job_id="job-0", source_manifest_key="jobs/job-0/m.json"
     )
@@ -150,8 +150,8 @@ def test_a_clip_that_was_inherited_and_is_rendered_is_the_jobs_own(
     assert [c.status for c in job(metadata).clips] == ["pending"] * 3
 
 
-def test_a_job_keeps_what_it_is_searched_by(metadata: MetadataStore, plan: MakePlan) -> None:
-    """Preset, priority, labels and parent come from the request, the first source stays, the price is the plan's."""
+def test_columns_for_searches_of_a_job(metadata: MetadataStore, plan: MakePlan) -> None:
+    """Preset, priority, labels and parent come from the request, the price from the plan; the first source stays."""
     fields = {"preset": "quick", "priority": "high", "labels": {"team": "a"}, "parent_job_id": "job-0", "from_clip": 2}
     metadata.jobs.enqueue("job-1", REQUEST | fields, source="drop")
     metadata.jobs.enqueue("job-1", REQUEST | fields, source="ui", dag_run_id="manual__1")
@@ -171,8 +171,8 @@ def test_a_job_keeps_what_it_is_searched_by(metadata: MetadataStore, plan: MakeP
     assert job(metadata).from_clip is None
 
 
-def test_only_jobs_of_the_doors_wait_to_be_started(metadata: MetadataStore, engine: sa.Engine) -> None:
-    """A job whose run queues it itself is not started a second time, though it is queued for a moment."""
+def test_only_jobs_without_a_run_of_their_own_wait_to_be_started(metadata: MetadataStore, engine: sa.Engine) -> None:
+    """Jobs of a batch wait for the queue; a job that its own run has queued does not."""
     metadata.jobs.enqueue("job-1", REQUEST)
     metadata.jobs.enqueue("job-2", REQUEST, source="ui", dag_run_id="manual__1")
     assert MetadataStore(engine).queue.next(max_running=9) == []
@@ -181,7 +181,7 @@ def test_only_jobs_of_the_doors_wait_to_be_started(metadata: MetadataStore, engi
 
 
 def test_a_new_plan_replaces_the_clips(metadata: MetadataStore, plan: MakePlan, planned: Planned) -> None:
-    """Clips beyond the new plan are forgotten, the others are pending with their new frames."""
+    """Clips beyond the new plan are deleted; the others are pending with their new frames."""
     planned(3).clips.start("job-1", 0, "f0")
     metadata.jobs.record_plan("job-1", plan(2, infer_frames=80))
     clips = job(metadata).clips
@@ -214,7 +214,7 @@ def test_artifacts_are_recorded_by_key(metadata: MetadataStore) -> None:
 
 
 def test_events_need_no_job(metadata: MetadataStore) -> None:
-    """Events of a job from before it was queued are found with it afterwards."""
+    """Events from before a job was queued belong to it afterwards."""
     metadata.events.record("job-1", "step_failed", step="stage_inputs", clip_index=None, detail={"error": "no network"})
     metadata.jobs.enqueue("job-1", REQUEST)
     first = job(metadata).events[0]
@@ -242,14 +242,14 @@ def test_any_text_and_any_number_can_be_recorded(metadata: MetadataStore) -> Non
     assert record.events[-1].detail == {"loss": "-Infinity", "text": "�é😀"}
 
 
-def test_a_number_that_is_none_stays_one_in_its_column(metadata: MetadataStore, planned: Planned) -> None:
-    """A column of numbers holds NaN itself."""
+def test_nan_is_stored_in_a_column_of_numbers(metadata: MetadataStore, planned: Planned) -> None:
+    """A column of numbers stores NaN."""
     planned().clips.succeed("job-1", 0, facts=facts(render_seconds=float("nan")), reused=False)
     assert str(job(metadata).clips[0].render_seconds) == "nan"
 
 
 def test_a_value_that_fits_no_column_is_a_permanent_error(metadata: MetadataStore, planned: Planned) -> None:
-    """A number beyond its column, and text that cannot be asked for, fail the same way in every attempt."""
+    """A number beyond the range of its column, and a text with a NUL in a query, are permanent errors."""
     planned()
     with pytest.raises(PermanentError, match=r"cannot hold a value .*out of range"):
         metadata.clips.record_progress("job-1", 0, step=2**40, num_steps=2**40)
@@ -259,7 +259,7 @@ def test_a_value_that_fits_no_column_is_a_permanent_error(metadata: MetadataStor
 
 
 def test_calls_about_unknown_jobs_and_clips_are_refused(metadata: MetadataStore) -> None:
-    """The message names the job, or the clip, and the step to run first."""
+    """The message names the job or the clip, and the step to run first."""
     with pytest.raises(PermanentError, match="Job 'job-1' does not exist: run `s2v stage-inputs`"):
         metadata.jobs.start("job-1")
     metadata.jobs.enqueue("job-1", REQUEST)

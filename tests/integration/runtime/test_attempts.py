@@ -1,4 +1,4 @@
-"""The meter of an attempt runs while the work does."""
+"""Check heartbeats of an attempt, and the wait for an earlier attempt."""
 
 import threading
 import time
@@ -28,7 +28,7 @@ FACTS = ClipFacts(start_frame=0, end_frame=16)
 def test_gpu_seconds_are_recorded_while_the_work_goes_on(
     postgres_url: str, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They grow, and when the work is over nobody writes any more."""
+    """GPU-seconds grow during the work, and nothing is written after its end."""
     monkeypatch.setenv("S2V_DATABASE_URL", postgres_url)
     load_settings.cache_clear()
     monkeypatch.setattr(attempts, "BEAT_SECONDS", 0.02)
@@ -71,7 +71,7 @@ def plan_of_three_clips(job_id: str) -> Plan:
 
 @pytest.fixture
 def ctx(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[StepContext]:
-    """A job whose conditions and whose clips 0 and 1 are being worked on by other processes, as of a moment ago."""
+    """A job whose conditions and clips 0 and 1 are in progress in other processes, with recent heartbeats."""
     monkeypatch.setenv("S2V_DATABASE_URL", postgres_url)
     load_settings.cache_clear()
     with open_context("job-1", load_settings()) as context:
@@ -85,8 +85,8 @@ def ctx(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[StepCont
 
 
 @pytest.fixture
-def looks(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], None]]:
-    """Events between two polls of the earlier attempt; the test fails when none is left."""
+def polls(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], None]]:
+    """Events between two polls of the earlier attempt; the test fails if none is left."""
     events: list[Callable[[], None]] = []
     monkeypatch.setattr(attempts.time, "sleep", lambda _: events.pop(0)())
     return events
@@ -95,9 +95,9 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], None]]:
 @pytest.mark.parametrize("work", [CONDITIONS, rendering(0), rendering(1)])
 @pytest.mark.parametrize("outcome", ["succeeded", "failed", "interrupted"])
 def test_an_attempt_that_still_runs_is_waited_for(
-    ctx: StepContext, looks: list[Callable[[], None]], work: AttemptKey, outcome: str
+    ctx: StepContext, polls: list[Callable[[], None]], work: AttemptKey, outcome: str
 ) -> None:
-    """Airflow has started the task again before it ended the first: what that one saves is found when it has ended."""
+    """A second process of the same task waits until the first has ended, and then finds its outputs."""
 
     def end() -> None:
         if work == CONDITIONS:
@@ -107,14 +107,14 @@ def test_an_attempt_that_still_runs_is_waited_for(
         else:
             ctx.metadata.clips.fail("job-1", work.clip_index or 0, "x", outcome=outcome)  # type: ignore[arg-type]
 
-    looks += [lambda: None, lambda: ctx.metadata.attempts.heartbeat("job-1", work), end]
+    polls += [lambda: None, lambda: ctx.metadata.attempts.heartbeat("job-1", work), end]
     await_earlier_attempt(ctx, work)
-    assert looks == []
+    assert polls == []
 
 
-@pytest.mark.usefixtures("looks")
+@pytest.mark.usefixtures("polls")
 def test_only_the_same_piece_of_work_of_the_same_job_is_waited_for(ctx: StepContext) -> None:
-    """Other clips are rendered side by side."""
+    """Attempts at other clips or other jobs are not waited for."""
     await_earlier_attempt(ctx, rendering(2))
     with open_context("job-2", load_settings()) as other:
         await_earlier_attempt(other, rendering(0))
@@ -122,9 +122,9 @@ def test_only_the_same_piece_of_work_of_the_same_job_is_waited_for(ctx: StepCont
 
 @pytest.mark.parametrize(("silent_seconds", "waits"), [(14, True), (16, False)])
 def test_an_attempt_without_a_sign_of_life_is_not_waited_for(
-    ctx: StepContext, engine: sa.Engine, looks: list[Callable[[], None]], silent_seconds: int, waits: bool
+    ctx: StepContext, engine: sa.Engine, polls: list[Callable[[], None]], silent_seconds: int, waits: bool
 ) -> None:
-    """A process that was killed cannot say so: after three beats that failed to come it is taken for dead."""
+    """An attempt that misses three heartbeats counts as dead."""
     with engine.begin() as connection:  # it began ten minutes before its last sign of life, on two GPUs
         connection.execute(
             sa.text(
@@ -133,13 +133,13 @@ def test_an_attempt_without_a_sign_of_life_is_not_waited_for(
             ),
             {"silent": silent_seconds},
         )
-    looks += [lambda: ctx.metadata.clips.fail("job-1", 0, "x")] * waits
+    polls += [lambda: ctx.metadata.clips.fail("job-1", 0, "x")] * waits
     await_earlier_attempt(ctx, rendering(0))
-    assert looks == []
+    assert polls == []
 
 
 def silent_since(engine: sa.Engine, seconds: float) -> None:
-    """The last sign of life of the attempt at clip 0 was given so long ago."""
+    """Set the last heartbeat of the attempt at clip 0 to this many seconds ago."""
     with engine.begin() as connection:
         connection.execute(
             sa.text(
@@ -152,32 +152,32 @@ def silent_since(engine: sa.Engine, seconds: float) -> None:
 
 @pytest.mark.parametrize(("silent_seconds", "waits"), [(50, True), (58, False)])
 def test_silence_while_the_database_was_away_does_not_count(
-    ctx: StepContext, engine: sa.Engine, looks: list[Callable[[], None]], silent_seconds: int, waits: bool
+    ctx: StepContext, engine: sa.Engine, polls: list[Callable[[], None]], silent_seconds: int, waits: bool
 ) -> None:
-    """It was away for half a minute until ten seconds ago: who was heard shortly before may be about to write again."""
+    """Heartbeats that are missing because the database was unavailable do not count."""
     silent_since(engine, silent_seconds)
     now = time.monotonic()
     ctx.retry_policy.latest_outage = (now - 40, now - 10)
-    looks += [lambda: ctx.metadata.clips.fail("job-1", 0, "x")] * waits
+    polls += [lambda: ctx.metadata.clips.fail("job-1", 0, "x")] * waits
     await_earlier_attempt(ctx, rendering(0))
-    assert looks == []
+    assert polls == []
 
 
 def test_an_attempt_is_given_three_beats_after_an_outage(
-    ctx: StepContext, engine: sa.Engine, looks: list[Callable[[], None]]
+    ctx: StepContext, engine: sa.Engine, polls: list[Callable[[], None]]
 ) -> None:
-    """The database has been back for longer than that, and nobody has written."""
+    """An attempt without a heartbeat for three intervals after an outage counts as dead."""
     silent_since(engine, 50)
     now = time.monotonic()
     ctx.retry_policy.latest_outage = (now - 46, now - 16)
     await_earlier_attempt(ctx, rendering(0))
-    assert looks == []
+    assert polls == []
 
 
-def test_a_look_that_outlasts_an_outage_is_repeated(
-    ctx: StepContext, engine: sa.Engine, looks: list[Callable[[], None]], monkeypatch: pytest.MonkeyPatch
+def test_a_poll_that_outlasts_an_outage_is_repeated(
+    ctx: StepContext, engine: sa.Engine, polls: list[Callable[[], None]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The database is back, and this process is the first to ask: the other one writes a moment later."""
+    """After an outage, the poll is repeated, because the other process may send its heartbeat a moment later."""
     silent_since(engine, 30)
     is_alive, asked = AttemptRepository.is_alive, []
 
@@ -189,26 +189,26 @@ def test_a_look_that_outlasts_an_outage_is_repeated(
 
     monkeypatch.setattr(AttemptRepository, "is_alive", away_first)
     monkeypatch.setattr(outages, "LONGEST_PAUSE_SECONDS", 0.0)
-    looks += [
+    polls += [
         lambda: ctx.metadata.attempts.heartbeat("job-1", rendering(0)),
         lambda: ctx.metadata.clips.fail("job-1", 0, "x"),
     ]
     await_earlier_attempt(ctx, rendering(0))
-    assert looks == []
+    assert polls == []
 
 
-def test_a_process_that_waits_hears_that_it_shall_end(ctx: StepContext, looks: list[Callable[[], None]]) -> None:
-    """SIGTERM ends the wait at once: nothing is lost by that, and a kill would follow."""
+def test_sigterm_ends_the_wait(ctx: StepContext, polls: list[Callable[[], None]]) -> None:
+    """SIGTERM ends the wait for an earlier attempt at once."""
     asked: list[bool] = []
     ctx.retry_policy.asked_to_end = lambda: bool(asked)
-    looks += [lambda: None, lambda: asked.append(True)]
+    polls += [lambda: None, lambda: asked.append(True)]
     with pytest.raises(TransientError, match="had to end"):
         await_earlier_attempt(ctx, rendering(0))
-    assert looks == []
+    assert polls == []
 
 
-def test_nobody_waits_for_ever(ctx: StepContext, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other ranks wait as well, and they give up: this try ends before they do, and the next one looks again."""
+def test_the_wait_ends_after_15_minutes(ctx: StepContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The wait ends with a transient error before the other ranks reach their time limit."""
     now = iter([0.0, 900.0, 900.1])
     monkeypatch.setattr(attempts.time, "monotonic", lambda: next(now))
     monkeypatch.setattr(attempts.time, "sleep", lambda _: None)

@@ -1,4 +1,4 @@
-"""A cancellation reaches the work of a step through the metadata store alone."""
+"""Check that a cancel in the metadata store ends the work of a step."""
 
 import subprocess
 import sys
@@ -33,7 +33,7 @@ def metadata(engine: sa.Engine) -> MetadataStore:
 
 
 def test_work_is_interrupted_and_unwound(settings: Settings, metadata: MetadataStore) -> None:
-    """A cancel ends a work that waits, and what it cleans up is cleaned up."""
+    """A cancel interrupts waiting work, whose cleanup still runs."""
     done = []
     canceller = threading.Thread(target=metadata.jobs.request_cancel, args=[JOB])
 
@@ -53,7 +53,7 @@ def test_work_is_interrupted_and_unwound(settings: Settings, metadata: MetadataS
 
 
 def test_a_failure_that_a_cancel_brought_about_is_the_cancel(settings: Settings, metadata: MetadataStore) -> None:
-    """The step reports the cancellation even if another rank or a signal of Airflow ends it first."""
+    """The step reports the cancel even if another rank or a signal of Airflow ends it first."""
 
     def work() -> None:
         with cancellable(JOB, settings):
@@ -69,15 +69,15 @@ def test_a_failure_that_a_cancel_brought_about_is_the_cancel(settings: Settings,
 
 
 def test_a_failure_without_a_cancel_stays_what_it_is(settings: Settings, metadata: MetadataStore) -> None:
-    """The watch changes nothing of a work that fails, nor of one that ends well."""
+    """Without a cancel, work that fails or succeeds ends as without the watch."""
     with cancellable(JOB, settings):
         pass
     with pytest.raises(TransientError, match="network"), cancellable(JOB, settings):
         raise TransientError("network")
 
 
-def test_what_cannot_be_unwound_is_ended_hard(settings: Settings, metadata: MetadataStore) -> None:
-    """A process that hangs in a library, deaf to signals, is gone soon, with the exit code of a permanent error."""
+def test_a_process_that_ignores_signals_is_ended(settings: Settings, metadata: MetadataStore) -> None:
+    """A process that hangs in a library is ended soon, with the exit code of a permanent error."""
     hang = (
         "import ctypes\n"
         "from s2v_tasks.settings import load_settings\n"
@@ -101,7 +101,7 @@ def test_what_cannot_be_unwound_is_ended_hard(settings: Settings, metadata: Meta
 
 
 def test_no_step_begins_until_the_job_is_started_again(metadata: MetadataStore) -> None:
-    """The cancel stands while the job is active and after its end; a new start of the ended job forgets it."""
+    """A cancel refuses every step until the ended job is started again."""
     assert metadata.jobs.request_cancel(JOB) == "running"
     metadata.jobs.clear_cancel(JOB)
     with pytest.raises(JobCancelledError):
@@ -114,7 +114,7 @@ def test_no_step_begins_until_the_job_is_started_again(metadata: MetadataStore) 
 
 
 def test_a_job_that_has_ended_is_not_cancelled(metadata: MetadataStore) -> None:
-    """Its success stands, also when somebody asks too late."""
+    """A late cancel does not change the success of a job."""
     metadata.jobs.succeed(JOB, video_uri="s3://b/v.mp4", sha256="0")
     assert metadata.jobs.request_cancel(JOB) == "succeeded"
     assert not metadata.jobs.is_cancel_requested(JOB)

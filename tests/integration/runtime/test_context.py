@@ -1,4 +1,4 @@
-"""Events, failures and results around the work of a step."""
+"""Check events, failures and results around the work of a step."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +26,7 @@ def context(s3_settings: Settings, postgres_url: str, monkeypatch: pytest.Monkey
 
 
 def make(context: StepContext, clip_index: int | None = None) -> None:
-    """A piece of work that was not done yet."""
+    """Store an output that did not exist yet."""
     key = context.layout.silent if clip_index is None else context.layout.clip(clip_index)
 
     def build(folder: Path) -> Built:
@@ -45,7 +45,7 @@ def status(context: StepContext) -> str:
 
 
 def test_a_clip_of_another_chain_does_not_start_a_failed_job_again(context: StepContext) -> None:
-    """It is made and kept, but the job stays failed until it was closed; any other step starts it at once."""
+    """The clip is stored, but the job stays failed until it is closed; any other step starts it at once."""
     make(context, clip_index=3)
     assert status(context) == "failed"
     context.metadata.events.record("my-job", "step_finished", step="close_job")
@@ -67,7 +67,7 @@ def test_a_clip_of_another_chain_does_not_start_a_failed_job_again(context: Step
 def test_an_error_of_the_local_disk_is_recorded_as_what_it_is(
     context: StepContext, error: Exception, exit_code: int, ends: str
 ) -> None:
-    """A full disk is tried again; a wrong folder ends the job with its sentence; a bug keeps its class."""
+    """A full disk is retried; a wrong folder fails the job with its message; a bug keeps its class."""
     context.metadata.jobs.enqueue("my-job", {})
     context.metadata.jobs.start("my-job")
 
@@ -83,7 +83,7 @@ def test_an_error_of_the_local_disk_is_recorded_as_what_it_is(
 
 
 def test_scratch_is_made_when_it_is_needed(context: StepContext, tmp_path: Path) -> None:
-    """A wrong S2V_WORK_DIR is found inside the step, where it can be recorded; the folder goes with the step."""
+    """A wrong S2V_WORK_DIR is found inside the step, where it can be recorded; scratch is removed after the step."""
     (tmp_path / "file").touch()
     settings = context.settings.model_copy(update={"work_dir": tmp_path / "file"})
     with open_context("my-job", settings) as wrong, pytest.raises(OSError, match="file"):

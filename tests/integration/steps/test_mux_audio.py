@@ -15,7 +15,7 @@ from tests.integration.steps.assembly import NUM_FRAMES, moving_frames, put_plan
 
 
 def test_the_muxed_video_has_the_clip_and_the_speech_at_its_length(job: StepContext, tmp_path: Path) -> None:
-    """Picture bit for bit, audio cut to the length of the picture; the manifest names both inputs."""
+    """The picture is copied, the audio is cut to its length, and the manifest names both inputs."""
     stitch.run(job)
     assert mux_audio.run(job) == {"reused": False}
     manifest = job.manifest(job.layout.mux_manifest, MUX_AUDIO)
@@ -32,7 +32,7 @@ def test_the_muxed_video_has_the_clip_and_the_speech_at_its_length(job: StepCont
 
 
 def test_mux_runs_again_only_for_other_inputs(job: StepContext) -> None:
-    """The same clip and speech are reused; another speech, another clip and another length are muxed."""
+    """The same clip and speech are reused; another speech, clip or length is muxed again."""
     stitch.run(job)
     mux_audio.run(job)
     assert mux_audio.run(job) == {"reused": True}

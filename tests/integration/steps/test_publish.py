@@ -18,7 +18,7 @@ from tests.integration.steps.assembly import (
 
 
 def test_the_result_is_published_last(job: StepContext) -> None:
-    """Video and sidecar are in the output, result.json repeats the sidecar, and the job has succeeded."""
+    """Video and sidecar are in the output, result.json equals the sidecar, and the job has succeeded."""
     assemble(job)
     validate.run(job)
     outcome = publish.run(job)
@@ -38,7 +38,7 @@ def test_the_result_is_published_last(job: StepContext) -> None:
 
 
 def test_the_sidecar_says_what_was_made_and_from_what(job: StepContext) -> None:
-    """Everything that a receiver of the video needs, in the letters of its request."""
+    """The sidecar has request, checksums, clips, report and producer, with the letters of the request."""
     put_request(job, prompt="Grüße", parent_job_id="an-earlier-job", from_clip=0)
     assemble(job)
     validate.run(job)
@@ -60,7 +60,7 @@ def test_the_sidecar_says_what_was_made_and_from_what(job: StepContext) -> None:
 
 @pytest.mark.parametrize("approval", ["result", "each_clip"])
 def test_a_video_that_was_rejected_or_not_asked_about_is_not_published(job: StepContext, approval: str) -> None:
-    """Only an approval of exactly these bytes lets it out, whichever approvals the request asks for."""
+    """Only an approval of these bytes allows publication, whichever approval the request asks for."""
     put_request(job, approval=approval)
     assemble(job)
     validate.run(job)
@@ -87,7 +87,7 @@ def test_nothing_is_published_without_a_report(job: StepContext) -> None:
 
 
 def test_a_damaged_video_is_not_published(job: StepContext) -> None:
-    """Other bytes than those that were validated are an error before the output is written."""
+    """A video with other bytes than the validated ones is refused before the output is written."""
     assemble(job)
     validate.run(job)
     job.store.put_bytes(job.layout.muxed, b"other bytes", "video/mp4")

@@ -1,4 +1,4 @@
-"""The reason of a step that could not report it is recorded in its place."""
+"""Check that the reason of a step that could not report it is recorded."""
 
 from collections.abc import Iterator
 
@@ -20,7 +20,7 @@ FACTS = ClipFacts(start_frame=0, end_frame=16)
 
 @pytest.fixture
 def context(s3_settings: Settings, postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[StepContext]:
-    """A job that runs."""
+    """A running job."""
     monkeypatch.setenv("S2V_DATABASE_URL", postgres_url)
     load_settings.cache_clear()
     with open_context("my-job", load_settings()) as context:
@@ -30,14 +30,14 @@ def context(s3_settings: Settings, postgres_url: str, monkeypatch: pytest.Monkey
 
 
 def test_the_reason_of_a_dead_step_becomes_the_reason_of_its_job(context: StepContext) -> None:
-    """`record-failure` notes it, `close-job` makes it the job's."""
+    """`record-failure` stores the reason, and `close-job` copies it to the job."""
     record_failure.run(context, step=ENCODE_CONDITIONS, reason="The pod ran out of memory.")
     closed = close_job.run(context)
     assert closed == {"status": "failed", "reason": "encode_conditions: The pod ran out of memory."}
 
 
 def test_an_encoding_that_died_is_wasted_until_it_died(context: StepContext) -> None:
-    """Its attempt ends with the reason, not when somebody closes the job."""
+    """The attempt at the conditions ends with the reason, before the job is closed."""
     context.metadata.conditions.start("my-job")
     record_failure.run(context, step=ENCODE_CONDITIONS, reason="The pod ran out of memory.")
     job = context.metadata.jobs.get("my-job")
@@ -62,7 +62,7 @@ def plan_of_clips(settings: Settings, num_clip: int) -> Plan:
 
 
 def test_of_the_clips_of_a_process_the_one_failed_that_was_rendered(context: StepContext) -> None:
-    """Clips that were finished before stay finished, and those after it untouched; the others have no open attempt."""
+    """Of the clips of a dead process, only the clip in progress fails: finished and pending ones do not change."""
     metadata = context.metadata
     metadata.jobs.record_plan("my-job", plan_of_clips(context.settings, 4))
     metadata.clips.start("my-job", 1, "f1")
@@ -76,7 +76,7 @@ def test_of_the_clips_of_a_process_the_one_failed_that_was_rendered(context: Ste
 
 
 def test_a_job_fails_for_the_latest_reason_since_it_was_queued(context: StepContext) -> None:
-    """A step that fails again is the last to have failed; what an earlier start died of is no reason any more."""
+    """The job gets the reason of the last failed step of this start; reasons of earlier starts are ignored."""
     for step, reason in ((RENDER_CLIP, "First."), (STITCH, "Second."), (RENDER_CLIP, "Third.")):
         record_failure.run(context, step=step, reason=reason)
     assert close_job.run(context)["reason"] == "render_clip: Third."
@@ -86,7 +86,7 @@ def test_a_job_fails_for_the_latest_reason_since_it_was_queued(context: StepCont
 
 
 def test_a_job_that_airflow_failed_names_the_task(context: StepContext) -> None:
-    """The reason of a step is that of the job; without one, the task that Airflow failed is named."""
+    """Without a reason of a step, the reason of the job names the task that Airflow failed."""
     assert close_job.run(context, failed_task="clip.wait[1]")["reason"].startswith("Task clip.wait[1] failed")
     context.metadata.jobs.enqueue("my-job", {})
     context.metadata.jobs.start("my-job")

@@ -1,4 +1,4 @@
-"""Joining the clips of a job."""
+"""Check the step stitch."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -75,7 +75,7 @@ def context(s3_settings: Settings, postgres_url: str, monkeypatch: pytest.Monkey
 
 
 def finish(context: StepContext, clip: ClipPlan, encoder: str | None, seed: int = 0) -> np.ndarray[Any, Any]:
-    """Store a clip as rendered on a process with `encoder`; gives its decoded frames."""
+    """Store a clip as rendered with `encoder`; return its decoded frames."""
     frames = np.random.default_rng([seed, clip.clip_index]).integers(0, 255, (clip.stored_frames, 64, 64, 3), np.uint8)
     decoded = []
 
@@ -110,7 +110,7 @@ def compared(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 def test_clips_of_two_encoders_are_joined_where_that_changes_no_frame(
     old: str | None, context: StepContext, compared: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A rerun after an update has old and new clips: every frame is proven to be there; the encoders are recorded."""
+    """Clips of two encoders are joined after a comparison of all frames, and both encoders are recorded."""
     plan = store_plan(context)
     params = encode._H264["x264-params"]
     monkeypatch.setitem(encode._H264, "x264-params", f"{params}:no-mbtree=1:trellis=0")
@@ -127,7 +127,7 @@ def test_clips_of_two_encoders_are_joined_where_that_changes_no_frame(
 
 @pytest.mark.parametrize("encoder", [encoder_build(), OTHER, None])
 def test_clips_of_one_encoder_need_no_proof(encoder: str | None, context: StepContext, compared: list[Path]) -> None:
-    """Its clips are one stream by the profile, be it this process's encoder or not: nothing is decoded."""
+    """Clips of one encoder are joined without decoding a frame."""
     plan = store_plan(context)
     for clip in plan.clips:
         finish(context, clip, encoder)
@@ -139,7 +139,7 @@ def test_clips_of_one_encoder_need_no_proof(encoder: str | None, context: StepCo
 def test_a_crossfade_is_encoded_by_this_process(
     encoder: str, times: int, context: StepContext, compared: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Mixed frames between clips of another encoder make two of them; another encoder here mixes anew."""
+    """Frames of a cross-fade have this process's encoder; with another encoder they are encoded again."""
     plan = store_plan(context, fade=4)
     for clip in plan.clips:
         finish(context, clip, encoder)
@@ -156,7 +156,7 @@ def test_a_crossfade_is_encoded_by_this_process(
 def test_clips_of_two_encoders_that_do_not_fit_are_named(
     odd: int, first: int, context: StepContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Other H.264 headers are refused with the encoders, their clips, and the command that renders them again."""
+    """Different H.264 headers are refused with the encoders, their clips and the command to render them again."""
     plan = store_plan(context)
     for clip in plan.clips:
         monkeypatch.setitem(encode._H264, "bf", 2 if clip.clip_index == odd else 0)
@@ -172,7 +172,7 @@ def test_clips_of_two_encoders_that_do_not_fit_are_named(
 def test_clips_of_one_encoder_that_do_not_fit_blame_no_encoder(
     context: StepContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Something else is wrong then: the sentence is that of the profile alone."""
+    """If clips of one encoder do not fit, the message is that of the encoding profile alone."""
     plan = store_plan(context)
     for clip in plan.clips:
         monkeypatch.setitem(encode._H264, "bf", 2 * clip.clip_index)
@@ -182,7 +182,7 @@ def test_clips_of_one_encoder_that_do_not_fit_blame_no_encoder(
 
 
 def test_another_clip_is_joined_anew(context: StepContext) -> None:
-    """The joined video is reused for the same clips alone."""
+    """The joined video is reused for the same clips only."""
     plan = store_plan(context)
     for clip in plan.clips:
         finish(context, clip, encoder_build())
@@ -193,7 +193,7 @@ def test_another_clip_is_joined_anew(context: StepContext) -> None:
 
 @pytest.mark.parametrize(("start", "end"), [(20, 28), (21, 27)])
 def test_a_clip_of_other_frames_is_not_joined(context: StepContext, start: int, end: int) -> None:
-    """Neither one that begins elsewhere nor one that ends elsewhere belongs to this plan."""
+    """A clip that starts or ends at another frame than planned is refused."""
     plan = store_plan(context)
     for clip in plan.clips[:2]:
         finish(context, clip, encoder_build())

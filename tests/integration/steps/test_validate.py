@@ -54,10 +54,10 @@ def test_a_good_video_gets_a_report_and_a_contact_sheet(job: StepContext, monkey
     assert validate.run(job) == {"reused": True, "num_checks": len(checks)}
 
 
-def test_a_report_is_made_again_when_what_it_was_judged_by_changes(
+def test_a_report_is_made_again_for_other_limits_measures_or_plans(
     job: StepContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Other thresholds, measures and another promise of the plan are judged anew; another price is not."""
+    """Other thresholds, measures and sampling need a new report; another price does not."""
     assemble(job)
     assert validate.run(job)["reused"] is False
     put_plan(job, estimate=PLAN.estimate.model_copy(update={"cost": 9.0}))
@@ -76,7 +76,7 @@ def test_a_report_is_made_again_when_what_it_was_judged_by_changes(
 
 @pytest.mark.parametrize("start_from_ref", [False, True])
 def test_the_first_picture_may_be_held_where_the_plan_holds_it(job: StepContext, start_from_ref: bool) -> None:
-    """Four equal frames at the start are those of a chain that does not start from the reference picture."""
+    """Four held frames are expected at the start, unless the chain starts from the reference picture."""
     put_plan(job, sampling=PLAN.sampling.model_copy(update={"start_from_ref": start_from_ref}))
     assemble(job)
     seen = validate._expected(job.plan(), job.artifacts.fetch(
@@ -102,7 +102,7 @@ def test_a_bad_video_is_refused_and_its_report_is_kept(job: StepContext) -> None
 
 
 def test_speech_that_the_video_lacks_is_found(job: StepContext) -> None:
-    """A video with much quieter audio than the speech of the model fails, with the level in the message."""
+    """A video with much quieter audio than the model's speech fails, with the level in the message."""
     assemble(job)
     stage(job, speech(level=0.001))
     mux_audio.run(job)

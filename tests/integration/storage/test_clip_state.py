@@ -22,7 +22,7 @@ def artifacts(object_store: ObjectStore) -> ArtifactStore:
 
 
 def saved(partial: PartialClip, folder: Path, step: int) -> str:
-    """Save a state after `step` steps; the key under which it is kept."""
+    """Save a state after `step` steps; return its key."""
     path = folder / "state"
     path.write_bytes(b"state %d" % step)
     partial.save(path, PartialClipFacts(solver_step=step, render_seconds=float(step)))
@@ -33,7 +33,7 @@ def saved(partial: PartialClip, folder: Path, step: int) -> str:
 
 
 def test_a_later_state_takes_the_place_of_an_earlier_one(artifacts: ArtifactStore, tmp_path: Path) -> None:
-    """The newest state is found, the one before is gone; saved twice at one step it stays."""
+    """The newest state is found and the earlier one is deleted; a state saved twice at one step stays."""
     partial = PartialClip(artifacts, LAYOUT, 3, "f1")
     assert partial.find() is None
     first, second = saved(partial, tmp_path, 2), saved(partial, tmp_path, 5)
@@ -44,21 +44,21 @@ def test_a_later_state_takes_the_place_of_an_earlier_one(artifacts: ArtifactStor
 
 
 def test_a_state_belongs_to_one_clip_of_one_fingerprint(artifacts: ArtifactStore, tmp_path: Path) -> None:
-    """Another clip and other inputs begin at the first step."""
+    """Another clip or another fingerprint finds no state."""
     saved(PartialClip(artifacts, LAYOUT, 3, "f1"), tmp_path, 2)
     assert PartialClip(artifacts, LAYOUT, 3, "f2").find() is None
     assert PartialClip(artifacts, LAYOUT, 4, "f1").find() is None
 
 
 def test_a_state_that_is_lost_is_not_found(artifacts: ArtifactStore, tmp_path: Path) -> None:
-    """Without its bytes a manifest counts for nothing, so that the clip begins at the first step."""
+    """A manifest whose state is missing is ignored, so that the clip starts at its first step."""
     partial = PartialClip(artifacts, LAYOUT, 3, "f1")
     artifacts.store.delete(saved(partial, tmp_path, 2))
     assert partial.find() is None
 
 
 def test_a_dropped_state_leaves_nothing(artifacts: ArtifactStore, tmp_path: Path) -> None:
-    """Manifest and state are gone; dropping again does nothing."""
+    """Manifest and state are deleted; deleting again does nothing."""
     partial = PartialClip(artifacts, LAYOUT, 3, "f1")
     key = saved(partial, tmp_path, 2)
     partial.drop()
@@ -68,7 +68,7 @@ def test_a_dropped_state_leaves_nothing(artifacts: ArtifactStore, tmp_path: Path
 
 
 def test_a_record_describes_the_clip_of_its_kept_take(object_store: ObjectStore) -> None:
-    """Neither an undecided record nor another take says anything about a stored clip."""
+    """An undecided record, or one that keeps another take, is not used for a stored clip."""
     records = TakeRecords(object_store, LAYOUT)
     takes = tuple(Take(take=number, seed=number, fingerprint=f"f{number}", measure_seconds=0.0) for number in range(2))
     clip = Manifest(

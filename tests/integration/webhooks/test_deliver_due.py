@@ -1,4 +1,4 @@
-"""Notifications around a step: sent when its work is done, never in its way."""
+"""Check notifications around a step: sent after its work, with bounded delay."""
 
 import socket
 from collections.abc import Callable
@@ -22,7 +22,7 @@ Configure = Callable[..., Settings]
 
 @pytest.fixture
 def configure(s3_settings: Settings, postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> Configure:
-    """Configure an installation that may call receivers on this machine by default, and waits longer for them."""
+    """Configure an installation that may call receivers on this machine and waits longer for them."""
     monkeypatch.setattr("s2v_tasks.runtime.context.STEP_SECONDS", 60.0)  # a loaded machine needs more than 3 s
 
     def apply(**settings: str) -> Settings:
@@ -38,27 +38,27 @@ def configure(s3_settings: Settings, postgres_url: str, monkeypatch: pytest.Monk
 
 
 def work(ctx: StepContext, *, url: str) -> dict[str, Any]:
-    """A step that queues and starts its job."""
+    """Run a step that queues and starts its job."""
     ctx.metadata.jobs.enqueue(ctx.job_id, {"webhook_url": url})
     ctx.metadata.jobs.start(ctx.job_id)
     return {}
 
 
 def refuse(ctx: StepContext, *, url: str) -> dict[str, Any]:
-    """A step that finds its input bad."""
+    """Run a step that finds its input bad."""
     work(ctx, url=url)
     raise PermanentError("size 9*9 is odd.")
 
 
 def found(engine: sa.Engine) -> list[tuple[str, str, int, str]]:
-    """Event, status, attempts and last error of each message in order."""
+    """Return event, status, attempts and last error of each message in order."""
     columns = (Notification.event, Notification.status, Notification.attempts, Notification.last_error)
     with engine.connect() as connection:
         return [tuple(row) for row in connection.execute(sa.select(*columns).order_by(Notification.id))]
 
 
 def test_start_and_failure_reach_the_receiver_in_order(configure: Configure, receiver: Any, engine: sa.Engine) -> None:
-    """The reason of a failed job arrives with it, and the error of the step stays what it was."""
+    """The message of a failed job has its reason, and the error of the step does not change."""
     configure()
     with pytest.raises(PermanentError, match="size 9"):
         run_step(refuse, step=STAGE_INPUTS, job_id="job-a", url=receiver.url)
@@ -68,7 +68,7 @@ def test_start_and_failure_reach_the_receiver_in_order(configure: Configure, rec
 
 
 def test_a_receiver_that_is_down_costs_one_attempt_per_step(configure: Configure, engine: sa.Engine) -> None:
-    """The step succeeds at once, the attempt and its reason are stored, and the next one waits for its time."""
+    """The step succeeds at once; the attempt and its reason are stored, and the next attempt waits."""
     configure()
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
@@ -84,7 +84,7 @@ def test_a_receiver_that_is_down_costs_one_attempt_per_step(configure: Configure
 def test_a_slow_receiver_delays_a_step_by_seconds_only(
     configure: Configure, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The step continues after its bound, however long the receiver takes."""
+    """The step continues after its time limit, however long the receiver takes."""
     configure()
     monkeypatch.setattr("s2v_tasks.runtime.context.STEP_SECONDS", 0.4)
     with socket.create_server(("127.0.0.1", 0)) as server:  # takes connections, and never answers
@@ -101,7 +101,7 @@ def test_a_slow_receiver_delays_a_step_by_seconds_only(
         ({"webhook_allowed_hosts": "hooks.example.com"}, "refused", "S2V_WEBHOOK_ALLOWED_HOSTS"),
     ],
 )
-def test_what_must_not_be_called_is_refused_and_nothing_sent(
+def test_a_forbidden_address_is_not_called(
     configure: Configure, receiver: Any, engine: sa.Engine, settings: dict[str, str], status: str, reason: str
 ) -> None:
     """The job continues, the reason is stored, and the receiver gets no request."""
@@ -114,7 +114,7 @@ def test_what_must_not_be_called_is_refused_and_nothing_sent(
 
 
 def test_nothing_is_sent_unsigned(configure: Configure, receiver: Any, engine: sa.Engine) -> None:
-    """Without the shared secret a receiver could not tell our messages from anybody's."""
+    """Without the shared secret, no message is sent."""
     configure(webhook_secret="")
     run_step(work, step=STITCH, job_id="job-a", url=receiver.url)
     assert receiver.requests == []
@@ -122,7 +122,7 @@ def test_nothing_is_sent_unsigned(configure: Configure, receiver: Any, engine: s
 
 
 def test_a_redirect_to_this_machine_ends_the_message(configure: Configure, receiver: Any, engine: sa.Engine) -> None:
-    """It is neither followed nor repeated, and its status is stored."""
+    """A redirect is neither followed nor retried, and its status is stored."""
     configure()
     receiver.answers, receiver.location = [302], "http://127.0.0.1:1/metadata"
     run_step(work, step=STITCH, job_id="job-a", url=receiver.url)
@@ -131,8 +131,8 @@ def test_a_redirect_to_this_machine_ends_the_message(configure: Configure, recei
     assert "redirects are not followed" in row[3]
 
 
-def test_the_sweep_sends_later_what_did_not_get_through(configure: Configure, receiver: Any, engine: sa.Engine) -> None:
-    """After an answer of 500 everything arrives, in order; a silent receiver is asked once in a round."""
+def test_the_sweep_sends_failed_messages_later(configure: Configure, receiver: Any, engine: sa.Engine) -> None:
+    """After an answer of 500 all messages arrive in order; a silent receiver is called once per sweep."""
     settings = configure()
     receiver.answers = [500, 500, 200]
     for job_id in ("job-a", "job-b"):
@@ -158,7 +158,7 @@ def test_the_sweep_sends_later_what_did_not_get_through(configure: Configure, re
 
 @pytest.fixture
 def limits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The limit of each message, in order; every receiver takes as long as it may and does not answer."""
+    """The time limit of each message in order; every receiver uses all of its time and does not answer."""
     given: list[float] = []
 
     def silent(_url: str, _message: Any, *, seconds: float, **_: Any) -> None:
@@ -177,7 +177,7 @@ def test_silent_receivers_hold_a_step_for_three_seconds(
     engine: sa.Engine,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The messages of other jobs are left to the sweep, even if they are older."""
+    """A step sends messages of its own job only; the sweep sends those of others, even older ones."""
     configure()
     monkeypatch.setattr("s2v_tasks.runtime.context.STEP_SECONDS", delivery.STEP_SECONDS)
     metadata.jobs.enqueue("earlier", {"webhook_url": "http://127.0.0.1:1/earlier"})
@@ -190,7 +190,7 @@ def test_silent_receivers_hold_a_step_for_three_seconds(
 def test_silent_receivers_hold_a_sweep_for_less_than_a_minute(
     configure: Configure, limits: list[float], metadata: MetadataStore
 ) -> None:
-    """Each has 5 s, the last one what is left of 50 s; the others wait for the next sweep, which begins a minute on."""
+    """Each message has 5 s, the last one the rest of 50 s; the remaining messages wait for the next sweep."""
     settings = configure()
     for number in range(13):
         metadata.jobs.enqueue(f"job-{number}", {"webhook_url": f"http://127.0.0.1:1/{number}"})

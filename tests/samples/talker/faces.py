@@ -90,7 +90,7 @@ class Person:
         return mask.filter(ImageFilter.GaussianBlur(blur * self.unit)) if blur else mask
 
     def _face(self, points: Any) -> NDArray[np.float64]:
-        """Points of the face, made as long and wide as this one is."""
+        """Return the points of the face, as long and wide as that of this person."""
         return (np.asarray(points, dtype=float) - _CENTRE) * (self.wide, self.long) + _CENTRE
 
     # Layers.
@@ -176,7 +176,7 @@ class Person:
             draw.line(self._at([(231, 258), (249, 258)]), fill=(28, 26, 30), width=line)
 
     def _draw_hair(self, image: Image.Image) -> Image.Image:
-        """Draw the front of the hair; returns its mask."""
+        """Draw the front of the hair; return its mask."""
         low = (236, 262, 330, 372)[self.hair_length]
         part = 240 + 60 * self.fringe
         points = [

@@ -221,7 +221,7 @@ def _inject(injector: Any, index: int, frames: Tensor, local: Tensor, overall: T
 
 
 class SoundHead(nn.Module):
-    """States the mouth of each latent frame from its sound tokens; trained along and dropped afterwards."""
+    """States the mouth of each latent frame from its sound tokens; it is dropped after the training."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()

@@ -131,7 +131,7 @@ def _evaluate(stage: Stage, averaged: Averaged) -> Measures:
 
 
 class _Stop:
-    """Set by SIGTERM or SIGINT while entered: the loop then ends with a checkpoint."""
+    """Is set by SIGTERM or SIGINT while entered, so that the loop ends with a checkpoint."""
 
     def __enter__(self) -> "_Stop":
         self.asked = False

@@ -1,4 +1,4 @@
-"""The whole road with a pod for every clip: the same bytes as on this machine."""
+"""Check the whole pipeline with a pod for each clip: the video has the same bytes as on this machine."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +17,7 @@ Look = Callable[[str], Job]
 def test_a_video_from_pods_is_the_one_that_this_machine_makes(
     airflow: Airflow, cluster: Cluster, job: Look, render_here: Callable[..., None]
 ) -> None:
-    """Byte for byte; each clip had a pod of its own, and none of them is left."""
+    """The video is equal byte for byte; each clip had a pod of its own, and no pod is left."""
     run = airflow.trigger(job_id="in-pods")
     seen: set[str] = set()
 
@@ -42,7 +42,7 @@ TWO_CHAINS: dict[str, Any] = {
 def test_chains_render_side_by_side_each_pod_two_clips(
     airflow: Airflow, cluster: Cluster, job: Look, hold: Hold, render_here: Callable[..., None]
 ) -> None:
-    """Two chains at the same time; a pod's first clip is finished before its second; the video is the local one."""
+    """Two chains render at the same time in pods of two clips each; the video equals the local one."""
     job_id = "cut-in-pods"
     hold.at(job_id, 0, 1, 2)
     run = airflow.trigger(job_id=job_id, **TWO_CHAINS)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from s2v_tasks.errors import PermanentError, TransientError
+from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.metadata.tables import Job
 from s2v_tasks.runtime.context import run_step
 from s2v_tasks.schemas.steps import CLOSE_JOB
@@ -38,6 +39,13 @@ def test_a_job_without_a_reported_reason_gets_one(run: Run, found: Found) -> Non
     assert "was killed before it could report a reason" in (found().reason or "")
 
 
+def test_a_job_whose_first_step_never_ran_has_nothing_to_close(run: Run, metadata: MetadataStore) -> None:
+    """Return that it is unknown, and record nothing."""
+    closed = run("close_job")
+    assert (closed["status"], "its first step never ran" in closed["reason"]) == ("unknown", True)
+    assert metadata.jobs.get(JOB) is None
+
+
 def test_an_old_outcome_is_not_that_of_new_work(run: Run, found: Found) -> None:
     """A run that ended before its first step does not get the status of an earlier run."""
     with pytest.raises(PermanentError):
@@ -45,7 +53,24 @@ def test_an_old_outcome_is_not_that_of_new_work(run: Run, found: Found) -> None:
     now = datetime.now(UTC)
     assert close_since(now - timedelta(hours=1))["status"] == "failed"
     assert close_since(now + timedelta(seconds=1))["status"] == "not run"
+    finished_at = found().finished_at
+    assert finished_at is not None
+    assert close_since(finished_at)["status"] == "failed"
     assert found().status == "failed"
+
+
+@pytest.mark.parametrize(("is_published", "status"), [(False, "cancelled"), (True, "succeeded")])
+def test_a_cancel_ends_a_job_unless_its_video_was_published_before(
+    run: Run, metadata: MetadataStore, found: Found, is_published: bool, status: str
+) -> None:
+    """The request may come while the last step publishes the video."""
+    metadata.jobs.enqueue(JOB, {"prompt": "A person speaks."})
+    metadata.jobs.start(JOB)
+    metadata.jobs.request_cancel(JOB)
+    if is_published:
+        metadata.jobs.succeed(JOB, "s3://out/x.mp4", "ab" * 32)
+    assert run("close_job")["status"] == status
+    assert found().status == status
 
 
 def close_since(since: datetime) -> dict[str, Any]:

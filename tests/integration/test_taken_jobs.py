@@ -27,7 +27,7 @@ def stage(request_json: str, run_id: str | None = None) -> dict[str, Any]:
     return run_step(body, step=STAGE_INPUTS, job_id=JOB, request_json=request_json, run_id=run_id)
 
 
-def close(run_id: str) -> dict[str, Any]:
+def close(run_id: str | None) -> dict[str, Any]:
     body = importlib.import_module("s2v_tasks.steps.close_job").run
     return run_step(body, step=CLOSE_JOB, job_id=JOB, run_id=run_id)
 
@@ -89,6 +89,14 @@ def test_a_run_that_was_refused_does_not_close_the_job(
     stage(request_json(num_clip=3), "second")  # cleared in Airflow, and now it may
     metadata.jobs.succeed(JOB, "s3://out/x.mp4", "ab" * 32)
     assert close("second")["status"] == "succeeded"
+
+
+def test_a_refused_request_without_a_run_does_not_keep_the_job_open(request_json: Callable[..., str]) -> None:
+    """A refusal by hand belongs to no run; a job that is closed by hand is closed."""
+    stage(request_json(), "first")
+    with pytest.raises(JobTakenError):
+        stage(request_json(num_clip=3))
+    assert close(None)["status"] == "failed"
 
 
 def test_clearing_a_run_goes_on_although_its_form_has_changed(

@@ -97,7 +97,10 @@ def test_costs_are_grouped_by_day_preset_and_job(metadata: MetadataStore) -> Non
     ]
     assert [name for name, *_ in lines(metadata, "preset")] == ["high", "quick", "high"]
     assert lines(metadata, "job", job_id="a") == [("a", "USD", 1, 50.0, 10.0, 0.06)]
-    assert [name for name, *_ in lines(metadata, "job", since=DAY + timedelta(hours=1))] == ["c", "b"]
+    day = timedelta(days=1)
+    for since in (DAY + timedelta(hours=1), DAY + day):
+        assert [name for name, *_ in lines(metadata, "job", since=since)] == ["c", "b"]
+    assert lines(metadata, "job", since=DAY + day + timedelta(microseconds=1)) == []
 
 
 def test_an_attempt_that_runs_costs_already(metadata: MetadataStore, engine: sa.Engine) -> None:

@@ -1,4 +1,6 @@
-"""The clips that a rejection renders again."""
+"""Rejections: the clips that are rendered again, and with which changes."""
+
+from typing import Any
 
 import pytest
 
@@ -20,3 +22,17 @@ def test_clips_behind_the_rejected_one_are_not_there_yet() -> None:
     """The bounds are in the sentence."""
     with pytest.raises(PermanentError, match="from_clip 4: expected 0 to 3, the rejected clip"):
         Rejection(from_clip=4).first_clip(3)
+
+
+@pytest.mark.parametrize(
+    ("given", "changes"),
+    [
+        ({"note": "No.", "from_clip": 1}, {}),
+        ({"prompt": "", "base_seed": None}, {}),
+        ({"prompt": "", "base_seed": 0}, {"base_seed": 0}),
+        ({"prompt": "She smiles.", "sample_steps": 9}, {"prompt": "She smiles.", "sample_steps": 9}),
+    ],
+)
+def test_an_empty_field_of_a_rejection_changes_nothing(given: dict[str, Any], changes: dict[str, Any]) -> None:
+    """A form sends an empty prompt where a person leaves the field alone; the seed 0 is a change."""
+    assert Rejection(**given).changes == changes

@@ -1,4 +1,4 @@
-"""Log lines of housekeeping."""
+"""Check the log lines of housekeeping."""
 
 from datetime import UTC, datetime
 
@@ -11,7 +11,7 @@ from s2v_tasks.storage.objects import ListedObject
 
 @pytest.mark.parametrize(("applied", "kind"), [(False, "would_delete"), (True, "delete")])
 def test_the_log_has_the_first_hundred_of_each_kind(applied: bool, kind: str) -> None:
-    """And how much there is in all; differences are told in either case."""
+    """The log has a hundred entries of each kind and the total count; differences are logged in a dry run, too."""
     objects = tuple(ListedObject(f"s3://b/{k}", 1, datetime.now(UTC), "e") for k in range(103))
     differences = Differences(("s3://b/lost\n",), (), (), ())
     with capture_logs() as lines:

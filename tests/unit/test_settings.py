@@ -1,4 +1,4 @@
-"""Settings as the environment gives them."""
+"""Check settings from the environment."""
 
 from pathlib import Path
 
@@ -11,13 +11,13 @@ from s2v_tasks.settings import load_settings
 
 @pytest.mark.parametrize("name", ["MAX_COST", "AIRFLOW_URL", "S3_ENDPOINT_URL", "WORK_DIR", "DROP_QUEUE_URL"])
 def test_an_empty_variable_is_not_set(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Whoever fills in a form of variables leaves empty what he has nothing to say about."""
+    """An empty variable has the default of its setting."""
     monkeypatch.setenv(f"S2V_{name}", "")
     assert getattr(load_settings(), name.lower()) is None
 
 
 def test_a_bad_value_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The message has the variable and what was expected of it."""
+    """The message has the variable and the expectation."""
     monkeypatch.setenv("S2V_NPROC_PER_NODE", "9")
     with pytest.raises(ConfigurationError, match=r"S2V_NPROC_PER_NODE: .* less than or equal to 8"):
         load_settings()
@@ -26,7 +26,7 @@ def test_a_bad_value_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("before", ["", " ", "\r\n", "\ufeff", "\t\ufeff "])
 @pytest.mark.parametrize("after", ["\n", "\r\n", " \u00a0", "\u200b\n"])
 def test_white_space_around_a_value_is_removed(monkeypatch: pytest.MonkeyPatch, before: str, after: str) -> None:
-    """Secrets that were made from files end with a line end: text, secrets, paths, numbers and switches lose it."""
+    """The line end of a secret from a file is removed, as from texts, paths, numbers and switches."""
     values = {
         "S3_ACCESS_KEY_ID": "AKIA",
         "S3_SECRET_ACCESS_KEY": "two words",
@@ -45,7 +45,7 @@ def test_white_space_around_a_value_is_removed(monkeypatch: pytest.MonkeyPatch, 
 
 @pytest.mark.parametrize("value", [" ", "\n", "\ufeff\r\n"])
 def test_a_value_of_white_space_alone_is_not_set(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
-    """A secret made from an empty file is no secret; the default holds."""
+    """A value of white space, such as a secret from an empty file, has the default."""
     monkeypatch.setenv("S2V_S3_SECRET_ACCESS_KEY", value)
     monkeypatch.setenv("S2V_S3_REGION", value)
     assert load_settings().s3_secret_access_key is None
@@ -55,7 +55,7 @@ def test_a_value_of_white_space_alone_is_not_set(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("name", ["S3_ACCESS_KEY_ID", "S3_SECRET_ACCESS_KEY", "DATABASE_URL", "DATA_URI", "WORK_DIR"])
 @pytest.mark.parametrize("inside", ["\n", "\r\n", "\x1b", "\t"])
 def test_a_control_character_inside_a_value_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, inside: str) -> None:
-    """Two lines are not one setting: the variable is named, its value is not shown."""
+    """A value of two lines is refused with the name of the variable and without the value."""
     monkeypatch.setenv(f"S2V_{name}", f"planted{inside}secret")
     with pytest.raises(
         ConfigurationError, match=rf"S2V_{name}: .*control character inside; expected one line"
@@ -66,7 +66,7 @@ def test_a_control_character_inside_a_value_is_refused(monkeypatch: pytest.Monke
 
 
 def test_the_home_folder_is_found_with_a_line_end_behind_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The file of the embedded stack is looked for where the setting says, and its values are stripped, too."""
+    """The settings file of the embedded stack is found below a home with a line end, and its values are stripped."""
     (tmp_path / "stack.env").write_text("S2V_S3_REGION=' eu-west-3 '\n", encoding="utf-8")
     monkeypatch.setenv("S2V_HOME", f"{tmp_path}\n")
     settings = load_settings()
@@ -85,7 +85,7 @@ def test_the_home_folder_is_found_with_a_line_end_behind_it(monkeypatch: pytest.
     ],
 )
 def test_an_engine_image_has_a_tag_or_a_digest(monkeypatch: pytest.MonkeyPatch, image: str, is_one: bool) -> None:
-    """One without them would be whatever is the latest when a pod starts."""
+    """An image without tag and digest is refused, because it could change between pods."""
     monkeypatch.setenv("S2V_ENGINE_IMAGE", image)
     if is_one:
         assert load_settings().engine_image == image

@@ -1,4 +1,4 @@
-"""The time between two clips, split by hand."""
+"""Check the parts of the time between two clips against cases that are split by hand."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -16,7 +16,7 @@ def moments(*times: float) -> dict[str, float]:
 
 
 def test_a_link_is_split_at_the_moments_of_its_tasks_and_its_process() -> None:
-    """Two processes, each with two clips: the parts between clip 1 and clip 2 of the plan add up to the whole."""
+    """With two processes of two clips each, the parts between clip 1 and clip 2 add up to the whole time."""
     tasks = [
         row("clip.render", 0, 5, 61),
         row("clip.render", 1, 66, 100),
@@ -32,8 +32,8 @@ def test_a_link_is_split_at_the_moments_of_its_tasks_and_its_process() -> None:
     assert seconds_inside(attempts, renders) == [0.5, 0.5]
 
 
-def test_a_wait_that_ends_before_the_render_is_written_down_costs_nothing() -> None:
-    """The trigger may see the success a moment before Airflow stores the end of the task."""
+def test_a_wait_that_ends_before_the_render_has_no_negative_time() -> None:
+    """The trigger may see the success before Airflow stores the end of the task: the part is then 0."""
     tasks = [row("clip.render", 0, 5, 22), row("clip.render", 1, 23, 50), row("clip.wait", 1, 1, 21.5)]
     renders = {0: moments(6, 7, 8, 9, 10), 1: moments(24, 25, 26, 27, 28)}
     (link,) = links({0: (8.0, 20.0), 1: (26.0, 49.0)}, tasks, renders)
@@ -41,6 +41,6 @@ def test_a_wait_that_ends_before_the_render_is_written_down_costs_nothing() -> N
 
 
 def test_the_mean_is_that_of_each_part() -> None:
-    """Without a link, as in a job of one clip, there is none."""
+    """The mean is computed for each part; a job of one clip has none."""
     assert mean_link([Link(1, 1, 1, 1, 1, 1, 1, 1), Link(3, 1, 1, 1, 1, 1, 1, 2)]) == Link(2, 1, 1, 1, 1, 1, 1, 1.5)
     assert mean_link([]) is None

@@ -1,4 +1,4 @@
-"""Simulated viewers against a small server."""
+"""Check simulated viewers against a small server."""
 
 import json
 import re
@@ -22,7 +22,7 @@ FIRST_CHANGED = 3
 
 @pytest.fixture
 def served() -> Iterator[tuple[str, Counter[str]]]:
-    """The address of a server with a job whose state changes once, and the number of its answers by path and status."""
+    """The address of a server whose job changes its state once, and the number of its answers by path and status."""
     asked: Counter[str] = Counter()
 
     class Handler(BaseHTTPRequestHandler):
@@ -56,7 +56,7 @@ def served() -> Iterator[tuple[str, Counter[str]]]:
 def test_a_viewer_polls_with_its_etag_and_loads_a_changed_page_once(
     served: tuple[str, Counter[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of two viewers, one polls the gallery and one the job; an unchanged state costs a 304."""
+    """One viewer polls the gallery and one the job; an unchanged state costs a 304."""
     monkeypatch.setattr(browsing, "GALLERY_SECONDS", 0.02)
     monkeypatch.setattr(browsing, "JOB_SECONDS", 0.02)
     url, asked = served
@@ -71,7 +71,7 @@ def test_a_viewer_polls_with_its_etag_and_loads_a_changed_page_once(
 
 
 def test_viewers_poll_as_often_as_the_scripts_of_the_pages() -> None:
-    """The seconds between two polls are those that gallery.js and job.js give to `poll`."""
+    """The seconds between two polls equal those in gallery.js and job.js."""
     static = resources.files("s2v_tasks.web") / "static"
     gallery, job = ((static / name).read_text() for name in ("gallery.js", "job.js"))
     assert re.findall(r"^  (\d+),$", gallery, re.MULTILINE) == [f"{browsing.GALLERY_SECONDS:.0f}"]
@@ -79,14 +79,14 @@ def test_viewers_poll_as_often_as_the_scripts_of_the_pages() -> None:
 
 
 def test_a_server_that_is_away_is_a_failure_not_an_end(served: tuple[str, Counter[str]]) -> None:
-    """A refused connection has status 0."""
+    """A refused connection is recorded with status 0, and the viewer continues."""
     browser = browsing.Browser("http://127.0.0.1:9")
     answer, _, body = browser.get("/", POLL)
     assert (answer.status, body) == (0, b"")
 
 
-def test_figures_tell_unchanged_answers_from_others() -> None:
-    """Shares and sizes of 304, 200 and 206; what is neither is a failure."""
+def test_figures_distinguish_unchanged_answers() -> None:
+    """Shares and sizes are stated for 304, 200 and 206; any other status is a failure."""
     times = answer_times(
         [
             *(Answer(POLL, 304, 0.01, 100) for _ in range(18)),
@@ -104,7 +104,7 @@ def test_figures_tell_unchanged_answers_from_others() -> None:
 
 
 def test_memory_is_read_after_the_warm_up_and_after_each_thousand(served: tuple[str, Counter[str]]) -> None:
-    """All addresses are asked in turn, and the memory is that of the given process."""
+    """All addresses are requested in turn, and the memory is that of the given process."""
     url, asked = served
     watching = Watching(requests=1_500, warm_up=100)
     memory, answers = memory_of(psutil.Process(), url, [("/a", {}), ("/b", {}), ("/c", {})], watching)
@@ -115,7 +115,7 @@ def test_memory_is_read_after_the_warm_up_and_after_each_thousand(served: tuple[
 
 
 def test_the_scheduler_is_compared_with_and_without_viewers() -> None:
-    """Loops and CPU of windows of one kind are put together; answers count per second of their windows."""
+    """Windows of one kind are added up, and answers are counted per second of their windows."""
 
     def window(has_viewers: bool, seconds: float) -> Window:
         loops = [{"at": 0.0, "seconds": seconds, "cpu_seconds": seconds / 2}] * 2

@@ -1,4 +1,4 @@
-"""Counts of a benchmark from records, log lines and rows."""
+"""Check the counts of a benchmark from records, log lines and rows."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ RECORDS = [
 
 
 def test_steps_are_sorted_by_pipeline_and_clip_and_other_commands_left_out() -> None:
-    """The order in which processes ended is that of chance; the order of the report is not."""
+    """The report has a fixed order, whatever the order in which processes ended."""
     steps = steps_of(RECORDS)
     assert [(clip, count.step, count.statements) for clip, count in steps["job-1"]] == [
         (-1, "stage_inputs", 3),
@@ -33,7 +33,7 @@ def test_steps_are_sorted_by_pipeline_and_clip_and_other_commands_left_out() -> 
 
 
 def test_counts_that_depend_on_time_do_not_make_two_jobs_differ() -> None:
-    """Polls are reported, but equality is that of the other counts."""
+    """Polls are reported, but do not count when jobs are compared."""
     same, busy = (StepCount.of(record(["stitch"], 3, polls=polls)) for polls in (0, 99))
     assert same == busy
     assert same != StepCount.of(record(["stitch"], 4))
@@ -49,7 +49,7 @@ def test_a_job_is_the_sum_of_its_processes() -> None:
 
 
 def test_calls_are_those_of_the_tasks_of_a_job_without_heartbeats() -> None:
-    """A call names its job by task instance, by run, or in its query; calls of other DAGs are left out."""
+    """A call belongs to a job by task instance, run or query; calls of other DAGs are left out."""
     begin = "2026 [info] request finished [http.access] client_addr=127.0.0.1:1 duration_us=1 loc=x.py:1 method="
     log = [
         begin + "PATCH path=/execution/task-instances/ti-a/run query= status_code=200",

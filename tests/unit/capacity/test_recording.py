@@ -1,4 +1,4 @@
-"""Records of a process of a benchmark; no other process records anything."""
+"""Check the records of a process of a benchmark; other processes record nothing."""
 
 import json
 import os
@@ -21,7 +21,7 @@ def run_python(folder: Path, code: list[str], **variables: str) -> None:
 
 @pytest.mark.parametrize("recorded", [True, False])
 def test_a_command_leaves_a_record_only_in_a_benchmark(tmp_path: Path, recorded: bool) -> None:
-    """The folder of the benchmark in its environment decides, and a command without work has counted nothing."""
+    """A command writes a record only if the folder of the benchmark is in its environment."""
     run_python(tmp_path, ["-m", "s2v_tasks.cli", "--version"], **({FOLDER: str(tmp_path)} if recorded else {}))
     path = tmp_path / "steps.jsonl"
     assert path.exists() is recorded
@@ -37,7 +37,7 @@ def test_a_command_leaves_a_record_only_in_a_benchmark(tmp_path: Path, recorded:
 def test_only_the_time_of_a_clip_replaces_the_networks(
     tmp_path: Path, variables: dict[str, str], stands_in: bool
 ) -> None:
-    """Without that time, a benchmark renders with the renderer of the product."""
+    """Without a configured time of a clip, a benchmark renders with the real renderer."""
     code = (
         "import sys; sys.orig_argv = ['python', '-m', 's2v_tasks.cli', 'render-clip']\n"
         "from s2v_tasks.capacity import recording; recording.install()\n"
@@ -48,7 +48,7 @@ def test_only_the_time_of_a_clip_replaces_the_networks(
 
 
 def test_statements_of_threads_that_repeat_themselves_are_polls(tmp_path: Path) -> None:
-    """Heartbeats depend on time and are counted apart from the work of the step."""
+    """Statements of heartbeats are counted apart from those of the step, because they depend on time."""
     recorder = StepRecorder(tmp_path / "steps.jsonl", ["stitch"])
     recorder.count_statement("SELECT 1")
     recorder.count_statement("\n  update jobs set reason = null")
@@ -59,7 +59,7 @@ def test_statements_of_threads_that_repeat_themselves_are_polls(tmp_path: Path) 
 
 
 def test_the_start_of_a_process_is_before_its_own_clock() -> None:
-    """The start comes from /proc: this process began before this test, and not an hour ago."""
+    """The start of the process comes from /proc and is before this test, by less than an hour."""
     import time
 
     assert time.time() - 3600 < created_at() < time.time()

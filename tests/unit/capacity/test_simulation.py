@@ -1,4 +1,4 @@
-"""The simulation of the queue, against cases that are computed by hand."""
+"""Check the simulation of the queue against cases that are computed by hand."""
 
 from dataclasses import replace
 
@@ -23,7 +23,7 @@ def play(*jobs: Job, site: Site = SITE, demand: Demand = DEMAND) -> Outcome:
 
 
 def test_a_job_alone_takes_the_sum_of_its_parts() -> None:
-    """2 s of staging and planning, encoding, two clips with a link between them, 5 s to the end."""
+    """2 s of staging and planning, encoding, two clips with a link between them, and 5 s to the end add up."""
     alone = job(7, 2)
     outcome = play(alone)
     assert alone.first_gpu == 7 + BEFORE
@@ -33,7 +33,7 @@ def test_a_job_alone_takes_the_sum_of_its_parts() -> None:
 
 
 def test_of_the_tasks_that_wait_the_older_run_goes_first() -> None:
-    """A free GPU never waits for a task that is not there yet: each job uses the gaps of the other."""
+    """The task of the older run gets a free GPU; a task of the other run uses it while the older has none."""
     first, second = job(0, 2), job(20, 1)
     play(first, second)
     # Until 32 the first job encodes, until 62 the second. Then both have a clip: first until 172, second until 282.
@@ -45,7 +45,7 @@ def test_of_the_tasks_that_wait_the_older_run_goes_first() -> None:
 
 @pytest.mark.parametrize(("priority", "order"), [("high", [2, 1]), ("normal", [1, 2]), ("low", [1, 2])])
 def test_a_higher_priority_gets_the_next_free_gpu(priority: Priority, order: list[int]) -> None:
-    """The rule is that of Airflow's policy: priority, then age."""
+    """Tasks are sorted as by Airflow's policy: priority, then age."""
     jobs = [job(0, 1), job(20, 1), job(40, 1, priority)]
     play(*jobs)
     ends = [(item.ended, number) for number, item in enumerate(jobs)]
@@ -60,14 +60,14 @@ def test_chains_render_at_the_same_time() -> None:
 
 
 def test_several_clips_of_a_pod_start_once() -> None:
-    """With clips_per_pod 2 the second clip costs neither a link nor a start."""
+    """With clips_per_pod 2, the second clip of a pod costs neither a link nor a start."""
     whole = job(0, 2)
     play(whole, demand=replace(DEMAND, clips_per_pod=2))
     assert whole.ended == BEFORE + ENCODED + 10 + 200 + AFTER
 
 
 def test_the_limit_of_running_jobs_keeps_gpus_idle() -> None:
-    """One job at a time on two GPUs: the second arrives at 0 and begins when the first has ended."""
+    """With one job at a time on two GPUs, the second job starts when the first has ended."""
     first, second = job(0, 1), job(0, 1)
     outcome = play(first, second, site=replace(SITE, gpus=2, max_running_jobs=1))
     one = BEFORE + ENCODED + CLIP + AFTER
@@ -76,21 +76,21 @@ def test_the_limit_of_running_jobs_keeps_gpus_idle() -> None:
 
 
 def test_a_scheduler_hands_tasks_over_one_after_the_other() -> None:
-    """With 3 s for each task, a job alone is later by 3 s for each of its 7 tasks on workers and 4 visits of pods."""
+    """With 3 s per task, a job alone takes 3 s more for each of 7 tasks on workers and 4 visits of pods."""
     slow = job(0, 1)
     play(slow, site=replace(SITE, schedulers=1, schedule_seconds=3))
     assert slow.ended == BEFORE + ENCODED + CLIP + AFTER + 3 * (7 + 4)
 
 
 def test_a_clip_that_always_fails_ends_its_job_after_three_attempts() -> None:
-    """A failure of the clip itself is tried again twice; nothing of it is useful work."""
+    """A clip that fails by itself has three attempts, none of which is useful work."""
     broken = job(0, 2)
     outcome = play(broken, demand=replace(DEMAND, failures=1.0))
     assert (broken.failed, outcome.solver_share, outcome.whole()) == (True, 0.0, [])
 
 
 def test_a_preempted_clip_goes_on_where_it_was() -> None:
-    """Preemptions add starts and delays, but the solver steps that were done are not done again."""
+    """A preemption adds a start and a delay, but no solver step is repeated."""
     kept = [job(0, 20)]
     demand = replace(DEMAND, preemptions_per_hour=60.0, solver_steps=1000, seed=3)
     outcome = play(*kept, demand=demand)
@@ -112,7 +112,7 @@ def test_the_same_seed_gives_the_same_day() -> None:
 
 
 def test_more_jobs_than_gpus_can_render_saturate_the_gpus() -> None:
-    """At twice the load the GPUs are in use all the time, and jobs wait for hours."""
+    """At twice the load the GPUs are always in use, and jobs wait for hours."""
     outcome = Simulation(Site(2, 8, 1, 16), Demand(2 * 2 * 86400 / 900)).run()
     assert outcome.saturated == "GPUs"
     assert outcome.shares["GPUs"] > 0.95

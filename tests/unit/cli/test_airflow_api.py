@@ -15,7 +15,7 @@ from s2v_tasks.settings import Settings
 
 
 class Server(ThreadingHTTPServer):
-    """Gives the next answer of `answers` to each request and keeps what it was asked."""
+    """Gives the next of `answers` to each request and stores the request."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -44,7 +44,7 @@ class Handler(BaseHTTPRequestHandler):
     do_GET = do_POST = do_PATCH = answer
 
     def log_message(self, *_: Any) -> None:
-        """Nothing: the test looks at `asked`."""
+        """Log nothing: the test reads `asked`."""
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def server() -> Iterator[Server]:
 
 
 def test_an_account_is_exchanged_for_a_token_once(server: Server) -> None:
-    """Account and password go to the token endpoint only; every call carries the token."""
+    """Account and password are sent to the token endpoint only; every call has the token."""
     server.answers = [(201, {"access_token": "t0k"}), (200, {"state": "running"}), (404, {})]
     api = AirflowApi(server.url, "ann", "secret")
     assert api.run("a/b") == {"state": "running"}
@@ -71,7 +71,7 @@ def test_an_account_is_exchanged_for_a_token_once(server: Server) -> None:
 
 
 def test_active_runs_are_read_page_by_page(server: Server) -> None:
-    """All runs that have not ended are found, however many there are."""
+    """All runs that have not ended are found on all pages."""
     pages = [[{"dag_run_id": f"r{n}"} for n in range(first, min(first + 100, 130))] for first in (0, 100)]
     server.answers = [(200, {"dag_runs": page, "total_entries": 130}) for page in pages]
     assert [run["dag_run_id"] for run in AirflowApi(server.url).active_runs()] == [f"r{n}" for n in range(130)]
@@ -79,7 +79,7 @@ def test_active_runs_are_read_page_by_page(server: Server) -> None:
 
 
 def test_a_run_that_is_there_is_not_started_again(server: Server) -> None:
-    """Airflow's 409 is an answer, not an error."""
+    """A 409 of Airflow means that the run exists, and is no error."""
     server.answers = [(200, {}), (409, {"detail": "there"})]
     api = AirflowApi(server.url)
     assert [api.trigger("r", {}), api.trigger("r", {})] == [True, False]
@@ -96,7 +96,7 @@ def test_a_run_that_is_there_is_not_started_again(server: Server) -> None:
     ],
 )
 def test_refusals_say_what_to_do(server: Server, status: int, answer: Any, error: type[Exception], words: str) -> None:
-    """An account, a missing DAG, bad fields and a server in trouble are told apart."""
+    """A wrong account, a missing DAG, bad fields and an error of the server have different messages."""
     server.answers = [(status, answer)]
     with pytest.raises(error, match=words):
         AirflowApi(server.url, token="t").trigger("r", {})
@@ -115,7 +115,7 @@ def test_no_address_is_a_configuration_error() -> None:
 
 
 def test_all_pages_of_the_tasks_of_a_run_are_fetched(server: Server) -> None:
-    """The number of tasks that Airflow names decides, not the size of a page."""
+    """The total number that Airflow states decides, not the size of a page."""
     server.answers = [
         (200, {"total_entries": 3, "task_instances": [{"task_id": "a"}, {"task_id": "b"}]}),
         (200, {"total_entries": 3, "task_instances": [{"task_id": "c"}]}),
@@ -127,7 +127,7 @@ def test_all_pages_of_the_tasks_of_a_run_are_fetched(server: Server) -> None:
 
 
 def test_a_paused_dag_is_found_and_unpaused(server: Server) -> None:
-    """Only an answer that says so means paused; a DAG that Airflow has not read yet is not."""
+    """A DAG is paused only if the answer says so; a DAG that Airflow has not parsed is not."""
     server.answers = [(200, {"is_paused": True}), (200, {"is_paused": False}), (404, {"detail": "x"}), (200, {})]
     api = AirflowApi(server.url)
     assert [api.is_paused() for _ in range(3)] == [True, False, False]
@@ -139,7 +139,7 @@ def test_a_paused_dag_is_found_and_unpaused(server: Server) -> None:
 
 
 def test_an_open_question_is_answered_once(server: Server) -> None:
-    """The answer goes to the parked task; who is late, or finds no question, learns it."""
+    """The answer goes to the deferred task; a late answer, or one without a question, is reported."""
     task = {"dag_run_id": "run 1", "task_id": "clip.wait", "map_index": 2}
     question = {"subject": "Approve clip 2 of 3 of job talk?", "task_instance": task}
     server.answers = [(200, {"hitl_details": [question], "total_entries": 1}), (200, {}), (409, {}), (404, {})]
@@ -153,7 +153,7 @@ def test_an_open_question_is_answered_once(server: Server) -> None:
 
 
 def test_an_answer_that_airflow_refuses_is_an_error(server: Server) -> None:
-    """A bad value is told apart from a question that is gone."""
+    """A refused value and a missing question have different messages."""
     server.answers = [(400, {"detail": "Invalid options"})]
     task = {"dag_run_id": "r", "task_id": "publish", "map_index": -1}
     with pytest.raises(PermanentError, match="Invalid options"):

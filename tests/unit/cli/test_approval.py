@@ -1,4 +1,4 @@
-"""`s2v approve` and `s2v reject`: the question of a job is found and answered."""
+"""Check `s2v approve` and `s2v reject`: they find and answer the question of a job."""
 
 import json
 from typing import Any
@@ -41,7 +41,7 @@ def api(monkeypatch: pytest.MonkeyPatch) -> Api:
 
 
 def test_the_question_of_the_job_is_answered(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
-    """Only given fields of a rejection are sent; a prompt and a clip 0 count as given."""
+    """Only given fields of a rejection are sent; an empty prompt and clip 0 count as given."""
     approve("talk", as_json=True)
     assert json.loads(capsys.readouterr().out)["answer"] == "approve"
     reject("talk", note="No.", from_clip=0, base_seed=7)
@@ -52,7 +52,7 @@ def test_the_question_of_the_job_is_answered(api: Api, capsys: pytest.CaptureFix
 
 
 def test_a_job_that_waits_for_nothing_is_refused(api: Api) -> None:
-    """No question, or one that somebody else has just answered: the sentence says where to look."""
+    """A job without a question, or with one that was just answered, is refused with a hint."""
     with pytest.raises(PermanentError, match=r"Job other waits for no approval.*s2v job other"):
         approve("other")
     api.is_first = False
@@ -61,7 +61,7 @@ def test_a_job_that_waits_for_nothing_is_refused(api: Api) -> None:
 
 
 def test_a_bad_rejection_is_refused_before_it_is_sent(api: Api) -> None:
-    """The bounds are those of a request."""
+    """The limits of a request hold for the fields of a rejection."""
     with pytest.raises(PermanentError, match="Bad rejection: sample_steps: Input should be greater"):
         reject("talk", sample_steps=0)
     assert api.answers == []

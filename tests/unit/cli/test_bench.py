@@ -1,4 +1,4 @@
-"""`s2v bench tasks`: seconds of tasks outside the work of their steps."""
+"""Check `s2v bench tasks`: seconds of tasks outside the work of their steps."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -21,7 +21,7 @@ def finished(step: str, seconds: float, clip_index: int | None = None) -> Event:
 
 
 def test_the_time_of_a_task_is_split_at_the_work_of_its_step() -> None:
-    """Before: from the latest end of an earlier task. Around: the task without the work. Clips in order of index."""
+    """The time before a task starts at the latest end of an earlier one; clips are sorted by index."""
     instances = [
         instance("stage_inputs", 1, 5),
         instance("clip.render", 20, 30, 1),

@@ -1,4 +1,4 @@
-"""`s2v bench queue` alone in its own app."""
+"""Check `s2v bench queue` in an app of its own."""
 
 import json
 
@@ -11,7 +11,7 @@ OPTIONS = ["--gpus", "4", "--jobs-per-day", "300", "--hours", "6", "--workers", 
 
 
 def test_the_result_names_what_saturates_first() -> None:
-    """A day of few jobs leaves every part free; with one running job at a time that limit is full first."""
+    """A day of few jobs saturates nothing; with one running job at a time, that limit is named."""
     app = typer.Typer()
     app.command()(queue)
     free, bound = (

@@ -1,4 +1,4 @@
-"""The error file in which a step leaves its reason."""
+"""Check the error file in which a step leaves its reason."""
 
 import json
 from pathlib import Path
@@ -8,8 +8,8 @@ import pytest
 from s2v_tasks.cli import leave_error
 
 
-def test_of_several_ranks_the_first_is_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where the file is there before, empty, as the termination message of a container is."""
+def test_the_first_of_several_ranks_writes_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first rank writes the file, also if it exists and is empty, as in a container."""
     path = tmp_path / "termination-log"
     path.touch()
     monkeypatch.setenv("STEP_ERROR_FILE", str(path))
@@ -21,7 +21,7 @@ def test_of_several_ranks_the_first_is_heard(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_long_message_fits_into_a_termination_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kubernetes cuts at 4096 bytes, which would leave no JSON."""
+    """The file has at most 4096 bytes, where Kubernetes would cut the JSON."""
     path = tmp_path / "termination-log"
     monkeypatch.setenv("STEP_ERROR_FILE", str(path))
     leave_error(1, "\U0001f3ac" * 5000)

@@ -1,4 +1,4 @@
-"""Local files and folders that cannot be used: one sentence and the exit code of its kind, never a traceback."""
+"""Check local files and folders that cannot be used: one sentence, an exit code, and no traceback."""
 
 import errno
 import json
@@ -21,14 +21,14 @@ IMAGE, AUDIO = SAMPLES / "portrait.jpg", SAMPLES / "speech.mp3"
 def s2v(
     *arguments: str | bytes | Path, limit: Callable[[], None] | None = None, **variables: str
 ) -> "subprocess.CompletedProcess[bytes]":
-    """The command line in a process of its own, with settings."""
+    """Run the command line in a process of its own, with settings."""
     environment = os.environ | {f"S2V_{name}": value for name, value in variables.items()}
     command = [sys.executable, "-m", "s2v_tasks.cli", *arguments]
     return subprocess.run(command, env=environment, capture_output=True, check=False, preexec_fn=limit)
 
 
 def sentence(done: "subprocess.CompletedProcess[bytes]", exit_code: int) -> str:
-    """Return the message of a command that ended with this exit code: one line without a traceback."""
+    """Return the message of a command with this exit code: one line without a traceback."""
     text = done.stderr.decode()
     assert done.returncode == exit_code, text
     [line] = [line for line in text.splitlines() if "Error: " in line]
@@ -41,7 +41,7 @@ def plan(image: str | bytes | Path = IMAGE, audio: str | bytes | Path = AUDIO) -
 
 
 def test_a_full_disk_may_have_room_later(tmp_path: Path) -> None:
-    """Exit code 75; here a file may have no more than 1,000 bytes."""
+    """A full disk ends with exit code 75; here a file may have at most 1,000 bytes."""
     limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (1000, 1000))
     line = sentence(s2v(*plan(), limit=limit, WORK_DIR=str(tmp_path)), 75)
     assert line.startswith("TransientError: The disk is full (")
@@ -51,7 +51,7 @@ def test_a_full_disk_may_have_room_later(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["file", "file/below", "/proc/none/below"])
 def test_a_work_dir_that_is_no_folder_is_a_configuration_error(tmp_path: Path, name: str) -> None:
-    """A file, a folder below a file, a place where nobody may write: exit code 78, and the setting is named."""
+    """A file, a folder below a file, and a place without write access end with code 78 and name the setting."""
     (tmp_path / "file").touch()
     line = sentence(s2v(*plan(), WORK_DIR=str(tmp_path / name)), 78)
     assert line.startswith("ConfigurationError: /")
@@ -60,7 +60,7 @@ def test_a_work_dir_that_is_no_folder_is_a_configuration_error(tmp_path: Path, n
 
 @pytest.mark.parametrize("command", ["demo", "up"])
 def test_a_home_that_is_no_folder_is_a_configuration_error(tmp_path: Path, command: str) -> None:
-    """The embedded stack has nowhere to live."""
+    """A home that cannot be a folder is refused with the name of the setting."""
     (tmp_path / "file").touch()
     for home in ("file", "file/below"):
         assert "S2V_HOME" in sentence(s2v(command, HOME=str(tmp_path / home)), 78)
@@ -68,7 +68,7 @@ def test_a_home_that_is_no_folder_is_a_configuration_error(tmp_path: Path, comma
 
 @pytest.mark.parametrize("command", ["plan", "submit", "demo"])
 def test_a_name_that_is_not_utf_8_is_bad_input(tmp_path: Path, command: str) -> None:
-    """A file of an older system: the sentence shows the odd byte."""
+    """The message shows the invalid byte of the name as an escape."""
     name = os.fsencode(tmp_path) + b"/caf\xe9.png"
     Path(os.fsdecode(name)).write_bytes(IMAGE.read_bytes())
     line = sentence(s2v(command, "--image", name, "--audio", AUDIO), 65)
@@ -76,7 +76,7 @@ def test_a_name_that_is_not_utf_8_is_bad_input(tmp_path: Path, command: str) -> 
 
 
 def test_a_file_argument_that_cannot_be_used_is_bad_input(tmp_path: Path) -> None:
-    """Too long a name, a folder, a file that is not there; for each the name is in the sentence."""
+    """A name that is too long, a folder and a missing file are named in the message."""
     assert "File name too long" in sentence(s2v(*plan(image="x" * 300)), 65)
     assert str(tmp_path) in sentence(s2v(*plan(image=tmp_path)), 65)
     assert "none.wav" in sentence(s2v(*plan(audio=tmp_path / "none.wav")), 65)
@@ -84,7 +84,7 @@ def test_a_file_argument_that_cannot_be_used_is_bad_input(tmp_path: Path) -> Non
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
 def test_a_file_argument_that_may_not_be_read_is_bad_input(tmp_path: Path) -> None:
-    """The rights of the file are to be changed, not those of a folder of this system."""
+    """A file without read permission is bad input, and the message is about the file."""
     image = tmp_path / "image.png"
     image.write_bytes(IMAGE.read_bytes())
     image.chmod(0)
@@ -92,8 +92,8 @@ def test_a_file_argument_that_may_not_be_read_is_bad_input(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
-def test_every_way_to_have_no_room(number: int) -> None:
-    """Of the disk, of the account, of one file; whatever the name of the file."""
+def test_every_kind_of_full_disk(number: int) -> None:
+    """A full disk, a full quota and a limit on file sizes are transient errors, whatever the name of the file."""
     error = of_local_file(OSError(number, os.strerror(number), "/data/a"), ["/data/a"])
     assert isinstance(error, TransientError)
     assert os.strerror(number) in str(error)
@@ -105,8 +105,8 @@ def test_every_way_to_have_no_room(number: int) -> None:
         "No space left on device", "Disk quota exceeded", "File too large", "error (os error 28)", "(os error 122)",
     ],
 )  # fmt: skip
-def test_no_room_as_other_programs_say_it(words: str) -> None:
-    """ffmpeg and safetensors have errors of their own; what is to be tried again already stays as it is."""
+def test_a_full_disk_in_messages_of_other_programs(words: str) -> None:
+    """Messages of ffmpeg and safetensors are recognised; an error that is already transient does not change."""
     for error in (PermanentError(f"ffmpeg: {words}"), RuntimeError(words)):
         assert isinstance(of_local_file(error), TransientError)
     assert of_local_file(TransientError(words)) is None
@@ -115,8 +115,8 @@ def test_no_room_as_other_programs_say_it(words: str) -> None:
 @pytest.mark.parametrize(
     "name", ["EACCES", "EPERM", "EROFS", "ENOTDIR", "EISDIR", "EEXIST", "ELOOP", "ENOENT", "ENXIO"]
 )
-def test_every_way_in_which_a_folder_is_wrong(name: str) -> None:
-    """Exit code 78; where the file is an argument of the command 65, however it was given."""
+def test_every_kind_of_wrong_folder(name: str) -> None:
+    """A wrong folder ends with code 78, or with 65 if the file is an argument of the command."""
     error = OSError(getattr(errno, name), os.strerror(getattr(errno, name)), b"/a/b")
     assert isinstance(of_local_file(error, ["/a", "b"]), ConfigurationError)
     for argument in ("/a/b", "--out=/a/b"):
@@ -126,8 +126,8 @@ def test_every_way_in_which_a_folder_is_wrong(name: str) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.ENAMETOOLONG, errno.EILSEQ])
-def test_every_way_in_which_a_name_is_wrong(number: int) -> None:
-    """Exit code 65, wherever the name came from."""
+def test_every_kind_of_wrong_name(number: int) -> None:
+    """A wrong name ends with code 65, wherever it came from."""
     error = of_local_file(OSError(number, os.strerror(number), "x"))
     assert isinstance(error, PermanentError)
     assert not isinstance(error, ConfigurationError)
@@ -135,12 +135,12 @@ def test_every_way_in_which_a_name_is_wrong(number: int) -> None:
 
 @pytest.mark.parametrize("error", [OSError("words"), ConnectionRefusedError(errno.ECONNREFUSED, "refused"), KeyError()])
 def test_other_errors_stay_what_they_are(error: Exception) -> None:
-    """A fault of the program must show its traceback."""
+    """A bug keeps its traceback."""
     assert of_local_file(error, ["a"]) is None
 
 
 def test_text_in_utf_8_is_accepted() -> None:
-    """Of any language; only bytes that are no text are refused, the first and the last of them too."""
+    """Text of any language is accepted; invalid bytes are refused, also at the start and the end."""
     check_utf8(["--prompt", "Grüße 🎬", ""])
     for byte in (b"\x80", b"\xff"):
         with pytest.raises(PermanentError):
@@ -148,7 +148,7 @@ def test_text_in_utf_8_is_accepted() -> None:
 
 
 def test_the_exit_code_is_right_where_the_error_file_cannot_be_written(tmp_path: Path) -> None:
-    """The disk that is full may be the one that should take the reason."""
+    """On a full disk the error file may be missing, but the exit code is right."""
     done = s2v(*plan(image="none.png"))
     environment = {"STEP_ERROR_FILE": str(tmp_path / "none" / "error.json")}
     done = subprocess.run(
@@ -162,7 +162,7 @@ def test_the_exit_code_is_right_where_the_error_file_cannot_be_written(tmp_path:
 
 
 def test_an_error_file_takes_any_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also a name that is no text."""
+    """A message with a name that is not UTF-8 is written."""
     from s2v_tasks.cli import leave_error
 
     monkeypatch.setenv("STEP_ERROR_FILE", str(tmp_path / "error.json"))

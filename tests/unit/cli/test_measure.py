@@ -1,4 +1,4 @@
-"""`s2v measure` on files as people have them."""
+"""Check `s2v measure` on video files."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def measure(*arguments: object) -> Result:
-    """Run the command alone: that of the whole program would configure logs for the whole test process."""
+    """Run the command alone, because the whole program would configure logs for the test process."""
     command = typer.Typer()
     command.command()(measure_command)
     return CliRunner().invoke(command, list(map(str, arguments)))
@@ -45,7 +45,7 @@ def measured(*arguments: object) -> str:
 
 
 def test_a_talking_video_is_measured_with_its_own_sound(folder: Path) -> None:
-    """After H.264 and AAC the lag is that of the drawn mouth, and the words are those of a good video."""
+    """After H.264 and AAC, the lag is that of the drawn mouth, and the text is that of a good video."""
     words = measured(folder / "video.mp4", "--image", folder / "person.png")
     assert "Faces: found in 100% of the frames" in words
     assert "Lip sync: the mouth " in words
@@ -56,7 +56,7 @@ def test_a_talking_video_is_measured_with_its_own_sound(folder: Path) -> None:
 
 
 def test_other_speech_is_named_as_such(folder: Path) -> None:
-    """`--audio` replaces the sound of the video."""
+    """`--audio` replaces the audio of the video, and a mismatch is reported."""
     words = measured(folder / "video.mp4", "--audio", folder / "other.wav")
     assert "the mouth does not follow the speech" in words
 
@@ -67,7 +67,7 @@ def test_seams_are_measured_between_clips_of_the_given_length(folder: Path) -> N
 
 
 def test_a_video_without_sound_or_face_says_so(tmp_path: Path) -> None:
-    """A moving gradient has neither."""
+    """A moving gradient is reported as without audio and without a face."""
     ramp = np.linspace(0, 200, 96 * 128).reshape(96, 128, 1).astype(np.uint8)
     encode_clip(np.stack([np.roll(np.repeat(ramp, 3, axis=2), n, axis=1) for n in range(40)]), tmp_path / "hills.mp4")
     words = measured(tmp_path / "hills.mp4")
@@ -76,7 +76,7 @@ def test_a_video_without_sound_or_face_says_so(tmp_path: Path) -> None:
 
 
 def test_a_face_of_half_a_second_is_too_short_for_lip_sync(tmp_path: Path) -> None:
-    """Eight frames with a moving mouth are neither in sync nor still."""
+    """Lip sync is not measured in eight frames with a moving mouth."""
     frames = np.stack(Person(2).frames(openings("delay")[8:16]))
     encode_clip(frames, tmp_path / "short.mp4")
     soundfile.write(tmp_path / "speech.wav", speech("delay")[8000:16000], 16000)

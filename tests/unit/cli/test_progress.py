@@ -37,7 +37,7 @@ def job(*clips: Clip, status: str = "running", events: tuple[Event, ...] = ()) -
 
 
 def test_steps_are_counted_over_the_whole_plan() -> None:
-    """The bar never starts over: clips that are done, running and to come are one sum."""
+    """The bar counts the steps of finished, running and pending clips, and never starts again."""
     now = job_progress(
         job(
             clip(0, "succeeded", render_seconds=80.0, progress_step=38),
@@ -51,7 +51,7 @@ def test_steps_are_counted_over_the_whole_plan() -> None:
 
 
 def test_clips_side_by_side_shorten_the_time_to_go() -> None:
-    """Two chains that render at once need half the time; the clip that another job rendered says nothing of it."""
+    """Two chains that render at once halve the remaining time; a clip of another job does not count."""
     now = job_progress(
         job(
             clip(0, "succeeded", render_seconds=4000.0, source_job_id="parent"),
@@ -63,7 +63,7 @@ def test_clips_side_by_side_shorten_the_time_to_go() -> None:
 
 
 def test_the_time_to_go_is_known_from_the_first_step_to_the_last() -> None:
-    """Also while the first clip is decoded, by the time of its attempt; not when only the joining is left."""
+    """The remaining time is known also while the first clip is decoded, but not when only joining is left."""
     attempt = Attempt(
         job_id="talk",
         clip_index=0,
@@ -84,7 +84,7 @@ def test_the_time_to_go_is_known_from_the_first_step_to_the_last() -> None:
 
 
 def test_before_the_first_clip_the_step_that_is_done_is_named() -> None:
-    """Also a job without a plan has a line."""
+    """Before the first clip, and without a plan, the line names the last finished step."""
     now = job_progress(job(events=(event("step_finished"),)))
     assert now.line == "talk  encode_conditions done"
 
@@ -101,10 +101,10 @@ def test_before_the_first_clip_the_step_that_is_done_is_named() -> None:
     ],
 )
 def test_a_job_has_an_exit_code(status: str, events: tuple[Event, ...], expected: int) -> None:
-    """That of its last failure; 75 where a step was killed and reported no reason; 130 when it was cancelled."""
+    """The code is that of the last failure, 75 without a reported reason, and 130 after a cancel."""
     assert replace(job(), status=status, events=events).exit_code == expected
 
 
-def test_times_to_go_are_read_as_a_clock() -> None:
-    """Hours are not folded into days."""
+def test_remaining_time_is_shown_as_a_clock() -> None:
+    """More than a day is shown in hours."""
     assert [clock(0.9), clock(61), clock(90061)] == ["0:00:00", "0:01:01", "25:01:01"]

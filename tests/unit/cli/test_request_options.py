@@ -1,4 +1,4 @@
-"""Options of commands that are made from the fields of a request."""
+"""Check the command options that are made from the fields of a request."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ def fields_of(*arguments: str) -> dict[str, Any]:
 
 
 def test_only_what_was_given_reaches_the_command() -> None:
-    """Fields left out are not in the request, so that presets and defaults decide them."""
+    """Omitted fields are not in the request, so that presets and defaults decide about them."""
     assert fields_of() == {"loud": False}
     assert fields_of("--loud", "--base-seed", "0", "--start-from-ref") == {
         "loud": True,
@@ -37,7 +37,7 @@ def test_only_what_was_given_reaches_the_command() -> None:
 
 
 def test_values_have_the_type_of_their_field() -> None:
-    """Numbers, choices and labels arrive as a request takes them."""
+    """Numbers, choices and labels have the types of a request."""
     given = fields_of("--num-clip", "2", "--sample-shift", "3", "--priority", "high", "--label", "a=1", "--label", "b=")
     assert given | {"labels": {"a": "1", "b": ""}} == given
     assert (given["num_clip"], given["sample_shift"], given["priority"]) == (2, 3.0, "high")
@@ -59,13 +59,13 @@ def test_adapters_are_names_with_strengths() -> None:
 
 
 def test_every_field_of_a_request_has_an_option() -> None:
-    """No field is forgotten: files have arguments of their own, a rerun its own command."""
+    """Each field has an option, except files, which are arguments, and fields of a rerun."""
     own = {"image_uri", "audio_uri", "pose_video_uri", "prompt", "parent_job_id", "from_clip"}
     assert {*PLANNING, *BOOKKEEPING} | own == set(Request.model_fields)
 
 
 @pytest.mark.parametrize("text", ["team", "=news", ""])
 def test_a_label_without_name_or_value_is_refused(text: str) -> None:
-    """The message repeats what was given and shows the form."""
+    """The message repeats the value and shows the expected form."""
     with pytest.raises(PermanentError, match="expected NAME=VALUE"):
         parse_labels([text])

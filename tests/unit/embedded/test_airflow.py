@@ -1,4 +1,4 @@
-"""The configuration of the embedded Airflow."""
+"""Check the configuration of the embedded Airflow."""
 
 import socket
 from pathlib import Path
@@ -16,7 +16,7 @@ DATABASE_URL = "postgresql://s2v:secret@127.0.0.1:5432/airflow"
 
 
 def test_it_listens_and_calls_itself_on_loopback_only(tmp_path: Path) -> None:
-    """UI, API and the address that tasks report to are on 127.0.0.1, on one port."""
+    """UI, API and the address for task reports are on 127.0.0.1, on one port."""
     installation = AirflowInstallation(tmp_path)
     environment = installation.environment(DATABASE_URL)
     assert environment["AIRFLOW__API__HOST"] == "127.0.0.1"
@@ -29,14 +29,14 @@ def test_it_listens_and_calls_itself_on_loopback_only(tmp_path: Path) -> None:
 
 
 def test_port_and_secrets_survive_a_restart_and_are_private(tmp_path: Path) -> None:
-    """A second start finds the same port and keys, in a file that only its owner may read."""
+    """A second start finds the same port and keys in a file that only its owner may read."""
     first = AirflowInstallation(tmp_path).environment(DATABASE_URL)
     assert AirflowInstallation(tmp_path).environment(DATABASE_URL) == first
     assert (tmp_path / "airflow" / "server.json").stat().st_mode & 0o777 == 0o600
 
 
 def test_a_server_moves_from_an_occupied_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At a start, Airflow moves to a free port with its keys; while something of it runs, it stays."""
+    """At a start, Airflow moves to a free port with its keys; while a process of it runs, it does not move."""
     installation = AirflowInstallation(tmp_path)
     first = installation.environment(DATABASE_URL)
     port = int(first["AIRFLOW__API__PORT"])
@@ -54,7 +54,7 @@ def test_a_server_moves_from_an_occupied_port(tmp_path: Path, monkeypatch: pytes
 
 
 def test_the_demo_shares_nothing_with_the_one_that_serves(tmp_path: Path) -> None:
-    """A live scheduler must not see the runs of the demo: another folder, other keys."""
+    """The demo has a folder and keys of its own, so that no other scheduler sees its runs."""
     serving = AirflowInstallation(tmp_path).environment(DATABASE_URL)
     demo = AirflowInstallation(tmp_path, "airflow-demo").environment(DATABASE_URL)
     for name in ("AIRFLOW_HOME", "AIRFLOW__API_AUTH__JWT_SECRET"):
@@ -62,7 +62,7 @@ def test_the_demo_shares_nothing_with_the_one_that_serves(tmp_path: Path) -> Non
 
 
 def test_airflow_settings_of_the_machine_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An AIRFLOW_* variable of another installation does not leak in."""
+    """AIRFLOW_* variables of the machine are not passed on."""
     monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "CeleryExecutor")
     monkeypatch.setenv("AIRFLOW_CONN_OTHER", "x")
     environment = AirflowInstallation(tmp_path).environment(DATABASE_URL)
@@ -79,7 +79,7 @@ def test_airflow_settings_of_the_machine_are_left_out(tmp_path: Path, monkeypatc
     ],
 )
 def test_a_busy_machine_has_more_time_than_airflow_gives(tmp_path: Path, section: str, option: str) -> None:
-    """Parts of Airflow wait for each other at least three times as long as by default."""
+    """Time limits between parts of Airflow are at least three times the defaults."""
     from airflow.configuration import conf
 
     environment = AirflowInstallation(tmp_path).environment(DATABASE_URL)
@@ -88,14 +88,14 @@ def test_a_busy_machine_has_more_time_than_airflow_gives(tmp_path: Path, section
 
 
 def test_nothing_runs_before_the_first_start(tmp_path: Path) -> None:
-    """Asking for the state creates nothing and finds nothing."""
+    """Reading the state creates no file and finds no process."""
     installation = AirflowInstallation(tmp_path)
     assert installation.running() == []
     assert list(tmp_path.iterdir()) == []
 
 
 def test_no_path_has_a_variable_for_airflow_to_replace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Airflow replaces `$NAME` in each value: such a path is reached by a link, the same at each start."""
+    """A path with `$NAME`, which Airflow would expand, is reached by a link, the same at each start."""
     odd = tmp_path / "a $HOME"
     (odd / "dags").mkdir(parents=True)
     monkeypatch.setattr(airflow, "CHECKOUT", odd)
@@ -112,7 +112,7 @@ def test_no_path_has_a_variable_for_airflow_to_replace(tmp_path: Path, monkeypat
 
 @pytest.mark.parametrize("theirs", ["link", "folder"])
 def test_a_link_that_is_not_ours_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, theirs: str) -> None:
-    """A foreign link or folder at the path of our link is named and not replaced."""
+    """A foreign link or folder at the path of the link is named and not replaced."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     link = airflow._without_variables(tmp_path / "$x")
     link.unlink()
@@ -126,7 +126,7 @@ def test_a_link_that_is_not_ours_is_not_followed(tmp_path: Path, monkeypatch: py
 
 
 def test_a_start_says_what_it_waits_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each part by its name when it becomes the one that is missing, and again when nothing has changed for long."""
+    """A start logs each missing part once, and again if nothing changes for a long time."""
     answers: list[dict[str, str]] = [
         {},
         {"metadatabase": "healthy", "scheduler": "unhealthy", "dag_processor": "unhealthy"},
@@ -154,7 +154,7 @@ def test_a_start_says_what_it_waits_for(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_start_waits_for_every_file_of_dags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file is read when Airflow has its DAG or its import error: a run of the last one can be started at once."""
+    """A start waits until Airflow has the DAG or the import error of every file."""
     answers: dict[str, dict[str, Any]] = {
         "dags": {"dags": [{"relative_fileloc": name} for name in ("s2v_batch.py", "s2v_housekeeping.py")]},
         "importErrors": {"import_errors": [{"filename": "s2v_drop_folder.py"}]},
@@ -167,6 +167,6 @@ def test_a_start_waits_for_every_file_of_dags(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("setting", ["CORE__PLUGINS_FOLDER", "OPERATORS__DEFAULT_DEFERRABLE"])
-def test_nothing_of_ours_needs_a_setting_that_another_airflow_lacks(tmp_path: Path, setting: str) -> None:
-    """The plugin is found by its entry point, and waits always defer: here as on an Airflow with factory settings."""
+def test_no_setting_is_needed_for_plugin_and_deferral(tmp_path: Path, setting: str) -> None:
+    """Plugin folder and default of deferral are not set: an Airflow with default settings behaves the same."""
     assert f"AIRFLOW__{setting}" not in AirflowInstallation(tmp_path).environment(DATABASE_URL)

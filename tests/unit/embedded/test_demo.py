@@ -1,4 +1,4 @@
-"""The demo, without running it."""
+"""Check the demo without running it."""
 
 import re
 from datetime import UTC, datetime
@@ -8,7 +8,7 @@ from s2v_tasks.schemas.job import JOB_ID_PATTERN
 
 
 def test_demos_of_one_second_are_different_jobs() -> None:
-    """The ids begin with the time for readers, and differ."""
+    """Job ids begin with the time, and those of one second differ."""
     now = datetime(2026, 11, 26, 13, 7, 28, tzinfo=UTC)
     job_ids = {new_job_id(now) for _ in range(1000)}
     assert len(job_ids) == 1000

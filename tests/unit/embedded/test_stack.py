@@ -1,4 +1,4 @@
-"""The settings that the embedded stack leaves behind."""
+"""Check the settings file of the embedded stack."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ PLACES = [
 
 @pytest.mark.parametrize("place", PLACES)
 def test_a_setting_is_read_as_it_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
-    """Nothing in a path is a quote, an escape, a variable or a comment of the file."""
+    """Quotes, escapes, variables and comment signs in a path are read unchanged."""
     home = tmp_path / place
     home.mkdir()
     write_private(home / "stack.env", f"S2V_SNAPSHOT_PATH={stack._quoted(str(home))}\nS2V_GPU='cpu'\n")

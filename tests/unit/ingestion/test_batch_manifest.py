@@ -1,4 +1,4 @@
-"""Batch manifests: what a row may be, and that all that is wrong is found at once."""
+"""Check batch manifests: the fields of a row, and the list of all errors."""
 
 import json
 import re
@@ -37,7 +37,7 @@ def read_text(text: str, uri: str, encoding: str = "utf-8") -> Judged:
 
 
 def test_names_without_a_bucket_lie_beside_the_manifest() -> None:
-    """Full URIs stay what they are."""
+    """Relative names are resolved beside the manifest, and full URIs do not change."""
     (entry,), errors = read(ROW | {"id": "welcome"})
     assert errors == []
     assert (entry.line, entry.row_id) == (1, "welcome")
@@ -46,7 +46,7 @@ def test_names_without_a_bucket_lie_beside_the_manifest() -> None:
 
 
 def test_csv_says_the_same_as_json_lines() -> None:
-    """Empty cells are left out, numbers are read, labels have columns of their own, a byte order mark is no harm."""
+    """In a CSV, empty cells are omitted, numbers converted, labels have columns, and a byte order mark is skipped."""
     heading = "id,image_uri,audio_uri,prompt,num_clip,start_from_ref,labels.team"
     text = f'{heading}\n1,a.png,a.wav,"Hello, you",2,true,\n2,a.png,a.wav,Hi,,,news\n'
     entries, errors = read_text(text, "s3://bucket/b.csv", "utf-8-sig")
@@ -57,7 +57,7 @@ def test_csv_says_the_same_as_json_lines() -> None:
 
 
 def test_all_errors_are_found_row_by_row() -> None:
-    """Each wrong row has its sentence; the right ones are not lost."""
+    """Each wrong row has its sentence, and the right rows are kept."""
     text = "\n".join([
         json.dumps(ROW | {"id": "a"}),
         "{",
@@ -101,8 +101,8 @@ def test_all_errors_are_found_row_by_row() -> None:
         (b"\n\n", "b.csv", "has no rows"),
     ],
 )
-def test_what_is_no_manifest_is_refused(data: bytes, name: str, sentence: str) -> None:
-    """The sentence names the manifest."""
+def test_a_file_that_is_no_manifest_is_refused(data: bytes, name: str, sentence: str) -> None:
+    """The message names the manifest."""
     with pytest.raises(PermanentError, match=sentence) as refused:
         read_manifest(data, f"s3://bucket/{name}", PRESETS)
     assert name in str(refused.value)
@@ -110,7 +110,7 @@ def test_what_is_no_manifest_is_refused(data: bytes, name: str, sentence: str) -
 
 @pytest.mark.parametrize("row_id", ["", "a" * 201, "\0", "\x1b[2J", "two\nlines", "\ud800"])
 def test_an_id_is_text_that_can_be_printed(row_id: str) -> None:
-    """Neither a terminal nor a table is upset by it; other alphabets, emoji and no-break spaces are text."""
+    """Control characters are refused in an id; other alphabets, emoji and no-break spaces are accepted."""
     entries, (error,) = read(ROW | {"id": row_id}, ROW | {"id": "Ünfug\u00a0👩\u200d🎤"})
     assert [entry.line for entry in entries] == [2]
     assert "expected a text of 1 to 200 characters" in error.error
@@ -118,7 +118,7 @@ def test_an_id_is_text_that_can_be_printed(row_id: str) -> None:
 
 
 def test_a_csv_row_with_too_many_cells_is_wrong() -> None:
-    """An unquoted comma is found, not guessed."""
+    """A row with an unquoted comma is an error."""
     _, errors = read_text("prompt,image_uri\nHello, you,a.png\nHello\n", "s3://bucket/b.csv")
     assert [error.error.partition(":")[0] for error in errors] == [
         "3 cells, the heading has 2",
@@ -127,7 +127,7 @@ def test_a_csv_row_with_too_many_cells_is_wrong() -> None:
 
 
 def test_rows_are_named_by_their_lines_in_an_editor() -> None:
-    """The heading of a CSV is a line, so is an empty one; a row of several lines has the number of its first."""
+    """Line numbers count the heading and empty lines; a row of several lines has the number of its first line."""
     text = '\nid,prompt\n\na,"one\n\ntwo"\nb,x\r\n\nc,y'
     _, errors = read_text(text, "s3://bucket/b.csv")
     assert [(error.line, error.row_id) for error in errors] == [(4, "a"), (7, "b"), (9, "c")]
@@ -136,7 +136,7 @@ def test_rows_are_named_by_their_lines_in_an_editor() -> None:
 
 
 def test_all_errors_of_a_row_are_listed() -> None:
-    """Its id, its fields, its preset and its files, whichever of them are wrong."""
+    """All errors of id, fields, preset and files of a row are listed."""
     wrong = ROW | {"id": "a", "infer_frames": 50, "num_clip": True, "preset": "fast", "pose_video_uri": "poses/"}
     rows = read_manifest("\n".join(map(json.dumps, [ROW | {"id": "a"}, wrong])).encode(), URI, PRESETS)
     assert rows[1].uris == ("s3://bucket/batch/anna.png", "s3://bucket/voices/a.wav")
@@ -153,7 +153,7 @@ def test_all_errors_of_a_row_are_listed() -> None:
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le"])
 def test_a_manifest_may_have_any_encoding_of_unicode(encoding: str) -> None:
-    """Spreadsheets write a byte order mark or UTF-16; names in the heading may have blanks around them."""
+    """UTF-8 with a byte order mark and UTF-16 are read; blanks around names in the heading are removed."""
     (entry,), errors = read_text("image_uri, audio_uri ,prompt\nß.png,a.wav,Grüße\n", "s3://bucket/b.csv", encoding)
     assert errors == []
     assert (entry.request.image_uri, entry.request.prompt) == ("s3://bucket/ß.png", "Grüße")
@@ -172,14 +172,14 @@ def test_a_manifest_may_have_any_encoding_of_unicode(encoding: str) -> None:
     ],
 )
 def test_a_row_is_strict_json(text: str, words: str) -> None:
-    """JSON with no single meaning is an error of its row alone."""
+    """Ambiguous JSON is an error of its row alone."""
     entries, (error,) = read_text(f"{json.dumps(ROW)}\n{text}", URI)
     assert ([entry.line for entry in entries], error.line) == ([1], 2)
     assert words in error.error
 
 
 def test_job_ids_come_from_what_a_row_asks_for() -> None:
-    """Order does not matter; equal rows get different ids; a changed row has another job, and only that one."""
+    """The order of fields does not matter; equal rows have different ids; a change gives only that row another job."""
     rows = [ROW | {"id": "a"}, ROW | {"id": "b"}, ROW, ROW]
     first = job_ids(URI, read(*rows)[0])
     assert len(set(first)) == 4
@@ -192,7 +192,7 @@ def test_job_ids_come_from_what_a_row_asks_for() -> None:
 
 
 def test_job_ids_of_rows_stay_what_they_are() -> None:
-    """A manifest that was started by an earlier version names the same jobs: none of them is rendered again."""
+    """A manifest has the same job ids as with earlier versions, so that no job is rendered again."""
     entries, _ = read(ROW | {"id": "Welcome 1"}, ROW, ROW | {"num_clip": 2, "preset": "quick"}, ROW)
     assert job_ids(URI, entries) == [
         "welcome-1-dac521f71099ecb8", "batch-5ab85d0cde4242e0", "batch-6cba8ba8be10da14", "batch-e9db530a04f5b76a"
@@ -201,14 +201,14 @@ def test_job_ids_of_rows_stay_what_they_are() -> None:
 
 @pytest.mark.parametrize("name", ["b.CSV", "b.csv", "b.JSONL", "b.ndjson", "b.NDJSON"])
 def test_the_ending_of_a_name_tells_the_format(name: str) -> None:
-    """Capital letters do not matter, and both names of JSON lines are known."""
+    """The suffix of a name gives the format, in either case, with two suffixes for JSON lines."""
     text = "image_uri,audio_uri,prompt\na.png,a.wav,Hi\n" if name.lower().endswith("csv") else json.dumps(ROW)
     (entry,), errors = read_text(text, f"s3://bucket/{name}")
     assert (entry.row_id, errors) == (None, [])
 
 
 def test_an_empty_field_of_a_row_is_one_that_is_left_out() -> None:
-    """Programs write null for what they do not know: the row asks for the same, and is the same job."""
+    """A null field is the same as an omitted one, also for the job id."""
     empty = ROW | dict.fromkeys(["id", "preset", "priority", "num_clip", "pose_video_uri", "labels"])
     (entry,), errors = read(empty)
     assert errors == []
@@ -219,7 +219,7 @@ def test_an_empty_field_of_a_row_is_one_that_is_left_out() -> None:
 
 @pytest.mark.parametrize("row_id", [True, False, {}, ["x"]])
 def test_an_id_is_a_text_or_a_number(row_id: Any) -> None:
-    """Spreadsheets write numbers; anything else is a mistake."""
+    """Texts and numbers are ids; other values are errors."""
     _, (error,) = read(ROW | {"id": row_id})
     assert error.error.startswith(f"id {str(row_id)!r}: expected a text of 1 to 200 characters")
     (entry,), _ = read(ROW | {"id": 17})
@@ -228,17 +228,17 @@ def test_an_id_is_a_text_or_a_number(row_id: Any) -> None:
 
 @pytest.mark.parametrize("separator", [";", "\t", "|"])
 def test_another_separator_of_a_csv_is_named(separator: str) -> None:
-    """Spreadsheets of some countries use one."""
+    """A CSV with semicolons is refused with the expected separator."""
     with pytest.raises(PermanentError, match=re.escape(f"separated by {separator!r}: expected commas")):
         read_text(f"prompt{separator}id\nx{separator}1\n", "s3://bucket/b.csv")
 
 
 def test_labels_have_columns_of_their_own() -> None:
-    """A column of that name alone says nothing about the name of a label."""
+    """A column `labels` without a name of a label is an error."""
     with pytest.raises(PermanentError, match=r"column 'labels' is not a column.*; .* or labels\.<name>"):
         read_text("prompt,labels\nx,y\n", "s3://bucket/b.csv")
 
 
 def test_the_largest_manifest_fits_the_bound() -> None:
-    """As many rows as are allowed, each with the longest prompt and a kilobyte of names."""
+    """The largest number of rows, each with the longest prompt and long names, is below the limit on bytes."""
     assert MAX_ROWS * (MAX_PROMPT_CHARACTERS + 1000) <= MAX_BYTES <= 100e6

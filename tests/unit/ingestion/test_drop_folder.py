@@ -1,4 +1,4 @@
-"""Folders in the drop folder: their kinds of files, their age, and names for their files."""
+"""Check folders in the drop folder: kinds of files, readiness, and names of files."""
 
 import hashlib
 import re
@@ -22,7 +22,7 @@ from tests.unit.ingestion.drops import INCOMING, WRITTEN, folder, listed, reques
     ],
 )
 def test_sound_and_video_files_are_speech(suffix: str) -> None:
-    """A phone's recording is speech when nothing else is; a pose video is none."""
+    """A video is speech if there is no audio file; a pose video is not."""
     dropped = folder("me.jfif", f"Take.{suffix.upper()}", "pose.mov", "notes.docx")
     found = request_of(dropped).request
     assert found.audio_uri.endswith(f"/Take.{suffix.upper()}")
@@ -31,7 +31,7 @@ def test_sound_and_video_files_are_speech(suffix: str) -> None:
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "jpeg", "jpe", "jfif", "webp"])
 def test_pictures_are_recognised_by_their_suffixes(suffix: str) -> None:
-    """Those that can be read."""
+    """Suffixes of readable picture formats are recognised."""
     assert request_of(folder("a.wav", f"Me.{suffix.upper()}")).request.image_uri.endswith(f"/Me.{suffix.upper()}")
 
 
@@ -45,7 +45,7 @@ DROPPINGS = [
 
 @pytest.mark.parametrize("name", DROPPINGS)
 def test_what_systems_leave_behind_is_ignored(name: str) -> None:
-    """It is no file of the drop, neither for its kind nor for its identity or its age, and no drop by itself."""
+    """A file of macOS or Windows is no file of the drop: it counts neither for kind, identity nor age."""
     plain = folder("a.png", "a.wav", "prompt.txt")
     later = WRITTEN + timedelta(hours=9)
     items = [listed(f"anna/{file}") for file in plain.files] + [ListedObject(f"{INCOMING}/anna/{name}", 7, later, "e7")]
@@ -57,13 +57,13 @@ def test_what_systems_leave_behind_is_ignored(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.b.png", "desktop.ini.png", "bak.png", "thumbs.png", "x/..", ".", "..", "icon.png"])
-def test_files_of_people_are_no_droppings(name: str) -> None:
-    """Names that only look alike, and names that the store will refuse, count."""
+def test_similar_names_of_users_are_not_ignored(name: str) -> None:
+    """Names that only look like system files, and names that the store refuses, count as files."""
     assert list(folder(name).files) == [name]
 
 
 def test_folders_are_found_in_one_listing() -> None:
-    """Files below a folder belong to it, also in subfolders; objects outside folders belong to none."""
+    """Files in subfolders belong to their folder, and objects outside of folders to none."""
     items = [listed("anna/"), listed("anna/a.png"), listed("anna/more/b.wav"), listed("stray.png"), listed("b/x.png")]
     assert {found.name: sorted(found.files) for found in folders(items, INCOMING)} == {
         "anna": ["a.png", "more/b.wav"],
@@ -89,7 +89,7 @@ def test_folders_are_found_in_one_listing() -> None:
     ],
 )
 def test_a_folder_is_ready_when_nobody_writes_in_it(names: list[str], seconds: int, ready: bool) -> None:
-    """The marker says so at once; without it time does, more of it when something is missing."""
+    """A folder is ready at once with its marker, else after a time, which is longer if a file is missing."""
     now = WRITTEN + timedelta(seconds=seconds)
     assert folder(*names).is_ready(now, settle_seconds=60, abandoned_seconds=3600) is ready
 
@@ -102,13 +102,13 @@ def test_a_folder_is_ready_when_nobody_writes_in_it(names: list[str], seconds: i
     ],
 )
 def test_an_unfinished_upload_is_waited_for(suffix: str) -> None:
-    """The names of unfinished uploads of many programs are known."""
+    """Names of unfinished uploads of common programs are recognised."""
     assert folder("a.png", f"a.wav.{suffix}").unfinished == [f"a.wav.{suffix}"]
     assert folder("a.png", f"x.{suffix}/a.wav").unfinished == [f"x.{suffix}/a.wav"]
 
 
 def test_a_folder_is_as_old_as_its_last_file() -> None:
-    """One that is still written in is not taken, whatever the others of its files are; the oldest comes first."""
+    """The youngest file gives the age of a folder; the oldest folder comes first."""
     times = {"anna/a.png": 100, "anna/a.wav": 40, "anna/prompt.txt": 70, "berta/a.png": 90, "zoe/a.png": 20}
     items = [ListedObject(f"{INCOMING}/{n}", 10, WRITTEN + timedelta(seconds=s), "e") for n, s in times.items()]
     zoe, berta, anna = folders(items, INCOMING)
@@ -135,7 +135,7 @@ def test_a_folder_is_as_old_as_its_last_file() -> None:
     ],
 )
 def test_any_name_gets_a_plain_one(name: str) -> None:
-    """Characters with a meaning in a URI or a path are replaced; different names stay different."""
+    """Characters with a meaning in URLs or paths are replaced, and different names stay different."""
     plain = plain_name(name)
     assert plain.isascii()
     assert plain.replace("-", "").replace(".", "").isalnum()
@@ -160,18 +160,18 @@ def test_any_name_gets_a_plain_one(name: str) -> None:
     ],
 )
 def test_a_plain_name_keeps_what_people_recognise(name: str, plain: str) -> None:
-    """Keep up to 60 letters and digits and a usual ending; the digest of the whole name keeps names apart."""
+    """A plain name has up to 60 letters and digits, a usual suffix, and the digest of the whole name."""
     assert plain_name(name) == plain.format(hashlib.sha256(name.encode()).hexdigest()[:8])
 
 
 def test_names_that_no_encoding_holds_make_plain_names_and_digests() -> None:
-    """Accept the half of a pair that some clients send for an emoji."""
+    """A lone surrogate, as some clients send it for an emoji, gives a plain name and a digest."""
     name = "\ud83c.png"
     assert re.fullmatch(r"file-[0-9a-f]{8}\.png", plain_name(name))
     assert folder(name).etag != folder("\ud83d.png").etag
 
 
 def test_folders_of_the_same_age_come_in_the_order_of_their_names() -> None:
-    """Sort by name where the last files were written at the same time, whatever the order of the listing is."""
+    """Folders of equal age are sorted by name, whatever the order of the listing."""
     items = [listed(f"{name}/a.png") for name in ("carl", "anna", "berta")]
     assert [found.name for found in folders(items, INCOMING)] == ["anna", "berta", "carl"]

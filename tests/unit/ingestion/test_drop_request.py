@@ -1,4 +1,4 @@
-"""From dropped files to a request: what may be left out, what is refused, and in which words."""
+"""Check the request of dropped files: defaults, refusals and messages."""
 
 import re
 from typing import Any
@@ -18,7 +18,7 @@ NFC, NFD, MIXED = "Gr\u00f6\u00dfe \u00e9", "Gro\u0308\u00dfe e\u0301", "Gro\u03
 
 
 def test_a_folder_of_a_person_needs_no_request_file() -> None:
-    """The only image, the only audio and prompt.txt make the request; its files are those at the target."""
+    """The only image, the only audio and prompt.txt make a request, whose files are at the target."""
     found = request_of(folder("me.JPG", "talk.mp3", "prompt.txt", "pose.mp4", "notes.docx"))
     assert found.request.image_uri == "s3://bucket/drop/accepted/anna/me.JPG"
     assert found.request.audio_uri == "s3://bucket/drop/accepted/anna/talk.mp3"
@@ -27,7 +27,7 @@ def test_a_folder_of_a_person_needs_no_request_file() -> None:
 
 
 def test_a_request_file_names_files_of_the_folder_or_objects_elsewhere() -> None:
-    """A plain name is a file of the folder, a full URI stays what it is, other fields are those of a request."""
+    """A plain name is a file of the folder, a full URI is used as it is, and other fields are those of a request."""
     marker = {
         "image_uri": "b.png",
         "audio_uri": "s3://voices/a.wav",
@@ -42,7 +42,7 @@ def test_a_request_file_names_files_of_the_folder_or_objects_elsewhere() -> None
 
 
 def test_an_empty_field_of_a_request_file_is_one_that_is_left_out() -> None:
-    """Programs write null for what they do not know: the defaults apply, as without the field."""
+    """A null field has its default, like an omitted one."""
     names = ("a.png", "a.wav", "prompt.txt", "request.json")
     empty = dict.fromkeys(["preset", "priority", "job_id", "prompt", "image_uri", "pose_video_uri", "size"])
     assert request_of(folder(*names), empty) == request_of(folder(*names), {})
@@ -90,7 +90,7 @@ def test_an_empty_field_of_a_request_file_is_one_that_is_left_out() -> None:
 def test_a_folder_without_a_job_is_refused_in_a_sentence(
     names: list[str], marker: Any, prompt: bytes | None, sentence: str
 ) -> None:
-    """The offending name or value is in the message, and what to do."""
+    """The message has the wrong name or value and the remedy."""
     with pytest.raises(PermanentError) as refused:
         request_of(folder(*names), marker, prompt)
     assert sentence in str(refused.value)
@@ -98,14 +98,14 @@ def test_a_folder_without_a_job_is_refused_in_a_sentence(
 
 @pytest.mark.parametrize(("given", "stored"), [(NFC, NFD), (NFD, NFC), (MIXED, NFC), (NFC, MIXED), (NFC, NFC)])
 def test_a_name_finds_its_file_in_another_normal_form(given: str, stored: str) -> None:
-    """macOS hands file names over in a form of its own; the file beside it has another name."""
+    """A name in the normal form of macOS finds a file that is stored in another form."""
     dropped = folder(f"{stored}.png", "b.png", "a.wav")
     found = request_of(dropped, {"image_uri": f"{given}.png"})
     assert found.request.image_uri == f"s3://bucket/drop/accepted/anna/{plain_name(f'{stored}.png')}"
 
 
 def test_of_two_normal_forms_the_one_that_is_named_is_taken() -> None:
-    """An exact name is not ambiguous."""
+    """The exact name is used if files in both forms exist."""
     dropped = folder(f"{NFC}.png", f"{NFD}.png", "a.wav")
     for name in (f"{NFC}.png", f"{NFD}.png"):
         assert request_of(dropped, {"image_uri": name}).request.image_uri.endswith(plain_name(name))
@@ -113,7 +113,7 @@ def test_of_two_normal_forms_the_one_that_is_named_is_taken() -> None:
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be"])
 def test_small_files_may_have_any_encoding_of_unicode(encoding: str) -> None:
-    """Windows writes a byte order mark and UTF-16."""
+    """Texts with a byte order mark and in UTF-16, as Windows writes them, are read."""
     dropped = folder("a.png", "a.wav")
     assert request_of(dropped, '{"prompt": "Grüße"}'.encode(encoding), None).request.prompt == "Grüße"
     assert request_of(dropped, None, "Grüße\r\n".encode(encoding)).request.prompt == "Grüße"
@@ -121,7 +121,7 @@ def test_small_files_may_have_any_encoding_of_unicode(encoding: str) -> None:
 
 @pytest.mark.parametrize("suffix", ["mp4", "m4v", "mov", "webm", "mkv", "3gp"])
 def test_a_video_beside_a_sound_file_is_no_speech(suffix: str) -> None:
-    """A video called pose guides the body, another one is left alone."""
+    """A video called pose is the pose video; another video is ignored."""
     dropped = folder("a.png", "talk.wav", f"making-of.{suffix}", f"POSE.{suffix}")
     found = request_of(dropped).request
     assert found.audio_uri.endswith("/talk.wav")
@@ -130,14 +130,14 @@ def test_a_video_beside_a_sound_file_is_no_speech(suffix: str) -> None:
 
 @pytest.mark.parametrize("size_bytes", [0, 1001])
 def test_empty_and_large_files_are_refused_by_the_listing_alone(size_bytes: int) -> None:
-    """Nothing is downloaded to find out."""
+    """Sizes are checked without a download."""
     (dropped,) = folders([listed("anna/a.png", size_bytes=size_bytes), listed("anna/a.wav")], INCOMING)
     with pytest.raises(PermanentError, match=f"'a.png' has {size_bytes} bytes: expected 1 to 1000"):
         request_of(dropped)
 
 
 def test_a_job_id_is_that_of_these_files_in_this_folder() -> None:
-    """Order of the listing and time of writing do not matter; other bytes, another name or folder do."""
+    """Order and time of files do not matter; other bytes, another name or another folder give another id."""
     files = [listed("anna/a.png"), listed("anna/b.wav")]
     (first,), (turned,) = folders(files, INCOMING), folders(reversed(files), INCOMING)
     others = [
@@ -154,14 +154,14 @@ def test_a_job_id_is_that_of_these_files_in_this_folder() -> None:
 
 
 def test_a_video_is_no_picture() -> None:
-    """Take a video for the speech of a folder, and never for its image."""
+    """A video may be the speech of a folder, but not its image."""
     dropped = folder("talk.mp4", "pose.mp4", "prompt.txt")
     assert [dropped.named(kind) for kind in ("image", "audio", "pose")] == [[], ["talk.mp4"], ["pose.mp4"]]
 
 
 @pytest.mark.parametrize(("size_bytes", "accepted"), [(0, False), (1, True), (1000, True), (1001, False)])
 def test_files_of_a_drop_have_bounds(size_bytes: int, accepted: bool) -> None:
-    """An empty file and one beyond the setting are refused by name, both bounds are allowed."""
+    """An empty file and one above the limit are refused by name; the limits themselves are allowed."""
     items = [listed("anna/a.png"), listed("anna/a.wav", size_bytes=size_bytes)]
     (dropped,) = folders(items, INCOMING)
     if accepted:
@@ -173,7 +173,7 @@ def test_files_of_a_drop_have_bounds(size_bytes: int, accepted: bool) -> None:
 
 @pytest.mark.parametrize(("count", "end"), [(10, "'09.txt'. Expected"), (11, "'09.txt' and 1 more. Expected")])
 def test_a_refusal_names_ten_files(count: int, end: str) -> None:
-    """Of more the number is told."""
+    """The message has ten names and the number of the others."""
     with pytest.raises(PermanentError) as refused:
         request_of(folder(*(f"{number:02}.txt" for number in range(count))))
     assert f"'08.txt', {end}" in str(refused.value)

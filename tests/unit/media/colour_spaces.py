@@ -56,14 +56,14 @@ def srgb(light: Any) -> Colours:
 
 
 def light_of(points: tuple[float, ...]) -> Colours:
-    """XYZ of red, green and blue (columns) whose sum is the white D65."""
+    """Return XYZ of red, green and blue (columns) whose sum is the white D65."""
     xyz = np.array([(x / y, 1, (1 - x - y) / y) for x, y in zip(points[::2], points[1::2], strict=True)]).T
     white = np.array([D65[0] / D65[1], 1, (1 - sum(D65)) / D65[1]])
     return xyz * np.linalg.solve(xyz, white)
 
 
 def picture_in(space: str) -> Image.Image:
-    """Fields of colours of SKIN, as a camera writes them in `space`."""
+    """Return fields of the colours of SKIN, as a camera writes them in `space`."""
     _, gamma, matrix = SPACES[space]
     light = linear(SKIN) @ matrix.T
     levels = 255 * light ** (1 / gamma) if gamma else srgb(light)
@@ -77,7 +77,7 @@ def profile_of(space: str) -> bytes:
 
 
 def fields(content: bytes, tmp_path: Path, warning: str | None = None) -> Colours:
-    """Mean colour of each field of the picture that comes out, whose warning must contain `warning`."""
+    """Return the mean colour of each field of the read picture, whose warning must contain `warning`."""
     (tmp_path / "photo").write_bytes(content)
     info = normalise_image(tmp_path / "photo", tmp_path / "image.png")
     assert (warning in info.warning) if warning and info.warning else (warning, info.warning) == (None, None)

@@ -1,4 +1,4 @@
-"""Generate small media files."""
+"""Small generated media files."""
 
 import wave
 from collections.abc import Callable
@@ -58,7 +58,7 @@ def convert() -> Callable[..., Path]:
 
 @pytest.fixture
 def refusal(tmp_path: Path) -> Callable[..., str]:
-    """Gives the sentence with which a file is refused as speech: one line that names the file."""
+    """Returns the sentence with which a file is refused as speech: one line that names the file."""
 
     def refuse(source: Path, max_duration_seconds: float = 30) -> str:
         with pytest.raises(PermanentError) as caught:
@@ -73,7 +73,7 @@ def refusal(tmp_path: Path) -> Callable[..., str]:
 
 @pytest.fixture
 def moving() -> Callable[..., Frames]:
-    """Makes RGB frames `[n,H,W,3]` of drifting waves: no two alike."""
+    """Makes RGB frames `[n,H,W,3]` of drifting waves, no two of which are equal."""
 
     def make(num_frames: int, height: int = 64, width: int = 96, phase: float = 0.0) -> Frames:
         y, x = np.mgrid[:height, :width]
@@ -95,7 +95,7 @@ def moving() -> Callable[..., Frames]:
 
 @pytest.fixture
 def found(tmp_path: Path) -> Callable[[bytes], bytes | str]:
-    """Return all samples that are found in a file of these bytes, or the message."""
+    """Returns all samples that are found in a file of these bytes, or the message."""
 
     def find(data: bytes) -> bytes | str:
         (tmp_path / "a").write_bytes(data)

@@ -1,4 +1,4 @@
-"""Picture files put together by hand, for tests."""
+"""Picture files that are built by hand."""
 
 import io
 import struct
@@ -12,7 +12,7 @@ PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 
 
 def photo(width: int = 60, height: int = 40) -> Image.Image:
-    """A picture that no rotation leaves as it is."""
+    """A picture that every rotation changes."""
     y, x = np.mgrid[:height, :width]
     return Image.fromarray(np.stack([x * 4 % 256, y * 6 % 256, (x + y) % 256], axis=-1).astype(np.uint8))
 
@@ -28,7 +28,7 @@ def segment(marker: int, body: bytes) -> bytes:
 
 
 def jpeg(*segments: bytes, image: Image.Image | None = None) -> bytes:
-    """A JPEG file with more segments behind its first marker."""
+    """Return a JPEG file with more segments after its first marker."""
     plain = encoded(image or photo(), "JPEG", quality=95)
     return plain[:2] + b"".join(segments) + plain[2:]
 
@@ -38,14 +38,14 @@ def chunk(name: bytes, body: bytes) -> bytes:
 
 
 def png(*chunks: bytes, image: Image.Image | None = None, at_end: bool = False) -> bytes:
-    """A PNG file with more chunks behind its header, or before its end."""
+    """Return a PNG file with more chunks after its header or before its end."""
     plain = encoded(image or photo(), "PNG")
     place = len(plain) - 12 if at_end else 33
     return plain[:place] + b"".join(chunks) + plain[place:]
 
 
 def exif(*entries: tuple[int, int, int, bytes], order: str = "<") -> bytes:
-    """A first directory of EXIF with entries of tag, type, count and four bytes."""
+    """Return a first directory of EXIF with entries of tag, type, count and four bytes."""
     head = b"II*\0" if order == "<" else b"MM\0*"
     listed = b"".join(struct.pack(f"{order}HHI", *entry[:3]) + entry[3] for entry in entries)
     return head + struct.pack(f"{order}IH", 8, len(entries)) + listed + bytes(4)

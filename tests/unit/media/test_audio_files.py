@@ -1,4 +1,4 @@
-"""Detect files whose end is missing."""
+"""Check the detection of audio files whose end is missing."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -28,14 +28,14 @@ def _problem(tmp_path: Path, data: bytes, format_name: str = "mp3") -> str | Non
 
 
 def test_every_cut_of_an_mp3_with_xing_header_is_found(tmp_path: Path, mp3: bytes) -> None:
-    """Every cut behind the first frames is detected, inside a frame or between two."""
+    """Every cut after the first frames is detected, inside a frame or between two."""
     assert _problem(tmp_path, mp3) is None
     for lost_bytes in range(1, 500):
         assert _problem(tmp_path, mp3[:-lost_bytes]), f"{lost_bytes} bytes lost"
 
 
 def test_tags_around_an_mp3_are_no_damage(tmp_path: Path, mp3: bytes) -> None:
-    """ID3 tags with a cover picture before and ID3v1 or padding behind are not missing audio."""
+    """ID3 tags with a picture before the audio, and ID3v1 or padding after it, are not missing audio."""
     # 2048 bytes in which a walk that does not skip the tag finds frames of another stream (48 kHz, 384 bytes each).
     cover = b"ID3\x03\0\0" + bytes([0, 0, 16, 0]) + (b"\xff\xfb\x94\0".ljust(384, b"\0") * 5).ljust(2048, b"\0")
     assert _problem(tmp_path, cover + mp3 + b"TAG" + b"title".ljust(125, b"\0") + bytes(500)) is None
@@ -45,7 +45,7 @@ def test_tags_around_an_mp3_are_no_damage(tmp_path: Path, mp3: bytes) -> None:
 def test_recorders_that_never_wrote_the_length_are_trusted(
     tmp_path: Path, write_wav: Callable[..., Path], noise: Callable[..., Any]
 ) -> None:
-    """A WAV with a placeholder for its length does not state its end, one with a length does."""
+    """A WAV with a placeholder for its length is accepted to its end; one with a length must have it."""
     data = bytearray(write_wav(tmp_path / "source.wav", noise(800), 8000).read_bytes())
     assert _problem(tmp_path, bytes(data[:-2]), "wav")
     for placeholder in (0, 0xFFFFFFFF):
@@ -54,7 +54,7 @@ def test_recorders_that_never_wrote_the_length_are_trusted(
 
 
 def test_other_formats_are_left_to_the_decoder(tmp_path: Path) -> None:
-    """A format without a check of its own has no problem here."""
+    """A format without its own check has no finding."""
     assert _problem(tmp_path, b"fLaC", "flac") is None
 
 
@@ -62,7 +62,7 @@ def test_other_formats_are_left_to_the_decoder(tmp_path: Path) -> None:
 def test_sound_is_whole_where_only_metadata_is_cut(
     lost_bytes: int, tmp_path: Path, write_wav: Callable[..., Path], noise: Callable[..., Any]
 ) -> None:
-    """Metadata behind the audio that lacks its end, or states too much, is left out."""
+    """Metadata after the audio that is cut, or states too much, is ignored."""
     data = write_wav(tmp_path / "source.wav", noise(800), 8000).read_bytes()
     metadata = b"LIST\x0c\0\0\0INFOISFT\0\0\0\0"
     (tmp_path / "a.wav").write_bytes(data + metadata[:-lost_bytes])
@@ -74,7 +74,7 @@ def test_sound_is_whole_where_only_metadata_is_cut(
 def test_copy_is_never_larger_than_a_wav_can_be(
     tmp_path: Path, write_wav: Callable[..., Path], noise: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Audio whose size must be written anew is refused if 32 bits cannot hold the size."""
+    """Audio that must be copied is refused if 32 bits cannot hold its size."""
     source = write_wav(tmp_path / "source.wav", noise(800), 8000)
     data = source.read_bytes()
     source.write_bytes(data[:40] + bytes(4) + data[44:])
@@ -98,7 +98,7 @@ def test_file_of_another_kind_is_not_passed_over(
     noise: Callable[..., Any],
     convert: Callable[..., Path],
 ) -> None:
-    """Concatenated files of several formats are refused with the position of the second one."""
+    """Concatenated files of several formats are refused with the position of the second."""
     wav = write_wav(tmp_path / "source.wav", noise(4800), 48000)
     one, two = (convert(wav, tmp_path / f"a{SUFFIXES[name]}").read_bytes() for name in (format_name, other))
     assert _problem(tmp_path, one, format_name) is None
@@ -114,7 +114,7 @@ def test_file_of_another_kind_is_not_passed_over(
 def test_rates_and_channels_of_recordings_are_accepted(
     rate: int, channels: int, accepted: bool, tmp_path: Path
 ) -> None:
-    """4 to 192 kHz and up to eight channels, both bounds included, are decoded; the refusal names the bounds."""
+    """4 to 192 kHz and up to eight channels are accepted; a refusal names these limits."""
     (tmp_path / "a.wav").write_bytes(wav(speech(rate // 4 * channels), rate=rate, channels=channels))
     if accepted:
         info = normalise_speech(tmp_path / "a.wav", tmp_path / "16k.wav", max_duration_seconds=9)
@@ -127,7 +127,7 @@ def test_rates_and_channels_of_recordings_are_accepted(
 def test_tags_are_measured_before_any_file_is_opened(
     tmp_path: Path, write_wav: Callable[..., Path], noise: Callable[..., Any], convert: Callable[..., Path]
 ) -> None:
-    """AAC behind tags is no MP3, and its tags are bounded, too: ffmpeg would read them all first."""
+    """AAC after tags is no MP3, and the size of its tags is limited, because ffmpeg reads all of them first."""
     sound = convert(write_wav(tmp_path / "a.wav", noise(8000), 8000), tmp_path / "a.aac").read_bytes()
     for tag_bytes, refused in ((1024, False), (MAX_TAG_BYTES, True)):
         size = bytes(tag_bytes >> shift & 127 for shift in (21, 14, 7, 0))

@@ -1,4 +1,4 @@
-"""Pass items from a producer to a consumer in another thread."""
+"""Check the bounded queue between a producer and a consumer in another thread."""
 
 import threading
 from collections.abc import Iterator
@@ -44,7 +44,7 @@ def test_the_queue_is_bounded() -> None:
 
 
 def test_an_error_of_the_consumer_reaches_the_producer() -> None:
-    """It is raised when the next item is put, and at the end if no item follows."""
+    """The error is raised at the next item, or at the end of the block."""
 
     def consume(items: Iterator[int]) -> None:
         for item in items:
@@ -62,7 +62,7 @@ def test_an_error_of_the_consumer_reaches_the_producer() -> None:
 
 
 def test_a_failed_producer_stops_the_consumer() -> None:
-    """The consumer gets an error in place of the next item, so that it does not treat its items as complete."""
+    """The consumer gets an error instead of the next item, so that it does not treat its items as complete."""
     ended: list[str] = []
 
     def consume(items: Iterator[int]) -> None:
@@ -83,7 +83,7 @@ def test_a_failed_producer_stops_the_consumer() -> None:
 
 
 def test_a_consumer_that_has_enough_does_not_block() -> None:
-    """Items that the consumer leaves are dropped."""
+    """Items after the return of the consumer are dropped."""
     seen: list[int] = []
     with background_consumer(lambda items: seen.append(next(items))) as take:
         for item in range(50):

@@ -1,4 +1,4 @@
-"""Choose the channels of speech."""
+"""Check the choice of the channels of speech."""
 
 import numpy as np
 import numpy.typing as npt
@@ -43,7 +43,7 @@ def _level(signal: Signal) -> float:
 
 @pytest.mark.parametrize("right", [1.0, 0.5, 0.0, -0.1, -0.3])
 def test_stereo_that_does_not_cancel_is_kept(right: float, voice: Signal) -> None:
-    """Speech in both channels, in one, and a weak inverted part stay as they are; the mean keeps a third or more."""
+    """Speech in both channels, in one, or with a weak inverted part is not changed; the mean keeps a third or more."""
     mix = _mix(voice, voice * np.float32(right))
     assert (mix.name, mix.matrix, mix.reason) == ("all channels", None, None)
     assert _level(_mean(mix, voice, voice * np.float32(right))) > _level(voice) - 10
@@ -51,7 +51,7 @@ def test_stereo_that_does_not_cancel_is_kept(right: float, voice: Signal) -> Non
 
 @pytest.mark.parametrize(("left", "right", "chosen"), [(1, -1, 1), (1, -0.5, 1), (0.5, -1, 2), (1, -0.9, 1)])
 def test_channels_that_cancel_are_not_mixed(left: float, right: float, chosen: int, voice: Signal) -> None:
-    """Of opposite polarities the louder channel is used alone, and the reason states the loss of a mix."""
+    """Of inverted channels, the louder one is used alone, and the reason states the loss of a mix."""
     mix = _mix(voice * np.float32(left), voice * np.float32(right))
     assert mix.name == f"channel {chosen} of 2"
     assert "loses 100%" in str(mix.reason)
@@ -63,7 +63,7 @@ def test_channels_that_cancel_are_not_mixed(left: float, right: float, chosen: i
 
 @pytest.mark.parametrize("inverted", [slice(0, 3 * RATE), slice(2 * RATE, 2 * RATE + 4000), slice(5 * RATE, None)])
 def test_channels_that_cancel_for_a_while_are_not_mixed(inverted: slice, voice: Signal) -> None:
-    """Half a second of opposite polarity is enough."""
+    """Half a second of inverted channels is enough to use one of them."""
     other = voice.copy()
     other[inverted] *= -1
     assert _mix(voice, other).name in {"channel 1 of 2", "channel 2 of 2"}
@@ -71,13 +71,13 @@ def test_channels_that_cancel_for_a_while_are_not_mixed(inverted: slice, voice: 
 
 @pytest.mark.parametrize(("right", "is_mixed"), [(-0.36, True), (-0.38, False)])
 def test_a_mix_may_lose_ten_decibels(right: float, is_mixed: bool, voice: Signal) -> None:
-    """A mean that is quieter than the loudest channel by 10 dB is not used, a louder one is."""
+    """A mean that is quieter than the loudest channel by 10 dB is not used; a louder one is."""
     assert (_mix(voice, voice * np.float32(right)).matrix is None) == is_mixed
 
 
 @pytest.mark.parametrize(("decibels", "is_mixed"), [(-41, True), (-39, False)])
 def test_what_is_quieter_by_forty_decibels_does_not_count(decibels: float, is_mixed: bool, noise: Signal) -> None:
-    """The noise of a room may cancel in pauses."""
+    """Noise in pauses, 40 dB below the speech, may cancel."""
     loud = np.tile(noise[:800], 20)
     quiet = loud * np.float32(10 ** (decibels / 20))
     mix = _mix(np.concatenate([loud, quiet]), np.concatenate([loud, -quiet]))
@@ -86,7 +86,7 @@ def test_what_is_quieter_by_forty_decibels_does_not_count(decibels: float, is_mi
 
 @pytest.mark.parametrize(("num_lost", "is_mixed"), [(1, True), (2, False)])
 def test_a_hundredth_may_be_lost(num_lost: int, is_mixed: bool, noise: Signal) -> None:
-    """One tenth of a second in ten seconds may cancel, two may not."""
+    """A tenth of a second in ten seconds may cancel; two tenths may not."""
     left = np.tile(noise[:800], 100)
     right = left.copy()
     right[: 800 * num_lost] *= -1
@@ -94,14 +94,14 @@ def test_a_hundredth_may_be_lost(num_lost: int, is_mixed: bool, noise: Signal) -
 
 
 def test_two_speakers_are_both_kept(voice: Signal) -> None:
-    """An interview with one microphone per channel is mixed: neither channel holds all of it."""
+    """An interview with one microphone per channel is mixed, because each channel lacks one speaker."""
     first, second = voice.copy(), voice[::-1].copy()
     first[3 * RATE :], second[: 3 * RATE] = 0, 0
     assert _mix(first, second).name == "all channels"
 
 
 def test_loss_in_every_mix_is_reported(voice: Signal) -> None:
-    """One speaker with opposite polarities, then one in the second channel alone: the remaining loss is reported."""
+    """If each mix loses some speech, the smallest loss is reported."""
     first, second = voice.copy(), -voice
     first[4 * RATE :] = 0
     assert _mix(first, second).name == "channel 2 of 2"
@@ -112,7 +112,7 @@ def test_loss_in_every_mix_is_reported(voice: Signal) -> None:
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 def test_noise_that_covers_speech_is_left_out(order: tuple[int, int], voice: Signal, noise: Signal) -> None:
-    """Steady noise in one channel, as loud as the speech in the other, is left out."""
+    """A channel of steady noise as loud as the speech in the other channel is left out."""
     channels = [voice, noise]
     mix = _mix(*(channels[k] for k in order))
     assert mix.name == f"channel {order.index(0) + 1} of 2"
@@ -126,7 +126,7 @@ def test_noise_that_covers_speech_is_left_out(order: tuple[int, int], voice: Sig
     [(12, 0.00487, True), (12, 0.00663, False), (2.9, 0.1, True), (3.1, 0.1, False)],
 )
 def test_how_much_speech_may_be_covered(swing_db: float, steady: float, is_mixed: bool) -> None:
-    """A mix whose level moves a third as much as that of one channel is kept, if that one moves by 3 dB or more."""
+    """A mix is kept if its level varies a third as much as that of a channel which varies by 3 dB or more."""
     swinging = np.where(np.arange(40) % 2, 0.01, 0.01 / 10 ** (swing_db / 10))
     covariances = np.zeros((40, 2, 2))
     covariances[:, 0, 0], covariances[:, 1, 1] = swinging, steady
@@ -134,7 +134,7 @@ def test_how_much_speech_may_be_covered(swing_db: float, steady: float, is_mixed
 
 
 def test_an_offset_hides_no_cancellation(voice: Signal) -> None:
-    """A constant in both channels does not count as audio."""
+    """A constant offset in both channels does not count as audio."""
     assert (
         _mix(voice * np.float32(0.3) + np.float32(0.5), voice * np.float32(-0.3) + np.float32(0.5)).matrix is not None
     )
@@ -180,13 +180,13 @@ def test_unknown_layouts_are_summed_without_loss(layout: str, num_channels: int,
 
 
 def test_low_frequency_effects_are_used_if_they_are_all() -> None:
-    """Speech in the channel that a downmix leaves out is found."""
+    """Speech in the low-frequency channel alone, which a downmix omits, is used."""
     silent, voice = np.zeros(RATE, np.float32), np.random.default_rng(5).standard_normal(RATE).astype(np.float32)
     assert _mix(silent, silent, silent, voice, silent, silent, layout="5.1").name == "channel 4 of 6"
 
 
 def test_downmix_does_not_clip() -> None:
-    """If all channels are at full scale, so is the downmix, and no higher."""
+    """The downmix of full-scale channels is at full scale and not above."""
     full = np.random.default_rng(6).uniform(-1, 1, RATE).astype(np.float32)
     channels = [full] * 8
     mix = _mix(*channels, layout="7.1")
@@ -195,7 +195,7 @@ def test_downmix_does_not_clip() -> None:
 
 
 def test_silence_and_mono_are_plain(voice: Signal) -> None:
-    """Silence and mono need no choice."""
+    """Silence and mono are used without a mix."""
     silent = np.zeros_like(voice)
     assert _mix(silent, silent).matrix is None
     assert _mix(voice).matrix is None
@@ -203,8 +203,8 @@ def test_silence_and_mono_are_plain(voice: Signal) -> None:
 
 
 @pytest.mark.parametrize("block", [800, 8000, 12_000])
-def test_survey_tells_the_power_of_each_window(block: int, voice: Signal) -> None:
-    """A second has ten windows, the last one may be shorter, and any blocks of whole windows give the same numbers."""
+def test_survey_measures_the_power_of_each_window(block: int, voice: Signal) -> None:
+    """A second has ten windows, the last may be shorter, and the size of blocks does not change the result."""
     samples = np.stack([voice, -voice], axis=1)[: 2 * RATE + 100]
     found = survey((samples[at : at + block] for at in range(0, len(samples), block)), RATE, 2)
     assert found.covariances.shape == (21, 2, 2)
@@ -215,7 +215,7 @@ def test_survey_tells_the_power_of_each_window(block: int, voice: Signal) -> Non
 
 
 def test_movement_distinguishes_speech_from_steady_noise(voice: Signal, noise: Signal) -> None:
-    """Levels of speech change by some decibels from window to window, those of noise hardly, of silence not at all."""
+    """The level of speech varies by some decibels between windows, that of noise and silence hardly."""
     moving = [movement_db(survey([signal[:, None]], RATE, 1).loudest) for signal in (voice, noise, voice * 0)]
     assert moving[0] > 4
     assert 0 < moving[1] < 0.5
@@ -224,7 +224,7 @@ def test_movement_distinguishes_speech_from_steady_noise(voice: Signal, noise: S
 
 
 def test_a_mix_has_as_many_channels_as_its_matrix_has_rows() -> None:
-    """Without a matrix all channels stay; the mix of five channels to two has two."""
+    """Without a matrix all channels stay; a mix of five channels to two has two."""
     decoded = np.ones((3, 5), np.float32)
     for mix, expected in ((Mix("as it is"), 5), (Mix("two", np.ones((2, 5), np.float32)), 2)):
         assert mix.num_mixed(5) == mix.apply(decoded).shape[1] == expected

@@ -1,4 +1,4 @@
-"""Decode concatenated files to their end."""
+"""Check that concatenated files are decoded to their end."""
 
 from collections.abc import Callable
 from fractions import Fraction
@@ -42,7 +42,7 @@ LIVE = {"acodec": "libopus", "live": 1}  # as a browser records: without length 
 
 @pytest.fixture
 def parts(tmp_path: Path, noise: Noise, write_wav: WriteWav, convert: Convert) -> Parts:
-    """Make files of one kind: 1 s of 48 kHz mono, then the others of half a second with their rates and channels."""
+    """Makes files of one kind: 1 s of 48 kHz mono, then half a second each with other rates and channels."""
 
     def make(kind: str, *others: tuple[int, int]) -> list[bytes]:
         suffix, options, _ = KINDS[kind]
@@ -57,7 +57,7 @@ def parts(tmp_path: Path, noise: Noise, write_wav: WriteWav, convert: Convert) -
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_concatenated_files_are_decoded_completely(kind: str, tmp_path: Path, parts: Parts) -> None:
-    """Three files joined by `cat` last as long as all of them, each with its own samples, also if they are unlike."""
+    """Three files joined by `cat` have the samples of all of them, also with different rates."""
     source, longer = tmp_path / f"speech{KINDS[kind][0]}", KINDS[kind][2]
     waveforms, seconds = [], Fraction(0)
     files = parts(kind, (48000, 1), (44100, 2))
@@ -82,7 +82,7 @@ def test_concatenated_files_are_decoded_completely(kind: str, tmp_path: Path, pa
 @pytest.mark.parametrize("kind", ["opus", "flac", "webm", "wav", "caf"])
 @pytest.mark.parametrize("which", [0, 1])
 def test_cut_part_is_found(kind: str, which: int, tmp_path: Path, parts: Parts, refusal: Refusal) -> None:
-    """A part that lacks its second half is no short part."""
+    """A part without its second half is refused and not read as a short part."""
     files = parts(kind, (48000, 1))
     files[which] = files[which][: len(files[which]) // 2]
     source = tmp_path / f"speech{KINDS[kind][0]}"
@@ -94,7 +94,7 @@ def test_cut_part_is_found(kind: str, which: int, tmp_path: Path, parts: Parts, 
 def test_gaps_of_each_part_are_silence(
     kind: str, tmp_path: Path, noise: Noise, write_wav: WriteWav, convert: Convert
 ) -> None:
-    """Two recordings of 48 and 44.1 kHz, each with a pause that is only in its stamps, keep both pauses."""
+    """Gaps in the time stamps of two joined recordings of 48 and 44.1 kHz become silence."""
     suffix, options = (".webm", LIVE) if kind == "recorded webm" else KINDS[kind][:2]
     dropped = {"bsf:a": "noise=drop='between(pts*tb,0.4,0.7)'"} | ({"page_duration": 50_000} if kind == "opus" else {})
     source, waveforms, files = tmp_path / f"speech{suffix}", [], b""
@@ -116,7 +116,7 @@ def test_gaps_of_each_part_are_silence(
 
 
 def _silent(waveform: npt.NDArray[np.float32]) -> npt.NDArray[np.intp]:
-    """Samples in the middle of a sixteenth of a second of silence."""
+    """Return the samples in the middle of each sixteenth of a second of silence."""
     return np.flatnonzero(np.convolve(np.abs(waveform) > 1e-3, np.ones(1000), "valid") == 0)
 
 
@@ -124,7 +124,7 @@ def _silent(waveform: npt.NDArray[np.float32]) -> npt.NDArray[np.intp]:
 def test_hole_in_a_part_is_no_silence(
     which: int, tmp_path: Path, noise: Noise, write_wav: WriteWav, convert: Convert, refusal: Refusal
 ) -> None:
-    """Zeros in place of some packets are damage in each of the files."""
+    """Zeros in place of packets are damage, in each of the files."""
     wav = write_wav(tmp_path / "source.wav", noise(48000), 48000)
     whole = convert(wav, tmp_path / "part.webm", acodec="libopus").read_bytes()
     middle = len(whole) // 2
@@ -135,7 +135,7 @@ def test_hole_in_a_part_is_no_silence(
 
 
 def test_amr_files_are_joined(tmp_path: Path, refusal: Refusal) -> None:
-    """The second header of a telephone recording is no frame."""
+    """The header of the second AMR file is not decoded as a frame."""
     one = b"#!AMR\n" + (b"\x3c" + bytes(31)) * 50
     (tmp_path / "a.amr").write_bytes(one + one + one)
     info = normalise_speech(tmp_path / "a.amr", tmp_path / "all.wav", max_duration_seconds=9)
@@ -143,7 +143,7 @@ def test_amr_files_are_joined(tmp_path: Path, refusal: Refusal) -> None:
 
 
 def test_streams_that_are_played_together_are_one_file(tmp_path: Path, parts: Parts) -> None:
-    """Ogg with two multiplexed streams is not concatenated: the first pages follow each other."""
+    """An Ogg file with two multiplexed streams does not count as concatenated."""
     one, two = parts("opus", (48000, 1))
     first, rest = one[: one.index(b"OggS", 1)], one[one.index(b"OggS", 1) :]
     other_first, other_rest = two[: two.index(b"OggS", 1)], two[two.index(b"OggS", 1) :]
@@ -153,7 +153,7 @@ def test_streams_that_are_played_together_are_one_file(tmp_path: Path, parts: Pa
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_single_file_is_not_copied(kind: str, tmp_path: Path, parts: Parts) -> None:
-    """A valid file is decoded as it is."""
+    """A valid single file is decoded in place."""
     source = tmp_path / f"speech{KINDS[kind][0]}"
     source.write_bytes(parts(kind)[0])
     assert _copy(source, tmp_path) == source
@@ -165,7 +165,7 @@ def _copy(source: Path, folder: Path) -> Path:
 
 
 def test_long_joined_files_are_decoded_only_to_the_bound(tmp_path: Path, parts: Parts, refusal: Refusal) -> None:
-    """At most one second beyond the bound is written, and the speech is refused."""
+    """At most one second beyond the limit is written, and the speech is refused."""
     one, two = parts("opus", (48000, 1))
     (tmp_path / "a.opus").write_bytes(one + one + one + two)
     assert "at most 0.75 s" in refusal(tmp_path / "a.opus", max_duration_seconds=0.75)
@@ -178,7 +178,7 @@ def test_long_joined_files_are_decoded_only_to_the_bound(tmp_path: Path, parts: 
 
 @pytest.mark.parametrize("kind", ["flac", "wav"])
 def test_number_of_joined_files_is_bounded(kind: str, tmp_path: Path, parts: Parts, refusal: Refusal) -> None:
-    """A hundred files are joined, more are refused before one is decoded."""
+    """A hundred joined files are read; more are refused before one is decoded."""
     source = tmp_path / f"a{KINDS[kind][0]}"
     (one,) = parts(kind)
     source.write_bytes(one * 101)
@@ -188,7 +188,7 @@ def test_number_of_joined_files_is_bounded(kind: str, tmp_path: Path, parts: Par
 
 
 def test_tags_and_padding_around_flac_are_left_out(tmp_path: Path, parts: Parts) -> None:
-    """Tags before, between and behind FLAC files, and zeros behind them, are no damage."""
+    """Tags before, between and after FLAC files, and zeros after them, are no damage."""
     source, (one,) = tmp_path / "a.flac", parts("flac")
     before = b"ID3\3\0\0\0\0\1\0" + bytes(128)
     for behind in (b"TAG".ljust(128, b"x"), bytes(64), bytes(5000), before, b"\0", b"TAG".ljust(128, b"x") + bytes(90)):
@@ -202,7 +202,7 @@ def test_tags_and_padding_around_flac_are_left_out(tmp_path: Path, parts: Parts)
 
 
 def test_unlike_channels_are_refused(tmp_path: Path, parts: Parts, refusal: Refusal) -> None:
-    """Only mono has an obvious place among several channels."""
+    """Joined files with different numbers of channels are refused, unless the difference is mono."""
     _, stereo, three = parts("wav", (48000, 2), (48000, 3))
     (tmp_path / "a.wav").write_bytes(stereo + three)
     assert "joined from files of 2, 3 channels" in refusal(tmp_path / "a.wav")

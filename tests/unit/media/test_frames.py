@@ -1,4 +1,4 @@
-"""Measure finished videos and draw the contact sheet."""
+"""Check the measures of finished videos, and the contact sheet."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -50,7 +50,7 @@ def test_black_video_is_dark_and_still(tmp_path: Path) -> None:
 
 
 def test_longest_still_part_is_found(tmp_path: Path, moving: Moving) -> None:
-    """Only frames that repeat in a row count."""
+    """Only consecutive equal frames count as still."""
     frames = moving(40)
     frames[1:4] = frames[0]
     frames[20:33] = frames[20]
@@ -59,13 +59,13 @@ def test_longest_still_part_is_found(tmp_path: Path, moving: Moving) -> None:
 
 
 def test_key_frames_do_not_hide_a_frozen_picture(tmp_path: Path) -> None:
-    """A frozen portrait is still from its first to its last frame although key frames redraw it."""
+    """A frozen portrait counts as still throughout, although key frames encode it again."""
     encode_clip([_portrait()] * 80, tmp_path / "a.mp4")
     assert measure(tmp_path / "a.mp4").longest_still_frames == 80
 
 
 def test_a_moving_mouth_is_motion(tmp_path: Path) -> None:
-    """A portrait of which only the mouth moves, by two pixels, is not still."""
+    """A portrait whose mouth alone moves, by two pixels, is not still."""
     frames = [_portrait() for _ in range(24)]
     for index, frame in enumerate(frames):
         frame[178:198, 100:140] = np.roll(frame[178:198, 100:140], 2 * (index % 2), axis=0)
@@ -79,7 +79,7 @@ def _portrait() -> Frames:
 
 
 def test_one_black_frame_is_found(tmp_path: Path, moving: Moving) -> None:
-    """A single black frame shows in the extremes, not in the mean."""
+    """A single black frame is found in the extremes of the luma."""
     frames = moving(30)
     frames[17] = 0
     encode_clip(frames, tmp_path / "a.mp4")
@@ -105,16 +105,16 @@ def test_damage_is_reported_as_a_fact(damage: str, tmp_path: Path, moving: Movin
     assert facts.num_frames < 40
 
 
-def test_what_is_no_video_cannot_be_measured(
+def test_a_file_without_a_picture_cannot_be_measured(
     tmp_path: Path, noise: Callable[..., Any], write_wav: Callable[..., Path]
 ) -> None:
-    """A file without a picture is an error."""
+    """A file without a video stream is an error."""
     with pytest.raises(PermanentError, match="no video stream"):
         measure(write_wav(tmp_path / "a.wav", noise(8000), 8000))
 
 
 def test_contact_sheet_shows_first_middle_and_last_frame_of_each_clip(tmp_path: Path) -> None:
-    """A row per clip, three pictures in a row, the right frames in the right places."""
+    """The sheet has a row for each clip with its first, middle and last frame."""
     greys = np.arange(20, dtype=np.uint8) * 12
     encode_clip(np.broadcast_to(greys[:, None, None, None], (20, 64, 96, 3)), tmp_path / "a.mp4")
     contact_sheet(tmp_path / "a.mp4", [(0, 12), (12, 20)], tmp_path / "sheet.jpg")
@@ -126,7 +126,7 @@ def test_contact_sheet_shows_first_middle_and_last_frame_of_each_clip(tmp_path: 
 
 
 def test_contact_sheet_has_a_line_below_each_clip_where_there_are_notes(tmp_path: Path) -> None:
-    """The pictures keep their size, and each row has room for its note."""
+    """With notes each row is higher, and the pictures keep their size."""
     encode_clip(np.zeros((20, 64, 96, 3), np.uint8), tmp_path / "a.mp4")
     contact_sheet(tmp_path / "a.mp4", [(0, 12), (12, 20)], tmp_path / "sheet.jpg", notes=["lag 12 ms", ""])
     with Image.open(tmp_path / "sheet.jpg") as sheet:
@@ -138,7 +138,7 @@ def test_contact_sheet_has_a_line_below_each_clip_where_there_are_notes(tmp_path
 
 
 def test_contact_sheet_of_a_short_video_is_refused(tmp_path: Path, moving: Moving) -> None:
-    """A clip that is not there cannot be shown."""
+    """A video that lacks frames of a clip is refused."""
     encode_clip(moving(8), tmp_path / "a.mp4")
     with pytest.raises(PermanentError, match="ends before frame 9"):
         contact_sheet(tmp_path / "a.mp4", [(0, 8), (9, 12)], tmp_path / "sheet.jpg")

@@ -1,4 +1,4 @@
-"""Files with altered headers: each is read, or refused in one sentence that names it.
+"""Check files with altered headers: each is read, or refused in one sentence that names it.
 
 More of them: `python -m tests.unit.media.fuzzing --count 1000`.
 """
@@ -14,7 +14,7 @@ _LIMIT_BYTES = 500 * 1024**2
 
 
 def test_altered_headers_reach_no_traceback() -> None:
-    """No file of a kind ends in another error, takes more than 10 s or much memory; altered EXIF harms no picture."""
+    """No file causes another error, more than 10 s or much memory; altered EXIF changes no pixel."""
     command = [sys.executable, "-m", "tests.unit.media.fuzzing", "--kinds", *_KINDS, "--count", str(_NUM_FILES)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[3])
     found = json.loads(done.stdout.splitlines()[-1])

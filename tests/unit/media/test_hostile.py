@@ -1,4 +1,4 @@
-"""Files that pose as media, or ask for more memory or time than they are worth."""
+"""Check files that only look like media, or need much memory or time."""
 
 import json
 import re
@@ -56,7 +56,7 @@ def png(width: int, height: int, *, colour: int = 2, extra: bytes = b"", pixels:
 
 
 def zeros_deflated(size_bytes: int) -> bytes:
-    """At least so many zeros, in a hundredth of the bytes."""
+    """Return at least this many zeros, compressed to a hundredth."""
     packer = zlib.compressobj(1)
     return b"".join(packer.compress(bytes(1 << 20)) for _ in range((size_bytes >> 20) + 1)) + packer.flush()
 
@@ -68,14 +68,14 @@ def wav(*, channels: int = 1, sample_rate: int = 16_000, junk: bytes = b"", samp
 
 
 def mp3(num_frames: int, gap: bytes = b"") -> bytes:
-    """The shortest frames there are: 8 kbit/s, 24 kHz, 24 bytes for 24 ms."""
+    """Return the shortest possible frames: 8 kbit/s, 24 kHz, 24 bytes for 24 ms."""
     frame = bytes.fromhex("fff314c4") + bytes(20)
     return (frame * 2 + gap) * (num_frames // 2)
 
 
 @pytest.fixture(scope="module")
 def listener() -> Iterator[socket.socket]:
-    """A server that must not be reached."""
+    """A server that must not be called."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.setblocking(False)
         yield server
@@ -83,7 +83,7 @@ def listener() -> Iterator[socket.socket]:
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory, listener: socket.socket) -> dict[str, str]:
-    """Files by `kind:path`, with what their refusal must say."""
+    """Files by `kind:path`, with the expected part of their refusal."""
     folder = tmp_path_factory.mktemp("hostile")
     secret, port = folder / "secret.wav", listener.getsockname()[1]
     secret.write_bytes(wav())
@@ -151,7 +151,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory, listener: socket.socket) -
 
 
 def webp(width: int, height: int) -> bytes:
-    """A lossless picture of one colour."""
+    """Return a lossless picture of one colour."""
     header = (0x2F | (width - 1) << 8 | (height - 1) << 22 | 1 << 36).to_bytes(
         5, "little"
     ) + b"\x07\x10\x11\x11\x88\x88\xfe\x07"
@@ -160,7 +160,7 @@ def webp(width: int, height: int) -> bytes:
 
 
 def test_hostile_files_are_refused_in_little_memory(hostile: dict[str, str], listener: socket.socket) -> None:
-    """Each is refused for its own reason, the largest picture is read, and neither secrets nor servers are touched."""
+    """Each file is refused for its own reason, the largest picture is read, and no secret or server is accessed."""
     done = subprocess.run([sys.executable, "-c", _READER, *hostile], capture_output=True, text=True, check=True)
     found = json.loads(done.stdout.splitlines()[-1])
     for argument, sentence in hostile.items():
@@ -173,7 +173,7 @@ def test_hostile_files_are_refused_in_little_memory(hostile: dict[str, str], lis
 
 
 def test_the_secret_would_be_readable(tmp_path: Path) -> None:
-    """The target of the playlists is valid speech: it would be accepted if one were followed."""
+    """The target of the playlists is valid speech, which would be accepted if a playlist were followed."""
     (tmp_path / "secret.wav").write_bytes(wav())
     with wave.open(str(tmp_path / "secret.wav")) as sound:
         assert sound.getnframes() == 64_000

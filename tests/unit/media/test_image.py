@@ -1,4 +1,4 @@
-"""Picture intake."""
+"""Check the intake of pictures."""
 
 import zlib
 from collections.abc import Callable
@@ -28,7 +28,7 @@ def _normalised(source: Path, tmp_path: Path) -> Image.Image:
 
 
 def test_plain_picture_keeps_its_pixels(tmp_path: Path) -> None:
-    """A PNG in RGB comes through unchanged, without metadata, with the same bytes each time."""
+    """A PNG in RGB keeps its pixels, loses its metadata, and gives the same bytes each time."""
     source = _photo()
     source.save(tmp_path / "a.png", dpi=(300, 300), icc_profile=b"profile")
     assert np.array_equal(_normalised(tmp_path / "a.png", tmp_path), source)
@@ -41,7 +41,7 @@ def test_plain_picture_keeps_its_pixels(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("orientation", "size"), [(1, (60, 40)), (3, (60, 40)), (6, (40, 60)), (8, (40, 60))])
 def test_rotation_of_the_camera_is_applied(orientation: int, size: tuple[int, int], tmp_path: Path) -> None:
-    """A photo taken sideways stands upright, and is not turned a second time."""
+    """A photo taken sideways is turned upright once."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     _photo().save(tmp_path / "a.jpg", exif=exif, quality=95)
@@ -54,7 +54,7 @@ def test_rotation_of_the_camera_is_applied(orientation: int, size: tuple[int, in
 
 
 def test_transparency_becomes_white(tmp_path: Path) -> None:
-    """Transparent pixels become white, half transparent ones half white."""
+    """Transparent pixels become white, and half transparent ones half white."""
     image = Image.new("RGBA", (40, 40), (200, 0, 0, 255))
     image.paste((0, 0, 0, 0), (0, 0, 20, 20))
     image.paste((0, 0, 0, 128), (20, 20, 40, 40))
@@ -69,7 +69,7 @@ def test_transparency_becomes_white(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "1", "CMYK", "RGB"])
 def test_every_colour_mode_becomes_rgb(mode: str, tmp_path: Path) -> None:
-    """Grey, palette, bilevel and print pictures come out as the RGB picture that they show."""
+    """Grey, palette, bilevel and CMYK pictures become the RGB picture that they show."""
     source = _photo().convert("L") if mode in {"LA", "1"} else _photo()
     source = source.convert(mode)
     source.save(tmp_path / "a.jpg", quality=95) if mode == "CMYK" else source.save(tmp_path / "a.png")
@@ -85,7 +85,7 @@ def test_sixteen_bit_grey_is_scaled(tmp_path: Path) -> None:
 
 
 def test_large_and_small_pictures_are_taken(tmp_path: Path) -> None:
-    """A 4000 px photo and a 200 px one are both fine: the plan decides the size of the video."""
+    """A photo of 4000 px and one of 200 px are accepted."""
     for size in ((4000, 1000), (200, 150)):
         Image.new("RGB", size, "teal").save(tmp_path / "a.webp")
         assert normalise_image(tmp_path / "a.webp", tmp_path / "image.png") == ImageInfo(*size)
@@ -108,7 +108,7 @@ def test_empty_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_video_is_refused(tmp_path: Path, moving: Callable[..., Any]) -> None:
-    """A film is no reference picture, whatever its name."""
+    """A video is refused as a reference picture, whatever its name."""
     encode_clip(moving(4), tmp_path / "a.mp4")
     (tmp_path / "a.mp4").rename(tmp_path / "a.png")
     assert "is a video: expected PNG, JPEG or WebP" in _refusal(tmp_path / "a.png", tmp_path)
@@ -116,7 +116,7 @@ def test_video_is_refused(tmp_path: Path, moving: Callable[..., Any]) -> None:
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
 def test_truncated_picture_is_refused(suffix: str, tmp_path: Path) -> None:
-    """Half a file is never completed with grey."""
+    """Half a file is refused and not completed with grey."""
     noise = np.random.default_rng(1).integers(0, 255, (80, 90, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / f"whole.{suffix}")
     data = (tmp_path / f"whole.{suffix}").read_bytes()
@@ -126,26 +126,26 @@ def test_truncated_picture_is_refused(suffix: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", ["png", "webp"])
 def test_animation_is_refused(suffix: str, tmp_path: Path) -> None:
-    """An animation does not say which of its pictures to use."""
+    """An animation is refused, because it has several pictures."""
     _photo().save(tmp_path / f"a.{suffix}", save_all=True, append_images=[_photo().rotate(90)])
     assert "animated" in _refusal(tmp_path / f"a.{suffix}", tmp_path)
 
 
 @pytest.mark.parametrize("size", [(31, 200), (200, 31)])
 def test_tiny_picture_is_refused(size: tuple[int, int], tmp_path: Path) -> None:
-    """A picture without room for a face is refused."""
+    """A picture that is too small for a face is refused."""
     _photo(*size).save(tmp_path / "a.png")
     assert "at least 32" in _refusal(tmp_path / "a.png", tmp_path)
 
 
 def test_banner_is_refused(tmp_path: Path) -> None:
-    """A picture for which no video can be planned (more than four times longer than wide) is not staged."""
+    """A picture more than four times longer than wide is refused, because no video can be planned for it."""
     _photo(161, 40).save(tmp_path / "a.png")
     assert "at most 4 times the shorter one; crop the picture" in _refusal(tmp_path / "a.png", tmp_path)
 
 
 def test_bomb_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
-    """The number of pixels is judged from the header."""
+    """A decompression bomb is refused by the number of pixels in its header."""
     _photo(100, 100).save(tmp_path / "a.png")
     assert "more than 9999 pixels" in _refusal(tmp_path / "a.png", tmp_path, max_pixels=9999)
     header = bytearray((tmp_path / "a.png").read_bytes())

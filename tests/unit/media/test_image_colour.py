@@ -1,4 +1,4 @@
-"""Colours of pictures come out in sRGB."""
+"""Check that colours of pictures are converted to sRGB."""
 
 import struct
 import zlib
@@ -29,7 +29,7 @@ from tests.unit.media.pictures import chunk, encoded, jpeg, photo, png, segment
 
 @pytest.mark.parametrize("space", SPACES)
 def test_a_photo_in_another_space_shows_the_same_colours(space: str, tmp_path: Path) -> None:
-    """The skin is that of the photo within 2 levels, from PNG and JPEG, WebP, with alpha and in 16 bits."""
+    """Skin colours are right within 2 levels, from PNG, JPEG and WebP, with alpha and in 16 bits."""
     image, profile = picture_in(space), profile_of(space)
     deep = np.repeat(np.asarray(image).astype(">u2") * 257, 1, axis=0)
     rows = b"".join(b"\0" + row.tobytes() for row in deep)
@@ -51,7 +51,7 @@ def test_a_photo_in_another_space_shows_the_same_colours(space: str, tmp_path: P
 
 
 def test_a_long_profile_is_put_together(tmp_path: Path) -> None:
-    """JPEG has it in numbered segments, in any order."""
+    """A profile in numbered segments of a JPEG is joined, in any order of the segments."""
     profile, image = profile_of("ProPhoto"), picture_in("ProPhoto")
     parts = [
         segment(0xE2, b"ICC_PROFILE\0" + bytes([number, 3]) + profile[start : start + 200])
@@ -62,7 +62,7 @@ def test_a_long_profile_is_put_together(tmp_path: Path) -> None:
 
 
 def test_srgb_changes_nothing(tmp_path: Path) -> None:
-    """Any description of sRGB leaves the pixels as they are; profiles of sRGB differ in their bytes."""
+    """Pixels do not change for any description of sRGB, also for different sRGB profiles."""
     image = photo(96, 64)
     noise = Image.fromarray(np.random.default_rng(3).integers(0, 256, (64, 96, 3), np.uint8))
     of_pillow = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -90,7 +90,7 @@ def test_srgb_changes_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("primaries", "space"), [(12, "Display P3"), (9, "BT.2020")])
 def test_a_colour_code_is_followed(primaries: int, space: str, tmp_path: Path) -> None:
-    """The chunk cICP of PNG counts before a profile and before gamma."""
+    """The chunk cICP of PNG has precedence over a profile and over gamma."""
     gamma = chunk(b"gAMA", struct.pack(">I", 100_000))
     content = png(
         icc_chunk(profile_of("ProPhoto")), gamma, chunk(b"cICP", bytes([primaries, 13, 0, 1])), image=picture_in(space)
@@ -101,7 +101,7 @@ def test_a_colour_code_is_followed(primaries: int, space: str, tmp_path: Path) -
 @pytest.mark.parametrize("primaries", [5, 6])
 @pytest.mark.parametrize("curve", [6, 14, 15])
 def test_frames_of_old_videos_keep_their_tones(primaries: int, curve: int, tmp_path: Path) -> None:
-    """Their greys are untouched, their primaries are a little apart from those of sRGB."""
+    """Greys do not change, and colours change slightly, because the primaries are close to sRGB's."""
     grey = Image.fromarray(np.repeat(np.arange(0, 256, 4, dtype=np.uint8), 64).reshape(64, 64)).convert("RGB")
     (tmp_path / "a.png").write_bytes(png(chunk(b"cICP", bytes([primaries, curve, 0, 1])), image=grey))
     normalise_image(tmp_path / "a.png", tmp_path / "image.png")
@@ -131,7 +131,7 @@ def test_frames_of_old_videos_keep_their_tones(primaries: int, curve: int, tmp_p
 )
 @pytest.mark.parametrize("mode", ["RGB", "L", "LA", "P"])
 def test_gamma_is_followed(description: bytes, exponent: float, mode: str, tmp_path: Path) -> None:
-    """Grey and coloured pictures, with and without layers, of another gamma than that of screens."""
+    """Another gamma is applied to grey and coloured pictures, with and without alpha."""
     levels = np.array([0, 40, 90, 150, 200, 255], dtype=np.uint8)
     ramp = Image.fromarray(np.repeat(np.repeat(levels[None], 16, axis=1), 64, axis=0))
     image = ramp.convert("RGB").quantize(16) if mode == "P" else ramp.convert(mode)
@@ -149,7 +149,7 @@ def test_grey_profile_of_sixteen_bits(tmp_path: Path) -> None:
 
 
 def test_transparency_is_laid_over_white_after_the_conversion(tmp_path: Path) -> None:
-    """White paper is white in every space, and what is half transparent is half white."""
+    """White is white in every colour space, and half transparent pixels are half white."""
     image = picture_in("ProPhoto")
     image.putalpha(0)
     assert (fields(png(icc_chunk(profile_of("ProPhoto")), image=image), tmp_path) == 255).all()
@@ -162,7 +162,7 @@ def test_transparency_is_laid_over_white_after_the_conversion(tmp_path: Path) ->
 
 
 def print_profile() -> bytes:
-    """A profile of a printer with little magenta, whose ink darkens in even steps of lightness."""
+    """A printer profile with little magenta, whose black ink darkens in even steps of lightness."""
     head = struct.pack(">4s4xBBBx9i", b"mft1", 4, 3, 2, *(65_536 if at % 4 == 0 else 0 for at in range(9)))
     even = bytes(range(256))
     grid = [
@@ -177,7 +177,7 @@ def print_profile() -> bytes:
 
 
 def test_a_print_picture_shows_what_its_profile_says(tmp_path: Path) -> None:
-    """Paper is white, half of the black ink is the grey of half the lightness; without a profile it is as before."""
+    """With its profile, half of the black ink is the grey of half lightness; without it nothing changes."""
     inks = [(0, 0, 0, 0), (0, 0, 0, 128), (0, 0, 0, 255), (0, 255, 0, 0)]
     image = Image.fromarray(np.repeat(np.repeat(np.array([inks], np.uint8), 16, axis=1), 64, axis=0), "CMYK")
     found = fields(encoded(image, "JPEG", quality=100, icc_profile=print_profile()), tmp_path)
@@ -217,7 +217,7 @@ def test_a_print_picture_shows_what_its_profile_says(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_a_wrong_description_is_ignored_with_a_warning(chunks: list[bytes], warning: str, tmp_path: Path) -> None:
-    """The colours are those of the file as sRGB, and people hear why."""
+    """The picture is read as sRGB, and a warning states the reason."""
     image = photo(112, 64)
     (tmp_path / "a.png").write_bytes(png(*chunks, image=image))
     with capture_logs() as logs:
@@ -229,7 +229,7 @@ def test_a_wrong_description_is_ignored_with_a_warning(chunks: list[bytes], warn
 
 
 def test_the_next_description_counts_where_one_is_wrong(tmp_path: Path) -> None:
-    """A code of HDR does not hide the profile behind it."""
+    """If a colour code is HDR, the profile after it is used."""
     chunks = [chunk(b"cICP", bytes([9, 16, 0, 1])), icc_chunk(profile_of("Adobe RGB"))]
     found = fields(png(*chunks, image=picture_in("Adobe RGB")), tmp_path, warning="9-16-0-1")
     assert np.abs(found - SKIN).max() <= 2
@@ -237,7 +237,7 @@ def test_the_next_description_counts_where_one_is_wrong(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["L", "CMYK"])
 def test_a_profile_for_colours_does_not_fit_grey_nor_print(mode: str, tmp_path: Path) -> None:
-    """Those are shown as before."""
+    """An RGB profile in a grey or CMYK picture is ignored."""
     image = photo(112, 64).convert(mode)
     before = fields(encoded(image, "JPEG", quality=95), tmp_path)
     content = encoded(image, "JPEG", quality=95, icc_profile=profile_of("ProPhoto"))
@@ -245,7 +245,7 @@ def test_a_profile_for_colours_does_not_fit_grey_nor_print(mode: str, tmp_path: 
 
 
 def test_a_profile_that_turns_white_black_is_ignored(tmp_path: Path) -> None:
-    """It is damaged, whatever its header says."""
+    """A damaged profile that maps white to black is ignored."""
     inverted = _built(SRGB_CURVE, SPACES["Display P3"][0], "RGB")
     flat = inverted.replace(inverted[inverted.index(b"para") + 12 : inverted.index(b"para") + 32], bytes(20))
     found = fields(png(icc_chunk(flat), image=picture_in("Display P3")), tmp_path, warning="is ignored: it ")

@@ -1,4 +1,4 @@
-"""Formats that are not read as pictures are refused by their name."""
+"""Check that unsupported picture formats are refused by name."""
 
 import struct
 from pathlib import Path
@@ -60,7 +60,7 @@ def brand(major: bytes, *compatible: bytes) -> bytes:
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_known_format_is_named(content: bytes, name: str, remedy: str, tmp_path: Path) -> None:
-    """The sentence says what the file is, whatever it is called, and what to do."""
+    """The message names the format, whatever the name of the file is, and the remedy."""
     (tmp_path / "photo.jpg").write_bytes(content)
     with pytest.raises(PermanentError) as caught:
         normalise_image(tmp_path / "photo.jpg", tmp_path / "image.png")
@@ -81,7 +81,7 @@ def test_a_known_format_is_named(content: bytes, name: str, remedy: str, tmp_pat
         b"any text",
     ],
 )
-def test_what_is_read_or_unknown_has_no_other_name(content: bytes, tmp_path: Path) -> None:
-    """The decoder says what is wrong with those."""
+def test_readable_and_unknown_formats_are_not_named(content: bytes, tmp_path: Path) -> None:
+    """Readable and unknown formats are left to the decoder."""
     (tmp_path / "photo.heic").write_bytes(content)
     assert other_format(tmp_path / "photo.heic") is None

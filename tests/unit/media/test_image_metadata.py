@@ -1,4 +1,4 @@
-"""Metadata of pictures: the orientation is used, whatever else is in it does no harm."""
+"""Check the metadata of pictures: the orientation is used, and other metadata is harmless."""
 
 import random
 import struct
@@ -21,7 +21,7 @@ HEXADECIMAL = (b"Exif\0\0" + SIDEWAYS).hex().encode()
 
 
 def size_of(content: bytes, tmp_path: Path) -> tuple[int, int]:
-    """Size of the picture that comes out; a 60x40 one is 40x60 when it was turned."""
+    """Return the size of the read picture; a picture of 60x40 is 40x60 if it was turned."""
     (tmp_path / "photo").write_bytes(content)
     info = normalise_image(tmp_path / "photo", tmp_path / "image.png")
     assert info.warning is None
@@ -33,7 +33,7 @@ def size_of(content: bytes, tmp_path: Path) -> tuple[int, int]:
 
 @pytest.mark.parametrize("value", range(10))
 def test_each_orientation_is_applied(value: int, tmp_path: Path) -> None:
-    """All eight of EXIF bring the picture upright as Pillow would; 0 and 9 are none and change nothing."""
+    """All eight orientations of EXIF are applied as Pillow would; 0 and 9 change nothing."""
     turned = {
         2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
         5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
@@ -70,12 +70,12 @@ def test_each_orientation_is_applied(value: int, tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_the_orientation_is_found_wherever_it_is_written(content: bytes, tmp_path: Path) -> None:
-    """EXIF in both byte orders, in each of its places, and XMP where EXIF has none."""
+    """EXIF is read in both byte orders and each of its places, and XMP if EXIF has none."""
     assert size_of(content, tmp_path) == (40, 60)
 
 
 def test_exif_counts_before_xmp(tmp_path: Path) -> None:
-    """A program that turns a photo and forgets one of the two mostly forgets XMP."""
+    """EXIF has precedence over XMP."""
     xmp = segment(0xE1, XMP_SEGMENT + b'<a tiff:Orientation="6"/>')
     assert size_of(jpeg(xmp, segment(0xE1, b"Exif\0\0" + oriented(1))), tmp_path) == (60, 40)
 
@@ -94,8 +94,8 @@ def test_exif_counts_before_xmp(tmp_path: Path) -> None:
         exif((0x8769, 4, 1, b"\xff\xff\xff\xff"), (0x0112, 3, 1, b"\6\0\0\0"))[:-4],
     ],
 )
-def test_other_values_do_not_hide_it(block: bytes, tmp_path: Path) -> None:
-    """Wrong rationals, sizes, offsets and types around the orientation are passed over."""
+def test_other_values_do_not_hide_the_orientation(block: bytes, tmp_path: Path) -> None:
+    """Wrong rationals, sizes, offsets and types around the orientation are skipped."""
     for content in (jpeg(segment(0xE1, b"Exif\0\0" + block)), png(chunk(b"eXIf", block))):
         assert size_of(content, tmp_path) == (40, 60)
 
@@ -109,14 +109,14 @@ def test_other_values_do_not_hide_it(block: bytes, tmp_path: Path) -> None:
         b"II*\0\x08\0\0\0\xff\xff" + b"\1\2\3\4\5\6\7\x08\x09\x0a\x0b\x0c" * 4096 + SIDEWAYS[10:],
     ],
 )  # fmt: skip
-def test_what_is_no_orientation_changes_nothing(block: bytes, tmp_path: Path) -> None:
-    """Cut off, without the tag, with values that lie elsewhere, or behind more entries than any file has."""
+def test_a_wrong_orientation_changes_nothing(block: bytes, tmp_path: Path) -> None:
+    """EXIF that is cut, lacks the tag, or has it after too many entries changes nothing."""
     for content in (jpeg(segment(0xE1, b"Exif\0\0" + block)), png(chunk(b"eXIf", block))):
         assert size_of(content, tmp_path) == (60, 40)
 
 
 def test_the_last_entry_that_is_read(tmp_path: Path) -> None:
-    """4096 entries are looked at, in a directory that says it has more."""
+    """The first 4096 entries of a directory are read."""
     block = b"II*\0\x08\0\0\0\xff\xff" + b"\1\2\3\4\5\6\7\x08\x09\x0a\x0b\x0c" * 4095 + SIDEWAYS[10:]
     assert size_of(jpeg(segment(0xE1, b"Exif\0\0" + block)), tmp_path) == (40, 60)
 
@@ -142,12 +142,12 @@ def test_the_last_entry_that_is_read(tmp_path: Path) -> None:
     ],
 )
 def test_damaged_metadata_does_not_harm_the_picture(content: bytes, tmp_path: Path) -> None:
-    """Nothing but the pixels decides whether a picture is readable."""
+    """A picture with readable pixels is read, whatever its metadata is."""
     assert size_of(content, tmp_path) == (60, 40)
 
 
 def test_only_metadata_is_left_out(tmp_path: Path) -> None:
-    """Pixels, palette, transparency and how the colours of a JPEG file are coded go to the decoder."""
+    """Pixels, palette, transparency and colour coding of a JPEG are passed to the decoder."""
     for image in (photo(), photo().convert("CMYK")):  # Pillow writes JFIF for the one, Adobe for the other
         (tmp_path / "a").write_bytes(encoded(image, "JPEG", quality=95))
         with (tmp_path / "pixels").open("w+b") as pixels:
@@ -175,7 +175,7 @@ def test_only_metadata_is_left_out(tmp_path: Path) -> None:
     b"\xff\xd8\xff" + bytes(200) + jpeg()[2:],
 ])  # fmt: skip
 def test_a_file_in_too_many_pieces_is_refused(content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No program writes so many pieces, and each takes time."""
+    """A file with more segments or chunks than the limit is refused."""
     monkeypatch.setattr(image_metadata, "_MAX_PARTS", 50)
     (tmp_path / "photo.png").write_bytes(content)
     with pytest.raises(PermanentError, match=r"The image photo\.png is in more than 50 pieces: .* save it again\."):
@@ -185,7 +185,7 @@ def test_a_file_in_too_many_pieces_is_refused(content: bytes, tmp_path: Path, mo
 
 
 def with_scans(num_repeated: int, between: bytes = b"") -> bytes:
-    """A progressive JPEG, 10 scans, whose last one is there again, and a second picture behind it."""
+    """Return a progressive JPEG of 10 scans, with its last scan repeated and a second picture after it."""
     plain = encoded(photo(), "JPEG", progressive=True)
     last_scan = plain[plain.rindex(b"\xff\xda") : -2]
     return plain[:-2] + (between + last_scan) * num_repeated + plain[-2:] + plain
@@ -193,7 +193,7 @@ def with_scans(num_repeated: int, between: bytes = b"") -> bytes:
 
 @pytest.mark.parametrize("between", [b"", segment(0xFE, b"\xff\xd9"), segment(0xE1, b"\xff\xda" * 9)])
 def test_number_of_scans_is_bounded(between: bytes, tmp_path: Path) -> None:
-    """The decoder takes as long for each as for a picture; marks in segments between them are none."""
+    """A JPEG with too many scans is refused; marks in segments between them do not count."""
     (tmp_path / "photo.jpg").write_bytes(with_scans(90, between))
     assert normalise_image(tmp_path / "photo.jpg", tmp_path / "image.png").width == 60
     (tmp_path / "photo.jpg").write_bytes(with_scans(91, between))
@@ -202,7 +202,7 @@ def test_number_of_scans_is_bounded(between: bytes, tmp_path: Path) -> None:
 
 
 def test_size_of_a_webp_file_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pillow holds all of it, and its metadata twice; the others are read in pieces."""
+    """WebP files have a size limit, because Pillow reads them into memory as a whole."""
     (tmp_path / "photo").write_bytes(encoded(photo(), "WEBP"))
     limit = (tmp_path / "photo").stat().st_size
     monkeypatch.setattr(image_metadata, "_MAX_WEBP_BYTES", limit)
@@ -216,7 +216,7 @@ def test_size_of_a_webp_file_is_bounded(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_file_that_ends_before_its_pixels_is_damaged(tmp_path: Path) -> None:
-    """It is not in too many pieces."""
+    """A file that ends before its pixels is refused as damaged."""
     for content in (jpeg(segment(0xE1, b"Exif\0\0" + SIDEWAYS))[:90], png(chunk(b"eXIf", SIDEWAYS))[:60]):
         (tmp_path / "photo.jpg").write_bytes(content)
         with pytest.raises(PermanentError, match=r"The image photo\.jpg is not a readable picture"):
@@ -239,7 +239,7 @@ def test_long_metadata_is_not_read(content: bytes, size: int, tmp_path: Path, mo
 
 
 def test_fuzzed_exif_reaches_no_traceback(tmp_path: Path) -> None:
-    """Random entries, sizes, offsets and cuts: each picture is read, as its pixels are good."""
+    """Pictures with random entries, sizes, offsets and cuts in their EXIF are read."""
     rng = random.Random(20)
     for _ in range(60):
         order = rng.choice("<>")

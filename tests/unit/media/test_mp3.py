@@ -1,4 +1,4 @@
-"""MP3 files as speech: cut off, joined, with junk behind them."""
+"""Check MP3 files as speech: cut, joined, or with junk after them."""
 
 from collections.abc import Callable
 from mmap import mmap
@@ -33,7 +33,7 @@ def mp3(tmp_path: Path, noise: Noise, write_wav: WriteWav, convert: Convert) -> 
 @pytest.mark.parametrize("options", [{"audio_bitrate": "64k"}, {"q:a": 4}, {"audio_bitrate": "64k", "write_xing": 0}])
 @pytest.mark.parametrize("lost_bytes", [1, 77, 9000])
 def test_truncated_mp3_is_refused(options: dict[str, str], lost_bytes: int, mp3: MakeMp3, refusal: Refusal) -> None:
-    """An MP3 that ends inside a frame is cut off, with or without a Xing header."""
+    """An MP3 that ends inside a frame is refused, with or without a Xing header."""
     source = mp3(**options)
     source.write_bytes(source.read_bytes()[:-lost_bytes])
     assert "cut off" in refusal(source)
@@ -53,7 +53,7 @@ JUNK = {
 def test_junk_behind_an_mp3_is_left_out(
     options: dict[str, str], junk: str, tmp_path: Path, mp3: MakeMp3, refusal: Refusal
 ) -> None:
-    """Tags, padding and rubbish behind the last frame change no sample and hide no lost end."""
+    """Tags, padding and junk after the last frame change no sample and do not hide a cut."""
     source = mp3(**options)
     plain = normalise_speech(source, tmp_path / "plain.wav", max_duration_seconds=9)
     data = source.read_bytes()
@@ -71,7 +71,7 @@ def test_junk_behind_an_mp3_is_left_out(
 def test_concatenated_mp3s_are_decoded_completely(
     options: dict[str, str], tmp_path: Path, mp3: MakeMp3, refusal: Refusal
 ) -> None:
-    """Two MP3 files joined by `cat` last as long as both, but for the encoder's delay (at most 0.1 s) between them."""
+    """Two MP3 files joined by `cat` last as long as both, but for the encoder's delay of at most 0.1 s."""
     one = mp3("one.mp3", **options).read_bytes()
     (tmp_path / "a.mp3").write_bytes(one + one)
     info = normalise_speech(tmp_path / "a.mp3", tmp_path / "16k.wav", max_duration_seconds=9)
@@ -93,7 +93,7 @@ def test_unlike_joined_mp3s_are_refused(
     convert: Convert,
     refusal: Refusal,
 ) -> None:
-    """A second part of another sample rate or number of channels is neither dropped nor played wrongly."""
+    """A second part with another sample rate or number of channels is refused."""
     formats = [(44100, 1), (sample_rate, channels)]
     wavs = [write_wav(tmp_path / f"{i}.wav", noise(rate, num), rate) for i, (rate, num) in enumerate(formats)]
     parts = [convert(wav, wav.with_suffix(".mp3"), acodec="libmp3lame").read_bytes() for wav in wavs]
@@ -105,7 +105,7 @@ def test_unlike_joined_mp3s_are_refused(
 def test_hole_in_an_mp3_without_xing_header_is_refused(
     whole_frames: bool, tmp_path: Path, mp3: MakeMp3, refusal: Refusal
 ) -> None:
-    """Zeros between frames are padding only where a new file begins."""
+    """Zeros between frames are refused, unless a new file begins after them."""
     whole = mp3("whole.mp3", write_xing=0, id3v2_version=0, audio_bitrate="64k")
     data = bytearray(whole.read_bytes())
     start = data.index(data[:2], 5000)
@@ -116,15 +116,15 @@ def test_hole_in_an_mp3_without_xing_header_is_refused(
 
 
 def test_zeros_instead_of_most_of_an_mp3_are_refused(mp3: MakeMp3, refusal: Refusal) -> None:
-    """An interrupted download that already had its final size is no short speech."""
+    """A file whose larger part is zeros, as of an interrupted download, is refused."""
     source = mp3(write_xing=0)
     source.write_bytes(source.read_bytes() + bytes(100_000))
     assert "its last 100000 bytes are no MP3 frames" in refusal(source)
 
 
 @pytest.mark.parametrize("data", [b"To be, or not to be\n" * 500, np.random.default_rng(5).bytes(50_000)])
-def test_what_is_no_mp3_is_refused(data: bytes, tmp_path: Path, refusal: Refusal) -> None:
-    """Text and random bytes are no speech because of a name."""
+def test_a_file_that_is_no_mp3_is_refused(data: bytes, tmp_path: Path, refusal: Refusal) -> None:
+    """Text and random bytes with the name of an MP3 are refused."""
     (tmp_path / "a.mp3").write_bytes(data)
     assert refusal(tmp_path / "a.mp3")
 
@@ -140,8 +140,8 @@ def mapped(content: bytes) -> mmap:
 
 
 @pytest.mark.parametrize("tag", TAGS)
-def test_row_of_tags_is_gone_through_once(tag: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file of nothing but tags, with one byte behind them, costs no more time than they are long."""
+def test_many_tags_are_read_once(tag: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of tags alone costs time in proportion to its length."""
     starts = []
 
     def counted(data: mmap, position: int) -> int:
@@ -156,7 +156,7 @@ def test_row_of_tags_is_gone_through_once(tag: bytes, monkeypatch: pytest.Monkey
 
 
 def test_tags_are_read_up_to_their_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The search ends as soon as more tags than allowed are passed."""
+    """The search ends when the tags exceed their limit."""
     monkeypatch.setattr(mp3_frames, "MAX_TAG_BYTES", 100)
     assert after_tags(mapped(SOUND + TAGS[0] * 40), len(SOUND)) == len(SOUND) + 110
     assert after_tags(mapped(SOUND + TAGS[0] * 10 + b"x"), len(SOUND)) == len(SOUND) + 100
@@ -166,6 +166,6 @@ def test_tags_are_read_up_to_their_bound(monkeypatch: pytest.MonkeyPatch) -> Non
     "name", [b"ID3\3\x91\0\0\0\0\7", b"ID3\3\0\0\x80\0\0\7", b"ID3\3\0\0\0\0\0\x80", b"ID3\5\0\0\0\0\0\7"]
 )
 def test_sound_that_looks_like_a_tag_is_kept(name: bytes) -> None:
-    """Some MB of audio contain the name of a tag by chance; its version and size are then impossible."""
+    """Audio bytes that equal the name of a tag are kept if version or size are impossible."""
     data = mapped(SOUND + name + SOUND[:7])
     assert before_tags(data, 0, len(data)) == len(data)

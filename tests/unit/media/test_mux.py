@@ -1,4 +1,4 @@
-"""Sound and picture together."""
+"""Check the muxing of speech and picture."""
 
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -25,7 +25,7 @@ CLICKS_SECONDS = (0.05, 0.7, 1.9)
 
 @pytest.fixture
 def silent(tmp_path: Path, moving: Callable[..., Frames]) -> Path:
-    """A video of 32 frames (2 s) without sound."""
+    """A video of 32 frames (2 s) without audio."""
     encode_clip(moving(32), tmp_path / "silent.mp4")
     return tmp_path / "silent.mp4"
 
@@ -46,7 +46,7 @@ def _decoded(path: Path, sample_rate: int = 48000) -> npt.NDArray[np.float32]:
 
 
 def _click_times(path: Path, sample_rate: int = 48000) -> list[float]:
-    """Middle of each click, seconds."""
+    """Return the time in seconds of the middle of each click."""
     energy = np.abs(_decoded(path, sample_rate))
     half = sample_rate // 50
     times = []
@@ -85,7 +85,7 @@ def test_sound_stays_in_sync(
     write_wav: Callable[..., Path],
     convert: Callable[..., Path],
 ) -> None:
-    """Clicks of the speech are in the video at the same times, to within a millisecond, from first to last."""
+    """Clicks of the speech are in the video at the same times within a millisecond, from first to last."""
     source = write_wav(tmp_path / "source.wav", _clicks(sample_rate, channels), sample_rate)
     source = convert(source, tmp_path / name, **options) if options else source
     mux(silent, source, tmp_path / "muxed.mp4", num_frames=32, fps=16)
@@ -95,7 +95,7 @@ def test_sound_stays_in_sync(
 def test_delay_of_the_encoder_is_compensated_in_the_file(
     silent: Path, tmp_path: Path, write_wav: Callable[..., Path]
 ) -> None:
-    """The edit list tells every player to skip AAC's 1024 priming samples."""
+    """The edit list makes players skip the 1024 priming samples of AAC."""
     mux(silent, write_wav(tmp_path / "a.wav", _clicks(48000), 48000), tmp_path / "muxed.mp4", num_frames=32, fps=16)
     data = (tmp_path / "muxed.mp4").read_bytes()
     audio_edit_list = data.rindex(b"elst")
@@ -130,7 +130,7 @@ def test_sound_is_exactly_as_long_as_the_picture(
 @pytest.mark.parametrize(
     ("given", "delivered"), [((44100, 2), (44100, 2)), ((8000, 1), (48000, 1)), ((96000, 6), (48000, 2))]
 )
-def test_rate_and_channels_are_those_that_players_take(
+def test_rate_and_channels_are_playable(
     given: tuple[int, int],
     delivered: tuple[int, int],
     silent: Path,
@@ -138,7 +138,7 @@ def test_rate_and_channels_are_those_that_players_take(
     noise: Callable[..., Any],
     write_wav: Callable[..., Path],
 ) -> None:
-    """CD and film rates are kept, others become 48 kHz; more than two channels become stereo."""
+    """Rates of CD and film stay, other rates become 48 kHz, and more than two channels become stereo."""
     source = write_wav(tmp_path / "a.wav", noise(given[0], given[1]), given[0])
     mux(silent, source, tmp_path / "muxed.mp4", num_frames=32, fps=16)
     stream = _audio(tmp_path / "muxed.mp4")
@@ -168,7 +168,7 @@ def test_what_intake_accepts_is_muxed_in_sync(
     write_wav: Callable[..., Path],
     convert: Callable[..., Path],
 ) -> None:
-    """WAVs of unknown length and MP3s with junk are muxed with the samples of the model, without a shift."""
+    """WAVs of unknown length and MP3s with junk are muxed without a shift to the samples of the model."""
     source = write_wav(tmp_path / "a.wav", _clicks(48000), 48000)
     data = bytearray(source.read_bytes())
     data[4:8] = data[40:44] = b"\xff\xff\xff\xff"
@@ -189,7 +189,7 @@ def test_what_intake_accepts_is_muxed_in_sync(
 
 
 def test_source_without_sound_is_refused(silent: Path, tmp_path: Path) -> None:
-    """A speech file without audio fails the job instead of giving a silent video."""
+    """A speech file without audio is refused."""
     with pytest.raises(PermanentError, match="no audio"):
         mux(silent, silent, tmp_path / "muxed.mp4", num_frames=32, fps=16)
 
@@ -208,7 +208,7 @@ def test_source_without_sound_is_refused(silent: Path, tmp_path: Path) -> None:
         ((0.0, 0.0), None, "lacks its audio"),
     ],
 )
-def test_what_was_written_is_checked(
+def test_the_written_video_is_checked(
     late: tuple[float, float],
     seconds: float | None,
     problem: str | None,
@@ -218,7 +218,7 @@ def test_what_was_written_is_checked(
     write_wav: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Late picture or audio, audio that is a frame too long or too short, and missing audio are refused."""
+    """A late picture or audio, audio that is a frame too long or short, and missing audio are refused."""
     source = write_wav(tmp_path / "a.wav", noise(round((seconds or 2) * 48000)), 48000)
 
     def add_audio(video: Path, speech: object, output: Path, *, duration: Fraction) -> None:
@@ -245,7 +245,7 @@ def test_file_without_durations_is_not_delivered(
     write_wav: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Ask for the length of both streams: one that is unknown may be wrong."""
+    """A muxed file is refused if the duration of a stream is unknown."""
     times = {"start_time": "0", "duration": "2"}
     streams = {kind: times | {"codec_type": kind} for kind in ("audio", "video")}
     del streams["audio" if lacks == "sound" else "video"]["duration"]
@@ -259,7 +259,7 @@ def test_file_without_durations_is_not_delivered(
 def test_sound_has_the_bit_rate_of_good_music(
     silent: Path, tmp_path: Path, noise: Callable[..., Any], write_wav: Callable[..., Path]
 ) -> None:
-    """Noise, which an encoder cannot simplify, takes 192 kbit/s."""
+    """Noise is encoded with 192 kbit/s."""
     source = write_wav(tmp_path / "a.wav", noise(2 * 44100, 2), 44100)
     mux(silent, source, tmp_path / "muxed.mp4", num_frames=32, fps=16)
     num_bytes = (tmp_path / "muxed.mp4").stat().st_size - silent.stat().st_size
@@ -275,7 +275,7 @@ def test_preview_takes_no_more_than_it_plays(
     write_wav: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A video of 2 s decodes only the first seconds of a long speech, for any size of block."""
+    """A video of 2 s decodes only the first seconds of a long speech, for any size of blocks."""
     source = write_wav(tmp_path / "a.wav", noise(60 * 48000), 48000)
     taken = []
     blocks = SpeechSource.blocks

@@ -1,4 +1,4 @@
-"""Normalise pose videos."""
+"""Check the normalisation of pose videos."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +15,7 @@ from s2v_tasks.media.uploaded_video import normalise_pose, open_uploaded_video
 
 
 def _counting(num_frames: int) -> Frames:
-    """Frame n is one grey: 4 n."""
+    """Return frames of which frame n is a grey of 4 n."""
     levels = np.arange(num_frames, dtype=np.uint8) * 4
     return np.broadcast_to(levels[:, None, None, None], (num_frames, 64, 96, 3))
 
@@ -42,13 +42,13 @@ def test_measured_frames_show_the_middle_of_their_time(fps: int, tmp_path: Path)
 
 
 def test_what_lies_beyond_the_bound_is_left_out(tmp_path: Path) -> None:
-    """A pose video longer than the speech can be is cut, not refused."""
+    """A pose video that is longer than the speech can be is cut."""
     encode_clip(_counting(48), tmp_path / "source.mp4")
     assert normalise_pose(tmp_path / "source.mp4", tmp_path / "pose.mp4", max_duration_seconds=1.5) == 24
 
 
 def test_large_odd_pose_is_brought_to_a_size_that_can_be_encoded(tmp_path: Path) -> None:
-    """The longest side becomes 1280, sides become even, pixels square."""
+    """The longest side becomes 1280, sides become even, and pixels become square."""
     raw = ffmpeg.pipe_input(format="rawvideo", pix_fmt="rgb24", s="1601x403", framerate=16)
     output = raw.output(ffmpeg.file_url(tmp_path / "a.mkv"), vcodec="ffv1", pix_fmt="bgr0")
     frames = [np.full((403, 1601, 3), 90, np.uint8).tobytes()] * 2
@@ -59,7 +59,7 @@ def test_large_odd_pose_is_brought_to_a_size_that_can_be_encoded(tmp_path: Path)
 
 
 @pytest.mark.parametrize("content", [b"", b"no video\n" * 100])
-def test_what_is_no_video_is_refused(content: bytes, tmp_path: Path) -> None:
+def test_a_file_that_is_no_video_is_refused(content: bytes, tmp_path: Path) -> None:
     """Empty files and text are refused by name."""
     (tmp_path / "a.mp4").write_bytes(content)
     with pytest.raises(PermanentError, match=r"The pose video a\.mp4 is"):
@@ -69,7 +69,7 @@ def test_what_is_no_video_is_refused(content: bytes, tmp_path: Path) -> None:
 def test_sound_only_is_refused(
     tmp_path: Path, noise: Callable[..., Any], write_wav: Callable[..., Path], convert: Callable[..., Path]
 ) -> None:
-    """A video container with audio only is no pose."""
+    """A container with audio only is refused as a pose video."""
     wav = write_wav(tmp_path / "a.wav", noise(8000), 8000)
     convert(wav, tmp_path / "a.mp4", acodec="aac")
     with pytest.raises(PermanentError, match="no video stream"):
@@ -77,7 +77,7 @@ def test_sound_only_is_refused(
 
 
 def test_damaged_pose_is_refused(tmp_path: Path, moving: Callable[..., Frames]) -> None:
-    """A hole in the middle of the picture data is an error, not a smear."""
+    """A hole in the picture data is an error."""
     encode_clip(moving(40), tmp_path / "a.mp4")
     data = bytearray((tmp_path / "a.mp4").read_bytes())
     data[len(data) // 2 : len(data) // 2 + 2000] = bytes(2000)

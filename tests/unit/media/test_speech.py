@@ -1,4 +1,4 @@
-"""Normalise speech."""
+"""Check the normalisation of speech."""
 
 from collections.abc import Callable
 from fractions import Fraction
@@ -50,15 +50,15 @@ def test_length_is_exact(
 def test_codec_delay_and_padding_do_not_count(
     name: str, options: dict[str, str], tmp_path: Path, noise: Noise, write_wav: WriteWav, convert: Convert
 ) -> None:
-    """Five seconds stay exactly five seconds in every compressed format."""
+    """Five seconds of speech stay exactly five seconds in every compressed format."""
     wav = write_wav(tmp_path / "a.wav", noise(5 * 44100), 44100)
     info = normalise_speech(convert(wav, tmp_path / name, **options), tmp_path / "16k.wav", max_duration_seconds=9)
     assert info.duration_seconds == 5
     assert info.codec == {"libmp3lame": "mp3", "libopus": "opus"}.get(options["acodec"], options["acodec"])
 
 
-def test_plain_speech_has_nothing_to_tell(tmp_path: Path, noise: Noise, write_wav: WriteWav) -> None:
-    """Return the facts of the one track of a WAV without gaps, and write no note into the log."""
+def test_plain_speech_has_no_note(tmp_path: Path, noise: Noise, write_wav: WriteWav) -> None:
+    """The facts have the one track of a WAV without gaps, and the log has no note."""
     source = write_wav(tmp_path / "a.wav", noise(8000, 2), 16000)
     with capture_logs() as logs:
         info = normalise_speech(source, tmp_path / "16k.wav", max_duration_seconds=9)
@@ -81,7 +81,7 @@ def test_waveform_is_librosas(
 
 
 def test_equal_speech_gives_equal_bytes(tmp_path: Path, noise: Noise, write_wav: WriteWav) -> None:
-    """The 16 kHz file carries no time stamp: its digest identifies the speech."""
+    """The 16 kHz file has no time stamp, so that its digest identifies the speech."""
     source = write_wav(tmp_path / "a.wav", noise(4000), 8000)
     for name in ("one.wav", "two.wav"):
         normalise_speech(source, tmp_path / name, max_duration_seconds=9)
@@ -103,7 +103,7 @@ def test_equal_speech_gives_equal_bytes(tmp_path: Path, noise: Noise, write_wav:
 def test_text_named_wav_is_refused(
     text: str, tmp_path: Path, noise: Noise, write_wav: WriteWav, refusal: Refusal
 ) -> None:
-    """Text, playlists, concat scripts and drawings are no speech under any name, and open no other file."""
+    """Text, playlists, concat scripts and drawings are refused under any name, and open no other file."""
     write_wav(tmp_path / "other.wav", noise(16000), 16000)
     (tmp_path / "a.wav").write_text(text)
     assert "not a readable audio file" in refusal(tmp_path / "a.wav")
@@ -124,7 +124,7 @@ def test_too_long_speech_is_refused(tmp_path: Path, noise: Noise, write_wav: Wri
 def test_too_long_speech_of_undeclared_length_is_refused(
     tmp_path: Path, noise: Noise, write_wav: WriteWav, convert: Convert, refusal: Refusal
 ) -> None:
-    """If the header states no reliable length, the bound holds while decoding."""
+    """Without a reliable length in the header, the limit holds while decoding."""
     wav = write_wav(tmp_path / "a.wav", noise(3 * 44100), 44100)
     source = convert(wav, tmp_path / "a.aac", acodec="aac", audio_bitrate="64k")
     assert "at most 2.5 s" in refusal(source, max_duration_seconds=2.5)
@@ -133,7 +133,7 @@ def test_too_long_speech_of_undeclared_length_is_refused(
 def test_speech_shorter_than_a_frame_is_refused(
     tmp_path: Path, noise: Noise, write_wav: WriteWav, refusal: Refusal
 ) -> None:
-    """One sample less than 1/16 s is no speech."""
+    """Speech of one sample less than 1/16 s is refused."""
     source = write_wav(tmp_path / "a.wav", noise(499), 8000)
     assert "less than one video frame" in refusal(source)
 
@@ -141,7 +141,7 @@ def test_speech_shorter_than_a_frame_is_refused(
 def test_speech_with_broken_numbers_is_refused(
     tmp_path: Path, convert: Convert, noise: Noise, refusal: Refusal
 ) -> None:
-    """NaN samples never reach the audio encoder."""
+    """Speech with NaN samples is refused."""
     samples = noise(8000).astype("<f4")
     samples[4000] = np.nan
     header = b"RIFF\0\0\0\0WAVEfmt " + bytes([16, 0, 0, 0, 3, 0, 1, 0]) + (8000).to_bytes(4, "little")
@@ -157,7 +157,7 @@ def test_speech_with_broken_numbers_is_refused(
 def test_float_sound_far_above_full_scale_is_refused(
     channels: int, peak: float, problem: str, tmp_path: Path, noise: Noise, refusal: Refusal
 ) -> None:
-    """Muxing could not encode it after all clips are rendered; recorders write up to some times full scale."""
+    """Float samples of some times full scale are accepted; larger ones, which cannot be muxed, are refused."""
     samples = noise(16_000, channels)
     samples[4000, -1] = -100
     soundfile.write(tmp_path / "a.wav", samples, 16_000, subtype="FLOAT")
@@ -207,7 +207,7 @@ def test_truncated_file_is_refused(
     convert: Convert,
     refusal: Refusal,
 ) -> None:
-    """Half a file is never taken for a short speech."""
+    """Half a file is refused and not read as a short speech."""
     wav = write_wav(tmp_path / "source.wav", noise(4 * 44100), 44100)
     whole = convert(wav, tmp_path / f"whole-{name}", **options).read_bytes()
     (tmp_path / name).write_bytes(whole[: len(whole) // 2])
@@ -227,7 +227,7 @@ def test_damaged_file_is_refused(
     convert: Convert,
     refusal: Refusal,
 ) -> None:
-    """A hole of zeros in the middle is damage, not silence."""
+    """Zeros in the middle of a file are damage and not silence."""
     wav = write_wav(tmp_path / "source.wav", noise(6 * 44100), 44100)
     data = bytearray(convert(wav, tmp_path / f"whole-{name}", **options).read_bytes())
     data[len(data) // 2 : len(data) // 2 + 3000] = bytes(3000)
@@ -238,7 +238,7 @@ def test_damaged_file_is_refused(
 def test_one_flipped_bit_of_a_flac_is_found(
     tmp_path: Path, noise: Noise, write_wav: WriteWav, convert: Convert, refusal: Refusal
 ) -> None:
-    """Checksums of a format are verified."""
+    """The checksums of FLAC are verified."""
     wav = write_wav(tmp_path / "source.wav", noise(44100), 44100)
     data = bytearray(convert(wav, tmp_path / "whole.flac").read_bytes())
     data[-2000] ^= 1
@@ -246,8 +246,8 @@ def test_one_flipped_bit_of_a_flac_is_found(
     assert "damaged" in refusal(tmp_path / "a.flac")
 
 
-def test_levels_tell_speech_from_silence(tmp_path: Path, write_wav: WriteWav) -> None:
-    """A sine has its textbook levels, a thousandth of it is 60 dB lower, and silence has a finite level."""
+def test_levels_of_speech_and_silence(tmp_path: Path, write_wav: WriteWav) -> None:
+    """A sine has its known levels, a thousandth of it is 60 dB lower, and silence has a finite level."""
     sine = np.sin(np.arange(16000) * 2 * np.pi * 440 / 16000)[:, None] * 0.5
     info = normalise_speech(write_wav(tmp_path / "a.wav", sine, 16000), tmp_path / "16k.wav", max_duration_seconds=9)
     assert info.rms_dbfs == pytest.approx(-9.03, abs=0.01)
@@ -261,7 +261,7 @@ def test_levels_tell_speech_from_silence(tmp_path: Path, write_wav: WriteWav) ->
 def test_other_wav_is_not_loaded_as_waveform(
     sample_rate: int, channels: int, tmp_path: Path, noise: Noise, write_wav: WriteWav
 ) -> None:
-    """The audio encoder needs 16 kHz mono."""
+    """A WAV other than 16 kHz mono is not loaded as the waveform."""
     with pytest.raises(PermanentError, match=rf"has {sample_rate} Hz and shape \(800,.*expected 16000 Hz mono"):
         load_waveform(write_wav(tmp_path / "a.wav", noise(800, channels), sample_rate))
 
@@ -270,7 +270,7 @@ def test_other_wav_is_not_loaded_as_waveform(
 def test_speech_that_no_mix_holds_is_noted(
     lost: float, share: str | None, tmp_path: Path, noise: Noise, write_wav: WriteWav, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """More than a tenth that the model does not get is a note, in the facts of the speech and in the log."""
+    """If every mix loses more than a tenth of the speech, facts and log have a note."""
     mix = Mix("channel 2 of 2", np.array([[0, 1.0]], np.float32), lost=lost)
     monkeypatch.setattr("s2v_tasks.media.speech_source.choose_mix", lambda *_: mix)
     source = write_wav(tmp_path / "a.wav", noise(1600, 2), 16000)
@@ -285,7 +285,7 @@ def test_speech_that_no_mix_holds_is_noted(
 def test_wav_of_unknown_length_is_decoded_to_its_last_sample(
     size: int, num_samples: int, tmp_path: Path, noise: Noise, write_wav: WriteWav
 ) -> None:
-    """A file that a program wrote to a pipe, without sizes, is the same speech as with sizes."""
+    """A WAV that was written to a pipe without sizes has the samples of one with sizes."""
     source = write_wav(tmp_path / "a.wav", noise(num_samples, 2), 44100)
     known = normalise_speech(source, tmp_path / "known.wav", max_duration_seconds=9)
     data = bytearray(source.read_bytes())

@@ -1,4 +1,4 @@
-"""Compare the input of the model with the audio of the video."""
+"""Compare the audio that the model gets with the audio of the video."""
 
 import struct
 from collections.abc import Callable
@@ -49,7 +49,7 @@ def voice() -> Samples:
 
 @pytest.fixture
 def make(tmp_path: Path, write_wav: Callable[..., Path]) -> Make:
-    """Writes tracks of samples `[n, channels]` into a file, with ffmpeg's options of output."""
+    """Writes tracks of samples `[n, channels]` to a file, with ffmpeg's output options."""
 
     def run(name: str, *tracks: Samples, late: float = 0, picture: bool = False, **options: Any) -> Path:
         files = [write_wav(tmp_path / f"track{k}.wav", samples, RATE) for k, samples in enumerate(tracks)]
@@ -66,7 +66,7 @@ def make(tmp_path: Path, write_wav: Callable[..., Path]) -> Make:
 
 @pytest.fixture
 def decode(tmp_path: Path, moving: Callable[..., Frames]) -> Callable[[Path], Decoded]:
-    """Stages a speech and muxes it with a video that is as long."""
+    """Stages a speech and muxes it with a video of its length."""
 
     def run(source: Path) -> Decoded:
         info = normalise_speech(source, tmp_path / "16k.wav", max_duration_seconds=30)
@@ -83,7 +83,7 @@ def decode(tmp_path: Path, moving: Callable[..., Frames]) -> Callable[[Path], De
 
 
 def _lag_seconds(later: npt.NDArray[Any], earlier: npt.NDArray[Any]) -> float:
-    """Return by how many seconds the first lags the second, by cross-correlation."""
+    """Return the lag of the first against the second in seconds, by cross-correlation."""
     size = 1 << 18
     product = np.fft.rfft(later, size) * np.conj(np.fft.rfft(earlier, size))
     peak = int(np.fft.irfft(product).argmax())
@@ -91,7 +91,7 @@ def _lag_seconds(later: npt.NDArray[Any], earlier: npt.NDArray[Any]) -> float:
 
 
 def _assert_in_sync(decoded: Decoded, voice: Samples) -> None:
-    """The three agree to a millisecond, before the pause and behind it, and in loudness."""
+    """Check that the three agree within a millisecond, before and after the pause, and in loudness."""
     spoken = voice[::3, 0]
     for part in (slice(0, 22_000), slice(42_000, 60_000)):
         assert abs(_lag_seconds(decoded.model[part], decoded.video[part])) <= 0.001
@@ -118,7 +118,7 @@ def _assert_in_sync(decoded: Decoded, voice: Samples) -> None:
 def test_lost_packets_are_silence(
     name: str, picture: bool, options: dict[str, Any], voice: Samples, make: Make, decode: Callable[[Path], Decoded]
 ) -> None:
-    """A second without packets is a second of silence for the model and in the video, and nothing is shifted."""
+    """A second without packets is a second of silence for the model and in the video."""
     decoded = decode(make(name, voice, picture=picture, **options, **{"bsf:a": LOST}))
     assert abs(decoded.info.duration_seconds - SECONDS) < Fraction(1, 30)
     assert decoded.info.gap_seconds == pytest.approx(1, abs=0.1)
@@ -126,7 +126,7 @@ def test_lost_packets_are_silence(
 
 
 def test_packets_may_be_lost_at_several_places(voice: Samples, make: Make, decode: Callable[[Path], Decoded]) -> None:
-    """One packet near the start, many in the middle and some before the end keep their time."""
+    """Lost packets near the start, in the middle and near the end shift nothing."""
     lost = "noise=drop='between(n,3,3)+between(pts*tb,1.5,2.5)+between(pts*tb,3.7,3.9)'"
     decoded = decode(make("a.webm", voice, **OPUS, **{"bsf:a": lost}))
     assert abs(decoded.info.duration_seconds - SECONDS) < Fraction(1, 30)
@@ -141,7 +141,7 @@ def test_packets_may_be_lost_at_several_places(voice: Samples, make: Make, decod
 def test_late_start_is_left_out(
     name: str, picture: bool, options: dict[str, Any], voice: Samples, make: Make, decode: Callable[[Path], Decoded]
 ) -> None:
-    """Audio that its container starts 0.7 s late is used from its first sample on."""
+    """Audio that starts 0.7 s late in its container is used from its first sample on."""
     decoded = decode(make(name, voice, picture=picture, late=0.7, **options))
     assert decoded.info.duration_seconds == SECONDS
     assert decoded.info.late_seconds == pytest.approx(0.7, abs=0.002)
@@ -163,7 +163,7 @@ def test_late_start_is_left_out(
 def test_delay_of_encoders_shifts_nothing(
     name: str, options: dict[str, Any], voice: Samples, make: Make, decode: Callable[[Path], Decoded]
 ) -> None:
-    """Speech begins at 0 if the container states the delay of the codec, and if its stamps are before 0."""
+    """Speech begins at 0 if the container states the codec delay, or if its stamps start before 0."""
     decoded = decode(make(name, voice, **options))
     assert abs(decoded.info.duration_seconds - SECONDS) < Fraction(1, 50)
     assert decoded.info.gap_seconds == 0
@@ -171,7 +171,7 @@ def test_delay_of_encoders_shifts_nothing(
 
 
 def test_silence_up_to_the_announced_end_is_kept(voice: Samples, make: Make, decode: Callable[[Path], Decoded]) -> None:
-    """A recording that states 5.5 s and is whole ends in silence, up to its limit."""
+    """A complete recording that states 5.5 s ends in silence, up to its limit."""
     source = make("a.mkv", voice, acodec="flac")
     data = source.read_bytes()
     at = data.index(b"\x44\x89\x88") + 3  # Duration, milliseconds
@@ -189,7 +189,7 @@ def test_silence_up_to_the_announced_end_is_kept(voice: Samples, make: Make, dec
 def test_limit_holds_where_no_length_is_announced(
     max_seconds: float, refused: bool, lost: str, voice: Samples, make: Make, tmp_path: Path
 ) -> None:
-    """Speech beyond the limit is refused and never cut, with and without gaps in it."""
+    """Speech beyond the limit is refused and not cut, with and without gaps."""
     source = make("a.mkv", voice, picture=True, acodec="flac", **{"bsf:a": lost})
     if not refused:
         info = normalise_speech(source, tmp_path / "16k.wav", max_duration_seconds=max_seconds)
@@ -202,7 +202,7 @@ def test_limit_holds_where_no_length_is_announced(
 def test_channels_that_cancel_reach_model_and_video(
     voice: Samples, make: Make, decode: Callable[[Path], Decoded]
 ) -> None:
-    """Of stereo in opposite polarities one channel is used, and a note says so."""
+    """One of two inverted channels is used for model and video, with a note."""
     decoded = decode(make("a.wav", np.concatenate([voice, -voice], axis=1)))
     _assert_in_sync(decoded, voice)
     assert np.abs(decoded.model).max() > 0.2
@@ -212,7 +212,7 @@ def test_channels_that_cancel_reach_model_and_video(
 
 
 def test_speech_in_the_centre_is_kept(voice: Samples, make: Make, decode: Callable[[Path], Decoded]) -> None:
-    """Of 5.1 with speech in the centre only, the model and both ears get it 3 dB lower, without a note."""
+    """Speech in the centre of 5.1 reaches the model and both channels of the video 3 dB lower, without a note."""
     surround = np.zeros((len(voice), 6))
     surround[:, 2] = voice[:, 0]
     decoded = decode(make("a-stereo.wav", surround))
@@ -248,14 +248,14 @@ def test_track_with_speech_is_used(
 
 
 def test_gap_is_that_of_the_used_track(voice: Samples, make: Make, decode: Callable[[Path], Decoded]) -> None:
-    """Stamps are those of the second track if that one is used."""
+    """Gaps are those of the second track if that one is used."""
     decoded = decode(make("a.mkv", voice * 0, voice, acodec="flac", **{"bsf:a:1": LOST}))
     assert (decoded.info.track, decoded.info.gap_seconds) == (2, pytest.approx(1, abs=0.1))
     _assert_in_sync(decoded, voice)
 
 
 def test_noise_in_the_first_track_is_no_speech(voice: Samples, make: Make, decode: Callable[[Path], Decoded]) -> None:
-    """A steady hiss is left for the track that moves as speech does."""
+    """A track of steady noise is not used if another varies like speech."""
     hiss = np.random.default_rng(5).uniform(-0.1, 0.1, voice.shape)
     assert decode(make("a.mkv", hiss, voice, acodec="flac")).info.track == 2
     assert decode(make("b.mkv", hiss, hiss[::-1], acodec="flac")).info.track == 1
@@ -264,7 +264,7 @@ def test_noise_in_the_first_track_is_no_speech(voice: Samples, make: Make, decod
 def test_track_that_cannot_be_read_does_not_count(
     voice: Samples, make: Make, decode: Callable[[Path], Decoded]
 ) -> None:
-    """Damage in a track that is not the usual one is no reason to refuse the speech."""
+    """Damage in another track than the used one is no error."""
     source = make("a.mkv", voice, voice * 0.5, acodec="flac")
     data = bytearray(source.read_bytes())
     data[data.rindex(b"\x1cS\xbbk") - 40] ^= 1  # in the last block before the cues, which is of the second track
@@ -277,7 +277,7 @@ def test_track_that_cannot_be_read_does_not_count(
 @pytest.mark.parametrize("name", ["a.webm", "a.mkv", "a.mp4"])
 @pytest.mark.parametrize("picture", [True, False])
 def test_cut_off_recording_is_refused(name: str, picture: bool, voice: Samples, make: Make, tmp_path: Path) -> None:
-    """A file that lacks its last tenth is not one that ends in silence."""
+    """A file without its last tenth is refused and not filled with silence."""
     source = make(name, voice, picture=picture, **(OPUS if name == "a.webm" else AAC), movflags="+faststart")
     data = source.read_bytes()
     source.write_bytes(data[: len(data) * 9 // 10])
@@ -291,7 +291,7 @@ def test_cut_off_recording_is_refused(name: str, picture: bool, voice: Samples, 
 def test_hole_in_a_recording_is_no_silence(
     name: str, options: dict[str, Any], voice: Samples, make: Make, tmp_path: Path
 ) -> None:
-    """A gap in the stamps is damage if bytes are lost."""
+    """A gap in the stamps is damage if bytes are missing."""
     source = make(name, voice + 1e-3, **options)
     data = bytearray(source.read_bytes())
     data[len(data) // 3 : len(data) // 3 + 9000] = bytes(9000)

@@ -1,4 +1,4 @@
-"""Find gaps in time stamps."""
+"""Check the detection of gaps in time stamps."""
 
 from fractions import Fraction
 
@@ -34,7 +34,7 @@ def _laid_out(*stamps: float | None) -> Timeline:
     ],
 )
 def test_stamps_that_are_late_for_two_frames_are_a_gap(stamps: tuple[float | None, ...], gaps: tuple[Gap, ...]) -> None:
-    """Stamps may be late by 10 ms against all that came before; beyond it, silence of their lateness is missing."""
+    """Stamps may be up to 10 ms late; a larger lateness of two frames is a gap of that length."""
     assert _laid_out(*stamps) == Timeline(stamped=True, gaps=gaps)
 
 
@@ -49,14 +49,14 @@ def test_silence_grows_only_to_the_stamps() -> None:
     ("back_by", "gap"), [(101, Gap(240, 50)), (500, Gap(240, 50)), (100, None), (30, Gap(240, 20))]
 )
 def test_stamps_that_go_back_lose_nothing(back_by: int, gap: Gap | None) -> None:
-    """Overlapping packets follow one another; behind a jump back by more than 100 ms, stamps count anew."""
+    """Overlapping packets follow each other; after a jump back by more than 100 ms stamps count from there."""
     before, first = range(0, 200, 20), 200 - back_by
     found = _laid_out(*before, first, first + 20, first + 90, first + 110)
     assert found == Timeline(stamped=True, gaps=(gap,) if gap else ())
 
 
 def test_gap_before_a_restart_is_kept() -> None:
-    """A frame whose successor starts anew is not confirmed by it, and is late all the same."""
+    """A gap counts also if the next stamp restarts."""
     assert _laid_out(*range(0, 200, 20), 500, 0, 20).gaps == (Gap(200, 300),)
 
 
@@ -71,18 +71,18 @@ def test_gap_before_a_restart_is_kept() -> None:
     ],
 )
 def test_start(first: int, num_skipped: int, start: Fraction) -> None:
-    """A late start is reported and left out; up to 100 ms before 0 are the encoder's delay."""
+    """A late start is reported and left out; up to 100 ms before 0 are the delay of the encoder."""
     found = _laid_out(*(first + 20 * k for k in range(9)))
     assert (found.num_skipped, found.start, found.gaps) == (num_skipped, start, ())
 
 
 def test_start_is_known_from_a_later_stamp() -> None:
-    """A first frame without a stamp begins as the second frame implies."""
+    """A first frame without a stamp begins where the second frame implies."""
     assert _laid_out(None, 520, 540).start == Fraction(1, 2)
 
 
 def test_reading_ends_at_the_limit() -> None:
-    """Of a file with endless stamps, only the allowed length is read."""
+    """Only the allowed length of a file with endless stamps is read."""
     seen = []
 
     def endless() -> object:
@@ -96,7 +96,7 @@ def test_reading_ends_at_the_limit() -> None:
 
 @pytest.mark.parametrize("block", [1, 3, 7, 100])
 def test_gaps_are_filled_wherever_blocks_end(block: int) -> None:
-    """Samples are at their positions, with zeros in the gaps and without the delay, for any size of the blocks."""
+    """Samples are at their positions, with zeros in gaps and without the delay, for any size of blocks."""
     samples = np.arange(1, 25, dtype=np.float32)[:, None].repeat(2, axis=1)
     timeline = Timeline(True, 4, Fraction(0), (Gap(0, 2), Gap(6, 3), Gap(14, 5), Gap(19, 70_000)))
     blocks = [samples[at : at + block] for at in range(0, 24, block)]
@@ -108,5 +108,5 @@ def test_gaps_are_filled_wherever_blocks_end(block: int) -> None:
 
 
 def test_silence_is_made_in_pieces() -> None:
-    """No more than a piece of it is in memory."""
+    """At most one piece of the silence is in memory."""
     assert [len(piece) for piece in silence(140_000, 3)] == [65_536, 65_536, 8_928]

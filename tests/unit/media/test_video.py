@@ -1,4 +1,4 @@
-"""Encode clips, stitch them and decode them."""
+"""Check the encoding, stitching and decoding of clips."""
 
 import re
 import shutil
@@ -38,7 +38,7 @@ def _script(path: Path, body: str) -> str:
 
 
 def test_the_build_of_the_encoder_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It names version and x264, is the same for the same binary, and another where either of the two is another."""
+    """The name has the versions of ffmpeg and x264, and changes with either of them."""
     real, used = ffmpeg.tool_path("ffmpeg"), encoder_build()
     assert re.fullmatch(r"ffmpeg n8\.0\S*, x264 - core 165, digest [0-9a-f]{12}", used)
     asks = 'case "$*" in *-version*)'
@@ -61,8 +61,10 @@ def test_the_build_of_the_encoder_has_a_name(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("answers", ["exit 0", "exit 1", "echo ffmpeg version 8"])
-def test_what_is_no_encoder_is_a_wrong_setting(answers: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A program that is no ffmpeg, or has no libx264, is found before anything is rendered."""
+def test_a_program_without_libx264_is_a_wrong_setting(
+    answers: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program that is no ffmpeg, or lacks libx264, is found before anything is rendered."""
     path = _script(tmp_path / "ffmpeg", answers)
     for module in ("ffmpeg", "encode"):
         monkeypatch.setattr(f"s2v_tasks.media.{module}.tool_path", lambda _tool: path)
@@ -71,7 +73,7 @@ def test_what_is_no_encoder_is_a_wrong_setting(answers: str, tmp_path: Path, mon
 
 
 def test_pictures_survive_encoding(tmp_path: Path, moving: Moving) -> None:
-    """Decoded frames differ little from the encoded ones, and no frame is out of place."""
+    """Decoded frames are close to the encoded ones and in their order."""
     frames = moving(12)
     encode_clip(frames, tmp_path / "a.mp4")
     difference = np.abs(_all(tmp_path / "a.mp4").astype(int) - frames).mean(axis=(1, 2, 3))
@@ -81,7 +83,7 @@ def test_pictures_survive_encoding(tmp_path: Path, moving: Moving) -> None:
 
 @pytest.mark.parametrize("rgb", [(200, 60, 30), (20, 180, 90), (255, 255, 255), (0, 0, 0), (40, 40, 220)])
 def test_colours_are_converted_and_tagged(rgb: tuple[int, int, int], tmp_path: Path) -> None:
-    """Colours come back right through the bt709 limited-range matrix that the file names."""
+    """Colours are right after the bt709 limited-range matrix that the file states."""
     encode_clip(np.full((3, 64, 64, 3), rgb, np.uint8), tmp_path / "a.mp4")
     assert np.abs(_all(tmp_path / "a.mp4").astype(int) - rgb).max() <= 3
     stream = video_stream(tmp_path / "a.mp4")
@@ -91,7 +93,7 @@ def test_colours_are_converted_and_tagged(rgb: tuple[int, int, int], tmp_path: P
 
 @pytest.mark.parametrize("frames", [np.empty((0, 64, 64, 3), np.uint8), np.zeros((2, 63, 64, 3), np.uint8)])
 def test_frames_that_are_no_video_are_refused(frames: Frames, tmp_path: Path) -> None:
-    """No frames at all, or sides that 4:2:0 cannot hold, are refused."""
+    """No frames, and sides that 4:2:0 cannot have, are refused."""
     with pytest.raises(PermanentError, match=r"a\.mp4"):
         encode_clip(frames, tmp_path / "a.mp4")
 
@@ -103,7 +105,7 @@ def test_frame_of_another_size_is_named(tmp_path: Path, moving: Moving) -> None:
 
 
 def test_frames_are_read_by_number(tmp_path: Path, moving: Moving) -> None:
-    """A range gives exactly its frames, and at most as many as there are."""
+    """A range gives exactly its frames, and at most the existing ones."""
     encode_clip(moving(40), tmp_path / "a.mp4")
     everything = _all(tmp_path / "a.mp4")
     assert np.array_equal(read_frames(tmp_path / "a.mp4", start_frame=33, end_frame=37), everything[33:37])
@@ -120,7 +122,7 @@ def _clips(tmp_path: Path, moving: Moving, *lengths: int) -> list[Path]:
 
 
 def test_stitching_loses_nothing(tmp_path: Path, moving: Moving) -> None:
-    """Decoded frames of the result are those of the clips, bit for bit, each once, in order."""
+    """Decoded frames of the result equal those of the clips, each once, in order."""
     clips = _clips(tmp_path, moving, 33, 4, 20)
     stitch(clips, tmp_path / "silent.mp4", 57)
     assert np.array_equal(_all(tmp_path / "silent.mp4"), np.concatenate([_all(clip) for clip in clips]))
@@ -136,12 +138,12 @@ def test_stitching_is_reproducible(tmp_path: Path, moving: Moving) -> None:
 
 
 def test_one_clip_is_a_video(tmp_path: Path, moving: Moving) -> None:
-    """A video of one clip goes the same way."""
+    """A video of one clip is stitched, too."""
     stitch(_clips(tmp_path, moving, 16), tmp_path / "silent.mp4", 16)
 
 
 def test_wrong_number_of_frames_is_found(tmp_path: Path, moving: Moving) -> None:
-    """A result that is not as long as planned is an error."""
+    """A result with another number of frames than planned is an error."""
     with pytest.raises(TransientError, match="32"):
         stitch(_clips(tmp_path, moving, 16, 15), tmp_path / "silent.mp4", 32)
 
@@ -157,7 +159,7 @@ def test_clips_of_other_profiles_are_refused(odd: dict[str, int], tmp_path: Path
 
 
 def test_clip_of_another_encoder_is_refused(tmp_path: Path, moving: Moving) -> None:
-    """Same size and rate but other H.264 headers would decode wrongly after a copy."""
+    """A clip of the same size and rate with other H.264 headers is refused."""
     clips = _clips(tmp_path, moving, 16)
     other = ffmpeg.own_input(clips[0]).output(
         ffmpeg.file_url(tmp_path / "odd.mp4"), vcodec="libx264", bf=2, refs=5, video_track_timescale=16000
@@ -168,13 +170,13 @@ def test_clip_of_another_encoder_is_refused(tmp_path: Path, moving: Moving) -> N
 
 
 def _as_by_another_build(monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
-    """Encode frames by other decisions from now on, as another build of x264 would."""
+    """Encode frames with other decisions from now on, as another build of x264 would."""
     for name, value in options.items():
         monkeypatch.setitem(encode._H264, name.replace("_", "-"), value)
 
 
 def test_clips_of_two_builds_lose_nothing(tmp_path: Path, moving: Moving, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Equal headers make them one stream: each frame of the result is that of its clip, whichever build encoded it."""
+    """Clips of two builds with equal headers are joined, and each frame equals that of its clip."""
     clips = _clips(tmp_path, moving, 16, 20, 12)
     ours = clips[1].read_bytes()
     _as_by_another_build(monkeypatch, x264_params=f"{encode._H264['x264-params']}:no-mbtree=1:trellis=0")
@@ -191,7 +193,7 @@ OTHER_FFMPEG = shutil.which("ffmpeg")
 def test_clips_of_the_ffmpeg_on_path_and_ours_lose_nothing(
     tmp_path: Path, moving: Moving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same with two real builds: the frames are those of the clips by the decoders of both."""
+    """Clips of the ffmpeg on PATH and of the wheel are joined without a change, by both decoders."""
 
     def use(setting: str) -> None:
         monkeypatch.setenv("S2V_FFMPEG_PATH", setting)
@@ -212,7 +214,7 @@ def test_clips_of_the_ffmpeg_on_path_and_ours_lose_nothing(
 def test_a_join_that_changes_frames_is_found(
     wrong: str, tmp_path: Path, moving: Moving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A compared frame that does not decode as in its clip is named, even if none is missing."""
+    """A frame that does not decode as in its clip is named."""
     clips = _clips(tmp_path, moving, 8, 8, 8)
     instead = {clips[1]: clips[2], clips[2]: clips[1]} if wrong == "order" else {clips[2]: clips[0]}
     entry = assembly._entry
@@ -224,13 +226,13 @@ def test_a_join_that_changes_frames_is_found(
 
 
 def test_nothing_to_stitch_is_refused(tmp_path: Path) -> None:
-    """No clips, no video."""
+    """Stitching without clips is an error."""
     with pytest.raises(PermanentError, match="no clips"):
         stitch([], tmp_path / "silent.mp4", 0)
 
 
 def test_uneven_times_are_found(tmp_path: Path, moving: Moving) -> None:
-    """A clip whose frames are not 1/16 s apart cannot become a video, even with the right number of them."""
+    """A clip whose frames are not 1/16 s apart is refused."""
     (clip,) = _clips(tmp_path, moving, 16)
     late = ffmpeg.own_input(clip).output(
         ffmpeg.file_url(tmp_path / "late.mp4"),

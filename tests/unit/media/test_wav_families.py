@@ -1,4 +1,4 @@
-"""Find the samples of RF64, Wave64, AIFF and CAF files, and decode files with wrong sizes."""
+"""Check RF64, Wave64, AIFF and CAF files whose sizes are wrong or missing."""
 
 import struct
 from collections.abc import Callable
@@ -30,7 +30,7 @@ Found = Callable[[bytes], bytes | str]
 
 @pytest.mark.parametrize("name", [b"RF64", b"BW64"])
 def test_wide_sizes_are_read(name: bytes, found: Found) -> None:
-    """In RF64 and BW64 the size stands in ds64, or it is unknown there, too."""
+    """The size of RF64 and BW64 is read from ds64; it may be unknown there, too."""
     assert found(rf64(name, 0xFFFFFFFF, len(ONE)) + LIST) == ONE
     assert found(rf64(name, len(ONE), 5) + LIST) == ONE
     for unknown in (0, 2**64 - 1, 2**63, 2_000_000_000):
@@ -41,7 +41,7 @@ def test_wide_sizes_are_read(name: bytes, found: Found) -> None:
 
 @pytest.mark.parametrize("make", [w64, aiff, caf])
 def test_other_families_follow_the_same_rules(make: Callable[..., bytes], found: Found) -> None:
-    """Wave64, AIFF and CAF are joined, read to their end, or refused with the numbers, as WAV is."""
+    """Wave64, AIFF and CAF files are joined, read to their end, or refused with numbers, like WAV files."""
     assert found(make(ONE)) == ONE
     assert found(make(ONE) + bytes(600)) == ONE
     assert found(make(ONE) + make(TWO) + make(THREE)) == ONE + TWO + THREE
@@ -52,25 +52,25 @@ def test_other_families_follow_the_same_rules(make: Callable[..., bytes], found:
 
 @pytest.mark.parametrize("size", [-24, 0, 2_000_000_000, 2**63 - 25])
 def test_unknown_size_of_a_wave64(size: int, found: Found) -> None:
-    """A placeholder is unknown there, too."""
+    """A placeholder in Wave64 is an unknown size."""
     assert found(w64(ONE, size)) == ONE
 
 
 @pytest.mark.parametrize("size", [-5, -4, 0, 2_000_000_000])
 def test_unknown_size_of_a_caf(size: int, found: Found) -> None:
-    """-1 is the format's own placeholder."""
+    """The format's own placeholder -1 is an unknown size."""
     assert found(caf(ONE, size)) == ONE
 
 
 @pytest.mark.parametrize("size", [-8, 0, 0x7F000000, None])
 @pytest.mark.parametrize("frames", [0, 0x7F000000, 800])
 def test_unknown_size_of_an_aiff(size: int | None, frames: int, found: Found) -> None:
-    """One of its two sizes is enough, and none is needed."""
+    """One of the two sizes suffices, and both may be missing."""
     assert found(aiff(ONE, size, frames)) == ONE
 
 
 def test_sizes_of_an_aiff_that_announce_more_than_is_there(found: Found) -> None:
-    """The number of frames shows a cut, too."""
+    """A number of frames above the existing ones shows a cut."""
     assert found(aiff(ONE, frames=1000)) == "its header states 2000 bytes of audio, but 1600 exist"
     data = aiff(ONE, size=0, frames=1000)
     assert found(data[:4] + bytes(4) + data[8:]) == "its header states 2000 bytes of audio, but 1600 exist"
@@ -78,7 +78,7 @@ def test_sizes_of_an_aiff_that_announce_more_than_is_there(found: Found) -> None
 
 @pytest.mark.parametrize("make", [aiff, caf])
 def test_compressed_sound_is_left_as_it_is_or_refused(make: Callable[..., bytes], found: Found) -> None:
-    """For formats whose header cannot be written anew, only a valid file is accepted."""
+    """A compressed file whose header is wrong is refused; a valid one is accepted."""
     assert found(make(ONE, codec=b"ima4")) == ONE
     assert found(make(ONE, codec=b"ima4") + make(TWO, codec=b"ima4")) == "it is joined from 2 files"
     assert found(make(ONE, codec=b"ima4") + bytes(60)) == "its sizes contradict each other"
@@ -112,7 +112,7 @@ SAME = {
 
 @pytest.mark.parametrize("name", SAME)
 def test_sound_with_wrong_sizes_is_the_same_speech(name: str, tmp_path: Path) -> None:
-    """The samples are those of the plain WAV."""
+    """The samples equal those of the plain WAV."""
     (tmp_path / name).write_bytes(SAME[name])
     (tmp_path / "plain.wav").write_bytes(wav(ONE))
     for source in ("plain.wav", name):
@@ -122,7 +122,7 @@ def test_sound_with_wrong_sizes_is_the_same_speech(name: str, tmp_path: Path) ->
 
 
 def test_eight_bits_of_odd_length_are_joined(found: Found) -> None:
-    """A file of 8-bit samples with an odd number of them is padded or not."""
+    """An odd number of 8-bit samples is joined with and without padding."""
     odd = bytes(range(100, 151))
     padded = wav(odd, bits=8)
     assert found(padded + padded[:-1] + padded + LIST) == odd * 3
@@ -130,7 +130,7 @@ def test_eight_bits_of_odd_length_are_joined(found: Found) -> None:
 
 
 def test_random_headers_are_never_a_traceback(found: Found, tmp_path: Path) -> None:
-    """For any sizes and names, samples are found in the file or one line says what is wrong."""
+    """For any sizes and names, samples are found or one line says what is wrong."""
     rng = np.random.default_rng(11)
     files = [wav(ONE, behind=LIST), wav(ONE) + wav(TWO), rf64(b"RF64", 0xFFFFFFFF, 1600), w64(ONE), aiff(ONE), caf(ONE)]
     outcomes = {bytes: 0, str: 0}
@@ -148,12 +148,12 @@ def test_random_headers_are_never_a_traceback(found: Found, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("kind", [{"codec": 6, "bits": 8}, {"codec": 2, "bits": 8}, {}])
 def test_sound_of_unknown_size_need_not_look_like_speech(kind: dict[str, int], found: Found) -> None:
-    """If the size is 0, all bytes that follow are audio, also compressed and loud."""
+    """With size 0 all following bytes are audio, also compressed and loud ones."""
     loud = np.random.default_rng(4).bytes(2000)
     assert found(old_riff(wav(loud, size=0, **kind))) == loud
 
 
 def test_search_ends_behind_the_first_file_too_many(found: Found) -> None:
-    """The 101st file is found, so that the speech is refused; there is no need to look further."""
+    """The search ends at the 101st joined file, which refuses the speech."""
     assert found(wav(ONE[:20]) * 101) == ONE[:20] * 101
     assert found(wav(ONE[:20]) * 103) == ONE[:20] * 101

@@ -1,4 +1,4 @@
-"""Build WAV, AIFF and CAF files by hand, for tests."""
+"""WAV, AIFF and CAF files that are built by hand."""
 
 import struct
 
@@ -8,7 +8,7 @@ RATE = 8000
 
 
 def speech(num_samples: int, seed: int = 1) -> bytes:
-    """16-bit samples as quiet as speech, which begin with some silence."""
+    """Return 16-bit samples as quiet as speech, which begin with some silence."""
     samples = np.random.default_rng(seed).normal(0, 3000, num_samples)
     samples[:5] = 0
     return samples.astype("<i2").tobytes()
@@ -32,7 +32,7 @@ def wav(samples: bytes, *, size: int | None = None, before: bytes = b"", behind:
 
 
 def old_riff(data: bytes, size: int = 36) -> bytes:
-    """Return the same with another size of the whole file."""
+    """Return the WAV with another size of the whole file."""
     return data[:4] + struct.pack("<I", size) + data[8:]
 
 

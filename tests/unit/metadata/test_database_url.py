@@ -1,4 +1,4 @@
-"""Database URLs: what is read from them, and what is said of a wrong one."""
+"""Check database URLs: their parts, and the messages about wrong ones."""
 
 from pathlib import Path
 from urllib.parse import quote
@@ -14,8 +14,8 @@ HOW = r"expected postgresql://user:password@host:port/database \(the value is no
 @pytest.mark.parametrize(
     "password", ["p@ss", "p/ss", "p:ss", "p#ss", "p?ss", "p%ss", "p%41", "p ss", "päß", "&=+;$,[]'\"\\"]
 )
-def test_a_percent_encoded_password_is_itself(password: str) -> None:
-    """Any character can be written, in the user name as well."""
+def test_a_percent_encoded_password_is_decoded(password: str) -> None:
+    """Every character can be encoded, in user name and password."""
     target = parse_database_url(f"postgresql://{quote(password, safe='')}:{quote(password, safe='')}@host/db")
     assert (target.parameters["user"], target.parameters["password"]) == (password, password)
     assert target.place == "host:5432/db"
@@ -37,14 +37,14 @@ def test_a_percent_encoded_password_is_itself(password: str) -> None:
         ("postgresql://u:p@münchen.example/db", "münchen.example", None, "münchen.example:5432/db"),
     ],
 )
-def test_a_host_may_be_many_things(url: str, host: str | None, port: str | None, place: str) -> None:
-    """A name, an IPv6 address, several hosts, a folder of sockets, or none."""
+def test_every_kind_of_host_is_accepted(url: str, host: str | None, port: str | None, place: str) -> None:
+    """A host may be a name, an IPv6 address, several hosts, a folder of sockets, or missing."""
     target = parse_database_url(url)
     assert (target.parameters.get("host"), target.parameters.get("port"), target.place) == (host, port, place)
 
 
 def test_a_service_brings_what_the_url_leaves_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """libpq reads its file; a service that is not in it is refused."""
+    """A service file of libpq completes the URL; an unknown service is refused."""
     (tmp_path / "services").write_text("[prod]\nhost=db.example\ndbname=s2v\n", encoding="utf-8")
     monkeypatch.setenv("PGSERVICEFILE", str(tmp_path / "services"))
     target = parse_database_url("postgresql:///?service=prod")
@@ -73,7 +73,7 @@ def test_a_service_brings_what_the_url_leaves_out(tmp_path: Path, monkeypatch: p
     ],
 )
 def test_a_password_that_is_not_encoded_is_refused_without_showing_it(url: str) -> None:
-    """The message says what to do, and repeats nothing of the URL."""
+    """The message has the remedy and no part of the URL."""
     with pytest.raises(ConfigurationError, match="percent-encode user and password") as caught:
         parse_database_url(url)
     said = str(caught.value).removesuffix(
@@ -104,7 +104,7 @@ def test_a_password_that_is_not_encoded_is_refused_without_showing_it(url: str) 
     ],
 )
 def test_a_wrong_option_is_refused_before_anything_connects(options: str, why: str) -> None:
-    """The option is named; values are not shown: one may be a piece of a password."""
+    """The message names the option without its value, which may be part of a password."""
     with pytest.raises(ConfigurationError, match=f"S2V_DATABASE_URL: .*{why}.*{HOW}") as caught:
         parse_database_url(f"postgresql://host/db?{options}")
     assert "planted" not in str(caught.value)
@@ -114,7 +114,7 @@ def test_a_wrong_option_is_refused_before_anything_connects(options: str, why: s
     "options", ["sslmode=verify-full&sslrootcert=system", "gssencmode=require", "ssl=true", "keepalives=0"]
 )
 def test_a_good_option_is_kept(options: str) -> None:
-    """libpq gets all options that it knows; the unknown option `pgbouncer=true` is removed."""
+    """libpq gets its options, and the unknown option `pgbouncer=true` is removed."""
     target = parse_database_url(f"postgresql://host/db?pgbouncer=true&{options}")
     expected = {"sslmode": "require"} if options == "ssl=true" else dict(o.split("=") for o in options.split("&"))
     assert target.parameters == {"host": "host", "dbname": "db"} | expected
@@ -124,7 +124,7 @@ def test_a_good_option_is_kept(options: str) -> None:
     "url", ["", "mysql://u:planted@host/db", "postgresql:/u:planted@host/db", "planted", "host=planted"]
 )
 def test_another_url_is_refused(url: str) -> None:
-    """The scheme decides."""
+    """A URL with another scheme is refused."""
     with pytest.raises(ConfigurationError, match=f"does not begin with postgresql://; {HOW}") as caught:
         parse_database_url(url)
     assert "planted" not in str(caught.value)
@@ -135,7 +135,7 @@ def test_another_url_is_refused(url: str) -> None:
     ["postgresql://u:planted@host", "postgresql://u:planted@host/", "postgresql://u:planted@host?sslmode=require"],
 )
 def test_a_url_names_a_database(url: str) -> None:
-    """The name of the user is no good guess."""
+    """A URL without the name of a database is refused."""
     with pytest.raises(ConfigurationError, match="it names no database") as caught:
         parse_database_url(url)
     assert "planted" not in str(caught.value)
@@ -157,7 +157,7 @@ def test_a_url_names_a_database(url: str) -> None:
 def test_options_that_a_transaction_can_set_are_no_startup_parameter(
     options: str, settings: dict[str, str], others: str | None
 ) -> None:
-    """They override ours, except the time zone; the server gets the others as they are."""
+    """They override the defaults, except the time zone; the server gets other options unchanged."""
     target = parse_database_url(f"postgresql://host/db?options={quote(options)}")
     ours = {"statement_timeout": "60s", "idle_in_transaction_session_timeout": "60s", "timezone": "UTC"}
     assert target.transaction_settings == ours | settings
@@ -165,7 +165,7 @@ def test_options_that_a_transaction_can_set_are_no_startup_parameter(
 
 
 def test_names_and_passwords_are_taken_out_of_a_text() -> None:
-    """Alone or encoded, as whole words."""
+    """User and password are hidden as whole words, plain and encoded."""
     target = parse_database_url("postgresql://ann%40x:se%2Fcret@host/db?sslpassword=third")
     said = target.without_credentials('user "ann@x" (ann%40x) gave se/cret, se%2Fcret and third, thirdly')
     assert said == 'user "***" (***) gave ***, *** and ***, thirdly'

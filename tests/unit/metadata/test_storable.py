@@ -1,4 +1,4 @@
-"""Values that PostgreSQL refuses, and what is stored in their place."""
+"""Check values that PostgreSQL refuses, and their replacements."""
 
 import math
 from typing import Any
@@ -25,7 +25,7 @@ from s2v_tasks.metadata.sql import storable
         ("Grüße 🎬", "Grüße 🎬"),
     ],
 )
-def test_what_cannot_be_stored_is_replaced(value: Any, stored: Any) -> None:
-    """Text, keys and numbers at any depth; all else stays what it is."""
+def test_values_that_cannot_be_stored_are_replaced(value: Any, stored: Any) -> None:
+    """Texts, keys and numbers are replaced at any depth, and other values do not change."""
     assert storable(value) == stored
     assert type(storable(value)) is type(stored)

@@ -9,7 +9,7 @@ from tests.unit.orchestration.test_pod_refusals import Response
 
 
 def pod(state: dict[str, Any] | None = None, **status: Any) -> Any:
-    """A V1Pod as the API server tells of it."""
+    """Return a V1Pod as the API server describes it."""
     if state is not None:
         status["containerStatuses"] = [
             {"name": "base", "state": state, "image": "", "imageID": "", "ready": False, "restartCount": 0}

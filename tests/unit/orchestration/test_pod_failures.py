@@ -1,4 +1,4 @@
-"""Check the reason that is reported for a failed pod, and its consequence."""
+"""Check the reason that is reported for a failed pod, and whether the step is tried again."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -12,14 +12,14 @@ from tests.unit.orchestration.pods import ended, pod, words
 @pytest.mark.parametrize(
     ("exit_code", "fault"), [(65, "permanent"), (78, "permanent"), (2, "permanent"), (75, "environment"), (1, "step")]
 )
-def test_a_step_that_spoke_is_quoted(exit_code: int, fault: str) -> None:
-    """Its sentence is the message, its own exit code decides (torchrun's is always 1), and it is on record already."""
+def test_a_reason_of_the_step_is_quoted(exit_code: int, fault: str) -> None:
+    """The message is the step's, its own exit code decides (torchrun's is always 1), and it counts as recorded."""
     failure = judge(pod(ended(1, words(exit_code)), phase="Failed"), "base", "seen")
     assert (failure.message, failure.fault, failure.reported_by_step) == ("rank 0: size 9*9.", fault, True)
 
 
-def test_out_of_memory_is_final_whatever_the_survivors_say() -> None:
-    """The rank that is left only misses the one that was killed; the message names limit and remedy."""
+def test_out_of_memory_is_final() -> None:
+    """The message names limit and remedy, also if a remaining rank reports that it lost the killed one."""
     failure = judge(pod(ended(1, words(75), "OOMKilled"), phase="Failed"), "base", "seen")
     assert (failure.fault, failure.reported_by_step) == ("permanent", False)
     assert "limit of 64Gi" in failure.message
@@ -149,10 +149,8 @@ def test_out_of_memory_is_final_whatever_the_survivors_say() -> None:
         ({"phase": "Running"}, "step", "phase Running: seen last"),
     ],
 )
-def test_a_pod_that_died_without_a_word_is_judged_by_what_the_cluster_says(
-    status: dict[str, Any], fault: str, expected: str
-) -> None:
-    """The reason is in the message; who is at fault decides about other tries."""
+def test_a_pod_without_a_reason_is_judged_by_its_status(status: dict[str, Any], fault: str, expected: str) -> None:
+    """The status of the pod gives the message and decides about another try."""
     import re
 
     failure = judge(pod(status.pop("state", None), **status), "base", "Traceback\nseen last")
@@ -161,14 +159,14 @@ def test_a_pod_that_died_without_a_word_is_judged_by_what_the_cluster_says(
 
 
 def test_a_pod_that_is_gone_is_the_clusters_fault() -> None:
-    """Somebody deleted it, or its node went away."""
+    """A pod that was deleted, or lost with its node, is no failure of the step."""
     failure = judge(None, "base", "Pod s2v/x not found")
     assert (failure.fault, "not found" in failure.message) == ("environment", True)
 
 
 @pytest.mark.parametrize("state", [{"waiting": {"reason": "ContainerCreating"}}, ended(1, "SignalException: 15")])
 def test_a_deleted_pod_is_the_clusters_fault_however_it_ended(state: dict[str, Any]) -> None:
-    """The kubelet may report a container as if it had never started; one that was starting dies without a word."""
+    """A deleted pod is no failure of the step, whether its container never started or ended by a signal."""
     deleted = pod(state, phase="Failed")
     deleted.metadata.deletion_timestamp = datetime.now(UTC)
     failure = judge(deleted, "base", "seen")
@@ -176,7 +174,7 @@ def test_a_deleted_pod_is_the_clusters_fault_however_it_ended(state: dict[str, A
 
 
 def test_a_deleted_pod_that_never_had_its_image_is_still_the_steps_fault() -> None:
-    """Airflow deletes what it gave up: such a pod is Pending, and the next try would meet the same."""
+    """A Pending pod that Airflow deleted after its time limit counts as a failure of the step."""
     waiting = {"waiting": {"reason": "ImagePullBackOff", "message": "not found"}}
     deleted = pod(waiting, phase="Pending")
     deleted.metadata.deletion_timestamp = datetime.now(UTC)
@@ -187,8 +185,8 @@ def test_a_deleted_pod_that_never_had_its_image_is_still_the_steps_fault() -> No
 @pytest.mark.parametrize(
     "reason", ["Evicted", "Preempting", "Preempted", "NodeLost", "NodeShutdown", "Shutdown", "Terminated"]
 )
-def test_each_way_to_take_a_pod_away_is_the_clusters_fault(reason: str) -> None:
-    """The reason is quoted; what the container said with its last breath is not the step's failure."""
+def test_each_kind_of_eviction_is_the_clusters_fault(reason: str) -> None:
+    """The reason of the eviction is quoted, and the last output of the container does not count."""
     failure = judge(pod(ended(1, "SignalException: 15"), phase="Failed", reason=reason), "base", "seen")
     assert (failure.fault, f"({reason}): no message" in failure.message) == ("environment", True)
 
@@ -205,20 +203,20 @@ def test_each_way_to_take_a_pod_away_is_the_clusters_fault(reason: str) -> None:
     ],
 )
 def test_a_registry_that_is_away_is_the_clusters_fault(message: str) -> None:
-    """Its name is right, so waiting helps."""
+    """A registry that does not answer is no failure of the step."""
     waiting = {"waiting": {"reason": "ErrImagePull", "message": message}}
     assert judge(pod(waiting, phase="Pending"), "base", "seen").fault == "environment"
 
 
 @pytest.mark.parametrize("reason", ["InvalidImageName", "ErrImageNeverPull"])
-def test_a_name_that_is_none_is_final(reason: str) -> None:
-    """No try can find it."""
+def test_an_image_name_that_is_invalid_is_final(reason: str) -> None:
+    """An invalid image name is not tried again."""
     waiting = {"waiting": {"reason": reason, "message": "couldn't parse image reference"}}
     assert judge(pod(waiting, phase="Pending"), "base", "seen").fault == "permanent"
 
 
 def test_only_the_container_of_the_step_is_judged() -> None:
-    """A sidecar that an installation adds may end as it likes; the step's own words count."""
+    """The end of a sidecar does not count; the message of the step does."""
     with_sidecar = pod(ended(1, words(65)), phase="Failed")
     sidecar = pod(ended(0), phase="Failed").status.container_statuses[0]
     sidecar.name = "a-proxy"
@@ -227,7 +225,7 @@ def test_only_the_container_of_the_step_is_judged() -> None:
 
 
 def test_the_limit_that_was_too_small_is_that_of_the_step() -> None:
-    """A sidecar, named first, has a limit of its own, or none."""
+    """The message has the memory limit of the step and not that of a sidecar."""
     with_sidecar = pod(ended(137, reason="OOMKilled"), phase="Failed")
     for sidecar in (pod().spec.containers[0], pod().spec.containers[0]):
         sidecar.name, sidecar.resources.limits = "a-proxy", {"memory": "1Gi"}
@@ -237,7 +235,7 @@ def test_the_limit_that_was_too_small_is_that_of_the_step() -> None:
 
 
 def test_a_pod_that_has_its_node_did_not_lack_one() -> None:
-    """Of the conditions of a pod, only the one of its scheduling tells of nodes."""
+    """Only the condition PodScheduled says that a node was missing."""
     conditions = [
         {"type": "PodScheduled", "status": "True"},
         {"type": "Ready", "status": "False", "message": "containers with unready status"},
@@ -261,8 +259,8 @@ def test_a_pod_that_has_its_node_did_not_lack_one() -> None:
         ({"phase": "Pending", "state": {"waiting": {}}}, "step", "phase Pending: seen"),
     ],
 )
-def test_what_no_rule_knows_is_told_as_it_was_seen(status: dict[str, Any], fault: str, expected: str) -> None:
-    """A node refuses only what has failed without a container; a container that ended well did not exit with a code."""
+def test_an_unknown_failure_is_reported_as_it_was_seen(status: dict[str, Any], fault: str, expected: str) -> None:
+    """A status without a rule gives a message with phase or exit code and the last log lines."""
     failure = judge(pod(status.pop("state", None), **status), "base", "seen")
     assert (failure.fault, expected in failure.message) == (fault, True), failure
 
@@ -278,7 +276,7 @@ def test_what_no_rule_knows_is_told_as_it_was_seen(status: dict[str, Any], fault
     ],
 )
 def test_an_init_container_is_a_reason_where_it_has_failed(state: dict[str, Any], expected: str) -> None:
-    """One that has ended well, or has not ended, is not named; one that failed is quoted as far as it spoke."""
+    """Only a failed init container is named and quoted."""
     status = {"name": "fetch", "state": state, "image": "", "imageID": "", "ready": True, "restartCount": 0}
     failure = judge(pod(phase="Failed", initContainerStatuses=[status]), "base", "seen")
     assert failure.message.endswith(expected)

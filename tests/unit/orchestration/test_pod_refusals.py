@@ -1,4 +1,4 @@
-"""Causes of pods that the cluster refuses to create."""
+"""Check the causes of pods that the cluster refuses to create."""
 
 import json
 from typing import Any
@@ -18,16 +18,16 @@ class Response:
 
 
 @pytest.mark.parametrize("body", ["not JSON", "{}", "[]", "null", '"text"'])
-def test_a_refusal_without_a_message_is_told_by_its_status(body: str) -> None:
-    """A proxy in front of the API server answers in words of its own."""
+def test_a_refusal_without_a_message_is_reported_by_its_status(body: str) -> None:
+    """An answer without Kubernetes' message, as of a proxy, is reported by its status."""
     refused = ApiException(status=403, reason="Forbidden")
     refused.body = body
     failure = not_created(refused)
     assert (failure.fault, failure.message.splitlines()[0]) == ("step", "The pod was refused (403): (403)")
 
 
-def test_a_server_error_of_500_passes() -> None:
-    """The smallest of them, and the largest error that is the client's own."""
+def test_a_status_from_500_on_is_temporary() -> None:
+    """500 is a temporary failure of the server, 499 is a refusal."""
     assert [not_created(ApiException(status=status)).fault for status in (499, 500)] == ["step", "environment"]
 
 
@@ -51,7 +51,7 @@ QUOTA = (
     ],
 )
 def test_a_refused_pod_says_why(status: int, message: str, fault: str) -> None:
-    """A refusal that repeats is a fault of the template; a used-up quota or a failing server is temporary."""
+    """A repeated refusal is a fault of the template; a used-up quota or a failing server is temporary."""
     refused = ApiException(status=status, reason="Forbidden")
     refused.body = json.dumps({"kind": "Status", "status": "Failure", "message": message, "code": status})
     failure = not_created(refused)
@@ -59,7 +59,7 @@ def test_a_refused_pod_says_why(status: int, message: str, fault: str) -> None:
 
 
 def test_an_api_that_does_not_answer_refuses_nothing() -> None:
-    """It is the cluster's fault, and the answer of a proxy in its place is quoted."""
+    """It is a fault of the cluster, and the answer of a proxy is quoted."""
     assert not_created(ApiException(status=503)).fault == "environment"
     assert not_created(HTTPError("refused")) == not_answered(HTTPError("refused"))
     assert not_answered(HTTPError("refused")).fault == "environment"

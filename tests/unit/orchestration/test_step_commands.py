@@ -1,4 +1,4 @@
-"""A step's process: its result, its words when it fails, and that nothing of it survives."""
+"""Check the process of a step: its result, its failure, and the end of its child processes."""
 
 import os
 import signal
@@ -56,7 +56,7 @@ ORPHANING = (
 
 
 def test_the_last_line_of_stdout_is_the_result_and_stderr_is_the_log() -> None:
-    """Chatter on stdout before the result is harmless, and log lines arrive whole and in order."""
+    """Other output before the result is ignored, and log lines arrive complete and in order."""
     log: list[str] = []
     result = run_script(
         "import sys; print('hello'); print('a\\nb', file=sys.stderr); print('{\"job_id\": \"j\"}')", log
@@ -66,7 +66,7 @@ def test_the_last_line_of_stdout_is_the_result_and_stderr_is_the_log() -> None:
 
 
 def test_a_step_without_result_is_a_failure() -> None:
-    """A step that ends well but prints no JSON object is not taken for a success."""
+    """A step that exits with 0 but prints no JSON object has failed."""
     assert "instead of its JSON result" in failure_of("print('done')").message
 
 
@@ -74,27 +74,27 @@ def test_a_step_without_result_is_a_failure() -> None:
     ("code", "fault"), [(65, "permanent"), (78, "permanent"), (2, "permanent"), (75, "environment"), (1, "step")]
 )
 def test_exit_codes_decide_whether_a_retry_makes_sense(code: int, fault: str) -> None:
-    """Bad input, bad configuration and wrong usage are permanent; all else may pass."""
+    """Bad input, bad configuration and wrong usage are permanent; other codes are retried."""
     failure = failure_of(f"import sys; print('why', file=sys.stderr); sys.exit({code})")
     assert (failure.exit_code, failure.fault) == (code, fault)
     assert "why" in failure.message
 
 
-def test_the_error_file_tells_what_torchrun_hides() -> None:
-    """The worker's own exit code and sentence win over the exit code 1 of the launcher."""
+def test_the_error_file_replaces_the_exit_code_of_torchrun() -> None:
+    """Exit code and message of the worker have precedence over the launcher's exit code 1."""
     failure = failure_of(WRITE_ERROR.format(code=65, exit=1))
     assert (failure.exit_code, str(failure)) == (65, "size 9*9: expected 480*832.")
 
 
 def test_a_killed_step_is_retried() -> None:
-    """SIGKILL, as the kernel sends it when memory is short, is not a permanent failure."""
+    """SIGKILL, as sent by the kernel when memory is short, is no permanent failure."""
     failure = failure_of("import os; os.kill(os.getpid(), 9)")
     assert failure.fault == "step"
     assert "SIGKILL" in failure.message
 
 
 def test_workers_of_a_killed_launcher_do_not_survive() -> None:
-    """The orphaned workers of a killed torchrun are ended at once."""
+    """The workers of a killed torchrun are ended at once."""
     log: list[str] = []
     with pytest.raises(StepFailedError, match="SIGKILL"):
         run_script(ORPHANING + "os.kill(os.getpid(), signal.SIGKILL)", log)
@@ -102,7 +102,7 @@ def test_workers_of_a_killed_launcher_do_not_survive() -> None:
 
 
 def test_terminate_ends_a_running_step_with_its_workers() -> None:
-    """Cancelling a task ends the step and the sessions that it opened."""
+    """A cancelled task ends the step and all sessions that it has opened."""
     log: list[str] = []
     process = StepProcess([sys.executable, "-c", ORPHANING + "worker.wait()"], log.append)
     outcome: list[BaseException] = []
@@ -124,7 +124,7 @@ def test_terminate_ends_a_running_step_with_its_workers() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="parent death signals are Linux's")
 def test_a_step_ends_when_its_task_process_is_killed() -> None:
-    """A step ends with its Airflow worker, even if SIGKILL ends the worker."""
+    """A step ends if SIGKILL ends its Airflow worker."""
     step = "import os, sys, threading; print(os.getpid(), file=sys.stderr, flush=True); threading.Event().wait(60)"
     task = (
         "import sys; from s2v_tasks.orchestration.step_commands import StepProcess; "
@@ -140,7 +140,7 @@ def test_a_step_ends_when_its_task_process_is_killed() -> None:
 
 
 def test_a_step_sees_nothing_of_airflows_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Airflow's variables, which hold the password of its database, are not handed to steps."""
+    """A step gets no variable of Airflow, which may hold the password of its database."""
     monkeypatch.setenv("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", "postgresql://secret")
     assert run_script("import os, json; print(json.dumps({'seen': [k for k in os.environ if 'AIRFLOW__' in k]}))") == {
         "seen": []

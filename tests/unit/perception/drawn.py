@@ -39,7 +39,7 @@ class Person:
     height: int = 240
 
     def frames(self, mouth: npt.NDArray[np.float64], *, start_frame: int = 0) -> list[Picture]:
-        """Return the frames of a mouth opening per frame; the head sways with the time of the frame."""
+        """Return a frame for each mouth opening; the head sways with the time of the frame."""
         return [self.draw(float(opening), (start_frame + index) / FPS) for index, opening in enumerate(mouth)]
 
     def draw(self, opening: float, seconds: float) -> Picture:
@@ -86,12 +86,12 @@ class Person:
 
 
 def moved(picture: Picture, pixels: int) -> Picture:
-    """Return the picture moved to the right."""
+    """Return the picture shifted to the right."""
     return np.roll(picture, pixels, axis=1)
 
 
 def blurred(picture: Picture, radius: float) -> Picture:
-    """Return the picture out of focus."""
+    """Return the blurred picture."""
     return np.asarray(Image.fromarray(picture).filter(ImageFilter.GaussianBlur(radius)))
 
 

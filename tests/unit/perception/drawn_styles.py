@@ -1,4 +1,4 @@
-"""A second style of drawn people, with outlines, glasses and a busy background, to test measures on other pictures."""
+"""A second style of drawn people, with outlines, glasses and a busy background."""
 
 import math
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from tests.unit.perception.drawn import FPS, Person, Picture
 
 @dataclass(frozen=True)
 class Cartoon(Person):
-    """An outlined person with a jaw, in front of shelves; the head nods and sways more than that of `Person`."""
+    """A person with outlines and a jaw in front of shelves, whose head nods and sways more than that of `Person`."""
 
     def draw(self, opening: float, seconds: float) -> Picture:
         """Return one picture u8 RGB `[H,W,3]`."""
@@ -71,5 +71,5 @@ class Cartoon(Person):
 
 
 def cartoon_frames(seed: int, mouth: np.ndarray) -> list[Picture]:
-    """Return the frames of a cartoon whose mouth has these openings."""
+    """Return a frame of a cartoon for each mouth opening."""
     return [Cartoon(seed).draw(float(opening), index / FPS) for index, opening in enumerate(mouth)]

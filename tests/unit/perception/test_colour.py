@@ -1,4 +1,4 @@
-"""Colour, contrast and sharpness against known values."""
+"""Check colour, contrast and sharpness against known values."""
 
 import numpy as np
 import pytest
@@ -20,12 +20,12 @@ from tests.unit.perception.drawn import Person, blurred
     ],
 )
 def test_lab_of_known_colours(rgb: tuple[int, int, int], lab: tuple[float, float, float]) -> None:
-    """The published Lab values of sRGB colours under D65."""
+    """sRGB colours have their published Lab values under D65."""
     assert colour.to_lab(np.array(rgb, np.uint8)) == pytest.approx(lab, abs=0.02)
 
 
 def test_sharpness_falls_with_each_step_of_blur(finder: FaceFinder) -> None:
-    """A blur of 1, 2 and 4 pixels lowers it each time; to below half at 2."""
+    """A blur of 1, 2 and 4 pixels lowers the sharpness each time, at 2 to below half."""
     sharp = Person(4, width=384, height=480).draw(0.4, 0)
     face = finder.find(sharp)
     assert face is not None
@@ -35,7 +35,7 @@ def test_sharpness_falls_with_each_step_of_blur(finder: FaceFinder) -> None:
 
 
 def test_sharpness_does_not_depend_on_brightness(finder: FaceFinder) -> None:
-    """Half of the light changes it by less than a tenth."""
+    """Half of the light changes the sharpness by less than a tenth."""
     bright = Person(4).draw(0.4, 0)
     face = finder.find(bright)
     assert face is not None
@@ -45,7 +45,7 @@ def test_sharpness_does_not_depend_on_brightness(finder: FaceFinder) -> None:
 
 
 def test_skin_and_background_are_taken_from_skin_and_background(finder: FaceFinder) -> None:
-    """A person with known colours: patches on cheeks and forehead, and a band along the border."""
+    """Skin is measured on cheeks and forehead, and background along the border."""
     picture = Person(2).draw(0, 0)
     face = finder.find(picture)
     assert face is not None
@@ -64,7 +64,7 @@ def test_pixels_outside_the_picture_are_left_out() -> None:
 
 
 def test_contrast_is_the_deviation_of_the_luma() -> None:
-    """Black and white halves have 127.5, a flat picture has 0; blur lowers it."""
+    """Black and white halves have 127.5, a flat picture has 0, and blur lowers the contrast."""
     halves = np.zeros((32, 32, 3), np.uint8)
     halves[:, 16:] = 255
     assert colour.contrast(halves) == pytest.approx(127.5)

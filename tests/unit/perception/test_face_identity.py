@@ -1,4 +1,4 @@
-"""The optional comparison of faces with the reference picture."""
+"""Check the optional comparison of faces with the reference picture."""
 
 import pytest
 
@@ -15,7 +15,7 @@ needs_extra = pytest.mark.skipif(face_identity._network() is None, reason="s2v-t
 
 
 def measured() -> list[ClipQuality]:
-    """Measure two clips of a photograph that talks; the second one shows another person."""
+    """Measures two clips of a talking photograph; the second clip shows another person."""
     one, other = photograph("astronaut.jpg"), photograph("woman.jpg")
     mouth = openings("baker")[:64]
     frames = one.frames(mouth[:32]) + other.frames(mouth[32:])
@@ -26,7 +26,7 @@ def measured() -> list[ClipQuality]:
 
 @needs_extra
 def test_another_person_is_found() -> None:
-    """The clip of the reference's person has no finding, the one of another person has."""
+    """The clip with the reference's person has no finding, and the clip with another person has one."""
     same, other = measured()
     assert same.face.identity_difference is not None
     assert same.face.identity_difference < 0.4
@@ -54,7 +54,7 @@ def test_speaking_does_not_change_the_person(finder: FaceFinder, opening: float)
 
 
 def test_without_the_extra_nothing_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The measure is missing, and a missing measure is no finding."""
+    """Without the optional package the measure is missing, which is no finding."""
     monkeypatch.setattr(face_identity, "_network", lambda: None)
     _, other = measured()
     assert other.face.identity_difference is None

@@ -1,4 +1,4 @@
-"""Detection of faces and their landmarks."""
+"""Check the detection of faces and their landmarks."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def test_the_sample_portrait_has_one_frontal_face_with_a_closed_mouth(finder: Fa
 
 
 def test_a_picture_without_a_person_has_no_face(finder: FaceFinder) -> None:
-    """A gradient with noise, like a landscape, gives nothing."""
+    """A noisy gradient has no face."""
     rng = np.random.default_rng(0)
     ramp = np.linspace(40, 220, 240)[:, None, None] + rng.normal(0, 12, (240, 320, 3))
     assert finder.detect(np.clip(ramp, 0, 255).astype(np.uint8)) == []
@@ -50,7 +50,7 @@ def test_two_people_are_two_faces(finder: FaceFinder) -> None:
 
 @pytest.mark.parametrize("degrees", [-25, 25])
 def test_landmarks_follow_a_tilted_head(finder: FaceFinder, degrees: int) -> None:
-    """Opening and shape of a face do not change when the picture is turned."""
+    """Opening and shape of a face do not change when the picture is rotated."""
     upright = Person(3).draw(0.8, 0)
     tilted = np.asarray(Image.fromarray(upright).rotate(degrees, Image.Resampling.BICUBIC, fillcolor=(128, 128, 128)))
     one, other = finder.find(upright), finder.find(tilted)
@@ -62,7 +62,7 @@ def test_landmarks_follow_a_tilted_head(finder: FaceFinder, degrees: int) -> Non
 
 
 def test_an_open_mouth_is_more_open_at_every_size(finder: FaceFinder) -> None:
-    """The opening is a share of the face's height, whatever the size of the picture."""
+    """The opening is relative to the height of the face, whatever the size of the picture."""
     for person in (Person(2), Person(2, width=384, height=480)):
         closed, half, wide = (finder.find(person.draw(opening, 0)) for opening in (0.0, 0.5, 1.0))
         assert closed is not None
@@ -74,7 +74,7 @@ def test_an_open_mouth_is_more_open_at_every_size(finder: FaceFinder) -> None:
 
 
 def test_a_damaged_network_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model file whose SHA-256 differs is named with the remedy."""
+    """A model file with another SHA-256 is refused with the remedy."""
     (tmp_path / "face_detection_short_range.tflite").write_bytes(b"TFL3")
     monkeypatch.setattr(faces, "_NETWORKS", tmp_path)
     with pytest.raises(ConfigurationError, match=r"face_detection_short_range\.tflite is missing or damaged"):

@@ -1,4 +1,4 @@
-"""Planted faults: each is found by the measure that is meant for it, and a clean video has no finding.
+"""Check that each planted fault is found by its measure, and that a clean video has no finding.
 
 The video is one person who says a speech, in three clips of 32, 32 and 31 frames.
 """
@@ -41,7 +41,7 @@ def findings(video: VideoQuality) -> set[tuple[int | None, str]]:
 
 @pytest.mark.parametrize("seed", [1, 2, 5])
 def test_a_clean_video_has_no_finding(seed: int) -> None:
-    """Every clip is within every limit, and the words say so."""
+    """Every clip is within every limit, and the report says so."""
     person = Person(seed)
     video = measured(person.frames(openings("baker")), person=person)
     assert findings(video) == set()
@@ -58,33 +58,33 @@ def spoiled(talking: list[Picture], start: int, change: Callable[[Picture, int],
 
 
 def test_a_jump_of_three_pixels_at_a_seam_is_found(talking: list[Picture]) -> None:
-    """All frames from the second clip on are moved by three pixels."""
+    """A shift of all frames from the second clip on is found."""
     video = measured(spoiled(talking, 32, lambda picture, _: moved(picture, 3)))
     assert findings(video) == {(1, "seam_jump")}
     assert "Seams: 1 of 2 invisible." in in_words(video, LIMITS)
 
 
 def test_a_colour_step_of_four_levels_at_a_seam_is_found(talking: list[Picture]) -> None:
-    """All frames from the second clip on are four levels brighter."""
+    """All frames from the second clip on that are four levels brighter are found."""
     video = measured(spoiled(talking, 32, lambda picture, _: brightened(picture, 4)))
     assert findings(video) == {(1, "seam_colour_jump")}
 
 
 def test_blur_that_grows_from_clip_to_clip_is_found_as_drift(talking: list[Picture]) -> None:
-    """A radius of 0.5 in the second clip and of 1 in the third."""
+    """A blur of 0.5 pixels in the second clip and of 1 in the third is found."""
     video = measured(spoiled(talking, 32, lambda picture, index: blurred(picture, 0.5 if index < 64 else 1.0)))
     assert (None, "sharpness_drift") in findings(video)
     assert (2, "sharpness_ratio") in findings(video)
 
 
 def test_colours_that_drift_are_found(talking: list[Picture]) -> None:
-    """Each clip is ten levels brighter than the one before."""
+    """Clips that are each ten levels brighter than the one before are found."""
     video = measured(spoiled(talking, 32, lambda picture, index: brightened(picture, 10 if index < 64 else 20)))
     assert (None, "colour_drift") in findings(video)
 
 
 def test_a_face_that_is_gone_for_ten_frames_is_found(talking: list[Picture]) -> None:
-    """Frames 40 to 49 show the wall alone."""
+    """Frames 40 to 49 without a face are found."""
     wall = np.broadcast_to(talking[0][2, 2], talking[0].shape)
     frames = [np.array(wall) if 40 <= index < 50 else picture for index, picture in enumerate(talking)]
     video = measured(frames)
@@ -93,7 +93,7 @@ def test_a_face_that_is_gone_for_ten_frames_is_found(talking: list[Picture]) -> 
 
 
 def test_another_person_from_the_second_clip_on_is_found(talking: list[Picture]) -> None:
-    """Another drawn person with other skin and other proportions."""
+    """A person with other skin and other proportions is found."""
     other = Person(3).frames(openings("baker"))
     video = measured(talking[:32] + other[32:])
     found = findings(video)
@@ -103,7 +103,7 @@ def test_another_person_from_the_second_clip_on_is_found(talking: list[Picture])
 
 
 def test_a_still_mouth_fails_the_clip() -> None:
-    """The mouth stays closed through the speech."""
+    """A mouth that stays closed during the speech fails the clip."""
     video = measured(Person(1).frames(np.zeros(95)))
     still = [
         finding for finding in judge_clip(video.clips[0], video.reference, LIMITS) if finding.measure == "still_mouth"
@@ -113,14 +113,14 @@ def test_a_still_mouth_fails_the_clip() -> None:
 
 
 def test_a_mouth_that_says_something_else_is_found(talking: list[Picture]) -> None:
-    """The frames are those of `baker`, the sound is `harbour`."""
+    """Frames of the speech `baker` do not fit the audio of `harbour`."""
     video = measured(talking, speech("harbour")[: 95 * SAMPLE_RATE // FPS])
     assert "the mouth does not follow the speech" in " ".join(in_words(video, LIMITS))
 
 
 @pytest.mark.parametrize("milliseconds", [-188, 188])
 def test_a_planted_lag_is_reported_with_its_sign(talking: list[Picture], milliseconds: int) -> None:
-    """The sound is moved: to later times, so that the mouth leads, or to earlier ones."""
+    """Later audio is reported as a mouth that leads, and earlier audio as one that lags."""
     pad = SAMPLE_RATE * abs(milliseconds) // 1000
     sound = np.concatenate([np.zeros(pad, np.float32), speech("baker")]) if milliseconds > 0 else speech("baker")[pad:]
     video = measured(talking, sound)
@@ -130,7 +130,7 @@ def test_a_planted_lag_is_reported_with_its_sign(talking: list[Picture], millise
 
 
 def test_measures_without_a_reference_or_speech_are_left_out(talking: list[Picture]) -> None:
-    """A video alone still has faces, seams and sharpness of its own, and no comparison."""
+    """A video alone has measures of faces, seams and sharpness, and none of comparisons."""
     video = measure_video(talking[:64], CLIPS, fps=FPS, speech=None, sample_rate=SAMPLE_RATE, reference=None)
     assert [clip.end_frame for clip in video.clips] == [32, 64]
     assert video.lip_sync is None
@@ -145,7 +145,7 @@ def test_measures_without_a_reference_or_speech_are_left_out(talking: list[Pictu
 def test_lip_sync_is_judged_in_clips_of_three_seconds_and_more(
     talking: list[Picture], clips: tuple[tuple[int, int], ...], names: set[str]
 ) -> None:
-    """Other speech is found in a clip of six seconds; in two seconds chance looks like lip sync."""
+    """Other speech is found in a clip of six seconds, and not in one of two, where chance decides."""
     video = measure_video(
         talking,
         clips,

@@ -1,4 +1,4 @@
-"""Lip sync of known mouths against known speech."""
+"""Check the lip sync of known mouths against known speech."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ NAMES = ("baker", "tickets", "delay", "harbour")
 
 
 def delayed(samples: np.ndarray, seconds: float) -> np.ndarray:
-    """Return the sound moved later, or earlier if negative."""
+    """Return the audio moved later, or earlier if negative."""
     count = round(abs(seconds) * SAMPLE_RATE)
     return np.concatenate([np.zeros(count, np.float32), samples]) if seconds > 0 else samples[count:]
 
@@ -18,7 +18,7 @@ def delayed(samples: np.ndarray, seconds: float) -> np.ndarray:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("milliseconds", [-188, -100, 0, 100, 188])
 def test_a_planted_lag_is_found_within_20_ms(name: str, milliseconds: int) -> None:
-    """Sound that is moved later makes the mouth lead, by as much."""
+    """Audio that is moved later gives a mouth that leads by as much."""
     found = lip_sync.compare(openings(name), delayed(speech(name), milliseconds / 1000), SAMPLE_RATE, FPS)
     assert found is not None
     assert -1000 * found.lag_seconds == pytest.approx(milliseconds, abs=20)
@@ -26,7 +26,7 @@ def test_a_planted_lag_is_found_within_20_ms(name: str, milliseconds: int) -> No
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_right_speech_correlates_more_than_any_other(name: str) -> None:
-    """True for real other speech, and for the stand-in that is made of the speech itself."""
+    """The right speech fits better than real other speech and than the speech shifted in time."""
     right = lip_sync.compare(openings(name), speech(name), SAMPLE_RATE, FPS)
     assert right is not None
     assert right.correlation > right.other_correlation + 0.15
@@ -38,7 +38,7 @@ def test_the_right_speech_correlates_more_than_any_other(name: str) -> None:
 
 
 def test_frames_without_a_face_are_left_out() -> None:
-    """A gap of ten frames changes neither lag nor correlation much."""
+    """A gap of ten frames changes lag and correlation little."""
     opening = openings("tickets").copy()
     opening[30:40] = np.nan
     found = lip_sync.compare(opening, speech("tickets"), SAMPLE_RATE, FPS)
@@ -48,7 +48,7 @@ def test_frames_without_a_face_are_left_out() -> None:
 
 
 def test_a_still_mouth_silence_and_a_short_piece_have_no_lag() -> None:
-    """Nothing is made up where mouth or sound do not vary, or less than two seconds are known."""
+    """Without variation of mouth or audio, or with less than two seconds, there is no lag."""
     opening, samples = openings("baker"), speech("baker")
     assert lip_sync.compare(np.full_like(opening, 0.03), samples, SAMPLE_RATE, FPS) is None
     assert lip_sync.compare(opening, np.zeros_like(samples), SAMPLE_RATE, FPS) is None
@@ -56,7 +56,7 @@ def test_a_still_mouth_silence_and_a_short_piece_have_no_lag() -> None:
 
 
 def test_the_envelope_is_zero_in_silence_and_beyond_the_sound() -> None:
-    """A tone from 1 s to 2 s of 3 s is loud in its frames only, whatever its level."""
+    """A tone from 1 s to 2 s of 3 s is loud in its own frames only, whatever its level."""
     samples = np.zeros(3 * SAMPLE_RATE, np.float32)
     samples[SAMPLE_RATE : 2 * SAMPLE_RATE] = np.sin(np.arange(SAMPLE_RATE) * 0.3)
     loud = lip_sync.envelope(samples, SAMPLE_RATE, 4 * FPS, FPS)

@@ -1,4 +1,4 @@
-"""Planted faults in other pictures than those the measures were made with: a cartoon and a warped photograph."""
+"""Check planted faults in pictures that were not used to choose the limits: a cartoon and a warped photograph."""
 
 from dataclasses import dataclass
 
@@ -51,7 +51,7 @@ def test_a_clean_video_has_no_finding(subject: Subject) -> None:
 
 
 def test_lags_and_other_speech_are_found(subject: Subject, finder: FaceFinder) -> None:
-    """A lag of 188 ms of either sign is right within 20 ms; the right speech fits better than the three others."""
+    """A lag of 188 ms of either sign is right within 20 ms; the right speech fits better than three others."""
     faces = [finder.find(frame) for frame in subject.frames]
     mouth = np.array([np.nan if face is None else landmarks.mouth_opening(face.landmarks) for face in faces])
     sound, late = speech("baker")[: LENGTH * SAMPLE_RATE // FPS], SAMPLE_RATE * 188 // 1000
@@ -64,7 +64,7 @@ def test_lags_and_other_speech_are_found(subject: Subject, finder: FaceFinder) -
 
 
 def test_each_planted_fault_is_found(subject: Subject) -> None:
-    """A jump, a colour step, growing blur, a missing face and another person, each from the second clip on."""
+    """A jump, a colour step, growing blur, a missing face and another person are found from the second clip on."""
     frames = subject.frames
     wall = np.broadcast_to(frames[0][2, 2], frames[0].shape).astype(np.uint8)
     faults = {
@@ -87,7 +87,7 @@ def test_each_planted_fault_is_found(subject: Subject) -> None:
     ids=["cartoon-203", "cartoon-207", "photograph"],
 )
 def test_a_still_mouth_in_a_head_that_sways_fails_the_clip(picture: object) -> None:
-    """Its landmarks move by 1 to 3 % of the face's height, but not with the speech."""
+    """A still mouth fails, although its landmarks move by 1 to 3 % of the face's height."""
     frames = [picture.draw(0.0, index / FPS) for index in range(64)]  # type: ignore[attr-defined]
     video = measured(frames, frames[0], ((0, 64),))
     levels = {

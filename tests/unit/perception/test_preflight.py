@@ -1,4 +1,4 @@
-"""Faces and sound of the inputs, before a job costs anything."""
+"""Check faces and audio of the inputs before a job costs anything."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def saved(picture: np.ndarray, folder: Path) -> Path:
 
 
 def test_the_sample_portrait_is_one_large_frontal_face() -> None:
-    """Nothing of it leads to a warning."""
+    """The sample portrait leads to no warning."""
     found = look(SAMPLES / "portrait.jpg")
     assert found.num_faces == 1
     assert found.area_share is not None
@@ -30,14 +30,14 @@ def test_the_sample_portrait_is_one_large_frontal_face() -> None:
 
 
 def test_no_face_and_several_faces_are_counted(tmp_path: Path) -> None:
-    """A grey wall has none; two people side by side are two."""
+    """A grey wall has no face; two people side by side have two."""
     assert look(saved(np.full((200, 300, 3), 120, np.uint8), tmp_path)).num_faces == 0
     pair = np.concatenate([Person(0).draw(0, 0), Person(5).draw(0, 0)], axis=1)
     assert look(saved(pair, tmp_path)).num_faces == 2
 
 
 def test_a_small_face_has_a_small_share_at_every_resolution(tmp_path: Path) -> None:
-    """The share does not depend on the resolution: pictures are searched at 1280 pixels at most."""
+    """The share of a face does not depend on the resolution: pictures are scaled to 1280 pixels at most."""
     picture = np.full((1200, 1000, 3), 150, np.uint8)
     picture[600:960, 300:588] = np.asarray(Image.fromarray(Person(2).draw(0, 0)).resize((288, 360)))
     image, sizes = Image.fromarray(picture), ((1000, 1200), (2500, 3000))
@@ -62,7 +62,7 @@ def test_speech_moves_and_noise_and_chords_do_not() -> None:
 
 
 def test_lead_in_silence_and_clipping_are_measured() -> None:
-    """Three seconds before the speech are found as such; clipping is a share of the samples."""
+    """Three seconds of silence before the speech are found, and clipping is a share of the samples."""
     late = listen(np.concatenate([np.zeros(3 * SAMPLE_RATE, np.float32), speech("baker")]), SAMPLE_RATE)
     assert late.lead_in_seconds == pytest.approx(3.0, abs=0.1)
     assert late.silent_share == pytest.approx(0.35, abs=0.05)
@@ -73,7 +73,7 @@ def test_lead_in_silence_and_clipping_are_measured() -> None:
 
 
 def test_silence_and_an_empty_speech_have_no_movement() -> None:
-    """Nothing is said of a sound that is not there."""
+    """Without audio no measure is made."""
     silent = listen(np.zeros(SAMPLE_RATE, np.float32), SAMPLE_RATE)
     assert (silent.silent_share, silent.movement_db) == (1.0, None)
     assert listen(np.zeros(10, np.float32), SAMPLE_RATE).movement_db is None

@@ -1,4 +1,4 @@
-"""Jumps between two frames."""
+"""Check jumps between two frames."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def test_a_planted_shift_is_measured(pixels: int) -> None:
 
 
 def test_a_change_of_brightness_or_of_the_mouth_is_no_shift() -> None:
-    """Only motion of the picture as a whole counts."""
+    """Only motion of the whole picture counts as a shift."""
     person = Person(0, width=384, height=480)
     picture = person.draw(0, 0)
     assert shift(picture, picture) * 384 < 0.05
@@ -28,7 +28,7 @@ def test_a_change_of_brightness_or_of_the_mouth_is_no_shift() -> None:
 
 
 def test_a_jump_is_relative_to_the_motion_inside_the_clips() -> None:
-    """Three pixels are plain to see in a still video and nothing in a shaking one."""
+    """Three pixels are a jump in a still video and none in a shaking one."""
     still, shaking = np.full(40, 0.0004), np.full(40, 0.02)
     assert seams.jump(3 / 384, still) > 5
     assert seams.jump(3 / 384, shaking) < 1

@@ -1,4 +1,4 @@
-"""A clean video of a person in another style of drawing has no finding, and its lag is right."""
+"""Check that a clean video in another style of drawing has no finding and the right lag."""
 
 import pytest
 
@@ -11,7 +11,7 @@ from tests.unit.perception.test_faults import LIMITS
 
 @pytest.mark.parametrize(("seed", "name"), [(1, "baker"), (5, "delay")])
 def test_a_clean_cartoon_has_no_finding(seed: int, name: str) -> None:
-    """Outlines, glasses and a busy background raise no false alarm."""
+    """A cartoon with outlines, glasses and a busy background has no finding."""
     frames = cartoon_frames(seed, openings(name)[:64])
     video = measure_video(
         frames,

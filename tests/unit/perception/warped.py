@@ -33,7 +33,7 @@ class Photograph:
         self._mouth = (points[13] + points[14]) / 2
 
     def frames(self, mouth: npt.NDArray[np.float64]) -> list[Picture]:
-        """Return a frame for each mouth opening 0..1; the whole picture sways."""
+        """Return a frame for each mouth opening 0..1, with a swaying picture."""
         return [self.draw(float(opening), index / FPS) for index, opening in enumerate(mouth)]
 
     def draw(self, opening: float, seconds: float) -> Picture:
@@ -61,7 +61,7 @@ def photograph(name: str) -> Photograph:
 
 
 def _sampled(picture: Map, x: Map, y: Map) -> Map:
-    """Return the picture at these positions, bilinear, with its borders repeated."""
+    """Return the picture at these positions, bilinear, with repeated borders."""
     height, width = picture.shape[:2]
     x, y = np.clip(x, 0, width - 1.001), np.clip(y, 0, height - 1.001)
     column, row = x.astype(int), y.astype(int)

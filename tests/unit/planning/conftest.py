@@ -1,4 +1,4 @@
-"""The shipped cards and presets, and plans made with them."""
+"""The model cards and presets of `config/`, and plans that are made with them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -33,7 +33,7 @@ def h100() -> GpuCard:
 
 @pytest.fixture(scope="session")
 def plan_of(model_14b: ModelCard, h100: GpuCard) -> PlanOf:
-    """Plan of a speech of so many samples at 16 kHz; keywords are fields of the request, or replace an input."""
+    """Makes a plan for a number of samples at 16 kHz; keywords are fields of the request, or replace an input."""
     presets = load_presets(CONFIG)
 
     def plan(num_samples: int, **changes: Any) -> Plan:
@@ -59,7 +59,7 @@ def plan_of(model_14b: ModelCard, h100: GpuCard) -> PlanOf:
 
 @pytest.fixture(scope="session")
 def speech() -> SpeechOf:
-    """Noise with the given (seconds, level in dB of full scale), one after the other; -120 dB is digital silence."""
+    """Makes noise of the given (seconds, level in dB of full scale) pieces; -120 dB is digital silence."""
 
     def make(*stretches: tuple[float, float]) -> Samples:
         noise = np.random.default_rng(7)
@@ -74,7 +74,7 @@ def speech() -> SpeechOf:
 
 @pytest.fixture(scope="session")
 def sentences(speech: SpeechOf) -> Samples:
-    """20 s of speech: sentences end at 6 s and at 12.75 s, with 0.75 s until the next one begins."""
+    """20 s of speech: sentences end at 6 s and at 12.75 s, each followed by a pause of 0.75 s."""
     return speech((6, -20), (0.75, -70), (6, -20), (0.75, -70), (6.5, -20))
 
 

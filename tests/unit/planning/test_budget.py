@@ -1,4 +1,4 @@
-"""Budgets of a request and of an installation."""
+"""Check the budgets of a request and of an installation."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ def check(request: dict[str, Any], **settings: float) -> None:
 
 
 def test_a_plan_within_every_budget_passes() -> None:
-    """No limit, and limits that are just reached, let a plan pass."""
+    """A plan without limits, or one that equals its limits, passes."""
     check({})
     check({"max_gpu_seconds": 1234.5, "max_cost": 1.029}, max_gpu_seconds=1234.5, max_cost=2)
 
@@ -44,7 +44,7 @@ def test_a_plan_within_every_budget_passes() -> None:
 def test_a_plan_over_budget_is_refused_with_the_numbers(
     request_fields: dict[str, Any], settings: dict[str, float], sentences: list[str]
 ) -> None:
-    """Each exceeded limit is named with the expected number, where it comes from, and what to do."""
+    """The message has each exceeded limit, the expected number, the source of the limit and the remedy."""
     with pytest.raises(PermanentError, match=r"over budget: .*num_clip.*raise the limit") as caught:
         check(request_fields, **settings)
     assert all(sentence in str(caught.value) for sentence in sentences)

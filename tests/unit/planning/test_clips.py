@@ -1,4 +1,4 @@
-"""Dividing frames into clips."""
+"""Check the division of frames into clips."""
 
 import math
 from itertools import pairwise
@@ -37,7 +37,7 @@ NUM_FRAMES = st.integers(1, 20_000)
     ],
 )
 def test_split_examples(num_frames: int, infer_frames: int, expected: list[int]) -> None:
-    """Clips are full but the last, and a short last clip shares its frames with as few others as it can."""
+    """All clips are full except the last, which shares its frames with as few others as possible if it is short."""
     assert split(num_frames, infer_frames) == expected
 
 
@@ -46,7 +46,7 @@ def test_split_examples(num_frames: int, infer_frames: int, expected: list[int])
 @example(80, 80)
 @example(960, 80)
 def test_split_covers_with_the_fewest_legal_clips(num_frames: int, infer_frames: int) -> None:
-    """Any speech is covered by the fewest clips, each legal, with under 4 frames in vain wherever that is possible."""
+    """Any speech is covered by the fewest legal clips, with fewer than 4 surplus frames where possible."""
     clips = split(num_frames, infer_frames)
     assert len(clips) == math.ceil(num_frames / infer_frames) == clips_needed(num_frames, infer_frames)
     assert all(frames % 4 == 0 and 16 <= frames <= infer_frames for frames in clips)
@@ -58,7 +58,7 @@ def test_split_covers_with_the_fewest_legal_clips(num_frames: int, infer_frames:
 @settings(max_examples=4000, deadline=None)
 @given(NUM_FRAMES, LEGAL_INFER_FRAMES)
 def test_split_ends_with_no_stub(num_frames: int, infer_frames: int) -> None:
-    """Clips never grow along the video, only the shared ones are not full, and the last is no stub."""
+    """Clips never become longer, only shared ones are not full, and the last is not too short."""
     clips = split(num_frames, infer_frames)
     assert all(earlier >= later for earlier, later in pairwise(clips))
     short = [frames for frames in clips if frames < infer_frames]
@@ -80,7 +80,7 @@ def test_num_clip_makes_a_preview_or_changes_nothing(num_frames: int, infer_fram
 @settings(max_examples=1000, deadline=None)
 @given(NUM_FRAMES, LEGAL_INFER_FRAMES)
 def test_ranges_are_contiguous_and_end_with_the_video(num_frames: int, infer_frames: int) -> None:
-    """Ranges follow each other from 0 to the last frame; every clip delivers, and only the last is trimmed."""
+    """Ranges are contiguous from 0 to the last frame, every clip has frames, and only the last is trimmed."""
     clips = split(num_frames, infer_frames)
     ranges = list(frame_ranges(clips, 0, num_frames))
     assert ranges[0][0] == 0
@@ -101,12 +101,12 @@ def test_ranges_are_contiguous_and_end_with_the_video(num_frames: int, infer_fra
     ],
 )
 def test_a_process_renders_clips_of_one_chain_only(chains: list[int], clips_per_pod: int, expected: object) -> None:
-    """Every clip has its turn once, in order; a turn ends with its chain."""
+    """Every clip belongs to one process, in order, and a process ends with its chain."""
     assert [list(turn) for turn in turns(chains, clips_per_pod)] == expected
 
 
 def test_the_last_chain_renders_no_frames_to_fade_out() -> None:
-    """Nothing comes behind it; each chain before it has the frames of its cross-fade."""
+    """Each chain but the last renders the frames of its cross-fade."""
     slots = lay_out([0, 40, 80], 48, None, 4)
     assert [slot.infer_frames for slot in slots] == [44, 40]
     assert [slot.end_frame for slot in slots] == [40, 80]

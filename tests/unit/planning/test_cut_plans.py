@@ -53,7 +53,7 @@ def test_a_crossfade_renders_a_quarter_of_a_second_more_of_each_chain_but_the_la
     num_clip=st.none() | st.integers(1, 30),
 )
 def test_every_clip_of_every_chain_delivers_frames(bounds: list[int], infer_frames: int, num_clip: int | None) -> None:
-    """With cross-fades too: contiguous ranges, each clip renders what it stores, fades in and out come in pairs."""
+    """With cross-fades, ranges are contiguous, each clip renders what it stores, and each fade-out has a fade-in."""
     edges = [0, *itertools.accumulate(bounds)]
     slots = lay_out(edges, infer_frames, num_clip, fade_frames=4)
     assert [slot.start_frame for slot in slots] == [0, *(slot.end_frame for slot in slots[:-1])]
@@ -64,7 +64,7 @@ def test_every_clip_of_every_chain_delivers_frames(bounds: list[int], infer_fram
 
 
 def test_a_preview_of_a_cut_video_keeps_the_first_clips(plan_of: Any, sentences: Any) -> None:
-    """`num_clip` counts the clips of all chains; what comes behind them is left out, and said."""
+    """`num_clip` counts the clips of all chains, and the plan warns of what it leaves out."""
     fields = {"samples": sentences, "continuity": "cut", "min_chain_seconds": 4, "transition": "crossfade"}
     plan: Plan = plan_of(seconds(20), num_clip=3, **fields)
     assert [clip.chain_index for clip in plan.clips] == [0, 0, 1]

@@ -1,4 +1,4 @@
-"""Costs by formula."""
+"""Check the formulas of cost."""
 
 from dataclasses import replace
 
@@ -42,7 +42,7 @@ def test_forward_flops_equal_the_counted_ones(
     injection: float,
     total: float,
 ) -> None:
-    """Tokens and operations of one forward of the 14B model agree with the counted table (spec f.1), in all digits."""
+    """Tokens and operations of a forward of the 14B model equal the counted table (spec f.1) in all digits."""
     flops = forward_flops(shape, model_14b)
     assert clip_tokens(shape) == tokens
     assert round(flops.linear / 1e12) == linear
@@ -53,7 +53,7 @@ def test_forward_flops_equal_the_counted_ones(
 
 
 def test_forty_steps_equal_the_counted_ones(model_14b: ModelCard) -> None:
-    """Guidance doubles the forwards: 40 steps of a first 480x832 clip are 137 PFLOPs, of which 1.2 % are spared."""
+    """Guidance doubles the forwards: 40 steps of a first 480x832 clip are 137 PFLOPs, 1.2 % less than twice."""
     shape = clip(with_motion=False)
     forward = forward_flops(shape, model_14b)
     assert round(40 * 2 * forward.total / 1e15) == 137
@@ -65,7 +65,7 @@ def test_forty_steps_equal_the_counted_ones(model_14b: ModelCard) -> None:
 
 
 def test_vae_flops_equal_the_counted_ones(model_14b: ModelCard) -> None:
-    """Operations to encode 73 and 81 frames and to decode the end of some latents at 1024x704 equal torch's count."""
+    """Operations to encode 73 and 81 frames, and to decode latents at 1024x704, equal torch's count."""
     assert [round(vae_encode_flops(1024, 704, n, model_14b) / 1e12) for n in (19, 21)] == [268, 297]
     decoded = [(21, 80), (39, 153), (39, 80), (47, 112), (31, 48)]
     tflops = [round(vae_decode_flops(1024, 704, latents, frames, model_14b) / 1e12) for latents, frames in decoded]
@@ -73,7 +73,7 @@ def test_vae_flops_equal_the_counted_ones(model_14b: ModelCard) -> None:
 
 
 def test_vae_work_of_a_clip(model_14b: ModelCard) -> None:
-    """The motion state is encoded for a successor only, and for a first clip that starts from the picture."""
+    """A motion state is encoded only for a successor, or for a first clip that starts from the picture."""
 
     def vae_tflops(**changes: bool) -> int:
         shape = clip(1024, 704, **changes)
@@ -94,7 +94,7 @@ def test_weights_of_the_14b_model(model_14b: ModelCard) -> None:
 
 
 def test_seconds_follow_the_card(model_14b: ModelCard, h100: GpuCard) -> None:
-    """A GPU of twice the speed computes in half the time; loading takes as long as the weights are large."""
+    """A GPU of twice the speed computes in half the time; loading time depends on the size of the weights."""
     cost = clip_cost(clip(), model_14b, sample_steps=40, guided_steps=40)
     assert load_seconds(h100, model_14b) == weight_bytes(model_14b) / 2e9
     fast = h100.model_copy(update={"bf16_tflops": h100.bf16_tflops * 2, "tf32_tflops": h100.tf32_tflops * 2})
@@ -105,20 +105,20 @@ def test_seconds_follow_the_card(model_14b: ModelCard, h100: GpuCard) -> None:
 
 
 def test_decoding_on_a_gpu_takes_seconds_not_most_of_a_minute(model_14b: ModelCard, h100: GpuCard) -> None:
-    """The VAE of a 1024x704 clip is planned at TF32 speed: about 10 s on an H100."""
+    """The VAE of a 1024x704 clip is planned at TF32 speed, about 10 s on an H100."""
     cost = clip_cost(clip(1024, 704), model_14b, sample_steps=2, guided_steps=2)
     assert 8 < compute_seconds(replace(cost, transformer_flops=0), h100) < 12
 
 
 @pytest.mark.parametrize(("guided", "branches"), [(0, 1), (1, 2)])
-def test_what_stays_the_same_over_the_steps_is_paid_once(model_14b: ModelCard, guided: int, branches: int) -> None:
-    """Text and audio of a clip are projected once for each branch, however many steps there are."""
+def test_constant_values_are_counted_once_per_clip(model_14b: ModelCard, guided: int, branches: int) -> None:
+    """Text and audio of a clip are projected once for each branch, for any number of steps."""
     one, two = (clip_cost(clip(), model_14b, sample_steps=n, guided_steps=n * guided).transformer_flops for n in (1, 2))
     assert 2 * one - two == pytest.approx(branches * forward_flops(clip(), model_14b).constant, rel=1e-4)
 
 
 def test_a_vae_of_half_the_channels_costs_a_quarter(model_14b: ModelCard) -> None:
-    """Operations of a convolution follow the square of its channels, and the pixels."""
+    """Operations of a convolution grow with the pixels and the square of its channels."""
     small = model_14b.model_copy(update={"vae_base_dim": 48})
     assert vae_encode_flops(1024, 704, 19, small) == pytest.approx(vae_encode_flops(1024, 704, 19, model_14b) / 4)
     assert vae_decode_flops(512, 704, 21, 80, small) == pytest.approx(

@@ -16,12 +16,12 @@ def sampling(first: int, end: int, scale: float = 4.5) -> Sampling:
 
 @pytest.mark.parametrize(("first", "end"), [(0, 10), (9, 10), (0, 1)])
 def test_a_range_within_the_steps_is_accepted(first: int, end: int) -> None:
-    """It may end with the last step."""
+    """A range may end with the last step."""
     assert check_guide_steps(sampling(first, end)) == sampling(first, end)
 
 
 @pytest.mark.parametrize(("first", "end", "scale"), [(0, 11, 4.5), (5, 5, 4.5), (0, 10, 1.0)])
 def test_other_ranges_are_refused(first: int, end: int, scale: float) -> None:
-    """An empty range, one beyond the steps, and any range without guidance."""
+    """An empty range, one beyond the steps, and any range without guidance are refused."""
     with pytest.raises(PermanentError, match=rf"guide_steps \[{first}, {end}\]"):
         check_guide_steps(sampling(first, end, scale))

@@ -1,4 +1,4 @@
-"""Peak memory by formula, and the verdict on plans that do not fit."""
+"""Check the formula of peak memory, and plans that do not fit."""
 
 from dataclasses import replace
 from typing import Any
@@ -33,7 +33,7 @@ def gib(model: ModelCard, clip: ClipShape, setup: RenderSetup = ONE_GPU, *, guid
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("name", GPUS)
 def test_a_plan_fits_to_the_last_byte(plan_of: PlanOf, model_14b: ModelCard, name: str, preset: str) -> None:
-    """On every GPU each preset fits where the memory is just what it needs, and is refused with 1 MiB less."""
+    """Each preset passes on a GPU with exactly the memory that it needs, and is refused with 1 MiB less."""
     gpu = load_gpu_card(CONFIG, name)
     plan = plan_of(TEN_SECONDS, preset=preset, image_size=PICTURE, gpu=gpu)
     needed = plan.estimate.peak_gpu_memory_gib
@@ -43,7 +43,7 @@ def test_a_plan_fits_to_the_last_byte(plan_of: PlanOf, model_14b: ModelCard, nam
 
 
 def test_a_plan_with_clips_of_one_shape_is_checked(plan_of: PlanOf, model_14b: ModelCard) -> None:
-    """The clips in the middle of a chain need the same memory."""
+    """Clips in the middle of a chain, all of one shape, are checked, too."""
     gpu = load_gpu_card(CONFIG, "h100-sxm")
     plan = plan_of(THIRTY_SECONDS, image_size=PICTURE, gpu=gpu)
     check_memory(plan, model_14b, gpu, ONE_GPU)
@@ -56,9 +56,9 @@ def test_a_plan_with_clips_of_one_shape_is_checked(plan_of: PlanOf, model_14b: M
 def test_every_preset_fits_every_gpu_with_tensor_cores(
     plan_of: PlanOf, model_14b: ModelCard, name: str, preset: str
 ) -> None:
-    """The released model fits 48, 80 and 141 GB at each preset, and 24 GB with offloaded blocks.
+    """Each preset of the released model fits 48, 80 and 141 GB, and 24 GB with offloaded blocks.
 
-    The 8 GB of the CPU's entry hold the tiny model.
+    The CPU's 8 GB hold the tiny model.
     """
     gpu = load_gpu_card(CONFIG, name)
     plan = plan_of(TEN_SECONDS, preset=preset, image_size=PICTURE, gpu=gpu)
@@ -76,8 +76,8 @@ def test_every_preset_fits_every_gpu_with_tensor_cores(
     check_memory(plan_of(TEN_SECONDS, preset=preset, image_size=PICTURE, gpu=gpu, model=tiny), tiny, gpu, ONE_GPU)
 
 
-def test_the_goal_of_48_gb(model_14b: ModelCard) -> None:
-    """1024x704x80 fits 47.7 GB, whether or not another clip follows; 1280x704x80, with a larger decode, does not."""
+def test_1024x704_fits_48_gb(model_14b: ModelCard) -> None:
+    """1024x704x80 fits 47.7 GB, with and without a successor; 1280x704x80, with a larger decode, does not."""
     usable = 47.7e9 / GIB
     assert gib(model_14b, shape(1024, 704)) < usable
     assert gib(model_14b, shape(1024, 704, ends_chain=False)) < usable
@@ -85,14 +85,14 @@ def test_the_goal_of_48_gb(model_14b: ModelCard) -> None:
 
 
 def test_float8_weights_fit_24_gb_without_guidance(model_14b: ModelCard) -> None:
-    """832x448x80 with a bf16 VAE fits an RTX 4090 with one branch, and just misses it with two."""
+    """832x448x80 with a bf16 VAE fits an RTX 4090 with one branch, and not with two."""
     usable, setup = load_gpu_card(CONFIG, "rtx4090").memory_gib, RenderSetup(float8_weights=True, bfloat16_vae=True)
     alone, guided = (gib(model_14b, shape(832, 448), setup, guided=guided) for guided in (False, True))
     assert alone < usable < guided < usable + 0.2
 
 
 def test_the_smallest_changes_that_fit_are_named(plan_of: PlanOf, model_14b: ModelCard) -> None:
-    """Each named change makes the plan fit, and one step less of it does not."""
+    """Each proposed change makes the plan fit, and a smaller change does not."""
     l40s = load_gpu_card(CONFIG, "l40s")
     plan = plan_of(TEN_SECONDS, size="1280*704", image_size=(2560, 1408), gpu=l40s)
     with pytest.raises(PermanentError) as caught:
@@ -107,7 +107,7 @@ def test_the_smallest_changes_that_fit_are_named(plan_of: PlanOf, model_14b: Mod
 
 
 def test_shorter_clips_are_named_where_denoising_is_the_peak(plan_of: PlanOf, model_14b: ModelCard) -> None:
-    """The longest clip that fits is proposed."""
+    """If denoising is the peak, the longest clip that fits is proposed."""
     setup = RenderSetup(bfloat16_vae=True, first_block_cache=True)
     gpu = load_gpu_card(CONFIG, "l40s")
     plan = plan_of(TEN_SECONDS, preset="high", image_size=PICTURE, gpu=gpu, infer_frames=80)
@@ -135,7 +135,7 @@ def test_ranks_and_float8_need_less(model_14b: ModelCard, changes: dict[str, Any
 
 
 def test_offloaded_blocks_leave_two_on_the_gpu(model_14b: ModelCard) -> None:
-    """38 of 40 blocks leave the GPU: 832x448x80 fits 24 GB in bf16."""
+    """38 of 40 blocks stay on the host: 832x448x80 fits 24 GB in bf16."""
     clip, block = shape(832, 448), 2 * (8 * 5120**2 + 2 * 5120 * 13824)
     offloaded = gib(model_14b, clip, RenderSetup(offloaded_blocks=True))
     assert gib(model_14b, clip) - offloaded == pytest.approx(38 * block / GIB)
@@ -146,7 +146,7 @@ def test_offloaded_blocks_leave_two_on_the_gpu(model_14b: ModelCard) -> None:
 def test_a_plan_states_the_copies_of_offloaded_blocks(
     plan_of: PlanOf, model_14b: ModelCard, speed: float, waits: bool
 ) -> None:
-    """The warning has the host memory, and the seconds of copying and of computing of a step."""
+    """The warning has the host memory and the seconds of copying and computing per step."""
     gpu = load_gpu_card(CONFIG, "rtx4090").model_copy(update={"host_gb_per_second": speed})
     assert not [text for text in plan_of(TEN_SECONDS, gpu=gpu).warnings if "offloaded" in text]
     plan = plan_of(TEN_SECONDS, gpu=gpu, setup=RenderSetup(offloaded_blocks=True))
@@ -157,7 +157,7 @@ def test_a_plan_states_the_copies_of_offloaded_blocks(
 
 
 def test_a_layout_of_the_settings_counts(model_14b: ModelCard) -> None:
-    """Without fsdp two ranks hold all weights each; branches on two ranks leave none waiting, as does no guidance."""
+    """With cfg2 on two ranks, a rank needs as much memory as one rank without guidance."""
     clip = shape(1024, 704, 112)
     cached = RenderSetup(first_block_cache=True)
     split = RenderSetup(num_ranks=2, parallel_layout="cfg2", first_block_cache=True)
@@ -166,19 +166,19 @@ def test_a_layout_of_the_settings_counts(model_14b: ModelCard) -> None:
 
 
 def test_the_formula_follows_the_measured_peaks(model_14b: ModelCard) -> None:
-    """Weights and VAE decode are those that were measured with the released model: 33.1 GB, and 0.84 GB of text."""
+    """Weights and VAE decode equal the measured 33.1 GB of the released model, and 0.84 GB of text."""
     decoding = gib(model_14b, shape(1024, 704)) * GIB / 1e9
     assert decoding == pytest.approx(33.1 + 0.84 + 12.0, abs=0.1)
 
 
 def test_cards_of_gpus_have_speeds_in_order() -> None:
-    """Dense figures: bf16 is at least as fast as TF32, and TF32 as float32."""
+    """In dense figures bf16 is at least as fast as TF32, and TF32 as float32."""
     cards: list[GpuCard] = [load_gpu_card(CONFIG, name) for name in GPUS]
     assert all(card.bf16_tflops >= card.tf32_tflops >= card.fp32_tflops for card in cards)
 
 
 def test_the_copies_of_offloaded_blocks_are_compared_with_the_shortest_clip(model_14b: ModelCard) -> None:
-    """A clip without guidance computes half as long; the steps of the shortest clip are the first that wait."""
+    """Copies are compared with the steps of the shortest clip, which wait first, and without guidance with half."""
     gpu = load_gpu_card(CONFIG, "rtx4090")
     short, long = shape(832, 448, 40), shape(832, 448, 80)
 

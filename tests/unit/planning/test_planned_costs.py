@@ -9,13 +9,13 @@ from tests.unit.planning.conftest import seconds
 
 
 def test_guidance_of_1_halves_the_work(plan_of: Any) -> None:
-    """A guidance scale of 1 needs one branch a step instead of two, which have a little in common."""
+    """A guidance scale of 1 needs one branch per step instead of two."""
     guided, unguided = plan_of(seconds(5), sample_guide_scale=1.1), plan_of(seconds(5), sample_guide_scale=1)
     assert unguided.estimate.pflops == pytest.approx(guided.estimate.pflops / 2, rel=0.02)
 
 
 def test_steps_without_guidance_cost_one_branch(plan_of: Any) -> None:
-    """Guidance in 10 of 30 steps costs two thirds of guidance in all of them."""
+    """Guidance in 10 of 30 steps costs two thirds of guidance in all steps."""
     everywhere, partly = plan_of(seconds(5)), plan_of(seconds(5), guide_steps=[0, 10])
     assert (everywhere.sampling.guided_steps, partly.sampling.guided_steps) == (30, 10)
     transformer = [plan.estimate.pflops * 1e15 - 1.1e15 for plan in (everywhere, partly)]
@@ -40,7 +40,7 @@ def test_estimate_sums_the_clips(plan_of: Any, h100: Any) -> None:
 
 
 def test_clips_that_share_a_process_load_the_model_once(plan_of: Any, model_14b: Any, h100: Any) -> None:
-    """Two clips in one process cost one load less; the longest chain cannot be done sooner, the others can."""
+    """Two clips in one process cost one load less; the time of the longest chain includes all its loads."""
     assert (plan_of(seconds(15)).clips_per_pod, plan_of(seconds(15), clips_per_pod=2).clips_per_pod) == (1, 2)
     apart, together = plan_of(seconds(15)).estimate, plan_of(seconds(15), clips_per_pod=2).estimate
     assert apart.gpu_seconds - together.gpu_seconds == pytest.approx(load_seconds(h100, model_14b))
@@ -60,7 +60,7 @@ def test_peak_memory_is_that_of_the_largest_clip(plan_of: Any) -> None:
 
 
 def test_only_retakes_have_a_worst_case(plan_of: Any, model_14b: Any, h100: Any) -> None:
-    """With the gate each clip may be computed `max_retakes` times more; the weights are loaded once all the same."""
+    """With the gate each clip may be rendered `max_retakes` times more, without another load of the weights."""
     for quality in ("off", "report"):
         assert plan_of(seconds(10), quality=quality).estimate.worst_case_gpu_seconds is None
     estimate = plan_of(seconds(10), quality="gate", max_retakes=3, clips_per_pod=2).estimate

@@ -48,7 +48,7 @@ def test_frames_of_speech_are_exact(num_samples: int, sample_rate: int, expected
     ],
 )
 def test_plan_of_durations(plan_of: Any, duration: float, num_frames: int, expected: list[int]) -> None:
-    """The balanced preset makes the fewest 5 s clips: no silent extra clip at exact multiples, no lost end."""
+    """The balanced preset makes the fewest 5 s clips, without a silent extra clip and without a lost end."""
     plan = plan_of(seconds(duration))
     assert plan.num_frames == num_frames == plan.clips[-1].end_frame
     assert frames(plan) == expected
@@ -82,7 +82,7 @@ def test_num_clip_fewer_is_a_preview(plan_of: Any) -> None:
 
 
 def test_a_plan_states_what_is_covered_and_the_shape_of_each_clip(plan_of: Any) -> None:
-    """Its JSON tells the seconds of speech that are heard, and the latents of every clip."""
+    """The JSON has the covered seconds of speech and the latent shape of every clip."""
     preview = plan_of(10 * 16000, num_clip=1, infer_frames=48)
     assert preview.covered_seconds == 3.0
     whole = plan_of(80_320)
@@ -114,7 +114,7 @@ def test_max_clips_bounds_the_job(plan_of: Any) -> None:
 
 
 def test_bad_inputs_are_refused(plan_of: Any) -> None:
-    """An empty speech, an unknown preset and a strip of a picture each end in an error that says what was expected."""
+    """An empty speech, an unknown preset and a very narrow picture are errors that say what was expected."""
     with pytest.raises(PermanentError, match="0 samples"):
         plan_of(0)
     with pytest.raises(PermanentError, match="preset 'fancy' is unknown: expected one of quick, balanced, high, long"):
@@ -148,12 +148,12 @@ def test_request_overrides_the_preset_field_by_field(plan_of: Any) -> None:
     ],
 )
 def test_shift_follows_the_size_unless_given(plan_of: Any, fields: dict[str, Any], shift: float) -> None:
-    """A given shift wins, then the one that fits a given size, then the preset's."""
+    """A given shift has precedence, then the one for a given size, then the preset's."""
     assert plan_of(seconds(1), image_size=(4000, 3000), **fields).sampling.sample_shift == shift
 
 
 def test_seeds(plan_of: Any) -> None:
-    """Clip k uses base_seed + k; without a seed the job id decides, so that a retry repeats it."""
+    """Clip k uses base_seed + k; without a seed it is derived from the job id, so that a retry repeats it."""
     assert [clip.seed for clip in plan_of(seconds(15), base_seed=7).clips] == [7, 8, 9]
     assert [clip.seed for clip in plan_of(seconds(15), base_seed=0).clips] == [0, 1, 2]
     derived, again = plan_of(seconds(15)), plan_of(seconds(15))
@@ -177,13 +177,13 @@ def test_start_from_ref_gives_the_first_clip_motion_tokens(plan_of: Any) -> None
     ],
 )
 def test_guided_steps_that_do_not_exist_are_refused(plan_of: Any, fields: dict[str, Any], words: str) -> None:
-    """The sentence names the range, the steps and a remedy."""
+    """The message names the range, the steps and a remedy."""
     with pytest.raises(PermanentError, match=words):
         plan_of(seconds(5), **fields)
 
 
 def test_fingerprints_of_plans_without_new_fields_stay(plan_of: Any) -> None:
-    """The sampling of a plan states later fields only where they are given."""
+    """The sampling of a plan states fields that were added later only if they are given."""
     fields = {"sample_steps", "sample_guide_scale", "sample_shift", "sample_solver", "start_from_ref"}
     assert set(plan_of(seconds(5)).sampling.model_dump()) == fields
     assert plan_of(seconds(5), guide_steps=[2, 9]).sampling.model_dump()["guide_steps"] == (2, 9)

@@ -1,4 +1,4 @@
-"""Plans of reruns: what stays the parent's, and what is computed and paid for."""
+"""Check plans of reruns: inherited clips, and the work and price of the others."""
 
 from collections.abc import Callable
 from typing import Any
@@ -36,7 +36,7 @@ def rerun(model_14b: ModelCard, h100: GpuCard) -> Rerun:
 def test_the_clips_from_the_change_on_are_planned_and_paid(
     plan_of: PlanOf, rerun: Rerun, model_14b: ModelCard, h100: GpuCard
 ) -> None:
-    """Work and price are those of two clips of four, which one process renders with one load of the weights."""
+    """Work and price are those of the two changed clips of four, with one load of the weights."""
     parent = plan_of(seconds(20))
     plan = rerun(parent, 2, sample_steps=15, clips_per_pod=4)
     assert plan.clips[:2] == parent.clips[:2]
@@ -64,22 +64,22 @@ def test_the_clips_from_the_change_on_are_planned_and_paid(
 def test_another_seed_is_that_of_the_rendered_clips(
     plan_of: PlanOf, rerun: Rerun, before: dict[str, Any], after: dict[str, Any], seeds: list[int]
 ) -> None:
-    """A seed that the request repeats or leaves out stays the parent's; a new one counts from the first clip on."""
+    """A repeated or omitted seed keeps the parent's seeds; a new one counts from the first clip on."""
     plan = rerun(plan_of(seconds(15), **before), 1, before, **after)
     assert [clip.seed for clip in plan.clips] == seeds
     assert plan.base_seed == (seeds[0] if not after else seeds[1] - 1)
 
 
 def test_seeds_that_retakes_gave_a_clip_stay_without_another_seed(plan_of: PlanOf, rerun: Rerun) -> None:
-    """The seed of a clip is its own, not one that is counted from the first clip."""
+    """A clip keeps the seed of its retake, unless the rerun has another seed."""
     parent = plan_of(seconds(15), base_seed=7)
     changed = parent.clips[1].model_copy(update={"seed": 99})
     parent = parent.model_copy(update={"clips": (parent.clips[0], changed, parent.clips[2])})
     assert [clip.seed for clip in rerun(parent, 1, {"base_seed": 7}).clips] == [7, 99, 9]
 
 
-def test_a_rerun_of_a_rerun_knows_nothing_of_what_its_parent_inherited(plan_of: PlanOf, rerun: Rerun) -> None:
-    """The clips before the change are inherited anew; memory and price count from the first rendered one on."""
+def test_a_rerun_of_a_rerun_inherits_from_its_parent_alone(plan_of: PlanOf, rerun: Rerun) -> None:
+    """All clips before the change come from the parent; memory and price count from the first rendered clip on."""
     whole = plan_of(seconds(20))
     inherited = tuple(
         InheritedClip(clip_index=index, fingerprint=f"f{index}", source_job_id="job-0", source_manifest_key="m.json")
@@ -93,14 +93,14 @@ def test_a_rerun_of_a_rerun_knows_nothing_of_what_its_parent_inherited(plan_of: 
 
 
 def test_starting_from_the_picture_is_counted_where_the_preset_is_another(plan_of: PlanOf, rerun: Rerun) -> None:
-    """The shapes of a rerun follow its own sampling: a clip with motion tokens costs more than one without."""
+    """The cost follows the rerun's own sampling: a clip with motion tokens costs more."""
     parent = plan_of(seconds(5))
     plain, motion = (rerun(parent, 0, preset="high", start_from_ref=start) for start in (False, True))
     assert motion.clips[0].pflops > 1.05 * plain.clips[0].pflops
 
 
 def test_another_preset_gives_its_sampling_for_the_size_of_the_video(plan_of: PlanOf, rerun: Rerun) -> None:
-    """The shift is that of the frames that exist; the mark of a preview goes with the preset, other warnings stay."""
+    """The shift is that of the existing frames; the mark of a preview follows the preset, and other warnings stay."""
     parent = plan_of(seconds(12), preset="preview", num_clip=1)
     assert [warning.partition(":")[0] for warning in parent.warnings] == ["Preview quality", "This is a preview"]
     plan = rerun(parent, 0, preset="high", num_clip=1)
@@ -116,7 +116,7 @@ def test_another_preset_gives_its_sampling_for_the_size_of_the_video(plan_of: Pl
 
 
 def test_a_clip_that_the_parent_has_not_is_refused(plan_of: PlanOf) -> None:
-    """The bounds are in the sentence; the last clip can be made again."""
+    """The message has the bounds, and the last clip may be rendered again."""
     parent = plan_of(seconds(15))
     check_from_clip(parent, 2)
     with pytest.raises(PermanentError, match="from_clip 3: expected 0 to 2, the clips of job job-1"):

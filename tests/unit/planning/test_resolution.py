@@ -1,4 +1,4 @@
-"""The size of the video."""
+"""Check the size of the video."""
 
 import json
 from pathlib import Path
@@ -16,19 +16,19 @@ SIZES = st.sampled_from(["128*128", "128*192", "256*256", "480*832", "832*480", 
 
 
 def test_output_size_equals_the_reference() -> None:
-    """Every row of the golden table, from the reference itself, is reproduced exactly."""
+    """Every row of the golden table from the reference is reproduced exactly."""
     rows = json.loads(GOLDEN.read_text())["rows"]
     assert len(rows) > 800
     assert [list(output_size(height, width, area)) for height, width, area, _ in rows] == [row[3] for row in rows]
 
 
 def test_output_size_keeps_the_zero_of_the_reference() -> None:
-    """The rule itself is the reference's even where that yields a side of 0."""
+    """The reference's rule gives a side of 0 for an extreme picture, and so does ours."""
     assert output_size(1, 30000, 480 * 832) == (0, 29760)
 
 
 def test_a_picture_of_just_the_area_is_not_scaled_by_it() -> None:
-    """The scales of the reference then go down from 1 to a tenth, as for a smaller picture."""
+    """A picture of exactly the area is scaled down from 1, as a smaller picture is."""
     assert output_size(600, 1536, 1280 * 720) == (576, 1472)
 
 
@@ -44,14 +44,14 @@ def test_a_picture_of_just_the_area_is_not_scaled_by_it() -> None:
     ],
 )
 def test_plan_size_follows_the_picture(image: tuple[int, int], size: str, expected: tuple[int, int]) -> None:
-    """The order of the sides in `size` is not used: the picture decides whether the video is upright."""
+    """The picture decides about upright or wide, whatever the order of sides in `size`."""
     assert plan_size(*image, size) == expected
 
 
 @settings(max_examples=2000, deadline=None)
 @given(SIDES, SIDES, SIZES)
 def test_plan_size_is_renderable(image_width: int, image_height: int, size: str) -> None:
-    """A picture up to four times as long as wide gets sides of 64 pixels or more, no larger in area than the size."""
+    """A picture up to four times as long as wide gets sides of at least 64 pixels, within the area of the size."""
     assume(max(image_width, image_height) <= 4 * min(image_width, image_height))
     width, height = plan_size(image_width, image_height, size)
     bound = [int(side) for side in size.split("*")]
@@ -70,7 +70,7 @@ def test_extreme_pictures_are_refused(image: tuple[int, int]) -> None:
 
 
 def test_cropped_share() -> None:
-    """Covering a square with a 2:1 picture cuts half of it away; the same shape cuts nothing, at any scale."""
+    """Covering a square with a 2:1 picture crops half of it; the same shape is not cropped, at any scale."""
     assert cropped_share(200, 100, 640, 640) == pytest.approx(0.5)
     assert cropped_share(300, 150, 640, 320) == pytest.approx(0.0)
 
@@ -81,5 +81,5 @@ def test_cropped_share() -> None:
 def test_the_size_behind_all_scales_is_that_of_the_reference(
     height: int, width: int, expected: tuple[int, int]
 ) -> None:
-    """Sides are those of the area, or of the picture itself where either of them would be larger than it is."""
+    """If no scale fits, the sides are those of the area, or of the picture if it is smaller."""
     assert _floored_size(height, width, 480 * 832) == expected

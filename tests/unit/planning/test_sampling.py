@@ -1,4 +1,4 @@
-"""Adapters and step cache in plans."""
+"""Check adapters and the step cache in plans."""
 
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,12 @@ CARDS = {
 
 @pytest.fixture
 def adapted(plan_of: PlanOf) -> PlanOf:
-    """Plans of an installation whose catalogue has two adapters."""
+    """Makes plans of an installation whose catalogue has two adapters."""
     return lambda **fields: plan_of(TEN_SECONDS, catalogue=CARDS, **fields)
 
 
 def test_the_sampling_of_an_adapter_is_a_default(adapted: PlanOf) -> None:
-    """It replaces that of the preset, and the request replaces it."""
+    """The sampling of an adapter replaces that of the preset, and the request replaces both."""
     plan = adapted(adapters=[{"name": "four-steps"}])
     sampling = plan.sampling
     assert (sampling.sample_steps, sampling.sample_solver, sampling.sample_shift) == (4, "euler", 8.0)
@@ -42,7 +42,7 @@ def test_the_sampling_of_an_adapter_is_a_default(adapted: PlanOf) -> None:
 
 
 def test_the_plan_states_digest_strength_and_warning(adapted: PlanOf) -> None:
-    """The plan has all that decides the weights; an adapter of strength 0 is left out."""
+    """The plan has digest and strength of each adapter; one of strength 0 is left out."""
     plan = adapted(adapters=[{"name": "four-steps", "strength": 0.5}, {"name": "voice", "strength": 0}])
     assert [item.model_dump() for item in plan.adapters] == [
         {"name": "four-steps", "sha256": "a" * 64, "strength": 0.5}
@@ -52,7 +52,7 @@ def test_the_plan_states_digest_strength_and_warning(adapted: PlanOf) -> None:
 
 
 def test_digests_of_clips_depend_on_the_adapters(adapted: PlanOf) -> None:
-    """Each strength has its own digest; without adapters it is that of a plan that knows none."""
+    """Each strength has its own digest; without adapters it is that of earlier plans."""
     plain, none = adapted(), adapted(adapters=[])
     half, whole = (adapted(adapters=[{"name": "voice", "strength": strength}]) for strength in (0.5, 1.0))
     digests = [plan.digest_of(plan.clips[0]) for plan in (plain, none, half, whole)]
@@ -71,13 +71,13 @@ def test_digests_of_clips_depend_on_the_adapters(adapted: PlanOf) -> None:
     ],
 )
 def test_impossible_adapters_are_refused(adapted: PlanOf, chosen: list[dict[str, Any]], words: str) -> None:
-    """The sentence names the adapter and what was expected."""
+    """The message names the adapter and the expectation."""
     with pytest.raises(PermanentError, match=words):
         adapted(adapters=chosen)
 
 
 def test_a_rerun_keeps_or_replaces_adapters(adapted: PlanOf, model_14b: Any, h100: Any) -> None:
-    """Without a word they stay; an empty list removes them."""
+    """Omitted adapters are those of the parent, and an empty list removes them."""
     parent = adapted(adapters=[{"name": "voice"}])
     request = parse_request(FIELDS | {"adapters": [{"name": "voice"}]})
     inputs: dict[str, Any] = {
@@ -91,7 +91,7 @@ def test_a_rerun_keeps_or_replaces_adapters(adapted: PlanOf, model_14b: Any, h10
 
 
 def test_the_step_cache_is_a_level(plan_of: PlanOf) -> None:
-    """A level is a threshold in the plan, and its memory counts; no level leaves the installation's."""
+    """The plan has the threshold of the level, and its memory counts; without a level it is the installation's."""
     plans = {level: plan_of(TEN_SECONDS, step_cache=level) for level in (None, "off", "quality", "fast")}
     thresholds = [plan.sampling.step_cache for plan in plans.values()]
     assert thresholds == [None, 0.0, STEP_CACHE_THRESHOLDS["quality"], STEP_CACHE_THRESHOLDS["fast"]]
@@ -103,7 +103,7 @@ def test_the_step_cache_is_a_level(plan_of: PlanOf) -> None:
 
 
 def test_the_catalogue_is_checked(tmp_path: Path) -> None:
-    """The shipped file is empty; a missing file is an empty catalogue; a bad entry is a configuration error."""
+    """The shipped catalogue is empty, a missing file is an empty one, and a bad entry is a configuration error."""
     assert load_adapter_cards(CONFIG) == load_adapter_cards(tmp_path) == {}
     (tmp_path / "adapters.yaml").write_text(f"voice:\n  path: v.safetensors\n  sha256: {'c' * 64}\n  purpose: Style.\n")
     assert load_adapter_cards(tmp_path)["voice"].least_matched == 0.9

@@ -1,4 +1,4 @@
-"""The plan in a terminal."""
+"""Check the plan in a terminal."""
 
 import io
 from datetime import timedelta
@@ -33,7 +33,7 @@ def test_table_states_every_clip_and_the_cost(plan_of: Any) -> None:
 
 
 def test_table_shows_where_a_video_is_cut(plan_of: Any, sentences: Any, speech: Any) -> None:
-    """Chains, each cut with its pause, and the time that a GPU for each chain would take."""
+    """The table has chains, each cut with its pause, and the time with a GPU for each chain."""
     text = text_of(plan_of(16000 * 20, samples=sentences, continuity="cut", min_chain_seconds=4))
     assert "3, cut at 6.50 s (pause 0.75 s), 13.25 s (pause 0.75 s)" in text
     assert "with a GPU for each chain" in text
@@ -43,7 +43,7 @@ def test_table_shows_where_a_video_is_cut(plan_of: Any, sentences: Any, speech: 
 
 
 def test_long_tables_are_folded(plan_of: Any) -> None:
-    """Up to 20 clips have a row each; of more, the middle is one row that keeps the sums."""
+    """Up to 20 clips have a row each; of more clips, the middle ones share a row with their sums."""
     assert [f"{k}/20" in text_of(plan_of(16000 * 100)) for k in range(1, 21)] == [True] * 20
     folded = text_of(plan_of(16000 * 600)).splitlines()
     (row,) = [line.split() for line in folded if "9-112/120" in line]
@@ -52,9 +52,9 @@ def test_long_tables_are_folded(plan_of: Any) -> None:
 
 
 def test_table_states_what_was_chosen(plan_of: Any) -> None:
-    """Adapters with their strengths, the start from the picture, hours of work, and the worst case of retakes.
+    """The table has adapters with strengths, the start from the picture, hours of work, and the worst case of retakes.
 
-    What was not chosen has no row.
+    A choice that was not made has no row.
     """
     card = AdapterCard(name="voice", path=Path("b.safetensors"), sha256="b" * 64, purpose="Style.")
     chosen = {"adapters": [{"name": "voice", "strength": 0.5}], "start_from_ref": True, "quality": "gate"}

@@ -1,4 +1,4 @@
-"""Sentences of a plan about inputs and choices that may surprise."""
+"""Check the warnings of a plan about inputs and choices."""
 
 from typing import Any
 
@@ -22,14 +22,14 @@ from tests.unit.planning.conftest import seconds
     ],
 )
 def test_picture_warnings(plan_of: Any, changes: dict[str, Any], expected: list[str]) -> None:
-    """A small picture, a video below the trained sizes and a large cut are told, and nothing else is."""
+    """A small picture, a video below the trained sizes and a large crop are warnings, and nothing else is."""
     warnings = plan_of(seconds(2), **changes).warnings
     assert len(warnings) == len(expected)
     assert all(part in warning for part, warning in zip(expected, warnings, strict=True))
 
 
-def test_cuts_that_surprise_are_said(plan_of: Any, sentences: Any, speech: Any) -> None:
-    """No cut where cuts were asked for, and a cut in the middle of speech, are warnings with their remedy."""
+def test_unusual_cuts_are_warnings(plan_of: Any, sentences: Any, speech: Any) -> None:
+    """No cut although cuts were requested, and a cut within speech, are warnings with their remedy."""
     (whole,) = plan_of(seconds(20), samples=sentences, continuity="cut", min_chain_seconds=14).warnings
     assert whole.startswith(
         "Nothing is cut: 20.00 s of speech have no pause of 0.5 s at least 14 s (min_chain_seconds)"
@@ -42,7 +42,7 @@ def test_cuts_that_surprise_are_said(plan_of: Any, sentences: Any, speech: Any) 
 
 
 def sound(**changes: Any) -> StagedSound:
-    """Return the sound of an ordinary speech with changes."""
+    """Return the facts of the audio of an ordinary speech, with changes."""
     values = {"lead_in_seconds": 0.3, "silent_share": 0.1, "clipped_share": 0.0, "movement_db": 7.0} | changes
     return StagedSound(**values)
 
@@ -86,7 +86,7 @@ def test_input_warnings(plan_of: Any, inputs: dict[str, Any], expected: list[str
 
 
 def test_pose_video_needs_to_last_as_long_as_a_preview(plan_of: Any) -> None:
-    """A pose video that is shorter than the speech is long enough for a preview that is shorter still."""
+    """A pose video that is shorter than the speech gives no warning if the preview is shorter still."""
     facts = InputFacts(pose_frames=48)
     assert len(plan_of(seconds(20), inputs=facts).warnings) == 1
     (preview,) = plan_of(seconds(20), inputs=facts, preset="quick").warnings
@@ -94,7 +94,7 @@ def test_pose_video_needs_to_last_as_long_as_a_preview(plan_of: Any) -> None:
 
 
 def test_the_face_is_measured_in_what_is_left_of_the_picture(plan_of: Any) -> None:
-    """A face that fills a little less than 5 % of the picture fills more of a video that is cut out of it."""
+    """The size of a face counts within the cropped picture: a little less than 5 % of the whole may suffice."""
     inputs = InputFacts(faces=StagedFaces(num_faces=1, area_share=0.047))
     (small,) = plan_of(seconds(5), inputs=inputs, image_size=(832, 448)).warnings
     assert small.startswith("The face fills 4.7% of the frame")
@@ -102,7 +102,7 @@ def test_the_face_is_measured_in_what_is_left_of_the_picture(plan_of: Any) -> No
 
 
 def test_two_faces_are_one_too_many(plan_of: Any) -> None:
-    """Either of them may talk; the other reasons are told, too."""
+    """Two faces give a warning, together with the other ones."""
     several, small = plan_of(seconds(5), inputs=InputFacts(faces=StagedFaces(num_faces=2, area_share=0.02))).warnings
     assert several.startswith("The picture shows 2 faces")
     assert small.startswith("The face fills 2.1% of the frame")

@@ -1,4 +1,4 @@
-"""Fingerprints of clips, what of a rendering is encoded, and what is said of clips that were made otherwise."""
+"""Check fingerprints of clips, the encoded frames, and messages about clips that were made otherwise."""
 
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -20,7 +20,7 @@ GOLDEN_FADES = [*GOLDEN[:2], "fe1b91534a38c963", "8da4de2b37021da1"]  # of the t
 
 
 def clip(index: int, **changes: Any) -> ClipPlan:
-    """Make one of four clips: two chains, the first of three clips of 16, 16 and 80 frames."""
+    """Return one of four clips: two chains, the first of three clips of 16, 16 and 80 frames."""
     start, frames = ((0, 16), (16, 16), (32, 80), (112, 48))[index]
     fields: dict[str, Any] = {
         "clip_index": index,
@@ -39,7 +39,7 @@ def clip(index: int, **changes: Any) -> ClipPlan:
 
 
 def plan(*clips: ClipPlan, **changes: Any) -> Plan:
-    """Make the plan of these clips, which take the places of those of the same index."""
+    """Return the plan of these clips, which replace those of the same index."""
     taken = {given.clip_index: given for given in clips}
     fields: dict[str, Any] = {
         "job_id": "job-1",
@@ -80,14 +80,14 @@ def prints(
 
 
 def test_fingerprints_stay_what_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep those of finished clips: another value for the same clip would have all users pay for it again."""
+    """Fingerprints of finished clips do not change, because another value would render them again."""
     monkeypatch.setattr(fingerprints, "REVISION", 5)
     assert [found[:16] for found in prints(plan())] == GOLDEN
     assert [found[:16] for found in prints(plan(clip(3, fade_in_frames=4), clip(2, fade_out_frames=4)))] == GOLDEN_FADES
 
 
 def test_a_revision_of_the_engine_renders_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Change all fingerprints with the revision."""
+    """Another revision of the engine changes all fingerprints."""
     before = prints(plan())
     monkeypatch.setattr(fingerprints, "REVISION", fingerprints.REVISION + 1)
     assert not set(before) & set(prints(plan()))
@@ -109,9 +109,9 @@ def test_a_revision_of_the_engine_renders_anew(monkeypatch: pytest.MonkeyPatch) 
     ids=str,
 )
 def test_a_change_of_a_clip_reaches_those_behind_it_in_its_chain(change: dict[str, Any], kept: list[int]) -> None:
-    """Follow what decides about bytes, and nothing else; the other chain keeps its clips.
+    """A change that affects bytes changes the fingerprints of the clip and of later ones of its chain.
 
-    The first clip carries as many frames as the clips behind it need.
+    The first clip carries as many frames as later clips need.
     """
     before, after = prints(plan()), prints(plan(clip(1, **change)))
     assert [index for index in range(4) if before[index] == after[index]] == [*kept, 3]
@@ -129,12 +129,12 @@ def test_a_change_of_a_clip_reaches_those_behind_it_in_its_chain(change: dict[st
     ids=lambda changes: next(iter(changes)),
 )  # fmt: skip
 def test_size_and_sampling_belong_to_every_clip(changes: dict[str, Any]) -> None:
-    """Render all clips anew when one of them changes."""
+    """Another size or sampling changes the fingerprints of all clips."""
     assert not set(prints(plan())) & set(prints(plan(**changes)))
 
 
 def test_adapters_belong_to_every_clip() -> None:
-    """Digest and strength change all fingerprints, the name does not; without adapters they stay."""
+    """Digest and strength change all fingerprints, the name does not; without adapters they do not change."""
     adapter = {"name": "voice", "sha256": "a" * 64, "strength": 1.0}
     made = prints(plan(adapters=(adapter,)))
     assert made == prints(plan(adapters=(adapter | {"name": "other"},)))
@@ -144,7 +144,7 @@ def test_adapters_belong_to_every_clip() -> None:
 
 
 def test_inherited_clips_keep_their_fingerprints() -> None:
-    """Take those of the parent job, and continue its chain from them."""
+    """Inherited clips have the fingerprints of the parent job, and later clips continue from them."""
     inherited = tuple(
         InheritedClip(clip_index=index, fingerprint=f"f{index}", source_job_id="job-0", source_manifest_key="m.json")
         for index in range(2)
@@ -156,7 +156,7 @@ def test_inherited_clips_keep_their_fingerprints() -> None:
 
 
 def test_a_clip_stores_its_frames_and_those_that_fade_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out what was rendered beyond them; a key frame stands where the fade-in ends."""
+    """Surplus frames are not stored, and a key frame is at the end of the fade-in."""
     encoded: list[Any] = []
 
     def encode(frames: Iterable[Any], path: Path, **options: Any) -> None:
@@ -175,7 +175,7 @@ def test_a_clip_stores_its_frames_and_those_that_fade_out(tmp_path: Path, monkey
 def test_only_the_first_clip_of_a_job_has_a_poster(
     index: int, has_poster: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A clip that begins another chain would replace it by a picture of its own."""
+    """The first clips of other chains have no poster."""
     monkeypatch.setattr(leader, "encode_clip", lambda frames, *_, **__: list(frames))
     short = clip(index, infer_frames=16, end_frame=clip(index).start_frame + 16)
     leader._encode(short, tmp_path, iter([torch.zeros((16, 16, 16, 3), dtype=torch.uint8)]))
@@ -194,7 +194,7 @@ def test_only_the_first_clip_of_a_job_has_a_poster(
 def test_a_clip_of_another_encoder_is_distinguished_from_one_of_other_inputs(
     facts: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Name both encoders where they differ; clips of earlier versions name none."""
+    """The message names both encoders if they differ; clips of earlier versions name none."""
     monkeypatch.setattr(leader, "encoder_build", lambda: "ours")
     now = datetime(2026, 11, 20, tzinfo=UTC)
     made = Manifest(
@@ -205,7 +205,7 @@ def test_a_clip_of_another_encoder_is_distinguished_from_one_of_other_inputs(
 
 
 def test_ranks_wait_for_a_leader_that_waits_for_two_servers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Allow for S3 and then for PostgreSQL to be away, each as long as a step is tried again."""
+    """The time limit of ranks covers an outage of S3 followed by one of PostgreSQL."""
     monkeypatch.setenv("S2V_RETRY_SECONDS", "900")
     load_settings.cache_clear()
     assert renderer.leader_waits_seconds(load_settings()) == 1800

@@ -1,4 +1,4 @@
-"""Measure clips from parts of videos, speech and earlier records: which parts they are."""
+"""Check the parts of videos, speech and earlier records from which a clip is measured."""
 
 import shutil
 from collections.abc import Iterable
@@ -27,7 +27,7 @@ NUM_STORED = 18  # of each video; clips of the plan have 16 frames or more
 
 
 class Meter:
-    """Notes what it measures: the brightness of each picture, in steps of ten."""
+    """Records what it measures: the brightness of each picture, in steps of ten."""
 
     def __init__(self, _finder: Any, _reference: Any, before: "Meter | None" = None) -> None:
         self.before, self.mouth, self.end = before, [], ()
@@ -64,7 +64,7 @@ def manifest(index: int) -> Manifest:
 
 @pytest.fixture
 def meters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Meter]:
-    """The meters of the clips that are measured, in order."""
+    """The meters of the measured clips, in order."""
     made: list[Meter] = []
 
     class Noted(Meter):
@@ -101,9 +101,9 @@ def measurer(tmp_path: Path, meters: list[Meter]) -> ClipMeasurer:
 
 
 def test_a_clip_is_measured_with_the_end_of_the_clip_before(measurer: ClipMeasurer, meters: list[Meter]) -> None:
-    """Its own frames and not what was rendered beyond them, and its own part of the speech.
+    """A clip is measured by its own frames and its part of the speech, without surplus frames.
 
-    Of the clip before it is the last three frames, and the numbers of the take that is kept.
+    The last three frames of the clip before it, and the measures of its kept take, are passed, too.
     """
     taken = measurer.take(clip(1), 2, manifest(1), manifest(0))
     assert (taken.take, taken.seed, taken.fingerprint, taken.error, taken.series) == (2, 8, "f1", None, SERIES)
@@ -120,7 +120,7 @@ def test_a_clip_is_measured_with_the_end_of_the_clip_before(measurer: ClipMeasur
 def test_a_clip_before_that_was_not_measured_lends_its_frames_alone(
     measurer: ClipMeasurer, meters: list[Meter]
 ) -> None:
-    """Its numbers are not known; the last frames count by its own length."""
+    """Without measures of the clip before, only its last frames are passed."""
     measurer.take(clip(2, infer_frames=16, end_frame=48), 0, manifest(2), manifest(1))
     before, meter = meters
     assert (before.mouth, before.kept_series) == ([14, 15, 16], None)
@@ -131,7 +131,7 @@ def test_a_clip_before_that_was_not_measured_lends_its_frames_alone(
 def test_the_first_clip_of_a_chain_has_no_clip_before(
     measurer: ClipMeasurer, meters: list[Meter], earlier: Manifest | None
 ) -> None:
-    """A cut on purpose is no seam; where the speech has ended nothing is heard."""
+    """A cut is no seam, and after the end of the speech there is no audio."""
     measurer.take(clip(3, infer_frames=16, end_frame=128), 0, manifest(3), earlier)
     (meter,) = meters
     assert meter.before is None
@@ -139,7 +139,7 @@ def test_the_first_clip_of_a_chain_has_no_clip_before(
 
 
 def test_a_clip_of_too_few_frames_is_not_measured(measurer: ClipMeasurer) -> None:
-    """The reason has both numbers; the clip and its seed are named all the same."""
+    """The reason has both numbers, and the record names the clip and its seed."""
     longer: ClipPlan = clip(0, infer_frames=20, end_frame=20)
     taken = measurer.take(longer, 0, manifest(0), None)
     assert taken.error == "PermanentError: clip-0.mp4 has 18 frames, expected 20."
@@ -147,7 +147,7 @@ def test_a_clip_of_too_few_frames_is_not_measured(measurer: ClipMeasurer) -> Non
 
 
 def test_a_store_that_is_away_is_waited_for(measurer: ClipMeasurer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only it: the clip would otherwise count as one that cannot be measured."""
+    """An outage is retried and does not count as a clip that cannot be measured."""
 
     def away(*_: Any) -> None:
         raise UnavailableError("S3 does not answer")

@@ -1,4 +1,4 @@
-"""Options and adapters of a plan."""
+"""Check options and adapters of a plan."""
 
 import hashlib
 from pathlib import Path
@@ -33,7 +33,7 @@ def with_adapter(**changes: Any) -> Any:
 
 
 def test_adapters_lie_beside_the_snapshot(settings: Settings, tmp_path: Path) -> None:
-    """A relative path of the catalogue starts at the folder of the snapshot; a plan without adapters reads nothing."""
+    """Relative paths of the catalogue start at the snapshot's folder; without adapters nothing is read."""
     (adapter,) = plan_adapters(settings, with_adapter())
     assert adapter.path == tmp_path / "lora" / "v.safetensors"
     assert (adapter.strength, adapter.alpha, adapter.least_matched) == (0.5, 64, 0.9)
@@ -48,13 +48,13 @@ def test_adapters_lie_beside_the_snapshot(settings: Settings, tmp_path: Path) ->
     ],
 )
 def test_a_changed_catalogue_is_refused(settings: Settings, changes: dict[str, Any], words: str) -> None:
-    """An adapter that is not the one of the plan is an error before anything is loaded."""
+    """An adapter whose digest differs from the plan's is an error before anything is loaded."""
     with pytest.raises(ConfigurationError, match=words):
         plan_adapters(settings, with_adapter(**changes))
 
 
 def test_a_changed_file_is_refused(settings: Settings, tmp_path: Path) -> None:
-    """The digest of the file must be that of the catalogue."""
+    """An adapter file whose digest differs from the catalogue's is refused."""
     (tmp_path / "lora" / "v.safetensors").write_bytes(b"other bytes")
     with pytest.raises(ConfigurationError, match=r"v\.safetensors has sha256"):
         plan_adapters(settings, with_adapter())
@@ -62,7 +62,7 @@ def test_a_changed_file_is_refused(settings: Settings, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("chosen", "expected"), [(None, 0.03), (0.0, 0.0), (0.1, 0.1)])
 def test_the_step_cache_of_the_plan_counts(settings: Settings, chosen: float | None, expected: float) -> None:
-    """A plan without a level has the threshold of the installation."""
+    """The threshold is the plan's, or that of the installation if the plan has none."""
     made = plan()
     made = made.model_copy(update={"sampling": made.sampling.model_copy(update={"step_cache": chosen})})
     assert plan_options(settings, made).step_cache == expected

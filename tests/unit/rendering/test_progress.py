@@ -1,4 +1,4 @@
-"""Progress of a clip in the log and in its row, and the facts of its rendering."""
+"""Check the progress of a clip in the log and in its row, and the facts of its rendering."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +17,7 @@ Step = tuple[float, int]  # seconds on the clock, solver step
 
 @pytest.fixture
 def reported(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Renders with a clock of the test: gives the rows and the lines of the log."""
+    """Renders with a clock of the test; gives the rows and the lines of the log."""
 
     def run(*steps: Step, num_steps: int) -> tuple[list[dict[str, Any]], list[str]]:
         clock, rows = [0.0], []
@@ -34,8 +34,8 @@ def reported(monkeypatch: pytest.MonkeyPatch) -> Any:
     return run
 
 
-def test_progress_is_told_at_once_then_every_two_seconds_and_at_the_end(reported: Any) -> None:
-    """Fast steps in between are left out: each report writes to the database."""
+def test_progress_is_reported_at_once_then_every_two_seconds_and_at_the_end(reported: Any) -> None:
+    """Steps in between are left out, because each report writes to the database."""
     steps = [(0.5 * number, number) for number in range(1, 11)]
     rows, lines = reported(*steps, num_steps=10)
     assert [row["step"] for row in rows] == [1, 5, 9, 10]
@@ -49,7 +49,7 @@ def test_progress_is_told_at_once_then_every_two_seconds_and_at_the_end(reported
 
 
 def test_a_resumed_clip_counts_the_steps_of_its_own_process(reported: Any) -> None:
-    """Steps 1 to 30 were done by another one: two steps in 130 s leave eight of 65 s each."""
+    """Steps 1 to 30 of another process do not count: two steps in 130 s leave eight steps of 65 s."""
     rows, lines = reported((65.0, 31), (130.0, 32), num_steps=40)
     assert [row["eta_seconds"] for row in rows] == [65.0 * 9, 65.0 * 8]
     assert lines[-1] == "clip 2/4 step 32/40 eta 08:40"
@@ -66,7 +66,7 @@ def facts(gpu: str = "h100-sxm", **engine: Any) -> Any:
 
 
 def test_utilization_is_the_share_of_the_peak_of_all_gpus(h100: GpuCard) -> None:
-    """4 PFLOPs in 10 s on two GPUs, by the peak for the dtype of the weights."""
+    """4 PFLOPs in 10 s on two GPUs are divided by the peak for the dtype of the weights."""
     assert facts().gpu == "h100-sxm"
     assert facts().mfu == pytest.approx(400 / (2 * h100.bf16_tflops), abs=1e-4)
     assert facts(precision="float32").mfu == pytest.approx(400 / (2 * h100.fp32_tflops), abs=1e-4)
@@ -78,13 +78,13 @@ def test_utilization_is_the_share_of_the_peak_of_all_gpus(h100: GpuCard) -> None
     ("gpu", "engine"), [("h100-sxm", {"device": "cpu"}), ("cpu", {}), ("h100-sxm", {"skipped_share": 0.25})]
 )
 def test_utilization_is_left_out_where_it_would_mislead(gpu: str, engine: dict[str, Any]) -> None:
-    """The peak is not known, or the step cache has skipped operations that the plan counts."""
+    """There is no utilisation if the peak is unknown or the step cache has skipped planned operations."""
     found = facts(gpu, **engine)
     assert (found.gpu, found.mfu) == (None, None)
     assert found.tokens == 100
 
 
 def test_the_peak_is_that_of_all_ranks(h100: GpuCard) -> None:
-    """In operations a second, for weights of either dtype."""
+    """The peak is in operations per second, for weights of either dtype."""
     assert peak_flops_per_second(h100, "cuda", "bfloat16", 8) == 8 * h100.bf16_tflops * 1e12
     assert peak_flops_per_second(h100, "cuda", "float32", 1) == h100.fp32_tflops * 1e12

@@ -1,4 +1,4 @@
-"""The gate of retakes without a rendering: what a budget allows, and what the kept take means for the job."""
+"""Check the gate of retakes without a render: budgets, and the effects of the kept take."""
 
 from datetime import UTC, datetime
 from types import SimpleNamespace
@@ -60,13 +60,13 @@ def context(used: float = 0.0, wasted: float = 0.0, **settings: float | None) ->
 def test_a_retake_needs_room_for_itself_and_all_clips_behind_it(
     ctx: Any, request_fields: dict[str, Any], index: int, affordable: bool
 ) -> None:
-    """The tightest limit of request and installation counts, against what the job itself has spent, used or wasted."""
+    """The tightest limit counts, against all GPU-seconds of the job and the estimate of the remaining clips."""
     asked = parse_request(FIELDS | request_fields)
     assert can_afford_retake(ctx, plan(), clip(index), asked) is affordable
 
 
 def test_inherited_clips_need_no_room() -> None:
-    """The estimate of a rerun is that of the clips that it renders."""
+    """The estimate of a rerun covers its rendered clips only."""
     inherited = tuple(
         InheritedClip(clip_index=index, fingerprint=f"f{index}", source_job_id="job-0", source_manifest_key="m.json")
         for index in range(3)
@@ -77,7 +77,7 @@ def test_inherited_clips_need_no_room() -> None:
 
 
 def test_a_price_of_nothing_is_no_limit() -> None:
-    """A budget in money says nothing where a GPU costs nothing."""
+    """A budget in money is ignored if a GPU costs nothing."""
     free = plan()
     free = free.model_copy(update={"estimate": free.estimate.model_copy(update={"cost": 0.0})})
     assert can_afford_retake(context(used=1e6), free, clip(1), parse_request(FIELDS | {"max_cost": 0.1}))
@@ -102,7 +102,7 @@ def bad(number: int) -> Take:
 
 
 def test_a_bad_clip_ends_a_job_that_says_so() -> None:
-    """Only with the gate and `after_retakes: stop`; the sentence has what failed, and not what is only a warning."""
+    """Only the gate with `after_retakes: stop` fails the job, with the failing findings and without warnings."""
     takes = record(bad(0), bad(1), kept=0)
     with pytest.raises(PermanentError, match=r"Clip 1 fails .* in all 2 takes.* take 0: no face\. See") as stopped:
         gate(quality="gate", after_retakes="stop").check(clip(1), takes)
@@ -135,7 +135,7 @@ def test_a_bad_clip_ends_a_job_that_says_so() -> None:
 def test_the_next_take_is_the_kept_one_once_that_is_decided(
     fields: dict[str, Any], takes: TakeRecord | None, number: int
 ) -> None:
-    """A bad one is followed by another while retakes and budget last; without the gate there is one."""
+    """A bad take is followed by another while retakes and budget last; without the gate there is one take."""
     assert gate(**fields).next_take(clip(1), takes) == number
 
 
@@ -162,7 +162,7 @@ class Records:
 
 
 def with_records(found: TakeRecord | None = None, *, measures: Take | None = None, **fields: Any) -> Any:
-    """Return a gate over records in memory, which measures `measures`; and the events that it records."""
+    """Return a gate over records in memory that measures `measures`, and the events that it records."""
     ctx, told = context(), []
     ctx.metadata.events = SimpleNamespace(record=lambda *place, **event: told.append((*place, event)))
     made = gate(ctx, **fields)
@@ -182,7 +182,7 @@ def manifest(number: int) -> Manifest:
 
 
 def test_only_without_retakes_a_failed_measure_is_tried_again() -> None:
-    """With the gate it has decided something: a process that comes later must decide the same."""
+    """With the gate, a failed measure is kept, so that a later process decides the same."""
     failed = record(take(0, measured=False), kept=0)
     assert with_records(failed, quality="off")[0].begin(clip(1), "f") is None
     again = with_records(failed, quality="report")[0].begin(clip(1), "f")
@@ -192,8 +192,8 @@ def test_only_without_retakes_a_failed_measure_is_tried_again() -> None:
     assert with_records(good, quality="report")[0].begin(clip(1), "f") == good
 
 
-def test_a_new_take_is_measured_recorded_and_told() -> None:
-    """The record has the take, the look of the reference picture and the decision; the event the findings."""
+def test_a_new_take_is_measured_and_recorded() -> None:
+    """The record has the take, the look of the reference picture and the decision; the event has the findings."""
     one, records, told = with_records(measures=bad(0), quality="report")
     judged = one.judge(clip(1), record(), manifest(0), None)
     assert judged == TakeRecord(clip_index=1, fingerprint="f", reference=LOOK, takes=(bad(0),), kept=0)
@@ -206,7 +206,7 @@ def test_a_new_take_is_measured_recorded_and_told() -> None:
 
 
 def test_a_take_that_could_not_be_measured_says_why() -> None:
-    """It leaves the look of the reference picture as it was known."""
+    """The record has the reason and keeps the known look of the reference picture."""
     failed = Take(take=0, seed=0, fingerprint="f0", error="OSError: gone", measure_seconds=0.0)
     one, records, told = with_records(measures=failed, quality="report")
     judged = one.judge(clip(1), record(), manifest(0), None)
@@ -214,8 +214,8 @@ def test_a_take_that_could_not_be_measured_says_why() -> None:
     assert told[0][2]["detail"]["error"] == "OSError: gone"
 
 
-def test_a_known_take_is_neither_measured_nor_told_again() -> None:
-    """Nothing is written, unless a decision was not stored; nothing at all is known where nothing is measured."""
+def test_a_known_take_is_not_measured_again() -> None:
+    """Only a missing decision is stored, and nothing is stored if clips are not measured."""
     known = record(take(0), kept=0)
     one, records, told = with_records(measures=bad(1), quality="gate")
     assert one.judge(clip(1), known, manifest(0), None) == known
@@ -226,7 +226,7 @@ def test_a_known_take_is_neither_measured_nor_told_again() -> None:
 
 
 def test_a_clip_waits_for_the_decision_about_the_clip_before() -> None:
-    """Only with retakes: another take could still take its place."""
+    """With retakes, a clip waits until the kept take of its predecessor is decided."""
     for undecided in (None, record(bad(0)), record(bad(0), take(1), kept=1)):
         with pytest.raises(TransientError, match=r"Clip 1 is not decided: .*Run `s2v render-clip --clip-index 1`"):
             with_records(undecided, quality="gate")[0].check_decided(manifest(0))

@@ -1,4 +1,4 @@
-"""The decision about takes is a pure function of what was measured."""
+"""Check the decision about takes, a pure function of their measures."""
 
 import pytest
 
@@ -25,7 +25,7 @@ MEASURED = ClipQuality(
 
 
 def take(number: int, *penalties: float, measured: bool = True) -> Take:
-    """Make a take; a penalty of 10 and more is a failing finding."""
+    """Return a take; a penalty of 10 and more is a failing finding."""
     findings = tuple(
         Finding(level="fail" if penalty >= 10 else "warn", measure="m", message="", penalty=penalty)
         for penalty in penalties
@@ -61,18 +61,18 @@ def take(number: int, *penalties: float, measured: bool = True) -> Take:
 def test_the_first_take_that_does_not_fail_is_kept_else_the_best(
     takes: list[Take], max_retakes: int, kept: int | None
 ) -> None:
-    """Warnings keep a take; more takes than the request allows do not count; one without measures ends the retakes."""
+    """Warnings keep a take, surplus takes do not count, and a take without measures ends the retakes."""
     assert decide(takes, max_retakes) == kept
 
 
 def test_of_equal_takes_the_earlier_one_is_the_best() -> None:
-    """A take with a higher score wins."""
+    """Among equal takes the first is kept, and a take with a higher score is preferred."""
     assert best([take(0, 11, 1), take(1, 11, 1)]) == 0
     assert best([take(0, 11, 1), take(1, 11)]) == 1
 
 
 def test_a_take_is_a_seed_that_a_request_can_repeat() -> None:
-    """Take 0 is the planned clip itself; the seeds of other takes differ, and fit into `base_seed`."""
+    """Take 0 has the planned seed; seeds of other takes differ and are valid for `base_seed`."""
     seeds = [take_seed(seed, number) for seed in (7, 8, 2**63 - 1001) for number in range(6)]
     assert len(set(seeds)) == len(seeds)
     assert seeds[0] == 7
@@ -82,7 +82,7 @@ def test_a_take_is_a_seed_that_a_request_can_repeat() -> None:
 
 
 def test_takes_change_the_fingerprints_of_their_clip_and_of_those_behind_it() -> None:
-    """Clips before it and of other chains keep theirs; a job that is planned with the seed has the same fingerprint."""
+    """Earlier clips and other chains do not change; a plan with the seed of the take has the same fingerprints."""
     before, retaken = prints(plan()), prints(with_takes(plan(), {1: 1}))
     assert [index for index in range(4) if before[index] == retaken[index]] == [0, 3]
     assert retaken == prints(plan(clip(1, seed=take_seed(8, 1))))

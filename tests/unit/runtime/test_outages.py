@@ -1,4 +1,4 @@
-"""Calls that are repeated while a service is away."""
+"""Check calls that are repeated while a service is unavailable."""
 
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -15,7 +15,7 @@ from s2v_tasks.runtime.outages import LAST_SECONDS, LONGEST_PAUSE_SECONDS, Retry
 
 
 class Clock:
-    """A clock that only sleepers move; `at` runs something at its time."""
+    """A clock that only `sleep` moves; `at` runs functions at given times."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -29,7 +29,7 @@ class Clock:
 
 
 class Service:
-    """Answers with its name while it is there; its calls are counted."""
+    """Answers with its name while it is available, and counts its calls."""
 
     name = "store"
 
@@ -64,7 +64,7 @@ def service(clock: Clock) -> Service:
 
 
 def test_a_call_outlasts_an_outage(service: Service, clock: Clock) -> None:
-    """It is repeated until the service is back; each try is a line in the log, and so is the end of the outage."""
+    """A call is repeated until the service is back; each try and the end of the outage are logged."""
     service.away()
     clock.at[clock.now + 100] = service.back
     policy = RetryPolicy(900)
@@ -83,7 +83,7 @@ def test_a_call_outlasts_an_outage(service: Service, clock: Clock) -> None:
 
 
 def test_pauses_grow_to_a_bound_and_differ(service: Service, clock: Clock) -> None:
-    """Many processes that miss one server must not all come back in the same moment."""
+    """Pauses have jitter, so that processes do not call a returning server at the same time."""
     service.away()
     clock.at[clock.now + 200] = service.back
     retried(service, "S3", RetryPolicy(900)).get("a")
@@ -95,7 +95,7 @@ def test_pauses_grow_to_a_bound_and_differ(service: Service, clock: Clock) -> No
 
 
 def test_an_outage_that_lasts_too_long_is_given_up(service: Service, clock: Clock) -> None:
-    """The last try is made when the time is over; what is called then has no time of its own, until one succeeds."""
+    """The last try is at the end of the time limit; later calls have no time until one succeeds."""
     store = retried(service, "S3", RetryPolicy(60))
     service.away()
     with pytest.raises(UnavailableError, match="refused"):
@@ -114,7 +114,7 @@ def test_an_outage_that_lasts_too_long_is_given_up(service: Service, clock: Cloc
 
 
 def test_the_parts_of_a_store_share_the_outage(service: Service, clock: Clock) -> None:
-    """A part of the metadata store is repeated like the store itself, and has only the time that is left."""
+    """Calls of a part of the metadata store are repeated within the remaining time of the same outage."""
 
     class Part(Repository):
         get = staticmethod(service.get)
@@ -134,7 +134,7 @@ def test_the_parts_of_a_store_share_the_outage(service: Service, clock: Clock) -
 
 
 def test_an_answer_to_another_thread_gives_a_call_no_more_time(service: Service, clock: Clock) -> None:
-    """The meter of an attempt writes while a row that the step wants stays locked: the step does not wait for ever."""
+    """A success in another thread, such as a heartbeat, does not prolong the wait for a locked row."""
     store, locked = retried(service, "PostgreSQL", RetryPolicy(60)), UnavailableError("statement timeout")
 
     def want() -> None:
@@ -151,7 +151,7 @@ def test_an_answer_to_another_thread_gives_a_call_no_more_time(service: Service,
 def test_two_threads_may_see_the_end_of_an_outage(
     service: Service, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One of them notes it; the other has its answer between two lines of that."""
+    """If two threads see the end of an outage, it is logged once."""
     store = retried(service, "PostgreSQL", RetryPolicy(60))
     service.away()
     clock.at[clock.now + 0.1] = service.back  # the second try succeeds
@@ -170,12 +170,12 @@ def test_two_threads_may_see_the_end_of_an_outage(
 
 
 def test_a_service_that_returns_is_noticed_soon() -> None:
-    """A GPU waits at most a quarter of a minute longer than the outage lasts."""
+    """The longest pause between tries is a quarter of a minute."""
     assert LONGEST_PAUSE_SECONDS <= 15
 
 
 def test_the_last_second_of_an_outage_is_waited_for(service: Service, clock: Clock) -> None:
-    """A try is made after the time is over, even if less than a second was left."""
+    """A last try is made at the time limit, even if less than a second was left."""
     service.away()
     with pytest.raises(UnavailableError):
         retried(service, "S3", RetryPolicy(0.25)).get("a")
@@ -192,15 +192,15 @@ def test_no_time_means_one_try(service: Service) -> None:
 
 @pytest.mark.parametrize("error", [TransientError("damaged"), ConfigurationError("no bucket"), ValueError("bug")])
 def test_only_an_outage_is_waited_for(service: Service, error: Exception) -> None:
-    """An error that a retry cannot repair is raised at once."""
+    """Other errors are raised at once."""
     service.error = error
     with pytest.raises(type(error), match=str(error)):
         retried(service, "S3", RetryPolicy(900)).get("a")
     assert len(service.calls) == 1
 
 
-def test_what_nobody_waits_for_is_tried_once(service: Service, clock: Clock) -> None:
-    """Such a call neither waits nor starts the clock of an outage; behind the block calls are repeated again."""
+def test_calls_without_retries_are_tried_once(service: Service, clock: Clock) -> None:
+    """Such a call does not start the time of an outage, and calls after the block are repeated again."""
     store = retried(service, "PostgreSQL", RetryPolicy(60))
     service.away()
     with pytest.raises(UnavailableError), tried_once():
@@ -212,7 +212,7 @@ def test_what_nobody_waits_for_is_tried_once(service: Service, clock: Clock) -> 
 
 
 def test_a_process_that_is_asked_to_end_tries_for_a_short_while(service: Service, clock: Clock) -> None:
-    """SIGTERM in a pause: the next try is made at once, and all services together have LAST_SECONDS left."""
+    """After SIGTERM the next try is made at once, and all services together have LAST_SECONDS left."""
     asked: list[Any] = []
     policy = RetryPolicy(900, lambda: bool(asked))
     stores = [retried(service, name, policy) for name in ("S3", "PostgreSQL")]
@@ -228,7 +228,7 @@ def test_a_process_that_is_asked_to_end_tries_for_a_short_while(service: Service
 
 
 def test_a_sigterm_gives_no_more_time_than_there_was(service: Service, clock: Clock) -> None:
-    """Asked to end shortly before the outage is given up anyway, a process does not go on for longer."""
+    """SIGTERM near the end of the time limit does not prolong it."""
     asked: list[Any] = []
     service.away()
     clock.at[1050.0] = lambda: asked.append(True)
@@ -238,7 +238,7 @@ def test_a_sigterm_gives_no_more_time_than_there_was(service: Service, clock: Cl
 
 
 def test_the_last_tries_fit_into_the_grace_of_a_process() -> None:
-    """A process that is asked to end has this long until it is killed, in a pod a little more."""
+    """LAST_SECONDS is at most half of the time between SIGTERM and SIGKILL."""
     from s2v_tasks.orchestration.step_commands import TERMINATION_GRACE_SECONDS
 
     assert LAST_SECONDS <= TERMINATION_GRACE_SECONDS / 2

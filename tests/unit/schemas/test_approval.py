@@ -1,4 +1,4 @@
-"""Rejections: the clips that are rendered again, and with which changes."""
+"""Check rejections: the clips that are rendered again, and the changed fields."""
 
 from typing import Any
 
@@ -14,12 +14,12 @@ from s2v_tasks.schemas.approval import Rejection
 def test_a_rejection_begins_at_the_rejected_clip_unless_it_says_another(
     from_clip: int | None, rejected: int | None, first: int
 ) -> None:
-    """A rejected video is made again from its first clip on."""
+    """The rejection of a video begins at its first clip."""
     assert Rejection(from_clip=from_clip).first_clip(rejected) == first
 
 
 def test_clips_behind_the_rejected_one_are_not_there_yet() -> None:
-    """The bounds are in the sentence."""
+    """A clip after the rejected one is refused with the bounds."""
     with pytest.raises(PermanentError, match="from_clip 4: expected 0 to 3, the rejected clip"):
         Rejection(from_clip=4).first_clip(3)
 

@@ -1,4 +1,4 @@
-"""Cards of models and GPUs."""
+"""Check the cards of models and GPUs."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ CONFIG = Path(__file__).parents[3] / "config"
 
 
 def test_every_shipped_card_is_valid_and_defaults_exist() -> None:
-    """All entries of both files load, and the defaults of the settings are among them."""
+    """All entries of both files load, and contain the defaults of the settings."""
     models = yaml.safe_load((CONFIG / "models.yaml").read_text())
     gpus = yaml.safe_load((CONFIG / "gpus.yaml").read_text())
     assert [load_model_card(CONFIG, name).name for name in models] == list(models)
@@ -23,7 +23,7 @@ def test_every_shipped_card_is_valid_and_defaults_exist() -> None:
 
 
 def test_unknown_names_are_configuration_errors() -> None:
-    """A name that is not in the file is refused with the setting that holds it and the known names."""
+    """The message has the setting and the known names."""
     with pytest.raises(ConfigurationError, match=r"S2V_MODEL='gpt'.*models\.yaml: expected one of wan2\.2-s2v-14b"):
         load_model_card(CONFIG, "gpt")
     with pytest.raises(ConfigurationError, match=r"S2V_GPU='abacus'.*gpus\.yaml: expected one of h100-sxm"):

@@ -1,4 +1,4 @@
-"""The presets file."""
+"""Check the presets file."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ ENTRY = (
 
 
 def test_shipped_presets() -> None:
-    """The presets have the values of the design, and only the preview is marked as one."""
+    """The presets have their documented values, and only the preview is marked as one."""
     table = [
         (
             name,

@@ -13,7 +13,7 @@ FIELDS = {"image_uri": "s3://bucket/in/a.png", "audio_uri": "s3://bucket/in/a.wa
 
 
 def test_minimal_request_leaves_the_rest_to_the_preset() -> None:
-    """Picture, speech and prompt are enough; every field that a preset decides stays empty."""
+    """Picture, speech and prompt suffice, and fields that a preset decides stay empty."""
     request = parse_request(dict(FIELDS))
     assert (request.preset, request.base_seed, request.start_from_ref) == ("balanced", -1, False)
     assert (request.num_clip, request.infer_frames, request.size, request.sample_steps) == (None, None, None, None)
@@ -29,14 +29,14 @@ def test_request_survives_json() -> None:
     "name", ["my photo (1).png", "Größe 東京 👩‍🚀.png", "50% + #1?.png", "'x' & \"y\".png", " .png"]
 )
 def test_files_have_the_names_that_people_give_them(name: str) -> None:
-    """Blanks, letters of any alphabet, emoji and punctuation are legal in S3 and in a request."""
+    """Blanks, letters of any alphabet, emoji and punctuation are valid in file names."""
     uri = f"s3://bucket/Fotos für Anna/{name}"
     assert parse_request(FIELDS | {"image_uri": uri}).image_uri == uri
 
 
 @pytest.mark.parametrize("character", ["\n", "\t", "\0", "\x1b", "\x7f", "\x85", "\u2028"])
 def test_control_characters_are_no_part_of_a_name(character: str) -> None:
-    """Characters that could start a log line or control a terminal are refused at every position."""
+    """Characters that could control a log or a terminal are refused at every position."""
     for name in (f"a{character}b.png", f"a.png{character}", f"{character}a.png"):
         with pytest.raises(PermanentError, match=r"image_uri .*without control characters"):
             parse_request(FIELDS | {"image_uri": f"s3://bucket/{name}"})
@@ -44,7 +44,7 @@ def test_control_characters_are_no_part_of_a_name(character: str) -> None:
 
 @pytest.mark.parametrize("size", ["128*128", "480*832", "1280*704", "704*1280", "1024*704"])
 def test_legal_sizes(size: str) -> None:
-    """Sides are multiples of 32 from 128 to 1280, at most 1280*720 pixels in all."""
+    """Sides are multiples of 32 from 128 to 1280, with at most 1280*720 pixels."""
     assert "*".join(str(side) for side in parse_size(size)) == size
 
 
@@ -139,7 +139,7 @@ def test_all_bad_fields_are_named_at_once() -> None:
 def test_fields_that_do_not_fit_each_other_are_named_beside_bad_ones(
     changes: dict[str, Any], problems: list[str]
 ) -> None:
-    """All that is wrong is said at once, and nothing that only follows from a field that is wrong itself."""
+    """Conflicts are reported with bad fields, unless they only follow from a bad field."""
     with pytest.raises(PermanentError) as caught:
         parse_request(FIELDS | changes)
     found = str(caught.value).removeprefix("Bad request: ").split("; ")
@@ -152,36 +152,36 @@ def test_fields_that_do_not_fit_each_other_are_named_beside_bad_ones(
      ("max_cost", "1.5e2", 150.0), ("max_cost", ".5", 0.5), ("max_cost", "+5.", 5.0)],
 )  # fmt: skip
 def test_numbers_may_be_given_as_text(name: str, text: str, value: float) -> None:
-    """A cell of a CSV and a form have nothing else."""
+    """Numbers as text, as in a CSV or a form, are accepted."""
     assert getattr(parse_request(FIELDS | {name: text}), name) == value
 
 
 @pytest.mark.parametrize("value", [True, "true", "TRUE", "yes", 1])
-def test_true_may_be_said_in_several_ways(value: Any) -> None:
-    """A cell of a CSV has nothing but text."""
+def test_booleans_may_be_given_as_text(value: Any) -> None:
+    """Several words for true and false are accepted, as in a CSV."""
     assert parse_request(FIELDS | {"start_from_ref": value}).start_from_ref is True
 
 
 def test_longest_prompt_is_accepted() -> None:
-    """The bound on the prompt is inclusive."""
+    """A prompt of exactly the longest length is accepted."""
     assert len(parse_request(FIELDS | {"prompt": "x" * MAX_PROMPT_CHARACTERS}).prompt) == MAX_PROMPT_CHARACTERS
 
 
 def test_largest_seed_leaves_room_for_the_last_clip() -> None:
-    """The largest seed plus the largest clip index still is a signed 64-bit number."""
+    """The largest seed plus the largest clip index is a signed 64-bit number."""
     assert parse_request(FIELDS | {"base_seed": 2**63 - 1001}).base_seed + 1000 < 2**63
     with pytest.raises(PermanentError, match="base_seed"):
         parse_request(FIELDS | {"base_seed": 2**63 - 1000})
 
 
 def test_a_request_may_ask_for_cuts_and_say_how_long_chains_are() -> None:
-    """Chains have default bounds, which a request that asks for cuts may replace."""
+    """Chains have default bounds, which a request with cuts may replace."""
     assert parse_request(FIELDS | {"continuity": "cut"}).shortest_chain_seconds == 10
     request = parse_request(FIELDS | {"continuity": "cut", "min_chain_seconds": 3, "max_chain_seconds": 6})
     assert (request.shortest_chain_seconds, request.longest_chain_seconds) == (3, 6)
 
 
 def test_a_request_without_approval_keeps_its_bytes() -> None:
-    """The field is left out of dumps at its default, so that job ids and stored requests stay."""
+    """The field is not written at its default, so that job ids and stored requests do not change."""
     assert "approval" not in parse_request(FIELDS | {"approval": "none"}).model_dump()
     assert parse_request(FIELDS | {"approval": "result"}).model_dump()["approval"] == "result"

@@ -22,14 +22,14 @@ REQUEST: dict[str, Any] = {"image_uri": "s3://bucket/a.png", "audio_uri": "s3://
     ],
 )
 def test_a_default_that_is_said_is_no_difference(changes: dict[str, Any], differing: list[str]) -> None:
-    """Both ways round; a request with a bad field differs from any other."""
+    """A given default equals an omitted field, in both directions; a bad field is a difference."""
     assert differing_fields(REQUEST | changes, REQUEST) == differing
     assert differing_fields(REQUEST, REQUEST | changes) == differing
 
 
 @pytest.mark.parametrize("bad", [{}, {"size": "1*1"}])
 def test_what_is_left_out_for_a_form_is_no_difference(bad: dict[str, Any]) -> None:
-    """Only what the first of the two gives is compared, whether the requests are right or wrong."""
+    """With `given_only` just the fields of the first request are compared, also in invalid requests."""
     filled = REQUEST | {"sample_steps": 4} | bad
     assert differing_fields(REQUEST | bad, filled, given_only=True) == []
     assert differing_fields(REQUEST | bad | {"sample_steps": None}, filled, given_only=True) == []
@@ -37,7 +37,7 @@ def test_what_is_left_out_for_a_form_is_no_difference(bad: dict[str, Any]) -> No
 
 
 def test_the_refusal_names_what_can_be_done() -> None:
-    """It has the job, the fields, and the two ways on; never a value, which may be a secret."""
+    """The message has the job, the fields and both remedies, and no value, which may be a secret."""
     with pytest.raises(JobTakenError) as refused:
         refuse_other_request("talk", REQUEST | {"webhook_url": "https://example.com/?token=1"}, REQUEST)
     assert str(refused.value) == (

@@ -1,4 +1,4 @@
-"""JSON of strangers: one meaning or none."""
+"""Check that JSON from outside has one meaning or is refused."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from s2v_tasks.schemas.request_parsing import decode_text, parse_json
 
 
 def test_plain_json_is_what_it_says() -> None:
-    """Keys of one name in different objects are different keys."""
+    """Equal keys in different objects are different keys."""
     assert parse_json('{"a": 1, "b": [{"a": null}, {"a": 2.5}]}') == {"a": 1, "b": [{"a": None}, {"a": 2.5}]}
 
 
@@ -31,31 +31,31 @@ def test_plain_json_is_what_it_says() -> None:
     ],
 )
 def test_anything_else_is_refused(text: str, words: str) -> None:
-    """Whatever Python's reader makes of it: the last of two values, NaN, or another kind of error."""
+    """Duplicate keys, NaN and other extensions of Python's parser are refused with the same kind of error."""
     with pytest.raises(ValueError, match=words):
         parse_json(text)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
 def test_json_may_come_in_any_encoding_of_unicode(encoding: str) -> None:
-    """Text from Windows is read: a byte order mark, UTF-16."""
+    """Text with a byte order mark and in UTF-16 is read."""
     assert parse_json('{"prompt": "Grüße 東京 🎬"}'.encode(encoding)) == {"prompt": "Grüße 東京 🎬"}
 
 
 def test_a_text_may_begin_with_a_byte_order_mark() -> None:
-    """Also one that is a string already."""
+    """A string may begin with a byte order mark, too."""
     assert parse_json('\ufeff{"a": 1}') == {"a": 1}
 
 
 @pytest.mark.parametrize("data", ["Grüße".encode("latin-1"), "Hallo".encode("utf-16")[:-1], b"\xed\xa0\x80"])
 def test_a_text_in_another_encoding_is_refused(data: bytes) -> None:
-    """Latin-1, half a character, an encoded surrogate: the sentence says what was expected."""
+    """Latin-1, half a character and an encoded surrogate are refused with the expectation."""
     with pytest.raises(ValueError, match="not UTF-8 text"):
         decode_text(data)
 
 
 def test_large_and_deep_values_within_bounds_are_what_they_say() -> None:
-    """The bounds are inclusive."""
+    """Values at the limits of size and depth are read."""
     whole = int("9" * 308)
     assert parse_json(f'{{"a": {whole}, "b": 1e308}}') == {"a": whole, "b": 1e308}
     value = parse_json("[" * 32 + "]" * 32)

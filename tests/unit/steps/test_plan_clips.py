@@ -1,4 +1,4 @@
-"""The plan of local files."""
+"""Check the plan of local files."""
 
 import wave
 from pathlib import Path
@@ -32,7 +32,7 @@ def _wav(path: Path, left: float, right: float) -> Path:
 def test_plan_of_local_files_warns_of_cancelled_and_silent_speech(
     left: float, right: float, expected: list[str], tmp_path: Path
 ) -> None:
-    """`s2v plan` warns of a speech whose channels cancel, and of one that is silent."""
+    """`s2v plan` warns of a speech whose channels cancel, and of a silent one."""
     with Image.open(SAMPLES / "portrait.jpg") as portrait:
         portrait.save(tmp_path / "a.png")
     shown: list[Plan] = []
@@ -44,7 +44,7 @@ def test_plan_of_local_files_warns_of_cancelled_and_silent_speech(
 
 
 def test_plan_of_local_files_warns_of_a_picture_without_a_face(tmp_path: Path) -> None:
-    """`s2v plan` looks at the picture before anything is spent."""
+    """`s2v plan` warns of a picture without a face."""
     Image.new("RGB", (832, 480), (90, 120, 150)).save(tmp_path / "a.png")
     shown: list[Plan] = []
     plan_files(tmp_path / "a.png", _wav(tmp_path / "a.wav", 1, 1), {"preset": "balanced"}, shown.append)

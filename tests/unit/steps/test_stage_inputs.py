@@ -1,4 +1,4 @@
-"""Taking in a request."""
+"""Check the intake of a request."""
 
 import pytest
 
@@ -16,5 +16,5 @@ from s2v_tasks.steps.stage_inputs import source_of
     ],
 )
 def test_the_source_of_a_job_follows_from_its_run(data: dict[str, str | None], run_id: str | None, source: str) -> None:
-    """The form, a command on the spot, `s2v submit` and a rerun are kept apart."""
+    """The form, a step by hand, `s2v submit` and a rerun give different sources."""
     assert source_of(data, run_id) == source

@@ -1,4 +1,4 @@
-"""The quality of a whole video from the records of its clips, in numbers and in words."""
+"""Check the quality of a whole video, computed from the records of its clips."""
 
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ Known = tuple[TakeRecord, Take] | None
 def known(
     index: int, *, takes: int = 1, kept: int = 0, reference: ReferenceLook | None = LOOK, **changes: Any
 ) -> Known:
-    """Return the record of clip `index`, of 16 frames, whose mouth opens by its index; and its kept take."""
+    """Return the record of clip `index`, of 16 frames, whose mouth opens by its index, and its kept take."""
     series = FrameSeries(mouth=(float(index), *[None] * 15), shifts=(), skin=(), background=())
     measured = MEASURED.model_copy(update={"start_frame": 16 * index, "end_frame": 16 * index + 16} | changes)
     penalties = [Finding(level="fail", measure="face_share", message="no face", penalty=11.0 + n) for n in range(takes)]
@@ -49,14 +49,14 @@ def failed(index: int) -> Known:
 
 @pytest.fixture
 def synced(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Notes what the lip sync of the whole video is measured from, and measures nothing."""
+    """Records the inputs of the lip sync of the whole video, and measures nothing."""
     seen: list[Any] = []
     monkeypatch.setattr(validate, "measure_lip_sync", lambda *given: seen.extend(given))
     return seen
 
 
 def test_lip_sync_of_the_whole_video_leaves_out_what_was_not_measured(synced: list[Any]) -> None:
-    """Frames of such a clip have no mouth, and speech behind the last measured frame is not looked for."""
+    """Frames of an unmeasured clip have no mouth, and speech after the last measured frame is not used."""
     report = MeasuredClips((failed(0), known(1), None, known(3)), LIMITS).report(np.append(SPEECH, SPEECH))
     mouth, speech, rate, fps = synced
     assert (rate, fps, len(mouth)) == (16_000, 16, 64)
@@ -73,7 +73,7 @@ def test_lip_sync_of_the_whole_video_leaves_out_what_was_not_measured(synced: li
 
 
 def test_a_video_of_which_nothing_could_be_measured_says_why(synced: list[Any]) -> None:
-    """There are no numbers; a job that measures nothing has no report of its quality at all."""
+    """The report has the reasons without measures; a job without measurement has no quality report."""
     report = MeasuredClips((failed(0), None), LIMITS).report(SPEECH)
     assert report is not None
     assert report.video is None
@@ -83,8 +83,8 @@ def test_a_video_of_which_nothing_could_be_measured_says_why(synced: list[Any]) 
     assert synced == []
 
 
-def test_sentences_tell_takes_findings_seams_and_drift(synced: list[Any]) -> None:
-    """The kept take comes with the scores of all; the drift of the colours over the clips comes last."""
+def test_sentences_about_takes_findings_seams_and_drift(synced: list[Any]) -> None:
+    """The kept take has the scores of all takes, and the drift of colours comes last."""
     seam = SeamQuality(start_frame=16, jump=0.5, colour_jump=0.5, skin_step=0.1, background_step=0.1)
     looks = [
         LookQuality(skin_difference=10.0 * n, background_difference=10.0 * n, contrast_ratio=1.0, sharpness_ratio=1.0)
@@ -113,7 +113,7 @@ def test_the_reference_of_a_video_is_that_of_its_first_measured_clip(later: Refe
 
 
 def test_the_contact_sheet_has_a_note_for_each_clip() -> None:
-    """The measures in short; for a clip with retakes also which take it is."""
+    """A note has the measures of the clip, and the kept take if there were retakes."""
     notes = MeasuredClips((known(0), known(1, takes=3, kept=1), failed(2), None), LIMITS).notes()
     assert notes[1] == f"{notes[0]}   take 1 of 3"
     assert notes[2:] == ["not measured", "not measured"]
@@ -121,7 +121,7 @@ def test_the_contact_sheet_has_a_note_for_each_clip() -> None:
 
 
 def test_a_report_depends_on_records_and_limits() -> None:
-    """Another measure and another limit make another report; equal ones make the same."""
+    """Other measures or limits give another fingerprint, and equal ones the same."""
 
     def digest(*clips: Known, **limits: Any) -> list[str]:
         return MeasuredClips(clips, LIMITS.model_copy(update=limits)).for_fingerprint()
@@ -138,7 +138,7 @@ def test_a_report_depends_on_records_and_limits() -> None:
 
 
 def test_the_level_of_the_speech_is_that_of_the_part_in_the_video(tmp_path: Path) -> None:
-    """A preview leaves the rest of the speech out, however loud or quiet that is."""
+    """The level of a preview is that of its part of the speech."""
     tone = 0.1 * np.sin(np.arange(16_000 * 10) / 5)
     soundfile.write(tmp_path / "speech.wav", np.append(tone, np.zeros(16_000 * 10)), 16_000, subtype="FLOAT")
     assert validate._expected(plan(), tmp_path / "speech.wav").speech_rms_dbfs == pytest.approx(-23.0, abs=0.05)

@@ -1,4 +1,4 @@
-"""Messages without accounts and secrets."""
+"""Check that messages contain no accounts and secrets."""
 
 import base64
 
@@ -17,18 +17,18 @@ from s2v_tasks.storage.client import _forms, account_of, without_account
     ],
 )
 def test_a_url_is_shown_without_its_account_and_query(url: str, shown: str) -> None:
-    """The host stays, so that a person sees which server is meant."""
+    """The host of a URL stays visible."""
     assert without_account(url) == shown
 
 
 def test_user_and_password_are_secrets_alone_and_together() -> None:
-    """An error may repeat either of them."""
+    """User and password are hidden, alone and together."""
     assert account_of("https://key:sec:ret@s3.example.com") == ["key:sec:ret", "key", "sec:ret"]
     assert account_of("https://s3.example.com") == []
 
 
 @pytest.mark.parametrize("secret", ["a+b/c d", "x", "four", "five5"])
 def test_a_secret_is_known_in_every_encoding(secret: str) -> None:
-    """Base64 also without its padding, as URLs have it."""
+    """A secret is hidden in each encoding, also in base64 without padding."""
     encoded = base64.b64encode(secret.encode()).decode()
     assert {secret, encoded, encoded.rstrip("="), secret.encode().hex()} <= set(_forms(f"{secret}\n"))

@@ -1,4 +1,4 @@
-"""Outputs that wait on the local disk until they can be stored."""
+"""Check outputs that are kept on the local disk until they can be stored."""
 
 import os
 from pathlib import Path
@@ -14,7 +14,7 @@ FACTS = ClipFacts(start_frame=0, end_frame=48, render_seconds=51.5, device="cpu"
 
 
 def make(folder: Path, content: bytes = b"frames") -> Built:
-    """Two outputs, one of them in a folder of its own."""
+    """Make two outputs, one of them in a subfolder."""
     (folder / "sub").mkdir(parents=True)
     outputs = {}
     for name, path in (("clip", folder / "clip.mp4"), ("motion", folder / "sub" / "clip.mp4")):
@@ -34,8 +34,8 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "work" / f"s2v-kept-{os.getuid()}"
 
 
-def test_what_is_kept_is_found_once_as_it_was(kept: KeptOutputs, tmp_path: Path) -> None:
-    """Files, their places and the facts come back, for this fingerprint only; whoever takes them has them alone."""
+def test_kept_outputs_are_found_once(kept: KeptOutputs, tmp_path: Path) -> None:
+    """Files, places and facts are returned for their fingerprint only, and to one caller only."""
     kept.put("job-1", "f1", make(tmp_path / "scratch"))
     assert (kept.has("job-1", "f1"), kept.has("job-1", "f2")) == (True, False)
     assert kept.take("job-1", "f2", tmp_path) is None
@@ -51,7 +51,7 @@ def test_what_is_kept_is_found_once_as_it_was(kept: KeptOutputs, tmp_path: Path)
 
 
 def test_the_same_outputs_of_two_jobs_are_kept_apart(kept: KeptOutputs, tmp_path: Path) -> None:
-    """Equal requests have equal fingerprints, and each job stores its outputs in a place of its own."""
+    """Two jobs with equal fingerprints have their own outputs."""
     kept.put("job-1", "f1", make(tmp_path / "scratch"))
     assert not kept.has("job-2", "f1")
     assert kept.take("job-2", "f1", tmp_path) is None
@@ -59,7 +59,7 @@ def test_the_same_outputs_of_two_jobs_are_kept_apart(kept: KeptOutputs, tmp_path
 
 
 def test_the_latest_takes_the_place_of_an_earlier_one(kept: KeptOutputs, tmp_path: Path, root: Path) -> None:
-    """Kept twice, the second is found."""
+    """Outputs that are kept again replace the earlier ones."""
     for content in (b"1", b"2"):
         kept.put("job-1", "f1", make(tmp_path / content.decode(), content))
     taken = kept.take("job-1", "f1", tmp_path)
@@ -69,7 +69,7 @@ def test_the_latest_takes_the_place_of_an_earlier_one(kept: KeptOutputs, tmp_pat
 
 
 def test_damaged_outputs_are_not_taken(kept: KeptOutputs, tmp_path: Path, root: Path) -> None:
-    """Outputs that the disk has lost are built again."""
+    """Outputs with a missing or changed file are not returned."""
     kept.put("job-1", "f1", make(tmp_path / "scratch"))
     (root / "job-1.f1" / "motion").write_bytes(b"frame")
     assert kept.take("job-1", "f1", tmp_path) is None
@@ -79,8 +79,8 @@ def test_damaged_outputs_are_not_taken(kept: KeptOutputs, tmp_path: Path, root: 
         assert kept.take("job-1", "f1", tmp_path / str(number)) is None
 
 
-def test_nobody_else_can_put_outputs_there(kept: KeptOutputs, tmp_path: Path, root: Path) -> None:
-    """A folder that others may write to, or a link, is not looked into and gets nothing."""
+def test_a_folder_that_others_may_write_to_is_not_used(kept: KeptOutputs, tmp_path: Path, root: Path) -> None:
+    """A folder with write access for others, or a link, is neither read nor written."""
     kept.put("job-1", "f1", make(tmp_path / "scratch"))
     assert root.stat().st_mode & 0o777 == 0o700
     for mode in (0o720, 0o702):
@@ -97,17 +97,17 @@ def test_nobody_else_can_put_outputs_there(kept: KeptOutputs, tmp_path: Path, ro
     assert not (tmp_path / "elsewhere" / "job-1.f2").exists()
 
 
-def test_a_folder_of_another_account_is_not_ours(
+def test_a_folder_of_another_account_is_not_used(
     kept: KeptOutputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a folder that all accounts share, one could lay out a trap for another."""
+    """In a shared folder, the outputs of another account are not used."""
     kept.put("job-1", "f1", make(tmp_path / "scratch"))
     monkeypatch.setattr("os.getuid", lambda: 12345)
     assert not kept.has("job-1", "f1")
 
 
-def test_what_nobody_asks_for_is_forgotten_after_a_week(kept: KeptOutputs, tmp_path: Path, root: Path) -> None:
-    """A job that is never started again must not fill the disk."""
+def test_unused_outputs_are_deleted_after_a_week(kept: KeptOutputs, tmp_path: Path, root: Path) -> None:
+    """Outputs of a job that is never started again are deleted."""
     kept.put("job-1", "older", make(tmp_path / "1"))
     kept.put("job-1", "newer", make(tmp_path / "2"))
     for name, days in (("older", 7.1), ("newer", 6.9)):
@@ -117,18 +117,18 @@ def test_what_nobody_asks_for_is_forgotten_after_a_week(kept: KeptOutputs, tmp_p
     assert sorted(path.name for path in root.iterdir()) == ["job-1.newer", "job-1.newest"]
 
 
-def test_what_disappears_meanwhile_does_not_matter(kept: KeptOutputs, tmp_path: Path, root: Path) -> None:
-    """Another process takes its own outputs while these are kept: here a name without a file."""
+def test_entries_that_disappear_are_ignored(kept: KeptOutputs, tmp_path: Path, root: Path) -> None:
+    """An entry that another process removes meanwhile is no error."""
     kept.put("job-1", "f1", make(tmp_path / "1"))
     (root / "job-2.f2").symlink_to(tmp_path / "nowhere")
     kept.put("job-1", "f3", make(tmp_path / "2"))
     assert kept.has("job-1", "f3")
 
 
-def test_a_disk_that_is_full_does_not_hide_why_they_are_kept(
+def test_a_full_disk_loses_kept_outputs_only(
     kept: KeptOutputs, tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The log reports that they are lost; no partial files are left."""
+    """If outputs cannot be kept, the log says so, no partial file stays, and the first error is raised."""
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -140,8 +140,10 @@ def test_a_disk_that_is_full_does_not_hide_why_they_are_kept(
     assert list(root.iterdir()) == []
 
 
-def test_without_a_work_dir_they_lie_in_the_systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As scratch folders do."""
+def test_without_a_work_dir_outputs_are_kept_in_the_temporary_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without S2V_WORK_DIR, outputs are kept below the temporary folder of the system."""
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
     KeptOutputs(None).put("job-1", "f1", make(tmp_path / "scratch"))
     assert (tmp_path / f"s2v-kept-{os.getuid()}" / "job-1.f1" / "clip").is_file()

@@ -7,7 +7,7 @@ from s2v_tasks.settings import Settings
 from s2v_tasks.storage.layout import JobLayout, output_sidecar_uri, output_video_uri
 
 
-def test_the_keys_of_a_job_are_those_of_the_design() -> None:
+def test_the_keys_of_a_job_are_those_of_the_documentation() -> None:
     """Every artifact of a job has the documented key below the job's prefix."""
     layout = JobLayout("talk-1")
     assert [
@@ -59,7 +59,7 @@ def test_no_two_artifacts_share_a_key() -> None:
 
 @pytest.mark.parametrize("job_id", ["", "ab", "Talk", "-talk", "../talk", "talk/1", "talk 1", "talk\n", "t" * 64])
 def test_a_job_id_cannot_leave_its_prefix(job_id: str) -> None:
-    """Anything but a plain job id is refused with the value in the message."""
+    """A string other than a plain job id is refused with the value."""
     with pytest.raises(PermanentError, match="job id") as caught:
         JobLayout(job_id)
     assert repr(job_id) in str(caught.value)

@@ -30,7 +30,7 @@ SETTINGS = Settings(
     ],
 )
 def test_a_place_is_compared_by_whole_segments(uri: str, named_in_a_request: bool, written: bool) -> None:
-    """Requests may name files below the data, the drops and the allowed places; writes go below our own places only."""
+    """Requests may name files below the data, the drop folder and allowed places; writes go to our own places only."""
     policy = AccessPolicy.from_settings(SETTINGS)
     for check, allowed in ((policy.check_input, named_in_a_request), (policy.check_write, written)):
         if allowed:
@@ -41,7 +41,7 @@ def test_a_place_is_compared_by_whole_segments(uri: str, named_in_a_request: boo
 
 
 def test_the_default_keeps_requests_to_the_own_bucket() -> None:
-    """With nothing configured a request reads the data bucket, its drop folder in it, and nothing else."""
+    """By default a request may name files in the data bucket and its drop folder, and nothing else."""
     policy = AccessPolicy.from_settings(Settings())
     policy.check_input(parse_uri("s3://s2v/samples/portrait.jpg"))
     policy.check_input(parse_uri("s3://s2v/drop/incoming/a/image.png"))
@@ -65,7 +65,7 @@ def test_the_default_keeps_requests_to_the_own_bucket() -> None:
     ],
 )
 def test_names_that_a_store_could_resolve_elsewhere_are_refused(key: str) -> None:
-    """Dot segments, empty segments, what is not text and what is too long never reach the store."""
+    """Dot segments, empty segments, invalid text and names that are too long are refused before any request."""
     policy = AccessPolicy.from_settings(SETTINGS)
     for check in (policy.check_read, policy.check_input, policy.check_write):
         with pytest.raises(PermanentError, match="is refused: its name"):
@@ -73,14 +73,14 @@ def test_names_that_a_store_could_resolve_elsewhere_are_refused(key: str) -> Non
 
 
 @pytest.mark.parametrize("uri", ["http://data/a", "file:///etc/passwd", "s3://", "s3:///a", "s3://UPPER/a", "s3://a/b"])
-def test_what_is_no_s3_address_is_refused(uri: str) -> None:
-    """Only s3:// URIs with a legal bucket lead anywhere."""
+def test_an_invalid_s3_uri_is_refused(uri: str) -> None:
+    """Only s3:// URIs with a valid bucket are accepted."""
     with pytest.raises(PermanentError, match="is not an S3 address"):
         parse_uri(uri)
 
 
 @pytest.mark.parametrize("setting", ["data_uri", "output_uri", "drop_uri", "allowed_input_uris"])
-def test_a_place_that_is_none_is_a_configuration_error(setting: str) -> None:
+def test_an_invalid_trusted_place_is_a_configuration_error(setting: str) -> None:
     """A trusted place must be a bucket or a plain prefix in one; the message names the setting."""
     for uri in ("bucket", "s3://data/../a", "https://host/a"):
         with pytest.raises(ConfigurationError, match=f"S2V_{setting.upper()} "):
@@ -88,5 +88,5 @@ def test_a_place_that_is_none_is_a_configuration_error(setting: str) -> None:
 
 
 def test_a_name_in_a_message_stays_on_its_line() -> None:
-    """Control and invisible characters of a name are shown as escapes, letters of any script as they are."""
+    """Control and invisible characters are shown as escapes, and letters of any script as they are."""
     assert printable("a\nERROR b\x1b[2J\u202e é🎬") == "a\\nERROR b\\x1b[2J\\u202e é🎬"

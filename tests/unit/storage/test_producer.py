@@ -1,4 +1,4 @@
-"""The producer in manifests."""
+"""Check the producer in manifests."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Parts of objects that a viewer asks for."""
+"""Check the ranges of objects that a player requests."""
 
 import pytest
 
@@ -27,12 +27,12 @@ MOST = MAX_RANGE_BYTES
     ],
 )
 def test_a_part_is_at_most_as_long_as_one_answer(asked: str | None, read: str | None) -> None:
-    """A player asks for more when it has played that; several parts at once are not served."""
+    """A longer range is cut to the length of one answer, and several ranges at once are not served."""
     assert _bounded(asked) == read
 
 
 def test_objects_are_deleted_a_thousand_at_a_time() -> None:
-    """S3 takes no more in one request; objects of two buckets are never in the same one."""
+    """A request deletes at most a thousand objects, all of one bucket."""
     groups = list(deleted_at_once([list(range(2001)), ["a"]]))  # type: ignore[list-item]
     assert [len(group) for group in groups] == [1000, 1000, 1, 1]
     assert [item for group in groups[:3] for item in group] == list(range(2001))

@@ -1,4 +1,4 @@
-"""The checks over the finished video."""
+"""Check the checks over the finished video."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -54,7 +54,7 @@ def _failed(thresholds: Thresholds, facts: dict[str, Any], expected: dict[str, A
 
 
 def test_good_video_passes_every_check(thresholds: Thresholds) -> None:
-    """A video as planned has a report without failures that survives JSON."""
+    """The report of a video as planned has no failure and can be written as JSON."""
     report = validate(GOOD, PLANNED, thresholds)
     assert report.ok
     assert len({check.name for check in report.checks}) == len(report.checks) == 13
@@ -88,7 +88,7 @@ def test_good_video_passes_every_check(thresholds: Thresholds) -> None:
     ],
 )
 def test_each_fault_fails_its_check(facts: dict[str, Any], failed: set[str], thresholds: Thresholds) -> None:
-    """One fault fails the check that is named after it, and no other."""
+    """Each fault fails the check of its name and no other."""
     assert _failed(thresholds, facts) == failed
 
 
@@ -110,19 +110,19 @@ def test_each_fault_fails_its_check(facts: dict[str, Any], failed: set[str], thr
         ),
     ],
 )
-def test_what_is_allowed_passes(facts: dict[str, Any], expected: dict[str, Any], thresholds: Thresholds) -> None:
-    """Less than a frame of sound, a pause, silence for silent speech and held first frames are no faults."""
+def test_small_deviations_pass(facts: dict[str, Any], expected: dict[str, Any], thresholds: Thresholds) -> None:
+    """Less than a frame of audio, a pause, silence for silent speech and held first frames are no faults."""
     assert _failed(thresholds, facts, expected) == set()
 
 
 def test_short_video_that_stands_still_fails(thresholds: Thresholds) -> None:
-    """One second of a frozen picture is noticed although it is shorter than the limit for long videos."""
+    """One second of a frozen picture fails, although it is shorter than the limit for long videos."""
     short = {"num_frames": 16, "video_duration_seconds": Fraction(1), "audio_duration_seconds": Fraction(1)}
     assert _failed(thresholds, {**short, "longest_still_frames": 16}, {"num_frames": 16}) == {"not_frozen"}
 
 
 def test_failure_reads_as_a_sentence(thresholds: Thresholds) -> None:
-    """The message has the check, what was measured and what was expected."""
+    """The message has the check, the measured value and the expectation."""
     report = validate(GOOD.model_copy(update={"num_frames": 159}), PLANNED, thresholds)
     assert [check.message for check in report.failures] == ["frame count: 159 frames, expected 160 frames"]
 

@@ -1,4 +1,4 @@
-"""Deliver one message to a real HTTP server."""
+"""Check the delivery of one message to an HTTP server."""
 
 import datetime
 import hashlib
@@ -32,8 +32,8 @@ def send(url: str, policy: TargetPolicy = LOOPBACK, seconds: float = 60.0) -> No
     deliver(url, MESSAGE, secret=SECRET, policy=policy, seconds=seconds)
 
 
-def test_a_receiver_can_verify_who_sent_what_and_when(receiver: Any) -> None:
-    """The signature covers id, time and body; the code is that of the how-to."""
+def test_a_receiver_can_verify_the_signature(receiver: Any) -> None:
+    """The code of the how-to verifies id, time and body."""
     send(receiver.url)
     path, headers, body = receiver.requests[0]
     assert path == "/hook?token=abc"
@@ -53,7 +53,7 @@ def test_a_receiver_can_verify_who_sent_what_and_when(receiver: Any) -> None:
 
 
 def test_the_signature_is_that_of_standard_webhooks() -> None:
-    """The example of the specification's reference libraries: key, id, time and body give this signature."""
+    """Key, id, time and body of the specification's example give its signature."""
     headers = signed_headers(
         "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "msg_p5jXN8AQM9LWM0D4loKWxJek", "1614265330", b'{"test": 2432232314}'
     )
@@ -62,7 +62,7 @@ def test_the_signature_is_that_of_standard_webhooks() -> None:
 
 
 def test_a_secret_in_plain_text_is_the_key_itself() -> None:
-    """Receivers that use a library of Standard Webhooks give it the secret in base64, with the prefix."""
+    """A plain secret is the key; libraries of Standard Webhooks use it in base64, with the prefix."""
     plain = signed_headers("the shared secret", "7", "1000", b"{}")
     encoded = signed_headers("whsec_dGhlIHNoYXJlZCBzZWNyZXQ=", "7", "1000", b"{}")
     assert plain["webhook-signature"] == encoded["webhook-signature"]
@@ -71,7 +71,7 @@ def test_a_secret_in_plain_text_is_the_key_itself() -> None:
 
 
 def test_receivers_of_earlier_versions_still_verify_the_message() -> None:
-    """The earlier signature covers time, delivery and body with the whole secret as key."""
+    """The earlier signature covers time, delivery and body, with the whole secret as key."""
     headers = signed_headers(SECRET, "7", "1000", b"{}")
     expected = hmac.new(SECRET.encode(), b"1000.7.{}", hashlib.sha256).hexdigest()
     assert headers["X-S2V-Signature"] == f"sha256={expected}"
@@ -82,7 +82,7 @@ def test_receivers_of_earlier_versions_still_verify_the_message() -> None:
                                                     (408, TransientError), (425, TransientError), (429, TransientError),
                                                   (400, PermanentError), (410, PermanentError)])  # fmt: skip
 def test_the_answer_decides_whether_it_is_sent_again(receiver: Any, status: int, expected: type[Exception]) -> None:
-    """A server error is retried, a refusal is not."""
+    """A server error is retried, and a refusal is not."""
     receiver.answers = [status]
     with pytest.raises(expected, match=f"answered {status}") as caught:
         send(receiver.url)
@@ -91,8 +91,8 @@ def test_the_answer_decides_whether_it_is_sent_again(receiver: Any, status: int,
 
 
 @pytest.mark.parametrize(("status", "is_redirect"), [(300, True), (399, True), (400, False)])
-def test_only_2xx_takes_a_message(receiver: Any, status: int, is_redirect: bool) -> None:
-    """All others are refusals, with a hint where the URL is that of a redirect."""
+def test_only_2xx_accepts_a_message(receiver: Any, status: int, is_redirect: bool) -> None:
+    """Other statuses are refusals, with a hint for a redirect."""
     receiver.answers = [299, status]
     send(receiver.url)
     with pytest.raises(PermanentError, match=f"answered {status}: expected 2xx") as refused:
@@ -102,7 +102,7 @@ def test_only_2xx_takes_a_message(receiver: Any, status: int, is_redirect: bool)
 
 @pytest.mark.parametrize("works", [0, 1])
 def test_every_address_of_a_name_is_tried(receiver: Any, monkeypatch: pytest.MonkeyPatch, works: int) -> None:
-    """The first has half of the time, so that enough is left for the second."""
+    """The first address has half of the time, so that the second can be tried, too."""
     addresses = ["127.0.0.2", "127.0.0.2"]
     addresses[works] = "127.0.0.1"
     real, connect, given = socket.getaddrinfo, socket.create_connection, []
@@ -126,18 +126,18 @@ def test_every_address_of_a_name_is_tried(receiver: Any, monkeypatch: pytest.Mon
 
 
 def test_a_message_that_http_cannot_carry_is_tried_later(receiver: Any) -> None:
-    """Whatever the library refuses is an error of this message alone."""
+    """An error of the HTTP library is an error of this message alone."""
     with pytest.raises(TransientError, match="ValueError: Invalid header value"):
         deliver(receiver.url, Message(7, "a\nb", {}), secret=SECRET, policy=LOOPBACK, seconds=60)
 
 
 def test_a_connection_is_tried_even_at_the_last_moment() -> None:
-    """A limit of 0 would mean one without blocking, and a negative one is an error."""
+    """A time limit of 0 or below is raised to a positive one."""
     assert 0 < delivery._left(time.monotonic() - 5) <= 0.1
 
 
 def test_a_redirect_is_not_followed(receiver: Any) -> None:
-    """A redirect of an allowed host could lead to any address."""
+    """A redirect, which could lead to any address, is not followed."""
     receiver.answers, receiver.location = [302], receiver.url
     with pytest.raises(PermanentError, match="redirects are not followed"):
         send(receiver.url)
@@ -145,7 +145,7 @@ def test_a_redirect_is_not_followed(receiver: Any) -> None:
 
 
 def test_a_receiver_that_is_down_or_refused_is_named(receiver: Any) -> None:
-    """A closed port is retried. A loopback address that is not allowed gets no request."""
+    """A closed port is retried, and a loopback address that is not allowed gets no request."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         with pytest.raises(TransientError, match="ConnectionRefused"):
@@ -156,7 +156,7 @@ def test_a_receiver_that_is_down_or_refused_is_named(receiver: Any) -> None:
 
 
 def test_an_answer_that_never_ends_is_cut_off(receiver: Any) -> None:
-    """The limit holds for the whole call, even if bytes arrive all the time. A status that was received counts."""
+    """The time limit holds for the whole call, even if bytes keep arriving, and a received status counts."""
     receiver.drips = True
     send(receiver.url, seconds=1.5)
     assert receiver.cut_off.wait(60)
@@ -179,8 +179,8 @@ def test_a_receiver_that_never_answers_is_cut_off() -> None:
     assert received.startswith(b"POST / HTTP/1.1")
 
 
-def test_the_name_is_asked_once(receiver: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The connection goes to the verified address: the name is not resolved a second time (DNS rebinding)."""
+def test_the_name_is_resolved_once(receiver: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection goes to the verified address, without a second resolution (DNS rebinding)."""
     asked = []
     real = socket.getaddrinfo
 
@@ -199,7 +199,7 @@ def test_the_name_is_asked_once(receiver: Any, monkeypatch: pytest.MonkeyPatch) 
 def test_https_checks_the_certificate_of_the_name(
     receiver: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A certificate is accepted from a known authority, for the names in it only."""
+    """The certificate must be from a known authority and for the name."""
     _write_certificate(tmp_path, "localhost")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")

@@ -1,4 +1,4 @@
-"""Check which hosts and addresses a webhook may call."""
+"""Check the hosts and addresses that a webhook may call."""
 
 import ipaddress
 import socket
@@ -40,7 +40,7 @@ def resolves_to(monkeypatch: pytest.MonkeyPatch) -> Any:
     ],
 )  # fmt: skip
 def test_an_inner_address_is_not_public(address: str) -> None:
-    """Loopback, private, link-local, multicast, reserved, and all of these inside an IPv6 address."""
+    """Loopback, private, link-local, multicast and reserved addresses are not public, also inside an IPv6 address."""
     assert not is_public(ipaddress.ip_address(address))
 
 
@@ -52,13 +52,13 @@ def test_an_inner_address_is_not_public(address: str) -> None:
     ],
 )  # fmt: skip
 def test_an_address_of_the_internet_is_public(address: str) -> None:
-    """Receivers on the internet can be called, whatever the last digits of their address would mean elsewhere."""
+    """Public addresses may be called, whatever their last digits are."""
     assert is_public(ipaddress.ip_address(address))
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "169.254.169.254", "::1"])
 def test_an_allowed_name_that_leads_inside_is_refused(address: str, resolves_to: Any) -> None:
-    """The address counts, not the name, and one bad address of several is enough."""
+    """The address counts and not the name, and one inner address of several is enough."""
     resolves_to(PUBLIC, address)
     with pytest.raises(RefusedTargetError, match="not a public address"):
         policy("hooks.example.com").resolve("https://hooks.example.com/x", seconds=1)
@@ -73,7 +73,7 @@ def test_an_allowed_name_that_leads_inside_is_refused(address: str, resolves_to:
      ("hooks.example.com.evil.net", False), ("example.com", False)],
 )  # fmt: skip
 def test_only_listed_hosts_are_called(host: str, listed: bool, resolves_to: Any) -> None:
-    """A name is exact; one with a leading dot stands for what is below it."""
+    """A name is exact, and one with a leading dot matches its subdomains."""
     resolves_to(PUBLIC)
     allowed = policy("hooks.example.com", ".example.org")
     if listed:
@@ -91,8 +91,8 @@ def test_only_listed_hosts_are_called(host: str, listed: bool, resolves_to: Any)
         "file:///etc/x",
     ],
 )  # fmt: skip
-def test_what_is_no_plain_url_is_refused_without_showing_it(url: str, resolves_to: Any) -> None:
-    """Schemes, user names, ports and line ends that a URL may hide something in; the message does not repeat it."""
+def test_an_unusual_url_is_refused_without_showing_it(url: str, resolves_to: Any) -> None:
+    """Other schemes, user names, ports and line ends are refused without the URL in the message."""
     resolves_to(PUBLIC)
     with pytest.raises(RefusedTargetError) as caught:
         policy("example.com", "127.0.0.1").resolve(url, seconds=1)
@@ -101,7 +101,7 @@ def test_what_is_no_plain_url_is_refused_without_showing_it(url: str, resolves_t
 
 @pytest.mark.parametrize("letter", ["\0", "\t", "\x1f", " ", "\x7f", "\x80", "é", "\u2028"])
 def test_a_letter_that_no_url_holds_is_refused(letter: str, resolves_to: Any) -> None:
-    """At each place, before a request can be made of it; all other letters are sent as they are."""
+    """An invalid character in any part of the URL is refused before a request; other characters are sent unchanged."""
     resolves_to(PUBLIC)
     for url in (
         f"https://example.com/a{letter}b",
@@ -115,14 +115,14 @@ def test_a_letter_that_no_url_holds_is_refused(letter: str, resolves_to: Any) ->
 
 @pytest.mark.parametrize("url", ["http://2130706433/", "http://0x7f.1/", "http://127.1/", "http://[::ffff:7f00:1]/"])
 def test_other_spellings_of_loopback_are_refused(url: str) -> None:
-    """Numbers that the resolver takes for 127.0.0.1, even where somebody lists them."""
+    """Other spellings of 127.0.0.1 are refused, even if they are listed."""
     listed = policy("2130706433", "0x7f.1", "127.1", "::ffff:7f00:1")
     with pytest.raises((RefusedTargetError, TransientError)):
         listed.resolve(url, seconds=1)
 
 
 def test_a_resolver_that_hangs_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A step does not wait for a DNS server that does not answer, nor does its process when it ends."""
+    """A hanging DNS server delays neither the step nor the end of its process."""
     release, answered = threading.Event(), threading.Event()
 
     def hang(*_args: Any, **_kwargs: Any) -> list[Any]:
@@ -141,7 +141,7 @@ def test_a_resolver_that_hangs_is_left_behind(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_resolver_that_takes_its_time_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its answer counts while the time for it lasts."""
+    """An answer of the resolver within its time limit is used."""
 
     def answer(*_args: Any, **_kwargs: Any) -> list[Any]:
         threading.Event().wait(0.1)
@@ -156,7 +156,7 @@ def test_a_resolver_that_takes_its_time_is_waited_for(monkeypatch: pytest.Monkey
 def test_a_name_without_an_address_may_have_one_later(
     monkeypatch: pytest.MonkeyPatch, answer: Any, reason: str
 ) -> None:
-    """The message has what the resolver said, or that it had no address."""
+    """A name that cannot be resolved is a transient error with the reason of the resolver."""
 
     def look_up(*_args: Any, **_kwargs: Any) -> Any:
         if isinstance(answer, Exception):
@@ -183,7 +183,7 @@ def test_a_name_without_an_address_may_have_one_later(
 def test_the_host_header_has_the_port_where_it_is_not_the_usual_one(
     resolves_to: Any, url: str, port: int, header: str
 ) -> None:
-    """As a browser would send it; an address of IPv6 is in brackets."""
+    """The Host header has an unusual port, and an IPv6 address in brackets."""
     resolves_to(PUBLIC)
     target = policy("example.com", "2606:2800::1").resolve(url, seconds=5)
     assert (target.port, target.host_header, target.path) == (port, header, "/")
@@ -194,13 +194,13 @@ def test_the_host_header_has_the_port_where_it_is_not_the_usual_one(
     [("https://example.com", "/"), ("https://example.com?a=1", "/?a=1"), ("https://example.com/b/c?a=1#d", "/b/c?a=1")],
 )
 def test_the_path_is_that_of_the_url(resolves_to: Any, url: str, path: str) -> None:
-    """With its query, without a fragment, and never empty."""
+    """The path has the query, no fragment, and is never empty."""
     resolves_to(PUBLIC)
     assert policy("example.com").resolve(url, seconds=5).path == path
 
 
 def test_a_name_that_resolves_twice_to_one_address_has_one(resolves_to: Any) -> None:
-    """In the order of the resolver: the first is tried first."""
+    """Each address counts once, in the order of the resolver."""
     resolves_to("93.184.216.35", PUBLIC, "93.184.216.35", "93.184.216.33")
     addresses = policy("example.com").resolve("https://example.com/", seconds=5).addresses
     assert addresses == ("93.184.216.35", PUBLIC, "93.184.216.33")

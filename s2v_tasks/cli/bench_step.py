@@ -92,6 +92,11 @@ def step(
     if as_json:
         typer.echo(json.dumps(report))
         return
+    _print_report(report)
+
+
+def _print_report(report: dict[str, Any]) -> None:
+    """Print the sizes of a step, the time of each variant, and the slowest kernels if they were profiled."""
     console.print(
         f"{report['parameters'] / 1e6:.0f} M parameters, {report['tokens']} tokens, "
         f"{report['step_tflop']:.3g} TFLOP per step, {report['precision']} on {report['device']}, "

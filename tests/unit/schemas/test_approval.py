@@ -34,5 +34,5 @@ def test_clips_behind_the_rejected_one_are_not_there_yet() -> None:
     ],
 )
 def test_an_empty_field_of_a_rejection_changes_nothing(given: dict[str, Any], changes: dict[str, Any]) -> None:
-    """A form sends an empty prompt where a person leaves the field alone; the seed 0 is a change."""
+    """An empty prompt, as the form sends it, changes nothing; the seed 0 is a change."""
     assert Rejection(**given).changes == changes

@@ -128,7 +128,7 @@ def test_entries_that_disappear_are_ignored(kept: KeptOutputs, tmp_path: Path, r
 def test_a_full_disk_loses_kept_outputs_only(
     kept: KeptOutputs, tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If outputs cannot be kept, the log says so, no partial file stays, and the first error is raised."""
+    """If outputs cannot be kept, the log says so, no partial file stays, and no error is raised."""
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")

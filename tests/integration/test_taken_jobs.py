@@ -88,7 +88,7 @@ def test_a_run_that_was_refused_does_not_close_the_job(
     metadata.jobs.fail(JOB, "The first run failed.")
     stage(request_json(num_clip=3), "second")  # cleared in Airflow, and now it may
     metadata.jobs.succeed(JOB, "s3://out/x.mp4", "ab" * 32)
-    assert close("second")["status"] == "succeeded"
+    assert (close("second")["status"], close("of nobody")["status"]) == ("succeeded", "succeeded")
 
 
 def test_a_refused_request_without_a_run_does_not_keep_the_job_open(request_json: Callable[..., str]) -> None:

@@ -1,7 +1,7 @@
 """Run the jobs of a benchmark on a separate embedded Airflow, and measure its services.
 
 Services and Airflow are those of `s2v up`, in a temporary home folder. Each step runs by its production command.
-`capacity.recording` counts in the processes; the rest is read from Airflow's database and from /proc.
+`capacity.recording` counts in the processes; `capacity.airflow_state` reads the rest.
 """
 
 import json
@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import psycopg
 
+from s2v_tasks.capacity.airflow_state import AirflowState, Open, Reading
 from s2v_tasks.capacity.recording import CLIP_SECONDS, FOLDER, SITE
 from s2v_tasks.embedded.airflow import AirflowInstallation
 from s2v_tasks.embedded.guard import temporary_home
@@ -34,7 +34,6 @@ _INFER_FRAMES = 16
 _POLL_SECONDS = 1.0
 _SETTLING_SECONDS = 30.0  # Airflow is busy after its start, which is neither idle time nor the cost of a job
 _ENDED = {"success", "failed"}
-_COMPONENTS = ("scheduler", "triggerer", "dag-processor", "api-server")
 
 
 @dataclass(frozen=True)
@@ -70,25 +69,6 @@ class Load:
             "base_seed": number,
             "clips_per_pod": self.clips_per_pod,
         }
-
-
-@dataclass(frozen=True)
-class Reading:
-    """Measurements of the services at one moment."""
-
-    at: float
-    cpu_seconds: dict[str, float]
-    transactions: dict[str, int]  # by database
-    wal_bytes: int
-
-    def since(self, earlier: "Reading") -> "Reading":
-        """Return the differences; `at` becomes the seconds between."""
-        return Reading(
-            self.at - earlier.at,
-            {name: value - earlier.cpu_seconds.get(name, 0.0) for name, value in self.cpu_seconds.items()},
-            {name: value - earlier.transactions.get(name, 0) for name, value in self.transactions.items()},
-            self.wal_bytes - earlier.wal_bytes,
-        )
 
 
 @contextmanager
@@ -139,6 +119,7 @@ class BenchAirflow:
         self.installation = AirflowInstallation(services.home)
         self.folder = services.home / "site"
         self._database = services.postgres.ensure_database("airflow")
+        self.state = AirflowState(self._database, self.installation.folder)
 
     def start(self) -> None:
         """Start Airflow and wait until it is idle."""
@@ -151,11 +132,14 @@ class BenchAirflow:
         for number, job_id in enumerate(self._load.job_ids()):
             self._trigger(job_id, self._load.request(number, config_dir(self.settings)) | {"job_id": job_id})
 
-    def wait(self) -> list[dict[str, Any]]:
-        """Return the runs when all of them have ended."""
-        deadline, ended = time.monotonic() + self._load.most_seconds, 0
+    def wait(self) -> tuple[list[dict[str, Any]], Open]:
+        """Return the runs when all of them have ended, and the most connections and triggers until then."""
+        deadline, ended, most = time.monotonic() + self._load.most_seconds, 0, Open({}, 0)
         while True:
-            runs = self.rows("SELECT run_id, state, queued_at, start_date, end_date FROM dag_run WHERE dag_id = %s")
+            most = most.most(self.state.open())
+            runs = self.state.rows(
+                "SELECT run_id, state, queued_at, start_date, end_date FROM dag_run WHERE dag_id = %s"
+            )
             states = Counter(str(run["state"]) for run in runs)
             if ended != (ended := sum(states[state] for state in _ENDED)):
                 get_logger().info("bench_runs", **states)
@@ -168,7 +152,7 @@ class BenchAirflow:
             with open_metadata(self.settings) as metadata:
                 job = metadata.jobs.get(failed[0])
             raise TransientError(f"{len(failed)} jobs failed, the first is {failed[0]}: {job and job.reason}.")
-        return runs
+        return runs, most
 
     def _trigger(self, job_id: str, conf: dict[str, Any]) -> None:
         request = urllib.request.Request(  # noqa: S310 - the server of this benchmark
@@ -192,36 +176,9 @@ class BenchAirflow:
                 ]
         return found
 
-    def rows(self, query: str) -> list[dict[str, Any]]:
-        """Return the rows of Airflow's database that a query with the id of the DAG finds."""
-        with psycopg.connect(self._database, row_factory=psycopg.rows.dict_row) as connection:
-            return connection.execute(query, (JOB_DAG,)).fetchall()
-
-    def num_triggers(self) -> int:
-        """Return the number of triggers created so far."""
-        query = "SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM trigger_id_seq"
-        with psycopg.connect(self._database) as connection:
-            return int((connection.execute(query).fetchone() or [0])[0])
-
-    def read(self) -> Reading:
-        """Measure the services now."""
-        with psycopg.connect(self._database) as connection:
-            databases = connection.execute(
-                "SELECT datname, xact_commit + xact_rollback FROM pg_stat_database WHERE datname IN ('airflow', 's2v')"
-            ).fetchall()
-            wal = connection.execute("SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')").fetchone()
-        seconds = {name: _seconds(self.installation.folder / f"{name}.pid") for name in _COMPONENTS}
-        return Reading(time.time(), seconds, {name: int(n) for name, n in databases}, int((wal or [0])[0]))
-
     def has_ended(self) -> bool:
         """Return True if all runs have ended."""
-        return all(run["state"] in _ENDED for run in self.rows("SELECT state FROM dag_run WHERE dag_id = %s"))
-
-    def heartbeat_age(self) -> float:
-        """Return the seconds since the latest heartbeat of the scheduler."""
-        age = "SELECT extract(epoch FROM now() - max(latest_heartbeat)) FROM job WHERE job_type = 'SchedulerJob'"
-        with psycopg.connect(self._database) as connection:
-            return float((connection.execute(age).fetchone() or [0])[0])
+        return all(run["state"] in _ENDED for run in self.state.rows("SELECT state FROM dag_run WHERE dag_id = %s"))
 
     def api_server(self) -> psutil.Process:
         """Return the process of the API server."""
@@ -246,37 +203,34 @@ class Measured:
     attempts: dict[str, list[tuple[int, float, float]]]  # job → clip, start, end
     idle: Reading
     busy: Reading
+    open_idle: Open
+    open_busy: Open  # the most while the jobs ran
 
 
 def measure(load: Load) -> Measured:
     """Run the jobs to their end; TransientError if they do not end in time or one of them fails."""
     with bench_airflow(load) as airflow:
-        began = airflow.read()
+        began = airflow.state.read()
         time.sleep(load.idle_seconds)
-        before = airflow.read()
-        triggers = airflow.num_triggers()
+        before = airflow.state.read()
+        triggers, open_idle = airflow.state.num_triggers(), airflow.state.open()
         airflow.submit()
-        runs = airflow.wait()
-        after = airflow.read()
+        runs, open_busy = airflow.wait()
+        after = airflow.state.read()
         return Measured(
             load=load,
             steps=lines(airflow.folder / "steps.jsonl"),
             loops=airflow.loops(before.at, after.at),
-            tasks=airflow.rows("SELECT * FROM task_instance WHERE dag_id = %s"),
+            tasks=airflow.state.rows("SELECT * FROM task_instance WHERE dag_id = %s"),
             runs=runs,
-            num_triggers=airflow.num_triggers() - triggers,
+            num_triggers=airflow.state.num_triggers() - triggers,
             api_log=(airflow.installation.logs / "airflow-api-server.log").read_text(errors="replace").splitlines(),
             attempts=airflow.attempts(),
             idle=before.since(began),
             busy=after.since(before),
+            open_idle=open_idle,
+            open_busy=open_busy,
         )
-
-
-def _seconds(pid_path: Path) -> float:
-    """Return the CPU seconds of a component of Airflow, without the workers of the scheduler and what they start."""
-    process = psutil.Process(int(pid_path.read_text()))
-    helpers = [] if pid_path.stem == "scheduler" else process.children()
-    return float(sum(sum(part.cpu_times()[:2]) for part in [process, *helpers]))
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from itertools import accumulate, pairwise
 from statistics import mean
 from typing import Any
 
+from s2v_tasks.capacity.airflow_state import Open
 from s2v_tasks.capacity.bench_airflow import Measured
 from s2v_tasks.capacity.counting import JobCounts, StepCount, Times, api_calls, job_counts, steps_of, times
 from s2v_tasks.schemas.steps import CLIP_RENDER_TASK, CLIP_WAIT_TASK, RENDER_CLIP
@@ -56,6 +57,8 @@ class Report:
     differing: list[str]
     polls_per_minute: float  # statements of a render that repeat in time: heartbeats, looking for a cancellation
     times: Times
+    open_idle: Open
+    open_busy: Open
     link: Link | None
     inside_seconds: float | None  # between clips of one process (clips_per_pod)
 
@@ -70,7 +73,7 @@ def report(measured: Measured) -> Report:
     between: list[Link] = []
     inside: list[float] = []
     for job in job_ids:
-        renders = dict(_renders(measured.steps, job))
+        renders = dict(render_moments(measured.steps, job))
         attempts = {clip: (start, end) for clip, start, end in measured.attempts[job]}
         between += links(attempts, tasks[job], renders)
         inside += seconds_inside(attempts, renders)
@@ -83,6 +86,8 @@ def report(measured: Measured) -> Report:
         differing=[job for job in job_ids if counts[job] != counts[first]],
         polls_per_minute=_polls_per_minute(measured),
         times=times(measured),
+        open_idle=measured.open_idle,
+        open_busy=measured.open_busy,
         link=mean_link(between),
         inside_seconds=round(mean(inside), 2) if inside else None,
     )
@@ -95,8 +100,8 @@ def _polls_per_minute(measured: Measured) -> float:
     return round(polls / minutes, 1)
 
 
-def _renders(records: Iterable[Mapping[str, Any]], job_id: str) -> Iterator[tuple[int, Mapping[str, float]]]:
-    """Yield first clip and moments of each process that rendered clips of a job."""
+def render_moments(records: Iterable[Mapping[str, Any]], job_id: str) -> Iterator[tuple[int, Mapping[str, float]]]:
+    """Yield first clip and moments of each process that rendered clips of a job. `records`: of `capacity.recording`."""
     for record in records:
         words = record["command"]
         if words[:1] == [RENDER_CLIP.command] and job_id in words:

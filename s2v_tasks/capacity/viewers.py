@@ -13,7 +13,8 @@ from statistics import mean, median
 
 import psutil
 
-from s2v_tasks.capacity.bench_airflow import BenchAirflow, Load, Reading, bench_airflow
+from s2v_tasks.capacity.airflow_state import Reading
+from s2v_tasks.capacity.bench_airflow import BenchAirflow, Load, bench_airflow
 from s2v_tasks.capacity.browsing import PAGE, POLL, Answer, AnswerTimes, Browser, answer_times, watch
 from s2v_tasks.capacity.simulation import percentile
 from s2v_tasks.errors import TransientError
@@ -109,13 +110,13 @@ def _window(airflow: BenchAirflow, load: Load, watching: Watching, *, has_viewer
     observer = threading.Thread(target=_observe_heartbeat, args=(airflow, ended, ages))
     observer.start()
     psutil.cpu_percent()
-    before = airflow.read()
+    before = airflow.state.read()
     answers: list[Answer] = []
     if has_viewers:
         answers = watch(airflow.installation.url, load.job_ids(), watching.viewers, watching.window_seconds)
     else:
         time.sleep(watching.window_seconds)
-    after, busy = airflow.read(), psutil.cpu_percent() / 100
+    after, busy = airflow.state.read(), psutil.cpu_percent() / 100
     ended.set()
     observer.join()
     loops = airflow.loops(before.at, after.at)
@@ -125,7 +126,7 @@ def _window(airflow: BenchAirflow, load: Load, watching: Watching, *, has_viewer
 
 def _observe_heartbeat(airflow: BenchAirflow, ended: threading.Event, ages: list[float]) -> None:
     while not ended.wait(1):
-        ages.append(airflow.heartbeat_age())
+        ages.append(airflow.state.heartbeat_age())
 
 
 def _addresses(job_ids: Sequence[str]) -> list[tuple[str, dict[str, str]]]:

@@ -88,6 +88,10 @@ def _print_times(result: "Report") -> None:
     for name, seconds in times.cpu_seconds_per_job.items():
         table.add_row(name, f"{seconds:.1f}", f"{times.idle_cpu_share[name]:.3f}")
     console.print(table)
+    for name, most in result.open_busy.connections.items():
+        before = result.open_idle.connections.get(name, 0)
+        console.print(f"Database {name}: at most {most} connections at once; {before} without a job.")
+    console.print(f"Airflow: at most {result.open_busy.triggers} triggers at once.")
     for name, number in times.transactions_per_job.items():
         idle = times.idle_transactions_per_minute[name]
         console.print(f"Database {name}: {number:.0f} transactions per job; {idle} per minute without a job.")

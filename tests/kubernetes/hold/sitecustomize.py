@@ -1,11 +1,13 @@
 """Hold a render at a solver step, so that a test meets it there on a machine of any speed. Hold a worker; spoil a clip.
+Record the moments of a process.
 
 Python imports this module at the start of each process of a pod and of Airflow, because PYTHONPATH has its folder. A
 render waits behind its `HELD_STEP`-th solver step while the file `<job_id>.<clip_index>.hold` is in `HOLD_FOLDER`, and
 leaves `<job_id>.<clip_index>.reached` beside it. SIGTERM ends the wait: the product decides what follows.
 
 In the same way a worker of Airflow that has made the pod of a clip waits before it leaves it to the triggerer, while
-`<job_id>.<clip_index>.worker.hold` is there. The clip whose seed is `SPOILED_SEED` becomes one of a single colour.
+`<job_id>.<clip_index>.worker.hold` is there. The clip whose seed is `SPOILED_SEED` becomes one of a single colour. With
+`BENCH_FOLDER` a step records its moments there, as in a benchmark.
 """
 
 import os
@@ -104,3 +106,7 @@ def _wait(name: str) -> None:
 
 
 sys.meta_path.insert(0, _Finder())
+if "BENCH_FOLDER" in os.environ:
+    from s2v_tasks.capacity import recording
+
+    recording.install()

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from s2v_tasks.capacity import browsing
-from s2v_tasks.capacity.bench_airflow import Reading
+from s2v_tasks.capacity.airflow_state import Reading
 from s2v_tasks.capacity.browsing import PAGE, POLL, Answer, answer_times, watch
 from s2v_tasks.capacity.viewers import Watching, Window, memory_of, viewers_report
 

@@ -6,11 +6,15 @@ so that they do not depend on the size of the picture.
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from s2v_tasks.perception.faces import Picture, Points
 
 _LIP_TOP, _LIP_BOTTOM = 13, 14
 _FOREHEAD, _CHIN = 10, 152
+_MOUTH_CORNERS, _EYE_CORNERS = (61, 291), (33, 263)
+# Square around the mouth, open or closed: pixels, side in shares of the face's height, share of it above the corners.
+_MOUTH_PIXELS, _MOUTH_SIDE, _ABOVE_CORNERS = 32, 0.5, 0.375
 _NOSE, _CHEEK_RIGHT, _CHEEK_LEFT = 1, 234, 454
 _EYES = ((159, 145, 33, 133), (386, 374, 362, 263))
 # Skin between features: both cheeks and the middle of the forehead.
@@ -55,6 +59,24 @@ def face_height(landmarks: Points) -> float:
 def mouth_opening(landmarks: Points) -> float:
     """Return the gap between the inner lips over the height of the face: about 0 closed, 0.2 wide open."""
     return float(np.linalg.norm(landmarks[_LIP_TOP] - landmarks[_LIP_BOTTOM])) / face_height(landmarks)
+
+
+def mouth_darkness(picture: Picture, landmarks: Points) -> float:
+    """Return how much darker than its median the region of the mouth is, 0..1 as the mean over its pixels.
+
+    An open mouth is a dark hole. This also works where the landmarks of the lips do not: in flat drawings.
+    """
+    right, left = landmarks[list(_EYE_CORNERS)]
+    step = _MOUTH_SIDE * face_height(landmarks) / _MOUTH_PIXELS
+    across = step * (left - right) / np.linalg.norm(left - right)
+    down = np.array([-across[1], across[0]])
+    corners = landmarks[list(_MOUTH_CORNERS)].mean(axis=0)
+    first = corners - _MOUTH_PIXELS * (across / 2 + _ABOVE_CORNERS * down)
+    affine = (across[0], down[0], first[0], across[1], down[1], first[1])
+    size = (_MOUTH_PIXELS, _MOUTH_PIXELS)
+    region = Image.fromarray(picture).transform(size, Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR)
+    luma = np.asarray(region.convert("L"), dtype=np.float64)
+    return float(np.maximum(0, 1 - luma / max(1.0, float(np.median(luma)))).mean())
 
 
 def eye_opening(landmarks: Points) -> float:

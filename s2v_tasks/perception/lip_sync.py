@@ -1,4 +1,4 @@
-"""Lip sync: mouth opening against the loudness of the speech.
+"""Lip sync: opening or darkness of the mouth against the loudness of the speech.
 
 This is not SyncNet and gives no LSE scores. It measures if and when the mouth opens with the speech. It does not check
 the mouth shape of each vowel.
@@ -35,6 +35,11 @@ class LipSync:
     correlation: float
     other_correlation: float
 
+    @property
+    def margin(self) -> float:
+        """Return the difference between both correlations."""
+        return self.correlation - self.other_correlation
+
 
 def envelope(
     samples: npt.NDArray[np.float32], sample_rate: int, num_frames: int, fps: float, delay: float = 0.0
@@ -65,7 +70,7 @@ def _envelope_of_energy(energy: Series, sample_rate: int, num_frames: int, fps: 
 def compare(opening: Series, samples: npt.NDArray[np.float32], sample_rate: int, fps: float) -> LipSync | None:
     """Return lag and correlation of mouth and speech, or None if one of them does not vary (still mouth, silence).
 
-    opening: mouth opening `[n]` per frame; frames without a face are NaN and left out.
+    opening: opening or darkness of the mouth `[n]` per frame; frames without a face are NaN and left out.
     """
     known = np.isfinite(opening)
     if known.sum() < 2 * fps or np.std(opening[known]) < 1e-6 or not np.any(samples):

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from s2v_tasks.perception.clip_measures import ClipMeter, Reference, measure_lip_sync
+from s2v_tasks.perception.clip_measures import ClipMeter, Mouth, Reference, measure_lip_sync
 from s2v_tasks.perception.faces import FaceFinder, Picture
 from s2v_tasks.schemas.quality import ClipQuality, Drift, LipSyncQuality, ReferenceLook, VideoQuality
 
@@ -30,6 +30,7 @@ def measure_video(
     known = Reference.of(reference, finder) if reference is not None else None
     measured: list[ClipQuality] = []
     mouth: list[float] = []
+    darkness: list[float] = []
     meter: ClipMeter | None = None
     pending = iter(frames)
     for index, (start, end) in enumerate(clips):
@@ -44,8 +45,11 @@ def measure_video(
         first, last = (round(frame / fps * sample_rate) for frame in (start, start + len(meter.mouth)))
         measured.append(meter.finish(start, fps, speech[first:last] if speech is not None else None, sample_rate))
         mouth += meter.mouth
+        darkness += meter.darkness
         meter.before = None  # two clips are in memory, not all
-    whole = measure_lip_sync(np.array(mouth), speech, sample_rate, fps) if speech is not None and mouth else None
+    whole = None
+    if speech is not None and mouth:
+        whole = measure_lip_sync(Mouth(np.array(mouth), np.array(darkness)), speech, sample_rate, fps)
     return whole_video(known.look if known else None, measured, whole)
 
 

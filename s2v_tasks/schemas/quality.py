@@ -44,7 +44,7 @@ class FaceQuality(_Record):
 
 
 class LipSyncQuality(_Record):
-    """Mouth opening against the loudness of the speech."""
+    """Opening or darkness of the mouth against the loudness of the speech."""
 
     lag_ms: float | None = Field(description="positive: the mouth follows the sound")
     correlation: float | None
@@ -54,6 +54,10 @@ class LipSyncQuality(_Record):
         description="5th to 95th percentile of the opening, shares of the face's height"
     )
     silent_opening_range: float | None = Field(description="the same while there is no speech")
+    darkness_range: float | None = Field(
+        None, description="range of the mouth's darkness; None: lag and correlation are those of the opening"
+    )
+    silent_darkness_range: float | None = Field(None, description="the same while there is no speech")
 
 
 class LookQuality(_Record):
@@ -119,6 +123,7 @@ class FrameSeries(_Record):
     """Numbers of each frame of a clip: for the seam to the next clip, and for the lip sync of the whole video."""
 
     mouth: tuple[float | None, ...] = Field(description="opening; None: no face")
+    darkness: tuple[float | None, ...] = Field((), description="of the mouth; None: no face; empty: not measured")
     shifts: tuple[float, ...] = Field(description="motion of the picture between frames, shares of its width")
     skin: tuple[tuple[float, float, float] | None, ...] = Field(description="colour in Lab; None: no face")
     background: tuple[tuple[float, float, float], ...]

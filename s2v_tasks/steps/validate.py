@@ -14,7 +14,7 @@ from s2v_tasks.errors import PermanentError
 from s2v_tasks.media.contact_sheet import contact_sheet
 from s2v_tasks.media.frames import measure
 from s2v_tasks.media.speech import SPEECH_SAMPLE_RATE, Waveform, load_waveform, rms_dbfs
-from s2v_tasks.perception.clip_measures import measure_lip_sync
+from s2v_tasks.perception.clip_measures import Mouth, measure_lip_sync
 from s2v_tasks.perception.video import whole_video
 from s2v_tasks.runtime.context import StepContext
 from s2v_tasks.schemas.manifest import ReportFacts, fingerprint
@@ -89,18 +89,24 @@ class MeasuredClips:
         measured: list[ClipQuality] = []
         reference = None
         frames = max((known[1].measured.end_frame for known in self.clips if known and known[1].measured), default=0)
-        mouth = np.full(frames, np.nan)  # frames of a clip that was not measured count as frames without a face
+        # Frames of a clip that was not measured count as frames without a face.
+        mouth, darkness = np.full(frames, np.nan), np.full(frames, np.nan)
         for known in self.clips:
             if known is None or known[1].measured is None or known[1].series is None:
                 continue
             record, clip = known[0], known[1].measured
             measured.append(clip)
             reference = reference or record.reference
-            mouth[clip.start_frame : clip.end_frame] = [np.nan if v is None else v for v in known[1].series.mouth]
+            span = slice(clip.start_frame, clip.end_frame)
+            mouth[span] = np.array(known[1].series.mouth, dtype=float)
+            if known[1].series.darkness:
+                darkness[span] = np.array(known[1].series.darkness, dtype=float)
         if not measured:
             return None
         covered = speech[: frames * SPEECH_SAMPLE_RATE // FPS]
-        return whole_video(reference, measured, measure_lip_sync(mouth, covered, SPEECH_SAMPLE_RATE, FPS))
+        return whole_video(
+            reference, measured, measure_lip_sync(Mouth(mouth, darkness), covered, SPEECH_SAMPLE_RATE, FPS)
+        )
 
 
 def _clip_sentences(index: int, known: tuple[TakeRecord, Take] | None) -> list[str]:

@@ -12,6 +12,8 @@ from s2v_tasks.schemas.quality import ClipQuality, Finding, LipSyncQuality, Refe
 # In the score of a take, one failing measure weighs as much as ten warnings. Each weighs up to twice as much the
 # further it is beyond its limit.
 _FAIL_PENALTY = 10.0
+# A colour step at a seam up to this ratio to the steps inside both clips is not judged: the patches of skin move.
+_USUAL_COLOUR_JUMP = 1.5
 
 
 class _Limits(BaseModel):
@@ -141,7 +143,10 @@ def _judge_lip_sync(sync: LipSyncQuality, num_frames: int, limits: QualityLimits
     if not is_long:
         return []
     lag = abs(sync.lag_ms) if sync.lag_ms is not None else None
-    ratio = sync.silent_opening_range / sync.opening_range if sync.silent_opening_range and sync.opening_range else None
+    silent, spoken = sync.silent_opening_range, sync.opening_range
+    if sync.darkness_range is not None:
+        silent, spoken = sync.silent_darkness_range, sync.darkness_range
+    ratio = silent / spoken if silent and spoken else None
     apart = _no_margin(sync, limits)
     if apart is not None:
         return [apart]  # neither does a lag of a mouth that does not follow
@@ -154,8 +159,11 @@ def _judge_lip_sync(sync: LipSyncQuality, num_frames: int, limits: QualityLimits
 def _still_mouth(sync: LipSyncQuality, limits: QualityLimits, *, with_margin: bool) -> Finding | None:
     """Return the finding of a mouth that moves too little, or by the noise of the landmarks and not with the speech.
 
-    When the head sways, the landmarks of a still mouth move too, mostly in drawings.
+    When the head sways, the landmarks of a still mouth move too, mostly in drawings. A mouth whose darkness changes
+    with the speech is not still, whatever the landmarks of its lips do.
     """
+    if sync.darkness_range is not None and (not with_margin or _no_margin(sync, limits) is None):
+        return None
     if with_margin and _no_margin(sync, limits) is not None:
         noise = Below(warn_below=None, fail_below=limits.landmark_noise)
         message = "the mouth moves by {:.1%} during speech, and not with it"
@@ -207,7 +215,8 @@ def judge_drift(video: VideoQuality, limits: QualityLimits) -> list[Finding]:
 
 
 def _worst_step(clip: ClipQuality) -> float | None:
-    if clip.seam is None:
+    """Return the larger colour step at a seam; None without a seam, or if such steps are usual inside the clips."""
+    if clip.seam is None or clip.seam.colour_jump <= _USUAL_COLOUR_JUMP:
         return None
     return max(step for step in (clip.seam.skin_step, clip.seam.background_step) if step is not None)
 

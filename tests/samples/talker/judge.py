@@ -30,9 +30,9 @@ from s2v_tasks.engine.pipeline import S2VPipeline
 from s2v_tasks.engine.worker import Worker
 from s2v_tasks.media.encode import encode_clip
 from s2v_tasks.media.frames import iter_rgb
-from s2v_tasks.perception.clip_measures import measure_lip_sync
+from s2v_tasks.perception.clip_measures import Mouth, measure_lip_sync
 from s2v_tasks.perception.faces import FaceFinder
-from s2v_tasks.perception.landmarks import mouth_opening
+from s2v_tasks.perception.landmarks import mouth_darkness, mouth_opening
 from s2v_tasks.perception.video import measure_video
 
 SPEECHES = sorted((Path(__file__).parents[1] / "speeches").glob("*.flac"))
@@ -63,11 +63,13 @@ def judge(clips: list[Pictures], reference: NDArray[np.uint8], speech: Any, othe
     frames = [picture for clip in clips for picture in clip]
     ranges = [(start, start + FRAMES) for start in range(0, len(frames), FRAMES)]
     video = measure_video(frames, ranges, fps=FPS, speech=speech, sample_rate=RATE, reference=reference)
-    finder, openings = FaceFinder(), []
+    finder, openings, darkness = FaceFinder(), [], []
     for picture in frames:
         face = finder.find(picture)
         openings.append(mouth_opening(face.landmarks) if face else np.nan)
-    said, unsaid = video.lip_sync, measure_lip_sync(np.array(openings), other, RATE, FPS)
+        darkness.append(mouth_darkness(picture, face.landmarks) if face else np.nan)
+    said = video.lip_sync
+    unsaid = measure_lip_sync(Mouth(np.array(openings), np.array(darkness)), other, RATE, FPS)
     looks = [clip.look for clip in video.clips]
     assert said is not None
     return {

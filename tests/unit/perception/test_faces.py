@@ -58,6 +58,8 @@ def test_landmarks_follow_a_tilted_head(finder: FaceFinder, degrees: int) -> Non
     assert other is not None
     difference = landmarks.mouth_opening(one.landmarks) - landmarks.mouth_opening(other.landmarks)
     assert abs(difference) < 0.02
+    darker = landmarks.mouth_darkness(tilted, other.landmarks) - landmarks.mouth_darkness(upright, one.landmarks)
+    assert abs(darker) < 0.01
     assert landmarks.shape_difference(other.landmarks, one.landmarks) < 0.03
 
 
@@ -71,6 +73,20 @@ def test_an_open_mouth_is_more_open_at_every_size(finder: FaceFinder) -> None:
         values = [landmarks.mouth_opening(face.landmarks) for face in (closed, half, wide)]
         assert values == pytest.approx([0.02, 0.07, 0.15], abs=0.03)
         assert values[0] < values[1] < values[2]
+
+
+@pytest.mark.parametrize("light", [1.0, 0.5])
+def test_an_open_mouth_is_darker_than_its_surroundings_in_any_light(finder: FaceFinder, light: float) -> None:
+    """The darkness is relative to the region of the mouth: at half the light it is the same."""
+    darkness = []
+    for opening in (0.0, 0.5, 1.0):
+        picture = (Person(2).draw(opening, 0) * light).astype(np.uint8)
+        face = finder.find(picture)
+        assert face is not None
+        darkness.append(landmarks.mouth_darkness(picture, face.landmarks))
+    assert darkness == pytest.approx([0.06, 0.10, 0.14], abs=0.015)
+    assert darkness[1] - darkness[0] > 0.03
+    assert darkness[2] - darkness[1] > 0.03
 
 
 def test_a_damaged_network_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

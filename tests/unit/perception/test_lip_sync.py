@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 
 from s2v_tasks.perception import lip_sync
+from s2v_tasks.perception.clip_measures import Mouth, measure_lip_sync
+from s2v_tasks.schemas.quality import LipSyncQuality
+from s2v_tasks.validation.quality import judge_clip
 from tests.unit.perception.drawn import FPS, SAMPLE_RATE, openings, speech
+from tests.unit.perception.test_faults import LIMITS
+from tests.unit.rendering.test_takes import MEASURED
 
 NAMES = ("baker", "tickets", "delay", "harbour")
 
@@ -64,3 +69,57 @@ def test_the_envelope_is_zero_in_silence_and_beyond_the_sound() -> None:
     assert (loud[2 * FPS + 1 :] == 0).all()
     assert loud[FPS + 1 : 2 * FPS - 1] == pytest.approx(loud[FPS + 1], rel=0.05)
     assert lip_sync.envelope(samples / 100, SAMPLE_RATE, 4 * FPS, FPS) == pytest.approx(loud, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("darkness_range", "by_darkness"), [(0.06, True), (0.02, False)], ids=["moves", "within the noise of still mouths"]
+)
+def test_the_darkness_counts_if_it_moves_and_follows_the_speech_better(
+    darkness_range: float, by_darkness: bool
+) -> None:
+    """Landmarks that follow other speech are overruled by darkness that follows this speech."""
+    wrong, right = openings("harbour")[:95], openings("baker")[:95]
+    darkness = 0.1 + darkness_range * (right - right.min()) / (np.percentile(right, 95) - np.percentile(right, 5))
+    found = measure_lip_sync(Mouth(wrong, darkness), speech("baker"), SAMPLE_RATE, FPS)
+    assert (found.darkness_range is not None) is by_darkness
+    assert found.lag_ms is not None
+    assert (abs(found.lag_ms) <= 20) is by_darkness
+    assert found.opening_range == pytest.approx(
+        measure_lip_sync(Mouth(wrong, np.full(95, np.nan)), speech("baker"), SAMPLE_RATE, FPS).opening_range
+    )
+
+
+def test_landmarks_that_follow_the_speech_better_than_the_darkness_count() -> None:
+    """The darkness of a shadow does not replace lips that are seen well."""
+    right, wrong = openings("baker")[:95], openings("harbour")[:95]
+    found = measure_lip_sync(Mouth(right, wrong), speech("baker"), SAMPLE_RATE, FPS)
+    assert (found.darkness_range, found.silent_darkness_range) == (None, None)
+    assert found.lag_ms == pytest.approx(0, abs=20)
+
+
+FOLLOWS = LipSyncQuality(
+    lag_ms=0.0, correlation=0.6, other_correlation=0.2, speech_share=0.8, opening_range=0.1, silent_opening_range=0.01
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, set()),
+        ({"opening_range": 0.004}, {"still_mouth"}),
+        ({"opening_range": 0.004, "darkness_range": 0.05}, set()),
+        ({"opening_range": 0.004, "darkness_range": 0.05, "correlation": 0.3}, {"still_mouth"}),
+        ({"silent_opening_range": 0.095}, {"silent_mouth_ratio"}),
+        ({"silent_opening_range": 0.095, "darkness_range": 0.05, "silent_darkness_range": 0.01}, set()),
+        ({"darkness_range": 0.05, "silent_darkness_range": 0.049}, {"silent_mouth_ratio"}),
+    ],
+    ids=[
+        "follows", "still lips", "still lips, but the hole follows", "still lips and a hole that does not follow",
+        "lips move in silence", "lips move in silence, but the hole counts", "the hole moves in silence",
+    ],
+)  # fmt: skip
+def test_a_clip_is_judged_by_the_measure_that_sees_its_mouth(changes: dict[str, float], expected: set[str]) -> None:
+    """Darkness that follows the speech rules out a still mouth; motion in silence is that of the same measure."""
+    face = MEASURED.face.model_copy(update={"share_of_frames": 1.0})
+    clip = MEASURED.model_copy(update={"end_frame": 80, "face": face, "lip_sync": FOLLOWS.model_copy(update=changes)})
+    assert {finding.measure for finding in judge_clip(clip, None, LIMITS)} == expected

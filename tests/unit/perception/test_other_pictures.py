@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from s2v_tasks.perception import landmarks
-from s2v_tasks.perception.clip_measures import measure_lip_sync
+from s2v_tasks.perception import landmarks, lip_sync
+from s2v_tasks.perception.clip_measures import Mouth, measure_lip_sync
 from s2v_tasks.perception.faces import FaceFinder
 from s2v_tasks.perception.video import measure_video
 from s2v_tasks.schemas.quality import VideoQuality
@@ -42,6 +42,16 @@ def measured(frames: list[Picture], reference: Picture, clips: tuple[tuple[int, 
     return measure_video(frames, clips, fps=FPS, speech=sound, sample_rate=SAMPLE_RATE, reference=reference)
 
 
+def mouth_of(frames: list[Picture], finder: FaceFinder) -> Mouth:
+    """Return opening and darkness of the mouth in frames that all have a face."""
+    faces = [finder.find(frame) for frame in frames]
+    opening = [landmarks.mouth_opening(face.landmarks) for face in faces if face]
+    darkness = [
+        landmarks.mouth_darkness(frame, face.landmarks) for frame, face in zip(frames, faces, strict=True) if face
+    ]
+    return Mouth(np.array(opening), np.array(darkness))
+
+
 def test_a_clean_video_has_no_finding(subject: Subject) -> None:
     """Every clip is within every limit, and the lag is that of the picture."""
     video = measured(subject.frames, subject.reference)
@@ -52,8 +62,7 @@ def test_a_clean_video_has_no_finding(subject: Subject) -> None:
 
 def test_lags_and_other_speech_are_found(subject: Subject, finder: FaceFinder) -> None:
     """A lag of 188 ms of either sign is right within 20 ms; the right speech fits better than three others."""
-    faces = [finder.find(frame) for frame in subject.frames]
-    mouth = np.array([np.nan if face is None else landmarks.mouth_opening(face.landmarks) for face in faces])
+    mouth = mouth_of(subject.frames, finder)
     sound, late = speech("baker")[: LENGTH * SAMPLE_RATE // FPS], SAMPLE_RATE * 188 // 1000
     right = measure_lip_sync(mouth, sound, SAMPLE_RATE, FPS)
     for shifted, lag_ms in ((np.pad(sound, (late, 0)), -188), (sound[late:], 188)):
@@ -61,6 +70,28 @@ def test_lags_and_other_speech_are_found(subject: Subject, finder: FaceFinder) -
     for name in ("delay", "harbour", "tickets"):
         other = measure_lip_sync(mouth, np.resize(speech(name), len(sound)), SAMPLE_RATE, FPS)
         assert (other.correlation or 0) < (right.correlation or 0)
+
+
+@pytest.mark.parametrize(
+    ("person", "name"), [(Cartoon(2395), "baker"), (Cartoon(10673, 128, 160), "harbour")], ids=["small", "wrong"]
+)
+def test_a_mouth_whose_lips_mislead_the_landmarks_is_judged_by_its_darkness(
+    person: Cartoon, name: str, finder: FaceFinder
+) -> None:
+    """The landmarks of the lips hardly move, or not with the speech. The dark hole does, so there is no finding."""
+    frames = [person.draw(float(opening), index / FPS) for index, opening in enumerate(openings(name)[:LENGTH])]
+    sound = speech(name)[: LENGTH * SAMPLE_RATE // FPS]
+    by_lips = lip_sync.compare(mouth_of(frames, finder).opening, sound, SAMPLE_RATE, FPS)
+    assert by_lips is not None
+    assert by_lips.margin < 0.1
+    video = measure_video(
+        frames, ((0, LENGTH),), fps=FPS, speech=sound, sample_rate=SAMPLE_RATE, reference=person.draw(0, 0)
+    )
+    assert findings(video) == set()
+    assert video.lip_sync is not None
+    assert video.lip_sync.darkness_range is not None
+    assert video.lip_sync.lag_ms == pytest.approx(0, abs=20)
+    assert "Lip sync: the mouth follows the sound by 0 ms" in " ".join(in_words(video, LIMITS))
 
 
 def test_each_planted_fault_is_found(subject: Subject) -> None:

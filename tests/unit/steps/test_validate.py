@@ -27,7 +27,8 @@ def known(
     index: int, *, takes: int = 1, kept: int = 0, reference: ReferenceLook | None = LOOK, **changes: Any
 ) -> Known:
     """Return the record of clip `index`, of 16 frames, whose mouth opens by its index, and its kept take."""
-    series = FrameSeries(mouth=(float(index), *[None] * 15), shifts=(), skin=(), background=())
+    darkness = (None, index / 4, *[None] * 14)
+    series = FrameSeries(mouth=(float(index), *[None] * 15), darkness=darkness, shifts=(), skin=(), background=())
     measured = MEASURED.model_copy(update={"start_frame": 16 * index, "end_frame": 16 * index + 16} | changes)
     penalties = [Finding(level="fail", measure="face_share", message="no face", penalty=11.0 + n) for n in range(takes)]
     made = tuple(
@@ -59,9 +60,11 @@ def test_lip_sync_of_the_whole_video_leaves_out_what_was_not_measured(synced: li
     """Frames of an unmeasured clip have no mouth, and speech after the last measured frame is not used."""
     report = MeasuredClips((failed(0), known(1), None, known(3)), LIMITS).report(np.append(SPEECH, SPEECH))
     mouth, speech, rate, fps = synced
-    assert (rate, fps, len(mouth)) == (16_000, 16, 64)
-    assert [index for index in range(64) if not np.isnan(mouth[index])] == [16, 48]
-    assert (mouth[16], mouth[48]) == (1.0, 3.0)
+    assert (rate, fps, len(mouth.opening), len(mouth.darkness)) == (16_000, 16, 64, 64)
+    assert [index for index in range(64) if not np.isnan(mouth.opening[index])] == [16, 48]
+    assert (mouth.opening[16], mouth.opening[48]) == (1.0, 3.0)
+    assert [index for index in range(64) if not np.isnan(mouth.darkness[index])] == [17, 49]
+    assert (mouth.darkness[17], mouth.darkness[49]) == (0.25, 0.75)
     assert np.array_equal(speech, SPEECH)
     assert report is not None
     assert report.video is not None

@@ -243,8 +243,8 @@ class Settings(BaseSettings):
         """Raise ValueError for a reference without tag and digest, which would be the image `latest`."""
         if value is not None and not _IMAGE.fullmatch(value):
             raise ValueError(
-                f"{value!r} names no image; expected registry/name:tag or registry/name@sha256:..., for example "
-                "registry.example.com/s2v-engine:0.1.0"
+                f"{value!r} is not an image with a tag or a digest; expected registry/name:tag or "
+                "registry/name@sha256:..., for example registry.example.com/s2v-engine:0.1.0"
             )
         return value
 

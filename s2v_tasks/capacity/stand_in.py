@@ -1,6 +1,6 @@
-"""The networks of a benchmark of the orchestration: their time, and outputs of the right shapes.
+"""Stand-ins for the networks in a benchmark of the orchestration: their time, and outputs of the right shapes.
 
-It replaces two names of two modules inside a process of the benchmark (`capacity.recording`). No setting reaches it.
+They replace two names of two modules inside a process of the benchmark (`capacity.recording`). No setting enables them.
 """
 
 import time

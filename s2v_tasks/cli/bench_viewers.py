@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 @bench.command()
 def viewers(
-    number: Annotated[int, typer.Option("--viewers", min=1, max=2000, help="Pages that are shown.")] = 200,
+    number: Annotated[
+        int, typer.Option("--viewers", min=1, max=2000, help="Number of open pages of simulated viewers.")
+    ] = 200,
     rounds: Annotated[
         int, typer.Option(min=1, help="Number of pairs of a window without and a window with viewers.")
     ] = 2,

@@ -100,7 +100,7 @@ def parity(
     layout: Annotated[
         str, typer.Option(help="Layout of several ranks: auto, or parts like cfg2,ulysses2,fsdp.")
     ] = "auto",
-    device: Annotated[str, typer.Option(help="cpu, or cuda on one process.")] = "cpu",
+    device: Annotated[str, typer.Option(help="Device: cpu, or cuda with one process.")] = "cpu",
     dtype: Annotated[
         str, typer.Option(help="float32, or bfloat16: only forwards of the transformer, with separate tolerances.")
     ] = "float32",

@@ -239,7 +239,7 @@ def _named_file(folder: DropFolder, field: str, given: str) -> str:
     elif is_ignored(given):
         problem = "is ignored, as a hidden, temporary or back-up file: rename it"
     else:
-        problem = "is no file of the folder"
+        problem = "is not a file of the folder"
     raise PermanentError(f"{MARKER}: {field} {given[:200]!r} {problem}; there are: {_names(folder)}.")
 
 

@@ -130,7 +130,8 @@ def _check_key_frame(clip: Path, frame: int) -> None:
     flags = capture(command, doing=f"reading {clip.name}", error=PermanentError)
     if not flags.decode().split()[frame].startswith("K"):
         raise PermanentError(
-            f"Frame {frame} of {clip.name} is no key frame: expected one behind its cross-fade; render the clip again."
+            f"Frame {frame} of {clip.name} is not a key frame: expected one after its cross-fade. Render the clip "
+            "again."
         )
 
 

@@ -72,7 +72,7 @@ def _mp4_problem(data: mmap) -> str | None:
         if size < 8:  # 0 means: to the end of the file; other sizes are invalid
             return None
         position += size
-    return f"it is in more than {_MAX_BOXES} boxes"
+    return f"it has more than {_MAX_BOXES} boxes"
 
 
 def _matroska_problem(data: mmap) -> str | None:

@@ -66,7 +66,7 @@ def encode_clip(frames: Frames | Iterable[Frames], path: Path, fps: int = 16, *,
 def encoder_build() -> str:
     """Return the name and digest of the ffmpeg and libx264 in use: with equal ones, equal frames give equal bytes.
 
-    Raises ConfigurationError if the program is no ffmpeg, or has no libx264.
+    Raises ConfigurationError if the program is not ffmpeg, or lacks libx264.
     """
     return _build_of(tool_path("ffmpeg"))
 
@@ -82,7 +82,7 @@ def _build_of(binary: str) -> str:
     x264 = _X264_BUILD.search(coded)
     if x264 is None:
         raise ConfigurationError(
-            f"{binary} encodes without naming its x264: expected ffmpeg with libx264; correct or unset S2V_FFMPEG_PATH."
+            f"{binary} states no version of x264: expected ffmpeg with libx264; correct or unset S2V_FFMPEG_PATH."
         )
     name = version.decode(errors="replace").split()[2]
     digest = hashlib.sha256(version + coded).hexdigest()[:12]

@@ -221,8 +221,8 @@ def _started(command: list[str], stdin: int, stdout: int, log: IO[bytes]) -> sub
         if error.errno != errno.ENOEXEC:
             raise
         raise ConfigurationError(
-            f"{command[0]} is no program for this machine ({'/'.join(_MACHINE)}): correct or unset S2V_FFMPEG_PATH and "
-            "S2V_FFPROBE_PATH."
+            f"{command[0]} is not a program for this machine ({'/'.join(_MACHINE)}): correct or unset "
+            "S2V_FFMPEG_PATH and S2V_FFPROBE_PATH."
         ) from error
 
 

@@ -120,13 +120,13 @@ def _probe(mode: str) -> Image.Image:
 def _profile_of_code(cicp: bytes, mode: str) -> bytes:
     primaries, curve, *rest = cicp if len(cicp) == 4 else (0, 0)
     if primaries not in _PRIMARIES or curve not in _CURVES or rest != [0, 1]:
-        raise _UnsuitableError(f"{'-'.join(map(str, cicp[:4]))} is none that can be converted (HDR cannot)")
+        raise _UnsuitableError(f"{'-'.join(map(str, cicp[:4]))} cannot be converted: HDR is not supported")
     return _built(_CURVES[curve], _PRIMARIES[primaries], mode)
 
 
 def _profile_of_gamma(gamma: int | None, chromaticities: tuple[int, ...] | None, mode: str) -> bytes:
     if gamma is not None and gamma not in _GAMMAS:
-        raise _UnsuitableError(f"{gamma / 100_000:g} is no gamma, expected about {1 / 2.2:.2f}")
+        raise _UnsuitableError(f"{gamma / 100_000:g} is not a gamma, expected about {1 / 2.2:.2f}")
     curve = _SRGB_CURVE if gamma is None or gamma in _SRGB_GAMMAS else (100_000 / gamma,)
     points = _PRIMARIES[1] if chromaticities is None else tuple(value / 100_000 for value in chromaticities)
     return _built(curve, points, mode)
@@ -166,7 +166,7 @@ def _colorants(points: tuple[float, ...]) -> _Matrix:
             cones = (_BRADFORD @ _D50) / (_BRADFORD @ np.array(white))
             adapted: _Matrix = np.linalg.solve(_BRADFORD, cones[:, None] * (_BRADFORD @ matrix))
     except (ValueError, ArithmeticError) as error:
-        raise _UnsuitableError("its chromaticities are no colour space") from error
+        raise _UnsuitableError("its chromaticities do not give a colour space") from error
     if not np.abs(adapted).max() < 4:
-        raise _UnsuitableError("its chromaticities are no colour space")
+        raise _UnsuitableError("its chromaticities do not give a colour space")
     return adapted

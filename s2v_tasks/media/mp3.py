@@ -51,14 +51,14 @@ def mp3_problem(data: mmap) -> str | None:
         if before.kind != after.kind:
             return f"it is joined from unlike MP3 files (sample rate or channels change at byte {after.start})"
         if not _joint(data, before, after):
-            return f"bytes {before.end} to {after.start} are no MP3 frames"
+            return f"bytes {before.end} to {after.start} are not MP3 frames"
     announced = 0
     for part in _parts(frames):
         announced, num_frames = part[0].announced or 0, sum(frame.announced is None for frame in part)
         if num_frames < announced:
             return f"its header states {announced} MP3 frames, but {num_frames} exist"
     if not announced and len(data) - end > _MAX_PADDING_BYTES and _after_tag(data, end) == end:
-        return f"its last {len(data) - end} bytes are no MP3 frames"
+        return f"its last {len(data) - end} bytes are not MP3 frames"
     return None
 
 

@@ -241,7 +241,7 @@ def _chunk_samples(stream: Stream) -> int:
 
 
 def _decoded(path: Path, track: int, stream: Stream) -> Iterator[Samples]:
-    """Yield all decoded samples `[n, channels]` of a track; PermanentError for samples that are no audio."""
+    """Yield all decoded samples `[n, channels]` of a track; PermanentError for samples that are not audio."""
     source = uploaded_input(path, AUDIO_FORMATS)[f"a:{track}"]
     layout = {"format": "f32le", "acodec": "pcm_f32le", "ar": stream.sample_rate, "ac": stream.channels}
     doing = f"The speech {path.name} is damaged: decoding it"

@@ -99,7 +99,7 @@ def normalise_pose(source: Path, destination_mp4: Path, *, max_duration_seconds:
     """Write `source` upright, at 16 fps, longest side at most 1280 pixels; return the number of frames.
 
     Frame n shows the picture that the source shows n/16 s after its first frame. Frames beyond `max_duration_seconds`
-    are left out, with a warning. Raises PermanentError if it is no video, damaged or too small.
+    are left out, with a warning. Raises PermanentError if it is damaged, too small or not a video.
     """
     video = open_uploaded_video(source, f"The pose video {source.name}")
     if video.duration_seconds > max_duration_seconds:

@@ -107,7 +107,7 @@ class ChunkFormat:
         return name, position + self.header.size, size - self.counted
 
     def next_file(self, data: mmap, position: int) -> int:
-        """Return where the next file of the family begins, from `position` on; the end of the data if none does."""
+        """Return the position of the next file of the family from `position` on; the end of the data without one."""
         found = position + self.mark_at - 1
         for _ in range(_MAX_MARKS):
             found = data.find(self.mark, found + 1)

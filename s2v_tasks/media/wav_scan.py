@@ -145,7 +145,7 @@ class _Scan:
         return size > 0 and (size <= len(self.data) - start or is_truncated)
 
     def _take_other_bytes(self) -> str | None:
-        """Pass bytes behind the samples that are no whole chunk: truncated metadata, tags, zeros, or more samples."""
+        """Pass bytes after the samples that are no chunk: truncated metadata, tags, zeros, or more samples."""
         data, last = self.data, self.found[-1]
         limit = self._next_file(self.position)
         if _METADATA.match(data, self.position) or after_tags(data, self.position) >= limit:

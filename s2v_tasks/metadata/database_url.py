@@ -101,7 +101,7 @@ def _known_options(query: str) -> list[str]:
 def _check_values(parameters: dict[str, str]) -> None:
     """Let libpq check the values. It checks them before it connects to a socket on which no server listens."""
     if not parameters.get("dbname") and "service" not in parameters:
-        raise _error("it names no database")
+        raise _error("it has no name of a database")
     for name in sorted(_INTEGERS & parameters.keys()):
         if not re.fullmatch(r"-?\d{1,9}", parameters[name]):
             raise _bad_value(name)

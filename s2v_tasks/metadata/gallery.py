@@ -47,7 +47,7 @@ class Cursor(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> "Cursor":
-        """Return the cursor of a link; PermanentError when the text is no cursor."""
+        """Return the cursor of a link; PermanentError if the text is not a cursor."""
         try:
             created_at, job_id = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
             return cls(datetime.fromisoformat(created_at), str(job_id))

@@ -77,7 +77,7 @@ class JobRepository(Repository):
     ) -> None:
         """Create a job, or queue it again with this request; it keeps its first source.
 
-        JobTakenError, and nothing changes, if the id belongs to another request.
+        Raises JobTakenError and changes nothing if the id belongs to another request.
         """
         values: dict[str, Any] = {
             "status": JobStatus.QUEUED,

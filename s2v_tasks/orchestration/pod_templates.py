@@ -121,7 +121,9 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path} is no YAML: {' '.join(str(error).split())}. Correct the file.") from error
+        raise ConfigurationError(
+            f"{path} is not valid YAML: {' '.join(str(error).split())}. Correct the file."
+        ) from error
     if content is None:  # comments only
         return {}
     if not isinstance(content, dict):

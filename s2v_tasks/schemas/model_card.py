@@ -37,8 +37,10 @@ class ModelCard(_Card):
 class GpuCard(_Card):
     """Speed, memory and price of a GPU."""
 
-    bf16_tflops: float = Field(gt=0, description="Dense bfloat16 peak, 1e12 operations a second: the transformer.")
-    tf32_tflops: float = Field(gt=0, description="Dense TF32 peak, 1e12 operations a second: the VAE.")
+    bf16_tflops: float = Field(
+        gt=0, description="Dense bfloat16 peak, 1e12 operations per second, for the transformer."
+    )
+    tf32_tflops: float = Field(gt=0, description="Dense TF32 peak, 1e12 operations per second, for the VAE.")
     fp32_tflops: float = Field(gt=0, description="Float32 peak without TF32, 1e12 operations a second.")
     utilization: float = Field(gt=0, le=1, description="Share of its peak that the transformer is assumed to reach.")
     vae_utilization: float = Field(gt=0, le=1, description="Share of its peak that the VAE is assumed to reach.")
@@ -63,9 +65,13 @@ class AdapterCard(_Card):
         0.9, gt=0, le=1, description="Minimum share of its modules that must exist in the model."
     )
     sample_steps: int | None = Field(None, ge=1, le=100, description="Steps, if the request gives none.")
-    sample_guide_scale: float | None = Field(None, ge=1, le=20, description="Guidance scale, likewise.")
-    sample_shift: float | None = Field(None, ge=1, le=20, description="Shift of the schedule, likewise.")
-    sample_solver: Solver | None = Field(None, description="Solver, likewise.")
+    sample_guide_scale: float | None = Field(
+        None, ge=1, le=20, description="Guidance scale, if the request gives none."
+    )
+    sample_shift: float | None = Field(
+        None, ge=1, le=20, description="Shift of the schedule, if the request gives none."
+    )
+    sample_solver: Solver | None = Field(None, description="Solver, if the request gives none.")
 
 
 def load_adapter_cards(config_dir: Path) -> dict[str, AdapterCard]:

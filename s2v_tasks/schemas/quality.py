@@ -32,9 +32,9 @@ class FaceQuality(_Record):
     share_of_frames: Share = Field(description="frames in which a face was found")
     longest_gap_frames: int = Field(description="longest run of frames without a face")
     most_faces: int = Field(description="largest number of faces in a frame, of those in which all faces are counted")
-    height_ratio: float | None = Field(description="height of the face over that in the reference")
+    height_ratio: float | None = Field(description="height of the face divided by that in the reference picture")
     shape_difference: float | None = Field(
-        description="rigid landmarks against the reference, shares of the face's height"
+        description="distance of the rigid landmarks from the reference's, in shares of the face's height"
     )
     identity_difference: float | None = Field(
         None, description="distance of the face from that of the reference; None without s2v-tasks[identity]"
@@ -44,24 +44,28 @@ class FaceQuality(_Record):
 
 
 class LipSyncQuality(_Record):
-    """Opening or darkness of the mouth against the loudness of the speech."""
+    """Comparison of the opening or darkness of the mouth with the loudness of the speech."""
 
     lag_ms: float | None = Field(description="positive: the mouth follows the sound")
     correlation: float | None
-    other_correlation: float | None = Field(description="the same for other speech: reversed and rotated")
+    other_correlation: float | None = Field(description="correlation with other speech: the same reversed and rotated")
     speech_share: Share = Field(description="frames in which speech is audible")
     opening_range: float | None = Field(
         description="5th to 95th percentile of the opening, shares of the face's height"
     )
-    silent_opening_range: float | None = Field(description="the same while there is no speech")
-    darkness_range: float | None = Field(
-        None, description="range of the mouth's darkness; None: lag and correlation are those of the opening"
+    silent_opening_range: float | None = Field(
+        description="5th to 95th percentile of the opening while there is no speech"
     )
-    silent_darkness_range: float | None = Field(None, description="the same while there is no speech")
+    darkness_range: float | None = Field(
+        None, description="range of the mouth's darkness; None if lag and correlation are those of the opening"
+    )
+    silent_darkness_range: float | None = Field(
+        None, description="range of the mouth's darkness while there is no speech"
+    )
 
 
 class LookQuality(_Record):
-    """Colours, contrast and sharpness of a clip against the reference picture; colour distances are CIE76 in Lab."""
+    """Colours, contrast and sharpness of a clip and of the reference picture; colour distances are CIE76 in Lab."""
 
     skin_difference: float | None
     background_difference: float | None
@@ -72,7 +76,7 @@ class LookQuality(_Record):
 class SeamQuality(_Record):
     """The boundary between a clip and the clip before it."""
 
-    start_frame: int = Field(description="first frame behind the boundary")
+    start_frame: int = Field(description="first frame after the boundary")
     jump: float = Field(description="motion of the picture at the seam over the 95th percentile inside both clips")
     colour_jump: float = Field(description="colour step at the seam over the 95th percentile inside both clips")
     skin_step: float | None = Field(description="colour distance of the skin across the seam")
@@ -86,17 +90,17 @@ class ClipQuality(_Record):
     start_frame: int
     end_frame: int
     face: FaceQuality
-    lip_sync: LipSyncQuality | None = Field(description="None: the clip was measured without its speech")
+    lip_sync: LipSyncQuality | None = Field(description="None if the clip was measured without its speech")
     look: LookQuality
-    seam: SeamQuality | None = Field(description="None: the first clip of a chain")
+    seam: SeamQuality | None = Field(description="None for the first clip of a chain")
 
 
 class Drift(_Record):
     """Slopes over the clips by least squares: change from one clip to the next. None where a measure is missing."""
 
-    skin_per_clip: float | None = Field(description="of the distance from the reference picture, in Lab")
+    skin_per_clip: float | None = Field(description="change of the distance from the reference picture, in Lab")
     background_per_clip: float
-    contrast_per_clip: float = Field(description="of the ratio to the reference picture")
+    contrast_per_clip: float = Field(description="change of the ratio to the reference picture")
     sharpness_per_clip: float | None
 
 
@@ -106,7 +110,7 @@ class VideoQuality(_Record):
     schema_version: int = SCHEMA_VERSION
     reference: ReferenceLook | None
     clips: tuple[ClipQuality, ...]
-    drift: Drift | None = Field(description="None: less than three clips, or no reference picture")
+    drift: Drift | None = Field(description="None with fewer than three clips, or without a reference picture")
     lip_sync: LipSyncQuality | None
 
 
@@ -122,10 +126,12 @@ class Finding(_Record):
 class FrameSeries(_Record):
     """Numbers of each frame of a clip: for the seam to the next clip, and for the lip sync of the whole video."""
 
-    mouth: tuple[float | None, ...] = Field(description="opening; None: no face")
-    darkness: tuple[float | None, ...] = Field((), description="of the mouth; None: no face; empty: not measured")
+    mouth: tuple[float | None, ...] = Field(description="opening; None without a face")
+    darkness: tuple[float | None, ...] = Field(
+        (), description="darkness of the mouth; None without a face; empty if it was not measured"
+    )
     shifts: tuple[float, ...] = Field(description="motion of the picture between frames, shares of its width")
-    skin: tuple[tuple[float, float, float] | None, ...] = Field(description="colour in Lab; None: no face")
+    skin: tuple[tuple[float, float, float] | None, ...] = Field(description="colour in Lab; None without a face")
     background: tuple[tuple[float, float, float], ...]
 
 

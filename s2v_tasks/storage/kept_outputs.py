@@ -116,7 +116,7 @@ def _read(folder: Path) -> Built:
     for name, item in description["outputs"].items():
         outputs[name] = OutputFile(folder / name, item["key"], item["content_type"])
         if file_sha256(folder / name) != item["sha256"]:
-            raise ValueError(f"{name} has other bytes")
+            raise ValueError(f"{name} has changed since it was kept")
     return Built(outputs, Facts.model_validate(description["facts"]))
 
 

@@ -65,7 +65,7 @@ class AccessPolicy:
 
 
 def parse_setting(setting: str, uri: str) -> Location:
-    """Return the location that a setting names; ConfigurationError when it is no S3 URI."""
+    """Return the location that a setting names; ConfigurationError if it is not an S3 URI."""
     match = _URI.fullmatch(uri.rstrip("/"))
     found = Location(match[1], match[2] or "") if match else None
     if found is None or (found.key and _problem(found.key)):
@@ -74,7 +74,7 @@ def parse_setting(setting: str, uri: str) -> Location:
 
 
 def parse_uri(uri: str) -> Location:
-    """Return the location of an `s3://` URI; PermanentError when it is no such URI."""
+    """Return the location of an `s3://` URI; PermanentError if it is not an S3 URI."""
     match = _URI.fullmatch(uri)
     if not match:
         raise PermanentError(f"{printable(uri)} is not an S3 address: expected s3://bucket/folder/file.")

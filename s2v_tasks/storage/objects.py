@@ -145,7 +145,7 @@ def deleted_at_once(buckets: Iterable[list[Location]]) -> Iterator[list[Location
 
 
 def _bounded(byte_range: str | None) -> str | None:
-    """Return a range header of at most MAX_RANGE_BYTES; None when the value names no single range."""
+    """Return a range header of at most MAX_RANGE_BYTES; None if the value is not a single range."""
     match = _RANGE.fullmatch(byte_range.replace(" ", "")) if byte_range else None
     if match is None:
         return None

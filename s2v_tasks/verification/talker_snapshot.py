@@ -90,6 +90,8 @@ def _write_audio_encoder(state: dict[str, Tensor], folder: Path) -> None:
     path = folder / "model.safetensors"
     whole = load_file(path)
     if unknown := sorted(set(state) - set(whole)):
-        raise ConfigurationError(f"{PACKED} has {unknown[0]}, which is no weight of the audio encoder. Pack it again.")
+        raise ConfigurationError(
+            f"{PACKED} has {unknown[0]}, which is not a weight of the audio encoder. Pack it again."
+        )
     whole = {name: value.to(torch.bfloat16).contiguous() for name, value in (whole | state).items()}
     save_file(whole, path, {"format": "pt"})

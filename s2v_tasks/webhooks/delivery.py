@@ -143,7 +143,7 @@ def deliver(url: str, message: Message, *, secret: str, policy: TargetPolicy, se
     except (OSError, http.client.HTTPException, ValueError) as error:
         late = time.monotonic() >= deadline - 0.01
         reason = f"no answer within {seconds:.1f} s" if late else f"{type(error).__name__}: {error}"
-        raise TransientError(f"{target.host!r} did not take the message: {reason}.") from error
+        raise TransientError(f"{target.host!r} did not accept the message: {reason}.") from error
     if 200 <= status < 300:
         return
     if status >= 500 or status in _RETRYABLE:

@@ -69,7 +69,10 @@ def test_an_image_without_tag_is_refused(monkeypatch: pytest.MonkeyPatch, image:
     """An image without tag or digest, and a text that is no image name, are configuration errors."""
     monkeypatch.setenv("S2V_ENGINE_IMAGE", image)
     load_settings.cache_clear()
-    with pytest.raises(ConfigurationError, match=r"S2V_ENGINE_IMAGE: .*names no image; expected registry/name:tag"):
+    with pytest.raises(
+        ConfigurationError,
+        match=r"S2V_ENGINE_IMAGE: .*is not an image with a tag or a digest; expected registry/name:tag",
+    ):
         load_settings()
 
 
@@ -137,7 +140,7 @@ BASE: dict[str, Any] = {"name": "base"}
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("spec: [", "is no YAML"),
+        ("spec: [", "is not valid YAML"),
         ("nodeSelector", "holds 'nodeSelector'; expected fields of a Pod, for example spec"),
         ({"nodeSelector": {"a": "b"}}, "has nodeSelector; expected a field of a Kubernetes Pod. Check its name"),
         ({"spec": {"nodeSelectors": {"a": "b"}}}, "has spec.nodeSelectors; expected a field of a Kubernetes Pod"),

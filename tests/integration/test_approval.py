@@ -168,7 +168,7 @@ def test_a_cancelled_job_waits_for_nobody(store: ObjectStore, metadata: Metadata
     ask(0)
     metadata.jobs.cancel(JOB)
     assert [approval.status for approval in found(metadata).approvals] == ["withdrawn"]
-    with pytest.raises(PermanentError, match="waits for no approval"):
+    with pytest.raises(PermanentError, match="does not wait for an approval"):
         answer(ApprovalStatus.APPROVED, 0)
 
 

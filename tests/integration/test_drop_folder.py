@@ -98,7 +98,7 @@ def test_bad_folders_are_rejected_with_reasons_and_block_nobody(folder: Folder) 
     assert "not JSON" in folder.error("bad-json")
     assert "infer_frames 50" in folder.error("bad-field")
     assert "fast" in folder.error("bad-preset")
-    assert "'../other/portrait.png' is no file of the folder" in folder.error("bad-file")
+    assert "'../other/portrait.png' is not a file of the folder" in folder.error("bad-file")
     assert "s3://somewhere-else/a.wav may not be read" in folder.error("bad-place")
     assert "rejected/bad-json/portrait.png" in folder.names("rejected/")
     assert folder.names("incoming/") == []

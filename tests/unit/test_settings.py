@@ -90,5 +90,5 @@ def test_an_engine_image_has_a_tag_or_a_digest(monkeypatch: pytest.MonkeyPatch, 
     if is_one:
         assert load_settings().engine_image == image
         return
-    with pytest.raises(ConfigurationError, match="names no image; expected registry/name:tag"):
+    with pytest.raises(ConfigurationError, match="is not an image with a tag or a digest; expected registry/name:tag"):
         load_settings()

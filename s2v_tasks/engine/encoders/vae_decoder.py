@@ -77,9 +77,9 @@ class _Stage:
 
 
 def decode_end(model: AutoencoderKLWan, latents_BCZhw: Tensor, num_frames: int) -> Iterator[Tensor]:
-    """Yield the last `num_frames` of the 4 Z - 3 frames of unnormalised latents, as each latent gives them.
+    """Yield the last `num_frames` of the 4 Z - 3 frames of unnormalised latents, in pieces of one latent.
 
-    Clamped, `[B, 3, up to 4, 8 h, 8 w]`. Equal to the end of the whole decoded video.
+    The pieces are clamped, `[B, 3, up to 4, 8 h, 8 w]`. Together they equal the end of the whole decoded video.
     """
     num_latents = latents_BCZhw.shape[2]
     stages = _stages(model)

@@ -135,7 +135,7 @@ class Snapshot:
             return [self._component("transformer", self.path / TRANSFORMER_FILE)]
         names = set(_read_json(index_path).get("weight_map", {}).values())
         if not names or any(Path(name).name != name for name in names):
-            raise ConfigurationError(f"{index_path} names no weight files in its own folder; {_REMEDY}")
+            raise ConfigurationError(f"{index_path} does not name weight files in its own folder; {_REMEDY}")
         return [self.path / name for name in sorted(names)]
 
     def weight_files(self) -> list[Path]:

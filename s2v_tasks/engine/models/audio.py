@@ -68,7 +68,7 @@ class CausalAudioEncoder(nn.Module):
         self.encoder = MotionEncoder(audio_dim, dim, num_groups)
 
     def forward(self, features_BKCF: Tensor) -> tuple[Tensor, Tensor]:
-        """`[1, 25, C, F]` to local `[1, ceil(F/4), A, D]` and global `[1, ceil(F/4), 1, D]`."""
+        """Encode states `[1, 25, C, F]` to local `[1, ceil(F/4), A, D]` and global `[1, ceil(F/4), 1, D]` tokens."""
         gains = F.silu(self.weights.float())
         mixed_BCF = (features_BKCF.float() * (gains / gains.sum(dim=1, keepdim=True))).sum(dim=1)
         return self.encoder(mixed_BCF)  # type: ignore[no-any-return]

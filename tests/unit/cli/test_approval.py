@@ -53,10 +53,10 @@ def test_the_question_of_the_job_is_answered(api: Api, capsys: pytest.CaptureFix
 
 def test_a_job_that_waits_for_nothing_is_refused(api: Api) -> None:
     """A job without a question, or with one that was just answered, is refused with a hint."""
-    with pytest.raises(PermanentError, match=r"Job other waits for no approval.*s2v job other"):
+    with pytest.raises(PermanentError, match=r"Job other does not wait for an approval.*s2v job other"):
         approve("other")
     api.is_first = False
-    with pytest.raises(PermanentError, match="waits for no approval"):
+    with pytest.raises(PermanentError, match="does not wait for an approval"):
         reject("talk")
 
 

@@ -81,7 +81,7 @@ def test_an_empty_field_of_a_request_file_is_one_that_is_left_out() -> None:
         (["a.png", "a.wav"], b'{"base_seed": NaN}', b"x", "NaN is not a number of JSON"),
         (["a.png", "a.wav"], b'{"prompt": "x", "prompt": "y"}', b"x", "'prompt' is given more than once"),
         (["a.png", "a.wav"], [1], b"x", "is a JSON list"),
-        (["a.png", "a.wav"], {"image_uri": "../../secret.png"}, b"x", "'../../secret.png' is no file of the folder"),
+        (["a.png", "a.wav"], {"image_uri": "../../secret.png"}, b"x", "'../../secret.png' is not a file of the folder"),
         (["a.png", "a.wav"], {"image_uri": 7}, b"x", "image_uri 7"),
         (["a.png", "a.wav"], {"job_id": "No Good"}, b"x", "job_id 'No Good': expected 3 to 63"),
         (["a.png", "a.wav"], {"sizes": "480*832"}, b"x", "sizes is not a field of a request"),

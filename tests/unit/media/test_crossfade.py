@@ -49,7 +49,7 @@ def test_a_clip_that_cannot_be_cut_is_refused(tmp_path: Path, moving: Moving) ->
         crossfade(before, after, 4, tmp_path)
     with pytest.raises(PermanentError, match=r"after\.mp4 has 8 frames and before\.mp4 4: expected more than the 4"):
         crossfade(after, before, 4, tmp_path)
-    with pytest.raises(PermanentError, match=r"Frame 4 of after\.mp4 is no key frame"):
+    with pytest.raises(PermanentError, match=r"Frame 4 of after\.mp4 is not a key frame"):
         crossfade(after, after, 4, tmp_path)
 
 

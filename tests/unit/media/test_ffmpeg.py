@@ -77,7 +77,7 @@ def test_a_binary_of_another_machine_is_a_wrong_setting(tmp_path: Path, monkeypa
     binary = _script(tmp_path / "ffmpeg", "")
     binary.write_bytes(b"\x7fELF of another processor")
     monkeypatch.setenv("S2V_FFMPEG_PATH", str(binary))
-    with pytest.raises(ConfigurationError, match=r"ffmpeg is no program for this machine .* S2V_FFMPEG_PATH"):
+    with pytest.raises(ConfigurationError, match=r"ffmpeg is not a program for this machine .* S2V_FFMPEG_PATH"):
         ffmpeg.run(_endless_noise(), doing="encoding", error=PermanentError)
 
 

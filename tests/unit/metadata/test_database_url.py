@@ -136,7 +136,7 @@ def test_another_url_is_refused(url: str) -> None:
 )
 def test_a_url_names_a_database(url: str) -> None:
     """A URL without the name of a database is refused."""
-    with pytest.raises(ConfigurationError, match="it names no database") as caught:
+    with pytest.raises(ConfigurationError, match="it has no name of a database") as caught:
         parse_database_url(url)
     assert "planted" not in str(caught.value)
 

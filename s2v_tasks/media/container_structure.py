@@ -93,7 +93,7 @@ def _matroska_problem(data: mmap) -> str | None:
         position = content if name == _EBML_CLUSTER else content + (length or 0)
         if position > end and size is not None:
             return f"its last element states {length} bytes, but {end - content} exist"
-    return f"it is in more than {_MAX_PARTS} elements"
+    return f"it has more than {_MAX_PARTS} elements"
 
 
 def _ogg_problem(data: mmap) -> str | None:
@@ -111,7 +111,7 @@ def _ogg_problem(data: mmap) -> str | None:
         last[serial] = number
         lengths = data[position + 27 : position + 27 + header[26]]
         position += 27 + len(lengths) + sum(lengths)
-    return f"it is in more than {_MAX_PARTS} pages"
+    return f"it has more than {_MAX_PARTS} pages"
 
 
 def _ebml_number(data: mmap, position: int, *, is_size: bool = False) -> tuple[int | None, int]:

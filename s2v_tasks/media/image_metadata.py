@@ -179,7 +179,7 @@ def _split_png(file: IO[bytes], pixels: IO[bytes]) -> Metadata:
 
 def _too_many(file: IO[bytes], limit: int, parts: str) -> PermanentError:
     return PermanentError(
-        f"The image {Path(file.name).name} is in more than {limit} {parts}: expected a file as cameras and editors "
+        f"The image {Path(file.name).name} has more than {limit} {parts}: expected a file as cameras and editors "
         "write it; save it again."
     )
 

@@ -87,11 +87,11 @@ def run_command(task: Any, *arguments: str) -> dict[str, Any]:
 
 def start_waiting_jobs(task: Any) -> dict[str, int]:
     """Start a run for each waiting job that may start now; return the numbers of started, refused and waiting jobs."""
-    turn = _turn(task)
+    ready = _next_jobs(task)
     num_started, problems, refused = 0, [], {}
-    for begin in range(0, len(turn["jobs"]), _NOTED_AT_ONCE):
+    for begin in range(0, len(ready["jobs"]), _NOTED_AT_ONCE):
         started = []
-        for job in turn["jobs"][begin : begin + _NOTED_AT_ONCE]:
+        for job in ready["jobs"][begin : begin + _NOTED_AT_ONCE]:
             try:
                 start_run(job)
             except AirflowRuntimeError as error:  # the other jobs are still started
@@ -109,16 +109,16 @@ def start_waiting_jobs(task: Any) -> dict[str, int]:
         run_command(task, "refuse-job", job_id, "--reason", reason)
     if problems:
         raise AirflowException(f"{len(problems)} jobs could not be started, the first is {problems[0]}")
-    num_waiting = turn["waiting"] - num_started - len(refused)
+    num_waiting = ready["waiting"] - num_started - len(refused)
     return {"started": num_started, "refused": len(refused), "waiting": num_waiting}
 
 
-def _turn(task: Any) -> dict[str, Any]:
+def _next_jobs(task: Any) -> dict[str, Any]:
     """Return the jobs to start now, after closing the jobs whose runs are gone."""
-    turn = run_command(task, "next-jobs")
-    gone = [run_id for run_id in turn["silent_runs"] if is_gone(run_id)]
+    ready = run_command(task, "next-jobs")
+    gone = [run_id for run_id in ready["silent_runs"] if is_gone(run_id)]
     if not gone:
-        return turn
+        return ready
     task.log.warning("Runs that are gone: %s", ", ".join(gone))
     run_command(task, "close-lost", *gone)
     return run_command(task, "next-jobs")

@@ -8,7 +8,7 @@ from itertools import accumulate, groupby, pairwise
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.schemas.plan import FPS, SpeechFacts
 
-FRAMES_PER_LATENT = 4  # the VAE turns four frames into one latent, so a clip is a multiple of it
+FRAMES_PER_LATENT = 4  # the VAE clips_of_processes four frames into one latent, so a clip is a multiple of it
 MIN_INFER_FRAMES = 16
 
 
@@ -94,7 +94,7 @@ def lay_out(bounds: list[int], infer_frames: int, num_clip: int | None, fade_fra
     return slots
 
 
-def turns(chain_indices: Sequence[int], clips_per_pod: int) -> list[range]:
+def clips_of_processes(chain_indices: Sequence[int], clips_per_pod: int) -> list[range]:
     """Return the clips of each process: up to `clips_per_pod` consecutive clips of one chain.
 
     `chain_indices` has the chain of each clip.

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.planning.chains import Samples, find_cuts
-from s2v_tasks.planning.clips import Slot, frames_of_speech, lay_out, turns
+from s2v_tasks.planning.clips import Slot, clips_of_processes, frames_of_speech, lay_out
 from s2v_tasks.planning.estimate import (
     ClipShape,
     Cost,
@@ -86,7 +86,7 @@ def make_plan(
     base_seed = job_seed(job_id) if request.base_seed == -1 else request.base_seed
     shapes = [_clip_shape(width, height, slot, choices.sampling) for slot in slots]
     costs = [_cost(shape, model, choices.sampling) for shape in shapes]
-    processes = turns([slot.chain_index for slot in slots], request.clips_per_pod)
+    processes = clips_of_processes([slot.chain_index for slot in slots], request.clips_per_pod)
     guided = choices.sampling.guided_steps > 0
     peak_gib = max(peak_memory_gib(shape, model, gpu, guided=guided, setup=setup) for shape in shapes)
     estimate = estimate_clips(shapes, costs, processes, model, gpu, peak_gib=peak_gib)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from s2v_tasks.errors import PermanentError
-from s2v_tasks.planning.clips import turns
+from s2v_tasks.planning.clips import clips_of_processes
 from s2v_tasks.planning.estimate import clip_cost
 from s2v_tasks.planning.memory import ONE_GPU, RenderSetup, peak_memory_gib, plan_shapes
 from s2v_tasks.planning.planner import NO_ADAPTERS, estimate_clips, job_seed, with_retakes
@@ -69,7 +69,7 @@ def replan(
         )
         for clip, cost in zip(rendered, costs, strict=True)
     ]
-    processes = turns([clip.chain_index for clip in rendered], request.clips_per_pod)
+    processes = clips_of_processes([clip.chain_index for clip in rendered], request.clips_per_pod)
     estimate = estimate_clips(shapes, costs, processes, model, gpu, peak_gib=peak_gib)
     if request.quality == "gate":
         estimate = with_retakes(estimate, costs, gpu, request.max_retakes)

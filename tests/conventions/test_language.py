@@ -13,6 +13,8 @@ BANNED = re.compile(
     re.IGNORECASE,
 )
 
+WORD_LISTS = {ROOT / "tests/samples/talker/speech.py"}  # words of the synthetic speech
+
 
 def sources(*folders: str) -> list[Path]:
     """Return the Python files in these folders."""
@@ -46,7 +48,9 @@ def test_docstrings_of_functions_begin_with_a_verb() -> None:
 def test_code_uses_the_words_of_the_field() -> None:
     """No name, comment, docstring or message has a word that the vocabulary of the project replaces."""
     found = []
-    for path in sources("s2v_tasks", "dags"):
+    for path in sources("s2v_tasks", "dags", "tests"):
+        if path.parent == Path(__file__).parent or path in WORD_LISTS:
+            continue
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
             if word := BANNED.search(line):
                 found.append(f"{path.relative_to(ROOT)}:{number}: {word[0]}")

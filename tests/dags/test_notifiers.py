@@ -58,8 +58,8 @@ def test_no_notifier_is_configured_by_default(config: Path) -> None:
 
 def test_airflow_calls_the_notifier_of_the_configuration(config: Path, tmp_path: Path) -> None:
     """Airflow's own callback code calls the configured notifier, with rendered templates in its arguments."""
-    told = tmp_path / "told"
-    arguments = {"path": str(told), "text": "{{ dag.dag_id }} failed"}
+    written = tmp_path / "written"
+    arguments = {"path": str(written), "text": "{{ dag.dag_id }} failed"}
     configure(config, {"notifier": "file_notifier.FileNotifier", "arguments": arguments})
     with DAG("some_dag", schedule=None, on_failure_callback=failure_notifiers()) as dag:
         pass
@@ -68,7 +68,7 @@ def test_airflow_calls_the_notifier_of_the_configuration(config: Path, tmp_path:
         is_failure_callback=True, msg="failed",
     )  # fmt: skip
     _execute_dag_callbacks(SimpleNamespace(dags={"some_dag": dag}), request, get_logger())
-    assert told.read_text() == "some_dag failed"
+    assert written.read_text() == "some_dag failed"
 
 
 def test_every_dag_has_the_notifiers(config: Path, tmp_path: Path) -> None:

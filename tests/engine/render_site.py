@@ -20,7 +20,7 @@ from s2v_tasks.storage.s3 import ObjectStore
 
 JOB = "worker-test"
 _HANGS_AFTER_SECONDS = 300
-# The CLI, held in the forward of its third solver step until it is told to end (SIGTERM) or may go on.
+# The CLI, held in the forward of its third solver step until it gets SIGTERM or may continue.
 HELD_CLI = """
 import os
 import time
@@ -31,18 +31,18 @@ from s2v_tasks.engine.models.transformer import S2VTransformer
 from s2v_tasks.engine.worker import Worker
 
 folder, forward, terminate = Path(__file__).parent, S2VTransformer.forward, Worker._terminate
-calls, told = [], []
+calls, signals = [], []
 
 def held(*arguments):
     calls.append(1)
     if len(calls) == 3:
         (folder / f"held-{os.environ.get('RANK', '0')}").touch()
-        while not told and not (folder / "go-on").exists():
+        while not signals and not (folder / "go-on").exists():
             time.sleep(0.01)
     return forward(*arguments)
 
 def noted(*arguments):
-    told.append(1)
+    signals.append(1)
     terminate(*arguments)
 
 S2VTransformer.forward, Worker._terminate = held, noted

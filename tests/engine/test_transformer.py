@@ -159,8 +159,8 @@ def test_audio_reaches_the_latent_frames_in_its_receptive_field(model: S2VTransf
     changed = audio.clone()
     changed[frame] += 1
     one, other = (model.prepare_audio(x)[0].tokens.keys for x in (audio, changed))
-    heard = [j for j in range(3) if not torch.equal(one[j], other[j])]
-    assert heard == [j for j in range(3) if 4 * j - 5 <= frame <= 4 * j + 3]
+    reached = [j for j in range(3) if not torch.equal(one[j], other[j])]
+    assert reached == [j for j in range(3) if 4 * j - 5 <= frame <= 4 * j + 3]
 
 
 def test_coarse_positions_cover_the_patch_grid() -> None:

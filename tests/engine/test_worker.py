@@ -33,7 +33,7 @@ with open_worker("cpu") as worker:
 """
 
 
-# Rank 0 tells of its failure only after torchrun has told it to end.
+# Rank 0 reports its failure only after torchrun has sent SIGTERM.
 LEADER_THAT_LOSES_THE_OTHER = """
 import os, signal, time
 from s2v_tasks.engine.worker import open_worker

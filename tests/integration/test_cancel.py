@@ -111,6 +111,6 @@ def test_a_job_that_waits_is_cancelled_at_once(
         assert "does not answer" in shown.err
     metadata.jobs.enqueue("over", {})
     metadata.jobs.fail("over", "why")
-    for job_id, words in (("over", "has failed"), ("never-heard-of", "does not exist")):
+    for job_id, words in (("over", "has failed"), ("never-submitted", "does not exist")):
         with pytest.raises(PermanentError, match=words):
             cancel(job_id)

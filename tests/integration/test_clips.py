@@ -214,10 +214,10 @@ def test_clips_of_one_job_are_encoded_by_one_build(
     monkeypatch.setattr(leader, "encoder_build", lambda: "ffmpeg 5.1, x264 - core 164")
     with pytest.raises(
         TransientError, match=r"clips/0000/manifest\.json .* made by the encoder ffmpeg .*, and here is"
-    ) as told:
+    ) as caught:
         run("render_clip", 1)
-    assert encoder_build() in str(told.value)
-    assert "ffmpeg 5.1, x264 - core 164; render clip 0 again first" in str(told.value)
+    assert encoder_build() in str(caught.value)
+    assert "ffmpeg 5.1, x264 - core 164; render clip 0 again first" in str(caught.value)
     assert [run("render_clip", index)["reused"] for index in range(2)] == [False, False]
     assert manifest_of(store, 1).facts_as(ClipFacts).encoder == "ffmpeg 5.1, x264 - core 164"
 

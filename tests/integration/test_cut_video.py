@@ -76,10 +76,10 @@ def test_chains_of_a_cut_video_are_rendered_apart_and_joined_in_sync(
     store.upload(tmp_path / "speech.wav", "speech.wav", "audio/wav")
     uris = {"image_uri": store.uri("portrait.jpg"), "audio_uri": store.uri("speech.wav")}
     step("stage_inputs", request_json=json.dumps(REQUEST | uris))
-    told = step("plan_clips")["clips"]
+    planned = step("plan_clips")["clips"]
     plan = Plan.model_validate_json(store.get_bytes(LAYOUT.plan))
     assert [(clip.start_frame, clip.end_frame) for clip in plan.clips] == [(0, 37), (37, 81), (81, 98), (98, 135)]
-    assert [clip["predecessor"] for clip in told] == [None, None, 1, None]
+    assert [clip["predecessor"] for clip in planned] == [None, None, 1, None]
     step("encode_conditions")
     for index in (3, 1, 2, 0):  # the last chain first: it waits for nobody
         step("render_clip", index)

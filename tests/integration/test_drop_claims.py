@@ -90,14 +90,14 @@ def test_a_refusal_tells_what_was_wrong_and_what_to_do(folder: Folder) -> None:
     data = folder.store.get_bytes(f"{folder.uri}/rejected/anna/error.json")
     assert "Größe.png" in data.decode()
     assert data.decode().count("\n  ") >= 5
-    told = json.loads(data)
-    assert sorted(told) == ["error", "files", "folder", "rejected_at", "what_to_do"]
-    assert told["files"] == ["portrait.png", "prompt.txt", "request.json", "speech.wav"]
-    assert told["folder"] == f"{folder.uri}/incoming/anna"
-    assert "drop the folder again" in told["what_to_do"]
-    assert before <= datetime.fromisoformat(told["rejected_at"]) <= datetime.now(UTC)
+    report = json.loads(data)
+    assert sorted(report) == ["error", "files", "folder", "rejected_at", "what_to_do"]
+    assert report["files"] == ["portrait.png", "prompt.txt", "request.json", "speech.wav"]
+    assert report["folder"] == f"{folder.uri}/incoming/anna"
+    assert "drop the folder again" in report["what_to_do"]
+    assert before <= datetime.fromisoformat(report["rejected_at"]) <= datetime.now(UTC)
     [line] = [line for line in lines if line["event"] == "drop_rejected"]
-    assert (line["folder"], line["target"]) == (told["folder"], f"{folder.uri}/rejected/anna")
+    assert (line["folder"], line["target"]) == (report["folder"], f"{folder.uri}/rejected/anna")
     assert "Größe.png" in str(line["error"])
     key = f"{folder.uri}/rejected/anna/error.json".removeprefix(f"s3://{folder.store.bucket}/")
     found = folder.store._client.head_object(Bucket=folder.store.bucket, Key=key)

@@ -48,16 +48,16 @@ def stage(store: ObjectStore, job_id: str, **fields: Any) -> list[dict[str, Any]
     """Stage and plan a job; return the clips of its plan."""
     uris = {"image_uri": store.uri("portrait.jpg"), "audio_uri": store.uri("speech.mp3")}
     run(job_id, "stage_inputs", request_json=json.dumps(uris | REQUEST | fields))
-    turns: list[dict[str, Any]] = run(job_id, "plan_clips")["clips"]
-    return turns
+    tasks: list[dict[str, Any]] = run(job_id, "plan_clips")["clips"]
+    return tasks
 
 
 def make(store: ObjectStore, job_id: str, num_clip: int | None = None, **fields: Any) -> None:
     """Run a job to its end, or up to its first `num_clip` render tasks."""
-    turns = stage(store, job_id, **fields)
+    tasks = stage(store, job_id, **fields)
     run(job_id, "encode_conditions")
-    for turn in turns[:num_clip]:
-        run(job_id, "render_clip", turn["clip_index"], count=turn["count"])
+    for task in tasks[:num_clip]:
+        run(job_id, "render_clip", task["clip_index"], count=task["count"])
     if num_clip is None:
         for step in ("stitch", "mux_audio", "validate", "publish"):
             run(job_id, step)
@@ -121,10 +121,10 @@ def test_only_changed_clips_are_rendered(store: ObjectStore, metadata: MetadataS
     Conditions of the same prompt and speech are inherited, too.
     """
     make(store, PARENT, num_clip=1)
-    turns = stage(store, CHILD, base_seed=5, parent_job_id=PARENT, from_clip=1)
-    assert [(turn["clip_index"], turn["predecessor"]) for turn in turns] == [(1, None), (2, 0), (3, 1)]
+    tasks = stage(store, CHILD, base_seed=5, parent_job_id=PARENT, from_clip=1)
+    assert [(task["clip_index"], task["predecessor"]) for task in tasks] == [(1, None), (2, 0), (3, 1)]
     plan = store.get_bytes(JobLayout(CHILD).plan)
-    assert run(CHILD, "plan_clips")["clips"] == turns
+    assert run(CHILD, "plan_clips")["clips"] == tasks
     assert store.get_bytes(JobLayout(CHILD).plan) == plan
     assert [clip.seed for clip in Plan.model_validate_json(plan).clips[1:]] == [6, 7, 8]
     assert run(CHILD, "encode_conditions")["reused"]
@@ -138,7 +138,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"from_clip": 2}, "Clip 0 of job first-take is not finished.*Rerun from clip 0"),
     ({"from_clip": 4}, "from_clip 4: expected 0 to 3"),
     ({"from_clip": 1, "size": "128*192"}, r"size '128\*192': expected '128\*128'"),
-    ({"from_clip": 1, "parent_job_id": "never-heard-of"}, "never-heard-of has no request.json"),
+    ({"from_clip": 1, "parent_job_id": "never-submitted"}, "never-submitted has no request.json"),
     ({"from_clip": 1, "parent_job_id": CHILD}, "is the job itself"),
     ({"from_clip": 1, "max_gpu_seconds": 0.001}, "over budget"),
 ]
@@ -291,5 +291,5 @@ def test_a_preview_becomes_the_video_itself(store: ObjectStore) -> None:
 def test_a_job_without_result_is_not_fetched(tmp_path: Path) -> None:
     """Fetching a job without result leaves no file in the folder."""
     with pytest.raises(PermanentError, match="has no result"):
-        fetch("never-heard-of", to=tmp_path / "out")
+        fetch("never-submitted", to=tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -233,13 +233,13 @@ def test_a_plan_that_was_not_recorded_is_made_again(
 def test_a_plan_says_which_clips_a_task_renders(run: Run, give_up: GiveUp) -> None:
     """Clips that share a process are one item: its first clip, their number, and the item before it."""
     run("stage_inputs", num_clip=5, clips_per_pod=2)
-    turns = run("plan_clips")["clips"]
-    assert [(turn["clip_index"], turn["count"], turn["predecessor"]) for turn in turns] == [
+    tasks = run("plan_clips")["clips"]
+    assert [(task["clip_index"], task["count"], task["predecessor"]) for task in tasks] == [
         (0, 2, None),
         (2, 2, 0),
         (4, 1, 1),
     ]
-    assert turns[1]["label"] == "clips 3-4/5 frames 32..64"
+    assert tasks[1]["label"] == "clips 3-4/5 frames 32..64"
     give_up()
     run("stage_inputs", num_clip=2)
     assert run("plan_clips")["clips"][1]["label"] == "clip 2/2 frames 16..32"

@@ -157,10 +157,10 @@ def render_here(stack: Settings) -> Callable[..., None]:
 
     def render(job_id: str, **fields: Any) -> None:
         step(job_id, "stage-inputs", "--request-json", json.dumps(small_request() | fields))
-        turns = step(job_id, "plan-clips")["clips"]
+        tasks = step(job_id, "plan-clips")["clips"]
         step(job_id, "encode-conditions")
-        for turn in turns:
-            step(job_id, "render-clip", "--clip-index", str(turn["clip_index"]), "--count", str(turn["count"]))
+        for task in tasks:
+            step(job_id, "render-clip", "--clip-index", str(task["clip_index"]), "--count", str(task["count"]))
         for name in ("stitch", "mux-audio", "validate", "publish"):
             step(job_id, name)
 

@@ -141,15 +141,15 @@ def write_case(folder: Path, dimensions: dict[str, object]) -> None:
         "in.cond_states": torch.randn(1, 16, 2, 8, 16),
         "in.audio_input": torch.randn(1, 25, config.audio_dim, 8),
     }
-    heard: list[torch.Tensor] = []
-    model.casual_audio_encoder.register_forward_hook(lambda _, __, output: heard.append(output[0]))
+    outputs: list[torch.Tensor] = []
+    model.casual_audio_encoder.register_forward_hook(lambda _, __, output: outputs.append(output[0]))
     with torch.inference_mode():
         clip_tokens = model.prepare_clip_tokens(
             2, inputs["in.ref_latents"], inputs["in.motion_latents"], inputs["in.cond_states"]
         )
         conditioning = model.prepare_conditioning(inputs["in.context"], inputs["in.audio_input"][0].permute(2, 0, 1))
         (out,) = model(inputs["in.latents"][None], inputs["in.timestep"], clip_tokens, [conditioning])
-    traces = {"trace.audio_enc.local": heard[0].clone()}
+    traces = {"trace.audio_enc.local": outputs[0].clone()}
     save_file(inputs | traces | {"out": out[0]}, folder / "dit_case.safetensors", {"drop_motion_frames": "false"})
     save_file(model.state_dict(), folder / "dit_weights.safetensors", {"config": json.dumps(dimensions)})
 

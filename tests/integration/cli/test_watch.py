@@ -19,8 +19,8 @@ from s2v_tasks.metadata.session import create_engine
 from s2v_tasks.metadata.store import MetadataStore
 
 ROWS, COLUMNS = 24, 80
-# What a terminal is told: control sequences, line feeds and returns, and text between them.
-_TOLD = re.compile(r"\x1b\[\??(?P<number>[\d;]*)(?P<code>[A-Za-z])|(?P<move>[\r\n])|[^\x1b\r\n]+")
+# The output for a terminal: control sequences, line feeds and returns, and text between them.
+_OUTPUT = re.compile(r"\x1b\[\??(?P<number>[\d;]*)(?P<code>[A-Za-z])|(?P<move>[\r\n])|[^\x1b\r\n]+")
 
 
 class Terminal:
@@ -54,19 +54,19 @@ class Terminal:
     @property
     def screen(self) -> list[str]:
         rows, row, column = [""], 0, 0
-        for told in _TOLD.finditer(self.output):
-            if told["move"] == "\r":
+        for part in _OUTPUT.finditer(self.output):
+            if part["move"] == "\r":
                 column = 0
-            elif told["move"] == "\n":
+            elif part["move"] == "\n":
                 row += 1
                 rows += [""] * (row + 1 - len(rows))
-            elif told["code"] == "A":
-                row -= int(told["number"] or 1)
-            elif told["code"] == "K":
+            elif part["code"] == "A":
+                row -= int(part["number"] or 1)
+            elif part["code"] == "K":
                 rows[row] = ""
-            elif not told["code"]:
-                rows[row] = rows[row][:column] + told[0] + rows[row][column + len(told[0]) :]
-                column += len(told[0])
+            elif not part["code"]:
+                rows[row] = rows[row][:column] + part[0] + rows[row][column + len(part[0]) :]
+                column += len(part[0])
         return [text.rstrip() for text in rows if text.strip()]
 
 

@@ -122,9 +122,9 @@ def test_the_first_answer_counts(store: MetadataStore, engine: sa.Engine, status
     assert mine.rejection == (None if rejection is None else {"note": "She blinks.", "base_seed": 9})
     assert mine.decided_at >= mine.requested_at
     assert (theirs.id, theirs.status, theirs.decided_at) == (other.id, "waiting", None)
-    _, told = events(store)
+    _, last = events(store)
     note = {} if rejection is None else {"note": "She blinks."}
-    assert (told.event, told.clip_index, told.detail) == (event, 3, {"user": "edith", "next_job_id": "a-2"} | note)
+    assert (last.event, last.clip_index, last.detail) == (event, 3, {"user": "edith", "next_job_id": "a-2"} | note)
     assert [found.event for found in events(store, "b")] == ["approval_requested"]
 
 

@@ -133,24 +133,24 @@ def test_a_cancel_that_met_the_start_of_a_waiting_job_stands(metadata: MetadataS
     assert [job(metadata, name).dag_run_id for name in ("waits", "other", "by-hand")] == ["waits", None, None]
 
 
-@pytest.mark.parametrize("wish", [False, True])
-def test_a_job_whose_run_is_lost_ends(planned: Planned, wish: bool) -> None:
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_a_job_whose_run_is_lost_ends(planned: Planned, cancelled: bool) -> None:
     """The job fails, or is cancelled if a cancel was requested, and the run is in its event."""
     metadata = planned(3)
     metadata.jobs.enqueue("job-1", {"prompt": "A person speaks."}, dag_run_id="run-1")
     metadata.jobs.start("job-1")
     metadata.clips.start("job-1", 1, "f1")
-    if wish:
+    if cancelled:
         metadata.jobs.request_cancel("job-1")
     assert not metadata.jobs.close_lost("job-1", "run-2")
     assert not metadata.jobs.close_lost("job-2", "run-1")
     assert metadata.jobs.close_lost("job-1", "run-1")
     record = job(metadata)
-    assert record.status == ("cancelled" if wish else "failed")
-    assert ("Cancelled by a person" if wish else "Its run disappeared from Airflow") in (record.reason or "")
+    assert record.status == ("cancelled" if cancelled else "failed")
+    assert ("Cancelled by a person" if cancelled else "Its run disappeared from Airflow") in (record.reason or "")
     assert (record.events[-1].event, record.events[-1].detail) == ("run_lost", {"dag_run_id": "run-1"})
-    assert record.attempts[0].outcome == ("failed" if wish else "lost")
-    assert record.attempts[0].reason == ("The job was cancelled." if wish else record.reason)
+    assert record.attempts[0].outcome == ("failed" if cancelled else "lost")
+    assert record.attempts[0].reason == ("The job was cancelled." if cancelled else record.reason)
 
 
 def test_a_job_that_is_queued_again_begins_anew(planned: Planned) -> None:

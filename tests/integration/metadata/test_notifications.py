@@ -53,18 +53,18 @@ def test_reported_events_and_their_details(engine: sa.Engine, planned: Callable[
     metadata.jobs.start("job-1")
     metadata.jobs.request_cancel("job-1")
     metadata.jobs.cancel("job-1")
-    told = rows(engine)
-    assert [row.event for row in told] == [
+    messages = rows(engine)
+    assert [row.event for row in messages] == [
         "job_started", "clip_succeeded", "job_succeeded", "job_failed", "job_started", "job_cancelled"
     ]  # fmt: skip
-    assert [row.clip_index for row in told] == [None, 2, None, None, None, None]
-    clip = told[1]
+    assert [row.clip_index for row in messages] == [None, 2, None, None, None, None]
+    clip = messages[1]
     assert (clip.job_id, clip.url, clip.status, clip.attempts) == ("job-1", HOOK, "pending", 0)
     assert clip.payload == {
         "schema_version": 1, "event": "clip_succeeded", "at": clip.created_at.isoformat(), "job_id": "job-1",
         "clip_index": 2, "num_clip": 3, "num_frames": 144, "labels": {}, "detail": {"reused": True},
     }  # fmt: skip
-    assert told[2].payload["detail"] == {"video_uri": "s3://o/v.mp4", "sha256": "00"}
+    assert messages[2].payload["detail"] == {"video_uri": "s3://o/v.mp4", "sha256": "00"}
 
 
 def test_a_start_and_its_end_are_reported_once(engine: sa.Engine, metadata: MetadataStore) -> None:

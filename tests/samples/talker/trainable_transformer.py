@@ -138,8 +138,8 @@ def velocity(net: S2VTransformer, latents_BCThw: Tensor, sigma_B: Tensor, scene:
             which = net.config.audio_inject_layers.index(index)
             video = rearrange(x_BLD[:, :num_video], "b (t n) d -> (b t) n d", n=n)
             residual = _inject(net.audio_injector, which, video, local.flatten(0, 1), overall.flatten(0, 1))
-            heard = rearrange(residual, "(b t) n d -> b (t n) d", b=batch)
-            x_BLD = torch.cat([x_BLD[:, :num_video] + heard, x_BLD[:, num_video:]], dim=1)
+            injected = rearrange(residual, "(b t) n d -> b (t n) d", b=batch)
+            x_BLD = torch.cat([x_BLD[:, :num_video] + injected, x_BLD[:, num_video:]], dim=1)
     shift, scale = (net.head.modulation + e_BD[:, None]).unbind(1)
     y = _norm(x_BLD[:, :num_video]) * (1 + scale[:, None]) + shift[:, None]
     patches = F.linear(y, net.head.head.weight, net.head.head.bias)

@@ -126,7 +126,7 @@ def test_number_of_parts_is_bounded(
 ) -> None:
     """A file with more parts than the limit is refused."""
     monkeypatch.setattr(container_structure, limit, 12)
-    assert _problem(tmp_path, data, format_name) == f"it is in more than 12 {parts}"
+    assert _problem(tmp_path, data, format_name) == f"it has more than 12 {parts}"
     monkeypatch.setattr(container_structure, limit, 14)
     assert "more than" not in str(_problem(tmp_path, data, format_name))
 

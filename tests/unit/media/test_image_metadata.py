@@ -178,7 +178,7 @@ def test_a_file_in_too_many_pieces_is_refused(content: bytes, tmp_path: Path, mo
     """A file with more segments or chunks than the limit is refused."""
     monkeypatch.setattr(image_metadata, "_MAX_PARTS", 50)
     (tmp_path / "photo.png").write_bytes(content)
-    with pytest.raises(PermanentError, match=r"The image photo\.png is in more than 50 pieces: .* save it again\."):
+    with pytest.raises(PermanentError, match=r"The image photo\.png has more than 50 pieces: .* save it again\."):
         normalise_image(tmp_path / "photo.png", tmp_path / "image.png")
     monkeypatch.setattr(image_metadata, "_MAX_PARTS", 400)
     assert normalise_image(tmp_path / "photo.png", tmp_path / "image.png").width == 60
@@ -197,7 +197,7 @@ def test_number_of_scans_is_bounded(between: bytes, tmp_path: Path) -> None:
     (tmp_path / "photo.jpg").write_bytes(with_scans(90, between))
     assert normalise_image(tmp_path / "photo.jpg", tmp_path / "image.png").width == 60
     (tmp_path / "photo.jpg").write_bytes(with_scans(91, between))
-    with pytest.raises(PermanentError, match=r"The image photo\.jpg is in more than 100 scans: .* save it again\."):
+    with pytest.raises(PermanentError, match=r"The image photo\.jpg has more than 100 scans: .* save it again\."):
         normalise_image(tmp_path / "photo.jpg", tmp_path / "image.png")
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from s2v_tasks.planning.clips import clips_needed, frame_ranges, lay_out, split, turns
+from s2v_tasks.planning.clips import clips_needed, clips_of_processes, frame_ranges, lay_out, split
 
 LEGAL_INFER_FRAMES = st.sampled_from(range(16, 121, 4))
 NUM_FRAMES = st.integers(1, 20_000)
@@ -102,7 +102,7 @@ def test_ranges_are_contiguous_and_end_with_the_video(num_frames: int, infer_fra
 )
 def test_a_process_renders_clips_of_one_chain_only(chains: list[int], clips_per_pod: int, expected: object) -> None:
     """Every clip belongs to one process, in order, and a process ends with its chain."""
-    assert [list(turn) for turn in turns(chains, clips_per_pod)] == expected
+    assert [list(clips) for clips in clips_of_processes(chains, clips_per_pod)] == expected
 
 
 def test_the_last_chain_renders_no_frames_to_fade_out() -> None:

@@ -8,30 +8,30 @@ import pytest
 from s2v_tasks.planning.chains import SAMPLE_RATE, boundary_levels, find_pauses
 
 
-def heard(samples: np.ndarray) -> list[tuple[float, float]]:
+def found(samples: np.ndarray) -> list[tuple[float, float]]:
     return [(pause.start_sample / SAMPLE_RATE, pause.end_sample / SAMPLE_RATE) for pause in find_pauses(samples)]
 
 
 @pytest.mark.parametrize("room_db", [-120, -70, -45, -35])
 def test_a_pause_is_found_in_a_quiet_and_in_a_noisy_room(speech: Any, room_db: float) -> None:
     """The ends of a pause are right within a few hundredths of a second, for any noise of the room."""
-    (pause,) = heard(speech((2.0, -20), (0.6, room_db), (3.0, -20)))
+    (pause,) = found(speech((2.0, -20), (0.6, room_db), (3.0, -20)))
     assert pause == pytest.approx((2.0, 2.6), abs=0.03)
 
 
 def test_a_click_does_not_end_a_pause(speech: Any) -> None:
     """A short click within a pause does not split it."""
-    assert len(heard(speech((1.0, -20), (0.3, -70), (0.02, -25), (0.3, -70), (1.0, -20)))) == 1
+    assert len(found(speech((1.0, -20), (0.3, -70), (0.02, -25), (0.3, -70), (1.0, -20)))) == 1
 
 
 def test_short_gaps_inside_words_are_no_pauses(speech: Any) -> None:
     """A closure of 0.12 s within a word is no pause."""
-    assert heard(speech((1.0, -20), (0.12, -70), (1.0, -20))) == []
+    assert found(speech((1.0, -20), (0.12, -70), (1.0, -20))) == []
 
 
 def test_digital_silence_does_not_hide_the_pauses_beside_it(speech: Any) -> None:
     """A file padded with digital silence has pauses that are as loud as a room."""
-    pauses = heard(speech((1.0, -120), (2.0, -20), (0.5, -65), (2.0, -20), (1.0, -120)))
+    pauses = found(speech((1.0, -120), (2.0, -20), (0.5, -65), (2.0, -20), (1.0, -120)))
     assert [round(start, 1) for start, _ in pauses] == [0.0, 3.0, 5.5]
     assert pauses[-1][1] == 6.5
 
@@ -39,8 +39,8 @@ def test_digital_silence_does_not_hide_the_pauses_beside_it(speech: Any) -> None
 @pytest.mark.parametrize("level", [-120, -20])
 def test_sound_without_loud_and_quiet_has_no_pauses(speech: Any, level: float) -> None:
     """Audio of silence alone, or of noise alone, has no pauses."""
-    assert heard(speech((3.0, level))) == []
-    assert heard(np.zeros(0, dtype=np.float32)) == []
+    assert found(speech((3.0, level))) == []
+    assert found(np.zeros(0, dtype=np.float32)) == []
 
 
 def test_the_loudness_of_a_boundary_is_that_of_the_frames_beside_it(speech: Any) -> None:
@@ -53,7 +53,7 @@ def test_the_loudness_of_a_boundary_is_that_of_the_frames_beside_it(speech: Any)
 
 def test_a_pause_of_a_loud_room_is_found(speech: Any) -> None:
     """A difference of 10 dB makes a pause."""
-    (pause,) = heard(speech((2.0, -20), (0.6, -30), (3.0, -20)))
+    (pause,) = found(speech((2.0, -20), (0.6, -30), (3.0, -20)))
     assert pause == pytest.approx((2.0, 2.6), abs=0.03)
 
 
@@ -64,7 +64,7 @@ def test_digital_silence_has_the_lowest_level() -> None:
 
 def test_a_small_difference_of_loudness_is_no_pause(speech: Any) -> None:
     """A part that is 4 dB quieter is no pause."""
-    assert heard(speech((2.0, -20), (0.6, -24), (3.0, -20))) == []
+    assert found(speech((2.0, -20), (0.6, -24), (3.0, -20))) == []
 
 
 def test_the_shortest_pause_lasts_a_fifth_of_a_second() -> None:

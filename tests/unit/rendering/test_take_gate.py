@@ -163,13 +163,13 @@ class Records:
 
 def with_records(found: TakeRecord | None = None, *, measures: Take | None = None, **fields: Any) -> Any:
     """Return a gate over records in memory that measures `measures`, and the events that it records."""
-    ctx, told = context(), []
-    ctx.metadata.events = SimpleNamespace(record=lambda *place, **event: told.append((*place, event)))
+    ctx, events = context(), []
+    ctx.metadata.events = SimpleNamespace(record=lambda *place, **event: events.append((*place, event)))
     made = gate(ctx, **fields)
     records: Any = Records(found)
     measurer: Any = SimpleNamespace(take=lambda *_: measures, reference=LOOK)
     made._records, made._measurer = records, measurer
-    return made, records, told
+    return made, records, events
 
 
 def manifest(number: int) -> Manifest:
@@ -194,11 +194,11 @@ def test_only_without_retakes_a_failed_measure_is_tried_again() -> None:
 
 def test_a_new_take_is_measured_and_recorded() -> None:
     """The record has the take, the look of the reference picture and the decision; the event has the findings."""
-    one, records, told = with_records(measures=bad(0), quality="report")
+    one, records, events = with_records(measures=bad(0), quality="report")
     judged = one.judge(clip(1), record(), manifest(0), None)
     assert judged == TakeRecord(clip_index=1, fingerprint="f", reference=LOOK, takes=(bad(0),), kept=0)
     assert records.written == [judged]
-    ((job_id, name, event),) = told
+    ((job_id, name, event),) = events
     assert (job_id, name, event["clip_index"]) == ("job-1", "clip_measured", 1)
     assert event["detail"] == {
         "take": 0, "kept": 0, "seconds": 0.0, "findings": ["fail: no face", "warn: a little pale"]
@@ -208,20 +208,20 @@ def test_a_new_take_is_measured_and_recorded() -> None:
 def test_a_take_that_could_not_be_measured_says_why() -> None:
     """The record has the reason and keeps the known look of the reference picture."""
     failed = Take(take=0, seed=0, fingerprint="f0", error="OSError: gone", measure_seconds=0.0)
-    one, records, told = with_records(measures=failed, quality="report")
+    one, records, events = with_records(measures=failed, quality="report")
     judged = one.judge(clip(1), record(), manifest(0), None)
     assert (judged.reference, judged.kept, records.written) == (None, 0, [judged])
-    assert told[0][2]["detail"]["error"] == "OSError: gone"
+    assert events[0][2]["detail"]["error"] == "OSError: gone"
 
 
 def test_a_known_take_is_not_measured_again() -> None:
     """Only a missing decision is stored, and nothing is stored if clips are not measured."""
     known = record(take(0), kept=0)
-    one, records, told = with_records(measures=bad(1), quality="gate")
+    one, records, events = with_records(measures=bad(1), quality="gate")
     assert one.judge(clip(1), known, manifest(0), None) == known
-    assert (records.written, told) == ([], [])
+    assert (records.written, events) == ([], [])
     assert one.judge(clip(1), record(take(0)), manifest(0), None) == known
-    assert (records.written, told) == ([known], [])
+    assert (records.written, events) == ([known], [])
     assert one.judge(clip(1), None, manifest(0), None) is None
 
 

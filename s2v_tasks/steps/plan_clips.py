@@ -8,7 +8,7 @@ from s2v_tasks import log
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.media.speech import SPEECH_SAMPLE_RATE, load_waveform, normalise_speech
 from s2v_tasks.perception.preflight import listen, look
-from s2v_tasks.planning.clips import turns
+from s2v_tasks.planning.clips import clips_of_processes
 from s2v_tasks.planning.estimate import check_budget
 from s2v_tasks.planning.memory import RenderSetup, check_memory
 from s2v_tasks.planning.planner import make_plan
@@ -43,7 +43,7 @@ def run(ctx: StepContext) -> dict[str, Any]:
                 ctx.metadata.clips.record_quality(ctx.job_id, measured[0])
         # Last: a stored plan is also in the metadata store, with its inherited clips.
         ctx.store.put_bytes(ctx.layout.plan, data, "application/json")
-    return {"num_frames": plan.num_frames, "warnings": list(plan.warnings), "clips": _turns(plan, request)}
+    return {"num_frames": plan.num_frames, "warnings": list(plan.warnings), "clips": _render_tasks(plan, request)}
 
 
 def _plan_staged(ctx: StepContext, request: Request, staged: Manifest) -> Plan:
@@ -176,7 +176,7 @@ def _plan(
     )
 
 
-def _turns(plan: Plan, request: Request) -> list[dict[str, Any]]:
+def _render_tasks(plan: Plan, request: Request) -> list[dict[str, Any]]:
     """Return the clips of each render task, small enough for XCom; inherited clips need no task.
 
     `predecessor` is the position of the previous task of the chain. `takes` is the maximum number of takes of each
@@ -185,14 +185,14 @@ def _turns(plan: Plan, request: Request) -> list[dict[str, Any]]:
     takes = {"takes": 1 + request.max_retakes} if request.quality == "gate" else {}
     found: list[dict[str, Any]] = []
     rendered = plan.clips[len(plan.inherited) :]
-    for position, turn in enumerate(turns([clip.chain_index for clip in rendered], plan.clips_per_pod)):
-        first, last = rendered[turn[0]], rendered[turn[-1]]
+    for position, clips in enumerate(clips_of_processes([clip.chain_index for clip in rendered], plan.clips_per_pod)):
+        first, last = rendered[clips[0]], rendered[clips[-1]]
         number = first.clip_index + 1
-        numbers = f"clip {number}" if len(turn) == 1 else f"clips {number}-{last.clip_index + 1}"
+        numbers = f"clip {number}" if len(clips) == 1 else f"clips {number}-{last.clip_index + 1}"
         continues = first.predecessor is not None and first.predecessor >= len(plan.inherited)
         found.append({
             "clip_index": first.clip_index,
-            "count": len(turn),
+            "count": len(clips),
             "chain_index": first.chain_index,
             "predecessor": position - 1 if continues else None,
             "label": f"{numbers}/{plan.num_clip} frames {first.start_frame}..{last.end_frame}",

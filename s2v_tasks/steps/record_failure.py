@@ -20,7 +20,7 @@ def run(ctx: StepContext, *, step: Step, reason: str, clip_index: int | None = N
         ctx.metadata.conditions.end(ctx.job_id, outcome=AttemptOutcome.FAILED, reason=reason)
     if clip_index is None or job is None:
         return
-    turn = range(clip_index, clip_index + count)
-    open_clips = [clip for clip in job.clips if clip.clip_index in turn and clip.status != ClipStatus.SUCCEEDED]
+    of_process = range(clip_index, clip_index + count)
+    open_clips = [clip for clip in job.clips if clip.clip_index in of_process and clip.status != ClipStatus.SUCCEEDED]
     if open_clips:
         ctx.metadata.clips.fail(ctx.job_id, open_clips[0].clip_index, reason)

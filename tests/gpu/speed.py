@@ -34,6 +34,9 @@ _TINY_CONFIG = S2VConfig(
 # Variants run with a quarter of the layers: a step's seconds grow with them.
 _VARIANT_LAYERS = 10
 _CACHE_STEPS, _CACHE_THRESHOLD = 6, 0.05
+_ONE_BRANCH = "without guidance"
+# Solver steps of a clip: with the preset `high`, guided; with `preview`, without guidance.
+_FULL_CLIP_STEPS, _PREVIEW_STEPS = 40, 4
 # The least seconds for one more variant, and for a step with all layers.
 _VARIANT_SECONDS, _FULL_SECONDS = 15.0, 40.0
 
@@ -102,6 +105,7 @@ def variants(machine: Machine, clock: Clock) -> Rows:
         "default": {},
         "flash": {"attention": "flash"},
         "cudnn": {"attention": "cudnn"},
+        _ONE_BRANCH: {"guided": False},
         "offload": {"offload": True},
         "compile": {"compiled": not machine.tiny},
         "fp8": {"weights_dtype": "fp8"},
@@ -116,6 +120,9 @@ def variants(machine: Machine, clock: Clock) -> Rows:
             eager = eager or row.get("seconds")
             ratio = {"ratio": eager / row["seconds"]} if eager and "seconds" in row else {}
             rows.append({"name": f"{_named(size)} {name}"} | row | ratio)
+            if name == _ONE_BRANCH and ratio:
+                preview = _FULL_CLIP_STEPS / _PREVIEW_STEPS * ratio["ratio"]
+                rows.append({"name": f"{_named(size)} solver steps of a preview", "ratio": preview})
         rows += _cache(machine, size)
     return rows
 

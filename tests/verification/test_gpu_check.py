@@ -23,6 +23,10 @@ def test_every_section_runs_at_toy_size(tmp_path: Path, capsys: pytest.CaptureFi
     assert list(report["sections"]) == [section.name for section in SECTIONS]
     assert all(section["rows"] for section in report["sections"].values())
     checked = {row["name"]: row["ok"] for part in report["sections"].values() for row in part["rows"] if "ok" in row}
+    variants = {row["name"]: row for row in report["sections"]["variants"]["rows"]}
+    for size in ("64x64x8", "128x64x8"):
+        one_branch, preview = variants[f"{size} without guidance"], variants[f"{size} solver steps of a preview"]
+        assert preview["ratio"] == pytest.approx(10 * one_branch["ratio"])
     assert checked == dict.fromkeys(
         ("float32", "bfloat16", "two processes", "stopped and continued", "compiled, two processes"), True
     )

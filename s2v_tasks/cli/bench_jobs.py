@@ -22,7 +22,7 @@ def orchestration(
     clips: Annotated[int, typer.Option(min=1, max=9, help="Clips of each job, in one chain.")] = 2,
     clip_seconds: Annotated[float, typer.Option(min=0.0, help="Simulated time of a clip, without computation.")] = 15.0,
     render: Annotated[bool, typer.Option("--render", help="Render with the tiny networks instead.")] = False,
-    clips_per_pod: Annotated[int, typer.Option(min=1, max=9, help="As the field of the request.")] = 1,
+    clips_per_pod: Annotated[int, typer.Option(min=1, max=9, help="Like the request field clips_per_pod.")] = 1,
     renders: Annotated[int, typer.Option(min=1, help="Clips rendered at the same time, like S2V_LOCAL_RENDERS.")] = 2,
     workers: Annotated[int, typer.Option(min=1, help="Tasks that Airflow runs at the same time.")] = 4,
     idle_seconds: Annotated[float, typer.Option(min=1.0, help="Time without jobs, measured first.")] = 60.0,
@@ -114,12 +114,12 @@ def _print_links(result: "Report") -> None:
 
 @bench.command()
 def queue(
-    gpus: Annotated[int, typer.Option(min=1, help="GPUs, or groups of them that render one clip.")] = 1000,
+    gpus: Annotated[int, typer.Option(min=1, help="Number of GPUs, or of groups that render one clip.")] = 1000,
     jobs_per_day: Annotated[float, typer.Option(min=1, help="Jobs that arrive in a day, at random times.")] = 100_000,
     hours: Annotated[float, typer.Option(min=0.1, help="Time in which jobs arrive.")] = 24.0,
     clips: Annotated[float, typer.Option(min=1, help="Clips of a job, mean.")] = 3.0,
     clip_seconds: Annotated[float, typer.Option(min=0.1, help="Seconds of the solver for a clip, mean.")] = 200.0,
-    clips_per_pod: Annotated[int, typer.Option(min=1, help="As the field of the request.")] = 1,
+    clips_per_pod: Annotated[int, typer.Option(min=1, help="Like the request field clips_per_pod.")] = 1,
     start_seconds: Annotated[float, typer.Option(min=0, help="From the start of a pod to its first solver step.")] = 60,
     workers: Annotated[int, typer.Option(min=1, help="Worker slots of Airflow.")] = 64,
     schedulers: Annotated[int, typer.Option(min=1, help="Replicas of the scheduler.")] = 8,

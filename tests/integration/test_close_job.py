@@ -40,7 +40,7 @@ def test_a_job_without_a_reported_reason_gets_one(run: Run, found: Found) -> Non
 
 
 def test_a_job_whose_first_step_never_ran_has_nothing_to_close(run: Run, metadata: MetadataStore) -> None:
-    """Return that it is unknown, and record nothing."""
+    """The status is `unknown`, and no job is stored."""
     closed = run("close_job")
     assert (closed["status"], "its first step never ran" in closed["reason"]) == ("unknown", True)
     assert metadata.jobs.get(JOB) is None
@@ -63,7 +63,7 @@ def test_an_old_outcome_is_not_that_of_new_work(run: Run, found: Found) -> None:
 def test_a_cancel_ends_a_job_unless_its_video_was_published_before(
     metadata: MetadataStore, found: Found, is_published: bool, status: str
 ) -> None:
-    """The request may come while the last step publishes the video."""
+    """A cancel that comes while the last step publishes the video leaves the job succeeded."""
     began = datetime.now(UTC)
     metadata.jobs.enqueue(JOB, {"prompt": "A person speaks."})
     metadata.jobs.start(JOB)

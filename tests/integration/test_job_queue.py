@@ -55,7 +55,7 @@ def test_a_job_whose_run_is_gone_gives_its_place_back(
 
 
 def test_a_job_that_is_cancelled_while_it_is_started_does_not_start(folder: Folder) -> None:
-    """Its run refuses to start, unless a person clears that run."""
+    """The run of a job that is cancelled meanwhile refuses to start, unless a person clears that run."""
     folder.drop("a", {"job_id": "job-a"})
     folder.sweep()
     [turn] = folder.queue.next(max_running=1)

@@ -92,7 +92,7 @@ def test_a_run_that_was_refused_does_not_close_the_job(
 
 
 def test_a_refused_request_without_a_run_does_not_keep_the_job_open(request_json: Callable[..., str]) -> None:
-    """A refusal by hand belongs to no run; a job that is closed by hand is closed."""
+    """Closing a job by hand is not prevented by a request without a run that was refused."""
     stage(request_json(), "first")
     with pytest.raises(JobTakenError):
         stage(request_json(num_clip=3))

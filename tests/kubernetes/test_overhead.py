@@ -1,4 +1,4 @@
-"""The time between two clips: with a pod for each clip, and in one pod."""
+"""Check the measured time between two clips: with a pod for each clip, and in one pod."""
 
 import json
 from collections.abc import Callable
@@ -22,7 +22,7 @@ REPORT = REPOSITORY / "out" / "kubernetes" / "overhead.json"
 def test_a_pod_of_several_clips_saves_the_start_of_each(
     airflow: Airflow, cluster: Cluster, job: Callable[[str], Job]
 ) -> None:
-    """Clips of one pod follow each other sooner than clips in pods of their own; the report has each part of both."""
+    """Clips in one pod follow each other sooner than clips in pods of their own, and the report has all parts."""
     cluster.change_template("render-clip", lambda _, box: box["env"].append({"name": FOLDER, "value": "/mnt/hold"}))
     between, pods = _between_pods(airflow, cluster, job)
     assert airflow.outcome(airflow.trigger(job_id="one-pod", clips_per_pod=3, base_seed=8)) == "success"
@@ -38,7 +38,7 @@ def test_a_pod_of_several_clips_saves_the_start_of_each(
 
 
 def _between_pods(airflow: Airflow, cluster: Cluster, job: Callable[[str], Job]) -> tuple[dict[str, float], float]:
-    """Return the mean of each part between two clips, and the seconds from the creation of a pod to its process."""
+    """Return the mean of each part between two clips, and the seconds from creation to process start of a pod."""
     created: dict[int, datetime] = {}
     run = airflow.trigger(job_id="pod-for-each")
 

@@ -157,7 +157,7 @@ def test_a_url_names_a_database(url: str) -> None:
 def test_options_that_a_transaction_can_set_are_no_startup_parameter(
     options: str, settings: dict[str, str], others: str | None
 ) -> None:
-    """They override the defaults, except the time zone; the server gets other options unchanged."""
+    """Options such as time limits override the defaults in each transaction; others reach the server unchanged."""
     target = parse_database_url(f"postgresql://host/db?options={quote(options)}")
     ours = {"statement_timeout": "60s", "idle_in_transaction_session_timeout": "60s", "timezone": "UTC"}
     assert target.transaction_settings == ours | settings

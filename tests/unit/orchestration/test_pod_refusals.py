@@ -59,7 +59,7 @@ def test_a_refused_pod_says_why(status: int, message: str, fault: str) -> None:
 
 
 def test_an_api_that_does_not_answer_refuses_nothing() -> None:
-    """It is a fault of the cluster, and the answer of a proxy is quoted."""
+    """An unavailable API is a fault of the cluster, and the answer of a proxy in its place is quoted."""
     assert not_created(ApiException(status=503)).fault == "environment"
     assert not_created(HTTPError("refused")) == not_answered(HTTPError("refused"))
     assert not_answered(HTTPError("refused")).fault == "environment"

@@ -1,4 +1,4 @@
-"""Build a clip on rank 0: continue what was interrupted, and store what belongs to the clip."""
+"""Check the build of a clip on rank 0: continuation of an interrupted clip, and the stored outputs."""
 
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -33,7 +33,7 @@ NOW = datetime(2026, 11, 20, tzinfo=UTC)
 
 
 class Site:
-    """A leader whose renderer takes 2.5 seconds for black frames; it notes orders, downloads and saved states."""
+    """A leader whose renderer takes 2.5 seconds for black frames; it records orders, downloads and saved states."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.work_dir = folder / "clip", folder / "work"
@@ -109,7 +109,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
 
 
 def interrupted_before(site: Site, *, is_loadable: bool = True) -> DenoiseState:
-    """Have an attempt of 10 seconds that was interrupted after step 3; return its state."""
+    """Add an attempt of 10 seconds that was interrupted after step 3; return its state."""
     state = DenoiseState(SAVED_STEP, {"latents": torch.zeros(1)})
     site.saved_manifest = Manifest(
         step="render_clip", job_id="job-1", fingerprint="f", producer=PRODUCER, inputs={}, outputs={"state": STATE},
@@ -121,7 +121,7 @@ def interrupted_before(site: Site, *, is_loadable: bool = True) -> DenoiseState:
 
 
 def test_an_interruption_before_the_first_step_leaves_nothing(site: Site) -> None:
-    """There is no work to continue."""
+    """Nothing is saved, because no step was computed."""
     site.interrupted_at = 0
     with pytest.raises(AttemptInterruptedError, match="clip 1 was interrupted after solver step 0 of 2"):
         site.build()
@@ -135,7 +135,7 @@ def test_an_interruption_before_the_first_step_leaves_nothing(site: Site) -> Non
 def test_seconds_of_earlier_attempts_count_where_their_work_is_continued(
     site: Site, was_interrupted: bool, is_loadable: bool, seconds: float
 ) -> None:
-    """Save them with the state at the next interruption; work of another device begins at the first step again."""
+    """The saved seconds include those of an earlier attempt only if its state is continued."""
     if was_interrupted:
         interrupted_before(site, is_loadable=is_loadable)
     site.interrupted_at = 5
@@ -148,7 +148,7 @@ def test_seconds_of_earlier_attempts_count_where_their_work_is_continued(
     ("is_loadable", "seconds"), [(True, EARLIER_SECONDS + SECONDS), (False, SECONDS)], ids=["same", "another device"]
 )
 def test_a_clip_continues_from_its_saved_state(site: Site, is_loadable: bool, seconds: float) -> None:
-    """All ranks get the file with the order; the clip tells the time of both attempts."""
+    """The order has the file of the state for all ranks, and the facts have the seconds of both attempts."""
     state = interrupted_before(site, is_loadable=is_loadable)
     built = site.build()
     assert site.orders[0].paths["state"] == site.folder / "state-0003.safetensors"
@@ -158,7 +158,7 @@ def test_a_clip_continues_from_its_saved_state(site: Site, is_loadable: bool, se
 
 
 def test_what_all_clips_read_is_downloaded_once(site: Site) -> None:
-    """Other inputs belong to one clip and lie beside its outputs."""
+    """The conditions are downloaded once per process, and the motion state once per clip."""
     site.build(motion=BEFORE)
     site.num_done = 0
     site.build(2, (0, 0, 0), motion=BEFORE)
@@ -171,7 +171,7 @@ def test_what_all_clips_read_is_downloaded_once(site: Site) -> None:
 @pytest.mark.parametrize("index", [0, 1, 3])
 @pytest.mark.parametrize("has_motion", [False, True])
 def test_a_clip_has_the_outputs_of_its_place(site: Site, index: int, has_motion: bool) -> None:
-    """Only the first clip of a job has a poster; a motion state is stored where the engine returns one."""
+    """Only the first clip of a job has a poster, and a motion state is stored if the engine returns one."""
     site.motion = MOTION if has_motion else None
     built = site.build(index)
     keys = {name: output.key for name, output in built.outputs.items()}
@@ -193,10 +193,10 @@ def test_a_clip_has_the_outputs_of_its_place(site: Site, index: int, has_motion:
         ((0, 2), (2, 8, (0, 2))),
     ],
 )
-def test_a_clip_tells_its_take_if_any_clip_of_its_chain_was_rendered_again(
+def test_a_clip_names_its_take_if_its_chain_has_a_retake(
     site: Site, chain_takes: tuple[int, ...], facts: tuple[Any, ...]
 ) -> None:
-    """The manifests of other clips stay as they were before there were takes."""
+    """Manifests of chains without retakes have no fields about takes."""
     made = site.build(1, chain_takes).facts
     assert isinstance(made, ClipFacts)
     assert (made.take, made.seed, made.chain_takes) == facts

@@ -1,4 +1,4 @@
-"""Render clips in turn on rank 0: behind the kept takes of the clips before, until a take is kept."""
+"""Check the order of clips on rank 0, and the takes of a clip until one is kept."""
 
 from datetime import UTC, datetime
 from types import SimpleNamespace
@@ -37,7 +37,7 @@ def record(kept: int | None, index: int = 1) -> TakeRecord:
 
 
 class Site:
-    """A leader without engine and services; it is its own gate, and notes what is asked of it."""
+    """A leader without engine and services, which is its own gate and records its calls."""
 
     def __init__(self, of: Plan) -> None:
         self.stored: dict[int, Manifest] = {}
@@ -97,7 +97,7 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Site:
 
 
 def test_a_count_beyond_the_plan_is_refused(site: Site) -> None:
-    """The last clip can be asked for; the error names what was asked for and what there is."""
+    """The message names the requested clips and those of the plan; the last clip is accepted."""
     assert site.leader.clips(3, 1) == plan().clips[3:]
     assert site.leader.clips(1, 2) == plan().clips[1:3]
     with pytest.raises(PermanentError, match=r"^clip_index 4: expected clips of the plan, 0 to 3\.$"):
@@ -108,14 +108,14 @@ def test_a_count_beyond_the_plan_is_refused(site: Site) -> None:
 
 @pytest.mark.parametrize("index", [0, 3])
 def test_the_first_clip_of_a_chain_needs_no_other(site: Site, index: int) -> None:
-    """A chain begins with the reference picture."""
+    """The first clip of a chain has no predecessor and waits for no decision."""
     assert site.leader._before(clip(index)) == leader._Before(None, ())
     assert site.decided == []
 
 
 @pytest.mark.parametrize("chain_takes", [(), (0, 0)])
 def test_a_clip_follows_the_one_before_it(site: Site, chain_takes: tuple[int, ...]) -> None:
-    """Manifests of earlier versions name no takes: those are the first."""
+    """A clip continues its predecessor; a manifest of an earlier version, without takes, counts as the first take."""
     site.stored[1] = manifest(site.prints(plan())[1], chain_takes)
     assert site.leader._before(clip(2)) == leader._Before(site.stored[1], (0, 0))
     assert site.decided == [site.stored[1]]
@@ -123,7 +123,7 @@ def test_a_clip_follows_the_one_before_it(site: Site, chain_takes: tuple[int, ..
 
 @pytest.mark.parametrize("has_retakes", [True, False])
 def test_a_clip_follows_the_kept_takes_of_a_job_with_the_gate(site: Site, has_retakes: bool) -> None:
-    """Without the gate, clips behind a second take are not those of the plan: they are rendered again."""
+    """With the gate a clip continues a kept retake; without it, that retake is not the predecessor in the plan."""
     site.has_retakes = has_retakes
     made = site.prints(plan(), _1=1)[1]
     site.stored[1] = manifest(made, (0, 1))
@@ -137,7 +137,7 @@ def test_a_clip_follows_the_kept_takes_of_a_job_with_the_gate(site: Site, has_re
 
 
 def test_a_clip_of_other_inputs_is_not_continued(site: Site) -> None:
-    """The key of its manifest and the clip to render are in the sentence; nobody asks about its takes."""
+    """The message has the key of the manifest and the clip to render, and no decision is read."""
     site.stored[0] = manifest("other")
     key = "jobs/job-1/clips/0000/manifest.json"
     with pytest.raises(TransientError, match=f"^{key} has .*from other inputs; render clip 0 again first"):
@@ -146,8 +146,8 @@ def test_a_clip_of_other_inputs_is_not_continued(site: Site) -> None:
 
 
 @pytest.mark.parametrize(("num_inherited", "takes"), [(1, (2, 0)), (2, (2, 1))])
-def test_inherited_clips_bring_their_takes_along(site: Site, num_inherited: int, takes: tuple[int, ...]) -> None:
-    """Their fingerprints are those of the earlier job; only clips of this job have decisions to wait for."""
+def test_inherited_clips_keep_their_takes(site: Site, num_inherited: int, takes: tuple[int, ...]) -> None:
+    """Takes of inherited clips come from their manifests; only clips of this job need a decision."""
     inherited = tuple(
         InheritedClip(clip_index=index, fingerprint=f"f{index}", source_job_id="job-0", source_manifest_key="m.json")
         for index in range(num_inherited)
@@ -184,7 +184,7 @@ class Attempt:
 
 @pytest.fixture
 def chained(site: Site, monkeypatch: pytest.MonkeyPatch) -> Site:
-    """The clip before the clip 1 exists; saved states that are dropped are noted."""
+    """A leader whose clip 0 is stored; it records the saved states that are deleted."""
     site.stored[0] = manifest(site.prints(plan())[0])
 
     def partial(_artifacts: object, _layout: JobLayout, *of: Any) -> Any:
@@ -196,8 +196,8 @@ def chained(site: Site, monkeypatch: pytest.MonkeyPatch) -> Site:
 
 
 @pytest.mark.parametrize("is_stored", [True, False])
-def test_a_clip_that_nobody_measures_is_made_once(chained: Site, is_stored: bool) -> None:
-    """The motion state of the clip before is among its inputs; the state of an interruption is dropped."""
+def test_a_clip_without_measurement_is_made_once(chained: Site, is_stored: bool) -> None:
+    """The inputs include the predecessor's motion state, and the saved state of an interruption is deleted."""
     made = chained.prints(plan())[1]
     chained.existing = {made} if is_stored else set()
     chained.judgements = [None]
@@ -214,7 +214,7 @@ def test_a_clip_that_nobody_measures_is_made_once(chained: Site, is_stored: bool
 
 @pytest.mark.parametrize("num_stored", [0, 1, 2])
 def test_takes_are_made_until_one_is_kept(chained: Site, num_stored: int) -> None:
-    """Only the kept take ends the clip; the clip is reused if all takes that were asked for existed."""
+    """Only the kept take ends the clip, which counts as reused if all its takes were stored."""
     prints = [chained.prints(plan(), _1=take)[1] for take in range(2)]
     chained.existing = set(prints[:num_stored])
     chained.numbers, chained.takes = [0, 1], record(None)
@@ -230,7 +230,7 @@ def test_takes_are_made_until_one_is_kept(chained: Site, num_stored: int) -> Non
 
 
 def test_an_earlier_take_becomes_the_clip_again(chained: Site) -> None:
-    """When the last take is not the best one, the kept one is made or found once more."""
+    """If an earlier take is the best, it is produced again as the clip."""
     chained.numbers, chained.takes = [1, 0], record(None)
     chained.judgements = [record(0), record(0)]
     assert not chained.leader.render(clip(1))

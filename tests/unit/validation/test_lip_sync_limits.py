@@ -1,4 +1,4 @@
-"""Limits of the quality measures: which values are within them."""
+"""Check the limits of lip sync: the measures that are findings."""
 
 from pathlib import Path
 from typing import Any
@@ -43,5 +43,5 @@ def found(num_frames: int = 48, **changes: Any) -> set[str]:
     ],
 )
 def test_lip_sync_is_judged_where_it_can_be(num_frames: int, changes: dict[str, Any], measures: set[str]) -> None:
-    """Too little speech says nothing, a short clip only that its mouth is still, and a still mouth has no lag."""
+    """Lag and margin are judged in clips of three seconds with enough speech; a still mouth is a finding of its own."""
     assert found(num_frames, **changes) == measures

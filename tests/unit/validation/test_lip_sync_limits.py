@@ -38,7 +38,7 @@ def found(num_frames: int = 48, **changes: Any) -> set[str]:
         (48, {"correlation": 0.1}, {"lip_sync_margin"}),
         (48, {"correlation": 0.1, "opening_range": 0.02}, {"still_mouth"}),
         (47, {"correlation": 0.1, "opening_range": 0.02}, set()),
-        (48, {"correlation": 0.2}, {"lip_sync_lag_ms", "silent_mouth_ratio"}),
+        (48, {"correlation": 0.25}, {"lip_sync_lag_ms", "silent_mouth_ratio"}),
         (48, {"opening_range": 0.001}, {"still_mouth"}),
     ],
 )

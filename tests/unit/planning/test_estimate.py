@@ -117,6 +117,16 @@ def test_constant_values_are_counted_once_per_clip(model_14b: ModelCard, guided:
     assert 2 * one - two == pytest.approx(branches * forward_flops(clip(), model_14b).constant, rel=1e-4)
 
 
+def test_constant_values_are_projections_of_text_and_audio(model_14b: ModelCard) -> None:
+    """512 tokens of text are embedded and give keys and values in 40 layers; 5 tokens of audio per frame do in 12."""
+    text = 512 * (2 * 4096 * 5120 + 2 * 5120**2 + 40 * 2 * 2 * 5120**2)
+    frames = 20
+    audio = 12 * (5 * frames + frames) * 2 * 2 * 5120**2
+    flops = forward_flops(clip(), model_14b)
+    assert flops.constant == text + audio
+    assert flops.embeddings == text + 2 * (frames * 30 * 52) * 2 * 64 * 5120
+
+
 def test_a_vae_of_half_the_channels_costs_a_quarter(model_14b: ModelCard) -> None:
     """Operations of a convolution grow with the pixels and the square of its channels."""
     small = model_14b.model_copy(update={"vae_base_dim": 48})

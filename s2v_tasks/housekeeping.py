@@ -59,7 +59,7 @@ class Findings:
             "differences": asdict(self.differences),
         }
 
-    def tell(self, *, applied: bool) -> None:
+    def log(self, *, applied: bool) -> None:
         """Log the number of findings of each kind, and the first of them one by one; `applied`: they were removed."""
         listing = self.listing()
         work = {name: listing[name] for name in ("delete", "abort_uploads", "close_jobs")}
@@ -80,7 +80,7 @@ class Housekeeping:
         """Return the DAG runs whose jobs have recorded nothing for a while."""
         return [job.dag_run_id for job in self._queries.silent_runs()]
 
-    def look(self, gone_runs: Collection[str] = ()) -> Findings:
+    def find(self, gone_runs: Collection[str] = ()) -> Findings:
         """Find what is to be deleted, aborted and closed, and change nothing.
 
         `gone_runs`: DAG runs that ended or do not exist.

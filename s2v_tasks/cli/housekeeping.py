@@ -25,10 +25,10 @@ def housekeeping(
     """Delete expired objects, report mismatches between S3 and the database, close orphaned jobs."""
     with _housekeeping() as house:
         gone = _gone_runs(house.silent_run_ids()) if gone_run is None else gone_run
-        found = house.look(gone)
+        found = house.find(gone)
         if apply:
             house.apply(found)
-    found.tell(applied=apply)
+    found.log(applied=apply)
     listing = {"applied": apply} | found.listing()
     if not as_json:
         numbers = {name: len(value) if isinstance(value, list) else value for name, value in listing.items()}

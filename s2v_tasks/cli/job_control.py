@@ -8,7 +8,7 @@ import typer
 
 from s2v_tasks.cli import app
 from s2v_tasks.cli.request_options import BOOKKEEPING, QUALITY, SAMPLING, parse_labels, request_options
-from s2v_tasks.cli.submit import HandIn, JobIdOption, Unpause, Via, hand_in, start
+from s2v_tasks.cli.submit import JobIdOption, SubmitOptions, Unpause, Via, start, submit_request
 from s2v_tasks.cli.terminal import PEOPLE, AsJson, console, open_metadata_store, print_json
 from s2v_tasks.cli.watch import Watch, unknown_job
 from s2v_tasks.errors import PermanentError, TransientError
@@ -183,7 +183,7 @@ def rerun(
         )
     request = rerun_request(parent, earlier, fields, from_clip)
     name = job_id or rerun_job_id(parent, request)
-    raise typer.Exit(hand_in(name, request, HandIn(via, watch=watch, unpause=unpause, as_json=as_json)))
+    raise typer.Exit(submit_request(name, request, SubmitOptions(via, watch=watch, unpause=unpause, as_json=as_json)))
 
 
 def _request(store: "ObjectStore", job_id: str) -> Request:

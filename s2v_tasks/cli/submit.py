@@ -85,12 +85,12 @@ def submit(
     sources = {"image_uri": image, "audio_uri": audio, "pose_video_uri": pose_video}
     request, files = _request(store, {name: given for name, given in sources.items() if given}, fields)
     _upload(store, files)
-    way = HandIn(via, watch=watch, unpause=unpause, as_json=as_json)
-    raise typer.Exit(hand_in(job_id or _job_id(request, Path(audio).stem), request, way))
+    options = SubmitOptions(via, watch=watch, unpause=unpause, as_json=as_json)
+    raise typer.Exit(submit_request(job_id or _job_id(request, Path(audio).stem), request, options))
 
 
 @dataclass(frozen=True)
-class HandIn:
+class SubmitOptions:
     """Options of a submission; `unpause`: unpause the DAG if it is paused."""
 
     via: Interface
@@ -99,7 +99,7 @@ class HandIn:
     as_json: bool
 
 
-def hand_in(job_id: str, request: Request, way: HandIn) -> int:
+def submit_request(job_id: str, request: Request, options: SubmitOptions) -> int:
     """Submit a job and print its state; return 0, or the exit code of the job if it is watched."""
     from s2v_tasks.cli.airflow_api import AirflowApi, find_run
 
@@ -108,14 +108,14 @@ def hand_in(job_id: str, request: Request, way: HandIn) -> int:
         with open_metadata_store() as metadata:
             metadata.jobs.check_request(job_id, request.model_dump(exclude_defaults=True), given_only=True)
             ended_before = last_end(metadata, job_id)
-    api = AirflowApi.from_settings(load_settings()) if way.via == "api" else None
-    outcome = drop(job_id, request) if api is None else start(api, job_id, request, unpause=way.unpause)
-    report(outcome, as_json=way.as_json)
-    if not way.watch:
+    api = AirflowApi.from_settings(load_settings()) if options.via == "api" else None
+    outcome = drop(job_id, request) if api is None else start(api, job_id, request, unpause=options.unpause)
+    report(outcome, as_json=options.as_json)
+    if not options.watch:
         return 0
     ended_before = ended_before if outcome["started"] else None
     find = partial(find_run, job_id, outcome.get("run_id"))
-    return watch_job(job_id, as_json=way.as_json, ended_before=ended_before, may_come=True, find_run=find)
+    return watch_job(job_id, as_json=options.as_json, ended_before=ended_before, may_come=True, find_run=find)
 
 
 def drop(job_id: str, request: Request) -> dict[str, Any]:

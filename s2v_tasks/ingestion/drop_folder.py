@@ -68,7 +68,7 @@ class DropFolder:
         return digest.hexdigest()[:32]
 
     @property
-    def handed_in_at(self) -> datetime:
+    def modified_at(self) -> datetime:
         """Return the time at which its last file was written."""
         return max(file.modified_at for file in self.files.values())
 
@@ -99,7 +99,7 @@ class DropFolder:
         The marker is written last. Without it, a folder with all needed files is ready after `settle_seconds` without a
         change. A folder that lacks a file, or has an unfinished upload, is ready after `abandoned_seconds`.
         """
-        quiet = now - self.handed_in_at
+        quiet = now - self.modified_at
         if self.unfinished:
             return quiet >= timedelta(seconds=abandoned_seconds)
         if MARKER in self.files:
@@ -118,7 +118,7 @@ def folders(listing: Iterable[ListedObject], incoming_uri: str) -> list[DropFold
             kind = ignored if is_ignored(name) else files
             kind[folder][name] = item
     found = [DropFolder(f"{incoming_uri}/{name}", name, found, ignored[name]) for name, found in files.items()]
-    return sorted(found, key=lambda folder: (folder.handed_in_at, folder.name))
+    return sorted(found, key=lambda folder: (folder.modified_at, folder.name))
 
 
 def is_ignored(name: str) -> bool:

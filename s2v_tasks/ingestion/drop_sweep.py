@@ -118,7 +118,7 @@ class Sweeper:
             return replace(drop, error=_explanation(folder, error)), None
         drop = replace(self._record(folder, drop_id, target_uri, "claimed"), job_id=job_id)
         values = request.model_dump(mode="json", exclude_none=True)
-        return drop, NewJob(job_id, values, folder.handed_in_at)
+        return drop, NewJob(job_id, values, folder.modified_at)
 
     def _accept(self, folder: DropFolder, target_uri: str) -> tuple[str, Request]:
         """Return job id and request of a folder; PermanentError without a valid request."""

@@ -94,7 +94,7 @@ def center(landmarks: Points) -> Points:
 
 
 def turn(landmarks: Points) -> float:
-    """Return how far the nose is off the middle of the face, -1..1: 0 is frontal, above 0.6 a profile."""
+    """Return the offset of the nose from the middle of the face, -1..1: 0 is frontal, above 0.6 a profile."""
     right, left = landmarks[_CHEEK_RIGHT], landmarks[_CHEEK_LEFT]
     across = left - right
     position = float(np.dot(landmarks[_NOSE] - right, across) / np.dot(across, across))

@@ -67,7 +67,7 @@ def _plan_staged(ctx: StepContext, request: Request, staged: Manifest) -> Plan:
         ),
         wav=wav,
     )
-    _agree_to_cost(plan, request, ctx.settings)
+    _check_cost(plan, request, ctx.settings)
     return plan
 
 
@@ -88,12 +88,12 @@ def _plan_rerun(ctx: StepContext, request: Request) -> Plan:
         gpu=gpu,
         setup=setup,
     )
-    _agree_to_cost(plan, request, ctx.settings)
+    _check_cost(plan, request, ctx.settings)
     return plan.model_copy(update={"inherited": inherit_clips(ctx, parent, earlier, request.from_clip or 0)})
 
 
-def _agree_to_cost(plan: Plan, request: Request, settings: Settings) -> None:
-    """Log the cost of the plan; PermanentError for one over budget or larger than the GPU."""
+def _check_cost(plan: Plan, request: Request, settings: Settings) -> None:
+    """Log the cost of the plan. Raises PermanentError if it is over budget or does not fit the GPU."""
     log.get_logger().info(
         "planned",
         num_clip=plan.num_clip,

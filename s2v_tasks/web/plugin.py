@@ -1,7 +1,7 @@
 """Airflow plugin: the page Videos, the tab Video of a DAG run, and links to the files of a job.
 
-Airflow finds it by the entry point of the package. Every Airflow process loads its plugins, only the API server answers
-requests: what answering needs is imported there, with the first request.
+Airflow finds it by the entry point of the package. Every Airflow process loads its plugins, but only the API server
+answers requests. The application is imported there, with the first request.
 """
 
 from functools import cache

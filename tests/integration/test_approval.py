@@ -208,7 +208,7 @@ def test_the_command_makes_the_same_rerun(
     ask(0)
     following = answer(ApprovalStatus.REJECTED, 0, base_seed=99)["next_job"]
     submitted: list[str] = []
-    monkeypatch.setattr("s2v_tasks.cli.job_control.hand_in", lambda name, *_: submitted.append(name) or 0)
+    monkeypatch.setattr("s2v_tasks.cli.job_control.submit_request", lambda name, *_: submitted.append(name) or 0)
     with pytest.raises(typer.Exit):
         rerun(parent=JOB, from_clip=0, base_seed=99)
     assert submitted == [following["job_id"]]

@@ -46,7 +46,7 @@ class Site:
     environment: dict[str, str]
     store: ObjectStore
     incoming: str
-    handed_in: dict[str, datetime] = field(default_factory=dict)
+    submitted_at: dict[str, datetime] = field(default_factory=dict)
     picture: bytes = b""
     speech: bytes = b""
 
@@ -57,13 +57,13 @@ class Site:
         self.put(f"{name}/portrait.png", self.picture)
         self.put(f"{name}/speech.wav", self.speech)
         self.put(f"{name}/request.json", request)
-        self.handed_in.setdefault(name, datetime.now(UTC))
+        self.submitted_at.setdefault(name, datetime.now(UTC))
 
     def drop_slowly(self, name: str) -> None:
         for file, data in [("speech.wav", self.speech), ("prompt.txt", b"Slow."), ("portrait.png", self.picture)]:
             self.put(f"{name}/{file}", data)
             time.sleep(2)
-        self.handed_in[name] = datetime.now(UTC)
+        self.submitted_at[name] = datetime.now(UTC)
 
     def call(self, path: str, body: dict[str, Any] | None = None, method: str = "PATCH") -> dict[str, Any]:
         request = urllib.request.Request(

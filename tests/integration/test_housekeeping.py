@@ -60,7 +60,7 @@ def housekeeping(store: ObjectStore, metadata: MetadataStore, engine: sa.Engine)
 
     def run(*gone_runs: str, apply: bool = False) -> dict[str, Any]:
         house = Housekeeping(store, metadata, load_settings())
-        found = house.look(gone_runs)
+        found = house.find(gone_runs)
         if apply:
             house.apply(found)
         return found.listing()
@@ -110,7 +110,7 @@ def test_data_may_be_at_the_top_of_a_bucket(
     store = ObjectStore.from_settings(load_settings())
     expiring = make_job(store, metadata, "failed")
     metadata.jobs.fail("failed", "It had to be.")
-    found = Housekeeping(store, metadata, load_settings()).look().listing()
+    found = Housekeeping(store, metadata, load_settings()).find().listing()
     assert sorted(found["delete"]) == sorted(expiring)
     assert not any(found["differences"].values())
 
@@ -208,7 +208,7 @@ def test_a_job_that_was_started_again_keeps_everything(
     metadata.jobs.fail("failed", "It had to be.")
     before = everything(store)
     house = Housekeeping(store, metadata, load_settings())
-    found = house.look()
+    found = house.find()
     assert len(found.objects) == 3
     metadata.jobs.enqueue("failed", {})
     house.apply(found)

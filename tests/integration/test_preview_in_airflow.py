@@ -56,11 +56,11 @@ def request_of_rerun(monkeypatch: pytest.MonkeyPatch, *options: str) -> Request:
     """Return the request that `s2v rerun` submits to Airflow."""
     handed: list[Request] = []
 
-    def hand_in(_job_id: str, request: Request, _options: object) -> int:
+    def submit_request(_job_id: str, request: Request, _options: object) -> int:
         handed.append(request)
         return 0
 
-    monkeypatch.setattr(rerun_command, "hand_in", hand_in)
+    monkeypatch.setattr(rerun_command, "submit_request", submit_request)
     command = typer.Typer()
     command.command()(rerun_command.rerun)
     done = CliRunner().invoke(command, [PREVIEW, *options])

@@ -15,7 +15,7 @@ def test_the_log_has_the_first_hundred_of_each_kind(applied: bool, kind: str) ->
     objects = tuple(ListedObject(f"s3://b/{k}", 1, datetime.now(UTC), "e") for k in range(103))
     differences = Differences(("s3://b/lost\n",), (), (), ())
     with capture_logs() as lines:
-        Findings(objects, (), (), differences).tell(applied=applied)
+        Findings(objects, (), (), differences).log(applied=applied)
     assert [line["count"] for line in lines if line["event"] == kind and "count" in line] == [103]
     assert [line["what"] for line in lines if line["event"] == kind and "what" in line] == [
         f"s3://b/{k}" for k in range(100)

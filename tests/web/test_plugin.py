@@ -61,6 +61,7 @@ def test_each_file_is_signed_in_the_process_that_answers(
     for name, address in files.items():
         store.put_bytes(address, name.encode(), "application/octet-stream")
     browser = login("vera")
+    assert browser.get("/s2v/jobs/my-job/unknown").status_code == 404  # the first request loads the application
     monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a process was started"))
     for name in files:
         answer = browser.get(f"/s2v/jobs/my-job/{name}")

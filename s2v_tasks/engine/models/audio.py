@@ -32,7 +32,7 @@ class CausalConv(nn.Module):
 
 
 class MotionEncoder(nn.Module):
-    """Feature frames to audio tokens, four frames to one: local tokens in groups, and one global token."""
+    """Encodes feature frames as audio tokens, four frames in one: local tokens in groups, and one global token."""
 
     def __init__(self, audio_dim: int, dim: int, num_groups: int) -> None:
         super().__init__()

@@ -10,7 +10,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from s2v_tasks.cli.submit import HandIn, hand_in, report, start, submit
+from s2v_tasks.cli.submit import SubmitOptions, report, start, submit, submit_request
 from s2v_tasks.errors import ConfigurationError, JobTakenError, PermanentError
 from s2v_tasks.ingestion.drop_folder import DropTexts, folders, request_of_drop
 from s2v_tasks.metadata.session import create_engine
@@ -101,11 +101,11 @@ def test_an_id_that_another_job_has_is_refused_before_airflow_is_asked(
     engine = create_engine(postgres_url)
     MetadataStore(engine).jobs.enqueue("talk", REQUEST.model_dump() | {"num_clip": 3})
     engine.dispose()
-    way = HandIn("api", watch=False, unpause=False, as_json=True)
+    options = SubmitOptions("api", watch=False, unpause=False, as_json=True)
     with pytest.raises(JobTakenError, match="other values of num_clip, prompt"):
-        hand_in("talk", REQUEST.model_copy(update={"prompt": "Bye.", "num_clip": 2}), way)
+        submit_request("talk", REQUEST.model_copy(update={"prompt": "Bye.", "num_clip": 2}), options)
     with pytest.raises(ConfigurationError, match="S2V_AIRFLOW_URL"):  # a form may fill in the same
-        hand_in("talk", REQUEST, way)
+        submit_request("talk", REQUEST, options)
 
 
 def test_local_files_go_through_the_drop_folder_without_airflow(

@@ -51,7 +51,7 @@ def test_what_systems_leave_behind_is_ignored(name: str) -> None:
     items = [listed(f"anna/{file}") for file in plain.files] + [ListedObject(f"{INCOMING}/anna/{name}", 7, later, "e7")]
     (littered,) = folders(items, INCOMING)
     assert list(littered.ignored) == [name]
-    assert (littered.files, littered.etag, littered.handed_in_at) == (plain.files, plain.etag, WRITTEN)
+    assert (littered.files, littered.etag, littered.modified_at) == (plain.files, plain.etag, WRITTEN)
     assert request_of(littered) == request_of(plain)
     assert folders(items[3:], INCOMING) == []
 
@@ -113,7 +113,7 @@ def test_a_folder_is_as_old_as_its_last_file() -> None:
     items = [ListedObject(f"{INCOMING}/{n}", 10, WRITTEN + timedelta(seconds=s), "e") for n, s in times.items()]
     zoe, berta, anna = folders(items, INCOMING)
     assert [found.name for found in (zoe, berta, anna)] == ["zoe", "berta", "anna"]
-    assert anna.handed_in_at == WRITTEN + timedelta(seconds=100)
+    assert anna.modified_at == WRITTEN + timedelta(seconds=100)
     ready = [
         anna.is_ready(WRITTEN + timedelta(seconds=at), settle_seconds=60, abandoned_seconds=3600) for at in (159, 160)
     ]

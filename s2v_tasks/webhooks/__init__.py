@@ -1,1 +1,1 @@
-"""Webhook messages: allowed receivers, delivery and signature."""
+"""Webhook messages: allowed receivers, delivery and signature. Their fields and events: `schemas.events`."""

@@ -113,7 +113,7 @@ def test_damaged_bytes_are_deleted_and_made_again(store: ObjectStore, tmp_path: 
     assert ArtifactStore(store).fetch(clip, tmp_path / "clip").read_bytes() == b"1clip"
 
 
-def test_a_damaged_clip_is_not_put_back_for_ever(store: ObjectStore, tmp_path: Path) -> None:
+def test_a_damaged_superseded_clip_is_rendered_again(store: ObjectStore, tmp_path: Path) -> None:
     """A clip that was damaged while it was superseded is restored once, found damaged, and then rendered again."""
     produce(store, "f1", clip_build(b"1"))
     produce(store, "f2", clip_build(b"2"))

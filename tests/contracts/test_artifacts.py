@@ -33,7 +33,7 @@ def test_the_same_fingerprint_is_reused(store: ObjectStore) -> None:
 
 
 @pytest.mark.parametrize("error", [TransientError("away"), PermanentError("no right"), KeyboardInterrupt()])
-def test_what_cannot_be_stored_is_stored_by_the_next_attempt(
+def test_outputs_that_could_not_be_stored_are_kept(
     store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
     """Outputs that could not be stored stay on the local disk; the next attempt stores them without a new build."""
@@ -56,9 +56,7 @@ def test_what_cannot_be_stored_is_stored_by_the_next_attempt(
     assert [path.name[:9] for path in tmp_path.iterdir()] == ["s2v-kept-"]
 
 
-def test_what_one_job_could_not_store_is_not_stored_for_another(
-    store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_kept_outputs_belong_to_one_job(store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Outputs kept for one job are not used for another, although two jobs of one request have equal fingerprints."""
     artifacts = ArtifactStore(store, tmp_path)
 

@@ -160,7 +160,7 @@ def test_a_server_outlives_the_command_that_started_it(server: PostgresServer | 
     assert not server.is_running()
 
 
-def test_a_server_that_was_never_started_says_so(tmp_path: Path) -> None:
+def test_a_server_that_was_never_started_names_the_command(tmp_path: Path) -> None:
     """Asking for the address of a server that does not exist names the command that starts one."""
     assert not PostgresServer(tmp_path).is_running()
     assert not S3Server(tmp_path).is_running()
@@ -171,7 +171,7 @@ def test_a_server_that_was_never_started_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root runs PostgreSQL as another account")
-def test_root_can_have_its_home_where_nobody_else_may_go(server_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_home_of_root_may_be_closed_to_others(server_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """If root's home is closed to other accounts, data and binaries are placed in a folder that they can reach."""
     monkeypatch.setattr(postgres, "SYSTEM_FOLDER", server_home / "system")
     home = server_home / "closed"
@@ -203,7 +203,7 @@ def test_a_process_that_ignores_the_signal_is_killed(tmp_path: Path) -> None:
     assert process.pid() is None
 
 
-def test_what_a_killed_process_left_is_ended(tmp_path: Path) -> None:
+def test_processes_of_a_killed_process_are_ended(tmp_path: Path) -> None:
     """Marked processes in the session of a killed process are ended; none is ended while that process runs."""
     process = DetachedProcess(tmp_path / "pid", marker="the-leader")
     stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); "
@@ -224,7 +224,7 @@ def test_what_a_killed_process_left_is_ended(tmp_path: Path) -> None:
     assert ended == [2, 0, 1]
 
 
-def test_a_server_runs_wherever_its_home_is(server_home: Path) -> None:
+def test_a_server_runs_under_any_path(server_home: Path) -> None:
     """A server runs under a path with quotes, blanks, dollars, commas and percent signs."""
     home = server_home / ODD
     home.mkdir()

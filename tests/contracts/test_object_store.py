@@ -102,7 +102,7 @@ def test_an_object_too_large_for_one_request_is_copied_in_parts(
     assert (tmp_path / "copy").read_bytes() == (tmp_path / "large").read_bytes()
 
 
-def test_copying_what_is_lost_names_the_source(store: ObjectStore) -> None:
+def test_copying_a_missing_object_names_the_source(store: ObjectStore) -> None:
     """The message of a failed copy names the missing source, not the target."""
     with pytest.raises(ObjectMissingError, match=r"/lost does not exist"):
         store.copy("lost", "target")

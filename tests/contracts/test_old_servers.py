@@ -136,7 +136,7 @@ def test_a_refusal_names_the_setting(
     assert REFUSALS[refusal][2] in str(caught.value)
 
 
-def test_the_setting_is_not_named_where_it_cannot_help(old_server: OldServer, store: ObjectStore) -> None:
+def test_the_setting_is_not_named_for_other_causes(old_server: OldServer, store: ObjectStore) -> None:
     """The setting is not named if no checksum was sent, or if bytes were damaged on the way."""
     old_server.refusal = (400, "InvalidRequest", "You can only do this to a bucket that exists.")
     store._client.meta.events.register("before-sign.s3.PutObject", _add_a_checksum)

@@ -88,7 +88,7 @@ def test_the_404_of_a_proxy_is_distinguished_from_that_of_the_server(
         failing_store(error).get_bytes("a")
 
 
-def test_an_answer_that_says_nothing_is_waited_for() -> None:
+def test_an_answer_without_status_and_code_is_waited_for() -> None:
     """An answer without status and code is a transient error."""
     with pytest.raises(UnavailableError, match="Unknown"):
         failing_store(ClientError({}, "GetObject")).get_bytes("a")
@@ -187,7 +187,7 @@ def test_a_download_that_broke_off_too_often_is_a_transient_error(tmp_path: Path
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failed_transfer_means_what_the_server_answered() -> None:
+def test_a_failed_transfer_has_the_error_of_the_server() -> None:
     """The answer inside a transfer error decides about the error; without an answer the failure is transient."""
     wrapped = S3UploadFailedError("Failed to upload")
     with pytest.raises(TransientError, match="Failed to upload"):

@@ -67,7 +67,7 @@ def publish(monkeypatch: pytest.MonkeyPatch) -> PublishOperator:
     return operator
 
 
-def test_a_job_without_approval_asks_nobody(airflow: Airflow, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_without_approval_asks_no_question(airflow: Airflow, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without approvals, neither task runs a command for them or asks a question."""
     sensor().execute(context("none"))
     assert publish(monkeypatch).execute(context("none")) == PUBLISHED
@@ -105,7 +105,7 @@ def test_the_next_clip_starts_after_the_approval(airflow: Airflow) -> None:
     assert airflow.commands[0][-4:] == ("--status", "approved", "--user", "edith")
 
 
-def test_what_is_approved_already_is_not_asked_again(airflow: Airflow, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_approved_video_is_not_asked_about_again(airflow: Airflow, monkeypatch: pytest.MonkeyPatch) -> None:
     """A retry of `publish` after its approval publishes without another question."""
     airflow.results = [dict(APPROVED)]
     assert publish(monkeypatch).execute(context("result")) == PUBLISHED

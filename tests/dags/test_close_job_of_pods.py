@@ -52,7 +52,7 @@ def test_a_pod_that_is_gone_meanwhile_does_not_fail_the_job(
 
 
 @pytest.mark.parametrize("status", ["succeeded", "failed"])
-def test_what_is_left_is_deleted_however_the_job_ended(
+def test_pods_are_deleted_for_any_end_of_the_job(
     cluster: Cluster, close_job: CloseJobOfPodsOperator, monkeypatch: pytest.MonkeyPatch, status: str
 ) -> None:
     """The pods of a failed job are deleted, too, and its reason stays the outcome."""

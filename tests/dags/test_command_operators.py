@@ -184,9 +184,7 @@ def test_a_job_that_airflow_refuses_for_good_has_failed(
     assert reason.endswith("num_clip: 0 is less than the minimum of 1. Correct the request and submit it again.")
 
 
-def test_a_reason_stays_short_however_long_the_value_is(
-    monkeypatch: pytest.MonkeyPatch, supervisor: Supervisor
-) -> None:
+def test_a_long_reason_is_cut(monkeypatch: pytest.MonkeyPatch, supervisor: Supervisor) -> None:
     """The reason in a command line is cut if Airflow repeats a long value."""
     long = VALUES | {"message": f"Invalid input for param prompt: '{'x' * 200_000}' is too long"}
     supervisor.refused, supervisor.answer = "job-1", answer_of_airflow(400, long)

@@ -34,7 +34,7 @@ def test_a_used_up_quota_is_waited_for(cluster: Cluster, recorded: list[str]) ->
     assert len(cluster.pods) == 1
 
 
-def test_a_refusal_that_stays_is_final(cluster: Cluster, recorded: list[str]) -> None:
+def test_a_repeated_refusal_is_final(cluster: Cluster, recorded: list[str]) -> None:
     """A refusal for missing rights or Pod Security is final after a few tries."""
     store = Store()
     cluster.refusal = (403, 'pods is forbidden: User "system:serviceaccount:airflow:airflow-worker" cannot create')

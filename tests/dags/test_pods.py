@@ -151,7 +151,7 @@ def test_a_pod_can_write_only_where_it_should(pod: Any) -> None:
     assert environment.get("S2V_COMPILE_CACHE") == ("/compile-cache" if cache else None)
 
 
-def test_pods_of_clips_share_what_the_compiler_made(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pods_of_clips_share_the_compile_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     """The compile cache is a volume claim that outlives the pod."""
     spec = rendered(RENDER_CLIP, monkeypatch).spec
     claims = {v.name: v.persistent_volume_claim.claim_name for v in spec.volumes if v.persistent_volume_claim}
@@ -222,7 +222,7 @@ def test_waiting_for_a_node_takes_nothing_from_the_time_for_the_work(monkeypatch
     assert render.execution_timeout == timedelta(hours=25 + 2 * 6) + 2 * waits
 
 
-def test_the_step_says_its_reason_through_the_termination_message(pod: Any) -> None:
+def test_the_reason_of_a_step_is_the_termination_message(pod: Any) -> None:
     """The error file of the step is the termination message of its container, or else the end of the log."""
     environment = {variable.name: variable.value for variable in pod.spec.containers[0].env}
     assert environment["STEP_ERROR_FILE"] == (pod.spec.containers[0].termination_message_path or "/dev/termination-log")

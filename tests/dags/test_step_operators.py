@@ -38,7 +38,7 @@ def test_a_step_is_run_by_command_with_the_job_id(context: dict[str, Any]) -> No
     assert command == [sys.executable, "-m", "s2v_tasks.cli", "stitch", "--job-id", "my-job"]
 
 
-def test_the_request_is_one_argument_whatever_it_says(context: dict[str, Any]) -> None:
+def test_the_request_is_one_argument(context: dict[str, Any]) -> None:
     """The request is one argument of the command, and no shell interprets it."""
     command = StepOperator(task_id="stage_inputs", step=STAGE_INPUTS).command(context)
     assert command[-4:] == [

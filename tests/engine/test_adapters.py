@@ -120,7 +120,7 @@ def test_whole_differences_and_biases_are_added(snapshot: Snapshot, plain: dict[
         torch.testing.assert_close(merged[key], plain[key] + value)
 
 
-def test_two_adapters_add_up_and_strength_0_is_none(
+def test_adapters_add_up_and_strength_0_changes_nothing(
     snapshot: Snapshot, plain: dict[str, Tensor], tmp_path: Path
 ) -> None:
     """The changes of both are added; an adapter of strength 0 changes no bit."""

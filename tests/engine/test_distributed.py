@@ -165,7 +165,7 @@ def test_layout_follows_the_rule(world_size: int, num_heads: int, guided: bool, 
     assert str(choose_layout(world_size, num_heads, guided=guided)) == expected
 
 
-def test_weights_are_sharded_where_they_crowd_a_rank() -> None:
+def test_weights_are_sharded_if_they_fill_half_of_a_rank() -> None:
     """Weights are sharded if they take more than half of a rank's memory, but never on a single rank."""
     assert choose_layout(2, 40, guided=True, weight_bytes=33, memory_bytes=48).fsdp
     assert not choose_layout(2, 40, guided=True, weight_bytes=33, memory_bytes=80).fsdp

@@ -82,7 +82,7 @@ def render(pipeline: S2VPipeline, motion: MotionState | None, prompt: float) -> 
     return state
 
 
-def test_what_is_constant_over_the_steps_is_computed_once_per_clip(model: S2VTransformer, calls: Counter[str]) -> None:
+def test_constant_values_are_computed_once_per_clip(model: S2VTransformer, calls: Counter[str]) -> None:
     """Audio, history, reference, pose, positions and the modulation of timestep 0 are computed once per clip."""
     pipeline = S2VPipeline(model, NoVae(), "cpu", torch.float32)
     first = render(pipeline, None, prompt=1.0)

@@ -96,7 +96,7 @@ class _Line:
         return measures["weight"] > 1.9
 
 
-def test_training_that_is_interrupted_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_interrupted_training_continues(tmp_path: Path) -> None:
     """Three steps and three more give the checkpoint of six, and each call writes a line of measures."""
     from training import Limits, is_complete, train
 

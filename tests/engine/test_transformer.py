@@ -98,7 +98,7 @@ def test_no_pose_equals_a_pose_of_zeros(model: S2VTransformer) -> None:
     assert torch.equal(with_zeros, without)
 
 
-def test_branches_that_share_give_what_each_gives_alone(model: S2VTransformer) -> None:
+def test_branches_that_share_equal_separate_branches(model: S2VTransformer) -> None:
     """Branches that share computations give, bit for bit, the results of separate ones; inputs do not change."""
     clip_tokens, one = prepare(model)
     other = model.prepare_conditioning(torch.randn(8, 12), torch.randn(4 * T, 25, 6))

@@ -108,7 +108,7 @@ def test_a_table_holds_any_text_and_any_number_of_rows() -> None:
     assert csv_of([]) == b""
 
 
-def test_reports_say_what_they_are(site: Site) -> None:
+def test_reports_have_content_types(site: Site) -> None:
     """Each file beside a manifest has its content type, and JSON is indented."""
     site.put(rows(1))
     site.batches.summarise(site.batches.start(site.uri)["batch_id"])

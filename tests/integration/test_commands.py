@@ -25,7 +25,7 @@ Found = Callable[[], Job]
         ({"image_uri": "s3://nowhere-at-all/picture.png"}, 65, "S2V_ALLOWED_INPUT_URIS"),
     ],
 )
-def test_a_refused_step_says_why_in_one_sentence(
+def test_a_refused_step_reports_one_sentence(
     tmp_path: Path,
     fields: dict[str, Any],
     exit_code: int,

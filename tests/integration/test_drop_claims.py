@@ -81,7 +81,7 @@ def test_every_input_of_a_drop_is_checked(folder: Folder, field: str) -> None:
     assert "s3://somewhere-else/file.mp4 may not be read" in folder.error("anna")
 
 
-def test_a_refusal_tells_what_was_wrong_and_what_to_do(folder: Folder) -> None:
+def test_a_refusal_has_reason_and_remedy(folder: Folder) -> None:
     """error.json has the reason, the remedy, the names of all files and the time, in readable UTF-8."""
     folder.drop("anna", {"image_uri": "Größe.png"})
     before = datetime.now(UTC).replace(microsecond=0)

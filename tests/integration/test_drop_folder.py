@@ -86,7 +86,7 @@ def test_a_published_video_is_no_input_of_a_drop(folder: Folder, s3_settings: Se
     assert "earlier.wav may not be read for a request" in folder.error("anna")
 
 
-def test_bad_folders_are_rejected_with_reasons_and_block_nobody(folder: Folder) -> None:
+def test_bad_folders_are_rejected_with_reasons(folder: Folder) -> None:
     """Each bad folder keeps its files and gets an error.json; good folders beside it become jobs."""
     folder.drop("bad-json", b"{")
     folder.drop("bad-field", {"infer_frames": 50})

@@ -179,7 +179,7 @@ def test_nothing_of_a_session_is_left_to_the_next_client(
             engine.dispose()
 
 
-def test_one_sweep_at_a_time_however_long_it_takes(pooler: Pooler, postgres_url: str, database: str) -> None:
+def test_one_long_sweep_at_a_time(pooler: Pooler, postgres_url: str, database: str) -> None:
     """The lock of a sweep outlives the idle limit of the server and is released afterwards."""
     first, second = create_engine(postgres_url), create_engine(postgres_url)
     with psycopg.connect(pooler.url(database), autocommit=True) as connection:

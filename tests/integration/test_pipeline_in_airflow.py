@@ -99,7 +99,7 @@ def test_a_job_id_that_another_demo_has_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_interrupted_job_goes_on_where_it_was(
+def test_an_interrupted_job_continues(
     whole_video: Path, stack_home: Path, metadata: MetadataStore, tmp_path: Path
 ) -> None:
     """SIGKILL of the demo in clip 1 ends all its processes; the next run reuses clip 0 and gives the same bytes."""

@@ -191,7 +191,7 @@ def test_a_rerun_that_cannot_be_is_refused(store: ObjectStore) -> None:
             stage(store, CHILD, **{"parent_job_id": PARENT} | fields)
 
 
-def test_only_clips_of_what_the_parent_is_now_are_reused(
+def test_only_clips_of_the_current_parent_are_reused(
     store: ObjectStore, metadata: MetadataStore, tmp_path: Path
 ) -> None:
     """Clips of an earlier start with another prompt, seed, size or picture are refused until those return."""

@@ -230,7 +230,7 @@ def test_a_plan_that_was_not_recorded_is_made_again(
     assert {clip.progress_steps for clip in found().clips} == {3}
 
 
-def test_a_plan_says_which_clips_a_task_renders(run: Run, give_up: GiveUp) -> None:
+def test_a_plan_lists_the_clips_of_each_render_task(run: Run, give_up: GiveUp) -> None:
     """Clips that share a process are one item: its first clip, their number, and the item before it."""
     run("stage_inputs", num_clip=5, clips_per_pod=2)
     tasks = run("plan_clips")["clips"]

@@ -88,7 +88,7 @@ def test_goldens_of_other_dimensions_run(tmp_path: Path) -> None:
     assert failures(tmp_path) == {}
 
 
-def test_what_cannot_be_run_is_a_failing_row(tmp_path: Path) -> None:
+def test_goldens_that_cannot_run_are_failing_rows(tmp_path: Path) -> None:
     """An unknown file, missing weights and a damaged file are failing rows and do not stop the others."""
     (tmp_path / "surprise.safetensors").write_bytes(b"")
     (tmp_path / "scheduler_cases.safetensors").write_bytes(b"damaged")

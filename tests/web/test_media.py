@@ -80,7 +80,7 @@ def test_the_whole_video_can_be_played_before_it_is_published(
     assert download.headers["content-disposition"] == 'attachment; filename="talk.mp4"'
 
 
-def test_a_player_is_sent_to_the_store_where_that_is_configured(
+def test_a_player_is_redirected_to_the_store_if_configured(
     login: Login, clip_address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With S2V_VIDEO_DELIVERY=redirect the link reads the object for a quarter of an hour."""

@@ -64,7 +64,7 @@ def test_an_attempt_at_a_take_that_is_not_kept_is_superseded(metadata: MetadataS
         assert (clip.fingerprint, clip.takes) == (f"take-{kept}", record)
 
 
-def test_an_attempt_that_nobody_ended_is_lost(
+def test_an_attempt_without_an_end_is_lost(
     metadata: MetadataStore, postgres_url: str, plan: MakePlan, planned: Planned
 ) -> None:
     """An attempt without an end counts until its last heartbeat, also after the job ends or is planned again."""

@@ -46,7 +46,7 @@ def drops(engine: sa.Engine) -> DropRepository:
     return drops
 
 
-def test_files_on_their_way_are_unfinished(drops: DropRepository, engine: sa.Engine) -> None:
+def test_claims_with_unmoved_files_are_unfinished(drops: DropRepository, engine: sa.Engine) -> None:
     """Claims whose files are not moved yet are listed, the oldest first; their jobs wait for the files."""
     assert drops.claim(drop("a"), NewJob("a", {}))
     refused = drop("b", status="refused", job_id=None, error={"error": "no \ufffd face"})

@@ -19,7 +19,7 @@ def waiting(engine: sa.Engine) -> MetadataStore:
     return MetadataStore(engine)
 
 
-def test_the_awaited_run_may_fill_in_what_was_left_out(waiting: MetadataStore) -> None:
+def test_the_awaited_run_may_fill_in_defaults(waiting: MetadataStore) -> None:
     """The run that the queue starts may add defaults of the form; any other run must have the same request."""
     filled = REQUEST | {"size": "128*192", "num_clip": None}
     for run_id in (None, "manual__1", "talk--2"):

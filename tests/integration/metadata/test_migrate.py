@@ -92,7 +92,7 @@ def test_processes_that_upgrade_at_once_wait_for_each_other(empty_url: str) -> N
     migrate.check(empty_url)
 
 
-def test_an_upgrade_may_stop_on_its_way_but_not_go_back(empty_url: str) -> None:
+def test_an_upgrade_to_an_earlier_revision_is_refused(empty_url: str) -> None:
     """A revision may be given; an earlier or unknown one is refused with the current revision."""
     assert migrate.upgrade(empty_url, "0002") == "0002" == revision_of(empty_url)
     with pytest.raises(ConfigurationError, match=r"it is at revision 0002, expected \d{4}: run `s2v db upgrade`"):

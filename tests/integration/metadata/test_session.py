@@ -224,7 +224,7 @@ def test_a_lock_is_free_when_its_block_ends(postgres_url: str) -> None:
         engine.dispose()
 
 
-def test_a_lock_is_held_however_long_its_block_takes(postgres_url: str) -> None:
+def test_a_lock_is_held_for_the_whole_block(postgres_url: str) -> None:
     """Time limits of a transaction, also the server's, do not end a lock."""
     engine = create_engine(postgres_url)
     with psycopg.connect(postgres_url, autocommit=True) as connection:

@@ -68,7 +68,7 @@ def test_a_failure_that_a_cancel_brought_about_is_the_cancel(settings: Settings,
     assert isinstance(caught.value.__cause__, TransientError)
 
 
-def test_a_failure_without_a_cancel_stays_what_it_is(settings: Settings, metadata: MetadataStore) -> None:
+def test_a_failure_without_a_cancel_is_unchanged(settings: Settings, metadata: MetadataStore) -> None:
     """Without a cancel, work that fails or succeeds ends as without the watch."""
     with cancellable(JOB, settings):
         pass

@@ -64,7 +64,7 @@ def test_a_clip_of_another_chain_does_not_start_a_failed_job_again(context: Step
         (ValueError("a bug"), 1, "running"),
     ],
 )
-def test_an_error_of_the_local_disk_is_recorded_as_what_it_is(
+def test_errors_of_the_local_disk_keep_their_kind(
     context: StepContext, error: Exception, exit_code: int, ends: str
 ) -> None:
     """A full disk is retried; a wrong folder fails the job with its message; a bug keeps its class."""

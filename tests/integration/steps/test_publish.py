@@ -37,7 +37,7 @@ def test_the_result_is_published_last(job: StepContext) -> None:
     assert (record.status, record.video_uri) == ("succeeded", outcome["video_uri"])
 
 
-def test_the_sidecar_says_what_was_made_and_from_what(job: StepContext) -> None:
+def test_the_sidecar_describes_the_video_and_its_inputs(job: StepContext) -> None:
     """The sidecar has request, checksums, clips, report and producer, with the letters of the request."""
     put_request(job, prompt="Grüße", parent_job_id="an-earlier-job", from_clip=0)
     assemble(job)

@@ -89,7 +89,7 @@ def test_a_clip_that_always_fails_ends_its_job_after_three_attempts() -> None:
     assert (broken.failed, outcome.solver_share, outcome.whole()) == (True, 0.0, [])
 
 
-def test_a_preempted_clip_goes_on_where_it_was() -> None:
+def test_a_preempted_clip_continues_at_its_step() -> None:
     """A preemption adds a start and a delay, but no solver step is repeated."""
     kept = [job(0, 20)]
     demand = replace(DEMAND, preemptions_per_hour=60.0, solver_steps=1000, seed=3)

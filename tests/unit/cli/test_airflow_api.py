@@ -95,7 +95,7 @@ def test_a_run_that_is_there_is_not_started_again(server: Server) -> None:
         (503, b"<html>busy</html>", TransientError, "503.*busy"),
     ],
 )
-def test_refusals_say_what_to_do(server: Server, status: int, answer: Any, error: type[Exception], words: str) -> None:
+def test_refusals_have_remedies(server: Server, status: int, answer: Any, error: type[Exception], words: str) -> None:
     """A wrong account, a missing DAG, bad fields and an error of the server have different messages."""
     server.answers = [(status, answer)]
     with pytest.raises(error, match=words):

@@ -134,7 +134,7 @@ def test_every_kind_of_wrong_name(number: int) -> None:
 
 
 @pytest.mark.parametrize("error", [OSError("words"), ConnectionRefusedError(errno.ECONNREFUSED, "refused"), KeyError()])
-def test_other_errors_stay_what_they_are(error: Exception) -> None:
+def test_other_errors_are_unchanged(error: Exception) -> None:
     """A bug keeps its traceback."""
     assert of_local_file(error, ["a"]) is None
 

@@ -66,7 +66,7 @@ def test_seams_are_measured_between_clips_of_the_given_length(folder: Path) -> N
     assert "Seams: 1 of 1 invisible." in measured(folder / "silent.mp4", "--clip-frames", 40)
 
 
-def test_a_video_without_sound_or_face_says_so(tmp_path: Path) -> None:
+def test_a_video_without_sound_or_face_is_reported(tmp_path: Path) -> None:
     """A moving gradient is reported as without audio and without a face."""
     ramp = np.linspace(0, 200, 96 * 128).reshape(96, 128, 1).astype(np.uint8)
     encode_clip(np.stack([np.roll(np.repeat(ramp, 3, axis=2), n, axis=1) for n in range(40)]), tmp_path / "hills.mp4")

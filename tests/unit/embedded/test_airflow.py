@@ -125,7 +125,7 @@ def test_a_link_that_is_not_ours_is_not_followed(tmp_path: Path, monkeypatch: py
     assert link.exists()
 
 
-def test_a_start_says_what_it_waits_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_start_logs_the_parts_that_it_waits_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A start logs each missing part once, and again if nothing changes for a long time."""
     answers: list[dict[str, str]] = [
         {},

@@ -45,7 +45,7 @@ def test_names_without_a_bucket_lie_beside_the_manifest() -> None:
     assert entry.request.audio_uri == "s3://bucket/voices/a.wav"
 
 
-def test_csv_says_the_same_as_json_lines() -> None:
+def test_csv_and_json_lines_give_the_same_rows() -> None:
     """In a CSV, empty cells are omitted, numbers converted, labels have columns, and a byte order mark is skipped."""
     heading = "id,image_uri,audio_uri,prompt,num_clip,start_from_ref,labels.team"
     text = f'{heading}\n1,a.png,a.wav,"Hello, you",2,true,\n2,a.png,a.wav,Hi,,,news\n'
@@ -178,7 +178,7 @@ def test_a_row_is_strict_json(text: str, words: str) -> None:
     assert words in error.error
 
 
-def test_job_ids_come_from_what_a_row_asks_for() -> None:
+def test_job_ids_come_from_the_fields_of_a_row() -> None:
     """The order of fields does not matter; equal rows have different ids; a change gives only that row another job."""
     rows = [ROW | {"id": "a"}, ROW | {"id": "b"}, ROW, ROW]
     first = job_ids(URI, read(*rows)[0])
@@ -191,7 +191,7 @@ def test_job_ids_come_from_what_a_row_asks_for() -> None:
     assert not set(job_ids("s3://bucket/other.jsonl", read(*rows)[0])) & set(first)
 
 
-def test_job_ids_of_rows_stay_what_they_are() -> None:
+def test_job_ids_of_rows_do_not_change() -> None:
     """A manifest has the same job ids as with earlier versions, so that no job is rendered again."""
     entries, _ = read(ROW | {"id": "Welcome 1"}, ROW, ROW | {"num_clip": 2, "preset": "quick"}, ROW)
     assert job_ids(URI, entries) == [
@@ -200,7 +200,7 @@ def test_job_ids_of_rows_stay_what_they_are() -> None:
 
 
 @pytest.mark.parametrize("name", ["b.CSV", "b.csv", "b.JSONL", "b.ndjson", "b.NDJSON"])
-def test_the_ending_of_a_name_tells_the_format(name: str) -> None:
+def test_the_suffix_of_a_name_gives_the_format(name: str) -> None:
     """The suffix of a name gives the format, in either case, with two suffixes for JSON lines."""
     text = "image_uri,audio_uri,prompt\na.png,a.wav,Hi\n" if name.lower().endswith("csv") else json.dumps(ROW)
     (entry,), errors = read_text(text, f"s3://bucket/{name}")

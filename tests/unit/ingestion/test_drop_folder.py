@@ -88,7 +88,7 @@ def test_folders_are_found_in_one_listing() -> None:
         (["request.json", "a.wav.crdownload"], 3600, True),
     ],
 )
-def test_a_folder_is_ready_when_nobody_writes_in_it(names: list[str], seconds: int, ready: bool) -> None:
+def test_a_folder_is_ready_after_its_last_write(names: list[str], seconds: int, ready: bool) -> None:
     """A folder is ready at once with its marker, else after a time, which is longer if a file is missing."""
     now = WRITTEN + timedelta(seconds=seconds)
     assert folder(*names).is_ready(now, settle_seconds=60, abandoned_seconds=3600) is ready
@@ -159,7 +159,7 @@ def test_any_name_gets_a_plain_one(name: str) -> None:
         ("Z0._-", "Z0._-"),
     ],
 )
-def test_a_plain_name_keeps_what_people_recognise(name: str, plain: str) -> None:
+def test_a_plain_name_keeps_letters_and_suffix(name: str, plain: str) -> None:
     """A plain name has up to 60 letters and digits, a usual suffix, and the digest of the whole name."""
     assert plain_name(name) == plain.format(hashlib.sha256(name.encode()).hexdigest()[:8])
 

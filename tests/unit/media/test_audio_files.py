@@ -59,7 +59,7 @@ def test_other_formats_are_left_to_the_decoder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("lost_bytes", [1, 2, 4, 7])
-def test_sound_is_whole_where_only_metadata_is_cut(
+def test_sound_is_complete_if_only_metadata_is_cut(
     lost_bytes: int, tmp_path: Path, write_wav: Callable[..., Path], noise: Callable[..., Any]
 ) -> None:
     """Metadata after the audio that is cut, or states too much, is ignored."""

@@ -76,7 +76,7 @@ def test_a_mix_may_lose_ten_decibels(right: float, is_mixed: bool, voice: Signal
 
 
 @pytest.mark.parametrize(("decibels", "is_mixed"), [(-41, True), (-39, False)])
-def test_what_is_quieter_by_forty_decibels_does_not_count(decibels: float, is_mixed: bool, noise: Signal) -> None:
+def test_noise_forty_decibels_lower_does_not_count(decibels: float, is_mixed: bool, noise: Signal) -> None:
     """Noise in pauses, 40 dB below the speech, may cancel."""
     loud = np.tile(noise[:800], 20)
     quiet = loud * np.float32(10 ** (decibels / 20))

@@ -176,7 +176,7 @@ def print_profile() -> bytes:
     return start.ljust(128, b"\0") + struct.pack(">I4sII", 1, b"A2B0", 144, len(table)) + table
 
 
-def test_a_print_picture_shows_what_its_profile_says(tmp_path: Path) -> None:
+def test_a_print_profile_is_applied(tmp_path: Path) -> None:
     """With its profile, half of the black ink is the grey of half lightness; without it nothing changes."""
     inks = [(0, 0, 0, 0), (0, 0, 0, 128), (0, 0, 0, 255), (0, 255, 0, 0)]
     image = Image.fromarray(np.repeat(np.repeat(np.array([inks], np.uint8), 16, axis=1), 64, axis=0), "CMYK")
@@ -228,7 +228,7 @@ def test_a_wrong_description_is_ignored_with_a_warning(chunks: list[bytes], warn
     assert np.array_equal(Image.open(tmp_path / "image.png"), image)
 
 
-def test_the_next_description_counts_where_one_is_wrong(tmp_path: Path) -> None:
+def test_the_next_description_counts_after_a_wrong_one(tmp_path: Path) -> None:
     """If a colour code is HDR, the profile after it is used."""
     chunks = [chunk(b"cICP", bytes([9, 16, 0, 1])), icc_chunk(profile_of("Adobe RGB"))]
     found = fields(png(*chunks, image=picture_in("Adobe RGB")), tmp_path, warning="9-16-0-1")

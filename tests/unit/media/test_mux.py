@@ -161,7 +161,7 @@ def test_picture_is_copied_and_bytes_are_reproducible(
 
 
 @pytest.mark.parametrize("kind", ["piped", "padded", "joined"])
-def test_what_intake_accepts_is_muxed_in_sync(
+def test_accepted_speech_is_muxed_in_sync(
     kind: str,
     tmp_path: Path,
     moving: Callable[..., Frames],

@@ -41,7 +41,7 @@ def test_measured_frames_show_the_middle_of_their_time(fps: int, tmp_path: Path)
     assert shown == [min(49, (2 * n + 1) * fps // 32) for n in range(len(shown))]
 
 
-def test_what_lies_beyond_the_bound_is_left_out(tmp_path: Path) -> None:
+def test_pose_frames_beyond_the_bound_are_left_out(tmp_path: Path) -> None:
     """A pose video that is longer than the speech can be is cut."""
     encode_clip(_counting(48), tmp_path / "source.mp4")
     assert normalise_pose(tmp_path / "source.mp4", tmp_path / "pose.mp4", max_duration_seconds=1.5) == 24

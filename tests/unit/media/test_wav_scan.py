@@ -43,7 +43,7 @@ def test_every_cut_of_a_wav_is_found(lost_bytes: int, found: Found) -> None:
 
 
 @pytest.mark.parametrize("num_bytes", [12, 15, 20, 30, 36, 40, 43])
-def test_cut_inside_the_header_is_said(num_bytes: int, found: Found) -> None:
+def test_cut_inside_the_header_is_reported(num_bytes: int, found: Found) -> None:
     """A file that ends before its samples is refused as cut."""
     assert any(
         words in found(wav(ONE)[:num_bytes]) for words in ("before its audio data", "so no audio data", " exist")

@@ -43,7 +43,7 @@ def test_every_kind_of_host_is_accepted(url: str, host: str | None, port: str | 
     assert (target.parameters.get("host"), target.parameters.get("port"), target.place) == (host, port, place)
 
 
-def test_a_service_brings_what_the_url_leaves_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_service_completes_the_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A service file of libpq completes the URL; an unknown service is refused."""
     (tmp_path / "services").write_text("[prod]\nhost=db.example\ndbname=s2v\n", encoding="utf-8")
     monkeypatch.setenv("PGSERVICEFILE", str(tmp_path / "services"))

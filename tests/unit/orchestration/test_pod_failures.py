@@ -165,7 +165,7 @@ def test_a_pod_that_is_gone_is_the_clusters_fault() -> None:
 
 
 @pytest.mark.parametrize("state", [{"waiting": {"reason": "ContainerCreating"}}, ended(1, "SignalException: 15")])
-def test_a_deleted_pod_is_the_clusters_fault_however_it_ended(state: dict[str, Any]) -> None:
+def test_a_deleted_pod_is_the_clusters_fault_in_any_state(state: dict[str, Any]) -> None:
     """A deleted pod is no failure of the step, whether its container never started or ended by a signal."""
     deleted = pod(state, phase="Failed")
     deleted.metadata.deletion_timestamp = datetime.now(UTC)
@@ -275,7 +275,7 @@ def test_an_unknown_failure_is_reported_as_it_was_seen(status: dict[str, Any], f
         ({"terminated": {"exitCode": 4}}, "exited with code 4: no message"),
     ],
 )
-def test_an_init_container_is_a_reason_where_it_has_failed(state: dict[str, Any], expected: str) -> None:
+def test_a_failed_init_container_is_the_reason(state: dict[str, Any], expected: str) -> None:
     """Only a failed init container is named and quoted."""
     status = {"name": "fetch", "state": state, "image": "", "imageID": "", "ready": True, "restartCount": 0}
     failure = judge(pod(phase="Failed", initContainerStatuses=[status]), "base", "seen")

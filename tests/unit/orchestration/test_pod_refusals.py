@@ -50,7 +50,7 @@ QUOTA = (
         (503, "etcdserver: leader changed", "environment"),
     ],
 )
-def test_a_refused_pod_says_why(status: int, message: str, fault: str) -> None:
+def test_the_reason_of_a_refused_pod(status: int, message: str, fault: str) -> None:
     """A repeated refusal is a fault of the template; a used-up quota or a failing server is temporary."""
     refused = ApiException(status=status, reason="Forbidden")
     refused.body = json.dumps({"kind": "Status", "status": "Failure", "message": message, "code": status})

@@ -112,7 +112,7 @@ def test_a_still_mouth_fails_the_clip() -> None:
     assert "Lip sync: the mouth is still during speech." in in_words(video, LIMITS)
 
 
-def test_a_mouth_that_says_something_else_is_found(talking: list[Picture]) -> None:
+def test_other_speech_is_found(talking: list[Picture]) -> None:
     """Frames of the speech `baker` do not fit the audio of `harbour`."""
     video = measured(talking, speech("harbour")[: 95 * SAMPLE_RATE // FPS])
     assert "the mouth does not follow the speech" in " ".join(in_words(video, LIMITS))

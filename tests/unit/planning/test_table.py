@@ -51,7 +51,7 @@ def test_long_tables_are_folded(plan_of: Any) -> None:
     assert sum("/120 " in line for line in folded) == 17
 
 
-def test_table_states_what_was_chosen(plan_of: Any) -> None:
+def test_table_states_the_choices(plan_of: Any) -> None:
     """The table has adapters with strengths, the start from the picture, hours of work, and the worst case of retakes.
 
     A choice that was not made has no row.

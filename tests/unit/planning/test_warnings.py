@@ -93,7 +93,7 @@ def test_pose_video_needs_to_last_as_long_as_a_preview(plan_of: Any) -> None:
     assert preview.startswith("This is a preview")
 
 
-def test_the_face_is_measured_in_what_is_left_of_the_picture(plan_of: Any) -> None:
+def test_the_face_is_measured_in_the_cropped_picture(plan_of: Any) -> None:
     """The size of a face counts within the cropped picture: a little less than 5 % of the whole may suffice."""
     inputs = InputFacts(faces=StagedFaces(num_faces=1, area_share=0.047))
     (small,) = plan_of(seconds(5), inputs=inputs, image_size=(832, 448)).warnings

@@ -157,7 +157,7 @@ def test_a_clip_continues_from_its_saved_state(site: Site, is_loadable: bool, se
     assert built.facts.render_seconds == seconds
 
 
-def test_what_all_clips_read_is_downloaded_once(site: Site) -> None:
+def test_conditions_are_downloaded_once(site: Site) -> None:
     """The conditions are downloaded once per process, and the motion state once per clip."""
     site.build(motion=BEFORE)
     site.num_done = 0

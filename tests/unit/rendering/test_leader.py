@@ -79,7 +79,7 @@ def prints(
     return clip_fingerprints(of, inputs or {"conditions": "ab"}, snapshot, options, encoder)
 
 
-def test_fingerprints_stay_what_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fingerprints_do_not_change(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fingerprints of finished clips do not change, because another value would render them again."""
     monkeypatch.setattr(fingerprints, "REVISION", 5)
     assert [found[:16] for found in prints(plan())] == GOLDEN

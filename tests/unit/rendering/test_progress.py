@@ -77,7 +77,7 @@ def test_utilization_is_the_share_of_the_peak_of_all_gpus(h100: GpuCard) -> None
 @pytest.mark.parametrize(
     ("gpu", "engine"), [("h100-sxm", {"device": "cpu"}), ("cpu", {}), ("h100-sxm", {"skipped_share": 0.25})]
 )
-def test_utilization_is_left_out_where_it_would_mislead(gpu: str, engine: dict[str, Any]) -> None:
+def test_utilization_is_omitted_if_it_is_not_comparable(gpu: str, engine: dict[str, Any]) -> None:
     """There is no utilisation if the peak is unknown or the step cache has skipped planned operations."""
     found = facts(gpu, **engine)
     assert (found.gpu, found.mfu) == (None, None)

@@ -205,7 +205,7 @@ def test_a_new_take_is_measured_and_recorded() -> None:
     }  # fmt: skip
 
 
-def test_a_take_that_could_not_be_measured_says_why() -> None:
+def test_a_take_without_measures_has_a_reason() -> None:
     """The record has the reason and keeps the known look of the reference picture."""
     failed = Take(take=0, seed=0, fingerprint="f0", error="OSError: gone", measure_seconds=0.0)
     one, records, events = with_records(measures=failed, quality="report")

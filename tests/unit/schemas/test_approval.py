@@ -11,7 +11,7 @@ from s2v_tasks.schemas.approval import Rejection
 @pytest.mark.parametrize(
     ("from_clip", "rejected", "first"), [(None, None, 0), (2, None, 2), (None, 3, 3), (0, 3, 0), (3, 3, 3)]
 )
-def test_a_rejection_begins_at_the_rejected_clip_unless_it_says_another(
+def test_a_rejection_begins_at_the_rejected_clip_by_default(
     from_clip: int | None, rejected: int | None, first: int
 ) -> None:
     """The rejection of a video begins at its first clip."""

@@ -82,13 +82,13 @@ def test_a_copy_names_the_job_that_made_the_outputs() -> None:
 
 
 @pytest.mark.parametrize(("step", "facts"), [(STAGE_INPUTS.name, {"image": {}}), (RENDER_CLIP.name, {"end_frame": 4})])
-def test_facts_without_what_later_steps_need_are_invalid(step: str, facts: dict[str, Any]) -> None:
+def test_facts_without_required_fields_are_invalid(step: str, facts: dict[str, Any]) -> None:
     """A manifest without required facts is invalid, so that its step runs again."""
     with pytest.raises(ValidationError):
         manifest(step, facts)
 
 
-def test_facts_survive_the_way_over_a_base_class() -> None:
+def test_facts_keep_their_type_in_a_base_class() -> None:
     """Facts of outputs that were kept on disk get their type when the manifest is made."""
     kept = Facts.model_validate({"prompt": "p", "shapes": {"audio": [1, 2]}})
     assert manifest("encode_conditions", kept).facts == ConditionsFacts(prompt="p", shapes={"audio": (1, 2)})

@@ -14,7 +14,7 @@ def test_every_run_id_becomes_a_legal_job_id() -> None:
         assert re.match(JOB_ID_PATTERN, job_id_of_run(run_id)), run_id
 
 
-def test_a_job_id_from_a_run_id_is_short_and_says_when_the_run_began() -> None:
+def test_a_job_id_from_a_run_id_has_kind_and_time() -> None:
     """The id has kind, date, time and eight characters that distinguish runs of one second."""
     for run_id, readable in {
         "manual__2026-11-22T10:15:30.123456+00:00": "manual-20261122-101530",

@@ -21,14 +21,14 @@ REQUEST: dict[str, Any] = {"image_uri": "s3://bucket/a.png", "audio_uri": "s3://
         ({"labels": {"team": "a"}}, ["labels"]),
     ],
 )
-def test_a_default_that_is_said_is_no_difference(changes: dict[str, Any], differing: list[str]) -> None:
+def test_a_given_default_equals_an_omitted_field(changes: dict[str, Any], differing: list[str]) -> None:
     """A given default equals an omitted field, in both directions; a bad field is a difference."""
     assert differing_fields(REQUEST | changes, REQUEST) == differing
     assert differing_fields(REQUEST, REQUEST | changes) == differing
 
 
 @pytest.mark.parametrize("bad", [{}, {"size": "1*1"}])
-def test_what_is_left_out_for_a_form_is_no_difference(bad: dict[str, Any]) -> None:
+def test_fields_omitted_for_a_form_are_no_difference(bad: dict[str, Any]) -> None:
     """With `given_only` just the fields of the first request are compared, also in invalid requests."""
     filled = REQUEST | {"sample_steps": 4} | bad
     assert differing_fields(REQUEST | bad, filled, given_only=True) == []
@@ -36,7 +36,7 @@ def test_what_is_left_out_for_a_form_is_no_difference(bad: dict[str, Any]) -> No
     assert differing_fields(filled, REQUEST | bad, given_only=True) == ["sample_steps"]
 
 
-def test_the_refusal_names_what_can_be_done() -> None:
+def test_the_refusal_names_the_remedies() -> None:
     """The message has the job, the fields and both remedies, and no value, which may be a secret."""
     with pytest.raises(JobTakenError) as refused:
         refuse_other_request("talk", REQUEST | {"webhook_url": "https://example.com/?token=1"}, REQUEST)

@@ -5,7 +5,7 @@ import pytest
 from s2v_tasks.schemas.request_parsing import decode_text, parse_json
 
 
-def test_plain_json_is_what_it_says() -> None:
+def test_plain_json_is_read() -> None:
     """Equal keys in different objects are different keys."""
     assert parse_json('{"a": 1, "b": [{"a": null}, {"a": 2.5}]}') == {"a": 1, "b": [{"a": None}, {"a": 2.5}]}
 
@@ -54,7 +54,7 @@ def test_a_text_in_another_encoding_is_refused(data: bytes) -> None:
         decode_text(data)
 
 
-def test_large_and_deep_values_within_bounds_are_what_they_say() -> None:
+def test_large_and_deep_values_within_bounds_are_read() -> None:
     """Values at the limits of size and depth are read."""
     whole = int("9" * 308)
     assert parse_json(f'{{"a": {whole}, "b": 1e308}}') == {"a": whole, "b": 1e308}

@@ -75,7 +75,7 @@ def test_lip_sync_of_the_whole_video_leaves_out_what_was_not_measured(synced: li
     assert "Clip 2 was not measured." in report.sentences
 
 
-def test_a_video_of_which_nothing_could_be_measured_says_why(synced: list[Any]) -> None:
+def test_a_video_without_measures_has_reasons(synced: list[Any]) -> None:
     """The report has the reasons without measures; a job without measurement has no quality report."""
     report = MeasuredClips((failed(0), None), LIMITS).report(SPEECH)
     assert report is not None

@@ -42,6 +42,6 @@ def found(num_frames: int = 48, **changes: Any) -> set[str]:
         (48, {"opening_range": 0.001}, {"still_mouth"}),
     ],
 )
-def test_lip_sync_is_judged_where_it_can_be(num_frames: int, changes: dict[str, Any], measures: set[str]) -> None:
+def test_lip_sync_is_judged_with_enough_speech(num_frames: int, changes: dict[str, Any], measures: set[str]) -> None:
     """Lag and margin are judged in clips of three seconds with enough speech; a still mouth is a finding of its own."""
     assert found(num_frames, **changes) == measures

@@ -8,7 +8,7 @@ import pytest
 
 from tests.kubernetes.cluster import NUM_GPUS, Cluster
 from tests.kubernetes.holding import Hold
-from tests.kubernetes.serving import LONGEST_SECONDS, Airflow
+from tests.kubernetes.serving import LONG, LONGEST_SECONDS, Airflow
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(5000, func_only=True)]
 
@@ -17,7 +17,7 @@ def test_two_jobs_share_one_gpu_in_order(airflow: Airflow, cluster: Cluster, hol
     """With one slot the higher priority renders first, one pod at a time, clips in order, without a waiting worker."""
     airflow.slots(0)
     hold.at("one-gpu-high", 0)
-    runs = {name: airflow.trigger(job_id=f"one-gpu-{name}", priority=name) for name in ("low", "high")}
+    runs = {name: airflow.trigger(job_id=f"one-gpu-{name}", priority=name, **LONG) for name in ("low", "high")}
     most_pods = most_deferred = most_workers = looks = 0
 
     def both_wait() -> bool:

@@ -35,7 +35,8 @@ from s2v_tasks.orchestration.step_operators import CloseJobOperator
 from s2v_tasks.schemas.steps import HEAVY_STEPS, Step
 from s2v_tasks.settings import load_settings
 
-POLL_SECONDS = 10
+# One request to the cluster per pod. The GPU is idle from the end of a clip to the poll that sees it.
+POLL_SECONDS = 3
 LOG_SECONDS = 30
 # Added to Airflow's timeout for the deadline of the pod itself, which ends a pod that Airflow has lost.
 DEADLINE_MARGIN = timedelta(minutes=10)

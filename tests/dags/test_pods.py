@@ -275,6 +275,6 @@ def test_options_of_the_pod_operator(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (task.deferrable, task.reattach_on_restart, task.random_name_suffix) == (True, True, True)
     assert (task.on_finish_action.value, task.on_kill_action.value) == ("delete_pod", "delete_pod")
     assert (task.log_events_on_failure, task.log_pod_spec_on_failure, task.do_xcom_push) == (True, False, False)
-    assert (task.poll_interval, task.logging_interval) == (10, 30)
+    assert (task.poll_interval, task.logging_interval) == (3, 30)
     named: Any = step_task(ENCODE_CONDITIONS, task_id="clip.render")
     assert named.name == "encode-conditions"  # a pod is named after its step, whatever the task is called

@@ -251,7 +251,7 @@ def _with_poster(frames: "Iterator[Frames]", shown: int, path: Path) -> "Iterato
 def _difference(made: Manifest) -> str:
     """Return a phrase that names the difference to a clip with another fingerprint."""
     theirs, ours = made.facts_as(ClipFacts).encoder, encoder_build()
-    return "from other inputs" if theirs in {None, ours} else f"by the encoder {theirs}, and here is {ours}"
+    return "from other inputs" if theirs in {None, ours} else f"by the encoder {theirs}, but this process has {ours}"
 
 
 def _inputs(ctx: StepContext) -> dict[str, Artifact]:

@@ -23,7 +23,7 @@ class ReferenceLook(_Record):
     skin_lab: tuple[float, float, float] | None
     background_lab: tuple[float, float, float]
     contrast: float = Field(description="standard deviation of the luma, 0..127")
-    sharpness: float | None = Field(description="fine detail of the face over its contrast")
+    sharpness: float | None = Field(description="fine detail of the face divided by its contrast")
 
 
 class FaceQuality(_Record):
@@ -77,8 +77,8 @@ class SeamQuality(_Record):
     """The boundary between a clip and the clip before it."""
 
     start_frame: int = Field(description="first frame after the boundary")
-    jump: float = Field(description="motion of the picture at the seam over the 95th percentile inside both clips")
-    colour_jump: float = Field(description="colour step at the seam over the 95th percentile inside both clips")
+    jump: float = Field(description="motion at the seam divided by the 95th percentile inside both clips")
+    colour_jump: float = Field(description="colour step at the seam divided by the 95th percentile inside both clips")
     skin_step: float | None = Field(description="colour distance of the skin across the seam")
     background_step: float
 

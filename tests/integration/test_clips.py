@@ -213,7 +213,7 @@ def test_clips_of_one_job_are_encoded_by_one_build(
     assert [manifest_of(store, index).facts_as(ClipFacts).encoder for index in range(2)] == [encoder_build()] * 2
     monkeypatch.setattr(leader, "encoder_build", lambda: "ffmpeg 5.1, x264 - core 164")
     with pytest.raises(
-        TransientError, match=r"clips/0000/manifest\.json .* made by the encoder ffmpeg .*, and here is"
+        TransientError, match=r"clips/0000/manifest\.json .* made by the encoder ffmpeg .*, but this process has"
     ) as caught:
         run("render_clip", 1)
     assert encoder_build() in str(caught.value)

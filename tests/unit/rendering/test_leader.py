@@ -187,7 +187,7 @@ def test_only_the_first_clip_of_a_job_has_a_poster(
     [
         ({}, "from other inputs"),
         ({"encoder": "ours"}, "from other inputs"),
-        ({"encoder": "theirs"}, "by the encoder theirs, and here is ours"),
+        ({"encoder": "theirs"}, "by the encoder theirs, but this process has ours"),
     ],
     ids=["unknown", "same", "other"],
 )

@@ -47,7 +47,7 @@ def test_costs_of_a_batch_are_summed_by_currency(site: Site, engine: sa.Engine) 
     batch_id = site.batches.start(site.uri)["batch_id"]
     jobs = [turn.job_id for turn in site.queue.next(max_running=6)]
     prices: list[dict[str, Any]] = [
-        {"num_frames": 24, "cost_per_gpu_hour": 36.0, "currency": "EUR"},
+        {"num_frames": 24, "cost_per_gpu_hour": 36.001, "currency": "EUR"},
         {"num_frames": 72, "cost_per_gpu_hour": 3.6, "currency": "USD"},
         {"num_frames": 400, "cost_per_gpu_hour": 7.2, "currency": "USD"},
         {},

@@ -35,12 +35,17 @@ def not_built(folder: Path) -> Built:
     raise AssertionError("nothing was to be built")
 
 
-def produce(store: ObjectStore, fingerprint: str, build: Build, **changes: Any) -> Produced:
-    arguments: dict[str, Any] = {
+def work(fingerprint: str, **changes: Any) -> Work:
+    """Return the work of the first clip."""
+    fields: dict[str, Any] = {
         "step": RENDER_CLIP,
         "job_id": "job-1",
         "manifest_key": LAYOUT.clip_manifest(0),
         "inputs": {"speech": SPEECH},
         "clip_index": 0,
     }
-    return ArtifactStore(store).produce(Work(fingerprint=fingerprint, **(arguments | changes)), build)
+    return Work(fingerprint=fingerprint, **(fields | changes))
+
+
+def produce(store: ObjectStore, fingerprint: str, build: Build, **changes: Any) -> Produced:
+    return ArtifactStore(store).produce(work(fingerprint, **changes), build)

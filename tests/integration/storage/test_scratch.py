@@ -1,4 +1,4 @@
-"""Build outputs in scratch folders, and tell of outputs that were lost."""
+"""Build outputs in scratch folders, and log those that were lost."""
 
 from pathlib import Path
 
@@ -18,14 +18,14 @@ def test_the_folder_for_scratch_is_made_with_its_parents(object_store: ObjectSto
         assert list(folder.iterdir()) == []
 
 
-def test_a_lost_output_is_told_before_it_is_made_again(object_store: ObjectStore) -> None:
+def test_a_lost_output_is_logged_before_it_is_made_again(object_store: ObjectStore) -> None:
     """The log has its key; an output that is there is reused without a word."""
     produce(object_store, "f1", clip_build(b"1"))
     with capture_logs() as quiet:
         assert produce(object_store, "f1", clip_build(b"1")).reused
     object_store.delete(LAYOUT.motion(0))
-    with capture_logs() as told:
+    with capture_logs() as lines:
         assert not produce(object_store, "f1", clip_build(b"1")).reused
-    lost = [(entry["event"], entry["key"]) for entry in told if entry["event"] == "output_lost"]
+    lost = [(entry["event"], entry["key"]) for entry in lines if entry["event"] == "output_lost"]
     assert lost == [("output_lost", LAYOUT.motion(0))]
     assert "output_lost" not in [entry["event"] for entry in quiet]

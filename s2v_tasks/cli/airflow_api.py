@@ -118,7 +118,7 @@ class AirflowApi:
         body = {"chosen_options": [option], "params_input": fields}
         status, answer = self._call("PATCH", f"{path}/hitlDetails", body)
         if status in {400, 422}:
-            raise PermanentError(f"Airflow refuses the answer: {answer.get('detail', answer)}")
+            raise PermanentError(f"Airflow does not accept the approval or rejection: {answer.get('detail', answer)}")
         return status == 200
 
     def fail(self, run_id: str) -> None:

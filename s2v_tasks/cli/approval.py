@@ -62,8 +62,7 @@ def _answer(job_id: str, option: str, fields: dict[str, Any], *, as_json: bool) 
         time.sleep(max(0.0, EARLIEST_ANSWER_SECONDS - age.total_seconds()))
     if question is None or not api.answer(question, option, fields):
         raise PermanentError(
-            f"Job {job_id} does not wait for an approval: expected a job with an open question about a clip or the "
-            f"video. See `s2v job {job_id}`."
+            f"Job {job_id} does not wait for an approval of a clip or of its video. See `s2v job {job_id}`."
         )
     if as_json:
         print_json({"job_id": job_id, "answer": option.lower(), "subject": question["subject"]})

@@ -79,9 +79,11 @@ def decode(
     size: VideoSize = "256*256",
     frames: Frames = 16,
     base_dim: Annotated[int, typer.Option(min=8, help="Channels of the VAE; 96 as released, fewer are faster.")] = 96,
-    ranks: Annotated[int, typer.Option(min=1, max=8, help="Processes that share the picture.")] = 2,
+    ranks: Annotated[
+        int, typer.Option(min=1, max=8, help="Number of processes; each decodes one part of every frame.")
+    ] = 2,
     bfloat16: Annotated[
-        bool, typer.Option("--bfloat16", help="Also in bfloat16, with its error against float32.")
+        bool, typer.Option("--bfloat16", help="Also measure bfloat16, and its error against float32.")
     ] = False,
 ) -> None:
     """Decode and encode a later clip of a chain: all frames, only the clip, and the clip on several ranks."""
@@ -171,7 +173,10 @@ def tasks(
         name = time.task if time.map_index < 0 else f"{time.task} [{time.map_index}]"
         table.add_row(name, f"{time.before:.1f}", f"{time.around:.1f}", f"{time.work:.1f}")
     console.print(table)
-    console.print(f"outside the work: {outside:.1f} of {whole:.1f} s, without the waits of the clips")
+    console.print(
+        f"Time outside the work of the steps: {outside:.1f} of {whole:.1f} s; tasks that wait for clips are not "
+        "counted."
+    )
 
 
 def task_times(instances: Iterable[Mapping[str, Any]], events: Iterable["Event"]) -> Iterator[TaskTime]:

@@ -29,7 +29,7 @@ def cache(
     thresholds: Annotated[str, typer.Option(help="Values of S2V_STEP_CACHE to compare.")] = "0.02,0.05,0.1",
     snapshot: Annotated[
         Path | None,
-        typer.Option(help="Weights of the clip, which then needs picture and speech. Default: random ones."),
+        typer.Option(help="Snapshot with the weights; needs --image and --audio. Default: random weights."),
     ] = None,
     image: Annotated[Path | None, typer.Option(help="Reference picture of the clip.")] = None,
     audio: Annotated[Path | None, typer.Option(help="Speech of the clip.")] = None,

@@ -21,7 +21,9 @@ def orchestration(
     jobs: Annotated[int, typer.Option(min=1, max=1000, help="Jobs that are submitted at once.")] = 2,
     clips: Annotated[int, typer.Option(min=1, max=9, help="Clips of each job, in one chain.")] = 2,
     clip_seconds: Annotated[float, typer.Option(min=0.0, help="Simulated time of a clip, without computation.")] = 15.0,
-    render: Annotated[bool, typer.Option("--render", help="Render with the tiny networks instead.")] = False,
+    render: Annotated[
+        bool, typer.Option("--render", help="Render with tiny networks, instead of only waiting for --clip-seconds.")
+    ] = False,
     clips_per_pod: Annotated[int, typer.Option(min=1, max=9, help="Like the request field clips_per_pod.")] = 1,
     renders: Annotated[int, typer.Option(min=1, help="Clips rendered at the same time, like S2V_LOCAL_RENDERS.")] = 2,
     workers: Annotated[int, typer.Option(min=1, help="Tasks that Airflow runs at the same time.")] = 4,
@@ -79,7 +81,9 @@ def _print_counts(result: "Report") -> None:
     )
     console.print(f"While a clip is rendered: {result.polls_per_minute:g} statements per minute.")
     if result.differing:
-        console.print(f"[yellow]Other counts: {', '.join(result.differing)}.[/yellow]")
+        console.print(
+            f"[yellow]Jobs whose counts differ from those of the first: {', '.join(result.differing)}.[/yellow]"
+        )
 
 
 def _print_times(result: "Report") -> None:
@@ -127,9 +131,9 @@ def queue(
     max_running_jobs: Annotated[
         int, typer.Option(min=1, help="Jobs running at the same time, like S2V_MAX_RUNNING_JOBS.")
     ] = 1600,
-    preemptions_per_hour: Annotated[float, typer.Option(min=0, help="Of a GPU in use.")] = 0.05,
+    preemptions_per_hour: Annotated[float, typer.Option(min=0, help="Preemptions of one GPU per hour of use.")] = 0.05,
     failures: Annotated[float, typer.Option(min=0, max=1, help="Share of the attempts at a clip that fail.")] = 0.01,
-    seed: Annotated[int, typer.Option(help="Of all that is drawn at random.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of all random numbers.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Simulate the queue of an installation: utilisation of its resources, and the time that jobs wait.

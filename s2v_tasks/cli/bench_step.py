@@ -52,13 +52,18 @@ def step(
     ] = "auto",
     layout: LayoutName = "auto",
     first_clip: Annotated[bool, typer.Option(help="The first clip of a chain, without motion tokens.")] = False,
-    guidance: Annotated[bool, typer.Option(help="Compute both branches of guidance, or only the prompt.")] = True,
+    guidance: Annotated[
+        bool, typer.Option(help="Compute both branches of guidance, or only the one with the prompt.")
+    ] = True,
     compiled: Annotated[bool, typer.Option("--compile", help="Compile the blocks, like S2V_COMPILE.")] = False,
     weights: Annotated[
         str, typer.Option(help="Type of the weights, like S2V_WEIGHTS_DTYPE: auto, fp8 or fp8-dynamic.")
     ] = "auto",
     reference: Annotated[
-        bool, typer.Option(help="Also measure the reference; this takes minutes at the size of the released model.")
+        bool,
+        typer.Option(
+            help="Also measure the reference implementation; this takes minutes at the size of the released model."
+        ),
     ] = True,
     profile: Annotated[bool, typer.Option(help="List the slowest kernels, on one rank.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,

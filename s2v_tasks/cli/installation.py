@@ -96,7 +96,9 @@ def snapshot_verify(
 @app.command(rich_help_panel=PEOPLE)
 def parity(
     folder: Annotated[Path, typer.Argument(help="Folder with golden files.")],
-    nproc: Annotated[int, typer.Option(min=1, help="Processes that share each forward and loop, on the CPU.")] = 1,
+    nproc: Annotated[
+        int, typer.Option(min=1, help="Number of processes that compute each case together, on the CPU.")
+    ] = 1,
     layout: Annotated[
         str, typer.Option(help="Layout of several ranks: auto, or parts like cfg2,ulysses2,fsdp.")
     ] = "auto",

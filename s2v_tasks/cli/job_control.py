@@ -65,7 +65,7 @@ def _end_runs(job_id: str) -> list[str]:
         for run_id in runs:
             api.fail(run_id)
     except TransientError as error:
-        typer.echo(f"{error} The steps of the job end without Airflow.", err=True)
+        typer.echo(f"{error} The run in Airflow was not ended; the steps of the job stop by themselves.", err=True)
         return []
     return runs
 

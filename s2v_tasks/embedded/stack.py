@@ -104,7 +104,7 @@ class Services:
         """Write the settings to the file that every `s2v` command of this home folder reads."""
         if stack_env_path().resolve() != self.home / "stack.env":
             raise ConfigurationError(
-                f"{PREFIX}HOME leads to {stack_env_path().resolve()}: expected {self.home / 'stack.env'}."
+                f"{PREFIX}HOME leads to {stack_env_path().resolve()}: expected {self.home / 'stack.env'}. Correct it."
             )
         values = {
             "DATABASE_URL": self.postgres.url("s2v"),

@@ -175,7 +175,9 @@ class PeerWatch(threading.Thread):
         while not self._closed.wait(POLL_SECONDS):
             gone = [rank for rank, pid in enumerate(self._pids) if not _runs(pid)]
             if gone and self._together() and not self._closed.wait(UNWIND_SECONDS) and self._together():
-                get_logger().error(f"ranks {gone} are gone and this one still waits for them: it ends hard. Try again.")
+                get_logger().error(
+                    f"ranks {gone} ended, and this rank still waits for them: it is stopped at once. Try again."
+                )
                 os._exit(TransientError.exit_code)
 
 

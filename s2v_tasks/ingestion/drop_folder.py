@@ -165,8 +165,8 @@ def request_of_drop(folder: DropFolder, texts: DropTexts, target_uri: str, max_i
     """
     if folder.unfinished:
         raise PermanentError(
-            f"{', '.join(map(repr, folder.unfinished[:5]))}: an unfinished upload; upload the file again, or remove "
-            "the rest."
+            f"{', '.join(map(repr, folder.unfinished[:5]))}: an unfinished upload; upload the file again, or delete "
+            "the partial file."
         )
     fields = {} if texts.marker is None else _object(texts.marker)
     job_id = fields.pop("job_id", None)
@@ -211,8 +211,8 @@ def _file_name(folder: DropFolder, field: str, kind: Literal["image", "audio", "
     found = folder.named(kind)
     if len(found) > 1:
         raise PermanentError(
-            f"The folder has {len(found)} files that may be its {kind} ({', '.join(map(repr, found[:5]))}): leave one, "
-            f"or name the right one as {field} in {MARKER}."
+            f"The folder has {len(found)} files that may be its {kind} ({', '.join(map(repr, found[:5]))}): keep only "
+            f"one, or name the right one as {field} in {MARKER}."
         )
     if not found and kind != "pose":
         raise PermanentError(
@@ -232,7 +232,7 @@ def _named_file(folder: DropFolder, field: str, given: str) -> str:
     if found:
         raise PermanentError(
             f"{MARKER}: {field} {given[:200]!r} means {len(found)} files whose names differ only in their Unicode "
-            "normal form: leave or rename one."
+            "normal form: keep only one, or rename one."
         )
     if any(name.startswith(f"{given.rstrip('/')}/") for name in folder.files):
         problem = "is a folder, not a file: add the name of the file to it"

@@ -99,7 +99,9 @@ class Sweeper:
             drop, job = self._decide(folder)
             if self._drops.claim(drop, job):
                 return self._finish(drop, [*folder.files.values(), *folder.ignored.values()])
-        raise TransientError("Other sweeps claim its names again and again.")
+        raise TransientError(
+            "Other sweeps claimed the name of this drop or its job_id each time. The next sweep tries again."
+        )
 
     def _decide(self, folder: DropFolder) -> tuple[Drop, NewJob | None]:
         """Return the claim of a folder with its job, or its refusal, by the present state of the database."""

@@ -141,8 +141,8 @@ def _check_frames(output: Path, clips: Sequence[Path]) -> None:
         for index, digest in enumerate(_frame_digests(clip)):
             if next(joined, None) != digest:
                 raise PermanentError(
-                    f"Frame {index} of {clip.name} is another one in {output.name}: expected clips whose encoders fit "
-                    "together; render them again by one encoder."
+                    f"Frame {index} of {clip.name} differs in {output.name}: expected equal frames. The encoders of "
+                    "the clips do not fit together; render all clips again with one encoder."
                 )
 
 

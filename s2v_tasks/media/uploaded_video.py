@@ -84,7 +84,7 @@ def open_uploaded_video(source: Path, called: str) -> UploadedVideo:
     if stream.width * stream.height > _MAX_PIXELS:
         raise PermanentError(
             f"{called} has {stream.width}x{stream.height} pixels, expected at most {_MAX_PIXELS} in a frame: scale it "
-            f"down, the longest side to {LONGEST_SIDE} loses nothing."
+            f"down. A longest side of {LONGEST_SIDE} pixels is enough."
         )
     return UploadedVideo(
         source=source,

@@ -44,7 +44,7 @@ def find_audio(data: mmap) -> list[AudioData] | str:
         if problem := scan.step():
             return problem
     else:
-        return f"it has no audio data in its first {_MAX_CHUNKS} chunks, or more chunks than that"
+        return f"it has no audio data in its first {_MAX_CHUNKS} chunks, or has more chunks than that"
     if not scan.has_audio:
         return f"it has no chunk {family.data_chunk.decode()!r}, so no audio data"
     return _why_not_copied(scan.found) or scan.found

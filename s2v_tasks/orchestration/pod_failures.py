@@ -93,7 +93,7 @@ def _done_by_cluster(pod: Any, seen: str) -> PodFailure | None:
     name, status = pod.metadata.name, pod.status
     if status.reason in _TAKEN_AWAY:
         return PodFailure(
-            f"Pod {name} was taken away ({status.reason}): {status.message or 'no message'}", "environment"
+            f"Kubernetes stopped pod {name} ({status.reason}): {status.message or 'no message'}", "environment"
         )
     if status.reason == "DeadlineExceeded":
         return PodFailure(f"Pod {name} ran longer than its deadline: {status.message or seen}", "step")

@@ -171,7 +171,7 @@ class CloseJobOfPodsOperator(CloseJobOperator):
             for pod in client.list_namespaced_pod(namespace, label_selector=selector).items:
                 if pod.metadata.deletion_timestamp:  # a second request may delay the end of the pod by a minute
                     continue
-                self.log.warning("Deleting pod %s, which this run has left.", pod.metadata.name)
+                self.log.warning("Deleting pod %s, which this run left behind.", pod.metadata.name)
                 with suppress(ApiException):  # it is already gone
                     client.delete_namespaced_pod(pod.metadata.name, namespace)
 

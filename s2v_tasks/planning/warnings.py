@@ -123,16 +123,17 @@ def cut_warnings(request: Request, cuts: list[Cut], speech: SpeechFacts) -> Iter
     """Warn of a cut video without a cut, or with a cut inside speech."""
     if request.continuity == "cut" and not cuts:
         yield (
-            f"Nothing is cut: {float(speech.duration_seconds):.2f} s of speech have no pause of "
-            f"{SENTENCE_PAUSE_SECONDS:g} s at least {request.shortest_chain_seconds:g} s (min_chain_seconds) from both "
-            f"ends, and are not longer than {request.longest_chain_seconds:g} s (max_chain_seconds)."
+            f"The video has no cut. Its speech of {float(speech.duration_seconds):.2f} s has no pause of "
+            f"{SENTENCE_PAUSE_SECONDS:g} s that is {request.shortest_chain_seconds:g} s (min_chain_seconds) or more "
+            "from both its beginning and its end. A cut without a pause is made only in speech of more than "
+            f"{request.longest_chain_seconds:g} s (max_chain_seconds)."
         )
     for cut in cuts:
         if cut.pause_seconds is None:
             yield (
-                f"The cut at {cut.frame / FPS:.2f} s falls into speech, at its quietest place: no pause there makes "
-                f"chains of {request.shortest_chain_seconds:g} to {request.longest_chain_seconds:g} s. "
-                "Widen min_chain_seconds and max_chain_seconds."
+                f"The cut at {cut.frame / FPS:.2f} s is within speech, at its quietest place, because no pause "
+                f"there makes chains of {request.shortest_chain_seconds:g} to {request.longest_chain_seconds:g} s. "
+                "Lower min_chain_seconds or raise max_chain_seconds."
             )
 
 

@@ -159,7 +159,8 @@ class TakeGate:
         if self.has_retakes and self._records.kept(predecessor) is None:
             index = predecessor.clip_index
             raise TransientError(
-                f"Clip {index} is not decided: expected a kept take in {self._ctx.layout.clip_quality(index or 0)}. "
+                f"Clip {index} has no chosen take yet: expected one in "
+                f"{self._ctx.layout.clip_quality(index or 0)}. "
                 f"Run `s2v {RENDER_CLIP.command} --clip-index {index}` for this job first."
             )
 

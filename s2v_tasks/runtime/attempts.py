@@ -62,8 +62,8 @@ def await_earlier_attempt(ctx: StepContext, work: AttemptKey) -> None:
             )
         if time.monotonic() > deadline:
             raise TransientError(
-                f"Another process has done this work for {_LONGEST_WAIT_SECONDS / 60:.0f} minutes: expected it to "
-                "end, because Airflow has started this process as its replacement. The next try waits again."
+                f"Another process has been busy with this work for {_LONGEST_WAIT_SECONDS / 60:.0f} minutes: expected "
+                "it to end, because Airflow has started this process as its replacement. The next try waits again."
             )
         if not waits:
             log.get_logger().info("waiting_for_earlier_attempt")

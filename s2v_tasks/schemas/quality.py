@@ -48,7 +48,9 @@ class LipSyncQuality(_Record):
 
     lag_ms: float | None = Field(description="positive: the mouth follows the sound")
     correlation: float | None
-    other_correlation: float | None = Field(description="correlation with other speech: the same reversed and rotated")
+    other_correlation: float | None = Field(
+        description="correlation with other speech, made from the same by reversing and shifting it"
+    )
     speech_share: Share = Field(description="frames in which speech is audible")
     opening_range: float | None = Field(
         description="5th to 95th percentile of the opening, shares of the face's height"

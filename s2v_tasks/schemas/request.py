@@ -257,7 +257,8 @@ class Request(BaseModel):
         elif 2 * self.shortest_chain_seconds > self.longest_chain_seconds:
             yield (
                 f"max_chain_seconds {self.longest_chain_seconds:g} is less than twice min_chain_seconds "
-                f"{self.shortest_chain_seconds:g}: with less room not every length of speech can be divided"
+                f"{self.shortest_chain_seconds:g}: expected {2 * self.shortest_chain_seconds:g} or more, so that every "
+                "length of speech can be divided"
             )
         if self.approval == "each_clip" and (self.continuity != "chained" or self.clips_per_pod != 1):
             yield (

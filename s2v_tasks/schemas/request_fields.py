@@ -130,7 +130,7 @@ def is_legal_size(size: str | None) -> str | None:
 def is_range(steps: list[int] | None) -> list[int] | None:
     """Return [from, to]; ValueError if the range is empty."""
     if steps is not None and steps[0] >= steps[1]:
-        raise ValueError("expected [from, to] with from below to, such as [0, 10]")
+        raise ValueError("expected [from, to], two step numbers of which the second is larger, such as [0, 10]")
     return steps
 
 

@@ -42,7 +42,9 @@ def run(
         return {"status": status, "reason": reason}
     decided = ctx.metadata.approvals.find(ctx.job_id, clip_index, fingerprint, run_id)
     if decided is None:
-        raise PermanentError(f"Job {ctx.job_id} does not wait for an approval of these bytes: start the job again.")
+        raise PermanentError(
+            f"Job {ctx.job_id} does not wait for an approval of this version of the video or clip: start the job again."
+        )
     result = decision(ctx, decided)
     if decided.status == ApprovalStatus.REJECTED:
         ctx.metadata.jobs.cancel(ctx.job_id, result["reason"])

@@ -118,8 +118,8 @@ def _refusal(error: ClientError, said: str, what: str, at: Location, server: "Se
     if code in _REDIRECT_CODES:
         region = metadata.get("HTTPHeaders", {}).get("x-amz-bucket-region", "unknown")
         return ConfigurationError(
-            f"Failed {what}: the bucket lies in region {region}, asked was "
-            f"{server.region} ({code}); set S2V_S3_REGION, and S2V_S3_ENDPOINT_URL where it is set, to the bucket's."
+            f"Failed {what}: the bucket is in region {region}, but the request went to region "
+            f"{server.region} ({code}); correct S2V_S3_REGION, and S2V_S3_ENDPOINT_URL if it is set."
         )
     if code in _DENIED_CODES:
         return ConfigurationError(

@@ -89,7 +89,10 @@ def judge_clip(clip: ClipQuality, reference: ReferenceLook | None, limits: Quali
             "no face for {:.0f} frames in a row",
         ),
         _check(
-            "shape_difference", face.shape_difference, limits.shape_difference, "the face has another shape by {:.1%}"
+            "shape_difference",
+            face.shape_difference,
+            limits.shape_difference,
+            "the shape of the face differs from the reference by {:.1%}",
         ),
         _check(
             "identity_difference",
@@ -118,12 +121,17 @@ def judge_clip(clip: ClipQuality, reference: ReferenceLook | None, limits: Quali
             limits.background_difference,
             "the background's colour differs by {:.1f}",
         ),
-        _check("sharpness_ratio", look.sharpness_ratio, limits.sharpness_ratio, "the face has {:.0%} of the sharpness"),
+        _check(
+            "sharpness_ratio",
+            look.sharpness_ratio,
+            limits.sharpness_ratio,
+            "the face has {:.0%} of the sharpness of the reference",
+        ),
         _check(
             "contrast_ratio",
             look.contrast_ratio,
             limits.contrast_ratio,
-            "the picture has {:.0%} of the contrast",
+            "the picture has {:.0%} of the contrast of the reference",
         ),
     ]
     return [finding for finding in found if finding is not None]
@@ -152,7 +160,12 @@ def _judge_lip_sync(sync: LipSyncQuality, num_frames: int, limits: QualityLimits
         return [apart]  # neither does a lag of a mouth that does not follow
     return [
         _check("lip_sync_lag_ms", lag, limits.lip_sync_lag_ms, "mouth and sound are {:.0f} ms apart"),
-        _check("silent_mouth_ratio", ratio, limits.silent_mouth_ratio, "the mouth moves {:.0%} as much in silence"),
+        _check(
+            "silent_mouth_ratio",
+            ratio,
+            limits.silent_mouth_ratio,
+            "the mouth moves in silence {:.0%} as much as in speech",
+        ),
     ]
 
 
@@ -166,7 +179,7 @@ def _still_mouth(sync: LipSyncQuality, limits: QualityLimits, *, with_margin: bo
         return None
     if with_margin and _no_margin(sync, limits) is not None:
         noise = Below(warn_below=None, fail_below=limits.landmark_noise)
-        message = "the mouth moves by {:.1%} during speech, and not with it"
+        message = "the mouth moves by {:.1%} during speech, but does not follow it"
         if (found := _check("still_mouth", sync.opening_range, noise, message)) is not None:
             return found
     return _check("still_mouth", sync.opening_range, limits.still_mouth, "the mouth moves by {:.1%} during speech")
@@ -175,7 +188,7 @@ def _still_mouth(sync: LipSyncQuality, limits: QualityLimits, *, with_margin: bo
 def _no_margin(sync: LipSyncQuality, limits: QualityLimits) -> Finding | None:
     """Return the finding of a mouth that follows this speech hardly more than other speech."""
     margin = _difference(sync.correlation, sync.other_correlation)
-    message = "the mouth follows this speech by {:.2f} more than other speech"
+    message = "the correlation of the mouth with this speech minus that with other speech is {:.2f}"
     return _check("lip_sync_margin", margin, limits.lip_sync_margin, message)
 
 

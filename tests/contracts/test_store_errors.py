@@ -201,7 +201,9 @@ def test_a_failed_transfer_has_the_error_of_the_server() -> None:
 def test_a_bucket_of_another_region_is_a_configuration_error(code: str) -> None:
     """The message names both regions and the setting to change."""
     store = failing_store(answer(code, **{"x-amz-bucket-region": "eu-west-1"}))
-    with pytest.raises(ConfigurationError, match=r"region eu-west-1, asked was us-east-1 .*S2V_S3_REGION"):
+    with pytest.raises(
+        ConfigurationError, match=r"region eu-west-1, but the request went to region us-east-1 .*S2V_S3_REGION"
+    ):
         store.head("a")
 
 

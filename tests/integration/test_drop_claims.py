@@ -52,7 +52,7 @@ def test_a_claim_that_others_always_win_is_left_to_the_next_sweep(
     assert len(folder.names("incoming/anna/")) == 4
     [line] = [line for line in lines if line["event"] == "drop_postponed"]
     assert line["folder"].endswith("/incoming/anna")
-    assert "claim its names again and again" in line["error"]
+    assert "claimed the name of this drop" in line["error"]
 
 
 def test_folders_of_one_name_go_to_places_of_their_own(folder: Folder) -> None:

@@ -211,7 +211,7 @@ def test_a_rerun_continues_the_kept_take(
     run_job("second-child", "stage_inputs", request_json=other)
     with pytest.raises(PermanentError, match="Clip 1 of job step-by-step is not finished"):
         run_job("second-child", "plan_clips")
-    with pytest.raises(TransientError, match=r"Clip 1 is not decided: expected a kept take in .*quality\.json"):
+    with pytest.raises(TransientError, match=r"Clip 1 has no chosen take yet: expected one in .*quality\.json"):
         run("render_clip", 2)
 
 

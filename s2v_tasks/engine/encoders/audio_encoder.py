@@ -96,7 +96,7 @@ class JoinedStates:
     def result(self) -> Tensor:
         """Return the joined states, `[S, num_states, C]`."""
         if self._sum_SNC is None:
-            raise ValueError("no window was added")
+            raise ValueError("no window of states was added before result()")
         return self._sum_SNC.div_(self._weights_N[:, None])
 
 

@@ -68,7 +68,7 @@ def _file(path: Path) -> str:
         if any(mark in names.weights for mark in marks):
             layout = f", {names.layout}" if "transformer" in kind else ""
             return f"{path.name} is a {kind}{layout}, {numbers}"
-    return f"{path.name} is not known, {numbers}; its first key is {min(keys, default='none')}"
+    return f"{path.name} holds weights of an unknown kind, {numbers}; its first key is {min(keys, default='none')}"
 
 
 def _safetensors(path: Path) -> tuple[list[str], Counter[str], int]:

@@ -96,7 +96,7 @@ def _check_offload(options: EngineOptions, layout: Layout) -> None:
     if layout.fsdp:
         raise ConfigurationError(
             f"S2V_OFFLOAD is blocks with the layout {layout}, which shards the blocks: expected a layout without fsdp. "
-            "Choose one of both."
+            "Use one of the two."
         )
 
 

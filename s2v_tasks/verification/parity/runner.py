@@ -84,7 +84,9 @@ def parse_target(device: str, dtype: str, *, num_ranks: int = 1) -> Target:
     if device not in {"cpu", "cuda"} or (device == "cuda" and not torch.cuda.is_available()):
         raise ConfigurationError(f"device is {device!r}; expected cpu, or cuda where there is a GPU.")
     if num_ranks > 1 and (device, dtype) != ("cpu", "float32"):
-        raise ConfigurationError(f"{num_ranks} processes compare on the CPU in float32 alone; start one for {device}.")
+        raise ConfigurationError(
+            f"{num_ranks} processes on {device} in {dtype}: expected cpu and float32 with several. Start one process."
+        )
     return Target(torch.device(device), _DTYPES[dtype])
 
 

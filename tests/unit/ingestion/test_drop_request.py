@@ -51,7 +51,7 @@ def test_an_empty_field_of_a_request_file_is_one_that_is_left_out() -> None:
 @pytest.mark.parametrize(
     ("names", "marker", "prompt", "sentence"),
     [
-        (["a.png", "b.png", "a.wav"], None, b"x", "2 files that may be its image ('a.png', 'b.png'): leave one"),
+        (["a.png", "b.png", "a.wav"], None, b"x", "2 files that may be its image ('a.png', 'b.png'): keep only one"),
         (
             ["a.png", "notes.txt"],
             None,
@@ -64,7 +64,7 @@ def test_an_empty_field_of_a_request_file_is_one_that_is_left_out() -> None:
             b"x",
             "no image file; there are: 'a.heic', 'a.wav'. Expected a name that ends with .j",
         ),
-        (["a.png", "a.mp4", "b.MOV"], None, b"x", "2 files that may be its audio ('a.mp4', 'b.MOV'): leave one"),
+        (["a.png", "a.mp4", "b.MOV"], None, b"x", "2 files that may be its audio ('a.mp4', 'b.MOV'): keep only one"),
         (["a.png", "pose.mp4"], None, b"x", "no audio file; there are: 'a.png', 'pose.mp4'"),
         (["a.png", "a.wav", "pose.mp4.part"], None, b"x", "'pose.mp4.part': an unfinished upload"),
         (["a.png", "a.wav", "x.png.download/x.png"], None, b"x", "'x.png.download/x.png': an unfinished upload"),

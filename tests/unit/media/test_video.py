@@ -221,7 +221,7 @@ def test_a_join_that_changes_frames_is_found(
     monkeypatch.setattr(assembly, "_entry", lambda clip: entry(instead.get(clip, clip)))
     stitch(clips, tmp_path / "silent.mp4", 24)
     name = "clip '1.mp4" if wrong == "order" else "clip '2.mp4"
-    with pytest.raises(PermanentError, match=f"Frame 0 of {name} is another one in silent.mp4: .* by one encoder"):
+    with pytest.raises(PermanentError, match=f"Frame 0 of {name} differs in silent.mp4: .* with one encoder"):
         stitch(clips, tmp_path / "silent.mp4", 24, compare_frames=True)
 
 

@@ -32,13 +32,13 @@ def test_unusual_cuts_are_warnings(plan_of: Any, sentences: Any, speech: Any) ->
     """No cut although cuts were requested, and a cut within speech, are warnings with their remedy."""
     (whole,) = plan_of(seconds(20), samples=sentences, continuity="cut", min_chain_seconds=14).warnings
     assert whole.startswith(
-        "Nothing is cut: 20.00 s of speech have no pause of 0.5 s at least 14 s (min_chain_seconds)"
+        "The video has no cut. Its speech of 20.00 s has no pause of 0.5 s that is 14 s (min_chain_seconds) or more"
     )
     (spoken,) = plan_of(
         seconds(10), samples=speech((10, -20)), continuity="cut", min_chain_seconds=4, max_chain_seconds=8
     ).warnings
-    assert "falls into speech, at its quietest place" in spoken
-    assert "Widen min_chain_seconds and max_chain_seconds" in spoken
+    assert "is within speech, at its quietest place" in spoken
+    assert "Lower min_chain_seconds or raise max_chain_seconds" in spoken
 
 
 def sound(**changes: Any) -> StagedSound:

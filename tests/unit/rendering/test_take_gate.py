@@ -228,7 +228,9 @@ def test_a_known_take_is_not_measured_again() -> None:
 def test_a_clip_waits_for_the_decision_about_the_clip_before() -> None:
     """With retakes, a clip waits until the kept take of its predecessor is decided."""
     for undecided in (None, record(bad(0)), record(bad(0), take(1), kept=1)):
-        with pytest.raises(TransientError, match=r"Clip 1 is not decided: .*Run `s2v render-clip --clip-index 1`"):
+        with pytest.raises(
+            TransientError, match=r"Clip 1 has no chosen take yet: .*Run `s2v render-clip --clip-index 1`"
+        ):
             with_records(undecided, quality="gate")[0].check_decided(manifest(0))
         with_records(undecided, quality="report")[0].check_decided(manifest(0))
     with_records(record(bad(0), take(1), kept=1), quality="gate")[0].check_decided(manifest(1))

@@ -62,7 +62,7 @@ def test_legal_sizes(size: str) -> None:
         ({"prompt": "  "}, "prompt '  ': is blank"),
         ({"prompt": "x" * 10_000}, "(10000 characters)"),
         ({"sample_steps": 0}, "sample_steps 0: input should be greater than or equal to 1"),
-        ({"guide_steps": [5, 5]}, "guide_steps [5, 5]: expected [from, to] with from below to"),
+        ({"guide_steps": [5, 5]}, "guide_steps [5, 5]: expected [from, to], two step numbers"),
         ({"guide_steps": [5]}, "guide_steps [5]: list should have at least 2 items"),
         ({"sample_solver": "heun"}, "sample_solver 'heun': input should be 'unipc', 'dpm++' or 'euler'"),
         ({"num_clip": 0}, "num_clip 0: "),

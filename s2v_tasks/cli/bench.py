@@ -34,7 +34,9 @@ PRESETS = {
 }
 # Below this size the start of the processes takes as long as loading.
 _TELLING_GIGABYTES = 2.0
-PresetName = Annotated[str, typer.Option(help=f"Dimensions: {', '.join(PRESETS)}; other options replace single ones.")]
+PresetName = Annotated[
+    str, typer.Option(help=f"Dimensions: {', '.join(PRESETS)}; other options override some of them.")
+]
 Dim = Annotated[int | None, typer.Option(min=64, help="Width of the transformer.")]
 Layers = Annotated[int | None, typer.Option(min=1, help="Number of blocks.")]
 Heads = Annotated[int | None, typer.Option(min=1, help="Attention heads.")]
@@ -78,7 +80,7 @@ def load(
 def decode(
     size: VideoSize = "256*256",
     frames: Frames = 16,
-    base_dim: Annotated[int, typer.Option(min=8, help="Channels of the VAE; 96 as released, fewer are faster.")] = 96,
+    base_dim: Annotated[int, typer.Option(min=8, help="Channels of the VAE; 96 in the released model.")] = 96,
     ranks: Annotated[
         int, typer.Option(min=1, max=8, help="Number of processes; each decodes one part of every frame.")
     ] = 2,

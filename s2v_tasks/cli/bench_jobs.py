@@ -195,5 +195,5 @@ def _print_outcome(outcome: "Outcome") -> None:
     failed = sum(job.failed for job in outcome.jobs)
     console.print(
         f"{len(outcome.jobs)} jobs, {failed} failed. Solver: {outcome.solver_share:.1%} of all GPU time until the last "
-        f"job ended. Saturates first: {outcome.saturated}."
+        f"job ended. First limit that is reached: {outcome.saturated}."
     )

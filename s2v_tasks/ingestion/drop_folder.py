@@ -231,7 +231,7 @@ def _named_file(folder: DropFolder, field: str, given: str) -> str:
         return found[0]
     if found:
         raise PermanentError(
-            f"{MARKER}: {field} {given[:200]!r} means {len(found)} files whose names differ only in their Unicode "
+            f"{MARKER}: {field} {given[:200]!r} matches {len(found)} files whose names differ only in their Unicode "
             "normal form: keep only one, or rename one."
         )
     if any(name.startswith(f"{given.rstrip('/')}/") for name in folder.files):

@@ -144,7 +144,7 @@ def _refuse_unusable(name: str, image: Image.Image, metadata: Metadata) -> None:
     if metadata.is_animated:
         raise PermanentError(f"The image {name} is animated: upload a single picture of the speaker.")
     if min(image.size) < _MIN_SIDE:
-        raise PermanentError(f"The image {name} has {size} pixels, each side must have at least {_MIN_SIDE}.")
+        raise PermanentError(f"The image {name} has {size} pixels: expected at least {_MIN_SIDE} on each side.")
     if max(image.size) > _MAX_ASPECT * min(image.size):
         raise PermanentError(
             f"The image {name} has {size} pixels: expected a longer side of at most {_MAX_ASPECT} times the shorter "

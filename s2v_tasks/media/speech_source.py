@@ -162,7 +162,7 @@ def _probe_speech(source: Path, formats: str) -> Probe:
     if found.audio.sample_rate <= 0 or found.audio.channels <= 0:
         raise PermanentError(
             f"The speech {source.name} states {found.audio.channels} channels of {found.audio.sample_rate} Hz: "
-            f"expected at least one of each; upload a {ACCEPTED} file."
+            f"expected at least 1 channel and 1 Hz; upload a {ACCEPTED} file."
         )
     return found
 

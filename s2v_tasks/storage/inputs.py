@@ -30,8 +30,8 @@ def find_input(store: ObjectStore, uri: str) -> str | None:
     found = [spelling for spelling in _other_spellings(uri) if _is_there(store, spelling)]
     if len(found) > 1:
         raise PermanentError(
-            f"{printable(uri)} means {len(found)} objects whose names differ only in their Unicode normal form: delete "
-            "or rename one."
+            f"{printable(uri)} matches {len(found)} objects whose names differ only in their Unicode normal form: "
+            "delete or rename one."
         )
     if found:
         return found[0]

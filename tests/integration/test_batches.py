@@ -43,7 +43,7 @@ def test_files_of_a_batch_are_found_in_another_normal_form(site: Site, count: in
     site.put(wrong + right)
     entries, errors = site.batches.check(site.uri)
     assert [error.line for error in errors[:3]] == [1, 2, 3]
-    assert "means 2 objects whose names differ only in their Unicode normal form" in errors[0].error
+    assert "matches 2 objects whose names differ only in their Unicode normal form" in errors[0].error
     assert "is a folder, not a file" in errors[1].error
     assert "does not exist" in errors[2].error
     assert len(entries) + len(errors) == count + 3

@@ -76,7 +76,7 @@ class Layout:
         elif num_heads % self.ulysses:
             rest = num_heads % self.ulysses
             problem = (
-                f"shares {num_heads} attention heads among ulysses {self.ulysses} ranks, remainder {rest} "
+                f"divides {num_heads} attention heads among {self.ulysses} ranks (ulysses), remainder {rest} "
                 f"({num_heads} = {num_heads // self.ulysses} x {self.ulysses} + {rest}); "
                 f"expected a divisor of {num_heads}"
             )

@@ -40,7 +40,7 @@ def test_the_exact_name_comes_first(object_store: ObjectStore) -> None:
 def test_an_ambiguous_name_is_refused(object_store: ObjectStore) -> None:
     """A name that matches two objects in other forms is refused."""
     put(object_store, "ü é.png", nfd("ü é.png"))
-    with pytest.raises(PermanentError, match="means 2 objects whose names differ only in their Unicode normal form"):
+    with pytest.raises(PermanentError, match="matches 2 objects whose names differ only in their Unicode normal form"):
         find_input(object_store, object_store.uri(f"{nfd('ü')} é.png"))
 
 

@@ -22,5 +22,5 @@ def test_the_result_names_what_saturates_first() -> None:
     assert (free["saturated"], bound["saturated"]) == ("GPUs", "running")
     assert free["wait_seconds"]["normal"][0] < 60 < bound["wait_seconds"]["normal"][0]
     table = CliRunner().invoke(app, OPTIONS).stdout
-    assert "Saturates first: GPUs." in table
+    assert "First limit that is reached: GPUs." in table
     assert f"{free['jobs']} jobs, {free['failed']} failed." in table

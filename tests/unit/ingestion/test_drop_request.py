@@ -71,7 +71,7 @@ def test_an_empty_field_of_a_request_file_is_one_that_is_left_out() -> None:
         (["a.png", "in/a.wav"], {"audio_uri": "in/"}, b"x", "audio_uri 'in/' is a folder, not a file"),
         (["a.png", "in/a.wav"], {"audio_uri": "in"}, b"x", "audio_uri 'in' is a folder, not a file"),
         (["a.png", ".a.wav"], {"audio_uri": ".a.wav"}, b"x", "audio_uri '.a.wav' is ignored, as a hidden, temporary"),
-        ([f"{NFC}.png", f"{NFD}.png"], {"image_uri": f"{MIXED}.png"}, b"x", "means 2 files whose names differ only"),
+        ([f"{NFC}.png", f"{NFD}.png"], {"image_uri": f"{MIXED}.png"}, b"x", "matches 2 files whose names differ only"),
         (["a.png", "a.wav"], b'{"num_clip": true}', b"x", "num_clip True: expected a number"),
         (["a.png", "a.wav"], None, None, "no prompt: expected the file prompt.txt"),
         (["a.png", "a.wav"], None, b"\xff\xfe\x00", "prompt.txt is not UTF-8"),

@@ -29,7 +29,7 @@ CARD = ModelCard(
 
 @pytest.mark.parametrize("with_motion", [False, True])
 def test_the_formula_equals_the_counter(with_motion: bool) -> None:
-    """Operations of a step, and its constant ones, equal those that torch counts within 1 %.
+    """Operations of a step, and its constant ones, equal those that torch counts (0.03 % off, with two branches 0.2 %).
 
     The prompt has the largest length, because the formula counts its padding, which is not computed in fp32.
     """
@@ -53,7 +53,9 @@ def test_the_formula_equals_the_counter(with_motion: bool) -> None:
     flops = forward_flops(shape, CARD)
     assert len(text) == CONFIG.num_layers
     for branches, counter in enumerate(stepped, start=1):
-        assert counter.get_total_flops() == pytest.approx(flops.per_step(branches), rel=0.01)
+        assert counter.get_total_flops() == pytest.approx(
+            flops.per_step(branches), rel=0.0003 if branches == 1 else 0.002
+        )
     audio = 2 * 4 * (8 * 5 + 8) * 192**2
     assert prepared.get_total_flops() == pytest.approx(flops.constant - audio, rel=0.01)
 

@@ -91,6 +91,14 @@ def test_float8_weights_fit_24_gb_without_guidance(model_14b: ModelCard) -> None
     assert alone < usable < guided < usable + 0.2
 
 
+def test_a_vae_in_bfloat16_needs_half_where_decoding_is_the_peak(model_14b: ModelCard) -> None:
+    """A transformer without width leaves the VAE alone: its buffers have two bytes per number instead of four."""
+    small = {"dim": 1, "ffn_dim": 1, "text_dim": 1, "transformer_parameters": 0, "vae_parameters": 0}
+    vae = model_14b.model_copy(update=small)
+    full, half = (gib(vae, shape(832, 448), RenderSetup(bfloat16_vae=bfloat16)) for bfloat16 in (False, True))
+    assert full / half == pytest.approx(2, rel=0.001)
+
+
 def test_the_smallest_changes_that_fit_are_named(plan_of: PlanOf, model_14b: ModelCard) -> None:
     """Each proposed change makes the plan fit, and a smaller change does not."""
     l40s = load_gpu_card(CONFIG, "l40s")

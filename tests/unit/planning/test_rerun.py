@@ -51,6 +51,17 @@ def test_the_clips_from_the_change_on_are_planned_and_paid(
     assert rerun(parent, 2, quality="gate").estimate.worst_case_gpu_seconds > apart.gpu_seconds
 
 
+def test_a_rerun_without_guidance_needs_the_memory_of_one_branch(plan_of: PlanOf, rerun: Rerun) -> None:
+    """The peak is that of the parent, which had no guidance either, and lower than with guidance."""
+    unguided: dict[str, Any] = {"sample_guide_scale": 1.0}
+    parent = plan_of(seconds(20), **unguided)
+    plan = rerun(parent, 0, unguided)
+    assert plan.sampling.guided_steps == 0
+    assert plan.estimate.peak_gpu_memory_gib == parent.estimate.peak_gpu_memory_gib
+    guided = rerun(plan_of(seconds(20)), 0)
+    assert plan.estimate.peak_gpu_memory_gib < guided.estimate.peak_gpu_memory_gib
+
+
 @pytest.mark.parametrize(
     ("before", "after", "seeds"),
     [

@@ -97,14 +97,16 @@ def test_a_retry_is_for_the_jobs_of_its_batch(
 def test_a_version_that_is_registered_again_runs_again(batches: BatchRepository, engine: sa.Engine) -> None:
     """Only a running version can finish, its end stays, and existing jobs are not queued again."""
     batches.finish("one")
-    columns = sa.select(Batch.batch_id, Batch.status, Batch.finished_at, Batch.num_rows, Batch.etag)
+    columns = sa.select(Batch.batch_id, Batch.status, Batch.finished_at, Batch.updated_at, Batch.num_rows, Batch.etag)
     with engine.connect() as connection:
         one, two = connection.execute(columns.order_by(Batch.batch_id)).all()
     assert (one.status, one.num_rows, one.etag) == ("finished", 3, "etag-1")
     assert (two.status, two.finished_at, two.num_rows) == ("running", None, 2)
     earlier = datetime.now(UTC) - timedelta(days=1)
     with engine.begin() as connection:
-        connection.execute(sa.update(Batch).where(Batch.batch_id == "one").values(finished_at=earlier))
+        connection.execute(
+            sa.update(Batch).where(Batch.batch_id == "one").values(finished_at=earlier, updated_at=earlier)
+        )
     batches.finish("one")
     with engine.connect() as connection:
         assert connection.execute(columns.where(Batch.batch_id == "one")).one().finished_at == earlier
@@ -112,4 +114,10 @@ def test_a_version_that_is_registered_again_runs_again(batches: BatchRepository,
     with engine.connect() as connection:
         again = connection.execute(columns.where(Batch.batch_id == "one")).one()
     assert (again.status, again.finished_at) == ("running", None)
+    assert again.updated_at > earlier
+    with engine.begin() as connection:
+        connection.execute(sa.update(Batch).where(Batch.batch_id == "one").values(updated_at=earlier))
+    batches.finish("one")
+    with engine.connect() as connection:
+        assert connection.execute(columns.where(Batch.batch_id == "one")).one().updated_at > earlier
     assert len(batches.outcomes("one")) == 3

@@ -114,6 +114,16 @@ def test_the_smallest_changes_that_fit_are_named(plan_of: PlanOf, model_14b: Mod
     ) in message
 
 
+def test_only_more_gpus_than_now_are_named(plan_of: PlanOf, model_14b: ModelCard) -> None:
+    """Two GPUs would fit if they shared the weights, but the plan has two already: four are named."""
+    card = load_gpu_card(CONFIG, "rtx4090")
+    plan = plan_of(TEN_SECONDS, size="480*832", image_size=PICTURE, gpu=card)
+    two = RenderSetup(num_ranks=2, parallel_layout="cfg2")
+    with pytest.raises(PermanentError) as caught:
+        check_memory(plan, model_14b, card, two)
+    assert "S2V_NPROC_PER_NODE=4 with as many GPUs" in str(caught.value)
+
+
 def test_shorter_clips_are_named_where_denoising_is_the_peak(plan_of: PlanOf, model_14b: ModelCard) -> None:
     """If denoising is the peak, the longest clip that fits is proposed."""
     setup = RenderSetup(bfloat16_vae=True, first_block_cache=True)

@@ -126,6 +126,20 @@ def test_lists_are_merged_as_kubernetes_merges_them(patch: Callable[..., Path]) 
     assert container["securityContext"] == before["containers"][0]["securityContext"]
 
 
+def test_a_file_of_comments_alone_changes_nothing(patch: Callable[..., Path]) -> None:
+    """A file in which everything is commented out is like no file."""
+    before = load_pod_template(RENDER_CLIP)
+    patch("# spec: {nodeSelector: {gpu: a100}}\n")
+    assert load_pod_template(RENDER_CLIP) == before
+
+
+def test_items_that_are_no_mappings_are_kept() -> None:
+    """A list with a merge key keeps items that have no keys, and adds the new ones."""
+    assert merge({"env": ["odd", {"name": "A"}]}, {"env": [{"name": "B"}]}) == {
+        "env": ["odd", {"name": "A"}, {"name": "B"}]
+    }
+
+
 def test_a_merge_changes_neither_of_its_parts() -> None:
     """Merging changes neither the template nor the patch."""
     target, part = {"env": [{"name": "A", "value": "1"}]}, {"env": [{"name": "A", "value": None}, {"name": "B"}]}

@@ -1,6 +1,7 @@
 """Check the measures of finished videos, and the contact sheet."""
 
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from s2v_tasks.errors import PermanentError
-from s2v_tasks.media.assembly import mux
+from s2v_tasks.errors import PermanentError, TransientError
+from s2v_tasks.media.assembly import _check_times, mux
 from s2v_tasks.media.contact_sheet import contact_sheet
 from s2v_tasks.media.encode import Frames, encode_clip
 from s2v_tasks.media.frames import measure
@@ -142,3 +143,12 @@ def test_contact_sheet_of_a_short_video_is_refused(tmp_path: Path, moving: Movin
     encode_clip(moving(8), tmp_path / "a.mp4")
     with pytest.raises(PermanentError, match="ends before frame 9"):
         contact_sheet(tmp_path / "a.mp4", [(0, 8), (9, 12)], tmp_path / "sheet.jpg")
+
+
+@pytest.mark.parametrize("promised", [7, 9])
+def test_a_joined_video_of_another_number_of_frames_is_refused(promised: int, tmp_path: Path, moving: Moving) -> None:
+    """Its frames are counted after the join, before anything builds on it."""
+    encode_clip(moving(8), tmp_path / "a.mp4")
+    _check_times(tmp_path / "a.mp4", Fraction(16), 8)
+    with pytest.raises(TransientError, match=rf"a\.mp4 has 8 frames, expected {promised}: stitch again"):
+        _check_times(tmp_path / "a.mp4", Fraction(16), promised)

@@ -32,7 +32,8 @@ def measure(
 ) -> None:
     """Measure faces, lip sync, seams, colours and sharpness of a video."""
     from s2v_tasks.settings import config_dir, load_settings
-    from s2v_tasks.validation.quality import in_words, load_quality_limits
+    from s2v_tasks.validation.quality import in_words
+    from s2v_tasks.validation.quality_limits import load_quality_limits
 
     settings = load_settings()
     limits = load_quality_limits(config_dir(settings) / "quality.yaml")

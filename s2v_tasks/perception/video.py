@@ -5,8 +5,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from s2v_tasks.perception.clip_measures import ClipMeter, Mouth, Reference, measure_lip_sync
+from s2v_tasks.perception.clip_measures import ClipMeter, Reference
 from s2v_tasks.perception.faces import FaceFinder, Picture
+from s2v_tasks.perception.lip_sync import Mouth, measure_lip_sync
 from s2v_tasks.schemas.quality import ClipQuality, Drift, LipSyncQuality, ReferenceLook, VideoQuality
 
 

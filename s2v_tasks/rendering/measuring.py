@@ -26,7 +26,8 @@ from s2v_tasks.schemas.quality import FrameSeries, ReferenceLook, Take
 from s2v_tasks.schemas.steps import STAGE_INPUTS
 from s2v_tasks.settings import config_dir
 from s2v_tasks.storage.clip_state import TakeRecords
-from s2v_tasks.validation.quality import judge_clip, load_quality_limits
+from s2v_tasks.validation.quality import judge_clip
+from s2v_tasks.validation.quality_limits import load_quality_limits
 
 # Frames of the previous clip that are decoded again, for the picture and the colours at the seam.
 _LAST_FRAMES = 3

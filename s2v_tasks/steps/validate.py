@@ -14,7 +14,7 @@ from s2v_tasks.errors import PermanentError
 from s2v_tasks.media.contact_sheet import contact_sheet
 from s2v_tasks.media.frames import measure
 from s2v_tasks.media.speech import SPEECH_SAMPLE_RATE, Waveform, load_waveform, rms_dbfs
-from s2v_tasks.perception.clip_measures import Mouth, measure_lip_sync
+from s2v_tasks.perception.lip_sync import Mouth, measure_lip_sync
 from s2v_tasks.perception.video import whole_video
 from s2v_tasks.runtime.context import StepContext
 from s2v_tasks.schemas.manifest import ReportFacts, fingerprint
@@ -27,14 +27,8 @@ from s2v_tasks.storage.artifacts import Built, OutputFile, Work
 from s2v_tasks.storage.clip_state import TakeRecords
 from s2v_tasks.validation import load_thresholds
 from s2v_tasks.validation import validate as judge
-from s2v_tasks.validation.quality import (
-    QualityLimits,
-    clip_in_words,
-    drift_in_words,
-    findings_in_words,
-    load_quality_limits,
-    summary_in_words,
-)
+from s2v_tasks.validation.quality import clip_in_words, drift_in_words, findings_in_words, summary_in_words
+from s2v_tasks.validation.quality_limits import QualityLimits, load_quality_limits
 
 REVISION = 1  # increase it when the checks change
 HELD_FRAMES = 4  # the fourth frame and the three before it, at the start of the video (ADR 4)

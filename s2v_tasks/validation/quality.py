@@ -1,74 +1,15 @@
 """Judge the quality measures of a clip and describe them in sentences. Limits: `config/quality.yaml`."""
 
 from collections.abc import Iterable
-from pathlib import Path
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
-from s2v_tasks.errors import ConfigurationError
 from s2v_tasks.schemas.quality import ClipQuality, Finding, LipSyncQuality, ReferenceLook, VideoQuality
+from s2v_tasks.validation.quality_limits import Above, Below, QualityLimits
 
 # In the score of a take, one failing measure weighs as much as ten warnings. Each weighs up to twice as much the
 # further it is beyond its limit.
 _FAIL_PENALTY = 10.0
 # A colour step at a seam up to this ratio to the steps inside both clips is not judged: the patches of skin move.
 _USUAL_COLOUR_JUMP = 1.5
-
-
-class _Limits(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Below(_Limits):
-    """Lower limits of a measure; None switches a limit off."""
-
-    warn_below: float | None
-    fail_below: float | None
-
-
-class Above(_Limits):
-    """Upper limits of a measure; None switches a limit off."""
-
-    warn_above: float | None
-    fail_above: float | None
-
-
-class QualityLimits(_Limits):
-    """All limits of `config/quality.yaml`, which explains each."""
-
-    face_share: Below
-    face_gap_frames: Above
-    shape_difference: Above
-    identity_difference: Above = Above(warn_above=0.5, fail_above=None)
-    min_speech_share: float = Field(ge=0, le=1)
-    min_lip_sync_frames: int = Field(48, ge=32)
-    still_mouth: Below
-    landmark_noise: float = Field(0.03, ge=0)
-    lip_sync_margin: Below
-    lip_sync_lag_ms: Above
-    silent_mouth_ratio: Above
-    seam_jump: Above
-    seam_colour_jump: Above
-    seam_colour: Above
-    skin_difference: Above
-    background_difference: Above
-    sharpness_ratio: Below
-    contrast_ratio: Below
-    colour_drift: Above
-    sharpness_drift: Below
-
-
-def load_quality_limits(path: Path) -> QualityLimits:
-    """Read the limits. ConfigurationError names a missing file, a missing or unknown key, or a bad value."""
-    try:
-        return QualityLimits.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise ConfigurationError(
-            f"{path} is missing: restore it, or set S2V_CONFIG_DIR to a folder that has it."
-        ) from None
-    except (ValidationError, yaml.YAMLError) as error:
-        raise ConfigurationError(f"{path} is not a set of quality limits: {error}") from error
 
 
 def judge_clip(clip: ClipQuality, reference: ReferenceLook | None, limits: QualityLimits) -> list[Finding]:

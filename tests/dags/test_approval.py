@@ -172,7 +172,7 @@ def test_dag_test_does_not_hang(airflow: Airflow, monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_wait_is_resumed_to_ask(airflow: Airflow, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When the preceding clip is rendered, the trigger resumes the task in a worker only if a person is asked."""
+    """The trigger resumes the task in a worker after the preceding clip only if a person is asked."""
     monkeypatch.setattr(clip_sensor, "DEFERRED_POLL_SECONDS", 0.01)
     monkeypatch.setattr(clip_sensor, "_state", lambda **_: "running")
     with pytest.raises(TaskDeferred) as deferred:

@@ -30,9 +30,9 @@ from s2v_tasks.engine.pipeline import S2VPipeline
 from s2v_tasks.engine.worker import Worker
 from s2v_tasks.media.encode import encode_clip
 from s2v_tasks.media.frames import iter_rgb
-from s2v_tasks.perception.clip_measures import Mouth, measure_lip_sync
 from s2v_tasks.perception.faces import FaceFinder
 from s2v_tasks.perception.landmarks import mouth_darkness, mouth_opening
+from s2v_tasks.perception.lip_sync import Mouth, measure_lip_sync
 from s2v_tasks.perception.video import measure_video
 
 SPEECHES = sorted((Path(__file__).parents[1] / "speeches").glob("*.flac"))

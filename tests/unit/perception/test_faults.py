@@ -11,7 +11,8 @@ import pytest
 
 from s2v_tasks.perception.video import measure_video
 from s2v_tasks.schemas.quality import VideoQuality
-from s2v_tasks.validation.quality import in_words, judge_clip, judge_drift, load_quality_limits
+from s2v_tasks.validation.quality import in_words, judge_clip, judge_drift
+from s2v_tasks.validation.quality_limits import load_quality_limits
 from tests.unit.perception.drawn import FPS, SAMPLE_RATE, Person, Picture, blurred, brightened, moved, openings, speech
 
 CLIPS = ((0, 32), (32, 64), (64, 95))

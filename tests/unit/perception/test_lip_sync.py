@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from s2v_tasks.perception import lip_sync
-from s2v_tasks.perception.clip_measures import Mouth, measure_lip_sync
+from s2v_tasks.perception.lip_sync import Mouth, measure_lip_sync
 from s2v_tasks.schemas.quality import LipSyncQuality
 from s2v_tasks.validation.quality import judge_clip
 from tests.unit.perception.drawn import FPS, SAMPLE_RATE, openings, speech

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from s2v_tasks.perception import landmarks, lip_sync
-from s2v_tasks.perception.clip_measures import Mouth, measure_lip_sync
 from s2v_tasks.perception.faces import FaceFinder
+from s2v_tasks.perception.lip_sync import Mouth, measure_lip_sync
 from s2v_tasks.perception.video import measure_video
 from s2v_tasks.schemas.quality import VideoQuality
 from s2v_tasks.validation.quality import in_words, judge_clip

@@ -10,7 +10,7 @@ import soundfile
 from s2v_tasks.schemas.quality import Finding, FrameSeries, LookQuality, ReferenceLook, SeamQuality, Take, TakeRecord
 from s2v_tasks.steps import validate
 from s2v_tasks.steps.validate import MeasuredClips
-from s2v_tasks.validation.quality import load_quality_limits
+from s2v_tasks.validation.quality_limits import load_quality_limits
 from tests.unit.rendering.test_leader import plan
 from tests.unit.rendering.test_takes import MEASURED
 

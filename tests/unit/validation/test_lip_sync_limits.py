@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from s2v_tasks.schemas.quality import LipSyncQuality
-from s2v_tasks.validation.quality import judge_clip, load_quality_limits
+from s2v_tasks.validation.quality import judge_clip
+from s2v_tasks.validation.quality_limits import load_quality_limits
 from tests.unit.rendering.test_takes import MEASURED
 
 LIMITS = load_quality_limits(Path(__file__).parents[3] / "config" / "quality.yaml")

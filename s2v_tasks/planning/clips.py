@@ -8,7 +8,7 @@ from itertools import accumulate, groupby, pairwise
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.schemas.plan import FPS, SpeechFacts
 
-FRAMES_PER_LATENT = 4  # the VAE clips_of_processes four frames into one latent, so a clip is a multiple of it
+FRAMES_PER_LATENT = 4  # the VAE turns four frames into one latent, so a clip is a multiple of it
 MIN_INFER_FRAMES = 16
 
 

@@ -97,18 +97,15 @@ def _copy(clip: Path, output: Path, *, num_frames: int, from_seconds: float = 0.
     check_profile(output, width=stream.width, height=stream.height, fps=int(stream.r_frame_rate), num_frames=num_frames)
 
 
-def _stream(clip: Path) -> Stream:
-    found = probe(clip, doing=f"reading {clip}", error=PermanentError).video
+def _stream(clip: Path, *, count_packets: bool = False) -> Stream:
+    found = probe(clip, doing=f"reading {clip.name}", error=PermanentError, count_packets=count_packets).video
     if found is None:
-        raise PermanentError(f"{clip} has no video stream: render that clip again.")
+        raise PermanentError(f"{clip.name} has no video stream: render that clip again.")
     return found
 
 
 def _num_frames(clip: Path) -> int:
-    found = probe(clip, doing=f"reading {clip.name}", error=PermanentError, count_packets=True).video
-    if found is None:
-        raise PermanentError(f"{clip.name} has no video stream: render that clip again.")
-    return found.nb_read_packets
+    return _stream(clip, count_packets=True).nb_read_packets
 
 
 def _profile(stream: Stream) -> tuple[str, str, int, int, str, str, str]:

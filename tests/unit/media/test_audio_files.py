@@ -137,3 +137,20 @@ def test_tags_are_measured_before_any_file_is_opened(
                 normalise_speech(tmp_path / "tagged.aac", tmp_path / "16k.wav", max_duration_seconds=9)
         else:
             normalise_speech(tmp_path / "tagged.aac", tmp_path / "16k.wav", max_duration_seconds=9)
+
+
+def _ogg_page(number: int, segments: bytes) -> bytes:
+    """Return a page with the lacing values `segments`; the first page begins a stream."""
+    begins = 2 if number == 0 else 0
+    header = b"OggS\0" + bytes([begins]) + bytes(8) + b"abcd" + number.to_bytes(4, "little") + bytes(4)
+    return header + bytes([len(segments)]) + segments + bytes(sum(segments))
+
+
+def test_an_ogg_file_ends_with_a_whole_page(tmp_path: Path) -> None:
+    """A last page without content is whole; a page of which the last bytes are missing is not."""
+    first = _ogg_page(0, b"\x09\x05")
+    for last in (_ogg_page(1, b""), _ogg_page(1, b"\x03"), _ogg_page(1, b"\x00\x01")):
+        for size in range(4, len(last) + 1):
+            (tmp_path / "a.ogg").write_bytes(first + last[:size])
+            expected = None if size == len(last) else "its last Ogg page is not whole"
+            assert missing_end(tmp_path / "a.ogg", "ogg") == expected, (len(last), size)

@@ -223,6 +223,12 @@ def test_movement_distinguishes_speech_from_steady_noise(voice: Signal, noise: S
     assert movement_db(np.array([1.0])) == 0
 
 
+def test_movement_is_the_mean_step_of_the_level() -> None:
+    """Ten times the power are 10 dB. Power below -60 dB counts as -60 dB."""
+    assert movement_db(np.array([1e-3, 1e-2, 1e-2, 1e-4])) == pytest.approx((10 + 0 + 20) / 3)
+    assert movement_db(np.array([1e-5, 0.0, 1e-9])) == pytest.approx((10 + 0) / 2)
+
+
 def test_a_mix_has_as_many_channels_as_its_matrix_has_rows() -> None:
     """Without a matrix all channels stay; a mix of five channels to two has two."""
     decoded = np.ones((3, 5), np.float32)

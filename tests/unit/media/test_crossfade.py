@@ -3,12 +3,14 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import ffmpeg
 import numpy as np
 import pytest
 
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.media.assembly import crossfade, mix, stitch
 from s2v_tasks.media.encode import Frames, encode_clip
+from s2v_tasks.media.ffmpeg import tool_path
 from s2v_tasks.media.frames import read_frames
 
 Moving = Callable[..., Frames]
@@ -51,6 +53,21 @@ def test_a_clip_that_cannot_be_cut_is_refused(tmp_path: Path, moving: Moving) ->
         crossfade(after, before, 4, tmp_path)
     with pytest.raises(PermanentError, match=r"Frame 4 of after\.mp4 is not a key frame"):
         crossfade(after, after, 4, tmp_path)
+
+
+def test_a_clip_without_a_picture_is_refused(tmp_path: Path, moving: Moving) -> None:
+    """A file with sound alone is named, wherever it stands among the clips."""
+    good, silent = tmp_path / "good.mp4", tmp_path / "sound.mp4"
+    encode_clip(moving(8), good)
+    sound = ffmpeg.input("sine=duration=1", f="lavfi").output(str(silent), acodec="aac")
+    sound.run(cmd=tool_path("ffmpeg"), quiet=True)
+    expected = r"^sound\.mp4 has no video stream: render that clip again\.$"
+    for clips in ((silent, good), (good, silent)):
+        with pytest.raises(PermanentError, match=expected):
+            crossfade(*clips, 4, tmp_path)
+        with pytest.raises(PermanentError, match=expected):
+            stitch(clips, tmp_path / "joined.mp4", expected_frames=16)
+    assert not (tmp_path / "joined.mp4").exists()
 
 
 def test_a_forced_key_frame_leaves_the_profile_as_it_is(tmp_path: Path, moving: Moving) -> None:

@@ -82,10 +82,7 @@ class DropRepository(Repository):
     def _advance(self, drop_id: str, old: str, new: str) -> None:
         with transaction(self._engine) as connection:
             connection.execute(
-                sa
-                .update(Drop)
-                .where(Drop.drop_id == storable(drop_id), Drop.status == old)
-                .values(status=new, updated_at=NOW)
+                sa.update(Drop).where(Drop.drop_id == storable(drop_id), Drop.status == old).values(status=new)
             )
 
 
@@ -191,4 +188,4 @@ class BatchRepository(Repository):
         """Record that all jobs of the batch have ended."""
         statement = sa.update(Batch).where(Batch.batch_id == batch_id, Batch.status == "running")
         with transaction(self._engine) as connection:
-            connection.execute(statement.values(status="finished", finished_at=NOW, updated_at=NOW))
+            connection.execute(statement.values(status="finished", finished_at=NOW))

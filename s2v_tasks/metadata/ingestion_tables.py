@@ -34,7 +34,7 @@ class Drop(Base, kw_only=True):
     status: Mapped[str]
     error: Mapped[dict[str, Any] | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now(), default=None)
-    updated_at: Mapped[datetime] = mapped_column(server_default=func.now(), default=None)
+    updated_at: Mapped[datetime] = mapped_column(server_default=func.now(), onupdate=func.now(), default=None)
 
 
 class Batch(Base, kw_only=True):
@@ -53,7 +53,7 @@ class Batch(Base, kw_only=True):
     status: Mapped[str] = mapped_column(server_default=text("'running'"), default=None)
     created_at: Mapped[datetime] = mapped_column(server_default=func.now(), default=None)
     finished_at: Mapped[datetime | None]
-    updated_at: Mapped[datetime] = mapped_column(server_default=func.now(), default=None)
+    updated_at: Mapped[datetime] = mapped_column(server_default=func.now(), onupdate=func.now(), default=None)
 
 
 class BatchRow(Base, kw_only=True):

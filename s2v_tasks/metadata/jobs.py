@@ -276,7 +276,7 @@ def _check_owner(
 def _interrupt_clips(connection: sa.Connection, job_id: str) -> None:
     """Fail the clips that are being rendered."""
     interrupted = (Clip.job_id == job_id, Clip.status == ClipStatus.RENDERING)
-    connection.execute(sa.update(Clip).where(*interrupted).values(status=ClipStatus.FAILED, updated_at=NOW))
+    connection.execute(sa.update(Clip).where(*interrupted).values(status=ClipStatus.FAILED))
 
 
 def _is_settled(connection: sa.Connection, job_id: str) -> bool:

@@ -10,7 +10,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from s2v_tasks.metadata.ingestion_tables import Drop
 from s2v_tasks.metadata.session import transaction
-from s2v_tasks.metadata.sql import NOW, Repository, queued_run_id, request_columns, storable
+from s2v_tasks.metadata.sql import Repository, queued_run_id, request_columns, storable
 from s2v_tasks.metadata.tables import Event, Job
 from s2v_tasks.schemas.events import JobEvent
 from s2v_tasks.schemas.job import ENDED_STATUSES, PRIORITIES, QUEUED_SOURCES, JobStatus, RestartableStatus, Source
@@ -66,7 +66,7 @@ class JobQueue(Repository):
                 sa
                 .update(Job)
                 .where(Job.job_id.in_(job_ids), Job.dag_run_id.is_(None), Job.status.not_in(ENDED_STATUSES))
-                .values(dag_run_id=queued_run_id(), updated_at=NOW)
+                .values(dag_run_id=queued_run_id())
             )
 
 
@@ -101,7 +101,7 @@ def retry(connection: sa.Connection, job_ids: Sequence[str]) -> int:
         sa
         .update(Job)
         .where(Job.job_id.in_(job_ids), Job.status.in_(list(RestartableStatus)))
-        .values(**again, source=sa.func.coalesce(Job.source, Source.BATCH), updated_at=NOW)
+        .values(**again, source=sa.func.coalesce(Job.source, Source.BATCH))
         .returning(Job.job_id)
     )
     retried = connection.execute(statement).scalars().all()

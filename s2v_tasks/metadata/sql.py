@@ -56,15 +56,13 @@ def update_job(
     connection: sa.Connection, job_id: str, values: dict[str, Any], *conditions: sa.ColumnElement[bool]
 ) -> bool:
     """Update a job that meets the conditions; return True if there was one."""
-    statement = sa.update(Job).where(Job.job_id == job_id, *conditions).values(**storable(values), updated_at=NOW)
+    statement = sa.update(Job).where(Job.job_id == job_id, *conditions).values(**storable(values))
     return connection.execute(statement).rowcount > 0
 
 
 def update_clip(connection: sa.Connection, job_id: str, clip_index: int, values: dict[str, Any]) -> None:
     """Update a clip; PermanentError when the recorded plan has no clip of this index."""
-    statement = (
-        sa.update(Clip).where(Clip.job_id == job_id, Clip.clip_index == clip_index).values(**values, updated_at=NOW)
-    )
+    statement = sa.update(Clip).where(Clip.job_id == job_id, Clip.clip_index == clip_index).values(**values)
     if connection.execute(statement).rowcount == 0:
         raise PermanentError(
             f"Clip {clip_index} of job {job_id!r} does not exist: run `s2v plan-clips` for the job first."

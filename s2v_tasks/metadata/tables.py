@@ -104,7 +104,7 @@ class Job(Base, kw_only=True):
     created_at: Mapped[datetime] = mapped_column(server_default=func.now(), index=True, default=None)
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
-    updated_at: Mapped[datetime] = mapped_column(server_default=func.now(), default=None)
+    updated_at: Mapped[datetime] = mapped_column(server_default=func.now(), onupdate=func.now(), default=None)
     # Not columns: only `MetadataStore.jobs.get` sets them.
     clips: tuple["Clip", ...] = ()
     attempts: tuple["Attempt", ...] = ()
@@ -164,7 +164,7 @@ class Clip(Base, kw_only=True):
     source_job_id: Mapped[str | None] = mapped_column(index=True)
     facts: Mapped[dict[str, Any] | None]
     quality: Mapped[dict[str, Any] | None]
-    updated_at: Mapped[datetime] = mapped_column(server_default=func.now(), default=None)
+    updated_at: Mapped[datetime] = mapped_column(server_default=func.now(), onupdate=func.now(), default=None)
 
     @property
     def clip_facts(self) -> ClipFacts | None:
@@ -218,7 +218,7 @@ class ArtifactRow(Base, kw_only=True):
     fingerprint: Mapped[str | None] = mapped_column(index=True)
     sha256: Mapped[str]
     size_bytes: Mapped[int] = mapped_column(BigInteger)
-    updated_at: Mapped[datetime] = mapped_column(server_default=func.now(), default=None)
+    updated_at: Mapped[datetime] = mapped_column(server_default=func.now(), onupdate=func.now(), default=None)
 
 
 class Event(Base, kw_only=True):

@@ -81,8 +81,11 @@ def test_a_failed_job_renders_nothing(metadata: MetadataStore, planned: Planned)
     metadata.clips.start("job-1", 0, "f0")
     metadata.clips.succeed("job-1", 0, facts=facts(render_seconds=1.0), reused=False)
     metadata.clips.start("job-1", 1, "f1")
+    before = [clip.updated_at for clip in job(metadata).clips]
     metadata.jobs.fail("job-1", "Killed.")
-    assert [clip.status for clip in job(metadata).clips] == ["succeeded", "failed", "pending"]
+    clips = job(metadata).clips
+    assert [clip.status for clip in clips] == ["succeeded", "failed", "pending"]
+    assert [clip.updated_at > old for clip, old in zip(clips, before, strict=True)] == [False, True, False]
 
 
 def test_states_of_a_clip(metadata: MetadataStore, planned: Planned) -> None:

@@ -1,5 +1,6 @@
 """Check that concatenated files are decoded to their end."""
 
+import struct
 from collections.abc import Callable
 from fractions import Fraction
 from math import ceil
@@ -135,6 +136,25 @@ def test_hole_in_a_part_is_no_silence(
     files[which] = whole[:middle] + bytes(900) + whole[middle + 900 :]
     (tmp_path / "speech.webm").write_bytes(b"".join(files))
     assert "there is no element" in refusal(tmp_path / "speech.webm")
+
+
+@pytest.mark.parametrize("kind", ["webm", "matroska"])
+def test_a_joined_file_that_is_shorter_than_its_header_is_refused(
+    kind: str, tmp_path: Path, parts: Parts, refusal: Refusal
+) -> None:
+    """The length in the header of each Matroska file is compared with its samples; a tenth of a second may lack."""
+    one, two = parts(kind, (48000, 1))
+    at = two.index(b"\x44\x89\x88") + 3  # Duration, a double in milliseconds
+    for milliseconds, refused in ((2000.0, True), (580.0, False)):
+        source = tmp_path / f"a{KINDS[kind][0]}"
+        source.write_bytes(one + two[:at] + struct.pack(">d", milliseconds) + two[at + 8 :])
+        if refused:
+            expected = (
+                f"The speech {source.name} (file 2 of 2 in it) is damaged or cut off: it states 2.00 s and only 0.5"
+            )
+            assert refusal(source).startswith(expected)
+        else:
+            assert normalise_speech(source, tmp_path / "16k.wav", max_duration_seconds=9).num_samples >= 1.5 * 48000
 
 
 def test_amr_files_are_joined(tmp_path: Path, refusal: Refusal) -> None:

@@ -139,16 +139,13 @@ class _Resampler:
     def feed(self, mono: Waveform) -> None:
         """Add the next samples `[n]` at the native rate."""
         self.num_samples += len(mono)
-        self._parts.append(mono if self._sample_rate == SPEECH_SAMPLE_RATE else self._stream.resample_chunk(mono))
+        self._parts.append(self._stream.resample_chunk(mono))
 
     def finish(self) -> Waveform:
         """Return the whole waveform at 16 kHz."""
-        if self._sample_rate == SPEECH_SAMPLE_RATE:
-            return np.concatenate(self._parts)
         self._parts.append(self._stream.resample_chunk(np.empty(0, np.float32), last=True))
-        num_samples = ceil(
-            self.num_samples * (SPEECH_SAMPLE_RATE / self._sample_rate)
-        )  # this order: librosa's rounding
+        # In this order, as librosa rounds.
+        num_samples = ceil(self.num_samples * (SPEECH_SAMPLE_RATE / self._sample_rate))
         resampled = np.concatenate(self._parts)[:num_samples]
         return np.pad(resampled, (0, num_samples - len(resampled)))
 

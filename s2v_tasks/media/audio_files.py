@@ -27,6 +27,7 @@ from s2v_tasks.media.probe import Gap, Stream, Timeline, probe, read_timeline
 from s2v_tasks.media.wav_chunks import Pieces, slices
 from s2v_tasks.media.wav_scan import find_audio
 
+LENGTH_TOLERANCE_SECONDS = Fraction(1, 10)  # by which the decoded audio may be shorter than the file states
 # A pattern for the first bytes of a file: the demuxers of ffmpeg that may open it.
 _BEGINNINGS = {
     rb"(RIFF|RF64|BW64)....WAVE": "wav",
@@ -46,7 +47,6 @@ _MARKS = {"wav": (b"WAVEfmt ", 8), "ogg": (b"OggS\0\2" + bytes(8), 0), "mov": (b
 _CHUNKED = frozenset({"wav", "w64", "aiff", "caf"})
 _CHUNK_SAMPLES = 1 << 18
 _SAMPLE_BYTES = 4
-_LENGTH_TOLERANCE_SECONDS = Fraction(1, 10)
 _LENGTH_UNKNOWN_IN = frozenset({"amr"})  # its container states an estimate
 
 
@@ -165,7 +165,7 @@ class _Part:
             num_samples += len(samples)
             yield np.broadcast_to(samples, (len(samples), channels)).tobytes()
         seconds = Fraction(num_samples, sample_rate)
-        if seconds < min(self.declared, Fraction(max_seconds)) - _LENGTH_TOLERANCE_SECONDS:
+        if seconds < min(self.declared, Fraction(max_seconds)) - LENGTH_TOLERANCE_SECONDS:
             raise PermanentError(
                 f"The speech {self.name} is damaged or cut off: it states {float(self.declared):.2f} s and only "
                 f"{float(seconds):.2f} s can be decoded; upload the complete file."

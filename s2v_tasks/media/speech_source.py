@@ -16,7 +16,14 @@ import numpy as np
 
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.log import get_logger
-from s2v_tasks.media.audio_files import audio_formats, container_format, decodable_copy, missing_end, too_much
+from s2v_tasks.media.audio_files import (
+    LENGTH_TOLERANCE_SECONDS,
+    audio_formats,
+    container_format,
+    decodable_copy,
+    missing_end,
+    too_much,
+)
 from s2v_tasks.media.channel_mix import WINDOWS_PER_SECOND, Mix, Survey, choose_mix, movement_db, survey
 from s2v_tasks.media.container_structure import lost_part
 from s2v_tasks.media.ffmpeg import AUDIO_FORMATS, read_chunks, uploaded_input
@@ -31,7 +38,6 @@ _MAX_TRACKS = 8
 # Float recordings reach a few times full scale. Programs that forget to divide write 32768, which encoders refuse.
 _HIGHEST_PEAK = 100
 _CHUNK_SAMPLES = 1 << 18
-_LENGTH_TOLERANCE_SECONDS = Fraction(1, 10)
 # The choice of track and channels uses this much audio, for any limit, so that every step chooses the same.
 _SURVEYED_SECONDS = 1200
 # A track whose level changes by less than this share of another track's has little or no speech.
@@ -85,7 +91,7 @@ class SpeechSource:
     def _silent_end(self, num_samples: int) -> Iterator[Samples]:
         """Yield silence up to the stated length; PermanentError if the missing end is a loss."""
         decoded = Fraction(num_samples, self.stream.sample_rate)
-        if self.declared is None or decoded >= self.declared - _LENGTH_TOLERANCE_SECONDS:
+        if self.declared is None or decoded >= self.declared - LENGTH_TOLERANCE_SECONDS:
             return
         if not self.timeline.stamped:
             raise PermanentError(

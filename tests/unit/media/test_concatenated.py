@@ -144,10 +144,9 @@ def test_a_joined_file_that_is_shorter_than_its_header_is_refused(
 ) -> None:
     """The length in the header of each Matroska file is compared with its samples; a tenth of a second may lack."""
     one, two = parts(kind, (48000, 1))
-    at = two.index(b"\x44\x89\x88") + 3  # Duration, a double in milliseconds
-    for milliseconds, refused in ((2000.0, True), (580.0, False)):
+    for milliseconds, refused in ((2000.0, True), (600.0, False)):
         source = tmp_path / f"a{KINDS[kind][0]}"
-        source.write_bytes(one + two[:at] + struct.pack(">d", milliseconds) + two[at + 8 :])
+        source.write_bytes(one + _stating(two, milliseconds))
         if refused:
             expected = (
                 f"The speech {source.name} (file 2 of 2 in it) is damaged or cut off: it states 2.00 s and only 0.5"
@@ -155,6 +154,21 @@ def test_a_joined_file_that_is_shorter_than_its_header_is_refused(
             assert refusal(source).startswith(expected)
         else:
             assert normalise_speech(source, tmp_path / "16k.wav", max_duration_seconds=9).num_samples >= 1.5 * 48000
+
+
+def test_a_recording_is_filled_with_silence_from_a_tenth_of_a_second_on(tmp_path: Path, parts: Parts) -> None:
+    """Half a second that states 600 ms is left as it is; one that states 601 ms is as long as it states."""
+    _, half = parts("matroska", (48000, 1))
+    for milliseconds, num_samples in ((600.0, 24000), (601.0, 28848)):
+        (tmp_path / "a.mka").write_bytes(_stating(half, milliseconds))
+        info = normalise_speech(tmp_path / "a.mka", tmp_path / "16k.wav", max_duration_seconds=9)
+        assert info.num_samples == num_samples
+
+
+def _stating(matroska: bytes, milliseconds: float) -> bytes:
+    """Return the file with another length in its header."""
+    at = matroska.index(b"\x44\x89\x88") + 3
+    return matroska[:at] + struct.pack(">d", milliseconds) + matroska[at + 8 :]
 
 
 def test_amr_files_are_joined(tmp_path: Path, refusal: Refusal) -> None:

@@ -1,4 +1,4 @@
-"""Check that values which the form fills in do not make another request of a waiting job."""
+"""Check which requests are those of an existing job: the form fills in values, and a job may have no request yet."""
 
 import pytest
 import sqlalchemy as sa
@@ -43,3 +43,16 @@ def test_a_request_is_checked_without_being_queued(waiting: MetadataStore) -> No
         waiting.jobs.check_request("talk", REQUEST)
     with pytest.raises(JobTakenError, match="other values of num_clip:"):
         waiting.jobs.check_request("talk", REQUEST | {"num_clip": 2}, given_only=True)
+
+
+def test_a_job_without_a_request_accepts_any(waiting: MetadataStore) -> None:
+    """A job whose request could not be read, and that is started again, takes the request that is brought first."""
+    waiting.jobs.fail("bare", "The request is not JSON.")
+    waiting.jobs.start("bare")
+    waiting.jobs.check_request("bare", REQUEST)
+    waiting.jobs.enqueue("bare", REQUEST, dag_run_id="manual__1")
+    job = waiting.jobs.get("bare")
+    assert job is not None
+    assert job.request == REQUEST
+    with pytest.raises(JobTakenError, match="other values of prompt:"):
+        waiting.jobs.enqueue("bare", REQUEST | {"prompt": "Bye."}, dag_run_id="manual__2")

@@ -1,5 +1,6 @@
-"""Check the detection of audio files whose end is missing."""
+"""Check the detection of audio files whose end is missing, and of files without sound."""
 
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ import pytest
 
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.media.audio_files import decodable_copy, missing_end
+from s2v_tasks.media.encode import Frames, encode_clip
+from s2v_tasks.media.ffmpeg import tool_path
 from s2v_tasks.media.mp3 import MAX_TAG_BYTES
 from s2v_tasks.media.speech import normalise_speech
 from tests.unit.media.wav_bytes import speech, wav
@@ -154,3 +157,16 @@ def test_an_ogg_file_ends_with_a_whole_page(tmp_path: Path) -> None:
             (tmp_path / "a.ogg").write_bytes(first + last[:size])
             expected = None if size == len(last) else "its last Ogg page is not whole"
             assert missing_end(tmp_path / "a.ogg", "ogg") == expected, (len(last), size)
+
+
+def test_the_tracks_of_a_file_without_sound_are_named(
+    tmp_path: Path, moving: Callable[..., Frames], refusal: Callable[[Path], str]
+) -> None:
+    """Video, subtitles and an attached file are no speech; each kind is named once."""
+    video, text, both = tmp_path / "a.mp4", tmp_path / "a.srt", tmp_path / "a.mkv"
+    encode_clip(moving(4), video)
+    text.write_text("1\n00:00:00,000 --> 00:00:01,000\nHello.\n", encoding="utf-8")
+    command = [tool_path("ffmpeg"), "-loglevel", "error", "-i", str(video), "-i", str(text), "-map", "0", "-map", "1"]
+    command += ["-attach", str(text), "-metadata:s:t", "mimetype=text/plain", "-c", "copy", str(both)]
+    subprocess.run(command, check=True)
+    assert "has no audio, only attachment, subtitle, video: upload a" in refusal(both)

@@ -4,7 +4,7 @@ import base64
 
 import pytest
 
-from s2v_tasks.storage.client import _forms, account_of, without_account
+from s2v_tasks.storage.client import _forms, account_of, redacted, without_account
 
 
 @pytest.mark.parametrize(
@@ -32,3 +32,17 @@ def test_a_secret_is_known_in_every_encoding(secret: str) -> None:
     """A secret is hidden in each encoding, also in base64 without padding."""
     encoded = base64.b64encode(secret.encode()).decode()
     assert {secret, encoded, encoded.rstrip("="), secret.encode().hex()} <= set(_forms(f"{secret}\n"))
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("GET https://host/a.wav?sig=ab12&x=1 failed", "GET https://host/a.wav?*** failed"),
+        ("'http://host:9000/?token=ab12'", "'http://host:9000/?***'"),
+        ("https://me:ab12@host/a", "https://***@host/a"),
+        ("Is it there? Ask https://host/a", "Is it there? Ask https://host/a"),
+    ],
+)
+def test_the_query_of_a_url_in_a_message_is_hidden(text: str, shown: str) -> None:
+    """Any parameter may be a signature, so the whole query is hidden; the path stays."""
+    assert redacted(text) == shown

@@ -2,6 +2,7 @@
 
 import ctypes.util
 import json
+import lzma
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load
 from torch import Tensor, nn
 
 from s2v_tasks.engine.encoders.vae import Vae, key_pairs
@@ -112,6 +114,21 @@ def test_interrupted_training_continues(tmp_path: Path) -> None:
     assert [is_complete(tmp_path / "once" / "line.pt", steps) for steps in (6, 7)] == [True, False]
 
 
+def test_training_goes_on_from_the_packed_weights(tmp_path: Path) -> None:
+    """Packed weights that become checkpoints and are packed again are the same, but for rounding in the VAE's scale."""
+    from export import export
+    from packed import begin
+
+    from s2v_tasks.verification.talker_snapshot import PACKED
+
+    begin(tmp_path / "out")
+    before, after = (load(lzma.decompress(packed)) for packed in (PACKED.read_bytes(), export(tmp_path / "out")))
+    assert before.keys() == after.keys()
+    for name, value in before.items():
+        rescaled = name in ("vae/conv1.weight", "vae/conv1.bias", "vae/conv2.weight", "vae/conv2.bias")
+        torch.testing.assert_close(after[name], value, rtol=0.02 if rescaled else 0, atol=0.02 if rescaled else 0)
+
+
 @needs_espeak
 def test_audio_stage_steps() -> None:
     """The audio encoder takes a step with synthetic speech."""
@@ -130,6 +147,22 @@ def test_vae_stage_steps() -> None:
     stage = VaeStage(pool=1, num_test=0)
     stage.loss(0).backward()
     assert stage.vae.encoder.conv_in.weight.grad.abs().sum() > 0
+
+
+@needs_espeak
+def test_anchor_keeps_the_latents() -> None:
+    """A VAE whose latents differ from those of its anchor has a higher loss; its anchor does not learn."""
+    import fast_vae
+    from vae_stage import VaeStage
+
+    VaeStage(pool=1, num_test=0).loss(0)  # the first words that espeak-ng says in a process are not repeatable
+    same = fast_vae.new_vae(torch.Generator().manual_seed(0))
+    other = fast_vae.new_vae(torch.Generator().manual_seed(1))
+    alone, near, far = (VaeStage(anchor=anchor, pool=1, num_test=0).loss(0) for anchor in (None, same, other))
+    assert near.item() == pytest.approx(alone.item())
+    assert far > near
+    far.backward()
+    assert other.encoder.conv_in.weight.grad is None
 
 
 @needs_espeak

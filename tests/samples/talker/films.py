@@ -121,12 +121,12 @@ def latent_scale(vae: object, path: Path) -> tuple[Tensor, Tensor]:
     return content["mean"].view(1, -1, 1, 1, 1), content["std"].view(1, -1, 1, 1, 1)
 
 
-def make_films(folder: Path, count: int, num_test: int = 6) -> None:
-    """Write the films that `folder/films` lacks of `count`, and of the tests' `num_test`; those of the tests first."""
+def make_films(folder: Path, count: int, first: int = 0, num_test: int = 6) -> None:
+    """Write the films that `folder/films` lacks of `count` from `first` on, and the tests' `num_test` before them."""
     target = folder / "films"
     target.mkdir(parents=True, exist_ok=True)
     maker = FilmMaker(folder)
-    for index in [*range(-num_test, 0), *range(count)]:
+    for index in [*range(-num_test, 0), *range(first, first + count)]:
         path = target / (f"test-{-index:02}.pt" if index < 0 else f"film-{index:05}.pt")
         if not path.is_file():
             torch.save(maker.make(index), path.with_suffix(".partial"))

@@ -1,5 +1,6 @@
 """Train the small checkpoint: `python tests/samples/talker/train.py STAGE --out DIR`; see README.md.
 
+STAGE `begin` writes the checkpoints of the packed weights, from which the stages then go on.
 STAGE `all` runs every stage after the other, at most two processes at a time, and goes on where it was stopped.
 """
 
@@ -15,7 +16,7 @@ from pathlib import Path
 import torch
 from training import Limits, Stage, is_complete, train
 
-_STAGES = ("audio", "vae", "films", "decoder", "transformer", "all")
+_STAGES = ("begin", "audio", "vae", "films", "decoder", "transformer", "all")
 # Of `all`, where a stop rule is not met.
 _MOST_STEPS = {"audio": 3000, "vae": 20000, "transformer": 40000, "decoder": 20000}
 _LEAST_FILMS = 24
@@ -27,9 +28,11 @@ def _stage(name: str, out: Path) -> Stage:
 
         return AudioStage()
     if name == "vae":
+        from packed import VAE_BEFORE, load_vae
         from vae_stage import VaeStage
 
-        return VaeStage(compiled=True)
+        before = out / VAE_BEFORE
+        return VaeStage(anchor=load_vae(before) if before.is_file() else None, compiled=True)
     if name == "decoder":
         from vae_stage import VaeStage
 
@@ -79,16 +82,22 @@ def main() -> None:
     parser.add_argument("--max-steps", type=int, help="stop at this step")
     parser.add_argument("--every-minutes", type=float, default=5, help="time between checkpoints")
     parser.add_argument("--count", type=int, default=400, help="number of films")
+    parser.add_argument("--first", type=int, default=0, help="number of the first film; each number is another film")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     if arguments.stage == "all":
         _run_all(arguments.out, arguments.count, arguments.every_minutes)
         return
+    if arguments.stage == "begin":
+        from packed import begin
+
+        begin(arguments.out)
+        return
     torch.set_num_threads(arguments.threads)
     if arguments.stage == "films":
         from films import make_films
 
-        make_films(arguments.out, arguments.count)
+        make_films(arguments.out, arguments.count, arguments.first)
         return
     stage = _stage(arguments.stage, arguments.out)
     limits = Limits(arguments.minutes, arguments.max_steps, arguments.every_minutes)

@@ -166,6 +166,8 @@ def _load(path: Path, stage: Stage, averaged: Averaged) -> tuple[int, float]:
     state = torch.load(path, weights_only=True)
     stage.module.load_state_dict(state["module"])
     averaged.values = state["averaged"]
+    if "optimizers" not in state:  # packed weights
+        return state["step"], state["cpu_seconds"]
     rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in stage.optimizers]
     for optimizer, content, kept in zip(stage.optimizers, state["optimizers"], rates, strict=True):
         optimizer.load_state_dict(content)

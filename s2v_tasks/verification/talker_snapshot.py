@@ -27,7 +27,7 @@ from s2v_tasks.errors import ConfigurationError
 from s2v_tasks.verification.tiny_snapshot import whole_folder, write_tiny_files
 
 PACKED = Path(__file__).with_name("talker.safetensors.xz")
-_SHA256 = "a390c0dceae027a2cbb720000927a02785ada18d4295209ec4e4f289e523aef1"
+_SHA256 = "106a56497f7a5e3e2799e5fc81ca939b68c8470ddd6d50034232e4dac14893b9"
 _TINY_SEED = 0
 # The key of a packed tensor begins with the network that it belongs to.
 _TRANSFORMER, _VAE, _AUDIO_ENCODER = "transformer/", "vae/", "audio_encoder/"

@@ -114,6 +114,15 @@ def test_interrupted_training_continues(tmp_path: Path) -> None:
     assert [is_complete(tmp_path / "once" / "line.pt", steps) for steps in (6, 7)] == [True, False]
 
 
+def test_learning_rate_falls_to_nothing_at_the_end() -> None:
+    """The rate falls evenly over the last steps; without a last step it does not fall."""
+    from training import Limits
+
+    limits = Limits(max_steps=8, cooling_steps=4)
+    assert [limits.cooling(step) for step in range(3, 8)] == [1, 1, 0.75, 0.5, 0.25]
+    assert Limits(cooling_steps=4).cooling(100) == Limits(max_steps=8).cooling(7) == 1
+
+
 def test_training_goes_on_from_the_packed_weights(tmp_path: Path) -> None:
     """Packed weights that become checkpoints and are packed again are the same, but for rounding in the VAE's scale."""
     from export import export

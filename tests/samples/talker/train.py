@@ -80,6 +80,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of checkpoints and measures")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after this time")
     parser.add_argument("--max-steps", type=int, help="stop at this step")
+    parser.add_argument("--cooling", type=int, default=0, help="last steps, in which the learning rate falls to 0")
     parser.add_argument("--every-minutes", type=float, default=5, help="time between checkpoints")
     parser.add_argument("--count", type=int, default=400, help="number of films")
     parser.add_argument("--first", type=int, default=0, help="number of the first film; each number is another film")
@@ -100,7 +101,7 @@ def main() -> None:
         make_films(arguments.out, arguments.count, arguments.first)
         return
     stage = _stage(arguments.stage, arguments.out)
-    limits = Limits(arguments.minutes, arguments.max_steps, arguments.every_minutes)
+    limits = Limits(arguments.minutes, arguments.max_steps, arguments.every_minutes, arguments.cooling)
     reached = train(stage, arguments.out, limits)
     print(f"{stage.name}: stop rule {'met' if reached else 'not met'}")
 

@@ -72,6 +72,12 @@ class Limits:
     minutes: float = math.inf
     max_steps: int | None = None
     every_minutes: float = 5.0  # a checkpoint by the clock, measures by CPU time
+    cooling_steps: int = 0  # before `max_steps`, in which the learning rate falls to 0
+
+    def cooling(self, step: int) -> float:
+        """Return the factor of the learning rate near the end."""
+        is_near = self.max_steps is not None and self.max_steps - step < self.cooling_steps
+        return (self.max_steps - step) / self.cooling_steps if is_near else 1.0
 
 
 def train(stage: Stage, out: Path, limits: Limits) -> bool:
@@ -105,7 +111,7 @@ def train(stage: Stage, out: Path, limits: Limits) -> bool:
                 if stop.asked or over or reached:
                     return reached
             for group, rate in zip(groups, rates, strict=True):
-                group["lr"] = rate * stage.rate(step)
+                group["lr"] = rate * stage.rate(step) * limits.cooling(step)
             losses.append(_step(stage, step))
             averaged.update(step)
             step += 1

@@ -1,0 +1,70 @@
+"""Check the limits at which another track is used, and at which a speech is too long."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ffmpeg as arguments
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from s2v_tasks.errors import PermanentError
+from s2v_tasks.media import ffmpeg
+from s2v_tasks.media.speech import normalise_speech
+
+RATE = 8000
+Samples = npt.NDArray[np.float64]
+Chosen = Callable[..., int]
+
+
+def _swinging(decibels: float) -> Samples:
+    """Return a second of tone `[n, 1]` whose level changes by this much from each tenth of a second to the next."""
+    windows = np.arange(RATE) // (RATE // 10)
+    level = 0.5 * 10 ** (-decibels / 20 * (windows % 2))
+    return np.asarray(level * np.sin(np.arange(RATE) * 0.8 * np.pi), np.float64)[:, None]
+
+
+@pytest.fixture
+def chosen(tmp_path: Path, write_wav: Callable[..., Path]) -> Chosen:
+    """Returns the number of the track, from 1, that is used of a file with these tracks; the first is the default."""
+
+    def run(*tracks: Samples) -> int:
+        files = [write_wav(tmp_path / f"{k}.wav", samples, RATE) for k, samples in enumerate(tracks)]
+        streams = [ffmpeg.uploaded_input(file, "wav")["a:0"] for file in files]
+        output = arguments.output(*streams, ffmpeg.file_url(tmp_path / "a.mkv"), acodec="flac")
+        ffmpeg.run(output, doing="making a.mkv", error=PermanentError)
+        return normalise_speech(tmp_path / "a.mkv", tmp_path / "16k.wav", max_duration_seconds=9).track
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("first_db", "second_db", "track"),
+    [(3.1, 9.0, 1), (2.9, 9.0, 2), (0.0, 0.55, 2), (0.0, 0.45, 1), (9.0, 3.0, 1)],
+)
+def test_a_track_is_left_for_one_that_varies_three_times_as_much(
+    first_db: float, second_db: float, track: int, chosen: Chosen
+) -> None:
+    """The first track is used unless its level varies by less than a third of another's, which is at least 0.5 dB."""
+    assert chosen(_swinging(first_db), _swinging(second_db)) == track
+
+
+def test_only_eight_tracks_are_searched(chosen: Chosen) -> None:
+    """Speech in the eighth track is found, in the ninth it is not."""
+    silent = _swinging(0) * 0
+    assert chosen(*[silent] * 7, _swinging(9), silent) == 8
+    assert chosen(*[silent] * 8, _swinging(9)) == 1
+
+
+@pytest.mark.parametrize("options", [{"acodec": "pcm_s16le"}, {"acodec": "flac"}])
+def test_a_speech_may_be_as_long_as_the_limit(
+    options: dict[str, Any], tmp_path: Path, write_wav: Callable[..., Path], convert: Callable[..., Path]
+) -> None:
+    """A second is accepted for a limit of one second, and refused for one that is a sample shorter."""
+    suffix = ".wav" if options["acodec"] == "pcm_s16le" else ".flac"
+    source = convert(write_wav(tmp_path / "source.wav", _swinging(6), RATE), tmp_path / f"a{suffix}", **options)
+    limit = 1 - 1 / RATE
+    assert normalise_speech(source, tmp_path / "16k.wav", max_duration_seconds=1).num_samples == RATE
+    with pytest.raises(PermanentError, match=rf"lasts .*at most {limit:g} s are allowed"):
+        normalise_speech(source, tmp_path / "16k.wav", max_duration_seconds=limit)

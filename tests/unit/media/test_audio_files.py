@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from s2v_tasks.errors import PermanentError
-from s2v_tasks.media.audio_files import decodable_copy, missing_end
+from s2v_tasks.media.audio_files import audio_formats, decodable_copy, missing_end
 from s2v_tasks.media.encode import Frames, encode_clip
 from s2v_tasks.media.ffmpeg import tool_path
 from s2v_tasks.media.mp3 import MAX_TAG_BYTES
@@ -170,3 +170,26 @@ def test_the_tracks_of_a_file_without_sound_are_named(
     command += ["-attach", str(text), "-metadata:s:t", "mimetype=text/plain", "-c", "copy", str(both)]
     subprocess.run(command, check=True)
     assert "has no audio, only attachment, subtitle, video: upload a" in refusal(both)
+
+
+@pytest.mark.parametrize(
+    ("formats", "beginnings"),
+    [
+        ("wav", [b"RIFF\0\0\0\0WAVE", b"RF64\xff\xff\xff\xffWAVE", b"BW64\n\n\n\nWAVE"]),
+        ("w64", [b"riff\x2e\x91\xcf\x11"]),
+        ("flac", [b"fLaC"]),
+        ("ogg", [b"OggS"]),
+        ("mov", [b"\0\0\0\n" + box for box in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")]),
+        ("matroska", [b"\x1a\x45\xdf\xa3"]),
+        ("aiff", [b"FORM\0\0\0\0AIFF", b"FORM\0\0\0\0AIFC"]),
+        ("caf", [b"caff"]),
+        ("amr", [b"#!AMR"]),
+        ("mp3,aac,flac", [b"ID3", b"APETAGEX", b"\xff\xe2", b"\xff\xff", bytes(65534) + b"\xff\xfb"]),
+        (None, [b"", b"RIFF\0\0\0\0AVI ", b"FORM\0\0\0\08SVX", b"\xff\xe1", b" OggS", bytes(65535) + b"\xff\xfb"]),
+    ],
+)
+def test_audio_is_recognised_by_its_first_bytes(formats: str | None, beginnings: list[bytes], tmp_path: Path) -> None:
+    """The first bytes select the demuxers that may open the file, whatever its name is."""
+    for beginning in beginnings:
+        (tmp_path / "a.txt").write_bytes(beginning + b" more")
+        assert audio_formats(tmp_path / "a.txt") == formats, beginning[-8:]

@@ -179,6 +179,16 @@ def test_unknown_layouts_are_summed_without_loss(layout: str, num_channels: int,
     np.testing.assert_allclose(_mean(_mix(*equal, layout=layout), *equal), voice, atol=1e-5)
 
 
+@pytest.mark.parametrize(("num_channels", "layout"), [(6, "5.1"), (8, "7.1")])
+def test_surround_without_a_stated_layout_has_the_usual_one(num_channels: int, layout: str, voice: Signal) -> None:
+    """Six and eight channels of a WAV that states no layout are those of 5.1 and 7.1: its centre is the third."""
+    channels = [voice * 0] * num_channels
+    channels[2] = voice
+    mix = _mix(*channels, layout="unknown")
+    assert mix.name == f"stereo of {layout}"
+    assert _level(_mean(mix, *channels)) == pytest.approx(_level(voice) - 3, abs=0.1)
+
+
 def test_low_frequency_effects_are_used_if_they_are_all() -> None:
     """Speech in the low-frequency channel alone, which a downmix omits, is used."""
     silent, voice = np.zeros(RATE, np.float32), np.random.default_rng(5).standard_normal(RATE).astype(np.float32)

@@ -31,6 +31,16 @@ def test_equal_frames_give_equal_bytes(tmp_path: Path, moving: Moving) -> None:
     assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
 
 
+def test_the_settings_of_x264_are_pinned(tmp_path: Path, moving: Moving) -> None:
+    """Quality 17 of the preset medium, without B-frames, with a key frame every two seconds and four threads."""
+    encode_clip(moving(4), tmp_path / "a.mp4", fps=16)
+    found = re.search(rb"x264 - core .* - options: ([ -~]*)", (tmp_path / "a.mp4").read_bytes())
+    assert found is not None
+    settings = dict(setting.split("=", 1) for setting in found.group(1).decode().split())
+    expected = {"rc": "crf", "crf": "17.0", "bframes": "0", "keyint": "32", "ref": "3", "subme": "7", "me": "hex"}
+    assert settings.items() >= (expected | {"threads": "4", "lookahead_threads": "1", "sliced_threads": "0"}).items()
+
+
 def _script(path: Path, body: str) -> str:
     path.write_text(f"#!/bin/sh\n{body}\n")
     path.chmod(0o755)

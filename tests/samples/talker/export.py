@@ -41,14 +41,15 @@ def export(source: Path) -> bytes:
     newest = "decoder.pt" if (source / "decoder.pt").is_file() else "vae.pt"
     vae.load_state_dict(averaged_weights(source / newest), strict=False)
     mean, std = (value.flatten() for value in latent_scale(vae, source / "latent_scale.pt"))
-    encoder = _part(averaged_weights(source / "audio.pt"), "encoder.")
+    encoder = part(averaged_weights(source / "audio.pt"), "encoder.")
     audio = {f"wav2vec2.{name}": value for name, value in encoder.items()}
     net = trainable_transformer.new_transformer(torch.Generator().manual_seed(0))
-    net.load_state_dict(_part(averaged_weights(source / "transformer.pt"), "net."), strict=True)
+    net.load_state_dict(part(averaged_weights(source / "transformer.pt"), "net."), strict=True)
     return pack(net.state_dict(), trainable_transformer.CONFIG, vae_state(vae, mean, std), audio)
 
 
-def _part(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def part(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the weights whose names begin with `prefix`, without it."""
     return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
 
 

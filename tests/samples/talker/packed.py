@@ -11,6 +11,7 @@ import fast_vae
 import torch
 import trainable_transformer
 from diffusers import AutoencoderKLWan
+from export import part
 from safetensors.torch import load
 from torch import Tensor, nn
 
@@ -24,15 +25,15 @@ VAE_BEFORE = "vae_before.pt"
 def begin(out: Path) -> None:
     """Write the checkpoints of the packed weights to `out`, which has none."""
     out.mkdir(parents=True)
-    tensors = load(lzma.decompress(PACKED.read_bytes()))
-    vae = _scaled_vae(_part(tensors, "vae/"))
+    tensors = {name: value.float() for name, value in load(lzma.decompress(PACKED.read_bytes())).items()}
+    vae = _scaled_vae(part(tensors, "vae/"))
     torch.save(vae.state_dict(), out / VAE_BEFORE)
     torch.save(_checkpoint(vae), out / "vae.pt")
     torch.save({"mean": torch.zeros(16), "std": torch.ones(16)}, out / "latent_scale.pt")
-    encoder = {f"encoder.{name.removeprefix('wav2vec2.')}": v for name, v in _part(tensors, "audio_encoder/").items()}
+    encoder = {f"encoder.{name.removeprefix('wav2vec2.')}": v for name, v in part(tensors, "audio_encoder/").items()}
     torch.save({"step": 0, "cpu_seconds": 0.0, "reached": True, "averaged": encoder}, out / "audio.pt")
     net = trainable_transformer.new_transformer(torch.Generator().manual_seed(0))
-    net.load_state_dict(_part(tensors, "transformer/"))
+    net.load_state_dict(part(tensors, "transformer/"))
     module = nn.ModuleDict({"net": net, "head": trainable_transformer.SoundHead(net.config.dim)})
     torch.save(_checkpoint(module), out / "transformer.pt")
 
@@ -47,10 +48,6 @@ def load_vae(path: Path) -> AutoencoderKLWan:
 def _checkpoint(module: nn.Module) -> dict[str, Any]:
     averaged = {name: value.detach() for name, value in module.named_parameters()}
     return {"step": 0, "cpu_seconds": 0.0, "module": module.state_dict(), "averaged": averaged}
-
-
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): v.float() for name, v in tensors.items() if name.startswith(prefix)}
 
 
 def _scaled_vae(official: dict[str, Tensor]) -> AutoencoderKLWan:

@@ -80,7 +80,8 @@ gpu-check: ## Check correctness, speed and memory of the engine on the GPU of th
 
 # Without their dependencies: such a machine already has torch and its packages.
 GPU_WHEELS := diffusers transformers tokenizers huggingface-hub torchao accelerate einops safetensors regex pydantic pydantic-core \
-	annotated-types typing-inspection typing-extensions pydantic-settings python-dotenv structlog ftfy wcwidth soundfile soxr pyyaml
+	annotated-types typing-inspection typing-extensions pydantic-settings python-dotenv structlog ftfy wcwidth soundfile soxr pyyaml \
+	httpx2 httpcore2 anyio h11 idna sniffio truststore cffi pycparser importlib-metadata lazy-importer zipp
 gpu-wheels: $(INSTALLED) ## Download to DIR the Python 3.12 wheels for a GPU machine without a network.
 	@test -n "$(DIR)" || { echo "gpu-wheels needs DIR=folder"; exit 2; }
 	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --python-version 3.12 \

@@ -5,7 +5,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from importlib import metadata
 from importlib.util import find_spec
 
@@ -25,28 +27,26 @@ _PACKAGES = ("torch", "triton", "transformers", "diffusers", "accelerate", "torc
 
 def versions(machine: Machine, _clock: Clock) -> Rows:
     """Return versions and GPU, and the kernel that torch chooses for attention at head width 128."""
-    rows: Rows = [{"name": "python", "version": sys.version.split()[0]}]
-    rows += [{"name": name, "version": metadata.version(name)} for name in _PACKAGES if find_spec(name)]
+    yield {"name": "python", "version": sys.version.split()[0]}
+    yield from ({"name": name, "version": metadata.version(name)} for name in _PACKAGES if find_spec(name))
     heads, tokens = (2, 64) if machine.tiny else (40, 4096)
     q = torch.randn(1, heads, tokens, 128, device=machine.device, dtype=machine.dtype)
     chosen = longest_kernels(lambda: F.scaled_dot_product_attention(q, q, q), machine.device, most=1)
-    rows.append({"name": "torch chooses", "kernel": chosen[0].name if chosen else "unknown"})
-    rows.append({"name": "S2V_ATTENTION=auto", "kernel": kernel_name("auto", machine.device)})
+    yield {"name": "torch chooses", "kernel": chosen[0].name if chosen else "unknown"}
+    yield {"name": "S2V_ATTENTION=auto", "kernel": kernel_name("auto", machine.device)}
     if machine.device.type == "cuda":
         properties = torch.cuda.get_device_properties(machine.device)
-        rows.append({
+        yield {
             "name": properties.name,
             "capability": f"{properties.major}.{properties.minor}",
             "memory_gib": properties.total_memory / 2**30,
             "cuda": torch.version.cuda,
             "cudnn": torch.backends.cudnn.version(),
-        })
-    return rows
+        }
 
 
 def goldens(machine: Machine, _clock: Clock) -> Rows:
     """Compare with the recorded tensors: in float32 without TF32 at the gates of a CPU, and in bfloat16."""
-    rows: Rows = []
     for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
         with _without_tf32():
             cases = runner.run(
@@ -55,35 +55,37 @@ def goldens(machine: Machine, _clock: Clock) -> Rows:
         wrong = [case for case in cases if not case.ok]
         worst = max(cases, key=lambda case: case.max_abs_diff / case.gate if case.gate else case.max_abs_diff)
         row = {"name": name, "ok": not wrong, "cases": len(cases), "worst": worst.name, "diff": worst.max_abs_diff}
-        rows.append(row | ({"failed": [f"{case.name} {case.max_abs_diff:.2e}" for case in wrong]} if wrong else {}))
-    return rows
+        yield row | ({"failed": [f"{case.name} {case.max_abs_diff:.2e}" for case in wrong]} if wrong else {})
 
 
 def repeatable(machine: Machine, _clock: Clock) -> Rows:
     """Render a clip of the tiny snapshot in processes of their own: the bytes must be the same.
 
-    Twice; stopped in its middle and continued by another process; compiled, twice.
+    Twice; stopped in its middle and continued by another process; compiled, twice. Independent processes run at once.
     """
-    snapshot = machine.work_dir / "tiny"
-    write_tiny_snapshot(snapshot, seed=0)
+    write_tiny_snapshot(machine.work_dir / "tiny", seed=0)
     state = machine.work_dir / "state.safetensors"
     state.unlink(missing_ok=True)
-    first, second = _digest(machine), _digest(machine)
-    _digest(machine, "--stop-at", "3", "--state", str(state))
-    resumed = _digest(machine, "--state", str(state))
-    compiled = [_digest(machine, "--compile") for _ in range(2)]
-    return [
-        {"name": "two processes", "ok": first == second, "sha256": first},
-        {"name": "stopped and continued", "ok": resumed == first, "sha256": resumed},
-        {"name": "compiled, two processes", "ok": compiled[0] == compiled[1], "sha256": compiled[0]},
-    ]
+    runs = ((), (), ("--stop-at", "3", "--state", str(state)), ("--compile",), ("--compile",))
+    with ThreadPoolExecutor(min(len(runs), os.cpu_count() or 1)) as processes:
+        digests = processes.map(partial(_digest, machine), range(len(runs)), runs)
+        first, second, _, compiled, compiled_again = digests
+    yield {"name": "two processes", "ok": first == second, "sha256": first}
+    resumed = _digest(machine, len(runs), ("--state", str(state)))
+    yield {"name": "stopped and continued", "ok": resumed == first, "sha256": resumed}
+    yield {"name": "compiled, two processes", "ok": compiled == compiled_again, "sha256": compiled}
 
 
-def _digest(machine: Machine, *options: str) -> str:
-    """Return the SHA-256 of the frames that a new process renders; empty if it is stopped."""
+def _digest(machine: Machine, number: int, options: tuple[str, ...]) -> str:
+    """Return the SHA-256 of the frames that a new process renders, without those that a stopped one lacks.
+
+    Each process, by its number, has its own folder of compiled kernels, so that it compiles itself.
+    """
     command = [sys.executable, "-m", "tests.gpu.render_tiny", str(machine.work_dir / "tiny"), machine.device.type]
-    # At toy size the compiler is disabled to save time; the option still passes through the engine.
-    environment = os.environ | ({"TORCH_COMPILE_DISABLE": "1"} if machine.tiny else {})
+    environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(machine.work_dir / f"compiled-{number}")}
+    if machine.tiny:
+        # The compiler is disabled to save time; the option still passes through the engine.
+        environment["TORCH_COMPILE_DISABLE"] = "1"
     done = subprocess.run(
         [*command, *options], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
     )

@@ -1,7 +1,8 @@
 """The machine of a check, its time budget, and the work as the plan counts it."""
 
+import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from s2v_tasks.schemas.model_card import ModelCard
 REPOSITORY = Path(__file__).parents[2]
 CONFIG = REPOSITORY / "config"
 
-Rows = list[dict[str, Any]]
+Row = dict[str, Any]
+Rows = Iterator[Row]
 
 
 @dataclass(frozen=True)
@@ -47,12 +49,17 @@ class Machine:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
+    def release(self) -> None:
+        """Free the memory of networks that are no longer used: they hold references to themselves."""
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
     def timed(self, compute: Callable[[], object], *, repeats: int = 1) -> tuple[float, float]:
-        """Return seconds and peak GiB of `compute`, which runs once before to warm up.
+        """Return seconds and peak GiB of `compute`, which ran before to warm up.
 
         The peak is of memory that torch allocates on the GPU, with what was there before; 0 on a CPU.
         """
-        compute()
         self.synchronize()
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -71,6 +78,10 @@ class Clock:
 
     budget_seconds: float
     started: float = field(default_factory=time.monotonic)
+
+    def keeping(self, seconds: float) -> "Clock":
+        """Return the clock of a section that leaves `seconds` to the sections after it."""
+        return Clock(self.budget_seconds - seconds, self.started)
 
     @property
     def left_seconds(self) -> float:

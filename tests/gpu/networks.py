@@ -1,6 +1,7 @@
 """Sections that measure the networks around the transformer: the VAE, and the loading of weights."""
 
 import shutil
+import tempfile
 from functools import partial
 from typing import Any
 
@@ -19,7 +20,6 @@ _VARIANT_SECONDS = 15.0
 
 def vae(machine: Machine, clock: Clock) -> Rows:
     """Time decoding and encoding as rendered, in another memory format, and in bfloat16; errors are to the first."""
-    rows: Rows = []
     formats: dict[str, dict[str, Any]] = {
         "as rendered": {},
         "channels_last_3d": {"channels_last": True},
@@ -31,19 +31,21 @@ def vae(machine: Machine, clock: Clock) -> Rows:
         exact: dict[str, torch.Tensor] = {}
         for name, changes in formats.items():
             if clock.left_seconds < _VARIANT_SECONDS and not machine.tiny:
-                return [*rows, {"name": f"{width}x{height} {name}", "left_out": True}]
+                yield {"name": f"{width}x{height} {name}", "left_out": True}
+                return
             codec = random_vae(8 if machine.tiny else 96, machine.device, **changes)
             for what, compute in (
                 ("decode", partial(codec.decode, latents)),
                 ("encode", partial(codec.encode, frames)),
             ):
-                result = compute()
+                result = compute()  # also warms up
                 expected = exact.setdefault(what, result)
                 seconds, peak = machine.timed(compute)
                 error = ((result - expected).norm() / expected.norm()).item()
                 row = {"name": f"{what} {width}x{height}", "how": name, "seconds": seconds, "relative_error": error}
-                rows.append(row | ({"peak_gib": peak} if peak else {}))
-    return rows
+                yield row | ({"peak_gib": peak} if peak else {})
+            del codec, compute, result
+            machine.release()
 
 
 def _inputs(machine: Machine, width: int, height: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -57,14 +59,11 @@ def _inputs(machine: Machine, width: int, height: int) -> tuple[torch.Tensor, to
 
 def loading(machine: Machine, _clock: Clock) -> Rows:
     """Load a checkpoint of random weights from the page cache."""
-    size_bytes = 16e6 if machine.tiny else min(_CHECKPOINT_BYTES, shutil.disk_usage(machine.work_dir).free * 0.6)
-    results = bench_load(size_bytes, 1, machine.device.type, with_naive=False)
-    return [
-        {
+    size_bytes = 16e6 if machine.tiny else min(_CHECKPOINT_BYTES, shutil.disk_usage(tempfile.gettempdir()).free * 0.6)
+    for result in bench_load(size_bytes, 1, machine.device.type, with_naive=False):
+        yield {
             "name": f"{size_bytes / 1e9:.3g} GB {result.name}",
             "seconds": result.seconds,
             "gb_per_second": result.bytes_per_second / 1e9,
             "host_memory_ratio": result.host_memory_ratio,
         }
-        for result in results
-    ]

@@ -1,5 +1,6 @@
 """Sections that measure the transformer: attention alone, whole steps, their kernels, and options."""
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -31,19 +32,30 @@ _TINY_CONFIG = S2VConfig(
     dim=64, ffn_dim=96, num_heads=2, num_layers=3, freq_dim=16, text_dim=12, text_len=16, audio_dim=6,
     audio_inject_layers=(0, 2),
 )  # fmt: skip
-# Variants run with a quarter of the layers: a step's seconds grow with them.
-_VARIANT_LAYERS = 10
+# Variants run with a part of the 40 layers, at each size: a step's seconds grow with them.
+_VARIANT_LAYERS = (10, 5)
 _CACHE_STEPS, _CACHE_THRESHOLD = 6, 0.05
 _ONE_BRANCH = "without guidance"
+_CACHE = f"first-block cache {_CACHE_THRESHOLD}"
+_VARIANTS: dict[str, dict[str, Any]] = {
+    "default": {},
+    _ONE_BRANCH: {"guided": False},
+    "offload": {"offload": True},
+    "fp8": {"weights_dtype": "fp8"},
+    _CACHE: {},
+    "compile": {"compiled": True},
+    "fp8-dynamic, compile": {"weights_dtype": "fp8-dynamic", "compiled": True},
+    "flash": {"attention": "flash"},
+    "cudnn": {"attention": "cudnn"},
+}
 # Solver steps of a clip: with the preset `high`, guided; with `preview`, without guidance.
 _FULL_CLIP_STEPS, _PREVIEW_STEPS = 40, 4
-# The least seconds for one more variant, and for a step with all layers.
-_VARIANT_SECONDS, _FULL_SECONDS = 15.0, 40.0
+# The least seconds for one more variant, for one that compiles, and for a step with all layers.
+_VARIANT_SECONDS, _COMPILE_SECONDS, _FULL_SECONDS = 15.0, 60.0, 40.0
 
 
 def attention(machine: Machine, _clock: Clock) -> Rows:
     """Time each available kernel: self attention at the tokens of both sizes, text, and audio injection."""
-    rows: Rows = []
     heads, width = (2, 32) if machine.tiny else (40, 128)
     for tokens in (48, 96) if machine.tiny else TOKENS:
         frames = 20
@@ -58,13 +70,13 @@ def attention(machine: Machine, _clock: Clock) -> Rows:
                 for count in (queries, keys, keys)
             )
             for name in ATTENTION_KERNELS:
-                rows.append({"name": f"{what} {tokens}", "kernel": name} | _attention(machine, name, (q, k, v)))
-    return rows
+                yield {"name": f"{what} {tokens}", "kernel": name} | _attention(machine, name, (q, k, v))
 
 
 def _attention(machine: Machine, name: str, qkv: tuple[Tensor, Tensor, Tensor]) -> dict[str, Any]:
     try:
         attend = attention_kernel(name, machine.device)
+        attend(*qkv)
         seconds, _ = machine.timed(partial(attend, *qkv), repeats=2)
     except (ConfigurationError, RuntimeError) as error:
         return {"not_here": str(error).splitlines()[0][:100]}
@@ -75,72 +87,69 @@ def _attention(machine: Machine, name: str, qkv: tuple[Tensor, Tensor, Tensor]) 
 
 def full_step(machine: Machine, clock: Clock) -> Rows:
     """Time a guided step with all layers, eager, at both sizes: seconds, MFU, peak memory."""
-    rows: Rows = []
     for size in _sizes(machine):
         if clock.left_seconds < _FULL_SECONDS and not machine.tiny:
-            rows.append({"name": _named(size), "left_out": True})
-            continue
-        rows.append({"name": _named(size)} | _step(machine, size, _config(machine, all_layers=True)))
-    return rows
+            yield {"name": _named(size), "left_out": True}
+            return
+        yield {"name": _named(size)} | _step(machine, size, _config(machine, size=None))
 
 
 def profile_of_step(machine: Machine, _clock: Clock) -> Rows:
-    """List the slowest kernels of a step, with a quarter of the layers at the smaller size."""
-    bench = _bench(_sizes(machine)[0], _config(machine))
+    """List the slowest kernels of a step, with some of the layers at the smaller size."""
+    size = _sizes(machine)[0]
+    bench = _bench(size, _config(machine, size))
     with torch.inference_mode():
         transformer, _ = bench_transformer(bench, machine.device, machine.dtype)
         step = prepared_step(transformer, draw_inputs(bench, machine.device, machine.dtype), bench)
         step()
         kernels = longest_kernels(step, machine.device)
-    return [
-        {"name": kernel.name[:90], "ms": kernel.seconds * 1e3, "calls": kernel.calls, "share": kernel.share}
-        for kernel in kernels
-    ]
+    for kernel in kernels:
+        yield {"name": kernel.name[:90], "ms": kernel.seconds * 1e3, "calls": kernel.calls, "share": kernel.share}
 
 
 def variants(machine: Machine, clock: Clock) -> Rows:
-    """Time the options at both sizes with a quarter of the layers; `ratio` compares with the default of that size."""
-    rows: Rows = []
-    options: dict[str, dict[str, Any]] = {
-        "default": {},
-        "flash": {"attention": "flash"},
-        "cudnn": {"attention": "cudnn"},
-        _ONE_BRANCH: {"guided": False},
-        "offload": {"offload": True},
-        "compile": {"compiled": not machine.tiny},
-        "fp8": {"weights_dtype": "fp8"},
-        "fp8-dynamic, compile": {"weights_dtype": "fp8-dynamic", "compiled": not machine.tiny},
+    """Time the options at both sizes with some of the layers; `ratio` compares with the default of that size.
+
+    The options that compile come last: each needs a minute or more.
+    """
+    eager: dict[tuple[int, int, int], float] = {}
+    for name, fields in _VARIANTS.items():
+        for size in _sizes(machine):
+            needed = _COMPILE_SECONDS if fields.get("compiled") else _VARIANT_SECONDS
+            if clock.left_seconds < needed and not machine.tiny:
+                yield {"name": f"{_named(size)} {name}", "left_out": True}
+                continue
+            row = _tried(partial(_variant, machine, size, name))
+            if "seconds" in row:
+                row["ratio"] = eager.setdefault(size, row["seconds"]) / row["seconds"]
+            yield {"name": f"{_named(size)} {name}"} | row
+            if name == _ONE_BRANCH and "ratio" in row:
+                preview = _FULL_CLIP_STEPS / _PREVIEW_STEPS * row["ratio"]
+                yield {"name": f"{_named(size)} solver steps of a preview", "ratio": preview}
+
+
+def _variant(machine: Machine, size: tuple[int, int, int], name: str) -> dict[str, Any]:
+    started = time.perf_counter()
+    config = _config(machine, size)
+    row = _cache(machine, size, config) if name == _CACHE else _step(machine, size, config, **_VARIANTS[name])
+    return row | {"with_setup_seconds": time.perf_counter() - started}
+
+
+def _cache(machine: Machine, size: tuple[int, int, int], config: S2VConfig) -> dict[str, Any]:
+    """Return the gain of the first-block cache over the same steps without it."""
+    machine.release()
+    full, cached = bench_cache(_bench(size, config), _CACHE_STEPS, [_CACHE_THRESHOLD], machine.device)
+    return {
+        "ratio": full.seconds / cached.seconds,
+        "left_out_forwards": cached.skipped_share,
+        "relative_error": cached.relative_error,
     }
-    for size in _sizes(machine):
-        eager: float | None = None
-        for name, fields in options.items():
-            if clock.left_seconds < _VARIANT_SECONDS and not machine.tiny:
-                return [*rows, {"name": f"{_named(size)} {name}", "left_out": True}]
-            row = _tried(partial(_step, machine, size, _config(machine), **fields))
-            eager = eager or row.get("seconds")
-            ratio = {"ratio": eager / row["seconds"]} if eager and "seconds" in row else {}
-            rows.append({"name": f"{_named(size)} {name}"} | row | ratio)
-            if name == _ONE_BRANCH and ratio:
-                preview = _FULL_CLIP_STEPS / _PREVIEW_STEPS * ratio["ratio"]
-                rows.append({"name": f"{_named(size)} solver steps of a preview", "ratio": preview})
-        rows += _cache(machine, size)
-    return rows
-
-
-def _cache(machine: Machine, size: tuple[int, int, int]) -> Rows:
-    bench = _bench(size, _config(machine))
-    full, cached = bench_cache(bench, _CACHE_STEPS, [_CACHE_THRESHOLD], machine.device)
-    return [
-        {
-            "name": f"{_named(size)} first-block cache {_CACHE_THRESHOLD}",
-            "ratio": full.seconds / cached.seconds,
-            "left_out_forwards": cached.skipped_share,
-            "relative_error": cached.relative_error,
-        }
-    ]
 
 
 def _step(machine: Machine, size: tuple[int, int, int], config: S2VConfig, **fields: Any) -> dict[str, Any]:
+    machine.release()
+    if machine.tiny:
+        fields.pop("compiled", None)  # the compiler takes minutes on a CPU
     report = bench_step(replace(_bench(size, config), **fields), Worker(0, 1, machine.device))
     seconds = report.rows[0].seconds_per_step
     flops, tokens = step_flops(config, *size)
@@ -169,13 +178,16 @@ def _bench(size: tuple[int, int, int], config: S2VConfig) -> StepBench:
     return StepBench(config, (num_frames // 4, height // 8, width // 8), repeats=1, with_reference=False)
 
 
-def _config(machine: Machine, *, all_layers: bool = False) -> S2VConfig:
+def _config(machine: Machine, size: tuple[int, int, int] | None) -> S2VConfig:
+    """Return the dimensions of the 14B model with the layers of a variant at `size`; None: with all layers."""
     if machine.tiny:
         return _TINY_CONFIG
-    if all_layers:
+    if size is None:
         return S2VConfig()
-    injected = tuple(layer for layer in S2VConfig.audio_inject_layers if layer < _VARIANT_LAYERS)
-    return S2VConfig(num_layers=_VARIANT_LAYERS, audio_inject_layers=injected)
+    layers = _VARIANT_LAYERS[SIZES.index(size)]
+    return S2VConfig(
+        num_layers=layers, audio_inject_layers=tuple(n for n in S2VConfig.audio_inject_layers if n < layers)
+    )
 
 
 def _sizes(machine: Machine) -> tuple[tuple[int, int, int], ...]:

@@ -8,7 +8,7 @@ import pytest
 
 from tests.gpu import check
 from tests.gpu.check import SECTIONS, Section, failures, main
-from tests.gpu.machine import Clock, Machine, Rows
+from tests.gpu.machine import Clock, Machine, Row, Rows
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,14 +33,15 @@ def test_every_section_runs_at_toy_size(tmp_path: Path, capsys: pytest.CaptureFi
     assert "All checks passed." in capsys.readouterr().out
 
 
-def sections(*names_and_rows: tuple[str, float, Rows | Exception]) -> tuple[Section, ...]:
-    """Return sections that give these rows, or raise."""
+def sections(*names_and_rows: tuple[str, float, list[Row | Exception]]) -> tuple[Section, ...]:
+    """Return sections that give these rows, and raise where an exception stands among them."""
 
-    def run_of(result: Rows | Exception) -> Any:
+    def run_of(results: list[Row | Exception]) -> Any:
         def run(_machine: Machine, _clock: Clock) -> Rows:
-            if isinstance(result, Exception):
-                raise result
-            return result
+            for result in results:
+                if isinstance(result, Exception):
+                    raise result
+                yield result
 
         return run
 
@@ -50,13 +51,16 @@ def sections(*names_and_rows: tuple[str, float, Rows | Exception]) -> tuple[Sect
 def test_a_wrong_result_and_an_error_fail_the_check_and_cost_no_other_section(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The exit code is 1, the other sections run, and the last line names the failed checks."""
+    """The exit code is 1, the other sections run, and the last line names the failed checks.
+
+    A section that ends with an error keeps its measurements.
+    """
     monkeypatch.setattr(
         check,
         "SECTIONS",
         sections(
             ("goldens", 0, [{"name": "float32", "ok": False}, {"name": "bfloat16", "ok": True}]),
-            ("attention", 0, RuntimeError("no memory")),
+            ("attention", 0, [{"name": "flash", "ms": 2.5}, RuntimeError("no memory")]),
             ("step", 0, [{"name": "832", "seconds": 1.5}]),
             ("vae", 1000, [{"name": "decode"}]),
         ),
@@ -65,10 +69,49 @@ def test_a_wrong_result_and_an_error_fail_the_check_and_cost_no_other_section(
     code = main(["--tiny", "--budget", "440", "--work-dir", str(tmp_path / "work"), "--report", str(report_path)])
     assert code == 1
     found = json.loads(report_path.read_text())["sections"]
+    assert found["attention"]["rows"] == [{"name": "flash", "ms": 2.5}]
     assert found["step"]["rows"] == [{"name": "832", "seconds": 1.5}]
     assert found["vae"] == {"rows": [], "left_out": True}
     last = capsys.readouterr().out.strip().splitlines()[-1]
     assert last == "2 checks FAILED: goldens: float32; attention: RuntimeError: no memory"
+
+
+def test_a_run_that_is_stopped_keeps_each_measurement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row is in the report before the next one is measured."""
+    report_path = tmp_path / "report.json"
+    kept: list[Any] = []
+
+    def measure(_machine: Machine, _clock: Clock) -> Rows:
+        yield {"name": "default", "seconds": 1.5}
+        kept.append(json.loads(report_path.read_text())["sections"]["variants"]["rows"])
+        yield {"name": "compile", "seconds": 1.25}
+
+    monkeypatch.setattr(check, "SECTIONS", (Section("variants", 0, measure),))
+    main(["--tiny", "--work-dir", str(tmp_path / "work"), "--report", str(report_path)])
+    assert kept == [[{"name": "default", "seconds": 1.5}]]
+
+
+def test_a_section_leaves_the_least_seconds_of_the_later_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock of a section ends before the budget, by what the sections after it need."""
+    left: list[float] = []
+
+    def measure(_machine: Machine, clock: Clock) -> Rows:
+        left.append(clock.left_seconds)
+        yield {"name": "measured"}
+
+    monkeypatch.setattr(
+        check, "SECTIONS", (Section("step", 0, measure), Section("loading", 150, measure), Section("vae", 250, measure))
+    )
+    main([
+        "--tiny",
+        "--budget",
+        "1000",
+        "--work-dir",
+        str(tmp_path / "work"),
+        "--report",
+        str(tmp_path / "report.json"),
+    ])
+    assert left == pytest.approx([600, 750, 1000], abs=60)
 
 
 def test_the_manual_names_every_section() -> None:

@@ -28,7 +28,7 @@ EXCHANGE_BYTES = 18
 CACHED_BRANCH_BYTES, CACHED_FORWARD_BYTES = 8, 4
 # Feed-forward and text attention pass this many tokens at a time: the input (2 D) and the hidden layer before and
 # behind its activation (4 F).
-CHUNK_TOKENS = 8192
+CHUNK_TOKENS = 32768
 # Bytes per squared width that a GPU needs beyond the counted tensors (workspaces of libraries, weights cast to fp32).
 # Measured with the released model in bf16 as 3.0 to 3.1 GB at 832x448x80, 1024x704x80, 1024x704x112 and 1280x704x80.
 RESERVE_BYTES_PER_SQUARED_WIDTH = 117

@@ -88,7 +88,7 @@ def test_float8_weights_fit_24_gb_without_guidance(model_14b: ModelCard) -> None
     """832x448x80 with a bf16 VAE fits an RTX 4090 with one branch, and not with two."""
     usable, setup = load_gpu_card(CONFIG, "rtx4090").memory_gib, RenderSetup(float8_weights=True, bfloat16_vae=True)
     alone, guided = (gib(model_14b, shape(832, 448), setup, guided=guided) for guided in (False, True))
-    assert alone < usable < guided < usable + 0.2
+    assert alone < usable < guided < usable + 1
 
 
 def test_a_vae_in_bfloat16_needs_half_where_decoding_is_the_peak(model_14b: ModelCard) -> None:

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import weakref
 from pathlib import Path
 
 import pytest
@@ -104,3 +105,18 @@ def test_the_decoder_passes_few_frames_at_a_time_through_its_widest_levels() -> 
         for _ in Vae(model.requires_grad_(requires_grad=False), "meta").decode_pieces(latents, 80):
             pass
     assert live.peak_bytes / (4 * 96 * 704 * 1024 * 4) < 11
+
+
+@pytest.mark.parametrize("options", [EngineOptions(), EngineOptions(offload="blocks"), EngineOptions(step_cache=0.05)])
+def test_a_dropped_pipeline_frees_its_weights_at_once(tiny_snapshot_path: Path, options: EngineOptions) -> None:
+    """The networks hold no references to themselves, which would keep them on the GPU until a garbage collection."""
+    snapshot = Snapshot.open(tiny_snapshot_path)
+    pipeline, _ = load_pipeline(Worker(0, 1, torch.device("cpu")), snapshot, "auto", options, guided=True)
+    networks = [weakref.ref(pipeline.transformer), weakref.ref(pipeline.vae)]
+    gc.collect()
+    gc.disable()
+    try:
+        del pipeline
+        assert [network() for network in networks] == [None, None]
+    finally:
+        gc.enable()

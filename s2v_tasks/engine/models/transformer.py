@@ -57,7 +57,7 @@ class S2VTransformer(nn.Module):
         self.head = Head(config)
         self.layer_hooks: list[LayerHook] = []
         # Provides a block while it computes; `acceleration.offload` copies its weights to the device.
-        self.lend_block: LendBlock = self._own_block
+        self.lend_block: LendBlock = partial(_own_block, self.blocks)
 
     def choose_kernels(self, attend: Attend = sdpa, *, compiled: bool = False) -> None:
         """Run self attention on a kernel of `models.attention`; with `compiled`, compile the blocks.
@@ -140,9 +140,6 @@ class S2VTransformer(nn.Module):
             with self.lend_block(layer) as block:
                 texts.append(block.cross_attn.keys_values(context_BSD)._replace(bias_S=bias_S))
         return tuple(texts)
-
-    def _own_block(self, layer: int) -> AbstractContextManager[Any]:
-        return nullcontext(self.blocks[layer])
 
     def prepare_audio(self, features_FKC: Tensor) -> tuple[AudioConditioning, ...]:
         """Return the audio conditioning of each injection for the features `[num_frames, 25, audio_dim]` of a clip."""
@@ -243,6 +240,11 @@ class S2VTransformer(nn.Module):
         """Return the embedding of a timestep `[1, D]` and its modulation `[1, 6, D]`, fp32."""
         e_1D = self.time_embedding(timestep_sinusoid(timestep_1, self.config.freq_dim).float())
         return e_1D, self.time_projection(e_1D).unflatten(1, (6, -1))
+
+
+def _own_block(blocks: nn.ModuleList, layer: int) -> AbstractContextManager[Any]:
+    # No method of the transformer: a reference to itself would keep its weights on the GPU when it is dropped.
+    return nullcontext(blocks[layer])
 
 
 def _unpatchify(patches_BNP: Tensor, latent_shape: tuple[int, int, int]) -> Tensor:

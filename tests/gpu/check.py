@@ -38,8 +38,7 @@ class Section:
     run: Callable[[Machine, Clock], Rows]
 
 
-# The first four took 2, 4, 3 and 46 seconds on an H200. A section that measures long leaves the seconds of the later
-# ones.
+# The first five took 1, 3, 3, 45 and 4 seconds on an H200; the seconds of the others are estimates.
 SECTIONS = (
     Section("versions", 0, correctness.versions),
     Section("goldens", 10, correctness.goldens),

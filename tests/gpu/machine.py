@@ -50,7 +50,7 @@ class Machine:
             torch.cuda.synchronize(self.device)
 
     def release(self) -> None:
-        """Free the memory of networks that are no longer used: they hold references to themselves."""
+        """Free the memory of networks that are no longer used, so that a peak counts only what is measured."""
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

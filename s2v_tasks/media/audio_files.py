@@ -240,6 +240,6 @@ def _other_file(data: mmap, format_name: str) -> str | None:
 def _ogg_problem(data: mmap, part: slice) -> str | None:
     """Return a message if the last page of this file is not whole."""
     page = data.rfind(b"OggS", part.start, part.stop)
-    if page < 0 or (page + 27 <= part.stop and ogg_page_end(data, page) <= part.stop):
+    if page + 27 <= part.stop and ogg_page_end(data, page) <= part.stop:
         return None
     return "its last Ogg page is not whole" if part.stop == len(data) else f"its Ogg page at byte {page} is not whole"

@@ -35,7 +35,6 @@ _H264 = {
     "flags:v": "+bitexact",
 }
 _X264_BUILD = re.compile(rb"x264 - core \d+(?: r\d+)?")
-_COLOUR = {"colorspace": "bt709", "color_primaries": "bt709", "color_trc": "bt709", "color_range": "tv"}
 
 
 def encode_clip(frames: Frames | Iterable[Frames], path: Path, fps: int = 16, *, key_frame: int = 0) -> int:
@@ -128,7 +127,6 @@ def h264_output(yuv: Any, path: Path, fps: int, *, key_frame: int = 0) -> Any:
         g=2 * fps,
         r=fps,
         **forced,
-        **_COLOUR,
         **_H264,
         **mp4_options(),
     )

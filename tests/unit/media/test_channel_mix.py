@@ -1,12 +1,21 @@
 """Check the choice of the channels of speech."""
 
+import re
+import subprocess
+
 import numpy as np
 import numpy.typing as npt
 import pytest
 
 from s2v_tasks.media.channel_mix import Mix, Survey, choose_mix, movement_db, survey
+from s2v_tasks.media.ffmpeg import tool_path
 
 RATE = 8000
+# The shares of the channels in left and right by ITU-R BS.775.
+SHARES = {"FL": (1, 0), "FR": (0, 1), "FC": (0.70711, 0.70711), "LFE": (0, 0), "BC": (0.5, 0.5)} | dict.fromkeys(
+    ("BL", "SL"), (0.70711, 0)
+)
+SHARES |= dict.fromkeys(("BR", "SR"), (0, 0.70711))
 Signal = npt.NDArray[np.float32]
 
 
@@ -162,6 +171,26 @@ def test_known_layouts_are_mixed_to_stereo(
     played = mix.apply(np.stack(channels, axis=1))
     assert mix.name == f"stereo of {'5.1' if layout == 'unknown' else layout}"
     np.testing.assert_allclose(played, voice[:, None] * np.array(left_right), atol=1e-4)
+
+
+def test_surround_of_every_layout_is_mixed_by_the_usual_shares(voice: Signal) -> None:
+    """Each layout of ffmpeg with the channels of ITU-R BS.775 is mixed to stereo, in the order that ffmpeg lists."""
+    listed = subprocess.run(
+        [tool_path("ffmpeg"), "-v", "quiet", "-layouts"], capture_output=True, text=True, check=True
+    )
+    layouts = {
+        name: order.split("+") for name, order in re.findall(r"^(\S+) +(F[LC]\S*)$", listed.stdout, re.MULTILINE)
+    }
+    summed = ("hexagonal", "octagonal")
+    usual = [name for name, order in layouts.items() if len(order) > 2 and SHARES.keys() >= set(order)]
+    assert len(usual) == 19
+    for layout in usual:
+        if layout not in summed:
+            order = layouts[layout]
+            mix = _mix(*[voice * np.float32(0.1)] * len(order), layout=layout)
+            assert mix.name == f"stereo of {layout}"
+            assert mix.matrix is not None
+            np.testing.assert_allclose(mix.matrix, np.transpose([SHARES[name] for name in order]), atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -157,9 +157,9 @@ def test_a_joined_file_that_is_shorter_than_its_header_is_refused(
 
 
 def test_a_recording_is_filled_with_silence_from_a_tenth_of_a_second_on(tmp_path: Path, parts: Parts) -> None:
-    """Half a second that states 600 ms is left as it is; one that states 601 ms is as long as it states."""
+    """Half a second that states 400 or 600 ms is left as it is; one that states 601 ms is as long as it states."""
     _, half = parts("matroska", (48000, 1))
-    for milliseconds, num_samples in ((600.0, 24000), (601.0, 28848)):
+    for milliseconds, num_samples in ((400.0, 24000), (600.0, 24000), (601.0, 28848)):
         (tmp_path / "a.mka").write_bytes(_stating(half, milliseconds))
         info = normalise_speech(tmp_path / "a.mka", tmp_path / "16k.wav", max_duration_seconds=9)
         assert info.num_samples == num_samples

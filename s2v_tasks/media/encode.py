@@ -114,9 +114,8 @@ def to_yuv(rgb: Any) -> Any:
 
 def to_rgb(yuv: Any, *, width: int, height: int) -> Any:
     """Convert to RGB, the inverse of `to_yuv`, scaled to `width` x `height`."""
-    return yuv.filter(
-        "scale", width, height, in_color_matrix="bt709", in_range="tv", out_range="pc", flags=_SWSCALE
-    ).filter("format", "rgb24")
+    rgb = yuv.filter("scale", width, height, in_color_matrix="bt709", in_range="tv", flags=_SWSCALE)
+    return rgb.filter("format", "rgb24")
 
 
 def h264_output(yuv: Any, path: Path, fps: int, *, key_frame: int = 0) -> Any:

@@ -116,7 +116,8 @@ def open_speech(source: Path, scratch: Path, *, max_duration_seconds: float) -> 
         found = _probe_speech(copy, audio_formats(copy) or format_name)
         track, surveyed, reason = _choose_track(copy, found)
         stream = found.audio_streams[track]
-        _refuse_longer(source.name, stream.duration or Fraction(0), max_duration_seconds)
+        if found.container.format_name not in _LENGTH_UNKNOWN_IN:
+            _refuse_longer(source.name, stream.duration or Fraction(0), max_duration_seconds)
         timeline = read_timeline(copy, track, stream, found.container.format_name, max_seconds=max_duration_seconds + 1)
         yield SpeechSource(
             name=source.name,
@@ -165,7 +166,7 @@ def _probe_speech(source: Path, formats: str) -> Probe:
         others = ", ".join(sorted({s.codec_type for s in found.streams}))
         only = f"only {others}" if others else "and no other track"
         raise PermanentError(f"The speech {source.name} has no audio, {only}: upload a {ACCEPTED} file.")
-    if found.audio.sample_rate <= 0 or found.audio.channels <= 0:
+    if found.audio.sample_rate * found.audio.channels == 0:
         raise PermanentError(
             f"The speech {source.name} states {found.audio.channels} channels of {found.audio.sample_rate} Hz: "
             f"expected at least 1 channel and 1 Hz; upload a {ACCEPTED} file."

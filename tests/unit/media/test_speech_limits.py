@@ -11,6 +11,7 @@ import pytest
 
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.media import ffmpeg
+from s2v_tasks.media.probe import probe
 from s2v_tasks.media.speech import normalise_speech
 
 RATE = 8000
@@ -68,3 +69,43 @@ def test_a_speech_may_be_as_long_as_the_limit(
     assert normalise_speech(source, tmp_path / "16k.wav", max_duration_seconds=1).num_samples == RATE
     with pytest.raises(PermanentError, match=rf"lasts 1\.0 s, at most {limit:g} s are allowed"):
         normalise_speech(source, tmp_path / "16k.wav", max_duration_seconds=limit)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("a.aac", {"acodec": "aac"}), ("a.mp3", {"acodec": "libmp3lame", "q:a": 4, "write_xing": 0})],
+)
+@pytest.mark.parametrize("is_silent_first", [True, False])
+def test_an_estimated_length_is_ignored(
+    is_silent_first: bool,
+    name: str,
+    options: dict[str, Any],
+    tmp_path: Path,
+    noise: Callable[..., Samples],
+    write_wav: Callable[..., Path],
+    convert: Callable[..., Path],
+) -> None:
+    """Speech of a varying bit rate, from which ffmpeg estimates a wrong length, is as long as its frames."""
+    samples = noise(8 * 16000)
+    samples[slice(0, 6 * 16000) if is_silent_first else slice(2 * 16000, None)] = 0
+    source = convert(write_wav(tmp_path / "source.wav", samples, 16000), tmp_path / name, **options)
+    estimate = probe(source, doing="reading", error=PermanentError, formats="aac,mp3").container.duration
+    assert estimate is not None
+    assert abs(estimate - 8) > 4
+    info = normalise_speech(source, tmp_path / "16k.wav", max_duration_seconds=9)
+    assert 8 <= info.duration_seconds < 8.2
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.aiff", "a.caf"])
+def test_a_file_without_samples_is_refused(
+    name: str,
+    tmp_path: Path,
+    write_wav: Callable[..., Path],
+    convert: Callable[..., Path],
+    refusal: Callable[..., str],
+) -> None:
+    """A valid header without audio is named as that."""
+    empty = write_wav(tmp_path / "source.wav", np.empty((0, 1)), RATE)
+    assert "holds no samples" in refusal(
+        convert(empty, tmp_path / name, acodec="pcm_s16be" if name == "a.aiff" else "pcm_s16le")
+    )

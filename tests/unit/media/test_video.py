@@ -253,3 +253,18 @@ def test_uneven_times_are_found(tmp_path: Path, moving: Moving) -> None:
     ffmpeg.run(late, doing="making a clip", error=PermanentError)
     with pytest.raises(TransientError, match=r"Frame 9 of .* expected 0\.562500 s"):
         stitch([tmp_path / "late.mp4"], tmp_path / "silent.mp4", 16)
+
+
+def test_a_video_outside_the_profile_is_found(tmp_path: Path, moving: Moving) -> None:
+    """A video of clips that not every player decodes, of 10 bits, is refused."""
+    (clip,) = _clips(tmp_path, moving, 16)
+    other = ffmpeg.own_input(clip).output(
+        ffmpeg.file_url(tmp_path / "odd.mp4"),
+        vcodec="libx264",
+        bf=0,
+        pix_fmt="yuv420p10le",
+        video_track_timescale=16000,
+    )
+    ffmpeg.run(other, doing="making a clip", error=PermanentError)
+    with pytest.raises(TransientError, match=r"written as .*yuv420p10le"):
+        stitch([tmp_path / "odd.mp4"], tmp_path / "silent.mp4", 16)

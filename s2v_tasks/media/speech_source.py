@@ -118,7 +118,7 @@ def open_speech(source: Path, scratch: Path, *, max_duration_seconds: float) -> 
         stream = found.audio_streams[track]
         if found.container.format_name not in _LENGTH_UNKNOWN_IN:
             _refuse_longer(source.name, stream.duration or Fraction(0), max_duration_seconds)
-        timeline = read_timeline(copy, track, stream, found.container.format_name, max_seconds=max_duration_seconds + 1)
+        timeline = read_timeline(copy, track, stream, found.container.format_name, max_seconds=max_duration_seconds)
         yield SpeechSource(
             name=source.name,
             path=copy,

@@ -121,7 +121,7 @@ class Batches:
 
 def csv_of(rows: list[RowError] | list[RowOutcome]) -> bytes:
     """Return records as CSV with a heading."""
-    text = io.StringIO(newline="")
+    text = io.StringIO()
     writer = csv.writer(text)
     if rows:
         names = [field.name for field in fields(rows[0])]

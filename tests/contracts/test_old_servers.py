@@ -110,6 +110,22 @@ def test_a_server_without_checksums_works_by_one_setting(store: ObjectStore, tmp
     assert list(store.listing("")) == []
 
 
+def test_md5_is_used_where_it_is_forbidden_for_security(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bulk deletion works under FIPS, where MD5 is allowed for checksums only."""
+    allowed = hashlib.md5
+
+    def md5(data: bytes = b"", *, usedforsecurity: bool = True) -> Any:
+        if usedforsecurity:
+            raise ValueError("[digital envelope routines] unsupported")
+        return allowed(data, usedforsecurity=False)
+
+    store.put_bytes("a", b"1", "text/plain")
+    monkeypatch.setattr(hashlib, "md5", md5)
+    store.delete_all(["a"])
+    monkeypatch.undo()
+    assert list(store.listing("")) == []
+
+
 def test_bytes_are_verified_without_checksums_of_the_server(store: ObjectStore, tmp_path: Path) -> None:
     """Bytes that another program has changed are reported as damaged, for any server."""
     artifact = store.put_bytes("a", b"frames", "video/mp4")

@@ -1,6 +1,6 @@
 """Check the limits at which another track is used, and at which a speech is too long."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,8 @@ def _swinging(decibels: float) -> Samples:
 def chosen(tmp_path: Path, write_wav: Callable[..., Path]) -> Chosen:
     """Returns the number of the track, from 1, that is used of a file with these tracks; the first is the default."""
 
-    def run(*tracks: Samples) -> int:
-        files = [write_wav(tmp_path / f"{k}.wav", samples, RATE) for k, samples in enumerate(tracks)]
+    def run(*tracks: Samples, rates: Sequence[int] = (RATE,) * 9) -> int:
+        files = [write_wav(tmp_path / f"{k}.wav", samples, rates[k]) for k, samples in enumerate(tracks)]
         streams = [ffmpeg.uploaded_input(file, "wav")["a:0"] for file in files]
         output = arguments.output(*streams, ffmpeg.file_url(tmp_path / "a.mkv"), acodec="flac")
         ffmpeg.run(output, doing="making a.mkv", error=PermanentError)
@@ -49,6 +49,12 @@ def test_a_track_is_left_for_one_that_varies_three_times_as_much(
 ) -> None:
     """The first track is used unless its level varies by less than a third of another's, which is at least 0.5 dB."""
     assert chosen(_swinging(first_db), _swinging(second_db)) == track
+
+
+@pytest.mark.parametrize(("rate", "track"), [(4000, 2), (3999, 1)])
+def test_a_track_that_is_no_recording_is_not_searched(rate: int, track: int, chosen: Chosen) -> None:
+    """Speech in the second track is used from 4 kHz on."""
+    assert chosen(_swinging(0) * 0, _swinging(9), rates=(RATE, rate)) == track
 
 
 def test_only_eight_tracks_are_searched(chosen: Chosen) -> None:

@@ -135,7 +135,7 @@ def _cheapest(costs: Levels, shortest: int, longest: int) -> list[int]:
         if reachable[0] < frame - longest:
             reachable.popleft()
         previous[frame] = reachable[0]
-        total[frame] = total[reachable[0]] + (costs[frame] if frame < num_frames else 0)
+        total[frame] = total[reachable[0]] + costs[frame]
     cuts = []
     frame = previous[num_frames]
     while frame > 0:

@@ -10,6 +10,7 @@ import pytest
 
 from s2v_tasks.errors import ConfigurationError, PermanentError, TransientError
 from s2v_tasks.schemas.manifest import Artifact
+from s2v_tasks.settings import Settings
 from s2v_tasks.storage.artifacts import ArtifactStore
 from s2v_tasks.storage.locations import AccessPolicy, Location
 from s2v_tasks.storage.s3 import ObjectHead, ObjectMissingError, ObjectStore
@@ -21,6 +22,17 @@ def test_small_objects_round_trip(store: ObjectStore) -> None:
     assert store.get_bytes("jobs/a/plan.json") == b"{}"
     assert artifact.sha256 == hashlib.sha256(b"{}").hexdigest()
     assert store.head("jobs/a/plan.json") == ObjectHead(2, artifact.sha256)
+
+
+def test_a_server_on_this_machine_is_reached_without_a_proxy(
+    s3_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The proxy of the environment is not asked for a server on loopback."""
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    store = ObjectStore.from_settings(s3_settings)
+    store.put_bytes("a", b"1", "text/plain")
+    assert store.get_bytes("a") == b"1"
 
 
 def test_a_full_disk_is_not_reported_as_damage(store: ObjectStore, tmp_path: Path) -> None:

@@ -278,3 +278,12 @@ def test_options_of_the_pod_operator(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (task.poll_interval, task.logging_interval) == (3, 30)
     named: Any = step_task(ENCODE_CONDITIONS, task_id="clip.render")
     assert named.name == "encode-conditions"  # a pod is named after its step, whatever the task is called
+
+
+def test_a_dry_run_prints_the_pod_without_a_cluster(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Airflow's dry run of a task asks no cluster."""
+    monkeypatch.setattr(StepPodOperator, "hook", SimpleNamespace())
+    step_task(RENDER_CLIP, clip=CLIP).dry_run()
+    assert "  namespace: s2v\n" in capsys.readouterr().out

@@ -57,6 +57,12 @@ def test_a_pause_of_a_loud_room_is_found(speech: Any) -> None:
     assert pause == pytest.approx((2.0, 2.6), abs=0.03)
 
 
+def test_a_single_pause_in_twenty_seconds_of_a_loud_room_is_found(speech: Any) -> None:
+    """A pause may be as short as a hundredth of the speech."""
+    (pause,) = found(speech((10.0, -20), (0.3, -30), (10.0, -20)))
+    assert pause == pytest.approx((10.0, 10.3), abs=0.03)
+
+
 def test_digital_silence_has_the_lowest_level() -> None:
     """Each boundary in digital silence has -120 dB, also after the last sample."""
     assert boundary_levels(np.zeros(8_000, np.float32), 12) == pytest.approx(np.full(13, -120.0))

@@ -64,7 +64,7 @@ class DropFolder:
         """Return a digest that changes only when a file is added, removed or rewritten with other bytes."""
         digest = hashlib.sha256()
         for name, file in sorted(self.files.items()):
-            digest.update(repr((name, file.etag, file.size_bytes)).encode("utf-8", "surrogatepass"))
+            digest.update(repr((name, file.etag, file.size_bytes)).encode())
         return digest.hexdigest()[:32]
 
     @property

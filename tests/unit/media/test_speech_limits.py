@@ -115,3 +115,13 @@ def test_a_file_without_samples_is_refused(
     assert "holds no samples" in refusal(
         convert(empty, tmp_path / name, acodec="pcm_s16be" if name == "a.aiff" else "pcm_s16le")
     )
+
+
+@pytest.mark.parametrize("beginning", [b"fLaC", b"OggS"])
+def test_a_file_of_a_beginning_alone_is_not_readable(
+    beginning: bytes, tmp_path: Path, refusal: Callable[..., str]
+) -> None:
+    """A file that is audio by its first bytes only is refused with the formats that are read."""
+    (tmp_path / "a.flac").write_bytes(beginning + bytes(100))
+    expected = "The speech a.flac is not a readable audio file (expected WAV, MP3, FLAC, Ogg/Opus or M4A): reading it"
+    assert refusal(tmp_path / "a.flac").startswith(expected)

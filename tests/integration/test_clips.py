@@ -231,6 +231,8 @@ def test_only_a_clip_with_a_successor_leaves_a_motion_state(store: ObjectStore, 
     assert last.inputs["motion"] == first.outputs["motion"]
     made = first.facts_as(ClipFacts)
     assert (made.device, made.precision, made.world_size) == ("cpu", "float32", 1)
+    assert made.load_seconds is not None
+    assert not made.model_extra
 
 
 def test_the_first_clip_leaves_a_frame_as_the_poster_of_its_job(

@@ -1,6 +1,8 @@
 """Check the order of clips on rank 0, and the takes of a clip until one is kept."""
 
+from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -53,6 +55,7 @@ class Site:
         self.works: list[Work] = []
         self.ended: list[tuple[str, TakeRecord | None]] = []
         self.dropped: list[tuple[Any, ...]] = []
+        self.chain_takes: list[tuple[int, ...]] = []
         self.layout, self.job_id, self.world_size = JobLayout("job-1"), "job-1", 1
         self.artifacts = None
         self.leader = Leader.__new__(Leader)
@@ -170,9 +173,10 @@ class Attempt:
 
     def __exit__(self, *_: object) -> None: ...
 
-    def produce(self, _build: object) -> Produced:
+    def produce(self, build: Callable[[Path], tuple[int, ...]]) -> Produced:
         assert (self._work.step, self._work.clip_index) == (RENDER_CLIP, 1)
         self._site.works.append(self._work)
+        self._site.chain_takes.append(build(Path("folder")))
         return Produced(manifest(self._work.fingerprint), self._work.fingerprint in self._site.existing)
 
     def succeed(self, _produced: Produced, takes: TakeRecord | None) -> None:
@@ -191,13 +195,14 @@ def chained(site: Site, monkeypatch: pytest.MonkeyPatch) -> Site:
         return SimpleNamespace(drop=lambda: site.dropped.append(of))
 
     monkeypatch.setattr(leader, "ClipAttempt", Attempt)
+    monkeypatch.setattr(Leader, "_build", lambda *of: of[-1])
     monkeypatch.setattr(leader, "PartialClip", partial)
     return site
 
 
 @pytest.mark.parametrize("is_stored", [True, False])
 def test_a_clip_without_measurement_is_made_once(chained: Site, is_stored: bool) -> None:
-    """The inputs include the predecessor's motion state, and the saved state of an interruption is deleted."""
+    """It has the predecessor's motion state and take, and the saved state of an interruption is deleted."""
     made = chained.prints(plan())[1]
     chained.existing = {made} if is_stored else set()
     chained.judgements = [None]
@@ -207,6 +212,7 @@ def test_a_clip_without_measurement_is_made_once(chained: Site, is_stored: bool)
     assert (work.fingerprint, work.manifest_key) == (made, chained.layout.clip_manifest(1))
     assert chained.begun == [(1, made)]
     assert chained.judged == [(clip(1), None, made, chained.stored[0])]
+    assert chained.chain_takes == [(0, 0)]
     assert chained.ended == [("succeeded", None)]
     assert chained.dropped == [(1, made)]
     assert chained.checked == [(1, None)]
@@ -214,7 +220,7 @@ def test_a_clip_without_measurement_is_made_once(chained: Site, is_stored: bool)
 
 @pytest.mark.parametrize("num_stored", [0, 1, 2])
 def test_takes_are_made_until_one_is_kept(chained: Site, num_stored: int) -> None:
-    """Only the kept take ends the clip, which counts as reused if all its takes were stored."""
+    """Only the kept take ends the clip, which counts as reused if all its takes were stored. Each knows its chain."""
     prints = [chained.prints(plan(), _1=take)[1] for take in range(2)]
     chained.existing = set(prints[:num_stored])
     chained.numbers, chained.takes = [0, 1], record(None)
@@ -224,6 +230,7 @@ def test_takes_are_made_until_one_is_kept(chained: Site, num_stored: int) -> Non
     assert [(of.seed, takes) for of, takes, *_ in chained.judged] == [
         (8, record(None)), (as_take(clip(1), 1).seed, record(None)),
     ]  # fmt: skip
+    assert chained.chain_takes == [(0, 0), (0, 1)]
     assert chained.ended == [("ended", None), ("succeeded", record(1))]
     assert chained.dropped == [(1, made) for made in prints]
     assert chained.checked == [(1, record(1))]

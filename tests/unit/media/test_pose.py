@@ -84,3 +84,15 @@ def test_damaged_pose_is_refused(tmp_path: Path, moving: Callable[..., Frames]) 
     (tmp_path / "a.mp4").write_bytes(data)
     with pytest.raises(PermanentError, match="damaged"):
         normalise_pose(tmp_path / "a.mp4", tmp_path / "pose.mp4", max_duration_seconds=9)
+
+
+def test_full_range_becomes_limited_range(tmp_path: Path) -> None:
+    """A video with levels from 0 to 255, as some phones record, keeps its brightness."""
+    encode_clip(np.full((4, 64, 96, 3), 200, np.uint8), tmp_path / "limited.mp4")
+    full = ffmpeg.own_input(tmp_path / "limited.mp4").video.filter("scale", in_range="tv", out_range="pc")
+    output = full.output(ffmpeg.file_url(tmp_path / "full.mp4"), vcodec="libx264", pix_fmt="yuv420p", color_range="pc")
+    ffmpeg.run(output, doing="making full.mp4", error=PermanentError)
+    assert video_stream(tmp_path / "full.mp4").color_range == "pc"
+    normalise_pose(tmp_path / "full.mp4", tmp_path / "pose.mp4", max_duration_seconds=9)
+    frames = read_frames(tmp_path / "pose.mp4", start_frame=0, end_frame=4)
+    assert np.abs(frames.astype(int) - 200).max() <= 3

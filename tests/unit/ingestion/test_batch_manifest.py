@@ -135,6 +135,12 @@ def test_rows_are_named_by_their_lines_in_an_editor() -> None:
     assert [(error.line, error.row_id) for error in errors] == [(2, "a"), (5, "b")]
 
 
+def test_a_preset_that_is_no_text_is_one_error() -> None:
+    """The type of a preset is refused once; it is not looked up."""
+    (row,) = read_manifest(json.dumps(ROW | {"preset": ["fast"]}).encode(), URI, PRESETS)
+    assert [problem.count("preset") > 0 for problem in row.problems] == [True]
+
+
 def test_all_errors_of_a_row_are_listed() -> None:
     """All errors of id, fields, preset and files of a row are listed."""
     wrong = ROW | {"id": "a", "infer_frames": 50, "num_clip": True, "preset": "fast", "pose_video_uri": "poses/"}

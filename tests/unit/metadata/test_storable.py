@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from s2v_tasks.metadata.sql import storable
+from s2v_tasks.metadata.sql import request_columns, storable
 
 
 @pytest.mark.parametrize(
@@ -29,3 +29,12 @@ def test_values_that_cannot_be_stored_are_replaced(value: Any, stored: Any) -> N
     """Texts, keys and numbers are replaced at any depth, and other values do not change."""
     assert storable(value) == stored
     assert type(storable(value)) is type(stored)
+
+
+def test_an_invalid_request_leaves_the_columns_empty() -> None:
+    """Fields of a wrong type do not reach the columns of a job."""
+    empty = {"labels": {}, "priority": "normal", "from_clip": None, "preset": None, "parent_job_id": None}
+    wrong = {"labels": ["a"], "priority": "soon", "from_clip": -1, "preset": 5, "parent_job_id": ["j"]}
+    assert request_columns({}) == request_columns(wrong) == empty
+    valid = {"labels": {"a": "b"}, "priority": "low", "from_clip": 0, "preset": "quick", "parent_job_id": "j"}
+    assert request_columns(valid) == valid

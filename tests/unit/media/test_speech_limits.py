@@ -102,6 +102,16 @@ def test_an_estimated_length_is_ignored(
     assert 8 <= info.duration_seconds < 8.2
 
 
+@pytest.mark.parametrize("num_small", [0, 50, 150, 200])
+def test_frames_of_amr_are_counted(num_small: int, tmp_path: Path) -> None:
+    """AMR frames of 4.75 and of 12.2 kbit/s last equally long, alone and in a joined file."""
+    data = b"#!AMR\n" + (b"\x04" + bytes(12)) * num_small + (b"\x3c" + bytes(31)) * (200 - num_small)
+    for num_files in (1, 2):
+        (tmp_path / "a.amr").write_bytes(data * num_files)
+        info = normalise_speech(tmp_path / "a.amr", tmp_path / "16k.wav", max_duration_seconds=9)
+        assert info.num_samples == num_files * 200 * 160
+
+
 @pytest.mark.parametrize("name", ["a.wav", "a.aiff", "a.caf"])
 def test_a_file_without_samples_is_refused(
     name: str,

@@ -80,8 +80,8 @@ class SpeechSource:
             num_samples += len(block)
             if num_samples - len(block) + len(kept) > limit:
                 raise PermanentError(
-                    f"The speech {self.name} lasts longer than it states, at most {self.max_duration_seconds:g} s "
-                    "are allowed: shorten it or raise the limit (S2V_MAX_AUDIO_SECONDS)."
+                    f"The speech {self.name} is too long, at most {self.max_duration_seconds:g} s are allowed: "
+                    "shorten it or raise the limit (S2V_MAX_AUDIO_SECONDS)."
                 )
             yield self.mix.apply(kept)
         if num_samples == 0:

@@ -175,7 +175,7 @@ def _compare(given: Any, sent: Any, field: str, path: Path) -> None:
         for name, value in given.items():
             inner = f"{field}.{name}" if field else str(name)
             if not isinstance(sent, dict) or name not in sent:
-                if value in (None, {}, []):
+                if value is None:
                     continue
                 raise ConfigurationError(f"{path} has {inner}; expected a field of a Kubernetes Pod. Check its name.")
             _compare(value, sent[name], inner, path)

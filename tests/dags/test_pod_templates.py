@@ -158,6 +158,7 @@ BASE: dict[str, Any] = {"name": "base"}
         ("nodeSelector", "holds 'nodeSelector'; expected fields of a Pod, for example spec"),
         ({"nodeSelector": {"a": "b"}}, "has nodeSelector; expected a field of a Kubernetes Pod. Check its name"),
         ({"spec": {"nodeSelectors": {"a": "b"}}}, "has spec.nodeSelectors; expected a field of a Kubernetes Pod"),
+        ({"spec": {"nodeSelectors": {}}}, "has spec.nodeSelectors; expected a field of a Kubernetes Pod"),
         ({"spec": {"nodeSelector": {"gpu": True}}}, "has spec.nodeSelector.gpu: True; expected text. Put the value in"),
         ({"spec": {"tolerations": {"key": "gpu"}}}, "has spec.tolerations.key; expected a field"),
         ({"spec": {"terminationGracePeriodSeconds": "long"}}, "is not a valid Pod: "),

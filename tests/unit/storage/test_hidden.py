@@ -27,11 +27,13 @@ def test_user_and_password_are_secrets_alone_and_together() -> None:
     assert account_of("https://s3.example.com") == []
 
 
-@pytest.mark.parametrize("secret", ["a+b/c d", "x", "four", "five5"])
+@pytest.mark.parametrize("secret", ["a+b/c d", "x", "four", "five5", "~~~???"])
 def test_a_secret_is_known_in_every_encoding(secret: str) -> None:
     """A secret is hidden in each encoding, also in base64 without padding."""
     encoded = base64.b64encode(secret.encode()).decode()
-    assert {secret, encoded, encoded.rstrip("="), secret.encode().hex()} <= set(_forms(f"{secret}\n"))
+    for_urls = base64.urlsafe_b64encode(secret.encode()).decode()
+    known = set(_forms(f"{secret}\n"))
+    assert {secret, encoded, encoded.rstrip("="), for_urls, for_urls.rstrip("="), secret.encode().hex()} <= known
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ def crossfade(before: Path, after: Path, num_frames: int, folder: Path) -> tuple
 
 def mix(before: Frames, after: Frames) -> Frames:
     """Return frames `[n,H,W,3]` that fade from `before` to `after` in n even steps; each shows both."""
-    weights = np.arange(1, len(after) + 1) / (len(after) + 1)
+    weights = np.arange(1, len(after) + 1, dtype=np.float32) / (len(after) + 1)
     weights = weights[:, None, None, None]
     return np.rint(before * (1 - weights) + after * weights).astype(np.uint8)
 

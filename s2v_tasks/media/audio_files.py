@@ -186,7 +186,7 @@ class _Part:
 def _part(path: Path, name: str) -> _Part:
     found = probe(path, doing=f"The speech {name} is damaged: reading it", error=PermanentError, formats=AUDIO_FORMATS)
     stream = found.audio
-    if stream is None or stream.sample_rate * stream.channels == 0:
+    if stream is None or 0 in (stream.sample_rate, stream.channels):
         raise PermanentError(f"The speech {name} has no audio stream: export it as one file.")
     format_name = found.container.format_name
     if problem := lost_part(path, format_name):

@@ -166,7 +166,7 @@ def _probe_speech(source: Path, formats: str) -> Probe:
         others = ", ".join(sorted({s.codec_type for s in found.streams}))
         only = f"only {others}" if others else "and no other track"
         raise PermanentError(f"The speech {source.name} has no audio, {only}: upload a {ACCEPTED} file.")
-    if found.audio.sample_rate * found.audio.channels == 0:
+    if 0 in (found.audio.sample_rate, found.audio.channels):
         raise PermanentError(
             f"The speech {source.name} states {found.audio.channels} channels of {found.audio.sample_rate} Hz: "
             f"expected at least 1 channel and 1 Hz; upload a {ACCEPTED} file."

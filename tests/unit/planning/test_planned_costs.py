@@ -23,10 +23,10 @@ def test_steps_without_guidance_cost_one_branch(plan_of: Any) -> None:
 
 
 def test_the_vae_is_a_large_part_of_a_preview(plan_of: Any) -> None:
-    """At 4 steps without guidance the VAE takes 19 % of the time, at 30 guided steps less than 3 %."""
+    """At 4 steps without guidance the VAE takes 22 % of the time, at 30 guided steps less than 3 %."""
     preview, balanced = plan_of(seconds(10), preset="preview"), plan_of(seconds(10))
     assert preview.preview
-    assert round(preview.estimate.vae_share, 2) == 0.19
+    assert round(preview.estimate.vae_share, 2) == 0.22
     assert balanced.estimate.vae_share < 0.03
     assert preview.estimate.gpu_seconds < balanced.estimate.gpu_seconds / 5
 

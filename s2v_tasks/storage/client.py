@@ -8,12 +8,15 @@ import logging
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal
 from urllib.parse import quote, quote_plus, urlsplit
 
 import boto3
+import botocore.session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, CredentialRetrievalError, HTTPClientError
+from botocore.loaders import Loader, create_loader
 
 from s2v_tasks.errors import ConfigurationError, UnavailableError
 
@@ -92,7 +95,13 @@ def connect(server: Server) -> Connection:
     secrets = [server.access_key_id, server.secret_access_key, *account_of(server.endpoint_url or "")]
     try:
         # A separate session, because the default session of boto3 is not thread-safe.
-        session = boto3.Session(server.access_key_id, server.secret_access_key, region_name=server.region)
+        base = botocore.session.Session()
+        models = service_models(base.get_config_variable("data_path"))
+        base.register_component("data_loader", models)
+        session = boto3.Session(
+            server.access_key_id, server.secret_access_key, region_name=server.region, botocore_session=base
+        )
+        models.search_paths[:] = dict.fromkeys(models.search_paths)  # each session adds the folder of boto3
         if credentials := session.get_credentials():
             secrets += credentials.get_frozen_credentials()
         client = session.client("s3", endpoint_url=server.endpoint_url, config=config)
@@ -104,6 +113,12 @@ def connect(server: Server) -> Connection:
     if server.checksums == "when_required":
         client.meta.events.register_first("before-sign.s3.DeleteObjects", _sum_as_of_old)
     return Connection(client, tuple(secret for secret in secrets if secret))
+
+
+@lru_cache
+def service_models(path: str | None) -> Loader:
+    """Return the reader of the descriptions of AWS services, which keeps them: parsing takes most of a connection."""
+    return create_loader(path)
 
 
 def _sum_as_of_old(request: Any, **_: Any) -> None:

@@ -12,6 +12,7 @@ from s2v_tasks.errors import ConfigurationError, PermanentError, TransientError
 from s2v_tasks.schemas.manifest import Artifact
 from s2v_tasks.settings import Settings
 from s2v_tasks.storage.artifacts import ArtifactStore
+from s2v_tasks.storage.client import Server, connect, service_models
 from s2v_tasks.storage.locations import AccessPolicy, Location
 from s2v_tasks.storage.s3 import ObjectHead, ObjectMissingError, ObjectStore
 
@@ -33,6 +34,15 @@ def test_a_server_on_this_machine_is_reached_without_a_proxy(
     store = ObjectStore.from_settings(s3_settings)
     store.put_bytes("a", b"1", "text/plain")
     assert store.get_bytes("a") == b"1"
+
+
+def test_connections_share_the_descriptions_of_the_services() -> None:
+    """The descriptions of AWS are parsed for the first connection only, in a list of folders that does not grow."""
+    server = Server("http://127.0.0.1:9", access_key_id="a", secret_access_key="b")
+    first, second = (connect(server).client for _ in range(2))
+    assert first.meta.service_model.metadata is second.meta.service_model.metadata
+    folders = service_models(None).search_paths
+    assert len(folders) == len(set(folders))
 
 
 def test_a_full_disk_is_not_reported_as_damage(store: ObjectStore, tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def old_server() -> Iterator[OldServer]:
     server = OldServer(DomainDispatcherApplication(create_backend_app))
     listener = make_server("127.0.0.1", 0, server, threaded=True)
     server.port = listener.server_port
-    thread = threading.Thread(target=listener.serve_forever)
+    thread = threading.Thread(target=listener.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     yield server
     listener.shutdown()

@@ -13,6 +13,7 @@ from s2v_tasks.schemas.steps import ENCODE_CONDITIONS, RENDER_CLIP
 from s2v_tasks.settings import load_settings
 
 TEMPLATES = Path(__file__).parents[2] / "config" / "pods"
+BASE: dict[str, Any] = {"name": "base"}
 IMAGE = "registry.example.com:5000/video/s2v-engine"
 
 
@@ -133,6 +134,13 @@ def test_a_file_of_comments_alone_changes_nothing(patch: Callable[..., Path]) ->
     assert load_pod_template(RENDER_CLIP) == before
 
 
+def test_a_secret_variable_may_come_from_another_secret(patch: Callable[..., Path]) -> None:
+    """A reference to a Secret is no value, and is accepted for the variables that hold secrets."""
+    url = {"name": "S2V_DATABASE_URL", "valueFrom": {"secretKeyRef": {"name": "ours", "key": "url"}}}
+    patch({"spec": {"containers": [BASE | {"env": [url]}]}})
+    assert url in load_pod_template(RENDER_CLIP)["spec"]["containers"][0]["env"]
+
+
 def test_items_that_are_no_mappings_are_kept() -> None:
     """A list with a merge key keeps items that have no keys, and adds the new ones."""
     assert merge({"env": ["odd", {"name": "A"}]}, {"env": [{"name": "B"}]}) == {
@@ -148,9 +156,6 @@ def test_a_merge_changes_neither_of_its_parts() -> None:
     assert part == {"env": [{"name": "A", "value": None}, {"name": "B"}]}
 
 
-BASE: dict[str, Any] = {"name": "base"}
-
-
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -161,6 +166,7 @@ BASE: dict[str, Any] = {"name": "base"}
         ({"spec": {"nodeSelectors": {}}}, "has spec.nodeSelectors; expected a field of a Kubernetes Pod"),
         ({"spec": {"nodeSelector": {"gpu": True}}}, "has spec.nodeSelector.gpu: True; expected text. Put the value in"),
         ({"spec": {"tolerations": {"key": "gpu"}}}, "has spec.tolerations.key; expected a field"),
+        ({"spec": {"tolerations": [{"keys": "gpu"}]}}, r"has spec.tolerations\[0\].keys; expected a field"),
         ({"spec": {"terminationGracePeriodSeconds": "long"}}, "is not a valid Pod: "),
         ({"spec": {"containers": [None]}}, "expected"),
         ({"spec": {"containers": [{"image": "a:1"}]}}, "is not a valid Pod: "),

@@ -11,7 +11,7 @@ from kubernetes.utils.quantity import parse_quantity
 
 from s2v_tasks import __version__
 from s2v_tasks.errors import ConfigurationError
-from s2v_tasks.orchestration.pods import StepPodOperator
+from s2v_tasks.orchestration.pods import StepPodOperator, scale_resources
 from s2v_tasks.orchestration.step_operators import step_task
 from s2v_tasks.schemas.steps import ENCODE_CONDITIONS, RENDER_CLIP, Step, step_of_command
 from s2v_tasks.settings import load_settings
@@ -87,12 +87,16 @@ def test_a_clip_has_processors_and_memory_for_each_process(
 
 
 def test_offloaded_blocks_have_host_memory_for_each_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With S2V_OFFLOAD=blocks the pod asks for 28 GiB more for each of its processes."""
+    """With S2V_OFFLOAD=blocks the pod asks for 28 GiB more for each of its processes, where it asks for memory."""
     monkeypatch.setenv("S2V_NPROC_PER_NODE", "2")
     monkeypatch.setenv("S2V_OFFLOAD", "blocks")
     load_settings.cache_clear()
-    resources = rendered(RENDER_CLIP, monkeypatch).spec.containers[0].resources
+    pod = rendered(RENDER_CLIP, monkeypatch)
+    resources = pod.spec.containers[0].resources
     assert {parse_quantity(amounts["memory"]) for amounts in (resources.requests, resources.limits)} == {136 * 2**30}
+    del resources.limits["memory"]
+    scale_resources(pod, 2, offloads=True)
+    assert "memory" not in resources.limits
 
 
 def test_a_template_without_annotations_keeps_its_resources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,7 +94,7 @@ def test_a_process_that_ignores_signals_is_ended(settings: Settings, metadata: M
         assert process.stdout.readline() == b"hangs\n"
         metadata.jobs.request_cancel(JOB)
         try:
-            process.communicate(timeout=20)
+            process.communicate(timeout=200)
         finally:
             process.kill()
     assert process.returncode == JobCancelledError.exit_code

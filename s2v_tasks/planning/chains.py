@@ -99,7 +99,7 @@ def find_cuts(samples: Samples, num_frames: int, *, shortest_seconds: float, lon
     paused: dict[int, float] = {}
     for pause in find_pauses(samples):
         for frame, cost in _pause_costs(pause):
-            if frame < num_frames and cost < costs[frame]:
+            if frame < num_frames:
                 costs[frame], paused[frame] = cost, pause.seconds
     frames = _cheapest(costs, int(shortest_seconds * FPS), int(longest_seconds * FPS))
     return [Cut(frame=frame, pause_seconds=paused.get(frame)) for frame in frames]

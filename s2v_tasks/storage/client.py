@@ -88,7 +88,6 @@ def connect(server: Server) -> Connection:
         connect_timeout=10,
         read_timeout=60,
         proxies={} if server.is_on_loopback else None,
-        s3={"addressing_style": "path" if server.endpoint_url else "auto"},
         request_checksum_calculation=automatic,
         response_checksum_validation=automatic,
     )

@@ -37,6 +37,35 @@ def test_a_secret_is_known_in_every_encoding(secret: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "written",
+    [
+        r'planted\\key "ä" <&',  # repr of text
+        r'planted\\key "\xc3\xa4" <&',  # repr of bytes
+        r"planted\\key \"\u00e4\" <&",  # JSON
+        r"planted\key &quot;ä&quot; &lt;&amp;",
+        r"planted%5Ckey%20%22%C3%A4%22%20%3C%26",
+        "planted%5Ckey+%22%C3%A4%22+%3C%26",
+    ],
+)
+def test_a_secret_is_hidden_as_a_message_writes_it(written: str) -> None:
+    """A secret with quotes, backslashes and letters of other alphabets is hidden as it is quoted, in any text."""
+    assert redacted(f"key={written}&next", ['planted\\key "ä" <&']) == "key=***&next"
+
+
+def test_a_secret_with_a_line_end_is_hidden_with_and_without_it() -> None:
+    """The base64 of a secret read from a file holds the line end of the file."""
+    for text in ("planted-key", "planted-key\n"):
+        assert redacted(base64.b64encode(text.encode()).decode(), ["planted-key\n"]) == "***"
+
+
+@pytest.mark.parametrize(("secret", "shown"), [("abcdefgh", "x***y"), ("abcdefg", "xabcdefgy")])
+def test_only_a_long_secret_is_hidden_inside_a_word(secret: str, shown: str) -> None:
+    """A secret of fewer than eight letters may be part of a normal word."""
+    assert redacted(f"x{secret}y", [secret]) == shown
+    assert redacted(f"x {secret} y", [secret]) == "x *** y"
+
+
+@pytest.mark.parametrize(
     ("text", "shown"),
     [
         ("GET https://host/a.wav?sig=ab12&x=1 failed", "GET https://host/a.wav?*** failed"),

@@ -111,7 +111,7 @@ def _addresses(host: str, port: int, seconds: float) -> tuple[str, ...]:
 
     def look_up() -> None:
         try:
-            found.extend(str(info[4][0]) for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+            found.extend(str(info[4][0]) for info in socket.getaddrinfo(host, port))
         except (OSError, UnicodeError) as error:  # Python encodes a name before it asks
             errors.append(error)
 

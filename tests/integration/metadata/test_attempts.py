@@ -47,6 +47,8 @@ def test_every_attempt_is_stored_with_its_gpu_seconds(
     assert attempts[0].gpu_seconds == pytest.approx(2 * 3600, abs=60)
     assert attempts[0].finished_at is not None
     assert attempts[2].gpu_seconds == pytest.approx(0, abs=60)
+    begun = [event for event in job(metadata).events if event.event == "clip_started"]
+    assert [(event.clip_index, event.detail) for event in begun] == [(0, {"attempt": number}) for number in (1, 2, 3)]
 
 
 def test_an_attempt_at_a_take_that_is_not_kept_is_superseded(metadata: MetadataStore, planned: Planned) -> None:

@@ -18,10 +18,11 @@ from s2v_tasks.metadata.ingestion import NewRow
 from s2v_tasks.metadata.ingestion_tables import Drop
 from s2v_tasks.metadata.queue import NewJob
 from s2v_tasks.metadata.session import transaction
-from s2v_tasks.metadata.sql import lock_job
+from s2v_tasks.metadata.sql import lock_job, update_job
 from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.metadata.tables import Approval
 from s2v_tasks.schemas.approval import ApprovalStatus
+from s2v_tasks.schemas.job import JobStatus
 from s2v_tasks.schemas.manifest import ClipFacts, Manifest, Producer
 from s2v_tasks.schemas.plan import InheritedClip, Plan
 from s2v_tasks.schemas.quality import TakeRecord
@@ -119,6 +120,20 @@ def test_writers_of_a_job_take_turns(
             writer = pool.submit(WRITERS[name], attrgetter(name)(metadata), plan(3))
             assert waits(postgres_url, writer)
         writer.result()
+
+
+def test_a_cancel_returns_the_status_that_another_process_was_writing(
+    engine: sa.Engine, postgres_url: str, metadata: MetadataStore, planned: Planned
+) -> None:
+    """A job that ends while its cancel is requested is returned as ended, and gets no request."""
+    planned(3)
+    with ThreadPoolExecutor(1) as pool:
+        with transaction(engine) as connection:
+            update_job(connection, "job-1", {"status": JobStatus.SUCCEEDED})
+            cancel = pool.submit(metadata.jobs.request_cancel, "job-1")
+            assert waits(postgres_url, cancel)
+        assert cancel.result() == "succeeded"
+    assert not metadata.jobs.is_cancel_requested("job-1")
 
 
 def test_attempts_that_begin_at_once_have_different_numbers(metadata: MetadataStore, planned: Planned) -> None:

@@ -267,7 +267,7 @@ def _check_owner(
         or (run_id and run_id == job.dag_run_id)
     ):
         return
-    if run_id is not None and job.dag_run_id is None and run_id == job.awaited_run_id:
+    if job.dag_run_id is None and run_id == job.awaited_run_id:
         refuse_other_request(job_id, job.request, request, given_only=True)
     else:
         refuse_other_request(job_id, request, job.request, given_only=given_only)

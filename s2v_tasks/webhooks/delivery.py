@@ -185,7 +185,6 @@ def _connection(target: Target, deadline: float) -> Iterator[http.client.HTTPCon
         timer.cancel()
         timer.join()
         connection.close()
-        raw.close()
         timer_end.close()
 
 

@@ -1,6 +1,6 @@
 """A metadata store, and plans to store in it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import sqlalchemy as sa
@@ -21,7 +21,20 @@ def plan() -> Callable[..., Plan]:
 
 
 @pytest.fixture
-def planned(metadata: MetadataStore) -> Callable[..., MetadataStore]:
+def another_job(metadata: MetadataStore) -> Iterator[None]:
+    """A second job, whose first clip is being rendered; the test must change nothing of it."""
+    metadata.jobs.enqueue("another", {"prompt": "Another person speaks."}, dag_run_id="another-run")
+    metadata.jobs.start("another")
+    metadata.jobs.record_plan("another", _plan(3))
+    metadata.conditions.start("another")
+    metadata.clips.start("another", 0, "f")
+    before = metadata.jobs.get("another")
+    yield
+    assert metadata.jobs.get("another") == before
+
+
+@pytest.fixture
+def planned(metadata: MetadataStore, another_job: None) -> Callable[..., MetadataStore]:
     """Stores job-1 as started and planned; its request may have more fields."""
 
     def start(num_clip: int = 2, **fields: str) -> MetadataStore:

@@ -31,7 +31,7 @@ def test_every_attempt_is_stored_with_its_gpu_seconds(
     """GPU-seconds are seconds times GPUs for every outcome; reusing a clip starts no attempt."""
     planned().clips.start("job-1", 0, "f0", world_size=2)
     with psycopg.connect(postgres_url) as connection:
-        connection.execute("UPDATE attempts SET started_at = now() - interval '1 hour'")
+        connection.execute("UPDATE attempts SET started_at = now() - interval '1 hour' WHERE job_id = 'job-1'")
     metadata.clips.fail("job-1", 0, "Out of memory.")
     metadata.clips.start("job-1", 0, "f0")
     metadata.clips.fail("job-1", 0, "SIGTERM", outcome="interrupted")
@@ -72,8 +72,8 @@ def test_an_attempt_without_an_end_is_lost(
     """An attempt without an end counts until its last heartbeat, also after the job ends or is planned again."""
     planned().clips.start("job-1", 1, "f1")
     with psycopg.connect(postgres_url) as connection:
-        connection.execute("UPDATE attempts SET started_at = now() - interval '1 hour'")
-        connection.execute("UPDATE clips SET updated_at = now() - interval '59 minutes'")
+        connection.execute("UPDATE attempts SET started_at = now() - interval '1 hour' WHERE job_id = 'job-1'")
+        connection.execute("UPDATE clips SET updated_at = now() - interval '59 minutes' WHERE job_id = 'job-1'")
     metadata.clips.start("job-1", 1, "f1")
     metadata.jobs.fail("job-1", "Killed.")
     metadata.jobs.record_plan("job-1", plan(1))
@@ -91,10 +91,10 @@ def test_an_attempt_without_progress_is_lost_at_its_last_sign_of_life(
     """Heartbeats count also while no solver step is reported, as when the model is loaded."""
     planned().conditions.start("job-1")
     metadata.clips.start("job-1", 1, "f1", world_size=4)
-    hour_earlier = "UPDATE attempts SET started_at = started_at - interval '1 hour'"
+    hour_earlier = "UPDATE attempts SET started_at = started_at - interval '1 hour' WHERE job_id = 'job-1'"
     with psycopg.connect(postgres_url) as connection:
         connection.execute(hour_earlier)
-        connection.execute("UPDATE clips SET updated_at = now() - interval '2 hours'")
+        connection.execute("UPDATE clips SET updated_at = now() - interval '2 hours' WHERE job_id = 'job-1'")
     metadata.attempts.heartbeat("job-1", CONDITIONS)
     metadata.attempts.heartbeat("job-1", rendering(1))
     with psycopg.connect(postgres_url) as connection:
@@ -117,17 +117,18 @@ def test_an_attempt_whose_clip_is_reused_has_succeeded(
     planned(3).clips.start("job-1", 2, "f2", world_size=2)
     metadata.conditions.start("job-1")
     with psycopg.connect(postgres_url) as connection:
-        connection.execute("UPDATE attempts SET started_at = started_at - interval '1 hour', gpu_seconds = 60")
-        ((began,),) = connection.execute("SELECT started_at FROM attempts WHERE step = 'render_clip'").fetchall()
-        ((encoding,),) = connection.execute("SELECT started_at FROM attempts WHERE clip_index IS NULL").fetchall()
+        connection.execute(
+            "UPDATE attempts SET started_at = started_at - interval '1 hour', gpu_seconds = 60 WHERE job_id = 'job-1'"
+        )
+    began, encoding = (a.started_at for a in sorted(job(metadata).attempts, key=lambda a: a.step, reverse=True))
     if ended == "as lost":
         metadata.jobs.fail("job-1", "The run is gone.")
     elif ended != "not":
         metadata.clips.fail("job-1", 2, "Disk.", outcome="failed" if ended == "as failed" else "interrupted")
     with psycopg.connect(postgres_url) as connection:  # nobody knew more than the last sign of life
         connection.execute(
-            "UPDATE attempts SET finished_at = started_at + interval '30 s', gpu_seconds = 60"
-            " WHERE outcome <> 'running' AND step = 'render_clip'"
+            "UPDATE attempts SET finished_at = started_at + interval '30 s', gpu_seconds = 60 WHERE job_id = 'job-1'"
+            " AND outcome <> 'running' AND step = 'render_clip'"
         )
     metadata.clips.succeed("job-1", 2, facts=FACTS, reused=True, made_at=began + timedelta(seconds=100))
     metadata.conditions.reuse("job-1", made_at=encoding + timedelta(seconds=90))
@@ -149,7 +150,7 @@ def test_an_attempt_after_the_clip_that_is_reused_is_lost(
         metadata.clips.start("job-1", clip_index, "f")
     metadata.conditions.start("job-1")
     with psycopg.connect(postgres_url) as connection:
-        connection.execute("UPDATE attempts SET started_at = started_at - interval '1 hour'")
+        connection.execute("UPDATE attempts SET started_at = started_at - interval '1 hour' WHERE job_id = 'job-1'")
         ((began,),) = connection.execute("SELECT min(started_at) FROM attempts").fetchall()
     metadata.clips.succeed("job-1", 0, facts=FACTS, reused=True, made_at=began - timedelta(seconds=1))
     metadata.clips.succeed("job-1", 1, facts=FACTS, reused=True)
@@ -180,7 +181,7 @@ def test_a_clip_that_was_kept_and_stored_later_keeps_the_length_of_its_attempt(
     with psycopg.connect(postgres_url) as connection:
         connection.execute(
             "UPDATE attempts SET started_at = started_at - interval '2 hours', gpu_seconds = 3600,"
-            " finished_at = started_at - interval '1 hour'"
+            " finished_at = started_at - interval '1 hour' WHERE job_id = 'job-1'"
         )
     metadata.clips.succeed("job-1", 0, facts=FACTS, reused=False)
     (attempt,) = job(metadata).attempts
@@ -205,8 +206,8 @@ def test_a_clip_that_is_rendered_ends_its_attempt_now(
     """A rendered clip ends its attempt now, even if an earlier copy of the clip has another time."""
     planned().clips.start("job-1", 0, "f0", world_size=2)
     with psycopg.connect(postgres_url) as connection:
-        connection.execute("UPDATE attempts SET started_at = started_at - interval '1 hour'")
-        ((began,),) = connection.execute("SELECT started_at FROM attempts").fetchall()
+        connection.execute("UPDATE attempts SET started_at = started_at - interval '1 hour' WHERE job_id = 'job-1'")
+    began = job(metadata).attempts[0].started_at
     metadata.clips.succeed("job-1", 0, facts=FACTS, reused=False, made_at=began + timedelta(seconds=100))
     (attempt,) = job(metadata).attempts
     assert (attempt.outcome, attempt.gpu_seconds) == ("succeeded", pytest.approx(7200, abs=60))
@@ -221,7 +222,7 @@ def test_an_attempt_is_alive_as_long_as_it_gives_signs_of_life(
     assert not metadata.attempts.is_alive("job-1", rendering(2), within_seconds=600)
     assert not metadata.attempts.is_alive("job-1", CONDITIONS, within_seconds=600)
     with psycopg.connect(postgres_url) as connection:
-        connection.execute("UPDATE attempts SET started_at = now() - interval '1 hour'")
+        connection.execute("UPDATE attempts SET started_at = now() - interval '1 hour' WHERE job_id = 'job-1'")
     assert not metadata.attempts.is_alive("job-1", rendering(1), within_seconds=600)
     assert metadata.attempts.is_alive("job-1", rendering(1), within_seconds=7200)
     metadata.attempts.heartbeat("job-1", rendering(1))

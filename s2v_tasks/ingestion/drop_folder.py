@@ -259,5 +259,5 @@ def _prompt(text: bytes | None) -> str:
 
 
 def _names(folder: DropFolder) -> str:
-    names = sorted(folder.files)
+    names = list(folder.files)
     return ", ".join(map(repr, names[:10])) + (f" and {len(names) - 10} more" if len(names) > 10 else "")

@@ -101,6 +101,7 @@ def test_offloaded_blocks_have_host_memory_for_each_process(monkeypatch: pytest.
 
 def test_a_template_without_annotations_keeps_its_resources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without annotations, only the number of GPUs changes; an annotation that is no quantity is refused."""
+    monkeypatch.setenv("S2V_OFFLOAD", "blocks")
     template = yaml.safe_load((Path(__file__).parents[2] / "config/pods/render_clip.yaml").read_text())
     (tmp_path / "pods").mkdir()
     (tmp_path / "presets.yaml").touch()
@@ -250,19 +251,21 @@ def test_the_template_is_that_of_the_configured_folder(tmp_path: Path, monkeypat
 
 
 def test_a_pod_knows_the_digest_of_its_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The step gets the digest of the image in its template and states it in its manifests."""
+    """The step gets the digest of the image in its template, with or without other variables, for its manifests."""
     template = yaml.safe_load((Path(__file__).parents[2] / "config/pods/render_clip.yaml").read_text())
-    template["spec"]["containers"][0]["image"] = f"registry.example.com/s2v-engine@sha256:{64 * 'a'}"
+    container = template["spec"]["containers"][0]
+    container["image"] = f"registry.example.com/s2v-engine@sha256:{64 * 'a'}"
     (tmp_path / "pods").mkdir()
     (tmp_path / "presets.yaml").touch()
-    (tmp_path / "pods/render_clip.yaml").write_text(yaml.safe_dump(template))
     monkeypatch.setenv("S2V_CONFIG_DIR", str(tmp_path))
     load_settings.cache_clear()
-    environment = {
-        variable.name: variable.value for variable in rendered(RENDER_CLIP, monkeypatch).spec.containers[0].env
-    }
-    assert environment["S2V_IMAGE_DIGEST"] == f"sha256:{64 * 'a'}"
-    assert environment["S2V_SNAPSHOT_PATH"] == "/snapshot"
+    for variables in (container["env"], None):
+        container["env"] = variables
+        (tmp_path / "pods/render_clip.yaml").write_text(yaml.safe_dump(template))
+        env = rendered(RENDER_CLIP, monkeypatch).spec.containers[0].env
+        environment = {variable.name: variable.value for variable in env}
+        assert environment.pop("S2V_IMAGE_DIGEST") == f"sha256:{64 * 'a'}"
+        assert environment.get("S2V_SNAPSHOT_PATH") == ("/snapshot" if variables else None)
     with pytest.raises(ConfigurationError, match=r"encode_conditions\.yaml is missing"):
         step_task(ENCODE_CONDITIONS)
 

@@ -22,11 +22,13 @@ def plan() -> Callable[..., Plan]:
 
 @pytest.fixture
 def another_job(metadata: MetadataStore) -> Iterator[None]:
-    """A second job, whose first clip is being rendered; the test must change nothing of it."""
+    """A second job, with a clip like one of the tests and one that is being rendered; the test must not change it."""
     metadata.jobs.enqueue("another", {"prompt": "Another person speaks."}, dag_run_id="another-run")
     metadata.jobs.start("another")
     metadata.jobs.record_plan("another", _plan(3))
     metadata.conditions.start("another")
+    metadata.clips.start("another", 1, "take-1")
+    metadata.clips.end_take("another", 1, reused=False)
     metadata.clips.start("another", 0, "f")
     before = metadata.jobs.get("another")
     yield

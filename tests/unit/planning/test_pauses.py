@@ -84,3 +84,38 @@ def test_a_pause_at_the_end_ends_with_the_samples(speech: Any) -> None:
     """A pause at the end may end within a window of 10 ms."""
     samples = speech((2.0, -20), (0.6, -70))[:-50]
     assert find_pauses(samples)[-1].end_sample == len(samples)
+
+
+def steps(*parts: tuple[int, float]) -> list[tuple[int, int]]:
+    """Return the pauses, in windows of 10 ms, of parts that have so many windows of exactly so many dB."""
+    levels = np.concatenate([np.full(windows, 10 ** (level / 20)) for windows, level in parts])
+    window = SAMPLE_RATE // 100
+    return [(p.start_sample // window, p.end_sample // window) for p in find_pauses(np.repeat(levels, window))]
+
+
+@pytest.mark.parametrize(("loud", "pauses"), [(48, []), (52, [(0, 948)])])
+def test_speech_is_as_loud_as_a_twentieth_of_the_recording(loud: int, pauses: list[tuple[int, int]]) -> None:
+    """What is louder for less than a twentieth is a noise, beside which the rest is no pause."""
+    assert steps((1000 - loud, -60), (loud, -20)) == pauses
+
+
+@pytest.mark.parametrize(("quietest", "pauses"), [(8, [(500, 1000)]), (12, [])])
+def test_the_room_is_as_quiet_as_a_hundredth_of_the_recording(quietest: int, pauses: list[tuple[int, int]]) -> None:
+    """What is quieter for less than a hundredth is not the room."""
+    assert steps((500, -20), (quietest, -55), (500 - quietest, -45)) == pauses
+
+
+@pytest.mark.parametrize(
+    ("room", "level", "is_pause"),
+    [(-80, -50.5, True), (-80, -49.5, False), (-45, -40.5, True), (-45, -39.5, False)],
+)
+def test_a_pause_is_30_db_below_the_speech_or_a_fifth_above_the_room(room: float, level: float, is_pause: bool) -> None:
+    """The higher limit counts: a fifth of the distance from the room to the speech, or 30 dB below the speech."""
+    found = steps((300, -20), (50, room), (300, -20), (50, level), (300, -20))
+    assert found == [(300, 350), (650, 700)][: 1 + is_pause]
+
+
+@pytest.mark.parametrize(("room", "pauses"), [(-25.9, []), (-26.1, [(300, 400)])])
+def test_a_recording_has_pauses_from_a_range_of_6_db_on(room: float, pauses: list[tuple[int, int]]) -> None:
+    """Music and tones have a smaller range."""
+    assert steps((300, -20), (100, room), (300, -20)) == pauses

@@ -90,8 +90,8 @@ def mix(before: Frames, after: Frames) -> Frames:
 
 def _copy(clip: Path, output: Path, *, num_frames: int, from_seconds: float = 0.0) -> None:
     """Copy the packets of `num_frames` frames, from the key frame at `from_seconds` on."""
-    source = own_input(clip, ss=from_seconds) if from_seconds else own_input(clip)
-    copied = source.video.output(file_url(output), vcodec="copy", **{"frames:v": num_frames}, **mp4_options())
+    source = own_input(clip, ss=from_seconds).video
+    copied = source.output(file_url(output), vcodec="copy", **{"frames:v": num_frames}, **mp4_options())
     run(copied, doing=f"cutting {clip.name}", error=TransientError)
     stream = _stream(clip)
     check_profile(output, width=stream.width, height=stream.height, fps=int(stream.r_frame_rate), num_frames=num_frames)

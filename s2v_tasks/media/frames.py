@@ -46,9 +46,7 @@ def iter_rgb(path: Path, *, start_frame: int = 0, end_frame: int | None = None, 
     selected: Any = own_input(path, **seek).video
     if end_frame is not None:
         selected = selected.filter("trim", end_frame=end_frame - start_frame)
-    raw = to_rgb(selected, width=width, height=height).output(
-        "pipe:1", format="rawvideo", pix_fmt="rgb24", fps_mode="passthrough"
-    )
+    raw = to_rgb(selected, width=width, height=height).output("pipe:1", format="rawvideo", fps_mode="passthrough")
     size_bytes = width * height * 3
     for chunk in read_chunks(raw, size_bytes, doing=f"decoding {path.name}", error=PermanentError):
         if len(chunk) < size_bytes:

@@ -62,9 +62,7 @@ class UploadedVideo:
         """
         width, height = self.size
         video = self.resampled(max_duration_seconds, after_seconds=Fraction(1, 2 * FPS))
-        raw = to_rgb(video, width=width, height=height).output(
-            "pipe:1", format="rawvideo", pix_fmt="rgb24", fps_mode="passthrough"
-        )
+        raw = to_rgb(video, width=width, height=height).output("pipe:1", format="rawvideo", fps_mode="passthrough")
         size_bytes = width * height * 3
         for chunk in read_chunks(raw, size_bytes, doing=f"{self.called} is damaged: decoding it", error=PermanentError):
             if len(chunk) == size_bytes:

@@ -159,6 +159,14 @@ def test_an_ogg_file_ends_with_a_whole_page(tmp_path: Path) -> None:
             assert missing_end(tmp_path / "a.ogg", "ogg") == expected, (len(last), size)
 
 
+def test_a_cut_page_before_another_ogg_file_is_named(tmp_path: Path) -> None:
+    """The position tells which of several joined files has lost its end."""
+    first, last = _ogg_page(0, b"\x09\x05"), _ogg_page(1, b"\x03")
+    for lost_bytes, problem in ((0, None), (1, f"its Ogg page at byte {len(first)} is not whole")):
+        (tmp_path / "a.ogg").write_bytes(first + last[: len(last) - lost_bytes] + first + last)
+        assert missing_end(tmp_path / "a.ogg", "ogg") == problem
+
+
 def test_the_tracks_of_a_file_without_sound_are_named(
     tmp_path: Path, moving: Callable[..., Frames], refusal: Callable[[Path], str]
 ) -> None:

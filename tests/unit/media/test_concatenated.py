@@ -12,6 +12,7 @@ import pytest
 
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.media.audio_files import audio_formats, concatenate, container_format, decodable_copy
+from s2v_tasks.media.encode import Frames, encode_clip
 from s2v_tasks.media.speech import load_waveform, normalise_speech
 
 Noise = Callable[..., npt.NDArray[np.float64]]
@@ -236,6 +237,18 @@ def test_tags_and_padding_around_flac_are_left_out(tmp_path: Path, parts: Parts)
     source.write_bytes(one[:-2000] + bytes(2000))
     with pytest.raises(PermanentError, match="damaged"):
         normalise_speech(source, tmp_path / "16k.wav", max_duration_seconds=9)
+
+
+def test_a_joined_file_without_audio_is_named(
+    tmp_path: Path, moving: Callable[..., Frames], parts: Parts, convert: Convert, refusal: Refusal
+) -> None:
+    """A joined video without sound, or a file that states no rate, is refused with its number."""
+    encode_clip(moving(4), tmp_path / "silent.mp4")
+    silent = convert(tmp_path / "silent.mp4", tmp_path / "silent.mkv", vcodec="copy").read_bytes()
+    (sound,), (m4a,) = parts("matroska"), parts("m4a")
+    for name, data in (("a.mka", sound + silent), ("a.m4a", m4a + m4a.replace(b"stsd", b"none"))):
+        (tmp_path / name).write_bytes(data)
+        assert f"{name} (file 2 of 2 in it) has no audio stream: export it as one" in refusal(tmp_path / name)
 
 
 def test_unlike_channels_are_refused(tmp_path: Path, parts: Parts, refusal: Refusal) -> None:

@@ -36,6 +36,14 @@ def test_only_the_mixed_frames_are_new(tmp_path: Path, moving: Moving) -> None:
     assert np.abs(out[20:24].astype(int) - mix(old[20:], new[:4])).mean() < 4
 
 
+def test_clips_that_are_one_frame_longer_than_the_fade_are_cut(tmp_path: Path, moving: Moving) -> None:
+    """One frame before the fade and one after it are enough."""
+    before, after = tmp_path / "before.mp4", tmp_path / "after.mp4"
+    encode_clip(moving(5), before)
+    encode_clip(moving(5, phase=2.0), after, key_frame=4)
+    assert [len(decoded(part)) for part in crossfade(before, after, 4, tmp_path)] == [1, 4, 1]
+
+
 def test_a_fade_goes_evenly_from_one_to_the_other() -> None:
     """In a fade of four frames from black to white each frame is a fifth brighter, without a pure frame of either."""
     black, white = np.zeros((4, 2, 2, 3), np.uint8), np.full((4, 2, 2, 3), 255, np.uint8)

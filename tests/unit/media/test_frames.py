@@ -152,3 +152,13 @@ def test_a_joined_video_of_another_number_of_frames_is_refused(promised: int, tm
     _check_times(tmp_path / "a.mp4", Fraction(16), 8)
     with pytest.raises(TransientError, match=rf"a\.mp4 has 8 frames, expected {promised}: stitch again"):
         _check_times(tmp_path / "a.mp4", Fraction(16), promised)
+
+
+def test_only_the_times_of_the_picture_are_checked(
+    tmp_path: Path, moving: Moving, noise: Callable[..., Any], write_wav: Callable[..., Path]
+) -> None:
+    """Packets of sound do not count as frames."""
+    encode_clip(moving(8), tmp_path / "silent.mp4")
+    speech = write_wav(tmp_path / "a.wav", noise(4000), 8000)
+    mux(tmp_path / "silent.mp4", speech, tmp_path / "a.mp4", num_frames=8, fps=16)
+    _check_times(tmp_path / "a.mp4", Fraction(16), 8)

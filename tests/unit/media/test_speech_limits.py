@@ -1,6 +1,6 @@
 """Check the limits at which another track is used, and at which a speech is too long."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,23 @@ def test_only_eight_tracks_are_searched(chosen: Chosen) -> None:
     silent = _swinging(0) * 0
     assert chosen(*[silent] * 7, _swinging(9), silent) == 8
     assert chosen(*[silent] * 8, _swinging(9)) == 1
+
+
+@pytest.mark.parametrize(("channels", "times"), [(1, 1), (2, 2)])
+def test_only_several_channels_are_surveyed(
+    channels: int, times: int, tmp_path: Path, write_wav: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mono is decoded once, without a survey, because there is no channel to choose."""
+    runs = []
+
+    def counted(*arguments: Any, **options: Any) -> Iterator[bytes]:
+        runs.append(arguments)
+        return ffmpeg.read_chunks(*arguments, **options)
+
+    monkeypatch.setattr("s2v_tasks.media.speech_source.read_chunks", counted)
+    source = write_wav(tmp_path / "a.wav", _swinging(6).repeat(channels, axis=1), RATE)
+    normalise_speech(source, tmp_path / "16k.wav", max_duration_seconds=9)
+    assert len(runs) == times
 
 
 @pytest.mark.parametrize("options", [{"acodec": "pcm_s16le"}, {"acodec": "flac"}])

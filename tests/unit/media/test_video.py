@@ -24,11 +24,13 @@ def _all(path: Path) -> Frames:
 
 
 def test_equal_frames_give_equal_bytes(tmp_path: Path, moving: Moving) -> None:
-    """The file is a function of the frames, given at once or one by one."""
+    """The file is a function of the frames, given at once or one by one; its name does not count."""
     frames = moving(20)
     assert encode_clip(frames, tmp_path / "a.mp4") == 20
     assert encode_clip((frame for frame in frames), tmp_path / "b.mp4") == 20
+    encode_clip(frames, tmp_path / "clip.part")
     assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "clip.part").read_bytes()
 
 
 def test_the_settings_of_x264_are_pinned(tmp_path: Path, moving: Moving) -> None:

@@ -96,3 +96,20 @@ def test_full_range_becomes_limited_range(tmp_path: Path) -> None:
     normalise_pose(tmp_path / "full.mp4", tmp_path / "pose.mp4", max_duration_seconds=9)
     frames = read_frames(tmp_path / "pose.mp4", start_frame=0, end_frame=4)
     assert np.abs(frames.astype(int) - 200).max() <= 3
+
+
+@pytest.mark.parametrize("matrix", ["bt709", "smpte170m"])
+def test_colours_are_read_by_the_matrix_that_the_file_states(matrix: str, tmp_path: Path) -> None:
+    """Pose and measured frames have the colours of a source with another matrix, such as that of old cameras."""
+    colour, source = (200, 60, 30), tmp_path / "source.mp4"
+    raw = ffmpeg.pipe_input(format="rawvideo", pix_fmt="rgb24", s="96x64", framerate=16).video
+    coded = raw.filter("scale", out_color_matrix=matrix).filter("format", "yuv420p")
+    output = coded.output(ffmpeg.file_url(source), vcodec="libx264", crf=1, colorspace=matrix)
+    ffmpeg.feed(output, [np.full((64, 96, 3), colour, np.uint8).tobytes()] * 4, doing="coding", error=PermanentError)
+    assert video_stream(source).color_space == matrix
+    normalise_pose(source, tmp_path / "pose.mp4", max_duration_seconds=9)
+    for frame in (
+        read_frames(tmp_path / "pose.mp4", start_frame=0, end_frame=1)[0],
+        next(open_uploaded_video(source, "The video source.mp4").frames(9)),
+    ):
+        assert np.abs(frame.astype(int) - colour).max() <= 4

@@ -116,8 +116,8 @@ def _profile(stream: Stream) -> tuple[str, str, int, int, str, str, str]:
 
 
 def _entry(clip: Path) -> str:
-    quoted = str(clip.resolve()).replace("'", r"'\''")
-    return f"file 'file:{quoted}'\n"
+    quoted = file_url(clip).replace("'", r"'\''")
+    return f"file '{quoted}'\n"
 
 
 def _check_key_frame(clip: Path, frame: int) -> None:

@@ -1,6 +1,7 @@
 """Check the renderer of a rank: the networks that it keeps, and the inputs and sampling of a clip of the plan."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,14 @@ from s2v_tasks.engine.images import fit_pose
 from s2v_tasks.engine.loading import Snapshot
 from s2v_tasks.engine.options import EngineOptions
 from s2v_tasks.engine.worker import Worker
+from s2v_tasks.errors import ConfigurationError
 from s2v_tasks.media.encode import encode_clip
 from s2v_tasks.media.frames import read_frames
 from s2v_tasks.rendering.renderer import Order, Renderer, _clip_inputs
 from s2v_tasks.schemas.plan import Sampling as PlannedSampling
 from tests.engine.small_pipeline import SIDE, make_pipeline
 from tests.engine.small_pipeline import inputs as small_inputs
+from tests.engine.test_adapters import MODULES, factors, in_layout, weights, written
 from tests.unit.rendering.test_leader import clip, plan
 
 SAMPLING: dict[str, Any] = {
@@ -63,6 +66,29 @@ def test_the_networks_are_loaded_once(renderer: Renderer, snapshot: Snapshot, tm
     expected = {"device": "cpu", "world_size": 1, "parallel_layout": "cfg1,ulysses1", "precision": "float32"}
     assert facts.items() >= (expected | {"step_cache": 0.3, "vae_precision": "float32"}).items()
     assert "adapters" not in facts
+
+
+def test_a_compiled_render_needs_a_writable_cache(
+    renderer: Renderer, snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder of the compile cache is checked before the networks are loaded, and only for a compiled render."""
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "file"))
+    with pytest.raises(ConfigurationError, match=r"the compile cache .* is not a writable folder"):
+        renderer.load(replace(order_of(tmp_path), options=EngineOptions(compiled=True)))
+    assert renderer.facts == {}
+    assert renderer.load(order_of(tmp_path, snapshot))
+
+
+def test_adapters_of_the_order_are_merged(renderer: Renderer, snapshot: Snapshot, tmp_path: Path) -> None:
+    """The weights are those of the snapshot and the adapter, and the facts name the adapter."""
+    plain = weights(snapshot)
+    adapter = written(tmp_path / "a.safetensors", in_layout("peft", factors(plain)))
+    merged = renderer.load(replace(order_of(tmp_path, snapshot), adapters=(adapter,))).transformer.state_dict()
+    expected = weights(snapshot, adapter)
+    assert all(torch.equal(weight, expected[key]) for key, weight in merged.items())
+    assert not torch.equal(merged[f"{MODULES[0]}.weight"], plain[f"{MODULES[0]}.weight"])
+    assert renderer.facts["adapters"] == {adapter.name: adapter.strength}
 
 
 def test_a_clip_is_rendered_with_the_sampling_of_the_plan(renderer: Renderer, tmp_path: Path) -> None:

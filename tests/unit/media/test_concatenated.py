@@ -11,8 +11,9 @@ import numpy.typing as npt
 import pytest
 
 from s2v_tasks.errors import PermanentError
-from s2v_tasks.media.audio_files import audio_formats, concatenate, container_format, decodable_copy
+from s2v_tasks.media.audio_files import _part, audio_formats, concatenate, container_format, decodable_copy
 from s2v_tasks.media.encode import Frames, encode_clip
+from s2v_tasks.media.probe import Gap, Timeline, read_timeline
 from s2v_tasks.media.speech import load_waveform, normalise_speech
 
 Noise = Callable[..., npt.NDArray[np.float64]]
@@ -118,6 +119,20 @@ def test_gaps_of_each_part_are_silence(
         silent, expected = _silent(whole[half]), _silent(alone[half])
         assert (len(silent), silent[0]) == pytest.approx((len(expected), expected[0]), abs=1000)
         assert len(silent) > 2000
+
+
+def test_gaps_of_a_part_are_counted_at_the_joined_rate(
+    tmp_path: Path, noise: Noise, write_wav: WriteWav, convert: Convert
+) -> None:
+    """At twice the rate a gap begins twice as late and is twice as long; the samples before 0 are counted."""
+    wav, lost = write_wav(tmp_path / "a.wav", noise(44100), 44100), "noise=drop='between(pts*tb,0.4,0.7)'"
+    source = convert(wav, tmp_path / "a.mka", acodec="aac", **{"bsf:a": lost})
+    part = _part(source, "a.mka")
+    found = read_timeline(source, 0, part.stream, part.format_name, max_seconds=9)
+    ((position, num_samples),) = [(gap.position, gap.num_samples) for gap in found.gaps]
+    assert found.num_skipped > 1000
+    expected = Gap(2 * (position + found.num_skipped), 2 * num_samples)
+    assert part._gaps(2 * 44100, 9) == Timeline(gaps=(expected,))
 
 
 def _silent(waveform: npt.NDArray[np.float32]) -> npt.NDArray[np.intp]:
@@ -242,11 +257,14 @@ def test_tags_and_padding_around_flac_are_left_out(tmp_path: Path, parts: Parts)
 def test_a_joined_file_without_audio_is_named(
     tmp_path: Path, moving: Callable[..., Frames], parts: Parts, convert: Convert, refusal: Refusal
 ) -> None:
-    """A joined video without sound, or a file that states no rate, is refused with its number."""
+    """A joined video without sound, or a file that states no rate or no channels, is refused with its number."""
     encode_clip(moving(4), tmp_path / "silent.mp4")
     silent = convert(tmp_path / "silent.mp4", tmp_path / "silent.mkv", vcodec="copy").read_bytes()
     (sound,), (m4a,) = parts("matroska"), parts("m4a")
-    for name, data in (("a.mka", sound + silent), ("a.m4a", m4a + m4a.replace(b"stsd", b"none"))):
+    samples = convert(tmp_path / "0-source.wav", tmp_path / "pcm.mka", acodec="pcm_s16le").read_bytes()
+    no_channels = samples.replace(b"\x9f\x81\x01", b"\x9f\x81\x00").replace(b"A_PCM", b"A_NEW")
+    files = [("a.mka", sound + silent), ("b.mka", sound + no_channels)]
+    for name, data in [*files, ("a.m4a", m4a + m4a.replace(b"stsd", b"none"))]:
         (tmp_path / name).write_bytes(data)
         assert f"{name} (file 2 of 2 in it) has no audio stream: export it as one" in refusal(tmp_path / name)
 

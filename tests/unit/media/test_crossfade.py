@@ -11,7 +11,7 @@ from s2v_tasks.errors import PermanentError
 from s2v_tasks.media.assembly import crossfade, mix, stitch
 from s2v_tasks.media.encode import Frames, encode_clip
 from s2v_tasks.media.ffmpeg import tool_path
-from s2v_tasks.media.frames import read_frames
+from s2v_tasks.media.frames import read_frames, video_stream
 
 Moving = Callable[..., Frames]
 
@@ -37,11 +37,12 @@ def test_only_the_mixed_frames_are_new(tmp_path: Path, moving: Moving) -> None:
 
 
 def test_clips_that_are_one_frame_longer_than_the_fade_are_cut(tmp_path: Path, moving: Moving) -> None:
-    """One frame before the fade and one after it are enough."""
+    """One frame before the fade and one after it are enough; the parts have the frame rate of the clips."""
     before, after = tmp_path / "before.mp4", tmp_path / "after.mp4"
-    encode_clip(moving(5), before)
-    encode_clip(moving(5, phase=2.0), after, key_frame=4)
-    assert [len(decoded(part)) for part in crossfade(before, after, 4, tmp_path)] == [1, 4, 1]
+    encode_clip(moving(5), before, fps=25)
+    encode_clip(moving(5, phase=2.0), after, fps=25, key_frame=4)
+    parts = crossfade(before, after, 4, tmp_path)
+    assert [(len(decoded(part)), video_stream(part).r_frame_rate) for part in parts] == [(1, 25), (4, 25), (1, 25)]
 
 
 def test_a_fade_goes_evenly_from_one_to_the_other() -> None:

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from s2v_tasks.errors import PermanentError, TransientError
-from s2v_tasks.media.assembly import _check_times, mux
+from s2v_tasks.media.assembly import _check_key_frame, _check_times, mux
 from s2v_tasks.media.contact_sheet import contact_sheet
-from s2v_tasks.media.encode import Frames, encode_clip
+from s2v_tasks.media.encode import Frames, check_profile, encode_clip
 from s2v_tasks.media.frames import measure
 
 Moving = Callable[..., Frames]
@@ -109,9 +109,12 @@ def test_damage_is_reported_as_a_fact(damage: str, tmp_path: Path, moving: Movin
 def test_a_file_without_a_picture_cannot_be_measured(
     tmp_path: Path, noise: Callable[..., Any], write_wav: Callable[..., Path]
 ) -> None:
-    """A file without a video stream is an error."""
+    """A file without a video stream is an error, as an input and as a result."""
+    sound = write_wav(tmp_path / "a.wav", noise(8000), 8000)
     with pytest.raises(PermanentError, match="no video stream"):
-        measure(write_wav(tmp_path / "a.wav", noise(8000), 8000))
+        measure(sound)
+    with pytest.raises(TransientError, match=r"a\.wav has no video stream, expected .*: run the step again"):
+        check_profile(sound, width=64, height=64, fps=16, num_frames=8)
 
 
 def test_contact_sheet_shows_first_middle_and_last_frame_of_each_clip(tmp_path: Path) -> None:
@@ -154,11 +157,13 @@ def test_a_joined_video_of_another_number_of_frames_is_refused(promised: int, tm
         _check_times(tmp_path / "a.mp4", Fraction(16), promised)
 
 
-def test_only_the_times_of_the_picture_are_checked(
+def test_packets_of_sound_are_no_frames(
     tmp_path: Path, moving: Moving, noise: Callable[..., Any], write_wav: Callable[..., Path]
 ) -> None:
-    """Packets of sound do not count as frames."""
+    """Times and key frames are those of the picture."""
     encode_clip(moving(8), tmp_path / "silent.mp4")
     speech = write_wav(tmp_path / "a.wav", noise(4000), 8000)
     mux(tmp_path / "silent.mp4", speech, tmp_path / "a.mp4", num_frames=8, fps=16)
     _check_times(tmp_path / "a.mp4", Fraction(16), 8)
+    with pytest.raises(PermanentError, match=r"Frame 4 of a\.mp4 is not a key frame"):
+        _check_key_frame(tmp_path / "a.mp4", 4)

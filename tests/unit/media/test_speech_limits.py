@@ -1,5 +1,6 @@
 """Check the limits at which another track is used, and at which a speech is too long."""
 
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -64,11 +65,10 @@ def test_only_eight_tracks_are_searched(chosen: Chosen) -> None:
     assert chosen(*[silent] * 8, _swinging(9)) == 1
 
 
-@pytest.mark.parametrize(("channels", "times"), [(1, 1), (2, 2)])
-def test_only_several_channels_are_surveyed(
-    channels: int, times: int, tmp_path: Path, write_wav: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+def test_sound_is_decoded_as_often_as_needed(
+    tmp_path: Path, write_wav: Callable[..., Path], chosen: Chosen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Mono is decoded once, without a survey, because there is no channel to choose."""
+    """Mono is decoded once. Several channels are surveyed first, and so is each of several tracks."""
     runs = []
 
     def counted(*arguments: Any, **options: Any) -> Iterator[bytes]:
@@ -76,9 +76,14 @@ def test_only_several_channels_are_surveyed(
         return ffmpeg.read_chunks(*arguments, **options)
 
     monkeypatch.setattr("s2v_tasks.media.speech_source.read_chunks", counted)
-    source = write_wav(tmp_path / "a.wav", _swinging(6).repeat(channels, axis=1), RATE)
-    normalise_speech(source, tmp_path / "16k.wav", max_duration_seconds=9)
-    assert len(runs) == times
+    for channels, num_runs in ((1, 1), (2, 2)):
+        runs.clear()
+        source = write_wav(tmp_path / "a.wav", _swinging(6).repeat(channels, axis=1), RATE)
+        normalise_speech(source, tmp_path / "16k.wav", max_duration_seconds=9)
+        assert len(runs) == num_runs
+    runs.clear()
+    chosen(_swinging(6), _swinging(5))
+    assert len(runs) == 3
 
 
 @pytest.mark.parametrize("options", [{"acodec": "pcm_s16le"}, {"acodec": "flac"}])
@@ -142,6 +147,30 @@ def test_a_file_without_samples_is_refused(
     assert "holds no samples" in refusal(
         convert(empty, tmp_path / name, acodec="pcm_s16be" if name == "a.aiff" else "pcm_s16le")
     )
+
+
+@pytest.mark.parametrize(
+    ("stated", "changed", "problem"),
+    [
+        (b"\x9f\x81\x01", b"\x9f\x81\x00", "states 0 channels of 8000 Hz"),
+        (struct.pack(">d", RATE), bytes(8), "states 1 channels of 0 Hz"),
+    ],
+    ids=["channels", "rate"],
+)
+def test_a_header_without_channels_or_rate_is_refused(
+    stated: bytes,
+    changed: bytes,
+    problem: str,
+    tmp_path: Path,
+    write_wav: Callable[..., Path],
+    convert: Callable[..., Path],
+    refusal: Callable[..., str],
+) -> None:
+    """The message has both numbers of the header."""
+    source = convert(write_wav(tmp_path / "a.wav", _swinging(6), RATE), tmp_path / "a.mka", acodec="pcm_s16le")
+    # Of a codec without a decoder, because ffprobe cannot open the decoder of PCM with these numbers.
+    source.write_bytes(source.read_bytes().replace(b"A_PCM", b"A_NEW").replace(stated, changed))
+    assert problem in refusal(source)
 
 
 @pytest.mark.parametrize("beginning", [b"fLaC", b"OggS"])

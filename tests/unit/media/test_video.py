@@ -149,9 +149,11 @@ def test_stitching_is_reproducible(tmp_path: Path, moving: Moving) -> None:
     assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
 
 
-def test_one_clip_is_a_video(tmp_path: Path, moving: Moving) -> None:
-    """A video of one clip is stitched, too."""
-    stitch(_clips(tmp_path, moving, 16), tmp_path / "silent.mp4", 16)
+def test_one_clip_is_a_video(tmp_path: Path, moving: Moving, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A video of one clip is stitched, too; paths may be relative."""
+    (clip,) = _clips(tmp_path, moving, 16)
+    monkeypatch.chdir(tmp_path)
+    stitch([clip.relative_to(tmp_path)], Path("silent.mp4"), 16)
 
 
 def test_wrong_number_of_frames_is_found(tmp_path: Path, moving: Moving) -> None:
@@ -160,12 +162,17 @@ def test_wrong_number_of_frames_is_found(tmp_path: Path, moving: Moving) -> None
         stitch(_clips(tmp_path, moving, 16, 15), tmp_path / "silent.mp4", 32)
 
 
-@pytest.mark.parametrize("odd", [{"fps": 25}, {"width": 64}])
-def test_clips_of_other_profiles_are_refused(odd: dict[str, int], tmp_path: Path, moving: Moving) -> None:
-    """A clip of another size or frame rate is refused before anything is written."""
+@pytest.mark.parametrize(
+    ("odd", "theirs", "ours"), [({"fps": 25}, "'25 fps'", "'16 fps'"), ({"width": 64}, "64, 64", "96, 64")]
+)
+def test_clips_of_other_profiles_are_refused(
+    odd: dict[str, int], theirs: str, ours: str, tmp_path: Path, moving: Moving
+) -> None:
+    """A clip of another size or frame rate is refused before anything is written; the message states both."""
     clips = _clips(tmp_path, moving, 16)
     encode_clip(moving(16, width=odd.get("width", 96)), tmp_path / "odd.mp4", fps=odd.get("fps", 16))
-    with pytest.raises(PermanentError, match=r"odd\.mp4"):
+    expected = rf"odd\.mp4 is \('h264', 'yuv420p', .*{theirs}, .*'bt709', .*, but clip '0\.mp4 is .* {ours}, .*"
+    with pytest.raises(PermanentError, match=expected):
         stitch([*clips, tmp_path / "odd.mp4"], tmp_path / "silent.mp4", 32)
     assert not (tmp_path / "silent.mp4").exists()
 

@@ -14,7 +14,7 @@ from s2v_tasks.engine.clip import Callbacks, ClipInputs, ClipOutput, MotionState
 from s2v_tasks.engine.encoders.vae import Vae, key_pairs
 from s2v_tasks.engine.images import fit_pose
 from s2v_tasks.engine.options import EngineOptions, NoiseDevice
-from s2v_tasks.engine.pipeline import S2VPipeline
+from s2v_tasks.engine.pipeline import S2VPipeline, _NewestFrames
 from s2v_tasks.errors import PermanentError
 from tests.engine.small_pipeline import SIDE, CountingCodec, inputs, make_pipeline
 
@@ -134,6 +134,15 @@ def test_the_history_of_a_short_first_clip_starts_grey(pipeline: S2VPipeline) ->
     assert motion.frames[:, :, :60].abs().max() == 0
     assert motion.frames[:, :, 60:].abs().amin(dim=(0, 1, 3, 4)).numel() == 13
     assert torch.equal(pipeline.vae.encode(motion.frames), motion.latents)
+
+
+def test_only_the_newest_frames_stay_in_memory() -> None:
+    """Older pieces are released while a clip is decoded; the oldest piece that is needed is kept whole."""
+    newest = _NewestFrames(10)
+    for number in range(60):
+        newest.add(torch.full((1, 3, 4, SIDE, SIDE), number))
+    assert newest.frames[0, 0, :, 0, 0].tolist() == [57, 57, *[58] * 4, *[59] * 4]
+    assert sum(piece.shape[2] for piece in newest._pieces) == 12
 
 
 def test_start_from_ref_precedes_the_clip_with_the_picture(pipeline: S2VPipeline) -> None:

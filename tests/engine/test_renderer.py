@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from s2v_tasks.engine.clip import Callbacks, Sampling
-from s2v_tasks.engine.denoising import Interrupted
+from s2v_tasks.engine.denoising import DenoiseState, Interrupted
 from s2v_tasks.engine.images import fit_pose
 from s2v_tasks.engine.loading import Snapshot
 from s2v_tasks.engine.options import EngineOptions
@@ -68,6 +68,19 @@ def test_the_networks_are_loaded_once(renderer: Renderer, snapshot: Snapshot, tm
     assert "adapters" not in facts
 
 
+@pytest.mark.parametrize(("scale", "layout"), [(4.0, "cfg2,ulysses1"), (1.0, "cfg1,ulysses2")])
+def test_ranks_compute_one_branch_each_if_the_plan_is_guided(
+    scale: float, layout: str, snapshot: Snapshot, tmp_path: Path
+) -> None:
+    """Two ranks share the tokens of a plan without guidance, which has one branch."""
+    order = order_of(tmp_path, snapshot)
+    sampling = order.plan.sampling.model_copy(update={"sample_guide_scale": scale})
+    order = replace(order, plan=order.plan.model_copy(update={"sampling": sampling}))
+    # The other rank does not exist; the message names the layout that was chosen for both.
+    with pytest.raises(ConfigurationError, match=rf"parallel layout {layout} takes .* but 1 were started"):
+        Renderer(Worker(0, 2, torch.device("cpu"))).load(order)
+
+
 def test_a_compiled_render_needs_a_writable_cache(
     renderer: Renderer, snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -89,6 +102,19 @@ def test_adapters_of_the_order_are_merged(renderer: Renderer, snapshot: Snapshot
     assert all(torch.equal(weight, expected[key]) for key, weight in merged.items())
     assert not torch.equal(merged[f"{MODULES[0]}.weight"], plain[f"{MODULES[0]}.weight"])
     assert renderer.facts["adapters"] == {adapter.name: adapter.strength}
+
+
+def test_a_saved_state_is_compared_with_the_loaded_networks(
+    renderer: Renderer, snapshot: Snapshot, tmp_path: Path
+) -> None:
+    """The state of an equal renderer is continued, also before the first clip; without a file there is no state."""
+    elsewhere, path = Renderer(Worker(0, 1, torch.device("cpu"))), tmp_path / "state.safetensors"
+    elsewhere.load(order_of(tmp_path, snapshot))
+    DenoiseState(2, {"latents": torch.zeros(1)}).save(path, elsewhere.name)
+    found = renderer.saved_state(order_of(tmp_path, snapshot, state=path))
+    assert found is not None
+    assert found.step == 2
+    assert renderer.saved_state(order_of(tmp_path, snapshot)) is None
 
 
 def test_a_clip_is_rendered_with_the_sampling_of_the_plan(renderer: Renderer, tmp_path: Path) -> None:

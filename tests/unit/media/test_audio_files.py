@@ -1,5 +1,6 @@
 """Check the detection of audio files whose end is missing, and of files without sound."""
 
+import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 
 from s2v_tasks.errors import PermanentError
-from s2v_tasks.media.audio_files import audio_formats, decodable_copy, missing_end
+from s2v_tasks.media.audio_files import audio_formats, decodable_copy, missing_end, too_much
 from s2v_tasks.media.encode import Frames, encode_clip
 from s2v_tasks.media.ffmpeg import tool_path
 from s2v_tasks.media.mp3 import MAX_TAG_BYTES
@@ -140,6 +141,16 @@ def test_tags_are_measured_before_any_file_is_opened(
                 normalise_speech(tmp_path / "tagged.aac", tmp_path / "16k.wav", max_duration_seconds=9)
         else:
             normalise_speech(tmp_path / "tagged.aac", tmp_path / "16k.wav", max_duration_seconds=9)
+
+
+def test_only_an_mp3_is_measured_by_its_bytes(tmp_path: Path) -> None:
+    """A FLAC or AAC file behind tags may have more bytes per second than any MP3."""
+    source = tmp_path / "tagged.flac"
+    source.write_bytes(b"ID3\4" + bytes(6) + b"fLaC")
+    os.truncate(source, MAX_TAG_BYTES + 100_000)
+    for formats in ("mp3,aac,flac", "flac"):
+        assert too_much(source, formats, 1) is None
+    assert too_much(source, "mp3", 1) == "holds more than 1 s: shorten it or raise the limit (S2V_MAX_AUDIO_SECONDS)"
 
 
 def _ogg_page(number: int, segments: bytes) -> bytes:

@@ -224,10 +224,11 @@ def test_low_frequency_effects_are_used_if_they_are_all() -> None:
     assert _mix(silent, silent, silent, voice, silent, silent, layout="5.1").name == "channel 4 of 6"
 
 
-def test_downmix_does_not_clip() -> None:
-    """The downmix of full-scale channels is at full scale and not above."""
+@pytest.mark.parametrize("right", [1.0, 0.5])
+def test_downmix_does_not_clip(right: float) -> None:
+    """The downmix of full-scale channels is at full scale and not above, also if the right ones are quieter."""
     full = np.random.default_rng(6).uniform(-1, 1, RATE).astype(np.float32)
-    channels = [full] * 8
+    channels = [full, full * np.float32(right)] * 4
     mix = _mix(*channels, layout="7.1")
     assert mix.name == "stereo of 7.1"
     assert 0.9 < np.abs(mix.apply(np.stack(channels, axis=1))).max() <= 1.001

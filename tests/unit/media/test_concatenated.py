@@ -181,6 +181,16 @@ def test_a_recording_is_filled_with_silence_from_a_tenth_of_a_second_on(tmp_path
         assert info.num_samples == num_samples
 
 
+def test_short_recordings_without_a_length_are_joined(
+    tmp_path: Path, noise: Noise, write_wav: WriteWav, convert: Convert
+) -> None:
+    """A part that states no length may have any: two times half a second are a second."""
+    wav = write_wav(tmp_path / "a.wav", noise(24_000), 48_000)
+    (tmp_path / "b.webm").write_bytes(convert(wav, tmp_path / "a.webm", **LIVE).read_bytes() * 2)
+    info = normalise_speech(tmp_path / "b.webm", tmp_path / "16k.wav", max_duration_seconds=9)
+    assert info.duration_seconds == pytest.approx(1, abs=0.05)
+
+
 def _stating(matroska: bytes, milliseconds: float) -> bytes:
     """Return the file with another length in its header."""
     at = matroska.index(b"\x44\x89\x88") + 3

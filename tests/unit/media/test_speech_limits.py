@@ -124,6 +124,19 @@ def test_an_estimated_length_is_ignored(
     assert 8 <= info.duration_seconds < 8.2
 
 
+def test_padding_that_is_a_chunk_of_its_own_is_left_out(
+    tmp_path: Path,
+    noise: Callable[..., Samples],
+    write_wav: Callable[..., Path],
+    convert: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """AAC is padded to whole frames; no sample of the padding is kept where a decoded chunk begins with it."""
+    monkeypatch.setattr("s2v_tasks.media.speech_source._CHUNK_SAMPLES", 4410)
+    source = convert(write_wav(tmp_path / "a.wav", noise(44100), 44100), tmp_path / "a.m4a", acodec="aac")
+    assert normalise_speech(source, tmp_path / "16k.wav", max_duration_seconds=9).num_samples == 44100
+
+
 @pytest.mark.parametrize("num_small", [0, 50, 150, 200])
 def test_frames_of_amr_are_counted(num_small: int, tmp_path: Path) -> None:
     """AMR frames of 4.75 and of 12.2 kbit/s last equally long, alone and in a joined file."""

@@ -106,6 +106,7 @@ def test_lists_are_merged_as_kubernetes_merges_them(patch: Callable[..., Path]) 
                     "name": "base",
                     "env": [{"name": "S2V_HOME", "value": "/x"}, {"name": "NCCL_DEBUG", "value": "INFO"}],
                     "resources": {"limits": {"nvidia.com/gpu": None, "amd.com/gpu": 1}},
+                    "volumeMounts": [{"name": "snapshot", "mountPath": "/snapshot", "subPath": "14b"}],
                 }
             ],
             "volumes": [{"name": "snapshot", "persistentVolumeClaim": {"claimName": "weights"}}],
@@ -120,6 +121,8 @@ def test_lists_are_merged_as_kubernetes_merges_them(patch: Callable[..., Path]) 
     assert len(container["env"]) == len(before["containers"][0]["env"]) + 1
     assert container["resources"]["limits"].keys() == {"cpu", "memory", "ephemeral-storage", "amd.com/gpu"}
     assert [volume["name"] for volume in spec["volumes"]] == [volume["name"] for volume in before["volumes"]]
+    mounts = [mount for mount in container["volumeMounts"] if mount["name"] == "snapshot"]
+    assert mounts == [{"name": "snapshot", "mountPath": "/snapshot", "readOnly": True, "subPath": "14b"}]
     claims = [v["persistentVolumeClaim"] for v in spec["volumes"] if v["name"] == "snapshot"]
     assert claims == [{"claimName": "weights", "readOnly": True}]
     for untouched in ("securityContext", "automountServiceAccountToken", "shareProcessNamespace"):

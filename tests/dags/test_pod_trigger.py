@@ -57,9 +57,9 @@ def test_a_failure_soon_after_the_deferral_is_reported_later(monkeypatch: pytest
     assert time.monotonic() - started >= 0.2
 
 
-@pytest.mark.parametrize(("minutes", "status"), [(-3, "timeout"), (1, "failed"), (None, "failed")])
+@pytest.mark.parametrize(("minutes", "status"), [(-3, "timeout"), (-0.5, "failed"), (1, "failed"), (None, "failed")])
 def test_the_pod_of_a_dead_node_is_not_waited_for(
-    monkeypatch: pytest.MonkeyPatch, minutes: int | None, status: str
+    monkeypatch: pytest.MonkeyPatch, minutes: float | None, status: str
 ) -> None:
     """A pod that is still Running after its grace period is not waited for; one that may still end is."""
     ends = None if minutes is None else datetime.now(UTC) + timedelta(minutes=minutes)

@@ -51,7 +51,9 @@ def test_every_attempt_is_stored_with_its_gpu_seconds(
     assert [(event.clip_index, event.detail) for event in begun] == [(0, {"attempt": number}) for number in (1, 2, 3)]
 
 
-def test_an_attempt_at_a_take_that_is_not_kept_is_superseded(metadata: MetadataStore, planned: Planned) -> None:
+def test_an_attempt_at_a_take_that_is_not_kept_is_superseded(
+    metadata: MetadataStore, postgres_url: str, planned: Planned
+) -> None:
     """An attempt at a take that is not kept is superseded and wasted; a changed decision makes it succeeded again."""
     planned()
     for clip_index, fingerprint in ((1, "f1"), (0, "take-0"), (0, "take-1")):
@@ -64,6 +66,10 @@ def test_an_attempt_at_a_take_that_is_not_kept_is_superseded(metadata: MetadataS
         assert [a.outcome for a in job(metadata).attempts] == ["succeeded", *outcomes]
         clip = job(metadata).clips[0]
         assert (clip.fingerprint, clip.takes) == (f"take-{kept}", record)
+    with psycopg.connect(postgres_url) as connection:
+        connection.execute("UPDATE attempts SET gpu_seconds = 60 * id WHERE job_id = 'job-1' AND clip_index = 0")
+        spent = connection.execute("SELECT gpu_seconds FROM attempts WHERE outcome = 'superseded'").fetchall()
+    assert [(spending.wasted_gpu_seconds,) for spending in metadata.costs.spending()] == spent
 
 
 def test_an_attempt_without_an_end_is_lost(

@@ -40,3 +40,9 @@ def test_a_connection_ends_its_waits_and_tries() -> None:
 def test_a_server_on_this_machine_is_known_by_its_host(endpoint_url: str | None, is_on_loopback: bool) -> None:
     """Loopback is recognised by number or name; AWS and a wrong URL are elsewhere."""
     assert Server(endpoint_url).is_on_loopback is is_on_loopback
+
+
+def test_a_connection_shows_no_credentials() -> None:
+    """Neither key is part of the text of a server or of a connection, as tracebacks show them."""
+    server = Server("http://127.0.0.1:9", access_key_id="planted-id", secret_access_key="planted-key")
+    assert "planted" not in repr(server) + repr(connect(server))

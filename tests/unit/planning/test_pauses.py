@@ -95,13 +95,13 @@ def steps(*parts: tuple[int, float]) -> list[tuple[int, int]]:
 
 @pytest.mark.parametrize(("loud", "pauses"), [(48, []), (52, [(0, 948)])])
 def test_speech_is_as_loud_as_a_twentieth_of_the_recording(loud: int, pauses: list[tuple[int, int]]) -> None:
-    """What is louder for less than a twentieth is a noise, beside which the rest is no pause."""
+    """A sound that is louder for less than a twentieth of the time is no speech, and the rest is no pause."""
     assert steps((1000 - loud, -60), (loud, -20)) == pauses
 
 
 @pytest.mark.parametrize(("quietest", "pauses"), [(8, [(500, 1000)]), (12, [])])
 def test_the_room_is_as_quiet_as_a_hundredth_of_the_recording(quietest: int, pauses: list[tuple[int, int]]) -> None:
-    """What is quieter for less than a hundredth is not the room."""
+    """A part that is quieter for less than a hundredth of the time is not the room."""
     assert steps((500, -20), (quietest, -55), (500 - quietest, -45)) == pauses
 
 

@@ -190,7 +190,7 @@ def scale_resources(pod: Any, processes: int, *, offloads: bool = False) -> None
         for name in [name for name in amounts if name.endswith(_GPU_SUFFIX)]:
             amounts[name] = str(processes)
         for name, (annotation, unit) in _PER_FURTHER_PROCESS.items():
-            if name in amounts and annotation in annotations:
+            if processes > 1 and name in amounts and annotation in annotations:
                 more = (processes - 1) * _quantity(annotation, annotations[annotation])
                 amounts[name] = format_quantity(parse_quantity(amounts[name]) + more, unit)
         if offloads and "memory" in amounts and _PER_OFFLOADING_PROCESS in annotations:

@@ -88,6 +88,7 @@ def connect(server: Server) -> Connection:
         connect_timeout=10,
         read_timeout=60,
         proxies={} if server.is_on_loopback else None,
+        s3={"addressing_style": "auto"},  # the bucket is part of the path, but at AWS
         request_checksum_calculation=automatic,
         response_checksum_validation=automatic,
     )

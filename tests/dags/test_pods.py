@@ -97,6 +97,9 @@ def test_offloaded_blocks_have_host_memory_for_each_process(monkeypatch: pytest.
     del resources.limits["memory"]
     scale_resources(pod, 2, offloads=True)
     assert "memory" not in resources.limits
+    resources.requests["memory"] = "70000M"
+    scale_resources(pod, 1)
+    assert resources.requests["memory"] == "70000M"  # an amount is written anew only to add something
 
 
 def test_a_template_without_annotations_keeps_its_resources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,7 @@
 """Check the options of a connection to an S3 server, without a request."""
 
+from pathlib import Path
+
 import pytest
 
 from s2v_tasks.storage.client import Server, connect
@@ -12,8 +14,13 @@ from s2v_tasks.storage.client import Server, connect
         (None, "https://films.s3.amazonaws.com/a.mp4?"),
     ],
 )
-def test_the_bucket_is_part_of_the_path_but_at_aws(endpoint_url: str | None, link: str) -> None:
-    """A server behind an endpoint URL need not know names of buckets in the host."""
+@pytest.mark.parametrize("style", ["auto", "path", "virtual"])
+def test_the_bucket_is_part_of_the_path_but_at_aws(
+    style: str, endpoint_url: str | None, link: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server behind an endpoint URL need not know names of buckets in the host, whatever AWS's own file says."""
+    (tmp_path / "config").write_text(f"[default]\ns3 =\n  addressing_style = {style}\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
     server = Server(endpoint_url, access_key_id="id", secret_access_key="key")
     made = connect(server).client.generate_presigned_url("get_object", Params={"Bucket": "films", "Key": "a.mp4"})
     assert made.startswith(link)

@@ -104,6 +104,16 @@ def test_adapters_of_the_order_are_merged(renderer: Renderer, snapshot: Snapshot
     assert renderer.facts["adapters"] == {adapter.name: adapter.strength}
 
 
+def test_the_name_of_a_renderer_has_all_that_changes_bytes(renderer: Renderer) -> None:
+    """A state is not continued on another device, with another layout or kernel, or with another version."""
+    names = ("device", "device_model", "parallel_layout", "attention", "torch_version", "cudnn_version")
+    renderer.facts = dict.fromkeys(names, "a")
+    plain = renderer.name
+    for name in names:
+        renderer.facts = dict.fromkeys(names, "a") | {name: "b"}
+        assert renderer.name != plain
+
+
 def test_a_saved_state_is_compared_with_the_loaded_networks(
     renderer: Renderer, snapshot: Snapshot, tmp_path: Path
 ) -> None:

@@ -272,8 +272,13 @@ def test_a_joined_file_without_audio_is_named(
     silent = convert(tmp_path / "silent.mp4", tmp_path / "silent.mkv", vcodec="copy").read_bytes()
     (sound,), (m4a,) = parts("matroska"), parts("m4a")
     samples = convert(tmp_path / "0-source.wav", tmp_path / "pcm.mka", acodec="pcm_s16le").read_bytes()
-    no_channels = samples.replace(b"\x9f\x81\x01", b"\x9f\x81\x00").replace(b"A_PCM", b"A_NEW")
-    files = [("a.mka", sound + silent), ("b.mka", sound + no_channels)]
+    unknown = samples.replace(b"A_PCM", b"A_NEW")  # a codec without a decoder: ffprobe opens none of these numbers
+    no_channels, no_rate = (
+        unknown.replace(b"\x9f\x81\x01", b"\x9f\x81\x00"),
+        unknown.replace(struct.pack(">d", 48000), bytes(8)),
+    )
+    assert len({samples, unknown, no_channels, no_rate}) == 4
+    files = [("a.mka", sound + silent), ("b.mka", sound + no_channels), ("c.mka", sound + no_rate)]
     for name, data in [*files, ("a.m4a", m4a + m4a.replace(b"stsd", b"none"))]:
         (tmp_path / name).write_bytes(data)
         assert f"{name} (file 2 of 2 in it) has no audio stream: export it as one" in refusal(tmp_path / name)

@@ -156,6 +156,16 @@ def test_one_clip_is_a_video(tmp_path: Path, moving: Moving, monkeypatch: pytest
     stitch([clip.relative_to(tmp_path)], Path("silent.mp4"), 16)
 
 
+def test_an_encoder_that_writes_another_profile_is_found(
+    tmp_path: Path, moving: Moving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is checked after it is written."""
+    real = encode.h264_output
+    monkeypatch.setattr(encode, "h264_output", lambda yuv, path, fps, **options: real(yuv, path, 2 * fps, **options))
+    with pytest.raises(TransientError, match=r"a\.mp4 .*32"):
+        encode_clip(moving(4), tmp_path / "a.mp4")
+
+
 def test_wrong_number_of_frames_is_found(tmp_path: Path, moving: Moving) -> None:
     """A result with another number of frames than planned is an error."""
     with pytest.raises(TransientError, match="32"):

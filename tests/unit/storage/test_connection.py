@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from s2v_tasks.errors import ConfigurationError
 from s2v_tasks.storage.client import Server, connect
 
 
@@ -53,3 +54,9 @@ def test_a_connection_shows_no_credentials() -> None:
     """Neither key is part of the text of a server or of a connection, as tracebacks show them."""
     server = Server("http://127.0.0.1:9", access_key_id="planted-id", secret_access_key="planted-key")
     assert "planted" not in repr(server) + repr(connect(server))
+
+
+def test_an_address_that_cannot_be_used_is_a_wrong_setting() -> None:
+    """The message names the settings; nothing is tried again."""
+    with pytest.raises(ConfigurationError, match=r"http://a b.* Check the S2V_S3_\* settings and AWS's own"):
+        connect(Server("http://a b", access_key_id="id", secret_access_key="key"))

@@ -106,6 +106,13 @@ def test_a_cancelled_job_keeps_what_is_finished(planned: Planned) -> None:
     assert job(metadata) == done
 
 
+def test_a_cancel_may_have_its_own_reason(planned: Planned) -> None:
+    """A given reason takes the place of the count of clips."""
+    metadata = planned()
+    metadata.jobs.cancel("job-1", "The approval was rejected.")
+    assert job(metadata).reason == "The approval was rejected."
+
+
 def test_a_start_clears_an_earlier_cancel(metadata: MetadataStore) -> None:
     """A new start clears the cancel of an ended job; one that is still being cancelled stays so."""
     metadata.jobs.enqueue("job-1", {}, dag_run_id="run-1")

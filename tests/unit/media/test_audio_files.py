@@ -172,8 +172,8 @@ def test_an_ogg_file_ends_with_a_whole_page(tmp_path: Path) -> None:
 
 def test_a_file_that_begins_with_another_kind_is_named(tmp_path: Path) -> None:
     """The mark of another format counts at each place, also at the first byte."""
-    (tmp_path / "a.ogg").write_bytes(b"fLaC" + _ogg_page(1, b"\x03"))
-    assert missing_end(tmp_path / "a.ogg", "ogg") == "a file of another kind (flac) begins at byte 0"
+    (tmp_path / "a.ogg").write_bytes(b"RIFF\0\0\0\0WAVEfmt " + _ogg_page(1, b"\x03"))
+    assert missing_end(tmp_path / "a.ogg", "ogg") == "a file of another kind (wav) begins at byte 0"
 
 
 def test_a_cut_page_before_another_ogg_file_is_named(tmp_path: Path) -> None:

@@ -105,9 +105,12 @@ class _Counter:
             yield np.ascontiguousarray(frame).data.cast("B")
 
 
-def to_yuv(rgb: Any) -> Any:
-    """Convert RGB frames to limited-range bt709 4:2:0, with tags, which players would otherwise guess."""
-    yuv = rgb.filter("scale", out_color_matrix="bt709", out_range="tv", flags=_SWSCALE)
+def to_yuv(source: Any) -> Any:
+    """Convert frames to limited-range bt709 4:2:0, with tags, which players would otherwise guess.
+
+    The source is RGB, or YUV whose colour matrix and range are read from its own tags.
+    """
+    yuv = source.filter("scale", out_color_matrix="bt709", out_range="tv", flags=_SWSCALE)
     tags = {"colorspace": "bt709", "color_primaries": "bt709", "color_trc": "bt709", "range": "tv"}
     return yuv.filter("format", "yuv420p").filter("setparams", **tags)
 

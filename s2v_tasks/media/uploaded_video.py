@@ -62,7 +62,6 @@ class UploadedVideo:
         """
         width, height = self.size
         video = self.resampled(max_duration_seconds, after_seconds=Fraction(1, 2 * FPS))
-        # `to_yuv` reads the colour matrix and the range that the file states, like that of a pose video.
         rgb = to_rgb(to_yuv(video), width=width, height=height)
         raw = rgb.output("pipe:1", format="rawvideo", fps_mode="passthrough")
         size_bytes = width * height * 3

@@ -88,7 +88,8 @@ def connect(server: Server) -> Connection:
         connect_timeout=10,
         read_timeout=60,
         proxies={} if server.is_on_loopback else None,
-        s3={"addressing_style": "auto"},  # the bucket is part of the path, but at AWS
+        # Path-style addresses for an endpoint URL, virtual-hosted ones at AWS, whatever AWS's own file says.
+        s3={"addressing_style": "auto"},
         request_checksum_calculation=automatic,
         response_checksum_validation=automatic,
     )
@@ -117,7 +118,7 @@ def connect(server: Server) -> Connection:
 
 @lru_cache
 def service_models(path: str | None) -> Loader:
-    """Return the reader of the descriptions of AWS services, which keeps them: parsing takes most of a connection."""
+    """Return a loader of the descriptions of AWS services. It caches them, because parsing is slow."""
     return create_loader(path)
 
 

@@ -24,7 +24,7 @@ def _all(path: Path) -> Frames:
 
 
 def test_equal_frames_give_equal_bytes(tmp_path: Path, moving: Moving) -> None:
-    """The file is a function of the frames, given at once or one by one; its name does not count."""
+    """The bytes depend on the frames only: not on the file name, nor on frames being given at once or one by one."""
     frames = moving(20)
     assert encode_clip(frames, tmp_path / "a.mp4") == 20
     assert encode_clip((frame for frame in frames), tmp_path / "b.mp4") == 20

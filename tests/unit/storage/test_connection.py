@@ -16,7 +16,7 @@ from s2v_tasks.storage.client import Server, connect
     ],
 )
 @pytest.mark.parametrize("style", ["auto", "path", "virtual"])
-def test_the_bucket_is_part_of_the_path_but_at_aws(
+def test_only_at_aws_the_bucket_is_part_of_the_host(
     style: str, endpoint_url: str | None, link: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server behind an endpoint URL need not know names of buckets in the host, whatever AWS's own file says."""

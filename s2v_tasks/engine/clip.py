@@ -24,9 +24,9 @@ class Codec(Protocol):
         ...
 
     def decode_pieces(self, latents_BCZhw: Tensor, num_frames: int, /) -> Iterator[Tensor]:
-        """Normalised latents `[1, 16, T, h, w]` to the last `num_frames` of their 4T - 3 frames, a few at a time.
+        """Decode normalised latents `[1, 16, T, h, w]` to the last `num_frames` of their 4T - 3 frames.
 
-        Clamped pixels `[1, 3, n, H, W]`.
+        The frames come a few at a time, as clamped pixels `[1, 3, n, H, W]`.
         """
         ...
 

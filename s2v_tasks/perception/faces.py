@@ -47,13 +47,13 @@ class Detection:
 
     @property
     def center(self) -> Points:
-        """Centre of the box `[2]`."""
+        """Return the centre of the box `[2]`."""
         left, top, right, bottom = self.box
         return np.array([(left + right) / 2, (top + bottom) / 2])
 
     @property
     def side(self) -> float:
-        """Longer side of the box in pixels."""
+        """Return the longer side of the box in pixels."""
         left, top, right, bottom = self.box
         return max(right - left, bottom - top)
 

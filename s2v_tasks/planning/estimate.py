@@ -108,7 +108,7 @@ def frame_tokens(shape: ClipShape) -> int:
 
 
 def clip_tokens(shape: ClipShape) -> int:
-    """L: tokens of one forward (spec c.2)."""
+    """Return L, the tokens of one forward (spec c.2)."""
     n = frame_tokens(shape)
     h, w = shape.height // VAE_SCALE, shape.width // VAE_SCALE
     motion = n + (h // 4) * (w // 4) + 4 * (h // 8) * (w // 8)

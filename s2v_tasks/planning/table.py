@@ -12,7 +12,7 @@ SHOWN_AT_EACH_END = 8
 
 
 def plan_table(plan: Plan) -> RenderableType:
-    """Summary, one row per clip (the middle of more than 20 clips is folded into one row) and the warnings."""
+    """Return the summary, one row per clip (of more than 20, the middle is one row), and the warnings."""
     warnings = [Text(f"Warning: {warning}", style="yellow") for warning in plan.warnings]
     return Group(_summary(plan), _clips(plan), *warnings)
 

@@ -32,7 +32,7 @@ class Step:
 
     @property
     def command(self) -> str:
-        """Name of the `s2v` command."""
+        """Return the name of the `s2v` command."""
         return self.name.replace("_", "-")
 
 

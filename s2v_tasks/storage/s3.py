@@ -59,7 +59,7 @@ class ObjectStore:
         secret_access_key: str | None = None,
         checksums: Checksums = "always",
     ) -> None:
-        """`access`: the objects that it may touch; by default those below `data_uri`."""
+        """Remember the server; `access` names the objects that it may touch, by default those below `data_uri`."""
         data = parse_setting("S2V_DATA_URI", data_uri)
         self.bucket, self.prefix = data
         self.access = access or AccessPolicy(own=(data,), inputs=(data,))

@@ -195,7 +195,7 @@ def _write_vae(path: Path, generator: torch.Generator) -> None:
 
 
 def _write_audio_encoder(path: Path, generator: torch.Generator) -> None:
-    """24 layers, as the transformer reads 25 states; kernels and strides are the official ones."""
+    """Write 24 layers, as the transformer reads 25 states; kernels and strides are the official ones."""
     config = Wav2Vec2Config(
         architectures=["Wav2Vec2ForCTC"],
         hidden_size=_AUDIO_DIM,

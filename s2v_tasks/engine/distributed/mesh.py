@@ -38,7 +38,7 @@ class Layout:
 
     @property
     def world_size(self) -> int:
-        """Number of ranks of the layout."""
+        """Return the number of ranks of the layout."""
         return self.cfg * self.ulysses
 
     def __str__(self) -> str:

@@ -148,7 +148,7 @@ class AudioEncoder:
 
     @torch.inference_mode()
     def encode(self, waveform_P: NDArray[np.float32]) -> Tensor:
-        """Mono speech at 16 kHz to its hidden states, float32 [25, T50, C], on the CPU.
+        """Encode mono speech at 16 kHz to its hidden states, float32 [25, T50, C], on the CPU.
 
         State 0 is the input of the first layer, 1..23 the outputs of layers 1..23, and 24 the last layer's output after
         the final norm. Speech of more than a minute is encoded in overlapping windows, so that memory grows linearly
@@ -191,7 +191,7 @@ def _float32_convolutions() -> Iterator[None]:
 
 
 def normalise(waveform_P: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Zero mean and unit variance over the whole utterance, as the model was trained."""
+    """Shift and scale the whole utterance to mean 0 and variance 1, as the model was trained."""
     if waveform_P.ndim != 1 or waveform_P.dtype != np.float32:
         raise PermanentError(
             f"speech of shape {list(waveform_P.shape)} and type {waveform_P.dtype}: convert it to mono float32"

@@ -74,7 +74,7 @@ class Vae:
         return latents_BCZhw
 
     def decode(self, latents_BCZhw: Tensor, num_frames: int | None = None) -> Tensor:
-        """Normalised latents [B, 16, Z, h, w] to pixels [B, 3, 4 * Z - 3, H, W], clamped to [-1, 1].
+        """Decode normalised latents [B, 16, Z, h, w] to pixels [B, 3, 4 * Z - 3, H, W], clamped to [-1, 1].
 
         With `num_frames` only that many frames at the end: the same values with less work.
         """

@@ -83,7 +83,7 @@ class AdaptiveNorm(nn.Module):
         self.norm = LayerNorm(dim, _ADAIN_EPS)
 
     def gain_shift(self, global_TD: Tensor) -> tuple[Tensor, Tensor]:
-        """Gain and shift of each frame, `[T, 1, D]`."""
+        """Return gain and shift of each frame, `[T, 1, D]`."""
         shift, scale = self.linear(F.silu(global_TD))[:, None].chunk(2, dim=-1)
         return 1 + scale, shift
 

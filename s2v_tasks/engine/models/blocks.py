@@ -91,7 +91,7 @@ class Head(nn.Module):
         self.head = Fp32Linear(config.dim, 4 * config.out_dim)
 
     def forward(self, x_BND: Tensor, e_1D: Tensor) -> Tensor:
-        """`[1, N, D]` and the time embedding `[1, D]` to `[1, N, 4 * out_dim]`."""
+        """Project tokens `[1, N, D]` with the time embedding `[1, D]` to `[1, N, 4 * out_dim]`."""
         shift, scale = (self.modulation.float() + e_1D)[0]
         return self.head(modulated_norm(x_BND, scale, shift, self.eps))  # type: ignore[no-any-return]
 

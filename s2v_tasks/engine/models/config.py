@@ -48,7 +48,7 @@ class S2VConfig:
 
     @property
     def head_dim(self) -> int:
-        """Width of one attention head."""
+        """Return the width of one attention head."""
         return self.dim // self.num_heads
 
     @classmethod

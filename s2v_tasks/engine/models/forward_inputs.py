@@ -36,7 +36,7 @@ class ClipTokens:
 
     @property
     def num_video(self) -> int:
-        """Video tokens of the whole clip."""
+        """Return the number of video tokens of the whole clip."""
         return self.latent_shape[0] * self.patches_per_frame
 
     @property

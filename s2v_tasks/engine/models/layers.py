@@ -92,12 +92,12 @@ class LayerNorm(nn.LayerNorm):
 
 
 def modulated_norm(x: Tensor, scale_D: Tensor, shift_D: Tensor, eps: float) -> Tensor:
-    """Layer norm without weights, then `* (1 + scale) + shift`, in fp32 and in one kernel."""
+    """Apply layer norm without weights, then `* (1 + scale) + shift`, in fp32 and in one kernel."""
     return F.layer_norm(x.float(), x.shape[-1:], 1 + scale_D, shift_D, eps)
 
 
 def timestep_sinusoid(t: Tensor, width: int) -> Tensor:
-    """Sinusoidal embedding `[n] -> [n, width]`, cosines first, in float64 (spec c.5)."""
+    """Return the sinusoidal embedding `[n] -> [n, width]`, cosines first, in float64 (spec c.5)."""
     half = width // 2
     exponents = torch.arange(half, dtype=torch.float64, device=t.device) / half
     angles = torch.outer(t.double(), torch.pow(10000, -exponents))
@@ -135,7 +135,7 @@ class FramePacker(nn.Module):
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, gelu: bool = False) -> Tensor:
-    """`x` `[..., in]` times `weight` `[out, in]`, plus `bias`, in their common dtype; then GELU (tanh), if asked for.
+    """Return `x` `[..., in]` times `weight` `[out, in]`, plus `bias`, in their common dtype; with `gelu` its tanh GELU.
 
     In fp32 on a CPU oneDNN computes it: MKL, the choice of torch, leaves a third of an AMD processor unused. The sums
     differ by rounding. Weights of other classes than torch's own, such as quantised ones, use their own implementation.
@@ -151,7 +151,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, gelu: bool = False
 
 
 def rms_norm(x: Tensor, eps: float) -> Tensor:
-    """`x` over its root mean square along the last axis, computed in fp32 and returned in its dtype.
+    """Divide `x` by its root mean square along the last axis, in fp32; return it in the dtype of `x`.
 
     Works in the memory of `x` in fp32 on a CPU: torch has no kernel for it there and would fill fresh memory twice.
     """

@@ -30,7 +30,7 @@ class Grid:
 
 
 def spread(count: int, extent: int) -> tuple[int, ...]:
-    """`count` positions spread over `0..extent-1`, both ends included, rounded down; a single one is at 0."""
+    """Spread `count` positions over `0..extent-1`, both ends included, rounded down; a single one is at 0."""
     if count == 1:
         return (0,)
     return tuple(k * (extent - 1) // (count - 1) for k in range(count))

@@ -23,7 +23,7 @@ from s2v_tasks.schemas.steps import ENCODE_CONDITIONS, STAGE_INPUTS
 from s2v_tasks.storage.artifacts import Built, OutputFile, Work
 from s2v_tasks.storage.layout import JobLayout
 
-REVISION = 1  # increase it when the same inputs are encoded differently
+REVISION = 2  # increase it when the same inputs are encoded differently
 
 
 def run(ctx: StepContext) -> dict[str, Any]:

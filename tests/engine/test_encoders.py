@@ -1,11 +1,13 @@
 """Check the text encoder, the VAE and the audio encoder."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 from transformers import AutoTokenizer
 
@@ -15,7 +17,13 @@ from s2v_tasks.engine.encoders.audio_encoder import AudioEncoder, normalise
 from s2v_tasks.engine.encoders.text_encoder import TextEncoder, clean_prompt
 from s2v_tasks.engine.encoders.vae import Vae
 from s2v_tasks.engine.loading import Snapshot
-from s2v_tasks.engine.loading.snapshot import AUDIO_ENCODER_FOLDER, TOKENIZER_FOLDER, VAE_FILE
+from s2v_tasks.engine.loading.snapshot import (
+    AUDIO_ENCODER_FOLDER,
+    TEXT_ENCODER_FILE,
+    TOKENIZER_FILE,
+    TOKENIZER_FOLDER,
+    VAE_FILE,
+)
 from s2v_tasks.engine.loading.weights import read_pth
 from s2v_tasks.errors import ConfigurationError, PermanentError
 
@@ -162,6 +170,34 @@ def test_context_has_one_row_per_token(texts: TextEncoder, tiny_snapshot_path: P
         assert context.shape == (len(tokenizer(prompt).input_ids), 32)
         assert context.isfinite().all()
     assert tokenizer("a woman speaks").input_ids[-1] == tokenizer.eos_token_id
+
+
+def test_tokens_are_those_of_the_tokenizer_file(tiny_snapshot_path: Path, tmp_path: Path) -> None:
+    """Normalisation, division into words and the unknown token are those of tokenizer.json, and nothing is cut off."""
+    special = ("<pad>", "</s>", "<s>", "<unk>")
+    vocabulary = [(token, 0.0) for token in special] + [("\u2581", -1.0), ("a", -2.0), ("1", -3.0)]
+    tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=3))
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer.enable_truncation(2)
+    tokenizer.save(str(tmp_path / TOKENIZER_FILE))
+    # The release has such a file, without a config.json that names the model.
+    names = {"tokenizer_class": "T5Tokenizer", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(names))
+    state = read_pth(tiny_snapshot_path / TEXT_ENCODER_FILE, "cpu")
+    context = TextEncoder.from_state_dict(state, tmp_path, text_len=8, device="cpu").encode("a \u2460 \u2603")
+    ids = torch.tensor([[5, 4, 6, 4, 3, 1, 0, 0]])  # a, space, 1, space, unknown, end
+    (expected,) = text_encoder.encode_ids(text_encoder.build_umt5(state, "cpu"), ids, (ids > 0).long())
+    torch.testing.assert_close(context, expected.float(), rtol=0, atol=0)
+
+
+def test_damaged_tokenizer_is_named(tiny_snapshot_path: Path, tmp_path: Path) -> None:
+    """A tokenizer file that ends early is a configuration error with its path."""
+    content = (tiny_snapshot_path / TOKENIZER_FOLDER / TOKENIZER_FILE).read_text()
+    (tmp_path / TOKENIZER_FILE).write_text(content[: len(content) // 2])
+    with pytest.raises(ConfigurationError, match=r"tokenizer\.json cannot be read as a tokenizer"):
+        TextEncoder.from_state_dict({}, tmp_path, text_len=512, device="cpu")
 
 
 def test_context_depends_on_the_prompt_only(texts: TextEncoder) -> None:

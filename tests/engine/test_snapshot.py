@@ -17,6 +17,8 @@ from s2v_tasks.engine.loading import Snapshot, snapshot_id
 from s2v_tasks.engine.loading.identity import verify_checksums
 from s2v_tasks.engine.loading.snapshot import (
     AUDIO_ENCODER_FOLDER,
+    TOKENIZER_FILE,
+    TOKENIZER_FOLDER,
     TRANSFORMER_FILE,
     TRANSFORMER_INDEX_FILE,
     VAE_FILE,
@@ -55,9 +57,11 @@ def test_missing_files_are_all_named(copied: Path) -> None:
     (copied / VAE_FILE).unlink()
     shutil.rmtree(copied / AUDIO_ENCODER_FOLDER)
     (copied / "diffusion_pytorch_model-00002-of-00002.safetensors").unlink()
+    (copied / TOKENIZER_FOLDER / TOKENIZER_FILE).unlink()
     with pytest.raises(ConfigurationError) as caught:
         Snapshot.open(copied)
-    for named in (VAE_FILE, f"{AUDIO_ENCODER_FOLDER}/config.json", "-00002-of-00002", "init-tiny"):
+    config, tokenizer = f"{AUDIO_ENCODER_FOLDER}/config.json", f"{TOKENIZER_FOLDER}/{TOKENIZER_FILE}"
+    for named in (VAE_FILE, config, tokenizer, "-00002-of-00002", "init-tiny"):
         assert named in str(caught.value)
 
 

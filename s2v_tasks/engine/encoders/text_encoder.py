@@ -7,13 +7,14 @@ import html
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import ftfy
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
+from transformers import UMT5Config, UMT5EncoderModel
 
+from s2v_tasks.engine.loading.snapshot import TOKENIZER_FILE
 from s2v_tasks.engine.loading.weights import assign_weights
 from s2v_tasks.errors import ConfigurationError, PermanentError
 
@@ -36,7 +37,7 @@ _BLOCK_KEYS = (
 class TextEncoder:
     """The encoder computes in the dtype of its weights (bfloat16 in the released file)."""
 
-    def __init__(self, model: UMT5EncoderModel, tokenizer: Any, text_len: int) -> None:
+    def __init__(self, model: UMT5EncoderModel, tokenizer: Tokenizer, text_len: int) -> None:
         self._model = model
         self._tokenizer = tokenizer
         self._text_len = text_len
@@ -49,11 +50,11 @@ class TextEncoder:
 
         Raises ConfigurationError if weights or tokenizer do not belong to a umT5 encoder.
         """
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_path, local_files_only=True)
+        tokenizer = read_tokenizer(tokenizer_path)
         model = build_umt5(state, device)
-        if len(tokenizer) > model.config.vocab_size:
+        if tokenizer.get_vocab_size() > model.config.vocab_size:
             raise ConfigurationError(
-                f"the tokenizer in {tokenizer_path} has {len(tokenizer)} tokens, the text encoder only "
+                f"the tokenizer in {tokenizer_path} has {tokenizer.get_vocab_size()} tokens, the text encoder only "
                 f"{model.config.vocab_size} embeddings; use the tokenizer that belongs to the snapshot"
             )
         return cls(model, tokenizer, text_len)
@@ -65,15 +66,32 @@ class TextEncoder:
         Raises PermanentError for a prompt of more than `text_len` tokens, instead of truncating it silently.
         """
         text = clean_prompt(prompt)
-        num_tokens = len(self._tokenizer(text).input_ids)
+        ids = self._tokenizer.encode(text).ids
+        num_tokens = len(ids)
         if num_tokens > self._text_len:
             raise PermanentError(
                 f"the prompt has {num_tokens} tokens, the model reads at most {self._text_len}; shorten it "
                 f"(it starts with {text[:40]!r})"
             )
-        tokens = self._tokenizer(text, padding="max_length", max_length=self._text_len, return_tensors="pt")
-        device = self._model.device
-        return encode_ids(self._model, tokens.input_ids.to(device), tokens.attention_mask.to(device))[0].float()
+        ids_BS = torch.tensor([ids + [0] * (self._text_len - num_tokens)], device=self._model.device)
+        mask_BS = (torch.arange(self._text_len, device=self._model.device) < num_tokens)[None].long()
+        return encode_ids(self._model, ids_BS, mask_BS)[0].float()
+
+
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """Return the tokenizer of the file `tokenizer.json` in `folder`, without padding and truncation.
+
+    transformers 5 would build a tokenizer for T5 with the vocabulary of this file, but with another normalisation,
+    division into words and handling of unknown characters. Raises ConfigurationError if the file is damaged.
+    """
+    path = folder / TOKENIZER_FILE
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises this class
+        raise ConfigurationError(f"{path} cannot be read as a tokenizer ({error}); download it again") from error
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
 
 
 def build_umt5(state: Mapping[str, Tensor], device: torch.device | str) -> UMT5EncoderModel:

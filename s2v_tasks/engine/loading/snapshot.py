@@ -25,7 +25,7 @@ TRANSFORMER_FILE = "diffusion_pytorch_model.safetensors"
 TRANSFORMER_INDEX_FILE = "diffusion_pytorch_model.safetensors.index.json"
 TEXT_ENCODER_FILE = "models_t5_umt5-xxl-enc-bf16.pth"
 VAE_FILE = "Wan2.1_VAE.pth"
-TOKENIZER_FOLDER = "google/umt5-xxl"
+TOKENIZER_FOLDER, TOKENIZER_FILE = "google/umt5-xxl", "tokenizer.json"
 AUDIO_ENCODER_FOLDER = "wav2vec2-large-xlsr-53-english"
 _AUDIO_ENCODER_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 # Names of single files that are published for node editors; a snapshot may have them instead of the official ones.
@@ -65,8 +65,8 @@ class Snapshot:
         missing = [self._shown(file) for file in singles if not file.is_file()]
         if not self.audio_encoder_path.is_file():
             missing.append(self._shown(self.audio_encoder_folder / _AUDIO_ENCODER_WEIGHTS[0]))
-        if not any(self.tokenizer_folder.glob("tokenizer*")):
-            missing.append(self._shown(self.tokenizer_folder / "tokenizer.json"))
+        if not (tokenizer := self.tokenizer_folder / TOKENIZER_FILE).is_file():
+            missing.append(self._shown(tokenizer))
         return missing + [self._shown(shard) for shard in self.transformer_shards() if not shard.is_file()]
 
     @property

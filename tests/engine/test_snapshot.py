@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import structlog
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 from torch import Tensor
 
 from s2v_tasks.engine.loading import Snapshot, snapshot_id
@@ -152,6 +152,27 @@ def test_checksums_name_what_is_wrong(copied: Path) -> None:
         ConfigurationError, match=rf"damaged \['{TRANSFORMER_INDEX_FILE}'\], not listed \['{VAE_FILE}'\]"
     ):
         verify_checksums(copied)
+
+
+def test_damaged_audio_encoder_is_named(copied: Path) -> None:
+    """A truncated file of the audio encoder is a configuration error with its path, in both formats of weights."""
+    folder = copied / AUDIO_ENCODER_FOLDER
+    safe, pickled, config = folder / "model.safetensors", folder / "pytorch_model.bin", folder / "config.json"
+    speech = torch.randn(8000, generator=torch.Generator().manual_seed(0)).numpy()
+    states = Snapshot.open(copied).load_audio_encoder("cpu").encode(speech)
+    weights = load(safe.read_bytes())
+    safe.write_bytes(safe.read_bytes()[:1000])
+    with pytest.raises(ConfigurationError, match=r"model\.safetensors cannot be read"):
+        Snapshot.open(copied).load_audio_encoder("cpu")
+    safe.unlink()
+    torch.save(weights, pickled)
+    assert torch.equal(Snapshot.open(copied).load_audio_encoder("cpu").encode(speech), states)
+    pickled.write_bytes(pickled.read_bytes()[:1000])
+    with pytest.raises(ConfigurationError, match=r"pytorch_model\.bin cannot be read"):
+        Snapshot.open(copied).load_audio_encoder("cpu")
+    config.write_text(config.read_text()[:-5])
+    with pytest.raises(ConfigurationError, match=r"config\.json is not JSON"):
+        Snapshot.open(copied).load_audio_encoder("cpu")
 
 
 def test_damaged_files_are_named(copied: Path) -> None:

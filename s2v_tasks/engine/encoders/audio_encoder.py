@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import Wav2Vec2Config, Wav2Vec2Model
-from transformers.utils import logging
 
 from s2v_tasks.engine.audio_features import num_states_at_50
 from s2v_tasks.engine.loading.weights import assign_weights
@@ -37,8 +35,7 @@ _SAMPLES_PER_STATE, _SAMPLES_BETWEEN_STATES = 400, 320
 SAMPLES_PER_SECOND = 16000
 NUM_STATES = 25
 # The classifier on top is for speech recognition, and the mask embedding for training: neither is used here.
-_UNUSED_PREFIX = "lm_head."
-_UNUSED_IN_INFERENCE = "masked_spec_embed"
+_UNUSED = ("lm_head.", "masked_spec_embed")
 
 
 @dataclass(frozen=True)
@@ -112,38 +109,19 @@ class AudioEncoder:
         self._model = model
 
     @classmethod
-    def from_folder(cls, path: Path, device: torch.device | str) -> "AudioEncoder":
-        """Load a Hugging Face folder (config, safetensors or .bin weights).
-
-        Raises ConfigurationError if weights are missing or do not belong to the model.
-        """
-        # The load report and progress bar of the library are less precise than the check below, and are no log events.
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-        model, info = Wav2Vec2Model.from_pretrained(
-            path, dtype=torch.float32, local_files_only=True, output_loading_info=True
-        )
-        wrong = {
-            "missing": sorted(set(info["missing_keys"]) - {_UNUSED_IN_INFERENCE}),
-            "unexpected": sorted(key for key in info["unexpected_keys"] if not key.startswith(_UNUSED_PREFIX)),
-            "of another shape": sorted(str(key) for key in info["mismatched_keys"]),
-        }
-        if any(wrong.values()):
-            raise ConfigurationError(f"the weights in {path} do not fit its config.json: {wrong}; download it again")
-        return cls(model.to(device).eval().requires_grad_(False))
-
-    @classmethod
     def from_state_dict(
         cls, state: Mapping[str, Tensor], config: Mapping[str, Any], device: torch.device | str = "cpu"
     ) -> "AudioEncoder":
-        """Build on `device` from the values of a config.json and weights with the folder's keys (`wav2vec2.*`)."""
-        model = Wav2Vec2Model(Wav2Vec2Config(**config))
-        own = {_present_name(key.removeprefix("wav2vec2.")): value for key, value in state.items()}
-        assign_weights(
-            model,
-            {key: value for key, value in own.items() if not key.startswith(_UNUSED_PREFIX)},
-            source="the audio encoder",
-        )
+        """Build on `device` from the values of a config.json and weights with the folder's keys (`wav2vec2.*`).
+
+        Raises ConfigurationError if weights are missing or do not belong to the model.
+        """
+        without_masks = {**config, "mask_time_prob": 0.0, "mask_feature_prob": 0.0}
+        with torch.device("meta"):
+            model = Wav2Vec2Model(Wav2Vec2Config(**without_masks))
+        own = {_present_name(key.removeprefix("wav2vec2.")): value.float() for key, value in state.items()}
+        used = {key: value for key, value in own.items() if not key.startswith(_UNUSED)}
+        assign_weights(model, used, source="the audio encoder")
         return cls(model.to(device))
 
     @torch.inference_mode()

@@ -235,11 +235,8 @@ class Snapshot:
         """Return the audio encoder, float32."""
         from s2v_tasks.engine.encoders.audio_encoder import AudioEncoder
 
-        if self.audio_encoder_path.parent == self.audio_encoder_folder:
-            return AudioEncoder.from_folder(self.audio_encoder_folder, device)
         config = _read_json(self.audio_encoder_folder / CONFIG_FILE)
-        state = self._read_state(self.audio_encoder_path, device)
-        return AudioEncoder.from_state_dict({key: value.float() for key, value in state.items()}, config, device)
+        return AudioEncoder.from_state_dict(self._read_state(self.audio_encoder_path, device), config, device)
 
     def _read_state(self, path: Path, device: "torch.device | str") -> "dict[str, torch.Tensor]":
         """Return the weights of a .pth or safetensors file; float8 weights with scales become bfloat16."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from s2v_tasks.engine.loading import Snapshot, snapshot_id
 from s2v_tasks.engine.loading.identity import verify_checksums
+from s2v_tasks.engine.loading.inspection import inspect
 from s2v_tasks.engine.loading.snapshot import (
     AUDIO_ENCODER_FOLDER,
     TOKENIZER_FILE,
@@ -63,6 +64,16 @@ def test_missing_files_are_all_named(copied: Path) -> None:
     config, tokenizer = f"{AUDIO_ENCODER_FOLDER}/config.json", f"{TOKENIZER_FOLDER}/{TOKENIZER_FILE}"
     for named in (VAE_FILE, config, tokenizer, "-00002-of-00002", "init-tiny"):
         assert named in str(caught.value)
+
+
+def test_missing_index_is_named(copied: Path) -> None:
+    """Without an index, the index is missing: the release has no single file with all weights of the transformer."""
+    (copied / TRANSFORMER_INDEX_FILE).unlink()
+    with pytest.raises(ConfigurationError, match=rf"lacks {TRANSFORMER_INDEX_FILE};"):
+        Snapshot.open(copied)
+    *_, command, hint = inspect(copied)
+    assert f"Wan2.2-S2V-14B {TRANSFORMER_INDEX_FILE} --local-dir" in command
+    assert "inspect it again" in hint
 
 
 def test_absent_folder_is_named(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from s2v_tasks.engine.loading.layouts import Names, refuse_gguf
-from s2v_tasks.engine.loading.snapshot import Snapshot
+from s2v_tasks.engine.loading.snapshot import TRANSFORMER_INDEX_FILE, Snapshot
 from s2v_tasks.errors import ConfigurationError
 
 _REPOSITORY = "Wan-AI/Wan2.2-S2V-14B"
@@ -53,6 +53,8 @@ def _folder(path: Path) -> Iterator[str]:
     if missing:
         yield f"missing: {', '.join(missing)}"
         yield f"complete it with: hf download {_REPOSITORY} {' '.join(missing)} --local-dir {path}"
+        if TRANSFORMER_INDEX_FILE in missing:
+            yield "then inspect it again: the index names the shards of the transformer"
     else:
         yield "nothing is missing; use it with S2V_SNAPSHOT_PATH"
 

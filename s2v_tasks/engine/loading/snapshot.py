@@ -67,7 +67,13 @@ class Snapshot:
             missing.append(self._shown(self.audio_encoder_folder / _AUDIO_ENCODER_WEIGHTS[0]))
         if not (tokenizer := self.tokenizer_folder / TOKENIZER_FILE).is_file():
             missing.append(self._shown(tokenizer))
-        return missing + [self._shown(shard) for shard in self.transformer_shards() if not shard.is_file()]
+        return missing + [self._shown(file) for file in self._missing_of_transformer()]
+
+    def _missing_of_transformer(self) -> list[Path]:
+        missing = [shard for shard in self.transformer_shards() if not shard.is_file()]
+        index = self.path / TRANSFORMER_INDEX_FILE
+        # The release has no single file: its index names the shards.
+        return [index] if missing == [self.path / TRANSFORMER_FILE] and not index.is_file() else missing
 
     @property
     def config_path(self) -> Path:

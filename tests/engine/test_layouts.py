@@ -107,6 +107,20 @@ def test_companions_hold_the_same_weights(copied: Path, official: dict[str, Tens
     assert torch.equal(*states)
 
 
+def test_a_text_encoder_in_float16_does_not_overflow(copied: Path, official: dict[str, Tensor]) -> None:
+    """Weights in float16 are computed in bfloat16: the feed-forward of umT5 exceeds the largest number of float16."""
+    save_file(official, copied / SINGLE)
+    state = read_pth(copied / TEXT_ENCODER_FILE, "cpu")
+    names = dict(text_encoder.key_pairs(2))
+    large = {key: value * (1000 if ".ffn." in key else 1) for key, value in state.items()}
+    torch.save(large, copied / TEXT_ENCODER_FILE)
+    expected = Snapshot.open(copied).load_text_encoder("cpu").encode("a woman speaks")
+    (copied / TEXT_ENCODER_FILE).unlink()
+    save_file({names[key]: value.half() for key, value in large.items()}, copied / "umt5_xxl_fp16.safetensors")
+    context = Snapshot.open(copied).load_text_encoder("cpu").encode("a woman speaks")
+    assert torch.equal(context, expected)
+
+
 def test_a_snapshot_is_composed_of_files_elsewhere(
     copied: Path, official: dict[str, Tensor], tmp_path: Path, tiny_snapshot_path: Path
 ) -> None:

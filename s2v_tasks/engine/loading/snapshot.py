@@ -222,13 +222,19 @@ class Snapshot:
         return Vae.from_state_dict(state, device, precision)
 
     def load_text_encoder(self, device: "torch.device | str") -> "TextEncoder":
-        """Return the text encoder with its tokenizer, in the dtype of its file; on the CPU its weights stay mapped."""
+        """Return the text encoder with its tokenizer, in the dtype of its file; on the CPU its weights stay mapped.
+
+        Weights in float16 become bfloat16, the dtype of the release, because the feed-forward overflows in float16.
+        """
+        import torch
+
         from s2v_tasks.engine.encoders.text_encoder import TextEncoder, key_pairs
         from s2v_tasks.engine.loading.layouts import invert
         from s2v_tasks.engine.models.config import S2VConfig
 
         state = self._read_state(self.text_encoder_path, device)
         state.pop("encoder.embed_tokens.weight", None)  # equal to shared.weight
+        state = {key: value.bfloat16() if value.dtype == torch.float16 else value for key, value in state.items()}
         num_layers = len({key.split(".")[2] for key in state if key.startswith("encoder.block.")})
         return TextEncoder.from_state_dict(
             invert(key_pairs(num_layers), state, "shared.weight"),

@@ -9,10 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from s2v_tasks.engine.acceleration import offload as offload_module
 from s2v_tasks.engine.acceleration.offload import BlockOffload, keep_blocks_on_host
 from s2v_tasks.engine.clip import Sampling
 from s2v_tasks.engine.loading import Snapshot
 from s2v_tasks.engine.loading.networks import load_pipeline
+from s2v_tasks.engine.models.config import S2VConfig
+from s2v_tasks.engine.models.transformer import S2VTransformer
 from s2v_tasks.engine.options import EngineOptions
 from s2v_tasks.engine.worker import Worker
 from s2v_tasks.errors import ConfigurationError
@@ -42,6 +45,35 @@ class CountedOffload(BlockOffload):
     def num_alive(self) -> int:
         gc.collect()
         return sum(reference() is not None for reference in self._copied)
+
+
+def test_pinned_memory_is_hardly_larger_than_the_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The blocks of 14B take at most 28 GiB of pinned memory, of which torch rounds each part to a power of two."""
+    pinned: list[int] = []
+
+    def pinned_memory(num_bytes: int) -> Tensor:
+        pinned.append(1 << (num_bytes - 1).bit_length())
+        return torch.empty(num_bytes, dtype=torch.uint8, device="meta")
+
+    monkeypatch.setattr(offload_module, "_pinned", pinned_memory)
+    keep = keep_blocks_on_host(torch.device("cuda"))
+    with torch.device("meta"):
+        weights = S2VTransformer(S2VConfig()).to(torch.bfloat16).state_dict()
+    kept = {key: keep(key, weight) for key, weight in weights.items()}
+    assert all(kept[key].shape == weight.shape and kept[key].dtype == weight.dtype for key, weight in weights.items())
+    assert sum(pinned) <= 28 << 30  # as the pods request
+
+
+def test_pinned_weights_do_not_overlap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights in the same buffer keep their values and shapes, and one that is larger than a buffer has its own."""
+    monkeypatch.setattr(offload_module, "_pinned", lambda num_bytes: torch.empty(num_bytes, dtype=torch.uint8))
+    monkeypatch.setattr(offload_module, "_BUFFER_BYTES", 1024)
+    keep = keep_blocks_on_host(torch.device("cuda"))
+    shapes = [(3,), (5, 7), (40, 40), (1, 6, 2), (9, 9)]
+    weights = [torch.full(shape, number, dtype=torch.bfloat16) for number, shape in enumerate(shapes)]
+    kept = [keep(f"blocks.0.{number}", weight) for number, weight in enumerate(weights)]
+    assert all(map(torch.equal, kept, weights))
+    assert keep("head.weight", weights[0]) is weights[0]
 
 
 def blocks() -> list[nn.Module]:

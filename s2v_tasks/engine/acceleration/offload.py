@@ -13,18 +13,34 @@ import torch
 from torch import Tensor, nn
 
 _BLOCK_PREFIX = "blocks."
+_BUFFER_BYTES, _ALIGNMENT_BYTES = 1 << 30, 256
 
 
 def keep_blocks_on_host(device: torch.device) -> Callable[[str, Tensor], Tensor]:
-    """Return the conversion for the loader that keeps the weights of blocks in host memory, pinned for a GPU."""
+    """Return the conversion for the loader that keeps the weights of blocks in host memory, pinned for a GPU.
+
+    Weights share pinned buffers, because torch rounds each pinned allocation up to a power of two: the blocks of 14B
+    take 27 GiB instead of 40.
+    """
+    unused = torch.empty(0, dtype=torch.uint8)
 
     def keep(key: str, weight: Tensor) -> Tensor:
+        nonlocal unused
         if not key.startswith(_BLOCK_PREFIX):
             return weight
-        host = weight.to("cpu")
-        return host.pin_memory() if device.type == "cuda" else host
+        if device.type != "cuda":
+            return weight.to("cpu")
+        size_bytes = -(-weight.nbytes // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
+        if size_bytes > len(unused):
+            unused = _pinned(max(size_bytes, _BUFFER_BYTES))
+        host, unused = unused[: weight.nbytes], unused[size_bytes:]
+        return host.view(weight.dtype).view(weight.shape).copy_(weight)
 
     return keep
+
+
+def _pinned(num_bytes: int) -> Tensor:
+    return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
 
 
 class _Weight(NamedTuple):

@@ -6,7 +6,7 @@ from typing import Any
 from s2v_tasks.metadata.tables import Job
 from s2v_tasks.runtime.context import StepContext
 from s2v_tasks.schemas.events import JobEvent
-from s2v_tasks.schemas.job import JobStatus
+from s2v_tasks.schemas.job import JobStatus, run_id_of_start
 
 
 def run(
@@ -15,8 +15,8 @@ def run(
     """Close the job of a DAG run and return its status and reason.
 
     since: start of the run; an earlier end of the job is not the outcome of this run. run_id: the DAG run that ends; a
-    job that refused the request of this run does not change. failed_task: the task that failed in Airflow, for the
-    reason if no step reported one.
+    job that refused the request of this run, or that belongs to another run, does not change. failed_task: the task
+    that failed in Airflow, for the reason if no step reported one.
     """
     job = ctx.metadata.jobs.get(ctx.job_id)
     if job is None:
@@ -25,6 +25,9 @@ def run(
         return {"status": "not run", "reason": f"No step ran; the job is unchanged: {job.status}."}
     if run_id and (refusal := _refusal_of(job, run_id)):
         return {"status": "not run", "reason": refusal}
+    if run_id and not job.has_ended and run_id != (own := _run_of(job)):
+        reason = f"No step ran; the job is unchanged: {job.status}. It belongs to run {own!r}; choose another job id."
+        return {"status": "not run", "reason": reason}
     if job.cancel_requested_at and job.status != JobStatus.SUCCEEDED:
         ctx.metadata.jobs.cancel(ctx.job_id)
         return {"status": JobStatus.CANCELLED, "reason": "It was cancelled; finished clips are kept and reused."}
@@ -48,6 +51,12 @@ def _refusal_of(job: Job, run_id: str) -> str | None:
         return None
     refusals = [event.detail for event in job.events if event.event == JobEvent.REQUEST_REFUSED]
     return next((detail["error"] for detail in refusals if detail["dag_run_id"] == run_id), None)
+
+
+def _run_of(job: Job) -> str:
+    """Return the DAG run of a job; of a job without a run, the one for which it waits."""
+    retries = sum(event.event == JobEvent.JOB_RETRIED for event in job.events)
+    return job.dag_run_id or run_id_of_start(job.job_id, retries + 1)
 
 
 def _last_reason(job: Job) -> str | None:

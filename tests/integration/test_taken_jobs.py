@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from s2v_tasks.errors import JobTakenError
+from s2v_tasks.metadata.ingestion import NewRow
+from s2v_tasks.metadata.queue import NewJob
 from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.metadata.tables import Job
 from s2v_tasks.runtime.context import run_step
@@ -89,6 +91,22 @@ def test_a_run_that_was_refused_does_not_close_the_job(
     stage(request_json(num_clip=3), "second")  # cleared in Airflow, and now it may
     metadata.jobs.succeed(JOB, "s3://out/x.mp4", "ab" * 32)
     assert (close("second")["status"], close("of nobody")["status"]) == ("succeeded", "succeeded")
+
+
+def test_a_run_that_never_reached_the_job_does_not_close_it(
+    request_json: Callable[..., str], metadata: MetadataStore, found: Found
+) -> None:
+    """A run that names the job of another run and ends before its first step closes nothing, also in the queue."""
+    stage(request_json(), "first")
+    foreign = close("second")
+    assert (foreign["status"], "It belongs to run 'first'" in foreign["reason"]) == ("not run", True)
+    metadata.jobs.request_cancel(JOB)
+    assert (close("second")["status"], found().status) == ("not run", "running")
+    assert close("first")["status"] == "cancelled"
+    metadata.batches.register("b1", "s3://b/m.jsonl", "e", [NewRow(1, None, NewJob("waits", {"prompt": "Hello."}))])
+    body = importlib.import_module("s2v_tasks.steps.close_job").run
+    outcomes = [run_step(body, step=CLOSE_JOB, job_id="waits", run_id=name)["status"] for name in ("second", "waits")]
+    assert outcomes == ["not run", "failed"]
 
 
 def test_a_refused_request_without_a_run_does_not_keep_the_job_open(request_json: Callable[..., str]) -> None:

@@ -120,7 +120,7 @@ def _next_jobs(task: Any) -> dict[str, Any]:
     if not gone:
         return ready
     task.log.warning("Runs that are gone: %s", ", ".join(gone))
-    run_command(task, "close-lost", *gone)
+    run_command(task, "close-lost", "--", *gone)  # users choose run ids, which may begin with a dash
     return run_command(task, "next-jobs")
 
 

@@ -15,7 +15,9 @@ from airflow.sdk.exceptions import (
 )
 from airflow.sdk.execution_time import task_runner
 from airflow.sdk.execution_time.comms import DRCount, ErrorResponse, GetDRCount, OKResponse, TriggerDagRun
+from typer.main import get_command
 
+from s2v_tasks.cli import ingestion
 from s2v_tasks.orchestration import command_operators
 from s2v_tasks.orchestration.command_operators import BatchSensor, CommandOperator, StartJobsOperator, drop_schedule
 from s2v_tasks.settings import load_settings
@@ -226,7 +228,27 @@ def test_places_of_jobs_with_lost_runs_are_given_to_others(
         command_operators, "run_command", lambda *call: looks.pop(0) if call[1] == "next-jobs" else answers(*call)
     )
     assert StartJobsOperator(task_id="start").execute({})["started"] == 3
-    assert answers.calls[0] == ("close-lost", "gone")
+    assert answers.calls[0] == ("close-lost", "--", "gone")
+
+
+@pytest.mark.parametrize("run_id", ["--help", "-x"])
+def test_a_lost_run_with_the_name_of_an_option_is_closed(
+    monkeypatch: pytest.MonkeyPatch, supervisor: Supervisor, run_id: str
+) -> None:
+    """Airflow lets users choose run ids that begin with a dash; the command takes them as run ids."""
+    looks = [{"jobs": [], "waiting": 0, "silent_runs": [run_id]}, {"jobs": [], "waiting": 0, "silent_runs": []}]
+    closed = []
+
+    def run_command(_task: Any, *call: str) -> Any:
+        if call[0] == "next-jobs":
+            return looks.pop(0)
+        command = get_command(ingestion.app).commands[call[0]]  # type: ignore[attr-defined]
+        closed.append(command.make_context(call[0], list(call[1:])).params)
+        return {}
+
+    monkeypatch.setattr(command_operators, "run_command", run_command)
+    StartJobsOperator(task_id="start").execute({})
+    assert closed == [{"run_ids": [run_id]}]
 
 
 def test_nothing_is_recorded_when_no_job_waits(monkeypatch: pytest.MonkeyPatch, supervisor: Supervisor) -> None:

@@ -4,6 +4,7 @@ The command lines are equal in a worker and in a pod. A child never outlives its
 """
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -16,8 +17,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from s2v_tasks.errors import PermanentError
 from s2v_tasks.orchestration.retry_policy import Fault, fault_of
 from s2v_tasks.parent_death import end_with_parent
 from s2v_tasks.schemas.job import job_id_of_run
@@ -131,16 +133,7 @@ class StepProcess:
         """Run to the end and return the JSON object on the last line of stdout; StepFailedError if it fails."""
         with tempfile.TemporaryDirectory(prefix="step-") as folder, (Path(folder) / "stdout").open("w+b") as stdout:
             self._error_file = Path(folder) / "error.json"
-            self._process = subprocess.Popen(
-                self._command,
-                stdin=subprocess.DEVNULL,
-                stdout=stdout,
-                stderr=subprocess.PIPE,
-                env=self._environment(),
-                start_new_session=True,
-                # If the task's process is killed, the step saves its state and ends.
-                preexec_fn=partial(end_with_parent, signal.SIGTERM, os.getpid()),
-            )
+            self._process = self._started(stdout)
             try:
                 self._stream_log(self._process)
                 return_code = self._process.wait()
@@ -150,6 +143,27 @@ class StepProcess:
                 raise self._failure(return_code)
             stdout.seek(0)
             return self._result(stdout.read().decode())
+
+    def _started(self, stdout: IO[bytes]) -> subprocess.Popen[bytes]:
+        try:
+            return subprocess.Popen(
+                self._command,
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=subprocess.PIPE,
+                env=self._environment(),
+                start_new_session=True,
+                # If the task's process is killed, the step saves its state and ends.
+                preexec_fn=partial(end_with_parent, signal.SIGTERM, os.getpid()),
+            )
+        except OSError as error:
+            if error.errno != errno.E2BIG:
+                raise
+            longest = max(len(os.fsencode(argument)) for argument in self._command)
+            raise StepFailedError(
+                PermanentError.exit_code,
+                f"An argument of the step has {longest} bytes: expected at most 128 KiB. Shorten the request.",
+            ) from None
 
     def terminate(self) -> None:
         """End the child and all its descendants: by SIGTERM, and by SIGKILL after the grace period."""

@@ -86,6 +86,13 @@ def test_the_error_file_replaces_the_exit_code_of_torchrun() -> None:
     assert (failure.exit_code, str(failure)) == (65, "size 9*9: expected 480*832.")
 
 
+def test_a_request_that_no_command_line_can_hold_is_final() -> None:
+    """A task with such a request is not tried again, and its reason names the length of the argument."""
+    with pytest.raises(StepFailedError, match=r"has 200000 bytes.*Shorten the request") as failed:
+        StepProcess([sys.executable, "-c", "pass", "x" * 200_000], print).run()
+    assert failed.value.fault == "permanent"
+
+
 def test_a_killed_step_is_retried() -> None:
     """SIGKILL, as sent by the kernel when memory is short, is no permanent failure."""
     failure = failure_of("import os; os.kill(os.getpid(), 9)")

@@ -19,6 +19,7 @@ from s2v_tasks.schemas.request_parsing import decode_text, parse_json, parse_req
 
 MAX_ROWS = 10_000
 MAX_BYTES = 64 * 1024**2
+MAX_LINE_CHARACTERS = 64 * 1024  # of JSON lines
 MAX_ROW_ID_CHARACTERS = 200
 _LABEL_COLUMN = "labels."
 _URI_FIELDS = ("image_uri", "audio_uri", "pose_video_uri")
@@ -155,6 +156,8 @@ def _rows(data: bytes, manifest_uri: str) -> Iterator[tuple[int, dict[str, Any] 
 
 
 def _json_row(line: str) -> dict[str, Any] | str:
+    if len(line) > MAX_LINE_CHARACTERS:
+        return f"{len(line)} characters: expected at most {MAX_LINE_CHARACTERS} for a request."
     try:
         row = parse_json(line)
     except ValueError as error:

@@ -24,6 +24,7 @@ _JUDGED_TOGETHER = (
 )
 _PLACEHOLDERS = {"image_uri": "s3://bucket/image", "audio_uri": "s3://bucket/audio", "prompt": "placeholder"}
 _MOST_DIGITS = 308  # of a whole number: what a double can hold
+_MOST_ERRORS = 100  # listed one by one: more than a request has fields and labels
 _DEEPEST = 32  # a request needs two levels
 
 
@@ -32,7 +33,12 @@ def parse_request(data: dict[str, Any]) -> Request:
     try:
         return Request.model_validate(data)
     except ValidationError as error:
-        problems = [*_sentences(error, Request.model_fields), *_problems_of_the_rest(data, error)]
+        if error.error_count() > _MOST_ERRORS:
+            problems = [
+                f"it has {error.error_count()} errors; expected only the fields {', '.join(Request.model_fields)}"
+            ]
+        else:
+            problems = [*_sentences(error), *_problems_of_the_rest(data, error)]
     raise PermanentError("Bad request: " + "; ".join(problems) + ".")
 
 
@@ -45,19 +51,32 @@ def _problems_of_the_rest(data: dict[str, Any], error: ValidationError) -> list[
     try:
         Request.model_validate(_PLACEHOLDERS | {name: value for name, value in data.items() if name not in bad})
     except ValidationError as second:
-        return _sentences(second, Request.model_fields)
+        return _sentences(second)
     return []
 
 
-def _sentences(error: ValidationError, known_fields: Iterable[str]) -> list[str]:
-    """Return one sentence for each problem: the field, a short form of its value and the expectation."""
-    return [_sentence(problem, known_fields) for problem in error.errors()]
+def _sentences(error: ValidationError) -> list[str]:
+    """Return one sentence for each problem: the field, a short form of its value and the expectation.
+
+    Unknown fields have one sentence together, because it lists all known fields.
+    """
+    problems = error.errors()
+    unknown = [_place(problem) for problem in problems if problem["type"] == "extra_forbidden"]
+    sentences = [_sentence(problem) for problem in problems if problem["type"] != "extra_forbidden"]
+    if unknown:
+        what = "is not a field" if len(unknown) == 1 else "are not fields"
+        sentences.append(f"{', '.join(unknown)} {what} of a request (known: {', '.join(Request.model_fields)})")
+    return sentences
 
 
-def _sentence(error: Any, known_fields: Iterable[str]) -> str:
+def _place(error: Any) -> str:
+    return ".".join(str(part) if str(part).isprintable() else ascii(part) for part in error["loc"])
+
+
+def _sentence(error: Any) -> str:
     if not error["loc"]:
         return str(error.get("ctx", {}).get("error", error["msg"]))
-    field = ".".join(str(part) if str(part).isprintable() else ascii(part) for part in error["loc"])
+    field = _place(error)
     value = repr(error.get("input"))
     if len(value) > 60:
         value = f"{value[:57]}... ({len(str(error.get('input')))} characters)"
@@ -66,8 +85,6 @@ def _sentence(error: Any, known_fields: Iterable[str]) -> str:
     match error["type"]:
         case "missing":
             return f"{field} is missing"
-        case "extra_forbidden":
-            return f"{field} is not a field of a request (known: {', '.join(known_fields)})"
         case "value_error":
             return f"{field} {value}: {error['ctx']['error']}"
         case _:

@@ -184,6 +184,13 @@ def test_a_row_is_strict_json(text: str, words: str) -> None:
     assert words in error.error
 
 
+def test_a_line_that_is_longer_than_a_request_is_not_parsed() -> None:
+    """A long line is an error of its row, because millions of values need gigabytes of memory."""
+    entries, (error,) = read_text(f'{json.dumps(ROW)}\n{{"labels": [{"[]," * 30_000}[]]}}', URI)
+    assert ([entry.line for entry in entries], error.line) == ([1], 2)
+    assert "characters: expected at most 65536" in error.error
+
+
 def test_job_ids_come_from_the_fields_of_a_row() -> None:
     """The order of fields does not matter; equal rows have different ids; a change gives only that row another job."""
     rows = [ROW | {"id": "a"}, ROW | {"id": "b"}, ROW, ROW]

@@ -119,6 +119,17 @@ def test_bad_fields_are_refused_in_one_sentence(changes: dict[str, Any], message
     assert "\n" not in sentence
 
 
+def test_many_wrong_fields_make_a_short_error() -> None:
+    """The list of known fields is given once, and more errors than a request can have are counted only."""
+    with pytest.raises(PermanentError, match="one, two are not fields of a request") as few:
+        parse_request(FIELDS | {"one": 1, "two": 2, "size": "1*1"})
+    assert str(few.value).count("known: ") == 1
+    for fields in ({f"x{number}": 0 for number in range(9000)}, {"labels": {f"x{n}": 0 for n in range(9000)}}):
+        with pytest.raises(PermanentError, match=r"it has 9\d\d\d errors; expected only the fields image_uri") as many:
+            parse_request(FIELDS | fields)
+        assert len(str(many.value)) < 1000
+
+
 def test_all_bad_fields_are_named_at_once() -> None:
     """A missing field and a bad one are reported together."""
     with pytest.raises(PermanentError, match=r"prompt is missing; infer_frames 50: "):

@@ -142,7 +142,8 @@ def deliver(url: str, message: Message, *, secret: str, policy: TargetPolicy, se
             status = connection.getresponse().status
     except (OSError, http.client.HTTPException, ValueError) as error:
         late = time.monotonic() >= deadline - 0.01
-        reason = f"no answer within {seconds:.1f} s" if late else f"{type(error).__name__}: {error}"
+        said = "the answer is not HTTP" if type(error) is http.client.BadStatusLine else error  # it has the answer
+        reason = f"no answer within {seconds:.1f} s" if late else f"{type(error).__name__}: {said}"
         raise TransientError(f"{target.host!r} did not accept the message: {reason}.") from error
     if 200 <= status < 300:
         return

@@ -155,6 +155,24 @@ def test_a_receiver_that_is_down_or_refused_is_named(receiver: Any) -> None:
     assert receiver.requests == []
 
 
+def test_an_answer_that_is_not_http_is_not_repeated() -> None:
+    """The error, which logs and the database store, has no part of the answer."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(b"SSH-2.0-inner\x1b[2J" + b"x" * 60_000 + b"\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(TransientError, match="BadStatusLine: the answer is not HTTP") as caught:
+            send(f"http://127.0.0.1:{server.getsockname()[1]}/")
+        thread.join()
+    assert "SSH" not in str(caught.value)
+
+
 def test_an_answer_that_never_ends_is_cut_off(receiver: Any) -> None:
     """The time limit holds for the whole call, even if bytes keep arriving, and a received status counts."""
     receiver.drips = True

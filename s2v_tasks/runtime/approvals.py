@@ -9,6 +9,7 @@ from s2v_tasks.schemas.approval import ApprovalStatus, Rejection
 from s2v_tasks.schemas.request import Request
 from s2v_tasks.schemas.rerun import changes_something, rerun_job_id, rerun_request
 from s2v_tasks.schemas.steps import VALIDATE
+from s2v_tasks.storage.locations import printable
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ def decision(ctx: StepContext, approval: Approval) -> dict[str, Any]:
     what = "The video" if approval.clip_index is None else f"Clip {approval.clip_index + 1}"
     reason = f"{what} was rejected by {approval.decided_by or 'a person'}"
     if rejection.note:
-        reason += f": {rejection.note.rstrip('. ')}"
+        note = " ".join(rejection.note.split())
+        reason += f": {printable(note).rstrip('. ')}"
     following = next_job(ctx, approval.clip_index, rejection)
     if following is None:
         return {"status": approval.status, "reason": f"{reason}. Finished clips are kept for a rerun."}

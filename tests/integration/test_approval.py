@@ -146,6 +146,15 @@ def test_a_rejection_without_a_change_ends_the_job_and_a_new_start_asks_again(
     assert ask(0, run_id="talk--2")["status"] == "waiting"
 
 
+def test_a_note_is_shown_as_one_line_of_text(store: ObjectStore) -> None:
+    """Lines of a note are joined, and control characters are escaped, because terminals and logs show the reason."""
+    stage(store)
+    store_clip(store, 0)
+    ask(0)
+    result = answer(ApprovalStatus.REJECTED, 0, note="She blinks.\r\nAnd\x1b[2J \x9b31m smiles.\n")
+    assert "by edith: She blinks. And\\x1b[2J \\x9b31m smiles. Finished" in result["reason"]
+
+
 def test_a_question_without_an_answer_fails_the_job(store: ObjectStore, metadata: MetadataStore) -> None:
     """The job fails with the time, the setting and the remedy, and can be started again."""
     stage(store)

@@ -16,6 +16,7 @@ from s2v_tasks.schemas.preset import Preset, find_preset
 from s2v_tasks.schemas.request import Request
 from s2v_tasks.schemas.request_fields import S3_URI_PATTERN
 from s2v_tasks.schemas.request_parsing import decode_text, parse_json, parse_request
+from s2v_tasks.storage.locations import printable
 
 MAX_ROWS = 10_000
 MAX_BYTES = 64 * 1024**2
@@ -79,6 +80,8 @@ def read_manifest(data: bytes, manifest_uri: str, presets: dict[str, Preset]) ->
     the manifest. In a CSV an empty cell is an omitted field, and `labels.team` is the label `team`. PermanentError if
     the file is not a manifest.
     """
+    if _NO_TEXT.search(manifest_uri):
+        raise PermanentError(f"{printable(manifest_uri)} has a control character in its name: rename it.")
     folder_uri = manifest_uri.rpartition("/")[0]
     rows: list[ManifestRow] = []
     line_of_id: dict[str, int] = {}

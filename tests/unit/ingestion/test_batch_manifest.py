@@ -108,6 +108,12 @@ def test_a_file_that_is_no_manifest_is_refused(data: bytes, name: str, sentence:
     assert name in str(refused.value)
 
 
+def test_a_manifest_whose_name_has_control_characters_is_refused() -> None:
+    """The message shows the name escaped, so that it changes no terminal and begins no line of a log."""
+    with pytest.raises(PermanentError, match=r"s3://bucket/\\x1b\[2J\\r.jsonl has a control character"):
+        read_manifest(b"", "s3://bucket/\x1b[2J\r.jsonl", PRESETS)
+
+
 @pytest.mark.parametrize("row_id", ["", "a" * 201, "\0", "\x1b[2J", "two\nlines", "\ud800"])
 def test_an_id_is_text_that_can_be_printed(row_id: str) -> None:
     """Control characters are refused in an id; other alphabets, emoji and no-break spaces are accepted."""

@@ -184,15 +184,15 @@ class Sweeper:
         """Move the files of a claim that are still there, and mark the claim as complete."""
         if present is None:
             present = self._store.listing(f"{drop.folder_uri}/")
-        if drop.error is not None:
-            explanation = json.dumps(drop.error, indent=2, ensure_ascii=False).encode()
-            self._store.put_bytes(f"{drop.target_uri}/error.json", explanation, "application/json")
         sources = []
         for item in present:
             file = drop.files.get(item.uri.removeprefix(f"{drop.folder_uri}/"))
             if file is not None and file["etag"] == item.etag:
                 self._store.copy(item.uri, f"{drop.target_uri}/{file['target']}", size_bytes=item.size_bytes)
                 sources.append(item.uri)
+        if drop.error is not None:  # in place of the error.json of an earlier rejection, if the folder has one
+            explanation = json.dumps(drop.error, indent=2, ensure_ascii=False).encode()
+            self._store.put_bytes(f"{drop.target_uri}/error.json", explanation, "application/json")
         self._store.delete_all(sources)
         if drop.status == "claimed":
             self._drops.mark_accepted(drop.drop_id)

@@ -81,6 +81,14 @@ def test_every_input_of_a_drop_is_checked(folder: Folder, field: str) -> None:
     assert "s3://somewhere-else/file.mp4 may not be read" in folder.error("anna")
 
 
+def test_a_rejected_folder_that_is_dropped_again_gets_the_new_reason(folder: Folder) -> None:
+    """The error.json of an earlier rejection, which lies in the folder, does not replace the new one."""
+    folder.drop("anna", {"size": "1*1"}, error__json=b'{"error": "an earlier one"}')
+    assert folder.sweep()["rejected"] == 1
+    assert "size '1*1'" in folder.error("anna")
+    assert folder.names("incoming/") == []
+
+
 def test_a_refusal_has_reason_and_remedy(folder: Folder) -> None:
     """error.json has the reason, the remedy, the names of all files and the time, in readable UTF-8."""
     folder.drop("anna", {"image_uri": "Größe.png"})

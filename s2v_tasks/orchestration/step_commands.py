@@ -163,6 +163,7 @@ class StepProcess:
             raise StepFailedError(
                 PermanentError.exit_code,
                 f"An argument of the step has {longest} bytes: expected at most 128 KiB. Shorten the request.",
+                reported_by_step=True,  # not stored: the first step did not run, so the job may belong to another run
             ) from None
 
     def terminate(self) -> None:

@@ -90,7 +90,7 @@ def test_a_request_that_no_command_line_can_hold_is_final() -> None:
     """A task with such a request is not tried again, and its reason names the length of the argument."""
     with pytest.raises(StepFailedError, match=r"has 200000 bytes.*Shorten the request") as failed:
         StepProcess([sys.executable, "-c", "pass", "x" * 200_000], print).run()
-    assert failed.value.fault == "permanent"
+    assert (failed.value.fault, failed.value.reported_by_step) == ("permanent", True)
 
 
 def test_a_killed_step_is_retried() -> None:

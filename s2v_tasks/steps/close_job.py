@@ -26,8 +26,7 @@ def run(
     if run_id and (refusal := _refusal_of(job, run_id)):
         return {"status": "not run", "reason": refusal}
     if run_id and not job.has_ended and run_id != (own := _run_of(job)):
-        reason = f"No step ran; the job is unchanged: {job.status}. It belongs to run {own!r}; choose another job id."
-        return {"status": "not run", "reason": reason}
+        return {"status": "not run", "reason": f"The job is unchanged: {job.status}. It belongs to run {own!r}."}
     if job.cancel_requested_at and job.status != JobStatus.SUCCEEDED:
         ctx.metadata.jobs.cancel(ctx.job_id)
         return {"status": JobStatus.CANCELLED, "reason": "It was cancelled; finished clips are kept and reused."}

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from s2v_tasks.errors import PermanentError, TransientError
+from s2v_tasks.metadata.ingestion import NewRow
+from s2v_tasks.metadata.queue import NewJob
 from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.metadata.tables import Job
 from s2v_tasks.runtime.context import run_step
@@ -74,6 +76,34 @@ def test_a_cancel_ends_a_job_unless_its_video_was_published_before(
     assert found().status == status
 
 
-def close_since(since: datetime) -> dict[str, Any]:
+def test_an_earlier_run_does_not_close_a_job_that_was_started_again(metadata: MetadataStore, found: Found) -> None:
+    """The last task of a cancelled run leaves the job to the run that has started it again."""
+    began = datetime.now(UTC)
+    for run_id in ("run-1", "run-2"):
+        metadata.jobs.enqueue(JOB, {"prompt": "A person speaks."}, dag_run_id=run_id)
+        metadata.jobs.start(JOB)
+        if run_id == "run-1":
+            metadata.jobs.cancel(JOB)
+    before = found()
+    closed = close_since(began, "run-1")
+    assert (closed["status"], "It belongs to run 'run-2'" in closed["reason"]) == ("not run", True)
+    assert (found().status, found().updated_at) == ("running", before.updated_at)
+    metadata.jobs.succeed(JOB, "s3://out/x.mp4", "ab" * 32)
+    assert close_since(began, "run-1")["status"] == "succeeded"
+
+
+def test_an_earlier_run_does_not_close_a_job_that_waits_for_its_next_run(metadata: MetadataStore, found: Found) -> None:
+    """A job that a batch has queued again belongs to its next run, which has not begun."""
+    began = datetime.now(UTC)
+    metadata.batches.register("batch", "s3://b/m.jsonl", "etag", [NewRow(1, None, NewJob(JOB, {}))])
+    metadata.jobs.enqueue(JOB, {}, dag_run_id=JOB)
+    metadata.jobs.fail(JOB, "No GPU.")
+    assert metadata.batches.retry("batch") == 1
+    assert close_since(began, JOB)["status"] == "not run"
+    assert found().status == "queued"
+    assert close_since(began, f"{JOB}--2")["status"] == "failed"  # its first step was killed
+
+
+def close_since(since: datetime, run_id: str | None = None) -> dict[str, Any]:
     body = importlib.import_module("s2v_tasks.steps.close_job").run
-    return run_step(body, step=CLOSE_JOB, job_id=JOB, since=since)
+    return run_step(body, step=CLOSE_JOB, job_id=JOB, since=since, run_id=run_id)

@@ -106,7 +106,8 @@ class Housekeeping:
         """Remove and close the findings, except those of jobs that were started again since."""
         settled = self._queries.settled_jobs(datetime.now(UTC))
         objects = [item.uri for item in found.objects if self._job_of(item.uri)[0] in {None, *settled}]
-        self._store.delete_all(objects)
+        used_folders = {uri.rpartition("/")[0] for uri in self._queries.named_inputs()}
+        self._store.delete_all([uri for uri in objects if uri.rpartition("/")[0] not in used_folders])
         for upload in found.uploads:
             if self._job_of(upload.uri)[0] in {None, *settled}:
                 self._store.abort_upload(upload)

@@ -215,6 +215,22 @@ def test_a_job_that_was_started_again_keeps_everything(
     assert everything(store) == before
 
 
+def test_a_job_that_was_started_again_keeps_its_dropped_files(store: ObjectStore, metadata: MetadataStore) -> None:
+    """The folder of a job that is started again between listing and deletion stays; other expired folders go."""
+    kept = put(store, "drop/accepted/a/a.png", "drop/accepted/a/a.wav", "drop/accepted/a/prompt.txt")
+    gone = put(store, "drop/accepted/b/b.png", "drop/rejected/c/error.json")
+    request = {"image_uri": kept[0], "audio_uri": kept[1]}
+    metadata.jobs.enqueue("failed", request)
+    metadata.jobs.fail("failed", "It had to be.")
+    before = everything(store)
+    house = Housekeeping(store, metadata, load_settings())
+    found = house.find()
+    assert {item.uri for item in found.objects} == {*kept, *gone}
+    metadata.jobs.enqueue("failed", request)
+    house.apply(found)
+    assert everything(store) == before - set(gone)
+
+
 def test_unfinished_uploads_of_ended_jobs_are_aborted(
     store: ObjectStore, metadata: MetadataStore, housekeeping: Round
 ) -> None:

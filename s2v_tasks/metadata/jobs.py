@@ -77,7 +77,8 @@ class JobRepository(Repository):
     ) -> None:
         """Create a job, or queue it again with this request; it keeps its first source.
 
-        Raises JobTakenError and changes nothing if the id belongs to another request.
+        A job that runs keeps running if this is another try of the first step of its run. Raises JobTakenError and
+        changes nothing if the id belongs to another request.
         """
         values: dict[str, Any] = {
             "status": JobStatus.QUEUED,
@@ -94,6 +95,9 @@ class JobRepository(Repository):
             new = insert(Job).values(job_id=job_id, **storable(values)).on_conflict_do_nothing()
             if connection.execute(new.returning(Job.job_id)).first() is None:
                 _check_owner(connection, job_id, request, run_id=dag_run_id)
+                again = {"request": request} | request_columns(request)
+                if update_job(connection, job_id, again, Job.status == JobStatus.RUNNING, Job.dag_run_id == dag_run_id):
+                    return
             _clear_cancel(connection, job_id)
             upsert_job(connection, job_id, values, source=source)
             self._events.add(connection, job_id, JobEvent.JOB_QUEUED)
@@ -207,7 +211,7 @@ class JobRepository(Repository):
             self._cancel(connection, job_id, reason)
 
     def succeed(self, job_id: str, video_uri: str, sha256: str) -> None:
-        """Record that the video is published."""
+        """Record that the video is published; the webhook gets a message only for the first success of a start."""
         values: dict[str, Any] = {
             "status": JobStatus.SUCCEEDED,
             "reason": None,
@@ -217,10 +221,11 @@ class JobRepository(Repository):
         }
         with transaction(self._engine) as connection:
             lock_job(connection, job_id)
+            before = connection.execute(sa.select(Job.status).where(Job.job_id == job_id)).scalar()
             update_job(connection, job_id, values)
-            self._events.add(
-                connection, job_id, JobEvent.JOB_SUCCEEDED, detail={"video_uri": video_uri, "sha256": sha256}
-            )
+            detail = {"video_uri": video_uri, "sha256": sha256}
+            is_new = before != JobStatus.SUCCEEDED
+            self._events.add(connection, job_id, JobEvent.JOB_SUCCEEDED, detail=detail, notify=is_new)
 
     def _fail(self, connection: sa.Connection, job_id: str, reason: str) -> None:
         before = connection.execute(sa.select(Job.status).where(Job.job_id == job_id).with_for_update()).scalar()

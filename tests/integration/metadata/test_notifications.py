@@ -67,6 +67,18 @@ def test_reported_events_and_their_details(engine: sa.Engine, planned: Callable[
     assert messages[2].payload["detail"] == {"video_uri": "s3://o/v.mp4", "sha256": "00"}
 
 
+def test_a_repeated_try_is_not_reported_again(engine: sa.Engine, metadata: MetadataStore) -> None:
+    """A repeated first or last step of a run sends no second message; another start of the job does."""
+    request = {"webhook_url": HOOK}
+    for run_id in ("a", "a--2"):
+        for _ in range(2):
+            metadata.jobs.enqueue("a", request, dag_run_id=run_id)
+            metadata.jobs.start("a")
+        for _ in range(2):
+            metadata.jobs.succeed("a", "s3://o/v.mp4", "00")
+    assert [row.event for row in rows(engine)] == ["job_started", "job_succeeded"] * 2
+
+
 def test_a_start_and_its_end_are_reported_once(engine: sa.Engine, metadata: MetadataStore) -> None:
     """Clips of other chains after a failure are not reported again; after close_job they start the job again."""
     metadata.jobs.enqueue("a", {"webhook_url": HOOK})

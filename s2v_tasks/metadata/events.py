@@ -131,6 +131,8 @@ class NotificationRepository(Repository):
         )
 
     def _settle(self, notification_id: int, values: dict[str, Any]) -> None:
+        """Record the outcome of an attempt, unless another sender settled the message after the end of the lease."""
         values = {"next_attempt_at": None} | values
+        pending = (Notification.id == notification_id, Notification.status == "pending")
         with transaction(self._engine) as connection:
-            connection.execute(sa.update(Notification).where(Notification.id == notification_id).values(**values))
+            connection.execute(sa.update(Notification).where(*pending).values(**values))

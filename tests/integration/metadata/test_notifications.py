@@ -79,6 +79,23 @@ def test_a_repeated_try_is_not_reported_again(engine: sa.Engine, metadata: Metad
     assert [row.event for row in rows(engine)] == ["job_started", "job_succeeded"] * 2
 
 
+def test_an_attempt_that_outlasts_its_lease_changes_no_settled_message(
+    engine: sa.Engine, metadata: MetadataStore
+) -> None:
+    """A message that another sender has delivered stays delivered."""
+    metadata.jobs.enqueue("a", {"webhook_url": HOOK})
+    metadata.jobs.start("a")
+    late = metadata.notifications.claim()
+    with engine.begin() as connection:
+        connection.execute(sa.update(Notification).values(next_attempt_at=sa.func.now()))
+    again = metadata.notifications.claim()
+    assert late is not None
+    assert again is not None
+    metadata.notifications.mark_delivered(again.id)
+    metadata.notifications.postpone(late.id, "No answer.")
+    assert [row.status for row in rows(engine)] == ["delivered"]
+
+
 def test_a_start_and_its_end_are_reported_once(engine: sa.Engine, metadata: MetadataStore) -> None:
     """Clips of other chains after a failure are not reported again; after close_job they start the job again."""
     metadata.jobs.enqueue("a", {"webhook_url": HOOK})

@@ -89,7 +89,10 @@ def enqueue(connection: sa.Connection, jobs: Sequence[NewJob], source: Source) -
 
 
 def retry(connection: sa.Connection, job_ids: Sequence[str]) -> int:
-    """Queue those of these jobs again that failed or were cancelled; return their number."""
+    """Queue those of these jobs again that failed or were cancelled; return their number.
+
+    A job that was submitted in another way becomes a job of the batch, because only those wait in the queue.
+    """
     again = {
         "status": JobStatus.QUEUED,
         "reason": None,
@@ -101,7 +104,7 @@ def retry(connection: sa.Connection, job_ids: Sequence[str]) -> int:
         sa
         .update(Job)
         .where(Job.job_id.in_(job_ids), Job.status.in_(list(RestartableStatus)))
-        .values(**again, source=sa.func.coalesce(Job.source, Source.BATCH))
+        .values(**again, source=sa.case((Job.source.in_(QUEUED_SOURCES), Job.source), else_=Source.BATCH))
         .returning(Job.job_id)
     )
     retried = connection.execute(statement).scalars().all()

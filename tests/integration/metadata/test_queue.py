@@ -9,6 +9,7 @@ from s2v_tasks.metadata.ingestion import NewRow
 from s2v_tasks.metadata.queue import JobQueue, NewJob
 from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.metadata.tables import Job
+from s2v_tasks.schemas.job import Source
 
 DAY = datetime(2026, 11, 20, 12, tzinfo=UTC)
 
@@ -66,6 +67,18 @@ def test_a_retry_queues_failed_and_cancelled_jobs_again(
     metadata.jobs.fail("a", "No GPU.")
     assert MetadataStore(engine).batches.retry("batch") == 1
     assert [turn.run_id for turn in queue.next(max_running=9)] == ["a--3", "e"]
+
+
+def test_a_retry_of_a_batch_queues_a_job_that_was_submitted_in_another_way(
+    queue: JobQueue, metadata: MetadataStore
+) -> None:
+    """A failed job of a row waits in the queue, also if a person had started it with its id."""
+    metadata.jobs.enqueue("by-hand", {}, source=Source.API, dag_run_id="by-hand")
+    metadata.jobs.fail("by-hand", "No GPU.")
+    metadata.batches.register("batch", "s3://b/m.jsonl", "etag", [NewRow(6, None, NewJob("by-hand", {}))])
+    assert metadata.batches.retry("batch") == 1
+    assert "by-hand--2" in [turn.run_id for turn in queue.next(max_running=9)]
+    assert queue.num_waiting() == 6
 
 
 def test_a_job_that_has_its_run_or_has_ended_is_not_started_again(queue: JobQueue, metadata: MetadataStore) -> None:

@@ -23,7 +23,8 @@ REVISION = 1  # increase it when the same clips are joined differently
 def run(ctx: StepContext) -> dict[str, Any]:
     """Join the clips, or reuse the joined video."""
     plan = ctx.plan()
-    manifests = [_manifest_of(ctx, clip) for clip in plan.clips]
+    inputs = _inputs_of_clips(ctx)
+    manifests = [_manifest_of(ctx, plan, clip, inputs) for clip in plan.clips]
     clips = {f"clip_{index:04d}": manifest.outputs["clip"] for index, manifest in enumerate(manifests)}
     fades = [clip.fades for clip in plan.clips if any(clip.fades)]
     encoders = [manifest.facts_as(ClipFacts).encoder or "an earlier version" for manifest in manifests]
@@ -53,8 +54,11 @@ def run(ctx: StepContext) -> dict[str, Any]:
     return {"reused": ctx.produce(work, build).reused}
 
 
-def _manifest_of(ctx: StepContext, clip: ClipPlan) -> Manifest:
-    """Return the manifest of a finished clip; TransientError if it belongs to another plan."""
+def _manifest_of(ctx: StepContext, plan: Plan, clip: ClipPlan, inputs: dict[str, str]) -> Manifest:
+    """Return the manifest of a finished clip; TransientError if it belongs to another plan or other inputs.
+
+    A process of an earlier start, which Airflow has lost, may store its clip after the clip of this start.
+    """
     key = ctx.layout.clip_manifest(clip.clip_index)
     manifest = ctx.clip_manifest(clip.clip_index)
     facts = manifest.facts_as(ClipFacts)
@@ -64,7 +68,28 @@ def _manifest_of(ctx: StepContext, clip: ClipPlan) -> Manifest:
             f"{key} has frames {frames[0]}..{frames[1]}: expected {clip.start_frame}..{clip.end_frame}. "
             f"It belongs to another plan; render clip {clip.clip_index} again first."
         )
+    if not _belongs(manifest, facts, plan, clip, inputs):
+        raise TransientError(
+            f"{key} was made for another request or plan: expected a clip of this start of the job. An earlier start "
+            f"may have stored it late; render clip {clip.clip_index} again first."
+        )
     return manifest
+
+
+def _inputs_of_clips(ctx: StepContext) -> dict[str, str]:
+    """Return the SHA-256 of the artifacts from which all clips are made, by name."""
+    found = (ctx.artifacts.read_manifest(key) for key in (ctx.layout.conditions_manifest, ctx.layout.input_manifest))
+    outputs = {name: item.sha256 for manifest in found if manifest for name, item in manifest.outputs.items()}
+    return {name: outputs[name] for name in ("conditions", "pose") if name in outputs}
+
+
+def _belongs(manifest: Manifest, facts: ClipFacts, plan: Plan, clip: ClipPlan, inputs: dict[str, str]) -> bool:
+    """Return True if a clip is of this plan and of these inputs. Clips of earlier versions do not name their plan."""
+    if clip.clip_index < len(plan.inherited):
+        return manifest.fingerprint == plan.inherited[clip.clip_index].fingerprint
+    made_from = {name: artifact.sha256 for name, artifact in manifest.inputs.items() if name != "motion"}
+    is_current = "conditions" not in inputs or made_from == inputs
+    return is_current and facts.plan_digest in {None, plan.digest_of(clip)}
 
 
 def _pieces(plan: Plan, paths: list[Path]) -> list[Path]:

@@ -17,11 +17,13 @@ from s2v_tasks.errors import PermanentError, TransientError
 from s2v_tasks.media.encode import encode_clip
 from s2v_tasks.metadata.jobs import JobRepository
 from s2v_tasks.metadata.tables import Job
+from s2v_tasks.runtime import attempts
 from s2v_tasks.runtime.context import run_step
 from s2v_tasks.schemas.plan import Plan
 from s2v_tasks.schemas.steps import STAGE_INPUTS
 from s2v_tasks.settings import Settings, load_settings
 from s2v_tasks.steps.plan_clips import plan_files
+from s2v_tasks.storage.artifacts import ArtifactStore
 from s2v_tasks.storage.layout import JobLayout
 from s2v_tasks.storage.s3 import ObjectStore
 
@@ -262,3 +264,27 @@ def test_the_used_sound_is_recorded_and_in_the_plan(run: Run, store: ObjectStore
     _, note, pose, *_ = run("plan_clips")["warnings"]
     assert [note] == facts["speech"]["notes"]
     assert pose.startswith("The pose video lasts 1.00 s, the video 2.00 s")
+
+
+def test_a_clip_of_an_earlier_start_that_is_stored_late_does_not_enter_the_video(
+    run: Run, render: Render, give_up: GiveUp, assemble: Assemble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The video is not joined with a clip of another prompt, and a new start brings the right clip back."""
+    monkeypatch.setattr(attempts, "_SILENT_SECONDS", 0.0)  # the late process cannot reach the database
+    for step in ("stage_inputs", "plan_clips", "encode_conditions"):
+        run(step)
+    run("render_clip", 0)
+    write = ArtifactStore._write
+
+    def write_late(*arguments: Any) -> Any:
+        monkeypatch.setattr(ArtifactStore, "_write", write)
+        give_up()
+        assert render(prompt="Something else entirely.") == [False, False]
+        return write(*arguments)
+
+    monkeypatch.setattr(ArtifactStore, "_write", write_late)
+    run("render_clip", 1)
+    with pytest.raises(TransientError, match=r"0001/manifest\.json was made for another request .* clip 1 again"):
+        run("stitch")
+    assert run("render_clip", 1)["reused"]
+    assemble()

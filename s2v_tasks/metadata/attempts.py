@@ -44,17 +44,21 @@ class AttemptRepository(Repository):
     """Heartbeats of attempts."""
 
     def heartbeat(self, job_id: str, key: AttemptKey) -> None:
-        """Record the GPU-seconds so far of the running attempt, if there is one."""
-        running = (*_of(job_id, key), Attempt.outcome == AttemptOutcome.RUNNING)
+        """Record the GPU-seconds so far of the latest attempt unless it has reported its end.
+
+        The attempt may be lost: after one clip has failed the job, clips of other chains are still rendered.
+        """
+        finished_at = sa.case((Attempt.outcome == AttemptOutcome.LOST, NOW), else_=None)
+        values = {"gpu_seconds": _gpu_seconds(NOW), "finished_at": finished_at}
         with transaction(self._engine) as connection:
-            connection.execute(sa.update(Attempt).where(*running).values(gpu_seconds=_gpu_seconds(NOW)))
+            connection.execute(sa.update(Attempt).where(*_latest_open(job_id, key)).values(values))
 
     def is_alive(self, job_id: str, key: AttemptKey, *, within_seconds: float) -> bool:
-        """Return True if an attempt runs and its last heartbeat is at most this many seconds old."""
+        """Return True if no end of the latest attempt is reported and its last heartbeat is at most this old."""
         recent = _last_heartbeat() > NOW - sa.func.make_interval(0, 0, 0, 0, 0, 0, within_seconds)
-        running = sa.select(Attempt.attempt).where(*_of(job_id, key), Attempt.outcome == AttemptOutcome.RUNNING, recent)
+        alive = sa.select(Attempt.attempt).where(*_latest_open(job_id, key), recent)
         with transaction(self._engine) as connection:
-            return connection.execute(running.limit(1)).first() is not None
+            return connection.execute(alive).first() is not None
 
 
 class ConditionsRepository(Repository):
@@ -178,6 +182,11 @@ def _gpu_seconds(end: Any) -> Any:
 def _of(job_id: str, key: AttemptKey, attempts: Any = Attempt) -> list[sa.ColumnElement[bool]]:
     same_clip = attempts.clip_index.is_not_distinct_from(key.clip_index)
     return [attempts.job_id == job_id, attempts.step == key.step, same_clip]
+
+
+def _latest_open(job_id: str, key: AttemptKey) -> list[sa.ColumnElement[bool]]:
+    """Return the conditions of the latest attempt if its process has not reported its end."""
+    return [*_of(job_id, key), Attempt.attempt == _latest(job_id, key), Attempt.outcome.in_(_OPEN_OUTCOMES)]
 
 
 def _latest(job_id: str, key: AttemptKey) -> sa.ScalarSelect[int]:

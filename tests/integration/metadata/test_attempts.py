@@ -106,7 +106,6 @@ def test_an_attempt_without_progress_is_lost_at_its_last_sign_of_life(
     with psycopg.connect(postgres_url) as connection:
         connection.execute(hour_earlier)
     metadata.jobs.fail("job-1", "Killed.")
-    metadata.attempts.heartbeat("job-1", CONDITIONS)
     encoded, rendered = job(metadata).attempts
     assert [encoded.outcome, rendered.outcome] == ["lost", "lost"]
     assert encoded.gpu_seconds == pytest.approx(3600, abs=60)
@@ -204,6 +203,26 @@ def test_a_clip_that_outlives_the_failure_of_its_job_is_no_waste(metadata: Metad
     assert [attempt.outcome for attempt in job(metadata).attempts] == ["failed", "succeeded"]
     (spent,) = metadata.costs.spending()
     assert spent.used_gpu_seconds > 0
+
+
+def test_heartbeats_after_the_failure_of_the_job_are_counted(
+    metadata: MetadataStore, postgres_url: str, planned: Planned
+) -> None:
+    """GPU-seconds of a lost attempt grow while its process lives; those of a reported end and of others do not."""
+    planned()
+    for clip_index in (0, 0, 1):
+        metadata.clips.start("job-1", clip_index, f"f{clip_index}")
+    metadata.clips.fail("job-1", 1, "The picture is black.")
+    metadata.jobs.fail("job-1", "render_clip: The picture is black.")
+    with psycopg.connect(postgres_url) as connection:
+        connection.execute("UPDATE attempts SET started_at = now() - interval '1 hour' WHERE job_id = 'job-1'")
+    for clip_index in (0, 1):
+        metadata.attempts.heartbeat("job-1", rendering(clip_index))
+    found = sorted(job(metadata).attempts, key=lambda attempt: attempt.id)
+    assert [attempt.outcome for attempt in found] == ["lost", "lost", "failed"]
+    assert [attempt.gpu_seconds for attempt in found] == pytest.approx([0, 3600, 0], abs=60)
+    assert found[1].finished_at is not None
+    assert (found[1].finished_at - found[1].started_at).total_seconds() == found[1].gpu_seconds
 
 
 def test_a_clip_that_is_rendered_ends_its_attempt_now(

@@ -112,6 +112,19 @@ def test_an_attempt_that_still_runs_is_waited_for(
     assert polls == []
 
 
+def test_an_attempt_that_outlives_the_failure_of_its_job_is_waited_for(
+    ctx: StepContext, polls: list[Callable[[], None]]
+) -> None:
+    """A new start of the job does not render a clip that a process of the failed start still renders."""
+    ctx.metadata.jobs.fail("job-1", "A clip of another chain is black.")
+    polls += [
+        lambda: ctx.metadata.attempts.heartbeat("job-1", rendering(1)),
+        lambda: ctx.metadata.clips.succeed("job-1", 1, facts=FACTS, reused=False),
+    ]
+    await_earlier_attempt(ctx, rendering(1))
+    assert polls == []
+
+
 @pytest.mark.usefixtures("polls")
 def test_only_the_same_piece_of_work_of_the_same_job_is_waited_for(ctx: StepContext) -> None:
     """Attempts at other clips or other jobs are not waited for."""

@@ -49,11 +49,11 @@ def choose_sampling(
 
 
 def planned_adapters(chosen: Sequence[AdapterChoice], cards: Mapping[str, AdapterCard]) -> tuple[PlannedAdapter, ...]:
-    """Return the adapters that change something, with the digests of their files; see `choose_sampling`."""
+    """Return the adapters that change something, with digest and alpha of their entries; see `choose_sampling`."""
+    used = [(choice, _card(choice.name, cards)) for choice in chosen if choice.strength]
     return tuple(
-        PlannedAdapter(name=choice.name, sha256=_card(choice.name, cards).sha256, strength=choice.strength)
-        for choice in chosen
-        if choice.strength
+        PlannedAdapter(name=choice.name, sha256=card.sha256, strength=choice.strength, alpha=card.alpha)
+        for choice, card in used
     )
 
 

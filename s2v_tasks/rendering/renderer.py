@@ -45,7 +45,7 @@ def plan_options(settings: Settings, plan: Plan) -> EngineOptions:
 
 
 def plan_adapters(settings: Settings, plan: Plan) -> tuple[Adapter, ...]:
-    """Return the adapters of the plan, after checking their digests in adapters.yaml."""
+    """Return the adapters of the plan, after checking their digests and alphas in adapters.yaml."""
     if not plan.adapters:
         return ()
     cards = load_adapter_cards(config_dir(settings))
@@ -57,6 +57,11 @@ def plan_adapters(settings: Settings, plan: Plan) -> tuple[Adapter, ...]:
             raise ConfigurationError(
                 f"adapter {planned.name} has another digest in adapters.yaml than in the plan: expected "
                 f"{planned.sha256[:12]}.... Restore the entry, or rerun the job"
+            )
+        if card.alpha != planned.alpha:
+            raise ConfigurationError(
+                f"adapter {planned.name} has alpha {card.alpha} in adapters.yaml: expected {planned.alpha}, as in the "
+                "plan. Restore the entry, or run plan_clips again, which renders all clips with the new value"
             )
         adapter = Adapter(card.name, folder / card.path, planned.strength, card.sha256, card.alpha, card.least_matched)
         adapter.check_file()

@@ -64,11 +64,12 @@ class Sampling(_Model):
 
 
 class PlannedAdapter(_Model):
-    """An adapter that is merged into the weights; the digest of its file identifies it."""
+    """An adapter that is merged into the weights: the digest of its file, and the alpha of its entry, if it has one."""
 
     name: str
     sha256: str
     strength: float
+    alpha: float | None = Field(None, exclude_if=lambda value: value is None)
 
 
 class ClipPlan(_Model):
@@ -196,5 +197,6 @@ class Plan(_Model):
 
     @property
     def adapter_fingerprint(self) -> list[Any]:
-        """Return the part of the adapters in fingerprints; empty without adapters, so that older fingerprints stay."""
-        return [{"adapters": [[item.sha256, item.strength] for item in self.adapters]}] if self.adapters else []
+        """Return the part of the adapters in fingerprints. Values that are not set are left out: older ones stay."""
+        used = [[item.sha256, item.strength, *([item.alpha] if item.alpha else [])] for item in self.adapters]
+        return [{"adapters": used}] if used else []

@@ -7,8 +7,11 @@ from typing import Any
 import pytest
 
 from s2v_tasks.errors import ConfigurationError
+from s2v_tasks.planning.sampling import planned_adapters
 from s2v_tasks.rendering.renderer import plan_adapters, plan_options
+from s2v_tasks.schemas.model_card import load_adapter_cards
 from s2v_tasks.schemas.plan import PlannedAdapter
+from s2v_tasks.schemas.request_fields import AdapterChoice
 from s2v_tasks.settings import Settings
 from tests.unit.rendering.test_leader import plan
 
@@ -29,7 +32,9 @@ def settings(tmp_path: Path) -> Settings:
 
 
 def with_adapter(**changes: Any) -> Any:
-    return plan(adapters=(PlannedAdapter(**{"name": "voice", "sha256": SHA256, "strength": 0.5} | changes),))
+    return plan(
+        adapters=(PlannedAdapter(**{"name": "voice", "sha256": SHA256, "strength": 0.5, "alpha": 64} | changes),)
+    )
 
 
 def test_adapters_lie_beside_the_snapshot(settings: Settings, tmp_path: Path) -> None:
@@ -45,12 +50,26 @@ def test_adapters_lie_beside_the_snapshot(settings: Settings, tmp_path: Path) ->
     [
         ({"sha256": "0" * 64}, "adapter voice has another digest in adapters.yaml than in the plan: expected 00000000"),
         ({"name": "gone"}, "adapter gone has another digest in adapters.yaml"),
+        ({"alpha": None}, "adapter voice has alpha 64.0 in adapters.yaml: expected None, as in the plan"),
+        ({"alpha": 32}, "adapter voice has alpha 64.0 in adapters.yaml: expected 32.0, as in the plan"),
     ],
 )
 def test_a_changed_catalogue_is_refused(settings: Settings, changes: dict[str, Any], words: str) -> None:
-    """An adapter whose digest differs from the plan's is an error before anything is loaded."""
+    """An adapter whose digest or alpha differs from the plan's is an error before anything is loaded."""
     with pytest.raises(ConfigurationError, match=words):
         plan_adapters(settings, with_adapter(**changes))
+
+
+def test_the_alpha_of_the_catalogue_is_part_of_the_fingerprint(settings: Settings) -> None:
+    """Clips with another alpha have another fingerprint; without an alpha the fingerprint is that of earlier clips."""
+    card = load_adapter_cards(settings.config_dir or Path())["voice"]
+    chosen = [AdapterChoice(name="voice", strength=0.5)]
+    prints = [
+        plan(adapters=planned_adapters(chosen, {"voice": card.model_copy(update={"alpha": alpha})})).adapter_fingerprint
+        for alpha in (None, 32.0, 64.0)
+    ]
+    assert prints[0] == [{"adapters": [[SHA256, 0.5]]}]
+    assert prints[1] != prints[2] != prints[0] != prints[1]
 
 
 def test_a_changed_file_is_refused(settings: Settings, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import time
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from s2v_tasks.cli import app
 from s2v_tasks.cli.request_options import BOOKKEEPING, QUALITY, SAMPLING, parse_labels, request_options
@@ -49,7 +50,7 @@ def cancel(
     if as_json:
         print_json(outcome)
     else:
-        console.print(f"[bold]{job_id}[/bold] cancelled: {reason}")
+        console.print(f"[bold]{job_id}[/bold] cancelled: {escape(reason)}")
 
 
 def _end_runs(job_id: str) -> list[str]:

@@ -97,6 +97,17 @@ def test_a_cancelled_job_leaves_no_process_and_keeps_its_clips(
 
 
 @pytest.mark.usefixtures("settings")
+def test_the_reason_of_a_cancelled_job_is_shown_as_text(
+    metadata: MetadataStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The reason may quote the note of a rejection, which may look like the markup of the console."""
+    metadata.jobs.enqueue("rejected", {})
+    metadata.jobs.cancel("rejected", "Clip 1 was rejected by edith: [/red] lips [bold]late.")
+    cancel("rejected")
+    assert "edith: [/red] lips [bold]late." in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("settings")
 def test_a_job_that_waits_is_cancelled_at_once(
     metadata: MetadataStore, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ LONGEST_SIDE = 1280
 _MIN_SIDE = 32
 _MAX_PIXELS = 4096 * 2304
 _DECODING_THREADS = 4
+_PPM_HEADER_BYTES = 32
 _ACCEPTED = "MP4, MOV, WebM, MKV or AVI"
 
 
@@ -32,11 +34,23 @@ class UploadedVideo:
     duration_seconds: Fraction
     audio_start_seconds: Fraction | None
 
-    @property
+    @cached_property
     def size(self) -> tuple[int, int]:
-        """Return width and height of the resampled frames for square pixels: even, longest side at most 1280."""
-        shrink = min(Fraction(1), Fraction(LONGEST_SIDE, max(self.stream.width, self.stream.height)))
-        return int(self.stream.width * shrink / 2) * 2, int(self.stream.height * shrink / 2) * 2
+        """Return width and height of the resampled frames.
+
+        They are those of the first one: a file can rotate its frames, and its pixels need not be square. Raises
+        PermanentError if the video is damaged or has no frames.
+        """
+        picture = self.resampled(1).output("pipe:1", format="image2pipe", vcodec="ppm", **{"frames:v": 1})
+        found = b"".join(read_chunks(picture, 2**16, doing=self._decoding, error=PermanentError))
+        if not found:
+            raise PermanentError(f"{self.called} gave no frames: upload a complete video.")
+        _, width, height = found[:_PPM_HEADER_BYTES].split()[:3]
+        return int(width), int(height)
+
+    @property
+    def _decoding(self) -> str:
+        return f"{self.called} is damaged: decoding it"
 
     def resampled(self, max_duration_seconds: float, *, after_seconds: Fraction = Fraction(0)) -> Any:
         """Return an ffmpeg-python stream: upright, 16 fps by time, square pixels, longest side at most 1280.
@@ -65,7 +79,7 @@ class UploadedVideo:
         rgb = to_rgb(to_yuv(video), width=width, height=height)
         raw = rgb.output("pipe:1", format="rawvideo", fps_mode="passthrough")
         size_bytes = width * height * 3
-        for chunk in read_chunks(raw, size_bytes, doing=f"{self.called} is damaged: decoding it", error=PermanentError):
+        for chunk in read_chunks(raw, size_bytes, doing=self._decoding, error=PermanentError):
             if len(chunk) == size_bytes:
                 yield np.frombuffer(chunk, dtype=np.uint8).reshape(height, width, 3)
 

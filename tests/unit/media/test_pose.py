@@ -113,3 +113,23 @@ def test_colours_are_read_by_the_matrix_that_the_file_states(matrix: str, tmp_pa
         next(open_uploaded_video(source, "The video source.mp4").frames(9)),
     ):
         assert np.abs(frame.astype(int) - colour).max() <= 4
+
+
+@pytest.mark.parametrize(
+    ("rotation", "aspect", "size"),
+    [(90, "1", (64, 96)), (180, "1", (96, 64)), (0, "4/3", (128, 64)), (0, "1/2", (48, 64)), (90, "2", (32, 96))],
+)
+def test_measured_frames_have_the_shape_that_players_show(
+    rotation: int, aspect: str, size: tuple[int, int], tmp_path: Path
+) -> None:
+    """Frames of a phone that was held upright, and frames of pixels that are not square, are not distorted."""
+    raw = ffmpeg.pipe_input(format="rawvideo", pix_fmt="rgb24", s="96x64", framerate=16)
+    stored = raw.filter("setsar", aspect).output(ffmpeg.file_url(tmp_path / "stored.mp4"), vcodec="libx264")
+    ffmpeg.feed(stored, [_counting(3).tobytes()], doing="making a video", error=PermanentError)
+    shown = ffmpeg.own_input(tmp_path / "stored.mp4", display_rotation=rotation)
+    ffmpeg.run(shown.output(ffmpeg.file_url(tmp_path / "a.mp4"), c="copy"), doing="turning it", error=PermanentError)
+    video = open_uploaded_video(tmp_path / "a.mp4", "The video a.mp4")
+    normalise_pose(tmp_path / "a.mp4", tmp_path / "pose.mp4", max_duration_seconds=9)
+    pose = video_stream(tmp_path / "pose.mp4")
+    assert video.size == (pose.width, pose.height) == size
+    assert {frame.shape for frame in video.frames(9)} == {(size[1], size[0], 3)}

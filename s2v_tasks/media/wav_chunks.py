@@ -70,6 +70,15 @@ def wav_samples(description: bytes) -> SampleFormat:
     return SampleFormat(channels * width, width, is_float)
 
 
+def with_all_bits(description: bytes) -> bytes:
+    """Return the content of a `fmt ` chunk with as many valid bits as its samples have.
+
+    ffmpeg takes the number of valid bits for the width: it decodes 16 valid bits in 24 to other, longer sound.
+    """
+    is_linear = description[:2] == _EXTENSIBLE.to_bytes(2, "little") and wav_samples(description).width
+    return description[:18] + description[14:16] + description[20:] if is_linear else description
+
+
 def aiff_samples(description: bytes) -> SampleFormat:
     """Return the sample format in the content of a `COMM` chunk (at least 18 bytes)."""
     channels, _, bits = struct.unpack_from(">HIH", description)
@@ -157,9 +166,11 @@ class AudioData:
         return int.from_bytes(self.description[2:6], "big") * self.samples.block if self.family is _AIFF else 0
 
     def is_described_as(self, size: int) -> bool:
-        """Return True if `size` bytes are whole samples, and as many as the description states."""
+        """Return True if `size` bytes are whole samples, as many and as wide as the description states."""
         if self.family is _AIFF and self.samples.block:
             return self.described_bytes == size
+        if self.samples.width and with_all_bits(self.description) != self.description:
+            return False
         return not self.samples.width or size % self.samples.block == 0
 
     def pieces(self) -> Pieces:
@@ -175,7 +186,7 @@ class AudioData:
             description = self.description[:2] + struct.pack(">I", size // block) + self.description[6:]
             head = _chunk(_AIFF, b"COMM", description) + _AIFF.header.pack(b"SSND", size + 8) + bytes(8)
             return [_AIFF.header.pack(b"FORM", 4 + len(head) + size) + self.kind + head, *content]
-        head = _chunk(_RIFF, b"fmt ", self.description) + _RIFF.header.pack(b"data", size)
+        head = _chunk(_RIFF, b"fmt ", with_all_bits(self.description)) + _RIFF.header.pack(b"data", size)
         return [_RIFF.header.pack(b"RIFF", 4 + len(head) + size) + b"WAVE" + head, *content]
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from s2v_tasks.media.audio_files import missing_end
 from s2v_tasks.media.speech import normalise_speech
+from s2v_tasks.media.speech_source import open_speech
 from tests.unit.media.wav_bytes import (
     LIST,
     ONE,
@@ -157,3 +158,18 @@ def test_search_ends_behind_the_first_file_too_many(found: Found) -> None:
     """The search ends at the 101st joined file, which refuses the speech."""
     assert found(wav(ONE[:20]) * 101) == ONE[:20] * 101
     assert found(wav(ONE[:20]) * 103) == ONE[:20] * 101
+
+
+@pytest.mark.parametrize(("bits", "valid"), [(24, 16), (32, 16), (32, 20), (32, 24), (24, 20), (16, 12), (16, 16)])
+def test_fewer_valid_bits_do_not_change_the_width_of_a_sample(bits: int, valid: int, tmp_path: Path) -> None:
+    """Samples of 24 valid bits in 32, as sound cards give them, are decoded by their stored width."""
+    stored = np.frombuffer(ONE, "<i2").astype("<i4") >> 16 - min(valid, 16) << 32 - min(valid, 16)
+    samples = stored.view(np.uint8).reshape(-1, 4)[:, 4 - bits // 8 :].tobytes()
+    guid = bytes.fromhex("0100000000001000800000aa00389b71")
+    width = bits // 8
+    description = struct.pack("<HHIIHHHHI", 0xFFFE, 1, RATE, RATE * width, width, bits, 22, valid, 4) + guid
+    body = b"WAVE" + chunk(b"fmt ", description) + chunk(b"data", samples)
+    (tmp_path / "a.wav").write_bytes(b"RIFF" + struct.pack("<I", len(body)) + body)
+    with open_speech(tmp_path / "a.wav", tmp_path, max_duration_seconds=9) as speech:
+        decoded = np.concatenate(list(speech.blocks()))[:, 0]
+    assert np.array_equal(decoded, stored / np.float32(2**31))

@@ -11,6 +11,7 @@ import numpy as np
 
 from s2v_tasks.errors import PermanentError, TransientError
 from s2v_tasks.log import get_logger
+from s2v_tasks.media.container_structure import lost_part
 from s2v_tasks.media.encode import Frames, check_profile, h264_output, to_rgb, to_yuv
 from s2v_tasks.media.ffmpeg import VIDEO_FORMATS, read_chunks, run, uploaded_input
 from s2v_tasks.media.probe import Stream, probe
@@ -85,11 +86,13 @@ class UploadedVideo:
 
 
 def open_uploaded_video(source: Path, called: str) -> UploadedVideo:
-    """Check the headers of the container. Raises PermanentError if it is empty, no video, too small or too large."""
+    """Check the container. Raises PermanentError if it is empty, no video, cut off, too small or too large."""
     if source.stat().st_size == 0:
         raise PermanentError(f"{called} is empty (0 bytes): upload a {_ACCEPTED} file.")
     doing = f"{called} is not a readable video (expected {_ACCEPTED}): reading it"
     found = probe(source, doing=doing, error=PermanentError, formats=VIDEO_FORMATS)
+    if problem := lost_part(source, found.container.format_name):
+        raise PermanentError(f"{called} is damaged or cut off: {problem}; upload the complete file.")
     stream = found.video
     if stream is None or min(stream.width, stream.height) < _MIN_SIDE:
         size = f"{stream.width}x{stream.height} pixels" if stream else "no video stream"

@@ -133,3 +133,16 @@ def test_measured_frames_have_the_shape_that_players_show(
     pose = video_stream(tmp_path / "pose.mp4")
     assert video.size == (pose.width, pose.height) == size
     assert {frame.shape for frame in video.frames(9)} == {(size[1], size[0], 3)}
+
+
+@pytest.mark.parametrize("name", ["a.mkv", "a.mp4"])
+def test_pose_without_its_end_is_refused(name: str, tmp_path: Path, moving: Callable[..., Frames]) -> None:
+    """A pose video of which the upload was interrupted is refused and not taken for a shorter one."""
+    encode_clip(moving(40), tmp_path / "source.mp4")
+    whole = ffmpeg.own_input(tmp_path / "source.mp4").output(ffmpeg.file_url(tmp_path / name), c="copy")
+    ffmpeg.run(whole, doing="copying", error=PermanentError)
+    assert normalise_pose(tmp_path / name, tmp_path / "pose.mp4", max_duration_seconds=9) == 40
+    data = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(data[: len(data) * 9 // 10])
+    with pytest.raises(PermanentError, match=f"The pose video {name} is (damaged or cut off|not a readable video)"):
+        normalise_pose(tmp_path / name, tmp_path / "pose.mp4", max_duration_seconds=9)

@@ -12,7 +12,7 @@ from s2v_tasks.schemas.manifest import AssemblyFacts, fingerprint
 from s2v_tasks.schemas.steps import MUX_AUDIO, STAGE_INPUTS, STITCH
 from s2v_tasks.storage.artifacts import Built, OutputFile, Work
 
-REVISION = 2  # increase it when the same inputs are muxed differently
+REVISION = 3  # increase it when the same inputs are muxed differently
 
 
 def run(ctx: StepContext) -> dict[str, Any]:

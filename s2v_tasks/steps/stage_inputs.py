@@ -28,7 +28,7 @@ from s2v_tasks.storage.artifacts import Built, OutputFile, Work, file_sha256
 from s2v_tasks.storage.inputs import find_input, same_name
 from s2v_tasks.storage.locations import printable
 
-REVISION = 2  # increase it when the same sources are normalised differently
+REVISION = 3  # increase it when the same sources are normalised differently
 
 
 def run(ctx: StepContext, *, request_json: str, run_id: str | None = None) -> dict[str, Any]:

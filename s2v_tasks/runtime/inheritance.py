@@ -54,7 +54,8 @@ def inherit_inputs(ctx: StepContext, parent_id: str) -> None:
     source = ctx.artifacts.read_manifest(JobLayout(parent_id).input_manifest)
     if source is None:
         raise PermanentError(f"Job {parent_id} has no staged inputs: expected a job that has staged its inputs.")
-    ctx.metadata.artifacts.record(ctx.artifacts.adopt(source, ctx.job_id, ctx.layout.input_manifest))
+    manifest = ctx.artifacts.adopt(source, ctx.job_id, ctx.layout.input_manifest, begin=ctx.withdraw_result)
+    ctx.metadata.artifacts.record(manifest)
 
 
 def inherit_clips(ctx: StepContext, parent: Plan, request: Request, from_clip: int) -> tuple[InheritedClip, ...]:
@@ -78,7 +79,8 @@ def inherit_clips(ctx: StepContext, parent: Plan, request: Request, from_clip: i
                 f"{name} belongs to an earlier start: expected a clip of the current request and plan of that job. "
                 f"Rerun from clip {clip.clip_index}, or let that job finish first."
             )
-        manifest = ctx.artifacts.adopt(source, ctx.job_id, ctx.layout.clip_manifest(clip.clip_index))
+        key = ctx.layout.clip_manifest(clip.clip_index)
+        manifest = ctx.artifacts.adopt(source, ctx.job_id, key, begin=ctx.withdraw_result)
         TakeRecords(ctx.store, ctx.layout).copy(JobLayout(parent.job_id), clip.clip_index)
         adopted[clip.clip_index] = manifest
         ctx.metadata.artifacts.record(manifest)

@@ -73,7 +73,7 @@ class ArtifactStore:
         `begin` is called before anything is written. Outputs that cannot be stored are kept on the local disk, where
         the next attempt finds them.
         """
-        if manifest := self._find(work):
+        if manifest := self._find(work, begin):
             get_logger().info("reused", step=work.step.name, manifest_key=work.manifest_key)
             return Produced(manifest, reused=True)
         started_at = datetime.now(UTC)
@@ -90,18 +90,21 @@ class ArtifactStore:
                 raise
             return Produced(manifest, reused=kept is not None)
 
-    def _find(self, work: Work) -> Manifest | None:
-        """Return the manifest of complete outputs, here or elsewhere, else None. A superseded clip is restored."""
+    def _find(self, work: Work, begin: Callable[[], None]) -> Manifest | None:
+        """Return the manifest of complete outputs, here or elsewhere, else None. A superseded clip is restored.
+
+        `begin` is called before outputs are restored or copied.
+        """
         current = self.read_manifest(work.manifest_key)
         if current and current.fingerprint == work.fingerprint:
             # A lost clip is not restored: the kept copy may have been restored before and be damaged.
             if self._is_whole(current):
                 return current
         elif work.clip_index is not None:
-            return self._restore(work, work.clip_index)
+            return self._restore(work, work.clip_index, begin)
         for key in work.elsewhere:
             if source := self.reusable(key, work.fingerprint):
-                return self.adopt(source, work.job_id, work.manifest_key)
+                return self.adopt(source, work.job_id, work.manifest_key, begin=begin)
         return None
 
     def _write(self, work: Work, built: Built, started_at: datetime) -> Manifest:
@@ -125,11 +128,13 @@ class ArtifactStore:
         self._put_manifest(work.manifest_key, manifest)
         return manifest
 
-    def adopt(self, source: Manifest, job_id: str, manifest_key: str) -> Manifest:
+    def adopt(
+        self, source: Manifest, job_id: str, manifest_key: str, *, begin: Callable[[], None] = lambda: None
+    ) -> Manifest:
         """Copy the artifacts of another job for `job_id` into the folder of `manifest_key`, unless they exist there.
 
-        The facts of the new manifest name the job that made them, `source_job_id`. PermanentError if they are no longer
-        complete.
+        `begin` is called before anything is written. The facts of the new manifest name the job that made them,
+        `source_job_id`. PermanentError if they are no longer complete.
         """
         if own := self.reusable(manifest_key, source.fingerprint):
             return own
@@ -138,6 +143,7 @@ class ArtifactStore:
                 f"Outputs of {source.step} of job {source.job_id} are lost or changed: they cannot be reused. "
                 "Start the request as a new job without parent_job_id."
             )
+        begin()
         self._retire(manifest_key, source.fingerprint)
         adopted = source.model_copy(update={"job_id": job_id, "facts": source.facts.made_by(source.job_id)})
         return self._copy_beside(adopted, manifest_key.removesuffix(MANIFEST_NAME))
@@ -197,11 +203,12 @@ class ArtifactStore:
             get_logger().info("clip_superseded", clip_index=old.clip_index, fingerprint=old.fingerprint)
         self.store.delete(manifest_key)
 
-    def _restore(self, work: Work, clip_index: int) -> Manifest | None:
+    def _restore(self, work: Work, clip_index: int, begin: Callable[[], None]) -> Manifest | None:
         kept_key = JobLayout(work.job_id).superseded_clip(clip_index, work.fingerprint, MANIFEST_NAME)
         kept = self.reusable(kept_key, work.fingerprint)
         if kept is None:
             return None
+        begin()
         self._retire(work.manifest_key, work.fingerprint)
         get_logger().info("clip_restored", clip_index=clip_index, fingerprint=work.fingerprint)
         return self._copy_beside(kept, work.manifest_key.removesuffix(MANIFEST_NAME))

@@ -172,6 +172,32 @@ def test_the_same_work_of_another_job_is_copied(store: ObjectStore) -> None:
     assert not produce(store, "f2", clip_build(b"2"), **theirs).reused
 
 
+def test_the_result_is_withdrawn_before_outputs_are_restored_or_copied(store: ObjectStore) -> None:
+    """`begin` is called while the old manifest exists, for restored and for copied outputs; not for a reuse."""
+    artifacts, began = ArtifactStore(store), []
+
+    def begin() -> None:
+        found = artifacts.read_manifest(LAYOUT.clip_manifest(0))
+        began.append(found.fingerprint if found else None)
+
+    work = Work(RENDER_CLIP, "job-1", LAYOUT.clip_manifest(0), "f1", {"speech": SPEECH}, clip_index=0)
+    produce(store, "f1", clip_build(b"1"))
+    assert artifacts.produce(work, not_built, begin=begin).reused
+    assert began == []
+    produce(store, "f2", clip_build(b"2"))
+    assert artifacts.produce(work, not_built, begin=begin).reused
+    assert began == ["f2"]
+    second = JobLayout("job-2").clip_manifest(0)
+    copied = Work(RENDER_CLIP, "job-2", second, "f1", {"speech": SPEECH}, elsewhere=[LAYOUT.clip_manifest(0)])
+    assert artifacts.produce(copied, not_built, begin=lambda: began.append(str(store.exists(second)))).reused
+    made = artifacts.read_manifest(LAYOUT.clip_manifest(0))
+    assert made is not None
+    artifacts.adopt(made, "job-2", second, begin=begin)
+    third = JobLayout("job-3").clip_manifest(0)
+    artifacts.adopt(made, "job-3", third, begin=lambda: began.append(str(store.exists(third))))
+    assert began == ["f2", "False", "False"]
+
+
 def test_other_steps_keep_no_old_outputs(store: ObjectStore) -> None:
     """Outputs of steps other than rendering are overwritten, because they are cheap to make."""
     produce(store, "f1", clip_build(b"1"), clip_index=None)

@@ -107,6 +107,7 @@ class S2VPipeline:
         if state is not None:
             self._restore(denoising, state, clip_tokens)
         latents = self.denoise(denoising, clip_tokens, sampling, callbacks)
+        denoising.cache = None  # the residuals of all tokens, which decoding does not need
 
         starts_chain = clip.history is None
         newest = _NewestFrames(MOTION_FRAMES)

@@ -3,13 +3,15 @@
 import gc
 import os
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
 
-from s2v_tasks.engine.clip import ClipInputs, MotionState, Sampling
+from s2v_tasks.engine.acceleration.first_block_cache import CacheContext
+from s2v_tasks.engine.clip import Callbacks, ClipInputs, MotionState, Sampling
 from s2v_tasks.engine.encoders.vae import Vae
 from s2v_tasks.engine.loading import Snapshot
 from s2v_tasks.engine.loading.networks import load_pipeline
@@ -20,6 +22,7 @@ from s2v_tasks.engine.worker import Worker
 from s2v_tasks.media.encode import encode_clip
 from s2v_tasks.verification.bench.step import random_transformer
 from tests.engine.live_bytes import LiveBytes
+from tests.engine.small_pipeline import inputs, make_pipeline
 
 SAMPLING = Sampling(sample_steps=1, sample_guide_scale=4.0, sample_shift=3.0, sample_solver="unipc")
 
@@ -56,6 +59,20 @@ def test_the_last_clip_of_a_chain_needs_no_more_memory_than_an_early_one(
     """After 8 clips the process has at most 2 % more memory than after 4."""
     memory = memory_of_a_chain(Snapshot.open(tiny_snapshot_path), 8, tmp_path)
     assert memory[-1] < 1.02 * memory[3]
+
+
+def test_the_first_block_cache_is_freed_before_decoding() -> None:
+    """While frames are decoded, no residuals of the first-block cache are in memory."""
+    pipeline, alive = make_pipeline(), []
+    pipeline.options = EngineOptions(step_cache=0.05)
+
+    def count(_frames: torch.Tensor) -> None:
+        alive.append(sum(type(found) is CacheContext for found in gc.get_objects()))
+
+    sampling = replace(SAMPLING, sample_steps=2)
+    pipeline.stream_clip(inputs(), sampling, Callbacks(on_step=lambda *_: count(torch.empty(0)), on_frames=count))
+    assert alive[:2] == [2, 2]  # one per branch
+    assert set(alive[2:]) == {0}
 
 
 # The proportions of the released model.

@@ -85,14 +85,14 @@ def _speech(video: "UploadedVideo", audio: Path | None, scratch: Path, max_secon
 
     from s2v_tasks.media.speech import SPEECH_SAMPLE_RATE, load_waveform, normalise_speech
 
-    if audio is None and video.audio_start_seconds is None:
+    if audio is None and not video.has_audio:
         return None
     wav = scratch / "speech.wav"
-    normalise_speech(audio or video.source, wav, max_duration_seconds=max_seconds)
+    info = normalise_speech(audio or video.source, wav, max_duration_seconds=max_seconds)
     speech = load_waveform(wav)
     if audio is not None:
         return speech
     # Sound and picture are read from their own first time stamps; one of them may start later.
-    picture_start = video.stream.start_time or 0
-    late = round(float((video.audio_start_seconds or 0) - picture_start) * SPEECH_SAMPLE_RATE)
+    picture_start = float(video.stream.start_time or 0)
+    late = round((info.late_seconds - picture_start) * SPEECH_SAMPLE_RATE)
     return speech[-late:] if late < 0 else np.concatenate([np.zeros(late, np.float32), speech])

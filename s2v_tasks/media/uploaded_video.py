@@ -33,7 +33,7 @@ class UploadedVideo:
     called: str
     stream: Stream
     duration_seconds: Fraction
-    audio_start_seconds: Fraction | None
+    has_audio: bool
 
     @cached_property
     def size(self) -> tuple[int, int]:
@@ -107,7 +107,7 @@ def open_uploaded_video(source: Path, called: str) -> UploadedVideo:
         called=called,
         stream=stream,
         duration_seconds=stream.duration or found.container.duration or Fraction(0),
-        audio_start_seconds=(found.audio.start_time or Fraction(0)) if found.audio else None,
+        has_audio=found.audio is not None,
     )
 
 

@@ -10,10 +10,13 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+from s2v_tasks.cli.measure import _speech as speech_of
 from s2v_tasks.cli.measure import measure as measure_command
 from s2v_tasks.errors import PermanentError
+from s2v_tasks.media import ffmpeg
 from s2v_tasks.media.assembly import mux
 from s2v_tasks.media.encode import encode_clip
+from s2v_tasks.media.uploaded_video import open_uploaded_video
 from tests.unit.perception.drawn import Person, openings, speech
 
 
@@ -53,6 +56,18 @@ def test_a_talking_video_is_measured_with_its_own_sound(folder: Path) -> None:
     assert found["lip_sync"]["lag_ms"] == pytest.approx(0, abs=30)
     assert found["lip_sync"]["correlation"] > found["lip_sync"]["other_correlation"] + 0.2
     assert found["clips"][0]["seam"] is None
+
+
+def test_the_delay_of_an_encoder_is_no_lag(folder: Path) -> None:
+    """In Matroska the delay of AAC has time stamps before 0, and the speech begins with the picture."""
+    sources = [ffmpeg.own_input(folder / name) for name in ("silent.mp4", "speech.wav")]
+    joined = ffmpeg.ffmpeg.output(*sources, ffmpeg.file_url(folder / "video.mkv"), vcodec="copy", acodec="aac")
+    ffmpeg.run(joined, doing="joining", error=PermanentError)
+    found = speech_of(open_uploaded_video(folder / "video.mkv", "The video"), None, folder, 99)
+    assert found is not None
+    lags = range(-400, 401)
+    likeness = [float(np.dot(found[1000 : 1000 + 20000], speech("delay")[1000 + lag :][:20000])) for lag in lags]
+    assert abs(lags[int(np.argmax(likeness))]) <= 16
 
 
 def test_other_speech_is_named_as_such(folder: Path) -> None:

@@ -142,7 +142,7 @@ def test_five_jobs_at_once_need_one_attempt_each(site: Site) -> None:
 
 def test_a_scheduler_that_is_killed_costs_no_clip(site: Site) -> None:
     """A scheduler is killed and restarted in the middle of a clip: the clip continues and no job fails."""
-    job_ids = site.start_jobs("killed", sample_steps=40)
+    job_ids = site.start_jobs("killed", sample_steps=100, infer_frames=48)  # long enough to be seen
     wait_until(lambda: site.is_rendering(job_ids))
     site.kill_scheduler()
     assert site.is_rendering(job_ids, most_done=1)

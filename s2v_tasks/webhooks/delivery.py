@@ -173,7 +173,7 @@ def _connection(target: Target, deadline: float) -> Iterator[http.client.HTTPCon
     """Open a connection to one of the verified addresses. At the deadline it is closed, also in a TLS handshake."""
     raw = _connect(target, deadline)
     timer_end = raw.dup()  # a second handle for the timer, because TLS takes over the first
-    timer = threading.Timer(max(deadline - time.monotonic(), 0), _shut_down, [timer_end])
+    timer = threading.Timer(max(deadline - time.monotonic(), 0), _end_reading, [timer_end])
     timer.daemon = True
     timer.start()
     connection = http.client.HTTPConnection(target.host, target.port)
@@ -200,6 +200,7 @@ def _left(deadline: float) -> float:
     return max(deadline - time.monotonic(), _MIN_SECONDS)
 
 
-def _shut_down(connection: socket.socket) -> None:
+def _end_reading(connection: socket.socket) -> None:
+    """Let the reader find an end after what has arrived. If writing ended too, the kernel could drop what arrived."""
     with contextlib.suppress(OSError):  # the connection has ended already
-        connection.shutdown(socket.SHUT_RDWR)
+        connection.shutdown(socket.SHUT_RD)

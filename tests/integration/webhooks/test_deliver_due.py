@@ -68,17 +68,18 @@ def test_start_and_failure_reach_the_receiver_in_order(configure: Configure, rec
 
 
 def test_a_receiver_that_is_down_costs_one_attempt_per_step(configure: Configure, engine: sa.Engine) -> None:
-    """The step succeeds at once; the attempt and its reason are stored, and the next attempt waits."""
+    """The step succeeds at once; the attempt and its reason are stored, and the next message waits."""
     configure()
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/"
-        for _ in range(2):
-            run_step(work, step=STAGE_INPUTS, job_id="job-a", url=url)
+        run_step(work, step=STAGE_INPUTS, job_id="job-a", url=url)
+        with pytest.raises(PermanentError):
+            run_step(refuse, step=STAGE_INPUTS, job_id="job-a", url=url)
     down, waiting = found(engine)
     assert down[:3] == ("job_started", "pending", 1)
     assert "ConnectionRefused" in down[3]
-    assert waiting == ("job_started", "pending", 0, None)
+    assert waiting == ("job_failed", "pending", 0, None)
 
 
 def test_a_slow_receiver_delays_a_step_by_seconds_only(

@@ -86,7 +86,7 @@ def show_pictures_in_vae(state: dict[str, Tensor]) -> None:
 
 
 def _colours_to_pairs(weight: Tensor, bias: Tensor) -> None:
-    """Return colours, their negatives and the constant, from an input whose first three channels are the colours."""
+    """Set the weights that give colours, their negatives and the constant from three channels of colours."""
     weight.zero_()
     for colour in range(_NUM_COLOURS):
         weight[colour, colour, -1, 1, 1] = 1  # the last tap in time is the current frame

@@ -170,7 +170,7 @@ def _hmac(key: bytes, prefix: str, body: bytes) -> "hmac.HMAC":
 
 @contextmanager
 def _connection(target: Target, deadline: float) -> Iterator[http.client.HTTPConnection]:
-    """Open a connection to one of the verified addresses. At the deadline it is closed, also in a TLS handshake."""
+    """Open a connection to one of the verified addresses. At the deadline reading ends, also in a TLS handshake."""
     raw = _connect(target, deadline)
     timer_end = raw.dup()  # a second handle for the timer, because TLS takes over the first
     timer = threading.Timer(max(deadline - time.monotonic(), 0), _end_reading, [timer_end])

@@ -36,6 +36,8 @@ def cancel(
 ) -> None:
     """Cancel a job: its processes and pods stop. Finished clips are kept for a later start or rerun.
 
+    A job that has failed is cancelled too while its run still renders other clips.
+
     Exit codes: 0: the job is cancelled; 65: it had ended before; 75: its end is not confirmed yet.
     """
     with open_metadata_store() as metadata:

@@ -20,6 +20,7 @@ from s2v_tasks.metadata.sql import (
     update_job,
     upsert_job,
 )
+from s2v_tasks.metadata.starts import check_owner, clear_cancel, is_cancellable, is_settled
 from s2v_tasks.metadata.tables import Approval, ArtifactRow, Attempt, Clip, Event, Job
 from s2v_tasks.schemas.events import JobEvent
 from s2v_tasks.schemas.job import (
@@ -28,12 +29,9 @@ from s2v_tasks.schemas.job import (
     AttemptOutcome,
     ClipStatus,
     JobStatus,
-    RestartableStatus,
     Source,
 )
 from s2v_tasks.schemas.plan import Plan
-from s2v_tasks.schemas.request_parsing import refuse_other_request
-from s2v_tasks.schemas.steps import CLOSE_JOB
 
 _LOST = "Its run disappeared from Airflow or ended without closing it; start the job again: finished clips are reused."
 
@@ -94,18 +92,18 @@ class JobRepository(Repository):
             # The second of two concurrent callers blocks here and then reads the request of the first.
             new = insert(Job).values(job_id=job_id, **storable(values)).on_conflict_do_nothing()
             if connection.execute(new.returning(Job.job_id)).first() is None:
-                _check_owner(connection, job_id, request, run_id=dag_run_id)
+                check_owner(connection, job_id, request, run_id=dag_run_id)
                 again = {"request": request} | request_columns(request)
                 if update_job(connection, job_id, again, Job.status == JobStatus.RUNNING, Job.dag_run_id == dag_run_id):
                     return
-            _clear_cancel(connection, job_id)
+            clear_cancel(connection, job_id)
             upsert_job(connection, job_id, values, source=source)
             self._events.add(connection, job_id, JobEvent.JOB_QUEUED)
 
     def check_request(self, job_id: str, request: dict[str, Any], *, given_only: bool = False) -> None:
         """Raise JobTakenError if the id belongs to another request. `given_only`: compare only fields that are set."""
         with transaction(self._engine) as connection:
-            _check_owner(connection, job_id, request, run_id=None, given_only=given_only)
+            check_owner(connection, job_id, request, run_id=None, given_only=given_only)
 
     def start(self, job_id: str, *, by_clip: bool = False) -> None:
         """Record that the job runs, again if it had ended; nothing changes if it runs already.
@@ -116,7 +114,7 @@ class JobRepository(Repository):
         values = {"status": JobStatus.RUNNING, "reason": None, "started_at": NOW, "finished_at": None}
         with transaction(self._engine) as connection:
             lock_job(connection, job_id)
-            if by_clip and not _is_settled(connection, job_id):
+            if by_clip and not is_settled(connection, job_id):
                 return
             if update_job(connection, job_id, values, Job.status != JobStatus.RUNNING):
                 self._events.add(connection, job_id, JobEvent.JOB_STARTED)
@@ -179,13 +177,28 @@ class JobRepository(Repository):
         return True
 
     def request_cancel(self, job_id: str) -> str | None:
-        """Ask all steps of a job that has not ended to stop; return the job's status, None if it does not exist."""
-        active = Job.status.not_in(ENDED_STATUSES)
+        """Ask all steps of a job to stop; return the job's status, None if it does not exist.
+
+        A failed job whose run still renders clips becomes cancelled at once. Another job that has ended is unchanged.
+        """
         with transaction(self._engine) as connection:
-            status = connection.execute(sa.select(Job.status).where(Job.job_id == job_id).with_for_update()).scalar()
-            if update_job(connection, job_id, {"cancel_requested_at": NOW}, active, Job.cancel_requested_at.is_(None)):
+            columns = sa.select(Job.status, Job.reason).where(Job.job_id == job_id)
+            job = connection.execute(columns.with_for_update()).one_or_none()
+            if job is None:
+                return None
+            if job.status in ENDED_STATUSES and not is_cancellable(connection, job_id):
+                return str(job.status)
+            if update_job(connection, job_id, {"cancel_requested_at": NOW}, Job.cancel_requested_at.is_(None)):
                 self._events.add(connection, job_id, JobEvent.CANCEL_REQUESTED)
-        return status
+            if job.status != JobStatus.FAILED:
+                return str(job.status)
+            self._cancel(connection, job_id, failure=job.reason)
+        return JobStatus.CANCELLED
+
+    def is_cancellable(self, job_id: str) -> bool:
+        """Return True if the job has not ended, or has failed while its run may still render clips."""
+        with transaction(self._engine) as connection:
+            return is_cancellable(connection, job_id)
 
     def is_cancel_requested(self, job_id: str) -> bool:
         """Return True if a cancel of the job was requested."""
@@ -202,7 +215,7 @@ class JobRepository(Repository):
         waited = (Job.status == JobStatus.CANCELLED, Job.source.in_(QUEUED_SOURCES), Job.dag_run_id.is_(None))
         with transaction(self._engine) as connection:
             if not update_job(connection, job_id, {"dag_run_id": run_id}, *waited, queued_run_id() == run_id):
-                _clear_cancel(connection, job_id)
+                clear_cancel(connection, job_id)
 
     def cancel(self, job_id: str, reason: str | None = None) -> None:
         """End the job as cancelled; finished clips keep their status. `reason`: the default counts the clips."""
@@ -237,10 +250,14 @@ class JobRepository(Repository):
             connection, job_id, JobEvent.JOB_FAILED, detail={"reason": reason}, notify=before != JobStatus.FAILED
         )
 
-    def _cancel(self, connection: sa.Connection, job_id: str, reason: str | None = None) -> None:
+    def _cancel(
+        self, connection: sa.Connection, job_id: str, reason: str | None = None, *, failure: str | None = None
+    ) -> None:
+        """Cancel the job. `failure`: why it had failed before."""
         counts = sa.select(sa.func.count(), sa.func.count().filter(Clip.status == ClipStatus.SUCCEEDED))
         planned, done = connection.execute(counts.where(Clip.job_id == job_id)).one()
         reason = reason or f"Cancelled by a person; {done} of {planned} clips are finished and are reused."
+        reason += f" It had failed: {failure}" if failure else ""
         values = {"status": JobStatus.CANCELLED, "reason": reason, "finished_at": NOW}
         if update_job(connection, job_id, values, Job.status.not_in((JobStatus.SUCCEEDED, JobStatus.CANCELLED))):
             end_attempts(connection, job_id, outcome=AttemptOutcome.FAILED, reason="The job was cancelled.")
@@ -249,49 +266,10 @@ class JobRepository(Repository):
             self._events.add(connection, job_id, JobEvent.JOB_CANCELLED, detail={"reason": reason})
 
 
-def _check_owner(
-    connection: sa.Connection,
-    job_id: str,
-    request: dict[str, Any],
-    *,
-    run_id: str | None,
-    given_only: bool = False,
-) -> None:
-    """Raise JobTakenError if the existing job has another request; its row stays locked for this transaction.
-
-    `run_id`: the DAG run that brings the request. The current run of the job may bring any request, because the
-    defaults of the form may have changed. The run for which the job waits may do so too, because the form fills in
-    omitted fields.
-    """
-    columns = sa.select(Job.status, Job.request, Job.dag_run_id, queued_run_id().label("awaited_run_id"))
-    job = connection.execute(columns.where(Job.job_id == job_id).with_for_update()).one_or_none()
-    if (
-        job is None
-        or job.status in list(RestartableStatus)
-        or job.request is None
-        or (run_id and run_id == job.dag_run_id)
-    ):
-        return
-    if job.dag_run_id is None and run_id == job.awaited_run_id:
-        refuse_other_request(job_id, job.request, request, given_only=True)
-    else:
-        refuse_other_request(job_id, request, job.request, given_only=given_only)
-
-
 def _interrupt_clips(connection: sa.Connection, job_id: str) -> None:
     """Fail the clips that are being rendered."""
     interrupted = (Clip.job_id == job_id, Clip.status == ClipStatus.RENDERING)
     connection.execute(sa.update(Clip).where(*interrupted).values(status=ClipStatus.FAILED))
-
-
-def _is_settled(connection: sa.Connection, job_id: str) -> bool:
-    """Return True if the last failure or cancel of the job was followed by `close_job` or by the loss of its run."""
-    is_end = Event.event.in_((JobEvent.JOB_FAILED, JobEvent.JOB_CANCELLED))
-    is_close = sa.or_(
-        sa.and_(Event.step == CLOSE_JOB.name, Event.event == JobEvent.STEP_FINISHED), Event.event == JobEvent.RUN_LOST
-    )
-    statement = sa.select(is_end).where(Event.job_id == job_id, sa.or_(is_end, is_close))
-    return not connection.execute(statement.order_by(Event.id.desc()).limit(1)).scalar()
 
 
 def _clear_cancel(connection: sa.Connection, job_id: str) -> None:

@@ -97,7 +97,7 @@ def start_job(fields: Fields, services: SharedServices, user: User) -> Response:
 @router.post("/job/{job_id}/cancel", dependencies=[Depends(may_change)])
 def cancel_job(job: KnownJob, services: SharedServices, user: User) -> Response:
     """Cancel a job: its steps stop, and its finished clips are kept. The page shows the end some seconds later."""
-    if job.has_ended:
+    if not services.metadata.jobs.is_cancellable(job.job_id):
         raise HTTPException(409, f"Job {job.job_id} has {job.status}: there is nothing to cancel.")
     _leave_event(services, job.job_id, user, "cancelled this video")
     services.metadata.jobs.request_cancel(job.job_id)

@@ -83,6 +83,7 @@ def job_page(
         is_waiting=job.status == JobStatus.QUEUED,
         approval=job.waiting_approval,
         presets=load_presets(config_dir(services.settings)),
+        is_cancellable=services.metadata.jobs.is_cancellable(job.job_id),
         is_restartable=job.status in list(RestartableStatus),
         may_act=may_act,
     )

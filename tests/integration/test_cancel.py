@@ -125,3 +125,15 @@ def test_a_job_that_waits_is_cancelled_at_once(
     for job_id, words in (("over", "has failed"), ("never-submitted", "does not exist")):
         with pytest.raises(PermanentError, match=words):
             cancel(job_id)
+
+
+@pytest.mark.usefixtures("settings")
+def test_a_failed_job_whose_run_goes_on_is_cancelled(
+    metadata: MetadataStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One clip has failed the job; the command stops the clips of its other chains."""
+    metadata.jobs.enqueue("talk", {}, dag_run_id="talk")
+    metadata.jobs.fail("talk", "Clip 0 is black.")
+    cancel("talk")
+    assert "It had failed: Clip 0 is black." in " ".join(capsys.readouterr().out.split())
+    assert metadata.jobs.is_cancel_requested("talk")

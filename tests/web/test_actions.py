@@ -141,6 +141,21 @@ def test_a_job_in_the_queue_is_cancelled_at_once(login: Login, metadata: Metadat
     assert login("edith").post("/s2v/job/talk/cancel").status_code == 409
 
 
+def test_a_failed_job_whose_run_goes_on_is_cancelled(login: Login, metadata: MetadataStore, store: ObjectStore) -> None:
+    """The page offers the cancel until the run is closed, and the cancel ends the run."""
+    editor = login("edith")
+    editor.post("/s2v/new/start", json=REQUEST | {"job_id": "talk"})
+    metadata.jobs.enqueue("talk", REQUEST, dag_run_id="talk")
+    metadata.jobs.fail("talk", "Clip 0 is black.")
+    assert 'data-action="ask-cancel"' in editor.get("/s2v/job/talk").text
+    answer = editor.post("/s2v/job/talk/cancel")
+    assert (answer.status_code, answer.json()["ended_runs"]) == (202, ["talk"])
+    job = metadata.jobs.get("talk")
+    assert job is not None
+    assert job.status == "cancelled"
+    assert 'data-action="ask-cancel"' not in editor.get("/s2v/job/talk").text
+
+
 def test_a_failed_job_starts_again(login: Login, metadata: MetadataStore, store: ObjectStore) -> None:
     """A failed job gets another run with its own request; a running job is refused."""
     editor = login("edith")

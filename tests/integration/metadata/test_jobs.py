@@ -106,6 +106,32 @@ def test_a_cancelled_job_keeps_what_is_finished(planned: Planned) -> None:
     assert job(metadata) == done
 
 
+def test_a_failed_job_is_cancelled_while_its_run_renders_other_clips(planned: Planned) -> None:
+    """Clips of other chains stop and do not restart the job; after `close_job` there is nothing to cancel."""
+    metadata = planned(3)
+    request = job(metadata).request or {}
+    metadata.jobs.enqueue("job-1", request, dag_run_id="run-1")
+    metadata.jobs.start("job-1")
+    metadata.clips.start("job-1", 1, "f1")
+    metadata.jobs.fail("job-1", "Clip 0 is black.")
+    assert metadata.jobs.is_cancellable("job-1")
+    assert (metadata.jobs.request_cancel("job-1"), metadata.jobs.is_cancel_requested("job-1")) == ("cancelled", True)
+    metadata.jobs.start("job-1", by_clip=True)
+    record = job(metadata)
+    assert (record.status, record.reason) == (
+        "cancelled",
+        "Cancelled by a person; 0 of 3 clips are finished and are reused. It had failed: Clip 0 is black.",
+    )
+    assert names(record)[-2:] == ["cancel_requested", "job_cancelled"]
+    assert (metadata.jobs.request_cancel("job-1"), job(metadata)) == ("cancelled", record)
+
+    metadata.jobs.enqueue("job-1", request, dag_run_id="run-2")
+    metadata.jobs.fail("job-1", "Clip 0 is black again.")
+    metadata.events.record("job-1", "step_finished", step="close_job")
+    assert not metadata.jobs.is_cancellable("job-1")
+    assert (metadata.jobs.request_cancel("job-1"), metadata.jobs.is_cancel_requested("job-1")) == ("failed", False)
+
+
 def test_a_cancel_may_have_its_own_reason(planned: Planned) -> None:
     """A given reason takes the place of the count of clips."""
     metadata = planned()

@@ -25,26 +25,27 @@ WASTED_OUTCOMES = (AttemptOutcome.FAILED, AttemptOutcome.LOST, AttemptOutcome.SU
 
 
 class AttemptKey(NamedTuple):
-    """The work of an attempt: one clip, or the conditions of all clips."""
+    """The work of an attempt: one clip, or the conditions of all clips. `number`: one attempt at it, from 1."""
 
     step: str
     clip_index: int | None
+    number: int | None = None
 
 
 _OPEN_OUTCOMES = (AttemptOutcome.RUNNING, AttemptOutcome.LOST)  # the process has not reported the end
 CONDITIONS = AttemptKey(ENCODE_CONDITIONS.name, None)
 
 
-def rendering(clip_index: int) -> AttemptKey:
-    """Return the key of the attempts to render a clip."""
-    return AttemptKey(RENDER_CLIP.name, clip_index)
+def rendering(clip_index: int, number: int | None = None) -> AttemptKey:
+    """Return the key of the attempts to render a clip, or of one of them."""
+    return AttemptKey(RENDER_CLIP.name, clip_index, number)
 
 
 class AttemptRepository(Repository):
     """Heartbeats of attempts."""
 
     def heartbeat(self, job_id: str, key: AttemptKey) -> None:
-        """Record the GPU-seconds so far of the latest attempt unless it has reported its end.
+        """Record the GPU-seconds so far of the attempt unless it has reported its end; without a number, of the latest.
 
         The attempt may be lost: after one clip has failed the job, clips of other chains are still rendered.
         """
@@ -64,17 +65,19 @@ class AttemptRepository(Repository):
 class ConditionsRepository(Repository):
     """Attempts to encode the conditions of a job."""
 
-    def start(self, job_id: str) -> None:
-        """Start an attempt on one GPU."""
+    def start(self, job_id: str) -> int:
+        """Start an attempt on one GPU and return its number."""
         with transaction(self._engine) as connection:
             lock_job(connection, job_id)
-            start_attempt(connection, job_id, CONDITIONS, world_size=1)
+            return start_attempt(connection, job_id, CONDITIONS, world_size=1)
 
-    def end(self, job_id: str, *, outcome: AttemptOutcome, reason: str | None = None) -> None:
-        """End the running attempt, if there is one."""
+    def end(
+        self, job_id: str, *, outcome: AttemptOutcome, reason: str | None = None, number: int | None = None
+    ) -> None:
+        """End this attempt, or the one that runs, if it has not ended."""
         with transaction(self._engine) as connection:
             lock_job(connection, job_id)
-            end_attempts(connection, job_id, CONDITIONS, outcome=outcome, reason=reason)
+            end_attempts(connection, job_id, CONDITIONS._replace(number=number), outcome=outcome, reason=reason)
 
     def reuse(self, job_id: str, *, made_at: datetime | None) -> None:
         """Record that stored conditions are reused. `made_at`: when this job encoded them, as in `clips.succeed`."""
@@ -90,13 +93,12 @@ def start_attempt(
 ) -> int:
     """Insert a new attempt and return its number, from 1. An attempt that still runs becomes lost.
 
-    The caller holds the lock of the job. `fingerprint`: fingerprint of the take of a clip.
+    The caller holds the lock of the job. `key` has no number. `fingerprint`: fingerprint of the take of a clip.
     """
     end_attempts(connection, job_id, key, outcome=AttemptOutcome.LOST, reason="Another attempt began.")
     attempt: int = connection.execute(sa.select(_latest(job_id, key))).scalar_one() + 1
-    values = {**key._asdict(), "job_id": job_id, "attempt": attempt, "world_size": world_size}
-    values["fingerprint"] = fingerprint
-    connection.execute(sa.insert(Attempt).values(**values))
+    values = {"job_id": job_id, "step": key.step, "clip_index": key.clip_index, "attempt": attempt}
+    connection.execute(sa.insert(Attempt).values(**values, world_size=world_size, fingerprint=fingerprint))
     return attempt
 
 
@@ -111,8 +113,9 @@ def end_attempts(
     """End the running attempts of one key, or of the whole job, and count their GPU-seconds.
 
     A lost attempt counts until its last heartbeat: its GPU-seconds so far, or the last progress of its clip.
-    "succeeded" applies to the latest attempt even if it was marked lost: a clip of another chain may have failed the
-    job in the meantime. An attempt that had ended with another outcome keeps its duration.
+    "succeeded" applies to the attempt of this number, else to the latest one, even if it was marked lost: a clip of
+    another chain may have failed the job in the meantime, or another attempt may have begun. An attempt that had ended
+    with another outcome keeps its duration.
     """
     progress = sa.select(Clip.updated_at).where(Clip.job_id == Attempt.job_id, Clip.clip_index == Attempt.clip_index)
     end: Any = (
@@ -169,6 +172,12 @@ def supersede_attempts(
         connection.execute(sa.update(Attempt).where(*conditions).values(outcome=after))
 
 
+def is_latest(connection: sa.Connection, job_id: str, key: AttemptKey) -> bool:
+    """Return True if no later attempt at the same work has begun; also without a number."""
+    latest = connection.execute(sa.select(_latest(job_id, key._replace(number=None)))).scalar_one()
+    return key.number in {None, latest}
+
+
 def _last_heartbeat() -> Any:
     """Return the time of the last heartbeat: the start of the attempt plus its GPU-seconds so far."""
     so_far = sa.func.coalesce(Attempt.gpu_seconds, 0) / Attempt.world_size
@@ -181,7 +190,8 @@ def _gpu_seconds(end: Any) -> Any:
 
 def _of(job_id: str, key: AttemptKey, attempts: Any = Attempt) -> list[sa.ColumnElement[bool]]:
     same_clip = attempts.clip_index.is_not_distinct_from(key.clip_index)
-    return [attempts.job_id == job_id, attempts.step == key.step, same_clip]
+    same_number = [] if key.number is None else [attempts.attempt == key.number]
+    return [attempts.job_id == job_id, attempts.step == key.step, same_clip, *same_number]
 
 
 def _latest_open(job_id: str, key: AttemptKey) -> list[sa.ColumnElement[bool]]:
@@ -190,7 +200,7 @@ def _latest_open(job_id: str, key: AttemptKey) -> list[sa.ColumnElement[bool]]:
 
 
 def _latest(job_id: str, key: AttemptKey) -> sa.ScalarSelect[int]:
-    """Return the number of the latest attempt, 0 if there was none."""
+    """Return the number of the key, else that of the latest attempt, 0 if there was none."""
     others = aliased(Attempt)
     latest = sa.select(sa.func.coalesce(sa.func.max(others.attempt), 0)).where(*_of(job_id, key, others))
     return latest.scalar_subquery()

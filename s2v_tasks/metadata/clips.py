@@ -8,8 +8,10 @@ from sqlalchemy.dialects.postgresql import insert
 
 from s2v_tasks.metadata.attempts import (
     CONDITIONS,
+    AttemptKey,
     credit_attempt,
     end_attempts,
+    is_latest,
     rendering,
     start_attempt,
     supersede_attempts,
@@ -34,8 +36,8 @@ class ClipRepository(Repository):
         super().__init__(engine)
         self._events = events
 
-    def start(self, job_id: str, clip_index: int, fingerprint: str, *, world_size: int = 1) -> None:
-        """Start an attempt to render a clip on `world_size` GPUs."""
+    def start(self, job_id: str, clip_index: int, fingerprint: str, *, world_size: int = 1) -> int:
+        """Start an attempt to render a clip on `world_size` GPUs and return its number."""
         fresh = {"progress_step": None, "eta_seconds": None, "gpu_memory_bytes": None}
         values = {
             "status": ClipStatus.RENDERING,
@@ -50,6 +52,7 @@ class ClipRepository(Repository):
             self._events.add(
                 connection, job_id, JobEvent.CLIP_STARTED, clip_index=clip_index, detail={"attempt": attempt}
             )
+        return attempt
 
     def record_progress(
         self,
@@ -72,11 +75,19 @@ class ClipRepository(Repository):
             )
 
     def succeed(
-        self, job_id: str, clip_index: int, facts: ClipFacts, reused: bool, *, made_at: datetime | None = None
+        self,
+        job_id: str,
+        clip_index: int,
+        facts: ClipFacts,
+        reused: bool,
+        *,
+        made_at: datetime | None = None,
+        number: int | None = None,
     ) -> None:
         """Record that the clip is stored, rendered now or reused. `facts`: the cost of its rendering.
 
         made_at: when this job rendered a reused clip. The attempt that rendered it may have been unable to report it.
+        number: the attempt that rendered it now; None: the latest.
         """
         values = {
             "status": ClipStatus.SUCCEEDED,
@@ -87,17 +98,25 @@ class ClipRepository(Repository):
         }
         with transaction(self._engine) as connection:
             lock_job(connection, job_id)
-            _end_attempt(connection, job_id, clip_index, reused, made_at)
+            _end_attempt(connection, job_id, rendering(clip_index, number), reused, made_at)
             update_clip(connection, job_id, clip_index, values)
             self._events.add(
                 connection, job_id, JobEvent.CLIP_SUCCEEDED, clip_index=clip_index, detail={"reused": reused}
             )
 
-    def end_take(self, job_id: str, clip_index: int, reused: bool, *, made_at: datetime | None = None) -> None:
-        """Record that a take of the clip is stored, but that the clip is not decided yet."""
+    def end_take(
+        self,
+        job_id: str,
+        clip_index: int,
+        reused: bool,
+        *,
+        made_at: datetime | None = None,
+        number: int | None = None,
+    ) -> None:
+        """Record that a take of the clip is stored, but that the clip is not decided yet; arguments as in `succeed`."""
         with transaction(self._engine) as connection:
             lock_job(connection, job_id)
-            _end_attempt(connection, job_id, clip_index, reused, made_at)
+            _end_attempt(connection, job_id, rendering(clip_index, number), reused, made_at)
 
     def record_quality(self, job_id: str, record: TakeRecord) -> None:
         """Record the measured takes of a clip. Attempts that made other takes than the kept one become superseded."""
@@ -128,13 +147,24 @@ class ClipRepository(Repository):
             self._events.add(connection, job_id, JobEvent.CLIP_INHERITED, clip_index=clip.clip_index, detail=detail)
 
     def fail(
-        self, job_id: str, clip_index: int, reason: str, *, outcome: AttemptOutcome = AttemptOutcome.FAILED
+        self,
+        job_id: str,
+        clip_index: int,
+        reason: str,
+        *,
+        outcome: AttemptOutcome = AttemptOutcome.FAILED,
+        number: int | None = None,
     ) -> None:
-        """Record that an attempt to render a clip failed, or was interrupted and has saved its state."""
+        """Record that an attempt to render a clip failed, or was interrupted and has saved its state.
+
+        number: the attempt; None: the latest. The clip stays as it is if a later attempt has begun.
+        """
+        key = rendering(clip_index, number)
         with transaction(self._engine) as connection:
             lock_job(connection, job_id)
-            end_attempts(connection, job_id, rendering(clip_index), outcome=outcome, reason=reason)
-            update_clip(connection, job_id, clip_index, {"status": ClipStatus.FAILED, "eta_seconds": None})
+            end_attempts(connection, job_id, key, outcome=outcome, reason=reason)
+            if is_latest(connection, job_id, key):
+                update_clip(connection, job_id, clip_index, {"status": ClipStatus.FAILED, "eta_seconds": None})
             self._events.add(connection, job_id, JobEvent.CLIP_FAILED, clip_index=clip_index, detail={"reason": reason})
 
 
@@ -172,10 +202,9 @@ class ArtifactRepository(Repository):
 
 
 def _end_attempt(
-    connection: sa.Connection, job_id: str, clip_index: int, reused: bool, made_at: datetime | None
+    connection: sa.Connection, job_id: str, key: AttemptKey, reused: bool, made_at: datetime | None
 ) -> None:
     """End the attempt whose outputs are stored; `made_at`: when an earlier attempt of the job made reused ones."""
-    key = rendering(clip_index)
     if reused and made_at is not None:
         credit_attempt(connection, job_id, key, made_at)
     end_attempts(connection, job_id, key, outcome=AttemptOutcome.LOST if reused else AttemptOutcome.SUCCEEDED)

@@ -116,7 +116,7 @@ class Attempt(ABC):
         """
 
         def build_as_attempt(folder: Path) -> Built:
-            self._start()
+            self._key = self._key._replace(number=self._start())
             self._heartbeats.enter_context(heartbeats(self.ctx, self._key))
             return build(folder)
 
@@ -135,7 +135,8 @@ class Attempt(ABC):
         """Record the success; `produced.reused` outputs were made by an earlier attempt or by another job."""
 
     @abstractmethod
-    def _start(self) -> None: ...
+    def _start(self) -> int:
+        """Record the start and return the number of the attempt."""
 
     @abstractmethod
     def _fail(self, outcome: AttemptOutcome, reason: str) -> None: ...
@@ -149,13 +150,15 @@ class ConditionsAttempt(Attempt):
         if produced.reused:
             self.ctx.metadata.conditions.reuse(self.work.job_id, made_at=produced.manifest.made_at)
         else:
-            self.ctx.metadata.conditions.end(self.work.job_id, outcome=AttemptOutcome.SUCCEEDED)
+            number = self._key.number
+            self.ctx.metadata.conditions.end(self.work.job_id, outcome=AttemptOutcome.SUCCEEDED, number=number)
 
-    def _start(self) -> None:
-        self.ctx.metadata.conditions.start(self.work.job_id)
+    def _start(self) -> int:
+        return self.ctx.metadata.conditions.start(self.work.job_id)
 
     def _fail(self, outcome: AttemptOutcome, reason: str) -> None:
-        self.ctx.metadata.conditions.end(self.work.job_id, outcome=outcome, reason=reason)
+        number = self._key.number
+        self.ctx.metadata.conditions.end(self.work.job_id, outcome=outcome, reason=reason, number=number)
 
 
 class ClipAttempt(Attempt):
@@ -175,16 +178,23 @@ class ClipAttempt(Attempt):
             facts=produced.manifest.facts_as(ClipFacts),
             reused=produced.reused,
             made_at=produced.manifest.made_at,
+            number=self._key.number,
         )
 
     def end_take(self, produced: Produced) -> None:
         """Record that a take is stored which is not kept."""
-        made_at = produced.manifest.made_at
-        self.ctx.metadata.clips.end_take(self.work.job_id, self._clip_index, produced.reused, made_at=made_at)
+        self.ctx.metadata.clips.end_take(
+            self.work.job_id,
+            self._clip_index,
+            produced.reused,
+            made_at=produced.manifest.made_at,
+            number=self._key.number,
+        )
 
-    def _start(self) -> None:
+    def _start(self) -> int:
         fingerprint, world_size = self.work.fingerprint, self._world_size
-        self.ctx.metadata.clips.start(self.work.job_id, self._clip_index, fingerprint, world_size=world_size)
+        return self.ctx.metadata.clips.start(self.work.job_id, self._clip_index, fingerprint, world_size=world_size)
 
     def _fail(self, outcome: AttemptOutcome, reason: str) -> None:
-        self.ctx.metadata.clips.fail(self.work.job_id, self._clip_index, reason, outcome=outcome)
+        number = self._key.number
+        self.ctx.metadata.clips.fail(self.work.job_id, self._clip_index, reason, outcome=outcome, number=number)

@@ -225,6 +225,34 @@ def test_heartbeats_after_the_failure_of_the_job_are_counted(
     assert (found[1].finished_at - found[1].started_at).total_seconds() == found[1].gpu_seconds
 
 
+def test_a_late_end_of_an_attempt_leaves_the_next_one_running(
+    metadata: MetadataStore, postgres_url: str, planned: Planned
+) -> None:
+    """A process that was silent reports for its own attempt: heartbeat, failure and success of attempt 1 of 2."""
+    planned()
+    assert [metadata.clips.start("job-1", 0, "f0"), metadata.conditions.start("job-1")] == [1, 1]
+    assert [metadata.clips.start("job-1", 0, "f0"), metadata.conditions.start("job-1")] == [2, 2]
+    with psycopg.connect(postgres_url) as connection:
+        connection.execute("UPDATE attempts SET started_at = now() - interval '1 hour' WHERE job_id = 'job-1'")
+    metadata.attempts.heartbeat("job-1", rendering(0, 1))
+    metadata.clips.fail("job-1", 0, "S3 is away.", number=1)
+    metadata.conditions.end("job-1", outcome="failed", reason="S3 is away.", number=1)
+    assert job(metadata).clips[0].status == "rendering"
+    found = sorted(job(metadata).attempts, key=lambda attempt: attempt.id)
+    assert [attempt.outcome for attempt in found] == ["lost", "lost", "running", "running"]
+    assert [attempt.gpu_seconds for attempt in found] == pytest.approx([3600, 0, None, None], abs=60)
+    assert not metadata.attempts.is_alive("job-1", rendering(0), within_seconds=600)
+
+    metadata.clips.succeed("job-1", 0, facts=FACTS, reused=False, number=1)
+    metadata.conditions.end("job-1", outcome="succeeded", number=1)
+    assert job(metadata).clips[0].status == "succeeded"
+    found = sorted(job(metadata).attempts, key=lambda attempt: attempt.id)
+    assert [attempt.outcome for attempt in found] == ["succeeded", "succeeded", "running", "running"]
+    metadata.clips.end_take("job-1", 0, reused=False, number=2)
+    metadata.clips.fail("job-1", 0, "Out of memory.", number=2)
+    assert job(metadata).clips[0].status == "failed"
+
+
 def test_a_clip_that_is_rendered_ends_its_attempt_now(
     metadata: MetadataStore, postgres_url: str, planned: Planned
 ) -> None:

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,14 +14,16 @@ from s2v_tasks.metadata.attempts import CONDITIONS, AttemptKey, AttemptRepositor
 from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.planning import make_plan
 from s2v_tasks.runtime import attempts, outages
-from s2v_tasks.runtime.attempts import await_earlier_attempt, heartbeats
+from s2v_tasks.runtime.attempts import ClipAttempt, ConditionsAttempt, await_earlier_attempt, heartbeats
 from s2v_tasks.runtime.context import StepContext, open_context
 from s2v_tasks.schemas.manifest import ClipFacts
 from s2v_tasks.schemas.model_card import load_gpu_card, load_model_card
 from s2v_tasks.schemas.plan import Plan, SpeechFacts
 from s2v_tasks.schemas.preset import load_presets
 from s2v_tasks.schemas.request_parsing import parse_request
+from s2v_tasks.schemas.steps import ENCODE_CONDITIONS, RENDER_CLIP, Step
 from s2v_tasks.settings import config_dir, load_settings
+from s2v_tasks.storage.artifacts import Built, Work
 
 FACTS = ClipFacts(start_frame=0, end_frame=16)
 
@@ -227,3 +230,25 @@ def test_the_wait_ends_after_15_minutes(ctx: StepContext, monkeypatch: pytest.Mo
     monkeypatch.setattr(attempts.time, "sleep", lambda _: None)
     with pytest.raises(TransientError, match="for 15 minutes"):
         await_earlier_attempt(ctx, rendering(0))
+
+
+@pytest.mark.parametrize("step", [RENDER_CLIP, ENCODE_CONDITIONS])
+def test_a_process_that_was_silent_for_long_ends_its_own_attempt(
+    ctx: StepContext, step: Step, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A replacement began meanwhile; the late failure of the first process leaves it and the clip running."""
+    monkeypatch.setattr(StepContext, "produce", lambda _self, _work, build: build(tmp_path))
+    is_clip = step == RENDER_CLIP
+    work = Work(step, "job-2", "key", "f2", {}, clip_index=2 if is_clip else None)
+    attempt = ClipAttempt(ctx, work, world_size=1) if is_clip else ConditionsAttempt(ctx, work)
+
+    def replaced(_folder: Path) -> Built:
+        _ = ctx.metadata.clips.start("job-2", 2, "f2") if is_clip else ctx.metadata.conditions.start("job-2")
+        raise TransientError("S3 is away.")
+
+    with attempt, pytest.raises(TransientError, match="S3 is away"):
+        attempt.produce(replaced)
+    job = ctx.metadata.jobs.get("job-2")
+    assert job is not None
+    assert [one.outcome for one in job.attempts] == ["lost", "running"]
+    assert job.clips[2].status == ("rendering" if is_clip else "pending")

@@ -19,6 +19,7 @@ from s2v_tasks.schemas.events import NOTIFIED_EVENTS, JobEvent, WebhookMessage
 # The lease of a claim: if a sender dies during an attempt, another sender may claim the message after this time.
 _LEASE = timedelta(minutes=1)
 _FIRST_DELAY_SECONDS, _LONGEST_DELAY_SECONDS = 15, 3600
+_HOST = "^[^:]*://([^/?#]*)"  # the host of a URL, with its port
 GIVE_UP_AFTER = timedelta(days=1)
 
 
@@ -79,9 +80,12 @@ class EventRepository(Repository):
 class NotificationRepository(Repository):
     """The outbox."""
 
-    def claim(self, *, job_id: str | None = None, skip_urls: Collection[str] = ()) -> Notification | None:
+    def claim(
+        self, *, job_id: str | None = None, skip_urls: Collection[str] = (), skip_hosts: Collection[str] = ()
+    ) -> Notification | None:
         """Return the next message that is due, of one job or of any, and lease it to this process for a minute.
 
+        skip_hosts: hosts as they are written in URLs, with the port if there is one.
         Messages of a job go out in order: while one waits for its next attempt, the later ones wait too.
         """
         earlier = aliased(Notification)
@@ -93,6 +97,8 @@ class NotificationRepository(Repository):
             conditions.append(Notification.job_id == job_id)
         if skip_urls:
             conditions.append(Notification.url.not_in(skip_urls))
+        if skip_hosts:
+            conditions.append(sa.func.coalesce(sa.func.substring(Notification.url, _HOST), "").not_in(skip_hosts))
         due = sa.select(Notification.id).where(*conditions).order_by(Notification.next_attempt_at, Notification.id)
         due = due.limit(1).with_for_update(skip_locked=True)
         claim = (

@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from s2v_tasks import __version__, log
 from s2v_tasks.errors import PermanentError, TransientError
@@ -36,6 +37,7 @@ SWEEP_SECONDS = 50.0
 # Statuses after which the same message may be accepted later: timeout, too early, too many requests, and all 5xx.
 _RETRYABLE = frozenset({408, 425, 429})
 _MIN_SECONDS = 0.1
+_SLOW_SECONDS = 1.0
 _ENCODED = "whsec_"
 
 
@@ -44,20 +46,25 @@ def deliver_due(
 ) -> dict[str, Any]:
     """Send the messages that are due, of one job or of all, until none is left or `seconds` have passed.
 
-    A receiver that does not answer is skipped for the rest of the round, so that others do not wait for it.
+    A receiver that does not accept a message is skipped for the rest of the round. After a slow failure so is every
+    receiver on its host, so that others do not wait for it.
     """
     deadline = time.monotonic() + seconds
     policy = TargetPolicy.from_settings(settings)
     outcomes: Counter[str] = Counter(delivered=0, failed=0, pending=0, refused=0)
-    silent: set[str] = set()
+    failing_urls: set[str] = set()
+    slow_hosts: set[str] = set()
     while (left := deadline - time.monotonic()) > 0:
-        message = metadata.notifications.claim(job_id=job_id, skip_urls=silent)
+        message = metadata.notifications.claim(job_id=job_id, skip_urls=failing_urls, skip_hosts=slow_hosts)
         if message is None:
             break
+        started = time.monotonic()
         outcome = _send(metadata, message, settings, policy, min(left, MESSAGE_SECONDS))
         outcomes[outcome] += 1
         if outcome == "pending":
-            silent.add(message.url)
+            failing_urls.add(message.url)
+            if time.monotonic() - started > _SLOW_SECONDS:
+                slow_hosts.add(urlsplit(message.url).netloc)
     return dict(outcomes)
 
 

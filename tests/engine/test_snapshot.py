@@ -6,6 +6,7 @@ import os
 import shutil
 import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog
@@ -211,9 +212,10 @@ def test_pth_holds_tensors_only(tmp_path: Path) -> None:
         read_pth(tmp_path / "list.pth", "cpu")
 
 
-def test_index_cannot_point_outside(copied: Path) -> None:
-    """An index that names files of another folder is a configuration error."""
-    (copied / TRANSFORMER_INDEX_FILE).write_text(json.dumps({"weight_map": {"a": "../weights.safetensors"}}))
+@pytest.mark.parametrize("weight_map", [{"a": "../weights.safetensors"}, {"a": 1}, {}, ["a.safetensors"], None])
+def test_index_names_files_of_its_own_folder(copied: Path, weight_map: Any) -> None:
+    """An index that names files of another folder, or no files, is a configuration error."""
+    (copied / TRANSFORMER_INDEX_FILE).write_text(json.dumps({"weight_map": weight_map}))
     with pytest.raises(ConfigurationError, match="own folder"):
         Snapshot.open(copied)
 

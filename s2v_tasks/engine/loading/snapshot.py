@@ -139,10 +139,11 @@ class Snapshot:
         index_path = self.path / TRANSFORMER_INDEX_FILE
         if "transformer" in dict(self.files) or not index_path.is_file():
             return [self._component("transformer", self.path / TRANSFORMER_FILE)]
-        names = set(_read_json(index_path).get("weight_map", {}).values())
-        if not names or any(Path(name).name != name for name in names):
+        weight_map = _read_json(index_path).get("weight_map")
+        names = list(weight_map.values()) if isinstance(weight_map, dict) else []
+        if not names or any(not isinstance(name, str) or Path(name).name != name for name in names):
             raise ConfigurationError(f"{index_path} does not name weight files in its own folder; {_REMEDY}")
-        return [self.path / name for name in sorted(names)]
+        return [self.path / name for name in sorted(set(names))]
 
     def weight_files(self) -> list[Path]:
         """Return every file that affects the results of the networks, sorted; without documentation and assets."""

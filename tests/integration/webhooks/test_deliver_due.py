@@ -194,8 +194,21 @@ def test_silent_receivers_hold_a_sweep_for_less_than_a_minute(
     """Each message has 5 s, the last one the rest of 50 s; the remaining messages wait for the next sweep."""
     settings = configure()
     for number in range(13):
-        metadata.jobs.enqueue(f"job-{number}", {"webhook_url": f"http://127.0.0.1:1/{number}"})
+        metadata.jobs.enqueue(f"job-{number}", {"webhook_url": f"http://127.0.0.1:{number + 1}/hook"})
         metadata.jobs.start(f"job-{number}")
     assert deliver_due(metadata, settings)["pending"] == 10
     assert deliver_due(metadata, settings, seconds=12)["pending"] == 3
     assert limits == [5.0] * 12 + [2.0]
+
+
+def test_a_silent_host_is_called_once_in_a_sweep(
+    configure: Configure, limits: list[float], metadata: MetadataStore
+) -> None:
+    """Jobs with other URLs of a host that does not answer wait for the next sweep; other hosts are still called."""
+    settings = configure()
+    for number, url in enumerate(("silent.org/1", "silent.org:443/2", "silent.org/3", "silent.organ/4", "no url")):
+        metadata.jobs.enqueue(f"job-{number}", {"webhook_url": f"https://{url}"})
+        metadata.jobs.start(f"job-{number}")
+    assert deliver_due(metadata, settings)["pending"] == 4
+    assert limits == [5.0] * 4
+    assert deliver_due(metadata, settings)["pending"] == 1

@@ -19,6 +19,7 @@ from s2v_tasks.schemas.request_parsing import decode_text, parse_json, parse_req
 from s2v_tasks.storage.locations import printable
 
 MAX_ROWS = 10_000
+MAX_LINES = 1_000_000  # with empty ones and those inside quoted cells
 MAX_BYTES = 64 * 1024**2
 MAX_LINE_CHARACTERS = 64 * 1024  # of JSON lines
 MAX_ROW_ID_CHARACTERS = 200
@@ -151,6 +152,8 @@ def _rows(data: bytes, manifest_uri: str) -> Iterator[tuple[int, dict[str, Any] 
         text = decode_text(data)
     except ValueError as error:
         raise PermanentError(f"{manifest_uri} is {error}; save it as UTF-8.") from error
+    if max(text.count("\n"), text.count("\r")) > MAX_LINES:
+        raise PermanentError(f"{manifest_uri} has more than {MAX_LINES} lines: remove empty lines, or divide it.")
     if manifest_uri.lower().endswith(".csv"):
         return _csv_rows(text, manifest_uri)
     if manifest_uri.lower().endswith((".jsonl", ".ndjson")):

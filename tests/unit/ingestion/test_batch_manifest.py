@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from s2v_tasks.errors import PermanentError
+from s2v_tasks.ingestion import batch_manifest
 from s2v_tasks.ingestion.batch_manifest import (
     MAX_BYTES,
     MAX_ROWS,
@@ -261,3 +262,14 @@ def test_labels_have_columns_of_their_own() -> None:
 def test_the_largest_manifest_fits_the_bound() -> None:
     """The largest number of rows, each with the longest prompt and long names, is below the limit on bytes."""
     assert MAX_ROWS * (MAX_PROMPT_CHARACTERS + 1000) <= MAX_BYTES <= 100e6
+
+
+@pytest.mark.parametrize("end", ["\n", "\r", "\r\n"])
+@pytest.mark.parametrize("name", ["b.csv", "b.jsonl"])
+def test_a_manifest_has_a_bound_of_lines(name: str, end: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Empty lines count, because a list of millions of them takes much memory."""
+    monkeypatch.setattr(batch_manifest, "MAX_LINES", 5)
+    with pytest.raises(PermanentError, match=r"more than 5 lines: remove empty lines"):
+        read_text(6 * end, f"s3://bucket/{name}")
+    with pytest.raises(PermanentError, match="has no rows"):
+        read_text(5 * end, f"s3://bucket/{name}")

@@ -86,9 +86,7 @@ def speech_to_video() -> None:
 
     @task_group(group_id=steps.CLIP_GROUP)
     def render_clip(clip: dict[str, Any]) -> None:
-        wait = ClipSensor(
-            task_id=steps.WAIT_TASK, clip=clip, render_task_id=steps.CLIP_RENDER_TASK, map_index_template=CLIP_LABEL
-        )
+        wait = ClipSensor(task_id=steps.WAIT_TASK, clip=clip, map_index_template=CLIP_LABEL)
         render = step_task(steps.RENDER_CLIP, task_id=steps.RENDER_TASK, clip=clip, map_index_template=CLIP_LABEL)
         wait >> render
 

@@ -29,8 +29,7 @@ from s2v_tasks.schemas.preset import load_demo_request
 from s2v_tasks.schemas.steps import JOB_DAG
 from s2v_tasks.settings import PREFIX, Settings, config_dir, load_settings
 
-MOST_CLIPS = 9  # the sample of speech is longer than this many clips of `INFER_FRAMES`: each job is a preview
-_INFER_FRAMES = 16
+_INFER_FRAMES = 16  # the sample of speech is longer than 9 such clips, the most of a job: each job is a preview
 _POLL_SECONDS = 1.0
 _SETTLING_SECONDS = 30.0  # Airflow is busy after its start, which is neither idle time nor the cost of a job
 _ENDED = {"success", "failed"}

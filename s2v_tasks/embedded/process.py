@@ -182,6 +182,6 @@ def read_state(path: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
 
 
-def log_tail(path: Path, num_lines: int = 8) -> str:
+def log_tail(path: Path) -> str:
     """Return the last lines of a log, for an error message."""
-    return "\n".join(path.read_text(errors="replace").splitlines()[-num_lines:]) if path.exists() else "(no log)"
+    return "\n".join(path.read_text(errors="replace").splitlines()[-8:]) if path.exists() else "(no log)"

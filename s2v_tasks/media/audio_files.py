@@ -75,7 +75,7 @@ def too_much(path: Path, format_name: str, max_duration_seconds: float) -> str |
     with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
         if after_tags(data, 0) > MAX_TAG_BYTES:
             return f"begins with more than {MAX_TAG_BYTES} bytes of tags: remove its pictures and texts"
-        if format_name == "mp3" and is_longer(data, max_duration_seconds, MAX_TAG_BYTES):
+        if format_name == "mp3" and is_longer(data, max_duration_seconds):
             return f"holds more than {max_duration_seconds:g} s: shorten it or raise the limit (S2V_MAX_AUDIO_SECONDS)"
     return None
 

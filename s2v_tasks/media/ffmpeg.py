@@ -114,16 +114,9 @@ def run(output: Any, *, doing: str, error: type[S2VError], timeout_seconds: floa
         pass
 
 
-def feed(
-    output: Any,
-    chunks: Iterable[bytes | memoryview],
-    *,
-    doing: str,
-    error: type[S2VError],
-    timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
-) -> None:
+def feed(output: Any, chunks: Iterable[bytes | memoryview], *, doing: str, error: type[S2VError]) -> None:
     """Run a command and write `chunks` to its standard input. Raises like `run`, and the errors of `chunks`."""
-    with _running(_command(output), doing, error, timeout_seconds, stdin=subprocess.PIPE) as process:
+    with _running(_command(output), doing, error, stdin=subprocess.PIPE) as process:
         stdin = _pipe(process.stdin)
         try:
             for chunk in chunks:
@@ -134,19 +127,12 @@ def feed(
             process.wait()
 
 
-def read_chunks(
-    output: Any,
-    chunk_bytes: int,
-    *,
-    doing: str,
-    error: type[S2VError],
-    timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
-) -> Iterator[bytes]:
+def read_chunks(output: Any, chunk_bytes: int, *, doing: str, error: type[S2VError]) -> Iterator[bytes]:
     """Run a command and yield its standard output in pieces of `chunk_bytes` (the last may be shorter).
 
     Raises like `run`, after the last piece. A consumer that stops early ends the command.
     """
-    with _running(_command(output), doing, error, timeout_seconds, stdout=subprocess.PIPE) as process:
+    with _running(_command(output), doing, error, stdout=subprocess.PIPE) as process:
         stdout = _pipe(process.stdout)
         while chunk := stdout.read(chunk_bytes):
             yield chunk
@@ -160,11 +146,9 @@ def capture(
         return _pipe(process.stdout).read()
 
 
-def read_lines(
-    command: list[str], *, doing: str, error: type[S2VError], timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS
-) -> Iterator[str]:
+def read_lines(command: list[str], *, doing: str, error: type[S2VError]) -> Iterator[str]:
     """Run a complete argument list and yield the lines of its standard output. Raises like `read_chunks`."""
-    with _running(command, doing, error, timeout_seconds, stdout=subprocess.PIPE) as process:
+    with _running(command, doing, error, stdout=subprocess.PIPE) as process:
         for line in _pipe(process.stdout):
             yield line.decode(errors="replace").strip()
 
@@ -179,7 +163,7 @@ def _running(
     command: list[str],
     doing: str,
     error: type[S2VError],
-    timeout_seconds: float,
+    timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
     *,
     stdin: int = subprocess.DEVNULL,
     stdout: int = subprocess.DEVNULL,

@@ -18,7 +18,7 @@ from s2v_tasks.media.image_colour import Colours, colours
 from s2v_tasks.media.image_metadata import Metadata, split
 
 # Pillow needs 4 bytes per pixel and we copy the picture once: 320 MB. Its WebP decoder keeps three more copies.
-DEFAULT_MAX_PIXELS = 40_000_000
+_MAX_PIXELS = 40_000_000
 _MAX_WEBP_PIXELS = 20_000_000
 _FORMATS = ("PNG", "JPEG", "WEBP")
 _STRIP_PIXELS = 1_000_000
@@ -80,7 +80,7 @@ class ImageInfo:
     warning: str | None = None
 
 
-def normalise_image(source: Path, png: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> ImageInfo:
+def normalise_image(source: Path, png: Path) -> ImageInfo:
     """Write `source` upright, opaque and in 8-bit sRGB to `png`, with reproducible bytes and no metadata.
 
     Transparent parts become white. Raises PermanentError, in one sentence, if the file is empty, no such picture,
@@ -91,15 +91,16 @@ def normalise_image(source: Path, png: Path, *, max_pixels: int = DEFAULT_MAX_PI
     if other := other_format(source):
         raise PermanentError(f"The image {source.name} is {other.name}: expected {_ACCEPTED}; {other.remedy}.")
     with tempfile.TemporaryFile(dir=png.parent) as pixels:
-        plain, warning = _decode(source.name, pixels, split(source, pixels), max_pixels)
+        plain, warning = _decode(source.name, pixels, split(source, pixels))
     plain.save(png, format="PNG")
     if warning:
         log.get_logger().warning("image_colours_as_srgb", image=source.name, reason=warning)
     return ImageInfo(*plain.size, warning)
 
 
-def _decode(name: str, file: IO[bytes], metadata: Metadata, max_pixels: int) -> tuple[Image.Image, str | None]:
+def _decode(name: str, file: IO[bytes], metadata: Metadata) -> tuple[Image.Image, str | None]:
     """Return the picture, upright and in RGB, and a warning about its colours."""
+    max_pixels = _MAX_PIXELS
     unreadable = f"The image {name} is not a readable picture (expected {_ACCEPTED})"
     try:
         with warnings.catch_warnings():
@@ -108,7 +109,7 @@ def _decode(name: str, file: IO[bytes], metadata: Metadata, max_pixels: int) -> 
             image = Image.open(file, formats=_FORMATS)
         with image:
             if image.format == "WEBP":
-                max_pixels = min(max_pixels, _MAX_WEBP_PIXELS)
+                max_pixels = _MAX_WEBP_PIXELS
                 metadata = _webp_metadata(image)
             if image.width * image.height > max_pixels:
                 raise _too_large(name, max_pixels)

@@ -82,9 +82,9 @@ def before_tags(data: mmap, start: int, end: int) -> int:
     return end
 
 
-def is_longer(data: mmap, seconds: float, tag_bytes: int) -> bool:
+def is_longer(data: mmap, seconds: float) -> bool:
     """Return True if there are more frames than in `seconds`, or more bytes than these and their tags can have."""
-    if len(data) > seconds * _MAX_BYTES_PER_SECOND + tag_bytes:
+    if len(data) > seconds * _MAX_BYTES_PER_SECOND + MAX_TAG_BYTES:
         return True
     max_frames = ceil(seconds * _MAX_FRAMES_PER_SECOND) + 1  # and a Xing header
     return next(islice(_frames(data), max_frames, None), None) is not None

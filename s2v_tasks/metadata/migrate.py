@@ -61,8 +61,8 @@ class _Migration:
         self._config = Config()
         self._config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
         self._config.attributes["connection"] = connection
-        self._script = ScriptDirectory.from_config(self._config)
-        self._revisions = [script.revision for script in self._script.walk_revisions()][::-1]  # oldest first
+        scripts = ScriptDirectory.from_config(self._config).walk_revisions()
+        self._revisions = [script.revision for script in scripts][::-1]  # oldest first
         self.current = MigrationContext.configure(connection).get_current_revision()
         if self.current is not None and self.current not in self._revisions:
             raise ConfigurationError(

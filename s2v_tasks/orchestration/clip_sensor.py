@@ -19,6 +19,7 @@ from asgiref.sync import sync_to_async
 
 from s2v_tasks.orchestration.approval import ask, settle, wanted_approval
 from s2v_tasks.orchestration.step_commands import in_dag_test
+from s2v_tasks.schemas.steps import CLIP_RENDER_TASK
 
 # A trigger that fires within seconds of its deferral can fail its task (apache/airflow#66374): wait before the first
 # poll.
@@ -46,10 +47,9 @@ class ClipSensor(BaseSensorOperator):  # type: ignore[misc]
 
     template_fields = ("clip",)
 
-    def __init__(self, *, clip: Any, render_task_id: str, **kwargs: Any) -> None:
+    def __init__(self, *, clip: Any, **kwargs: Any) -> None:
         super().__init__(mode="reschedule", poke_interval=RESCHEDULED_POLL_SECONDS, **(WAIT_RETRIES | kwargs))
         self.clip = clip
-        self.render_task_id = render_task_id
 
     def execute(self, context: Context) -> None:
         """Return when the clip may start; until then defer, or in `dag.test()` reschedule."""
@@ -99,7 +99,7 @@ class ClipSensor(BaseSensorOperator):  # type: ignore[misc]
         return {
             "dag_id": self.dag_id,
             "run_id": context["run_id"],
-            "task_id": self.render_task_id,
+            "task_id": CLIP_RENDER_TASK,
             "map_index": self.clip["predecessor"],
         }
 

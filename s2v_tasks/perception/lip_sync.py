@@ -86,14 +86,12 @@ def measure_lip_sync(mouth: Mouth, speech: npt.NDArray[np.float32], sample_rate:
     )
 
 
-def envelope(
-    samples: npt.NDArray[np.float32], sample_rate: int, num_frames: int, fps: float, delay: float = 0.0
-) -> Series:
+def envelope(samples: npt.NDArray[np.float32], sample_rate: int, num_frames: int, fps: float) -> Series:
     """Return the loudness `[num_frames]` at the middle of each frame, compressed like hearing, 0 in silence.
 
-    samples: mono, -1..1. delay: seconds by which the sound is moved later.
+    samples: mono, -1..1.
     """
-    return _envelope_of_energy(_energy(samples), sample_rate, num_frames, fps, delay)
+    return _envelope_of_energy(_energy(samples), sample_rate, num_frames, fps, delay=0.0)
 
 
 def _energy(samples: npt.NDArray[np.float32]) -> Series:
@@ -104,6 +102,7 @@ def _energy(samples: npt.NDArray[np.float32]) -> Series:
 
 
 def _envelope_of_energy(energy: Series, sample_rate: int, num_frames: int, fps: float, delay: float) -> Series:
+    """Return the envelope; the sound is moved later by `delay` seconds."""
     num_samples, half = len(energy) - 1, int(sample_rate / fps * _WINDOW_FRAMES / 2)
     middle = (((np.arange(num_frames) + 0.5) / fps - delay) * sample_rate).astype(int)
     first, last = np.clip(middle - half, 0, num_samples), np.clip(middle + half, 0, num_samples)

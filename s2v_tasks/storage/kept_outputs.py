@@ -11,7 +11,7 @@ import tempfile
 import time
 import uuid
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ class Built:
     """The result of a build: its files by name, and small facts for the manifest."""
 
     outputs: dict[str, OutputFile]
-    facts: Facts = field(default_factory=Facts)
+    facts: Facts
 
 
 class KeptOutputs:

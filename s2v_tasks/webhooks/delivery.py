@@ -33,7 +33,6 @@ from s2v_tasks.webhooks.target import RefusedTargetError, Target, TargetPolicy
 
 MESSAGE_SECONDS = 5.0  # maximum time of a receiver for one message
 STEP_SECONDS = 3.0  # maximum time of a step for the messages of its job
-SWEEP_SECONDS = 50.0
 # Statuses after which the same message may be accepted later: timeout, too early, too many requests, and all 5xx.
 _RETRYABLE = frozenset({408, 425, 429})
 _MIN_SECONDS = 0.1
@@ -42,7 +41,7 @@ _ENCODED = "whsec_"
 
 
 def deliver_due(
-    metadata: MetadataStore, settings: Settings, *, seconds: float = SWEEP_SECONDS, job_id: str | None = None
+    metadata: MetadataStore, settings: Settings, *, seconds: float, job_id: str | None = None
 ) -> dict[str, Any]:
     """Send the messages that are due, of one job or of all, until none is left or `seconds` have passed.
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from s2v_tasks.errors import PermanentError, TransientError
+from s2v_tasks.schemas.manifest import AssemblyFacts
 from s2v_tasks.schemas.steps import MUX_AUDIO, RENDER_CLIP, STITCH
 from s2v_tasks.storage.artifacts import ArtifactStore, Build, Built, OutputFile, Produced, Work, producer
 from s2v_tasks.storage.layout import JobLayout
@@ -63,7 +64,7 @@ def test_kept_outputs_belong_to_one_job(store: ObjectStore, tmp_path: Path, monk
     def build_for(layout: JobLayout) -> Build:
         def build(folder: Path) -> Built:
             (folder / "muxed.mp4").write_bytes(b"frames")
-            return Built({"muxed": OutputFile(folder / "muxed.mp4", layout.muxed, "video/mp4")})
+            return Built({"muxed": OutputFile(folder / "muxed.mp4", layout.muxed, "video/mp4")}, AssemblyFacts())
 
         return build
 

@@ -56,7 +56,7 @@ def context(approval: str) -> dict[str, Any]:
 
 
 def sensor() -> ClipSensor:
-    return ClipSensor(task_id="wait", clip=SECOND, render_task_id="clip.render")
+    return ClipSensor(task_id="wait", clip=SECOND)
 
 
 def publish(monkeypatch: pytest.MonkeyPatch) -> PublishOperator:
@@ -77,7 +77,7 @@ def test_a_job_without_approval_asks_no_question(airflow: Airflow, monkeypatch: 
 def test_only_each_clip_stops_between_clips(airflow: Airflow) -> None:
     """Only `each_clip` asks between clips; the first clip of a chain has no clip before it to approve."""
     sensor().execute(context("result"))
-    first = ClipSensor(task_id="wait", clip=SECOND | {"clip_index": 0, "predecessor": None}, render_task_id="r")
+    first = ClipSensor(task_id="wait", clip=SECOND | {"clip_index": 0, "predecessor": None})
     first.execute(context("each_clip"))
     assert airflow.commands == []
 

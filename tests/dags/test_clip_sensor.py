@@ -27,7 +27,7 @@ CONTEXT: dict[str, Any] = {"run_id": "manual__1", "params": {}, "ti": TaskInstan
 
 
 def sensor(clip: dict[str, Any]) -> ClipSensor:
-    return ClipSensor(task_id="wait", clip=clip, render_task_id="clip.render")
+    return ClipSensor(task_id="wait", clip=clip)
 
 
 @pytest.fixture(params=["worker", "dag.test()"])
@@ -146,7 +146,7 @@ def test_a_wait_that_airflow_fails_is_tried_again_more_often_than_work_is() -> N
     """A sensor has 20 retries by default, because a retry of a wait costs nothing."""
     assert sensor(SECOND).retries == 20
     assert sensor(SECOND).retry_delay.total_seconds() == 10
-    assert ClipSensor(task_id="wait", clip=SECOND, render_task_id="clip.render", retries=3).retries == 3
+    assert ClipSensor(task_id="wait", clip=SECOND, retries=3).retries == 3
 
 
 def test_the_demo_polls_every_two_seconds() -> None:

@@ -235,7 +235,7 @@ def _wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def longest_kernels(compute: Callable[[], object], device: torch.device, most: int = MOST_KERNELS) -> list[KernelTime]:
+def longest_kernels(compute: Callable[[], object], device: torch.device) -> list[KernelTime]:
     """Run `compute` once under the profiler and return its longest kernels, the longest first."""
     on_gpu = device.type == "cuda"
     with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as profiler:
@@ -248,5 +248,5 @@ def longest_kernels(compute: Callable[[], object], device: torch.device, most: i
         for event in averages
     }
     total = sum(seconds for seconds, _ in times.values()) or 1.0
-    longest = sorted(times.items(), key=lambda item: item[1][0], reverse=True)[:most]
+    longest = sorted(times.items(), key=lambda item: item[1][0], reverse=True)[:MOST_KERNELS]
     return [KernelTime(name, seconds, calls, seconds / total) for name, (seconds, calls) in longest if seconds > 0]

@@ -159,7 +159,7 @@ def limit_time() -> None:
     """Stop each ffmpeg process after `LIMIT_SECONDS`."""
     running = tools._running
 
-    def limited(command, doing, error, timeout_seconds, **options):  # type: ignore[no-untyped-def]
+    def limited(command, doing, error, timeout_seconds=LIMIT_SECONDS, **options):  # type: ignore[no-untyped-def]
         return running(command, doing, error, min(timeout_seconds, LIMIT_SECONDS), **options)
 
     tools._running = limited

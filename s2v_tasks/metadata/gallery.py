@@ -16,8 +16,8 @@ import sqlalchemy as sa
 
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.metadata.session import transaction
-from s2v_tasks.metadata.sql import Repository
-from s2v_tasks.metadata.tables import Approval, Attempt, Clip, Event, Job
+from s2v_tasks.metadata.sql import Repository, spent_gpu_seconds
+from s2v_tasks.metadata.tables import Approval, Clip, Event, Job
 from s2v_tasks.schemas.approval import ApprovalStatus
 from s2v_tasks.schemas.job import ENDED_STATUSES, ClipStatus
 
@@ -163,13 +163,7 @@ def page_statement(chosen: JobFilter, after: Cursor | None, size: int) -> sa.Sel
 
 
 def _cards() -> sa.Select[Any]:
-    gpu_seconds = (
-        sa
-        .select(sa.func.coalesce(sa.func.sum(Attempt.gpu_seconds), 0.0))
-        .where(Attempt.job_id == Job.job_id)
-        .correlate(Job)
-        .scalar_subquery()
-    )
+    gpu_seconds = spent_gpu_seconds()
     return sa.select(
         *(Job.job_id, Job.status, Job.labels, Job.source, Job.preset, Job.parent_job_id),
         sa.func.left(Job.request["prompt"].astext, EXCERPT_CHARACTERS).label("prompt"),

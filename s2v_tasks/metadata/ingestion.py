@@ -11,8 +11,8 @@ from sqlalchemy.dialects.postgresql import insert
 from s2v_tasks.metadata.ingestion_tables import Batch, BatchRow, Drop
 from s2v_tasks.metadata.queue import NewJob, enqueue, retry
 from s2v_tasks.metadata.session import sole_holder, transaction
-from s2v_tasks.metadata.sql import NOW, Repository, load_rows, storable
-from s2v_tasks.metadata.tables import Attempt, Job
+from s2v_tasks.metadata.sql import NOW, Repository, load_rows, spent_gpu_seconds, storable
+from s2v_tasks.metadata.tables import Job
 from s2v_tasks.schemas.job import Source
 
 _SWEEP_LOCK = 7236002  # key of the advisory lock: any number that nothing else in this database uses
@@ -162,18 +162,12 @@ class BatchRepository(Repository):
 
     def outcomes(self, batch_id: str) -> list[RowOutcome]:
         """Return the outcome of each row, in the order of the manifest."""
-        spent = (
-            sa
-            .select(sa.func.coalesce(sa.func.sum(Attempt.gpu_seconds), 0.0))
-            .where(Attempt.job_id == Job.job_id)
-            .scalar_subquery()
-            .label("gpu_seconds")
-        )
+        spent = spent_gpu_seconds()
         statement = (
             sa
             .select(
                 *(BatchRow.row_number.label("line"), BatchRow.row_id, BatchRow.job_id),
-                *(Job.status, Job.reason, Job.video_uri, Job.num_frames, spent),
+                *(Job.status, Job.reason, Job.video_uri, Job.num_frames, spent.label("gpu_seconds")),
                 (spent * Job.cost_per_gpu_hour / 3600).label("cost"),
                 *(Job.currency, Job.created_at, Job.finished_at),
             )

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
 from s2v_tasks.errors import PermanentError
-from s2v_tasks.metadata.tables import Base, Clip, Event, Job
+from s2v_tasks.metadata.tables import Attempt, Base, Clip, Event, Job
 from s2v_tasks.schemas.events import JobEvent
 from s2v_tasks.schemas.job import DEFAULT_PRIORITY, PRIORITIES, START_SEPARATOR
 from s2v_tasks.schemas.request_fields import MAX_CLIPS
@@ -26,7 +26,7 @@ class Repository:
         self._engine = engine
 
 
-def load_rows(connection: sa.Connection, table: type[Row], *conditions: Any, order: Any = None) -> Sequence[Row]:
+def load_rows(connection: sa.Connection, table: type[Row], *conditions: Any, order: Any) -> Sequence[Row]:
     """Return the rows of a table that meet the conditions, as plain values that belong to no session."""
     statement = sa.select(table.__table__).where(*conditions).order_by(order)
     return [table(**row) for row in connection.execute(statement).mappings()]
@@ -95,6 +95,12 @@ def queued_run_id() -> sa.ColumnElement[str]:
         .scalar_subquery()
     )
     return sa.case((retries == 0, Job.job_id), else_=sa.func.concat(Job.job_id, START_SEPARATOR, retries + 1))
+
+
+def spent_gpu_seconds() -> sa.ScalarSelect[float]:
+    """Return the sum of the GPU-seconds of all attempts of a job."""
+    total = sa.select(sa.func.coalesce(sa.func.sum(Attempt.gpu_seconds), 0.0)).where(Attempt.job_id == Job.job_id)
+    return total.correlate(Job).scalar_subquery()
 
 
 def request_columns(request: dict[str, Any]) -> dict[str, Any]:

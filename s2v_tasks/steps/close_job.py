@@ -6,7 +6,7 @@ from typing import Any
 from s2v_tasks.metadata.tables import Job
 from s2v_tasks.runtime.context import StepContext
 from s2v_tasks.schemas.events import JobEvent
-from s2v_tasks.schemas.job import JobStatus, run_id_of_start
+from s2v_tasks.schemas.job import JobStatus
 
 
 def run(
@@ -25,7 +25,7 @@ def run(
         return {"status": "not run", "reason": f"No step ran; the job is unchanged: {job.status}."}
     if run_id and (refusal := _refusal_of(job, run_id)):
         return {"status": "not run", "reason": refusal}
-    if run_id and not job.has_ended and run_id != (own := _run_of(job)):
+    if run_id and not job.has_ended and run_id != (own := ctx.metadata.queue.run_of(ctx.job_id)):
         return {"status": "not run", "reason": f"The job is unchanged: {job.status}. It belongs to run {own!r}."}
     if job.cancel_requested_at and job.status != JobStatus.SUCCEEDED:
         ctx.metadata.jobs.cancel(ctx.job_id)
@@ -50,12 +50,6 @@ def _refusal_of(job: Job, run_id: str) -> str | None:
         return None
     refusals = [event.detail for event in job.events if event.event == JobEvent.REQUEST_REFUSED]
     return next((detail["error"] for detail in refusals if detail["dag_run_id"] == run_id), None)
-
-
-def _run_of(job: Job) -> str:
-    """Return the DAG run of a job; of a job without a run, the one for which it waits."""
-    retries = sum(event.event == JobEvent.JOB_RETRIED for event in job.events)
-    return job.dag_run_id or run_id_of_start(job.job_id, retries + 1)
 
 
 def _last_reason(job: Job) -> str | None:

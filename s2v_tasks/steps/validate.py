@@ -25,8 +25,8 @@ from s2v_tasks.schemas.steps import MUX_AUDIO, STAGE_INPUTS, VALIDATE
 from s2v_tasks.settings import config_dir
 from s2v_tasks.storage.artifacts import Built, OutputFile, Work
 from s2v_tasks.storage.clip_state import TakeRecords
-from s2v_tasks.validation import load_thresholds
-from s2v_tasks.validation import validate as judge
+from s2v_tasks.validation.checks import load_thresholds
+from s2v_tasks.validation.checks import validate as judge
 from s2v_tasks.validation.quality import clip_in_words, drift_in_words, findings_in_words, summary_in_words
 from s2v_tasks.validation.quality_limits import QualityLimits, load_quality_limits
 

@@ -22,7 +22,6 @@ WORDS = {
 }
 # The same spelling with another meaning: a name of a function, a line of the log, a public name.
 ALLOWED = {
-    ("s2v_tasks/validation/__init__.py", "validate"),
     ("s2v_tasks/runtime/cancellation.py", "job_cancelled"),
     ("s2v_tasks/rendering/renderer.py", "interrupted"),
 }

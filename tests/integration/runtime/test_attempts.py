@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from s2v_tasks.errors import TransientError, UnavailableError
 from s2v_tasks.metadata.attempts import CONDITIONS, AttemptKey, AttemptRepository, rendering
 from s2v_tasks.metadata.store import MetadataStore
-from s2v_tasks.planning import make_plan
+from s2v_tasks.planning.planner import make_plan
 from s2v_tasks.runtime import attempts, outages
 from s2v_tasks.runtime.attempts import ClipAttempt, ConditionsAttempt, await_earlier_attempt, heartbeats
 from s2v_tasks.runtime.context import StepContext, open_context

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from s2v_tasks.planning import make_plan
+from s2v_tasks.planning.planner import make_plan
 from s2v_tasks.runtime.context import StepContext, open_context
 from s2v_tasks.schemas.manifest import ClipFacts
 from s2v_tasks.schemas.model_card import load_gpu_card, load_model_card

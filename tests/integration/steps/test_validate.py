@@ -15,7 +15,7 @@ from s2v_tasks.schemas.steps import STAGE_INPUTS, VALIDATE
 from s2v_tasks.settings import config_dir
 from s2v_tasks.steps import mux_audio, publish, validate
 from s2v_tasks.storage.artifacts import Built, OutputFile, Work
-from s2v_tasks.validation import load_thresholds
+from s2v_tasks.validation.checks import load_thresholds
 from tests.integration.steps.assembly import (
     NUM_FRAMES,
     PLAN,

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from s2v_tasks.planning import make_plan
 from s2v_tasks.planning.chains import SAMPLE_RATE, Samples
 from s2v_tasks.planning.memory import ONE_GPU
+from s2v_tasks.planning.planner import make_plan
 from s2v_tasks.schemas.model_card import GpuCard, ModelCard, load_gpu_card, load_model_card
 from s2v_tasks.schemas.plan import Plan, SpeechFacts
 from s2v_tasks.schemas.preset import load_presets

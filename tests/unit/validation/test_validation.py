@@ -8,7 +8,7 @@ import pytest
 
 from s2v_tasks.errors import ConfigurationError
 from s2v_tasks.schemas.report import Expected, Report, VideoFacts
-from s2v_tasks.validation import Thresholds, load_thresholds, validate
+from s2v_tasks.validation.checks import Thresholds, load_thresholds, validate
 
 CONFIG = Path(__file__).parents[3] / "config" / "validation.yaml"
 

@@ -25,7 +25,6 @@ from s2v_tasks.embedded.process import (
     exclusive,
     free_ports,
     is_free,
-    launch,
     log_tail,
     read_state,
     write_private,
@@ -138,8 +137,7 @@ class AirflowInstallation:
                     # Idle workers of a killed scheduler wait forever; busy ones finish their task.
                     process.stop_left_behind("LocalExecutor: <idle>", _POLL_SECONDS)
                     command = airflow_command(component, *arguments)
-                    child = launch(command, self._log_path(component), env=environment, cwd=CHECKOUT)
-                    write_private(process.pid_path, f"{child.pid}\n")
+                    process.start(command, self._log_path(component), env=environment, cwd=CHECKOUT)
             self._wait_until_healthy()
             get_logger().info("airflow_started", url=self.url)
 

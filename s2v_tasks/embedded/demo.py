@@ -92,12 +92,6 @@ def _check_id(job_id: str, request: dict[str, Any], settings: Settings) -> None:
         metadata.jobs.check_request(job_id, request)
 
 
-def _upload(inputs: DemoInputs, store: ObjectStore) -> dict[str, str]:
-    """Upload the local files to S3 and return their URIs."""
-    files = {"image_uri": inputs.image, "audio_uri": inputs.audio, "pose_video_uri": inputs.pose_video}
-    return {field: upload_input(store, path) for field, path in files.items() if path is not None}
-
-
 def _is_acceptable(request: dict[str, Any], settings: Settings) -> bool:
     try:
         find_preset(load_presets(config_dir(settings)), parse_request(request).preset)
@@ -160,9 +154,11 @@ def _job(job_id: str, settings: Settings, *, since: datetime) -> Job | None:
 
 
 def _uploaded(inputs: DemoInputs, settings: Settings, job_id: str) -> dict[str, str]:
-    """Return the URIs of the local files in S3; a missing file fails a new job, which stores the reason."""
+    """Upload the local files and return their URIs in S3; a missing file fails a new job, which stores the reason."""
+    files = {"image_uri": inputs.image, "audio_uri": inputs.audio, "pose_video_uri": inputs.pose_video}
+    store = ObjectStore.from_settings(settings)
     try:
-        return _upload(inputs, ObjectStore.from_settings(settings))
+        return {field: upload_input(store, path) for field, path in files.items() if path is not None}
     except PermanentError as error:
         with open_metadata(settings) as metadata:
             if metadata.jobs.get(job_id) is None:

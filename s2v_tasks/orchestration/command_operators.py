@@ -15,7 +15,7 @@ from airflow.sdk import (
 )
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowRuntimeError, ErrorType
 
-from s2v_tasks.orchestration.step_commands import StepFailedError, StepProcess
+from s2v_tasks.orchestration.step_commands import CLI, StepFailedError, StepProcess
 from s2v_tasks.schemas.steps import JOB_DAG
 from s2v_tasks.settings import load_settings
 
@@ -78,7 +78,7 @@ class BatchSensor(BaseSensorOperator):  # type: ignore[misc]
 
 def run_command(task: Any, *arguments: str) -> dict[str, Any]:
     """Run `s2v <arguments>` as a child of this task and return its result."""
-    command = StepProcess([sys.executable, "-m", "s2v_tasks.cli", *arguments], task.log.info)
+    command = StepProcess([sys.executable, *CLI, *arguments], task.log.info)
     try:
         return command.run()
     except StepFailedError as failure:

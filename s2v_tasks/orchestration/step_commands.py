@@ -151,7 +151,7 @@ class StepProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=stdout,
                 stderr=subprocess.PIPE,
-                env=self._environment(),
+                env=step_environment(self._error_file),
                 start_new_session=True,
                 # If the task's process is killed, the step saves its state and ends.
                 preexec_fn=partial(end_with_parent, signal.SIGTERM, os.getpid()),
@@ -179,11 +179,6 @@ class StepProcess:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
         self._process.wait()
-
-    def _environment(self) -> dict[str, str]:
-        # A step needs none of Airflow's configuration, which holds the secrets of its database.
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("AIRFLOW__", "_AIRFLOW"))}
-        return inherited | {ERROR_FILE_VARIABLE: str(self._error_file)}
 
     def _stream_log(self, process: subprocess.Popen[bytes]) -> None:
         """Forward stderr line by line until the child ends, even if an orphan process keeps the pipe open."""
@@ -227,6 +222,12 @@ class StepProcess:
             last = lines[-1] if lines else ""
             raise StepFailedError(1, f"The step succeeded but printed {last!r} instead of its JSON result.")
         return result
+
+
+def step_environment(error_file: Path) -> dict[str, str]:
+    """Return the environment of a command: without Airflow's configuration, which holds secrets of its database."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("AIRFLOW__", "_AIRFLOW"))}
+    return inherited | {ERROR_FILE_VARIABLE: str(error_file)}
 
 
 def _marked_processes(mark: bytes) -> list[int]:

@@ -85,7 +85,7 @@ def make_plan(
     width, height = plan_size(*image_size, choices.size)
     base_seed = job_seed(job_id) if request.base_seed == -1 else request.base_seed
     shapes = [_clip_shape(width, height, slot, choices.sampling) for slot in slots]
-    costs = [_cost(shape, model, choices.sampling) for shape in shapes]
+    costs = clip_costs(shapes, model, choices.sampling)
     processes = clips_of_processes([slot.chain_index for slot in slots], request.clips_per_pod)
     guided = choices.sampling.guided_steps > 0
     peak_gib = max(peak_memory_gib(shape, model, gpu, guided=guided, setup=setup) for shape in shapes)
@@ -190,8 +190,12 @@ def _clip_shape(width: int, height: int, slot: Slot, sampling: Sampling) -> Clip
     )
 
 
-def _cost(shape: ClipShape, model: ModelCard, sampling: Sampling) -> Cost:
-    return clip_cost(shape, model, sample_steps=sampling.sample_steps, guided_steps=sampling.guided_steps)
+def clip_costs(shapes: list[ClipShape], model: ModelCard, sampling: Sampling) -> list[Cost]:
+    """Return the operations of each clip."""
+    return [
+        clip_cost(shape, model, sample_steps=sampling.sample_steps, guided_steps=sampling.guided_steps)
+        for shape in shapes
+    ]
 
 
 def _clips(slots: list[Slot], shapes: list[ClipShape], costs: list[Cost], base_seed: int) -> Iterator[ClipPlan]:

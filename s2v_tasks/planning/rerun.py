@@ -4,9 +4,8 @@ from collections.abc import Mapping
 
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.planning.clips import clips_of_processes
-from s2v_tasks.planning.estimate import clip_cost
 from s2v_tasks.planning.memory import ONE_GPU, RenderSetup, peak_memory_gib, plan_shapes
-from s2v_tasks.planning.planner import NO_ADAPTERS, estimate_clips, job_seed, with_retakes
+from s2v_tasks.planning.planner import NO_ADAPTERS, clip_costs, estimate_clips, job_seed, with_retakes
 from s2v_tasks.planning.sampling import change_sampling, choose_sampling, planned_adapters
 from s2v_tasks.planning.warnings import PREVIEW_MARK, preview_warning
 from s2v_tasks.schemas.model_card import AdapterCard, GpuCard, ModelCard
@@ -56,10 +55,7 @@ def replan(
     shapes = plan_shapes(parent.model_copy(update={"sampling": sampling, "inherited": ()}))[from_clip:]
     guided = sampling.guided_steps > 0
     peak_gib = max(peak_memory_gib(shape, model, gpu, guided=guided, setup=setup) for shape in shapes)
-    costs = [
-        clip_cost(shape, model, sample_steps=sampling.sample_steps, guided_steps=sampling.guided_steps)
-        for shape in shapes
-    ]
+    costs = clip_costs(shapes, model, sampling)
     clips = [
         clip.model_copy(
             update={

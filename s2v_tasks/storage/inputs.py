@@ -54,8 +54,12 @@ def input_uri(store: ObjectStore, path: Path) -> str:
     """Return the S3 URI of a local file, the same for the same content; PermanentError when there is no such file."""
     if not path.is_file():
         raise PermanentError(f"{path} is not a file: expected a picture, a speech file or a video.")
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.name)[-80:].lstrip(".-") or "file"
-    return store.uri(f"uploads/{file_sha256(path)[:16]}/{name}")
+    return store.uri(f"uploads/{file_sha256(path)[:16]}/{plain_name(path.name)}")
+
+
+def plain_name(name: str) -> str:
+    """Return a file name with plain characters only, at most 80, that does not begin with a dot or a dash."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name)[-80:].lstrip(".-") or "file"
 
 
 def upload_input(store: ObjectStore, path: Path) -> str:

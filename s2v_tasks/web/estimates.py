@@ -1,7 +1,5 @@
 """The plan and the cost of a new job before it is started: the command `s2v plan` on its input files."""
 
-import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -11,7 +9,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from s2v_tasks.errors import PermanentError, TransientError
-from s2v_tasks.orchestration.step_commands import ERROR_FILE_VARIABLE, reported_failure
+from s2v_tasks.orchestration.step_commands import CLI, reported_failure, step_environment
 from s2v_tasks.schemas.plan import Plan
 from s2v_tasks.schemas.request import Request
 from s2v_tasks.schemas.request_fields import NOT_PLANNING
@@ -54,14 +52,12 @@ def _estimate(services: Services, request: Request, folder: Path) -> PlanSummary
     image = services.store.fetch_uri(request.image_uri, folder / "image", limit)
     audio = services.store.fetch_uri(request.audio_uri, folder / "audio", limit)
     error_file = folder / "error.json"
-    command = [sys.executable, "-m", "s2v_tasks.cli", "plan", f"--image={image}", f"--audio={audio}", "--json"]
+    command = [sys.executable, *CLI, "plan", f"--image={image}", f"--audio={audio}", "--json"]
     command += _options(request)
-    # As for a step: the configuration of Airflow holds the secrets of its database.
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW__", "_AIRFLOW"))}
     try:
         done = subprocess.run(
             command,
-            env=inherited | {ERROR_FILE_VARIABLE: str(error_file)},
+            env=step_environment(error_file),
             capture_output=True,
             timeout=_TIMEOUT_SECONDS,
             check=False,
@@ -72,7 +68,7 @@ def _estimate(services: Services, request: Request, folder: Path) -> PlanSummary
     problem = failure.message if failure else None
     if not done.stdout:
         raise PermanentError(problem or f"`s2v plan` ended with exit code {done.returncode}: see the log of Airflow.")
-    return _summary(Plan.model_validate(json.loads(done.stdout)), problem)
+    return _summary(Plan.model_validate_json(done.stdout), problem)
 
 
 def _options(request: Request) -> list[str]:

@@ -53,8 +53,9 @@ def _measured(
 
     from s2v_tasks.media.image import normalise_image
     from s2v_tasks.media.speech import SPEECH_SAMPLE_RATE
-    from s2v_tasks.media.uploaded_video import FPS, open_uploaded_video
+    from s2v_tasks.media.uploaded_video import open_uploaded_video
     from s2v_tasks.perception.video import measure_video
+    from s2v_tasks.schemas.plan import FPS
 
     video = open_uploaded_video(path, f"The video {path.name}")
     length = clip_frames or _PART_FRAMES

@@ -11,18 +11,10 @@ import typer
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.schemas.request import Request
 from s2v_tasks.schemas.request_fields import NOT_PLANNING
+from s2v_tasks.schemas.rerun import SAMPLING_FIELDS
 
 Command = Callable[..., None]
-SAMPLING = (
-    "base_seed",
-    "sample_steps",
-    "sample_guide_scale",
-    "guide_steps",
-    "sample_shift",
-    "sample_solver",
-    "adapters",
-    "step_cache",
-)
+SAMPLING = ("base_seed", *SAMPLING_FIELDS)
 QUALITY = ("quality", "max_retakes", "after_retakes")
 BOOKKEEPING = ("priority", "labels", "webhook_url", "approval")
 PLANNING = tuple(name for name in Request.model_fields if name not in NOT_PLANNING)

@@ -21,7 +21,7 @@ from s2v_tasks.schemas.report import VideoFacts
 # The mean over the whole frame does not separate them: a key frame changes it more than a moving mouth does.
 _STILL_BELOW = 3.0
 _BLOCK = 16
-_QUIETEST_DBFS = -120.0
+QUIETEST_DBFS = -120.0
 _AUDIO_CHUNK_BYTES = 1 << 20
 
 
@@ -189,8 +189,8 @@ def _audio_facts(stream: Stream | None, audio: _Audio) -> dict[str, str | int | 
         "audio_channels": stream.channels,
         "audio_start_seconds": stream.start_time or Fraction(0),
         "audio_duration_seconds": stream.duration or Fraction(0),
-        "audio_rms_dbfs": _dbfs(sqrt(audio.square_sum / max(1, audio.num_values))),
-        "audio_peak_dbfs": _dbfs(audio.peak),
+        "audio_rms_dbfs": dbfs(sqrt(audio.square_sum / max(1, audio.num_values))),
+        "audio_peak_dbfs": dbfs(audio.peak),
     }
 
 
@@ -198,5 +198,6 @@ def _full_range(luma: float) -> float:
     return min(255.0, max(0.0, (luma - 16) * 255 / 219))
 
 
-def _dbfs(amplitude: float) -> float:
-    return max(_QUIETEST_DBFS, 20 * log10(amplitude)) if amplitude > 0 else _QUIETEST_DBFS
+def dbfs(amplitude: float) -> float:
+    """Return an amplitude in dB of full scale, at least -120."""
+    return max(QUIETEST_DBFS, 20 * log10(amplitude)) if amplitude > 0 else QUIETEST_DBFS

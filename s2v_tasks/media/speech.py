@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from math import ceil, log10
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,11 @@ import soxr
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.log import get_logger
 from s2v_tasks.media.ffmpeg import feed, file_url, pipe_input
+from s2v_tasks.media.frames import QUIETEST_DBFS, dbfs
 from s2v_tasks.media.speech_source import SpeechSource, open_speech
+from s2v_tasks.schemas.plan import FPS
 
 SPEECH_SAMPLE_RATE = 16_000
-QUIETEST_DBFS = -120.0
-_VIDEO_FPS = 16
 _NOTABLE_LOSS = 0.1
 
 Waveform = npt.NDArray[np.float32]
@@ -63,9 +63,9 @@ def normalise_speech(source: Path, wav_16k: Path, *, max_duration_seconds: float
         for block in speech.blocks():
             resampler.feed(block.mean(axis=1))
     duration = Fraction(resampler.num_samples, speech.stream.sample_rate)
-    if duration < Fraction(1, _VIDEO_FPS):
+    if duration < Fraction(1, FPS):
         raise PermanentError(
-            f"The speech {source.name} lasts {float(duration):.4f} s, less than one video frame (1/{_VIDEO_FPS} s): "
+            f"The speech {source.name} lasts {float(duration):.4f} s, less than one video frame (1/{FPS} s): "
             "upload a longer one."
         )
     waveform, notes = resampler.finish(), tuple(_notes(speech))
@@ -78,7 +78,7 @@ def normalise_speech(source: Path, wav_16k: Path, *, max_duration_seconds: float
         channels=speech.stream.channels,
         codec=speech.stream.codec_name,
         rms_dbfs=rms_dbfs(waveform),
-        peak_dbfs=_dbfs(float(np.abs(waveform).max())),
+        peak_dbfs=dbfs(float(np.abs(waveform).max())),
         track=speech.track + 1,
         num_tracks=speech.num_tracks,
         mix=speech.mix.name,
@@ -101,7 +101,7 @@ def load_waveform(path: Path) -> Waveform:
 
 def rms_dbfs(waveform: Waveform) -> float:
     """Return the root mean square in dB of full scale, at least -120 (digital silence, no samples)."""
-    return _dbfs(float(np.sqrt(np.mean(np.square(waveform, dtype=np.float64))))) if waveform.size else QUIETEST_DBFS
+    return dbfs(float(np.sqrt(np.mean(np.square(waveform, dtype=np.float64))))) if waveform.size else QUIETEST_DBFS
 
 
 def _notes(speech: SpeechSource) -> Iterator[str]:
@@ -155,7 +155,3 @@ def _write_wav(waveform: Waveform, path: Path) -> None:
     raw: Any = pipe_input(format="f32le", ar=SPEECH_SAMPLE_RATE, ac=1)
     output = raw.output(file_url(path), format="wav", acodec="pcm_f32le", fflags="+bitexact", map_metadata=-1)
     feed(output, [waveform.data.cast("B")], doing=f"writing {path.name}", error=PermanentError)
-
-
-def _dbfs(amplitude: float) -> float:
-    return max(QUIETEST_DBFS, 20 * log10(amplitude)) if amplitude > 0 else QUIETEST_DBFS

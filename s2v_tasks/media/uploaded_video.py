@@ -15,8 +15,8 @@ from s2v_tasks.media.container_structure import lost_part
 from s2v_tasks.media.encode import Frames, check_profile, h264_output, to_rgb, to_yuv
 from s2v_tasks.media.ffmpeg import VIDEO_FORMATS, read_chunks, run, uploaded_input
 from s2v_tasks.media.probe import Stream, probe
+from s2v_tasks.schemas.plan import FPS
 
-FPS = 16
 LONGEST_SIDE = 1280
 _MIN_SIDE = 32
 _MAX_PIXELS = 4096 * 2304

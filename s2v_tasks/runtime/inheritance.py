@@ -12,14 +12,14 @@ from s2v_tasks.schemas.manifest import ClipFacts, ConditionsFacts, Manifest
 from s2v_tasks.schemas.plan import ClipPlan, InheritedClip, Plan
 from s2v_tasks.schemas.request import Request
 from s2v_tasks.schemas.request_parsing import parse_request
+from s2v_tasks.schemas.rerun import SAMPLING_FIELDS
 from s2v_tasks.storage.clip_state import TakeRecords
 from s2v_tasks.storage.layout import JobLayout
 from s2v_tasks.storage.s3 import ObjectMissingError
 
 # Fields that a rerun may change: sampling, and fields that no clip depends on.
 CHANGEABLE = frozenset({
-    "prompt", "preset", "base_seed", "sample_steps", "sample_guide_scale", "sample_shift", "sample_solver",
-    "guide_steps", "adapters", "step_cache",
+    "prompt", "preset", "base_seed", *SAMPLING_FIELDS,
     "clips_per_pod", "priority", "labels", "max_gpu_seconds", "max_cost", "webhook_url", "parent_job_id", "from_clip",
     "quality", "max_retakes", "after_retakes", "approval",
 })  # fmt: skip

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from s2v_tasks.schemas.manifest import StagedFaces, StagedSound, fingerprint
-from s2v_tasks.schemas.request_fields import Solver
+from s2v_tasks.schemas.request_fields import Solver, is_none
 
 FPS = 16
 
@@ -69,7 +69,7 @@ class PlannedAdapter(_Model):
     name: str
     sha256: str
     strength: float
-    alpha: float | None = Field(None, exclude_if=lambda value: value is None)
+    alpha: float | None = Field(None, exclude_if=is_none)
 
 
 class ClipPlan(_Model):
@@ -142,8 +142,8 @@ class Estimate(_Model):
     currency: str
     peak_gpu_memory_gib: float
     vae_share: float | None = None  # of the seconds in which clips are computed
-    worst_case_gpu_seconds: float | None = Field(None, exclude_if=lambda value: value is None)
-    worst_case_cost: float | None = Field(None, exclude_if=lambda value: value is None)
+    worst_case_gpu_seconds: float | None = Field(None, exclude_if=is_none)
+    worst_case_cost: float | None = Field(None, exclude_if=is_none)
 
 
 class Plan(_Model):

@@ -10,7 +10,7 @@ from s2v_tasks.schemas.request_parsing import parse_request
 
 # Fields that come from the preset if the request omits them.
 SAMPLING_FIELDS = (
-    "sample_steps", "sample_guide_scale", "sample_shift", "sample_solver", "guide_steps", "adapters", "step_cache",
+    "sample_steps", "sample_guide_scale", "guide_steps", "sample_shift", "sample_solver", "adapters", "step_cache",
 )  # fmt: skip
 _ID_CHARACTERS = 50  # of the earlier job id; the digest of the request follows
 

@@ -14,18 +14,17 @@ Logger = structlog.stdlib.BoundLogger
 
 def configure(*, json_lines: bool, level: str = "INFO") -> None:
     """Set up logging for this process: readable lines for people, JSON lines for machines."""
-    renderer: Any = (
-        structlog.processors.JSONRenderer()
+    renderers: list[Any] = (
+        [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
         if json_lines
-        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=0)
+        else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=0)]
     )
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info if json_lines else _keep,
-            renderer,
+            *renderers,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level]),
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
@@ -41,7 +40,3 @@ def get_logger() -> Logger:
 def bind(**keys: Any) -> None:
     """Add keys to every later line of this process (job_id, clip_index, rank)."""
     structlog.contextvars.bind_contextvars(**keys)
-
-
-def _keep(_: Any, __: str, event: Any) -> Any:
-    return event

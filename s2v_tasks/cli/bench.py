@@ -14,7 +14,7 @@ from rich.table import Table
 
 from s2v_tasks.cli import app
 from s2v_tasks.cli.airflow_api import AirflowApi
-from s2v_tasks.cli.terminal import OPERATORS, console, open_metadata_store, print_json
+from s2v_tasks.cli.terminal import OPERATORS, AsJson, console, open_metadata_store, print_json
 from s2v_tasks.cli.watch import unknown_job
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.schemas.events import JobEvent
@@ -154,7 +154,7 @@ class TaskTime:
 @bench.command()
 def tasks(
     job_id: Annotated[str, typer.Argument(help="A finished job that Airflow has run.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show for each task of a run the time that passed outside the work of its step."""
     with open_metadata_store() as metadata:

@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from s2v_tasks.cli.bench import Frames, PresetName, VideoSize, bench, dimensions, latent_frames, sides
-from s2v_tasks.cli.terminal import console, print_json
+from s2v_tasks.cli.terminal import AsJson, console, print_json
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.settings import load_settings
 
@@ -35,7 +35,7 @@ def cache(
     audio: Annotated[Path | None, typer.Option(help="Speech of the clip.")] = None,
     prompt: Annotated[str, typer.Option(help="Prompt of the clip.")] = "A person speaks.",
     guide_scale: Annotated[float, typer.Option(min=1, help="Guidance scale of the clip; 1 turns it off.")] = 4.5,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Denoise a clip with the first-block cache at several thresholds; compare time and error with no cache.
 

@@ -7,12 +7,12 @@ import typer
 from rich.table import Table
 
 from s2v_tasks.cli.bench import bench
-from s2v_tasks.cli.terminal import console, print_json
+from s2v_tasks.cli.terminal import AsJson, console, print_json
 from s2v_tasks.schemas.job import PRIORITIES
 
 if TYPE_CHECKING:
     from s2v_tasks.capacity.benchmark_report import Report
-    from s2v_tasks.capacity.counting import StepCount
+    from s2v_tasks.capacity.counting import JobCounts, StepCount
     from s2v_tasks.capacity.simulation import Outcome
 
 
@@ -28,7 +28,7 @@ def orchestration(
     renders: Annotated[int, typer.Option(min=1, help="Clips rendered at the same time, like S2V_LOCAL_RENDERS.")] = 2,
     workers: Annotated[int, typer.Option(min=1, help="Tasks that Airflow runs at the same time.")] = 4,
     idle_seconds: Annotated[float, typer.Option(min=1.0, help="Time without jobs, measured first.")] = 60.0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Run jobs on a separate embedded Airflow and count the overhead of each job outside the GPU.
 
@@ -62,13 +62,11 @@ def _table_of_steps(result: "Report") -> Table:
     table = Table("process", *columns, title="One job")
     for name, count in result.steps:
         table.add_row(name, *_cells(count))
-    total = result.counts
-    sums = (total.statements, total.s3_reads, total.s3_writes, total.bytes_sent, total.bytes_received)
-    table.add_row(f"{total.processes} processes", *(f"{value:,}" for value in sums), style="bold")
+    table.add_row(f"{result.counts.processes} processes", *_cells(result.counts), style="bold")
     return table
 
 
-def _cells(count: "StepCount") -> list[str]:
+def _cells(count: "StepCount | JobCounts") -> list[str]:
     values = (count.statements, count.s3_reads, count.s3_writes, count.bytes_sent, count.bytes_received)
     return [f"{value:,}" for value in values]
 
@@ -134,7 +132,7 @@ def queue(
     preemptions_per_hour: Annotated[float, typer.Option(min=0, help="Preemptions of one GPU per hour of use.")] = 0.05,
     failures: Annotated[float, typer.Option(min=0, max=1, help="Share of the attempts at a clip that fail.")] = 0.01,
     seed: Annotated[int, typer.Option(help="Seed of all random numbers.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Simulate the queue of an installation: utilisation of its resources, and the time that jobs wait.
 

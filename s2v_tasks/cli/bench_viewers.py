@@ -7,7 +7,7 @@ import typer
 from rich.table import Table
 
 from s2v_tasks.cli.bench import bench
-from s2v_tasks.cli.terminal import console, print_json
+from s2v_tasks.cli.terminal import AsJson, console, print_json
 
 if TYPE_CHECKING:
     from s2v_tasks.capacity.browsing import AnswerTimes
@@ -30,7 +30,7 @@ def viewers(
         int, typer.Option(min=0, help="Requests during the measurement of memory, after the jobs.")
     ] = 10_000,
     warm_up: Annotated[int, typer.Option(min=1, help="Requests before the first measurement of memory.")] = 1_000,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Simulate viewers of jobs on a separate Airflow; compare the scheduler with and without viewers in one run.
 

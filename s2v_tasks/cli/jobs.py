@@ -1,6 +1,7 @@
 """`s2v jobs`, `s2v job`, `s2v fetch`, `s2v link`, `s2v costs`: jobs in the metadata store, their results and cost."""
 
 import json
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -11,7 +12,7 @@ from rich.table import Table
 
 from s2v_tasks.cli import app
 from s2v_tasks.cli.request_options import parse_labels
-from s2v_tasks.cli.terminal import PEOPLE, AsJson, console, open_metadata_store, plain, print_json
+from s2v_tasks.cli.terminal import PEOPLE, AsJson, console, open_metadata_store, print_json
 from s2v_tasks.cli.watch import Watch, unknown_job, watch_job
 from s2v_tasks.schemas.job import JobStatus
 from s2v_tasks.settings import load_settings
@@ -34,7 +35,7 @@ def jobs(
     with open_metadata_store() as metadata:
         found = metadata.jobs.recent(limit, status=status, labels=parse_labels(label or []))
     if as_json:
-        print_json([plain(job) for job in found])
+        print_json([asdict(job) for job in found])
         return
     table = Table("job", "status", "clips", "frames", "size", "labels", "created", "video or reason")
     for job in found:
@@ -70,7 +71,7 @@ def job(
         _show_awaited(job_id, as_json=as_json)
         return
     if as_json:
-        print_json(plain(found) | {"spending": plain(spent) if spent else None})
+        print_json(asdict(found) | {"spending": asdict(spent) if spent else None})
         return
     _print_job(found, spent)
 
@@ -235,7 +236,7 @@ def costs(
     with open_metadata_store() as metadata:
         lines = metadata.costs.spending(by, since=since.replace(tzinfo=UTC) if since else None)
     if as_json:
-        print_json([plain(line) for line in lines])
+        print_json([asdict(line) for line in lines])
         return
     table = Table(by, "jobs", "GPU-seconds used", "for conditions", "wasted", "cost", "wasted cost", "currency")
     for line in lines:

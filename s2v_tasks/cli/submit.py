@@ -15,7 +15,7 @@ from rich.markup import escape
 from s2v_tasks.cli import app
 from s2v_tasks.cli.request_options import BOOKKEEPING, PLANNING, request_options
 from s2v_tasks.cli.terminal import PEOPLE, AsJson, console, open_metadata_store, print_json
-from s2v_tasks.cli.watch import Watch, last_end, watch_job
+from s2v_tasks.cli.watch import Watch, watch_job
 from s2v_tasks.schemas.job import check_job_id, job_slug, run_id_of_start
 from s2v_tasks.schemas.manifest import fingerprint
 from s2v_tasks.schemas.request import Request
@@ -79,12 +79,14 @@ def submit(
     The same files and fields make the same job: nothing starts if it runs or has succeeded. Omitted fields have the
     defaults of the UI form, then those of the preset.
     """
+    from s2v_tasks.storage.inputs import upload_input
     from s2v_tasks.storage.s3 import ObjectStore
 
     store = ObjectStore.from_settings(load_settings())
     sources = {"image_uri": image, "audio_uri": audio, "pose_video_uri": pose_video}
     request, files = _request(store, {name: given for name, given in sources.items() if given}, fields)
-    _upload(store, files)
+    for path in files:
+        upload_input(store, path)
     options = SubmitOptions(via, watch=watch, unpause=unpause, as_json=as_json)
     raise typer.Exit(submit_request(job_id or _job_id(request, Path(audio).stem), request, options))
 
@@ -107,7 +109,8 @@ def submit_request(job_id: str, request: Request, options: SubmitOptions) -> int
     if load_settings().database_url is not None:
         with open_metadata_store() as metadata:
             metadata.jobs.check_request(job_id, request.model_dump(exclude_defaults=True), given_only=True)
-            ended_before = last_end(metadata, job_id)
+            job = metadata.jobs.get(job_id)
+            ended_before = job.finished_at if job else None
     api = AirflowApi.from_settings(load_settings()) if options.via == "api" else None
     outcome = drop(job_id, request) if api is None else start(api, job_id, request, unpause=options.unpause)
     report(outcome, as_json=options.as_json)
@@ -185,13 +188,6 @@ def _request(store: "ObjectStore", sources: dict[str, str], fields: dict[str, An
         name: given if given.startswith("s3://") else input_uri(store, Path(given)) for name, given in sources.items()
     }
     return parse_request(uris | fields), files
-
-
-def _upload(store: "ObjectStore", files: list[Path]) -> None:
-    from s2v_tasks.storage.inputs import upload_input
-
-    for path in files:
-        upload_input(store, path)
 
 
 def _job_id(request: Request, name: str) -> str:

@@ -4,7 +4,6 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -27,11 +26,6 @@ def open_metadata_store() -> Iterator["MetadataStore"]:
 
     with open_metadata(load_settings()) as metadata:
         yield metadata
-
-
-def plain(record: Any) -> dict[str, Any]:
-    """Return a dataclass record as a dict, nested records included."""
-    return asdict(record)
 
 
 def print_json(value: Any, *, indent: int | None = 2) -> None:

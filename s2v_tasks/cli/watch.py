@@ -95,12 +95,6 @@ def _await_begin(
             time.sleep(POLL_SECONDS)
 
 
-def last_end(metadata: "MetadataStore", job_id: str) -> datetime | None:
-    """Return the time at which the job ended; None if it has not ended."""
-    job = metadata.jobs.get(job_id)
-    return job.finished_at if job else None
-
-
 def unknown_job(job_id: str) -> PermanentError:
     """Return the error for an unknown job."""
     return PermanentError(f"Job {job_id!r} does not exist: `s2v jobs` lists all jobs.")

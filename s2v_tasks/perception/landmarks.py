@@ -22,33 +22,9 @@ _SKIN = (50, 280, 151)
 _SKIN_PATCH = 0.06
 # Landmarks that speech and blinks do not move: outline of the upper face, brows, nose, outer corners of the eyes.
 _RIGID = (
-    10,
-    338,
-    297,
-    332,
-    284,
-    251,
-    389,
-    127,
-    162,
-    21,
-    54,
-    103,
-    67,
-    109,
-    1,
-    2,
-    4,
-    5,
-    6,
-    168,
-    33,
-    263,
-    133,
-    362,
-    70,
-    300,
-)
+    10, 338, 297, 332, 284, 251, 389, 127, 162, 21, 54, 103, 67, 109,
+    1, 2, 4, 5, 6, 168, 33, 263, 133, 362, 70, 300,
+)  # fmt: skip
 
 
 def face_height(landmarks: Points) -> float:

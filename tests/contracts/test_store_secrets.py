@@ -35,7 +35,7 @@ from botocore.exceptions import (
 from s3transfer.exceptions import RetriesExceededError  # type: ignore[import-untyped]
 
 from s2v_tasks.errors import ConfigurationError, S2VError
-from s2v_tasks.storage.client import Connection, redacted, without_account
+from s2v_tasks.storage.client import Connection, redacted
 from s2v_tasks.storage.s3 import ObjectStore
 
 KEY_ID = "PLANTEDKEYID/+="
@@ -262,19 +262,3 @@ def test_the_command_line_shows_no_secret(echo: ThreadingHTTPServer) -> None:
 def test_other_text_is_not_hidden(text: str, shown: str) -> None:
     """A message keeps its other words; a short secret is hidden only where it is a whole word."""
     assert redacted(text, ["ab", None, ""]) == shown
-
-
-@pytest.mark.parametrize(
-    ("url", "shown"),
-    [
-        ("http://127.0.0.1:9000", "http://127.0.0.1:9000"),
-        ("https://user:pass@host:1/path", "https://***@host:1/path"),
-        ("https://host/?X-Amz-Signature=1", "https://host/"),
-        ("https://us/er:p@ss@[::1", "https://***@[::1"),
-        ("no URL", "no URL"),
-        ("s3://bucket/prefix", "s3://bucket/prefix"),
-    ],
-)
-def test_a_url_is_shown_without_its_account(url: str, shown: str) -> None:
-    """The settings in the log of a step show URLs without their account."""
-    assert without_account(url) == shown

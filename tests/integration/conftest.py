@@ -43,6 +43,19 @@ REQUEST: dict[str, Any] = {
 Run = Callable[..., dict[str, Any]]
 
 
+def run_job(job_id: str, step: str, clip_index: int | None = None, **arguments: Any) -> dict[str, Any]:
+    """Run one step of a job in this process."""
+    body = importlib.import_module(f"s2v_tasks.steps.{step}").run
+    return run_step(body, step=Step(step), job_id=job_id, clip_index=clip_index, **arguments)
+
+
+def stored_job(metadata: MetadataStore, job_id: str) -> Job:
+    """Return a job that exists."""
+    record = metadata.jobs.get(job_id)
+    assert record is not None
+    return record
+
+
 @pytest.fixture(scope="session")
 def stack_home() -> Iterator[Path]:
     """A home folder with running services, which end with this process, even if it is killed."""
@@ -129,8 +142,7 @@ def run(request_json: Callable[..., str]) -> Run:
 
     def run(step: str, clip_index: int | None = None, **fields: Any) -> dict[str, Any]:
         arguments = {"request_json": request_json(**fields)} if step == "stage_inputs" else fields
-        body = importlib.import_module(f"s2v_tasks.steps.{step}").run
-        return run_step(body, step=Step(step), job_id=JOB, clip_index=clip_index, **arguments)
+        return run_job(JOB, step, clip_index, **arguments)
 
     return run
 
@@ -173,12 +185,7 @@ def assemble(run: Run) -> Callable[[], None]:
 def found(metadata: MetadataStore) -> Callable[[], Job]:
     """Reads the job from the metadata store."""
 
-    def found() -> Job:
-        record = metadata.jobs.get(JOB)
-        assert record is not None
-        return record
-
-    return found
+    return lambda: stored_job(metadata, JOB)
 
 
 @pytest.fixture

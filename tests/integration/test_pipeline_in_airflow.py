@@ -18,11 +18,11 @@ from s2v_tasks.errors import JobTakenError, PermanentError
 from s2v_tasks.media.encode import encode_clip
 from s2v_tasks.metadata.session import engine_from_settings
 from s2v_tasks.metadata.store import MetadataStore
-from s2v_tasks.metadata.tables import Job
 from s2v_tasks.schemas.request_fields import MAX_PROMPT_CHARACTERS
 from s2v_tasks.settings import Settings, config_dir
 from s2v_tasks.storage.layout import JobLayout, output_video_uri
 from s2v_tasks.storage.s3 import ObjectStore, file_sha256
+from tests.integration.conftest import stored_job
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 # Two clips of one second: small enough for seconds, long enough to have a motion state between them.
@@ -51,17 +51,11 @@ def whole_video(stack_home: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return out_dir / "whole.mp4"
 
 
-def found(metadata: MetadataStore, job_id: str) -> Job:
-    job = metadata.jobs.get(job_id)
-    assert job is not None
-    return job
-
-
 def test_the_dag_makes_a_validated_video(
     whole_video: Path, stack: Settings, store: ObjectStore, metadata: MetadataStore
 ) -> None:
     """The published video equals the delivered one, has its planned length, and is in the metadata store."""
-    job = found(metadata, "whole")
+    job = stored_job(metadata, "whole")
     result = json.loads(store.get_bytes(JobLayout("whole").result))
     assert (job.status, job.reason, job.num_clip, job.num_frames) == ("succeeded", None, 2, 32)
     assert job.video_uri == output_video_uri(stack, "whole")
@@ -80,12 +74,12 @@ def test_a_job_id_that_another_demo_has_is_refused(
     whole_video: Path, stack_home: Path, metadata: MetadataStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The id is refused before anything runs, or after the run if the other job was first by a moment."""
-    before = found(metadata, "whole")
+    before = stored_job(metadata, "whole")
     with pytest.raises(JobTakenError, match="other values of base_seed"):
         run_demo(stack_home, DemoInputs(), FIELDS | {"base_seed": 8}, out_dir=tmp_path, job_id="whole")
     with pytest.raises(PermanentError, match="is not a file"):
         run_demo(stack_home, DemoInputs(image=tmp_path / "none.png"), dict(FIELDS), out_dir=tmp_path, job_id="whole")
-    assert found(metadata, "whole") == before
+    assert stored_job(metadata, "whole") == before
 
     def other_comes_first(_services: Any, run_conf: dict[str, Any]) -> None:
         metadata.jobs.enqueue(
@@ -113,7 +107,7 @@ def test_an_interrupted_job_continues(
     while renderers("interrupted"):
         time.sleep(0.05)
     assert run_demo(stack_home, DemoInputs(), dict(FIELDS), out_dir=tmp_path, job_id="interrupted") == 0
-    job = found(metadata, "interrupted")
+    job = stored_job(metadata, "interrupted")
     assert [clip.reused for clip in job.clips] == [True, False]
     assert (tmp_path / "interrupted.mp4").read_bytes() == whole_video.read_bytes()
 
@@ -162,7 +156,7 @@ def test_bad_speech_fails_the_run_once(
     speech.write_text("This is text.")
     inputs = DemoInputs(audio=speech)
     assert run_demo(stack_home, inputs, dict(FIELDS), out_dir=tmp_path / "out", job_id="bad-speech") == 65
-    job = found(metadata, "bad-speech")
+    job = stored_job(metadata, "bad-speech")
     assert job.status == "failed"
     assert job.reason is not None
     assert "not a readable audio file" in job.reason
@@ -186,7 +180,7 @@ def test_a_request_that_the_form_refuses_is_stored(
     """A bad field starts no run: exit code 65, and the job has its reason."""
     request = FIELDS | fields
     assert run_demo(stack_home, DemoInputs(), request, out_dir=tmp_path, job_id=name) == 65
-    job = found(metadata, name)
+    job = stored_job(metadata, name)
     assert job.status == "failed"
     assert reason in (job.reason or "")
 
@@ -251,7 +245,7 @@ def test_inputs_that_cannot_be_used_end_the_first_step(
     done = subprocess.run(
         [*command, "--request-json", json.dumps(request)], capture_output=True, text=True, check=False
     )
-    job = found(metadata, job_id)
+    job = stored_job(metadata, job_id)
     assert (done.returncode, job.status) == (65, "failed")
     assert job.reason is not None
     assert job.reason.removeprefix("stage_inputs: ") in done.stderr

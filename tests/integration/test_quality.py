@@ -1,6 +1,5 @@
 """Check the measurement of stored clips, and `quality: gate`, which renders a bad clip again before the next."""
 
-import importlib
 import json
 from collections.abc import Callable
 from typing import Any
@@ -11,15 +10,14 @@ from s2v_tasks.errors import ConfigurationError, PermanentError, TransientError
 from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.perception.faces import FaceFinder
 from s2v_tasks.rendering.measuring import ClipMeasurer
-from s2v_tasks.runtime.context import run_step
 from s2v_tasks.schemas.manifest import ClipFacts
 from s2v_tasks.schemas.report import Report
-from s2v_tasks.schemas.steps import Step
 from s2v_tasks.settings import Settings
 from s2v_tasks.storage.artifacts import ArtifactStore
 from s2v_tasks.storage.clip_state import TakeRecords
 from s2v_tasks.storage.layout import JobLayout, output_sidecar_uri
 from s2v_tasks.storage.s3 import ObjectStore
+from tests.integration.conftest import run_job
 from tests.integration.spoiled_clips import (
     GATE,
     JOB,
@@ -144,11 +142,6 @@ def test_a_bad_clip_is_rendered_again_before_the_next_one(
     assert report is not None
     assert (report.num_takes, report.kept_takes) == ((1, 2, 1), (0, 1, 0))
     assert any(sentence.startswith("Clip 1 was rendered 2 times; take 1 is kept") for sentence in report.sentences)
-
-
-def run_job(job_id: str, step: str, clip_index: int | None = None, **arguments: Any) -> dict[str, Any]:
-    body = importlib.import_module(f"s2v_tasks.steps.{step}").run
-    return run_step(body, step=Step(step), job_id=job_id, clip_index=clip_index, **arguments)
 
 
 @pytest.mark.usefixtures("one_limit")

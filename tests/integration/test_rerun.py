@@ -1,6 +1,5 @@
 """Check a rerun: a new job that inherits clips of an earlier one and renders the rest with changes."""
 
-import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -13,17 +12,16 @@ from s2v_tasks.cli.job_control import rerun
 from s2v_tasks.cli.jobs import fetch
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.metadata.store import MetadataStore
-from s2v_tasks.metadata.tables import Job
-from s2v_tasks.runtime.context import open_context, run_step
+from s2v_tasks.runtime.context import open_context
 from s2v_tasks.runtime.inheritance import parent_request
 from s2v_tasks.schemas.plan import Plan
 from s2v_tasks.schemas.request import Request
 from s2v_tasks.schemas.request_parsing import parse_request
-from s2v_tasks.schemas.steps import Step
 from s2v_tasks.settings import Settings
 from s2v_tasks.storage.artifacts import ArtifactStore
 from s2v_tasks.storage.layout import JobLayout
 from s2v_tasks.storage.s3 import ObjectStore, file_sha256
+from tests.integration.conftest import run_job, stored_job
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 PARENT, CHILD = "first-take", "second-take"
@@ -39,34 +37,23 @@ REQUEST: dict[str, Any] = {
 pytestmark = pytest.mark.usefixtures("settings")
 
 
-def run(job_id: str, step: str, clip_index: int | None = None, **arguments: Any) -> dict[str, Any]:
-    body = importlib.import_module(f"s2v_tasks.steps.{step}").run
-    return run_step(body, step=Step(step), job_id=job_id, clip_index=clip_index, **arguments)
-
-
 def stage(store: ObjectStore, job_id: str, **fields: Any) -> list[dict[str, Any]]:
     """Stage and plan a job; return the clips of its plan."""
     uris = {"image_uri": store.uri("portrait.jpg"), "audio_uri": store.uri("speech.mp3")}
-    run(job_id, "stage_inputs", request_json=json.dumps(uris | REQUEST | fields))
-    tasks: list[dict[str, Any]] = run(job_id, "plan_clips")["clips"]
+    run_job(job_id, "stage_inputs", request_json=json.dumps(uris | REQUEST | fields))
+    tasks: list[dict[str, Any]] = run_job(job_id, "plan_clips")["clips"]
     return tasks
 
 
 def make(store: ObjectStore, job_id: str, num_clip: int | None = None, **fields: Any) -> None:
     """Run a job to its end, or up to its first `num_clip` render tasks."""
     tasks = stage(store, job_id, **fields)
-    run(job_id, "encode_conditions")
+    run_job(job_id, "encode_conditions")
     for task in tasks[:num_clip]:
-        run(job_id, "render_clip", task["clip_index"], count=task["count"])
+        run_job(job_id, "render_clip", task["clip_index"], count=task["count"])
     if num_clip is None:
         for step in ("stitch", "mux_audio", "validate", "publish"):
-            run(job_id, step)
-
-
-def found(metadata: MetadataStore, job_id: str) -> Job:
-    job = metadata.jobs.get(job_id)
-    assert job is not None
-    return job
+            run_job(job_id, step)
 
 
 def objects(store: ObjectStore, job_id: str) -> dict[str, str | None]:
@@ -96,7 +83,7 @@ def test_clips_before_the_change_are_reused_and_cost_nothing(
         assert store.get_bytes(child.clip(index)) == store.get_bytes(parent.clip(index))
     assert objects(store, PARENT) == before
 
-    job = found(metadata, CHILD)
+    job = stored_job(metadata, CHILD)
     assert [clip.source_job_id for clip in job.clips] == [PARENT, PARENT, None, None]
     assert [attempt.clip_index for attempt in job.attempts] == [None, 2, 3]  # None: the conditions, for other words
     assert job.labels == {"team": "news"}
@@ -124,14 +111,14 @@ def test_only_changed_clips_are_rendered(store: ObjectStore, metadata: MetadataS
     tasks = stage(store, CHILD, base_seed=5, parent_job_id=PARENT, from_clip=1)
     assert [(task["clip_index"], task["predecessor"]) for task in tasks] == [(1, None), (2, 0), (3, 1)]
     plan = store.get_bytes(JobLayout(CHILD).plan)
-    assert run(CHILD, "plan_clips")["clips"] == tasks
+    assert run_job(CHILD, "plan_clips")["clips"] == tasks
     assert store.get_bytes(JobLayout(CHILD).plan) == plan
     assert [clip.seed for clip in Plan.model_validate_json(plan).clips[1:]] == [6, 7, 8]
-    assert run(CHILD, "encode_conditions")["reused"]
-    assert not run(CHILD, "render_clip", 1)["reused"]
-    assert [attempt.clip_index for attempt in found(metadata, CHILD).attempts] == [1]
+    assert run_job(CHILD, "encode_conditions")["reused"]
+    assert not run_job(CHILD, "render_clip", 1)["reused"]
+    assert [attempt.clip_index for attempt in stored_job(metadata, CHILD).attempts] == [1]
     stage(store, "third-take", base_seed=5, sample_steps=3, parent_job_id=CHILD, from_clip=2)
-    assert [clip.source_job_id for clip in found(metadata, "third-take").clips] == [PARENT, CHILD, None, None]
+    assert [clip.source_job_id for clip in stored_job(metadata, "third-take").clips] == [PARENT, CHILD, None, None]
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
@@ -204,14 +191,14 @@ def test_only_clips_of_the_current_parent_are_reused(
         stage(store, PARENT, **change)
         with pytest.raises(PermanentError, match="Clip 0 of job first-take belongs to an earlier start"):
             stage(store, CHILD, **{"parent_job_id": PARENT, "from_clip": 1} | change)
-    run(PARENT, "encode_conditions")
+    run_job(PARENT, "encode_conditions")
     with pytest.raises(PermanentError, match=r"belongs to an earlier start.*Rerun from clip 0"):
         stage(store, CHILD, **{"parent_job_id": PARENT, "from_clip": 1} | change)
     metadata.jobs.fail(PARENT, "A person gave it up.")
     stage(store, PARENT)
-    run(PARENT, "encode_conditions")
+    run_job(PARENT, "encode_conditions")
     stage(store, CHILD, parent_job_id=PARENT, from_clip=1)
-    assert found(metadata, CHILD).clips[0].source_job_id == PARENT
+    assert stored_job(metadata, CHILD).clips[0].source_job_id == PARENT
 
 
 def test_a_parent_that_was_not_planned_again_is_refused(store: ObjectStore, metadata: MetadataStore) -> None:
@@ -219,7 +206,7 @@ def test_a_parent_that_was_not_planned_again_is_refused(store: ObjectStore, meta
     stage(store, PARENT)
     uris = {"image_uri": store.uri("portrait.jpg"), "audio_uri": store.uri("speech.mp3")}
     metadata.jobs.fail(PARENT, "A person gave it up.")
-    run(PARENT, "stage_inputs", request_json=json.dumps(uris | REQUEST | {"sample_steps": 3}))
+    run_job(PARENT, "stage_inputs", request_json=json.dumps(uris | REQUEST | {"sample_steps": 3}))
     with pytest.raises(PermanentError, match=r"first-take has no plan\.json"):
         stage(store, CHILD, parent_job_id=PARENT, from_clip=0, sample_steps=3)
 
@@ -268,8 +255,8 @@ def test_a_preview_becomes_the_video_itself(store: ObjectStore) -> None:
     uri = next(found.uri for found in store.listing("drop/incoming/") if found.uri.endswith("request.json"))
     request = json.loads(store.get_bytes(uri))
     assert request.pop("job_id") == CHILD
-    run(CHILD, "stage_inputs", request_json=json.dumps(request))
-    run(CHILD, "plan_clips")
+    run_job(CHILD, "stage_inputs", request_json=json.dumps(request))
+    run_job(CHILD, "plan_clips")
     before, after = (Plan.model_validate_json(store.get_bytes(JobLayout(job).plan)) for job in (PARENT, CHILD))
     assert (before.preview, before.sampling.sample_steps, before.sampling.guided_steps) == (True, 1, 0)
     assert (after.preview, after.preset) == (False, "high")
@@ -284,8 +271,8 @@ def test_a_preview_becomes_the_video_itself(store: ObjectStore) -> None:
     assert before.warnings[0].startswith("Preview quality: 1 steps without guidance")
     assert "s2v rerun first-take --preset high" in before.warnings[0]
     assert not any(warning.startswith("Preview") for warning in after.warnings)
-    run(CHILD, "encode_conditions")
-    assert not run(CHILD, "render_clip", 0)["reused"]
+    run_job(CHILD, "encode_conditions")
+    assert not run_job(CHILD, "render_clip", 0)["reused"]
 
 
 def test_a_job_without_result_is_not_fetched(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from fastapi.testclient import TestClient
 
 from s2v_tasks.metadata.store import MetadataStore
@@ -51,6 +52,17 @@ def dag(airflow_app: Any) -> str:
     assert bag.import_errors == {}
     sync_bag_to_db(bag, "dags-folder", None)
     return JOB_DAG
+
+
+@pytest.fixture
+def no_runs(dag: str) -> Iterator[None]:
+    """Deletes the runs that the test has started."""
+    from airflow.models.dagrun import DagRun
+    from airflow.utils.session import create_session
+
+    yield
+    with create_session() as session:
+        session.execute(sa.delete(DagRun))
 
 
 @pytest.fixture

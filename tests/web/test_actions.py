@@ -3,7 +3,6 @@
 import html
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +21,7 @@ from tests.web.sample_job import REQUEST, add_job
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 
-
-@pytest.fixture(autouse=True)
-def _no_runs(dag: str) -> Iterator[None]:
-    from airflow.models.dagrun import DagRun
-    from airflow.utils.session import create_session
-
-    yield
-    with create_session() as session:
-        session.execute(sa.delete(DagRun))
+pytestmark = pytest.mark.usefixtures("no_runs")
 
 
 def runs() -> dict[str, tuple[str, dict[str, Any], str]]:

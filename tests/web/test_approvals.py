@@ -1,6 +1,6 @@
 """Check answers to approvals on the page of a job: they resume the deferred task with the user's name."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -16,15 +16,7 @@ from tests.web.sample_job import REQUEST, add_job
 
 VIDEO = {"clip_index": None}
 
-
-@pytest.fixture(autouse=True)
-def _no_runs(dag: str) -> Iterator[None]:
-    from airflow.models.dagrun import DagRun
-    from airflow.utils.session import create_session
-
-    yield
-    with create_session() as session:
-        session.execute(sa.delete(DagRun))
+pytestmark = pytest.mark.usefixtures("no_runs")
 
 
 @pytest.fixture(autouse=True)

@@ -6,12 +6,18 @@ import pytest
 import sqlalchemy as sa
 
 from s2v_tasks.metadata.store import MetadataStore
+from s2v_tasks.metadata.tables import Job
 from s2v_tasks.schemas.plan import ClipPlan, Estimate, Plan, Sampling, SpeechFacts
+from tests.integration.conftest import stored_job
 
 
 @pytest.fixture
 def metadata(engine: sa.Engine) -> MetadataStore:
     return MetadataStore(engine)
+
+
+def job(metadata: MetadataStore, job_id: str = "job-1") -> Job:
+    return stored_job(metadata, job_id)
 
 
 @pytest.fixture

@@ -8,21 +8,15 @@ import pytest
 
 from s2v_tasks.metadata.attempts import CONDITIONS, rendering
 from s2v_tasks.metadata.store import MetadataStore
-from s2v_tasks.metadata.tables import Job
 from s2v_tasks.schemas.manifest import ClipFacts
 from s2v_tasks.schemas.plan import Plan
 from s2v_tasks.schemas.quality import Take, TakeRecord
+from tests.integration.metadata.conftest import job
 
 FACTS = ClipFacts(start_frame=0, end_frame=16)
 
 MakePlan = Callable[..., Plan]
 Planned = Callable[..., MetadataStore]
-
-
-def job(metadata: MetadataStore) -> Job:
-    record = metadata.jobs.get("job-1")
-    assert record is not None
-    return record
 
 
 def test_every_attempt_is_stored_with_its_gpu_seconds(

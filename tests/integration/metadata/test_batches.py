@@ -10,14 +10,9 @@ from s2v_tasks.metadata.ingestion_tables import Batch
 from s2v_tasks.metadata.queue import NewJob
 from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.metadata.tables import Attempt, Job
+from tests.integration.metadata.conftest import job
 
 URI = "s3://b/m.jsonl"
-
-
-def job(metadata: MetadataStore, job_id: str) -> Job:
-    record = metadata.jobs.get(job_id)
-    assert record is not None
-    return record
 
 
 @pytest.fixture

@@ -12,16 +12,11 @@ from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.metadata.tables import ArtifactRow, Attempt, Clip, Event, Job
 from s2v_tasks.schemas.manifest import ClipFacts
 from s2v_tasks.schemas.plan import Plan
+from tests.integration.metadata.conftest import job
 
 FACTS = ClipFacts(start_frame=0, end_frame=16)
 
 Planned = Callable[..., MetadataStore]
-
-
-def job(metadata: MetadataStore, job_id: str = "job-1") -> Job:
-    record = metadata.jobs.get(job_id)
-    assert record is not None
-    return record
 
 
 def names(record: Job) -> list[str]:

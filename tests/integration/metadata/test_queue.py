@@ -8,16 +8,10 @@ import sqlalchemy as sa
 from s2v_tasks.metadata.ingestion import NewRow
 from s2v_tasks.metadata.queue import JobQueue, NewJob
 from s2v_tasks.metadata.store import MetadataStore
-from s2v_tasks.metadata.tables import Job
 from s2v_tasks.schemas.job import Source
+from tests.integration.metadata.conftest import job
 
 DAY = datetime(2026, 11, 20, 12, tzinfo=UTC)
-
-
-def job(metadata: MetadataStore, job_id: str) -> Job:
-    record = metadata.jobs.get(job_id)
-    assert record is not None
-    return record
 
 
 @pytest.fixture

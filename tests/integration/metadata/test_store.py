@@ -8,9 +8,9 @@ import sqlalchemy as sa
 
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.metadata.store import MetadataStore
-from s2v_tasks.metadata.tables import Job
 from s2v_tasks.schemas.manifest import Artifact, ClipFacts, Manifest, Producer
 from s2v_tasks.schemas.plan import InheritedClip, Plan
+from tests.integration.metadata.conftest import job
 
 FACTS = ClipFacts(start_frame=0, end_frame=16)
 
@@ -22,12 +22,6 @@ def facts(**values: float) -> ClipFacts:
 REQUEST = {"prompt": "A person speaks.", "audio_uri": "s3://in/a.wav"}
 MakePlan = Callable[..., Plan]
 Planned = Callable[..., MetadataStore]
-
-
-def job(metadata: MetadataStore) -> Job:
-    record = metadata.jobs.get("job-1")
-    assert record is not None
-    return record
 
 
 def test_states_of_a_job(metadata: MetadataStore, plan: MakePlan) -> None:

@@ -12,11 +12,7 @@ from PIL import Image
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.media.encode import encode_clip
 from s2v_tasks.media.image import ImageInfo, normalise_image
-
-
-def _photo(width: int = 60, height: int = 40) -> Image.Image:
-    y, x = np.mgrid[:height, :width]
-    return Image.fromarray(np.stack([x * 4 % 256, y * 6 % 256, (x + y) % 256], axis=-1).astype(np.uint8))
+from tests.unit.media.pictures import photo
 
 
 def _normalised(source: Path, tmp_path: Path) -> Image.Image:
@@ -29,7 +25,7 @@ def _normalised(source: Path, tmp_path: Path) -> Image.Image:
 
 def test_plain_picture_keeps_its_pixels(tmp_path: Path) -> None:
     """A PNG in RGB keeps its pixels, loses its metadata, and gives the same bytes each time."""
-    source = _photo()
+    source = photo()
     source.save(tmp_path / "a.png", dpi=(300, 300), icc_profile=b"profile")
     assert np.array_equal(_normalised(tmp_path / "a.png", tmp_path), source)
     first = (tmp_path / "image.png").read_bytes()
@@ -44,12 +40,12 @@ def test_rotation_of_the_camera_is_applied(orientation: int, size: tuple[int, in
     """A photo taken sideways is turned upright once."""
     exif = Image.Exif()
     exif[0x0112] = orientation
-    _photo().save(tmp_path / "a.jpg", exif=exif, quality=95)
+    photo().save(tmp_path / "a.jpg", exif=exif, quality=95)
     image = _normalised(tmp_path / "a.jpg", tmp_path)
     assert image.size == size
     assert not image.getexif()
     quarter_turns = {1: 0, 3: 2, 6: 3, 8: 1}[orientation]
-    expected = np.rot90(np.asarray(_photo()), quarter_turns).astype(int)
+    expected = np.rot90(np.asarray(photo()), quarter_turns).astype(int)
     assert np.abs(np.asarray(image) - expected)[5:-5, 5:-5].mean() < 12
 
 
@@ -70,7 +66,7 @@ def test_transparency_becomes_white(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "1", "CMYK", "RGB"])
 def test_every_colour_mode_becomes_rgb(mode: str, tmp_path: Path) -> None:
     """Grey, palette, bilevel and CMYK pictures become the RGB picture that they show."""
-    source = _photo().convert("L") if mode in {"LA", "1"} else _photo()
+    source = photo().convert("L") if mode in {"LA", "1"} else photo()
     source = source.convert(mode)
     source.save(tmp_path / "a.jpg", quality=95) if mode == "CMYK" else source.save(tmp_path / "a.png")
     result = np.asarray(_normalised(tmp_path / "a.jpg" if mode == "CMYK" else tmp_path / "a.png", tmp_path)).astype(int)
@@ -127,26 +123,26 @@ def test_truncated_picture_is_refused(suffix: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", ["png", "webp"])
 def test_animation_is_refused(suffix: str, tmp_path: Path) -> None:
     """An animation is refused, because it has several pictures."""
-    _photo().save(tmp_path / f"a.{suffix}", save_all=True, append_images=[_photo().rotate(90)])
+    photo().save(tmp_path / f"a.{suffix}", save_all=True, append_images=[photo().rotate(90)])
     assert "animated" in _refusal(tmp_path / f"a.{suffix}", tmp_path)
 
 
 @pytest.mark.parametrize("size", [(31, 200), (200, 31)])
 def test_tiny_picture_is_refused(size: tuple[int, int], tmp_path: Path) -> None:
     """A picture that is too small for a face is refused."""
-    _photo(*size).save(tmp_path / "a.png")
+    photo(*size).save(tmp_path / "a.png")
     assert "at least 32" in _refusal(tmp_path / "a.png", tmp_path)
 
 
 def test_banner_is_refused(tmp_path: Path) -> None:
     """A picture more than four times longer than wide is refused, because no video can be planned for it."""
-    _photo(161, 40).save(tmp_path / "a.png")
+    photo(161, 40).save(tmp_path / "a.png")
     assert "at most 4 times the shorter one; crop the picture" in _refusal(tmp_path / "a.png", tmp_path)
 
 
 def test_bomb_is_refused_before_it_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A decompression bomb is refused by the number of pixels in its header."""
-    _photo(100, 100).save(tmp_path / "a.png")
+    photo(100, 100).save(tmp_path / "a.png")
     with monkeypatch.context() as lower:
         lower.setattr("s2v_tasks.media.image._MAX_PIXELS", 9999)
         assert "more than 9999 pixels" in _refusal(tmp_path / "a.png", tmp_path)
@@ -159,5 +155,5 @@ def test_bomb_is_refused_before_it_is_decoded(tmp_path: Path, monkeypatch: pytes
 
 def test_other_formats_are_refused(tmp_path: Path) -> None:
     """Formats outside the list are not opened even if Pillow knows them."""
-    _photo().save(tmp_path / "a.gif")
+    photo().save(tmp_path / "a.gif")
     assert "PNG, JPEG or WebP" in _refusal(tmp_path / "a.gif", tmp_path)

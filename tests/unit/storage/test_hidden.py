@@ -14,6 +14,9 @@ from s2v_tasks.storage.client import _forms, account_of, redacted, without_accou
         ("https://s3.example.com/path?X-Amz-Signature=abc", "https://s3.example.com/path"),
         ("https://key:secret@s3.example.com/path?x=1", "https://***@s3.example.com/path"),
         ("https://key:p@ss@s3.example.com", "https://***@s3.example.com"),
+        ("https://us/er:p@ss@[::1", "https://***@[::1"),
+        ("no URL", "no URL"),
+        ("s3://bucket/prefix", "s3://bucket/prefix"),
     ],
 )
 def test_a_url_is_shown_without_its_account_and_query(url: str, shown: str) -> None:

@@ -10,7 +10,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.metadata.tables import Job
-from s2v_tasks.schemas.events import JobEvent
 from s2v_tasks.schemas.job import JOB_ID_PATTERN, JobStatus, RestartableStatus, is_job_id, job_slug
 from s2v_tasks.schemas.manifest import fingerprint
 from s2v_tasks.schemas.preset import find_preset, load_demo_request, load_presets
@@ -25,7 +24,7 @@ from s2v_tasks.web.estimates import PlanSummary, estimate
 from s2v_tasks.web.job_page import stored_plan
 from s2v_tasks.web.pages import page
 from s2v_tasks.web.runs import end_runs, start_run
-from s2v_tasks.web.services import KnownJob, Services, SharedServices
+from s2v_tasks.web.services import KnownJob, Services, SharedServices, leave_event
 
 router = APIRouter()
 Fields = Annotated[dict[str, Any], Body()]
@@ -99,7 +98,7 @@ def cancel_job(job: KnownJob, services: SharedServices, user: User) -> Response:
     """Cancel a job: its steps stop, and its finished clips are kept. The page shows the end some seconds later."""
     if not services.metadata.jobs.is_cancellable(job.job_id):
         raise HTTPException(409, f"Job {job.job_id} has {job.status}: there is nothing to cancel.")
-    _leave_event(services, job.job_id, user, "cancelled this video")
+    leave_event(services, job.job_id, user, "cancelled this video")
     services.metadata.jobs.request_cancel(job.job_id)
     ended = end_runs(job.job_id)
     if job.status == JobStatus.QUEUED and job.dag_run_id is None and not ended:
@@ -139,13 +138,9 @@ def _start(services: Services, job_id: str, request: Request, user: Any, action:
     services.metadata.jobs.check_request(job_id, request.model_dump(exclude_defaults=True), given_only=True)
     started = start_run(job_id, request, user.get_name())
     if started.is_new:
-        _leave_event(services, job_id, user, action)
+        leave_event(services, job_id, user, action)
     answer = {"job_id": job_id, "run_id": started.run_id, "started": started.is_new}
     return JSONResponse(answer | {"dag_is_paused": started.dag_is_paused}, 201 if started.is_new else 200)
-
-
-def _leave_event(services: Services, job_id: str, user: Any, action: str) -> None:
-    services.metadata.events.record(job_id, JobEvent.USER_ACTION, detail={"user": user.get_name(), "action": action})
 
 
 def _stored_request(services: Services, job: Job) -> Request:

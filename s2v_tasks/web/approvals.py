@@ -18,10 +18,9 @@ from sqlalchemy.orm import Session
 
 from s2v_tasks.metadata.tables import Approval, Job
 from s2v_tasks.schemas.approval import APPROVE, EARLIEST_ANSWER_SECONDS, REJECT, Rejection
-from s2v_tasks.schemas.events import JobEvent
 from s2v_tasks.schemas.steps import CLIP_WAIT_TASK, JOB_DAG, PUBLISH
 from s2v_tasks.web.access import User, may_answer, may_start
-from s2v_tasks.web.services import KnownJob, Services, SharedServices
+from s2v_tasks.web.services import KnownJob, Services, SharedServices, leave_event
 
 PARKING_SECONDS = 10.0 + EARLIEST_ANSWER_SECONDS
 _POLL_SECONDS = 0.5
@@ -96,6 +95,5 @@ def _parked_task(session: Session, waiting: Approval) -> Any:
 
 
 def _noted(services: Services, job: Job, user: Any, action: str) -> Response:
-    detail = {"user": user.get_name(), "action": action}
-    services.metadata.events.record(job.job_id, JobEvent.USER_ACTION, detail=detail)
+    leave_event(services, job.job_id, user, action)
     return JSONResponse({"job_id": job.job_id, "answer": action}, 202)

@@ -9,6 +9,7 @@ from fastapi import Depends, Path
 
 from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.metadata.tables import Job
+from s2v_tasks.schemas.events import JobEvent
 from s2v_tasks.schemas.job import JOB_ID_PATTERN
 from s2v_tasks.settings import Settings, load_settings
 from s2v_tasks.storage.result_files import JobLinks
@@ -63,6 +64,11 @@ def known_job(job_id: "JobId", services: "SharedServices") -> Job:
     if job is None:
         raise ObjectMissingError(f"Job {job_id} does not exist: see the list of videos.")
     return job
+
+
+def leave_event(services: Services, job_id: str, user: Any, action: str) -> None:
+    """Record what a person did on the page of a job."""
+    services.metadata.events.record(job_id, JobEvent.USER_ACTION, detail={"user": user.get_name(), "action": action})
 
 
 JobId = Annotated[str, Path(pattern=JOB_ID_PATTERN)]

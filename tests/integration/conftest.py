@@ -19,7 +19,7 @@ from s2v_tasks.embedded.stack import Services
 from s2v_tasks.metadata.session import create_engine, engine_from_settings
 from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.metadata.tables import Job
-from s2v_tasks.runtime.context import run_step
+from s2v_tasks.runtime.context import StepContext, open_context, run_step
 from s2v_tasks.schemas.steps import Step
 from s2v_tasks.settings import Settings, load_settings
 from s2v_tasks.storage.s3 import ObjectStore
@@ -115,6 +115,16 @@ def engine(postgres_url: str) -> Iterator[sa.Engine]:
     engine = create_engine(postgres_url)
     yield engine
     engine.dispose()
+
+
+@pytest.fixture
+def context(s3_settings: Settings, postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[StepContext]:
+    """The context of the queued job `my-job`."""
+    monkeypatch.setenv("S2V_DATABASE_URL", postgres_url)
+    load_settings.cache_clear()
+    with open_context("my-job", load_settings()) as context:
+        context.metadata.jobs.enqueue("my-job", {})
+        yield context
 
 
 @pytest.fixture

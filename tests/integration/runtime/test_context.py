@@ -1,6 +1,5 @@
 """Check events, failures and results around the work of a step."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,20 +8,15 @@ import pytest
 from s2v_tasks.runtime.context import StepContext, open_context, run_step
 from s2v_tasks.schemas.manifest import ClipFacts, Facts
 from s2v_tasks.schemas.steps import RENDER_CLIP, STITCH
-from s2v_tasks.settings import Settings, load_settings
 from s2v_tasks.storage.artifacts import Built, OutputFile, Work
 
 
 @pytest.fixture
-def context(s3_settings: Settings, postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[StepContext]:
+def context(context: StepContext) -> StepContext:
     """A job that has failed."""
-    monkeypatch.setenv("S2V_DATABASE_URL", postgres_url)
-    load_settings.cache_clear()
-    with open_context("my-job", load_settings()) as context:
-        context.metadata.jobs.enqueue("my-job", {})
-        context.metadata.jobs.start("my-job")
-        context.metadata.jobs.fail("my-job", "The first chain broke.")
-        yield context
+    context.metadata.jobs.start("my-job")
+    context.metadata.jobs.fail("my-job", "The first chain broke.")
+    return context
 
 
 def make(context: StepContext, clip_index: int | None = None) -> None:

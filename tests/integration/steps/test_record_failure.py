@@ -1,32 +1,26 @@
 """Check that the reason of a step that could not report it is recorded."""
 
-from collections.abc import Iterator
-
 import pytest
 
 from s2v_tasks.planning.planner import make_plan
-from s2v_tasks.runtime.context import StepContext, open_context
+from s2v_tasks.runtime.context import StepContext
 from s2v_tasks.schemas.manifest import ClipFacts
 from s2v_tasks.schemas.model_card import load_gpu_card, load_model_card
 from s2v_tasks.schemas.plan import Plan, SpeechFacts
 from s2v_tasks.schemas.preset import load_presets
 from s2v_tasks.schemas.request_parsing import parse_request
 from s2v_tasks.schemas.steps import ENCODE_CONDITIONS, RENDER_CLIP, STITCH
-from s2v_tasks.settings import Settings, config_dir, load_settings
+from s2v_tasks.settings import Settings, config_dir
 from s2v_tasks.steps import close_job, record_failure
 
 FACTS = ClipFacts(start_frame=0, end_frame=16)
 
 
 @pytest.fixture
-def context(s3_settings: Settings, postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[StepContext]:
+def context(context: StepContext) -> StepContext:
     """A running job."""
-    monkeypatch.setenv("S2V_DATABASE_URL", postgres_url)
-    load_settings.cache_clear()
-    with open_context("my-job", load_settings()) as context:
-        context.metadata.jobs.enqueue("my-job", {})
-        context.metadata.jobs.start("my-job")
-        yield context
+    context.metadata.jobs.start("my-job")
+    return context
 
 
 def test_the_reason_of_a_dead_step_becomes_the_reason_of_its_job(context: StepContext) -> None:

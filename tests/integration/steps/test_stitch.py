@@ -1,6 +1,6 @@
 """Check the step stitch."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,10 @@ from s2v_tasks.errors import PermanentError, TransientError
 from s2v_tasks.media import assembly, encode
 from s2v_tasks.media.encode import encode_clip, encoder_build
 from s2v_tasks.media.frames import read_frames
-from s2v_tasks.runtime.context import StepContext, open_context
+from s2v_tasks.runtime.context import StepContext
 from s2v_tasks.schemas.manifest import AssemblyFacts, ClipFacts
 from s2v_tasks.schemas.plan import ClipPlan, Estimate, Plan, Sampling, SpeechFacts
 from s2v_tasks.schemas.steps import RENDER_CLIP, STITCH
-from s2v_tasks.settings import Settings, load_settings
 from s2v_tasks.steps import stitch
 from s2v_tasks.storage.artifacts import Built, OutputFile, Work
 
@@ -63,15 +62,6 @@ def a_plan(fade: int) -> Plan:
             pflops=0.3, gpu="cpu", gpu_seconds=1, longest_chain_seconds=1, cost=0, currency="EUR", peak_gpu_memory_gib=1
         ),
     )
-
-
-@pytest.fixture
-def context(s3_settings: Settings, postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[StepContext]:
-    monkeypatch.setenv("S2V_DATABASE_URL", postgres_url)
-    load_settings.cache_clear()
-    with open_context("my-job", load_settings()) as context:
-        context.metadata.jobs.enqueue("my-job", {})
-        yield context
 
 
 def finish(context: StepContext, clip: ClipPlan, encoder: str | None, seed: int = 0) -> np.ndarray[Any, Any]:

@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from s2v_tasks.cli import app
-from s2v_tasks.cli.terminal import PEOPLE, AsJson, console, print_json
+from s2v_tasks.cli.terminal import PEOPLE, AsJson, JobId, console, print_json
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.schemas.approval import APPROVE, EARLIEST_ANSWER_SECONDS, REJECT, rejection_of
 from s2v_tasks.settings import load_settings
 
 if TYPE_CHECKING:
     from s2v_tasks.cli.airflow_api import AirflowApi
-
-JobId = Annotated[str, typer.Argument(help="The job.")]
 
 
 @app.command(rich_help_panel=PEOPLE)

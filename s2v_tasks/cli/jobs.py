@@ -12,7 +12,7 @@ from rich.table import Table
 
 from s2v_tasks.cli import app
 from s2v_tasks.cli.request_options import parse_labels
-from s2v_tasks.cli.terminal import PEOPLE, AsJson, console, open_metadata_store, print_json
+from s2v_tasks.cli.terminal import PEOPLE, AsJson, JobId, console, open_metadata_store, print_json
 from s2v_tasks.cli.watch import Watch, unknown_job, watch_job
 from s2v_tasks.schemas.job import JobStatus
 from s2v_tasks.settings import load_settings
@@ -54,7 +54,7 @@ def jobs(
 
 @app.command(rich_help_panel=PEOPLE)
 def job(
-    job_id: Annotated[str, typer.Argument(help="The job.")],
+    job_id: JobId,
     watch: Watch = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON; with --watch a line after each change.")] = False,
 ) -> None:
@@ -188,7 +188,7 @@ def _cost_cells(facts: "ClipFacts | None") -> tuple[str, str, str]:
 
 @app.command(rich_help_panel=PEOPLE)
 def fetch(
-    job_id: Annotated[str, typer.Argument(help="The job.")],
+    job_id: JobId,
     to: Annotated[Path, typer.Option(help="Folder for the files.")] = Path("out"),
     as_json: AsJson = False,
 ) -> None:
@@ -208,7 +208,7 @@ def fetch(
 
 @app.command(rich_help_panel=PEOPLE)
 def link(
-    job_id: Annotated[str, typer.Argument(help="The job.")],
+    job_id: JobId,
     file: Annotated[str, typer.Argument(help="video, report or contact-sheet.")] = "video",
 ) -> None:
     """Print a presigned URL of a file of a job. It is valid for one hour and needs no login."""

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from s2v_tasks.metadata.store import MetadataStore
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+JobId = Annotated[str, typer.Argument(help="The job.")]
 PEOPLE, OPERATORS, INGESTION = "For people", "For operators", "Drop folder and batches"
 # In a pipe or a file rows are not wrapped, so that each line is a row.
 console = Console(width=None if sys.stdout.isatty() else 180)

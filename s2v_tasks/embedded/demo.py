@@ -156,8 +156,8 @@ def _job(job_id: str, settings: Settings, *, since: datetime) -> Job | None:
 def _uploaded(inputs: DemoInputs, settings: Settings, job_id: str) -> dict[str, str]:
     """Upload the local files and return their URIs in S3; a missing file fails a new job, which stores the reason."""
     files = {"image_uri": inputs.image, "audio_uri": inputs.audio, "pose_video_uri": inputs.pose_video}
-    store = ObjectStore.from_settings(settings)
     try:
+        store = ObjectStore.from_settings(settings)
         return {field: upload_input(store, path) for field, path in files.items() if path is not None}
     except PermanentError as error:
         with open_metadata(settings) as metadata:

@@ -38,13 +38,8 @@ class ClipRepository(Repository):
 
     def start(self, job_id: str, clip_index: int, fingerprint: str, *, world_size: int = 1) -> int:
         """Start an attempt to render a clip on `world_size` GPUs and return its number."""
-        fresh = {"progress_step": None, "eta_seconds": None, "gpu_memory_bytes": None}
-        values = {
-            "status": ClipStatus.RENDERING,
-            "fingerprint": fingerprint,
-            "reused": False,
-            "source_job_id": None,
-        } | fresh
+        values = {"status": ClipStatus.RENDERING, "fingerprint": fingerprint, "reused": False}
+        values |= dict.fromkeys(("source_job_id", "progress_step", "eta_seconds", "gpu_memory_bytes"))
         with transaction(self._engine) as connection:
             lock_job(connection, job_id)
             attempt = start_attempt(connection, job_id, rendering(clip_index), world_size, fingerprint)
@@ -66,13 +61,9 @@ class ClipRepository(Repository):
     ) -> None:
         """Record that solver step `step` of `num_steps` is done and that about `eta_seconds` remain."""
         values = {"status": ClipStatus.RENDERING, "progress_step": step, "progress_steps": num_steps}
+        values |= {"eta_seconds": eta_seconds, "gpu_memory_bytes": gpu_memory_bytes}
         with transaction(self._engine) as connection:
-            update_clip(
-                connection,
-                job_id,
-                clip_index,
-                values | {"eta_seconds": eta_seconds, "gpu_memory_bytes": gpu_memory_bytes},
-            )
+            update_clip(connection, job_id, clip_index, values)
 
     def succeed(
         self,

@@ -80,15 +80,8 @@ def _launcher(step: Step) -> list[str]:
     processes = num_processes(step)
     if processes == 1:
         return []
-    return [
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        str(processes),
-        "--shutdown-timeout",
-        str(int(TERMINATION_GRACE_SECONDS) - 10),
-    ]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return [*torchrun, "--shutdown-timeout", str(int(TERMINATION_GRACE_SECONDS) - 10)]
 
 
 class StepFailedError(Exception):

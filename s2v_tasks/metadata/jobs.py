@@ -1,5 +1,6 @@
 """Jobs from queued to ended."""
 
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -20,7 +21,7 @@ from s2v_tasks.metadata.sql import (
     update_job,
     upsert_job,
 )
-from s2v_tasks.metadata.starts import check_owner, clear_cancel, is_cancellable, is_settled
+from s2v_tasks.metadata.starts import check_owner, clear_cancel, is_cancellable, is_settled, refuse_ended
 from s2v_tasks.metadata.tables import Approval, ArtifactRow, Attempt, Clip, Event, Job
 from s2v_tasks.schemas.events import JobEvent
 from s2v_tasks.schemas.job import (
@@ -105,17 +106,20 @@ class JobRepository(Repository):
         with transaction(self._engine) as connection:
             check_owner(connection, job_id, request, run_id=None, given_only=given_only)
 
-    def start(self, job_id: str, *, by_clip: bool = False) -> None:
+    def start(self, job_id: str, *, by_clip: bool = False, began_at: datetime | None = None) -> None:
         """Record that the job runs, again if it had ended; nothing changes if it runs already.
 
         `by_clip`: the caller starts a clip. After one clip has failed the job, clips of other chains continue. They
-        belong to the failed start and do not restart the job until `close_job` has closed it.
+        belong to the failed start and do not restart the job until `close_job` has closed it. `began_at`: when the step
+        of the caller began; TransientError if the job has ended since.
         """
         values = {"status": JobStatus.RUNNING, "reason": None, "started_at": NOW, "finished_at": None}
         with transaction(self._engine) as connection:
             lock_job(connection, job_id)
             if by_clip and not is_settled(connection, job_id):
                 return
+            if began_at is not None:
+                refuse_ended(connection, job_id, began_at)
             if update_job(connection, job_id, values, Job.status != JobStatus.RUNNING):
                 self._events.add(connection, job_id, JobEvent.JOB_STARTED)
 

@@ -1,9 +1,11 @@
 """Starts of a job: which request may start it, and whether its last start is over or may be cancelled."""
 
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
 
+from s2v_tasks.errors import TransientError
 from s2v_tasks.metadata.sql import queued_run_id, update_job
 from s2v_tasks.metadata.tables import Event, Job
 from s2v_tasks.schemas.events import JobEvent
@@ -39,6 +41,17 @@ def check_owner(
         refuse_other_request(job_id, job.request, request, given_only=True)
     else:
         refuse_other_request(job_id, request, job.request, given_only=given_only)
+
+
+def refuse_ended(connection: sa.Connection, job_id: str, began_at: datetime) -> None:
+    """Raise TransientError if the job has ended since `began_at`, by the clock of the database."""
+    ended = (Job.job_id == job_id, Job.status.in_(ENDED_STATUSES), Job.finished_at >= began_at)
+    status = connection.execute(sa.select(Job.status).where(*ended)).scalar()
+    if status is not None:
+        raise TransientError(
+            f"Job {job_id} has ended since this process began ({status}): expected it to run. Another process may have "
+            "taken the place of this one. Nothing is changed; run the step again if the job needs it."
+        )
 
 
 def is_settled(connection: sa.Connection, job_id: str) -> bool:

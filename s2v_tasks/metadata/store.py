@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 
 import sqlalchemy as sa
 
@@ -14,7 +15,8 @@ from s2v_tasks.metadata.housekeeping import HousekeepingRepository
 from s2v_tasks.metadata.ingestion import BatchRepository, DropRepository
 from s2v_tasks.metadata.jobs import JobRepository
 from s2v_tasks.metadata.queue import JobQueue
-from s2v_tasks.metadata.session import engine_from_settings
+from s2v_tasks.metadata.session import engine_from_settings, transaction
+from s2v_tasks.metadata.sql import NOW
 from s2v_tasks.settings import Settings
 
 
@@ -47,6 +49,12 @@ class MetadataStore:
         """Return the store of this installation; ConfigurationError when no database is configured."""
         webhook_url = settings.webhook_url.get_secret_value() if settings.webhook_url else None
         return cls(engine_from_settings(settings), webhook_url=webhook_url)
+
+    def now(self) -> datetime:
+        """Return the time of the database, the clock of all its records."""
+        with transaction(self._engine) as connection:
+            now: datetime = connection.execute(sa.select(NOW)).scalar_one()
+        return now
 
     def close(self) -> None:
         """Close all connections."""

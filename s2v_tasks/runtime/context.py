@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.runtime.cancellation import cancellable, refuse_cancelled
 from s2v_tasks.runtime.outages import RetryPolicy, retried, tried_once
 from s2v_tasks.schemas.events import JobEvent
-from s2v_tasks.schemas.manifest import Manifest
+from s2v_tasks.schemas.manifest import Artifact, Manifest
 from s2v_tasks.schemas.plan import Plan
 from s2v_tasks.schemas.request import Request
 from s2v_tasks.schemas.request_parsing import parse_request
@@ -54,6 +55,11 @@ class StepContext:
         """Return the scratch folder, which exists from its first use to the end of the step."""
         return self.until_closed.enter_context(scratch_folder(self.settings, f"s2v-{self.job_id}-"))
 
+    @cached_property
+    def began_at(self) -> datetime:
+        """Return the time, by the database, at which the step began: `run_step` reads it before the work."""
+        return self.metadata.now()
+
     def request(self) -> Request:
         """Return the request; TransientError until stage_inputs has stored it."""
         return parse_request(json.loads(self._needed(self.layout.request, STAGE_INPUTS)))
@@ -80,10 +86,14 @@ class StepContext:
     def withdraw_result(self, *, by_clip: bool = False) -> None:
         """Let an ended job run again, and delete its result, which is about to be replaced.
 
-        `by_clip`: see `JobRepository.start`.
+        `by_clip`: see `JobRepository.start`. TransientError if the job has ended since the step began: another process
+        may have taken the place of this one, which has waited for a service meanwhile. A result is deleted only if it
+        existed before `start`: the process may wait in the deletion, too.
         """
-        self.metadata.jobs.start(self.job_id, by_clip=by_clip)
-        self.store.delete(self.layout.result)
+        exists = self.store.exists(self.layout.result)
+        self.metadata.jobs.start(self.job_id, by_clip=by_clip, began_at=self.began_at)
+        if exists:
+            self.store.delete(self.layout.result)
 
     def produce(self, work: Work, build: Build) -> Produced:
         """Reuse the outputs of `work` or build them, and record them; the result is withdrawn before they are built."""
@@ -96,6 +106,19 @@ class StepContext:
         if not self.store.exists(key):
             raise _not_there(key, made_by.command)
         return self.store.get_bytes(key)
+
+
+def check_made_from(made: Manifest, inputs: dict[str, Artifact], made_by: Step) -> None:
+    """Raise TransientError unless an artifact was made from these inputs.
+
+    A process of an earlier start, which Airflow has lost, may store its artifact after that of this start.
+    """
+    expected = {name: artifact.sha256 for name, artifact in inputs.items()}
+    if {name: artifact.sha256 for name, artifact in made.inputs.items()} != expected:
+        raise TransientError(
+            f"The outputs of {made_by.name} of job {made.job_id} were made from other inputs: expected those of this "
+            f"start of the job. An earlier start may have stored them late; run `s2v {made_by.command}` again."
+        )
 
 
 def _not_there(key: str, command: str) -> TransientError:
@@ -206,6 +229,7 @@ def _until_cancelled(context: StepContext, step: Step, run_id: str | None) -> It
     if step == STAGE_INPUTS:
         context.metadata.jobs.clear_cancel(context.job_id, run_id)
     refuse_cancelled(context.metadata, context.job_id)
+    _ = context.began_at  # read now
     with cancellable(context.job_id, context.settings):
         yield
 

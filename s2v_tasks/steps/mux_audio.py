@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from s2v_tasks.media.assembly import mux
-from s2v_tasks.runtime.context import StepContext
+from s2v_tasks.runtime.context import StepContext, check_made_from
 from s2v_tasks.schemas.manifest import AssemblyFacts, fingerprint
 from s2v_tasks.schemas.steps import MUX_AUDIO, STAGE_INPUTS, STITCH
 from s2v_tasks.storage.artifacts import Built, OutputFile, Work
@@ -18,8 +18,11 @@ REVISION = 3  # increase it when the same inputs are muxed differently
 def run(ctx: StepContext) -> dict[str, Any]:
     """Mux the video, or reuse it."""
     plan = ctx.plan()
+    stitched = ctx.manifest(ctx.layout.silent_manifest, STITCH)
+    clips = {f"clip_{clip.clip_index:04d}": ctx.clip_manifest(clip.clip_index).outputs["clip"] for clip in plan.clips}
+    check_made_from(stitched, clips, STITCH)
     inputs = {
-        "silent": ctx.manifest(ctx.layout.silent_manifest, STITCH).outputs["silent"],
+        "silent": stitched.outputs["silent"],
         "audio": ctx.manifest(ctx.layout.input_manifest, STAGE_INPUTS).outputs["audio"],
     }
 

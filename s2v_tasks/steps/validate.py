@@ -16,12 +16,12 @@ from s2v_tasks.media.frames import measure
 from s2v_tasks.media.speech import SPEECH_SAMPLE_RATE, Waveform, load_waveform, rms_dbfs
 from s2v_tasks.perception.lip_sync import Mouth, measure_lip_sync
 from s2v_tasks.perception.video import whole_video
-from s2v_tasks.runtime.context import StepContext
+from s2v_tasks.runtime.context import StepContext, check_made_from
 from s2v_tasks.schemas.manifest import ReportFacts, fingerprint
 from s2v_tasks.schemas.plan import FPS, Plan
 from s2v_tasks.schemas.quality import ClipQuality, Take, TakeRecord, VideoQuality
 from s2v_tasks.schemas.report import Expected, QualityReport, Report
-from s2v_tasks.schemas.steps import MUX_AUDIO, STAGE_INPUTS, VALIDATE
+from s2v_tasks.schemas.steps import MUX_AUDIO, STAGE_INPUTS, STITCH, VALIDATE
 from s2v_tasks.settings import config_dir
 from s2v_tasks.storage.artifacts import Built, OutputFile, Work
 from s2v_tasks.storage.clip_state import TakeRecords
@@ -129,10 +129,11 @@ def _note(known: tuple[TakeRecord, Take] | None) -> str:
 def run(ctx: StepContext) -> dict[str, Any]:
     """Check the video, or reuse an earlier approval."""
     plan = ctx.plan()
-    inputs = {
-        "video": ctx.manifest(ctx.layout.mux_manifest, MUX_AUDIO).outputs["muxed"],
-        "audio_16k": ctx.manifest(ctx.layout.input_manifest, STAGE_INPUTS).outputs["audio_16k"],
-    }
+    staged = ctx.manifest(ctx.layout.input_manifest, STAGE_INPUTS).outputs
+    muxed = ctx.manifest(ctx.layout.mux_manifest, MUX_AUDIO)
+    silent = ctx.manifest(ctx.layout.silent_manifest, STITCH).outputs["silent"]
+    check_made_from(muxed, {"silent": silent, "audio": staged["audio"]}, MUX_AUDIO)
+    inputs = {"video": muxed.outputs["muxed"], "audio_16k": staged["audio_16k"]}
     thresholds = load_thresholds(config_dir(ctx.settings) / "validation.yaml")
     clips = MeasuredClips.of(ctx, plan)
 

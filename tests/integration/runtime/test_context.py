@@ -39,14 +39,15 @@ def status(context: StepContext) -> str:
 
 
 def test_a_clip_of_another_chain_does_not_start_a_failed_job_again(context: StepContext) -> None:
-    """The clip is stored, but the job stays failed until it is closed; any other step starts it at once."""
+    """The clip is stored, but the job stays failed until it is closed; another step that begins then starts it."""
     make(context, clip_index=3)
     assert status(context) == "failed"
     context.metadata.events.record("my-job", "step_finished", step="close_job")
     make(context, clip_index=4)
     assert status(context) == "running"
     context.metadata.jobs.fail("my-job", "The second chain broke.")
-    make(context)
+    with open_context("my-job", load_settings()) as later:
+        make(later)
     assert status(context) == "running"
 
 

@@ -21,7 +21,10 @@ def run(ctx: StepContext, *, clip_index: int | None = None, run_id: str | None =
         seconds=ctx.settings.approval_seconds,
     )
     if approval.status != ApprovalStatus.WAITING:
-        return decision(ctx, approval)
+        result = decision(ctx, approval)
+        if approval.status == ApprovalStatus.REJECTED:
+            ctx.metadata.jobs.cancel(ctx.job_id, result["reason"])  # record_approval may have been killed before it
+        return result
     what = "the video" if clip_index is None else f"clip {clip_index + 1} of {ctx.plan().num_clip}"
     wait_seconds = (approval.expires_at - datetime.now(UTC)).total_seconds()
     return {"status": approval.status, "subject": f"Approve {what} of job {ctx.job_id}?", "wait_seconds": wait_seconds}

@@ -9,6 +9,7 @@ import typer
 
 from s2v_tasks.cli.job_control import rerun
 from s2v_tasks.errors import PermanentError
+from s2v_tasks.metadata.jobs import JobRepository
 from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.metadata.tables import Job
 from s2v_tasks.runtime.context import run_step
@@ -144,6 +145,30 @@ def test_a_rejection_without_a_change_ends_the_job_and_a_new_start_asks_again(
     assert "Finished clips are kept" in result["reason"]
     metadata.jobs.start(JOB)
     assert ask(0, run_id="talk--2")["status"] == "waiting"
+
+
+def test_a_kill_after_a_rejection_does_not_make_it_a_failure(
+    store: ObjectStore, metadata: MetadataStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the process ends between the answer and the end of the job, the next try ends the job as cancelled."""
+    stage(store)
+    store_clip(store, 0)
+    ask(0)
+    with monkeypatch.context() as patch:
+        patch.setattr(JobRepository, "cancel", killed)
+        with pytest.raises(KeyboardInterrupt):
+            answer(ApprovalStatus.REJECTED, 0, note="She blinks.")
+    assert found(metadata).status == "running"
+    assert ask(0)["status"] == "rejected"
+    job = found(metadata)
+    assert (job.status, job.reason) == (
+        "cancelled", "Clip 1 was rejected by edith: She blinks. Finished clips are kept for a rerun."
+    )  # fmt: skip
+    assert run("close_job")["status"] == "cancelled"
+
+
+def killed(*_: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def test_a_note_is_shown_as_one_line_of_text(store: ObjectStore) -> None:

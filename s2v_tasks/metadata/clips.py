@@ -19,7 +19,7 @@ from s2v_tasks.metadata.attempts import (
 from s2v_tasks.metadata.events import EventRepository
 from s2v_tasks.metadata.session import transaction
 from s2v_tasks.metadata.sql import NOW, Repository, lock_job, storable, update_clip
-from s2v_tasks.metadata.tables import ArtifactRow
+from s2v_tasks.metadata.tables import ArtifactRow, Event
 from s2v_tasks.schemas.events import JobEvent
 from s2v_tasks.schemas.job import AttemptOutcome, ClipStatus
 from s2v_tasks.schemas.manifest import ClipFacts, Manifest
@@ -79,6 +79,7 @@ class ClipRepository(Repository):
 
         made_at: when this job rendered a reused clip. The attempt that rendered it may have been unable to report it.
         number: the attempt that rendered it now; None: the latest.
+        The webhook gets one message for each start of the job and each new rendering, also if the step is repeated.
         """
         values = {
             "status": ClipStatus.SUCCEEDED,
@@ -91,8 +92,14 @@ class ClipRepository(Repository):
             lock_job(connection, job_id)
             _end_attempt(connection, job_id, rendering(clip_index, number), reused, made_at)
             update_clip(connection, job_id, clip_index, values)
+            is_new = not _is_reported(connection, job_id, clip_index)
             self._events.add(
-                connection, job_id, JobEvent.CLIP_SUCCEEDED, clip_index=clip_index, detail={"reused": reused}
+                connection,
+                job_id,
+                JobEvent.CLIP_SUCCEEDED,
+                clip_index=clip_index,
+                detail={"reused": reused},
+                notify=is_new,
             )
 
     def end_take(
@@ -190,6 +197,17 @@ class ArtifactRepository(Repository):
         )
         with transaction(self._engine) as connection:
             return list(connection.execute(statement).scalars())
+
+
+def _is_reported(connection: sa.Connection, job_id: str, clip_index: int) -> bool:
+    """Return True if a success of the clip is recorded since the job and the last rendering of the clip were started.
+
+    The step repeats the record after a kill, or after an outage in which the answer of the database was lost.
+    """
+    of_clip = (Event.clip_index == clip_index, Event.event.in_((JobEvent.CLIP_STARTED, JobEvent.CLIP_SUCCEEDED)))
+    known = sa.or_(Event.event == JobEvent.JOB_STARTED, sa.and_(*of_clip))
+    statement = sa.select(Event.event).where(Event.job_id == job_id, known).order_by(Event.id.desc()).limit(1)
+    return connection.execute(statement).scalar() == JobEvent.CLIP_SUCCEEDED
 
 
 def _end_attempt(

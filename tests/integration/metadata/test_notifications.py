@@ -114,6 +114,26 @@ def test_a_start_and_its_end_are_reported_once(engine: sa.Engine, metadata: Meta
     assert [row.event for row in rows(engine)][2:] == ["job_started", "job_failed"]
 
 
+def test_a_finished_clip_is_reported_once_in_each_start(
+    engine: sa.Engine, planned: Callable[..., MetadataStore]
+) -> None:
+    """A repeated step sends no second message; a new rendering and a new start of the job send one."""
+    metadata = planned(2, webhook_url=HOOK)
+    for reused in (False, True):  # the process was killed after the first record, or its answer was lost
+        metadata.clips.succeed("job-1", 0, facts=FACTS, reused=reused)
+    metadata.clips.succeed("job-1", 1, facts=FACTS, reused=False)
+    metadata.clips.start("job-1", 0, "f")
+    metadata.clips.succeed("job-1", 0, facts=FACTS, reused=False)
+    metadata.jobs.fail("job-1", "Why.")
+    metadata.jobs.start("job-1")
+    for _ in range(2):
+        metadata.clips.succeed("job-1", 0, facts=FACTS, reused=True)
+    messages = [(row.event, row.clip_index) for row in rows(engine)]
+    clip, other = ("clip_succeeded", 0), ("clip_succeeded", 1)
+    start, end = ("job_started", None), ("job_failed", None)
+    assert messages == [start, clip, other, clip, end, start, clip]
+
+
 def test_a_run_that_is_lost_ends_its_own_start_only(engine: sa.Engine, metadata: MetadataStore) -> None:
     """A job that ended or has another run does not change; a clip may start a lost job again."""
     metadata.jobs.enqueue("a", {"webhook_url": HOOK}, dag_run_id="first")

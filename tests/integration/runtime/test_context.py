@@ -8,6 +8,7 @@ import pytest
 from s2v_tasks.runtime.context import StepContext, open_context, run_step
 from s2v_tasks.schemas.manifest import ClipFacts, Facts
 from s2v_tasks.schemas.steps import RENDER_CLIP, STITCH
+from s2v_tasks.settings import load_settings
 from s2v_tasks.storage.artifacts import Built, OutputFile, Work
 
 

@@ -45,6 +45,11 @@ def same_name(uri: str, other: str) -> bool:
     return normalize("NFC", uri) == normalize("NFC", other)
 
 
+def plain_name(name: str) -> str:
+    """Return a file name with plain characters only, at most 80, that does not begin with a dot or a dash."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name)[-80:].lstrip(".-") or "file"
+
+
 def content_type(path: Path) -> str:
     """Return the media type of an input file by its name."""
     return _CONTENT_TYPES.get(path.suffix.lower(), "application/octet-stream")
@@ -55,11 +60,6 @@ def input_uri(store: ObjectStore, path: Path) -> str:
     if not path.is_file():
         raise PermanentError(f"{path} is not a file: expected a picture, a speech file or a video.")
     return store.uri(f"uploads/{file_sha256(path)[:16]}/{plain_name(path.name)}")
-
-
-def plain_name(name: str) -> str:
-    """Return a file name with plain characters only, at most 80, that does not begin with a dot or a dash."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name)[-80:].lstrip(".-") or "file"
 
 
 def upload_input(store: ObjectStore, path: Path) -> str:

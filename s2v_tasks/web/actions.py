@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.metadata.tables import Job
-from s2v_tasks.schemas.job import JOB_ID_PATTERN, JobStatus, RestartableStatus, is_job_id, job_slug
+from s2v_tasks.schemas.job import JobStatus, RestartableStatus, check_job_id, is_job_id, job_slug
 from s2v_tasks.schemas.manifest import fingerprint
 from s2v_tasks.schemas.preset import find_preset, load_demo_request, load_presets
 from s2v_tasks.schemas.request import Request
@@ -62,11 +62,14 @@ def new_job(
         fields = {name: value for name, value in fields.items() if name not in _NOT_COPIED}
     is_demo = not copied and services.settings.gpu == "cpu"
     shown = load_demo_request(folder) if is_demo else fields
+    given = shown.get("labels")
+    labels = given if isinstance(given, dict) else {}  # a refused request may hold anything
     return page(
         request,
         "new.html",
         presets=load_presets(folder),
         fields=shown,
+        labels=" ".join(f"{name}={value}" for name, value in labels.items()),
         others={name: value for name, value in shown.items() if name not in _SHOWN},
         copied=copied if fields else "",
         is_demo=is_demo,
@@ -88,9 +91,7 @@ def start_job(fields: Fields, services: SharedServices, user: User) -> Response:
     if job_id is None:
         name = job_slug(request.audio_uri.rpartition("/")[2].rpartition(".")[0]) or "job"
         job_id = f"{name}-{fingerprint(request.model_dump())[:10]}"
-    elif not is_job_id(job_id):
-        raise PermanentError(f"The name {str(job_id)[:80]!r} is refused: expected {JOB_ID_PATTERN}.")
-    return _start(services, str(job_id), request, user, "submitted this video")
+    return _start(services, check_job_id(str(job_id)), request, user, "submitted this video")
 
 
 @router.post("/job/{job_id}/cancel", dependencies=[Depends(may_change)])

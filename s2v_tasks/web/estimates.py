@@ -13,6 +13,7 @@ from s2v_tasks.orchestration.step_commands import CLI, reported_failure, step_en
 from s2v_tasks.schemas.plan import Plan
 from s2v_tasks.schemas.request import Request
 from s2v_tasks.schemas.request_fields import NOT_PLANNING
+from s2v_tasks.storage.inputs import plain_name
 from s2v_tasks.web.pages import duration, money
 from s2v_tasks.web.services import Services
 
@@ -49,8 +50,12 @@ def estimate(services: Services, request: Request) -> PlanSummary:
 
 def _estimate(services: Services, request: Request, folder: Path) -> PlanSummary:
     limit = services.settings.max_input_bytes
-    image = services.store.fetch_uri(request.image_uri, folder / "image", limit)
-    audio = services.store.fetch_uri(request.audio_uri, folder / "audio", limit)
+    files = []
+    for uri in (request.image_uri, request.audio_uri):  # errors of `s2v plan` name these files
+        path = folder / str(len(files)) / plain_name(uri.rpartition("/")[2])
+        path.parent.mkdir()
+        files.append(services.store.fetch_uri(uri, path, limit))
+    image, audio = files
     error_file = folder / "error.json"
     command = [sys.executable, *CLI, "plan", f"--image={image}", f"--audio={audio}", "--json"]
     command += _options(request)

@@ -81,7 +81,7 @@ def test_a_new_job_starts_once(login: Login) -> None:
         ({"infer_frames": 50}, "infer_frames 50: expected a multiple of 4 from 16 to 120"),
         ({"prompt": " "}, "prompt ' ': is blank"),
         ({"audio_uri": "/etc/passwd"}, "audio_uri '/etc/passwd': expected an S3 URI"),
-        ({"job_id": "../x"}, "The name '../x' is refused"),
+        ({"job_id": "../x"}, "job id '../x': expected 3 to 63 lower-case letters, digits and dashes"),
         ({"nonsense": 1}, "nonsense is not a field of a request"),
     ],
 )
@@ -216,7 +216,7 @@ def test_the_cost_is_known_before_a_job_starts(
     assert "max_cost" in plan["problem"]
     damaged = editor.post("/s2v/new/plan", json=uris | {"image_uri": uris["audio_uri"]})
     assert damaged.status_code == 400
-    assert "PNG, JPEG or WebP" in damaged.json()["detail"]
+    assert "The image speech.mp3 is not a readable picture (expected PNG, JPEG or WebP)" in damaged.json()["detail"]
     assert runs() == {}
 
 
@@ -228,6 +228,15 @@ def test_a_copy_opens_the_form_with_the_request(login: Login, metadata: Metadata
     assert REQUEST["prompt"] in text
     assert REQUEST["audio_uri"] in text
     assert "before" not in text
+
+
+@pytest.mark.parametrize("labels", ["team=news", ["team"], 7])
+def test_a_copy_of_a_job_with_damaged_labels_has_none(login: Login, metadata: MetadataStore, labels: Any) -> None:
+    """Labels that are no JSON object, as a refused request may have, leave the field of the form empty."""
+    metadata.jobs.enqueue("talk", REQUEST | {"labels": labels})
+    answer = login("edith").get("/s2v/new?from=talk")
+    assert answer.status_code == 200
+    assert '<input name="labels" value=""' in answer.text
 
 
 @pytest.mark.parametrize(("gpu", "is_filled"), [("cpu", True), ("h100-sxm", False)])

@@ -1,65 +1,22 @@
 """Check the pages in Chromium, controlled by playwright, against Airflow's API server."""
 
 import json
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from s2v_tasks.embedded.process import free_ports
 from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.storage.s3 import ObjectStore
 from tests.web.chromium import chromium as chromium
 from tests.web.chromium import needs_chromium, until
+from tests.web.chromium import opened as opened
+from tests.web.chromium import server as server
 from tests.web.sample_job import REQUEST, SPEECH, add_finished_job, add_job, add_rendered_clip
 
 pytestmark = needs_chromium
 HOSTILE = '<script>window.hacked = 1</script><img src=x onerror="window.hacked = 2">\u202egnp.exe ' + "W" * 1500
-
-
-@pytest.fixture(scope="module")
-def server(airflow_app: Any) -> Iterator[str]:
-    """The address of Airflow's API server on loopback."""
-    import uvicorn
-
-    port = free_ports(1)[0]
-    running = uvicorn.Server(
-        uvicorn.Config(airflow_app, host="127.0.0.1", port=port, log_level="warning", lifespan="off")
-    )
-    thread = threading.Thread(target=running.run, daemon=True)
-    thread.start()
-    while not running.started:
-        time.sleep(0.05)
-    yield f"http://127.0.0.1:{port}"
-    running.should_exit = True
-    thread.join(timeout=20)
-
-
-@pytest.fixture
-def opened(chromium: Any, server: str, login: Any) -> Iterator[Callable[..., Any]]:
-    """Opens a page as an account, or as nobody; errors of scripts and of the content policy fail the test."""
-    problems: list[str] = []
-    contexts = []
-
-    def opened(address: str, name: str | None = "vera", **options: Any) -> Any:
-        context = chromium.new_context(**options)
-        contexts.append(context)
-        if name is not None:
-            context.add_cookies([{"name": "_token", "value": login(name).cookies["_token"], "url": server}])
-        page = context.new_page()
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on(
-            "console", lambda message: problems.append(message.text) if "Content Security" in message.text else None
-        )
-        page.goto(f"{server}/s2v/{address}")
-        return page
-
-    yield opened
-    for context in contexts:
-        context.close()
-    assert problems == []
 
 
 def test_a_clip_plays_with_its_sound_before_the_job_ends(
@@ -101,11 +58,14 @@ def test_pages_fit_a_phone_and_have_names_for_everything(
 ) -> None:
     """No page is wider than the screen, each control and picture has a name, and the theme is the system's."""
     add_finished_job(metadata, store, "talk", prompt="W" * 2000, labels={"team": "n" * 60})
-    phone = {"viewport": {"width": 390, "height": 844}, "color_scheme": scheme}
+    phone = {"viewport": {"width": 360, "height": 740}, "color_scheme": scheme}
     page = opened(address, "edith", **phone)
     page.wait_for_load_state("networkidle")
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
     assert page.evaluate("document.documentElement.dataset.theme") == scheme
+    outside = """[...document.querySelectorAll(".chip")].filter((one) =>
+        one.getBoundingClientRect().right > one.closest("ul").getBoundingClientRect().right + 1).length"""
+    assert page.evaluate(outside) == 0
     nameless = """[...document.querySelectorAll("button, a, input:not([type=hidden]), select, textarea, video, img")]
         .filter((one) => one.checkVisibility() && !one.closest("[aria-hidden]"))
         .filter((one) => !(one.innerText || one.ariaLabel || one.alt || one.title || one.labels?.length))

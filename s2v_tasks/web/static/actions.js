@@ -22,10 +22,10 @@ function judged() {
   return { clip_index: index === "" ? null : Number(index) };
 }
 
-// The fields of a form that are filled, with numbers as numbers.
+// The fields of a form that are filled, with numbers as numbers, but not the seed: JavaScript would round it.
 function filled(form) {
   const values = Object.fromEntries([...new FormData(form)].filter(([, value]) => value !== ""));
-  for (const name of ["from_clip", "base_seed", "sample_steps", "sample_guide_scale"]) {
+  for (const name of ["from_clip", "sample_steps", "sample_guide_scale"]) {
     if (name in values) values[name] = Number(values[name]);
   }
   return values;

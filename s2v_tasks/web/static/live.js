@@ -15,6 +15,8 @@ export function poll(address, seconds, handle) {
         ended = (await answer.json().then(handle)) === false;
       } else if (answer.status === 401 || answer.status === 403) {
         ended = true;
+        announce("Your login has ended, or its rights: reload this page to log in again and to see the current state.");
+        document.getElementById("announcement").className = "notice warning toast";
       }
     } catch {
       // The server is away for a moment: ask again.

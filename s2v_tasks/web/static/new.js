@@ -4,7 +4,8 @@ import { send, upload } from "./send.js";
 const form = document.getElementById("new");
 const problem = document.getElementById("problem");
 const start = document.getElementById("start");
-const NUMBERS = ["sample_steps", "sample_guide_scale", "infer_frames", "num_clip", "base_seed", "max_retakes", "max_cost"];
+// Not the seed: a number of JavaScript would round it.
+const NUMBERS = ["sample_steps", "sample_guide_scale", "infer_frames", "num_clip", "max_retakes", "max_cost"];
 let planned = 0;
 let uploading = 0;
 
@@ -21,6 +22,12 @@ function fields() {
     );
   }
   return values;
+}
+
+function hidePlan() {
+  document.getElementById("plan").hidden = true;
+  document.getElementById("warnings").replaceChildren();
+  document.getElementById("start-note").textContent = "";
 }
 
 function show(plan) {
@@ -51,11 +58,15 @@ function show(plan) {
 async function plan() {
   const { prompt, labels, job_id: name, ...values } = fields();
   start.disabled = true;
-  if (uploading || !values.image_uri || !values.audio_uri) return;
   const number = ++planned;
   const state = document.getElementById("plan-state");
-  state.textContent = "The plan is being made …";
   state.hidden = false;
+  if (uploading || !values.image_uri || !values.audio_uri) {
+    hidePlan();
+    state.textContent = "Choose a picture and speech: the plan and its cost appear here.";
+    return;
+  }
+  state.textContent = "The plan is being made …";
   try {
     const answer = await send("new/plan", values);
     if (number !== planned) return;
@@ -66,6 +77,7 @@ async function plan() {
   } catch (error) {
     if (number !== planned) return;
     state.textContent = "There is no plan.";
+    hidePlan();
     problem.textContent = error.message;
   }
 }
@@ -73,6 +85,7 @@ async function plan() {
 async function choose(input) {
   const file = input.files[0];
   if (!file) return;
+  const isCurrent = () => input.files[0] === file; // no other file was chosen in the meantime
   const bar = document.getElementById(`${input.id}-progress`);
   const target = form.elements[input.dataset.field];
   const shown = document.getElementById(input.id === "image" ? "preview" : "listen");
@@ -84,14 +97,15 @@ async function choose(input) {
   start.disabled = true;
   uploading += 1;
   try {
-    target.value = await upload(file, (share) => {
+    const uri = await upload(file, (share) => {
       bar.value = share;
     });
+    if (isCurrent()) target.value = uri;
   } catch (error) {
-    problem.textContent = error.message;
+    if (isCurrent()) problem.textContent = error.message;
   } finally {
     uploading -= 1;
-    bar.hidden = true;
+    if (isCurrent()) bar.hidden = true;
   }
   await plan();
 }
@@ -124,4 +138,9 @@ form.addEventListener("submit", async (event) => {
   }
 });
 
-plan();
+// After "back" the browser shows the names of the chosen files, but not their addresses: they are uploaded again.
+addEventListener("pageshow", (event) => {
+  const chosen = [...form.querySelectorAll("[type=file]")].filter((input) => !event.persisted && input.files.length);
+  chosen.forEach(choose);
+  if (!chosen.length) plan();
+});

@@ -1,3 +1,5 @@
+const LOGGED_OUT = "Your login has ended: log in again in another tab, then repeat this here.";
+
 // Send an action as JSON; the answer's sentence becomes the error.
 export async function send(address, body) {
   const answer = await fetch(address, {
@@ -5,6 +7,7 @@ export async function send(address, body) {
     headers: { "Content-Type": "application/json" },
     body: JSON.stringify(body ?? {}),
   });
+  if (answer.status === 401) throw new Error(LOGGED_OUT);
   const result = await answer.json().catch(() => ({}));
   if (!answer.ok) throw new Error(result.detail || `The server answered ${answer.status}.`);
   return result;
@@ -23,7 +26,8 @@ export function upload(file, onProgress) {
       } catch {
         // The status says enough.
       }
-      if (request.status < 300) resolve(result.uri);
+      if (request.status === 401) reject(new Error(LOGGED_OUT));
+      else if (request.status < 300) resolve(result.uri);
       else reject(new Error(result.detail || `The server answered ${request.status}.`));
     });
     request.addEventListener("error", () => reject(new Error("The upload was interrupted: try again.")));

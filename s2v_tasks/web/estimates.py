@@ -50,7 +50,7 @@ def estimate(services: Services, request: Request) -> PlanSummary:
 
 def _estimate(services: Services, request: Request, folder: Path) -> PlanSummary:
     limit = services.settings.max_input_bytes
-    files = []
+    files: list[Path] = []
     for uri in (request.image_uri, request.audio_uri):  # errors of `s2v plan` name these files
         path = folder / str(len(files)) / plain_name(uri.rpartition("/")[2])
         path.parent.mkdir()

@@ -43,10 +43,23 @@ class Preset(BaseModel):
 def load_presets(config_dir: Path) -> dict[str, Preset]:
     """Return all presets of `config_dir`/presets.yaml in file order; ConfigurationError for a bad file."""
     path = config_dir / "presets.yaml"
+    presets: dict[str, Preset] = {}
     try:
-        return {name: Preset.model_validate(fields) for name, fields in yaml.safe_load(path.read_text()).items()}
-    except (OSError, yaml.YAMLError, ValidationError, AttributeError) as error:
+        for name, fields in yaml.safe_load(path.read_text()).items():
+            presets[name] = Preset.model_validate(fields)
+    except ValidationError as error:
+        problems = "; ".join(map(_problem, error.errors()))
+        raise ConfigurationError(f"{path} is not a valid preset file: preset {name}: {problems}.") from error
+    except (OSError, yaml.YAMLError, AttributeError) as error:
         raise ConfigurationError(f"{path} is not a valid preset file: {error}") from error
+    return presets
+
+
+def _problem(error: Any) -> str:
+    field = ".".join(map(str, error["loc"])) or "its fields"
+    if error["type"] == "missing":
+        return f"{field} is missing"
+    return f"{field} {error['input']!r}: {error['msg'].removeprefix('Value error, ')}"
 
 
 def load_demo_request(config_dir: Path) -> dict[str, Any]:

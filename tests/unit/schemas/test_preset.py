@@ -67,6 +67,17 @@ def test_bad_files_are_configuration_errors(tmp_path: Path, text: str) -> None:
         load_presets(tmp_path)
 
 
+def test_a_bad_preset_is_named_with_its_fields(tmp_path: Path) -> None:
+    """The message has the name of the preset and each field that is missing or wrong, in one line."""
+    (tmp_path / "presets.yaml").write_text(ENTRY.replace("480*832", "100*100") + "mine: {label: Mine}\n")
+    with pytest.raises(ConfigurationError, match=r"preset fast: size '100\*100': expected sides") as refused:
+        load_presets(tmp_path)
+    assert "\n" not in str(refused.value)
+    (tmp_path / "presets.yaml").write_text(ENTRY + "mine: {label: Mine, size: 480*832}\n")
+    with pytest.raises(ConfigurationError, match=r"preset mine: infer_frames is missing; sample_steps is "):
+        load_presets(tmp_path)
+
+
 def test_missing_file_is_a_configuration_error(tmp_path: Path) -> None:
     """A folder without presets.yaml is refused with the path of the file."""
     with pytest.raises(ConfigurationError, match=r"presets\.yaml is not a valid preset file"):

@@ -56,7 +56,7 @@ def load(
     """Load a checkpoint of a given size from the page cache; compare with one thread on the same number of ranks."""
     from s2v_tasks.verification.bench.load import bench_load
 
-    results = bench_load(gigabytes * 1e9, ranks, _device(), with_naive=naive)
+    results = list(bench_load(gigabytes * 1e9, ranks, _device(), with_naive=naive))
     slow = {result.num_ranks: result.seconds for result in results if result.name == "one thread"}
     table = Table("loader", "ranks", "seconds", "ratio", "GB/s", "peak host memory per rank / checkpoint")
     for result in results:

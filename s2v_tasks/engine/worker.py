@@ -224,9 +224,14 @@ def choose_device(device: str) -> torch.device:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world_size))
         return torch.device("cpu")
     torch.cuda.set_device(local_rank)
+    use_deterministic_kernels()
+    return torch.device("cuda", local_rank)
+
+
+def use_deterministic_kernels() -> None:
+    """Let a GPU use kernels that give the same bytes each time."""
     # cuBLAS repeats its results only with a fixed workspace.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
     # No kernel reads uninitialised memory.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    return torch.device("cuda", local_rank)

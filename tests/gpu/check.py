@@ -20,6 +20,7 @@ import s2v_tasks.engine  # noqa: F401  (sets the environment that torch reads)
 # isort: split
 import torch
 
+from s2v_tasks.engine.worker import choose_device
 from tests.gpu import correctness, networks, speed
 from tests.gpu.machine import Clock, Machine, Rows
 
@@ -55,10 +56,11 @@ SECTIONS = (
 def main(arguments: list[str] | None = None) -> int:
     """Run the sections; return the exit code."""
     options = _parser().parse_args(arguments)
-    device = torch.device("cpu" if options.tiny else "cuda")
-    if device.type == "cuda" and not torch.cuda.is_available():
+    if not options.tiny and not torch.cuda.is_available():
         print("No GPU is visible: run on a machine with one, or at toy size on a CPU by --tiny.", file=sys.stderr)
         return 2
+    # As a render: deterministic algorithms are another choice of kernels, for example of convolutions.
+    device = choose_device("cpu" if options.tiny else "cuda")
     options.work_dir.mkdir(parents=True, exist_ok=True)
     machine, clock = Machine(device, options.tiny, options.work_dir), Clock(options.budget)
     chosen = [section for section in SECTIONS if not options.only or section.name in options.only]
@@ -106,6 +108,8 @@ def _run(section: Section, machine: Machine, clock: Clock, found: dict[str, Any]
     print(f"\n{section.name}", flush=True)
     started = time.monotonic()
     try:
+        # Here, because it fails as well once the GPU has reported an error that no later call survives.
+        machine.release()
         for row in section.run(machine, clock):
             found["rows"].append(row)
             write()
@@ -113,7 +117,6 @@ def _run(section: Section, machine: Machine, clock: Clock, found: dict[str, Any]
     except Exception as error:  # noqa: BLE001 - it is the result of this section
         traceback.print_exc()
         found["error"] = f"{type(error).__name__}: {error}"
-    machine.release()
     found["seconds"] = round(time.monotonic() - started, 1)
     print(f"  {found['seconds']} s {found.get('error', '')}", flush=True)
 

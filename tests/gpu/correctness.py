@@ -23,6 +23,7 @@ from s2v_tasks.verification.tiny_snapshot import write_tiny_snapshot
 from tests.gpu.machine import REPOSITORY, Clock, Machine, Rows
 
 _PACKAGES = ("torch", "triton", "transformers", "diffusers", "accelerate", "torchao", "flash_attn", "sageattention")
+_PROCESS_SECONDS = 180.0  # the most for one process that renders the tiny clip
 
 
 def versions(machine: Machine, _clock: Clock) -> Rows:
@@ -80,7 +81,8 @@ def repeatable(machine: Machine, _clock: Clock) -> Rows:
 def _digest(machine: Machine, number: int, options: tuple[str, ...]) -> str:
     """Return the SHA-256 of the frames that a new process renders, without those that a stopped one lacks.
 
-    Each process, by its number, has its own folder of compiled kernels, so that it compiles itself.
+    Each process, by its number, has its own folder of compiled kernels, so that it compiles itself. A process that
+    hangs is ended.
     """
     command = [sys.executable, "-m", "tests.gpu.render_tiny", str(machine.work_dir / "tiny"), machine.device.type]
     environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(machine.work_dir / f"compiled-{number}")}
@@ -88,7 +90,13 @@ def _digest(machine: Machine, number: int, options: tuple[str, ...]) -> str:
         # The compiler is disabled to save time; the option still passes through the engine.
         environment["TORCH_COMPILE_DISABLE"] = "1"
     done = subprocess.run(
-        [*command, *options], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
+        [*command, *options],
+        cwd=REPOSITORY,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=_PROCESS_SECONDS,
     )
     if done.returncode:
         raise RuntimeError(f"render_tiny ended with code {done.returncode}: {done.stderr.strip()[-2000:]}")

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import yaml
@@ -34,14 +34,13 @@ class Machine:
         """The dtype of the transformer: bf16 on a GPU, fp32 on a CPU."""
         return torch.bfloat16 if self.device.type == "cuda" else torch.float32
 
-    @property
-    def peak_flops(self) -> float | None:
-        """The dense bf16 peak of the GPU by config/gpus.yaml; None for a GPU that the file lacks."""
+    def peak_flops(self, precision: Literal["bf16", "tf32"] = "bf16") -> float | None:
+        """Return the dense peak of the GPU by config/gpus.yaml; None for a GPU that the file lacks."""
         if self.device.type != "cuda":
             return None
         name = torch.cuda.get_device_name(self.device).lower()
         cards = yaml.safe_load((CONFIG / "gpus.yaml").read_text(encoding="utf-8"))
-        tflops = [card["bf16_tflops"] for key, card in cards.items() if key.partition("-")[0] in name]
+        tflops = [card[f"{precision}_tflops"] for key, card in cards.items() if key.partition("-")[0] in name]
         return tflops[0] * 1e12 if tflops else None
 
     def synchronize(self) -> None:
@@ -89,11 +88,19 @@ class Clock:
         return self.budget_seconds - (time.monotonic() - self.started)
 
 
-def step_flops(config: S2VConfig, width: int, height: int, num_frames: int) -> tuple[float, int]:
-    """Return operations and tokens of a guided step of a later clip, as the planner counts them."""
+def model_card() -> ModelCard:
+    """Return the dimensions of the 14B model as the planner has them."""
     cards = yaml.safe_load((CONFIG / "models.yaml").read_text(encoding="utf-8"))
-    card = ModelCard.model_validate({"name": "wan2.2-s2v-14b", **cards["wan2.2-s2v-14b"]})
+    return ModelCard.model_validate({"name": "wan2.2-s2v-14b", **cards["wan2.2-s2v-14b"]})
+
+
+def step_flops(config: S2VConfig, size: tuple[int, int, int], *, branches: int) -> tuple[float, int]:
+    """Return operations and tokens of a step of a later clip, as the planner counts them.
+
+    `size` is width, height and frames; a guided step has two branches.
+    """
+    width, height, num_frames = size
     names = ("dim", "ffn_dim", "num_layers", "text_dim", "text_len", "audio_inject_layers")
-    model = card.model_copy(update={name: getattr(config, name) for name in names})
+    model = model_card().model_copy(update={name: getattr(config, name) for name in names})
     shape = ClipShape(width, height, num_frames, with_motion=True, starts_chain=False, ends_chain=False)
-    return forward_flops(shape, model).per_step(branches=2), clip_tokens(shape)
+    return forward_flops(shape, model).per_step(branches), clip_tokens(shape)

@@ -2,68 +2,102 @@
 
 import shutil
 import tempfile
-from functools import partial
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from s2v_tasks.engine.encoders.vae import Vae
+from s2v_tasks.engine.models.layers import MOTION_LATENTS
+from s2v_tasks.engine.models.transformer import MOTION_FRAMES
+from s2v_tasks.planning.estimate import vae_decode_flops, vae_encode_flops
 from s2v_tasks.verification.bench.decode import random_vae
 from s2v_tasks.verification.bench.load import bench_load
-from tests.gpu.machine import Clock, Machine, Rows
+from tests.gpu.machine import Clock, Machine, Row, Rows, model_card
 
-_SIZES = ((832, 448), (1024, 704))
-_NUM_LATENTS = 20  # of a clip of 80 frames
+_SIZES, _NUM_FRAMES = ((832, 448), (1024, 704)), 80
+_TINY_SIZES, _TINY_NUM_FRAMES = ((64, 64),), 8
 _CHECKPOINT_BYTES = 16e9
-# The least seconds for one more variant at the true size.
-_VARIANT_SECONDS = 15.0
+# The least seconds for one more variant of the VAE at the true size, and for one more process that loads weights.
+_VARIANT_SECONDS, _LOADING_SECONDS = 15.0, 20.0
+_FORMATS: dict[str, dict[str, Any]] = {
+    "as rendered": {},
+    "channels_last_3d": {"channels_last": True},
+    "bfloat16": {"dtype": torch.bfloat16},
+    "bfloat16, channels_last_3d": {"dtype": torch.bfloat16, "channels_last": True},
+}
 
 
 def vae(machine: Machine, clock: Clock) -> Rows:
-    """Time decoding and encoding as rendered, in another memory format, and in bfloat16; errors are to the first."""
-    formats: dict[str, dict[str, Any]] = {
-        "as rendered": {},
-        "channels_last_3d": {"channels_last": True},
-        "bfloat16": {"dtype": torch.bfloat16},
-        "bfloat16, channels_last_3d": {"dtype": torch.bfloat16, "channels_last": True},
-    }
-    for width, height in ((64, 64),) if machine.tiny else _SIZES:
-        latents, frames = _inputs(machine, width, height)
-        exact: dict[str, torch.Tensor] = {}
-        for name, changes in formats.items():
+    """Time what a later clip needs: its frames decoded, and its motion state encoded.
+
+    As rendered, in another memory format, and in bfloat16; errors are to the first. The utilisation is that of the plan
+    (`vae_utilization`): counted operations over the time and the peak in TF32.
+    """
+    for width, height in _TINY_SIZES if machine.tiny else _SIZES:
+        exact: dict[str, Tensor] = {}
+        for name, changes in _FORMATS.items():
             if clock.left_seconds < _VARIANT_SECONDS and not machine.tiny:
                 yield {"name": f"{width}x{height} {name}", "left_out": True}
                 return
             codec = random_vae(8 if machine.tiny else 96, machine.device, **changes)
-            for what, compute in (
-                ("decode", partial(codec.decode, latents)),
-                ("encode", partial(codec.encode, frames)),
-            ):
-                result = compute()  # also warms up
-                expected = exact.setdefault(what, result)
-                seconds, peak = machine.timed(compute)
-                error = ((result - expected).norm() / expected.norm()).item()
-                row = {"name": f"{what} {width}x{height}", "how": name, "seconds": seconds, "relative_error": error}
-                yield row | ({"peak_gib": peak} if peak else {})
-            del codec, compute, result
+            for row in (_decoded(machine, codec, width, height, exact), _encoded(machine, codec, width, height, exact)):
+                yield {"name": f"{row.pop('what')} {width}x{height}", "how": name} | row
+            del codec
             machine.release()
 
 
-def _inputs(machine: Machine, width: int, height: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return latents of a clip and its frames, drawn from a seed."""
-    generator = torch.Generator().manual_seed(1)
-    count = 2 if machine.tiny else _NUM_LATENTS
-    latents = torch.randn(1, 16, count, height // 8, width // 8, generator=generator)
-    frames = torch.rand(1, 3, 4 * count - 3, height, width, generator=generator) * 2 - 1
-    return latents.to(machine.device), frames.to(machine.device)
+def _decoded(machine: Machine, codec: Vae, width: int, height: int, exact: dict[str, Tensor]) -> Row:
+    num_frames = _TINY_NUM_FRAMES if machine.tiny else _NUM_FRAMES
+    num_latents = MOTION_LATENTS + num_frames // 4
+    latents = torch.randn(1, 16, num_latents, height // 8, width // 8, generator=_seeded()).to(machine.device)
+    flops = vae_decode_flops(width, height, num_latents, num_frames, model_card())
+    return _measured(machine, "decode", lambda: codec.decode_pieces(latents, num_frames), flops, exact)
 
 
-def loading(machine: Machine, _clock: Clock) -> Rows:
+def _encoded(machine: Machine, codec: Vae, width: int, height: int, exact: dict[str, Tensor]) -> Row:
+    frames = (torch.rand(1, 3, MOTION_FRAMES, height, width, generator=_seeded()) * 2 - 1).to(machine.device)
+    flops = vae_encode_flops(width, height, MOTION_LATENTS, model_card())
+    return _measured(machine, "encode", lambda: iter([codec.encode(frames)]), flops, exact)
+
+
+def _measured(
+    machine: Machine, what: str, pieces: Callable[[], Iterator[Tensor]], flops: float, exact: dict[str, Tensor]
+) -> Row:
+    """Measure `pieces`, whose results are dropped one by one: a render keeps no more on the GPU."""
+    result = torch.cat([piece.cpu() for piece in pieces()], dim=2)  # also warms up
+    expected = exact.setdefault(what, result)
+    error = ((result - expected).norm() / expected.norm()).item()
+
+    def compute() -> None:
+        for _ in pieces():
+            pass
+
+    seconds, peak = machine.timed(compute)
+    row: Row = {"what": what, "seconds": seconds, "relative_error": error}
+    peak_flops = machine.peak_flops("tf32")
+    if peak_flops is not None:
+        row["utilization"] = flops / seconds / peak_flops
+    return row | ({"peak_gib": peak} if peak else {})
+
+
+def _seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(1)
+
+
+def loading(machine: Machine, clock: Clock) -> Rows:
     """Load a checkpoint of random weights from the page cache."""
     size_bytes = 16e6 if machine.tiny else min(_CHECKPOINT_BYTES, shutil.disk_usage(tempfile.gettempdir()).free * 0.6)
-    for result in bench_load(size_bytes, 1, machine.device.type, with_naive=False):
-        yield {
-            "name": f"{size_bytes / 1e9:.3g} GB {result.name}",
-            "seconds": result.seconds,
-            "gb_per_second": result.bytes_per_second / 1e9,
-            "host_memory_ratio": result.host_memory_ratio,
-        }
+    with closing(bench_load(size_bytes, 1, machine.device.type, with_naive=False)) as results:
+        for result in results:
+            yield {
+                "name": f"{size_bytes / 1e9:.3g} GB {result.name}",
+                "seconds": result.seconds,
+                "gb_per_second": result.bytes_per_second / 1e9,
+                "host_memory_ratio": result.host_memory_ratio,
+            }
+            if result.name == "one thread" and clock.left_seconds < _LOADING_SECONDS and not machine.tiny:
+                yield {"name": "threads", "left_out": True}
+                return

@@ -12,7 +12,6 @@ from torch import Tensor
 from s2v_tasks.engine.models.attention import ATTENTION_KERNELS, attention_kernel
 from s2v_tasks.engine.models.config import S2VConfig
 from s2v_tasks.engine.worker import Worker
-from s2v_tasks.errors import ConfigurationError
 from s2v_tasks.verification.bench.cache import bench_cache
 from s2v_tasks.verification.bench.step import (
     StepBench,
@@ -35,10 +34,10 @@ _TINY_CONFIG = S2VConfig(
 # Variants run with a part of the 40 layers, at each size: a step's seconds grow with them.
 _VARIANT_LAYERS = (10, 5)
 _CACHE_STEPS, _CACHE_THRESHOLD = 6, 0.05
-_ONE_BRANCH = "without guidance"
+_DEFAULT, _ONE_BRANCH = "default", "without guidance"
 _CACHE = f"first-block cache {_CACHE_THRESHOLD}"
 _VARIANTS: dict[str, dict[str, Any]] = {
-    "default": {},
+    _DEFAULT: {},
     _ONE_BRANCH: {"guided": False},
     "offload": {"offload": True},
     "fp8": {"weights_dtype": "fp8"},
@@ -78,8 +77,8 @@ def _attention(machine: Machine, name: str, qkv: tuple[Tensor, Tensor, Tensor]) 
         attend = attention_kernel(name, machine.device)
         attend(*qkv)
         seconds, _ = machine.timed(partial(attend, *qkv), repeats=2)
-    except (ConfigurationError, RuntimeError) as error:
-        return {"not_here": str(error).splitlines()[0][:100]}
+    except Exception as error:  # noqa: BLE001 - the reason why this kernel is not measured
+        return _not_here(error)
     batch, queries, heads, width = qkv[0].shape
     flops = 4 * batch * queries * qkv[1].shape[1] * heads * width
     return {"ms": seconds * 1e3, "tflops": flops / seconds / 1e12}
@@ -120,8 +119,10 @@ def variants(machine: Machine, clock: Clock) -> Rows:
                 yield {"name": f"{_named(size)} {name}", "left_out": True}
                 continue
             row = _tried(partial(_variant, machine, size, name))
-            if "seconds" in row:
-                row["ratio"] = eager.setdefault(size, row["seconds"]) / row["seconds"]
+            if name == _DEFAULT and "seconds" in row:
+                eager[size] = row["seconds"]
+            if size in eager and "seconds" in row:
+                row["ratio"] = eager[size] / row["seconds"]
             yield {"name": f"{_named(size)} {name}"} | row
             if name == _ONE_BRANCH and "ratio" in row:
                 preview = _FULL_CLIP_STEPS / _PREVIEW_STEPS * row["ratio"]
@@ -152,15 +153,16 @@ def _step(machine: Machine, size: tuple[int, int, int], config: S2VConfig, **fie
         fields.pop("compiled", None)  # the compiler takes minutes on a CPU
     report = bench_step(replace(_bench(size, config), **fields), Worker(0, 1, machine.device))
     seconds = report.rows[0].seconds_per_step
-    flops, tokens = step_flops(config, *size)
+    flops, tokens = step_flops(config, size, branches=2 if fields.get("guided", True) else 1)
     row: dict[str, Any] = {
         "seconds": seconds,
         "layers": config.num_layers,
         "tokens": tokens,
         "kernel": report.attention,
     }
-    if machine.peak_flops is not None:
-        row["mfu"] = flops / seconds / machine.peak_flops
+    peak_flops = machine.peak_flops()
+    if peak_flops is not None:
+        row["mfu"] = flops / seconds / peak_flops
     if report.peak_memory_bytes is not None:
         row["peak_gib"] = report.peak_memory_bytes / 2**30
     return row
@@ -169,8 +171,12 @@ def _step(machine: Machine, size: tuple[int, int, int], config: S2VConfig, **fie
 def _tried(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     try:
         return measure()
-    except (ConfigurationError, RuntimeError) as error:
-        return {"not_here": str(error).splitlines()[0][:100]}
+    except Exception as error:  # noqa: BLE001 - the reason why this variant is not measured; others may be
+        return _not_here(error)
+
+
+def _not_here(error: Exception) -> dict[str, Any]:
+    return {"not_here": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
 
 
 def _bench(size: tuple[int, int, int], config: S2VConfig) -> StepBench:

@@ -12,6 +12,7 @@ from s2v_tasks.cli import bench_cache as cache_command
 from s2v_tasks.cli import bench_step as bench
 from s2v_tasks.engine.models.config import S2VConfig
 from s2v_tasks.engine.models.transformer import S2VTransformer
+from s2v_tasks.engine.pipeline import S2VPipeline
 from s2v_tasks.engine.worker import Worker
 from s2v_tasks.errors import ConfigurationError, PermanentError
 from s2v_tasks.verification.bench.cache import bench_cache
@@ -82,6 +83,18 @@ def test_a_step_cache_trades_accuracy_for_forwards() -> None:
     assert (small.skipped_share, small.relative_error) == (0, 0)
     assert 0 < large.skipped_share < 1
     assert 0 < large.relative_error < 1
+
+
+def test_a_step_cache_is_timed_after_the_first_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One step runs before the first time is taken, because the first forward of a process is slower."""
+    steps: list[int] = []
+    monkeypatch.setattr(
+        S2VPipeline,
+        "denoise",
+        lambda _self, denoising, _tokens, sampling: steps.append(sampling.sample_steps) or denoising.latents,
+    )
+    bench_cache(StepBench(CONFIG, (2, 8, 8)), 6, [0.5], torch.device("cpu"))
+    assert steps == [1, 6, 6]
 
 
 def test_a_step_cache_is_judged_with_the_weights_of_a_snapshot(tiny_snapshot_path: Path) -> None:

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from s2v_tasks.cli.bench import bench
 from s2v_tasks.engine.loading import Snapshot
 from s2v_tasks.errors import PermanentError
+from s2v_tasks.verification.bench import decode, load
 from s2v_tasks.verification.bench.decode import DecodeBench, bench_decode
 from s2v_tasks.verification.bench.load import write_checkpoint
 
@@ -46,6 +47,23 @@ def test_own_memory_is_watched() -> None:
     """Memory that is released before the end counts towards the peak; here 67 MB in a process of its own."""
     done = subprocess.run([sys.executable, "-c", WATCHED], capture_output=True, text=True, check=True)
     assert 60e6 < int(done.stdout) < 100e6
+
+
+def test_own_memory_is_counted_without_the_field_of_linux(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In gVisor, whose status of a process has no RssAnon, the resident memory is counted."""
+    for text, expected in (("VmRSS:\t  12 kB\nRssAnon:\t 5 kB\n", 5), ("VmRSS:\t  12 kB\nThreads:\t1\n", 12)):
+        (tmp_path / "status").write_text(text)
+        monkeypatch.setattr(load, "_STATUS", tmp_path / "status")
+        assert load._own_bytes() == expected * 1024
+
+
+def test_work_that_the_gpu_has_queued_before_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time begins when the GPU has finished the warm-up, and ends when it has finished the work."""
+    events: list[str] = []
+    monkeypatch.setattr("torch.cuda.synchronize", lambda _device: events.append("wait"))
+    monkeypatch.setattr(decode.time, "perf_counter", lambda: events.append("clock") or 0.0)
+    decode._timed(lambda: events.append("work") or torch.ones(1), torch.device("cuda"))
+    assert events == ["wait", "clock", "work", "wait", "clock"]
 
 
 def test_the_vae_is_measured_in_each_way() -> None:

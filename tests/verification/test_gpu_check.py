@@ -1,14 +1,23 @@
 """Check the GPU check at toy size on a CPU: every section runs, and a failure gives an exit code."""
 
+import gc
 import json
+import subprocess
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
-from tests.gpu import check
+from s2v_tasks.engine.encoders.vae import Vae
+from s2v_tasks.engine.models.layers import MOTION_LATENTS
+from tests.gpu import check, correctness, networks, speed
 from tests.gpu.check import SECTIONS, Section, failures, main
-from tests.gpu.machine import Clock, Machine, Row, Rows
+from tests.gpu.machine import Clock, Machine, Row, Rows, step_flops
+from tests.gpu.speed import _config, _sizes
 
 ROOT = Path(__file__).parents[2]
 
@@ -112,6 +121,102 @@ def test_a_section_leaves_the_least_seconds_of_the_later_ones(tmp_path: Path, mo
         str(tmp_path / "report.json"),
     ])
     assert left == pytest.approx([600, 750, 1000], abs=60)
+
+
+def test_an_error_that_the_gpu_keeps_costs_no_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If every call of the GPU fails from one section on, the report has the earlier sections and every error."""
+    released: list[None] = []
+
+    def release(_machine: Machine) -> None:
+        released.append(None)
+        if len(released) > 1:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(Machine, "release", release)
+    failing = ("attention", 0.0, [RuntimeError("CUDA error")])
+    monkeypatch.setattr(check, "SECTIONS", sections(("goldens", 0, [{"name": "float32"}]), failing, ("step", 0, [])))
+    report_path = tmp_path / "report.json"
+    assert main(["--tiny", "--work-dir", str(tmp_path / "work"), "--report", str(report_path)]) == 1
+    found = json.loads(report_path.read_text())["sections"]
+    assert found["goldens"]["rows"] == [{"name": "float32"}]
+    assert all("CUDA error" in found[name]["error"] for name in ("attention", "step"))
+
+
+def test_the_gpu_computes_as_in_a_render(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device is chosen as a render chooses it, with its deterministic kernels."""
+    chosen: list[str] = []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr(check, "choose_device", lambda name: chosen.append(name) or torch.device("cpu"))
+    monkeypatch.setattr(check, "SECTIONS", ())
+    main(["--work-dir", str(tmp_path / "work"), "--report", str(tmp_path / "report.json")])
+    assert chosen == ["cuda"]
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Machine:
+    return Machine(torch.device("cpu"), tiny=True, work_dir=tmp_path)
+
+
+def test_the_utilisation_counts_the_branches_that_are_computed(toy: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MFU times seconds are the operations of one branch without guidance, and of two with it."""
+    monkeypatch.setattr(Machine, "peak_flops", lambda _machine: 1.0)
+    size = _sizes(toy)[0]
+    config = _config(toy, size)
+    for guided, branches in ((True, 2), (False, 1)):
+        row = speed._step(toy, size, config, guided=guided)
+        assert row["mfu"] * row["seconds"] == pytest.approx(step_flops(config, size, branches=branches)[0])
+    assert step_flops(config, size, branches=2)[0] > 1.4 * step_flops(config, size, branches=1)[0]
+
+
+def test_ratios_are_to_the_default_only(toy: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variant that fails in any way is named, and the others are measured; without the default there is no ratio."""
+
+    def step(_machine: Machine, _size: Any, _config: Any, **fields: Any) -> Row:
+        if not fields:
+            raise RuntimeError("CUDA out of memory")
+        if "weights_dtype" in fields:
+            raise ImportError("torchao needs a newer torch")
+        return {"seconds": 2.0}
+
+    monkeypatch.setattr(speed, "_step", step)
+    monkeypatch.setattr(speed, "_cache", lambda *_: {"ratio": 1.5})
+    rows = {row["name"].removeprefix("64x64x8 "): row for row in speed.variants(toy, Clock(100))}
+    assert rows["default"]["not_here"] == "RuntimeError: CUDA out of memory"
+    assert rows["fp8"]["not_here"] == "ImportError: torchao needs a newer torch"
+    assert rows["cudnn"]["seconds"] == rows["without guidance"]["seconds"] == 2.0
+    assert [name for name, row in rows.items() if "ratio" in row and "128x64x8" not in name] == [
+        f"first-block cache {speed._CACHE_THRESHOLD}"
+    ]
+
+
+def test_the_vae_is_measured_as_a_render_uses_it(toy: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A later clip is decoded, and while it is timed no more than two pieces of its frames are kept."""
+    alive: list[int] = []
+    asked: list[tuple[int, int]] = []
+
+    def decode_pieces(_vae: Vae, latents: Tensor, num_frames: int) -> Iterator[Tensor]:
+        asked.append((latents.shape[2], num_frames))
+        pieces: list[weakref.ref[Tensor]] = []
+        for _ in range(num_frames // 4):
+            piece = torch.ones(1, 3, 4, 8, 8)
+            pieces.append(weakref.ref(piece))
+            yield piece
+            del piece
+            gc.collect()
+            alive.append(sum(kept() is not None for kept in pieces))
+
+    monkeypatch.setattr(Vae, "decode_pieces", decode_pieces)
+    rows = [row for row in networks.vae(toy, Clock(100)) if row["name"].startswith("decode")]
+    assert set(asked) == {(MOTION_LATENTS + 2, 8)}
+    assert len(rows) == len(networks._FORMATS)
+    assert max(alive) <= 2
+
+
+def test_a_process_that_hangs_is_ended(toy: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A render that does not end within its time is an error of its section."""
+    monkeypatch.setattr(correctness, "_PROCESS_SECONDS", 0.2)
+    with pytest.raises(subprocess.TimeoutExpired):
+        next(correctness.repeatable(toy, Clock(100)))
 
 
 def test_the_manual_names_every_section() -> None:

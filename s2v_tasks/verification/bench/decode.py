@@ -27,6 +27,7 @@ from torch.multiprocessing.spawn import start_processes
 from s2v_tasks.engine.distributed.halo_exchange import ParallelVae
 from s2v_tasks.engine.encoders.vae import Vae, lay_out_channels_last, use_onednn
 from s2v_tasks.engine.models.layers import MOTION_LATENTS
+from s2v_tasks.engine.worker import use_deterministic_kernels
 
 _LATENT_CHANNELS = 16
 
@@ -81,6 +82,7 @@ def _rank(rank: int, meeting: Path, bench: DecodeBench, num_ranks: int, device: 
     backend = "nccl" if device == "cuda" else "gloo"
     if device == "cuda":
         torch.cuda.set_device(target)
+        use_deterministic_kernels()
     dist.init_process_group(backend, init_method=f"file://{meeting}/ranks", rank=rank, world_size=num_ranks)
     measured = _Measured(bench, target)
     if rank == 0:
@@ -127,16 +129,22 @@ class _Measured:
 
     def _add(self, name: str, kind: str, compute: Callable[[], Tensor]) -> None:
         compute()
-        output, seconds = _timed(compute)
+        output, seconds = _timed(compute, self._device)
         first = self._first.setdefault(kind, output)
         error = output - first
         relative = (error.norm() / first.norm()).item()
         self.rows.append(DecodeResult(name, seconds, error.abs().max().item(), relative))
 
 
-def _timed(compute: Callable[[], Tensor]) -> tuple[Tensor, float]:
+def _timed(compute: Callable[[], Tensor], device: torch.device) -> tuple[Tensor, float]:
+    """Return the result and the seconds of `compute`, without those of work that the GPU has queued before."""
+    _wait_for(device)
     start = time.perf_counter()
     output = compute()
-    if output.is_cuda:
-        torch.cuda.synchronize()
+    _wait_for(device)
     return output, time.perf_counter() - start
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -14,7 +14,7 @@ import json
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -39,6 +39,7 @@ _HEAD_DIM = 128
 _SHARD_BYTES = 1 << 30
 _BLOCK_NUMBERS = 1 << 22
 _DTYPE = torch.bfloat16
+_STATUS = Path("/proc/self/status")
 
 
 @dataclass(frozen=True)
@@ -52,16 +53,17 @@ class LoadResult:
     host_memory_ratio: float  # peak of a rank's own memory, without mapped files, over the checkpoint's bytes
 
 
-def bench_load(size_bytes: float, num_ranks: int, device: str = "cpu", *, with_naive: bool = True) -> list[LoadResult]:
+def bench_load(
+    size_bytes: float, num_ranks: int, device: str = "cpu", *, with_naive: bool = True
+) -> Generator[LoadResult, None, None]:
     """Write a checkpoint of about `size_bytes` to a temporary folder, load it on 1 to `num_ranks` ranks, delete it.
 
-    `device` is "cpu" or "cuda", one GPU per rank. Raises PermanentError for a size that is too small for the smallest
-    width.
+    Yields each variant when it is measured. `device` is "cpu" or "cuda", one GPU per rank. Raises PermanentError for a
+    size that is too small for the smallest width.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         written = write_checkpoint(folder, size_bytes)
-        results = []
         for ranks in sorted({1, num_ranks}):
             variants = [
                 *(["naive"] if with_naive else []),
@@ -71,8 +73,7 @@ def bench_load(size_bytes: float, num_ranks: int, device: str = "cpu", *, with_n
             ]
             for variant in variants:
                 seconds, peak_bytes = _on_ranks(folder, variant, ranks, device)
-                results.append(LoadResult(variant, ranks, seconds, written / seconds, peak_bytes / written))
-        return results
+                yield LoadResult(variant, ranks, seconds, written / seconds, peak_bytes / written)
 
 
 def write_checkpoint(folder: Path, size_bytes: float) -> int:
@@ -129,9 +130,12 @@ def _rank(rank: int, folder: Path, meeting: Path, variant: str, num_ranks: int, 
     target = torch.device("cuda", rank) if device == "cuda" else torch.device("cpu")
     if device == "cuda":
         torch.cuda.set_device(rank)
-    backend = "nccl" if device == "cuda" else "gloo"
-    dist.init_process_group(backend, init_method=f"file://{meeting}/ranks", rank=rank, world_size=num_ranks)
-    dist.barrier()
+        torch.empty(1, device=target)  # begins to use the GPU before the time is measured
+        torch.cuda.synchronize()
+    if num_ranks > 1:
+        backend = "nccl" if device == "cuda" else "gloo"
+        dist.init_process_group(backend, init_method=f"file://{meeting}/ranks", rank=rank, world_size=num_ranks)
+        dist.barrier()
     with _peak_of_own_memory() as peak:
         start = time.perf_counter()
         loaded = _load(folder, variant, target, num_ranks)
@@ -140,8 +144,9 @@ def _rank(rank: int, folder: Path, meeting: Path, variant: str, num_ranks: int, 
         seconds = time.perf_counter() - start
     del loaded
     (meeting / f"{rank}.json").write_text(json.dumps({"seconds": seconds, "peak_bytes": peak[0]}))
-    dist.barrier()
-    dist.destroy_process_group()
+    if num_ranks > 1:
+        dist.barrier()
+        dist.destroy_process_group()
 
 
 def _load(folder: Path, variant: str, device: torch.device, num_ranks: int) -> nn.Module:
@@ -186,5 +191,6 @@ def _peak_of_own_memory() -> Iterator[list[int]]:
 
 
 def _own_bytes() -> int:
-    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(fields["RssAnon"].split()[0]) * 1024
+    fields = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())
+    # gVisor, in which some GPU machines run, has only the sum with the mapped files.
+    return int(fields.get("RssAnon", fields["VmRSS"]).split()[0]) * 1024

@@ -177,9 +177,9 @@ def _sharing(model: ModelCard, gpu: GpuCard, setup: RenderSetup, *, guided: bool
         sizes = {name: int(size) for name, size in re.findall(r"(cfg|ulysses)(\d+)", setup.parallel_layout)}
         return _Sharing(sizes.get("cfg", 1), sizes.get("ulysses", 1), "fsdp" in setup.parallel_layout)
     cfg = BRANCHES if guided and setup.num_ranks % BRANCHES == 0 else 1
-    weights = 2 * model.transformer_parameters / (2 if setup.float8_weights else 1)
-    crowded = weights > SHARDED_FROM_SHARE * gpu.memory_gib * GIB and not setup.offloaded_blocks
-    return _Sharing(cfg, setup.num_ranks // cfg, fsdp=crowded and setup.num_ranks > 1)
+    crowded = 2 * model.transformer_parameters > SHARDED_FROM_SHARE * gpu.memory_gib * GIB
+    can_shard = setup.num_ranks > 1 and not setup.float8_weights and not setup.offloaded_blocks
+    return _Sharing(cfg, setup.num_ranks // cfg, fsdp=crowded and can_shard)
 
 
 def _changes(shape: ClipShape, model: ModelCard, gpu: GpuCard, setup: RenderSetup, *, guided: bool) -> Iterator[str]:

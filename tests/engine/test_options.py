@@ -2,6 +2,7 @@
 
 import multiprocessing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch.multiprocessing.spawn import start_processes
 
 from s2v_tasks.engine.acceleration.first_block_cache import FirstBlockCache
 from s2v_tasks.engine.distributed.mesh import Layout, parallelize
-from s2v_tasks.engine.loading import Snapshot
+from s2v_tasks.engine.loading import Snapshot, networks
 from s2v_tasks.engine.loading.networks import load_pipeline
 from s2v_tasks.engine.models.attention import sdpa
 from s2v_tasks.engine.models.transformer import S2VTransformer
@@ -93,6 +94,30 @@ def test_options_reach_the_networks(tiny_snapshot_path: Path, monkeypatch: pytes
         load_pipeline(worker, snapshot, "auto", dynamic, guided=True)
     with pytest.raises(ConfigurationError, match="shards the weights, which is not possible in fp8"):
         load_pipeline(worker, snapshot, "fsdp", EngineOptions(weights_dtype="fp8"), guided=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "fsdp"), [({}, True), ({"weights_dtype": "fp8"}, False), ({"offload": "blocks"}, False)]
+)
+def test_weights_that_cannot_be_sharded_are_not(
+    tiny_snapshot_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], fsdp: bool
+) -> None:
+    """On two small GPUs the layout "auto" shards the weights, except in float8 or with offloaded blocks."""
+    layouts: list[Layout] = []
+
+    def parallelize(_transformer: S2VTransformer, layout: Layout, *_: Any, **__: Any) -> None:
+        layouts.append(layout)
+        raise InterruptedError
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (0, 1 << 20))
+    monkeypatch.setattr(networks, "attention_kernel", lambda *_: sdpa)
+    monkeypatch.setattr(networks, "kernel_name", lambda *_: "sdpa")
+    monkeypatch.setattr(networks, "Float8Weights", lambda *_: None)
+    monkeypatch.setattr(networks, "parallelize", parallelize)
+    worker = Worker(0, 2, torch.device("cuda"))
+    with pytest.raises(InterruptedError):
+        load_pipeline(worker, Snapshot.open(tiny_snapshot_path), "auto", EngineOptions(**options), guided=True)
+    assert layouts == [Layout(cfg=2, fsdp=fsdp)]
 
 
 def test_fingerprints_of_earlier_options_stay() -> None:

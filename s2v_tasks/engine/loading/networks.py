@@ -46,7 +46,7 @@ def load_pipeline(
             worker.world_size,
             transformer.config.num_heads,
             guided=guided,
-            weight_bytes=_weight_bytes(transformer, options),
+            weight_bytes=_shardable_bytes(transformer, options),
             memory_bytes=None if device.type == "cpu" else torch.cuda.mem_get_info(device)[1],
         )
     else:
@@ -100,16 +100,11 @@ def _check_offload(options: EngineOptions, layout: Layout) -> None:
         )
 
 
-def _weight_bytes(transformer: S2VTransformer, options: EngineOptions) -> int:
-    """Return the bytes of the weights on a GPU; float8 weights need half as much as bfloat16.
-
-    If blocks are offloaded, two are on the GPU.
-    """
-    num_bytes = 2 * sum(parameter.numel() for parameter in transformer.parameters())
-    if options.offload == "blocks":
-        blocks = [2 * sum(value.numel() for value in block.parameters()) for block in transformer.blocks]
-        return num_bytes - sum(blocks[2:])
-    return num_bytes if options.weights_dtype == "auto" else num_bytes // 2
+def _shardable_bytes(transformer: S2VTransformer, options: EngineOptions) -> int:
+    """Return the bytes of the weights on a GPU; 0 if they cannot be sharded, in float8 or with offloaded blocks."""
+    if options.offload == "blocks" or options.weights_dtype != "auto":
+        return 0
+    return 2 * sum(parameter.numel() for parameter in transformer.parameters())
 
 
 def made_with(device: torch.device) -> dict[str, str]:

@@ -152,6 +152,14 @@ def test_ranks_and_float8_need_less(model_14b: ModelCard, changes: dict[str, Any
     assert gib(model_14b, clip, replace(ONE_GPU, **changes)) < gib(model_14b, clip) - 1
 
 
+def test_float8_weights_are_not_sharded(model_14b: ModelCard) -> None:
+    """Float8 weights are whole on each of two GPUs of 24 GB, as the engine keeps them."""
+    gpu, clip = load_gpu_card(CONFIG, "rtx4090"), shape(832, 448)
+    auto, whole = (RenderSetup(2, layout, float8_weights=True) for layout in ("auto", "cfg2"))
+    needs = [peak_memory_gib(clip, model_14b, gpu, guided=True, setup=setup) for setup in (auto, whole)]
+    assert needs[0] == needs[1]
+
+
 def test_offloaded_blocks_leave_two_on_the_gpu(model_14b: ModelCard) -> None:
     """38 of 40 blocks stay on the host: 832x448x80 fits 24 GB in bf16."""
     clip, block = shape(832, 448), 2 * (8 * 5120**2 + 2 * 5120 * 13824)

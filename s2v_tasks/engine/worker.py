@@ -220,8 +220,10 @@ def choose_device(device: str) -> torch.device:
     """
     local_rank, world_size = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if check_gpus(device, world_size) == 0:
-        # torchrun sets OMP_NUM_THREADS=1 for its children; together they may use all cores.
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world_size))
+        chosen = os.environ.get("OMP_NUM_THREADS")
+        # torchrun sets it to 1 for its children; together they may use all cores.
+        if chosen is None or (world_size > 1 and chosen == "1"):
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world_size))
         return torch.device("cpu")
     torch.cuda.set_device(local_rank)
     use_deterministic_kernels()

@@ -159,6 +159,16 @@ def test_a_pod_can_write_only_where_it_should(pod: Any) -> None:
     assert environment.get("S2V_COMPILE_CACHE") == ("/compile-cache" if cache else None)
 
 
+def test_a_pod_computes_on_its_gpu_with_the_threads_that_it_requests(pod: Any) -> None:
+    """A pod with a GPU never computes on the CPU instead; a process has as many threads as a further one has CPUs."""
+    environment = {variable.name: variable.value for variable in pod.spec.containers[0].env}
+    assert environment["S2V_DEVICE"] == "cuda"
+    each = (pod.metadata.annotations or {}).get(
+        "s2v/cpu-per-further-process", pod.spec.containers[0].resources.limits["cpu"]
+    )
+    assert environment["OMP_NUM_THREADS"] == each
+
+
 def test_pods_of_clips_share_the_compile_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     """The compile cache is a volume claim that outlives the pod."""
     spec = rendered(RENDER_CLIP, monkeypatch).spec

@@ -141,6 +141,25 @@ def test_a_missing_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         check_gpus("cuda", 3)
 
 
+@pytest.mark.parametrize(
+    ("chosen", "world_size", "expected"),
+    [(None, "1", 8), (None, "2", 4), ("1", "2", 4), ("3", "1", None), ("3", "2", None), ("1", "1", None)],
+)
+def test_a_number_of_threads_that_the_user_sets_is_kept(
+    monkeypatch: pytest.MonkeyPatch, chosen: str | None, world_size: str, expected: int | None
+) -> None:
+    """Without OMP_NUM_THREADS, or with the 1 that torchrun sets, the ranks share all CPUs; another value is kept."""
+    numbers: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", numbers.append)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: range(8))
+    monkeypatch.setenv("WORLD_SIZE", world_size)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if chosen is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", chosen)
+    choose_device("cpu")
+    assert numbers == ([] if expected is None else [expected])
+
+
 def test_the_facts_state_the_precision_of_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """The facts state TF32, torch's default for convolutions on a GPU, or fp32 if TF32 is off."""
     gpu = torch.device("cuda")

@@ -153,7 +153,7 @@ def _change(path: Path, change: Callable[[list[Any]], Any]) -> None:
 
 
 def _fit(template: dict[str, Any], home: Path, image: str) -> None:
-    """Adapt a template of `config/pods` to this node: image, network, folders for claims, less memory."""
+    """Adapt a template of `config/pods` to this node: image, network, folders for claims, less memory, no real GPU."""
     spec, container = template["spec"], template["spec"]["containers"][0]
     spec["hostNetwork"] = True
     spec["volumes"] = [volume for volume in spec["volumes"] if "persistentVolumeClaim" not in volume]
@@ -164,6 +164,9 @@ def _fit(template: dict[str, Any], home: Path, image: str) -> None:
     spec["volumes"].append({"name": "hold-module", "hostPath": {"path": str(HOLD_MODULE)}})
     container["volumeMounts"].append({"name": "hold", "mountPath": "/mnt/hold"})
     container["volumeMounts"].append({"name": "hold-module", "mountPath": "/mnt/hold-module", "readOnly": True})
+    here = {"S2V_DEVICE": "cpu", "OMP_NUM_THREADS": "2"}
+    for variable in container["env"]:
+        variable["value"] = here.get(variable["name"], variable["value"])
     container["env"].append({"name": "HOLD_FOLDER", "value": "/mnt/hold"})
     container["env"].append({"name": "PYTHONPATH", "value": "/mnt/hold-module"})
     container["image"] = image

@@ -5,6 +5,7 @@ at the same solver step, because `interrupted` combines the answers of all ranks
 """
 
 import os
+import re
 import resource
 import signal
 import threading
@@ -18,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from s2v_tasks.errors import ConfigurationError, TransientError
+from s2v_tasks.errors import ConfigurationError, PermanentError, TransientError
 from s2v_tasks.log import get_logger
 
 T = TypeVar("T")
@@ -27,6 +28,9 @@ _LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Connecti
 # A rank may wait this long for the others: the leader downloads the inputs before it shares them.
 _TIMEOUT = timedelta(minutes=30)
 POLL_SECONDS = 1.0
+_GIB = 1 << 30
+# Above this share of a GPU, memory that torch did not allocate belongs to other processes; CUDA and NCCL need less.
+_OTHERS_SHARE = 0.1
 UNWIND_SECONDS = 10.0  # time for a rank to report the lost rank itself and to clean up
 
 
@@ -196,6 +200,29 @@ def _watch_others(worker: Worker) -> PeerWatch:
     watch = PeerWatch(pids.tolist(), together=lambda: worker.state is GroupState.WORKING)
     watch.start()
     return watch
+
+
+@contextmanager
+def explained_gpu_memory(remedy: str) -> Iterator[None]:
+    """Replace the error of torch for a full GPU by one with the cause and the `remedy`.
+
+    PermanentError if this process needs more than the GPU has: it would fail again. TransientError if other processes
+    hold a part of the GPU.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        free, total = torch.cuda.mem_get_info()
+        own = torch.cuda.memory_reserved()
+        others = total - free - own
+        wanted = re.search(r"Tried to allocate [\d.]+ \w+", str(error))
+        problem = (
+            f"The GPU is full: this process holds {own / _GIB:.1f} and others hold {others / _GIB:.1f} of "
+            f"{total / _GIB:.1f} GiB. {wanted[0] if wanted else 'torch tried to allocate more'}."
+        )
+        if others > _OTHERS_SHARE * total:
+            raise TransientError(f"{problem} End the other processes; this one needs the GPU alone.") from error
+        raise PermanentError(f"{problem} {remedy}") from error
 
 
 def check_gpus(device: str, num_processes: int) -> int:

@@ -24,7 +24,7 @@ from s2v_tasks.engine.loading.networks import load_pipeline, made_with, vae_prec
 from s2v_tasks.engine.models.attention import kernel_name
 from s2v_tasks.engine.options import EngineOptions
 from s2v_tasks.engine.pipeline import S2VPipeline
-from s2v_tasks.engine.worker import Worker, open_worker
+from s2v_tasks.engine.worker import Worker, explained_gpu_memory, open_worker
 from s2v_tasks.errors import ConfigurationError
 from s2v_tasks.media.frames import read_frames
 from s2v_tasks.rendering.fingerprints import frames_to_keep
@@ -35,6 +35,12 @@ from s2v_tasks.settings import Settings, config_dir, load_settings
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+_MORE_GPU_MEMORY = (
+    "Use a smaller size or fewer infer_frames, S2V_OFFLOAD=blocks, or more GPUs for a clip (S2V_NPROC_PER_NODE); and "
+    "compare S2V_GPU with this GPU, because the plan expected that the clip fits."
+)
 
 
 def plan_options(settings: Settings, plan: Plan) -> EngineOptions:
@@ -99,21 +105,24 @@ class Renderer:
     ) -> MotionState | None:
         """Render the clip, from `state` if it is given; all ranks call it with the same order and state.
 
-        `take` gets frames and `on_step` gets solver steps as they are made, see `engine.clip.Callbacks`.
+        `take` gets frames and `on_step` gets solver steps as they are made, see `engine.clip.Callbacks`. Raises
+        PermanentError if the memory of the GPU does not suffice.
         """
         sampling = order.plan.sampling
-        return self.load(order).stream_clip(
-            _clip_inputs(order),
-            Sampling(
-                sample_steps=sampling.sample_steps,
-                sample_guide_scale=sampling.sample_guide_scale,
-                sample_shift=sampling.sample_shift,
-                sample_solver=sampling.sample_solver,
-                guide_steps=sampling.guide_steps,
-            ),
-            Callbacks(take, on_step, self._worker.interrupted),
-            state=state,
-        )
+        pipeline = self.load(order)
+        with explained_gpu_memory(_MORE_GPU_MEMORY):
+            return pipeline.stream_clip(
+                _clip_inputs(order),
+                Sampling(
+                    sample_steps=sampling.sample_steps,
+                    sample_guide_scale=sampling.sample_guide_scale,
+                    sample_shift=sampling.sample_shift,
+                    sample_solver=sampling.sample_solver,
+                    guide_steps=sampling.guide_steps,
+                ),
+                Callbacks(take, on_step, self._worker.interrupted),
+                state=state,
+            )
 
     def load(self, order: Order) -> S2VPipeline:
         """Load the networks for the first clip and return them; all ranks call it with the same order."""
@@ -123,9 +132,15 @@ class Renderer:
             check_compile_cache()
         started = time.monotonic()
         guided = order.plan.sampling.guided_steps > 0
-        self._pipeline, layout = load_pipeline(
-            self._worker, order.snapshot, order.parallel_layout, order.options, guided=guided, adapters=order.adapters
-        )
+        with explained_gpu_memory(_MORE_GPU_MEMORY):
+            self._pipeline, layout = load_pipeline(
+                self._worker,
+                order.snapshot,
+                order.parallel_layout,
+                order.options,
+                guided=guided,
+                adapters=order.adapters,
+            )
         self.facts = {
             "device": self._worker.device.type,
             "world_size": self._worker.world_size,

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from s2v_tasks.engine.conditions import NEGATIVE_PROMPT, encode_conditions
 from s2v_tasks.engine.loading import snapshot_id
-from s2v_tasks.engine.worker import choose_device
+from s2v_tasks.engine.worker import choose_device, explained_gpu_memory
 from s2v_tasks.media.speech import load_waveform
 from s2v_tasks.runtime.attempts import ConditionsAttempt
 from s2v_tasks.runtime.context import StepContext
@@ -45,17 +45,18 @@ def run(ctx: StepContext) -> dict[str, Any]:
         image, speech = folder / "image.png", folder / "audio_16k.wav"
         ctx.artifacts.fetch(inputs["image"], image)
         ctx.artifacts.fetch(inputs["audio_16k"], speech)
-        tensors = encode_conditions(
-            snapshot,
-            prompt=request.prompt,
-            negative_prompt=NEGATIVE_PROMPT,
-            waveform=load_waveform(speech),
-            num_frames=num_frames,
-            image_u8=np.asarray(Image.open(image).convert("RGB")),
-            width=plan.width,
-            height=plan.height,
-            device=choose_device(ctx.settings.device),
-        )
+        with explained_gpu_memory("Use a GPU with 16 GB or more for this step, or S2V_DEVICE=cpu."):
+            tensors = encode_conditions(
+                snapshot,
+                prompt=request.prompt,
+                negative_prompt=NEGATIVE_PROMPT,
+                waveform=load_waveform(speech),
+                num_frames=num_frames,
+                image_u8=np.asarray(Image.open(image).convert("RGB")),
+                width=plan.width,
+                height=plan.height,
+                device=choose_device(ctx.settings.device),
+            )
         path = folder / "conditions.safetensors"
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}

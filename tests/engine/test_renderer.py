@@ -17,9 +17,10 @@ from s2v_tasks.engine.images import fit_pose
 from s2v_tasks.engine.loading import Snapshot
 from s2v_tasks.engine.options import EngineOptions
 from s2v_tasks.engine.worker import Worker
-from s2v_tasks.errors import ConfigurationError
+from s2v_tasks.errors import ConfigurationError, PermanentError
 from s2v_tasks.media.encode import encode_clip
 from s2v_tasks.media.frames import read_frames
+from s2v_tasks.rendering import renderer as renderer_module
 from s2v_tasks.rendering.renderer import Order, Renderer, _clip_inputs
 from s2v_tasks.schemas.plan import Sampling as PlannedSampling
 from tests.engine.small_pipeline import SIDE, make_pipeline
@@ -52,6 +53,22 @@ def snapshot(tiny_snapshot_path: Path) -> Snapshot:
 @pytest.fixture
 def renderer() -> Renderer:
     return Renderer(Worker(0, 1, torch.device("cpu")))
+
+
+@pytest.mark.parametrize("place", ["load_pipeline", "_clip_inputs"])
+def test_a_full_gpu_fails_a_render_for_good(
+    renderer: Renderer, snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """Too little memory for the networks or for the clip is a permanent error with the remedy."""
+
+    def fails(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (1 << 30, 80 << 30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 79 << 30)
+    monkeypatch.setattr(renderer_module, place, fails)
+    with pytest.raises(PermanentError, match=r"GPU is full.*S2V_OFFLOAD=blocks"):
+        renderer.render(order_of(tmp_path, snapshot), None, lambda _frames: None, lambda _step, _num_steps: None)
 
 
 def test_the_networks_are_loaded_once(renderer: Renderer, snapshot: Snapshot, tmp_path: Path) -> None:

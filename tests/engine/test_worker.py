@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from s2v_tasks.engine.loading.networks import vae_precision
-from s2v_tasks.engine.worker import Worker, check_gpus, choose_device, open_worker
-from s2v_tasks.errors import ConfigurationError, PermanentError
+from s2v_tasks.engine.worker import Worker, check_gpus, choose_device, explained_gpu_memory, open_worker
+from s2v_tasks.errors import ConfigurationError, PermanentError, S2VError, TransientError
 
 LEADER_THAT_ENDS = """
 import sys
@@ -170,6 +170,25 @@ def test_the_facts_state_the_precision_of_float32(monkeypatch: pytest.MonkeyPatc
     ]
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     assert [vae_precision(gpu, precision) for precision in ("float32", "bfloat16")] == ["float32", "bfloat16"]
+
+
+@pytest.mark.parametrize(
+    ("own", "free", "expected", "end"),
+    [(76, 2, PermanentError, "Use a smaller size."), (40, 1, TransientError, "needs the GPU alone.")],
+)
+def test_a_full_gpu_is_explained(
+    monkeypatch: pytest.MonkeyPatch, own: int, free: int, expected: type[S2VError], end: str
+) -> None:
+    """A process that needs too much fails for good, with the remedy; beside other processes it may be tried again."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free << 30, 80 << 30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: own << 30)
+    words = "CUDA out of memory. Tried to allocate 3.10 GiB. GPU 0 has a total capacity of 80.00 GiB."
+    with pytest.raises(S2VError) as caught, explained_gpu_memory("Use a smaller size."):
+        raise torch.OutOfMemoryError(words)
+    assert type(caught.value) is expected
+    held = f"this process holds {own}.0 and others hold {80 - free - own}.0 of 80.0 GiB. Tried to allocate 3.10 GiB."
+    assert held in str(caught.value)
+    assert str(caught.value).endswith(end)
 
 
 def test_memory_is_counted() -> None:

@@ -4,9 +4,13 @@ Every message names the value, the expectation and the remedy.
 """
 
 import errno
+import fcntl
+import json
 import os
 from collections.abc import Collection
+from pathlib import Path
 
+_LONGEST_MESSAGE = 900  # characters, so that their UTF-8 fits into a termination message
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # Messages of ffmpeg and safetensors for the same errors.
 _NO_ROOM_WORDS = ("No space left on device", "Disk quota exceeded", "File too large", "os error 28", "os error 122")
@@ -82,6 +86,24 @@ def check_utf8(arguments: Collection[str]) -> None:
     for argument in arguments:
         if any("\udc80" <= character <= "\udcff" for character in argument):
             raise PermanentError(f"{_shown(argument)} is not valid UTF-8: expected UTF-8; rename the file.")
+
+
+def leave_error(exit_code: int, message: str) -> None:
+    """Write exit code and message to the file that the parent process chose: torchrun hides both from its caller.
+
+    Of several ranks, only the first failure is written: the others fail because of it. In a pod the file is the
+    termination message of the container. It exists from the start, and Kubernetes keeps 4096 bytes of it.
+    """
+    path = os.environ.get("STEP_ERROR_FILE")
+    if not path:
+        return
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        message = f"rank {os.environ['RANK']}: {message}"
+    with Path(path).open("a", encoding="utf-8", errors="backslashreplace") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if file.seek(0, os.SEEK_END) == 0:
+            record = {"exit_code": exit_code, "message": message[:_LONGEST_MESSAGE]}
+            json.dump(record, file, ensure_ascii=False)
 
 
 def _no_room(error: Exception) -> TransientError:

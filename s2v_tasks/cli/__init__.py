@@ -1,20 +1,15 @@
 """The command `s2v`: one command per step of the pipeline, and the commands for people."""
 
-import fcntl
 import importlib
-import json
 import os
 import signal
 import sys
-from pathlib import Path
 
 import typer
 
 from s2v_tasks import __version__
-from s2v_tasks.errors import S2VError, check_utf8, of_local_file
+from s2v_tasks.errors import S2VError, check_utf8, leave_error, of_local_file
 from s2v_tasks.parent_death import end_with_parent
-
-_LONGEST_MESSAGE = 900  # characters, so that their UTF-8 fits into a termination message
 
 app = typer.Typer(
     name="s2v",
@@ -95,21 +90,3 @@ def _leave(exit_code: int, message: str) -> None:
         leave_error(exit_code, message)
     except OSError as error:
         typer.echo(f"The error file could not be written: {error}", err=True)
-
-
-def leave_error(exit_code: int, message: str) -> None:
-    """Write exit code and message to the file that the parent process chose: torchrun hides both from its caller.
-
-    Of several ranks, only the first failure is written: the others fail because of it. In a pod the file is the
-    termination message of the container. It exists from the start, and Kubernetes keeps 4096 bytes of it.
-    """
-    path = os.environ.get("STEP_ERROR_FILE")
-    if not path:
-        return
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        message = f"rank {os.environ['RANK']}: {message}"
-    with Path(path).open("a", encoding="utf-8", errors="backslashreplace") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        if file.seek(0, os.SEEK_END) == 0:
-            record = {"exit_code": exit_code, "message": message[:_LONGEST_MESSAGE]}
-            json.dump(record, file, ensure_ascii=False)

@@ -10,7 +10,7 @@ import resource
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from enum import Enum
 from typing import Any, TypeVar
@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from s2v_tasks.errors import ConfigurationError, PermanentError, TransientError
+from s2v_tasks.errors import ConfigurationError, PermanentError, TransientError, leave_error
 from s2v_tasks.log import get_logger
 
 T = TypeVar("T")
@@ -179,9 +179,10 @@ class PeerWatch(threading.Thread):
         while not self._closed.wait(POLL_SECONDS):
             gone = [rank for rank, pid in enumerate(self._pids) if not _runs(pid)]
             if gone and self._together() and not self._closed.wait(UNWIND_SECONDS) and self._together():
-                get_logger().error(
-                    f"ranks {gone} ended, and this rank still waits for them: it is stopped at once. Try again."
-                )
+                message = f"ranks {gone} ended, and this rank still waits for them: it is stopped at once. Try again."
+                get_logger().error(message)
+                with suppress(OSError):
+                    leave_error(TransientError.exit_code, message)
                 os._exit(TransientError.exit_code)
 
 

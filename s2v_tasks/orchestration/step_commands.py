@@ -100,7 +100,7 @@ class StepFailedError(Exception):
 
 
 def reported_failure(text: str) -> StepFailedError | None:
-    """Return the failure reported by the step (`cli.leave_error`); None if it ended without a report."""
+    """Return the failure reported by the step (`errors.leave_error`); None if it ended without a report."""
     try:
         record = json.loads(text)
         return StepFailedError(int(record["exit_code"]), str(record["message"]), reported_by_step=True)

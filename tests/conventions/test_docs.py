@@ -65,7 +65,7 @@ def test_messages_of_the_runbook_are_those_of_the_code() -> None:
     assert [part for part in shown if part not in code and part not in OTHERS_MESSAGES] == []
 
 
-# Messages of Kubernetes, PyTorch and SQLAlchemy, and commands.
+# Commands.
 OTHERS_MESSAGES = {"kill -9"}
 
 

@@ -1,5 +1,6 @@
 """Check a process of the render group: its device, its end, and the end of the other ranks."""
 
+import json
 import os
 import signal
 import subprocess
@@ -95,14 +96,22 @@ def test_a_rank_reports_a_lost_rank_despite_sigterm(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("doing", ["waits", "saves"])
 def test_a_rank_that_waits_for_one_that_is_gone_is_ended(doing: str, tmp_path: Path) -> None:
-    """A rank that waits for a lost one ends within seconds; work of the leader alone, such as saving, continues."""
+    """A rank that waits for a lost one ends within seconds, and reports that it may be tried again.
+
+    Work of the leader alone, such as saving, continues.
+    """
     (tmp_path / "ranks.py").write_text(LEADER_THAT_HEARS_NOTHING)
     command = [sys.executable, *TWO_RANKS, str(tmp_path / "ranks.py"), doing]
-    process = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    report = tmp_path / "error.json"
+    environment = os.environ | {"STEP_ERROR_FILE": str(report)}
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert ("ranks [1] ended, and this rank still waits" in process.stdout + process.stderr) == (doing == "waits"), (
         process.stderr
     )
     assert ("went on" in process.stdout) == (doing == "saves"), process.stderr
+    assert report.exists() == (doing == "waits")
+    if doing == "waits":
+        assert json.loads(report.read_text())["exit_code"] == TransientError.exit_code
 
 
 def test_without_torchrun_it_is_a_group_of_one() -> None:

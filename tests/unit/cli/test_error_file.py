@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from s2v_tasks.cli import leave_error
+from s2v_tasks.errors import leave_error
 
 
 def test_the_first_of_several_ranks_writes_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

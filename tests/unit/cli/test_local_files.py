@@ -163,7 +163,7 @@ def test_the_exit_code_is_right_where_the_error_file_cannot_be_written(tmp_path:
 
 def test_an_error_file_takes_any_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A message with a name that is not UTF-8 is written."""
-    from s2v_tasks.cli import leave_error
+    from s2v_tasks.errors import leave_error
 
     monkeypatch.setenv("STEP_ERROR_FILE", str(tmp_path / "error.json"))
     leave_error(65, "caf\udce9")

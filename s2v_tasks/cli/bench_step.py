@@ -82,14 +82,14 @@ def step(
     measured = StepBench(
         S2VConfig.from_json(given),
         (latent_frames(frames), height // 8, width // 8),
-        repeats,
-        attention,
-        layout,
-        first_clip,
-        guidance,
-        compiled,
-        cast(Any, weights),
-        reference,
+        repeats=repeats,
+        attention=attention,
+        parallel_layout=layout,
+        first_clip=first_clip,
+        guided=guidance,
+        compiled=compiled,
+        weights_dtype=cast(Any, weights),
+        with_reference=reference,
     )
     report = _measure_step(measured, given, profile=profile)
     if report is None:

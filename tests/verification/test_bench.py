@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -60,6 +61,34 @@ def test_the_command_prints_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
     report = json.loads(answer.stdout)
     assert report["tokens"] == 2 * 16 + 16 + 16 + 4 + 4
     assert report["rows"][0]["mfu"] is None
+
+
+def test_the_options_of_the_command_are_those_of_the_bench(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each option sets the field of its name; the weights stay on the device, and the reference can be left out."""
+    found: list[StepBench] = []
+
+    def measure(measured: StepBench, _given: Any, *, profile: bool) -> None:
+        assert not profile
+        found.append(measured)
+
+    monkeypatch.setattr(bench, "_measure_step", measure)
+    options = "--repeats 7 --attention flash --layout cfg2 --first-clip --no-guidance --compile --weights fp8"
+    for more in ([], [*options.split(), "--no-reference"]):
+        CliRunner().invoke(bench.bench, ["step", *TINY, *more], catch_exceptions=False)
+    plain, chosen = found
+    assert plain == StepBench(plain.config, (2, 8, 8))
+    assert chosen == StepBench(
+        plain.config,
+        (2, 8, 8),
+        repeats=7,
+        attention="flash",
+        parallel_layout="cfg2",
+        first_clip=True,
+        guided=False,
+        compiled=True,
+        weights_dtype="fp8",
+        with_reference=False,
+    )
 
 
 def test_variants_of_a_step_are_measured_alone() -> None:

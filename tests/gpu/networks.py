@@ -18,7 +18,7 @@ from s2v_tasks.verification.bench.load import bench_load
 from tests.gpu.machine import Clock, Machine, Row, Rows, model_card
 
 _SIZES, _NUM_FRAMES = ((832, 448), (1024, 704)), 80
-_TINY_SIZES, _TINY_NUM_FRAMES = ((64, 64),), 8
+_TINY_SIZES, _TINY_NUM_FRAMES, _TINY_MOTION_FRAMES = ((64, 64),), 8, 5
 _CHECKPOINT_BYTES = 16e9
 # The least seconds for one more variant of the VAE at the true size, and for one more process that loads weights.
 _VARIANT_SECONDS, _LOADING_SECONDS = 15.0, 20.0
@@ -58,7 +58,8 @@ def _decoded(machine: Machine, codec: Vae, width: int, height: int, exact: dict[
 
 
 def _encoded(machine: Machine, codec: Vae, width: int, height: int, exact: dict[str, Tensor]) -> Row:
-    frames = (torch.rand(1, 3, MOTION_FRAMES, height, width, generator=_seeded()) * 2 - 1).to(machine.device)
+    num_frames = _TINY_MOTION_FRAMES if machine.tiny else MOTION_FRAMES
+    frames = (torch.rand(1, 3, num_frames, height, width, generator=_seeded()) * 2 - 1).to(machine.device)
     flops = vae_encode_flops(width, height, MOTION_LATENTS, model_card())
     return _measured(machine, "encode", lambda: iter([codec.encode(frames)]), flops, exact)
 

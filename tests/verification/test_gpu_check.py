@@ -214,7 +214,7 @@ def test_the_vae_is_measured_as_a_render_uses_it(toy: Machine, monkeypatch: pyte
 
 def test_a_process_that_hangs_is_ended(toy: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """A render that does not end within its time is an error of its section."""
-    monkeypatch.setattr(correctness, "_PROCESS_SECONDS", 0.2)
+    monkeypatch.setattr(correctness, "_TINY_PROCESS_SECONDS", 0.2)
     with pytest.raises(subprocess.TimeoutExpired):
         next(correctness.repeatable(toy, Clock(100)))
 

@@ -41,6 +41,22 @@ def parent_request(ctx: StepContext, request: Request) -> Request:
     return parent
 
 
+def inherited_plan(ctx: StepContext, request: Request) -> Plan | None:
+    """Return the plan of an earlier start of this rerun; None if there is none, or if a copy is lost.
+
+    Since then the parent may have been deleted, or started again with another request.
+    """
+    layout = ctx.layout
+    if not ctx.store.exists(layout.plan) or ctx.request() != request:
+        return None
+    plan, staged = ctx.plan(), ctx.artifacts.read_manifest(layout.input_manifest)
+    copies = {layout.clip_manifest(clip.clip_index): clip.fingerprint for clip in plan.inherited}
+    if staged is not None:
+        copies[layout.input_manifest] = staged.fingerprint
+    are_whole = all(ctx.artifacts.reusable(key, made_from) for key, made_from in copies.items())
+    return plan if staged is not None and are_whole else None
+
+
 def parent_plan(ctx: StepContext, request: Request) -> Plan:
     """Return the plan of the parent; PermanentError if it has no clip `from_clip`."""
     layout = JobLayout(str(request.parent_job_id))

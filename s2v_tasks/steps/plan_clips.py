@@ -14,7 +14,7 @@ from s2v_tasks.planning.memory import RenderSetup, check_memory
 from s2v_tasks.planning.planner import make_plan
 from s2v_tasks.planning.rerun import replan
 from s2v_tasks.runtime.context import StepContext, scratch_folder
-from s2v_tasks.runtime.inheritance import inherit_clips, parent_plan, parent_request
+from s2v_tasks.runtime.inheritance import inherit_clips, inherited_plan, parent_plan, parent_request
 from s2v_tasks.schemas.manifest import ClipFacts, Manifest, StagedFacts
 from s2v_tasks.schemas.model_card import load_adapter_cards, load_gpu_card, load_model_card
 from s2v_tasks.schemas.plan import InputFacts, Plan, SpeechFacts
@@ -72,7 +72,13 @@ def _plan_staged(ctx: StepContext, request: Request, staged: Manifest) -> Plan:
 
 
 def _plan_rerun(ctx: StepContext, request: Request) -> Plan:
-    """Return the plan of the parent with the changes of the request, after copying the clips that are reused."""
+    """Return the plan of the parent with the changes of the request, after copying the clips that are reused.
+
+    A plan of an earlier start stays: what it needs of the parent is copied, and the parent may have changed since.
+    """
+    if earlier_plan := inherited_plan(ctx, request):
+        _check_limits(earlier_plan, request, ctx.settings)
+        return earlier_plan
     folder, earlier = config_dir(ctx.settings), parent_request(ctx, request)
     parent = parent_plan(ctx, request)
     model, gpu = load_model_card(folder, ctx.settings.model), load_gpu_card(folder, ctx.settings.gpu)

@@ -15,7 +15,7 @@ from s2v_tasks.media.speech import SPEECH_SAMPLE_RATE, load_waveform, normalise_
 from s2v_tasks.media.uploaded_video import normalise_pose
 from s2v_tasks.perception.preflight import listen, look
 from s2v_tasks.runtime.context import StepContext
-from s2v_tasks.runtime.inheritance import inherit_inputs, parent_request
+from s2v_tasks.runtime.inheritance import inherit_inputs, inherited_plan, parent_request
 from s2v_tasks.runtime.requirements import check_requirements
 from s2v_tasks.schemas.job import Source
 from s2v_tasks.schemas.manifest import Artifact, StagedFacts, fingerprint
@@ -36,9 +36,10 @@ def run(ctx: StepContext, *, request_json: str, run_id: str | None = None) -> di
     request = _accept(ctx, request_json, run_id)
     check_requirements(ctx.settings, ctx.store)
     if request.parent_job_id is not None:
-        parent_request(ctx, request)
-        _keep_request(ctx, request)
-        inherit_inputs(ctx, request.parent_job_id)
+        if inherited_plan(ctx, request) is None:
+            parent_request(ctx, request)
+            _keep_request(ctx, request)
+            inherit_inputs(ctx, request.parent_job_id)
         return {"reused": True}
     uris = {"image": request.image_uri, "audio": request.audio_uri}
     if request.pose_video_uri:

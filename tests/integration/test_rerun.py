@@ -211,6 +211,21 @@ def test_a_parent_that_was_not_planned_again_is_refused(store: ObjectStore, meta
         stage(store, CHILD, parent_job_id=PARENT, from_clip=0, sample_steps=3)
 
 
+def test_a_rerun_needs_its_parent_only_until_it_is_planned(store: ObjectStore, metadata: MetadataStore) -> None:
+    """It continues after its parent was started again with another prompt, or deleted; a lost copy needs the parent."""
+    make(store, PARENT, num_clip=1)
+    rerun = {"prompt": "Somebody else shouts.", "parent_job_id": PARENT, "from_clip": 1}
+    tasks, plan = stage(store, CHILD, **rerun), store.get_bytes(JobLayout(CHILD).plan)
+    metadata.jobs.fail(PARENT, "A person gave it up.")
+    stage(store, PARENT, prompt="Somebody whispers.")
+    assert (stage(store, CHILD, **rerun), store.get_bytes(JobLayout(CHILD).plan)) == (tasks, plan)
+    store.delete_all([found.uri for found in store.listing(f"jobs/{PARENT}/")])
+    assert (stage(store, CHILD, **rerun), store.get_bytes(JobLayout(CHILD).plan)) == (tasks, plan)
+    store.delete(JobLayout(CHILD).clip(0))
+    with pytest.raises(PermanentError, match=r"first-take has no request\.json"):
+        stage(store, CHILD, **rerun)
+
+
 def test_a_rerun_without_a_change_is_not_submitted(store: ObjectStore, metadata: MetadataStore) -> None:
     """A clip beyond the plan, or no change, is refused before a job exists; each real change is submitted."""
     stage(store, PARENT, base_seed=-1)

@@ -33,7 +33,7 @@ def versions(machine: Machine, _clock: Clock) -> Rows:
     yield from ({"name": name, "version": metadata.version(name)} for name in _PACKAGES if find_spec(name))
     heads, tokens = (2, 64) if machine.tiny else (40, 4096)
     q = torch.randn(1, heads, tokens, 128, device=machine.device, dtype=machine.dtype)
-    chosen = longest_kernels(lambda: F.scaled_dot_product_attention(q, q, q), machine.device, most=1)
+    chosen = longest_kernels(lambda: F.scaled_dot_product_attention(q, q, q), machine.device)
     yield {"name": "torch chooses", "kernel": chosen[0].name if chosen else "unknown"}
     yield {"name": "S2V_ATTENTION=auto", "kernel": kernel_name("auto", machine.device)}
     if machine.device.type == "cuda":

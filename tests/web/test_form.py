@@ -116,7 +116,7 @@ def test_an_ended_login_is_said_and_keeps_what_was_typed(form: Callable[..., Any
 def test_a_page_without_a_login_says_that_it_is_out_of_date(
     opened: Callable[..., Any], metadata: MetadataStore, store: ObjectStore
 ) -> None:
-    """When the login ends while a job runs, the page shows that it does not follow the job any more."""
+    """Say on the page that it no longer follows a running job when the login has ended."""
     add_job(metadata, store, "talk")
     page = opened("job/talk", "edith")
     page.context.clear_cookies()

@@ -18,7 +18,7 @@ from s2v_tasks.media.frames import iter_rgb
 from s2v_tasks.media.speech import SPEECH_SAMPLE_RATE
 from s2v_tasks.perception.clip_measures import ClipMeter, Reference
 from s2v_tasks.perception.faces import FaceFinder
-from s2v_tasks.runtime.context import StepContext, scratch_folder
+from s2v_tasks.runtime.context import StepContext
 from s2v_tasks.schemas.events import JobEvent
 from s2v_tasks.schemas.manifest import Artifact, Manifest
 from s2v_tasks.schemas.plan import FPS, ClipPlan, Plan
@@ -26,6 +26,7 @@ from s2v_tasks.schemas.quality import FrameSeries, ReferenceLook, Take
 from s2v_tasks.schemas.steps import STAGE_INPUTS
 from s2v_tasks.settings import config_dir
 from s2v_tasks.storage.clip_state import TakeRecords
+from s2v_tasks.storage.scratch import scratch_folder
 from s2v_tasks.validation.quality import judge_clip
 from s2v_tasks.validation.quality_limits import load_quality_limits
 
@@ -70,7 +71,7 @@ class ClipMeasurer:
         return taken
 
     def _measured(self, clip: ClipPlan, video: Artifact, predecessor: Manifest | None) -> ClipMeter:
-        with scratch_folder(self._ctx.settings, "s2v-measure-") as folder:
+        with scratch_folder(self._ctx.settings.work_dir, "measure") as folder:
             path = self._ctx.artifacts.fetch(video, folder / "clip.mp4")
             meter = ClipMeter(self._finder, self._reference, before=self._before(clip, predecessor, folder))
             for picture in iter_rgb(path, end_frame=clip.num_frames):

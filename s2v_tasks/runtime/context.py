@@ -1,7 +1,6 @@
 """The context of a step, and everything around its work: logs, events, the recorded reason of a failure."""
 
 import json
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -34,6 +33,7 @@ from s2v_tasks.storage.artifacts import ArtifactStore, Build, Produced, Work
 from s2v_tasks.storage.client import without_account
 from s2v_tasks.storage.layout import JobLayout
 from s2v_tasks.storage.s3 import ObjectStore
+from s2v_tasks.storage.scratch import scratch_folder
 from s2v_tasks.webhooks.delivery import STEP_SECONDS, deliver_due
 
 
@@ -53,7 +53,7 @@ class StepContext:
     @cached_property
     def work_dir(self) -> Path:
         """Return the scratch folder, which exists from its first use to the end of the step."""
-        return self.until_closed.enter_context(scratch_folder(self.settings, f"s2v-{self.job_id}-"))
+        return self.until_closed.enter_context(scratch_folder(self.settings.work_dir, self.job_id))
 
     @cached_property
     def began_at(self) -> datetime:
@@ -154,15 +154,6 @@ def open_context(job_id: str, settings: Settings) -> Iterator[StepContext]:
             retry_policy=policy,
             until_closed=until_closed,
         )
-
-
-@contextmanager
-def scratch_folder(settings: Settings, prefix: str) -> Iterator[Path]:
-    """Make a temporary folder below S2V_WORK_DIR, or in the folder of the system."""
-    if settings.work_dir:
-        settings.work_dir.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=prefix, dir=settings.work_dir) as folder:
-        yield Path(folder)
 
 
 def run_step(

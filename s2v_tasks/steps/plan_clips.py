@@ -13,7 +13,7 @@ from s2v_tasks.planning.estimate import check_budget
 from s2v_tasks.planning.memory import RenderSetup, check_memory
 from s2v_tasks.planning.planner import make_plan
 from s2v_tasks.planning.rerun import replan
-from s2v_tasks.runtime.context import StepContext, scratch_folder
+from s2v_tasks.runtime.context import StepContext
 from s2v_tasks.runtime.inheritance import inherit_clips, inherited_plan, parent_plan, parent_request
 from s2v_tasks.schemas.manifest import ClipFacts, Manifest, StagedFacts
 from s2v_tasks.schemas.model_card import load_adapter_cards, load_gpu_card, load_model_card
@@ -24,6 +24,7 @@ from s2v_tasks.schemas.request_parsing import parse_request
 from s2v_tasks.schemas.steps import STAGE_INPUTS
 from s2v_tasks.settings import Settings, config_dir, load_settings
 from s2v_tasks.storage.clip_state import TakeRecords
+from s2v_tasks.storage.scratch import scratch_folder
 
 
 def run(ctx: StepContext) -> dict[str, Any]:
@@ -131,7 +132,7 @@ def plan_files(image: Path, audio: Path, fields: dict[str, Any], show: Callable[
             raise PermanentError(f"{path} is not a file: expected an image and a speech file.")
     unstored = {"image_uri": "s3://local/image", "audio_uri": "s3://local/audio", "prompt": "not needed for a plan"}
     request = parse_request(unstored | fields)
-    with scratch_folder(settings, "s2v-plan-") as folder:
+    with scratch_folder(settings.work_dir, "plan") as folder:
         wav = folder / "audio.wav"
         picture = normalise_image(image, folder / "image.png")
         speech = normalise_speech(audio, wav, max_duration_seconds=settings.max_audio_seconds)

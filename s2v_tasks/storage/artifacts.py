@@ -5,7 +5,6 @@ point therefore leaves a manifest of complete outputs, or none.
 """
 
 import subprocess
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -27,6 +26,7 @@ from s2v_tasks.storage.kept_outputs import OutputFile as OutputFile
 from s2v_tasks.storage.layout import JobLayout
 from s2v_tasks.storage.s3 import ObjectDamagedError, ObjectHead, ObjectMissingError, ObjectStore
 from s2v_tasks.storage.s3 import file_sha256 as file_sha256
+from s2v_tasks.storage.scratch import scratch_folder
 
 MANIFEST_NAME = "manifest.json"
 
@@ -77,12 +77,10 @@ class ArtifactStore:
             get_logger().info("reused", step=work.step.name, manifest_key=work.manifest_key)
             return Produced(manifest, reused=True)
         started_at = datetime.now(UTC)
-        if self._work_dir:
-            self._work_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f"s2v-{work.step.name}-", dir=self._work_dir) as folder:
+        with scratch_folder(self._work_dir, work.step.name) as folder:
             begin()
-            kept = self.kept.take(work.job_id, work.fingerprint, Path(folder))
-            built = kept or build(Path(folder))
+            kept = self.kept.take(work.job_id, work.fingerprint, folder)
+            built = kept or build(folder)
             try:
                 manifest = self._write(work, built, started_at)
             except BaseException:

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import tempfile
 import threading
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from s2v_tasks.schemas.plan import Plan
 from s2v_tasks.schemas.request import Request
 from s2v_tasks.schemas.request_fields import NOT_PLANNING
 from s2v_tasks.storage.inputs import plain_name
+from s2v_tasks.storage.scratch import scratch_folder
 from s2v_tasks.web.pages import duration, money
 from s2v_tasks.web.services import Services
 
@@ -42,8 +42,8 @@ def estimate(services: Services, request: Request) -> PlanSummary:
     if not _running.acquire(timeout=_WAIT_SECONDS):
         raise TransientError("Other plans are being made: try again in some seconds.")
     try:
-        with tempfile.TemporaryDirectory(prefix="s2v-plan-", dir=services.settings.work_dir) as folder:
-            return _estimate(services, request, Path(folder))
+        with scratch_folder(services.settings.work_dir, "estimate") as folder:
+            return _estimate(services, request, folder)
     finally:
         _running.release()
 

@@ -1,6 +1,5 @@
 """Files that browsers upload: bounded while they arrive, then stored like inputs of `s2v submit`."""
 
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +7,7 @@ from fastapi import APIRouter, Depends, HTTPException, Query, Request
 from starlette.concurrency import run_in_threadpool
 
 from s2v_tasks.storage.inputs import plain_name, upload_input
+from s2v_tasks.storage.scratch import scratch_folder
 from s2v_tasks.web.access import may_start
 from s2v_tasks.web.services import SharedServices
 
@@ -23,8 +23,8 @@ async def upload(
     announced = request.headers.get("content-length", "0")
     if not announced.isdigit() or int(announced) > limit:
         raise _too_large(limit)
-    with tempfile.TemporaryDirectory(prefix="s2v-upload-", dir=services.settings.work_dir) as folder:
-        path = Path(folder) / plain_name(name)
+    with scratch_folder(services.settings.work_dir, "upload") as folder:
+        path = folder / plain_name(name)
         await _receive(request, path, limit)
         return {"uri": await run_in_threadpool(upload_input, services.store, path)}
 

@@ -204,11 +204,11 @@ def _watch_others(worker: Worker) -> PeerWatch:
 
 
 @contextmanager
-def explained_gpu_memory(remedy: str) -> Iterator[None]:
+def explained_gpu_memory(remedy: str, *, is_new: bool = True) -> Iterator[None]:
     """Replace the error of torch for a full GPU by one with the cause and the `remedy`.
 
     PermanentError if this process needs more than the GPU has: it would fail again. TransientError if other processes
-    hold a part of the GPU.
+    hold a part of the GPU, or if this process has already rendered (not `is_new`): a new one begins with free memory.
     """
     try:
         yield
@@ -223,6 +223,8 @@ def explained_gpu_memory(remedy: str) -> Iterator[None]:
         )
         if others > _OTHERS_SHARE * total:
             raise TransientError(f"{problem} End the other processes; this one needs the GPU alone.") from error
+        if not is_new:
+            raise TransientError(f"{problem} It has rendered before: try again with a new process.") from error
         raise PermanentError(f"{problem} {remedy}") from error
 
 

@@ -94,6 +94,7 @@ class Renderer:
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
         self._pipeline: S2VPipeline | None = None
+        self._is_new = True  # has rendered no clip
         self.facts: dict[str, Any] = {}  # of the loaded networks
 
     def render(
@@ -106,12 +107,12 @@ class Renderer:
         """Render the clip, from `state` if it is given; all ranks call it with the same order and state.
 
         `take` gets frames and `on_step` gets solver steps as they are made, see `engine.clip.Callbacks`. Raises
-        PermanentError if the memory of the GPU does not suffice.
+        an error of `explained_gpu_memory` if the memory of the GPU does not suffice.
         """
         sampling = order.plan.sampling
         pipeline = self.load(order)
-        with explained_gpu_memory(_MORE_GPU_MEMORY):
-            return pipeline.stream_clip(
+        with explained_gpu_memory(_MORE_GPU_MEMORY, is_new=self._is_new):
+            motion = pipeline.stream_clip(
                 _clip_inputs(order),
                 Sampling(
                     sample_steps=sampling.sample_steps,
@@ -123,6 +124,8 @@ class Renderer:
                 Callbacks(take, on_step, self._worker.interrupted),
                 state=state,
             )
+        self._is_new = False
+        return motion
 
     def load(self, order: Order) -> S2VPipeline:
         """Load the networks for the first clip and return them; all ranks call it with the same order."""

@@ -17,7 +17,7 @@ from s2v_tasks.engine.images import fit_pose
 from s2v_tasks.engine.loading import Snapshot
 from s2v_tasks.engine.options import EngineOptions
 from s2v_tasks.engine.worker import Worker
-from s2v_tasks.errors import ConfigurationError, PermanentError
+from s2v_tasks.errors import ConfigurationError, PermanentError, TransientError
 from s2v_tasks.media.encode import encode_clip
 from s2v_tasks.media.frames import read_frames
 from s2v_tasks.rendering import renderer as renderer_module
@@ -69,6 +69,23 @@ def test_a_full_gpu_fails_a_render_for_good(
     monkeypatch.setattr(renderer_module, place, fails)
     with pytest.raises(PermanentError, match=r"GPU is full.*S2V_OFFLOAD=blocks"):
         renderer.render(order_of(tmp_path, snapshot), None, lambda _frames: None, lambda _step, _num_steps: None)
+
+
+def test_a_gpu_that_fills_up_over_several_clips_is_a_reason_for_a_new_process(
+    renderer: Renderer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first clip of the process fitted: a new process may render the next one, so the error is transient."""
+
+    def fails(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    renderer._pipeline, order = make_pipeline(), order_of(tmp_path)
+    renderer.render(order, None, lambda _frames: None, lambda _step, _num_steps: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (1 << 30, 80 << 30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 79 << 30)
+    monkeypatch.setattr(renderer_module, "_clip_inputs", fails)
+    with pytest.raises(TransientError, match=r"GPU is full.*try again with a new process"):
+        renderer.render(order, None, lambda _frames: None, lambda _step, _num_steps: None)
 
 
 def test_the_networks_are_loaded_once(renderer: Renderer, snapshot: Snapshot, tmp_path: Path) -> None:

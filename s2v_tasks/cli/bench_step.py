@@ -31,6 +31,7 @@ from s2v_tasks.cli.bench import (
 from s2v_tasks.cli.terminal import console
 from s2v_tasks.errors import PermanentError, TransientError
 from s2v_tasks.parent_death import end_with_parent
+from s2v_tasks.scratch import scratch_folder
 from s2v_tasks.settings import AttentionKernel
 
 if TYPE_CHECKING:
@@ -220,7 +221,9 @@ def _on_ranks(num_ranks: int, options: list[str]) -> dict[str, Any]:
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
     command = [sys.executable, *launcher, "-m", "s2v_tasks.cli", "bench", "step", *options]
     end_with_us = partial(end_with_parent, signal.SIGTERM, os.getpid())
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=False, preexec_fn=end_with_us)
+    with scratch_folder(None, "torchrun") as logs:
+        environment = os.environ | {"PET_LOG_DIR": str(logs)}  # `--log-dir`
+        done = subprocess.run(command, stdout=subprocess.PIPE, env=environment, check=False, preexec_fn=end_with_us)
     if done.returncode != 0:
         raise TransientError(f"bench step on {num_ranks} ranks ended with code {done.returncode}; its log is above.")
     report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

@@ -12,7 +12,6 @@ import selectors
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -24,6 +23,7 @@ from s2v_tasks.orchestration.retry_policy import Fault, fault_of
 from s2v_tasks.parent_death import end_with_parent
 from s2v_tasks.schemas.job import job_id_of_run
 from s2v_tasks.schemas.steps import CLIP_WAIT_TASK, CLOSE_JOB, RECORD_FAILURE, STAGE_INPUTS, Step
+from s2v_tasks.scratch import scratch_folder
 from s2v_tasks.settings import load_settings
 
 CLI = ("-m", "s2v_tasks.cli")
@@ -124,8 +124,8 @@ class StepProcess:
 
     def run(self) -> dict[str, Any]:
         """Run to the end and return the JSON object on the last line of stdout; StepFailedError if it fails."""
-        with tempfile.TemporaryDirectory(prefix="step-") as folder, (Path(folder) / "stdout").open("w+b") as stdout:
-            self._error_file = Path(folder) / "error.json"
+        with scratch_folder(None, "task") as folder, (folder / "stdout").open("w+b") as stdout:
+            self._error_file = folder / "error.json"
             self._process = self._started(stdout)
             try:
                 self._stream_log(self._process)
@@ -144,7 +144,8 @@ class StepProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=stdout,
                 stderr=subprocess.PIPE,
-                env=step_environment(self._error_file),
+                # torchrun leaves its folder for logs, which stay empty. Its option `--log-dir` has this variable.
+                env=step_environment(self._error_file) | {"PET_LOG_DIR": str(self._error_file.parent)},
                 start_new_session=True,
                 # If the task's process is killed, the step saves its state and ends.
                 preexec_fn=partial(end_with_parent, signal.SIGTERM, os.getpid()),

@@ -24,9 +24,9 @@ from s2v_tasks.schemas.manifest import Artifact, Manifest
 from s2v_tasks.schemas.plan import FPS, ClipPlan, Plan
 from s2v_tasks.schemas.quality import FrameSeries, ReferenceLook, Take
 from s2v_tasks.schemas.steps import STAGE_INPUTS
+from s2v_tasks.scratch import scratch_folder
 from s2v_tasks.settings import config_dir
 from s2v_tasks.storage.clip_state import TakeRecords
-from s2v_tasks.storage.scratch import scratch_folder
 from s2v_tasks.validation.quality import judge_clip
 from s2v_tasks.validation.quality_limits import load_quality_limits
 

@@ -28,12 +28,12 @@ from s2v_tasks.schemas.plan import Plan
 from s2v_tasks.schemas.request import Request
 from s2v_tasks.schemas.request_parsing import parse_request
 from s2v_tasks.schemas.steps import CLOSE_JOB, PLAN_CLIPS, RENDER_CLIP, STAGE_INPUTS, Step
+from s2v_tasks.scratch import scratch_folder
 from s2v_tasks.settings import Settings, load_settings
 from s2v_tasks.storage.artifacts import ArtifactStore, Build, Produced, Work
 from s2v_tasks.storage.client import without_account
 from s2v_tasks.storage.layout import JobLayout
 from s2v_tasks.storage.s3 import ObjectStore
-from s2v_tasks.storage.scratch import scratch_folder
 from s2v_tasks.webhooks.delivery import STEP_SECONDS, deliver_due
 
 

@@ -22,9 +22,9 @@ from s2v_tasks.schemas.preset import load_presets
 from s2v_tasks.schemas.request import Request
 from s2v_tasks.schemas.request_parsing import parse_request
 from s2v_tasks.schemas.steps import STAGE_INPUTS
+from s2v_tasks.scratch import scratch_folder
 from s2v_tasks.settings import Settings, config_dir, load_settings
 from s2v_tasks.storage.clip_state import TakeRecords
-from s2v_tasks.storage.scratch import scratch_folder
 
 
 def run(ctx: StepContext) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from s2v_tasks.errors import PermanentError, TransientError
 from s2v_tasks.log import get_logger
 from s2v_tasks.schemas.manifest import Artifact, Manifest, Producer
 from s2v_tasks.schemas.steps import Step
+from s2v_tasks.scratch import scratch_folder
 from s2v_tasks.settings import load_settings
 from s2v_tasks.storage.kept_outputs import Built as Built
 from s2v_tasks.storage.kept_outputs import KeptOutputs
@@ -26,7 +27,6 @@ from s2v_tasks.storage.kept_outputs import OutputFile as OutputFile
 from s2v_tasks.storage.layout import JobLayout
 from s2v_tasks.storage.s3 import ObjectDamagedError, ObjectHead, ObjectMissingError, ObjectStore
 from s2v_tasks.storage.s3 import file_sha256 as file_sha256
-from s2v_tasks.storage.scratch import scratch_folder
 
 MANIFEST_NAME = "manifest.json"
 

@@ -12,8 +12,8 @@ from s2v_tasks.orchestration.step_commands import CLI, reported_failure, step_en
 from s2v_tasks.schemas.plan import Plan
 from s2v_tasks.schemas.request import Request
 from s2v_tasks.schemas.request_fields import NOT_PLANNING
+from s2v_tasks.scratch import scratch_folder
 from s2v_tasks.storage.inputs import plain_name
-from s2v_tasks.storage.scratch import scratch_folder
 from s2v_tasks.web.pages import duration, money
 from s2v_tasks.web.services import Services
 

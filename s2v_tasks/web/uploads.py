@@ -6,8 +6,8 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, HTTPException, Query, Request
 from starlette.concurrency import run_in_threadpool
 
+from s2v_tasks.scratch import scratch_folder
 from s2v_tasks.storage.inputs import plain_name, upload_input
-from s2v_tasks.storage.scratch import scratch_folder
 from s2v_tasks.web.access import may_start
 from s2v_tasks.web.services import SharedServices
 

@@ -3,7 +3,9 @@
 Airflow reads its configuration at the first import, so it is set before any test module is imported.
 """
 
+import atexit
 import os
+import shutil
 import tempfile
 
 os.environ["AIRFLOW_HOME"] = tempfile.mkdtemp(prefix="airflow-")
@@ -25,6 +27,8 @@ from fastapi.testclient import TestClient
 from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.settings import Settings, load_settings
 from s2v_tasks.storage.s3 import ObjectStore
+
+atexit.register(shutil.rmtree, os.environ["AIRFLOW_HOME"], ignore_errors=True)
 
 Login = Callable[[str | None], TestClient]
 

@@ -65,6 +65,15 @@ def test_the_last_line_of_stdout_is_the_result_and_stderr_is_the_log() -> None:
     assert log == ["a", "b"]
 
 
+def test_all_that_a_step_leaves_in_its_folder_is_deleted() -> None:
+    """The folder has the file of the error and the logs of torchrun; it is gone when the step has ended."""
+    result = run_script(
+        "import json, os; print(json.dumps({name: os.environ[name] for name in ('PET_LOG_DIR', 'STEP_ERROR_FILE')}))"
+    )
+    assert Path(result["STEP_ERROR_FILE"]).parent == Path(result["PET_LOG_DIR"])
+    assert not Path(result["PET_LOG_DIR"]).exists()
+
+
 def test_a_step_without_result_is_a_failure() -> None:
     """A step that exits with 0 but prints no JSON object has failed."""
     assert "instead of its JSON result" in failure_of("print('done')").message

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from s2v_tasks.storage.scratch import scratch_folder
+from s2v_tasks.scratch import scratch_folder
 
 _HOLDER = """
 import sys, time
 from pathlib import Path
-from s2v_tasks.storage.scratch import scratch_folder
+from s2v_tasks.scratch import scratch_folder
 
 with scratch_folder(Path(sys.argv[1]), "job-1") as folder:
     (folder / "frames.bin").write_bytes(bytes(1000))

@@ -59,12 +59,11 @@ def dag(airflow_app: Any) -> str:
 
 
 @pytest.fixture
-def no_runs(dag: str) -> Iterator[None]:
-    """Deletes the runs that the test has started."""
+def no_runs(dag: str) -> None:
+    """Airflow without runs, whatever the tests before have started."""
     from airflow.models.dagrun import DagRun
     from airflow.utils.session import create_session
 
-    yield
     with create_session() as session:
         session.execute(sa.delete(DagRun))
 

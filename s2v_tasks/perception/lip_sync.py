@@ -19,7 +19,7 @@ _STEP_SECONDS = 0.01
 # The envelope is the root mean square in a window of this many frames around the middle of a frame.
 _WINDOW_FRAMES = 1.5
 # Between the opening of a mouth and the loudness that it lets out: vowels are loudest after the mouth has opened.
-# Measured with drawn faces whose opening follows phoneme times (tests/perception): see docs/perception.md.
+# Measured with drawn faces whose opening follows phoneme times (tests/unit/perception): see docs/perception.md.
 _CALIBRATION_SECONDS = 0.01
 # Loudness of 5 % of the loudest moment and below counts as no speech.
 _FLOOR = 0.05

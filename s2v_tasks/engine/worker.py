@@ -246,7 +246,8 @@ def check_gpus(device: str, num_processes: int) -> int:
 def choose_device(device: str) -> torch.device:
     """Return the device of this process for "cpu", "cuda" or "auto" (a GPU if there is one).
 
-    Raises ConfigurationError if there is no GPU for "cuda", or fewer GPUs than processes.
+    Raises ConfigurationError if there is no GPU for "cuda", or fewer GPUs than processes, and TransientError if the GPU
+    of this process does not start.
     """
     local_rank, world_size = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if check_gpus(device, world_size) == 0:
@@ -255,7 +256,13 @@ def choose_device(device: str) -> torch.device:
         if chosen is None or (world_size > 1 and chosen == "1"):
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world_size))
         return torch.device("cpu")
-    torch.cuda.set_device(local_rank)
+    try:
+        torch.cuda.set_device(local_rank)
+    except RuntimeError as error:
+        raise TransientError(
+            f"GPU {local_rank} does not start ({str(error).splitlines()[0]}): expected a working CUDA device. Check the "
+            "driver of this machine with `nvidia-smi`; the next try may be on another machine."
+        ) from error
     use_deterministic_kernels()
     return torch.device("cuda", local_rank)
 

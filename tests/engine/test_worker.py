@@ -150,6 +150,18 @@ def test_a_missing_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         check_gpus("cuda", 3)
 
 
+def test_a_gpu_that_does_not_start_is_a_fault_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NVML counts GPUs that CUDA cannot use: the step is tried again, perhaps elsewhere, with the words of CUDA."""
+
+    def fails(_device: int) -> None:
+        raise RuntimeError("CUDA driver initialization failed, system not yet initialized\nCompile with ...")
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", fails)
+    with pytest.raises(TransientError, match=r"GPU 0 does not start \(.*not yet initialized\): expected .*nvidia-smi"):
+        choose_device("cuda")
+
+
 @pytest.mark.parametrize(
     ("chosen", "world_size", "expected"),
     [(None, "1", 8), (None, "2", 4), ("1", "2", 4), ("3", "1", None), ("3", "2", None), ("1", "1", None)],

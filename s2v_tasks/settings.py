@@ -227,6 +227,10 @@ class Settings(BaseSettings):
         description="Digest of the container image of this process, for manifests. Airflow sets it in the pods whose "
         "template names its image by digest.",
     )
+    node: str | None = Field(
+        None,
+        description="Name of this machine in the records of attempts; set in the pods. Empty: the name of the host.",
+    )
     log_json: bool = Field(False, description="Write logs as JSON lines.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Lowest level of log lines.")
 

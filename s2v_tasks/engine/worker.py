@@ -260,8 +260,8 @@ def choose_device(device: str) -> torch.device:
         torch.cuda.set_device(local_rank)
     except RuntimeError as error:
         raise TransientError(
-            f"GPU {local_rank} does not start ({str(error).splitlines()[0]}): expected a working CUDA device. Check the "
-            "driver of this machine with `nvidia-smi`; the next try may be on another machine."
+            f"GPU {local_rank} does not start ({str(error).splitlines()[0]}): expected a working CUDA device. Check "
+            "the driver of this machine with `nvidia-smi`; the next try may be on another machine."
         ) from error
     use_deterministic_kernels()
     return torch.device("cuda", local_rank)

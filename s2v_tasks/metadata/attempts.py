@@ -65,11 +65,11 @@ class AttemptRepository(Repository):
 class ConditionsRepository(Repository):
     """Attempts to encode the conditions of a job."""
 
-    def start(self, job_id: str) -> int:
-        """Start an attempt on one GPU and return its number."""
+    def start(self, job_id: str, *, node: str | None = None) -> int:
+        """Start an attempt on one GPU of the machine `node` and return its number."""
         with transaction(self._engine) as connection:
             lock_job(connection, job_id)
-            return start_attempt(connection, job_id, CONDITIONS, world_size=1)
+            return start_attempt(connection, job_id, CONDITIONS, world_size=1, node=node)
 
     def end(
         self, job_id: str, *, outcome: AttemptOutcome, reason: str | None = None, number: int | None = None
@@ -88,17 +88,15 @@ class ConditionsRepository(Repository):
             end_attempts(connection, job_id, CONDITIONS, outcome=AttemptOutcome.LOST)
 
 
-def start_attempt(
-    connection: sa.Connection, job_id: str, key: AttemptKey, world_size: int, fingerprint: str | None = None
-) -> int:
-    """Insert a new attempt and return its number, from 1. An attempt that still runs becomes lost.
+def start_attempt(connection: sa.Connection, job_id: str, key: AttemptKey, **values: Any) -> int:
+    """Insert a new attempt with other `values` of its row and return its number, from 1.
 
-    The caller holds the lock of the job. `key` has no number. `fingerprint`: fingerprint of the take of a clip.
+    The caller holds the lock of the job. `key` has no number. An attempt that still runs becomes lost.
     """
     end_attempts(connection, job_id, key, outcome=AttemptOutcome.LOST, reason="Another attempt began.")
     attempt: int = connection.execute(sa.select(_latest(job_id, key))).scalar_one() + 1
-    values = {"job_id": job_id, "step": key.step, "clip_index": key.clip_index, "attempt": attempt}
-    connection.execute(sa.insert(Attempt).values(**values, world_size=world_size, fingerprint=fingerprint))
+    values |= {"job_id": job_id, "step": key.step, "clip_index": key.clip_index, "attempt": attempt}
+    connection.execute(sa.insert(Attempt).values(values))
     return attempt
 
 

@@ -36,17 +36,20 @@ class ClipRepository(Repository):
         super().__init__(engine)
         self._events = events
 
-    def start(self, job_id: str, clip_index: int, fingerprint: str, *, world_size: int = 1) -> int:
-        """Start an attempt to render a clip on `world_size` GPUs and return its number."""
+    def start(
+        self, job_id: str, clip_index: int, fingerprint: str, *, world_size: int = 1, node: str | None = None
+    ) -> int:
+        """Start an attempt to render a clip on `world_size` GPUs of the machine `node` and return its number."""
         values = {"status": ClipStatus.RENDERING, "fingerprint": fingerprint, "reused": False}
         values |= dict.fromkeys(("source_job_id", "progress_step", "eta_seconds", "gpu_memory_bytes"))
         with transaction(self._engine) as connection:
             lock_job(connection, job_id)
-            attempt = start_attempt(connection, job_id, rendering(clip_index), world_size, fingerprint)
-            update_clip(connection, job_id, clip_index, values | {"attempts": attempt})
-            self._events.add(
-                connection, job_id, JobEvent.CLIP_STARTED, clip_index=clip_index, detail={"attempt": attempt}
+            attempt = start_attempt(
+                connection, job_id, rendering(clip_index), world_size=world_size, fingerprint=fingerprint, node=node
             )
+            update_clip(connection, job_id, clip_index, values | {"attempts": attempt})
+            detail = {"attempt": attempt} | ({"node": node} if node else {})
+            self._events.add(connection, job_id, JobEvent.CLIP_STARTED, clip_index=clip_index, detail=detail)
         return attempt
 
     def record_progress(

@@ -205,6 +205,7 @@ class Attempt(Base, kw_only=True):
     world_size: Mapped[int]
     reason: Mapped[str | None]
     fingerprint: Mapped[str | None]
+    node: Mapped[str | None]
 
 
 class ArtifactRow(Base, kw_only=True):

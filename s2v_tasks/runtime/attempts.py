@@ -3,6 +3,7 @@
 Heartbeats record the GPU-seconds so far: a process that is killed, perhaps with its node, cannot report them.
 """
 
+import socket
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -100,6 +101,7 @@ class Attempt(ABC):
     def __init__(self, ctx: StepContext, work: Work) -> None:
         self.ctx, self.work = ctx, work
         self._key = AttemptKey(work.step.name, work.clip_index)
+        self._node = ctx.settings.node or socket.gethostname()
         self._heartbeats = ExitStack()
 
     def __enter__(self) -> Self:
@@ -154,7 +156,7 @@ class ConditionsAttempt(Attempt):
             self.ctx.metadata.conditions.end(self.work.job_id, outcome=AttemptOutcome.SUCCEEDED, number=number)
 
     def _start(self) -> int:
-        return self.ctx.metadata.conditions.start(self.work.job_id)
+        return self.ctx.metadata.conditions.start(self.work.job_id, node=self._node)
 
     def _fail(self, outcome: AttemptOutcome, reason: str) -> None:
         number = self._key.number
@@ -192,8 +194,9 @@ class ClipAttempt(Attempt):
         )
 
     def _start(self) -> int:
-        fingerprint, world_size = self.work.fingerprint, self._world_size
-        return self.ctx.metadata.clips.start(self.work.job_id, self._clip_index, fingerprint, world_size=world_size)
+        return self.ctx.metadata.clips.start(
+            self.work.job_id, self._clip_index, self.work.fingerprint, world_size=self._world_size, node=self._node
+        )
 
     def _fail(self, outcome: AttemptOutcome, reason: str) -> None:
         number = self._key.number

@@ -212,6 +212,12 @@ def test_a_pod_holds_no_secret_and_no_token(pod: Any) -> None:
     assert pod.spec.enable_service_links is False
 
 
+def test_a_pod_knows_its_node(pod: Any) -> None:
+    """The node is in the environment, for the records of attempts."""
+    (variable,) = (variable for variable in pod.spec.containers[0].env if variable.name == "S2V_NODE")
+    assert variable.value_from.field_ref.field_path == "spec.nodeName"
+
+
 def test_a_pod_can_be_found_and_ends_by_itself(pod: Any) -> None:
     """Labels name the job; the deadline of the pod is later than Airflow's; Kubernetes does not restart it."""
     labels = pod.metadata.labels

@@ -45,6 +45,18 @@ def test_every_attempt_is_stored_with_its_gpu_seconds(
     assert [(event.clip_index, event.detail) for event in begun] == [(0, {"attempt": number}) for number in (1, 2, 3)]
 
 
+def test_an_attempt_knows_its_machine(metadata: MetadataStore, planned: Planned) -> None:
+    """The node is in the row of an attempt of either step, and in the event of a clip."""
+    planned().conditions.start("job-1", node="gpu-7")
+    metadata.clips.start("job-1", 0, "f0", node="gpu-8")
+    assert [(attempt.step, attempt.node) for attempt in job(metadata).attempts] == [
+        ("encode_conditions", "gpu-7"),
+        ("render_clip", "gpu-8"),
+    ]
+    (begun,) = (event for event in job(metadata).events if event.event == "clip_started")
+    assert begun.detail == {"attempt": 1, "node": "gpu-8"}
+
+
 def test_an_attempt_at_a_take_that_is_not_kept_is_superseded(
     metadata: MetadataStore, postgres_url: str, planned: Planned
 ) -> None:

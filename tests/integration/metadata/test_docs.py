@@ -22,8 +22,9 @@ INSERT INTO clips (job_id, clip_index, status, start_frame, end_frame, source_jo
 VALUES ('job-1', 0, 'rendering', 0, 48, NULL, now() - interval '1 hour'),
        ('job-2', 0, 'succeeded', 0, 48, 'job-1', now()),
        ('job-2', 1, 'pending', 48, 96, NULL, now());
-INSERT INTO attempts (job_id, clip_index, attempt, outcome, gpu_seconds, world_size)
-VALUES ('job-1', 0, 1, 'lost', 100, 1), ('job-1', 0, 2, 'succeeded', 900, 2), ('job-1', 0, 3, 'running', NULL, 1);
+INSERT INTO attempts (job_id, clip_index, attempt, outcome, gpu_seconds, world_size, node, reason)
+VALUES ('job-1', 0, 1, 'lost', 100, 1, 'gpu-7', 'Silent.'), ('job-1', 0, 2, 'succeeded', 900, 2, 'gpu-8', NULL),
+       ('job-1', 0, 3, 'running', NULL, 1, 'gpu-7', NULL);
 INSERT INTO drops (drop_id, folder_uri, target_uri, etag, files, job_id, status, error)
 VALUES ('a', 's3://b/incoming/a', 's3://b/accepted/a', 'e', '{}', 'job-1', 'accepted', NULL),
        ('b', 's3://b/incoming/b', 's3://b/rejected/b', 'e', '{}', NULL, 'rejected', '{"error": "No image."}');
@@ -36,9 +37,9 @@ def answers(url: str, number: int) -> list[dict[str, Any]]:
         return connection.execute(QUERIES[number].encode()).fetchall()
 
 
-def test_the_page_asks_five_questions() -> None:
-    """The page has five queries, each of which a test below runs."""
-    assert len(QUERIES) == 5
+def test_the_page_asks_six_questions() -> None:
+    """The page has six queries, each of which a test below runs."""
+    assert len(QUERIES) == 6
 
 
 def test_waiting_jobs_of_a_label(postgres_url: str) -> None:
@@ -69,6 +70,14 @@ def test_refused_drops(postgres_url: str) -> None:
 def test_where_the_clips_of_a_rerun_come_from(postgres_url: str) -> None:
     """The query returns the parent job for inherited clips, and the job itself for others."""
     assert [(row["clip_index"], row["rendered_by"]) for row in answers(postgres_url, 4)] == [(0, "job-1"), (1, "job-2")]
+
+
+def test_failures_of_each_machine(postgres_url: str) -> None:
+    """The query counts failed and lost attempts by machine, the worst machine first, with a reason."""
+    assert [tuple(row.values()) for row in answers(postgres_url, 5)] == [
+        ("gpu-7", 2, 1, "Silent."),
+        ("gpu-8", 1, 0, None),
+    ]
 
 
 def test_the_diagram_has_every_table_and_only_columns_that_exist() -> None:

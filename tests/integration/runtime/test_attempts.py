@@ -1,8 +1,10 @@
 """Check heartbeats of an attempt, and the wait for an earlier attempt."""
 
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -252,3 +254,20 @@ def test_a_process_that_was_silent_for_long_ends_its_own_attempt(
     assert job is not None
     assert [one.outcome for one in job.attempts] == ["lost", "running"]
     assert job.clips[2].status == ("rendering" if is_clip else "pending")
+
+
+@pytest.mark.parametrize("step", [RENDER_CLIP, ENCODE_CONDITIONS])
+@pytest.mark.parametrize("configured", ["gpu-7", None])
+def test_an_attempt_is_recorded_with_its_machine(
+    ctx: StepContext, step: Step, configured: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The node is S2V_NODE, or the name of the host."""
+    monkeypatch.setattr(StepContext, "produce", lambda _self, _work, build: build(tmp_path))
+    ctx = replace(ctx, settings=ctx.settings.model_copy(update={"node": configured}))
+    is_clip = step == RENDER_CLIP
+    work = Work(step, "job-2", "key", "f2", {}, clip_index=2 if is_clip else None)
+    with ClipAttempt(ctx, work, world_size=1) if is_clip else ConditionsAttempt(ctx, work) as attempt:
+        attempt.produce(lambda _folder: Built({}, FACTS))
+    job = ctx.metadata.jobs.get("job-2")
+    assert job is not None
+    assert [one.node for one in job.attempts] == [configured or socket.gethostname()]

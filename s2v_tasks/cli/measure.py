@@ -1,6 +1,5 @@
 """`s2v measure`: faces, lip sync, seams and drift of any talking video, including videos of other programs."""
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,6 +8,7 @@ from rich.markup import escape
 
 from s2v_tasks.cli import app
 from s2v_tasks.cli.terminal import PEOPLE, console
+from s2v_tasks.scratch import scratch_folder
 
 if TYPE_CHECKING:
     from s2v_tasks.media.speech import Waveform
@@ -61,10 +61,10 @@ def _measured(
     length = clip_frames or _PART_FRAMES
     num_frames = int(max_seconds * FPS)
     clips = [(start, start + length) for start in range(0, num_frames, length)]
-    with tempfile.TemporaryDirectory() as scratch:
+    with scratch_folder(None, "measure") as scratch:
         reference = None
         if image is not None:
-            png = Path(scratch) / "image.png"
+            png = scratch / "image.png"
             normalise_image(image, png)
             with Image.open(png) as picture:
                 reference = np.asarray(ImageOps.fit(picture, video.size, Image.Resampling.BICUBIC))
@@ -72,7 +72,7 @@ def _measured(
             video.frames(max_seconds),
             clips,
             fps=FPS,
-            speech=_speech(video, audio, Path(scratch), max_seconds),
+            speech=_speech(video, audio, scratch, max_seconds),
             sample_rate=SPEECH_SAMPLE_RATE,
             reference=reference,
             # Without known clips there are no seams.

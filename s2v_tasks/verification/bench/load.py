@@ -33,6 +33,7 @@ from s2v_tasks.engine.loading.snapshot import CONFIG_FILE, TRANSFORMER_INDEX_FIL
 from s2v_tasks.engine.models.config import S2VConfig
 from s2v_tasks.engine.models.transformer import S2VTransformer
 from s2v_tasks.errors import PermanentError
+from s2v_tasks.scratch import scratch_folder
 
 _RELEASED_BYTES = 32.6e9
 _HEAD_DIM = 128
@@ -61,8 +62,7 @@ def bench_load(
     Yields each variant when it is measured. `device` is "cpu" or "cuda", one GPU per rank. Raises PermanentError for a
     size that is too small for the smallest width.
     """
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with scratch_folder(None, "checkpoint") as folder:
         written = write_checkpoint(folder, size_bytes)
         for ranks in sorted({1, num_ranks}):
             variants = [

@@ -85,6 +85,23 @@ def test_a_wrong_result_and_an_error_fail_the_check_and_cost_no_other_section(
     assert last == "2 checks FAILED: goldens: float32; attention: RuntimeError: no memory"
 
 
+def test_what_did_not_fit_into_the_budget_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The last lines name sections that did not run or are incomplete, and claim only what ran."""
+    rows: list[Row | Exception] = [{"name": "832x448 eager", "left_out": True}]
+    monkeypatch.setattr(
+        check,
+        "SECTIONS",
+        sections(("goldens", 0, [{"name": "a", "ok": True}]), ("variants", 0, rows), ("vae", 1000, [])),
+    )
+    report_path = tmp_path / "report.json"
+    assert main(["--tiny", "--work-dir", str(tmp_path / "work"), "--report", str(report_path)]) == 0
+    *_, named, _, last = capsys.readouterr().out.strip().splitlines()
+    assert named == "Not measured, or in part, for lack of time: variants, vae."
+    assert last == "The checks that ran passed."
+
+
 def test_a_run_that_is_stopped_keeps_each_measurement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A row is in the report before the next one is measured."""
     report_path = tmp_path / "report.json"

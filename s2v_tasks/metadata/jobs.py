@@ -274,7 +274,3 @@ def _interrupt_clips(connection: sa.Connection, job_id: str) -> None:
     """Fail the clips that are being rendered."""
     interrupted = (Clip.job_id == job_id, Clip.status == ClipStatus.RENDERING)
     connection.execute(sa.update(Clip).where(*interrupted).values(status=ClipStatus.FAILED))
-
-
-def _clear_cancel(connection: sa.Connection, job_id: str) -> None:
-    update_job(connection, job_id, {"cancel_requested_at": None}, Job.status.in_(ENDED_STATUSES))

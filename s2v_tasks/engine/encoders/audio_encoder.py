@@ -30,9 +30,8 @@ WINDOW_STATES = 3000
 _MIN_OVERLAP_STATES = 500
 # At each inner end; more than the 64 states that the positional convolution reaches.
 _UNUSED_STATES = 150
-# Samples per state, and samples between the starts of two states.
+# Samples (16 kHz) per state, and between the starts of two states.
 _SAMPLES_PER_STATE, _SAMPLES_BETWEEN_STATES = 400, 320
-SAMPLES_PER_SECOND = 16000
 NUM_STATES = 25
 # The classifier on top is for speech recognition, and the mask embedding for training: neither is used here.
 _UNUSED = ("lm_head.", "masked_spec_embed")

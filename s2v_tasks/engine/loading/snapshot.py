@@ -35,7 +35,6 @@ _COMPANIONS = {
     "vae": ("wan_2.1_vae.safetensors",),
     "audio_encoder": ("wav2vec2_large_english_fp16.safetensors",),
 }
-COMPONENTS = ("config", "transformer", "text_encoder", "tokenizer", "vae", "audio_encoder")
 _REMEDY = "download the whole snapshot again, or make a tiny one with `s2v snapshot init-tiny`"
 
 
@@ -48,7 +47,7 @@ class Snapshot:
 
     @classmethod
     def open(cls, path: Path, files: Mapping[str, Path] | None = None) -> "Snapshot":
-        """Check that every file exists; `files` are components (`COMPONENTS`) outside of the folder `path`.
+        """Check that every file exists; `files` are components outside of the folder `path`.
 
         Raises ConfigurationError that names all missing files.
         """

@@ -47,6 +47,15 @@ _REFUSALS = (
     "private key file",
 )
 _NO_TABLES = {"42P01", "42703"}  # undefined table, undefined column
+# Faults of a server that runs, by words of its messages; all other ones mean that no server answers.
+_REMEDIES = {
+    "read-only transaction": "S2V_DATABASE_URL must name the primary server, which accepts writes",
+    "too many clients": "raise max_connections, or use PgBouncer (docs/metadata.md)",
+    "too many connections": "raise the limit of connections, or use PgBouncer (docs/metadata.md)",
+    "connection slots": "raise max_connections, or use PgBouncer (docs/metadata.md)",
+    "No space left on device": "free space on the disk of the server",
+}
+_IS_AWAY = "check that it runs (`s2v up` starts the embedded one) and that S2V_DATABASE_URL names it"
 _TIME_LIMITS_OF_A_TRANSACTION = ("idle_in_transaction_session_timeout", "transaction_timeout")
 
 
@@ -90,11 +99,22 @@ class _Connection(psycopg.Connection[Any]):
 
 
 def _connect(target: DatabaseTarget, *arguments: Any) -> _Connection:
-    """Connect with the last of SQLAlchemy's arguments, which logs an error of this function before it is translated."""
+    """Connect with the last of SQLAlchemy's arguments, which logs an error of this function before it is translated.
+
+    ConfigurationError if the database cannot store all characters.
+    """
     try:
-        return _Connection.connect(**arguments[-1])
+        connection = _Connection.connect(**arguments[-1])
     except psycopg.Error as error:
         raise type(error)(target.without_credentials(str(error))) from None
+    encoding = connection.info.parameter_status("server_encoding")
+    if encoding != "UTF8":
+        connection.close()
+        raise ConfigurationError(
+            f"Database {target.place} has the encoding {encoding}, expected UTF8: create it with "
+            "`createdb --encoding UTF8 --template template0`."
+        )
+    return connection
 
 
 @contextmanager
@@ -155,10 +175,8 @@ def _unavailable(target: DatabaseTarget, error: DBAPIError) -> PermanentError | 
         return _not_storable(target, line)
     if any(refusal in line for refusal in _REFUSALS):
         return _refused(target, error)
-    return UnavailableError(
-        f"Database {target.place} cannot be used ({line}): check that it runs (`s2v up` starts the embedded one) "
-        "and that S2V_DATABASE_URL names it."
-    )
+    remedy = next((remedy for words, remedy in _REMEDIES.items() if words in line), _IS_AWAY)
+    return UnavailableError(f"Database {target.place} cannot be used ({line}): {remedy}.")
 
 
 def _refused(target: DatabaseTarget, error: DBAPIError) -> ConfigurationError:

@@ -54,9 +54,32 @@ def test_a_database_that_only_reads_is_a_transient_error(postgres_url: str) -> N
     with psycopg.connect(postgres_url, autocommit=True) as connection:
         connection.execute(f"ALTER DATABASE {make_url(postgres_url).database} SET default_transaction_read_only = on")
     engine = create_engine(postgres_url)
-    with pytest.raises(TransientError, match=r"cannot be used .*read-only"):
+    with pytest.raises(TransientError, match=r"cannot be used .*read-only.*S2V_DATABASE_URL must name the primary"):
         MetadataStore(engine).jobs.enqueue("job-1", {"prompt": "A person speaks."})
     engine.dispose()
+
+
+def test_a_server_without_a_free_connection_names_the_limit(postgres_url: str) -> None:
+    """The limit of connections is a transient error, and the message does not ask whether the server runs."""
+    database, url = make_url(postgres_url).database, make_url(postgres_url).set(username="limited", password="limited")
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute("CREATE ROLE limited LOGIN PASSWORD 'limited' CONNECTION LIMIT 0")
+        engine = create_engine(url.render_as_string(hide_password=False))
+        with pytest.raises(TransientError, match=rf"/{database} cannot be used .*raise the limit .* PgBouncer"):
+            MetadataStore(engine).jobs.recent()
+        engine.dispose()
+        connection.execute("DROP ROLE limited")
+
+
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
+def test_a_database_of_another_encoding_is_refused(postgres_url: str, encoding: str) -> None:
+    """A database that cannot store all characters is refused before a table is created in it."""
+    url, name = make_url(postgres_url), f"of_{encoding.lower()}"
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}' LOCALE 'C'")
+        with pytest.raises(ConfigurationError, match=f"/{name} has the encoding {encoding}, expected UTF8: create it"):
+            migrate.upgrade(url.set(database=name).render_as_string(hide_password=False))
+        connection.execute(f"DROP DATABASE {name}")
 
 
 SECRETS = ("planted-user", "planted-pass", "planted@user", "planted/pass", "planted%40user", "planted%2Fpass")

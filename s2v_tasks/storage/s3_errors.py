@@ -97,7 +97,10 @@ def _meaning(cause: BaseException, what: str, at: Location, server: "Server", se
         return ConfigurationError(f"Failed {what}: the request cannot be sent. {HEADER_REMEDY}")
     if isinstance(cause, ValueError):
         return ConfigurationError(f"Failed {what}: {said}. Check the S2V_S3_* settings.")
-    return UnavailableError(f"Failed {what}: {said}")
+    return UnavailableError(
+        f"Failed {what}: {said.rstrip('.')}. Check the network, that the server runs, and that S2V_S3_ENDPOINT_URL "
+        "names it."
+    )
 
 
 def _refusal(error: ClientError, said: str, what: str, at: Location, server: "Server") -> S2VError:
@@ -108,6 +111,11 @@ def _refusal(error: ClientError, said: str, what: str, at: Location, server: "Se
     status = int(metadata.get("HTTPStatusCode", 500))
     if _is_page_of_a_proxy(error, code, metadata):
         return UnavailableError(f"Failed {what}: a proxy answers that there is no such page ({said})")
+    if code in _MISSING_CODES and error.operation_name.startswith("List"):
+        return ConfigurationError(
+            f"Failed {what}: the server takes the listing for an object that does not exist ({code}); correct "
+            "S2V_S3_ENDPOINT_URL: expected the address of the server, without the bucket."
+        )
     if code in _MISSING_CODES:
         return ObjectMissingError(f"{printable(at.uri)} does not exist at {server.name}.")
     if code == "NoSuchBucket":
@@ -121,6 +129,8 @@ def _refusal(error: ClientError, said: str, what: str, at: Location, server: "Se
             f"Failed {what}: the bucket is in region {region}, but the request went to region "
             f"{server.region} ({code}); correct S2V_S3_REGION, and S2V_S3_ENDPOINT_URL if it is set."
         )
+    if code == "RequestTimeTooSkewed":
+        return TransientError(f"Failed {what}: {said} Correct the clock of this machine.")
     if code in _DENIED_CODES:
         return ConfigurationError(
             f"Failed {what}: refused ({code}); check S2V_S3_ACCESS_KEY_ID, S2V_S3_SECRET_ACCESS_KEY "

@@ -148,8 +148,8 @@ def test_missing_credentials_are_a_configuration_error(error: Exception) -> None
 
 
 def test_a_connection_that_fails_is_waited_for() -> None:
-    """A connection without an answer is an outage."""
-    with pytest.raises(UnavailableError, match="Could not connect"):
+    """A connection without an answer is an outage; the message names the setting with the address."""
+    with pytest.raises(UnavailableError, match=r"Could not connect .*S2V_S3_ENDPOINT_URL names it"):
         failing_store(EndpointConnectionError(endpoint_url="http://h")).get_bytes("a")
 
 
@@ -205,6 +205,27 @@ def test_a_bucket_of_another_region_is_a_configuration_error(code: str) -> None:
         ConfigurationError, match=r"region eu-west-1, but the request went to region us-east-1 .*S2V_S3_REGION"
     ):
         store.head("a")
+
+
+def test_an_address_with_the_bucket_is_a_configuration_error(server_store: ObjectStore) -> None:
+    """The server takes the listing for an object that is missing, which is no bad input of a job."""
+    server = vars(server_store)["_server"]
+    store = ObjectStore(
+        "s3://contracts",
+        endpoint_url=f"{server.endpoint_url}/contracts",
+        access_key_id=server.access_key_id,
+        secret_access_key=server.secret_access_key,
+    )
+    with pytest.raises(ConfigurationError, match=r"correct S2V_S3_ENDPOINT_URL: expected .* without the bucket"):
+        store.has_any("jobs/")
+
+
+def test_a_wrong_clock_is_named() -> None:
+    """The server refuses a request of another time; the attempt ends, and the message names the remedy."""
+    error = answer("RequestTimeTooSkewed", 403, "The difference between the times is too large.")
+    with pytest.raises(TransientError, match=r"too large\. Correct the clock of this machine") as caught:
+        failing_store(error).get_bytes("a")
+    assert not isinstance(caught.value, UnavailableError)
 
 
 def test_bytes_that_differ_from_the_servers_checksum_are_damaged() -> None:

@@ -32,9 +32,9 @@ def db_upgrade(
 
 @app.command(rich_help_panel=OPERATORS)
 def check() -> None:
-    """Check the requirements of a job: database schema, buckets, tools, configuration, weights, GPUs.
+    """Check the requirements of a job: database, buckets, tools, configuration, weights, GPUs.
 
-    Exit code 78: a requirement is missing.
+    It writes a small object into each S3 folder and deletes it. Exit code 78: a requirement is missing.
     """
     from s2v_tasks.runtime.requirements import check_installation
     from s2v_tasks.storage.s3 import ObjectStore

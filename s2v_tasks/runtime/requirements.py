@@ -3,7 +3,9 @@
 They report a missing snapshot or output bucket before hours of GPU time are spent.
 """
 
+import uuid
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 
 from s2v_tasks.engine.loading import Snapshot
@@ -13,6 +15,7 @@ from s2v_tasks.media.ffmpeg import tool_path
 from s2v_tasks.schemas.model_card import load_gpu_card, load_model_card
 from s2v_tasks.schemas.preset import load_presets
 from s2v_tasks.settings import Settings, config_dir
+from s2v_tasks.storage.layout import drop_folder_uri
 from s2v_tasks.storage.s3 import ObjectStore
 
 
@@ -25,10 +28,15 @@ def check_requirements(settings: Settings, store: ObjectStore) -> None:
 
 
 def check_installation(settings: Settings, store: ObjectStore, database_url: str) -> None:
-    """Check also the schema of the database and the GPUs. This loads torch, which is too slow for each job."""
+    """Check also the rights in the buckets, the schema of the database and the GPUs; too slow for each job.
+
+    It writes a small object into each folder of the store and deletes it. It loads torch.
+    """
     from s2v_tasks.metadata import migrate
 
+    places = dict.fromkeys((settings.data_uri, settings.output_uri, drop_folder_uri(settings)))
     checks = [*_requirements(settings, store), lambda: migrate.check(database_url)]
+    checks += [partial(_check_rights, store, uri) for uri in places]
     if settings.execution == "local":
         checks.append(lambda: _check_gpus(settings))
     _raise_all(checks)
@@ -80,6 +88,14 @@ def _problem(check: Callable[[], object]) -> str | None:
 
 def _check_bucket(store: ObjectStore, uri: str) -> None:
     store.has_any(f"{uri.rstrip('/')}/")
+
+
+def _check_rights(store: ObjectStore, uri: str) -> None:
+    _check_bucket(store, uri)
+    address = f"{uri.rstrip('/')}/s2v-check-{uuid.uuid4().hex}"
+    store.put_bytes(address, b"", "text/plain")
+    store.get_bytes(address)
+    store.delete(address)
 
 
 def _check_gpus(settings: Settings) -> None:

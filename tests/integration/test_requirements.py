@@ -2,11 +2,16 @@
 
 import json
 import shutil
+import subprocess
+import sys
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
 import torch
+from sqlalchemy.engine import make_url
 
 from s2v_tasks.cli.installation import check
 from s2v_tasks.errors import ConfigurationError, UnavailableError
@@ -60,10 +65,46 @@ def test_a_worker_that_renders_in_pods_needs_no_snapshot(settings: Settings, sto
     check_requirements(settings.model_copy(update={"snapshot_path": None, "execution": "kubernetes"}), store)
 
 
-def test_check_passes_for_a_complete_installation(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
-    """`s2v check` prints one line."""
-    check()
-    assert capsys.readouterr().out == "all requirements are met\n"
+def test_check_passes_for_a_complete_installation(settings: Settings, store: ObjectStore) -> None:
+    """`s2v check` prints one line and leaves nothing in the buckets."""
+    before = [found.uri for uri in (settings.data_uri, settings.output_uri) for found in store.listing(uri)]
+    command = [sys.executable, "-m", "s2v_tasks.cli", "check"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "all requirements are met\n"
+    after = [found.uri for uri in (settings.data_uri, settings.output_uri) for found in store.listing(uri)]
+    assert after == before
+
+
+@pytest.mark.parametrize("action", ["s3:PutObject", "s3:GetObject", "s3:DeleteObject"])
+def test_check_finds_a_missing_right_in_the_output_bucket(
+    settings: Settings, store: ObjectStore, monkeypatch: pytest.MonkeyPatch, action: str
+) -> None:
+    """Without it, a job would fail after all its clips are rendered."""
+    bucket = f"output-{uuid.uuid4().hex}"
+    store.ensure_bucket(bucket)
+    client = vars(store)["_connection"].client
+    denied = {"Effect": "Deny", "Principal": "*", "Action": action, "Resource": f"arn:aws:s3:::{bucket}/*"}
+    client.put_bucket_policy(Bucket=bucket, Policy=json.dumps({"Version": "2012-10-17", "Statement": [denied]}))
+    monkeypatch.setenv("S2V_OUTPUT_URI", f"s3://{bucket}/videos")
+    load_settings.cache_clear()
+    with pytest.raises(ConfigurationError, match=rf"s3://{bucket}/videos/s2v-check-\w+ at .*the permissions they give"):
+        check()
+
+
+def test_check_finds_a_role_that_may_only_read(
+    settings: Settings, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A role that may read all tables but change none is refused with the table and the remedy."""
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute("CREATE ROLE reader LOGIN PASSWORD 'reader'; GRANT pg_read_all_data TO reader")
+        reader = make_url(postgres_url).set(username="reader", password="reader")
+        monkeypatch.setenv("S2V_DATABASE_URL", reader.render_as_string(hide_password=False))
+        load_settings.cache_clear()
+        with pytest.raises(
+            ConfigurationError, match=r"permission denied for table \w+\): grant the user .* the rights"
+        ):
+            check()
+        connection.execute("DROP ROLE reader")
 
 
 def test_check_finds_an_old_schema_other_weights_and_a_missing_gpu_at_once(

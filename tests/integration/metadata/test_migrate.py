@@ -120,6 +120,7 @@ def test_a_database_that_is_newer_than_the_package_is_left_alone(postgres_url: s
         ) as caught:
             action(postgres_url)
         assert "db upgrade" not in str(caught.value)
+        assert "If it is the database of Airflow, create another one for S2V_DATABASE_URL." in str(caught.value)
         assert caught.value.exit_code == 78
 
 

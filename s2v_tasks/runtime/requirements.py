@@ -3,6 +3,7 @@
 They report a missing snapshot or output bucket before hours of GPU time are spent.
 """
 
+import os
 import uuid
 from collections.abc import Callable
 from functools import partial
@@ -59,16 +60,24 @@ def _requirements(settings: Settings, store: ObjectStore) -> list[Callable[[], o
 
 
 def open_snapshot(settings: Settings, model: str) -> Snapshot:
-    """Return the snapshot; ConfigurationError unless it is complete and of `model`."""
+    """Return the snapshot; ConfigurationError unless it is complete, readable and of `model`."""
     path = settings.snapshot_path
     card = load_model_card(config_dir(settings), model)
-    if path is None or (not (path / "config.json").is_file() and "config" not in card.files):
+    try:
+        if path is None or (not (path / "config.json").is_file() and "config" not in card.files):
+            raise ConfigurationError(
+                f"S2V_SNAPSHOT_PATH is {path or 'not set'}: expected the folder with the model weights in the official "
+                "layout; download Wan-AI/Wan2.2-S2V-14B there, or write a tiny one with `s2v snapshot init-tiny`."
+            )
+        snapshot = Snapshot.open(path, {name: path / file for name, file in card.files.items()})
+        snapshot.check_model(model, card.model_dump())
+        for file in snapshot.weight_files():
+            file.open("rb").close()
+    except PermissionError as error:
         raise ConfigurationError(
-            f"S2V_SNAPSHOT_PATH is {path or 'not set'}: expected the folder with the model weights in the official "
-            "layout; download Wan-AI/Wan2.2-S2V-14B there, or write a tiny one with `s2v snapshot init-tiny`."
-        )
-    snapshot = Snapshot.open(path, {name: path / file for name, file in card.files.items()})
-    snapshot.check_model(model, card.model_dump())
+            f"S2V_SNAPSHOT_PATH is {path}, but {error.filename} is not readable: expected files that this account "
+            f"(uid {os.geteuid()}) may read; change their owner or their rights."
+        ) from error
     return snapshot
 
 

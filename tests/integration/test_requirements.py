@@ -1,11 +1,16 @@
 """Check that missing parts of an installation are reported before a job spends anything."""
 
 import json
+import os
+import pwd
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
@@ -18,7 +23,7 @@ from s2v_tasks.errors import ConfigurationError, UnavailableError
 from s2v_tasks.metadata import migrate
 from s2v_tasks.runtime import outages
 from s2v_tasks.runtime.outages import RetryPolicy, retried
-from s2v_tasks.runtime.requirements import check_requirements
+from s2v_tasks.runtime.requirements import check_requirements, open_snapshot
 from s2v_tasks.settings import Settings, load_settings
 from s2v_tasks.storage.objects import ListedObject
 from s2v_tasks.storage.s3 import ObjectStore
@@ -158,6 +163,39 @@ def test_each_dimension_of_the_model_is_compared(
     (other / "config.json").write_text(json.dumps(config | {field: value}))
     with pytest.raises(ConfigurationError, match=rf"is not tiny: its config\.json has {field}="):
         check_requirements(settings.model_copy(update={"snapshot_path": other}), store)
+
+
+@contextmanager
+def without_rights_of_root() -> Iterator[None]:
+    """Run the block as an account for which the rights of files hold."""
+    account = os.geteuid()
+    if account == 0:
+        os.seteuid(pwd.getpwnam("nobody").pw_uid)
+    try:
+        yield
+    finally:
+        os.seteuid(account)
+
+
+@pytest.mark.parametrize("name", [".", "config.json", "Wan2.1_VAE.pth", "google/umt5-xxl"])
+def test_weights_that_are_not_readable_are_named(settings: Settings, name: str) -> None:
+    """The message names the file, the setting and the account, not the scratch folder."""
+    assert settings.snapshot_path is not None
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        copied = Path(folder) / "weights"
+        shutil.copytree(settings.snapshot_path, copied)
+        for path in copied.rglob("*"):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        found = settings.model_copy(update={"snapshot_path": copied})
+        open_snapshot(found, "tiny")
+        (copied / name).chmod(0)
+        with without_rights_of_root(), pytest.raises(ConfigurationError) as caught:
+            open_snapshot(found, "tiny")
+        (copied / name).chmod(0o755)
+    said = str(caught.value)
+    assert re.search(rf"^S2V_SNAPSHOT_PATH is {copied}, but \S+ is not readable: .*this account \(uid \d+\)", said)
+    assert str(copied / name) in said
 
 
 @pytest.mark.parametrize("step", ["encode_conditions", "render_clip"])

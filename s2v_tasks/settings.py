@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from s2v_tasks.errors import ConfigurationError
@@ -150,13 +151,10 @@ class Settings(BaseSettings):
         None, description="Drop folder with incoming/, accepted/ and rejected/; empty: drop/ below S2V_DATA_URI."
     )
     allowed_input_uris: str = Field(
-        "",
-        description="Further s3://bucket/prefix of input files, separated by commas; see docs/security.md.",
+        "", description="Further s3://bucket/prefix of input files, separated by commas; see docs/security.md."
     )
     airflow_url: str | None = Field(
-        None,
-        pattern=r"^https?://",
-        description="URL of Airflow's API server, for the commands that start and cancel jobs.",
+        None, pattern=r"^https?://", description="URL of Airflow's API server, for commands that start and cancel jobs."
     )
     airflow_user: str | None = Field(None, description="Account in Airflow; empty if Airflow needs none.")
     airflow_password: SecretStr | None = Field(None, description="Password of that account.")
@@ -273,10 +271,7 @@ def stack_env_path() -> Path:
 
 def _stripped(value: str) -> str:
     """Return `value` without white space and invisible characters around it."""
-    kept = value.strip()
-    while kept != (shorter := kept.strip(_UNSEEN).strip()):
-        kept = shorter
-    return kept
+    return re.sub(rf"^[\s{_UNSEEN}]+|[\s{_UNSEEN}]+$", "", value)
 
 
 @cache
@@ -289,8 +284,14 @@ def load_settings() -> Settings:
     try:
         return Settings(_env_file=stack_env_path(), _env_file_encoding="utf-8")
     except ValidationError as error:
-        names = "; ".join(f"{PREFIX}{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors())
-        raise ConfigurationError(f"Bad setting: {names}.") from None
+        raise ConfigurationError(f"Bad setting: {'; '.join(map(_problem, error.errors()))}.") from None
+
+
+def _problem(error: ErrorDetails) -> str:
+    """Return the variable, its value unless it is a text, which may hold a credential, and the expectation."""
+    texts = {"value_error", "string_pattern_mismatch", "extra_forbidden"}
+    value = "" if error["type"] in texts else f" is {error['input']!r}"
+    return f"{PREFIX}{str(error['loc'][0]).upper()}{value}: {error['msg']}"
 
 
 def config_dir(settings: Settings) -> Path:

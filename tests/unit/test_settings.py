@@ -16,11 +16,28 @@ def test_an_empty_variable_is_not_set(monkeypatch: pytest.MonkeyPatch, name: str
     assert getattr(load_settings(), name.lower()) is None
 
 
-def test_a_bad_value_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The message has the variable and the expectation."""
-    monkeypatch.setenv("S2V_NPROC_PER_NODE", "9")
-    with pytest.raises(ConfigurationError, match=r"S2V_NPROC_PER_NODE: .* less than or equal to 8"):
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("NPROC_PER_NODE", "9", "less than or equal to 8"),
+        ("MAX_CLIPS", "many", "valid integer"),
+        ("EXECUTION", "k8s", "'local' or 'kubernetes'"),
+        ("COMPILE", "perhaps", "valid boolean"),
+    ],
+)
+def test_a_bad_value_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str, expected: str) -> None:
+    """The message has the variable, the value and the expectation."""
+    monkeypatch.setenv(f"S2V_{name}", value)
+    with pytest.raises(ConfigurationError, match=rf"S2V_{name} is '{value}': .*{expected}"):
         load_settings()
+
+
+def test_a_bad_text_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The address of Airflow may hold a password: the message has only the variable and the expectation."""
+    monkeypatch.setenv("S2V_AIRFLOW_URL", "admin:planted@airflow")
+    with pytest.raises(ConfigurationError, match=r"S2V_AIRFLOW_URL: .*https") as caught:
+        load_settings()
+    assert "planted" not in str(caught.value)
 
 
 @pytest.mark.parametrize("before", ["", " ", "\r\n", "\ufeff", "\t\ufeff "])

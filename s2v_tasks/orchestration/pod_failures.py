@@ -5,7 +5,7 @@
 | the step reported a reason and an exit code | that of the exit code |
 | more memory (OOMKilled) or disk (Evicted) than its limits | permanent: it would fail again after an hour of GPU time |
 | no node took the pod within S2V_POD_SCHEDULE_SECONDS | permanent |
-| the name of the image is not valid | permanent |
+| the name of the image is not valid, a Secret or ConfigMap is missing | permanent |
 | evicted, preempted, refused by its node, node lost, killed, pod deleted or gone | environment |
 | the quota of the namespace is used up, the API is busy or does not answer | environment |
 | the registry does not answer | environment |
@@ -160,6 +160,12 @@ def _never_started(pod: Any, waiting: Any | None, seen: str) -> PodFailure:
             f"Image {image!r} cannot be pulled ({waiting.reason}: {waiting.message}): check its name in the pod's "
             "template (config/pods) and the node's access to the registry.",
             fault,
+        )
+    if waiting is not None and waiting.reason == "CreateContainerConfigError":  # the kubelet has tried until now
+        return PodFailure(
+            f"Pod {name} cannot start: {waiting.message}. Create what its template (config/pods) names in namespace "
+            f"{pod.metadata.namespace}, or correct the template.",
+            "permanent",
         )
     unscheduled = [c for c in status.conditions or [] if c.type == "PodScheduled" and c.status != "True"]
     if unscheduled:

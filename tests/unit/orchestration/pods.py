@@ -15,7 +15,11 @@ def pod(state: dict[str, Any] | None = None, **status: Any) -> Any:
             {"name": "base", "state": state, "image": "", "imageID": "", "ready": False, "restartCount": 0}
         ]
     container = {"name": "base", "image": "s2v-engine:9", "resources": {"limits": {"memory": "64Gi"}}}
-    body = {"metadata": {"name": "render-clip-x"}, "spec": {"containers": [container]}, "status": status}
+    body = {
+        "metadata": {"name": "render-clip-x", "namespace": "s2v"},
+        "spec": {"containers": [container]},
+        "status": status,
+    }
     return ApiClient().deserialize(Response(body), "V1Pod")
 
 

@@ -115,6 +115,19 @@ def test_out_of_memory_is_final() -> None:
         ({"phase": "Pending", "state": {"waiting": {"reason": "InvalidImageName"}}}, "permanent", "cannot be pulled"),
         (
             {
+                "phase": "Pending",
+                "state": {
+                    "waiting": {
+                        "reason": "CreateContainerConfigError",
+                        "message": 'secret "s2v-credentials" not found',
+                    }
+                },
+            },
+            "permanent",
+            'cannot start: secret "s2v-credentials" not found. Create .* in namespace s2v',
+        ),
+        (
+            {
                 "phase": "Failed",
                 "state": {"waiting": {"reason": "PodInitializing"}},
                 "initContainerStatuses": [

@@ -66,7 +66,8 @@ class AirflowApi:
         status, answer = self._call("POST", self._path(), body)
         if status == 404:
             raise ConfigurationError(
-                f"Airflow at {self.url} has no DAG {JOB_DAG!r}: set its DAGs folder to dags/ of this project."
+                f"Airflow at {self.url} has no DAG {JOB_DAG!r}: set its DAGs folder to dags/ of this project, or "
+                "correct the error that `airflow dags list-import-errors` shows."
             )
         if status in {400, 422}:
             sentence = str(answer.get("detail", answer)).partition("\n")[0]  # without the schema that Airflow adds

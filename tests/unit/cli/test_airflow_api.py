@@ -90,7 +90,7 @@ def test_a_run_that_is_there_is_not_started_again(server: Server) -> None:
     [
         (401, {}, ConfigurationError, "S2V_AIRFLOW_USER"),
         (403, {}, ConfigurationError, "refuses the account"),
-        (404, {}, ConfigurationError, "no DAG 'speech_to_video'"),
+        (404, {}, ConfigurationError, "no DAG 'speech_to_video': .* list-import-errors"),
         (400, {"detail": "size is bad\n\nFailed validating 'pattern' in schema: {}"}, PermanentError, "size is bad$"),
         (503, b"<html>busy</html>", TransientError, "503.*busy"),
     ],

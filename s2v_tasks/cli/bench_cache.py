@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from s2v_tasks.cli.bench import Frames, PresetName, VideoSize, bench, dimensions, latent_frames, sides
-from s2v_tasks.cli.terminal import AsJson, console, print_json
+from s2v_tasks.cli.terminal import AsJson, console, path_option, print_json
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.settings import load_settings
 
@@ -28,11 +28,10 @@ def cache(
     steps: Annotated[int, typer.Option(min=1, help="Solver steps of the clip.")] = 20,
     thresholds: Annotated[str, typer.Option(help="Values of S2V_STEP_CACHE to compare.")] = "0.02,0.05,0.1",
     snapshot: Annotated[
-        Path | None,
-        typer.Option(help="Snapshot with the weights; needs --image and --audio. Default: random weights."),
+        Path | None, path_option("Snapshot with the weights; needs --image and --audio. Default: random weights.")
     ] = None,
-    image: Annotated[Path | None, typer.Option(help="Reference picture of the clip.")] = None,
-    audio: Annotated[Path | None, typer.Option(help="Speech of the clip.")] = None,
+    image: Annotated[Path | None, path_option("Reference picture of the clip.")] = None,
+    audio: Annotated[Path | None, path_option("Speech of the clip.")] = None,
     prompt: Annotated[str, typer.Option(help="Prompt of the clip.")] = "A person speaks.",
     guide_scale: Annotated[float, typer.Option(min=1, help="Guidance scale of the clip; 1 turns it off.")] = 4.5,
     as_json: AsJson = False,

@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from s2v_tasks.cli import app
-from s2v_tasks.cli.terminal import OPERATORS, PEOPLE, console
+from s2v_tasks.cli.terminal import OPERATORS, PEOPLE, console, path_argument
 from s2v_tasks.errors import ConfigurationError
 from s2v_tasks.settings import load_settings
 
@@ -53,7 +53,7 @@ def _database_url() -> str:
 
 @snapshot.command("init-tiny")
 def snapshot_init_tiny(
-    folder: Annotated[Path, typer.Argument(help="Folder to create.")],
+    folder: Annotated[Path, path_argument("Folder to create.")],
     seed: Annotated[int, typer.Option(min=0, help="Equal seeds make equal files.")] = 0,
 ) -> None:
     """Write a tiny checkpoint with random weights in the official layout, for demos and tests."""
@@ -65,7 +65,7 @@ def snapshot_init_tiny(
 
 @snapshot.command("inspect")
 def snapshot_inspect(
-    path: Annotated[Path, typer.Argument(help="File or folder of weights.")],
+    path: Annotated[Path, path_argument("File or folder of weights.")],
 ) -> None:
     """Show the kind and layout of weights, the files that are missing, and the command that completes them."""
     from s2v_tasks.engine.loading.inspection import inspect
@@ -75,7 +75,7 @@ def snapshot_inspect(
 
 
 @snapshot.command("init-talker")
-def snapshot_init_talker(folder: Annotated[Path, typer.Argument(help="Folder to create.")]) -> None:
+def snapshot_init_talker(folder: Annotated[Path, path_argument("Folder to create.")]) -> None:
     """Write the talking snapshot: a small trained checkpoint in the official layout, for demos on a CPU."""
     from s2v_tasks.verification.talker_snapshot import write_talker_snapshot
 
@@ -85,7 +85,7 @@ def snapshot_init_talker(folder: Annotated[Path, typer.Argument(help="Folder to 
 
 @snapshot.command("verify")
 def snapshot_verify(
-    folder: Annotated[Path, typer.Argument(help="Folder of the snapshot, which contains SHA256SUMS.")],
+    folder: Annotated[Path, path_argument("Folder of the snapshot, which contains SHA256SUMS.")],
 ) -> None:
     """Compare all weight files with the digests in SHA256SUMS (format of `sha256sum`)."""
     from s2v_tasks.engine.loading.identity import verify_checksums
@@ -95,7 +95,7 @@ def snapshot_verify(
 
 @app.command(rich_help_panel=PEOPLE)
 def parity(
-    folder: Annotated[Path, typer.Argument(help="Folder with golden files.")],
+    folder: Annotated[Path, path_argument("Folder with golden files.")],
     nproc: Annotated[
         int, typer.Option(min=1, help="Number of processes that compute each case together, on the CPU.")
     ] = 1,

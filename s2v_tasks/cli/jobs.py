@@ -12,7 +12,7 @@ from rich.table import Table
 
 from s2v_tasks.cli import app
 from s2v_tasks.cli.request_options import parse_labels
-from s2v_tasks.cli.terminal import PEOPLE, AsJson, JobId, console, open_metadata_store, print_json
+from s2v_tasks.cli.terminal import PEOPLE, AsJson, JobId, console, open_metadata_store, path_option, print_json
 from s2v_tasks.cli.watch import Watch, unknown_job, watch_job
 from s2v_tasks.schemas.job import JobStatus
 from s2v_tasks.settings import load_settings
@@ -189,7 +189,7 @@ def _cost_cells(facts: "ClipFacts | None") -> tuple[str, str, str]:
 @app.command(rich_help_panel=PEOPLE)
 def fetch(
     job_id: JobId,
-    to: Annotated[Path, typer.Option(help="Folder for the files.")] = Path("out"),
+    to: Annotated[Path, path_option("Folder for the files.")] = Path("out"),
     as_json: AsJson = False,
 ) -> None:
     """Download video, report and contact sheet of a job that succeeded; their checksums are verified."""

@@ -7,7 +7,7 @@ import typer
 from rich.markup import escape
 
 from s2v_tasks.cli import app
-from s2v_tasks.cli.terminal import PEOPLE, console
+from s2v_tasks.cli.terminal import PEOPLE, console, path_argument, path_option
 from s2v_tasks.scratch import scratch_folder
 
 if TYPE_CHECKING:
@@ -21,9 +21,9 @@ _PART_FRAMES = 80
 
 @app.command(rich_help_panel=PEOPLE)
 def measure(
-    video: Annotated[Path, typer.Argument(help="Video file.", exists=True, dir_okay=False)],
-    audio: Annotated[Path | None, typer.Option(help="Speech of the video. Default: its sound track.")] = None,
-    image: Annotated[Path | None, typer.Option(help="Reference picture of the person.")] = None,
+    video: Annotated[Path, path_argument("Video file.")],
+    audio: Annotated[Path | None, path_option("Speech of the video. Default: its sound track.")] = None,
+    image: Annotated[Path | None, path_option("Reference picture of the person.")] = None,
     clip_frames: Annotated[
         int | None,
         typer.Option(min=16, help="Frames per clip, for a video made clip by clip: its seams are measured too."),

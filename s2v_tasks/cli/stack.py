@@ -7,6 +7,7 @@ import typer
 
 from s2v_tasks.cli import app
 from s2v_tasks.cli.request_options import BOOKKEEPING, PLANNING, request_options
+from s2v_tasks.cli.terminal import path_option
 from s2v_tasks.settings import load_settings
 
 STACK = "Embedded stack"
@@ -16,11 +17,11 @@ STACK = "Embedded stack"
 @request_options("prompt", *PLANNING, *BOOKKEEPING, "parent_job_id", "from_clip")
 def demo(
     fields: dict[str, Any],
-    image: Annotated[Path | None, typer.Option(help="Reference picture. Default: the sample.")] = None,
-    audio: Annotated[Path | None, typer.Option(help="Speech file. Default: the sample.")] = None,
-    pose_video: Annotated[Path | None, typer.Option(help="Pose video.")] = None,
+    image: Annotated[Path | None, path_option("Reference picture. Default: the sample.")] = None,
+    audio: Annotated[Path | None, path_option("Speech file. Default: the sample.")] = None,
+    pose_video: Annotated[Path | None, path_option("Pose video.")] = None,
     job_id: Annotated[str | None, typer.Option(help="Name of the job. An existing job is continued or reused.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder for the finished video.")] = Path("out"),
+    out: Annotated[Path, path_option("Folder for the finished video.")] = Path("out"),
 ) -> None:
     """Make a talking video with the DAG on this machine, from S3 to S3, with a small model."""
     from s2v_tasks.embedded.demo import DemoInputs, run_demo

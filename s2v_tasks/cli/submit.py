@@ -14,7 +14,7 @@ from rich.markup import escape
 
 from s2v_tasks.cli import app
 from s2v_tasks.cli.request_options import BOOKKEEPING, PLANNING, request_options
-from s2v_tasks.cli.terminal import PEOPLE, AsJson, console, open_metadata_store, print_json
+from s2v_tasks.cli.terminal import PEOPLE, AsJson, console, local_path, open_metadata_store, path_option, print_json
 from s2v_tasks.cli.watch import Watch, watch_job
 from s2v_tasks.schemas.job import check_job_id, job_slug, run_id_of_start
 from s2v_tasks.schemas.manifest import fingerprint
@@ -43,8 +43,8 @@ JobIdOption = Annotated[
 @app.command(rich_help_panel=PEOPLE)
 @request_options(*PLANNING)
 def plan(
-    audio: Annotated[Path, typer.Option(help="Speech file.")],
-    image: Annotated[Path, typer.Option(help="Reference picture.")],
+    audio: Annotated[Path, path_option("Speech file.")],
+    image: Annotated[Path, path_option("Reference picture.")],
     fields: dict[str, Any],
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
@@ -84,7 +84,7 @@ def submit(
 
     store = ObjectStore.from_settings(load_settings())
     sources = {"image_uri": image, "audio_uri": audio, "pose_video_uri": pose_video}
-    request, files = _request(store, {name: given for name, given in sources.items() if given}, fields)
+    request, files = _request(store, {name: given for name, given in sources.items() if given is not None}, fields)
     for path in files:
         upload_input(store, path)
     options = SubmitOptions(via, watch=watch, unpause=unpause, as_json=as_json)
@@ -183,11 +183,10 @@ def _request(store: "ObjectStore", sources: dict[str, str], fields: dict[str, An
     """Return the checked request, and the local files that must be uploaded for it."""
     from s2v_tasks.storage.inputs import input_uri
 
-    files = [Path(given) for given in sources.values() if not given.startswith("s3://")]
-    uris = {
-        name: given if given.startswith("s3://") else input_uri(store, Path(given)) for name, given in sources.items()
-    }
-    return parse_request(uris | fields), files
+    expected = "a path on this machine, or an S3 URI such as s3://bucket/file"
+    files = {name: local_path(given, expected) for name, given in sources.items() if not given.startswith("s3://")}
+    uris = {name: input_uri(store, path) for name, path in files.items()}
+    return parse_request(sources | uris | fields), [*files.values()]
 
 
 def _job_id(request: Request, name: str) -> str:

@@ -129,7 +129,7 @@ def plan_files(image: Path, audio: Path, fields: dict[str, Any], show: Callable[
     settings = load_settings()
     for path in (image, audio):
         if not path.is_file():
-            raise PermanentError(f"{path} is not a file: expected an image and a speech file.")
+            raise PermanentError(f"{str(path)!r} is not a file: expected an image and a speech file.")
     unstored = {"image_uri": "s3://local/image", "audio_uri": "s3://local/audio", "prompt": "not needed for a plan"}
     request = parse_request(unstored | fields)
     with scratch_folder(settings.work_dir, "plan") as folder:

@@ -58,7 +58,7 @@ def content_type(path: Path) -> str:
 def input_uri(store: ObjectStore, path: Path) -> str:
     """Return the S3 URI of a local file, the same for the same content; PermanentError when there is no such file."""
     if not path.is_file():
-        raise PermanentError(f"{path} is not a file: expected a picture, a speech file or a video.")
+        raise PermanentError(f"{str(path)!r} is not a file: expected a picture, a speech file or a video.")
     return store.uri(f"uploads/{file_sha256(path)[:16]}/{plain_name(path.name)}")
 
 

@@ -81,4 +81,4 @@ def test_a_plan_for_a_missing_file_is_refused_in_one_sentence(tmp_path: Path) ->
     """`s2v plan` names the missing file."""
     done = s2v("plan", "--audio", tmp_path / "none.wav", "--image", SAMPLES / "portrait.jpg", tmp_path / "error.json")
     assert done.returncode == 65
-    assert "none.wav is not a file" in done.stderr
+    assert "none.wav' is not a file" in done.stderr

@@ -151,6 +151,6 @@ def test_a_bad_request_is_refused_before_anything_is_uploaded(s3_settings: Setti
     files = {"image": str(SAMPLES / "portrait.jpg"), "audio": str(SAMPLES / "speech.mp3")}
     with pytest.raises(PermanentError, match="prompt is missing"):
         submit(**files)
-    with pytest.raises(PermanentError, match=r"nowhere\.wav is not a file"):
+    with pytest.raises(PermanentError, match=r"nowhere\.wav' is not a file"):
         submit(**files | {"audio": "nowhere.wav"}, prompt="Hello.")
     assert not list(object_store.listing(f"{s3_settings.data_uri}/"))

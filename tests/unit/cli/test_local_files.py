@@ -82,6 +82,24 @@ def test_a_file_argument_that_cannot_be_used_is_bad_input(tmp_path: Path) -> Non
     assert "none.wav" in sentence(s2v(*plan(audio=tmp_path / "none.wav")), 65)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["plan", "--image", IMAGE, "--audio"],
+        ["submit", "--prompt", "x", "--image", IMAGE, "--audio"],
+        ["demo", "--pose-video"],
+        ["measure"],
+        ["fetch", "my-job", "--to"],
+        ["snapshot", "verify"],
+    ],
+)
+def test_a_url_is_not_taken_for_a_local_file(arguments: list[str | Path]) -> None:
+    """A URL is repeated as it was typed, with both slashes, and nothing is written; a blank path is refused too."""
+    line = sentence(s2v(*arguments, "https://host/speech.wav"), 65)
+    assert line.startswith("PermanentError: 'https://host/speech.wav' is a URL: expected a path on this machine")
+    assert sentence(s2v(*arguments, " "), 65).startswith("PermanentError: ' ' is blank: expected a path on this")
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
 def test_a_file_argument_that_may_not_be_read_is_bad_input(tmp_path: Path) -> None:
     """A file without read permission is bad input, and the message is about the file."""
@@ -157,7 +175,7 @@ def test_the_exit_code_is_right_where_the_error_file_cannot_be_written(tmp_path:
         capture_output=True,
         check=False,
     )
-    assert "none.png is not a file" in sentence(done, 65)
+    assert "none.png' is not a file" in sentence(done, 65)
     assert b"The error file could not be written" in done.stderr
 
 

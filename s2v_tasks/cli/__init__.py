@@ -1,6 +1,7 @@
 """The command `s2v`: one command per step of the pipeline, and the commands for people."""
 
 import importlib
+import io
 import os
 import signal
 import sys
@@ -63,13 +64,24 @@ def load_commands() -> None:
         importlib.import_module(f"s2v_tasks.cli.{name}")
 
 
+def _load_interruptible() -> None:
+    """Import the commands. Ctrl-C ends the process at once, as imports would show it as a traceback."""
+    handler = signal.getsignal(signal.SIGINT)
+    if handler is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    load_commands()
+    signal.signal(signal.SIGINT, handler)
+
+
 def main() -> None:
     """Run the command line; an error is printed as one sentence on stderr and sets the exit code."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         # A rank has its own session, so it would survive a killed torchrun.
         end_with_parent(signal.SIGKILL)
-    load_commands()
-
+    _load_interruptible()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal or file of another encoding than UTF-8
     try:
         check_utf8(sys.argv[1:])
         app()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from s2v_tasks.cli import app
-from s2v_tasks.cli.terminal import INGESTION, AsJson, console, open_metadata_store, print_json
+from s2v_tasks.cli.terminal import INGESTION, AsJson, open_metadata_store, print_json, print_table
 from s2v_tasks.settings import config_dir, load_settings
 
 if TYPE_CHECKING:
@@ -42,19 +42,14 @@ def check_batch(manifest_uri: ManifestUri, as_json: AsJson = False) -> None:
     """
     from dataclasses import asdict
 
-    from rich.markup import escape
-    from rich.table import Table
-
     with _batches() as batches:
         right, errors = batches.check(manifest_uri)
     if as_json:
         print_json({"rows": len(right) + len(errors), "errors": [asdict(error) for error in errors]})
     else:
-        table = Table("line", "id", "error")
-        for error in errors:
-            table.add_row(str(error.line), escape(error.row_id or ""), escape(error.error))
         if errors:
-            console.print(table)
+            rows = [(str(error.line), error.row_id or "", error.error) for error in errors]
+            print_table(("line", "id", "error"), rows)
         typer.echo(f"{len(right)} of {len(right) + len(errors)} rows are valid")
     if errors:
         raise typer.Exit(65)

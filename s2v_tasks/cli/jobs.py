@@ -8,20 +8,30 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from s2v_tasks.cli import app
 from s2v_tasks.cli.request_options import parse_labels
-from s2v_tasks.cli.terminal import PEOPLE, AsJson, JobId, console, open_metadata_store, path_option, print_json
+from s2v_tasks.cli.terminal import (
+    PEOPLE,
+    AsJson,
+    JobId,
+    console,
+    open_metadata_store,
+    path_option,
+    print_json,
+    print_table,
+)
 from s2v_tasks.cli.watch import Watch, unknown_job, watch_job
 from s2v_tasks.schemas.job import JobStatus
 from s2v_tasks.settings import load_settings
 
 if TYPE_CHECKING:
     from s2v_tasks.metadata.attempts import Spending
-    from s2v_tasks.metadata.tables import Job
+    from s2v_tasks.metadata.tables import Clip, Event, Job
     from s2v_tasks.schemas.manifest import ClipFacts
     from s2v_tasks.schemas.quality import TakeRecord
+
+_LONGEST_DETAIL = 100
 
 
 @app.command(rich_help_panel=PEOPLE)
@@ -37,19 +47,20 @@ def jobs(
     if as_json:
         print_json([asdict(job) for job in found])
         return
-    table = Table("job", "status", "clips", "frames", "size", "labels", "created", "video or reason")
-    for job in found:
-        table.add_row(
+    rows = [
+        (
             job.job_id,
             job.status,
             str(job.num_clip or ""),
             str(job.num_frames or ""),
             f"{job.width}*{job.height}" if job.width else "",
-            escape(" ".join(f"{name}={value}" for name, value in sorted(job.labels.items()))),
+            " ".join(f"{name}={value}" for name, value in sorted(job.labels.items())),
             f"{job.created_at:%Y-%m-%d %H:%M:%S}",
-            escape(job.reason or job.video_uri or ""),
+            job.reason or job.video_uri or "",
         )
-    console.print(table)
+        for job in found
+    ]
+    print_table(("job", "status", "clips", "frames", "size", "labels", "created", "video or reason"), rows)
 
 
 @app.command(rich_help_panel=PEOPLE)
@@ -99,37 +110,42 @@ def _print_job(found: "Job", spent: "Spending | None") -> None:
         what = "the video" if waiting.clip_index is None else f"clip {waiting.clip_index}"
         console.print(f"waits for approval of {what} until {waiting.expires_at:%Y-%m-%d %H:%M} UTC", markup=False)
     console.print(_cost_line(found, spent), markup=False)
-    clips = Table(
-        "clip", "status", "frames", "step", "attempts", "reused", "render s", "PFLOP", "MFU", "peak GiB", "quality",
-        "fingerprint",
+    print_table(
+        (
+            "clip", "status", "frames", "step", "attempts", "reused", "render s", "PFLOP", "MFU", "peak GiB", "quality",
+            "fingerprint",
+        ),
+        [_clip_cells(clip) for clip in found.clips],
     )  # fmt: skip
-    for clip in found.clips:
-        clips.add_row(
-            str(clip.clip_index),
-            clip.status,
-            f"{clip.start_frame}..{clip.end_frame}",
-            f"{clip.progress_step or 0}/{clip.progress_steps or '?'}",
-            str(clip.attempts),
-            f"of {clip.source_job_id}" if clip.source_job_id else "yes" if clip.reused else "no",
-            f"{clip.render_seconds:.1f}" if clip.render_seconds is not None else "",
-            *_cost_cells(clip.clip_facts),
-            _quality_cell(clip.takes),
-            (clip.fingerprint or "")[:12],
-        )
-    console.print(clips)
     for clip in found.clips:
         for sentence in _quality_sentences(clip.takes):
             console.print(sentence, markup=False, highlight=False)
-    artifacts = Table("artifact", "bytes", "sha256")
-    for artifact in found.artifacts:
-        artifacts.add_row(artifact.key, str(artifact.size_bytes), artifact.sha256[:12])
-    console.print(artifacts)
-    events = Table("at", "step", "clip", "event", "detail")
-    for event in found.events:
-        clip_index = "" if event.clip_index is None else str(event.clip_index)
-        detail = json.dumps(event.detail, ensure_ascii=False)
-        events.add_row(f"{event.at:%H:%M:%S}", event.step or "", clip_index, event.event, escape(detail[:100]))
-    console.print(events)
+    artifacts = [(artifact.key, str(artifact.size_bytes), artifact.sha256[:12]) for artifact in found.artifacts]
+    print_table(("artifact", "bytes", "sha256"), artifacts)
+    print_table(("at", "step", "clip", "event", "detail"), [_event_cells(event) for event in found.events])
+
+
+def _clip_cells(clip: "Clip") -> tuple[str, ...]:
+    return (
+        str(clip.clip_index),
+        clip.status,
+        f"{clip.start_frame}..{clip.end_frame}",
+        f"{clip.progress_step or 0}/{clip.progress_steps or '?'}",
+        str(clip.attempts),
+        f"of {clip.source_job_id}" if clip.source_job_id else "yes" if clip.reused else "no",
+        f"{clip.render_seconds:.1f}" if clip.render_seconds is not None else "",
+        *_cost_cells(clip.clip_facts),
+        _quality_cell(clip.takes),
+        (clip.fingerprint or "")[:12],
+    )
+
+
+def _event_cells(event: "Event") -> tuple[str, ...]:
+    clip_index = "" if event.clip_index is None else str(event.clip_index)
+    detail = json.dumps(event.detail, ensure_ascii=False)
+    if len(detail) > _LONGEST_DETAIL:
+        detail = f"{detail[: _LONGEST_DETAIL - 3]}..."
+    return f"{event.at:%H:%M:%S}", event.step or "", clip_index, event.event, detail
 
 
 def _cost_line(found: "Job", spent: "Spending | None") -> str:
@@ -238,10 +254,9 @@ def costs(
     if as_json:
         print_json([asdict(line) for line in lines])
         return
-    table = Table(by, "jobs", "GPU-seconds used", "for conditions", "wasted", "cost", "wasted cost", "currency")
-    for line in lines:
-        table.add_row(
-            escape(line.name),
+    rows = [
+        (
+            line.name,
             str(line.jobs),
             f"{line.used_gpu_seconds:.1f}",
             f"{line.conditions_gpu_seconds:.1f}",
@@ -250,4 +265,6 @@ def costs(
             f"{line.wasted_cost or 0:.4f}",
             line.currency or "",
         )
-    console.print(table)
+        for line in lines
+    ]
+    print_table((by, "jobs", "GPU-seconds used", "for conditions", "wasted", "cost", "wasted cost", "currency"), rows)

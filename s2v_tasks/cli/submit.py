@@ -56,7 +56,7 @@ def plan(
         if as_json:
             typer.echo(result.model_dump_json(indent=2))
         else:
-            console.print(plan_table(result))
+            console.print(plan_table(result, console.width))
 
     plan_files(image, audio, fields, show)
 

@@ -1,15 +1,19 @@
-"""Console, metadata store, JSON output and file arguments of the commands for people."""
+"""Console, tables, metadata store, JSON output and file arguments of the commands for people."""
 
 import json
 import re
 import sys
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from s2v_tasks.errors import PermanentError
 
@@ -19,8 +23,10 @@ if TYPE_CHECKING:
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 JobId = Annotated[str, typer.Argument(help="The job.")]
 PEOPLE, OPERATORS, INGESTION = "For people", "For operators", "Drop folder and batches"
-# In a pipe or a file rows are not wrapped, so that each line is a row.
-console = Console(width=None if sys.stdout.isatty() else 180)
+# In a pipe or a file nothing is wrapped, so that each line is a row or a message.
+console = Console(width=None if sys.stdout.isatty() else 100_000)
+_NARROWEST_LAST_COLUMN = 24
+_PARAGRAPH: dict[str, Any] = {"subsequent_indent": "  ", "break_on_hyphens": False, "break_long_words": False}
 
 
 def local_path(given: str | Path, expected: str = "a path on this machine") -> Path:
@@ -54,6 +60,34 @@ def open_metadata_store() -> Iterator["MetadataStore"]:
 
     with open_metadata(load_settings()) as metadata:
         yield metadata
+
+
+def print_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print rows with a heading. Only the last column is wrapped, so that names can be copied.
+
+    In a pipe or a file each row is one line. In a terminal that is too narrow each row is a paragraph.
+    """
+    widths = [max(map(cell_len, column)) for column in zip(names, *rows, strict=True)]
+    needed = sum(widths[:-1]) + min(widths[-1], _NARROWEST_LAST_COLUMN) + 3 * len(widths) + 1
+    if not rows or not console.is_terminal:
+        for row in (names, *rows):
+            cells = (set_cell_size(" ".join(cell.split()), width) for cell, width in zip(row, widths, strict=True))
+            _print_plain("  ".join(cells).rstrip())
+    elif needed <= console.width:
+        table = Table()
+        for name in names:
+            table.add_column(name, no_wrap=name != names[-1], overflow="fold")
+        for row in rows:
+            table.add_row(*map(Text, row))
+        console.print(table)
+    else:
+        for row in rows:
+            text = "  ".join(f"{name}: {cell}" for name, cell in zip(names, row, strict=True) if cell)
+            _print_plain(textwrap.fill(text, console.width, **_PARAGRAPH))
+
+
+def _print_plain(text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def print_json(value: Any, *, indent: int | None = 2) -> None:

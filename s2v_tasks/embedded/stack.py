@@ -178,7 +178,8 @@ def status(home: Path) -> None:
     """Print the services that run and their addresses."""
     services, airflow = Services(home), AirflowInstallation(home)
     health = airflow.health() if airflow.running() else {}
-    table = Table("service", "state", "where")
+    table = Table("service", "state")
+    table.add_column("where", overflow="fold")
     table.add_row("PostgreSQL", _state(services.postgres.is_running()), str(services.home / "postgres"))
     s3_runs = services.s3.is_running()
     table.add_row("S3", _state(s3_runs), services.s3.endpoint_url if s3_runs else "")

@@ -1,5 +1,7 @@
 """Show a plan in a terminal: size, frames and cost, clip by clip."""
 
+from collections.abc import Sequence
+
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -9,12 +11,20 @@ from s2v_tasks.schemas.plan import ClipPlan, Cut, Plan, Sampling
 
 MOST_ROWS = 20
 SHOWN_AT_EACH_END = 8
+COLUMNS = ("Clip", "Chain", "Frames", "Range", "Seconds", "Latent frames", "Tokens", "PFLOPs")
+COLUMNS_IF_NARROW = ("Clip", "Frames", "Range", "Seconds")
+WIDTH_OF_ALL_COLUMNS = 80
 
 
-def plan_table(plan: Plan) -> RenderableType:
-    """Return the summary, one row per clip (of more than 20, the middle is one row), and the warnings."""
+def plan_table(plan: Plan, width: int = WIDTH_OF_ALL_COLUMNS) -> RenderableType:
+    """Return the summary, one row per clip (of more than 20, the middle is one row), and the warnings.
+
+    `width`: characters of a line of the terminal. In a narrow terminal the rows have fewer columns.
+    """
     warnings = [Text(f"Warning: {warning}", style="yellow") for warning in plan.warnings]
-    return Group(_summary(plan), _clips(plan), *warnings)
+    return Group(
+        _summary(plan), _clips(plan, COLUMNS if width >= WIDTH_OF_ALL_COLUMNS else COLUMNS_IF_NARROW), *warnings
+    )
 
 
 def _summary(plan: Plan) -> Table:
@@ -73,22 +83,22 @@ def _rendered(plan: Plan) -> int:
     return sum(clip.infer_frames for clip in plan.clips)
 
 
-def _clips(plan: Plan) -> Table:
+def _clips(plan: Plan, columns: Sequence[str]) -> Table:
     table = Table(box=box.SIMPLE_HEAD)
-    for header in ("Clip", "Chain", "Frames", "Range", "Seconds", "Latent frames", "Tokens", "PFLOPs"):
-        table.add_column(header, justify="right")
+    for header in columns:
+        table.add_column(header, justify="right", overflow="fold")
     at_end = SHOWN_AT_EACH_END if plan.num_clip > MOST_ROWS else plan.num_clip
-    for clip in plan.clips[:at_end]:
-        _add_clip(table, clip, plan)
+    rows = [_row(clip, plan) for clip in plan.clips[:at_end]]
     if plan.num_clip > MOST_ROWS:
-        _add_folded(table, plan.clips[at_end:-at_end], plan)
-        for clip in plan.clips[-at_end:]:
-            _add_clip(table, clip, plan)
+        rows.append(_folded_row(plan.clips[at_end:-at_end], plan))
+        rows += [_row(clip, plan) for clip in plan.clips[-at_end:]]
+    for row in rows:
+        table.add_row(*(cell for name, cell in zip(COLUMNS, row, strict=True) if name in columns))
     return table
 
 
-def _add_clip(table: Table, clip: ClipPlan, plan: Plan) -> None:
-    table.add_row(
+def _row(clip: ClipPlan, plan: Plan) -> tuple[str, ...]:
+    return (
         f"{clip.clip_index + 1}/{plan.num_clip}",
         str(clip.chain_index + 1),
         str(clip.infer_frames),
@@ -100,9 +110,9 @@ def _add_clip(table: Table, clip: ClipPlan, plan: Plan) -> None:
     )
 
 
-def _add_folded(table: Table, clips: tuple[ClipPlan, ...], plan: Plan) -> None:
+def _folded_row(clips: tuple[ClipPlan, ...], plan: Plan) -> tuple[str, ...]:
     first, last = clips[0], clips[-1]
-    table.add_row(
+    return (
         f"{first.clip_index + 1}-{last.clip_index + 1}/{plan.num_clip}",
         f"{first.chain_index + 1}-{last.chain_index + 1}" if plan.cuts else "1",
         str(sum(clip.infer_frames for clip in clips)),

@@ -77,3 +77,12 @@ def test_table_states_the_choices(plan_of: Any) -> None:
         assert words not in plain
     assert "balanced on wan2.2-s2v-14b" in plain
     assert "preview on wan2.2-s2v-14b (preview)" in text_of(plan_of(16000 * 5, preset="preview"))
+
+
+def test_a_narrow_terminal_has_fewer_columns(plan_of: Any) -> None:
+    """Below 80 characters the rows have no tokens and no work, so that no number is cut."""
+    console = Console(width=40, file=io.StringIO())
+    console.print(plan_table(plan_of(16000 * 10), console.width))
+    rows = [line.split() for line in console.file.getvalue().splitlines()]
+    assert ["Clip", "Frames", "Range", "Seconds"] in rows
+    assert ["2/2", "80", "80..160", "5"] in rows

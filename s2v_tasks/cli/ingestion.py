@@ -24,13 +24,13 @@ def sweep_drops() -> None:
     from datetime import UTC, datetime
 
     from s2v_tasks.ingestion.drop_sweep import Sweeper
-    from s2v_tasks.schemas.preset import load_presets
+    from s2v_tasks.schemas.catalogue import load_catalogue
     from s2v_tasks.storage.s3 import ObjectStore
 
     settings = load_settings()
     with open_metadata_store() as metadata:
-        presets = load_presets(config_dir(settings))
-        sweeper = Sweeper(settings, ObjectStore.from_settings(settings), metadata.drops, presets)
+        catalogue = load_catalogue(config_dir(settings))
+        sweeper = Sweeper(settings, ObjectStore.from_settings(settings), metadata.drops, catalogue)
         print_json(sweeper.run(datetime.now(UTC)), indent=None)
 
 
@@ -82,13 +82,13 @@ def summarise_batch(batch_id: BatchId) -> None:
 @contextmanager
 def _batches() -> Iterator["Batches"]:
     from s2v_tasks.ingestion.batches import Batches
-    from s2v_tasks.schemas.preset import load_presets
+    from s2v_tasks.schemas.catalogue import load_catalogue
     from s2v_tasks.storage.s3 import ObjectStore
 
     settings = load_settings()
     with open_metadata_store() as metadata:
-        presets = load_presets(config_dir(settings))
-        yield Batches(ObjectStore.from_settings(settings), metadata.batches, presets)
+        catalogue = load_catalogue(config_dir(settings))
+        yield Batches(ObjectStore.from_settings(settings), metadata.batches, catalogue)
 
 
 @app.command(rich_help_panel=INGESTION)

@@ -27,9 +27,10 @@ from s2v_tasks.errors import PermanentError, TransientError
 from s2v_tasks.metadata.store import open_metadata
 from s2v_tasks.metadata.tables import Job
 from s2v_tasks.parent_death import end_with_parent
+from s2v_tasks.schemas.catalogue import load_catalogue
 from s2v_tasks.schemas.events import JobEvent
 from s2v_tasks.schemas.job import JobStatus
-from s2v_tasks.schemas.preset import find_preset, load_demo_request, load_presets
+from s2v_tasks.schemas.preset import load_demo_request
 from s2v_tasks.schemas.report import Report
 from s2v_tasks.schemas.request_parsing import parse_request
 from s2v_tasks.schemas.steps import JOB_DAG, STAGE_INPUTS
@@ -94,7 +95,7 @@ def _check_id(job_id: str, request: dict[str, Any], settings: Settings) -> None:
 
 def _is_acceptable(request: dict[str, Any], settings: Settings) -> bool:
     try:
-        find_preset(load_presets(config_dir(settings)), parse_request(request).preset)
+        load_catalogue(config_dir(settings)).check(parse_request(request))
     except PermanentError:
         return False
     return True

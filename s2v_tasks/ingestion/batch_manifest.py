@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from s2v_tasks.errors import PermanentError
+from s2v_tasks.schemas.catalogue import Catalogue
 from s2v_tasks.schemas.job import job_slug
-from s2v_tasks.schemas.preset import Preset, find_preset
 from s2v_tasks.schemas.request import Request
 from s2v_tasks.schemas.request_fields import S3_URI_PATTERN
 from s2v_tasks.schemas.request_parsing import decode_text, parse_json, parse_request
@@ -74,7 +74,7 @@ def check_rows(rows: Iterable[ManifestRow], refused: Mapping[str, str]) -> tuple
     return entries, errors
 
 
-def read_manifest(data: bytes, manifest_uri: str, presets: dict[str, Preset]) -> list[ManifestRow]:
+def read_manifest(data: bytes, manifest_uri: str, catalogue: Catalogue) -> list[ManifestRow]:
     """Return the rows of a manifest, each with all its errors.
 
     A row has the fields of a request and, optionally, an `id`. A file name without `s3://` is relative to the folder of
@@ -92,7 +92,7 @@ def read_manifest(data: bytes, manifest_uri: str, presets: dict[str, Preset]) ->
         if isinstance(fields, str):
             rows.append(ManifestRow(line, None, None, (), (fields,)))
         else:
-            rows.append(_row(line, fields, folder_uri, presets, line_of_id))
+            rows.append(_row(line, fields, folder_uri, catalogue, line_of_id))
     if not rows:
         raise PermanentError(f"{manifest_uri} has no rows: expected one request per row.")
     return rows
@@ -117,7 +117,7 @@ def job_ids(manifest_uri: str, entries: list[BatchEntry]) -> list[str]:
 
 
 def _row(
-    line: int, cells: dict[str, Any], folder_uri: str, presets: dict[str, Preset], line_of_id: dict[str, int]
+    line: int, cells: dict[str, Any], folder_uri: str, catalogue: Catalogue, line_of_id: dict[str, int]
 ) -> ManifestRow:
     """Check one row by itself; `line_of_id`: the lines of the ids of earlier rows."""
     fields = {name: value for name, value in cells.items() if value is not None}
@@ -135,12 +135,10 @@ def _row(
         request = parse_request(fields)
     except PermanentError as error:
         problems.append(str(error))
-    preset = fields.get("preset") if request is None else request.preset
-    try:
-        if isinstance(preset, str):
-            find_preset(presets, preset)
-    except PermanentError as error:
-        problems.append(str(error))
+    if request is not None:
+        problems += catalogue.problems(request.preset, request.adapters or ())
+    elif isinstance(fields.get("preset"), str):
+        problems += catalogue.problems(fields["preset"])
     named = (str(fields[name]) for name in _URI_FIELDS if name in fields)
     uris = tuple(uri for uri in named if re.fullmatch(S3_URI_PATTERN, uri) and not uri.endswith("/"))
     return ManifestRow(line, row_id, request, uris, tuple(problems))

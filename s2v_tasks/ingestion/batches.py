@@ -14,9 +14,9 @@ from s2v_tasks.errors import PermanentError
 from s2v_tasks.ingestion.batch_manifest import MAX_BYTES, BatchEntry, RowError, check_rows, job_ids, read_manifest
 from s2v_tasks.metadata.ingestion import BatchRepository, NewRow, RowOutcome
 from s2v_tasks.metadata.queue import NewJob
+from s2v_tasks.schemas.catalogue import Catalogue
 from s2v_tasks.schemas.job import ENDED_STATUSES, JobStatus
 from s2v_tasks.schemas.plan import FPS
-from s2v_tasks.schemas.preset import Preset
 from s2v_tasks.storage.inputs import find_input
 from s2v_tasks.storage.locations import parse_uri, printable
 from s2v_tasks.storage.s3 import ObjectStore
@@ -29,8 +29,8 @@ _ERRORS_IN_MESSAGE = 5
 class Batches:
     """Checks, starts and summarises batches."""
 
-    def __init__(self, store: ObjectStore, batches: BatchRepository, presets: dict[str, Preset]) -> None:
-        self._store, self._batches, self._presets = store, batches, presets
+    def __init__(self, store: ObjectStore, batches: BatchRepository, catalogue: Catalogue) -> None:
+        self._store, self._batches, self._catalogue = store, batches, catalogue
 
     def check(self, manifest_uri: str) -> tuple[list[BatchEntry], list[RowError]]:
         """Return the valid rows and the errors of a manifest, including missing input files; nothing is written."""
@@ -81,7 +81,7 @@ class Batches:
         return numbers
 
     def _check(self, manifest_uri: str, data: bytes) -> tuple[list[BatchEntry], list[RowError]]:
-        rows = read_manifest(data, manifest_uri, self._presets)
+        rows = read_manifest(data, manifest_uri, self._catalogue)
         return check_rows(rows, self._refused(sorted({uri for row in rows for uri in row.uris})))
 
     def _refused(self, uris: Iterable[str]) -> dict[str, str]:

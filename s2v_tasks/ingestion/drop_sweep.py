@@ -28,7 +28,7 @@ from s2v_tasks.ingestion.drop_folder import (
 from s2v_tasks.metadata.ingestion import DropRepository
 from s2v_tasks.metadata.ingestion_tables import Drop
 from s2v_tasks.metadata.queue import NewJob
-from s2v_tasks.schemas.preset import Preset, find_preset
+from s2v_tasks.schemas.catalogue import Catalogue
 from s2v_tasks.schemas.request import Request
 from s2v_tasks.settings import Settings
 from s2v_tasks.storage.layout import drop_folder_uri
@@ -43,10 +43,8 @@ _CLAIMS_TRIED = 5
 class Sweeper:
     """Turns the folders in the drop folder into jobs."""
 
-    def __init__(
-        self, settings: Settings, store: ObjectStore, drops: DropRepository, presets: dict[str, Preset]
-    ) -> None:
-        self._settings, self._store, self._drops, self._presets = settings, store, drops, presets
+    def __init__(self, settings: Settings, store: ObjectStore, drops: DropRepository, catalogue: Catalogue) -> None:
+        self._settings, self._store, self._drops, self._catalogue = settings, store, drops, catalogue
         root = drop_folder_uri(settings)
         self._incoming, self._accepted, self._rejected = (f"{root}/{n}" for n in ("incoming", "accepted", "rejected"))
 
@@ -128,7 +126,7 @@ class Sweeper:
             raise PermanentError(f"{', '.join(map(repr, bad[:5]))}: a name that S3 cannot address; rename it.")
         texts = DropTexts(self._text(folder, MARKER), self._text(folder, PROMPT))
         asked = request_of_drop(folder, texts, target_uri, self._settings.max_input_bytes)
-        find_preset(self._presets, asked.request.preset)
+        self._catalogue.check(asked.request)
         for uri in (asked.request.image_uri, asked.request.audio_uri, asked.request.pose_video_uri):
             if uri is not None:
                 self._store.access.check_input(parse_uri(uri))

@@ -97,5 +97,5 @@ def _go_on(task: Any, context: Context, result: dict[str, Any]) -> dict[str, Any
 def _form() -> dict[str, Any]:
     """Return the fields that Airflow shows next to its two buttons, for a rejection."""
     fields = Rejection.model_json_schema()["properties"]
-    params: dict[str, Param] = {name: field_param(name, schema, {}, {}) for name, schema in fields.items()}
+    params: dict[str, Param] = {name: field_param(name, schema) for name, schema in fields.items()}
     return {name: param.serialize() for name, param in params.items()}

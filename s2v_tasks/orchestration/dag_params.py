@@ -5,8 +5,9 @@ from typing import Any
 
 from airflow.sdk import Param
 
+from s2v_tasks.schemas.catalogue import EMPTY, Catalogue, load_catalogue
 from s2v_tasks.schemas.job import JOB_ID_PATTERN, PRIORITIES
-from s2v_tasks.schemas.preset import Preset, load_demo_request, load_presets
+from s2v_tasks.schemas.preset import load_demo_request
 from s2v_tasks.schemas.request import Request
 from s2v_tasks.settings import config_dir, load_settings
 
@@ -36,16 +37,16 @@ def form_params() -> dict[str, Param]:
     settings = load_settings()
     folder = config_dir(settings)
     prefill = load_demo_request(folder) if settings.gpu == "cpu" else {}
-    return request_params(load_presets(folder), prefill)
+    return request_params(load_catalogue(folder), prefill)
 
 
-def request_params(presets: Mapping[str, Preset], prefill: Mapping[str, Any]) -> dict[str, Param]:
+def request_params(catalogue: Catalogue, prefill: Mapping[str, Any]) -> dict[str, Param]:
     """Return a Param for each field of a request, in its order and with its bounds, and for `job_id`.
 
     `prefill` replaces defaults, so that the form can be submitted unchanged; other required fields are empty.
     """
     properties: dict[str, dict[str, Any]] = Request.model_json_schema()["properties"]
-    params = {name: field_param(name, schema, presets, prefill) for name, schema in properties.items()}
+    params = {name: field_param(name, schema, catalogue, prefill) for name, schema in properties.items()}
     params["job_id"] = Param(
         prefill.get("job_id"),
         title="Job id",
@@ -58,7 +59,9 @@ def request_params(presets: Mapping[str, Preset], prefill: Mapping[str, Any]) ->
     return params
 
 
-def field_param(name: str, schema: dict[str, Any], presets: Mapping[str, Preset], prefill: Mapping[str, Any]) -> Param:
+def field_param(
+    name: str, schema: dict[str, Any], catalogue: Catalogue = EMPTY, prefill: Mapping[str, Any] | None = None
+) -> Param:
     """Return the Param of one field with this JSON schema."""
     keywords = {key: value for key, value in schema.items() if key not in {"default", "anyOf"}}
     for alternative in schema.get("anyOf", []):
@@ -71,6 +74,10 @@ def field_param(name: str, schema: dict[str, Any], presets: Mapping[str, Preset]
     if name == "prompt":
         keywords["format"] = "multiline"
     if name == "preset":
-        keywords["enum"] = list(presets)
-        keywords["values_display"] = {key: preset.label for key, preset in presets.items()}
-    return Param(prefill.get(name, schema.get("default", "")), **keywords)
+        keywords["enum"] = list(catalogue.presets)
+        keywords["values_display"] = {key: preset.label for key, preset in catalogue.presets.items()}
+    if name == "adapters":
+        choice = keywords["items"]["properties"]
+        known = {"name": choice["name"] | {"enum": list(catalogue.adapters)}}
+        keywords["items"] = keywords["items"] | {"properties": choice | known}
+    return Param((prefill or {}).get(name, schema.get("default", "")), **keywords)

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from s2v_tasks.errors import PermanentError
-from s2v_tasks.schemas.model_card import AdapterCard
+from s2v_tasks.schemas.model_card import AdapterCard, find_adapter
 from s2v_tasks.schemas.plan import PlannedAdapter, Sampling
 from s2v_tasks.schemas.preset import Preset
 from s2v_tasks.schemas.request import Request
@@ -41,7 +41,7 @@ def choose_sampling(
     if area is not None:
         defaults["sample_shift"] = SHIFT_BELOW_LARGE_AREA if area < LARGE_AREA else SHIFT_FROM_LARGE_AREA
     for choice in chosen:
-        card = _card(choice.name, cards)
+        card = find_adapter(cards, choice.name)
         defaults |= {name: value for name in ADAPTER_FIELDS if (value := getattr(card, name)) is not None}
     defaults["step_cache"] = STEP_CACHE_THRESHOLDS.get(preset.step_cache or "")
     sampling = Sampling(**defaults, start_from_ref=request.start_from_ref)
@@ -50,7 +50,7 @@ def choose_sampling(
 
 def planned_adapters(chosen: Sequence[AdapterChoice], cards: Mapping[str, AdapterCard]) -> tuple[PlannedAdapter, ...]:
     """Return the adapters that change something, with digest and alpha of their entries; see `choose_sampling`."""
-    used = [(choice, _card(choice.name, cards)) for choice in chosen if choice.strength]
+    used = [(choice, find_adapter(cards, choice.name)) for choice in chosen if choice.strength]
     return tuple(
         PlannedAdapter(name=choice.name, sha256=card.sha256, strength=choice.strength, alpha=card.alpha)
         for choice, card in used
@@ -62,13 +62,6 @@ def adapter_warnings(adapters: Sequence[PlannedAdapter], cards: Mapping[str, Ada
     for adapter in adapters:
         if adapter.name in cards and (warning := cards[adapter.name].warning):
             yield f"Adapter {adapter.name}: {warning}"
-
-
-def _card(name: str, cards: Mapping[str, AdapterCard]) -> AdapterCard:
-    if name not in cards:
-        known = ", ".join(cards) or "none, the file has no entries"
-        raise PermanentError(f"adapter {name!r} is not an entry of adapters.yaml: expected one of {known}.")
-    return cards[name]
 
 
 def change_sampling(sampling: Sampling, request: Request) -> Sampling:

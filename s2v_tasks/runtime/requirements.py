@@ -13,8 +13,8 @@ from s2v_tasks.engine.loading import Snapshot
 from s2v_tasks.errors import ConfigurationError
 from s2v_tasks.media.encode import encoder_build
 from s2v_tasks.media.ffmpeg import tool_path
+from s2v_tasks.schemas.catalogue import load_catalogue
 from s2v_tasks.schemas.model_card import load_gpu_card, load_model_card
-from s2v_tasks.schemas.preset import load_presets
 from s2v_tasks.settings import Settings, config_dir
 from s2v_tasks.storage.layout import drop_folder_uri
 from s2v_tasks.storage.s3 import ObjectStore
@@ -46,7 +46,7 @@ def check_installation(settings: Settings, store: ObjectStore, database_url: str
 def _requirements(settings: Settings, store: ObjectStore) -> list[Callable[[], object]]:
     folder = config_dir(settings)
     checks: list[Callable[[], object]] = [
-        lambda: load_presets(folder),
+        lambda: load_catalogue(folder),
         lambda: load_model_card(folder, settings.model),
         lambda: load_gpu_card(folder, settings.gpu),
         encoder_build,

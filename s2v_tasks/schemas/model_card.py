@@ -1,12 +1,13 @@
 """Properties of models and GPUs that planning needs, read from config/models.yaml and config/gpus.yaml."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from s2v_tasks.errors import ConfigurationError
+from s2v_tasks.errors import ConfigurationError, PermanentError
 from s2v_tasks.schemas.request_fields import Solver
 
 Component = Literal["config", "transformer", "text_encoder", "tokenizer", "vae", "audio_encoder"]
@@ -82,6 +83,14 @@ def load_adapter_cards(config_dir: Path) -> dict[str, AdapterCard]:
         return {name: AdapterCard.model_validate({"name": name, **card}) for name, card in (entries or {}).items()}
     except (OSError, yaml.YAMLError, ValidationError, TypeError, AttributeError) as error:
         raise ConfigurationError(f"{path} is not a valid file of adapters: {error}") from error
+
+
+def find_adapter(cards: Mapping[str, AdapterCard], name: str) -> AdapterCard:
+    """Return the adapter `name`; PermanentError with the known names if there is none."""
+    if name not in cards:
+        known = f"expected one of {', '.join(cards)}" if cards else "it has no entries; add one, or leave adapters out"
+        raise PermanentError(f"adapter {name!r} is not an entry of adapters.yaml: {known}.")
+    return cards[name]
 
 
 def load_model_card(config_dir: Path, name: str) -> ModelCard:

@@ -1,5 +1,6 @@
 """Presets: named sets of defaults, read from config/presets.yaml."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def load_demo_request(config_dir: Path) -> dict[str, Any]:
     return request
 
 
-def find_preset(presets: dict[str, Preset], name: str) -> Preset:
+def find_preset(presets: Mapping[str, Preset], name: str) -> Preset:
     """Return the preset `name`; PermanentError with the known names if there is none."""
     if name not in presets:
         raise PermanentError(f"preset {name!r} is unknown: expected one of {', '.join(presets)}.")

@@ -17,9 +17,9 @@ from s2v_tasks.perception.preflight import listen, look
 from s2v_tasks.runtime.context import StepContext
 from s2v_tasks.runtime.inheritance import inherit_inputs, inherited_plan, parent_request
 from s2v_tasks.runtime.requirements import check_requirements
+from s2v_tasks.schemas.catalogue import load_catalogue
 from s2v_tasks.schemas.job import Source
 from s2v_tasks.schemas.manifest import Artifact, StagedFacts, fingerprint
-from s2v_tasks.schemas.preset import find_preset, load_presets
 from s2v_tasks.schemas.request import Request
 from s2v_tasks.schemas.request_parsing import parse_json, parse_request
 from s2v_tasks.schemas.steps import STAGE_INPUTS
@@ -97,7 +97,7 @@ def _accept(ctx: StepContext, request_json: str, run_id: str | None) -> Request:
     if not isinstance(data, dict):
         raise PermanentError(f"The request is a JSON {type(data).__name__}: expected an object of request fields.")
     request = parse_request({name: value for name, value in data.items() if value is not None})
-    find_preset(load_presets(config_dir(ctx.settings)), request.preset)
+    load_catalogue(config_dir(ctx.settings)).check(request)
     ctx.metadata.jobs.start(ctx.job_id)
     return request
 

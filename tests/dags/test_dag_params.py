@@ -9,19 +9,25 @@ from airflow.sdk import Param
 from airflow.sdk.exceptions import ParamValidationError
 
 from s2v_tasks.orchestration.dag_params import form_params, request_params
+from s2v_tasks.schemas.catalogue import Catalogue, load_catalogue
 from s2v_tasks.schemas.job import JOB_ID_PATTERN
-from s2v_tasks.schemas.preset import load_presets
+from s2v_tasks.schemas.model_card import AdapterCard
 from s2v_tasks.schemas.request import Request
 from s2v_tasks.settings import load_settings
 
-PRESETS = load_presets(Path(__file__).parents[2] / "config")
+CATALOGUE = load_catalogue(Path(__file__).parents[2] / "config")
+PRESETS = CATALOGUE.presets
+ADAPTERS = {
+    name: AdapterCard(name=name, path=Path("a.safetensors"), sha256="a" * 64, purpose="Style.")
+    for name in ("four-steps", "voice")
+}
 PROPERTIES: dict[str, dict[str, Any]] = Request.model_json_schema()["properties"]
 BOUNDS = ["pattern", "minimum", "maximum", "multipleOf", "minLength", "maxLength"]
 
 
 @pytest.fixture(scope="module")
 def params() -> dict[str, Param]:
-    return request_params(PRESETS, prefill={})
+    return request_params(Catalogue(PRESETS, ADAPTERS), prefill={})
 
 
 def test_the_form_has_exactly_the_fields_of_a_request_and_the_job_id(params: dict[str, Param]) -> None:
@@ -51,12 +57,18 @@ def test_solvers_are_a_list_that_may_stay_empty(params: dict[str, Param]) -> Non
 
 
 def test_adapters_are_a_list_of_names_and_strengths(params: dict[str, Param]) -> None:
-    """The form accepts what a request accepts, and refuses an adapter without a name."""
+    """The form accepts the adapters of the installation, and refuses others and an adapter without a name."""
     chosen = [{"name": "four-steps", "strength": 0.5}, {"name": "voice"}]
     assert params["adapters"].resolve(chosen) == chosen
     assert params["adapters"].resolve(None) is None
     with pytest.raises(ParamValidationError):
         params["adapters"].resolve([{"strength": 1}])
+    with pytest.raises(ParamValidationError, match=r"'cinema' is not one of \['four-steps', 'voice'\]"):
+        params["adapters"].resolve([{"name": "cinema"}])
+    empty = request_params(CATALOGUE, prefill={})["adapters"]
+    assert empty.resolve([]) == []
+    with pytest.raises(ParamValidationError, match=r"'voice' is not one of \[\]"):
+        empty.resolve([{"name": "voice"}])
 
 
 def test_presets_are_a_list_with_readable_labels(params: dict[str, Param]) -> None:

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from s2v_tasks.ingestion.batches import Batches
 from s2v_tasks.metadata.store import MetadataStore
-from s2v_tasks.schemas.preset import load_presets
+from s2v_tasks.schemas.catalogue import load_catalogue
 from s2v_tasks.settings import Settings, config_dir
 from s2v_tasks.storage.s3 import ObjectStore
 
@@ -19,7 +19,7 @@ class Site:
     def __init__(self, settings: Settings, store: ObjectStore, engine: Any) -> None:
         metadata = MetadataStore(engine)
         self.store, self.jobs, self.queue = store, metadata.jobs, metadata.queue
-        self.batches = Batches(store, metadata.batches, load_presets(config_dir(settings)))
+        self.batches = Batches(store, metadata.batches, load_catalogue(config_dir(settings)))
         self.uri = store.uri("batch/monday.jsonl")
         for name in ("anna.png", "speech.wav"):
             store.put_bytes(f"batch/{name}", b"x", "application/octet-stream")

@@ -6,7 +6,7 @@ from typing import Any
 
 from s2v_tasks.ingestion.drop_sweep import Sweeper
 from s2v_tasks.metadata.store import MetadataStore
-from s2v_tasks.schemas.preset import load_presets
+from s2v_tasks.schemas.catalogue import load_catalogue
 from s2v_tasks.schemas.request import Request
 from s2v_tasks.schemas.request_parsing import parse_request
 from s2v_tasks.settings import Settings, config_dir
@@ -23,7 +23,7 @@ class Folder:
         self.uri = drop_folder_uri(settings)
         metadata = MetadataStore(engine)
         self.store, self.drops, self.jobs, self.queue = store, metadata.drops, metadata.jobs, metadata.queue
-        self._sweeper = Sweeper(settings, store, self.drops, load_presets(config_dir(settings)))
+        self._sweeper = Sweeper(settings, store, self.drops, load_catalogue(config_dir(settings)))
 
     def drop(self, name: str, request: Any = None, **files: bytes) -> None:
         """Write a folder, request.json last; two underscores in a keyword stand for a dot in a file name."""

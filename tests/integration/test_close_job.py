@@ -41,6 +41,13 @@ def test_a_job_without_a_reported_reason_gets_one(run: Run, found: Found) -> Non
     assert "was killed before it could report a reason" in (found().reason or "")
 
 
+def test_an_adapter_that_is_not_configured_is_refused_before_the_files_are_read(run: Run, found: Found) -> None:
+    """The first step refuses an unknown adapter with the remedy, as it refuses an unknown preset."""
+    with pytest.raises(PermanentError, match=r"'cinema' is not an entry of adapters\.yaml: it has no entries; add one"):
+        run("stage_inputs", adapters=[{"name": "cinema"}])
+    assert (found().status, found().started_at) == ("failed", None)
+
+
 def test_a_job_whose_first_step_never_ran_has_nothing_to_close(run: Run, metadata: MetadataStore) -> None:
     """The status is `unknown`, and no job is stored."""
     closed = run("close_job")

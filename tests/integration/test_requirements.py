@@ -24,7 +24,7 @@ from s2v_tasks.metadata import migrate
 from s2v_tasks.runtime import outages
 from s2v_tasks.runtime.outages import RetryPolicy, retried
 from s2v_tasks.runtime.requirements import check_requirements, open_snapshot
-from s2v_tasks.settings import Settings, load_settings
+from s2v_tasks.settings import Settings, config_dir, load_settings
 from s2v_tasks.storage.objects import ListedObject
 from s2v_tasks.storage.s3 import ObjectStore
 from tests.integration.conftest import Run
@@ -45,6 +45,14 @@ def test_everything_that_is_missing_is_named_at_once_with_its_remedy(settings: S
     assert f"S2V_SNAPSHOT_PATH is {tmp_path}: expected the folder with the model weights" in said
     assert "bucket 'no-such-bucket' does not exist; create it or correct S2V_DATA_URI and S2V_OUTPUT_URI" in said
     assert "S2V_GPU='abacus' is not an entry" in said
+
+
+def test_a_wrong_file_of_adapters_is_named(settings: Settings, store: ObjectStore, tmp_path: Path) -> None:
+    """An entry of adapters.yaml without a digest is reported before a job names it."""
+    folder = shutil.copytree(config_dir(settings), tmp_path / "config")
+    (folder / "adapters.yaml").write_text("voice: {path: voice.safetensors}")
+    with pytest.raises(ConfigurationError, match=r"adapters\.yaml is not a valid file of adapters"):
+        check_requirements(settings.model_copy(update={"config_dir": folder}), store)
 
 
 def test_a_store_that_is_away_is_waited_for(

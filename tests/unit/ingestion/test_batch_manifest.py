@@ -18,10 +18,10 @@ from s2v_tasks.ingestion.batch_manifest import (
     job_ids,
     read_manifest,
 )
-from s2v_tasks.schemas.preset import load_presets
+from s2v_tasks.schemas.catalogue import load_catalogue
 from s2v_tasks.schemas.request_fields import MAX_PROMPT_CHARACTERS
 
-PRESETS = load_presets(Path(__file__).parents[3] / "config")
+CATALOGUE = load_catalogue(Path(__file__).parents[3] / "config")
 URI = "s3://bucket/batch/monday.jsonl"
 ROW = {"image_uri": "anna.png", "audio_uri": "s3://bucket/voices/a.wav", "prompt": "A person speaks."}
 
@@ -34,7 +34,7 @@ def read(*rows: Any, uri: str = URI) -> Judged:
 
 
 def read_text(text: str, uri: str, encoding: str = "utf-8") -> Judged:
-    return check_rows(read_manifest(text.encode(encoding), uri, PRESETS), {})
+    return check_rows(read_manifest(text.encode(encoding), uri, CATALOGUE), {})
 
 
 def test_names_without_a_bucket_lie_beside_the_manifest() -> None:
@@ -105,14 +105,14 @@ def test_all_errors_are_found_row_by_row() -> None:
 def test_a_file_that_is_no_manifest_is_refused(data: bytes, name: str, sentence: str) -> None:
     """The message names the manifest."""
     with pytest.raises(PermanentError, match=sentence) as refused:
-        read_manifest(data, f"s3://bucket/{name}", PRESETS)
+        read_manifest(data, f"s3://bucket/{name}", CATALOGUE)
     assert name in str(refused.value)
 
 
 def test_a_manifest_whose_name_has_control_characters_is_refused() -> None:
     """The message shows the name escaped, so that it changes no terminal and begins no line of a log."""
     with pytest.raises(PermanentError, match=r"s3://bucket/\\x1b\[2J\\r.jsonl has a control character"):
-        read_manifest(b"", "s3://bucket/\x1b[2J\r.jsonl", PRESETS)
+        read_manifest(b"", "s3://bucket/\x1b[2J\r.jsonl", CATALOGUE)
 
 
 @pytest.mark.parametrize("row_id", ["", "a" * 201, "\0", "\x1b[2J", "two\nlines", "\ud800"])
@@ -144,14 +144,25 @@ def test_rows_are_named_by_their_lines_in_an_editor() -> None:
 
 def test_a_preset_that_is_no_text_is_one_error() -> None:
     """The type of a preset is refused once; it is not looked up."""
-    (row,) = read_manifest(json.dumps(ROW | {"preset": ["fast"]}).encode(), URI, PRESETS)
+    (row,) = read_manifest(json.dumps(ROW | {"preset": ["fast"]}).encode(), URI, CATALOGUE)
     assert [problem.count("preset") > 0 for problem in row.problems] == [True]
+
+
+def test_an_adapter_that_is_not_configured_is_an_error_of_its_row() -> None:
+    """An unknown adapter is refused before any job starts, beside an unknown preset."""
+    fields = {"preset": "fast", "adapters": [{"name": "cinema"}, {"name": "voice"}]}
+    (row,) = read_manifest(json.dumps(ROW | fields).encode(), URI, CATALOGUE)
+    assert [problem.split(" is ")[0] for problem in row.problems] == [
+        "preset 'fast'",
+        "adapter 'cinema'",
+        "adapter 'voice'",
+    ]
 
 
 def test_all_errors_of_a_row_are_listed() -> None:
     """All errors of id, fields, preset and files of a row are listed."""
     wrong = ROW | {"id": "a", "infer_frames": 50, "num_clip": True, "preset": "fast", "pose_video_uri": "poses/"}
-    rows = read_manifest("\n".join(map(json.dumps, [ROW | {"id": "a"}, wrong])).encode(), URI, PRESETS)
+    rows = read_manifest("\n".join(map(json.dumps, [ROW | {"id": "a"}, wrong])).encode(), URI, CATALOGUE)
     assert rows[1].uris == ("s3://bucket/batch/anna.png", "s3://bucket/voices/a.wav")
     entries, (error,) = check_rows(
         rows[1:], {"s3://bucket/voices/a.wav": "It is gone.", "s3://other/b.wav": "Not asked."}
@@ -233,7 +244,7 @@ def test_an_empty_field_of_a_row_is_one_that_is_left_out() -> None:
     (entry,), errors = read(empty)
     assert errors == []
     assert job_ids(URI, [entry]) == job_ids(URI, read(ROW)[0])
-    (plain,) = read_manifest(json.dumps(empty).encode(), URI, PRESETS)
+    (plain,) = read_manifest(json.dumps(empty).encode(), URI, CATALOGUE)
     assert plain.uris == ("s3://bucket/batch/anna.png", "s3://bucket/voices/a.wav")
 
 

@@ -22,7 +22,7 @@ class Request(BaseModel):
 
     image_uri: Annotated[str, AfterValidator(fields.names_a_file), fields.INPUTS] = Field(
         pattern=fields.S3_URI_PATTERN,
-        title="Reference image",
+        title="Reference picture",
         description="S3 URI of a picture of the speaker: PNG, JPEG or WebP, 32 px to 40 megapixels (WebP: 20).",
     )
     audio_uri: Annotated[str, AfterValidator(fields.names_a_file), fields.INPUTS] = Field(

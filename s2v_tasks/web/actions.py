@@ -25,6 +25,7 @@ from s2v_tasks.web.job_page import stored_plan
 from s2v_tasks.web.pages import page
 from s2v_tasks.web.runs import end_runs, start_run
 from s2v_tasks.web.services import KnownJob, Services, SharedServices, leave_event
+from s2v_tasks.web.wording import check_first_clip
 
 router = APIRouter()
 Fields = Annotated[dict[str, Any], Body()]
@@ -69,6 +70,7 @@ def new_job(
         "new.html",
         presets=load_presets(folder),
         fields=shown,
+        titles={name: field.title for name, field in Request.model_fields.items()},
         labels=" ".join(f"{name}={value}" for name, value in labels.items()),
         others={name: value for name, value in shown.items() if name not in _SHOWN},
         copied=copied if fields else "",
@@ -122,8 +124,7 @@ def rerun_job(job: KnownJob, changes: Rerun, services: SharedServices, user: Use
     plan = stored_plan(services, job)
     if plan is None:
         raise HTTPException(409, f"Job {job.job_id} has no plan: expected a job that was planned.")
-    if changes.from_clip >= plan.num_clip:
-        raise PermanentError(f"from_clip {changes.from_clip}: expected 0 to {plan.num_clip - 1}.")
+    check_first_clip(changes.from_clip, plan.num_clip - 1)
     earlier = _stored_request(services, job)
     fields = changes.model_dump(exclude_none=True, exclude={"from_clip"})
     if "preset" in fields:

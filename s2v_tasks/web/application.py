@@ -13,6 +13,7 @@ from s2v_tasks.storage.s3 import ObjectMissingError
 from s2v_tasks.web import actions, approvals, gallery, job_page, media_files, uploads
 from s2v_tasks.web.access import SecurityHeaders, may_read, problem, refuse, same_origin
 from s2v_tasks.web.services import SharedServices, media_origin
+from s2v_tasks.web.wording import with_labels
 
 _STATIC = Path(__file__).parent / "static"
 _STATUS = {ConfigurationError: 500, ObjectMissingError: 404, TransientError: 503, PermanentError: 400}
@@ -61,14 +62,14 @@ def job_file(job_id: str, file: str, services: SharedServices) -> RedirectRespon
 
 
 async def _explain(request: Request, error: Exception) -> Response:
-    """Answer with the sentence of an error of this system."""
+    """Answer with the sentence of an error of this system, in the words of the forms."""
     status = next((status for kind, status in _STATUS.items() if isinstance(error, kind)), 500)
-    return problem(request, str(error), status)
+    return problem(request, with_labels(str(error)), status)
 
 
 async def _refuse_value(request: Request, error: Exception) -> Response:
-    """Answer a request whose path or query has a wrong value; the value itself is not repeated."""
+    """Answer a request whose path, query or body has a wrong value; the value itself is not repeated."""
     assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for this class
-    problems = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
+    problems = [f"{'.'.join(map(str, one['loc'])).removeprefix('body.')}: {one['msg']}" for one in error.errors()]
     is_missing = all(one["loc"][0] == "path" for one in error.errors())
-    return problem(request, "; ".join(problems), 404 if is_missing else 422)
+    return problem(request, with_labels("; ".join(problems)), 404 if is_missing else 422)

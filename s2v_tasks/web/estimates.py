@@ -16,6 +16,7 @@ from s2v_tasks.scratch import scratch_folder
 from s2v_tasks.storage.inputs import plain_name
 from s2v_tasks.web.pages import duration, money
 from s2v_tasks.web.services import Services
+from s2v_tasks.web.wording import with_labels
 
 _TIMEOUT_SECONDS = 180.0
 _WAIT_SECONDS = 20.0
@@ -99,6 +100,6 @@ def _summary(plan: Plan, problem: str | None) -> PlanSummary:
         size=f"{plan.width} × {plan.height}",
         gpu_time=f"{duration(plan.estimate.gpu_seconds)} on {plan.estimate.gpu}",
         cost=money(plan.estimate.cost, plan.estimate.currency),
-        warnings=plan.warnings,
-        problem=problem,
+        warnings=tuple(map(with_labels, plan.warnings)),
+        problem=None if problem is None else with_labels(problem),
     )

@@ -1,10 +1,12 @@
-"""Sentences and rows for people: events of a job, and the fields of its request."""
+"""Sentences and rows for people: events of a job, the fields of its request, and errors of the forms."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from s2v_tasks.errors import PermanentError
 from s2v_tasks.metadata.tables import Event
 from s2v_tasks.schemas.events import JobEvent
 from s2v_tasks.schemas.request import Request
@@ -12,6 +14,10 @@ from s2v_tasks.schemas.steps import ASK_APPROVAL, PIPELINE, RECORD_APPROVAL
 
 MAX_EVENTS = 200
 _HIDDEN_FIELDS = frozenset({"webhook_url", "prompt", "labels"})  # a secret, and what the page shows elsewhere
+# Names of fields that are no words of a form, and the labels that the forms show.
+_LABELS = {name: str(field.title) for name, field in Request.model_fields.items() if "_" in name}
+_LABELS |= {"job_id": "Name", "job id": "name", "from_clip": "From clip"}
+_LABELED = re.compile(rf"\b({'|'.join(_LABELS)})\b")
 _STEP_NAMES = {step.name: step.name.replace("_", " ") for step in PIPELINE}
 _SENTENCES = {
     JobEvent.JOB_QUEUED: "Submitted",
@@ -74,6 +80,17 @@ def _sentence(event: Event) -> str:
     }
     template = next((text for known, text in _SENTENCES.items() if known == event.event), event.event)
     return template.format_map(_Values(values))
+
+
+def with_labels(text: str) -> str:
+    """Return a message for people who see a form, with the labels of the form instead of the names of fields."""
+    return _LABELED.sub(lambda found: _LABELS[found[0]], text)
+
+
+def check_first_clip(index: int, last_index: int) -> None:
+    """Raise PermanentError if the first clip to render again is after the last possible one; a form counts from 1."""
+    if index > last_index:
+        raise PermanentError(f"{_LABELS['from_clip']} {index + 1}: expected 1 to {last_index + 1}.")
 
 
 def request_rows(request: dict[str, Any]) -> list[tuple[str, str]]:

@@ -78,15 +78,15 @@ def test_a_new_job_starts_once(login: Login) -> None:
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"infer_frames": 50}, "infer_frames 50: expected a multiple of 4 from 16 to 120"),
+        ({"infer_frames": 50}, "Frames per clip 50: expected a multiple of 4 from 16 to 120"),
         ({"prompt": " "}, "prompt ' ': is blank"),
-        ({"audio_uri": "/etc/passwd"}, "audio_uri '/etc/passwd': expected an S3 URI"),
-        ({"job_id": "../x"}, "job id '../x': expected 3 to 63 lower-case letters, digits and dashes"),
+        ({"audio_uri": "/etc/passwd"}, "Speech '/etc/passwd': expected an S3 URI"),
+        ({"job_id": "../x"}, "name '../x': expected 3 to 63 lower-case letters, digits and dashes"),
         ({"nonsense": 1}, "nonsense is not a field of a request"),
     ],
 )
 def test_a_bad_request_starts_nothing(login: Login, fields: dict[str, Any], said: str) -> None:
-    """A bad request answers 400 with the message of the package, which names field and expectation."""
+    """A bad request answers 400 with the expectation and the label that the form shows for the field."""
     answer = login("edith").post("/s2v/new/start", json=REQUEST | fields)
     assert answer.status_code == 400
     assert said in answer.json()["detail"]
@@ -173,7 +173,7 @@ def test_a_rerun_is_a_new_job_with_the_changes(login: Login, metadata: MetadataS
     assert runs()[job_id][1] == REQUEST | changes
     for changes, said in (
         ({"from_clip": 1, "prompt": REQUEST["prompt"], "base_seed": 7}, "Nothing is changed"),
-        ({"from_clip": 2, "prompt": "She laughs."}, "from_clip 2: expected 0 to 1"),
+        ({"from_clip": 2, "prompt": "She laughs."}, "From clip 3: expected 1 to 2."),
     ):
         refused = editor.post("/s2v/job/talk/rerun", json=changes)
         assert refused.status_code == 400
@@ -213,7 +213,13 @@ def test_the_cost_is_known_before_a_job_starts(
     plan = editor.post("/s2v/new/plan", json=uris | {"size": "128*192", "sample_steps": 4, "max_cost": 1e-9}).json()
     assert (plan["num_clip"], plan["size"]) == (2, "128 × 192")
     assert plan["cost"].endswith("USD")
-    assert "max_cost" in plan["problem"]
+    assert "(Maximum cost of the request)" in plan["problem"]
+    assert (
+        editor
+        .post("/s2v/new/plan", json=uris | {"num_clip": 1})
+        .json()["warnings"][0]
+        .startswith("This is a preview: Number of clips 1 covers")
+    )
     damaged = editor.post("/s2v/new/plan", json=uris | {"image_uri": uris["audio_uri"]})
     assert damaged.status_code == 400
     assert "The image speech.mp3 is not a readable picture (expected PNG, JPEG or WebP)" in damaged.json()["detail"]
@@ -228,6 +234,16 @@ def test_a_copy_opens_the_form_with_the_request(login: Login, metadata: Metadata
     assert REQUEST["prompt"] in text
     assert REQUEST["audio_uri"] in text
     assert "before" not in text
+
+
+@pytest.mark.parametrize("preset", ["gone", ["gone"]])
+def test_a_copy_says_that_its_preset_no_longer_exists(login: Login, metadata: MetadataStore, preset: Any) -> None:
+    """The missing preset stays selected, so that no other one is used until the user chooses it."""
+    metadata.jobs.enqueue("talk", REQUEST | {"preset": preset})
+    form = html.unescape(login("edith").get("/s2v/new?from=talk").text)
+    assert (
+        re.findall(r"<option value=.(?:[a-z]*|..gone..). selected>([^<]*)<", form)[0] == f"{preset} (no longer exists)"
+    )
 
 
 @pytest.mark.parametrize("labels", ["team=news", ["team"], 7])

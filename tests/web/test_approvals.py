@@ -109,13 +109,27 @@ def test_a_rejection_takes_note_and_changes_along(login: Login, ask: Callable[..
     """The resumed task gets note and changed fields; a wrong value is refused before the answer."""
     ask(1)
     editor = login("edith")
-    for wrong in ({"sample_steps": 0}, {"from_clip": 2}, {"size": "9*9"}, {"note": "x" * 1001}):
+    for wrong, said in (
+        ({"sample_steps": 0}, "Solver steps: Input should be greater than or equal to 1"),
+        ({"from_clip": 2}, "From clip 3: expected 1 to 2."),
+        ({"size": "9*9"}, "size: Extra inputs are not permitted"),
+        ({"note": "x" * 1001}, "note: String should have at most 1000 characters"),
+    ):
         refused = editor.post("/s2v/job/talk/reject", json={"clip_index": 1} | wrong)
         assert refused.status_code in {400, 422}, wrong
+        assert refused.json()["detail"] == said
     assert answer("clip.wait")[1] is None
     changes = {"note": "<b>No</b>", "base_seed": 5, "from_clip": 0}
     assert editor.post("/s2v/job/talk/reject", json={"clip_index": 1} | changes).status_code == 202
     assert answer("clip.wait") == ("scheduled", ["Reject"], changes, "edith")
+
+
+def test_a_rejected_video_has_no_later_clip(login: Login, ask: Callable[..., None]) -> None:
+    """A first clip beyond the video is refused before the answer, counted from 1 as in the form."""
+    ask()
+    refused = login("edith").post("/s2v/job/talk/reject", json=VIDEO | {"from_clip": 8, "prompt": "She laughs."})
+    assert (refused.status_code, refused.json()["detail"]) == (400, "From clip 9: expected 1 to 2.")
+    assert answer("publish")[1] is None
 
 
 def test_only_the_shown_part_is_answered(login: Login, metadata: MetadataStore, ask: Callable[..., None]) -> None:

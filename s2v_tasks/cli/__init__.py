@@ -5,15 +5,34 @@ import io
 import os
 import signal
 import sys
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from s2v_tasks import __version__
+from s2v_tasks.cli.terminal import PEOPLE
 from s2v_tasks.errors import S2VError, check_utf8, leave_error, of_local_file
 from s2v_tasks.parent_death import end_with_parent
 
+
+class _Commands(TyperGroup):
+    """The commands. For an unknown one that is an option of commands, such as `watch`, the error names these."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args[0] not in self.commands:
+            commands = {"s2v": self} | {f"s2v {name}": command for name, command in self.commands.items()}
+            option = f"--{args[0]}"
+            users = [name for name, command in commands.items() if any(option in p.opts for p in command.params)]
+            if users:
+                names = ", ".join(f"`{name} {option}`" for name in users)
+                ctx.fail(f"No such command {args[0]!r}. It is an option: {names}.")
+        return super().resolve_command(ctx, args)
+
+
 app = typer.Typer(
     name="s2v",
+    cls=_Commands,
     help="Talking videos of any length with Wan2.2-S2V-14B. Exit codes: 0 ok, 2 usage, 65 bad input, 75 try again, "
     "78 configuration; of a job that is watched also 130 cancelled.",
     no_args_is_help=True,
@@ -37,6 +56,14 @@ def _process(
 
     settings = load_settings()
     log.configure(json_lines=settings.log_json, level=settings.log_level)
+
+
+@app.command("help", rich_help_panel=PEOPLE)
+def show_help(
+    command: Annotated[list[str] | None, typer.Argument(help="A command, for example `snapshot verify`.")] = None,
+) -> None:
+    """Show the options of a command, as its option --help does. Omitted: list all commands."""
+    app([*(command or ()), "--help"])
 
 
 COMMAND_MODULES = (

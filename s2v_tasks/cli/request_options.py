@@ -2,15 +2,17 @@
 
 import functools
 import inspect
+import math
 import types
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.schemas.request import Request
-from s2v_tasks.schemas.request_fields import NOT_PLANNING
+from s2v_tasks.schemas.request_fields import NOT_PLANNING, is_plain_number
 from s2v_tasks.schemas.rerun import SAMPLING_FIELDS
 
 Command = Callable[..., None]
@@ -81,6 +83,22 @@ def parse_step_range(text: str) -> list[int]:
     return [int(number) for number in numbers]
 
 
+def parse_number(flag: str, text: str, kind: type[int] | type[float]) -> int | float:
+    """Return the number of an option; PermanentError for a text that no request may have."""
+    with suppress(ValueError, OverflowError):
+        if is_plain_number(text) and math.isfinite(number := kind(text)):
+            return number
+    expected = "a whole number, such as 4" if kind is int else "a number, such as 4.5"
+    raise PermanentError(f"{flag} {text!r}: expected {expected}.")
+
+
+def _number_parser(flag: str, kind: type[int] | type[float]) -> Callable[[str], int | float]:
+    def parse(text: str) -> int | float:
+        return parse_number(flag, text, kind)
+
+    return parse
+
+
 def _option(name: str) -> inspect.Parameter:
     """Return the option of a field. Its bounds are checked later, with the whole request."""
     field = Request.model_fields[name]
@@ -91,10 +109,14 @@ def _option(name: str) -> inspect.Parameter:
         flag, kind, metavar = "--adapter", list[str], "NAME[=STRENGTH]"
     elif name == "guide_steps":
         kind, metavar = str, "FROM:TO"
+    elif kind in (int, float):
+        metavar = "NUMBER"
     elif get_origin(kind) is Literal:
         kind, metavar = str, "|".join(get_args(kind))
     help_text = (field.description or "").replace("Empty:", "Omitted:")
-    option = typer.Option(flag, help=help_text, metavar=metavar)
+    # Messages of typer's own numbers do not repeat the text.
+    parser = _number_parser(flag, kind) if metavar == "NUMBER" else None
+    option = typer.Option(flag, help=help_text, metavar=metavar, parser=parser)
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
     )

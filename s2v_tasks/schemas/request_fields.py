@@ -94,9 +94,14 @@ def plain_number(value: Any, field: FieldInfo) -> Any:
     if {int, float} & {field.annotation, *get_args(field.annotation)}:
         if isinstance(value, bool):
             raise ValueError("expected a number, not true or false")
-        if isinstance(value, str) and not re.fullmatch(_NUMBER, value.strip(" ")):
+        if isinstance(value, str) and not is_plain_number(value):
             raise ValueError("expected a number in the digits 0 to 9, such as 80 or 4.5")
     return value
+
+
+def is_plain_number(text: str) -> bool:
+    """Return True for a decimal number in the digits 0 to 9; spaces around it are ignored."""
+    return re.fullmatch(_NUMBER, text.strip(" ")) is not None
 
 
 def is_none(value: object) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from s2v_tasks.errors import JobTakenError, PermanentError
+from s2v_tasks.schemas.job import JOB_ID_RULE
 from s2v_tasks.schemas.request import Request
 from s2v_tasks.schemas.request_fields import MAX_SIDE, MIN_SIDE, SIDE_STEP
 
@@ -103,6 +104,12 @@ def _expected(field: str, message: str) -> str:
         return "expected an http or https URL without user and password, of at most 1000 characters"
     if field.endswith("_uri"):
         return "expected an S3 URI such as s3://bucket/folder/file, without control characters"
+    if field == "preset":
+        return "expected the name of a preset in lower-case letters, such as balanced"
+    if field.endswith(".name"):
+        return "expected the name of an adapter of adapters.yaml in lower-case letters"
+    if field == "parent_job_id":
+        return f"expected a job id of {JOB_ID_RULE}"
     return message[0].lower() + message[1:]
 
 

@@ -1,12 +1,20 @@
 """Check the command options that are made from the fields of a request."""
 
+import re
 from typing import Any
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
-from s2v_tasks.cli.request_options import BOOKKEEPING, PLANNING, parse_labels, parse_step_range, request_options
+from s2v_tasks.cli.request_options import (
+    BOOKKEEPING,
+    PLANNING,
+    parse_labels,
+    parse_number,
+    parse_step_range,
+    request_options,
+)
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.schemas.request import Request
 
@@ -49,6 +57,21 @@ def test_a_range_of_steps_is_two_numbers() -> None:
     for text in ("10", "a:b", "1:2:3", ":"):
         with pytest.raises(PermanentError, match="expected FROM:TO"):
             parse_step_range(text)
+
+
+@pytest.mark.parametrize("text", ["abc", "1_0", "2.5", "８", "", "nan", "9" * 400, "9" * 5000])
+def test_a_whole_number_that_is_none_is_repeated(text: str) -> None:
+    """The message has the option, the text and the expectation; a request would refuse the same texts."""
+    with pytest.raises(PermanentError, match=f"^--num-clip '{re.escape(text)}': expected a whole number"):
+        parse_number("--num-clip", text, int)
+
+
+@pytest.mark.parametrize("text", ["1e400", "-1e400", "inf", "NaN", "４", "4,5"])
+def test_a_number_that_is_none_is_repeated(text: str) -> None:
+    """A number beyond the range of a double is shown as it was typed, not as infinity."""
+    with pytest.raises(PermanentError, match=f"^--max-cost '{re.escape(text)}': expected a number, such as 4.5"):
+        parse_number("--max-cost", text, float)
+    assert parse_number("--max-cost", " 1e3 ", float) == 1000
 
 
 def test_adapters_are_names_with_strengths() -> None:

@@ -56,6 +56,12 @@ def test_legal_sizes(size: str) -> None:
         ({"infer_frames": 12}, "infer_frames 12: expected a multiple of 4 from 16 to 120"),
         ({"size": "100*100"}, "size '100*100': expected sides that are multiples of 32 from 128 to 1280"),
         ({"size": "1280*1280"}, "size '1280*1280': has 1638400 pixels: expected at most 1280*720"),
+        ({"preset": "QUICK"}, "preset 'QUICK': expected the name of a preset in lower-case letters, such as balanced"),
+        ({"adapters": [{"name": ""}]}, "adapters.0.name '': expected the name of an adapter of adapters.yaml"),
+        (
+            {"parent_job_id": "A b", "from_clip": 0},
+            "parent_job_id 'A b': expected a job id of 3 to 63 lower-case letters, digits and dashes",
+        ),
         ({"size": "480x832"}, "size '480x832': expected W*H such as 480*832"),
         ({"image_uri": "/etc/passwd"}, "image_uri '/etc/passwd': expected an S3 URI"),
         ({"audio_uri": "https://example.org/a.wav"}, "audio_uri 'https://example.org/a.wav': expected an S3 URI"),

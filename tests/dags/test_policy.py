@@ -4,13 +4,16 @@ import importlib.metadata
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from s2v_tasks.orchestration import policy
+from s2v_tasks.schemas.steps import JOB_DAG
 
+DAGS = Path(__file__).parents[2] / "dags"
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
 
 
@@ -54,9 +57,9 @@ def test_a_run_without_a_valid_priority_is_normal(conf: dict[str, Any] | None) -
     assert weight(conf) == weight({"priority": "normal"})
 
 
-@pytest.mark.parametrize("dag_id", ["s2v_drop_folder", "s2v_batch", "s2v_notifications", "s2v_housekeeping"])
+@pytest.mark.parametrize("dag_id", [path.stem for path in DAGS.glob("*.py") if path.stem != JOB_DAG])
 def test_tasks_that_start_and_report_jobs_go_before_all_jobs(dag_id: str) -> None:
-    """Sweeps and notifications have a higher weight than any task of a job."""
+    """Every DAG but that of the jobs has a higher weight than any task of a job."""
     assert 2**31 > weight(None, 1, dag_id) > weight({"priority": "high"}, 19, at=datetime(2026, 1, 1, tzinfo=UTC))
 
 

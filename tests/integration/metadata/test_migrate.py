@@ -1,5 +1,6 @@
 """Check migrations up, down, and by several processes at once."""
 
+import re
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -7,11 +8,13 @@ from urllib.parse import quote
 
 import psycopg
 import pytest
+import sqlalchemy as sa
 
 from s2v_tasks.cli.installation import db_upgrade
 from s2v_tasks.embedded.postgres import PostgresServer
 from s2v_tasks.errors import ConfigurationError, PermanentError
 from s2v_tasks.metadata import migrate
+from s2v_tasks.metadata.tables import Base
 from s2v_tasks.settings import load_settings
 
 
@@ -48,6 +51,22 @@ def test_a_database_goes_up_and_down_and_up_again(empty_url: str) -> None:
     assert tables(empty_url) == {"alembic_version"}
     assert migrate.upgrade(empty_url) == newest
     migrate.check(empty_url)
+
+
+def test_the_migrations_allow_the_values_of_the_package(empty_url: str) -> None:
+    """Each check of a column allows the values of its type in the package; `alembic check` does not compare them."""
+
+    def values(condition: object) -> list[str]:
+        return sorted(re.findall(r"'([^']*)'", str(condition)))
+
+    migrate.upgrade(empty_url)
+    with psycopg.connect(empty_url) as connection:
+        checks = "SELECT conname, pg_get_constraintdef(oid) FROM pg_constraint WHERE contype = 'c' AND conrelid > 0"
+        migrated = {name: values(condition) for name, condition in connection.execute(checks).fetchall()}
+    constraints = [constraint for table in Base.metadata.sorted_tables for constraint in table.constraints]
+    expected = {str(one.name): values(one.sqltext) for one in constraints if isinstance(one, sa.CheckConstraint)}
+    assert "queued" in expected["ck_jobs_status"]
+    assert migrated == expected
 
 
 def test_a_downgrade_keeps_what_the_older_schema_can_hold(empty_url: str) -> None:

@@ -85,7 +85,7 @@ def test_chains_of_a_cut_video_are_rendered_apart_and_joined_in_sync(
         step("render_clip", index)
     for name in ("stitch", "mux_audio"):
         step(name)
-    assert step("validate")["num_checks"] == 13
+    assert step("validate")["num_checks"] >= 13
     step("publish")
 
     sound = load(store.get_bytes(LAYOUT.conditions))["audio"]

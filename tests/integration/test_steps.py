@@ -167,11 +167,11 @@ def test_a_failed_check_fails_the_job(
         (tmp_path / path.name).write_text(text, encoding="utf-8")
     monkeypatch.setenv("S2V_CONFIG_DIR", str(tmp_path))
     load_settings.cache_clear()
-    with pytest.raises(PermanentError, match="failed 1 of 13 checks"):
+    with pytest.raises(PermanentError, match=r"failed 1 of \d+ checks: not black"):
         run("validate")
     job = found()
     assert job.status == "failed"
-    assert "validate: The video failed 1 of 13 checks" in (job.reason or "")
+    assert "validate: The video failed 1 of " in (job.reason or "")
     assert json.loads(store.get_bytes(LAYOUT.report))["checks"]
     with pytest.raises(TransientError, match="s2v validate"):
         run("publish")

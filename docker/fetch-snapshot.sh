@@ -3,7 +3,7 @@
 # again. Digests come from SHA256SUMS in the folder, else once from the Hub; then they are stored beside the files.
 # usage: SNAPSHOT_REPO_ID=Wan-AI/Wan2.2-S2V-14B SNAPSHOT_REVISION=<commit> fetch-snapshot.sh FOLDER
 set -eu
-folder=$1
+folder=${1:?expected the folder of the weights}
 repo_id=${SNAPSHOT_REPO_ID:?expected the repository of the weights, for example Wan-AI/Wan2.2-S2V-14B}
 revision=${SNAPSHOT_REVISION:?expected the commit of the weights: git ls-remote https://huggingface.co/$SNAPSHOT_REPO_ID HEAD}
 if ! expr "$revision" : '[0-9a-f]\{40\}$' > /dev/null; then

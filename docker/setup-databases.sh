@@ -3,7 +3,7 @@
 # them. Existing connections are not changed, and the pool only if S2V_GPU_POOL_SLOTS is set. The script is idempotent.
 # usage: setup-databases.sh FOLDER   (with connections.json)
 set -eu
-folder=$1
+folder=${1:?expected the folder with connections.json, such as config/airflow}
 airflow db migrate
 s2v db upgrade # refuses wrong settings
 # The pool counts deferred tasks: those whose pods run.

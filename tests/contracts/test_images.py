@@ -68,6 +68,14 @@ def test_scripts_parse_and_stop_at_the_first_error(script: Path) -> None:
     assert "\nset -eu\n" in script.read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("script", ["setup-databases.sh", "fetch-snapshot.sh"])
+def test_scripts_of_operators_name_the_missing_folder(script: str) -> None:
+    """Without its folder, a script that operators run does nothing and says what it expects."""
+    done = subprocess.run([DOCKER / script], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "expected the folder" in done.stderr
+
+
 def test_only_sources_enter_an_image() -> None:
     """The build context excludes all but listed sources, so that no .env, .git, state or test enters an image."""
     lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if not line.startswith("#")]

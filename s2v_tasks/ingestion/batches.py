@@ -26,6 +26,14 @@ _LOOKED_AT_ONE_BY_ONE = 20
 _ERRORS_IN_MESSAGE = 5
 
 
+def _check_uri(manifest_uri: str) -> None:
+    """Raise PermanentError for a local file or another URL, which would be the name of an object of this bucket."""
+    if not manifest_uri.startswith("s3://"):
+        raise PermanentError(
+            f"{manifest_uri!r} is not an S3 URI: expected s3://bucket/folder/name.jsonl; upload the manifest first."
+        )
+
+
 class Batches:
     """Checks, starts and summarises batches."""
 
@@ -34,6 +42,7 @@ class Batches:
 
     def check(self, manifest_uri: str) -> tuple[list[BatchEntry], list[RowError]]:
         """Return the valid rows and the errors of a manifest, including missing input files; nothing is written."""
+        _check_uri(manifest_uri)
         return self._check(manifest_uri, self._store.get_bytes(manifest_uri, max_bytes=MAX_BYTES))
 
     def start(self, manifest_uri: str, *, retry_failed: bool = False) -> dict[str, Any]:
@@ -42,6 +51,7 @@ class Batches:
         The errors of all rows are then in `<manifest>.errors.csv`. `retry_failed`: also queue failed and cancelled jobs
         again; they reuse their finished clips.
         """
+        _check_uri(manifest_uri)
         report_uri = f"{manifest_uri}.errors.csv"
         self._store.access.check_write(parse_uri(report_uri))  # before any cost: the summary is written there too
         data = self._store.get_bytes(manifest_uri, max_bytes=MAX_BYTES)
@@ -64,13 +74,13 @@ class Batches:
     def state(self, batch_id: str) -> dict[str, Any]:
         """Return the number of jobs of a batch by status, and whether all have ended."""
         counts = self._batches.counts(batch_id)
+        if not counts:
+            self._manifest_uri(batch_id)
         return {"batch_id": batch_id, "jobs": counts, "ended": set(counts) <= set(ENDED_STATUSES)}
 
     def summarise(self, batch_id: str) -> dict[str, Any]:
         """Write the outcome of each row and the totals to the folder of the manifest."""
-        manifest_uri = self._batches.manifest_uri(batch_id)
-        if manifest_uri is None:
-            raise PermanentError(f"Batch {batch_id!r} does not exist: `s2v start-batch` prints the id of a batch.")
+        manifest_uri = self._manifest_uri(batch_id)
         outcomes, summary_uri = self._batches.outcomes(batch_id), f"{manifest_uri}.summary.csv"
         numbers = {"batch_id": batch_id, "manifest_uri": manifest_uri, "summary_uri": summary_uri} | _numbers(outcomes)
         self._store.put_bytes(summary_uri, csv_of(outcomes), "text/csv")
@@ -79,6 +89,13 @@ class Batches:
         if self.state(batch_id)["ended"]:
             self._batches.finish(batch_id)
         return numbers
+
+    def _manifest_uri(self, batch_id: str) -> str:
+        """Return the manifest of a batch; PermanentError for an unknown batch."""
+        manifest_uri = self._batches.manifest_uri(batch_id)
+        if manifest_uri is None:
+            raise PermanentError(f"Batch {batch_id!r} does not exist: `s2v start-batch` prints the id of a batch.")
+        return manifest_uri
 
     def _check(self, manifest_uri: str, data: bytes) -> tuple[list[BatchEntry], list[RowError]]:
         rows = read_manifest(data, manifest_uri, self._catalogue)

@@ -86,6 +86,12 @@ def test_an_unknown_batch_is_an_error(site: Site) -> None:
         site.batches.summarise("nothing")
 
 
+def test_an_unknown_batch_has_not_ended(site: Site) -> None:
+    """The state of an id that no manifest has is refused; a batch that waits for nothing would have ended."""
+    with pytest.raises(PermanentError, match="Batch 'nobody' does not exist: `s2v start-batch` prints the id"):
+        site.batches.state("nobody")
+
+
 def test_a_batch_has_ended_when_each_job_succeeded_failed_or_was_cancelled(site: Site) -> None:
     """All three statuses count as ends, also in one batch."""
     site.put(rows(3))

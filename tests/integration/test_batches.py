@@ -173,6 +173,16 @@ def test_a_manifest_beside_which_nothing_may_be_written_starts_nothing(site: Sit
     assert site.queue.num_waiting() == 0
 
 
+@pytest.mark.parametrize("name", ["monday.jsonl", "/data/monday.jsonl", "https://host/monday.csv", ""])
+def test_a_manifest_outside_s3_is_refused(site: Site, name: str) -> None:
+    """A local file and another URL are named as they were typed, and not looked for in the data bucket."""
+    for work in (site.batches.check, site.batches.start):
+        with pytest.raises(
+            PermanentError, match=f"^'{re.escape(name)}' is not an S3 URI: .* upload the manifest first"
+        ):
+            work(name)
+
+
 def test_a_batch_id_is_that_of_the_manifest_and_its_bytes(site: Site) -> None:
     """The id has 24 hex digits of the URI and the bytes, so that the same rows in another file are another batch."""
     site.put(rows(2))

@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 
 from s2v_tasks.cli import app
-from s2v_tasks.cli.request_options import BOOKKEEPING, QUALITY, SAMPLING, parse_labels, request_options
+from s2v_tasks.cli.request_options import BOOKKEEPING, QUALITY, SAMPLING, flag_of, parse_labels, request_options
 from s2v_tasks.cli.submit import JobIdOption, SubmitOptions, Unpause, Via, start, submit_request
 from s2v_tasks.cli.terminal import PEOPLE, AsJson, console, open_metadata_store, print_json
 from s2v_tasks.cli.watch import Watch, unknown_job
@@ -179,7 +179,7 @@ def rerun(
     earlier, plan = _request(store, parent), _plan(store, parent)
     check_from_clip(plan, from_clip)
     if not changes_something(earlier, plan, fields, from_clip):
-        options = ", ".join(f"--{name.replace('_', '-')}" for name in ("prompt", "preset", *SAMPLING))
+        options = ", ".join(map(flag_of, ("prompt", "preset", *SAMPLING)))
         raise PermanentError(
             f"Nothing is changed: the clips of job {plan.job_id} from {from_clip} on would be rendered again "
             f"unchanged. Change {options}, or download the video with `s2v fetch {plan.job_id}`."

@@ -99,14 +99,19 @@ def _number_parser(flag: str, kind: type[int] | type[float]) -> Callable[[str], 
     return parse
 
 
+def flag_of(name: str) -> str:
+    """Return the option of a field; a repeated option has its name in the singular."""
+    return {"labels": "--label", "adapters": "--adapter"}.get(name, f"--{name.replace('_', '-')}")
+
+
 def _option(name: str) -> inspect.Parameter:
     """Return the option of a field. Its bounds are checked later, with the whole request."""
     field = Request.model_fields[name]
-    flag, kind, metavar = f"--{name.replace('_', '-')}", _value_type(field.annotation), None
+    flag, kind, metavar = flag_of(name), _value_type(field.annotation), None
     if name == "labels":
-        flag, kind, metavar = "--label", list[str], "NAME=VALUE"
+        kind, metavar = list[str], "NAME=VALUE"
     elif name == "adapters":
-        flag, kind, metavar = "--adapter", list[str], "NAME[=STRENGTH]"
+        kind, metavar = list[str], "NAME[=STRENGTH]"
     elif name == "guide_steps":
         kind, metavar = str, "FROM:TO"
     elif kind in (int, float):

@@ -13,7 +13,7 @@ import typer
 
 from s2v_tasks.cli import app
 from s2v_tasks.schemas import steps
-from s2v_tasks.schemas.approval import ApprovalStatus, rejection_of
+from s2v_tasks.schemas.approval import ApprovalStatus, parse_rejection
 from s2v_tasks.settings import compile_cache_dir, load_settings
 
 JobId = Annotated[str, typer.Option(help="The job: lower-case letters, digits and hyphens.")]
@@ -139,7 +139,7 @@ def record_approval(
     rejection: Annotated[str | None, typer.Option(help="Note and changed fields of a rejection, as JSON.")] = None,
 ) -> None:
     """Record the answer that a person gave in Airflow or by `s2v approve` or `s2v reject`."""
-    answer = None if rejection is None else rejection_of(json.loads(rejection))
+    answer = None if rejection is None else parse_rejection(rejection)
     _run(steps.RECORD_APPROVAL, job_id, clip_index, status=status, run_id=run_id, user=user, rejection=answer)
 
 

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.schemas.request_fields import MAX_CLIPS, MAX_PROMPT_CHARACTERS, MAX_SEED
+from s2v_tasks.schemas.request_parsing import parse_json
 
 # The options that Airflow shows under Required Actions.
 APPROVE, REJECT = "Approve", "Reject"
@@ -65,5 +66,16 @@ def rejection_of(fields: dict[str, Any]) -> Rejection:
     try:
         return Rejection.model_validate(fields)
     except ValidationError as error:
-        problems = (f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        problems = (f"{'.'.join(map(str, one['loc']))} {one['input']!r:.60}: {one['msg']}" for one in error.errors())
         raise PermanentError(f"Bad rejection: {'; '.join(problems)}.") from None
+
+
+def parse_rejection(text: str) -> Rejection:
+    """Return the rejection of a JSON text; PermanentError for anything else."""
+    try:
+        fields = parse_json(text)
+    except ValueError as error:
+        raise PermanentError(f"The rejection is not JSON ({error}): expected an object such as {{}}.") from None
+    if not isinstance(fields, dict):
+        raise PermanentError(f"The rejection is a JSON {type(fields).__name__}: expected an object such as {{}}.")
+    return rejection_of(fields)

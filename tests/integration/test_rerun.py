@@ -235,7 +235,8 @@ def test_a_rerun_without_a_change_is_not_submitted(store: ObjectStore, metadata:
     for same in ({}, {"prompt": REQUEST["prompt"]}, {"sample_steps": 2}, {"base_seed": plan.base_seed},
                  {"sample_shift": plan.sampling.sample_shift}, {"priority": "high"}):  # fmt: skip
         with pytest.raises(
-            PermanentError, match=r"Nothing is changed: .* from 3 on.*--prompt, --preset, --base-seed.*s2v fetch"
+            PermanentError,
+            match=r"Nothing is changed: .* from 3 on.*--prompt, --preset, --base-seed.*--adapter,.*s2v fetch",
         ):
             rerun(parent=PARENT, from_clip=3, via="drop", **same)
     for change in ({"prompt": "Other words."}, {"sample_steps": 3}, {"base_seed": 8}, {"sample_shift": 4.5}):

@@ -1,11 +1,12 @@
 """Check rejections: the clips that are rendered again, and the changed fields."""
 
+import re
 from typing import Any
 
 import pytest
 
 from s2v_tasks.errors import PermanentError
-from s2v_tasks.schemas.approval import Rejection
+from s2v_tasks.schemas.approval import Rejection, parse_rejection
 
 
 @pytest.mark.parametrize(
@@ -36,3 +37,19 @@ def test_clips_behind_the_rejected_one_are_not_there_yet() -> None:
 def test_an_empty_field_of_a_rejection_changes_nothing(given: dict[str, Any], changes: dict[str, Any]) -> None:
     """An empty prompt, as the form sends it, changes nothing; the seed 0 is a change."""
     assert Rejection(**given).changes == changes
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("nope", "The rejection is not JSON (Expecting value"),
+        ('{"note": NaN}', "The rejection is not JSON (NaN is not a number of JSON)"),
+        ("[]", "The rejection is a JSON list: expected an object"),
+        ('{"sample_steps": 0}', "Bad rejection: sample_steps 0: Input should be greater than or equal to 1."),
+        ('{"size": "9*9"}', "Bad rejection: size '9*9': Extra inputs are not permitted."),
+    ],
+)
+def test_a_rejection_that_is_none_is_refused(text: str, said: str) -> None:
+    """The message has the value and the expectation."""
+    with pytest.raises(PermanentError, match=f"^{re.escape(said)}"):
+        parse_rejection(text)

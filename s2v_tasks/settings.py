@@ -54,9 +54,7 @@ class Settings(BaseSettings):
         "auto", description="How several GPUs share one clip: auto, or for example cfg2,ulysses2,fsdp."
     )
     noise_device: Literal["run", "cpu"] = Field(
-        "run",
-        description="Device that draws the noise. run: the device of the render; cpu: equal noise on every kind of "
-        "device.",
+        "run", description="Device that draws the noise. run: that of the render; cpu: equal noise on all devices."
     )
     attention: AttentionKernel = Field(
         "auto",
@@ -215,9 +213,7 @@ class Settings(BaseSettings):
     )
 
     git_revision: str | None = Field(
-        None,
-        description="Git revision of this program, for manifests; set in the images. Empty: the revision of the "
-        "checkout.",
+        None, description="Git revision of this program, for manifests; set in images. Empty: that of the checkout."
     )
     image_digest: str | None = Field(
         None,
@@ -226,8 +222,7 @@ class Settings(BaseSettings):
         "template names its image by digest.",
     )
     node: str | None = Field(
-        None,
-        description="Name of this machine in the records of attempts; set in the pods. Empty: the name of the host.",
+        None, description="Name of this machine in records of attempts; set in pods. Empty: the name of the host."
     )
     log_json: bool = Field(False, description="Write logs as JSON lines.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Lowest level of log lines.")

@@ -98,16 +98,16 @@ class Cluster:
         self.admin("apply", "--filename", "-", documents=_account_of_airflow())
         self.admin("apply", "--kustomize", str(folder))
         self.admin("apply", "--filename", "-", documents=[_secret(values)])
-        self.core.patch_node(self._node, {"metadata": {"labels": {"nvidia.com/gpu.present": "true"}}})
-        self.core.patch_node_status(self._node, {"status": {"capacity": {"nvidia.com/gpu": str(NUM_GPUS)}}})
+        self.core.patch_node(self.node, {"metadata": {"labels": {"nvidia.com/gpu.present": "true"}}})
+        self.core.patch_node_status(self.node, {"status": {"capacity": {"nvidia.com/gpu": str(NUM_GPUS)}}})
         self._write_kubeconfig_of_worker()
 
     def uninstall(self) -> None:
         """Leave the cluster as it was found."""
         self.admin("delete", "--ignore-not-found", "--kustomize", str(self.config_dir / "kubernetes"))
         self.admin("delete", "--ignore-not-found", "namespace", WORKER["namespace"])
-        self.core.patch_node(self._node, {"metadata": {"labels": {"nvidia.com/gpu.present": None}}})
-        self.core.patch_node_status(self._node, {"status": {"capacity": {"nvidia.com/gpu": None}}})
+        self.core.patch_node(self.node, {"metadata": {"labels": {"nvidia.com/gpu.present": None}}})
+        self.core.patch_node_status(self.node, {"status": {"capacity": {"nvidia.com/gpu": None}}})
 
     def pods(self, job_id: str, **labels: str) -> list[Any]:
         """Return the pods of a job that exist."""
@@ -128,7 +128,8 @@ class Cluster:
         _change(path, lambda docs: change(docs[0]["spec"], docs[0]["spec"]["containers"][0]))
 
     @property
-    def _node(self) -> str:
+    def node(self) -> str:
+        """Return the name of the only node."""
         (node,) = self.core.list_node().items
         return str(node.metadata.name)
 

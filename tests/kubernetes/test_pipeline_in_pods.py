@@ -17,7 +17,7 @@ Look = Callable[[str], Job]
 def test_a_video_from_pods_is_the_one_that_this_machine_makes(
     airflow: Airflow, cluster: Cluster, job: Look, render_here: Callable[..., None]
 ) -> None:
-    """The video is equal byte for byte; each clip had a pod of its own, and no pod is left."""
+    """The video is equal byte for byte; each clip had a pod of its own, whose node is recorded, and no pod is left."""
     run = airflow.trigger(job_id="in-pods")
     seen: set[str] = set()
 
@@ -28,6 +28,7 @@ def test_a_video_from_pods_is_the_one_that_this_machine_makes(
     assert airflow.wait(ended, LONGEST_SECONDS) == "success", job("in-pods").reason
     assert seen == {"conditions", "0", "1", "2"}
     assert cluster.pods("in-pods") == []
+    assert [attempt.node for attempt in job("in-pods").attempts] == [cluster.node] * 4
     render_here("at-home")
     assert job("in-pods").sha256 == job("at-home").sha256
 

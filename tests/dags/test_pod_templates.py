@@ -114,7 +114,7 @@ def test_lists_are_merged_as_kubernetes_merges_them(patch: Callable[..., Path]) 
     })
     spec, before = load_pod_template(RENDER_CLIP)["spec"], template()["spec"]
     container = spec["containers"][0]
-    values = {variable["name"]: variable["value"] for variable in container["env"]}
+    values = {variable["name"]: variable.get("value") for variable in container["env"]}
     assert "nodeSelector" not in spec
     assert spec["tolerations"] == [{"key": "gpu", "operator": "Exists"}]
     assert (values["S2V_HOME"], values["NCCL_DEBUG"], values["S2V_WORK_DIR"]) == ("/x", "INFO", "/scratch")

@@ -8,7 +8,6 @@ import fcntl
 import json
 import os
 from collections.abc import Collection
-from contextlib import suppress
 from pathlib import Path
 
 _LONGEST_MESSAGE = 900  # characters, so that their UTF-8 fits into a termination message
@@ -100,8 +99,7 @@ def leave_error(exit_code: int, message: str) -> None:
         return
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         message = f"rank {os.environ['RANK']}: {message}"
-    # FileNotFoundError: the parent was killed, and its folder is deleted.
-    with suppress(FileNotFoundError), Path(path).open("a", encoding="utf-8", errors="backslashreplace") as file:
+    with Path(path).open("a", encoding="utf-8", errors="backslashreplace") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         if file.seek(0, os.SEEK_END) == 0:
             record = {"exit_code": exit_code, "message": message[:_LONGEST_MESSAGE]}

@@ -3,6 +3,7 @@
 No test sees the settings, credentials or running stack of the machine it runs on.
 """
 
+import gc
 import os
 import uuid
 from collections.abc import Iterator
@@ -29,6 +30,13 @@ def pytest_configure() -> None:
     worker, cores = os.environ.get("PYTEST_XDIST_WORKER"), sorted(os.sched_getaffinity(0))
     if worker is not None:
         os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_collections() -> None:
+    """Exclude what exists from later garbage collections: Airflow and torch alone have millions of objects."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -239,6 +239,7 @@ def test_a_process_that_was_silent_for_long_ends_its_own_attempt(
     ctx: StepContext, step: Step, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A replacement began meanwhile; the late failure of the first process leaves it and the clip running."""
+    monkeypatch.setattr(attempts, "_SILENT_SECONDS", 0.0)  # no wait for the attempts of the fixture
     monkeypatch.setattr(StepContext, "produce", lambda _self, _work, build: build(tmp_path))
     is_clip = step == RENDER_CLIP
     work = Work(step, "job-2", "key", "f2", {}, clip_index=2 if is_clip else None)
@@ -262,6 +263,7 @@ def test_an_attempt_is_recorded_with_its_machine(
     ctx: StepContext, step: Step, configured: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The node is S2V_NODE, or the name of the host."""
+    monkeypatch.setattr(attempts, "_SILENT_SECONDS", 0.0)  # no wait for the attempts of the fixture
     monkeypatch.setattr(StepContext, "produce", lambda _self, _work, build: build(tmp_path))
     ctx = replace(ctx, settings=ctx.settings.model_copy(update={"node": configured}))
     is_clip = step == RENDER_CLIP

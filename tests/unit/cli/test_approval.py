@@ -62,6 +62,6 @@ def test_a_job_that_waits_for_nothing_is_refused(api: Api) -> None:
 
 def test_a_bad_rejection_is_refused_before_it_is_sent(api: Api) -> None:
     """The limits of a request hold for the fields of a rejection."""
-    with pytest.raises(PermanentError, match="Bad rejection: sample_steps: Input should be greater"):
+    with pytest.raises(PermanentError, match="Bad rejection: sample_steps 0: Input should be greater"):
         reject("talk", sample_steps=0)
     assert api.answers == []

@@ -73,6 +73,7 @@ def test_the_time_to_go_is_known_from_the_first_step_to_the_last() -> None:
         gpu_seconds=None,
         world_size=1,
         reason=None,
+        node=None,
         outcome="running",
         step="render_clip",
         fingerprint=None,

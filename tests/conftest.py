@@ -34,7 +34,7 @@ def pytest_configure() -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def _small_collections() -> None:
-    """Exclude what exists from later garbage collections: Airflow and torch alone have millions of objects."""
+    """Exclude what exists, such as Airflow and torch, from the garbage collections of this file."""
     gc.collect()
     gc.freeze()
 

@@ -222,7 +222,7 @@ def _on_ranks(num_ranks: int, options: list[str]) -> dict[str, Any]:
     command = [sys.executable, *launcher, "-m", "s2v_tasks.cli", "bench", "step", *options]
     end_with_us = partial(end_with_parent, signal.SIGTERM, os.getpid())
     with scratch_folder(None, "torchrun") as logs:
-        environment = os.environ | {"PET_LOG_DIR": str(logs)}  # `--log-dir`
+        environment = os.environ | {"PET_LOG_DIR": str(logs)}  # as in `StepProcess`
         done = subprocess.run(command, stdout=subprocess.PIPE, env=environment, check=False, preexec_fn=end_with_us)
     if done.returncode != 0:
         raise TransientError(f"bench step on {num_ranks} ranks ended with code {done.returncode}; its log is above.")

@@ -224,7 +224,7 @@ def explained_gpu_memory(remedy: str, *, is_new: bool = True) -> Iterator[None]:
         if others > _OTHERS_SHARE * total:
             raise TransientError(f"{problem} End the other processes; this one needs the GPU alone.") from error
         if not is_new:
-            raise TransientError(f"{problem} It has rendered before: try again with a new process.") from error
+            raise TransientError(f"{problem} This process has rendered before: try again with a new one.") from error
         raise PermanentError(f"{problem} {remedy}") from error
 
 

@@ -144,7 +144,7 @@ class StepProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=stdout,
                 stderr=subprocess.PIPE,
-                # torchrun leaves its folder for logs, which stay empty. Its option `--log-dir` has this variable.
+                # torchrun never deletes its folder for logs (`--log-dir`), so it is made inside of ours.
                 env=step_environment(self._error_file) | {"PET_LOG_DIR": str(self._error_file.parent)},
                 start_new_session=True,
                 # If the task's process is killed, the step saves its state and ends.

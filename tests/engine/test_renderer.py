@@ -84,7 +84,7 @@ def test_a_gpu_that_fills_up_over_several_clips_is_a_reason_for_a_new_process(
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (1 << 30, 80 << 30))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 79 << 30)
     monkeypatch.setattr(renderer_module, "_clip_inputs", fails)
-    with pytest.raises(TransientError, match=r"GPU is full.*try again with a new process"):
+    with pytest.raises(TransientError, match=r"GPU is full.*rendered before: try again with a new one"):
         renderer.render(order, None, lambda _frames: None, lambda _step, _num_steps: None)
 
 

@@ -3,8 +3,9 @@
 import os
 import subprocess
 import sys
-from multiprocessing.pool import ThreadPool
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -70,15 +71,22 @@ def test_the_folder_of_another_account_stays(tmp_path: Path) -> None:
     assert (tmp_path / "s2v-scratch-job-1-x").is_dir()
 
 
-def test_processes_do_not_delete_the_new_folders_of_each_other(tmp_path: Path) -> None:
-    """Many begin at once, and each finds its own folder as long as it uses it."""
+@pytest.mark.parametrize("module", [tempfile, os], ids=["before it is opened", "before it is locked"])
+def test_a_folder_that_another_process_deletes_before_it_is_locked_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: Any
+) -> None:
+    """Another process takes a new folder for abandoned until it is locked; the caller gets the next one."""
+    name = "mkdtemp" if module is tempfile else "open"
+    call, seen = getattr(module, name), list[Path]()
 
-    def use(number: int) -> bool:
-        with scratch_folder(tmp_path, f"job-{number}") as folder:
-            (folder / "file").write_text(str(number), encoding="utf-8")
-            with scratch_folder(tmp_path, "other"):
-                return (folder / "file").read_text(encoding="utf-8") == str(number)
+    def then_deleted(*arguments: Any, **options: Any) -> Any:
+        result = call(*arguments, **options)
+        seen.append(Path(result if module is tempfile else arguments[0]))
+        if len(seen) == 1:
+            seen[0].rmdir()
+        return result
 
-    with ThreadPool(8) as pool:
-        assert all(pool.map(use, range(400)))
-    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(module, name, then_deleted)
+    with scratch_folder(tmp_path, "job-1") as folder:
+        assert folder.is_dir()
+        assert folder == seen[1] != seen[0]

@@ -7,8 +7,6 @@ protocol whitelist, so that no file makes ffmpeg open a network connection, and 
 concat scripts and vector graphics under another name are refused.
 """
 
-import errno
-import os
 import platform
 import re
 import shutil
@@ -19,7 +17,7 @@ import tempfile
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -27,7 +25,7 @@ from typing import IO, Any, Literal
 import ffmpeg
 
 from s2v_tasks.errors import ConfigurationError, S2VError, TransientError
-from s2v_tasks.parent_death import end_with_parent
+from s2v_tasks.parent_death import ending_with_parent
 from s2v_tasks.settings import load_settings
 
 Tool = Literal["ffmpeg", "ffprobe"]
@@ -187,26 +185,30 @@ def _running(
         if status < 0:
             raise TransientError(f"{doing} was interrupted: {Path(command[0]).name} got signal {-status}{_tail(log)}")
         if status > 0:
+            _require_program(command[0])
             raise error(f"{doing} failed{_tail(log)}")
 
 
 def _started(command: list[str], stdin: int, stdout: int, log: IO[bytes]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        ending_with_parent(command, signal.SIGKILL),
+        stdin=stdin,
+        stdout=stdout,
+        stderr=log,
+        # torchrun kills whole process groups. A command with input is almost done: only its feeder may end it.
+        start_new_session=stdin == subprocess.PIPE,
+    )
+
+
+def _require_program(path: str) -> None:
+    """Raise ConfigurationError if the kernel cannot execute the file. `setpriv` would give such a file to a shell."""
     try:
-        return subprocess.Popen(
-            command,
-            stdin=stdin,
-            stdout=stdout,
-            stderr=log,
-            # torchrun kills whole process groups. A command with input is almost done: only its feeder may end it.
-            start_new_session=stdin == subprocess.PIPE,
-            preexec_fn=partial(end_with_parent, signal.SIGKILL, os.getpid()),
-        )
+        null = subprocess.DEVNULL
+        subprocess.run([path, "-version"], stdin=null, stdout=null, stderr=null, check=False)
     except OSError as error:
-        if error.errno != errno.ENOEXEC:
-            raise
         raise ConfigurationError(
-            f"{command[0]} is not a program for this machine ({'/'.join(_MACHINE)}): correct or unset "
-            "S2V_FFMPEG_PATH and S2V_FFPROBE_PATH."
+            f"{path} is not a program for this machine ({'/'.join(_MACHINE)}): correct or unset S2V_FFMPEG_PATH and "
+            "S2V_FFPROBE_PATH."
         ) from error
 
 

@@ -175,6 +175,15 @@ def test_no_command_survives_its_starter(call: str, tmp_path: Path, monkeypatch:
     _wait_until(lambda: not status.exists() or status.read_text().split()[2] == "Z")
 
 
+def test_commands_start_without_a_fork(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command starts without a fork of the interpreter, which would copy the page tables of a large process."""
+    forks: list[None] = []
+    os.register_at_fork(before=lambda: forks.append(None))
+    monkeypatch.setenv("S2V_FFMPEG_PATH", str(_script(tmp_path / "ffmpeg", "exit 0")))
+    ffmpeg.run(_endless_noise(), doing="encoding", error=PermanentError)
+    assert not forks
+
+
 def _wait_until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 10
     while not condition():

@@ -1,57 +1,27 @@
 """Check the pods that the operator renders: commands, resources, security and labels."""
 
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
-from kubernetes.utils.quantity import parse_quantity
 
 from s2v_tasks import __version__
 from s2v_tasks.errors import ConfigurationError
-from s2v_tasks.orchestration.pods import StepPodOperator, scale_resources
+from s2v_tasks.orchestration.pods import StepPodOperator
 from s2v_tasks.orchestration.step_operators import step_task
-from s2v_tasks.schemas.steps import ENCODE_CONDITIONS, RENDER_CLIP, Step, step_of_command
+from s2v_tasks.schemas.steps import ENCODE_CONDITIONS, RENDER_CLIP, step_of_command
 from s2v_tasks.settings import load_settings
+from tests.dags import rendered_pods
+from tests.dags.rendered_pods import CLIP, rendered
 
-CLIP = {"clip_index": 3, "count": 2, "predecessor": 2, "label": "clip 4/6"}
+pods_of_four_processes = rendered_pods.pods_of_four_processes  # a fixture of these tests
+
 # What the `restricted` Pod Security Standard allows as volumes.
 RESTRICTED_VOLUMES = {"config_map", "csi", "downward_api", "empty_dir", "ephemeral", "persistent_volume_claim",
                       "projected", "secret"}  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def _kubernetes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("S2V_EXECUTION", "kubernetes")
-    monkeypatch.setenv("S2V_NPROC_PER_NODE", "4")
-    monkeypatch.setenv("S2V_S3_SECRET_ACCESS_KEY", "hush")
-    load_settings.cache_clear()
-
-
-def context(task: StepPodOperator) -> dict[str, Any]:
-    ti = SimpleNamespace(dag_id="speech_to_video", task_id=task.task_id, map_index=3, try_number=1)
-    run = {"params": {"job_id": "my-job", "prompt": "A person."}, "run_id": "manual__1", "ti": ti, "dag": None}
-    return run | {"dag_run": SimpleNamespace(start_date=datetime(2026, 1, 1))}
-
-
-def rendered(step: Step, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Return the pod at the moment of its creation."""
-    submitted = []
-
-    def create(_: Any, pod_request_obj: Any, context: Any) -> Any:
-        submitted.append(pod_request_obj)
-        raise InterruptedError
-
-    task = step_task(step, clip=CLIP if step == RENDER_CLIP else None)
-    assert isinstance(task, StepPodOperator)
-    monkeypatch.setattr(StepPodOperator, "get_or_create_pod", create)
-    monkeypatch.setattr(StepPodOperator, "hook", SimpleNamespace(is_in_cluster=False))
-    task.pre_execute(context(task))
-    with pytest.raises(InterruptedError):
-        task.execute(context(task))
-    return submitted[0]
 
 
 @pytest.fixture(params=[RENDER_CLIP, ENCODE_CONDITIONS], ids=lambda step: step.name)
@@ -67,58 +37,6 @@ def test_a_clip_is_rendered_by_one_process_for_each_gpu(monkeypatch: pytest.Monk
     assert container.args[7:12] == ["-m", "s2v_tasks.cli", "render-clip", "--job-id", "my-job"]
     assert container.args[12:] == ["--clip-index", "3", "--count", "2"]
     assert container.resources.limits["nvidia.com/gpu"] == "4"
-
-
-@pytest.mark.parametrize(
-    ("processes", "cpu", "memory_gib"), [(1, 8, 64), (2, 12, 80), (8, 36, 176)], ids=["1", "2", "8"]
-)
-def test_a_clip_has_processors_and_memory_for_each_process(
-    monkeypatch: pytest.MonkeyPatch, processes: int, cpu: int, memory_gib: int
-) -> None:
-    """CPU and memory, requests and limits, grow with the number of processes; the weights are counted once."""
-    monkeypatch.setenv("S2V_NPROC_PER_NODE", str(processes))
-    load_settings.cache_clear()
-    resources = rendered(RENDER_CLIP, monkeypatch).spec.containers[0].resources
-    for amounts in (resources.requests, resources.limits):
-        assert parse_quantity(amounts["cpu"]) == cpu
-        assert parse_quantity(amounts["memory"]) == memory_gib * 2**30
-        assert amounts["nvidia.com/gpu"] == str(processes)
-        assert amounts["ephemeral-storage"] == "20Gi"
-
-
-def test_offloaded_blocks_have_host_memory_for_each_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With S2V_OFFLOAD=blocks the pod asks for 28 GiB more for each of its processes, where it asks for memory."""
-    monkeypatch.setenv("S2V_NPROC_PER_NODE", "2")
-    monkeypatch.setenv("S2V_OFFLOAD", "blocks")
-    load_settings.cache_clear()
-    pod = rendered(RENDER_CLIP, monkeypatch)
-    resources = pod.spec.containers[0].resources
-    assert {parse_quantity(amounts["memory"]) for amounts in (resources.requests, resources.limits)} == {136 * 2**30}
-    del resources.limits["memory"]
-    scale_resources(pod, 2, offloads=True)
-    assert "memory" not in resources.limits
-    resources.requests["memory"] = "70000M"
-    scale_resources(pod, 1)
-    assert resources.requests["memory"] == "70000M"  # an amount is written anew only to add something
-
-
-def test_a_template_without_annotations_keeps_its_resources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without annotations, only the number of GPUs changes; an annotation that is no quantity is refused."""
-    monkeypatch.setenv("S2V_OFFLOAD", "blocks")
-    template = yaml.safe_load((Path(__file__).parents[2] / "config/pods/render_clip.yaml").read_text())
-    (tmp_path / "pods").mkdir()
-    (tmp_path / "presets.yaml").touch()
-    monkeypatch.setenv("S2V_CONFIG_DIR", str(tmp_path))
-    load_settings.cache_clear()
-    for annotations in (None, {}, {"s2v/memory-per-further-process": "plenty"}):
-        template["metadata"]["annotations"] = annotations
-        (tmp_path / "pods/render_clip.yaml").write_text(yaml.safe_dump(template))
-        if annotations:
-            with pytest.raises(ConfigurationError, match=r"memory-per-further-process.*'plenty'; expected a quantity"):
-                rendered(RENDER_CLIP, monkeypatch)
-        else:
-            limits = rendered(RENDER_CLIP, monkeypatch).spec.containers[0].resources.limits
-            assert (limits["cpu"], limits["memory"], limits["nvidia.com/gpu"]) == ("8", "64Gi", "4")
 
 
 def test_conditions_are_encoded_by_one_process_on_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

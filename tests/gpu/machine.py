@@ -38,7 +38,9 @@ class Machine:
         """Return the dense peak of the GPU by config/gpus.yaml; None for a GPU that the file lacks."""
         if self.device.type != "cuda":
             return None
-        name = torch.cuda.get_device_name(self.device).lower()
+        name = torch.cuda.get_device_name(self.device).lower().replace(" ", "")
+        if any(form in name for form in ("pcie", "nvl", "mig")):  # slower than the cards of the file, or a part of one
+            return None
         cards = yaml.safe_load((CONFIG / "gpus.yaml").read_text(encoding="utf-8"))
         tflops = [card[f"{precision}_tflops"] for key, card in cards.items() if key.partition("-")[0] in name]
         return tflops[0] * 1e12 if tflops else None

@@ -174,6 +174,18 @@ def toy(tmp_path: Path) -> Machine:
     return Machine(torch.device("cpu"), tiny=True, work_dir=tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "tflops"),
+    [("NVIDIA H100 80GB HBM3", 989), ("NVIDIA H200", 989), ("NVIDIA GeForce RTX 4090", 165), ("NVIDIA H100 NVL", None),
+     ("NVIDIA H100 PCIe", None), ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None), ("NVIDIA B300", None)],
+)  # fmt: skip
+def test_only_a_known_card_has_a_peak(name: str, tflops: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A card of another form, a part of a card, and an unknown card have no peak, and so no utilisation."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: name)
+    peak = Machine(torch.device("cuda"), True, Path()).peak_flops()
+    assert peak == (tflops * 1e12 if tflops else None)
+
+
 def test_the_utilisation_counts_the_branches_that_are_computed(toy: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """MFU times seconds are the operations of one branch without guidance, and of two with it."""
     monkeypatch.setattr(Machine, "peak_flops", lambda _machine: 1.0)

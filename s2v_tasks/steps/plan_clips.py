@@ -10,20 +10,19 @@ from s2v_tasks.media.speech import SPEECH_SAMPLE_RATE, load_waveform, normalise_
 from s2v_tasks.perception.preflight import listen, look
 from s2v_tasks.planning.clips import clips_of_processes
 from s2v_tasks.planning.estimate import check_budget
-from s2v_tasks.planning.memory import RenderSetup, check_memory
-from s2v_tasks.planning.planner import make_plan
+from s2v_tasks.planning.installation import Installation
+from s2v_tasks.planning.memory import check_memory
+from s2v_tasks.planning.planner import PlanInputs, make_plan
 from s2v_tasks.planning.rerun import replan
 from s2v_tasks.runtime.context import StepContext
 from s2v_tasks.runtime.inheritance import inherit_clips, inherited_plan, parent_plan, parent_request
 from s2v_tasks.schemas.manifest import ClipFacts, Manifest, StagedFacts
-from s2v_tasks.schemas.model_card import load_adapter_cards, load_gpu_card, load_model_card
 from s2v_tasks.schemas.plan import InputFacts, Plan, SpeechFacts
-from s2v_tasks.schemas.preset import load_presets
 from s2v_tasks.schemas.request import Request
 from s2v_tasks.schemas.request_parsing import parse_request
 from s2v_tasks.schemas.steps import STAGE_INPUTS
 from s2v_tasks.scratch import scratch_folder
-from s2v_tasks.settings import Settings, config_dir, load_settings
+from s2v_tasks.settings import Settings, load_settings
 from s2v_tasks.storage.clip_state import TakeRecords
 
 
@@ -50,15 +49,14 @@ def run(ctx: StepContext) -> dict[str, Any]:
 def _plan_staged(ctx: StepContext, request: Request, staged: Manifest) -> Plan:
     """Return the plan for the staged inputs."""
     facts, wav = staged.facts_as(StagedFacts), ctx.work_dir / "audio_16k.wav"
-    if request.continuity == "cut":
+    is_cut = request.continuity == "cut"
+    if is_cut:
         ctx.artifacts.fetch(staged.outputs["audio_16k"], wav)
-    plan = _plan(
-        ctx.settings,
-        request,
-        job_id=ctx.job_id,
+    inputs = PlanInputs(
         speech=SpeechFacts(num_samples=facts.speech.num_samples, sample_rate=facts.speech.sample_rate),
         image_size=(facts.image.width, facts.image.height),
-        inputs=InputFacts(
+        samples=load_waveform(wav) if is_cut else None,
+        facts=InputFacts(
             speech_notes=facts.speech.notes,
             speech_rms_dbfs=facts.speech.rms_dbfs,
             pose_frames=facts.pose.num_frames if facts.pose else None,
@@ -66,8 +64,8 @@ def _plan_staged(ctx: StepContext, request: Request, staged: Manifest) -> Plan:
             faces=facts.image.faces,
             sound=facts.speech.sound,
         ),
-        wav=wav,
     )
+    plan = make_plan(request, ctx.job_id, inputs, Installation.of(ctx.settings))
     _check_cost(plan, request, ctx.settings)
     return plan
 
@@ -80,21 +78,8 @@ def _plan_rerun(ctx: StepContext, request: Request) -> Plan:
     if earlier_plan := inherited_plan(ctx, request):
         _check_limits(earlier_plan, request, ctx.settings)
         return earlier_plan
-    folder, earlier = config_dir(ctx.settings), parent_request(ctx, request)
-    parent = parent_plan(ctx, request)
-    model, gpu = load_model_card(folder, ctx.settings.model), load_gpu_card(folder, ctx.settings.gpu)
-    setup = RenderSetup.of(ctx.settings)
-    plan = replan(
-        parent,
-        request,
-        earlier,
-        job_id=ctx.job_id,
-        presets=load_presets(folder),
-        adapters=load_adapter_cards(folder),
-        model=model,
-        gpu=gpu,
-        setup=setup,
-    )
+    earlier, parent = parent_request(ctx, request), parent_plan(ctx, request)
+    plan = replan(parent, request, earlier, ctx.job_id, Installation.of(ctx.settings))
     _check_cost(plan, request, ctx.settings)
     return plan.model_copy(update={"inherited": inherit_clips(ctx, parent, earlier, request.from_clip or 0)})
 
@@ -113,10 +98,9 @@ def _check_cost(plan: Plan, request: Request, settings: Settings) -> None:
 
 
 def _check_limits(plan: Plan, request: Request, settings: Settings) -> None:
-    folder = config_dir(settings)
-    model, gpu = load_model_card(folder, settings.model), load_gpu_card(folder, settings.gpu)
+    installation = Installation.of(settings)
     check_budget(plan.estimate, request, settings)
-    check_memory(plan, model, gpu, RenderSetup.of(settings))
+    check_memory(plan, installation.model, installation.gpu, installation.setup)
 
 
 def plan_files(image: Path, audio: Path, fields: dict[str, Any], show: Callable[[Plan], None]) -> None:
@@ -136,51 +120,22 @@ def plan_files(image: Path, audio: Path, fields: dict[str, Any], show: Callable[
         wav = folder / "audio.wav"
         picture = normalise_image(image, folder / "image.png")
         speech = normalise_speech(audio, wav, max_duration_seconds=settings.max_audio_seconds)
-        plan = _plan(
-            settings,
-            request,
-            job_id="plan-only",
+        waveform = load_waveform(wav)
+        inputs = PlanInputs(
             speech=SpeechFacts(num_samples=speech.num_samples, sample_rate=speech.sample_rate),
             image_size=(picture.width, picture.height),
-            inputs=InputFacts(
+            samples=waveform,
+            facts=InputFacts(
                 speech_notes=speech.notes,
                 speech_rms_dbfs=speech.rms_dbfs,
                 image_warning=picture.warning,
                 faces=look(folder / "image.png"),
-                sound=listen(load_waveform(wav), SPEECH_SAMPLE_RATE),
+                sound=listen(waveform, SPEECH_SAMPLE_RATE),
             ),
-            wav=wav,
         )
+    plan = make_plan(request, "plan-only", inputs, Installation.of(settings))
     show(plan)
     _check_limits(plan, request, settings)
-
-
-def _plan(
-    settings: Settings,
-    request: Request,
-    *,
-    job_id: str,
-    speech: SpeechFacts,
-    image_size: tuple[int, int],
-    inputs: InputFacts,
-    wav: Path,
-) -> Plan:
-    """Return the plan by this configuration; `wav`, the speech at 16 kHz, is read only for continuity cut."""
-    folder = config_dir(settings)
-    return make_plan(
-        request,
-        job_id=job_id,
-        presets=load_presets(folder),
-        adapters=load_adapter_cards(folder),
-        speech=speech,
-        image_size=image_size,
-        model=load_model_card(folder, settings.model),
-        gpu=load_gpu_card(folder, settings.gpu),
-        setup=RenderSetup.of(settings),
-        max_clips=settings.max_clips,
-        samples=load_waveform(wav) if request.continuity == "cut" else None,
-        inputs=inputs,
-    )
 
 
 def _render_tasks(plan: Plan, request: Request) -> list[dict[str, Any]]:

@@ -14,17 +14,16 @@ import sqlalchemy as sa
 from s2v_tasks.errors import TransientError, UnavailableError
 from s2v_tasks.metadata.attempts import CONDITIONS, AttemptKey, AttemptRepository, rendering
 from s2v_tasks.metadata.store import MetadataStore
-from s2v_tasks.planning.planner import make_plan
+from s2v_tasks.planning.installation import Installation
+from s2v_tasks.planning.planner import PlanInputs, make_plan
 from s2v_tasks.runtime import attempts, outages
 from s2v_tasks.runtime.attempts import ClipAttempt, ConditionsAttempt, await_earlier_attempt, heartbeats
 from s2v_tasks.runtime.context import StepContext, open_context
 from s2v_tasks.schemas.manifest import ClipFacts
-from s2v_tasks.schemas.model_card import load_gpu_card, load_model_card
 from s2v_tasks.schemas.plan import Plan, SpeechFacts
-from s2v_tasks.schemas.preset import load_presets
 from s2v_tasks.schemas.request_parsing import parse_request
 from s2v_tasks.schemas.steps import ENCODE_CONDITIONS, RENDER_CLIP, Step
-from s2v_tasks.settings import config_dir, load_settings
+from s2v_tasks.settings import load_settings
 from s2v_tasks.storage.artifacts import Built, Work
 
 FACTS = ClipFacts(start_frame=0, end_frame=16)
@@ -60,17 +59,12 @@ def test_gpu_seconds_are_recorded_while_the_work_goes_on(
 
 
 def plan_of_three_clips(job_id: str) -> Plan:
-    folder = config_dir(load_settings())
     uris = {"image_uri": "s3://inputs/a.png", "audio_uri": "s3://inputs/a.wav"}
     return make_plan(
         parse_request(uris | {"prompt": "A woman speaks.", "infer_frames": 16}),
-        job_id=job_id,
-        presets=load_presets(folder),
-        speech=SpeechFacts(num_samples=48_000, sample_rate=16_000),
-        image_size=(832, 480),
-        model=load_model_card(folder, "tiny"),
-        gpu=load_gpu_card(folder, "cpu"),
-        max_clips=3,
+        job_id,
+        PlanInputs(SpeechFacts(num_samples=48_000, sample_rate=16_000), (832, 480)),
+        Installation.of(load_settings()),
     )
 
 

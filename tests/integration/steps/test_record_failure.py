@@ -2,15 +2,14 @@
 
 import pytest
 
-from s2v_tasks.planning.planner import make_plan
+from s2v_tasks.planning.installation import Installation
+from s2v_tasks.planning.planner import PlanInputs, make_plan
 from s2v_tasks.runtime.context import StepContext
 from s2v_tasks.schemas.manifest import ClipFacts
-from s2v_tasks.schemas.model_card import load_gpu_card, load_model_card
 from s2v_tasks.schemas.plan import Plan, SpeechFacts
-from s2v_tasks.schemas.preset import load_presets
 from s2v_tasks.schemas.request_parsing import parse_request
 from s2v_tasks.schemas.steps import ENCODE_CONDITIONS, RENDER_CLIP, STITCH
-from s2v_tasks.settings import Settings, config_dir
+from s2v_tasks.settings import Settings
 from s2v_tasks.steps import close_job, record_failure
 
 FACTS = ClipFacts(start_frame=0, end_frame=16)
@@ -41,17 +40,12 @@ def test_an_encoding_that_died_is_wasted_until_it_died(context: StepContext) -> 
 
 
 def plan_of_clips(settings: Settings, num_clip: int) -> Plan:
-    folder = config_dir(settings)
     uris = {"image_uri": "s3://inputs/a.png", "audio_uri": "s3://inputs/a.wav"}
     return make_plan(
         parse_request(uris | {"prompt": "A woman speaks.", "infer_frames": 16}),
-        job_id="my-job",
-        presets=load_presets(folder),
-        speech=SpeechFacts(num_samples=16_000 * num_clip, sample_rate=16_000),
-        image_size=(832, 480),
-        model=load_model_card(folder, "tiny"),
-        gpu=load_gpu_card(folder, "cpu"),
-        max_clips=num_clip,
+        "my-job",
+        PlanInputs(SpeechFacts(num_samples=16_000 * num_clip, sample_rate=16_000), (832, 480)),
+        Installation.of(settings),
     )
 
 

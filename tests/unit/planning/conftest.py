@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from s2v_tasks.planning.chains import SAMPLE_RATE, Samples
+from s2v_tasks.planning.installation import Installation
 from s2v_tasks.planning.memory import ONE_GPU
-from s2v_tasks.planning.planner import make_plan
+from s2v_tasks.planning.planner import PlanInputs, make_plan
+from s2v_tasks.schemas.catalogue import Catalogue
 from s2v_tasks.schemas.model_card import GpuCard, ModelCard, load_gpu_card, load_model_card
-from s2v_tasks.schemas.plan import Plan, SpeechFacts
+from s2v_tasks.schemas.plan import InputFacts, Plan, SpeechFacts
 from s2v_tasks.schemas.preset import load_presets
 from s2v_tasks.schemas.request_parsing import parse_request
 
@@ -19,6 +21,7 @@ CONFIG = Path(__file__).parents[3] / "config"
 
 PlanOf = Callable[..., Plan]
 SpeechOf = Callable[..., Samples]
+FIELDS = {"image_uri": "s3://bucket/a.png", "audio_uri": "s3://bucket/a.wav", "prompt": "A woman speaks."}
 
 
 @pytest.fixture(scope="session")
@@ -34,25 +37,16 @@ def h100() -> GpuCard:
 @pytest.fixture(scope="session")
 def plan_of(model_14b: ModelCard, h100: GpuCard) -> PlanOf:
     """Makes a plan for a number of samples at 16 kHz; keywords are fields of the request, or replace an input."""
-    presets = load_presets(CONFIG)
 
     def plan(num_samples: int, **changes: Any) -> Plan:
-        inputs: dict[str, Any] = {
-            "job_id": "job-1",
-            "presets": presets,
-            "image_size": (832, 480),
-            "model": model_14b,
-            "gpu": h100,
-            "max_clips": 240,
-            "samples": None,
-            "inputs": None,
-        }
-        inputs |= {name: changes.pop(name) for name in list(changes) if name in inputs}
-        inputs["adapters"] = changes.pop("catalogue", {})
-        inputs["setup"] = changes.pop("setup", ONE_GPU)
-        fields = {"image_uri": "s3://bucket/a.png", "audio_uri": "s3://bucket/a.wav", "prompt": "A woman speaks."}
+        given: dict[str, Any] = {"job_id": "job-1", "image_size": (832, 480), "samples": None, "inputs": InputFacts()}
+        given |= {name: changes.pop(name) for name in list(changes) if name in given}
+        site: dict[str, Any] = {"model": model_14b, "gpu": h100, "max_clips": 240, "setup": ONE_GPU}
+        site |= {name: changes.pop(name) for name in list(changes) if name in site}
+        catalogue = Catalogue(load_presets(CONFIG), changes.pop("catalogue", {}))
         speech = SpeechFacts(num_samples=num_samples, sample_rate=16000)
-        return make_plan(parse_request(fields | changes), speech=speech, **inputs)
+        inputs = PlanInputs(speech, given["image_size"], given["samples"], given["inputs"])
+        return make_plan(parse_request(FIELDS | changes), given["job_id"], inputs, Installation(catalogue, **site))
 
     return plan
 

@@ -7,15 +7,15 @@ import pytest
 
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.planning.estimate import load_seconds
+from s2v_tasks.planning.installation import Installation
 from s2v_tasks.planning.planner import job_seed
 from s2v_tasks.planning.rerun import check_from_clip, replan
+from s2v_tasks.schemas.catalogue import load_catalogue
 from s2v_tasks.schemas.model_card import GpuCard, ModelCard
 from s2v_tasks.schemas.plan import InheritedClip, Plan
-from s2v_tasks.schemas.preset import load_presets
 from s2v_tasks.schemas.request_parsing import parse_request
-from tests.unit.planning.conftest import CONFIG, PlanOf, seconds
+from tests.unit.planning.conftest import CONFIG, FIELDS, PlanOf, seconds
 
-FIELDS = {"image_uri": "s3://bucket/a.png", "audio_uri": "s3://bucket/a.wav", "prompt": "A woman speaks."}
 Rerun = Callable[..., Plan]
 
 
@@ -25,10 +25,8 @@ def rerun(model_14b: ModelCard, h100: GpuCard) -> Rerun:
 
     def plan(parent: Plan, from_clip: int, before: dict[str, Any] | None = None, **fields: Any) -> Plan:
         asked = FIELDS | {"parent_job_id": parent.job_id, "from_clip": from_clip} | (before or {}) | fields
-        return replan(
-            parent, parse_request(asked), parse_request(FIELDS | (before or {})), job_id="job-2",
-            presets=load_presets(CONFIG), model=model_14b, gpu=h100,
-        )  # fmt: skip
+        installation = Installation(load_catalogue(CONFIG), model_14b, h100, max_clips=240)
+        return replan(parent, parse_request(asked), parse_request(FIELDS | (before or {})), "job-2", installation)
 
     return plan
 

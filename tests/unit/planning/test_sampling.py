@@ -6,16 +6,17 @@ from typing import Any
 import pytest
 
 from s2v_tasks.errors import ConfigurationError, PermanentError
+from s2v_tasks.planning.installation import Installation
 from s2v_tasks.planning.rerun import replan
 from s2v_tasks.planning.sampling import STEP_CACHE_THRESHOLDS
 from s2v_tasks.planning.table import plan_table
+from s2v_tasks.schemas.catalogue import Catalogue
 from s2v_tasks.schemas.model_card import AdapterCard, load_adapter_cards
 from s2v_tasks.schemas.preset import load_presets
 from s2v_tasks.schemas.request_parsing import parse_request
-from tests.unit.planning.conftest import CONFIG, PlanOf
+from tests.unit.planning.conftest import CONFIG, FIELDS, PlanOf
 
 TEN_SECONDS = 10 * 16000
-FIELDS = {"image_uri": "s3://bucket/a.png", "audio_uri": "s3://bucket/a.wav", "prompt": "A woman speaks."}
 CARDS = {
     "four-steps": AdapterCard(
         name="four-steps", path=Path("a.safetensors"), sha256="a" * 64, purpose="Previews.", warning="lips suffer.",
@@ -80,12 +81,10 @@ def test_a_rerun_keeps_or_replaces_adapters(adapted: PlanOf, model_14b: Any, h10
     """Omitted adapters are those of the parent, and an empty list removes them."""
     parent = adapted(adapters=[{"name": "voice"}])
     request = parse_request(FIELDS | {"adapters": [{"name": "voice"}]})
-    inputs: dict[str, Any] = {
-        "job_id": "job-2", "presets": load_presets(CONFIG), "adapters": CARDS, "model": model_14b, "gpu": h100,
-    }  # fmt: skip
+    installation = Installation(Catalogue(load_presets(CONFIG), CARDS), model_14b, h100, max_clips=240)
     rerun = {"parent_job_id": "job-1", "from_clip": 0}
-    kept = replan(parent, parse_request(FIELDS | rerun), request, **inputs)
-    removed = replan(parent, parse_request(FIELDS | rerun | {"adapters": []}), request, **inputs)
+    kept = replan(parent, parse_request(FIELDS | rerun), request, "job-2", installation)
+    removed = replan(parent, parse_request(FIELDS | rerun | {"adapters": []}), request, "job-2", installation)
     assert kept.adapters == parent.adapters
     assert removed.adapters == ()
 

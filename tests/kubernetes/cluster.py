@@ -167,7 +167,8 @@ def _fit(template: dict[str, Any], home: Path, image: str) -> None:
     container["volumeMounts"].append({"name": "hold-module", "mountPath": "/mnt/hold-module", "readOnly": True})
     here = {"S2V_DEVICE": "cpu", "OMP_NUM_THREADS": "2"}
     for variable in container["env"]:
-        variable["value"] = here.get(variable["name"], variable["value"])
+        if variable["name"] in here:
+            variable["value"] = here[variable["name"]]
     container["env"].append({"name": "HOLD_FOLDER", "value": "/mnt/hold"})
     container["env"].append({"name": "PYTHONPATH", "value": "/mnt/hold-module"})
     container["image"] = image

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from safetensors.torch import save_file
 
 from s2v_tasks import log
+from s2v_tasks.engine.clip import MotionState
 from s2v_tasks.engine.denoising import Interrupted
 from s2v_tasks.engine.loading import snapshot_id
 from s2v_tasks.engine.worker import Worker
@@ -179,30 +180,38 @@ class Leader:
                 render_seconds = earlier_seconds + time.monotonic() - started
         except Interrupted as stop:
             self._worker.done()
-            step, num_steps = stop.state.step, self._plan.sampling.sample_steps
-            if step:
-                stop.state.save(folder / "interrupted.safetensors", self._renderer.name)
-                seconds = earlier_seconds + time.monotonic() - started
-                facts = PartialClipFacts(solver_step=step, render_seconds=seconds)
-                saved_clip.save(folder / "interrupted.safetensors", facts)
+            self._save(stop, saved_clip, folder, earlier_seconds + time.monotonic() - started)
             raise AttemptInterruptedError(
-                f"clip {clip.clip_index} was interrupted after solver step {step} of {num_steps}: "
-                "the next attempt continues there."
+                f"clip {clip.clip_index} was interrupted after solver step {stop.state.step} of "
+                f"{self._plan.sampling.sample_steps}: the next attempt continues there."
             ) from stop
         engine_facts = self._renderer.clip_facts()
         self._worker.done()
-        outputs = {"clip": OutputFile(folder / _CLIP, ctx.layout.clip(clip.clip_index), "video/mp4")}
-        if clip.clip_index == 0:
-            outputs["poster"] = OutputFile(folder / _POSTER, ctx.layout.poster, "image/jpeg")
-        if motion is not None:
-            path = folder / "motion_out.safetensors"
-            save_file({"latents": motion.latents.contiguous(), "frames": motion.frames.contiguous()}, path)
-            outputs["motion"] = OutputFile(path, ctx.layout.motion(clip.clip_index), "application/octet-stream")
+        facts = clip_facts(ctx.settings, clip, engine_facts, render_seconds)
         planned = self._plan.clips[clip.clip_index]
         made: dict[str, Any] = {"plan_digest": self._plan.digest_of(planned), "encoder": encoder_build()}
         if any(chain_takes):
             made |= {"take": chain_takes[-1], "seed": clip.seed, "chain_takes": chain_takes}
-        return Built(outputs, clip_facts(ctx.settings, clip, engine_facts, render_seconds).model_copy(update=made))
+        return Built(self._outputs(clip.clip_index, motion, folder), facts.model_copy(update=made))
+
+    def _save(self, stop: Interrupted, saved_clip: PartialClip, folder: Path, render_seconds: float) -> None:
+        """Store the state of an interrupted clip, from which the next attempt continues; nothing before its steps."""
+        if stop.state.step:
+            path = folder / "interrupted.safetensors"
+            stop.state.save(path, self._renderer.name)
+            saved_clip.save(path, PartialClipFacts(solver_step=stop.state.step, render_seconds=render_seconds))
+
+    def _outputs(self, clip_index: int, motion: MotionState | None, folder: Path) -> dict[str, OutputFile]:
+        """Return the files of a rendered clip in `folder`, after writing the motion state for the next clip."""
+        layout = self._ctx.layout
+        outputs = {"clip": OutputFile(folder / _CLIP, layout.clip(clip_index), "video/mp4")}
+        if clip_index == 0:
+            outputs["poster"] = OutputFile(folder / _POSTER, layout.poster, "image/jpeg")
+        if motion is not None:
+            path = folder / "motion_out.safetensors"
+            save_file({"latents": motion.latents.contiguous(), "frames": motion.frames.contiguous()}, path)
+            outputs["motion"] = OutputFile(path, layout.motion(clip_index), "application/octet-stream")
+        return outputs
 
     def _fetch(self, needed: dict[str, Artifact], folder: Path) -> dict[str, Path]:
         """Return local paths of the inputs of a clip; inputs that all clips read are downloaded once."""

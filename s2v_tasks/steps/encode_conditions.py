@@ -12,13 +12,13 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from s2v_tasks.engine.conditions import NEGATIVE_PROMPT, encode_conditions
-from s2v_tasks.engine.loading import snapshot_id
+from s2v_tasks.engine.loading import Snapshot, snapshot_id
 from s2v_tasks.engine.worker import choose_device, explained_gpu_memory
 from s2v_tasks.media.speech import load_waveform
 from s2v_tasks.runtime.attempts import ConditionsAttempt
 from s2v_tasks.runtime.context import StepContext
 from s2v_tasks.runtime.requirements import open_snapshot
-from s2v_tasks.schemas.manifest import ConditionsFacts, fingerprint
+from s2v_tasks.schemas.manifest import Artifact, ConditionsFacts, fingerprint
 from s2v_tasks.schemas.steps import ENCODE_CONDITIONS, STAGE_INPUTS
 from s2v_tasks.storage.artifacts import Built, OutputFile, Work
 from s2v_tasks.storage.layout import JobLayout
@@ -41,30 +41,6 @@ def run(ctx: StepContext) -> dict[str, Any]:
         [plan.width, plan.height, num_frames],
     )
 
-    def encode(folder: Path) -> Built:
-        image, speech = folder / "image.png", folder / "audio_16k.wav"
-        ctx.artifacts.fetch(inputs["image"], image)
-        ctx.artifacts.fetch(inputs["audio_16k"], speech)
-        with explained_gpu_memory("Use a GPU with 16 GB or more for this step, or S2V_DEVICE=cpu."):
-            tensors = encode_conditions(
-                snapshot,
-                prompt=request.prompt,
-                negative_prompt=NEGATIVE_PROMPT,
-                waveform=load_waveform(speech),
-                num_frames=num_frames,
-                image_u8=np.asarray(Image.open(image).convert("RGB")),
-                width=plan.width,
-                height=plan.height,
-                device=choose_device(ctx.settings.device),
-            )
-        path = folder / "conditions.safetensors"
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
-        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        return Built(
-            {"conditions": OutputFile(path, ctx.layout.conditions, "application/octet-stream")},
-            facts=ConditionsFacts(prompt=request.prompt, shapes=shapes),
-        )
-
     others = ctx.metadata.artifacts.jobs_with_conditions(made_from)
     work = Work(
         ENCODE_CONDITIONS,
@@ -75,6 +51,33 @@ def run(ctx: StepContext) -> dict[str, Any]:
         elsewhere=[JobLayout(job_id).conditions_manifest for job_id in others],
     )
     with ConditionsAttempt(ctx, work) as attempt:
-        produced = attempt.produce(encode)
+        produced = attempt.produce(lambda folder: _encode(ctx, snapshot, inputs, num_frames, folder))
         attempt.succeed(produced)
     return {"reused": produced.reused}
+
+
+def _encode(ctx: StepContext, snapshot: Snapshot, inputs: dict[str, Artifact], num_frames: int, folder: Path) -> Built:
+    """Return the conditions of `num_frames` frames in a file of `folder`."""
+    plan, prompt = ctx.plan(), ctx.request().prompt
+    image, speech = folder / "image.png", folder / "audio_16k.wav"
+    ctx.artifacts.fetch(inputs["image"], image)
+    ctx.artifacts.fetch(inputs["audio_16k"], speech)
+    with explained_gpu_memory("Use a GPU with 16 GB or more for this step, or S2V_DEVICE=cpu."):
+        tensors = encode_conditions(
+            snapshot,
+            prompt=prompt,
+            negative_prompt=NEGATIVE_PROMPT,
+            waveform=load_waveform(speech),
+            num_frames=num_frames,
+            image_u8=np.asarray(Image.open(image).convert("RGB")),
+            width=plan.width,
+            height=plan.height,
+            device=choose_device(ctx.settings.device),
+        )
+    path = folder / "conditions.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    return Built(
+        {"conditions": OutputFile(path, ctx.layout.conditions, "application/octet-stream")},
+        facts=ConditionsFacts(prompt=prompt, shapes=shapes),
+    )

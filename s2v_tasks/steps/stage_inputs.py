@@ -56,32 +56,32 @@ def run(ctx: StepContext, *, request_json: str, run_id: str | None = None) -> di
     def build(folder: Path) -> Built:
         # Another source has changed or a copy is lost as well: fetching reports the missing source.
         sources.update(_fetch(ctx, {name: uris[name] for name in gone}))
-        image = normalise_image(sources["image"][1], folder / "image.png")
-        speech = normalise_speech(
-            sources["audio"][1], folder / "audio_16k.wav", max_duration_seconds=ctx.settings.max_audio_seconds
-        )
-        extension = _extension(request.audio_uri)
-        outputs = {
-            "image": OutputFile(folder / "image.png", ctx.layout.image, "image/png"),
-            "audio": OutputFile(sources["audio"][1], ctx.layout.audio(extension), "application/octet-stream"),
-            "audio_16k": OutputFile(folder / "audio_16k.wav", ctx.layout.audio_16k, "audio/wav"),
-        }
-        staged: dict[str, Any] = {
-            "image": {**asdict(image), "faces": look(folder / "image.png")},
-            "speech": {**asdict(speech), "sound": listen(load_waveform(folder / "audio_16k.wav"), SPEECH_SAMPLE_RATE)},
-        }
-        if "pose" in sources:
-            staged["pose"] = {
-                "num_frames": normalise_pose(
-                    sources["pose"][1], folder / "pose.mp4", max_duration_seconds=ctx.settings.max_audio_seconds
-                )
-            }
-            outputs["pose"] = OutputFile(folder / "pose.mp4", ctx.layout.pose, "video/mp4")
-        return Built(outputs, StagedFacts.model_validate(staged))
+        return _normalise(ctx, request, {name: path for name, (_, path) in sources.items()}, folder)
 
     made_from = fingerprint(STAGE_INPUTS.name, REVISION, {name: item.sha256 for name, item in inputs.items()})
     work = Work(STAGE_INPUTS, ctx.job_id, ctx.layout.input_manifest, made_from, inputs)
     return {"reused": ctx.produce(work, build).reused}
+
+
+def _normalise(ctx: StepContext, request: Request, sources: dict[str, Path], folder: Path) -> Built:
+    """Return the normalised files and their facts."""
+    layout, longest = ctx.layout, ctx.settings.max_audio_seconds
+    image, speech, pose = folder / "image.png", folder / "audio_16k.wav", folder / "pose.mp4"
+    picture = normalise_image(sources["image"], image)
+    sound = normalise_speech(sources["audio"], speech, max_duration_seconds=longest)
+    outputs = {
+        "image": OutputFile(image, layout.image, "image/png"),
+        "audio": OutputFile(sources["audio"], layout.audio(_extension(request.audio_uri)), "application/octet-stream"),
+        "audio_16k": OutputFile(speech, layout.audio_16k, "audio/wav"),
+    }
+    staged: dict[str, Any] = {
+        "image": {**asdict(picture), "faces": look(image)},
+        "speech": {**asdict(sound), "sound": listen(load_waveform(speech), SPEECH_SAMPLE_RATE)},
+    }
+    if "pose" in sources:
+        staged["pose"] = {"num_frames": normalise_pose(sources["pose"], pose, max_duration_seconds=longest)}
+        outputs["pose"] = OutputFile(pose, layout.pose, "video/mp4")
+    return Built(outputs, StagedFacts.model_validate(staged))
 
 
 def _accept(ctx: StepContext, request_json: str, run_id: str | None) -> Request:

@@ -2,7 +2,16 @@
 
 from collections.abc import Iterable
 
-from s2v_tasks.schemas.quality import ClipQuality, Finding, LipSyncQuality, ReferenceLook, VideoQuality
+from s2v_tasks.schemas.quality import (
+    ClipQuality,
+    FaceQuality,
+    Finding,
+    LipSyncQuality,
+    LookQuality,
+    ReferenceLook,
+    SeamQuality,
+    VideoQuality,
+)
 from s2v_tasks.validation.quality_limits import Above, Below, QualityLimits
 
 # In the score of a take, one failing measure weighs as much as ten warnings. Each weighs up to twice as much the
@@ -14,21 +23,21 @@ _USUAL_COLOUR_JUMP = 1.5
 
 def judge_clip(clip: ClipQuality, reference: ReferenceLook | None, limits: QualityLimits) -> list[Finding]:
     """Return the measures of a clip that are beyond their limits."""
-    face, look, seam = clip.face, clip.look, clip.seam
+    found = _judge_face(clip.face, reference, limits)
+    if clip.lip_sync is not None:
+        found += _judge_lip_sync(clip.lip_sync, _frames_with_face(clip), limits)
+    if clip.seam is not None:
+        found += _judge_seam(clip.seam, limits)
+    found += _judge_look(clip.look, limits)
+    return [finding for finding in found if finding is not None]
+
+
+def _judge_face(face: FaceQuality, reference: ReferenceLook | None, limits: QualityLimits) -> list[Finding | None]:
     has_face = reference is None or reference.num_faces > 0
-    found = [
-        _check(
-            "face_share",
-            face.share_of_frames if has_face else None,
-            limits.face_share,
-            "a face in {:.0%} of the frames",
-        ),
-        _check(
-            "face_gap_frames",
-            face.longest_gap_frames if has_face else None,
-            limits.face_gap_frames,
-            "no face for {:.0f} frames in a row",
-        ),
+    share, gap = (face.share_of_frames, face.longest_gap_frames) if has_face else (None, None)
+    return [
+        _check("face_share", share, limits.face_share, "a face in {:.0%} of the frames"),
+        _check("face_gap_frames", gap, limits.face_gap_frames, "no face for {:.0f} frames in a row"),
         _check(
             "shape_difference",
             face.shape_difference,
@@ -41,20 +50,24 @@ def judge_clip(clip: ClipQuality, reference: ReferenceLook | None, limits: Quali
             limits.identity_difference,
             "the face differs from the reference by {:.2f}",
         ),
-        *(_judge_lip_sync(clip.lip_sync, _frames_with_face(clip), limits) if clip.lip_sync is not None else ()),
-        _check(
-            "seam_jump",
-            seam.jump if seam else None,
-            limits.seam_jump,
-            "the picture jumps by {:.1f} times its usual motion",
-        ),
+    ]
+
+
+def _judge_seam(seam: SeamQuality, limits: QualityLimits) -> list[Finding | None]:
+    return [
+        _check("seam_jump", seam.jump, limits.seam_jump, "the picture jumps by {:.1f} times its usual motion"),
         _check(
             "seam_colour_jump",
-            seam.colour_jump if seam else None,
+            seam.colour_jump,
             limits.seam_colour_jump,
             "the colour changes at the seam by {:.1f} times its usual change",
         ),
-        _check("seam_colour", _worst_step(clip), limits.seam_colour, "the colour changes by {:.1f} at the seam"),
+        _check("seam_colour", _unusual_step(seam), limits.seam_colour, "the colour changes by {:.1f} at the seam"),
+    ]
+
+
+def _judge_look(look: LookQuality, limits: QualityLimits) -> list[Finding | None]:
+    return [
         _check("skin_difference", look.skin_difference, limits.skin_difference, "the skin's colour differs by {:.1f}"),
         _check(
             "background_difference",
@@ -75,7 +88,6 @@ def judge_clip(clip: ClipQuality, reference: ReferenceLook | None, limits: Quali
             "the picture has {:.0%} of the contrast of the reference",
         ),
     ]
-    return [finding for finding in found if finding is not None]
 
 
 def _frames_with_face(clip: ClipQuality) -> int:
@@ -168,11 +180,11 @@ def judge_drift(video: VideoQuality, limits: QualityLimits) -> list[Finding]:
     return [finding for finding in found if finding is not None]
 
 
-def _worst_step(clip: ClipQuality) -> float | None:
-    """Return the larger colour step at a seam; None without a seam, or if such steps are usual inside the clips."""
-    if clip.seam is None or clip.seam.colour_jump <= _USUAL_COLOUR_JUMP:
+def _unusual_step(seam: SeamQuality) -> float | None:
+    """Return the larger colour step at a seam; None if such steps are usual inside the clips."""
+    if seam.colour_jump <= _USUAL_COLOUR_JUMP:
         return None
-    return max(step for step in (clip.seam.skin_step, clip.seam.background_step) if step is not None)
+    return max(step for step in (seam.skin_step, seam.background_step) if step is not None)
 
 
 def _difference(one: float | None, other: float | None) -> float | None:

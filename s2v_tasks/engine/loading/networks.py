@@ -41,32 +41,13 @@ def load_pipeline(
     transformer = snapshot.build_transformer()
     attend = attention_kernel(kernel_name(options.attention, device), device)
     transformer.choose_kernels(attend, compiled=options.compiled)
-    if parallel_layout == "auto":
-        layout = choose_layout(
-            worker.world_size,
-            transformer.config.num_heads,
-            guided=guided,
-            weight_bytes=_shardable_bytes(transformer, options),
-            memory_bytes=None if device.type == "cpu" else torch.cuda.mem_get_info(device)[1],
-        )
-    else:
-        layout = Layout.parse(parallel_layout)
+    layout = _layout(worker, transformer, parallel_layout, options, guided=guided)
+    _check_options(options, layout)
     convert: Callable[[str, Tensor], Tensor] | None = None
     float8: Float8Weights | None = None
     if options.offload == "blocks":
-        _check_offload(options, layout)
         convert = keep_blocks_on_host(device)
-    if options.weights_dtype == "fp8-dynamic" and not options.compiled:
-        raise ConfigurationError(
-            "S2V_WEIGHTS_DTYPE is fp8-dynamic without S2V_COMPILE: expected both. Uncompiled, the activations are "
-            "quantised in five passes over memory, which makes a step slower than in bf16."
-        )
     if options.weights_dtype != "auto":
-        if layout.fsdp:
-            raise ConfigurationError(
-                f"parallel layout {layout} shards the weights, which is not possible in {options.weights_dtype}: "
-                "choose a layout without fsdp, or S2V_WEIGHTS_DTYPE=auto."
-            )
         convert = float8 = Float8Weights(transformer, options.weights_dtype, device, dtype)
     branches = parallelize(transformer, layout, device.type, guided=guided)
     reports = snapshot.fill_transformer(transformer, device, dtype, convert=convert, float8=float8, adapters=adapters)
@@ -87,16 +68,42 @@ def load_pipeline(
     return pipeline, layout
 
 
-def _check_offload(options: EngineOptions, layout: Layout) -> None:
-    if options.weights_dtype != "auto":
+def _layout(
+    worker: Worker, transformer: S2VTransformer, parallel_layout: str, options: EngineOptions, *, guided: bool
+) -> Layout:
+    """Return the layout of the name; "auto" chooses it for the number of ranks and the memory of a GPU."""
+    if parallel_layout != "auto":
+        return Layout.parse(parallel_layout)
+    return choose_layout(
+        worker.world_size,
+        transformer.config.num_heads,
+        guided=guided,
+        weight_bytes=_shardable_bytes(transformer, options),
+        memory_bytes=None if worker.device.type == "cpu" else torch.cuda.mem_get_info(worker.device)[1],
+    )
+
+
+def _check_options(options: EngineOptions, layout: Layout) -> None:
+    """Raise ConfigurationError for options that exclude each other or the layout."""
+    if options.offload == "blocks" and options.weights_dtype != "auto":
         raise ConfigurationError(
             f"S2V_OFFLOAD is blocks with S2V_WEIGHTS_DTYPE {options.weights_dtype}: expected auto. Offloaded blocks do "
             "not stay on the GPU, so smaller weights spare no memory there."
         )
-    if layout.fsdp:
+    if options.offload == "blocks" and layout.fsdp:
         raise ConfigurationError(
             f"S2V_OFFLOAD is blocks with the layout {layout}, which shards the blocks: expected a layout without fsdp. "
             "Use one of the two."
+        )
+    if options.weights_dtype == "fp8-dynamic" and not options.compiled:
+        raise ConfigurationError(
+            "S2V_WEIGHTS_DTYPE is fp8-dynamic without S2V_COMPILE: expected both. Uncompiled, the activations are "
+            "quantised in five passes over memory, which makes a step slower than in bf16."
+        )
+    if options.weights_dtype != "auto" and layout.fsdp:
+        raise ConfigurationError(
+            f"parallel layout {layout} shards the weights, which is not possible in {options.weights_dtype}: "
+            "choose a layout without fsdp, or S2V_WEIGHTS_DTYPE=auto."
         )
 
 

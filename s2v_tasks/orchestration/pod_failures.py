@@ -6,6 +6,7 @@
 | more memory (OOMKilled) or disk (Evicted) than its limits | permanent: it would fail again after an hour of GPU time |
 | no node took the pod within S2V_POD_SCHEDULE_SECONDS | permanent |
 | the name of the image is not valid, a Secret or ConfigMap is missing | permanent |
+| the quota of the namespace is smaller than one pod | permanent |
 | evicted, preempted, refused by its node, node lost, killed, pod deleted or gone | environment |
 | the quota of the namespace is used up, the API is busy or does not answer | environment |
 | the registry does not answer | environment |
@@ -18,6 +19,8 @@ import signal
 from dataclasses import dataclass
 from typing import Any
 
+from kubernetes.utils.quantity import parse_quantity
+
 from s2v_tasks.orchestration.retry_policy import Fault
 from s2v_tasks.orchestration.step_commands import reported_failure
 
@@ -25,6 +28,7 @@ _KILLED = {128 + number: number.name for number in (signal.SIGKILL, signal.SIGTE
 _SERVER_ERROR = 500
 _BUSY = frozenset({409, 429})  # two requests for a quota at the same moment; too many requests
 _QUOTA_USED_UP = "exceeded quota"
+_QUOTA_AMOUNTS = re.compile(r"exceeded quota: (.+?), requested: (\S+), used: \S+, limited: (\S+)")
 # Reasons of the kubelet or the scheduler for ending a pod without a fault of its own.
 _TAKEN_AWAY = frozenset({"Evicted", "Preempting", "Preempted", "NodeLost", "NodeShutdown", "Shutdown", "Terminated"})
 # The pod itself wrote too much. If the node is short of disk, the message is "was low on resource" instead.
@@ -126,6 +130,19 @@ def _ended(pod: Any, terminated: Any | None) -> PodFailure | None:
     return None
 
 
+def _larger_than_quota(reason: str) -> str | None:
+    """Return a sentence about a pod that needs more than all of a quota; None if it fits when others have ended."""
+    for quota, requested, limited in _QUOTA_AMOUNTS.findall(reason):
+        limits = dict(amount.split("=", 1) for amount in limited.split(","))
+        for name, amount in (pair.split("=", 1) for pair in requested.split(",")):
+            if name in limits and parse_quantity(amount) > parse_quantity(limits[name]):
+                return (
+                    f"it requests {name}={amount}, and the quota {quota} of the namespace allows {limits[name]} in "
+                    "all. Raise the quota, or lower S2V_NPROC_PER_NODE or the amount in the template (config/pods)."
+                )
+    return None
+
+
 def not_created(error: Exception) -> PodFailure:
     """Return the failure of a pod that the cluster refused (quota, rights, Pod Security, template) or did not get."""
     status, body = getattr(error, "status", None), str(getattr(error, "body", ""))
@@ -135,6 +152,8 @@ def not_created(error: Exception) -> PodFailure:
         reason = str(json.loads(body)["message"])
     except (ValueError, KeyError, TypeError):
         reason = str(error)
+    if larger := _larger_than_quota(reason):
+        return PodFailure(f"The pod was refused ({status}): {larger}", "permanent")
     passes = int(status) >= _SERVER_ERROR or int(status) in _BUSY or _QUOTA_USED_UP in reason
     return PodFailure(f"The pod was refused ({status}): {reason}", "environment" if passes else "step")
 

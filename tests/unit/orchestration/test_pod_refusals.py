@@ -58,6 +58,24 @@ def test_the_reason_of_a_refused_pod(status: int, message: str, fault: str) -> N
     assert (failure.message, failure.fault) == (f"The pod was refused ({status}): {message}", fault)
 
 
+def test_a_quota_that_is_smaller_than_a_pod_is_a_permanent_fault() -> None:
+    """A pod that requests more than all of a quota is not tried again; amounts are compared as quantities."""
+    refused = ApiException(status=403, reason="Forbidden")
+    message = (
+        'pods "x" is forbidden: exceeded quota: team, requested: requests.cpu=500m,requests.memory=64Gi, '
+        "used: requests.cpu=0,requests.memory=0, limited: requests.cpu=1,requests.memory={}"
+    )
+    refused.body = json.dumps({"message": message.format("40000Mi")})
+    failure = not_created(refused)
+    assert failure.fault == "permanent"
+    assert failure.message.startswith(
+        "The pod was refused (403): it requests requests.memory=64Gi, and the quota team of the namespace allows "
+        "40000Mi in all. Raise the quota, or lower S2V_NPROC_PER_NODE"
+    )
+    refused.body = json.dumps({"message": message.format("64Gi")})
+    assert not_created(refused).fault == "environment"
+
+
 def test_an_api_that_does_not_answer_refuses_nothing() -> None:
     """An unavailable API is a fault of the cluster, and the answer of a proxy in its place is quoted."""
     assert not_created(ApiException(status=503)).fault == "environment"

@@ -7,11 +7,10 @@ from itertools import accumulate
 from s2v_tasks.planning.clips import clips_of_processes
 from s2v_tasks.planning.estimate import ClipShape, Cost, clip_cost, compute_seconds, load_seconds, vae_seconds
 from s2v_tasks.planning.memory import ONE_GPU, RenderSetup, peak_memory_gib
-from s2v_tasks.schemas.catalogue import Catalogue, load_catalogue
-from s2v_tasks.schemas.model_card import GpuCard, ModelCard, load_gpu_card, load_model_card
+from s2v_tasks.schemas.catalogue import Catalogue
+from s2v_tasks.schemas.model_card import GpuCard, ModelCard
 from s2v_tasks.schemas.plan import Estimate, Sampling
 from s2v_tasks.schemas.request import Request
-from s2v_tasks.settings import Settings, config_dir
 
 
 @dataclass(frozen=True)
@@ -23,18 +22,6 @@ class Installation:
     gpu: GpuCard
     max_clips: int
     setup: RenderSetup = ONE_GPU
-
-    @classmethod
-    def of(cls, settings: Settings) -> "Installation":
-        """Read the configuration; ConfigurationError if one of its files is not valid."""
-        folder = config_dir(settings)
-        return cls(
-            load_catalogue(folder),
-            load_model_card(folder, settings.model),
-            load_gpu_card(folder, settings.gpu),
-            settings.max_clips,
-            RenderSetup.of(settings),
-        )
 
     def costs(self, shapes: Sequence[ClipShape], sampling: Sampling) -> list[Cost]:
         """Return the operations of each clip."""

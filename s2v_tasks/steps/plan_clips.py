@@ -11,18 +11,20 @@ from s2v_tasks.perception.preflight import listen, look
 from s2v_tasks.planning.clips import clips_of_processes
 from s2v_tasks.planning.estimate import check_budget
 from s2v_tasks.planning.installation import Installation
-from s2v_tasks.planning.memory import check_memory
+from s2v_tasks.planning.memory import RenderSetup, check_memory
 from s2v_tasks.planning.planner import PlanInputs, make_plan
 from s2v_tasks.planning.rerun import replan
 from s2v_tasks.runtime.context import StepContext
 from s2v_tasks.runtime.inheritance import inherit_clips, inherited_plan, parent_plan, parent_request
+from s2v_tasks.schemas.catalogue import load_catalogue
 from s2v_tasks.schemas.manifest import ClipFacts, Manifest, StagedFacts
+from s2v_tasks.schemas.model_card import load_gpu_card, load_model_card
 from s2v_tasks.schemas.plan import InputFacts, Plan, SpeechFacts
 from s2v_tasks.schemas.request import Request
 from s2v_tasks.schemas.request_parsing import parse_request
 from s2v_tasks.schemas.steps import STAGE_INPUTS
 from s2v_tasks.scratch import scratch_folder
-from s2v_tasks.settings import Settings, load_settings
+from s2v_tasks.settings import Settings, config_dir, load_settings
 from s2v_tasks.storage.clip_state import TakeRecords
 
 
@@ -65,7 +67,7 @@ def _plan_staged(ctx: StepContext, request: Request, staged: Manifest) -> Plan:
             sound=facts.speech.sound,
         ),
     )
-    plan = make_plan(request, ctx.job_id, inputs, Installation.of(ctx.settings))
+    plan = make_plan(request, ctx.job_id, inputs, installation_of(ctx.settings))
     _check_cost(plan, request, ctx.settings)
     return plan
 
@@ -79,7 +81,7 @@ def _plan_rerun(ctx: StepContext, request: Request) -> Plan:
         _check_limits(earlier_plan, request, ctx.settings)
         return earlier_plan
     earlier, parent = parent_request(ctx, request), parent_plan(ctx, request)
-    plan = replan(parent, request, earlier, ctx.job_id, Installation.of(ctx.settings))
+    plan = replan(parent, request, earlier, ctx.job_id, installation_of(ctx.settings))
     _check_cost(plan, request, ctx.settings)
     return plan.model_copy(update={"inherited": inherit_clips(ctx, parent, earlier, request.from_clip or 0)})
 
@@ -97,8 +99,20 @@ def _check_cost(plan: Plan, request: Request, settings: Settings) -> None:
     _check_limits(plan, request, settings)
 
 
+def installation_of(settings: Settings) -> Installation:
+    """Read the files of the configuration folder; ConfigurationError if one of them is not valid."""
+    folder = config_dir(settings)
+    return Installation(
+        catalogue=load_catalogue(folder),
+        model=load_model_card(folder, settings.model),
+        gpu=load_gpu_card(folder, settings.gpu),
+        max_clips=settings.max_clips,
+        setup=RenderSetup.of(settings),
+    )
+
+
 def _check_limits(plan: Plan, request: Request, settings: Settings) -> None:
-    installation = Installation.of(settings)
+    installation = installation_of(settings)
     check_budget(plan.estimate, request, settings)
     check_memory(plan, installation.model, installation.gpu, installation.setup)
 
@@ -133,7 +147,7 @@ def plan_files(image: Path, audio: Path, fields: dict[str, Any], show: Callable[
                 sound=listen(waveform, SPEECH_SAMPLE_RATE),
             ),
         )
-    plan = make_plan(request, "plan-only", inputs, Installation.of(settings))
+    plan = make_plan(request, "plan-only", inputs, installation_of(settings))
     show(plan)
     _check_limits(plan, request, settings)
 

@@ -14,7 +14,6 @@ import sqlalchemy as sa
 from s2v_tasks.errors import TransientError, UnavailableError
 from s2v_tasks.metadata.attempts import CONDITIONS, AttemptKey, AttemptRepository, rendering
 from s2v_tasks.metadata.store import MetadataStore
-from s2v_tasks.planning.installation import Installation
 from s2v_tasks.planning.planner import PlanInputs, make_plan
 from s2v_tasks.runtime import attempts, outages
 from s2v_tasks.runtime.attempts import ClipAttempt, ConditionsAttempt, await_earlier_attempt, heartbeats
@@ -24,6 +23,7 @@ from s2v_tasks.schemas.plan import Plan, SpeechFacts
 from s2v_tasks.schemas.request_parsing import parse_request
 from s2v_tasks.schemas.steps import ENCODE_CONDITIONS, RENDER_CLIP, Step
 from s2v_tasks.settings import load_settings
+from s2v_tasks.steps.plan_clips import installation_of
 from s2v_tasks.storage.artifacts import Built, Work
 
 FACTS = ClipFacts(start_frame=0, end_frame=16)
@@ -64,7 +64,7 @@ def plan_of_three_clips(job_id: str) -> Plan:
         parse_request(uris | {"prompt": "A woman speaks.", "infer_frames": 16}),
         job_id,
         PlanInputs(SpeechFacts(num_samples=48_000, sample_rate=16_000), (832, 480)),
-        Installation.of(load_settings()),
+        installation_of(load_settings()),
     )
 
 

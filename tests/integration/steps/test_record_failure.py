@@ -2,7 +2,6 @@
 
 import pytest
 
-from s2v_tasks.planning.installation import Installation
 from s2v_tasks.planning.planner import PlanInputs, make_plan
 from s2v_tasks.runtime.context import StepContext
 from s2v_tasks.schemas.manifest import ClipFacts
@@ -11,6 +10,7 @@ from s2v_tasks.schemas.request_parsing import parse_request
 from s2v_tasks.schemas.steps import ENCODE_CONDITIONS, RENDER_CLIP, STITCH
 from s2v_tasks.settings import Settings
 from s2v_tasks.steps import close_job, record_failure
+from s2v_tasks.steps.plan_clips import installation_of
 
 FACTS = ClipFacts(start_frame=0, end_frame=16)
 
@@ -45,7 +45,7 @@ def plan_of_clips(settings: Settings, num_clip: int) -> Plan:
         parse_request(uris | {"prompt": "A woman speaks.", "infer_frames": 16}),
         "my-job",
         PlanInputs(SpeechFacts(num_samples=16_000 * num_clip, sample_rate=16_000), (832, 480)),
-        Installation.of(settings),
+        installation_of(settings),
     )
 
 

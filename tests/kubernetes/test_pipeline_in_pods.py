@@ -28,7 +28,7 @@ def test_a_video_from_pods_is_the_one_that_this_machine_makes(
     assert airflow.wait(ended, LONGEST_SECONDS) == "success", job("in-pods").reason
     assert seen == {"conditions", "0", "1", "2"}
     assert cluster.pods("in-pods") == []
-    assert [attempt.node for attempt in job("in-pods").attempts] == [cluster.node] * 4
+    assert {attempt.node for attempt in job("in-pods").attempts} == {cluster.node}
     render_here("at-home")
     assert job("in-pods").sha256 == job("at-home").sha256
 

@@ -5,6 +5,7 @@ import io
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -105,6 +106,7 @@ def main() -> None:
     if "TORCHELASTIC_RUN_ID" in os.environ:
         # A rank has its own session, so it would survive a killed torchrun.
         end_with_parent(signal.SIGKILL)
+    _open_closed_streams()
     _load_interruptible()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -121,6 +123,13 @@ def main() -> None:
         _leave(ours.exit_code, str(ours))
         typer.echo(f"{type(ours).__name__}: {ours}", err=True)
         sys.exit(ours.exit_code)
+
+
+def _open_closed_streams() -> None:
+    """Open the null device for each standard stream that is closed, so that no other file gets its number."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - it stays open until the process ends
 
 
 def _leave(exit_code: int, message: str) -> None:

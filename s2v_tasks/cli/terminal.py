@@ -1,8 +1,8 @@
 """Console, tables, metadata store, JSON output and file arguments of the commands for people."""
 
 import json
+import os
 import re
-import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +24,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 JobId = Annotated[str, typer.Argument(help="The job.")]
 PEOPLE, OPERATORS, INGESTION = "For people", "For operators", "Drop folder and batches"
 # In a pipe or a file nothing is wrapped, so that each line is a row or a message.
-console = Console(width=None if sys.stdout.isatty() else 100_000)
+console = Console(width=None if os.isatty(1) else 100_000)
 _NARROWEST_LAST_COLUMN = 24
 _PARAGRAPH: dict[str, Any] = {"subsequent_indent": "  ", "break_on_hyphens": False, "break_long_words": False}
 

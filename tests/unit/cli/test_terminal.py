@@ -98,3 +98,22 @@ def test_ctrl_c_while_commands_are_imported_shows_no_traceback(tmp_path: os.Path
         )
         assert (done.returncode, done.stderr) == (expected, b"")
         assert done.stdout == (b"" if expected else b"True\n")
+
+
+def _close_streams() -> None:
+    for number in range(3):
+        os.close(number)
+
+
+def test_closed_streams_are_no_error(tmp_path: os.PathLike[str]) -> None:
+    """A service without standard streams gets the exit code of the command; a reader that ends early, no traceback."""
+    command = [sys.executable, "-m", "s2v_tasks.cli"]
+    environment = os.environ | {"S2V_HOME": str(tmp_path)}
+    for arguments, expected in ((["--version"], 0), (["link"], 2), (["db", "upgrade"], 78)):
+        done = subprocess.run([*command, *arguments], env=environment, preexec_fn=_close_streams, check=False)
+        assert done.returncode == expected
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([*command, "help"], env=environment, stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, b"")

@@ -109,8 +109,8 @@ def next_jobs() -> None:
 def mark_started(job_ids: Annotated[list[str], typer.Argument(help="Jobs that have a DAG run now.")]) -> None:
     """Record that jobs have a DAG run and no longer wait."""
     with open_metadata_store() as metadata:
-        metadata.queue.mark_started(job_ids)
-    print_json({"started": len(job_ids)}, indent=None)
+        started = metadata.queue.mark_started(job_ids)
+    print_json({"started": started}, indent=None)
 
 
 @app.command(rich_help_panel=INGESTION)
@@ -118,10 +118,10 @@ def refuse_job(
     job_id: Annotated[str, typer.Argument(help="A job that waits to be started.")],
     reason: Annotated[str, typer.Option(help="The reason in one sentence.")],
 ) -> None:
-    """Mark a waiting job as failed because Airflow refuses its run."""
+    """Mark a waiting job as failed because Airflow refuses its run. A job that does not wait is not changed."""
     with open_metadata_store() as metadata:
-        metadata.jobs.fail(job_id, reason)
-    print_json({"job_id": job_id}, indent=None)
+        refused = metadata.jobs.refuse(job_id, reason)
+    print_json({"job_id": job_id, "refused": refused}, indent=None)
 
 
 @app.command(rich_help_panel=INGESTION)

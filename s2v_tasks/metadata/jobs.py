@@ -163,6 +163,15 @@ class JobRepository(Repository):
         with transaction(self._engine) as connection:
             self._fail(connection, job_id, reason)
 
+    def refuse(self, job_id: str, reason: str) -> bool:
+        """Fail a job that waits in the queue. Return False and change nothing if it has a DAG run or has ended."""
+        waits = (Job.job_id == job_id, Job.status == JobStatus.QUEUED, Job.dag_run_id.is_(None))
+        with transaction(self._engine) as connection:
+            lock_job(connection, job_id)
+            if is_waiting := connection.execute(sa.select(Job.job_id).where(*waits)).first() is not None:
+                self._fail(connection, job_id, reason)
+        return is_waiting
+
     def close_lost(self, job_id: str, run_id: str) -> bool:
         """End a job whose DAG run `run_id` is gone: cancelled if that was requested, failed otherwise.
 

@@ -8,6 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
+from s2v_tasks.errors import PermanentError
 from s2v_tasks.metadata.ingestion_tables import Drop
 from s2v_tasks.metadata.session import transaction
 from s2v_tasks.metadata.sql import Repository, queued_run_id, request_columns, storable
@@ -65,15 +66,21 @@ class JobQueue(Repository):
         with transaction(self._engine) as connection:
             return connection.execute(statement).scalar_one_or_none()
 
-    def mark_started(self, job_ids: Sequence[str]) -> None:
-        """Record that these jobs have the DAG run of their `ReadyJob`, unless they were cancelled in the meantime."""
+    def mark_started(self, job_ids: Sequence[str]) -> int:
+        """Record that these jobs have the DAG run of their `ReadyJob`, unless they were cancelled in the meantime.
+
+        Return the number of changed jobs. PermanentError, and no change, if a job does not exist.
+        """
         with transaction(self._engine) as connection:
-            connection.execute(
+            known = connection.execute(sa.select(Job.job_id).where(Job.job_id.in_(job_ids))).scalars()
+            if unknown := sorted(set(job_ids) - set(known)):
+                raise PermanentError(f"{', '.join(unknown)}: expected jobs that exist; `s2v jobs` lists all jobs.")
+            return connection.execute(
                 sa
                 .update(Job)
                 .where(Job.job_id.in_(job_ids), Job.dag_run_id.is_(None), Job.status.not_in(ENDED_STATUSES))
                 .values(dag_run_id=queued_run_id())
-            )
+            ).rowcount
 
 
 def enqueue(connection: sa.Connection, jobs: Sequence[NewJob], source: Source) -> int:

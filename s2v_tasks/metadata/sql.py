@@ -39,7 +39,9 @@ def lock_job(connection: sa.Connection, job_id: str) -> None:
     """
     found = connection.execute(sa.select(Job.job_id).where(Job.job_id == job_id).with_for_update()).first()
     if found is None:
-        raise PermanentError(f"Job {job_id!r} does not exist: run `s2v stage-inputs` for it first.")
+        raise PermanentError(
+            f"Job {job_id!r} does not exist: `s2v jobs` lists all jobs, and `s2v stage-inputs` begins a new one."
+        )
 
 
 def upsert_job(connection: sa.Connection, job_id: str, values: dict[str, Any], **kept: Any) -> None:

@@ -1,5 +1,6 @@
 """record_failure: record the reason of a step that could not report it; close_job makes it the reason of the job."""
 
+from s2v_tasks.errors import PermanentError
 from s2v_tasks.runtime.context import StepContext
 from s2v_tasks.schemas.events import JobEvent
 from s2v_tasks.schemas.job import AttemptOutcome, ClipStatus
@@ -11,14 +12,16 @@ def run(ctx: StepContext, *, step: Step, reason: str, clip_index: int | None = N
 
     Clips are rendered and stored in order, so the first unfinished clip has failed.
     """
+    job = ctx.metadata.jobs.get(ctx.job_id)
+    if job is None:
+        raise PermanentError(f"Job {ctx.job_id!r} does not exist: `s2v jobs` lists all jobs.")
     detail = {"error": reason, "exit_code": 1}
     ctx.metadata.events.record(
         ctx.job_id, step=step.name, event=JobEvent.STEP_FAILED, clip_index=clip_index, detail=detail
     )
-    job = ctx.metadata.jobs.get(ctx.job_id)
-    if step == ENCODE_CONDITIONS and job is not None:
+    if step == ENCODE_CONDITIONS:
         ctx.metadata.conditions.end(ctx.job_id, outcome=AttemptOutcome.FAILED, reason=reason)
-    if clip_index is None or job is None:
+    if clip_index is None:
         return
     of_process = range(clip_index, clip_index + count)
     open_clips = [clip for clip in job.clips if clip.clip_index in of_process and clip.status != ClipStatus.SUCCEEDED]

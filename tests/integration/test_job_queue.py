@@ -6,6 +6,7 @@ import psycopg
 import pytest
 
 from s2v_tasks.cli.ingestion import close_lost, next_jobs, refuse_job
+from s2v_tasks.errors import PermanentError
 from s2v_tasks.settings import load_settings
 from tests.integration.drop_folder import Folder
 
@@ -82,3 +83,20 @@ def test_a_job_that_is_refused_for_good_waits_no_longer(
     assert job is not None
     assert (job.status, job.reason) == ("failed", "Airflow refuses its run.")
     assert [turn.job_id for turn in folder.queue.next(max_running=1)] == ["job-b"]
+
+
+def test_a_refused_job_that_does_not_wait_is_not_changed(
+    folder: Folder, postgres_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A refusal that comes late keeps the state of a job; one of an unknown job is an error and makes no job."""
+    monkeypatch.setenv("S2V_DATABASE_URL", postgres_url)
+    load_settings.cache_clear()
+    folder.drop("a", {"job_id": "job-a"})
+    folder.sweep()
+    folder.queue.mark_started(["job-a"])
+    before = folder.jobs.get("job-a")
+    refuse_job("job-a", reason="Airflow refuses its run.")
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"job_id": "job-a", "refused": False}
+    with pytest.raises(PermanentError, match=r"Job 'no-job' does not exist: `s2v jobs`"):
+        refuse_job("no-job", reason="Airflow refuses its run.")
+    assert (folder.jobs.get("job-a"), folder.jobs.get("no-job")) == (before, None)

@@ -61,6 +61,7 @@ WRITERS: dict[str, Callable[[Callable[..., object], Plan], object]] = {
     "jobs.start": lambda call, _: call("job-1"),
     "jobs.record_plan": lambda call, plan: call("job-1", plan),
     "jobs.fail": lambda call, _: call("job-1", "Why."),
+    "jobs.refuse": lambda call, _: call("job-1", "Why."),
     "jobs.close_lost": lambda call, _: call("job-1", "run-1"),
     "jobs.request_cancel": lambda call, _: call("job-1"),
     "jobs.cancel": lambda call, _: call("job-1"),

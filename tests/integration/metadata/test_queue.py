@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import sqlalchemy as sa
 
+from s2v_tasks.errors import PermanentError
 from s2v_tasks.metadata.ingestion import NewRow
 from s2v_tasks.metadata.queue import JobQueue, NewJob
 from s2v_tasks.metadata.store import MetadataStore
@@ -81,6 +82,14 @@ def test_a_job_that_has_its_run_or_has_ended_is_not_started_again(queue: JobQueu
     metadata.jobs.fail("a", "No GPU.")
     metadata.jobs.cancel("b")
     before = job(metadata, "a"), job(metadata, "b")
-    queue.mark_started(["a", "b"])
+    assert queue.mark_started(["a", "b"]) == 0
     assert (job(metadata, "a"), job(metadata, "b")) == before
     assert before[1].dag_run_id is None
+
+
+def test_started_jobs_that_do_not_exist_are_refused(queue: JobQueue, metadata: MetadataStore) -> None:
+    """The message names the unknown jobs, and the others do not change."""
+    with pytest.raises(PermanentError, match=r"^x, y: expected jobs that exist; `s2v jobs`"):
+        queue.mark_started(["y", "a", "x"])
+    assert job(metadata, "a").dag_run_id is None
+    assert queue.mark_started(["a", "b"]) == 2

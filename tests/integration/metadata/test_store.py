@@ -257,7 +257,7 @@ def test_a_value_that_fits_no_column_is_a_permanent_error(metadata: MetadataStor
 
 def test_calls_about_unknown_jobs_and_clips_are_refused(metadata: MetadataStore) -> None:
     """The message names the job or the clip, and the step to run first."""
-    with pytest.raises(PermanentError, match="Job 'job-1' does not exist: run `s2v stage-inputs`"):
+    with pytest.raises(PermanentError, match="Job 'job-1' does not exist: `s2v jobs` lists"):
         metadata.jobs.start("job-1")
     metadata.jobs.enqueue("job-1", REQUEST)
     with pytest.raises(PermanentError, match="Clip 3 of job 'job-1' does not exist: run `s2v plan-clips`"):

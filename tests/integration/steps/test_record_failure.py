@@ -1,7 +1,10 @@
 """Check that the reason of a step that could not report it is recorded."""
 
+from dataclasses import replace
+
 import pytest
 
+from s2v_tasks.errors import PermanentError
 from s2v_tasks.planning.planner import PlanInputs, make_plan
 from s2v_tasks.runtime.context import StepContext
 from s2v_tasks.schemas.manifest import ClipFacts
@@ -27,6 +30,13 @@ def test_the_reason_of_a_dead_step_becomes_the_reason_of_its_job(context: StepCo
     record_failure.run(context, step=ENCODE_CONDITIONS, reason="The pod ran out of memory.")
     closed = close_job.run(context)
     assert closed == {"status": "failed", "reason": "encode_conditions: The pod ran out of memory."}
+
+
+def test_the_reason_of_an_unknown_job_is_refused(context: StepContext) -> None:
+    """Nothing is stored for a job that does not exist."""
+    unknown = replace(context, job_id="no-job")
+    with pytest.raises(PermanentError, match=r"Job 'no-job' does not exist: `s2v jobs`"):
+        record_failure.run(unknown, step=STITCH, reason="Disk full.")
 
 
 def test_an_encoding_that_died_is_wasted_until_it_died(context: StepContext) -> None:

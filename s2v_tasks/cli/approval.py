@@ -56,6 +56,7 @@ def _answer(job_id: str, option: str, fields: dict[str, Any], *, as_json: bool) 
     api = AirflowApi.from_settings(load_settings())
     question = _question(api, job_id)
     if question is not None:
+        _check_from_clip(question, fields)
         age = datetime.now(UTC) - datetime.fromisoformat(question["created_at"])
         time.sleep(max(0.0, EARLIEST_ANSWER_SECONDS - age.total_seconds()))
     if question is None or not api.answer(question, option, fields):
@@ -66,6 +67,14 @@ def _answer(job_id: str, option: str, fields: dict[str, Any], *, as_json: bool) 
         print_json({"job_id": job_id, "answer": option.lower(), "subject": question["subject"]})
     else:
         console.print(f"{question['subject']} {option}", markup=False)
+
+
+def _check_from_clip(question: dict[str, Any], fields: dict[str, Any]) -> None:
+    """Raise PermanentError if a rejection begins after the last clip that the form of the question permits."""
+    last = question["params"]["from_clip"]["schema"].get("maximum")
+    first = fields.get("from_clip", 0)
+    if last is not None and first > last:
+        raise PermanentError(f"--from-clip {first}: expected 0 to {last}, the rendered clips.")
 
 
 def _question(api: "AirflowApi", job_id: str) -> dict[str, Any] | None:

@@ -51,8 +51,9 @@ def ask(task: Any, context: Context, clip_index: int | None) -> None:
     result = _go_on(task, context, run_command(task, ASK_APPROVAL.command, *_place(context, clip_index)))
     if result["status"] != ApprovalStatus.WAITING:
         return
+    form = _form(result["last_clip"])
     upsert_hitl_detail(
-        ti_id=context["ti"].id, options=[APPROVE, REJECT], subject=result["subject"], body=_BODY, params=_form()
+        ti_id=context["ti"].id, options=[APPROVE, REJECT], subject=result["subject"], body=_BODY, params=form
     )
     task.log.info("%s Waits for at most %.0f s.", result["subject"], result["wait_seconds"])
     raise TaskAwaitingInput(method_name=RESUME_METHOD, timeout=timedelta(seconds=max(result["wait_seconds"], 1)))
@@ -94,8 +95,12 @@ def _go_on(task: Any, context: Context, result: dict[str, Any]) -> dict[str, Any
     return result
 
 
-def _form() -> dict[str, Any]:
-    """Return the fields that Airflow shows next to its two buttons, for a rejection."""
+def _form(last_clip: int) -> dict[str, Any]:
+    """Return the fields that Airflow shows next to its two buttons, for a rejection; `from_clip` ends at a clip.
+
+    `s2v reject` reads this limit.
+    """
     fields = Rejection.model_json_schema()["properties"]
+    fields["from_clip"]["maximum"] = last_clip
     params: dict[str, Param] = {name: field_param(name, schema) for name, schema in fields.items()}
     return {name: param.serialize() for name, param in params.items()}

@@ -37,8 +37,9 @@ def next_job(ctx: StepContext, clip_index: int | None, rejection: Rejection) -> 
 
     Equal rejections give the same job id, so that the rerun starts once.
     """
-    earlier, first = ctx.request(), rejection.first_clip(clip_index)
-    if not rejection.changes or not changes_something(earlier, ctx.plan(), rejection.changes, first):
+    earlier, plan = ctx.request(), ctx.plan()
+    first = rejection.first_clip(clip_index, plan.num_clip)
+    if not rejection.changes or not changes_something(earlier, plan, rejection.changes, first):
         return None
     request = rerun_request(ctx.job_id, earlier, rejection.changes, first)
     return NextJob(rerun_job_id(ctx.job_id, request), request)
@@ -57,7 +58,7 @@ def decision(ctx: StepContext, approval: Approval) -> dict[str, Any]:
     following = next_job(ctx, approval.clip_index, rejection)
     if following is None:
         return {"status": approval.status, "reason": f"{reason}. Finished clips are kept for a rerun."}
-    first = rejection.first_clip(approval.clip_index)
+    first = following.request.from_clip or 0
     return {
         "status": approval.status,
         "reason": f"{reason}. Job {following.job_id} renders it again from clip {first + 1}.",

@@ -48,17 +48,21 @@ class Rejection(BaseModel):
         given = self.model_dump(exclude={"note", "from_clip"}, exclude_none=True)
         return {name: value for name, value in given.items() if value != ""}
 
-    def first_clip(self, clip_index: int | None) -> int:
+    def first_clip(self, clip_index: int | None, num_clip: int) -> int:
         """Return the first clip to render again; `clip_index`: the rejected clip, None for the video.
 
-        PermanentError for a later clip than the rejected one: it is not rendered yet.
+        PermanentError for a clip beyond the plan of `num_clip` clips, or after the rejected one: it is not rendered.
         """
-        if clip_index is None:
-            return self.from_clip or 0
-        first = clip_index if self.from_clip is None else self.from_clip
-        if first > clip_index:
-            raise PermanentError(f"from_clip {first}: expected 0 to {clip_index}, the rejected clip.")
+        first = (clip_index or 0) if self.from_clip is None else self.from_clip
+        last = last_first_clip(clip_index, num_clip)
+        if first > last:
+            raise PermanentError(f"from_clip {first}: expected 0 to {last}, the rendered clips.")
         return first
+
+
+def last_first_clip(clip_index: int | None, num_clip: int) -> int:
+    """Return the last clip from which a rejection may render again: the rejected clip, or the last one of the video."""
+    return num_clip - 1 if clip_index is None else clip_index
 
 
 def rejection_of(fields: dict[str, Any]) -> Rejection:

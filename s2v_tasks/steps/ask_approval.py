@@ -8,7 +8,7 @@ from typing import Any
 
 from s2v_tasks.runtime.approvals import decision, fingerprint_of
 from s2v_tasks.runtime.context import StepContext
-from s2v_tasks.schemas.approval import ApprovalStatus
+from s2v_tasks.schemas.approval import ApprovalStatus, last_first_clip
 
 
 def run(ctx: StepContext, *, clip_index: int | None = None, run_id: str | None = None) -> dict[str, Any]:
@@ -25,6 +25,11 @@ def run(ctx: StepContext, *, clip_index: int | None = None, run_id: str | None =
         if approval.status == ApprovalStatus.REJECTED:
             ctx.metadata.jobs.cancel(ctx.job_id, result["reason"])  # record_approval may have been killed before it
         return result
-    what = "the video" if clip_index is None else f"clip {clip_index + 1} of {ctx.plan().num_clip}"
-    wait_seconds = (approval.expires_at - datetime.now(UTC)).total_seconds()
-    return {"status": approval.status, "subject": f"Approve {what} of job {ctx.job_id}?", "wait_seconds": wait_seconds}
+    num_clip = ctx.plan().num_clip
+    what = "the video" if clip_index is None else f"clip {clip_index + 1} of {num_clip}"
+    return {
+        "status": approval.status,
+        "subject": f"Approve {what} of job {ctx.job_id}?",
+        "last_clip": last_first_clip(clip_index, num_clip),
+        "wait_seconds": (approval.expires_at - datetime.now(UTC)).total_seconds(),
+    }

@@ -17,7 +17,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from s2v_tasks.metadata.tables import Approval, Job
-from s2v_tasks.schemas.approval import APPROVE, EARLIEST_ANSWER_SECONDS, REJECT, Rejection
+from s2v_tasks.schemas.approval import APPROVE, EARLIEST_ANSWER_SECONDS, REJECT, Rejection, last_first_clip
 from s2v_tasks.schemas.steps import CLIP_WAIT_TASK, JOB_DAG, PUBLISH
 from s2v_tasks.web.access import User, may_answer, may_start
 from s2v_tasks.web.services import KnownJob, Services, SharedServices, leave_event
@@ -53,8 +53,7 @@ def approve(job: KnownJob, judged: Judged, services: SharedServices, user: User)
 @router.post("/reject", dependencies=[Depends(may_start)])
 def reject(job: KnownJob, rejected: RejectedPart, services: SharedServices, user: User) -> Response:
     """Reject the clip or the video: the job ends, and a rerun starts if a field is changed."""
-    last = (job.num_clip or 1) - 1 if rejected.clip_index is None else rejected.clip_index
-    check_first_clip(rejected.from_clip or 0, last)
+    check_first_clip(rejected.from_clip or 0, last_first_clip(rejected.clip_index, job.num_clip or 1))
     fields = rejected.model_dump(exclude={"clip_index"}, exclude_none=True)
     what = _answer(job, rejected.clip_index, REJECT, fields, user)
     return _noted(services, job, user, f"rejected {what}")

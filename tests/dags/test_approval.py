@@ -17,7 +17,7 @@ from s2v_tasks.orchestration.step_operators import PublishOperator, step_task
 from s2v_tasks.schemas.steps import PUBLISH
 
 SECOND = {"clip_index": 1, "predecessor": 0, "label": "clip 2/2 frames 80..154"}
-WAITING = {"status": "waiting", "subject": "Approve clip 1 of 2 of job my-job?", "wait_seconds": 600.0}
+WAITING = {"status": "waiting", "subject": "Approve clip 1 of 2 of job my-job?", "last_clip": 0, "wait_seconds": 600.0}
 APPROVED = {"status": "approved", "user": "edith"}
 PUBLISHED = {"job_id": "my-job", "video_uri": "s3://b/v.mp4"}
 ANSWER = {"responded_by_user": {"id": "1", "name": "edith"}, "params_input": {}}
@@ -93,7 +93,8 @@ def test_a_task_is_deferred_with_its_question(airflow: Airflow) -> None:
     assert (question["ti_id"], question["options"]) == ("an-id", ["Approve", "Reject"])
     assert question["subject"] == WAITING["subject"]
     assert list(question["params"]) == ["note", "from_clip", "prompt", "base_seed", "sample_steps"]
-    assert question["params"]["sample_steps"]["schema"]["maximum"] == 100
+    schemas = {name: param["schema"] for name, param in question["params"].items()}
+    assert (schemas["sample_steps"]["maximum"], schemas["from_clip"]["maximum"]) == (100, 0)
     json.dumps(question["params"])
 
 

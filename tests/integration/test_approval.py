@@ -218,6 +218,10 @@ def test_a_video_is_published_only_after_its_approval(store: ObjectStore, metada
     assert not store.exists(JobLayout(JOB).result)
     metadata.jobs.start(JOB)
     assert ask(None)["subject"] == "Approve the video of job talk?"
+    with pytest.raises(PermanentError, match="from_clip 1: expected 0 to 0"):
+        answer(ApprovalStatus.REJECTED, None, from_clip=1, base_seed=5)
+    metadata.jobs.start(JOB)
+    assert (ask(None)["status"], ask(None)["last_clip"]) == ("waiting", 0)
     answer(ApprovalStatus.APPROVED, None)
     run("publish")
     assert found(metadata).status == "succeeded"

@@ -10,7 +10,8 @@ from s2v_tasks.cli.approval import approve, reject
 from s2v_tasks.errors import PermanentError
 
 RUNS = [{"dag_run_id": "other", "conf": {"job_id": "other"}}, {"dag_run_id": "talk--2", "conf": {"job_id": "talk"}}]
-QUESTION = {"subject": "Approve clip 1 of 2 of job talk?", "created_at": "2026-11-01T00:00:00+00:00"}
+FORM = {"from_clip": {"value": None, "schema": {"maximum": 1}, "description": None}}
+QUESTION = {"subject": "Approve the video of job talk?", "created_at": "2026-11-01T00:00:00+00:00", "params": FORM}
 
 
 class Api:
@@ -65,3 +66,12 @@ def test_a_bad_rejection_is_refused_before_it_is_sent(api: Api) -> None:
     with pytest.raises(PermanentError, match="Bad rejection: sample_steps 0: Input should be greater"):
         reject("talk", sample_steps=0)
     assert api.answers == []
+
+
+def test_a_first_clip_that_the_video_does_not_have_is_refused_before_it_is_sent(api: Api) -> None:
+    """The form of the question states the last clip; a question without it is left to the step."""
+    with pytest.raises(PermanentError, match=r"--from-clip 2: expected 0 to 1, the rendered clips\."):
+        reject("talk", from_clip=2, base_seed=5)
+    assert api.answers == []
+    reject("talk", from_clip=1, base_seed=5)
+    assert len(api.answers) == 1

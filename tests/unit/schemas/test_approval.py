@@ -16,13 +16,14 @@ def test_a_rejection_begins_at_the_rejected_clip_by_default(
     from_clip: int | None, rejected: int | None, first: int
 ) -> None:
     """The rejection of a video begins at its first clip."""
-    assert Rejection(from_clip=from_clip).first_clip(rejected) == first
+    assert Rejection(from_clip=from_clip).first_clip(rejected, 4) == first
 
 
 def test_clips_behind_the_rejected_one_are_not_there_yet() -> None:
-    """A clip after the rejected one is refused with the bounds."""
-    with pytest.raises(PermanentError, match="from_clip 4: expected 0 to 3, the rejected clip"):
-        Rejection(from_clip=4).first_clip(3)
+    """A clip after the rejected one, or beyond the plan, is refused with the bounds."""
+    for rejected in (3, None):
+        with pytest.raises(PermanentError, match="from_clip 4: expected 0 to 3"):
+            Rejection(from_clip=4).first_clip(rejected, 9 if rejected else 4)
 
 
 @pytest.mark.parametrize(

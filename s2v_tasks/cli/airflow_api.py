@@ -4,7 +4,9 @@ import json
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -27,6 +29,10 @@ HOW_TO_UNPAUSE = (
     "`--unpause` of `s2v submit`"
 )
 _ENDED = ("failed", "success")
+# Answers below 500 that a proxy in front of Airflow may give.
+_OF_PROXIES = {
+    HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS
+}  # fmt: skip
 
 
 class AirflowApi:
@@ -145,10 +151,10 @@ class AirflowApi:
         )
         try:
             with self._opener.open(request, timeout=_TIMEOUT_SECONDS) as answer:
-                return answer.status, _object(answer.read())
+                return answer.status, self._object(answer.status, answer.read())
         except urllib.error.HTTPError as refusal:
             with refusal:
-                return self._refused(refusal.code, _object(refusal.read()))
+                return self._refused(refusal.code, self._object(refusal.code, refusal.read()))
         except OSError as error:
             raise TransientError(
                 f"Airflow at {self.url} does not answer ({error}): check that it runs (`s2v up` starts the embedded "
@@ -159,20 +165,28 @@ class AirflowApi:
         if status in {401, 403}:
             raise ConfigurationError(
                 f"Airflow at {self.url} refuses the account ({status}): check S2V_AIRFLOW_USER and "
-                "S2V_AIRFLOW_PASSWORD, or S2V_AIRFLOW_TOKEN, and their permissions."
+                "S2V_AIRFLOW_PASSWORD, or S2V_AIRFLOW_TOKEN, their permissions, and S2V_AIRFLOW_URL."
             )
         if status in {400, 404, 409, 422}:
             return status, answer
         raise TransientError(f"Airflow at {self.url} failed ({status}): {answer.get('detail', 'see its log')}")
 
+    def _object(self, status: int, data: bytes) -> dict[str, Any]:
+        """Return the JSON object of an answer; the page of a proxy becomes an object with its text as `detail`.
 
-def _object(data: bytes) -> dict[str, Any]:
-    """Return the JSON object of an answer; other answers become an object with their text as `detail`."""
-    try:
-        parsed = json.loads(data)
-    except ValueError:
-        parsed = None
-    return parsed if isinstance(parsed, dict) else {"detail": data[:500].decode(errors="replace")}
+        ConfigurationError if the status shows that another server answered.
+        """
+        with suppress(ValueError):
+            parsed = json.loads(data)
+            if isinstance(parsed, dict):
+                return parsed
+        text = " ".join(data[:500].decode(errors="replace").split())
+        if status not in _OF_PROXIES and (status < 500 or status == HTTPStatus.NOT_IMPLEMENTED):
+            raise ConfigurationError(
+                f"S2V_AIRFLOW_URL {self.url} is not the API server of Airflow: it answers {status} {text[:60]!r}; "
+                "expected JSON. Correct the setting (`make up` sets it for the embedded Airflow)."
+            )
+        return {"detail": text}
 
 
 @dataclass(frozen=True)

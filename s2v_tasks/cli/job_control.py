@@ -12,7 +12,7 @@ from s2v_tasks.cli.request_options import BOOKKEEPING, QUALITY, SAMPLING, flag_o
 from s2v_tasks.cli.submit import JobIdOption, SubmitOptions, Unpause, Via, start, submit_request
 from s2v_tasks.cli.terminal import PEOPLE, AsJson, console, open_metadata_store, print_json
 from s2v_tasks.cli.watch import Watch, unknown_job
-from s2v_tasks.errors import PermanentError, TransientError
+from s2v_tasks.errors import ConfigurationError, PermanentError, TransientError
 from s2v_tasks.schemas.job import JobStatus, RestartableStatus
 from s2v_tasks.schemas.plan import Plan
 from s2v_tasks.schemas.request import Request
@@ -67,7 +67,7 @@ def _end_runs(job_id: str) -> list[str]:
         runs = [str(run["dag_run_id"]) for run in api.active_runs() if job_of_run(run) == job_id]
         for run_id in runs:
             api.fail(run_id)
-    except TransientError as error:
+    except (ConfigurationError, TransientError) as error:
         typer.echo(f"{error} The run in Airflow was not ended; the steps of the job stop by themselves.", err=True)
         return []
     return runs
@@ -120,6 +120,8 @@ def retry(
         if api is not None:
             try:
                 outcome |= start(api, name, parse_request(request))
+            except ConfigurationError:
+                raise  # it concerns every job
             except PermanentError as error:
                 outcome |= {"refused": str(error)}
         outcomes.append(outcome)

@@ -10,7 +10,7 @@ from typer.testing import CliRunner, Result
 
 from s2v_tasks.cli.airflow_api import AirflowApi
 from s2v_tasks.cli.job_control import retry as retry_command
-from s2v_tasks.errors import PermanentError
+from s2v_tasks.errors import ConfigurationError, PermanentError
 from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.settings import load_settings
 
@@ -24,13 +24,14 @@ class Airflow:
     def __init__(self) -> None:
         self.triggered: list[tuple[str, dict[str, Any]]] = []
         self.refuses: str | None = None
+        self.refusal = PermanentError("Airflow refuses the request: no")
 
     def run(self, run_id: str) -> dict[str, Any] | None:
         return {"state": "failed", "conf": {}} if run_id in JOBS else None
 
     def trigger(self, run_id: str, conf: dict[str, Any]) -> bool:
         if conf["job_id"] == self.refuses:
-            raise PermanentError("Airflow refuses the request: no")
+            raise self.refusal
         self.triggered.append((run_id, conf))
         return True
 
@@ -108,6 +109,13 @@ def test_a_job_that_is_refused_keeps_no_other_from_its_start(airflow: Airflow) -
     assert done.exit_code == 65
     assert "zoe Airflow refuses the request: no" in done.output
     assert [run_id for run_id, _ in airflow.triggered] == ["anna--2", "silent--2"]
+
+
+def test_a_wrong_configuration_ends_the_command_at_the_first_job(airflow: Airflow) -> None:
+    """A wrong account or address is the error of the command: it would refuse every job."""
+    airflow.refuses, airflow.refusal = "zoe", ConfigurationError("S2V_AIRFLOW_URL is wrong.")
+    assert retry("--code", "75").exception is airflow.refusal
+    assert airflow.triggered == []
 
 
 def test_a_job_that_did_not_fail_is_named(airflow: Airflow) -> None:

@@ -102,6 +102,16 @@ def test_refusals_have_remedies(server: Server, status: int, answer: Any, error:
         AirflowApi(server.url, token="t").trigger("r", {})
 
 
+@pytest.mark.parametrize("status", [200, 308, 400, 404, 405, 501])
+def test_another_server_is_a_configuration_error(server: Server, status: int) -> None:
+    """A server that answers with a page, as another program at this address does, is named with its answer."""
+    server.answers = [(status, b"<html>\n<h1>Welcome</h1>")]
+    with pytest.raises(
+        ConfigurationError, match=rf"S2V_AIRFLOW_URL {server.url} is not .*: it answers {status} '<html>"
+    ):
+        AirflowApi(server.url).run("r")
+
+
 def test_a_server_that_is_away_is_a_transient_error() -> None:
     """The message names the address and the setting."""
     with pytest.raises(TransientError, match=r"does not answer.*S2V_AIRFLOW_URL"):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import ValidationError
 from typer.core import TyperGroup
 
 from s2v_tasks import __version__
@@ -18,7 +19,15 @@ from s2v_tasks.parent_death import end_with_parent
 
 
 class _Commands(TyperGroup):
-    """The commands. For an unknown one that is an option of commands, such as `watch`, the error names these."""
+    """The commands. Errors name the commands that have an option, such as `watch`, and repeat a wrong number."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            if isinstance(error.__cause__, ValidationError):
+                error.message = _wrong_value(error, error.__cause__)
+            raise
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args[0] not in self.commands:
@@ -29,6 +38,18 @@ class _Commands(TyperGroup):
                 names = ", ".join(f"`{name} {option}`" for name in users)
                 ctx.fail(f"No such command {args[0]!r}. It is an option: {names}.")
         return super().resolve_command(ctx, args)
+
+
+def _wrong_value(error: typer.BadParameter, cause: ValidationError) -> str:
+    """Return the message for a wrong value of an option, with the value and the range of a number."""
+    option: Any = error.param
+    info, kind = option.type_descriptor.parameter_info, option.type_descriptor.annotation
+    if kind not in (int, float):
+        return error.message.removeprefix("Value error, ")  # it has the value
+    number = "a whole number" if kind is int else "a number"
+    if info.min is not None:
+        number += f" of at least {info.min}" if info.max is None else f" from {info.min} to {info.max}"
+    return f"{cause.errors()[0]['input']!r} is not {number}."
 
 
 app = typer.Typer(

@@ -29,11 +29,18 @@ def test_help_is_that_of_the_command(tmp_path: Path) -> None:
     [
         (["help", "jbos"], "No such command 'jbos'. Did you mean 'jobs'?"),
         (["watch", "talk"], "No such command 'watch'. It is an option: `s2v submit --watch`, `s2v rerun --watch`, "),
+        (["jobs", "--limit", "abc"], "'--limit': 'abc' is not a whole number from 1 to 1000."),
+        (["jobs", "--limit=-1"], "'--limit': '-1' is not a whole number from 1 to 1000."),
+        (["retry", "--code", ""], "'--code': '' is not a whole number."),
+        (["rerun", "talk", "--from-clip", "2.5"], "'--from-clip': '2.5' is not a whole number of at least 0."),
+        (["deliver-notifications", "--seconds", "nan"], "'--seconds': 'nan' is not a number of at least 1."),
+        (["jobs", "--status", "done"], "'--status': 'done' is not one of 'queued', "),
+        (["costs", "--since", "monday"], "'--since': 'monday' does not match the formats '%Y-%m-%d', "),
         (["version"], "No such command 'version'. It is an option: `s2v --version`."),
     ],
 )
-def test_an_unknown_command_names_the_right_one(tmp_path: Path, arguments: list[str], said: str) -> None:
-    """A misspelled command and an option without dashes end with code 2 and the right words on stderr."""
+def test_a_usage_error_has_the_value_and_the_remedy(tmp_path: Path, arguments: list[str], said: str) -> None:
+    """A misspelled command, an option without dashes and a wrong value end with code 2 and the right words."""
     done = s2v(tmp_path, *arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert said in done.stderr

@@ -23,7 +23,10 @@ def demo(
     job_id: Annotated[str | None, typer.Option(help="Name of the job. An existing job is continued or reused.")] = None,
     out: Annotated[Path, path_option("Folder for the finished video.")] = Path("out"),
 ) -> None:
-    """Make a talking video with the DAG on this machine, from S3 to S3, with a small model."""
+    """Make a talking video with the DAG on this machine, from S3 to S3, with a small model.
+
+    The result is printed on stdout, and the log of the steps on stderr.
+    """
     from s2v_tasks.embedded.demo import DemoInputs, run_demo
 
     inputs = DemoInputs(image=image, audio=audio, pose_video=pose_video)

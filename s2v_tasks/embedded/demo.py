@@ -42,6 +42,7 @@ from s2v_tasks.storage.result_files import fetch_result
 from s2v_tasks.storage.s3 import ObjectStore
 
 console = Console(soft_wrap=True)
+progress = Console(soft_wrap=True, stderr=True)
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ def run_demo(
 ) -> int:
     """Make one video; return the exit code of the failed step, 0 if none failed.
 
+    Only the result is printed on stdout. Progress and the reason of a failure go to stderr.
     `fields` override the example request (config/demo.yaml). The same `job_id` continues or reuses an earlier job.
     """
     started, began_at = time.monotonic(), datetime.now(UTC)
@@ -66,7 +68,7 @@ def run_demo(
     with services.in_use() as settings:
         request = load_demo_request(config_dir(settings)) | fields | _uploaded(inputs, settings, job_id)
         _check_id(job_id, request, settings)
-        console.print(f"job {job_id}: {request['image_uri']} + {request['audio_uri']}", markup=False)
+        progress.print(f"job {job_id}: {request['image_uri']} + {request['audio_uri']}", markup=False)
         if _is_acceptable(request, settings):
             _run_dag(services, {**request, "job_id": job_id})
         else:
@@ -134,7 +136,7 @@ def _run_dag(services: Services, run_conf: dict[str, Any]) -> None:
         for line in process.stdout:
             log.write(line)
             if shown := _step_line(line):
-                console.print(shown, markup=False)
+                progress.print(shown, markup=False)
 
 
 def _step_line(line: str) -> str | None:
@@ -171,10 +173,10 @@ def _report_failure(job: Job | None, services: Services) -> int:
     """Print the reason of the failure and return its exit code."""
     logs = services.home / "logs"
     if job is None:
-        console.print(f"No step of the job ran; see {logs}.")
+        progress.print(f"No step of the job ran; see {logs}.")
         return TransientError.exit_code
-    console.print(f"{job.status}: {job.reason}", style="red", markup=False)
-    console.print(f"log: {logs / job.job_id}.log")
+    progress.print(f"{job.status}: {job.reason}", style="red", markup=False)
+    progress.print(f"log: {logs / job.job_id}.log")
     return job.exit_code
 
 

@@ -94,9 +94,12 @@ def test_a_job_id_that_another_demo_has_is_refused(
 
 
 def test_an_interrupted_job_continues(
-    whole_video: Path, stack_home: Path, metadata: MetadataStore, tmp_path: Path
+    whole_video: Path, stack_home: Path, metadata: MetadataStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """SIGKILL of the demo in clip 1 ends all its processes; the next run reuses clip 0 and gives the same bytes."""
+    """SIGKILL of the demo in clip 1 ends all its processes; the next run reuses clip 0 and gives the same bytes.
+
+    Its stdout has the result only; its stderr has the log of the steps.
+    """
     fields = [f"--{name.replace('_', '-')}={value}" for name, value in FIELDS.items()]
     command = [sys.executable, "-m", "s2v_tasks.cli", "demo", "--job-id", "interrupted", "--out", str(tmp_path)]
     with (tmp_path / "log").open("wb") as log:
@@ -107,6 +110,9 @@ def test_an_interrupted_job_continues(
     while renderers("interrupted"):
         time.sleep(0.05)
     assert run_demo(stack_home, DemoInputs(), dict(FIELDS), out_dir=tmp_path, job_id="interrupted") == 0
+    shown = capsys.readouterr()
+    assert ("step_finished" in shown.out, "step_finished" in shown.err) == (False, True)
+    assert str(tmp_path / "interrupted.mp4") in shown.out
     job = stored_job(metadata, "interrupted")
     assert [clip.reused for clip in job.clips] == [True, False]
     assert (tmp_path / "interrupted.mp4").read_bytes() == whole_video.read_bytes()
@@ -175,14 +181,22 @@ def test_bad_speech_fails_the_run_once(
     ],
 )
 def test_a_request_that_the_form_refuses_is_stored(
-    stack_home: Path, metadata: MetadataStore, tmp_path: Path, name: str, fields: dict[str, Any], reason: str
+    stack_home: Path,
+    metadata: MetadataStore,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    fields: dict[str, Any],
+    reason: str,
 ) -> None:
-    """A bad field starts no run: exit code 65, and the job has its reason."""
+    """A bad field starts no run: exit code 65, and the job has its reason, which is printed on stderr."""
     request = FIELDS | fields
     assert run_demo(stack_home, DemoInputs(), request, out_dir=tmp_path, job_id=name) == 65
     job = stored_job(metadata, name)
     assert job.status == "failed"
     assert reason in (job.reason or "")
+    shown = capsys.readouterr()
+    assert (str(job.reason) in shown.out, str(job.reason) in shown.err) == (False, True)
 
 
 def test_a_malformed_job_id_is_refused_at_once(tmp_path: Path) -> None:

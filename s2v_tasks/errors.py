@@ -71,7 +71,8 @@ def of_local_file(error: Exception, arguments: Collection[str] = ()) -> S2VError
         return _no_room(error)
     if error.errno in _BAD_NAME:
         return PermanentError(f"{problem}: expected a shorter name; rename the file.")
-    if name and any(name == argument.rpartition("=")[2] for argument in arguments):
+    named = {os.path.realpath(os.fsdecode(path)) for path in (error.filename, error.filename2) if path}
+    if any(os.path.realpath(given) in named for argument in arguments if (given := argument.rpartition("=")[2])):
         return PermanentError(f"{problem}: expected a file or folder that this account may use; correct the argument.")
     if error.errno in _BAD_FOLDER:
         return ConfigurationError(

@@ -22,6 +22,7 @@ from s2v_tasks.cli.terminal import (
     print_table,
 )
 from s2v_tasks.cli.watch import Watch, unknown_job, watch_job
+from s2v_tasks.errors import TransientError
 from s2v_tasks.schemas.job import JobStatus
 from s2v_tasks.settings import load_settings
 
@@ -91,7 +92,10 @@ def _show_awaited(job_id: str, *, as_json: bool) -> None:
     """Show the run of a job that is not in the database yet; PermanentError if Airflow has none either."""
     from s2v_tasks.cli.airflow_api import find_run
 
-    run = find_run(job_id)
+    try:
+        run = find_run(job_id)
+    except TransientError as error:
+        raise TransientError(f"Job {job_id!r} is not in the database, and may wait in Airflow. {error}") from error
     if run is None:
         raise unknown_job(job_id)
     run.check_begins()

@@ -56,9 +56,11 @@ def content_type(path: Path) -> str:
 
 
 def input_uri(store: ObjectStore, path: Path) -> str:
-    """Return the S3 URI of a local file, the same for the same content; PermanentError when there is no such file."""
+    """Return the S3 URI of a local file, the same for the same content; PermanentError for a missing or empty file."""
     if not path.is_file():
         raise PermanentError(f"{str(path)!r} is not a file: expected a picture, a speech file or a video.")
+    if not path.stat().st_size:
+        raise PermanentError(f"{str(path)!r} is empty (0 bytes): expected a picture, a speech file or a video.")
     return store.uri(f"uploads/{file_sha256(path)[:16]}/{plain_name(path.name)}")
 
 

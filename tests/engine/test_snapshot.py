@@ -151,6 +151,8 @@ def test_index_must_belong_to_its_shards(copied: Path) -> None:
 
 def test_checksums_name_what_is_wrong(copied: Path) -> None:
     """A list in the format of sha256sum passes; a damaged file, an unlisted file and a missing list are named."""
+    with pytest.raises(ConfigurationError, match="none is not a folder"):
+        verify_checksums(copied / "none")
     with pytest.raises(ConfigurationError, match="SHA256SUMS is missing"):
         verify_checksums(copied)
     names = [file.relative_to(copied).as_posix() for file in Snapshot.open(copied).weight_files()]

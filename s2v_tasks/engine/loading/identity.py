@@ -66,6 +66,8 @@ def verify_checksums(path: Path) -> int:
 
 
 def _read_list(path: Path) -> dict[str, str]:
+    if not path.parent.is_dir():
+        raise ConfigurationError(f"{path.parent} is not a folder; expected the folder of a snapshot")
     if not path.is_file():
         raise ConfigurationError(f"{path} is missing; create it with sha256sum from a verified copy of the snapshot")
     lines = [line.split(maxsplit=1) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]

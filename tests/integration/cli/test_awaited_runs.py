@@ -154,3 +154,16 @@ def test_no_run_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     waiting.report(None)
     assert capsys.readouterr().err == ""
     assert HOW_TO_UNPAUSE in RUN.sentence
+
+
+def test_a_job_is_not_called_unknown_while_airflow_does_not_answer(
+    airflow: Airflow, metadata: MetadataStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The message about Airflow also says that the database has no such job."""
+
+    def no_answer() -> list[dict[str, Any]]:
+        raise TransientError("Airflow does not answer.")
+
+    monkeypatch.setattr(airflow, "active_runs", no_answer)
+    with pytest.raises(TransientError, match=r"Job 'talk' is not in the database.*Airflow does not answer\."):
+        job("talk")

@@ -76,10 +76,15 @@ def test_a_name_that_is_not_utf_8_is_bad_input(tmp_path: Path, command: str) -> 
 
 
 def test_a_file_argument_that_cannot_be_used_is_bad_input(tmp_path: Path) -> None:
-    """A name that is too long, a folder and a missing file are named in the message."""
+    """A name that is too long, a folder, a missing file and an empty file are named in the message."""
     assert "File name too long" in sentence(s2v(*plan(image="x" * 300)), 65)
     assert str(tmp_path) in sentence(s2v(*plan(image=tmp_path)), 65)
     assert "none.wav" in sentence(s2v(*plan(audio=tmp_path / "none.wav")), 65)
+    empty = tmp_path / "empty.wav"
+    empty.touch()
+    for arguments in (plan(audio=empty), ("submit", *plan(audio=empty)[1:], "--prompt", "x")):
+        assert "empty.wav" in (line := sentence(s2v(*arguments), 65))
+        assert "is empty (0 bytes)" in line
 
 
 @pytest.mark.parametrize(
@@ -137,10 +142,18 @@ def test_every_kind_of_wrong_folder(name: str) -> None:
     """A wrong folder ends with code 78, or with 65 if the file is an argument of the command."""
     error = OSError(getattr(errno, name), os.strerror(getattr(errno, name)), b"/a/b")
     assert isinstance(of_local_file(error, ["/a", "b"]), ConfigurationError)
-    for argument in ("/a/b", "--out=/a/b"):
+    for argument in ("/a/b", "--out=/a/b", "/a/c/../b", os.path.relpath("/a/b")):
         named = of_local_file(error, ["--image", argument])
         assert isinstance(named, PermanentError)
         assert not isinstance(named, ConfigurationError)
+
+
+def test_a_file_where_a_folder_is_written_is_bad_input(tmp_path: Path) -> None:
+    """A file in the place of the new folder is named, and is unchanged."""
+    file = tmp_path / "video.mp4"
+    file.touch()
+    assert "correct the argument" in sentence(s2v("snapshot", "init-tiny", file), 65)
+    assert [*tmp_path.iterdir()] == [file]
 
 
 @pytest.mark.parametrize("number", [errno.ENAMETOOLONG, errno.EILSEQ])

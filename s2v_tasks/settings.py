@@ -152,7 +152,7 @@ class Settings(BaseSettings):
         "", description="Further s3://bucket/prefix of input files, separated by commas; see docs/security.md."
     )
     airflow_url: str | None = Field(
-        None, pattern=r"^https?://", description="URL of Airflow's API server, for commands that start and cancel jobs."
+        None, description="URL of Airflow's API server, for commands that start and cancel jobs."
     )
     airflow_user: str | None = Field(None, description="Account in Airflow; empty if Airflow needs none.")
     airflow_password: SecretStr | None = Field(None, description="Password of that account.")
@@ -245,6 +245,14 @@ class Settings(BaseSettings):
             )
         return value
 
+    @field_validator("airflow_url")
+    @classmethod
+    def _require_url(cls, value: str | None) -> str | None:
+        """Raise ValueError, without the value, which may hold a password, for a text that is no URL."""
+        if value is not None and not value.startswith(("http://", "https://")):
+            raise ValueError("expected http:// or https:// at its beginning, for example https://airflow.example.org")
+        return value
+
     @field_validator("*", mode="before")
     @classmethod
     def _refuse_control_characters(cls, value: Any) -> Any:
@@ -286,7 +294,7 @@ def _problem(error: ErrorDetails) -> str:
     """Return the variable, its value unless it is a text, which may hold a credential, and the expectation."""
     texts = {"value_error", "string_pattern_mismatch", "extra_forbidden"}
     value = "" if error["type"] in texts else f" is {error['input']!r}"
-    return f"{PREFIX}{str(error['loc'][0]).upper()}{value}: {error['msg']}"
+    return f"{PREFIX}{str(error['loc'][0]).upper()}{value}: {error['msg'].removeprefix('Value error, ')}"
 
 
 def config_dir(settings: Settings) -> Path:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 JobId = Annotated[str, typer.Argument(help="The job.")]
 PEOPLE, OPERATORS, INGESTION = "For people", "For operators", "Drop folder and batches"
+if os.environ.get("COLUMNS") == "0":
+    del os.environ["COLUMNS"]  # a terminal of unknown width
 # In a pipe or a file nothing is wrapped, so that each line is a row or a message.
 console = Console(width=None if os.isatty(1) else 100_000)
 _NARROWEST_LAST_COLUMN = 24

@@ -64,6 +64,14 @@ def test_a_table_without_rows_has_its_heading(monkeypatch: pytest.MonkeyPatch) -
     assert console.file.getvalue() == "job  status  video or reason\n"
 
 
+def test_an_unknown_width_hides_no_output(tmp_path: os.PathLike[str]) -> None:
+    """`COLUMNS=0`, which some tools set for a terminal without a size, counts as not set."""
+    environment = os.environ | {"S2V_HOME": str(tmp_path), "COLUMNS": "0"}
+    command = [sys.executable, "-m", "s2v_tasks.cli", "help"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert "Measure faces" in done.stdout
+
+
 def test_a_terminal_without_utf_8_shows_escapes(tmp_path: os.PathLike[str]) -> None:
     """Characters that the encoding of the output lacks are escapes, and no traceback."""
     code = (

@@ -76,8 +76,8 @@ def of_local_file(error: Exception, arguments: Collection[str] = ()) -> S2VError
         return PermanentError(f"{problem}: expected a file or folder that this account may use; correct the argument.")
     if error.errno in _BAD_FOLDER:
         return ConfigurationError(
-            f"{problem}: expected an existing folder that this account may write to; check S2V_WORK_DIR, S2V_HOME "
-            "and TMPDIR, and the rights of the folder."
+            f"{problem}: expected an existing folder that this account may read and write; correct its rights, or "
+            "choose another one by S2V_WORK_DIR, S2V_HOME, TMPDIR or the argument of the command."
         )
     return None
 

@@ -199,7 +199,10 @@ def _request(store: "ObjectStore", job_id: str) -> Request:
     try:
         return parse_request(json.loads(store.get_bytes(JobLayout(job_id).request)))
     except ObjectMissingError:
-        raise unknown_job(job_id) from None
+        raise PermanentError(
+            f"Job {job_id!r} has no inputs in S3: expected a job whose first step has finished; `s2v jobs` lists all "
+            f"jobs, and `s2v retry {job_id}` starts a failed one again."
+        ) from None
 
 
 def _plan(store: "ObjectStore", job_id: str) -> Plan:

@@ -244,7 +244,9 @@ def test_a_rerun_without_a_change_is_not_submitted(store: ObjectStore, metadata:
             rerun(parent=PARENT, from_clip=3, via="drop", as_json=True, **change)
         assert done.value.exit_code == 0
     assert [job.job_id for job in metadata.jobs.recent()] == [PARENT]  # the others wait in the drop folder
-    with pytest.raises(PermanentError, match="'nobody' does not exist"):
+    with pytest.raises(
+        PermanentError, match="Job 'nobody' has no inputs in S3: expected a job whose first step has finished"
+    ):
         rerun(parent="nobody", via="drop")
     store.delete(JobLayout(PARENT).plan)
     with pytest.raises(PermanentError, match="Job first-take has no plan"):

@@ -19,7 +19,7 @@ from s2v_tasks.metadata.attempts import (
 from s2v_tasks.metadata.events import EventRepository
 from s2v_tasks.metadata.session import transaction
 from s2v_tasks.metadata.sql import NOW, Repository, lock_job, storable, update_clip
-from s2v_tasks.metadata.tables import ArtifactRow, Event
+from s2v_tasks.metadata.tables import ArtifactRow, Clip, Event
 from s2v_tasks.schemas.events import JobEvent
 from s2v_tasks.schemas.job import AttemptOutcome, ClipStatus
 from s2v_tasks.schemas.manifest import ClipFacts, Manifest
@@ -62,11 +62,15 @@ class ClipRepository(Repository):
         eta_seconds: float | None = None,
         gpu_memory_bytes: int | None = None,
     ) -> None:
-        """Record that solver step `step` of `num_steps` is done and that about `eta_seconds` remain."""
+        """Record that solver step `step` of `num_steps` is done and that about `eta_seconds` remain.
+
+        A finished clip does not change: another process may have taken the place of this one.
+        """
         values = {"status": ClipStatus.RENDERING, "progress_step": step, "progress_steps": num_steps}
         values |= {"eta_seconds": eta_seconds, "gpu_memory_bytes": gpu_memory_bytes}
+        unfinished = (Clip.job_id == job_id, Clip.clip_index == clip_index, Clip.status != ClipStatus.SUCCEEDED)
         with transaction(self._engine) as connection:
-            update_clip(connection, job_id, clip_index, values)
+            connection.execute(sa.update(Clip).where(*unfinished).values(**values))
 
     def succeed(
         self,

@@ -113,6 +113,9 @@ def test_progress_of_a_clip(metadata: MetadataStore, planned: Planned) -> None:
     metadata.clips.succeed("job-1", 1, facts=FACTS, reused=False)
     event = job(metadata).events[-1]
     assert (event.event, event.clip_index, event.detail) == ("clip_succeeded", 1, {"reused": False})
+    finished = job(metadata).clips
+    metadata.clips.record_progress("job-1", 1, step=2, num_steps=4, eta_seconds=1.5)  # of a process that was replaced
+    assert job(metadata).clips == finished
     assert job(metadata).clips[1].eta_seconds is None
 
 

@@ -212,13 +212,21 @@ class ArtifactStore:
         return self._copy_beside(kept, work.manifest_key.removesuffix(MANIFEST_NAME))
 
     def _copy_beside(self, manifest: Manifest, folder: str) -> Manifest:
-        """Copy the outputs into `folder` (a key that ends in /), then write a manifest with the new keys."""
+        """Copy the outputs into `folder` (a key that ends in /), then write a manifest with the new keys.
+
+        TransientError, and no manifest, if an output was replaced while it was copied.
+        """
         outputs = {}
         for name, artifact in manifest.outputs.items():
             key = folder + artifact.key.rpartition("/")[2]
             self.store.copy(artifact.key, key)
             outputs[name] = artifact.model_copy(update={"key": key})
         copy = manifest.model_copy(update={"outputs": outputs})
+        if not self._is_whole(copy):
+            raise TransientError(
+                f"Outputs of {manifest.step} were replaced while they were copied to {folder}: expected outputs that "
+                "do not change. Another process writes them; run the step again."
+            )
         self._put_manifest(folder + MANIFEST_NAME, copy)
         return copy
 

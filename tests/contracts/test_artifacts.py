@@ -156,6 +156,24 @@ def test_artifacts_of_another_job_become_its_own(store: ObjectStore) -> None:
         artifacts.adopt(made, "job-4", JobLayout("job-4").clip_manifest(0))
 
 
+def test_outputs_that_are_replaced_while_they_are_copied_are_not_adopted(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the other job renders its clip again meanwhile, the copy of mixed files gets no manifest."""
+    made, second = produce(store, "f1", clip_build(b"1")).manifest, JobLayout("job-2").clip_manifest(0)
+    copy = ObjectStore.copy
+
+    def late(*arguments: str, **named: int) -> None:
+        monkeypatch.setattr(ObjectStore, "copy", copy)
+        produce(store, "f2", clip_build(b"2"))
+        copy(*arguments, **named)
+
+    monkeypatch.setattr(ObjectStore, "copy", late)
+    with pytest.raises(TransientError, match="were replaced while they were copied to jobs/job-2/clips/0000/"):
+        ArtifactStore(store).adopt(made, "job-2", second)
+    assert not store.exists(second)
+
+
 def test_the_same_work_of_another_job_is_copied(store: ObjectStore) -> None:
     """Outputs of another job are copied if they are complete and have the same inputs; otherwise the step runs."""
     second = JobLayout("job-2")

@@ -21,7 +21,7 @@ from s2v_tasks.metadata.sql import (
     update_job,
     upsert_job,
 )
-from s2v_tasks.metadata.starts import check_owner, clear_cancel, is_cancellable, is_settled, refuse_ended
+from s2v_tasks.metadata.starts import check_owner, clear_cancel, is_cancellable, is_settled, refuse_late
 from s2v_tasks.metadata.tables import Approval, ArtifactRow, Attempt, Clip, Event, Job
 from s2v_tasks.schemas.events import JobEvent
 from s2v_tasks.schemas.job import (
@@ -72,9 +72,10 @@ class JobRepository(Repository):
             )
 
     def enqueue(
-        self, job_id: str, request: dict[str, Any], *, source: Source | None = None, dag_run_id: str | None = None
-    ) -> None:
-        """Create a job, or queue it again with this request; it keeps its first source.
+        self, job_id: str, request: dict[str, Any], *,
+        source: Source | None = None, dag_run_id: str | None = None, began_at: datetime | None = None,
+    ) -> None:  # fmt: skip
+        """Create a job, or queue it again with this request; it keeps its first source. `began_at`: see `start`.
 
         A job that runs keeps running if this is another try of the first step of its run. Raises JobTakenError and
         changes nothing if the id belongs to another request.
@@ -91,9 +92,11 @@ class JobRepository(Repository):
             values["dag_run_id"] = dag_run_id
         with transaction(self._engine) as connection:
             # The second of two concurrent callers blocks here and then reads the request of the first.
-            new = insert(Job).values(job_id=job_id, **storable(values)).on_conflict_do_nothing()
+            created = {"job_id": job_id, "created_at": began_at or NOW}
+            new = insert(Job).values(**created, **storable(values)).on_conflict_do_nothing()
             if connection.execute(new.returning(Job.job_id)).first() is None:
                 check_owner(connection, job_id, request, run_id=dag_run_id)
+                refuse_late(connection, job_id, began_at)
                 again = {"request": request} | request_columns(request)
                 if update_job(connection, job_id, again, Job.status == JobStatus.RUNNING, Job.dag_run_id == dag_run_id):
                     return
@@ -111,20 +114,28 @@ class JobRepository(Repository):
 
         `by_clip`: the caller starts a clip. After one clip has failed the job, clips of other chains continue. They
         belong to the failed start and do not restart the job until `close_job` has closed it. `began_at`: when the step
-        of the caller began; TransientError if the job has ended since.
+        of the caller began, which becomes the start of the job; TransientError if the job has ended or was started
+        again since.
         """
-        values = {"status": JobStatus.RUNNING, "reason": None, "started_at": NOW, "finished_at": None}
+        values = {"status": JobStatus.RUNNING, "reason": None, "started_at": began_at or NOW, "finished_at": None}
         with transaction(self._engine) as connection:
             lock_job(connection, job_id)
             if by_clip and not is_settled(connection, job_id):
                 return
-            if began_at is not None:
-                refuse_ended(connection, job_id, began_at)
+            refuse_late(connection, job_id, began_at, by_clip=by_clip)
             if update_job(connection, job_id, values, Job.status != JobStatus.RUNNING):
                 self._events.add(connection, job_id, JobEvent.JOB_STARTED)
 
-    def record_plan(self, job_id: str, plan: Plan) -> None:
-        """Record the summary of the plan and its clips, all pending; clips beyond the plan are deleted."""
+    def refuse_late(self, job_id: str, began_at: datetime) -> None:
+        """Raise TransientError if the job has ended or was started again since `began_at`."""
+        with transaction(self._engine) as connection:
+            refuse_late(connection, job_id, began_at)
+
+    def record_plan(self, job_id: str, plan: Plan, *, began_at: datetime | None = None) -> None:
+        """Record the summary of the plan and its clips, all pending; clips beyond the plan are deleted.
+
+        `began_at`: see `start`.
+        """
         estimate = plan.estimate
         summary = {
             "num_clip": plan.num_clip,
@@ -141,6 +152,7 @@ class JobRepository(Repository):
         steps = {"progress_step": None, "progress_steps": plan.sampling.sample_steps}
         with transaction(self._engine) as connection:
             lock_job(connection, job_id)
+            refuse_late(connection, job_id, began_at)
             update_job(connection, job_id, summary | price | {"preset": plan.preset})
             connection.execute(sa.delete(Clip).where(Clip.job_id == job_id, Clip.clip_index >= plan.num_clip))
             for clip in plan.clips:
@@ -155,13 +167,14 @@ class JobRepository(Repository):
                 )
             self._events.add(connection, job_id, JobEvent.JOB_PLANNED, detail=summary)
 
-    def fail(self, job_id: str, reason: str) -> None:
+    def fail(self, job_id: str, reason: str, *, began_at: datetime | None = None) -> None:
         """Fail the job and the clips it renders; a job that was never queued is created.
 
-        A later reason replaces the earlier one; the webhook gets a message only for the first failure.
+        A later reason replaces the earlier one; the webhook gets a message only for the first failure. `began_at`: when
+        the step of the caller began; TransientError if the job succeeded, was cancelled or was started again since.
         """
         with transaction(self._engine) as connection:
-            self._fail(connection, job_id, reason)
+            self._fail(connection, job_id, reason, began_at)
 
     def refuse(self, job_id: str, reason: str) -> bool:
         """Fail a job that waits in the queue. Return False and change nothing if it has a DAG run or has ended."""
@@ -230,14 +243,21 @@ class JobRepository(Repository):
             if not update_job(connection, job_id, {"dag_run_id": run_id}, *waited, queued_run_id() == run_id):
                 clear_cancel(connection, job_id)
 
-    def cancel(self, job_id: str, reason: str | None = None) -> None:
-        """End the job as cancelled; finished clips keep their status. `reason`: the default counts the clips."""
+    def cancel(self, job_id: str, reason: str | None = None, *, began_at: datetime | None = None) -> None:
+        """End the job as cancelled; finished clips keep their status. `reason`: the default counts the clips.
+
+        `began_at`: when the step of the caller began; TransientError if the job was started again since.
+        """
         with transaction(self._engine) as connection:
             lock_job(connection, job_id)
+            refuse_late(connection, job_id, began_at, ())
             self._cancel(connection, job_id, reason)
 
-    def succeed(self, job_id: str, video_uri: str, sha256: str) -> None:
-        """Record that the video is published; the webhook gets a message only for the first success of a start."""
+    def succeed(self, job_id: str, video_uri: str, sha256: str, *, began_at: datetime | None = None) -> None:
+        """Record that the video is published; the webhook gets a message only for the first success of a start.
+
+        `began_at`: see `start`; this video may have been recorded before.
+        """
         values: dict[str, Any] = {
             "status": JobStatus.SUCCEEDED,
             "reason": None,
@@ -247,14 +267,18 @@ class JobRepository(Repository):
         }
         with transaction(self._engine) as connection:
             lock_job(connection, job_id)
-            before = connection.execute(sa.select(Job.status).where(Job.job_id == job_id)).scalar()
+            columns = sa.select(Job.status, Job.video_uri, Job.sha256)
+            before = connection.execute(columns.where(Job.job_id == job_id)).one()
+            if before != (JobStatus.SUCCEEDED, video_uri, sha256):
+                refuse_late(connection, job_id, began_at)
             update_job(connection, job_id, values)
             detail = {"video_uri": video_uri, "sha256": sha256}
-            is_new = before != JobStatus.SUCCEEDED
+            is_new = before.status != JobStatus.SUCCEEDED
             self._events.add(connection, job_id, JobEvent.JOB_SUCCEEDED, detail=detail, notify=is_new)
 
-    def _fail(self, connection: sa.Connection, job_id: str, reason: str) -> None:
+    def _fail(self, connection: sa.Connection, job_id: str, reason: str, began_at: datetime | None = None) -> None:
         before = connection.execute(sa.select(Job.status).where(Job.job_id == job_id).with_for_update()).scalar()
+        refuse_late(connection, job_id, began_at, (JobStatus.SUCCEEDED, JobStatus.CANCELLED))
         upsert_job(connection, job_id, {"status": JobStatus.FAILED, "reason": reason, "finished_at": NOW})
         end_attempts(connection, job_id, outcome=AttemptOutcome.LOST, reason=reason)
         _interrupt_clips(connection, job_id)

@@ -1,5 +1,6 @@
-"""Starts of a job: which request may start it, and whether its last start is over or may be cancelled."""
+"""Starts of a job: which request may start it, which processes belong to it, whether it is over or may be cancelled."""
 
+from collections.abc import Collection
 from datetime import datetime
 from typing import Any
 
@@ -43,14 +44,33 @@ def check_owner(
         refuse_other_request(job_id, request, job.request, given_only=given_only)
 
 
-def refuse_ended(connection: sa.Connection, job_id: str, began_at: datetime) -> None:
-    """Raise TransientError if the job has ended since `began_at`, by the clock of the database."""
-    ended = (Job.job_id == job_id, Job.status.in_(ENDED_STATUSES), Job.finished_at >= began_at)
-    status = connection.execute(sa.select(Job.status).where(*ended)).scalar()
-    if status is not None:
+def refuse_late(
+    connection: sa.Connection,
+    job_id: str,
+    began_at: datetime | None,
+    ended_as: Collection[JobStatus] = ENDED_STATUSES,
+    *,
+    by_clip: bool = False,
+) -> None:
+    """Raise TransientError for a step that began at `began_at` if the job has ended or was started again since.
+
+    The clock is that of the database. `ended_as`: the statuses that count as ended. A step that starts the job sets
+    `started_at` to its own beginning, and is therefore not late. `by_clip`: clips are rendered at the same time, and
+    each of them may have started the job.
+    """
+    if began_at is None:
+        return
+    is_retry = (Event.job_id == job_id, Event.event == JobEvent.JOB_RETRIED, Event.at > began_at)
+    is_started = sa.false() if by_clip else Job.started_at > began_at
+    what_happened = sa.case(
+        (sa.or_(is_started, sa.exists().where(*is_retry)), "was started again"),
+        (sa.and_(Job.status.in_(list(ended_as)), Job.finished_at >= began_at), "has ended"),
+    )
+    found = connection.execute(sa.select(what_happened, Job.status).where(Job.job_id == job_id)).one_or_none()
+    if found is not None and found[0] is not None:
         raise TransientError(
-            f"Job {job_id} has ended since this process began ({status}): expected it to run. Another process may have "
-            "taken the place of this one. Nothing is changed; run the step again if the job needs it."
+            f"Job {job_id} {found[0]} since this process began (it is {found[1]}): expected it to run on. Another "
+            "process may have taken the place of this one. Nothing is changed; run the step again if the job needs it."
         )
 
 

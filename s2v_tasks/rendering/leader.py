@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -15,7 +16,7 @@ from s2v_tasks.engine.clip import MotionState
 from s2v_tasks.engine.denoising import Interrupted
 from s2v_tasks.engine.loading import snapshot_id
 from s2v_tasks.engine.worker import Worker
-from s2v_tasks.errors import PermanentError, TransientError
+from s2v_tasks.errors import PermanentError, TransientError, UnavailableError
 from s2v_tasks.media.background import background_consumer
 from s2v_tasks.media.contact_sheet import poster
 from s2v_tasks.media.encode import Frames, encode_clip, encoder_build
@@ -24,9 +25,10 @@ from s2v_tasks.rendering.progress import Progress, clip_facts
 from s2v_tasks.rendering.renderer import Order, Renderer, plan_adapters, plan_options
 from s2v_tasks.rendering.takes import TakeGate, as_take, with_takes
 from s2v_tasks.runtime.attempts import AttemptInterruptedError, ClipAttempt
-from s2v_tasks.runtime.context import StepContext
+from s2v_tasks.runtime.context import StepContext, check_made_from, made_from_others
+from s2v_tasks.runtime.outages import tried_once
 from s2v_tasks.runtime.requirements import open_snapshot
-from s2v_tasks.schemas.manifest import Artifact, ClipFacts, Manifest, PartialClipFacts
+from s2v_tasks.schemas.manifest import Artifact, ClipFacts, ConditionsFacts, Manifest, PartialClipFacts
 from s2v_tasks.schemas.plan import FPS, ClipPlan, Plan
 from s2v_tasks.schemas.quality import TakeRecord
 from s2v_tasks.schemas.steps import ENCODE_CONDITIONS, RENDER_CLIP, STAGE_INPUTS
@@ -187,6 +189,7 @@ class Leader:
             ) from stop
         engine_facts = self._renderer.clip_facts()
         self._worker.done()
+        self._check_wanted(clip)
         facts = clip_facts(ctx.settings, clip, engine_facts, render_seconds)
         planned = self._plan.clips[clip.clip_index]
         made: dict[str, Any] = {"plan_digest": self._plan.digest_of(planned), "encoder": encoder_build()}
@@ -212,6 +215,23 @@ class Leader:
             save_file({"latents": motion.latents.contiguous(), "frames": motion.frames.contiguous()}, path)
             outputs["motion"] = OutputFile(path, layout.motion(clip_index), "application/octet-stream")
         return outputs
+
+    def _check_wanted(self, clip: ClipPlan) -> None:
+        """Raise TransientError if the plan or the inputs of the clip have changed while it was rendered.
+
+        Another start of the job may have stored its clip in the meantime. The question does not wait for S3, because
+        the clip is not yet kept on disk.
+        """
+        index = clip.clip_index
+        with suppress(UnavailableError), tried_once():
+            plan = self._ctx.plan()
+            planned = {other.clip_index: plan.digest_of(other) for other in plan.clips}
+            is_planned = planned.get(index) == self._plan.digest_of(self._plan.clips[index])
+            if not is_planned or _inputs(self._ctx) != self._inputs:
+                raise TransientError(
+                    f"The request or the plan of job {self._ctx.job_id} has changed while clip {index} was rendered: "
+                    "the clip is not stored. Run the step again if the job needs it."
+                )
 
     def _fetch(self, needed: dict[str, Artifact], folder: Path) -> dict[str, Path]:
         """Return local paths of the inputs of a clip; inputs that all clips read are downloaded once."""
@@ -264,10 +284,13 @@ def _difference(made: Manifest) -> str:
 
 
 def _inputs(ctx: StepContext) -> dict[str, Artifact]:
-    """Return the artifacts that all clips of the job read."""
+    """Return the artifacts that all clips of the job read; TransientError for conditions of another start."""
     conditions = ctx.manifest(ctx.layout.conditions_manifest, ENCODE_CONDITIONS)
     inputs = {"conditions": conditions.outputs["conditions"]}
     staged = ctx.manifest(ctx.layout.input_manifest, STAGE_INPUTS).outputs
+    if conditions.facts_as(ConditionsFacts).prompt not in {None, ctx.request().prompt}:
+        raise made_from_others(conditions, ENCODE_CONDITIONS)
+    check_made_from(conditions, {name: staged[name] for name in ("image", "audio_16k")}, ENCODE_CONDITIONS)
     if "pose" in staged:
         inputs["pose"] = staged["pose"]
     return inputs

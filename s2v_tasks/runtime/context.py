@@ -36,6 +36,8 @@ from s2v_tasks.storage.layout import JobLayout
 from s2v_tasks.storage.s3 import ObjectStore
 from s2v_tasks.webhooks.delivery import STEP_SECONDS, deliver_due
 
+_WRITES = frozenset({"put_bytes", "upload", "copy", "delete"})  # the methods of a store by which steps change objects
+
 
 @dataclass(frozen=True)
 class StepContext:
@@ -57,7 +59,7 @@ class StepContext:
 
     @cached_property
     def began_at(self) -> datetime:
-        """Return the time, by the database, at which the step began: `run_step` reads it before the work."""
+        """Return the time, by the database, at which the step began: `run_step` reads it first."""
         return self.metadata.now()
 
     def request(self) -> Request:
@@ -86,9 +88,9 @@ class StepContext:
     def withdraw_result(self, *, by_clip: bool = False) -> None:
         """Let an ended job run again, and delete its result, which is about to be replaced.
 
-        `by_clip`: see `JobRepository.start`. TransientError if the job has ended since the step began: another process
-        may have taken the place of this one, which has waited for a service meanwhile. A result is deleted only if it
-        existed before `start`: the process may wait in the deletion, too.
+        `by_clip`: see `JobRepository.start`. TransientError if the job has ended or was started again since the step
+        began: another process may have taken the place of this one, which has waited for a service meanwhile. A result
+        is deleted only if it existed before `start`: the process may wait in the deletion, too.
         """
         exists = self.store.exists(self.layout.result)
         self.metadata.jobs.start(self.job_id, by_clip=by_clip, began_at=self.began_at)
@@ -115,10 +117,15 @@ def check_made_from(made: Manifest, inputs: dict[str, Artifact], made_by: Step) 
     """
     expected = {name: artifact.sha256 for name, artifact in inputs.items()}
     if {name: artifact.sha256 for name, artifact in made.inputs.items()} != expected:
-        raise TransientError(
-            f"The outputs of {made_by.name} of job {made.job_id} were made from other inputs: expected those of this "
-            f"start of the job. An earlier start may have stored them late; run `s2v {made_by.command}` again."
-        )
+        raise made_from_others(made, made_by)
+
+
+def made_from_others(made: Manifest, made_by: Step) -> TransientError:
+    """Return the error for an artifact that was made from other inputs than those of this start of the job."""
+    return TransientError(
+        f"The outputs of {made_by.name} of job {made.job_id} were made from other inputs: expected those of this "
+        f"start of the job. An earlier start may have stored them late; run `s2v {made_by.command}` again."
+    )
 
 
 def _not_there(key: str, command: str) -> TransientError:
@@ -136,15 +143,25 @@ def tolerated(event: str) -> Iterator[None]:
 
 
 @contextmanager
-def open_context(job_id: str, settings: Settings) -> Iterator[StepContext]:
-    """Open the context of a job; its scratch folder and connections are closed at the end."""
+def open_context(job_id: str, settings: Settings, *, by_clip: bool = False) -> Iterator[StepContext]:
+    """Open the context of a job; its scratch folder and connections are closed at the end.
+
+    Before each write to S3, also after an outage, the step asks if it is late: see `JobRepository.refuse_late`. S3 can
+    not make a write depend on that, so a pause between the two is not covered. `by_clip`: a clip is stored also after
+    its start has failed; the next start waits for it.
+    """
+
+    def refuse_late(method: str) -> None:
+        if method in _WRITES and not by_clip:
+            context.metadata.jobs.refuse_late(job_id, context.began_at)
+
     layout = JobLayout(job_id)
     policy = RetryPolicy(settings.retry_seconds)
-    store = retried(ObjectStore.from_settings(settings), "S3", policy)
+    store = retried(ObjectStore.from_settings(settings), "S3", policy, refuse_late)
     metadata = MetadataStore.from_settings(settings)
     with ExitStack() as until_closed:
         until_closed.callback(metadata.close)
-        yield StepContext(
+        context = StepContext(
             job_id=job_id,
             settings=settings,
             layout=layout,
@@ -154,6 +171,7 @@ def open_context(job_id: str, settings: Settings) -> Iterator[StepContext]:
             retry_policy=policy,
             until_closed=until_closed,
         )
+        yield context
 
 
 def run_step(
@@ -170,9 +188,10 @@ def run_step(
     logger.info("settings", **_loggable(settings))
     if clip_index is not None:
         arguments["clip_index"] = clip_index
-    with open_context(job_id, settings) as context:
+    with open_context(job_id, settings, by_clip=step == RENDER_CLIP) as context:
         started = time.monotonic()
         try:
+            _ = context.began_at  # read now
             with _until_cancelled(context, step, arguments.get("run_id")):
                 result = body(context, **arguments)
         except Exception as raised:
@@ -220,7 +239,6 @@ def _until_cancelled(context: StepContext, step: Step, run_id: str | None) -> It
     if step == STAGE_INPUTS:
         context.metadata.jobs.clear_cancel(context.job_id, run_id)
     refuse_cancelled(context.metadata, context.job_id)
-    _ = context.began_at  # read now
     with cancellable(context.job_id, context.settings):
         yield
 
@@ -243,8 +261,8 @@ def _record_failure(context: StepContext, step: Step, clip_index: int | None, er
             detail={"error": str(error), "exit_code": getattr(error, "exit_code", 1)},
         )
         if isinstance(error, JobCancelledError):
-            context.metadata.jobs.cancel(context.job_id)
+            context.metadata.jobs.cancel(context.job_id, began_at=context.began_at)
         elif isinstance(error, PermanentError):
-            context.metadata.jobs.fail(context.job_id, f"{step.name}: {error}")
+            context.metadata.jobs.fail(context.job_id, f"{step.name}: {error}", began_at=context.began_at)
     except S2VError as second:
         log.get_logger().error("failure_not_recorded", error=str(second))

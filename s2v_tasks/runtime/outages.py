@@ -55,12 +55,13 @@ def tried_once() -> Iterator[None]:
         _tries_once.reset(token)
 
 
-def retried(target: T, service: str, policy: RetryPolicy) -> T:
+def retried(target: T, service: str, policy: RetryPolicy, before: Callable[[str], None] = lambda _: None) -> T:
     """Return `target` with methods that are repeated on UnavailableError until the outage has lasted `policy.seconds`.
 
     The methods must be idempotent. An outage begins with the first call that fails and ends with one that succeeds.
+    `before` gets the name of the method before each try.
     """
-    return cast("T", _Retried(target, service, policy, _Outage()))
+    return cast("T", _Retried(target, service, policy, _Outage(), before))
 
 
 @dataclass
@@ -71,18 +72,22 @@ class _Outage:
 
 
 class _Retried:
-    def __init__(self, target: Any, service: str, policy: RetryPolicy, outage: _Outage) -> None:
+    def __init__(
+        self, target: Any, service: str, policy: RetryPolicy, outage: _Outage, before: Callable[[str], None]
+    ) -> None:
         self._target, self._service, self._policy, self._outage = target, service, policy, outage
+        self._before = before
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._target, name)
         if isinstance(value, Repository):  # a part of the metadata store
-            return _Retried(value, self._service, self._policy, self._outage)
+            return _Retried(value, self._service, self._policy, self._outage, self._before)
         return partial(self._call, value) if callable(value) else value
 
     def _call(self, method: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         tries, began = 0, None
         while True:
+            self._before(method.__name__)
             try:
                 answer = method(*arguments, **named)
             except UnavailableError as error:

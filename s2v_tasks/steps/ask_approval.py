@@ -23,7 +23,8 @@ def run(ctx: StepContext, *, clip_index: int | None = None, run_id: str | None =
     if approval.status != ApprovalStatus.WAITING:
         result = decision(ctx, approval)
         if approval.status == ApprovalStatus.REJECTED:
-            ctx.metadata.jobs.cancel(ctx.job_id, result["reason"])  # record_approval may have been killed before it
+            # record_approval may have been killed before it
+            ctx.metadata.jobs.cancel(ctx.job_id, result["reason"], began_at=ctx.began_at)
         return result
     num_clip = ctx.plan().num_clip
     what = "the video" if clip_index is None else f"clip {clip_index + 1} of {num_clip}"

@@ -28,7 +28,7 @@ def run(
     if run_id and not job.has_ended and run_id != (own := ctx.metadata.queue.run_of(ctx.job_id)):
         return {"status": "not run", "reason": f"The job is unchanged: {job.status}. It belongs to run {own!r}."}
     if job.cancel_requested_at and job.status != JobStatus.SUCCEEDED:
-        ctx.metadata.jobs.cancel(ctx.job_id)
+        ctx.metadata.jobs.cancel(ctx.job_id, began_at=ctx.began_at)
         return {"status": JobStatus.CANCELLED, "reason": "It was cancelled; finished clips are kept and reused."}
     if job.has_ended:
         return {"status": job.status, "reason": job.reason}
@@ -40,7 +40,7 @@ def run(
         else "A step was killed before it could report a reason: see the Airflow log of the failed task, then start "
         "the job again; finished clips are reused."
     )
-    ctx.metadata.jobs.fail(ctx.job_id, reason)
+    ctx.metadata.jobs.fail(ctx.job_id, reason, began_at=ctx.began_at)
     return {"status": JobStatus.FAILED, "reason": reason}
 
 

@@ -37,7 +37,7 @@ def run(ctx: StepContext) -> dict[str, Any]:
     stored = ctx.store.get_bytes(ctx.layout.plan) if ctx.store.exists(ctx.layout.plan) else None
     if data != stored or job is None or job.num_clip != plan.num_clip:
         ctx.withdraw_result()
-        ctx.metadata.jobs.record_plan(ctx.job_id, plan)
+        ctx.metadata.jobs.record_plan(ctx.job_id, plan, began_at=ctx.began_at)
         for clip in plan.inherited:
             made = ctx.clip_manifest(clip.clip_index)
             ctx.metadata.clips.inherit(ctx.job_id, clip, facts=made.facts_as(ClipFacts))

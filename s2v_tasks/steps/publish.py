@@ -48,7 +48,7 @@ def run(ctx: StepContext) -> dict[str, Any]:
     sidecar.write_text(json.dumps(result, indent=2, ensure_ascii=False), encoding="utf-8")
     ctx.store.upload(sidecar, output_sidecar_uri(ctx.settings, ctx.job_id), "application/json")
     ctx.store.put_bytes(ctx.layout.result, sidecar.read_bytes(), "application/json")
-    ctx.metadata.jobs.succeed(ctx.job_id, video_uri=video_uri, sha256=video.sha256)
+    ctx.metadata.jobs.succeed(ctx.job_id, video_uri=video_uri, sha256=video.sha256, began_at=ctx.began_at)
     return {name: result[name] for name in ("video_uri", "sha256", "duration_seconds")}
 
 

@@ -38,7 +38,7 @@ def run(
             f"Nobody approved or rejected {what} within {hours:g} h (S2V_APPROVAL_SECONDS). "
             f"Start the job again with `s2v retry {ctx.job_id}` to be asked again: finished clips are reused."
         )
-        ctx.metadata.jobs.fail(ctx.job_id, reason)
+        ctx.metadata.jobs.fail(ctx.job_id, reason, began_at=ctx.began_at)
         return {"status": status, "reason": reason}
     decided = ctx.metadata.approvals.find(ctx.job_id, clip_index, fingerprint, run_id)
     if decided is None:
@@ -47,5 +47,5 @@ def run(
         )
     result = decision(ctx, decided)
     if decided.status == ApprovalStatus.REJECTED:
-        ctx.metadata.jobs.cancel(ctx.job_id, result["reason"])
+        ctx.metadata.jobs.cancel(ctx.job_id, result["reason"], began_at=ctx.began_at)
     return result

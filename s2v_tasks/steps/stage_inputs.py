@@ -98,12 +98,13 @@ def _accept(ctx: StepContext, request_json: str, run_id: str | None) -> Request:
         raise PermanentError(f"The request is a JSON {type(data).__name__}: expected an object of request fields.")
     request = parse_request({name: value for name, value in data.items() if value is not None})
     load_catalogue(config_dir(ctx.settings)).check(request)
-    ctx.metadata.jobs.start(ctx.job_id)
+    ctx.metadata.jobs.start(ctx.job_id, began_at=ctx.began_at)
     return request
 
 
 def _queue(ctx: StepContext, data: dict[str, Any], run_id: str | None) -> None:
-    ctx.metadata.jobs.enqueue(ctx.job_id, data, source=source_of(data, run_id), dag_run_id=run_id)
+    source = source_of(data, run_id)
+    ctx.metadata.jobs.enqueue(ctx.job_id, data, source=source, dag_run_id=run_id, began_at=ctx.began_at)
 
 
 def source_of(data: dict[str, Any], run_id: str | None) -> Source:

@@ -167,7 +167,7 @@ def test_a_kill_after_a_rejection_does_not_make_it_a_failure(
     assert run("close_job")["status"] == "cancelled"
 
 
-def killed(*_: Any) -> None:
+def killed(*_: Any, **__: Any) -> None:
     raise KeyboardInterrupt
 
 

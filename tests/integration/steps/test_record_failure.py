@@ -6,7 +6,7 @@ import pytest
 
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.planning.planner import PlanInputs, make_plan
-from s2v_tasks.runtime.context import StepContext
+from s2v_tasks.runtime.context import StepContext, open_context
 from s2v_tasks.schemas.manifest import ClipFacts
 from s2v_tasks.schemas.plan import Plan, SpeechFacts
 from s2v_tasks.schemas.request_parsing import parse_request
@@ -80,7 +80,8 @@ def test_a_job_fails_for_the_latest_reason_since_it_was_queued(context: StepCont
     assert close_job.run(context)["reason"] == "render_clip: Third."
     context.metadata.jobs.enqueue("my-job", {})
     context.metadata.jobs.start("my-job")
-    assert "killed before it could report a reason" in close_job.run(context)["reason"]
+    with open_context("my-job", context.settings) as later:
+        assert "killed before it could report a reason" in close_job.run(later)["reason"]
 
 
 def test_a_job_that_airflow_failed_names_the_task(context: StepContext) -> None:
@@ -89,4 +90,5 @@ def test_a_job_that_airflow_failed_names_the_task(context: StepContext) -> None:
     context.metadata.jobs.enqueue("my-job", {})
     context.metadata.jobs.start("my-job")
     record_failure.run(context, step=STITCH, reason="Disk full.")
-    assert close_job.run(context, failed_task="clip.wait[1]")["reason"] == "stitch: Disk full."
+    with open_context("my-job", context.settings) as later:
+        assert close_job.run(later, failed_task="clip.wait[1]")["reason"] == "stitch: Disk full."

@@ -82,12 +82,12 @@ class _Retried:
         value = getattr(self._target, name)
         if isinstance(value, Repository):  # a part of the metadata store
             return _Retried(value, self._service, self._policy, self._outage, self._before)
-        return partial(self._call, value) if callable(value) else value
+        return partial(self._call, name, value) if callable(value) else value
 
-    def _call(self, method: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    def _call(self, name: str, method: Callable[..., Any], /, *arguments: Any, **named: Any) -> Any:
         tries, began = 0, None
         while True:
-            self._before(method.__name__)
+            self._before(name)
             try:
                 answer = method(*arguments, **named)
             except UnavailableError as error:
@@ -115,7 +115,7 @@ class _Retried:
         left = self._policy.seconds_left(began)
         if left <= 0:
             return False
-        pause = min(LONGEST_PAUSE_SECONDS, 2.0 ** (tries - 1)) * random.uniform(0.5, 1.0)
+        pause = min(LONGEST_PAUSE_SECONDS, 2.0 ** min(tries - 1, 10)) * random.uniform(0.5, 1.0)
         get_logger().warning(
             "service_is_away",
             service=self._service,

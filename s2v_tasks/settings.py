@@ -50,9 +50,7 @@ class Settings(BaseSettings):
     )
     nproc_per_node: int = Field(1, ge=1, le=8, description="Processes (GPUs) that render one clip.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Device of the engine; auto: a GPU if present.")
-    parallel_layout: str = Field(
-        "auto", description="How several GPUs share one clip: auto, or for example cfg2,ulysses2,fsdp."
-    )
+    parallel_layout: str = Field("auto", description="How GPUs share a clip: auto, or for example cfg2,ulysses2,fsdp.")
     noise_device: Literal["run", "cpu"] = Field(
         "run", description="Device that draws the noise. run: that of the render; cpu: equal noise on all devices."
     )
@@ -61,9 +59,7 @@ class Settings(BaseSettings):
         description="Kernel of self attention. auto: cudnn on Hopper and newer GPUs, flash on others, sdpa on a CPU. "
         "flash2, flash3 and sage need their own packages.",
     )
-    compile: bool = Field(
-        False, description="Compile the blocks with torch.compile: steps are faster after a slow first step."
-    )
+    compile: bool = Field(False, description="Compile the blocks with torch.compile: faster after a slow first step.")
     compile_cache: Path | None = Field(
         None,
         description="Folder in which torch.compile keeps its results for later processes; empty: compile-cache below "
@@ -75,8 +71,7 @@ class Settings(BaseSettings):
     )
     vae_precision: Literal["float32", "bfloat16"] = Field(
         "float32",
-        description="Precision of the VAE. bfloat16: about half of its memory (channels-last layout), but other "
-        "pixels.",
+        description="Precision of the VAE. bfloat16: about half of its memory (channels-last layout), other pixels.",
     )
     offload: Literal["none", "blocks"] = Field(
         "none",
@@ -152,7 +147,10 @@ class Settings(BaseSettings):
         "", description="Further s3://bucket/prefix of input files, separated by commas; see docs/security.md."
     )
     airflow_url: str | None = Field(
-        None, description="URL of Airflow's API server, for commands that start and cancel jobs."
+        None,
+        pattern=r"^https?://",
+        examples=["https://airflow.example.org"],
+        description="URL of Airflow's API server, for commands that start and cancel jobs.",
     )
     airflow_user: str | None = Field(None, description="Account in Airflow; empty if Airflow needs none.")
     airflow_password: SecretStr | None = Field(None, description="Password of that account.")
@@ -208,9 +206,7 @@ class Settings(BaseSettings):
     webhook_allowed_hosts: str = Field(
         "", description="Hosts that requests may name as webhook, separated by commas; `.example.com`: all below it."
     )
-    webhook_allow_private: bool = Field(
-        False, description="Let webhooks call private, loopback and link-local addresses."
-    )
+    webhook_allow_private: bool = Field(False, description="Let webhooks call loopback, private and link-local hosts.")
 
     git_revision: str | None = Field(
         None, description="Git revision of this program, for manifests; set in images. Empty: that of the checkout."
@@ -218,6 +214,7 @@ class Settings(BaseSettings):
     image_digest: str | None = Field(
         None,
         pattern=r"^sha256:[0-9a-f]{64}$",
+        examples=[f"sha256:{64 * 'a'}"],
         description="Digest of the container image of this process, for manifests. Airflow sets it in the pods whose "
         "template names its image by digest.",
     )
@@ -243,14 +240,6 @@ class Settings(BaseSettings):
                 f"{value!r} is not an image with a tag or a digest; expected registry/name:tag or "
                 "registry/name@sha256:..., for example registry.example.com/s2v-engine:0.1.0"
             )
-        return value
-
-    @field_validator("airflow_url")
-    @classmethod
-    def _require_url(cls, value: str | None) -> str | None:
-        """Raise ValueError, without the value, which may hold a password, for a text that is no URL."""
-        if value is not None and not value.startswith(("http://", "https://")):
-            raise ValueError("expected http:// or https:// at its beginning, for example https://airflow.example.org")
         return value
 
     @field_validator("*", mode="before")
@@ -292,9 +281,12 @@ def load_settings() -> Settings:
 
 def _problem(error: ErrorDetails) -> str:
     """Return the variable, its value unless it is a text, which may hold a credential, and the expectation."""
+    name, message = str(error["loc"][0]), error["msg"].removeprefix("Value error, ")
+    if error["type"] == "string_pattern_mismatch":
+        message = f"expected a text such as {(Settings.model_fields[name].examples or [''])[0]}"
     texts = {"value_error", "string_pattern_mismatch", "extra_forbidden"}
     value = "" if error["type"] in texts else f" is {error['input']!r}"
-    return f"{PREFIX}{str(error['loc'][0]).upper()}{value}: {error['msg'].removeprefix('Value error, ')}"
+    return f"{PREFIX}{name.upper()}{value}: {message}"
 
 
 def config_dir(settings: Settings) -> Path:

@@ -6,8 +6,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
-from s2v_tasks.metadata.approvals import withdraw_approvals
-from s2v_tasks.metadata.attempts import end_attempts
+from s2v_tasks.metadata.ends import cancel_job, fail_job
 from s2v_tasks.metadata.events import EventRepository
 from s2v_tasks.metadata.session import transaction
 from s2v_tasks.metadata.sql import (
@@ -24,14 +23,7 @@ from s2v_tasks.metadata.sql import (
 from s2v_tasks.metadata.starts import check_owner, clear_cancel, is_cancellable, is_settled, refuse_late
 from s2v_tasks.metadata.tables import Approval, ArtifactRow, Attempt, Clip, Event, Job
 from s2v_tasks.schemas.events import JobEvent
-from s2v_tasks.schemas.job import (
-    ENDED_STATUSES,
-    QUEUED_SOURCES,
-    AttemptOutcome,
-    ClipStatus,
-    JobStatus,
-    Source,
-)
+from s2v_tasks.schemas.job import ENDED_STATUSES, QUEUED_SOURCES, ClipStatus, JobStatus, Source
 from s2v_tasks.schemas.plan import Plan
 
 _LOST = "Its run disappeared from Airflow or ended without closing it; start the job again: finished clips are reused."
@@ -174,7 +166,7 @@ class JobRepository(Repository):
         the step of the caller began; TransientError if the job succeeded, was cancelled or was started again since.
         """
         with transaction(self._engine) as connection:
-            self._fail(connection, job_id, reason, began_at)
+            fail_job(connection, self._events, job_id, reason, began_at)
 
     def refuse(self, job_id: str, reason: str) -> bool:
         """Fail a job that waits in the queue. Return False and change nothing if it has a DAG run or has ended."""
@@ -182,7 +174,7 @@ class JobRepository(Repository):
         with transaction(self._engine) as connection:
             lock_job(connection, job_id)
             if is_waiting := connection.execute(sa.select(Job.job_id).where(*waits)).first() is not None:
-                self._fail(connection, job_id, reason)
+                fail_job(connection, self._events, job_id, reason)
         return is_waiting
 
     def close_lost(self, job_id: str, run_id: str) -> bool:
@@ -196,9 +188,9 @@ class JobRepository(Repository):
             if job is None or job.status in ENDED_STATUSES or job.dag_run_id != run_id:
                 return False
             if job.cancel_requested_at:
-                self._cancel(connection, job_id)
+                cancel_job(connection, self._events, job_id)
             else:
-                self._fail(connection, job_id, _LOST)
+                fail_job(connection, self._events, job_id, _LOST)
             self._events.add(connection, job_id, JobEvent.RUN_LOST, detail={"dag_run_id": run_id})
         return True
 
@@ -218,7 +210,7 @@ class JobRepository(Repository):
                 self._events.add(connection, job_id, JobEvent.CANCEL_REQUESTED)
             if job.status != JobStatus.FAILED:
                 return str(job.status)
-            self._cancel(connection, job_id, failure=job.reason)
+            cancel_job(connection, self._events, job_id, failure=job.reason)
         return JobStatus.CANCELLED
 
     def is_cancellable(self, job_id: str) -> bool:
@@ -251,7 +243,7 @@ class JobRepository(Repository):
         with transaction(self._engine) as connection:
             lock_job(connection, job_id)
             refuse_late(connection, job_id, began_at, ())
-            self._cancel(connection, job_id, reason)
+            cancel_job(connection, self._events, job_id, reason)
 
     def succeed(self, job_id: str, video_uri: str, sha256: str, *, began_at: datetime | None = None) -> None:
         """Record that the video is published; the webhook gets a message only for the first success of a start.
@@ -275,35 +267,3 @@ class JobRepository(Repository):
             detail = {"video_uri": video_uri, "sha256": sha256}
             is_new = before.status != JobStatus.SUCCEEDED
             self._events.add(connection, job_id, JobEvent.JOB_SUCCEEDED, detail=detail, notify=is_new)
-
-    def _fail(self, connection: sa.Connection, job_id: str, reason: str, began_at: datetime | None = None) -> None:
-        before = connection.execute(sa.select(Job.status).where(Job.job_id == job_id).with_for_update()).scalar()
-        refuse_late(connection, job_id, began_at, (JobStatus.SUCCEEDED, JobStatus.CANCELLED))
-        upsert_job(connection, job_id, {"status": JobStatus.FAILED, "reason": reason, "finished_at": NOW})
-        end_attempts(connection, job_id, outcome=AttemptOutcome.LOST, reason=reason)
-        _interrupt_clips(connection, job_id)
-        withdraw_approvals(connection, job_id)
-        self._events.add(
-            connection, job_id, JobEvent.JOB_FAILED, detail={"reason": reason}, notify=before != JobStatus.FAILED
-        )
-
-    def _cancel(
-        self, connection: sa.Connection, job_id: str, reason: str | None = None, *, failure: str | None = None
-    ) -> None:
-        """Cancel the job. `failure`: why it had failed before."""
-        counts = sa.select(sa.func.count(), sa.func.count().filter(Clip.status == ClipStatus.SUCCEEDED))
-        planned, done = connection.execute(counts.where(Clip.job_id == job_id)).one()
-        reason = reason or f"Cancelled by a person; {done} of {planned} clips are finished and are reused."
-        reason += f" It had failed: {failure}" if failure else ""
-        values = {"status": JobStatus.CANCELLED, "reason": reason, "finished_at": NOW}
-        if update_job(connection, job_id, values, Job.status.not_in((JobStatus.SUCCEEDED, JobStatus.CANCELLED))):
-            end_attempts(connection, job_id, outcome=AttemptOutcome.FAILED, reason="The job was cancelled.")
-            _interrupt_clips(connection, job_id)
-            withdraw_approvals(connection, job_id)
-            self._events.add(connection, job_id, JobEvent.JOB_CANCELLED, detail={"reason": reason})
-
-
-def _interrupt_clips(connection: sa.Connection, job_id: str) -> None:
-    """Fail the clips that are being rendered."""
-    interrupted = (Clip.job_id == job_id, Clip.status == ClipStatus.RENDERING)
-    connection.execute(sa.update(Clip).where(*interrupted).values(status=ClipStatus.FAILED))

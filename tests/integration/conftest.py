@@ -20,7 +20,7 @@ from s2v_tasks.metadata.session import create_engine, engine_from_settings
 from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.metadata.tables import Job
 from s2v_tasks.runtime.context import StepContext, open_context, run_step
-from s2v_tasks.schemas.steps import Step
+from s2v_tasks.schemas.steps import PIPELINE, Step
 from s2v_tasks.settings import Settings, load_settings
 from s2v_tasks.storage.s3 import ObjectStore
 from s2v_tasks.verification.tiny_snapshot import write_tiny_snapshot
@@ -46,7 +46,8 @@ Run = Callable[..., dict[str, Any]]
 def run_job(job_id: str, step: str, clip_index: int | None = None, **arguments: Any) -> dict[str, Any]:
     """Run one step of a job in this process."""
     body = importlib.import_module(f"s2v_tasks.steps.{step}").run
-    return run_step(body, step=Step(step), job_id=job_id, clip_index=clip_index, **arguments)
+    known = {known.name: known for known in PIPELINE}
+    return run_step(body, step=known.get(step, Step(step)), job_id=job_id, clip_index=clip_index, **arguments)
 
 
 def stored_job(metadata: MetadataStore, job_id: str) -> Job:

@@ -39,8 +39,8 @@ def configure(s3_settings: Settings, postgres_url: str, monkeypatch: pytest.Monk
 
 def work(ctx: StepContext, *, url: str) -> dict[str, Any]:
     """Run a step that queues and starts its job."""
-    ctx.metadata.jobs.enqueue(ctx.job_id, {"webhook_url": url})
-    ctx.metadata.jobs.start(ctx.job_id)
+    ctx.metadata.jobs.enqueue(ctx.job_id, {"webhook_url": url}, began_at=ctx.began_at)
+    ctx.metadata.jobs.start(ctx.job_id, began_at=ctx.began_at)
     return {}
 
 

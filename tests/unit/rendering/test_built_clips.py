@@ -18,6 +18,7 @@ from s2v_tasks.rendering.leader import Leader
 from s2v_tasks.rendering.renderer import Order
 from s2v_tasks.runtime.attempts import AttemptInterruptedError
 from s2v_tasks.schemas.manifest import Artifact, ClipFacts, Manifest, PartialClipFacts, Producer
+from s2v_tasks.schemas.plan import Plan
 from s2v_tasks.settings import load_settings
 from s2v_tasks.storage.artifacts import Built
 from s2v_tasks.storage.layout import JobLayout
@@ -59,6 +60,9 @@ class Site:
     def build(self, index: int = 1, chain_takes: tuple[int, ...] = (0, 0), **inputs: Artifact) -> Built:
         made: Any = self  # in the place of the saved state, too
         return self.leader._build(clip(index), {"conditions": CONDITIONS} | inputs, made, self.folder, chain_takes)
+
+    def plan(self) -> Plan:
+        return plan()
 
     def fetch(self, _artifact: Artifact, path: Path) -> Path:
         self.fetched.append(path)
@@ -104,6 +108,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     monkeypatch.setattr(leader, "time", SimpleNamespace(monotonic=lambda: site.now))
     monkeypatch.setattr(leader, "encode_clip", lambda frames, path, **_: path.write_bytes(bytes(len(list(frames)))))
     monkeypatch.setattr(leader, "encoder_build", lambda: "x264")
+    monkeypatch.setattr(leader, "_inputs", lambda _: {"conditions": CONDITIONS})
     yield site
     assert site.num_done == 1  # the other ranks wait for it
 

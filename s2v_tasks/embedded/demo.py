@@ -41,7 +41,7 @@ from s2v_tasks.storage.layout import JobLayout
 from s2v_tasks.storage.result_files import fetch_result
 from s2v_tasks.storage.s3 import ObjectStore
 
-console = Console(soft_wrap=True)
+console = Console(soft_wrap=True, width=None if os.isatty(1) else 1000)  # in a file each row is one line
 progress = Console(soft_wrap=True, stderr=True)
 
 

@@ -114,6 +114,7 @@ def test_an_interrupted_job_continues(
     assert ("step_finished" in shown.out, "step_finished" in shown.err) == (False, True)
     assert str(tmp_path / "interrupted.mp4") in shown.out
     job = stored_job(metadata, "interrupted")
+    assert str(job.sha256) in shown.out  # in one line, as no terminal is there
     assert [clip.reused for clip in job.clips] == [True, False]
     assert (tmp_path / "interrupted.mp4").read_bytes() == whole_video.read_bytes()
 

@@ -7,6 +7,7 @@ protocol whitelist, so that no file makes ffmpeg open a network connection, and 
 concat scripts and vector graphics under another name are refused.
 """
 
+import errno
 import platform
 import re
 import shutil
@@ -190,14 +191,18 @@ def _running(
 
 
 def _started(command: list[str], stdin: int, stdout: int, log: IO[bytes]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        ending_with_parent(command, signal.SIGKILL),
-        stdin=stdin,
-        stdout=stdout,
-        stderr=log,
-        # torchrun kills whole process groups. A command with input is almost done: only its feeder may end it.
-        start_new_session=stdin == subprocess.PIPE,
-    )
+    try:
+        return subprocess.Popen(
+            ending_with_parent(command, signal.SIGKILL),
+            stdin=stdin,
+            stdout=stdout,
+            stderr=log,
+            # torchrun kills whole process groups. A command with input is almost done: only its feeder may end it.
+            start_new_session=stdin == subprocess.PIPE,
+        )
+    except OSError:
+        _require_program(command[0])
+        raise
 
 
 def _require_program(path: str) -> None:
@@ -206,6 +211,8 @@ def _require_program(path: str) -> None:
         null = subprocess.DEVNULL
         subprocess.run([path, "-version"], stdin=null, stdout=null, stderr=null, check=False)
     except OSError as error:
+        if error.errno != errno.ENOEXEC:  # such as too little memory: the command has its own error
+            return
         raise ConfigurationError(
             f"{path} is not a program for this machine ({'/'.join(_MACHINE)}): correct or unset S2V_FFMPEG_PATH and "
             "S2V_FFPROBE_PATH."

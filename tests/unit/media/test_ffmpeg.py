@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from s2v_tasks import parent_death
 from s2v_tasks.errors import ConfigurationError, PermanentError, TransientError
 from s2v_tasks.media import ffmpeg
 from s2v_tasks.settings import load_settings
@@ -72,8 +73,12 @@ def test_missing_tool_names_the_remedies(missing: str, tmp_path: Path, monkeypat
         ffmpeg.tool_path("ffmpeg")
 
 
-def test_a_binary_of_another_machine_is_a_wrong_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("has_setpriv", [True, False])
+def test_a_binary_of_another_machine_is_a_wrong_setting(
+    has_setpriv: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A file that the kernel cannot execute is reported in one sentence with its settings."""
+    monkeypatch.setattr(parent_death, "_can_run", lambda _command: has_setpriv)
     binary = _script(tmp_path / "ffmpeg", "")
     binary.write_bytes(b"\x7fELF of another processor")
     monkeypatch.setenv("S2V_FFMPEG_PATH", str(binary))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from s2v_tasks.engine.acceleration import fp8
 from s2v_tasks.engine.acceleration.fp8 import Float8Weights, is_quantized
-from s2v_tasks.engine.loading.shards import load_shards
+from s2v_tasks.engine.loading.shards import Conversion, load_shards
 from s2v_tasks.engine.models.config import S2VConfig
 from s2v_tasks.engine.models.layers import Linear
 from s2v_tasks.engine.models.transformer import S2VTransformer
@@ -67,7 +67,7 @@ def filled(file: Path, float8: Callable[[S2VTransformer], Float8Weights] | None)
         transformer = S2VTransformer(S2VConfig.from_json(SMALL))
     kept = float8(transformer) if float8 else None
     load_shards(
-        transformer, [file], device=CPU, dtype=torch.float32, convert=kept, float8=kept, source="a file in float8"
+        transformer, [file], Conversion(torch.float32, convert=kept, float8=kept), device=CPU, source="a file in float8"
     )
     return transformer
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from s2v_tasks.engine.loading import reading
 from s2v_tasks.engine.loading.reading import Part, read_parts
-from s2v_tasks.engine.loading.shards import load_shards
+from s2v_tasks.engine.loading.shards import Conversion, load_shards
 from s2v_tasks.errors import ConfigurationError, TransientError
 
 CPU = torch.device("cpu")
@@ -81,7 +81,7 @@ def test_an_error_of_a_thread_reaches_the_caller(tmp_path: Path, monkeypatch: py
     with torch.device("meta"):
         module = nn.Linear(4, 4, bias=False)
     with pytest.raises(TransientError, match=r"shard cannot be read \(Input/output error\)\. Try again"):
-        load_shards(module, [tmp_path / "shard"], device="cpu", dtype=torch.float32, source="a test")
+        load_shards(module, [tmp_path / "shard"], Conversion(torch.float32), device="cpu", source="a test")
     assert module.weight.is_meta
 
 
@@ -91,4 +91,4 @@ def test_types_that_are_no_weights_are_named(tmp_path: Path) -> None:
     with torch.device("meta"):
         module = nn.Linear(4, 4, bias=False)
     with pytest.raises(ConfigurationError, match="shard has weights of type I64; expected one of"):
-        load_shards(module, [tmp_path / "shard"], device="cpu", dtype=torch.float32, source="a test")
+        load_shards(module, [tmp_path / "shard"], Conversion(torch.float32), device="cpu", source="a test")

@@ -7,7 +7,7 @@ cache. On a CPU, tensors that already have the dtype of the run stay mapped to t
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,79 +37,120 @@ _DTYPES = {
 }
 
 
+@dataclass(frozen=True)
+class Conversion:
+    """Converts weights from the form of their files to that of the run, in which they have `dtype`.
+
+    `merge` adds the changes of adapters to a weight, in fp32, before it gets `dtype`. Then `convert` gets the key and
+    value of each weight, on its device, and returns the value to keep. Float8 weights with scales are passed to
+    `float8` unchanged, unless an adapter changes them; without `float8` they get `dtype`.
+    """
+
+    dtype: torch.dtype
+    convert: Callable[[str, Tensor], Tensor] | None = None
+    float8: Float8Weights | None = None
+    merge: AdapterMerge | None = None
+
+
 def load_shards(
     module: nn.Module,
     shards: Sequence[Path],
+    conversion: Conversion,
     *,
     device: torch.device | str,
-    dtype: torch.dtype,
-    convert: Callable[[str, Tensor], Tensor] | None = None,
-    float8: Float8Weights | None = None,
-    merge: AdapterMerge | None = None,
     index: Mapping[str, Any] | None = None,
     source: str,
     num_threads: int | None = None,
 ) -> None:
     """Fill all parameters of `module`, which may be sharded by FSDP, from `shards`.
 
-    `merge` adds the changes of adapters to a weight, in fp32, before it gets its dtype. Then `convert` gets the key and
-    value of each weight, on its device, and returns the value to keep. Float8 weights with scales are passed to
-    `float8` unchanged, unless an adapter changes them; without `float8` they get `dtype`. `index` is the content of the
-    index file of the shards, which must match them; `source` names the weights in errors; `num_threads` threads read at
-    a time (None: chosen for this machine). Everything is checked before the first tensor is read. Raises
-    ConfigurationError that names missing, unexpected and misshapen weights, and damaged files; TransientError for a
-    file that cannot be read.
+    `index` is the content of the index file of the shards, which must match them; `source` names the weights in errors;
+    `num_threads` threads read at a time (None: chosen for this machine). Everything is checked before the first tensor
+    is read. Raises ConfigurationError that names missing, unexpected and misshapen weights, and damaged files;
+    TransientError for a file that cannot be read.
     """
-    keep = convert or (lambda _key, weight: weight)
     with ExitStack() as stack:
         files = {shard: stack.enter_context(_open(shard)) for shard in shards}
         if index is not None:
             _check_index(index, files)
-        # In the order of the files, which are then read from front to back.
-        in_files = {key: part for shard in shards for key, part in _parts(shard).items()}
-        names = Names.of(in_files, module.state_dict())
-        stored = {key: in_files[name] for key, name in names.weights.items()}
-        check_fit(module, {key: part.shape for key, part in stored.items()}, source=source)
-        targets, device = module.state_dict(), torch.device(device)
-
-        changed = frozenset() if merge is None else merge.keys
-        # Float8 weights that stay unchanged.
-        kept = {
-            key
-            for key in names.scales.keys() - changed
-            if float8 and key in float8.keys and stored[key].dtype == torch.float8_e4m3fn
-        }
-
-        def finished(key: str, rows: Tensor) -> Tensor:
-            first_row = _first_row(targets[key])
-            if key in names.scales:
-                name = names.scales[key]
-                scale = files[in_files[name].path].get_tensor(name)
-                if float8 and key in kept:
-                    return float8.from_file(rows, scale)
-                rows = apply_scale(rows, scale, first_row)
-            if merge and key in changed:
-                rows = merge(key, rows, first_row)
-            return keep(key, _like(targets[key], rows.to(dtype)))
-
-        state: dict[str, Tensor] = {}
-        wanted: dict[str, Part] = {}
-        for key, part in stored.items():
-            in_float32 = key in names.scales or key in changed
-            if (
-                device.type == "cpu"
-                and part.dtype == dtype
-                and not in_float32
-                and not isinstance(targets[key], DTensor)
-            ):
-                state[key] = keep(key, files[part.path].get_tensor(names.weights[key]))
-            else:
-                read_as = part.dtype if key in kept else torch.float32 if in_float32 else None
-                wanted[key] = replace(_own_rows(part, targets[key]), read_as=read_as)
-        with closing(read_parts(wanted.values(), device, dtype, num_threads=num_threads or NUM_THREADS)) as tensors:
-            state |= {key: finished(key, rows) for key, rows in zip(wanted, tensors, strict=True)}
+        weights = _StoredWeights(files, module.state_dict(), conversion)
+        check_fit(module, weights.shapes, source=source)
+        state = weights.read(torch.device(device), num_threads or NUM_THREADS)
     module.load_state_dict(state, strict=True, assign=True)
     finish(module)
+
+
+class _StoredWeights:
+    """The weights of open files for a module whose state dict is `targets`."""
+
+    def __init__(self, files: Mapping[Path, Any], targets: Mapping[str, Tensor], conversion: Conversion) -> None:
+        self._files, self._targets, self._conversion = files, targets, conversion
+        # In the order of the files, which are then read from front to back.
+        self._parts = {name: part for shard in files for name, part in _parts(shard).items()}
+        self._names = Names.of(self._parts, targets)
+        self._changed = conversion.merge.keys if conversion.merge else frozenset()  # by an adapter
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of each weight by its official key."""
+        return {key: self._parts[name].shape for key, name in self._names.weights.items()}
+
+    def read(self, device: torch.device, num_threads: int) -> dict[str, Tensor]:
+        """Return the weights in the form of the run; on a CPU, those that have it already stay mapped to files."""
+        mapped = [key for key in self._names.weights if device.type == "cpu" and self._is_in_form(key)]
+        state = {key: self._converted(key, self._tensor(self._names.weights[key])) for key in mapped}
+        parts = {key: self._own_part(key) for key in self._names.weights if key not in state}
+        with closing(read_parts(parts.values(), device, self._conversion.dtype, num_threads=num_threads)) as tensors:
+            state |= {key: self._finished(key, rows) for key, rows in zip(parts, tensors, strict=True)}
+        return state
+
+    def _part(self, key: str) -> Part:
+        return self._parts[self._names.weights[key]]
+
+    def _tensor(self, name: str) -> Tensor:
+        tensor: Tensor = self._files[self._parts[name].path].get_tensor(name)
+        return tensor
+
+    def _is_in_form(self, key: str) -> bool:
+        """Return True if a weight needs neither a computation nor another dtype, and belongs to this rank alone."""
+        return (
+            self._part(key).dtype == self._conversion.dtype
+            and key not in self._names.scales
+            and key not in self._changed
+            and not isinstance(self._targets[key], DTensor)
+        )
+
+    def _stays_float8(self, key: str) -> bool:
+        """Return True for a float8 weight whose values and scale are kept as they are in the file."""
+        return (
+            self._conversion.float8 is not None
+            and key in self._conversion.float8.keys
+            and key in self._names.scales
+            and key not in self._changed
+            and self._part(key).dtype == torch.float8_e4m3fn
+        )
+
+    def _own_part(self, key: str) -> Part:
+        """Return what this rank reads of a weight, and the dtype in which `_finished` gets it."""
+        part = _own_rows(self._part(key), self._targets[key])
+        if self._stays_float8(key):
+            return replace(part, read_as=part.dtype)
+        return replace(part, read_as=torch.float32) if key in self._names.scales or key in self._changed else part
+
+    def _finished(self, key: str, rows: Tensor) -> Tensor:
+        """Return the rows of a weight that this rank has read in the form of the run."""
+        conversion, target = self._conversion, self._targets[key]
+        if key in self._names.scales:
+            scale = self._tensor(self._names.scales[key])
+            if conversion.float8 and self._stays_float8(key):
+                return conversion.float8.from_file(rows, scale)
+            rows = apply_scale(rows, scale, _first_row(target))
+        if conversion.merge and key in self._changed:
+            rows = conversion.merge(key, rows, _first_row(target))
+        return self._converted(key, _like(target, rows.to(conversion.dtype)))
+
+    def _converted(self, key: str, weight: Tensor) -> Tensor:
+        return self._conversion.convert(key, weight) if self._conversion.convert else weight
 
 
 def _open(shard: Path) -> Any:

@@ -192,7 +192,7 @@ class Snapshot:
         index and shards differ, or if a shard is damaged; TransientError if a shard cannot be read.
         """
         from s2v_tasks.engine.loading.adapters import AdapterMerge
-        from s2v_tasks.engine.loading.shards import load_shards
+        from s2v_tasks.engine.loading.shards import Conversion, load_shards
 
         index_path = self.path / TRANSFORMER_INDEX_FILE
         shapes = {key: weight.shape for key, weight in transformer.state_dict().items()}
@@ -200,11 +200,8 @@ class Snapshot:
             load_shards(
                 transformer,
                 self.transformer_shards(),
+                Conversion(dtype, convert, float8, merge),
                 device=device,
-                dtype=dtype,
-                convert=convert,
-                float8=float8,
-                merge=merge,
                 num_threads=num_threads,
                 index=_read_json(index_path)
                 if index_path.is_file() and "transformer" not in dict(self.files)

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -36,27 +37,37 @@ def cancel(
 ) -> None:
     """Cancel a job: its processes and pods stop. Finished clips are kept for a later start or rerun.
 
-    A job that has failed is cancelled too while its run still renders other clips.
+    A job that has failed is cancelled too while its run still renders other clips. If it waits to start again, only
+    the new start is cancelled.
 
-    Exit codes: 0: the job is cancelled; 65: it had ended before; 75: its end is not confirmed yet.
+    Exit codes: 0: the job or its new start is cancelled; 65: it had ended before; 75: its end is not confirmed yet.
     """
     with open_metadata_store() as metadata:
         status = metadata.jobs.request_cancel(job_id)
-        if status in {JobStatus.SUCCEEDED, JobStatus.FAILED}:
-            raise PermanentError(f"Job {job_id} has {status}: there is nothing to cancel.")
-        ended_runs = _end_runs(job_id)
+        has_ended = status in {JobStatus.SUCCEEDED, JobStatus.FAILED}
+        ended_runs = _end_runs(job_id, {"queued"} if has_ended else {"queued", "running"})
         if status is None and not ended_runs:
             raise unknown_job(job_id)
-        reason = "It ended before its first step." if status is None else _await_end(metadata, job_id, ended_runs)
-    outcome = {"job_id": job_id, "status": JobStatus.CANCELLED, "reason": reason, "ended_runs": ended_runs}
+        if has_ended and not ended_runs:
+            raise PermanentError(f"Job {job_id} has {status}: there is nothing to cancel.")
+        if status is None:
+            reason = "It ended before its first step."
+        elif has_ended:
+            reason = f"Its new start ended before its first step. The job is unchanged: it has {status}."
+        else:
+            status, reason = JobStatus.CANCELLED, _await_end(metadata, job_id, ended_runs)
+    outcome = {"job_id": job_id, "status": status or JobStatus.CANCELLED, "reason": reason, "ended_runs": ended_runs}
     if as_json:
         print_json(outcome)
     else:
         console.print(f"[bold]{job_id}[/bold] cancelled: {escape(reason)}")
 
 
-def _end_runs(job_id: str) -> list[str]:
-    """End the job's runs in Airflow and return their ids. The steps of the job also end without Airflow."""
+def _end_runs(job_id: str, states: Collection[str]) -> list[str]:
+    """End the job's runs in Airflow that have one of `states`, and return their ids.
+
+    The steps of the job also end without Airflow.
+    """
     from s2v_tasks.cli.airflow_api import AirflowApi, job_of_run
 
     settings = load_settings()
@@ -64,7 +75,9 @@ def _end_runs(job_id: str) -> list[str]:
         return []
     api = AirflowApi.from_settings(settings)
     try:
-        runs = [str(run["dag_run_id"]) for run in api.active_runs() if job_of_run(run) == job_id]
+        runs = [
+            str(run["dag_run_id"]) for run in api.active_runs() if job_of_run(run) == job_id and run["state"] in states
+        ]
         for run_id in runs:
             api.fail(run_id)
     except (ConfigurationError, TransientError) as error:

@@ -1,5 +1,6 @@
 """Check the messages about a job whose run waits in Airflow."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 
 from s2v_tasks.cli import watch
 from s2v_tasks.cli.airflow_api import HOW_TO_UNPAUSE, AwaitedRun, Waiting, find_run
+from s2v_tasks.cli.job_control import cancel
 from s2v_tasks.cli.jobs import job
 from s2v_tasks.cli.watch import watch_job
 from s2v_tasks.errors import JobTakenError, PermanentError, TransientError
@@ -33,6 +35,11 @@ class Airflow:
 
     def active_runs(self) -> list[dict[str, Any]]:
         return [run for run in reversed(self.runs) if run["state"] in {"queued", "running"}]
+
+    def fail(self, run_id: str) -> None:
+        for run in self.runs:
+            if run["dag_run_id"] == run_id:
+                run["state"] = "failed"
 
     def is_paused(self) -> bool:
         return self.paused
@@ -167,3 +174,21 @@ def test_a_job_is_not_called_unknown_while_airflow_does_not_answer(
     monkeypatch.setattr(airflow, "active_runs", no_answer)
     with pytest.raises(TransientError, match=r"Job 'talk' is not in the database.*Airflow does not answer\."):
         job("talk")
+
+
+def test_the_waiting_start_of_a_failed_job_is_cancelled(
+    airflow: Airflow, metadata: MetadataStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The queued run of the job ends; the job stays failed. A run whose last task still works is not ended."""
+    airflow.add("talk", "talk", "running")
+    metadata.jobs.enqueue("talk", {})
+    metadata.jobs.fail("talk", "Clip 0 is black.")
+    with pytest.raises(PermanentError, match="nothing to cancel"):
+        cancel("talk")
+    airflow.add("talk--2", "talk", "queued")
+    airflow.add("other", "other", "queued")
+    cancel("talk", as_json=True)
+    outcome = json.loads(capsys.readouterr().out)
+    assert (outcome["status"], outcome["ended_runs"]) == ("failed", ["talk--2"])
+    assert [run["state"] for run in airflow.runs] == ["running", "failed", "queued"]
+    assert metadata.jobs.recent()[0].reason == "Clip 0 is black."

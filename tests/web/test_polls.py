@@ -1,7 +1,6 @@
 """Check polls of many viewers: one read per second for all of them."""
 
 import threading
-import time
 from collections.abc import Mapping
 
 import pytest
@@ -14,23 +13,41 @@ from tests.web.conftest import Login
 from tests.web.sample_job import add_job
 
 
-class Reader:
-    """Counts its reads; knows the jobs whose id has one letter."""
+class Clock:
+    """The clock of the polls, which moves only if a test sets it."""
 
     def __init__(self) -> None:
+        self.seconds = 100.0
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """A clock that stands still."""
+    clock = Clock()
+    monkeypatch.setattr(polls, "time", clock)
+    return clock
+
+
+class Reader:
+    """Counts its reads, each of which takes some time; knows the jobs whose id has one letter."""
+
+    def __init__(self, clock: Clock, *, read_seconds: float = 0.05) -> None:
         self.reads: list[list[str]] = []
+        self._clock, self._read_seconds = clock, read_seconds
 
     def __call__(self, job_ids: list[str]) -> Mapping[str, int]:
         """Return the number of reads until now for each known job."""
         self.reads.append(job_ids)
-        time.sleep(0.05)
+        self._clock.seconds += self._read_seconds
         return {job_id: len(self.reads) for job_id in job_ids if len(job_id) == 1}
 
 
-def test_many_polls_at_once_are_one_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_polls_at_once_are_one_read(clock: Clock) -> None:
     """All of 20 threads get the result of one read; a page with more jobs reads only the others."""
-    monkeypatch.setattr(polls, "KEPT_SECONDS", 3600)  # however slowly the threads start
-    reader = Reader()
+    reader = Reader(clock)
     recent, found = Recent(reader), []
     threads = [threading.Thread(target=lambda: found.append(recent.of(["a", "none"]))) for _ in range(20)]
     for thread in threads:
@@ -42,19 +59,21 @@ def test_many_polls_at_once_are_one_read(monkeypatch: pytest.MonkeyPatch) -> Non
     assert reader.reads == [["a", "none"], ["b"]]
 
 
-def test_a_kept_state_is_read_again_after_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kept_state_is_read_again_after_a_second(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     """A state, or the absence of a job, is kept for a second, and old ones are deleted."""
-    monkeypatch.setattr(polls, "KEPT_SECONDS", 0.1)
     monkeypatch.setattr(polls, "MOST_KEPT", 3)
-    reader = Reader()
+    reader = Reader(clock)
     recent = Recent(reader)
-    for _ in range(2):
+    began = clock.seconds
+    for seconds in (0, 0.9, 1.0, 1.9):
+        clock.seconds = began + seconds
         recent.of(["a", "none"])
-        time.sleep(0.15)
     assert reader.reads == [["a", "none"]] * 2
+    clock.seconds += 1
     recent.of(["b", "c"])
+    clock.seconds += 1
     recent.of(["d"])
-    assert len(recent._kept) <= 4
+    assert recent._kept.keys() == {"d"}
 
 
 def test_a_failed_read_is_not_kept() -> None:
@@ -73,24 +92,24 @@ def test_a_failed_read_is_not_kept() -> None:
     assert recent.of(["a"]) == {"a": 5}
 
 
-def test_pages_see_a_change_within_a_second(login: Login, metadata: MetadataStore, store: ObjectStore) -> None:
+def test_pages_see_a_change_within_a_second(
+    clock: Clock, login: Login, metadata: MetadataStore, store: ObjectStore
+) -> None:
     """Gallery and page of a job share the state, and a change shows after a second."""
     add_job(metadata, store, "talk")
     browser = login("vera")
     before = browser.get("/s2v/job/talk/state.json").json()
     assert browser.get("/s2v/videos/changes.json?jobs=talk,other").json()["talk"]["status"] == before["status"]
     metadata.jobs.fail("talk", "A node was lost.")
-    time.sleep(polls.KEPT_SECONDS + 0.05)
+    clock.seconds += polls.KEPT_SECONDS
     after = browser.get("/s2v/job/talk/state.json").json()
     assert (before["status"], after["status"]) == ("running", "failed")
     assert after["version"] > before["version"]
 
 
-def test_a_state_is_not_forgotten_during_a_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_state_is_not_forgotten_during_a_read(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     """A state that expires while others are read is still returned."""
-    monkeypatch.setattr(polls, "KEPT_SECONDS", 0.1)
     monkeypatch.setattr(polls, "MOST_KEPT", 0)
-    recent = Recent(Reader())
+    recent = Recent(Reader(clock, read_seconds=0.9))
     recent.of(["a"])
-    time.sleep(0.03)
-    assert recent.of(["a", "b"]).keys() == {"a", "b"}
+    assert recent.of(["a", "b"]) == {"a": 1, "b": 2}

@@ -16,7 +16,7 @@ from s2v_tasks.engine.clip import MotionState
 from s2v_tasks.engine.denoising import Interrupted
 from s2v_tasks.engine.loading import snapshot_id
 from s2v_tasks.engine.worker import Worker
-from s2v_tasks.errors import PermanentError, TransientError, UnavailableError
+from s2v_tasks.errors import PermanentError, S2VError, TransientError, UnavailableError
 from s2v_tasks.media.background import background_consumer
 from s2v_tasks.media.contact_sheet import poster
 from s2v_tasks.media.encode import Frames, encode_clip, encoder_build
@@ -103,10 +103,9 @@ class Leader:
         return _Made(produced.reused, takes)
 
     def _before(self, clip: ClipPlan) -> "_Before":
-        """Return the previous clip; TransientError unless it has the planned fingerprint and its take is decided."""
+        """Return the previous clip with the planned fingerprint; TransientError until its take is decided."""
         if clip.predecessor is None:
             return _Before(None, ())
-        key = self._ctx.layout.clip_manifest(clip.predecessor)
         manifest = self._ctx.clip_manifest(clip.predecessor)
         chain = self._chain(clip)[:-1]
         known = manifest.facts_as(ClipFacts).chain_takes or (0,) * len(chain)
@@ -118,21 +117,15 @@ class Leader:
         )
         expected = self._fingerprint(self._plan.clips[clip.predecessor], takes[-1], _Before(None, takes[:-1]))
         if manifest.fingerprint != expected:
-            raise TransientError(
-                f"{key} has fingerprint {manifest.fingerprint[:12]}: expected {expected[:12]}. It was made "
-                f"{_difference(manifest)}; render clip {clip.predecessor} again first."
-            )
+            raise _not_planned(manifest, expected, clip.predecessor)
         if clip.predecessor >= inherited:
             self._gate.check_decided(manifest)
         return _Before(manifest, takes)
 
     def _chain(self, clip: ClipPlan) -> list[int]:
         """Return the indexes of the clips of a chain up to this clip."""
-        return [
-            other.clip_index
-            for other in self._plan.clips[: clip.clip_index + 1]
-            if other.chain_index == clip.chain_index
-        ]
+        earlier = self._plan.clips[: clip.clip_index + 1]
+        return [other.clip_index for other in earlier if other.chain_index == clip.chain_index]
 
     def _fingerprint(self, clip: ClipPlan, number: int, before: "_Before") -> str:
         """Return the fingerprint of a take that follows these takes of its chain."""
@@ -277,10 +270,19 @@ def _with_poster(frames: "Iterator[Frames]", shown: int, path: Path) -> "Iterato
         yield frame
 
 
-def _difference(made: Manifest) -> str:
-    """Return a phrase that names the difference to a clip with another fingerprint."""
+def _not_planned(made: Manifest, expected: str, index: int) -> S2VError:
+    """Return the error for clip `index`, which has another fingerprint; only another encoder is worth a retry."""
+    text = f"Clip {index} of job {made.job_id} has fingerprint {made.fingerprint[:12]}: expected {expected[:12]}."
     theirs, ours = made.facts_as(ClipFacts).encoder, encoder_build()
-    return "from other inputs" if theirs in {None, ours} else f"by the encoder {theirs}, but this process has {ours}"
+    if theirs not in {None, ours}:
+        return TransientError(
+            f"{text} It was made by the encoder {theirs}, but this process has {ours}; use the same ffmpeg on all "
+            f"machines, or render clip {index} again first."
+        )
+    return PermanentError(
+        f"{text} It was made from other inputs, weights or settings, or by a version with other frames. Start the job "
+        f"again with `s2v retry {made.job_id}`: clip {index} and those after it in its chain are rendered again."
+    )
 
 
 def _inputs(ctx: StepContext) -> dict[str, Artifact]:

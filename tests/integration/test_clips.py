@@ -150,7 +150,7 @@ def test_a_process_that_is_ended_keeps_the_clips_that_it_finished(
 
 
 def test_a_clip_needs_the_clip_before_it(run: Run, give_up: GiveUp) -> None:
-    """Without its predecessor, or after a clip of another request, a clip fails with a transient error."""
+    """Without its predecessor a clip may be tried again; after a clip of another request it may not."""
     run("stage_inputs")
     run("plan_clips")
     run("encode_conditions")
@@ -161,7 +161,7 @@ def test_a_clip_needs_the_clip_before_it(run: Run, give_up: GiveUp) -> None:
     run("stage_inputs", prompt="Something else entirely.")
     run("plan_clips")
     run("encode_conditions")
-    with pytest.raises(TransientError, match="made from other inputs"):
+    with pytest.raises(PermanentError, match="made from other inputs"):
         run("render_clip", 1)
     with pytest.raises(PermanentError, match="clip_index 2: expected clips of the plan, 0 to 1"):
         run("render_clip", 2)
@@ -213,11 +213,11 @@ def test_clips_of_one_job_are_encoded_by_one_build(
     assert [manifest_of(store, index).facts_as(ClipFacts).encoder for index in range(2)] == [encoder_build()] * 2
     monkeypatch.setattr(leader, "encoder_build", lambda: "ffmpeg 5.1, x264 - core 164")
     with pytest.raises(
-        TransientError, match=r"clips/0000/manifest\.json .* made by the encoder ffmpeg .*, but this process has"
+        TransientError, match=r"^Clip 0 of job .* made by the encoder ffmpeg .*, but this process has"
     ) as caught:
         run("render_clip", 1)
     assert encoder_build() in str(caught.value)
-    assert "ffmpeg 5.1, x264 - core 164; render clip 0 again first" in str(caught.value)
+    assert "ffmpeg 5.1, x264 - core 164; use the same ffmpeg" in str(caught.value)
     assert [run("render_clip", index)["reused"] for index in range(2)] == [False, False]
     assert manifest_of(store, 1).facts_as(ClipFacts).encoder == "ffmpeg 5.1, x264 - core 164"
 

@@ -1,5 +1,6 @@
 """Check fingerprints of clips, the encoded frames, and messages about clips that were made otherwise."""
 
+import re
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from s2v_tasks.engine.options import EngineOptions
+from s2v_tasks.errors import PermanentError, S2VError, TransientError
 from s2v_tasks.rendering import fingerprints, leader, renderer
 from s2v_tasks.rendering.fingerprints import clip_fingerprints
 from s2v_tasks.schemas.manifest import Manifest, Producer
@@ -183,25 +185,27 @@ def test_only_the_first_clip_of_a_job_has_a_poster(
 
 
 @pytest.mark.parametrize(
-    ("facts", "words"),
+    ("facts", "error", "words"),
     [
-        ({}, "from other inputs"),
-        ({"encoder": "ours"}, "from other inputs"),
-        ({"encoder": "theirs"}, "by the encoder theirs, but this process has ours"),
+        ({}, PermanentError, "from other inputs, weights or settings"),
+        ({"encoder": "ours"}, PermanentError, r"again with `s2v retry job-1`"),
+        ({"encoder": "theirs"}, TransientError, "by the encoder theirs, but this process has ours"),
     ],
     ids=["unknown", "same", "other"],
 )
 def test_a_clip_of_another_encoder_is_distinguished_from_one_of_other_inputs(
-    facts: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch
+    facts: dict[str, Any], error: type[S2VError], words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The message names both encoders if they differ; clips of earlier versions name none."""
+    """Another machine may have the same encoder, so only this error is retried; clips of earlier versions name none."""
     monkeypatch.setattr(leader, "encoder_build", lambda: "ours")
     now = datetime(2026, 11, 20, tzinfo=UTC)
     made = Manifest(
         step="render_clip", job_id="job-1", fingerprint="f", producer=Producer(package_version="1"), inputs={},
         outputs={}, started_at=now, finished_at=now, facts={"start_frame": 0, "end_frame": 16} | facts,
     )  # fmt: skip
-    assert leader._difference(made) == words
+    found = leader._not_planned(made, "expected", 2)
+    assert type(found) is error
+    assert re.search(rf"^Clip 2 of job job-1 .*{words}", str(found))
 
 
 def test_ranks_wait_for_a_leader_that_waits_for_two_servers(monkeypatch: pytest.MonkeyPatch) -> None:

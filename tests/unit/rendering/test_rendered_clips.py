@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from s2v_tasks.engine.options import EngineOptions
-from s2v_tasks.errors import PermanentError, TransientError
+from s2v_tasks.errors import PermanentError
 from s2v_tasks.rendering import leader
 from s2v_tasks.rendering.leader import Leader
 from s2v_tasks.rendering.takes import as_take, with_takes
@@ -134,16 +134,15 @@ def test_a_clip_follows_the_kept_takes_of_a_job_with_the_gate(site: Site, has_re
         assert site.leader._before(clip(2)) == leader._Before(site.stored[1], (0, 1))
     else:
         with pytest.raises(
-            TransientError, match=f"has fingerprint {made[:12]}: expected {site.prints(plan())[1][:12]}"
+            PermanentError, match=f"has fingerprint {made[:12]}: expected {site.prints(plan())[1][:12]}"
         ):
             site.leader._before(clip(2))
 
 
 def test_a_clip_of_other_inputs_is_not_continued(site: Site) -> None:
-    """The message has the key of the manifest and the clip to render, and no decision is read."""
+    """The message has the clip and the command that renders it again, and no decision is read."""
     site.stored[0] = manifest("other")
-    key = "jobs/job-1/clips/0000/manifest.json"
-    with pytest.raises(TransientError, match=f"^{key} has .*from other inputs; render clip 0 again first"):
+    with pytest.raises(PermanentError, match=r"^Clip 0 of job job-1 has .*from other inputs.*`s2v retry job-1`"):
         site.leader._before(clip(1))
     assert site.decided == []
 

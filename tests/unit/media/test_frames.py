@@ -1,4 +1,4 @@
-"""Check the measures of finished videos, and the contact sheet."""
+"""Check the measures of finished videos."""
 
 from collections.abc import Callable
 from fractions import Fraction
@@ -11,7 +11,6 @@ from PIL import Image
 
 from s2v_tasks.errors import PermanentError, TransientError
 from s2v_tasks.media.assembly import _check_key_frame, _check_times, mux
-from s2v_tasks.media.contact_sheet import contact_sheet
 from s2v_tasks.media.encode import Frames, check_profile, encode_clip
 from s2v_tasks.media.frames import measure
 
@@ -115,37 +114,6 @@ def test_a_file_without_a_picture_cannot_be_measured(
         measure(sound)
     with pytest.raises(TransientError, match=r"a\.wav has no video stream, expected .*: run the step again"):
         check_profile(sound, width=64, height=64, fps=16, num_frames=8)
-
-
-def test_contact_sheet_shows_first_middle_and_last_frame_of_each_clip(tmp_path: Path) -> None:
-    """The sheet has a row for each clip with its first, middle and last frame."""
-    greys = np.arange(20, dtype=np.uint8) * 12
-    encode_clip(np.broadcast_to(greys[:, None, None, None], (20, 64, 96, 3)), tmp_path / "a.mp4")
-    contact_sheet(tmp_path / "a.mp4", [(0, 12), (12, 20)], tmp_path / "sheet.jpg")
-    with Image.open(tmp_path / "sheet.jpg") as sheet:
-        pixels = np.asarray(sheet.convert("L")).astype(int)
-    assert pixels.shape == (2 * 188 + 8, 76 + 3 * 248 + 8)
-    shown = [[pixels[8 + row * 188 + 100, 84 + column * 248 + 120] for column in range(3)] for row in range(2)]
-    assert np.abs(np.array(shown) - np.array([[0, 5, 11], [12, 15, 19]]) * 12).max() <= 3
-
-
-def test_contact_sheet_has_a_line_below_each_clip_where_there_are_notes(tmp_path: Path) -> None:
-    """With notes each row is higher, and the pictures keep their size."""
-    encode_clip(np.zeros((20, 64, 96, 3), np.uint8), tmp_path / "a.mp4")
-    contact_sheet(tmp_path / "a.mp4", [(0, 12), (12, 20)], tmp_path / "sheet.jpg", notes=["lag 12 ms", ""])
-    with Image.open(tmp_path / "sheet.jpg") as sheet:
-        pixels = np.asarray(sheet.convert("L")).astype(int)
-    assert pixels.shape == (2 * 206 + 8, 76 + 3 * 248 + 8)
-    first, second = (pixels[8 + row * 206 + 182 : 8 + row * 206 + 200, 76:] for row in range(2))
-    assert first.max() > 150
-    assert second.max() < 60
-
-
-def test_contact_sheet_of_a_short_video_is_refused(tmp_path: Path, moving: Moving) -> None:
-    """A video that lacks frames of a clip is refused."""
-    encode_clip(moving(8), tmp_path / "a.mp4")
-    with pytest.raises(PermanentError, match="ends before frame 9"):
-        contact_sheet(tmp_path / "a.mp4", [(0, 8), (9, 12)], tmp_path / "sheet.jpg")
 
 
 @pytest.mark.parametrize("promised", [7, 9])

@@ -33,10 +33,12 @@ def duration(seconds: float | None) -> str:
 
 
 def money(amount: float | None, currency: str | None) -> str:
-    """Return an amount with two decimals, or with two digits that count where it is smaller than 0.1."""
+    """Return an amount with two decimals, or with two digits that count from 0.1 down to 0.0001."""
     if amount is None:
         return ""
-    figure = f"{amount:.2f}" if amount >= 0.1 or amount == 0 else f"{amount:.2g}"
+    figure = f"{amount:.2f}" if amount == 0 or amount >= 0.1 else f"{amount:.2g}"
+    if 0 < amount < 0.0001:
+        figure = "< 0.0001"
     return f"{figure}\N{NO-BREAK SPACE}{currency}" if currency else figure
 
 

@@ -112,9 +112,10 @@ def test_the_tab_of_a_run_leads_to_its_job(login: Login, metadata: MetadataStore
 def test_figures_are_short() -> None:
     """Durations, amounts and ages are shown in readable units."""
     assert [duration(value) for value in (None, 4.52, 59, 125, 3720)] == ["", "4.5 s", "59 s", "2:05 min", "1:02 h"]
-    assert [money(value, "USD") for value in (None, 0, 0.00123, 12.345)] == [
+    assert [money(value, "USD") for value in (None, 0, 0.00002, 0.00123, 12.345)] == [
         "",
         "0.00\u00a0USD",
+        "< 0.0001\u00a0USD",
         "0.0012\u00a0USD",
         "12.35\u00a0USD",
     ]

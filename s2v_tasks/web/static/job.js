@@ -175,6 +175,14 @@ async function drawWaveform() {
   document.getElementById("wave").setAttribute("d", wavePath);
 }
 
+// What a reader has scrolled or opened stays so in the new copy of a part.
+function replaceKeepingView(part, replacement) {
+  const views = (of) => [...of.querySelectorAll(".scroll, .events, details")];
+  const kept = views(part).map(({ scrollLeft, scrollTop, open }) => ({ scrollLeft, scrollTop, open }));
+  part.replaceWith(replacement);
+  views(replacement).forEach((view, index) => Object.assign(view, kept[index]));
+}
+
 // Take the parts that changed from a fresh copy of this page; player and forms stay.
 async function refresh() {
   const answer = await fetch(location.href, { cache: "no-store", headers: { Accept: "text/html" } });
@@ -184,7 +192,7 @@ async function refresh() {
   for (const part of document.querySelectorAll("[data-live]")) {
     const replacement = fresh.getElementById(part.id);
     if (part.dataset.live === "once" && part.childElementCount) continue; // somebody may be typing there
-    if (replacement && replacement.outerHTML !== part.outerHTML) part.replaceWith(replacement);
+    if (replacement && replacement.outerHTML !== part.outerHTML) replaceKeepingView(part, replacement);
   }
   if (clip) clip = document.getElementById(clip.id) || clip;
   if (focused && document.getElementById(focused)) document.getElementById(focused).focus();

@@ -6,64 +6,56 @@ from s2v_tasks.schemas.job import check_job_id
 from s2v_tasks.settings import Settings
 
 
+class _Key:
+    """A key that is the same in each job but for the prefix of the job."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, layout: "JobLayout", _: type) -> str:
+        return layout.key(self._name)
+
+
 @dataclass(frozen=True)
 class JobLayout:
     """The keys of one job; PermanentError for an invalid `job_id`."""
 
     job_id: str
 
+    request = _Key("request.json")
+    input_manifest = _Key("inputs/manifest.json")
+    image = _Key("inputs/image.png")
+    audio_16k = _Key("inputs/audio_16k.wav")
+    pose = _Key("inputs/pose.mp4")
+    plan = _Key("plan.json")
+    conditions = _Key("conditions/conditions.safetensors")
+    conditions_manifest = _Key("conditions/manifest.json")
+    poster = _Key("clips/0000/poster.jpg")  # a small frame of the first clip; jobs of earlier versions have none
+    silent = _Key("assembly/silent.mp4")
+    silent_manifest = _Key("assembly/silent_manifest.json")
+    muxed = _Key("assembly/muxed.mp4")
+    mux_manifest = _Key("assembly/manifest.json")
+    report = _Key("report/report.json")
+    contact_sheet = _Key("report/contact_sheet.jpg")
+    report_manifest = _Key("report/manifest.json")
+    result = _Key("result.json")  # written last: it exists if the job has succeeded
+
     def __post_init__(self) -> None:
         check_job_id(self.job_id)
 
-    def _key(self, name: str) -> str:
+    def key(self, name: str) -> str:
+        """Return the key for the file `name` below the prefix of the job."""
         return f"jobs/{self.job_id}/{name}"
-
-    @property
-    def request(self) -> str:
-        return self._key("request.json")
-
-    @property
-    def input_manifest(self) -> str:
-        return self._key("inputs/manifest.json")
-
-    @property
-    def image(self) -> str:
-        return self._key("inputs/image.png")
 
     def audio(self, extension: str) -> str:
         """Return the key of the uploaded speech; `extension` without the dot."""
-        return self._key(f"inputs/audio.{extension}")
-
-    @property
-    def audio_16k(self) -> str:
-        return self._key("inputs/audio_16k.wav")
-
-    @property
-    def pose(self) -> str:
-        return self._key("inputs/pose.mp4")
-
-    @property
-    def plan(self) -> str:
-        return self._key("plan.json")
-
-    @property
-    def conditions(self) -> str:
-        return self._key("conditions/conditions.safetensors")
-
-    @property
-    def conditions_manifest(self) -> str:
-        return self._key("conditions/manifest.json")
+        return self.key(f"inputs/audio.{extension}")
 
     def clip(self, clip_index: int) -> str:
         return self._clip_key(clip_index, "clip.mp4")
 
     def motion(self, clip_index: int) -> str:
         return self._clip_key(clip_index, "motion.safetensors")
-
-    @property
-    def poster(self) -> str:
-        """Return the key of a small frame of the first clip. Jobs of earlier versions have none."""
-        return self._clip_key(0, "poster.jpg")
 
     def clip_manifest(self, clip_index: int) -> str:
         return self._clip_key(clip_index, "manifest.json")
@@ -80,40 +72,7 @@ class JobLayout:
         return self._clip_key(clip_index, f"partial/{fingerprint}/{name}")
 
     def _clip_key(self, clip_index: int, name: str) -> str:
-        return self._key(f"clips/{clip_index:04d}/{name}")
-
-    @property
-    def silent(self) -> str:
-        return self._key("assembly/silent.mp4")
-
-    @property
-    def silent_manifest(self) -> str:
-        return self._key("assembly/silent_manifest.json")
-
-    @property
-    def muxed(self) -> str:
-        return self._key("assembly/muxed.mp4")
-
-    @property
-    def mux_manifest(self) -> str:
-        return self._key("assembly/manifest.json")
-
-    @property
-    def report(self) -> str:
-        return self._key("report/report.json")
-
-    @property
-    def contact_sheet(self) -> str:
-        return self._key("report/contact_sheet.jpg")
-
-    @property
-    def report_manifest(self) -> str:
-        return self._key("report/manifest.json")
-
-    @property
-    def result(self) -> str:
-        """Return the key of the result, which is written last: it exists if the job has succeeded."""
-        return self._key("result.json")
+        return self.key(f"clips/{clip_index:04d}/{name}")
 
 
 def output_video_uri(settings: Settings, job_id: str) -> str:

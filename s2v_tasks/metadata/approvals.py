@@ -8,7 +8,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from s2v_tasks.metadata.events import EventRepository
 from s2v_tasks.metadata.session import transaction
-from s2v_tasks.metadata.sql import NOW, Repository, load_rows, lock_job, storable
+from s2v_tasks.metadata.sql import NOW, Repository, load_rows, locked_job, storable
 from s2v_tasks.metadata.tables import Approval
 from s2v_tasks.schemas.approval import ApprovalStatus, Rejection
 from s2v_tasks.schemas.events import JobEvent
@@ -42,8 +42,7 @@ class ApprovalRepository(Repository):
 
         A job waits for one approval at a time. An unanswered approval is withdrawn when the job asks again.
         """
-        with transaction(self._engine) as connection:
-            lock_job(connection, job_id)
+        with locked_job(self._engine, job_id) as connection:
             if found := _decision(connection, job_id, clip_index, fingerprint, run_id):
                 return found
             withdraw_approvals(connection, job_id)
@@ -82,8 +81,7 @@ class ApprovalRepository(Repository):
             values["rejection"] = rejection.model_dump(exclude_none=True)
             detail["note"] = rejection.note or ""
         undecided = (Approval.id == waiting.id, Approval.status == ApprovalStatus.WAITING)
-        with transaction(self._engine) as connection:
-            lock_job(connection, waiting.job_id)
+        with locked_job(self._engine, waiting.job_id) as connection:
             update = sa.update(Approval).where(*undecided).values(storable(values))
             if connection.execute(update).rowcount:
                 self._events.add(

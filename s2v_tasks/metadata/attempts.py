@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import aliased
 
 from s2v_tasks.metadata.session import transaction
-from s2v_tasks.metadata.sql import NOW, Repository, lock_job, storable
+from s2v_tasks.metadata.sql import NOW, Repository, locked_job, storable
 from s2v_tasks.metadata.tables import Attempt, Clip, Job
 from s2v_tasks.schemas.job import AttemptOutcome
 from s2v_tasks.schemas.steps import ENCODE_CONDITIONS, RENDER_CLIP
@@ -67,22 +67,19 @@ class ConditionsRepository(Repository):
 
     def start(self, job_id: str, *, node: str | None = None) -> int:
         """Start an attempt on one GPU of the machine `node` and return its number."""
-        with transaction(self._engine) as connection:
-            lock_job(connection, job_id)
+        with locked_job(self._engine, job_id) as connection:
             return start_attempt(connection, job_id, CONDITIONS, world_size=1, node=node)
 
     def end(
         self, job_id: str, *, outcome: AttemptOutcome, reason: str | None = None, number: int | None = None
     ) -> None:
         """End this attempt, or the one that runs, if it has not ended."""
-        with transaction(self._engine) as connection:
-            lock_job(connection, job_id)
+        with locked_job(self._engine, job_id) as connection:
             end_attempts(connection, job_id, CONDITIONS._replace(number=number), outcome=outcome, reason=reason)
 
     def reuse(self, job_id: str, *, made_at: datetime | None) -> None:
         """Record that stored conditions are reused. `made_at`: when this job encoded them, as in `clips.succeed`."""
-        with transaction(self._engine) as connection:
-            lock_job(connection, job_id)
+        with locked_job(self._engine, job_id) as connection:
             if made_at is not None:
                 credit_attempt(connection, job_id, CONDITIONS, made_at)
             end_attempts(connection, job_id, CONDITIONS, outcome=AttemptOutcome.LOST)

@@ -18,7 +18,7 @@ from s2v_tasks.metadata.attempts import (
 )
 from s2v_tasks.metadata.events import EventRepository
 from s2v_tasks.metadata.session import transaction
-from s2v_tasks.metadata.sql import NOW, Repository, lock_job, storable, update_clip
+from s2v_tasks.metadata.sql import NOW, Repository, locked_job, storable, update_clip
 from s2v_tasks.metadata.tables import ArtifactRow, Clip, Event
 from s2v_tasks.schemas.events import JobEvent
 from s2v_tasks.schemas.job import AttemptOutcome, ClipStatus
@@ -42,8 +42,7 @@ class ClipRepository(Repository):
         """Start an attempt to render a clip on `world_size` GPUs of the machine `node` and return its number."""
         values = {"status": ClipStatus.RENDERING, "fingerprint": fingerprint, "reused": False}
         values |= dict.fromkeys(("source_job_id", "progress_step", "eta_seconds", "gpu_memory_bytes"))
-        with transaction(self._engine) as connection:
-            lock_job(connection, job_id)
+        with locked_job(self._engine, job_id) as connection:
             attempt = start_attempt(
                 connection, job_id, rendering(clip_index), world_size=world_size, fingerprint=fingerprint, node=node
             )
@@ -95,8 +94,7 @@ class ClipRepository(Repository):
             "facts": storable(facts.model_dump(mode="json")),
             "render_seconds": facts.render_seconds,
         }
-        with transaction(self._engine) as connection:
-            lock_job(connection, job_id)
+        with locked_job(self._engine, job_id) as connection:
             _end_attempt(connection, job_id, rendering(clip_index, number), reused, made_at)
             update_clip(connection, job_id, clip_index, values)
             is_new = not _is_reported(connection, job_id, clip_index)
@@ -119,16 +117,14 @@ class ClipRepository(Repository):
         number: int | None = None,
     ) -> None:
         """Record that a take of the clip is stored, but that the clip is not decided yet; arguments as in `succeed`."""
-        with transaction(self._engine) as connection:
-            lock_job(connection, job_id)
+        with locked_job(self._engine, job_id) as connection:
             _end_attempt(connection, job_id, rendering(clip_index, number), reused, made_at)
 
     def record_quality(self, job_id: str, record: TakeRecord) -> None:
         """Record the measured takes of a clip. Attempts that made other takes than the kept one become superseded."""
         kept = record.kept_take
         values: dict[str, Any] = {"quality": storable(record.without_series().model_dump(mode="json"))}
-        with transaction(self._engine) as connection:
-            lock_job(connection, job_id)
+        with locked_job(self._engine, job_id) as connection:
             if kept is not None:
                 values["fingerprint"] = kept.fingerprint
                 others = [take.fingerprint for take in record.takes if take is not kept]
@@ -145,8 +141,7 @@ class ClipRepository(Repository):
             "facts": storable(facts.model_dump(mode="json")),
             "render_seconds": facts.render_seconds,
         }
-        with transaction(self._engine) as connection:
-            lock_job(connection, job_id)
+        with locked_job(self._engine, job_id) as connection:
             update_clip(connection, job_id, clip.clip_index, values)
             detail = {"source_job_id": clip.source_job_id}
             self._events.add(connection, job_id, JobEvent.CLIP_INHERITED, clip_index=clip.clip_index, detail=detail)
@@ -165,8 +160,7 @@ class ClipRepository(Repository):
         number: the attempt; None: the latest. The clip stays as it is if a later attempt has begun.
         """
         key = rendering(clip_index, number)
-        with transaction(self._engine) as connection:
-            lock_job(connection, job_id)
+        with locked_job(self._engine, job_id) as connection:
             end_attempts(connection, job_id, key, outcome=outcome, reason=reason)
             if is_latest(connection, job_id, key):
                 update_clip(connection, job_id, clip_index, {"status": ClipStatus.FAILED, "eta_seconds": None})
@@ -178,8 +172,7 @@ class ArtifactRepository(Repository):
 
     def record(self, manifest: Manifest) -> None:
         """Record the outputs of a manifest."""
-        with transaction(self._engine) as connection:
-            lock_job(connection, manifest.job_id)
+        with locked_job(self._engine, manifest.job_id) as connection:
             for artifact in manifest.outputs.values():
                 values = {
                     "job_id": manifest.job_id,

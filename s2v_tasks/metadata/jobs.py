@@ -13,7 +13,7 @@ from s2v_tasks.metadata.sql import (
     NOW,
     Repository,
     load_rows,
-    lock_job,
+    locked_job,
     queued_run_id,
     request_columns,
     storable,
@@ -110,8 +110,7 @@ class JobRepository(Repository):
         again since.
         """
         values = {"status": JobStatus.RUNNING, "reason": None, "started_at": began_at or NOW, "finished_at": None}
-        with transaction(self._engine) as connection:
-            lock_job(connection, job_id)
+        with locked_job(self._engine, job_id) as connection:
             if by_clip and not is_settled(connection, job_id):
                 return
             refuse_late(connection, job_id, began_at, by_clip=by_clip)
@@ -142,8 +141,7 @@ class JobRepository(Repository):
             "currency": estimate.currency,
         }
         steps = {"progress_step": None, "progress_steps": plan.sampling.sample_steps}
-        with transaction(self._engine) as connection:
-            lock_job(connection, job_id)
+        with locked_job(self._engine, job_id) as connection:
             refuse_late(connection, job_id, began_at)
             update_job(connection, job_id, summary | price | {"preset": plan.preset})
             connection.execute(sa.delete(Clip).where(Clip.job_id == job_id, Clip.clip_index >= plan.num_clip))
@@ -171,8 +169,7 @@ class JobRepository(Repository):
     def refuse(self, job_id: str, reason: str) -> bool:
         """Fail a job that waits in the queue. Return False and change nothing if it has a DAG run or has ended."""
         waits = (Job.job_id == job_id, Job.status == JobStatus.QUEUED, Job.dag_run_id.is_(None))
-        with transaction(self._engine) as connection:
-            lock_job(connection, job_id)
+        with locked_job(self._engine, job_id) as connection:
             if is_waiting := connection.execute(sa.select(Job.job_id).where(*waits)).first() is not None:
                 fail_job(connection, self._events, job_id, reason)
         return is_waiting
@@ -240,8 +237,7 @@ class JobRepository(Repository):
 
         `began_at`: when the step of the caller began; TransientError if the job was started again since.
         """
-        with transaction(self._engine) as connection:
-            lock_job(connection, job_id)
+        with locked_job(self._engine, job_id) as connection:
             refuse_late(connection, job_id, began_at, ())
             cancel_job(connection, self._events, job_id, reason)
 
@@ -257,8 +253,7 @@ class JobRepository(Repository):
             "video_uri": video_uri,
             "sha256": sha256,
         }
-        with transaction(self._engine) as connection:
-            lock_job(connection, job_id)
+        with locked_job(self._engine, job_id) as connection:
             columns = sa.select(Job.status, Job.video_uri, Job.sha256)
             before = connection.execute(columns.where(Job.job_id == job_id)).one()
             if before != (JobStatus.SUCCEEDED, video_uri, sha256):

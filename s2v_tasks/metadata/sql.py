@@ -2,13 +2,15 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
 from s2v_tasks.errors import PermanentError
+from s2v_tasks.metadata.session import transaction
 from s2v_tasks.metadata.tables import Attempt, Base, Clip, Event, Job
 from s2v_tasks.schemas.events import JobEvent
 from s2v_tasks.schemas.job import DEFAULT_PRIORITY, PRIORITIES, START_SEPARATOR
@@ -32,16 +34,18 @@ def load_rows(connection: sa.Connection, table: type[Row], *conditions: Any, ord
     return [table(**row) for row in connection.execute(statement).mappings()]
 
 
-def lock_job(connection: sa.Connection, job_id: str) -> None:
-    """Lock the row of a job until the transaction ends. Writers of a job take this lock first, which avoids deadlocks.
+@contextmanager
+def locked_job(engine: sa.Engine, job_id: str) -> Iterator[sa.Connection]:
+    """Run one transaction like `transaction`, with the row of a job locked from its beginning.
 
-    PermanentError when the job was never queued.
+    All writers of a job take this lock first, which avoids deadlocks. PermanentError when the job was never queued.
     """
-    found = connection.execute(sa.select(Job.job_id).where(Job.job_id == job_id).with_for_update()).first()
-    if found is None:
-        raise PermanentError(
-            f"Job {job_id!r} does not exist: `s2v jobs` lists all jobs, and `s2v stage-inputs` begins a new one."
-        )
+    with transaction(engine) as connection:
+        if connection.execute(sa.select(Job.job_id).where(Job.job_id == job_id).with_for_update()).first() is None:
+            raise PermanentError(
+                f"Job {job_id!r} does not exist: `s2v jobs` lists all jobs, and `s2v stage-inputs` begins a new one."
+            )
+        yield connection
 
 
 def upsert_job(connection: sa.Connection, job_id: str, values: dict[str, Any], **kept: Any) -> None:

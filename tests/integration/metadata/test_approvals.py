@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from s2v_tasks.metadata.session import transaction
-from s2v_tasks.metadata.sql import lock_job
+from s2v_tasks.metadata.sql import locked_job
 from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.metadata.tables import Approval
 from s2v_tasks.schemas.approval import ApprovalStatus, Rejection
@@ -140,8 +139,7 @@ def test_the_end_of_a_job_leaves_answers_and_other_jobs_alone(store: MetadataSto
 def test_processes_that_ask_at_once_leave_one_question(store: MetadataStore, engine: sa.Engine) -> None:
     """Of two concurrent questions about a job, the earlier one is withdrawn."""
     with ThreadPoolExecutor(2) as pool:
-        with transaction(engine) as connection:
-            lock_job(connection, "a")
+        with locked_job(engine, "a"):
             asked = [pool.submit(ask, store, clip) for clip in (0, 1)]
             look = sa.text(
                 "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"

@@ -18,7 +18,7 @@ from s2v_tasks.metadata.ingestion import NewRow
 from s2v_tasks.metadata.ingestion_tables import Drop
 from s2v_tasks.metadata.queue import NewJob
 from s2v_tasks.metadata.session import transaction
-from s2v_tasks.metadata.sql import lock_job, update_job
+from s2v_tasks.metadata.sql import locked_job, update_job
 from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.metadata.tables import Approval
 from s2v_tasks.schemas.approval import ApprovalStatus
@@ -82,21 +82,21 @@ WRITERS: dict[str, Callable[[Callable[..., object], Plan], object]] = {
 
 
 def locking_methods(metadata: MetadataStore) -> set[str]:
-    """Return the methods of the store that call `lock_job`, by the sources of the package."""
+    """Return the methods of the store that call `locked_job`, by the sources of the package."""
     parts = {type(part).__name__: name for name, part in vars(metadata).items()}
     found = set()
     for path in Path(sql.__file__).parent.glob("*.py"):
         for owner in ast.parse(path.read_text()).body:
             for function in ast.walk(owner):
-                if isinstance(function, ast.FunctionDef) and _calls_lock_job(function):
+                if isinstance(function, ast.FunctionDef) and _calls_locked_job(function):
                     assert isinstance(owner, ast.ClassDef), f"{function.name} is no method"
                     found.add(f"{parts[owner.name]}.{function.name}")
     return found
 
 
-def _calls_lock_job(function: ast.FunctionDef) -> bool:
+def _calls_locked_job(function: ast.FunctionDef) -> bool:
     calls = (node.func for node in ast.walk(function) if isinstance(node, ast.Call))
-    return any(isinstance(call, ast.Name) and call.id == "lock_job" for call in calls)
+    return any(isinstance(call, ast.Name) and call.id == "locked_job" for call in calls)
 
 
 def test_every_writer_is_tested(metadata: MetadataStore) -> None:
@@ -115,8 +115,7 @@ def test_writers_of_a_job_take_turns(
     metadata = planned(3)
     metadata.jobs.enqueue("job-2", {})
     with ThreadPoolExecutor(1) as pool:
-        with transaction(engine) as connection:
-            lock_job(connection, "job-1")
+        with locked_job(engine, "job-1"):
             metadata.jobs.start("job-2")
             writer = pool.submit(WRITERS[name], attrgetter(name)(metadata), plan(3))
             assert waits(postgres_url, writer)

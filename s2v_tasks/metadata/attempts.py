@@ -7,14 +7,13 @@ conditions that were reused or inherited have no attempt and cost nothing.
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.orm import aliased
 
-from s2v_tasks.metadata.session import transaction
 from s2v_tasks.metadata.sql import NOW, Repository, locked_job, storable
 from s2v_tasks.metadata.tables import Attempt, Clip, Job
 from s2v_tasks.schemas.job import AttemptOutcome
@@ -51,15 +50,13 @@ class AttemptRepository(Repository):
         """
         finished_at = sa.case((Attempt.outcome == AttemptOutcome.LOST, NOW), else_=None)
         values = {"gpu_seconds": _gpu_seconds(NOW), "finished_at": finished_at}
-        with transaction(self._engine) as connection:
-            connection.execute(sa.update(Attempt).where(*_latest_open(job_id, key)).values(values))
+        self._execute(sa.update(Attempt).where(*_latest_open(job_id, key)).values(values))
 
     def is_alive(self, job_id: str, key: AttemptKey, *, within_seconds: float) -> bool:
         """Return True if no end of the latest attempt is reported and its last heartbeat is at most this old."""
         recent = _last_heartbeat() > NOW - sa.func.make_interval(0, 0, 0, 0, 0, 0, within_seconds)
         alive = sa.select(Attempt.attempt).where(*_latest_open(job_id, key), recent)
-        with transaction(self._engine) as connection:
-            return connection.execute(alive).first() is not None
+        return self._execute(alive).first() is not None
 
 
 class ConditionsRepository(Repository):
@@ -256,9 +253,7 @@ class CostRepository(Repository):
             statement = statement.where(Attempt.started_at >= since)
         if job_id is not None:
             statement = statement.where(Job.job_id == job_id)
-        with transaction(self._engine) as connection:
-            rows = connection.execute(statement).mappings()
-            return [Spending(**{field.name: row[field.name] for field in fields(Spending)}) for row in rows]
+        return [Spending(**row) for row in self._execute(statement).mappings()]
 
 
 def _sum(value: Any, condition: sa.ColumnElement[bool]) -> sa.ColumnElement[float]:

@@ -17,7 +17,6 @@ from s2v_tasks.metadata.attempts import (
     supersede_attempts,
 )
 from s2v_tasks.metadata.events import EventRepository
-from s2v_tasks.metadata.session import transaction
 from s2v_tasks.metadata.sql import NOW, Repository, locked_job, storable, update_clip
 from s2v_tasks.metadata.tables import ArtifactRow, Clip, Event
 from s2v_tasks.schemas.events import JobEvent
@@ -68,8 +67,7 @@ class ClipRepository(Repository):
         values = {"status": ClipStatus.RENDERING, "progress_step": step, "progress_steps": num_steps}
         values |= {"eta_seconds": eta_seconds, "gpu_memory_bytes": gpu_memory_bytes}
         unfinished = (Clip.job_id == job_id, Clip.clip_index == clip_index, Clip.status != ClipStatus.SUCCEEDED)
-        with transaction(self._engine) as connection:
-            connection.execute(sa.update(Clip).where(*unfinished).values(**values))
+        self._execute(sa.update(Clip).where(*unfinished).values(**values))
 
     def succeed(
         self,
@@ -195,8 +193,7 @@ class ArtifactRepository(Repository):
             .order_by(ArtifactRow.updated_at.desc())
             .limit(_MAX_DONOR_JOBS)
         )
-        with transaction(self._engine) as connection:
-            return list(connection.execute(statement).scalars())
+        return list(self._execute(statement).scalars())
 
 
 def _is_reported(connection: sa.Connection, job_id: str, clip_index: int) -> bool:

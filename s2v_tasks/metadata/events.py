@@ -108,8 +108,7 @@ class NotificationRepository(Repository):
             .values(attempts=Notification.attempts + 1, next_attempt_at=NOW + _LEASE)
             .returning(Notification.__table__)
         )
-        with transaction(self._engine) as connection:
-            row = connection.execute(claim).mappings().one_or_none()
+        row = self._execute(claim).mappings().one_or_none()
         return None if row is None else Notification(**row)
 
     def mark_delivered(self, notification_id: int) -> None:
@@ -140,5 +139,4 @@ class NotificationRepository(Repository):
         """Record the outcome of an attempt, unless another sender settled the message after the end of the lease."""
         values = {"next_attempt_at": None} | values
         pending = (Notification.id == notification_id, Notification.status == "pending")
-        with transaction(self._engine) as connection:
-            connection.execute(sa.update(Notification).where(*pending).values(**values))
+        self._execute(sa.update(Notification).where(*pending).values(**values))

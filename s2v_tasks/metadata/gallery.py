@@ -131,17 +131,11 @@ class GalleryRepository(Repository):
     def last_event_id(self, job_id: str) -> int:
         """Return the id of the latest event of a job, 0 if it has none."""
         latest = sa.select(sa.func.coalesce(sa.func.max(Event.id), 0)).where(Event.job_id == job_id)
-        with transaction(self._engine) as connection:
-            number: int = connection.execute(latest).scalar_one()
-        return number
+        return int(self._execute(latest).scalar_one())
 
     def job_of_run(self, dag_run_id: str) -> str | None:
         """Return the id of the job whose latest DAG run is this one; None if there is none."""
-        with transaction(self._engine) as connection:
-            found: str | None = connection.execute(
-                sa.select(Job.job_id).where(Job.dag_run_id == dag_run_id).limit(1)
-            ).scalar_one_or_none()
-        return found
+        return self._execute(sa.select(Job.job_id).where(Job.dag_run_id == dag_run_id).limit(1)).scalar_one_or_none()
 
 
 def page_statement(chosen: JobFilter, after: Cursor | None, size: int) -> sa.Select[Any]:

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.orm import aliased
 
-from s2v_tasks.metadata.session import transaction
 from s2v_tasks.metadata.sql import Repository
 from s2v_tasks.metadata.tables import ArtifactRow, Clip, Job
 from s2v_tasks.schemas.job import ENDED_STATUSES, RestartableStatus
@@ -57,8 +56,7 @@ class HousekeepingRepository(Repository):
     def artifacts(self) -> dict[str, StoredArtifact]:
         """Return all artifacts by key."""
         statement = sa.select(ArtifactRow.key, ArtifactRow.job_id, ArtifactRow.size_bytes)
-        with transaction(self._engine) as connection:
-            return {key: StoredArtifact(job_id, size) for key, job_id, size in connection.execute(statement)}
+        return {row.key: StoredArtifact(row.job_id, row.size_bytes) for row in self._execute(statement)}
 
     def silent_runs(self, at_most: int | None = None) -> list[OpenRun]:
         """Return unfinished jobs with a DAG run and without records for SILENT_BEFORE_LOST.
@@ -74,9 +72,7 @@ class HousekeepingRepository(Repository):
             .order_by(Job.created_at if at_most is None else sa.func.random())
             .limit(at_most)
         )
-        with transaction(self._engine) as connection:
-            return [OpenRun(job_id, str(run_id)) for job_id, run_id in connection.execute(statement)]
+        return [OpenRun(row.job_id, row.dag_run_id) for row in self._execute(statement)]
 
     def _strings(self, statement: sa.Select[Any]) -> set[str]:
-        with transaction(self._engine) as connection:
-            return {str(value) for value in connection.execute(statement).scalars() if value}
+        return {str(value) for value in self._execute(statement).scalars() if value}

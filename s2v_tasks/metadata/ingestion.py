@@ -37,10 +37,8 @@ class DropRepository(Repository):
     def earlier(self, folder_uri: str, etag: str) -> tuple[int, str | None]:
         """Return the number of earlier drops with exactly these files in this folder, and the id of their job."""
         statement = sa.select(sa.func.count(), sa.func.max(Drop.job_id))
-        with transaction(self._engine) as connection:
-            count, job_id = connection.execute(
-                statement.where(Drop.folder_uri == storable(folder_uri), Drop.etag == etag)
-            ).one()
+        same = (Drop.folder_uri == storable(folder_uri), Drop.etag == etag)
+        count, job_id = self._execute(statement.where(*same)).one()
         return count, job_id
 
     def is_target(self, uri: str) -> bool:
@@ -75,15 +73,10 @@ class DropRepository(Repository):
         self._advance(drop_id, "refused", "rejected")
 
     def _is_there(self, condition: sa.ColumnElement[bool]) -> bool:
-        with transaction(self._engine) as connection:
-            found: bool = connection.execute(sa.select(sa.exists().where(condition))).scalar_one()
-        return found
+        return bool(self._execute(sa.select(sa.exists().where(condition))).scalar_one())
 
     def _advance(self, drop_id: str, old: str, new: str) -> None:
-        with transaction(self._engine) as connection:
-            connection.execute(
-                sa.update(Drop).where(Drop.drop_id == storable(drop_id), Drop.status == old).values(status=new)
-            )
+        self._execute(sa.update(Drop).where(Drop.drop_id == storable(drop_id), Drop.status == old).values(status=new))
 
 
 @dataclass(frozen=True)
@@ -151,14 +144,12 @@ class BatchRepository(Repository):
             .group_by(Job.status)
             .order_by(Job.status)
         )
-        with transaction(self._engine) as connection:
-            return {row.status: row.num_jobs for row in connection.execute(statement)}
+        return {row.status: row.num_jobs for row in self._execute(statement)}
 
     def manifest_uri(self, batch_id: str) -> str | None:
         """Return the URI of the manifest of a batch; None if there is no such batch."""
         statement = sa.select(Batch.manifest_uri).where(Batch.batch_id == batch_id)
-        with transaction(self._engine) as connection:
-            return connection.execute(statement).scalar_one_or_none()
+        return self._execute(statement).scalar_one_or_none()
 
     def outcomes(self, batch_id: str) -> list[RowOutcome]:
         """Return the outcome of each row, in the order of the manifest."""
@@ -175,11 +166,9 @@ class BatchRepository(Repository):
             .where(BatchRow.batch_id == batch_id)
             .order_by(BatchRow.row_number)
         )
-        with transaction(self._engine) as connection:
-            return [RowOutcome(**row) for row in connection.execute(statement).mappings()]
+        return [RowOutcome(**row) for row in self._execute(statement).mappings()]
 
     def finish(self, batch_id: str) -> None:
         """Record that all jobs of the batch have ended."""
         statement = sa.update(Batch).where(Batch.batch_id == batch_id, Batch.status == "running")
-        with transaction(self._engine) as connection:
-            connection.execute(statement.values(status="finished", finished_at=NOW))
+        self._execute(statement.values(status="finished", finished_at=NOW))

@@ -43,8 +43,7 @@ class JobRepository(Repository):
             statement = statement.where(Job.status == status)
         if labels:
             statement = statement.where(Job.labels.contains(labels))
-        with transaction(self._engine) as connection:
-            return [Job(**row) for row in connection.execute(statement).mappings()]
+        return [Job(**row) for row in self._execute(statement).mappings()]
 
     def get(self, job_id: str) -> Job | None:
         """Return one job with its clips, attempts, artifacts, events and approvals; None if it does not exist."""
@@ -218,8 +217,7 @@ class JobRepository(Repository):
     def is_cancel_requested(self, job_id: str) -> bool:
         """Return True if a cancel of the job was requested."""
         statement = sa.select(Job.cancel_requested_at).where(Job.job_id == job_id)
-        with transaction(self._engine) as connection:
-            return connection.execute(statement).scalar() is not None
+        return self._execute(statement).scalar() is not None
 
     def clear_cancel(self, job_id: str, run_id: str | None = None) -> None:
         """Clear the cancel request of an ended job that starts again as the DAG run `run_id`.

@@ -56,15 +56,12 @@ class JobQueue(Repository):
 
     def num_waiting(self) -> int:
         """Return the number of queued jobs without a DAG run."""
-        with transaction(self._engine) as connection:
-            count: int = connection.execute(sa.select(sa.func.count()).select_from(Job).where(*_waiting())).scalar_one()
-        return count
+        return int(self._execute(sa.select(sa.func.count()).select_from(Job).where(*_waiting())).scalar_one())
 
     def run_of(self, job_id: str) -> str | None:
         """Return the DAG run of a job; of a job without a run, the one for which it waits; None without a job."""
         statement = sa.select(sa.func.coalesce(Job.dag_run_id, queued_run_id())).where(Job.job_id == job_id)
-        with transaction(self._engine) as connection:
-            return connection.execute(statement).scalar_one_or_none()
+        return self._execute(statement).scalar_one_or_none()
 
     def mark_started(self, job_ids: Sequence[str]) -> int:
         """Record that these jobs have the DAG run of their `ReadyJob`, unless they were cancelled in the meantime.

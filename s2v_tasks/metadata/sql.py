@@ -27,6 +27,12 @@ class Repository:
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
 
+    def _execute(self, statement: sa.Executable) -> sa.Result[*tuple[Any, ...]]:
+        """Run one statement in its own transaction and return its rows, which are all read by then."""
+        with transaction(self._engine) as connection:
+            result = connection.execute(statement)
+            return result.freeze()() if result.returns_rows else result
+
 
 def load_rows(connection: sa.Connection, table: type[Row], *conditions: Any, order: Any) -> Sequence[Row]:
     """Return the rows of a table that meet the conditions, as plain values that belong to no session."""

@@ -1,7 +1,7 @@
 """Make the plan of a job from the request, its preset and its inputs, before any GPU time is spent."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -21,25 +21,14 @@ from s2v_tasks.planning.warnings import (
     picture_warnings,
     preview_warning,
 )
-from s2v_tasks.schemas.model_card import AdapterCard
-from s2v_tasks.schemas.plan import FPS, ClipPlan, Cut, InputFacts, Plan, PlannedAdapter, Sampling, SpeechFacts
-from s2v_tasks.schemas.preset import Preset, find_preset
+from s2v_tasks.schemas.plan import FPS, ClipPlan, Cut, InputFacts, Plan, Sampling, SpeechFacts
+from s2v_tasks.schemas.preset import find_preset
 from s2v_tasks.schemas.request import Request
+from s2v_tasks.schemas.request_fields import Transition
 
 SEED_RANGE = 2**63 - 1000  # leaves room for seed + clip_index below 2**63
 CROSSFADE_FRAMES = 4  # 250 ms: as long as a chain holds its first picture (ADR 4, ADR 7)
 MIN_FADING_INFER_FRAMES = 20  # clips of 16 frames cannot share: one clip would only fade out
-
-
-@dataclass(frozen=True)
-class _Choices:
-    """The fields of the request, filled in from the preset."""
-
-    num_clip: int | None
-    infer_frames: int
-    size: str
-    sampling: Sampling
-    adapters: tuple[PlannedAdapter, ...]
 
 
 @dataclass(frozen=True)
@@ -64,26 +53,29 @@ def make_plan(request: Request, job_id: str, inputs: PlanInputs, installation: I
     """
     speech, model, cards = inputs.speech, installation.model, installation.catalogue.adapters
     preset = find_preset(installation.catalogue.presets, request.preset)
-    choices = _choices(request, preset, cards)
-    sampling = choices.sampling
+    num_clip = request.num_clip or preset.num_clip
+    infer_frames = request.infer_frames or preset.infer_frames
+    size = request.size or preset.size
+    choice = choose_sampling(request, preset, cards)
+    sampling = choice.sampling
     speech_frames = frames_of_speech(speech)
     cuts = _cuts(request, inputs.samples, speech_frames)
-    slots, needed = _slots(request, choices, cuts, speech_frames)
-    _check_clip_count(len(slots), choices.infer_frames, installation.max_clips)
+    slots, needed = _slots([0, *(cut.frame for cut in cuts), speech_frames], infer_frames, num_clip, request.transition)
+    _check_clip_count(len(slots), infer_frames, installation.max_clips)
     num_frames = slots[-1].end_frame
-    width, height = plan_size(*inputs.image_size, choices.size)
+    width, height = plan_size(*inputs.image_size, size)
     base_seed = job_seed(job_id) if request.base_seed == -1 else request.base_seed
     shapes = [_clip_shape(width, height, slot, sampling) for slot in slots]
     costs = installation.costs(shapes, sampling)
     warnings = [
         *([preview_warning(job_id, sampling)] if preset.preview else []),
-        *adapter_warnings(choices.adapters, cards),
+        *adapter_warnings(choice.adapters, cards),
         *offload_warnings(shapes, model, installation.gpu, installation.setup, guided=sampling.guided_steps > 0),
         *face_warnings(inputs.facts.faces, cropped_share(*inputs.image_size, width, height)),
-        *clip_count_warnings(choices.num_clip, needed, num_frames, speech),
+        *clip_count_warnings(num_clip, needed, num_frames, speech),
         *input_warnings(inputs.facts, num_frames),
         *cut_warnings(request, cuts, speech),
-        *picture_warnings(inputs.image_size, (width, height), choices.size, model),
+        *picture_warnings(inputs.image_size, (width, height), size, model),
     ]
     return Plan(
         job_id=job_id,
@@ -96,7 +88,7 @@ def make_plan(request: Request, job_id: str, inputs: PlanInputs, installation: I
         num_frames=num_frames,
         covered_seconds=float(min(speech.duration_seconds, Fraction(num_frames, FPS))),
         sampling=sampling,
-        adapters=choices.adapters,
+        adapters=choice.adapters,
         base_seed=base_seed,
         clips=tuple(_clips(slots, shapes, costs, base_seed)),
         cuts=tuple(cuts[: slots[-1].chain_index]),
@@ -120,33 +112,18 @@ def _cuts(request: Request, samples: Samples | None, speech_frames: int) -> list
     )
 
 
-def _slots(request: Request, choices: _Choices, cuts: list[Cut], speech_frames: int) -> tuple[list[Slot], int]:
-    """Return the clips of the video, and the number of clips that the whole speech needs."""
-    fade_frames = CROSSFADE_FRAMES if request.transition == "crossfade" else 0
-    if fade_frames and choices.infer_frames < MIN_FADING_INFER_FRAMES:
+def _slots(
+    bounds: list[int], infer_frames: int, num_clip: int | None, transition: Transition
+) -> tuple[list[Slot], int]:
+    """Return the clips of the chains between the frames `bounds`, and the number of clips that the speech needs."""
+    fade_frames = CROSSFADE_FRAMES if transition == "crossfade" else 0
+    if fade_frames and infer_frames < MIN_FADING_INFER_FRAMES:
         raise PermanentError(
-            f"infer_frames {choices.infer_frames} is too short for a cross-fade: expected at least "
+            f"infer_frames {infer_frames} is too short for a cross-fade: expected at least "
             f"{MIN_FADING_INFER_FRAMES}, or transition cut."
         )
-    bounds = [0, *(cut.frame for cut in cuts), speech_frames]
-    whole = lay_out(bounds, choices.infer_frames, None, fade_frames)
-    if choices.num_clip is None:
-        return whole, len(whole)
-    return lay_out(bounds, choices.infer_frames, choices.num_clip, fade_frames), len(whole)
-
-
-def _choices(request: Request, preset: Preset, cards: Mapping[str, AdapterCard]) -> _Choices:
-    defaults = preset.model_dump()
-    said = {name: value for name, value in request.model_dump().items() if name in defaults and value is not None}
-    chosen = defaults | said
-    choice = choose_sampling(request, preset, cards)
-    return _Choices(
-        num_clip=chosen["num_clip"],
-        infer_frames=chosen["infer_frames"],
-        size=chosen["size"],
-        sampling=choice.sampling,
-        adapters=choice.adapters,
-    )
+    whole = lay_out(bounds, infer_frames, None, fade_frames)
+    return whole if num_clip is None else lay_out(bounds, infer_frames, num_clip, fade_frames), len(whole)
 
 
 def _check_clip_count(num_clip: int, infer_frames: int, max_clips: int) -> None:

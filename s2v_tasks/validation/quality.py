@@ -1,6 +1,7 @@
 """Judge the quality measures of a clip and describe them in sentences. Limits: `config/quality.yaml`."""
 
 from collections.abc import Iterable
+from typing import Literal
 
 from s2v_tasks.schemas.quality import (
     ClipQuality,
@@ -36,56 +37,44 @@ def _judge_face(face: FaceQuality, reference: ReferenceLook | None, limits: Qual
     has_face = reference is None or reference.num_faces > 0
     share, gap = (face.share_of_frames, face.longest_gap_frames) if has_face else (None, None)
     return [
-        _check("face_share", share, limits.face_share, "a face in {:.0%} of the frames"),
-        _check("face_gap_frames", gap, limits.face_gap_frames, "no face for {:.0f} frames in a row"),
+        _check(limits, "face_share", share, "a face in {:.0%} of the frames"),
+        _check(limits, "face_gap_frames", gap, "no face for {:.0f} frames in a row"),
         _check(
+            limits,
             "shape_difference",
             face.shape_difference,
-            limits.shape_difference,
             "the shape of the face differs from the reference by {:.1%}",
         ),
         _check(
-            "identity_difference",
-            face.identity_difference,
-            limits.identity_difference,
-            "the face differs from the reference by {:.2f}",
+            limits, "identity_difference", face.identity_difference, "the face differs from the reference by {:.2f}"
         ),
     ]
 
 
 def _judge_seam(seam: SeamQuality, limits: QualityLimits) -> list[Finding | None]:
     return [
-        _check("seam_jump", seam.jump, limits.seam_jump, "the picture jumps by {:.1f} times its usual motion"),
+        _check(limits, "seam_jump", seam.jump, "the picture jumps by {:.1f} times its usual motion"),
         _check(
+            limits,
             "seam_colour_jump",
             seam.colour_jump,
-            limits.seam_colour_jump,
             "the colour changes at the seam by {:.1f} times its usual change",
         ),
-        _check("seam_colour", _unusual_step(seam), limits.seam_colour, "the colour changes by {:.1f} at the seam"),
+        _check(limits, "seam_colour", _unusual_step(seam), "the colour changes by {:.1f} at the seam"),
     ]
 
 
 def _judge_look(look: LookQuality, limits: QualityLimits) -> list[Finding | None]:
     return [
-        _check("skin_difference", look.skin_difference, limits.skin_difference, "the skin's colour differs by {:.1f}"),
+        _check(limits, "skin_difference", look.skin_difference, "the skin's colour differs by {:.1f}"),
         _check(
-            "background_difference",
-            look.background_difference,
-            limits.background_difference,
-            "the background's colour differs by {:.1f}",
+            limits, "background_difference", look.background_difference, "the background's colour differs by {:.1f}"
         ),
         _check(
-            "sharpness_ratio",
-            look.sharpness_ratio,
-            limits.sharpness_ratio,
-            "the face has {:.0%} of the sharpness of the reference",
+            limits, "sharpness_ratio", look.sharpness_ratio, "the face has {:.0%} of the sharpness of the reference"
         ),
         _check(
-            "contrast_ratio",
-            look.contrast_ratio,
-            limits.contrast_ratio,
-            "the picture has {:.0%} of the contrast of the reference",
+            limits, "contrast_ratio", look.contrast_ratio, "the picture has {:.0%} of the contrast of the reference"
         ),
     ]
 
@@ -112,13 +101,8 @@ def _judge_lip_sync(sync: LipSyncQuality, num_frames: int, limits: QualityLimits
     if apart is not None:
         return [apart]  # neither does a lag of a mouth that does not follow
     return [
-        _check("lip_sync_lag_ms", lag, limits.lip_sync_lag_ms, "mouth and sound are {:.0f} ms apart"),
-        _check(
-            "silent_mouth_ratio",
-            ratio,
-            limits.silent_mouth_ratio,
-            "the mouth moves in silence {:.0%} as much as in speech",
-        ),
+        _check(limits, "lip_sync_lag_ms", lag, "mouth and sound are {:.0f} ms apart"),
+        _check(limits, "silent_mouth_ratio", ratio, "the mouth moves in silence {:.0%} as much as in speech"),
     ]
 
 
@@ -133,33 +117,37 @@ def _still_mouth(sync: LipSyncQuality, limits: QualityLimits, *, with_margin: bo
     if with_margin and _no_margin(sync, limits) is not None:
         noise = Below(warn_below=None, fail_below=limits.landmark_noise)
         message = "the mouth moves by {:.1%} during speech, but does not follow it"
-        if (found := _check("still_mouth", sync.opening_range, noise, message)) is not None:
+        if (found := _beyond(noise, "still_mouth", sync.opening_range, message)) is not None:
             return found
-    return _check("still_mouth", sync.opening_range, limits.still_mouth, "the mouth moves by {:.1%} during speech")
+    return _check(limits, "still_mouth", sync.opening_range, "the mouth moves by {:.1%} during speech")
 
 
 def _no_margin(sync: LipSyncQuality, limits: QualityLimits) -> Finding | None:
     """Return the finding of a mouth that follows this speech hardly more than other speech."""
     margin = _difference(sync.correlation, sync.other_correlation)
     message = "the correlation of the mouth with this speech minus that with other speech is {:.2f}"
-    return _check("lip_sync_margin", margin, limits.lip_sync_margin, message)
+    return _check(limits, "lip_sync_margin", margin, message)
 
 
-def _check(measure: str, value: float | None, limits: Below | Above, message: str) -> Finding | None:
+def _check(limits: QualityLimits, measure: str, value: float | None, message: str) -> Finding | None:
+    """Return the finding of a measure that is beyond its limits, else None."""
+    return _beyond(getattr(limits, measure), measure, value, message)
+
+
+def _beyond(limits: Below | Above, measure: str, value: float | None, message: str) -> Finding | None:
     if value is None:
         return None
     if isinstance(limits, Below):
-        bounds = (("fail", limits.fail_below, -1), ("warn", limits.warn_below, -1))
+        sign, side, failing, warning = -1, "at least", limits.fail_below, limits.warn_below
     else:
-        bounds = (("fail", limits.fail_above, 1), ("warn", limits.warn_above, 1))
-    for level, limit, sign in bounds:
+        sign, side, failing, warning = 1, "at most", limits.fail_above, limits.warn_above
+    levels: tuple[tuple[Literal["fail", "warn"], float | None, float], ...]
+    levels = (("fail", failing, _FAIL_PENALTY), ("warn", warning, 1.0))
+    for level, limit, penalty in levels:
         if limit is not None and sign * value > sign * limit:
-            side = "at least" if sign < 0 else "at most"
             text = f"{message.format(value)}, expected {side} {limit:g}"
             excess = min(1.0, abs(value - limit) / max(abs(limit), 1e-6))
-            if level == "fail":
-                return Finding(level="fail", measure=measure, message=text, penalty=_FAIL_PENALTY * (1 + excess))
-            return Finding(level="warn", measure=measure, message=text, penalty=1 + excess)
+            return Finding(level=level, measure=measure, message=text, penalty=penalty * (1 + excess))
     return None
 
 
@@ -169,11 +157,11 @@ def judge_drift(video: VideoQuality, limits: QualityLimits) -> list[Finding]:
         return []
     colours = [slope for slope in (video.drift.skin_per_clip, video.drift.background_per_clip) if slope is not None]
     found = [
-        _check("colour_drift", max(colours), limits.colour_drift, "the colours drift by {:.1f} per clip"),
+        _check(limits, "colour_drift", max(colours), "the colours drift by {:.1f} per clip"),
         _check(
+            limits,
             "sharpness_drift",
             video.drift.sharpness_per_clip,
-            limits.sharpness_drift,
             "the sharpness changes by {:.0%} of the reference per clip",
         ),
     ]

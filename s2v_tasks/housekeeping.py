@@ -76,10 +76,6 @@ class Housekeeping:
     def __init__(self, store: ObjectStore, metadata: MetadataStore, settings: Settings) -> None:
         self._store, self._jobs, self._queries, self._settings = store, metadata.jobs, metadata.housekeeping, settings
 
-    def silent_run_ids(self) -> list[str]:
-        """Return the DAG runs whose jobs have recorded nothing for a while."""
-        return [job.dag_run_id for job in self._queries.silent_runs()]
-
     def find(self, gone_runs: Collection[str] = ()) -> Findings:
         """Find what is to be deleted, aborted and closed, and change nothing.
 

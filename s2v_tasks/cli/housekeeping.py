@@ -1,17 +1,15 @@
 """`s2v housekeeping`, `s2v silent-runs` and `s2v deliver-notifications`: recurring maintenance."""
 
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from s2v_tasks.cli import app
 from s2v_tasks.cli.terminal import OPERATORS, open_metadata_store, print_json
+from s2v_tasks.settings import load_settings
 
 if TYPE_CHECKING:
-    from s2v_tasks.housekeeping import Housekeeping
+    from s2v_tasks.metadata.store import MetadataStore
 
 
 @app.command(rich_help_panel=OPERATORS)
@@ -23,8 +21,13 @@ def housekeeping(
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole listing.")] = False,
 ) -> None:
     """Delete expired objects, report mismatches between S3 and the database, close orphaned jobs."""
-    with _housekeeping() as house:
-        gone = _gone_runs(house.silent_run_ids()) if gone_run is None else gone_run
+    from s2v_tasks.housekeeping import Housekeeping
+    from s2v_tasks.storage.s3 import ObjectStore
+
+    settings = load_settings()
+    with open_metadata_store() as metadata:
+        house = Housekeeping(ObjectStore.from_settings(settings), metadata, settings)
+        gone = _gone_runs(metadata) if gone_run is None else gone_run
         found = house.find(gone)
         if apply:
             house.apply(found)
@@ -48,32 +51,19 @@ def deliver_notifications(
     seconds: Annotated[float, typer.Option(min=1, help="Start no further delivery after this time.")] = 50.0,
 ) -> None:
     """Deliver pending webhook messages; failed ones are retried for up to a day after their event."""
-    from s2v_tasks.settings import load_settings
     from s2v_tasks.webhooks.delivery import deliver_due
 
     with open_metadata_store() as metadata:
-        typer.echo(json.dumps(deliver_due(metadata, load_settings(), seconds=seconds)))
+        print_json(deliver_due(metadata, load_settings(), seconds=seconds), indent=None)
 
 
-@contextmanager
-def _housekeeping() -> Iterator["Housekeeping"]:
-    from s2v_tasks.housekeeping import Housekeeping
-    from s2v_tasks.settings import load_settings
-    from s2v_tasks.storage.s3 import ObjectStore
-
-    settings = load_settings()
-    with open_metadata_store() as metadata:
-        yield Housekeeping(ObjectStore.from_settings(settings), metadata, settings)
-
-
-def _gone_runs(run_ids: list[str]) -> list[str]:
-    """Return the runs that have ended or are unknown to Airflow; none if no Airflow is configured."""
+def _gone_runs(metadata: "MetadataStore") -> list[str]:
+    """Return the silent runs that have ended or are unknown to Airflow; none if no Airflow is configured."""
     from s2v_tasks.cli.airflow_api import AirflowApi
-    from s2v_tasks.settings import load_settings
 
     settings = load_settings()
     if settings.airflow_url is None:
         return []
     api = AirflowApi.from_settings(settings)
-    found = {run_id: api.run(run_id) for run_id in run_ids}
+    found = {job.dag_run_id: api.run(job.dag_run_id) for job in metadata.housekeeping.silent_runs()}
     return [run_id for run_id, run in found.items() if run is None or run["state"] in {"success", "failed"}]

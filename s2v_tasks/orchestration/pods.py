@@ -18,7 +18,7 @@ from airflow.providers.cncf.kubernetes.pod_generator import make_safe_label_valu
 from airflow.providers.cncf.kubernetes.triggers.pod import KubernetesPodTrigger
 from airflow.providers.cncf.kubernetes.utils.pod_manager import PodLaunchTimeoutException
 from airflow.sdk import Context
-from airflow.sdk.exceptions import AirflowException, AirflowFailException
+from airflow.sdk.exceptions import AirflowException
 from airflow.triggers.base import TriggerEvent
 from kubernetes.client import ApiException, V1EnvVar
 from kubernetes.utils.quantity import format_quantity, parse_quantity
@@ -27,11 +27,11 @@ from urllib3.exceptions import HTTPError
 from s2v_tasks import __version__
 from s2v_tasks.errors import ConfigurationError
 from s2v_tasks.orchestration.clip_sensor import DEFERRED_POLL_SECONDS
-from s2v_tasks.orchestration.pod_failures import PodFailure, judge, not_answered, not_created
+from s2v_tasks.orchestration.pod_failures import judge, not_answered, not_created
 from s2v_tasks.orchestration.pod_templates import BASE_CONTAINER, load_pod_template, namespace_of
-from s2v_tasks.orchestration.retry_policy import is_final, working_time
-from s2v_tasks.orchestration.step_commands import job_id_of, num_processes, record_failure, step_arguments
-from s2v_tasks.orchestration.step_operators import CloseJobOperator
+from s2v_tasks.orchestration.retry_policy import working_time
+from s2v_tasks.orchestration.step_commands import job_id_of, num_processes, step_arguments
+from s2v_tasks.orchestration.step_operators import CloseJobOperator, failed_try
 from s2v_tasks.schemas.steps import HEAVY_STEPS, Step
 from s2v_tasks.settings import load_settings
 
@@ -131,23 +131,16 @@ class StepPodOperator(KubernetesPodOperator):  # type: ignore[misc]
         try:
             return super().get_or_create_pod(pod_request_obj, context)
         except Exception as error:
-            raise self._failed(not_created(error), context) from error
+            raise failed_try(self, context, not_created(error)) from error
 
     def trigger_reentry(self, context: Context, event: dict[str, Any]) -> None:
         """Continue after the wait: the pod has ended or timed out."""
         try:
             super().trigger_reentry(context, event)
         except (ApiException, HTTPError) as error:
-            raise self._failed(not_answered(error), context) from error
+            raise failed_try(self, context, not_answered(error)) from error
         except AirflowException as error:
-            raise self._failed(judge(self.pod, self.base_container_name, str(error)), context) from error
-
-    def _failed(self, failure: PodFailure, context: Context) -> AirflowException:
-        """Return the exception that fails this try or, after storing the reason, the task finally."""
-        if not failure.reported_by_step:
-            record_failure(self.step, context, self.clip, failure.message, self.log.info)
-        give_up = is_final(failure.fault, context)
-        return (AirflowFailException if give_up else AirflowException)(failure.message)
+            raise failed_try(self, context, judge(self.pod, self.base_container_name, str(error))) from error
 
 
 class CloseJobOfPodsOperator(CloseJobOperator):

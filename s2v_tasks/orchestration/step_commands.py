@@ -45,9 +45,11 @@ def step_arguments(step: Step, context: Mapping[str, Any], clip: Mapping[str, An
     if step == CLOSE_JOB:
         since = context["dag_run"].start_date.strftime("%Y-%m-%dT%H:%M:%S%z")
         arguments += ["--since", since, "--run-id", context["run_id"]]
-    if clip is not None:
-        arguments += ["--clip-index", str(clip["clip_index"]), "--count", str(clip["count"])]
-    return arguments
+    return arguments + _clip_options(clip)
+
+
+def _clip_options(clip: Mapping[str, Any] | None) -> list[str]:
+    return [] if clip is None else ["--clip-index", str(clip["clip_index"]), "--count", str(clip["count"])]
 
 
 def job_id_of(context: Mapping[str, Any]) -> str:
@@ -245,11 +247,9 @@ def record_failure(
 ) -> None:
     """Write `reason` to the metadata store in place of the step. If that fails, log it."""
     command = [sys.executable, *CLI, RECORD_FAILURE.command, "--job-id", job_id_of(context)]
-    command += ["--step", step.command]
-    if clip is not None:
-        command += ["--clip-index", str(clip["clip_index"]), "--count", str(clip["count"])]
+    command += ["--step", step.command, *_clip_options(clip), "--reason", reason]
     try:
-        StepProcess([*command, "--reason", reason], log_line).run()
+        StepProcess(command, log_line).run()
     except StepFailedError as failure:
         log_line(f"The reason could not be stored: {failure.message}")
 

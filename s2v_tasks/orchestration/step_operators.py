@@ -59,10 +59,7 @@ class StepOperator(BaseOperator):  # type: ignore[misc]
         try:
             result = self._process.run()
         except StepFailedError as failure:
-            if not failure.reported_by_step:
-                record_failure(self.step, context, self.clip, failure.message, self.log.info)
-            give_up = is_final(failure.fault, context)
-            raise (AirflowFailException if give_up else AirflowException)(failure.message) from None
+            raise failed_try(self, context, failure) from None
         for asset in self.outlets:
             context["outlet_events"][asset].extra = result
         return result[self.result_key] if self.result_key else result
@@ -75,6 +72,14 @@ class StepOperator(BaseOperator):  # type: ignore[misc]
     def command(self, context: Any) -> list[str]:
         """Return the argument list of the step."""
         return [sys.executable, *step_arguments(self.step, context, self.clip)]
+
+
+def failed_try(task: Any, context: Context, failure: Any) -> AirflowException:
+    """Return the exception for a StepFailedError or PodFailure, which ends the try or the task; store a new reason."""
+    if not failure.reported_by_step:
+        record_failure(task.step, context, task.clip, failure.message, task.log.info)
+    give_up = is_final(failure.fault, context)
+    return (AirflowFailException if give_up else AirflowException)(failure.message)
 
 
 class CloseJobOperator(StepOperator):

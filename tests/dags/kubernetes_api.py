@@ -127,7 +127,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
 def recorded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The reasons that are recorded in the metadata store."""
     reasons: list[str] = []
-    monkeypatch.setattr("s2v_tasks.orchestration.pods.record_failure", lambda *call: reasons.append(call[3]))
+    monkeypatch.setattr("s2v_tasks.orchestration.step_operators.record_failure", lambda *call: reasons.append(call[3]))
     return reasons
 
 

@@ -59,9 +59,8 @@ def run(ctx: StepContext) -> dict[str, Any]:
 def _encode(ctx: StepContext, snapshot: Snapshot, inputs: dict[str, Artifact], num_frames: int, folder: Path) -> Built:
     """Return the conditions of `num_frames` frames in a file of `folder`."""
     plan, prompt = ctx.plan(), ctx.request().prompt
-    image, speech = folder / "image.png", folder / "audio_16k.wav"
-    ctx.artifacts.fetch(inputs["image"], image)
-    ctx.artifacts.fetch(inputs["audio_16k"], speech)
+    image = ctx.artifacts.fetch(inputs["image"], folder / "image.png")
+    speech = ctx.artifacts.fetch(inputs["audio_16k"], folder / "audio_16k.wav")
     with explained_gpu_memory("Use a GPU with 16 GB or more for this step, or S2V_DEVICE=cpu."):
         tensors = encode_conditions(
             snapshot,

@@ -27,9 +27,8 @@ def run(ctx: StepContext) -> dict[str, Any]:
     }
 
     def build(folder: Path) -> Built:
-        silent, audio = folder / "silent.mp4", folder / "audio"
-        ctx.artifacts.fetch(inputs["silent"], silent)
-        ctx.artifacts.fetch(inputs["audio"], audio)
+        silent = ctx.artifacts.fetch(inputs["silent"], folder / "silent.mp4")
+        audio = ctx.artifacts.fetch(inputs["audio"], folder / "audio")
         mux(silent, audio, folder / "muxed.mp4", num_frames=plan.num_frames, fps=plan.fps)
         return Built({"muxed": OutputFile(folder / "muxed.mp4", ctx.layout.muxed, "video/mp4")}, AssemblyFacts())
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -25,14 +25,13 @@ from s2v_tasks.engine.encoders.vae import Vae
 from s2v_tasks.engine.images import fit_image, to_pixels
 from s2v_tasks.engine.schedulers import make_scheduler
 from s2v_tasks.verification.parity.golden import (
-    CASE_SUFFIXES,
-    CPU_FLOAT32,
     EXACT,
     FORWARD_GATE,
     SCHEDULER_GATE,
     CaseResult,
     Golden,
-    Target,
+    Goldens,
+    OutputSize,
     compare,
     compare_all,
     load_golden,
@@ -40,21 +39,15 @@ from s2v_tasks.verification.parity.golden import (
 )
 
 _ENCODERS = ("wav2vec", "t5", "vae")
-OutputSize = Callable[[int, int, int], tuple[int, int]]
 _RULES = ("audio_bucket", "scheduler", "size", "image")
 PREFIXES = (*_ENCODERS, *_RULES)
 
 
-def cases(folder: Path, target: Target = CPU_FLOAT32, *, output_size: OutputSize) -> Iterator[CaseResult]:
-    """Run every golden case of `folder` except those of the transformer; weights and dimensions come from the files.
-
-    `output_size(height, width, area)` gives the (height, width) to render.
-    """
-    paths = sorted(path for path in folder.iterdir() if path.suffix in CASE_SUFFIXES)
-    networks = (path for path in paths if path.suffix == ".safetensors" and path.stem.startswith(_ENCODERS))
-    yield from per_file(networks, partial(_encoder_case, target.device), FORWARD_GATE)
-    rules = (path for path in paths if path.stem.startswith(_RULES))
-    yield from per_file(rules, partial(_rule_case, output_size), EXACT)
+def cases(goldens: Goldens) -> Iterator[CaseResult]:
+    """Run every golden case except those of the transformer; weights and dimensions come from the files."""
+    networks = (path for path in goldens.files(_ENCODERS) if path.suffix == ".safetensors")
+    yield from per_file(networks, partial(_encoder_case, goldens.target.device), FORWARD_GATE)
+    yield from per_file(goldens.files(_RULES), partial(_rule_case, goldens.output_size), EXACT)
 
 
 def _encoder_case(device: torch.device, path: Path) -> Iterator[CaseResult]:
@@ -66,7 +59,7 @@ def _encoder_case(device: torch.device, path: Path) -> Iterator[CaseResult]:
 
 def _wav2vec(golden: Golden, device: torch.device) -> Iterator[CaseResult]:
     encoder = AudioEncoder.from_state_dict(golden.with_prefix("w."), golden.metadata["config"], device)
-    for clip in _stems(golden, ".input_values"):
+    for clip in golden.stems(".input_values"):
         waveform = golden[f"{clip}.loaded"].cpu().numpy()
         values = golden[f"{clip}.input_values"]
         states = encoder.encode(waveform)
@@ -84,18 +77,13 @@ def _t5(golden: Golden, device: torch.device) -> Iterator[CaseResult]:
 
 def _vae(golden: Golden, device: torch.device) -> Iterator[CaseResult]:
     vae = Vae.from_state_dict(golden.with_prefix("w."), device)
-    for clip in _stems(golden, ".x"):
+    for clip in golden.stems(".x"):
         name = f"{golden.name} {clip}"
         yield compare(f"{name} encode", vae.encode(golden[f"{clip}.x"][None])[0], golden[f"{clip}.z"], FORWARD_GATE)
         for latents in ("z", "zrand"):
             if f"{clip}.dec_{latents}" in golden:
                 actual = vae.decode(golden[f"{clip}.{latents}"][None])[0]
                 yield compare(f"{name} decode {latents}", actual, golden[f"{clip}.dec_{latents}"], FORWARD_GATE)
-
-
-def _stems(golden: Golden, suffix: str) -> list[str]:
-    """Return the names of the golden's tensors that end with `suffix`, without it."""
-    return sorted(key.removesuffix(suffix) for key in golden.tensors if key.endswith(suffix))
 
 
 def _rule_case(output_size: OutputSize, path: Path) -> Iterator[CaseResult]:
@@ -144,7 +132,7 @@ def _audio_indices(path: Path) -> Iterator[CaseResult]:
 
 
 def _schedulers(golden: Golden) -> Iterator[CaseResult]:
-    for key in sorted(key.removesuffix(".traj") for key in golden.tensors if key.endswith(".traj")):
+    for key in golden.stems(".traj"):
         match = re.fullmatch(r"(.+)\.s(\d+)\.sh([\d.]+)", key)
         if match is None:
             raise ValueError(f"{key!r} does not name solver, steps and shift")
@@ -180,7 +168,7 @@ def _images(golden: Golden, output_size: OutputSize) -> Iterator[CaseResult]:
     sizes: list[tuple[str, object, object]] = []
     pictures: list[tuple[str, Tensor, Tensor]] = []
     pixels: list[tuple[str, Tensor, Tensor]] = []
-    for key in sorted(key.removesuffix(".image_u8") for key in golden.tensors if key.endswith(".image_u8")):
+    for key in golden.stems(".image_u8"):
         image = golden[f"{key}.image_u8"]
         height, width = golden[f"{key}.size_hw"].tolist()
         area = int(golden[f"{key}.area"])

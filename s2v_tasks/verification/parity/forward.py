@@ -21,14 +21,12 @@ from s2v_tasks.engine.models.rope import Grid, motion_grids, reference_grid, rop
 from s2v_tasks.engine.models.transformer import S2VTransformer
 from s2v_tasks.errors import ConfigurationError
 from s2v_tasks.verification.parity.golden import (
-    CASE_SUFFIXES,
-    CPU_FLOAT32,
     EXACT,
     FORWARD_GATE,
     ROPE_GATE,
     CaseResult,
     Golden,
-    Target,
+    Goldens,
     compare,
     compare_all,
     compare_bfloat16,
@@ -53,25 +51,21 @@ _TRACE_GATE = 5e-5
 Pair = tuple[str, Tensor, Tensor]
 
 
-def cases(folder: Path, layout: Layout | None = None, target: Target = CPU_FLOAT32) -> Iterator[CaseResult]:
-    """Run every golden file of the transformer in `folder`; whole forwards on all ranks, in `layout` where given.
-
-    In bfloat16 only the whole forwards.
-    """
-    paths = sorted(path for path in folder.iterdir() if path.name.startswith(PREFIXES) and path.suffix in CASE_SUFFIXES)
-    if target.dtype == torch.bfloat16:
+def cases(goldens: Goldens) -> Iterator[CaseResult]:
+    """Run every golden file of the transformer, in bfloat16 only the whole forwards."""
+    paths = goldens.files(PREFIXES)
+    if goldens.target.dtype == torch.bfloat16:
         paths = [path for path in paths if path.name.startswith("dit_") and not is_weights(path)]
-    for path in paths:
-        yield from per_file([path], partial(_run_file, folder, layout, target), FORWARD_GATE)
+    yield from per_file(paths, partial(_run_file, goldens), FORWARD_GATE)
 
 
-def _run_file(folder: Path, layout: Layout | None, target: Target, path: Path) -> Iterable[CaseResult]:
+def _run_file(goldens: Goldens, path: Path) -> Iterable[CaseResult]:
     if path.name.startswith("rope"):
         return _rope_positions(path) if path.suffix == ".json" else _rope_tables(load_golden(path))
-    model = load_transformer(folder, target)
-    golden = load_golden(path, target.device)
+    model = load_transformer(goldens.folder, goldens.target)
+    golden = load_golden(path, goldens.target.device)
     if path.name.startswith("dit_"):
-        return _weights(model, path) if is_weights(path) else _forward(model, golden, layout)
+        return _weights(model, path) if is_weights(path) else _forward(model, golden, goldens.layout)
     run = {"framepack": _framepack, "time_embedding": _time_embedding, "audio_encoder": _audio_encoder}
     return next(run_part for prefix, run_part in run.items() if path.name.startswith(prefix))(model, golden)
 
@@ -243,9 +237,8 @@ def _time_embedding(model: S2VTransformer, golden: Golden) -> Iterator[CaseResul
 
 def _audio_encoder(model: S2VTransformer, golden: Golden) -> Iterator[CaseResult]:
     pairs: list[Pair] = []
-    for key in sorted(key for key in golden.tensors if key.endswith(".in")):
-        name = key.removesuffix(".in")
-        local, global_ = model.encode_audio(golden[key])
+    for name in golden.stems(".in"):
+        local, global_ = model.encode_audio(golden[f"{name}.in"])
         pairs += [(f"{name}.local_all", local, golden[f"{name}.local_all"])]
         pairs += [(f"{name}.global_all", global_, golden[f"{name}.global_all"])]
         pairs += [(f"{name}.local", local[:, MOTION_LATENTS:], golden[f"{name}.local"])]

@@ -38,6 +38,25 @@ class Target:
 
 
 CPU_FLOAT32 = Target()
+OutputSize = Callable[[int, int, int], tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Goldens:
+    """The files of a folder, and how their cases run: on all ranks, in `layout` or in the one that a render chooses.
+
+    `output_size(height, width, area)` is the size rule of the planner, returning (height, width).
+    """
+
+    folder: Path
+    output_size: OutputSize
+    layout: Layout | None = None
+    target: Target = CPU_FLOAT32
+
+    def files(self, prefixes: tuple[str, ...] = ("",)) -> list[Path]:
+        """Return the files whose names begin with one of these, in the order of their names."""
+        files = (path for path in self.folder.iterdir() if path.is_file() and path.suffix in CASE_SUFFIXES)
+        return sorted(path for path in files if path.name.startswith(prefixes))
 
 
 @dataclass(frozen=True)
@@ -68,6 +87,10 @@ class Golden:
     def with_prefix(self, prefix: str) -> dict[str, Tensor]:
         """Return the tensors whose key starts with `prefix`, with the prefix removed."""
         return {key.removeprefix(prefix): t for key, t in self.tensors.items() if key.startswith(prefix)}
+
+    def stems(self, suffix: str) -> list[str]:
+        """Return the keys that end with `suffix`, without it."""
+        return sorted(key.removesuffix(suffix) for key in self.tensors if key.endswith(suffix))
 
 
 def load_golden(path: Path, device: torch.device | str = "cpu") -> Golden:
@@ -110,7 +133,7 @@ def compare_all(name: str, pairs: Iterable[tuple[str, Tensor, Tensor]], gate: fl
     """Return one row for many (key, actual, expected): the row of the worst, which the note names."""
     rows = [compare(key, actual, expected, gate) for key, actual, expected in pairs]
     if not rows:
-        return CaseResult(name, math.inf, gate, ok=False, note="nothing to compare")
+        return failed(name, gate, "nothing to compare")
     worst = max(rows, key=lambda row: row.max_abs_diff)
     note = f"{len(rows)} tensors, worst {worst.name} {worst.note}".rstrip()
     return CaseResult(name, worst.max_abs_diff, gate, worst.ok, note)

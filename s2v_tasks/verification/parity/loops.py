@@ -3,7 +3,7 @@
 Like the goldens, a case starts from the original image, the 30 Hz speech features and the raw pose frames.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,20 +17,18 @@ from torch import Tensor
 from s2v_tasks.engine.audio_features import frame_features, reference_num_repeat
 from s2v_tasks.engine.clip import ClipInputs, Codec, MotionState, Sampling
 from s2v_tasks.engine.denoising import Denoising
-from s2v_tasks.engine.distributed.mesh import Layout
 from s2v_tasks.engine.encoders.vae import Vae
 from s2v_tasks.engine.images import fit_image, fit_pose, pad_pose, reference_pose_step
 from s2v_tasks.engine.models.transformer import MOTION_FRAMES
 from s2v_tasks.engine.pipeline import S2VPipeline
 from s2v_tasks.errors import ConfigurationError
 from s2v_tasks.verification.parity.golden import (
-    CASE_SUFFIXES,
-    CPU_FLOAT32,
     EXACT,
     LOOP_GATE,
     CaseResult,
     Golden,
-    Target,
+    Goldens,
+    OutputSize,
     compare,
     compare_all,
     load_golden,
@@ -43,15 +41,10 @@ PREFIXES = ("loop_",)
 # A float difference within the loop gate can cross the border between two bytes.
 _BYTE_GATE = 1.0
 
-OutputSize = Callable[[int, int, int], tuple[int, int]]
 
-
-def cases(
-    folder: Path, *, output_size: OutputSize, layout: Layout | None = None, target: Target = CPU_FLOAT32
-) -> Iterator[CaseResult]:
-    """Run every golden loop in `folder`, on all ranks; `output_size(height, width, area)` gives (height, width)."""
-    paths = sorted(path for path in folder.iterdir() if path.name.startswith(PREFIXES) and path.suffix in CASE_SUFFIXES)
-    yield from per_file(paths, partial(_run_file, folder, output_size, layout, target), LOOP_GATE)
+def cases(goldens: Goldens) -> Iterator[CaseResult]:
+    """Run every golden loop."""
+    yield from per_file(goldens.files(PREFIXES), partial(_run_file, goldens), LOOP_GATE)
 
 
 class LinearCodec:
@@ -107,10 +100,11 @@ class _ObservedCodec:
 class _ObservedPipeline(S2VPipeline):
     """The pipeline, with the latents and velocities of each step noted, and the frames before they become bytes."""
 
-    def __init__(self, folder: Path, golden: Golden, layout: Layout | None, target: Target) -> None:
-        self.observed = _ObservedCodec(_codec(folder, golden, target.device))
-        transformer = load_transformer(folder, target)
-        branches = share_among_ranks(transformer, layout, guided=golden.metadata["guide_scale"] > 1)
+    def __init__(self, goldens: Goldens, golden: Golden) -> None:
+        target = goldens.target
+        self.observed = _ObservedCodec(_codec(goldens.folder, golden, target.device))
+        transformer = load_transformer(goldens.folder, target)
+        branches = share_among_ranks(transformer, goldens.layout, guided=golden.metadata["guide_scale"] > 1)
         super().__init__(transformer, self.observed, target.device, target.dtype, compat="reference", branches=branches)
 
     def _predict_noise(self, denoising: Denoising, *args: Any) -> Sequence[Tensor]:
@@ -134,18 +128,16 @@ def _codec(folder: Path, golden: Golden, device: torch.device) -> Codec:
     raise ConfigurationError(f"{golden.name} needs the VAE weights of vae_*.safetensors; add that file to {folder}")
 
 
-def _run_file(
-    folder: Path, output_size: OutputSize, layout: Layout | None, target: Target, path: Path
-) -> Iterator[CaseResult]:
-    golden = load_golden(path, target.device)
-    pipeline = _ObservedPipeline(folder, golden, layout, target)
+def _run_file(goldens: Goldens, path: Path) -> Iterator[CaseResult]:
+    golden = load_golden(path, goldens.target.device)
+    pipeline = _ObservedPipeline(goldens, golden)
     clips: list[_Seen] = []
     motion_latents: list[Tensor] = []
     videos: list[Tensor] = []
     meta = golden.metadata
     sampling = Sampling(meta["steps"], meta["guide_scale"], meta["shift"], meta["solver"])
     motion: MotionState | None = None
-    for index, inputs in enumerate(_clip_inputs(golden, output_size)):
+    for index, inputs in enumerate(_clip_inputs(golden, goldens.output_size)):
         pipeline.observed.seen = _Seen()
         output = pipeline.render_clip(ClipInputs(**inputs, motion=motion), sampling, noise=golden[f"clip{index}.noise"])
         motion = output.motion

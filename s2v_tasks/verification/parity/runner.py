@@ -14,7 +14,7 @@ from torch.multiprocessing.spawn import spawn
 from s2v_tasks.engine.distributed.mesh import Layout
 from s2v_tasks.errors import ConfigurationError, PermanentError
 from s2v_tasks.verification.parity import components, forward, loops
-from s2v_tasks.verification.parity.golden import CASE_SUFFIXES, CPU_FLOAT32, EXACT, CaseResult, Target, failed
+from s2v_tasks.verification.parity.golden import CPU_FLOAT32, EXACT, CaseResult, Goldens, OutputSize, Target, failed
 
 # Files of these kinds in a folder of goldens that are not cases.
 _DOCUMENTS = ("README", "manifest", "mutation_results", "upstream_timing")
@@ -22,29 +22,26 @@ _DOCUMENTS = ("README", "manifest", "mutation_results", "upstream_timing")
 _TIMEOUT = timedelta(minutes=2)
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
-OutputSize = Callable[[int, int, int], tuple[int, int]]
-
 
 def run(
     folder: Path, *, output_size: OutputSize, layout: Layout | None = None, target: Target = CPU_FLOAT32
 ) -> list[CaseResult]:
     """Return all rows of the parity table, in the order of the file names.
 
-    `output_size(height, width, area)` is the size rule of the planner, returning (height, width). Where a process
-    group has been initialised, its ranks compute the forwards and loops together, in `layout` or in the one that a
-    render chooses. `target` is the device and dtype of the networks; in bfloat16 only the forwards of the transformer
-    are compared. A *.safetensors or *.json file that no case reads, or that gives no row, is a failing row; other files
-    are ignored. Raises PermanentError when the folder has nothing to run.
+    For `output_size` and `layout` see `Goldens`. Where a process group has been initialised, its ranks compute the
+    forwards and loops together. `target` is the device and dtype of the networks; in bfloat16 only the forwards of the
+    transformer are compared. A *.safetensors or *.json file that no case reads, or that gives no row, is a failing row;
+    other files are ignored. Raises PermanentError when the folder has nothing to run.
     """
     if not folder.is_dir():
         raise PermanentError(f"{folder} is not a folder; give a folder of golden files")
-    kin = (path for path in folder.iterdir() if path.is_file() and path.suffix in CASE_SUFFIXES)
-    files = sorted(path for path in kin if not path.name.startswith((*_DOCUMENTS, ".")))
+    goldens = Goldens(folder, output_size, layout, target)
+    files = [path for path in goldens.files() if not path.name.startswith((*_DOCUMENTS, "."))]
     if not files:
         raise PermanentError(f"{folder} holds no golden files; expected *.safetensors or *.json of the golden format")
     if target.dtype == torch.bfloat16:
-        return sorted(forward.cases(folder, layout, target), key=lambda row: row.name)
-    rows = [*_all_cases(folder, output_size, layout, target), *_unknown(files)]
+        return sorted(forward.cases(goldens), key=lambda row: row.name)
+    rows = [*forward.cases(goldens), *components.cases(goldens), *loops.cases(goldens), *_unknown(files)]
     silent = [path for path in files if not any(f"{row.name} ".startswith(f"{path.stem} ") for row in rows)]
     rows += [failed(path.stem, EXACT, "the file gave nothing to compare") for path in silent]
     return sorted(rows, key=lambda row: row.name)
@@ -59,7 +56,8 @@ def run_on_ranks(
     """
     with tempfile.TemporaryDirectory() as meeting_point:
         rows_of_ranks = mp.get_context("spawn").SimpleQueue()
-        work = partial(_work, num_ranks, Path(meeting_point), rows_of_ranks, folder, output_size, layout)
+        run_here = partial(run, folder, output_size=output_size, layout=layout)
+        work = partial(_work, num_ranks, Path(meeting_point), rows_of_ranks, run_here)
         ranks = spawn(work, nprocs=num_ranks, join=False)  # type: ignore[no-untyped-call]
         # Read before joining: a rank ends only when its rows have been taken.
         found: list[list[CaseResult]] = []
@@ -90,12 +88,6 @@ def parse_target(device: str, dtype: str, *, num_ranks: int = 1) -> Target:
     return Target(torch.device(device), _DTYPES[dtype])
 
 
-def _all_cases(folder: Path, output_size: OutputSize, layout: Layout | None, target: Target) -> Iterator[CaseResult]:
-    yield from forward.cases(folder, layout, target)
-    yield from components.cases(folder, target, output_size=output_size)
-    yield from loops.cases(folder, output_size=output_size, layout=layout, target=target)
-
-
 def _unknown(files: list[Path]) -> Iterator[CaseResult]:
     known = (*forward.PREFIXES, *components.PREFIXES, *loops.PREFIXES)
     for path in files:
@@ -107,13 +99,11 @@ def _work(
     num_ranks: int,
     meeting_point: Path,
     rows_of_ranks: "mp.SimpleQueue[list[CaseResult]]",
-    folder: Path,
-    output_size: OutputSize,
-    layout: Layout | None,
+    run_here: Callable[[], list[CaseResult]],
     rank: int,
 ) -> None:
     torch.set_num_threads(1)
     store = dist.FileStore(str(meeting_point / "store"), num_ranks)  # type: ignore[attr-defined]
     dist.init_process_group("gloo", store=store, rank=rank, world_size=num_ranks, timeout=_TIMEOUT)
-    rows_of_ranks.put(run(folder, output_size=output_size, layout=layout))
+    rows_of_ranks.put(run_here())
     dist.destroy_process_group()

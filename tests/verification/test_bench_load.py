@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from s2v_tasks.cli.bench import bench
 from s2v_tasks.engine.loading import Snapshot
 from s2v_tasks.errors import PermanentError
-from s2v_tasks.verification.bench import decode, load
+from s2v_tasks.verification.bench import load, step
 from s2v_tasks.verification.bench.decode import DecodeBench, bench_decode
 from s2v_tasks.verification.bench.load import write_checkpoint
 
@@ -61,8 +61,8 @@ def test_work_that_the_gpu_has_queued_before_is_not_timed(monkeypatch: pytest.Mo
     """The time begins when the GPU has finished the warm-up, and ends when it has finished the work."""
     events: list[str] = []
     monkeypatch.setattr("torch.cuda.synchronize", lambda _device: events.append("wait"))
-    monkeypatch.setattr(decode.time, "perf_counter", lambda: events.append("clock") or 0.0)
-    decode._timed(lambda: events.append("work") or torch.ones(1), torch.device("cuda"))
+    monkeypatch.setattr(step.time, "perf_counter", lambda: events.append("clock") or 0.0)
+    step.timed(lambda: events.append("work") or torch.ones(1), torch.device("cuda"))
     assert events == ["wait", "clock", "work", "wait", "clock"]
 
 

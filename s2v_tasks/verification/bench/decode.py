@@ -13,7 +13,6 @@ Each is computed once before it is timed: the first call chooses kernels and all
 
 import json
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from s2v_tasks.engine.distributed.halo_exchange import ParallelVae
 from s2v_tasks.engine.encoders.vae import Vae, lay_out_channels_last, use_onednn
 from s2v_tasks.engine.models.layers import MOTION_LATENTS
 from s2v_tasks.engine.worker import use_deterministic_kernels
+from s2v_tasks.verification.bench.step import timed
 
 _LATENT_CHANNELS = 16
 
@@ -129,22 +129,8 @@ class _Measured:
 
     def _add(self, name: str, kind: str, compute: Callable[[], Tensor]) -> None:
         compute()
-        output, seconds = _timed(compute, self._device)
+        output, seconds = timed(compute, self._device)
         first = self._first.setdefault(kind, output)
         error = output - first
         relative = (error.norm() / first.norm()).item()
         self.rows.append(DecodeResult(name, seconds, error.abs().max().item(), relative))
-
-
-def _timed(compute: Callable[[], Tensor], device: torch.device) -> tuple[Tensor, float]:
-    """Return the result and the seconds of `compute`, without those of work that the GPU has queued before."""
-    _wait_for(device)
-    start = time.perf_counter()
-    output = compute()
-    _wait_for(device)
-    return output, time.perf_counter() - start
-
-
-def _wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -13,7 +13,6 @@ The weights end in the dtype of a render: bfloat16, as in the files, on a GPU; f
 import json
 import tempfile
 import threading
-import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -34,6 +33,7 @@ from s2v_tasks.engine.models.config import S2VConfig
 from s2v_tasks.engine.models.transformer import S2VTransformer
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.scratch import scratch_folder
+from s2v_tasks.verification.bench.step import timed
 
 _RELEASED_BYTES = 32.6e9
 _HEAD_DIM = 128
@@ -137,11 +137,7 @@ def _rank(rank: int, folder: Path, meeting: Path, variant: str, num_ranks: int, 
         dist.init_process_group(backend, init_method=f"file://{meeting}/ranks", rank=rank, world_size=num_ranks)
         dist.barrier()
     with _peak_of_own_memory() as peak:
-        start = time.perf_counter()
-        loaded = _load(folder, variant, target, num_ranks)
-        if device == "cuda":
-            torch.cuda.synchronize()
-        seconds = time.perf_counter() - start
+        loaded, seconds = timed(lambda: _load(folder, variant, target, num_ranks), target)
     del loaded
     (meeting / f"{rank}.json").write_text(json.dumps({"seconds": seconds, "peak_bytes": peak[0]}))
     if num_ranks > 1:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -30,6 +31,7 @@ from s2v_tasks.verification.bench.reference import ClipTensors, reference_forwar
 
 _LATENT_CHANNELS = 16
 MOST_KERNELS = 25
+Result = TypeVar("Result")
 _GUIDE_SCALE = 4.5
 
 
@@ -218,16 +220,21 @@ def _measure(variants: dict[str, Callable[[], Tensor]], repeats: int, device: to
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(repeats):
         for name, step in variants.items():
-            _wait_for(device)
-            started = time.perf_counter()
-            step()
-            _wait_for(device)
-            seconds[name].append(time.perf_counter() - started)
+            seconds[name].append(timed(step, device)[1])
     first = next(iter(velocities.values()))
     return tuple(
         StepResult(name, median(seconds[name]), (velocity - first).abs().max().item())
         for name, velocity in velocities.items()
     )
+
+
+def timed(compute: Callable[[], Result], device: torch.device) -> tuple[Result, float]:
+    """Return the result and the seconds of `compute`, without those of work that the GPU has queued before."""
+    _wait_for(device)
+    started = time.perf_counter()
+    result = compute()
+    _wait_for(device)
+    return result, time.perf_counter() - started
 
 
 def _wait_for(device: torch.device) -> None:
@@ -240,8 +247,7 @@ def longest_kernels(compute: Callable[[], object], device: torch.device) -> list
     on_gpu = device.type == "cuda"
     with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as profiler:
         compute()
-        if on_gpu:
-            torch.cuda.synchronize(device)
+        _wait_for(device)
     averages = profiler.key_averages()
     times = {
         event.key: ((event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e6, event.count)

@@ -16,10 +16,10 @@ from s2v_tasks.cli import app
 from s2v_tasks.cli.request_options import BOOKKEEPING, PLANNING, request_options
 from s2v_tasks.cli.terminal import PEOPLE, AsJson, console, local_path, open_metadata_store, path_option, print_json
 from s2v_tasks.cli.watch import Watch, watch_job
-from s2v_tasks.schemas.job import check_job_id, job_slug, run_id_of_start
-from s2v_tasks.schemas.manifest import fingerprint
+from s2v_tasks.schemas.job import check_job_id
 from s2v_tasks.schemas.request import Request
-from s2v_tasks.schemas.request_parsing import parse_request, refuse_other_request
+from s2v_tasks.schemas.request_parsing import parse_request, start_once
+from s2v_tasks.schemas.rerun import job_id_of_request
 from s2v_tasks.settings import load_settings
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def submit(
     for path in files:
         upload_input(store, path)
     options = SubmitOptions(via, watch=watch, unpause=unpause, as_json=as_json)
-    raise typer.Exit(submit_request(job_id or _job_id(request, Path(audio).stem), request, options))
+    raise typer.Exit(submit_request(job_id or job_id_of_request(Path(audio).stem, request), request, options))
 
 
 @dataclass(frozen=True)
@@ -135,31 +135,18 @@ def drop(job_id: str, request: Request) -> dict[str, Any]:
 
 
 def start(api: "AirflowApi", job_id: str, request: Request, *, unpause: bool = False) -> dict[str, Any]:
-    """Start a run of a job unless one runs or has succeeded; return its state, and True if the DAG is paused.
+    """Start a run of a job as `start_once` does; return its state, and True if the DAG is paused."""
+    conf = request.model_dump(exclude_defaults=True) | {"job_id": job_id}
 
-    A job whose runs all failed gets another one, `<job id>--2` and so on: finished clips are reused.
-    JobTakenError when the job id belongs to another request.
-    """
-    outcome = _start(api, job_id, request)
+    def find(run_id: str) -> tuple[str, dict[str, Any]] | None:
+        run = api.run(run_id)
+        return None if run is None else (run["state"], run["conf"] or {})
+
+    run_id, state = start_once(job_id, conf, find, lambda run_id: api.trigger(run_id, conf))
     if unpause:
         api.unpause()
+    outcome = {"job_id": job_id, "run_id": run_id, "started": state is None, "run_state": state or "queued"}
     return outcome | {"dag_is_paused": api.is_paused()}
-
-
-def _start(api: "AirflowApi", job_id: str, request: Request) -> dict[str, Any]:
-    conf = request.model_dump(exclude_defaults=True) | {"job_id": job_id}
-    number, run_id = 1, job_id
-    while True:
-        run = api.run(run_id)
-        if run is None:
-            if api.trigger(run_id, conf):
-                return {"job_id": job_id, "run_id": run_id, "started": True, "run_state": "queued"}
-            continue  # another process started it first
-        if run["state"] != "failed":
-            refuse_other_request(job_id, conf, run["conf"] or {})
-            return {"job_id": job_id, "run_id": run_id, "started": False, "run_state": run["state"]}
-        number += 1
-        run_id = run_id_of_start(job_id, number)
 
 
 def report(outcome: dict[str, Any], *, as_json: bool) -> None:
@@ -187,8 +174,3 @@ def _request(store: "ObjectStore", sources: dict[str, str], fields: dict[str, An
     files = {name: local_path(given, expected) for name, given in sources.items() if not given.startswith("s3://")}
     uris = {name: input_uri(store, path) for name, path in files.items()}
     return parse_request(sources | uris | fields), [*files.values()]
-
-
-def _job_id(request: Request, name: str) -> str:
-    """Return a readable job id that is the same for the same request."""
-    return f"{job_slug(name) or 'job'}-{fingerprint(request.model_dump())[:10]}"

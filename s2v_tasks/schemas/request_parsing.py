@@ -7,14 +7,14 @@ succeeded. A job that failed or was cancelled may start again with a corrected r
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
 from pydantic import ValidationError
 
 from s2v_tasks.errors import JobTakenError, PermanentError
-from s2v_tasks.schemas.job import JOB_ID_RULE
+from s2v_tasks.schemas.job import JOB_ID_RULE, run_id_of_start
 from s2v_tasks.schemas.request import Request
 from s2v_tasks.schemas.request_fields import MAX_SIDE, MIN_SIDE, SIDE_STEP
 
@@ -135,6 +135,33 @@ def refuse_other_request(
             f"Job {job_id!r} exists with other values of {', '.join(differing)}: choose another job id, or use "
             f"`s2v rerun {job_id}` to change its video."
         )
+
+
+def start_once(
+    job_id: str,
+    conf: dict[str, Any],
+    find: Callable[[str], tuple[str, dict[str, Any]] | None],
+    trigger: Callable[[str], bool],
+) -> tuple[str, str | None]:
+    """Start a run of a job unless one runs or has succeeded; return its id, and its state unless it was started now.
+
+    A job whose runs all failed gets another one, `<job id>--2` and so on: finished clips are reused. JobTakenError when
+    the job id belongs to another request. `find`: returns state and configuration of a run; `trigger`: starts a run and
+    returns False if there is one with this id.
+    """
+    number = 1
+    while True:
+        run_id = run_id_of_start(job_id, number)
+        found = find(run_id)
+        if found is None:
+            if trigger(run_id):
+                return run_id, None
+            continue  # another process started it first
+        state, earlier_conf = found
+        if state != "failed":
+            refuse_other_request(job_id, conf, earlier_conf)
+            return run_id, state
+        number += 1
 
 
 def _given(request: dict[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,9 @@
-"""The request of a rerun: the request of an earlier job with changed fields from a clip on."""
+"""Requests of reruns, which are those of earlier jobs with changed fields, and job ids that depend on requests."""
 
 from collections.abc import Mapping
 from typing import Any
 
+from s2v_tasks.schemas.job import job_slug
 from s2v_tasks.schemas.manifest import fingerprint
 from s2v_tasks.schemas.plan import Plan
 from s2v_tasks.schemas.request import Request
@@ -24,6 +25,11 @@ def rerun_request(job_id: str, earlier: Request, fields: Mapping[str, Any], from
     if fields.get("preset", earlier.preset) != earlier.preset:
         kept |= dict.fromkeys(SAMPLING_FIELDS)
     return parse_request(kept | dict(fields) | {"parent_job_id": job_id, "from_clip": from_clip})
+
+
+def job_id_of_request(name: str, request: Request) -> str:
+    """Return a job id that begins with `name`, if that has letters or digits, and is the same for the same request."""
+    return f"{job_slug(name) or 'job'}-{fingerprint(request.model_dump())[:10]}"
 
 
 def rerun_job_id(job_id: str, request: Request) -> str:

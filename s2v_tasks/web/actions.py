@@ -10,12 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.metadata.tables import Job
-from s2v_tasks.schemas.job import JobStatus, RestartableStatus, check_job_id, is_job_id, job_slug
-from s2v_tasks.schemas.manifest import fingerprint
+from s2v_tasks.schemas.job import JobStatus, RestartableStatus, check_job_id, is_job_id
 from s2v_tasks.schemas.preset import find_preset, load_demo_request, load_presets
 from s2v_tasks.schemas.request import Request
 from s2v_tasks.schemas.request_parsing import parse_request
-from s2v_tasks.schemas.rerun import changes_something, rerun_job_id, rerun_request
+from s2v_tasks.schemas.rerun import changes_something, job_id_of_request, rerun_job_id, rerun_request
 from s2v_tasks.settings import config_dir
 from s2v_tasks.storage.layout import JobLayout
 from s2v_tasks.storage.s3 import ObjectMissingError
@@ -91,8 +90,7 @@ def start_job(fields: Fields, services: SharedServices, user: User) -> Response:
     job_id = given.pop("job_id", None)
     request = parse_request(given)
     if job_id is None:
-        name = job_slug(request.audio_uri.rpartition("/")[2].rpartition(".")[0]) or "job"
-        job_id = f"{name}-{fingerprint(request.model_dump())[:10]}"
+        job_id = job_id_of_request(request.audio_uri.rpartition("/")[2].rpartition(".")[0], request)
     return _start(services, check_job_id(str(job_id)), request, user, "submitted this video")
 
 

@@ -16,9 +16,9 @@ from airflow.utils.state import DagRunState
 from airflow.utils.types import DagRunTriggeredByType
 
 from s2v_tasks.errors import ConfigurationError, PermanentError
-from s2v_tasks.schemas.job import job_id_of_run, run_id_of_start
+from s2v_tasks.schemas.job import job_id_of_run
 from s2v_tasks.schemas.request import Request
-from s2v_tasks.schemas.request_parsing import refuse_other_request
+from s2v_tasks.schemas.request_parsing import start_once
 from s2v_tasks.schemas.steps import JOB_DAG
 
 _ACTIVE = (DagRunState.QUEUED, DagRunState.RUNNING)
@@ -40,25 +40,10 @@ def find_conf(run_id: str) -> dict[str, Any] | None:
 
 
 def start_run(job_id: str, request: Request, user: str) -> StartedRun:
-    """Start the run of a job unless it has one that runs or succeeded, as `s2v submit` does.
-
-    A job whose runs all failed gets another one. JobTakenError when the job id belongs to another request;
-    PermanentError when Airflow refuses the fields.
-    """
+    """Start a run of a job as `start_once` does; PermanentError when Airflow refuses the fields."""
     conf = request.model_dump(exclude_defaults=True) | {"job_id": job_id}
-    number = 1
-    while True:
-        run_id = run_id_of_start(job_id, number)
-        found = _find(run_id)
-        if found is None:
-            if _trigger(run_id, conf, user):
-                return StartedRun(run_id, True, _is_paused())
-            continue  # another was faster
-        state, earlier_conf = found
-        if state != DagRunState.FAILED:
-            refuse_other_request(job_id, conf, earlier_conf)
-            return StartedRun(run_id, False, _is_paused())
-        number += 1
+    run_id, state = start_once(job_id, conf, _find, lambda run_id: _trigger(run_id, conf, user))
+    return StartedRun(run_id, state is None, _is_paused())
 
 
 def end_runs(job_id: str) -> list[str]:

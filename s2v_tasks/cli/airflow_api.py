@@ -90,33 +90,16 @@ class AirflowApi:
 
     def active_runs(self) -> Iterator[dict[str, Any]]:
         """Yield the runs that have not ended, newest first."""
-        offset, total = 0, 1
-        while offset < total:
-            query = urlencode(
-                {"state": ["queued", "running"], "order_by": "-id", "limit": _PAGE, "offset": offset}, doseq=True
-            )
-            _, page = self._call("GET", f"{self._path()}?{query}")
-            yield from page.get("dag_runs", [])
-            offset, total = offset + _PAGE, page.get("total_entries", 0)
+        return self._list(self._path(), "dag_runs", state=["queued", "running"], order_by="-id")
 
     def task_instances(self, run_id: str) -> list[dict[str, Any]]:
         """Return the tasks of a run in their latest try; a mapped task has one entry for each of its values."""
-        found: list[dict[str, Any]] = []
-        total = 1
-        while len(found) < total:
-            query = urlencode({"limit": _PAGE, "offset": len(found)})
-            _, page = self._call("GET", f"{self._path(run_id)}/taskInstances?{query}")
-            if not page.get("task_instances"):
-                break
-            found += page["task_instances"]
-            total = page["total_entries"]
-        return found
+        return list(self._list(f"{self._path(run_id)}/taskInstances", "task_instances"))
 
     def open_questions(self, run_id: str) -> list[dict[str, Any]]:
         """Return the tasks of a run that wait for the answer of a person, with the questions."""
-        query = urlencode({"response_received": "false", "state": "awaiting_input", "limit": _PAGE})
-        _, page = self._call("GET", f"{self._path(run_id)}/hitlDetails?{query}")
-        return list(page.get("hitl_details", []))
+        waiting = {"response_received": "false", "state": "awaiting_input"}
+        return list(self._list(f"{self._path(run_id)}/hitlDetails", "hitl_details", **waiting))
 
     def answer(self, question: dict[str, Any], option: str, fields: dict[str, Any]) -> bool:
         """Answer one of `open_questions`; return False if it was answered before."""
@@ -135,6 +118,16 @@ class AirflowApi:
     def _path(self, run_id: str | None = None) -> str:
         runs = f"{_DAG_PATH}/dagRuns"
         return runs if run_id is None else f"{runs}/{quote(run_id, safe='')}"
+
+    def _list(self, path: str, name: str, **query: Any) -> Iterator[dict[str, Any]]:
+        """Yield the entries of a list, which come page by page under `name`."""
+        offset, total = 0, 1
+        while offset < total:
+            _, page = self._call("GET", f"{path}?{urlencode(query | {'limit': _PAGE, 'offset': offset}, doseq=True)}")
+            if not (entries := page.get(name)):
+                return
+            yield from entries
+            offset, total = offset + len(entries), page.get("total_entries", 0)
 
     def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> tuple[int, dict[str, Any]]:
         """Return status and JSON of an expected answer; raise an error for every other answer."""

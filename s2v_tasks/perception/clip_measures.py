@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -58,6 +59,18 @@ class Reference:
         return cls(look, points, identity=Identity.of(picture, points) if points is not None else None)
 
 
+class _Frame(NamedTuple):
+    """Measures of one frame, NaN without a face; or their series `[n]` over the frames of a clip."""
+
+    contrast: Any
+    sharpness: Any = np.nan
+    face_height: Any = np.nan
+    eye_opening: Any = np.nan
+    x: Any = np.nan  # of the centre of the face
+    y: Any = np.nan
+    shape_difference: Any = np.nan
+
+
 @dataclass
 class ClipMeter:
     """Takes the frames of a clip in order; `finish` returns the measures. `before`: meter of the previous clip."""
@@ -67,7 +80,7 @@ class ClipMeter:
     before: "ClipMeter | None" = None
     mouth: list[float] = field(default_factory=list)
     darkness: list[float] = field(default_factory=list)
-    _rows: list[list[float]] = field(default_factory=list)
+    _frames: list[_Frame] = field(default_factory=list)
     _skin: list[npt.NDArray[np.float64]] = field(default_factory=list)
     _background: list[npt.NDArray[np.float64]] = field(default_factory=list)
     _shifts: list[float] = field(default_factory=list)
@@ -123,43 +136,43 @@ class ClipMeter:
             self._identities.append(identity.difference(picture, points))
         self.mouth.append(landmarks.mouth_opening(points) if points is not None else np.nan)
         self.darkness.append(landmarks.mouth_darkness(picture, points) if points is not None else np.nan)
-        self._rows.append(self._row(picture, points))
+        self._frames.append(self._frame(picture, points))
         self._skin.append(_skin(picture, points))
         self._background.append(colour.mean_lab(colour.background_pixels(picture)))
         self._last = spectrum
 
-    def _row(self, picture: Picture, points: Points | None) -> list[float]:
+    def _frame(self, picture: Picture, points: Points | None) -> _Frame:
         if points is None:
-            return [colour.contrast(picture)] + [np.nan] * 6
+            return _Frame(colour.contrast(picture))
         theirs = self.reference.landmarks if self.reference else None
         x, y = landmarks.center(points)
-        return [
-            colour.contrast(picture),
-            colour.sharpness(picture, points),
-            landmarks.face_height(points),
-            landmarks.eye_opening(points),
-            x,
-            y,
-            landmarks.shape_difference(points, theirs) if theirs is not None else np.nan,
-        ]
+        return _Frame(
+            contrast=colour.contrast(picture),
+            sharpness=colour.sharpness(picture, points),
+            face_height=landmarks.face_height(points),
+            eye_opening=landmarks.eye_opening(points),
+            x=x,
+            y=y,
+            shape_difference=landmarks.shape_difference(points, theirs) if theirs is not None else np.nan,
+        )
 
     def finish(
         self, start_frame: int, fps: float, speech: npt.NDArray[np.float32] | None, sample_rate: int
     ) -> ClipQuality:
         """Return the measures. `speech`: the sound of exactly these frames, mono; None measures no lip sync."""
-        rows, mouth = np.array(self._rows), Mouth(np.array(self.mouth), np.array(self.darkness))
+        frames, mouth = _Frame(*np.array(self._frames).T), Mouth(np.array(self.mouth), np.array(self.darkness))
         return ClipQuality(
             start_frame=start_frame,
-            end_frame=start_frame + len(rows),
-            face=self._face(rows, fps),
+            end_frame=start_frame + len(self._frames),
+            face=self._face(frames, fps),
             lip_sync=measure_lip_sync(mouth, speech, sample_rate, fps) if speech is not None else None,
-            look=self._look(rows),
+            look=self._look(frames),
             seam=self._seam(start_frame),
         )
 
-    def _face(self, rows: Series, fps: float) -> FaceQuality:
-        found = np.isfinite(rows[:, 2])
-        height = _mean(rows[:, 2])
+    def _face(self, frames: _Frame, fps: float) -> FaceQuality:
+        found = np.isfinite(frames.face_height)
+        height = _mean(frames.face_height)
         points = self.reference.landmarks if self.reference else None
         theirs = landmarks.face_height(points) if points is not None else None
         return FaceQuality(
@@ -167,21 +180,21 @@ class ClipMeter:
             longest_gap_frames=_longest_run(~found),
             most_faces=self._most_faces,
             height_ratio=height / theirs if height is not None and theirs is not None else None,
-            shape_difference=_mean(rows[:, 6]),
+            shape_difference=_mean(frames.shape_difference),
             identity_difference=_mean(np.array(self._identities)),
-            blinks_per_minute=_blinks(rows[:, 3]) / (len(rows) / fps / 60) if found.any() else None,
-            head_motion=float(np.hypot(np.nanstd(rows[:, 4]), np.nanstd(rows[:, 5]))) / height if height else None,
+            blinks_per_minute=_blinks(frames.eye_opening) / (len(found) / fps / 60) if found.any() else None,
+            head_motion=float(np.hypot(np.nanstd(frames.x), np.nanstd(frames.y))) / height if height else None,
         )
 
-    def _look(self, rows: Series) -> LookQuality:
+    def _look(self, frames: _Frame) -> LookQuality:
         look = self.reference.look if self.reference else None
         skin, background = _mean_colour(self._skin), np.mean(self._background, axis=0)
-        sharpness = _mean(rows[:, 1])
+        sharpness = _mean(frames.sharpness)
         theirs = look.sharpness if look else None
         return LookQuality(
             skin_difference=_distance(skin, look.skin_lab) if look else None,
             background_difference=_distance(background, look.background_lab) if look else None,
-            contrast_ratio=float(rows[:, 0].mean()) / max(look.contrast, 1e-6) if look else None,
+            contrast_ratio=float(frames.contrast.mean()) / max(look.contrast, 1e-6) if look else None,
             sharpness_ratio=sharpness / theirs if sharpness is not None and theirs else None,
         )
 
@@ -189,16 +202,13 @@ class ClipMeter:
         if self.before is None or self._seam_shift is None:
             return None
         inside = np.array(self.before._shifts + self._shifts)
-        sides = [
-            (_mean_colour(before[-_SEAM_FRAMES:]), _mean_colour(after[:_SEAM_FRAMES]))
-            for before, after in ((self.before._skin, self._skin), (self.before._background, self._background))
-        ]
-        steps = [_distance(*side) for side in sides]
-        ratios = [
-            step / max(_usual_step(self.before._colours(name), self._colours(name)), _LEAST_STEP)
-            for name, step in zip(("skin", "background"), steps, strict=True)
-            if step is not None
-        ]
+        steps: list[float | None] = []
+        ratios: list[float] = []
+        for before, after in ((self.before._skin, self._skin), (self.before._background, self._background)):
+            step = _distance(_mean_colour(before[-_SEAM_FRAMES:]), _mean_colour(after[:_SEAM_FRAMES]))
+            steps.append(step)
+            if step is not None:
+                ratios.append(step / max(_usual_step(np.array(before), np.array(after)), _LEAST_STEP))
         return SeamQuality(
             start_frame=start_frame,
             jump=seams.jump(self._seam_shift, inside),
@@ -206,9 +216,6 @@ class ClipMeter:
             skin_step=steps[0],
             background_step=steps[1] or 0.0,
         )
-
-    def _colours(self, name: str) -> Series:
-        return np.array(self._skin if name == "skin" else self._background)
 
 
 def _usual_step(*clips: Series) -> float:

@@ -15,12 +15,12 @@ import numpy as np
 
 from s2v_tasks.errors import PermanentError, TransientError
 from s2v_tasks.media.encode import Frames, check_profile, encode_clip, mp4_options
-from s2v_tasks.media.ffmpeg import capture, feed, file_url, own_input, pipe_input, read_chunks, run, tool_path
+from s2v_tasks.media.ffmpeg import capture, feed, ffprobe, file_url, own_input, pipe_input, read_chunks, run
 from s2v_tasks.media.frames import read_frames, video_stream
 from s2v_tasks.media.probe import Stream, probe
 from s2v_tasks.media.speech_source import SpeechSource, open_speech
 
-_FFPROBE_OPTIONS = ("-hide_banner", "-loglevel", "error", "-protocol_whitelist", "file", "-select_streams", "v:0")
+_LISTED = ("-select_streams", "v:0", "-of", "csv=p=0")  # one line for each packet of the picture
 # Rates that every player supports; other speech (8 kHz telephone, 96 kHz studio) is resampled to the last one.
 _KEPT_RATES = (44_100, 48_000)
 _BITRATE = "192k"
@@ -122,8 +122,7 @@ def _entry(clip: Path) -> str:
 
 def _check_key_frame(clip: Path, frame: int) -> None:
     """Raise PermanentError unless `frame` is a key frame: a copy from another frame on shows wrong frames, or none."""
-    command = [tool_path("ffprobe"), *_FFPROBE_OPTIONS, "-read_intervals", f"%+#{frame + 1}"]
-    command += ["-show_entries", "packet=flags", "-of", "csv=p=0", file_url(clip)]
+    command = ffprobe(clip, "-read_intervals", f"%+#{frame + 1}", "-show_entries", "packet=flags", *_LISTED)
     flags = capture(command, doing=f"reading {clip.name}", error=PermanentError)
     if not flags.decode().split()[frame].startswith("K"):
         raise PermanentError(
@@ -151,8 +150,8 @@ def _frame_digests(video: Path) -> list[bytes]:
 
 
 def _check_times(path: Path, fps: Fraction, num_frames: int) -> None:
-    command = [tool_path("ffprobe"), *_FFPROBE_OPTIONS, "-show_entries", "packet=pts_time", "-of", "csv=p=0"]
-    times = capture([*command, file_url(path)], doing=f"checking {path.name}", error=TransientError).decode().split()
+    command = ffprobe(path, "-show_entries", "packet=pts_time", *_LISTED)
+    times = capture(command, doing=f"checking {path.name}", error=TransientError).decode().split()
     for index, time in enumerate(times):
         if abs(Fraction(time.rstrip(",")) - index / fps) > Fraction(1, 100_000):
             raise TransientError(

@@ -103,6 +103,12 @@ def file_url(path: Path) -> str:
     return f"file:{path}"
 
 
+def ffprobe(path: Path, *options: str, formats: str = OWN_FORMATS) -> list[str]:
+    """Return the argument list of ffprobe for a file; `formats` is a comma list of demuxers."""
+    command = [tool_path("ffprobe"), "-hide_banner", "-loglevel", "error", *BOUNDED, "-protocol_whitelist", "file"]
+    return [*command, "-format_whitelist", formats, *options, file_url(path)]
+
+
 def run(output: Any, *, doing: str, error: type[S2VError], timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS) -> None:
     """Run a command that reads and writes files.
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, Field, field_validator
 
 from s2v_tasks.errors import PermanentError, S2VError
-from s2v_tasks.media.ffmpeg import AUDIO_FORMATS, BOUNDED, OWN_FORMATS, capture, file_url, read_lines, tool_path
+from s2v_tasks.media.ffmpeg import AUDIO_FORMATS, OWN_FORMATS, capture, ffprobe, read_lines
 
 _PROBE_TIMEOUT_SECONDS = 120.0
 # ffprobe's names of the containers whose packets have time stamps; in the others packets follow without gaps.
@@ -118,10 +118,8 @@ def probe(
 
     `count_packets` reads the whole file: in videos of this system every packet is one frame.
     """
-    command = [tool_path("ffprobe"), "-hide_banner", "-loglevel", "error", *BOUNDED, "-protocol_whitelist", "file"]
-    command += ["-format_whitelist", formats, "-show_entries", _ENTRIES, "-show_data_hash", "md5"]
-    command += ["-count_packets"] if count_packets else []
-    command += ["-of", "json", file_url(path)]
+    options = ["-show_entries", _ENTRIES, "-show_data_hash", "md5", *(["-count_packets"] if count_packets else [])]
+    command = ffprobe(path, *options, "-of", "json", formats=formats)
     text = capture(command, doing=doing, error=error, timeout_seconds=_PROBE_TIMEOUT_SECONDS)
     return Probe.model_validate_json(text)
 
@@ -220,9 +218,8 @@ def _lateness(stamp: Fraction | None, origin: Fraction | None, position: int) ->
 
 
 def _frames(path: Path, track: int, stream: Stream) -> Iterator[Frame]:
-    command = [tool_path("ffprobe"), "-hide_banner", "-loglevel", "error", *BOUNDED, "-protocol_whitelist", "file"]
-    command += ["-format_whitelist", AUDIO_FORMATS, "-select_streams", f"a:{track}"]
-    command += ["-show_entries", "frame=pts,nb_samples", "-of", "csv=print_section=0", file_url(path)]
+    options = ("-select_streams", f"a:{track}", "-show_entries", "frame=pts,nb_samples", "-of", "csv=print_section=0")
+    command = ffprobe(path, *options, formats=AUDIO_FORMATS)
     ticks = stream.time_base * stream.sample_rate
     for line in read_lines(command, doing=f"The speech {path.name} is damaged: decoding it", error=PermanentError):
         stamp, _, num_samples = line.partition(",")

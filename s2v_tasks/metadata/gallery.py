@@ -73,21 +73,15 @@ class Card:
     status: str
     prompt: str | None
     labels: dict[str, Any]
-    source: str | None
     preset: str | None
     parent_job_id: str | None
     num_clip: int | None
     num_frames: int | None
-    width: int | None
-    height: int | None
     gpu_seconds: float
     cost: float | None
     estimated_cost: float | None
     currency: str | None
-    cancel_requested_at: datetime | None
     created_at: datetime
-    started_at: datetime | None
-    finished_at: datetime | None
     num_finished: int = 0
     active: ActiveClip | None = None
     waits_for: str | None = None  # the part that a person must approve: "the video" or "clip 2"
@@ -114,13 +108,12 @@ class Page:
 class GalleryRepository(Repository):
     """Lists of jobs for people."""
 
-    def page(self, chosen: JobFilter, after: Cursor | None = None, *, size: int = PAGE_SIZE) -> Page:
+    def page(self, chosen: JobFilter, after: Cursor | None = None) -> Page:
         """Return the jobs that follow `after`, newest first."""
-        statement = page_statement(chosen, after, size)
         with transaction(self._engine) as connection:
-            cards = _with_progress(connection, connection.execute(statement).mappings().all())
-        more = cards[size - 1].cursor if len(cards) > size else None
-        return Page(tuple(cards[:size]), more)
+            cards = _with_progress(connection, connection.execute(page_statement(chosen, after)).mappings().all())
+        more = cards[PAGE_SIZE - 1].cursor if len(cards) > PAGE_SIZE else None
+        return Page(tuple(cards[:PAGE_SIZE]), more)
 
     def cards(self, job_ids: Sequence[str]) -> list[Card]:
         """Return these jobs, in any order; jobs that do not exist are left out."""
@@ -138,9 +131,9 @@ class GalleryRepository(Repository):
         return self._execute(sa.select(Job.job_id).where(Job.dag_run_id == dag_run_id).limit(1)).scalar_one_or_none()
 
 
-def page_statement(chosen: JobFilter, after: Cursor | None, size: int) -> sa.Select[Any]:
+def page_statement(chosen: JobFilter, after: Cursor | None) -> sa.Select[Any]:
     """Return the query of one page and of the first job after it."""
-    statement = _cards().order_by(Job.created_at.desc(), Job.job_id.desc()).limit(size + 1)
+    statement = _cards().order_by(Job.created_at.desc(), Job.job_id.desc()).limit(PAGE_SIZE + 1)
     if after is not None:
         statement = statement.where(sa.tuple_(Job.created_at, Job.job_id) < sa.tuple_(*after))
     if chosen.status is not None:
@@ -159,13 +152,12 @@ def page_statement(chosen: JobFilter, after: Cursor | None, size: int) -> sa.Sel
 def _cards() -> sa.Select[Any]:
     gpu_seconds = spent_gpu_seconds()
     return sa.select(
-        *(Job.job_id, Job.status, Job.labels, Job.source, Job.preset, Job.parent_job_id),
+        *(Job.job_id, Job.status, Job.labels, Job.preset, Job.parent_job_id),
         sa.func.left(Job.request["prompt"].astext, EXCERPT_CHARACTERS).label("prompt"),
-        *(Job.num_clip, Job.num_frames, Job.width, Job.height, Job.currency),
+        *(Job.num_clip, Job.num_frames, Job.currency, Job.created_at),
         gpu_seconds.label("gpu_seconds"),
         (gpu_seconds * Job.cost_per_gpu_hour / 3600).label("cost"),
         (Job.estimated_gpu_seconds * Job.cost_per_gpu_hour / 3600).label("estimated_cost"),
-        *(Job.cancel_requested_at, Job.created_at, Job.started_at, Job.finished_at),
     )
 
 

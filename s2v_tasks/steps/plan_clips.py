@@ -50,14 +50,13 @@ def run(ctx: StepContext) -> dict[str, Any]:
 
 def _plan_staged(ctx: StepContext, request: Request, staged: Manifest) -> Plan:
     """Return the plan for the staged inputs."""
-    facts, wav = staged.facts_as(StagedFacts), ctx.work_dir / "audio_16k.wav"
-    is_cut = request.continuity == "cut"
-    if is_cut:
-        ctx.artifacts.fetch(staged.outputs["audio_16k"], wav)
+    facts, samples = staged.facts_as(StagedFacts), None
+    if request.continuity == "cut":
+        samples = load_waveform(ctx.artifacts.fetch(staged.outputs["audio_16k"], ctx.work_dir / "audio_16k.wav"))
     inputs = PlanInputs(
         speech=SpeechFacts(num_samples=facts.speech.num_samples, sample_rate=facts.speech.sample_rate),
         image_size=(facts.image.width, facts.image.height),
-        samples=load_waveform(wav) if is_cut else None,
+        samples=samples,
         facts=InputFacts(
             speech_notes=facts.speech.notes,
             speech_rms_dbfs=facts.speech.rms_dbfs,

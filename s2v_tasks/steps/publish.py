@@ -10,6 +10,7 @@ from s2v_tasks.errors import PermanentError
 from s2v_tasks.runtime.context import StepContext
 from s2v_tasks.schemas.approval import ApprovalStatus
 from s2v_tasks.schemas.manifest import Artifact, ReportFacts
+from s2v_tasks.schemas.request import Request
 from s2v_tasks.schemas.steps import VALIDATE
 from s2v_tasks.storage.artifacts import producer
 from s2v_tasks.storage.layout import output_sidecar_uri, output_video_uri
@@ -17,14 +18,12 @@ from s2v_tasks.storage.layout import output_sidecar_uri, output_video_uri
 
 def run(ctx: StepContext) -> dict[str, Any]:
     """Publish the video."""
-    plan = ctx.plan()
+    plan, request = ctx.plan(), ctx.request()
     report = ctx.manifest(ctx.layout.report_manifest, VALIDATE)
     video = report.inputs["video"]
-    _check_approval(ctx, video.sha256)
+    _check_approval(ctx, request, video.sha256)
     video_uri = output_video_uri(ctx.settings, ctx.job_id)
-    path = ctx.work_dir / "video.mp4"
-    ctx.artifacts.fetch(video, path)
-    ctx.store.upload(path, video_uri, "video/mp4")
+    ctx.store.upload(ctx.artifacts.fetch(video, ctx.work_dir / "video.mp4"), video_uri, "video/mp4")
     result = {
         "schema_version": 1,
         "job_id": ctx.job_id,
@@ -39,9 +38,9 @@ def run(ctx: StepContext) -> dict[str, Any]:
         "contact_sheet_key": report.outputs["contact_sheet"].key,
         "quality": list(report.facts_as(ReportFacts).quality),
         "clips": [_clip(ctx, clip.clip_index) for clip in plan.clips],
-        "parent_job_id": ctx.request().parent_job_id,
+        "parent_job_id": request.parent_job_id,
         # The URL of a webhook is often a secret, and other systems read the sidecar.
-        "request": ctx.request().model_dump(exclude={"webhook_url"}),
+        "request": request.model_dump(exclude={"webhook_url"}),
         "producer": producer().model_dump(),
     }
     sidecar = ctx.work_dir / "result.json"
@@ -52,15 +51,15 @@ def run(ctx: StepContext) -> dict[str, Any]:
     return {name: result[name] for name in ("video_uri", "sha256", "duration_seconds")}
 
 
-def _check_approval(ctx: StepContext, sha256: str) -> None:
+def _check_approval(ctx: StepContext, request: Request, sha256: str) -> None:
     """Raise PermanentError for a video that needs an approval and has none."""
-    if ctx.request().approval == "none":
+    if request.approval == "none":
         return
     found = ctx.metadata.approvals.find(ctx.job_id, None, sha256, None)
     if found is None or found.status != ApprovalStatus.APPROVED:
         raise PermanentError(
             f"Nobody has approved this video: expected an approval, because the request has approval "
-            f"{ctx.request().approval}. Approve it with `s2v approve {ctx.job_id}` while the job waits for it."
+            f"{request.approval}. Approve it with `s2v approve {ctx.job_id}` while the job waits for it."
         )
 
 

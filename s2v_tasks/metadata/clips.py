@@ -4,7 +4,6 @@ from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import insert
 
 from s2v_tasks.metadata.attempts import (
     CONDITIONS,
@@ -17,7 +16,7 @@ from s2v_tasks.metadata.attempts import (
     supersede_attempts,
 )
 from s2v_tasks.metadata.events import EventRepository
-from s2v_tasks.metadata.sql import NOW, Repository, locked_job, storable, update_clip
+from s2v_tasks.metadata.sql import Repository, locked_job, storable, update_clip, upsert
 from s2v_tasks.metadata.tables import ArtifactRow, Clip, Event
 from s2v_tasks.schemas.events import JobEvent
 from s2v_tasks.schemas.job import AttemptOutcome, ClipStatus
@@ -170,19 +169,11 @@ class ArtifactRepository(Repository):
 
     def record(self, manifest: Manifest) -> None:
         """Record the outputs of a manifest."""
+        made_by = {"job_id": manifest.job_id, "step": manifest.step, "fingerprint": manifest.fingerprint}
         with locked_job(self._engine, manifest.job_id) as connection:
             for artifact in manifest.outputs.values():
-                values = {
-                    "job_id": manifest.job_id,
-                    "step": manifest.step,
-                    "fingerprint": manifest.fingerprint,
-                    "sha256": artifact.sha256,
-                    "size_bytes": artifact.size_bytes,
-                }
-                statement = insert(ArtifactRow).values(key=artifact.key, **values)
-                connection.execute(
-                    statement.on_conflict_do_update(index_elements=["key"], set_={**values, "updated_at": NOW})
-                )
+                values = {"sha256": artifact.sha256, "size_bytes": artifact.size_bytes} | made_by
+                upsert(connection, ArtifactRow, {"key": artifact.key}, values)
 
     def jobs_with_conditions(self, fingerprint: str) -> list[str]:
         """Return the ids of jobs whose conditions have this fingerprint, the latest first."""

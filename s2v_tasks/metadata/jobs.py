@@ -18,6 +18,7 @@ from s2v_tasks.metadata.sql import (
     request_columns,
     storable,
     update_job,
+    upsert,
     upsert_job,
 )
 from s2v_tasks.metadata.starts import check_owner, clear_cancel, is_cancellable, is_settled, refuse_late
@@ -139,21 +140,15 @@ class JobRepository(Repository):
             "cost_per_gpu_hour": 3600 * estimate.cost / estimate.gpu_seconds if estimate.gpu_seconds else None,
             "currency": estimate.currency,
         }
-        steps = {"progress_step": None, "progress_steps": plan.sampling.sample_steps}
+        fresh = {"status": ClipStatus.PENDING, "reused": False, "progress_steps": plan.sampling.sample_steps}
+        fresh |= dict.fromkeys(("source_job_id", "progress_step", "eta_seconds", "gpu_memory_bytes", "quality"))
         with locked_job(self._engine, job_id) as connection:
             refuse_late(connection, job_id, began_at)
             update_job(connection, job_id, summary | price | {"preset": plan.preset})
             connection.execute(sa.delete(Clip).where(Clip.job_id == job_id, Clip.clip_index >= plan.num_clip))
             for clip in plan.clips:
                 frames = {"start_frame": clip.start_frame, "end_frame": clip.end_frame}
-                fresh = {"status": ClipStatus.PENDING, "reused": False, "source_job_id": None} | steps
-                fresh |= {"eta_seconds": None, "gpu_memory_bytes": None, "quality": None}
-                statement = insert(Clip).values(job_id=job_id, clip_index=clip.clip_index, **frames, **fresh)
-                connection.execute(
-                    statement.on_conflict_do_update(
-                        index_elements=["job_id", "clip_index"], set_={**frames, **fresh, "updated_at": NOW}
-                    )
-                )
+                upsert(connection, Clip, {"job_id": job_id, "clip_index": clip.clip_index}, frames | fresh)
             self._events.add(connection, job_id, JobEvent.JOB_PLANNED, detail=summary)
 
     def fail(self, job_id: str, reason: str, *, began_at: datetime | None = None) -> None:

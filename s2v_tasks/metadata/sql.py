@@ -54,6 +54,12 @@ def locked_job(engine: sa.Engine, job_id: str) -> Iterator[sa.Connection]:
         yield connection
 
 
+def upsert(connection: sa.Connection, table: type[Base], key: dict[str, Any], values: dict[str, Any]) -> None:
+    """Insert a row with this primary key or update it."""
+    statement = insert(table).values(**key, **values)
+    connection.execute(statement.on_conflict_do_update(index_elements=[*key], set_={**values, "updated_at": NOW}))
+
+
 def upsert_job(connection: sa.Connection, job_id: str, values: dict[str, Any], **kept: Any) -> None:
     """Insert a job or update it. Columns of `kept` are set only where the job has no value yet."""
     values, kept = storable(values), storable(kept)

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch._inductor import config as inductor_config
 
 from s2v_tasks.engine.acceleration import fp8
 from s2v_tasks.engine.acceleration.fp8 import Float8Weights, is_quantized
@@ -53,6 +55,24 @@ def test_float8_weights_give_about_the_same_velocity() -> None:
     transformer.load_state_dict(state, assign=True)
     actual = velocities(transformer, None, [500])[0]
     assert 1e-4 < (actual - expected).norm() / expected.norm() < 0.1
+
+
+@pytest.mark.parametrize("kind", ["fp8", "fp8-dynamic"])
+def test_float8_weights_leave_the_compiler_as_it_is(
+    kind: Literal["fp8", "fp8-dynamic"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A weight in float8 does not change how the compiler chooses kernels in this process."""
+    pytest.importorskip("torchao", reason="s2v-tasks[fp8] is not installed")
+    from torchao.quantization import quant_api
+
+    monkeypatch.setattr(quant_api, "_check_hardware_support", lambda _granularity: None)
+    monkeypatch.setattr(fp8, "_check", lambda *_: None)
+    weight = torch.zeros(32, 16, dtype=torch.bfloat16)
+    with inductor_config.patch(coordinate_descent_tuning=False):
+        before = inductor_config.save_config_portable()
+        float8 = Float8Weights(random_transformer(), kind, CPU, torch.bfloat16)
+        assert type(float8("blocks.0.ffn.0.weight", weight)).__name__ == "Float8Tensor"
+        assert inductor_config.save_config_portable() == before
 
 
 @pytest.fixture(params=[False, True], ids=["a scale for each weight", "a scale for each row"])

@@ -75,10 +75,11 @@ class Float8Weights:
             quantize_,
         )
 
+        # By default torchao makes the compiler tune each kernel of this process by measurement, which takes longer.
         config = (
-            Float8WeightOnlyConfig()
+            Float8WeightOnlyConfig(set_inductor_config=False)
             if self._kind == "fp8"
-            else Float8DynamicActivationFloat8WeightConfig(granularity=PerRow())
+            else Float8DynamicActivationFloat8WeightConfig(granularity=PerRow(), set_inductor_config=False)
         )
         # torchao converts modules: build one for this weight.
         linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")

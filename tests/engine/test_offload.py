@@ -96,6 +96,22 @@ def test_each_block_is_copied_once_in_a_forward() -> None:
     assert most == 2
 
 
+def test_a_block_that_the_gpu_may_still_read_is_kept() -> None:
+    """The weights of a block stay on the device until the next copies, which wait for its computation and replace it.
+
+    Tensors that are computed between two blocks, as those of the audio injection, must not make torch release them.
+    """
+    offload = CountedOffload(blocks())
+    for index in range(2 * NUM_BLOCKS):
+        with offload.lend(index % NUM_BLOCKS) as block:
+            latest = weakref.ref(block.weight)
+        assert offload.num_alive == 2
+        assert latest() is not None
+    with offload.lend(0):
+        assert offload.num_alive == 2
+        assert latest() is None
+
+
 def test_a_forward_that_is_interrupted_starts_again() -> None:
     """After an interrupted forward, the next one has the right weights, and host memory does not grow."""
     lent = blocks()

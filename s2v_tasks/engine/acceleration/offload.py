@@ -68,6 +68,9 @@ class BlockOffload:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._computed: torch.cuda.Event | None = None
         self._next: tuple[int, _Copies] | None = None
+        # The latest block that was lent, which the GPU may still read. Memory that is free belongs to the stream of the
+        # copies: if another tensor finds no room, torch waits for that stream alone and returns it to the driver.
+        self._latest: _Copies | None = None
 
     @contextmanager
     def lend(self, index: int) -> Iterator[nn.Module]:
@@ -89,9 +92,11 @@ class BlockOffload:
             _place(self._weights[index], [weight.host for weight in self._weights[index]])
             if self._stream is not None:
                 self._computed = torch.cuda.current_stream(self._device).record_event()
+            self._latest = copies
 
     def _copy(self, index: int) -> _Copies:
-        """Start to copy a block. The copies reuse the memory of a finished block, so they wait for it."""
+        """Start to copy a block. The copies reuse the memory of the latest block, so they wait for it."""
+        self._latest = None
         with self._on_stream():
             if self._stream is not None and self._computed is not None:
                 self._stream.wait_event(self._computed)

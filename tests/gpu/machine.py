@@ -90,6 +90,19 @@ class Clock:
         return self.budget_seconds - (time.monotonic() - self.started)
 
 
+def tried(measure: Callable[[], Row]) -> Row:
+    """Return the row of `measure`, or the reason why it gives none."""
+    try:
+        return measure()
+    except Exception as error:  # noqa: BLE001 - the reason why this is not measured; others may be
+        return not_here(error)
+
+
+def not_here(error: Exception) -> Row:
+    """Return the row of a measurement that ended with `error`."""
+    return {"not_here": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
+
+
 def model_card() -> ModelCard:
     """Return the dimensions of the 14B model as the planner has them."""
     cards = yaml.safe_load((CONFIG / "models.yaml").read_text(encoding="utf-8"))

@@ -1,15 +1,15 @@
 """Sections that measure the transformer: attention alone, whole steps, their kernels, and options."""
 
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from s2v_tasks.engine.models.attention import ATTENTION_KERNELS, attention_kernel
+from s2v_tasks.engine.models.attention import ATTENTION_KERNELS, attention_kernel, kernel_name
 from s2v_tasks.engine.models.config import S2VConfig
 from s2v_tasks.engine.worker import Worker
 from s2v_tasks.verification.bench.cache import bench_cache
@@ -21,7 +21,7 @@ from s2v_tasks.verification.bench.step import (
     longest_kernels,
     prepared_step,
 )
-from tests.gpu.machine import Clock, Machine, Rows, step_flops
+from tests.gpu.machine import Clock, Machine, Rows, not_here, step_flops, tried
 
 # W, H, frames: the presets' sizes for a picture of about 16:9, and the tokens of a later clip of them.
 SIZES = ((832, 448, 80), (1024, 704, 80))
@@ -33,7 +33,7 @@ _TINY_CONFIG = S2VConfig(
 )  # fmt: skip
 # Variants run with a part of the 40 layers, at each size: a step's seconds grow with them.
 _VARIANT_LAYERS = (10, 5)
-_CACHE_STEPS, _CACHE_THRESHOLD = 6, 0.05
+_CACHE_STEPS, _CACHE_THRESHOLD = 4, 0.05
 _DEFAULT, _ONE_BRANCH = "default", "without guidance"
 _CACHE = f"first-block cache {_CACHE_THRESHOLD}"
 _VARIANTS: dict[str, dict[str, Any]] = {
@@ -42,14 +42,14 @@ _VARIANTS: dict[str, dict[str, Any]] = {
     "offload": {"offload": True},
     "fp8": {"weights_dtype": "fp8"},
     _CACHE: {},
-    "compile": {"compiled": True},
-    "fp8-dynamic, compile": {"weights_dtype": "fp8-dynamic", "compiled": True},
     "flash": {"attention": "flash"},
     "cudnn": {"attention": "cudnn"},
+    "compile": {"compiled": True},
+    "fp8-dynamic, compile": {"weights_dtype": "fp8-dynamic", "compiled": True},
 }
 # Solver steps of a clip: with the preset `high`, guided; with `preview`, without guidance.
 _FULL_CLIP_STEPS, _PREVIEW_STEPS = 40, 4
-# The least seconds for one more variant, for one that compiles, and for a step with all layers.
+# The least seconds for one more variant, for the first one that compiles, and for a step with all layers.
 _VARIANT_SECONDS, _COMPILE_SECONDS, _FULL_SECONDS = 15.0, 60.0, 40.0
 
 
@@ -78,7 +78,7 @@ def _attention(machine: Machine, name: str, qkv: tuple[Tensor, Tensor, Tensor]) 
         attend(*qkv)
         seconds, _ = machine.timed(partial(attend, *qkv), repeats=2)
     except Exception as error:  # noqa: BLE001 - the reason why this kernel is not measured
-        return _not_here(error)
+        return not_here(error)
     batch, queries, heads, width = qkv[0].shape
     flops = 4 * batch * queries * qkv[1].shape[1] * heads * width
     return {"ms": seconds * 1e3, "tflops": flops / seconds / 1e12}
@@ -109,24 +109,36 @@ def profile_of_step(machine: Machine, _clock: Clock) -> Rows:
 def variants(machine: Machine, clock: Clock) -> Rows:
     """Time the options at both sizes with some of the layers; `ratio` compares with the default of that size.
 
-    The options that compile come last: each needs a minute or more.
+    The options that compile come last, each at the smaller size first: they need a minute or more.
     """
     eager: dict[tuple[int, int, int], float] = {}
-    for name, fields in _VARIANTS.items():
-        for size in _sizes(machine):
-            needed = _COMPILE_SECONDS if fields.get("compiled") else _VARIANT_SECONDS
-            if clock.left_seconds < needed and not machine.tiny:
-                yield {"name": f"{_named(size)} {name}", "left_out": True}
-                continue
-            row = _tried(partial(_variant, machine, size, name))
-            if name == _DEFAULT and "seconds" in row:
-                eager[size] = row["seconds"]
-            if size in eager and "seconds" in row:
-                row["ratio"] = eager[size] / row["seconds"]
-            yield {"name": f"{_named(size)} {name}"} | row
-            if name == _ONE_BRANCH and "ratio" in row:
-                preview = _FULL_CLIP_STEPS / _PREVIEW_STEPS * row["ratio"]
-                yield {"name": f"{_named(size)} solver steps of a preview", "ratio": preview}
+    latest = {False: 0.0, True: _COMPILE_SECONDS}  # seconds of variants that do not compile, and of those that do
+    for name, size in _in_order(machine):
+        compiled = _VARIANTS[name].get("compiled", False)
+        if clock.left_seconds < max(_VARIANT_SECONDS, latest[compiled]) and not machine.tiny:
+            yield {"name": f"{_named(size)} {name}", "left_out": True}
+            continue
+        row = tried(partial(_variant, machine, size, name))
+        latest[compiled] = row.get("with_setup_seconds", latest[compiled])
+        if name == _DEFAULT and "seconds" in row:
+            eager[size] = row["seconds"]
+        if size in eager and "seconds" in row:
+            row["ratio"] = eager[size] / row["seconds"]
+        yield {"name": f"{_named(size)} {name}"} | row
+        if name == _ONE_BRANCH and "ratio" in row:
+            preview = _FULL_CLIP_STEPS / _PREVIEW_STEPS * row["ratio"]
+            yield {"name": f"{_named(size)} solver steps of a preview", "ratio": preview}
+
+
+def _in_order(machine: Machine) -> list[tuple[str, tuple[int, int, int]]]:
+    """Return the variants and sizes to measure, without the attention kernel that the default uses."""
+    default = kernel_name("auto", machine.device)
+    names = [name for name, fields in _VARIANTS.items() if fields.get("attention") != default]
+    compiled = [name for name in names if _VARIANTS[name].get("compiled")]
+    sizes = _sizes(machine)
+    return [*product([name for name in names if name not in compiled], sizes)] + [
+        (name, size) for size in sizes for name in compiled
+    ]
 
 
 def _variant(machine: Machine, size: tuple[int, int, int], name: str) -> dict[str, Any]:
@@ -166,17 +178,6 @@ def _step(machine: Machine, size: tuple[int, int, int], config: S2VConfig, **fie
     if report.peak_memory_bytes is not None:
         row["peak_gib"] = report.peak_memory_bytes / 2**30
     return row
-
-
-def _tried(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    try:
-        return measure()
-    except Exception as error:  # noqa: BLE001 - the reason why this variant is not measured; others may be
-        return _not_here(error)
-
-
-def _not_here(error: Exception) -> dict[str, Any]:
-    return {"not_here": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
 
 
 def _bench(size: tuple[int, int, int], config: S2VConfig) -> StepBench:

@@ -218,6 +218,54 @@ def test_ratios_are_to_the_default_only(toy: Machine, monkeypatch: pytest.Monkey
     ]
 
 
+def test_variants_that_compile_come_last_and_need_as_long_as_the_latest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The smaller size comes first, the kernel of the default is not measured again, and what fits no more is named."""
+    machine = Machine(torch.device("cuda"), tiny=False, work_dir=Path())
+    monkeypatch.setattr(speed, "kernel_name", lambda _chosen, _device: "cudnn")
+    now = [0.0]
+    monkeypatch.setattr(Clock, "left_seconds", property(lambda _clock: 300 - now[0]))
+
+    def variant(_machine: Machine, _size: Any, name: str) -> Row:
+        needed = 70.0 if "compile" in name else 5.0
+        now[0] += needed
+        return {"seconds": 1.0, "with_setup_seconds": needed}
+
+    monkeypatch.setattr(speed, "_variant", variant)
+    rows = [row for row in speed.variants(machine, Clock(300)) if "preview" not in row["name"]]
+    assert not any("cudnn" in row["name"] for row in rows)
+    assert [(row["name"], "left_out" in row) for row in rows[-4:]] == [
+        ("832x448x80 compile", False),
+        ("832x448x80 fp8-dynamic, compile", False),
+        ("1024x704x80 compile", False),
+        ("1024x704x80 fp8-dynamic, compile", True),  # 60 s would have been enough, had the others not needed 70
+    ]
+    assert [row["name"] for row in rows if "left_out" in row] == ["1024x704x80 fp8-dynamic, compile"]
+
+
+def test_a_format_of_the_vae_that_fails_costs_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The formats of a render are measured at both sizes before the others, and one that fails fails the check."""
+    machine = Machine(torch.device("cpu"), tiny=False, work_dir=Path())
+    monkeypatch.setattr(networks, "random_vae", lambda _base_dim, _device, **changes: changes)
+
+    def decoded(_machine: Machine, changes: dict[str, Any], *_: object) -> Row:
+        if "dtype" in changes:
+            raise RuntimeError("cuDNN has no kernel")
+        return {"seconds": 1.0}
+
+    monkeypatch.setattr(networks, "_decoded", decoded)
+    monkeypatch.setattr(networks, "_encoded", lambda *_: {"seconds": 2.0})
+    rows = list(networks.vae(machine, Clock(1000)))
+    measured = [(row["name"].split()[1], row["how"]) for row in rows if row["name"].startswith("encode")]
+    sizes, rendered = ("832x448", "1024x704"), ("as rendered", "bfloat16, channels_last_3d")
+    assert measured == [(size, how) for how in rendered for size in sizes] + [
+        ("832x448", "bfloat16"),
+        ("832x448", "channels_last_3d"),
+    ]
+    failed = [row for row in rows if "not_here" in row]
+    assert {row["how"] for row in failed} == {"bfloat16", "bfloat16, channels_last_3d"}
+    assert all(row["ok"] is False for row in failed)
+
+
 def test_the_vae_is_measured_as_a_render_uses_it(toy: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """A later clip is decoded, and while it is timed no more than two pieces of its frames are kept."""
     alive: list[int] = []

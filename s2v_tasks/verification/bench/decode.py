@@ -67,7 +67,8 @@ def random_vae(
 ) -> Vae:
     """Return a VAE with random weights, equal on every rank; in float32 on a CPU it runs as in a render."""
     torch.manual_seed(0)
-    model = AutoencoderKLWan(base_dim=base_dim).eval().requires_grad_(requires_grad=False)
+    with device:  # on a GPU without the seconds that a CPU needs to draw them
+        model = AutoencoderKLWan(base_dim=base_dim).eval().requires_grad_(requires_grad=False)
     model = nn.Module.to(model, device, dtype)  # the method of diffusers warns about modules that this model lacks
     if channels_last:
         lay_out_channels_last(model)

@@ -1,5 +1,6 @@
 """Check the benches of loading and of the VAE at tiny size."""
 
+import multiprocessing
 import re
 import subprocess
 import sys
@@ -11,10 +12,10 @@ from typer.testing import CliRunner
 
 from s2v_tasks.cli.bench import bench
 from s2v_tasks.engine.loading import Snapshot
-from s2v_tasks.errors import PermanentError
+from s2v_tasks.errors import PermanentError, TransientError
 from s2v_tasks.verification.bench import load, step
 from s2v_tasks.verification.bench.decode import DecodeBench, bench_decode
-from s2v_tasks.verification.bench.load import write_checkpoint
+from s2v_tasks.verification.bench.load import bench_load, write_checkpoint
 
 
 def test_synthetic_checkpoint_loads(tmp_path: Path) -> None:
@@ -95,3 +96,12 @@ def test_loading_is_compared_with_one_thread() -> None:
     ratios = dict(re.findall(r"(naive|one thread|threads)\s*│ 1\s*│\s*[\d.]+\s*│\s*([\d.]+)", answer.stdout))
     assert list(ratios) == ["naive", "one thread", "threads"]
     assert ratios["one thread"] == "1.00"
+
+
+def test_loading_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that do not end in time are killed, and the checkpoint is deleted."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with pytest.raises(TransientError, match=r"by one thread took more than 0\.1 s"):
+        list(bench_load(8e6, 1, with_naive=False, most_seconds=0.1))
+    assert multiprocessing.active_children() == []
+    assert list(tmp_path.iterdir()) == []

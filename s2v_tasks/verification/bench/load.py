@@ -13,9 +13,11 @@ The weights end in the dtype of a render: bfloat16, as in the files, on a GPU; f
 import json
 import tempfile
 import threading
+import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,7 @@ from s2v_tasks.engine.loading import shards  # noqa: F401  (the snapshot imports
 from s2v_tasks.engine.loading.snapshot import CONFIG_FILE, TRANSFORMER_INDEX_FILE, Snapshot
 from s2v_tasks.engine.models.config import S2VConfig
 from s2v_tasks.engine.models.transformer import S2VTransformer
-from s2v_tasks.errors import PermanentError
+from s2v_tasks.errors import PermanentError, TransientError
 from s2v_tasks.scratch import scratch_folder
 from s2v_tasks.verification.bench.step import timed
 
@@ -40,6 +42,7 @@ _HEAD_DIM = 128
 _SHARD_BYTES = 1 << 30
 _BLOCK_NUMBERS = 1 << 22
 _DTYPE = torch.bfloat16
+_KILLED_SECONDS = 10.0  # a call of the driver of a GPU may outlast a signal
 _STATUS = Path("/proc/self/status")
 
 
@@ -55,12 +58,13 @@ class LoadResult:
 
 
 def bench_load(
-    size_bytes: float, num_ranks: int, device: str = "cpu", *, with_naive: bool = True
+    size_bytes: float, num_ranks: int, device: str = "cpu", *, with_naive: bool = True, most_seconds: float = inf
 ) -> Generator[LoadResult, None, None]:
     """Write a checkpoint of about `size_bytes` to a temporary folder, load it on 1 to `num_ranks` ranks, delete it.
 
     Yields each variant when it is measured. `device` is "cpu" or "cuda", one GPU per rank. Raises PermanentError for a
-    size that is too small for the smallest width.
+    size that is too small for the smallest width, and TransientError if the processes of a variant do not end within
+    `most_seconds`.
     """
     with scratch_folder(None, "checkpoint") as folder:
         written = write_checkpoint(folder, size_bytes)
@@ -72,7 +76,7 @@ def bench_load(
                 *(["sharded"] if ranks > 1 else []),
             ]
             for variant in variants:
-                seconds, peak_bytes = _on_ranks(folder, variant, ranks, device)
+                seconds, peak_bytes = _on_ranks(folder, variant, ranks, device, most_seconds)
                 yield LoadResult(variant, ranks, seconds, written / seconds, peak_bytes / written)
 
 
@@ -118,10 +122,18 @@ def _repeated(block: Tensor, shape: torch.Size) -> Tensor:
     return numbers.view(shape)
 
 
-def _on_ranks(folder: Path, variant: str, num_ranks: int, device: str) -> tuple[float, int]:
+def _on_ranks(folder: Path, variant: str, num_ranks: int, device: str, most_seconds: float) -> tuple[float, int]:
     with tempfile.TemporaryDirectory() as name:
-        arguments = (folder, Path(name), variant, num_ranks, device)
-        start_processes(_rank, arguments, num_ranks, start_method="spawn")  # type: ignore[no-untyped-call]
+        arguments, last = (folder, Path(name), variant, num_ranks, device), time.monotonic() + most_seconds
+        ranks = start_processes(_rank, arguments, num_ranks, join=False, start_method="spawn")  # type: ignore[no-untyped-call]
+        while not ranks.join(timeout=1.0):
+            if time.monotonic() > last:
+                for process in ranks.processes:
+                    process.kill()
+                    process.join(_KILLED_SECONDS)
+                raise TransientError(
+                    f"Loading by {variant} took more than {most_seconds:g} s and was ended. Try again."
+                )
         measured = [json.loads((Path(name) / f"{rank}.json").read_text()) for rank in range(num_ranks)]
     return max(rank["seconds"] for rank in measured), max(rank["peak_bytes"] for rank in measured)
 

@@ -1,5 +1,6 @@
 """Check that threads read weights with bounded memory, and that errors of a thread reach the caller."""
 
+import errno
 import threading
 from pathlib import Path
 
@@ -59,6 +60,21 @@ def test_reading_stays_a_bounded_way_ahead(tmp_path: Path, monkeypatch: pytest.M
     for number, _ in enumerate(read_parts(counted(), CPU, torch.float32, num_threads=2)):
         assert len(started) <= number + 3
     assert len(started) == 20
+
+
+@pytest.mark.parametrize("refusal", [errno.EFAULT, errno.EINVAL])
+def test_memory_that_a_sandbox_refuses_is_filled_by_copies(
+    refusal: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tensors are the same if no call may write to page-locked memory, as in older releases of gVisor."""
+
+    def refused(*_: object) -> int:
+        raise OSError(refusal, "refused")
+
+    monkeypatch.setattr("os.preadv", refused)
+    tensors = [torch.arange(100.0), torch.arange(33.0)]
+    read = list(read_parts(write(tmp_path / "file", tensors), CPU, torch.float32))
+    assert all(map(torch.equal, read, tensors))
 
 
 def test_a_file_that_ends_early_is_damaged(tmp_path: Path) -> None:

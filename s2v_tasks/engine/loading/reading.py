@@ -5,6 +5,7 @@ own stream, so that reads and copies overlap. Host memory is bounded by the buff
 any size.
 """
 
+import errno
 import os
 import threading
 from collections import deque
@@ -25,6 +26,7 @@ NUM_THREADS = min(8, max(4, len(os.sched_getaffinity(0))))
 BUFFER_BYTES = 8 << 20
 # Bytes in the files of tensors that are read ahead of the caller.
 AHEAD_BYTES = 256 << 20
+_REFUSED_MEMORY = {errno.EFAULT, errno.EINVAL}
 
 
 @dataclass(frozen=True)
@@ -150,12 +152,27 @@ def _fill(buffer: Tensor, file: int, offset: int, path: Path) -> None:
     free = buffer.numpy().data
     while free:
         try:
-            num_bytes = os.preadv(file, [free], offset)
+            num_bytes = _read_into(free, file, offset)
         except OSError as error:
             raise _unreadable(path, error) from error
         if num_bytes == 0:
             raise ConfigurationError(f"{path} ends at byte {offset}, within a weight; download it again")
         free, offset = free[num_bytes:], offset + num_bytes
+
+
+def _read_into(free: memoryview, file: int, offset: int) -> int:
+    """Read bytes of `file` from `offset` on into `free`, and return their number.
+
+    In gVisor, older releases refuse calls that write to page-locked memory: the process then copies the bytes itself.
+    """
+    try:
+        return os.preadv(file, [free], offset)
+    except OSError as error:
+        if error.errno not in _REFUSED_MEMORY:
+            raise
+    content = os.pread(file, len(free), offset)
+    free[: len(content)] = content
+    return len(content)
 
 
 def _unreadable(path: Path, error: OSError) -> TransientError:

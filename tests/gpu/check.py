@@ -6,6 +6,7 @@ report at once, so that a run that is stopped keeps it. The exit code is 1 if a 
 """
 
 import argparse
+import faulthandler
 import json
 import sys
 import time
@@ -25,6 +26,8 @@ from tests.gpu import correctness, networks, speed
 from tests.gpu.machine import Clock, Machine, Rows
 
 DEFAULT_BUDGET_SECONDS = 440.0
+# A run that is this late may hang: it then prints where each of its threads is.
+_LATE_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
     # As a render: deterministic algorithms are another choice of kernels, for example of convolutions.
     device = choose_device("cpu" if options.tiny else "cuda")
     options.work_dir.mkdir(parents=True, exist_ok=True)
+    faulthandler.dump_traceback_later(options.budget + _LATE_SECONDS, file=sys.__stderr__)
     machine, clock = Machine(device, options.tiny, options.work_dir), Clock(options.budget)
     chosen = [section for section in SECTIONS if not options.only or section.name in options.only]
     report: dict[str, Any] = {"budget_seconds": options.budget, "tiny": options.tiny, "sections": {}}
@@ -78,6 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             _run(section, machine, clock.keeping(later_seconds), found, write)
         write()
+    faulthandler.cancel_dump_traceback_later()
     failed = failures(report)
     left_out = [name for name, found in report["sections"].items() if _is_incomplete(found)]
     if left_out:

@@ -117,6 +117,18 @@ def test_a_run_that_is_stopped_keeps_each_measurement(tmp_path: Path, monkeypatc
     assert kept == [[{"name": "default", "seconds": 1.5}]]
 
 
+def test_a_run_that_hangs_prints_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some seconds after the budget the stacks of all threads are printed, unless the run has ended before."""
+    calls: list[Any] = []
+    monkeypatch.setattr("faulthandler.dump_traceback_later", lambda seconds, file: calls.append(seconds))
+    monkeypatch.setattr("faulthandler.cancel_dump_traceback_later", lambda: calls.append("cancelled"))
+    monkeypatch.setattr(check, "SECTIONS", (Section("step", 0, lambda *_: iter([{"name": str(calls)}])),))
+    report = str(tmp_path / "report.json")
+    main(["--tiny", "--budget", "400", "--work-dir", str(tmp_path / "work"), "--report", report])
+    assert calls == [400 + check._LATE_SECONDS, "cancelled"]
+    assert json.loads(Path(report).read_text())["sections"]["step"]["rows"] == [{"name": f"[{calls[0]}]"}]
+
+
 def test_a_section_leaves_the_least_seconds_of_the_later_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The clock of a section ends before the budget, by what the sections after it need."""
     left: list[float] = []

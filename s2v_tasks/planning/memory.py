@@ -26,8 +26,8 @@ EXCHANGE_BYTES = 18
 # First-block cache, per branch: the residual of the first block (4) and of the others (4); in the first
 # block: the tokens before it (4).
 CACHED_BRANCH_BYTES, CACHED_FORWARD_BYTES = 8, 4
-# Feed-forward and text attention pass this many tokens at a time: the input (2 D) and the hidden layer before and
-# behind its activation (4 F).
+# Feed-forward and text attention pass this many tokens at a time, or compiled all of them: the input (2 D) and the
+# hidden layer before and behind its activation (4 F).
 CHUNK_TOKENS = 32768
 # Bytes per squared width that a GPU needs beyond the counted tensors (workspaces of libraries, weights cast to fp32).
 # Measured with the released model in bf16 as 3.0 to 3.1 GB at 832x448x80, 1024x704x80, 1024x704x112 and 1280x704x80.
@@ -54,6 +54,7 @@ class RenderSetup:
     bfloat16_vae: bool = False
     first_block_cache: bool = False
     offloaded_blocks: bool = False
+    compiled: bool = False
 
     @classmethod
     def of(cls, settings: Settings) -> "RenderSetup":
@@ -65,6 +66,7 @@ class RenderSetup:
             bfloat16_vae=settings.vae_precision == "bfloat16",
             first_block_cache=settings.step_cache > 0,
             offloaded_blocks=settings.offload == "blocks",
+            compiled=settings.compile,
         )
 
     def for_sampling(self, sampling: Sampling) -> "RenderSetup":
@@ -142,8 +144,8 @@ def _forward_bytes(shape: ClipShape, model: ModelCard, setup: RenderSetup, shari
         waiting += CACHED_BRANCH_BYTES * branches + CACHED_FORWARD_BYTES
     attention = waiting + ATTENTION_BYTES + (EXCHANGE_BYTES if sharing.ulysses > 1 else 0)
     tokens = clip_tokens(shape) / sharing.ulysses
-    chunk = min(tokens, CHUNK_TOKENS) * (2 * model.dim + 4 * model.ffn_dim)
-    ffn = tokens * (waiting + 4) * model.dim + chunk
+    chunk_tokens = tokens if setup.compiled else min(tokens, CHUNK_TOKENS)
+    ffn = tokens * (waiting + 4) * model.dim + chunk_tokens * (2 * model.dim + 4 * model.ffn_dim)
     return max(tokens * attention * model.dim, ffn) + RESERVE_BYTES_PER_SQUARED_WIDTH * model.dim**2
 
 
@@ -210,6 +212,8 @@ def _other_setups(model: ModelCard, setup: RenderSetup) -> Iterator[tuple[str, R
     """Yield the settings that spare memory and are not used yet, with the setup that they make."""
     if not setup.bfloat16_vae:
         yield "S2V_VAE_PRECISION=bfloat16", replace(setup, bfloat16_vae=True)
+    if setup.compiled:
+        yield "S2V_COMPILE=false", replace(setup, compiled=False)
     if setup.offloaded_blocks:
         return
     if not setup.float8_weights:

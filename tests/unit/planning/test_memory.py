@@ -168,6 +168,21 @@ def test_offloaded_blocks_leave_two_on_the_gpu(model_14b: ModelCard) -> None:
     assert offloaded < 14
 
 
+def test_compiled_blocks_pass_all_tokens_at_once(plan_of: PlanOf, model_14b: ModelCard) -> None:
+    """The feed-forward then keeps the hidden layer of all tokens, which a plan counts, and names the setting."""
+    eager, compiled = RenderSetup(bfloat16_vae=True), RenderSetup(bfloat16_vae=True, compiled=True)
+    small, large = shape(832, 448), shape(1024, 704)
+    assert gib(model_14b, small) == gib(model_14b, small, RenderSetup(compiled=True))
+    hidden, attention = 2 * 5120 + 4 * 13824, (16 - 8) * 5120
+    more = gib(model_14b, large, compiled) - gib(model_14b, large, eager)
+    assert more * GIB == pytest.approx(63_360 * (hidden - attention))
+    gpu = load_gpu_card(CONFIG, "l40s").model_copy(update={"memory_gib": gib(model_14b, large, eager)})
+    plan = plan_of(TEN_SECONDS, size="1024*704", image_size=(1024, 704), gpu=gpu)
+    check_memory(plan, model_14b, gpu, eager)
+    with pytest.raises(PermanentError, match="S2V_COMPILE=false"):
+        check_memory(plan, model_14b, gpu, compiled)
+
+
 @pytest.mark.parametrize(("speed", "waits"), [(25.0, False), (0.1, True)])
 def test_a_plan_states_the_copies_of_offloaded_blocks(
     plan_of: PlanOf, model_14b: ModelCard, speed: float, waits: bool

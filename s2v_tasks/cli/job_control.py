@@ -81,7 +81,7 @@ def _end_runs(job_id: str, states: Collection[str]) -> list[str]:
         for run_id in runs:
             api.fail(run_id)
     except (ConfigurationError, TransientError) as error:
-        typer.echo(f"{error} The run in Airflow was not ended; the steps of the job stop by themselves.", err=True)
+        typer.echo(f"{error} No run in Airflow was ended; steps that run stop by themselves.", err=True)
         return []
     return runs
 

@@ -59,7 +59,7 @@ def contact_sheet(
 def _num_columns(num_clips: int, width: int, height: int) -> int:
     """Return how many clips of this size are side by side: one, or in a long video so many that the sheet is square.
 
-    A side of a JPEG has at most 65,535 pixels: the height of 317 large clips.
+    Pillow writes a JPEG of at most 65,500 rows, which are 317 clips with notes.
     """
     return 1 if num_clips <= _MOST_IN_ONE_COLUMN else max(1, round(sqrt(num_clips * height / width)))
 

@@ -1,7 +1,7 @@
 """Operators that run one step as a local process, and the choice between process and pod."""
 
 import sys
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.sdk import BaseOperator, Context
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
@@ -20,6 +20,9 @@ from s2v_tasks.orchestration.step_commands import (
 from s2v_tasks.schemas.job import JobStatus
 from s2v_tasks.schemas.steps import CLOSE_JOB, PUBLISH, Step
 from s2v_tasks.settings import load_settings
+
+if TYPE_CHECKING:
+    from s2v_tasks.orchestration.pod_failures import PodFailure
 
 
 class StepOperator(BaseOperator):  # type: ignore[misc]
@@ -74,8 +77,8 @@ class StepOperator(BaseOperator):  # type: ignore[misc]
         return [sys.executable, *step_arguments(self.step, context, self.clip)]
 
 
-def failed_try(task: Any, context: Context, failure: Any) -> AirflowException:
-    """Return the exception for a StepFailedError or PodFailure, which ends the try or the task; store a new reason."""
+def failed_try(task: Any, context: Context, failure: "StepFailedError | PodFailure") -> AirflowException:
+    """Store the reason of a failure unless the step has; return the exception that ends this try or the whole task."""
     if not failure.reported_by_step:
         record_failure(task.step, context, task.clip, failure.message, task.log.info)
     give_up = is_final(failure.fault, context)

@@ -123,7 +123,8 @@ def _slots(
             f"{MIN_FADING_INFER_FRAMES}, or transition cut."
         )
     whole = lay_out(bounds, infer_frames, None, fade_frames)
-    return whole if num_clip is None else lay_out(bounds, infer_frames, num_clip, fade_frames), len(whole)
+    slots = whole if num_clip is None else lay_out(bounds, infer_frames, num_clip, fade_frames)
+    return slots, len(whole)
 
 
 def _check_clip_count(num_clip: int, infer_frames: int, max_clips: int) -> None:

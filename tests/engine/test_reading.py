@@ -62,14 +62,11 @@ def test_reading_stays_a_bounded_way_ahead(tmp_path: Path, monkeypatch: pytest.M
     assert len(started) == 20
 
 
-@pytest.mark.parametrize("refusal", [errno.EFAULT, errno.EINVAL])
-def test_memory_that_a_sandbox_refuses_is_filled_by_copies(
-    refusal: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_memory_that_a_sandbox_refuses_is_filled_by_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tensors are the same if no call may write to page-locked memory, as in older releases of gVisor."""
 
     def refused(*_: object) -> int:
-        raise OSError(refusal, "refused")
+        raise OSError(errno.EFAULT, "refused")
 
     monkeypatch.setattr("os.preadv", refused)
     tensors = [torch.arange(100.0), torch.arange(33.0)]

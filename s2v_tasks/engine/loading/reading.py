@@ -26,7 +26,6 @@ NUM_THREADS = min(8, max(4, len(os.sched_getaffinity(0))))
 BUFFER_BYTES = 8 << 20
 # Bytes in the files of tensors that are read ahead of the caller.
 AHEAD_BYTES = 256 << 20
-_REFUSED_MEMORY = {errno.EFAULT, errno.EINVAL}
 
 
 @dataclass(frozen=True)
@@ -168,7 +167,7 @@ def _read_into(free: memoryview, file: int, offset: int) -> int:
     try:
         return os.preadv(file, [free], offset)
     except OSError as error:
-        if error.errno not in _REFUSED_MEMORY:
+        if error.errno != errno.EFAULT:
             raise
     content = os.pread(file, len(free), offset)
     free[: len(content)] = content

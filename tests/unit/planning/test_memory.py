@@ -169,7 +169,7 @@ def test_offloaded_blocks_leave_two_on_the_gpu(model_14b: ModelCard) -> None:
 
 
 def test_compiled_blocks_pass_all_tokens_at_once(plan_of: PlanOf, model_14b: ModelCard) -> None:
-    """The feed-forward then keeps the hidden layer of all tokens, which a plan counts, and names the setting."""
+    """The feed-forward then keeps the hidden layer of all tokens. A refused plan names the setting."""
     eager, compiled = RenderSetup(bfloat16_vae=True), RenderSetup(bfloat16_vae=True, compiled=True)
     small, large = shape(832, 448), shape(1024, 704)
     assert gib(model_14b, small) == gib(model_14b, small, RenderSetup(compiled=True))

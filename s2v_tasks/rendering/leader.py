@@ -286,7 +286,7 @@ def _not_planned(made: Manifest, expected: str, index: int) -> S2VError:
 
 
 def _inputs(ctx: StepContext) -> dict[str, Artifact]:
-    """Return the artifacts that all clips of the job read; TransientError for conditions of another start."""
+    """Return the artifacts that all clips of the job read; PermanentError for conditions of another start."""
     conditions = ctx.manifest(ctx.layout.conditions_manifest, ENCODE_CONDITIONS)
     inputs = {"conditions": conditions.outputs["conditions"]}
     staged = ctx.manifest(ctx.layout.input_manifest, STAGE_INPUTS).outputs

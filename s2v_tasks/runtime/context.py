@@ -111,20 +111,22 @@ class StepContext:
 
 
 def check_made_from(made: Manifest, inputs: dict[str, Artifact], made_by: Step) -> None:
-    """Raise TransientError unless an artifact was made from these inputs.
+    """Raise PermanentError unless an artifact was made from these inputs.
 
-    A process of an earlier start, which Airflow has lost, may store its artifact after that of this start.
+    A process of an earlier start, which Airflow has lost, may store its artifact after that of this start. Another try
+    of the step that reads it changes nothing.
     """
     expected = {name: artifact.sha256 for name, artifact in inputs.items()}
     if {name: artifact.sha256 for name, artifact in made.inputs.items()} != expected:
         raise made_from_others(made, made_by)
 
 
-def made_from_others(made: Manifest, made_by: Step) -> TransientError:
+def made_from_others(made: Manifest, made_by: Step) -> PermanentError:
     """Return the error for an artifact that was made from other inputs than those of this start of the job."""
-    return TransientError(
+    return PermanentError(
         f"The outputs of {made_by.name} of job {made.job_id} were made from other inputs: expected those of this "
-        f"start of the job. An earlier start may have stored them late; run `s2v {made_by.command}` again."
+        f"start of the job. An earlier start may have stored them late. Start the job again with `s2v retry "
+        f"{made.job_id}`; without Airflow, run `s2v {made_by.command}` again."
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from s2v_tasks.errors import PermanentError, TransientError
+from s2v_tasks.errors import PermanentError
 from s2v_tasks.media.assembly import crossfade, stitch
 from s2v_tasks.media.encode import encoder_build
 from s2v_tasks.runtime.context import StepContext
@@ -55,7 +55,7 @@ def run(ctx: StepContext) -> dict[str, Any]:
 
 
 def _manifest_of(ctx: StepContext, plan: Plan, clip: ClipPlan, inputs: dict[str, str]) -> Manifest:
-    """Return the manifest of a finished clip; TransientError if it belongs to another plan or other inputs.
+    """Return the manifest of a finished clip; PermanentError if it belongs to another plan or other inputs.
 
     A process of an earlier start, which Airflow has lost, may store its clip after the clip of this start.
     """
@@ -63,15 +63,16 @@ def _manifest_of(ctx: StepContext, plan: Plan, clip: ClipPlan, inputs: dict[str,
     manifest = ctx.clip_manifest(clip.clip_index)
     facts = manifest.facts_as(ClipFacts)
     frames = facts.start_frame, facts.end_frame
+    remedy = f"Start the job again with `s2v retry {ctx.job_id}`, which renders clip {clip.clip_index} again."
     if frames != (clip.start_frame, clip.end_frame):
-        raise TransientError(
+        raise PermanentError(
             f"{key} has frames {frames[0]}..{frames[1]}: expected {clip.start_frame}..{clip.end_frame}. "
-            f"It belongs to another plan; render clip {clip.clip_index} again first."
+            f"It belongs to another plan. {remedy}"
         )
     if not _belongs(manifest, facts, plan, clip, inputs):
-        raise TransientError(
+        raise PermanentError(
             f"{key} was made for another request or plan: expected a clip of this start of the job. An earlier start "
-            f"may have stored it late; render clip {clip.clip_index} again first."
+            f"may have stored it late. {remedy}"
         )
     return manifest
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from s2v_tasks.errors import TransientError
+from s2v_tasks.errors import PermanentError, TransientError
 from s2v_tasks.rendering.renderer import Renderer
 from s2v_tasks.storage.layout import JobLayout
 from s2v_tasks.storage.s3 import ObjectStore
@@ -26,7 +26,7 @@ def test_conditions_of_an_earlier_start_are_not_rendered(run: Run, store: Object
     for step in ("plan_clips", "encode_conditions"):
         run(step)
     store.put_bytes(LAYOUT.conditions_manifest, earlier, "application/json")
-    with pytest.raises(TransientError, match=r"made from other inputs.*run `s2v encode-conditions` again"):
+    with pytest.raises(PermanentError, match=r"made from other inputs.*run `s2v encode-conditions` again"):
         run("render_clip", 0)
 
 

@@ -144,7 +144,7 @@ def test_clips_of_another_plan_are_not_stitched(run: Run, render: Render, give_u
     give_up()
     run("stage_inputs", infer_frames=20)
     run("plan_clips")
-    with pytest.raises(TransientError, match="belongs to another plan"):
+    with pytest.raises(PermanentError, match=r"belongs to another plan.*`s2v retry .*renders clip 0 again"):
         run("stitch")
 
 
@@ -284,7 +284,7 @@ def test_a_clip_of_an_earlier_start_that_is_stored_late_does_not_enter_the_video
 
     monkeypatch.setattr(ArtifactStore, "_write", write_late)
     run("render_clip", 1)
-    with pytest.raises(TransientError, match=r"0001/manifest\.json was made for another request .* clip 1 again"):
+    with pytest.raises(PermanentError, match=r"0001/manifest\.json was made for another request .* clip 1 again"):
         run("stitch")
     assert run("render_clip", 1)["reused"]
     assemble()

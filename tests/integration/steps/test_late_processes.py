@@ -119,9 +119,9 @@ def test_a_video_of_an_earlier_start_is_neither_muxed_nor_validated(
 
     once_before(monkeypatch, stitch, "stitch", start_again)
     stitch.run(job)
-    with pytest.raises(TransientError, match=r"made from other inputs.*run `s2v stitch` again"):
+    with pytest.raises(PermanentError, match=r"made from other inputs.*`s2v retry .*run `s2v stitch` again"):
         mux_audio.run(replacement)
-    with pytest.raises(TransientError, match="run `s2v mux-audio` again"):
+    with pytest.raises(PermanentError, match="run `s2v mux-audio` again"):
         validate.run(replacement)
     for step in (stitch, mux_audio, validate):
         step.run(replacement)

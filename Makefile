@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 # The interpreter runs the tools, because the first line of a script cannot contain every path of a checkout.
 CONSTRAINTS := config/constraints-py311.txt
 INSTALLED := $(VENV)/.installed
+# Python 3.11 reads the path of the checkout, which pip writes as UTF-8, in the encoding of the locale.
+export LC_ALL := C.UTF-8
 
 .PHONY: install demo up down status test test-kubernetes test-ingestion test-outages test-images images-check test-web test-journey test-extras gpu-check gpu-wheels lint docs clean
 

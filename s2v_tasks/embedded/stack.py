@@ -185,10 +185,13 @@ def status(home: Path) -> None:
     table.add_row("S3", _state(s3_runs), services.s3.endpoint_url if s3_runs else "")
     for part, state in health.items():
         table.add_row(f"Airflow {part}", state, "")
-    table.add_row("Airflow UI", _state(bool(health)), f"{airflow.url}/dags/{JOB_DAG}" if health else "")
+    table.add_row("Airflow UI", _state(bool(health)), airflow.url if health else "")
     console = Console()
     console.print(table)
-    console.print(f"Settings: {services.home / 'stack.env'}   Logs: {services.home / 'logs'}")
+    pages = {"Form": f"{airflow.url}/dags/{JOB_DAG}", "Videos": f"{airflow.url}/plugin/videos"} if health else {}
+    files = {"Settings": str(services.home / "stack.env"), "Logs": str(services.home / "logs")}
+    for name, place in (pages | files).items():
+        console.print(f"{name + ':':<10}{place}", markup=False, soft_wrap=True)  # whole, so that it can be copied
 
 
 def _state(is_running: bool) -> str:

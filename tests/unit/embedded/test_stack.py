@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from s2v_tasks.embedded import stack
+from s2v_tasks.embedded.airflow import AirflowInstallation
 from s2v_tasks.embedded.process import write_private
 from s2v_tasks.settings import load_settings
 
@@ -36,3 +37,23 @@ def test_a_setting_is_read_as_it_was_written(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("S2V_HOME", str(home))
     load_settings.cache_clear()
     assert (load_settings().snapshot_path, load_settings().gpu) == (home, "cpu")
+
+
+def test_addresses_and_paths_are_not_broken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a narrow terminal, `status` prints the addresses of Airflow's form and of the videos, and the paths, whole."""
+    home = tmp_path / "a folder"
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr(AirflowInstallation, "running", lambda _: ["api-server"])
+    monkeypatch.setattr(AirflowInstallation, "health", lambda _: {"scheduler": "healthy"})
+    stack.status(home)
+    lines = capsys.readouterr().out.splitlines()
+    url = AirflowInstallation(home).url
+    for line in (
+        f"Form:     {url}/dags/speech_to_video",
+        f"Videos:   {url}/plugin/videos",
+        f"Settings: {home}/stack.env",
+        f"Logs:     {home}/logs",
+    ):
+        assert line in lines

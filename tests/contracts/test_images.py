@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import pytest
@@ -110,7 +111,7 @@ def fetch(tmp_path: Path) -> dict[str, Any]:
     hf = tools / "hf"
     hf.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\n[ "$1" = cache ] || cp -rn {tmp_path}/hub/. "$6"\n')
     s2v = tools / "s2v"
-    s2v.write_text(f'#!/bin/sh\nexec {sys.executable} -m s2v_tasks.cli "$@"\n')
+    s2v.write_text(f'#!/bin/sh\nexec {quote(sys.executable)} -m s2v_tasks.cli "$@"\n')
     for tool in (hf, s2v):
         tool.chmod(0o755)
     environment = os.environ | {

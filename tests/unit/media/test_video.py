@@ -4,6 +4,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,7 @@ def _script(path: Path, body: str) -> str:
 
 def test_the_build_of_the_encoder_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The name has the versions of ffmpeg and x264, and changes with either of them."""
-    real, used = ffmpeg.tool_path("ffmpeg"), encoder_build()
+    real, used = quote(ffmpeg.tool_path("ffmpeg")), encoder_build()
     assert re.fullmatch(r"ffmpeg n8\.0\S*, x264 - core 165, digest [0-9a-f]{12}", used)
     asks = 'case "$*" in *-version*)'
     builds = [

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from s2v_tasks.errors import PermanentError, TransientError
+from s2v_tasks.errors import PermanentError
 from s2v_tasks.media import assembly, encode
 from s2v_tasks.media.encode import encode_clip, encoder_build
 from s2v_tasks.media.frames import read_frames
@@ -188,5 +188,5 @@ def test_a_clip_of_other_frames_is_not_joined(context: StepContext, start: int, 
     for clip in plan.clips[:2]:
         finish(context, clip, encoder_build())
     finish(context, plan.clips[2].model_copy(update={"start_frame": start, "end_frame": end}), encoder_build())
-    with pytest.raises(TransientError, match=rf"has frames {start}\.\.{end}: expected 21\.\.28.* render clip 2 again"):
+    with pytest.raises(PermanentError, match=rf"has frames {start}\.\.{end}: expected 21\.\.28.* renders clip 2 again"):
         stitch.run(context)

@@ -94,6 +94,8 @@ def test_ctrl_c_while_commands_are_imported_shows_no_traceback(tmp_path: os.Path
     for loads, expected in (("os.kill(os.getpid(), signal.SIGINT)", -signal.SIGINT), ("None", 0)):
         code = (
             "import os, signal, s2v_tasks.cli as cli\n"
+            # Tests that run in the background ignore Ctrl-C, and so do their children.
+            "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
             f"cli.load_commands = lambda: {loads}\n"
             "cli.app = lambda: print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)\n"
             "cli.main()"

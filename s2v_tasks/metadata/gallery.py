@@ -75,6 +75,7 @@ class Card:
     labels: dict[str, Any]
     preset: str | None
     parent_job_id: str | None
+    dag_run_id: str | None
     num_clip: int | None
     num_frames: int | None
     gpu_seconds: float
@@ -152,7 +153,7 @@ def page_statement(chosen: JobFilter, after: Cursor | None) -> sa.Select[Any]:
 def _cards() -> sa.Select[Any]:
     gpu_seconds = spent_gpu_seconds()
     return sa.select(
-        *(Job.job_id, Job.status, Job.labels, Job.preset, Job.parent_job_id),
+        *(Job.job_id, Job.status, Job.labels, Job.preset, Job.parent_job_id, Job.dag_run_id),
         sa.func.left(Job.request["prompt"].astext, EXCERPT_CHARACTERS).label("prompt"),
         *(Job.num_clip, Job.num_frames, Job.currency, Job.created_at),
         gpu_seconds.label("gpu_seconds"),

@@ -22,7 +22,7 @@ from s2v_tasks.web.access import User, may_change, may_start
 from s2v_tasks.web.estimates import PlanSummary, estimate
 from s2v_tasks.web.job_page import stored_plan
 from s2v_tasks.web.pages import page
-from s2v_tasks.web.runs import end_runs, start_run
+from s2v_tasks.web.runs import end_runs, new_start_of, start_run
 from s2v_tasks.web.services import KnownJob, Services, SharedServices, leave_event
 from s2v_tasks.web.wording import check_first_clip
 
@@ -96,9 +96,16 @@ def start_job(fields: Fields, services: SharedServices, user: User) -> Response:
 
 @router.post("/job/{job_id}/cancel", dependencies=[Depends(may_change)])
 def cancel_job(job: KnownJob, services: SharedServices, user: User) -> Response:
-    """Cancel a job: its steps stop, and its finished clips are kept. The page shows the end some seconds later."""
+    """Cancel a job: its steps stop, and its finished clips are kept. The page shows the end some seconds later.
+
+    If it has ended and waits to start again, only the new start is cancelled.
+    """
     if not services.metadata.jobs.is_cancellable(job.job_id):
-        raise HTTPException(409, f"Job {job.job_id} has {job.status}: there is nothing to cancel.")
+        if (new_start := new_start_of(job)) is None:
+            raise HTTPException(409, f"Job {job.job_id} has {job.status}: there is nothing to cancel.")
+        ended = end_runs(job.job_id, new_start)
+        leave_event(services, job.job_id, user, "cancelled the new start of this video")
+        return JSONResponse({"job_id": job.job_id, "ended_runs": ended}, 202)
     leave_event(services, job.job_id, user, "cancelled this video")
     services.metadata.jobs.request_cancel(job.job_id)
     ended = end_runs(job.job_id)

@@ -12,7 +12,7 @@ from s2v_tasks.schemas.steps import JOB_DAG
 from s2v_tasks.web.access import can_act
 from s2v_tasks.web.pages import page
 from s2v_tasks.web.polls import json_with_etag
-from s2v_tasks.web.runs import find_conf
+from s2v_tasks.web.runs import find_conf, with_new_starts
 from s2v_tasks.web.services import SharedServices
 
 MAX_TEXT = 200
@@ -44,7 +44,7 @@ def gallery(
     return page(
         request,
         "gallery.html",
-        cards=found.cards,
+        cards=with_new_starts(found.cards),
         next_query=urlencode(query | {"after": str(found.next)}) if found.next else None,
         shown=shown,
         is_filtered=bool(query),

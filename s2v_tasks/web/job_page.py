@@ -14,9 +14,11 @@ from s2v_tasks.settings import config_dir
 from s2v_tasks.storage.layout import JobLayout
 from s2v_tasks.storage.s3 import ObjectMissingError
 from s2v_tasks.web.access import can_act
+from s2v_tasks.web.approvals import given_answer
 from s2v_tasks.web.media_files import video_address
 from s2v_tasks.web.pages import money, page
 from s2v_tasks.web.polls import card_state, json_with_etag
+from s2v_tasks.web.runs import with_new_starts
 from s2v_tasks.web.services import JobId, KnownJob, Services, SharedServices
 from s2v_tasks.web.wording import event_rows, request_rows
 
@@ -59,7 +61,8 @@ def job_page(
 ) -> Response:
     """Return the page of a job."""
     plan = stored_plan(services, job)
-    card = services.metadata.gallery.cards([job.job_id])[0]
+    card = with_new_starts(services.metadata.gallery.cards([job.job_id]))[0]
+    starts_again = job.has_ended and not card.has_ended
     parent = services.metadata.jobs.get(job.parent_job_id) if job.parent_job_id else None
     return page(
         request,
@@ -80,11 +83,15 @@ def job_page(
         parent_clips={clip.clip_index for clip in parent.clips if _is_ready(clip)} if parent else set(),
         fields=request_rows(job.request or {}),
         events=event_rows(job.events),
-        is_waiting=job.status == JobStatus.QUEUED,
+        starts_again=starts_again,
+        is_waiting=card.status == JobStatus.QUEUED,
+        is_being_cancelled=bool(job.cancel_requested_at) and not job.has_ended,
         approval=job.waiting_approval,
+        answer=given_answer(job.waiting_approval) if job.waiting_approval else None,
+        next_job_id=_next_job_id(job),
         presets=load_presets(config_dir(services.settings)),
-        is_cancellable=services.metadata.jobs.is_cancellable(job.job_id),
-        is_restartable=job.status in list(RestartableStatus),
+        is_cancellable=starts_again or services.metadata.jobs.is_cancellable(job.job_id),
+        is_restartable=card.status in list(RestartableStatus),
         may_act=may_act,
     )
 
@@ -106,6 +113,12 @@ def stored_plan(services: Services, job: Job) -> Plan | None:
         return Plan.model_validate_json(services.store.get_bytes(JobLayout(job.job_id).plan))
     except ObjectMissingError:
         return None
+
+
+def _next_job_id(job: Job) -> str | None:
+    """Return the job that renders a rejected job again; None if there is none."""
+    last = job.approvals[-1] if job.approvals else None
+    return last.next_job_id if last and job.status == JobStatus.CANCELLED else None
 
 
 def clip_rows(job: Job, plan: Plan | None) -> list[ClipRow]:

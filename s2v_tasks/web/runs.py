@@ -1,6 +1,7 @@
 """DAG runs of jobs, with Airflow's own database session: this runs inside the API server."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -11,15 +12,18 @@ from airflow.exceptions import DagNotFound, DagRunAlreadyExists
 from airflow.models.dag import DagModel
 from airflow.models.dagbag import DBDagBag
 from airflow.models.dagrun import DagRun
+from airflow.models.taskinstance import TaskInstance
 from airflow.utils.session import create_session
-from airflow.utils.state import DagRunState
+from airflow.utils.state import DagRunState, TaskInstanceState
 from airflow.utils.types import DagRunTriggeredByType
 
 from s2v_tasks.errors import ConfigurationError, PermanentError
-from s2v_tasks.schemas.job import job_id_of_run
+from s2v_tasks.metadata.gallery import Card
+from s2v_tasks.metadata.tables import Job
+from s2v_tasks.schemas.job import START_SEPARATOR, JobStatus, RestartableStatus, job_id_of_run
 from s2v_tasks.schemas.request import Request
 from s2v_tasks.schemas.request_parsing import start_once
-from s2v_tasks.schemas.steps import JOB_DAG
+from s2v_tasks.schemas.steps import JOB_DAG, STAGE_INPUTS
 
 _ACTIVE = (DagRunState.QUEUED, DagRunState.RUNNING)
 
@@ -46,13 +50,60 @@ def start_run(job_id: str, request: Request, user: str) -> StartedRun:
     return StartedRun(run_id, state is None, _is_paused())
 
 
-def end_runs(job_id: str) -> list[str]:
-    """End the runs of a job that have not ended, as failed; return their ids. Teardown tasks still run."""
+def with_new_starts(cards: Sequence[Card]) -> list[Card]:
+    """Return the cards; a job that has ended and waits to start again is shown as queued."""
+    jobs = {card.job_id: card.dag_run_id for card in cards if card.status in list(RestartableStatus)}
+    starts = new_starts(jobs)
+    return [replace(card, status=JobStatus.QUEUED) if card.job_id in starts else card for card in cards]
+
+
+def new_starts(jobs: Mapping[str, str | None]) -> dict[str, str]:
+    """Return the runs that will start jobs again that have ended, by job: their first step has not begun.
+
+    `jobs`: the job ids with the latest run of each job. That run is a new start after it was cleared in Airflow.
+    """
+    if not jobs:
+        return {}
+    named = (
+        sa.or_(DagRun.run_id.in_((job_id, run_id)), DagRun.run_id.startswith(job_id + START_SEPARATOR, autoescape=True))
+        for job_id, run_id in jobs.items()
+    )
+    # A run that a person ends stays active until its teardown task has run.
+    is_ended = sa.exists().where(
+        TaskInstance.dag_id == JOB_DAG,
+        TaskInstance.run_id == DagRun.run_id,
+        TaskInstance.task_id == STAGE_INPUTS.name,
+        TaskInstance.state == TaskInstanceState.SKIPPED,
+    )
+    active = sa.select(DagRun.run_id, DagRun.state, DagRun.conf).where(
+        DagRun.dag_id == JOB_DAG, DagRun.state.in_(_ACTIVE), sa.or_(*named), ~is_ended
+    )
+    found = {}
+    with create_session() as session:
+        for run_id, state, conf in session.execute(active):
+            job_id = job_id_of_run(run_id, (conf or {}).get("job_id"))
+            if job_id in jobs and (run_id != jobs[job_id] or state == DagRunState.QUEUED):
+                found[job_id] = str(run_id)
+    return found
+
+
+def new_start_of(job: Job) -> str | None:
+    """Return the run that will start a job again that has ended; None if there is none."""
+    return new_starts({job.job_id: job.dag_run_id}).get(job.job_id) if job.status in list(RestartableStatus) else None
+
+
+def end_runs(job_id: str, run_id: str | None = None) -> list[str]:
+    """End the runs of a job that have not ended, as failed; return their ids. Teardown tasks still run.
+
+    `run_id`: only this one.
+    """
     ended = []
     with create_session() as session:
         active = sa.select(DagRun).where(DagRun.dag_id == JOB_DAG, DagRun.state.in_(_ACTIVE))
         for run in session.scalars(active).unique():
             if job_id_of_run(run.run_id, (run.conf or {}).get("job_id")) != job_id:
+                continue
+            if run_id not in {None, run.run_id}:
                 continue
             dag = DBDagBag().get_dag_for_run(run, session=session)
             if dag is None:

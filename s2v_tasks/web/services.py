@@ -15,6 +15,7 @@ from s2v_tasks.settings import Settings, load_settings
 from s2v_tasks.storage.result_files import JobLinks
 from s2v_tasks.storage.s3 import ObjectMissingError, ObjectStore
 from s2v_tasks.web.polls import Recent, card_state
+from s2v_tasks.web.runs import with_new_starts
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def services() -> Services:
         store=ObjectStore.from_settings(settings),
         public_store=ObjectStore.seen_by_browsers(settings),
         links=JobLinks(settings),
-        states=Recent(lambda job_ids: {card.job_id: card_state(card) for card in jobs.cards(job_ids)}),
+        states=Recent(lambda job_ids: {card.job_id: card_state(card) for card in with_new_starts(jobs.cards(job_ids))}),
         versions=Recent(lambda job_ids: {job_id: jobs.last_event_id(job_id) for job_id in job_ids}),
     )
 

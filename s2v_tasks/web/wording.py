@@ -38,9 +38,9 @@ _SENTENCES = {
     JobEvent.STEP_FINISHED: "{step} finished",
     JobEvent.STEP_FAILED: "{step} failed: {error}",
     JobEvent.APPROVAL_REQUESTED: "{judged} waits for approval",
-    JobEvent.APPROVAL_GIVEN: "{judged} approved by {user}",
-    JobEvent.APPROVAL_REFUSED: "{judged} rejected by {user}: {note}",
-    JobEvent.APPROVAL_EXPIRED: "Nobody approved {judged} in time",
+    JobEvent.APPROVAL_GIVEN: "{judged} was approved by {user}",
+    JobEvent.APPROVAL_REFUSED: "{judged} was rejected by {user}{because}",
+    JobEvent.APPROVAL_EXPIRED: "{judged} was not answered in time",
     JobEvent.USER_ACTION: "{user}: {action}",
 }
 _BAD_EVENTS = {JobEvent.JOB_FAILED, JobEvent.CLIP_FAILED, JobEvent.STEP_FAILED, JobEvent.RUN_LOST}
@@ -76,6 +76,7 @@ def _sentence(event: Event) -> str:
     values = _Values(given) | {
         "clip": clip,
         "judged": clip or "The video",
+        "because": f": {given['note']}" if given.get("note") else "",
         "step": f"{step} ({clip.lower()})" if clip else step,
     }
     template = next((text for known, text in _SENTENCES.items() if known == event.event), event.event)

@@ -147,6 +147,42 @@ def test_a_failed_job_whose_run_goes_on_is_cancelled(login: Login, metadata: Met
     assert 'data-action="ask-cancel"' not in editor.get("/s2v/job/talk").text
 
 
+@pytest.mark.parametrize(("status", "label"), [("failed", "failed"), ("cancelled", "was cancelled")])
+def test_a_new_start_that_has_not_begun_is_shown_and_cancelled(
+    login: Login, metadata: MetadataStore, store: ObjectStore, status: str, label: str
+) -> None:
+    """A job that waits to start again is queued on all pages; its cancel ends only the new run."""
+    editor = login("edith")
+    editor.post("/s2v/new/start", json=REQUEST | {"job_id": "talk"})
+    metadata.jobs.enqueue("talk", REQUEST, dag_run_id="talk")
+    if status == "failed":
+        metadata.jobs.fail("talk", "Clip 0 is black.")
+    else:
+        metadata.jobs.request_cancel("talk")
+        metadata.jobs.cancel("talk", "Clip 0 is black.")
+    metadata.events.record("talk", JobEvent.STEP_FINISHED, step="close_job")
+    end("talk")
+    assert editor.post("/s2v/job/talk/cancel").status_code == 409
+    assert editor.post("/s2v/job/talk/retry").json()["run_id"] == "talk--2"
+
+    services().states._kept.clear()
+    assert editor.get("/s2v/job/talk/state.json").json()["status"] == "queued"
+    assert 'data-status="queued"' in editor.get("/s2v/videos").text
+    shown = editor.get("/s2v/job/talk").text
+    assert "data-ended" not in shown
+    assert f"Its earlier start {label}: Clip 0 is black." in shown
+    assert "It is being cancelled" not in shown
+    assert 'data-action="retry"' not in shown
+    assert 'data-action="ask-cancel">' in shown  # not disabled
+
+    assert editor.post("/s2v/job/talk/cancel").json()["ended_runs"] == ["talk--2"]
+    assert ("edith", "cancelled the new start of this video") in actions(metadata, "talk")
+    assert skipped_tasks("talk--2") >= {"stage_inputs", "publish"}
+    ended = editor.get("/s2v/job/talk").text
+    assert 'data-action="retry"' in ended
+    assert "data-ended" in ended
+
+
 def test_a_failed_job_starts_again(login: Login, metadata: MetadataStore, store: ObjectStore) -> None:
     """A failed job gets another run with its own request; a running job is refused."""
     editor = login("edith")

@@ -70,6 +70,63 @@ def test_an_approval_resumes_the_task(login: Login, metadata: MetadataStore, ask
     assert answer("publish")[3] == "edith"
 
 
+def test_the_second_of_two_people_learns_the_answer_of_the_first(
+    login: Login, ask: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other answer is refused at once with the earlier one, which the page shows instead of the question."""
+    ask()
+    editor, admin = login("edith"), login("adam")
+    assert editor.post("/s2v/job/talk/reject", json=VIDEO).status_code == 202
+    monkeypatch.setattr(approvals, "PARKING_SECONDS", 60.0)
+    monkeypatch.setattr(approvals.time, "sleep", lambda _seconds: pytest.fail("waits for a task that is answered"))
+    refused = admin.post("/s2v/job/talk/approve", json=VIDEO)
+    assert (refused.status_code, refused.json()["detail"]) == (409, "edith has already rejected the video.")
+    page = admin.get("/s2v/job/talk").text
+    assert "The video was rejected by edith</h2>" in page
+    assert 'data-action="approve"' not in page
+
+
+def test_an_answer_that_another_one_overtakes_is_refused(
+    login: Login, ask: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Airflow takes one of two answers that arrive together; the other person learns which."""
+    ask()
+    found = approvals._parked_task
+
+    def overtaken(*arguments: Any) -> Any:
+        monkeypatch.setattr(approvals, "_parked_task", found)
+        parked = found(*arguments)
+        assert login("adam").post("/s2v/job/talk/approve", json=VIDEO).status_code == 202
+        return parked
+
+    monkeypatch.setattr(approvals, "_parked_task", overtaken)
+    refused = login("edith").post("/s2v/job/talk/reject", json=VIDEO)
+    assert (refused.status_code, refused.json()["detail"]) == (409, "adam has already approved the video.")
+    assert answer("publish")[1] == ["Approve"]
+
+
+def test_a_rejected_job_leads_to_its_rerun(login: Login, metadata: MetadataStore, ask: Callable[..., None]) -> None:
+    """The page of a rejected job links to the job that renders it again."""
+    ask()
+    job = metadata.jobs.get("talk")
+    assert job is not None
+    assert job.waiting_approval is not None
+    metadata.approvals.decide(job.waiting_approval, ApprovalStatus.REJECTED, user="edith", next_job_id="talk-r1")
+    metadata.jobs.cancel("talk", "The video was rejected.")
+    assert '<a href="talk-r1">Open talk-r1</a>' in login("vera").get("/s2v/job/talk").text
+
+
+def test_a_job_that_is_being_cancelled_asks_nothing(
+    login: Login, metadata: MetadataStore, ask: Callable[..., None]
+) -> None:
+    """Between the request to cancel and the end of the job there is nothing to approve."""
+    ask()
+    metadata.jobs.request_cancel("talk")
+    page = login("edith").get("/s2v/job/talk").text
+    assert "The video needs no approval any more" in page
+    assert 'data-action="approve"' not in page
+
+
 def test_an_answer_waits_until_the_task_is_deferred(
     login: Login, ask: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,5 +222,5 @@ def test_an_answered_question_is_gone(login: Login, metadata: MetadataStore, ask
     metadata.approvals.decide(waiting, ApprovalStatus.APPROVED, user="edith")
     page = login("edith").get("/s2v/job/talk").text
     assert "waits for approval</h2>" not in page
-    assert "The video approved by edith" in page
+    assert "The video was approved by edith" in page
     assert "waits" not in login("vera").get("/s2v/job/talk/state.json").json()

@@ -12,6 +12,7 @@ async function act(name, body) {
     return await send(`${job}/${name}`, body);
   } catch (error) {
     problem.textContent = error.message;
+    problem.scrollIntoView({ block: "nearest" }); // the button may be far above
     return null;
   }
 }
@@ -31,17 +32,34 @@ function filled(form) {
   return values;
 }
 
+// An answer can take seconds: Airflow takes none right after the question.
+async function answer(name, body, done) {
+  const row = document.querySelector(".approval .row");
+  const buttons = row.querySelectorAll("button");
+  for (const button of buttons) button.disabled = true;
+  const note = Object.assign(document.createElement("span"), { className: "muted", textContent: "Sending the answer …" });
+  row.append(note);
+  const sent = await act(name, body);
+  note.remove();
+  if (sent) row.textContent = done;
+  else for (const button of buttons) button.disabled = false;
+  return sent;
+}
+
+function askRejection() {
+  rejection.querySelector("[name=from_clip]").placeholder = (judged().clip_index ?? 0) + 1;
+  rejection.showModal();
+}
+
 async function sendRejection(form) {
   rejection.close();
-  if (!document.querySelector(".approval")) {
+  if (!document.querySelector(".approval .row")) {
     problem.textContent = "It does not wait for approval any more.";
     return;
   }
   const values = { ...judged(), ...filled(form) };
   if ("from_clip" in values) values.from_clip -= 1; // people count from 1
-  if (!(await act("reject", values))) return;
-  form.reset();
-  document.querySelector(".approval .row").textContent = "Rejected. The job ends in some seconds.";
+  if (await answer("reject", values, "Rejected. The job ends in some seconds.")) form.reset();
 }
 
 function openRun(answer) {
@@ -57,10 +75,8 @@ document.addEventListener("click", async (event) => {
     if (await act("cancel")) location.reload();
   } else if (button.dataset.action === "keep") dialog.close();
   else if (button.dataset.action === "approve") {
-    button.disabled = true;
-    if (await act("approve", judged())) button.closest(".row").textContent = "Approved. The job goes on in some seconds.";
-    else button.disabled = false;
-  } else if (button.dataset.action === "ask-reject") rejection.showModal();
+    await answer("approve", judged(), "Approved. The job goes on in some seconds.");
+  } else if (button.dataset.action === "ask-reject") askRejection();
   else if (button.dataset.action === "keep-waiting") rejection.close();
   else if (button.dataset.action === "retry") {
     button.disabled = true;

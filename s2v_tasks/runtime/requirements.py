@@ -14,7 +14,7 @@ from s2v_tasks.errors import ConfigurationError
 from s2v_tasks.media.encode import encoder_build
 from s2v_tasks.media.ffmpeg import tool_path
 from s2v_tasks.schemas.catalogue import load_catalogue
-from s2v_tasks.schemas.model_card import load_gpu_card, load_model_card
+from s2v_tasks.schemas.model_card import ModelCard, load_gpu_card, load_model_card
 from s2v_tasks.settings import Settings, config_dir
 from s2v_tasks.storage.layout import drop_folder_uri
 from s2v_tasks.storage.s3 import ObjectStore
@@ -70,7 +70,7 @@ def open_snapshot(settings: Settings, model: str) -> Snapshot:
                 "layout; download Wan-AI/Wan2.2-S2V-14B there, or write a tiny one with `s2v snapshot init-tiny`."
             )
         snapshot = Snapshot.open(path, {name: path / file for name, file in card.files.items()})
-        snapshot.check_model(model, card.model_dump())
+        _check_model(snapshot, model, card, settings)
         for file in snapshot.weight_files():
             file.open("rb").close()
     except PermissionError as error:
@@ -79,6 +79,19 @@ def open_snapshot(settings: Settings, model: str) -> Snapshot:
             f"(uid {os.geteuid()}) may read; change their owner or their rights."
         ) from error
     return snapshot
+
+
+def _check_model(snapshot: Snapshot, model: str, card: ModelCard, settings: Settings) -> None:
+    """Raise ConfigurationError unless the weights are those of the model for which the job was planned."""
+    try:
+        snapshot.check_model(model, card.model_dump())
+    except ConfigurationError as error:
+        if model == settings.model:
+            raise
+        raise ConfigurationError(
+            f"The job was planned for the model {model}, and S2V_MODEL is {settings.model} now: start the job "
+            f"again to plan it for that model, which renders all its clips; or undo the change. In detail: {error}"
+        ) from error
 
 
 def _raise_all(checks: list[Callable[[], object]]) -> None:

@@ -74,9 +74,11 @@ def _plan_staged(ctx: StepContext, request: Request, staged: Manifest) -> Plan:
 def _plan_rerun(ctx: StepContext, request: Request) -> Plan:
     """Return the plan of the parent with the changes of the request, after copying the clips that are reused.
 
-    A plan of an earlier start stays: what it needs of the parent is copied, and the parent may have changed since.
+    A plan of an earlier start stays: what it needs of the parent is copied, and the parent may have changed since. Only
+    a plan for another model is made anew.
     """
-    if earlier_plan := inherited_plan(ctx, request):
+    earlier_plan = inherited_plan(ctx, request)
+    if earlier_plan is not None and earlier_plan.model == ctx.settings.model:
         _check_limits(earlier_plan, request, ctx.settings)
         return earlier_plan
     earlier, parent = parent_request(ctx, request), parent_plan(ctx, request)

@@ -25,9 +25,10 @@ from s2v_tasks.runtime import outages
 from s2v_tasks.runtime.outages import RetryPolicy, retried
 from s2v_tasks.runtime.requirements import check_requirements, open_snapshot
 from s2v_tasks.settings import Settings, config_dir, load_settings
+from s2v_tasks.storage.layout import JobLayout
 from s2v_tasks.storage.objects import ListedObject
 from s2v_tasks.storage.s3 import ObjectStore
-from tests.integration.conftest import Run
+from tests.integration.conftest import Run, run_job
 
 
 def test_a_complete_installation_passes(settings: Settings, store: ObjectStore) -> None:
@@ -210,7 +211,10 @@ def test_weights_that_are_not_readable_are_named(settings: Settings, name: str) 
 def test_a_step_refuses_weights_of_another_model_than_the_plan_is_for(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Settings, step: str
 ) -> None:
-    """A pod whose weights differ from the plan's model refuses the step before computing."""
+    """A pod whose weights differ from the plan's model refuses the step before computing.
+
+    If the model of the installation was changed, the message says so and names the remedy.
+    """
     run("stage_inputs")
     run("plan_clips")
     if step == "render_clip":
@@ -222,5 +226,30 @@ def test_a_step_refuses_weights_of_another_model_than_the_plan_is_for(
     (other / "config.json").write_text(json.dumps(config | {"num_layers": 3}))
     monkeypatch.setenv("S2V_SNAPSHOT_PATH", str(other))
     load_settings.cache_clear()
-    with pytest.raises(ConfigurationError, match=r"is not tiny: its config\.json has num_layers=3 instead of 4"):
+    with pytest.raises(ConfigurationError, match=r"^snapshot \S+ is not tiny: its config\.json has num_layers=3 inst"):
         run(step, *([0] if step == "render_clip" else []))
+    monkeypatch.setenv("S2V_MODEL", "talker")
+    load_settings.cache_clear()
+    with pytest.raises(ConfigurationError, match=r"^The job was planned for the model tiny, and S2V_MODEL is talker"):
+        run(step, *([0] if step == "render_clip" else []))
+
+
+def test_a_rerun_that_starts_again_is_planned_for_the_current_model(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the model of the installation has changed, the plan of the earlier start could never be rendered."""
+    request = {"image_uri": store.uri("portrait.jpg"), "audio_uri": store.uri("speech.mp3"), "prompt": "She speaks."}
+    request |= {"num_clip": 1, "size": "128*128"}
+    rerun = request | {"sample_steps": 3, "parent_job_id": "parent", "from_clip": 0}
+
+    def planned_model(job_id: str) -> str:
+        run_job(job_id, "plan_clips")
+        return str(json.loads(store.get_bytes(JobLayout(job_id).plan))["model"])
+
+    run_job("parent", "stage_inputs", request_json=json.dumps(request))
+    assert planned_model("parent") == "tiny"
+    run_job("child", "stage_inputs", request_json=json.dumps(rerun))
+    assert planned_model("child") == "tiny"
+    monkeypatch.setenv("S2V_MODEL", "talker")
+    load_settings.cache_clear()
+    assert planned_model("child") == "talker"

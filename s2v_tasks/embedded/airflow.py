@@ -34,8 +34,9 @@ from s2v_tasks.log import get_logger
 
 CHECKOUT = Path(__file__).parents[2]
 DEFAULT_PORT = 8080
+_API_SERVER = "api-server"
 _COMPONENTS = {
-    "api-server": (),
+    _API_SERVER: (),
     "scheduler": ("--skip-serve-logs",),
     "dag-processor": (),
     "triggerer": ("--skip-serve-logs",),
@@ -142,17 +143,27 @@ class AirflowInstallation:
             get_logger().info("airflow_started", url=self.url)
 
     def stop(self) -> None:
-        """End all processes; running tasks are ended with them and retried after the next start."""
+        """End all processes; running tasks are ended with them and retried after the next start.
+
+        The API server ends last, because the workers report the end of their tasks to it.
+        """
         with exclusive(self.folder / "lock"):
-            running = [process for name in _COMPONENTS if (process := self._process(name)).pid() is not None]
-            for process in running:  # first signal all of them: each takes seconds to end
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(process.pid() or 0, signal.SIGTERM)
-            for process in running:
-                process.stop(signal.SIGTERM, _STOP_SECONDS)
-            # A scheduler that was killed has not ended its workers.
-            left = sum(self._process(name).stop_left_behind("airflow", _STOP_SECONDS) for name in _COMPONENTS)
-            get_logger().info("airflow_stopped", processes=len(running) + left)
+            others = [name for name in _COMPONENTS if name != _API_SERVER]
+            processes = self._stop(others) + self._stop([_API_SERVER])
+            get_logger().info("airflow_stopped", processes=processes)
+
+    def _stop(self, names: list[str]) -> int:
+        """End these components with their child processes; return the number of processes."""
+        running = [process for name in names if (process := self._process(name)).pid() is not None]
+        if running:
+            get_logger().info("airflow_stops", components=", ".join(names))
+        for process in running:  # first signal all of them: each takes seconds to end
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid() or 0, signal.SIGTERM)
+        for process in running:
+            process.stop(signal.SIGTERM, _STOP_SECONDS)
+        # A scheduler that was killed has not ended its workers.
+        return len(running) + sum(self._process(name).stop_left_behind("airflow", _STOP_SECONDS) for name in names)
 
     def running(self) -> list[str]:
         """Return the components that run."""

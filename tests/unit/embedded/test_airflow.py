@@ -1,6 +1,8 @@
 """Check the configuration of the embedded Airflow."""
 
 import socket
+import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -92,6 +94,33 @@ def test_nothing_runs_before_the_first_start(tmp_path: Path) -> None:
     installation = AirflowInstallation(tmp_path)
     assert installation.running() == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_api_server_ends_last(tmp_path: Path) -> None:
+    """Workers report the end of their tasks to it; without it each of them waits until it is killed."""
+    installation, ends = AirflowInstallation(tmp_path), tmp_path / "ends"
+    installation.claim_port()
+    code = """if True:
+        import signal, sys, time
+        name, path = sys.argv[1:]
+        def end(*_):
+            time.sleep(0 if "api" in name else 0.5)
+            with open(path, "a") as ends:
+                ends.write(name + chr(10))
+            sys.exit()
+        signal.signal(signal.SIGTERM, end)
+        open(path + name, "w").close()
+        time.sleep(60)
+    """
+    names = ["api-server", "scheduler", "dag-processor", "triggerer"]
+    for name in names:
+        command = [sys.executable, "-c", code, f"airflow {name}", str(ends)]
+        installation._process(name).start(command, tmp_path / "log")
+    while not all(Path(f"{ends}airflow {name}").exists() for name in names):
+        time.sleep(0.05)
+    installation.stop()
+    ended = ends.read_text().splitlines()
+    assert (sorted(ended), ended[-1]) == (sorted(f"airflow {name}" for name in names), "airflow api-server")
 
 
 def test_no_path_has_a_variable_for_airflow_to_replace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,8 +40,8 @@ def reject(
 ) -> None:
     """Reject the clip or the video for which a job waits. The job ends as cancelled.
 
-    With a changed field, a new job keeps the clips before --from-clip and renders the others again. It is the job that
-    `s2v rerun` would make, and it has the same approval.
+    With another prompt, seed or number of steps, a new job keeps the clips before --from-clip and renders the others
+    again. It is the job that `s2v rerun` would make, and it has the same approval.
     """
     given = {"note": note, "from_clip": from_clip, "prompt": prompt}
     given |= {"base_seed": base_seed, "sample_steps": sample_steps}

@@ -23,8 +23,8 @@ from s2v_tasks.schemas.steps import ASK_APPROVAL, PUBLISH, RECORD_APPROVAL, REND
 
 RESUME_METHOD = "decided"  # method of the operator that gets the answer
 _BODY = (
-    "Look at it on the page Videos (tab *Video* of this run). *Reject* with a changed field starts a new job that "
-    "renders again from the clip on; empty fields are unchanged. Without a changed field the job ends."
+    "Look at it on the page Videos (tab *Video* of this run). *Reject* with another prompt, seed or number of steps "
+    "starts a new job that renders again from the clip on; empty fields are unchanged. Otherwise the job only ends."
 )
 
 _NOBODY = (

@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections.abc import Collection
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -45,7 +44,7 @@ def cancel(
     with open_metadata_store() as metadata:
         status = metadata.jobs.request_cancel(job_id)
         has_ended = status in {JobStatus.SUCCEEDED, JobStatus.FAILED}
-        ended_runs = _end_runs(job_id, {"queued"} if has_ended else {"queued", "running"})
+        ended_runs = _end_runs(job_id, metadata.queue.run_of(job_id) if has_ended else None)
         if status is None and not ended_runs:
             raise unknown_job(job_id)
         if has_ended and not ended_runs:
@@ -63,10 +62,11 @@ def cancel(
         console.print(f"[bold]{job_id}[/bold] cancelled: {escape(reason)}")
 
 
-def _end_runs(job_id: str, states: Collection[str]) -> list[str]:
-    """End the job's runs in Airflow that have one of `states`, and return their ids.
+def _end_runs(job_id: str, ended_run: str | None = None) -> list[str]:
+    """End the job's active runs in Airflow, and return their ids.
 
-    The steps of the job also end without Airflow.
+    `ended_run`: the run of a job that has ended. Its last task may still work, so it is ended only if it is queued
+    again. The steps of the job also end without Airflow.
     """
     from s2v_tasks.cli.airflow_api import AirflowApi, job_of_run
 
@@ -76,7 +76,9 @@ def _end_runs(job_id: str, states: Collection[str]) -> list[str]:
     api = AirflowApi.from_settings(settings)
     try:
         runs = [
-            str(run["dag_run_id"]) for run in api.active_runs() if job_of_run(run) == job_id and run["state"] in states
+            str(run["dag_run_id"])
+            for run in api.active_runs()
+            if job_of_run(run) == job_id and (run["dag_run_id"] != ended_run or run["state"] == "queued")
         ]
         for run_id in runs:
             api.fail(run_id)

@@ -154,14 +154,18 @@ class ClipRepository(Repository):
     ) -> None:
         """Record that an attempt to render a clip failed, or was interrupted and has saved its state.
 
-        number: the attempt; None: the latest. The clip stays as it is if a later attempt has begun.
+        An interrupted clip is pending again. number: the attempt; None: the latest. The clip stays as it is if a later
+        attempt has begun.
         """
         key = rendering(clip_index, number)
+        status, event = ClipStatus.FAILED, JobEvent.CLIP_FAILED
+        if outcome == AttemptOutcome.INTERRUPTED:
+            status, event = ClipStatus.PENDING, JobEvent.CLIP_INTERRUPTED
         with locked_job(self._engine, job_id) as connection:
             end_attempts(connection, job_id, key, outcome=outcome, reason=reason)
             if is_latest(connection, job_id, key):
-                update_clip(connection, job_id, clip_index, {"status": ClipStatus.FAILED, "eta_seconds": None})
-            self._events.add(connection, job_id, JobEvent.CLIP_FAILED, clip_index=clip_index, detail={"reason": reason})
+                update_clip(connection, job_id, clip_index, {"status": status, "eta_seconds": None})
+            self._events.add(connection, job_id, event, clip_index=clip_index, detail={"reason": reason})
 
 
 class ArtifactRepository(Repository):

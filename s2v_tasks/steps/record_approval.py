@@ -32,10 +32,11 @@ def run(
         next_job_id = following.job_id if following else None
         ctx.metadata.approvals.decide(waiting, status, user=user, rejection=rejection, next_job_id=next_job_id)
     if status == ApprovalStatus.EXPIRED:
-        hours = ctx.settings.approval_seconds / 3600
+        seconds = ctx.settings.approval_seconds
+        limit = f"{seconds / 3600:g} h" if seconds >= 3600 else f"{seconds / 60:.3g} min"
         what = "the video" if clip_index is None else f"clip {clip_index + 1}"
         reason = (
-            f"Nobody approved or rejected {what} within {hours:g} h (S2V_APPROVAL_SECONDS). "
+            f"Nobody approved or rejected {what} within {limit} (S2V_APPROVAL_SECONDS). "
             f"Start the job again with `s2v retry {ctx.job_id}` to be asked again: finished clips are reused."
         )
         ctx.metadata.jobs.fail(ctx.job_id, reason, began_at=ctx.began_at)

@@ -15,6 +15,7 @@ from s2v_tasks.metadata.tables import Job
 from s2v_tasks.runtime.context import run_step
 from s2v_tasks.schemas.approval import ApprovalStatus, Rejection
 from s2v_tasks.schemas.steps import Step
+from s2v_tasks.settings import load_settings
 from s2v_tasks.storage.layout import JobLayout
 from s2v_tasks.storage.s3 import ObjectStore
 
@@ -180,8 +181,13 @@ def test_a_note_is_shown_as_one_line_of_text(store: ObjectStore) -> None:
     assert "by edith: She blinks. And\\x1b[2J \\x9b31m smiles. Finished" in result["reason"]
 
 
-def test_a_question_without_an_answer_fails_the_job(store: ObjectStore, metadata: MetadataStore) -> None:
+@pytest.mark.parametrize(("seconds", "limit"), [("604800", "168 h"), ("90", "1.5 min")])
+def test_a_question_without_an_answer_fails_the_job(
+    store: ObjectStore, metadata: MetadataStore, monkeypatch: pytest.MonkeyPatch, seconds: str, limit: str
+) -> None:
     """The job fails with the time, the setting and the remedy, and can be started again."""
+    monkeypatch.setenv("S2V_APPROVAL_SECONDS", seconds)
+    load_settings.cache_clear()
     stage(store)
     store_clip(store, 0)
     ask(0)
@@ -189,7 +195,7 @@ def test_a_question_without_an_answer_fails_the_job(store: ObjectStore, metadata
     job = found(metadata)
     assert (job.status, job.exit_code) == ("failed", 75)
     assert job.reason == result["reason"]
-    assert "clip 1 within 168 h (S2V_APPROVAL_SECONDS)" in result["reason"]
+    assert f"clip 1 within {limit} (S2V_APPROVAL_SECONDS)" in result["reason"]
     assert "s2v retry talk" in result["reason"]
     metadata.jobs.start(JOB)
     assert ask(0, run_id="talk--2")["status"] == "waiting"

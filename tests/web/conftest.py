@@ -58,9 +58,9 @@ def dag(airflow_app: Any) -> str:
     return JOB_DAG
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def no_runs(dag: str) -> None:
-    """Airflow without runs, whatever the tests before have started."""
+    """Airflow without runs, whatever the tests before have started: pages show the runs of ended jobs."""
     from airflow.models.dagrun import DagRun
     from airflow.utils.session import create_session
 

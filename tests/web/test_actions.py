@@ -21,8 +21,6 @@ from tests.web.sample_job import REQUEST, add_job
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 
-pytestmark = pytest.mark.usefixtures("no_runs")
-
 
 def runs() -> dict[str, tuple[str, dict[str, Any], str]]:
     """Return state, configuration and user of every run in Airflow."""

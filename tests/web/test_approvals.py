@@ -16,8 +16,6 @@ from tests.web.sample_job import REQUEST, add_job
 
 VIDEO = {"clip_index": None}
 
-pytestmark = pytest.mark.usefixtures("no_runs")
-
 
 @pytest.fixture(autouse=True)
 def _no_patience(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -176,16 +176,18 @@ def test_a_job_is_not_called_unknown_while_airflow_does_not_answer(
         job("talk")
 
 
+@pytest.mark.parametrize("state", ["queued", "running"])
 def test_the_waiting_start_of_a_failed_job_is_cancelled(
-    airflow: Airflow, metadata: MetadataStore, capsys: pytest.CaptureFixture[str]
+    airflow: Airflow, metadata: MetadataStore, capsys: pytest.CaptureFixture[str], state: str
 ) -> None:
-    """The queued run of the job ends; the job stays failed. A run whose last task still works is not ended."""
+    """The run whose first step has not begun ends; the job stays failed. The run that has failed is not ended."""
     airflow.add("talk", "talk", "running")
-    metadata.jobs.enqueue("talk", {})
+    metadata.jobs.enqueue("talk", {}, dag_run_id="talk")
     metadata.jobs.fail("talk", "Clip 0 is black.")
+    metadata.events.record("talk", "step_finished", step="close_job")
     with pytest.raises(PermanentError, match="nothing to cancel"):
         cancel("talk")
-    airflow.add("talk--2", "talk", "queued")
+    airflow.add("talk--2", "talk", state)
     airflow.add("other", "other", "queued")
     cancel("talk", as_json=True)
     outcome = json.loads(capsys.readouterr().out)

@@ -8,6 +8,7 @@ import sqlalchemy as sa
 
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.metadata.store import MetadataStore
+from s2v_tasks.schemas.job import AttemptOutcome
 from s2v_tasks.schemas.manifest import Artifact, ClipFacts, Manifest, Producer
 from s2v_tasks.schemas.plan import InheritedClip, Plan
 from tests.integration.metadata.conftest import job
@@ -98,6 +99,16 @@ def test_states_of_a_clip(metadata: MetadataStore, planned: Planned) -> None:
     assert (clip.status, clip.attempts, clip.render_seconds, clip.reused) == ("succeeded", 3, 2.5, True)
     assert clip.clip_facts == ClipFacts(start_frame=0, end_frame=16, render_seconds=2.5, mfu=0.4)
     assert (clip.fingerprint, clip.start_frame, clip.end_frame) == ("f1", 48, 96)
+
+
+def test_an_interrupted_clip_is_pending_again(metadata: MetadataStore, planned: Planned) -> None:
+    """The job goes on, so the clip has not failed; its progress stays, because the next attempt continues there."""
+    planned(2).clips.start("job-1", 0, "f0")
+    metadata.clips.record_progress("job-1", 0, step=3, num_steps=4, eta_seconds=2.5, gpu_memory_bytes=0)
+    metadata.clips.fail("job-1", 0, "SIGTERM", outcome=AttemptOutcome.INTERRUPTED)
+    clip, event = job(metadata).clips[0], job(metadata).events[-1]
+    assert (clip.status, clip.progress_step, clip.eta_seconds) == ("pending", 3, None)
+    assert (event.event, event.clip_index, event.detail) == ("clip_interrupted", 0, {"reason": "SIGTERM"})
 
 
 def test_progress_of_a_clip(metadata: MetadataStore, planned: Planned) -> None:

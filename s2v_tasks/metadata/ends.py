@@ -21,7 +21,7 @@ def fail_job(
     before = connection.execute(sa.select(Job.status).where(Job.job_id == job_id).with_for_update()).scalar()
     refuse_late(connection, job_id, began_at, (JobStatus.SUCCEEDED, JobStatus.CANCELLED))
     upsert_job(connection, job_id, {"status": JobStatus.FAILED, "reason": reason, "finished_at": NOW})
-    _end_work(connection, job_id, AttemptOutcome.LOST, reason)
+    _end_work(connection, job_id, AttemptOutcome.LOST, reason, clips=ClipStatus.FAILED)
     is_new = before != JobStatus.FAILED
     events.add(connection, job_id, JobEvent.JOB_FAILED, detail={"reason": reason}, notify=is_new)
 
@@ -41,13 +41,15 @@ def cancel_job(
     reason += f" It had failed: {failure}" if failure else ""
     values = {"status": JobStatus.CANCELLED, "reason": reason, "finished_at": NOW}
     if update_job(connection, job_id, values, Job.status.not_in((JobStatus.SUCCEEDED, JobStatus.CANCELLED))):
-        _end_work(connection, job_id, AttemptOutcome.FAILED, "The job was cancelled.")
+        _end_work(connection, job_id, AttemptOutcome.FAILED, "The job was cancelled.", clips=ClipStatus.PENDING)
         events.add(connection, job_id, JobEvent.JOB_CANCELLED, detail={"reason": reason})
 
 
-def _end_work(connection: sa.Connection, job_id: str, outcome: AttemptOutcome, reason: str) -> None:
-    """End the open attempts, fail the clips that are being rendered, and withdraw open approvals."""
+def _end_work(
+    connection: sa.Connection, job_id: str, outcome: AttemptOutcome, reason: str, *, clips: ClipStatus
+) -> None:
+    """End the open attempts, withdraw open approvals, and set the clips that are being rendered to status `clips`."""
     end_attempts(connection, job_id, outcome=outcome, reason=reason)
     interrupted = (Clip.job_id == job_id, Clip.status == ClipStatus.RENDERING)
-    connection.execute(sa.update(Clip).where(*interrupted).values(status=ClipStatus.FAILED))
+    connection.execute(sa.update(Clip).where(*interrupted).values(status=clips))
     withdraw_approvals(connection, job_id)

@@ -34,7 +34,7 @@ _SENTENCES = {
     JobEvent.CLIP_SUCCEEDED: "{clip} is stored",
     JobEvent.CLIP_INHERITED: "{clip} is reused from {source_job_id}",
     JobEvent.CLIP_FAILED: "{clip} failed: {reason}",
-    JobEvent.CLIP_INTERRUPTED: "{clip} was interrupted; its state is saved",
+    JobEvent.CLIP_INTERRUPTED: "{clip} was interrupted",
     JobEvent.CLIP_MEASURED: "{clip} is measured",
     JobEvent.STEP_FINISHED: "{step} finished",
     JobEvent.STEP_FAILED: "{step} failed: {error}",

@@ -88,7 +88,7 @@ def test_a_cancelled_job_keeps_what_is_finished(planned: Planned) -> None:
         "cancelled", "Cancelled by a person; 1 of 3 clips are finished and are reused."
     )  # fmt: skip
     assert record.finished_at is not None
-    assert [clip.status for clip in record.clips] == ["succeeded", "failed", "pending"]
+    assert [clip.status for clip in record.clips] == ["succeeded", "pending", "pending"]
     assert [(a.outcome, a.reason) for a in record.attempts] == [
         ("succeeded", None), ("failed", "The job was cancelled.")
     ]  # fmt: skip

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sqlalchemy as sa
 
 from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.schemas.events import JobEvent
@@ -16,39 +15,11 @@ from s2v_tasks.settings import load_settings
 from s2v_tasks.storage.s3 import ObjectStore
 from s2v_tasks.web.estimates import _options
 from s2v_tasks.web.services import services
+from tests.web.airflow_runs import end, runs, skipped_tasks
 from tests.web.conftest import Login
 from tests.web.sample_job import REQUEST, add_job
 
 SAMPLES = Path(__file__).parents[1] / "samples"
-
-
-def runs() -> dict[str, tuple[str, dict[str, Any], str]]:
-    """Return state, configuration and user of every run in Airflow."""
-    from airflow.models.dagrun import DagRun
-    from airflow.utils.session import create_session
-
-    columns = (DagRun.run_id, DagRun.state, DagRun.conf, DagRun.triggering_user_name)
-    with create_session() as session:
-        return {run_id: (str(state), conf, user) for run_id, state, conf, user in session.execute(sa.select(*columns))}
-
-
-def skipped_tasks(run_id: str) -> set[str]:
-    """Return the tasks of a run that will not run."""
-    from airflow.models.taskinstance import TaskInstance
-    from airflow.utils.session import create_session
-
-    skipped = sa.select(TaskInstance.task_id).where(TaskInstance.run_id == run_id, TaskInstance.state == "skipped")
-    with create_session() as session:
-        return set(session.scalars(skipped))
-
-
-def end(run_id: str) -> None:
-    """Let a run end as failed, as the scheduler would."""
-    from airflow.models.dagrun import DagRun
-    from airflow.utils.session import create_session
-
-    with create_session() as session:
-        session.execute(sa.update(DagRun).where(DagRun.run_id == run_id).values(state="failed"))
 
 
 def actions(metadata: MetadataStore, job_id: str) -> list[tuple[str, str]]:

@@ -89,8 +89,8 @@ def _check_model(snapshot: Snapshot, model: str, card: ModelCard, settings: Sett
         if model == settings.model:
             raise
         raise ConfigurationError(
-            f"The job was planned for the model {model}, and S2V_MODEL is {settings.model} now: start the job "
-            f"again to plan it for that model, which renders all its clips; or undo the change. In detail: {error}"
+            f"The job was planned for the model {model}, and S2V_MODEL is {settings.model} now. Set it back, or start "
+            f"the job again: it is then planned for {settings.model}, and all its clips are rendered. Found: {error}"
         ) from error
 
 

@@ -27,7 +27,7 @@ class JobEvent(StrEnum):
     CLIP_SUCCEEDED = "clip_succeeded"
     CLIP_INHERITED = "clip_inherited"
     CLIP_FAILED = "clip_failed"
-    CLIP_INTERRUPTED = "clip_interrupted"  # the next attempt continues
+    CLIP_INTERRUPTED = "clip_interrupted"  # it is pending again
     STEP_FINISHED = "step_finished"
     STEP_FAILED = "step_failed"
     APPROVAL_REQUESTED = "approval_requested"  # of a clip, or without `clip_index` of the video

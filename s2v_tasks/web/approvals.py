@@ -63,7 +63,7 @@ def approve(job: KnownJob, judged: Judged, services: SharedServices, user: User)
 
 @router.post("/reject", dependencies=[Depends(may_start)])
 def reject(job: KnownJob, rejected: RejectedPart, services: SharedServices, user: User) -> Response:
-    """Reject the clip or the video: the job ends, and a rerun starts if a field is changed."""
+    """Reject the clip or the video: the job ends, and a rerun starts if prompt, seed or steps are changed."""
     check_first_clip(rejected.from_clip or 0, last_first_clip(rejected.clip_index, job.num_clip or 1))
     fields = rejected.model_dump(exclude={"clip_index"}, exclude_none=True)
     what = _answer(job, rejected.clip_index, REJECT, fields, user)

@@ -109,7 +109,8 @@ def fetch(tmp_path: Path) -> dict[str, Any]:
     tools = tmp_path / "bin"
     tools.mkdir()
     hf = tools / "hf"
-    hf.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\n[ "$1" = cache ] || cp -rn {tmp_path}/hub/. "$6"\n')
+    calls, hub = quote(f"{tmp_path}/calls"), quote(f"{tmp_path}/hub/.")
+    hf.write_text(f'#!/bin/sh\necho "$@" >> {calls}\n[ "$1" = cache ] || cp -rn {hub} "$6"\n')
     s2v = tools / "s2v"
     s2v.write_text(f'#!/bin/sh\nexec {quote(sys.executable)} -m s2v_tasks.cli "$@"\n')
     for tool in (hf, s2v):

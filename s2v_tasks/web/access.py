@@ -4,11 +4,13 @@ An application that a plugin mounts inherits no check of Airflow. Each route the
 check that demands more; `create_application` sets `may_read` and `same_origin` for all routes.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated, Any
 from urllib.parse import quote, urlsplit
 
 from airflow.api_fastapi.app import get_auth_manager
-from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity, DagDetails
+from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
 from airflow.api_fastapi.core_api.security import get_user, requires_access_dag
 from fastapi import Depends, HTTPException, Request
 from fastapi.responses import JSONResponse, RedirectResponse, Response
@@ -17,20 +19,62 @@ from s2v_tasks.schemas.steps import JOB_DAG
 from s2v_tasks.web.pages import page
 
 User = Annotated[Any, Depends(get_user)]
-may_read = requires_access_dag(method="GET", access_entity=DagAccessEntity.RUN, param_dag_id=JOB_DAG)
-may_start = requires_access_dag(method="POST", access_entity=DagAccessEntity.RUN, param_dag_id=JOB_DAG)
-may_change = requires_access_dag(method="PUT", access_entity=DagAccessEntity.RUN, param_dag_id=JOB_DAG)
-may_answer = requires_access_dag(method="PUT", access_entity=DagAccessEntity.HITL_DETAIL, param_dag_id=JOB_DAG)
+Check = Callable[[Request, Any], None]
 _SAFE_METHODS = frozenset({"GET", "HEAD"})
+_NOT_VALID = "Invalid JWT token"  # detail of Airflow's 403 for a token that is no login any more
 
 
-def can_act(user: User) -> bool:
-    """Return True if the user may start jobs: a page shows its actions only then. Each action checks again."""
-    details = DagDetails(id=JOB_DAG)
-    allowed: bool = get_auth_manager().is_authorized_dag(
-        method="POST", access_entity=DagAccessEntity.RUN, details=details, user=user
-    )
-    return allowed
+def _check(method: str, entity: DagAccessEntity, action: str, permission: str) -> Check:
+    """Return the check that a user has a permission for the DAG; its refusal names the permission."""
+    allows = requires_access_dag(method=method, access_entity=entity, param_dag_id=JOB_DAG)
+
+    def check(request: Request, user: User) -> None:
+        try:
+            allows(request, user)
+        except HTTPException:
+            raise HTTPException(
+                403,
+                f"{user.get_name()} may not {action}: expected the permission to {permission} of the DAG {JOB_DAG}. "
+                "Ask an administrator of Airflow.",
+            ) from None
+
+    return check
+
+
+may_read = _check("GET", DagAccessEntity.RUN, "see videos", "read the runs")
+may_start = _check("POST", DagAccessEntity.RUN, "start videos", "create runs")
+may_change = _check("PUT", DagAccessEntity.RUN, "cancel videos", "edit the runs")
+may_answer = _check("PUT", DagAccessEntity.HITL_DETAIL, "approve or reject", "edit the required actions (HITL detail)")
+
+
+@dataclass(frozen=True)
+class Rights:
+    """The actions that a page shows to a user. Each action checks again."""
+
+    start: bool
+    change: bool
+    answer: bool
+
+    @property
+    def any(self) -> bool:
+        """Return True if the user may do more than read."""
+        return self.start or self.change or self.answer
+
+
+def rights(request: Request, user: User) -> Rights:
+    """Return the rights of the user."""
+
+    def passes(check: Check) -> bool:
+        try:
+            check(request, user)
+        except HTTPException:
+            return False
+        return True
+
+    return Rights(start=passes(may_start), change=passes(may_change), answer=passes(may_answer))
+
+
+UserRights = Annotated[Rights, Depends(rights)]
 
 
 async def same_origin(request: Request) -> None:
@@ -48,11 +92,13 @@ async def same_origin(request: Request) -> None:
 
 
 async def refuse(request: Request, error: Exception) -> Response:
-    """Answer a refused request: a person who opens a page without a login is sent to the login of Airflow."""
+    """Answer a refused request: a person who opens a page without a valid login is sent to the login of Airflow."""
     assert isinstance(error, HTTPException)  # noqa: S101 - registered for this class
-    if error.status_code == 401 and _wants_page(request) and request.headers.get("sec-fetch-dest") != "iframe":
+    if error.status_code != 401 and error.detail != _NOT_VALID:
+        return problem(request, str(error.detail), error.status_code)
+    if _wants_page(request) and request.headers.get("sec-fetch-dest") != "iframe":
         return RedirectResponse(get_auth_manager().get_url_login(next_url=str(request.url)), 303)
-    return problem(request, str(error.detail), error.status_code)
+    return problem(request, f"There is no valid login ({error.detail}): log in to Airflow again.", 401)
 
 
 def problem(request: Request, sentence: str, status: int) -> Response:

@@ -72,6 +72,8 @@ def reject(job: KnownJob, rejected: RejectedPart, services: SharedServices, user
 
 def _answer(job: Job, clip_index: int | None, option: str, fields: dict[str, Any], user: Any) -> str:
     """Send the answer to the waiting task and return its subject in words; 409 if the job waits for none."""
+    if user.get_id() is None:  # Airflow cannot store the anonymous user of FAB ([fab] auth_role_public)
+        raise HTTPException(403, "An answer needs a person: log in to Airflow.")
     waiting = job.waiting_approval
     if waiting is None or waiting.clip_index != clip_index:
         raise HTTPException(409, f"Job {job.job_id} does not wait for this approval: load the page again.")

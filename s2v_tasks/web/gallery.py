@@ -3,13 +3,13 @@
 from typing import Annotated
 from urllib.parse import urlencode
 
-from fastapi import APIRouter, Depends, HTTPException, Query, Request
+from fastapi import APIRouter, HTTPException, Query, Request
 from fastapi.responses import RedirectResponse, Response
 
 from s2v_tasks.metadata.gallery import PAGE_SIZE, Cursor, JobFilter
 from s2v_tasks.schemas.job import JobStatus, Source, is_job_id, job_id_of_run
 from s2v_tasks.schemas.steps import JOB_DAG
-from s2v_tasks.web.access import can_act
+from s2v_tasks.web.access import UserRights
 from s2v_tasks.web.pages import page
 from s2v_tasks.web.polls import json_with_etag
 from s2v_tasks.web.runs import find_conf, with_new_starts
@@ -24,7 +24,7 @@ Text = Annotated[str, Query(max_length=MAX_TEXT)]
 def gallery(
     request: Request,
     services: SharedServices,
-    may_act: Annotated[bool, Depends(can_act)],
+    rights: UserRights,
     status: Annotated[str, Query(max_length=20)] = "",
     source: Annotated[str, Query(max_length=20)] = "",
     label: Text = "",
@@ -51,7 +51,7 @@ def gallery(
         is_first=not after,
         statuses=list(JobStatus),
         sources=list(Source),
-        may_act=may_act,
+        rights=rights,
     )
 
 

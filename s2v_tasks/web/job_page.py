@@ -1,9 +1,9 @@
 """The page of one job: player, timeline of its clips, plan, cost, events, and the poll that keeps it current."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, HTTPException, Request
+from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import Response
 
 from s2v_tasks.metadata.tables import Attempt, Clip, Job
@@ -13,7 +13,7 @@ from s2v_tasks.schemas.preset import load_presets
 from s2v_tasks.settings import config_dir
 from s2v_tasks.storage.layout import JobLayout
 from s2v_tasks.storage.s3 import ObjectMissingError
-from s2v_tasks.web.access import can_act
+from s2v_tasks.web.access import UserRights
 from s2v_tasks.web.approvals import given_answer
 from s2v_tasks.web.media_files import video_address
 from s2v_tasks.web.pages import money, page
@@ -56,9 +56,7 @@ class ClipRow:
 
 
 @router.get("")
-def job_page(
-    request: Request, job: KnownJob, services: SharedServices, may_act: Annotated[bool, Depends(can_act)]
-) -> Response:
+def job_page(request: Request, job: KnownJob, services: SharedServices, rights: UserRights) -> Response:
     """Return the page of a job."""
     plan = stored_plan(services, job)
     card = with_new_starts(services.metadata.gallery.cards([job.job_id]))[0]
@@ -92,7 +90,7 @@ def job_page(
         presets=load_presets(config_dir(services.settings)),
         is_cancellable=starts_again or services.metadata.jobs.is_cancellable(job.job_id),
         is_restartable=card.status in list(RestartableStatus),
-        may_act=may_act,
+        rights=rights,
     )
 
 

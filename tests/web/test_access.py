@@ -141,11 +141,65 @@ def test_accounts_without_the_dag_see_no_video(
     assert set(asked) == {"speech_to_video"}
 
 
+# Permission of Airflow → text of the page that goes with it, and the routes that demand it.
+PAGE = {
+    ("POST", "RUN"): ('data-action="retry"', ["/new/start", "/new/upload?name=a.png", "/job/talk/retry"]),
+    ("PUT", "RUN"): ('data-action="ask-cancel"', ["/job/waits/cancel"]),
+    ("PUT", "HITL_DETAIL"): ('data-action="approve"', ["/job/waits/approve"]),
+}
+
+
+@pytest.mark.parametrize("given", [*PAGE, None], ids=str)
+def test_each_permission_has_its_own_buttons(
+    login: Login,
+    metadata: MetadataStore,
+    store: ObjectStore,
+    monkeypatch: pytest.MonkeyPatch,
+    given: tuple[str, str] | None,
+) -> None:
+    """A custom role sees the buttons that it may press; the other actions are refused with the missing permission."""
+    from airflow.api_fastapi.auth.managers.simple.simple_auth_manager import SimpleAuthManager
+
+    def allow(self: Any, *, method: str, access_entity: Any = None, **_: Any) -> bool:
+        return method == "GET" or (method, access_entity.name) == given
+
+    monkeypatch.setattr(SimpleAuthManager, "is_authorized_dag", allow)
+    add_job(metadata, store, "talk")
+    metadata.jobs.fail("talk", "It failed.")
+    add_job(metadata, store, "waits", approval="result")
+    metadata.approvals.request("waits", None, "f" * 64, run_id="waits", seconds=600)
+    browser = login("edith")
+    text = browser.get("/s2v/job/talk").text + browser.get("/s2v/job/waits").text
+    assert {permission: button in text for permission, (button, _) in PAGE.items()} == {
+        permission: permission == given for permission in PAGE
+    }
+    assert ("New video" in browser.get("/s2v/videos").text) == (given == ("POST", "RUN"))
+    assert 'data-action="ask-reject"' not in text  # it needs two permissions
+    for permission, (_, addresses) in PAGE.items():
+        if permission != given:
+            for address in addresses:
+                refused = browser.post(f"/s2v{address}", json={"clip_index": None})
+                assert refused.status_code == 403
+                assert refused.json()["detail"].startswith("edith may not "), address
+                assert "expected the permission to " in refused.json()["detail"]
+
+
 def test_a_person_without_a_login_is_sent_to_the_login(login: Login) -> None:
     """A link to a video leads to Airflow's login and back."""
     answer = login(None).get("/s2v/job/talk", headers={"Accept": "text/html"})
     assert answer.status_code == 303
     assert answer.headers["location"] == "/auth/login?next=http%3A%2F%2Fairflow.test%2Fs2v%2Fjob%2Ftalk"
+
+
+def test_a_login_that_is_not_valid_any_more_is_none(login: Login) -> None:
+    """Airflow answers 403 to the token of a removed account or an earlier secret: a page leads to the login."""
+    browser = login(None)
+    browser.cookies.set("_token", "e30.e30.e30")
+    answer = browser.get("/s2v/videos", headers={"Accept": "text/html"})
+    assert (answer.status_code, answer.headers["location"].partition("?")[0]) == (303, "/auth/login")
+    answer = login(None).get("/s2v/videos/changes.json", headers={"Cookie": "_token=e30.e30.e30"})
+    assert answer.status_code == 401
+    assert answer.json()["detail"] == "There is no valid login (Invalid JWT token): log in to Airflow again."
 
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)> {{ 7 * 7 }} \u202egnp.exe " + "x" * 1800

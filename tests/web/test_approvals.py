@@ -68,6 +68,19 @@ def test_an_approval_resumes_the_task(login: Login, metadata: MetadataStore, ask
     assert answer("publish")[3] == "edith"
 
 
+def test_an_anonymous_user_answers_nothing(
+    login: Login, ask: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The public user of an installation has no id, which Airflow needs to store an answer."""
+    from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
+
+    ask()
+    monkeypatch.setattr(SimpleAuthManagerUser, "get_id", lambda self: None)
+    refused = login("edith").post("/s2v/job/talk/approve", json=VIDEO)
+    assert (refused.status_code, refused.json()["detail"]) == (403, "An answer needs a person: log in to Airflow.")
+    assert answer("publish")[1] is None
+
+
 def test_the_second_of_two_people_learns_the_answer_of_the_first(
     login: Login, ask: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,6 +29,7 @@ HOW_TO_UNPAUSE = (
     "`--unpause` of `s2v submit`"
 )
 _ENDED = ("failed", "success")
+_NOT_VALID = "Invalid JWT token"  # detail of Airflow's 403 for a token that is no login any more
 # Answers below 500 that a proxy in front of Airflow may give.
 _OF_PROXIES = {
     HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS
@@ -147,18 +148,26 @@ class AirflowApi:
                 return answer.status, self._object(answer.status, answer.read())
         except urllib.error.HTTPError as refusal:
             with refusal:
-                return self._refused(refusal.code, self._object(refusal.code, refusal.read()))
+                answer = self._object(refusal.code, refusal.read())
+                return self._refused(f"{method} {path.partition('?')[0]}", refusal.code, answer)
         except OSError as error:
             raise TransientError(
                 f"Airflow at {self.url} does not answer ({error}): check that it runs (`s2v up` starts the embedded "
                 "one) and that S2V_AIRFLOW_URL names it."
             ) from error
 
-    def _refused(self, status: int, answer: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-        if status in {401, 403}:
+    def _refused(self, call: str, status: int, answer: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        reason = answer.get("detail", "no reason given")
+        if status == 401 or reason == _NOT_VALID:
             raise ConfigurationError(
-                f"Airflow at {self.url} refuses the account ({status}): check S2V_AIRFLOW_USER and "
-                "S2V_AIRFLOW_PASSWORD, or S2V_AIRFLOW_TOKEN, their permissions, and S2V_AIRFLOW_URL."
+                f"Airflow at {self.url} refuses the login ({status} {reason}): check S2V_AIRFLOW_USER and "
+                "S2V_AIRFLOW_PASSWORD, or S2V_AIRFLOW_TOKEN, and S2V_AIRFLOW_URL."
+            )
+        if status == 403:
+            account = f"the user {self._account['username']}" if self._account else "the account of S2V_AIRFLOW_TOKEN"
+            raise ConfigurationError(
+                f"Airflow at {self.url} does not permit {account} to {call} ({status} {reason}): ask its administrator "
+                "for this permission, or use another account."
             )
         if status in {400, 404, 409, 422}:
             return status, answer

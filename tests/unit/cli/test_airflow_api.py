@@ -88,8 +88,9 @@ def test_a_run_that_is_there_is_not_started_again(server: Server) -> None:
 @pytest.mark.parametrize(
     ("status", "answer", "error", "words"),
     [
-        (401, {}, ConfigurationError, "S2V_AIRFLOW_USER"),
-        (403, {}, ConfigurationError, "refuses the account"),
+        (401, {"detail": "Token Expired"}, ConfigurationError, r"login \(401 Token Expired\): check S2V_AIRFLOW_USER"),
+        (403, {"detail": "Invalid JWT token"}, ConfigurationError, r"login \(403 Invalid .*: check S2V_AIRFLOW_USER"),
+        (403, {}, ConfigurationError, "not permit the account of S2V_AIRFLOW_TOKEN to POST .*: ask its administrator"),
         (404, {}, ConfigurationError, "no DAG 'speech_to_video': .* list-import-errors"),
         (400, {"detail": "size is bad\n\nFailed validating 'pattern' in schema: {}"}, PermanentError, "size is bad$"),
         (503, b"<html>busy</html>", TransientError, "503.*busy"),
@@ -100,6 +101,16 @@ def test_refusals_have_remedies(server: Server, status: int, answer: Any, error:
     server.answers = [(status, answer)]
     with pytest.raises(error, match=words):
         AirflowApi(server.url, token="t").trigger("r", {})
+
+
+def test_a_missing_permission_names_the_user_and_the_call(server: Server) -> None:
+    """A user who may log in but not start runs learns what to ask for, not to check the password."""
+    server.answers = [(201, {"access_token": "t0k"}), (403, {"detail": "Forbidden"})]
+    with pytest.raises(ConfigurationError) as refused:
+        AirflowApi(server.url, "ann", "secret").active_runs().__next__()
+    call = "GET /api/v2/dags/speech_to_video/dagRuns"
+    assert f"does not permit the user ann to {call} (403 Forbidden): ask its administrator" in str(refused.value)
+    assert "PASSWORD" not in str(refused.value)
 
 
 @pytest.mark.parametrize("status", [200, 308, 400, 404, 405, 501])

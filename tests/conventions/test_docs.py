@@ -69,8 +69,9 @@ def test_the_command_of_own_servers_uses_the_files_of_its_services() -> None:
     """The services use code and configuration of the checkout, in which they start; so does the command."""
     guide = (ROOT / "docs" / "how-to" / "own-servers.md").read_text(encoding="utf-8")
     assert "WorkingDirectory=/srv/s2v/src\n" in guide
-    assert re.findall(r"^ExecStart=.*", guide, re.MULTILINE) == [
-        "ExecStart=/srv/s2v/src/.venv/bin/python -m airflow %i"
+    assert re.findall(r"^ExecStart=(.+)", guide, re.MULTILINE) == [
+        "/srv/s2v/src/.venv/bin/python -m airflow %i",
+        "/srv/s2v/src/.venv/bin/python -m airflow api-server --proxy-headers",
     ]
     assert re.findall(r"(-e )?'\.\[airflow,engine\]'", guide) == ["-e "]
 

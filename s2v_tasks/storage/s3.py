@@ -157,7 +157,9 @@ class ObjectStore:
                 answer = self._client.head_object(**_named(at))
         except ObjectMissingError:
             return None
-        return ObjectHead(answer["ContentLength"], answer["Metadata"].get(SHA256_METADATA))
+        # A server or proxy may capitalise the names of headers.
+        metadata = {name.lower(): value for name, value in answer["Metadata"].items()}
+        return ObjectHead(answer["ContentLength"], metadata.get(SHA256_METADATA))
 
     def exists(self, address: str) -> bool:
         return self.head(address) is not None

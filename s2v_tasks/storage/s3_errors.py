@@ -46,7 +46,7 @@ _DENIED_CODES = {
 _REDIRECT_CODES = {"301", "PermanentRedirect"}
 # Answers of a server that does not support the checksums of a request, or the chunks in which they are sent.
 _CHECKSUM_CODES = {"501", "NotImplemented", "InvalidRequest", "InvalidArgument", "MalformedTrailerError"}
-_CHECKSUM_CODES |= {"XAmzContentSHA256Mismatch", "MissingContentMD5"}
+_CHECKSUM_CODES |= {"XAmzContentSHA256Mismatch", "MissingContentMD5", "411", "MissingContentLength"}
 _CHECKSUM_WORDS = re.compile(r"checksum|trailer|aws-chunked|content-?encoding|content-?md5|streaming-", re.IGNORECASE)
 _DAMAGED_ON_THE_WAY = {"BadDigest", "InvalidDigest", "IncompleteBody"}
 _NOT_IMPLEMENTED = 501

@@ -25,16 +25,21 @@ REFUSALS = {
     "InvalidRequest": (400, "InvalidRequest", "The value specified in the x-amz-checksum-sha256 header is not known"),
     "InvalidArgument": (400, "InvalidArgument", "x-amz-content-sha256 must be UNSIGNED-PAYLOAD or a sha256"),
     "the sum of the chunks": (400, "XAmzContentSHA256Mismatch", "The provided header does not match what is computed"),
+    "Ceph 16, rclone over HTTPS": (411, "MissingContentLength", ""),
     "in words alone": (400, "BadRequest", "Unsupported Content-Encoding: aws-chunked"),
 }  # fmt: skip
 
 
 @dataclass
 class OldServer:
-    """Moto behind a proxy that refuses what servers before 2022 did not know; bulk deletions need Content-MD5."""
+    """Moto behind a proxy that refuses what servers before 2022 did not know; bulk deletions need Content-MD5.
+
+    capitals: the names of headers are capitalised, as servers and proxies in Go do it.
+    """
 
     app: Callable[..., Iterable[bytes]]
     refusal: tuple[int, str, str] = REFUSALS["GCS, old Ceph"]
+    capitals: bool = False
     port: int = 0
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -53,10 +58,16 @@ class OldServer:
             if headers.get("content-md5") != md5:
                 refusal = (400, "MissingContentMD5", "Missing required header for this request: Content-MD5")
         if refusal is None:
-            return self.app(environ, start_response)
+            return self.app(environ, self._capitalised(start_response) if self.capitals else start_response)
         status, code, message = refusal
         start_response(f"{status} Refused", [("Content-Type", "application/xml")])
         return [ANSWER.format(code=code, message=message).encode()]
+
+    def _capitalised(self, start_response: Callable[..., Any]) -> Callable[..., Any]:
+        def start(status: str, headers: list[tuple[str, str]], *rest: Any) -> Any:
+            return start_response(status, [(name.title(), value) for name, value in headers], *rest)
+
+        return start
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +143,15 @@ def test_bytes_are_verified_without_checksums_of_the_server(store: ObjectStore, 
     store._client.put_object(Bucket=store.bucket, Key="a", Body=b"framez", Metadata={"sha256": artifact.sha256})
     with pytest.raises(ObjectDamagedError):
         store.download(artifact, tmp_path / "a")
+
+
+def test_the_names_of_headers_have_no_case(old_server: OldServer, store: ObjectStore) -> None:
+    """The SHA-256 of an object is found if a server or a proxy answers with `X-Amz-Meta-Sha256`."""
+    artifact = store.put_bytes("a", b"1", "text/plain")
+    old_server.capitals = True
+    head = store.head("a")
+    old_server.capitals = False
+    assert head == ObjectHead(1, artifact.sha256)
 
 
 @pytest.mark.parametrize("refusal", REFUSALS)

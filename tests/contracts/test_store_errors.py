@@ -113,6 +113,7 @@ def test_a_repeatable_answer_is_not_waited_for(status: int) -> None:
     ("code", "status", "message"),
     [
         *((code, 400, "") for code in ("InvalidRequest", "InvalidArgument", "NotImplemented")),
+        *((code, 411, "") for code in ("MissingContentLength", "411")),
         *((code, 500, "") for code in ("MalformedTrailerError", "XAmzContentSHA256Mismatch", "MissingContentMD5")),
         ("501", 501, ""),
         *(("Odd", status, word) for status in (400, 499, 501) for word in ("x-amz-checksum-crc32", "A Trailer")),

@@ -15,6 +15,7 @@ from botocore.exceptions import (
     ParamValidationError,
     PartialCredentialsError,
     ProfileNotFound,
+    SSLError,
 )
 from s3transfer.exceptions import RetriesExceededError  # type: ignore[import-untyped]
 
@@ -48,6 +49,7 @@ _REDIRECT_CODES = {"301", "PermanentRedirect"}
 _CHECKSUM_CODES = {"501", "NotImplemented", "InvalidRequest", "InvalidArgument", "MalformedTrailerError"}
 _CHECKSUM_CODES |= {"XAmzContentSHA256Mismatch", "MissingContentMD5", "411", "MissingContentLength"}
 _CHECKSUM_WORDS = re.compile(r"checksum|trailer|aws-chunked|content-?encoding|content-?md5|streaming-", re.IGNORECASE)
+_ABOUT_CERTIFICATES = re.compile(r"certificate|No such file", re.IGNORECASE)
 _DAMAGED_ON_THE_WAY = {"BadDigest", "InvalidDigest", "IncompleteBody"}
 _NOT_IMPLEMENTED = 501
 _CLIENT_ERRORS = range(400, 500)
@@ -97,6 +99,11 @@ def _meaning(cause: BaseException, what: str, at: Location, server: "Server", se
         return ConfigurationError(f"Failed {what}: the request cannot be sent. {HEADER_REMEDY}")
     if isinstance(cause, ValueError):
         return ConfigurationError(f"Failed {what}: {said}. Check the S2V_S3_* settings.")
+    if isinstance(cause, SSLError) and _ABOUT_CERTIFICATES.search(said):
+        return ConfigurationError(
+            f"Failed {what}: {said.rstrip('.')}. For a certificate of your own authority, set AWS_CA_BUNDLE to the "
+            "file with the certificate of the authority; S2V_S3_ENDPOINT_URL must have a host name of the certificate."
+        )
     return UnavailableError(
         f"Failed {what}: {said.rstrip('.')}. Check the network, that the server runs, and that S2V_S3_ENDPOINT_URL "
         "names it."

@@ -1,5 +1,6 @@
 """Check the translation of errors of the S3 client into errors of this system."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from botocore.exceptions import (
     ParamValidationError,
     PartialCredentialsError,
     ProfileNotFound,
+    SSLError,
 )
 from s3transfer.exceptions import RetriesExceededError  # type: ignore[import-untyped]
 
@@ -152,6 +154,22 @@ def test_a_connection_that_fails_is_waited_for() -> None:
     """A connection without an answer is an outage; the message names the setting with the address."""
     with pytest.raises(UnavailableError, match=r"Could not connect .*S2V_S3_ENDPOINT_URL names it"):
         failing_store(EndpointConnectionError(endpoint_url="http://h")).get_bytes("a")
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed certificate (_ssl.c:1006)",
+        "[Errno 2] No such file or directory",
+        "[X509: NO_CERTIFICATE_OR_CRL_FOUND] no certificate or crl found (_ssl.c:4149)",
+    ],
+)
+def test_an_unknown_certificate_is_a_configuration_error(reason: str) -> None:
+    """The message names the variable for the authority; other failures of TLS are an outage."""
+    with pytest.raises(ConfigurationError, match=rf"{re.escape(reason)}.* set AWS_CA_BUNDLE to the file"):
+        failing_store(SSLError(endpoint_url="https://h", error=reason)).get_bytes("a")
+    with pytest.raises(UnavailableError, match=r"Check the network"):
+        failing_store(SSLError(endpoint_url="https://h", error="[SSL] record layer failure")).get_bytes("a")
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,13 @@ _DENIED_CODES = {
     "InvalidAccessKeyId",
     "InvalidToken",
     "SignatureDoesNotMatch",
+    "UserSuspended",
+}
+_FULL = "Raise the quota of the S3 account or bucket, or delete expired objects with `s2v housekeeping --apply`."
+_TRANSIENT_REMEDIES = {
+    "RequestTimeTooSkewed": "Correct the clock of this machine.",
+    "QuotaExceeded": _FULL,  # Ceph
+    "XMinioAdminBucketQuotaExceeded": _FULL,
 }
 _REDIRECT_CODES = {"301", "PermanentRedirect"}
 # Answers of a server that does not support the checksums of a request, or the chunks in which they are sent.
@@ -136,8 +143,8 @@ def _refusal(error: ClientError, said: str, what: str, at: Location, server: "Se
             f"Failed {what}: the bucket is in region {region}, but the request went to region "
             f"{server.region} ({code}); correct S2V_S3_REGION, and S2V_S3_ENDPOINT_URL if it is set."
         )
-    if code == "RequestTimeTooSkewed":
-        return TransientError(f"Failed {what}: {said} Correct the clock of this machine.")
+    if code in _TRANSIENT_REMEDIES:
+        return TransientError(f"Failed {what}: {said.rstrip('.')}. {_TRANSIENT_REMEDIES[code]}")
     if code in _DENIED_CODES:
         return ConfigurationError(
             f"Failed {what}: refused ({code}); check S2V_S3_ACCESS_KEY_ID, S2V_S3_SECRET_ACCESS_KEY "

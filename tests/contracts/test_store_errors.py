@@ -53,7 +53,7 @@ def answer(code: str, status: int = 400, message: str = "", **headers: str) -> C
     "code",
     [
         *("400", "401", "403", "AccessDenied", "AuthorizationHeaderMalformed", "ExpiredToken", "InvalidAccessKeyId"),
-        *("InvalidToken", "SignatureDoesNotMatch"),
+        *("InvalidToken", "SignatureDoesNotMatch", "UserSuspended"),
     ],
 )
 def test_a_refusal_of_the_credentials_is_a_configuration_error(code: str) -> None:
@@ -244,6 +244,14 @@ def test_a_wrong_clock_is_named() -> None:
     error = answer("RequestTimeTooSkewed", 403, "The difference between the times is too large.")
     with pytest.raises(TransientError, match=r"too large\. Correct the clock of this machine") as caught:
         failing_store(error).get_bytes("a")
+    assert not isinstance(caught.value, UnavailableError)
+
+
+@pytest.mark.parametrize(("code", "status"), [("QuotaExceeded", 403), ("XMinioAdminBucketQuotaExceeded", 400)])
+def test_a_full_quota_is_named(code: str, status: int) -> None:
+    """The attempt ends, and the message names the remedy."""
+    with pytest.raises(TransientError, match=rf"{code}.*Raise the quota of the S3 account or bucket") as caught:
+        failing_store(answer(code, status)).put_bytes("a", b"1", "text/plain")
     assert not isinstance(caught.value, UnavailableError)
 
 

@@ -111,6 +111,7 @@ def connect(server: Server) -> Connection:
         remedy = "It is tried again." if passes else "Check the S2V_S3_* settings and AWS's own configuration."
         problem = f"S3 client for {server.name}: {redacted(str(error), secrets)}. {remedy}"
         raise (UnavailableError if passes else ConfigurationError)(problem) from None
+    client.meta.events.register_last("before-parameter-build", _no_sum_of_a_part)
     if server.checksums == "when_required":
         client.meta.events.register_first("before-sign.s3.DeleteObjects", _sum_as_of_old)
     return Connection(client, tuple(secret for secret in secrets if secret))
@@ -120,6 +121,12 @@ def connect(server: Server) -> Connection:
 def service_models(path: str | None) -> Loader:
     """Return a loader of the descriptions of AWS services. It caches them, because parsing is slow."""
     return create_loader(path)
+
+
+def _no_sum_of_a_part(params: dict[str, Any], **_: Any) -> None:
+    """Ask for no checksum of a range or of a 304, because some servers send that of the whole object."""
+    if "Range" in params or "IfNoneMatch" in params:
+        params.pop("ChecksumMode", None)
 
 
 def _sum_as_of_old(request: Any, **_: Any) -> None:

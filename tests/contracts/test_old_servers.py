@@ -7,6 +7,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,41 @@ def test_the_names_of_headers_have_no_case(old_server: OldServer, store: ObjectS
     head = store.head("a")
     old_server.capitals = False
     assert head == ObjectHead(1, artifact.sha256)
+
+
+class _SumOfTheWhole(BaseHTTPRequestHandler):
+    """Answer with the checksum of the whole object to a request for a range or a new ETag, as rclone does."""
+
+    def do_GET(self) -> None:
+        whole = b"0123456789"
+        self.send_response(206 if "Range" in self.headers else 304)
+        self.send_header("ETag", '"1"')
+        if "Range" in self.headers:
+            self.send_header("Content-Length", "2")
+            self.send_header("Content-Range", "bytes 2-3/10")
+        self.send_header("x-amz-checksum-sha256", base64.b64encode(hashlib.sha256(whole).digest()).decode())
+        self.end_headers()
+        if "Range" in self.headers:
+            self.wfile.write(whole[2:4])
+
+    def log_message(self, *_: object) -> None:
+        return
+
+
+def test_the_checksum_of_the_whole_object_is_not_that_of_a_range() -> None:
+    """A player gets its range, or 304, if the server sends the checksum of the whole object with it."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _SumOfTheWhole)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    endpoint = f"http://127.0.0.1:{server.server_port}"
+    store = ObjectStore("s3://bucket", endpoint_url=endpoint, access_key_id="a", secret_access_key="b")
+    try:
+        assert b"".join(store.open("a", byte_range="bytes=2-3").chunks()) == b"23"
+        assert store.open("a", known_etag='"1"').status == 304
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 @pytest.mark.parametrize("refusal", REFUSALS)

@@ -179,8 +179,23 @@ class ArtifactStore:
             raise
 
     def _is_there(self, artifact: Artifact) -> bool:
-        """Return True if size and digest in the metadata of the object are those of `artifact`."""
-        return self.store.head(artifact.key) == ObjectHead(artifact.size_bytes, artifact.sha256)
+        """Return True if size and digest in the metadata of the object are those of `artifact`.
+
+        An object without the digest is read: a copy of the bucket or the restart of a server may lose metadata.
+        """
+        head = self.store.head(artifact.key)
+        if head == ObjectHead(artifact.size_bytes, None):
+            return self._has_bytes(artifact)
+        return head == ObjectHead(artifact.size_bytes, artifact.sha256)
+
+    def _has_bytes(self, artifact: Artifact) -> bool:
+        get_logger().warning("digest_lost", key=artifact.key)
+        with scratch_folder(self._work_dir, "verify") as folder:
+            try:
+                self.store.download(artifact, folder / "object")
+            except (ObjectDamagedError, ObjectMissingError):
+                return False
+        return True
 
     def _is_whole(self, manifest: Manifest) -> bool:
         for artifact in manifest.outputs.values():

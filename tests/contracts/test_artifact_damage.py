@@ -134,3 +134,18 @@ def test_an_object_that_was_replaced_is_left_alone(store: ObjectStore, tmp_path:
     with pytest.raises(TransientError, match="expected 5 bytes"):
         ArtifactStore(store).fetch(old, tmp_path / "clip")
     assert produce(store, "f2", not_built).reused
+
+
+def _forget_digest(store: ObjectStore, key: str, content: bytes) -> None:
+    """Write an object as a restore from files does: without the metadata."""
+    at = store.uri(key).removeprefix(f"s3://{store.bucket}/")
+    store._client.put_object(Bucket=store.bucket, Key=at, Body=content)
+
+
+def test_an_output_without_its_metadata_is_read_and_reused(store: ObjectStore) -> None:
+    """An output whose metadata were lost is reused if its bytes have the digest of the manifest, else made again."""
+    produce(store, "f1", clip_build(b"1"))
+    _forget_digest(store, LAYOUT.motion(0), b"1motion")
+    assert produce(store, "f1", not_built).reused
+    _forget_digest(store, LAYOUT.motion(0), b"2motion")
+    assert not produce(store, "f1", clip_build(b"1")).reused

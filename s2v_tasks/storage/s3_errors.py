@@ -112,8 +112,8 @@ def _meaning(cause: BaseException, what: str, at: Location, server: "Server", se
             "file with the certificate of the authority; S2V_S3_ENDPOINT_URL must have a host name of the certificate."
         )
     return UnavailableError(
-        f"Failed {what}: {said.rstrip('.')}. Check the network, that the server runs, and that S2V_S3_ENDPOINT_URL "
-        "names it."
+        f"Failed {what}: {said.rstrip('.')}. Check the network, that the server runs and has free space, and that "
+        "S2V_S3_ENDPOINT_URL names it."
     )
 
 

@@ -152,7 +152,7 @@ def test_missing_credentials_are_a_configuration_error(error: Exception) -> None
 
 def test_a_connection_that_fails_is_waited_for() -> None:
     """A connection without an answer is an outage; the message names the setting with the address."""
-    with pytest.raises(UnavailableError, match=r"Could not connect .*S2V_S3_ENDPOINT_URL names it"):
+    with pytest.raises(UnavailableError, match=r"Could not connect .*has free space.*S2V_S3_ENDPOINT_URL names it"):
         failing_store(EndpointConnectionError(endpoint_url="http://h")).get_bytes("a")
 
 

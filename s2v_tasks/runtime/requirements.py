@@ -38,6 +38,7 @@ def check_installation(settings: Settings, store: ObjectStore, database_url: str
     places = dict.fromkeys((settings.data_uri, settings.output_uri, drop_folder_uri(settings)))
     checks = [*_requirements(settings, store), lambda: migrate.check(database_url)]
     checks += [partial(_check_rights, store, uri) for uri in places]
+    checks.append(lambda: next(store.unfinished_uploads("jobs/"), None))  # housekeeping lists them
     if settings.execution == "local":
         checks.append(lambda: _check_gpus(settings))
     _raise_all(checks)

@@ -105,6 +105,19 @@ def test_check_finds_a_missing_right_in_the_output_bucket(
         check()
 
 
+def test_check_finds_that_unfinished_uploads_cannot_be_listed(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without this right, each housekeeping would fail."""
+
+    def denied(store: ObjectStore, prefix: str) -> Iterator[None]:
+        raise ConfigurationError(f"Failed listing unfinished uploads of {store.uri(prefix)}: refused (AccessDenied)")
+
+    monkeypatch.setattr(ObjectStore, "unfinished_uploads", denied)
+    with pytest.raises(ConfigurationError, match=r"unfinished uploads of s3://.*/jobs/: refused"):
+        check()
+
+
 def test_check_finds_a_role_that_may_only_read(
     settings: Settings, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -147,8 +147,8 @@ def _refusal(error: ClientError, said: str, what: str, at: Location, server: "Se
         return TransientError(f"Failed {what}: {said.rstrip('.')}. {_TRANSIENT_REMEDIES[code]}")
     if code in _DENIED_CODES:
         return ConfigurationError(
-            f"Failed {what}: refused ({code}); check S2V_S3_ACCESS_KEY_ID, S2V_S3_SECRET_ACCESS_KEY "
-            "and the permissions they give."
+            f"Failed {what}: refused ({code}); check S2V_S3_ACCESS_KEY_ID, S2V_S3_SECRET_ACCESS_KEY, "
+            "the permissions they give, and the clock of this machine."
         )
     if server.checksums == "always" and _is_about_checksums(code, status, said):
         return ConfigurationError(

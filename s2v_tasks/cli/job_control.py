@@ -2,6 +2,7 @@
 
 import json
 import time
+from operator import attrgetter
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -22,6 +23,7 @@ from s2v_tasks.settings import load_settings
 
 if TYPE_CHECKING:
     from s2v_tasks.metadata.store import MetadataStore
+    from s2v_tasks.metadata.tables import Job
     from s2v_tasks.storage.s3 import ObjectStore
 
 _CANCEL_WAIT_SECONDS = 30.0
@@ -111,7 +113,10 @@ def _await_end(metadata: "MetadataStore", job_id: str, ended_runs: list[str]) ->
 @app.command(rich_help_panel=PEOPLE)
 def retry(
     job_id: Annotated[list[str] | None, typer.Argument(help="Jobs. Default: all jobs that match the options.")] = None,
-    status: Annotated[RestartableStatus, typer.Option(help="Only jobs with this status.")] = RestartableStatus.FAILED,
+    status: Annotated[
+        RestartableStatus | None,
+        typer.Option(help="Only jobs with this status. Default: failed; for named jobs failed or cancelled."),
+    ] = None,
     code: Annotated[
         int | None,
         typer.Option(help="Only jobs whose last failed step had this exit code, such as 75 after an outage."),
@@ -154,22 +159,42 @@ def retry(
 
 
 def _find(
-    job_ids: list[str], status: str, code: int | None, labels: dict[str, str]
+    job_ids: list[str], status: RestartableStatus | None, code: int | None, labels: dict[str, str]
 ) -> list[tuple[str, dict[str, Any]]]:
     """Return jobs with their requests, the oldest first."""
     with open_metadata_store() as metadata:
-        jobs = metadata.jobs.recent(_MOST_RETRIED, status=status, labels=labels)
-        if unknown := sorted(set(job_ids) - {job.job_id for job in jobs}):
-            raise PermanentError(f"{', '.join(unknown)}: expected jobs that are {status}; see `s2v jobs`.")
-        chosen = [job for job in reversed(jobs) if not job_ids or job.job_id in job_ids]
+        if job_ids:
+            jobs = [job for job in _named(metadata, job_ids, status) if labels.items() <= job.labels.items()]
+        else:
+            jobs = metadata.jobs.recent(_MOST_RETRIED, status=status or RestartableStatus.FAILED, labels=labels)[::-1]
         found = []
-        for job in chosen:
+        for job in jobs:
             # The exit code is known from the events, which only the record of a single job has.
             full = metadata.jobs.get(job.job_id) if code is not None else job
             if full is not None and (code is None or full.exit_code == code):
                 request = {name: value for name, value in (full.request or {}).items() if value is not None}
                 found.append((job.job_id, request))
         return found
+
+
+def _named(metadata: "MetadataStore", job_ids: list[str], status: RestartableStatus | None) -> "list[Job]":
+    """Return these jobs, the oldest first. PermanentError names those that do not exist or have another status.
+
+    `status` None: failed or cancelled.
+    """
+    allowed = [status] if status else list(RestartableStatus)
+    jobs = {job_id: metadata.jobs.get(job_id) for job_id in job_ids}
+    found = [job for job in jobs.values() if job is not None and job.status in allowed]
+    if len(found) < len(jobs):
+        refused = [
+            f"{job_id} {'does not exist' if job is None else f'is {job.status}'}"
+            for job_id, job in jobs.items()
+            if job not in found
+        ]
+        raise PermanentError(
+            f"{', '.join(refused)}: expected jobs that are {' or '.join(allowed)}. `s2v jobs` lists all jobs."
+        )
+    return sorted(found, key=attrgetter("created_at"))
 
 
 @app.command(rich_help_panel=PEOPLE)

@@ -90,6 +90,8 @@ def test_all_jobs_that_met_an_outage_start_again(airflow: Airflow) -> None:
         (("--status", "cancelled"), ["stopped"]),
         (("--label", "team=a"), ["anna--2"]),
         (("anna", "old-input"), ["old-input--2", "anna--2"]),
+        (("stopped", "zoe"), ["zoe--2", "stopped"]),
+        (("zoe", "anna", "--label", "team=a"), ["anna--2"]),
         (("anna", "old-input", "--code", "75"), ["anna--2"]),
         (("--code", "75", "--dry-run"), []),
     ],
@@ -119,8 +121,15 @@ def test_a_wrong_configuration_ends_the_command_at_the_first_job(airflow: Airflo
 
 
 def test_a_job_that_did_not_fail_is_named(airflow: Airflow) -> None:
-    """If a named job has not failed, its name is in the message and no job is started."""
+    """The message has each named job that cannot start again, with its status, and no job is started."""
     done = retry("anna", "at-work", "nobody")
     assert isinstance(done.exception, PermanentError)
-    assert "at-work, nobody: expected jobs that are failed" in str(done.exception)
+    assert "at-work is queued, nobody does not exist: expected jobs that are failed or canc" in str(done.exception)
     assert airflow.triggered == []
+
+
+def test_a_status_that_is_given_holds_for_named_jobs_too(airflow: Airflow) -> None:
+    """With --status failed a cancelled job is refused."""
+    done = retry("stopped", "--status", "failed")
+    assert isinstance(done.exception, PermanentError)
+    assert "stopped is cancelled: expected jobs that are failed." in str(done.exception)

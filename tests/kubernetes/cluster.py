@@ -73,7 +73,7 @@ class Cluster:
     """The namespace of the pods, seen by an administrator."""
 
     def __init__(self, kubeconfig: str, config_dir: Path, image: str) -> None:
-        self._image = image
+        self.image = image  # of the engine
         self.admin = Kubectl(kubeconfig)
         self.core: Any = client.CoreV1Api(config.new_client_from_config(kubeconfig))
         self.config_dir = config_dir
@@ -94,7 +94,7 @@ class Cluster:
         # A server that enforces `restricted` would refuse the mounts and the network of the fitted pods.
         _change(folder / "namespace.yaml", lambda docs: docs[0]["metadata"].pop("labels"))
         for path in (self.config_dir / "pods").glob("*.yaml"):
-            _change(path, lambda docs: _fit(docs[0], self.config_dir.parent, self._image))
+            _change(path, lambda docs: _fit(docs[0], self.config_dir.parent, self.image))
         self.admin("apply", "--filename", "-", documents=_account_of_airflow())
         self.admin("apply", "--kustomize", str(folder))
         self.admin("apply", "--filename", "-", documents=[_secret(values)])
@@ -126,6 +126,21 @@ class Cluster:
         """Change a pod template for the pods to come; `change` gets the spec and its container."""
         path = self.config_dir / "pods" / f"{step.replace('-', '_')}.yaml"
         _change(path, lambda docs: change(docs[0]["spec"], docs[0]["spec"]["containers"][0]))
+
+    def patch(self) -> dict[str, Any]:
+        """Return the patch for S2V_POD_PATCH_DIR that adapts the templates within an image of Airflow to this node."""
+        folders = {
+            "snapshot": {"hostPath": {"path": str(self.config_dir.parent / "snapshots" / "talker")}},
+            "compile-cache": {"emptyDir": {}},
+        }
+        amounts = {"cpu": "500m", "memory": "3Gi", "nvidia.com/gpu": "1"}
+        container = {
+            "name": "base",
+            "env": [{"name": "S2V_DEVICE", "value": "cpu"}, {"name": "OMP_NUM_THREADS", "value": "2"}],
+            "resources": {"requests": amounts, "limits": amounts | {"cpu": "2"}},
+        }
+        volumes = [{"name": name, "persistentVolumeClaim": None} | folder for name, folder in folders.items()]
+        return {"spec": {"hostNetwork": True, "volumes": volumes, "containers": [container]}}
 
     @property
     def node(self) -> str:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,8 @@ from s2v_tasks.metadata.tables import Job
 from s2v_tasks.settings import Settings, load_settings
 from tests.kubernetes.cluster import HOLD_MODULE, NUM_GPUS, REPOSITORY, Cluster, Kubectl
 from tests.kubernetes.holding import Hold
-from tests.kubernetes.images import import_engine_image
-from tests.kubernetes.serving import Airflow, small_request
+from tests.kubernetes.images import import_image
+from tests.kubernetes.serving import Airflow, EmbeddedAirflow, small_request
 
 OLDEST_KUBECTL = (1, 30)  # as docs/how-to/first-clip-on-kubernetes.md requires
 CLUSTER_SCRIPT = REPOSITORY.parent / "shared" / "kubernetes" / "cluster.sh"
@@ -82,56 +82,79 @@ def engine_image(kubeconfig: str) -> str:
     missing = [name for name in ("buildah", "mmdebstrap", "ctr") if not shutil.which(name)]
     if missing:
         pytest.skip(f"{', '.join(missing)} not found: the pods run in the engine image, which the tests build")
-    return import_engine_image(kubeconfig)
+    return import_image(kubeconfig, "engine")
 
 
 @pytest.fixture(scope="session")
-def running(home: Path, config_dir: Path, kubeconfig: str, engine_image: str) -> Iterator[tuple[Airflow, Cluster]]:
-    """Services, cluster and Airflow; the cluster is left as it was found."""
-    with pytest.MonkeyPatch.context() as patch, ExitStack() as cleanup:
-        patch.setenv("S2V_HOME", str(home))
-        load_settings.cache_clear()
-        services = Services(home)
-        cleanup.enter_context(services.in_use())
+def installed(home: Path, config_dir: Path, kubeconfig: str, engine_image: str) -> Iterator[tuple[Services, Cluster]]:
+    """Services and the namespace of the pods; the cluster is left as it was found."""
+    with ExitStack() as cleanup:
+        with _home_of_settings(home):
+            services = Services(home)
+            cleanup.enter_context(services.in_use())
         for path in (home / "snapshots").rglob("*.safetensors"):
             path.chmod(0o644)  # they are written for their owner alone
         cluster = Cluster(kubeconfig, config_dir, engine_image)
         cleanup.callback(cluster.uninstall)
         cluster.install(_values(home))
-        variables = {
-            "S2V_EXECUTION": "kubernetes",
-            "S2V_CONFIG_DIR": str(config_dir),
-            "S2V_POD_SCHEDULE_SECONDS": "30",
-            "KUBECONFIG": cluster.worker.kubeconfig,  # not the administrator's
-        }
-        for name, value in variables.items():
-            patch.setenv(name, value)
-        installation = AirflowInstallation(home)
-        environment = installation.environment(services.postgres.ensure_database("airflow"))
-        environment["AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT"] = "30"  # to miss a lost worker soon
-        environment |= {"PYTHONPATH": str(HOLD_MODULE), "HOLD_FOLDER": str(cluster.hold_folder)}  # to hold workers
-        installation.start(environment)
-        cleanup.callback(installation.stop)
-        airflow = Airflow(installation, environment)
+        yield services, cluster
+
+
+@pytest.fixture
+def values(home: Path, installed: object) -> dict[str, str]:
+    """The settings of the running services."""
+    return _values(home)
+
+
+@pytest.fixture(scope="session")
+def running(
+    home: Path, config_dir: Path, installed: tuple[Services, Cluster]
+) -> Iterator[tuple[EmbeddedAirflow, Cluster]]:
+    """Services, cluster, and an Airflow beside the cluster."""
+    services, cluster = installed
+    with ExitStack() as cleanup:
+        with _home_of_settings(home) as patch:
+            variables = {
+                "S2V_EXECUTION": "kubernetes",
+                "S2V_CONFIG_DIR": str(config_dir),
+                "S2V_POD_SCHEDULE_SECONDS": "30",
+                "KUBECONFIG": cluster.worker.kubeconfig,  # not the administrator's
+            }
+            for name, value in variables.items():
+                patch.setenv(name, value)
+            installation = AirflowInstallation(home)
+            environment = installation.environment(services.postgres.ensure_database("airflow"))
+            environment["AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT"] = "30"  # to miss a lost worker soon
+            environment |= {"PYTHONPATH": str(HOLD_MODULE), "HOLD_FOLDER": str(cluster.hold_folder)}  # to hold workers
+            installation.start(environment)
+            cleanup.callback(installation.stop)
+        airflow = EmbeddedAirflow(installation, environment)
         airflow.call("/dags/s2v_drop_folder", {"is_paused": True}, "PATCH")  # not needed, and it runs every minute
         airflow.call("/pools", {"name": "gpu", "slots": NUM_GPUS, "include_deferred": True})
-        patch.undo()
         yield airflow, cluster
 
 
 def _values(home: Path) -> dict[str, str]:
-    """Return the settings of the running services."""
     lines = (home / "stack.env").read_text().splitlines()
     return {line.partition("=")[0]: line.partition("=")[2].strip("'") for line in lines if "=" in line}
 
 
+@contextmanager
+def _home_of_settings(home: Path) -> Iterator[pytest.MonkeyPatch]:
+    """Let this process use the settings of a home folder for a while."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("S2V_HOME", str(home))
+        load_settings.cache_clear()
+        yield patch
+
+
 @pytest.fixture
-def airflow(running: tuple[Airflow, Cluster]) -> Airflow:
+def airflow(running: tuple[EmbeddedAirflow, Cluster]) -> EmbeddedAirflow:
     return running[0]
 
 
 @pytest.fixture
-def cluster(running: tuple[Airflow, Cluster], config_dir: Path) -> Iterator[Cluster]:
+def cluster(running: tuple[EmbeddedAirflow, Cluster], config_dir: Path) -> Iterator[Cluster]:
     """The cluster; changes of its templates end with the test."""
     templates = {path: path.read_text() for path in (config_dir / "pods").glob("*.yaml")}
     yield running[1]
@@ -140,7 +163,7 @@ def cluster(running: tuple[Airflow, Cluster], config_dir: Path) -> Iterator[Clus
 
 
 @pytest.fixture
-def stack(running: tuple[Airflow, Cluster], home: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+def stack(installed: tuple[Services, Cluster], home: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """Settings of the running services, for this process and its children."""
     monkeypatch.setenv("S2V_HOME", str(home))
     load_settings.cache_clear()

@@ -1,4 +1,4 @@
-"""The embedded Airflow as the tests use it: its REST API, and kills of its processes."""
+"""Airflow as the tests use it: its REST API, and kills of the processes of an embedded one."""
 
 # ruff: noqa: S310 - the address is that of the server under test
 
@@ -28,36 +28,25 @@ def small_request() -> dict[str, Any]:
 
 
 class Airflow:
-    """The embedded Airflow, by its REST API."""
+    """A running Airflow, by its REST API."""
 
-    def __init__(self, installation: AirflowInstallation, environment: dict[str, str]) -> None:
-        self.installation = installation
-        self.environment = environment
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.headers = {"Content-Type": "application/json"}
+
+    def log_in(self, username: str, password: str) -> None:
+        """Make all later requests with the token of an account."""
+        token = self._send("/auth/token", {"username": username, "password": password})["access_token"]
+        self.headers["Authorization"] = f"Bearer {token}"
 
     def call(self, path: str, body: dict[str, Any] | None = None, method: str | None = None) -> Any:
-        request = urllib.request.Request(
-            f"{self.installation.url}/api/v2{path}",
-            data=None if body is None else json.dumps(body).encode(),
-            headers={"Content-Type": "application/json"},
-            method=method,
-        )
+        return self._send(f"/api/v2{path}", body, method)
+
+    def _send(self, path: str, body: dict[str, Any] | None, method: str | None = None) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data=data, headers=self.headers, method=method)
         with urllib.request.urlopen(request, timeout=30) as answer:
             return json.load(answer)
-
-    def kill(self, component: str) -> None:
-        """Kill a component and all processes that it has started."""
-        pids = [int((self.installation.folder / f"{component}.pid").read_text())]
-        for pid in pids:
-            for task in Path(f"/proc/{pid}/task").glob("*/children"):
-                pids += [int(child) for child in task.read_text().split()]
-        for pid in pids:
-            os.kill(pid, signal.SIGKILL)
-        # `revive` must find it gone, with the last of its threads: a leader that has ended is waited for by its parent.
-        self.wait(lambda: component not in self.installation.running() and not any(map(_runs, pids)), 30)
-
-    def revive(self) -> None:
-        """Start each component that does not run."""
-        self.installation.start(self.environment)
 
     def trigger(self, **fields: Any) -> str:
         """Start a run; return its path in the API."""
@@ -100,6 +89,30 @@ class Airflow:
             answer = self.call(f"{run}/taskInstances/{task_id}/logs/{number}?map_index={map_index}&full_content=true")
             text += "\n".join(json.dumps(line) for line in answer["content"]) + "\n"  # with the details of errors
         return text
+
+
+class EmbeddedAirflow(Airflow):
+    """The Airflow of `make up`, whose processes a test can kill."""
+
+    def __init__(self, installation: AirflowInstallation, environment: dict[str, str]) -> None:
+        super().__init__(installation.url)
+        self.installation = installation
+        self.environment = environment
+
+    def kill(self, component: str) -> None:
+        """Kill a component and all processes that it has started."""
+        pids = [int((self.installation.folder / f"{component}.pid").read_text())]
+        for pid in pids:
+            for task in Path(f"/proc/{pid}/task").glob("*/children"):
+                pids += [int(child) for child in task.read_text().split()]
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        # `revive` must find it gone, with the last of its threads: a leader that has ended is waited for by its parent.
+        self.wait(lambda: component not in self.installation.running() and not any(map(_runs, pids)), 30)
+
+    def revive(self) -> None:
+        """Start each component that does not run."""
+        self.installation.start(self.environment)
 
 
 def _runs(pid: int) -> bool:

@@ -13,7 +13,7 @@ import pytest
 from s2v_tasks.metadata.tables import Job
 from tests.kubernetes.cluster import Cluster
 from tests.kubernetes.holding import Hold
-from tests.kubernetes.serving import LONG, Airflow
+from tests.kubernetes.serving import LONG, Airflow, EmbeddedAirflow
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(5000, func_only=True)]
 Look = Callable[[str], Job]
@@ -37,7 +37,7 @@ def processes(*words: str) -> list[int]:
 
 
 def test_a_job_survives_a_fault_in_each_clip(
-    airflow: Airflow, cluster: Cluster, job: Look, hold: Hold, apiserver: int
+    airflow: EmbeddedAirflow, cluster: Cluster, job: Look, hold: Hold, apiserver: int
 ) -> None:
     """Each clip has another fault in its middle; all are finished, and no finished clip is rendered again."""
     job_id = "chaos"

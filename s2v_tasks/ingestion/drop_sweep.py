@@ -47,11 +47,13 @@ class Sweeper:
         self._settings, self._store, self._drops, self._catalogue = settings, store, drops, catalogue
         root = drop_folder_uri(settings)
         self._incoming, self._accepted, self._rejected = (f"{root}/{n}" for n in ("incoming", "accepted", "rejected"))
+        self._defects: list[Exception] = []
 
     def run(self, now: datetime) -> dict[str, int]:
         """Complete unfinished claims, claim ready folders, and return the numbers of accepted, rejected ... folders.
 
-        TransientError when another sweep runs, or when every folder was postponed.
+        TransientError when another sweep runs, or when every folder was postponed. A defect of this program that one
+        folder meets is raised after the others are done.
         """
         with self._drops.sweep_lock():
             healed = self._each(self._drops.unfinished(), self._finish)
@@ -61,6 +63,8 @@ class Sweeper:
             found = [folder for folder in folders(listing, self._incoming) if folder.uri not in waiting]
             ready = [folder for folder in found if self._is_ready(folder, now)]
             taken = self._each(ready, self._take)
+        if self._defects:
+            raise self._defects.pop()
         counts = healed + taken
         if counts["postponed"] and not counts.total() - counts["postponed"]:
             raise TransientError(f"None of {counts['postponed']} folders could be moved: the log has the reasons.")
@@ -71,12 +75,15 @@ class Sweeper:
         """Do the work for each item and count the outcomes; a failed item is logged and left to the next sweep."""
 
         def outcome(item: Any) -> str:
+            name = printable(item.folder_uri if isinstance(item, Drop) else item.uri)
             try:
                 return str(work(item))
             except S2VError as error:
-                name = item.folder_uri if isinstance(item, Drop) else item.uri
-                log.get_logger().warning("drop_postponed", folder=printable(name), error=str(error))
-                return "postponed"
+                log.get_logger().warning("drop_postponed", folder=name, error=str(error))
+            except Exception as defect:  # noqa: BLE001 - it must not keep the other folders waiting
+                log.get_logger().exception("drop_postponed", folder=name)
+                self._defects.append(defect)
+            return "postponed"
 
         with ThreadPoolExecutor(_FOLDERS_AT_ONCE) as pool:
             return Counter(pool.map(outcome, items))

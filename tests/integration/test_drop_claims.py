@@ -161,3 +161,22 @@ def test_the_copy_gets_the_size_of_the_file(folder: Folder, monkeypatch: pytest.
     monkeypatch.setattr(folder.store, "copy", noted)
     assert folder.sweep()["accepted"] == 1
     assert sorted(sizes) == [2, 5, 5, 16]
+
+
+def test_a_defect_at_one_folder_keeps_no_other_waiting(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folders that arrive with it and later become jobs, although each sweep reports the defect."""
+    copy = folder.store.copy
+
+    def defective(source: str, target: str, **options: Any) -> None:
+        if "/anna/" in source:
+            raise KeyError("ETag")
+        copy(source, target, **options)
+
+    monkeypatch.setattr(folder.store, "copy", defective)
+    folder.drop("anna", {})
+    for name in ("bob", "carl"):
+        folder.drop(name, {})
+        with capture_logs() as lines, pytest.raises(KeyError, match="ETag"):
+            folder.sweep()
+        assert [line["folder"].rpartition("/")[2] for line in lines if line["event"] == "drop_postponed"] == ["anna"]
+        assert len(folder.names(f"accepted/{name}/")) == 4

@@ -1,8 +1,8 @@
 """Airflow in pods, as its Helm chart installs it with the values of `config/airflow/values.yaml`.
 
-The chart needs a registry, a network between pods and a DNS, which the node of the tests has not. So its objects are
-written here, with the names that it gives them, and with the values that concern this project: executor, settings,
-volumes, the migration job, the configuration of Airflow. Everything uses the network of the node.
+The chart needs a registry, a network between pods and a DNS, which the node of the tests lacks. So its objects are
+written here, with the values that concern this project: executor, settings, volumes, the migration job, the
+configuration of Airflow. All pods use the network of the node.
 """
 
 import base64

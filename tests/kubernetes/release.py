@@ -74,6 +74,10 @@ class Release:
         """Return the number of pods that always run."""
         return len(_COMPONENTS)
 
+    def log_of_scheduler(self) -> str:
+        """Return the log of the scheduler that runs."""
+        return self._cluster.admin("logs", "--namespace", RELEASE, f"deployment/{RELEASE}-scheduler")
+
     def workers(self, task_id: str) -> list[str]:
         """Return the names of the pods in which the executor runs a task now."""
         pods = self._cluster.core.list_namespaced_pod(RELEASE, label_selector="component=worker").items

@@ -1,6 +1,5 @@
 """Check Airflow itself in pods, with a worker pod for each task, as `config/airflow/values.yaml` installs it."""
 
-import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -33,8 +32,7 @@ def test_worker_pods_make_the_video_of_this_machine(
     quota = {"kind": "ResourceQuota", "apiVersion": "v1", "metadata": {"name": "full", "namespace": RELEASE}}
     cluster.admin("apply", "--filename", "-", documents=[quota | {"spec": {"hard": {"pods": str(release.num_pods)}}}])
     run = airflow.trigger(job_id=job_id)
-    airflow.wait(lambda: airflow.task(run, "stage_inputs")["state"] == "queued")
-    time.sleep(10)
+    airflow.wait(lambda: release.log_of_scheduler().count("exceeded quota") > 1)
     assert airflow.task(run, "stage_inputs")["state"] == "queued"
     cluster.admin("delete", "--namespace", RELEASE, "resourcequota/full")
 

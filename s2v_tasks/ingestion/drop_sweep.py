@@ -47,7 +47,7 @@ class Sweeper:
         self._settings, self._store, self._drops, self._catalogue = settings, store, drops, catalogue
         root = drop_folder_uri(settings)
         self._incoming, self._accepted, self._rejected = (f"{root}/{n}" for n in ("incoming", "accepted", "rejected"))
-        self._defects: list[Exception] = []
+        self._defects: list[Exception] = []  # of this sweep
 
     def run(self, now: datetime) -> dict[str, int]:
         """Complete unfinished claims, claim ready folders, and return the numbers of accepted, rejected ... folders.
@@ -55,6 +55,7 @@ class Sweeper:
         TransientError when another sweep runs, or when every folder was postponed. A defect of this program that one
         folder meets is raised after the others are done.
         """
+        self._defects.clear()
         with self._drops.sweep_lock():
             healed = self._each(self._drops.unfinished(), self._finish)
             # Files of a claim that are not moved yet look like a repeated drop, which would be refused.
@@ -64,7 +65,7 @@ class Sweeper:
             ready = [folder for folder in found if self._is_ready(folder, now)]
             taken = self._each(ready, self._take)
         if self._defects:
-            raise self._defects.pop()
+            raise self._defects[0]
         counts = healed + taken
         if counts["postponed"] and not counts.total() - counts["postponed"]:
             raise TransientError(f"None of {counts['postponed']} folders could be moved: the log has the reasons.")

@@ -14,7 +14,7 @@ import typer
 
 from s2v_tasks.errors import ConfigurationError, JobTakenError, PermanentError, TransientError
 from s2v_tasks.schemas.events import JobEvent
-from s2v_tasks.schemas.job import job_id_of_run
+from s2v_tasks.schemas.job import RestartableStatus, job_id_of_run
 from s2v_tasks.schemas.steps import JOB_DAG
 from s2v_tasks.settings import Settings, load_settings
 
@@ -203,7 +203,7 @@ class AwaitedRun:
     @property
     def sentence(self) -> str:
         """Return the state of the waiting run in one sentence."""
-        text = f"Job {self.job_id} has not begun: its run {self.run_id} is {self.state}"
+        text = f"Job {self.job_id} waits for the first step of its run {self.run_id}, which is {self.state}"
         return f"{text}, and {HOW_TO_UNPAUSE}." if self.dag_is_paused else f"{text} in Airflow."
 
     def check_begins(self, job: "Job | None" = None) -> None:
@@ -234,6 +234,26 @@ def find_run(job_id: str, run_id: str | None = None) -> AwaitedRun | None:
     else:
         run = api.run(run_id)
     return None if run is None else AwaitedRun(job_id, str(run["dag_run_id"]), str(run["state"]), api.is_paused())
+
+
+def new_start_of(job: "Job") -> AwaitedRun | None:
+    """Return the run that will start a job again that has ended; None if there is none, or no address of Airflow."""
+    settings = load_settings()
+    if settings.airflow_url is None or job.status not in list(RestartableStatus):
+        return None
+    api = AirflowApi.from_settings(settings)
+    run = next(runs_to_come(api, job.job_id, job.dag_run_id), None)
+    return None if run is None else AwaitedRun(job.job_id, str(run["dag_run_id"]), str(run["state"]), api.is_paused())
+
+
+def runs_to_come(api: AirflowApi, job_id: str, ended_run: str | None) -> Iterator[dict[str, Any]]:
+    """Yield the active runs of a job that has ended with the run `ended_run`.
+
+    The last task of that run may still work, so the run counts only if it is queued again.
+    """
+    for run in api.active_runs():
+        if job_of_run(run) == job_id and (run["dag_run_id"] != ended_run or run["state"] == "queued"):
+            yield run
 
 
 def job_of_run(run: dict[str, Any]) -> str:

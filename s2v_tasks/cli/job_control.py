@@ -67,21 +67,16 @@ def cancel(
 def _end_runs(job_id: str, ended_run: str | None = None) -> list[str]:
     """End the job's active runs in Airflow, and return their ids.
 
-    `ended_run`: the run of a job that has ended. Its last task may still work, so it is ended only if it is queued
-    again. The steps of the job also end without Airflow.
+    `ended_run`: the run of a job that has ended. The steps of the job also end without Airflow.
     """
-    from s2v_tasks.cli.airflow_api import AirflowApi, job_of_run
+    from s2v_tasks.cli.airflow_api import AirflowApi, runs_to_come
 
     settings = load_settings()
     if settings.airflow_url is None:
         return []
     api = AirflowApi.from_settings(settings)
     try:
-        runs = [
-            str(run["dag_run_id"])
-            for run in api.active_runs()
-            if job_of_run(run) == job_id and (run["dag_run_id"] != ended_run or run["state"] == "queued")
-        ]
+        runs = [str(run["dag_run_id"]) for run in runs_to_come(api, job_id, ended_run)]
         for run_id in runs:
             api.fail(run_id)
     except (ConfigurationError, TransientError) as error:

@@ -21,7 +21,7 @@ from s2v_tasks.cli.terminal import (
     print_json,
     print_table,
 )
-from s2v_tasks.cli.watch import Watch, unknown_job, watch_job
+from s2v_tasks.cli.watch import Watch, find_new_start, unknown_job, watch_job
 from s2v_tasks.errors import TransientError
 from s2v_tasks.schemas.job import JobStatus
 from s2v_tasks.settings import load_settings
@@ -82,10 +82,14 @@ def job(
     if found is None:
         _show_awaited(job_id, as_json=as_json)
         return
+    start = find_new_start(found)
     if as_json:
-        print_json(asdict(found) | {"spending": asdict(spent) if spent else None})
+        new_start = {"run_id": start.run_id, "run_state": start.state} if start else None
+        print_json(asdict(found) | {"spending": asdict(spent) if spent else None, "new_start": new_start})
         return
     _print_job(found, spent)
+    if start:
+        console.print(f"It will start again. {start.sentence}", markup=False)
 
 
 def _show_awaited(job_id: str, *, as_json: bool) -> None:

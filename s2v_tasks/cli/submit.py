@@ -16,7 +16,8 @@ from s2v_tasks.cli import app
 from s2v_tasks.cli.request_options import BOOKKEEPING, PLANNING, request_options
 from s2v_tasks.cli.terminal import PEOPLE, AsJson, console, local_path, open_metadata_store, path_option, print_json
 from s2v_tasks.cli.watch import Watch, watch_job
-from s2v_tasks.schemas.job import check_job_id
+from s2v_tasks.errors import PermanentError
+from s2v_tasks.schemas.job import RestartableStatus, check_job_id
 from s2v_tasks.schemas.request import Request
 from s2v_tasks.schemas.request_parsing import parse_request, start_once
 from s2v_tasks.schemas.rerun import job_id_of_request
@@ -105,14 +106,17 @@ def submit_request(job_id: str, request: Request, options: SubmitOptions) -> int
     """Submit a job and print its state; return 0, or the exit code of the job if it is watched."""
     from s2v_tasks.cli.airflow_api import AirflowApi, find_run
 
-    ended_before = None
+    ended_before = known = None
     if load_settings().database_url is not None:
         with open_metadata_store() as metadata:
             metadata.jobs.check_request(job_id, request.model_dump(exclude_defaults=True), given_only=True)
             job = metadata.jobs.get(job_id)
-            ended_before = job.finished_at if job else None
-    api = AirflowApi.from_settings(load_settings()) if options.via == "api" else None
-    outcome = drop(job_id, request) if api is None else start(api, job_id, request, unpause=options.unpause)
+        ended_before = job.finished_at if job else None
+        known = job.status if job else None
+    if options.via == "api":
+        outcome = start(AirflowApi.from_settings(load_settings()), job_id, request, unpause=options.unpause)
+    else:
+        outcome = drop(job_id, request, known)
     report(outcome, as_json=options.as_json)
     if not options.watch:
         return 0
@@ -121,11 +125,21 @@ def submit_request(job_id: str, request: Request, options: SubmitOptions) -> int
     return watch_job(job_id, as_json=options.as_json, ended_before=ended_before, may_come=True, find_run=find)
 
 
-def drop(job_id: str, request: Request) -> dict[str, Any]:
-    """Write the request to the drop folder as one object, so that no sweep sees a part of it."""
+def drop(job_id: str, request: Request, known: str | None = None) -> dict[str, Any]:
+    """Write the request to the drop folder as one object, so that no sweep sees a part of it.
+
+    `known`: the status of the job if it exists; nothing is written then, because a drop makes only new jobs.
+    PermanentError if it has failed or was cancelled.
+    """
     from s2v_tasks.storage.layout import drop_folder_uri
     from s2v_tasks.storage.s3 import ObjectStore
 
+    if known in list(RestartableStatus):
+        raise PermanentError(
+            f"Job {job_id} is {known}: a drop makes only new jobs. Start it with `s2v retry {job_id}`."
+        )
+    if known is not None:
+        return {"job_id": job_id, "dropped_as": None, "started": False, "status": known}
     settings = load_settings()
     uri = f"{drop_folder_uri(settings)}/incoming/{job_id}/request.json"
     content = request.model_dump(exclude_defaults=True) | {"job_id": job_id}
@@ -154,7 +168,9 @@ def report(outcome: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         print_json(outcome, indent=None)
         return
-    if "dropped_as" in outcome:
+    if "status" in outcome:
+        state = f"existed already, it is {outcome['status']}"
+    elif "dropped_as" in outcome:
         state = f"waits as {outcome['dropped_as']} for the next sweep of the drop folder"
     else:
         state = "queued in Airflow" if outcome["started"] else f"existed already, its run is {outcome['run_state']}"

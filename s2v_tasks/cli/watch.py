@@ -21,7 +21,7 @@ from rich.text import Text
 
 from s2v_tasks.cli import airflow_api
 from s2v_tasks.cli.terminal import console, open_metadata_store, print_json
-from s2v_tasks.errors import PermanentError
+from s2v_tasks.errors import ConfigurationError, PermanentError, TransientError
 from s2v_tasks.schemas.events import JobEvent
 from s2v_tasks.schemas.job import AttemptOutcome, ClipStatus
 
@@ -48,12 +48,14 @@ def watch_job(
 ) -> int:
     """Show the job until it ends; its exit code: 0 succeeded, 130 cancelled, else 65, 75 or 78; 1 after Ctrl-C.
 
-    `ended_before`: an earlier end, which is ignored. `may_come`: the job may not exist yet. `find_run`: asks Airflow
-    for the run of a job that has not begun.
+    `ended_before`: an earlier end, which is ignored; so is the end of a job that Airflow will start again. `may_come`:
+    the job may not exist yet. `find_run`: asks Airflow for the run of a job that has not begun.
     """
     ask = find_run or partial(airflow_api.find_run, job_id)
     try:
         with open_metadata_store() as metadata:
+            if ended_before is None and (job := metadata.jobs.get(job_id)) and (start := find_new_start(job)):
+                ended_before, ask = job.finished_at, partial(airflow_api.find_run, job_id, start.run_id)
             _await_begin(metadata, job_id, airflow_api.Waiting(ask), ended_before=ended_before, may_come=may_come)
             with _display(as_json) as show:
                 while True:
@@ -93,6 +95,15 @@ def _await_begin(
                 raise unknown_job(job_id)
         if look:
             time.sleep(POLL_SECONDS)
+
+
+def find_new_start(job: "Job") -> airflow_api.AwaitedRun | None:
+    """Return the run that will start an ended job again; if Airflow gives no answer, report it and return None."""
+    try:
+        return airflow_api.new_start_of(job)
+    except (ConfigurationError, TransientError) as error:
+        typer.echo(f"{error} Whether the job will start again is not known.", err=True)
+        return None
 
 
 def unknown_job(job_id: str) -> PermanentError:

@@ -92,12 +92,13 @@ def test_a_queued_run_is_shown_before_the_job_exists(
     airflow.add("talk", "talk", "queued")
     job("talk")
     said = " ".join(capsys.readouterr().out.split())
-    assert said.startswith("Job talk has not begun: its run talk is queued, and the DAG speech_to_video is paused")
+    assert said.startswith("Job talk waits for the first step of its run talk, which is queued, and the DAG ")
     job("talk", as_json=True)
     assert '"dag_is_paused": true' in capsys.readouterr().out
     airflow.paused = False
     job("talk")
-    assert " ".join(capsys.readouterr().out.split()) == "Job talk has not begun: its run talk is queued in Airflow."
+    expected = "Job talk waits for the first step of its run talk, which is queued in Airflow."
+    assert " ".join(capsys.readouterr().out.split()) == expected
     for state in ("failed", "success"):
         airflow.runs[0]["state"] = state
         with pytest.raises(TransientError, match=f"Run talk of job talk is {state} in Airflow"):
@@ -194,3 +195,56 @@ def test_the_waiting_start_of_a_failed_job_is_cancelled(
     assert (outcome["status"], outcome["ended_runs"]) == ("failed", ["talk--2"])
     assert [run["state"] for run in airflow.runs] == ["running", "failed", "queued"]
     assert metadata.jobs.recent()[0].reason == "Clip 0 is black."
+
+
+@pytest.fixture
+def failed(metadata: MetadataStore, airflow: Airflow) -> MetadataStore:
+    """A job that has failed; the last task of its run still works."""
+    airflow.add("talk", "talk", "running")
+    metadata.jobs.enqueue("talk", {}, dag_run_id="talk")
+    metadata.jobs.fail("talk", "Clip 0 is black.")
+    return metadata
+
+
+def test_the_new_start_of_a_failed_job_is_shown(
+    airflow: Airflow, failed: MetadataStore, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`s2v job` names the run that will start the job again. Without an answer of Airflow the job is shown too."""
+
+    def shown(as_json: bool = False) -> str:
+        job("talk", as_json=as_json)
+        return " ".join(capsys.readouterr().out.split())
+
+    assert "will start again" not in shown()
+    assert json.loads(shown(as_json=True))["new_start"] is None
+    airflow.add("talk--2", "talk", "queued")
+    assert "Clip 0 is black." in shown()
+    assert "It will start again. Job talk waits for the first step of its run talk--2, which is queued" in shown()
+    assert json.loads(shown(as_json=True))["new_start"] == {"run_id": "talk--2", "run_state": "queued"}
+
+    def no_answer() -> list[dict[str, Any]]:
+        raise TransientError("Airflow does not answer.")
+
+    monkeypatch.setattr(airflow, "active_runs", no_answer)
+    job("talk")
+    said = capsys.readouterr()
+    assert "Clip 0 is black." in said.out
+    assert said.err.strip() == "Airflow does not answer. Whether the job will start again is not known."
+
+
+def test_a_watch_follows_the_new_start_of_a_failed_job(
+    airflow: Airflow, failed: MetadataStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The end before the new start is not the end of the watch; without a new start it is."""
+    assert watch_job("talk", as_json=False) == 75
+    airflow.add("talk--2", "talk", "queued")
+
+    def starts(_: float) -> None:
+        failed.jobs.enqueue("talk", {}, dag_run_id="talk--2")
+        failed.jobs.start("talk")
+        failed.jobs.succeed("talk", "s3://out/talk.mp4", "ab" * 32)
+
+    capsys.readouterr()
+    monkeypatch.setattr("s2v_tasks.cli.watch.time.sleep", starts)
+    assert watch_job("talk", as_json=False) == 0
+    assert "black" not in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,33 @@ def test_local_files_go_through_the_drop_folder_without_airflow(
     head = object_store.head(taken.request.audio_uri)
     assert head is not None
     assert head.size_bytes == (SAMPLES / "speech.mp3").stat().st_size
+
+
+def test_a_drop_for_a_job_that_exists_is_not_written(
+    s3_settings: Settings,
+    object_store: ObjectStore,
+    postgres_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The sweep would refuse it: the status of the job is shown, and a failed job is an error with the remedy."""
+    monkeypatch.setenv("S2V_DATABASE_URL", postgres_url)
+    load_settings.cache_clear()
+    engine = create_engine(postgres_url)
+    jobs = MetadataStore(engine).jobs
+    jobs.enqueue("talk", REQUEST.model_dump(mode="json"))
+    options = SubmitOptions("drop", watch=False, unpause=False, as_json=True)
+    assert submit_request("talk", REQUEST, options) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "job_id": "talk", "dropped_as": None, "started": False, "status": "queued"
+    }  # fmt: skip
+    assert submit_request("talk", REQUEST, replace(options, as_json=False)) == 0
+    assert "talk existed already, it is queued" in capsys.readouterr().out
+    jobs.fail("talk", "Clip 0 is black.")
+    engine.dispose()
+    with pytest.raises(PermanentError, match=r"Job talk is failed: .* `s2v retry talk`"):
+        submit_request("talk", REQUEST, options)
+    assert not list(object_store.listing(""))
 
 
 def test_an_invalid_job_id_is_refused_before_anything_is_uploaded(object_store: ObjectStore) -> None:

@@ -20,6 +20,7 @@ from base64 import urlsafe_b64encode
 from pathlib import Path
 from typing import Any
 
+from s2v_tasks.embedded.checkout import CHECKOUT, digest_code, digest_settings
 from s2v_tasks.embedded.process import (
     DetachedProcess,
     exclusive,
@@ -32,7 +33,6 @@ from s2v_tasks.embedded.process import (
 from s2v_tasks.errors import ConfigurationError, TransientError
 from s2v_tasks.log import get_logger
 
-CHECKOUT = Path(__file__).parents[2]
 DEFAULT_PORT = 8080
 _API_SERVER = "api-server"
 _COMPONENTS = {
@@ -129,8 +129,13 @@ class AirflowInstallation:
         write_private(self._state_path, json.dumps(state | {"migrated_to": version}))
 
     def start(self, environment: dict[str, str]) -> None:
-        """Start what does not run yet and wait until all of it is healthy."""
+        """Start what does not run yet and wait until all of it is healthy.
+
+        If the code has changed, all processes start again: they would keep the old code, but tasks run with the new.
+        ConfigurationError, and no change, if they began with other values of the settings of the package.
+        """
         with exclusive(self.folder / "lock"):
+            self._leave_old_code(environment)
             self.migrate(environment)
             for component, arguments in _COMPONENTS.items():
                 process = self._process(component)
@@ -142,15 +147,34 @@ class AirflowInstallation:
             self._wait_until_healthy()
             get_logger().info("airflow_started", url=self.url)
 
-    def stop(self) -> None:
-        """End all processes; running tasks are ended with them and retried after the next start.
+    def _leave_old_code(self, environment: dict[str, str]) -> None:
+        """Stop the processes if they began with other code; record code and settings of those that will start."""
+        code, settings, state = digest_code(), digest_settings(environment), self._state
+        if self.running():
+            started = state.get("settings", {"settings that an older version did not record": ""} | settings)
+            # A setting that is missing now matters only if the processes would start again without it.
+            names = settings if state.get("code") == code else settings | started
+            if other := sorted(name for name in names if started.get(name) != settings.get(name)):
+                raise ConfigurationError(
+                    f"Airflow runs, and began with other values of {', '.join(other)}: expected those of the "
+                    "environment. Set them to the same values, or stop Airflow first with `make down`."
+                )
+            if state.get("code") == code:
+                return
+            get_logger().info("airflow_restarts", reason="the code of the checkout has changed")
+            self._stop_all()
+        write_private(self._state_path, json.dumps(state | {"code": code, "settings": settings}))
 
-        The API server ends last, because the workers report the end of their tasks to it.
-        """
+    def stop(self) -> None:
+        """End all processes; running tasks are ended with them and retried after the next start."""
         with exclusive(self.folder / "lock"):
-            others = [name for name in _COMPONENTS if name != _API_SERVER]
-            processes = self._stop(others) + self._stop([_API_SERVER])
-            get_logger().info("airflow_stopped", processes=processes)
+            self._stop_all()
+
+    def _stop_all(self) -> None:
+        """End all processes. The API server ends last, because the workers report the end of their tasks to it."""
+        others = [name for name in _COMPONENTS if name != _API_SERVER]
+        processes = self._stop(others) + self._stop([_API_SERVER])
+        get_logger().info("airflow_stopped", processes=processes)
 
     def _stop(self, names: list[str]) -> int:
         """End these components with their child processes; return the number of processes."""

@@ -15,7 +15,8 @@ from typing import TextIO
 from rich.console import Console
 from rich.table import Table
 
-from s2v_tasks.embedded.airflow import CHECKOUT, AirflowInstallation
+from s2v_tasks.embedded.airflow import AirflowInstallation
+from s2v_tasks.embedded.checkout import CHECKOUT
 from s2v_tasks.embedded.guard import Ending, end_leftovers, guarded
 from s2v_tasks.embedded.object_store import S3Server
 from s2v_tasks.embedded.postgres import PostgresServer

@@ -14,7 +14,8 @@ from typing import Any
 
 import yaml
 
-from s2v_tasks.embedded.airflow import CHECKOUT, AirflowInstallation
+from s2v_tasks.embedded.airflow import AirflowInstallation
+from s2v_tasks.embedded.checkout import CHECKOUT
 
 ENDED = {"success", "failed"}
 LONGEST_SECONDS = 2400  # of a run, on a machine that is busy with other work

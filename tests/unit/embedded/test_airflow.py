@@ -1,5 +1,6 @@
 """Check the configuration of the embedded Airflow."""
 
+import json
 import socket
 import sys
 import time
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from s2v_tasks.embedded import airflow
+from s2v_tasks.embedded import airflow, checkout
 from s2v_tasks.embedded.airflow import AirflowInstallation
 from s2v_tasks.errors import ConfigurationError
 
@@ -121,6 +122,56 @@ def test_the_api_server_ends_last(tmp_path: Path) -> None:
     installation.stop()
     ended = ends.read_text().splitlines()
     assert (sorted(ended), ended[-1]) == (sorted(f"airflow {name}" for name in names), "airflow api-server")
+
+
+def test_a_start_with_other_code_starts_all_processes_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes of the same code go on; after a change of the code none does. Settings never change silently."""
+    installation = AirflowInstallation(tmp_path)
+    command = [sys.executable, "-c", "import time; time.sleep(60)"]
+    monkeypatch.setattr(airflow, "airflow_command", lambda name: [*command, f"airflow {name}"])
+    monkeypatch.setattr(airflow, "_COMPONENTS", dict.fromkeys(airflow._COMPONENTS, ()))
+    monkeypatch.setattr(installation, "migrate", lambda _: None)
+    monkeypatch.setattr(installation, "_wait_until_healthy", lambda: None)
+
+    def pids_after_start() -> set[int | None]:
+        installation.start({"S2V_GPU": "cpu"})
+        return {installation._process(name).pid() for name in airflow._COMPONENTS}
+
+    first = pids_after_start()
+    assert pids_after_start() == first
+    for environment in ({"S2V_MODEL": "wan2.2-s2v-14b"}, {"S2V_MODEL": "other"}):
+        with pytest.raises(ConfigurationError, match=r"began with other values of S2V_MODEL: .* `make down`"):
+            installation.start(environment)
+    installation.start({})
+    monkeypatch.setattr(airflow, "digest_code", lambda: "changed")
+    with pytest.raises(ConfigurationError, match="began with other values of S2V_GPU"):  # it would start without it
+        installation.start({})
+    changed = pids_after_start()
+    assert len(changed) == len(first) == 4
+    assert changed.isdisjoint(first)
+    assert pids_after_start() == changed
+    state = json.loads(installation._state_path.read_text())
+    installation._state_path.write_text(json.dumps({name: state[name] for name in state if name != "settings"}))
+    monkeypatch.setattr(airflow, "digest_code", lambda: "changed again")
+    with pytest.raises(
+        ConfigurationError, match="other values of settings that an older version did not record"
+    ):
+        pids_after_start()
+    installation.stop()
+
+
+def test_the_code_is_that_of_package_and_dags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A change of a template or a DAG changes the code; a compiled file does not."""
+    for folder in ("s2v_tasks", "dags"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.setattr(checkout, "CHECKOUT", tmp_path)
+    seen = [checkout.digest_code()]
+    for name in ("s2v_tasks/page.html", "dags/job.py"):
+        (tmp_path / name).write_text("changed")
+        seen.append(checkout.digest_code())
+    assert len(set(seen)) == 3
+    (tmp_path / "dags" / "job.pyc").write_text("compiled")
+    assert checkout.digest_code() == seen[-1]
 
 
 def test_no_path_has_a_variable_for_airflow_to_replace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

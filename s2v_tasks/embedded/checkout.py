@@ -1,0 +1,26 @@
+"""Digests of what the processes of Airflow keep from their start: code of the checkout, settings of the environment."""
+
+import hashlib
+import importlib.metadata
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from s2v_tasks.settings import PREFIX
+
+CHECKOUT = Path(__file__).parents[2]
+
+
+def digest_code() -> str:
+    """Return a digest of all that a process of Airflow reads once: package, DAGs, version of Airflow."""
+    digest = hashlib.sha256(importlib.metadata.version("apache-airflow-core").encode())
+    for folder in (CHECKOUT / "s2v_tasks", CHECKOUT / "dags"):
+        for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc"):
+            digest.update(os.fsencode(path.relative_to(CHECKOUT)) + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def digest_settings(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return a digest of each setting of the package in the environment, by name."""
+    given = {name: value for name, value in environment.items() if name.startswith(PREFIX)}
+    return {name: hashlib.sha256(os.fsencode(value)).hexdigest() for name, value in given.items()}

@@ -5,22 +5,23 @@ triggerer to the network and does not end its child processes.
 """
 
 import contextlib
-import hashlib
 import importlib.metadata
 import json
 import os
+import re
 import secrets
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.request
 from base64 import urlsafe_b64encode
 from pathlib import Path
 from typing import Any
 
-from s2v_tasks.embedded.checkout import CHECKOUT, digest_code, digest_settings
+import psutil
+
+from s2v_tasks.embedded.checkout import CHECKOUT, digest_code, digest_settings, without_variables
 from s2v_tasks.embedded.process import (
     DetachedProcess,
     exclusive,
@@ -35,9 +36,11 @@ from s2v_tasks.log import get_logger
 
 DEFAULT_PORT = 8080
 _API_SERVER = "api-server"
+_SCHEDULER = "scheduler"
+_TASK = re.compile("airflow worker -- (?!LocalExecutor)")  # the process of a task; its parent is a worker
 _COMPONENTS = {
     _API_SERVER: (),
-    "scheduler": ("--skip-serve-logs",),
+    _SCHEDULER: ("--skip-serve-logs",),
     "dag-processor": (),
     "triggerer": ("--skip-serve-logs",),
 }
@@ -76,7 +79,7 @@ class AirflowInstallation:
         state = self._state
         configuration = {
             "core": {
-                "dags_folder": _without_variables(CHECKOUT) / "dags",
+                "dags_folder": without_variables(CHECKOUT) / "dags",
                 "load_examples": False,
                 "executor": "LocalExecutor",
                 "parallelism": 4,
@@ -109,7 +112,7 @@ class AirflowInstallation:
         }
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-        airflow_home = str(_without_variables(self.folder))
+        airflow_home = str(without_variables(self.folder))
         return inherited | variables | {"AIRFLOW_HOME": airflow_home, "S2V_HOME": str(self._home), "PATH": path}
 
     def migrate(self, environment: dict[str, str]) -> None:
@@ -184,10 +187,24 @@ class AirflowInstallation:
         for process in running:  # first signal all of them: each takes seconds to end
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process.pid() or 0, signal.SIGTERM)
+        if _SCHEDULER in names:
+            self._end_tasks()
         for process in running:
             process.stop(signal.SIGTERM, _STOP_SECONDS)
         # A scheduler that was killed has not ended its workers.
         return len(running) + sum(self._process(name).stop_left_behind("airflow", _STOP_SECONDS) for name in names)
+
+    def _end_tasks(self) -> None:
+        """End the tasks, for which the ending scheduler waits; its workers also begin tasks that were queued."""
+        scheduler, deadline = self._process(_SCHEDULER), time.monotonic() + _STOP_SECONDS
+        signalled: set[int] = set()
+        while scheduler.pid() is not None and time.monotonic() < deadline:
+            for task in scheduler.session(_TASK):
+                if task.pid not in signalled:
+                    signalled.add(task.pid)
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        task.terminate()
+            time.sleep(_POLL_SECONDS)
 
     def running(self) -> list[str]:
         """Return the components that run."""
@@ -269,19 +286,6 @@ class AirflowInstallation:
 def _unhealthy(health: dict[str, str]) -> list[str]:
     """Return the components that are not healthy yet."""
     return [part.replace("_", " ") for part, state in health.items() if state != "healthy"]
-
-
-def _without_variables(path: Path) -> Path:
-    """Return a path to the same folder without `$`, which Airflow would replace as a variable."""
-    if "$" not in str(path):
-        return path
-    alias = Path(tempfile.gettempdir()) / f"s2v-{hashlib.sha256(os.fsencode(path)).hexdigest()[:16]}"
-    with contextlib.suppress(FileExistsError):
-        alias.symlink_to(path)
-    # Any account can write to the folder: the link must belong to this one.
-    if not alias.is_symlink() or alias.readlink() != path or alias.lstat().st_uid != os.geteuid():
-        raise ConfigurationError(f"{alias} exists: expected a link to {path}. Remove it.")
-    return alias
 
 
 def airflow_command(*arguments: str) -> list[str]:

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import secrets
 import signal
 import socket
@@ -68,6 +69,15 @@ class DetachedProcess:
         if self.pid() is not None:
             raise TransientError(f"Process {self.pid()} ({self.marker}) does not end: end it by hand.")
 
+    def session(self, marker: re.Pattern[str]) -> list[psutil.Process]:
+        """Return the processes of its session whose command line has `marker`, also after its end."""
+        leader = self._noted_pid()
+        return [
+            process
+            for process in psutil.process_iter()
+            if leader is not None and _session(process.pid) == leader and marker.search(_command_line(process.pid))
+        ]
+
     def stop_left_behind(self, marker: str, timeout_seconds: float) -> int:
         """End the remaining processes of a killed process; return their number.
 
@@ -78,11 +88,7 @@ class DetachedProcess:
         # A pid is not reused while a session has its number: the process with it is the leader.
         if leader is None or _runs(leader):
             return 0
-        left = [
-            process
-            for process in psutil.process_iter()
-            if _session(process.pid) == leader and marker in _command_line(process.pid)
-        ]
+        left = self.session(re.compile(re.escape(marker)))
         for process in left:
             with suppress(psutil.NoSuchProcess):
                 process.terminate()

@@ -124,6 +124,34 @@ def test_the_api_server_ends_last(tmp_path: Path) -> None:
     assert (sorted(ended), ended[-1]) == (sorted(f"airflow {name}" for name in names), "airflow api-server")
 
 
+def test_the_scheduler_does_not_wait_for_its_tasks_in_vain(tmp_path: Path) -> None:
+    """A stop ends the tasks too, also one that begins meanwhile; their workers and the scheduler end by themselves."""
+    installation, ends = AirflowInstallation(tmp_path), tmp_path / "ends"
+    installation.claim_port()
+    program = tmp_path / "program.py"
+    program.write_text("""if True:
+        import signal, subprocess, sys, time
+        path, title, *tasks = sys.argv[1:]
+        def end(*_):
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            for task in tasks:  # as workers do, which still begin queued tasks
+                subprocess.run([sys.executable, __file__, path, task])
+            with open(path, "a") as ends:
+                ends.write(title + chr(10))
+            sys.exit()
+        signal.signal(signal.SIGTERM, end)
+        open(path + title, "w").close()
+        time.sleep(60)
+    """)
+    tasks = ["airflow worker -- 01a22536", "airflow worker -- 01a22538"]
+    command = [sys.executable, str(program), str(ends), "airflow scheduler", *tasks]
+    installation._process("scheduler").start(command, tmp_path / "log")
+    while not Path(f"{ends}airflow scheduler").exists():
+        time.sleep(0.05)
+    installation.stop()
+    assert ends.read_text().splitlines()[-1] == "airflow scheduler"
+
+
 def test_a_start_with_other_code_starts_all_processes_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes of the same code go on; after a change of the code none does. Settings never change silently."""
     installation = AirflowInstallation(tmp_path)
@@ -153,9 +181,7 @@ def test_a_start_with_other_code_starts_all_processes_again(tmp_path: Path, monk
     state = json.loads(installation._state_path.read_text())
     installation._state_path.write_text(json.dumps({name: state[name] for name in state if name != "settings"}))
     monkeypatch.setattr(airflow, "digest_code", lambda: "changed again")
-    with pytest.raises(
-        ConfigurationError, match="other values of settings that an older version did not record"
-    ):
+    with pytest.raises(ConfigurationError, match="other values of settings that an older version did not record"):
         pids_after_start()
     installation.stop()
 
@@ -194,14 +220,14 @@ def test_no_path_has_a_variable_for_airflow_to_replace(tmp_path: Path, monkeypat
 def test_a_link_that_is_not_ours_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, theirs: str) -> None:
     """A foreign link or folder at the path of the link is named and not replaced."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    link = airflow._without_variables(tmp_path / "$x")
+    link = checkout.without_variables(tmp_path / "$x")
     link.unlink()
     if theirs == "link":
         link.symlink_to(tmp_path)
     else:
         link.mkdir()
     with pytest.raises(ConfigurationError, match="exists: expected a link to"):
-        airflow._without_variables(tmp_path / "$x")
+        checkout.without_variables(tmp_path / "$x")
     assert link.exists()
 
 

@@ -46,7 +46,10 @@ def cancel(
     with open_metadata_store() as metadata:
         status = metadata.jobs.request_cancel(job_id)
         has_ended = status in {JobStatus.SUCCEEDED, JobStatus.FAILED}
-        ended_runs = _end_runs(job_id, metadata.queue.run_of(job_id) if has_ended else None)
+        if status is None or has_ended:  # only Airflow knows whether there is a run to cancel
+            ended_runs = _end_runs(job_id, metadata.queue.run_of(job_id))
+        else:
+            ended_runs = _try_to_end_runs(job_id)
         if status is None and not ended_runs:
             raise unknown_job(job_id)
         if has_ended and not ended_runs:
@@ -67,7 +70,7 @@ def cancel(
 def _end_runs(job_id: str, ended_run: str | None = None) -> list[str]:
     """End the job's active runs in Airflow, and return their ids.
 
-    `ended_run`: the run of a job that has ended. The steps of the job also end without Airflow.
+    `ended_run`: the run of a job that has ended.
     """
     from s2v_tasks.cli.airflow_api import AirflowApi, runs_to_come
 
@@ -75,14 +78,19 @@ def _end_runs(job_id: str, ended_run: str | None = None) -> list[str]:
     if settings.airflow_url is None:
         return []
     api = AirflowApi.from_settings(settings)
+    runs = [str(run["dag_run_id"]) for run in runs_to_come(api, job_id, ended_run)]
+    for run_id in runs:
+        api.fail(run_id)
+    return runs
+
+
+def _try_to_end_runs(job_id: str) -> list[str]:
+    """End the active runs of a job that has not ended; its steps also end without an answer of Airflow."""
     try:
-        runs = [str(run["dag_run_id"]) for run in runs_to_come(api, job_id, ended_run)]
-        for run_id in runs:
-            api.fail(run_id)
+        return _end_runs(job_id)
     except (ConfigurationError, TransientError) as error:
         typer.echo(f"{error} No run in Airflow was ended; steps that run stop by themselves.", err=True)
         return []
-    return runs
 
 
 def _await_end(metadata: "MetadataStore", job_id: str, ended_runs: list[str]) -> str:

@@ -12,7 +12,7 @@ from s2v_tasks.cli.airflow_api import HOW_TO_UNPAUSE, AwaitedRun, Waiting, find_
 from s2v_tasks.cli.job_control import cancel
 from s2v_tasks.cli.jobs import job
 from s2v_tasks.cli.watch import watch_job
-from s2v_tasks.errors import JobTakenError, PermanentError, TransientError
+from s2v_tasks.errors import ConfigurationError, JobTakenError, PermanentError, TransientError
 from s2v_tasks.metadata.session import create_engine
 from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.settings import load_settings
@@ -248,3 +248,23 @@ def test_a_watch_follows_the_new_start_of_a_failed_job(
     monkeypatch.setattr("s2v_tasks.cli.watch.time.sleep", starts)
     assert watch_job("talk", as_json=False) == 0
     assert "black" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "error", [TransientError("Airflow is away."), ConfigurationError("Airflow does not permit it.")]
+)
+def test_a_job_that_only_airflow_knows_is_not_called_unknown_by_cancel(
+    airflow: Airflow, failed: MetadataStore, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Without the answer of Airflow it is not known whether a run of the job waits: its error is that of the cancel."""
+
+    def refuse(_: str) -> None:
+        raise error
+
+    failed.events.record("talk", "step_finished", step="close_job")
+    airflow.add("other", "other", "queued")
+    airflow.add("talk--2", "talk", "queued")
+    monkeypatch.setattr(airflow, "fail", refuse)
+    for job_id in ("other", "talk"):
+        with pytest.raises(type(error), match=str(error)):
+            cancel(job_id)

@@ -11,7 +11,7 @@ import pytest
 
 from s2v_tasks.cli.job_control import cancel
 from s2v_tasks.embedded.process import free_ports
-from s2v_tasks.errors import JobCancelledError, PermanentError
+from s2v_tasks.errors import JobCancelledError, PermanentError, TransientError
 from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.orchestration.step_commands import StepFailedError, StepProcess
 from s2v_tasks.runtime.context import run_step
@@ -111,7 +111,10 @@ def test_the_reason_of_a_cancelled_job_is_shown_as_text(
 def test_a_job_that_waits_is_cancelled_at_once(
     metadata: MetadataStore, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The command cancels a waiting job itself, also without an answer of Airflow, and refuses a job that has ended."""
+    """The command cancels a waiting job itself, also without an answer of Airflow.
+
+    It cannot say without Airflow that there is nothing to cancel: a start of the job may wait there.
+    """
     monkeypatch.setenv("S2V_AIRFLOW_URL", f"http://127.0.0.1:{free_ports(1)[0]}")
     load_settings.cache_clear()
     metadata.jobs.enqueue("waiting", {})
@@ -122,6 +125,11 @@ def test_a_job_that_waits_is_cancelled_at_once(
         assert "does not answer" in shown.err
     metadata.jobs.enqueue("over", {})
     metadata.jobs.fail("over", "why")
+    for job_id in ("over", "never-submitted"):
+        with pytest.raises(TransientError, match="does not answer"):
+            cancel(job_id)
+    monkeypatch.delenv("S2V_AIRFLOW_URL")
+    load_settings.cache_clear()
     for job_id, words in (("over", "has failed"), ("never-submitted", "does not exist")):
         with pytest.raises(PermanentError, match=words):
             cancel(job_id)

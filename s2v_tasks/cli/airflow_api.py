@@ -1,25 +1,20 @@
-"""Airflow's REST API: runs of the DAG that makes videos, including runs whose jobs are not in the database yet."""
+"""Airflow's REST API: runs of the DAG that makes videos, their tasks and their questions."""
 
+import http.client
 import json
+import re
+import ssl
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
-import typer
-
-from s2v_tasks.errors import ConfigurationError, JobTakenError, PermanentError, TransientError
-from s2v_tasks.schemas.events import JobEvent
-from s2v_tasks.schemas.job import RestartableStatus, job_id_of_run
+from s2v_tasks.errors import ConfigurationError, PermanentError, TransientError
 from s2v_tasks.schemas.steps import JOB_DAG
-from s2v_tasks.settings import Settings, load_settings
-
-if TYPE_CHECKING:
-    from s2v_tasks.metadata.tables import Job
+from s2v_tasks.settings import Settings
 
 _DAG_PATH = f"/api/v2/dags/{JOB_DAG}"
 _TIMEOUT_SECONDS = 30.0
@@ -28,12 +23,18 @@ HOW_TO_UNPAUSE = (
     f"the DAG {JOB_DAG} is paused in Airflow, as all new DAGs are: no run starts. Unpause it in the UI or with "
     "`--unpause` of `s2v submit`"
 )
-_ENDED = ("failed", "success")
 _NOT_VALID = "Invalid JWT token"  # detail of Airflow's 403 for a token that is no login any more
 # Answers below 500 that a proxy in front of Airflow may give.
 _OF_PROXIES = {
     HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS
 }  # fmt: skip
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Lets a redirect be an answer: urllib would send a POST again as a GET, which starts nothing."""
+
+    def redirect_request(self, *_: Any) -> None:
+        """Follow no redirect."""
 
 
 class AirflowApi:
@@ -44,7 +45,8 @@ class AirflowApi:
         self._account = {"username": user, "password": password} if user else None
         self._token = token
         loopback = urlsplit(url).hostname in {"127.0.0.1", "localhost", "::1"}
-        self._opener = urllib.request.build_opener(*([urllib.request.ProxyHandler({})] if loopback else []))
+        proxy = [urllib.request.ProxyHandler({})] if loopback else []
+        self._opener = urllib.request.build_opener(_NoRedirects, *proxy)
 
     @classmethod
     def from_settings(cls, settings: Settings) -> "AirflowApi":
@@ -144,17 +146,40 @@ class AirflowApi:
             self.url + path, method=method, headers=headers, data=None if body is None else json.dumps(body).encode()
         )
         try:
-            with self._opener.open(request, timeout=_TIMEOUT_SECONDS) as answer:
-                return answer.status, self._object(answer.status, answer.read())
+            status, data = self._exchange(request)
+        except http.client.InvalidURL as error:
+            raise ConfigurationError(f"S2V_AIRFLOW_URL is not a URL: {error}. Correct the setting.") from error
+        except (OSError, http.client.HTTPException) as error:
+            raise self._unreachable(error) from error
+        answer = self._object(status, data)
+        return (status, answer) if status < 300 else self._refused(f"{method} {path.partition('?')[0]}", status, answer)
+
+    def _exchange(self, request: urllib.request.Request) -> tuple[int, bytes]:
+        """Send a request and return status and body of any answer; ConfigurationError for a redirect."""
+        try:
+            answer = self._opener.open(request, timeout=_TIMEOUT_SECONDS)
         except urllib.error.HTTPError as refusal:
-            with refusal:
-                answer = self._object(refusal.code, refusal.read())
-                return self._refused(f"{method} {path.partition('?')[0]}", refusal.code, answer)
-        except OSError as error:
-            raise TransientError(
-                f"Airflow at {self.url} does not answer ({error}): check that it runs (`s2v up` starts the embedded "
-                "one) and that S2V_AIRFLOW_URL names it."
-            ) from error
+            answer = refusal
+        with answer:
+            if target := answer.headers.get("Location") if 300 <= answer.status < 400 else None:
+                raise ConfigurationError(
+                    f"S2V_AIRFLOW_URL {self.url} redirects to {target}: expected the API server of Airflow itself. Set "
+                    "it to the address to which browsers are redirected, with https:// if it is that."
+                )
+            return answer.status, answer.read()
+
+    def _unreachable(self, error: Exception) -> ConfigurationError | TransientError:
+        """Return the error for a server that gives no answer, or only a part of it."""
+        if isinstance(getattr(error, "reason", None), ssl.SSLCertVerificationError):
+            return ConfigurationError(
+                f"The certificate of Airflow at {self.url} cannot be verified ({error}): for a certificate of your own "
+                "authority, set SSL_CERT_FILE to the file with the certificate of the authority; S2V_AIRFLOW_URL must "
+                "have a host name of the certificate."
+            )
+        return TransientError(
+            f"Airflow at {self.url} does not answer ({error}): check that it runs (`s2v up` starts the embedded "
+            "one) and that S2V_AIRFLOW_URL names it."
+        )
 
     def _refused(self, call: str, status: int, answer: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         reason = answer.get("detail", "no reason given")
@@ -183,107 +208,10 @@ class AirflowApi:
             if isinstance(parsed, dict):
                 return parsed
         text = " ".join(data[:500].decode(errors="replace").split())
+        title = re.search("<title>(.+?)</title>", text)
         if status not in _OF_PROXIES and (status < 500 or status == HTTPStatus.NOT_IMPLEMENTED):
             raise ConfigurationError(
                 f"S2V_AIRFLOW_URL {self.url} is not the API server of Airflow: it answers {status} {text[:60]!r}; "
                 "expected JSON. Correct the setting (`make up` sets it for the embedded Airflow)."
             )
-        return {"detail": text}
-
-
-@dataclass(frozen=True)
-class AwaitedRun:
-    """The run of a job; `state` in Airflow's words."""
-
-    job_id: str
-    run_id: str
-    state: str
-    dag_is_paused: bool
-
-    @property
-    def sentence(self) -> str:
-        """Return the state of the waiting run in one sentence."""
-        text = f"Job {self.job_id} waits for the first step of its run {self.run_id}, which is {self.state}"
-        return f"{text}, and {HOW_TO_UNPAUSE}." if self.dag_is_paused else f"{text} in Airflow."
-
-    def check_begins(self, job: "Job | None" = None) -> None:
-        """Raise if the run has ended before the job was read: the job will not begin.
-
-        JobTakenError if the job belongs to another request, else TransientError.
-        """
-        if self.state not in _ENDED:
-            return
-        for event in job.events if job else ():
-            if event.event == JobEvent.REQUEST_REFUSED and event.detail["dag_run_id"] == self.run_id:
-                raise JobTakenError(event.detail["error"])
-        raise TransientError(
-            f"Run {self.run_id} of job {self.job_id} is {self.state} in Airflow before its first step: see the log of "
-            "its first task in Airflow."
-        )
-
-
-def find_run(job_id: str, run_id: str | None = None) -> AwaitedRun | None:
-    """Return the run `run_id` of a job, else its newest active run, else the run named after it, else None."""
-    settings = load_settings()
-    if settings.airflow_url is None:
-        return None
-    api = AirflowApi.from_settings(settings)
-    if run_id is None:
-        active = (run for run in api.active_runs() if job_of_run(run) == job_id)
-        run = next(active, None) or api.run(job_id)
-    else:
-        run = api.run(run_id)
-    return None if run is None else AwaitedRun(job_id, str(run["dag_run_id"]), str(run["state"]), api.is_paused())
-
-
-def new_start_of(job: "Job") -> AwaitedRun | None:
-    """Return the run that will start a job again that has ended; None if there is none, or no address of Airflow."""
-    settings = load_settings()
-    if settings.airflow_url is None or job.status not in list(RestartableStatus):
-        return None
-    api = AirflowApi.from_settings(settings)
-    run = next(runs_to_come(api, job.job_id, job.dag_run_id), None)
-    return None if run is None else AwaitedRun(job.job_id, str(run["dag_run_id"]), str(run["state"]), api.is_paused())
-
-
-def runs_to_come(api: AirflowApi, job_id: str, ended_run: str | None) -> Iterator[dict[str, Any]]:
-    """Yield the active runs of a job that has ended with the run `ended_run`.
-
-    The last task of that run may still work, so the run counts only if it is queued again.
-    """
-    for run in api.active_runs():
-        if job_of_run(run) == job_id and (run["dag_run_id"] != ended_run or run["state"] == "queued"):
-            yield run
-
-
-def job_of_run(run: dict[str, Any]) -> str:
-    """Return the job of a run of the DAG."""
-    return job_id_of_run(run["dag_run_id"], (run["conf"] or {}).get("job_id"))
-
-
-class Waiting:
-    """Prints to stderr the reason for which a job waits, whenever it changes."""
-
-    def __init__(self, find: Callable[[], AwaitedRun | None]) -> None:
-        self._find = find
-        self._printed = ""
-        self.run: AwaitedRun | None = None
-
-    def ask(self) -> None:
-        """Get the run from Airflow; if Airflow does not answer, report it and try again at the next call."""
-        try:
-            self.run = self._find()
-        except TransientError as error:
-            self.run = None
-            self._print(str(error))
-
-    def report(self, job: "Job | None") -> None:
-        """Print the state of the run, found before `job` was read; raise if the job never starts."""
-        if self.run is not None:
-            self.run.check_begins(job)
-            self._print(self.run.sentence)
-
-    def _print(self, sentence: str) -> None:
-        if sentence != self._printed:
-            typer.echo(sentence, err=True)
-        self._printed = sentence
+        return {"detail": title[1] if title else text}

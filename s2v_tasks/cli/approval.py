@@ -79,7 +79,7 @@ def _check_from_clip(question: dict[str, Any], fields: dict[str, Any]) -> None:
 
 def _question(api: "AirflowApi", job_id: str) -> dict[str, Any] | None:
     """Return the open question of a job."""
-    from s2v_tasks.cli.airflow_api import job_of_run
+    from s2v_tasks.cli.awaited_runs import job_of_run
 
     runs = (run["dag_run_id"] for run in api.active_runs() if job_of_run(run) == job_id)
     return next((question for run_id in runs for question in api.open_questions(run_id)), None)

@@ -72,7 +72,8 @@ def _end_runs(job_id: str, ended_run: str | None = None) -> list[str]:
 
     `ended_run`: the run of a job that has ended.
     """
-    from s2v_tasks.cli.airflow_api import AirflowApi, runs_to_come
+    from s2v_tasks.cli.airflow_api import AirflowApi
+    from s2v_tasks.cli.awaited_runs import runs_to_come
 
     settings = load_settings()
     if settings.airflow_url is None:

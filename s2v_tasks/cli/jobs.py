@@ -94,7 +94,7 @@ def job(
 
 def _show_awaited(job_id: str, *, as_json: bool) -> None:
     """Show the run of a job that is not in the database yet; PermanentError if Airflow has none either."""
-    from s2v_tasks.cli.airflow_api import find_run
+    from s2v_tasks.cli.awaited_runs import find_run
 
     try:
         run = find_run(job_id)

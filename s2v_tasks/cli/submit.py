@@ -104,7 +104,8 @@ class SubmitOptions:
 
 def submit_request(job_id: str, request: Request, options: SubmitOptions) -> int:
     """Submit a job and print its state; return 0, or the exit code of the job if it is watched."""
-    from s2v_tasks.cli.airflow_api import AirflowApi, find_run
+    from s2v_tasks.cli.airflow_api import AirflowApi
+    from s2v_tasks.cli.awaited_runs import find_run
 
     ended_before = known = None
     if load_settings().database_url is not None:

@@ -19,7 +19,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
-from s2v_tasks.cli import airflow_api
+from s2v_tasks.cli import awaited_runs
 from s2v_tasks.cli.terminal import console, open_metadata_store, print_json
 from s2v_tasks.errors import ConfigurationError, PermanentError, TransientError
 from s2v_tasks.schemas.events import JobEvent
@@ -34,7 +34,7 @@ Watch = Annotated[
 ]
 POLL_SECONDS = 1.0
 _LOOKS_PER_QUESTION = 5  # reads of the metadata store between two requests to Airflow
-FindRun = Callable[[], airflow_api.AwaitedRun | None]
+FindRun = Callable[[], awaited_runs.AwaitedRun | None]
 Show = Callable[["Job"], None]
 
 
@@ -51,12 +51,12 @@ def watch_job(
     `ended_before`: an earlier end, which is ignored; so is the end of a job that Airflow will start again. `may_come`:
     the job may not exist yet. `find_run`: asks Airflow for the run of a job that has not begun.
     """
-    ask = find_run or partial(airflow_api.find_run, job_id)
+    ask = find_run or partial(awaited_runs.find_run, job_id)
     try:
         with open_metadata_store() as metadata:
             if ended_before is None and (job := metadata.jobs.get(job_id)) and (start := find_new_start(job)):
-                ended_before, ask = job.finished_at, partial(airflow_api.find_run, job_id, start.run_id)
-            _await_begin(metadata, job_id, airflow_api.Waiting(ask), ended_before=ended_before, may_come=may_come)
+                ended_before, ask = job.finished_at, partial(awaited_runs.find_run, job_id, start.run_id)
+            _await_begin(metadata, job_id, awaited_runs.Waiting(ask), ended_before=ended_before, may_come=may_come)
             with _display(as_json) as show:
                 while True:
                     job = metadata.jobs.get(job_id)
@@ -77,7 +77,7 @@ def watch_job(
 def _await_begin(
     metadata: "MetadataStore",
     job_id: str,
-    waiting: airflow_api.Waiting,
+    waiting: awaited_runs.Waiting,
     *,
     ended_before: datetime | None,
     may_come: bool,
@@ -91,16 +91,16 @@ def _await_begin(
             return
         if look % _LOOKS_PER_QUESTION == 1:
             waiting.report(job)
-            if job is None and waiting.run is None and not may_come:
+            if job is None and waiting.run is None and waiting.is_answered and not may_come:
                 raise unknown_job(job_id)
         if look:
             time.sleep(POLL_SECONDS)
 
 
-def find_new_start(job: "Job") -> airflow_api.AwaitedRun | None:
+def find_new_start(job: "Job") -> awaited_runs.AwaitedRun | None:
     """Return the run that will start an ended job again; if Airflow gives no answer, report it and return None."""
     try:
-        return airflow_api.new_start_of(job)
+        return awaited_runs.new_start_of(job)
     except (ConfigurationError, TransientError) as error:
         typer.echo(f"{error} Whether the job will start again is not known.", err=True)
         return None

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from s2v_tasks.cli import watch
-from s2v_tasks.cli.airflow_api import HOW_TO_UNPAUSE, AwaitedRun, Waiting, find_run
+from s2v_tasks.cli.airflow_api import HOW_TO_UNPAUSE
+from s2v_tasks.cli.awaited_runs import AwaitedRun, Waiting, find_run
 from s2v_tasks.cli.job_control import cancel
 from s2v_tasks.cli.jobs import job
 from s2v_tasks.cli.watch import watch_job
@@ -167,14 +168,22 @@ def test_no_run_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_job_is_not_called_unknown_while_airflow_does_not_answer(
     airflow: Airflow, metadata: MetadataStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The message about Airflow also says that the database has no such job."""
+    """The message about Airflow also says that the database has no such job. A watch asks again."""
+    answers = 0
 
     def no_answer() -> list[dict[str, Any]]:
-        raise TransientError("Airflow does not answer.")
+        nonlocal answers
+        answers += 1
+        if answers < 3:
+            raise TransientError("Airflow does not answer.")
+        return []
 
     monkeypatch.setattr(airflow, "active_runs", no_answer)
     with pytest.raises(TransientError, match=r"Job 'talk' is not in the database.*Airflow does not answer\."):
         job("talk")
+    with pytest.raises(PermanentError, match="'talk' does not exist"):
+        watch_job("talk", as_json=False)
+    assert answers == 3
 
 
 @pytest.mark.parametrize("state", ["queued", "running"])

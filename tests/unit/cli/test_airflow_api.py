@@ -1,7 +1,9 @@
 """Check the client of the API of Airflow with answers from a server of this test."""
 
 import json
+import ssl
 import threading
+import urllib.error
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -21,6 +23,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.answers: list[tuple[int, Any]] = []
         self.asked: list[tuple[str, str, str | None, Any]] = []
+        self.cut_bytes = 0
 
     @property
     def url(self) -> str:
@@ -37,7 +40,9 @@ class Handler(BaseHTTPRequestHandler):
         status, content = self.server.answers.pop(0)
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
-        self.send_header("Content-Length", str(len(data)))
+        self.send_header("Content-Length", str(len(data) + self.server.cut_bytes))
+        if 300 <= status < 400:
+            self.send_header("Location", f"https://airflow.example.org{self.path}")
         self.end_headers()
         self.wfile.write(data)
 
@@ -94,6 +99,7 @@ def test_a_run_that_is_there_is_not_started_again(server: Server) -> None:
         (404, {}, ConfigurationError, "no DAG 'speech_to_video': .* list-import-errors"),
         (400, {"detail": "size is bad\n\nFailed validating 'pattern' in schema: {}"}, PermanentError, "size is bad$"),
         (503, b"<html>busy</html>", TransientError, "503.*busy"),
+        (502, b"<html><head><title>502 Bad Gateway</title>", TransientError, r"failed \(502\): 502 Bad Gateway$"),
     ],
 )
 def test_refusals_have_remedies(server: Server, status: int, answer: Any, error: type[Exception], words: str) -> None:
@@ -113,7 +119,46 @@ def test_a_missing_permission_names_the_user_and_the_call(server: Server) -> Non
     assert "PASSWORD" not in str(refused.value)
 
 
-@pytest.mark.parametrize("status", [200, 308, 400, 404, 405, 501])
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_starts_nothing(server: Server, status: int) -> None:
+    """A redirect of a proxy is named with its target; no POST is repeated as a GET, and no token is sent on."""
+    target = r"redirects to https://airflow.example.org/api/v2/dags/speech_to_video.*: expected .* https://"
+    for call in (lambda api: api.trigger("r", {}), lambda api: api.run("r"), lambda api: api.unpause()):
+        server.answers = [(status, b"<html>moved</html>"), (200, {})]
+        with pytest.raises(ConfigurationError, match=target):
+            call(AirflowApi(server.url, token="t"))
+    assert [method for method, *_ in server.asked] == ["POST", "GET", "PATCH"]
+
+
+@pytest.mark.parametrize("status", [200, 502])
+def test_an_answer_that_breaks_off_is_a_transient_error(server: Server, status: int) -> None:
+    """A proxy that restarts ends a connection within an answer: the same call may succeed later."""
+    server.answers, server.cut_bytes = [(status, {"state": "running"})], 10
+    with pytest.raises(TransientError, match="does not answer"):
+        AirflowApi(server.url).run("r")
+
+
+def test_an_unknown_certificate_names_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A certificate of an own authority is no outage: the message names SSL_CERT_FILE."""
+    api = AirflowApi("https://airflow.example.org/airflow/")
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise urllib.error.URLError(ssl.SSLCertVerificationError(1, "unable to get local issuer certificate"))
+
+    monkeypatch.setattr(api._opener, "open", refuse)
+    with pytest.raises(
+        ConfigurationError, match=r"https://airflow.example.org/airflow cannot.*local issuer.*SSL_CERT_FILE"
+    ):
+        api.run("r")
+
+
+def test_a_url_that_is_none_is_a_configuration_error() -> None:
+    """A port that is no number is named."""
+    with pytest.raises(ConfigurationError, match="S2V_AIRFLOW_URL is not a URL: nonnumeric port: '80a'"):
+        AirflowApi("http://airflow.example.org:80a").run("r")
+
+
+@pytest.mark.parametrize("status", [200, 400, 404, 405, 501])
 def test_another_server_is_a_configuration_error(server: Server, status: int) -> None:
     """A server that answers with a page, as another program at this address does, is named with its answer."""
     server.answers = [(status, b"<html>\n<h1>Welcome</h1>")]

@@ -7,7 +7,7 @@ from airflow.sdk import Param
 
 from s2v_tasks.schemas.catalogue import EMPTY, Catalogue, load_catalogue
 from s2v_tasks.schemas.job import JOB_ID_PATTERN, PRIORITIES
-from s2v_tasks.schemas.preset import load_demo_request
+from s2v_tasks.schemas.preset import prefilled_request
 from s2v_tasks.schemas.request import Request
 from s2v_tasks.settings import config_dir, load_settings
 
@@ -35,9 +35,7 @@ _LABELS = {
 def form_params() -> dict[str, Param]:
     """Return the form of this installation; on a CPU it is filled with the request of the demo."""
     settings = load_settings()
-    folder = config_dir(settings)
-    prefill = load_demo_request(folder) if settings.gpu == "cpu" else {}
-    return request_params(load_catalogue(folder), prefill)
+    return request_params(load_catalogue(config_dir(settings)), prefilled_request(settings))
 
 
 def request_params(catalogue: Catalogue, prefill: Mapping[str, Any]) -> dict[str, Param]:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from s2v_tasks.errors import ConfigurationError, PermanentError
 from s2v_tasks.schemas.request_fields import AdapterChoice, Solver, StepCache, parse_size, plain_number
+from s2v_tasks.settings import Settings, config_dir
 
 
 class Preset(BaseModel):
@@ -67,6 +68,19 @@ def load_demo_request(config_dir: Path) -> dict[str, Any]:
     """Return the request of `config_dir`/demo.yaml: sample inputs at a size that a CPU renders in seconds."""
     request: dict[str, Any] = yaml.safe_load((config_dir / "demo.yaml").read_text(encoding="utf-8"))
     return request
+
+
+def prefilled_request(settings: Settings) -> dict[str, Any]:
+    """Return the fields with which forms are filled: on a CPU those of the demo, otherwise none.
+
+    Only the embedded stack has the sample inputs. On other servers the fields that belong to them stay empty.
+    """
+    if settings.gpu != "cpu":
+        return {}
+    request = load_demo_request(config_dir(settings))
+    if request["image_uri"].startswith(f"{settings.data_uri.rstrip('/')}/"):
+        return request
+    return {name: value for name, value in request.items() if name not in {"image_uri", "audio_uri", "prompt"}}
 
 
 def find_preset(presets: Mapping[str, Preset], name: str) -> Preset:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.metadata.tables import Job
 from s2v_tasks.schemas.job import JobStatus, RestartableStatus, check_job_id, is_job_id
-from s2v_tasks.schemas.preset import find_preset, load_demo_request, load_presets
+from s2v_tasks.schemas.preset import find_preset, load_presets, prefilled_request
 from s2v_tasks.schemas.request import Request
 from s2v_tasks.schemas.request_parsing import parse_request
 from s2v_tasks.schemas.rerun import changes_something, job_id_of_request, rerun_job_id, rerun_request
@@ -60,8 +60,7 @@ def new_job(
     if is_job_id(copied) and (job := services.metadata.jobs.get(copied)) is not None:
         fields = {name: value for name, value in (job.request or {}).items() if value is not None}
         fields = {name: value for name, value in fields.items() if name not in _NOT_COPIED}
-    is_demo = not copied and services.settings.gpu == "cpu"
-    shown = load_demo_request(folder) if is_demo else fields
+    shown = fields if copied else prefilled_request(services.settings)
     given = shown.get("labels")
     labels = given if isinstance(given, dict) else {}  # a refused request may hold anything
     return page(
@@ -73,7 +72,7 @@ def new_job(
         labels=" ".join(f"{name}={value}" for name, value in labels.items()),
         others={name: value for name, value in shown.items() if name not in _SHOWN},
         copied=copied if fields else "",
-        is_demo=is_demo,
+        is_demo=not copied and "image_uri" in shown,
     )
 
 
@@ -146,6 +145,10 @@ def _start(services: Services, job_id: str, request: Request, user: Any, action:
     started = start_run(job_id, request, user.get_name())
     if started.is_new:
         leave_event(services, job_id, user, action)
+    elif (
+        (job := services.metadata.jobs.get(job_id)) and job.status in list(RestartableStatus) and not new_start_of(job)
+    ):
+        raise HTTPException(409, f"The earlier start of {job_id} has not ended in Airflow: try again in some seconds.")
     answer = {"job_id": job_id, "run_id": started.run_id, "started": started.is_new}
     return JSONResponse(answer | {"dag_is_paused": started.dag_is_paused}, 201 if started.is_new else 200)
 

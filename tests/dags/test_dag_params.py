@@ -121,13 +121,20 @@ def test_the_job_id_follows_the_pattern_of_the_system(params: dict[str, Param]) 
 
 
 def test_the_form_of_the_embedded_stack_can_be_sent_as_it_opens(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a CPU the form is filled with a request for the sample inputs; with a GPU the inputs are empty."""
+    """With a CPU the form is filled with a request for the sample inputs; with a GPU the inputs are empty.
+
+    A bucket without the samples leaves them empty, too: only the size for a CPU is filled in.
+    """
     monkeypatch.setenv("S2V_GPU", "cpu")
     load_settings.cache_clear()
     filled = {name: param.value for name, param in form_params().items()}
+    monkeypatch.setenv("S2V_DATA_URI", "s3://own-data")
+    load_settings.cache_clear()
+    own = {name: param.value for name, param in form_params().items()}
     monkeypatch.setenv("S2V_GPU", "h100-sxm")
     load_settings.cache_clear()
     empty = {name: param.value for name, param in form_params().items()}
     load_settings.cache_clear()
     assert Request.model_validate({k: v for k, v in filled.items() if k != "job_id"}).size == "128*192"
-    assert empty["image_uri"] == empty["prompt"] == ""
+    assert empty["image_uri"] == empty["prompt"] == own["image_uri"] == own["audio_uri"] == own["prompt"] == ""
+    assert own["size"] == "128*192"

@@ -1,4 +1,4 @@
-"""Look at the runs in the database of Airflow, and end one."""
+"""Look at the runs in the database of Airflow, and begin or end one."""
 
 from typing import Any
 
@@ -25,10 +25,19 @@ def skipped_tasks(run_id: str) -> set[str]:
         return set(session.scalars(skipped))
 
 
+def begin(run_id: str) -> None:
+    """Let a run begin, as the scheduler would."""
+    _change(run_id, "running")
+
+
 def end(run_id: str) -> None:
     """Let a run end as failed, as the scheduler would."""
+    _change(run_id, "failed")
+
+
+def _change(run_id: str, state: str) -> None:
     from airflow.models.dagrun import DagRun
     from airflow.utils.session import create_session
 
     with create_session() as session:
-        session.execute(sa.update(DagRun).where(DagRun.run_id == run_id).values(state="failed"))
+        session.execute(sa.update(DagRun).where(DagRun.run_id == run_id).values(state=state))

@@ -15,7 +15,7 @@ from s2v_tasks.settings import load_settings
 from s2v_tasks.storage.s3 import ObjectStore
 from s2v_tasks.web.estimates import _options
 from s2v_tasks.web.services import services
-from tests.web.airflow_runs import end, runs, skipped_tasks
+from tests.web.airflow_runs import begin, end, runs, skipped_tasks
 from tests.web.conftest import Login
 from tests.web.sample_job import REQUEST, add_job
 
@@ -153,13 +153,17 @@ def test_a_new_start_that_has_not_begun_is_shown_and_cancelled(
 
 
 def test_a_failed_job_starts_again(login: Login, metadata: MetadataStore, store: ObjectStore) -> None:
-    """A failed job gets another run with its own request; a running job is refused."""
+    """A failed job gets another run with its own request; a running job, and one whose run ends, are refused."""
     editor = login("edith")
     editor.post("/s2v/new/start", json=REQUEST | {"job_id": "talk"})
+    metadata.jobs.enqueue("talk", REQUEST, dag_run_id="talk")
     add_job(metadata, store, "talk")
     assert editor.post("/s2v/job/talk/retry").status_code == 409
-    end("talk")
     metadata.jobs.fail("talk", "A node was lost.")
+    begin("talk")
+    refused = editor.post("/s2v/job/talk/retry")
+    assert (refused.status_code, "has not ended in Airflow: try again" in refused.text) == (409, True)
+    end("talk")
     answer = editor.post("/s2v/job/talk/retry")
     assert (answer.status_code, answer.json()["run_id"]) == (201, "talk--2")
     assert runs()["talk--2"] == ("queued", REQUEST | {"job_id": "talk"}, "edith")
@@ -260,17 +264,22 @@ def test_a_copy_of_a_job_with_damaged_labels_has_none(login: Login, metadata: Me
     assert '<input name="labels" value=""' in answer.text
 
 
-@pytest.mark.parametrize(("gpu", "is_filled"), [("cpu", True), ("h100-sxm", False)])
+@pytest.mark.parametrize(
+    ("gpu", "data_uri", "is_filled"),
+    [("cpu", "s3://s2v", True), ("cpu", "s3://own", False), ("h100-sxm", "s3://s2v", False)],
+)
 def test_the_form_is_filled_with_the_demo_on_a_cpu(
-    login: Login, monkeypatch: pytest.MonkeyPatch, gpu: str, is_filled: bool
+    login: Login, monkeypatch: pytest.MonkeyPatch, gpu: str, data_uri: str, is_filled: bool
 ) -> None:
-    """On a CPU the form is filled with the demo; with a GPU it is empty."""
+    """On a CPU the form is filled with the demo, without its files in a bucket of its own; with a GPU it is empty."""
     monkeypatch.setenv("S2V_GPU", gpu)
+    monkeypatch.setenv("S2V_DATA_URI", data_uri)
     load_settings.cache_clear()
     services.cache_clear()
     form = login("edith").get("/s2v/new").text
     assert ("s3://s2v/samples/portrait.jpg" in form) is is_filled
-    assert ("128*192" in form) is is_filled
+    assert ("Filled with the samples" in form) is is_filled
+    assert ("128*192" in form) is (gpu == "cpu")
     assert 'name="max_retakes"' in form
 
 

@@ -124,7 +124,10 @@ def test_a_rejected_job_leads_to_its_rerun(login: Login, metadata: MetadataStore
     assert job.waiting_approval is not None
     metadata.approvals.decide(job.waiting_approval, ApprovalStatus.REJECTED, user="edith", next_job_id="talk-r1")
     metadata.jobs.cancel("talk", "The video was rejected.")
-    assert '<a href="talk-r1">Open talk-r1</a>' in login("vera").get("/s2v/job/talk").text
+    assert (
+        '<a href="../videos/of-run?dag_id=speech_to_video&amp;run_id=talk-r1">Open talk-r1</a>'
+        in login("vera").get("/s2v/job/talk").text
+    )
 
 
 def test_a_job_that_is_being_cancelled_asks_nothing(

@@ -86,6 +86,28 @@ def test_the_later_of_two_files_is_used(form: Callable[..., Any], store: ObjectS
     assert sent[-1]["image_uri"] == "s3://bucket/second.jpg"
 
 
+def test_a_file_that_a_proxy_refuses_is_not_chosen_any_more(form: Callable[..., Any]) -> None:
+    """The page of a proxy becomes a sentence. The form shows no file that it does not have."""
+    page, _ = form()
+    refusal = "<html><h1>413 Request Entity Too Large</h1></html>"
+    page.route("**/new/upload*", lambda route: route.fulfill(status=413, content_type="text/html", body=refusal))
+    page.set_input_files("#image", PICTURE)
+    page.get_by_text("A proxy in front of Airflow refuses the file as too large (413)").wait_for()
+    assert page.locator("#image").evaluate("input => input.files.length") == 0
+    assert page.locator("#preview").is_hidden()
+    assert page.locator("#image-progress").is_hidden()
+    assert page.locator("#start").is_disabled()
+
+
+def test_a_proxy_without_airflow_is_named(form: Callable[..., Any]) -> None:
+    """While Airflow restarts, Start says so and can be pressed again."""
+    page, _ = form()
+    page.route("**/new/start", lambda route: route.fulfill(status=502, content_type="text/html", body="<html></html>"))
+    page.locator("#start").click()
+    page.get_by_text("Airflow does not answer its proxy (502)").wait_for()
+    assert page.locator("#start").is_enabled()
+
+
 def test_the_back_button_keeps_the_chosen_files(form: Callable[..., Any]) -> None:
     """A form that the browser restores uses the files whose names it shows, not those of the earlier job."""
     page, sent = form()

@@ -102,7 +102,12 @@ async function choose(input) {
     });
     if (isCurrent()) target.value = uri;
   } catch (error) {
-    if (isCurrent()) problem.textContent = error.message;
+    if (isCurrent()) {
+      problem.textContent = error.message;
+      bar.hidden = true;
+      shown.hidden = true;
+      input.value = ""; // no file is chosen: the message goes with the next file
+    }
   } finally {
     uploading -= 1;
     if (isCurrent()) bar.hidden = true;

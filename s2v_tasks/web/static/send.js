@@ -1,5 +1,12 @@
 const LOGGED_OUT = "Your login has ended: log in again in another tab, then repeat this here.";
 
+// The sentence for an answer without one: the page of a proxy in front of Airflow.
+function refusal(status) {
+  if (status === 413) return "A proxy in front of Airflow refuses the file as too large (413): its administrator can raise the limit.";
+  if ([502, 503, 504].includes(status)) return `Airflow does not answer its proxy (${status}): try again in a minute.`;
+  return `The server answered ${status}.`;
+}
+
 // Send an action as JSON; the answer's sentence becomes the error.
 export async function send(address, body) {
   const answer = await fetch(address, {
@@ -9,7 +16,7 @@ export async function send(address, body) {
   });
   if (answer.status === 401) throw new Error(LOGGED_OUT);
   const result = await answer.json().catch(() => ({}));
-  if (!answer.ok) throw new Error(result.detail || `The server answered ${answer.status}.`);
+  if (!answer.ok) throw new Error(result.detail || refusal(answer.status));
   return result;
 }
 
@@ -28,7 +35,7 @@ export function upload(file, onProgress) {
       }
       if (request.status === 401) reject(new Error(LOGGED_OUT));
       else if (request.status < 300) resolve(result.uri);
-      else reject(new Error(result.detail || `The server answered ${request.status}.`));
+      else reject(new Error(result.detail || refusal(request.status)));
     });
     request.addEventListener("error", () => reject(new Error("The upload was interrupted: try again.")));
     request.send(file);

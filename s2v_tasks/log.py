@@ -4,8 +4,9 @@ Bind keys that are constant for a process once (`bind(job_id=..., clip_index=...
 """
 
 import logging
+import os
 import sys
-from typing import Any
+from typing import Any, TextIO, cast
 
 import structlog
 
@@ -27,9 +28,30 @@ def configure(*, json_lines: bool, level: str = "INFO") -> None:
             *renderers,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level]),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(file=cast("TextIO", _Lines(sys.stderr))),
         cache_logger_on_first_use=True,
     )
+
+
+class _Lines:
+    """The stream of the lines. If its reader has ended, as with a killed task, lines are lost, but not the work."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        """Write a line."""
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except BrokenPipeError:
+            # What is still in buffers, and later lines of all modules, go to the null device.
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self._stream.fileno())
+            os.close(null)
+
+    def flush(self) -> None:
+        """Do nothing: each line is written at once."""
 
 
 def get_logger() -> Logger:

@@ -6,6 +6,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, HTTPException, Path
 from fastapi.responses import RedirectResponse, Response, StreamingResponse
+from starlette.datastructures import Headers
+from starlette.types import Receive, Scope, Send
 
 from s2v_tasks.metadata.tables import Job
 from s2v_tasks.schemas.job import JobStatus
@@ -135,8 +137,7 @@ def deliver(
         return RedirectResponse(url, 307, headers={"Cache-Control": "private, no-store"})
     known = etag if etag and _PLAIN_ETAG.fullmatch(etag) else None
     part = services.store.open(address, byte_range=byte_range, known_etag=known)
-    # An explicit encoding keeps Airflow's server from compressing media again.
-    headers = {"Cache-Control": "private, no-cache", "Accept-Ranges": "bytes", "Content-Encoding": "identity"}
+    headers = {"Cache-Control": "private, no-cache", "Accept-Ranges": "bytes"}
     if part.etag:
         headers["ETag"] = part.etag
     if part.content_range:
@@ -144,4 +145,17 @@ def deliver(
     if part.body is None:
         return Response(status_code=part.status, headers=headers)
     headers["Content-Length"] = str(part.size_bytes)
-    return StreamingResponse(part.chunks(), part.status, headers=headers, media_type=media_type)
+    return _Media(part.chunks(), part.status, headers=headers, media_type=media_type)
+
+
+class _Media(StreamingResponse):
+    """Media that Airflow's server does not compress again.
+
+    It compresses no answer with an encoding. Players accept no compression and get none of this header: Firefox does
+    not seek in an answer that has it, and plays only its first part.
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if "gzip" in Headers(scope=scope).get("accept-encoding", ""):
+            self.headers["Content-Encoding"] = "identity"
+        await super().__call__(scope, receive, send)

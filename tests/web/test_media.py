@@ -56,6 +56,15 @@ def test_an_open_range_is_answered_in_parts(login: Login, clip_address: str, mon
     assert answer.headers["content-range"] == f"bytes 0-999/{len(CLIP)}"
 
 
+@pytest.mark.parametrize(("accepted", "encoding"), [("identity;q=1, *;q=0", None), ("gzip, br", "identity")])
+def test_a_player_gets_no_encoding(login: Login, clip_address: str, accepted: str, encoding: str | None) -> None:
+    """Media are never compressed, and a player, which accepts no gzip, gets no header that Firefox cannot seek with."""
+    for headers in ({}, {"Range": "bytes=0-"}):
+        answer = login("vera").get(clip_address, headers={"Accept-Encoding": accepted} | headers)
+        assert answer.headers.get("content-encoding") == encoding
+        assert answer.content == CLIP
+
+
 def test_an_unchanged_clip_is_not_sent_again(login: Login, clip_address: str) -> None:
     """The ETag of a clip answers 304; a new clip has another ETag."""
     browser = login("vera")

@@ -24,7 +24,7 @@ from s2v_tasks.web.job_page import stored_plan
 from s2v_tasks.web.pages import page
 from s2v_tasks.web.runs import end_runs, new_start_of, start_run
 from s2v_tasks.web.services import KnownJob, Services, SharedServices, leave_event
-from s2v_tasks.web.wording import check_first_clip
+from s2v_tasks.web.wording import check_first_clip, request_rows
 
 router = APIRouter()
 Fields = Annotated[dict[str, Any], Body()]
@@ -63,6 +63,7 @@ def new_job(
     shown = fields if copied else prefilled_request(services.settings)
     given = shown.get("labels")
     labels = given if isinstance(given, dict) else {}  # a refused request may hold anything
+    others = {name: value for name, value in shown.items() if name not in _SHOWN}
     return page(
         request,
         "new.html",
@@ -70,7 +71,8 @@ def new_job(
         fields=shown,
         titles={name: field.title for name, field in Request.model_fields.items()},
         labels=" ".join(f"{name}={value}" for name, value in labels.items()),
-        others={name: value for name, value in shown.items() if name not in _SHOWN},
+        others=others,
+        kept=[title for title, _ in request_rows(others)],
         copied=copied if fields else "",
         is_demo=not copied and "image_uri" in shown,
     )

@@ -71,6 +71,7 @@ def job_page(request: Request, job: KnownJob, services: SharedServices, rights: 
         version=job.events[-1].id if job.events else 0,
         plan=plan,
         fps=FPS,
+        shown_speech=_shown_speech(plan),
         prompt=(job.request or {}).get("prompt") or "",
         clips=clip_rows(job, plan),
         has_inputs=any(artifact.key == JobLayout(job.job_id).image for artifact in job.artifacts),
@@ -111,6 +112,11 @@ def stored_plan(services: Services, job: Job) -> Plan | None:
         return Plan.model_validate_json(services.store.get_bytes(JobLayout(job.job_id).plan))
     except ObjectMissingError:
         return None
+
+
+def _shown_speech(plan: Plan | None) -> float:
+    """Return the part of the speech that the video has; that of a preview is less than 1."""
+    return min(float(plan.num_frames / FPS / plan.speech.duration_seconds), 1.0) if plan else 1.0
 
 
 def _next_job_id(job: Job) -> str | None:

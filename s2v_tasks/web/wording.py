@@ -101,5 +101,6 @@ def request_rows(request: dict[str, Any]) -> list[tuple[str, str]]:
     for name, field in Request.model_fields.items():
         value = request.get(name)
         if name not in _HIDDEN_FIELDS and value is not None and value != field.default:
-            rows.append((field.title or name, str(value)))
+            shown = value + 1 if name == "from_clip" and isinstance(value, int) else value  # pages count from 1
+            rows.append((field.title or name, str(shown)))
     return rows

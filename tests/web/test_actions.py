@@ -290,6 +290,7 @@ def test_a_copy_keeps_what_the_form_does_not_show(login: Login, metadata: Metada
     form = login("edith").get("/s2v/new?from=talk").text
     others = html.unescape(re.search(r'data-others="([^"]*)"', form)[1])
     assert json.loads(others) == {"sample_solver": "euler", "guide_steps": [0, 2], "priority": "high"}
+    assert "So are Guided steps, Solver, Priority." in form
 
 
 def test_the_plan_of_the_form_is_that_of_all_its_fields() -> None:

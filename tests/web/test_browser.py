@@ -49,6 +49,37 @@ def test_a_rerun_plays_beside_its_parent(
     page.click("#play-whole")
     until(page, "player.currentTime > 0.8")
     until(page, "other.currentTime > 0.5 && Math.abs(other.currentTime - player.currentTime) < 0.25")
+    page.evaluate("player.loop = true; player.playbackRate = 0.3; player.play()")
+    page.click("#compare")
+    until(page, "other.paused")
+    page.click("#compare")  # while the video plays
+    until(page, "!other.paused && !player.paused")
+
+
+def test_a_reader_of_a_running_job_keeps_the_focus_and_hears_questions(
+    opened: Callable[..., Any], metadata: MetadataStore, store: ObjectStore
+) -> None:
+    """The focus stays on a part that is replaced, also without an id; a new question is announced."""
+    add_job(metadata, store, "talk")
+    page = opened("job/talk", "edith")
+    page.locator(".scroll").focus()
+    add_rendered_clip(metadata, store, "talk", 0)
+    page.wait_for_selector(".segment.succeeded")
+    assert page.evaluate("document.activeElement.className") == "scroll"
+    metadata.approvals.request("talk", None, "f" * 64, run_id="talk", seconds=600)
+    until(page, "document.getElementById('announcement').textContent === 'The video waits for approval'")
+
+
+def test_long_texts_are_scrolled_with_the_keyboard(
+    opened: Callable[..., Any], metadata: MetadataStore, store: ObjectStore
+) -> None:
+    """Each part that scrolls can get the focus and has a name."""
+    add_finished_job(metadata, store, "talk", prompt="W " * 1000)
+    page = opened("job/talk")
+    silent = """[...document.querySelectorAll("main *")]
+        .filter((one) => ["auto", "scroll"].includes(getComputedStyle(one).overflowY))
+        .filter((one) => one.tabIndex < 0 || !one.ariaLabel).map((one) => one.outerHTML.slice(0, 100))"""
+    assert page.evaluate(silent) == []
 
 
 @pytest.mark.parametrize("address", ["videos", "job/talk", "new"])

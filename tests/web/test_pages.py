@@ -10,7 +10,7 @@ from s2v_tasks.schemas.quality import ClipQuality, FaceQuality, Finding, LipSync
 from s2v_tasks.storage.s3 import ObjectStore
 from s2v_tasks.web.pages import age, duration, money
 from tests.web.conftest import Login
-from tests.web.sample_job import REQUEST, add_job
+from tests.web.sample_job import REQUEST, add_job, plan_of
 
 
 @pytest.fixture
@@ -60,6 +60,31 @@ def test_a_page_shows_why_a_job_failed(login: Login, metadata: MetadataStore, st
         assert sentence in text
     assert "Clip 1 started, attempt 1" in text
     assert "Planned: 2 clips, 32 frames, 128 × 192" in text
+
+
+@pytest.mark.parametrize(("num_samples", "width"), [(32_000, "800.0"), (160_000, "160.0")])
+def test_the_waveform_ends_with_the_video(
+    login: Login, metadata: MetadataStore, store: ObjectStore, num_samples: int, width: str
+) -> None:
+    """A preview of 2 s shows the first 2 s of the speech above its clips."""
+    layout = add_job(metadata, store, "talk")
+    plan = plan_of("talk", 2)
+    plan = plan.model_copy(update={"speech": plan.speech.model_copy(update={"num_samples": num_samples})})
+    store.put_bytes(layout.plan, plan.model_dump_json().encode(), "application/json")
+    assert f'viewBox="0 0 {width} 100"' in login("vera").get("/s2v/job/talk").text
+
+
+def test_clips_of_a_rerun_count_from_1_everywhere(login: Login, metadata: MetadataStore, store: ObjectStore) -> None:
+    """Facts and request name the same first clip, and a job that is not planned shows only its preset."""
+    metadata.jobs.enqueue("talk", REQUEST)
+    add_job(metadata, store, "talk-2", parent_job_id="talk", from_clip=1)
+    metadata.jobs.enqueue("later", REQUEST | {"preset": "high"})
+    text = login("vera").get("/s2v/job/talk-2").text
+    assert "</a> from clip 2</dd>" in text
+    assert '<dt>Rerun from clip</dt><dd dir="auto">2</dd>' in text
+    cards = login("vera").get("/s2v/videos").text
+    feet = re.findall(r'<span class="cost">.*</span>\s*<span class="muted">(.*)</span>', cards)
+    assert feet == ["high", "2 clips · balanced · rerun", ""]
 
 
 def test_quality_of_a_clip_is_shown(login: Login, metadata: MetadataStore, store: ObjectStore) -> None:

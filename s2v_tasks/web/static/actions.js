@@ -1,4 +1,5 @@
 // Actions of a job: cancel, start again, render again from a clip.
+import { announce } from "./live.js";
 import { send } from "./send.js";
 
 const job = document.getElementById("job").dataset.job;
@@ -41,8 +42,10 @@ async function answer(name, body, done) {
   row.append(note);
   const sent = await act(name, body);
   note.remove();
-  if (sent) row.textContent = done;
-  else for (const button of buttons) button.disabled = false;
+  if (sent) {
+    row.textContent = done;
+    announce(done);
+  } else for (const button of buttons) button.disabled = false;
   return sent;
 }
 

@@ -53,6 +53,7 @@ function showOther() {
   const address = clip ? clip.dataset.other : document.getElementById("compare").dataset.other;
   if (address) other.src = address;
   else other.removeAttribute("src");
+  if (address && !player.paused) other.play().catch(() => {});
 }
 
 function playWhole(seconds = 0, play = true) {
@@ -136,6 +137,7 @@ document.addEventListener("click", (event) => {
     const figure = document.getElementById("other-figure");
     figure.hidden = !figure.hidden;
     button.setAttribute("aria-pressed", String(!figure.hidden));
+    other.pause();
     showOther();
   } else if (event.target.closest(".waveform")) {
     const box = document.getElementById("waveform").getBoundingClientRect();
@@ -175,12 +177,17 @@ async function drawWaveform() {
   document.getElementById("wave").setAttribute("d", wavePath);
 }
 
-// What a reader has scrolled or opened stays so in the new copy of a part.
+// What a reader has scrolled or opened stays so in the new copy of a part, and the focus stays where it is.
 function replaceKeepingView(part, replacement) {
   const views = (of) => [...of.querySelectorAll(".scroll, .events, details")];
   const kept = views(part).map(({ scrollLeft, scrollTop, open }) => ({ scrollLeft, scrollTop, open }));
+  const key = (one) => one.id || one.dataset.action || one.getAttribute("href") || one.ariaLabel || one.localName;
+  const focused = part.contains(document.activeElement) ? key(document.activeElement) : null;
   part.replaceWith(replacement);
   views(replacement).forEach((view, index) => Object.assign(view, kept[index]));
+  if (!focused) return;
+  const again = [...replacement.querySelectorAll("a, button, summary, [tabindex]")].find((one) => key(one) === focused);
+  if (again) again.focus({ preventScroll: true });
 }
 
 // Take the parts that changed from a fresh copy of this page; player and forms stay.
@@ -188,14 +195,12 @@ async function refresh() {
   const answer = await fetch(location.href, { cache: "no-store", headers: { Accept: "text/html" } });
   if (!answer.ok) return;
   const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
-  const focused = document.activeElement && document.activeElement.id;
   for (const part of document.querySelectorAll("[data-live]")) {
     const replacement = fresh.getElementById(part.id);
     if (part.dataset.live === "once" && part.childElementCount) continue; // somebody may be typing there
     if (replacement && replacement.outerHTML !== part.outerHTML) replaceKeepingView(part, replacement);
   }
   if (clip) clip = document.getElementById(clip.id) || clip;
-  if (focused && document.getElementById(focused)) document.getElementById(focused).focus();
   const compare = document.getElementById("compare");
   if (compare && follower()) compare.setAttribute("aria-pressed", "true");
   await drawWaveform();
@@ -210,6 +215,8 @@ function choose() {
 
 let version = Number(job.dataset.version);
 let status = document.querySelector("#live-state .badge").textContent.trim();
+const asked = () => document.querySelector("#live-approval h2")?.textContent ?? "";
+let question = asked();
 if (!("ended" in job.dataset)) {
   poll(`${job.dataset.job}/state.json`, 3, async (state) => {
     const line = document.getElementById("progress-text");
@@ -222,7 +229,8 @@ if (!("ended" in job.dataset)) {
     if (state.status !== status) {
       status = state.status;
       announce(`${job.dataset.job} ${status}`);
-    }
+    } else if (asked() && asked() !== question) announce(asked());
+    question = asked();
     return !["succeeded", "failed", "cancelled"].includes(state.status);
   });
 }

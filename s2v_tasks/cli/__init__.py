@@ -12,7 +12,7 @@ import typer
 from pydantic import ValidationError
 from typer.core import TyperGroup
 
-from s2v_tasks import __version__
+from s2v_tasks import __version__, log
 from s2v_tasks.cli.terminal import PEOPLE
 from s2v_tasks.errors import S2VError, check_utf8, leave_error, of_local_file
 from s2v_tasks.parent_death import end_with_parent
@@ -73,7 +73,6 @@ def _print_version(wanted: bool) -> None:
 def _process(
     version: bool = typer.Option(False, "--version", callback=_print_version, is_eager=True, help="Print the version."),
 ) -> None:
-    from s2v_tasks import log
     from s2v_tasks.settings import load_settings
 
     settings = load_settings()
@@ -142,7 +141,7 @@ def main() -> None:
             _leave(1, f"{type(error).__name__}: {error}")
             raise
         _leave(ours.exit_code, str(ours))
-        typer.echo(f"{type(ours).__name__}: {ours}", err=True)
+        log.show_error(ours)
         sys.exit(ours.exit_code)
 
 

@@ -1,16 +1,20 @@
 """Check that the documents name existing settings, commands, messages and options of Airflow."""
 
 import ast
+import collections
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
 import yaml
 
+from s2v_tasks.orchestration.step_operators import GPU_POOL
+from s2v_tasks.schemas.steps import JOB_DAG
 from s2v_tasks.settings import PREFIX, Settings
 
 ROOT = Path(__file__).parents[2]
@@ -110,6 +114,31 @@ def test_the_plan_of_the_readme_is_what_the_command_shows() -> None:
     assert [line.rstrip() for line in done.stdout.strip().splitlines()] == shown.strip().splitlines()
 
 
+def block_of_observe(heading: str) -> Any:
+    """Return the YAML below a heading of the how-to about monitoring."""
+    text = (ROOT / "docs" / "how-to" / "observe.md").read_text(encoding="utf-8")
+    return yaml.safe_load(text.split(f"{heading}\n")[1].split("```yaml\n")[1].split("```")[0])
+
+
+def test_alerts_name_metrics_of_airflow() -> None:
+    """Each metric of the alerts is one of Airflow, with the name that StatsD and the exporter of the chart give it."""
+    from airflow._shared.observability.metrics.metrics_registry import YAML_REGISTRY_PATH, read_metrics_yaml
+
+    variables = collections.defaultdict(str, pool_name=GPU_POOL, dag_id=JOB_DAG)
+    known = set()
+    for metric in read_metrics_yaml(str(YAML_REGISTRY_PATH)):
+        for name in (metric["name"], metric["legacy_name"].format_map(variables)):
+            known.add("airflow_" + re.sub(r"\W", "_", name))
+    mapped = f"airflow_dagrun_duration_failed_{JOB_DAG}"  # by the mapping of the chart, to a summary
+    assert mapped in known
+    known.add("airflow_dagrun_failed_count")
+    rules = block_of_observe("## Alerts of Prometheus")["groups"][0]["rules"]
+    used = {name for rule in rules for name in re.findall(r"airflow_\w+", rule["expr"])}
+    assert len(used) == 6
+    assert used <= known
+    assert f'dag_id="{JOB_DAG}"' in rules[0]["expr"]
+
+
 def test_opentelemetry_reaches_its_collector_as_the_howto_says(monkeypatch: pytest.MonkeyPatch) -> None:
     """The settings of the how-to send traces and metrics to the collector, without deprecated options."""
     from airflow._shared.observability.common import get_otel_data_exporter
@@ -117,8 +146,7 @@ def test_opentelemetry_reaches_its_collector_as_the_howto_says(monkeypatch: pyte
     from airflow._shared.observability.traces import _load_exporter_from_env
     from airflow.configuration import conf
 
-    text = (ROOT / "docs" / "how-to" / "observe.md").read_text(encoding="utf-8")
-    values = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
+    values = block_of_observe("## OpenTelemetry")
     for section, options in values["config"].items():
         known = conf.configuration_description[section]["options"]
         assert all(known[option].get("version_deprecated") is None for option in options), section

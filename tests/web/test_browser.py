@@ -53,7 +53,7 @@ def test_a_rerun_plays_beside_its_parent(
     page.click("#compare")
     until(page, "other.paused")
     page.click("#compare")  # while the video plays
-    until(page, "!other.paused && !player.paused")
+    until(page, "!other.paused && !player.paused && other.playbackRate === 0.3")
 
 
 def test_a_reader_of_a_running_job_keeps_the_focus_and_hears_questions(

@@ -53,6 +53,7 @@ function showOther() {
   const address = clip ? clip.dataset.other : document.getElementById("compare").dataset.other;
   if (address) other.src = address;
   else other.removeAttribute("src");
+  other.playbackRate = player.playbackRate; // a new source resets it
   if (address && !player.paused) other.play().catch(() => {});
 }
 

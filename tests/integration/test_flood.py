@@ -95,8 +95,9 @@ class Site:
 
     def run_few(self, num_runs: int) -> None:
         """Unpause the DAG with this limit of active runs, because a thousand at once would starve each other."""
-        self.environment["S2V_MAX_RUNNING_JOBS"] = str(num_runs)
-        self.kill("dag-processor")  # the limit is part of the DAG
+        self.environment["S2V_MAX_RUNNING_JOBS"] = str(num_runs)  # the limit is part of the DAG
+        self.airflow.stop()
+        self.airflow.start(self.environment)
         wait_until(lambda: self.call("/dags/speech_to_video/details")["max_active_runs"] == num_runs, 120)
         self.call("/dags/speech_to_video", {"is_paused": False})
 

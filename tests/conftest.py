@@ -1,10 +1,13 @@
 """Real services for tests, started once per session on loopback: PostgreSQL, and S3 by moto.
 
-No test sees the settings, credentials or running stack of the machine it runs on.
+No test sees the settings, credentials, running stack or Airflow of the machine it runs on.
 """
 
+import atexit
 import gc
 import os
+import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +23,11 @@ from s2v_tasks.settings import Settings, load_settings
 from s2v_tasks.storage.s3 import ObjectStore
 
 _TEMPLATE = "s2v_template"
+
+# Airflow reads its configuration at the first import, so it is set before any test module is imported.
+os.environ["AIRFLOW_HOME"] = tempfile.mkdtemp(prefix="airflow-")
+atexit.register(shutil.rmtree, os.environ["AIRFLOW_HOME"], ignore_errors=True)
+os.environ |= {"AIRFLOW__CORE__LOAD_EXAMPLES": "False", "AIRFLOW__CORE__UNIT_TEST_MODE": "False"}
 
 
 def pytest_configure() -> None:

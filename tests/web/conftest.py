@@ -1,17 +1,11 @@
 """Airflow's API server in this process, with three accounts, the page of this package, and real services.
 
-Airflow reads its configuration at the first import, so it is set before any test module is imported.
+Airflow reads the accounts and the secret from the environment when its application is made.
 """
 
-import atexit
 import os
-import shutil
-import tempfile
 
-os.environ["AIRFLOW_HOME"] = tempfile.mkdtemp(prefix="airflow-")
 os.environ |= {
-    "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-    "AIRFLOW__CORE__UNIT_TEST_MODE": "False",
     "AIRFLOW__API_AUTH__JWT_SECRET": "a secret of the tests that is long enough for HS512, which needs 64 bytes",
     "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "vera:viewer,edith:user,adam:admin",
 }
@@ -27,8 +21,6 @@ from fastapi.testclient import TestClient
 from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.settings import Settings, load_settings
 from s2v_tasks.storage.s3 import ObjectStore
-
-atexit.register(shutil.rmtree, os.environ["AIRFLOW_HOME"], ignore_errors=True)
 
 Login = Callable[[str | None], TestClient]
 

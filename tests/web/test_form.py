@@ -43,7 +43,7 @@ def form(opened: Callable[..., Any], metadata: MetadataStore) -> Callable[..., A
 
 
 def test_a_refused_field_hides_the_earlier_cost(form: Callable[..., Any]) -> None:
-    """After a wrong size neither the earlier plan nor its cost is shown; the correction shows them again."""
+    """After a wrong size neither the earlier plan nor its cost is shown; a correction hides the error at once."""
     page, _ = form()
     assert "0.5 USD" in page.locator("#start-note").inner_text()
     page.locator("summary").click()
@@ -52,9 +52,9 @@ def test_a_refused_field_hides_the_earlier_cost(form: Callable[..., Any]) -> Non
     assert page.locator("#plan").is_hidden()
     assert page.locator("#start-note").inner_text() == ""
     page.locator("[name=size]").fill("128*192")
+    assert page.locator("#problem").inner_text() == ""
     page.wait_for_selector("#start:not([disabled])")
     assert page.locator("#plan").is_visible()
-    assert page.locator("#problem").inner_text() == ""
 
 
 def test_a_large_seed_is_sent_exactly(form: Callable[..., Any]) -> None:

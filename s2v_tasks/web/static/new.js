@@ -121,6 +121,7 @@ form.addEventListener("input", (event) => {
   if (event.target.type === "file") choose(event.target);
   else if (!["prompt", "labels", "job_id"].includes(event.target.name)) {
     clearTimeout(timer);
+    problem.textContent = ""; // it was about the earlier fields
     start.disabled = true;
     timer = setTimeout(plan, 400);
   }

@@ -10,6 +10,7 @@ from functools import partial
 from importlib.util import find_spec
 
 from s2v_tasks.engine.loading import Snapshot
+from s2v_tasks.engine.loading.folders import advice_for
 from s2v_tasks.errors import ConfigurationError
 from s2v_tasks.media.encode import encoder_build
 from s2v_tasks.media.ffmpeg import tool_path
@@ -18,6 +19,8 @@ from s2v_tasks.schemas.model_card import ModelCard, load_gpu_card, load_model_ca
 from s2v_tasks.settings import Settings, config_dir
 from s2v_tasks.storage.layout import drop_folder_uri
 from s2v_tasks.storage.s3 import ObjectStore
+
+_DOWNLOAD = "download Wan-AI/Wan2.2-S2V-14B there with `hf download`, or write a tiny one with `s2v snapshot init-tiny`"
 
 
 def check_requirements(settings: Settings, store: ObjectStore) -> None:
@@ -41,6 +44,7 @@ def check_installation(settings: Settings, store: ObjectStore, database_url: str
     checks.append(lambda: next(store.unfinished_uploads("jobs/"), None))  # housekeeping lists them
     if settings.execution == "local":
         checks.append(lambda: _check_gpus(settings))
+        checks.append(lambda: _check_transformer(settings))
     _raise_all(checks)
 
 
@@ -65,10 +69,12 @@ def open_snapshot(settings: Settings, model: str) -> Snapshot:
     path = settings.snapshot_path
     card = load_model_card(config_dir(settings), model)
     try:
-        if path is None or (not (path / "config.json").is_file() and "config" not in card.files):
+        # A link that leads nowhere is named by `Snapshot.open`.
+        if path is None or not ("config" in card.files or os.path.lexists(path / "config.json")):
+            advice = None if path is None else advice_for(path)
             raise ConfigurationError(
                 f"S2V_SNAPSHOT_PATH is {path or 'not set'}: expected the folder with the model weights in the official "
-                "layout; download Wan-AI/Wan2.2-S2V-14B there, or write a tiny one with `s2v snapshot init-tiny`."
+                f"layout; {advice or _DOWNLOAD}."
             )
         snapshot = Snapshot.open(path, {name: path / file for name, file in card.files.items()})
         _check_model(snapshot, model, card, settings)
@@ -119,6 +125,12 @@ def _check_rights(store: ObjectStore, uri: str) -> None:
     store.put_bytes(address, b"", "text/plain")
     store.get_bytes(address)
     store.delete(address)
+
+
+def _check_transformer(settings: Settings) -> None:
+    """Raise ConfigurationError unless the weights of the transformer fit its config.json; reads their headers."""
+    if find_spec("torch") is not None:  # else `_check_gpus` says so
+        open_snapshot(settings, settings.model).check_transformer()
 
 
 def _check_gpus(settings: Settings) -> None:

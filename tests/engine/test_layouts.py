@@ -83,6 +83,24 @@ def test_float8_with_scales_is_close(copied: Path, official: dict[str, Tensor], 
         assert error < (0.04 if tensors[key].dtype == torch.float8_e4m3fn else 1e-9)
 
 
+@pytest.mark.parametrize("suffix", [".scale_weight", ".weight_scale"])
+def test_scales_of_blocks_are_refused(copied: Path, official: dict[str, Tensor], suffix: str) -> None:
+    """A weight with scales for blocks within its rows is named by the header, before a weight is read."""
+    tensors = in_float8(official, suffix, per_row=False)
+    tensors[f"blocks.0.ffn.0{suffix}"] = torch.ones(2, 4)
+    save_file(tensors, copied / SCALED)
+    with pytest.raises(ConfigurationError, match=r"has 8 values for a weight of \[128, 64\]; expected 1, or one for"):
+        Snapshot.open(copied).check_transformer()
+    names = dict(text_encoder.key_pairs(2))
+    text = {names[key]: value.clone() for key, value in read_pth(copied / TEXT_ENCODER_FILE, "cpu").items()}
+    (copied / TEXT_ENCODER_FILE).unlink()
+    layer = "encoder.block.0.layer.1.DenseReluDense.wo"
+    text |= {f"{layer}.weight": text[f"{layer}.weight"].to(torch.float8_e4m3fn), f"{layer}{suffix}": torch.ones(2, 4)}
+    save_file(text, copied / "umt5_xxl_fp8_e4m3fn_scaled.safetensors")
+    with pytest.raises(ConfigurationError, match=r"umt5_xxl_fp8.*has 8 values for a weight"):
+        Snapshot.open(copied).load_text_encoder("cpu")
+
+
 def test_companions_hold_the_same_weights(copied: Path, official: dict[str, Tensor], tiny_snapshot_path: Path) -> None:
     """VAE, text encoder and audio encoder as single files of other tools give the results of the official files."""
     save_file(official, copied / SINGLE)
@@ -147,6 +165,11 @@ def test_inspection_lists_files_and_what_is_missing(copied: Path, official: dict
     assert "nothing is missing" in lines
     save_file({"blocks.0.self_attn.q.lora_down.weight": torch.zeros(1)}, copied / "lora.safetensors")
     assert "is an adapter (LoRA)" in inspect(copied / "lora.safetensors")[0]
+    (copied / "model-Q4.gguf").write_bytes(b"GGUF" + bytes(100))
+    lines = "\n".join(inspect(copied))
+    assert "not used: lora.safetensors is an adapter" in lines
+    assert "not used: model-Q4.gguf is a GGUF file" in lines
+    assert "to use it, name it by `files` in config/models.yaml" in lines
     app = Typer()
     app.command()(snapshot_inspect)
     assert "is a Wan 2.1 VAE" in CliRunner().invoke(app, [str(copied)]).output

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from s2v_tasks.engine.models.attention import CrossAttention
-from s2v_tasks.engine.models.config import S2VConfig
+from s2v_tasks.engine.models.config import S2VConfig, unknown_fields
 from s2v_tasks.engine.models.forward_inputs import ClipTokens, Conditioning
 from s2v_tasks.engine.models.rope import motion_grids, spread, video_grid
 from s2v_tasks.engine.models.transformer import S2VTransformer
@@ -90,6 +90,12 @@ def test_a_config_of_another_model_is_refused(change: dict[str, object], message
     """Unknown fields, other architectures and impossible dimensions are named."""
     with pytest.raises(ConfigurationError, match=message):
         S2VConfig.from_json(SMALL | change)
+
+
+def test_unknown_fields_of_this_model_are_ignored() -> None:
+    """A field that only training reads does not keep a config.json that states the model from being used."""
+    assert S2VConfig.from_json(SMALL | {"model_type": "s2v", "dropout": 0.1}) == S2VConfig.from_json(SMALL)
+    assert unknown_fields(SMALL | {"_class_name": "WanModel_S2V", "dropout": 0.1}) == ["dropout"]
 
 
 def test_no_pose_equals_a_pose_of_zeros(model: S2VTransformer) -> None:

@@ -151,6 +151,27 @@ def test_check_finds_an_old_schema_other_weights_and_a_missing_gpu_at_once(
     assert "S2V_DEVICE is cuda, but no GPU is visible" in said
 
 
+def test_check_finds_weights_that_do_not_fit(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Headers of the weights are compared with config.json before a GPU loads them."""
+    assert settings.snapshot_path is not None
+    other = shutil.copytree(settings.snapshot_path, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"audio_dim": 16}))
+    monkeypatch.setenv("S2V_SNAPSHOT_PATH", str(other))
+    load_settings.cache_clear()
+    with pytest.raises(ConfigurationError, match=r"do not fit S2VTransformer: of another shape: casual_audio_encoder"):
+        check()
+
+
+def test_a_folder_above_the_weights_is_corrected(settings: Settings) -> None:
+    """For a folder that only contains the folder of the weights, the message names the latter."""
+    assert settings.snapshot_path is not None
+    with pytest.raises(ConfigurationError, match=rf"the weights are in {settings.snapshot_path}: use that folder\."):
+        open_snapshot(settings.model_copy(update={"snapshot_path": settings.snapshot_path.parent}), "tiny")
+
+
 def test_check_asks_no_gpu_of_a_machine_that_renders_in_pods(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,8 +8,9 @@
 | Diffusers | `condition_embedder.time_proj.weight` |
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from s2v_tasks.engine.loading.files import check_file
 from s2v_tasks.errors import ConfigurationError
 
-_GGUF_MAGIC = b"GGUF"
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.")
 _SCALES = {".scale_weight": ".weight", ".weight_scale": ".weight"}
 # Keys that inference with float8 weights does not need.
@@ -84,6 +85,20 @@ class Names:
                 scales[renamed.get(weight, weight)] = key
         return cls(weights, scales, layout + (", float8 with scales" if scales else ""))
 
+    def check_scales(self, shapes: Mapping[str, Sequence[int]], *, source: str) -> None:
+        """Raise ConfigurationError unless each weight has one scale, or one for each row.
+
+        `shapes` are those of all tensors, by their names in the file; `source` names the file in the error.
+        """
+        for key in self.scales.keys() & self.weights.keys():
+            shape, num_scales = shapes[self.weights[key]], prod(shapes[self.scales[key]])
+            if num_scales not in (1, *shape[:1]):
+                raise ConfigurationError(
+                    f"{source}: {self.scales[key]} has {num_scales} values for a weight of {list(shape)}; expected 1, "
+                    "or one for each row. Scales of blocks are not supported: use the bf16 or the fp8_scaled file of "
+                    "the same model"
+                )
+
 
 def apply_scale(rows: Tensor, scale: Tensor, first_row: int = 0) -> Tensor:
     """Return float8 weights, read as fp32, times their scale: one number, or one for each row."""
@@ -99,9 +114,11 @@ def read_safetensors(path: Path, device: torch.device | str, dtype: torch.dtype)
 
     Raises ConfigurationError for a damaged file.
     """
+    check_file(path)
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             names = Names.of(file.keys(), ())
+            names.check_scales({key: file.get_slice(key).get_shape() for key in file.keys()}, source=str(path))  # noqa: SIM118
             state = {}
             for name, key in names.weights.items():
                 tensor = file.get_tensor(key)
@@ -122,13 +139,3 @@ def invert(pairs: Iterable[tuple[str, str]], state: Mapping[str, Any], mark: str
         return dict(state)
     official = {library: own for own, library in pairs}
     return {official.get(key, key): value for key, value in state.items()}
-
-
-def refuse_gguf(path: Path) -> None:
-    """Raise ConfigurationError for a GGUF file: this engine does not support its quantized blocks."""
-    with path.open("rb") as stream:
-        if stream.read(len(_GGUF_MAGIC)) == _GGUF_MAGIC:
-            raise ConfigurationError(
-                f"{path} is a GGUF file: its weights are quantized in blocks, which this engine does not compute. Use "
-                "the bf16 or fp8_scaled safetensors file of the same model"
-            )

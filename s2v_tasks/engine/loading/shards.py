@@ -5,8 +5,8 @@ cache. On a CPU, tensors that already have the dtype of the run stay mapped to t
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from torch.distributed.tensor import DTensor
 
 from s2v_tasks.engine.acceleration.fp8 import Float8Weights
 from s2v_tasks.engine.loading.adapters import AdapterMerge
-from s2v_tasks.engine.loading.layouts import Names, apply_scale, refuse_gguf
+from s2v_tasks.engine.loading.files import check_file
+from s2v_tasks.engine.loading.layouts import Names, apply_scale
 from s2v_tasks.engine.loading.reading import NUM_THREADS, Part, read_parts
 from s2v_tasks.engine.loading.weights import check_fit, finish
 from s2v_tasks.errors import ConfigurationError
@@ -69,15 +70,33 @@ def load_shards(
     is read. Raises ConfigurationError that names missing, unexpected and misshapen weights, and damaged files;
     TransientError for a file that cannot be read.
     """
+    with _checked(module, shards, conversion, index, source) as weights:
+        state = weights.read(torch.device(device), num_threads or NUM_THREADS)
+    module.load_state_dict(state, strict=True, assign=True)
+    finish(module)
+
+
+def check_shards(
+    module: nn.Module, shards: Sequence[Path], *, index: Mapping[str, Any] | None = None, source: str
+) -> None:
+    """Raise the errors of `load_shards` that the headers of the files show; reads no tensor."""
+    with _checked(module, shards, Conversion(torch.float32), index, source):
+        return
+
+
+@contextmanager
+def _checked(
+    module: nn.Module, shards: Sequence[Path], conversion: Conversion, index: Mapping[str, Any] | None, source: str
+) -> Iterator["_StoredWeights"]:
+    """Open the shards and compare their headers with the index and the module."""
     with ExitStack() as stack:
         files = {shard: stack.enter_context(_open(shard)) for shard in shards}
         if index is not None:
             _check_index(index, files)
         weights = _StoredWeights(files, module.state_dict(), conversion)
         check_fit(module, weights.shapes, source=source)
-        state = weights.read(torch.device(device), num_threads or NUM_THREADS)
-    module.load_state_dict(state, strict=True, assign=True)
-    finish(module)
+        weights.check_scales(source)
+        yield weights
 
 
 class _StoredWeights:
@@ -94,6 +113,10 @@ class _StoredWeights:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of each weight by its official key."""
         return {key: self._parts[name].shape for key, name in self._names.weights.items()}
+
+    def check_scales(self, source: str) -> None:
+        """Raise ConfigurationError for scales of another form than `apply_scale` takes."""
+        self._names.check_scales({name: part.shape for name, part in self._parts.items()}, source=source)
 
     def read(self, device: torch.device, num_threads: int) -> dict[str, Tensor]:
         """Return the weights in the form of the run; on a CPU, those that have it already stay mapped to files."""
@@ -154,7 +177,7 @@ class _StoredWeights:
 
 
 def _open(shard: Path) -> Any:
-    refuse_gguf(shard)
+    check_file(shard)
     try:
         return safe_open(shard, framework="pt", device="cpu")
     except SafetensorError as error:

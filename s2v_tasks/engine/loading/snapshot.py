@@ -7,7 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from s2v_tasks.engine.loading.files import fault_of
 from s2v_tasks.errors import ConfigurationError
+from s2v_tasks.log import get_logger
 
 if TYPE_CHECKING:
     import torch
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from s2v_tasks.engine.encoders.text_encoder import TextEncoder
     from s2v_tasks.engine.encoders.vae import Vae
     from s2v_tasks.engine.loading.adapters import Adapter, AdapterReport
+    from s2v_tasks.engine.models.config import S2VConfig
     from s2v_tasks.engine.models.transformer import S2VTransformer
     from s2v_tasks.engine.options import VaePrecision
 
@@ -35,6 +38,8 @@ _COMPANIONS = {
     "vae": ("wan_2.1_vae.safetensors",),
     "audio_encoder": ("wav2vec2_large_english_fp16.safetensors",),
 }
+_MAX_FAULTS = 3
+_COMPLETE = "`s2v snapshot inspect` shows the command that completes it; `s2v snapshot init-tiny` makes a tiny one"
 _REMEDY = "download the whole snapshot again, or make a tiny one with `s2v snapshot init-tiny`"
 
 
@@ -47,32 +52,41 @@ class Snapshot:
 
     @classmethod
     def open(cls, path: Path, files: Mapping[str, Path] | None = None) -> "Snapshot":
-        """Check that every file exists; `files` are components outside of the folder `path`.
+        """Check that every file exists and is whole; `files` are components outside of the folder `path`.
 
-        Raises ConfigurationError that names all missing files.
+        Raises ConfigurationError for a config.json of another model, and with all missing or damaged files.
         """
         if not path.is_dir():
             raise ConfigurationError(f"snapshot {path} is not a folder; {_REMEDY}")
         snapshot = cls(path, tuple(sorted((files or {}).items())))
-        if missing := snapshot.missing_files():
-            raise ConfigurationError(f"snapshot {path} lacks {', '.join(missing)}; {_REMEDY}")
+        if snapshot.config_path.is_file():
+            snapshot.config()  # of another model: that is said before its files are missed
+        missing, faults = snapshot.missing_files(), [" ".join(item) for item in snapshot.damaged_files().items()]
+        if missing or faults:
+            more = [f"and {len(faults) - _MAX_FAULTS} more files"] if len(faults) > _MAX_FAULTS else []
+            problems = [*([f"lacks {', '.join(missing)}"] if missing else []), *faults[:_MAX_FAULTS], *more]
+            raise ConfigurationError(f"snapshot {path}: {'; '.join(problems)}. {_COMPLETE}")
         return snapshot
 
     def missing_files(self) -> list[str]:
         """Return the names of the files that the snapshot lacks."""
-        singles = [self.config_path, self.text_encoder_path, self.vae_path, self.audio_encoder_folder / CONFIG_FILE]
-        missing = [self._shown(file) for file in singles if not file.is_file()]
-        if not self.audio_encoder_path.is_file():
-            missing.append(self._shown(self.audio_encoder_folder / _AUDIO_ENCODER_WEIGHTS[0]))
-        if not (tokenizer := self.tokenizer_folder / TOKENIZER_FILE).is_file():
-            missing.append(self._shown(tokenizer))
-        return missing + [self._shown(file) for file in self._missing_of_transformer()]
+        return [self._shown(file) for file in self._needed_files() if not file.is_file() and not file.is_symlink()]
 
-    def _missing_of_transformer(self) -> list[Path]:
-        missing = [shard for shard in self.transformer_shards() if not shard.is_file()]
-        index = self.path / TRANSFORMER_INDEX_FILE
+    def damaged_files(self) -> dict[str, str]:
+        """Return what is wrong with each needed file that is not missing and cannot be loaded; see `files.fault_of`."""
+        present = [file for file in self._needed_files() if file.is_file() or file.is_symlink()]
+        found = {self._shown(file): fault_of(file) for file in present}
+        return {name: fault for name, fault in found.items() if fault}
+
+    def _needed_files(self) -> list[Path]:
+        """Return the files without which the networks cannot be loaded."""
+        audio = [self.audio_encoder_folder / CONFIG_FILE, self.audio_encoder_path]
+        texts = [self.text_encoder_path, self.tokenizer_folder / TOKENIZER_FILE]
+        shards, index = self.transformer_shards(), self.path / TRANSFORMER_INDEX_FILE
         # The release has no single file: its index names the shards.
-        return [index] if missing == [self.path / TRANSFORMER_FILE] and not index.is_file() else missing
+        if shards == [self.path / TRANSFORMER_FILE] and not shards[0].is_file():
+            shards = [index]
+        return [self.config_path, *texts, self.vae_path, *audio, *shards]
 
     @property
     def config_path(self) -> Path:
@@ -117,11 +131,15 @@ class Snapshot:
     def _shown(self, path: Path) -> str:
         return path.relative_to(self.path).as_posix() if path.is_relative_to(self.path) else str(path)
 
-    def check_model(self, name: str, dimensions: Mapping[str, Any]) -> None:
-        """Raise ConfigurationError unless config.json has the `dimensions` of the model `name`, which may be a part."""
+    def config(self) -> "S2VConfig":
+        """Return the dimensions of the transformer; ConfigurationError for a config.json of another model."""
         from s2v_tasks.engine.models.config import S2VConfig
 
-        config = asdict(S2VConfig.from_json(_read_json(self.config_path)))
+        return S2VConfig.from_json(_read_json(self.config_path), source=str(self.config_path))
+
+    def check_model(self, name: str, dimensions: Mapping[str, Any]) -> None:
+        """Raise ConfigurationError unless config.json has the `dimensions` of the model `name`, which may be a part."""
+        config = asdict(self.config())
         wrong = [
             f"{field}={config[field]!r} instead of {expected!r}"
             for field, expected in dimensions.items()
@@ -136,9 +154,9 @@ class Snapshot:
     def transformer_shards(self) -> list[Path]:
         """Return the files of the transformer's weights: those of the index, or the single file without an index."""
         index_path = self.path / TRANSFORMER_INDEX_FILE
-        if "transformer" in dict(self.files) or not index_path.is_file():
+        if (index := self._index()) is None:
             return [self._component("transformer", self.path / TRANSFORMER_FILE)]
-        weight_map = _read_json(index_path).get("weight_map")
+        weight_map = index.get("weight_map")
         names = list(weight_map.values()) if isinstance(weight_map, dict) else []
         if not names or any(not isinstance(name, str) or Path(name).name != name for name in names):
             raise ConfigurationError(f"{index_path} does not name weight files in its own folder; {_REMEDY}")
@@ -165,12 +183,24 @@ class Snapshot:
         """Return the transformer of config.json on the meta device, without weights; shard it, then fill it."""
         import torch
 
-        from s2v_tasks.engine.models.config import S2VConfig
+        from s2v_tasks.engine.models.config import unknown_fields
         from s2v_tasks.engine.models.transformer import S2VTransformer
 
-        config = S2VConfig.from_json(_read_json(self.config_path))
+        if unknown := unknown_fields(_read_json(self.config_path)):
+            get_logger().warning("config_has_unknown_fields", file=str(self.config_path), fields=unknown)
         with torch.device("meta"):
-            return S2VTransformer(config)
+            return S2VTransformer(self.config())
+
+    def check_transformer(self) -> None:
+        """Raise the errors of `fill_transformer` that config.json, index and headers show; reads no weights."""
+        from s2v_tasks.engine.loading.shards import check_shards
+
+        check_shards(
+            self.build_transformer(),
+            self.transformer_shards(),
+            index=self._index(),
+            source=f"the transformer in {self.path}",
+        )
 
     def fill_transformer(
         self,
@@ -194,7 +224,6 @@ class Snapshot:
         from s2v_tasks.engine.loading.adapters import AdapterMerge
         from s2v_tasks.engine.loading.shards import Conversion, load_shards
 
-        index_path = self.path / TRANSFORMER_INDEX_FILE
         shapes = {key: weight.shape for key, weight in transformer.state_dict().items()}
         with closing(AdapterMerge(adapters, shapes)) as merge:
             load_shards(
@@ -203,12 +232,15 @@ class Snapshot:
                 Conversion(dtype, convert, float8, merge),
                 device=device,
                 num_threads=num_threads,
-                index=_read_json(index_path)
-                if index_path.is_file() and "transformer" not in dict(self.files)
-                else None,
+                index=self._index(),
                 source=f"the transformer in {self.path}",
             )
         return merge.reports
+
+    def _index(self) -> dict[str, Any] | None:
+        """Return the content of the index of the shards; None if the transformer is a single file."""
+        path = self.path / TRANSFORMER_INDEX_FILE
+        return _read_json(path) if path.is_file() and "transformer" not in dict(self.files) else None
 
     def load_vae(self, device: "torch.device | str", precision: "VaePrecision" = "float32") -> "Vae":
         """Load the VAE, which computes in `precision`."""
@@ -227,7 +259,6 @@ class Snapshot:
 
         from s2v_tasks.engine.encoders.text_encoder import TextEncoder, key_pairs
         from s2v_tasks.engine.loading.layouts import invert
-        from s2v_tasks.engine.models.config import S2VConfig
 
         state = self._read_state(self.text_encoder_path, device)
         state.pop("encoder.embed_tokens.weight", None)  # equal to shared.weight
@@ -236,7 +267,7 @@ class Snapshot:
         return TextEncoder.from_state_dict(
             invert(key_pairs(num_layers), state, "shared.weight"),
             self.tokenizer_folder,
-            text_len=S2VConfig.from_json(_read_json(self.config_path)).text_len,
+            text_len=self.config().text_len,
             device=device,
         )
 

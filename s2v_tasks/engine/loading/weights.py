@@ -9,6 +9,7 @@ from zipfile import is_zipfile
 import torch
 from torch import Tensor, nn
 
+from s2v_tasks.engine.loading.files import check_file
 from s2v_tasks.errors import ConfigurationError
 
 _MAX_NAMES = 5
@@ -60,11 +61,16 @@ def read_pth(path: Path, device: torch.device | str) -> dict[str, Tensor]:
 
     Raises ConfigurationError if the file is damaged or contains other objects than tensors.
     """
+    check_file(path)
     try:
         # Only the zip format of PyTorch 1.6 and later can be mapped.
         state = torch.load(path, map_location=device, weights_only=True, mmap=is_zipfile(path))
     except (RuntimeError, OSError, ValueError, EOFError, UnpicklingError) as error:
-        raise ConfigurationError(f"{path} cannot be read as weights ({error}); download it again") from error
+        # Not the text of torch, which advises to execute the file.
+        raise ConfigurationError(
+            f"{path} cannot be read as weights ({type(error).__name__}): it is damaged, or has objects that are not "
+            "tensors; delete it and download it again"
+        ) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ConfigurationError(f"{path} is not a plain dictionary of tensors; download it again")
     return state

@@ -21,6 +21,8 @@ _FIXED: dict[str, Any] = {
     "enable_tsm": False,
     "trainable_token_pos_emb": False,
 }
+_MODEL = "Wan2.2-S2V-14B"
+_REMEDY = f"Use the folder of {_MODEL}: other models of Wan, and repositories in the layout of diffusers, do not fit."
 # Written by the serializer, or used only in training.
 _IGNORED = {"_class_name", "_diffusers_version", "zero_init", "motion_token_num"}
 
@@ -52,34 +54,32 @@ class S2VConfig:
         return self.dim // self.num_heads
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> "S2VConfig":
-        """Build from the content of `config.json`.
+    def from_json(cls, values: Mapping[str, Any], *, source: str = "config.json") -> "S2VConfig":
+        """Build from the content of `config.json`; `source` names the file in errors.
 
-        Raises ConfigurationError for an unknown field, another architecture than the released one, or dimensions that
-        do not match.
+        Unknown fields are ignored if the file states this model; keys and shapes of the weights are compared later.
+        Raises ConfigurationError for another model, another architecture than the released one, or dimensions that do
+        not match.
         """
         names = {field.name for field in fields(cls)}
-        unknown = sorted(set(values) - names - set(_FIXED) - _IGNORED)
-        if unknown:
+        unknown = unknown_fields(values)
+        if unknown and "model_type" not in values:
             raise ConfigurationError(
-                f"config.json has unknown fields {unknown}; expected the fields of Wan2.2-S2V. "
-                "Use a snapshot of that model."
+                f"{source} has unknown fields {unknown} and no model_type; expected the fields of {_MODEL}. {_REMEDY}"
             )
         for name, expected in _FIXED.items():
             value = values.get(name, expected)
             value = list(value) if isinstance(value, tuple) else value
             if value != expected:
-                raise ConfigurationError(
-                    f"config.json has {name}={value!r}; only {expected!r} is supported. Use a snapshot of Wan2.2-S2V."
-                )
+                raise ConfigurationError(f"{source} has {name}={value!r}; only {expected!r} is supported. {_REMEDY}")
         known = {name: value for name, value in values.items() if name in names}
         if "audio_inject_layers" in known:
             known["audio_inject_layers"] = tuple(known["audio_inject_layers"])
         config = cls(**known)
-        config._check()
+        config._check(source)
         return config
 
-    def _check(self) -> None:
+    def _check(self, source: str) -> None:
         layers = self.audio_inject_layers
         problems = {
             f"dim {self.dim} is not divisible by num_heads {self.num_heads}": self.dim % self.num_heads,
@@ -95,4 +95,9 @@ class S2VConfig:
         }
         found = [text for text, wrong in problems.items() if wrong]
         if found:
-            raise ConfigurationError(f"config.json is inconsistent: {'; '.join(found)}. Restore the snapshot's file.")
+            raise ConfigurationError(f"{source} is inconsistent: {'; '.join(found)}. Restore the snapshot's file.")
+
+
+def unknown_fields(values: Mapping[str, Any]) -> list[str]:
+    """Return the fields of a config.json that this engine neither uses nor knows to be without effect, sorted."""
+    return sorted(values.keys() - {field.name for field in fields(S2VConfig)} - _FIXED.keys() - _IGNORED)

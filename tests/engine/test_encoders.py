@@ -259,3 +259,19 @@ def test_other_audio_encoder_is_refused(tiny_snapshot_path: Path) -> None:
     fewer = {key: value for key, value in state.items() if ".layers.23." not in key}
     with pytest.raises(ConfigurationError, match="23 layers; the transformer reads 24"):
         AudioEncoder.from_state_dict(fewer, config | {"num_hidden_layers": 23})
+
+
+def test_an_audio_encoder_with_older_names_of_the_weight_norm_is_the_same(tiny_snapshot_path: Path) -> None:
+    """Files of older libraries name scale and direction of the position convolution `weight_g` and `weight_v`."""
+    source = tiny_snapshot_path / AUDIO_ENCODER_FOLDER
+    state, config = load_file(source / "model.safetensors"), json.loads((source / "config.json").read_text())
+    older = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
+    scale = next(key for key in state if key.endswith("original0"))
+    state[scale] = state[scale] * torch.arange(1.0, 1.0 + state[scale].numel()).view_as(state[scale])
+    renamed = {
+        key.replace(name := next((n for n in older if n in key), "-"), older.get(name, "-")): value
+        for key, value in state.items()
+    }
+    assert sum(key.endswith(("weight_g", "weight_v")) for key in renamed) == 2
+    expected, states = (AudioEncoder.from_state_dict(one, config).encode(_speech(4000)) for one in (state, renamed))
+    assert torch.equal(states, expected)

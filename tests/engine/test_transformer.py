@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from s2v_tasks.engine.models import blocks, rope
 from s2v_tasks.engine.models.attention import CrossAttention
 from s2v_tasks.engine.models.config import S2VConfig, unknown_fields
 from s2v_tasks.engine.models.forward_inputs import ClipTokens, Conditioning
@@ -126,6 +127,21 @@ def test_the_padding_of_a_prompt_counts_as_often_as_it_is_long(model: S2VTransfo
     torch.testing.assert_close(model.blocks[1].cross_attn(tokens, text), expected, rtol=0, atol=1e-5)  # type: ignore[operator,union-attr]
     half = S2VTransformer(model.config).to(torch.bfloat16)
     assert half.prepare_text(context.bfloat16())[1].keys.shape[1] == 8
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_work_in_chunks_of_tokens_changes_only_rounding(
+    model: S2VTransformer, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    """Clips of real size are rotated and fed forward in several chunks, of which one crosses the end of the video."""
+    one = S2VTransformer(model.config).to(dtype).requires_grad_(requires_grad=False)
+    one.load_state_dict(model.state_dict())
+    clip_tokens, cond = prepare(one)
+    whole = velocity(one, clip_tokens, cond)
+    monkeypatch.setattr(blocks, "CHUNK_TOKENS", 7)
+    monkeypatch.setattr(rope, "_CHUNK_TOKENS", 5)
+    error = (velocity(one, clip_tokens, cond) - whole).norm() / whole.norm()
+    assert error < (1e-5 if dtype == torch.float32 else 1e-2)
 
 
 def test_bf16_weights_follow_the_precision_policy(model: S2VTransformer) -> None:

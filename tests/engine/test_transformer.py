@@ -141,7 +141,7 @@ def test_work_in_chunks_of_tokens_changes_only_rounding(
     monkeypatch.setattr(blocks, "CHUNK_TOKENS", 7)
     monkeypatch.setattr(rope, "_CHUNK_TOKENS", 5)
     error = (velocity(one, clip_tokens, cond) - whole).norm() / whole.norm()
-    assert error < (1e-5 if dtype == torch.float32 else 1e-2)
+    assert error < (1e-5 if dtype == torch.float32 else 1e-3)
 
 
 def test_bf16_weights_follow_the_precision_policy(model: S2VTransformer) -> None:

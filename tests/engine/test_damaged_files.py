@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load, load_file, save_file
 
-from s2v_tasks.engine.loading import Snapshot
+from s2v_tasks.engine.loading import Snapshot, files
 from s2v_tasks.engine.loading.inspection import inspect
 from s2v_tasks.engine.loading.snapshot import (
     AUDIO_ENCODER_FOLDER,
@@ -21,7 +21,7 @@ from s2v_tasks.engine.loading.snapshot import (
     VAE_FILE,
 )
 from s2v_tasks.engine.loading.weights import read_pth
-from s2v_tasks.errors import ConfigurationError
+from s2v_tasks.errors import ConfigurationError, TransientError
 
 LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9968229352\n"
 SHARD = "diffusion_pytorch_model-00001-of-00002.safetensors"
@@ -152,3 +152,14 @@ def test_pth_holds_tensors_only(tmp_path: Path) -> None:
     torch.save([torch.zeros(1)], tmp_path / "list.pth")
     with pytest.raises(ConfigurationError, match="not a plain dictionary"):
         read_pth(tmp_path / "list.pth", "cpu")
+
+
+def test_a_volume_that_fails_is_tried_again(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An input or output error while the files are checked is transient, and not a fault of the files."""
+
+    def broken(_path: Path) -> str | None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(files, "safetensors_header", broken)
+    with pytest.raises(TransientError, match=r"safetensors cannot be read \(Input/output error\)\. Try again"):
+        Snapshot.open(copied)

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
 
-from s2v_tasks.errors import ConfigurationError
+from s2v_tasks.errors import ConfigurationError, TransientError
 
 _LENGTH_BYTES = 8  # of the header's length, the first bytes of a safetensors file
 _MAX_HEADER_BYTES = 100 << 20
 _BEGINNING_BYTES = 512
 _GGUF_MAGIC = b"GGUF"
 _LFS_MAGIC = b"version https://git-lfs"
-_ZIP_MAGIC, _PICKLE_MAGIC = b"PK\x03\x04", b"\x80\x02"
+_ZIP_MAGIC, _PICKLE_MAGIC = b"PK\x03\x04", b"\x80"  # of any protocol
 _AGAIN = "delete it and download it again"
 
 
@@ -29,13 +29,25 @@ def check_file(path: Path) -> None:
 def fault_of(path: Path) -> str | None:
     """Return what is wrong with a file of a snapshot and the remedy, as the rest of a sentence; None for no fault.
 
-    Files of other kinds than safetensors, .pth, .bin and .json have no fault except that they are placeholders.
+    Files of other kinds than safetensors, .pth, .bin and .json have no fault except that they are placeholders. Raises
+    TransientError if the volume of the file fails; PermissionError for a file that this account may not read.
     """
     if path.is_symlink() and not path.exists():
         return (
             f"is a link to {path.readlink()}, which does not exist: a cache of the Hub needs its folder `blobs`, too. "
             "Mount or copy both, or use `hf download` with --local-dir"
         )
+    try:
+        return _content_fault(path)
+    except PermissionError:
+        raise
+    except OSError as error:
+        raise TransientError(
+            f"{path} cannot be read ({error.strerror}). Try again; look at the volume if that repeats."
+        ) from error
+
+
+def _content_fault(path: Path) -> str | None:
     with path.open("rb") as stream:
         beginning = stream.read(_BEGINNING_BYTES)
     if not beginning:

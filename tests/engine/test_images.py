@@ -90,6 +90,13 @@ def test_anything_but_rgb_is_refused(image: np.ndarray) -> None:
         fit_image(image, 64, 64, compat="corrected")
 
 
+def test_bytes_are_truncated() -> None:
+    """Values between two levels get the lower one, as in the reference, and values beyond the range its ends."""
+    levels = torch.tensor([-0.5, 0.0, 100.1, 100.9, 255.0, 300.0])
+    pixels = (levels / 255 * 2 - 1).view(1, 1, 1, 1, 6).expand(-1, 3, -1, -1, -1)
+    assert to_u8(pixels)[0, 0, :, 0].tolist() == [0, 0, 100, 100, 255, 255]
+
+
 def test_pixels_that_are_not_finite_are_refused() -> None:
     """One NaN in a decoded frame is an error, because as a byte it would be black."""
     pixels = torch.zeros(1, 3, 2, 4, 4)

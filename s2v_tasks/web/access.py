@@ -1,7 +1,7 @@
 """Rights and protection of every page: login, permission for the DAG, same origin of changes, headers of answers.
 
-An application that a plugin mounts inherits no check of Airflow. Each route therefore depends on `may_read` or on a
-check that demands more; `create_application` sets `may_read` and `same_origin` for all routes.
+An application that a plugin mounts inherits no check of Airflow. `create_application` therefore demands a login and
+`same_origin` of all routes, and `may_read` of all but styles and scripts. Other rights are checks of single routes.
 """
 
 from collections.abc import Callable

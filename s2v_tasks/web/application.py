@@ -3,6 +3,7 @@
 import mimetypes
 from pathlib import Path
 
+from airflow.api_fastapi.core_api.security import get_user
 from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import RedirectResponse, Response
@@ -20,10 +21,10 @@ _STATUS = {ConfigurationError: 500, ObjectMissingError: 404, TransientError: 503
 
 
 def create_application() -> FastAPI:
-    """Return the application; every route demands a login and the right to see runs of the DAG."""
+    """Return the application; every route demands a login and, except styles and scripts, the right to see runs."""
     application = FastAPI(
         title="Videos",
-        dependencies=[Depends(same_origin), Depends(may_read)],
+        dependencies=[Depends(same_origin), Depends(get_user)],
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
@@ -34,9 +35,9 @@ def create_application() -> FastAPI:
     application.add_exception_handler(RequestValidationError, _refuse_value)
     application.add_exception_handler(S2VError, _explain)
     for part in (gallery, job_page, media_files, actions, approvals, uploads):
-        application.include_router(part.router)
-    application.add_api_route("/static/{name}", static_file, methods=["GET"])
-    application.add_api_route("/jobs/{job_id}/{file}", job_file, methods=["GET"])
+        application.include_router(part.router, dependencies=[Depends(may_read)])
+    application.add_api_route("/jobs/{job_id}/{file}", job_file, methods=["GET"], dependencies=[Depends(may_read)])
+    application.add_api_route("/static/{name}", static_file, methods=["GET"])  # the page of a refusal needs them, too
     return application
 
 

@@ -1,6 +1,8 @@
 """Check access: a table of every route, method and account, and hostile requests."""
 
+import re
 from typing import Any
+from urllib.parse import urljoin
 
 import pytest
 
@@ -124,7 +126,7 @@ def test_accounts_that_may_see_runs_see_their_videos(
 def test_accounts_without_the_dag_see_no_video(
     login: Login, metadata: MetadataStore, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without permission for the DAG, every route answers 403."""
+    """Without permission for the DAG, every route answers 403, as a page in the style of the others."""
     from airflow.api_fastapi.auth.managers.simple.simple_auth_manager import SimpleAuthManager
 
     add_job(metadata, store, "talk")
@@ -136,9 +138,14 @@ def test_accounts_without_the_dag_see_no_video(
 
     monkeypatch.setattr(SimpleAuthManager, "is_authorized_dag", deny)
     browser = login("edith")
-    calls = [*ACT.values(), *(("GET", address) for address in READ.values())]
+    calls = [*ACT.values(), *(("GET", address) for path, address in READ.items() if path != "/static/{name}")]
     assert {browser.request(method, f"/s2v{address}").status_code for method, address in calls} == {403}
     assert set(asked) == {"speech_to_video"}
+    refused = browser.get("/s2v/job/talk", headers={"Accept": "text/html"})
+    assert "edith may not see videos" in refused.text
+    styles = re.findall(r'(?:src|href)="(\.\./static/[^"]+)"', refused.text)
+    assert len(styles) == 3
+    assert {browser.get(urljoin("/s2v/job/talk", address)).status_code for address in styles} == {200}
 
 
 # Permission of Airflow → text of the page that goes with it, and the routes that demand it.

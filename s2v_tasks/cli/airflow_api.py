@@ -184,9 +184,14 @@ class AirflowApi:
     def _refused(self, call: str, status: int, answer: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         reason = answer.get("detail", "no reason given")
         if status == 401 or reason == _NOT_VALID:
+            remedy = (
+                "set S2V_AIRFLOW_TOKEN to a new token (Generate Token in the user menu of Airflow)"
+                if self._token
+                else "check S2V_AIRFLOW_USER and S2V_AIRFLOW_PASSWORD; an account of an OAuth provider has no password "
+                "here and needs S2V_AIRFLOW_TOKEN"
+            )
             raise ConfigurationError(
-                f"Airflow at {self.url} refuses the login ({status} {reason}): check S2V_AIRFLOW_USER and "
-                "S2V_AIRFLOW_PASSWORD, or S2V_AIRFLOW_TOKEN, and S2V_AIRFLOW_URL."
+                f"Airflow at {self.url} refuses the login ({status} {reason}): {remedy}. Check S2V_AIRFLOW_URL, too."
             )
         if status == 403:
             account = f"the user {self._account['username']}" if self._account else "the account of S2V_AIRFLOW_TOKEN"

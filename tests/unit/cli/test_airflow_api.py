@@ -93,8 +93,8 @@ def test_a_run_that_is_there_is_not_started_again(server: Server) -> None:
 @pytest.mark.parametrize(
     ("status", "answer", "error", "words"),
     [
-        (401, {"detail": "Token Expired"}, ConfigurationError, r"login \(401 Token Expired\): check S2V_AIRFLOW_USER"),
-        (403, {"detail": "Invalid JWT token"}, ConfigurationError, r"login \(403 Invalid .*: check S2V_AIRFLOW_USER"),
+        (401, {"detail": "Token Expired"}, ConfigurationError, r"login \(401 Token Expired\): set S2V_AIRFLOW_TOKEN"),
+        (403, {"detail": "Invalid JWT token"}, ConfigurationError, r"login \(403 Invalid .*: set S2V_AIRFLOW_TOKEN"),
         (403, {}, ConfigurationError, "not permit the account of S2V_AIRFLOW_TOKEN to POST .*: ask its administrator"),
         (404, {}, ConfigurationError, "no DAG 'speech_to_video': .* list-import-errors"),
         (400, {"detail": "size is bad\n\nFailed validating 'pattern' in schema: {}"}, PermanentError, "size is bad$"),
@@ -107,6 +107,16 @@ def test_refusals_have_remedies(server: Server, status: int, answer: Any, error:
     server.answers = [(status, answer)]
     with pytest.raises(error, match=words):
         AirflowApi(server.url, token="t").trigger("r", {})
+
+
+def test_a_refused_account_learns_which_accounts_have_no_password(server: Server) -> None:
+    """A person who logs in through an OAuth provider cannot log in with a password, and is told to use a token."""
+    server.answers = [(401, {"detail": "Invalid credentials"})]
+    remedy = (
+        "check S2V_AIRFLOW_USER and S2V_AIRFLOW_PASSWORD; an account of an OAuth provider .* needs S2V_AIRFLOW_TOKEN"
+    )
+    with pytest.raises(ConfigurationError, match=remedy):
+        AirflowApi(server.url, "ann", "secret").run("r")
 
 
 def test_a_missing_permission_names_the_user_and_the_call(server: Server) -> None:

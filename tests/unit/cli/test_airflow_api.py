@@ -110,7 +110,7 @@ def test_refusals_have_remedies(server: Server, status: int, answer: Any, error:
 
 
 def test_a_refused_account_learns_which_accounts_have_no_password(server: Server) -> None:
-    """A person who logs in through an OAuth provider cannot log in with a password, and is told to use a token."""
+    """The message names the token for a person who logs in through an OAuth provider and has no password here."""
     server.answers = [(401, {"detail": "Invalid credentials"})]
     remedy = (
         "check S2V_AIRFLOW_USER and S2V_AIRFLOW_PASSWORD; an account of an OAuth provider .* needs S2V_AIRFLOW_TOKEN"

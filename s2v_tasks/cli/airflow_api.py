@@ -42,7 +42,7 @@ class AirflowApi:
 
     def __init__(self, url: str, user: str | None = None, password: str | None = None, token: str | None = None):
         self.url = url.rstrip("/")
-        self._account = {"username": user, "password": password} if user else None
+        self._account = {"username": user, "password": password} if user and not token else None
         self._token = token
         loopback = urlsplit(url).hostname in {"127.0.0.1", "localhost", "::1"}
         proxy = [urllib.request.ProxyHandler({})] if loopback else []
@@ -186,7 +186,7 @@ class AirflowApi:
         if status == 401 or reason == _NOT_VALID:
             remedy = (
                 "set S2V_AIRFLOW_TOKEN to a new token (Generate Token in the user menu of Airflow)"
-                if self._token
+                if self._account is None
                 else "check S2V_AIRFLOW_USER and S2V_AIRFLOW_PASSWORD; an account of an OAuth provider has no password "
                 "here and needs S2V_AIRFLOW_TOKEN"
             )

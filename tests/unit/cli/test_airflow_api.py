@@ -111,12 +111,13 @@ def test_refusals_have_remedies(server: Server, status: int, answer: Any, error:
 
 def test_a_refused_account_learns_which_accounts_have_no_password(server: Server) -> None:
     """The message names the token for a person who logs in through an OAuth provider and has no password here."""
-    server.answers = [(401, {"detail": "Invalid credentials"})]
     remedy = (
         "check S2V_AIRFLOW_USER and S2V_AIRFLOW_PASSWORD; an account of an OAuth provider .* needs S2V_AIRFLOW_TOKEN"
     )
-    with pytest.raises(ConfigurationError, match=remedy):
-        AirflowApi(server.url, "ann", "secret").run("r")
+    for answers in ([(401, {"detail": "Invalid credentials"})], [(201, {"access_token": "t0k"}), (401, {})]):
+        server.answers = answers
+        with pytest.raises(ConfigurationError, match=remedy):
+            AirflowApi(server.url, "ann", "secret").run("r")
 
 
 def test_a_missing_permission_names_the_user_and_the_call(server: Server) -> None:

@@ -19,7 +19,7 @@ from airflow.providers.cncf.kubernetes.triggers.pod import KubernetesPodTrigger
 from airflow.providers.cncf.kubernetes.utils.pod_manager import PodLaunchTimeoutException
 from airflow.sdk import Context
 from airflow.sdk.exceptions import AirflowException
-from airflow.triggers.base import TriggerEvent
+from airflow.triggers.base import TaskSuccessEvent, TriggerEvent
 from kubernetes.client import ApiException, V1EnvVar
 from kubernetes.utils.quantity import format_quantity, parse_quantity
 from urllib3.exceptions import HTTPError
@@ -30,7 +30,7 @@ from s2v_tasks.orchestration.clip_sensor import DEFERRED_POLL_SECONDS
 from s2v_tasks.orchestration.pod_failures import judge, not_answered, not_created
 from s2v_tasks.orchestration.pod_templates import BASE_CONTAINER, load_pod_template, namespace_of
 from s2v_tasks.orchestration.retry_policy import working_time
-from s2v_tasks.orchestration.step_commands import job_id_of, num_processes, step_arguments
+from s2v_tasks.orchestration.step_commands import in_dag_test, job_id_of, num_processes, step_arguments
 from s2v_tasks.orchestration.step_operators import CloseJobOperator, failed_try
 from s2v_tasks.schemas.steps import HEAVY_STEPS, Step
 from s2v_tasks.settings import load_settings
@@ -49,8 +49,8 @@ _PER_FURTHER_PROCESS = {"cpu": ("s2v/cpu-per-further-process", "m"), "memory": (
 class StepPodOperator(KubernetesPodOperator):  # type: ignore[misc]
     """Runs `s2v <step>` for the job of this DAG run in a pod.
 
-    It waits in the triggerer and finds its pod again if a worker or the triggerer is lost. It fails with the reason of
-    the step, else with the reason of the cluster (`pod_failures`).
+    It waits in the triggerer, which also ends the task after a success, and finds its pod again if a worker or the
+    triggerer is lost. It fails with the reason of the step, else with the reason of the cluster (`pod_failures`).
     """
 
     template_fields = (*KubernetesPodOperator.template_fields, "clip")
@@ -108,8 +108,8 @@ class StepPodOperator(KubernetesPodOperator):  # type: ignore[misc]
         super().execute(context)
 
     def defer(self, *, trigger: Any, **kwargs: Any) -> None:
-        """Wait in the triggerer, with a trigger that does not fire too early."""
-        super().defer(trigger=StepPodTrigger(**trigger.serialize()[1]), **kwargs)
+        """Wait in the triggerer; `dag.test()`, which resumes after each trigger, uses that of the provider."""
+        super().defer(trigger=trigger if in_dag_test() else StepPodTrigger(**trigger.serialize()[1]), **kwargs)
 
     def build_pod_request_obj(self, context: Any = None, **kwargs: Any) -> Any:
         """Return the pod of the template, scaled to the number of processes of the step, with the digest of its image.
@@ -134,7 +134,7 @@ class StepPodOperator(KubernetesPodOperator):  # type: ignore[misc]
             raise failed_try(self, context, not_created(error)) from error
 
     def trigger_reentry(self, context: Context, event: dict[str, Any]) -> None:
-        """Continue after the wait: the pod has ended or timed out."""
+        """Continue after the wait: the pod has failed or timed out, or the triggerer could not delete it."""
         try:
             super().trigger_reentry(context, event)
         except (ApiException, HTTPError) as error:
@@ -209,10 +209,14 @@ def _time_of_task(step: Step, clip: Any = None) -> timedelta:
 
 # A pod that still runs this long after its deletion time is lost: a live kubelet ends it earlier.
 _KUBELET_PATIENCE = timedelta(minutes=1)
+_SECOND_OF_LOG = 1.0  # the asynchronous reader of logs leaves out the lines of the current second
 
 
 class StepPodTrigger(KubernetesPodTrigger):  # type: ignore[misc]
     """Trigger that fires no event within seconds of its deferral, and ends the wait for pods of dead nodes.
+
+    It ends the task itself if the pod has succeeded. A worker would be started only to read the rest of the log and to
+    delete the pod, and the next clip waits for the end of the task.
 
     If the image of a pod is missing, it fails at once. A trigger that fires so soon can fail its task while a worker
     resumes it (apache/airflow#66374): a retry is used, and the fault is not counted.
@@ -230,7 +234,20 @@ class StepPodTrigger(KubernetesPodTrigger):  # type: ignore[misc]
         earliest = time.monotonic() + DEFERRED_POLL_SECONDS
         async for event in super().run():
             await asyncio.sleep(max(0.0, earliest - time.monotonic()))
-            yield event
+            is_done = event.payload["status"] == "success" and await self._finish(event.payload.get("last_log_time"))
+            yield TaskSuccessEvent() if is_done else event
+
+    async def _finish(self, log_time: Any | None) -> bool:
+        """Write the log from `log_time` on and delete the pod; False if a worker must do it."""
+        await asyncio.sleep(_SECOND_OF_LOG)
+        try:
+            pod = await self._get_pod()
+            await self.pod_manager.fetch_container_logs_before_current_sec(pod, self.base_container_name, log_time)
+            await self.hook.delete_pod(self.pod_name, self.pod_namespace)
+        except Exception as error:  # noqa: BLE001 - whatever fails here, a worker does it or reports it
+            self.log.warning("A worker ends the task: pod %s is not finished here (%s).", self.pod_name, error)
+            return False
+        return True
 
     async def _get_pod(self) -> Any:
         """Return the pod; PodLaunchTimeoutException, which ends the wait, if its node is lost."""

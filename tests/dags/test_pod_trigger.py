@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 from airflow.providers.cncf.kubernetes.triggers.pod import KubernetesPodTrigger
+from airflow.providers.cncf.kubernetes.utils.pod_manager import AsyncPodManager
 from airflow.sdk.exceptions import TaskDeferred
-from airflow.triggers.base import TriggerEvent
+from airflow.triggers.base import TaskSuccessEvent, TriggerEvent
 
 from s2v_tasks.orchestration import pods
 from s2v_tasks.orchestration.pods import StepPodTrigger
@@ -38,6 +39,69 @@ def test_a_step_waits_by_its_own_trigger(monkeypatch: pytest.MonkeyPatch) -> Non
     path, arguments = deferral.value.trigger.serialize()
     assert path == "s2v_tasks.orchestration.pods.StepPodTrigger"
     assert StepPodTrigger(**arguments).serialize()[1] == waiting_for_a_pod().serialize()[1]
+
+
+def test_dag_test_resumes_after_the_trigger_of_the_provider(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`dag.test()` resumes the task after each trigger, so the trigger must not end it."""
+    monkeypatch.setenv("S2V_EXECUTION", "kubernetes")
+    monkeypatch.setattr(pods, "in_dag_test", lambda: True)
+    load_settings.cache_clear()
+    with pytest.raises(TaskDeferred) as deferral:
+        step_task(ENCODE_CONDITIONS).defer(trigger=waiting_for_a_pod(), method_name="trigger_reentry")
+    assert type(deferral.value.trigger) is KubernetesPodTrigger
+
+
+class Cluster:
+    """The asynchronous client of a cluster with one pod that has ended with success, and its log."""
+
+    def __init__(self, *, refuses: bool) -> None:
+        self.refuses = refuses
+        self.deleted: list[str] = []
+        self.lines = [f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%fZ} the last line"]
+        self.seconds_of_log: list[int | None] = []
+
+    async def get_pod(self, name: str, namespace: str) -> Any:
+        metadata = SimpleNamespace(name=name, namespace=namespace, deletion_timestamp=None)
+        return SimpleNamespace(metadata=metadata, status=SimpleNamespace(phase="Succeeded", container_statuses=None))
+
+    async def read_logs(self, *, since_seconds: int | None, **_: str) -> list[str]:
+        self.seconds_of_log.append(since_seconds)
+        return self.lines
+
+    async def delete_pod(self, name: str, _: str) -> None:
+        if self.refuses:
+            raise ConnectionError("the API does not answer")
+        self.deleted.append(name)
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+def test_a_pod_that_succeeded_needs_no_worker(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], refuses: bool
+) -> None:
+    """The trigger writes the rest of the log, deletes the pod and ends the task; if it cannot, a worker does it."""
+    cluster = Cluster(refuses=refuses)
+
+    async def started(trigger: KubernetesPodTrigger) -> Any:
+        trigger.last_log_time = datetime.now(UTC) - timedelta(seconds=7)
+        return "running"
+
+    monkeypatch.setattr(KubernetesPodTrigger, "_wait_for_pod_start", started)
+    monkeypatch.setattr(KubernetesPodTrigger, "hook", cluster)
+    monkeypatch.setattr(KubernetesPodTrigger, "pod_manager", AsyncPodManager(async_hook=cluster))
+    monkeypatch.setattr(pods, "DEFERRED_POLL_SECONDS", 0.0)
+
+    async def events() -> list[TriggerEvent]:
+        trigger = StepPodTrigger(**waiting_for_a_pod().serialize()[1] | {"trigger_kwargs": {}})
+        return [event async for event in trigger.run()]
+
+    (event,) = asyncio.run(events())
+    log = capsys.readouterr().out
+    assert "the last line" in log
+    assert cluster.seconds_of_log == [9]  # from 7 s before, 1 s of waiting, rounded up
+    assert cluster.deleted == ([] if refuses else ["render-clip-x"])
+    assert isinstance(event, TaskSuccessEvent) is not refuses
+    assert refuses is (isinstance(event.payload, dict) and event.payload["status"] == "success")
+    assert ("A worker ends the task" in log) is refuses
 
 
 def test_a_failure_soon_after_the_deferral_is_reported_later(monkeypatch: pytest.MonkeyPatch) -> None:

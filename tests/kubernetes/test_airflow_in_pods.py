@@ -42,7 +42,8 @@ def test_worker_pods_make_the_video_of_this_machine(
     cluster.core.delete_collection_namespaced_pod(RELEASE, label_selector="component=scheduler")
 
     assert airflow.outcome(run) == "success", job(job_id).reason
-    assert airflow.task(run, "stage_inputs")["try_number"] == 2  # the quota used up no try
+    # The quota refused its worker twice, which used up no try. The lost worker used up one if its task had begun.
+    assert airflow.task(run, "stage_inputs")["try_number"] <= 2
     assert {clip.attempts for clip in job(job_id).clips} == {1}
     assert "step_finished" in airflow.log(run, "stitch")
     assert cluster.pods(job_id) == []

@@ -27,7 +27,11 @@ LAYOUTS = {
     "peft": ("{}", "lora_A.weight", "lora_B.weight"),
     "peft-prefixed": ("base_model.model.{}", "lora_A.default.weight", "lora_B.default.weight"),
     "kohya": ("lora_unet_{}", "lora_down.weight", "lora_up.weight"),
+    "diffusers": ("transformer.{}", "lora_A.weight", "lora_B.weight"),
 }
+DIFFUSERS = dict(
+    zip(MODULES, ("blocks.0.attn1.to_q", "blocks.3.ffn.net.2", "audio_injector.injector.1.to_out.0"), strict=True)
+)
 
 
 def weights(snapshot: Snapshot, *applied: Adapter, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
@@ -67,7 +71,8 @@ def in_layout(layout: str, pairs: dict[str, tuple[Tensor, Tensor]]) -> dict[str,
     prefix, down_name, up_name = LAYOUTS[layout]
     tensors = {}
     for module, (down, up) in pairs.items():
-        name = prefix.format(module.replace(".", "_") if layout == "kohya" else module)
+        names = {"kohya": module.replace(".", "_"), "diffusers": DIFFUSERS[module]}
+        name = prefix.format(names.get(layout, module))
         tensors |= {f"{name}.{down_name}": down, f"{name}.{up_name}": up, f"{name}.alpha": torch.tensor(ALPHA)}
     return tensors
 

@@ -8,6 +8,7 @@ a render costs nothing extra. Safetensors files with these names are accepted (M
 | node editors | `diffusion_model.MODULE.lora_down.weight`, `.lora_up.weight`, `.alpha`, `.diff`, `.diff_b` |
 | PEFT | `base_model.model.MODULE.lora_A.weight`, `.lora_B.weight`, also without the prefix |
 | kohya | `lora_unet_MODULE.lora_down.weight`, ..., with underscores for the dots of MODULE |
+| diffusers | `transformer.MODULE.lora_A.weight`, `.lora_B.weight`, with the diffusers name of MODULE |
 """
 
 import hashlib
@@ -22,6 +23,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from s2v_tasks.engine.loading.layouts import diffusers_key
 from s2v_tasks.errors import ConfigurationError
 
 MAX_ADAPTER_BYTES = 4 << 30
@@ -142,7 +144,8 @@ class AdapterMerge:
         self._changes: dict[str, list[_Change]] = {}
         self._shapes = {key: tuple(shape) for key, shape in shapes.items()}
         names = {key.rpartition(".")[0] for key in shapes} | set(shapes)
-        self._modules = {name: name for name in names} | {name.replace(".", "_"): name for name in names}
+        of_diffusers = {diffusers_key(key).rpartition(".")[0]: key.rpartition(".")[0] for key in shapes}
+        self._modules = of_diffusers | {name.replace(".", "_"): name for name in names} | {name: name for name in names}
         self._files = ExitStack()
         try:
             self.reports = tuple(self._add(adapter) for adapter in adapters if adapter.strength)

@@ -10,10 +10,8 @@ import pytest
 
 from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.schemas.events import JobEvent
-from s2v_tasks.schemas.request_parsing import parse_request
 from s2v_tasks.settings import load_settings
 from s2v_tasks.storage.s3 import ObjectStore
-from s2v_tasks.web.estimates import _options
 from s2v_tasks.web.services import services
 from tests.web.airflow_runs import begin, end, runs, skipped_tasks
 from tests.web.conftest import Login
@@ -291,15 +289,3 @@ def test_a_copy_keeps_what_the_form_does_not_show(login: Login, metadata: Metada
     others = html.unescape(re.search(r'data-others="([^"]*)"', form)[1])
     assert json.loads(others) == {"sample_solver": "euler", "guide_steps": [0, 2], "priority": "high"}
     assert "So are Guided steps, Solver, Priority." in form
-
-
-def test_the_plan_of_the_form_is_that_of_all_its_fields() -> None:
-    """Each field that changes the cost is an option of `s2v plan`."""
-    fields = {
-        "sample_steps": 4, "guide_steps": [0, 2], "quality": "gate", "max_retakes": 3, "start_from_ref": True,
-        "adapters": [{"name": "few-steps", "strength": 0.5}], "priority": "high", "labels": {"team": "news"},
-    }  # fmt: skip
-    assert _options(parse_request(REQUEST | fields)) == [
-        "--sample-steps=4", "--guide-steps=0:2", "--adapter=few-steps=0.5", "--start-from-ref", "--quality=gate",
-        "--max-retakes=3",
-    ]  # fmt: skip

@@ -20,6 +20,7 @@ from s2v_tasks.planning.warnings import (
     offload_warnings,
     picture_warnings,
     preview_warning,
+    prompt_warnings,
 )
 from s2v_tasks.schemas.plan import FPS, ClipPlan, Cut, InputFacts, Plan, Sampling, SpeechFacts
 from s2v_tasks.schemas.preset import find_preset
@@ -69,6 +70,7 @@ def make_plan(request: Request, job_id: str, inputs: PlanInputs, installation: I
     costs = installation.costs(shapes, sampling)
     warnings = [
         *([preview_warning(job_id, sampling)] if preset.preview else []),
+        *prompt_warnings(request.prompt, model),
         *adapter_warnings(choice.adapters, cards),
         *offload_warnings(shapes, model, installation.gpu, installation.setup, guided=sampling.guided_steps > 0),
         *face_warnings(inputs.facts.faces, cropped_share(*inputs.image_size, width, height)),

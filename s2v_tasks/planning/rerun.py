@@ -5,9 +5,10 @@ from s2v_tasks.planning.installation import Installation
 from s2v_tasks.planning.memory import plan_shapes
 from s2v_tasks.planning.planner import job_seed
 from s2v_tasks.planning.sampling import Choice, change_sampling, choose_sampling, planned_adapters
-from s2v_tasks.planning.warnings import PREVIEW_MARK, preview_warning
+from s2v_tasks.planning.warnings import PREVIEW_MARK, PROMPT_MARK, preview_warning, prompt_warnings
 from s2v_tasks.schemas.catalogue import Catalogue
-from s2v_tasks.schemas.plan import Plan, Sampling
+from s2v_tasks.schemas.model_card import ModelCard
+from s2v_tasks.schemas.plan import Plan
 from s2v_tasks.schemas.preset import find_preset
 from s2v_tasks.schemas.request import Request
 
@@ -56,7 +57,7 @@ def replan(parent: Plan, request: Request, parent_request: Request, job_id: str,
             "clips_per_pod": request.clips_per_pod,
             "estimate": installation.estimate(shapes, costs, sampling, request),
             "inherited": (),
-            "warnings": _warnings(parent, job_id, sampling, is_preview=is_preview),
+            "warnings": _warnings(parent, request, job_id, choice, installation.model, is_preview=is_preview),
         }
     )
 
@@ -72,7 +73,12 @@ def _choice(parent: Plan, request: Request, catalogue: Catalogue) -> tuple[Choic
     return Choice(change_sampling(parent.sampling, request), adapters), parent.preview
 
 
-def _warnings(parent: Plan, job_id: str, sampling: Sampling, *, is_preview: bool) -> tuple[str, ...]:
-    """Return the warnings of the parent, with the mark of a preview only if the rerun is one."""
-    kept = tuple(warning for warning in parent.warnings if not warning.startswith(PREVIEW_MARK))
-    return (preview_warning(job_id, sampling), *kept) if is_preview else kept
+def _warnings(
+    parent: Plan, request: Request, job_id: str, choice: Choice, model: ModelCard, *, is_preview: bool
+) -> tuple[str, ...]:
+    """Return the warnings of the rerun: its own about preview and prompt, and the others of the parent."""
+    return (
+        *([preview_warning(job_id, choice.sampling)] if is_preview else []),
+        *prompt_warnings(request.prompt, model),
+        *(warning for warning in parent.warnings if not warning.startswith((PREVIEW_MARK, PROMPT_MARK))),
+    )

@@ -13,6 +13,7 @@ from s2v_tasks.schemas.request import Request
 from s2v_tasks.schemas.request_fields import parse_size
 
 PREVIEW_MARK = "Preview quality"
+PROMPT_MARK = "The prompt may be too long"
 NOTABLE_CROP = 0.10
 NOTABLE_POSE_SHORTFALL = 0.10
 SILENT_BELOW_DBFS = -60.0
@@ -23,6 +24,7 @@ NOTABLE_LEAD_IN_SECONDS = 2.0
 MOSTLY_SILENT = 0.5
 STEADY_BELOW_DB = 2.0
 NOTABLE_CLIPPING = 0.005
+BYTES_PER_TOKEN = 4  # of UTF-8, roughly, in English and Chinese; only the snapshot has the tokenizer
 NOTABLE_SHORTFALL = 0.75  # sides are multiples of 64: a normal video of size 480*832 keeps 80 % of its pixels or more
 
 
@@ -46,6 +48,16 @@ def preview_warning(job_id: str, sampling: Sampling) -> str:
         f"{PREVIEW_MARK}: {sampling.sample_steps} steps {guidance}, less detail and motion. "
         f"`s2v rerun {job_id} --preset high` renders the same clips and seeds at full quality."
     )
+
+
+def prompt_warnings(prompt: str, model: ModelCard) -> Iterator[str]:
+    """Warn of a prompt that probably has more tokens than the text encoder reads, which refuses it."""
+    tokens = len(prompt.encode()) / BYTES_PER_TOKEN
+    if tokens > model.text_len:
+        yield (
+            f"{PROMPT_MARK}: it has {len(prompt)} characters, about {tokens:.0f} tokens. The model reads at most "
+            f"{model.text_len}, and more end the job before its first clip. Shorten it."
+        )
 
 
 def offload_warnings(

@@ -120,6 +120,12 @@ def test_another_preset_gives_its_sampling_for_the_size_of_the_video(plan_of: Pl
     assert again.preview
     assert [warning.partition(":")[0] for warning in again.warnings] == ["Preview quality", "This is a preview"]
     assert "s2v rerun job-2 " in again.warnings[0]
+    long = rerun(parent, 0, preset="high", num_clip=1, prompt="人" * 700)
+    assert [warning.partition(":")[0] for warning in long.warnings] == [
+        "The prompt may be too long",
+        "This is a preview",
+    ]
+    assert "too long" not in rerun(long, 0, preset="high", num_clip=1).warnings[0]
     large = plan_of(seconds(5), size="1024*704", image_size=(2048, 1408))
     assert rerun(large, 0, preset="high", size="1024*704").sampling.sample_shift == 5.0
 

@@ -28,6 +28,14 @@ def test_picture_warnings(plan_of: Any, changes: dict[str, Any], expected: list[
     assert all(part in warning for part, warning in zip(expected, warnings, strict=True))
 
 
+@pytest.mark.parametrize(("prompt", "is_warned"), [("人" * 683, True), ("人" * 682, False), ("man " * 500, False)])
+def test_a_prompt_that_is_probably_too_long_is_a_warning(plan_of: Any, prompt: str, is_warned: bool) -> None:
+    """Only a GPU pod has the tokenizer, so the plan estimates the tokens of a prompt."""
+    warnings = plan_of(seconds(2), prompt=prompt).warnings
+    sentence = "The prompt may be too long: it has 683 characters, about 512 tokens. The model reads at most 512, and"
+    assert [warning.startswith(sentence) for warning in warnings] == [True] * is_warned
+
+
 def test_unusual_cuts_are_warnings(plan_of: Any, sentences: Any, speech: Any) -> None:
     """No cut although cuts were requested, and a cut within speech, are warnings with their remedy."""
     (whole,) = plan_of(seconds(20), samples=sentences, continuity="cut", min_chain_seconds=14).warnings

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from s2v_tasks.engine.denoising import DenoiseState
 from s2v_tasks.engine.models.transformer import MOTION_FRAMES
 
 _LATENT_CHANNELS = 16
@@ -72,6 +73,7 @@ class Callbacks:
     on_frames: Callable[[Tensor], None] = _ignore  # frames in order as they are decoded, u8 [n, H, W, 3] on the device
     on_step: Callable[[int, int], None] = _ignore  # solver steps done, and in all
     is_interrupted: Callable[[], bool] = _never  # called for each branch of a step and each decoded latent; True: stop
+    on_state: Callable[[Callable[[], DenoiseState]], None] = _ignore  # after each step, with a function to copy it
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from s2v_tasks.engine.acceleration.first_block_cache import CacheContext, FirstBlockCache
+from s2v_tasks.engine.images import is_finite
 from s2v_tasks.engine.models.forward_inputs import Conditioning, LayerInputs, RunLayer
 from s2v_tasks.engine.schedulers import Scheduler, restore_solver, solver_state
 from s2v_tasks.errors import PermanentError
@@ -62,6 +63,11 @@ class DenoiseState:
             CachedStep(step, num_skipped, self.tensors[f"{_CACHED}.{index}"].to(device))
             for index, (step, num_skipped) in enumerate(counts)
         ]
+
+    @property
+    def is_finite(self) -> bool:
+        """Return True if no tensor has NaN or infinite values, which a later attempt must not continue."""
+        return all(is_finite(tensor) for tensor in self.tensors.values())
 
     def save(self, path: Path, made_by: str) -> None:
         """Write the state to a safetensors file; `made_by` names the device and the layout of the ranks."""

@@ -230,6 +230,7 @@ class S2VPipeline:
                 prediction = uncond[0] + sampling.sample_guide_scale * (cond - uncond[0]) if uncond else cond
                 denoising.advance(prediction, timestep)
                 callbacks.on_step(denoising.step, sampling.sample_steps)
+                callbacks.on_state(denoising.state)
         self.skipped_share = denoising.skipped_share
         if not is_finite(denoising.latents):
             raise PermanentError(

@@ -1,6 +1,5 @@
 """The leader, rank 0: it finds clips that exist, and renders, encodes, stores and measures those that are missing."""
 
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from safetensors.torch import save_file
 
 from s2v_tasks import log
-from s2v_tasks.engine.clip import MotionState
+from s2v_tasks.engine.clip import Callbacks, MotionState
 from s2v_tasks.engine.denoising import Interrupted
 from s2v_tasks.engine.loading import snapshot_id
 from s2v_tasks.engine.worker import Worker
@@ -23,6 +22,7 @@ from s2v_tasks.media.encode import Frames, encode_clip, encoder_build
 from s2v_tasks.rendering.fingerprints import clip_fingerprints
 from s2v_tasks.rendering.progress import Progress, clip_facts
 from s2v_tasks.rendering.renderer import Order, Renderer, plan_adapters, plan_options
+from s2v_tasks.rendering.saved_states import StateSaver
 from s2v_tasks.rendering.takes import TakeGate, as_take, with_takes
 from s2v_tasks.runtime.attempts import AttemptInterruptedError, ClipAttempt
 from s2v_tasks.runtime.context import StepContext, check_made_from, made_from_others
@@ -167,19 +167,20 @@ class Leader:
         self._worker.share(order)
         state = self._renderer.saved_state(order)
         earlier_seconds = saved.facts_as(PartialClipFacts).render_seconds if saved and state else 0.0
-        started = time.monotonic()
-        try:
-            progress = Progress(ctx, self._plan, clip, self._worker.peak_memory_bytes)
-            with background_consumer(partial(_encode, clip, folder)) as take:
-                motion = self._renderer.render(order, state, take, on_step=progress)
-                render_seconds = earlier_seconds + time.monotonic() - started
-        except Interrupted as stop:
-            self._worker.done()
-            self._save(stop, saved_clip, folder, earlier_seconds + time.monotonic() - started)
-            raise AttemptInterruptedError(
-                f"clip {clip.clip_index} was interrupted after solver step {stop.state.step} of "
-                f"{self._plan.sampling.sample_steps}: the next attempt continues there."
-            ) from stop
+        with StateSaver(saved_clip, folder, self._renderer.name, earlier_seconds) as saver:
+            try:
+                progress = Progress(ctx, self._plan, clip, self._worker.peak_memory_bytes)
+                with background_consumer(partial(_encode, clip, folder)) as take:
+                    callbacks = Callbacks(on_frames=take, on_step=progress, on_state=saver.offer)
+                    motion = self._renderer.render(order, state, callbacks)
+                    render_seconds = saver.render_seconds
+            except Interrupted as stop:
+                self._worker.done()
+                saver.save(stop.state)
+                raise AttemptInterruptedError(
+                    f"clip {clip.clip_index} was interrupted after solver step {stop.state.step} of "
+                    f"{self._plan.sampling.sample_steps}: the next attempt continues there."
+                ) from stop
         engine_facts = self._renderer.clip_facts()
         self._worker.done()
         self._check_wanted(clip)
@@ -189,13 +190,6 @@ class Leader:
         if any(chain_takes):
             made |= {"take": chain_takes[-1], "seed": clip.seed, "chain_takes": chain_takes}
         return Built(self._outputs(clip.clip_index, motion, folder), facts.model_copy(update=made))
-
-    def _save(self, stop: Interrupted, saved_clip: PartialClip, folder: Path, render_seconds: float) -> None:
-        """Store the state of an interrupted clip, from which the next attempt continues; nothing before its steps."""
-        if stop.state.step:
-            path = folder / "interrupted.safetensors"
-            stop.state.save(path, self._renderer.name)
-            saved_clip.save(path, PartialClipFacts(solver_step=stop.state.step, render_seconds=render_seconds))
 
     def _outputs(self, clip_index: int, motion: MotionState | None, folder: Path) -> dict[str, OutputFile]:
         """Return the files of a rendered clip in `folder`, after writing the motion state for the next clip."""

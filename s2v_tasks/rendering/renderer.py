@@ -4,11 +4,10 @@ Followers (ranks other than 0) only render: they do not use storage or metadata.
 """
 
 import time
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -23,7 +22,7 @@ from s2v_tasks.engine.loading.adapters import Adapter
 from s2v_tasks.engine.loading.networks import load_pipeline, made_with, vae_precision
 from s2v_tasks.engine.models.attention import kernel_name
 from s2v_tasks.engine.options import EngineOptions
-from s2v_tasks.engine.pipeline import S2VPipeline
+from s2v_tasks.engine.pipeline import NO_CALLBACKS, S2VPipeline
 from s2v_tasks.engine.worker import Worker, explained_gpu_memory, open_worker
 from s2v_tasks.errors import ConfigurationError
 from s2v_tasks.media.frames import read_frames
@@ -32,10 +31,6 @@ from s2v_tasks.runtime.cancellation import cancellable
 from s2v_tasks.schemas.model_card import load_adapter_cards
 from s2v_tasks.schemas.plan import ClipPlan, Plan
 from s2v_tasks.settings import Settings, config_dir, load_settings
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
 
 _MORE_GPU_MEMORY = (
     "Use a smaller size or fewer infer_frames, S2V_OFFLOAD=blocks, or more GPUs for a clip (S2V_NPROC_PER_NODE); and "
@@ -98,16 +93,12 @@ class Renderer:
         self.facts: dict[str, Any] = {}  # of the loaded networks
 
     def render(
-        self,
-        order: Order,
-        state: DenoiseState | None,
-        take: Callable[["Tensor"], None],
-        on_step: Callable[[int, int], None],
+        self, order: Order, state: DenoiseState | None, callbacks: Callbacks = NO_CALLBACKS
     ) -> MotionState | None:
         """Render the clip, from `state` if it is given; all ranks call it with the same order and state.
 
-        `take` gets frames and `on_step` gets solver steps as they are made, see `engine.clip.Callbacks`. Raises
-        an error of `explained_gpu_memory` if the memory of the GPU does not suffice.
+        `callbacks` get frames, solver steps and states as they are made. Raises an error of `explained_gpu_memory` if
+        the memory of the GPU does not suffice.
         """
         sampling = order.plan.sampling
         pipeline = self.load(order)
@@ -121,7 +112,7 @@ class Renderer:
                     sample_solver=sampling.sample_solver,
                     guide_steps=sampling.guide_steps,
                 ),
-                Callbacks(take, on_step, self._worker.interrupted),
+                replace(callbacks, is_interrupted=self._worker.interrupted),
                 state=state,
             )
         self._is_new = False
@@ -224,7 +215,7 @@ def follow(job_id: str) -> None:
             log.bind(clip_index=order.clip.clip_index)
             try:
                 state = renderer.saved_state(order)
-                renderer.render(order, state, take=lambda _frames: None, on_step=lambda _step, _num_steps: None)
+                renderer.render(order, state)
                 renderer.clip_facts()
             except Interrupted as stop:
                 log.get_logger().info("interrupted", step=stop.state.step)

@@ -113,7 +113,7 @@ class ConditionsFacts(Facts):
 
 
 class PartialClipFacts(Facts):
-    """Facts of an interrupted clip: the finished solver steps and their seconds."""
+    """Facts of the saved state of a clip: the finished solver steps and their seconds."""
 
     solver_step: int
     render_seconds: float = 0.0

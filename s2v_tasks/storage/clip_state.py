@@ -1,4 +1,4 @@
-"""State of a clip that is stored between processes: solver state of an interrupted rendering, measured takes.
+"""State of a clip that is stored between processes: solver state of an unfinished rendering, measured takes.
 
 The takes and the number of the kept one are in `clips/<k>/quality.json`.
 """

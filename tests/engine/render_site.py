@@ -61,10 +61,14 @@ class Site:
     layout: JobLayout
     attempts: list["Attempt"] = field(default_factory=list)
 
-    def start_held(self, *launcher: str, num_ranks: int = 1) -> "Attempt":
-        """Start an attempt at the first clip; return when all its ranks are held in their third solver step."""
+    def start_held(self, *launcher: str, num_ranks: int = 1, save_seconds: float = 120) -> "Attempt":
+        """Start an attempt at the first clip; return when all its ranks are held in their third solver step.
+
+        Its state is saved every `save_seconds`.
+        """
         folder = self._new_folder()
-        (folder / "held.py").write_text(HELD_CLI)
+        saves = f"from s2v_tasks.rendering import saved_states\nsaved_states.SAVE_SECONDS = {save_seconds}\n"
+        (folder / "held.py").write_text(saves + HELD_CLI)
         attempt = self._start([*launcher, str(folder / "held.py")], folder, 1)
         while not all((folder / f"held-{rank}").exists() for rank in range(num_ranks)):
             assert attempt.process.poll() is None, attempt.log

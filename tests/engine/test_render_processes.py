@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
@@ -144,6 +145,23 @@ def test_a_terminated_process_saves_its_state_and_the_next_goes_on(site: Site, w
     assert not site.store.exists(site.layout.clip_manifest(0))
     manifest, state = site.partial_keys()
     assert (manifest, state[:6]) == ("manifest.json", "state-")
+    second = site.start(*CLI)
+    assert second.wait() == 0, second.log
+    assert "step 1/" not in second.log
+    assert site.manifest().outputs == whole.outputs
+    assert site.partial_keys() == []
+
+
+def test_a_killed_process_has_saved_its_state_and_the_next_goes_on(site: Site, whole: Manifest) -> None:
+    """After SIGKILL the next attempt continues a state that was saved between two steps, with equal bytes."""
+    site.forget_the_clip()
+    first = site.start_held(save_seconds=0)
+    deadline = time.monotonic() + 60
+    while "manifest.json" not in site.partial_keys():
+        assert time.monotonic() < deadline, first.log
+        time.sleep(0.1)
+    first.kill()
+    site.metadata.clips.fail(JOB, 0, "It was killed.")  # or the next attempt would wait until it is silent
     second = site.start(*CLI)
     assert second.wait() == 0, second.log
     assert "step 1/" not in second.log

@@ -68,7 +68,7 @@ def test_a_full_gpu_fails_a_render_for_good(
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 79 << 30)
     monkeypatch.setattr(renderer_module, place, fails)
     with pytest.raises(PermanentError, match=r"GPU is full.*S2V_OFFLOAD=blocks"):
-        renderer.render(order_of(tmp_path, snapshot), None, lambda _frames: None, lambda _step, _num_steps: None)
+        renderer.render(order_of(tmp_path, snapshot), None)
 
 
 def test_a_gpu_that_fills_up_over_several_clips_is_a_reason_for_a_new_process(
@@ -80,12 +80,12 @@ def test_a_gpu_that_fills_up_over_several_clips_is_a_reason_for_a_new_process(
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     renderer._pipeline, order = make_pipeline(), order_of(tmp_path)
-    renderer.render(order, None, lambda _frames: None, lambda _step, _num_steps: None)
+    renderer.render(order, None)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (1 << 30, 80 << 30))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 79 << 30)
     monkeypatch.setattr(renderer_module, "_clip_inputs", fails)
     with pytest.raises(TransientError, match=r"GPU is full.*rendered before: try again with a new one"):
-        renderer.render(order, None, lambda _frames: None, lambda _step, _num_steps: None)
+        renderer.render(order, None)
 
 
 def test_the_networks_are_loaded_once(renderer: Renderer, snapshot: Snapshot, tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_a_clip_is_rendered_with_the_sampling_of_the_plan(renderer: Renderer, tm
     renderer._pipeline = pipeline = make_pipeline()
     pipeline.options = EngineOptions(step_cache=0.3)
     order, frames, steps = order_of(tmp_path), list[Tensor](), list[tuple[int, int]]()
-    motion = renderer.render(order, None, frames.append, lambda *step: steps.append(step))
+    motion = renderer.render(order, None, Callbacks(frames.append, lambda *step: steps.append(step)))
     inputs = _clip_inputs(order)
     assert renderer.clip_facts()["skipped_share"] == round(pipeline.skipped_share, 4) > 0
     expected = pipeline.render_clip(inputs, Sampling(**SAMPLING))
@@ -178,7 +178,7 @@ def test_a_clip_is_rendered_with_the_sampling_of_the_plan(renderer: Renderer, tm
     with pytest.raises(Interrupted) as stop:
         pipeline.render_clip(inputs, Sampling(**SAMPLING), Callbacks(is_interrupted=lambda: next(asked)))
     num_done = stop.value.state.step
-    renderer.render(order, stop.value.state, lambda _frames: None, lambda *step: steps.append(step))
+    renderer.render(order, stop.value.state, Callbacks(on_step=lambda *step: steps.append(step)))
     assert steps == [(step, 4) for step in (1, 2, 3, 4, *range(num_done + 1, 5))]
     assert 0 < num_done < 4
 

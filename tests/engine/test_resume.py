@@ -96,6 +96,19 @@ def test_a_clip_stopped_at_any_step_goes_on_bit_for_bit(
         assert_same(whole, resumed)
 
 
+def test_a_clip_goes_on_from_a_state_that_was_copied_between_its_steps(
+    pipeline: S2VPipeline, inputs: ClipInputs
+) -> None:
+    """A copy of the state is offered after each step; copying does not change the clip, and each copy continues it."""
+    whole = pipeline.render_clip(inputs, SAMPLING)
+    copies: list[DenoiseState] = []
+    assert_same(whole, pipeline.render_clip(inputs, SAMPLING, Callbacks(on_state=lambda copy: copies.append(copy()))))
+    assert [state.step for state in copies] == list(range(1, SAMPLING.sample_steps + 1))
+    for state in copies:
+        assert state.is_finite
+        assert_same(whole, pipeline.render_clip(inputs, SAMPLING, state=state))
+
+
 def test_the_first_block_cache_is_restored(snapshot: Snapshot, inputs: ClipInputs, tmp_path: Path) -> None:
     """A clip interrupted before any of its steps, also a skipped one, ends in the same bytes."""
     pipeline = load(snapshot, step_cache=0.2)

@@ -1,6 +1,6 @@
 """Check the build of a clip on rank 0: continuation of an interrupted clip, and the stored outputs."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from s2v_tasks.engine.clip import MotionState
+from s2v_tasks.engine.clip import Callbacks, MotionState
 from s2v_tasks.engine.denoising import DenoiseState, Interrupted
 from s2v_tasks.engine.options import EngineOptions
-from s2v_tasks.rendering import leader
+from s2v_tasks.rendering import leader, saved_states
 from s2v_tasks.rendering.leader import Leader
 from s2v_tasks.rendering.renderer import Order
 from s2v_tasks.runtime.attempts import AttemptInterruptedError
@@ -91,21 +91,19 @@ class Site:
     def clip_facts(self) -> dict[str, Any]:
         return {"device": "cpu", "precision": "float32", "world_size": 1}
 
-    def render(
-        self, _order: Order, state: DenoiseState | None, take: Callable[[Any], None], **_: Any
-    ) -> MotionState | None:
+    def render(self, _order: Order, state: DenoiseState | None, callbacks: Callbacks) -> MotionState | None:
         self.rendered_from.append(state)
         self.now += SECONDS
         if self.interrupted_at is not None:
             raise Interrupted(DenoiseState(self.interrupted_at, {"latents": torch.zeros(1)}))
-        take(torch.zeros((16, 16, 16, 3), dtype=torch.uint8))
+        callbacks.on_frames(torch.zeros((16, 16, 16, 3), dtype=torch.uint8))
         return self.motion
 
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     site = Site(tmp_path)
-    monkeypatch.setattr(leader, "time", SimpleNamespace(monotonic=lambda: site.now))
+    monkeypatch.setattr(saved_states, "time", SimpleNamespace(monotonic=lambda: site.now))
     monkeypatch.setattr(leader, "encode_clip", lambda frames, path, **_: path.write_bytes(bytes(len(list(frames)))))
     monkeypatch.setattr(leader, "encoder_build", lambda: "x264")
     monkeypatch.setattr(leader, "_inputs", lambda _: {"conditions": CONDITIONS})
@@ -146,7 +144,7 @@ def test_seconds_of_earlier_attempts_count_where_their_work_is_continued(
     site.interrupted_at = 5
     with pytest.raises(AttemptInterruptedError, match="after solver step 5 of 2: the next attempt continues there"):
         site.build()
-    assert site.saved == [(5, "interrupted.safetensors", PartialClipFacts(solver_step=5, render_seconds=seconds))]
+    assert site.saved == [(5, "saved.safetensors", PartialClipFacts(solver_step=5, render_seconds=seconds))]
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,7 @@ def stopped(pipeline: S2VPipeline, inputs: ClipInputs, sampling: Sampling, forwa
     stop.value.state.save(folder / "state.safetensors", RANKS)
     state = DenoiseState.load(folder / "state.safetensors", RANKS)
     assert state is not None
+    assert state.is_finite  # otherwise it would not be saved
     return state
 
 

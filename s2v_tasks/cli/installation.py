@@ -9,7 +9,6 @@ from rich.table import Table
 
 from s2v_tasks.cli import app
 from s2v_tasks.cli.terminal import OPERATORS, PEOPLE, console, path_argument
-from s2v_tasks.errors import ConfigurationError
 from s2v_tasks.settings import load_settings
 
 db = typer.Typer(help="The project's own database.", no_args_is_help=True)
@@ -26,8 +25,9 @@ def db_upgrade(
 ) -> None:
     """Upgrade the database to the newest schema."""
     from s2v_tasks.metadata.migrate import upgrade
+    from s2v_tasks.metadata.session import configured_url
 
-    typer.echo(f"database is at {upgrade(_database_url(), revision)}")
+    typer.echo(f"database is at {upgrade(configured_url(load_settings()), revision)}")
 
 
 @app.command(rich_help_panel=OPERATORS)
@@ -36,19 +36,13 @@ def check() -> None:
 
     It writes a small object into each S3 folder and deletes it. Exit code 78: a requirement is missing.
     """
+    from s2v_tasks.metadata.session import configured_url
     from s2v_tasks.runtime.requirements import check_installation
     from s2v_tasks.storage.s3 import ObjectStore
 
     settings = load_settings()
-    check_installation(settings, ObjectStore.from_settings(settings), _database_url())
+    check_installation(settings, ObjectStore.from_settings(settings), configured_url(settings))
     typer.echo("all requirements are met")
-
-
-def _database_url() -> str:
-    url = load_settings().database_url
-    if url is None:
-        raise ConfigurationError("S2V_DATABASE_URL is not set: expected a PostgreSQL URL, or run `make up` first.")
-    return url.get_secret_value()
 
 
 @snapshot.command("init-tiny")

@@ -21,9 +21,9 @@ from sqlalchemy.exc import (
     TimeoutError,
 )
 
-from s2v_tasks.errors import ConfigurationError, PermanentError, TransientError, UnavailableError
+from s2v_tasks.errors import ConfigurationError, PermanentError, TransientError, UnavailableError, embedded_remedy
 from s2v_tasks.metadata.database_url import DatabaseTarget, parse_database_url
-from s2v_tasks.settings import Settings
+from s2v_tasks.settings import Settings, stack_env_path
 
 # PostgreSQL and PgBouncer refuse a connection with these messages, without an SQLSTATE.
 _REFUSALS = (
@@ -61,12 +61,17 @@ _TIME_LIMITS_OF_A_TRANSACTION = ("idle_in_transaction_session_timeout", "transac
 
 def engine_from_settings(settings: Settings) -> sa.Engine:
     """Return the engine of this installation; ConfigurationError when no database is configured."""
+    return create_engine(configured_url(settings))
+
+
+def configured_url(settings: Settings) -> str:
+    """Return the URL of the database of this installation; ConfigurationError when none is configured."""
     if settings.database_url is None:
         raise ConfigurationError(
-            "S2V_DATABASE_URL is not set: expected postgresql://user:password@host:port/database "
-            "(`s2v up` starts an embedded server and sets it)."
+            "S2V_DATABASE_URL is not set: expected postgresql://user:password@host:port/database."
+            + embedded_remedy(stack_env_path())
         )
-    return create_engine(settings.database_url.get_secret_value())
+    return settings.database_url.get_secret_value()
 
 
 def create_engine(url: str) -> sa.Engine:

@@ -11,14 +11,17 @@ from importlib.util import find_spec
 
 from s2v_tasks.engine.loading import Snapshot
 from s2v_tasks.engine.loading.folders import advice_for
-from s2v_tasks.errors import ConfigurationError
+from s2v_tasks.errors import ConfigurationError, of_local_file
 from s2v_tasks.media.encode import encoder_build
 from s2v_tasks.media.ffmpeg import tool_path
 from s2v_tasks.schemas.catalogue import load_catalogue
 from s2v_tasks.schemas.model_card import ModelCard, load_gpu_card, load_model_card
+from s2v_tasks.scratch import scratch_folder
 from s2v_tasks.settings import Settings, config_dir
 from s2v_tasks.storage.layout import drop_folder_uri
 from s2v_tasks.storage.s3 import ObjectStore
+from s2v_tasks.webhooks.delivery import signed_headers
+from s2v_tasks.webhooks.target import RefusedTargetError
 
 _DOWNLOAD = "download Wan-AI/Wan2.2-S2V-14B there with `hf download`, or write a tiny one with `s2v snapshot init-tiny`"
 
@@ -32,15 +35,17 @@ def check_requirements(settings: Settings, store: ObjectStore) -> None:
 
 
 def check_installation(settings: Settings, store: ObjectStore, database_url: str) -> None:
-    """Check also the rights in the buckets, the schema of the database and the GPUs; too slow for each job.
+    """Check also what is too slow for each job, or what a job reports itself.
 
-    It writes a small object into each folder of the store and deletes it. It loads torch.
+    These are the rights in the buckets, the schema of the database, the scratch folder, the secret of webhooks and the
+    GPUs. It writes a small object into each folder of the store and deletes it. It loads torch.
     """
     from s2v_tasks.metadata import migrate
 
     places = dict.fromkeys((settings.data_uri, settings.output_uri, drop_folder_uri(settings)))
     checks = [*_requirements(settings, store), lambda: migrate.check(database_url)]
     checks += [partial(_check_rights, store, uri) for uri in places]
+    checks += [partial(_check_scratch_folder, settings), partial(_check_webhook_secret, settings)]
     checks.append(lambda: next(store.unfinished_uploads("jobs/"), None))  # housekeeping lists them
     if settings.execution == "local":
         checks.append(lambda: _check_gpus(settings))
@@ -125,6 +130,23 @@ def _check_rights(store: ObjectStore, uri: str) -> None:
     store.put_bytes(address, b"", "text/plain")
     store.get_bytes(address)
     store.delete(address)
+
+
+def _check_scratch_folder(settings: Settings) -> None:
+    try:
+        with scratch_folder(settings.work_dir, "check"):
+            pass
+    except OSError as error:
+        raise of_local_file(error) or error from None
+
+
+def _check_webhook_secret(settings: Settings) -> None:
+    """Raise ConfigurationError for a secret that cannot sign: messages would be refused, and not sent again."""
+    try:
+        if settings.webhook_secret:
+            signed_headers(settings.webhook_secret.get_secret_value(), "0", "0", b"")
+    except RefusedTargetError as error:
+        raise ConfigurationError(str(error)) from None
 
 
 def _check_transformer(settings: Settings) -> None:

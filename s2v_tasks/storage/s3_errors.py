@@ -19,7 +19,15 @@ from botocore.exceptions import (
 )
 from s3transfer.exceptions import RetriesExceededError  # type: ignore[import-untyped]
 
-from s2v_tasks.errors import ConfigurationError, PermanentError, S2VError, TransientError, UnavailableError
+from s2v_tasks.errors import (
+    ConfigurationError,
+    PermanentError,
+    S2VError,
+    TransientError,
+    UnavailableError,
+    embedded_remedy,
+)
+from s2v_tasks.settings import stack_env_path
 from s2v_tasks.storage.client import redacted
 from s2v_tasks.storage.locations import Location, printable
 
@@ -97,7 +105,8 @@ def _meaning(cause: BaseException, what: str, at: Location, server: "Server", se
     if isinstance(cause, ClientError):
         return _refusal(cause, said, what, at, server)
     if isinstance(cause, CREDENTIAL_ERRORS):
-        return ConfigurationError(f"Failed {what}: {said}; set S2V_S3_ACCESS_KEY_ID and S2V_S3_SECRET_ACCESS_KEY.")
+        remedy = f"set S2V_S3_ACCESS_KEY_ID and S2V_S3_SECRET_ACCESS_KEY.{embedded_remedy(stack_env_path())}"
+        return ConfigurationError(f"Failed {what}: {said}; {remedy}")
     if isinstance(cause, ParamValidationError):
         return PermanentError(f"Failed {what}: not a legal S3 address ({said}).")
     if isinstance(cause, FlexibleChecksumError):

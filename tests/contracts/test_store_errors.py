@@ -145,8 +145,9 @@ def test_a_refusal_of_checksums_names_the_setting(code: str, status: int, messag
     ids=lambda error: type(error).__name__,
 )  # fmt: skip
 def test_missing_credentials_are_a_configuration_error(error: Exception) -> None:
-    """Each error about missing credentials names the settings that replace AWS's own configuration."""
-    with pytest.raises(ConfigurationError, match="set S2V_S3_ACCESS_KEY_ID and S2V_S3_SECRET_ACCESS_KEY"):
+    """Each error about missing credentials names the settings, and the file in which a command looks for them."""
+    expected = r"set S2V_S3_ACCESS_KEY_ID and S2V_S3_SECRET_ACCESS_KEY.*run `make up`.*/stack\.env does not exist"
+    with pytest.raises(ConfigurationError, match=expected):
         failing_store(error).get_bytes("a")
 
 

@@ -134,6 +134,17 @@ def test_check_finds_a_role_that_may_only_read(
         connection.execute("DROP ROLE reader")
 
 
+@pytest.mark.parametrize(("name", "value"), [("WORK_DIR", "/proc/scratch"), ("WEBHOOK_SECRET", "whsec_no-base64")])
+def test_check_finds_settings_that_fail_later(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    """A scratch folder that cannot be made fails each job; a wrong secret loses its messages."""
+    monkeypatch.setenv(f"S2V_{name}", value)
+    load_settings.cache_clear()
+    with pytest.raises(ConfigurationError, match=rf"(?i){name}"):
+        check()
+
+
 def test_check_finds_an_old_schema_other_weights_and_a_missing_gpu_at_once(
     settings: Settings, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,7 @@ import threading
 import urllib.error
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -185,9 +186,16 @@ def test_a_server_that_is_away_is_a_transient_error() -> None:
         AirflowApi(f"http://127.0.0.1:{free_ports(1)[0]}").run("r")
 
 
-def test_no_address_is_a_configuration_error() -> None:
-    """Without a setting the message says which one is missing."""
-    with pytest.raises(ConfigurationError, match="S2V_AIRFLOW_URL is not set"):
+def test_no_address_is_a_configuration_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a setting the message names it and, unless it is there, the file in which a command looks for it."""
+    monkeypatch.delenv("S2V_HOME")
+    monkeypatch.chdir(tmp_path)
+    written = tmp_path / ".s2v" / "stack.env"
+    with pytest.raises(ConfigurationError, match=f"S2V_AIRFLOW_URL is not set.*{written} does not exist"):
+        AirflowApi.from_settings(Settings())  # type: ignore[call-arg]
+    written.parent.mkdir()
+    written.touch()
+    with pytest.raises(ConfigurationError, match=r"airflow\.example\.org\.$"):
         AirflowApi.from_settings(Settings())  # type: ignore[call-arg]
 
 

@@ -82,14 +82,6 @@ def of_local_file(error: Exception, arguments: Collection[str] = ()) -> S2VError
     return None
 
 
-def embedded_remedy(written: Path) -> str:
-    """Return the remedy for settings that only the embedded stack writes, to this file; empty if the file exists."""
-    if written.exists():
-        return ""
-    path = _shown(str(written.absolute()))
-    return f" For the embedded stack, run `make up`, and commands in the same folder: {path} does not exist."
-
-
 def check_utf8(arguments: Collection[str]) -> None:
     """Raise PermanentError for a command argument that is not UTF-8, such as a file name of an older system."""
     for argument in arguments:

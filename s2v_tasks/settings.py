@@ -17,12 +17,12 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from s2v_tasks.errors import ConfigurationError
+from s2v_tasks.stack_env import fitting_stack_env, stripped
 
 PREFIX = "S2V_"
 # "auto" and the kernels of engine/models/attention.py, which does not import the settings.
 AttentionKernel = Literal["auto", "sdpa", "cudnn", "flash", "flash2", "flash3", "sage"]
 _IMAGE = re.compile(r"[a-z0-9][\w.-]*(:\d+)?(/[\w.-]+)*(:\w[\w.-]{0,127}|(:\w[\w.-]{0,127})?@sha256:[0-9a-f]{64})")
-_UNSEEN = "\ufeff\u200b"  # byte order mark and zero-width space, which editors and web pages add
 
 
 class Settings(BaseSettings):
@@ -228,8 +228,8 @@ class Settings(BaseSettings):
     @classmethod
     def _strip(cls, values: dict[str, Any]) -> dict[str, Any]:
         """Remove white space around each value; an empty value counts as not set."""
-        stripped = {name: _stripped(value) if isinstance(value, str) else value for name, value in values.items()}
-        return {name: value for name, value in stripped.items() if value != ""}
+        bare = {name: stripped(value) if isinstance(value, str) else value for name, value in values.items()}
+        return {name: value for name, value in bare.items() if value != ""}
 
     @field_validator("engine_image")
     @classmethod
@@ -256,16 +256,6 @@ def compile_cache_dir(settings: Settings) -> Path:
     return settings.compile_cache or settings.home / "compile-cache"
 
 
-def stack_env_path() -> Path:
-    """Return the path of the file with the addresses and credentials of the embedded stack."""
-    return Path(_stripped(os.environ.get(PREFIX + "HOME", "")) or ".s2v") / "stack.env"
-
-
-def _stripped(value: str) -> str:
-    """Return `value` without white space and invisible characters around it."""
-    return re.sub(rf"^[\s{_UNSEEN}]+|[\s{_UNSEEN}]+$", "", value)
-
-
 @cache
 def load_settings() -> Settings:
     """Return the settings of this process; ConfigurationError names a bad or unknown variable."""
@@ -274,7 +264,7 @@ def load_settings() -> Settings:
     if unknown:
         raise ConfigurationError(f"{', '.join(unknown)}: not a setting; see docs/configuration.md for the known names.")
     try:
-        return Settings(_env_file=stack_env_path(), _env_file_encoding="utf-8")
+        return Settings(_env_file=fitting_stack_env(), _env_file_encoding="utf-8")
     except ValidationError as error:
         raise ConfigurationError(f"Bad setting: {'; '.join(map(_problem, error.errors()))}.") from None
 

@@ -12,9 +12,10 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
-from s2v_tasks.errors import ConfigurationError, PermanentError, TransientError, embedded_remedy
+from s2v_tasks.errors import ConfigurationError, PermanentError, TransientError
 from s2v_tasks.schemas.steps import JOB_DAG
-from s2v_tasks.settings import Settings, stack_env_path
+from s2v_tasks.settings import Settings
+from s2v_tasks.stack_env import embedded_remedy
 
 _DAG_PATH = f"/api/v2/dags/{JOB_DAG}"
 _TIMEOUT_SECONDS = 30.0
@@ -54,7 +55,7 @@ class AirflowApi:
         if settings.airflow_url is None:
             raise ConfigurationError(
                 "S2V_AIRFLOW_URL is not set: expected the address of Airflow's API server, such as "
-                f"https://airflow.example.org.{embedded_remedy(stack_env_path())}"
+                f"https://airflow.example.org.{embedded_remedy()}"
             )
         password, token = settings.airflow_password, settings.airflow_token
         return cls(

@@ -24,6 +24,7 @@ import psutil
 from s2v_tasks.embedded.checkout import CHECKOUT, digest_code, digest_settings, without_variables
 from s2v_tasks.embedded.process import (
     DetachedProcess,
+    around_proxies,
     exclusive,
     free_ports,
     is_free,
@@ -48,6 +49,7 @@ _START_SECONDS = 180.0
 _STOP_SECONDS = 20.0
 _POLL_SECONDS = 0.25
 _LOG_AGAIN_SECONDS = 10.0
+_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class AirflowInstallation:
@@ -111,6 +113,7 @@ class AirflowInstallation:
             for key, value in keys.items()
         }
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
+        inherited |= around_proxies()
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
         airflow_home = str(without_variables(self.folder))
         return inherited | variables | {"AIRFLOW_HOME": airflow_home, "S2V_HOME": str(self._home), "PATH": path}
@@ -225,7 +228,7 @@ class AirflowInstallation:
     def _ask(self, path: str) -> dict[str, Any]:
         """Return the answer of the REST API; empty while it does not answer."""
         try:
-            with urllib.request.urlopen(f"{self.url}/api/v2/{path}", timeout=30) as answer:  # noqa: S310 - ours
+            with _direct.open(f"{self.url}/api/v2/{path}", timeout=30) as answer:
                 return dict(json.load(answer))
         except (OSError, ValueError):
             return {}

@@ -153,6 +153,13 @@ def exclusive(path: Path) -> Iterator[None]:
         yield
 
 
+def around_proxies() -> dict[str, str]:
+    """Return the variables with which HTTP clients reach loopback without the proxy of the environment."""
+    hosts = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    hosts = hosts if hosts == "*" else f"{hosts},127.0.0.1".removeprefix(",")
+    return {"no_proxy": hosts, "NO_PROXY": hosts}
+
+
 def free_ports(count: int) -> list[int]:
     """Return different TCP ports of the loopback address without a listener."""
     ports: list[int] = []

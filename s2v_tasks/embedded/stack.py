@@ -26,7 +26,8 @@ from s2v_tasks.log import get_logger
 from s2v_tasks.metadata.migrate import upgrade
 from s2v_tasks.schemas.preset import load_demo_request
 from s2v_tasks.schemas.steps import JOB_DAG
-from s2v_tasks.settings import PREFIX, Settings, config_dir, load_settings, stack_env_path
+from s2v_tasks.settings import PREFIX, Settings, config_dir, load_settings
+from s2v_tasks.stack_env import stack_env_path
 from s2v_tasks.storage.inputs import content_type
 from s2v_tasks.storage.s3 import ObjectStore
 

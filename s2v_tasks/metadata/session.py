@@ -21,9 +21,10 @@ from sqlalchemy.exc import (
     TimeoutError,
 )
 
-from s2v_tasks.errors import ConfigurationError, PermanentError, TransientError, UnavailableError, embedded_remedy
+from s2v_tasks.errors import ConfigurationError, PermanentError, TransientError, UnavailableError
 from s2v_tasks.metadata.database_url import DatabaseTarget, parse_database_url
-from s2v_tasks.settings import Settings, stack_env_path
+from s2v_tasks.settings import Settings
+from s2v_tasks.stack_env import embedded_remedy
 
 # PostgreSQL and PgBouncer refuse a connection with these messages, without an SQLSTATE.
 _REFUSALS = (
@@ -68,8 +69,7 @@ def configured_url(settings: Settings) -> str:
     """Return the URL of the database of this installation; ConfigurationError when none is configured."""
     if settings.database_url is None:
         raise ConfigurationError(
-            "S2V_DATABASE_URL is not set: expected postgresql://user:password@host:port/database."
-            + embedded_remedy(stack_env_path())
+            "S2V_DATABASE_URL is not set: expected postgresql://user:password@host:port/database." + embedded_remedy()
         )
     return settings.database_url.get_secret_value()
 

@@ -25,9 +25,8 @@ from s2v_tasks.errors import (
     S2VError,
     TransientError,
     UnavailableError,
-    embedded_remedy,
 )
-from s2v_tasks.settings import stack_env_path
+from s2v_tasks.stack_env import embedded_remedy
 from s2v_tasks.storage.client import redacted
 from s2v_tasks.storage.locations import Location, printable
 
@@ -105,7 +104,7 @@ def _meaning(cause: BaseException, what: str, at: Location, server: "Server", se
     if isinstance(cause, ClientError):
         return _refusal(cause, said, what, at, server)
     if isinstance(cause, CREDENTIAL_ERRORS):
-        remedy = f"set S2V_S3_ACCESS_KEY_ID and S2V_S3_SECRET_ACCESS_KEY.{embedded_remedy(stack_env_path())}"
+        remedy = f"set S2V_S3_ACCESS_KEY_ID and S2V_S3_SECRET_ACCESS_KEY.{embedded_remedy()}"
         return ConfigurationError(f"Failed {what}: {said}; {remedy}")
     if isinstance(cause, ParamValidationError):
         return PermanentError(f"Failed {what}: not a legal S3 address ({said}).")

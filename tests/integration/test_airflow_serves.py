@@ -32,6 +32,7 @@ def airflow(stack_home: Path) -> Iterator[AirflowInstallation]:
     installation = AirflowInstallation(stack_home)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("S2V_HOME", str(stack_home))
+        patch.setenv("http_proxy", "http://127.0.0.1:9")  # of a company; it does not lead to loopback
         load_settings.cache_clear()
         database_url = PostgresServer(stack_home).ensure_database("airflow")
         installation.start(installation.environment(database_url))

@@ -91,6 +91,28 @@ def test_the_home_folder_is_found_with_a_line_end_behind_it(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(
+    ("name", "value", "is_read"),
+    [
+        ("DATA_URI", "s3://other", True),
+        ("DATABASE_URL", "postgresql://me@127.0.0.1:2000/other", True),
+        ("DATABASE_URL", "postgresql://s2v:p@db.example.com/s2v", False),
+        ("S3_ENDPOINT_URL", "https://s3.example.com", False),
+        ("S3_ENDPOINT_URL", "https://[", False),
+    ],
+)
+def test_settings_of_the_embedded_stack_do_not_complete_those_of_other_servers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, value: str, is_read: bool
+) -> None:
+    """Its file is not read if the environment has another database server or S3 server."""
+    written = {"DATABASE_URL": "postgresql://s2v:p@127.0.0.1:2000/s2v", "S3_ENDPOINT_URL": "http://127.0.0.1:2001"}
+    lines = [f"S2V_{key}='{text}'\n" for key, text in {**written, "S3_ACCESS_KEY_ID": "embedded"}.items()]
+    (tmp_path / "stack.env").write_text("".join(lines))
+    monkeypatch.setenv("S2V_HOME", str(tmp_path))
+    monkeypatch.setenv(f"S2V_{name}", value)
+    assert load_settings().s3_access_key_id == ("embedded" if is_read else None)
+
+
+@pytest.mark.parametrize(
     ("image", "is_one"),
     [
         ("registry.example.com:5000/team/s2v-engine:0.1.0", True),

@@ -74,6 +74,18 @@ def test_airflow_settings_of_the_machine_are_left_out(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize(
+    ("given", "expected"), [("", "127.0.0.1"), ("intranet,::1", "intranet,::1,127.0.0.1"), ("*", "*")]
+)
+def test_no_proxy_is_asked_for_the_api_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, expected: str
+) -> None:
+    """The processes of Airflow reach each other without the proxy of the environment."""
+    monkeypatch.setenv("no_proxy", given)
+    environment = AirflowInstallation(tmp_path).environment(DATABASE_URL)
+    assert environment["no_proxy"] == environment["NO_PROXY"] == expected
+
+
+@pytest.mark.parametrize(
     ("section", "option"),
     [
         ("core", "dagbag_import_timeout"),

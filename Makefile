@@ -92,5 +92,6 @@ gpu-wheels: $(INSTALLED) ## Download to DIR the Python 3.12 wheels for a GPU mac
 docs: $(INSTALLED) ## Refresh the generated references in docs/.
 	$(BIN)/python docs/generate.py
 
-clean: ## Remove the virtual environment and all state of the embedded stack (stop it first).
+clean: ## Stop the embedded stack; remove its state and the virtual environment.
+	-@test ! -d .s2v || $(BIN)/python -m s2v_tasks.cli down
 	rm -rf $(VENV) .s2v out

@@ -8,6 +8,7 @@ import yaml
 from airflow.sdk import BaseNotifier
 
 from s2v_tasks.errors import ConfigurationError
+from s2v_tasks.schemas.config_files import read_yaml
 from s2v_tasks.settings import config_dir, load_settings
 
 FILE = "notifiers.yaml"
@@ -18,7 +19,10 @@ def failure_notifiers() -> list[BaseNotifier] | None:
     path = config_dir(load_settings()) / FILE
     if not path.is_file():
         return None
-    entries = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("dag_failure") or []
+    try:
+        entries = (read_yaml(path) or {}).get("dag_failure") or []
+    except (yaml.YAMLError, AttributeError) as error:
+        raise ConfigurationError(f"{path} is not a valid file of notifiers: {error}") from error
     return [_notifier(entry, path) for entry in entries] or None
 
 

@@ -16,6 +16,7 @@ from kubernetes.client import ApiClient, Configuration
 from pydantic import SecretStr
 
 from s2v_tasks.errors import ConfigurationError
+from s2v_tasks.schemas.config_files import read_yaml
 from s2v_tasks.schemas.steps import HEAVY_STEPS, Step
 from s2v_tasks.settings import PREFIX, Settings, config_dir, load_settings
 
@@ -119,8 +120,8 @@ def _patch_paths(settings: Settings, step: Step) -> list[Path]:
 def _read(path: Path) -> dict[str, Any]:
     """Return the part of a pod in a file; ConfigurationError for other content."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = read_yaml(path)
+    except yaml.YAMLError as error:
         raise ConfigurationError(
             f"{path} is not valid YAML: {' '.join(str(error).split())}. Correct the file."
         ) from error

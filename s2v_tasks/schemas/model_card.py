@@ -8,6 +8,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from s2v_tasks.errors import ConfigurationError, PermanentError
+from s2v_tasks.schemas.config_files import read_yaml
 from s2v_tasks.schemas.request_fields import Solver
 
 Component = Literal["config", "transformer", "text_encoder", "tokenizer", "vae", "audio_encoder"]
@@ -79,7 +80,7 @@ def load_adapter_cards(config_dir: Path) -> dict[str, AdapterCard]:
     """Return all adapters of `config_dir`/adapters.yaml by name, empty without the file; ConfigurationError if bad."""
     path = config_dir / "adapters.yaml"
     try:
-        entries = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        entries = read_yaml(path) if path.is_file() else {}
         return {name: AdapterCard.model_validate({"name": name, **card}) for name, card in (entries or {}).items()}
     except (OSError, yaml.YAMLError, ValidationError, TypeError, AttributeError) as error:
         raise ConfigurationError(f"{path} is not a valid file of adapters: {error}") from error
@@ -108,7 +109,7 @@ Card = TypeVar("Card", bound=_Card)
 
 def _load(path: Path, name: str, card: type[Card], *, setting: str) -> Card:
     try:
-        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+        entries = read_yaml(path)
         if name not in entries:
             raise ConfigurationError(
                 f"{setting}={name!r} is not an entry of {path}: expected one of {', '.join(entries)}."

@@ -8,6 +8,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from s2v_tasks.errors import ConfigurationError, PermanentError
+from s2v_tasks.schemas.config_files import read_yaml
 from s2v_tasks.schemas.request_fields import AdapterChoice, Solver, StepCache, parse_size, plain_number
 from s2v_tasks.settings import Settings, config_dir
 
@@ -47,7 +48,7 @@ def load_presets(config_dir: Path) -> dict[str, Preset]:
     path = config_dir / "presets.yaml"
     presets: dict[str, Preset] = {}
     try:
-        for name, fields in yaml.safe_load(path.read_text()).items():
+        for name, fields in read_yaml(path).items():
             presets[name] = Preset.model_validate(fields)
     except ValidationError as error:
         problems = "; ".join(map(_problem, error.errors()))
@@ -66,7 +67,7 @@ def _problem(error: Any) -> str:
 
 def load_demo_request(config_dir: Path) -> dict[str, Any]:
     """Return the request of `config_dir`/demo.yaml: sample inputs at a size that a CPU renders in seconds."""
-    request: dict[str, Any] = yaml.safe_load((config_dir / "demo.yaml").read_text(encoding="utf-8"))
+    request: dict[str, Any] = read_yaml(config_dir / "demo.yaml")
     return request
 
 

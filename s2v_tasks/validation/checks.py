@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from s2v_tasks.errors import ConfigurationError
+from s2v_tasks.schemas.config_files import read_yaml
 from s2v_tasks.schemas.report import CheckResult, Expected, Report, VideoFacts
 
 
@@ -34,7 +35,7 @@ class Thresholds(BaseModel):
 def load_thresholds(path: Path) -> Thresholds:
     """Return the thresholds; ConfigurationError names a missing file, a missing or unknown key, or a bad value."""
     try:
-        return Thresholds.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        return Thresholds.model_validate(read_yaml(path))
     except FileNotFoundError:
         raise ConfigurationError(f"{path} is missing: restore it, or set S2V_CONFIG_DIR to a folder with it.") from None
     except (ValidationError, yaml.YAMLError) as error:

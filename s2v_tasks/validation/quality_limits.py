@@ -6,6 +6,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from s2v_tasks.errors import ConfigurationError
+from s2v_tasks.schemas.config_files import read_yaml
 
 
 class _Limits(BaseModel):
@@ -54,7 +55,7 @@ class QualityLimits(_Limits):
 def load_quality_limits(path: Path) -> QualityLimits:
     """Read the limits. ConfigurationError names a missing file, a missing or unknown key, or a bad value."""
     try:
-        return QualityLimits.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        return QualityLimits.model_validate(read_yaml(path))
     except FileNotFoundError:
         raise ConfigurationError(
             f"{path} is missing: restore it, or set S2V_CONFIG_DIR to a folder that has it."

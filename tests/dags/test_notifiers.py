@@ -98,6 +98,14 @@ def test_a_wrong_entry_is_named(config: Path, entry: object, said: str) -> None:
     sys.modules.pop("file_notifier", None)
 
 
+@pytest.mark.parametrize("text", [b"dag_failure: [\n", b"- a list\n", b"# gr\xf6\xdfer\n"])
+def test_a_file_that_is_not_valid_is_named(config: Path, text: bytes) -> None:
+    """A broken file, one of another form and one in another encoding are refused with their path."""
+    (config / "notifiers.yaml").write_bytes(text)
+    with pytest.raises(ConfigurationError, match=r"notifiers\.yaml is not a valid file of notifiers"):
+        failure_notifiers()
+
+
 @pytest.mark.parametrize(("secret", "schedule"), [("", None), ("shared", "*/5 * * * *")])
 def test_the_sweep_of_webhooks_runs_where_they_are_configured(
     monkeypatch: pytest.MonkeyPatch, secret: str, schedule: str | None

@@ -21,6 +21,8 @@ CHUNK_BYTES = 256 * 1024
 MAX_RANGE_BYTES = 8 * 1024**2
 _RANGE = re.compile(r"bytes=(\d{1,15})-(\d{1,15})?|bytes=-(\d{1,15})")
 _DELETED_AT_ONCE = 1000  # S3's own bound
+# Control characters that XML cannot hold, with which a request for many objects is refused as a whole.
+_NOT_IN_XML = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 
 
 @dataclass(frozen=True)
@@ -138,10 +140,24 @@ def open_part(client: Any, at: Location, byte_range: str | None, known_etag: str
 
 
 def deleted_at_once(buckets: Iterable[list[Location]]) -> Iterator[list[Location]]:
-    """Yield groups of objects that one request may delete, all of one bucket."""
+    """Yield groups of objects that one request may delete, all of one bucket.
+
+    An object whose name XML cannot hold is a group of its own.
+    """
     for places in buckets:
-        for start in range(0, len(places), _DELETED_AT_ONCE):
-            yield places[start : start + _DELETED_AT_ONCE]
+        yield from ([place] for place in places if _NOT_IN_XML.search(place.key))
+        named = [place for place in places if not _NOT_IN_XML.search(place.key)]
+        for start in range(0, len(named), _DELETED_AT_ONCE):
+            yield named[start : start + _DELETED_AT_ONCE]
+
+
+def delete_group(client: Any, places: list[Location]) -> list[dict[str, Any]]:
+    """Delete the objects of a group of `deleted_at_once` by one request; return the errors of S3."""
+    bucket, keys = places[0].bucket, [{"Key": place.key} for place in places]
+    if len(keys) == 1:
+        client.delete_object(Bucket=bucket, **keys[0])
+        return []
+    return list(client.delete_objects(Bucket=bucket, Delete={"Objects": keys, "Quiet": True}).get("Errors", []))
 
 
 def _bounded(byte_range: str | None) -> str | None:

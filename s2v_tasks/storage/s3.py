@@ -25,6 +25,7 @@ from s2v_tasks.storage.objects import (
     ListedObject,
     ObjectPart,
     UnfinishedUpload,
+    delete_group,
     deleted_at_once,
     open_part,
     too_large,
@@ -200,9 +201,8 @@ class ObjectStore:
             self.access.check_write(at)
             buckets.setdefault(at.bucket, []).append(at)
         for places in deleted_at_once(buckets.values()):
-            with self._writing(f"deleting {len(places)} objects, the first", places[0].uri) as first:
-                keys = {"Objects": [{"Key": at.key} for at in places], "Quiet": True}
-                failed = self._client.delete_objects(Bucket=first.bucket, Delete=keys).get("Errors", [])
+            with self._writing(f"deleting {len(places)} objects, the first", places[0].uri):
+                failed = delete_group(self._client, places)
             if failed:
                 raise TransientError(
                     f"{len(failed)} of {len(places)} objects could not be deleted, the first is "

@@ -38,7 +38,7 @@ from pathlib import Path
 from s2v_tasks.embedded.guard import guarded
 from s2v_tasks.embedded.postgres import PostgresServer
 home = Path(sys.argv[1])
-with (home / "users.lock").open("w") as users, guarded(home, "release"):
+with (home / "users.lock").open("w") as users, guarded(home, sys.argv[2]):
     fcntl.flock(users, fcntl.LOCK_SH)
     PostgresServer(home).start()
     print("ready", flush=True)
@@ -118,7 +118,7 @@ def test_a_service_ends_with_the_last_that_uses_it(server_home: Path, start: Sta
     """A service with two users ends when the second user has ended, even if the first was killed."""
     home = server_home / "shared"
     home.mkdir()
-    first, second = start(USER, str(home)), start(USER, str(home))
+    first, second = (start(USER, str(home), "release") for _ in range(2))
     assert (line_of(first), line_of(second)) == ("ready\n", "ready\n")
     guards = [child.pid for user in (first, second) for child in psutil.Process(user.pid).children()]
     server = PostgresServer(home)
@@ -127,6 +127,23 @@ def test_a_service_ends_with_the_last_that_uses_it(server_home: Path, start: Sta
     assert server.is_running()
     kill(second)
     wait_until_gone(guards[1])
+    assert not server.is_running()
+
+
+def test_the_services_of_a_killed_start_end_unless_the_next_uses_them(server_home: Path, start: Start) -> None:
+    """The guard of a killed `make up` stops nothing that another process uses by then."""
+    home = server_home / "started-again"
+    home.mkdir()
+    first = start(USER, str(home), "down")
+    line_of(first)
+    (own_guard,) = (child.pid for child in psutil.Process(first.pid).children() if "guard" in " ".join(child.cmdline()))
+    server = PostgresServer(home)
+    with (home / "users.lock").open("w") as users:
+        fcntl.flock(users, fcntl.LOCK_SH)
+        kill(first)
+        wait_until_gone(own_guard)
+        assert server.is_running()
+    guard._end(home, "down")
     assert not server.is_running()
 
 

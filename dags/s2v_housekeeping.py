@@ -4,7 +4,7 @@ Every night it finds expired objects, orphaned jobs and mismatches between S3 an
 
 | Item | Action |
 |---|---|
-| superseded clips, saved states of interrupted clips | deleted `S2V_RETENTION_DAYS` after the end of their job (1) |
+| superseded clips, saved states of unfinished clips | deleted `S2V_RETENTION_DAYS` after the end of their job (1) |
 | folders in `accepted/` and `rejected/` of the drop folder | deleted after `S2V_RETENTION_DAYS` (2) |
 | unfinished multipart uploads below `jobs/` and `uploads/` | aborted after a day, once their job has ended (3) |
 | jobs whose run ended or is gone | closed 15 minutes after their last heartbeat; their attempts are lost |

@@ -11,9 +11,9 @@ from collections.abc import Collection
 from pathlib import Path
 
 _LONGEST_MESSAGE = 900  # characters, so that their UTF-8 fits into a termination message
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 # Messages of ffmpeg and safetensors for the same errors.
-_NO_ROOM_WORDS = ("No space left on device", "Disk quota exceeded", "File too large", "os error 28", "os error 122")
+NO_ROOM_WORDS = ("No space left on device", "Disk quota exceeded", "File too large", "os error 28", "os error 122")
 _BAD_NAME = {errno.ENAMETOOLONG, errno.EILSEQ}
 _BAD_FOLDER = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP}
 _BAD_FOLDER |= {errno.ENOENT, errno.ENXIO}
@@ -61,14 +61,15 @@ def of_local_file(error: Exception, arguments: Collection[str] = ()) -> S2VError
     TransientError: the disk is full. ConfigurationError: a folder of this system is missing or not writable.
     PermanentError: a file name is not usable, or a file among the `arguments` of the command is not readable.
     """
-    if not isinstance(error, TransientError) and any(words in str(error) for words in _NO_ROOM_WORDS):
-        return _no_room(error)
+    # Errors of this system may quote a request, a name or a file, which can contain any words.
+    if not isinstance(error, S2VError) and any(words in str(error) for words in NO_ROOM_WORDS):
+        return no_room(error)
     if not isinstance(error, OSError) or error.errno is None:
         return None
     name = "" if error.filename is None else os.fsdecode(error.filename)
     problem = f"{_shown(name) or 'A file'}: {error.strerror}"
-    if error.errno in _NO_ROOM:
-        return _no_room(error)
+    if error.errno in NO_ROOM:
+        return no_room(error)
     if error.errno in _BAD_NAME:
         return PermanentError(f"{problem}: expected a shorter name; rename the file.")
     named = {os.path.realpath(os.fsdecode(path)) for path in (error.filename, error.filename2) if path}
@@ -107,7 +108,8 @@ def leave_error(exit_code: int, message: str) -> None:
             json.dump(record, file, ensure_ascii=False)
 
 
-def _no_room(error: Exception) -> TransientError:
+def no_room(error: Exception | str) -> TransientError:
+    """Return the error for a full disk; `error` is the message of the system or of a program."""
     return TransientError(
         f"The disk is full ({_shown(' '.join(str(error).split()))}): free space, or set S2V_WORK_DIR to a folder on a "
         "larger disk."

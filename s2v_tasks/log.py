@@ -23,7 +23,7 @@ def configure(*, json_lines: bool, level: str = "INFO") -> None:
     renderers: list[Any] = (
         [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
         if json_lines
-        else [structlog.dev.ConsoleRenderer(colors=stderr.isatty(), pad_event_to=0)]
+        else [_for_people(stderr)]
     )
     structlog.configure(
         processors=[
@@ -38,6 +38,13 @@ def configure(*, json_lines: bool, level: str = "INFO") -> None:
     )
     if json_lines and not stderr.isatty():
         _take_over_other_messages(stderr)
+
+
+def _for_people(stderr: TextIO) -> structlog.dev.ConsoleRenderer:
+    """Return the renderer of readable lines. Its tracebacks have no variables, which may hold secrets."""
+    return structlog.dev.ConsoleRenderer(
+        colors=stderr.isatty(), pad_event_to=0, exception_formatter=structlog.dev.plain_traceback
+    )
 
 
 class _Lines:

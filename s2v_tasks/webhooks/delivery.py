@@ -35,6 +35,8 @@ MESSAGE_SECONDS = 5.0  # maximum time of a receiver for one message
 STEP_SECONDS = 3.0  # maximum time of a step for the messages of its job
 # Statuses after which the same message may be accepted later: timeout, too early, too many requests, and all 5xx.
 _RETRYABLE = frozenset({408, 425, 429})
+# Errors whose message is a part of the answer.
+_WITH_ANSWER = {http.client.BadStatusLine, http.client.UnknownProtocol}
 _MIN_SECONDS = 0.1
 _SLOW_SECONDS = 1.0
 _ENCODED = "whsec_"
@@ -148,7 +150,7 @@ def deliver(url: str, message: Message, *, secret: str, policy: TargetPolicy, se
             status = connection.getresponse().status
     except (OSError, http.client.HTTPException, ValueError) as error:
         late = time.monotonic() >= deadline - 0.01
-        said = "the answer is not HTTP" if type(error) is http.client.BadStatusLine else error  # it has the answer
+        said = "the answer is not HTTP" if type(error) in _WITH_ANSWER else error
         reason = f"no answer within {seconds:.1f} s" if late else f"{type(error).__name__}: {said}"
         raise TransientError(f"{target.host!r} did not accept the message: {reason}.") from error
     if 200 <= status < 300:

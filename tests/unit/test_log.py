@@ -38,6 +38,21 @@ print("the work is done")
 """
 
 
+DEFECT = """
+from s2v_tasks import log
+
+def connect(password):
+    raise KeyError("place")
+
+for json_lines in (False, True):
+    log.configure(json_lines=json_lines)
+    try:
+        connect("".join(["hunter", "2"]))
+    except KeyError:
+        log.get_logger().exception("postponed")
+"""
+
+
 def lines(arguments: list[str], **environment: str) -> list[dict[str, Any]]:
     """Return the lines on stderr of a program that fails."""
     done = subprocess.run(
@@ -57,6 +72,13 @@ def test_every_line_is_json() -> None:
     assert found[3]["event"] == "three"
     assert found[4]["exception"].endswith("ZeroDivisionError: division by zero")
     assert found[5]["exception"].endswith("ValueError: the end")
+
+
+def test_a_traceback_shows_no_variables() -> None:
+    """The log has the lines of the program that failed, and no value of a variable, which may be a secret."""
+    done = subprocess.run([sys.executable, "-c", DEFECT], capture_output=True, text=True, check=True)
+    assert done.stderr.count("KeyError: 'place'") == 2
+    assert "hunter2" not in done.stderr
 
 
 def test_the_error_of_a_command_is_json() -> None:

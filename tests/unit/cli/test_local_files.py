@@ -129,10 +129,10 @@ def test_every_kind_of_full_disk(number: int) -> None:
     ],
 )  # fmt: skip
 def test_a_full_disk_in_messages_of_other_programs(words: str) -> None:
-    """Messages of ffmpeg and safetensors are recognised; an error that is already transient does not change."""
-    for error in (PermanentError(f"ffmpeg: {words}"), RuntimeError(words)):
-        assert isinstance(of_local_file(error), TransientError)
-    assert of_local_file(TransientError(words)) is None
+    """Messages of libraries are recognised; errors of this system do not change, because they may quote a request."""
+    assert isinstance(of_local_file(RuntimeError(words)), TransientError)
+    for error in (PermanentError(f"s3://s2v/drop/{words}.png does not exist."), TransientError(words)):
+        assert of_local_file(error) is None
 
 
 @pytest.mark.parametrize(

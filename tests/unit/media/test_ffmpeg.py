@@ -1,5 +1,6 @@
 """Check the choice and the processes of ffmpeg."""
 
+import errno
 import os
 import stat
 import subprocess
@@ -114,6 +115,28 @@ def test_command_killed_from_outside_is_worth_a_retry(tmp_path: Path, monkeypatc
     """A command that is killed by a signal is a transient error."""
     monkeypatch.setenv("S2V_FFMPEG_PATH", str(_script(tmp_path / "ffmpeg", "kill -KILL $$")))
     with pytest.raises(TransientError, match="signal 9"):
+        ffmpeg.run(_endless_noise(), doing="encoding", error=PermanentError)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+@pytest.mark.parametrize("is_old", [False, True])
+def test_a_full_disk_is_worth_a_retry(
+    number: int, is_old: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The exit status of ffmpeg reports a full disk; old versions say it at the end of a line."""
+    line = f"Error writing trailer: {os.strerror(number)}"
+    body = f"echo '{line}' >&2; echo 'Conversion failed!' >&2; exit {1 if is_old else -number & 0xFF}"
+    monkeypatch.setenv("S2V_FFMPEG_PATH", str(_script(tmp_path / "ffmpeg", body)))
+    with pytest.raises(TransientError, match=rf"The disk is full \(encoding failed: {line}"):
+        ffmpeg.run(_endless_noise(), doing="encoding", error=PermanentError)
+
+
+@pytest.mark.parametrize("status", [1, 183])
+def test_words_of_a_file_are_no_full_disk(status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A message may repeat words of a file: they do not turn a damaged file into a full disk."""
+    body = f"echo 'Unsupported doctype No space left on device (1)' >&2; exit {status}"
+    monkeypatch.setenv("S2V_FFMPEG_PATH", str(_script(tmp_path / "ffmpeg", body)))
+    with pytest.raises(PermanentError, match="encoding failed: Unsupported doctype"):
         ffmpeg.run(_endless_noise(), doing="encoding", error=PermanentError)
 
 

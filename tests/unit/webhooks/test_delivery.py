@@ -155,7 +155,8 @@ def test_a_receiver_that_is_down_or_refused_is_named(receiver: Any) -> None:
     assert receiver.requests == []
 
 
-def test_an_answer_that_is_not_http_is_not_repeated() -> None:
+@pytest.mark.parametrize("begins", [b"SSH-2.0-inner\x1b[2J", b"HTTP/SSH\x1b[2J"])
+def test_an_answer_that_is_not_http_is_not_repeated(begins: bytes) -> None:
     """The error, which logs and the database store, has no part of the answer."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
@@ -163,11 +164,11 @@ def test_an_answer_that_is_not_http_is_not_repeated() -> None:
             connection, _ = server.accept()
             with connection:
                 connection.recv(65536)
-                connection.sendall(b"SSH-2.0-inner\x1b[2J" + b"x" * 60_000 + b"\r\n")
+                connection.sendall(begins + b"x" * 60_000 + b" 200 OK\r\n\r\n")
 
         thread = threading.Thread(target=answer)
         thread.start()
-        with pytest.raises(TransientError, match="BadStatusLine: the answer is not HTTP") as caught:
+        with pytest.raises(TransientError, match=r"\w+: the answer is not HTTP\.") as caught:
             send(f"http://127.0.0.1:{server.getsockname()[1]}/")
         thread.join()
     assert "SSH" not in str(caught.value)

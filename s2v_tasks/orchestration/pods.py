@@ -5,6 +5,7 @@ The operator adds the command, the labels, the deadline, the number of GPUs, and
 """
 
 import asyncio
+import hashlib
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -102,7 +103,7 @@ class StepPodOperator(KubernetesPodOperator):  # type: ignore[misc]
     def execute(self, context: Context) -> None:
         """Start the pod, or find the pod of an earlier try, and wait for it in the triggerer."""
         self.arguments = step_arguments(self.step, context, self.clip)
-        self.labels |= {"s2v/job-id": make_safe_label_value(job_id_of(context))}
+        self.labels |= {"s2v/job-id": make_safe_label_value(job_id_of(context))} | _label_of_run(context)
         if self.clip is not None:
             self.labels |= {"s2v/clip-index": str(self.clip["clip_index"])}
         super().execute(context)
@@ -158,8 +159,8 @@ class CloseJobOfPodsOperator(CloseJobOperator):
 
     def _delete_pods(self, context: Any) -> None:
         client = KubernetesHook().core_v1_client
-        own = {"dag_id": self.dag_id, "run_id": context["run_id"]}
-        selector = ",".join(f"{name}={make_safe_label_value(value)}" for name, value in own.items())
+        own = {"dag_id": make_safe_label_value(self.dag_id)} | _label_of_run(context)
+        selector = ",".join(f"{name}={value}" for name, value in own.items())
         for namespace in {namespace_of(step) for step in HEAVY_STEPS}:
             for pod in client.list_namespaced_pod(namespace, label_selector=selector).items:
                 if pod.metadata.deletion_timestamp:  # a second request may delay the end of the pod by a minute
@@ -199,6 +200,14 @@ def _quantity(annotation: str, value: str) -> Decimal:
             f"The annotation {annotation} of a pod template is {value!r}; expected a quantity of Kubernetes, "
             'for example "4" for cpu or 16Gi for memory.'
         ) from error
+
+
+def _label_of_run(context: Any) -> dict[str, str]:
+    """Return the label that only pods of this run have.
+
+    People choose run ids, and the label `run_id` of the provider can be equal for different ones.
+    """
+    return {"s2v/run-digest": hashlib.sha256(context["run_id"].encode()).hexdigest()[:40]}
 
 
 def _time_of_task(step: Step, clip: Any = None) -> timedelta:

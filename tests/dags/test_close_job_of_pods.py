@@ -3,6 +3,7 @@
 import sys
 
 import pytest
+from airflow.providers.cncf.kubernetes.pod_generator import make_safe_label_value
 from airflow.sdk import DAG
 from airflow.sdk.exceptions import AirflowFailException, TaskDeferred
 
@@ -36,6 +37,19 @@ def test_close_job_deletes_what_a_run_has_left_once(cluster: Cluster, close_job:
     cluster.left = [other, stranger, own, ending, third]
     close_job._delete_pods({"run_id": run_ids[0]})
     assert set(cluster.deleted) == {own["metadata"]["name"]}
+
+
+def test_a_run_with_a_similar_id_deletes_no_pod_of_another_run(
+    cluster: Cluster, close_job: CloseJobOfPodsOperator
+) -> None:
+    """People choose run ids. One that equals the label `run_id` of another run selects no pod of that run."""
+    with pytest.raises(TaskDeferred):
+        execute(Store(), "manual__2026-11-22T10:15:30+00:00")
+    (pod,) = cluster.left = list(cluster.pods.values())
+    similar = pod["metadata"]["labels"]["run_id"]
+    assert make_safe_label_value(similar) == similar
+    close_job._delete_pods({"run_id": similar})
+    assert not cluster.deleted
 
 
 def test_a_pod_that_is_gone_meanwhile_does_not_fail_the_job(

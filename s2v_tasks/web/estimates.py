@@ -3,6 +3,8 @@
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -22,6 +24,8 @@ _TIMEOUT_SECONDS = 180.0
 _WAIT_SECONDS = 20.0
 # Each decodes a picture and speech: hundreds of MB.
 _running = threading.BoundedSemaphore(2)
+# Running and waiting ones: each holds one of the 40 threads of Airflow's API server, which heartbeats of tasks need.
+_admitted = threading.BoundedSemaphore(8)
 
 
 class PlanSummary(BaseModel):
@@ -40,13 +44,23 @@ class PlanSummary(BaseModel):
 
 def estimate(services: Services, request: Request) -> PlanSummary:
     """Return the plan that the request would get; PermanentError when an input is refused."""
-    if not _running.acquire(timeout=_WAIT_SECONDS):
+    with (
+        _permitted(_admitted, 0),
+        _permitted(_running, _WAIT_SECONDS),
+        scratch_folder(services.settings.work_dir, "estimate") as folder,
+    ):
+        return _estimate(services, request, folder)
+
+
+@contextmanager
+def _permitted(limit: threading.BoundedSemaphore, seconds: float) -> Iterator[None]:
+    """Hold a place within the limit; TransientError if none becomes free in time."""
+    if not limit.acquire(timeout=seconds):
         raise TransientError("Other plans are being made: try again in some seconds.")
     try:
-        with scratch_folder(services.settings.work_dir, "estimate") as folder:
-            return _estimate(services, request, folder)
+        yield
     finally:
-        _running.release()
+        limit.release()
 
 
 def _estimate(services: Services, request: Request, folder: Path) -> PlanSummary:

@@ -17,6 +17,7 @@ from s2v_tasks.metadata.queue import NewJob
 from s2v_tasks.schemas.catalogue import Catalogue
 from s2v_tasks.schemas.job import ENDED_STATUSES, JobStatus
 from s2v_tasks.schemas.plan import FPS
+from s2v_tasks.schemas.request_fields import is_plain_number
 from s2v_tasks.storage.inputs import find_input
 from s2v_tasks.storage.locations import parse_uri, printable
 from s2v_tasks.storage.s3 import ObjectStore
@@ -143,8 +144,14 @@ def csv_of(rows: list[RowError] | list[RowOutcome]) -> bytes:
     if rows:
         names = [field.name for field in fields(rows[0])]
         writer.writerow(names)
-        writer.writerows([asdict(row)[name] for name in names] for row in rows)
+        writer.writerows([_cell(asdict(row)[name]) for name in names] for row in rows)
     return text.getvalue().encode("utf-8", "replace")
+
+
+def _cell(value: Any) -> Any:
+    """Return `value`; a text that a spreadsheet would execute as a formula begins with an apostrophe."""
+    is_formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@")) and not is_plain_number(value)
+    return f"'{value}" if is_formula else value
 
 
 def _new_rows(manifest_uri: str, entries: list[BatchEntry]) -> list[NewRow]:

@@ -114,6 +114,15 @@ def test_a_table_holds_any_text_and_any_number_of_rows() -> None:
     assert csv_of([]) == b""
 
 
+@pytest.mark.parametrize(
+    ("row_id", "cell"),
+    [("=1+1", "'=1+1"), ("@SUM(A1)", "'@SUM(A1)"), ("-2+3", "'-2+3"), ("+A1", "'+A1"), ("-5", "-5"), ("+4.5", "+4.5")],
+)
+def test_an_id_is_no_formula_of_a_spreadsheet(row_id: str, cell: str) -> None:
+    """A program for tables shows the id of a row and computes nothing; numbers are unchanged."""
+    assert csv_of([RowError(3, row_id, "no")]).decode() == f"line,row_id,error\r\n3,{cell},no\r\n"
+
+
 def test_reports_have_content_types(site: Site) -> None:
     """Each file beside a manifest has its content type, and JSON is indented."""
     site.put(rows(1))

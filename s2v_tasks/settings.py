@@ -148,9 +148,9 @@ class Settings(BaseSettings):
     )
     airflow_url: str | None = Field(
         None,
-        pattern=r"^https?://",
+        pattern=r"^https?://[^@?#]+$",  # messages repeat it: no account, no token
         examples=["https://airflow.example.org"],
-        description="URL of Airflow's API server, for commands that start and cancel jobs.",
+        description="URL of Airflow's API server, without an account, for commands that start and cancel jobs.",
     )
     airflow_user: str | None = Field(None, description="Account in Airflow; empty if Airflow needs none.")
     airflow_password: SecretStr | None = Field(None, description="Password of that account.")

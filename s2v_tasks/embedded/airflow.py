@@ -29,6 +29,7 @@ from s2v_tasks.embedded.process import (
     free_ports,
     is_free,
     log_tail,
+    make_private,
     read_state,
     write_private,
 )
@@ -71,6 +72,7 @@ class AirflowInstallation:
 
     def claim_port(self) -> str:
         """Return the URL of the API server; choose a free port before the first start."""
+        make_private(self.folder)  # the logs of tasks have requests of users
         with exclusive(self.folder / "lock"):
             self._leave_taken_port()
             return self.url
@@ -125,7 +127,7 @@ class AirflowInstallation:
             return
         get_logger().info("airflow_database_is_migrated", version=version)
         log_path = self.logs / f"{self._name}-migrate.log"
-        self.logs.mkdir(parents=True, exist_ok=True)
+        make_private(self.logs)
         with log_path.open("wb") as log:
             done = subprocess.run(
                 airflow_command("db", "migrate"), env=environment, stdout=log, stderr=subprocess.STDOUT, check=False

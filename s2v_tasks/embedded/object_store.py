@@ -22,6 +22,7 @@ from s2v_tasks.embedded.process import (
     free_ports,
     is_free,
     log_tail,
+    make_private,
     read_state,
     write_private,
 )
@@ -116,8 +117,8 @@ class S3Server:
 
     def _prepared_state(self) -> dict[str, Any]:
         """Return the stored state: created at the first start, with new ports if another program has taken one."""
-        (self._folder / "data").mkdir(parents=True, exist_ok=True)
-        self._folder.chmod(0o700)
+        make_private(self._folder)
+        (self._folder / "data").mkdir(exist_ok=True)
         state = read_state(self._state_path) or {
             "access_key_id": secrets.token_hex(10).upper(),
             "secret_access_key": secrets.token_urlsafe(30),

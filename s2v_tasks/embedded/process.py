@@ -108,7 +108,7 @@ class DetachedProcess:
 
 def launch(command: Sequence[str], log_path: Path, **options: Any) -> "subprocess.Popen[bytes]":
     """Start `command` in a separate session, append its output to `log_path`, and pass options to Popen."""
-    log_path.parent.mkdir(parents=True, exist_ok=True)
+    make_private(log_path.parent)
     with log_path.open("ab") as log:
         child = subprocess.Popen(
             list(command),
@@ -179,6 +179,12 @@ def is_free(port: int) -> bool:
         except OSError:
             return False
     return True
+
+
+def make_private(folder: Path) -> None:
+    """Create a folder that only its owner may open; an existing folder becomes private."""
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
 
 
 def write_private(path: Path, text: str) -> None:

@@ -95,6 +95,7 @@ def test_only_the_owner_can_read_credentials(server: PostgresServer | S3Server, 
     with_secret = [file for file in path.parent.glob("*.json") if secret in file.read_text()]
     assert path in with_secret
     assert {stat.S_IMODE(file.stat().st_mode) for file in with_secret} == {0o600}
+    assert stat.S_IMODE((home / "logs").stat().st_mode) == 0o700
 
 
 def test_only_credentials_open_the_objects(home: Path) -> None:

@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
 
 from s2v_tasks.errors import ConfigurationError, TransientError
 from s2v_tasks.storage.layout import JobLayout, output_video_uri
 from s2v_tasks.storage.result_files import JobLinks
 from s2v_tasks.storage.s3 import ObjectStore
+from s2v_tasks.web.plugin import root_middlewares
 from s2v_tasks.web.services import services
 from tests.web.conftest import Login
 
@@ -46,6 +49,21 @@ def test_a_process_that_parses_dags_loads_the_plugin_without_storage() -> None:
     loaded = json.loads(done.stdout.splitlines()[-1])
     assert "s2v_tasks.web.plugin" in loaded
     assert [name for name in NEEDED_FOR_ANSWERS_ONLY if name in loaded] == []
+
+
+@pytest.mark.parametrize("all_admins", [True, False])
+def test_without_logins_only_own_host_names_are_answered(all_admins: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page whose name leads to 127.0.0.1 (DNS rebinding) gets no answer where everybody is an administrator."""
+    monkeypatch.setenv("AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS", str(all_admins))
+    monkeypatch.setenv("AIRFLOW__API__BASE_URL", "http://videos.example:8080/airflow")
+    monkeypatch.setenv("AIRFLOW__CORE__EXECUTION_API_SERVER_URL", "http://api-server:8080/execution/")
+    server = FastAPI()
+    server.add_api_route("/", lambda: "all videos")
+    for one in root_middlewares():
+        server.add_middleware(one["middleware"])
+    hosts = ["127.0.0.1:8080", "localhost:8080", "videos.example:8080", "api-server:8080", "evil.example:8080"]
+    answers = [TestClient(server).get("/", headers={"Host": host}).status_code for host in hosts]
+    assert answers == [200, 200, 200, 200, 400 if all_admins else 200]
 
 
 def test_each_file_is_signed_in_the_process_that_answers(

@@ -36,6 +36,7 @@ def test_port_and_secrets_survive_a_restart_and_are_private(tmp_path: Path) -> N
     first = AirflowInstallation(tmp_path).environment(DATABASE_URL)
     assert AirflowInstallation(tmp_path).environment(DATABASE_URL) == first
     assert (tmp_path / "airflow" / "server.json").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "airflow").stat().st_mode & 0o777 == 0o700  # it has the logs of tasks
 
 
 def test_a_server_moves_from_an_occupied_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

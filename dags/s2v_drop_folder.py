@@ -21,8 +21,8 @@ in the same folder make no second job; a change makes a new job.
 
 * `sweep` finishes an interrupted sweep, then accepts or rejects the folders (`s2v sweep-drops`).
 * `start` starts runs of `speech_to_video` for waiting jobs, by priority, then by age, at most `S2V_MAX_RUNNING_JOBS` at
-  a time. A job whose request Airflow refuses fails with that reason. A job whose run was deleted is closed after 15
-  minutes.
+  a time, also if `sweep` has failed. A job whose request Airflow refuses fails with that reason. A job whose run was
+  deleted is closed after 15 minutes.
 
 The DAG runs every minute. With `S2V_DROP_QUEUE_URL` it also runs when S3 sends an event to that SQS queue (requires the
 extra `queue`, and the connection `aws_default` or AWS credentials in the triggerer). Each run lists the folder, so lost
@@ -51,7 +51,8 @@ from s2v_tasks.schemas.steps import DROP_FOLDER_DAG
 )
 def s2v_drop_folder() -> None:
     """Sweep the drop folder, then start jobs from the queue."""
-    CommandOperator(task_id="sweep", arguments=["sweep-drops"]) >> StartJobsOperator(task_id="start")
+    sweep = CommandOperator(task_id="sweep", arguments=["sweep-drops"])
+    sweep >> StartJobsOperator(task_id="start", trigger_rule="all_done")
 
 
 s2v_drop_folder()

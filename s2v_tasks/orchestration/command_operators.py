@@ -15,7 +15,7 @@ from airflow.sdk import (
 )
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowRuntimeError, ErrorType
 
-from s2v_tasks.orchestration.step_commands import CLI, StepFailedError, StepProcess
+from s2v_tasks.orchestration.step_commands import CLI, StepFailedError, StepProcess, first_failed_task
 from s2v_tasks.schemas.steps import JOB_DAG
 from s2v_tasks.settings import load_settings
 
@@ -46,14 +46,22 @@ class CommandOperator(BaseOperator):  # type: ignore[misc]
 class StartJobsOperator(BaseOperator):  # type: ignore[misc]
     """Starts a DAG run for each waiting job that may start now.
 
-    The run id is derived from the job id, so that a job cannot have two runs.
+    The run id is derived from the job id, so that a job cannot have two runs. With the trigger rule `all_done` jobs
+    also start if the sweep before it has failed, for example because of one folder that cannot be moved.
     """
 
     ui_color = "#e8f6ee"
 
     def execute(self, context: Context) -> dict[str, int]:
-        """Start the jobs; AirflowException, after all were tried, if one could not be started."""
-        return start_waiting_jobs(self)
+        """Start the jobs; AirflowException, after all were tried, if one could not be started.
+
+        AirflowFailException if another task of the run has failed, because Airflow takes the outcome of a run from its
+        last task.
+        """
+        counts = start_waiting_jobs(self)
+        if failed := first_failed_task(self.dag_id, context["run_id"]):
+            raise AirflowFailException(f"The waiting jobs were started, but the task {failed} failed: see its log.")
+        return counts
 
 
 class BatchSensor(BaseSensorOperator):  # type: ignore[misc]

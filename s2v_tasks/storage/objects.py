@@ -154,7 +154,7 @@ def deleted_at_once(buckets: Iterable[list[Location]]) -> Iterator[list[Location
 def delete_group(client: Any, places: list[Location]) -> list[dict[str, Any]]:
     """Delete the objects of a group of `deleted_at_once` by one request; return the errors of S3."""
     bucket, keys = places[0].bucket, [{"Key": place.key} for place in places]
-    if len(keys) == 1:
+    if _NOT_IN_XML.search(places[0].key):
         client.delete_object(Bucket=bucket, **keys[0])
         return []
     return list(client.delete_objects(Bucket=bucket, Delete={"Objects": keys, "Quiet": True}).get("Errors", []))

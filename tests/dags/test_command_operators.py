@@ -50,6 +50,7 @@ class Supervisor:
     def __init__(self) -> None:
         self.runs: dict[str, TriggerDagRun] = {}
         self.refused, self.answer = "", {"status_code": 503}
+        self.failed_task: str | None = None
 
     def send(self, message: TriggerDagRun | GetDRCount) -> OKResponse | ErrorResponse | DRCount:
         if isinstance(message, GetDRCount):
@@ -66,7 +67,15 @@ class Supervisor:
 def supervisor(monkeypatch: pytest.MonkeyPatch) -> Supervisor:
     found = Supervisor()
     monkeypatch.setattr(task_runner, "SUPERVISOR_COMMS", found, raising=False)
+    monkeypatch.setattr(command_operators, "first_failed_task", lambda *_: found.failed_task)
     return found
+
+
+def start() -> dict[str, int]:
+    """Run the task `start` of the drop folder."""
+    task = loaded("s2v_drop_folder").get_task("start")
+    assert isinstance(task, StartJobsOperator)
+    return task.execute({"run_id": "scheduled__1"})  # type: ignore[arg-type,typeddict-item]
 
 
 def commands(monkeypatch: pytest.MonkeyPatch, **script: Any) -> Answers:
@@ -134,17 +143,27 @@ def test_the_manuals_name_every_task_and_every_command_exists() -> None:
 def test_each_waiting_job_gets_the_run_of_its_name(monkeypatch: pytest.MonkeyPatch, supervisor: Supervisor) -> None:
     """A waiting job gets a run named after it, with request and job id as configuration, and waits no longer."""
     answers = commands(monkeypatch, next_jobs=WAITING, mark_started={})
-    assert StartJobsOperator(task_id="start").execute({}) == {"started": 3, "refused": 0, "waiting": 2}
+    assert start() == {"started": 3, "refused": 0, "waiting": 2}
     assert {message.dag_id for message in supervisor.runs.values()} == {"speech_to_video"}
     assert supervisor.runs["job-1"].conf == {"prompt": "1", "job_id": "job-1"}
     assert answers.calls == [("next-jobs",), ("mark-started", "job-0", "job-1", "job-2")]
+
+
+def test_jobs_start_although_the_sweep_failed(monkeypatch: pytest.MonkeyPatch, supervisor: Supervisor) -> None:
+    """A folder that cannot be moved does not keep other jobs waiting, and the run of the DAG still fails."""
+    assert loaded("s2v_drop_folder").get_task("start").trigger_rule == "all_done"
+    supervisor.failed_task = "sweep"
+    commands(monkeypatch, next_jobs=WAITING, mark_started={})
+    with pytest.raises(AirflowFailException, match="jobs were started, but the task sweep failed"):
+        start()
+    assert len(supervisor.runs) == 3
 
 
 def test_a_run_that_exists_counts_as_started(monkeypatch: pytest.MonkeyPatch, supervisor: Supervisor) -> None:
     """A start that was killed before it recorded its runs is repeated without a second run."""
     answers = commands(monkeypatch, next_jobs=WAITING, mark_started={})
     for _ in range(2):
-        StartJobsOperator(task_id="start").execute({})
+        start()
     assert len(supervisor.runs) == 3
     assert answers.calls[-1] == ("mark-started", "job-0", "job-1", "job-2")
 
@@ -156,7 +175,7 @@ def test_a_job_that_cannot_be_started_does_not_stop_the_others(
     supervisor.refused = "job-1"
     answers = commands(monkeypatch, next_jobs=WAITING, mark_started={})
     with pytest.raises(AirflowException, match="1 jobs could not be started, the first is job-1"):
-        StartJobsOperator(task_id="start").execute({})
+        start()
     assert answers.calls[-1] == ("mark-started", "job-0", "job-2")
 
 
@@ -180,7 +199,7 @@ def test_a_job_that_airflow_refuses_for_good_has_failed(
     """A job whose request Airflow refuses fails with Airflow's reason, and the task continues with the others."""
     supervisor.refused, supervisor.answer = "job-1", answer_of_airflow(status, VALUES)
     answers = commands(monkeypatch, next_jobs=WAITING, mark_started={}, refuse_job={})
-    assert StartJobsOperator(task_id="start").execute({}) == {"started": 2, "refused": 1, "waiting": 2}
+    assert start() == {"started": 2, "refused": 1, "waiting": 2}
     command, job_id, _, reason = answers.calls[-1]
     assert (command, job_id) == ("refuse-job", "job-1")
     assert reason.endswith("num_clip: 0 is less than the minimum of 1. Correct the request and submit it again.")
@@ -191,7 +210,7 @@ def test_a_long_reason_is_cut(monkeypatch: pytest.MonkeyPatch, supervisor: Super
     long = VALUES | {"message": f"Invalid input for param prompt: '{'x' * 200_000}' is too long"}
     supervisor.refused, supervisor.answer = "job-1", answer_of_airflow(400, long)
     answers = commands(monkeypatch, next_jobs=WAITING, mark_started={}, refuse_job={})
-    StartJobsOperator(task_id="start").execute({})
+    start()
     assert len(answers.calls[-1][-1]) < 1000
     assert "param prompt" in answers.calls[-1][-1]
 
@@ -213,7 +232,7 @@ def test_no_job_is_blamed_for_a_fault_of_the_installation(
     supervisor.refused, supervisor.answer = "job-1", answer
     answers = commands(monkeypatch, next_jobs=WAITING, mark_started={})
     with pytest.raises(AirflowException, match="1 jobs could not be started"):
-        StartJobsOperator(task_id="start").execute({})
+        start()
     assert answers.calls[-1] == ("mark-started", "job-0", "job-2")
 
 
@@ -227,7 +246,7 @@ def test_places_of_jobs_with_lost_runs_are_given_to_others(
     monkeypatch.setattr(
         command_operators, "run_command", lambda *call: looks.pop(0) if call[1] == "next-jobs" else answers(*call)
     )
-    assert StartJobsOperator(task_id="start").execute({})["started"] == 3
+    assert start()["started"] == 3
     assert answers.calls[0] == ("close-lost", "--", "gone")
 
 
@@ -244,14 +263,14 @@ def test_a_lost_run_named_like_an_option_is_closed(monkeypatch: pytest.MonkeyPat
         return {}
 
     monkeypatch.setattr(command_operators, "run_command", run_command)
-    StartJobsOperator(task_id="start").execute({})
+    start()
     assert closed == [{"run_ids": ["--help", "-x"]}]
 
 
 def test_nothing_is_recorded_when_no_job_waits(monkeypatch: pytest.MonkeyPatch, supervisor: Supervisor) -> None:
     """Without waiting jobs, the task makes one query and records nothing."""
     answers = commands(monkeypatch, next_jobs={"jobs": [], "waiting": 4, "silent_runs": []})
-    assert StartJobsOperator(task_id="start").execute({}) == {"started": 0, "refused": 0, "waiting": 4}
+    assert start() == {"started": 0, "refused": 0, "waiting": 4}
     assert answers.calls == [("next-jobs",)]
 
 

@@ -186,6 +186,15 @@ def test_a_folder_that_cannot_be_moved_waits_for_the_next_sweep(
     assert len(folder.names("accepted/")) == 12
 
 
+def test_names_with_control_characters_are_moved(folder: Folder) -> None:
+    """A folder and files with characters that XML cannot hold move once, and do not make the sweep fail for ever."""
+    folder.drop("an\x1bna\x08", {"image_uri": "portrait.png"}, **{"note\x0b__txt": b"note"})
+    folder.drop("berta\x7f\x9f\u202e")
+    assert folder.sweep(seconds_later=10_000) == counts(accepted=2)
+    assert folder.names("incoming/") == []
+    assert folder.sweep(seconds_later=10_000) == counts()
+
+
 def test_small_files_are_bounded_before_they_are_read(folder: Folder) -> None:
     """A prompt of 64 KiB is read and refused for its length; a larger file is not read."""
     folder.drop("anna", {}, prompt__txt=b"x" * 65536)

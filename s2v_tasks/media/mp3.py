@@ -143,7 +143,8 @@ def _announced(data: mmap, start: int) -> int | None:
     position = max(beginning.find(b"Xing"), beginning.find(b"Info"))
     if position < 0:
         return None
-    return int.from_bytes(beginning[position + 8 : position + 12], "big") if beginning[position + 7] & 1 else 0
+    flags, number = beginning[position + 4 : position + 8], beginning[position + 8 : position + 12]  # cut off at the end
+    return int.from_bytes(number) if int.from_bytes(flags) & 1 else 0
 
 
 def _parts(frames: list[_Frame]) -> list[list[_Frame]]:

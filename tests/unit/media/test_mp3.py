@@ -30,6 +30,15 @@ def mp3(tmp_path: Path, noise: Noise, write_wav: WriteWav, convert: Convert) -> 
     return make
 
 
+@pytest.mark.parametrize("kept_bytes", [4, 7, 8, 11])
+def test_a_file_that_ends_inside_a_xing_header_is_refused(kept_bytes: int, mp3: MakeMp3, refusal: Refusal) -> None:
+    """A second MP3 that is cut off inside its Xing header is a damaged file, whose name the message has."""
+    source = mp3(audio_bitrate="64k", id3v2_version=0)
+    content = source.read_bytes()
+    source.write_bytes(content + content[: content.index(b"Info") + kept_bytes])
+    assert "cut off" in refusal(source)
+
+
 @pytest.mark.parametrize("options", [{"audio_bitrate": "64k"}, {"q:a": 4}, {"audio_bitrate": "64k", "write_xing": 0}])
 @pytest.mark.parametrize("lost_bytes", [1, 77, 9000])
 def test_truncated_mp3_is_refused(options: dict[str, str], lost_bytes: int, mp3: MakeMp3, refusal: Refusal) -> None:

@@ -24,7 +24,7 @@ _POLL_SECONDS = 0.5
 _PREFIX = "s2v-home-"  # of temporary home folders
 _OWNER = "owner"
 
-# release: stop the services without users; down: stop all services; remove: also delete the folder.
+# release: stop the services without users; down: also stop Airflow; remove: stop all services and delete the folder.
 Ending = Literal["release", "down", "remove"]
 
 
@@ -72,14 +72,13 @@ def end_leftovers() -> None:
 def _end(home: Path, ending: Ending) -> None:
     from s2v_tasks.embedded.stack import Services, stop_all
 
-    if ending == "release":
-        Services(home).release()
+    if ending != "remove":
+        Services(home).release(with_airflow=ending == "down")
         return
     # A folder of tests has homes within homes.
     for place in sorted({home, *(state.parent.parent for state in home.rglob("server.json"))}):
         stop_all(place)
-    if ending == "remove":
-        shutil.rmtree(home, ignore_errors=True)
+    shutil.rmtree(home, ignore_errors=True)
 
 
 def _identity(pid: int) -> str:

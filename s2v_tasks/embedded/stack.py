@@ -77,14 +77,16 @@ class Services:
             finally:
                 self._release(users)
 
-    def release(self) -> None:
-        """Stop the services unless a process uses them."""
+    def release(self, *, with_airflow: bool = False) -> None:
+        """Stop the services unless a process uses them, and Airflow if wanted. A new user waits for the end."""
         with (self.home / "users.lock").open("w") as users:
-            self._release(users)
+            self._release(users, with_airflow=with_airflow)
 
-    def _release(self, users: TextIO) -> None:
+    def _release(self, users: TextIO, *, with_airflow: bool = False) -> None:
         with suppress(BlockingIOError):  # another user
             fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if with_airflow:
+                AirflowInstallation(self.home).stop()
             if not AirflowInstallation(self.home).running():
                 self.stop()
 

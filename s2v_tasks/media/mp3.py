@@ -143,7 +143,8 @@ def _announced(data: mmap, start: int) -> int | None:
     position = max(beginning.find(b"Xing"), beginning.find(b"Info"))
     if position < 0:
         return None
-    flags, number = beginning[position + 4 : position + 8], beginning[position + 8 : position + 12]  # cut off at the end
+    # Shorter than four bytes each if the file ends here.
+    flags, number = beginning[position + 4 : position + 8], beginning[position + 8 : position + 12]
     return int.from_bytes(number) if int.from_bytes(flags) & 1 else 0
 
 

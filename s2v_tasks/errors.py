@@ -111,8 +111,8 @@ def leave_error(exit_code: int, message: str) -> None:
 def no_room(error: Exception | str) -> TransientError:
     """Return the error for a full disk; `error` is the message of the system or of a program."""
     return TransientError(
-        f"The disk is full ({_shown(' '.join(str(error).split()))}): free space, or set S2V_WORK_DIR to a folder on a "
-        "larger disk."
+        f"The disk is full ({_shown(' '.join(str(error).split()))}): free space, or set S2V_WORK_DIR, for the "
+        "embedded stack S2V_HOME, to a folder on a larger disk."
     )
 
 

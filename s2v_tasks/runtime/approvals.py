@@ -52,9 +52,8 @@ def decision(ctx: StepContext, approval: Approval) -> dict[str, Any]:
     rejection = Rejection.model_validate(approval.rejection or {})
     what = "The video" if approval.clip_index is None else f"Clip {approval.clip_index + 1}"
     reason = f"{what} was rejected by {approval.decided_by or 'a person'}"
-    if rejection.note:
-        note = " ".join(rejection.note.split())
-        reason += f": {printable(note).rstrip('. ')}"
+    if note := printable(" ".join((rejection.note or "").split())).rstrip(". "):
+        reason += f": {note}"
     following = next_job(ctx, approval.clip_index, rejection)
     if following is None:
         return {"status": approval.status, "reason": f"{reason}. Finished clips are kept for a rerun."}

@@ -141,9 +141,9 @@ def test_a_rejection_without_a_change_ends_the_job_and_a_new_start_asks_again(
     stage(store)
     store_clip(store, 0)
     ask(0)
-    result = answer(ApprovalStatus.REJECTED, 0, note="No.", prompt=REQUEST["prompt"])
+    result = answer(ApprovalStatus.REJECTED, 0, note="...", prompt=REQUEST["prompt"])
     assert "next_job" not in result
-    assert "Finished clips are kept" in result["reason"]
+    assert result["reason"] == "Clip 1 was rejected by edith. Finished clips are kept for a rerun."
     metadata.jobs.start(JOB)
     assert ask(0, run_id="talk--2")["status"] == "waiting"
 

@@ -46,6 +46,7 @@ def test_a_full_disk_may_have_room_later(tmp_path: Path) -> None:
     line = sentence(s2v(*plan(), limit=limit, WORK_DIR=str(tmp_path)), 75)
     assert line.startswith("TransientError: The disk is full (")
     assert "S2V_WORK_DIR" in line
+    assert "S2V_HOME" in line
     assert list(tmp_path.iterdir()) == []
 
 

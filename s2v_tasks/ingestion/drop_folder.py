@@ -40,6 +40,7 @@ _IGNORED = re.compile(
 )
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 MAX_TEXT_BYTES = 64 * 1024  # of request.json and of prompt.txt
+MAX_FILES = 1000  # of a folder: each is copied and deleted, while all other folders wait
 _KIND_OF_FIELD: dict[str, Literal["image", "audio", "pose"]] = {
     "image_uri": "image",
     "audio_uri": "audio",

@@ -17,6 +17,7 @@ from s2v_tasks import log
 from s2v_tasks.errors import PermanentError, S2VError, TransientError
 from s2v_tasks.ingestion.drop_folder import (
     MARKER,
+    MAX_FILES,
     MAX_TEXT_BYTES,
     PROMPT,
     DropFolder,
@@ -92,6 +93,9 @@ class Sweeper:
     def _is_ready(self, folder: DropFolder, now: datetime) -> bool:
         if not self._addressable(folder):
             log.get_logger().warning("drop_not_addressable", folder=printable(folder.uri))
+            return False
+        if (num_files := len(folder.files) + len(folder.ignored)) > MAX_FILES:
+            log.get_logger().warning("drop_has_too_many_files", folder=printable(folder.uri), files=num_files)
             return False
         return folder.is_ready(
             now,

@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from structlog.testing import capture_logs
 
 from s2v_tasks.errors import TransientError
+from s2v_tasks.ingestion import drop_sweep
 from s2v_tasks.settings import Settings
 from s2v_tasks.storage.s3 import ObjectStore
 from tests.integration.drop_folder import PROMPT, Folder, counts
@@ -193,6 +195,18 @@ def test_names_with_control_characters_are_moved(folder: Folder) -> None:
     assert folder.sweep(seconds_later=10_000) == counts(accepted=2)
     assert folder.names("incoming/") == []
     assert folder.sweep(seconds_later=10_000) == counts()
+
+
+def test_a_folder_with_very_many_files_stays(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its files would be copied for hours while others wait: it is left, the log says so, and others are taken."""
+    monkeypatch.setattr(drop_sweep, "MAX_FILES", 5)
+    folder.drop("anna", {}, **{"more": b"1", ".hidden": b"2"})
+    folder.drop("berta", {}, **{".hidden": b"2"})
+    with capture_logs() as lines:
+        assert folder.sweep() == counts(accepted=1, unready=1)
+    assert len(folder.names("incoming/anna/")) == 6
+    [line] = [line for line in lines if line["event"] == "drop_has_too_many_files"]
+    assert (line["folder"].endswith("/incoming/anna"), line["files"]) == (True, 6)
 
 
 def test_small_files_are_bounded_before_they_are_read(folder: Folder) -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from s2v_tasks.storage.locations import Location
 from s2v_tasks.storage.objects import MAX_RANGE_BYTES, _bounded, deleted_at_once
 
 MOST = MAX_RANGE_BYTES
@@ -32,7 +33,10 @@ def test_a_part_is_at_most_as_long_as_one_answer(asked: str | None, read: str | 
 
 
 def test_objects_are_deleted_a_thousand_at_a_time() -> None:
-    """A request deletes at most a thousand objects, all of one bucket."""
-    groups = list(deleted_at_once([list(range(2001)), ["a"]]))  # type: ignore[list-item]
-    assert [len(group) for group in groups] == [1000, 1000, 1, 1]
-    assert [item for group in groups[:3] for item in group] == list(range(2001))
+    """A request deletes at most a thousand objects, all of one bucket, or one whose name XML cannot hold."""
+    many = [Location("one", str(number)) for number in range(2001)]
+    odd = [Location("one", f"a{character}b") for character in "\x01\x1b\uffff"]
+    groups = list(deleted_at_once([[*many[:7], *odd, *many[7:]], [Location("two", "a\t\r\n\x7fb")]]))
+    assert [len(group) for group in groups] == [1, 1, 1, 1000, 1000, 1, 1]
+    assert [place for group in groups[:3] for place in group] == odd
+    assert [place for group in groups[3:6] for place in group] == many

@@ -181,8 +181,8 @@ class PostgresServer:
                 return True
             if time.monotonic() > deadline:
                 raise TransientError(
-                    f"PostgreSQL does not answer on port {state['port']} after {_START_SECONDS:.0f} s; "
-                    f"{self._log_path}:\n{log_tail(self._log_path)}"
+                    f"PostgreSQL does not answer on port {state['port']} after {_START_SECONDS:.0f} s. Run `make down` "
+                    f"and start again. {self._log_path}:\n{log_tail(self._log_path)}"
                 )
             time.sleep(_POLL_SECONDS)
         return False

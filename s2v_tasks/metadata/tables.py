@@ -36,7 +36,7 @@ from s2v_tasks.schemas.job import (
 )
 from s2v_tasks.schemas.manifest import ClipFacts
 from s2v_tasks.schemas.quality import TakeRecord
-from s2v_tasks.schemas.steps import HEAVY_STEPS, RENDER_CLIP
+from s2v_tasks.schemas.steps import CLOSE_JOB, HEAVY_STEPS, RENDER_CLIP
 
 CANCELLED_EXIT_CODE = 130
 _STEP_EXIT_CODES = {error.exit_code for error in (PermanentError, ConfigurationError, TransientError)}
@@ -133,7 +133,7 @@ class Job(Base, kw_only=True):
             return 0
         if self.status == JobStatus.CANCELLED:
             return CANCELLED_EXIT_CODE
-        codes = [int(event.detail["exit_code"]) for event in self.events if event.event == JobEvent.STEP_FAILED]
+        codes = [int(event.detail["exit_code"]) for event in self.events if event.is_failure_of_work]
         return codes[-1] if codes and codes[-1] in _STEP_EXIT_CODES else TransientError.exit_code
 
 
@@ -235,6 +235,11 @@ class Event(Base, kw_only=True):
     event: Mapped[str]
     detail: Mapped[dict[str, Any]]
     at: Mapped[datetime] = mapped_column(server_default=func.now(), default=None)
+
+    @property
+    def is_failure_of_work(self) -> bool:
+        """Return True if a step failed, other than the one that closes a job for the failure of another."""
+        return self.event == JobEvent.STEP_FAILED and self.step != CLOSE_JOB.name
 
 
 class Approval(Base, kw_only=True):

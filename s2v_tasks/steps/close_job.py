@@ -53,12 +53,12 @@ def _refusal_of(job: Job, run_id: str) -> str | None:
 
 
 def _last_reason(job: Job) -> str | None:
-    """Return the reason of the last step that failed since the job was queued and was not finished later."""
+    """Return the reason of the last step of the work that failed since the job was queued and did not end later."""
     open_failures: dict[tuple[str | None, int | None], str] = {}
     for event in job.events:
         if event.event == JobEvent.JOB_QUEUED:
             open_failures.clear()
-        elif event.event == JobEvent.STEP_FAILED:
+        elif event.is_failure_of_work:
             open_failures.pop((event.step, event.clip_index), None)  # the latest failure comes last
             open_failures[event.step, event.clip_index] = f"{event.step}: {event.detail['error']}"
         elif event.event == JobEvent.STEP_FINISHED:

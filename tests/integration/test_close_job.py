@@ -13,6 +13,7 @@ from s2v_tasks.metadata.queue import NewJob
 from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.metadata.tables import Job
 from s2v_tasks.runtime.context import run_step
+from s2v_tasks.schemas.events import JobEvent
 from s2v_tasks.schemas.steps import CLOSE_JOB
 
 JOB = "step-by-step"
@@ -39,6 +40,16 @@ def test_a_job_without_a_reported_reason_gets_one(run: Run, found: Found) -> Non
     run("stage_inputs")
     run("close_job")
     assert "was killed before it could report a reason" in (found().reason or "")
+
+
+def test_an_end_that_is_tried_again_has_the_reason_of_the_work(run: Run, metadata: MetadataStore, found: Found) -> None:
+    """If `close_job` was killed, its next try reports the step that failed before, and its exit code."""
+    run("stage_inputs")
+    for step, error, code in (("render_clip", "The GPU is away.", 75), ("close_job", "It was killed by SIGTERM.", 1)):
+        detail = {"error": error, "exit_code": code}
+        metadata.events.record(JOB, step=step, event=JobEvent.STEP_FAILED, detail=detail)
+    assert run("close_job") == {"status": "failed", "reason": "render_clip: The GPU is away."}
+    assert found().exit_code == 75
 
 
 def test_an_adapter_that_is_not_configured_is_refused_before_the_files_are_read(run: Run, found: Found) -> None:

@@ -24,7 +24,7 @@ NOTABLE_LEAD_IN_SECONDS = 2.0
 MOSTLY_SILENT = 0.5
 STEADY_BELOW_DB = 2.0
 NOTABLE_CLIPPING = 0.005
-BYTES_PER_TOKEN = 4  # of UTF-8, roughly, in English and Chinese; only the snapshot has the tokenizer
+BYTES_PER_TOKEN = 4  # of UTF-8, an assumption: the tokenizer is in the snapshot, which this process may not have
 NOTABLE_SHORTFALL = 0.75  # sides are multiples of 64: a normal video of size 480*832 keeps 80 % of its pixels or more
 
 

@@ -19,13 +19,7 @@ from botocore.exceptions import (
 )
 from s3transfer.exceptions import RetriesExceededError  # type: ignore[import-untyped]
 
-from s2v_tasks.errors import (
-    ConfigurationError,
-    PermanentError,
-    S2VError,
-    TransientError,
-    UnavailableError,
-)
+from s2v_tasks.errors import ConfigurationError, PermanentError, S2VError, TransientError, UnavailableError
 from s2v_tasks.stack_env import embedded_remedy
 from s2v_tasks.storage.client import redacted
 from s2v_tasks.storage.locations import Location, printable

@@ -46,7 +46,6 @@ class Services:
 
     def __init__(self, home: Path) -> None:
         self.home = home.resolve()
-        self.home.mkdir(parents=True, exist_ok=True)
         self.postgres = PostgresServer(self.home)
         self.s3 = S3Server(self.home)
 
@@ -70,6 +69,7 @@ class Services:
         `when_killed`: action of the guard if this process is killed in the meantime.
         """
         end_leftovers()
+        self.home.mkdir(parents=True, exist_ok=True)
         with (self.home / "users.lock").open("w") as users, guarded(self.home, when_killed):
             fcntl.flock(users, fcntl.LOCK_SH)
             try:

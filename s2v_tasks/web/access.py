@@ -105,7 +105,8 @@ def problem(request: Request, sentence: str, status: int) -> Response:
     """Return an error: as a page for a person, as JSON for a program."""
     if not _wants_page(request):
         return JSONResponse({"detail": sentence}, status)
-    answer = page(request, "problem.html", sentence=sentence, status=status)
+    of_gallery = request.url.path.endswith("/videos")
+    answer = page(request, "problem.html", sentence=sentence, status=status, of_gallery=of_gallery)
     answer.status_code = status
     return answer
 

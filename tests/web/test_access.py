@@ -143,6 +143,9 @@ def test_accounts_without_the_dag_see_no_video(
     assert set(asked) == {"speech_to_video"}
     refused = browser.get("/s2v/job/talk", headers={"Accept": "text/html"})
     assert "edith may not see videos" in refused.text
+    gallery = browser.get("/s2v/videos", headers={"Accept": "text/html"})
+    assert "edith may not see videos" in gallery.text
+    assert ["Show all videos" in answer.text for answer in (refused, gallery)] == [True, False]
     styles = re.findall(r'(?:src|href)="(\.\./static/[^"]+)"', refused.text)
     assert len(styles) == 3
     assert {browser.get(urljoin("/s2v/job/talk", address)).status_code for address in styles} == {200}

@@ -57,3 +57,10 @@ def test_addresses_and_paths_are_not_broken(
         f"Logs:     {home}/logs",
     ):
         assert line in lines
+
+
+def test_status_creates_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In a folder without an embedded stack, nothing runs, and nothing is written."""
+    stack.status(tmp_path / "home")
+    assert capsys.readouterr().out.count("stopped") == 3
+    assert list(tmp_path.iterdir()) == []

@@ -166,7 +166,11 @@ class Leader:
         )
         self._worker.share(order)
         state = self._renderer.saved_state(order)
-        earlier_seconds = saved.facts_as(PartialClipFacts).render_seconds if saved and state else 0.0
+        earlier_seconds = 0.0
+        if saved and state:
+            earlier_seconds = saved.facts_as(PartialClipFacts).render_seconds
+            num_steps = self._plan.sampling.sample_steps
+            log.get_logger().info(f"clip {clip.clip_index} continues after solver step {state.step} of {num_steps}")
         with StateSaver(saved_clip, folder, self._renderer.name, earlier_seconds) as saver:
             try:
                 progress = Progress(ctx, self._plan, clip, self._worker.peak_memory_bytes)

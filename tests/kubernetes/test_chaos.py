@@ -39,8 +39,12 @@ def processes(*words: str) -> list[int]:
 def test_a_job_survives_a_fault_in_each_clip(
     airflow: EmbeddedAirflow, cluster: Cluster, job: Look, hold: Hold, apiserver: int
 ) -> None:
-    """Each clip has another fault in its middle; all are finished, and no finished clip is rendered again."""
+    """Each clip has another fault in its middle; all are finished, and no finished clip is rendered again.
+
+    Also the clip that is killed without a warning continues at a saved state.
+    """
     job_id = "chaos"
+    cluster.change_template("render-clip", lambda _, box: box["env"].append({"name": "SAVE_SECONDS", "value": "0"}))
     hold.at(job_id, 0, 1, 2, 3)
     run = airflow.trigger(job_id=job_id, num_clip=4, **LONG)
 
@@ -74,6 +78,8 @@ def test_a_job_survives_a_fault_in_each_clip(
     assert re.search("was interrupted after solver step|The pod is gone|Pod .* was deleted", said[0])
     assert "was killed (SIGKILL)" in failures(record)
     assert "was killed (SIGKILL)" in said[1]
+    continued = [index for index in range(4) if re.search("continues after solver step [123] of", said[index])]
+    assert continued == [0, 1]
     assert cluster.pods(job_id) == []
 
 

@@ -1,5 +1,5 @@
 """Hold a render at a solver step, so that a test meets it there on a machine of any speed. Hold a worker; spoil a clip.
-Record the moments of a process.
+Save each solver state. Record the moments of a process.
 
 Python imports this module at the start of each process of a pod and of Airflow, because PYTHONPATH has its folder. A
 render waits behind its `HELD_STEP`-th solver step while the file `<job_id>.<clip_index>.hold` is in `HOLD_FOLDER`, and
@@ -7,7 +7,8 @@ leaves `<job_id>.<clip_index>.reached` beside it. SIGTERM ends the wait: the pro
 
 In the same way a worker of Airflow that has made the pod of a clip waits before it leaves it to the triggerer, while
 `<job_id>.<clip_index>.worker.hold` is there. The clip whose seed is `SPOILED_SEED` becomes one of a single colour. With
-`BENCH_FOLDER` a step records its moments there, as in a benchmark.
+`SAVE_SECONDS` a render saves its state that often. With `BENCH_FOLDER` a step records its moments there, as in a
+benchmark.
 """
 
 import os
@@ -75,10 +76,17 @@ def _spoil(pipeline_module: Any) -> None:
     pipeline_module.S2VPipeline._draw_noise = draw_spoiled
 
 
+def _save_states(saved_states_module: Any) -> None:
+    """Change the seconds between two saved states."""
+    if "SAVE_SECONDS" in os.environ:
+        saved_states_module.SAVE_SECONDS = float(os.environ["SAVE_SECONDS"])
+
+
 _CHANGES = {
     "s2v_tasks.engine.pipeline": _spoil,
     "s2v_tasks.orchestration.pods": _hold_worker,
     "s2v_tasks.rendering.progress": _hold,
+    "s2v_tasks.rendering.saved_states": _save_states,
 }
 
 

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import structlog
 import torch
 from safetensors.torch import load_file
 
@@ -138,12 +139,17 @@ def test_an_interruption_before_the_first_step_leaves_nothing(site: Site) -> Non
 def test_seconds_of_earlier_attempts_count_where_their_work_is_continued(
     site: Site, was_interrupted: bool, is_loadable: bool, seconds: float
 ) -> None:
-    """The saved seconds include those of an earlier attempt only if its state is continued."""
+    """The saved seconds include those of an earlier attempt only if its state is continued, which the log then says."""
     if was_interrupted:
         interrupted_before(site, is_loadable=is_loadable)
     site.interrupted_at = 5
-    with pytest.raises(AttemptInterruptedError, match="after solver step 5 of 2: the next attempt continues there"):
+    with (
+        structlog.testing.capture_logs() as logged,
+        pytest.raises(AttemptInterruptedError, match="after solver step 5 of 2: the next attempt continues there"),
+    ):
         site.build()
+    continued = [line["event"] for line in logged if "continues" in line["event"]]
+    assert continued == ([f"clip 1 continues after solver step {SAVED_STEP} of 2"] if is_loadable else [])
     assert site.saved == [(5, "saved.safetensors", PartialClipFacts(solver_step=5, render_seconds=seconds))]
 
 

@@ -4,7 +4,11 @@ They replace two names of two modules inside a process of the benchmark (`capaci
 """
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from s2v_tasks.engine.clip import Callbacks, MotionState
+    from s2v_tasks.rendering.renderer import Order
 
 _AUDIO_DIM, _TEXT_DIM, _TOKENS = 32, 32, 8
 _LATENT_FRAMES, _CHANNELS = 19, 16
@@ -40,24 +44,24 @@ class StandIn:
     def __init__(self, worker: Any) -> None:
         self._worker = worker
 
-    def saved_state(self, order: Any) -> None:
+    def saved_state(self, _order: "Order") -> None:
         """Return None: no clip is interrupted."""
 
-    def render(self, order: Any, _state: None, take: Any, on_step: Any) -> Any:
-        """Wait, pass frames with moving stripes to `take`, and return a motion state of the usual shape."""
+    def render(self, order: "Order", _state: None, callbacks: "Callbacks") -> "MotionState | None":
+        """Wait, pass on frames with moving stripes, and return a motion state of the usual shape."""
         import torch
 
         from s2v_tasks.engine.clip import MotionState
 
         plan, clip = order.plan, order.clip
         num_steps = plan.sampling.sample_steps
-        on_step(1, num_steps)
+        callbacks.on_step(1, num_steps)
         for step in range(2, num_steps + 1):
             time.sleep(self.clip_seconds / (num_steps - 1))
-            on_step(step, num_steps)
+            callbacks.on_step(step, num_steps)
         columns = torch.arange(plan.width)[None, :] + 2 * torch.arange(clip.infer_frames)[:, None]
         rows = (64 + 128 * (columns // _STRIPES % 2)).to(torch.uint8)
-        take(rows[:, None, :, None].expand(-1, plan.height, -1, 3).contiguous())
+        callbacks.on_frames(rows[:, None, :, None].expand(-1, plan.height, -1, 3).contiguous())
         if clip.successor is None:
             return None
         return MotionState(

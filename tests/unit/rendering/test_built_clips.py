@@ -11,6 +11,7 @@ import structlog
 import torch
 from safetensors.torch import load_file
 
+from s2v_tasks.capacity.stand_in import StandIn
 from s2v_tasks.engine.clip import Callbacks, MotionState
 from s2v_tasks.engine.denoising import DenoiseState, Interrupted
 from s2v_tasks.engine.options import EngineOptions
@@ -211,3 +212,15 @@ def test_a_clip_names_its_take_if_its_chain_has_a_retake(
     assert (made.take, made.seed, made.chain_takes) == facts
     assert (made.encoder, made.plan_digest) == ("x264", plan().digest_of(plan().clips[1]))
     assert (made.start_frame, made.end_frame, made.device) == (16, 32, "cpu")
+
+
+def test_a_benchmark_without_networks_makes_a_whole_clip(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stand-in of the renderer reports its steps, and gives all frames and a motion state for the next clip."""
+    steps: list[tuple[int, int]] = []
+    monkeypatch.setattr(leader, "Progress", lambda *_: lambda *step: steps.append(step))
+    vars(site).update(world_size=1)
+    vars(site.leader).update(_renderer=StandIn(site))
+    outputs = site.build(0).outputs
+    assert steps == [(1, 2), (2, 2)]
+    assert len(outputs["clip"].path.read_bytes()) == 16
+    assert set(outputs) == {"clip", "poster", "motion"}

@@ -238,25 +238,21 @@ def rerun(
 def _request(store: "ObjectStore", job_id: str) -> Request:
     """Return the request of a job whose inputs were staged."""
     from s2v_tasks.storage.layout import JobLayout
-    from s2v_tasks.storage.s3 import ObjectMissingError
 
-    try:
-        return parse_request(json.loads(store.get_bytes(JobLayout(job_id).request)))
-    except ObjectMissingError:
+    data = store.find_bytes(JobLayout(job_id).request)
+    if data is None:
         raise PermanentError(
             f"Job {job_id!r} has no inputs in S3: expected a job whose first step has finished; `s2v jobs` lists all "
             f"jobs, and `s2v retry {job_id}` starts a failed one again."
-        ) from None
+        )
+    return parse_request(json.loads(data))
 
 
 def _plan(store: "ObjectStore", job_id: str) -> Plan:
     """Return the plan of a job."""
     from s2v_tasks.storage.layout import JobLayout
-    from s2v_tasks.storage.s3 import ObjectMissingError
 
-    try:
-        return Plan.model_validate_json(store.get_bytes(JobLayout(job_id).plan))
-    except ObjectMissingError:
-        raise PermanentError(
-            f"Job {job_id} has no plan: expected a job that was planned; `s2v job {job_id}` shows it."
-        ) from None
+    data = store.find_bytes(JobLayout(job_id).plan)
+    if data is None:
+        raise PermanentError(f"Job {job_id} has no plan: expected a job that was planned; `s2v job {job_id}` shows it.")
+    return Plan.model_validate_json(data)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from s2v_tasks import log
 from s2v_tasks.errors import (
@@ -36,6 +36,7 @@ from s2v_tasks.storage.layout import JobLayout
 from s2v_tasks.storage.s3 import ObjectStore
 from s2v_tasks.webhooks.delivery import STEP_SECONDS, deliver_due
 
+T = TypeVar("T")
 _WRITES = frozenset({"put_bytes", "upload", "copy", "delete"})  # the methods of a store by which steps change objects
 
 
@@ -64,26 +65,22 @@ class StepContext:
 
     def request(self) -> Request:
         """Return the request; TransientError until stage_inputs has stored it."""
-        return parse_request(json.loads(self._needed(self.layout.request, STAGE_INPUTS)))
+        data = self.store.find_bytes(self.layout.request)
+        return parse_request(json.loads(_existing(data, self.layout.request, STAGE_INPUTS.command)))
 
     def plan(self) -> Plan:
         """Return the plan; TransientError until plan_clips has stored it."""
-        return Plan.model_validate_json(self._needed(self.layout.plan, PLAN_CLIPS))
+        data = self.store.find_bytes(self.layout.plan)
+        return Plan.model_validate_json(_existing(data, self.layout.plan, PLAN_CLIPS.command))
 
     def manifest(self, key: str, made_by: Step) -> Manifest:
         """Return the manifest at `key`; TransientError until step `made_by` has written it."""
-        manifest = self.artifacts.read_manifest(key)
-        if manifest is None:
-            raise _not_there(key, made_by.command)
-        return manifest
+        return _existing(self.artifacts.read_manifest(key), key, made_by.command)
 
     def clip_manifest(self, clip_index: int) -> Manifest:
         """Return the manifest of a clip; TransientError until the clip is rendered."""
         key = self.layout.clip_manifest(clip_index)
-        manifest = self.artifacts.read_manifest(key)
-        if manifest is None:
-            raise _not_there(key, f"{RENDER_CLIP.command} --clip-index {clip_index}")
-        return manifest
+        return _existing(self.artifacts.read_manifest(key), key, f"{RENDER_CLIP.command} --clip-index {clip_index}")
 
     def withdraw_result(self, *, by_clip: bool = False) -> None:
         """Let an ended job run again, and delete its result, which is about to be replaced.
@@ -103,11 +100,6 @@ class StepContext:
         produced = self.artifacts.produce(work, build, begin=lambda: self.withdraw_result(by_clip=by_clip))
         self.metadata.artifacts.record(produced.manifest)
         return produced
-
-    def _needed(self, key: str, made_by: Step) -> bytes:
-        if not self.store.exists(key):
-            raise _not_there(key, made_by.command)
-        return self.store.get_bytes(key)
 
 
 def check_made_from(made: Manifest, inputs: dict[str, Artifact], made_by: Step) -> None:
@@ -130,8 +122,13 @@ def made_from_others(made: Manifest, made_by: Step) -> PermanentError:
     )
 
 
-def _not_there(key: str, command: str) -> TransientError:
-    return TransientError(f"{key} is missing: run `s2v {command}` for this job first, or wait until it has finished.")
+def _existing(found: T | None, key: str, command: str) -> T:
+    """Return the content of the object at `key`; TransientError, which names the command that writes it, for None."""
+    if found is None:
+        raise TransientError(
+            f"{key} is missing: run `s2v {command}` for this job first, or wait until it has finished."
+        )
+    return found
 
 
 @contextmanager

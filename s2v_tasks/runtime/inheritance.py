@@ -15,7 +15,6 @@ from s2v_tasks.schemas.request_parsing import parse_request
 from s2v_tasks.schemas.rerun import SAMPLING_FIELDS
 from s2v_tasks.storage.clip_state import TakeRecords
 from s2v_tasks.storage.layout import JobLayout
-from s2v_tasks.storage.s3 import ObjectMissingError
 
 # Fields that a rerun may change: sampling, and fields that no clip depends on.
 CHANGEABLE = frozenset({
@@ -30,7 +29,7 @@ def parent_request(ctx: StepContext, request: Request) -> Request:
     parent_id = str(request.parent_job_id)
     if parent_id == ctx.job_id:
         raise PermanentError(f"parent_job_id {parent_id!r} is the job itself: a rerun is a new job with a new id.")
-    parent = parse_request(_read_json(ctx, parent_id, JobLayout(parent_id).request))
+    parent = parse_request(json.loads(_read(ctx, parent_id, JobLayout(parent_id).request)))
     ours, theirs = request.model_dump(), parent.model_dump()
     for name in sorted(set(ours) - CHANGEABLE):
         if ours[name] != theirs[name]:
@@ -46,10 +45,10 @@ def inherited_plan(ctx: StepContext, request: Request) -> Plan | None:
 
     Since then the parent may have been deleted, or started again with another request.
     """
-    layout = ctx.layout
-    if not ctx.store.exists(layout.plan) or ctx.request() != request:
+    layout, stored = ctx.layout, ctx.store.find_bytes(ctx.layout.plan)
+    if stored is None or ctx.request() != request:
         return None
-    plan, staged = ctx.plan(), ctx.artifacts.read_manifest(layout.input_manifest)
+    plan, staged = Plan.model_validate_json(stored), ctx.artifacts.read_manifest(layout.input_manifest)
     copies = {layout.clip_manifest(clip.clip_index): clip.fingerprint for clip in plan.inherited}
     if staged is not None:
         copies[layout.input_manifest] = staged.fingerprint
@@ -60,7 +59,7 @@ def inherited_plan(ctx: StepContext, request: Request) -> Plan | None:
 def parent_plan(ctx: StepContext, request: Request) -> Plan:
     """Return the plan of the parent; PermanentError if it has no clip `from_clip`."""
     layout = JobLayout(str(request.parent_job_id))
-    plan = Plan.model_validate(_read_json(ctx, layout.job_id, layout.plan))
+    plan = Plan.model_validate_json(_read(ctx, layout.job_id, layout.plan))
     check_from_clip(plan, request.from_clip or 0)
     return plan
 
@@ -153,11 +152,10 @@ def _is_decided(ctx: StepContext, source: Manifest, parent: Plan, request: Reque
     return TakeRecords(ctx.store, JobLayout(parent.job_id)).kept(source) is not None
 
 
-def _read_json(ctx: StepContext, parent_id: str, key: str) -> dict[str, object]:
-    try:
-        content: dict[str, object] = json.loads(ctx.store.get_bytes(key))
-    except ObjectMissingError:
+def _read(ctx: StepContext, parent_id: str, key: str) -> bytes:
+    data = ctx.store.find_bytes(key)
+    if data is None:
         raise PermanentError(
             f"Job {parent_id} has no {key.rpartition('/')[2]}: expected a job that was planned; `s2v jobs` lists them."
-        ) from None
-    return content
+        )
+    return data

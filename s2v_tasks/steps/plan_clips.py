@@ -34,8 +34,7 @@ def run(ctx: StepContext) -> dict[str, Any]:
     plan = _plan_staged(ctx, request, staged) if request.parent_job_id is None else _plan_rerun(ctx, request)
     data = plan.model_dump_json(indent=2).encode()
     job = ctx.metadata.jobs.get(ctx.job_id)
-    stored = ctx.store.get_bytes(ctx.layout.plan) if ctx.store.exists(ctx.layout.plan) else None
-    if data != stored or job is None or job.num_clip != plan.num_clip:
+    if data != ctx.store.find_bytes(ctx.layout.plan) or job is None or job.num_clip != plan.num_clip:
         ctx.withdraw_result()
         ctx.metadata.jobs.record_plan(ctx.job_id, plan, began_at=ctx.began_at)
         for clip in plan.inherited:

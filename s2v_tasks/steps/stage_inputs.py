@@ -24,9 +24,10 @@ from s2v_tasks.schemas.request import Request
 from s2v_tasks.schemas.request_parsing import parse_json, parse_request
 from s2v_tasks.schemas.steps import STAGE_INPUTS
 from s2v_tasks.settings import config_dir
-from s2v_tasks.storage.artifacts import Built, OutputFile, Work, file_sha256
+from s2v_tasks.storage.artifacts import Built, OutputFile, Work
 from s2v_tasks.storage.inputs import find_input, same_name
 from s2v_tasks.storage.locations import printable
+from s2v_tasks.storage.objects import file_sha256
 
 REVISION = 3  # increase it when the same sources are normalised differently
 
@@ -119,7 +120,7 @@ def source_of(data: dict[str, Any], run_id: str | None) -> Source:
 def _keep_request(ctx: StepContext, request: Request) -> None:
     """Store request.json; a changed request deletes the result and the plan of the earlier one."""
     data = request.model_dump_json(indent=2).encode()
-    if not ctx.store.exists(ctx.layout.request) or ctx.store.get_bytes(ctx.layout.request) != data:
+    if ctx.store.find_bytes(ctx.layout.request) != data:
         ctx.withdraw_result()
         ctx.store.delete(ctx.layout.plan)
         ctx.store.put_bytes(ctx.layout.request, data, "application/json")

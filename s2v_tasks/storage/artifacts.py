@@ -25,8 +25,9 @@ from s2v_tasks.storage.kept_outputs import Built as Built
 from s2v_tasks.storage.kept_outputs import KeptOutputs
 from s2v_tasks.storage.kept_outputs import OutputFile as OutputFile
 from s2v_tasks.storage.layout import JobLayout
-from s2v_tasks.storage.s3 import ObjectDamagedError, ObjectHead, ObjectMissingError, ObjectStore
-from s2v_tasks.storage.s3 import file_sha256 as file_sha256
+from s2v_tasks.storage.objects import ObjectHead
+from s2v_tasks.storage.s3 import ObjectStore
+from s2v_tasks.storage.s3_errors import ObjectDamagedError, ObjectMissingError
 
 MANIFEST_NAME = "manifest.json"
 
@@ -155,10 +156,9 @@ class ArtifactStore:
 
     def read_manifest(self, manifest_key: str) -> Manifest | None:
         """Return the manifest at `manifest_key`; None when it does not exist or cannot be parsed."""
+        data = self.store.find_bytes(manifest_key)
         try:
-            return Manifest.model_validate_json(self.store.get_bytes(manifest_key))
-        except ObjectMissingError:
-            return None
+            return None if data is None else Manifest.model_validate_json(data)
         except ValidationError as error:
             get_logger().warning("manifest_unreadable", manifest_key=manifest_key, problems=error.error_count())
             return None

@@ -14,7 +14,7 @@ from s2v_tasks.schemas.quality import Take, TakeRecord
 from s2v_tasks.schemas.steps import RENDER_CLIP
 from s2v_tasks.storage.artifacts import MANIFEST_NAME, ArtifactStore, producer
 from s2v_tasks.storage.layout import JobLayout
-from s2v_tasks.storage.s3 import ObjectMissingError, ObjectStore
+from s2v_tasks.storage.s3 import ObjectStore
 
 # A record has a few kilobytes for each take.
 _MAX_RECORD_BYTES = 16 << 20
@@ -80,10 +80,9 @@ class TakeRecords:
     def read(self, clip_index: int) -> TakeRecord | None:
         """Return the record of a clip; None if it has none or one that cannot be parsed."""
         key = self._layout.clip_quality(clip_index)
+        data = self._store.find_bytes(key, max_bytes=_MAX_RECORD_BYTES)
         try:
-            return TakeRecord.model_validate_json(self._store.get_bytes(key, max_bytes=_MAX_RECORD_BYTES))
-        except ObjectMissingError:
-            return None
+            return None if data is None else TakeRecord.model_validate_json(data)
         except ValidationError as error:
             get_logger().warning("quality_unreadable", key=key, problems=error.error_count())
             return None

@@ -12,7 +12,8 @@ from unicodedata import normalize
 
 from s2v_tasks.errors import ConfigurationError, PermanentError
 from s2v_tasks.storage.locations import parse_uri, printable
-from s2v_tasks.storage.s3 import ObjectStore, file_sha256
+from s2v_tasks.storage.objects import file_sha256
+from s2v_tasks.storage.s3 import ObjectStore
 
 _CONTENT_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".mp3": "audio/mpeg", ".ogg": "audio/ogg"}
 _MAX_SPELLINGS = 64  # each costs a request: six segments of a name with letters beyond ASCII

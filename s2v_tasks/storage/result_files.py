@@ -10,7 +10,7 @@ from s2v_tasks.schemas.manifest import Artifact
 from s2v_tasks.settings import Settings
 from s2v_tasks.storage.artifacts import ArtifactStore
 from s2v_tasks.storage.layout import JobLayout, output_video_uri
-from s2v_tasks.storage.s3 import ObjectMissingError, ObjectStore
+from s2v_tasks.storage.s3 import ObjectStore
 
 LINK_SECONDS = 3600
 
@@ -32,12 +32,9 @@ def fetch_result(artifacts: ArtifactStore, job_id: str, folder: Path) -> Fetched
     PermanentError when the job has not succeeded; TransientError when an object is lost or damaged.
     """
     layout, folder = JobLayout(job_id), folder.resolve()
-    try:
-        description = artifacts.store.get_bytes(layout.result)
-    except ObjectMissingError:
-        raise PermanentError(
-            f"Job {job_id} has no result: expected a job that succeeded; see `s2v job {job_id}`."
-        ) from None
+    description = artifacts.store.find_bytes(layout.result)
+    if description is None:
+        raise PermanentError(f"Job {job_id} has no result: expected a job that succeeded; see `s2v job {job_id}`.")
     facts = json.loads(description)
     report = artifacts.read_manifest(layout.report_manifest)
     if report is None:

@@ -23,19 +23,17 @@ from s2v_tasks.storage.locations import AccessPolicy, Location, parse_setting, p
 from s2v_tasks.storage.objects import (
     BoundedFile,
     ListedObject,
+    ObjectHead,
     ObjectPart,
     UnfinishedUpload,
     delete_group,
     deleted_at_once,
+    file_sha256,
     open_part,
     too_large,
     verify_sha256,
 )
-from s2v_tasks.storage.objects import ObjectHead as ObjectHead
-from s2v_tasks.storage.objects import file_sha256 as file_sha256
-from s2v_tasks.storage.s3_errors import ObjectDamagedError as ObjectDamagedError
-from s2v_tasks.storage.s3_errors import ObjectMissingError as ObjectMissingError
-from s2v_tasks.storage.s3_errors import translated
+from s2v_tasks.storage.s3_errors import ObjectMissingError, translated
 
 SHA256_METADATA = "sha256"
 MEBIBYTE = 1024**2
@@ -107,6 +105,13 @@ class ObjectStore:
                 raise too_large(at.uri, answer["ContentLength"], max_bytes)
             body: bytes = answer["Body"].read()
         return body
+
+    def find_bytes(self, address: str, *, max_bytes: int = SMALL_OBJECT_BYTES) -> bytes | None:
+        """Return the bytes of a small object, None when it does not exist."""
+        try:
+            return self.get_bytes(address, max_bytes=max_bytes)
+        except ObjectMissingError:
+            return None
 
     def open(self, address: str, *, byte_range: str | None = None, known_etag: str | None = None) -> ObjectPart:
         """Return the object, or a part of it, as a stream; see `open_part`. ObjectMissingError if there is none."""
@@ -220,10 +225,7 @@ class ObjectStore:
 
     def abort_upload(self, upload: UnfinishedUpload) -> None:
         """Abort an unfinished upload and delete its parts; it may have ended already."""
-        with (
-            self._writing("aborting the upload of", upload.uri) as at,
-            suppress(self._client.exceptions.NoSuchUpload),
-        ):
+        with self._writing("aborting the upload of", upload.uri) as at, suppress(self._client.exceptions.NoSuchUpload):
             self._client.abort_multipart_upload(**_named(at), UploadId=upload.upload_id)
 
     def fetch_uri(self, uri: str, path: Path, max_bytes: int) -> Path:
@@ -255,10 +257,7 @@ class ObjectStore:
         if self._server.region != "us-east-1":
             options["CreateBucketConfiguration"] = {"LocationConstraint": self._server.region}
         # Another process may have created it in the meantime.
-        with (
-            self._translated("creating", at),
-            suppress(self._client.exceptions.BucketAlreadyOwnedByYou),
-        ):
+        with self._translated("creating", at), suppress(self._client.exceptions.BucketAlreadyOwnedByYou):
             self._client.create_bucket(Bucket=at.bucket, **options)
 
     @cached_property

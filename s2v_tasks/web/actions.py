@@ -17,7 +17,6 @@ from s2v_tasks.schemas.request_parsing import parse_request
 from s2v_tasks.schemas.rerun import changes_something, job_id_of_request, rerun_job_id, rerun_request
 from s2v_tasks.settings import config_dir
 from s2v_tasks.storage.layout import JobLayout
-from s2v_tasks.storage.s3 import ObjectMissingError
 from s2v_tasks.web.access import User, may_change, may_start
 from s2v_tasks.web.estimates import PlanSummary, estimate
 from s2v_tasks.web.job_page import stored_plan
@@ -156,10 +155,10 @@ def _start(services: Services, job_id: str, request: Request, user: Any, action:
 
 
 def _stored_request(services: Services, job: Job) -> Request:
-    try:
-        return parse_request(json.loads(services.store.get_bytes(JobLayout(job.job_id).request)))
-    except ObjectMissingError:
-        raise HTTPException(409, f"Job {job.job_id} has no stored request: its first step never ended.") from None
+    data = services.store.find_bytes(JobLayout(job.job_id).request)
+    if data is None:
+        raise HTTPException(409, f"Job {job.job_id} has no stored request: its first step never ended.")
+    return parse_request(json.loads(data))
 
 
 def _given(fields: dict[str, Any]) -> dict[str, Any]:

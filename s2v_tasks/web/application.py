@@ -10,7 +10,7 @@ from fastapi.responses import RedirectResponse, Response
 
 from s2v_tasks.errors import ConfigurationError, PermanentError, S2VError, TransientError
 from s2v_tasks.settings import load_settings
-from s2v_tasks.storage.s3 import ObjectMissingError
+from s2v_tasks.storage.s3_errors import ObjectMissingError
 from s2v_tasks.web import actions, approvals, gallery, job_page, media_files, uploads
 from s2v_tasks.web.access import SecurityHeaders, may_read, problem, refuse, same_origin
 from s2v_tasks.web.services import SharedServices, media_origin

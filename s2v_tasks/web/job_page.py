@@ -12,7 +12,6 @@ from s2v_tasks.schemas.plan import FPS, ClipPlan, Plan
 from s2v_tasks.schemas.preset import load_presets
 from s2v_tasks.settings import config_dir
 from s2v_tasks.storage.layout import JobLayout
-from s2v_tasks.storage.s3 import ObjectMissingError
 from s2v_tasks.web.access import UserRights
 from s2v_tasks.web.approvals import given_answer
 from s2v_tasks.web.media_files import video_address
@@ -106,12 +105,8 @@ def state(request: Request, job_id: JobId, services: SharedServices) -> Response
 
 def stored_plan(services: Services, job: Job) -> Plan | None:
     """Return the plan of a job; None before it is planned."""
-    if job.num_clip is None:
-        return None
-    try:
-        return Plan.model_validate_json(services.store.get_bytes(JobLayout(job.job_id).plan))
-    except ObjectMissingError:
-        return None
+    data = None if job.num_clip is None else services.store.find_bytes(JobLayout(job.job_id).plan)
+    return None if data is None else Plan.model_validate_json(data)
 
 
 def _shown_speech(plan: Plan | None) -> float:

@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 from s2v_tasks.metadata.tables import Job
 from s2v_tasks.schemas.job import JobStatus
 from s2v_tasks.storage.layout import JobLayout, output_video_uri
-from s2v_tasks.storage.s3 import ObjectMissingError
+from s2v_tasks.storage.s3_errors import ObjectMissingError
 from s2v_tasks.web import pictures
 from s2v_tasks.web.services import JobId, KnownJob, Services, SharedServices
 

@@ -13,7 +13,8 @@ from s2v_tasks.schemas.events import JobEvent
 from s2v_tasks.schemas.job import JOB_ID_PATTERN
 from s2v_tasks.settings import Settings, load_settings
 from s2v_tasks.storage.result_files import JobLinks
-from s2v_tasks.storage.s3 import ObjectMissingError, ObjectStore
+from s2v_tasks.storage.s3 import ObjectStore
+from s2v_tasks.storage.s3_errors import ObjectMissingError
 from s2v_tasks.web.polls import Recent, card_state
 from s2v_tasks.web.runs import with_new_starts
 

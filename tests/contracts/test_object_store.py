@@ -14,7 +14,9 @@ from s2v_tasks.settings import Settings
 from s2v_tasks.storage.artifacts import ArtifactStore
 from s2v_tasks.storage.client import Server, connect, service_models
 from s2v_tasks.storage.locations import AccessPolicy, Location
-from s2v_tasks.storage.s3 import ObjectHead, ObjectMissingError, ObjectStore
+from s2v_tasks.storage.objects import ObjectHead
+from s2v_tasks.storage.s3 import ObjectStore
+from s2v_tasks.storage.s3_errors import ObjectMissingError
 
 
 def test_small_objects_round_trip(store: ObjectStore) -> None:
@@ -88,6 +90,7 @@ def test_missing_objects_are_reported(store: ObjectStore, tmp_path: Path) -> Non
     """Reading a missing object is a permanent error that names it; looking it up returns None."""
     assert store.head("none") is None
     assert not store.exists("none")
+    assert store.find_bytes("none") is None
     with pytest.raises(ObjectMissingError, match=r"/none does not exist"):
         store.get_bytes("none")
     with pytest.raises(ObjectMissingError, match=r"/none does not exist"):

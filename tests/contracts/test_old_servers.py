@@ -18,7 +18,9 @@ from werkzeug.serving import make_server
 
 from s2v_tasks.errors import ConfigurationError, TransientError
 from s2v_tasks.settings import load_settings
-from s2v_tasks.storage.s3 import ObjectDamagedError, ObjectHead, ObjectStore
+from s2v_tasks.storage.objects import ObjectHead
+from s2v_tasks.storage.s3 import ObjectStore
+from s2v_tasks.storage.s3_errors import ObjectDamagedError
 
 ANSWER = '<?xml version="1.0"?><Error><Code>{code}</Code><Message>{message}</Message></Error>'
 REFUSALS = {

@@ -21,7 +21,8 @@ from s3transfer.exceptions import RetriesExceededError  # type: ignore[import-un
 
 from s2v_tasks.errors import ConfigurationError, PermanentError, TransientError, UnavailableError
 from s2v_tasks.storage.client import Connection
-from s2v_tasks.storage.s3 import ObjectDamagedError, ObjectMissingError, ObjectStore
+from s2v_tasks.storage.s3 import ObjectStore
+from s2v_tasks.storage.s3_errors import ObjectDamagedError, ObjectMissingError
 
 
 class FailingClient:

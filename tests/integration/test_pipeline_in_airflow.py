@@ -21,7 +21,8 @@ from s2v_tasks.metadata.store import MetadataStore
 from s2v_tasks.schemas.request_fields import MAX_PROMPT_CHARACTERS
 from s2v_tasks.settings import Settings, config_dir
 from s2v_tasks.storage.layout import JobLayout, output_video_uri
-from s2v_tasks.storage.s3 import ObjectStore, file_sha256
+from s2v_tasks.storage.objects import file_sha256
+from s2v_tasks.storage.s3 import ObjectStore
 from tests.integration.conftest import stored_job
 
 SAMPLES = Path(__file__).parents[1] / "samples"

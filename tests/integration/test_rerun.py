@@ -20,7 +20,8 @@ from s2v_tasks.schemas.request_parsing import parse_request
 from s2v_tasks.settings import Settings
 from s2v_tasks.storage.artifacts import ArtifactStore
 from s2v_tasks.storage.layout import JobLayout
-from s2v_tasks.storage.s3 import ObjectStore, file_sha256
+from s2v_tasks.storage.objects import file_sha256
+from s2v_tasks.storage.s3 import ObjectStore
 from tests.integration.conftest import run_job, stored_job
 
 SAMPLES = Path(__file__).parents[1] / "samples"

@@ -1,12 +1,13 @@
 """plan_clips: decide all clips and frames of the video before any GPU starts. Writes plan.json."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from s2v_tasks import log
 from s2v_tasks.errors import PermanentError
-from s2v_tasks.media.speech import SPEECH_SAMPLE_RATE, load_waveform, normalise_speech
+from s2v_tasks.media.speech import SPEECH_SAMPLE_RATE, Waveform, load_waveform, normalise_speech
 from s2v_tasks.perception.preflight import listen, look
 from s2v_tasks.planning.clips import clips_of_processes
 from s2v_tasks.planning.estimate import check_budget
@@ -17,7 +18,7 @@ from s2v_tasks.planning.rerun import replan
 from s2v_tasks.runtime.context import StepContext
 from s2v_tasks.runtime.inheritance import inherit_clips, inherited_plan, parent_plan, parent_request
 from s2v_tasks.schemas.catalogue import load_catalogue
-from s2v_tasks.schemas.manifest import ClipFacts, Manifest, StagedFacts
+from s2v_tasks.schemas.manifest import ClipFacts, Manifest, StagedFacts, StagedImage, StagedSpeech
 from s2v_tasks.schemas.model_card import load_gpu_card, load_model_card
 from s2v_tasks.schemas.plan import InputFacts, Plan, SpeechFacts
 from s2v_tasks.schemas.request import Request
@@ -31,7 +32,11 @@ from s2v_tasks.storage.clip_state import TakeRecords
 def run(ctx: StepContext) -> dict[str, Any]:
     """Make and store the plan; return the clips in the form that Airflow needs."""
     staged, request = ctx.manifest(ctx.layout.input_manifest, STAGE_INPUTS), ctx.request()
-    plan = _plan_staged(ctx, request, staged) if request.parent_job_id is None else _plan_rerun(ctx, request)
+    installation = installation_of(ctx.settings)
+    if request.parent_job_id is None:
+        plan = _plan_staged(ctx, request, staged, installation)
+    else:
+        plan = _plan_rerun(ctx, request, installation)
     data = plan.model_dump_json(indent=2).encode()
     job = ctx.metadata.jobs.get(ctx.job_id)
     if data != ctx.store.find_bytes(ctx.layout.plan) or job is None or job.num_clip != plan.num_clip:
@@ -47,30 +52,35 @@ def run(ctx: StepContext) -> dict[str, Any]:
     return {"num_frames": plan.num_frames, "warnings": list(plan.warnings), "clips": _render_tasks(plan, request)}
 
 
-def _plan_staged(ctx: StepContext, request: Request, staged: Manifest) -> Plan:
+def _plan_staged(ctx: StepContext, request: Request, staged: Manifest, installation: Installation) -> Plan:
     """Return the plan for the staged inputs."""
     facts, samples = staged.facts_as(StagedFacts), None
     if request.continuity == "cut":
         samples = load_waveform(ctx.artifacts.fetch(staged.outputs["audio_16k"], ctx.work_dir / "audio_16k.wav"))
-    inputs = PlanInputs(
-        speech=SpeechFacts(num_samples=facts.speech.num_samples, sample_rate=facts.speech.sample_rate),
-        image_size=(facts.image.width, facts.image.height),
-        samples=samples,
-        facts=InputFacts(
-            speech_notes=facts.speech.notes,
-            speech_rms_dbfs=facts.speech.rms_dbfs,
-            pose_frames=facts.pose.num_frames if facts.pose else None,
-            image_warning=facts.image.warning,
-            faces=facts.image.faces,
-            sound=facts.speech.sound,
-        ),
-    )
-    plan = make_plan(request, ctx.job_id, inputs, installation_of(ctx.settings))
-    _check_cost(plan, request, ctx.settings)
+    plan = make_plan(request, ctx.job_id, _plan_inputs(facts, samples), installation)
+    _log_cost(plan)
+    _check_limits(plan, request, installation, ctx.settings)
     return plan
 
 
-def _plan_rerun(ctx: StepContext, request: Request) -> Plan:
+def _plan_inputs(facts: StagedFacts, samples: Waveform | None) -> PlanInputs:
+    speech, image = facts.speech, facts.image
+    return PlanInputs(
+        speech=SpeechFacts(num_samples=speech.num_samples, sample_rate=speech.sample_rate),
+        image_size=(image.width, image.height),
+        samples=samples,
+        facts=InputFacts(
+            speech_notes=speech.notes,
+            speech_rms_dbfs=speech.rms_dbfs,
+            pose_frames=facts.pose.num_frames if facts.pose else None,
+            image_warning=image.warning,
+            faces=image.faces,
+            sound=speech.sound,
+        ),
+    )
+
+
+def _plan_rerun(ctx: StepContext, request: Request, installation: Installation) -> Plan:
     """Return the plan of the parent with the changes of the request, after copying the clips that are reused.
 
     A plan of an earlier start stays: what it needs of the parent is copied, and the parent may have changed since. Only
@@ -78,16 +88,16 @@ def _plan_rerun(ctx: StepContext, request: Request) -> Plan:
     """
     earlier_plan = inherited_plan(ctx, request)
     if earlier_plan is not None and earlier_plan.model == ctx.settings.model:
-        _check_limits(earlier_plan, request, ctx.settings)
+        _check_limits(earlier_plan, request, installation, ctx.settings)
         return earlier_plan
     earlier, parent = parent_request(ctx, request), parent_plan(ctx, request)
-    plan = replan(parent, request, earlier, ctx.job_id, installation_of(ctx.settings))
-    _check_cost(plan, request, ctx.settings)
+    plan = replan(parent, request, earlier, ctx.job_id, installation)
+    _log_cost(plan)
+    _check_limits(plan, request, installation, ctx.settings)
     return plan.model_copy(update={"inherited": inherit_clips(ctx, parent, earlier, request.from_clip or 0)})
 
 
-def _check_cost(plan: Plan, request: Request, settings: Settings) -> None:
-    """Log the cost of the plan. Raises PermanentError if it is over budget or does not fit the GPU."""
+def _log_cost(plan: Plan) -> None:
     log.get_logger().info(
         "planned",
         num_clip=plan.num_clip,
@@ -96,7 +106,6 @@ def _check_cost(plan: Plan, request: Request, settings: Settings) -> None:
         longest_chain_seconds=round(plan.estimate.longest_chain_seconds),
         cost=f"{plan.estimate.cost:.4g} {plan.estimate.currency} on {plan.estimate.gpu}",
     )
-    _check_limits(plan, request, settings)
 
 
 def installation_of(settings: Settings) -> Installation:
@@ -111,8 +120,8 @@ def installation_of(settings: Settings) -> Installation:
     )
 
 
-def _check_limits(plan: Plan, request: Request, settings: Settings) -> None:
-    installation = installation_of(settings)
+def _check_limits(plan: Plan, request: Request, installation: Installation, settings: Settings) -> None:
+    """Raise PermanentError if the plan is over budget or does not fit the GPU."""
     check_budget(plan.estimate, request, settings)
     check_memory(plan, installation.model, installation.gpu, installation.setup)
 
@@ -131,25 +140,18 @@ def plan_files(image: Path, audio: Path, fields: dict[str, Any], show: Callable[
     unstored = {"image_uri": "s3://local/image", "audio_uri": "s3://local/audio", "prompt": "not needed for a plan"}
     request = parse_request(unstored | fields)
     with scratch_folder(settings.work_dir, "plan") as folder:
-        wav = folder / "audio.wav"
-        picture = normalise_image(image, folder / "image.png")
+        png, wav = folder / "image.png", folder / "audio.wav"
+        picture = normalise_image(image, png)
         speech = normalise_speech(audio, wav, max_duration_seconds=settings.max_audio_seconds)
-        waveform = load_waveform(wav)
-        inputs = PlanInputs(
-            speech=SpeechFacts(num_samples=speech.num_samples, sample_rate=speech.sample_rate),
-            image_size=(picture.width, picture.height),
-            samples=waveform,
-            facts=InputFacts(
-                speech_notes=speech.notes,
-                speech_rms_dbfs=speech.rms_dbfs,
-                image_warning=picture.warning,
-                faces=look(folder / "image.png"),
-                sound=listen(waveform, SPEECH_SAMPLE_RATE),
-            ),
+        samples = load_waveform(wav)
+        facts = StagedFacts(
+            image=StagedImage(**asdict(picture), faces=look(png)),
+            speech=StagedSpeech(**asdict(speech), sound=listen(samples, SPEECH_SAMPLE_RATE)),
         )
-    plan = make_plan(request, "plan-only", inputs, installation_of(settings))
+    installation = installation_of(settings)
+    plan = make_plan(request, "plan-only", _plan_inputs(facts, samples), installation)
     show(plan)
-    _check_limits(plan, request, settings)
+    _check_limits(plan, request, installation, settings)
 
 
 def _render_tasks(plan: Plan, request: Request) -> list[dict[str, Any]]:

@@ -43,10 +43,9 @@ def run(ctx: StepContext) -> dict[str, Any]:
         "request": request.model_dump(exclude={"webhook_url"}),
         "producer": producer().model_dump(),
     }
-    sidecar = ctx.work_dir / "result.json"
-    sidecar.write_text(json.dumps(result, indent=2, ensure_ascii=False), encoding="utf-8")
-    ctx.store.upload(sidecar, output_sidecar_uri(ctx.settings, ctx.job_id), "application/json")
-    ctx.store.put_bytes(ctx.layout.result, sidecar.read_bytes(), "application/json")
+    data = json.dumps(result, indent=2, ensure_ascii=False).encode()
+    ctx.store.put_bytes(output_sidecar_uri(ctx.settings, ctx.job_id), data, "application/json")
+    ctx.store.put_bytes(ctx.layout.result, data, "application/json")
     ctx.metadata.jobs.succeed(ctx.job_id, video_uri=video_uri, sha256=video.sha256, began_at=ctx.began_at)
     return {name: result[name] for name in ("video_uri", "sha256", "duration_seconds")}
 

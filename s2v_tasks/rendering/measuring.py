@@ -22,7 +22,7 @@ from s2v_tasks.runtime.context import StepContext
 from s2v_tasks.schemas.events import JobEvent
 from s2v_tasks.schemas.manifest import Artifact, Manifest
 from s2v_tasks.schemas.plan import FPS, ClipPlan, Plan
-from s2v_tasks.schemas.quality import FrameSeries, ReferenceLook, Take
+from s2v_tasks.schemas.quality import ReferenceLook, Take
 from s2v_tasks.schemas.steps import STAGE_INPUTS
 from s2v_tasks.scratch import scratch_folder
 from s2v_tasks.settings import config_dir
@@ -91,8 +91,7 @@ class ClipMeasurer:
         end = self._plan.clips[clip.predecessor].num_frames
         last = iter_rgb(path, start_frame=max(0, end - _LAST_FRAMES), end_frame=end)
         kept = self._records.kept(predecessor)
-        series: FrameSeries | None = kept[1].series if kept else None
-        return ClipMeter.of_end(self._finder, self._reference, last, series)
+        return ClipMeter.of_end(self._finder, self._reference, last, kept.take.series if kept else None)
 
     def _speech(self, clip: ClipPlan) -> np.ndarray:
         """Return the speech of exactly the frames of a clip; it is shorter where the speech ends."""

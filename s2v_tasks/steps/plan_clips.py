@@ -46,7 +46,7 @@ def run(ctx: StepContext) -> dict[str, Any]:
             made = ctx.clip_manifest(clip.clip_index)
             ctx.metadata.clips.inherit(ctx.job_id, clip, facts=made.facts_as(ClipFacts))
             if measured := TakeRecords(ctx.store, ctx.layout).kept(made):
-                ctx.metadata.clips.record_quality(ctx.job_id, measured[0])
+                ctx.metadata.clips.record_quality(ctx.job_id, measured.record)
         # Last: a stored plan is also in the metadata store, with its inherited clips.
         ctx.store.put_bytes(ctx.layout.plan, data, "application/json")
     return {"num_frames": plan.num_frames, "warnings": list(plan.warnings), "clips": _render_tasks(plan, request)}

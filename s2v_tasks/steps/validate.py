@@ -19,12 +19,12 @@ from s2v_tasks.perception.video import whole_video
 from s2v_tasks.runtime.context import StepContext, check_made_from
 from s2v_tasks.schemas.manifest import ReportFacts, fingerprint
 from s2v_tasks.schemas.plan import FPS, Plan
-from s2v_tasks.schemas.quality import ClipQuality, Take, TakeRecord, VideoQuality
+from s2v_tasks.schemas.quality import ClipQuality, VideoQuality
 from s2v_tasks.schemas.report import Expected, QualityReport, Report
 from s2v_tasks.schemas.steps import MUX_AUDIO, STAGE_INPUTS, STITCH, VALIDATE
 from s2v_tasks.settings import config_dir
 from s2v_tasks.storage.artifacts import Built, OutputFile, Work
-from s2v_tasks.storage.clip_state import TakeRecords
+from s2v_tasks.storage.clip_state import KeptTake, TakeRecords
 from s2v_tasks.validation.checks import load_thresholds
 from s2v_tasks.validation.checks import validate as judge
 from s2v_tasks.validation.quality import clip_in_words, drift_in_words, findings_in_words, summary_in_words
@@ -38,7 +38,7 @@ HELD_FRAMES = 4  # the fourth frame and the three before it, at the start of the
 class MeasuredClips:
     """The record and the kept take of each clip of a plan; None for a clip that was not measured."""
 
-    clips: tuple[tuple[TakeRecord, Take] | None, ...]
+    clips: tuple[KeptTake | None, ...]
     limits: QualityLimits
 
     @classmethod
@@ -55,7 +55,7 @@ class MeasuredClips:
         """Return the inputs of a report for its fingerprint; empty if no clip was measured."""
         if not any(self.clips):
             return []
-        takes = [None if known is None else known[0].model_dump(mode="json") for known in self.clips]
+        takes = [None if known is None else known.record.model_dump(mode="json") for known in self.clips]
         return [fingerprint(takes, self.limits.model_dump())]
 
     def report(self, speech: Waveform) -> QualityReport | None:
@@ -71,8 +71,8 @@ class MeasuredClips:
         return QualityReport(
             sentences=tuple(sentences),
             video=video,
-            num_takes=tuple(len(known[0].takes) if known else 0 for known in self.clips),
-            kept_takes=tuple(known[1].take if known else 0 for known in self.clips),
+            num_takes=tuple(len(known.record.takes) if known else 0 for known in self.clips),
+            kept_takes=tuple(known.take.take if known else 0 for known in self.clips),
         )
 
     def notes(self) -> list[str]:
@@ -82,19 +82,20 @@ class MeasuredClips:
     def _video(self, speech: Waveform) -> VideoQuality | None:
         measured: list[ClipQuality] = []
         reference = None
-        frames = max((known[1].measured.end_frame for known in self.clips if known and known[1].measured), default=0)
+        ends = (known.take.measured.end_frame for known in self.clips if known and known.take.measured)
+        frames = max(ends, default=0)
         # Frames of a clip that was not measured count as frames without a face.
         mouth, darkness = np.full(frames, np.nan), np.full(frames, np.nan)
         for known in self.clips:
-            if known is None or known[1].measured is None or known[1].series is None:
+            if known is None or known.take.measured is None or known.take.series is None:
                 continue
-            record, clip = known[0], known[1].measured
+            clip, series = known.take.measured, known.take.series
             measured.append(clip)
-            reference = reference or record.reference
+            reference = reference or known.record.reference
             span = slice(clip.start_frame, clip.end_frame)
-            mouth[span] = np.array(known[1].series.mouth, dtype=float)
-            if known[1].series.darkness:
-                darkness[span] = np.array(known[1].series.darkness, dtype=float)
+            mouth[span] = np.array(series.mouth, dtype=float)
+            if series.darkness:
+                darkness[span] = np.array(series.darkness, dtype=float)
         if not measured:
             return None
         covered = speech[: frames * SPEECH_SAMPLE_RATE // FPS]
@@ -103,7 +104,7 @@ class MeasuredClips:
         )
 
 
-def _clip_sentences(index: int, known: tuple[TakeRecord, Take] | None) -> list[str]:
+def _clip_sentences(index: int, known: KeptTake | None) -> list[str]:
     if known is None:
         return [f"Clip {index} was not measured."]
     record, take = known
@@ -118,12 +119,11 @@ def _clip_sentences(index: int, known: tuple[TakeRecord, Take] | None) -> list[s
     return sentences
 
 
-def _note(known: tuple[TakeRecord, Take] | None) -> str:
-    if known is None or known[1].measured is None:
+def _note(known: KeptTake | None) -> str:
+    if known is None or known.take.measured is None:
         return "not measured"
-    record, take = known
-    words = clip_in_words(known[1].measured)
-    return words if len(record.takes) == 1 else f"{words}   take {take.take} of {len(record.takes)}"
+    words, num_takes = clip_in_words(known.take.measured), len(known.record.takes)
+    return words if num_takes == 1 else f"{words}   take {known.take.take} of {num_takes}"
 
 
 def run(ctx: StepContext) -> dict[str, Any]:
@@ -138,11 +138,10 @@ def run(ctx: StepContext) -> dict[str, Any]:
     clips = MeasuredClips.of(ctx, plan)
 
     def build(folder: Path) -> Built:
-        video, speech = folder / "video.mp4", folder / "audio_16k.wav"
-        ctx.artifacts.fetch(inputs["video"], video)
-        ctx.artifacts.fetch(inputs["audio_16k"], speech)
+        video = ctx.artifacts.fetch(inputs["video"], folder / "video.mp4")
+        speech = load_waveform(ctx.artifacts.fetch(inputs["audio_16k"], folder / "audio_16k.wav"))
         report = judge(measure(video), _expected(plan, speech), thresholds)
-        report = report.model_copy(update={"quality": clips.report(load_waveform(speech))})
+        report = report.model_copy(update={"quality": clips.report(speech)})
         report_path, sheet_path = folder / "report.json", folder / "contact_sheet.jpg"
         report_path.write_text(report.model_dump_json(indent=2), encoding="utf-8")
         if not report.ok:
@@ -176,8 +175,8 @@ def _facts(report: Report) -> ReportFacts:
     return ReportFacts(checks=checks, quality=report.quality.sentences)
 
 
-def _expected(plan: Plan, speech: Path) -> Expected:
-    covered = load_waveform(speech)[: plan.num_frames * SPEECH_SAMPLE_RATE // plan.fps]
+def _expected(plan: Plan, speech: Waveform) -> Expected:
+    covered = speech[: plan.num_frames * SPEECH_SAMPLE_RATE // plan.fps]
     return Expected(
         width=plan.width,
         height=plan.height,

@@ -5,6 +5,7 @@ The takes and the number of the kept one are in `clips/<k>/quality.json`.
 
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 from pydantic import ValidationError
 
@@ -71,6 +72,13 @@ class PartialClip:
         return self._layout.partial_clip(self._clip_index, self._fingerprint, name)
 
 
+class KeptTake(NamedTuple):
+    """The record of a clip and its kept take."""
+
+    record: TakeRecord
+    take: Take
+
+
 class TakeRecords:
     """The records of the clips of one job."""
 
@@ -99,7 +107,7 @@ class TakeRecords:
         key = self._layout.clip_quality(record.clip_index)
         self._store.put_bytes(key, record.model_dump_json().encode(), "application/json")
 
-    def kept(self, clip: Manifest | None) -> tuple[TakeRecord, Take] | None:
+    def kept(self, clip: Manifest | None) -> KeptTake | None:
         """Return the record and the kept take that describe this stored clip; None if it was not measured."""
         if clip is None or clip.clip_index is None:
             return None
@@ -107,7 +115,7 @@ class TakeRecords:
         take = record.kept_take if record else None
         if record is None or take is None or take.fingerprint != clip.fingerprint:
             return None
-        return record, take
+        return KeptTake(record, take)
 
     def copy(self, source: JobLayout, clip_index: int) -> None:
         """Copy the record of a clip of another job, if it has one."""

@@ -79,9 +79,7 @@ def test_the_first_picture_may_be_held_where_the_plan_holds_it(job: StepContext,
     """Four held frames are expected at the start, unless the chain starts from the reference picture."""
     put_plan(job, sampling=PLAN.sampling.model_copy(update={"start_from_ref": start_from_ref}))
     assemble(job)
-    seen = validate._expected(job.plan(), job.artifacts.fetch(
-        job.manifest(job.layout.input_manifest, STAGE_INPUTS).outputs["audio_16k"], job.work_dir / "audio.wav"
-    ))  # fmt: skip
+    seen = validate._expected(job.plan(), np.zeros(16_000, np.float32))
     assert seen.num_held_frames == (0 if start_from_ref else 4)
     assert (seen.width, seen.height, seen.fps, seen.num_frames) == (SIZE, SIZE, 16, NUM_FRAMES)
 

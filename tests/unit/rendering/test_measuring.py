@@ -19,6 +19,7 @@ from s2v_tasks.schemas.manifest import Artifact, Manifest, Producer
 from s2v_tasks.schemas.plan import ClipPlan
 from s2v_tasks.schemas.quality import FrameSeries, TakeRecord
 from s2v_tasks.settings import Settings
+from s2v_tasks.storage.clip_state import KeptTake
 from tests.unit.rendering.test_leader import clip, plan
 from tests.unit.rendering.test_takes import MEASURED, take
 
@@ -94,7 +95,7 @@ def measurer(tmp_path: Path, meters: list[Meter]) -> ClipMeasurer:
     found = ClipMeasurer(ctx, plan())
     kept = take(0).model_copy(update={"series": SERIES})
     record = TakeRecord(clip_index=0, fingerprint="f0", takes=(kept,), kept=0)
-    known: Any = SimpleNamespace(kept=lambda clip: (record, kept) if clip.clip_index == 0 else None)
+    known: Any = SimpleNamespace(kept=lambda clip: KeptTake(record, kept) if clip.clip_index == 0 else None)
     found._records = known
     vars(found).update(_finder=None, _reference=SimpleNamespace(look=None), _speech_path=tmp_path / "speech.wav")
     return found

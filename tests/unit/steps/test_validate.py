@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import soundfile
 
 from s2v_tasks.schemas.quality import Finding, FrameSeries, LookQuality, ReferenceLook, SeamQuality, Take, TakeRecord
 from s2v_tasks.steps import validate
 from s2v_tasks.steps.validate import MeasuredClips
+from s2v_tasks.storage.clip_state import KeptTake
 from s2v_tasks.validation.quality_limits import load_quality_limits
 from tests.unit.rendering.test_leader import plan
 from tests.unit.rendering.test_takes import MEASURED
@@ -20,7 +20,7 @@ LOOK = ReferenceLook(
     sharpness=1.0,
 )  # fmt: skip
 SPEECH = np.arange(16_000 * 4, dtype=np.float32)  # of 64 frames
-Known = tuple[TakeRecord, Take] | None
+Known = KeptTake | None
 
 
 def known(
@@ -39,13 +39,13 @@ def known(
         for number in range(takes)
     )  # fmt: skip
     record = TakeRecord(clip_index=index, fingerprint="f0", reference=reference, takes=made, kept=kept)
-    return record, made[kept]
+    return KeptTake(record, made[kept])
 
 
 def failed(index: int) -> Known:
     """Return the record of a clip that could not be measured."""
     take = Take(take=0, seed=0, fingerprint="f0", error="OSError: gone", measure_seconds=0.0)
-    return TakeRecord(clip_index=index, fingerprint="f0", takes=(take,), kept=0), take
+    return KeptTake(TakeRecord(clip_index=index, fingerprint="f0", takes=(take,), kept=0), take)
 
 
 @pytest.fixture
@@ -140,8 +140,8 @@ def test_a_report_depends_on_records_and_limits() -> None:
     assert all(other != same for other in others)
 
 
-def test_the_level_of_the_speech_is_that_of_the_part_in_the_video(tmp_path: Path) -> None:
+def test_the_level_of_the_speech_is_that_of_the_part_in_the_video() -> None:
     """The level of a preview is that of its part of the speech."""
     tone = 0.1 * np.sin(np.arange(16_000 * 10) / 5)
-    soundfile.write(tmp_path / "speech.wav", np.append(tone, np.zeros(16_000 * 10)), 16_000, subtype="FLOAT")
-    assert validate._expected(plan(), tmp_path / "speech.wav").speech_rms_dbfs == pytest.approx(-23.0, abs=0.05)
+    speech = np.append(tone, np.zeros(16_000 * 10)).astype(np.float32)
+    assert validate._expected(plan(), speech).speech_rms_dbfs == pytest.approx(-23.0, abs=0.05)

@@ -19,7 +19,7 @@ _LABELS = {name: str(field.title) for name, field in Request.model_fields.items(
 _LABELS |= {"job_id": "Name", "job id": "name", "from_clip": "From clip"}
 _LABELED = re.compile(rf"\b({'|'.join(_LABELS)})\b")
 _STEP_NAMES = {step.name: step.name.replace("_", " ") for step in PIPELINE}
-_SENTENCES = {
+_SENTENCES: dict[str, str] = {
     JobEvent.JOB_QUEUED: "Submitted",
     JobEvent.JOB_STARTED: "Started",
     JobEvent.JOB_PLANNED: "Planned: {num_clip} clips, {num_frames} frames, {width} × {height}",
@@ -74,14 +74,13 @@ def _sentence(event: Event) -> str:
     clip = "" if event.clip_index is None else f"Clip {event.clip_index + 1}"
     step = _STEP_NAMES.get(event.step or "", event.step or "Step")
     given = {name: value for name, value in event.detail.items() if value is not None}
-    values = _Values(given) | {
+    values = given | {
         "clip": clip,
         "judged": clip or "The video",
         "because": f": {given['note']}" if given.get("note") else "",
         "step": f"{step} ({clip.lower()})" if clip else step,
     }
-    template = next((text for known, text in _SENTENCES.items() if known == event.event), event.event)
-    return template.format_map(_Values(values))
+    return _SENTENCES.get(event.event, event.event).format_map(_Values(values))
 
 
 def with_labels(text: str) -> str:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from boto3.exceptions import Boto3Error
 from botocore.exceptions import (
@@ -21,11 +21,8 @@ from s3transfer.exceptions import RetriesExceededError  # type: ignore[import-un
 
 from s2v_tasks.errors import ConfigurationError, PermanentError, S2VError, TransientError, UnavailableError
 from s2v_tasks.stack_env import embedded_remedy
-from s2v_tasks.storage.client import redacted
+from s2v_tasks.storage.client import Server, redacted
 from s2v_tasks.storage.locations import Location, printable
-
-if TYPE_CHECKING:
-    from s2v_tasks.storage.client import Server
 
 CREDENTIAL_ERRORS = (NoCredentialsError, PartialCredentialsError, ProfileNotFound, InvalidConfigError)
 HEADER_REMEDY = (
@@ -74,7 +71,7 @@ class ObjectDamagedError(TransientError):
 
 
 @contextmanager
-def translated(doing: str, at: Location, server: "Server", secrets: Iterable[str]) -> Iterator[None]:
+def translated(doing: str, at: Location, server: Server, secrets: Iterable[str]) -> Iterator[None]:
     """Translate errors of S3 from the body into errors of the system; `doing` begins their message: "reading".
 
     The message of the client, an HTTP library or the server is quoted without credentials. The original error is not
@@ -93,7 +90,7 @@ def is_bad_header(error: BaseException) -> bool:
     return isinstance(error, UnicodeError) or "Invalid header" in str(error)
 
 
-def _meaning(cause: BaseException, what: str, at: Location, server: "Server", secrets: tuple[str, ...]) -> S2VError:
+def _meaning(cause: BaseException, what: str, at: Location, server: Server, secrets: tuple[str, ...]) -> S2VError:
     said = redacted(str(cause), secrets)
     if isinstance(cause, ClientError):
         return _refusal(cause, said, what, at, server)
@@ -119,7 +116,7 @@ def _meaning(cause: BaseException, what: str, at: Location, server: "Server", se
     )
 
 
-def _refusal(error: ClientError, said: str, what: str, at: Location, server: "Server") -> S2VError:
+def _refusal(error: ClientError, said: str, what: str, at: Location, server: Server) -> S2VError:
     """Return the error for an answer of the server other than success."""
     answer = error.response.get("Error", {})
     code = str(answer.get("Code", "unknown"))

@@ -10,6 +10,7 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
+ERROR_FILE_VARIABLE = "STEP_ERROR_FILE"
 _LONGEST_MESSAGE = 900  # characters, so that their UTF-8 fits into a termination message
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 # Messages of ffmpeg and safetensors for the same errors.
@@ -96,7 +97,7 @@ def leave_error(exit_code: int, message: str) -> None:
     Of several ranks, only the first failure is written: the others fail because of it. In a pod the file is the
     termination message of the container. It exists from the start, and Kubernetes keeps 4096 bytes of it.
     """
-    path = os.environ.get("STEP_ERROR_FILE")
+    path = os.environ.get(ERROR_FILE_VARIABLE)
     if not path:
         return
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:

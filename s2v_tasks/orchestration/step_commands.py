@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from s2v_tasks.errors import PermanentError
+from s2v_tasks.errors import ERROR_FILE_VARIABLE, PermanentError
 from s2v_tasks.orchestration.retry_policy import Fault, fault_of
 from s2v_tasks.parent_death import end_with_parent
 from s2v_tasks.schemas.job import job_id_of_run
@@ -28,7 +28,6 @@ from s2v_tasks.settings import load_settings
 
 CLI = ("-m", "s2v_tasks.cli")
 _TASK_NAME = re.compile(r"(?P<task>.+?)(_(?P<map_index>\d+))?")  # a mapped task as Airflow lists it: clip.render_3
-ERROR_FILE_VARIABLE = "STEP_ERROR_FILE"
 # A render ends at its next forward (of an H100 at 14B: 5 to 20 s), saves its state and uploads it before it ends.
 TERMINATION_GRACE_SECONDS = 90.0
 _POLL_SECONDS = 0.5

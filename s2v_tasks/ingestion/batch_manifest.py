@@ -14,7 +14,7 @@ from s2v_tasks.errors import PermanentError
 from s2v_tasks.schemas.catalogue import Catalogue
 from s2v_tasks.schemas.job import job_slug
 from s2v_tasks.schemas.request import Request
-from s2v_tasks.schemas.request_fields import S3_URI_PATTERN
+from s2v_tasks.schemas.request_fields import S3_URI_PATTERN, URI_FIELDS
 from s2v_tasks.schemas.request_parsing import decode_text, parse_json, parse_request
 from s2v_tasks.storage.locations import printable
 
@@ -24,7 +24,6 @@ MAX_BYTES = 64 * 1024**2
 MAX_LINE_CHARACTERS = 64 * 1024  # of JSON lines
 MAX_ROW_ID_CHARACTERS = 200
 _LABEL_COLUMN = "labels."
-_URI_FIELDS = ("image_uri", "audio_uri", "pose_video_uri")
 # Control characters, line ends and lone surrogates: a terminal interprets them or cannot show them.
 _NO_TEXT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
@@ -127,7 +126,7 @@ def _row(
         row_id = _row_id(fields.pop("id", None), line, line_of_id)
     except PermanentError as error:
         problems.append(str(error))
-    for name in _URI_FIELDS:
+    for name in URI_FIELDS:
         if isinstance(fields.get(name), str) and not fields[name].startswith("s3://"):
             fields[name] = f"{folder_uri}/{fields[name]}"
     request = None
@@ -139,7 +138,7 @@ def _row(
         problems += catalogue.problems(request.preset, request.adapters or ())
     elif isinstance(fields.get("preset"), str):
         problems += catalogue.problems(fields["preset"])
-    named = (str(fields[name]) for name in _URI_FIELDS if name in fields)
+    named = (str(fields[name]) for name in URI_FIELDS if name in fields)
     uris = tuple(uri for uri in named if re.fullmatch(S3_URI_PATTERN, uri) and not uri.endswith("/"))
     return ManifestRow(line, row_id, request, uris, tuple(problems))
 

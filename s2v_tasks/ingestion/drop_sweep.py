@@ -31,6 +31,7 @@ from s2v_tasks.metadata.ingestion_tables import Drop
 from s2v_tasks.metadata.queue import NewJob
 from s2v_tasks.schemas.catalogue import Catalogue
 from s2v_tasks.schemas.request import Request
+from s2v_tasks.schemas.request_fields import URI_FIELDS
 from s2v_tasks.settings import Settings
 from s2v_tasks.storage.layout import drop_folder_uri
 from s2v_tasks.storage.locations import parse_uri, printable
@@ -139,8 +140,8 @@ class Sweeper:
         texts = DropTexts(self._text(folder, MARKER), self._text(folder, PROMPT))
         asked = request_of_drop(folder, texts, target_uri, self._settings.max_input_bytes)
         self._catalogue.check(asked.request)
-        for uri in (asked.request.image_uri, asked.request.audio_uri, asked.request.pose_video_uri):
-            if uri is not None:
+        for field in URI_FIELDS:
+            if uri := getattr(asked.request, field):
                 self._store.access.check_input(parse_uri(uri))
         if self._drops.job_exists(asked.job_id):
             raise PermanentError(

@@ -9,10 +9,10 @@ from sqlalchemy.orm import aliased
 from s2v_tasks.metadata.sql import Repository
 from s2v_tasks.metadata.tables import ArtifactRow, Clip, Job
 from s2v_tasks.schemas.job import ENDED_STATUSES, RestartableStatus
+from s2v_tasks.schemas.request_fields import URI_FIELDS
 
 # Rendering updates its clip with each solver step. Airflow is asked about a silent run before its job is closed.
 SILENT_BEFORE_LOST = timedelta(minutes=15)
-_INPUT_FIELDS = ("image_uri", "audio_uri", "pose_video_uri")
 
 
 class OpenRun(NamedTuple):
@@ -49,7 +49,7 @@ class HousekeepingRepository(Repository):
         kept = Job.status.not_in(list(RestartableStatus))
         return {
             uri
-            for field in _INPUT_FIELDS
+            for field in URI_FIELDS
             for uri in self._strings(sa.select(Job.request[field].astext).where(kept, Job.request.has_key(field)))
         }
 

@@ -45,10 +45,10 @@ QUALITY = _section("Quality")
 BOOKKEEPING, RERUN, SAMPLING = _section("Budget and bookkeeping"), _section("Rerun"), _section("Sampling")
 
 
+URI_FIELDS = ("image_uri", "audio_uri", "pose_video_uri")
 # Fields that do not change the plan, and therefore not the cost.
 NOT_PLANNING = frozenset({
-    "image_uri", "audio_uri", "pose_video_uri", "prompt", "priority", "labels", "webhook_url", "parent_job_id",
-    "from_clip", "approval",
+    *URI_FIELDS, "prompt", "priority", "labels", "webhook_url", "parent_job_id", "from_clip", "approval",
 })  # fmt: skip
 
 

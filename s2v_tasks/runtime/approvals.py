@@ -19,11 +19,6 @@ class NextJob:
     job_id: str
     request: Request
 
-    @property
-    def origin(self) -> dict[str, Any]:
-        """Return the fields that make the request a rerun."""
-        return {"parent_job_id": self.request.parent_job_id, "from_clip": self.request.from_clip}
-
 
 def fingerprint_of(ctx: StepContext, clip_index: int | None) -> str:
     """Return the identity of the judged bytes: the fingerprint of a clip, or the SHA-256 of the validated video."""
@@ -57,9 +52,10 @@ def decision(ctx: StepContext, approval: Approval) -> dict[str, Any]:
     following = next_job(ctx, approval.clip_index, rejection)
     if following is None:
         return {"status": approval.status, "reason": f"{reason}. Finished clips are kept for a rerun."}
-    first = following.request.from_clip or 0
+    from_clip = following.request.from_clip or 0
+    changes = rejection.changes | {"parent_job_id": ctx.job_id, "from_clip": from_clip}
     return {
         "status": approval.status,
-        "reason": f"{reason}. Job {following.job_id} renders it again from clip {first + 1}.",
-        "next_job": {"job_id": following.job_id, "changes": rejection.changes | following.origin},
+        "reason": f"{reason}. Job {following.job_id} renders it again from clip {from_clip + 1}.",
+        "next_job": {"job_id": following.job_id, "changes": changes},
     }

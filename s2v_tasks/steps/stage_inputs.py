@@ -25,7 +25,7 @@ from s2v_tasks.schemas.request_parsing import parse_json, parse_request
 from s2v_tasks.schemas.steps import STAGE_INPUTS
 from s2v_tasks.settings import config_dir
 from s2v_tasks.storage.artifacts import Built, OutputFile, Work
-from s2v_tasks.storage.inputs import find_input, same_name
+from s2v_tasks.storage.inputs import find_input, plain_name, same_name
 from s2v_tasks.storage.locations import printable
 from s2v_tasks.storage.objects import file_sha256
 
@@ -90,10 +90,10 @@ def _accept(ctx: StepContext, request_json: str, run_id: str | None) -> Request:
     try:
         data = parse_json(request_json)
     except ValueError as error:
-        data = {"text": request_json[:2000]}
-        problem = PermanentError(f'The request is not JSON ({error}): expected an object such as {{"prompt": ...}}.')
-        _queue(ctx, data, run_id)
-        raise problem from error
+        _queue(ctx, {"text": request_json[:2000]}, run_id)
+        raise PermanentError(
+            f'The request is not JSON ({error}): expected an object such as {{"prompt": ...}}.'
+        ) from error
     _queue(ctx, data if isinstance(data, dict) else {"request": data}, run_id)
     if not isinstance(data, dict):
         raise PermanentError(f"The request is a JSON {type(data).__name__}: expected an object of request fields.")
@@ -144,19 +144,14 @@ def _gone_since(ctx: StepContext, uris: dict[str, str]) -> dict[str, Artifact]:
 
 
 def _fetch(ctx: StepContext, uris: dict[str, str]) -> dict[str, tuple[str, Path]]:
-    """Download the sources to scratch; return URI and local path by name."""
+    """Download the sources to scratch, where messages name them; return URI and local path by name."""
     sources = {}
     for name, uri in uris.items():
-        path = ctx.work_dir / name / _plain_name(uri)
+        path = ctx.work_dir / name / plain_name(uri.rpartition("/")[2])
         path.parent.mkdir()
         ctx.store.fetch_uri(uri, path, max_bytes=ctx.settings.max_input_bytes)
         sources[name] = (uri, path)
     return sources
-
-
-def _plain_name(uri: str) -> str:
-    """Return the file name of a URI for messages, without characters that are special in a file system."""
-    return re.sub(r"[^A-Za-z0-9._-]", "_", uri.rpartition("/")[2])[-80:].lstrip(".-") or "file"
 
 
 def _extension(uri: str) -> str:

@@ -27,7 +27,7 @@ from s2v_tasks.schemas.job import JobStatus
 from s2v_tasks.settings import load_settings
 
 if TYPE_CHECKING:
-    from s2v_tasks.metadata.attempts import Spending
+    from s2v_tasks.metadata.costs import Spending
     from s2v_tasks.metadata.tables import Clip, Event, Job
     from s2v_tasks.schemas.manifest import ClipFacts
     from s2v_tasks.schemas.quality import TakeRecord

@@ -1,26 +1,18 @@
-"""Attempts: every started encoding and rendering, with its GPU-seconds, outcome and cost.
-
-Cost: GPU-seconds of attempts, and money at the price at the time of planning. Used: attempts that produced a clip or
-conditions, and interrupted ones whose state the next attempt resumed. Wasted: attempts that failed, were cancelled,
-were lost, or made a take that is not kept. A running attempt counts as used until its last heartbeat. Clips and
-conditions that were reused or inherited have no attempt and cost nothing.
-"""
+"""Attempts: every started encoding and rendering, with its GPU-seconds and outcome."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.orm import aliased
 
 from s2v_tasks.metadata.sql import NOW, Repository, locked_job, storable
-from s2v_tasks.metadata.tables import Attempt, Clip, Job
+from s2v_tasks.metadata.tables import Attempt, Clip
 from s2v_tasks.schemas.job import AttemptOutcome
 from s2v_tasks.schemas.steps import ENCODE_CONDITIONS, RENDER_CLIP
 
-Grouping = Literal["all", "label", "preset", "day", "job"]
-WASTED_OUTCOMES = (AttemptOutcome.FAILED, AttemptOutcome.LOST, AttemptOutcome.SUPERSEDED)
+_OPEN_OUTCOMES = (AttemptOutcome.RUNNING, AttemptOutcome.LOST)  # the process has not reported the end
 
 
 class AttemptKey(NamedTuple):
@@ -31,7 +23,6 @@ class AttemptKey(NamedTuple):
     number: int | None = None
 
 
-_OPEN_OUTCOMES = (AttemptOutcome.RUNNING, AttemptOutcome.LOST)  # the process has not reported the end
 CONDITIONS = AttemptKey(ENCODE_CONDITIONS.name, None)
 
 
@@ -49,7 +40,7 @@ class AttemptRepository(Repository):
         The attempt may be lost: after one clip has failed the job, clips of other chains are still rendered.
         """
         finished_at = sa.case((Attempt.outcome == AttemptOutcome.LOST, NOW), else_=None)
-        values = {"gpu_seconds": _gpu_seconds(NOW), "finished_at": finished_at}
+        values = {"gpu_seconds": gpu_seconds(NOW), "finished_at": finished_at}
         self._execute(sa.update(Attempt).where(*_latest_open(job_id, key)).values(values))
 
     def is_alive(self, job_id: str, key: AttemptKey, *, within_seconds: float) -> bool:
@@ -126,7 +117,7 @@ def end_attempts(
         .values(
             outcome=outcome,
             finished_at=end,
-            gpu_seconds=_gpu_seconds(end),
+            gpu_seconds=gpu_seconds(end),
             reason=storable(reason),
         )
     )
@@ -148,7 +139,7 @@ def credit_attempt(connection: sa.Connection, job_id: str, key: AttemptKey, made
         sa
         .update(Attempt)
         .where(*conditions, Attempt.started_at <= made_at)
-        .values(outcome=AttemptOutcome.SUCCEEDED, reason=None, finished_at=end, gpu_seconds=_gpu_seconds(end))
+        .values(outcome=AttemptOutcome.SUCCEEDED, reason=None, finished_at=end, gpu_seconds=gpu_seconds(end))
     )
 
 
@@ -176,7 +167,8 @@ def _last_heartbeat() -> Any:
     return Attempt.started_at + so_far * sa.text("interval '1 second'")
 
 
-def _gpu_seconds(end: Any) -> Any:
+def gpu_seconds(end: Any) -> Any:
+    """Return the GPU-seconds of an attempt that ends at `end`."""
     return sa.extract("epoch", end - Attempt.started_at) * Attempt.world_size
 
 
@@ -196,85 +188,3 @@ def _latest(job_id: str, key: AttemptKey) -> sa.ScalarSelect[int]:
     others = aliased(Attempt)
     latest = sa.select(sa.func.coalesce(sa.func.max(others.attempt), 0)).where(*_of(job_id, key, others))
     return latest.scalar_subquery()
-
-
-@dataclass(frozen=True)
-class Spending:
-    """Cost of one group of jobs. `used_gpu_seconds` include those of conditions, `cost` includes `wasted_cost`.
-
-    Both costs are None if a job has no price yet.
-    """
-
-    name: str
-    currency: str | None
-    jobs: int
-    used_gpu_seconds: float
-    conditions_gpu_seconds: float
-    wasted_gpu_seconds: float
-    cost: float | None
-    wasted_cost: float | None
-
-
-class CostRepository(Repository):
-    """Cost reports; each is one query."""
-
-    def spending(
-        self, by: Grouping = "all", *, since: datetime | None = None, job_id: str | None = None
-    ) -> list[Spending]:
-        """Return the cost of each group and currency, the most expensive first, days in order.
-
-        by: "day" is the UTC day of the attempt; under "label" a job counts once for each of its labels.
-        since: only attempts that started then or later.
-        """
-        name, source = _grouping(by)
-        seconds = sa.func.coalesce(
-            Attempt.gpu_seconds, sa.extract("epoch", sa.func.now() - Attempt.started_at) * Attempt.world_size
-        )
-        wasted = Attempt.outcome.in_(WASTED_OUTCOMES)
-        cost = seconds * Job.cost_per_gpu_hour / 3600
-        total = sa.func.sum(cost).label("cost")
-        statement = (
-            sa
-            .select(
-                name.label("name"),
-                Job.currency,
-                sa.func.count(Job.job_id.distinct()).label("jobs"),
-                _sum(seconds, ~wasted).label("used_gpu_seconds"),
-                _sum(seconds, ~wasted & (Attempt.step == CONDITIONS.step)).label("conditions_gpu_seconds"),
-                _sum(seconds, wasted).label("wasted_gpu_seconds"),
-                total,
-                sa.func.sum(sa.case((wasted, cost), else_=0 * cost)).label("wasted_cost"),
-            )
-            .select_from(source)
-            .group_by(sa.text("1"), Job.currency)
-            .order_by(*([] if by == "day" else [total.desc().nulls_last()]), sa.text("1"))
-        )
-        if since is not None:
-            statement = statement.where(Attempt.started_at >= since)
-        if job_id is not None:
-            statement = statement.where(Job.job_id == job_id)
-        return [Spending(**row) for row in self._execute(statement).mappings()]
-
-
-def _sum(value: Any, condition: sa.ColumnElement[bool]) -> sa.ColumnElement[float]:
-    return sa.func.coalesce(sa.func.sum(value).filter(condition), 0.0)
-
-
-def _grouping(by: Grouping) -> tuple[sa.ColumnElement[str], sa.FromClause]:
-    """Return the expression that names a group, and the joined rows: attempts with their job (and each label)."""
-    attempts: sa.FromClause = sa.join(Attempt, Job, Attempt.job_id == Job.job_id)
-    none = "(none)"
-    match by:
-        case "job":
-            return sa.func.coalesce(Job.job_id, none), attempts
-        case "preset":
-            return sa.func.coalesce(Job.preset, none), attempts
-        case "day":
-            return sa.func.to_char(sa.func.timezone("UTC", Attempt.started_at), "YYYY-MM-DD"), attempts
-        case "label":
-            key, value = sa.column("key", sa.String), sa.column("value", sa.String)
-            label = sa.func.jsonb_each_text(Job.labels).table_valued(key, value).lateral("label")
-            name = sa.func.coalesce(label.c.key + "=" + label.c.value, none)
-            return name, sa.outerjoin(attempts, label, sa.true())
-        case _:
-            return sa.literal("all"), attempts

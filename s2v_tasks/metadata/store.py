@@ -7,8 +7,9 @@ from datetime import datetime
 import sqlalchemy as sa
 
 from s2v_tasks.metadata.approvals import ApprovalRepository
-from s2v_tasks.metadata.attempts import AttemptRepository, ConditionsRepository, CostRepository
+from s2v_tasks.metadata.attempts import AttemptRepository, ConditionsRepository
 from s2v_tasks.metadata.clips import ArtifactRepository, ClipRepository
+from s2v_tasks.metadata.costs import CostRepository
 from s2v_tasks.metadata.events import EventRepository, NotificationRepository
 from s2v_tasks.metadata.gallery import GalleryRepository
 from s2v_tasks.metadata.housekeeping import HousekeepingRepository

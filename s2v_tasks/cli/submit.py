@@ -19,8 +19,9 @@ from s2v_tasks.cli.watch import Watch, watch_job
 from s2v_tasks.errors import PermanentError
 from s2v_tasks.schemas.job import RestartableStatus, check_job_id
 from s2v_tasks.schemas.request import Request
-from s2v_tasks.schemas.request_parsing import parse_request, start_once
+from s2v_tasks.schemas.request_parsing import parse_request
 from s2v_tasks.schemas.rerun import job_id_of_request
+from s2v_tasks.schemas.starts import start_once
 from s2v_tasks.settings import load_settings
 
 if TYPE_CHECKING:

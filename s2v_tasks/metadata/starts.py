@@ -11,7 +11,7 @@ from s2v_tasks.metadata.sql import queued_run_id, update_job
 from s2v_tasks.metadata.tables import Event, Job
 from s2v_tasks.schemas.events import JobEvent
 from s2v_tasks.schemas.job import ENDED_STATUSES, JobStatus, RestartableStatus
-from s2v_tasks.schemas.request_parsing import refuse_other_request
+from s2v_tasks.schemas.starts import refuse_other_request
 from s2v_tasks.schemas.steps import CLOSE_JOB
 
 

@@ -22,7 +22,7 @@ from s2v_tasks.metadata.gallery import Card
 from s2v_tasks.metadata.tables import Job
 from s2v_tasks.schemas.job import START_SEPARATOR, JobStatus, RestartableStatus, job_id_of_run
 from s2v_tasks.schemas.request import Request
-from s2v_tasks.schemas.request_parsing import start_once
+from s2v_tasks.schemas.starts import start_once
 from s2v_tasks.schemas.steps import JOB_DAG, STAGE_INPUTS
 
 _ACTIVE = (DagRunState.QUEUED, DagRunState.RUNNING)

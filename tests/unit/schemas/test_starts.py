@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from s2v_tasks.errors import JobTakenError
-from s2v_tasks.schemas.request_parsing import differing_fields, refuse_other_request
+from s2v_tasks.schemas.starts import differing_fields, refuse_other_request
 
 REQUEST: dict[str, Any] = {"image_uri": "s3://bucket/a.png", "audio_uri": "s3://bucket/a.wav", "prompt": "Hello."}
 

@@ -167,30 +167,8 @@ def _with_progress(connection: sa.Connection, rows: Sequence[Any]) -> list[Card]
     ids = [row["job_id"] for row in rows]
     if not ids:
         return []
-    finished = (
-        sa
-        .select(Clip.job_id, sa.func.count().label("num_clips"))
-        .where(Clip.job_id.in_(ids), Clip.status == ClipStatus.SUCCEEDED)
-        .group_by(Clip.job_id)
-    )
-    rendering = (
-        sa
-        .select(Clip.job_id, Clip.clip_index, Clip.progress_step, Clip.progress_steps, Clip.eta_seconds)
-        .where(Clip.job_id.in_(ids), Clip.status == ClipStatus.RENDERING)
-        .order_by(Clip.clip_index.desc())
-    )
-    counts = {row.job_id: row.num_clips for row in connection.execute(finished)}
-    active = {
-        row.job_id: ActiveClip(row.clip_index, row.progress_step or 0, row.progress_steps or 0, row.eta_seconds)
-        for row in connection.execute(rendering)
-    }
-    waiting = sa.select(Approval.job_id, Approval.clip_index).where(
-        Approval.job_id.in_(ids), Approval.status == ApprovalStatus.WAITING
-    )
-    parts = {
-        row.job_id: "the video" if row.clip_index is None else f"clip {row.clip_index + 1}"
-        for row in connection.execute(waiting)
-    }
+    counts, active = _num_finished(connection, ids), _active_clips(connection, ids)
+    parts = _awaited_parts(connection, ids)
     return [
         Card(
             **row,
@@ -200,3 +178,38 @@ def _with_progress(connection: sa.Connection, rows: Sequence[Any]) -> list[Card]
         )
         for row in rows
     ]
+
+
+def _num_finished(connection: sa.Connection, job_ids: Sequence[str]) -> dict[str, int]:
+    statement = (
+        sa
+        .select(Clip.job_id, sa.func.count().label("num_clips"))
+        .where(Clip.job_id.in_(job_ids), Clip.status == ClipStatus.SUCCEEDED)
+        .group_by(Clip.job_id)
+    )
+    return {row.job_id: row.num_clips for row in connection.execute(statement)}
+
+
+def _active_clips(connection: sa.Connection, job_ids: Sequence[str]) -> dict[str, ActiveClip]:
+    """Return the first clip that is rendered now, by job."""
+    statement = (
+        sa
+        .select(Clip.job_id, Clip.clip_index, Clip.progress_step, Clip.progress_steps, Clip.eta_seconds)
+        .where(Clip.job_id.in_(job_ids), Clip.status == ClipStatus.RENDERING)
+        .order_by(Clip.clip_index.desc())
+    )
+    return {
+        row.job_id: ActiveClip(row.clip_index, row.progress_step or 0, row.progress_steps or 0, row.eta_seconds)
+        for row in connection.execute(statement)
+    }
+
+
+def _awaited_parts(connection: sa.Connection, job_ids: Sequence[str]) -> dict[str, str]:
+    """Return the part that a person must approve, by job."""
+    statement = sa.select(Approval.job_id, Approval.clip_index).where(
+        Approval.job_id.in_(job_ids), Approval.status == ApprovalStatus.WAITING
+    )
+    return {
+        row.job_id: "the video" if row.clip_index is None else f"clip {row.clip_index + 1}"
+        for row in connection.execute(statement)
+    }

@@ -51,11 +51,8 @@ def run(ctx: StepContext) -> dict[str, Any]:
             )
         path = folder / "conditions.safetensors"
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
-        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        return Built(
-            {"conditions": OutputFile(path, ctx.layout.conditions, "application/octet-stream")},
-            facts=ConditionsFacts(prompt=prompt, shapes=shapes),
-        )
+        facts = ConditionsFacts(prompt=prompt, shapes={name: tuple(tensor.shape) for name, tensor in tensors.items()})
+        return Built({"conditions": OutputFile(path, ctx.layout.conditions, "application/octet-stream")}, facts)
 
     made_from = fingerprint(
         ENCODE_CONDITIONS.name,

@@ -236,9 +236,12 @@ def link(
     file: Annotated[str, typer.Argument(help="video, report or contact-sheet.")] = "video",
 ) -> None:
     """Print a presigned URL of a file of a job. It is valid for one hour and needs no login."""
-    from s2v_tasks.storage.result_files import JobLinks
+    from s2v_tasks.storage.result_files import result_link
+    from s2v_tasks.storage.s3 import ObjectStore
 
-    url = JobLinks(load_settings()).url(job_id, file)
+    settings = load_settings()
+    store, public_store = ObjectStore.from_settings(settings), ObjectStore.seen_by_browsers(settings)
+    url = result_link(settings, store, public_store, job_id, file)
     typer.echo(json.dumps({"job_id": job_id, "file": file, "url": url}))
 
 

@@ -54,24 +54,19 @@ def fetch_result(artifacts: ArtifactStore, job_id: str, folder: Path) -> Fetched
     return fetched
 
 
-class JobLinks:
-    """Signs links to files of jobs. Threads can share one instance; no request is sent before its first use."""
+def result_link(settings: Settings, store: ObjectStore, public_store: ObjectStore, job_id: str, file: str) -> str:
+    """Return a URL that reads a file of a job for an hour; PermanentError when the job has no such file.
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._store = ObjectStore.from_settings(settings)
-        self._public_store = ObjectStore.seen_by_browsers(settings)
-
-    def url(self, job_id: str, file: str) -> str:
-        """Return a URL that reads the file for an hour; PermanentError when the job has no such file."""
-        layout = JobLayout(job_id)
-        addresses = {
-            "video": output_video_uri(self._settings, job_id),
-            "report": layout.report,
-            "contact-sheet": layout.contact_sheet,
-        }
-        if file not in addresses:
-            raise PermanentError(f"{file!r} is not a file of a job: expected one of {', '.join(addresses)}.")
-        if not self._store.exists(addresses[file]):
-            raise PermanentError(f"Job {job_id} has no {file} yet: `s2v job {job_id}` shows how far it is.")
-        return self._public_store.link(addresses[file], seconds=LINK_SECONDS)
+    `public_store`: see `ObjectStore.seen_by_browsers`.
+    """
+    layout = JobLayout(job_id)
+    addresses = {
+        "video": output_video_uri(settings, job_id),
+        "report": layout.report,
+        "contact-sheet": layout.contact_sheet,
+    }
+    if file not in addresses:
+        raise PermanentError(f"{file!r} is not a file of a job: expected one of {', '.join(addresses)}.")
+    if not store.exists(addresses[file]):
+        raise PermanentError(f"Job {job_id} has no {file} yet: `s2v job {job_id}` shows how far it is.")
+    return public_store.link(addresses[file], seconds=LINK_SECONDS)

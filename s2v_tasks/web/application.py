@@ -10,6 +10,7 @@ from fastapi.responses import RedirectResponse, Response
 
 from s2v_tasks.errors import ConfigurationError, PermanentError, S2VError, TransientError
 from s2v_tasks.settings import load_settings
+from s2v_tasks.storage.result_files import result_link
 from s2v_tasks.storage.s3_errors import ObjectMissingError
 from s2v_tasks.web import actions, approvals, gallery, job_page, media_files, uploads
 from s2v_tasks.web.access import SecurityHeaders, may_read, problem, refuse, same_origin
@@ -54,7 +55,7 @@ def static_file(name: str, request: Request) -> Response:
 def job_file(job_id: str, file: str, services: SharedServices) -> RedirectResponse:
     """Redirect to the file at the object store, by a URL that is valid for an hour."""
     try:
-        url = services.links.url(job_id, file)
+        url = result_link(services.settings, services.store, services.public_store, job_id, file)
     except ConfigurationError:
         raise
     except PermanentError as error:

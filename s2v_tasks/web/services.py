@@ -12,7 +12,6 @@ from s2v_tasks.metadata.tables import Job
 from s2v_tasks.schemas.events import JobEvent
 from s2v_tasks.schemas.job import JOB_ID_PATTERN
 from s2v_tasks.settings import Settings, load_settings
-from s2v_tasks.storage.result_files import JobLinks
 from s2v_tasks.storage.s3 import ObjectStore
 from s2v_tasks.storage.s3_errors import ObjectMissingError
 from s2v_tasks.web.polls import Recent, card_state
@@ -27,7 +26,6 @@ class Services:
     metadata: MetadataStore
     store: ObjectStore
     public_store: ObjectStore
-    links: JobLinks
     states: Recent[dict[str, Any]]  # by job
     versions: Recent[int]  # by job: the id of its latest event
 
@@ -43,7 +41,6 @@ def services() -> Services:
         metadata=metadata,
         store=ObjectStore.from_settings(settings),
         public_store=ObjectStore.seen_by_browsers(settings),
-        links=JobLinks(settings),
         states=Recent(lambda job_ids: {card.job_id: card_state(card) for card in with_new_starts(jobs.cards(job_ids))}),
         versions=Recent(lambda job_ids: {job_id: jobs.last_event_id(job_id) for job_id in job_ids}),
     )

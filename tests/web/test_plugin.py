@@ -15,8 +15,8 @@ from fastapi.testclient import TestClient
 
 from s2v_tasks.errors import ConfigurationError, TransientError
 from s2v_tasks.storage.layout import JobLayout, output_video_uri
-from s2v_tasks.storage.result_files import JobLinks
 from s2v_tasks.storage.s3 import ObjectStore
+from s2v_tasks.web import application
 from s2v_tasks.web.plugin import root_middlewares
 from s2v_tasks.web.services import services
 from tests.web.conftest import Login
@@ -112,6 +112,6 @@ def test_a_store_that_fails_is_no_missing_file(
     def fail(*_: Any) -> str:
         raise error
 
-    monkeypatch.setattr(JobLinks, "url", fail)
+    monkeypatch.setattr(application, "result_link", fail)
     answer = login("vera").get("/s2v/jobs/my-job/video")
     assert (answer.status_code, answer.json()["detail"]) == (status, str(error))

@@ -181,8 +181,8 @@ class Attempt(Base, kw_only=True):
     """One encoding or rendering that was started: `gpu_seconds` = duration x `world_size`, for every outcome.
 
     lost: the process did not report its end; the attempt counts until its last heartbeat. superseded: it made a take of
-    the clip that is not kept; `fingerprint` names the take. There is no foreign key to
-    clips: a new plan deletes clips but not their cost. Conditions belong to all clips and have no `clip_index`.
+    the clip that is not kept; `fingerprint` names the take. There is no foreign key to clips: a new plan deletes clips
+    but not their cost. Conditions belong to all clips and have no `clip_index`.
     """
 
     __tablename__ = "attempts"

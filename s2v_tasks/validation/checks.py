@@ -9,11 +9,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from s2v_tasks.errors import ConfigurationError
-from s2v_tasks.schemas.config_files import read_yaml
+from s2v_tasks.schemas.config_files import read_model
 from s2v_tasks.schemas.report import CheckResult, Expected, Report, VideoFacts
 
 
@@ -33,13 +31,8 @@ class Thresholds(BaseModel):
 
 
 def load_thresholds(path: Path) -> Thresholds:
-    """Return the thresholds; ConfigurationError names a missing file, a missing or unknown key, or a bad value."""
-    try:
-        return Thresholds.model_validate(read_yaml(path))
-    except FileNotFoundError:
-        raise ConfigurationError(f"{path} is missing: restore it, or set S2V_CONFIG_DIR to a folder with it.") from None
-    except (ValidationError, yaml.YAMLError) as error:
-        raise ConfigurationError(f"{path} is not a set of validation thresholds: {error}") from error
+    """Return the thresholds; ConfigurationError says what is wrong with the file."""
+    return read_model(Thresholds, path, "validation thresholds")
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,9 @@
 
 from pathlib import Path
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from s2v_tasks.errors import ConfigurationError
-from s2v_tasks.schemas.config_files import read_yaml
+from s2v_tasks.schemas.config_files import read_model
 
 
 class _Limits(BaseModel):
@@ -53,12 +51,5 @@ class QualityLimits(_Limits):
 
 
 def load_quality_limits(path: Path) -> QualityLimits:
-    """Read the limits. ConfigurationError names a missing file, a missing or unknown key, or a bad value."""
-    try:
-        return QualityLimits.model_validate(read_yaml(path))
-    except FileNotFoundError:
-        raise ConfigurationError(
-            f"{path} is missing: restore it, or set S2V_CONFIG_DIR to a folder that has it."
-        ) from None
-    except (ValidationError, yaml.YAMLError) as error:
-        raise ConfigurationError(f"{path} is not a set of quality limits: {error}") from error
+    """Return the limits; ConfigurationError says what is wrong with the file."""
+    return read_model(QualityLimits, path, "quality limits")

@@ -22,6 +22,7 @@ from s2v_tasks.schemas.rerun import changes_something, rerun_job_id, rerun_reque
 from s2v_tasks.settings import load_settings
 
 if TYPE_CHECKING:
+    from s2v_tasks.cli.airflow_api import AirflowApi
     from s2v_tasks.metadata.store import MetadataStore
     from s2v_tasks.metadata.tables import Job
     from s2v_tasks.storage.s3 import ObjectStore
@@ -138,17 +139,9 @@ def retry(
 
     found = _find(job_id or [], status, code, parse_labels(label or []))
     api = None if dry_run else AirflowApi.from_settings(load_settings())
-    outcomes: list[dict[str, Any]] = []
-    for name, request in found:
-        outcome: dict[str, Any] = {"job_id": name, "started": False}
-        if api is not None:
-            try:
-                outcome |= start(api, name, parse_request(request))
-            except ConfigurationError:
-                raise  # it concerns every job
-            except PermanentError as error:
-                outcome |= {"refused": str(error)}
-        outcomes.append(outcome)
+    outcomes: list[dict[str, Any]] = [
+        {"job_id": name, "started": False} | (_restart(api, name, request) if api else {}) for name, request in found
+    ]
     if as_json:
         print_json(outcomes, indent=None)
     else:
@@ -160,6 +153,15 @@ def retry(
         )
     if any("refused" in outcome for outcome in outcomes):
         raise typer.Exit(PermanentError.exit_code)
+
+
+def _restart(api: "AirflowApi", job_id: str, request: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return start(api, job_id, parse_request(request))
+    except ConfigurationError:
+        raise  # it concerns every job
+    except PermanentError as error:
+        return {"refused": str(error)}
 
 
 def _find(

@@ -58,13 +58,7 @@ def watch_job(
                 ended_before, ask = job.finished_at, partial(awaited_runs.find_run, job_id, start.run_id)
             _await_begin(metadata, job_id, awaited_runs.Waiting(ask), ended_before=ended_before, may_come=may_come)
             with _display(as_json) as show:
-                while True:
-                    job = metadata.jobs.get(job_id)
-                    assert job is not None  # noqa: S101 - it has begun
-                    show(job)
-                    if job.has_ended:
-                        break
-                    time.sleep(POLL_SECONDS)
+                job = _show_until_end(metadata, job_id, show)
     except KeyboardInterrupt:
         typer.echo(f"The display has ended. The job continues; `s2v cancel {job_id}` ends it.", err=True)
         return 1
@@ -97,6 +91,16 @@ def _await_begin(
             time.sleep(POLL_SECONDS)
 
 
+def _show_until_end(metadata: "MetadataStore", job_id: str, show: Show) -> "Job":
+    while True:
+        job = metadata.jobs.get(job_id)
+        assert job is not None  # noqa: S101 - it has begun
+        show(job)
+        if job.has_ended:
+            return job
+        time.sleep(POLL_SECONDS)
+
+
 def find_new_start(job: "Job") -> awaited_runs.AwaitedRun | None:
     """Return the run that will start an ended job again; if Airflow gives no answer, report it and return None."""
     try:
@@ -113,10 +117,8 @@ def unknown_job(job_id: str) -> PermanentError:
 
 @contextmanager
 def _display(as_json: bool) -> Iterator[Show]:
-    if as_json:
-        yield _lines(as_json=True)
-    elif not console.is_terminal:
-        yield _lines(as_json=False)
+    if as_json or not console.is_terminal:
+        yield _lines(as_json=as_json)
     else:
         with _bar() as show:
             yield show
@@ -144,13 +146,14 @@ def _bar() -> Iterator[Show]:
 
 def _lines(*, as_json: bool) -> Show:
     """Show a job by printing a line after each change."""
-    shown: list[str] = []
+    shown = ""
 
     def show(job: "Job") -> None:
+        nonlocal shown
         now = job_progress(job)
-        if now.line in shown[-1:]:
+        if now.line == shown:
             return
-        shown.append(now.line)
+        shown = now.line
         if as_json:
             end = {"reason": job.reason, "video_uri": job.video_uri, "exit_code": job.exit_code}
             print_json(asdict(now) | {"clips": clip_states(job)} | (end if job.has_ended else {}), indent=None)

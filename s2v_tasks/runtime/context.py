@@ -182,17 +182,16 @@ def run_step(
     the job stays running, because another try may follow; close_job ends it if none does.
     """
     settings = load_settings()
-    log.bind(job_id=job_id, step=step.name, **({} if clip_index is None else {"clip_index": clip_index}))
+    of_clip = {} if clip_index is None else {"clip_index": clip_index}
+    log.bind(job_id=job_id, step=step.name, **of_clip)
     logger = log.get_logger()
     logger.info("settings", **_loggable(settings))
-    if clip_index is not None:
-        arguments["clip_index"] = clip_index
     with open_context(job_id, settings, by_clip=step == RENDER_CLIP) as context:
         started = time.monotonic()
         try:
             _ = context.began_at  # read now
             with _until_cancelled(context, step, arguments.get("run_id")):
-                result = body(context, **arguments)
+                result = body(context, **arguments, **of_clip)
         except Exception as raised:
             error = of_local_file(raised) or raised
             logger.error(JobEvent.STEP_FAILED, error=str(error), kind=type(error).__name__)

@@ -36,7 +36,7 @@ def measure(
     from s2v_tasks.validation.quality_limits import load_quality_limits
 
     settings = load_settings()
-    limits = load_quality_limits(config_dir(settings) / "quality.yaml")
+    limits = load_quality_limits(config_dir(settings))
     quality = _measured(video, audio, image, clip_frames, settings.max_audio_seconds)
     if as_json:
         typer.echo(quality.model_dump_json(indent=2))

@@ -56,7 +56,7 @@ class ClipMeasurer:
         try:
             meter = self._measured(clip, made.outputs["clip"], predecessor)
             measured = meter.finish(clip.start_frame, FPS, self._speech(clip), SPEECH_SAMPLE_RATE)
-            limits = load_quality_limits(config_dir(self._ctx.settings) / "quality.yaml")
+            limits = load_quality_limits(config_dir(self._ctx.settings))
             findings = tuple(judge_clip(measured, self.reference, limits))
         except UnavailableError:
             raise

@@ -48,7 +48,7 @@ class MeasuredClips:
         keys = [ctx.layout.clip_manifest(clip.clip_index) for clip in plan.clips]
         return cls(
             clips=tuple(records.kept(ctx.artifacts.read_manifest(key)) for key in keys),
-            limits=load_quality_limits(config_dir(ctx.settings) / "quality.yaml"),
+            limits=load_quality_limits(config_dir(ctx.settings)),
         )
 
     def for_fingerprint(self) -> list[str]:
@@ -134,7 +134,7 @@ def run(ctx: StepContext) -> dict[str, Any]:
     silent = ctx.manifest(ctx.layout.silent_manifest, STITCH).outputs["silent"]
     check_made_from(muxed, {"silent": silent, "audio": staged["audio"]}, MUX_AUDIO)
     inputs = {"video": muxed.outputs["muxed"], "audio_16k": staged["audio_16k"]}
-    thresholds = load_thresholds(config_dir(ctx.settings) / "validation.yaml")
+    thresholds = load_thresholds(config_dir(ctx.settings))
     clips = MeasuredClips.of(ctx, plan)
 
     def build(folder: Path) -> Built:

@@ -30,9 +30,9 @@ class Thresholds(BaseModel):
     max_level_loss_db: float = Field(ge=0)
 
 
-def load_thresholds(path: Path) -> Thresholds:
-    """Return the thresholds; ConfigurationError says what is wrong with the file."""
-    return read_model(Thresholds, path, "validation thresholds")
+def load_thresholds(config_dir: Path) -> Thresholds:
+    """Return the thresholds of `config_dir`/validation.yaml; ConfigurationError says what is wrong with the file."""
+    return read_model(Thresholds, config_dir / "validation.yaml", "validation thresholds")
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,6 @@ class QualityLimits(_Limits):
     sharpness_drift: Below
 
 
-def load_quality_limits(path: Path) -> QualityLimits:
-    """Return the limits; ConfigurationError says what is wrong with the file."""
-    return read_model(QualityLimits, path, "quality limits")
+def load_quality_limits(config_dir: Path) -> QualityLimits:
+    """Return the limits of `config_dir`/quality.yaml; ConfigurationError says what is wrong with the file."""
+    return read_model(QualityLimits, config_dir / "quality.yaml", "quality limits")

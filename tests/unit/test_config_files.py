@@ -17,8 +17,8 @@ LOADERS: dict[str, Callable[[Path], object]] = {
     "adapters.yaml": load_adapter_cards,
     "models.yaml": lambda folder: load_model_card(folder, "tiny"),
     "gpus.yaml": lambda folder: load_gpu_card(folder, "cpu"),
-    "validation.yaml": lambda folder: load_thresholds(folder / "validation.yaml"),
-    "quality.yaml": lambda folder: load_quality_limits(folder / "quality.yaml"),
+    "validation.yaml": load_thresholds,
+    "quality.yaml": load_quality_limits,
 }
 
 

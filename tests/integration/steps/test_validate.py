@@ -67,9 +67,9 @@ def test_a_report_is_made_again_for_other_limits_measures_or_plans(
     with monkeypatch.context() as patch:
         patch.setattr(validate.MeasuredClips, "for_fingerprint", lambda _clips: ["measured anew"])
         assert [validate.run(job)["reused"] for _ in range(2)] == [False, True]
-    limits = load_thresholds(config_dir(job.settings) / "validation.yaml")
+    limits = load_thresholds(config_dir(job.settings))
     stricter = limits.model_copy(update={"min_mean_luma": 250.0})
-    monkeypatch.setattr(validate, "load_thresholds", lambda _path: stricter)
+    monkeypatch.setattr(validate, "load_thresholds", lambda _folder: stricter)
     with pytest.raises(PermanentError, match="failed 1 of"):
         validate.run(job)
 

@@ -16,7 +16,7 @@ from s2v_tasks.validation.quality_limits import load_quality_limits
 from tests.unit.perception.drawn import FPS, SAMPLE_RATE, Person, Picture, blurred, brightened, moved, openings, speech
 
 CLIPS = ((0, 32), (32, 64), (64, 95))
-LIMITS = load_quality_limits(Path(__file__).parents[3] / "config" / "quality.yaml")
+LIMITS = load_quality_limits(Path(__file__).parents[3] / "config")
 
 
 def measured(frames: list[Picture], sound: np.ndarray | None = None, person: Person = Person(1)) -> VideoQuality:  # noqa: B008

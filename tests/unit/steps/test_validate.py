@@ -14,7 +14,7 @@ from s2v_tasks.validation.quality_limits import load_quality_limits
 from tests.unit.rendering.test_leader import plan
 from tests.unit.rendering.test_takes import MEASURED
 
-LIMITS = load_quality_limits(Path(__file__).parents[3] / "config" / "quality.yaml")
+LIMITS = load_quality_limits(Path(__file__).parents[3] / "config")
 LOOK = ReferenceLook(
     num_faces=1, face_height=0.5, skin_lab=(60.0, 10.0, 10.0), background_lab=(40.0, 0.0, 0.0), contrast=40.0,
     sharpness=1.0,

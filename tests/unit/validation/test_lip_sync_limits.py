@@ -10,7 +10,7 @@ from s2v_tasks.validation.quality import judge_clip
 from s2v_tasks.validation.quality_limits import load_quality_limits
 from tests.unit.rendering.test_takes import MEASURED
 
-LIMITS = load_quality_limits(Path(__file__).parents[3] / "config" / "quality.yaml")
+LIMITS = load_quality_limits(Path(__file__).parents[3] / "config")
 LATE: dict[str, Any] = {
     "lag_ms": 150.0, "correlation": 0.9, "other_correlation": 0.1, "speech_share": 0.9, "opening_range": 0.1,
     "silent_opening_range": 0.2,

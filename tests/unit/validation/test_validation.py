@@ -10,7 +10,7 @@ from s2v_tasks.errors import ConfigurationError
 from s2v_tasks.schemas.report import Expected, Report, VideoFacts
 from s2v_tasks.validation.checks import Thresholds, load_thresholds, validate
 
-CONFIG = Path(__file__).parents[3] / "config" / "validation.yaml"
+CONFIG = Path(__file__).parents[3] / "config"
 
 GOOD = VideoFacts(
     size_bytes=1_000_000,
@@ -128,16 +128,22 @@ def test_failure_reads_as_a_sentence(thresholds: Thresholds) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["min_mean_luma: 8", "max_start_offset_seconds: [", "", CONFIG.read_text() + "\nmax_luck: 3\n"]
+    "text",
+    [
+        "min_mean_luma: 8",
+        "max_start_offset_seconds: [",
+        "",
+        (CONFIG / "validation.yaml").read_text() + "\nmax_luck: 3\n",
+    ],
 )
 def test_wrong_thresholds_are_refused(text: str, tmp_path: Path) -> None:
     """Missing and unknown keys and broken YAML are configuration errors that name the file."""
     (tmp_path / "validation.yaml").write_text(text)
     with pytest.raises(ConfigurationError, match=r"validation\.yaml"):
-        load_thresholds(tmp_path / "validation.yaml")
+        load_thresholds(tmp_path)
 
 
 def test_missing_thresholds_are_a_configuration_error(tmp_path: Path) -> None:
     """A missing file is named, with the remedy."""
     with pytest.raises(ConfigurationError, match="S2V_CONFIG_DIR"):
-        load_thresholds(tmp_path / "validation.yaml")
+        load_thresholds(tmp_path)

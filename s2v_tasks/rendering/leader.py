@@ -31,6 +31,7 @@ from s2v_tasks.runtime.requirements import open_snapshot
 from s2v_tasks.schemas.manifest import Artifact, ClipFacts, ConditionsFacts, Manifest, PartialClipFacts
 from s2v_tasks.schemas.plan import FPS, ClipPlan, Plan
 from s2v_tasks.schemas.quality import TakeRecord
+from s2v_tasks.schemas.request import Request
 from s2v_tasks.schemas.steps import ENCODE_CONDITIONS, RENDER_CLIP, STAGE_INPUTS
 from s2v_tasks.storage.artifacts import Built, OutputFile, Work
 from s2v_tasks.storage.clip_state import PartialClip
@@ -49,7 +50,7 @@ class Leader:
         self._ctx, self._worker = ctx, worker
         self._plan, self._request = ctx.plan(), ctx.request()
         self._snapshot = open_snapshot(ctx.settings, self._plan.model)
-        self._inputs = _inputs(ctx)
+        self._inputs = _inputs(ctx, self._request)
         self._options = plan_options(ctx.settings, self._plan)
         self._adapters = plan_adapters(ctx.settings, self._plan)
         self._prints = self._fingerprints(self._plan)
@@ -218,7 +219,7 @@ class Leader:
             plan = self._ctx.plan()
             planned = {other.clip_index: plan.digest_of(other) for other in plan.clips}
             is_planned = planned.get(index) == self._plan.digest_of(self._plan.clips[index])
-            if not is_planned or _inputs(self._ctx) != self._inputs:
+            if not is_planned or _inputs(self._ctx, self._ctx.request()) != self._inputs:
                 raise TransientError(
                     f"The request or the plan of job {self._ctx.job_id} has changed while clip {index} was rendered: "
                     "the clip is not stored. Run the step again if the job needs it."
@@ -283,12 +284,12 @@ def _not_planned(made: Manifest, expected: str, index: int) -> S2VError:
     )
 
 
-def _inputs(ctx: StepContext) -> dict[str, Artifact]:
-    """Return the artifacts that all clips of the job read; PermanentError for conditions of another start."""
+def _inputs(ctx: StepContext, request: Request) -> dict[str, Artifact]:
+    """Return the artifacts that all clips of the job read; PermanentError for conditions of another request."""
     conditions = ctx.manifest(ctx.layout.conditions_manifest, ENCODE_CONDITIONS)
     inputs = {"conditions": conditions.outputs["conditions"]}
     staged = ctx.manifest(ctx.layout.input_manifest, STAGE_INPUTS).outputs
-    if conditions.facts_as(ConditionsFacts).prompt not in {None, ctx.request().prompt}:
+    if conditions.facts_as(ConditionsFacts).prompt not in {None, request.prompt}:
         raise made_from_others(conditions, ENCODE_CONDITIONS)
     check_made_from(conditions, {name: staged[name] for name in ("image", "audio_16k")}, ENCODE_CONDITIONS)
     if "pose" in staged:

@@ -124,7 +124,7 @@ class ArtifactStore:
             finished_at=datetime.now(UTC),
             facts=built.facts,
         )
-        self._put_manifest(work.manifest_key, manifest)
+        self.put_manifest(work.manifest_key, manifest)
         return manifest
 
     def adopt(
@@ -162,6 +162,10 @@ class ArtifactStore:
         except ValidationError as error:
             get_logger().warning("manifest_unreadable", manifest_key=manifest_key, problems=error.error_count())
             return None
+
+    def put_manifest(self, key: str, manifest: Manifest) -> None:
+        """Store the manifest in one request, in place of an earlier one."""
+        self.store.put_bytes(key, manifest.model_dump_json(indent=2).encode(), "application/json")
 
     def fetch(self, artifact: Artifact, path: Path) -> Path:
         """Download an artifact to `path` and verify its bytes; TransientError when they are lost or damaged.
@@ -204,9 +208,6 @@ class ArtifactStore:
                 return False
         return True
 
-    def _put_manifest(self, key: str, manifest: Manifest) -> None:
-        self.store.put_bytes(key, manifest.model_dump_json(indent=2).encode(), "application/json")
-
     def _retire(self, manifest_key: str, fingerprint: str) -> None:
         """Delete the old manifest; before that, copy a complete clip to its superseded keys."""
         old = self.read_manifest(manifest_key)
@@ -242,7 +243,7 @@ class ArtifactStore:
                 f"Outputs of {manifest.step} were replaced while they were copied to {folder}: expected outputs that "
                 "do not change. Another process writes them; run the step again."
             )
-        self._put_manifest(folder + MANIFEST_NAME, copy)
+        self.put_manifest(folder + MANIFEST_NAME, copy)
         return copy
 
 

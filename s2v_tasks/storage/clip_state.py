@@ -53,7 +53,7 @@ class PartialClip:
             finished_at=datetime.now(UTC),
             facts=facts,
         )
-        store.put_bytes(self._key(MANIFEST_NAME), manifest.model_dump_json(indent=2).encode(), "application/json")
+        self._artifacts.put_manifest(self._key(MANIFEST_NAME), manifest)
         if old and old.outputs["state"].key != state.key:
             store.delete(old.outputs["state"].key)
         get_logger().info(

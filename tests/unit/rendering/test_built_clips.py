@@ -66,6 +66,9 @@ class Site:
     def plan(self) -> Plan:
         return plan()
 
+    def request(self) -> None:
+        """There is none: the inputs of the clip are fixed."""
+
     def fetch(self, _artifact: Artifact, path: Path) -> Path:
         self.fetched.append(path)
         return path
@@ -108,7 +111,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     monkeypatch.setattr(saved_states, "time", SimpleNamespace(monotonic=lambda: site.now))
     monkeypatch.setattr(leader, "encode_clip", lambda frames, path, **_: path.write_bytes(bytes(len(list(frames)))))
     monkeypatch.setattr(leader, "encoder_build", lambda: "x264")
-    monkeypatch.setattr(leader, "_inputs", lambda _: {"conditions": CONDITIONS})
+    monkeypatch.setattr(leader, "_inputs", lambda *_: {"conditions": CONDITIONS})
     yield site
     assert site.num_done == 1  # the other ranks wait for it
 

@@ -77,6 +77,22 @@ def test_scripts_of_operators_name_the_missing_folder(script: str) -> None:
     assert "expected the folder" in done.stderr
 
 
+def test_the_database_of_airflow_is_migrated_last(tmp_path: Path) -> None:
+    """Airflow starts once its own database is migrated: that of the project is migrated before, or nothing is."""
+    calls = tmp_path / "calls"
+    for program in ("airflow", "s2v"):
+        path = tmp_path / program
+        path.write_text(f'#!/bin/sh\necho "{program} $*" >> {calls}\n[ "$*" != "$REFUSED" ]\n', encoding="utf-8")
+        path.chmod(0o755)
+    command, variables = [DOCKER / "setup-databases.sh", "config/airflow"], {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    subprocess.run(command, env=variables, check=True)
+    made = calls.read_text(encoding="utf-8").splitlines()
+    assert made[:2] == ["s2v db upgrade", "airflow db migrate"]
+    calls.unlink()
+    assert subprocess.run(command, env=variables | {"REFUSED": "db upgrade"}, check=False).returncode != 0
+    assert calls.read_text(encoding="utf-8").splitlines() == ["s2v db upgrade"]
+
+
 def test_only_sources_enter_an_image() -> None:
     """The build context excludes all but listed sources, so that no .env, .git, state or test enters an image."""
     lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if not line.startswith("#")]

@@ -43,7 +43,11 @@ CHART_KEYS: dict[str, Any] = {
     "extraEnvFrom": str,
     "volumes": list,
     "volumeMounts": list,
-    "migrateDatabaseJob": {"args": list},
+    "migrateDatabaseJob": {
+        "args": list,
+        "useHelmHooks": bool,
+        "jobAnnotations": {"helm.sh/hook": str, "helm.sh/hook-delete-policy": str},
+    },
     "createUserJob": {"enabled": bool},
     "scheduler": {"resources": RESOURCES},
     "dagProcessor": {"enabled": bool, "resources": RESOURCES},
@@ -184,6 +188,16 @@ def test_the_chart_knows_every_value(values: dict[str, Any]) -> None:
         commands = re.findall(r"helm upgrade .*", page.read_text(encoding="utf-8"))
         assert commands, page
         assert all(f" --version {CHART} " in command for command in commands), page
+
+
+def test_an_upgrade_migrates_before_it_changes_pods(values: dict[str, Any]) -> None:
+    """Helm runs the migration job before an upgrade, but after an installation, because the job needs its objects.
+
+    The chart adds its own hooks, which win, unless `useHelmHooks` is false.
+    """
+    job = values["migrateDatabaseJob"]
+    assert job["useHelmHooks"] is False
+    assert set(job["jobAnnotations"]["helm.sh/hook"].split(",")) == {"post-install", "pre-upgrade"}
 
 
 def test_a_cluster_is_configured_by_its_overlay_alone() -> None:

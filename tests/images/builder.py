@@ -132,14 +132,21 @@ class Builder:
         return name
 
     def build(self, wanted: Build) -> Built:
-        """Build an image from its Dockerfile, without a cache and without a registry."""
+        """Build an image from its Dockerfile, without a cache and without a registry; it replaces an earlier one."""
+        earlier = self.image_id(wanted.tag) if self.has(wanted.tag) else None
         arguments = [f"--build-arg={name}={value}" for name, value in wanted.arguments.items()]
         begun = time.monotonic()
         self(
             "build", "--isolation=chroot", "--format=docker", "--pull=never", "--no-cache", "--network=host",
             f"--tag={wanted.tag}", f"--file=docker/{wanted.folder}/Dockerfile", *arguments, *self.sources.mounts(), ".",
         )  # fmt: skip
+        if earlier not in {None, self.image_id(wanted.tag)}:
+            self("rmi", str(earlier))  # it has no name any more, but takes up to 2 GB
         return self.built(wanted, time.monotonic() - begun)
+
+    def image_id(self, name: str) -> str:
+        """Return the id of an image in the storage."""
+        return str(json.loads(self("inspect", "--type=image", name))["FromImageID"])
 
     def built(self, wanted: Build, seconds: float = 0.0) -> Built:
         """Return what the storage says about an image."""

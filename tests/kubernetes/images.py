@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import tempfile
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 from s2v_tasks import __version__
 from tests.images.builder import PYTHON_BASE, ROOT, Build, Builder
 from tests.images.check import HOME
+
+_LABEL = "s2v/image-id"
 
 
 def import_image(kubeconfig: str, folder: str) -> str:
@@ -42,12 +45,14 @@ def _import(builder: Builder, tag: str, archive: Path, kubeconfig: str) -> None:
     """Import the image into the node's containerd unless the node has it; a label says which one it has."""
     socket = os.environ.get("CONTAINERD_SOCKET") or str(Path(kubeconfig).with_name("containerd.sock"))
     ctr = ["ctr", "--address", socket, "--namespace", "k8s.io", "images"]
-    label = f"s2v/image-id={json.loads(builder('inspect', '--type=image', tag))['FromImageID']}"
+    label = f"{_LABEL}={builder.image_id(tag)}"
     known = subprocess.run([*ctr, "list", f"name=={tag}"], capture_output=True, text=True, check=True).stdout
     if label not in known:
         builder("push", tag, f"docker-archive:{archive}:{tag}")
         for command in (["import", str(archive)], ["label", tag, label]):
             subprocess.run([*ctr, *command], check=True, stdout=subprocess.DEVNULL)
+        for earlier in re.findall(rf"{_LABEL}=(\w+)", known):  # unless the kubelet has deleted it, it has this name
+            subprocess.run([*ctr, "remove", f"sha256:{earlier}"], check=False, capture_output=True)
 
 
 def _has_changed_since(commit: str | None, folder: str) -> bool:

@@ -1,8 +1,10 @@
 """Airflow in pods, as its Helm chart installs it with the values of `config/airflow/values.yaml`.
 
 The chart needs a registry, a network between pods and a DNS, which the node of the tests lacks. So its objects are
-written here, with the values that concern this project: executor, settings, volumes, the migration job, the
-configuration of Airflow. All pods use the network of the node.
+written here as version 1.22.0 renders them with these values: accounts and rights, the migration job and the containers
+that wait for it, which secrets each pod gets, settings, volumes, limits, the configuration of Airflow. All pods use the
+network of the node. So there are no services, and one triggerer. The exporter of the metrics, the probes and the
+containers that delete old logs are left out.
 """
 
 import base64
@@ -21,10 +23,35 @@ from tests.kubernetes.serving import Airflow
 
 RELEASE = WORKER["namespace"]  # the release and its namespace
 _HOME = "/opt/airflow"
-_FAB = "airflow.providers.fab.auth_manager.fab_auth_manager.FabAuthManager"  # the default of the chart
-_PODS = ["create", "list", "get", "patch", "watch", "delete"]
-_COMPONENTS = {"api-server": "--workers 1", "scheduler": "", "dag-processor": "", "triggerer": ""}
-_SMALL = {"requests": {"cpu": "50m", "memory": "256Mi"}}  # the node has two processors
+_TEMPLATES = f"{_HOME}/pod_templates"
+_JOB = f"{RELEASE}-run-airflow-migrations"
+_COMPONENTS = {
+    "api-server": "apiServer",
+    "scheduler": "scheduler",
+    "dag-processor": "dagProcessor",
+    "triggerer": "triggerer",
+}  # and the section of each in the values
+_SECRETS = (
+    ("AIRFLOW__CORE__FERNET_KEY", "airflow-keys", "fernet-key"),
+    ("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", "airflow-metadata", "connection"),
+    ("AIRFLOW_CONN_AIRFLOW_DB", "airflow-metadata", "connection"),
+    ("AIRFLOW__API__SECRET_KEY", "airflow-keys", "api-secret-key"),
+)  # of all pods: variable, secret, key
+_WITH_JWT_SECRET = ("api-server", "scheduler")  # a worker gets a token with its task
+_WITHOUT_LOGS = ("api-server", "migrate-database-job")
+_RIGHTS: dict[str, tuple[tuple[str, ...], dict[str, list[str]]]] = {
+    "pod-launcher": (
+        ("scheduler", "worker", "triggerer"),
+        {
+            "pods": ["create", "list", "get", "patch", "watch", "delete"],
+            "pods/log": ["get"],
+            "pods/exec": ["create", "get"],
+            "events": ["list", "watch"],
+        },
+    ),
+    "pod-log-reader": (("api-server",), {"pods": ["list", "get", "watch"], "pods/log": ["get", "list"]}),
+}
+_SMALL = {"cpu": "50m", "memory": "256Mi"}  # the node has two processors
 
 
 class Release:
@@ -39,11 +66,10 @@ class Release:
     def install(self) -> None:
         """Create everything, wait for the API server, and create an administrator."""
         kubectl = self._cluster.admin
-        kubectl(
-            "apply", "--filename", "-", documents=[*self._inputs(), *_accounts(), self._configuration(), self._job()]
-        )
-        kubectl("wait", "--namespace", RELEASE, "--for=condition=complete", "--timeout=600s", "job/migrations")
-        kubectl("apply", "--filename", "-", documents=[self._deployment(name) for name in _COMPONENTS])
+        components = [self._deployment(name) for name in _COMPONENTS]
+        chart = [*_accounts(), self._configuration(), *components, self._job()]
+        kubectl("apply", "--filename", "-", documents=[*self._inputs(), *chart])
+        kubectl("wait", "--namespace", RELEASE, "--for=condition=complete", "--timeout=600s", f"job/{_JOB}")
         for name in _COMPONENTS:
             kubectl("rollout", "status", "--namespace", RELEASE, "--timeout=600s", f"deployment/{RELEASE}-{name}")
         password = secrets.token_hex(12)
@@ -121,15 +147,23 @@ class Release:
 
     def _configuration(self) -> dict[str, Any]:
         """Return the configuration of Airflow and the template of the worker pods, as one ConfigMap."""
+        repository, _, tag = self._image.rpartition(":")
         sections: dict[str, dict[str, Any]] = {
             "core": {
-                "auth_manager": _FAB,
+                "auth_manager": "airflow.providers.fab.auth_manager.fab_auth_manager.FabAuthManager",
                 "dags_folder": f"{_HOME}/dags",
                 "executor": self._values["executor"],
                 "execution_api_server_url": f"{self.admin.url}/execution/",
             },
-            "api": {"host": "127.0.0.1", "port": self._port, "base_url": self.admin.url},
-            "kubernetes_executor": {"namespace": RELEASE, "pod_template_file": f"{_HOME}/pod_template_file.yaml"},
+            "api": {"host": "127.0.0.1", "port": self._port},
+            "fab": {"enable_proxy_fix": "True"},
+            "kubernetes_executor": {
+                "namespace": RELEASE,
+                "multi_namespace_mode": "False",
+                "pod_template_file": f"{_TEMPLATES}/pod_template_file.yaml",
+                "worker_container_repository": repository,
+                "worker_container_tag": tag,
+            },
         }
         for section, entries in self._values["config"].items():
             sections.setdefault(section, {}).update(entries)
@@ -138,20 +172,28 @@ class Release:
         parser, text = configparser.ConfigParser(interpolation=None), io.StringIO()
         parser.read_dict(sections)
         parser.write(text)
-        worker = self._pod("worker", None) | {"restartPolicy": "Never"}
-        worker["containers"][0]["name"] = "base"
-        template = {"apiVersion": "v1", "kind": "Pod", "metadata": {"labels": {"component": "worker"}}, "spec": worker}
-        data = {"airflow.cfg": text.getvalue(), "pod_template_file.yaml": yaml.safe_dump(template)}
+        data = {"airflow.cfg": text.getvalue(), "pod_template_file.yaml": yaml.safe_dump(self._worker())}
         return _object("ConfigMap", "airflow-config", data=data)
 
+    def _worker(self) -> dict[str, Any]:
+        """Return the template of the worker pods, with the image of the chart, which the executor replaces."""
+        pod = self._pod("worker", self._values["workers"]["kubernetes"])
+        pod |= {"restartPolicy": "Never", "terminationGracePeriodSeconds": 600}
+        pod["containers"][0] |= {"name": "base", "image": f"apache/airflow:{self._values['defaultAirflowTag']}"}
+        metadata = {"name": "placeholder-name", "labels": {"component": "worker"}}
+        return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": pod}
+
     def _job(self) -> dict[str, Any]:
-        pod = self._pod("migrate-database-job", self._values["migrateDatabaseJob"]["args"])
+        pod = self._pod("migrate-database-job", {}, args=self._values["migrateDatabaseJob"]["args"])
         template = {"spec": pod | {"restartPolicy": "OnFailure"}}
-        return _object("Job", "migrations", "batch/v1", spec={"template": template})
+        return _object("Job", _JOB, "batch/v1", spec={"template": template})
 
     def _deployment(self, component: str) -> dict[str, Any]:
-        """Return a component of Airflow, ready when it has started; the API server when it answers."""
-        pod = self._pod(component, ["bash", "-c", f"exec airflow {component} {_COMPONENTS[component]}"])
+        """Return a component of Airflow, which begins when the database is migrated."""
+        section = self._values[_COMPONENTS[component]]
+        pod = self._pod(component, section, args=["bash", "-c", f"exec airflow {component}"])
+        wait = ["airflow", "db", "check-migrations", "--migration-wait-timeout=60"]
+        pod["initContainers"] = self._pod("wait-for-airflow-migrations", section, args=wait)["containers"]
         labels = {"component": component}
         spec = {
             "replicas": 1,
@@ -161,34 +203,38 @@ class Release:
         }
         return _object("Deployment", f"{RELEASE}-{component}", "apps/v1", spec=spec)
 
-    def _pod(self, component: str, arguments: list[str] | None) -> dict[str, Any]:
-        """Return the specification of a pod of Airflow; the executor gives workers their arguments."""
+    def _pod(self, name: str, section: dict[str, Any], **fields: Any) -> dict[str, Any]:
+        """Return a pod of Airflow with one container; `section` of the values has its limits."""
         server = urlsplit(self._cluster.core.api_client.configuration.host)
-        environment = [
-            _from_secret("AIRFLOW__CORE__FERNET_KEY", "airflow-keys", "fernet-key"),
-            _from_secret("AIRFLOW__API__SECRET_KEY", "airflow-keys", "api-secret-key"),
-            _from_secret("AIRFLOW__API_AUTH__JWT_SECRET", "airflow-keys", "jwt-secret"),
-            _from_secret("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", "airflow-metadata", "connection"),
+        environment = [_from_secret(*reference) for reference in _SECRETS]
+        if name in _WITH_JWT_SECRET:
+            environment.append(_from_secret("AIRFLOW__API_AUTH__JWT_SECRET", "airflow-keys", "jwt-secret"))
+        environment += [
             {"name": "KUBERNETES_SERVICE_HOST", "value": server.hostname},  # its service has no route here
             {"name": "KUBERNETES_SERVICE_PORT", "value": str(server.port)},
         ]
-        files = ("airflow.cfg", "pod_template_file.yaml")
-        configuration = [{"name": "config", "mountPath": f"{_HOME}/{name}", "subPath": name} for name in files]
+        mounts = [{"name": "config", "mountPath": f"{_HOME}/airflow.cfg", "subPath": "airflow.cfg"}]
+        if name == "scheduler":
+            file = "pod_template_file.yaml"
+            mounts.append({"name": "config", "mountPath": f"{_TEMPLATES}/{file}", "subPath": file})
+        if name not in _WITHOUT_LOGS:
+            mounts.append({"name": "logs", "mountPath": f"{_HOME}/logs"})
         container = {
-            "name": component,
+            "name": name,
             "image": self._image,
             "env": environment,
             "envFrom": yaml.safe_load(self._values["extraEnvFrom"]),
-            "resources": _SMALL | {"limits": self._values["workers"]["kubernetes"]["resources"]["limits"]},
+            "resources": {"limits": section["resources"]["limits"], "requests": _SMALL} if section else {},
             "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
-            "volumeMounts": [*configuration, *self._values["volumeMounts"]],
+            "volumeMounts": [*mounts, *self._values["volumeMounts"]],
         }
+        own = [{"name": "config", "configMap": {"name": "airflow-config"}}, {"name": "logs", "emptyDir": {}}]
         return {
-            "serviceAccountName": f"{RELEASE}-{component}",
+            "serviceAccountName": f"{RELEASE}-{name}",
             "hostNetwork": True,
             "securityContext": {"runAsUser": 50000, "fsGroup": 0},
-            "containers": [container | ({"args": arguments} if arguments else {})],
-            "volumes": [{"name": "config", "configMap": {"name": "airflow-config"}}, *self._values["volumes"]],
+            "containers": [container | fields],
+            "volumes": [*own, *self._values["volumes"]],
         }
 
 
@@ -201,21 +247,15 @@ def _from_secret(variable: str, secret: str, key: str) -> dict[str, Any]:
 
 
 def _accounts() -> list[dict[str, Any]]:
-    """Return the accounts of the chart, with its rights to run pods; those in `s2v` are from `config/kubernetes`."""
+    """Return the accounts of the chart and their rights in this namespace; `config/kubernetes` has those in `s2v`."""
     accounts = [*_COMPONENTS, "worker", "migrate-database-job"]
     group = "rbac.authorization.k8s.io"
-    rules = [
-        {"apiGroups": [""], "resources": ["pods"], "verbs": _PODS},
-        {"apiGroups": [""], "resources": ["pods/log"], "verbs": ["get"]},
-        {"apiGroups": [""], "resources": ["events"], "verbs": ["list"]},
-    ]
-    subjects = [
-        {"kind": "ServiceAccount", "name": f"{RELEASE}-{name}", "namespace": RELEASE}
-        for name in ("scheduler", "worker")
-    ]
-    role = {"apiGroup": group, "kind": "Role", "name": "pod-launcher"}
-    return [
-        *(_object("ServiceAccount", f"{RELEASE}-{name}") for name in accounts),
-        _object("Role", "pod-launcher", f"{group}/v1", rules=rules),
-        _object("RoleBinding", "pod-launcher", f"{group}/v1", roleRef=role, subjects=subjects),
-    ]
+    objects = [_object("ServiceAccount", f"{RELEASE}-{name}") for name in accounts]
+    for role, (names, rights) in _RIGHTS.items():
+        rules = [{"apiGroups": [""], "resources": [kind], "verbs": verbs} for kind, verbs in rights.items()]
+        subjects = [{"kind": "ServiceAccount", "name": f"{RELEASE}-{name}", "namespace": RELEASE} for name in names]
+        reference = {"apiGroup": group, "kind": "Role", "name": f"{RELEASE}-{role}-role"}
+        objects.append(_object("Role", reference["name"], f"{group}/v1", rules=rules))
+        binding = f"{RELEASE}-{role}-rolebinding"
+        objects.append(_object("RoleBinding", binding, f"{group}/v1", roleRef=reference, subjects=subjects))
+    return objects

@@ -29,6 +29,7 @@ MODELS = {
 # others, and ignores some: look there before adding one here.
 CHART = "1.22.0"
 RESOURCES = {"requests": {"cpu": str, "memory": str}, "limits": {"memory": str}}
+GROOMER: dict[str, Any] = {"resources": RESOURCES}
 CHART_KEYS: dict[str, Any] = {
     "airflowVersion": str,
     "defaultAirflowTag": str,
@@ -47,14 +48,21 @@ CHART_KEYS: dict[str, Any] = {
         "args": list,
         "useHelmHooks": bool,
         "jobAnnotations": {"helm.sh/hook": str, "helm.sh/hook-delete-policy": str},
+        "ttlSecondsAfterFinished": int,
+        "resources": RESOURCES,
     },
     "createUserJob": {"enabled": bool},
-    "scheduler": {"resources": RESOURCES, "startupProbe": {"failureThreshold": int}},
-    "dagProcessor": {"enabled": bool, "resources": RESOURCES},
+    "scheduler": {"resources": RESOURCES, "startupProbe": {"failureThreshold": int}, "logGroomerSidecar": GROOMER},
+    "dagProcessor": {"enabled": bool, "resources": RESOURCES, "logGroomerSidecar": GROOMER},
     "apiServer": {"resources": RESOURCES, "startupProbe": {"failureThreshold": int}},
-    "triggerer": {"replicas": int, "resources": RESOURCES, "persistence": {"enabled": bool}},
+    "triggerer": {
+        "replicas": int,
+        "resources": RESOURCES,
+        "logGroomerSidecar": GROOMER,
+        "persistence": {"enabled": bool},
+    },
     "workers": {"kubernetes": {"resources": RESOURCES}},
-    "statsd": {"enabled": bool},
+    "statsd": {"enabled": bool, "resources": RESOURCES},
     "config": dict,
 }
 

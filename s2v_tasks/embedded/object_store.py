@@ -46,6 +46,7 @@ _START_SECONDS = 60.0
 _STOP_SECONDS = 6.0
 _ANSWER_SECONDS = 5.0
 _POLL_SECONDS = 0.05
+_LEAST_FREE = 0.01  # share of the disk below which the server refuses to write
 
 
 class S3Server:
@@ -76,7 +77,8 @@ class S3Server:
         return str(self._state["secret_access_key"])
 
     def start(self) -> None:
-        """Start the server unless it runs; create the missing files before."""
+        """Start the server unless it runs; create the missing files before. TransientError if the disk is full."""
+        _check_room(self._folder)
         with exclusive(self._lock_path):
             if self.is_running():
                 return
@@ -185,6 +187,18 @@ class S3Server:
         except subprocess.TimeoutExpired:
             return False
         return "(volume:" in volumes.stdout  # the summary of a volume server
+
+
+def _check_room(folder: Path) -> None:
+    """Raise TransientError if the server would refuse to write: it answers with an internal error then."""
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    disk = shutil.disk_usage(there)
+    if disk.free <= disk.total * _LEAST_FREE:
+        raise TransientError(
+            f"The disk of {folder} is full: {disk.free / 1e9:.2f} of {disk.total / 1e9:.1f} GB are free, and the "
+            f"embedded S3 server needs more than {_LEAST_FREE:.0%}. Free space, or set S2V_HOME to a folder on a "
+            "larger disk."
+        )
 
 
 def _token_keys(state: dict[str, Any]) -> dict[str, str]:

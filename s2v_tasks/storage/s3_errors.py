@@ -156,7 +156,8 @@ def _refusal(error: ClientError, said: str, what: str, at: Location, server: Ser
         )
     if status == _NOT_IMPLEMENTED or (status in _CLIENT_ERRORS and status not in _PASSING):
         return TransientError(f"Failed {what}: {said}")
-    return UnavailableError(f"Failed {what}: {said}")
+    remedy = ". If this repeats, look at the log of the server and at its free space." if status >= 500 else ""
+    return UnavailableError(f"Failed {what}: {said.rstrip('.')}{remedy}")
 
 
 def _is_page_of_a_proxy(error: ClientError, code: str, metadata: dict[str, Any]) -> bool:

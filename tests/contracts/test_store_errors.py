@@ -99,9 +99,10 @@ def test_an_answer_without_status_and_code_is_waited_for() -> None:
 
 @pytest.mark.parametrize("status", [399, 408, 409, 425, 429, 500, 502, 503, 504, 507])
 def test_a_temporary_answer_is_waited_for(status: int) -> None:
-    """Answers of a server that is overloaded, starting or full are waited for."""
-    with pytest.raises(UnavailableError, match="SomeCode"):
+    """Answers of a server that is overloaded, starting or full are waited for; a fault of the server may be no room."""
+    with pytest.raises(UnavailableError, match="SomeCode") as caught:
         failing_store(answer("SomeCode", status, "Try later")).get_bytes("a")
+    assert ("its free space" in str(caught.value)) == (status >= 500)
 
 
 @pytest.mark.parametrize("status", [400, 405, 412, 416, 499, 501])

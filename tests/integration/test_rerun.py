@@ -22,9 +22,8 @@ from s2v_tasks.storage.artifacts import ArtifactStore
 from s2v_tasks.storage.layout import JobLayout
 from s2v_tasks.storage.objects import file_sha256
 from s2v_tasks.storage.s3 import ObjectStore
-from tests.integration.conftest import run_job, stored_job
+from tests.integration.conftest import SAMPLES, run_job, stored_job
 
-SAMPLES = Path(__file__).parents[1] / "samples"
 PARENT, CHILD = "first-take", "second-take"
 REQUEST: dict[str, Any] = {
     "prompt": "A drawn portrait speaks.",

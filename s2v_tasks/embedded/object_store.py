@@ -26,7 +26,7 @@ from s2v_tasks.embedded.process import (
     read_state,
     write_private,
 )
-from s2v_tasks.errors import ConfigurationError, TransientError
+from s2v_tasks.errors import ConfigurationError, TransientError, no_room
 from s2v_tasks.log import get_logger
 
 # All ports of the server. Two servers would otherwise choose the same ones.
@@ -194,10 +194,9 @@ def _check_room(folder: Path) -> None:
     there = next(place for place in (folder, *folder.parents) if place.exists())
     disk = shutil.disk_usage(there)
     if disk.free <= disk.total * _LEAST_FREE:
-        raise TransientError(
-            f"The disk of {folder} is full: {disk.free / 1e9:.2f} of {disk.total / 1e9:.1f} GB are free, and the "
-            f"embedded S3 server needs more than {_LEAST_FREE:.0%}. Free space, or set S2V_HOME to a folder on a "
-            "larger disk."
+        raise no_room(
+            f"{disk.free / 1e9:.2f} of {disk.total / 1e9:.1f} GB are free at {folder}; the S3 server needs more than "
+            f"{_LEAST_FREE:.0%}"
         )
 
 

@@ -22,7 +22,7 @@ def test_a_disk_without_room_is_refused_before_anything_is_written(
         return SimpleNamespace(total=2_000_000_000_000, free=20_000_000_000)
 
     monkeypatch.setattr(shutil, "disk_usage", disk_usage)
-    with pytest.raises(TransientError, match=r"is full: 20\.00 of 2000\.0 GB are free, .* 1%.*S2V_HOME"):
+    with pytest.raises(TransientError, match=r"is full \(20\.00 of 2000\.0 GB are free at .* 1%\).*S2V_HOME"):
         S3Server(tmp_path / "home").start()
     assert asked == [tmp_path]
     assert list(tmp_path.iterdir()) == []

@@ -1,7 +1,7 @@
 """Airflow in pods, as its Helm chart installs it with the values of `config/airflow/values.yaml`.
 
 The chart needs a registry, a network between pods and a DNS, which the node of the tests lacks. So its objects are
-written here as version 1.22.0 renders them with these values: accounts and rights, the migration job and the containers
+written here as the chart renders them with these values: accounts and rights, the migration job and the containers
 that wait for it, which secrets each pod gets, settings, volumes, limits, the configuration of Airflow. All pods use the
 network of the node. So there are no services, and one triggerer. The exporter of the metrics, the probes and the
 containers that delete old logs are left out.
@@ -184,7 +184,8 @@ class Release:
         return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": pod}
 
     def _job(self) -> dict[str, Any]:
-        pod = self._pod("migrate-database-job", {}, args=self._values["migrateDatabaseJob"]["args"])
+        section = self._values["migrateDatabaseJob"]
+        pod = self._pod("migrate-database-job", section, args=section["args"])
         template = {"spec": pod | {"restartPolicy": "OnFailure"}}
         return _object("Job", _JOB, "batch/v1", spec={"template": template})
 
@@ -224,7 +225,7 @@ class Release:
             "image": self._image,
             "env": environment,
             "envFrom": yaml.safe_load(self._values["extraEnvFrom"]),
-            "resources": {"limits": section["resources"]["limits"], "requests": _SMALL} if section else {},
+            "resources": {"limits": section["resources"]["limits"], "requests": _SMALL},
             "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
             "volumeMounts": [*mounts, *self._values["volumeMounts"]],
         }

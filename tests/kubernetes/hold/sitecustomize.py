@@ -7,8 +7,8 @@ leaves `<job_id>.<clip_index>.reached` beside it. SIGTERM ends the wait: the pro
 
 In the same way a worker of Airflow that has made the pod of a clip waits before it leaves it to the triggerer, while
 `<job_id>.<clip_index>.worker.hold` is there. The clip whose seed is `SPOILED_SEED` becomes one of a single colour. With
-`SAVE_SECONDS` a render saves its state that often. With `BENCH_FOLDER` a step records its moments there, as in a
-benchmark.
+`SAVE_SECONDS` a render saves its state that often, and waits until it is stored. With `BENCH_FOLDER` a step records its
+moments there, as in a benchmark.
 """
 
 import os
@@ -77,9 +77,18 @@ def _spoil(pipeline_module: Any) -> None:
 
 
 def _save_states(saved_states_module: Any) -> None:
-    """Change the seconds between two saved states."""
-    if "SAVE_SECONDS" in os.environ:
-        saved_states_module.SAVE_SECONDS = float(os.environ["SAVE_SECONDS"])
+    """Change the seconds between two saved states, and let the render wait until each is stored."""
+    if "SAVE_SECONDS" not in os.environ:
+        return
+    saved_states_module.SAVE_SECONDS = float(os.environ["SAVE_SECONDS"])
+    offer = saved_states_module.StateSaver.offer
+
+    def offer_and_wait(saver: Any, state: Any) -> None:
+        offer(saver, state)
+        if saver._saving is not None:
+            saver._saving.result()
+
+    saved_states_module.StateSaver.offer = offer_and_wait
 
 
 _CHANGES = {

@@ -67,10 +67,14 @@ class ActiveClip:
 
 @dataclass(frozen=True)
 class Card:
-    """One job of a page. `prompt` is its beginning; `cost` is None while the job has no price."""
+    """One job of a page. `prompt` and `reason` are their beginnings; `cost` is None while the job has no price.
+
+    `reason`: reason of a failed or cancelled job.
+    """
 
     job_id: str
     status: str
+    reason: str | None
     prompt: str | None
     labels: dict[str, Any]
     preset: str | None
@@ -155,6 +159,7 @@ def _cards() -> sa.Select[Any]:
     return sa.select(
         *(Job.job_id, Job.status, Job.labels, Job.preset, Job.parent_job_id, Job.dag_run_id),
         sa.func.left(Job.request["prompt"].astext, EXCERPT_CHARACTERS).label("prompt"),
+        sa.func.left(Job.reason, EXCERPT_CHARACTERS).label("reason"),
         *(Job.num_clip, Job.num_frames, Job.currency, Job.created_at),
         gpu_seconds.label("gpu_seconds"),
         (gpu_seconds * Job.cost_per_gpu_hour / 3600).label("cost"),

@@ -51,6 +51,8 @@ class Recent(Generic[Value]):
 def card_state(card: Card) -> dict[str, Any]:
     """Return the parts of a job that change while it runs."""
     state: dict[str, Any] = {"status": card.status, "done": card.num_finished, "of": card.num_clip}
+    if card.has_ended and card.reason is not None:
+        state["reason"] = card.reason
     if card.cost is not None:
         state["cost"] = money(card.cost, card.currency)
     if card.active is not None and not card.has_ended:

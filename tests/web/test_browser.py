@@ -145,7 +145,7 @@ def test_a_hidden_page_does_not_poll(opened: Callable[..., Any], metadata: Metad
 
 
 def test_the_gallery_follows_a_job(opened: Callable[..., Any], metadata: MetadataStore, store: ObjectStore) -> None:
-    """State, clips and cost of a card change without a reload."""
+    """State, clips, cost and reason of a card change without a reload."""
     add_job(metadata, store, "talk", num_clip=2)
     page = opened("videos")
     metadata.clips.start("talk", 0, "f" * 64)
@@ -157,6 +157,7 @@ def test_the_gallery_follows_a_job(opened: Callable[..., Any], metadata: Metadat
     until(page, "document.querySelector('.card .poster img').naturalWidth === 64")
     metadata.jobs.fail("talk", "A node was lost.")
     page.wait_for_selector(".card[data-ended] .badge.failed")
+    assert page.locator(".card .reason").text_content() == "A node was lost."
 
 
 def test_an_editor_renders_again_and_cancels(

@@ -60,6 +60,7 @@ def test_a_page_shows_why_a_job_failed(login: Login, metadata: MetadataStore, st
         assert sentence in text
     assert "Clip 1 started, attempt 1" in text
     assert "Planned: 2 clips, 32 frames, 128 × 192" in text
+    assert "The GPU was lost: start the job again." in login("vera").get("/s2v/videos").text
 
 
 @pytest.mark.parametrize(("num_samples", "width"), [(32_000, "800.0"), (160_000, "160.0")])

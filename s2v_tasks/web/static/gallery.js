@@ -23,6 +23,7 @@ function update(card, state) {
     picture.src = address;
   }
   if (state.cost) card.querySelector(".cost").textContent = state.cost;
+  card.querySelector(".reason").textContent = state.reason || "";
   if (ENDED.has(state.status)) {
     card.dataset.ended = "";
     card.querySelector(".live").hidden = true;

@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKLWan
 
-from s2v_tasks.engine.acceleration.first_block_cache import CacheContext
+from s2v_tasks.engine.acceleration.first_block_cache import CacheContext, FirstBlockCache
 from s2v_tasks.engine.clip import Callbacks, ClipInputs, MotionState, Sampling
 from s2v_tasks.engine.encoders.vae import Vae
 from s2v_tasks.engine.loading import Snapshot
@@ -20,6 +20,12 @@ from s2v_tasks.engine.models.config import S2VConfig
 from s2v_tasks.engine.options import EngineOptions
 from s2v_tasks.engine.worker import Worker
 from s2v_tasks.media.encode import encode_clip
+from s2v_tasks.planning.memory import (
+    ATTENTION_BYTES,
+    CACHED_BRANCH_BYTES,
+    CACHED_FORWARD_BYTES,
+    WAITING_BRANCH_BYTES,
+)
 from s2v_tasks.verification.bench.step import random_transformer
 from tests.engine.live_bytes import LiveBytes
 from tests.engine.small_pipeline import inputs, make_pipeline
@@ -111,6 +117,25 @@ def test_a_forward_has_a_bounded_peak(
         with LiveBytes([*transformer.parameters(), *prepared]) as live:
             transformer(latents, torch.tensor([500]), clip_tokens, conditionings)
     assert live.peak_bytes / (clip_tokens.end * PROPORTIONS.dim) <= 0.65 * earlier
+
+
+def test_the_first_block_cache_needs_no_more_than_the_plan_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With guidance and a cache that skips nothing, the peak of a forward is at most that of the formula."""
+    transformer, dtype = random_transformer(PROPORTIONS, torch.device("cpu"), torch.bfloat16), torch.bfloat16
+    with torch.inference_mode():
+        reference, history, latents = (torch.zeros(1, 16, n, 32, 32, dtype=dtype) for n in (1, 19, 8))
+        clip_tokens = transformer.prepare_clip_tokens(8, reference, history, None)
+        context, audio = torch.zeros(8, 16, dtype=dtype), torch.zeros(32, 25, 8, dtype=dtype)
+        conditionings = [transformer.prepare_conditioning(context, audio, name) for name in ("cond", "uncond")]
+        monkeypatch.setattr(blocks, "CHUNK_TOKENS", -(-clip_tokens.end // 2))
+        prepared = (latents, clip_tokens.extra_BMD, clip_tokens.cond_BND, clip_tokens.rope_Lc2, clip_tokens.e0_6D)
+        cache = FirstBlockCache(threshold=1e-9)
+        with LiveBytes([*transformer.parameters(), *prepared]) as live, transformer.hooked(cache):
+            for timestep in (900, 500):
+                transformer(latents, torch.tensor([timestep]), clip_tokens, conditionings)
+    counted = ATTENTION_BYTES + WAITING_BRANCH_BYTES + 2 * CACHED_BRANCH_BYTES + CACHED_FORWARD_BYTES
+    assert live.peak_bytes / (clip_tokens.end * PROPORTIONS.dim) <= counted
+    assert cache.num_skipped == 0
 
 
 def test_the_decoder_passes_few_frames_at_a_time_through_its_widest_levels() -> None:

@@ -68,6 +68,7 @@ class FirstBlockCache:
         before_BLD = states[0].clone()  # the block works in the memory of its input
         outputs = run(0, states, inputs)
         changes = [y_BLD - before_BLD for y_BLD in outputs]
+        del before_BLD
         num_video = inputs.clip_tokens.video.stop - inputs.clip_tokens.video.start
         near = self._near(changes, contexts)
         for y_BLD, change_BLD, context, is_near in zip(outputs, changes, contexts, near, strict=True):
@@ -83,7 +84,7 @@ class FirstBlockCache:
         """Return True for each branch whose residual is close to the cached one; one exchange for all branches."""
         cached = [context.first_BLD for context in contexts]
         sums = [
-            torch.stack([(change - first).abs().sum(), first.abs().sum()])
+            torch.stack([(change - first).abs_().sum(), first.abs().sum()])
             for change, first in zip(changes, cached, strict=True)
             if first is not None
         ]

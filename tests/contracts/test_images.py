@@ -52,6 +52,12 @@ def test_an_image_is_pinned_labelled_and_not_root(dockerfile: Path) -> None:
         assert f"org.opencontainers.image.{name}=" in labels
 
 
+def test_the_engine_finds_a_driver_that_the_cluster_mounts() -> None:
+    """The loader searches the folder in which managed clusters mount the driver, as in the images of NVIDIA."""
+    variables = next(rest for word, rest in instructions(DOCKER / "engine/Dockerfile") if word == "ENV")
+    assert "LD_LIBRARY_PATH=/usr/local/nvidia/lib:/usr/local/nvidia/lib64" in variables.split()
+
+
 @pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.parent.name)
 def test_run_lines_call_scripts_that_work_outside_of_images(dockerfile: Path) -> None:
     """A RUN line either calls one of the scripts, which run on any machine, or makes a folder."""

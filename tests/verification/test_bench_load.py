@@ -12,10 +12,11 @@ from typer.testing import CliRunner
 
 from s2v_tasks.cli.bench import bench
 from s2v_tasks.engine.loading import Snapshot
+from s2v_tasks.engine.loading.reading import BUFFER_BYTES
 from s2v_tasks.errors import PermanentError, TransientError
 from s2v_tasks.verification.bench import load, step
 from s2v_tasks.verification.bench.decode import DecodeBench, bench_decode
-from s2v_tasks.verification.bench.load import bench_load, write_checkpoint
+from s2v_tasks.verification.bench.load import bench_load, check_loaded, write_checkpoint
 
 
 def test_synthetic_checkpoint_loads(tmp_path: Path) -> None:
@@ -29,6 +30,22 @@ def test_synthetic_checkpoint_loads(tmp_path: Path) -> None:
     assert weights["blocks.39.ffn.0.weight"].unique().numel() > 1000
     with pytest.raises(PermanentError, match="too small"):
         write_checkpoint(tmp_path, 1e6)
+
+
+def test_weights_that_the_loader_mixes_up_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights as in the files pass. The content of another buffer in the middle of a weight does not."""
+    assert BUFFER_BYTES % (
+        load._BLOCK_NUMBERS * torch.bfloat16.itemsize
+    )  # so each buffer of a weight has other content
+    monkeypatch.setattr(load, "_BLOCK_NUMBERS", 1021)
+    write_checkpoint(tmp_path, 4e7)
+    transformer = Snapshot(tmp_path).build_transformer()
+    Snapshot(tmp_path).fill_transformer(transformer, "cpu", torch.float32)
+    check_loaded(transformer)
+    largest = max(transformer.parameters(), key=torch.numel).flatten()
+    largest[2048:3072] = largest[1024:2048].clone()
+    with pytest.raises(RuntimeError, match="was loaded with other values than the file has"):
+        check_loaded(transformer)
 
 
 WATCHED = """

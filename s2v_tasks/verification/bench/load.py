@@ -7,7 +7,8 @@ Variants, each in new processes on the same files, which the page cache holds:
 - "threads": the loader as rendering uses it, every rank with the whole transformer
 - "sharded": the same under FSDP, every rank with its shards
 
-The weights end in the dtype of a render: bfloat16, as in the files, on a GPU; float32 on a CPU.
+The weights end in the dtype of a render: bfloat16, as in the files, on a GPU; float32 on a CPU. Weights that are not
+sharded are compared with the files: threads, page-locked buffers and streams could mix them up.
 """
 
 import json
@@ -26,6 +27,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
 from torch.multiprocessing.spawn import start_processes
 
 from s2v_tasks.engine.distributed.mesh import shard_weights
@@ -40,7 +42,8 @@ from s2v_tasks.verification.bench.step import timed
 _RELEASED_BYTES = 32.6e9
 _HEAD_DIM = 128
 _SHARD_BYTES = 1 << 30
-_BLOCK_NUMBERS = 1 << 22
+# The numbers that every weight repeats. No part of the loader's buffer: values of another buffer must be others.
+_BLOCK_NUMBERS = (1 << 22) - 3
 _DTYPE = torch.bfloat16
 _KILLED_SECONDS = 10.0  # a call of the driver of a GPU may outlast a signal
 _STATUS = Path("/proc/self/status")
@@ -89,7 +92,7 @@ def write_checkpoint(folder: Path, size_bytes: float) -> int:
     config = S2VConfig(dim=dim, ffn_dim=dim * 27 // 10, num_heads=heads, audio_dim=min(S2VConfig.audio_dim, dim))
     with torch.device("meta"):
         shapes = {key: value.shape for key, value in S2VTransformer(config).state_dict().items()}
-    block = torch.randn(_BLOCK_NUMBERS, generator=torch.Generator().manual_seed(0)).to(_DTYPE)
+    block = _random_block()
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(_shards(shapes)):
         name = f"diffusion_pytorch_model-{number:05}.safetensors"
@@ -112,6 +115,20 @@ def _shards(shapes: dict[str, torch.Size]) -> Iterator[list[str]]:
         keys.append(key)
         size_bytes += shape.numel() * _DTYPE.itemsize
     yield keys
+
+
+def _random_block() -> Tensor:
+    return torch.randn(_BLOCK_NUMBERS, generator=torch.Generator().manual_seed(0)).to(_DTYPE)
+
+
+def check_loaded(module: nn.Module) -> None:
+    """Raise RuntimeError if a weight differs from that of `write_checkpoint`; sharded weights are not compared."""
+    weights = {key: weight for key, weight in module.state_dict().items() if not isinstance(weight, DTensor)}
+    blocks = {device: _random_block().to(device) for device in {weight.device for weight in weights.values()}}
+    for key, weight in weights.items():
+        block = blocks[weight.device].to(weight.dtype)
+        if not all(torch.equal(piece, block[: len(piece)]) for piece in torch.split(weight.flatten(), len(block))):
+            raise RuntimeError(f"{key} was loaded with other values than the file has: the loader mixes up weights")
 
 
 def _repeated(block: Tensor, shape: torch.Size) -> Tensor:
@@ -150,6 +167,7 @@ def _rank(rank: int, folder: Path, meeting: Path, variant: str, num_ranks: int, 
         dist.barrier()
     with _peak_of_own_memory() as peak:
         loaded, seconds = timed(lambda: _load(folder, variant, target, num_ranks), target)
+    check_loaded(loaded)
     del loaded
     (meeting / f"{rank}.json").write_text(json.dumps({"seconds": seconds, "peak_bytes": peak[0]}))
     if num_ranks > 1:

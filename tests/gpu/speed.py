@@ -34,12 +34,12 @@ _TINY_CONFIG = S2VConfig(
 # Variants run with a part of the 40 layers, at each size: a step's seconds grow with them.
 _VARIANT_LAYERS = (10, 5)
 _CACHE_STEPS, _CACHE_THRESHOLD = 4, 0.05
-_DEFAULT, _ONE_BRANCH = "default", "without guidance"
+_DEFAULT, _ONE_BRANCH, _OFFLOAD = "default", "without guidance", "offload"
 _CACHE = f"first-block cache {_CACHE_THRESHOLD}"
 _VARIANTS: dict[str, dict[str, Any]] = {
     _DEFAULT: {},
     _ONE_BRANCH: {"guided": False},
-    "offload": {"offload": True},
+    _OFFLOAD: {"offload": True},
     "fp8": {"weights_dtype": "fp8"},
     _CACHE: {},
     "flash": {"attention": "flash"},
@@ -109,16 +109,18 @@ def profile_of_step(machine: Machine, _clock: Clock) -> Rows:
 def variants(machine: Machine, clock: Clock) -> Rows:
     """Time the options at both sizes with some of the layers; `ratio` compares with the default of that size.
 
-    The options that compile come last, each at the smaller size first: they need a minute or more.
+    `relative_error` is the difference of the noise prediction to that of the default. Offload must make none. The
+    options that compile come last, each at the smaller size first: they need a minute or more.
     """
     eager: dict[tuple[int, int, int], float] = {}
+    exact: dict[tuple[int, int, int], Tensor] = {}
     latest = {False: 0.0, True: _COMPILE_SECONDS}  # seconds of variants that do not compile, and of those that do
     for name, size in _in_order(machine):
         compiled = _VARIANTS[name].get("compiled", False)
         if clock.left_seconds < max(_VARIANT_SECONDS, latest[compiled]) and not machine.tiny:
             yield {"name": f"{_named(size)} {name}", "left_out": True}
             continue
-        row = tried(partial(_variant, machine, size, name))
+        row = tried(partial(_variant, machine, size, name, exact))
         latest[compiled] = row.get("with_setup_seconds", latest[compiled])
         if name == _DEFAULT and "seconds" in row:
             eager[size] = row["seconds"]
@@ -141,10 +143,17 @@ def _in_order(machine: Machine) -> list[tuple[str, tuple[int, int, int]]]:
     ]
 
 
-def _variant(machine: Machine, size: tuple[int, int, int], name: str) -> dict[str, Any]:
+def _variant(
+    machine: Machine, size: tuple[int, int, int], name: str, exact: dict[tuple[int, int, int], Tensor]
+) -> dict[str, Any]:
     started = time.perf_counter()
     config = _config(machine, size)
-    row = _cache(machine, size, config) if name == _CACHE else _step(machine, size, config, **_VARIANTS[name])
+    if name == _CACHE:
+        row = _cache(machine, size, config)
+    else:
+        row = _step(machine, size, config, exact if name != _ONE_BRANCH else None, **_VARIANTS[name])
+    if name == _OFFLOAD and "relative_error" in row:
+        row["ok"] = row["relative_error"] == 0
     return row | {"with_setup_seconds": time.perf_counter() - started}
 
 
@@ -159,7 +168,14 @@ def _cache(machine: Machine, size: tuple[int, int, int], config: S2VConfig) -> d
     }
 
 
-def _step(machine: Machine, size: tuple[int, int, int], config: S2VConfig, **fields: Any) -> dict[str, Any]:
+def _step(
+    machine: Machine,
+    size: tuple[int, int, int],
+    config: S2VConfig,
+    exact: dict[tuple[int, int, int], Tensor] | None = None,
+    **fields: Any,
+) -> dict[str, Any]:
+    """Return the measurements of a step, with the error to `exact`, which gets the first noise prediction of a size."""
     machine.release()
     if machine.tiny:
         fields.pop("compiled", None)  # the compiler takes minutes on a CPU
@@ -177,6 +193,11 @@ def _step(machine: Machine, size: tuple[int, int, int], config: S2VConfig, **fie
         row["mfu"] = flops / seconds / peak_flops
     if report.peak_memory_bytes is not None:
         row["peak_gib"] = report.peak_memory_bytes / 2**30
+    if exact is not None:
+        # The default is measured first. If it failed, other variants have nothing to be compared with.
+        expected = exact.setdefault(size, report.velocity) if not fields else exact.get(size)
+        if expected is not None:
+            row["relative_error"] = ((report.velocity - expected).norm() / expected.norm()).item()
     return row
 
 

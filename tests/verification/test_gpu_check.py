@@ -28,8 +28,9 @@ def test_every_section_runs_at_toy_size(tmp_path: Path, capsys: pytest.CaptureFi
     for size in ("64x64x8", "128x64x8"):
         one_branch, preview = variants[f"{size} without guidance"], variants[f"{size} solver steps of a preview"]
         assert preview["ratio"] == pytest.approx(10 * one_branch["ratio"])
+    offload = ("64x64x8 offload", "128x64x8 offload")
     assert checked == dict.fromkeys(
-        ("float32", "bfloat16", "two processes", "stopped and continued", "compiled, two processes"), True
+        ("float32", "bfloat16", "two processes", "stopped and continued", "compiled, two processes", *offload), True
     )
     assert "All checks passed." in capsys.readouterr().out
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from s2v_tasks.engine.acceleration.offload import BlockOffload
 from s2v_tasks.engine.encoders.vae import Vae
 from s2v_tasks.engine.models.layers import MOTION_LATENTS
 from tests.gpu import correctness, networks, speed
@@ -49,7 +50,7 @@ def test_the_utilisation_counts_the_branches_that_are_computed(toy: Machine, mon
 def test_ratios_are_to_the_default_only(toy: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """A variant that fails in any way is named, and the others are measured; without the default there is no ratio."""
 
-    def step(_machine: Machine, _size: Any, _config: Any, **fields: Any) -> Row:
+    def step(_machine: Machine, _size: Any, _config: Any, _exact: Any, **fields: Any) -> Row:
         if not fields:
             raise RuntimeError("CUDA out of memory")
         if "weights_dtype" in fields:
@@ -67,6 +68,22 @@ def test_ratios_are_to_the_default_only(toy: Machine, monkeypatch: pytest.Monkey
     ]
 
 
+def test_an_offload_that_computes_with_wrong_weights_fails_the_check(
+    toy: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The noise prediction must be that of resident blocks; the error of another variant is only stated."""
+    monkeypatch.setattr(speed, "_VARIANTS", {name: speed._VARIANTS[name] for name in ("default", "offload", "flash")})
+    offloads = [row for row in speed.variants(toy, Clock(100)) if "offload" in row["name"]]
+    assert [(row["ok"], row["relative_error"]) for row in offloads] == [(True, 0.0)] * 2
+    monkeypatch.setattr(BlockOffload, "_to_device", lambda _offload, weight: torch.zeros_like(weight))
+    rows = {row["name"].removeprefix("64x64x8 "): row for row in speed.variants(toy, Clock(100))}
+    assert rows["default"]["relative_error"] == 0
+    assert rows["offload"]["ok"] is False
+    assert rows["offload"]["relative_error"] > 0
+    assert rows["flash"]["relative_error"] < 1e-5
+    assert "ok" not in rows["flash"]
+
+
 def test_variants_that_compile_come_last_and_need_as_long_as_the_latest(monkeypatch: pytest.MonkeyPatch) -> None:
     """The smaller size comes first, the kernel of the default is not measured again, and what fits no more is named."""
     machine = Machine(torch.device("cuda"), tiny=False, work_dir=Path())
@@ -74,7 +91,7 @@ def test_variants_that_compile_come_last_and_need_as_long_as_the_latest(monkeypa
     now = [0.0]
     monkeypatch.setattr(Clock, "left_seconds", property(lambda _clock: 300 - now[0]))
 
-    def variant(_machine: Machine, _size: Any, name: str) -> Row:
+    def variant(_machine: Machine, _size: Any, name: str, _exact: Any) -> Row:
         needed = 70.0 if "compile" in name else 5.0
         now[0] += needed
         return {"seconds": 1.0, "with_setup_seconds": needed}

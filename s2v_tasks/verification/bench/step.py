@@ -81,6 +81,7 @@ class StepReport:
     precision: str
     attention: str  # the kernel that was used
     peak_memory_bytes: int | None  # of the GPU, weights included; None on a CPU
+    velocity: Tensor  # of "hoisted", on the CPU
     kernels: tuple[KernelTime, ...] = ()  # the longest of "hoisted", where asked for
 
 
@@ -120,10 +121,11 @@ def bench_step(bench: StepBench, worker: Worker, *, profile: bool = False) -> St
             variants["reference"] = _reference(transformer, inputs, inputs.motion, guided=bench.guided)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        rows = _measure(variants, bench.repeats, device)
+        rows, velocity = _measure(variants, bench.repeats, device)
         kernels = longest_kernels(variants["hoisted"], device) if profile and worker.world_size == 1 else []
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
-    return StepReport(rows, layout, num_parameters, str(dtype).removeprefix("torch."), kernel, peak, tuple(kernels))
+    precision = str(dtype).removeprefix("torch.")
+    return StepReport(rows, layout, num_parameters, precision, kernel, peak, velocity, tuple(kernels))
 
 
 def bench_transformer(bench: StepBench, device: torch.device, dtype: torch.dtype) -> tuple[S2VTransformer, str]:
@@ -214,18 +216,25 @@ def conditioning_of(transformer: S2VTransformer, inputs: Inputs, branch: int) ->
     return transformer.prepare_conditioning(inputs.contexts[branch], inputs.features[branch], name)
 
 
-def _measure(variants: dict[str, Callable[[], Tensor]], repeats: int, device: torch.device) -> tuple[StepResult, ...]:
-    """Return the median time of each variant. The variants alternate, so that other load on the machine affects all."""
+def _measure(
+    variants: dict[str, Callable[[], Tensor]], repeats: int, device: torch.device
+) -> tuple[tuple[StepResult, ...], Tensor]:
+    """Return the median time of each variant, and the velocity of the first, both of steps after a warm-up.
+
+    The variants alternate, so that other load on the machine affects all.
+    """
     velocities = {name: step() for name, step in variants.items()}  # also warms up
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(repeats):
         for name, step in variants.items():
-            seconds[name].append(timed(step, device)[1])
+            velocities[name], needed = timed(step, device)
+            seconds[name].append(needed)
     first = next(iter(velocities.values()))
-    return tuple(
+    results = (
         StepResult(name, median(seconds[name]), (velocity - first).abs().max().item())
         for name, velocity in velocities.items()
     )
+    return tuple(results), first.cpu()
 
 
 def timed(compute: Callable[[], Result], device: torch.device) -> tuple[Result, float]:

@@ -30,7 +30,8 @@ CACHED_BRANCH_BYTES, CACHED_FORWARD_BYTES = 8, 4
 # hidden layer before and behind its activation (4 F).
 CHUNK_TOKENS = 32768
 # Bytes per squared width that a GPU needs beyond the counted tensors (workspaces of libraries, weights cast to fp32).
-# Measured with the released model in bf16 as 3.0 to 3.1 GB at 832x448x80, 1024x704x80, 1024x704x112 and 1280x704x80.
+# Measured for the 14B shapes in bf16 as 3.0 to 3.1 GB at 832x448x80, 1024x704x80, 1024x704x112 and 1280x704x80. Later
+# a step of 832x448x80 needed 0.5 GB of it (docs/gpu.md).
 RESERVE_BYTES_PER_SQUARED_WIDTH = 117
 # Tensors of four frames with the decoder's full width at full resolution: at the peak, in its last level, two frames
 # pass as input (0.5), normalised (0.5), behind what the convolution keeps (1) and padded (1), beside the output of the

@@ -170,6 +170,21 @@ def test_the_snapshot_job_refuses_a_branch(fetch: dict[str, Any]) -> None:
     assert (done.returncode, "expected a commit" in done.stderr) == (78, True)
 
 
+@pytest.mark.parametrize(("extras", "installed"), [("", ".[engine]"), ("fp8,identity", ".[engine,fp8,identity]")])
+def test_the_engine_image_has_the_extras_of_its_build(tmp_path: Path, extras: str, installed: str) -> None:
+    """The build argument EXTRAS adds extras of the package to the engine image."""
+    assert ["ARG", "EXTRAS="] in [list(pair) for pair in instructions(DOCKER / "engine/Dockerfile")]
+    tools, calls = tmp_path / "bin", tmp_path / "calls"
+    tools.mkdir()
+    for name in ("python", "torchrun"):
+        (tools / name).write_text(f'#!/bin/sh\necho "$@" >> {quote(str(calls))}\n', encoding="utf-8")
+        (tools / name).chmod(0o755)
+    variables = {"PATH": os.defpath, "EXTRAS": extras}
+    subprocess.run([DOCKER / "install-engine.sh", tmp_path], cwd=tmp_path, env=variables, check=True)
+    packages = [line.split()[-1] for line in calls.read_text(encoding="utf-8").splitlines()]
+    assert packages == ["torch", installed, "--help"]
+
+
 @pytest.mark.images
 def test_the_scripts_of_the_images_install_what_runs(tmp_path: Path) -> None:
     """The virtual environment of the steps image plans a video with its own ffmpeg and configuration, without torch."""

@@ -98,5 +98,5 @@ def _check(kind: str, device: torch.device) -> None:
     if find_spec("torchao") is None:
         raise ConfigurationError(
             f"weights in {kind} need the Python module torchao, which is not installed; "
-            "install s2v-tasks[fp8] or set S2V_WEIGHTS_DTYPE=auto"
+            "install s2v-tasks[fp8] (images: --build-arg EXTRAS=fp8), or set S2V_WEIGHTS_DTYPE=auto"
         )

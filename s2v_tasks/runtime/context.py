@@ -126,8 +126,8 @@ def _existing(found: T | None, key: str, command: str) -> T:
     """Return the content of the object at `key`; TransientError, which names the command that writes it, for None."""
     if found is None:
         raise TransientError(
-            f"{key} is missing: run `s2v {command}` for this job first, or wait until it has finished. In Airflow, start "
-            "the job again with `s2v retry`."
+            f"{key} is missing: run `s2v {command}` for this job first, or wait until it has finished. In Airflow, "
+            "start the job again with `s2v retry`."
         )
     return found
 

@@ -280,7 +280,7 @@ def _not_planned(made: Manifest, expected: str, index: int) -> S2VError:
         )
     return PermanentError(
         f"{text} It was made from other inputs, weights or settings, or by a version with other frames. Start the job "
-        f"again with `s2v retry {made.job_id}`: clip {index} and those after it in its chain are rendered again."
+        f"again with `s2v retry {made.job_id}`: all clips that were made so are rendered again."
     )
 
 

@@ -188,7 +188,7 @@ def test_only_the_first_clip_of_a_job_has_a_poster(
     ("facts", "error", "words"),
     [
         ({}, PermanentError, "from other inputs, weights or settings"),
-        ({"encoder": "ours"}, PermanentError, r"again with `s2v retry job-1`"),
+        ({"encoder": "ours"}, PermanentError, r"again with `s2v retry job-1`: all clips that were made so"),
         ({"encoder": "theirs"}, TransientError, "by the encoder theirs, but this process has ours"),
     ],
     ids=["unknown", "same", "other"],

@@ -24,6 +24,7 @@ class S2VError(Exception):
     """Base class of all errors that the system raises."""
 
     exit_code = 1
+    is_recorded = False  # True if the step has stored it in the metadata store
 
 
 class PermanentError(S2VError):
@@ -91,9 +92,10 @@ def check_utf8(arguments: Collection[str]) -> None:
             raise PermanentError(f"{_shown(argument)} is not valid UTF-8: expected UTF-8; rename the file.")
 
 
-def leave_error(exit_code: int, message: str) -> None:
+def leave_error(exit_code: int, message: str, *, is_recorded: bool = True) -> None:
     """Write exit code and message to the file that the parent process chose: torchrun hides both from its caller.
 
+    is_recorded: False if the parent must store the message, because this process could not reach the metadata store.
     Of several ranks, only the first failure is written: the others fail because of it. In a pod the file is the
     termination message of the container. It exists from the start, and Kubernetes keeps 4096 bytes of it.
     """
@@ -106,6 +108,7 @@ def leave_error(exit_code: int, message: str) -> None:
         fcntl.flock(file, fcntl.LOCK_EX)
         if file.seek(0, os.SEEK_END) == 0:
             record = {"exit_code": exit_code, "message": message[:_LONGEST_MESSAGE]}
+            record |= {} if is_recorded else {"is_recorded": False}
             json.dump(record, file, ensure_ascii=False)
 
 

@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 
 from s2v_tasks import __version__, log
 from s2v_tasks.cli.terminal import PEOPLE
-from s2v_tasks.errors import S2VError, check_utf8, leave_error, of_local_file
+from s2v_tasks.errors import PermanentError, S2VError, check_utf8, leave_error, of_local_file
 from s2v_tasks.parent_death import end_with_parent
 
 
@@ -140,7 +140,8 @@ def main() -> None:
         if ours is None:
             _leave(1, f"{type(error).__name__}: {error}")
             raise
-        _leave(ours.exit_code, str(ours))
+        # A temporary error need not be stored: another try follows.
+        _leave(ours.exit_code, str(ours), is_recorded=ours.is_recorded or not isinstance(ours, PermanentError))
         log.show_error(ours)
         sys.exit(ours.exit_code)
 
@@ -152,9 +153,9 @@ def _open_closed_streams() -> None:
             setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - it stays open until the process ends
 
 
-def _leave(exit_code: int, message: str) -> None:
+def _leave(exit_code: int, message: str, *, is_recorded: bool = True) -> None:
     """Report the error to the parent. If the disk is full, only the exit code reports it."""
     try:
-        leave_error(exit_code, message)
+        leave_error(exit_code, message, is_recorded=is_recorded)
     except OSError as error:
         typer.echo(f"The error file could not be written: {error}", err=True)

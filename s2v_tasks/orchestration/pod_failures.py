@@ -90,7 +90,7 @@ def _beyond_its_limits(pod: Any, container: str, terminated: Any | None) -> PodF
 
 def _reported_by_step(terminated: Any | None) -> PodFailure | None:
     words = reported_failure(terminated.message or "") if terminated is not None else None
-    return None if words is None else PodFailure(words.message, words.fault, reported_by_step=True)
+    return None if words is None else PodFailure(words.message, words.fault, words.reported_by_step)
 
 
 def _done_by_cluster(pod: Any, seen: str) -> PodFailure | None:

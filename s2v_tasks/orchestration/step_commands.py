@@ -104,7 +104,8 @@ def reported_failure(text: str) -> StepFailedError | None:
     """Return the failure reported by the step (`errors.leave_error`); None if it ended without a report."""
     try:
         record = json.loads(text)
-        return StepFailedError(int(record["exit_code"]), str(record["message"]), reported_by_step=True)
+        exit_code, message = int(record["exit_code"]), str(record["message"])
+        return StepFailedError(exit_code, message, reported_by_step=bool(record.get("is_recorded", True)))
     except (ValueError, KeyError, TypeError):
         return None
 

@@ -245,6 +245,7 @@ def _until_cancelled(context: StepContext, step: Step, run_id: str | None) -> It
 def _record_refusal(context: StepContext, run_id: str | None, error: JobTakenError) -> None:
     """Record that another request for the job was refused; the job is unchanged."""
     detail = {"error": str(error), "dag_run_id": run_id}
+    error.is_recorded = True  # nobody may store it as a failure of the job
     with tolerated("refusal_not_recorded"):
         context.metadata.events.record(context.job_id, event=JobEvent.REQUEST_REFUSED, detail=detail)
 
@@ -259,6 +260,8 @@ def _record_failure(context: StepContext, step: Step, clip_index: int | None, er
             clip_index=clip_index,
             detail={"error": str(error), "exit_code": getattr(error, "exit_code", 1)},
         )
+        if isinstance(error, S2VError):
+            error.is_recorded = True
         if isinstance(error, JobCancelledError):
             context.metadata.jobs.cancel(context.job_id, began_at=context.began_at)
         elif isinstance(error, PermanentError):

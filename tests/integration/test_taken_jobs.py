@@ -46,6 +46,7 @@ def test_another_request_leaves_a_job_as_it_is(
     with pytest.raises(JobTakenError, match=r"other values of base_seed, prompt: .*s2v rerun step-by-step") as refused:
         run("stage_inputs", prompt="Something else.", base_seed=8)
     assert refused.value.exit_code == 65
+    assert refused.value.is_recorded  # Airflow must not store it as a failure of the job
     after = found()
     assert (after.status, after.reason, after.request, after.exit_code) == (
         outcome, None, before.request, before.exit_code,

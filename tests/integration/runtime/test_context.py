@@ -73,6 +73,7 @@ def test_errors_of_the_local_disk_keep_their_kind(
     with pytest.raises(Exception, match=str(error.args[-1])) as caught:
         run_step(body, step=STITCH, job_id="my-job")
     assert getattr(caught.value, "exit_code", 1) == exit_code
+    assert getattr(caught.value, "is_recorded", True)
     job = context.metadata.jobs.get("my-job")
     assert job is not None
     assert (job.status, job.events[-1 if ends == "running" else -2].detail["exit_code"]) == (ends, exit_code)

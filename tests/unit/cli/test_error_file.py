@@ -1,6 +1,9 @@
 """Check the error file in which a step leaves its reason."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,3 +30,18 @@ def test_a_long_message_fits_into_a_termination_message(tmp_path: Path, monkeypa
     leave_error(1, "\U0001f3ac" * 5000)
     assert len(path.read_bytes()) <= 4096
     assert json.loads(path.read_text())["message"].startswith("\U0001f3ac")
+
+
+def test_a_step_with_a_wrong_setting_asks_its_parent_to_store_the_reason(tmp_path: Path) -> None:
+    """It knows no metadata store: Airflow must record the reason, which would otherwise only be in the log."""
+    path = tmp_path / "error.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "s2v_tasks.cli", "stitch", "--job-id", "my-job"],
+        env=os.environ | {"STEP_ERROR_FILE": str(path), "S2V_NO_SUCH_SETTING": "1"},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 78
+    report = json.loads(path.read_text())
+    assert "S2V_NO_SUCH_SETTING" in report["message"]
+    assert report["is_recorded"] is False

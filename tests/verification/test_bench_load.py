@@ -34,9 +34,8 @@ def test_synthetic_checkpoint_loads(tmp_path: Path) -> None:
 
 def test_weights_that_the_loader_mixes_up_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights as in the files pass. The content of another buffer in the middle of a weight does not."""
-    assert BUFFER_BYTES % (
-        load._BLOCK_NUMBERS * torch.bfloat16.itemsize
-    )  # so each buffer of a weight has other content
+    # Each buffer of a weight has other content.
+    assert BUFFER_BYTES % (load._BLOCK_NUMBERS * torch.bfloat16.itemsize)
     monkeypatch.setattr(load, "_BLOCK_NUMBERS", 1021)
     write_checkpoint(tmp_path, 4e7)
     transformer = Snapshot(tmp_path).build_transformer()

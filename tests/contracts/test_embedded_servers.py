@@ -8,6 +8,7 @@ import socket
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
@@ -98,6 +99,17 @@ def test_only_the_owner_can_read_credentials(server: PostgresServer | S3Server, 
     assert stat.S_IMODE((home / "logs").stat().st_mode) == 0o700
 
 
+def wait_until_open(port: int) -> None:
+    """Wait for a port: that of the administration, which nothing of the package uses, opens after the start."""
+    deadline = time.monotonic() + 30
+    while True:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        assert time.monotonic() < deadline, f"port {port} does not open"
+        time.sleep(0.05)
+
+
 def test_only_credentials_open_the_objects(home: Path) -> None:
     """No port of the S3 server reads, lists, writes or deletes objects for a request without credentials."""
     server = S3Server(home)
@@ -109,6 +121,7 @@ def test_only_credentials_open_the_objects(home: Path) -> None:
         for name, port in read_state(home / "s3" / "server.json")["ports"].items():
             if name.endswith("grpc"):
                 continue
+            wait_until_open(port)
             for method, place in [(method, place) for method in ("GET", "PUT", "DELETE") for place in places]:
                 connection = HTTPConnection("127.0.0.1", port, timeout=10)
                 connection.request(method, place, body=b"evil" if method == "PUT" else None)

@@ -27,5 +27,5 @@ def ended(exit_code: int, message: str = "", reason: str = "Error") -> dict[str,
     return {"terminated": {"exitCode": exit_code, "message": message, "reason": reason}}
 
 
-def words(exit_code: int) -> str:
-    return json.dumps({"exit_code": exit_code, "message": "rank 0: size 9*9."})
+def words(exit_code: int, **fields: Any) -> str:
+    return json.dumps({"exit_code": exit_code, "message": "rank 0: size 9*9."} | fields)

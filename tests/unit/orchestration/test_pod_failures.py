@@ -1,6 +1,5 @@
 """Check the reason that is reported for a failed pod, and whether the step is tried again."""
 
-import json
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,21 +9,14 @@ from s2v_tasks.orchestration.pod_failures import judge
 from tests.unit.orchestration.pods import ended, pod, words
 
 
+@pytest.mark.parametrize("fields", [{}, {"is_recorded": False}], ids=["recorded", "not recorded"])
 @pytest.mark.parametrize(
     ("exit_code", "fault"), [(65, "permanent"), (78, "permanent"), (2, "permanent"), (75, "environment"), (1, "step")]
 )
-def test_a_reason_of_the_step_is_quoted(exit_code: int, fault: str) -> None:
-    """The message is the step's, its own exit code decides (torchrun's is always 1), and it counts as recorded."""
-    failure = judge(pod(ended(1, words(exit_code)), phase="Failed"), "base", "seen")
-    assert (failure.message, failure.fault, failure.reported_by_step) == ("rank 0: size 9*9.", fault, True)
-
-
-def test_a_reason_that_the_step_could_not_store_is_stored_by_airflow() -> None:
-    """A pod with a wrong setting cannot reach the metadata store, which would not have its reason."""
-    report = json.dumps({"exit_code": 78, "message": "S2V_MODEL is wrong.", "is_recorded": False})
-    failure = judge(pod(ended(1, report), phase="Failed"), "base", "seen")
-    assert (failure.message, failure.fault) == ("S2V_MODEL is wrong.", "permanent")
-    assert not failure.reported_by_step
+def test_a_reason_of_the_step_is_quoted(exit_code: int, fault: str, fields: dict[str, bool]) -> None:
+    """The step's own exit code decides (torchrun's is always 1). Airflow stores a reason that the step could not."""
+    failure = judge(pod(ended(1, words(exit_code, **fields)), phase="Failed"), "base", "seen")
+    assert (failure.message, failure.fault, failure.reported_by_step) == ("rank 0: size 9*9.", fault, not fields)
 
 
 def test_out_of_memory_is_final() -> None:

@@ -100,7 +100,7 @@ def test_only_the_owner_can_read_credentials(server: PostgresServer | S3Server, 
 
 
 def wait_until_open(port: int) -> None:
-    """Wait for a port: that of the administration, which nothing of the package uses, opens after the start."""
+    """Wait until a port is open: that of the administration server, which the package never uses, opens last."""
     deadline = time.monotonic() + 30
     while True:
         with socket.socket() as probe:

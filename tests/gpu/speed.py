@@ -175,7 +175,10 @@ def _step(
     exact: dict[tuple[int, int, int], Tensor] | None = None,
     **fields: Any,
 ) -> dict[str, Any]:
-    """Return the measurements of a step, with the error to `exact`, which gets the first noise prediction of a size."""
+    """Return the measurements of a step.
+
+    `exact`: the noise prediction of the default for each size. A default step adds its own, another one gets its error.
+    """
     machine.release()
     if machine.tiny:
         fields.pop("compiled", None)  # the compiler takes minutes on a CPU

@@ -42,7 +42,8 @@ from s2v_tasks.verification.bench.step import timed
 _RELEASED_BYTES = 32.6e9
 _HEAD_DIM = 128
 _SHARD_BYTES = 1 << 30
-# The numbers that every weight repeats. No part of the loader's buffer: values of another buffer must be others.
+# Every weight repeats so many random numbers. The loader's buffers have another length. So each buffer has other
+# values, and the check finds two that were swapped.
 _BLOCK_NUMBERS = (1 << 22) - 3
 _DTYPE = torch.bfloat16
 _KILLED_SECONDS = 10.0  # a call of the driver of a GPU may outlast a signal

@@ -219,7 +219,7 @@ def conditioning_of(transformer: S2VTransformer, inputs: Inputs, branch: int) ->
 def _measure(
     variants: dict[str, Callable[[], Tensor]], repeats: int, device: torch.device
 ) -> tuple[tuple[StepResult, ...], Tensor]:
-    """Return the median time of each variant, and the velocity of the first, both of steps after a warm-up.
+    """Return the median time of each variant after a warm-up, and the last velocity of the first variant.
 
     The variants alternate, so that other load on the machine affects all.
     """
